@@ -103,7 +103,8 @@ func ownerOf(path string) func(File) error {
 type Pending struct{ path, temp string }
 
 // Prepare writes a file beside path. finish is called before it is synced.
-func Prepare(path string, mode fs.FileMode, content func(io.Writer) error, finish ...func(File) error) (*Pending, error) {
+func Prepare(path string, mode fs.FileMode, content func(io.Writer) error, finish ...func(File) error) (*Pending,
+	error) {
 	p := &Pending{path: path}
 	f, err := p.open(mode)
 	if err != nil {

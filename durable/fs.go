@@ -67,7 +67,8 @@ func (OS) SyncFolder(name string) error {
 		return err
 	}
 	err = d.Sync()
-	if errors.Is(err, syscall.EINVAL) { // fsync(2): the file system cannot sync a folder, and there is nothing else to call
+	// fsync(2): the file system cannot sync a folder, and there is nothing else to call
+	if errors.Is(err, syscall.EINVAL) {
 		err = nil
 	}
 	return errors.Join(err, d.Close())

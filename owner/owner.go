@@ -53,7 +53,8 @@ func Self(what, conf string) Owner {
 	if err != nil {
 		host = "this host"
 	}
-	return Owner{ID: start(), What: what, Host: host, PID: os.Getpid(), Since: time.Now().UTC().Truncate(time.Second), Conf: conf}
+	return Owner{ID: start(), What: what, Host: host, PID: os.Getpid(), Since: time.Now().UTC().Truncate(time.Second),
+		Conf: conf}
 }
 
 func (o Owner) String() string {
@@ -144,7 +145,8 @@ func cure(file string) string {
 			whose = u.Username
 		}
 	}
-	return fmt.Sprintf("the lock file belongs to %s (mode %04o), and the user that the server runs as must own it", whose, info.Mode().Perm())
+	return fmt.Sprintf("the lock file belongs to %s (mode %04o), and the user that the server runs as must own it",
+		whose, info.Mode().Perm())
 }
 
 // Open opens a lock file, which it makes with mode 0600 where there is none. If root makes

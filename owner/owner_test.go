@@ -53,7 +53,8 @@ func TestClaim(t *testing.T) {
 	}
 	cmd := child(t, file)
 	got, ok, err := owner.Of(file)
-	if err != nil || !ok || got.PID != cmd.Process.Pid || got.What != "claviger kms" || got.Conf != "/etc/c" || time.Since(got.Since) > time.Minute {
+	if err != nil || !ok || got.PID != cmd.Process.Pid || got.What != "claviger kms" || got.Conf != "/etc/c" ||
+		time.Since(got.Since) > time.Minute {
 		t.Errorf("owner is %+v, %v, %v", got, ok, err)
 	}
 	_, err = owner.Claim(file, "sqlite://x", owner.Self("claviger kms", ""))
@@ -61,7 +62,8 @@ func TestClaim(t *testing.T) {
 	if !errors.As(err, &in) || len(in.Owners) != 1 || in.Owners[0] != got {
 		t.Fatalf("second claim: %v", err)
 	}
-	for _, want := range []string{"sqlite://x is in use by claviger kms", fmt.Sprint("process ", cmd.Process.Pid), "since 20", "/etc/c"} {
+	for _, want := range []string{"sqlite://x is in use by claviger kms", fmt.Sprint("process ", cmd.Process.Pid),
+		"since 20", "/etc/c"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the error lacks %q: %v", want, err)
 		}
@@ -78,7 +80,8 @@ func TestClaim(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Within one process, too.
-	if _, err := owner.Claim(file, "sqlite://x", owner.Self("b", "")); !errors.As(err, &in) || in.Owners[0].What != "a" {
+	if _, err := owner.Claim(file, "sqlite://x", owner.Self("b", "")); !errors.As(err, &in) ||
+		in.Owners[0].What != "a" {
 		t.Errorf("second claim: %v", err)
 	}
 	release()
@@ -102,7 +105,8 @@ func TestShare(t *testing.T) {
 	}
 	for _, who := range []string{"second", "second"} {
 		var in *owner.InUseError
-		if _, err := owner.Claim(file, "keystore x", owner.Self("command", "")); !errors.As(err, &in) || in.Owners[0].What != who {
+		if _, err := owner.Claim(file, "keystore x", owner.Self("command", "")); !errors.As(err, &in) ||
+			in.Owners[0].What != who {
 			t.Fatalf("claim beside them: %v", err)
 		}
 		if o, ok, err := owner.Of(file); err != nil || !ok || o.What != who {
@@ -134,7 +138,8 @@ func TestLockOfAnother(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = owner.Claim(file, "sqlite://x", owner.Self("claviger kms", ""))
-	if err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "belongs to "+me.Username+" (mode 0700)") || strings.Contains(err.Error(), "its folder") {
+	if err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(),
+		"belongs to "+me.Username+" (mode 0700)") || strings.Contains(err.Error(), "its folder") {
 		t.Errorf("a lock file that is there: %v", err)
 	}
 	_, err = owner.Claim(filepath.Join(dir, "nowhere", "x.lock"), "sqlite://x", owner.Self("claviger kms", ""))

@@ -19,7 +19,8 @@ func TestRefuseRoot(t *testing.T) {
 	}
 	mine, theirs, sticky := t.TempDir(), t.TempDir(), t.TempDir()
 	file := filepath.Join(mine, "file")
-	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Chown(file, nobody, nobody), os.Chown(theirs, nobody, nobody),
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Chown(file, nobody, nobody),
+		os.Chown(theirs, nobody, nobody),
 		os.Chown(sticky, nobody, nobody), os.Chmod(sticky, 0o777|os.ModeSticky)); err != nil {
 		t.Fatal(err)
 	}

@@ -34,24 +34,34 @@ func parse(uri, what string) (*pgxpool.Config, string, error) {
 	u, err := url.Parse(uri)
 	if err != nil {
 		// The parser's message repeats the URI, and with it what may be a password.
-		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s cannot be parsed; it must be postgresql://USER@HOST:PORT/DATABASE?sslmode=verify-full, with special characters percent-encoded", what)
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s cannot be parsed; it must be "+
+			"postgresql://USER@HOST:PORT/DATABASE?sslmode=verify-full, with special characters percent-encoded", what)
 	}
 	if u.Scheme != "postgresql" && u.Scheme != "postgres" {
-		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s has the scheme %q; it must be postgresql", what, u.Scheme)
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s has the scheme %q; it must be "+
+			"postgresql", what, u.Scheme)
 	}
 	query := u.Query()
 	if holdsPassword(u) {
-		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s holds a password, which belongs into a file: write HOST:PORT:DATABASE:USER:PASSWORD into a file of mode 0600 and name it by ?passfile=/path, or by PGPASSFILE", what)
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s holds a password, which belongs "+
+			"into a file: write HOST:PORT:DATABASE:USER:PASSWORD into a file of mode 0600 and name it by "+
+			"?passfile=/path, or by PGPASSFILE", what)
 	}
 	if misplaced(uri) {
-		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s is not of the form postgresql://USER@HOST:PORT/DATABASE: it has a second @, an @ or a second / behind the host, a # or a parameter without a value. It is not shown, since such a part may be a password, which belongs into a file named by ?passfile=/path; write those characters of a user's or a database's name as %%40, %%2F and %%23", what)
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s is not of the form "+
+			"postgresql://USER@HOST:PORT/DATABASE: it has a second @, an @ or a second / behind the host, a # or a "+
+			"parameter without a value. It is not shown, since such a part may be a password, which belongs into "+
+			"a file named by ?passfile=/path; write those characters of a user's or a database's name as "+
+			"%%40, %%2F and %%23", what)
 	}
 	cfg, err := pgxpool.ParseConfig(uri)
 	if err != nil { // its message repeats the URI
-		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s, %s, is refused: %s", what, shown(u), secret.Without(err.Error(), uri))
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s, %s, is refused: %s", what,
+			shown(u), secret.Without(err.Error(), uri))
 	}
 	if cfg.ConnConfig.Database == "" || cfg.ConnConfig.User == "" {
-		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s, %s, must name a user and a database: postgresql://USER@HOST:PORT/DATABASE", what, shown(u))
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s, %s, must name a user and a "+
+			"database: postgresql://USER@HOST:PORT/DATABASE", what, shown(u))
 	}
 	if !query.Has("pool_max_conns") {
 		cfg.MaxConns = maxConns
@@ -64,7 +74,8 @@ func parse(uri, what string) (*pgxpool.Config, string, error) {
 	defaults := map[string]string{
 		"application_name": "claviger", "statement_timeout": ms(statementTimeout), "lock_timeout": ms(statementTimeout),
 		"idle_in_transaction_session_timeout": ms(statementTimeout),
-		"tcp_keepalives_idle":                 keepAliveIdle, "tcp_keepalives_interval": keepAliveInterval, "tcp_keepalives_count": keepAliveCount,
+		"tcp_keepalives_idle":                 keepAliveIdle, "tcp_keepalives_interval": keepAliveInterval,
+		"tcp_keepalives_count": keepAliveCount,
 	}
 	for name, value := range defaults {
 		if _, set := conn.RuntimeParams[name]; !set {

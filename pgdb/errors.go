@@ -17,7 +17,8 @@ import (
 	"claviger"
 )
 
-// SQLSTATE codes that the stores ask for too, and others: https://www.postgresql.org/docs/current/errcodes-appendix.html
+// SQLSTATE codes that the stores ask for too, and others:
+// https://www.postgresql.org/docs/current/errcodes-appendix.html
 const (
 	UndefinedTable       = "42P01"
 	ForeignKey           = "23503"
@@ -55,7 +56,8 @@ func UniqueOn(err error, constraint string) bool {
 // conflict tells that a transaction was in another's way and may be done again.
 func (d *DB) conflict(err error) bool {
 	code := Code(err)
-	return code == codeSerialization || code == codeDeadlock || slices.ContainsFunc(d.cfg.Conflicts, func(name string) bool { return UniqueOn(err, name) })
+	return code == codeSerialization || code == codeDeadlock || slices.ContainsFunc(d.cfg.Conflicts,
+		func(name string) bool { return UniqueOn(err, name) })
 }
 
 // Unreachable tells that the server, or our connection to it, was away, and that
@@ -73,7 +75,8 @@ func Unreachable(err error) bool {
 	}
 	var connect *pgconn.ConnectError
 	var network net.Error
-	return errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+	return errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) || pgconn.SafeToRetry(err) ||
 		strings.Contains(err.Error(), "conn closed") // pgconn has no value for it
 }
@@ -102,7 +105,8 @@ func (d *DB) Fail(op, key string, err error) error {
 	case d.conflict(err):
 		return say(claviger.Unavailable, "; other nodes were changing the same all the time; nothing was changed")
 	case code == ReadOnly:
-		return claviger.Away(say(claviger.Unavailable, "; the server takes no writes: it is a standby (name all hosts in the URI), or default_transaction_read_only is on; nothing was changed"))
+		return claviger.Away(say(claviger.Unavailable, "; the server takes no writes: it is a standby (name all "+
+			"hosts in the URI), or default_transaction_read_only is on; nothing was changed"))
 	case Unreachable(err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		err := say(claviger.Unavailable, "")
 		if configured(err) {
@@ -115,16 +119,21 @@ func (d *DB) Fail(op, key string, err error) error {
 		return say(claviger.Unavailable, "; the server's disk is full; nothing was changed")
 	case strings.HasPrefix(code, "28"):
 		if unread := passwordFile(d.cfg.URI); unread != nil {
-			return claviger.Errorf(op, claviger.Unavailable, key, "%s %s (%s): %w; no password was sent, since its password file cannot be read: %w; give the user that this process runs as rights to the file (mode 0600), or name the right one by ?passfile=",
+			return claviger.Errorf(op, claviger.Unavailable, key, "%s %s (%s): %w; no password was sent, since its "+
+				"password file cannot be read: %w; give the user that this process runs as rights to the file (mode "+
+				"0600), or name the right one by ?passfile=",
 				d.cfg.What, d.uri, d.cfg.Where, oneLine{err}, unread)
 		}
-		return say(claviger.Unavailable, "; check the role, its password file (passfile in the URI, or PGPASSFILE, mode 0600) and the server's pg_hba.conf")
+		return say(claviger.Unavailable, "; check the role, its password file (passfile in the URI, or PGPASSFILE, "+
+			"mode 0600) and the server's pg_hba.conf")
 	case code == Rights:
-		return say(claviger.Unavailable, "; the role must own the database's tables: restore with pg_restore --no-owner --role ROLE, or ALTER TABLE ... OWNER TO ROLE")
+		return say(claviger.Unavailable, "; the role must own the database's tables: restore with pg_restore "+
+			"--no-owner --role ROLE, or ALTER TABLE ... OWNER TO ROLE")
 	case code == "3D000":
 		return say(claviger.Unavailable, "; make it by: CREATE DATABASE ... OWNER ...")
 	case code == codeBadEncoding:
-		return claviger.Errorf(op, claviger.Invalid, key, "a text that is not UTF-8, or holds a zero byte, can't be kept in PostgreSQL: %w", err)
+		return claviger.Errorf(op, claviger.Invalid, key, "a text that is not UTF-8, or holds a zero byte, can't be "+
+			"kept in PostgreSQL: %w", err)
 	}
 	return say(claviger.Internal, "")
 }

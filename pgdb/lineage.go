@@ -109,7 +109,9 @@ func (l *lineage) fit(s server) (grown bool, err error) {
 }
 
 func (l *lineage) leftBehind(s, newest server) error {
-	return fmt.Errorf("%w: %s is at timeline %d, and %s was seen at timeline %d; it is not used: fence it off and make it a standby of the other; if it is the right one, take the other away and %s", errLeftBehind, s.host, s.timeline, newest.host, newest.timeline, l.forget)
+	return fmt.Errorf("%w: %s is at timeline %d, and %s was seen at timeline %d; it is not used: fence it off and "+
+		"make it a standby of the other; if it is the right one, take the other away and %s", errLeftBehind, s.host,
+		s.timeline, newest.host, newest.timeline, l.forget)
 }
 
 // validate is asked of each new connection before it is used. primary demands a server
@@ -134,7 +136,8 @@ func (d *DB) validate(next pgconn.ValidateConnectFunc, primary bool) pgconn.Vali
 			err = &pgconn.NotPreferredError{}
 		}
 		if grown {
-			d.cfg.Log.Warn("the database was taken over by another server, or restored", "what", d.cfg.What, "database", d.uri, "host", s.host, "timeline", s.timeline)
+			d.cfg.Log.Warn("the database was taken over by another server, or restored", "what", d.cfg.What, "database",
+				d.uri, "host", s.host, "timeline", s.timeline)
 		}
 		return err
 	}
@@ -219,7 +222,8 @@ func (d *DB) survey(ctx context.Context) {
 		servers = append(servers, *s)
 	}
 	if d.lineage.judge(servers) {
-		d.cfg.Log.Error("the hosts of the database do not agree on which of them is the primary", "what", d.cfg.What, "database", d.uri, "error", d.lineage.told())
+		d.cfg.Log.Error("the hosts of the database do not agree on which of them is the primary", "what", d.cfg.What,
+			"database", d.uri, "error", d.lineage.told())
 	}
 	if grown {
 		d.pool.Reset() // connections to the server that was replaced
@@ -238,7 +242,9 @@ func (l *lineage) judge(servers []server) (changed bool) {
 		}
 		for _, other := range servers[:i] {
 			if s.system != other.system {
-				l.split = fmt.Errorf("%s and %s both take writes, and are two systems (%s and %s): a change made at one is missing at the other; name in the URI only the primary and its standbys", other.host, s.host, other.system, s.system)
+				l.split = fmt.Errorf("%s and %s both take writes, and are two systems (%s and %s): a change made at "+
+					"one is missing at the other; name in the URI only the primary and its standbys", other.host,
+					s.host, other.system, s.system)
 				l.trouble = l.split
 			}
 		}
@@ -256,7 +262,8 @@ func (l *lineage) told() error {
 // replaced takes writes, or two systems do.
 func (d *DB) Lineage() error {
 	if err := d.lineage.told(); err != nil {
-		return claviger.Errorf("pgdb.Lineage", claviger.Unavailable, "", "%s %s (%s): %w", d.cfg.What, d.uri, d.cfg.Where, err)
+		return claviger.Errorf("pgdb.Lineage", claviger.Unavailable, "", "%s %s (%s): %w", d.cfg.What, d.uri,
+			d.cfg.Where, err)
 	}
 	return nil
 }
@@ -269,7 +276,8 @@ func (d *DB) oneSystem(op, key string) error {
 	if err == nil {
 		return nil
 	}
-	return claviger.Errorf(op, claviger.Unavailable, key, "%s %s (%s): %w; nothing was changed", d.cfg.What, d.uri, d.cfg.Where, err)
+	return claviger.Errorf(op, claviger.Unavailable, key, "%s %s (%s): %w; nothing was changed", d.cfg.What, d.uri,
+		d.cfg.Where, err)
 }
 
 // watchHosts surveys the hosts until ctx ends, where there are several.
@@ -294,7 +302,8 @@ type Standbys struct {
 }
 
 func (s Standbys) String() string {
-	return fmt.Sprintf("a commit waits for a standby (synchronous_standby_names is %q), and of %d standbys that follow none is one of these", s.Names, s.Following)
+	return fmt.Sprintf("a commit waits for a standby (synchronous_standby_names is %q), and of %d standbys that "+
+		"follow none is one of these", s.Names, s.Following)
 }
 
 // Standbys asks the server. To a role without pg_read_all_stats it does not say which of
@@ -324,7 +333,8 @@ func (d *DB) Written(ctx context.Context, op string) (lsn string, err error) {
 // To a role without pg_read_all_stats the server does not say how far they are: that counts none.
 func (d *DB) Behind(ctx context.Context, op, lsn string) (n int, err error) {
 	err = d.Read(ctx, op, "", func(ctx context.Context) error {
-		return d.pool.QueryRow(ctx, `SELECT count(*) FROM pg_stat_replication WHERE flush_lsn < $1::pg_lsn`, lsn).Scan(&n)
+		return d.pool.QueryRow(ctx, `SELECT count(*) FROM pg_stat_replication WHERE flush_lsn < $1::pg_lsn`,
+			lsn).Scan(&n)
 	})
 	return n, err
 }

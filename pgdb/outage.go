@@ -35,7 +35,8 @@ type outage struct {
 }
 
 // Last is how the last question to the database ended: with an answer (nil), without one,
-// or with one that it gives to every such question, as where the role has no rights. The time is zero where nothing was asked yet.
+// or with one that it gives to every such question, as where the role has no rights. The time is zero where nothing was
+// asked yet.
 func (d *DB) Last() (at time.Time, took time.Duration, err error) {
 	o := &d.outage
 	o.mu.Lock()
@@ -106,7 +107,8 @@ type awayError struct {
 }
 
 func (e *awayError) Error() string {
-	return fmt.Sprintf("it has not been reached since %s; it is asked again by itself: %v", e.since.UTC().Format(time.RFC3339), e.cause)
+	return fmt.Sprintf("it has not been reached since %s; it is asked again by itself: %v",
+		e.since.UTC().Format(time.RFC3339), e.cause)
 }
 
 func (e *awayError) Unwrap() error { return e.cause }

@@ -154,14 +154,17 @@ func (d *DB) Migrate(ctx context.Context, s Schema) error {
 		return err
 	}
 	if version > s.Version {
-		return claviger.Errorf(op, claviger.Unavailable, "", "%s %s has schema version %d, this program knows versions up to %d: a newer claviger has written it; run that version or a newer one, or restore the dump that was taken before the upgrade",
+		return claviger.Errorf(op, claviger.Unavailable, "", "%s %s has schema version %d, this program knows "+
+			"versions up to %d: a newer claviger has written it; run that version or a newer one, or restore the "+
+			"dump that was taken before the upgrade",
 			d.cfg.What, d.uri, version, s.Version)
 	}
 	if version == s.Version {
 		return d.needParts(ctx, s)
 	}
 	if d.cfg.ReadOnly {
-		return claviger.Errorf(op, claviger.Unavailable, "", "%s %s has schema version %d, this program reads version %d: start a server once, which brings it up to date", d.cfg.What, d.uri, version, s.Version)
+		return claviger.Errorf(op, claviger.Unavailable, "", "%s %s has schema version %d, this program reads "+
+			"version %d: start a server once, which brings it up to date", d.cfg.What, d.uri, version, s.Version)
 	}
 	unlock, err := s.Lock(ctx)
 	if err != nil {
@@ -203,9 +206,11 @@ func (d *DB) needParts(ctx context.Context, s Schema) error {
 	}
 	most := missing[:min(len(missing), 5)]
 	return claviger.Errorf("pgdb.Migrate", claviger.Unavailable, "", "%s %s lacks %d parts of its schema (%s%s), as "+
-		"after a restoration that was broken off; its rows may lack, too. Restore the dump anew into an empty database, "+
+		"after a restoration that was broken off; its rows may lack, too. Restore the dump anew into an empty "+
+		"database, "+
 		"with pg_restore --exit-on-error --single-transaction (docs/backup.md)",
-		d.cfg.What, d.uri, len(missing), strings.Join(most, ", "), map[bool]string{true: " and others"}[len(most) < len(missing)])
+		d.cfg.What, d.uri, len(missing), strings.Join(most, ", "), map[bool]string{true: " and " +
+			"others"}[len(most) < len(missing)])
 }
 
 // Parts lists the constraints ("constraint TABLE.NAME") and valid indexes ("index NAME") in
@@ -334,7 +339,8 @@ func (d *DB) Retry(ctx context.Context, f func(context.Context) error) error {
 // another's way or the connection was lost before its commit. f must make no
 // change outside of the transaction. Where the answer to the commit was lost,
 // what became of it is asked.
-func (d *DB) Update(ctx context.Context, op, key string, level pgx.TxIsoLevel, f func(context.Context, pgx.Tx) error) error {
+func (d *DB) Update(ctx context.Context, op, key string, level pgx.TxIsoLevel,
+	f func(context.Context, pgx.Tx) error) error {
 	if err := d.Usable(op); err != nil {
 		return err
 	}

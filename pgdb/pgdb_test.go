@@ -22,17 +22,22 @@ func TestMain(m *testing.M) { os.Exit(pgtest.Main(m.Run)) }
 // refused before a server is asked, and the refusal does not repeat it.
 func TestPasswordIsRefused(t *testing.T) {
 	for _, uri := range []string{
-		"postgresql://u:hunter2@127.0.0.1:1/db", "postgresql://u%3Ahunter2@127.0.0.1:1/db", "postgresql://127.0.0.1:1/db?user=u&PassWord=hunter2",
-		"postgresql://u@127.0.0.1:1/db?passwd%3Dhunter2", "postgresql://u@127.0.0.1:1/db?passwd%3Dh%75nter2", "postgresql://u@127.0.0.1:1/db?pw=hunter2",
-		"postgresql://u@127.0.0.1:1/db?options=-c%20password%3Dhunter2", "postgresql://u@127.0.0.1:1/db;password=hunter2",
-		"postgresql://u@127.0.0.1:1/db?sslmode=passwd%3Dhunter2", "postgresql://u@127.0.0.1:1/db?port=1&sslpassword=hunter2",
+		"postgresql://u:hunter2@127.0.0.1:1/db", "postgresql://u%3Ahunter2@127.0.0.1:1/db",
+		"postgresql://127.0.0.1:1/db?user=u&PassWord=hunter2",
+		"postgresql://u@127.0.0.1:1/db?passwd%3Dhunter2", "postgresql://u@127.0.0.1:1/db?passwd%3Dh%75nter2",
+		"postgresql://u@127.0.0.1:1/db?pw=hunter2",
+		"postgresql://u@127.0.0.1:1/db?options=-c%20password%3Dhunter2",
+		"postgresql://u@127.0.0.1:1/db;password=hunter2",
+		"postgresql://u@127.0.0.1:1/db?sslmode=passwd%3Dhunter2",
+		"postgresql://u@127.0.0.1:1/db?port=1&sslpassword=hunter2",
 		"postgresql://u@hunter2@127.0.0.1:1/db?password=x",
 	} {
 		db, err := pgdb.Open(t.Context(), pgdb.Config{URI: uri, What: "test's store"})
 		if err == nil {
 			db.Close()
 		}
-		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "holds a password") || strings.Contains(err.Error(), "hunter2") {
+		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "holds a password") ||
+			strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: %v", uri, err)
 		}
 	}
@@ -53,22 +58,27 @@ func TestPasswordIsRefused(t *testing.T) {
 // or the name service is asked, and no part of it is repeated, since one may be a password.
 func TestMisplacedPassword(t *testing.T) {
 	for _, uri := range []string{
-		"postgresql://u@hunter2@127.0.0.1:1/db", "postgresql://u/hunter2@127.0.0.1:1/db", "postgresql://u/hunter2@127.0.0.1",
-		"postgresql://u/hunter2/127.0.0.1/db", "postgresql://u@127.0.0.1:1/db/hunter2", "postgresql://u#hunter2@127.0.0.1:1/db",
-		"postgresql://u?hunter2@127.0.0.1:1/db", "postgresql://u@127.0.0.1:1/db?hunter2", "postgresql://u@127.0.0.1:1/db?hunter2@h=1",
+		"postgresql://u@hunter2@127.0.0.1:1/db", "postgresql://u/hunter2@127.0.0.1:1/db",
+		"postgresql://u/hunter2@127.0.0.1",
+		"postgresql://u/hunter2/127.0.0.1/db", "postgresql://u@127.0.0.1:1/db/hunter2",
+		"postgresql://u#hunter2@127.0.0.1:1/db",
+		"postgresql://u?hunter2@127.0.0.1:1/db", "postgresql://u@127.0.0.1:1/db?hunter2",
+		"postgresql://u@127.0.0.1:1/db?hunter2@h=1",
 		"postgresql://u@127.0.0.1:1/db?sslmode=disable#hunter2", "postgres://u@127.0.0.1:1/db@hunter2",
 	} {
 		db, err := pgdb.Open(t.Context(), pgdb.Config{URI: uri, What: "test's store"})
 		if err == nil {
 			db.Close()
 		}
-		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "is not of the form postgresql://USER@HOST") ||
+		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "is not of the form "+
+			"postgresql://USER@HOST") ||
 			strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), "127.0.0.1") {
 			t.Errorf("%s: %v", uri, err)
 		}
 	}
 	for _, uri := range []string{
-		"postgresql://u%40server@127.0.0.1:1/d%2Fb%40c%23?sslmode=disable", "postgresql://u@127.0.0.1:1/db?passfile=/etc/a@b&sslmode=disable",
+		"postgresql://u%40server@127.0.0.1:1/d%2Fb%40c%23?sslmode=disable",
+		"postgresql://u@127.0.0.1:1/db?passfile=/etc/a@b&sslmode=disable",
 		"postgresql://u@127.0.0.1:1/db?", "postgresql://u@[::1]:1/db",
 	} {
 		db, err := pgdb.Open(t.Context(), pgdb.Config{URI: uri, What: "test's store"})
@@ -87,7 +97,8 @@ func TestNoStandby(t *testing.T) {
 	pg := pgtest.StartReplicated(t)
 	uri := pg.Database(t)
 	pg.Exec(t, "test1", "CREATE TABLE x (n int)")
-	db, err := pgdb.Open(ctx, pgdb.Config{URI: uri, What: "test's store", Where: "the property", Doubt: "look at x", Patience: time.Second})
+	db, err := pgdb.Open(ctx, pgdb.Config{URI: uri, What: "test's store", Where: "the property", Doubt: "look at x",
+		Patience: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +145,8 @@ func TestPasswordChanges(t *testing.T) {
 		}
 	}
 	write("first")
-	db, err := pgdb.Open(ctx, pgdb.Config{URI: pg.URI("guarded", "postgres") + "&passfile=" + file, What: "test's store", Where: "the property", Patience: time.Second})
+	db, err := pgdb.Open(ctx, pgdb.Config{URI: pg.URI("guarded", "postgres") + "&passfile=" + file,
+		What: "test's store", Where: "the property", Patience: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,7 +44,8 @@ func New(size int64, exact bool) *Shares {
 
 // Acquire waits for n, and returns what it got, to be given back with Release. own is
 // true where it got nothing since the caller has a share already.
-func (s *Shares) Acquire(caller string, n int64, wait func() (context.Context, context.CancelFunc)) (granted int64, own bool, err error) {
+func (s *Shares) Acquire(caller string, n int64, wait func() (context.Context, context.CancelFunc)) (granted int64,
+	own bool, err error) {
 	s.mu.Lock()
 	h := s.callers[caller]
 	if h == nil {

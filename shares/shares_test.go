@@ -151,7 +151,8 @@ func TestSharesAddUp(t *testing.T) {
 			caller := fmt.Sprint("u", i%5)
 			for range 200 {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rand.IntN(300))*time.Microsecond)
-				n, _, err := s.Acquire(caller, int64(1+rand.IntN(20)), func() (context.Context, context.CancelFunc) { return ctx, func() {} })
+				n, _, err := s.Acquire(caller, int64(1+rand.IntN(20)),
+					func() (context.Context, context.CancelFunc) { return ctx, func() {} })
 				cancel()
 				if err != nil {
 					if !errors.Is(err, context.DeadlineExceeded) {
@@ -185,7 +186,8 @@ func TestLargeRequestIsPassed(t *testing.T) {
 	}
 	done := make(chan int64)
 	go func() {
-		n, _, err := s.Acquire("eve", 30, func() (context.Context, context.CancelFunc) { return context.WithTimeout(t.Context(), 10*time.Second) })
+		n, _, err := s.Acquire("eve", 30,
+			func() (context.Context, context.CancelFunc) { return context.WithTimeout(t.Context(), 10*time.Second) })
 		if err != nil {
 			t.Error(err)
 		}

@@ -102,12 +102,14 @@ func (c Config) Fail(path, op, key string, err error) error {
 		return say("cannot grow: the disk is full, or a quota is reached (%w); nothing was changed; make room in %s",
 			err, filepath.Dir(c.shown(path)))
 	case sqlite3.SQLITE_IOERR:
-		return say("cannot be used: the disk or file system failed (%w); nothing was changed; see the kernel's log", err)
+		return say("cannot be used: the disk or file system failed (%w); nothing was changed; see the kernel's log",
+			err)
 	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
 		return say("is busy: another process has been writing to it for more than %v (%w); nothing was changed",
 			c.Busy, err)
 	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH:
-		return say("cannot be written (%w); the file and its folder must belong to the user that the server runs as", err)
+		return say("cannot be written (%w); the file and its folder must belong to the user that the server runs as",
+			err)
 	case sqlite3.SQLITE_INTERRUPT: // what the driver makes of a context that ended in mid-call
 		return say("was not asked to the end: %w", context.Canceled)
 	case sqlite3.SQLITE_NOTADB:

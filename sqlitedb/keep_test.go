@@ -66,7 +66,8 @@ func TestKeepCopy(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
 	older(t, path, "first")
 	made := 0
-	k := Copies{Except: map[string]string{"thing": "name = 'mark'"}, Seal: func(ctx context.Context, copied string) error {
+	k := Copies{Except: map[string]string{"thing": "name = 'mark'"}, Seal: func(ctx context.Context,
+		copied string) error {
 		made++
 		db, err := Connect(copied, 0)
 		if err == nil {
@@ -110,8 +111,9 @@ func TestNoUpgradeWithoutCopy(t *testing.T) {
 		claim bool
 		want  string
 	}{
-		"in use":           {claim: true, want: "in use by claviger kms"},
-		"not sealed":       {k: Copies{Seal: func(context.Context, string) error { return errors.New("no seal") }}, want: "no seal"},
+		"in use": {claim: true, want: "in use by claviger kms"},
+		"not sealed": {k: Copies{Seal: func(context.Context, string) error { return errors.New("no seal") }},
+			want: "no seal"},
 		"a damaged copy":   {k: Copies{Seal: damage}, want: "it is damaged"},
 		"a lost reference": {k: Copies{Seal: orphan}, want: "rows that are missing"},
 	} {
@@ -157,7 +159,8 @@ func damage(_ context.Context, path string) error {
 // orphan adds a row that refers to none.
 func orphan(ctx context.Context, path string) error {
 	db, err := Connect(path, 0)
-	for _, q := range []string{"CREATE TABLE part (thing TEXT REFERENCES thing (name))", "INSERT INTO part VALUES ('none')"} {
+	for _, q := range []string{"CREATE TABLE part (thing TEXT REFERENCES thing (name))",
+		"INSERT INTO part VALUES ('none')"} {
 		if err == nil {
 			_, err = db.ExecContext(ctx, q)
 		}

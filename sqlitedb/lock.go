@@ -49,7 +49,8 @@ func (d *DB) TryLock(ctx context.Context, name string) (unlock func(), ok bool, 
 		return nil, false, err
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, false, claviger.Errorf(op, claviger.Unavailable, "", "lock %q of %s: %w", name, d.cfg.named(d.path), err)
+		return nil, false, claviger.Errorf(op, claviger.Unavailable, "", "lock %q of %s: %w", name, d.cfg.named(d.path),
+			err)
 	}
 	if d.memory { // nobody else has it
 		return func() {}, true, nil

@@ -27,7 +27,8 @@ func testConfig() Config {
 		Schema: Schema{
 			ApplicationID: 0x54455354, Version: 2, Back: "go back",
 			Migrations: fstest.MapFS{
-				"migrations/00001_thing.sql": {Data: []byte(up + "CREATE TABLE thing (name TEXT PRIMARY KEY, size INTEGER);")},
+				"migrations/00001_thing.sql": {Data: []byte(up + "CREATE TABLE thing (name TEXT PRIMARY KEY, size " +
+					"INTEGER);")},
 				"migrations/00002_color.sql": {Data: []byte(up + "ALTER TABLE thing ADD COLUMN color TEXT;")},
 			},
 		},
@@ -108,7 +109,8 @@ func TestDurability(t *testing.T) {
 			pages = "0"
 		}
 		for pragma, want := range map[string]string{
-			"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "wal_autocheckpoint": pages, "busy_timeout": "5000",
+			"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "wal_autocheckpoint": pages,
+			"busy_timeout": "5000",
 		} {
 			var got string
 			if err := d.Writer.QueryRow("PRAGMA " + pragma).Scan(&got); err != nil || got != want {
@@ -240,7 +242,8 @@ func TestDamagedLater(t *testing.T) {
 	if err = d.Fail("x", "", err); !Damaged(err) || !strings.Contains(err.Error(), path+" is damaged") {
 		t.Error(err)
 	}
-	if again, err := Open(t.Context(), path, testConfig()); err == nil || !strings.Contains(err.Error(), path+" is damaged") {
+	if again, err := Open(t.Context(), path, testConfig()); err == nil || !strings.Contains(err.Error(), path+" is "+
+		"damaged") {
 		t.Errorf("opened: %v, %v", again, err)
 	}
 }
@@ -382,7 +385,8 @@ func TestOpenReadOnly(t *testing.T) {
 			t.Errorf("%d, want %d", got, want)
 		}
 		err = insert(t.Context(), r, "b", 1)
-		if err := r.Fail("x", "", err); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), path) {
+		if err := r.Fail("x", "", err); !claviger.Is(err, claviger.Unavailable) ||
+			!strings.Contains(err.Error(), path) {
 			t.Errorf("a write: %v", err)
 		}
 		if err := r.Close(); err != nil {

@@ -68,7 +68,8 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	}
 	for _, s := range cfg.Servers {
 		if !strings.HasPrefix(s.URL, "https://") {
-			return nil, claviger.Errorf("trustee.NewClient", claviger.Invalid, "", "the Key Trustee Server %q: only https is spoken", s.URL)
+			return nil, claviger.Errorf("trustee.NewClient", claviger.Invalid, "",
+				"the Key Trustee Server %q: only https is spoken", s.URL)
 		}
 	}
 	if cfg.MaxConns <= 0 {
@@ -85,7 +86,8 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	}
 	return &Client{cfg: cfg, rests: make([]atomic.Int64, len(cfg.Servers)), http: &http.Client{
 		Transport: &http.Transport{
-			TLSClientConfig: cfg.TLS, MaxConnsPerHost: cfg.MaxConns, MaxIdleConnsPerHost: cfg.MaxConns, IdleConnTimeout: time.Minute,
+			TLSClientConfig: cfg.TLS, MaxConnsPerHost: cfg.MaxConns, MaxIdleConnsPerHost: cfg.MaxConns,
+			IdleConnTimeout:     time.Minute,
 			DialContext:         (&net.Dialer{Timeout: cfg.Timeout}).DialContext,
 			TLSHandshakeTimeout: cfg.Timeout, ResponseHeaderTimeout: cfg.Timeout, MaxResponseHeaderBytes: 64 << 10,
 		},
@@ -111,7 +113,8 @@ func (c *Client) Introduce(ctx context.Context, url string) (*Party, error) {
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "%s: %w", url, err)
 	}
 	if status != http.StatusOK {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "%s answers %d to /?a=publickey: is it a Key Trustee Server of claviger?", url, status)
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "%s answers %d to /?a=publickey: is it a Key Trustee "+
+			"Server of claviger?", url, status)
 	}
 	return ReadParty(body)
 }
@@ -156,7 +159,8 @@ func (c *Client) Put(ctx context.Context, d Deposit, replaces string) (string, e
 func (c *Client) Get(ctx context.Context, uuid string) (Deposit, error) {
 	return c.one(ctx, VerbGet, GetArgs{UUID: uuid}, func(d *Deposit) error {
 		if d.UUID != uuid {
-			return claviger.Errorf("trustee.Get", claviger.Invalid, uuid, "the server handed out deposit %s for %s", d.UUID, uuid)
+			return claviger.Errorf("trustee.Get", claviger.Invalid, uuid, "the server handed out deposit %s for %s",
+				d.UUID, uuid)
 		}
 		return nil
 	})
@@ -166,7 +170,8 @@ func (c *Client) Get(ctx context.Context, uuid string) (Deposit, error) {
 func (c *Client) Find(ctx context.Context, label string) (Deposit, error) {
 	return c.one(ctx, VerbFind, FindArgs{Label: label}, func(d *Deposit) error {
 		if d.Label != label {
-			return claviger.Errorf("trustee.Find", claviger.Invalid, label, "the server handed out deposit %q for %q", d.Label, label)
+			return claviger.Errorf("trustee.Find", claviger.Invalid, label, "the server handed out deposit %q for %q",
+				d.Label, label)
 		}
 		return nil
 	})
@@ -184,11 +189,13 @@ func (c *Client) one(ctx context.Context, verb string, args any, check func(*Dep
 		case err != nil:
 			return err
 		case len(d.Content) == 0:
-			return claviger.Errorf("trustee."+verb, claviger.Invalid, "", "the server handed out deposit %s without its content", d.UUID)
+			return claviger.Errorf("trustee."+verb, claviger.Invalid, "", "the server handed out deposit %s without "+
+				"its content", d.UUID)
 		case !d.Deleted.IsZero():
 			return claviger.Errorf("trustee."+verb, claviger.KeyNotFound, d.UUID, "the deposit was deleted")
 		case !d.Expires.IsZero() && !c.cfg.Now().Before(d.Expires):
-			return claviger.Errorf("trustee."+verb, claviger.KeyNotFound, d.UUID, "the deposit has expired, at %s", d.Expires.Format(time.RFC3339))
+			return claviger.Errorf("trustee."+verb, claviger.KeyNotFound, d.UUID, "the deposit has expired, at %s",
+				d.Expires.Format(time.RFC3339))
 		}
 		return check(&d)
 	})
@@ -199,7 +206,8 @@ func (c *Client) one(ctx context.Context, verb string, args any, check func(*Dep
 }
 
 // List returns a page.
-func (c *Client) List(ctx context.Context, prefix string, deleted bool, after string, limit int) (list []Deposit, err error) {
+func (c *Client) List(ctx context.Context, prefix string, deleted bool, after string, limit int) (list []Deposit,
+	err error) {
 	args := ListArgs{Prefix: prefix, Deleted: deleted, After: after, Limit: min(limit, MaxPage)}
 	err = c.read(ctx, VerbList, args, func(answer answer) error {
 		var page []Sealed
@@ -219,7 +227,8 @@ func (c *Client) List(ctx context.Context, prefix string, deleted bool, after st
 func (c *Client) listed(page []Sealed, prefix string, deleted bool, after string, limit int) ([]Deposit, error) {
 	const op = "trustee.List"
 	if len(page) > limit {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "the server listed %d deposits where %d were asked for", len(page), limit)
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "the server listed %d deposits where %d were asked for",
+			len(page), limit)
 	}
 	list := make([]Deposit, 0, len(page))
 	for i := range page {
@@ -229,8 +238,10 @@ func (c *Client) listed(page []Sealed, prefix string, deleted bool, after string
 			return nil, err
 		}
 		// A page that does not go on would be asked for over and over.
-		if cursor := d.Cursor(); cursor <= after || !strings.HasPrefix(d.Label, prefix) || d.Deleted.IsZero() == deleted {
-			return nil, claviger.Errorf(op, claviger.Invalid, "", "the server listed deposit %q where it has no place", d.Label)
+		if cursor := d.Cursor(); cursor <= after || !strings.HasPrefix(d.Label, prefix) ||
+			d.Deleted.IsZero() == deleted {
+			return nil, claviger.Errorf(op, claviger.Invalid, "", "the server listed deposit %q where it has no place",
+				d.Label)
 		}
 		after = d.Cursor()
 		list = append(list, d)
@@ -378,7 +389,8 @@ func (c *Client) change(ctx context.Context, verb string, args, into any) error 
 		}
 		err = errors.Join(errs...)
 		if refused != nil && lost == nil { // nothing was changed, and no further round helps
-			return claviger.Errorf("trustee."+verb, claviger.KindOf(refused), "", "no Key Trustee Server has taken the change: %w", err)
+			return claviger.Errorf("trustee."+verb, claviger.KindOf(refused), "",
+				"no Key Trustee Server has taken the change: %w", err)
 		}
 		if round == changeRounds-1 || round > 0 && !passive {
 			break
@@ -389,7 +401,8 @@ func (c *Client) change(ctx context.Context, verb string, args, into any) error 
 		case <-time.After(roundTime << round):
 		}
 	}
-	return claviger.Errorf("trustee."+verb, claviger.Unavailable, "", "no Key Trustee Server has taken the change: %w", err)
+	return claviger.Errorf("trustee."+verb, claviger.Unavailable, "", "no Key Trustee Server has taken the change: %w",
+		err)
 }
 
 // Ask asks the first server, once: what servers and operators say to each other,
@@ -404,7 +417,8 @@ func (c *Client) Ask(ctx context.Context, verb string, args, into any) error {
 
 func (c *Client) request(s *Endpoint, verb string, args any) (body []byte, digest string, err error) {
 	if s.Server == nil {
-		return nil, "", claviger.Errorf("trustee."+verb, claviger.Invalid, "", "the key of the Key Trustee Server %s is not known yet", s.URL)
+		return nil, "", claviger.Errorf("trustee."+verb, claviger.Invalid, "",
+			"the key of the Key Trustee Server %s is not known yet", s.URL)
 	}
 	return c.cfg.Identity.NewRequest(verb, s.Server.Fingerprint(), args, c.cfg.Now())
 }
@@ -436,7 +450,8 @@ func (c *Client) ask(ctx context.Context, s *Endpoint, verb string, body []byte,
 		if clocksApart(date, c.cfg.Now()) {
 			kind = claviger.Unavailable // nothing is wrong with what was asked: another host may ask it
 		}
-		return claviger.Errorf(op, kind, "", "Key Trustee Server %s %w (status %d): %s", s.URL, errRefused, status, text)
+		return claviger.Errorf(op, kind, "", "Key Trustee Server %s %w (status %d): %s", s.URL, errRefused, status,
+			text)
 	}
 	return claviger.Errorf(op, claviger.Unavailable, "", "Key Trustee Server %s answers %d: %s", s.URL, status, text)
 }

@@ -66,7 +66,8 @@ func (p *played) says(t *testing.T, w http.ResponseWriter, digest string, result
 func clientOf(t *testing.T, id *Identity, change func(*ClientConfig), servers ...*played) *Client {
 	t.Helper()
 	roots := x509.NewCertPool()
-	cfg := ClientConfig{Identity: id, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, Timeout: 5 * time.Second}
+	cfg := ClientConfig{Identity: id, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		Timeout: 5 * time.Second}
 	for _, s := range servers {
 		roots.AddCert(s.Certificate())
 		cfg.Servers = append(cfg.Servers, Endpoint{URL: s.URL, Server: &s.id.Party})
@@ -108,7 +109,8 @@ func TestHostileTrustee(t *testing.T) {
 	foreign := sealedOf(t, server, "key/a") // the server's own
 	uuid := uuidOf(t, good)
 	now := time.Now()
-	expired, err := client.seal(Deposit{UUID: uuid, Label: "key/a", Content: []byte("old"), Expires: now.Add(-time.Hour)}, now)
+	expired, err := client.seal(Deposit{UUID: uuid, Label: "key/a", Content: []byte("old"),
+		Expires: now.Add(-time.Hour)}, now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,12 +142,14 @@ func TestHostileTrustee(t *testing.T) {
 		{"another content", claviger.Invalid, result(with(func(s *Sealed) { s.Content = other.Content }))},
 		{"another statement", claviger.Invalid, result(with(func(s *Sealed) { s.Statement = other.Statement }))},
 		{"no content", claviger.Invalid, result(with(func(s *Sealed) { s.Content = nil }))},
-		{"an altered content", claviger.Invalid, result(with(func(s *Sealed) { s.Content = append(bytes.Clone(s.Content), '!') }))},
+		{"an altered content", claviger.Invalid,
+			result(with(func(s *Sealed) { s.Content = append(bytes.Clone(s.Content), '!') }))},
 		{"no signature", claviger.Invalid, result(with(func(s *Sealed) { s.Signature = nil }))},
 		{"one that has expired", claviger.KeyNotFound, result(*expired)},
 		{"one that was deleted", claviger.KeyNotFound, result(with(func(s *Sealed) { s.Deleted = &now }))},
 		{"an answer of before", claviger.Invalid, func(w http.ResponseWriter, _ string) { _, _ = w.Write(recorded) }},
-		{"signed by another", claviger.Invalid, func(w http.ResponseWriter, digest string) { _, _ = w.Write(signedBy(client, digest)) }},
+		{"signed by another", claviger.Invalid,
+			func(w http.ResponseWriter, digest string) { _, _ = w.Write(signedBy(client, digest)) }},
 		{"a web page", claviger.Invalid, text(http.StatusOK, "<html>")},
 		{"nothing", claviger.Invalid, text(http.StatusOK, "")},
 		{"half an answer", claviger.Invalid, func(w http.ResponseWriter, digest string) {
@@ -215,10 +219,14 @@ func TestHostileLists(t *testing.T) {
 	deleted[0].Deleted = &now
 	var page []Sealed
 	var trustee *played
-	trustee = play(t, server, client, func(w http.ResponseWriter, _, digest string) { trustee.says(t, w, digest, page, nil) })
+	trustee = play(t, server, client, func(w http.ResponseWriter, _,
+		digest string) {
+		trustee.says(t, w, digest, page, nil)
+	})
 	c := clientOf(t, client, nil, trustee)
 	page = list("key/a", "key/b")
-	if got, err := c.List(t.Context(), "key/", false, "", 2); err != nil || len(got) != 2 || got[0].Label != "key/a" || got[1].Label != "key/b" {
+	if got, err := c.List(t.Context(), "key/", false, "", 2); err != nil || len(got) != 2 || got[0].Label != "key/a" ||
+		got[1].Label != "key/b" {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	for what, bad := range map[string][]Sealed{
@@ -230,7 +238,8 @@ func TestHostileLists(t *testing.T) {
 		"unsigned":       {{Statement: []byte(`{}`)}},
 	} {
 		page = bad
-		if got, err := c.List(t.Context(), "key/", false, "key/0", 2); !claviger.Is(err, claviger.Invalid) || got != nil {
+		if got, err := c.List(t.Context(), "key/", false, "key/0", 2); !claviger.Is(err, claviger.Invalid) ||
+			got != nil {
 			t.Errorf("%s: %+v, %v", what, got, err)
 		}
 	}
@@ -348,16 +357,20 @@ func TestTLS(t *testing.T) {
 	c := clientOf(t, client, func(cfg *ClientConfig) {
 		cfg.TLS = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
 	}, p)
-	if active, err := c.Register(t.Context(), "ORG", "secret", false); active || !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "truststore") || strings.Contains(err.Error(), "secret") {
+	if active, err := c.Register(t.Context(), "ORG", "secret", false); active ||
+		!claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "truststore") ||
+		strings.Contains(err.Error(), "secret") {
 		t.Errorf("%v, %v", active, err)
 	}
-	if _, err := c.Introduce(t.Context(), p.URL); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "truststore") {
+	if _, err := c.Introduce(t.Context(), p.URL); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "truststore") {
 		t.Errorf("%v", err)
 	}
 	if n := p.asked.Load(); n != 0 {
 		t.Errorf("%d requests came through", n)
 	}
-	if _, err := NewClient(ClientConfig{Identity: client, Servers: []Endpoint{{URL: strings.Replace(p.URL, "https", "http", 1)}}}); !claviger.Is(err, claviger.Invalid) {
+	if _, err := NewClient(ClientConfig{Identity: client, Servers: []Endpoint{{URL: strings.Replace(p.URL, "https",
+		"http", 1)}}}); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("http: %v", err)
 	}
 }
@@ -374,7 +387,8 @@ func TestTwoRefusals(t *testing.T) {
 		http.Error(w, "set the clocks of both by NTP", http.StatusBadRequest)
 	})
 	for _, servers := range [][]*played{{unknown, clock}, {clock, unknown}} {
-		if err := clientOf(t, client, nil, servers...).Delete(t.Context(), "u"); !claviger.Is(err, claviger.Unavailable) {
+		if err := clientOf(t, client, nil, servers...).Delete(t.Context(), "u"); !claviger.Is(err,
+			claviger.Unavailable) {
 			t.Error(err)
 		}
 	}
@@ -403,17 +417,20 @@ func TestOneServersFault(t *testing.T) {
 		write  claviger.Kind // where the other is passive
 		takes  bool          // where the other is active, it takes the change
 	}{
-		"not registered": {status(http.StatusForbidden, "the client is not registered here"), claviger.Denied, claviger.Denied, true},
+		"not registered": {status(http.StatusForbidden, "the client is not registered here"), claviger.Denied,
+			claviger.Denied, true},
 		"its clock is off": {func(w http.ResponseWriter, _ string) {
 			w.Header().Set("Date", time.Now().Add(-MaxSkew).UTC().Format(http.TimeFormat))
 			http.Error(w, "set the clocks of both by NTP", http.StatusBadRequest)
 		}, claviger.Unavailable, claviger.Unavailable, true},
-		"it takes no such request": {status(http.StatusBadRequest, "no JSON"), claviger.Invalid, claviger.Invalid, true},
-		"no answer of its":         {status(http.StatusOK, "<html>"), claviger.Invalid, claviger.Unavailable, true},
-		"it has failed":            {signed(claviger.Internal), claviger.Internal, claviger.Internal, false},
-		"it denies":                {signed(claviger.Denied), claviger.Denied, claviger.Denied, false},
-		"away":                     {status(http.StatusServiceUnavailable, "its store is away"), claviger.Unavailable, claviger.Unavailable, true},
-		"a damaged deposit":        {nil, claviger.Invalid, 0, false},
+		"it takes no such request": {status(http.StatusBadRequest, "no JSON"), claviger.Invalid, claviger.Invalid,
+			true},
+		"no answer of its": {status(http.StatusOK, "<html>"), claviger.Invalid, claviger.Unavailable, true},
+		"it has failed":    {signed(claviger.Internal), claviger.Internal, claviger.Internal, false},
+		"it denies":        {signed(claviger.Denied), claviger.Denied, claviger.Denied, false},
+		"away": {status(http.StatusServiceUnavailable, "its store is away"), claviger.Unavailable,
+			claviger.Unavailable, true},
+		"a damaged deposit": {nil, claviger.Invalid, 0, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bad = play(t, server, client, func(w http.ResponseWriter, _, digest string) {
@@ -442,7 +459,8 @@ func TestOneServersFault(t *testing.T) {
 			for _, robin := range []bool{false, true} {
 				c := clientOf(t, client, func(cfg *ClientConfig) { cfg.RoundRobin = robin }, bad, fine)
 				for range 3 {
-					if d, err := c.Get(t.Context(), uuid); err != nil || d.Label != "key/a" || string(d.Content) != string(good.Content) {
+					if d, err := c.Get(t.Context(), uuid); err != nil || d.Label != "key/a" ||
+						string(d.Content) != string(good.Content) {
 						t.Errorf("get: %+v, %v", d, err)
 					}
 					if d, err := c.Find(t.Context(), "key/a"); err != nil || d.UUID != uuid {
@@ -460,7 +478,8 @@ func TestOneServersFault(t *testing.T) {
 			if r, err := clientOf(t, client, nil, bad, fine).Clients(t.Context()); err != nil || r.Org != "ORG" {
 				t.Errorf("clients: %+v, %v", r, err)
 			}
-			if _, err := clientOf(t, client, nil, bad, bad).Get(t.Context(), uuid); err == nil || claviger.KindOf(err) != tt.read || strings.Count(err.Error(), bad.URL) != 2 {
+			if _, err := clientOf(t, client, nil, bad, bad).Get(t.Context(), uuid); err == nil ||
+				claviger.KindOf(err) != tt.read || strings.Count(err.Error(), bad.URL) != 2 {
 				t.Errorf("get of two with the fault: %v", err)
 			}
 			if err := c.Delete(t.Context(), "u"); (err == nil) != tt.takes {

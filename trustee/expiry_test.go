@@ -21,7 +21,8 @@ func TestExpiry(t *testing.T) {
 	for what, life := range map[string]uint32{"has expired": 3600, "will expire": 3 * 24 * 3600, "never": 0} {
 		made := time.Now().Add(-48 * time.Hour).Truncate(time.Second)
 		e, err := openpgp.NewEntity("keytrustee", "client", "kms@h", &packet.Config{
-			Algorithm: packet.PubKeyAlgoRSA, RSABits: 2048, KeyLifetimeSecs: life, Time: func() time.Time { return made },
+			Algorithm: packet.PubKeyAlgoRSA, RSABits: 2048, KeyLifetimeSecs: life,
+			Time: func() time.Time { return made },
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -40,7 +41,8 @@ func TestExpiry(t *testing.T) {
 			t.Fatal(err)
 		}
 		its := &Party{entity: e, bits: 2048}
-		for name, data := range map[string][]byte{ConfFile: bytes.ReplaceAll(conf, []byte(id.String()), []byte(its.String())), PublicRing: public.Bytes(), PrivateRing: secret.Bytes()} {
+		for name, data := range map[string][]byte{ConfFile: bytes.ReplaceAll(conf, []byte(id.String()),
+			[]byte(its.String())), PublicRing: public.Bytes(), PrivateRing: secret.Bytes()} {
 			if err := os.WriteFile(filepath.Join(dir, "f", name), data, 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -52,7 +54,8 @@ func TestExpiry(t *testing.T) {
 			switch {
 			case life == 0 && err != nil:
 				t.Errorf("%s: %s: %v", what, where, err)
-			case life != 0 && (!claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "expires at "+end) || !strings.Contains(err.Error(), "gpg --edit-key")):
+			case life != 0 && (!claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(),
+				"expires at "+end) || !strings.Contains(err.Error(), "gpg --edit-key")):
 				t.Errorf("%s: %s: %v", what, where, err)
 			}
 		}

@@ -74,14 +74,16 @@ func MakeFolder(path string) error {
 	}
 	for _, name := range names {
 		if _, err := os.Lstat(filepath.Join(path, name)); err == nil {
-			return claviger.Errorf(op, claviger.Invalid, "", "%s holds %s already: an identity is never overwritten, since what was encrypted to it would be lost; name another folder", path, name)
+			return claviger.Errorf(op, claviger.Invalid, "", "%s holds %s already: an identity is never overwritten, "+
+				"since what was encrypted to it would be lost; name another folder", path, name)
 		}
 	}
 	if err := durable.MakeFolder(path, 0o700); err != nil {
 		return claviger.E(op, claviger.Invalid, "", err)
 	}
 	if err := unix.Access(path, unix.W_OK|unix.X_OK); err != nil {
-		return claviger.Errorf(op, claviger.Invalid, "", "no identity was made: %w; the folder must be writable for this user", &fs.PathError{Op: "write to", Path: path, Err: err})
+		return claviger.Errorf(op, claviger.Invalid, "", "no identity was made: %w; the folder must be writable for "+
+			"this user", &fs.PathError{Op: "write to", Path: path, Err: err})
 	}
 	return nil
 }
@@ -185,7 +187,8 @@ func LoadFolder(path string) (*Folder, error) {
 
 func loadFolder(path string) (*Folder, error) {
 	if Unfinished(path) {
-		return nil, fmt.Errorf("%s holds an identity of which a process was killed while it made it, and which was never used: the next start, or claviger trustee init, makes one anew (%w)", path, ErrNoFolder)
+		return nil, fmt.Errorf("%s holds an identity of which a process was killed while it made it, and which was "+
+			"never used: the next start, or claviger trustee init, makes one anew (%w)", path, ErrNoFolder)
 	}
 	text, err := readFile(filepath.Join(path, ConfFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -196,10 +199,12 @@ func loadFolder(path string) (*Folder, error) {
 	}
 	var c conf
 	if err := json.Unmarshal(text, &c); err != nil {
-		return nil, fmt.Errorf("%s is not the JSON that it should be (%w): copy it anew, with both rings, from the host that works", filepath.Join(path, ConfFile), err)
+		return nil, fmt.Errorf("%s is not the JSON that it should be (%w): copy it anew, with both rings, from the "+
+			"host that works", filepath.Join(path, ConfFile), err)
 	}
 	if c.Local == "" {
-		return nil, fmt.Errorf("%s has no LOCAL_FINGERPRINT: copy it anew, with both rings, from the host that works", filepath.Join(path, ConfFile))
+		return nil, fmt.Errorf("%s has no LOCAL_FINGERPRINT: copy it anew, with both rings, from the host that works",
+			filepath.Join(path, ConfFile))
 	}
 	f := &Folder{Path: path, Org: c.Org, Store: c.Store}
 	if c.Registered != nil {
@@ -211,7 +216,8 @@ func loadFolder(path string) (*Folder, error) {
 	}
 	own := find(private, c.Local)
 	if own == nil {
-		return nil, fmt.Errorf("%s is of identity %s, but %s holds %s: the files are not of one host; copy %s, %s and %s together from the host that works",
+		return nil, fmt.Errorf("%s is of identity %s, but %s holds %s: the files are not of one host; copy %s, %s "+
+			"and %s together from the host that works",
 			filepath.Join(path, ConfFile), c.Local, PrivateRing, names(private), ConfFile, PublicRing, PrivateRing)
 	}
 	if err := usable(own, filepath.Join(path, PrivateRing), c.Local); err != nil {
@@ -225,13 +231,15 @@ func loadFolder(path string) (*Folder, error) {
 		return nil, err
 	}
 	if find(public, c.Local) == nil {
-		return nil, fmt.Errorf("%s holds %s, but not our own key %s: the files are not of one host; copy %s, %s and %s together from the host that works",
+		return nil, fmt.Errorf("%s holds %s, but not our own key %s: the files are not of one host; copy %s, %s and "+
+			"%s together from the host that works",
 			filepath.Join(path, PublicRing), names(public), c.Local, ConfFile, PublicRing, PrivateRing)
 	}
 	for _, s := range c.Servers {
 		e := find(public, s)
 		if e == nil {
-			return nil, fmt.Errorf("%s lacks the key of the Key Trustee Server, %s, which %s names: copy both anew from the host that works",
+			return nil, fmt.Errorf("%s lacks the key of the Key Trustee Server, %s, which %s names: copy both anew "+
+				"from the host that works",
 				filepath.Join(path, PublicRing), s, ConfFile)
 		}
 		p, err := newParty("trustee.LoadFolder", e)
@@ -247,25 +255,33 @@ func loadFolder(path string) (*Folder, error) {
 func missingConf(path string) error {
 	// `scp -r A/kms-keytrustee HOST:/B/kms-keytrustee/` puts A's folder inside B's
 	// where that is there already.
-	for _, inner := range []string{".keytrustee", "keytrustee/.keytrustee", "kms-keytrustee/keytrustee/.keytrustee", "kms-keytrustee/.keytrustee"} {
+	for _, inner := range []string{".keytrustee", "keytrustee/.keytrustee", "kms-keytrustee/keytrustee/.keytrustee",
+		"kms-keytrustee/.keytrustee"} {
 		nested := filepath.Join(path, inner)
 		if _, err := os.Stat(filepath.Join(nested, ConfFile)); err == nil {
-			return fmt.Errorf("%s has no %s, but %s has: a copy by scp -r into a folder that was there already goes one level too deep; move the files of %s up to %s, or name that folder", path, ConfFile, nested, nested, path)
+			return fmt.Errorf("%s has no %s, but %s has: a copy by scp -r into a folder that was there already goes "+
+				"one level too deep; move the files of %s up to %s, or name that folder", path, ConfFile, nested,
+				nested, path)
 		}
 	}
 	parent := filepath.Dir(filepath.Clean(path))
 	for _, nested := range []string{
-		filepath.Join(parent, "kms-keytrustee", "keytrustee", ".keytrustee"), filepath.Join(parent, "kms-keytrustee", ".keytrustee"),
-		filepath.Join(filepath.Dir(parent), "kms-keytrustee", "keytrustee", ".keytrustee"), filepath.Join(parent, "keytrustee", ".keytrustee"),
+		filepath.Join(parent, "kms-keytrustee", "keytrustee", ".keytrustee"),
+		filepath.Join(parent, "kms-keytrustee", ".keytrustee"),
+		filepath.Join(filepath.Dir(parent), "kms-keytrustee", "keytrustee", ".keytrustee"),
+		filepath.Join(parent, "keytrustee", ".keytrustee"),
 	} {
 		if _, err := os.Stat(filepath.Join(nested, ConfFile)); err == nil {
-			return fmt.Errorf("%s has no %s, but %s has: a copy by scp -r into a folder that was there already goes one level too deep; move %s to %s", path, ConfFile, nested, nested, path)
+			return fmt.Errorf("%s has no %s, but %s has: a copy by scp -r into a folder that was there already goes "+
+				"one level too deep; move %s to %s", path, ConfFile, nested, nested, path)
 		}
 	}
 	if list, err := os.ReadDir(path); len(list) == 0 && (err == nil || errors.Is(err, fs.ErrNotExist)) {
-		return fmt.Errorf("%s is not there (%w): copy the folder from a KT KMS host, or let a KT KMS make it at its first start", path, ErrNoFolder)
+		return fmt.Errorf("%s is not there (%w): copy the folder from a KT KMS host, or let a KT KMS make it at its "+
+			"first start", path, ErrNoFolder)
 	}
-	return fmt.Errorf("%s has no %s: copy it, with %s and %s, from a KT KMS host that works; if no KMS was ever registered with what lies there, move it away", path, ConfFile, PublicRing, PrivateRing)
+	return fmt.Errorf("%s has no %s: copy it, with %s and %s, from a KT KMS host that works; if no KMS was ever "+
+		"registered with what lies there, move it away", path, ConfFile, PublicRing, PrivateRing)
 }
 
 func readFile(path string) ([]byte, error) {
@@ -285,7 +301,8 @@ func readRing(path, name string) (openpgp.EntityList, error) {
 	file := filepath.Join(path, name)
 	b, err := readFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s is missing: copy %s, %s and %s together from the host that works", file, ConfFile, PublicRing, PrivateRing)
+		return nil, fmt.Errorf("%s is missing: copy %s, %s and %s together from the host that works", file, ConfFile,
+			PublicRing, PrivateRing)
 	}
 	if err != nil {
 		return nil, err
@@ -293,7 +310,9 @@ func readRing(path, name string) (openpgp.EntityList, error) {
 	defer clear(b)
 	list, err := openpgp.ReadKeyRing(bytes.NewReader(b))
 	if err != nil {
-		return nil, fmt.Errorf("%s is no OpenPGP key ring (%w): copy it anew from the host that works. GnuPG 2.1 and later keep other files (pubring.kbx, private-keys-v1.d); export from them with gpg --export and gpg --export-secret-keys", file, err)
+		return nil, fmt.Errorf("%s is no OpenPGP key ring (%w): copy it anew from the host that works. GnuPG 2.1 and "+
+			"later keep other files (pubring.kbx, private-keys-v1.d); export from them with gpg --export and gpg "+
+			"--export-secret-keys", file, err)
 	}
 	return list, nil
 }
@@ -327,14 +346,17 @@ func names(list openpgp.EntityList) string {
 // usable refuses a key whose private parts are missing or locked.
 func usable(e *openpgp.Entity, file, fingerprint string) error {
 	if e.PrivateKey == nil || e.PrivateKey.Dummy() {
-		return fmt.Errorf("%s holds the key %s without its private part: copy the ring from the host that works", file, fingerprint)
+		return fmt.Errorf("%s holds the key %s without its private part: copy the ring from the host that works", file,
+			fingerprint)
 	}
 	locked := e.PrivateKey.Encrypted
 	for _, s := range e.Subkeys {
 		locked = locked || s.PrivateKey != nil && s.PrivateKey.Encrypted
 	}
 	if locked {
-		return fmt.Errorf("in %s the key %s is locked by a passphrase, and a server has nobody to ask for it: remove it with gpg --homedir FOLDER --edit-key %s passwd, and protect the folder by its mode", file, fingerprint, strings.TrimPrefix(fingerprint[strings.IndexByte(fingerprint, '/')+1:], "0x"))
+		return fmt.Errorf("in %s the key %s is locked by a passphrase, and a server has nobody to ask for it: remove "+
+			"it with gpg --homedir FOLDER --edit-key %s passwd, and protect the folder by its mode", file, fingerprint,
+			strings.TrimPrefix(fingerprint[strings.IndexByte(fingerprint, '/')+1:], "0x"))
 	}
 	return nil
 }

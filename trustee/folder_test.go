@@ -44,7 +44,8 @@ func TestFolder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Identity.String() != a.String() || len(got.Servers) != 1 || got.Servers[0].String() != b.String() || got.Org != f.Org || !got.Registered.Equal(f.Registered) || got.Path != path {
+	if got.Identity.String() != a.String() || len(got.Servers) != 1 || got.Servers[0].String() != b.String() ||
+		got.Org != f.Org || !got.Registered.Equal(f.Registered) || got.Path != path {
 		t.Errorf("%+v", got)
 	}
 	sealed, err := a.Seal([]byte("s"), time.Now())
@@ -54,7 +55,8 @@ func TestFolder(t *testing.T) {
 	if text, err := got.Identity.Open(sealed, time.Now()); err != nil || string(text) != "s" {
 		t.Errorf("%q, %v", text, err)
 	}
-	if _, err := NewFolder(path, b); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "never overwritten") {
+	if _, err := NewFolder(path, b); !claviger.Is(err, claviger.Invalid) ||
+		!strings.Contains(err.Error(), "never overwritten") {
 		t.Errorf("a second identity: %v", err)
 	}
 	faults := func() (list []string) {
@@ -126,18 +128,21 @@ func TestLoadFolderRefuses(t *testing.T) {
 		change func(t *testing.T, path string)
 		want   []string
 	}{
-		"another host's secring":   {from(other, PrivateRing), []string{"are not of one host", b.Fingerprint(), a.Fingerprint()}},
-		"another host's pubring":   {from(other, PublicRing), []string{"not our own key", a.Fingerprint()}},
-		"another host's conf":      {from(other, ConfFile), []string{"are not of one host", b.Fingerprint()}},
-		"a pubring without server": {write(PublicRing, public.Bytes()), []string{"lacks the key of the Key Trustee Server", b.String()}},
-		"a public secring":         {write(PrivateRing, public.Bytes()), []string{"without its private part"}},
-		"no conf":                  {remove(ConfFile), []string{"has no " + ConfFile, "copy it"}},
-		"no secring":               {remove(PrivateRing), []string{PrivateRing + " is missing", "together"}},
-		"no pubring":               {remove(PublicRing), []string{PublicRing + " is missing", "together"}},
-		"a broken conf":            {write(ConfFile, []byte("LOCAL_FINGERPRINT=")), []string{ConfFile, "JSON"}},
-		"an empty conf":            {write(ConfFile, []byte("{}")), []string{"no LOCAL_FINGERPRINT"}},
-		"no ring":                  {write(PrivateRing, []byte("KBXf")), []string{"no OpenPGP key ring", "pubring.kbx"}},
-		"an endless file":          {write(ConfFile, make([]byte, maxFolderFile+1)), []string{"longer than"}},
+		"another host's secring": {from(other, PrivateRing), []string{"are not of one host", b.Fingerprint(),
+			a.Fingerprint()}},
+		"another host's pubring": {from(other, PublicRing), []string{"not our own key", a.Fingerprint()}},
+		"another host's conf":    {from(other, ConfFile), []string{"are not of one host", b.Fingerprint()}},
+		"a pubring without server": {write(PublicRing, public.Bytes()), []string{"lacks the key of the Key Trustee " +
+			"Server", b.String()}},
+		"a public secring": {write(PrivateRing, public.Bytes()), []string{"without its private part"}},
+		"no conf":          {remove(ConfFile), []string{"has no " + ConfFile, "copy it"}},
+		"no secring":       {remove(PrivateRing), []string{PrivateRing + " is missing", "together"}},
+		"no pubring":       {remove(PublicRing), []string{PublicRing + " is missing", "together"}},
+		"a broken conf":    {write(ConfFile, []byte("LOCAL_FINGERPRINT=")), []string{ConfFile, "JSON"}},
+		"an empty conf":    {write(ConfFile, []byte("{}")), []string{"no LOCAL_FINGERPRINT"}},
+		"no ring": {write(PrivateRing, []byte("KBXf")), []string{"no OpenPGP key " +
+			"ring", "pubring.kbx"}},
+		"an endless file": {write(ConfFile, make([]byte, maxFolderFile+1)), []string{"longer than"}},
 		"a copy of the folder into itself": {func(t *testing.T, path string) {
 			tmp := filepath.Join(t.TempDir(), "x")
 			move(t, path, tmp)

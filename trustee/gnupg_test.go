@@ -22,7 +22,8 @@ func newGnuPG(t *testing.T, program string) *gnupg {
 	t.Helper()
 	if _, err := exec.LookPath(program); err != nil {
 		if os.Getenv("CLAVIGER_REQUIRE_GPG") == "1" {
-			t.Fatalf("%s is missing: run `make setup`, or install it (on Debian and Ubuntu: apt-get install gnupg gnupg1)", program)
+			t.Fatalf("%s is missing: run `make setup`, or install it (on Debian and Ubuntu: apt-get install gnupg "+
+				"gnupg1)", program)
 		}
 		t.Skipf("%s is missing; `make test` has it", program)
 	}
@@ -46,7 +47,8 @@ func newGnuPG(t *testing.T, program string) *gnupg {
 // run returns what it prints on standard output.
 func (g *gnupg) run(stdin []byte, args ...string) []byte {
 	g.t.Helper()
-	cmd := exec.CommandContext(g.t.Context(), g.program, append([]string{"--homedir", g.home, "--batch", "--no-tty", "--yes"}, args...)...)
+	cmd := exec.CommandContext(g.t.Context(), g.program, append([]string{"--homedir", g.home, "--batch", "--no-tty",
+		"--yes"}, args...)...)
 	cmd.Stdin = bytes.NewReader(stdin)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -79,7 +81,8 @@ func TestGnuPGReadsOurs(t *testing.T) {
 		}
 		id := f.Identity
 		for _, list := range []string{"--list-keys", "--list-secret-keys"} {
-			if out := string(g.run(nil, "--with-colons", "--fingerprint", list)); !strings.Contains(out, id.Fingerprint()) || !strings.Contains(out, "keytrustee (client) <kms@a.example.com>") {
+			if out := string(g.run(nil, "--with-colons", "--fingerprint", list)); !strings.Contains(out,
+				id.Fingerprint()) || !strings.Contains(out, "keytrustee (client) <kms@a.example.com>") {
 				t.Errorf("%s: %s", list, out)
 			}
 		}
@@ -150,11 +153,14 @@ Name-Email: kms@h.example.com
 		if err != nil {
 			t.Fatal(err)
 		}
-		sealed := g.run([]byte("of an EZ key"), "--trust-model", "always", "--encrypt", "--sign", "--recipient", fingerprint)
-		if out, err := f.Identity.Open(sealed, time.Now().Add(time.Minute)); err != nil || string(out) != "of an EZ key" {
+		sealed := g.run([]byte("of an EZ key"), "--trust-model", "always", "--encrypt", "--sign", "--recipient",
+			fingerprint)
+		if out, err := f.Identity.Open(sealed, time.Now().Add(time.Minute)); err != nil ||
+			string(out) != "of an EZ key" {
 			t.Errorf("we open %q, %v", out, err)
 		}
-		if out, err := f.Identity.Open(g.run([]byte("x"), "--trust-model", "always", "--encrypt", "--recipient", fingerprint), time.Now().Add(time.Minute)); err == nil {
+		if out, err := f.Identity.Open(g.run([]byte("x"), "--trust-model", "always", "--encrypt", "--recipient",
+			fingerprint), time.Now().Add(time.Minute)); err == nil {
 			t.Errorf("a message that nobody has signed is %q", out)
 		}
 	})
@@ -173,10 +179,12 @@ func TestLockedRing(t *testing.T) {
 	out := string(g.run(nil, "--with-colons", "--fingerprint", "--list-keys"))
 	_, rest, _ := strings.Cut(out, "\nfpr:::::::::")
 	fingerprint, _, _ := strings.Cut(rest, ":")
-	if err := os.WriteFile(filepath.Join(path, ConfFile), fmt.Appendf(nil, `{"LOCAL_FINGERPRINT": "2048R/%s"}`, fingerprint), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(path, ConfFile), fmt.Appendf(nil, `{"LOCAL_FINGERPRINT": "2048R/%s"}`,
+		fingerprint), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := LoadFolder(path); err == nil || !strings.Contains(err.Error(), "locked by a passphrase") || !strings.Contains(err.Error(), "--edit-key "+fingerprint+" passwd") {
+	if _, err := LoadFolder(path); err == nil || !strings.Contains(err.Error(), "locked by a passphrase") ||
+		!strings.Contains(err.Error(), "--edit-key "+fingerprint+" passwd") {
 		t.Errorf("%q: %v", fingerprint, err)
 	}
 }

@@ -42,7 +42,8 @@ type Identity struct {
 func NewIdentity(name, comment, email string, bits int, now time.Time) (*Identity, error) {
 	const op = "trustee.NewIdentity"
 	if bits < minKeyBits {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "an RSA key of %d bits is too short: take %d", bits, KeyBits)
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "an RSA key of %d bits is too short: take %d", bits,
+			KeyBits)
 	}
 	e, err := openpgp.NewEntity(name, comment, email, &packet.Config{
 		Algorithm: packet.PubKeyAlgoRSA, RSABits: bits, DefaultHash: crypto.SHA256,
@@ -66,17 +67,20 @@ func newIdentity(op string, e *openpgp.Entity) (*Identity, error) {
 func newParty(op string, e *openpgp.Entity) (*Party, error) {
 	fpr := hex.EncodeToString(e.PrimaryKey.Fingerprint)
 	if len(fpr) != fingerprintLen {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s is no OpenPGP version 4 key: its fingerprint should have %d hex digits", fpr, fingerprintLen)
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s is no OpenPGP version 4 key: its fingerprint "+
+			"should have %d hex digits", fpr, fingerprintLen)
 	}
 	if e.PrimaryKey.PubKeyAlgo != packet.PubKeyAlgoRSA {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s is not an RSA key: make the identity with RSA keys of %d bits", fpr, KeyBits)
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s is not an RSA key: make the identity with RSA "+
+			"keys of %d bits", fpr, KeyBits)
 	}
 	bits, err := e.PrimaryKey.BitLength()
 	if err != nil {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s: %w", fpr, err)
 	}
 	if bits < minKeyBits {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s has %d bits, which is too short: make an identity of %d bits", fpr, bits, KeyBits)
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s has %d bits, which is too short: make an "+
+			"identity of %d bits", fpr, bits, KeyBits)
 	}
 	if err := lasting(e); err != nil {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s %w", strings.ToUpper(fpr), err)
@@ -106,7 +110,8 @@ func lasting(e *openpgp.Entity) error {
 	report := func(made time.Time, sig *packet.Signature) {
 		if sig != nil && sig.KeyLifetimeSecs != nil && *sig.KeyLifetimeSecs != 0 {
 			end := made.Add(time.Duration(*sig.KeyLifetimeSecs) * time.Second)
-			what = fmt.Sprintf("expires at %s, and with it all that it has deposited could no longer be read: %s", end.UTC().Format(time.RFC3339), cure)
+			what = fmt.Sprintf("expires at %s, and with it all that it has deposited could no longer be read: %s",
+				end.UTC().Format(time.RFC3339), cure)
 		}
 	}
 	for _, sub := range e.Subkeys {
@@ -151,7 +156,8 @@ const maxPublicKey = 64 << 10
 func ReadParty(b []byte) (*Party, error) {
 	const op = "trustee.ReadParty"
 	if len(b) > maxPublicKey {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "a public key of %d bytes is too long: at most %d", len(b), maxPublicKey)
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "a public key of %d bytes is too long: at most %d",
+			len(b), maxPublicKey)
 	}
 	if err := checkPackets(b); err != nil {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "%w", err)
@@ -174,7 +180,8 @@ func ReadParty(b []byte) (*Party, error) {
 func (id *Identity) Seal(secret []byte, now time.Time) ([]byte, error) {
 	const op = "trustee.Seal"
 	var b bytes.Buffer
-	w, err := openpgp.Encrypt(&b, []*openpgp.Entity{id.entity}, id.private, &openpgp.FileHints{IsBinary: true}, configAt(now))
+	w, err := openpgp.Encrypt(&b, []*openpgp.Entity{id.entity}, id.private, &openpgp.FileHints{IsBinary: true},
+		configAt(now))
 	if err == nil {
 		_, err = w.Write(secret)
 	}
@@ -196,7 +203,8 @@ const maxSecret = 1 << 20
 // refused whole: nothing of it is returned.
 func (id *Identity) Open(sealed []byte, now time.Time) ([]byte, error) {
 	const op = "trustee.Open"
-	md, err := openpgp.ReadMessage(bytes.NewReader(sealed), openpgp.EntityList{id.private}, nil, configAt(now.Add(othersClock)))
+	md, err := openpgp.ReadMessage(bytes.NewReader(sealed), openpgp.EntityList{id.private}, nil,
+		configAt(now.Add(othersClock)))
 	if err != nil {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "not a message that %s can decrypt: %w", id, err)
 	}
@@ -223,7 +231,8 @@ func (id *Identity) Open(sealed []byte, now time.Time) ([]byte, error) {
 const othersClock = 24 * time.Hour
 
 func configAt(now time.Time) *packet.Config {
-	return &packet.Config{DefaultHash: crypto.SHA256, DefaultCipher: packet.CipherAES256, Time: func() time.Time { return now }}
+	return &packet.Config{DefaultHash: crypto.SHA256, DefaultCipher: packet.CipherAES256,
+		Time: func() time.Time { return now }}
 }
 
 // sign makes a binary detached signature. Kind Unavailable where this host's clock shows a
@@ -246,6 +255,7 @@ func (p *Party) verify(text, signature []byte, now time.Time) error {
 	if len(signature) > maxSignature {
 		return fmt.Errorf("a signature of %d bytes is too long: at most %d", len(signature), maxSignature)
 	}
-	_, err := openpgp.CheckDetachedSignature(openpgp.EntityList{p.entity}, bytes.NewReader(text), bytes.NewReader(signature), configAt(now.Add(othersClock)))
+	_, err := openpgp.CheckDetachedSignature(openpgp.EntityList{p.entity}, bytes.NewReader(text),
+		bytes.NewReader(signature), configAt(now.Add(othersClock)))
 	return err
 }

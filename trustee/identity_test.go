@@ -26,7 +26,8 @@ var pair = sync.OnceValues(func() (*Identity, *Identity) {
 
 func TestIdentity(t *testing.T) {
 	a, b := pair()
-	if f := a.Fingerprint(); len(f) != fingerprintLen || f != strings.ToUpper(f) || f == b.Fingerprint() || a.String() != "2048R/"+f {
+	if f := a.Fingerprint(); len(f) != fingerprintLen || f != strings.ToUpper(f) || f == b.Fingerprint() ||
+		a.String() != "2048R/"+f {
 		t.Errorf("%s, %s", f, a)
 	}
 	if text := fmt.Sprintf("%v %+v", a, *a); len(text) > 200 { // no room for a key

@@ -37,7 +37,8 @@ const (
 	tagUserAttribute = 17
 )
 
-var errPrivate = errors.New("this holds a private key: send the public key only, and count that private key as known to others")
+var errPrivate = errors.New("this holds a private key: send the public key only, and count that private key as known " +
+	"to others")
 
 // checkPackets refuses a public key that is not of the form and size that keys here have.
 // It verifies no signature, and decompresses nothing.
@@ -75,7 +76,8 @@ func checkPackets(b []byte) error {
 	case primaries != 1:
 		return fmt.Errorf("%d public keys where there must be one", primaries)
 	case keys > maxKeys || users > maxUserIDs || signatures > maxSignatures:
-		return fmt.Errorf("a public key with %d keys, %d user ids and %d signatures is too large: at most %d, %d and %d; export it by gpg --export-options export-minimal",
+		return fmt.Errorf("a public key with %d keys, %d user ids and %d signatures is too large: at most %d, %d and "+
+			"%d; export it by gpg --export-options export-minimal",
 			keys, users, signatures, maxKeys, maxUserIDs, maxSignatures)
 	}
 	return nil
@@ -89,7 +91,8 @@ func checkKey(body []byte, subkey bool) error {
 		return errors.New("this is no OpenPGP public key: a key is cut short")
 	}
 	if body[0] != 4 {
-		return fmt.Errorf("a key is of OpenPGP version %d, and 4 is taken here: make the identity with RSA keys of %d bits", body[0], KeyBits)
+		return fmt.Errorf("a key is of OpenPGP version %d, and 4 is taken here: make the identity with RSA keys of "+
+			"%d bits", body[0], KeyBits)
 	}
 	switch algorithm := packet.PublicKeyAlgorithm(body[head-1]); algorithm {
 	case packet.PubKeyAlgoRSA, packet.PubKeyAlgoRSAEncryptOnly, packet.PubKeyAlgoRSASignOnly:
@@ -99,7 +102,8 @@ func checkKey(body []byte, subkey bool) error {
 		}
 		fallthrough
 	default:
-		return fmt.Errorf("a key is not an RSA key, but of algorithm %d: make the identity with RSA keys of %d bits", algorithm, KeyBits)
+		return fmt.Errorf("a key is not an RSA key, but of algorithm %d: make the identity with RSA keys of %d bits",
+			algorithm, KeyBits)
 	}
 	numbers := body[head:]
 	for i, most := range []int{maxKeyBits, maxExponent} {
@@ -108,7 +112,8 @@ func checkKey(body []byte, subkey bool) error {
 		}
 		bits := int(binary.BigEndian.Uint16(numbers))
 		if bits > most {
-			return fmt.Errorf("an RSA key has a number of %d bits, where at most %d are taken: make the identity with RSA keys of %d bits", bits, most, KeyBits)
+			return fmt.Errorf("an RSA key has a number of %d bits, where at most %d are taken: make the identity "+
+				"with RSA keys of %d bits", bits, most, KeyBits)
 		}
 		if numbers = numbers[2:]; len(numbers) < (bits+7)/8 {
 			return errors.New("this is no OpenPGP public key: a key is cut short")

@@ -47,7 +47,8 @@ func madeUp(t *testing.T, algorithm packet.PublicKeyAlgorithm, bits ...int) []by
 	if algorithm == packet.PubKeyAlgoDSA {
 		sig = append(sig, 0, 1, 1)
 	}
-	return append(append(opaque(tagPublicKey, key), opaque(tagUserID, []byte("x <x@x>"))...), opaque(tagSignature, sig)...)
+	return append(append(opaque(tagPublicKey, key), opaque(tagUserID, []byte("x <x@x>"))...),
+		opaque(tagSignature, sig)...)
 }
 
 // TestCostlyKeys: no public key of a sender's making costs much to refuse. A DSA key of
@@ -71,18 +72,24 @@ func TestCostlyKeys(t *testing.T) {
 		data []byte
 		want string
 	}{
-		"a DSA key":         {madeUp(t, packet.PubKeyAlgoDSA, dsaBits+7, dsaBits, dsaBits, dsaBits), "not an RSA key"},
-		"an Elgamal subkey": {append(bytes.Clone(good.Bytes()), opaque(tagPublicSubkey, append([]byte{4, 0, 0, 0, 0, 16}, number(t, 16384)...))...), "not an RSA key"},
-		"a DSA subkey":      {append(bytes.Clone(good.Bytes()), opaque(tagPublicSubkey, append([]byte{4, 0, 0, 0, 0, 17}, number(t, 16384)...))...), "not an RSA key"},
-		"a huge RSA key":    {madeUp(t, packet.PubKeyAlgoRSA, 65528, 17), "number of 65528 bits"},
-		"a huge exponent":   {madeUp(t, packet.PubKeyAlgoRSA, 4096, 4096), "number of 4096 bits"},
-		"signatures":        {append(bytes.Clone(good.Bytes()), bytes.Repeat(first, maxSignatures)...), "signatures is too large"},
-		"subkeys":           {append(bytes.Clone(good.Bytes()), bytes.Repeat(opaque(tagPublicSubkey, madeUpBody(t)), maxKeys)...), "is too large"},
-		"user ids":          {append(bytes.Clone(good.Bytes()), bytes.Repeat(opaque(tagUserID, []byte("x")), maxUserIDs)...), "is too large"},
-		"compressed":        {opaque(8, []byte{2, 0x78, 0x9c}), "packet of type 8"},
-		"version 6":         {opaque(tagPublicKey, []byte{6, 0, 0, 0, 0, 1, 0, 0}), "version 6"},
-		"cut short":         {opaque(tagPublicKey, []byte{4, 0, 0, 0, 0, 1, 16, 0, 1}), "cut short"},
-		"more behind":       {opaque(tagPublicKey, append([]byte{4, 0, 0, 0, 0, 1, 0, 1, 1, 0, 1, 1}, 0)), "behind its end"},
+		"a DSA key": {madeUp(t, packet.PubKeyAlgoDSA, dsaBits+7, dsaBits, dsaBits, dsaBits), "not an RSA key"},
+		"an Elgamal subkey": {append(bytes.Clone(good.Bytes()), opaque(tagPublicSubkey, append([]byte{4, 0, 0, 0, 0,
+			16}, number(t, 16384)...))...), "not an RSA key"},
+		"a DSA subkey": {append(bytes.Clone(good.Bytes()), opaque(tagPublicSubkey, append([]byte{4, 0, 0, 0, 0,
+			17}, number(t, 16384)...))...), "not an RSA key"},
+		"a huge RSA key":  {madeUp(t, packet.PubKeyAlgoRSA, 65528, 17), "number of 65528 bits"},
+		"a huge exponent": {madeUp(t, packet.PubKeyAlgoRSA, 4096, 4096), "number of 4096 bits"},
+		"signatures": {append(bytes.Clone(good.Bytes()), bytes.Repeat(first, maxSignatures)...),
+			"signatures is too large"},
+		"subkeys": {append(bytes.Clone(good.Bytes()), bytes.Repeat(opaque(tagPublicSubkey, madeUpBody(t)),
+			maxKeys)...), "is too large"},
+		"user ids": {append(bytes.Clone(good.Bytes()), bytes.Repeat(opaque(tagUserID, []byte("x")),
+			maxUserIDs)...), "is too large"},
+		"compressed": {opaque(8, []byte{2, 0x78, 0x9c}), "packet of type 8"},
+		"version 6":  {opaque(tagPublicKey, []byte{6, 0, 0, 0, 0, 1, 0, 0}), "version 6"},
+		"cut short":  {opaque(tagPublicKey, []byte{4, 0, 0, 0, 0, 1, 16, 0, 1}), "cut short"},
+		"more behind": {opaque(tagPublicKey, append([]byte{4, 0, 0, 0, 0, 1, 0, 1, 1, 0, 1, 1}, 0)),
+			"behind its end"},
 	} {
 		began := time.Now()
 		p, err := ReadParty(c.data)
@@ -93,7 +100,8 @@ func TestCostlyKeys(t *testing.T) {
 			t.Errorf("%s took %s", what, took)
 		}
 	}
-	if err := a.verify([]byte("x"), make([]byte, maxSignature+1), time.Now()); err == nil || !strings.Contains(err.Error(), "too long") {
+	if err := a.verify([]byte("x"), make([]byte, maxSignature+1), time.Now()); err == nil ||
+		!strings.Contains(err.Error(), "too long") {
 		t.Errorf("a long signature: %v", err)
 	}
 }

@@ -111,11 +111,13 @@ var ErrReplay = errors.New("this request was done already: it came twice, or som
 
 // ErrUnsure is in the error of a request for what one of two servers does not hold,
 // where the other may: it may be there.
-var ErrUnsure = errors.New("this Key Trustee Server does not hold that and cannot say whether it is there, since the other one of the two may hold it: claviger trustee status, on its host, says what to do")
+var ErrUnsure = errors.New("this Key Trustee Server does not hold that and cannot say whether it is there, since the " +
+	"other one of the two may hold it: claviger trustee status, on its host, says what to do")
 
 // ErrPassive is in the error, of kind Unavailable, of a change that a passive
 // server is asked for: nothing was changed, and the other server may take it.
-var ErrPassive = errors.New("this Key Trustee Server is the passive one of two, and changes are made at the active one: claviger trustee status shows which that is, claviger trustee promote makes this one active")
+var ErrPassive = errors.New("this Key Trustee Server is the passive one of two, and changes are made at the active " +
+	"one: claviger trustee status shows which that is, claviger trustee promote makes this one active")
 
 // Arguments and results of the verbs.
 type (
@@ -181,7 +183,8 @@ func (id *Identity) NewRequest(verb, server string, args any, now time.Time) (bo
 	}
 	nonce := make([]byte, nonceSize)
 	_, _ = rand.Read(nonce) // it never fails
-	payload, err := json.Marshal(requestPayload{Verb: verb, Client: id.Fingerprint(), Server: server, Time: now.UTC(), Nonce: nonce, Args: raw})
+	payload, err := json.Marshal(requestPayload{Verb: verb, Client: id.Fingerprint(), Server: server, Time: now.UTC(),
+		Nonce: nonce, Args: raw})
 	if err != nil {
 		return nil, "", claviger.E(op, claviger.Internal, "", err)
 	}
@@ -220,7 +223,8 @@ type Request struct {
 // signed by the client that it names, and of now. client returns the public key
 // of a client; who registers brings his own. Kinds Invalid, and what client
 // returns.
-func (id *Identity) ReadRequest(verb string, body []byte, now time.Time, client func(fingerprint string) (*Party, error)) (*Request, error) {
+func (id *Identity) ReadRequest(verb string, body []byte, now time.Time,
+	client func(fingerprint string) (*Party, error)) (*Request, error) {
 	const op = "trustee.ReadRequest"
 	refuse := func(format string, args ...any) (*Request, error) {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", format, args...)
@@ -261,7 +265,8 @@ func (id *Identity) ReadRequest(verb string, body []byte, now time.Time, client 
 	case p.Verb != verb:
 		return refuse("a request to %s was sent to %s", p.Verb, verb)
 	case p.Time.Sub(now).Abs() > MaxSkew:
-		return refuse("the request is of %s, and here it is %s: set the clocks of both by NTP", p.Time.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+		return refuse("the request is of %s, and here it is %s: set the clocks of both by NTP",
+			p.Time.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	return &Request{Verb: verb, Client: from, Time: p.Time, Args: p.Args, Digest: digestOf(e.Payload)}, nil
 }
@@ -269,7 +274,8 @@ func (id *Identity) ReadRequest(verb string, body []byte, now time.Time, client 
 // ReadArgs reads a request's arguments. Kind Invalid.
 func (r *Request) ReadArgs(into any) error {
 	if err := strictly(r.Args, into); err != nil {
-		return claviger.Errorf("trustee.ReadArgs", claviger.Invalid, "", "the arguments of %s cannot be read: %w", r.Verb, err)
+		return claviger.Errorf("trustee.ReadArgs", claviger.Invalid, "", "the arguments of %s cannot be read: %w",
+			r.Verb, err)
 	}
 	return nil
 }
@@ -280,7 +286,8 @@ func (id *Identity) NewAnswer(digest string, result any, err error, now time.Tim
 	const op = "trustee.NewAnswer"
 	p := answerPayload{Request: digest, Server: id.Fingerprint(), Time: now.UTC()}
 	if err != nil {
-		p.Kind, p.Error, p.Replay, p.Passive = claviger.KindOf(err).String(), err.Error(), errors.Is(err, ErrReplay), errors.Is(err, ErrPassive)
+		p.Kind, p.Error, p.Replay, p.Passive = claviger.KindOf(err).String(), err.Error(), errors.Is(err, ErrReplay),
+			errors.Is(err, ErrPassive)
 		if claviger.Is(err, claviger.Internal) {
 			p.Error = "the server has failed; its log says why"
 		}
@@ -303,7 +310,8 @@ func (id *Identity) NewAnswer(digest string, result any, err error, now time.Tim
 }
 
 // remoteKinds are the kinds that a server's answer may have; others are Internal.
-var remoteKinds = []claviger.Kind{claviger.Invalid, claviger.KeyNotFound, claviger.KeyExists, claviger.Denied, claviger.Unavailable}
+var remoteKinds = []claviger.Kind{claviger.Invalid, claviger.KeyNotFound, claviger.KeyExists, claviger.Denied,
+	claviger.Unavailable}
 
 // errUnbelieved is in the error of an answer that cannot be believed: what became of the
 // request is not known.
@@ -327,13 +335,15 @@ func ReadAnswer(body []byte, server *Party, digest string, now time.Time, into a
 		return refuse("the answer of %s is not the JSON that it should be: %w", server, err)
 	}
 	if err := server.verify(e.Payload, e.Signature, now); err != nil {
-		return refuse("the answer does not have the signature of the Key Trustee Server %s: is it another one, or somebody between? (%w)", server, err)
+		return refuse("the answer does not have the signature of the Key Trustee Server %s: is it another one, or "+
+			"somebody between? (%w)", server, err)
 	}
 	var p answerPayload
 	if err := strictly(e.Payload, &p); err != nil {
 		return refuse("the payload of the answer of %s is not the JSON that it should be: %w", server, err)
 	}
-	if subtle.ConstantTimeCompare([]byte(p.Request), []byte(digest)) != 1 || !strings.EqualFold(p.Server, server.Fingerprint()) {
+	if subtle.ConstantTimeCompare([]byte(p.Request), []byte(digest)) != 1 ||
+		!strings.EqualFold(p.Server, server.Fingerprint()) {
 		return refuse("the answer of %s is to another request", server)
 	}
 	if p.Kind != "" {
@@ -347,7 +357,8 @@ func ReadAnswer(body []byte, server *Party, digest string, now time.Time, into a
 			return claviger.Errorf("trustee.Server", kind, "", "the Key Trustee Server %s says: %w", server, ErrReplay)
 		}
 		if p.Passive {
-			return claviger.Errorf("trustee.Server", claviger.Unavailable, "", "the Key Trustee Server %s says: %w", server, ErrPassive)
+			return claviger.Errorf("trustee.Server", claviger.Unavailable, "", "the Key Trustee Server %s says: %w",
+				server, ErrPassive)
 		}
 		// It has no mark of its own in the payload, which older clients could not read.
 		if kind == claviger.Unavailable && strings.HasSuffix(p.Error, ErrUnsure.Error()) {

@@ -50,7 +50,8 @@ func TestRequest(t *testing.T) {
 			t.Fatal(err)
 		}
 		var args FindArgs
-		if err := r.ReadArgs(&args); err != nil || args.Label != "key/zone1" || r.Client.Fingerprint() != client.Fingerprint() || r.Digest != digest {
+		if err := r.ReadArgs(&args); err != nil || args.Label != "key/zone1" ||
+			r.Client.Fingerprint() != client.Fingerprint() || r.Digest != digest {
 			t.Errorf("%+v, %+v, %v", r, args, err)
 		}
 		if err := r.ReadArgs(new(GetArgs)); !claviger.Is(err, claviger.Invalid) {
@@ -109,28 +110,35 @@ func TestHostileRequests(t *testing.T) {
 		at   time.Time
 		want string
 	}{
-		"nothing":           {VerbGet, nil, now, "JSON"},
-		"no JSON":           {VerbGet, []byte("get"), now, "JSON"},
-		"two":               {VerbGet, append(bytes.Clone(good), good...), now, "follows"},
-		"an unknown name":   {VerbGet, []byte(`{"payload":"","signature":"","x":1}`), now, "unknown field"},
-		"cut off":           {VerbGet, good[:len(good)-10], now, "JSON"},
-		"no signature":      {VerbGet, remade(t, good, func(e *envelope) { e.Signature = nil }), now, "does not have the signature"},
-		"a changed payload": {VerbGet, remade(t, good, func(e *envelope) { e.Payload = bytes.Replace(e.Payload, []byte(`"u"`), []byte(`"v"`), 1) }), now, "does not have the signature"},
-		"another verb":      {VerbPurge, good, now, "a request to get was sent to purge"},
-		"another server":    {VerbGet, toOther, now, "meant for the server " + client.Fingerprint()},
-		"an impostor":       {VerbGet, impostor(func(*requestPayload) {}), now, "does not have the signature of " + client.String()},
-		"an unknown client": {VerbGet, impostor(func(p *requestPayload) { p.Client = server.Fingerprint() }), now, "not known"},
-		"no client":         {VerbGet, impostor(func(p *requestPayload) { p.Client = "../.." }), now, "fingerprint"},
-		"a short nonce":     {VerbGet, impostor(func(p *requestPayload) { p.Nonce = []byte{1} }), now, "nonce"},
-		"an hour late":      {VerbGet, good, now.Add(time.Hour), "NTP"},
-		"an hour early":     {VerbGet, good, now.Add(-time.Hour), "NTP"},
-		"another's key":     {VerbRegister, impostor(func(p *requestPayload) { p.Verb, p.Args = VerbRegister, stolen }), now, "names " + client.Fingerprint()},
+		"nothing":         {VerbGet, nil, now, "JSON"},
+		"no JSON":         {VerbGet, []byte("get"), now, "JSON"},
+		"two":             {VerbGet, append(bytes.Clone(good), good...), now, "follows"},
+		"an unknown name": {VerbGet, []byte(`{"payload":"","signature":"","x":1}`), now, "unknown field"},
+		"cut off":         {VerbGet, good[:len(good)-10], now, "JSON"},
+		"no signature": {VerbGet, remade(t, good, func(e *envelope) { e.Signature = nil }), now,
+			"does not have the signature"},
+		"a changed payload": {VerbGet, remade(t, good,
+			func(e *envelope) { e.Payload = bytes.Replace(e.Payload, []byte(`"u"`), []byte(`"v"`), 1) }), now,
+			"does not have the signature"},
+		"another verb":   {VerbPurge, good, now, "a request to get was sent to purge"},
+		"another server": {VerbGet, toOther, now, "meant for the server " + client.Fingerprint()},
+		"an impostor": {VerbGet, impostor(func(*requestPayload) {}), now, "does not have the signature of " +
+			client.String()},
+		"an unknown client": {VerbGet, impostor(func(p *requestPayload) { p.Client = server.Fingerprint() }), now,
+			"not known"},
+		"no client":     {VerbGet, impostor(func(p *requestPayload) { p.Client = "../.." }), now, "fingerprint"},
+		"a short nonce": {VerbGet, impostor(func(p *requestPayload) { p.Nonce = []byte{1} }), now, "nonce"},
+		"an hour late":  {VerbGet, good, now.Add(time.Hour), "NTP"},
+		"an hour early": {VerbGet, good, now.Add(-time.Hour), "NTP"},
+		"another's key": {VerbRegister, impostor(func(p *requestPayload) { p.Verb, p.Args = VerbRegister, stolen }),
+			now, "names " + client.Fingerprint()},
 		"registration of none": {VerbRegister, impostor(func(p *requestPayload) {
 			p.Verb, p.Args = VerbRegister, json.RawMessage(`{"publicKey":"AAAA","org":"o","auth":"a"}`)
 		}), now, ""},
 	} {
 		r, err := server.ReadRequest(c.verb, c.body, c.at, known(client))
-		if r != nil || !(claviger.Is(err, claviger.Invalid) || claviger.Is(err, claviger.Denied)) || !strings.Contains(err.Error(), c.want) {
+		if r != nil || !(claviger.Is(err, claviger.Invalid) || claviger.Is(err, claviger.Denied)) ||
+			!strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, %v; want %q", what, r, err, c.want)
 		}
 	}
@@ -161,18 +169,25 @@ func TestHostileAnswers(t *testing.T) {
 		kind claviger.Kind
 		want string
 	}{
-		"nothing":          {nil, claviger.Invalid, "JSON"},
-		"of another":       {answer(other, "d1", RegisterResult{}, nil), claviger.Invalid, "another one, or somebody between"},
-		"to another":       {answer(server, "d2", RegisterResult{}, nil), claviger.Invalid, "to another request"},
-		"changed":          {remade(t, good, func(e *envelope) { e.Payload = bytes.Replace(e.Payload, []byte("true"), []byte("false"), 1) }), claviger.Invalid, "signature"},
+		"nothing": {nil, claviger.Invalid, "JSON"},
+		"of another": {answer(other, "d1", RegisterResult{}, nil), claviger.Invalid,
+			"another one, or somebody between"},
+		"to another": {answer(server, "d2", RegisterResult{}, nil), claviger.Invalid, "to another request"},
+		"changed": {remade(t, good,
+			func(e *envelope) { e.Payload = bytes.Replace(e.Payload, []byte("true"), []byte("false"), 1) }),
+			claviger.Invalid, "signature"},
 		"unsigned":         {remade(t, good, func(e *envelope) { e.Signature = nil }), claviger.Invalid, "signature"},
 		"cut off":          {good[:len(good)/2], claviger.Invalid, "JSON"},
 		"another's result": {answer(server, "d1", []string{"x"}, nil), claviger.Invalid, "cannot be read"},
-		"a refusal":        {answer(server, "d1", nil, claviger.Errorf("s", claviger.Denied, "", "the client is disabled")), claviger.Denied, "is disabled"},
-		"a fault":          {answer(server, "d1", nil, claviger.Errorf("s", claviger.Internal, "", "/var/lib/secret")), claviger.Internal, "its log says why"},
-		"a strange kind":   {answer(server, "d1", nil, claviger.Errorf("s", claviger.KeyDenied, "", "x")), claviger.Internal, "x"},
+		"a refusal": {answer(server, "d1", nil, claviger.Errorf("s", claviger.Denied, "",
+			"the client is disabled")), claviger.Denied, "is disabled"},
+		"a fault": {answer(server, "d1", nil, claviger.Errorf("s", claviger.Internal, "", "/var/lib/secret")),
+			claviger.Internal, "its log says why"},
+		"a strange kind": {answer(server, "d1", nil, claviger.Errorf("s", claviger.KeyDenied, "", "x")),
+			claviger.Internal, "x"},
 	} {
-		if err := ReadAnswer(c.body, &server.Party, "d1", now, new(RegisterResult)); !claviger.Is(err, c.kind) || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "/var/lib") {
+		if err := ReadAnswer(c.body, &server.Party, "d1", now, new(RegisterResult)); !claviger.Is(err, c.kind) ||
+			!strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "/var/lib") {
 			t.Errorf("%s: %v; want %v, %q", what, err, c.kind, c.want)
 		}
 	}
@@ -181,13 +196,16 @@ func TestHostileAnswers(t *testing.T) {
 func TestStatement(t *testing.T) {
 	owner, other := pair()
 	now := time.Now()
-	d := Deposit{UUID: NewUUID(), Label: "key/zone1", Description: "x", Expires: now.Add(time.Hour), Access: []string{other.Fingerprint()}, Content: []byte("sealed")}
+	d := Deposit{UUID: NewUUID(), Label: "key/zone1", Description: "x", Expires: now.Add(time.Hour),
+		Access: []string{other.Fingerprint()}, Content: []byte("sealed")}
 	s, err := owner.seal(d, now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	got, err := s.Read(&owner.Party, now)
-	if err != nil || got.UUID != d.UUID || got.Owner != owner.Fingerprint() || got.Label != d.Label || !bytes.Equal(got.Content, d.Content) || got.Expires.Sub(d.Expires).Abs() > time.Millisecond || len(got.Access) != 1 {
+	if err != nil || got.UUID != d.UUID || got.Owner != owner.Fingerprint() || got.Label != d.Label ||
+		!bytes.Equal(got.Content, d.Content) || got.Expires.Sub(d.Expires).Abs() > time.Millisecond ||
+		len(got.Access) != 1 {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	list := *s

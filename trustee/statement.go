@@ -80,7 +80,8 @@ func (s *Sealed) Read(owner *Party, now time.Time) (Deposit, error) {
 		return Deposit{}, claviger.Errorf(op, claviger.Invalid, "", format, args...)
 	}
 	if len(s.Statement) > maxStatement || len(s.Content) > MaxContent {
-		return refuse("a deposit with a statement of %d and a content of %d bytes is too long: at most %d and %d", len(s.Statement), len(s.Content), maxStatement, MaxContent)
+		return refuse("a deposit with a statement of %d and a content of %d bytes is too long: at most %d and %d",
+			len(s.Statement), len(s.Content), maxStatement, MaxContent)
 	}
 	if err := owner.verify(s.Statement, s.Signature, now); err != nil {
 		return refuse("the statement of a deposit does not have the signature of %s: %w", owner, err)
@@ -89,7 +90,8 @@ func (s *Sealed) Read(owner *Party, now time.Time) (Deposit, error) {
 	if err := strictly(s.Statement, &st); err != nil {
 		return refuse("the statement of a deposit of %s cannot be read: %w", owner, err)
 	}
-	d := Deposit{UUID: st.UUID, Owner: st.Owner, Label: st.Label, Description: st.Description, Created: st.Created, Access: st.Access, Digest: st.Digest, Content: s.Content}
+	d := Deposit{UUID: st.UUID, Owner: st.Owner, Label: st.Label, Description: st.Description, Created: st.Created,
+		Access: st.Access, Digest: st.Digest, Content: s.Content}
 	if st.Expires != nil {
 		d.Expires = *st.Expires
 	}
@@ -114,7 +116,8 @@ func (s *Sealed) Read(owner *Party, now time.Time) (Deposit, error) {
 func (s *Sealed) Made() (time.Time, error) {
 	var st statement
 	if err := strictly(s.Statement, &st); err != nil {
-		return time.Time{}, claviger.Errorf("trustee.Made", claviger.Invalid, "", "the statement of a deposit cannot be read: %w", err)
+		return time.Time{}, claviger.Errorf("trustee.Made", claviger.Invalid, "",
+			"the statement of a deposit cannot be read: %w", err)
 	}
 	return st.Created, nil
 }

@@ -148,7 +148,8 @@ func newSuite(tmp string, c Case) (*suite, error) {
 		return nil, err
 	}
 	good.close()
-	return &suite{Case: c, tmp: tmp, after: after, right: append([]string{before, after}, c.Between...), steps: good.steps, syncs: good.syncs}, nil
+	return &suite{Case: c, tmp: tmp, after: after, right: append([]string{before, after}, c.Between...),
+		steps: good.steps, syncs: good.syncs}, nil
 }
 
 // one says what is wrong after one run, and a power cut with what survives it.

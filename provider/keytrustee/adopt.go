@@ -86,14 +86,16 @@ func (p *Provider) Adopt(ctx context.Context, version string) error {
 	}
 	if len(list) == 0 || len(having(docs, version)) > 0 {
 		return claviger.Errorf(op, claviger.VersionNotFound, version,
-			"the Key Trustee Server keeps no such version aside: it was adopted, belongs to a deleted key, or was not recovered")
+			"the Key Trustee Server keeps no such version aside: it was adopted, belongs to a deleted key, or was "+
+				"not recovered")
 	}
 	ref := versionRef{version, list[0].uuid}
 	// The document names the version before it is live, so that clean does not take it.
 	err = p.replace(ctx, op, name, nil, func(k *keyDoc) (string, error) {
 		if v, there := k.find(version); there {
 			if v != ref {
-				return "", claviger.Errorf(op, claviger.Invalid, version, "key %q has a version of that name in deposit %s", name, v.UUID)
+				return "", claviger.Errorf(op, claviger.Invalid, version, "key %q has a version of that name in "+
+					"deposit %s", name, v.UUID)
 			}
 			return keyPrefix + name, nil
 		}
@@ -124,7 +126,9 @@ func (p *Provider) unadopt(ctx context.Context, op, name string, ref versionRef,
 		err = p.cfg.Box.Delete(ctx, ref.UUID)
 	}
 	if err != nil {
-		return claviger.Errorf(op, claviger.Unavailable, ref.Name, "it is no version of the key (%w), and cannot be taken out of it again: %w", why, err)
+		return claviger.Errorf(op, claviger.Unavailable, ref.Name, "it is no version of the key (%w), and cannot be "+
+			"taken out of it again: %w", why, err)
 	}
-	return claviger.Errorf(op, claviger.Invalid, ref.Name, "it is no version of the key as it is now, which stays as it was: %w", why)
+	return claviger.Errorf(op, claviger.Invalid, ref.Name, "it is no version of the key as it is now, which stays as "+
+		"it was: %w", why)
 }

@@ -124,7 +124,8 @@ func (p *Provider) put(ctx context.Context, label, description string, v any, re
 	}
 	if len(sealed) > trustee.MaxContent {
 		return "", claviger.Errorf("keytrustee.put", claviger.Internal, "",
-			"%q would take %d bytes, a deposit at most %d: a key with so many versions or attributes cannot be held; make a new one", label, len(sealed), trustee.MaxContent)
+			"%q would take %d bytes, a deposit at most %d: a key with so many versions or attributes cannot be held; "+
+				"make a new one", label, len(sealed), trustee.MaxContent)
 	}
 	return p.cfg.Box.Put(ctx, trustee.Deposit{Label: label, Description: description, Content: sealed}, replaces)
 }
@@ -146,7 +147,8 @@ func (p *Provider) doc(ctx context.Context, op, label, name string) (*keyDoc, er
 		return nil, claviger.E(op, claviger.Internal, name, err)
 	}
 	if k.Name != name || len(k.Versions) == 0 {
-		return nil, claviger.Errorf(op, claviger.Internal, name, "deposit %q is of key %q, with %d versions", label, k.Name,
+		return nil, claviger.Errorf(op, claviger.Internal, name, "deposit %q is of key %q, with %d versions", label,
+			k.Name,
 			len(k.Versions))
 	}
 	return k, nil
@@ -169,7 +171,8 @@ func (p *Provider) fetch(ctx context.Context, op string, k *keyDoc, ref versionR
 	d, err := p.cfg.Box.Get(ctx, ref.UUID)
 	if claviger.Is(err, claviger.KeyNotFound) {
 		return v, claviger.Errorf(op, claviger.Unavailable, ref.Name,
-			"the Key Trustee Server has no deposit %s, which key %q names: was it restored from an older backup?", ref.UUID,
+			"the Key Trustee Server has no deposit %s, which key %q names: was it restored from an older backup?",
+			ref.UUID,
 			k.Name)
 	}
 	if err != nil {

@@ -90,7 +90,8 @@ func (s *site) kts(pairs ...string) {
 		text += "<property><name>cloudera.trustee.keyprovider." + pairs[i] + "</name><value>" + pairs[i+1] +
 			"</value></property>\n"
 	}
-	if err := os.WriteFile(filepath.Join(s.conf, "kts-site.xml"), []byte(text+"</configuration>\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(s.conf, "kts-site.xml"), []byte(text+"</configuration>\n"),
+		0o600); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -191,7 +192,8 @@ func TestOneIdentity(t *testing.T) {
 	if lerr != nil {
 		t.Fatal(lerr)
 	}
-	for _, want := range []string{"Unable to verify private key match between KMS hosts. Verify private key files have been synced between all KMS hosts. Aborting to prevent data inconsistency.",
+	for _, want := range []string{"Unable to verify private key match between KMS hosts. Verify private key files " +
+		"have been synced between all KMS hosts. Aborting to prevent data inconsistency.",
 		first.Identity.Fingerprint(), "keytrustee.conf, pubring.gpg and secring.gpg in " + two, "orgtool add"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Fatalf("%v; want %q", err, want)
@@ -265,11 +267,13 @@ func TestRefusals(t *testing.T) {
 		"no host":  {[]string{"org", "ORG"}, false, "hostname-ACTIVE is not set"},
 		"bad host": {[]string{"hostname-ACTIVE", "https://x/"}, false, "it must be a host's name"},
 		"no org":   {[]string{"hostname-ACTIVE", host, "keylength", "2048"}, false, "org is not set"},
-		"wrong secret": {[]string{"hostname-ACTIVE", host, "org", "ORG", "auth", "guess-me", "keylength", "2048"}, false,
+		"wrong secret": {[]string{"hostname-ACTIVE", host, "org", "ORG", "auth", "guess-me", "keylength", "2048"},
+			false,
 			"the organization or its secret is wrong"},
-		"protocol":   {[]string{"hostname-ACTIVE", host, "protocol", "xml"}, false, "only json-encrypt"},
-		"both auths": {[]string{"hostname-ACTIVE", host, "auth", "guess-me", "auth.file", "/x"}, false, "keep the file"},
-		"pool":       {[]string{"hostname-ACTIVE", host, "pool.max", "many"}, false, "pool.max"},
+		"protocol": {[]string{"hostname-ACTIVE", host, "protocol", "xml"}, false, "only json-encrypt"},
+		"both auths": {[]string{"hostname-ACTIVE", host, "auth", "guess-me", "auth.file", "/x"}, false,
+			"keep the file"},
+		"pool": {[]string{"hostname-ACTIVE", host, "pool.max", "many"}, false, "pool.max"},
 		"no server": {[]string{"hostname-ACTIVE", "127.0.0.1:1", "org", "ORG", "keylength", "2048"}, false,
 			"no Key Trustee Server could be asked who it is"},
 		"a source": {[]string{"hostname-ACTIVE", host, "org", "ORG", "auth", "s3cret"}, true, "is not there"},
@@ -391,7 +395,8 @@ func TestStrays(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer box.Close()
-	p := keytrustee.New(keytrustee.Config{URI: "keytrustee:", Box: box, Identity: f.Identity, SoftDelete: true, Now: now})
+	p := keytrustee.New(keytrustee.Config{URI: "keytrustee:", Box: box, Identity: f.Identity, SoftDelete: true,
+		Now: now})
 	defer p.Close()
 	spec := provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}
 	old, err := p.Create(t.Context(), spec)
@@ -468,7 +473,8 @@ func TestFirstStartKilled(t *testing.T) {
 		}
 		s.env.Source = false
 		p := s.must(path)
-		if _, err := p.Create(t.Context(), provider.Spec{Name: fmt.Sprint("k", i), Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		if _, err := p.Create(t.Context(), provider.Spec{Name: fmt.Sprint("k", i), Cipher: claviger.DefaultCipher,
+			BitLength: 128}); err != nil {
 			t.Error(err)
 		}
 		if err := p.Close(); err != nil {

@@ -143,7 +143,8 @@ func (n *newest) ahead(now time.Time) bool { return n.At.After(now.Add(skew)) }
 
 // changed tells the memory of the change number n, which put a deposit with that label.
 func (p *Provider) changed(n uint64, k *keyDoc, label, uuid string) {
-	p.memorize(newest{N: n, Key: k.Name, Label: label, UUID: uuid, At: p.cfg.Now().UTC(), Version: k.Versions[len(k.Versions)-1].Name, Made: k.Created})
+	p.memorize(newest{N: n, Key: k.Name, Label: label, UUID: uuid, At: p.cfg.Now().UTC(),
+		Version: k.Versions[len(k.Versions)-1].Name, Made: k.Created})
 }
 
 // checkEvery is how often Check asks for all changes that are remembered.
@@ -231,7 +232,8 @@ func (p *Provider) memorize(n newest) {
 		p.cfg.Log.Warn(p.clockWas(&old))
 	}
 	if err != nil {
-		p.cfg.Log.Warn("the newest change cannot be remembered, so that a Key Trustee Server restored from an older backup might not be noticed", "err", err)
+		p.cfg.Log.Warn("the newest change cannot be remembered, so that a Key Trustee Server restored from an older "+
+			"backup might not be noticed", "err", err)
 	}
 }
 
@@ -240,7 +242,8 @@ func (p *Provider) atStart(ctx context.Context) (warning string, err error) {
 	m := p.cfg.memory
 	n, err := m.load()
 	if err != nil {
-		return fmt.Sprintf("%s cannot be read (%v), so that a Key Trustee Server restored from an older backup would not be noticed", filepath.Join(m.folder.Path, newestFile), err), nil
+		return fmt.Sprintf("%s cannot be read (%v), so that a Key Trustee Server restored from an older backup would "+
+			"not be noticed", filepath.Join(m.folder.Path, newestFile), err), nil
 	}
 	return p.lost(ctx, append([]newest{n}, n.Before...)...)
 }
@@ -295,7 +298,9 @@ func (p *Provider) lacksVersion(ctx context.Context, n *newest) (bool, error) {
 
 // clockWas says that a change has a time that is still to come.
 func (p *Provider) clockWas(n *newest) string {
-	return fmt.Sprintf("%s has a change of key %q at %s, which is still to come: the clock of this host was ahead then, or is behind now. Whether the Key Trustee Server has what this change made is seen by the key's versions alone, and not by times",
+	return fmt.Sprintf("%s has a change of key %q at %s, which is still to come: the clock of this host was ahead "+
+		"then, or is behind now. Whether the Key Trustee Server has what this change made is seen by the key's "+
+		"versions alone, and not by times",
 		filepath.Join(p.cfg.memory.folder.Path, newestFile), n.Key, n.At.Format(time.RFC3339))
 }
 
@@ -328,19 +333,28 @@ func (p *Provider) lostChange(ctx context.Context, n *newest) (warning string, e
 	}
 	switch {
 	case lacks:
-		return "", fmt.Errorf("the Key Trustee Server has acknowledged version %s of key %q at %s, and has that key without it: it was restored from an older backup, and what was made or rolled since then is lost unless a newer one is restored, or claviger trustee recover there and claviger trustee adopt here bring it back. If it is given up, remove %s and start again",
+		return "", fmt.Errorf("the Key Trustee Server has acknowledged version %s of key %q at %s, and has that key "+
+			"without it: it was restored from an older backup, and what was made or rolled since then is lost unless "+
+			"a newer one is restored, or claviger trustee recover there and claviger trustee adopt here bring it "+
+			"back. If it is given up, remove %s and start again",
 			n.Version, n.Key, at, file)
 	case !same && latest.IsZero():
-		return fmt.Sprintf("key %q, which this host changed at %s, is not at the Key Trustee Server: another host has purged it, or the server was restored from an older backup", n.Key, at), nil
+		return fmt.Sprintf("key %q, which this host changed at %s, is not at the Key Trustee Server: another host "+
+			"has purged it, or the server was restored from an older backup", n.Key, at), nil
 	case future:
 		return p.clockWas(n), nil
 	case same:
 	case latest.Before(n.At.Add(-skew)):
 		return "",
-			fmt.Errorf("the Key Trustee Server has key %q as of %s, and has acknowledged a change of it at %s: it was restored from an older backup, and what was made or rolled since then is lost unless a newer one is restored, or claviger trustee recover there and claviger trustee adopt here bring it back. If it is given up, remove %s and start again",
+			fmt.Errorf("the Key Trustee Server has key %q as of %s, and has acknowledged a change of it at %s: it "+
+				"was restored from an older backup, and what was made or rolled since then is lost unless a newer "+
+				"one is restored, or claviger trustee recover there and claviger trustee adopt here bring it "+
+				"back. If it is given up, remove %s and start again",
 				n.Key, latest.UTC().Format(time.RFC3339), at, file)
 	case latest.Before(n.At):
-		return fmt.Sprintf("the Key Trustee Server has key %q as of %s, and this host changed it at %s: another host's clock is behind, or the server was restored from a backup of just before", n.Key, latest.UTC().Format(time.RFC3339), at), nil
+		return fmt.Sprintf("the Key Trustee Server has key %q as of %s, and this host changed it at %s: another "+
+			"host's clock is behind, or the server was restored from a backup of just before", n.Key,
+			latest.UTC().Format(time.RFC3339), at), nil
 	}
 	return "", nil
 }

@@ -18,7 +18,8 @@ import (
 
 // mismatch is what a Key Trustee KMS says where its hosts have different
 // identities, word by word: operators search for it.
-const mismatch = "Unable to verify private key match between KMS hosts. Verify private key files have been synced between all KMS hosts. Aborting to prevent data inconsistency."
+const mismatch = "Unable to verify private key match between KMS hosts. Verify private key files have been synced " +
+	"between all KMS hosts. Aborting to prevent data inconsistency."
 
 const (
 	propertySoftDelete = "claviger.delete.soft"
@@ -89,7 +90,9 @@ func open(ctx context.Context, uri string, env provider.Env,
 		}
 	}
 	if o.site.insecure {
-		o.log.Warn("certificates of the Key Trustee Server are not checked, so that whoever is between can withhold deposits: put its certificate into the truststore and take the property out; Cloudera Manager sets it by itself where the KMS's own TLS is off",
+		o.log.Warn("certificates of the Key Trustee Server are not checked, so that whoever is between can withhold "+
+			"deposits: put its certificate into the truststore and take the property out; Cloudera Manager sets it "+
+			"by itself where the KMS's own TLS is off",
 			"file", o.site.file, "property", prefix+"insecure")
 		if o.tls = o.tls.Clone(); o.tls == nil {
 			o.tls = &tls.Config{MinVersion: tls.VersionTLS12}
@@ -177,7 +180,8 @@ func (o *opening) load(ctx context.Context) error {
 func (o *opening) newFolder() (*trustee.Folder, error) {
 	if o.site.org == "" {
 		return nil,
-			fmt.Errorf("%s: property %sorg is not set: at its first start a KT KMS registers with an organization, which claviger orgtool add makes", o.site.file, prefix)
+			fmt.Errorf("%s: property %sorg is not set: at its first start a KT KMS registers with an organization, "+
+				"which claviger orgtool add makes", o.site.file, prefix)
 	}
 	if err := trustee.MakeFolder(o.path); err != nil {
 		return nil, err
@@ -195,7 +199,8 @@ func (o *opening) newFolder() (*trustee.Folder, error) {
 	if err != nil {
 		return nil, err
 	}
-	o.log.Warn("this KT KMS has an identity of its own now: other hosts of the same KMS need a copy of the folder before they are started", "folder", o.path, "identity", id)
+	o.log.Warn("this KT KMS has an identity of its own now: other hosts of the same KMS need a copy of the folder "+
+		"before they are started", "folder", o.path, "identity", id)
 	return folder, nil
 }
 
@@ -241,18 +246,22 @@ func (o *opening) register(ctx context.Context) error {
 			o.folder.Identity)
 	}
 	if o.env.Source {
-		return fmt.Errorf("%s was never registered with a Key Trustee Server, so there are no keys of it: copy the folder from the KT KMS host", o.path)
+		return fmt.Errorf("%s was never registered with a Key Trustee Server, so there are no keys of it: copy the "+
+			"folder from the KT KMS host", o.path)
 	}
 	active, err := o.client.Register(ctx, o.site.org, string(o.site.auth), !o.shared)
 	switch {
 	case claviger.Is(err, claviger.KeyExists):
 		return o.mismatch(err.Error())
 	case claviger.Is(err, claviger.Denied):
-		return fmt.Errorf("%s: the Key Trustee Server does not register this KMS (%w): compare the properties %sorg and %sauth with claviger orgtool list there", o.site.file, err, prefix, prefix)
+		return fmt.Errorf("%s: the Key Trustee Server does not register this KMS (%w): compare the properties %sorg "+
+			"and %sauth with claviger orgtool list there", o.site.file, err, prefix, prefix)
 	case err != nil:
 		return fmt.Errorf("this KMS could not be registered with the Key Trustee Server: %w", err)
 	case !active:
-		return fmt.Errorf("organization %q has no secret, so that an operator decides: on the Key Trustee Server's host run claviger orgtool enable-client --fingerprint %s, and start again", o.site.org, o.folder.Identity.Fingerprint())
+		return fmt.Errorf("organization %q has no secret, so that an operator decides: on the Key Trustee Server's "+
+			"host run claviger orgtool enable-client --fingerprint %s, and start again", o.site.org,
+			o.folder.Identity.Fingerprint())
 	}
 	o.folder.Org, o.folder.Registered = o.site.org, time.Now()
 	o.log.Info("registered with the Key Trustee Server", "organization", o.site.org, "identity", o.folder.Identity)
@@ -287,7 +296,10 @@ func (o *opening) compare(ctx context.Context) error {
 }
 
 func (o *opening) mismatch(what string) error {
-	return fmt.Errorf("%s %s, but %s, %s and %s in %s are of %s: copy these three files together from the KT KMS host whose %s has that fingerprint. If this is another KMS, give it an organization of its own (claviger orgtool add), or set "+propertyShared+" to true; a client that is no more is put out by claviger orgtool disable-client",
+	return fmt.Errorf("%s %s, but %s, %s and %s in %s are of %s: copy these three files together from the KT KMS "+
+		"host whose %s has that fingerprint. If this is another KMS, give it an organization of its own (claviger "+
+		"orgtool add), or set "+propertyShared+" to true; a client that is no more is put out by claviger "+
+		"orgtool disable-client",
 		mismatch, what, trustee.ConfFile, trustee.PublicRing, trustee.PrivateRing, o.path, o.folder.Identity,
 		trustee.ConfFile)
 }

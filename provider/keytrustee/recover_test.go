@@ -44,7 +44,8 @@ func part(t *testing.T) *parted {
 			Servers: []trustee.Endpoint{{URL: url, Server: f.Servers[0]}}})
 		must(t, err)
 		t.Cleanup(box.Close)
-		p := keytrustee.New(keytrustee.Config{URI: "keytrustee:", Box: box, Identity: f.Identity, SoftDelete: true, Now: now})
+		p := keytrustee.New(keytrustee.Config{URI: "keytrustee:", Box: box, Identity: f.Identity, SoftDelete: true,
+			Now: now})
 		t.Cleanup(func() { _ = p.Close() })
 		return p
 	}
@@ -122,7 +123,8 @@ func TestRecoverKeys(t *testing.T) {
 		t.Errorf("aside %q, not %q; added %q, %v", r.Aside, aside, r.Names, &r.Added)
 	}
 	left := strings.Join(r.Left, "\n")
-	for _, text := range []string{`REVIVED key "deleted"`, `REVIVED key "purged"`, `key "both": the store has another`} {
+	for _, text := range []string{`REVIVED key "deleted"`, `REVIVED key "purged"`,
+		`key "both": the store has another`} {
 		if !strings.Contains(left, text) {
 			t.Errorf("%q is not said: %s", text, left)
 		}

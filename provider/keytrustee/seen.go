@@ -61,7 +61,8 @@ func (p *Provider) absent(ctx context.Context, op, name, version string, k *keyD
 		why := m.why
 		m.mu.Unlock()
 		if why != nil {
-			return claviger.Errorf(op, claviger.Unavailable, version, "whether there was such a version is not known: %w", why)
+			return claviger.Errorf(op, claviger.Unavailable, version, "whether there was such a version is not "+
+				"known: %w", why)
 		}
 	}
 	made, had := p.seen.find(version)
@@ -85,12 +86,17 @@ func (p *Provider) absent(ctx context.Context, op, name, version string, k *keyD
 		}
 		without = without || d.Created == made
 	}
-	const restored = "the Key Trustee Server was restored from an older backup: restore a newer one, or take claviger trustee recover there and claviger trustee adopt here; NameNodes that have EDEKs of that version in their queues must be restarted"
+	const restored = "the Key Trustee Server was restored from an older backup: restore a newer one, or take " +
+		"claviger trustee recover there and claviger trustee adopt here; NameNodes that have EDEKs of that version " +
+		"in their queues must be restarted"
 	switch {
 	case without: // versions end with their keys alone
-		return claviger.Errorf(op, claviger.Unavailable, version, "this version was at the Key Trustee Server, which has its key without it now: "+restored)
+		return claviger.Errorf(op, claviger.Unavailable, version, "this version was at the Key Trustee Server, which "+
+			"has its key without it now: "+restored)
 	case had:
-		return claviger.Errorf(op, claviger.Unavailable, version, "this version was at the Key Trustee Server, which does not have its key any more: another host of this KMS has purged the key (then a restart of this one ends this message), or "+restored)
+		return claviger.Errorf(op, claviger.Unavailable, version, "this version was at the Key Trustee Server, which "+
+			"does not have its key any more: another host of this KMS has purged the key (then a restart of this one "+
+			"ends this message), or "+restored)
 	}
 	return none
 }

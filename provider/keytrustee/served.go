@@ -45,7 +45,8 @@ func share(dir, conf string, log *slog.Logger) (release func(), err error) {
 		return nil, fmt.Errorf("%w, which destroys the folder: this KMS does not start", err)
 	}
 	if err != nil {
-		log.Warn("the folder of this KMS cannot be locked, so that claviger migrate finish --shred cannot see that a KMS runs from it", "folder", dir, "err", err)
+		log.Warn("the folder of this KMS cannot be locked, so that claviger migrate finish --shred cannot see that a "+
+			"KMS runs from it", "folder", dir, "err", err)
 		return func() {}, nil
 	}
 	return release, nil
@@ -62,7 +63,9 @@ func markServed(f *trustee.Folder, now time.Time, log *slog.Logger) {
 		err = errors.Join(f.WriteFile(ServedFile, text), durable.Replace(besideFolder(f.Path), text, 0o600))
 	}
 	if err != nil {
-		log.Warn("the folder of this KMS cannot be marked in both places, so that a later start in an empty folder, or claviger migrate finish --shred, may not know that it was the folder of a KMS", "folder", f.Path, "err", err)
+		log.Warn("the folder of this KMS cannot be marked in both places, so that a later start in an empty folder, "+
+			"or claviger migrate finish --shred, may not know that it was the folder of a KMS", "folder", f.Path, "err",
+			err)
 	}
 }
 
@@ -91,13 +94,17 @@ func servedBefore(dir string) error {
 	if err != nil || s == nil {
 		return err
 	}
-	return fmt.Errorf("%s is not there, or empty, and a KMS was started from it at %s with the identity %s, as %s says. A new identity could open none of its keys, so none was made. "+
-		"Put the folder back: mount its disk, or copy %s, %s and %s from another host of this KMS or from a backup. Where all keys of that identity are given up, remove %s and start again",
-		dir, s.Started.UTC().Format(time.RFC3339), s.Identity, file, trustee.ConfFile, trustee.PublicRing, trustee.PrivateRing, file)
+	return fmt.Errorf("%s is not there, or empty, and a KMS was started from it at %s with the identity %s, as %s "+
+		"says. A new identity could open none of its keys, so none was made. "+
+		"Put the folder back: mount its disk, or copy %s, %s and %s from another host of this KMS or from a backup. "+
+		"Where all keys of that identity are given up, remove %s and start again",
+		dir, s.Started.UTC().Format(time.RFC3339), s.Identity, file, trustee.ConfFile, trustee.PublicRing,
+		trustee.PrivateRing, file)
 }
 
 // privateKeys are patterns of the files of a folder that hold private OpenPGP keys.
-var privateKeys = []string{trustee.PrivateRing, trustee.PrivateRing + "~", trustee.PrivateRing + ".new", "private-keys-v1.d/*.key"}
+var privateKeys = []string{trustee.PrivateRing, trustee.PrivateRing + "~", trustee.PrivateRing + ".new",
+	"private-keys-v1.d/*.key"}
 
 // Doubt says why a .keytrustee folder may be a KMS's own, whose private key may be the only
 // one that opens its deposits; "" where the folder holds no private key. Nothing in a
@@ -110,7 +117,8 @@ func Doubt(dir string) (string, error) {
 		return "", err
 	}
 	if running {
-		return "", fmt.Errorf("%s is in use by %s: its private key opens the deposits of that KMS. It is not touched", dir, o)
+		return "", fmt.Errorf("%s is in use by %s: its private key opens the deposits of that KMS. It is not touched",
+			dir, o)
 	}
 	mark, err := trustee.Mark(dir)
 	if err != nil {
@@ -124,11 +132,14 @@ func Doubt(dir string) (string, error) {
 			return "", err
 		case s == nil:
 		case s.Folder == mark:
-			return "", fmt.Errorf("%s is no copy: a Key Trustee KMS was started from it at %s, and its private key may be the only one that opens the deposits. It is not touched. "+
-				"Where that KMS is retired for good and a backup of the folder is kept, remove %s and %s and call this again",
+			return "", fmt.Errorf("%s is no copy: a Key Trustee KMS was started from it at %s, and its private key "+
+				"may be the only one that opens the deposits. It is not touched. "+
+				"Where that KMS is retired for good and a backup of the folder is kept, remove %s and %s and call "+
+				"this again",
 				dir, s.Started.UTC().Format(time.RFC3339), filepath.Join(dir, ServedFile), besideFolder(dir))
 		default:
-			doubt = fmt.Sprintf("a KMS was started from it at %s, and it was copied, moved or restored since, or its host renamed", s.Started.UTC().Format(time.RFC3339))
+			doubt = fmt.Sprintf("a KMS was started from it at %s, and it was copied, moved or restored since, or its "+
+				"host renamed", s.Started.UTC().Format(time.RFC3339))
 		}
 	}
 	for _, pattern := range privateKeys {
@@ -181,8 +192,10 @@ func (p *place) check(now time.Time) error {
 		err = p.holds(now)
 	}
 	if err != nil {
-		return fmt.Errorf("the private key with which this KMS runs is not in %s any more: %w. After a restart nothing could open what is made now, so no key is changed. "+
-			"Put the folder back, or %s, %s and %s of another host of this KMS or of a backup, before this process ends",
+		return fmt.Errorf("the private key with which this KMS runs is not in %s any more: %w. After a restart "+
+			"nothing could open what is made now, so no key is changed. "+
+			"Put the folder back, or %s, %s and %s of another host of this KMS or of a backup, before this process "+
+			"ends",
 			p.folder.Path, err, trustee.ConfFile, trustee.PublicRing, trustee.PrivateRing)
 	}
 	p.stamp = stamp

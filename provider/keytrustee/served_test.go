@@ -56,7 +56,8 @@ func TestFolderTakenAway(t *testing.T) {
 	}{
 		{"moved", func() error { return nil }, "no such file"},
 		{"an empty mount point", func() error { return os.Mkdir(dir, 0o700) }, "no such file"},
-		{"another identity's", func() error { return os.CopyFS(dir, os.DirFS(other.Path)) }, "it holds " + ids()[1].String()},
+		{"another identity's", func() error { return os.CopyFS(dir, os.DirFS(other.Path)) }, "it holds " +
+			ids()[1].String()},
 		{"without the private ring", func() error {
 			if err := os.CopyFS(dir, os.DirFS(away)); err != nil {
 				return err
@@ -78,7 +79,8 @@ func TestFolderTakenAway(t *testing.T) {
 		}
 		before := count()
 		for name, change := range changes {
-			if err := change(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "the private key with which this KMS runs is not in "+dir) || !strings.Contains(err.Error(), c.words) {
+			if err := change(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "the "+
+				"private key with which this KMS runs is not in "+dir) || !strings.Contains(err.Error(), c.words) {
 				t.Errorf("%s, %s: %v", c.what, name, err)
 			}
 		}
@@ -142,7 +144,8 @@ func TestNoIdentityInAnEmptyPlace(t *testing.T) {
 			}
 		}
 		_, err := s.open(dir)
-		for _, want := range []string{dir + " is not there, or empty", first.Identity.String(), "Put the folder back", "remove " + mark} {
+		for _, want := range []string{dir + " is not there, or empty", first.Identity.String(), "Put the folder back",
+			"remove " + mark} {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v; want %q", err, want)
 			}
@@ -183,7 +186,8 @@ func TestDoubt(t *testing.T) {
 	want := func(when, dir, sure, doubt string) {
 		t.Helper()
 		said, err := keytrustee.Doubt(dir)
-		if sure != "" && (err == nil || !strings.Contains(err.Error(), sure)) || sure == "" && (err != nil || !strings.Contains(said, doubt)) {
+		if sure != "" && (err == nil || !strings.Contains(err.Error(), sure)) || sure == "" &&
+			(err != nil || !strings.Contains(said, doubt)) {
 			t.Errorf("%s: %q, %v", when, said, err)
 		}
 	}

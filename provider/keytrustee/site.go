@@ -40,7 +40,8 @@ type site struct {
 var known = map[string]string{
 	"hostname-ACTIVE": "", "hostname-PASSIVE": "", "org": "", "auth": "", "auth.file": "", "roundrobin": "",
 	"pool.max": "", "insecure": "", "keylength": "", "protocol": "",
-	"usepool": "connections are always kept and used again", "pool.min.idle": "connections are made when they are needed",
+	"usepool": "connections are always kept and used again", "pool.min.idle": "connections are made when they are " +
+		"needed",
 	"pool.max.idle":          "as many idle connections are kept as pool.max allows",
 	"pool.abandoned.timeout": "each question has a time limit of its own",
 	"tokensync":              "versions are never handed out before the Key Trustee Servers have them",
@@ -67,7 +68,8 @@ func readSite(place, confDir string) (s site, warnings []string, err error) {
 				"%v; it must be a copy of a KT KMS host's %s, or the folder that holds it", err, siteFile)
 		}
 		return s, nil,
-			fmt.Errorf("%w; a keytrustee:// provider needs it: copy it from a KT KMS host, and name it by %s unless it lies beside kms-site.xml", err, hadoopconf.TrusteeConf)
+			fmt.Errorf("%w; a keytrustee:// provider needs it: copy it from a KT KMS host, and name it by %s unless "+
+				"it lies beside kms-site.xml", err, hadoopconf.TrusteeConf)
 	}
 	for _, name := range c.Names() {
 		short, ours := strings.CutPrefix(name, prefix)
@@ -167,7 +169,8 @@ func (s *site) read(c *hadoopconf.Conf) error {
 		clear(b)
 	}
 	if v := c.String(prefix + "protocol"); v != "json-encrypt" {
-		return fmt.Errorf("%s: property %s is %q: only json-encrypt is known, and means claviger's own protocol (docs/trustee-protocol.md)", s.file, prefix+"protocol", v)
+		return fmt.Errorf("%s: property %s is %q: only json-encrypt is known, and means claviger's own protocol "+
+			"(docs/trustee-protocol.md)", s.file, prefix+"protocol", v)
 	}
 	var err error
 	if s.roundRobin, err = c.Bool(prefix + "roundrobin"); err != nil {

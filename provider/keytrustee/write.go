@@ -47,7 +47,8 @@ func (p *Provider) drop(ctx context.Context, v *claviger.KeyVersion, ref version
 		err = p.cfg.Box.Purge(ctx, ref.UUID)
 	}
 	if err != nil {
-		p.cfg.Log.Warn("a deposit that no key names is left behind; the next change of the key takes it away", "version",
+		p.cfg.Log.Warn("a deposit that no key names is left behind; the next change of the key takes it away",
+			"version",
 			ref.Name, "err", err)
 	}
 }

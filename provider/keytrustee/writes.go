@@ -83,7 +83,9 @@ func (p *Provider) LastWrite() (Seen, bool) {
 	defer w.mu.Unlock()
 	s := w.last
 	if s.Err != nil {
-		s.Err = claviger.Errorf("keytrustee.CheckWrites", claviger.Unavailable, "", "a change was not made at %s: %w; claviger trustee status on the trustees' hosts says more; a minute passes at most until one is tried again",
+		s.Err = claviger.Errorf("keytrustee.CheckWrites", claviger.Unavailable, "",
+			"a change was not made at %s: %w; claviger trustee status on the trustees' hosts says more; a minute "+
+				"passes at most until one is tried again",
 			s.At.UTC().Format(time.RFC3339), s.Err)
 	}
 	return s, !s.At.IsZero()
@@ -105,7 +107,8 @@ func (p *Provider) CheckWrites(ctx context.Context) error {
 	if due {
 		if uuid, err := p.put(ctx, probeLabel+newID(), "", versionDoc{}, ""); err == nil {
 			if err := p.end(ctx, []string{uuid}); err != nil {
-				p.cfg.Log.Warn("a deposit that was made to see whether changes are taken is left behind", "uuid", uuid, "err", err)
+				p.cfg.Log.Warn("a deposit that was made to see whether changes are taken is left behind", "uuid", uuid,
+					"err", err)
 			}
 		}
 	}

@@ -122,14 +122,16 @@ func (w *writer) add(name string, data []byte) error {
 
 // Write writes the folder in dir, and store where it is not nil, to out, encrypted
 // to the recipients. The store may be in use.
-func Write(ctx context.Context, out io.Writer, to openpgp.EntityList, dir string, store server.Store, now time.Time) (Manifest, error) {
+func Write(ctx context.Context, out io.Writer, to openpgp.EntityList, dir string, store server.Store,
+	now time.Time) (Manifest, error) {
 	folder, err := trustee.LoadFolder(dir)
 	if err != nil {
 		return Manifest{}, err
 	}
 	for _, e := range to {
 		if strings.EqualFold(fmt.Sprintf("%X", e.PrimaryKey.Fingerprint), folder.Identity.Fingerprint()) {
-			return Manifest{}, fmt.Errorf("encrypt to the recipient: %s is the identity that is to be saved, and its private key would be in the backup alone: give a key that is kept elsewhere", folder.Identity)
+			return Manifest{}, fmt.Errorf("encrypt to the recipient: %s is the identity that is to be saved, and its "+
+				"private key would be in the backup alone: give a key that is kept elsewhere", folder.Identity)
 		}
 	}
 	host, err := os.Hostname()
@@ -139,9 +141,11 @@ func Write(ctx context.Context, out io.Writer, to openpgp.EntityList, dir string
 	conf := &packet.Config{DefaultCipher: packet.CipherAES256, Time: func() time.Time { return now }}
 	plain, err := openpgp.Encrypt(out, to, nil, &openpgp.FileHints{IsBinary: true, FileName: "keytrustee.tar"}, conf)
 	if err != nil {
-		return Manifest{}, fmt.Errorf("encrypt to the recipient: %w; see gpg --list-keys: it takes a key for encryption [E] that has not expired", err)
+		return Manifest{}, fmt.Errorf("encrypt to the recipient: %w; see gpg --list-keys: it takes a key for "+
+			"encryption [E] that has not expired", err)
 	}
-	w := &writer{tar.NewWriter(plain), Manifest{Format: format, Made: now.UTC().Truncate(time.Second), Host: host, Identity: folder.Identity.String()}}
+	w := &writer{tar.NewWriter(plain), Manifest{Format: format, Made: now.UTC().Truncate(time.Second), Host: host,
+		Identity: folder.Identity.String()}}
 	for _, name := range files {
 		b, err := os.ReadFile(filepath.Join(dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
@@ -212,7 +216,8 @@ func Decrypt(in io.Reader, ring io.Reader) (io.Reader, error) {
 	}
 	for _, e := range list {
 		if e.PrivateKey != nil && e.PrivateKey.Encrypted {
-			return nil, fmt.Errorf("the key %X is locked by a passphrase: pipe the backup through gpg --decrypt instead, and name no key ring", e.PrimaryKey.Fingerprint)
+			return nil, fmt.Errorf("the key %X is locked by a passphrase: pipe the backup through gpg --decrypt "+
+				"instead, and name no key ring", e.PrimaryKey.Fingerprint)
 		}
 	}
 	head := make([]byte, len("-----BEGIN"))
@@ -247,7 +252,8 @@ type Open func(ctx context.Context, dir string) (server.Store, error)
 func Read(ctx context.Context, in io.Reader, dir string, open Open, wanted bool) (m Manifest, err error) {
 	dir = filepath.Clean(dir)
 	if list, err := os.ReadDir(dir); len(list) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return m, fmt.Errorf("%s is not empty: nothing is overwritten, since what was encrypted to an identity is lost with it; name another folder, or move that one away (%w)", dir, errors.Join(fs.ErrExist, err))
+		return m, fmt.Errorf("%s is not empty: nothing is overwritten, since what was encrypted to an identity is "+
+			"lost with it; name another folder, or move that one away (%w)", dir, errors.Join(fs.ErrExist, err))
 	}
 	if err := durable.MakeFolder(filepath.Dir(dir), 0o700); err != nil {
 		return m, err
@@ -444,8 +450,10 @@ func (r *reader) agree(digest *server.Digester) error {
 		return nil
 	}
 	if got := (Store{digest.Orgs, digest.Clients, digest.Deposits, digest.Sum()}); got != *r.m.Store {
-		return fmt.Errorf("the restored store has %d organizations, %d clients, %d deposits and digest %s, the manifest %d, %d, %d and %s",
-			got.Orgs, got.Clients, got.Deposits, got.Digest, r.m.Store.Orgs, r.m.Store.Clients, r.m.Store.Deposits, r.m.Store.Digest)
+		return fmt.Errorf("the restored store has %d organizations, %d clients, %d deposits and digest %s, the "+
+			"manifest %d, %d, %d and %s",
+			got.Orgs, got.Clients, got.Deposits, got.Digest, r.m.Store.Orgs, r.m.Store.Clients, r.m.Store.Deposits,
+			r.m.Store.Digest)
 	}
 	return nil
 }

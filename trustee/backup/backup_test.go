@@ -26,7 +26,8 @@ import (
 
 // escrow is whom backups are encrypted to.
 var escrow = sync.OnceValue(func() *openpgp.Entity {
-	e, err := openpgp.NewEntity("escrow", "", "escrow@example.com", &packet.Config{Algorithm: packet.PubKeyAlgoRSA, RSABits: 2048})
+	e, err := openpgp.NewEntity("escrow", "", "escrow@example.com", &packet.Config{Algorithm: packet.PubKeyAlgoRSA,
+		RSABits: 2048})
 	if err != nil {
 		panic(err)
 	}
@@ -74,14 +75,18 @@ func site(t *testing.T, n int) (dir string, store server.Store) {
 	now := time.Now()
 	once := func() server.Once { return server.Once{Digest: trustee.NewUUID(), Until: now.Add(time.Minute)} }
 	owner := strings.Repeat("A", 40)
-	err = store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u", Contacts: []string{"a@b"}, Auth: "s3cret", Created: now})
+	err = store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u", Contacts: []string{"a@b"}, Auth: "s3cret",
+		Created: now})
 	if err == nil {
-		_, err = store.AddClient(t.Context(), server.Client{Fingerprint: owner, Org: "ORG", PublicKey: []byte("key"), State: server.Active, Created: now}, once())
+		_, err = store.AddClient(t.Context(), server.Client{Fingerprint: owner, Org: "ORG", PublicKey: []byte("key"),
+			State: server.Active, Created: now}, once())
 	}
 	for i := 0; i < n && err == nil; i++ {
 		uuid := trustee.NewUUID()
-		err = store.Put(t.Context(), server.Row{UUID: uuid, Owner: owner, Org: "ORG", Label: "l" + uuid, Wrapped: i%2 == 0,
-			Sealed: trustee.Sealed{Statement: []byte("statement"), Signature: []byte("signature"), Content: bytes.Repeat([]byte{byte(i)}, 100_000)}}, "", once())
+		err = store.Put(t.Context(), server.Row{UUID: uuid, Owner: owner, Org: "ORG", Label: "l" + uuid,
+			Wrapped: i%2 == 0,
+			Sealed: trustee.Sealed{Statement: []byte("statement"), Signature: []byte("signature"),
+				Content: bytes.Repeat([]byte{byte(i)}, 100_000)}}, "", once())
 		if i == 3 && err == nil {
 			err = store.Delete(t.Context(), owner, []string{uuid}, now, once())
 		}
@@ -179,7 +184,8 @@ func TestClientFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	another := filepath.Join(t.TempDir(), ".keytrustee")
-	if _, err := backup.Read(t.Context(), in, another, open, true); err == nil || !strings.Contains(err.Error(), "holds no deposits") {
+	if _, err := backup.Read(t.Context(), in, another, open, true); err == nil ||
+		!strings.Contains(err.Error(), "holds no deposits") {
 		t.Errorf("with a store that is wanted: %v", err)
 	}
 	if _, err := os.Stat(another); !errors.Is(err, fs.ErrNotExist) {
@@ -224,7 +230,8 @@ func TestRefused(t *testing.T) {
 	sealed, _ := write(t, dir, store)
 	flipped := bytes.Clone(sealed)
 	flipped[len(flipped)-200] ^= 1
-	for name, bad := range map[string][]byte{"cut": sealed[:len(sealed)*2/3], "cut at its end": sealed[:len(sealed)-5], "altered": flipped, "empty": {}, "text": []byte(strings.Repeat("no backup\n", 50))} {
+	for name, bad := range map[string][]byte{"cut": sealed[:len(sealed)*2/3], "cut at its end": sealed[:len(sealed)-5],
+		"altered": flipped, "empty": {}, "text": []byte(strings.Repeat("no backup\n", 50))} {
 		parent := t.TempDir()
 		if _, err := read(t, bad, filepath.Join(parent, ".keytrustee")); err == nil {
 			t.Errorf("%s: restored", name)
@@ -238,17 +245,21 @@ func TestRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ring.Close()
-	if _, err := backup.Decrypt(bytes.NewReader(sealed), ring); err == nil || !strings.Contains(err.Error(), "not one that this key ring opens") {
+	if _, err := backup.Decrypt(bytes.NewReader(sealed), ring); err == nil ||
+		!strings.Contains(err.Error(), "not one that this key ring opens") {
 		t.Errorf("another's key: %v", err)
 	}
 	// A tar that anybody can make.
-	if _, err := backup.Read(t.Context(), strings.NewReader(strings.Repeat("\x00", 1024)), filepath.Join(t.TempDir(), "x"), open, false); err == nil || !strings.Contains(err.Error(), "before its manifest") {
+	if _, err := backup.Read(t.Context(), strings.NewReader(strings.Repeat("\x00", 1024)),
+		filepath.Join(t.TempDir(), "x"), open, false); err == nil || !strings.Contains(err.Error(),
+		"before its manifest") {
 		t.Errorf("an empty archive: %v", err)
 	}
 	signer := *escrow()
 	signer.Subkeys = nil
 	var out bytes.Buffer
-	if _, err := backup.Write(t.Context(), &out, openpgp.EntityList{&signer}, dir, store, time.Now()); err == nil || !strings.Contains(err.Error(), "a key for encryption [E]") || out.Len() != 0 {
+	if _, err := backup.Write(t.Context(), &out, openpgp.EntityList{&signer}, dir, store, time.Now()); err == nil ||
+		!strings.Contains(err.Error(), "a key for encryption [E]") || out.Len() != 0 {
 		t.Errorf("to who can only sign: %v, %d bytes", err, out.Len())
 	}
 }
@@ -279,7 +290,8 @@ func TestGnuPG(t *testing.T) {
 				t.Helper()
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
-				cmd := exec.CommandContext(ctx, program, append([]string{"--batch", "--no-tty", "--homedir", home}, args...)...)
+				cmd := exec.CommandContext(ctx, program, append([]string{"--batch", "--no-tty", "--homedir", home},
+					args...)...)
 				var out, stderr bytes.Buffer
 				cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, &stderr
 				if err := cmd.Run(); err != nil {
@@ -291,7 +303,8 @@ func TestGnuPG(t *testing.T) {
 			sealed, _ := write(t, dir, store)
 			run(private(t), "--import")
 			plain := run(sealed, "--decrypt")
-			if _, err := backup.Read(t.Context(), bytes.NewReader(plain), filepath.Join(t.TempDir(), "x"), open, false); err != nil {
+			if _, err := backup.Read(t.Context(), bytes.NewReader(plain), filepath.Join(t.TempDir(), "x"), open,
+				false); err != nil {
 				t.Error(err)
 			}
 		})

@@ -54,7 +54,8 @@ func Init(ctx context.Context, dir string, o InitOptions) (done Initialized, err
 	cert, key := filepath.Join(dir, trustee.TLSCert), filepath.Join(dir, trustee.TLSKey)
 	if _, err := os.Stat(key); errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat(cert); err == nil && !brokenOff(done.Folder) {
-			return done, fmt.Errorf("%s is there without its key %s: put that beside it, or remove the certificate to have "+
+			return done, fmt.Errorf("%s is there without its key %s: put that beside it, or remove the certificate "+
+				"to have "+
 				"a new one made", cert, key)
 		}
 		if err := selfSigned(cert, key, o.Hosts); err != nil {
@@ -78,7 +79,8 @@ func initFolder(dir, host string) (*trustee.Folder, error) {
 	if err := trustee.MakeFolder(dir); err != nil {
 		return nil, err
 	}
-	id, err := trustee.NewIdentity("keytrustee", "keytrustee Server Key", "keytrustee@"+host, trustee.KeyBits, time.Now())
+	id, err := trustee.NewIdentity("keytrustee", "keytrustee Server Key", "keytrustee@"+host, trustee.KeyBits,
+		time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +121,8 @@ func initStore(ctx context.Context, f *trustee.Folder, o InitOptions) error {
 	case o.Store == "":
 		conf.URI, conf.Where, conf.Claim = f.Store, whereStore(f), true
 	case f.Store == "" && err == nil:
-		return fmt.Errorf("--store: this trustee's deposits are in %s; to take them along: claviger trustee backup, then "+
+		return fmt.Errorf("--store: this trustee's deposits are in %s; to take them along: claviger trustee backup, "+
+			"then "+
 			"claviger trustee restore --store into another folder", file(f))
 	default:
 		// A database that the folder does not name yet must belong to this identity already: a
@@ -146,10 +149,14 @@ func initFile(ctx context.Context, f *trustee.Folder, empty bool) error {
 		return err
 	}
 	if len(left) > 0 && !empty {
-		return claviger.Refuse("%s is gone, and a trustee has served it from this folder before: %s. An empty store would "+
-			"answer that no deposit is there, so none was made. Put the file back, a copy that is named here in its place, "+
-			"or restore a backup into another folder (claviger trustee restore). Where the other of two trustees holds the "+
-			"deposits, or none is needed: claviger trustee init --empty-store, and of two start this one with --role passive",
+		return claviger.Refuse("%s is gone, and a trustee has served it from this folder before: %s. An empty store "+
+			"would "+
+			"answer that no deposit is there, so none was made. Put the file back, a copy that is named here in its "+
+			"place, "+
+			"or restore a backup into another folder (claviger trustee restore). Where the other of two trustees "+
+			"holds the "+
+			"deposits, or none is needed: claviger trustee init --empty-store, and of two start this one with --role "+
+			"passive",
 			path, strings.Join(left, ", "))
 	}
 	// SQLite would remove the log of changes of the store that is gone.

@@ -29,7 +29,8 @@ const FileName = "keytrustee.db"
 // files, is refused.
 func Load(dir string) (*trustee.Folder, error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s does not exist. Make it with: claviger trustee init --confdir %s; or copy the folder of "+
+		return nil, fmt.Errorf("%s does not exist. Make it with: claviger trustee init --confdir %s; or copy the "+
+			"folder of "+
 			"the other trustee, without .ssl and %s", dir, dir, FileName)
 	}
 	f, err := trustee.LoadFolder(dir)
@@ -64,7 +65,8 @@ func RefuseServer(dir string) error {
 	if missing != nil && len(left) == 0 && f.Store == "" {
 		return nil
 	}
-	return claviger.Refuse("--keytrustee: %s is the folder of a Key Trustee Server, whose deposits would not be in the "+
+	return claviger.Refuse("--keytrustee: %s is the folder of a Key Trustee Server, whose deposits would not be in "+
+		"the "+
 		"backup: nothing was written. claviger trustee backup --confdir %s saves them, too", dir, dir)
 }
 
@@ -185,7 +187,8 @@ func Recover(ctx context.Context, into server.Store, path string, o replica.Reco
 	if orgs, err := from.Orgs(ctx); err != nil {
 		return nil, err
 	} else if len(orgs) == 0 {
-		return nil, fmt.Errorf("%s is a trustee's store that holds nothing, no organization either: name the file that "+
+		return nil, fmt.Errorf("%s is a trustee's store that holds nothing, no organization either: name the file "+
+			"that "+
 			"has the deposits", path)
 	}
 	return replica.Recover(ctx, into, from, o)

@@ -22,7 +22,8 @@ func (h *half) absent(label string) string {
 		return "there"
 	case claviger.Is(err, claviger.KeyNotFound) && lerr == nil:
 		return "not there"
-	case errors.Is(err, trustee.ErrUnsure) && errors.Is(lerr, trustee.ErrUnsure), strings.Contains(err.Error(), "ask that one") && lerr != nil:
+	case errors.Is(err, trustee.ErrUnsure) && errors.Is(lerr, trustee.ErrUnsure),
+		strings.Contains(err.Error(), "ask that one") && lerr != nil:
 		return "unsure"
 	}
 	return fmt.Sprint(err, " / ", lerr)
@@ -72,7 +73,8 @@ func TestAbsence(t *testing.T) {
 	want("an active that knows that the passive holds more", b, "late", "unsure")
 	want("the passive that holds it", a, "late", "there")
 	want("the passive that lacks something", a, "of B", "unsure")
-	if d, err := b.client(identities()[1], a.web.URL).Find(t.Context(), "late"); err != nil || string(d.Content) != "y" {
+	if d, err := b.client(identities()[1], a.web.URL).Find(t.Context(), "late"); err != nil ||
+		string(d.Content) != "y" {
 		t.Errorf("of both: %+v, %v", d, err)
 	}
 	must(t, b.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))

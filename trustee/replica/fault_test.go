@@ -68,13 +68,15 @@ func TestFullDisk(t *testing.T) {
 				full, other = b, a
 			}
 			file := fill(t, small)
-			if err := full.store.CheckWrites(t.Context()); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "no space left") {
+			if err := full.store.CheckWrites(t.Context()); !claviger.Is(err, claviger.Unavailable) ||
+				!strings.Contains(err.Error(), "no space left") {
 				t.Errorf("the check: %v", err)
 			}
 			must(t, other.store.CheckWrites(t.Context()))
 			full.await("its own word", func(r replica.StatusReport) bool { return strings.Contains(r.Fault, "no space left") })
 			other.await("the other's word", func(r replica.StatusReport) bool {
-				return r.Fault == "" && r.Peer != nil && strings.Contains(r.Peer.Fault, "no space left") && (r.Role == server.RolePassive || !r.Synced && strings.Contains(r.Why, "no space left"))
+				return r.Fault == "" && r.Peer != nil && strings.Contains(r.Peer.Fault, "no space left") &&
+					(r.Role == server.RolePassive || !r.Synced && strings.Contains(r.Why, "no space left"))
 			})
 			big := trustee.Deposit{Label: "big", Content: bytes.Repeat([]byte("x"), 400<<10)}
 			if _, err := c.Put(t.Context(), big, ""); !claviger.Is(err, claviger.Unavailable) {

@@ -28,7 +28,8 @@ func (l *Loss) None() bool { return l == nil || l.Orgs+l.Clients+l.Deposits == 0
 // String counts and names what is lost.
 func (l *Loss) String() string {
 	all := l.Orgs + l.Clients + l.Deposits
-	text := fmt.Sprintf("%d organizations, %d clients and %d deposits: %s", l.Orgs, l.Clients, l.Deposits, strings.Join(l.Names, ", "))
+	text := fmt.Sprintf("%d organizations, %d clients and %d deposits: %s", l.Orgs, l.Clients, l.Deposits,
+		strings.Join(l.Names, ", "))
 	if more := all - len(l.Names); more > 0 {
 		text += fmt.Sprintf(" and %d more", more)
 	}
@@ -70,7 +71,8 @@ func holding(r server.Record, now time.Time) (key, name string, state [sha256.Si
 			return "", "", state, false, nil
 		}
 		key, name = "deposit "+d.UUID, fmt.Sprintf("deposit %.200q", d.Label)
-		s = held{Names: []string{d.Owner, d.Org, d.Label}, Lists: [][]string{list(d.Access)}, Deleted: d.Sealed.Deleted != nil}
+		s = held{Names: []string{d.Owner, d.Org, d.Label}, Lists: [][]string{list(d.Access)},
+			Deleted: d.Sealed.Deleted != nil}
 		if !d.Expires.IsZero() {
 			s.Expires = d.Expires.UnixMilli()
 		}

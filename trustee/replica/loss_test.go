@@ -76,25 +76,32 @@ func TestNothingIsReplaced(t *testing.T) {
 		keeps   bool   // the store is one of two already
 		promote string // what promote at the passive says; "": it does it
 	}{
-		"lost and made anew": {says: lostAll, fill: func(*testing.T, []server.Record, string) func(string) { return func(string) {} }},
+		"lost and made anew": {says: lostAll, fill: func(*testing.T, []server.Record,
+			string) func(string) {
+			return func(string) {}
+		}},
 		"an older backup": {older: true, says: `0 organizations, 0 clients and 1 deposits: deposit "late"`,
 			fill: func(t *testing.T, records []server.Record, _ string) func(string) { return restored(t, records) }},
-		"an older copy that went on alone": {older: true, keeps: true, alone: true, says: `deposit "late"`, promote: `deposit "alone"`,
+		"an older copy that went on alone": {older: true, keeps: true, alone: true, says: `deposit "late"`,
+			promote: `deposit "alone"`,
 			fill: func(t *testing.T, _ []server.Record, copied string) func(string) {
 				return func(path string) { must(t, os.Rename(copied, path)) }
 			}},
-		"another organization's": {says: lostAll, promote: `organization "OTHER"`, fill: func(t *testing.T, _ []server.Record, _ string) func(string) {
-			return restored(t, []server.Record{{Org: &server.Org{Name: "OTHER", UUID: "u2", Created: time.UnixMilli(1)}}})
-		}},
-		"half of it, with the whole log": {keeps: true, says: "0 organizations, 0 clients and 3 deposits", fill: func(t *testing.T, _ []server.Record, copied string) func(string) {
-			return func(path string) {
-				must(t, os.Rename(copied, path))
-				db, err := sql.Open("sqlite", path)
-				must(t, err)
-				_, err = db.Exec("DELETE FROM deposit") //nolint:noctx // a file of this test's own
-				must(t, errors.Join(err, db.Close()))
-			}
-		}},
+		"another organization's": {says: lostAll, promote: `organization "OTHER"`,
+			fill: func(t *testing.T, _ []server.Record, _ string) func(string) {
+				return restored(t, []server.Record{{Org: &server.Org{Name: "OTHER", UUID: "u2",
+					Created: time.UnixMilli(1)}}})
+			}},
+		"half of it, with the whole log": {keeps: true, says: "0 organizations, 0 clients and 3 deposits",
+			fill: func(t *testing.T, _ []server.Record, copied string) func(string) {
+				return func(path string) {
+					must(t, os.Rename(copied, path))
+					db, err := sql.Open("sqlite", path)
+					must(t, err)
+					_, err = db.Exec("DELETE FROM deposit") //nolint:noctx // a file of this test's own
+					must(t, errors.Join(err, db.Close()))
+				}
+			}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -125,11 +132,13 @@ func TestNothingIsReplaced(t *testing.T) {
 				b.start()
 			}
 			a.await("the refusal", func(r replica.StatusReport) bool {
-				return strings.Contains(r.Why, c.says) && strings.Contains(r.Why, "claviger trustee resync --drop here") && !r.Synced
+				return strings.Contains(r.Why, c.says) && strings.Contains(r.Why, "claviger trustee resync --drop "+
+					"here") && !r.Synced
 			})
 			if c.keeps {
 				// The head is one that the passive knows, or the two histories are told apart.
-			} else if r := b.status(); !r.Diverged || !strings.Contains(r.Why, c.says) || !strings.Contains(r.Why, "claviger trustee promote here") {
+			} else if r := b.status(); !r.Diverged || !strings.Contains(r.Why, c.says) ||
+				!strings.Contains(r.Why, "claviger trustee promote here") {
 				t.Errorf("the passive's status: %+v", r)
 			}
 			err := a.operator(trustee.VerbResync, replica.ResyncArgs{})
@@ -187,7 +196,8 @@ func TestActiveLostAfterPromotions(t *testing.T) {
 	a.start()
 	a.await("stepping down", func(r replica.StatusReport) bool { return r.Role == server.RolePassive })
 	err := a.operator(trustee.VerbPromote, replica.PromoteArgs{})
-	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "1 organizations, 1 clients and 1 deposits") {
+	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "1 organizations, 1 clients and 1 "+
+		"deposits") {
 		t.Errorf("promote of the empty one: %v", err)
 	}
 	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{}))
@@ -202,7 +212,8 @@ func TestActiveLostAfterPromotions(t *testing.T) {
 // lacks nothing needs no word.
 func TestFirstStartKeepsBoth(t *testing.T) {
 	a, b := two(t)
-	b.replaceStore(restored(t, []server.Record{{Org: &server.Org{Name: "OTHER", UUID: "u2", Created: time.UnixMilli(1)}}}))
+	b.replaceStore(restored(t, []server.Record{{Org: &server.Org{Name: "OTHER", UUID: "u2",
+		Created: time.UnixMilli(1)}}}))
 	a.start()
 	b.start()
 	a.await("the refusal", func(r replica.StatusReport) bool { return strings.Contains(r.Why, `organization "OTHER"`) })

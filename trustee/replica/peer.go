@@ -87,8 +87,11 @@ type (
 
 // peerVerbs answer the requests that only the servers' own identity may send.
 var peerVerbs = map[string]func(*Replica, context.Context, *trustee.Request) (any, error){
-	trustee.VerbStatus:     with((*Replica).status),
-	trustee.VerbPromote:    with(func(r *Replica, ctx context.Context, a PromoteArgs) (any, error) { return r.promote(ctx, a.Force) }),
+	trustee.VerbStatus: with((*Replica).status),
+	trustee.VerbPromote: with(func(r *Replica, ctx context.Context, a PromoteArgs) (any,
+		error) {
+		return r.promote(ctx, a.Force)
+	}),
 	trustee.VerbAlone:      with((*Replica).alone),
 	trustee.VerbResync:     with((*Replica).resync),
 	trustee.VerbPeerHello:  with((*Replica).onHello),
@@ -115,7 +118,8 @@ func (r *Replica) Do(ctx context.Context, req *trustee.Request) (any, error) {
 }
 
 // with makes an answering function that gets its arguments decoded.
-func with[A any](f func(*Replica, context.Context, A) (any, error)) func(*Replica, context.Context, *trustee.Request) (any, error) {
+func with[A any](f func(*Replica, context.Context, A) (any, error)) func(*Replica, context.Context,
+	*trustee.Request) (any, error) {
 	return func(r *Replica, ctx context.Context, req *trustee.Request) (any, error) {
 		var a A
 		if err := req.ReadArgs(&a); err != nil {
@@ -177,7 +181,8 @@ func (r *Replica) onAppend(ctx context.Context, a appendArgs) (any, error) {
 func (r *Replica) onYield(ctx context.Context, a yieldArgs) (any, error) {
 	st, err := r.store.UpdatePosition(ctx, func(st *Position) error {
 		if a.Epoch <= st.Epoch {
-			return claviger.Errorf("replica.yield", claviger.Denied, "", "epoch %d is over: it is %d", a.Epoch, st.Epoch)
+			return claviger.Errorf("replica.yield", claviger.Denied, "", "epoch %d is over: it is %d", a.Epoch,
+				st.Epoch)
 		}
 		st.Role, st.Epoch, st.Alone = server.RolePassive, a.Epoch, false
 		return nil
@@ -227,7 +232,8 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 	}
 	in := r.incoming
 	if in == nil || in.session != a.Session || in.next != a.Page {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "page %d of a copy does not follow what has come of it", a.Page)
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "page %d of a copy does not follow what has come of it",
+			a.Page)
 	}
 	for _, line := range a.Records {
 		if _, err := in.file.Write(append(line, '\n')); err != nil {
@@ -248,7 +254,8 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 		return loadResult{Position: st, Lost: lost}, nil
 	}
 	if !lost.None() && !a.Drop {
-		r.log.Error("the active Key Trustee Server has sent a copy that lacks what this one holds; it was refused, and nothing was changed", "lost", lost, "seq", st.Head.Seq, "of the copy", a.Head.Seq)
+		r.log.Error("the active Key Trustee Server has sent a copy that lacks what this one holds; it was refused, "+
+			"and nothing was changed", "lost", lost, "seq", st.Head.Seq, "of the copy", a.Head.Seq)
 		return loadResult{Position: st, Lost: lost}, nil
 	}
 	res := loadResult{Lost: lost}
@@ -256,7 +263,9 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 		if res.Kept, err = r.store.Save(ctx, "dropped"); err != nil {
 			return nil, err
 		}
-		r.log.Warn("this Key Trustee Server gets a whole copy from the active one; what it held before is kept (claviger trustee recover): remove the file when nothing of it is needed", "file", res.Kept, "seq", st.Head.Seq, "dropped", lost, "acknowledged alone from", st.Unshared)
+		r.log.Warn("this Key Trustee Server gets a whole copy from the active one; what it held before is kept "+
+			"(claviger trustee recover): remove the file when nothing of it is needed", "file", res.Kept, "seq",
+			st.Head.Seq, "dropped", lost, "acknowledged alone from", st.Unshared)
 	}
 	next, err := in.records()
 	if err != nil {
@@ -340,13 +349,15 @@ func (r *Replica) alone(ctx context.Context, a AloneArgs) (any, error) {
 	if a.On && synced {
 		if st, err := r.store.Position(ctx); err == nil && st.Role == server.RoleActive {
 			if _, err := r.hello(ctx, st); err == nil {
-				return nil, claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server answers and has all: there is nothing to go on without")
+				return nil, claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server answers and "+
+					"has all: there is nothing to go on without")
 			}
 		}
 	}
 	st, err := r.store.UpdatePosition(ctx, func(st *Position) error {
 		if st.Role != server.RoleActive {
-			return claviger.Errorf(op, claviger.Invalid, "", "this Key Trustee Server is passive: the active one goes on alone, or this one after claviger trustee promote")
+			return claviger.Errorf(op, claviger.Invalid, "", "this Key Trustee Server is passive: the active one "+
+				"goes on alone, or this one after claviger trustee promote")
 		}
 		st.Alone = a.On
 		return nil
@@ -376,7 +387,8 @@ func (r *Replica) resync(ctx context.Context, a ResyncArgs) (any, error) {
 		return nil, err
 	}
 	if st.Role != server.RoleActive {
-		return nil, claviger.Errorf("replica.resync", claviger.Invalid, "", "this Key Trustee Server is passive: claviger trustee resync is for the active one")
+		return nil, claviger.Errorf("replica.resync", claviger.Invalid, "",
+			"this Key Trustee Server is passive: claviger trustee resync is for the active one")
 	}
 	r.refused = refusal{}
 	r.dropped = loadResult{}

@@ -19,7 +19,8 @@ func (r *Replica) Check(ctx context.Context) error {
 	if r.why == nil {
 		return nil // the server has just started, or the two are in step since
 	}
-	return claviger.Errorf("replica.Check", claviger.Unavailable, "", "the two Key Trustee Servers are not in step: %w", r.why)
+	return claviger.Errorf("replica.Check", claviger.Unavailable, "", "the two Key Trustee Servers are not in step: %w",
+		r.why)
 }
 
 // peerFault is an error if the passive server's store takes no changes.
@@ -27,5 +28,6 @@ func peerFault(op string, p *Position) error {
 	if p.Fault == "" {
 		return nil
 	}
-	return claviger.Errorf(op, claviger.Unavailable, "", "the store of the passive Key Trustee Server takes no changes: %s", p.Fault)
+	return claviger.Errorf(op, claviger.Unavailable, "", "the store of the passive Key Trustee Server takes no "+
+		"changes: %s", p.Fault)
 }

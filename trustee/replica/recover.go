@@ -92,7 +92,8 @@ func Recover(ctx context.Context, into, from server.Store, o RecoverOptions) (*R
 func (r *recovery) checkRevive() error {
 	for _, name := range r.revive {
 		if !r.names[name] {
-			return claviger.Errorf("replica.Recover", claviger.KeyNotFound, "", "--revive %s: the file holds no key, and no other deposit, of that name%s",
+			return claviger.Errorf("replica.Recover", claviger.KeyNotFound, "",
+				"--revive %s: the file holds no key, and no other deposit, of that name%s",
 				claviger.Printable(name), typo.DidYouMean(name, slices.Sorted(maps.Keys(r.names)), claviger.Printable))
 		}
 	}
@@ -343,10 +344,12 @@ func (r *recovery) group(g *depositGroup, has state) (steps []step) {
 			s.aside = true
 		case version:
 		case has.live && l.kind == trustee.LabelKey:
-			r.left("key %q: the store has another state of it, or another key of that name, and uses that one", g.of.name)
+			r.left("key %q: the store has another state of it, or another key of that name, and uses that one",
+				g.of.name)
 			continue
 		case has.live && l.kind == trustee.LabelDeleted:
-			r.left("deleted key %q: the store has a key of that name, which stays; delete it at the KT KMS if it is to go", g.of.name)
+			r.left("deleted key %q: the store has a key of that name, which stays; delete it at the KT KMS if it is "+
+				"to go", g.of.name)
 			continue
 		case has.live:
 			r.left("deposit %.200q: the store has another of that name by now", l.row.Label)
@@ -393,7 +396,8 @@ func (r *recovery) refuse(g *depositGroup) {
 		}
 	}
 	if live {
-		r.left("REVIVED %s: the store has deleted it, and it would be in use again; --revive %q adds it", what, g.of.name)
+		r.left("REVIVED %s: the store has deleted it, and it would be in use again; --revive %q adds it", what,
+			g.of.name)
 	}
 }
 

@@ -44,10 +44,12 @@ func TestRecover(t *testing.T) {
 	must(t, err)
 	defer from.Close()
 
-	if r, err := replica.Recover(t.Context(), b.store, from, replica.RecoverOptions{Dry: true}); err != nil || r.Lacked.Deposits != 3 || !r.Added.None() {
+	if r, err := replica.Recover(t.Context(), b.store, from, replica.RecoverOptions{Dry: true}); err != nil ||
+		r.Lacked.Deposits != 3 || !r.Added.None() {
 		t.Errorf("a look: %+v, %v", r, err)
 	}
-	if _, err := replica.Recover(t.Context(), a.store, from, replica.RecoverOptions{}); !errors.Is(err, trustee.ErrPassive) {
+	if _, err := replica.Recover(t.Context(), a.store, from, replica.RecoverOptions{}); !errors.Is(err,
+		trustee.ErrPassive) {
 		t.Errorf("at the passive: %v", err)
 	}
 	_, err = replica.Recover(t.Context(), b.store, from, replica.RecoverOptions{Revive: []string{"late", "latr"}})
@@ -55,7 +57,8 @@ func TestRecover(t *testing.T) {
 		t.Errorf("a name that the other store does not hold: %v", err)
 	}
 	r, err := replica.Recover(t.Context(), b.store, from, replica.RecoverOptions{})
-	if err != nil || r.Added.Deposits != 2 || len(r.Left) != 1 || !strings.Contains(r.Left[0], `deposit "taken": the store has another`) {
+	if err != nil || r.Added.Deposits != 2 || len(r.Left) != 1 || !strings.Contains(r.Left[0],
+		`deposit "taken": the store has another`) {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	b.await("being in step", inStep)

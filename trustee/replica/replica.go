@@ -111,7 +111,8 @@ type offered struct {
 // passive.
 func New(ctx context.Context, cfg Config, first server.Role) (*Replica, error) {
 	const op = "replica.New"
-	r := &Replica{id: cfg.Identity, store: cfg.Store, peer: cfg.Peer, spool: cfg.Spool, log: cfg.Log, wakeup: make(chan struct{}, 1), round: make(chan struct{})}
+	r := &Replica{id: cfg.Identity, store: cfg.Store, peer: cfg.Peer, spool: cfg.Spool, log: cfg.Log,
+		wakeup: make(chan struct{}, 1), round: make(chan struct{})}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -129,7 +130,9 @@ func New(ctx context.Context, cfg Config, first server.Role) (*Replica, error) {
 	}
 	switch {
 	case st.Role == server.RoleSingle && first != server.RoleActive && first != server.RolePassive:
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "this is the first start with a peer: say by --role whether this Key Trustee Server is the active one, whose deposits count, or the passive one, which takes them over")
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "this is the first start with a peer: say by --role "+
+			"whether this Key Trustee Server is the active one, whose deposits count, or the passive one, which "+
+			"takes them over")
 	case st.Role == server.RoleSingle:
 		st, err = r.store.UpdatePosition(ctx, func(st *Position) error {
 			st.Role = first
@@ -200,7 +203,9 @@ func (r *Replica) probe(ctx context.Context, st Position) error {
 	case p.Fault != "":
 		return peerFault("replica.probe", p)
 	case p.Role != server.RolePassive || p.Head.Seq < st.Head.Seq: // the passive server has each change first
-		return claviger.Errorf("replica.probe", claviger.Unavailable, "", "the other Key Trustee Server was the passive one with change %d, and is %s with change %d now; it will be brought up to date", st.Head.Seq, p.Role, p.Head.Seq)
+		return claviger.Errorf("replica.probe", claviger.Unavailable, "", "the other Key Trustee Server was the "+
+			"passive one with change %d, and is %s with change %d now; it will be brought up to date", st.Head.Seq,
+			p.Role, p.Head.Seq)
 	}
 	return nil
 }
@@ -312,7 +317,8 @@ func (r *Replica) guard(ctx context.Context, before Position, e Entry) (shared b
 		return false, nil
 	case noWay:
 		r.wake()
-		return false, claviger.Errorf("replica.guard", claviger.Unavailable, "", "%w (%w)", server.ErrAway, errors.Join(why))
+		return false, claviger.Errorf("replica.guard", claviger.Unavailable, "", "%w (%w)", server.ErrAway,
+			errors.Join(why))
 	}
 	if err := r.ship(ctx, before, at, &e); err != nil {
 		return false, err
@@ -448,7 +454,8 @@ func (r *Replica) status(ctx context.Context, a StatusArgs) (any, error) {
 // diverged compares the heads of the two logs at the passive server. The active server knows
 // whether the two are in step.
 func (r *Replica) diverged(ctx context.Context, report *StatusReport) error {
-	if report.Role != server.RolePassive || report.Peer == nil || report.Peer.Role != server.RoleActive || report.Lag > 0 {
+	if report.Role != server.RolePassive || report.Peer == nil || report.Peer.Role != server.RoleActive ||
+		report.Lag > 0 {
 		return nil
 	}
 	had, err := r.store.Has(ctx, report.Peer.Head)
@@ -461,13 +468,15 @@ func (r *Replica) diverged(ctx context.Context, report *StatusReport) error {
 	r.mu.Unlock()
 	report.Why = "the active Key Trustee Server does not have the changes that this one has"
 	if offer.head == report.Peer.Head && !offer.less.None() {
-		report.Why = fmt.Sprintf("the active Key Trustee Server lacks what this one holds, %s; its copy was refused: %s", &offer.less, curePassive)
+		report.Why = fmt.Sprintf("the active Key Trustee Server lacks what this one holds, %s; its copy was refused: "+
+			"%s", &offer.less, curePassive)
 	}
 	return nil
 }
 
 // curePassive is the cure at a passive server that holds what the active server lacks.
-const curePassive = "where this server's store is the right one, claviger trustee promote here; where the other's is, claviger trustee resync --drop there, which drops this one's"
+const curePassive = "where this server's store is the right one, claviger trustee promote here; where the other's " +
+	"is, claviger trustee resync --drop there, which drops this one's"
 
 // forgetIncoming drops the pages of a copy that have come.
 func (r *Replica) forgetIncoming() {

@@ -94,7 +94,8 @@ func twoAt(t *testing.T, folders ...string) (a, b *half) {
 			}
 		})
 	}
-	if err := a.store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u1", Auth: "s3cret", Created: time.Now()}); err != nil {
+	if err := a.store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u1", Auth: "s3cret",
+		Created: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	return a, b
@@ -122,7 +123,8 @@ func (h *half) client(id *trustee.Identity, urls ...string) *trustee.Client {
 
 func (h *half) start() {
 	h.t.Helper()
-	r, err := replica.New(h.t.Context(), replica.Config{Identity: identities()[0], Store: h.store, Peer: h.other.client(identities()[0]), Spool: h.spool}, h.role)
+	r, err := replica.New(h.t.Context(), replica.Config{Identity: identities()[0], Store: h.store,
+		Peer: h.other.client(identities()[0]), Spool: h.spool}, h.role)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -146,7 +148,8 @@ func (h *half) operator(verb string, args any) error {
 
 func (h *half) status() (r replica.StatusReport) {
 	h.t.Helper()
-	if err := h.client(identities()[0]).Ask(h.t.Context(), trustee.VerbStatus, replica.StatusArgs{Digest: true}, &r); err != nil {
+	if err := h.client(identities()[0]).Ask(h.t.Context(), trustee.VerbStatus, replica.StatusArgs{Digest: true},
+		&r); err != nil {
 		h.t.Fatal(err)
 	}
 	return r
@@ -164,7 +167,8 @@ func (h *half) await(what string, ok func(replica.StatusReport) bool) {
 }
 
 func inStep(r replica.StatusReport) bool {
-	return r.Synced && r.Peer != nil && r.Digest == r.PeerDigest && r.Head == r.Peer.Head && r.Unshared == 0 && r.Lag == 0
+	return r.Synced && r.Peer != nil && r.Digest == r.PeerDigest && r.Head == r.Peer.Head && r.Unshared == 0 &&
+		r.Lag == 0
 }
 
 func put(t *testing.T, c *trustee.Client, label, content string) error {
@@ -210,7 +214,8 @@ func TestReplica(t *testing.T) {
 	if !claviger.Is(err, claviger.Unavailable) { // the passive may know this client
 		t.Error(err)
 	}
-	if _, err := c.Register(t.Context(), "ORG", "s3cret", false); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "claviger trustee alone on") {
+	if _, err := c.Register(t.Context(), "ORG", "s3cret", false); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "claviger trustee alone on") {
 		t.Errorf("without the passive: %v", err)
 	}
 	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
@@ -297,10 +302,12 @@ func TestReplicaBehind(t *testing.T) {
 	b.cut.Store(true) // the active does not reach it yet
 	b.start()
 	onlyB := b.client(identities()[1])
-	if _, err := onlyB.Find(t.Context(), "later"); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "lacks changes") {
+	if _, err := onlyB.Find(t.Context(), "later"); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "lacks changes") {
 		t.Errorf("from a passive that lacks it: %v", err)
 	}
-	if d, err := b.client(identities()[1], a.web.URL).Find(t.Context(), "later"); err != nil || string(d.Content) != "y" {
+	if d, err := b.client(identities()[1], a.web.URL).Find(t.Context(), "later"); err != nil ||
+		string(d.Content) != "y" {
 		t.Errorf("of the passive, then the active: %+v, %v", d, err)
 	}
 	b.cut.Store(false)
@@ -326,7 +333,8 @@ func TestReplicaDiverged(t *testing.T) {
 	must(t, put(t, a.client(identities()[1]), "of A", "a"))
 	a.stop()
 	b.start()
-	if err := b.operator(trustee.VerbPromote, replica.PromoteArgs{}); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "--force") {
+	if err := b.operator(trustee.VerbPromote, replica.PromoteArgs{}); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "--force") {
 		t.Errorf("without the active: %v", err)
 	}
 	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{Force: true}))
@@ -338,13 +346,16 @@ func TestReplicaDiverged(t *testing.T) {
 		t.Errorf("the one that was replaced: %v", err)
 	}
 	b.await("the warning", func(r replica.StatusReport) bool {
-		return strings.Contains(r.Why, `deposit "of A" (it has acknowledged changes alone, from`) && strings.Contains(r.Why, "claviger trustee resync --drop here") && r.Peer != nil && r.Peer.Role == server.RolePassive
+		return strings.Contains(r.Why, `deposit "of A" (it has acknowledged changes alone, from`) &&
+			strings.Contains(r.Why, "claviger trustee resync --drop here") && r.Peer != nil &&
+			r.Peer.Role == server.RolePassive
 	})
 	must(t, put(t, b.client(identities()[1]), "of B again", "b")) // it goes on alone
 	if err := a.operator(trustee.VerbResync, struct{}{}); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("resync at the passive: %v", err)
 	}
-	if err := a.operator(trustee.VerbPromote, replica.PromoteArgs{}); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "resync") {
+	if err := a.operator(trustee.VerbPromote, replica.PromoteArgs{}); !claviger.Is(err, claviger.Invalid) ||
+		!strings.Contains(err.Error(), "resync") {
 		t.Errorf("promote of one that lacks changes: %v", err)
 	}
 	must(t, b.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
@@ -421,7 +432,8 @@ func TestReplicaIdle(t *testing.T) {
 // for nothing else.
 func TestPeerVerbs(t *testing.T) {
 	a, _, c := started(t)
-	for _, verb := range []string{trustee.VerbStatus, trustee.VerbPromote, trustee.VerbAlone, trustee.VerbResync, "peer-hello", "peer-append", "peer-entries", "peer-load", "peer-digest", "peer-yield"} {
+	for _, verb := range []string{trustee.VerbStatus, trustee.VerbPromote, trustee.VerbAlone, trustee.VerbResync,
+		"peer-hello", "peer-append", "peer-entries", "peer-load", "peer-digest", "peer-yield"} {
 		if err := c.Ask(t.Context(), verb, struct{}{}, nil); !claviger.Is(err, claviger.Denied) {
 			t.Errorf("%s of a client: %v", verb, err)
 		}

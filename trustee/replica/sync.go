@@ -33,7 +33,9 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 	case p.Epoch > st.Epoch:
 		return r.stepDown(ctx, p.Epoch)
 	case p.Role == server.RoleActive:
-		return claviger.Errorf(op, claviger.Invalid, "", "both Key Trustee Servers are active, in epoch %d, this one at change %d and the other at change %d: neither follows the other; claviger trustee promote --force at the one whose deposits count makes the other passive", p.Epoch, st.Head.Seq, p.Head.Seq)
+		return claviger.Errorf(op, claviger.Invalid, "", "both Key Trustee Servers are active, in epoch %d, this one "+
+			"at change %d and the other at change %d: neither follows the other; claviger trustee promote --force at "+
+			"the one whose deposits count makes the other passive", p.Epoch, st.Head.Seq, p.Head.Seq)
 	}
 	if err := peerFault(op, p); err != nil {
 		return err
@@ -43,14 +45,16 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 	}
 	alone := false
 	// From now on no change is made that the passive server lacks.
-	if _, err := r.store.UpdatePosition(ctx, func(st *Position) error { alone, st.Alone = st.Alone, false; return nil }); err != nil {
+	if _, err := r.store.UpdatePosition(ctx,
+		func(st *Position) error { alone, st.Alone = st.Alone, false; return nil }); err != nil {
 		return err
 	}
 	head, err := r.prove(ctx, *p, discard)
 	if err == nil {
 		_, err = r.store.UpdatePosition(ctx, func(st *Position) error {
 			if st.Role != server.RoleActive || st.Head != head {
-				return claviger.Errorf(op, claviger.Unavailable, "", "another change was made, or this server is not the active one any more")
+				return claviger.Errorf(op, claviger.Unavailable, "", "another change was made, or this server is not "+
+					"the active one any more")
 			}
 			st.Unshared = 0
 			return nil
@@ -58,7 +62,8 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 	}
 	if err != nil {
 		if alone { // the operator's decision stays
-			_, again := r.store.UpdatePosition(ctx, func(st *Position) error { st.Alone = st.Role == server.RoleActive; return nil })
+			_, again := r.store.UpdatePosition(ctx,
+				func(st *Position) error { st.Alone = st.Role == server.RoleActive; return nil })
 			err = errors.Join(err, again)
 		}
 		return err
@@ -126,7 +131,8 @@ func (r *Replica) catchUp(ctx context.Context, p Position, discard bool) (*Posit
 		}
 		p = *next
 	}
-	return nil, claviger.Errorf("replica.catchUp", claviger.Unavailable, "", "changes are made faster than the passive Key Trustee Server takes them")
+	return nil, claviger.Errorf("replica.catchUp", claviger.Unavailable, "",
+		"changes are made faster than the passive Key Trustee Server takes them")
 }
 
 // inOurPast reports whether a passive server whose log ends at h has acknowledged nothing that this
@@ -201,7 +207,8 @@ func (r *Replica) prove(ctx context.Context, p Position, discard bool) (Head, er
 		case theirs.Digest == mine.Digest:
 			return mine.Head, nil
 		}
-		r.log.Error("the two Key Trustee Servers have made the same changes and do not hold the same: the passive gets all anew", "seq", mine.Head.Seq, "digest", mine.Digest, "passive", theirs.Digest)
+		r.log.Error("the two Key Trustee Servers have made the same changes and do not hold the same: the passive "+
+			"gets all anew", "seq", mine.Head.Seq, "digest", mine.Digest, "passive", theirs.Digest)
 		if round > 0 {
 			break
 		}
@@ -215,7 +222,8 @@ func (r *Replica) prove(ctx context.Context, p Position, discard bool) (Head, er
 		}
 		p = *next
 	}
-	return Head{}, claviger.Errorf(op, claviger.Unavailable, "", "the passive Key Trustee Server could not be made equal by digest")
+	return Head{}, claviger.Errorf(op, claviger.Unavailable, "", "the passive Key Trustee Server could not be made "+
+		"equal by digest")
 }
 
 func (r *Replica) digest(ctx context.Context) (digestResult, error) {
@@ -234,7 +242,8 @@ const refusedFor = time.Minute
 // the copy lacks, unless drop is true. The caller holds r.op.
 func (r *Replica) load(ctx context.Context, st, was Position, drop bool) (*Position, error) {
 	const op = "replica.load"
-	if no := r.refused; !drop && no.err != nil && no.theirs == was.Head && (no.mine == st.Head || time.Since(no.at) < refusedFor) {
+	if no := r.refused; !drop && no.err != nil && no.theirs == was.Head &&
+		(no.mine == st.Head || time.Since(no.at) < refusedFor) {
 		return nil, no.err
 	}
 	r.log.Warn("the passive Key Trustee Server gets a whole copy")
@@ -248,7 +257,11 @@ func (r *Replica) load(ctx context.Context, st, was Position, drop bool) (*Posit
 		if was.Unshared != 0 {
 			alone = fmt.Sprintf(" (it has acknowledged changes alone, from %d on)", was.Unshared)
 		}
-		err := claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server holds what this one lacks, %s%s; nothing was changed. Where the passive's store is the right one, as after this one's was lost or restored from an older backup, claviger trustee promote there; where this one's is, claviger trustee resync --drop here drops that, and a copy stays beside the passive's store", res.Lost, alone)
+		err := claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server holds what this one lacks, "+
+			"%s%s; nothing was changed. Where the passive's store is the right one, as after this one's was lost or "+
+			"restored from an older backup, claviger trustee promote there; where this one's is, claviger "+
+			"trustee resync --drop here drops that, and a copy stays beside the passive's store", res.Lost,
+			alone)
 		r.refused = refusal{mine: st.Head, theirs: was.Head, at: time.Now(), err: err}
 		r.mu.Lock()
 		r.lacking = true
@@ -306,7 +319,9 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Position, error) {
 	p, err := r.hello(ctx, Position{Role: server.RolePassive})
 	switch {
 	case err != nil && !force:
-		return nil, claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server does not answer: whether it has acknowledged changes alone, which this one lacks, is not known; where an operator knows that it has not, or that it is lost: --force (%w)", err)
+		return nil, claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server does not answer: "+
+			"whether it has acknowledged changes alone, which this one lacks, is not known; where an operator knows "+
+			"that it has not, or that it is lost: --force (%w)", err)
 	case err == nil:
 		epoch = max(st.Epoch, p.Epoch) + 1
 		if st.Role == server.RoleActive && (p.Role != server.RoleActive || p.Epoch < st.Epoch) {
@@ -316,12 +331,14 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Position, error) {
 		if all = err == nil; !all && !force {
 			return nil, err
 		} else if !all {
-			r.log.Warn("this Key Trustee Server becomes active without all that the other has: claviger trustee resync --drop, once both run, drops that", "err", err)
+			r.log.Warn("this Key Trustee Server becomes active without all that the other has: claviger trustee "+
+				"resync --drop, once both run, drops that", "err", err)
 		}
 	}
 	st, err = r.store.UpdatePosition(ctx, func(st *Position) error {
 		if st.Epoch >= epoch {
-			return claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server has just been promoted, to epoch %d", st.Epoch)
+			return claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server has just been "+
+				"promoted, to epoch %d", st.Epoch)
 		}
 		st.Role, st.Epoch, st.Alone = server.RoleActive, epoch, false
 		return nil
@@ -392,9 +409,13 @@ func (r *Replica) mayTakeOver(ctx context.Context, p *Position) error {
 	r.mu.Unlock()
 	switch {
 	case offer.head != p.Head:
-		return claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server has changed while the two were compared: try again")
+		return claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server has changed while the two "+
+			"were compared: try again")
 	case !offer.more.None():
-		return claviger.Errorf(op, claviger.Invalid, "", "the other Key Trustee Server holds what this one lacks, %s, and this one cannot follow its changes. claviger trustee resync there brings this one up to date, unless that loses something; claviger trustee promote --force here, and claviger trustee resync --drop afterwards, drops it, and a copy stays beside the other's store", &offer.more)
+		return claviger.Errorf(op, claviger.Invalid, "", "the other Key Trustee Server holds what this one lacks, "+
+			"%s, and this one cannot follow its changes. claviger trustee resync there brings this one up to date, "+
+			"unless that loses something; claviger trustee promote --force here, and claviger trustee resync "+
+			"--drop afterwards, drops it, and a copy stays beside the other's store", &offer.more)
 	}
 	return nil
 }

@@ -57,7 +57,8 @@ func (d *bodies) enter(address string) (leave func(), ok bool) {
 	if d.all >= maxBodies || d.open[address] >= most || stranger && d.unknown >= maxUnknown {
 		if d.refused++; now.Sub(d.logged) >= refusalsEvery {
 			d.logged = now
-			d.log.Warn("requests are refused before their bodies: as many are being read as may be", "latest from", address, "of it", d.open[address],
+			d.log.Warn("requests are refused before their bodies: as many are being read as may be", "latest from",
+				address, "of it", d.open[address],
 				"of all", d.all, "of addresses without a known client", d.unknown, "refused so far", d.refused)
 		}
 		return nil, false

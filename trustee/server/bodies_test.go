@@ -26,7 +26,8 @@ func TestHalfSentBodies(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		if _, err := fmt.Fprintf(c, "POST %sget HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n{", trustee.APIPath); err != nil {
+		if _, err := fmt.Fprintf(c, "POST %sget HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n{",
+			trustee.APIPath); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -25,7 +25,8 @@ func (s *Server) put(ctx context.Context, req *trustee.Request) (any, error) {
 	case len(d.Content) == 0:
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "the deposit is empty")
 	case !d.Expires.IsZero() && !d.Expires.After(now):
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "the deposit has expired already, at %s", d.Expires.UTC().Format(time.RFC3339))
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "the deposit has expired already, at %s",
+			d.Expires.UTC().Format(time.RFC3339))
 	}
 	c, err := s.store.Client(ctx, req.Client.Fingerprint())
 	if err != nil {
@@ -35,7 +36,8 @@ func (s *Server) put(ctx context.Context, req *trustee.Request) (any, error) {
 	for i, f := range d.Access {
 		access[i] = strings.ToUpper(f)
 	}
-	row := Row{UUID: d.UUID, Owner: c.Fingerprint, Org: c.Org, Label: d.Label, Access: access, Expires: d.Expires, Sealed: a.Deposit}
+	row := Row{UUID: d.UUID, Owner: c.Fingerprint, Org: c.Org, Label: d.Label, Access: access, Expires: d.Expires,
+		Sealed: a.Deposit}
 	if s.keeper != nil {
 		if row.Sealed.Content, err = s.keeper.Wrap(ctx, d.UUID, d.Content); err != nil {
 			return nil, err
@@ -92,12 +94,14 @@ func (s *Server) opened(ctx context.Context, row *Row) (any, error) {
 		return row.Sealed, nil
 	}
 	if s.keeper == nil {
-		return nil, claviger.Errorf("server.opened", claviger.Unavailable, "", "deposit %s is wrapped by a Key HSM, and this server was started without --keyhsm", row.UUID)
+		return nil, claviger.Errorf("server.opened", claviger.Unavailable, "",
+			"deposit %s is wrapped by a Key HSM, and this server was started without --keyhsm", row.UUID)
 	}
 	content, err := s.keeper.Unwrap(ctx, row.UUID, row.Sealed.Content)
 	if claviger.Is(err, claviger.Invalid) {
 		// The other server's Key HSM may have the key, and its store the deposit whole.
-		return nil, claviger.Errorf("server.opened", claviger.Unavailable, "", "deposit %s cannot be unwrapped here: %w", row.UUID, err)
+		return nil, claviger.Errorf("server.opened", claviger.Unavailable, "",
+			"deposit %s cannot be unwrapped here: %w", row.UUID, err)
 	}
 	if err != nil {
 		return nil, err
@@ -113,7 +117,8 @@ func (s *Server) list(ctx context.Context, req *trustee.Request) (any, error) {
 		return nil, err
 	}
 	if a.Limit < 1 || a.Limit > trustee.MaxPage {
-		return nil, claviger.Errorf("server.list", claviger.Invalid, "", "a page has 1 to %d deposits, not %d", trustee.MaxPage, a.Limit)
+		return nil, claviger.Errorf("server.list", claviger.Invalid, "", "a page has 1 to %d deposits, not %d",
+			trustee.MaxPage, a.Limit)
 	}
 	rows, err := s.store.List(ctx, req.Client.Fingerprint(), a)
 	if err != nil {
@@ -137,7 +142,8 @@ func named(req *trustee.Request) ([]string, error) {
 		return nil, err
 	}
 	if len(a.UUIDs) == 0 || len(a.UUIDs) > maxUUIDs {
-		return nil, claviger.Errorf("server."+req.Verb, claviger.Invalid, "", "1 to %d uuids can be named at once, not %d", maxUUIDs, len(a.UUIDs))
+		return nil, claviger.Errorf("server."+req.Verb, claviger.Invalid, "",
+			"1 to %d uuids can be named at once, not %d", maxUUIDs, len(a.UUIDs))
 	}
 	return a.UUIDs, nil
 }

@@ -46,11 +46,13 @@ func (d *Digester) Add(r Record) error {
 	switch {
 	case r.Org != nil:
 		o := r.Org
-		s = stated{Kind: "org", Names: []string{o.Name, o.UUID, o.Auth}, Lists: [][]string{list(o.Contacts)}, Times: []int64{millis(o.Created)}}
+		s = stated{Kind: "org", Names: []string{o.Name, o.UUID, o.Auth}, Lists: [][]string{list(o.Contacts)},
+			Times: []int64{millis(o.Created)}}
 		d.Orgs++
 	case r.Client != nil:
 		c := r.Client
-		s = stated{Kind: "client", Names: []string{c.Fingerprint, c.Org, string(c.State)}, Bytes: [][]byte{c.PublicKey}, Times: []int64{millis(c.Created)}}
+		s = stated{Kind: "client", Names: []string{c.Fingerprint, c.Org, string(c.State)}, Bytes: [][]byte{c.PublicKey},
+			Times: []int64{millis(c.Created)}}
 		d.Clients++
 	case r.Deposit != nil:
 		p := r.Deposit
@@ -59,7 +61,8 @@ func (d *Digester) Add(r Record) error {
 			deleted = millis(*p.Sealed.Deleted)
 		}
 		s = stated{Kind: "deposit", Names: []string{p.UUID, p.Owner, p.Org, p.Label}, Lists: [][]string{list(p.Access)},
-			Bytes: [][]byte{p.Sealed.Statement, p.Sealed.Signature, p.Sealed.Content}, Times: []int64{millis(p.Expires), deleted}, Flag: p.Wrapped}
+			Bytes: [][]byte{p.Sealed.Statement, p.Sealed.Signature, p.Sealed.Content},
+			Times: []int64{millis(p.Expires), deleted}, Flag: p.Wrapped}
 		d.Deposits++
 	case r.Once != nil:
 		return nil

@@ -14,7 +14,8 @@ func TestNewOrg(t *testing.T) {
 		t.Fatal(err)
 	}
 	b, err := server.NewOrg("SITE", nil)
-	if err != nil || a.UUID == b.UUID || a.Auth == b.Auth || len(a.Auth) != 32 || a.Name != "SITE" || len(a.Contacts) != 1 ||
+	if err != nil || a.UUID == b.UUID || a.Auth == b.Auth || len(a.Auth) != 32 || a.Name != "SITE" ||
+		len(a.Contacts) != 1 ||
 		a.Created.IsZero() {
 		t.Errorf("%v, %v, %v", a, b, err)
 	}

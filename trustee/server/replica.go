@@ -31,9 +31,12 @@ type Knowledge struct {
 var (
 	// ErrAway is in the error, of kind Unavailable, of a change that the passive server does not
 	// have. The change was not made.
-	ErrAway = errors.New("nothing was changed, since the passive Key Trustee Server does not have it; an operator can let this one go on without: claviger trustee alone on")
+	ErrAway = errors.New("nothing was changed, since the passive Key Trustee Server does not have it; an operator " +
+		"can let this one go on without: claviger trustee alone on")
 	// ErrBehind is what a passive server answers that lacks changes.
-	ErrBehind = errors.New("this passive Key Trustee Server lacks changes that the active one has acknowledged, and is being brought up to date: ask that one")
+	ErrBehind = errors.New("this passive Key Trustee Server lacks changes that the active one has acknowledged, and " +
+		"is being brought up to date: ask that one")
 	// ErrLacking is what an active server answers that knows that it lacks changes.
-	ErrLacking = errors.New("this active Key Trustee Server lacks what the passive one holds: ask that one; claviger trustee status here says what to do")
+	ErrLacking = errors.New("this active Key Trustee Server lacks what the passive one holds: ask that one; claviger " +
+		"trustee status here says what to do")
 )

@@ -40,7 +40,8 @@ func (s *seenReads) first(digest, client string, until, now time.Time) error {
 		s.sweep(now)
 	}
 	if s.full(client) {
-		return claviger.Errorf(op, claviger.Unavailable, "", "this client has sent %d reads within %s, of %d of all clients, and more are not taken now; ask less often",
+		return claviger.Errorf(op, claviger.Unavailable, "", "this client has sent %d reads within %s, of %d of all "+
+			"clients, and more are not taken now; ask less often",
 			s.byClient[client], 2*trustee.MaxSkew, len(s.reads))
 	}
 	s.reads[digest] = seenRead{client, until}

@@ -92,7 +92,10 @@ type Server struct {
 
 // New makes a server. The caller closes the store.
 func New(cfg Config) *Server {
-	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, replica: cfg.Replica, log: cfg.Log, now: cfg.Now, observe: cfg.Observe, slots: shares.New(maxRequests, true), peerSlots: make(chan struct{}, maxPeerRequests), registrationSlots: make(chan struct{}, maxRegistrations), guesses: newGuesses(), logLimit: rate.NewLimiter(rate.Every(refusedEvery), refusedLines)}
+	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, replica: cfg.Replica, log: cfg.Log,
+		now: cfg.Now, observe: cfg.Observe, slots: shares.New(maxRequests, true),
+		peerSlots: make(chan struct{}, maxPeerRequests), registrationSlots: make(chan struct{}, maxRegistrations),
+		guesses: newGuesses(), logLimit: rate.NewLimiter(rate.Every(refusedEvery), refusedLines)}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -121,7 +124,9 @@ func known(verb string) bool { return verbs[verb] != nil || trustee.ForPeer(verb
 
 // reads are the verbs that change no deposits. Their replays are refused by a table in memory. The
 // verbs between two servers may be repeated.
-var reads = map[string]bool{trustee.VerbGet: true, trustee.VerbFind: true, trustee.VerbList: true, trustee.VerbClients: true, trustee.VerbStatus: true, trustee.VerbPromote: true, trustee.VerbAlone: true, trustee.VerbResync: true}
+var reads = map[string]bool{trustee.VerbGet: true, trustee.VerbFind: true, trustee.VerbList: true,
+	trustee.VerbClients: true, trustee.VerbStatus: true, trustee.VerbPromote: true, trustee.VerbAlone: true,
+	trustee.VerbResync: true}
 
 // ServeHTTP answers GET /?a=fingerprint, GET /?a=publickey and the verbs.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -164,7 +169,8 @@ func (s *Server) acquire(w http.ResponseWriter, client string) (leave func(), ok
 		return func() { s.slots.Release(client, granted) }, true
 	case own:
 		w.Header().Set("Retry-After", "1")
-		http.Error(w, "as many requests of this client as the server takes are being served", http.StatusServiceUnavailable)
+		http.Error(w, "as many requests of this client as the server takes are being served",
+			http.StatusServiceUnavailable)
 	default:
 		s.recordFull()
 		tooMany(w)
@@ -205,7 +211,8 @@ func (s *Server) CheckSlots(context.Context) error {
 		return nil
 	}
 	used, most := s.slots.Figures()
-	return fmt.Errorf("requests of clients were refused at %s: %d were being worked on, and %d are now, %d of one client", full.UTC().Format(time.RFC3339), maxRequests, used, most)
+	return fmt.Errorf("requests of clients were refused at %s: %d were being worked on, and %d are now, %d of one "+
+		"client", full.UTC().Format(time.RFC3339), maxRequests, used, most)
 }
 
 func tooMany(w http.ResponseWriter) {
@@ -354,7 +361,8 @@ func (s *Server) slotFor(w http.ResponseWriter, req *trustee.Request) (leave fun
 
 // answer logs how a request ended, and sends the signed answer.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, req *trustee.Request, result any, err error) {
-	log := s.log.With("verb", req.Verb, "client", req.Client.Fingerprint(), "from", r.RemoteAddr, "request", req.Digest[:16])
+	log := s.log.With("verb", req.Verb, "client", req.Client.Fingerprint(), "from", r.RemoteAddr, "request",
+		req.Digest[:16])
 	answer, err := s.id.NewAnswer(req.Digest, result, shown(log, req.Verb, err), s.now())
 	if err != nil {
 		log.Error("an answer cannot be signed", "err", err)
@@ -382,7 +390,8 @@ func shown(log *slog.Logger, verb string, err error) error {
 	case claviger.Is(err, claviger.Internal), claviger.Is(err, claviger.Unavailable):
 		log.Error("a request has failed", "err", err)
 		if !trustee.ForPeer(verb) && claviger.Is(err, claviger.Unavailable) {
-			return claviger.Errorf(op, claviger.Unavailable, "", "the server cannot do this now, since its store takes no "+
+			return claviger.Errorf(op, claviger.Unavailable, "", "the server cannot do this now, since its store "+
+				"takes no "+
 				"changes (is its disk full?) or its Key HSM is away; its log says which")
 		}
 	default:
@@ -424,7 +433,8 @@ func (s *Server) do(ctx context.Context, req *trustee.Request) (any, error) {
 // of an operator on either host.
 func (s *Server) self(fingerprint string) (*trustee.Party, error) {
 	if fingerprint != s.id.Fingerprint() {
-		return nil, claviger.Errorf("server.self", claviger.Denied, "", "this is for the Key Trustee Servers' own identity, %s, alone", s.id)
+		return nil, claviger.Errorf("server.self", claviger.Denied, "", "this is for the Key Trustee Servers' own "+
+			"identity, %s, alone", s.id)
 	}
 	return &s.id.Party, nil
 }
@@ -442,13 +452,16 @@ func (s *Server) client(ctx context.Context, fingerprint string, sure bool) (*tr
 	case err != nil:
 		return nil, err
 	case c.State == Pending:
-		return nil, claviger.Errorf(op, claviger.Denied, "", "the client %s waits for an operator: claviger orgtool enable-client --fingerprint %s", fingerprint, fingerprint)
+		return nil, claviger.Errorf(op, claviger.Denied, "", "the client %s waits for an operator: claviger orgtool "+
+			"enable-client --fingerprint %s", fingerprint, fingerprint)
 	case c.State != Active:
-		return nil, claviger.Errorf(op, claviger.Denied, "", "the client %s is disabled: claviger orgtool enable-client --fingerprint %s lets it in again", fingerprint, fingerprint)
+		return nil, claviger.Errorf(op, claviger.Denied, "", "the client %s is disabled: claviger orgtool "+
+			"enable-client --fingerprint %s lets it in again", fingerprint, fingerprint)
 	}
 	p, err := trustee.ReadParty(c.PublicKey)
 	if err != nil {
-		return nil, claviger.Errorf(op, claviger.Internal, "", "the key of client %s in the store: %w", fingerprint, err)
+		return nil, claviger.Errorf(op, claviger.Internal, "", "the key of client %s in the store: %w", fingerprint,
+			err)
 	}
 	return p, nil
 }
@@ -491,7 +504,8 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 	}
 	address, _ := ctx.Value(addressKey{}).(string)
 	if s.guesses.tooMany(address, s.now()) {
-		return nil, claviger.Errorf(op, claviger.Denied, "", "too many registrations have failed lately from this address, which looks like guessing: try again in a minute; the server's log says from where they came")
+		return nil, claviger.Errorf(op, claviger.Denied, "", "too many registrations have failed lately from this "+
+			"address, which looks like guessing: try again in a minute; the server's log says from where they came")
 	}
 	org, err := s.store.Org(ctx, a.Org)
 	known := err == nil
@@ -502,7 +516,8 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 	same := subtle.ConstantTimeCompare(given[:], want[:]) == 1
 	if !known || org.Auth != "" && !same {
 		s.guesses.record(address, s.now())
-		return nil, claviger.Errorf(op, claviger.Denied, "", "the organization or its secret is wrong: see claviger orgtool list at the server")
+		return nil, claviger.Errorf(op, claviger.Denied, "", "the organization or its secret is wrong: see claviger "+
+			"orgtool list at the server")
 	}
 	state := Active
 	if org.Auth == "" {
@@ -516,7 +531,8 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 			return nil, err
 		}
 	}
-	c, err := s.store.AddClient(ctx, Client{Fingerprint: req.Client.Fingerprint(), Org: org.Name, PublicKey: a.PublicKey, State: state, Created: s.now()}, once(req))
+	c, err := s.store.AddClient(ctx, Client{Fingerprint: req.Client.Fingerprint(), Org: org.Name,
+		PublicKey: a.PublicKey, State: state, Created: s.now()}, once(req))
 	if err != nil {
 		return nil, err
 	}
@@ -540,7 +556,9 @@ func (s *Server) alone(ctx context.Context, org, fingerprint string) error {
 		case c.Fingerprint == fingerprint:
 			return nil
 		case c.State != Disabled:
-			return claviger.Errorf("server.register", claviger.KeyExists, "", "organization %q has the client %s already, registered at %s", org, c.Fingerprint, c.Created.UTC().Format(time.RFC3339))
+			return claviger.Errorf("server.register", claviger.KeyExists, "",
+				"organization %q has the client %s already, registered at %s", org, c.Fingerprint,
+				c.Created.UTC().Format(time.RFC3339))
 		}
 	}
 	return nil
@@ -565,7 +583,8 @@ func (s *Server) clients(ctx context.Context, req *trustee.Request) (any, error)
 	sortByAge(list)
 	r := trustee.ClientsResult{Org: me.Org}
 	for _, c := range list[:min(len(list), trustee.MaxPage)] {
-		r.Clients = append(r.Clients, trustee.ListedClient{Fingerprint: c.Fingerprint, Created: c.Created, Disabled: c.State == Disabled})
+		r.Clients = append(r.Clients, trustee.ListedClient{Fingerprint: c.Fingerprint, Created: c.Created,
+			Disabled: c.State == Disabled})
 	}
 	return r, nil
 }

@@ -32,7 +32,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 var identities = sync.OnceValue(func() (ids [3]*trustee.Identity) {
 	for i := range ids {
 		var err error
-		if ids[i], err = trustee.NewIdentity("keytrustee", "", fmt.Sprintf("kms@h%d.example.com", i), 2048, time.Now().Add(-time.Hour)); err != nil {
+		if ids[i], err = trustee.NewIdentity("keytrustee", "", fmt.Sprintf("kms@h%d.example.com", i), 2048,
+			time.Now().Add(-time.Hour)); err != nil {
 			panic(err)
 		}
 	}
@@ -58,12 +59,14 @@ func newSite(t *testing.T) *site {
 		t.Fatal(err)
 	}
 	s := &site{t: t, id: identities()[0], store: store}
-	for _, o := range []server.Org{{Name: "ORG", UUID: "u1", Contacts: []string{"a@b"}, Auth: "s3cret", Created: time.Now()}, {Name: "MANUAL", UUID: "u2", Created: time.Now()}} {
+	for _, o := range []server.Org{{Name: "ORG", UUID: "u1", Contacts: []string{"a@b"}, Auth: "s3cret",
+		Created: time.Now()}, {Name: "MANUAL", UUID: "u2", Created: time.Now()}} {
 		if err := store.AddOrg(t.Context(), o); err != nil {
 			t.Fatal(err)
 		}
 	}
-	handler := server.New(server.Config{Identity: s.id, Store: store, Now: func() time.Time { return time.Now().Add(time.Duration(s.shift.Load())) }})
+	handler := server.New(server.Config{Identity: s.id, Store: store,
+		Now: func() time.Time { return time.Now().Add(time.Duration(s.shift.Load())) }})
 	web := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.cut.Load() > 0 && s.cut.Add(-1) >= 0 {
 			handler.ServeHTTP(httptest.NewRecorder(), r)
@@ -85,7 +88,8 @@ func newSite(t *testing.T) *site {
 
 func (s *site) client(id *trustee.Identity) *trustee.Client {
 	s.t.Helper()
-	c, err := trustee.NewClient(trustee.ClientConfig{Identity: id, Servers: []trustee.Endpoint{{URL: s.url, Server: &s.id.Party}}, TLS: s.tls})
+	c, err := trustee.NewClient(trustee.ClientConfig{Identity: id, Servers: []trustee.Endpoint{{URL: s.url,
+		Server: &s.id.Party}}, TLS: s.tls})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -113,7 +117,8 @@ func TestAbout(t *testing.T) {
 	s := newSite(t)
 	c := &http.Client{Transport: &http.Transport{TLSClientConfig: s.tls}}
 	t.Cleanup(c.CloseIdleConnections)
-	for path, want := range map[string]string{"/?a=fingerprint": "200 " + s.id.String() + "\n", "/": "400 ask /?a=fingerprint", "/v1/get": "405 ", "/v1/steal": "404 ", "/favicon.ico": "404 "} {
+	for path, want := range map[string]string{"/?a=fingerprint": "200 " + s.id.String() + "\n",
+		"/": "400 ask /?a=fingerprint", "/v1/get": "405 ", "/v1/steal": "404 ", "/favicon.ico": "404 "} {
 		resp, err := c.Get(s.url + path) //nolint:noctx // of this test's own server
 		if err != nil {
 			t.Fatal(err)
@@ -125,8 +130,10 @@ func TestAbout(t *testing.T) {
 		}
 	}
 	// A method that a path does not have is 405, and nothing is a fault of the server.
-	for path, has := range map[string]string{"/?a=publickey": "GET HEAD", "/v1/get": "POST", "/v1/steal": "", "/elsewhere": ""} {
-		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND", "get", "FOO"} {
+	for path, has := range map[string]string{"/?a=publickey": "GET HEAD", "/v1/get": "POST", "/v1/steal": "",
+		"/elsewhere": ""} {
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND",
+			"get", "FOO"} {
 			req, err := http.NewRequestWithContext(t.Context(), method, s.url+path, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -136,7 +143,9 @@ func TestAbout(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = resp.Body.Close()
-			if refused := has != "" && !slices.Contains(strings.Fields(has), method); resp.StatusCode >= 500 || refused != (resp.StatusCode == http.StatusMethodNotAllowed) || refused == (resp.Header.Get("Allow") == "") {
+			if refused := has != "" && !slices.Contains(strings.Fields(has), method); resp.StatusCode >= 500 ||
+				refused != (resp.StatusCode == http.StatusMethodNotAllowed) ||
+				refused == (resp.Header.Get("Allow") == "") {
 				t.Errorf("%s %s: %d, Allow %q", method, path, resp.StatusCode, resp.Header.Get("Allow"))
 			}
 		}
@@ -221,7 +230,8 @@ func TestSlowSenders(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		if _, err := io.WriteString(conn, "POST /v1/get HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"); err != nil {
+		if _, err := io.WriteString(conn, "POST /v1/get HTTP/1.1\r\nHost: x\r\nContent-Length: "+
+			"1000\r\n\r\n{"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -236,7 +246,8 @@ func TestSlowSenders(t *testing.T) {
 func TestPending(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	for i := range server.MaxPending {
-		c := server.Client{Fingerprint: fmt.Sprintf("%040d", i), Org: "MANUAL", State: server.Pending, PublicKey: []byte("k"), Created: time.Now()}
+		c := server.Client{Fingerprint: fmt.Sprintf("%040d", i), Org: "MANUAL", State: server.Pending,
+			PublicKey: []byte("k"), Created: time.Now()}
 		if _, err := s.store.AddClient(ctx, c, server.Once{}); err != nil {
 			t.Fatal(err)
 		}
@@ -268,7 +279,8 @@ func TestBox(t *testing.T) {
 		return uuid
 	}
 	one := put("key/a", "1", "")
-	if d, err := c.Get(ctx, one); err != nil || d.Label != "key/a" || string(d.Content) != "1" || d.Description != "d" || d.Owner != identities()[1].Fingerprint() {
+	if d, err := c.Get(ctx, one); err != nil || d.Label != "key/a" || string(d.Content) != "1" ||
+		d.Description != "d" || d.Owner != identities()[1].Fingerprint() {
 		t.Errorf("%+v, %v", d, err)
 	}
 	_, err := c.Put(ctx, trustee.Deposit{Label: "key/a", Content: []byte("x")}, "")
@@ -294,11 +306,13 @@ func TestBox(t *testing.T) {
 	is(t, "an empty deposit", err, claviger.Invalid)
 	_, err = c.Put(ctx, trustee.Deposit{Label: "large", Content: make([]byte, trustee.MaxContent+1)}, "")
 	is(t, "a large deposit", err, claviger.Invalid)
-	if _, err := c.Put(ctx, trustee.Deposit{Label: "largest", Content: make([]byte, trustee.MaxContent)}, ""); err != nil {
+	if _, err := c.Put(ctx, trustee.Deposit{Label: "largest", Content: make([]byte, trustee.MaxContent)},
+		""); err != nil {
 		t.Errorf("a deposit at the limit: %v", err)
 	}
 
-	soon, err := c.Put(ctx, trustee.Deposit{Label: "soon", Content: []byte("3"), Expires: time.Now().Add(time.Minute)}, "")
+	soon, err := c.Put(ctx, trustee.Deposit{Label: "soon", Content: []byte("3"), Expires: time.Now().Add(time.Minute)},
+		"")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -340,7 +354,8 @@ func TestBox(t *testing.T) {
 	}
 	_, err = c.Find(ctx, "key/a")
 	is(t, "what was deleted", err, claviger.KeyNotFound)
-	if gone, err := c.List(ctx, "key/", true, "", 10); err != nil || len(gone) != 2 || gone[0].Deleted.IsZero() || gone[0].Content != nil {
+	if gone, err := c.List(ctx, "key/", true, "", 10); err != nil || len(gone) != 2 || gone[0].Deleted.IsZero() ||
+		gone[0].Content != nil {
 		t.Errorf("%+v, %v", gone, err)
 	}
 	four := put("key/a", "4", "")
@@ -366,12 +381,14 @@ func TestShared(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	owner := s.registered(identities()[1], "ORG")
 	reader := identities()[2]
-	uuid, err := owner.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x"), Access: []string{reader.Fingerprint()}}, "")
+	uuid, err := owner.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x"),
+		Access: []string{reader.Fingerprint()}}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	get := func() (int, string) {
-		body, digest, err := reader.NewRequest(trustee.VerbGet, s.id.Fingerprint(), trustee.GetArgs{UUID: uuid}, time.Now())
+		body, digest, err := reader.NewRequest(trustee.VerbGet, s.id.Fingerprint(), trustee.GetArgs{UUID: uuid},
+			time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -393,7 +410,8 @@ func TestShared(t *testing.T) {
 	s = newSite(t)
 	s.registered(reader, "ORG")
 	owner = s.registered(identities()[1], "ORG")
-	if uuid, err = owner.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x"), Access: []string{strings.ToLower(reader.Fingerprint())}}, ""); err != nil {
+	if uuid, err = owner.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x"),
+		Access: []string{strings.ToLower(reader.Fingerprint())}}, ""); err != nil {
 		t.Fatal(err)
 	}
 	if status, text := get(); status != 200 || text != "x" {
@@ -436,15 +454,18 @@ func TestReplay(t *testing.T) {
 	for _, r := range []struct {
 		verb string
 		args any
-	}{{trustee.VerbGet, trustee.GetArgs{UUID: uuid}}, {trustee.VerbList, trustee.ListArgs{Limit: 1}}, {trustee.VerbDelete, trustee.UUIDArgs{UUIDs: []string{uuid}}}} {
+	}{{trustee.VerbGet, trustee.GetArgs{UUID: uuid}}, {trustee.VerbList, trustee.ListArgs{Limit: 1}},
+		{trustee.VerbDelete, trustee.UUIDArgs{UUIDs: []string{uuid}}}} {
 		body, digest, err := id.NewRequest(r.verb, s.id.Fingerprint(), r.args, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if status, answer := s.post(r.verb, body); status != 200 || errors.Is(trustee.ReadAnswer(answer, &s.id.Party, digest, time.Now(), nil), trustee.ErrReplay) {
+		if status, answer := s.post(r.verb, body); status != 200 || errors.Is(trustee.ReadAnswer(answer, &s.id.Party,
+			digest, time.Now(), nil), trustee.ErrReplay) {
 			t.Errorf("%s: %d %s", r.verb, status, answer)
 		}
-		if status, answer := s.post(r.verb, body); status != 200 || !errors.Is(trustee.ReadAnswer(answer, &s.id.Party, digest, time.Now(), nil), trustee.ErrReplay) {
+		if status, answer := s.post(r.verb, body); status != 200 || !errors.Is(trustee.ReadAnswer(answer, &s.id.Party,
+			digest, time.Now(), nil), trustee.ErrReplay) {
 			t.Errorf("%s again: %d %s", r.verb, status, answer)
 		}
 		s.shift.Store(int64(trustee.MaxSkew + time.Second))
@@ -523,12 +544,14 @@ func TestRestart(t *testing.T) {
 		if i == 0 {
 			err = store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u", Created: time.Now()})
 		} else if _, err = store.Org(t.Context(), "ORG"); err == nil {
-			is(t, "the same organization", store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "v"}), claviger.KeyExists)
+			is(t, "the same organization", store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "v"}),
+				claviger.KeyExists)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = store.AddClient(t.Context(), server.Client{Fingerprint: "F", Org: "ORG", PublicKey: []byte{1}, State: server.Active, Created: time.Now()}, once)
+		_, err = store.AddClient(t.Context(), server.Client{Fingerprint: "F", Org: "ORG", PublicKey: []byte{1},
+			State: server.Active, Created: time.Now()}, once)
 		if replay := errors.Is(err, trustee.ErrReplay); replay != (i == 1) {
 			t.Errorf("%d: %v", i, err)
 		}
@@ -589,7 +612,8 @@ func TestClock(t *testing.T) {
 	s.registered(identities()[1], "ORG")
 	for _, off := range []time.Duration{time.Hour, -time.Hour} {
 		s.shift.Store(int64(off))
-		if _, err := c.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, ""); err == nil || !strings.Contains(err.Error(), "NTP") {
+		if _, err := c.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, ""); err == nil ||
+			!strings.Contains(err.Error(), "NTP") {
 			t.Errorf("%v: put: %v", off, err)
 		}
 	}

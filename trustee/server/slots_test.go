@@ -111,7 +111,8 @@ func TestStrangersLines(t *testing.T) {
 	}
 	var lines bytes.Buffer
 	now := time.Now()
-	s := New(Config{Identity: id, Log: slog.New(slog.NewTextHandler(&lines, nil)), Now: func() time.Time { return now }})
+	s := New(Config{Identity: id, Log: slog.New(slog.NewTextHandler(&lines, nil)),
+		Now: func() time.Time { return now }})
 	send := func() {
 		r := httptest.NewRequest(http.MethodPost, trustee.APIPath+trustee.VerbGet, bytes.NewReader([]byte("{}")))
 		s.ServeHTTP(httptest.NewRecorder(), r)
@@ -184,7 +185,8 @@ func TestReadsByClient(t *testing.T) {
 		t.Errorf("a replay: %v", err)
 	}
 	later := until.Add(time.Second)
-	if err := s.first("greedy again", "greedy", later.Add(time.Minute), later); err != nil || len(s.reads) != 1 || s.byClient["greedy"] != 1 || len(s.byClient) != 1 {
+	if err := s.first("greedy again", "greedy", later.Add(time.Minute), later); err != nil || len(s.reads) != 1 ||
+		s.byClient["greedy"] != 1 || len(s.byClient) != 1 {
 		t.Errorf("when its reads are past: %v, %d are remembered, %v", err, len(s.reads), s.byClient)
 	}
 }

@@ -114,7 +114,8 @@ type Clients interface {
 }
 
 // Deposits are the deposits of all clients: live, or deleted and not yet purged. A label
-// belongs to one live deposit of an owner, and to any number of deleted ones. Get returns a deposit to any caller; who may read it is the server's question.
+// belongs to one live deposit of an owner, and to any number of deleted ones. Get returns a deposit to any caller; who
+// may read it is the server's question.
 type Deposits interface {
 	// Put adds a deposit, and removes the owner's live deposit that replaces names ("" is none)
 	// in the same transaction. A row with Sealed.Deleted is deleted from the start. Kinds

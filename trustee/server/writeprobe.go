@@ -56,7 +56,8 @@ func (s *Server) single(ctx context.Context, verb string) error {
 			text = "; " + takesNone + fault
 		}
 	}
-	return claviger.Errorf("server.do", claviger.Invalid, "", "%s: claviger trustee serve --peer makes it that%s", notOneOfTwo, text)
+	return claviger.Errorf("server.do", claviger.Invalid, "", "%s: claviger trustee serve --peer makes it that%s",
+		notOneOfTwo, text)
 }
 
 // SingleFault returns the fault in the status of a server that is not one of two, or "" if its store

@@ -86,7 +86,8 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 
 func (s *Store) prepare(ctx context.Context, c Config) error {
 	const op = "trustee/server/postgres.Open"
-	err := s.db.Migrate(ctx, pgdb.Schema{Migrations: migrations, Version: schemaVersion, Table: "trustee_db_version", Parts: parts, Lock: s.lockSchema})
+	err := s.db.Migrate(ctx, pgdb.Schema{Migrations: migrations, Version: schemaVersion, Table: "trustee_db_version",
+		Parts: parts, Lock: s.lockSchema})
 	if err != nil {
 		return err
 	}
@@ -96,17 +97,21 @@ func (s *Store) prepare(ctx context.Context, c Config) error {
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		if !c.Claim {
-			return claviger.Errorf(op, claviger.Invalid, "", "%s: the database %s is no Key Trustee Server's yet: claviger trustee init --store URI takes it", c.Where, s.db.URI())
+			return claviger.Errorf(op, claviger.Invalid, "", "%s: the database %s is no Key Trustee Server's yet: "+
+				"claviger trustee init --store URI takes it", c.Where, s.db.URI())
 		}
 		err = s.db.Update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, `INSERT INTO trustee_identity VALUES (true, $1) ON CONFLICT DO NOTHING`, c.Identity); err != nil {
+			if _, err := tx.Exec(ctx, `INSERT INTO trustee_identity VALUES (true, $1) ON CONFLICT DO NOTHING`,
+				c.Identity); err != nil {
 				return err
 			}
 			return tx.QueryRow(ctx, `SELECT fingerprint FROM trustee_identity`).Scan(&owner)
 		})
 	}
 	if err == nil && owner != c.Identity {
-		err = claviger.Errorf(op, claviger.Invalid, "", "%s: the database %s belongs to the Key Trustee Server %s, and this one is %s: name a database of its own, or copy the folder of that one", c.Where, s.db.URI(), owner, c.Identity)
+		err = claviger.Errorf(op, claviger.Invalid, "", "%s: the database %s belongs to the Key Trustee Server %s, "+
+			"and this one is %s: name a database of its own, or copy the folder of that one", c.Where, s.db.URI(),
+			owner, c.Identity)
 	}
 	return err
 }
@@ -176,9 +181,12 @@ func (s *Store) Promote(ctx context.Context) error {
 		err := tx.QueryRow(ctx, `SELECT pg_promote(true, $1)`, int(promoteTimeout.Seconds())).Scan(&done)
 		switch {
 		case pgdb.Code(err) == pgdb.Rights:
-			return claviger.Errorf(op, claviger.Denied, "", "the role may not promote %s (%w): on the primary, in this database, GRANT EXECUTE ON FUNCTION pg_promote TO the role; or run pg_ctl promote on the standby's host", s.db.URI(), err)
+			return claviger.Errorf(op, claviger.Denied, "", "the role may not promote %s (%w): on the primary, in "+
+				"this database, GRANT EXECUTE ON FUNCTION pg_promote TO the role; or run pg_ctl promote on the "+
+				"standby's host", s.db.URI(), err)
 		case err == nil && !done:
-			return claviger.Errorf(op, claviger.Unavailable, "", "%s has not become a primary within %v: see its log", s.db.URI(), promoteTimeout)
+			return claviger.Errorf(op, claviger.Unavailable, "", "%s has not become a primary within %v: see its log",
+				s.db.URI(), promoteTimeout)
 		}
 		return err
 	})
@@ -188,7 +196,8 @@ func (s *Store) Promote(ctx context.Context) error {
 func (s *Store) Deposits(ctx context.Context) (live, deleted int64, err error) {
 	const op = "trustee/server/postgres.Deposits"
 	err = s.db.Read(ctx, op, "", func(ctx context.Context) error {
-		return s.db.Pool().QueryRow(ctx, `SELECT count(*) FILTER (WHERE deleted IS NULL), count(deleted) FROM trustee_deposit`).Scan(&live, &deleted)
+		return s.db.Pool().QueryRow(ctx,
+			`SELECT count(*) FILTER (WHERE deleted IS NULL), count(deleted) FROM trustee_deposit`).Scan(&live, &deleted)
 	})
 	return live, deleted, s.fail(op, "", err)
 }
@@ -198,7 +207,9 @@ func (s *Store) Deposits(ctx context.Context) (live, deleted int64, err error) {
 func (s *Store) Wrapped(ctx context.Context, bytes int, f func(uuid string, head []byte)) error {
 	const op = "trustee/server/postgres.Wrapped"
 	err := s.db.Read(ctx, op, "", func(ctx context.Context) error {
-		rows, err := s.db.Pool().Query(ctx, `SELECT uuid, substring(content FROM 1 FOR $1) FROM trustee_deposit WHERE wrapped AND deleted IS NULL`, bytes)
+		rows, err := s.db.Pool().Query(ctx,
+			`SELECT uuid, substring(content FROM 1 FOR $1) FROM trustee_deposit WHERE wrapped AND deleted IS NULL`,
+			bytes)
 		if err != nil {
 			return err
 		}
@@ -219,10 +230,11 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 	if role, err := s.Role(ctx); err != nil || role == server.RolePassive {
 		return err
 	}
-	return s.change(ctx, "trustee/server/postgres.CheckWrites", "", server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `SELECT pg_logical_emit_message(true, 'claviger', $1)`, strings.Repeat("0", probeRoom))
-		return err
-	})
+	return s.change(ctx, "trustee/server/postgres.CheckWrites", "", server.Once{},
+		func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, `SELECT pg_logical_emit_message(true, 'claviger', $1)`, strings.Repeat("0", probeRoom))
+			return err
+		})
 }
 
 // probeRoom is how many bytes CheckWrites writes.
@@ -241,7 +253,8 @@ func (s *Store) fail(op, key string, err error) error {
 		return server.RolePassive.MayChange(op, key)
 	}
 	err = s.db.Fail(op, key, err)
-	if kind := claviger.KindOf(err); (kind == claviger.Unavailable || kind == claviger.Internal) && !errors.Is(err, context.Canceled) {
+	if kind := claviger.KindOf(err); (kind == claviger.Unavailable || kind == claviger.Internal) &&
+		!errors.Is(err, context.Canceled) {
 		s.failures.Add(1)
 	}
 	return err
@@ -249,26 +262,29 @@ func (s *Store) fail(op, key string, err error) error {
 
 // change runs f in one transaction. ctx counts until that begins: what is under way
 // is not broken off by a client that goes.
-func (s *Store) change(ctx context.Context, op, key string, once server.Once, f func(ctx context.Context, tx pgx.Tx) error) error {
+func (s *Store) change(ctx context.Context, op, key string, once server.Once,
+	f func(ctx context.Context, tx pgx.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return s.fail(op, key, err)
 	}
-	err := s.db.Update(context.WithoutCancel(ctx), op, key, pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
-		if once.Digest != "" {
-			tag, err := tx.Exec(ctx, `INSERT INTO trustee_once (digest, until) VALUES ($1, $2) ON CONFLICT DO NOTHING`, once.Digest, once.Until.UnixMilli())
-			if err != nil {
-				return err
+	err := s.db.Update(context.WithoutCancel(ctx), op, key, pgx.ReadCommitted,
+		func(ctx context.Context, tx pgx.Tx) error {
+			if once.Digest != "" {
+				tag, err := tx.Exec(ctx, `INSERT INTO trustee_once (digest, until) VALUES ($1, $2) ON CONFLICT DO NOTHING`,
+					once.Digest, once.Until.UnixMilli())
+				if err != nil {
+					return err
+				}
+				if tag.RowsAffected() == 0 {
+					return claviger.E(op, claviger.Invalid, "", trustee.ErrReplay)
+				}
 			}
-			if tag.RowsAffected() == 0 {
-				return claviger.E(op, claviger.Invalid, "", trustee.ErrReplay)
+			err := f(ctx, tx)
+			if pgdb.Code(err) == pgdb.Unique {
+				return claviger.E(op, claviger.KeyExists, key, nil)
 			}
-		}
-		err := f(ctx, tx)
-		if pgdb.Code(err) == pgdb.Unique {
-			return claviger.E(op, claviger.KeyExists, key, nil)
-		}
-		return err
-	})
+			return err
+		})
 	return s.fail(op, key, err)
 }
 
@@ -283,9 +299,10 @@ func one(ctx context.Context, tx pgx.Tx, op, key, query string, args ...any) err
 
 // AddOrg adds an organization.
 func (s *Store) AddOrg(ctx context.Context, o server.Org) error {
-	return s.change(ctx, "trustee/server/postgres.AddOrg", o.Name, server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
-		return insert(ctx, tx, server.Record{Org: &o})
-	})
+	return s.change(ctx, "trustee/server/postgres.AddOrg", o.Name, server.Once{},
+		func(ctx context.Context, tx pgx.Tx) error {
+			return insert(ctx, tx, server.Record{Org: &o})
+		})
 }
 
 // SetAuth sets the secret of an organization.
@@ -302,7 +319,8 @@ func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once
 	err := s.change(ctx, op, c.Fingerprint, once, func(ctx context.Context, tx pgx.Tx) error {
 		if c.State == server.Pending {
 			// Those who count wait for each other.
-			if err := one(ctx, tx, op, c.Org, `SELECT FROM trustee_org WHERE name = $1 FOR NO KEY UPDATE`, c.Org); err != nil {
+			if err := one(ctx, tx, op, c.Org, `SELECT FROM trustee_org WHERE name = $1 FOR NO KEY UPDATE`,
+				c.Org); err != nil {
 				return err
 			}
 			var waiting int
@@ -311,7 +329,8 @@ func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once
 				return err
 			}
 			if waiting >= server.MaxPending {
-				return claviger.Errorf(op, claviger.Denied, c.Fingerprint, "%d clients of organization %s wait for an operator already: claviger orgtool clients shows them", waiting, c.Org)
+				return claviger.Errorf(op, claviger.Denied, c.Fingerprint, "%d clients of organization %s wait for "+
+					"an operator already: claviger orgtool clients shows them", waiting, c.Org)
 			}
 		}
 		_, err := tx.Exec(ctx, insertClient+` ON CONFLICT DO NOTHING`, clientArgs(&c)...)
@@ -341,7 +360,8 @@ func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once
 func (s *Store) SetState(ctx context.Context, fingerprint string, state server.State) error {
 	const op = "trustee/server/postgres.SetState"
 	return s.change(ctx, op, fingerprint, server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
-		return one(ctx, tx, op, fingerprint, `UPDATE trustee_client SET state = $2 WHERE fingerprint = $1`, fingerprint, state)
+		return one(ctx, tx, op, fingerprint, `UPDATE trustee_client SET state = $2 WHERE fingerprint = $1`, fingerprint,
+			state)
 	})
 }
 
@@ -350,7 +370,9 @@ func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once ser
 	const op = "trustee/server/postgres.Put"
 	return s.change(ctx, op, r.Label, once, func(ctx context.Context, tx pgx.Tx) error {
 		if replaces != "" {
-			if err := one(ctx, tx, op, replaces, `DELETE FROM trustee_deposit WHERE uuid = $1 AND owner = $2 AND deleted IS NULL`, replaces, r.Owner); err != nil {
+			if err := one(ctx, tx, op, replaces,
+				`DELETE FROM trustee_deposit WHERE uuid = $1 AND owner = $2 AND deleted IS NULL`, replaces,
+				r.Owner); err != nil {
 				return err
 			}
 		}
@@ -361,7 +383,8 @@ func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once ser
 // each changes all of the owner's deposits that are named, or none. Everybody takes
 // them in the same order: those who wait for each other in a ring each wait for the
 // server's deadlock_timeout, one after the other.
-func (s *Store) each(ctx context.Context, op, owner string, uuids []string, once server.Once, query string, further ...any) error {
+func (s *Store) each(ctx context.Context, op, owner string, uuids []string, once server.Once, query string,
+	further ...any) error {
 	uuids = slices.Sorted(slices.Values(uuids))
 	return s.change(ctx, op, strings.Join(uuids, " "), once, func(ctx context.Context, tx pgx.Tx) error {
 		for _, uuid := range uuids {
@@ -375,27 +398,32 @@ func (s *Store) each(ctx context.Context, op, owner string, uuids []string, once
 
 // Delete makes deposits unreadable.
 func (s *Store) Delete(ctx context.Context, owner string, uuids []string, at time.Time, once server.Once) error {
-	return s.each(ctx, "trustee/server/postgres.Delete", owner, uuids, once, `UPDATE trustee_deposit SET deleted = $3 WHERE uuid = $1 AND owner = $2 AND deleted IS NULL`, at.UnixMilli())
+	return s.each(ctx, "trustee/server/postgres.Delete", owner, uuids, once,
+		`UPDATE trustee_deposit SET deleted = $3 WHERE uuid = $1 AND owner = $2 AND deleted IS NULL`, at.UnixMilli())
 }
 
 // Undelete brings deposits back.
 func (s *Store) Undelete(ctx context.Context, owner string, uuids []string, once server.Once) error {
-	return s.each(ctx, "trustee/server/postgres.Undelete", owner, uuids, once, `UPDATE trustee_deposit SET deleted = NULL WHERE uuid = $1 AND owner = $2 AND deleted IS NOT NULL`)
+	return s.each(ctx, "trustee/server/postgres.Undelete", owner, uuids, once,
+		`UPDATE trustee_deposit SET deleted = NULL WHERE uuid = $1 AND owner = $2 AND deleted IS NOT NULL`)
 }
 
 // Purge removes deposits.
 func (s *Store) Purge(ctx context.Context, owner string, uuids []string, once server.Once) error {
-	return s.each(ctx, "trustee/server/postgres.Purge", owner, uuids, once, `DELETE FROM trustee_deposit WHERE uuid = $1 AND owner = $2 AND deleted IS NOT NULL`)
+	return s.each(ctx, "trustee/server/postgres.Purge", owner, uuids, once,
+		`DELETE FROM trustee_deposit WHERE uuid = $1 AND owner = $2 AND deleted IS NOT NULL`)
 }
 
 // Forget drops what is past.
 func (s *Store) Forget(ctx context.Context, now time.Time) error {
-	return s.change(ctx, "trustee/server/postgres.Forget", "", server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
-		for _, query := range []string{`DELETE FROM trustee_once WHERE until < $1`, `DELETE FROM trustee_deposit WHERE expires < $1`} {
-			if _, err := tx.Exec(ctx, query, now.UnixMilli()); err != nil {
-				return fmt.Errorf("forget: %w", err)
+	return s.change(ctx, "trustee/server/postgres.Forget", "", server.Once{},
+		func(ctx context.Context, tx pgx.Tx) error {
+			for _, query := range []string{`DELETE FROM trustee_once WHERE until < $1`,
+				`DELETE FROM trustee_deposit WHERE expires < $1`} {
+				if _, err := tx.Exec(ctx, query, now.UnixMilli()); err != nil {
+					return fmt.Errorf("forget: %w", err)
+				}
 			}
-		}
-		return nil
-	})
+			return nil
+		})
 }

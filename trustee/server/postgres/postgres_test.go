@@ -64,7 +64,8 @@ func TestOtherIdentity(t *testing.T) {
 func TestUnclaimed(t *testing.T) {
 	uri := pgtest.Database(t)
 	c := Config{URI: uri, Where: "keytrustee.conf, DB_CONNECT", Identity: "AB12"}
-	if _, err := Open(t.Context(), c); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "trustee init --store") {
+	if _, err := Open(t.Context(), c); !claviger.Is(err, claviger.Invalid) ||
+		!strings.Contains(err.Error(), "trustee init --store") {
 		t.Fatal(err)
 	}
 	claimed := open(t, uri)
@@ -82,7 +83,8 @@ func TestRestart(t *testing.T) {
 	ctx := t.Context()
 	pg := pgtest.Start(t)
 	uri := pg.Database(t)
-	hasty, err := Open(ctx, Config{URI: uri, Where: "keytrustee.conf, DB_CONNECT", Identity: "AB12", Claim: true, Patience: 300 * time.Millisecond})
+	hasty, err := Open(ctx, Config{URI: uri, Where: "keytrustee.conf, DB_CONNECT", Identity: "AB12", Claim: true,
+		Patience: 300 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +104,8 @@ func TestRestart(t *testing.T) {
 			"Check":  func() error { return hasty.Check(ctx) },
 			"Export": func() error { return hasty.Export(ctx, func(server.Record) error { return nil }) },
 		} {
-			if err := call(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "DB_CONNECT") || !strings.Contains(err.Error(), pg.Addr) {
+			if err := call(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "DB_CONNECT") ||
+				!strings.Contains(err.Error(), pg.Addr) {
 				t.Errorf("%s without a server: %v", what, err)
 			}
 		}

@@ -54,7 +54,8 @@ func scanClient(row pgx.CollectableRow) (c server.Client, err error) {
 
 func scanDeposit(row pgx.CollectableRow) (r server.Row, err error) {
 	var expires, deleted *int64
-	err = row.Scan(&r.UUID, &r.Owner, &r.Org, &r.Label, &r.Access, &expires, &deleted, &r.Sealed.Statement, &r.Sealed.Signature, &r.Wrapped, &r.Sealed.Content)
+	err = row.Scan(&r.UUID, &r.Owner, &r.Org, &r.Label, &r.Access, &expires, &deleted, &r.Sealed.Statement,
+		&r.Sealed.Signature, &r.Wrapped, &r.Sealed.Content)
 	if expires != nil {
 		r.Expires = time.UnixMilli(*expires)
 	}
@@ -101,7 +102,8 @@ func statement(r *server.Record) (query string, args []any, err error) {
 		if d.Sealed.Deleted != nil {
 			deleted = millis(*d.Sealed.Deleted)
 		}
-		return insertDeposit, []any{d.UUID, d.Owner, d.Org, d.Label, append([]string{}, d.Access...), millis(d.Expires), deleted,
+		return insertDeposit, []any{d.UUID, d.Owner, d.Org, d.Label, append([]string{}, d.Access...), millis(d.Expires),
+			deleted,
 			filled(d.Sealed.Statement), filled(d.Sealed.Signature), filled(d.Sealed.Content), d.Wrapped}, nil
 	case r.Once != nil:
 		return insertOnce, []any{r.Once.Digest, r.Once.Until.UnixMilli()}, nil
@@ -119,7 +121,8 @@ func insert(ctx context.Context, tx pgx.Tx, r server.Record) error {
 
 // list answers a question; the first where only is set, which is missing with kind
 // KeyNotFound.
-func list[T any](ctx context.Context, s *Store, op, key, query string, scan pgx.RowToFunc[T], args ...any) (found []T, err error) {
+func list[T any](ctx context.Context, s *Store, op, key, query string, scan pgx.RowToFunc[T], args ...any) (found []T,
+	err error) {
 	err = s.db.Read(ctx, op, key, func(ctx context.Context) error {
 		found, err = collect(ctx, s.db.Pool(), query, scan, args...)
 		return err
@@ -128,7 +131,8 @@ func list[T any](ctx context.Context, s *Store, op, key, query string, scan pgx.
 }
 
 // first is list of what is there once.
-func first[T any](ctx context.Context, s *Store, op, key, query string, scan pgx.RowToFunc[T], args ...any) (none T, err error) {
+func first[T any](ctx context.Context, s *Store, op, key, query string, scan pgx.RowToFunc[T], args ...any) (none T,
+	err error) {
 	found, err := list(ctx, s, op, key, query, scan, args...)
 	if err == nil && len(found) == 0 {
 		err = claviger.E(op, claviger.KeyNotFound, key, nil)
@@ -151,22 +155,27 @@ func (s *Store) Org(ctx context.Context, name string) (server.Org, error) {
 
 // Client returns a client.
 func (s *Store) Client(ctx context.Context, fingerprint string) (server.Client, error) {
-	return first(ctx, s, "trustee/server/postgres.Client", fingerprint, selectClient+`WHERE fingerprint = $1`, scanClient, fingerprint)
+	return first(ctx, s, "trustee/server/postgres.Client", fingerprint, selectClient+`WHERE fingerprint = $1`,
+		scanClient, fingerprint)
 }
 
 // Clients returns those of an organization.
 func (s *Store) Clients(ctx context.Context, org string) ([]server.Client, error) {
-	return list(ctx, s, "trustee/server/postgres.Clients", org, selectClient+`WHERE org = $1 OR $1 = '' ORDER BY fingerprint`, scanClient, org)
+	return list(ctx, s, "trustee/server/postgres.Clients", org,
+		selectClient+`WHERE org = $1 OR $1 = '' ORDER BY fingerprint`, scanClient, org)
 }
 
 // Get returns a live deposit.
 func (s *Store) Get(ctx context.Context, uuid string) (server.Row, error) {
-	return first(ctx, s, "trustee/server/postgres.Get", uuid, selectDeposit+`content FROM trustee_deposit WHERE uuid = $1 AND deleted IS NULL`, scanDeposit, uuid)
+	return first(ctx, s, "trustee/server/postgres.Get", uuid,
+		selectDeposit+`content FROM trustee_deposit WHERE uuid = $1 AND deleted IS NULL`, scanDeposit, uuid)
 }
 
 // Find returns a live deposit by its label.
 func (s *Store) Find(ctx context.Context, owner, label string) (server.Row, error) {
-	return first(ctx, s, "trustee/server/postgres.Find", label, selectDeposit+`content FROM trustee_deposit WHERE owner = $1 AND label = $2 AND deleted IS NULL`, scanDeposit, owner, label)
+	return first(ctx, s, "trustee/server/postgres.Find", label,
+		selectDeposit+`content FROM trustee_deposit WHERE owner = $1 AND label = $2 AND deleted IS NULL`, scanDeposit,
+		owner, label)
 }
 
 // List returns deposits without content.
@@ -186,39 +195,42 @@ func (s *Store) List(ctx context.Context, owner string, a trustee.ListArgs) ([]s
 // Export calls f with all that the store held at one moment.
 func (s *Store) Export(ctx context.Context, f func(server.Record) error) error {
 	const op = "trustee/server/postgres.Export"
-	err := s.db.Once(ctx, op, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(ctx context.Context, tx pgx.Tx) error {
-		for _, table := range []struct {
-			query string
-			scan  pgx.RowToFunc[server.Record]
-		}{
-			{selectOrg + `ORDER BY name`, func(row pgx.CollectableRow) (server.Record, error) {
-				o, err := scanOrg(row)
-				return server.Record{Org: &o}, err
-			}},
-			{selectClient + `ORDER BY fingerprint`, func(row pgx.CollectableRow) (server.Record, error) {
-				c, err := scanClient(row)
-				return server.Record{Client: &c}, err
-			}},
-			{selectDeposit + `content FROM trustee_deposit ORDER BY uuid`, func(row pgx.CollectableRow) (server.Record, error) {
-				r, err := scanDeposit(row)
-				return server.Record{Deposit: &r}, err
-			}},
-			{selectOnce + `ORDER BY digest`, func(row pgx.CollectableRow) (server.Record, error) {
-				o, err := scanOnce(row)
-				return server.Record{Once: &o}, err
-			}},
-		} {
-			if err := export(ctx, tx, table.query, table.scan, f); err != nil {
-				return err
+	err := s.db.Once(ctx, op, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly},
+		func(ctx context.Context, tx pgx.Tx) error {
+			for _, table := range []struct {
+				query string
+				scan  pgx.RowToFunc[server.Record]
+			}{
+				{selectOrg + `ORDER BY name`, func(row pgx.CollectableRow) (server.Record, error) {
+					o, err := scanOrg(row)
+					return server.Record{Org: &o}, err
+				}},
+				{selectClient + `ORDER BY fingerprint`, func(row pgx.CollectableRow) (server.Record, error) {
+					c, err := scanClient(row)
+					return server.Record{Client: &c}, err
+				}},
+				{selectDeposit + `content FROM trustee_deposit ORDER BY uuid`,
+					func(row pgx.CollectableRow) (server.Record, error) {
+						r, err := scanDeposit(row)
+						return server.Record{Deposit: &r}, err
+					}},
+				{selectOnce + `ORDER BY digest`, func(row pgx.CollectableRow) (server.Record, error) {
+					o, err := scanOnce(row)
+					return server.Record{Once: &o}, err
+				}},
+			} {
+				if err := export(ctx, tx, table.query, table.scan, f); err != nil {
+					return err
+				}
 			}
-		}
-		return nil
-	})
+			return nil
+		})
 	return s.fail(op, "", err)
 }
 
 // export hands out rows as they come: a store need not fit into memory.
-func export(ctx context.Context, tx pgx.Tx, query string, scan pgx.RowToFunc[server.Record], f func(server.Record) error) error {
+func export(ctx context.Context, tx pgx.Tx, query string, scan pgx.RowToFunc[server.Record],
+	f func(server.Record) error) error {
 	rows, err := tx.Query(ctx, query)
 	if err != nil {
 		return err
@@ -265,14 +277,16 @@ func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) 
 				}
 				query, args, err := statement(&r)
 				if err != nil {
-					return claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be taken: %w", n+batch.Len(), err)
+					return claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be taken: %w", n+batch.Len(),
+						err)
 				}
 				batch.Queue(query, args...)
 			}
 			results := tx.SendBatch(ctx, &batch)
 			for i := range batch.Len() {
 				if _, err := results.Exec(); err != nil {
-					return errors.Join(claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be taken: %w", n+i, err), results.Close())
+					return errors.Join(claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be taken: %w", n+i,
+						err), results.Close())
 				}
 			}
 			if err := results.Close(); err != nil {

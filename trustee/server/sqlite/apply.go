@@ -16,7 +16,8 @@ import (
 // state it comes to the same. Of ch it changes only Client, to what is stored.
 func apply(ctx context.Context, tx *sql.Tx, op string, ch *replica.Change) error {
 	if ch.Once.Digest != "" {
-		res, err := tx.ExecContext(ctx, "INSERT INTO once (digest, until) VALUES (?, ?) ON CONFLICT DO NOTHING", ch.Once.Digest, ch.Once.Until.UnixMilli())
+		res, err := tx.ExecContext(ctx, "INSERT INTO once (digest, until) VALUES (?, ?) ON CONFLICT DO NOTHING",
+			ch.Once.Digest, ch.Once.Until.UnixMilli())
 		if err != nil {
 			return err
 		}
@@ -57,13 +58,15 @@ func apply(ctx context.Context, tx *sql.Tx, op string, ch *replica.Change) error
 			break
 		}
 		if ch.Replaces != "" {
-			if err := exec(ch.Replaces, "DELETE FROM deposit WHERE uuid = ? AND owner = ? AND deleted IS NULL", ch.Replaces, ch.Deposit.Owner); err != nil {
+			if err := exec(ch.Replaces, "DELETE FROM deposit WHERE uuid = ? AND owner = ? AND deleted IS NULL",
+				ch.Replaces, ch.Deposit.Owner); err != nil {
 				return err
 			}
 		}
 		return insertDeposit(ctx, tx, ch.Deposit)
 	case replica.OpDelete:
-		return each("UPDATE deposit SET deleted = ?3 WHERE uuid = ?1 AND owner = ?2 AND deleted IS NULL", ch.At.UnixMilli())
+		return each("UPDATE deposit SET deleted = ?3 WHERE uuid = ?1 AND owner = ?2 AND deleted IS NULL",
+			ch.At.UnixMilli())
 	case replica.OpUndelete:
 		return each("UPDATE deposit SET deleted = NULL WHERE uuid = ?1 AND owner = ?2 AND deleted IS NOT NULL")
 	case replica.OpPurge:
@@ -82,21 +85,25 @@ func apply(ctx context.Context, tx *sql.Tx, op string, ch *replica.Change) error
 func addClient(ctx context.Context, tx *sql.Tx, op string, c *server.Client) error {
 	if c.State == server.Pending {
 		var waiting int
-		if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM client WHERE org = ? AND state = ? AND fingerprint <> ?", c.Org, server.Pending, c.Fingerprint).Scan(&waiting); err != nil {
+		if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM client WHERE org = ? AND state = ? AND fingerprint "+
+			"<> ?", c.Org, server.Pending, c.Fingerprint).Scan(&waiting); err != nil {
 			return err
 		}
 		if waiting >= server.MaxPending {
-			return claviger.Errorf(op, claviger.Denied, c.Fingerprint, "%d clients of organization %s wait for an operator already: claviger orgtool clients shows them", waiting, c.Org)
+			return claviger.Errorf(op, claviger.Denied, c.Fingerprint, "%d clients of organization %s wait for an "+
+				"operator already: claviger orgtool clients shows them", waiting, c.Org)
 		}
 	}
-	_, err := tx.ExecContext(ctx, "INSERT INTO client (fingerprint, org, public_key, state, created) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+	_, err := tx.ExecContext(ctx, "INSERT INTO client (fingerprint, org, public_key, state, created) VALUES (?, ?, "+
+		"?, ?, ?) ON CONFLICT DO NOTHING",
 		c.Fingerprint, c.Org, c.PublicKey, c.State, c.Created.UnixMilli())
 	if err != nil {
 		return err
 	}
 	var created int64
 	var org string
-	if err := tx.QueryRowContext(ctx, "SELECT org, state, created FROM client WHERE fingerprint = ?", c.Fingerprint).Scan(&org, &c.State, &created); err != nil {
+	if err := tx.QueryRowContext(ctx, "SELECT org, state, created FROM client WHERE fingerprint = ?",
+		c.Fingerprint).Scan(&org, &c.State, &created); err != nil {
 		return err
 	}
 	if org != c.Org {

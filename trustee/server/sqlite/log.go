@@ -38,7 +38,8 @@ func readPosition(ctx context.Context, q rower) (st replica.Position, err error)
 }
 
 func writePosition(ctx context.Context, tx *sql.Tx, st *replica.Position) error {
-	_, err := tx.ExecContext(ctx, "UPDATE standing SET role = ?, epoch = ?, alone = ?, unshared = ?, seq = ?, made = ?, digest = ?",
+	_, err := tx.ExecContext(ctx, "UPDATE standing SET role = ?, epoch = ?, alone = ?, unshared = ?, seq = ?, made = "+
+		"?, digest = ?",
 		st.Role, st.Epoch, st.Alone, st.Unshared, st.Head.Seq, st.Head.Epoch, st.Head.Digest)
 	return err
 }
@@ -111,7 +112,8 @@ func (s *Store) mutate(ctx context.Context, op, key string, ch *replica.Change) 
 
 // logged adds an entry.
 func logged(ctx context.Context, tx *sql.Tx, st *replica.Position, e replica.Entry, shared bool) error {
-	if _, err := tx.ExecContext(ctx, "INSERT INTO change (seq, epoch, digest, payload) VALUES (?, ?, ?, ?)", e.Seq, e.Epoch, e.Digest, []byte(e.Change)); err != nil {
+	if _, err := tx.ExecContext(ctx, "INSERT INTO change (seq, epoch, digest, payload) VALUES (?, ?, ?, ?)", e.Seq,
+		e.Epoch, e.Digest, []byte(e.Change)); err != nil {
 		return err
 	}
 	keep := uint64(keepAlone)
@@ -128,7 +130,8 @@ func logged(ctx context.Context, tx *sql.Tx, st *replica.Position, e replica.Ent
 // prune keeps the newest entries, and the one at which the peer went away: it proves
 // that a peer which comes back there has nothing that this store lacks.
 func prune(ctx context.Context, tx *sql.Tx, st *replica.Position, keep uint64) error {
-	_, err := tx.ExecContext(ctx, "DELETE FROM change WHERE seq + ?1 <= ?2 AND seq + 1 <> ?3", keep, st.Head.Seq, st.Unshared)
+	_, err := tx.ExecContext(ctx, "DELETE FROM change WHERE seq + ?1 <= ?2 AND seq + 1 <> ?3", keep, st.Head.Seq,
+		st.Unshared)
 	return err
 }
 
@@ -146,19 +149,20 @@ func (s *Store) Entries(ctx context.Context, after replica.Head, limit, bytes in
 		}
 		size, before := 0, after
 		enough := errors.New("enough")
-		err = eachRow(ctx, tx, "SELECT seq, epoch, digest, payload FROM change WHERE seq > ? ORDER BY seq LIMIT ?", []any{after.Seq, limit}, func(rows *sql.Rows) error {
-			var e replica.Entry
-			var payload []byte
-			if err := rows.Scan(&e.Seq, &e.Epoch, &e.Digest, &payload); err != nil {
-				return err
-			}
-			if e = before.Next(e.Epoch, payload); size > 0 && size+len(payload) > bytes {
-				return enough
-			}
-			size += len(payload)
-			before, list = e.Head, append(list, e)
-			return nil
-		})
+		err = eachRow(ctx, tx, "SELECT seq, epoch, digest, payload FROM change WHERE seq > ? ORDER BY seq LIMIT ?",
+			[]any{after.Seq, limit}, func(rows *sql.Rows) error {
+				var e replica.Entry
+				var payload []byte
+				if err := rows.Scan(&e.Seq, &e.Epoch, &e.Digest, &payload); err != nil {
+					return err
+				}
+				if e = before.Next(e.Epoch, payload); size > 0 && size+len(payload) > bytes {
+					return enough
+				}
+				size += len(payload)
+				before, list = e.Head, append(list, e)
+				return nil
+			})
 		if err != nil && !errors.Is(err, enough) {
 			return err
 		}
@@ -203,7 +207,8 @@ func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []
 				return claviger.Errorf(op, claviger.Invalid, "", "change %d cannot be read: %w", e.Seq, err)
 			}
 			if err := apply(ctx, tx, op, &ch); err != nil {
-				return claviger.Errorf(op, claviger.Invalid, "", "change %d, which the peer could make, cannot be made here, so that the two are not equal: %w: %w", e.Seq, replica.ErrChain, err)
+				return claviger.Errorf(op, claviger.Invalid, "", "change %d, which the peer could make, cannot be "+
+					"made here, so that the two are not equal: %w: %w", e.Seq, replica.ErrChain, err)
 			}
 			if as == server.RolePassive {
 				st.Unshared = 0 // the active has all that was here before e

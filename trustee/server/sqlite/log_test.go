@@ -18,7 +18,8 @@ import (
 
 func as(t *testing.T, s *Store, role server.Role, epoch uint64) replica.Position {
 	t.Helper()
-	st, err := s.UpdatePosition(t.Context(), func(st *replica.Position) error { st.Role, st.Epoch = role, epoch; return nil })
+	st, err := s.UpdatePosition(t.Context(),
+		func(st *replica.Position) error { st.Role, st.Epoch = role, epoch; return nil })
 	check(t, err)
 	return st
 }
@@ -37,7 +38,8 @@ func loaded(t *testing.T, from *Store) *Store {
 	as(t, to, server.RolePassive, 0)
 	var h replica.Head
 	var list []server.Record
-	check(t, from.Snapshot(t.Context(), func(at replica.Head) error { h = at; return nil }, func(r server.Record) error { list = append(list, r); return nil }))
+	check(t, from.Snapshot(t.Context(), func(at replica.Head) error { h = at; return nil },
+		func(r server.Record) error { list = append(list, r); return nil }))
 	check(t, to.Load(t.Context(), 1, h, storetest.NextOf(list)))
 	return to
 }
@@ -62,7 +64,8 @@ func TestLog(t *testing.T) {
 	equal(t, a, b)
 	start := head(t, a)
 	at := time.UnixMilli(1700000000999)
-	_, err := a.AddClient(ctx, server.Client{Fingerprint: "EE", Org: "EMPTY", PublicKey: []byte{2}, State: server.Pending, Created: at}, storetest.Until("n1"))
+	_, err := a.AddClient(ctx, server.Client{Fingerprint: "EE", Org: "EMPTY", PublicKey: []byte{2},
+		State: server.Pending, Created: at}, storetest.Until("n1"))
 	check(t, err)
 	for _, err := range []error{
 		a.AddOrg(ctx, server.Org{Name: "NEW", UUID: "n", Contacts: []string{"<&>"}, Created: at}),
@@ -86,14 +89,16 @@ func TestLog(t *testing.T) {
 	if none, err := a.Entries(ctx, head(t, a), 100, 1); err != nil || len(none) != 0 {
 		t.Errorf("%d, %v", len(none), err)
 	}
-	for name, after := range map[string]replica.Head{"another digest": {Seq: start.Seq, Epoch: 1, Digest: strings.Repeat("0", 64)}, "ahead": {Seq: 99}, "from nothing": {}} {
+	for name, after := range map[string]replica.Head{"another digest": {Seq: start.Seq, Epoch: 1,
+		Digest: strings.Repeat("0", 64)}, "ahead": {Seq: 99}, "from nothing": {}} {
 		if _, err := a.Entries(ctx, after, 100, 1<<20); !errors.Is(err, replica.ErrChain) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	forged := list[1]
 	forged.Change = []byte(`{"op":"add-org","org":{"Name":"EVIL"}}`)
-	for name, l := range map[string][]replica.Entry{"a gap": list[1:], "a forged one": {list[0], forged}, "two the wrong way": {list[1], list[0]}} {
+	for name, l := range map[string][]replica.Entry{"a gap": list[1:], "a forged one": {list[0], forged},
+		"two the wrong way": {list[1], list[0]}} {
 		if err := b.Apply(ctx, server.RolePassive, 1, l); !errors.Is(err, replica.ErrChain) || head(t, b) != start {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -111,7 +116,8 @@ func TestLog(t *testing.T) {
 	if err := b.Load(ctx, 2, start, storetest.NextOf(nil)); !claviger.Is(err, claviger.Denied) {
 		t.Errorf("an epoch that is over: %v", err)
 	}
-	if err := b.SetAuth(ctx, "ORG", "z"); !errors.Is(err, trustee.ErrPassive) || !claviger.Is(err, claviger.Unavailable) {
+	if err := b.SetAuth(ctx, "ORG", "z"); !errors.Is(err, trustee.ErrPassive) ||
+		!claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("a change of the passive: %v", err)
 	}
 	equal(t, a, b)
@@ -138,7 +144,8 @@ func TestGuard(t *testing.T) {
 		}
 		return false, no
 	})
-	if err := a.SetAuth(t.Context(), "ORG", "new"); !errors.Is(err, no) || head(t, a) != before || storetest.Digest(t, a) != was {
+	if err := a.SetAuth(t.Context(), "ORG", "new"); !errors.Is(err, no) || head(t, a) != before ||
+		storetest.Digest(t, a) != was {
 		t.Error(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

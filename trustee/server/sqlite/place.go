@@ -36,7 +36,9 @@ func (s *Store) inPlace(op, key string) error {
 	if s.place.rescued != "" {
 		kept = "a copy of all that this server holds is " + s.place.rescued
 	}
-	return claviger.Errorf(op, claviger.Unavailable, key, "the trustee's store %s %s while this server uses it, so no change is taken any more; %s. Put the file back, with its -wal, or stop this server and put the copy in its place", s.db.Path(), what, kept)
+	return claviger.Errorf(op, claviger.Unavailable, key, "the trustee's store %s %s while this server uses it, so "+
+		"no change is taken any more; %s. Put the file back, with its -wal, or stop this server and put the copy in "+
+		"its place", s.db.Path(), what, kept)
 }
 
 // rescue copies all that this process can still read of a file that is not in its

@@ -34,8 +34,10 @@ func TestNotInPlace(t *testing.T) {
 			check(t, a.Check(t.Context()))
 			want := storetest.Digest(t, a)
 			check(t, away(a.db.Path()))
-			for what, err := range map[string]error{"a change": a.SetAuth(t.Context(), "ORG", "late"), "the check": a.Check(t.Context())} {
-				if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "while this server uses it") || !strings.Contains(err.Error(), ".rescued-") {
+			for what, err := range map[string]error{"a change": a.SetAuth(t.Context(), "ORG", "late"),
+				"the check": a.Check(t.Context())} {
+				if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(),
+					"while this server uses it") || !strings.Contains(err.Error(), ".rescued-") {
 					t.Errorf("%s: %v", what, err)
 				}
 			}

@@ -21,7 +21,8 @@ func OpenReadOnly(ctx context.Context, path string) (_ *Store, release func() er
 	case err != nil:
 		return nil, nil, claviger.Errorf(op, claviger.Invalid, "", "the trustee's store: %w", err)
 	case info.Size() == 0:
-		return nil, nil, claviger.Errorf(op, claviger.Invalid, "", "%s is empty: it is no trustee's store, and nothing can be read from it. Copy the file anew from where it was made", path)
+		return nil, nil, claviger.Errorf(op, claviger.Invalid, "", "%s is empty: it is no trustee's store, and "+
+			"nothing can be read from it. Copy the file anew from where it was made", path)
 	}
 	db, err := sqlitedb.OpenReadOnly(path, config)
 	if err != nil {
@@ -60,8 +61,9 @@ func OpenReadOnly(ctx context.Context, path string) (_ *Store, release func() er
 func (s *Store) known(ctx context.Context) (int64, error) {
 	version, err := s.db.Version(ctx)
 	if err == nil && version == 0 {
-		err = claviger.Errorf("trustee/server/sqlite.OpenReadOnly", claviger.Invalid, "", "%s is no trustee's store, or its copy was "+
-			"broken off: name the file that a trustee's server left, or copy it anew", s.db.Path())
+		err = claviger.Errorf("trustee/server/sqlite.OpenReadOnly", claviger.Invalid, "",
+			"%s is no trustee's store, or its copy was "+
+				"broken off: name the file that a trustee's server left, or copy it anew", s.db.Path())
 	}
 	return version, err
 }

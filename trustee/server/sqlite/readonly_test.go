@@ -25,7 +25,8 @@ func olderStore(t *testing.T, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, q := range []string{"DROP TABLE goose_db_version", "DROP TABLE deposit", "DROP TABLE client", "DROP TABLE org", "DROP TABLE once", "DROP TABLE change", "DROP TABLE standing"} {
+	for _, q := range []string{"DROP TABLE goose_db_version", "DROP TABLE deposit", "DROP TABLE client",
+		"DROP TABLE org", "DROP TABLE once", "DROP TABLE change", "DROP TABLE standing"} {
 		if _, err := s.db.Writer.ExecContext(t.Context(), q); err != nil {
 			t.Fatal(err)
 		}
@@ -35,7 +36,8 @@ func olderStore(t *testing.T, path string) {
 		_, err = p.UpTo(t.Context(), schemaVersion-1)
 	}
 	if err == nil {
-		_, err = s.db.Writer.ExecContext(t.Context(), "INSERT INTO org (name, uuid, contacts, auth, created) VALUES ('ORG', 'u', '[]', 's', 1)")
+		_, err = s.db.Writer.ExecContext(t.Context(), "INSERT INTO org (name, uuid, contacts, auth, created) VALUES "+
+			"('ORG', 'u', '[]', 's', 1)")
 	}
 	if err != nil {
 		t.Fatal(err)

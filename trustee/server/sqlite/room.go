@@ -19,7 +19,8 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 	const op = "trustee/server/sqlite.CheckWrites"
 	if err := s.room(); err != nil {
 		s.failures.Add(1)
-		return claviger.Errorf(op, claviger.Unavailable, "", "beside the trustee's store %s no %d bytes can be written: %w", s.db.Path(), probeRoom, err)
+		return claviger.Errorf(op, claviger.Unavailable, "", "beside the trustee's store %s no %d bytes can be "+
+			"written: %w", s.db.Path(), probeRoom, err)
 	}
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "UPDATE standing SET epoch = epoch")

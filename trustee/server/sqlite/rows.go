@@ -61,7 +61,8 @@ func scanDeposit(rows *sql.Rows) (server.Row, error) {
 	var r server.Row
 	var access []byte
 	var expires, deleted sql.NullInt64
-	err := rows.Scan(&r.UUID, &r.Owner, &r.Org, &r.Label, &access, &expires, &deleted, &r.Sealed.Statement, &r.Sealed.Signature, &r.Wrapped, &r.Sealed.Content)
+	err := rows.Scan(&r.UUID, &r.Owner, &r.Org, &r.Label, &access, &expires, &deleted, &r.Sealed.Statement,
+		&r.Sealed.Signature, &r.Wrapped, &r.Sealed.Content)
 	if err == nil {
 		err = json.Unmarshal(access, &r.Access)
 	}
@@ -82,12 +83,14 @@ func insert(ctx context.Context, tx *sql.Tx, r server.Record) error {
 		return insertOrg(ctx, tx, r.Org)
 	case r.Client != nil:
 		c := r.Client
-		_, err := tx.ExecContext(ctx, "INSERT INTO client (fingerprint, org, public_key, state, created) VALUES (?, ?, ?, ?, ?)", c.Fingerprint, c.Org, c.PublicKey, c.State, c.Created.UnixMilli())
+		_, err := tx.ExecContext(ctx, "INSERT INTO client (fingerprint, org, public_key, state, created) VALUES (?, "+
+			"?, ?, ?, ?)", c.Fingerprint, c.Org, c.PublicKey, c.State, c.Created.UnixMilli())
 		return err
 	case r.Deposit != nil:
 		return insertDeposit(ctx, tx, r.Deposit)
 	case r.Once != nil:
-		_, err := tx.ExecContext(ctx, "INSERT INTO once (digest, until) VALUES (?, ?)", r.Once.Digest, r.Once.Until.UnixMilli())
+		_, err := tx.ExecContext(ctx, "INSERT INTO once (digest, until) VALUES (?, ?)", r.Once.Digest,
+			r.Once.Until.UnixMilli())
 		return err
 	}
 	return errEmptyRecord
@@ -96,7 +99,8 @@ func insert(ctx context.Context, tx *sql.Tx, r server.Record) error {
 func insertOrg(ctx context.Context, tx *sql.Tx, o *server.Org) error {
 	contacts, err := json.Marshal(append([]string{}, o.Contacts...))
 	if err == nil {
-		_, err = tx.ExecContext(ctx, "INSERT INTO org (name, uuid, contacts, auth, created) VALUES (?, ?, ?, ?, ?)", o.Name, o.UUID, string(contacts), o.Auth, o.Created.UnixMilli())
+		_, err = tx.ExecContext(ctx, "INSERT INTO org (name, uuid, contacts, auth, created) VALUES (?, ?, ?, ?, ?)",
+			o.Name, o.UUID, string(contacts), o.Auth, o.Created.UnixMilli())
 	}
 	return err
 }
@@ -110,8 +114,10 @@ func insertDeposit(ctx context.Context, tx *sql.Tx, r *server.Row) error {
 	if r.Sealed.Deleted != nil {
 		deleted = r.Sealed.Deleted.UnixMilli()
 	}
-	_, err = tx.ExecContext(ctx, "INSERT INTO deposit (uuid, owner, org, label, access, expires, deleted, statement, signature, content, wrapped) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		r.UUID, r.Owner, r.Org, r.Label, string(access), millis(r.Expires), deleted, r.Sealed.Statement, r.Sealed.Signature, r.Sealed.Content, r.Wrapped)
+	_, err = tx.ExecContext(ctx, "INSERT INTO deposit (uuid, owner, org, label, access, expires, deleted, statement, "+
+		"signature, content, wrapped) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+		r.UUID, r.Owner, r.Org, r.Label, string(access), millis(r.Expires), deleted, r.Sealed.Statement,
+		r.Sealed.Signature, r.Sealed.Content, r.Wrapped)
 	return err
 }
 

@@ -190,12 +190,14 @@ func (s *Store) orgs(ctx context.Context, op, key, where string, args ...any) ([
 
 // SetAuth sets the secret of an organization.
 func (s *Store) SetAuth(ctx context.Context, org, auth string) error {
-	return s.mutate(ctx, "trustee/server/sqlite.SetAuth", org, &replica.Change{Op: replica.OpSetAuth, Name: org, Auth: auth})
+	return s.mutate(ctx, "trustee/server/sqlite.SetAuth", org, &replica.Change{Op: replica.OpSetAuth, Name: org,
+		Auth: auth})
 }
 
 // AddClient adds a client.
 func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once) (server.Client, error) {
-	if err := s.mutate(ctx, "trustee/server/sqlite.AddClient", c.Fingerprint, &replica.Change{Op: replica.OpAddClient, Client: &c, Once: once}); err != nil {
+	if err := s.mutate(ctx, "trustee/server/sqlite.AddClient", c.Fingerprint,
+		&replica.Change{Op: replica.OpAddClient, Client: &c, Once: once}); err != nil {
 		return server.Client{}, err
 	}
 	return c, nil
@@ -234,12 +236,14 @@ func (s *Store) clients(ctx context.Context, op, key, where string, args ...any)
 
 // SetState lets a client in, or keeps it out.
 func (s *Store) SetState(ctx context.Context, fingerprint string, state server.State) error {
-	return s.mutate(ctx, "trustee/server/sqlite.SetState", fingerprint, &replica.Change{Op: replica.OpSetState, Name: fingerprint, State: state})
+	return s.mutate(ctx, "trustee/server/sqlite.SetState", fingerprint,
+		&replica.Change{Op: replica.OpSetState, Name: fingerprint, State: state})
 }
 
 // Put makes a deposit live.
 func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once server.Once) error {
-	return s.mutate(ctx, "trustee/server/sqlite.Put", r.Label, &replica.Change{Op: replica.OpPut, Deposit: &r, Replaces: replaces, Once: once})
+	return s.mutate(ctx, "trustee/server/sqlite.Put", r.Label, &replica.Change{Op: replica.OpPut, Deposit: &r,
+		Replaces: replaces, Once: once})
 }
 
 // Get returns a live deposit.
@@ -269,7 +273,8 @@ func (s *Store) List(ctx context.Context, owner string, a trustee.ListArgs) ([]s
 	if a.Deleted {
 		where = "WHERE owner = ? AND label || char(0) || uuid > ? AND substr(label, 1, ?) = ? AND deleted IS NOT NULL"
 	}
-	return s.rows(ctx, "trustee/server/sqlite.List", a.Prefix, "NULL", where+" ORDER BY label, uuid LIMIT ?", owner, a.After, len([]rune(a.Prefix)), a.Prefix, a.Limit)
+	return s.rows(ctx, "trustee/server/sqlite.List", a.Prefix, "NULL", where+" ORDER BY label, uuid LIMIT ?", owner,
+		a.After, len([]rune(a.Prefix)), a.Prefix, a.Limit)
 }
 
 func (s *Store) rows(ctx context.Context, op, key, content, rest string, args ...any) ([]server.Row, error) {
@@ -287,17 +292,20 @@ func (s *Store) rows(ctx context.Context, op, key, content, rest string, args ..
 
 // Delete makes deposits unreadable.
 func (s *Store) Delete(ctx context.Context, owner string, uuids []string, at time.Time, once server.Once) error {
-	return s.mutate(ctx, "trustee/server/sqlite.Delete", strings.Join(uuids, " "), &replica.Change{Op: replica.OpDelete, Owner: owner, UUIDs: uuids, At: at, Once: once})
+	return s.mutate(ctx, "trustee/server/sqlite.Delete", strings.Join(uuids, " "),
+		&replica.Change{Op: replica.OpDelete, Owner: owner, UUIDs: uuids, At: at, Once: once})
 }
 
 // Undelete brings deposits back.
 func (s *Store) Undelete(ctx context.Context, owner string, uuids []string, once server.Once) error {
-	return s.mutate(ctx, "trustee/server/sqlite.Undelete", strings.Join(uuids, " "), &replica.Change{Op: replica.OpUndelete, Owner: owner, UUIDs: uuids, Once: once})
+	return s.mutate(ctx, "trustee/server/sqlite.Undelete", strings.Join(uuids, " "),
+		&replica.Change{Op: replica.OpUndelete, Owner: owner, UUIDs: uuids, Once: once})
 }
 
 // Purge removes deposits.
 func (s *Store) Purge(ctx context.Context, owner string, uuids []string, once server.Once) error {
-	return s.mutate(ctx, "trustee/server/sqlite.Purge", strings.Join(uuids, " "), &replica.Change{Op: replica.OpPurge, Owner: owner, UUIDs: uuids, Once: once})
+	return s.mutate(ctx, "trustee/server/sqlite.Purge", strings.Join(uuids, " "),
+		&replica.Change{Op: replica.OpPurge, Owner: owner, UUIDs: uuids, Once: once})
 }
 
 // Forget drops what is past.

@@ -55,7 +55,8 @@ func TestOpenRefuses(t *testing.T) {
 	} {
 		before, _ := os.ReadFile(file(name)) // missing has none
 		s, err := Open(t.Context(), file(name), false)
-		if !claviger.Is(err, c.kind) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), file(name)) {
+		if !claviger.Is(err, c.kind) || !strings.Contains(err.Error(), c.want) ||
+			!strings.Contains(err.Error(), file(name)) {
 			t.Errorf("%s: %v; want kind %v, %q", name, err, c.kind, c.want)
 		}
 		if err == nil {
@@ -148,7 +149,8 @@ func TestTwoProcesses(t *testing.T) {
 		if err := tool.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := running.Org(ctx, name); err != nil || got.Auth != "s" || !got.Created.Equal(o.Created) || len(got.Contacts) != 1 {
+		if got, err := running.Org(ctx, name); err != nil || got.Auth != "s" || !got.Created.Equal(o.Created) ||
+			len(got.Contacts) != 1 {
 			t.Errorf("%+v, %v", got, err)
 		}
 	}
@@ -179,7 +181,8 @@ func TestFull(t *testing.T) {
 	for ; err == nil && n < 200; n++ {
 		err = put(n)
 	}
-	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "full") || !strings.Contains(err.Error(), s.db.Path()) {
+	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "full") ||
+		!strings.Contains(err.Error(), s.db.Path()) {
 		t.Fatalf("after %d deposits: %v", n-100, err)
 	}
 	if s.Failures() == 0 {

@@ -15,7 +15,8 @@ func exportImport(t *testing.T, from, to server.Store) {
 	ctx := t.Context()
 	Fill(t, from)
 	want := Records(t, from)
-	if len(want) != 2+1+5+7 || want[0].Org.Name != "EMPTY" || want[2].Client == nil || want[4].Deposit.Sealed.Deleted == nil || want[8].Once.Digest != "d0" {
+	if len(want) != 2+1+5+7 || want[0].Org.Name != "EMPTY" || want[2].Client == nil ||
+		want[4].Deposit.Sealed.Deleted == nil || want[8].Once.Digest != "d0" {
 		t.Fatalf("%d records: %+v", len(want), want)
 	}
 	text, err := json.Marshal(want)

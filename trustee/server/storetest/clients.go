@@ -23,7 +23,8 @@ func clients(t *testing.T, s server.Store) {
 	check(t, s.SetState(ctx, "AA", server.Disabled))
 	again := c
 	again.Created = at.Add(time.Hour)
-	if got, err := s.AddClient(ctx, again, Until("2")); err != nil || got.State != server.Disabled || !got.Created.Equal(at) {
+	if got, err := s.AddClient(ctx, again, Until("2")); err != nil || got.State != server.Disabled ||
+		!got.Created.Equal(at) {
 		t.Errorf("one who registers again is told %+v, %v: a disabled one stays so", got, err)
 	}
 	again.Org = "two"
@@ -35,13 +36,15 @@ func clients(t *testing.T, s server.Store) {
 		t.Error("a client of no organization")
 	}
 	got, err = s.Client(ctx, "AA")
-	if err != nil || got.State != server.Disabled || !got.Created.Equal(at) || !reflect.DeepEqual(got.PublicKey, c.PublicKey) || got.Org != "one" {
+	if err != nil || got.State != server.Disabled || !got.Created.Equal(at) ||
+		!reflect.DeepEqual(got.PublicKey, c.PublicKey) || got.Org != "one" {
 		t.Errorf("%+v, %v", got, err)
 	}
 	_, err = s.Client(ctx, "BB")
 	wants(t, "no client", err, claviger.KeyNotFound)
 	wants(t, "state of none", s.SetState(ctx, "BB", server.Active), claviger.KeyNotFound)
-	_, err = s.AddClient(ctx, server.Client{Fingerprint: "0B", Org: "two", PublicKey: []byte{1}, State: server.Active}, Until("5"))
+	_, err = s.AddClient(ctx, server.Client{Fingerprint: "0B", Org: "two", PublicKey: []byte{1}, State: server.Active},
+		Until("5"))
 	check(t, err)
 	for org, want := range map[string][]string{"": {"0B", "AA"}, "one": {"AA"}, "two": {"0B"}, "none": nil} {
 		list, err := s.Clients(ctx, org)
@@ -64,7 +67,8 @@ func pending(t *testing.T, s server.Store) {
 	errs := make([]error, server.MaxPending+more)
 	fill := func(from, to int) {
 		for i := from; i < to; i++ {
-			_, errs[i] = s.AddClient(ctx, server.Client{Fingerprint: fmt.Sprintf("%04X", i), Org: Org, PublicKey: []byte{1}, State: server.Pending, Created: at}, Until(fmt.Sprint(i)))
+			_, errs[i] = s.AddClient(ctx, server.Client{Fingerprint: fmt.Sprintf("%04X", i), Org: Org,
+				PublicKey: []byte{1}, State: server.Pending, Created: at}, Until(fmt.Sprint(i)))
 		}
 	}
 	fill(0, server.MaxPending-4)
@@ -83,10 +87,12 @@ func pending(t *testing.T, s server.Store) {
 		t.Errorf("%d clients wait, %d were refused, %v", len(all), refused, err)
 	}
 	// One who waits already may ask again; one who has the secret is let in.
-	if _, err := s.AddClient(ctx, server.Client{Fingerprint: "0000", Org: Org, PublicKey: []byte{1}, State: server.Pending}, Until("x")); err != nil {
+	if _, err := s.AddClient(ctx, server.Client{Fingerprint: "0000", Org: Org, PublicKey: []byte{1},
+		State: server.Pending}, Until("x")); err != nil {
 		t.Error(err)
 	}
-	if _, err := s.AddClient(ctx, server.Client{Fingerprint: "FFFF", Org: Org, PublicKey: []byte{1}, State: server.Active}, Until("y")); err != nil {
+	if _, err := s.AddClient(ctx, server.Client{Fingerprint: "FFFF", Org: Org, PublicKey: []byte{1},
+		State: server.Active}, Until("y")); err != nil {
 		t.Error(err)
 	}
 }

@@ -43,7 +43,8 @@ func put(t *testing.T, s server.Store) {
 	wants(t, "in place of a deleted one", s.Put(ctx, Row(9), "u1", Until("p4")), claviger.KeyNotFound)
 	theirs := Row(9)
 	theirs.Owner = "EE"
-	_, err = s.AddClient(ctx, server.Client{Fingerprint: "EE", Org: Org, PublicKey: []byte{1}, State: server.Active}, Until("p5"))
+	_, err = s.AddClient(ctx, server.Client{Fingerprint: "EE", Org: Org, PublicKey: []byte{1}, State: server.Active},
+		Until("p5"))
 	check(t, err)
 	withClient := Digest(t, s)
 	wants(t, "in place of another's", s.Put(ctx, theirs, "u2", Until("p6")), claviger.KeyNotFound)
@@ -65,7 +66,8 @@ func put(t *testing.T, s server.Store) {
 	}
 	_, err = s.Get(ctx, "u2")
 	wants(t, "what was replaced", err, claviger.KeyNotFound)
-	wants(t, "bringing back what was replaced", s.Undelete(ctx, Owner, []string{"u2"}, Until("p8")), claviger.KeyNotFound)
+	wants(t, "bringing back what was replaced", s.Undelete(ctx, Owner, []string{"u2"}, Until("p8")),
+		claviger.KeyNotFound)
 
 	// A deposit that is put as a deleted one takes no label, and was never live.
 	r = Row(11)
@@ -107,7 +109,8 @@ func life(t *testing.T, s server.Store) {
 	taken := Row(20)
 	taken.Label = Row(2).Label
 	check(t, s.Put(ctx, taken, "", Until("10")))
-	wants(t, "undelete onto a live label", s.Undelete(ctx, Owner, []string{"u0", "u2"}, Until("11")), claviger.KeyExists)
+	wants(t, "undelete onto a live label", s.Undelete(ctx, Owner, []string{"u0", "u2"}, Until("11")),
+		claviger.KeyExists)
 	_, err := s.Get(ctx, "u0")
 	wants(t, "half of an undelete", err, claviger.KeyNotFound)
 	check(t, s.Undelete(ctx, Owner, []string{"u0"}, Until("12")))
@@ -164,14 +167,16 @@ func list(t *testing.T, s server.Store) {
 	ctx := t.Context()
 	check(t, s.AddOrg(ctx, server.Org{Name: Org, UUID: "o"}))
 	for _, owner := range []string{Owner, "EE"} {
-		_, err := s.AddClient(ctx, server.Client{Fingerprint: owner, Org: Org, PublicKey: []byte{1}, State: server.Active}, Until("c"+owner))
+		_, err := s.AddClient(ctx, server.Client{Fingerprint: owner, Org: Org, PublicKey: []byte{1},
+			State: server.Active}, Until("c"+owner))
 		check(t, err)
 	}
 	sealed := Row(0).Sealed
 	labels := []string{"Z", "a", "a!", "a%", "a_b", "aXb", "b", "é", "\U0001f511", "a\x01"}
 	for i, label := range labels {
 		for _, owner := range []string{Owner, "EE"} {
-			check(t, s.Put(ctx, server.Row{UUID: owner + fmt.Sprint(i), Owner: owner, Org: Org, Label: label, Sealed: sealed}, "", Until(owner+label)))
+			check(t, s.Put(ctx, server.Row{UUID: owner + fmt.Sprint(i), Owner: owner, Org: Org, Label: label,
+				Sealed: sealed}, "", Until(owner+label)))
 		}
 	}
 	pages := func(a trustee.ListArgs) (got []string) {
@@ -212,10 +217,12 @@ func list(t *testing.T, s server.Store) {
 	}
 	check(t, s.Delete(ctx, Owner, []string{"FF1", "FF6"}, at, Until("d")))
 	// A label may be deleted several times.
-	check(t, s.Put(ctx, server.Row{UUID: "again", Owner: Owner, Org: Org, Label: "a", Sealed: sealed}, "", Until("again")))
+	check(t, s.Put(ctx, server.Row{UUID: "again", Owner: Owner, Org: Org, Label: "a", Sealed: sealed}, "",
+		Until("again")))
 	check(t, s.Delete(ctx, Owner, []string{"again"}, at, Until("d2")))
 	for _, limit := range []int{1, 100} {
-		if got := pages(trustee.ListArgs{Deleted: true, Limit: limit}); !reflect.DeepEqual(got, []string{"a", "a", "b"}) {
+		if got := pages(trustee.ListArgs{Deleted: true, Limit: limit}); !reflect.DeepEqual(got,
+			[]string{"a", "a", "b"}) {
 			t.Errorf("deleted: %q", got)
 		}
 		if got := pages(trustee.ListArgs{Prefix: "a", Limit: limit}); len(got) != 5 {
@@ -231,7 +238,8 @@ func replay(t *testing.T, s server.Store) {
 	Fill(t, s)
 	check(t, s.Delete(ctx, Owner, []string{"u0"}, at, Until("r")))
 	before := Digest(t, s)
-	_, err := s.AddClient(ctx, server.Client{Fingerprint: "EE", Org: Org, PublicKey: []byte{1}, State: server.Active}, Until("r"))
+	_, err := s.AddClient(ctx, server.Client{Fingerprint: "EE", Org: Org, PublicKey: []byte{1}, State: server.Active},
+		Until("r"))
 	for name, err := range map[string]error{
 		"register": err,
 		"put":      s.Put(ctx, Row(30), "u2", Until("r")),

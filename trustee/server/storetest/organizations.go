@@ -14,7 +14,8 @@ func orgs(t *testing.T, s server.Organizations) {
 		t.Errorf("%v, %v", all, err)
 	}
 	for _, name := range []string{"b", "a", "B"} {
-		check(t, s.AddOrg(ctx, server.Org{Name: name, UUID: "u-" + name, Contacts: []string{"x@" + name, "y"}, Auth: "s", Created: at}))
+		check(t, s.AddOrg(ctx, server.Org{Name: name, UUID: "u-" + name, Contacts: []string{"x@" + name, "y"},
+			Auth: "s", Created: at}))
 	}
 	wants(t, "a name twice", s.AddOrg(ctx, server.Org{Name: "a", UUID: "other"}), claviger.KeyExists)
 	all, err := s.Orgs(ctx)
@@ -22,7 +23,8 @@ func orgs(t *testing.T, s server.Organizations) {
 		t.Errorf("%+v, %v: not in the order of bytes", all, err)
 	}
 	got, err := s.Org(ctx, "a")
-	if err != nil || !got.Created.Equal(at) || got.UUID != "u-a" || got.Auth != "s" || !reflect.DeepEqual(got.Contacts, []string{"x@a", "y"}) {
+	if err != nil || !got.Created.Equal(at) || got.UUID != "u-a" || got.Auth != "s" ||
+		!reflect.DeepEqual(got.Contacts, []string{"x@a", "y"}) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	check(t, s.SetAuth(ctx, "a", ""))

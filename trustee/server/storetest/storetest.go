@@ -68,7 +68,8 @@ func Until(digest string) server.Once {
 
 // Row is a deposit of Owner, "u<i>"; every other one is wrapped.
 func Row(i int) server.Row {
-	return server.Row{UUID: fmt.Sprintf("u%d", i), Owner: Owner, Org: Org, Label: fmt.Sprintf("<l&%d>\u2028", i), Access: []string{"A"}, Wrapped: i%2 == 0,
+	return server.Row{UUID: fmt.Sprintf("u%d", i), Owner: Owner, Org: Org, Label: fmt.Sprintf("<l&%d>\u2028", i),
+		Access: []string{"A"}, Wrapped: i%2 == 0,
 		Sealed: trustee.Sealed{Statement: []byte("s"), Signature: []byte("g"), Content: []byte{0, byte(i), 0xff}}}
 }
 
@@ -79,7 +80,8 @@ func Fill(t *testing.T, s server.Store) {
 	ctx := t.Context()
 	check(t, s.AddOrg(ctx, server.Org{Name: Org, UUID: "o", Contacts: []string{"a@b"}, Auth: "x", Created: at}))
 	check(t, s.AddOrg(ctx, server.Org{Name: "EMPTY", UUID: "e", Created: at}))
-	_, err := s.AddClient(ctx, server.Client{Fingerprint: Owner, Org: Org, PublicKey: []byte{1}, State: server.Active, Created: at}, Until("d0"))
+	_, err := s.AddClient(ctx, server.Client{Fingerprint: Owner, Org: Org, PublicKey: []byte{1}, State: server.Active,
+		Created: at}, Until("d0"))
 	check(t, err)
 	for i := range 5 {
 		r := Row(i)
