@@ -13,25 +13,23 @@ import (
 )
 
 const (
-	// clashesHold is how long it is believed that no name clashes, and clashesRetry how
-	// long that some do, or that it could not be found out.
+	// clashesHold is how long the result that no name clashes is used; clashesRetry how long any other result is.
 	clashesHold  = 10 * time.Minute
 	clashesRetry = time.Minute
-	// clashesShown is how many names a message has.
+	// clashesShown is the number of names in a message.
 	clashesShown = 10
 )
 
-// clashes is what CheckNames found last.
+// clashes is the last result of CheckNames.
 type clashes struct {
 	mu    sync.Mutex // held while the sources are asked
 	until time.Time
 	err   error
 }
 
-// CheckNames tells which keys here have the name of a source's key and were not migrated
-// from it. The rules of such a key stand before those of the source's, so the users of
-// the source's key may be shut out: by a key that another user made before the source
-// was named, or named again. The error is for an operator.
+// CheckNames names the keys here that have the name of a source's key and were not migrated from it. Such a key may
+// have been made before the source was configured. Its rules guard the source's key too, and may shut the users of
+// that key out. The error is for an operator.
 func (r *Ring) CheckNames(ctx context.Context) error {
 	if r.sources.none() {
 		return nil
@@ -55,8 +53,8 @@ func (r *Ring) CheckNames(ctx context.Context) error {
 	return c.err
 }
 
-// CheckMigrations names the sources of migrations that are not finished, and that are not
-// configured here: what is encrypted under their key versions cannot be read. The error is for an operator.
+// CheckMigrations names the sources of unfinished migrations that are not configured here: EDEKs under their key
+// versions cannot be opened. The error is for an operator.
 func (r *Ring) CheckMigrations(ctx context.Context) error {
 	byKey, err := r.origins.all(ctx)
 	if err != nil {
@@ -80,13 +78,13 @@ func (r *Ring) CheckMigrations(ctx context.Context) error {
 		"finish", strings.Join(missing, ", "))
 }
 
-// clash is the error of CheckNames that tells names.
+// clash is the error of CheckNames that has names.
 type clash struct{ text string }
 
 func (c *clash) Error() string { return c.text }
 
 func (r *Ring) findClashes(ctx context.Context) error {
-	r.origins.forget() // a key that was migrated a moment ago is in the journal now
+	r.origins.forget() // the journal may have a key that was migrated a moment ago
 	names, err := r.primary.Keys(ctx)
 	if err != nil {
 		return err
@@ -122,8 +120,8 @@ func (r *Ring) findClashes(ctx context.Context) error {
 		"key"}
 }
 
-// migratedFrom reports whether a key here was migrated, from whichever source, or from
-// this one that has rolled it since: then CheckConflicts tells of it.
+// migratedFrom reports whether a key here was migrated from any source. It may be in conflict with s, which has
+// rolled it since; then CheckConflicts names it.
 func (r *Ring) migratedFrom(ctx context.Context, s *source, m *claviger.Metadata) (bool, error) {
 	list, err := r.origins.of(ctx, m.Name)
 	return slices.ContainsFunc(list, func(o Origin) bool {
@@ -131,8 +129,7 @@ func (r *Ring) migratedFrom(ctx context.Context, s *source, m *claviger.Metadata
 	}), err
 }
 
-// clashesWith returns names of ours that the source answers to, of keys that were not
-// taken over.
+// clashesWith returns the names of keys here to which the source answers, and that were not migrated.
 func (r *Ring) clashesWith(ctx context.Context, s *source, ours map[string][]string) ([]string, error) {
 	var theirs []string
 	err := s.call(ctx, func(ctx context.Context) (err error) {

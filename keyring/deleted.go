@@ -16,16 +16,14 @@ import (
 // DeletedKey is a deleted key that can come back, and when it was last used.
 type DeletedKey struct {
 	provider.Deleted
-	// LastUse is when a version of it last wrapped or unwrapped, as far as that is
-	// recorded; zero where no use is. A use of another node's last minute, or of one that
-	// could not write, is not: see Purge. Where the key is older than the record of uses,
-	// it is the latest of what is possible.
+	// LastUse is the time of the last recorded use of a version of the key; zero: no use is recorded. Uses of another
+	// node in the last minute, or of a node that could not write, are not recorded: see Purge. Where the key is older
+	// than the record of uses, LastUse is the latest time that is possible.
 	LastUse time.Time
 }
 
-// Deleted returns the deleted keys that can come back and that the caller may manage,
-// longest deleted first.
-// Kinds Denied, Unsupported.
+// Deleted returns the deleted keys that can be undeleted and that the caller may manage, longest deleted first. Kinds
+// Denied, Unsupported.
 func (r *Ring) Deleted(ctx context.Context, c claviger.Caller) ([]DeletedKey, error) {
 	q, err := r.enter(ctx, &c, audit.GetDeletedKeys, nil, authz.Undelete, authz.Purge)
 	if err != nil {
@@ -54,9 +52,9 @@ func (r *Ring) Deleted(ctx context.Context, c claviger.Caller) ([]DeletedKey, er
 	return list, nil
 }
 
-// Undelete brings back a deleted key of that name: the one that has the version of
-// that full name; where version is "", the one that was deleted last of those that the
-// caller may manage. Kinds Denied, KeyDenied, KeyNotFound, KeyExists, Unsupported.
+// Undelete brings back the deleted key of that name that has the version of that full name; where version is "", the
+// key that was deleted last of those that the caller may manage. Kinds Denied, KeyDenied, KeyNotFound, KeyExists,
+// Unsupported.
 func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version string) error {
 	const op = "keyring.Undelete"
 	q, err := r.enter(ctx, &c, audit.UndeleteKey, &key, authz.Undelete)
@@ -83,8 +81,8 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 		return q.noDeleted(ctx, op, key, version)
 	}
 	last := &keys[len(keys)-1]
-	// A key that a migration made is the source's key under its rules. Any other is a
-	// key under a name that may be a source's.
+	// A key that a migration made is the source's key under its rules. The name of any
+	// other key may belong to a key of a source.
 	origins, err := r.origins.of(ctx, last.Name)
 	if err != nil {
 		return err
@@ -99,8 +97,8 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 		return err
 	}
 	if migrated {
-		// The source may have rolled to a version of it a moment ago. One that does not answer
-		// stands in nobody's way here.
+		// The source may have rolled to a version of the key a moment ago. A source that does
+		// not answer does not end the undeletion.
 		err = r.waitForSource(ctx, op, key, func() error { _ = r.CompareSources(ctx); return nil })
 		if err != nil {
 			return err
@@ -115,13 +113,12 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 	return nil
 }
 
-// Purge ends a deleted key of that name for ever: the one that has the version of that
-// full name; where version is "", the only one that the caller may manage. A key counts as
-// used until its deletion, and for a while beyond it where nodes serve it from memory, unless
-// it is certain that none of its versions ever was.
-// Kind Invalid where that is within Config.PurgeMinUnused, where no version is given and
-// there are several, and where this host's clock is behind a store without one; Unavailable
-// where Config.Clock tells otherwise that a clock is wrong; else those of Undelete.
+// Purge destroys the deleted key of that name that has the version of that full name; where version is "", the only
+// key of the name that the caller may manage. A key counts as used until its deletion, and for a while beyond it
+// where nodes serve it from memory, unless it is certain that none of its versions was ever used. Kind Invalid where
+// that is within Config.PurgeMinUnused, where no version is given and there are several keys, and where this host's
+// clock is behind a store without a clock; Unavailable where Config.Clock shows otherwise that a clock is wrong; else
+// those of Undelete.
 func (r *Ring) Purge(ctx context.Context, c claviger.Caller, key, version string) error {
 	return r.purge(ctx, c, key, version, false)
 }
@@ -150,7 +147,7 @@ func (r *Ring) purge(ctx context.Context, c claviger.Caller, key, version string
 	if err != nil {
 		return err
 	}
-	if len(keys) == 0 { // what a purge that was broken off has left is asked for by the name alone
+	if len(keys) == 0 { // an interrupted purge may have left parts of a key, which have the name alone
 		if err := q.needKey(ctx, &claviger.Metadata{Name: key}, authz.KeyManagement); err != nil {
 			return err
 		}
@@ -187,10 +184,9 @@ func (r *Ring) purge(ctx context.Context, c claviger.Caller, key, version string
 	return nil
 }
 
-// needUnshelvedName refuses a new key the name of a deleted key that the caller may not
-// manage: a key of that name would keep the deleted one from being brought back. The
-// caller has found that no key has the name before: a key that is deleted later was not
-// there, or is among the deleted ones that are read here.
+// needUnshelvedName refuses a new key the name of a deleted key that the caller may not manage: the deleted key could
+// not be undeleted beside a new key of its name. Call it after a reading that found no key of the name: so a key that
+// is deleted meanwhile is among the deleted keys that are read here.
 func (q *request) needUnshelvedName(ctx context.Context, op, name string) error {
 	if !q.ring.cfg.KeyAuthorization {
 		return nil
@@ -201,7 +197,7 @@ func (q *request) needUnshelvedName(ctx context.Context, op, name string) error 
 	}
 	for _, k := range keys {
 		if !q.mayManage(k.ACLName()) {
-			_ = q.needKey(ctx, &k.Metadata, authz.KeyManagement) // for its audit line; its text tells the ACL name
+			_ = q.needKey(ctx, &k.Metadata, authz.KeyManagement) // for its audit line; its text has the ACL name
 			return claviger.Errorf(op, claviger.KeyDenied, name, "User [%s] is not authorized to create key '%s': the "+
 				"name is kept for a deleted key. Choose another name, or have a user who may manage the deleted key "+
 				"create this one, or purge the deleted one", q.caller.Short, name)
@@ -210,8 +206,8 @@ func (q *request) needUnshelvedName(ctx context.Context, op, name string) error 
 	return nil
 }
 
-// manageable returns those of the deleted keys that the caller may manage. Kind
-// KeyDenied where there are deleted keys, and none of those.
+// manageable returns those of the deleted keys that the caller may manage. Kind KeyDenied where the caller may manage
+// none of them.
 func (q *request) manageable(ctx context.Context, keys []provider.Deleted) ([]provider.Deleted, error) {
 	var own []provider.Deleted
 	for _, k := range keys {
@@ -225,16 +221,16 @@ func (q *request) manageable(ctx context.Context, keys []provider.Deleted) ([]pr
 	return own, nil
 }
 
-// OtherDeletedError says which deleted keys of a name there are beside the one that was
-// asked for by a version. It is for those who may manage them.
+// OtherDeletedError names the deleted keys of a name where none has the version of the request. It is for a caller
+// who may manage these keys.
 type OtherDeletedError struct{ asked, newest string }
 
 func (e *OtherDeletedError) Error() string {
 	return "has the version " + e.asked + "; the newest versions of those that are there are " + e.newest
 }
 
-// noDeleted says that no deleted key of the name has the version, and which ones the
-// caller may manage, if any.
+// noDeleted is the error where no deleted key of the name has the version. It names the deleted keys that the caller
+// may manage.
 func (q *request) noDeleted(ctx context.Context, op, key, version string) error {
 	keys, err := q.ring.primary.deletedOf(ctx, key, "")
 	if err != nil {
@@ -256,8 +252,7 @@ func newest(keys []provider.Deleted) string {
 	return strings.Join(list, ", ")
 }
 
-// newestOf is the name of the newest version, which tells a deleted key from others of
-// its name.
+// newestOf is the name of the newest version, which distinguishes a deleted key from others of its name.
 func newestOf(k *provider.Deleted) string {
 	if len(k.List) == 0 {
 		return ""
@@ -267,11 +262,10 @@ func newestOf(k *provider.Deleted) string {
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// lastUse returns the latest time at which a use of a version of the key is recorded, or
-// was possible before there was a record.
+// lastUse returns the latest time at which a use of the key is recorded, or was possible before uses were recorded.
 func (r *Ring) lastUse(ctx context.Context, k provider.Deleted) (time.Time, error) {
 	if r.cfg.LastUses == nil {
-		return k.Since, nil // it can have been until it was deleted
+		return k.Since, nil // it may have been used until its deletion
 	}
 	times, since, err := r.cfg.LastUses.LastUses(ctx, k.List...)
 	if err != nil {
@@ -317,7 +311,7 @@ func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) e
 		now = clocks.Earliest()
 	}
 	created := k.Created
-	if created.After(now) { // by a clock that was ahead; its deletion was later
+	if created.After(now) { // by a clock that was ahead; the deletion came later
 		created = time.Time{}
 	}
 	never, err := r.neverUsedAny(ctx, k.List)
@@ -356,8 +350,8 @@ func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) e
 // underWay is longer than any request that uses a key.
 const underWay = 2 * time.Minute
 
-// servedAfterDeletion is how long another node may serve a key after its deletion: it may
-// not have heard of it for the lease, and a request may be under way.
+// servedAfterDeletion is how long another node may serve a key after its deletion: the node may not know of the
+// deletion for the lease, and a request may be under way.
 func (r *Ring) servedAfterDeletion() time.Duration {
 	if r.cfg.Shared == nil {
 		return 0

@@ -11,28 +11,26 @@ import (
 	"claviger/provider"
 )
 
-// Version is a version as an operator may see it.
+// Version is what an operator may see of a version.
 type Version struct {
 	provider.VersionFacts
-	// LastUse is when it last wrapped or unwrapped, to the minute; zero where no use
-	// is known.
+	// LastUse is the time of its last use, to the minute; zero: no use is known.
 	LastUse time.Time
 }
 
-// Description is all that is known of a key, material never.
+// Description is all that is known of a key, without its material.
 type Description struct {
 	claviger.Metadata
 	Deleted time.Time // zero: it is not
 	List    []Version // oldest first
-	// UsesSince is when the record of uses began: a version without one may have been
-	// used before. Zero where no record is kept.
+	// UsesSince is when the record of uses began: a version without a recorded use may have been used before. Zero:
+	// uses are not recorded.
 	UsesSince time.Time
 }
 
-// Describe tells of the key of that name, and after it of the deleted ones of that
-// name, longest deleted first, if the caller may undelete or purge. It needs what
-// Metadata needs; deleted keys that the caller may not read are left out, unless that
-// leaves nothing. Kinds Denied, KeyDenied, KeyNotFound.
+// Describe describes the key of that name, and after it the deleted keys of that name, longest deleted first, if the
+// caller may undelete or purge. It needs the rights that Metadata needs. Deleted keys that the caller may not read
+// are left out; where nothing else is left, the kind is KeyDenied. Kinds Denied, KeyDenied, KeyNotFound.
 func (r *Ring) Describe(ctx context.Context, c claviger.Caller, key string) ([]Description, error) {
 	q, err := r.enter(ctx, &c, audit.GetMetadata, &key, authz.GetMetadata)
 	if err != nil {
@@ -74,7 +72,7 @@ func (r *Ring) Describe(ctx context.Context, c claviger.Caller, key string) ([]D
 	return list, nil
 }
 
-// describeLive describes the key that is there now, if one is.
+// describeLive describes the key that exists now, if there is one.
 func (r *Ring) describeLive(ctx context.Context, q *request, key string) ([]Description, error) {
 	for range readings {
 		m, err := r.metadataNow(ctx, key)
@@ -88,7 +86,7 @@ func (r *Ring) describeLive(ctx context.Context, q *request, key string) ([]Desc
 		if err != nil {
 			return nil, err
 		}
-		// The facts of the versions must be of the key that the rules were asked for.
+		// The facts of the versions must be of the key whose rules were asked.
 		if again, err := r.metadataNow(ctx, key); err != nil {
 			return nil, err
 		} else if !sameKey(m, again) {

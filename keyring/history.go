@@ -8,64 +8,63 @@ import (
 	"claviger"
 )
 
-// Origin is what a migration's journal says of one key.
+// Origin is the record of one key in a migration's journal.
 type Origin struct {
-	Key    string // the key's name at the source as it lists it
+	Key    string // the key's name as the source lists it
 	Source string // URI
-	// TakenOver: the key was made here for the source's; it may have been deleted since.
-	// Else the source had it, and it was not taken over yet.
+	// TakenOver: the key was made here for the source's key; it may have been deleted since. Else the source had the
+	// key, and no migration has taken it over yet.
 	TakenOver bool
 	// Created and ACLName are the source's, and the taken-over key's.
 	Created time.Time
 	ACLName string
-	// Folded: the source answers to every spelling of the name.
+	// Folded: the source takes every spelling of the name, in upper and lower case, for this key.
 	Folded bool
-	// Numbered: versions were made here, and the source numbers its own. Counted is how
-	// many it counted then, whatever it names them; Rolled is how many it had when the journal noted that one of
-	// them has the name of one here, 0 where it noted no such thing.
+	// Numbered: versions were made here, and the source numbers its versions. Counted is the number of versions that
+	// the source counted then, also where its ids are opaque. Rolled is the number that it had when the journal
+	// recorded that one of them has the name of a version here; 0 without such a record.
 	Numbered        bool
 	Counted, Rolled int
-	// Freed: an administrator lets others have the name, once no key here has it.
+	// Freed: an administrator allows new keys of the name, once no key here has it.
 	Freed bool
-	// Made are the full names of the versions that were made here for the source's key.
+	// Made has the full names of the versions that were made here for the source's key.
 	Made []string
-	// MadeThere are the full names of versions that a migration into Source, which was the
-	// primary then, has made: numbers, which may be those of another source's versions too.
+	// MadeThere has the full names of versions that a migration into Source made, when Source was the primary.
+	// Another source's versions may have the same numbers.
 	MadeThere []string
-	// Finished is when the operator ended the migration; zero: it goes on.
+	// Finished is when the operator ended the migration; zero: the migration goes on.
 	Finished time.Time
 }
 
-// History is what migrations have left behind: where keys came from.
+// History reads the records of migrations: where keys came from.
 type History interface {
-	// Origins returns one record a key and source, the newest.
+	// Origins returns the newest record of each key and source.
 	Origins(ctx context.Context) ([]Origin, error)
-	// Alias returns the name under which a key is here that came from a source which
-	// does not tell upper from lower case; ok is false where there is none of that
-	// name, however it is spelt.
+	// Alias returns the name that a key has here which came from a source that does not distinguish upper from lower
+	// case; ok is false where no such key has that name in any spelling.
 	Alias(ctx context.Context, name string) (here string, ok bool, err error)
 }
 
-// originsTimeout is how long the journal is believed. It is asked when a key is
-// made, when a source's EDEKs are re-encrypted, and for the texts of errors.
+// originsTimeout is how long a reading of the journal is used. It is used when a key is made, when EDEKs of a source
+// are re-encrypted, and for the texts of errors.
 const originsTimeout = 5 * time.Second
 
-// origins is the journal, read now and then.
+// origins is the journal, read again after originsTimeout.
 type origins struct {
 	history History // nil: nothing was ever migrated here
 
-	mu    sync.Mutex // held while the journal is read: who comes meanwhile needs the same
+	mu    sync.Mutex // held while the journal is read: other requests need the same reading
 	read  time.Time
 	byKey map[string][]Origin // by FoldName of the key
 }
 
-// of returns what the journal says of keys of that name, however it is spelt.
+// of returns the journal's records of keys of that name, in any spelling.
 func (o *origins) of(ctx context.Context, key string) ([]Origin, error) {
 	byKey, err := o.all(ctx)
 	return byKey[claviger.FoldName(key)], err
 }
 
-// all is what the journal says, by FoldName of the key. It is shared and not changed.
+// all returns the journal's records, by FoldName of the key. The map must not be changed.
 func (o *origins) all(ctx context.Context) (map[string][]Origin, error) {
 	if o.history == nil {
 		return nil, nil
@@ -87,16 +86,15 @@ func (o *origins) all(ctx context.Context) (map[string][]Origin, error) {
 	return o.byKey, nil
 }
 
-// forget has the journal read again.
+// forget makes the next request read the journal again.
 func (o *origins) forget() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.byKey = nil
 }
 
-// alias returns the name under which a key is here that is asked for by another
-// spelling of its name; the name itself in all other cases. It is asked when
-// there is no key of the name.
+// alias returns the name that a key has here which was requested by another spelling; the name itself in all other
+// cases. It is called where no key has the name.
 func (r *Ring) alias(ctx context.Context, name string) (string, error) {
 	if r.origins.history == nil || name == "" {
 		return name, nil
@@ -117,7 +115,7 @@ func (r *Ring) alias(ctx context.Context, name string) (string, error) {
 	return here, err
 }
 
-// resolve is alias by what is remembered: it costs nothing where there are none.
+// resolve is alias by the cache alone. It costs nothing where no alias was found yet.
 func (r *Ring) resolve(name string) string {
 	if r.aliased.Load() {
 		if here, ok := r.aliases.get(name); ok {
@@ -127,7 +125,7 @@ func (r *Ring) resolve(name string) string {
 	return name
 }
 
-// metadataHere is metadata under whichever spelling the key is here.
+// metadataHere is metadata of the key that a spelling means here.
 func (r *Ring) metadataHere(ctx context.Context, name string) (*claviger.Metadata, error) {
 	name = r.resolve(name)
 	m, err := r.metadata(ctx, name)
@@ -141,8 +139,7 @@ func (r *Ring) metadataHere(ctx context.Context, name string) (*claviger.Metadat
 	return r.metadata(ctx, here)
 }
 
-// nameHere is the name of the key that is meant by a spelling: the name itself
-// where there is no such key.
+// nameHere returns the name here of the key that a spelling means; the name itself where there is no such key.
 func (r *Ring) nameHere(ctx context.Context, name string) (string, error) {
 	m, err := r.metadataHere(ctx, name)
 	if m == nil || err != nil {
@@ -151,8 +148,8 @@ func (r *Ring) nameHere(ctx context.Context, name string) (string, error) {
 	return m.Name, nil
 }
 
-// newest returns the current version of a key, as new as the store that nodes
-// share, under whichever spelling the key is here. Kind KeyNotFound.
+// newest returns the current version of the key that a spelling means here, as new as the store that nodes share.
+// Kind KeyNotFound.
 func (r *Ring) newest(ctx context.Context, name string) (claviger.KeyVersion, error) {
 	var none claviger.KeyVersion
 	name = r.resolve(name)
@@ -176,10 +173,9 @@ func (r *Ring) newest(ctx context.Context, name string) (claviger.KeyVersion, er
 	return r.currentVersion(ctx, here)
 }
 
-// takenOver reports whether a key that is here was made by a migration for the
-// source's key, which is as it was then. A key that a user made under the name, or
-// that was deleted and made anew on either side, has another time of creation, which
-// nobody chooses.
+// takenOver reports whether a migration made a key here for the source's key, and the source still has that key. A
+// key that a user made under the name, or that was deleted and made anew on either side, has another time of
+// creation, which no user can choose.
 func (r *Ring) takenOver(ctx context.Context, ours, theirs *claviger.Metadata) (bool, error) {
 	if !sameOrigin(ours, theirs.Created, theirs.ACLName()) {
 		return false, nil
@@ -196,8 +192,8 @@ func (r *Ring) takenOver(ctx context.Context, ours, theirs *claviger.Metadata) (
 	return false, nil
 }
 
-// madeHere reports whether a key, live or deleted, is the one that the migration made, also
-// where its source has rolled it since so that the two are in conflict.
+// madeHere reports whether a key, live or deleted, is the one that the migration made, also where its source has
+// rolled the key since, so that the two are in conflict.
 func (o Origin) madeHere(m *claviger.Metadata) bool {
 	return (o.TakenOver || o.Rolled > 0) && sameOrigin(m, o.Created, o.ACLName)
 }

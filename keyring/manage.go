@@ -49,8 +49,8 @@ func (r *Ring) Create(ctx context.Context, c claviger.Caller, spec provider.Spec
 	return q.show(v), nil
 }
 
-// needCreate asks the key-level rules for a key that is not there yet, and
-// returns its attributes with the ACL name that will guard it.
+// needCreate asks the key-level rules for a key that does not exist yet, and returns its attributes with the ACL name
+// that will guard it.
 func (q *request) needCreate(ctx context.Context, key string, attributes map[string]string) (map[string]string, error) {
 	aclName := attributes[claviger.ACLNameAttribute]
 	if aclName == "" {
@@ -68,8 +68,7 @@ func (q *request) needCreate(ctx context.Context, key string, attributes map[str
 	return attributes, nil
 }
 
-// create checks in Hadoop's order: given material is measured when the key is
-// known to be new.
+// create checks in Hadoop's order: the length of given material is checked after the key is known to be new.
 func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (claviger.KeyVersion, error) {
 	const op = "keyring.Create"
 	if spec.Cipher == "" {
@@ -93,7 +92,7 @@ func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (clav
 		if err == nil {
 			return claviger.KeyVersion{}, claviger.E(op, claviger.KeyExists, spec.Name, nil)
 		}
-		// Of a key whose records are lost the provider says in full why it is not made.
+		// For a key whose records are lost, the provider's own error says why it is not made.
 		if !claviger.Is(err, claviger.KeyNotFound) && !errors.Is(err, provider.ErrLost) {
 			return claviger.KeyVersion{}, err
 		}
@@ -109,14 +108,12 @@ func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (clav
 	if err := q.needUnshelvedName(ctx, op, spec.Name); err != nil {
 		return claviger.KeyVersion{}, err
 	}
-	// Also after an error: that a call failed towards us does not prove that it
-	// did nothing.
+	// Also after an error: a call that failed may still have made the key.
 	defer r.forget(spec.Name)
 	return r.primary.Create(ctx, spec)
 }
 
-// Roll adds a version; material as in Create. The next request through this
-// Ring sees it.
+// Roll adds a version; material as in Create. The next request through this Ring sees the version.
 func (r *Ring) Roll(ctx context.Context, c claviger.Caller, key string, material secret.Bytes) (claviger.KeyVersion,
 	error) {
 	q, err := r.enter(ctx, &c, audit.RollNewVersion, &key, authz.Rollover)
@@ -162,9 +159,8 @@ func (r *Ring) roll(ctx context.Context, q *request, key string, material secret
 	return r.primary.rollIf(ctx, key, material, q.stillMay(ctx, m))
 }
 
-// stillMay asks the rules again, in the step that changes the key, where it is no
-// longer the key that they were asked for: another process may have deleted it and
-// made one anew.
+// stillMay asks the rules again, in the step that changes the key, where it is not the key whose rules were asked:
+// another process may have deleted that key and made a new one.
 func (q *request) stillMay(ctx context.Context, asked *claviger.Metadata) func(*claviger.Metadata) error {
 	return func(now *claviger.Metadata) error {
 		if sameKey(asked, now) {
@@ -174,7 +170,7 @@ func (q *request) stillMay(ctx context.Context, asked *claviger.Metadata) func(*
 	}
 }
 
-// show is the version as the caller may see it.
+// show returns the version as the caller may see it.
 func (q *request) show(v claviger.KeyVersion) claviger.KeyVersion {
 	v = owned(v)
 	if !q.has(authz.Get) {
@@ -184,9 +180,9 @@ func (q *request) show(v claviger.KeyVersion) claviger.KeyVersion {
 	return v
 }
 
-// Delete ends a key. Kinds Denied, KeyDenied, KeyNotFound. Ready-made EDEKs of
-// the key are thrown away with it, which Hadoop leaves to the client's
-// invalidation: an EDEK handed out after the deletion would lose a file.
+// Delete deletes a key. Kinds Denied, KeyDenied, KeyNotFound. Ready-made EDEKs of the key are dropped with it, which
+// Hadoop leaves to the client's invalidation: a file under an EDEK that is given out after the deletion would be
+// lost.
 func (r *Ring) Delete(ctx context.Context, c claviger.Caller, key string) error {
 	q, err := r.enter(ctx, &c, audit.DeleteKey, &key, authz.Delete)
 	if err != nil {
@@ -216,7 +212,7 @@ func (r *Ring) delete(ctx context.Context, q *request, key string) error {
 	return r.primary.deleteIf(ctx, key, q.stillMay(ctx, m))
 }
 
-// mayDestroy asks Config.MayDestroy, if it is there.
+// mayDestroy calls Config.MayDestroy, if it is set.
 func (r *Ring) mayDestroy(ctx context.Context, purge bool) error {
 	if r.cfg.MayDestroy == nil {
 		return nil
@@ -224,9 +220,8 @@ func (r *Ring) mayDestroy(ctx context.Context, purge bool) error {
 	return r.cfg.MayDestroy(ctx, purge)
 }
 
-// needManagement asks the rules of a key that is to be changed, by the metadata
-// in force rather than what is remembered: a key made anew elsewhere may have
-// another ACL name and another length. Kinds KeyNotFound, KeyDenied.
+// needManagement asks the rules of a key that is to be changed, by metadata that are read past the cache: a key that
+// was made anew elsewhere may have another ACL name and another length. Kinds KeyNotFound, KeyDenied.
 func (r *Ring) needManagement(ctx context.Context, q *request, key string) (*claviger.Metadata, error) {
 	m, err := r.readMetadata(ctx, key)
 	if err != nil {
@@ -235,16 +230,14 @@ func (r *Ring) needManagement(ctx context.Context, q *request, key string) (*cla
 	return m, q.needKey(ctx, m, authz.KeyManagement)
 }
 
-// Invalidate forgets what is cached of a key and drains its queue of EDEKs, on
-// every node where keys are shared. A
-// key that does not exist is no error: Hadoop's client tells every host so of a
-// key that it has just deleted.
+// Invalidate drops a key from the caches and drains its queue of EDEKs, on every node where nodes share keys. A key
+// that does not exist is no error: Hadoop's client sends this to every host for a key that it has just deleted.
 func (r *Ring) Invalidate(ctx context.Context, c claviger.Caller, key string) error {
 	q, err := r.enter(ctx, &c, audit.InvalidateCache, &key, authz.Rollover, authz.Delete)
 	if err != nil {
 		return err
 	}
-	// Another spelling stands for the key that it leads to: the rules are that key's.
+	// The rules are those of the key that the spelling means.
 	here, err := r.nameHere(ctx, key)
 	if err != nil {
 		return err
@@ -263,8 +256,7 @@ func (r *Ring) Invalidate(ctx context.Context, c claviger.Caller, key string) er
 		if r.cfg.Shared == nil {
 			continue
 		}
-		// The other nodes, too: a client that knows all of them tells each, others
-		// one.
+		// The other nodes too: a client may know only one of the nodes.
 		if err := r.cfg.Shared.Announce(ctx, metastore.Notice{Key: name, Change: metastore.Invalidated}); err != nil {
 			return err
 		}

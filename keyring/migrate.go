@@ -12,23 +12,21 @@ import (
 	"claviger/authz"
 )
 
-// Migrator takes over keys from the source of a migration into the primary.
+// Migrator takes keys over from the source of a migration into the primary.
 type Migrator interface {
-	// SourceMetadata is what the source says of a key. Kinds KeyNotFound,
+	// SourceMetadata returns the source's metadata of a key. Kinds KeyNotFound,
 	// SourceUnreachable, SourceRefused.
 	SourceMetadata(ctx context.Context, key string) (*claviger.Metadata, error)
-	// RunKey takes the key over, if it is not here yet, and returns the full names of
-	// its versions here that stand for the source's, oldest first. It may be called
-	// again after an error. Kinds, beside those of SourceMetadata: Invalid where the
-	// key cannot be taken over, Unavailable where another process migrates.
+	// RunKey takes the key over, if it is not here yet, and returns the full names of the versions that were made for
+	// it, oldest first. It may be called again after an error. Kinds, beside those of SourceMetadata: Invalid where
+	// the key cannot be taken over, Unavailable where another process migrates.
 	RunKey(ctx context.Context, key string) ([]string, error)
 }
 
-// Migrate takes a key over from the source, and returns the versions made for it.
-// It needs the key-level right MIGRATE alone, which is asked for under the ACL name
-// that the key has at the source, and also where key authorization is off: without
-// it a migration would be everybody's. Who has no right is not told whether the
-// source has such a key. Kinds KeyDenied, Unsupported, and those of Migrator.
+// Migrate takes a key over from the source, and returns the versions made for it. It needs the key-level right
+// MIGRATE alone, under the ACL name that the key has at the source. The right is needed also where key authorization
+// is off: else any user could migrate. A caller without the right does not learn whether the source has the key.
+// Kinds KeyDenied, Unsupported, and those of Migrator.
 func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]string, error) {
 	const op = "keyring.Migrate"
 	q, err := r.admit(&c, audit.MigrateKey, key)
@@ -42,12 +40,12 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 	refuse := func(aclName string) error {
 		r.cfg.Audit.Log(ctx, audit.Event{Status: audit.Unauthorized, Op: audit.Op(authz.KeyMigrate), KeyRight: true,
 			Key: aclName, Caller: c})
-		// The name that was asked for, also where the rules stand under another: what the
-		// source calls its key's rules is not everybody's to know.
+		// The text has the name in the request also where the key has another ACL name: not every caller may know the
+		// ACL name at the source.
 		return claviger.Errorf("keyring.access", claviger.KeyDenied, key, "User [%s] is not authorized to perform [%s] "+
 			"on key with ACL name [%s]!!", c.Short, authz.KeyMigrate, key)
 	}
-	// First without the source, which may hang, and is not everybody's to be asked.
+	// First without a question to the source, which may hang: not every caller may cause one.
 	if !q.policy.MayMigrateAny(c.Principal, r.cfg.Groups) {
 		return nil, refuse(key)
 	}
@@ -68,13 +66,27 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 	if err := q.begin(ctx, key); err != nil {
 		return nil, err
 	}
+	versions, err := r.migrate(ctx, &q, key)
+	if err != nil {
+		return nil, err
+	}
+	if n := len(versions); n > 0 {
+		q.did.version = versions[n-1]
+	}
+	q.ok(ctx, key, "Versions:"+strings.Join(versions, ","))
+	return versions, nil
+}
+
+// migrate takes the key over, while no other management operation changes it.
+func (r *Ring) migrate(ctx context.Context, q *request, key string) (versions []string, err error) {
+	const op = "keyring.Migrate"
 	unlock, err := r.manage.lock(ctx, key)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
 	if r.primary.keepsDeleted() {
-		// As a key that is made by hand, unless the key is here.
+		// As for Create, unless the key is here.
 		switch _, err := r.readMetadata(ctx, key); {
 		case claviger.Is(err, claviger.KeyNotFound):
 			if err := q.needUnshelvedName(ctx, op, key); err != nil {
@@ -86,23 +98,15 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 	}
 	defer r.forget(key)
 	defer r.origins.forget()
-	var versions []string
 	err = r.waitForSource(ctx, op, key, func() (err error) {
 		versions, err = r.cfg.Migrator.RunKey(ctx, key)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	if n := len(versions); n > 0 {
-		q.did.version = versions[n-1]
-	}
-	q.ok(ctx, key, "Versions:"+strings.Join(versions, ","))
-	return versions, nil
+	return versions, err
 }
 
-// sourceMetadata asks the source of the migration for a key, without the request's
-// turn, within the source's time, and not while it is left alone.
+// sourceMetadata reads a key's metadata from the source of the migration: without the request's slot, within the
+// source's time, and not while its breaker is open.
 func (r *Ring) sourceMetadata(ctx context.Context, key string) (m *claviger.Metadata, err error) {
 	src := r.sources.migration()
 	ask := func(ctx context.Context) (err error) {

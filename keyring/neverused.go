@@ -10,8 +10,8 @@ import (
 	"claviger/provider"
 )
 
-// mayBeOurs reports whether EDEKs of a name may be of a version that this server had, and
-// has no longer, or not again: it is not certain that the version was never used.
+// mayBeOurs reports whether EDEKs of that version name may be of a version that this server had: it is not certain
+// that the version was never used.
 func (r *Ring) mayBeOurs(ctx context.Context, version claviger.VersionRef) (bool, error) {
 	if !r.recordsUses() {
 		return false, nil
@@ -22,12 +22,12 @@ func (r *Ring) mayBeOurs(ctx context.Context, version claviger.VersionRef) (bool
 	return metastore.MayHaveUsed(ctx, r.cfg.Numbers, r.cfg.LastUses, version)
 }
 
-// recordsUses reports whether there is a record of which versions were never used.
+// recordsUses reports whether the store records which versions were used.
 func (r *Ring) recordsUses() bool { return r.cfg.Numbers != nil && r.cfg.LastUses != nil }
 
-// mayBeAnothers returns why EDEKs of a version may be of another key than the one that the
-// source would open them with, whose metadata is theirs; nil where nothing says so, or where
-// an operator has said that they are the source's. ours: the version may be one of ours.
+// mayBeAnothers returns why EDEKs of a version may be of another key than the one with which the source would open
+// them, whose metadata is theirs. It returns nil where no record says so, and where an operator has said that the
+// EDEKs are of the source's version. ours: the version may be one of ours.
 func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use string, v claviger.VersionRef,
 	theirs *claviger.Metadata, ours bool) (error, error) {
 	if r.cfg.Theirs[v.Name()] {
@@ -72,9 +72,9 @@ func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use string, v clavi
 		"that name, so nothing is opened or re-encrypted with it; this server's log says what to do", version)), nil
 }
 
-// migratedAs returns when the key of a source was made that a migration has taken over under
-// the version's name, where the source has another key of the name by now; zero where it is the
-// same, where the times do not tell, and where versions have names that no two keys share.
+// migratedAs returns the time of creation of the source's key that a migration took over under the version's name,
+// where the source has another key of the name by now. It returns zero where the key is the same, where the times do
+// not say, and where no two keys can share the version's name.
 func (r *Ring) migratedAs(ctx context.Context, s *source, v claviger.VersionRef,
 	now *claviger.Metadata) (time.Time, error) {
 	list, err := r.origins.of(ctx, v.Key)
@@ -92,7 +92,7 @@ func (r *Ring) migratedAs(ctx context.Context, s *source, v claviger.VersionRef,
 			}
 			return o.Created, nil
 		case r.sources.configured(o.Source) || !o.Finished.IsZero() || !o.TakenOver:
-		case !apart: // the same source may have had another URI
+		case !apart: // it may be the same source under another URI
 			return time.Time{}, nil
 		default:
 			was = o.Created
@@ -101,8 +101,8 @@ func (r *Ring) migratedAs(ctx context.Context, s *source, v claviger.VersionRef,
 	return was, nil
 }
 
-// madeApart reports whether two times of creation cannot be of one key. A source that tells
-// none has 0, in milliseconds, and one that may tell whole seconds only is taken at that.
+// madeApart reports whether two times of creation cannot be of one key. A time of 0 milliseconds means that the
+// source gives none. Times in whole seconds are compared by the second.
 func madeApart(a, b time.Time) bool {
 	x, y := a.UnixMilli(), b.UnixMilli()
 	if x <= 0 || y <= 0 {
@@ -114,12 +114,12 @@ func madeApart(a, b time.Time) bool {
 	return x != y
 }
 
-// preciseStamp writes a time of creation with all that tells keys apart.
+// preciseStamp writes a time of creation to the millisecond, which distinguishes keys.
 func preciseStamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z07:00") }
 
-// needNotThere refuses by twice EDEKs of a version that may be of another key than the
-// source's, where the source has a version of that name: the source would open either, to what
-// may be no DEK. It gets none of them to see. Kind VersionNotFound where it has none.
+// needNotThere returns twice, the refusal of EDEKs of a version that may be of another key than the source's, where
+// the source has a version of that name: the source would open EDEKs of either key, perhaps to no DEK. No EDEK is
+// sent to it. Kind VersionNotFound where the source has no such version.
 func needNotThere(ctx context.Context, s *source, v claviger.VersionRef, twice error) error {
 	err := s.probeVersion(ctx, v)
 	if err != nil && (notThere(err) || noAnswer(err)) {
@@ -128,7 +128,7 @@ func needNotThere(ctx context.Context, s *source, v claviger.VersionRef, twice e
 	return ruled{twice}
 }
 
-// deletedCure says what to do about a version in conflict that was used, and deleted.
+// deletedCure says what to do about a version in conflict that was used and is deleted.
 func (r *Ring) deletedCure(v claviger.VersionRef) string {
 	return fmt.Sprintf("bring key %s back here (claviger key undelete), and do then what the log and /readyz say. "+
 		"Where it was purged, or no file needs what was made here under that version, set claviger.migration.theirs to "+
@@ -136,8 +136,8 @@ func (r *Ring) deletedCure(v claviger.VersionRef) string {
 		claviger.Printable(v.Key), claviger.NamesWith(r.cfg.Theirs, v.Name()))
 }
 
-// oursWith is the value of claviger.migration.ours by which a version in conflict is opened
-// again, and no other one of its key stays, or comes to be, closed.
+// oursWith returns the value of claviger.migration.ours that opens a version in conflict again, with all other
+// versions of its key.
 func (r *Ring) oursWith(v claviger.VersionRef) string {
 	more := []string{v.Name()}
 	for other := range load(&r.conflicts.here) {
@@ -160,9 +160,9 @@ func (r *Ring) conflictCure(ctx context.Context, v claviger.VersionRef) string {
 	return r.cureHere(ctx, v)
 }
 
-// cureHere is conflictCure of a version that is here. Only a key of which no version was ever
-// used may be deleted for it: EDEKs of its versions would open nowhere. That one was used
-// stays so, and is asked once: for weeks each request for an old file may be refused with this.
+// cureHere is conflictCure of a version that is here. Only a key of which no version was ever used may be deleted:
+// EDEKs of a used version would open nowhere. The answer "used" is kept, because for weeks each request for an old
+// file may be refused with this text.
 func (r *Ring) cureHere(ctx context.Context, v claviger.VersionRef) string {
 	if _, used := r.conflicts.used.Load(v.Name()); !used {
 		never, err := r.neverUsed(ctx, v.Key)
@@ -180,7 +180,7 @@ func (r *Ring) cureHere(ctx context.Context, v claviger.VersionRef) string {
 		"restart", claviger.Printable(v.Key), r.oursWith(v))
 }
 
-// neverUsed reports whether it is certain that no version that a key has here was ever used.
+// neverUsed reports whether it is certain that no version of a key here was ever used.
 func (r *Ring) neverUsed(ctx context.Context, key string) (bool, error) {
 	names, err := r.primary.versionNames(ctx, key)
 	if err != nil {
@@ -189,7 +189,7 @@ func (r *Ring) neverUsed(ctx context.Context, key string) (bool, error) {
 	return r.neverUsedAny(ctx, names)
 }
 
-// neverUsedAny reports whether it is certain that none of the versions was ever used here.
+// neverUsedAny reports whether it is certain that none of the versions was ever used.
 func (r *Ring) neverUsedAny(ctx context.Context, versions []string) (bool, error) {
 	if !r.recordsUses() {
 		return false, nil

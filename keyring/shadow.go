@@ -10,15 +10,13 @@ import (
 	"claviger/authz"
 )
 
-// mayBeTaken reports whether names can be others' here at all.
+// mayBeTaken reports whether a name here may belong to a key of a source, now or by the journal of a migration.
 func (r *Ring) mayBeTaken() bool { return !r.sources.none() || r.origins.history != nil }
 
-// needFreeName lets a key be made under a name that no other key has a claim to:
-// one that a source has, or may have while it does not answer; one that the journal
-// of a migration names that goes on; another spelling of a key that came from a
-// source to which all spellings are one. Else its maker would choose the rules under
-// which the other key's EDEKs are opened. Kinds Invalid, SourceUnreachable,
-// SourceRefused, Unavailable.
+// needFreeName refuses the name of a new key where another key has a claim to it: a key that a source has, or may
+// have while it does not answer; a key in the journal of a migration that goes on; a key that came from a source to
+// which all spellings are one, by another spelling. Else the maker of the new key would choose the rules under which
+// the other key's EDEKs are opened. Kinds Invalid, SourceUnreachable, SourceRefused, Unavailable.
 func (r *Ring) needFreeName(ctx context.Context, op, name string) error {
 	if !r.mayBeTaken() {
 		return nil
@@ -38,7 +36,7 @@ func (r *Ring) needFreeName(ctx context.Context, op, name string) error {
 	return r.needUnlisted(ctx, op, name)
 }
 
-// needNoSource asks each source whether it answers to the name.
+// needNoSource refuses a name to which a source answers, or may answer.
 func (r *Ring) needNoSource(ctx context.Context, op, name string) error {
 	for _, s := range r.sources.list {
 		_, err := s.metadata(ctx, name)
@@ -63,10 +61,9 @@ func (r *Ring) needNoSource(ctx context.Context, op, name string) error {
 	return nil
 }
 
-// needNoNewer lets a key that was migrated come back, unless its source has another key of
-// the name by now: the rules of the old one would shut the users of the newer one out, and
-// both number their versions. A source that does not say keeps no key from coming back, for
-// what was migrated is its own.
+// needNoNewer refuses the return of a migrated key whose source has another key of the name by now: the rules of the
+// old key would shut the users of the newer one out, and both number their versions. A source that does not answer
+// blocks no return, because the migrated key is the source's own.
 func (r *Ring) needNoNewer(ctx context.Context, op string, ours *claviger.Metadata) error {
 	for _, s := range r.sources.list {
 		s.keys.drop(ours.Name) // what it said a moment ago may be of the older key
@@ -85,11 +82,9 @@ func (r *Ring) needNoNewer(ctx context.Context, op string, ours *claviger.Metada
 	return nil
 }
 
-// needUnlisted refuses a name that the journal of a migration has from a source that
-// is not asked now, whether the migration goes on or was finished: the source may be
-// named again, and then the rules of a key that another user made under the name would
-// stand before the source's versions and shut their users out. An administrator may
-// free the name.
+// needUnlisted refuses a name that the journal of a migration, finished or not, has from a source that is not
+// configured now. The source may be configured again, and then the rules of a key that another user made under the
+// name would guard the source's versions and shut their users out. An administrator may free the name.
 func (r *Ring) needUnlisted(ctx context.Context, op, name string) error {
 	list, err := r.origins.of(ctx, name)
 	if err != nil {
@@ -114,10 +109,9 @@ func (r *Ring) needUnlisted(ctx context.Context, op, name string) error {
 	return nil
 }
 
-// needSameOrigin lets EDEKs of a source's key come under a version of ours: only
-// where our key was made for the source's by a migration. The caller of a re-encryption
-// need not be allowed to decrypt, and a user who may decrypt with our key can read the
-// result.
+// needSameOrigin refuses EDEKs of a source's key for a version of ours, unless a migration made our key for the
+// source's. The caller of a re-encryption need not have the right to decrypt, and a user who may decrypt with our key
+// can read the result.
 func (r *Ring) needSameOrigin(ctx context.Context, q *request, current *claviger.KeyVersion,
 	theirs *claviger.Metadata) error {
 	ours := current.Of
@@ -140,12 +134,12 @@ func (r *Ring) needSameOrigin(ctx context.Context, q *request, current *claviger
 	return q.needKey(ctx, theirs, authz.KeyGenerateEEK)
 }
 
-// Taken is what is known of a version or key that is not here and was at a source.
+// Taken says what the journal of a migration knows of a version or key that is not here and was at a source.
 type Taken struct{ text string }
 
 func (t *Taken) Error() string { return t.text }
 
-// explainMissing adds to "not found" what the journal knows of the key.
+// explainMissing adds to "not found" what the journal says about the key.
 func (r *Ring) explainMissing(ctx context.Context, err error, name string) error {
 	kind := claviger.KindOf(err)
 	if err == nil || kind != claviger.KeyNotFound && kind != claviger.VersionNotFound || r.origins.history == nil {

@@ -7,8 +7,8 @@ import (
 	"claviger/provider"
 )
 
-// What a caller may put into a key's metadata. All of it is kept in memory and in the
-// store for as long as the key lives, and is sent to each user who asks for metadata.
+// Limits of a key's metadata. The metadata stay in memory and in the store for as long as the key exists, and are
+// sent to each user who requests them.
 const (
 	maxCipher         = 128 // bytes
 	maxDescription    = 8 << 10
@@ -18,8 +18,8 @@ const (
 	maxAllAttributes  = 32 << 10
 )
 
-// checkSpec refuses a name that no path can hold, and metadata that are too long. The
-// errors name the part, and do not repeat it. Kind Invalid.
+// checkSpec refuses a name that no path can hold, and metadata that are too long. The errors name the part, and do
+// not repeat its text. Kind Invalid.
 func checkSpec(spec provider.Spec) error {
 	const op = "keyring.Create"
 	tooLong := func(what string, got, most int) error {
@@ -28,7 +28,7 @@ func checkSpec(spec provider.Spec) error {
 	if why := claviger.BadName(spec.Name); why != "" {
 		return claviger.Errorf(op, claviger.Invalid, "", "the name of the key %s", why)
 	}
-	// PostgreSQL keeps no NUL: such a key could not be moved to it, and with it no other.
+	// PostgreSQL stores no NUL: a store with such a key could not be moved to PostgreSQL.
 	hasNUL := func(text string) bool { return strings.ContainsRune(text, 0) }
 	switch {
 	case spec.Description != nil && hasNUL(*spec.Description):

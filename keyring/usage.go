@@ -17,55 +17,53 @@ import (
 const (
 	useDecrypt   = "decrypt"
 	useReencrypt = "reencrypt"
-	// UseUnserved: it was asked for while its source was not configured.
+	// UseUnserved: it was requested while its source was not configured.
 	UseUnserved = "unserved"
 )
 
 const (
-	// flushEvery is how much of the counters a crash can lose. The first use of a version,
-	// and the first after it was not used for so long, is written before its answer goes
-	// out, so that the time of the last use is never further off.
+	// flushEvery is the interval in which counters are written. A crash can lose those of one interval. The first use
+	// of a version, and the first use after that long, is written before its answer goes out, so the recorded time of
+	// the last use is at most that old.
 	flushEvery = time.Second
-	// firstUseWait bounds how long an answer waits for that. A store that is away must
-	// not keep a source's keys from being used.
+	// firstUseWait limits how long an answer waits for that. A store that is away must not block the use of a
+	// source's keys.
 	firstUseWait = time.Second
 	// flushTimeout limits one writing of the counters.
 	flushTimeout = 10 * time.Second
-	// countedVersions bounds the counters in memory. Only versions that a source
-	// has really served are counted, so there are as many as the source has; what
-	// is beyond the bound is counted under OtherVersions.
+	// countedVersions bounds the counters in memory. Only versions that a source has served are counted, so there are
+	// as many counters as the source has versions. Versions beyond the bound are counted under OtherVersions.
 	countedVersions = 1 << 16
 )
 
-// OtherVersions stands for the versions of a source that are too many to be
-// counted one by one.
+// OtherVersions is the name under which the versions of a source are counted that have no counter of their own.
 const OtherVersions = "(others)"
 
-// UsesKept holds uses of source versions that the store did not take, on this host.
+// UsesKept keeps uses of source versions that the store did not take, on this host.
 type UsesKept interface {
-	// Load returns what was kept; nothing where nothing was.
+	// Load returns the uses that were kept.
 	Load() ([]metastore.Use, error)
-	// Keep replaces what is kept; nothing is kept where there is no use.
+	// Keep replaces the uses that are kept. An empty list removes them.
 	Keep(uses []metastore.Use) error
 }
 
-// usage counts the uses of source versions, and writes them down: by it a source is
-// proved idle, so that "not used" must not mean "not written yet".
+// usage counts the uses of source versions, and writes the counters to the store. They prove that a source is idle,
+// so "not used" must not mean "not written yet".
 type usage struct {
 	store metastore.Usage // may be nil
 	clock metastore.Clock // the store's; may be nil
 	log   *slog.Logger
 
 	mu      sync.Mutex
-	pending map[useName]*useCount // not written yet; all there are, where store is nil
+	pending map[useName]*useCount // not written yet; all counters, where store is nil
 	limit   int
-	used    map[useName]time.Time // last, in this process: what was used just before is written by the clock
-	failing error                 // why the last write failed, so nobody waits for one; nil: it did not
-	since   time.Time             // when the first of the failing ones was made
+	used    map[useName]time.Time // last use in this process: a use soon after it waits for the next interval
+	failing error                 // of the last write; while it is not nil, no answer waits for a write
+	since   time.Time             // when the first of the failing writes began
 
 	kept     UsesKept           // may be nil
 	total    int64              // of the counts that kept holds; guarded by flushing
-	now      chan chan struct{} // asks run to write, and to close what it is given
+	now      chan chan struct{} // requests a write from run, which then closes the channel that it gets
 	flushing sync.Mutex         // one flush or reading of the store at a time
 	stop     chan struct{}
 	stopped  chan struct{}
@@ -90,7 +88,7 @@ func newUsage(store metastore.Usage, clock metastore.Clock, kept UsesKept, log *
 	return u
 }
 
-// recall takes up what an earlier process could not write.
+// recall takes up the uses that an earlier process could not write.
 func (u *usage) recall() {
 	if u.kept == nil {
 		return
@@ -101,15 +99,15 @@ func (u *usage) recall() {
 			"ended as if they had not been", "error", err)
 		return
 	}
-	now := time.Now() // the clock of then may have been wrong
+	now := time.Now() // the clock may have been wrong when they were kept
 	for _, use := range list {
 		u.total += use.Count
 		u.merge(useName{use.Source, use.Version, use.Op}, use.Count, now)
 	}
 }
 
-// keep holds what is pending beyond the end of this process. After a crash between a
-// write and the next keep uses are counted twice, which keeps a source longer.
+// keep keeps the pending uses beyond the end of this process. After a crash between a write and the next keep, uses
+// are counted twice; then a source only counts as in use for longer.
 func (u *usage) keep() error {
 	u.flushing.Lock()
 	defer u.flushing.Unlock()
@@ -133,7 +131,7 @@ func (u *usage) keep() error {
 	return err
 }
 
-// behind tells that counts are not written, and why.
+// behind is the error where counters are not written; it says why.
 func (u *usage) behind() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -164,7 +162,7 @@ func (u *usage) add(source, version, op string, n int) {
 	}
 }
 
-// writeNow has the counters written, and waits for that, not for long.
+// writeNow requests a write of the counters, and waits for it, at most firstUseWait.
 func (u *usage) writeNow() {
 	wait := time.NewTimer(firstUseWait)
 	defer wait.Stop()
@@ -213,14 +211,14 @@ func (u *usage) run() {
 		case <-u.stop:
 			return
 		}
-		_ = u.write() // it is in the log, and tried again
+		_ = u.write() // the error is in the log; the next tick tries again
 		if done != nil {
 			close(done)
 		}
 	}
 }
 
-// write flushes, and keeps what could not be written.
+// write flushes, and keeps the uses that could not be written.
 func (u *usage) write() error {
 	began := time.Now()
 	err := u.flush()
@@ -242,7 +240,7 @@ func (u *usage) write() error {
 	return err
 }
 
-// flush writes what is pending. What could not be written stays pending.
+// flush writes the pending uses. Those that could not be written stay pending.
 func (u *usage) flush() error {
 	u.flushing.Lock()
 	defer u.flushing.Unlock()
@@ -263,7 +261,7 @@ func (u *usage) flush() error {
 		if err == nil || len(list) > 1 || away(err) || list[0].Version == OtherVersions {
 			return err
 		}
-		// That its source was needed must be known, whatever the version is called.
+		// The use of the source must be recorded, whatever the version's name is.
 		other := list[0]
 		other.Version = OtherVersions
 		if u.store.AddUse(ctx, []metastore.Use{other}) != nil {
@@ -281,10 +279,9 @@ func (u *usage) flush() error {
 	})
 }
 
-// dated returns uses with the times that they have by the later of this host's clock and
-// the store's: a use that is dated too early would be taken for one of before a migration.
-// How long ago it was is told by the time that this process has run for, also where the
-// clock was set since.
+// dated returns uses with times by the later of this host's clock and the store's: a use with too early a time would
+// count as one before a migration. The age of a use is measured by this process's running time, so it is right also
+// where the clock was set since.
 func (u *usage) dated(ctx context.Context, list []metastore.Use) ([]metastore.Use, error) {
 	if u.clock == nil {
 		return list, nil
@@ -300,14 +297,14 @@ func (u *usage) dated(ctx context.Context, list []metastore.Use) ([]metastore.Us
 	return list, nil
 }
 
-// away tells that a store would take no other record either.
+// away reports whether the store would take no other record either.
 func away(err error) bool {
 	return claviger.Is(err, claviger.Unavailable) || claviger.Is(err, claviger.Closed)
 }
 
-// writeParts writes a list, and where the store refuses it as it is, the halves of it: a
-// record that the store does not take must not keep those of others from being written.
-// A store that is away is not asked again. What was not written goes to kept.
+// writeParts writes a list. Where the store refuses the list, it writes each half: a record that the store refuses
+// must not block the other records. A store that is away is not tried again. Records that were not written go to
+// kept.
 func writeParts[T any](list []T, write func([]T) error, kept func([]T)) error {
 	err := write(list)
 	if err == nil {
@@ -339,7 +336,7 @@ func uses(counts map[useName]*useCount) []metastore.Use {
 
 // all returns the counters, those of earlier runs included.
 func (u *usage) all(ctx context.Context) ([]metastore.Use, error) {
-	u.flushing.Lock() // else a flush could move counts past us, from one place to the other
+	u.flushing.Lock() // else a flush could move counts from the pending ones, not read yet, to the store, read already
 	defer u.flushing.Unlock()
 	var list []metastore.Use
 	if u.store != nil {
@@ -368,7 +365,7 @@ func (u *usage) all(ctx context.Context) ([]metastore.Use, error) {
 	return list, nil
 }
 
-// close ends the writing after one last time.
+// close writes once more, and ends the writing.
 func (u *usage) close() error {
 	if u.store == nil {
 		return nil
@@ -378,18 +375,17 @@ func (u *usage) close() error {
 	return u.write()
 }
 
-// CheckUses tells that uses of sources are not in the store yet, and why. The error is
-// for an operator.
+// CheckUses is an error where uses of sources are not in the store. The error says why, for an operator.
 func (r *Ring) CheckUses(context.Context) error { return r.usage.behind() }
 
-// unserved are the versions that were counted as asked for in vain, by key: no more than
-// their source has, for a client may make names up.
+// unserved has the versions, by key, that were requested in vain and counted. They are bounded by the number that the
+// source has, because a client may make names up.
 type unserved struct {
 	mu    sync.Mutex
 	byKey map[string]map[string]bool
 }
 
-// admits reports whether one more version of the key may be counted, of so many.
+// admits reports whether the version may be counted; most is the bound for its key.
 func (u *unserved) admits(key, version string, most int) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -410,11 +406,10 @@ func (u *unserved) admits(key, version string, most int) bool {
 	return true
 }
 
-// countUnserved counts EDEKs of a version that is not found, where a migration that is not
-// finished has the key from a source that is not configured: that source is needed, so
-// the migration must not be ended as if nobody had asked. A caller without the right to
-// the key is not counted, nor a version that the source did not have when the key was
-// taken over.
+// countUnserved counts EDEKs of a version that is not found, where an unfinished migration has the key from a source
+// that is not configured. That source is still needed, and the counter keeps the migration from being finished.
+// Requests of a caller without the right to the key do not count, nor do versions that the source did not have when
+// the key was taken over.
 func (r *Ring) countUnserved(ctx context.Context, q *request, err error, right authz.KeyOp, n int) {
 	var e *claviger.Error
 	if !claviger.Is(err, claviger.VersionNotFound) || !errors.As(err, &e) {
@@ -440,9 +435,8 @@ func (r *Ring) countUnserved(ctx context.Context, q *request, err error, right a
 	}
 }
 
-// SourceUse returns how often and when last each version of a source was used
-// through this service, over all its runs (and, where the metastore is shared,
-// over all its nodes, up to a few seconds ago).
+// SourceUse returns how often, and when last, each version of a source was used through this service, over all its
+// runs (and, where the metastore is shared, over all its nodes, up to a few seconds ago).
 func (r *Ring) SourceUse(ctx context.Context) ([]metastore.Use, error) {
 	if r.closed.Load() {
 		return nil, claviger.E("keyring.SourceUse", claviger.Closed, "", nil)
@@ -450,9 +444,8 @@ func (r *Ring) SourceUse(ctx context.Context) ([]metastore.Use, error) {
 	return r.usage.all(ctx)
 }
 
-// rememberHomes takes from the counters which source served which version in
-// earlier runs. A store that can't be read is no reason not to serve: the
-// sources are then asked in order.
+// rememberHomes takes from the counters which source served which version in earlier runs. Where the store cannot be
+// read, the server starts without them: the sources are then asked in order.
 func (r *Ring) rememberHomes() {
 	if r.sources.none() || r.cfg.Usage == nil {
 		return
