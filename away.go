@@ -2,9 +2,8 @@ package claviger
 
 import "errors"
 
-// Away marks an error of something that another machine runs, a database or an HSM, and
-// that may be there again without a change of the configuration: it is not reached, or
-// not ready. A start waits for such a thing. nil stays nil.
+// Away marks an error of a part that another machine runs, as a database or an HSM: the part is not reached or not
+// ready, and may come back without a change of the configuration. A start waits for such a part. nil stays nil.
 func Away(err error) error {
 	if err == nil {
 		return nil
@@ -12,7 +11,7 @@ func Away(err error) error {
 	return &awayError{err}
 }
 
-// IsAway tells an error that Away has marked.
+// IsAway reports whether Away has marked the error.
 func IsAway(err error) bool {
 	var a *awayError
 	return errors.As(err, &a)

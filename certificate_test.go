@@ -28,10 +28,15 @@ func TestCertificateCure(t *testing.T) {
 		cure         string
 	}{
 		{name: "trusted", host: "127.0.0.1", trusted: true},
-		{name: "unknown authority", host: "127.0.0.1", cure: "put the certificate of its authority, or its own where it is self-signed, into " + trust},
-		{name: "another host", host: "elsewhere.example.com", trusted: true, cure: "name the host as its certificate does"},
-		{name: "ended", host: "127.0.0.1", trusted: true, begins: now.Add(-time.Hour), ends: now.Add(-time.Minute), cure: "the certificate CN=ended ended at " + now.Add(-time.Minute).UTC().Format(time.RFC3339) + ": have it renewed at that server"},
-		{name: "early", host: "127.0.0.1", trusted: true, begins: now.Add(time.Hour), ends: now.Add(2 * time.Hour), cure: "set the clock of this host"},
+		{name: "unknown authority", host: "127.0.0.1", cure: "put the certificate of its authority, or its own where " +
+			"it is self-signed, into " + trust},
+		{name: "another host", host: "elsewhere.example.com", trusted: true, cure: "name the host as its certificate " +
+			"does"},
+		{name: "ended", host: "127.0.0.1", trusted: true, begins: now.Add(-time.Hour), ends: now.Add(-time.Minute),
+			cure: "the certificate CN=ended ended at " + now.Add(-time.Minute).UTC().Format(time.RFC3339) + ": have it " +
+				"renewed at that server"},
+		{name: "early", host: "127.0.0.1", trusted: true, begins: now.Add(time.Hour), ends: now.Add(2 * time.Hour),
+			cure: "set the clock of this host"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -51,13 +56,15 @@ func TestCertificateCure(t *testing.T) {
 			if !tt.trusted {
 				roots = certtest.New(t, t.TempDir()).Pool()
 			}
-			client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}, Timeout: 10 * time.Second}
+			client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}},
+				Timeout: 10 * time.Second}
 			defer client.CloseIdleConnections()
 			resp, err := client.Get(s.URL)
 			if err == nil {
 				_ = resp.Body.Close()
 			}
-			if got := claviger.CertificateCure(err, trust); !strings.Contains(got, tt.cure) || (tt.cure == "") != (got == "") || (err == nil) != (tt.cure == "") {
+			if got := claviger.CertificateCure(err, trust); !strings.Contains(got, tt.cure) ||
+				(tt.cure == "") != (got == "") || (err == nil) != (tt.cure == "") {
 				t.Errorf("%v: %q, want %q", err, got, tt.cure)
 			}
 		})

@@ -1,7 +1,6 @@
-// Package claviger holds the words that every room of the key management
-// server shares: encryption-zone (EZ) keys and their metadata, key versions
-// and their names, encrypted data encryption keys (EDEKs), callers, and the
-// one domain error.
+// Package claviger holds the words that all packages of the key management server share: encryption-zone (EZ) keys
+// and their metadata, key versions and their names, encrypted data encryption keys (EDEKs), callers, and the one
+// domain error.
 //
 // It imports the standard library and package secret. Nothing in it does I/O, and
 // key material stands in it as secret.Bytes alone.
@@ -17,13 +16,12 @@ import (
 	"claviger/secret"
 )
 
-// ACLNameAttribute is the metadata attribute that names the ACL which guards a
-// key. Hadoop's KMS sets it at creation and trusts it ever after.
+// ACLNameAttribute is the metadata attribute that names the ACL which guards a key. Hadoop's KMS sets it at creation,
+// and uses it from then on.
 const ACLNameAttribute = "key.acl.name"
 
-// DefaultCipher and DefaultBitLength are what Hadoop uses when a creation
-// request leaves them out (hadoop.security.key.default.cipher and
-// hadoop.security.key.default.bitlength).
+// DefaultCipher and DefaultBitLength are Hadoop's values for a creation request without them
+// (hadoop.security.key.default.cipher and hadoop.security.key.default.bitlength).
 const (
 	DefaultCipher    = "AES/CTR/NoPadding"
 	DefaultBitLength = 128
@@ -33,18 +31,16 @@ const (
 // counter block.
 const IVSize = 16
 
-// Metadata describes one EZ key. It is what a migration moves; it never holds
-// material.
+// Metadata describes one EZ key. A migration moves it. It never holds material.
 type Metadata struct {
 	Name        string
 	Cipher      string            // as HDFS compares it, e.g. "AES/CTR/NoPadding"
 	BitLength   int               // 128, 192 or 256
 	Description *string           // nil is JSON null, which differs from ""
 	Attributes  map[string]string // never nil in what a provider returns
-	Created     time.Time         // millisecond precision; what Hadoop calls created
-	// Versions is the newest version's number + 1 where versions are numbered, so
-	// NAME@(Versions-1) is the current one: clients compute that name. It is how many
-	// versions there are where their ids are opaque.
+	Created     time.Time         // to the millisecond; Hadoop's "created"
+	// Versions is the newest version's number + 1 where versions are numbered, so NAME@(Versions-1) is the current
+	// version: clients compute that name. It is the number of versions where their ids are opaque.
 	Versions int
 }
 
@@ -121,20 +117,19 @@ func KeyOfVersion(version string) (key string, ok bool) {
 	return v.Key, v.Valid()
 }
 
-// MaxName caps the name of a key, in bytes of UTF-8, and MaxVersionName that of a
-// version, which is a key's name, '@' and an id of at most 20 bytes: a key is not made
-// whose versions could not be asked for.
+// MaxName is the longest name of a key, in bytes of UTF-8. MaxVersionName is the longest name of a version: a key's
+// name, '@' and an id of at most 20 bytes. A key is not made if its versions could not be requested.
 const (
 	MaxName        = 4096
 	MaxVersionName = MaxName + 1 + 20
 )
 
-// BadName says why no key may get a name, in words that follow "the name"; "" where one
-// may. Names of keys that are there already are not measured by it.
+// BadName says why no new key may have the name, in words that follow "the name"; "" where a key may have it. It is
+// not for names of keys that exist already.
 func BadName(name string) (why string) {
 	switch {
 	case name == "":
-		return "" // each caller has an answer of its own
+		return "" // each caller has an error of its own for it
 	case len(name) > MaxName:
 		return "is longer than " + strconv.Itoa(MaxName) + " bytes"
 	case !utf8.ValidString(name):
@@ -166,8 +161,7 @@ func NumberOfID(id string) (n int, ok bool) {
 // name.
 func VersionNumber(version string) (n int, ok bool) { return ParseVersion(version).Number() }
 
-// CountVersions returns what Metadata.Versions says of a key whose newest version
-// has the id given, and which has so many versions.
+// CountVersions returns Metadata.Versions of a key with the id of its newest version and the number of its versions.
 func CountVersions(newest string, count int) int {
 	if n, ok := NumberOfID(newest); ok {
 		return n + 1
@@ -177,21 +171,18 @@ func CountVersions(newest string, count int) int {
 
 // Principal is an authenticated caller.
 type Principal struct {
-	// Name is the full principal ("hdfs/nn1.example.com@EXAMPLE.COM"); equal to
-	// Short under simple authentication. Audit lines print it.
+	// Name is the full principal ("hdfs/nn1.example.com@EXAMPLE.COM"); equal to Short under simple authentication.
+	// Audit lines have it.
 	Name string
-	// Short is what auth_to_local makes of Name. ACLs and proxy-user rules
-	// compare it.
+	// Short is the name that auth_to_local makes of Name. ACLs and proxy-user rules compare it.
 	Short string
 	// Real is the authenticated user behind an impersonation (doAs), else nil.
 	Real *Principal
-	// Token is the sequence number of the delegation token that the request
-	// brought; 0: none.
+	// Token is the sequence number of the delegation token in the request; 0: none.
 	Token int32
 }
 
-// Caller is who asks, and from where: what an ACL decision and an audit line
-// need to know of a request.
+// Caller is the sender of a request, for ACL decisions and audit lines.
 type Caller struct {
 	Principal
 	RemoteAddr string // IP address of the peer, without port

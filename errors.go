@@ -6,17 +6,15 @@ import (
 	"strings"
 )
 
-// Kind says what went wrong in terms that an outward face can map to its own
-// wire form. Each face has exactly one file that does so.
+// Kind is the class of an error. Each outward face has one file that maps kinds to its own wire form.
 type Kind int
 
 // The kinds. "Key" below is Error.Key, which holds a key name or a full
 // version name as the kind says.
 const (
-	// Internal is a fault of ours: its text goes to the log, never to a caller.
+	// Internal is a fault of this program: its text goes to the log, never to a caller.
 	Internal Kind = iota
-	// Invalid is a request that cannot be served as it stands. Error.Err's text
-	// is written for the caller and may be sent to him.
+	// Invalid is a request that cannot be served as it is. Error.Err's text is for the caller.
 	Invalid
 	// InvalidKeySize: a bit length other than 128, 192, 256. Key: key name.
 	InvalidKeySize
@@ -28,34 +26,29 @@ const (
 	UnknownCipher
 	// KeyNotFound: no key of that name. Key: key name.
 	KeyNotFound
-	// KeyExists: a key of that name is there already. Key: key name.
+	// KeyExists: a key of that name exists already. Key: key name.
 	KeyExists
 	// VersionNotFound: no version of that name, neither here nor (where sources
 	// are configured) at any source. Key: version name.
 	VersionNotFound
-	// WrongKey: a version that belongs to another key than the one named. Err's
-	// text is for the caller.
+	// WrongKey: a version that does not belong to the named key. Err's text is for the caller.
 	WrongKey
 	// BadIV: an IV that is not IVSize bytes long. Key: version name.
 	BadIV
-	// Denied: an operation-level ACL or blacklist said no. Err's text is for
-	// the caller.
+	// Denied: an operation-level ACL or blacklist refuses the caller. Err's text is for the caller.
 	Denied
-	// KeyDenied: a key-level ACL said no. Err's text is for the caller.
+	// KeyDenied: a key-level ACL refuses the caller. Err's text is for the caller.
 	KeyDenied
-	// Unsupported: the provider does not do this by design (material into an
-	// HSM). Err's text is for the caller.
+	// Unsupported: the provider cannot do this by design (take material into an HSM). Err's text is for the caller.
 	Unsupported
-	// Unavailable: this node cannot serve the request now; nothing was changed,
-	// another node may well serve it. Key: what it was about. Err's text is for
-	// the log.
+	// Unavailable: this node cannot serve the request now, and has changed nothing; another node may serve it. Key:
+	// the key or version of the request. Err's text is for the log.
 	Unavailable
-	// SourceUnreachable: the version is not ours and the source that may know it
-	// does not answer. Err's text is for the log; it names the source.
+	// SourceUnreachable: the version is not here, and the source that may have it does not answer. Err's text is for
+	// the log; it names the source.
 	SourceUnreachable
-	// SourceRefused: the version is not ours and the source refused us. Err's
-	// text is for the caller; it names the property at the source that would
-	// allow it.
+	// SourceRefused: the version is not here, and the source refused this server. Err's text is for the caller; it
+	// names the property at the source that would allow the request.
 	SourceRefused
 	// Closed: used after Close.
 	Closed
@@ -74,13 +67,13 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind %d", int(k))
 }
 
-// Error is the one error type that crosses package borders. Its text is for
-// people: it has Key and Err, and not Op, which a log shows apart (LogHandler).
+// Error is the one error type that crosses package borders. Its text has Key and Err, and not Op, which a log shows
+// apart (LogHandler).
 type Error struct {
 	Op   string // "package.Operation", with the path of a package whose name is not unique; shown in the log alone
 	Key  string // a key or version name, see Kind
 	Kind Kind
-	Err  error // may be nil where Kind and Key say it all
+	Err  error // may be nil where Kind and Key say everything
 }
 
 // E builds an *Error. err may be nil.
@@ -106,11 +99,10 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Reason is what err says without the key that it is about: for a sentence that
-// names the key itself.
+// Reason is the text of err without its key, for a sentence that names the key itself.
 func Reason(err error) string {
 	for {
-		e, ok := err.(*Error) //nolint:errorlint // the outermost one: what wraps it has more to say
+		e, ok := err.(*Error) //nolint:errorlint // only the outermost error: one that wraps an *Error says more
 		if !ok {
 			return err.Error()
 		}
@@ -134,8 +126,8 @@ func Ops(err error) string {
 	return strings.Join(ops, " ")
 }
 
-// Answer gives an error of kind Unavailable a text for the caller, beside its own, which
-// is for the log. nil stays nil.
+// Answer gives an error of kind Unavailable a text for the caller, beside its own text, which is for the log. nil
+// stays nil.
 func Answer(err error, text string) error {
 	if err == nil {
 		return nil
@@ -143,7 +135,7 @@ func Answer(err error, text string) error {
 	return &answered{err, text}
 }
 
-// AnswerOf returns the text that Answer has given an error; "" where there is none.
+// AnswerOf returns the text that Answer gave the error; "" where there is none.
 func AnswerOf(err error) string {
 	var a *answered
 	if errors.As(err, &a) {
@@ -168,8 +160,8 @@ func KindOf(err error) Kind {
 	return Internal
 }
 
-// Is reports whether err is an *Error of the given kind. It allocates nothing: requests
-// that succeed ask it too.
+// Is reports whether err is an *Error of the given kind. It allocates nothing, because successful requests call it
+// too.
 func Is(err error, kind Kind) bool {
 	e, ok := errors.AsType[*Error](err)
 	return ok && e.Kind == kind

@@ -29,7 +29,8 @@ func TestErrorText(t *testing.T) {
 			"hsm.Open sqlite.Get"},
 		{claviger.E("hsm.Get", claviger.KeyNotFound, "k", nil), `"k": key not found`, "key not found", "hsm.Get"},
 		{claviger.E("hsm.Get", claviger.Closed, "", nil), "closed", "closed", "hsm.Get"},
-		{fmt.Errorf("while rolling: %w", claviger.E("hsm.Roll", claviger.Internal, "", fmt.Errorf("and then %w", inner))),
+		{fmt.Errorf("while rolling: %w", claviger.E("hsm.Roll", claviger.Internal, "", fmt.Errorf("and then %w",
+			inner))),
 			`while rolling: and then "k": the disk is full`, `while rolling: and then "k": the disk is full`,
 			"hsm.Roll sqlite.Get"},
 	} {

@@ -7,11 +7,10 @@ import (
 	"unicode/utf8"
 )
 
-// FoldName is the spelling that all spellings of a key's name have in common where names
-// are kept in lower case: Java's String.toLowerCase for English, which Java's keystores
-// (JCEKS, and so Hadoop's Java KMS) and Ranger's store use. It is not strings.ToLower:
-// U+0130 becomes two characters, and a capital sigma depends on its place in a word. Two
-// names are one key there exactly where they fold alike.
+// FoldName returns the one spelling of a key's name in stores that keep names in lower case. It is Java's
+// String.toLowerCase for English, which Java's keystores (JCEKS, and so Hadoop's Java KMS) and Ranger's store use. It
+// is not strings.ToLower: U+0130 becomes two characters, and a capital sigma depends on its place in a word. Two
+// names are one key in such a store exactly where FoldName returns the same.
 func FoldName(name string) string {
 	for i := range len(name) {
 		if name[i] >= utf8.RuneSelf {
@@ -34,7 +33,7 @@ func foldUnicode(name string) string {
 		switch {
 		case r == utf8.RuneError:
 			_, n := utf8.DecodeRuneInString(name[i:])
-			b.WriteString(name[i : i+n]) // as it is: two broken names are not one
+			b.WriteString(name[i : i+n]) // as it is: two broken names stay two names
 		case r == dottedI:
 			b.WriteString("i\u0307")
 		case r == bigSigma && endsWord(name, i):
@@ -48,8 +47,8 @@ func foldUnicode(name string) string {
 	return b.String()
 }
 
-// javaWord matches what Java's BreakIterator takes for one word: words and numbers without
-// anything between, and the punctuation that may stand inside of either.
+// javaWord matches one word of Java's BreakIterator: words and numbers with nothing in between, and the punctuation
+// that may stand inside of either.
 var javaWord = func() *regexp.Regexp {
 	const (
 		ignored = `[\p{Mn}\p{Me}\p{Cf}]*`
@@ -63,8 +62,7 @@ var javaWord = func() *regexp.Regexp {
 	return re
 }()
 
-// endsWord reports whether the letter at i is the last one that has a case in its word,
-// and not the only one.
+// endsWord reports whether the letter at i is the last cased letter of its word, and not the only one.
 func endsWord(name string, i int) bool {
 	for start := 0; start <= i; {
 		n := len(javaWord.FindString(name[start:]))
@@ -73,7 +71,8 @@ func endsWord(name string, i int) bool {
 		}
 		if end := start + n; i < end {
 			after := i + utf8.RuneLen(bigSigma)
-			return strings.ContainsFunc(name[start:i], cased) && !strings.ContainsFunc(name[after:max(after, end)], cased)
+			return strings.ContainsFunc(name[start:i], cased) && !strings.ContainsFunc(name[after:max(after, end)],
+				cased)
 		}
 		start += n
 	}
@@ -82,6 +81,7 @@ func endsWord(name string, i int) bool {
 
 // cased is Java's isCased.
 func cased(r rune) bool {
-	return unicode.In(r, unicode.Lu, unicode.Ll, unicode.Lt) || r >= 0x2b0 && r <= 0x2b8 || r == 0x2c0 || r == 0x2c1 || r >= 0x2e0 && r <= 0x2e4 ||
-		r == 0x345 || r == 0x37a || r >= 0x1d2c && r <= 0x1d61 || r >= 0x2160 && r <= 0x217f || r >= 0x24b6 && r <= 0x24e9
+	return unicode.In(r, unicode.Lu, unicode.Ll, unicode.Lt) ||
+		r >= 0x2b0 && r <= 0x2b8 || r == 0x2c0 || r == 0x2c1 || r >= 0x2e0 && r <= 0x2e4 || r == 0x345 || r == 0x37a ||
+		r >= 0x1d2c && r <= 0x1d61 || r >= 0x2160 && r <= 0x217f || r >= 0x24b6 && r <= 0x24e9
 }

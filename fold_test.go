@@ -26,7 +26,8 @@ func TestFoldName(t *testing.T) {
 		}
 	}
 	// Names that Java keeps apart, though Go or Unicode's folding has them alike.
-	for a, b := range map[string]string{"\u0130sis": "isis", "\u017f": "s", "οδος": "οδοσ", "\u00df": "ss", "\u0131": "i"} {
+	for a, b := range map[string]string{"\u0130sis": "isis", "\u017f": "s", "οδος": "οδοσ", "\u00df": "ss",
+		"\u0131": "i"} {
 		if FoldName(a) == FoldName(b) {
 			t.Errorf("%+q and %+q fold alike", a, b)
 		}

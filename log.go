@@ -5,9 +5,8 @@ import (
 	"log/slog"
 )
 
-// LogHandler hands records on to next and, where an attribute is an error with
-// operations, adds them as the attribute "op": for those who read the source. The
-// texts of errors have no names of our functions.
+// LogHandler passes records on to next. Where an attribute is an error with operations, it adds them as the attribute
+// "op", for readers of the source: the texts of errors have no names of our functions.
 func LogHandler(next slog.Handler) slog.Handler { return opHandler{next} }
 
 type opHandler struct{ next slog.Handler }

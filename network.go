@@ -5,12 +5,12 @@ import (
 	"net/netip"
 )
 
-// networkBits is how much of an IPv6 address counts where a client is counted by its
-// address: one host has all addresses of a network of 64 bits.
+// networkBits is the length of the part of an IPv6 address by which a client is counted: one host has all addresses
+// of a network of 64 bits.
 const networkBits = 64
 
-// Network is what an address of a client counts as: an IPv4 address by itself, an IPv6
-// address by its network. A port is left out. What is no address stays as it is.
+// Network returns the text by which a client's address is counted: an IPv4 address as it is, of an IPv6 address its
+// network. The port is left out. A text that is no address stays as it is.
 func Network(address string) string {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {

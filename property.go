@@ -7,17 +7,16 @@ import (
 	"strings"
 )
 
-// PropertyError says that the value of a property of the configuration cannot be used.
-// The room that reads it does not know where it was set; whoever opened the
-// configuration does, and adds file and line.
+// PropertyError says that the value of a property of the configuration cannot be used. The package that reads the
+// value does not know where it was set. The code that opened the configuration adds file and line.
 type PropertyError struct {
 	Name  string
-	Value string // as it was understood; "" where Want shows it
-	Want  string // what would be right, or what to do
-	Err   error  // what showed it; may be nil. Want says it too
+	Value string // as it was read; "" where Want has it
+	Want  string // the values that can be used, or what to do
+	Err   error  // the cause; may be nil. Want says it too
 }
 
-// BadProperty makes a PropertyError whose value stands in want.
+// BadProperty makes a PropertyError whose Want has the value.
 func BadProperty(name string, err error, want string, args ...any) *PropertyError {
 	return &PropertyError{Name: name, Want: fmt.Sprintf(want, args...), Err: err}
 }
@@ -31,9 +30,8 @@ func (e *PropertyError) Error() string {
 
 func (e *PropertyError) Unwrap() error { return e.Err }
 
-// NamesWith is the whole value to give to a property that is a comma list of names: those that
-// it has, and more. A message that named the new ones alone would have an operator take the
-// others out.
+// NamesWith returns the whole new value of a property that is a comma list of names: the names in set, and more. A
+// message with the new names alone would make an operator remove the others.
 func NamesWith(set map[string]bool, more ...string) string {
 	names := slices.Sorted(maps.Keys(set))
 	for _, name := range more {

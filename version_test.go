@@ -38,7 +38,8 @@ func TestParseVersion(t *testing.T) {
 	} {
 		v := claviger.ParseVersion(name)
 		if v.Key != want[0] || v.ID != want[1] || v.Valid() != (want[0] != "") || v.Name() != name {
-			t.Errorf("ParseVersion(%q) = key %q, id %q, valid %v, name %q; want %q", name, v.Key, v.ID, v.Valid(), v.Name(), want)
+			t.Errorf("ParseVersion(%q) = key %q, id %q, valid %v, name %q; want %q", name, v.Key, v.ID, v.Valid(),
+				v.Name(), want)
 		}
 		if v.Valid() && claviger.VersionName(v.Key, v.ID) != name {
 			t.Errorf("key and id of %q do not make the name again", name)

@@ -1,14 +1,11 @@
 // Package eek is the arithmetic of encrypted data encryption keys (EDEKs), as
 // Hadoop's CryptoCodec does it, in batches; and the queue of ready-made EDEKs.
 //
-// An EDEK's material is DEK xor keystream. The keystream is AES, under the EZ
-// key, of consecutive 128-bit big-endian counter blocks that begin at the
-// EDEK's IV with every byte xored with 0xff (Hadoop's
-// EncryptedKeyVersion.deriveIV). The work of whoever holds the EZ key is
-// therefore the same whatever is asked for: encrypt counter blocks. This
-// package lays the counter blocks of any number of EDEKs of one key version
-// side by side and has them encrypted by one call; what comes back is xored
-// here. No DEK is ever given to a provider.
+// An EDEK's material is DEK xor keystream. The keystream is AES, under the EZ key, of consecutive 128-bit big-endian
+// counter blocks that begin at the EDEK's IV with every byte xored with 0xff (Hadoop's EncryptedKeyVersion.deriveIV).
+// So the holder of the EZ key always has the same work: to encrypt counter blocks. This package lays the counter
+// blocks of any number of EDEKs of one key version side by side, has one call encrypt them, and xors the result
+// itself. No provider ever gets a DEK.
 package eek
 
 import (
@@ -31,10 +28,9 @@ type BlockEncrypter interface {
 	EncryptBlocks(ctx context.Context, version string, blocks []byte) error
 }
 
-// Generate makes n EDEKs of random DEKs of dekLen bytes under the version, with
-// one EncryptBlocks call. random is the source of IVs and DEKs; nil means
-// crypto/rand. The DEKs themselves are gone when Generate returns. n <= 0 makes
-// none and asks nobody.
+// Generate makes n EDEKs of random DEKs of dekLen bytes under the version, with one EncryptBlocks call. random is the
+// source of IVs and DEKs; nil means crypto/rand. No DEK is left in memory when Generate returns. n <= 0 makes none,
+// without a call.
 func Generate(ctx context.Context, enc BlockEncrypter, version string, dekLen, n int,
 	random io.Reader) ([]claviger.EDEK, error) {
 	const op = "eek.Generate"
@@ -75,10 +71,9 @@ func Generate(ctx context.Context, enc BlockEncrypter, version string, dekLen, n
 	return edeks, nil
 }
 
-// Wrap makes one EDEK of each DEK, with the IV at the same place of ivs, under
-// the version, with one EncryptBlocks call. It is also how a DEK that another
-// KMS unwrapped is brought under a version of ours: with the IV that it had.
-// The caller still owns, and wipes, deks. Kind BadIV.
+// Wrap makes one EDEK of each DEK, with the IV at the same place of ivs, under the version, with one EncryptBlocks
+// call. It also brings a DEK that another KMS unwrapped under a version of ours, with the IV that it had. The caller
+// still owns, and wipes, deks. Kind BadIV.
 func Wrap(ctx context.Context, enc BlockEncrypter, version string, ivs [][]byte,
 	deks []secret.Bytes) ([]claviger.EDEK, error) {
 	const op = "eek.Wrap"
@@ -100,11 +95,9 @@ func Wrap(ctx context.Context, enc BlockEncrypter, version string, ivs [][]byte,
 	return edeks, nil
 }
 
-// Unwrap returns the DEK of each EDEK, in order. The EDEKs may be of several
-// versions; each version costs one EncryptBlocks call. An EDEK without material
-// has an empty DEK, and a version that has only such EDEKs is not asked for. It
-// fails as a whole. Kinds BadIV (before anybody is asked) and those of
-// EncryptBlocks. The caller wipes the DEKs.
+// Unwrap returns the DEK of each EDEK, in order. The EDEKs may be of several versions; each version costs one
+// EncryptBlocks call. An EDEK without material has an empty DEK, and a version that has only such EDEKs costs no
+// call. It fails as a whole. Kinds BadIV (before any call) and those of EncryptBlocks. The caller wipes the DEKs.
 func Unwrap(ctx context.Context, enc BlockEncrypter, edeks []claviger.EDEK) ([]secret.Bytes, error) {
 	l, err := plan("eek.Unwrap", edeks)
 	if err != nil {
@@ -130,12 +123,11 @@ func Unwrap(ctx context.Context, enc BlockEncrypter, edeks []claviger.EDEK) ([]s
 // one. An EDEK that is under version already comes back as it is. It fails as a
 // whole, with the kinds of Unwrap.
 //
-// No DEK comes into being here: the two keystreams are xored with each other
-// first, and the EDEK with the result.
+// No DEK exists here: the two keystreams are xored with each other first, and the EDEK with the result.
 func Reencrypt(ctx context.Context, from, to BlockEncrypter, version string,
 	edeks []claviger.EDEK) ([]claviger.EDEK, error) {
 	old := make([]claviger.EDEK, 0, len(edeks))
-	place := make([]int, 0, len(edeks)) // where each of old stands in edeks
+	place := make([]int, 0, len(edeks)) // the index in edeks of each of old
 	for i, e := range edeks {
 		if e.Version != version {
 			old, place = append(old, e), append(place, i)
@@ -175,7 +167,7 @@ type layout struct {
 	offset []int // of each EDEK's first block
 	bytes  int   // of all materials together
 	groups []group
-	index  map[string]int // of groups by version; made when they are more than few
+	index  map[string]int // of groups, by version; nil up to linearVersions groups
 }
 
 type group struct {
@@ -192,7 +184,8 @@ func plan(op string, edeks []claviger.EDEK) (*layout, error) {
 	for i := range edeks {
 		e := &edeks[i]
 		if len(e.IV) != claviger.IVSize {
-			return nil, claviger.Errorf(op, claviger.BadIV, e.Version, "Wrong IV length: must be %d bytes long, but got %d",
+			return nil, claviger.Errorf(op, claviger.BadIV, e.Version, "Wrong IV length: must be %d bytes long, but "+
+				"got %d",
 				claviger.IVSize, len(e.IV))
 		}
 		if last < 0 || l.groups[last].version != e.Version {
@@ -220,11 +213,11 @@ func plan(op string, edeks []claviger.EDEK) (*layout, error) {
 	return l, nil
 }
 
-// few is the number of versions up to which a walk along them is quicker than
-// a map. A batch of the NameNode's has one or two.
-const few = 4
+// linearVersions is the number of versions up to which a walk along them is quicker than a map. A batch of a
+// NameNode has one or two.
+const linearVersions = 4
 
-// groupOf returns the index of the version's group, which it makes if need be.
+// groupOf returns the index of the version's group, and makes the group where there is none.
 func (l *layout) groupOf(version string) int {
 	if l.index == nil {
 		for i := range l.groups {
@@ -240,7 +233,7 @@ func (l *layout) groupOf(version string) int {
 	switch {
 	case l.index != nil:
 		l.index[version] = i
-	case i >= few:
+	case i >= linearVersions:
 		l.index = make(map[string]int, 2*len(l.groups))
 		for j := range l.groups {
 			l.index[l.groups[j].version] = j
@@ -249,8 +242,8 @@ func (l *layout) groupOf(version string) int {
 	return i
 }
 
-// encryptEach turns the counter blocks into keystream, each version's by one
-// call. On an error nothing of a keystream is left.
+// encryptEach turns the counter blocks into keystream, those of each version by one call. On an error it wipes all
+// blocks.
 func (l *layout) encryptEach(ctx context.Context, enc BlockEncrypter) error {
 	off := 0
 	for _, g := range l.groups {
@@ -278,8 +271,7 @@ func (l *layout) rewrap(version string, edeks []claviger.EDEK) {
 	clear(l.blocks)
 }
 
-// encrypt is EncryptBlocks, except that nothing is asked for nothing; after an
-// error the blocks are wiped.
+// encrypt is EncryptBlocks, without a call where there are no blocks. After an error the blocks are wiped.
 func encrypt(ctx context.Context, enc BlockEncrypter, version string, blocks []byte) error {
 	if len(blocks) == 0 {
 		return nil

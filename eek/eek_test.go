@@ -192,7 +192,8 @@ func TestGenerate(t *testing.T) {
 		for i, e := range got {
 			iv, dek := source[:16], source[16:16+dekLen]
 			source = source[16+dekLen:]
-			if e.Version != "k@0" || !bytes.Equal(e.IV, iv) || !bytes.Equal(e.Material, ctr(t, k.material["k@0"], iv, dek)) {
+			if e.Version != "k@0" || !bytes.Equal(e.IV, iv) || !bytes.Equal(e.Material, ctr(t, k.material["k@0"], iv,
+				dek)) {
 				t.Fatalf("EDEK %d is %+v", i, e)
 			}
 		}
@@ -279,7 +280,8 @@ func TestErrors(t *testing.T) {
 		if _, err := eek.Unwrap(t.Context(), k, []claviger.EDEK{good, bad}); !claviger.Is(err, claviger.BadIV) {
 			t.Errorf("Unwrap with an IV of %d bytes: %v", n, err)
 		}
-		if _, err := eek.Reencrypt(t.Context(), k, k, "k@1", []claviger.EDEK{good, bad}); !claviger.Is(err, claviger.BadIV) {
+		if _, err := eek.Reencrypt(t.Context(), k, k, "k@1", []claviger.EDEK{good, bad}); !claviger.Is(err,
+			claviger.BadIV) {
 			t.Errorf("Reencrypt with an IV of %d bytes: %v", n, err)
 		}
 		if _, err := eek.Wrap(t.Context(), k, "k@0", [][]byte{bad.IV}, []secret.Bytes{{1}}); !claviger.Is(err,
@@ -303,7 +305,8 @@ func TestErrors(t *testing.T) {
 
 	missing := good
 	missing.Version = "k@7"
-	if _, err := eek.Unwrap(t.Context(), k, []claviger.EDEK{good, missing}); !claviger.Is(err, claviger.VersionNotFound) {
+	if _, err := eek.Unwrap(t.Context(), k, []claviger.EDEK{good, missing}); !claviger.Is(err,
+		claviger.VersionNotFound) {
 		t.Errorf("Unwrap of a missing version: %v", err)
 	}
 	if _, err := eek.Generate(t.Context(), k, "k@7", 16, 1, nil); !claviger.Is(err, claviger.VersionNotFound) {

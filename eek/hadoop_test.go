@@ -61,7 +61,8 @@ func TestHadoopEDEKs(t *testing.T) {
 	}
 	for i, e := range edeks {
 		if !got[i].Equal(deks[i]) {
-			t.Errorf("EDEK %x of %s with IV %x opens to %x, at Hadoop to %x", e.Material, e.Version, e.IV, []byte(got[i]),
+			t.Errorf("EDEK %x of %s with IV %x opens to %x, at Hadoop to %x", e.Material, e.Version, e.IV,
+				[]byte(got[i]),
 				[]byte(deks[i]))
 		}
 	}
@@ -84,7 +85,8 @@ func TestHadoopEDEKs(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, want := range pair[1] {
-			if now[i].Version != version || !bytes.Equal(now[i].IV, want.IV) || !bytes.Equal(now[i].Material, want.Material) {
+			if now[i].Version != version || !bytes.Equal(now[i].IV, want.IV) || !bytes.Equal(now[i].Material,
+				want.Material) {
 				t.Errorf("re-encrypted to %+v, at Hadoop to %+v", now[i], want)
 			}
 		}

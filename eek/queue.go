@@ -19,21 +19,20 @@ type QueueConfig struct {
 	Fill         FillFunc
 	Size         int           // size: EDEKs per key after a refill
 	LowWatermark float64       // low.watermark: share of Size below which a refill begins, in (0, 1]
-	Expiry       time.Duration // expiry: a key that nobody asked for that long is forgotten
+	Expiry       time.Duration // expiry: the queue drops a key that no Take used for that long
 	Workers      int           // num.fill.threads: refills under way at once, over all keys
-	// FillTimeout ends a refill in the background that takes longer.
+	// FillTimeout limits a refill in the background.
 	FillTimeout time.Duration
-	// OnError is told of refills in the background that failed; nil ignores
-	// them. A caller that finds the queue empty gets
-	// his own error.
+	// OnError is called with the error of a refill in the background; nil ignores it. A Take that finds the queue
+	// empty returns the error of its own fill.
 	OnError func(key string, err error)
 }
 
-// Queue holds ready-made EDEKs, per key, so that who asks for some needn't wait
-// for the provider. Its methods may be called from many goroutines.
+// Queue holds ready-made EDEKs, by key, so that a Take need not wait for the provider. Its methods may be called from
+// many goroutines.
 //
-// A key costs memory only while EDEKs of it are held, or a fill or a Take of it
-// is under way: a name for which nothing can be made leaves nothing behind.
+// A key costs memory only while the queue holds EDEKs of it, or a fill or a Take of it is under way: a name for which
+// no EDEK can be made leaves nothing behind.
 type Queue struct {
 	cfg QueueConfig
 	low int // Size * LowWatermark
@@ -49,27 +48,26 @@ type Queue struct {
 	closed  bool
 }
 
-// line is what the queue holds of one key.
+// line is the queue's EDEKs of one key.
 type line struct {
 	ready []claviger.EDEK
-	gen   uint64    // counts Drains: what was begun under an older one is thrown away
+	gen   uint64    // counts Drains: EDEKs of a fill that began before the last Drain are dropped
 	used  time.Time // last Take
 	users int       // Takes under way
-	// refill: one waits for a worker or is under way.
+	// refill: a refill waits for a worker or is under way.
 	refill bool
-	// first is not nil while the first fill is under way, which later Takes of
-	// the key wait for rather than make one each.
+	// first is not nil while the first fill is under way. Later Takes of the key wait for it rather than make fills
+	// of their own.
 	first *firstFill
 }
 
 type firstFill struct {
-	done   chan struct{} // closed when it has ended; what follows is read after that
-	err    error         // shared by who waited
-	gaveUp bool          // err is only of the one who made it: his context ended
+	done   chan struct{} // closed at the end; read the other fields after that
+	err    error         // shared by all Takes that waited
+	gaveUp bool          // err is only of the Take that made the fill: its context ended
 }
 
-// NewQueue starts a queue. Kind Invalid where the figures cannot work, with a
-// text that tells which.
+// NewQueue starts a queue. Kind Invalid where the figures cannot work; the text names the figure.
 func NewQueue(cfg QueueConfig) (*Queue, error) {
 	invalid := func(format string, args ...any) error {
 		return claviger.Errorf("eek.NewQueue", claviger.Invalid, "", format, args...)
@@ -135,7 +133,7 @@ func (q *Queue) Take(ctx context.Context, key string, n int) ([]claviger.EDEK, e
 		if !f.gaveUp {
 			return nil, f.err
 		}
-		if l.first == nil { // now it is our turn
+		if l.first == nil { // the Take that made it gave up, so this one makes the first fill
 			l.first = &firstFill{done: make(chan struct{})}
 			return q.takeFirst(ctx, key, l, n)
 		}
@@ -158,7 +156,7 @@ func (q *Queue) await(ctx context.Context, key string, f *firstFill) error {
 // takeFirst makes the first fill of a key. The lock is held at both ends.
 func (q *Queue) takeFirst(ctx context.Context, key string, l *line, n int) ([]claviger.EDEK, error) {
 	f := l.first
-	f.gaveUp = true // unless it comes to an end
+	f.gaveUp = true // unless the fill comes to an end
 	defer func() {
 		l.first = nil
 		close(f.done)
@@ -174,15 +172,14 @@ func (q *Queue) takeFirst(ctx context.Context, key string, l *line, n int) ([]cl
 	return out, nil
 }
 
-// take serves n from what is ready and makes the rest. The lock is held at both
-// ends.
+// take returns n EDEKs: the ready ones, and the rest made by one fill. The lock is held at both ends.
 func (q *Queue) take(ctx context.Context, key string, l *line, n int) ([]claviger.EDEK, error) {
 	for {
 		gen := l.gen
 		have := min(n, len(l.ready))
 		out := make([]claviger.EDEK, n)
 		copy(out, l.ready[:have])
-		clear(l.ready[:have]) // the array lives on; what was handed out must not
+		clear(l.ready[:have]) // the array lives on; EDEKs that were given out must not
 		l.ready = l.ready[have:]
 		q.touch(key, l)
 		if have == n {
@@ -199,12 +196,13 @@ func (q *Queue) take(ctx context.Context, key string, l *line, n int) ([]clavige
 			copy(out[have:], made)
 			return out, nil
 		}
-		// Drained meanwhile. made is of the new time, but out's head is not.
+		// Drained meanwhile: made began after the Drain, the head of out before it.
 		l.ready = append(l.ready, made...)
 	}
 }
 
-// fill calls the fill function, again where a Drain came between, so that what it returns was begun after the last Drain.
+// fill calls the fill function, again where a Drain came in between, so that the fill that it returns began after the
+// last Drain.
 func (q *Queue) fill(ctx context.Context, key string, l *line, n int) ([]claviger.EDEK, error) {
 	for {
 		gen := l.gen
@@ -231,12 +229,13 @@ func (q *Queue) callFill(ctx context.Context, key string, n int) ([]claviger.EDE
 		return nil, err
 	}
 	if len(made) != n {
-		return nil, claviger.Errorf("eek.Take", claviger.Internal, key, "fill function made %d EDEKs of %d", len(made), n)
+		return nil, claviger.Errorf("eek.Take", claviger.Internal, key, "fill function made %d EDEKs of %d",
+			len(made), n)
 	}
 	return made, nil
 }
 
-// touch notes a use, and asks for a refill below the watermark. Needs the lock.
+// touch records a use, and requests a refill below the watermark. Needs the lock.
 func (q *Queue) touch(key string, l *line) {
 	l.used = time.Now()
 	if len(l.ready) >= q.low || l.refill || q.closed {
@@ -251,21 +250,20 @@ func (q *Queue) touch(key string, l *line) {
 	}
 }
 
-// leave ends a Take's hold on the line. Needs the lock.
+// leave ends a Take's use of the line. Needs the lock.
 func (q *Queue) leave(key string, l *line) {
 	l.users--
 	q.forgetIfIdle(key, l)
 }
 
-// forgetIfIdle drops a line that holds nothing and that nobody works on. Needs
-// the lock.
+// forgetIfIdle drops a line that holds no EDEKs and that no Take and no refill uses. Needs the lock.
 func (q *Queue) forgetIfIdle(key string, l *line) {
 	if l.users == 0 && !l.refill && len(l.ready) == 0 {
 		delete(q.keys, key)
 	}
 }
 
-// work refills keys until none waits.
+// work refills keys until no refill waits.
 func (q *Queue) work() {
 	defer q.wg.Done()
 	q.mu.Lock()
@@ -274,12 +272,12 @@ func (q *Queue) work() {
 	for len(q.waiting) > 0 && !q.closed {
 		key := q.waiting[0]
 		q.waiting = q.waiting[1:]
-		// The line is there: one that waits for a refill is not forgotten.
+		// The line exists: a line that waits for a refill is not dropped.
 		q.refill(key, q.keys[key])
 	}
 }
 
-// refill brings a line up to Size by one call. The lock is held at both ends.
+// refill fills a line up to Size by one call. The lock is held at both ends.
 func (q *Queue) refill(key string, l *line) {
 	gen, n := l.gen, q.cfg.Size-len(l.ready)
 	if n > 0 {
@@ -299,15 +297,14 @@ func (q *Queue) refill(key string, l *line) {
 	q.forgetIfIdle(key, l)
 }
 
-// Drain forgets the EDEKs of a key. After it has returned no EDEK whose making
-// began before is handed out: fills under way are thrown away, and made again
-// where a Take waits for them.
+// Drain drops the EDEKs of a key. After it has returned, no EDEK whose making began before it is given out: the EDEKs
+// of fills under way are dropped, and made again where a Take waits for them.
 func (q *Queue) Drain(key string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	l := q.keys[key]
 	if l == nil {
-		return // nothing held, nothing under way
+		return // no EDEKs, and no fill under way
 	}
 	l.gen++
 	l.ready = nil
@@ -325,7 +322,7 @@ func (q *Queue) DrainAll() {
 	}
 }
 
-// Len returns how many EDEKs of a key are ready.
+// Len returns the number of ready EDEKs of a key.
 func (q *Queue) Len(key string) int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -335,8 +332,7 @@ func (q *Queue) Len(key string) int {
 	return 0
 }
 
-// Ready returns how many EDEKs of all keys are ready. It looks at each key: it is
-// for those who ask now and then.
+// Ready returns the number of ready EDEKs of all keys. It visits each key: do not call it for each request.
 func (q *Queue) Ready() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -347,17 +343,17 @@ func (q *Queue) Ready() int {
 	return n
 }
 
-// Keys returns how many keys the queue holds anything of.
+// Keys returns the number of keys that the queue holds.
 func (q *Queue) Keys() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return len(q.keys)
 }
 
-// sweep forgets keys that were not used for Expiry.
+// sweep drops keys that were not used for Expiry.
 func (q *Queue) sweep() {
 	defer q.wg.Done()
-	// A key lives at most an eighth longer than Expiry.
+	// A key stays at most an eighth longer than Expiry.
 	tick := time.NewTicker(max(q.cfg.Expiry/8, time.Millisecond))
 	defer tick.Stop()
 	for {
@@ -375,15 +371,15 @@ func (q *Queue) expire(now time.Time) {
 	defer q.mu.Unlock()
 	for key, l := range q.keys {
 		if l.users == 0 && now.Sub(l.used) >= q.cfg.Expiry {
-			l.gen++ // a refill under way must not bring it back
+			l.gen++ // a refill under way must not bring the key back
 			l.ready = nil
 			q.forgetIfIdle(key, l)
 		}
 	}
 }
 
-// Close forgets everything, ends refills, and waits for the workers. Takes that
-// are under way come to their end. A second Close does nothing.
+// Close drops all EDEKs, ends refills, and waits for the workers. Takes that are under way come to their end. A
+// second Close does nothing.
 func (q *Queue) Close() {
 	q.mu.Lock()
 	q.closed = true

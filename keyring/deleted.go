@@ -281,15 +281,14 @@ func (r *Ring) lastUse(ctx context.Context, k provider.Deleted) (time.Time, erro
 	return last, nil
 }
 
-// needUnused refuses a deleted key that may have been used within Config.PurgeMinUnused.
+// needUnused refuses to purge a deleted key that may have been used within Config.PurgeMinUnused.
 //
-// The first use of a version is written before it is answered. So it is certain that a key was
-// never used once no request can be under way that found the key before its deletion.
+// The first use of a version is written before its answer goes out. So it is certain that a key was never used once
+// no request can be under way that found the key before its deletion.
 //
-// Of a key that was used, its deletion counts as well: another node writes its uses once a
-// minute, and none where it was cut off or killed. Kinds Invalid; Unavailable where the clocks
-// differ, since a time that one of them has written says nothing then. Where the store has no
-// clock no other node can purge either, and that is Invalid.
+// For a key that was used, the time of its deletion counts as a use: another node writes its uses once a minute, and
+// none where it was cut off or killed. Kinds Invalid; Unavailable where the clocks differ, because the recorded times
+// then say nothing. Where the store has no clock, no other node can purge either, and the kind is Invalid.
 func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) error {
 	if r.cfg.PurgeMinUnused <= 0 {
 		return nil

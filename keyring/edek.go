@@ -213,11 +213,10 @@ func (r *Ring) drainUnusable(err error, key string) {
 	}
 }
 
-// belongs says that the version is one of the key that the request names, or
-// what Hadoop says where it isn't.
+// belongs returns nil where the version is of the key that the request names, else Hadoop's error.
 //
-// A source that does not tell upper from lower case has one key under many
-// spellings; they are one here too.
+// A source that does not distinguish upper from lower case has one key under many spellings. They are one key here
+// too.
 func (r *Ring) belongs(ctx context.Context, version, owner string, named *string) error {
 	if named != nil && *named == owner {
 		return nil

@@ -17,8 +17,8 @@ func (e Env) text(name string) string {
 	return strings.TrimSpace(v)
 }
 
-// Bool reads true or false, in any case; fallback stands for a property that is not set.
-// The error is a *claviger.PropertyError.
+// Bool reads true or false, in upper or lower case. It returns fallback where the property is not set. The error is a
+// *claviger.PropertyError.
 func (e Env) Bool(name string, fallback bool) (bool, error) {
 	v := e.text(name)
 	switch strings.ToLower(v) {
@@ -32,8 +32,8 @@ func (e Env) Bool(name string, fallback bool) (bool, error) {
 	return false, &claviger.PropertyError{Name: name, Value: v, Want: "it must be true or false"}
 }
 
-// Int reads a whole number between lo and hi; fallback stands for a property that is not
-// set. The error is a *claviger.PropertyError.
+// Int reads a whole number between lo and hi. It returns fallback where the property is not set. The error is a
+// *claviger.PropertyError.
 func (e Env) Int(name string, fallback, lo, hi int) (int, error) {
 	v := e.text(name)
 	if v == "" {

@@ -14,7 +14,8 @@ import (
 func TestRegistry(t *testing.T) {
 	var opened string
 	scheme := func(name string) provider.Scheme {
-		return provider.Scheme{Name: name, Open: func(_ context.Context, uri string, env provider.Env) (provider.Provider,
+		return provider.Scheme{Name: name, Open: func(_ context.Context, uri string,
+			env provider.Env) (provider.Provider,
 			error) {
 			opened = name + " " + uri + " " + env.User
 			return nil, nil
@@ -78,7 +79,8 @@ func TestSplitURIs(t *testing.T) {
 		"kms://http@a/k,:,jceks://file@/": "separated by ';'",
 		"jceks ://u:p,hunter2@h/x":        "a piece of it is not a provider URI",
 	} {
-		if got, err := provider.SplitURIs(list); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {
+		if got, err := provider.SplitURIs(list); err == nil || !strings.Contains(err.Error(), want) ||
+			strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%q: %q, %v; want %q", list, got, err, want)
 		}
 	}
@@ -178,7 +180,8 @@ func TestParseKMS(t *testing.T) {
 		"kms://https@h:9600/kms?x=y":       "query",
 		"kms://https@h:9600/k%zz":          "cannot be read",
 	} {
-		if got, err := provider.ParseKMS(uri); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") ||
+		if got, err := provider.ParseKMS(uri); err == nil || !strings.Contains(err.Error(), want) ||
+			strings.Contains(err.Error(), "hunter2") ||
 			!strings.Contains(err.Error(), "kms://https@host1;host2:9600/kms") {
 			t.Errorf("%q: %+v, %v; want %q", uri, got, err, want)
 		}

@@ -10,19 +10,18 @@ import (
 	"claviger/secret"
 )
 
-// Env is what a provider is opened with, beside its URI.
+// Env is the surroundings in which a provider is opened.
 type Env struct {
-	// Get returns a Hadoop property with its variables expanded; "" and false
-	// where it is not set and has no default.
+	// Get returns a Hadoop property with its variables expanded; "" and false where the property is not set and has
+	// no default.
 	Get func(name string) (string, bool)
 	// Getenv reads the process's environment; os.Getenv outside tests.
 	Getenv func(string) string
-	// ConfDir is the folder of the *-site.xml files. A password file that is
-	// named without a path is looked for there.
+	// ConfDir is the folder of the *-site.xml files. A password file that is named without a path is read from there.
 	ConfDir string
-	// User is the name that we go by at another KMS under simple authentication.
+	// User is this server's user name at another KMS under simple authentication.
 	User string
-	// Source: the provider is only read, for versions that the first does not have.
+	// Source: the provider is a source, which is only read.
 	Source bool
 	Log    *slog.Logger
 }
@@ -30,8 +29,7 @@ type Env struct {
 // Scheme is a line of the registry.
 type Scheme struct {
 	Name string // of the URI: "jceks", "kms", "pkcs11", ...
-	// Open opens the provider that uri names. It refuses a URI, a property or a
-	// file that is wrong with an error that names it and the cure.
+	// Open opens the provider that uri names. For a wrong URI, property or file its error names that and the cure.
 	Open func(ctx context.Context, uri string, env Env) (Provider, error)
 }
 
@@ -39,7 +37,7 @@ type Scheme struct {
 // list: package provider/builtin.
 type Registry struct{ schemes map[string]Scheme }
 
-// NewRegistry panics on a scheme that is named twice.
+// NewRegistry makes a Registry. It panics where two schemes have one name.
 func NewRegistry(list ...Scheme) *Registry {
 	r := &Registry{schemes: make(map[string]Scheme, len(list))}
 	for _, s := range list {

@@ -6,9 +6,9 @@ import (
 	"claviger"
 )
 
-// CheckSpec says what is wrong with a Spec whatever the provider: kinds Invalid
-// (no name), InvalidKeySize, UnknownCipher (AES is known, in any mode, for the
-// mode is HDFS's business), MaterialLength. op is the caller's, for the error.
+// CheckSpec makes the checks of a Spec that are the same for all providers. Kinds Invalid (no name), InvalidKeySize,
+// UnknownCipher (only AES is known, in any mode: the mode matters to HDFS alone), MaterialLength. op is the caller's
+// operation, for the error.
 func CheckSpec(op string, s Spec) error {
 	if s.Name == "" {
 		return claviger.Errorf(op, claviger.Invalid, "", "a key must have a name")
@@ -18,7 +18,8 @@ func CheckSpec(op string, s Spec) error {
 			s.BitLength)
 	}
 	if algorithm, _, _ := strings.Cut(s.Cipher, "/"); !strings.EqualFold(algorithm, "AES") {
-		return claviger.Errorf(op, claviger.UnknownCipher, s.Name, "cipher is %q; only AES is known, as in %q", s.Cipher,
+		return claviger.Errorf(op, claviger.UnknownCipher, s.Name, "cipher is %q; only AES is known, as in %q",
+			s.Cipher,
 			claviger.DefaultCipher)
 	}
 	if s.Material != nil {
@@ -27,8 +28,7 @@ func CheckSpec(op string, s Spec) error {
 	return nil
 }
 
-// CheckImport says what is wrong with the versions that an Import is to make. Kind
-// Invalid.
+// CheckImport checks the versions that an Import is to make. Kind Invalid.
 func CheckImport(op, key string, n, first int) error {
 	if n < 1 {
 		return claviger.Errorf(op, claviger.Invalid, key, "a key must have at least 1 version, not %d", n)
@@ -40,11 +40,12 @@ func CheckImport(op, key string, n, first int) error {
 	return nil
 }
 
-// CheckMaterial demands that given material is as long as its key. The text is
-// Hadoop's. Kind MaterialLength.
+// CheckMaterial checks that given material is as long as its key. The text of the error is Hadoop's. Kind
+// MaterialLength.
 func CheckMaterial(op, key string, bitLength int, material []byte) error {
 	if got := 8 * len(material); got != bitLength {
-		return claviger.Errorf(op, claviger.MaterialLength, key, "Wrong key length. Required %d, but got %d", bitLength, got)
+		return claviger.Errorf(op, claviger.MaterialLength, key, "Wrong key length. Required %d, but got %d",
+			bitLength, got)
 	}
 	return nil
 }

@@ -30,10 +30,12 @@ func SplitURIs(list string) ([]string, error) {
 		case uri == "":
 		case last >= 0 && isScheme(uris[last], "kms"):
 			return nil,
-				fmt.Errorf("provider list %q: %s is not a provider URI; the hosts of one kms:// URI are separated by ';', not ','",
+				fmt.Errorf("provider list %q: %s is not a provider URI; the hosts of one kms:// URI are separated by "+
+					"';', not ','",
 					secret.Value(list), shownPiece(list, uri))
 		default:
-			return nil, fmt.Errorf("provider list %q: %s is not a provider URI: it has no scheme (such as jceks:// or kms://)",
+			return nil, fmt.Errorf("provider list %q: %s is not a provider URI: it has no scheme (such as jceks:// or "+
+				"kms://)",
 				secret.Value(list), shownPiece(list, uri))
 		}
 	}
@@ -52,18 +54,17 @@ func shownPiece(list, piece string) string {
 	return strconv.Quote(piece)
 }
 
-// noSecrets refuses a URI that holds a password or another secret: it is written into
-// logs, answers and journals.
+// noSecrets refuses a URI that holds a password or another secret: URIs are written into logs, answers and journals.
 func noSecrets(uri string) error {
 	if secret.Holds(uri) {
-		return fmt.Errorf("provider URI %q holds a secret, which has no meaning there and would stand in logs; take it out",
+		return fmt.Errorf("provider URI %q holds a secret, which has no meaning there and would stand in logs; take it "+
+			"out",
 			secret.Value(uri))
 	}
 	return nil
 }
 
-// refusal says what is wrong with a URI. Where a part of it may be a password, its other
-// parts are not quoted.
+// refusal makes the error of a wrong URI. Where a part of the URI may be a password, the error quotes no other part.
 func refusal(uri, format string, args ...any) error {
 	shown := secret.Value(uri)
 	for i, arg := range args {
@@ -95,8 +96,7 @@ func isScheme(uri, want string) bool {
 	return strings.EqualFold(scheme, want)
 }
 
-// looksLikePort tells "h2:9600/kms", a host that somebody put behind a comma,
-// from a URI.
+// looksLikePort reports whether a text is like "h2:9600/kms": a host behind a comma, and no URI.
 func looksLikePort(rest string) bool {
 	port, _, _ := strings.Cut(rest, "/")
 	_, err := strconv.ParseUint(port, 10, 16)
@@ -132,14 +132,16 @@ func UnnestPath(uri string) (string, error) {
 		return "", refuse("it does not say where the file is; a local file is named as in %s", example)
 	case inner != "file":
 		return "",
-			refuse("files of the file system %q are not supported, local ones are: copy the file to this host and name it as in %s", inner, example)
+			refuse("files of the file system %q are not supported, local ones are: copy the file to this host and name "+
+				"it as in %s", inner, example)
 	case host != "":
 		return "", refuse("a local file has no host, but %q stands behind the '@'; it is named as in %s", host, example)
 	case escaped == "":
 		return "", refuse("the path is missing; a file is named as in %s", example)
 	}
 	if i := strings.IndexAny(escaped, "?#"); i >= 0 {
-		return "", refuse("%q is neither wanted nor part of the path; a '?' or '#' in a file's name is written %%3F or %%23",
+		return "", refuse("%q is neither wanted nor part of the path; a '?' or '#' in a file's name is written %%3F or "+
+			"%%23",
 			escaped[i:])
 	}
 	file, err := url.PathUnescape(escaped)
@@ -155,7 +157,7 @@ func UnnestPath(uri string) (string, error) {
 	return file, nil
 }
 
-// KMSURI is what a kms:// URI names: one KMS on one or more hosts.
+// KMSURI is a parsed kms:// URI: one KMS on one or more hosts.
 type KMSURI struct {
 	Scheme string   // "http" or "https"
 	Hosts  []string // names or addresses, IPv6 ones without brackets; at least one
@@ -163,9 +165,8 @@ type KMSURI struct {
 	Path   string   // "/kms"; without a slash at its end, "" for the root
 }
 
-// ParseKMS parses Hadoop's "kms://https@h1;h2:9600/kms". All hosts have one
-// port. Without one it is that of the scheme, 80 or 443, not the KMS's own
-// 9600: as with Hadoop's client.
+// ParseKMS parses Hadoop's "kms://https@h1;h2:9600/kms". All hosts have the same port. Without a port it is the
+// scheme's, 80 or 443, and not the KMS's own 9600: as with Hadoop's client.
 func ParseKMS(uri string) (KMSURI, error) {
 	const example = "kms://https@host1;host2:9600/kms"
 	var none KMSURI
@@ -235,7 +236,8 @@ func hostName(h string) (string, error) {
 	}
 	if strings.ContainsRune(h, ':') {
 		return "",
-			errors.New("a host has a ':' in it: one port serves for all hosts and stands behind the last; an IPv6 address stands in brackets")
+			errors.New("a host has a ':' in it: one port serves for all hosts and stands behind the last; an IPv6 " +
+				"address stands in brackets")
 	}
 	for _, c := range []byte(h) {
 		if c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '.' || c == '_' {

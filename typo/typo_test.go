@@ -62,7 +62,8 @@ func TestDistance(t *testing.T) {
 			t.Errorf("Distance(%q, %q) = %d; want %d", c.a, c.b, got, c.want)
 		}
 		if got, back := typo.Distance(c.a, c.b, 2), typo.Distance(c.b, c.a, 2); got != min(c.want, 2) || back != got {
-			t.Errorf("Distance(%q, %q) below 2 = %d, and %d the other way round; want %d", c.a, c.b, got, back, min(c.want, 2))
+			t.Errorf("Distance(%q, %q) below 2 = %d, and %d the other way round; want %d", c.a, c.b, got, back,
+				min(c.want, 2))
 		}
 	}
 }

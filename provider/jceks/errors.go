@@ -25,7 +25,8 @@ func (e *contentError) Error() string {
 			", else of the file that the property " + passwordFileProperty + " names, else \"none\""
 	case e.other() != "":
 		return text +
-			"; name the keystore that Hadoop's KMS has written, or a file that is not there yet, to begin a new one. A key that Java's keytool made is no key of Hadoop's in any keystore"
+			"; name the keystore that Hadoop's KMS has written, or a file that is not there yet, to begin a new one. A " +
+			"key that Java's keytool made is no key of Hadoop's in any keystore"
 	case errors.As(e.err, new(*keystore.DamagedError)) || e.corrupt():
 		return text + "; put back a backup of the file"
 	}
@@ -75,7 +76,8 @@ func (p *Provider) writeError(err error) error {
 		cure = "; the file system is mounted read-only"
 	}
 	if errors.As(err, new(*doubtError)) {
-		return fmt.Errorf("keystore %s was written, but may not outlast a power cut: %w; see the kernel's log for the disk, and look at the key before doing it again", p.file.path, err)
+		return fmt.Errorf("keystore %s was written, but may not outlast a power cut: %w; see the kernel's log for the "+
+			"disk, and look at the key before doing it again", p.file.path, err)
 	}
 	return fmt.Errorf("keystore %s could not be written, and nothing was changed: %w%s", p.file.path, err, cure)
 }
@@ -104,7 +106,8 @@ func explainOpen(err error, path string) error {
 func (p *Provider) complain(err error) {
 	if text := err.Error(); text != p.complaint {
 		p.complaint = text
-		p.log.Error("keystore cannot be read; what was read before is used, and nothing is written", "file", p.file.path,
+		p.log.Error("keystore cannot be read; what was read before is used, and nothing is written", "file",
+			p.file.path,
 			"reason", err)
 	}
 }

@@ -84,7 +84,8 @@ func TestOpenErrors(t *testing.T) {
 		{"wrong-password", "jceks://file@DIR/kms.keystore", "not it", map[string][]byte{"kms.keystore": good}},
 		{"wrong-password-with-old", "jceks://file@DIR/kms.keystore", hadoopPassword,
 			map[string][]byte{"kms.keystore": other, "kms.keystore_OLD": good}},
-		{"damaged-content", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": damaged}},
+		{"damaged-content", "jceks://file@DIR/kms.keystore", hadoopPassword,
+			map[string][]byte{"kms.keystore": damaged}},
 		{"damaged-cut-short", "jceks://file@DIR/kms.keystore", hadoopPassword,
 			map[string][]byte{"kms.keystore": good[:1000]}},
 		{"damaged-both", "jceks://file@DIR/kms.keystore", hadoopPassword,
@@ -209,7 +210,8 @@ func TestWriteErrors(t *testing.T) {
 		if err := os.Chmod(dir, 0o555); err != nil {
 			t.Fatal(err)
 		}
-		refused(t, "folder-read-only", dir, p, func(f func()) { asNobody(t, dir, f) }, func() { _ = os.Chmod(dir, 0o755) })
+		refused(t, "folder-read-only", dir, p, func(f func()) { asNobody(t, dir, f) },
+			func() { _ = os.Chmod(dir, 0o755) })
 	})
 }
 

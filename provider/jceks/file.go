@@ -134,8 +134,9 @@ func (f *file) load() (*keystore.JCEKS, identity, error) {
 	if exists(f.path) {
 		if exists(newPath) {
 			return nil, identity{},
-				fmt.Errorf("keystore %s: it and %s should not exist together: one of them is from a backup or was written after a crash; "+
-					"look which holds the right keys and move the other one away", f.path, newPath)
+				fmt.Errorf("keystore %s: it and %s should not exist together: one of them is from a backup or was "+
+					"written after a crash; look which holds the right keys and move the other one "+
+					"away", f.path, newPath)
 		}
 		s, id, err := f.read(f.path)
 		switch {
@@ -149,7 +150,8 @@ func (f *file) load() (*keystore.JCEKS, identity, error) {
 			return nil, identity{}, fmt.Errorf("%w; nor can the state before be used: %w", err, errOld)
 		}
 		parked := f.stamped("_CORRUPTED_")
-		f.log.Warn("keystore is damaged; the state before the last write is used", "file", f.path, "reason", err, "parked",
+		f.log.Warn("keystore is damaged; the state before the last write is used", "file", f.path, "reason", err,
+			"parked",
 			parked)
 		if err := f.rename(f.path, parked); err != nil {
 			return nil, identity{}, err
@@ -381,7 +383,8 @@ func (f *file) lock(ctx context.Context) (unlock func(), err error) {
 	name := w.Name()
 	unlock = func() { _ = w.Close() }
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		err := unix.FcntlFlock(w.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Len: 1})
+		err := unix.FcntlFlock(w.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart,
+			Len: 1})
 		if err == nil {
 			return unlock, nil
 		}

@@ -34,7 +34,8 @@ func hadoopRun(t *testing.T) func(path string, commands ...string) (string, erro
 		if os.Getenv("CLAVIGER_REQUIRE_HADOOP") == "1" {
 			t.Fatalf("CLAVIGER_HADOOP_JARS is %q, java: %v", jars, err)
 		}
-		t.Skip("CLAVIGER_HADOOP_JARS does not name a folder with Hadoop's jars: the exchange with a real Hadoop is left out")
+		t.Skip("CLAVIGER_HADOOP_JARS does not name a folder with Hadoop's jars: the exchange with a real Hadoop is " +
+			"left out")
 	}
 	h, err := hadoopKeys()
 	if err != nil {
@@ -269,7 +270,8 @@ func TestHadoopAfterCrash(t *testing.T) {
 		t.Fatalf("%d dumps, want %d:\n%s", len(dumps), len(crashStates), out)
 	}
 	for i, tc := range crashStates {
-		if second := strings.Contains(dumps[i], "\nsecond "); !strings.Contains(dumps[i], "\nfirst ") || second != tc.after {
+		if second := strings.Contains(dumps[i], "\nsecond "); !strings.Contains(dumps[i], "\nfirst ") ||
+			second != tc.after {
 			t.Errorf("%s: Hadoop reads, want the keys of after: %v\n%s", tc.name, tc.after, dumps[i])
 		}
 	}

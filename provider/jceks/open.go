@@ -108,14 +108,16 @@ func open(ctx context.Context, uri string, env provider.Env) (*Provider, error) 
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target
 	}
-	p := &Provider{uri: uri, file: &file{path: path, password: password, log: log}, log: log, gate: make(chan struct{}, 1)}
+	p := &Provider{uri: uri, file: &file{path: path, password: password, log: log}, log: log,
+		gate: make(chan struct{}, 1)}
 	st, err := p.file.first(ctx)
 	if err != nil {
 		return nil, explainOpen(err, path)
 	}
 	p.state.Store(st)
 	if foreign := st.foreign(); len(foreign) > 0 {
-		log.Warn("keystore holds private keys or certificates, which are no keys of Hadoop's; they stay as they are", "file",
+		log.Warn("keystore holds private keys or certificates, which are no keys of Hadoop's; they stay as they are",
+			"file",
 			path, "entries", foreign)
 	}
 	return p, nil
@@ -150,7 +152,8 @@ func checkFolder(path string) error {
 	st, err := os.Stat(folder)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("keystore %s: the folder %s does not exist: make it, or correct the provider URI", path, folder)
+		return fmt.Errorf("keystore %s: the folder %s does not exist: make it, or correct the provider URI", path,
+			folder)
 	case err != nil:
 		return fmt.Errorf("keystore %s: %w", path, err)
 	case !st.IsDir():
@@ -173,7 +176,8 @@ func findPassword(env provider.Env, log *slog.Logger) (secret.Bytes, error) {
 			name, _ = env.Get(passwordFileProperty)
 		}
 		if name = strings.TrimSpace(name); name == "" {
-			log.Warn("keystore password is not set, Hadoop's default is used: set "+passwordEnv+" or "+passwordFileProperty,
+			log.Warn("keystore password is not set, Hadoop's default is used: "+
+				"set "+passwordEnv+" or "+passwordFileProperty,
 				"password", "the word \"none\"")
 			return secret.Bytes(defaultPassword), nil
 		}
@@ -189,7 +193,8 @@ func findPassword(env provider.Env, log *slog.Logger) (secret.Bytes, error) {
 	}
 	if err := keystore.CheckPassword(password); err != nil {
 		return nil,
-			fmt.Errorf("%s: %w: Java could open the keystore with this password, but neither read nor write a key in it; choose another one", source, err)
+			fmt.Errorf("%s: %w: Java could open the keystore with this password, but neither read nor write a key in "+
+				"it; choose another one", source, err)
 	}
 	return password, nil
 }

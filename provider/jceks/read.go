@@ -89,8 +89,9 @@ func (p *Provider) openMetadata(st *state, name string) (*metadata, error) {
 	}
 	if _, _, isVersion := versionNumber(name); o.meta == nil && !isVersion {
 		return nil,
-			fmt.Errorf("keystore %s: entry %q is a secret key without the metadata that Hadoop keeps of each key, as keytool makes one: "+
-				"Hadoop does not use it either; move it to a keystore of its own (keytool -importkeystore, then -delete)",
+			fmt.Errorf("keystore %s: entry %q is a secret key without the metadata that Hadoop keeps of each key, as "+
+				"keytool makes one: Hadoop does not use it either; move it to a keystore of its own (keytool "+
+				"-importkeystore, then -delete)",
 				p.file.path, name)
 	}
 	return o.meta, nil // nil in a version's entry
@@ -236,7 +237,8 @@ func (p *Provider) Current(ctx context.Context, key string) (claviger.KeyVersion
 	o, err := p.version(st, op, name)
 	if claviger.Is(err, claviger.VersionNotFound) {
 		return claviger.KeyVersion{}, claviger.Errorf(op, claviger.Internal, key,
-			"keystore %s: the key's metadata counts %d versions, but there is no entry %q", p.file.path, m.Versions, name)
+			"keystore %s: the key's metadata counts %d versions, but there is no entry "+
+				"%q", p.file.path, m.Versions, name)
 	}
 	if err != nil {
 		return claviger.KeyVersion{}, err

@@ -69,7 +69,8 @@ func TestLoadStates(t *testing.T) {
 		{"nothing", nil, "", "", "ks"},
 		{"main", map[string][]byte{"ks": one}, "first", "ks", ""},
 		{"main with old", map[string][]byte{"ks": two, "ks_OLD": one, ".ks_OLD.crc": {1}}, "first second", "ks", ""},
-		{"damaged main with old", map[string][]byte{"ks": cut, ".ks.crc": {2}, "ks_OLD": one, ".ks_OLD.crc": {1}}, "first",
+		{"damaged main with old", map[string][]byte{"ks": cut, ".ks.crc": {2}, "ks_OLD": one, ".ks_OLD.crc": {1}},
+			"first",
 			".ks.crc .ks_CORRUPTED_MS.crc ks ks_CORRUPTED_MS", ".ks_CORRUPTED_MS.crc ks ks_CORRUPTED_MS"},
 		{"new alone", map[string][]byte{"ks_NEW": two, ".ks_NEW.crc": {1}}, "first second", ".ks.crc ks", "ks"},
 		{"new and old", map[string][]byte{"ks_NEW": two, "ks_OLD": one}, "first second", "ks", ""},
@@ -148,7 +149,8 @@ func TestBrokenUnderfoot(t *testing.T) {
 				t.Errorf("%s: Current: %q, %v", name, cur.Name, err)
 			}
 		}
-		if err := p.Check(t.Context()); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), path) {
+		if err := p.Check(t.Context()); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(),
+			path) {
 			t.Errorf("%s: Check: %v", name, err)
 		}
 		if name != "while Hadoop writes" { // that a write finishes, as Hadoop would
@@ -213,7 +215,8 @@ func TestAtInName(t *testing.T) {
 	spec := func(name string) provider.Spec {
 		return provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}
 	}
-	for _, name := range []string{"v@01", "v@+1", "v@-1", "v@x", "a@in@name", "v@2147483648"} { // no version has such a name
+	// no version has such a name
+	for _, name := range []string{"v@01", "v@+1", "v@-1", "v@x", "a@in@name", "v@2147483648"} {
 		mustCreate(t, p, name)
 	}
 	mustCreate(t, p, "at")
@@ -241,7 +244,8 @@ func TestAtInName(t *testing.T) {
 	if v, err := p.Create(t.Context(), spec("new")); err != nil || v.Name != "new@1" {
 		t.Errorf("create: %q, %v", v.Name, err)
 	}
-	if _, err := p.Import(t.Context(), claviger.Metadata{Name: "into", Cipher: claviger.DefaultCipher, BitLength: 128}, 3,
+	if _, err := p.Import(t.Context(), claviger.Metadata{Name: "into", Cipher: claviger.DefaultCipher,
+		BitLength: 128}, 3,
 		2, nil); err != nil {
 		t.Error(err)
 	}
@@ -257,7 +261,8 @@ func TestAtInName(t *testing.T) {
 			t.Errorf("current version of %q: %q, %v", key, cur.Name, err)
 		}
 	}
-	all := []string{"a@in@name", "at", "at@1", "at@2", "into", "into@4", "into@6", "new", "new@0", "v@+1", "v@-1", "v@01",
+	all := []string{"a@in@name", "at", "at@1", "at@2", "into", "into@4", "into@6", "new", "new@0", "v@+1", "v@-1",
+		"v@01",
 		"v@2147483648", "v@x"}
 	if keys, err := p.Keys(t.Context()); err != nil || !slices.Equal(keys, all) {
 		t.Errorf("keys %q, %v; want %q", keys, err, all)

@@ -156,7 +156,8 @@ var javaLength = map[string]map[int]int{
 // checkSpec is provider.CheckSpec, with Hadoop's answer for DES.
 func checkSpec(op string, spec provider.Spec) error {
 	algorithm, _, _ := strings.Cut(spec.Cipher, "/")
-	if got, ok := javaLength[strings.ToUpper(algorithm)][spec.BitLength]; ok && spec.Material == nil && spec.Name != "" {
+	if got, ok := javaLength[strings.ToUpper(algorithm)][spec.BitLength]; ok && spec.Material == nil &&
+		spec.Name != "" {
 		return claviger.Errorf(op, claviger.MaterialLength, spec.Name, "Wrong key length. Required %d, but got %d",
 			spec.BitLength, got)
 	}
@@ -366,7 +367,8 @@ func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int
 	}
 	if step != nil {
 		if err := step("committed"); err != nil {
-			return nil, claviger.Errorf(op, claviger.KindOf(err), m.Name, "import broken off after %q: %w", "committed", err)
+			return nil, claviger.Errorf(op, claviger.KindOf(err), m.Name, "import broken off after %q: %w",
+				"committed", err)
 		}
 	}
 	out := make([]claviger.KeyVersion, n)

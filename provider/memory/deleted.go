@@ -8,7 +8,7 @@ import (
 	"claviger/provider"
 )
 
-// Deleted returns the keys that were deleted softly.
+// Deleted returns the deleted keys that are kept.
 func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Deleted, error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
@@ -30,13 +30,14 @@ func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Del
 	return list, nil
 }
 
-// has reports whether it is a key of that name with one of these versions.
+// has reports whether k is a key of that name with one of these versions.
 func (k *key) has(name string, versions ...string) bool {
-	return k.meta.Name == name && slices.ContainsFunc(k.versions, func(v *version) bool { return slices.Contains(versions, v.name) })
+	return k.meta.Name == name && slices.ContainsFunc(k.versions,
+		func(v *version) bool { return slices.Contains(versions, v.name) })
 }
 
-// Undelete brings back the deleted key that has the version; of several, which
-// sequential ids make, the one that was deleted last.
+// Undelete brings back the deleted key that has the version. With sequential ids several keys may have it: then the
+// key that was deleted last.
 func (p *Provider) Undelete(ctx context.Context, name, version string) error {
 	const op = "memory.Undelete"
 	p.mu.Lock()
@@ -52,7 +53,8 @@ func (p *Provider) Undelete(ctx context.Context, name, version string) error {
 			return claviger.E(op, claviger.KeyExists, name, nil)
 		}
 		if p.half[name] != nil {
-			return claviger.Errorf(op, claviger.Unavailable, name, "an import of the key was begun and must be finished first")
+			return claviger.Errorf(op, claviger.Unavailable, name, "an import of the key was begun and must be "+
+				"finished first")
 		}
 		// With sequential ids the versions of several deleted keys have the same names.
 		for _, v := range k.versions {

@@ -1,5 +1,5 @@
-// Package memory is a provider that keeps its keys in the process's memory. It
-// is what tests and demos stand on; nothing of it outlives Close.
+// Package memory is a provider that keeps its keys in the process's memory, for tests and demos. Its keys are gone
+// after Close.
 package memory
 
 import (
@@ -12,9 +12,8 @@ import (
 	"claviger/secret"
 )
 
-// Config says how a memory provider behaves. The zero value shows its material,
-// takes material, and numbers its versions as the HSM provider does: no number is
-// used twice for a name.
+// Config is the behaviour of a memory provider. With the zero value it shows its material, takes material, and
+// numbers its versions as the HSM provider does: no number is used twice for a name.
 type Config struct {
 	// URI names the provider in messages; "memory:" where it is empty.
 	URI string
@@ -25,7 +24,7 @@ type Config struct {
 	OpaqueIDs bool
 	// SoftDelete: Delete keeps a key until it is purged.
 	SoftDelete bool
-	// Sealed: behaves as an HSM does. Material is neither shown nor taken.
+	// Sealed: material is neither shown nor taken, as by an HSM.
 	Sealed bool
 }
 
@@ -73,14 +72,16 @@ func New(cfg Config) *Provider {
 	if cfg.URI == "" {
 		cfg.URI = "memory:"
 	}
-	return &Provider{cfg: cfg, keys: map[string]*key{}, versions: map[string]*version{}, half: map[string]*key{}, next: map[string]int{}}
+	return &Provider{cfg: cfg, keys: map[string]*key{}, versions: map[string]*version{}, half: map[string]*key{},
+		next: map[string]int{}}
 }
 
 // Scheme is the registry's line for URIs "memory:".
 func Scheme() provider.Scheme {
-	return provider.Scheme{Name: "memory", Open: func(_ context.Context, uri string, _ provider.Env) (provider.Provider, error) {
+	open := func(_ context.Context, uri string, _ provider.Env) (provider.Provider, error) {
 		return New(Config{URI: uri}), nil
-	}}
+	}
+	return provider.Scheme{Name: "memory", Open: open}
 }
 
 // URI names the provider.
@@ -104,7 +105,7 @@ func (p *Provider) Close() error {
 	return nil
 }
 
-// ready is what every method asks first. Needs the lock.
+// ready is the first check of every method. Needs the lock.
 func (p *Provider) ready(ctx context.Context, op, about string) error {
 	if p.closed {
 		return claviger.E(op, claviger.Closed, about, nil)
@@ -122,8 +123,7 @@ func (p *Provider) Check(ctx context.Context) error {
 	return p.ready(ctx, "memory.Check", "")
 }
 
-// Objects returns how many key versions are held, those of imports that were
-// begun and not finished included.
+// Objects returns the number of key versions, with those of imports that were begun and not finished.
 func (p *Provider) Objects() int {
 	p.mu.RLock()
 	defer p.mu.RUnlock()

@@ -19,7 +19,7 @@ func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	return slices.Collect(maps.Keys(p.keys)), nil
 }
 
-// Metadata returns one entry per name.
+// Metadata returns one entry for each name.
 func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
@@ -35,7 +35,7 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 	return out, nil
 }
 
-// metadata is the key's metadata as it is now; the caller's own.
+// metadata returns a copy of the key's metadata as it is now.
 func (k *key) metadata() *claviger.Metadata {
 	m := copyMetadata(k.meta)
 	m.Versions = k.count()
@@ -125,14 +125,13 @@ func (p *Provider) EncryptBlocks(ctx context.Context, name string, blocks []byte
 	return p.encrypt(ctx, name, nil, blocks)
 }
 
-// EncryptBlocksOf encrypts with the version's material, if it still is that
-// version. With sequential ids the name may be another key's by now.
+// EncryptBlocksOf encrypts with the version's material, if the name still means that version. With sequential ids the
+// name may belong to another key by now.
 func (p *Provider) EncryptBlocksOf(ctx context.Context, v claviger.KeyVersion, blocks []byte) error {
 	return p.encrypt(ctx, v.Name, &v, blocks)
 }
 
-// encrypt encrypts under the version of that name; only, if not nil, is the
-// version that it must be.
+// encrypt encrypts under the version of that name. If only is not nil, it must be that version.
 func (p *Provider) encrypt(ctx context.Context, name string, only *claviger.KeyVersion, blocks []byte) error {
 	const op = "memory.EncryptBlocks"
 	p.mu.RLock()

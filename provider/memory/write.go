@@ -14,21 +14,22 @@ import (
 	"claviger/secret"
 )
 
-// Import makes a key after another's metadata. What an import that was broken
-// off has made waits, invisible, for the next Import of that key. step may call
-// the provider, except for Import.
-func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]claviger.KeyVersion, error) {
+// Import makes a key with given metadata. The versions of an interrupted import stay, invisible, for the next Import
+// of that key. step may call the provider, except for Import.
+func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int,
+	step func(string) error) ([]claviger.KeyVersion, error) {
 	const op = "memory.Import"
 	if err := provider.CheckImport(op, m.Name, n, first); err != nil {
 		return nil, err
 	}
-	if err := provider.CheckSpec(op, provider.Spec{Name: m.Name, Cipher: m.Cipher, BitLength: m.BitLength}); err != nil {
+	if err := provider.CheckSpec(op, provider.Spec{Name: m.Name, Cipher: m.Cipher,
+		BitLength: m.BitLength}); err != nil {
 		return nil, err
 	}
 	p.importing.Lock()
 	defer p.importing.Unlock()
 
-	// do makes one step under the lock, and tells of it without.
+	// do makes one step under the lock, and calls step without the lock.
 	do := func(what string, f func() error) error {
 		p.mu.Lock()
 		err := p.ready(ctx, op, m.Name)
@@ -90,8 +91,7 @@ func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int
 	return versions, nil
 }
 
-// shorten takes away the versions of a half-made key behind the first n. Needs
-// the lock.
+// shorten removes the versions of a half-made key after the first n. Needs the lock.
 func (p *Provider) shorten(k *key, n int) {
 	for _, v := range k.versions[min(n, len(k.versions)):] {
 		v.material.Wipe()
@@ -118,7 +118,8 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.Key
 		return claviger.KeyVersion{}, claviger.E(op, claviger.KeyExists, spec.Name, nil)
 	}
 	if p.half[spec.Name] != nil {
-		return claviger.KeyVersion{}, claviger.Errorf(op, claviger.Unavailable, spec.Name, "an import of the key was begun and must be finished first")
+		return claviger.KeyVersion{}, claviger.Errorf(op, claviger.Unavailable, spec.Name,
+			"an import of the key was begun and must be finished first")
 	}
 	k := &key{meta: copyMetadata(claviger.Metadata{
 		Name: spec.Name, Cipher: spec.Cipher, BitLength: spec.BitLength,
@@ -134,12 +135,13 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.Key
 
 func (p *Provider) takes(op, name string, material secret.Bytes) error {
 	if p.cfg.Sealed && material != nil {
-		return claviger.Errorf(op, claviger.Unsupported, name, "this provider makes its key material itself and takes none")
+		return claviger.Errorf(op, claviger.Unsupported, name, "this provider makes its key material itself and takes "+
+			"none")
 	}
 	return nil
 }
 
-// grow adds a version, not visible yet. Needs the lock.
+// grow adds a version that is not visible yet. Needs the lock.
 func (p *Provider) grow(k *key, material secret.Bytes) *version {
 	v := &version{of: k, bits: k.meta.BitLength}
 	if material == nil {
@@ -177,7 +179,7 @@ func number(version string) int {
 	return -1
 }
 
-// count returns what the metadata says of a key's versions.
+// count returns Metadata.Versions of a key.
 func (k *key) count() int {
 	newest := k.versions[len(k.versions)-1].name
 	return claviger.CountVersions(newest[len(k.meta.Name)+1:], len(k.versions))
@@ -189,7 +191,8 @@ func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes)
 }
 
 // RollIf is Roll where may allows it.
-func (p *Provider) RollIf(ctx context.Context, name string, material secret.Bytes, may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
+func (p *Provider) RollIf(ctx context.Context, name string, material secret.Bytes,
+	may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	const op = "memory.Roll"
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -216,7 +219,7 @@ func (p *Provider) RollIf(ctx context.Context, name string, material secret.Byte
 	return p.show(v), nil
 }
 
-// Delete wipes a key, or keeps it out of sight.
+// Delete wipes a key, or hides it.
 func (p *Provider) Delete(ctx context.Context, name string) error {
 	return p.DeleteIf(ctx, name, provider.Anyway)
 }
@@ -249,7 +252,7 @@ func (p *Provider) DeleteIf(ctx context.Context, name string, may func(*claviger
 	return nil
 }
 
-// wipe ends a key's versions. Needs the lock.
+// wipe wipes a key's versions. Needs the lock.
 func (p *Provider) wipe(k *key) {
 	for _, v := range k.versions {
 		v.material.Wipe()
