@@ -104,7 +104,8 @@ func TestMigrateNames(t *testing.T) {
 // TestPrincipalInAList: a principal in a list of users is warned of; what begins with a slash has no short
 // name that could be written in its place.
 func TestPrincipalInAList(t *testing.T) {
-	for value, want := range map[string]string{"nn/host@R": "write nn unless", "a@R": "write a unless", "/alice": ""} {
+	for value, want := range map[string]string{"nn/host@R": "write nn unless", "a@R": "write a unless", "/alice": "",
+		`\alice`: "write alice", `R\alice`: "write alice"} {
 		_, warnings := authz.Parse([]authz.Property{{Name: "hadoop.kms.acl.GET", Value: value}})
 		if got := strings.Join(warnings, "\n"); !strings.Contains(got, want) || (got == "") != (want == "") {
 			t.Errorf("%s: %q, want %q", value, got, want)
