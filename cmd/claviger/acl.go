@@ -5,11 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -17,11 +14,8 @@ import (
 	"claviger"
 	"claviger/authz"
 	"claviger/hadoopconf"
-	"claviger/kms"
-	"claviger/metastore"
-	"claviger/metastore/location"
+	"claviger/kms/acls"
 	"claviger/terminal"
-	"claviger/typo"
 )
 
 func newACLCommand() *cobra.Command {
@@ -69,7 +63,7 @@ Exit status: 0 he may, 1 he may not, 2 the command line is wrong, 3 there is no 
 			if err != nil {
 				return noAnswer(err)
 			}
-			if err := out.Write(x, x.text); err != nil {
+			if err := out.Write(x, func(w io.Writer) { explanationText(w, x) }); err != nil {
 				return noAnswer(err)
 			}
 			if !x.Allowed {
@@ -104,90 +98,33 @@ func wrapped(words []string, width int) string {
 	return b.String() + "."
 }
 
-// explanation is what `claviger acl explain` tells.
-type explanation struct {
-	User    string   `json:"user"`
-	Real    string   `json:"realUser,omitempty"`
-	Groups  []string `json:"groups"`
-	Request string   `json:"request"`
-	Key     string   `json:"key,omitempty"`
-	ACLName string   `json:"aclName,omitempty"`
-	File    string   `json:"file"`
-	authz.Decision
-	DecidedBy *authz.Step `json:"decidedBy,omitempty"`
-	Notes     []string    `json:"notes,omitempty"`
-}
-
-// explain finds the answer. givenGroups tells whether f.groups is one.
-func explain(ctx context.Context, f explainFlags, givenGroups bool, args []string) (*explanation, error) {
+// explain finds the answer. With givenGroups the flag --groups has the groups.
+func explain(ctx context.Context, f explainFlags, givenGroups bool, args []string) (*acls.Explanation, error) {
 	request, near, ok := authz.FindRequest(args[1])
 	if !ok {
 		if near != "" {
 			near = "; did you mean " + near + "?"
 		}
-		return nil, &exitError{exitUsage, fmt.Errorf("there is no operation %q%s\nThe operations are: %s", args[1], near, strings.Join(authz.RequestNames(), ", "))}
+		return nil, &exitError{exitUsage, fmt.Errorf("there is no operation %q%s\nThe operations are: %s", args[1],
+			near,
+			strings.Join(authz.RequestNames(), ", "))}
 	}
 	conf, err := hadoopconf.LoadKMS(f.conf, os.LookupEnv)
 	if err != nil {
 		return nil, err
 	}
-	byKey, err := conf.Bool("hadoop.kms.key.authorization.enable")
-	if err != nil {
-		return nil, err
+	q := acls.Question{User: args[0], Real: f.real, Request: request, ACLName: f.aclName}
+	if givenGroups {
+		q.Groups = append([]string{}, f.groups...) // not nil
 	}
-	policy, warnings, notes, err := kms.LoadPolicy(conf)
-	if err != nil {
-		return nil, err
-	}
-	if len(warnings) > 0 {
-		notes = append(notes, fmt.Sprintf("odd in the file: %d; `claviger acl check` names what", len(warnings)))
-	}
-	groups := func(string) []string { return f.groups }
-	if !givenGroups {
-		mapping, err := kms.NewGroups(conf, slog.New(slog.DiscardHandler))
-		if err != nil {
-			return nil, err
-		}
-		groups = mapping.Of
-	}
-	who := claviger.Principal{Name: args[0], Short: args[0]}
-	if f.real != "" {
-		who.Real = &claviger.Principal{Name: f.real, Short: f.real}
-	}
-	x := &explanation{User: args[0], Real: f.real, Groups: append([]string{}, groups(args[0])...), Request: request.Name, File: kms.ACLFile(conf), Notes: notes}
 	if len(args) == 3 {
-		x.Key = args[2]
+		q.Key = args[2]
 	}
-	switch {
-	case request.Key == "" && x.Key != "":
-		x.note("%s asks no rule of a key", request.Name)
-	case request.Key == "":
-	case !byKey && request.Key != authz.KeyMigrate:
-		p, _ := conf.Lookup("hadoop.kms.key.authorization.enable")
-		x.note("hadoop.kms.key.authorization.enable is false (%s): the rules of keys are not asked", p.Where())
-	case x.Key == "":
-		x.note("no key is named: the rules of keys, which are asked as well, are left out")
-	default:
-		x.ACLName = f.aclName
-		if x.ACLName == "" {
-			if x.ACLName, err = x.findACLName(ctx, conf, request); err != nil {
-				return nil, err
-			}
-		}
-	}
-	x.Decision = policy.Explain(request, x.ACLName, who, groups)
-	if by, ok := x.Decision.DecidedBy(); ok {
-		x.DecidedBy = &by
-	}
-	return x, nil
+	return acls.Explain(ctx, conf, q)
 }
 
-func (x *explanation) note(format string, args ...any) {
-	x.Notes = append(x.Notes, fmt.Sprintf(format, args...))
-}
-
-// text is the answer for people; the arrow marks the rule that decided.
-func (x *explanation) text(w io.Writer) {
+// explanationText writes the answer for people; the arrow marks the rule that decided.
+func explanationText(w io.Writer, x *acls.Explanation) {
 	answer, what := "no", x.Request
 	if x.Allowed {
 		answer = "yes"
@@ -217,7 +154,8 @@ func (x *explanation) text(w io.Writer) {
 		if s.Set {
 			where, value = s.Where, fmt.Sprintf("%q", s.Value)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", mark, s.Level, claviger.Printable(s.Property), strings.ReplaceAll(where, filepath.Dir(x.File)+string(filepath.Separator), ""), value, s.Says)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", mark, s.Level, claviger.Printable(s.Property),
+			strings.ReplaceAll(where, filepath.Dir(x.File)+string(filepath.Separator), ""), value, s.Says)
 	}
 	for _, n := range x.Notes {
 		fmt.Fprintf(w, "\nnote: %s", n)
@@ -225,39 +163,6 @@ func (x *explanation) text(w io.Writer) {
 	if len(x.Notes) > 0 {
 		fmt.Fprintln(w)
 	}
-}
-
-// findACLName looks up under which name the key is guarded. Where there is no
-// metastore it is taken to be guarded under its own, which nearly all keys are; where
-// there is one that this user may not read, say, there is no answer.
-func (x *explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r authz.Request) (string, error) {
-	var key *metastore.Key
-	var names []string // of all keys, where this one is not among them
-	err := location.Read(ctx, conf, func(s metastore.Store) error {
-		found, err := s.Get(ctx, x.Key)
-		if err != nil {
-			return err
-		}
-		if key = found[0]; key == nil {
-			names, err = s.Names(ctx)
-		}
-		return err
-	})
-	switch {
-	case err != nil && !errors.Is(err, location.ErrNone):
-		return "", fmt.Errorf("which rules guard key %s is not known, for the metastore cannot be read: %w; run this command as the server's user, or tell the key's attribute key.acl.name by --acl-name", x.Key, err)
-	case err != nil:
-		x.note("key %s could not be looked up (%v): its ACL name is taken to be its own; --acl-name tells another", x.Key, err)
-	case key == nil && r.Name == "CREATE_KEY":
-	case key == nil && r.Key == authz.KeyMigrate:
-		x.note("key %s is not here yet: its ACL name at the source, which counts, is taken to be its own; --acl-name tells another", x.Key)
-	case key == nil:
-		x.note("the metastore has no key %s: its ACL name is taken to be its own; --acl-name tells another%s", x.Key,
-			typo.DidYouMean(x.Key, names, claviger.Printable))
-	default:
-		return key.ACLName(), nil
-	}
-	return x.Key, nil
 }
 
 func newACLCheck() *cobra.Command {
@@ -271,11 +176,15 @@ operations, and that are for keys which the metastore does not have.
 Exit status: 0 nothing was found, 2 the command line is wrong, 3 something was found, or the file cannot be used.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			found, err := checkACLs(cmd.Context(), conf)
+			site, err := hadoopconf.LoadKMS(conf, os.LookupEnv)
 			if err != nil {
 				return noAnswer(err)
 			}
-			if err := out.Write(found, found.text); err != nil {
+			found, err := acls.Check(cmd.Context(), site)
+			if err != nil {
+				return noAnswer(err)
+			}
+			if err := out.Write(found, func(w io.Writer) { doubtsText(w, found) }); err != nil {
 				return noAnswer(err)
 			}
 			if len(found.Doubts) > 0 {
@@ -290,14 +199,8 @@ Exit status: 0 nothing was found, 2 the command line is wrong, 3 something was f
 	return cmd
 }
 
-// aclDoubts is what `claviger acl check` tells.
-type aclDoubts struct {
-	File   string   `json:"file"`
-	Doubts []string `json:"doubts"`
-	Notes  []string `json:"notes,omitempty"`
-}
-
-func (d *aclDoubts) text(w io.Writer) {
+// doubtsText writes the doubts for people.
+func doubtsText(w io.Writer, d *acls.Doubts) {
 	for _, s := range d.Doubts {
 		fmt.Fprintln(w, s)
 	}
@@ -307,65 +210,4 @@ func (d *aclDoubts) text(w io.Writer) {
 	if len(d.Doubts) == 0 {
 		fmt.Fprintf(w, "%s: nothing was found\n", d.File)
 	}
-}
-
-// rulesByKey tells whether rules guard keys. A value that cannot be read stops the server.
-func rulesByKey(conf *hadoopconf.Conf) bool {
-	byKey, err := conf.Bool("hadoop.kms.key.authorization.enable")
-	return err != nil || byKey
-}
-
-// noACLFile says what the want of kms-acls.xml means.
-func noACLFile(conf *hadoopconf.Conf) string {
-	if !rulesByKey(conf) {
-		return "there is no " + kms.ACLFile(conf) + ": everybody may do everything with every key; write the file, with hadoop.kms.acl.* properties"
-	}
-	return "there is no " + kms.ACLFile(conf) + ": nobody may use any key; write the file, with default.key.acl.* or key.acl.* properties"
-}
-
-func checkACLs(ctx context.Context, dir string) (*aclDoubts, error) {
-	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
-	if err != nil {
-		return nil, err
-	}
-	policy, warnings, notes, err := kms.LoadPolicy(conf)
-	if err != nil {
-		return nil, err
-	}
-	var known []string
-	err = location.Read(ctx, conf, func(s metastore.Store) error {
-		names, err := s.Names(ctx)
-		if err != nil {
-			return err
-		}
-		keys, err := s.Get(ctx, names...)
-		for _, k := range keys {
-			if k != nil { // else it was deleted in between
-				known = append(known, k.ACLName())
-			}
-		}
-		known = slices.Compact(slices.Sorted(slices.Values(known)))
-		return err
-	})
-	d := &aclDoubts{File: kms.ACLFile(conf), Doubts: conf.MisplacedRules()}
-	switch {
-	case err != nil && !errors.Is(err, location.ErrNone):
-		known = nil
-		d.Doubts = append(d.Doubts, fmt.Sprintf("rules for keys that are not there were not looked for, as the metastore cannot be read: %v; run this command as the server's user", err))
-	case len(known) == 0:
-		known = nil // keys of other providers than an HSM are not in it
-		notes = append(notes, "no keys could be looked up in the metastore: rules for keys that are not there were not looked for")
-	}
-	d.Notes = notes
-	if err := conf.CheckRules(); err != nil {
-		d.Doubts = append(d.Doubts, err.Error())
-	}
-	if _, err := os.Stat(d.File); errors.Is(err, fs.ErrNotExist) {
-		d.Doubts = append(d.Doubts, noACLFile(conf))
-	} else if rulesByKey(conf) && !policy.AdmitsToKeys() {
-		d.Doubts = append(d.Doubts, d.File+": no rule of it admits anybody to a key: nobody may use any key; add "+
-			"default.key.acl.*, whitelist.key.acl.* or key.acl.* properties")
-	}
-	d.Doubts = append(append(append([]string{}, d.Doubts...), warnings...), policy.Doubts(known)...)
-	return d, nil
 }

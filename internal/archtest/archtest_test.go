@@ -195,6 +195,8 @@ var rules = []rule{
 	{"console", []string{"", "secret", "metastore", "web"},
 		"a face: it shows what others measure, and knows no keys"},
 	{"kms", []string{"*"}, "it wires a KMS from its configuration"},
+	{"kms/acls", []string{"", "typo", "authz", "hadoopconf", "kms", "metastore", "metastore/location"},
+		"it answers questions about rules, and prints nothing"},
 	{"kms/kmstest", []string{"hadoopconf", "pkcs11", "internal/*"}, "tests of package kms use it, so it does not know kms"},
 	{"demo", []string{"*"}, "the demo wires, as cmd does"},
 	{"bench", []string{"*"}, "benchmarks wire, as cmd does"},

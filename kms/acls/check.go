@@ -1,0 +1,89 @@
+package acls
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+
+	"claviger/hadoopconf"
+	"claviger/kms"
+	"claviger/metastore"
+	"claviger/metastore/location"
+)
+
+// Doubts are rules that need an operator's attention.
+type Doubts struct {
+	File   string   `json:"file"`
+	Doubts []string `json:"doubts"`
+	Notes  []string `json:"notes,omitempty"`
+}
+
+// Check finds rules that are misspelt, that can admit nobody, that shut out other operations of a key, and that
+// are for keys which the metastore does not have.
+func Check(ctx context.Context, conf *hadoopconf.Conf) (*Doubts, error) {
+	policy, warnings, notes, err := kms.LoadPolicy(conf)
+	if err != nil {
+		return nil, err
+	}
+	d := &Doubts{File: kms.ACLFile(conf), Doubts: append([]string{}, conf.MisplacedRules()...), Notes: notes}
+	known, err := knownACLNames(ctx, conf)
+	switch {
+	case err != nil && !errors.Is(err, location.ErrNone):
+		known = nil
+		d.Doubts = append(d.Doubts, fmt.Sprintf("rules for keys that are not there were not looked for, as the "+
+			"metastore "+
+			"cannot be read: %v; run this command as the server's user", err))
+	case len(known) == 0:
+		known = nil // the metastore has no keys of other providers than an HSM
+		d.Notes = append(d.Notes,
+			"no keys could be looked up in the metastore: rules for keys that are not there were not looked for")
+	}
+	if err := conf.CheckRules(); err != nil {
+		d.Doubts = append(d.Doubts, err.Error())
+	}
+	if _, err := os.Stat(d.File); errors.Is(err, fs.ErrNotExist) {
+		d.Doubts = append(d.Doubts, noACLFile(conf))
+	} else if rulesByKey(conf) && !policy.AdmitsToKeys() {
+		d.Doubts = append(d.Doubts, d.File+": no rule of it admits anybody to a key: nobody may use any key; add "+
+			"default.key.acl.*, whitelist.key.acl.* or key.acl.* properties")
+	}
+	d.Doubts = append(append(d.Doubts, warnings...), policy.Doubts(known)...)
+	return d, nil
+}
+
+// knownACLNames returns the ACL names of the keys in the metastore.
+func knownACLNames(ctx context.Context, conf *hadoopconf.Conf) (known []string, err error) {
+	err = location.Read(ctx, conf, func(s metastore.Store) error {
+		names, err := s.Names(ctx)
+		if err != nil {
+			return err
+		}
+		keys, err := s.Get(ctx, names...)
+		for _, k := range keys {
+			if k != nil { // else it was deleted in between
+				known = append(known, k.ACLName())
+			}
+		}
+		return err
+	})
+	return slices.Compact(slices.Sorted(slices.Values(known))), err
+}
+
+// rulesByKey reports whether rules guard keys. A value that cannot be read stops the server, so it counts as true.
+func rulesByKey(conf *hadoopconf.Conf) bool {
+	byKey, err := conf.Bool("hadoop.kms.key.authorization.enable")
+	return err != nil || byKey
+}
+
+// noACLFile says what a missing kms-acls.xml means.
+func noACLFile(conf *hadoopconf.Conf) string {
+	if !rulesByKey(conf) {
+		return "there is no " + kms.ACLFile(conf) + ": everybody may do everything with every key; write the file, " +
+			"with hadoop.kms.acl.* properties"
+	}
+	return "there is no " + kms.ACLFile(conf) + ": nobody may use any key; write the file, with default.key.acl.* " +
+		"or key.acl.* properties"
+}
