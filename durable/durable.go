@@ -25,7 +25,7 @@ import (
 	"syscall"
 )
 
-// AlreadyError says that a file was there before Create.
+// AlreadyError says that a file existed before Create.
 type AlreadyError struct{ Path string }
 
 func (e *AlreadyError) Error() string {
@@ -35,15 +35,15 @@ func (e *AlreadyError) Error() string {
 // Is makes it an fs.ErrExist.
 func (e *AlreadyError) Is(target error) bool { return target == fs.ErrExist }
 
-// Create writes a file that does not exist yet, whole or not at all. Where it
-// exists, the error is an *AlreadyError, and the file was not touched.
+// Create writes a file that does not exist yet, whole or not at all. If the file exists, the error
+// is an *AlreadyError, and the file is not touched.
 func Create(path string, data []byte, mode fs.FileMode) error {
 	return CreateFrom(path, mode, write(data))
 }
 
 // CreateFrom is Create with a function that writes the content.
 func CreateFrom(path string, mode fs.FileMode, content func(io.Writer) error) error {
-	if _, err := os.Lstat(path); err == nil { // before the work, not instead of the check below
+	if _, err := os.Lstat(path); err == nil { // early; the check below decides
 		return &AlreadyError{path}
 	}
 	p, err := Prepare(path, mode, content)
@@ -57,8 +57,8 @@ func CreateFrom(path string, mode fs.FileMode, content func(io.Writer) error) er
 	return nil
 }
 
-// Replace writes a file, whole or not at all, whether it exists or not. Where
-// root replaces another user's file, it stays that user's.
+// Replace writes a file, whole or not at all, whether it exists or not. If root replaces another
+// user's file, the file stays that user's.
 func Replace(path string, data []byte, mode fs.FileMode) error {
 	p, err := Prepare(path, mode, write(data), ownerOf(path))
 	if err != nil {
@@ -78,9 +78,8 @@ func write(data []byte) func(io.Writer) error {
 	}
 }
 
-// ownerOf gives a new file the owner of the one that it will replace. Only root
-// can do that, and only then it matters: an administrator's command must not
-// take a file away from the server's user.
+// ownerOf gives a new file the owner of the file that it will replace. Only root can do that, and
+// only root needs it: an administrator's command must not take a file away from the server's user.
 func ownerOf(path string) func(File) error {
 	return func(f File) error {
 		if os.Geteuid() != 0 {
@@ -98,11 +97,10 @@ func ownerOf(path string) func(File) error {
 	}
 }
 
-// Pending is a whole file, on the disk under a temporary name, that waits for
-// its own name.
+// Pending is a whole file on the disk, under a temporary name, that waits for its own name.
 type Pending struct{ path, temp string }
 
-// Prepare writes a file beside path. finish is called before it is synced.
+// Prepare writes a file beside path. finish is called before the file is synced.
 func Prepare(path string, mode fs.FileMode, content func(io.Writer) error, finish ...func(File) error) (*Pending,
 	error) {
 	p := &Pending{path: path}
@@ -125,8 +123,8 @@ func Prepare(path string, mode fs.FileMode, content func(io.Writer) error, finis
 	return p, nil
 }
 
-// open makes the temporary file. Its name is fresh, so two writers do not meet,
-// and what a killed one has left is in no one's way.
+// open makes the temporary file. Its name is new, so two writers do not collide, and files that
+// killed writers left do not matter.
 func (p *Pending) open(mode fs.FileMode) (File, error) {
 	temp := filepath.Join(filepath.Dir(p.path), "."+filepath.Base(p.path)+".tmp-"+rand.Text()[:12])
 	f, err := system(temp).OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
@@ -136,8 +134,8 @@ func (p *Pending) open(mode fs.FileMode) (File, error) {
 	return f, err
 }
 
-// Create gives the file its name, and makes that last. Where the name is taken,
-// the error is an *AlreadyError.
+// Create gives the file its name and syncs the folder. If the name is taken, the error is an
+// *AlreadyError.
 func (p *Pending) Create() error {
 	err := system(p.path).Link(p.temp, p.path)
 	switch {
@@ -153,15 +151,14 @@ func (p *Pending) Create() error {
 		err = SyncFolder(filepath.Dir(p.path))
 	}
 	if err != nil {
-		_ = system(p.path).Remove(p.path) // so that the next try is not refused
+		_ = system(p.path).Remove(p.path) // so that a second try is not refused
 		return named("made", p.path, err)
 	}
 	return nil
 }
 
-// Publish gives the file temp, which another library has written, the name path,
-// and makes both last. Where the name is taken, the error is an *AlreadyError, and
-// temp stays.
+// Publish gives the file temp, which another library has written, the name path, and syncs both. If
+// the name is taken, the error is an *AlreadyError, and temp stays.
 func Publish(temp, path string) error {
 	if err := SyncFile(temp); err != nil {
 		return err
@@ -169,8 +166,7 @@ func Publish(temp, path string) error {
 	return (&Pending{path: path, temp: temp}).Create()
 }
 
-// claim is Create without hard links: an empty file takes the name, and is
-// replaced.
+// claim is Create without hard links: an empty file takes the name and is then replaced.
 func (p *Pending) claim() error {
 	f, err := system(p.path).OpenFile(p.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
@@ -185,7 +181,7 @@ func (p *Pending) claim() error {
 	return p.Replace()
 }
 
-// Replace gives the file its name, whatever had it, and makes that last.
+// Replace gives the file its name, also if another file has it, and syncs the folder.
 func (p *Pending) Replace() error {
 	if err := system(p.path).Rename(p.temp, p.path); err != nil {
 		return named("replaced", p.path, err)
@@ -197,7 +193,7 @@ func (p *Pending) Replace() error {
 	return nil
 }
 
-// Discard removes the temporary file, if it is there still.
+// Discard removes the temporary file if it still exists.
 func (p *Pending) Discard() error {
 	if p.temp == "" {
 		return nil
@@ -209,7 +205,7 @@ func (p *Pending) Discard() error {
 	return nil
 }
 
-// named leaves the temporary name out of an error: it means nothing to the reader.
+// named removes the temporary name from an error, because it means nothing to the reader.
 func named(what, path string, err error) error {
 	var p *fs.PathError
 	var l *os.LinkError
@@ -222,7 +218,7 @@ func named(what, path string, err error) error {
 	return fmt.Errorf("%s cannot be %s: %w", path, what, err)
 }
 
-// Rename moves a file or folder, over a file that is there, and makes that last.
+// Rename moves a file or folder, also over an existing file, and syncs the folders.
 func Rename(from, to string) error {
 	if err := system(to).Rename(from, to); err != nil {
 		return err
@@ -234,7 +230,7 @@ func Rename(from, to string) error {
 	return err
 }
 
-// Link gives a file a second name, and makes that last.
+// Link gives a file a second name, and syncs the folder.
 func Link(from, to string) error {
 	if err := system(to).Link(from, to); err != nil {
 		return err
@@ -242,8 +238,7 @@ func Link(from, to string) error {
 	return SyncFolder(filepath.Dir(to))
 }
 
-// Remove removes files, and makes that last. A file that does not exist is no
-// error.
+// Remove removes files, and syncs the folder. A file that does not exist is no error.
 func Remove(paths ...string) error {
 	var errs []error
 	folders := map[string]bool{}
@@ -262,8 +257,7 @@ func Remove(paths ...string) error {
 	return errors.Join(errs...)
 }
 
-// MakeFolder makes a folder and those above it that do not exist yet, and makes
-// their names last.
+// MakeFolder makes a folder and its missing parents, and syncs their names.
 func MakeFolder(path string, mode fs.FileMode) error {
 	path = filepath.Clean(path)
 	st, err := os.Stat(path)
@@ -285,21 +279,21 @@ func MakeFolder(path string, mode fs.FileMode) error {
 	return SyncFolder(above)
 }
 
-// OpenLog opens a file for appending, and makes it where there is none; its name
-// lasts when OpenLog returns. What is written lasts after Sync.
+// OpenLog opens a file for appending, and makes it if it does not exist. Its name is synced when
+// OpenLog returns. The content is synced by Sync.
 func OpenLog(path string, mode fs.FileMode) (File, error) {
 	f, err := system(path).OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, mode)
 	if err != nil {
 		return nil, err
 	}
-	// Also where the file was there: its maker may have been killed before this.
+	// Also if the file existed: its maker may have been killed before this.
 	if err := SyncFolder(filepath.Dir(path)); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }
 
-// SyncFile makes last what another library has written into a file.
+// SyncFile syncs a file that another library has written.
 func SyncFile(path string) error {
 	f, err := system(path).OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -308,5 +302,5 @@ func SyncFile(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// SyncFolder makes last what was named, renamed and removed in a folder.
+// SyncFolder syncs the names in a folder that were made, changed and removed.
 func SyncFolder(path string) error { return system(path).SyncFolder(path) }

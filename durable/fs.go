@@ -12,14 +12,14 @@ import (
 	"syscall"
 )
 
-// FS is what this package asks of the disk. Errors are those of package os.
+// FS is what this package uses of the disk. Errors are those of package os.
 type FS interface {
 	OpenFile(name string, flag int, mode fs.FileMode) (File, error)
 	Mkdir(name string, mode fs.FileMode) error
 	Link(from, to string) error
 	Rename(from, to string) error
 	Remove(name string) error
-	// SyncFolder puts the names in a folder on the disk.
+	// SyncFolder syncs the names in a folder.
 	SyncFolder(name string) error
 }
 
@@ -82,8 +82,7 @@ type mount struct {
 
 var mounts atomic.Pointer[[]mount]
 
-// Mount has fs do the work in a folder and under it, until unmount is called. It
-// is for the tests of those who write files.
+// Mount makes fs do the work in a folder and below it, until unmount is called. It is for tests.
 func Mount(folder string, fs FS) (unmount func()) {
 	m := mount{filepath.Clean(folder), fs}
 	change(func(list []mount) []mount { return append([]mount{m}, list...) })

@@ -1,8 +1,8 @@
-// Package filestamp tells whether a file is another one than before, without reading it.
+// Package filestamp finds out whether a file has changed, without reading it.
 //
-// Times and sizes alone do not: a deployment may give every file one time, and a right to
-// read that is given to a file leaves both as they are. So the inode counts, and the time
-// at which it was changed last, which nobody can set.
+// Times and sizes alone do not show it: a deployment may give every file the same time, and a new
+// right to read a file changes neither. So the inode counts too, and the time of its last change,
+// which no program can set.
 package filestamp
 
 import (
@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stamp is what a file looked like. Two that are equal are of one file that nobody has
-// touched in between. The zero Stamp is of a file that is not there.
+// Stamp is the state of a file. If two stamps are equal, nothing has touched the file in between.
+// The zero Stamp stands for a file that does not exist.
 type Stamp struct {
 	ModTime time.Time // in UTC
 	size    int64
@@ -23,11 +23,11 @@ type Stamp struct {
 	changed unix.Timespec
 }
 
-// Exists tells whether there was a file.
+// Exists reports whether the file existed.
 func (s Stamp) Exists() bool { return s != Stamp{} }
 
-// Of looks at a file, through symbolic links. The error is an *fs.PathError; a file that is
-// not there is none.
+// Of returns the stamp of a file, through symbolic links. The error is an *fs.PathError. A file
+// that does not exist is no error.
 func Of(path string) (Stamp, error) {
 	var st unix.Stat_t
 	for {

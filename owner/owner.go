@@ -1,8 +1,8 @@
-// Package owner says which process has a file to itself, the server of a store
-// that only one process may change at a time, and which processes share one.
+// Package owner says which process has a file to itself, as the server of a store that one process
+// may change at a time, and which processes share a file.
 //
-// A claim is a lock on a file beside the store (F_OFD_SETLK). The kernel frees it
-// when the process ends, also by SIGKILL, so a claim is never left over.
+// A claim is a lock on a file beside the store (F_OFD_SETLK). The kernel frees it when the process
+// ends, also after SIGKILL, so no claim is ever left over.
 package owner
 
 import (
@@ -28,8 +28,8 @@ import (
 
 // Owner is a process that uses a store.
 type Owner struct {
-	// ID is random, of this start of the process: containers on two hosts may have one host
-	// name and one PID. Hex; "" where it is not known.
+	// ID is random for each start of a process, because containers on two hosts may have the same
+	// host name and PID. Hex; "" if it is not known.
 	ID string `json:"id,omitempty"`
 	// What is the command, as "claviger kms".
 	What  string    `json:"what"`
@@ -40,14 +40,15 @@ type Owner struct {
 	Conf string `json:"conf,omitempty"`
 }
 
-// start is this process's ID. It is short: a claim's name in PostgreSQL has 63 bytes.
+// start is this process's ID. It is short, because a claim's name in PostgreSQL has at most 63
+// bytes.
 var start = sync.OnceValue(func() string {
 	id := make([]byte, 6)
 	_, _ = rand.Read(id) // it cannot fail
 	return hex.EncodeToString(id)
 })
 
-// Self is this process.
+// Self describes this process.
 func Self(what, conf string) Owner {
 	host, err := os.Hostname()
 	if err != nil {
@@ -65,7 +66,7 @@ func (o Owner) String() string {
 	return s
 }
 
-// InUseError says that another process has what was claimed.
+// InUseError says that another process has what was to be claimed.
 type InUseError struct {
 	Store  string // its URI, or the file's path
 	Owners []Owner
@@ -87,18 +88,17 @@ func (e *InUseError) Error() string {
 // metastore, which may have the same file.
 const claimed = math.MaxInt64 - 1
 
-// maxRecord bounds what a lock file may say of its owner.
+// maxRecord bounds what a lock file may say about its owner.
 const maxRecord = 4 << 10
 
-// Claim takes the file for a process until release is called, or the process
-// ends. store names in errors what the file stands for. Another process's claim
-// is an *InUseError.
+// Claim gives the file to this process until release is called or the process ends. store names the
+// store in errors. If another process has a claim, the error is an *InUseError.
 func Claim(file, store string, o Owner) (release func(), err error) {
 	return claim(file, store, o, unix.F_WRLCK)
 }
 
-// Share is Claim beside others that share the file: it excludes Claim alone. The
-// file names the process that came last.
+// Share is Claim for several processes that share the file. It excludes Claim alone. The file names
+// the process that came last.
 func Share(file, store string, o Owner) (release func(), err error) {
 	return claim(file, store, o, unix.F_RDLCK)
 }
@@ -126,13 +126,13 @@ func claim(file, store string, o Owner, kind int16) (release func(), err error) 
 	}
 	return func() {
 		if last, err := read(f); err == nil && last == o {
-			_ = f.Truncate(0) // it would name a process that is gone; the lock alone counts
+			_ = f.Truncate(0) // the text would name a process that is gone
 		}
 		_ = f.Close() // which frees the lock; a second call does nothing
 	}, nil
 }
 
-// cure is what an operator does about a lock file that cannot be opened.
+// cure says what an operator does about a lock file that cannot be opened.
 func cure(file string) string {
 	info, err := os.Stat(file)
 	if err != nil {
@@ -149,8 +149,8 @@ func cure(file string) string {
 		whose, info.Mode().Perm())
 }
 
-// Open opens a lock file, which it makes with mode 0600 where there is none. If root makes
-// the file, the file belongs to the folder's owner, whose server must be able to open it.
+// Open opens a lock file. If it does not exist, Open makes it with mode 0600. A file that root
+// makes belongs to the owner of the folder, whose server must be able to open it.
 func Open(file string) (*os.File, error) {
 	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
@@ -190,8 +190,8 @@ func read(f *os.File) (o Owner, err error) {
 	return o, json.Unmarshal(data, &o)
 }
 
-// Of returns the process that has the file; ok is false where none has. It needs
-// no more than to read, and makes no file.
+// Of returns the process that has the file; ok is false if there is none. Of needs only the right
+// to read, and makes no file.
 func Of(file string) (o Owner, ok bool, err error) {
 	f, err := os.Open(file)
 	if errors.Is(err, fs.ErrNotExist) {

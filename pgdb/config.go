@@ -13,27 +13,27 @@ import (
 	"claviger/secret"
 )
 
-// Limits of a connection and of what is asked over it.
+// Limits of a connection and of the calls over it.
 const (
 	ConnectTimeout   = 5 * time.Second
 	statementTimeout = 10 * time.Second
-	// CallTimeout bounds a call whose context has no nearer end: against a network
-	// that swallows packets the server's own limits are no help.
+	// CallTimeout bounds a call whose context has no nearer deadline. Against a network that loses
+	// packets the server's own limits do not help.
 	CallTimeout = 15 * time.Second
-	// maxConns is the pool's size unless the URI's pool_max_conns says otherwise.
+	// maxConns is the pool's size, unless the URI's pool_max_conns says otherwise.
 	maxConns = 8
-	// keepAlive ends a session whose client's machine vanished; its locks go then.
+	// keepAlive ends a session whose client's machine is gone, and so its locks.
 	keepAliveIdle, keepAliveInterval, keepAliveCount = "10", "5", "3"
 )
 
-// parse reads a libpq URI. It takes what libpq takes (several hosts, sslmode,
-// sslrootcert, passfile, target_session_attrs, the PG* environment) except a
-// password in the URI itself, which would end up in listings and logs.
+// parse reads a libpq URI. It accepts what libpq accepts (several hosts, sslmode, sslrootcert,
+// passfile, target_session_attrs, the PG* environment) but no password in the URI itself, because
+// that would appear in listings and logs.
 func parse(uri, what string) (*pgxpool.Config, string, error) {
 	const op = "pgdb.Open"
 	u, err := url.Parse(uri)
 	if err != nil {
-		// The parser's message repeats the URI, and with it what may be a password.
+		// The parser's message repeats the URI, and a password that may be in it.
 		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s cannot be parsed; it must be "+
 			"postgresql://USER@HOST:PORT/DATABASE?sslmode=verify-full, with special characters percent-encoded", what)
 	}
@@ -82,15 +82,15 @@ func parse(uri, what string) (*pgxpool.Config, string, error) {
 			conn.RuntimeParams[name] = value
 		}
 	}
-	// These are what correctness hangs on.
+	// Correctness depends on these.
 	conn.RuntimeParams["synchronous_commit"] = commitMode(conn.RuntimeParams["synchronous_commit"])
 	conn.RuntimeParams["timezone"] = "UTC"
 	conn.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
 	return cfg, shown(u), nil
 }
 
-// holdsPassword tells whether a URI holds a password, also in a wrong place and under a
-// name that libpq does not know: the refusal of that, ours or the server's, would repeat it.
+// holdsPassword reports whether a URI holds a password, also in a wrong place or under a name that
+// libpq does not know: an error, ours or the server's, would repeat it.
 func holdsPassword(u *url.URL) bool {
 	_, inline := u.User.Password()
 	if inline || strings.Contains(u.User.Username(), ":") || secret.Holds(u.Path) {
@@ -106,9 +106,10 @@ func holdsPassword(u *url.URL) bool {
 	return false
 }
 
-// misplaced tells whether a URI has more parts than postgresql://USER@HOST:PORT/DATABASE?NAME=VALUE.
-// A person may have written a password behind '@', '/' or '#', and no rule tells it from a
-// host or a database, as which it would be shown, or asked of the name service.
+// misplaced reports whether a URI has more parts than
+// postgresql://USER@HOST:PORT/DATABASE?NAME=VALUE. A person may have written a password behind '@',
+// '/' or '#', and nothing distinguishes it from a host or a database, which would be shown or sent
+// to the name service.
 func misplaced(uri string) bool {
 	_, rest, _ := strings.Cut(uri, "://")
 	rest, _, fragment := strings.Cut(rest, "#")
@@ -127,7 +128,7 @@ func misplaced(uri string) bool {
 
 func ms(d time.Duration) string { return fmt.Sprint(d.Milliseconds()) }
 
-// commitMode refuses what would forget a commit that was told of.
+// commitMode refuses settings with which a commit that was acknowledged may be lost.
 func commitMode(wanted string) string {
 	switch wanted {
 	case "local", "remote_write", "remote_apply":

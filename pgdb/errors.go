@@ -17,7 +17,7 @@ import (
 	"claviger"
 )
 
-// SQLSTATE codes that the stores ask for too, and others:
+// SQLSTATE codes, some of which the stores use too:
 // https://www.postgresql.org/docs/current/errcodes-appendix.html
 const (
 	UndefinedTable       = "42P01"
@@ -28,14 +28,14 @@ const (
 	ReadOnly             = "25006"
 	codeBadEncoding      = "22021"
 	Rights               = "42501"
-	classRefused         = "42" // no rights, or no such table: of every question alike
+	classRefused         = "42" // no rights, or no such table: the same for every call
 	codeStatementEnded   = "57014"
 	codeLockTimeout      = "55P03"
 	codeDiskFull         = "53100"
 	codeInvalidParameter = "22023"
 )
 
-// Code is the SQLSTATE of an error that the server sent; else "".
+// Code is the SQLSTATE of an error that the server sent, or "".
 func Code(err error) string {
 	var e *pgconn.PgError
 	if errors.As(err, &e) {
@@ -44,24 +44,24 @@ func Code(err error) string {
 	return ""
 }
 
-// DiskFull tells that the server has no room left.
+// DiskFull reports that the server has no room left.
 func DiskFull(err error) bool { return Code(err) == codeDiskFull }
 
-// UniqueOn tells a violation of the named constraint.
+// UniqueOn reports a violation of the named constraint.
 func UniqueOn(err error, constraint string) bool {
 	var e *pgconn.PgError
 	return errors.As(err, &e) && e.Code == Unique && e.ConstraintName == constraint
 }
 
-// conflict tells that a transaction was in another's way and may be done again.
+// conflict reports that a transaction collided with another one and may be repeated.
 func (d *DB) conflict(err error) bool {
 	code := Code(err)
 	return code == codeSerialization || code == codeDeadlock || slices.ContainsFunc(d.cfg.Conflicts,
 		func(name string) bool { return UniqueOn(err, name) })
 }
 
-// Unreachable tells that the server, or our connection to it, was away, and that
-// nothing was committed.
+// Unreachable reports that the server or the connection to it was lost, and that nothing was
+// committed.
 func Unreachable(err error) bool {
 	if errors.Is(err, errInDoubt) {
 		return false
@@ -81,14 +81,13 @@ func Unreachable(err error) bool {
 		strings.Contains(err.Error(), "conn closed") // pgconn has no value for it
 }
 
-// Jitter spreads those who wait for the same thing.
+// Jitter spreads callers that wait for the same event.
 func Jitter(d time.Duration) time.Duration {
 	return d/2 + rand.N(d) //nolint:gosec // not a secret
 }
 
-// Fail makes an error of ours of what PostgreSQL said: with the database and where
-// it is named, in words that lead to the cure. nil stays nil, and our own errors
-// stay as they are.
+// Fail turns an error of PostgreSQL into one of ours, which names the database, the place of its
+// URI and the cure. nil stays nil, and our own errors stay as they are.
 func (d *DB) Fail(op, key string, err error) error {
 	var own *claviger.Error
 	if err == nil || errors.As(err, &own) {
@@ -138,16 +137,16 @@ func (d *DB) Fail(op, key string, err error) error {
 	return say(claviger.Internal, "")
 }
 
-// configured tells an error of a connection that a person must mend: a name that does
-// not exist, a certificate that is not trusted.
+// configured reports an error of a connection that a person must correct: a host name that does not
+// exist, a certificate that is not trusted.
 func configured(err error) bool {
 	var name *net.DNSError
 	var certificate *tls.CertificateVerificationError
 	return errors.As(err, &name) && name.IsNotFound || errors.As(err, &certificate)
 }
 
-// oneLine is an error whose text is brought into one line: the driver tells of each
-// attempt in a line of its own, and where sslmode allows both, of a host twice.
+// oneLine is an error whose text is one line. The driver writes a line for each attempt, and with
+// some values of sslmode two for each host.
 type oneLine struct{ error }
 
 func (e oneLine) Error() string {

@@ -16,21 +16,21 @@ import (
 	"claviger"
 )
 
-// A server that was replaced by its standby may come back and take writes, since
-// nothing has fenced it off. Its timeline, which grows with each promotion, is lower
-// than that of the new primary. So each new connection is asked for its timeline, and
-// all hosts of the URI are asked now and then; a server with a lower timeline than the
-// highest that was seen of its system is not used, for reads neither.
+// A server that was replaced by its standby may come back and take writes, because nothing has
+// fenced it off. Its timeline, which grows with each promotion, is lower than the timeline of the
+// new primary. So each new connection is asked for its timeline, and all hosts of the URI are asked
+// regularly. A server with a lower timeline than the highest one seen in its system is not used,
+// for reads neither.
 
 const (
 	// surveyEvery is how often all hosts of a URI are asked.
 	surveyEvery = 10 * time.Second
-	// surveyTimeout bounds one of these questions.
+	// surveyTimeout bounds one of these requests.
 	surveyTimeout = 3 * time.Second
 )
 
-// askLineage tells whether a server is a standby, whether it takes writes, of which
-// system it is and at which timeline it writes; 0 for a standby.
+// askLineage returns whether a server is a standby, whether it takes writes, its system, and the
+// timeline at which it writes; 0 for a standby.
 const askLineage = `SELECT pg_is_in_recovery()::text, current_setting('transaction_read_only'), (SELECT system_identifier FROM pg_control_system())::text,
 	CASE WHEN pg_is_in_recovery() THEN '00000000' ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END`
 
@@ -40,7 +40,7 @@ type Newest struct {
 	Timeline uint64 `json:"timeline"`
 }
 
-// Newest returns them by system.
+// Newest returns the newest server of each system, sorted by system.
 func (d *DB) Newest() map[string]Newest {
 	d.lineage.mu.Lock()
 	defer d.lineage.mu.Unlock()
@@ -51,7 +51,7 @@ func (d *DB) Newest() map[string]Newest {
 	return all
 }
 
-// recall is what an earlier process has seen.
+// recall restores what an earlier process found.
 func (l *lineage) recall(all map[string]Newest) {
 	l.newest = make(map[string]server, len(all))
 	for system, n := range all {
@@ -59,7 +59,7 @@ func (l *lineage) recall(all map[string]Newest) {
 	}
 }
 
-// server is what one host answers.
+// server is one host's answer.
 type server struct {
 	host     string
 	standby  bool
@@ -77,20 +77,20 @@ type lineage struct {
 	newest map[string]server
 	// trouble is what the last survey found wrong, for Lineage.
 	trouble error
-	// forget says how a node is made to take a server that is left behind.
+	// forget says how a node is made to accept a server that was replaced.
 	forget string
-	// split is set where hosts of different systems take writes.
+	// split is true if hosts of different systems take writes.
 	split error
 }
 
-// errLeftBehind marks a server that its standby has replaced.
+// errLeftBehind marks a server that was replaced by its standby.
 var errLeftBehind = errors.New("a server that was replaced by its standby still takes writes")
 
-// errStandby refuses a server that only follows another.
+// errStandby refuses a server that only follows another one.
 var errStandby = errors.New("the server is a standby and takes no writes")
 
-// fit refuses a server that is left behind, and learns of a promotion. grown tells
-// that this timeline was not seen before.
+// fit refuses a server that was replaced, and records a promotion. grown is true for a timeline
+// that was not seen before.
 func (l *lineage) fit(s server) (grown bool, err error) {
 	if s.standby {
 		return false, nil
@@ -114,8 +114,8 @@ func (l *lineage) leftBehind(s, newest server) error {
 		s.timeline, newest.host, newest.timeline, l.forget)
 }
 
-// validate is asked of each new connection before it is used. primary demands a server
-// that takes writes.
+// validate checks each new connection before its first use. If primary is true, the server must
+// take writes.
 func (d *DB) validate(next pgconn.ValidateConnectFunc, primary bool) pgconn.ValidateConnectFunc {
 	return func(ctx context.Context, conn *pgconn.PgConn) error {
 		if next != nil {
@@ -132,7 +132,7 @@ func (d *DB) validate(next pgconn.ValidateConnectFunc, primary bool) pgconn.Vali
 		}
 		grown, err := d.lineage.fit(s)
 		if err == nil && primary && s.readOnly {
-			// Of several hosts another may take writes; else reads are answered.
+			// Of several hosts another may take writes; until then reads are answered.
 			err = &pgconn.NotPreferredError{}
 		}
 		if grown {
@@ -158,7 +158,7 @@ func askServer(ctx context.Context, conn *pgconn.PgConn) (server, error) {
 	return s, err
 }
 
-// hosts returns a configuration for each host of the URI, alone.
+// hosts returns one configuration for each host of the URI.
 func (d *DB) hosts() []*pgconn.Config {
 	all := d.Conn().Config
 	type place struct {
@@ -185,7 +185,7 @@ func (d *DB) hosts() []*pgconn.Config {
 	return list
 }
 
-// survey asks all hosts of a URI that names several, and remembers the newest.
+// survey asks all hosts of a URI that names several, and records the newest.
 func (d *DB) survey(ctx context.Context) {
 	hosts := d.hosts()
 	found := make([]*server, len(hosts))
@@ -196,9 +196,9 @@ func (d *DB) survey(ctx context.Context) {
 			defer cancel()
 			conn, err := pgconn.ConnectConfig(ctx, h)
 			if err != nil {
-				return // that it is away is no trouble here
+				return // a host that does not answer is no trouble here
 			}
-			defer func() { _ = conn.Close(ctx) }() // it is over either way
+			defer func() { _ = conn.Close(ctx) }() // the answer was read, or there is none
 			s, err := askServer(ctx, conn)
 			if err != nil {
 				return
@@ -217,7 +217,7 @@ func (d *DB) survey(ctx context.Context) {
 		if s == nil || !s.writable() {
 			continue
 		}
-		g, _ := d.lineage.fit(*s) // who is left behind is found below
+		g, _ := d.lineage.fit(*s) // replaced servers are found below
 		grown = grown || g
 		servers = append(servers, *s)
 	}
@@ -226,11 +226,11 @@ func (d *DB) survey(ctx context.Context) {
 			"database", d.uri, "error", d.lineage.told())
 	}
 	if grown {
-		d.pool.Reset() // connections to the server that was replaced
+		d.pool.Reset() // it may have connections to the server that was replaced
 	}
 }
 
-// judge looks at the servers that take writes. changed tells that there is new trouble.
+// judge compares the servers that take writes. changed is true for new trouble.
 func (l *lineage) judge(servers []server) (changed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -258,8 +258,8 @@ func (l *lineage) told() error {
 	return l.trouble
 }
 
-// Lineage tells what is wrong with the hosts of the URI as a group: one that was
-// replaced takes writes, or two systems do.
+// Lineage is an error if the hosts of the URI do not belong together: a server that was replaced
+// takes writes, or two systems do.
 func (d *DB) Lineage() error {
 	if err := d.lineage.told(); err != nil {
 		return claviger.Errorf("pgdb.Lineage", claviger.Unavailable, "", "%s %s (%s): %w", d.cfg.What, d.uri,
@@ -280,7 +280,7 @@ func (d *DB) oneSystem(op, key string) error {
 		d.cfg.Where, err)
 }
 
-// watchHosts surveys the hosts until ctx ends, where there are several.
+// watchHosts surveys the hosts regularly until ctx ends, if there are several.
 func (d *DB) watchHosts(ctx context.Context) {
 	for {
 		select {
@@ -292,12 +292,12 @@ func (d *DB) watchHosts(ctx context.Context) {
 	}
 }
 
-// Standbys are what keeps a commit from being lost with its server.
+// Standbys are the servers that keep a commit if its server is lost.
 type Standbys struct {
-	Names     string // synchronous_standby_names: a commit waits for one of these; "": for none
+	Names     string // synchronous_standby_names; a commit waits for one of them; "" for none
 	Following int    // how many standbys follow the server
-	// Waiting tells that a commit waits now and cannot end: it is to wait, and no standby
-	// follows that it may wait for.
+	// Waiting is true if a commit waits now and cannot end, because no standby follows that it may
+	// wait for.
 	Waiting bool
 }
 
@@ -306,8 +306,8 @@ func (s Standbys) String() string {
 		"follow none is one of these", s.Names, s.Following)
 }
 
-// Standbys asks the server. To a role without pg_read_all_stats it does not say which of
-// the standbys that follow are synchronous: then each may be.
+// Standbys asks the server. It does not tell a role without pg_read_all_stats which standbys are
+// synchronous; then each may be.
 func (d *DB) Standbys(ctx context.Context, op string) (s Standbys, err error) {
 	err = d.Read(ctx, op, "", func(ctx context.Context) error {
 		var may int
@@ -321,7 +321,7 @@ func (d *DB) Standbys(ctx context.Context, op string) (s Standbys, err error) {
 	return s, err
 }
 
-// Written is how far the server's log goes: all that was committed before the call lies before it.
+// Written is the end of the server's log. Every commit before the call lies before it.
 func (d *DB) Written(ctx context.Context, op string) (lsn string, err error) {
 	err = d.Read(ctx, op, "", func(ctx context.Context) error {
 		return d.pool.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&lsn)
@@ -329,8 +329,9 @@ func (d *DB) Written(ctx context.Context, op string) (lsn string, err error) {
 	return lsn, err
 }
 
-// Behind tells how many of the standbys that follow have not written the server's log up to lsn.
-// To a role without pg_read_all_stats the server does not say how far they are: that counts none.
+// Behind returns how many of the standbys that follow have not written the server's log up to lsn.
+// To a role without pg_read_all_stats the server does not say how far they are; then Behind returns
+// 0.
 func (d *DB) Behind(ctx context.Context, op, lsn string) (n int, err error) {
 	err = d.Read(ctx, op, "", func(ctx context.Context) error {
 		return d.pool.QueryRow(ctx, `SELECT count(*) FROM pg_stat_replication WHERE flush_lsn < $1::pg_lsn`,
@@ -339,5 +340,5 @@ func (d *DB) Behind(ctx context.Context, op, lsn string) (n int, err error) {
 	return n, err
 }
 
-// Hosts is how many hosts the URI names.
+// Hosts is the number of hosts in the URI.
 func (d *DB) Hosts() int { return len(d.hosts()) }

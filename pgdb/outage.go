@@ -14,29 +14,29 @@ import (
 )
 
 const (
-	// pingPause lies between two attempts to reach a database that is away.
+	// pingPause is the time between two attempts to reach a database that does not answer.
 	pingPause = 100 * time.Millisecond
-	// telling is how long a call without an answer must have taken to tell anything.
+	// telling is how long a call without an answer must have taken before it counts as an outage.
 	telling = time.Second
 )
 
-// outage remembers that the database can't be reached. Calls wait for it together, from
-// when it went: once patience is over they fail at once, and one goroutine asks for it
-// until it is back.
+// outage remembers that the database cannot be reached. All calls share one patience, which begins
+// with the outage: after that they fail at once, and one goroutine tries to reach the database
+// until it answers.
 type outage struct {
 	mu      sync.Mutex
-	since   time.Time // zero: it was reached last
+	since   time.Time // zero if it was reached last
 	err     error     // the last failure
 	pinging bool
 
-	lastAt   time.Time // of the last answer, or failure
+	lastAt   time.Time // of the last answer or failure
 	lastTook time.Duration
 	lastErr  error
 }
 
-// Last is how the last question to the database ended: with an answer (nil), without one,
-// or with one that it gives to every such question, as where the role has no rights. The time is zero where nothing was
-// asked yet.
+// Last is how the last call to the database ended: nil for an answer, or an error. An error that
+// the database gives to every call, for example to a role without rights, counts. The time is zero
+// before the first call.
 func (d *DB) Last() (at time.Time, took time.Duration, err error) {
 	o := &d.outage
 	o.mu.Lock()
@@ -47,8 +47,8 @@ func (d *DB) Last() (at time.Time, took time.Duration, err error) {
 	return o.lastAt, o.lastTook, err
 }
 
-// failed notes that the database was not reached, by a call that began then. It
-// returns whether patience is over.
+// failed records that a call which began then did not reach the database. It reports whether
+// patience is over.
 func (d *DB) failed(begun time.Time, err error) (over bool) {
 	o := &d.outage
 	o.mu.Lock()
@@ -68,7 +68,7 @@ func (d *DB) failed(begun time.Time, err error) (over bool) {
 	return true
 }
 
-// reached ends an outage: a question that began then was answered, be it with err.
+// reached ends an outage: a call that began then was answered, perhaps with err.
 func (d *DB) reached(begun time.Time, err error) {
 	if !strings.HasPrefix(Code(err), classRefused) {
 		err = nil
@@ -89,7 +89,7 @@ func answered(err error) bool {
 	return Code(err) != "" || errors.As(err, &own)
 }
 
-// away is an error where the database has been away for longer than patience.
+// away is an error if the database was unreachable for longer than patience.
 func (d *DB) away() error {
 	o := &d.outage
 	o.mu.Lock()
@@ -100,7 +100,7 @@ func (d *DB) away() error {
 	return &awayError{o.since, o.err}
 }
 
-// awayError is the answer of a call that has not tried.
+// awayError is the error of a call that has not tried.
 type awayError struct {
 	since time.Time
 	cause error
@@ -113,17 +113,17 @@ func (e *awayError) Error() string {
 
 func (e *awayError) Unwrap() error { return e.cause }
 
-// pingOnce makes a connection of its own: those of the pool may all wait for an answer.
+// pingOnce uses a connection of its own, because those of the pool may all wait for an answer.
 func (d *DB) pingOnce(ctx context.Context) error {
 	conn, err := pgx.ConnectConfig(ctx, d.Conn())
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close(ctx) }() // it is over either way
+	defer func() { _ = conn.Close(ctx) }() // the ping has its answer, or none
 	return conn.Ping(ctx)
 }
 
-// ping asks for the database until it is back.
+// ping tries to reach the database until it answers.
 func (d *DB) ping() {
 	for {
 		ctx, cancel := context.WithTimeout(d.alive, ConnectTimeout)

@@ -10,9 +10,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// renew reads the files of the URI once more, the password file and those of TLS, so that
-// a new password, client certificate or authority needs no restart. What was read before
-// stays where they cannot be read.
+// renew reads the files of the URI again, the password file and those of TLS, so that a new
+// password, client certificate or authority needs no restart. If they cannot be read, the earlier
+// content stays.
 func (d *DB) renew(cfg *pgx.ConnConfig) {
 	now, err := pgx.ParseConfig(d.cfg.URI)
 	if err != nil {
@@ -27,13 +27,13 @@ func (d *DB) renew(cfg *pgx.ConnConfig) {
 	cfg.TLSConfig, cfg.Fallbacks = now.TLSConfig, now.Fallbacks
 }
 
-// passwordFile says what is wrong with the password file of a libpq URI, which the driver
-// passes over where it cannot read it: the file is not there, or this process may not open
-// it. It is nil where the file can be read, and where none is named and none is there.
+// passwordFile says what is wrong with the password file of a libpq URI, because the driver ignores
+// a file that it cannot read: the file does not exist, or this process may not open it. It is nil
+// if the file can be read, or if none is named and the default one does not exist.
 func passwordFile(uri string) error {
 	u, err := url.Parse(uri)
 	if err != nil {
-		return nil //nolint:nilerr // parse has refused it
+		return nil //nolint:nilerr // parse refuses such a URI
 	}
 	path, named := u.Query().Get("passfile"), true
 	if path == "" {
@@ -42,7 +42,7 @@ func passwordFile(uri string) error {
 	if path == "" {
 		home, err := os.UserHomeDir()
 		if err != nil {
-			return nil //nolint:nilerr // then the driver looks for none
+			return nil //nolint:nilerr // then the driver reads none either
 		}
 		path, named = filepath.Join(home, ".pgpass"), false
 	}

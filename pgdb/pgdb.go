@@ -1,10 +1,9 @@
-// Package pgdb is a PostgreSQL database as our stores use one, version 13 or newer:
-// a URI without a password, one pool, patience while a failover lasts, and
-// transactions that are done again where PostgreSQL says that they were in each
-// other's way, or where the connection was lost before the commit. A commit whose
-// answer was lost is looked up by its transaction's id.
+// Package pgdb is a PostgreSQL database as our stores use it, version 13 or newer: a URI without a
+// password, one pool, and patience during a failover. A transaction is repeated if PostgreSQL
+// reports a conflict with another one, or if the connection was lost before the commit. If the
+// answer to a commit was lost, its outcome is found by the transaction's id.
 //
-// outage.go says that the server is away. lineage.go compares timelines to find out
+// outage.go remembers that the server does not answer. lineage.go compares timelines to find out
 // which of several hosts may be used.
 package pgdb
 
@@ -29,33 +28,33 @@ import (
 	"claviger"
 )
 
-// Config is how a database is opened.
+// Config says how a database is opened.
 type Config struct {
 	// URI is libpq's, without a password.
 	URI string
-	// What is kept in it, and Where the URI is written, in the words of errors:
-	// "metastore", "property claviger.metastore.uri".
+	// What names the content, and Where the place of the URI, in errors: "metastore", "property
+	// claviger.metastore.uri".
 	What, Where string
-	// Doubt is what to do where nobody can say whether a commit was done.
+	// Doubt is the advice in an error where the outcome of a commit is not known.
 	Doubt string
 	Log   *slog.Logger // nil discards
-	// Patience is how long a call tries to get through while the database cannot
-	// be reached, as in a failover; 0 is 5 s. A call's own context may end sooner.
+	// Patience is how long a call tries to reach the database, for example during a failover; 0 is
+	// 5 s. The call's own context may end sooner.
 	Patience time.Duration
-	// ReadOnly is for who only looks: no session may write, a standby will do, and the
-	// schema is taken as it is, if it is this program's.
+	// ReadOnly is for a caller who only reads: no session may write, a standby is enough, and the
+	// schema is not upgraded.
 	ReadOnly bool
-	// Standby: where the URI names one host alone, that may be a standby, on which
-	// reads are answered and writes are refused.
+	// Standby: if the URI names one host alone, that may be a standby. It answers reads and refuses
+	// writes.
 	Standby bool
-	// Conflicts are unique constraints at which two transactions collide that may be
-	// done again.
+	// Conflicts are unique constraints on which two transactions can collide. Such a transaction
+	// may be repeated.
 	Conflicts []string
-	// Connected is asked of each new connection of the pool, before it is used; nil asks
-	// nothing. An error ends the connection.
+	// Connected is called for each new connection of the pool before its first use; nil does
+	// nothing. An error closes the connection.
 	Connected func(ctx context.Context, conn *pgx.Conn) error
-	// Newest is what an earlier process has seen, as DB.Newest returned it. Forget says
-	// how a node is made to forget it; "" is to restart it.
+	// Newest is what an earlier process found, as DB.Newest returned it. Forget says how a node is
+	// made to forget it; "" means by a restart.
 	Newest map[string]Newest
 	Forget string
 }
@@ -63,22 +62,22 @@ type Config struct {
 // DB is a database. All methods may be called at the same time.
 type DB struct {
 	cfg    Config
-	uri    string // to show
+	uri    string // without secrets
 	pool   *pgxpool.Pool
 	closed atomic.Bool
 
 	lineage lineage
 	outage  outage
-	// password is the last that the password file held.
+	// password is the last content of the password file.
 	password atomic.Pointer[string]
 	alive    context.Context // ends with Close
 	stop     context.CancelFunc
-	wg       sync.WaitGroup // what runs until stop
+	wg       sync.WaitGroup // goroutines that run until stop
 }
 
-// Open opens the database that the URI names. Kind Invalid where that is wrong.
-// Whether a server answers shows when it is used; of several hosts each is asked for
-// its timeline, for a moment.
+// Open opens the database that the URI names. Kind Invalid if the URI is wrong. A server that does
+// not answer is noticed at the first call. Of several hosts, Open asks each for its timeline, for a
+// moment.
 func Open(ctx context.Context, c Config) (*DB, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -93,8 +92,8 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	if c.ReadOnly {
 		cfg.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
 	}
-	// Of several hosts the one that takes writes is the primary, also after a failover; a
-	// lone standby is no use either. target_session_attrs may say otherwise.
+	// Of several hosts, the primary is the one that takes writes, also after a failover. A single
+	// host that is a standby is of no use either. target_session_attrs may say otherwise.
 	primary := cfg.ConnConfig.ValidateConnect == nil
 	if c.ReadOnly || c.Standby && len(cfg.ConnConfig.Fallbacks) == 0 {
 		cfg.ConnConfig.ValidateConnect, primary = nil, false
@@ -111,20 +110,20 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 		return nil, d.Fail("pgdb.Open", "", err)
 	}
 	if !c.ReadOnly && d.Hosts() > 1 {
-		d.survey(ctx) // before the first connection, which may find the wrong one first
+		d.survey(ctx) // before the first connection, which may reach a replaced primary
 		d.wg.Go(func() { d.watchHosts(d.alive) })
 	}
 	return d, nil
 }
 
-// URI is the database's, without secrets.
+// URI is the database's URI without secrets.
 func (d *DB) URI() string { return d.uri }
 
-// Pool is for questions inside of Read's f.
+// Pool is for queries inside the function that is given to Read.
 func (d *DB) Pool() *pgxpool.Pool { return d.pool }
 
-// Conn is the configuration of a connection beside the pool, with the credentials that
-// the files hold now.
+// Conn is the configuration of a connection outside the pool, with the credentials that the files
+// hold now.
 func (d *DB) Conn() *pgx.ConnConfig {
 	cfg := d.pool.Config().ConnConfig
 	d.renew(cfg)
@@ -133,20 +132,20 @@ func (d *DB) Conn() *pgx.ConnConfig {
 
 // Schema is a store's schema.
 type Schema struct {
-	// Migrations are goose's files, Version the number of the newest.
+	// Migrations are goose's files; Version is the number of the newest.
 	Migrations fs.FS
 	Version    int64
-	// Table remembers which of them were applied.
+	// Table holds the numbers of the migrations that were applied.
 	Table string
-	// Parts are the constraints and indexes of the newest version, one a line, as
-	// DB.Parts names them.
+	// Parts are the constraints and indexes of the newest version, one a line, as DB.Parts names
+	// them.
 	Parts string
-	// Lock keeps another process from doing it at the same time.
+	// Lock keeps other processes from migrating at the same time.
 	Lock func(ctx context.Context) (unlock func(), err error)
 }
 
-// Migrate brings the schema up to date. It refuses one that is newer than this
-// program, or that lacks constraints or indexes, with kind Unavailable.
+// Migrate upgrades the schema. It refuses, with kind Unavailable, a schema that is newer than this
+// program or lacks constraints or indexes.
 func (d *DB) Migrate(ctx context.Context, s Schema) error {
 	const op = "pgdb.Migrate"
 	version, err := d.version(ctx, s.Table)
@@ -187,9 +186,9 @@ func (d *DB) Migrate(ctx context.Context, s Schema) error {
 	return d.needParts(ctx, s)
 }
 
-// needParts refuses a database that lacks parts of its schema, as one does whose restoration
-// was broken off: constraints and indexes come last. Without them a change fails half way,
-// or makes twice what may be there once.
+// needParts refuses a database that lacks parts of its schema. A restoration that was broken off
+// leaves such a database, because constraints and indexes come last. Without them a change could
+// fail halfway, or make twice what may exist once.
 func (d *DB) needParts(ctx context.Context, s Schema) error {
 	parts, err := d.Parts(ctx, s.Table)
 	if err != nil {
@@ -213,10 +212,10 @@ func (d *DB) needParts(ctx context.Context, s Schema) error {
 			"others"}[len(most) < len(missing)])
 }
 
-// Parts lists the constraints ("constraint TABLE.NAME") and valid indexes ("index NAME") in
-// the schema of a table, sorted by bytes.
+// Parts lists the constraints ("constraint TABLE.NAME") and valid indexes ("index NAME") in the
+// schema of a table, sorted by bytes.
 func (d *DB) Parts(ctx context.Context, table string) (parts []string, err error) {
-	// Of NOT NULL (n) only newer servers make constraints.
+	// Only newer servers make constraints of NOT NULL (n).
 	const list = `WITH ours AS (SELECT oid, relname FROM pg_class WHERE relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass($1)))
 		SELECT 'constraint ' || ours.relname || '.' || c.conname AS part FROM pg_constraint c JOIN ours ON ours.oid = c.conrelid
 			WHERE c.contype IN ('p', 'u', 'f', 'c') AND c.convalidated
@@ -245,7 +244,7 @@ func (d *DB) version(ctx context.Context, table string) (version int64, err erro
 	return version, err
 }
 
-// Standby tells whether the server is one, which takes no writes.
+// Standby reports whether the server is a standby, which takes no writes.
 func (d *DB) Standby(ctx context.Context, op string) (standby bool, err error) {
 	err = d.Read(ctx, op, "", func(ctx context.Context) error {
 		return d.pool.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&standby)
@@ -263,10 +262,10 @@ func (d *DB) Close() {
 	d.pool.Close()
 }
 
-// End has all further calls refused. It returns whether it is the first.
+// End makes all further calls fail. It reports whether it is the first call.
 func (d *DB) End() bool { return !d.closed.Swap(true) }
 
-// Usable is the check at the head of every method: kind Closed.
+// Usable is kind Closed after End. Every method calls it first.
 func (d *DB) Usable(op string) error {
 	if d.closed.Load() {
 		return claviger.Errorf(op, claviger.Closed, "", "%s %s is closed", d.cfg.What, d.uri)
@@ -274,8 +273,8 @@ func (d *DB) Usable(op string) error {
 	return nil
 }
 
-// Read runs f, and again while the database can't be reached and patience lasts.
-// f must only read, or do what may be done twice.
+// Read runs f, and repeats it while the database cannot be reached and patience lasts. f must only
+// read, or do what may be done twice.
 func (d *DB) Read(ctx context.Context, op, key string, f func(context.Context) error) error {
 	if err := d.Usable(op); err != nil {
 		return err
@@ -283,9 +282,8 @@ func (d *DB) Read(ctx context.Context, op, key string, f func(context.Context) e
 	return d.Fail(op, key, d.Retry(ctx, f))
 }
 
-// Retry runs f until it is done, or fails for a reason that won't go away, or
-// patience is at its end: that begins when the database was first found to be away, so
-// that calls which come later fail at once. The error is f's.
+// Retry repeats f until it succeeds, fails for a lasting reason, or patience ends. Patience begins
+// when the database was first found unreachable, so later calls fail at once. The error is f's.
 func (d *DB) Retry(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
@@ -304,8 +302,8 @@ func (d *DB) Retry(ctx context.Context, f func(context.Context) error) error {
 			return err
 		}
 		if ctx.Err() != nil {
-			// A caller who waits for a moment only tells nothing of the database; a commit
-			// may wait for a standby while all else is answered.
+			// A caller with a short deadline says nothing about the database; a commit may wait for
+			// a standby while the server answers everything else.
 			if time.Since(begun) >= telling && !errors.Is(err, errInDoubt) {
 				d.failed(begun, err)
 			}
@@ -318,7 +316,7 @@ func (d *DB) Retry(ctx context.Context, f func(context.Context) error) error {
 		switch {
 		case again, d.cfg.Standby && Code(err) == ReadOnly:
 		case Code(err) == ReadOnly:
-			d.pool.Reset() // another host may be the primary now
+			d.pool.Reset() // the primary may be another host now
 			readOnly++
 			again = readOnly < 3
 		case Unreachable(err):
@@ -335,10 +333,9 @@ func (d *DB) Retry(ctx context.Context, f func(context.Context) error) error {
 	}
 }
 
-// Update runs f in one transaction of that isolation, and again where it was in
-// another's way or the connection was lost before its commit. f must make no
-// change outside of the transaction. Where the answer to the commit was lost,
-// what became of it is asked.
+// Update runs f in one transaction of that isolation. It repeats f after a conflict with another
+// transaction, and if the connection was lost before the commit. f must make no change outside the
+// transaction. If the answer to the commit was lost, Update asks the server for the outcome.
 func (d *DB) Update(ctx context.Context, op, key string, level pgx.TxIsoLevel,
 	f func(context.Context, pgx.Tx) error) error {
 	if err := d.Usable(op); err != nil {
@@ -350,8 +347,8 @@ func (d *DB) Update(ctx context.Context, op, key string, level pgx.TxIsoLevel,
 	return d.Fail(op, key, d.Retry(ctx, func(ctx context.Context) error { return d.transact(ctx, pgx.TxOptions{IsoLevel: level}, f) }))
 }
 
-// Try runs f in one transaction whose commit is a mere probe: what became of one that is
-// not answered before ctx ends is not asked.
+// Try runs f in one transaction whose commit is only a probe: if the commit is not answered before
+// ctx ends, its outcome is not asked for.
 func (d *DB) Try(ctx context.Context, op string, f func(context.Context, pgx.Tx) error) error {
 	if err := d.Usable(op); err != nil {
 		return err
@@ -372,7 +369,7 @@ func (d *DB) Try(ctx context.Context, op string, f func(context.Context, pgx.Tx)
 	}))
 }
 
-// Once runs f in one transaction that may take long, and is not done again.
+// Once runs f in one transaction that may take long. It never repeats f.
 func (d *DB) Once(ctx context.Context, op string, o pgx.TxOptions, f func(context.Context, pgx.Tx) error) error {
 	if err := d.Usable(op); err != nil {
 		return err
@@ -397,7 +394,7 @@ func (d *DB) transact(ctx context.Context, o pgx.TxOptions, f func(context.Conte
 	if err := f(ctx, tx); err != nil {
 		return err
 	}
-	var id string // NULL where the transaction has written nothing
+	var id string // NULL if the transaction has written nothing
 	if o.AccessMode != pgx.ReadOnly {
 		if err := tx.QueryRow(ctx, `SELECT coalesce(pg_current_xact_id_if_assigned()::text, '')`).Scan(&id); err != nil {
 			return err
@@ -410,26 +407,25 @@ func (d *DB) transact(ctx context.Context, o pgx.TxOptions, f func(context.Conte
 	return d.outcome(ctx, id, err)
 }
 
-// errInDoubt marks a commit of which nobody can say whether it was done.
+// errInDoubt marks a commit whose outcome is not known.
 var errInDoubt = errors.New("the connection was lost during a commit, and what became of it can't be found out")
 
-// abortedError marks a commit that was lost and is known not to have happened.
+// abortedError marks a commit that was lost and did not happen.
 type abortedError struct{ cause error }
 
 func (e *abortedError) Error() string { return e.cause.Error() }
 func (e *abortedError) Unwrap() error { return e.cause }
 
-// outcome asks what became of a transaction whose commit was not answered. The
-// answer is worth waiting for even where the caller's context has ended.
+// outcome finds out what became of a transaction whose commit was not answered. It is worth waiting
+// for, even if the caller's context has ended.
 //
-// With synchronous replication a commit that nobody waits for any more is one of
-// the primary alone: it counts here only when a record after it has reached the
-// standbys too.
+// With synchronous replication, a commit that no client waits for any more may be on the primary
+// alone. It counts here only after a later record has reached the standbys too.
 func (d *DB) outcome(ctx context.Context, id string, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.cfg.Patience)
 	defer cancel()
 	for {
-		var status *string // NULL: too long ago to tell
+		var status *string // NULL if the transaction is too old
 		err := d.pool.QueryRow(ctx, `SELECT pg_xact_status($1::text::xid8)`, id).Scan(&status)
 		switch {
 		case err == nil && status != nil && *status == "committed":
@@ -451,15 +447,15 @@ func (d *DB) outcome(ctx context.Context, id string, cause error) error {
 	}
 }
 
-// barrier commits a transaction that writes nothing but a record of the log, which
-// is acknowledged when all before it has reached the synchronous standbys.
+// barrier commits a transaction that writes one record to the log and nothing else. It is
+// acknowledged after every record before it has reached the synchronous standbys.
 func (d *DB) barrier(ctx context.Context) error {
 	tx, err := d.pool.Begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after Commit it does nothing
-	// A commit waits for standbys only where its transaction has an id.
+	// A commit waits for standbys only if its transaction has an id.
 	if _, err := tx.Exec(ctx, `SELECT pg_current_xact_id(), pg_logical_emit_message(true, 'claviger', '')`); err != nil {
 		return err
 	}

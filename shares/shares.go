@@ -8,10 +8,10 @@ import (
 	"sync"
 )
 
-// Shares is a weighted semaphore in which one caller cannot take what others need. A
-// caller never comes to hold more than what is left for all others: one caller half
-// of it, a second a quarter, and so on. Waiters are served caller by caller, so a
-// caller with many waiters does not hold up one with few.
+// Shares is a weighted semaphore in which one caller cannot take what others need. A caller never
+// holds more than is left for all others: the first caller half, a second caller a quarter, and so
+// on. Waiting requests are served caller by caller, so a caller with many waiting requests does not
+// delay a caller with few.
 type Shares struct {
 	size  int64
 	exact bool // see New
@@ -19,31 +19,31 @@ type Shares struct {
 	mu      sync.Mutex
 	used    int64
 	callers map[string]*holder
-	waiting []*holder // those with waiters; the first is served next
+	waiting []*holder // callers that wait; the first is served next
 }
 
-// holder is a caller who holds something or waits.
+// holder is a caller that holds units or waits for some.
 type holder struct {
 	caller string
 	held   int64
 	queue  []*waiter
 }
 
-// waiter is a request that waits. granted is set before ready is closed. passed is what
-// others got who came later, while this one needed more than there was.
+// waiter is a request that waits. granted is set before ready is closed. passed is how many units
+// later requests got while this request needed more than was free.
 type waiter struct {
 	n, granted, passed int64
 	ready              chan struct{}
 }
 
-// New makes one of that size. exact: a request gets what it asks for or nothing;
-// otherwise it may get less, where it asks for more than a caller can have.
+// New makes a semaphore of that size. If exact is true, a request gets what it asks for or nothing.
+// Otherwise it may get less, if it asks for more than a caller can have.
 func New(size int64, exact bool) *Shares {
 	return &Shares{size: size, exact: exact, callers: make(map[string]*holder)}
 }
 
-// Acquire waits for n, and returns what it got, to be given back with Release. own is
-// true where it got nothing since the caller has a share already.
+// Acquire waits for n units, and returns how many it got, which Release gives back. own is true if
+// it got nothing because the caller holds units already.
 func (s *Shares) Acquire(caller string, n int64, wait func() (context.Context, context.CancelFunc)) (granted int64,
 	own bool, err error) {
 	s.mu.Lock()
@@ -71,20 +71,20 @@ func (s *Shares) Acquire(caller string, n int64, wait func() (context.Context, c
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if w.granted > 0 { // in the same moment
+	if w.granted > 0 { // granted at the same moment
 		return w.granted, false, nil
 	}
 	own = h.held > 0
 	h.queue = slices.DeleteFunc(h.queue, func(other *waiter) bool { return other == w })
 	s.settle(h)
-	s.dispatch() // it may have stood before others
+	s.dispatch() // requests behind it may go on
 	return 0, own, context.Cause(ctx)
 }
 
-// Size is what there is of all.
+// Size is the number of all units.
 func (s *Shares) Size() int64 { return s.size }
 
-// Try is Acquire without waiting; granted is 0 where it would have to wait.
+// Try is Acquire without waiting. granted is 0 if Acquire would wait.
 func (s *Shares) Try(caller string, n int64) (granted int64, own bool) {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -103,7 +103,7 @@ func (s *Shares) Release(caller string, n int64) {
 	s.dispatch()
 }
 
-// settle drops a caller who waits no more, or holds nothing either. s.mu is held.
+// settle removes a caller that neither waits nor holds units. s.mu is held.
 func (s *Shares) settle(h *holder) {
 	if len(h.queue) > 0 {
 		return
@@ -114,9 +114,9 @@ func (s *Shares) settle(h *holder) {
 	}
 }
 
-// dispatch serves whom it can. A caller who holds nothing and needs more than there is
-// does not hold up those behind who need less, until these have got half of all together:
-// small requests must not pass a large one for ever. s.mu is held.
+// dispatch serves the requests that it can. A caller that holds nothing and needs more than is free
+// lets smaller requests pass, until these have got half of all units: small requests must not pass
+// a large one for ever. s.mu is held.
 func (s *Shares) dispatch() {
 	var large []*waiter
 	for i := 0; i < len(s.waiting); {
@@ -127,7 +127,7 @@ func (s *Shares) dispatch() {
 			if h.held == 0 {
 				large = append(large, w)
 			}
-			i++ // one who has a share already blocks no other
+			i++ // a caller that holds units blocks no other
 			continue
 		}
 		for _, l := range large {
@@ -150,15 +150,15 @@ func (s *Shares) dispatch() {
 	}
 }
 
-// grantable is what a caller gets who asks for n; 0 is nothing yet. s.mu is held.
+// grantable is how many units a caller gets that asks for n; 0 if none yet. s.mu is held.
 func (s *Shares) grantable(h *holder, n int64) int64 {
 	free := s.size - s.used
-	room := (free - h.held) / 2 // afterwards it holds no more than is left
+	room := (free - h.held) / 2 // afterwards the caller holds no more than is left
 	if h.held == 0 && free > 0 {
 		room = max(room, 1)
 	}
-	n = min(n, max(1, s.size/2)) // who asks for more than one may have gets that
-	const least = 8              // part of all that a large request is content with
+	n = min(n, max(1, s.size/2)) // more than a caller may have is cut to that
+	const least = 8              // a large request takes 1/8 of all units or more
 	switch {
 	case n <= room:
 		return n
@@ -168,7 +168,7 @@ func (s *Shares) grantable(h *holder, n int64) int64 {
 	return 0
 }
 
-// Figures returns what is in use, and the largest part of it that one caller has.
+// Figures returns how many units are in use, and how many of them the largest caller holds.
 func (s *Shares) Figures() (used, most int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 	"claviger/durable"
 )
 
-// Create makes an empty database of mode 0600 in the file path where there is none; the
-// folder must exist. It is there whole or not at all, however this process ends.
+// Create makes an empty database of mode 0600 in the file path, if the file does not exist; the
+// folder must exist. The file exists whole or not at all, however this process ends.
 func Create(ctx context.Context, path string, c Config) error {
 	const op = "sqlitedb.Create"
 	abs, err := filepath.Abs(path)
@@ -43,8 +43,8 @@ func create(ctx context.Context, path string, c Config) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%s: %w", c.What, err)
 	}
-	// A store is not made through a link: where its target is on a disk that is not mounted
-	// now, the store is there, and this would be another.
+	// No store is made through a link: the target may be on a disk that is not mounted now, and the
+	// new store would be another one.
 	if target, err := os.Readlink(path); err == nil {
 		return fmt.Errorf("%s is a symbolic link to %s, which is not there: "+
 			"mount the disk that has it; for a new %s name that path itself", what, target, c.What)
@@ -58,14 +58,14 @@ func create(ctx context.Context, path string, c Config) error {
 		return fmt.Errorf("%s cannot be made: %w", what, err)
 	}
 	err = durable.Publish(work.Path, path)
-	if errors.As(err, new(*durable.AlreadyError)) { // another process was faster
+	if errors.As(err, new(*durable.AlreadyError)) { // another process has made it
 		return nil
 	}
 	return err
 }
 
-// build makes an empty database of this program's schema of an empty file. SQLite gives
-// its -wal and -shm files the mode of the file.
+// build makes an empty database with this program's schema from an empty file. SQLite gives its
+// -wal and -shm files the mode of the file.
 func build(ctx context.Context, path string, c Config) (err error) {
 	d := at(path, c)
 	if d.Writer, err = Connect(path, c.Busy, "mode=rw", "_txlock=immediate"); err != nil {

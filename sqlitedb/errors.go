@@ -13,8 +13,8 @@ import (
 	"claviger"
 )
 
-// code is SQLite's result code, 0 for an error that is not SQLite's. The low byte is the
-// primary code, the rest tells more: https://www.sqlite.org/rescode.html
+// code is SQLite's result code, or 0 for an error of another origin. The low byte is the primary
+// code: https://www.sqlite.org/rescode.html
 func code(err error) int {
 	var e *driver.Error
 	if errors.As(err, &e) {
@@ -23,25 +23,25 @@ func code(err error) int {
 	return 0
 }
 
-// Reported tells that SQLite reported the error.
+// Reported reports whether an error came from SQLite.
 func Reported(err error) bool { return code(err) != 0 }
 
-// NotUnique tells of a row that has the key of another.
+// NotUnique reports whether a row has the key of another row.
 func NotUnique(err error) bool {
 	c := code(err)
 	return c == sqlite3.SQLITE_CONSTRAINT_UNIQUE || c == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
 }
 
-// Damaged tells of a file that cannot be read as a database.
+// Damaged reports whether a file cannot be read as a database.
 func Damaged(err error) bool {
 	c := code(err) & 0xff
 	return c == sqlite3.SQLITE_NOTADB || c == sqlite3.SQLITE_CORRUPT
 }
 
-// Full tells that there is no room for what is to be written.
+// Full reports whether there was no room for a write.
 func Full(err error) bool { return code(err)&0xff == sqlite3.SQLITE_FULL }
 
-// shown is the path of the file path in errors.
+// shown is the path of a file in errors.
 func (c *Config) shown(path string) string {
 	if c.Shown != "" {
 		return c.Shown
@@ -52,8 +52,8 @@ func (c *Config) shown(path string) string {
 // named is the subject of errors: "metastore /var/lib/claviger/claviger.db".
 func (c *Config) named(path string) string { return c.What + " " + c.shown(path) }
 
-// Fail makes an error of ours of what SQLite said: with the file's name, in words that
-// lead to the cure. nil stays nil, and our own errors stay as they are.
+// Fail turns an error of SQLite into one of ours, which names the file and the cure. nil stays nil,
+// and our own errors stay as they are.
 func (d *DB) Fail(op, key string, err error) error {
 	var own *claviger.Error
 	if err == nil || errors.As(err, &own) {
@@ -72,8 +72,8 @@ func (d *DB) Fail(op, key string, err error) error {
 	return d.cfg.Fail(d.path, op, key, err)
 }
 
-// denied is why this process may not open one of the files, nil where it may. It opens
-// none: to close one again would end SQLite's locks of it.
+// denied says why this process may not open one of the files; nil if it may. It opens none of them,
+// because closing a file again would end SQLite's locks of it.
 func (d *DB) denied() error {
 	mode := uint32(unix.R_OK | unix.W_OK)
 	if d.readOnly {
@@ -110,7 +110,7 @@ func (c Config) Fail(path, op, key string, err error) error {
 	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH:
 		return say("cannot be written (%w); the file and its folder must belong to the user that the server runs as",
 			err)
-	case sqlite3.SQLITE_INTERRUPT: // what the driver makes of a context that ended in mid-call
+	case sqlite3.SQLITE_INTERRUPT: // the driver's code for a context that ended during a call
 		return say("was not asked to the end: %w", context.Canceled)
 	case sqlite3.SQLITE_NOTADB:
 		return say("is not an SQLite database, or its head is damaged (%w); name the right file, or %s", err, c.Damaged)

@@ -14,8 +14,8 @@ import (
 	"claviger/owner"
 )
 
-// lockPoll is how often a waiting Lock tries again. The kernel's waiting form,
-// F_OFD_SETLKW, could not be given up when the context ends.
+// lockPoll is how often a waiting Lock tries again. The waiting form of the kernel, F_OFD_SETLKW,
+// cannot be ended by a context.
 const lockPoll = 25 * time.Millisecond
 
 // LockFile is the file with the database's locks.
@@ -23,10 +23,9 @@ func (d *DB) LockFile() string { return d.lockFile }
 
 // Lock takes the named lock, and waits for it until ctx is done.
 //
-// A lock is one byte of the file "<database>.lock", locked through an open file
-// description of its own (F_OFD_SETLK), so that two holders exclude each other
-// within a process as well as between processes, and that the kernel frees it
-// when its holder dies.
+// A lock is one byte of the file "<database>.lock", locked through its own open file description
+// (F_OFD_SETLK). Two holders exclude each other within a process as well as between processes, and
+// the kernel frees the lock when its holder dies.
 func (d *DB) Lock(ctx context.Context, name string) (unlock func(), err error) {
 	for {
 		unlock, ok, err := d.TryLock(ctx, name)
@@ -52,7 +51,7 @@ func (d *DB) TryLock(ctx context.Context, name string) (unlock func(), ok bool, 
 		return nil, false, claviger.Errorf(op, claviger.Unavailable, "", "lock %q of %s: %w", name, d.cfg.named(d.path),
 			err)
 	}
-	if d.memory { // nobody else has it
+	if d.memory { // no other process can reach it
 		return func() {}, true, nil
 	}
 	f, err := owner.Open(d.lockFile)
@@ -82,14 +81,14 @@ func (d *DB) TryLock(ctx context.Context, name string) (unlock func(), ok bool, 
 func (d *DB) unlock(f *os.File) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if _, held := d.locks[f]; held { // else Close, or an earlier call, was faster
+	if _, held := d.locks[f]; held { // otherwise Close or an earlier call has freed it
 		delete(d.locks, f)
 		_ = f.Close() // which frees the lock
 	}
 }
 
-// lockByte locks the byte that stands for the name: a 62-bit hash of it. Two
-// names with one byte would exclude each other, which is safe.
+// lockByte locks the byte for a name: a 62-bit hash of it. Two names with the same byte would
+// exclude each other, which is safe.
 func lockByte(f *os.File, name string) (ok bool, err error) {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(name)) // never fails

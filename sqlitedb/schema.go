@@ -15,22 +15,21 @@ import (
 type Schema struct {
 	// ApplicationID marks the file as the store's in SQLite's header.
 	ApplicationID uint32
-	// Migrations are goose's files, in the folder "migrations"; Version is the number of
-	// the newest.
+	// Migrations are goose's files, in the folder "migrations"; Version is the number of the
+	// newest.
 	Migrations fs.FS
 	Version    int64
-	// Back is how an operator goes back to the schema of this program.
+	// Back tells an operator how to go back to the schema of this program.
 	Back string
-	// Before is called before an older schema is brought up to date, while no other
-	// process does so; nil does nothing. An error leaves the file as it is.
+	// Before is called before an older schema is upgraded, while no other process upgrades it; nil
+	// does nothing. After an error the file stays as it is. KeepCopy makes one.
 	Before func(ctx context.Context, d *DB, from int64) error
 }
 
-// Version returns the schema's version, 0 for a new file. Kind Invalid for the file of
-// another program.
+// Version returns the schema's version, or 0 for a new file. Kind Invalid for the file of another
+// program.
 //
-// It is asked at each start, so it is a few small queries and not goose's own, slower,
-// inspection.
+// It is called at each start, so it makes a few small queries instead of goose's slower inspection.
 func (d *DB) Version(ctx context.Context) (int64, error) {
 	const op = "sqlitedb.Version"
 	var app uint32
@@ -46,7 +45,7 @@ func (d *DB) Version(ctx context.Context) (int64, error) {
 			"%s is an SQLite database of another program (application id %#x, ours is %#x): name another file",
 			d.cfg.named(d.path), app, want)
 	}
-	if !made { // new, or its maker was killed right after it had marked the file
+	if !made { // new, or the process was killed right after it had marked the file
 		return 0, nil
 	}
 	version, err := VersionOf(ctx, d.Writer)
@@ -60,7 +59,7 @@ func VersionOf(ctx context.Context, db *sql.DB) (version int64, err error) {
 	return version, err
 }
 
-// upgrade brings the schema up to date, in one process at a time.
+// upgrade upgrades the schema, in one process at a time.
 func (d *DB) upgrade(ctx context.Context) error {
 	if old, err := d.older(ctx); err != nil || !old {
 		return err
@@ -70,7 +69,7 @@ func (d *DB) upgrade(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	if old, err := d.older(ctx); err != nil || !old { // another process was faster
+	if old, err := d.older(ctx); err != nil || !old { // another process has upgraded it
 		return err
 	}
 	from, err := d.Version(ctx)
@@ -100,7 +99,7 @@ func (d *DB) upgrade(ctx context.Context) error {
 	return nil
 }
 
-// older tells whether the schema must be brought up to date, and refuses a newer one.
+// older reports whether the schema must be upgraded, and refuses a newer one.
 func (d *DB) older(ctx context.Context) (bool, error) {
 	known := d.cfg.Schema.Version
 	version, err := d.Version(ctx)

@@ -1,12 +1,12 @@
-// Package sqlitedb is an SQLite file as our stores use one: made whole or not at all,
-// readable by its owner alone, in WAL mode and with synchronous=FULL, so that a
-// committed transaction survives a power cut. One connection writes and a few read.
+// Package sqlitedb is an SQLite file as our stores use it: made whole or not at all, readable by
+// its owner alone, in WAL mode and with synchronous=FULL, so that a committed transaction survives
+// a power cut. One connection writes and a few read.
 //
-// Beside the file lie SQLite's own "-wal" and "-shm" files while it is open, and
-// "<file>.lock", which carries the named locks and the claim of package owner.
+// Beside the file are SQLite's "-wal" and "-shm" files while it is open, and "<file>.lock", which
+// carries the named locks and the claim of package owner. Errors name the cure.
 //
-// One process at a time brings the schema up to date. A work file (work.go) that a
-// killed process left is removed by the next process. Errors name the cure.
+// One process at a time upgrades the schema, and keeps a copy of the older file (keep.go). A work
+// file (work.go) that a killed process left is removed by the next process.
 package sqlitedb
 
 import (
@@ -30,35 +30,34 @@ import (
 
 // Config says what a database holds and how it is used.
 type Config struct {
-	// What is kept in the file, in the words of errors: "metastore".
+	// What names the content in errors: "metastore".
 	What string
-	// Schema is what the file is brought up to.
+	// Schema is the schema to which the file is upgraded.
 	Schema Schema
-	// Readers is how many questions are answered side by side; each is a connection of
-	// about 100 KiB.
+	// Readers is how many connections read at the same time. Each takes about 100 KiB.
 	Readers int
 	// Busy is how long a write waits for another process's write.
 	Busy time.Duration
-	// Damaged is what an operator does about a damaged file.
+	// Damaged is the cure of a damaged file, for errors.
 	Damaged string
 	// Shown is the path in errors; "" is the file's own.
 	Shown string
-	// KeepWAL leaves it to the store to move the -wal into the file.
+	// KeepWAL: the store itself moves the -wal into the file.
 	KeepWAL bool
-	// Finish: a transaction that has begun is not broken off when its context ends.
+	// Finish: a transaction that has begun goes on when its context ends.
 	Finish bool
 }
 
 // DB is a database. All methods may be called at the same time.
 type DB struct {
-	// Writer is one connection; Reader is several, which cannot write. They are for
-	// questions; changes go through Update.
+	// Writer is one connection. Reader is several connections, which cannot write. Both are for
+	// queries; changes go through Update.
 	Writer, Reader *sql.DB
 
 	cfg      Config
-	path     string // absolute; it may lead to the file by links
+	path     string // absolute; it may contain links
 	lockFile string // beside the file itself
-	memory   bool   // see OpenMemory; then path is not there
+	memory   bool   // see OpenMemory; then there is no file
 	readOnly bool
 	closed   atomic.Bool
 
@@ -70,8 +69,8 @@ func at(path string, c Config) *DB {
 	return &DB{cfg: c, path: path, lockFile: LockFile(path), locks: make(map[*os.File]struct{})}
 }
 
-// LockFile is the file with the locks of the database in the file path: beside the file
-// itself, also where path leads to it by a link.
+// LockFile returns the file with the locks of the database in the file path. It is beside the file
+// itself, even if path is a link.
 func LockFile(path string) string {
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real
@@ -79,9 +78,9 @@ func LockFile(path string) string {
 	return path + ".lock"
 }
 
-// Open opens the database in the file path, which must be there. It brings an older
-// schema up to date, and reads every page. It refuses a newer schema, a damaged file and another program's file, and
-// changes nothing of those.
+// Open opens the database in the file path, which must exist, upgrades an older schema, and reads
+// every page. It refuses a newer schema, a damaged file and another program's file, and changes
+// none of them.
 func Open(ctx context.Context, path string, c Config) (*DB, error) {
 	const op = "sqlitedb.Open"
 	abs, err := filepath.Abs(path)
@@ -99,7 +98,7 @@ func Open(ctx context.Context, path string, c Config) (*DB, error) {
 }
 
 func (d *DB) connect() (err error) {
-	// rw: SQLite makes no file of its own, which would have another mode.
+	// rw: SQLite must not make a file, which would have another mode.
 	params := []string{"mode=rw", "_txlock=immediate", "_pragma=synchronous(FULL)", "_pragma=foreign_keys(1)"}
 	if d.cfg.KeepWAL {
 		params = append(params, "_pragma=wal_autocheckpoint(0)")
@@ -127,14 +126,14 @@ func (d *DB) prepare(ctx context.Context) error {
 		return claviger.Errorf("sqlitedb.Open", claviger.Unavailable, "", "%s is damaged (%s); %s",
 			d.cfg.named(d.path), fault, d.cfg.Damaged)
 	}
-	// Not before we know that the file is ours: the mode is written into it.
+	// Only now, when the file is known to be ours: the mode is written into it.
 	_, err = d.Writer.ExecContext(ctx, "PRAGMA journal_mode = WAL")
 	return err
 }
 
-// OpenReadOnly opens a database that is there already, whatever its schema: it makes no
-// file, changes none, and needs no more than to read. A server may have it open meanwhile.
-// Changes fail with kind Unavailable.
+// OpenReadOnly opens a database that exists, with any schema. It makes and changes no file, and
+// needs no more than the right to read. A server may have the file open. Changes fail with kind
+// Unavailable.
 func OpenReadOnly(path string, c Config) (*DB, error) {
 	const op = "sqlitedb.OpenReadOnly"
 	abs, err := filepath.Abs(path)
@@ -157,8 +156,8 @@ func OpenReadOnly(path string, c Config) (*DB, error) {
 	return d, nil
 }
 
-// alone tells that no process has the file open, so that it holds all that was written. A
-// reader of a file that is not immutable would make -wal and -shm, or fail where it may not.
+// alone reports whether no process has the file open, so that the file holds everything. A reader
+// of a file that is not immutable would make -wal and -shm, or fail where it may not.
 func (d *DB) alone() bool {
 	if _, err := os.Stat(d.path + "-wal"); !errors.Is(err, fs.ErrNotExist) {
 		return false
@@ -167,8 +166,8 @@ func (d *DB) alone() bool {
 	return err == nil && !used
 }
 
-// OpenMemory makes an empty database that is kept in memory and stands for the file path,
-// which is not there. What is written to it is gone with Close.
+// OpenMemory makes an empty database in memory that stands for the file path, which does not exist.
+// Its content is gone after Close.
 func OpenMemory(ctx context.Context, path string, c Config) (*DB, error) {
 	const op = "sqlitedb.OpenMemory"
 	d := at(path, c)
@@ -185,8 +184,8 @@ func OpenMemory(ctx context.Context, path string, c Config) (*DB, error) {
 	return d, nil
 }
 
-// Connect opens one connection to the file path beside those of a DB, with SQLite's URI
-// parameters (https://www.sqlite.org/uri.html) and "_pragma=NAME(VALUE)".
+// Connect opens one connection to the file path besides those of a DB, with SQLite's URI parameters
+// (https://www.sqlite.org/uri.html) and "_pragma=NAME(VALUE)".
 func Connect(path string, busy time.Duration, params ...string) (*sql.DB, error) {
 	db, err := sql.Open("sqlite", URI(path, busy, params...))
 	if err != nil {
@@ -196,7 +195,7 @@ func Connect(path string, busy time.Duration, params ...string) (*sql.DB, error)
 	return db, nil
 }
 
-// URI names a file for SQLite. A '?' or '%' in the path is a part of the name.
+// URI returns SQLite's URI of a file. A '?' or '%' in the path is a part of the name.
 func URI(path string, busy time.Duration, params ...string) string {
 	u := (&url.URL{Scheme: "file", Path: path}).String() + fmt.Sprintf("?_pragma=busy_timeout(%d)", busy.Milliseconds())
 	for _, p := range params {
@@ -205,9 +204,8 @@ func URI(path string, busy time.Duration, params ...string) string {
 	return u
 }
 
-// Fault is what a check of SQLite finds first, "" where all is well. check is
-// "integrity_check", or "quick_check", which leaves out the comparison of indexes with
-// their tables.
+// Fault returns the first fault that a check of SQLite finds, or "". check is "integrity_check", or
+// "quick_check", which does not compare indexes with their tables.
 func Fault(ctx context.Context, db *sql.DB, check string) (fault string, err error) {
 	err = db.QueryRowContext(ctx, "PRAGMA "+check+"(1)").Scan(&fault)
 	if fault == "ok" {
@@ -216,14 +214,14 @@ func Fault(ctx context.Context, db *sql.DB, check string) (fault string, err err
 	return fault, err
 }
 
-// Path is the file's path, as errors show it.
+// Path is the path of the file, as errors show it.
 func (d *DB) Path() string { return d.cfg.shown(d.path) }
 
-// InMemory tells that there is no file.
+// InMemory reports whether there is no file.
 func (d *DB) InMemory() bool { return d.memory }
 
-// Update runs f in one transaction of the writing connection. The error is f's or
-// SQLite's; Fail makes one of ours of it.
+// Update runs f in one transaction of the writing connection. The error is f's or SQLite's; Fail
+// turns it into one of ours.
 func (d *DB) Update(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) error {
 	conn, err := d.Writer.Conn(ctx)
 	if err != nil {
@@ -236,8 +234,8 @@ func (d *DB) Update(ctx context.Context, f func(ctx context.Context, tx *sql.Tx)
 	return transact(ctx, conn, f)
 }
 
-// Snapshot runs f in one transaction that only reads. In WAL mode it sees the state of
-// its first question, and holds up nobody.
+// Snapshot runs f in one transaction that only reads. In WAL mode it sees the state at its first
+// query, and blocks no other connection.
 func (d *DB) Snapshot(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) error {
 	conn, err := d.Reader.Conn(ctx)
 	if err != nil {
@@ -259,14 +257,13 @@ func transact(ctx context.Context, conn *sql.Conn, f func(ctx context.Context, t
 	return tx.Commit()
 }
 
-// Close waits for calls under way, moves the -wal into the file and gives up the locks
-// that are still held. A second Close does nothing.
+// Close waits for running calls, moves the -wal into the file and frees the locks that are still
+// held. A second Close does nothing.
 func (d *DB) Close() error {
 	if d.closed.Swap(true) {
 		return nil
 	}
-	// Readers first: the last connection to close moves the -wal, and readers may not
-	// write.
+	// Readers first: the last connection to close moves the -wal, and readers may not write.
 	err := errors.Join(d.Reader.Close(), d.Writer.Close())
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -15,24 +15,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Work is a file that is made beside another under a name of its own, until it is
-// whole. Its maker has a lock of it, which the kernel frees when that process ends: so
-// what a killed one has left is known, and the next one removes it.
+// Work is a file that is made beside another file, under its own name, until it is whole. Its maker
+// holds a lock of it, which the kernel frees when that process ends. So the next process recognizes
+// the files that killed processes have left, and removes them.
 type Work struct {
 	Path string
 	lock *os.File
 }
 
-// workNames are those of work files, and of what is beside them.
+// workNames matches the names of work files and of the files beside them.
 var workNames = regexp.MustCompile(`^(\..+\.(?:backup|restore|new)-[A-Z2-7]{12})(-wal|-shm|-journal|\.lock)?$`)
 
-// workLock is the byte that is locked: far from those that SQLite locks, at 0x40000000
+// workLock is the byte that is locked. It is far from the bytes that SQLite locks, at 0x40000000
 // (https://www.sqlite.org/fileformat.html#the_lock_byte_page).
 const workLock = math.MaxInt64 - 1
 
-// NewWork makes an empty work file of mode 0600, with the owner of the file beside, or of
-// the folder, so that root's command leaves the server its files. First it removes what
-// killed processes have left in that folder. what is "backup", "restore" or "new".
+// NewWork makes an empty work file of mode 0600. The file gets the owner of the file beside, or of
+// the folder, so that a command run by root leaves the server its files. First NewWork removes the
+// work files that killed processes have left in the folder. what is "backup", "restore" or "new".
 func NewWork(beside, what string) (*Work, error) {
 	sweep(filepath.Dir(beside))
 	for {
@@ -41,8 +41,8 @@ func NewWork(beside, what string) (*Work, error) {
 		if w.lock, err = os.OpenFile(w.Path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600); err != nil {
 			return nil, err
 		}
-		// Another process may be about to remove the file as one that was left. A file
-		// system without locks has neither lock nor removal.
+		// Another process may be about to remove the file as one that was left. On a file system
+		// without locks, files are neither locked nor removed.
 		if err := lockWork(w.lock); held(err) || !sameFile(w.lock, w.Path) {
 			w.Discard()
 			continue
@@ -55,7 +55,7 @@ func NewWork(beside, what string) (*Work, error) {
 	}
 }
 
-// giveAway gives the file to the owner of the one that it is beside, or of the folder.
+// giveAway gives the file to the owner of the file that it is beside, or of the folder.
 func (w *Work) giveAway(beside string) error {
 	if os.Geteuid() != 0 {
 		return nil
@@ -70,15 +70,15 @@ func (w *Work) giveAway(beside string) error {
 	return err
 }
 
-// Discard removes the file, unless it has another name now, and what SQLite and the
-// locks have put beside it.
+// Discard removes the file, unless it has another name now, and the files that SQLite and the locks
+// have put beside it.
 func (w *Work) Discard() {
 	removeWork(w.Path)
 	w.Release()
 }
 
-// Release gives up the lock of a file that has got another name. It is for before the
-// file is opened as a database: to close it afterwards would end SQLite's locks.
+// Release frees the lock of a file that has got another name. Call it before the file is opened as
+// a database: closing the file afterwards would end SQLite's locks.
 func (w *Work) Release() { _ = w.lock.Close() }
 
 func removeWork(path string) {
@@ -87,8 +87,8 @@ func removeWork(path string) {
 	}
 }
 
-// sweep removes the work files in a folder that this user made and no process has. What
-// cannot be removed is in nobody's way.
+// sweep removes the work files in a folder that this user made and that no process holds. A file
+// that cannot be removed does not matter.
 func sweep(dir string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -106,8 +106,8 @@ func sweep(dir string) {
 	}
 }
 
-// sweepBeside removes what is beside a work file that has got its last name, or is gone:
-// its maker was killed then, or is about to remove it.
+// sweepBeside removes a file beside a work file that has got its last name or is gone: the maker
+// was killed, or is about to remove the file.
 func sweepBeside(path, beside string) {
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		return
@@ -128,7 +128,7 @@ func sweepOne(path string) {
 	}
 }
 
-// madeHere tells whether a file is this user's, and what a broken-off backup leaves:
+// madeHere reports whether a file belongs to this user and is what a broken-off backup leaves:
 // nothing, zeros, or an SQLite database.
 func madeHere(f *os.File) bool {
 	st, err := f.Stat()
@@ -148,7 +148,7 @@ func lockWork(f *os.File) error {
 	return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: workLock, Len: 1})
 }
 
-// held tells whether an error of lockWork says that another has the lock.
+// held reports whether an error of lockWork says that another process has the lock.
 func held(err error) bool { return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) }
 
 func sameFile(f *os.File, path string) bool {

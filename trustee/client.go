@@ -21,47 +21,47 @@ import (
 type Endpoint struct {
 	// URL is https://HOST:PORT.
 	URL string
-	// Server is whose answers are believed; nil before Introduce.
+	// Server is the identity whose answers are believed; nil before Introduce.
 	Server *Party
 }
 
 // ClientConfig is what a Client is made of.
 type ClientConfig struct {
 	Identity *Identity
-	// Servers: the active one first, which alone takes changes. Another of the same
-	// identity may be made active in its place.
+	// Servers are the servers of one identity. The first is the active one, which alone takes
+	// changes; another may be promoted in its place.
 	Servers []Endpoint
-	// TLS checks the servers' certificates; it has nothing to do with the KMS's own.
+	// TLS checks the servers' certificates. It is not the TLS of the KMS itself.
 	TLS *tls.Config
-	// RoundRobin spreads reads over all servers; else the active one is asked first.
+	// RoundRobin spreads reads over all servers. Otherwise the active server is asked first.
 	RoundRobin bool
-	// MaxConns bounds connections to each server; 0 is 5.
+	// MaxConns bounds the connections to each server; 0 is 5.
 	MaxConns int
-	// Timeout of one question to one server; 0 is 10 s.
+	// Timeout bounds one request to one server; 0 is 10 s.
 	Timeout time.Duration
 	Log     *slog.Logger
 	Now     func() time.Time
 }
 
-// Client is the Box of one identity at one server, or two.
+// Client is the Box of one identity, at one server or two.
 type Client struct {
 	cfg   ClientConfig
 	http  *http.Client
 	turns atomic.Uint64
-	// rests has for each server until when it is asked last, in nanoseconds since
-	// 1970: it did not answer lately.
+	// rests has, for each server that did not answer lately, until when it is asked last, in
+	// nanoseconds since 1970.
 	rests []atomic.Int64
 	// active is the server that took the last change.
 	active atomic.Int64
 }
 
-// restTime is how long a server that did not answer is asked after the others, so
-// that one that is down holds up a read now and then and not each.
+// restTime is how long a server that did not answer is asked after the others, so that it delays a
+// read now and then, and not each read.
 const restTime = 10 * time.Second
 
 var _ Box = (*Client)(nil)
 
-// NewClient makes a client. It asks nothing.
+// NewClient makes a client. It sends no request.
 func NewClient(cfg ClientConfig) (*Client, error) {
 	if len(cfg.Servers) == 0 {
 		return nil, claviger.Errorf("trustee.NewClient", claviger.Invalid, "", "no Key Trustee Server is named")
@@ -98,8 +98,8 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 // Close drops the connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// Introduce asks a server for its public key, over TLS that was checked. Whoever
-// keeps it believes that server from then on, and no other.
+// Introduce asks a server for its public key, over TLS that was checked. A caller that keeps the
+// key believes that server and no other from then on.
 func (c *Client) Introduce(ctx context.Context, url string) (*Party, error) {
 	const op = "trustee.Introduce"
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
@@ -119,9 +119,9 @@ func (c *Client) Introduce(ctx context.Context, url string) (*Party, error) {
 	return ReadParty(body)
 }
 
-// Register makes the client known to the active server by its organization's
-// secret. It may be called again. active is false where an operator must let the
-// client in first. alone is that of RegisterArgs. Kinds Denied, KeyExists.
+// Register registers the client at the active server by its organization's secret. It may be
+// repeated. active is false if an operator must let the client in first. alone is
+// RegisterArgs.Alone. Kinds Denied, KeyExists.
 func (c *Client) Register(ctx context.Context, org, auth string, alone bool) (active bool, err error) {
 	var public bytes.Buffer
 	if err := c.cfg.Identity.Public(&public); err != nil {
@@ -132,7 +132,7 @@ func (c *Client) Register(ctx context.Context, org, auth string, alone bool) (ac
 	return r.Active, err
 }
 
-// Clients tells who else is of our organization.
+// Clients returns the clients of this client's organization.
 func (c *Client) Clients(ctx context.Context) (ClientsResult, error) {
 	var r ClientsResult
 	err := c.read(ctx, VerbClients, struct{}{}, func(answer answer) error {
@@ -155,7 +155,7 @@ func (c *Client) Put(ctx context.Context, d Deposit, replaces string) (string, e
 	return d.UUID, nil
 }
 
-// Get returns a deposit of our own.
+// Get returns a deposit of this client.
 func (c *Client) Get(ctx context.Context, uuid string) (Deposit, error) {
 	return c.one(ctx, VerbGet, GetArgs{UUID: uuid}, func(d *Deposit) error {
 		if d.UUID != uuid {
@@ -177,7 +177,7 @@ func (c *Client) Find(ctx context.Context, label string) (Deposit, error) {
 	})
 }
 
-// one reads a deposit that check takes for the one that was asked for.
+// one reads a deposit that check accepts as the right one.
 func (c *Client) one(ctx context.Context, verb string, args any, check func(*Deposit) error) (d Deposit, err error) {
 	err = c.read(ctx, verb, args, func(answer answer) error {
 		var s Sealed
@@ -237,7 +237,7 @@ func (c *Client) listed(page []Sealed, prefix string, deleted bool, after string
 		if err != nil {
 			return nil, err
 		}
-		// A page that does not go on would be asked for over and over.
+		// A server that returns the same page again would keep this client in a loop.
 		if cursor := d.Cursor(); cursor <= after || !strings.HasPrefix(d.Label, prefix) ||
 			d.Deleted.IsZero() == deleted {
 			return nil, claviger.Errorf(op, claviger.Invalid, "", "the server listed deposit %q where it has no place",
@@ -264,8 +264,7 @@ func (c *Client) Purge(ctx context.Context, uuids ...string) error {
 	return c.change(ctx, VerbPurge, UUIDArgs{uuids}, nil)
 }
 
-// order has the indices of the servers, in the order in which they are asked to
-// read.
+// order returns the indices of the servers in the order in which they are read from.
 func (c *Client) order() []int {
 	n := len(c.cfg.Servers)
 	first := 0
@@ -288,13 +287,12 @@ func (c *Client) order() []int {
 // answer reads a server's answer.
 type answer func(into any) error
 
-// read asks one server after the other until one answers: a server that does not let us
-// in, whose clock is off, which fails or whose answer is not to be believed is that
-// server's fault, and another one may have what is asked for. What is not found is not
-// there, by the word of a server that is sure of it. take reads the answer, and its error
-// says that it is of no use.
+// read asks one server after another until one answers. A server that refuses this client, whose
+// clock is wrong, which fails, or whose answer cannot be believed, is at fault itself, and another
+// server may have the deposit. A deposit that is not found does not exist, if the server is sure of
+// it. take reads the answer; its error says that the answer is of no use.
 func (c *Client) read(ctx context.Context, verb string, args any, take func(answer) error) error {
-	kind := claviger.Internal // the first error's; one that may pass away counts most
+	kind := claviger.Internal // of the first error; a kind that may be temporary counts most
 	var errs []error
 	for _, i := range c.order() {
 		s := &c.cfg.Servers[i]
@@ -304,7 +302,7 @@ func (c *Client) read(ctx context.Context, verb string, args any, take func(answ
 		}
 		err = take(func(into any) error { return c.ask(ctx, s, verb, body, digest, into) })
 		if ctx.Err() != nil {
-			return err // the caller did not wait; that tells nothing of the server
+			return err // the caller did not wait, so the server may be well
 		}
 		if err == nil || claviger.Is(err, claviger.KeyNotFound) {
 			c.rests[i].Store(0)
@@ -315,7 +313,7 @@ func (c *Client) read(ctx context.Context, verb string, args any, take func(answ
 		}
 		errs = append(errs, at(s, err))
 		if errors.Is(err, ErrUnsure) {
-			continue // it answers, and knows other things
+			continue // the server answers, and may know other deposits
 		}
 		c.rests[i].Store(c.cfg.Now().Add(restTime).UnixNano())
 		c.cfg.Log.Warn("a Key Trustee Server does not answer as it should", "server", s.URL, "err", err)
@@ -323,7 +321,7 @@ func (c *Client) read(ctx context.Context, verb string, args any, take func(answ
 	return claviger.Errorf("trustee."+verb, kind, "", "no Key Trustee Server answers: %w", errors.Join(errs...))
 }
 
-// at names the server of an error where that does not: two servers have one identity.
+// at adds the server to an error that does not name it: two servers have one identity.
 func at(s *Endpoint, err error) error {
 	if strings.Contains(err.Error(), s.URL) {
 		return err
@@ -332,25 +330,24 @@ func at(s *Endpoint, err error) error {
 }
 
 const (
-	// changeRounds is how often all servers are asked for a change before it is given
-	// up, and roundTime the first pause between: while one is made active, there is
-	// none for a moment.
+	// changeRounds is how often all servers are asked for a change before it fails, and roundTime
+	// the first pause between two rounds: during a promotion no server is active for a moment.
 	changeRounds = 7
 	roundTime    = 50 * time.Millisecond
 )
 
-// change asks the active server: the one that took the last change, then the
-// others. All of one identity get the same bytes, so that the change is done once
-// in any case: where an answer was lost, ErrReplay tells that it was done. A server that
-// refuses before it knows whose the request is (not registered there, its clock is off)
-// has changed nothing, and the next one is asked.
+// change asks the active server: first the server that took the last change, then the others. All
+// servers of one identity get the same bytes, so the change is made once in any case: if an answer
+// was lost, ErrReplay says that the change was made. A server that refuses before it knows the
+// sender (not registered there, or its clock is wrong) has changed nothing, and the next one is
+// asked.
 func (c *Client) change(ctx context.Context, verb string, args, into any) error {
 	first := int(c.active.Load()) % len(c.cfg.Servers)
 	body, digest, err := c.request(&c.cfg.Servers[first], verb, args)
 	if err != nil {
 		return err
 	}
-	var lost error // of a question whose outcome is not known
+	var lost error // of a request whose outcome is not known
 	for round := range changeRounds {
 		passive := false
 		var refused error
@@ -359,7 +356,7 @@ func (c *Client) change(ctx context.Context, verb string, args, into any) error 
 			n := (first + i) % len(c.cfg.Servers)
 			s := &c.cfg.Servers[n]
 			if s.Server == nil || s.Server.Fingerprint() != c.cfg.Servers[first].Server.Fingerprint() {
-				continue // it is no second one of the active's
+				continue // it is not a second server of the same identity
 			}
 			err := c.ask(ctx, s, verb, body, digest, into)
 			switch {
@@ -369,7 +366,7 @@ func (c *Client) change(ctx context.Context, verb string, args, into any) error 
 				c.active.Store(int64(n))
 				return nil
 			case errors.Is(err, ErrReplay) && lost != nil:
-				if verb == VerbRegister { // whose answer tells something
+				if verb == VerbRegister { // its answer has a result
 					return lost
 				}
 				c.active.Store(int64(n))
@@ -383,7 +380,7 @@ func (c *Client) change(ctx context.Context, verb string, args, into any) error 
 			case errors.Is(err, errUnbelieved), claviger.Is(err, claviger.Unavailable):
 				lost = at(s, err)
 			default:
-				return at(s, err) // its signed word
+				return at(s, err) // the server has signed it
 			}
 			errs = append(errs, at(s, err))
 		}
@@ -405,8 +402,8 @@ func (c *Client) change(ctx context.Context, verb string, args, into any) error 
 		err)
 }
 
-// Ask asks the first server, once: what servers and operators say to each other,
-// see package server.
+// Ask sends one request to the first server: those of operators and of the other server, see
+// package replica.
 func (c *Client) Ask(ctx context.Context, verb string, args, into any) error {
 	body, digest, err := c.request(&c.cfg.Servers[0], verb, args)
 	if err != nil {
@@ -437,8 +434,7 @@ func (c *Client) ask(ctx context.Context, s *Endpoint, verb string, body []byte,
 	if err != nil {
 		return claviger.Errorf(op, claviger.Unavailable, "", "Key Trustee Server %s: %w", s.URL, err)
 	}
-	// Refusals before anybody is known are not signed, and are believed as far as
-	// that something was refused.
+	// A refusal of an unknown sender is not signed. It is believed only as a refusal.
 	text := strings.TrimSpace(string(answer[:min(len(answer), 500)]))
 	switch status {
 	case http.StatusOK:
@@ -448,7 +444,7 @@ func (c *Client) ask(ctx context.Context, s *Endpoint, verb string, body []byte,
 	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusNotFound, http.StatusMethodNotAllowed:
 		kind := claviger.Invalid
 		if clocksApart(date, c.cfg.Now()) {
-			kind = claviger.Unavailable // nothing is wrong with what was asked: another host may ask it
+			kind = claviger.Unavailable // the request is not at fault: another host may send it
 		}
 		return claviger.Errorf(op, kind, "", "Key Trustee Server %s %w (status %d): %s", s.URL, errRefused, status,
 			text)
@@ -456,18 +452,18 @@ func (c *Client) ask(ctx context.Context, s *Endpoint, verb string, body []byte,
 	return claviger.Errorf(op, claviger.Unavailable, "", "Key Trustee Server %s answers %d: %s", s.URL, status, text)
 }
 
-// errRefused is in the error of a request that a server has refused before it knew whose
-// the request is: nothing was changed by it.
+// errRefused is in the error of a request that a server refused before it knew the sender: nothing
+// was changed.
 var errRefused = errors.New("refuses the request")
 
-// clocksApart reports whether a server that refuses a request at that date of its own does
-// so for our clock. The date is in whole seconds, and of a moment after the request's.
+// clocksApart reports whether a server refused a request because of this host's clock. date is the
+// server's time in whole seconds, after the request.
 func clocksApart(date, now time.Time) bool {
 	const slack = 10 * time.Second
 	return !date.IsZero() && date.Sub(now).Abs() > MaxSkew-slack
 }
 
-// send does a request. date is the server's clock, zero where its answer does not tell.
+// send sends a request. date is the server's time, or zero if the answer has none.
 func (c *Client) send(req *http.Request) (status int, date time.Time, body []byte, err error) {
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -484,7 +480,7 @@ func (c *Client) send(req *http.Request) (status int, date time.Time, body []byt
 	return resp.StatusCode, date, body, err
 }
 
-// explain adds the cure to what TLS says.
+// explain adds the cure to an error of TLS.
 func explain(err error) error {
 	if cure := claviger.CertificateCure(err, "the truststore that is configured for the trustee"); cure != "" {
 		return fmt.Errorf("%w; %s", err, cure)

@@ -1,7 +1,6 @@
-// Package trustee is the ground of the Key Trustee Server and of its clients:
-// OpenPGP identities, the ".keytrustee" folder that holds one, and the signed
-// requests and answers that the two sides exchange.
+// Package trustee is what the Key Trustee Server and its clients share: OpenPGP identities, the
+// ".keytrustee" folder that holds one, and the signed requests and answers between the two sides.
 //
-// The protocol is our own, see docs/trustee-protocol.md: Cloudera's is not
-// public. The names of the folder's files are Cloudera's.
+// The protocol is our own, see docs/trustee-protocol.md, because Cloudera's is not public. The
+// names of the folder's files are Cloudera's.
 package trustee

@@ -21,8 +21,8 @@ import (
 	"claviger/secret"
 )
 
-// Names in a ".keytrustee" folder. They are Cloudera's, and those of GnuPG before
-// 2.1, whose rings these are.
+// Names in a ".keytrustee" folder. They are Cloudera's, and those of GnuPG before 2.1, whose rings
+// these are.
 const (
 	ConfFile    = "keytrustee.conf"
 	PublicRing  = "pubring.gpg"
@@ -31,31 +31,31 @@ const (
 	TLSKey      = ".ssl/ssl-cert-keytrustee-pk.pem"
 )
 
-// newRing is the private ring of an identity that is being made. It gets its own name
-// last of all, so where it is there under this one, the identity was never used.
+// newRing is the private ring of an identity that is being made. It gets its last name at the very
+// end, so an identity whose ring has this name was never used.
 const newRing = PrivateRing + ".new"
 
 // maxFolderFile bounds each file of a folder.
 const maxFolderFile = 4 << 20
 
-// Folder is a ".keytrustee" folder: who we are, and which servers we know.
+// Folder is a ".keytrustee" folder: this host's identity, and the servers that it knows.
 type Folder struct {
 	Path string
-	// Identity is ours.
+	// Identity is this host's.
 	Identity *Identity
-	// Servers are the trustees whose answers we believe, the active one first.
+	// Servers are the trustees whose answers are believed, the active one first.
 	Servers []*Party
-	// Org is the organization that we are registered with, "" before.
+	// Org is the organization that this client is registered with; "" before.
 	Org string
-	// Store is the database of a Key Trustee Server's deposits, a libpq URI without a
-	// password; "" is the file beside this, and for all who are no server.
+	// Store is the URI of the database of a Key Trustee Server, libpq's, without a password. It is
+	// "" for a store in the folder, and for a client.
 	Store string
-	// Registered is when we were; zero: not yet.
+	// Registered is when the client was registered; zero before.
 	Registered time.Time
 }
 
-// conf is keytrustee.conf. LOCAL_FINGERPRINT is public of Cloudera's, whose server
-// has names that begin with DB_ too; the other names are ours.
+// conf is keytrustee.conf. LOCAL_FINGERPRINT is a public name of Cloudera's, whose server has names
+// that begin with DB_ too; the other names are ours.
 type conf struct {
 	Local      string     `json:"LOCAL_FINGERPRINT"`
 	Servers    []string   `json:"SERVER_FINGERPRINTS,omitempty"`
@@ -64,13 +64,13 @@ type conf struct {
 	Store      string     `json:"DB_CONNECT,omitempty"`
 }
 
-// MakeFolder makes the folder of an identity that is to be made, which takes seconds:
-// before, it is seen that nothing is overwritten and that files can be written there.
+// MakeFolder makes the folder of an identity that will be made, which takes seconds. First it
+// checks that nothing is overwritten and that files can be written there.
 func MakeFolder(path string) error {
 	const op = "trustee.MakeFolder"
 	names := []string{ConfFile, PublicRing, PrivateRing}
 	if Unfinished(path) {
-		names = nil // what is there was never used
+		names = nil // the files that exist were never used
 	}
 	for _, name := range names {
 		if _, err := os.Lstat(filepath.Join(path, name)); err == nil {
@@ -88,17 +88,17 @@ func MakeFolder(path string) error {
 	return nil
 }
 
-// Unfinished tells whether a process was killed while it made the folder of a fresh
-// identity, which nothing was encrypted to: it is made anew.
+// Unfinished reports whether a process was killed while it made the folder of a new identity.
+// Nothing was encrypted to that identity, and it is made anew.
 func Unfinished(path string) bool {
 	_, err := os.Lstat(filepath.Join(path, newRing))
 	_, done := os.Lstat(filepath.Join(path, PrivateRing))
 	return err == nil && errors.Is(done, fs.ErrNotExist)
 }
 
-// NewFolder makes a folder for a fresh identity. It refuses to touch one that is
-// there. Nothing is complete before the private ring has its name, which it gets last:
-// what was broken off before that may be done again.
+// NewFolder makes a folder for a new identity. It refuses to touch an existing one. The folder is
+// complete when the private ring gets its name, which comes last: work that was broken off before
+// may be repeated.
 func NewFolder(path string, id *Identity) (*Folder, error) {
 	const op = "trustee.NewFolder"
 	if err := MakeFolder(path); err != nil {
@@ -122,8 +122,8 @@ func NewFolder(path string, id *Identity) (*Folder, error) {
 	return f, nil
 }
 
-// Save writes what is public: the ring of our own and the servers' keys, then
-// keytrustee.conf, each as a whole or not at all.
+// Save writes the public parts: the ring with the keys of this host and of the servers, then
+// keytrustee.conf, each whole or not at all.
 func (f *Folder) Save() error {
 	const op = "trustee.Save"
 	var ring bytes.Buffer
@@ -153,15 +153,15 @@ func (f *Folder) Save() error {
 	return nil
 }
 
-// WriteFile keeps something else of this client in the folder, whole or not at all.
+// WriteFile writes another file of this client into the folder, whole or not at all.
 func (f *Folder) WriteFile(name string, data []byte) error {
 	return durable.Replace(filepath.Join(f.Path, name), data, 0o600)
 }
 
-// ReadFile reads it; fs.ErrNotExist where it is not there.
+// ReadFile reads such a file; fs.ErrNotExist if it does not exist.
 func (f *Folder) ReadFile(name string) ([]byte, error) { return readFile(filepath.Join(f.Path, name)) }
 
-// Mark tells a folder from its copies, on this host and others.
+// Mark distinguishes a folder from its copies, on this host and others.
 func Mark(path string) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -171,12 +171,12 @@ func Mark(path string) (string, error) {
 	return fmt.Sprintf("%s %d", host, st.Ino), err
 }
 
-// ErrNoFolder says that there is no folder at that place, nor a sign of one that
-// was copied to the wrong place; or one of an identity that was never finished.
+// ErrNoFolder says that there is no folder at a place, and no sign of one that was copied to the
+// wrong place; or that its identity was never finished.
 var ErrNoFolder = errors.New("no folder")
 
-// LoadFolder reads a folder. Its errors, all of kind Invalid, say which file does
-// not fit and what to do; ErrNoFolder is in one that says that nothing is there.
+// LoadFolder reads a folder. Its errors, all of kind Invalid, say which file does not fit and what
+// to do. ErrNoFolder is in the error if there is no folder.
 func LoadFolder(path string) (*Folder, error) {
 	f, err := loadFolder(path)
 	if err != nil {
@@ -251,10 +251,10 @@ func loadFolder(path string) (*Folder, error) {
 	return f, nil
 }
 
-// missingConf says what is there in place of a folder.
+// missingConf says what is at the place of a folder instead.
 func missingConf(path string) error {
-	// `scp -r A/kms-keytrustee HOST:/B/kms-keytrustee/` puts A's folder inside B's
-	// where that is there already.
+	// `scp -r A/kms-keytrustee HOST:/B/kms-keytrustee/` puts the folder of A into the folder of B
+	// if that exists.
 	for _, inner := range []string{".keytrustee", "keytrustee/.keytrustee", "kms-keytrustee/keytrustee/.keytrustee",
 		"kms-keytrustee/.keytrustee"} {
 		nested := filepath.Join(path, inner)
@@ -317,7 +317,7 @@ func readRing(path, name string) (openpgp.EntityList, error) {
 	return list, nil
 }
 
-// find returns the key with a fingerprint in the form "4096R/<40 hex>".
+// find returns the key of a fingerprint in the form "4096R/<40 hex>".
 func find(list openpgp.EntityList, fingerprint string) *openpgp.Entity {
 	_, want, ok := strings.Cut(fingerprint, "/")
 	if !ok {
@@ -361,7 +361,7 @@ func usable(e *openpgp.Entity, file, fingerprint string) error {
 	return nil
 }
 
-// SecretFiles are what others on this machine must not read: the folder and its private
+// SecretFiles are the files that other users of this host must not read: the folder and its private
 // ring, which GnuPG does not open to a group either.
 func SecretFiles(path string) []secret.File {
 	var list []secret.File

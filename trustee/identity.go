@@ -16,15 +16,15 @@ import (
 	"claviger"
 )
 
-// KeyBits is the size of the RSA keys that NewIdentity makes: what GET
-// /?a=fingerprint shows as "4096R".
+// KeyBits is the size of the RSA keys that NewIdentity makes; GET /?a=fingerprint shows it as
+// "4096R".
 const KeyBits = 4096
 
-// minKeyBits is the shortest RSA key that is taken from a ring.
+// minKeyBits is the shortest RSA key that is accepted from a ring.
 const minKeyBits = 2048
 
-// A Party is the public half of a client or server: what checks its signatures
-// and encrypts to it. It never holds a private key.
+// A Party is the public half of a client or server: it checks signatures and encrypts. It never
+// holds a private key.
 type Party struct {
 	entity *openpgp.Entity
 	bits   int
@@ -96,8 +96,8 @@ func newParty(op string, e *openpgp.Entity) (*Party, error) {
 	return &Party{entity: list[0], bits: int(bits)}, nil
 }
 
-// lasting refuses keys that expire, or have: on that day nothing that was deposited
-// could be read any more. A client is kept out by its state at the server instead.
+// lasting refuses keys that expire or have expired: on that day no deposit could be read any more.
+// A client is kept out by its state at the server instead.
 func lasting(e *openpgp.Entity) error {
 	far := time.Now().AddDate(100, 0, 0)
 	_, signs := e.SigningKey(far)
@@ -150,9 +150,9 @@ func (id *Identity) secret(w io.Writer) error {
 // subkey takes about 2.5 KiB.
 const maxPublicKey = 64 << 10
 
-// ReadParty reads exactly one public key, binary as Public writes it. What
-// holds a private key, several keys or more than 64 KiB is refused, and what is no RSA
-// key of up to 8192 bits, before any signature is verified.
+// ReadParty reads exactly one public key, in binary as Public writes it. Before it verifies any
+// signature, it refuses a private key, several keys, more than 64 KiB, and keys that are not RSA of
+// up to 8192 bits.
 func ReadParty(b []byte) (*Party, error) {
 	const op = "trustee.ReadParty"
 	if len(b) > maxPublicKey {
@@ -198,9 +198,8 @@ func (id *Identity) Seal(secret []byte, now time.Time) ([]byte, error) {
 // fill the memory.
 const maxSecret = 1 << 20
 
-// Open decrypts what Seal made with the same identity. A message that another
-// key signed, that nobody signed, that was altered or that is cut short is
-// refused whole: nothing of it is returned.
+// Open decrypts a message that Seal made with the same identity. It refuses a message that is
+// signed by another key, not signed, altered or cut short, and returns nothing of it.
 func (id *Identity) Open(sealed []byte, now time.Time) ([]byte, error) {
 	const op = "trustee.Open"
 	md, err := openpgp.ReadMessage(bytes.NewReader(sealed), openpgp.EntityList{id.private}, nil,
@@ -225,9 +224,8 @@ func (id *Identity) Open(sealed []byte, now time.Time) ([]byte, error) {
 	return b, nil
 }
 
-// othersClock is how far the clock of who signed may be ahead of ours before a
-// signature is taken for one from the future. Whether a request is of now is
-// asked elsewhere, with an answer that tells of clocks.
+// othersClock is how far the signer's clock may be ahead of ours before its signature counts as one
+// from the future. Whether a request is recent is checked elsewhere, with an error about clocks.
 const othersClock = 24 * time.Hour
 
 func configAt(now time.Time) *packet.Config {
@@ -235,8 +233,8 @@ func configAt(now time.Time) *packet.Config {
 		Time: func() time.Time { return now }}
 }
 
-// sign makes a binary detached signature. Kind Unavailable where this host's clock shows a
-// time before the identity was made.
+// sign makes a binary detached signature. Kind Unavailable if this host's clock shows a time before
+// the identity was made.
 func (id *Identity) sign(text []byte, now time.Time) ([]byte, error) {
 	if made := id.private.PrimaryKey.CreationTime; now.Before(made) {
 		return nil, claviger.Errorf("trustee.sign", claviger.Unavailable, "",
@@ -250,7 +248,7 @@ func (id *Identity) sign(text []byte, now time.Time) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// verify checks a binary detached signature, made by p alone.
+// verify checks a binary detached signature that p must have made.
 func (p *Party) verify(text, signature []byte, now time.Time) error {
 	if len(signature) > maxSignature {
 		return fmt.Errorf("a signature of %d bytes is too long: at most %d", len(signature), maxSignature)

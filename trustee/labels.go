@@ -6,8 +6,8 @@ import (
 	"claviger"
 )
 
-// Labels of what a KT KMS deposits. A server cannot read deposits, but by their labels it
-// knows which of them belong together.
+// Labels of the deposits of a KT KMS. A server cannot read deposits, but their labels say which
+// belong together.
 const (
 	// LabelKey and a key's name: the key's document, which names its versions.
 	LabelKey = "key/"
@@ -17,8 +17,8 @@ const (
 	LabelDeleted = "deleted/"
 )
 
-// KeyOfLabel returns the name of the key that a KT KMS's deposit belongs to, and which of
-// the labels it has; "" for any other deposit.
+// KeyOfLabel returns the key's name in the label of a KT KMS's deposit, and the kind of the label;
+// "" for any other deposit.
 func KeyOfLabel(label string) (kind, key string) {
 	if name, ok := strings.CutPrefix(label, LabelKey); ok && name != "" {
 		return LabelKey, name

@@ -10,17 +10,17 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 )
 
-// What a public key may hold. To read a key ring is to verify its signatures, and their
-// cost is of the sender's choice: with parameters of a DSA key that are made up one
-// verification takes many seconds. So the packets are looked at first. GnuPG's own keys
-// have one or two keys, a user id and as many signatures.
+// Limits of a public key. Reading a key ring means verifying its signatures, and the sender chooses
+// their cost: with made-up parameters of a DSA key one verification takes many seconds. So the
+// packets are checked first. GnuPG's own keys have one or two keys, a user id and as many
+// signatures.
 const (
 	maxKeyBits    = 8192
 	maxExponent   = 32 // bits: go-crypto takes none of more than 24
 	maxKeys       = 16 // primary key and subkeys
 	maxUserIDs    = 16
 	maxSignatures = 64
-	// maxSignature bounds a detached signature, in bytes: one by a key of maxKeyBits has
+	// maxSignature bounds a detached signature, in bytes. A signature by a key of maxKeyBits has
 	// about 1,100.
 	maxSignature = 16 << 10
 )
@@ -40,8 +40,8 @@ const (
 var errPrivate = errors.New("this holds a private key: send the public key only, and count that private key as known " +
 	"to others")
 
-// checkPackets refuses a public key that is not of the form and size that keys here have.
-// It verifies no signature, and decompresses nothing.
+// checkPackets refuses a public key whose form or size is not that of the keys here. It verifies no
+// signature and decompresses nothing.
 func checkPackets(b []byte) error {
 	var keys, primaries, users, signatures int
 	r := packet.NewOpaqueReader(bytes.NewReader(b))

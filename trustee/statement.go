@@ -15,9 +15,9 @@ import (
 	"claviger"
 )
 
-// statement is what an owner says of his deposit, and signs. Since it holds the
-// uuid, which he makes himself, and the content's digest, no server can hand out
-// one deposit for another, or change what is said of it.
+// statement is what an owner says about a deposit, and signs. It holds the uuid, which the owner
+// makes, and the content's digest. So no server can hand out one deposit for another, or change
+// what is said about it.
 type statement struct {
 	UUID        string     `json:"uuid"`
 	Owner       string     `json:"owner"`
@@ -29,28 +29,28 @@ type statement struct {
 	Digest      string     `json:"digest"`
 }
 
-// Sealed is a deposit on its way and in the server's store: the owner's statement
-// as he wrote it, his signature, and the content, which is nil in lists.
+// Sealed is a deposit on its way and in the server's store: the owner's statement and signature,
+// and the content, which is nil in lists.
 type Sealed struct {
 	Statement []byte `json:"statement"`
 	Signature []byte `json:"signature"`
 	Content   []byte `json:"content,omitempty"`
-	// Deleted is the server's word.
+	// Deleted is set by the server, and not signed.
 	Deleted *time.Time `json:"deleted,omitempty"`
 }
 
-// maxStatement bounds a statement: label, description and access list at their
-// longest, escaped.
+// maxStatement bounds a statement whose label, description and access list have their greatest
+// length, escaped.
 const maxStatement = 64 << 10
 
-// NewUUID returns a name for a deposit: 160 random bits, 32 characters.
+// NewUUID makes the name of a deposit: 160 random bits, 32 characters.
 func NewUUID() string {
 	var b [20]byte
 	_, _ = rand.Read(b[:]) // it never fails
 	return strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))
 }
 
-// seal makes what is sent of a deposit.
+// seal makes the Sealed form of a deposit.
 func (id *Identity) seal(d Deposit, now time.Time) (*Sealed, error) {
 	digest := sha256.Sum256(d.Content)
 	s := statement{
@@ -72,8 +72,8 @@ func (id *Identity) seal(d Deposit, now time.Time) (*Sealed, error) {
 	return &Sealed{Statement: text, Signature: signature, Content: d.Content}, nil
 }
 
-// Read checks a sealed deposit of the owner: signature, limits, and the digest of
-// the content where there is one. Kind Invalid.
+// Read checks a sealed deposit of the owner: the signature, the limits, and the digest of a
+// content. Kind Invalid.
 func (s *Sealed) Read(owner *Party, now time.Time) (Deposit, error) {
 	const op = "trustee.Read"
 	refuse := func(format string, args ...any) (Deposit, error) {
@@ -122,7 +122,7 @@ func (s *Sealed) Made() (time.Time, error) {
 	return st.Created, nil
 }
 
-// check holds a deposit against the limits.
+// check compares the deposit with the limits.
 func (d *Deposit) check() error {
 	switch {
 	case !wellFormed(d.UUID, 26, 64):
@@ -150,7 +150,7 @@ func wellFormed(s string, least, most int) bool {
 	})
 }
 
-// strictly reads one JSON value, without unknown names and with nothing behind it.
+// strictly reads one JSON value, without unknown names and with nothing after it.
 func strictly(data []byte, into any) error {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()

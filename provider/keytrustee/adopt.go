@@ -10,8 +10,8 @@ import (
 	"claviger/trustee"
 )
 
-// Aside is a version that the Key Trustee Server holds as a deleted deposit and that no
-// document names: claviger trustee recover has kept it, or a change was broken off.
+// Aside is a version that the Key Trustee Server holds as a deleted deposit and that no document
+// names: claviger trustee recover kept it, or a change was broken off.
 type Aside struct {
 	Version string    `json:"version"`
 	Made    time.Time `json:"made"`
@@ -19,7 +19,7 @@ type Aside struct {
 	uuid string
 }
 
-// Aside returns such versions, by name.
+// Aside returns these versions, by name.
 func (p *Provider) Aside(ctx context.Context) ([]Aside, error) {
 	const op = "keytrustee.Aside"
 	if err := p.ready(ctx, op, ""); err != nil {
@@ -44,7 +44,7 @@ func (p *Provider) Aside(ctx context.Context) ([]Aside, error) {
 	}), nil
 }
 
-// setAside lists deleted deposits of versions, whose signatures the box has checked.
+// setAside lists deleted deposits of versions. The box has checked their signatures.
 func (p *Provider) setAside(ctx context.Context, op, prefix string) ([]Aside, error) {
 	var list []Aside
 	err := p.list(ctx, prefix, true, func(d *trustee.Deposit) {
@@ -58,10 +58,9 @@ func (p *Provider) setAside(ctx context.Context, op, prefix string) ([]Aside, er
 	return list, nil
 }
 
-// Adopt merges a version of Aside into the key of its name, before the current one. It may
-// be called again where it was broken off. Kinds VersionNotFound where there is no such
-// version, KeyNotFound where there is no such key, Invalid where the version is not one of
-// the key's length.
+// Adopt merges a version of Aside into the key of its name, before the current version. It may be
+// repeated after it was broken off. Kinds VersionNotFound if there is no such version, KeyNotFound
+// if there is no such key, Invalid if the version's length is not the key's.
 func (p *Provider) Adopt(ctx context.Context, version string) error {
 	const op = "keytrustee.Adopt"
 	if err := p.ready(ctx, op, version); err != nil {
@@ -71,7 +70,7 @@ func (p *Provider) Adopt(ctx context.Context, version string) error {
 	if !ok || holdable(name) != nil {
 		return claviger.E(op, claviger.VersionNotFound, version, nil)
 	}
-	// Not changeable: a server that lacks what it acknowledged may lack this version.
+	// changeable is not called: a server that lacks what it acknowledged may lack this version.
 	if err := p.cfg.place.check(p.cfg.Now()); err != nil {
 		return claviger.E(op, claviger.Unavailable, version, err)
 	}
@@ -90,7 +89,7 @@ func (p *Provider) Adopt(ctx context.Context, version string) error {
 				"not recovered")
 	}
 	ref := versionRef{version, list[0].uuid}
-	// The document names the version before it is live, so that clean does not take it.
+	// The document names the version before the version is live, so that clean does not remove it.
 	err = p.replace(ctx, op, name, nil, func(k *keyDoc) (string, error) {
 		if v, there := k.find(version); there {
 			if v != ref {
@@ -109,14 +108,14 @@ func (p *Provider) Adopt(ctx context.Context, version string) error {
 		return failed(op, version, err)
 	}
 	v, err := p.version(ctx, op, version)
-	if claviger.Is(err, claviger.Internal) { // it is not what its label says, or has another length
+	if claviger.Is(err, claviger.Internal) { // its content does not fit its label, or has another length
 		return p.unadopt(ctx, op, name, ref, err)
 	}
 	v.Material.Wipe()
 	return err
 }
 
-// unadopt takes a version that cannot be used out of the key again.
+// unadopt removes a version that cannot be used from the key again.
 func (p *Provider) unadopt(ctx context.Context, op, name string, ref versionRef, why error) error {
 	err := p.replace(ctx, op, name, nil, func(k *keyDoc) (string, error) {
 		k.Versions = slices.DeleteFunc(k.Versions, func(v versionRef) bool { return v == ref })

@@ -23,7 +23,7 @@ const (
 	deletedPrefix = trustee.LabelDeleted
 )
 
-// keyDoc is what the deposit of a key holds.
+// keyDoc is the content of the deposit of a key.
 type keyDoc struct {
 	Name        string            `json:"name"`
 	Cipher      string            `json:"cipher"`
@@ -32,10 +32,10 @@ type keyDoc struct {
 	Attributes  map[string]string `json:"attributes,omitempty"`
 	Created     int64             `json:"created"` // milliseconds since 1970
 	Versions    []versionRef      `json:"versions"`
-	// Deleted is since when the key is deleted, in milliseconds since 1970; 0: it is not.
+	// Deleted is when the key was deleted, in milliseconds since 1970; 0 for a live key.
 	Deleted int64 `json:"deleted,omitempty"`
 
-	// uuid of the deposit that it came in.
+	// uuid is that of the deposit from which the document was read.
 	uuid string
 }
 
@@ -45,7 +45,7 @@ type versionRef struct {
 	UUID string `json:"uuid"`
 }
 
-// versionDoc is what the deposit of a version holds.
+// versionDoc is the content of the deposit of a version.
 type versionDoc struct {
 	Version  string `json:"version"` // full name
 	Material []byte `json:"material"`
@@ -73,8 +73,8 @@ func (d *keyDoc) find(version string) (versionRef, bool) {
 	return versionRef{}, false
 }
 
-// holdable says why a key cannot have that name here; nil: it can. The label of a
-// version is the longest.
+// holdable says why a key cannot have that name here; nil if it can. The label of a version is the
+// longest one.
 func holdable(name string) error {
 	if most := trustee.MaxLabel - len(versionPrefix) - len("@") - idLength; len(name) > most {
 		return fmt.Errorf("a key's name has at most %d bytes at a Key Trustee Server, not %d", most, len(name))
@@ -85,7 +85,7 @@ func holdable(name string) error {
 	return nil
 }
 
-// idLength of a version's id: 128 random bits in hex.
+// idLength is the length of a version's id: 128 random bits in hex.
 const idLength = 32
 
 func newID() string {
@@ -104,13 +104,13 @@ func (p *Provider) open(d *trustee.Deposit, into any) error {
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(into); err != nil {
-		// Not the decoder's own words, which may quote what it read.
+		// The error of the decoder may quote the content, so it is not shown.
 		return fmt.Errorf("the content of deposit %q is not what this version of claviger writes", d.Label)
 	}
 	return nil
 }
 
-// put deposits v. The kinds are the box's.
+// put deposits v. It returns the kinds of the box.
 func (p *Provider) put(ctx context.Context, label, description string, v any, replaces string) (uuid string,
 	err error) {
 	text, err := json.Marshal(v)
@@ -130,7 +130,7 @@ func (p *Provider) put(ctx context.Context, label, description string, v any, re
 	return p.cfg.Box.Put(ctx, trustee.Deposit{Label: label, Description: description, Content: sealed}, replaces)
 }
 
-// doc reads the deposit of a key, or of a deleted one; nil where there is none.
+// doc reads the deposit of a key, live or deleted; nil if there is none.
 func (p *Provider) doc(ctx context.Context, op, label, name string) (*keyDoc, error) {
 	if len(label) > trustee.MaxLabel || !utf8.ValidString(label) {
 		return nil, nil
@@ -161,7 +161,7 @@ func (p *Provider) key(ctx context.Context, op, name string) (*keyDoc, error) {
 	return p.doc(ctx, op, keyPrefix+name, name)
 }
 
-// fetch reads a version's material, from memory if it is there.
+// fetch returns a version's material, from memory if it is there.
 func (p *Provider) fetch(ctx context.Context, op string, k *keyDoc, ref versionRef) (claviger.KeyVersion, error) {
 	of := k.metadata()
 	v := claviger.KeyVersion{Key: k.Name, Name: ref.Name, BitLength: k.Length, Of: &of}

@@ -1,15 +1,15 @@
-// Package keytrustee is the provider of a Key Trustee KMS: EZ keys that it makes
-// itself, encrypts to its own OpenPGP key and deposits at a Key Trustee Server,
-// which can read none of them.
+// Package keytrustee is the provider of a Key Trustee KMS. The KMS makes EZ keys itself, encrypts
+// them to its own OpenPGP key and deposits them at a Key Trustee Server, which can read none of
+// them.
 //
-// A key is one deposit, labelled key/<name>, that holds its metadata and the uuids
-// of its versions; each version is one more, labelled version/<name>@<id>, with its
-// material. A version counts from when the key's deposit names it, and that deposit
-// is only ever replaced by compare and set: of two hosts that roll a key at one
-// moment, none loses its version. A deleted key is a deposit deleted/<name>/<id>
-// in place of key/<name>.
+// A key is one deposit, labelled key/<name>, with the key's metadata and the uuids of its versions.
+// Each version is another deposit, labelled version/<name>@<id>, with the material. A version
+// counts from the moment when the key's deposit names it, and that deposit is only replaced by
+// compare and set: if two hosts roll a key at the same time, neither loses its version. A deleted
+// key is a deposit deleted/<name>/<id> in place of key/<name>.
 //
-// site.go reads kts-site.xml. open.go reads the identity, registers it, and compares
+// site.go reads kts-site.xml. open.go reads the identity, registers it, and compares the identities
+// of an organization. material.go keeps material in memory and wipes it.
 // the identities of an organization. material.go keeps material and wipes it.
 package keytrustee
 
@@ -29,14 +29,13 @@ const (
 	// material of a version is kept for that long since it was fetched, unless the
 	// configuration says otherwise: Hadoop's own hadoop.kms.cache.timeout.ms.
 	defaultLife = 10 * time.Minute
-	// parallel is how many deposits are fetched at once for one call.
+	// parallel is how many deposits one call fetches at once.
 	parallel = 5
-	// changeTime bounds a Create or Roll, from the moment on in which its version is
-	// deposited. strayAge is far more: a version that no key names by then never
-	// will be named.
+	// changeTime bounds a Create or Roll, from the moment when its version is deposited. strayAge
+	// is far more: a version that no key names by then will never be named.
 	changeTime = 5 * time.Minute
 	strayAge   = time.Hour
-	// tries bounds how often a change is made again since somebody else was faster.
+	// tries bounds how often a change is repeated after another host changed the key first.
 	tries = 100
 )
 
@@ -45,20 +44,19 @@ type Config struct {
 	// URI names the provider in messages.
 	URI string
 	Box trustee.Box
-	// Identity is whom all is encrypted to: the one that Box is the box of.
+	// Identity owns Box; every deposit is encrypted to it.
 	Identity *trustee.Identity
 	// SoftDelete: Delete keeps a key until it is purged.
 	SoftDelete bool
-	// MaterialLife is how long material stays in memory since it was fetched; 0 is
-	// 10 minutes.
+	// MaterialLife is how long material stays in memory after it was fetched; 0 is 10 minutes.
 	MaterialLife time.Duration
 	Log          *slog.Logger
 	Now          func() time.Time // time.Now where nil
 	// Closer, if not nil, is called by Close.
 	Closer func() error
-	// memory of the newest change; nil: none.
+	// memory remembers the newest change; nil for none.
 	memory *memory
-	// place of the private key; nil: it is not watched.
+	// place is where the private key is; nil if it is not watched.
 	place *place
 }
 
@@ -81,7 +79,7 @@ var (
 	_ provider.Health         = (*Provider)(nil)
 )
 
-// New makes a provider. It asks nothing.
+// New makes a provider. It sends no request.
 func New(cfg Config) *Provider {
 	if cfg.MaterialLife <= 0 {
 		cfg.MaterialLife = defaultLife
@@ -112,7 +110,7 @@ func (p *Provider) Close() error {
 	return nil
 }
 
-// ready is what every method asks first.
+// ready is called first by every method.
 func (p *Provider) ready(ctx context.Context, op, about string) error {
 	if p.closed.Load() {
 		return claviger.E(op, claviger.Closed, about, nil)
@@ -123,9 +121,8 @@ func (p *Provider) ready(ctx context.Context, op, about string) error {
 	return nil
 }
 
-// failed puts the kind of a box's error into the words of this contract: whom the
-// trustee does not let in is we, not the user, and what does not fit its signature
-// is a fault of the store.
+// failed translates the kind of a box's error into this contract: the trustee refuses the KMS, not
+// the user, and a deposit that does not fit its signature is a fault of the store.
 func failed(op, about string, err error) error {
 	kind := claviger.KindOf(err)
 	switch kind {
@@ -137,13 +134,13 @@ func failed(op, about string, err error) error {
 	return claviger.E(op, kind, about, err)
 }
 
-// Check asks the trustee one question.
+// Check sends the trustee one request.
 func (p *Provider) Check(ctx context.Context) error {
 	const op = "keytrustee.Check"
 	if err := p.ready(ctx, op, ""); err != nil {
 		return err
 	}
-	// A server that cannot say what it lacks reads the keys that it holds.
+	// A server that cannot say what it lacks still serves the keys that it holds.
 	if _, err := p.cfg.Box.List(ctx, keyPrefix, false, "", 1); err != nil && !errors.Is(err, trustee.ErrUnsure) {
 		return failed(op, "", err)
 	}

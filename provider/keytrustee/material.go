@@ -10,24 +10,22 @@ import (
 	"claviger/secret"
 )
 
-// maxMaterials bounds what is kept, whatever is asked for.
+// maxMaterials bounds the versions that are kept.
 const maxMaterials = 1 << 16
 
-// materials keeps versions' keys for a time since they were fetched, and then
-// wipes them.
+// materials keeps versions' keys for some time after they were fetched, and then wipes them.
 type materials struct {
 	life time.Duration
 
 	mu     sync.RWMutex
 	closed bool
 	list   map[string]*kept // by full version name
-	timer  *time.Timer      // of the next sweep; nil where nothing is kept
+	timer  *time.Timer      // of the next sweep; nil if nothing is kept
 }
 
 type kept struct {
 	material secret.Bytes
-	// block holds the key schedule, which Go lets nobody wipe: it goes with the
-	// entry.
+	// block holds the key schedule, which Go cannot wipe: it goes with the entry.
 	block cipher.Block
 	until time.Time
 }
@@ -36,7 +34,7 @@ func newMaterials(life time.Duration) *materials {
 	return &materials{life: life, list: map[string]*kept{}}
 }
 
-// block returns the cipher of a version; nil where it is not kept.
+// block returns the cipher of a version; nil if it is not kept.
 func (m *materials) block(version string) cipher.Block {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -46,7 +44,7 @@ func (m *materials) block(version string) cipher.Block {
 	return nil
 }
 
-// material returns a copy; nil where it is not kept.
+// material returns a copy; nil if it is not kept.
 func (m *materials) material(version string) secret.Bytes {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -56,7 +54,7 @@ func (m *materials) material(version string) secret.Bytes {
 	return nil
 }
 
-// keep takes a copy.
+// keep stores a copy.
 func (m *materials) keep(version string, material secret.Bytes) error {
 	block, err := aes.NewCipher(material)
 	if err != nil {
@@ -81,7 +79,7 @@ func (m *materials) keep(version string, material secret.Bytes) error {
 	return nil
 }
 
-// forget wipes versions' keys.
+// forget wipes the keys of versions.
 func (m *materials) forget(versions []versionRef) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -90,7 +88,7 @@ func (m *materials) forget(versions []versionRef) {
 	}
 }
 
-// clear wipes all.
+// clear wipes everything.
 func (m *materials) clear() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -99,7 +97,7 @@ func (m *materials) clear() {
 	}
 }
 
-// drop needs the lock.
+// drop wipes one entry. The caller holds the lock.
 func (m *materials) drop(version string) {
 	if k := m.list[version]; k != nil {
 		k.material.Wipe()
@@ -107,7 +105,7 @@ func (m *materials) drop(version string) {
 	}
 }
 
-// sweep wipes what has expired, and comes again while anything is kept.
+// sweep wipes what has expired, and is called again while anything is kept.
 func (m *materials) sweep() {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -16,38 +16,38 @@ import (
 	"claviger/trustee"
 )
 
-// newestFile is in the .keytrustee folder and remembers the newest change that the
-// Key Trustee Server has acknowledged to this host, so that a server that was
-// restored from an older backup is noticed. It is this host's own; nobody copies it.
+// newestFile is in the .keytrustee folder. It remembers the newest change that the Key Trustee
+// Server acknowledged to this host, so that the KMS notices a server that was restored from an
+// older backup. It belongs to this host and is never copied.
 const newestFile = "newest.json"
 
-// skew is how far the clocks of two hosts of one KMS may differ: a change of
-// another host may seem that much older than it is.
+// skew is how far the clocks of two hosts of one KMS may differ: a change of another host may look
+// that much older than it is.
 const skew = 2 * trustee.MaxSkew
 
 // newest is the change that is remembered.
 type newest struct {
-	// N orders the changes of this host: a change that another one of the same key was made
-	// upon has the lower number. Times do not, for a clock may have been ahead.
+	// N orders the changes of this host: a change has a higher number than the change of the same
+	// key that it was made on. Times do not order them, because a clock may have been ahead.
 	N       uint64    `json:"n,omitempty"`
 	Key     string    `json:"key"`
 	Label   string    `json:"label"`
 	UUID    string    `json:"uuid"`
-	At      time.Time `json:"at"`                // zero where this host's clock was ahead
-	Deleted bool      `json:"deleted,omitempty"` // the key was purged: nothing is to be found
-	// Version is the key's newest version then, and Made when the key was made: other
-	// hosts add versions to it and take none away.
+	At      time.Time `json:"at"`                // zero if this host's clock was ahead
+	Deleted bool      `json:"deleted,omitempty"` // the key was purged, and must not be found
+	// Version is the key's newest version at that time, and Made when the key was made. Other hosts
+	// add versions and remove none.
 	Version string `json:"version,omitempty"`
 	Made    int64  `json:"made,omitempty"`
 	// Before are the newest changes of other keys, newest first.
 	Before []newest `json:"before,omitempty"`
 }
 
-// others is how many changes of other keys are remembered: a change that is made after
-// the restoration of an older backup must not hide what was lost.
+// others is how many changes of other keys are remembered: a change after the restoration of an
+// older backup must not hide what was lost.
 const others = 15
 
-// memory of the newest change. A nil one remembers nothing.
+// memory keeps the newest change. A nil memory keeps nothing.
 type memory struct {
 	folder *trustee.Folder
 
@@ -56,8 +56,8 @@ type memory struct {
 	read bool   // last is what the file holds
 	n    uint64 // of the change that was begun last
 
-	asked time.Time // when the provider's Check asked last
-	why   error     // what it found
+	checked time.Time // when the provider's Check last asked the server
+	why     error     // the result
 }
 
 // load reads the file, once.
@@ -83,13 +83,13 @@ func (m *memory) load() (newest, error) {
 	return m.last, err
 }
 
-// begin numbers a change. It is called when the key was read that the change is made upon,
-// and before the Key Trustee Server is asked for the change.
+// begin numbers a change. It is called after the key was read on which the change is made, and
+// before the change is sent to the Key Trustee Server.
 func (m *memory) begin() uint64 {
 	if m == nil {
 		return 0
 	}
-	_, _ = m.load() // a file that cannot be read was told of at the start
+	_, _ = m.load() // a file that cannot be read was reported at the start
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, old := range append([]newest{m.last}, m.last.Before...) {
@@ -99,9 +99,9 @@ func (m *memory) begin() uint64 {
 	return m.n
 }
 
-// remember keeps a change that was acknowledged, and returns those that it knew from a
-// clock that was ahead. The Key Trustee Server takes no request of a wrong clock, so the
-// clock of n is right.
+// remember stores a change that was acknowledged, and returns the remembered changes that were made
+// by a clock that was ahead. The Key Trustee Server refuses requests of a wrong clock, so the clock
+// of n is right.
 func (m *memory) remember(n newest) (ahead []newest, err error) {
 	if m == nil {
 		return nil, nil
@@ -114,7 +114,7 @@ func (m *memory) remember(n newest) (ahead []newest, err error) {
 		case old.Key == "":
 			continue
 		case old.Key == n.Key && old.N > n.N:
-			return nil, nil // the newer one ended first
+			return nil, nil // the newer change ended first
 		case old.Key == n.Key && n.Deleted && !old.Deleted && old.Made != n.Made:
 			return nil, nil // a deleted key was purged, and another of its name is there
 		case old.Key == n.Key:
@@ -123,7 +123,7 @@ func (m *memory) remember(n newest) (ahead []newest, err error) {
 		old.Before = nil
 		if old.ahead(n.At) {
 			ahead = append(ahead, old)
-			old.At = time.Time{} // for good: the time comes when it is not ahead any more
+			old.At = time.Time{} // for good: later the time would not be ahead any more
 		}
 		all = append(all, old)
 	}
@@ -137,29 +137,29 @@ func (m *memory) remember(n newest) (ahead []newest, err error) {
 	return ahead, err
 }
 
-// ahead tells that a change was made by a clock that was ahead of this time, which is a
-// right one: its own time says nothing then.
+// ahead reports whether a change was made by a clock that was ahead of this time, which is right.
+// Then the time of the change says nothing.
 func (n *newest) ahead(now time.Time) bool { return n.At.After(now.Add(skew)) }
 
-// changed tells the memory of the change number n, which put a deposit with that label.
+// changed records change number n, which put a deposit with that label.
 func (p *Provider) changed(n uint64, k *keyDoc, label, uuid string) {
 	p.memorize(newest{N: n, Key: k.Name, Label: label, UUID: uuid, At: p.cfg.Now().UTC(),
 		Version: k.Versions[len(k.Versions)-1].Name, Made: k.Created})
 }
 
-// checkEvery is how often Check asks for all changes that are remembered.
+// checkEvery is how often Check asks the server for all remembered changes.
 const checkEvery = time.Minute
 
-// intact asks, now and then, whether the Key Trustee Server has what is remembered.
+// intact checks regularly whether the Key Trustee Server has what is remembered.
 func (p *Provider) intact(ctx context.Context) error {
 	m := p.cfg.memory
 	if m == nil {
 		return nil
 	}
 	m.mu.Lock()
-	due := time.Since(m.asked) >= checkEvery
+	due := time.Since(m.checked) >= checkEvery
 	if due {
-		m.asked = time.Now()
+		m.checked = time.Now()
 	}
 	why := m.why
 	m.mu.Unlock()
@@ -173,15 +173,15 @@ func (p *Provider) intact(ctx context.Context) error {
 	return p.noted(err)
 }
 
-// noted keeps what was found out of all that is remembered, and returns it. Where nothing was
-// found out, what was known before stays. Material that the server may not have any more is
-// not used from memory.
+// noted stores the result of a check of everything that is remembered, and returns it. If the check
+// had no result, the earlier one stays. Material that the server may have lost is not used from
+// memory.
 func (p *Provider) noted(err error) error {
 	m := p.cfg.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if claviger.Is(err, claviger.Unavailable) {
-		return m.why // who asks for keys says more
+		return m.why // requests for keys report more
 	}
 	m.why = err
 	if err != nil {
@@ -190,9 +190,9 @@ func (p *Provider) noted(err error) error {
 	return err
 }
 
-// changeable refuses a change of a key where this KMS's private key is not in its folder
-// any more, and where the Key Trustee Server was restored from an older backup: it would
-// hide what was lost.
+// changeable refuses a change of a key if this KMS's private key is not in its folder any more, or
+// if the Key Trustee Server was restored from an older backup, because the change would hide what
+// was lost.
 func (p *Provider) changeable(ctx context.Context, op, key string) error {
 	if err := p.cfg.place.check(p.cfg.Now()); err != nil {
 		return claviger.E(op, claviger.Unavailable, key, err)
@@ -203,7 +203,7 @@ func (p *Provider) changeable(ctx context.Context, op, key string) error {
 	}
 	n, err := m.load()
 	if err != nil {
-		return nil //nolint:nilerr // it was said at the start
+		return nil //nolint:nilerr // reported at the start
 	}
 	ask := []newest{n}
 	for _, old := range n.Before {
@@ -215,7 +215,7 @@ func (p *Provider) changeable(ctx context.Context, op, key string) error {
 	why := m.why
 	m.mu.Unlock()
 	if why == nil {
-		// That nothing is lost of these changes says nothing of the others.
+		// If nothing of these changes is lost, others may be.
 		if _, err = p.lost(ctx, ask...); err != nil {
 			why = p.noted(err)
 		}
@@ -237,7 +237,7 @@ func (p *Provider) memorize(n newest) {
 	}
 }
 
-// atStart asks for all that is remembered.
+// atStart checks everything that is remembered.
 func (p *Provider) atStart(ctx context.Context) (warning string, err error) {
 	m := p.cfg.memory
 	n, err := m.load()
@@ -248,8 +248,8 @@ func (p *Provider) atStart(ctx context.Context) (warning string, err error) {
 	return p.lost(ctx, append([]newest{n}, n.Before...)...)
 }
 
-// lost asks whether the Key Trustee Server has what it acknowledged to this host. The
-// error says that it has not, or is of kind Unavailable; the warning, that it may not.
+// lost checks whether the Key Trustee Server has what it acknowledged to this host. The error says
+// that it has not, or has kind Unavailable; the warning says that it may not.
 func (p *Provider) lost(ctx context.Context, changes ...newest) (warning string, err error) {
 	for _, n := range changes {
 		if n.Key == "" || n.Deleted {
@@ -266,8 +266,8 @@ func (p *Provider) lost(ctx context.Context, changes ...newest) (warning string,
 	return warning, nil
 }
 
-// lacksVersion tells whether the key is there, as the one that it was, without the
-// version that was acknowledged.
+// lacksVersion reports whether the key exists, as the same key, without the version that was
+// acknowledged.
 func (p *Provider) lacksVersion(ctx context.Context, n *newest) (bool, error) {
 	const op = "keytrustee.lost"
 	if n.Version == "" {
@@ -296,7 +296,7 @@ func (p *Provider) lacksVersion(ctx context.Context, n *newest) (bool, error) {
 	return there, nil
 }
 
-// clockWas says that a change has a time that is still to come.
+// clockWas says that a change has a time in the future.
 func (p *Provider) clockWas(n *newest) string {
 	return fmt.Sprintf("%s has a change of key %q at %s, which is still to come: the clock of this host was ahead "+
 		"then, or is behind now. Whether the Key Trustee Server has what this change made is seen by the key's "+
@@ -306,7 +306,7 @@ func (p *Provider) clockWas(n *newest) string {
 
 func (p *Provider) lostChange(ctx context.Context, n *newest) (warning string, err error) {
 	file := filepath.Join(p.cfg.memory.folder.Path, newestFile)
-	// Wherever the key is by now, the deposit that it is in is not older.
+	// Wherever the key is now, its deposit is not older.
 	var latest time.Time
 	same := false
 	for _, label := range []string{keyPrefix + n.Key, deletedPrefix + n.Key + "/"} {

@@ -16,8 +16,8 @@ import (
 	"claviger/trustee"
 )
 
-// mismatch is what a Key Trustee KMS says where its hosts have different
-// identities, word by word: operators search for it.
+// mismatch is the message of a Key Trustee KMS whose hosts have different identities, word for
+// word: operators search for it.
 const mismatch = "Unable to verify private key match between KMS hosts. Verify private key files have been synced " +
 	"between all KMS hosts. Aborting to prevent data inconsistency."
 
@@ -26,9 +26,9 @@ const (
 	propertyShared     = "claviger.keytrustee.shared.organization"
 )
 
-// Scheme is the registry's line for keytrustee://file@/PATH/.keytrustee, a folder
-// as a KT KMS keeps it. clientTLS tells whose certificates are believed towards a
-// Key Trustee Server; it has nothing to do with the KMS's own certificate.
+// Scheme is the registry's entry for keytrustee://file@/PATH/.keytrustee, the folder of a KT KMS.
+// clientTLS returns the certificates that are trusted for a Key Trustee Server; they are not the
+// KMS's own.
 func Scheme(clientTLS func(provider.Env) (*tls.Config, error)) provider.Scheme {
 	return provider.Scheme{Name: "keytrustee", Open: func(ctx context.Context, uri string,
 		env provider.Env) (provider.Provider, error) {
@@ -40,7 +40,7 @@ func Scheme(clientTLS func(provider.Env) (*tls.Config, error)) provider.Scheme {
 	}}
 }
 
-// opening is a provider on its way.
+// opening is a provider that is being opened.
 type opening struct {
 	path   string
 	site   site
@@ -48,9 +48,9 @@ type opening struct {
 	client *trustee.Client
 	tls    *tls.Config
 	env    provider.Env
-	shared bool // the organization is not ours alone
+	shared bool // other KMS hosts have the organization too
 	log    *slog.Logger
-	// release ends the lock of a KMS on its folder.
+	// release frees the lock of the KMS on its folder.
 	release func()
 }
 
@@ -64,7 +64,7 @@ func open(ctx context.Context, uri string, env provider.Env,
 	if o.log == nil {
 		o.log = slog.New(slog.DiscardHandler)
 	}
-	// Before files and servers are asked: what is wrong here is not theirs.
+	// Before any file or server is used: they are not at fault here.
 	cfg := Config{URI: uri, Log: o.log}
 	if cfg.SoftDelete, err = env.Bool(propertySoftDelete, true); err != nil {
 		return nil, err
@@ -105,7 +105,7 @@ func open(ctx context.Context, uri string, env provider.Env,
 	}
 	cfg.Box, cfg.Identity = o.client, o.folder.Identity
 	cfg.Closer = func() error { o.client.Close(); o.release(); return nil }
-	if env.Source { // which changes nothing, and whose folder is a copy of another host's
+	if env.Source { // a source changes nothing, and its folder is a copy of another host's
 		return New(cfg), nil
 	}
 	markServed(o.folder, time.Now(), o.log)
@@ -137,9 +137,8 @@ func materialLife(env provider.Env) (time.Duration, error) {
 	return d, nil
 }
 
-// load brings identity, servers and registration together. What can be asked only
-// of a server that does not answer is put off where the folder says that it was
-// asked before.
+// load reads identity, servers and registration. If a server does not answer, requests to it are
+// postponed, provided that the folder says they were answered before.
 func (o *opening) load(ctx context.Context) error {
 	folder, err := trustee.LoadFolder(o.path)
 	switch {
@@ -172,7 +171,7 @@ func (o *opening) load(ctx context.Context) error {
 	case folder.Registered.IsZero():
 		return o.register(ctx)
 	case o.env.Source:
-		return nil // a copy of a folder is as good as the KMS that it is of
+		return nil // a copy of a folder is as good as the KMS's own
 	}
 	return o.compare(ctx)
 }
@@ -204,8 +203,8 @@ func (o *opening) newFolder() (*trustee.Folder, error) {
 	return folder, nil
 }
 
-// newClient makes a client of the servers that kts-site.xml names. Active and
-// passive have one identity.
+// newClient makes a client of the servers in kts-site.xml. The active and the passive server have
+// one identity.
 func (o *opening) newClient() (*trustee.Client, error) {
 	cfg := trustee.ClientConfig{Identity: o.folder.Identity, TLS: o.tls, RoundRobin: o.site.roundRobin &&
 		len(o.site.hosts) > 1, MaxConns: o.site.pool, Log: o.log}
@@ -219,7 +218,7 @@ func (o *opening) newClient() (*trustee.Client, error) {
 	return trustee.NewClient(cfg)
 }
 
-// introduce asks the servers who they are, once, over TLS.
+// introduce asks the servers for their identity, once, over TLS.
 func (o *opening) introduce(ctx context.Context) error {
 	var errs []error
 	for _, host := range o.site.hosts {
@@ -268,8 +267,8 @@ func (o *opening) register(ctx context.Context) error {
 	return o.folder.Save()
 }
 
-// compare refuses to start where another identity of the organization was there
-// first: the keys of one host are lost to the other.
+// compare refuses to start if another identity of the organization was registered first: then one
+// host could not read the keys of the other.
 func (o *opening) compare(ctx context.Context) error {
 	if o.shared {
 		return nil

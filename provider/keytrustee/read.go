@@ -132,8 +132,7 @@ func (p *Provider) version(ctx context.Context, op, version string) (claviger.Ke
 	return p.fetch(ctx, op, k, ref)
 }
 
-// EncryptBlocks encrypts with the version's material, which it fetches where it is
-// not in memory.
+// EncryptBlocks encrypts with the version's material, which it fetches if it is not in memory.
 func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
 	const op = "keytrustee.EncryptBlocks"
 	if err := p.ready(ctx, op, version); err != nil {
@@ -159,7 +158,7 @@ func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []b
 	return nil
 }
 
-// Deleted returns the keys that were deleted softly, longest deleted first.
+// Deleted returns the keys that were deleted softly, the oldest deletion first.
 func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Deleted, error) {
 	const op = "keytrustee.Deleted"
 	if err := p.ready(ctx, op, ""); err != nil {
@@ -189,8 +188,7 @@ func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Del
 	return list, nil
 }
 
-// deletedDocs returns the deleted keys of a name, "" is any, longest deleted
-// first.
+// deletedDocs returns the deleted keys of a name ("" for all), the oldest deletion first.
 func (p *Provider) deletedDocs(ctx context.Context, op, name string) ([]*keyDoc, error) {
 	prefix := deletedPrefix
 	if name != "" {
@@ -214,13 +212,12 @@ func (p *Provider) deletedDocs(ctx context.Context, op, name string) ([]*keyDoc,
 	if err != nil {
 		return nil, err
 	}
-	docs = slices.DeleteFunc(docs, func(k *keyDoc) bool { return k == nil }) // somebody was faster
+	docs = slices.DeleteFunc(docs, func(k *keyDoc) bool { return k == nil }) // purged meanwhile
 	slices.SortStableFunc(docs, func(a, b *keyDoc) int { return since(a).Compare(since(b)) })
 	return docs, nil
 }
 
-// ofDeleted returns the name of the key that a label deleted/<name>/<id> is of; ""
-// of any other.
+// ofDeleted returns the name of the key in a label deleted/<name>/<id>, or "" for any other label.
 func ofDeleted(label string) string {
 	if kind, name := trustee.KeyOfLabel(label); kind == deletedPrefix {
 		return name

@@ -7,13 +7,13 @@ import (
 	"claviger"
 )
 
-// maxSeen bounds the versions that are remembered to have been there.
+// maxSeen bounds the versions that are remembered.
 const maxSeen = 1 << 16
 
-// seen are the versions that this process has had from the Key Trustee Server, with the
-// time at which their key was made: EDEKs of them have been handed out, and wait in the
-// queues of NameNodes and in files. One that is not there any more is not known to be
-// nothing: the server may have been restored from an older backup.
+// seen are the versions that this process has had from the Key Trustee Server, with the time at
+// which their key was made. EDEKs of them were handed out, and wait in the queues of NameNodes and
+// in files. If such a version is not found any more, the server may have been restored from an
+// older backup.
 type seen struct {
 	mu   sync.Mutex
 	made map[string]int64
@@ -34,7 +34,7 @@ func (s *seen) add(version string, made int64) {
 	s.made[version] = made
 }
 
-// forget is told of versions that this process has ended.
+// forget removes versions that this process has ended.
 func (s *seen) forget(versions []versionRef) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -50,10 +50,9 @@ func (s *seen) find(version string) (made int64, ok bool) {
 	return made, ok
 }
 
-// absent is the error for a version that the key k, nil where there is none, does not
-// name. It is of kind VersionNotFound, which is final to clients, unless the version was
-// there before and nobody is known to have ended it; or the server is known to have lost
-// what it acknowledged.
+// absent is the error for a version that the key k does not name; k is nil if there is no key. Its
+// kind is VersionNotFound, which is final to clients, unless the version existed before and is not
+// known to have ended, or the server is known to have lost what it acknowledged.
 func (p *Provider) absent(ctx context.Context, op, name, version string, k *keyDoc) error {
 	none := claviger.E(op, claviger.VersionNotFound, version, nil)
 	if m := p.cfg.memory; m != nil {
@@ -82,7 +81,7 @@ func (p *Provider) absent(ctx context.Context, op, name, version string, k *keyD
 	without := false
 	for _, d := range docs {
 		if _, ok := d.find(version); ok {
-			return none // it was deleted
+			return none // the version was deleted
 		}
 		without = without || d.Created == made
 	}
@@ -90,7 +89,7 @@ func (p *Provider) absent(ctx context.Context, op, name, version string, k *keyD
 		"claviger trustee recover there and claviger trustee adopt here; NameNodes that have EDEKs of that version " +
 		"in their queues must be restarted"
 	switch {
-	case without: // versions end with their keys alone
+	case without: // a version ends only with its key
 		return claviger.Errorf(op, claviger.Unavailable, version, "this version was at the Key Trustee Server, which "+
 			"has its key without it now: "+restored)
 	case had:
@@ -101,7 +100,7 @@ func (p *Provider) absent(ctx context.Context, op, name, version string, k *keyD
 	return none
 }
 
-// acknowledged tells whether the file remembers that the server has acknowledged a version.
+// acknowledged reports whether the file remembers that the server acknowledged a version.
 func (m *memory) acknowledged(version string) (made int64, ok bool) {
 	if m == nil {
 		return 0, false

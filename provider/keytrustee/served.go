@@ -20,15 +20,15 @@ import (
 )
 
 const (
-	// ServedFile is the mark of a KMS that is served from a .keytrustee folder: in the
-	// folder, and beside it under the folder's name and this one, where it stays when the
-	// folder is moved or not mounted. Each start of the KMS writes both.
+	// ServedFile is the mark of a KMS that runs from a .keytrustee folder. One mark is in the
+	// folder; another is beside it, named after the folder and this file, and stays when the folder
+	// is moved or not mounted. Each start of the KMS writes both.
 	ServedFile = "served.json"
 	// LockFile is in the folder. A KMS shares its lock (package owner) while it runs.
 	LockFile = "served.lock"
 )
 
-// served is the mark.
+// served is the content of a mark.
 type served struct {
 	Folder   string    `json:"folder"`   // trustee.Mark of the folder
 	Identity string    `json:"identity"` // as keytrustee.conf has it
@@ -38,7 +38,7 @@ type served struct {
 // besideFolder names the mark beside a folder.
 func besideFolder(dir string) string { return filepath.Clean(dir) + "." + ServedFile }
 
-// share takes the folder for a running KMS, beside other KMS processes of the folder.
+// share claims the folder for a running KMS, together with other KMS processes of the folder.
 func share(dir, conf string, log *slog.Logger) (release func(), err error) {
 	release, err = owner.Share(filepath.Join(dir, LockFile), dir, owner.Self("a Key Trustee KMS", conf))
 	if errors.As(err, new(*owner.InUseError)) {
@@ -69,12 +69,11 @@ func markServed(f *trustee.Folder, now time.Time, log *slog.Logger) {
 	}
 }
 
-// readServed reads a mark; nil where none is there. A mark that cannot be understood is
-// one without content.
+// readServed reads a mark; nil if there is none. A mark that cannot be decoded is returned empty.
 func readServed(file string) (*served, error) {
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // no mark is no error
+		return nil, nil // a missing mark is no error
 	}
 	if err != nil {
 		return nil, err
@@ -86,8 +85,8 @@ func readServed(file string) (*served, error) {
 	return s, nil
 }
 
-// servedBefore refuses to make an identity in an empty place where a KMS had one: the new
-// one could open none of its keys.
+// servedBefore refuses to make an identity in an empty place where a KMS had one: the new identity
+// could open none of its keys.
 func servedBefore(dir string) error {
 	file := besideFolder(dir)
 	s, err := readServed(file)
@@ -102,15 +101,14 @@ func servedBefore(dir string) error {
 		trustee.PrivateRing, file)
 }
 
-// privateKeys are patterns of the files of a folder that hold private OpenPGP keys.
+// privateKeys are patterns for the files of a folder that hold private OpenPGP keys.
 var privateKeys = []string{trustee.PrivateRing, trustee.PrivateRing + "~", trustee.PrivateRing + ".new",
 	"private-keys-v1.d/*.key"}
 
-// Doubt says why a .keytrustee folder may be a KMS's own, whose private key may be the only
-// one that opens its deposits; "" where the folder holds no private key. Nothing in a
-// folder proves that it is a copy: Cloudera's KMS, older ones of ours and one that may not
-// write there leave no mark. An error says that the folder is certainly none, or could not
-// be read.
+// Doubt says why a .keytrustee folder may be a KMS's own, with the only private key that opens its
+// deposits; "" if the folder holds no private key. Nothing in a folder proves that it is a copy:
+// Cloudera's KMS, older versions of ours, and a KMS that may not write there leave no mark. An
+// error says that the path is certainly no such folder, or could not be read.
 func Doubt(dir string) (string, error) {
 	o, running, err := owner.Of(filepath.Join(dir, LockFile))
 	if err != nil {
@@ -162,9 +160,8 @@ func globbed(dir string) string {
 	return string(b)
 }
 
-// place watches that the private key which this KMS has in memory is still in its folder:
-// without it, what is made now could not be opened after a restart. A nil one watches
-// nothing.
+// place watches whether the private key that this KMS has in memory is still in its folder. Without
+// it, keys that are made now could not be opened after a restart. A nil place watches nothing.
 type place struct {
 	folder *trustee.Folder
 
@@ -172,7 +169,7 @@ type place struct {
 	stamp filestamp.Stamp // of the private ring, when the key was last found in it
 }
 
-// check returns an error where the key is not there.
+// check is an error if the key is not there.
 func (p *place) check(now time.Time) error {
 	if p == nil {
 		return nil
@@ -202,10 +199,10 @@ func (p *place) check(now time.Time) error {
 	return nil
 }
 
-// CheckPlace fails while the private key with which this KMS runs is not in its folder.
+// CheckPlace is an error while the private key of this KMS is not in its folder.
 func (p *Provider) CheckPlace(context.Context) error { return p.cfg.place.check(p.cfg.Now()) }
 
-// holds reads the folder and has its key open what is sealed to the one in memory.
+// holds reads the folder and opens, with its key, a message that is sealed to the key in memory.
 func (p *place) holds(now time.Time) error {
 	f, err := trustee.LoadFolder(p.folder.Path)
 	if err != nil {

@@ -35,8 +35,8 @@ type site struct {
 	bits       int
 }
 
-// known are the properties that mean something, and those that Cloudera's KT KMS
-// had and that mean nothing here, with the reason.
+// known are the properties that have a meaning, and those that Cloudera's KT KMS had and that have
+// none here, with the reason.
 var known = map[string]string{
 	"hostname-ACTIVE": "", "hostname-PASSIVE": "", "org": "", "auth": "", "auth.file": "", "roundrobin": "",
 	"pool.max": "", "insecure": "", "keylength": "", "protocol": "",
@@ -48,8 +48,7 @@ var known = map[string]string{
 	"stronglocking":          "changes are compared and set at the Key Trustee Server",
 }
 
-// readSite reads kts-site.xml from where cloudera.hsmkp.ktkms.config.dir says, or
-// from confDir.
+// readSite reads kts-site.xml from the folder in cloudera.hsmkp.ktkms.config.dir, or from confDir.
 func readSite(place, confDir string) (s site, warnings []string, err error) {
 	s.file = filepath.Join(confDir, siteFile)
 	if place != "" {
@@ -85,16 +84,15 @@ func readSite(place, confDir string) (s site, warnings []string, err error) {
 			}
 			warnings = append(warnings, w)
 		case why != "":
-			// Cloudera's tools write all of them: no reason to warn.
+			// Cloudera's tools write all of them, so there is no warning.
 		}
 	}
 	return s, append(c.Warnings(), warnings...), s.read(c)
 }
 
-// Hosts are the Key Trustee Servers that kts-site.xml names ("host:port", the active
-// one first); insecure: it says that their certificates are not verified. place and
-// confDir are as in the configuration: where cloudera.hsmkp.ktkms.config.dir points,
-// and the folder of kms-site.xml.
+// Hosts are the Key Trustee Servers in kts-site.xml ("host:port", the active one first). insecure
+// is true if their certificates are not verified. place is the value of
+// cloudera.hsmkp.ktkms.config.dir, and confDir the folder of kms-site.xml.
 func Hosts(place, confDir string) (hosts []string, insecure bool, err error) {
 	s, _, err := readSite(place, confDir)
 	s.auth.Wipe()
@@ -106,8 +104,8 @@ func holding(path, what string) secret.File {
 	return secret.File{Path: path, Harm: "and holds a secret (" + what + ")"}
 }
 
-// SecretFiles are kts-site.xml, where it holds the organization's secret, and the file
-// that holds it otherwise; the arguments are those of Hosts.
+// SecretFiles are kts-site.xml, if it holds the organization's secret, and the file that holds it
+// otherwise. The arguments are those of Hosts.
 func SecretFiles(place, confDir string) []secret.File {
 	s, _, _ := readSite(place, confDir) // opening the provider says what is wrong
 	s.auth.Wipe()
@@ -191,7 +189,7 @@ func (s *site) read(c *hadoopconf.Conf) error {
 	return nil
 }
 
-// hostPort takes a host with or without a port.
+// hostPort accepts a host with or without a port.
 func hostPort(v string) (string, error) {
 	if strings.ContainsAny(v, "/ @?#") {
 		return "", fmt.Errorf("it must be a host's name, with :PORT where that is not %d", trustee.Port)

@@ -18,8 +18,7 @@ import (
 // since is when a deleted key was deleted.
 func since(k *keyDoc) time.Time { return time.UnixMilli(k.Deleted) }
 
-// grow deposits a new version, which no key names yet, and returns it with its
-// material.
+// grow deposits a new version, which no key names yet, and returns it with its material.
 func (p *Provider) grow(ctx context.Context, op, name string, bits int, given secret.Bytes) (claviger.KeyVersion,
 	versionRef, error) {
 	material := slices.Clone(given)
@@ -36,8 +35,7 @@ func (p *Provider) grow(ctx context.Context, op, name string, bits int, given se
 	return v, versionRef{v.Name, uuid}, nil
 }
 
-// drop takes back a version that no key came to name. What is left where it
-// fails, clean finds.
+// drop removes a version that no key names. If that fails, clean finds the version later.
 func (p *Provider) drop(ctx context.Context, v *claviger.KeyVersion, ref versionRef) {
 	v.Material.Wipe()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
@@ -53,8 +51,8 @@ func (p *Provider) drop(ctx context.Context, v *claviger.KeyVersion, ref version
 	}
 }
 
-// refused reports whether a box's error means that nothing was changed. Where no
-// answer came, it may have been.
+// refused reports whether a box's error means that nothing was changed. Without an answer, the
+// change may have been made.
 func refused(err error) bool {
 	switch claviger.KindOf(err) {
 	case claviger.KeyExists, claviger.KeyNotFound, claviger.Denied, claviger.Invalid:
@@ -112,7 +110,7 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.Key
 	return v, nil
 }
 
-// keep remembers a version of a key that was made at that time.
+// keep stores a version of a key that was made at that time.
 func (p *Provider) keep(v *claviger.KeyVersion, made int64) {
 	p.seen.add(v.Name, made)
 	if err := p.kept.keep(v.Name, v.Material); err != nil {
@@ -125,7 +123,7 @@ func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes)
 	return p.RollIf(ctx, name, material, provider.Anyway)
 }
 
-// RollIf is Roll where may allows it.
+// RollIf is Roll if may allows it.
 func (p *Provider) RollIf(ctx context.Context, name string, material secret.Bytes,
 	may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	const op = "keytrustee.Roll"
@@ -158,7 +156,7 @@ func (p *Provider) RollIf(ctx context.Context, name string, material secret.Byte
 	bits := k.Length
 	var made int64
 	err = p.replace(ctx, op, name, k, func(k *keyDoc) (string, error) {
-		if k.Length != bits { // deleted, and made anew
+		if k.Length != bits { // the key was deleted and made anew
 			return "", claviger.Errorf(op, claviger.KeyNotFound, name, "the key was deleted meanwhile")
 		}
 		m := k.metadata()
@@ -180,9 +178,9 @@ func (p *Provider) RollIf(ctx context.Context, name string, material secret.Byte
 	return v, nil
 }
 
-// replace changes a key's deposit by compare and set: change gets the key as it
-// is, and returns the label of the deposit that takes its place. k is what was
-// read last, nil where nothing was. Kind KeyNotFound where there is no such key.
+// replace changes a key's deposit by compare and set. change gets the key as it is, and returns the
+// label of the new deposit. k is the key as it was last read, or nil. Kind KeyNotFound if there is
+// no such key.
 func (p *Provider) replace(ctx context.Context, op, name string, k *keyDoc,
 	change func(*keyDoc) (string, error)) error {
 	for range tries {
@@ -208,20 +206,19 @@ func (p *Provider) replace(ctx context.Context, op, name string, k *keyDoc,
 		if !claviger.Is(err, claviger.KeyNotFound) {
 			return failed(op, name, err)
 		}
-		k = nil // somebody was faster
+		k = nil // another host changed the key first
 		select {
 		case <-ctx.Done():
 			return claviger.E(op, claviger.Unavailable, name, ctx.Err())
-		case <-time.After(mathrand.N(20 * time.Millisecond)): //nolint:gosec // to part those who race
+		case <-time.After(mathrand.N(20 * time.Millisecond)): //nolint:gosec // so that hosts do not collide again
 		}
 	}
 	return claviger.Errorf(op, claviger.Unavailable, name, "others change the key all the time: %d tries were in vain",
 		tries)
 }
 
-// clean takes away versions of the key that nothing names and nothing will: what
-// changes left that were broken off. k is the key, nil where there is none. It is
-// housekeeping: where it fails, it is left to the next change.
+// clean removes versions of the key that no document names or will name: the remains of changes
+// that were broken off. k is the key, or nil. If it fails, the next change cleans.
 func (p *Provider) clean(ctx context.Context, name string, k *keyDoc) {
 	const op = "keytrustee.clean"
 	named := map[string]bool{}
@@ -242,7 +239,7 @@ func (p *Provider) clean(ctx context.Context, name string, k *keyDoc) {
 	if err == nil && len(strays) > 0 {
 		var docs []*keyDoc
 		if docs, err = p.deletedDocs(ctx, op, name); err == nil {
-			// A key that came back meanwhile is read again.
+			// A key may have come back meanwhile, so it is read again.
 			var again *keyDoc
 			if again, err = p.key(ctx, op, name); again != nil {
 				docs = append(docs, again)
@@ -276,12 +273,12 @@ func (p *Provider) end(ctx context.Context, uuids []string) error {
 	return nil
 }
 
-// Delete ends a key, or puts it out of sight.
+// Delete ends a key, or with SoftDelete hides it.
 func (p *Provider) Delete(ctx context.Context, name string) error {
 	return p.DeleteIf(ctx, name, provider.Anyway)
 }
 
-// DeleteIf is Delete where may allows it.
+// DeleteIf is Delete if may allows it.
 func (p *Provider) DeleteIf(ctx context.Context, name string, may func(*claviger.Metadata) error) error {
 	const op = "keytrustee.Delete"
 	if err := p.ready(ctx, op, name); err != nil {
@@ -349,7 +346,7 @@ func (p *Provider) Undelete(ctx context.Context, name, version string) error {
 	return nil
 }
 
-// having returns those that have one of the versions.
+// having returns the keys that have one of the versions.
 func having(docs []*keyDoc, versions ...string) []*keyDoc {
 	return slices.DeleteFunc(docs, func(k *keyDoc) bool {
 		return !slices.ContainsFunc(k.Versions, func(v versionRef) bool { return slices.Contains(versions, v.Name) })
@@ -384,9 +381,9 @@ func (p *Provider) Purge(ctx context.Context, name string, versions ...string) e
 	return nil
 }
 
-// purge ends a deleted key: its versions, then its own deposit, which names them
-// until they are gone. A version that another document of the name names, too, stays with
-// that: a trustee's operator can bring a deleted key back beside the deleted one.
+// purge ends a deleted key: its versions first, then its own deposit, which names them until they
+// are gone. A version that another document of the name names too is kept for that document: a
+// trustee's operator can bring a deleted key back beside the deleted one.
 func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {
 	n := p.cfg.memory.begin()
 	ends := slices.Clone(k.Versions)
@@ -399,7 +396,7 @@ func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {
 	for _, v := range ends {
 		mine[v.UUID] = true
 	}
-	// What an earlier call has done is not asked for again: a box does all or none.
+	// Deposits that an earlier call has ended are left out: a box ends all or none.
 	for _, deleted := range []bool{false, true} {
 		var left []string
 		err := p.list(ctx, versionPrefix+k.Name+"@", deleted, func(d *trustee.Deposit) {
@@ -430,13 +427,13 @@ func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {
 	return nil
 }
 
-// others returns the uuids of the versions that documents of k's name other than k name.
+// others returns the uuids of the versions that other documents of k's name name.
 func (p *Provider) others(ctx context.Context, op string, k *keyDoc) (map[string]bool, error) {
 	docs, err := p.deletedDocs(ctx, op, k.Name)
 	if err != nil {
 		return nil, err
 	}
-	live, err := p.key(ctx, op, k.Name) // after the deleted ones, of which one may come back meanwhile
+	live, err := p.key(ctx, op, k.Name) // read last, because a deleted key may come back meanwhile
 	if err != nil {
 		return nil, err
 	}

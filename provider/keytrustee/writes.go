@@ -10,13 +10,13 @@ import (
 )
 
 const (
-	// probePause is how often CheckWrites makes a change, after one was refused.
+	// probePause is how often CheckWrites makes a change after one was refused.
 	probePause = time.Minute
-	// waited is how long a change may take. One that took longer, and was not made, is a
-	// fault, also where its caller gave up by then: a Key Trustee Server whose disk hangs
-	// reads on, and answers no change.
+	// waited is how long a change may take. A change that took longer and was not made is a fault,
+	// even if its caller gave up: a Key Trustee Server whose disk hangs still answers reads, but no
+	// change.
 	waited = 5 * time.Second
-	// probeLabel begins the labels of such deposits, which are purged again.
+	// probeLabel begins the labels of the deposits of CheckWrites, which are purged again.
 	probeLabel = "probe/"
 )
 
@@ -27,9 +27,8 @@ type Seen struct {
 	Err  error
 }
 
-// written is a Box that remembers how the last change ended, unless that tells of the
-// key or of an impatient caller alone: a Key Trustee Server whose disk is full reads on, and
-// takes no key.
+// written is a Box that remembers how the last change ended, unless the end concerns the key or an
+// impatient caller alone. A Key Trustee Server whose disk is full answers reads and stores no key.
 type written struct {
 	trustee.Box
 
@@ -76,7 +75,7 @@ func (w *written) Purge(ctx context.Context, uuids ...string) error {
 	return err
 }
 
-// LastWrite is how the last change ended that the Key Trustee Servers were asked for.
+// LastWrite returns how the last change ended that was sent to the Key Trustee Servers.
 func (p *Provider) LastWrite() (Seen, bool) {
 	w := p.written
 	w.mu.Lock()
@@ -91,8 +90,8 @@ func (p *Provider) LastWrite() (Seen, bool) {
 	return s, !s.At.IsZero()
 }
 
-// CheckWrites fails after the Key Trustee Servers have taken no change, until they take
-// one. That is tried once a minute, with a deposit that is purged again.
+// CheckWrites fails after the Key Trustee Servers have refused a change, until they store one. Once
+// a minute it tries that, with a deposit that is purged again.
 func (p *Provider) CheckWrites(ctx context.Context) error {
 	if err := p.ready(ctx, "keytrustee.CheckWrites", ""); err != nil {
 		return err

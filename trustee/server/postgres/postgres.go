@@ -1,9 +1,8 @@
-// Package postgres keeps a Key Trustee Server's organizations, clients and deposits
-// in a PostgreSQL database, version 13 or newer. Several servers of one identity
-// may use one database.
+// Package postgres keeps a Key Trustee Server's organizations, clients and deposits in a PostgreSQL
+// database, version 13 or newer. Several servers of one identity may use one database.
 //
-// A second copy is PostgreSQL's own streaming replication: a server whose database
-// is a standby answers reads, and refuses changes as the passive one of two does.
+// The second copy is PostgreSQL's own streaming replication: a server whose database is a standby
+// answers reads and refuses changes, as the passive one of two servers does.
 package postgres
 
 import (
@@ -36,24 +35,24 @@ var parts string
 const (
 	// schemaVersion is the number of the newest file in migrations.
 	schemaVersion = 1
-	// schemaLock is the advisory lock of whoever brings the schema up to date: "CLTR".
+	// schemaLock is the advisory lock for upgrades of the schema: "CLTR".
 	schemaLock = 0x434c5452
 )
 
-// Config is how a store is opened.
+// Config says how a store is opened.
 type Config struct {
-	// URI is libpq's, without a password. Where it names one host alone that may be a
-	// standby; of several the one that takes writes is used, unless
-	// target_session_attrs says otherwise.
+	// URI is libpq's, without a password. A single host in it may be a standby. Of several hosts,
+	// the one that takes writes is used, unless target_session_attrs says otherwise.
 	URI string
-	// Where the URI is written, in the words of errors.
+	// Where is the place of the URI, in errors.
 	Where string
-	// Identity is the server's fingerprint: a database serves one identity.
+	// Identity is the server's fingerprint: a database belongs to one identity.
 	Identity string
-	// Claim takes a database that is no identity's yet; else that is kind Invalid.
+	// Claim takes a database that belongs to no identity yet. Otherwise such a database is kind
+	// Invalid.
 	Claim bool
 	Log   *slog.Logger // nil discards
-	// Patience is how long a call tries to get through; 0 is 5 s.
+	// Patience is how long a call tries to reach the database; 0 is 5 s.
 	Patience time.Duration
 }
 
@@ -65,8 +64,8 @@ type Store struct {
 
 var _ server.Store = (*Store)(nil)
 
-// Open opens the store, and brings its schema up to date. Kind Invalid where the
-// database is that of another identity.
+// Open opens the store and upgrades its schema. Kind Invalid if the database belongs to another
+// identity.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	const op = "trustee/server/postgres.Open"
 	db, err := pgdb.Open(ctx, pgdb.Config{
@@ -116,7 +115,7 @@ func (s *Store) prepare(ctx context.Context, c Config) error {
 	return err
 }
 
-// lockSchema holds a session's lock: it goes with the session, however that ends.
+// lockSchema takes a lock of a session, which ends with the session.
 func (s *Store) lockSchema(ctx context.Context) (func(), error) {
 	conn, err := s.db.Pool().Acquire(ctx)
 	if err != nil {
@@ -160,7 +159,7 @@ func (s *Store) Role(ctx context.Context) (server.Role, error) {
 	return server.RoleActive, s.fail(op, "", err)
 }
 
-// Release empties the database, and makes it no identity's again.
+// Release empties the database, which then belongs to no identity.
 func (s *Store) Release(ctx context.Context) error {
 	const op = "trustee/server/postgres.Release"
 	return s.change(ctx, op, "", server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
@@ -172,8 +171,8 @@ func (s *Store) Release(ctx context.Context) error {
 // promoteTimeout bounds how long a standby takes to become a primary.
 const promoteTimeout = 60 * time.Second
 
-// Promote makes the standby that is the database a primary. The role needs
-// EXECUTE on the function pg_promote.
+// Promote makes the database, a standby, a primary. The role needs EXECUTE on the function
+// pg_promote.
 func (s *Store) Promote(ctx context.Context) error {
 	const op = "trustee/server/postgres.Promote"
 	return s.db.Once(ctx, op, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(ctx context.Context, tx pgx.Tx) error {
@@ -192,7 +191,7 @@ func (s *Store) Promote(ctx context.Context) error {
 	})
 }
 
-// Deposits counts those that are live and those that are deleted and can come back.
+// Deposits counts the live deposits, and the deleted ones that can be brought back.
 func (s *Store) Deposits(ctx context.Context) (live, deleted int64, err error) {
 	const op = "trustee/server/postgres.Deposits"
 	err = s.db.Read(ctx, op, "", func(ctx context.Context) error {
@@ -224,15 +223,16 @@ func (s *Store) Wrapped(ctx context.Context, bytes int, f func(uuid string, head
 	return s.fail(op, "", err)
 }
 
-// CheckWrites commits a record of the log of PostgreSQL that changes nothing, which takes
-// a primary that may be written, and room on its disk.
+// CheckWrites commits a record of PostgreSQL's log that changes nothing. That needs a primary that
+// may be written, and room on its disk.
 func (s *Store) CheckWrites(ctx context.Context) error {
 	if role, err := s.Role(ctx); err != nil || role == server.RolePassive {
 		return err
 	}
 	return s.change(ctx, "trustee/server/postgres.CheckWrites", "", server.Once{},
 		func(ctx context.Context, tx pgx.Tx) error {
-			_, err := tx.Exec(ctx, `SELECT pg_logical_emit_message(true, 'claviger', $1)`, strings.Repeat("0", probeRoom))
+			_, err := tx.Exec(ctx, `SELECT pg_logical_emit_message(true, 'claviger', $1)`,
+				strings.Repeat("0", probeRoom))
 			return err
 		})
 }
@@ -240,11 +240,10 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 // probeRoom is how many bytes CheckWrites writes.
 const probeRoom = 8 << 10
 
-// Failures is how often the store could not do what it was asked for, as against
-// refusing it.
+// Failures is how often the store failed. A refusal is no failure.
 func (s *Store) Failures() int64 { return s.failures.Load() }
 
-// fail counts what is a fault, and gives an error the store's words.
+// fail turns an error into one of ours, and counts it if the store is at fault.
 func (s *Store) fail(op, key string, err error) error {
 	if err == nil {
 		return nil
@@ -260,8 +259,8 @@ func (s *Store) fail(op, key string, err error) error {
 	return err
 }
 
-// change runs f in one transaction. ctx counts until that begins: what is under way
-// is not broken off by a client that goes.
+// change runs f in one transaction. ctx counts until the transaction begins: a client that
+// disconnects does not stop a running change.
 func (s *Store) change(ctx context.Context, op, key string, once server.Once,
 	f func(ctx context.Context, tx pgx.Tx) error) error {
 	if err := ctx.Err(); err != nil {
@@ -270,7 +269,8 @@ func (s *Store) change(ctx context.Context, op, key string, once server.Once,
 	err := s.db.Update(context.WithoutCancel(ctx), op, key, pgx.ReadCommitted,
 		func(ctx context.Context, tx pgx.Tx) error {
 			if once.Digest != "" {
-				tag, err := tx.Exec(ctx, `INSERT INTO trustee_once (digest, until) VALUES ($1, $2) ON CONFLICT DO NOTHING`,
+				tag, err := tx.Exec(ctx,
+					`INSERT INTO trustee_once (digest, until) VALUES ($1, $2) ON CONFLICT DO NOTHING`,
 					once.Digest, once.Until.UnixMilli())
 				if err != nil {
 					return err
@@ -288,7 +288,7 @@ func (s *Store) change(ctx context.Context, op, key string, once server.Once,
 	return s.fail(op, key, err)
 }
 
-// one is a statement that changes exactly one row.
+// one runs a statement that must change exactly one row.
 func one(ctx context.Context, tx pgx.Tx, op, key, query string, args ...any) error {
 	tag, err := tx.Exec(ctx, query, args...)
 	if err == nil && tag.RowsAffected() != 1 {
@@ -318,7 +318,7 @@ func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once
 	const op = "trustee/server/postgres.AddClient"
 	err := s.change(ctx, op, c.Fingerprint, once, func(ctx context.Context, tx pgx.Tx) error {
 		if c.State == server.Pending {
-			// Those who count wait for each other.
+			// Transactions that count pending clients wait for each other.
 			if err := one(ctx, tx, op, c.Org, `SELECT FROM trustee_org WHERE name = $1 FOR NO KEY UPDATE`,
 				c.Org); err != nil {
 				return err
@@ -380,9 +380,9 @@ func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once ser
 	})
 }
 
-// each changes all of the owner's deposits that are named, or none. Everybody takes
-// them in the same order: those who wait for each other in a ring each wait for the
-// server's deadlock_timeout, one after the other.
+// each changes all named deposits of the owner, or none. All callers take them in the same order:
+// transactions that wait for each other in a ring would each wait for the server's
+// deadlock_timeout.
 func (s *Store) each(ctx context.Context, op, owner string, uuids []string, once server.Once, query string,
 	further ...any) error {
 	uuids = slices.Sorted(slices.Values(uuids))

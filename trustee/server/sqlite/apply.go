@@ -11,9 +11,9 @@ import (
 	"claviger/trustee/server"
 )
 
-// apply makes a change, in which the request that asked for it is remembered. What
-// it does depends on nothing but ch and the tables: on a second store of the same
-// state it comes to the same. Of ch it changes only Client, to what is stored.
+// apply makes a change and remembers its request. The result depends on ch and the tables alone: on
+// a second store of the same state it is the same. Of ch, apply changes only Client, to the client
+// as it is stored.
 func apply(ctx context.Context, tx *sql.Tx, op string, ch *replica.Change) error {
 	if ch.Once.Digest != "" {
 		res, err := tx.ExecContext(ctx, "INSERT INTO once (digest, until) VALUES (?, ?) ON CONFLICT DO NOTHING",

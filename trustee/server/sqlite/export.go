@@ -65,9 +65,8 @@ func export(ctx context.Context, tx *sql.Tx, f func(server.Record) error) error 
 	return nil
 }
 
-// Import replaces all that the store holds. The log of one of two begins anew: its
-// peer must be given all, and no change of the peer's may be lost by that without
-// an operator.
+// Import replaces everything that the store holds. The log of one of two begins anew: the peer then
+// needs a whole copy, and the peer loses no change without an operator.
 func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) error {
 	const op = "trustee/server/sqlite.Import"
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {

@@ -5,7 +5,7 @@ import (
 	"database/sql"
 )
 
-// Deposits counts those that are live and those that are deleted and can come back.
+// Deposits counts the live deposits, and the deleted ones that can be brought back.
 func (s *Store) Deposits(ctx context.Context) (live, deleted int64, err error) {
 	const op = "trustee/server/sqlite.Deposits"
 	err = s.db.Reader.QueryRowContext(ctx, "SELECT count(*) FILTER (WHERE deleted IS NULL), count(deleted) FROM "+
@@ -16,8 +16,8 @@ func (s *Store) Deposits(ctx context.Context) (live, deleted int64, err error) {
 	return live, deleted, nil
 }
 
-// Wrapped calls f for each live deposit that a Keeper has wrapped, with the first bytes
-// of its content.
+// Wrapped calls f for each live deposit that a Keeper has wrapped, with the first bytes of its
+// content.
 func (s *Store) Wrapped(ctx context.Context, bytes int, f func(uuid string, head []byte)) error {
 	err := eachRow(ctx, s.db.Reader, "SELECT uuid, substr(content, 1, ?) FROM deposit WHERE wrapped AND deleted IS "+
 		"NULL", []any{bytes}, func(rows *sql.Rows) error {
@@ -33,6 +33,5 @@ func (s *Store) Wrapped(ctx context.Context, bytes int, f func(uuid string, head
 	return nil
 }
 
-// Failures is how often the store could not do what it was asked for, as against
-// refusing it.
+// Failures is how often the store failed. A refusal is no failure.
 func (s *Store) Failures() int64 { return s.failures.Load() }

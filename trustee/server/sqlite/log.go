@@ -15,10 +15,9 @@ import (
 	"claviger/trustee/server"
 )
 
-// How many entries of the log are kept: of those that the peer has, for the case
-// that it is brought back to an older state than it told; of others, for as long
-// as it is away. A peer that lacks more gets a whole copy. A purged deposit is
-// gone from the log after as many changes.
+// How many entries of the log are kept. keepShared counts if the peer has them: the peer may be
+// restored to an older state. keepAlone counts while the peer is away. A peer that lacks more gets
+// a whole copy. A purged deposit is gone from the log after as many changes.
 const (
 	keepShared = 100
 	keepAlone  = 10_000
@@ -44,7 +43,7 @@ func writePosition(ctx context.Context, tx *sql.Tx, st *replica.Position) error 
 	return err
 }
 
-// Position is what the store is beside its peer.
+// Position returns the store's position.
 func (s *Store) Position(ctx context.Context) (replica.Position, error) {
 	st, err := readPosition(ctx, s.db.Reader)
 	if err != nil {
@@ -59,7 +58,7 @@ func (s *Store) Role(ctx context.Context) (server.Role, error) {
 	return st.Role, err
 }
 
-// Stand changes it.
+// UpdatePosition changes the store's position.
 func (s *Store) UpdatePosition(ctx context.Context, f func(*replica.Position) error) (st replica.Position, err error) {
 	err = s.change(ctx, "trustee/server/sqlite.UpdatePosition", "", func(ctx context.Context, tx *sql.Tx) error {
 		if st, err = readPosition(ctx, tx); err != nil {
@@ -82,7 +81,7 @@ func (s *Store) UpdatePosition(ctx context.Context, f func(*replica.Position) er
 	return st, err
 }
 
-// Guard has g asked before each change of this process.
+// Guard makes the store call g before each change of this process.
 func (s *Store) Guard(g replica.Guard) { s.guard.Store(&g) }
 
 // mutate makes a change, and logs it.
@@ -127,8 +126,8 @@ func logged(ctx context.Context, tx *sql.Tx, st *replica.Position, e replica.Ent
 	return writePosition(ctx, tx, st)
 }
 
-// prune keeps the newest entries, and the one at which the peer went away: it proves
-// that a peer which comes back there has nothing that this store lacks.
+// prune keeps the newest entries, and the entry at which the peer went away: it proves that a peer
+// which comes back there has nothing that this store lacks.
 func prune(ctx context.Context, tx *sql.Tx, st *replica.Position, keep uint64) error {
 	_, err := tx.ExecContext(ctx, "DELETE FROM change WHERE seq + ?1 <= ?2 AND seq + 1 <> ?3", keep, st.Head.Seq,
 		st.Unshared)
@@ -166,8 +165,8 @@ func (s *Store) Entries(ctx context.Context, after replica.Head, limit, bytes in
 		if err != nil && !errors.Is(err, enough) {
 			return err
 		}
-		// The digests were made anew from after's; that they come to what the log has
-		// proves the whole chain.
+		// The digests were computed again from after's. If the last one equals the digest in the
+		// log, the whole chain is proved.
 		had, err := has(ctx, tx, &st, before)
 		if err == nil && (len(list) == 0 || !had) {
 			err = broken
@@ -211,7 +210,7 @@ func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []
 					"made here, so that the two are not equal: %w: %w", e.Seq, replica.ErrChain, err)
 			}
 			if as == server.RolePassive {
-				st.Unshared = 0 // the active has all that was here before e
+				st.Unshared = 0 // the active server has every change before e
 			}
 			if err := logged(ctx, tx, &st, e, true); err != nil {
 				return err
@@ -221,7 +220,7 @@ func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []
 	})
 }
 
-// has tells whether the log holds that entry, or had it and has dropped it.
+// has reports whether the log holds that entry.
 func has(ctx context.Context, tx *sql.Tx, st *replica.Position, h replica.Head) (bool, error) {
 	if h == st.Head {
 		return true, nil
@@ -234,7 +233,7 @@ func has(ctx context.Context, tx *sql.Tx, st *replica.Position, h replica.Head) 
 	return digest == h.Digest, err
 }
 
-// Has tells whether the log holds that head.
+// Has reports whether the log holds that head.
 func (s *Store) Has(ctx context.Context, h replica.Head) (had bool, err error) {
 	const op = "trustee/server/sqlite.Has"
 	err = s.snapshot(ctx, op, func(tx *sql.Tx) error {
@@ -261,7 +260,7 @@ func (s *Store) Snapshot(ctx context.Context, head func(replica.Head) error, f f
 	})
 }
 
-// Load replaces all by a peer's snapshot.
+// Load replaces everything by a peer's snapshot.
 func (s *Store) Load(ctx context.Context, epoch uint64, head replica.Head, next func() (server.Record, error)) error {
 	const op = "trustee/server/sqlite.Load"
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
@@ -282,8 +281,8 @@ func (s *Store) Load(ctx context.Context, epoch uint64, head replica.Head, next 
 	})
 }
 
-// Save copies the store to a file beside it, readable by its owner alone. The copy is
-// there whole or not at all.
+// Save copies the store to a file beside it, which the owner alone may read. The copy exists whole
+// or not at all.
 func (s *Store) Save(ctx context.Context, why string) (string, error) {
 	const op = "trustee/server/sqlite.Save"
 	name := fmt.Sprintf("%s.%s-%s", s.db.Path(), why, time.Now().UTC().Format("20060102T150405.000000000Z"))

@@ -9,8 +9,8 @@ import (
 	"claviger"
 )
 
-// place knows the file that was opened. SQLite goes on with a file that was moved,
-// removed or replaced, and what it acknowledges then is lost with that file.
+// place remembers the file that was opened. SQLite goes on using a file that was moved, removed or
+// replaced, and the changes that it acknowledges then are lost with that file.
 type place struct {
 	opened os.FileInfo
 
@@ -18,8 +18,8 @@ type place struct {
 	rescued string // the copy that was made when the file was first missed
 }
 
-// inPlace is an error, of kind Unavailable, where the file at the store's path is not
-// the one that was opened.
+// inPlace is an error, of kind Unavailable, if the file at the store's path is not the file that
+// was opened.
 func (s *Store) inPlace(op, key string) error {
 	now, err := os.Stat(s.db.Path())
 	if err == nil && os.SameFile(now, s.place.opened) {
@@ -41,8 +41,8 @@ func (s *Store) inPlace(op, key string) error {
 		"its place", s.db.Path(), what, kept)
 }
 
-// rescue copies all that this process can still read of a file that is not in its
-// place, once. Whether it was moved or removed cannot be told.
+// rescue makes one copy of everything that this process can still read of a file that is not in its
+// place any more. It cannot know whether the file was moved or removed.
 func (s *Store) rescue(ctx context.Context) {
 	s.place.mu.Lock()
 	done := s.place.rescued != ""

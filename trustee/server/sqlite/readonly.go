@@ -10,10 +10,9 @@ import (
 	"claviger/sqlitedb"
 )
 
-// OpenReadOnly opens a store that is there already, for a caller who only reads: it
-// changes nothing of the file. release closes it. A store with an older schema is copied into
-// a folder for temporary files, and that copy is brought up to date. Kind Invalid where
-// the file is empty, or no trustee's store.
+// OpenReadOnly opens an existing store for a caller who only reads, and changes nothing of the
+// file. release closes it. A store with an older schema is copied into a folder for temporary
+// files, and the copy is upgraded. Kind Invalid if the file is empty or not the store of a trustee.
 func OpenReadOnly(ctx context.Context, path string) (_ *Store, release func() error, err error) {
 	const op = "trustee/server/sqlite.OpenReadOnly"
 	info, err := os.Stat(path)
@@ -57,7 +56,7 @@ func OpenReadOnly(ctx context.Context, path string) (_ *Store, release func() er
 	return c, func() error { return errors.Join(c.Close(), os.RemoveAll(dir)) }, nil
 }
 
-// known returns the schema's version of a trustee's store.
+// known returns the version of the schema of a trustee's store.
 func (s *Store) known(ctx context.Context) (int64, error) {
 	version, err := s.db.Version(ctx)
 	if err == nil && version == 0 {

@@ -9,12 +9,12 @@ import (
 	"claviger"
 )
 
-// probeRoom is how much room CheckWrites wants on the store's disk: a deposit of the
-// longest content takes it in the log of changes, and once more in the store.
+// probeRoom is how much room CheckWrites needs on the store's disk: a deposit of the greatest
+// length takes it in the log of changes, and once more in the store.
 const probeRoom = 2 << 20
 
-// CheckWrites sees that there is room beside the store's file, and commits a change that
-// changes nothing.
+// CheckWrites checks that there is room beside the store's file, and commits a change that changes
+// nothing.
 func (s *Store) CheckWrites(ctx context.Context) error {
 	const op = "trustee/server/sqlite.CheckWrites"
 	if err := s.room(); err != nil {
@@ -28,8 +28,8 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 	})
 }
 
-// room writes a file beside the store, and removes it: it is not to last. One that a killed
-// process left is written over.
+// room writes a file beside the store and removes it, so it is not synced by package durable. A
+// file that a killed process left is overwritten.
 func (s *Store) room() (err error) {
 	s.probe.Lock()
 	defer s.probe.Unlock()

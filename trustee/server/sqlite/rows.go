@@ -9,8 +9,7 @@ import (
 	"claviger/trustee/server"
 )
 
-// What a row of each table is read by; a deposit's goes on with its content, or
-// NULL in its place, and FROM.
+// The queries of each table. That of a deposit goes on with its content, or NULL, and FROM.
 const (
 	selectOrg     = "SELECT name, uuid, contacts, auth, created FROM org "
 	selectClient  = "SELECT fingerprint, org, public_key, state, created FROM client "
@@ -22,7 +21,7 @@ type queryer interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }
 
-// eachRow calls f with each row. query is one of ours.
+// eachRow calls f with each row. query is a constant of this package.
 func eachRow(ctx context.Context, q queryer, query string, args []any, f func(*sql.Rows) error) error {
 	rows, err := q.QueryContext(ctx, query, args...)
 	if err != nil {
@@ -121,7 +120,7 @@ func insertDeposit(ctx context.Context, tx *sql.Tx, r *server.Row) error {
 	return err
 }
 
-// millis is a time as it is stored.
+// millis is a time in the form in which it is stored.
 func millis(t time.Time) any {
 	if t.IsZero() {
 		return nil

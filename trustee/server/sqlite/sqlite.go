@@ -1,6 +1,5 @@
-// Package sqlite keeps a Key Trustee Server's organizations, clients and deposits
-// in one SQLite file, opened by package sqlitedb. What a method has returned from
-// survives a power cut.
+// Package sqlite keeps a Key Trustee Server's organizations, clients and deposits in one SQLite
+// file, opened by package sqlitedb. A method's result survives a power cut.
 package sqlite
 
 import (
@@ -29,14 +28,13 @@ const (
 	schemaVersion = 3
 	// applicationID marks the file as ours in SQLite's header: "CLTR".
 	applicationID = 0x434c5452
-	// busyTimeout is how long a write waits for another process's. It is several times
-	// what a server's guard may take: orgtool must find its turn beside a server that
-	// is busy.
+	// busyTimeout is how long a write waits for another process's write. It is several times the
+	// time of a server's guard, so that orgtool can write beside a busy server.
 	busyTimeout = 15 * time.Second
 )
 
-// config is how a trustee's store is kept. What is under way may be at the peer already,
-// and is not broken off.
+// config is how a trustee's store is kept. A running change may have reached the peer already, so
+// it is not broken off.
 var config = sqlitedb.Config{
 	What: "the trustee's store", Readers: 4, Busy: busyTimeout, Finish: true,
 	Damaged: "restore it from a backup, or bring it up anew from the other trustee",
@@ -60,9 +58,8 @@ type Store struct {
 
 var _ server.Store = (*Store)(nil)
 
-// Open opens the store in the file path; with make it makes the file, with mode
-// 0600, where there is none. Kind Invalid where there is none, or another
-// program's file.
+// Open opens the store in the file path. With make, it makes the file with mode 0600 if it does not
+// exist. Kind Invalid if there is no file, or the file of another program.
 func Open(ctx context.Context, path string, make bool) (*Store, error) {
 	const op = "trustee/server/sqlite.Open"
 	if make {
@@ -93,7 +90,7 @@ func open(ctx context.Context, path string, c sqlitedb.Config) (*Store, error) {
 // Close closes the file.
 func (s *Store) Close() error { return s.db.Close() }
 
-// Check asks for one row, and sees that the file is in its place.
+// Check reads one row, and checks that the file is in its place.
 func (s *Store) Check(ctx context.Context) error {
 	if s.inPlace("trustee/server/sqlite.Check", "") != nil {
 		s.rescue(ctx)
@@ -106,7 +103,7 @@ func (s *Store) Check(ctx context.Context) error {
 	return nil
 }
 
-// fail makes an error of what SQLite says.
+// fail turns an error of SQLite into one of ours, and counts it if the store is at fault.
 func (s *Store) fail(op, key string, err error) error {
 	var known *claviger.Error
 	switch {
@@ -114,7 +111,7 @@ func (s *Store) fail(op, key string, err error) error {
 		return err
 	case sqlitedb.NotUnique(err):
 		return claviger.E(op, claviger.KeyExists, key, nil)
-	case !errors.Is(err, context.Canceled): // else the caller has gone: no fault of ours
+	case !errors.Is(err, context.Canceled): // a caller that has gone is no fault of the store
 		s.failures.Add(1)
 	}
 	if sqlitedb.Reported(err) {
@@ -123,7 +120,7 @@ func (s *Store) fail(op, key string, err error) error {
 	return claviger.Errorf(op, claviger.Unavailable, key, "the trustee's store %s: %w", s.db.Path(), err)
 }
 
-// change runs f in one transaction. ctx counts until that begins.
+// change runs f in one transaction. ctx counts until the transaction begins.
 func (s *Store) change(ctx context.Context, op, key string, f func(ctx context.Context, tx *sql.Tx) error) error {
 	if s.inPlace(op, key) != nil {
 		s.rescue(ctx)
