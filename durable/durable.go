@@ -141,7 +141,8 @@ func (p *Pending) Create() error {
 	switch {
 	case errors.Is(err, fs.ErrExist):
 		return &AlreadyError{p.path}
-	case errors.Is(err, errors.ErrUnsupported) || errors.Is(err, syscall.EPERM): // EPERM: link(2), of file systems without hard links
+	case errors.Is(err, errors.ErrUnsupported) || errors.Is(err, syscall.EPERM):
+		// EPERM is what link(2) returns on a file system without hard links.
 		return p.claim()
 	case err != nil:
 		return named("made", p.path, err)

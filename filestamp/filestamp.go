@@ -42,7 +42,7 @@ func Of(path string) (Stamp, error) {
 		}
 		return Stamp{
 			ModTime: time.Unix(st.Mtim.Unix()).UTC(), size: st.Size,
-			device: uint64(st.Dev), inode: st.Ino, changed: st.Ctim, //nolint:unconvert // Dev has another type elsewhere
+			device: uint64(st.Dev), inode: st.Ino, changed: st.Ctim, //nolint:unconvert // Dev has other types elsewhere
 		}, nil
 	}
 }

@@ -68,7 +68,8 @@ func Unreachable(err error) bool {
 	}
 	switch code := Code(err); {
 	case code == "":
-	case strings.HasPrefix(code, "08"), strings.HasPrefix(code, "57P"), code == ReadOnly, code == "53300": // connection, shutdown and start, standby, too many clients
+	case strings.HasPrefix(code, "08"), strings.HasPrefix(code, "57P"), code == ReadOnly, code == "53300":
+		// connection, shutdown and start, standby, too many clients
 		return true
 	default:
 		return false

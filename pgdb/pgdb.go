@@ -235,7 +235,8 @@ func (d *DB) Parts(ctx context.Context, table string) (parts []string, err error
 // version returns the schema's version, 0 for an empty database.
 func (d *DB) version(ctx context.Context, table string) (version int64, err error) {
 	err = d.Read(ctx, "pgdb.Migrate", "", func(ctx context.Context) error {
-		err := d.pool.QueryRow(ctx, `SELECT coalesce(max(version_id), 0) FROM `+pgx.Identifier{table}.Sanitize()+` WHERE is_applied`).Scan(&version)
+		query := `SELECT coalesce(max(version_id), 0) FROM ` + pgx.Identifier{table}.Sanitize() + ` WHERE is_applied`
+		err := d.pool.QueryRow(ctx, query).Scan(&version)
 		if Code(err) == UndefinedTable {
 			return nil
 		}
@@ -344,7 +345,9 @@ func (d *DB) Update(ctx context.Context, op, key string, level pgx.TxIsoLevel,
 	if err := d.oneSystem(op, key); err != nil {
 		return err
 	}
-	return d.Fail(op, key, d.Retry(ctx, func(ctx context.Context) error { return d.transact(ctx, pgx.TxOptions{IsoLevel: level}, f) }))
+	return d.Fail(op, key, d.Retry(ctx, func(ctx context.Context) error {
+		return d.transact(ctx, pgx.TxOptions{IsoLevel: level}, f)
+	}))
 }
 
 // Try runs f in one transaction whose commit is only a probe: if the commit is not answered before
@@ -396,7 +399,8 @@ func (d *DB) transact(ctx context.Context, o pgx.TxOptions, f func(context.Conte
 	}
 	var id string // NULL if the transaction has written nothing
 	if o.AccessMode != pgx.ReadOnly {
-		if err := tx.QueryRow(ctx, `SELECT coalesce(pg_current_xact_id_if_assigned()::text, '')`).Scan(&id); err != nil {
+		err := tx.QueryRow(ctx, `SELECT coalesce(pg_current_xact_id_if_assigned()::text, '')`).Scan(&id)
+		if err != nil {
 			return err
 		}
 	}
@@ -434,7 +438,8 @@ func (d *DB) outcome(ctx context.Context, id string, cause error) error {
 			} else if Code(err) != "" && !Unreachable(err) {
 				return fmt.Errorf("%w (%w)", errInDoubt, cause)
 			}
-		case err == nil && status != nil && *status == "aborted", Code(err) == codeInvalidParameter: // the latter: an id of the future, for a server that was killed before it wrote of it
+		case err == nil && status != nil && *status == "aborted", Code(err) == codeInvalidParameter:
+			// The parameter is an id of the future if the server was killed before it wrote the id.
 			return &abortedError{cause}
 		case err == nil && status == nil, err != nil && Code(err) != "" && !Unreachable(err):
 			return fmt.Errorf("%w (%w)", errInDoubt, cause)
@@ -456,7 +461,8 @@ func (d *DB) barrier(ctx context.Context) error {
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after Commit it does nothing
 	// A commit waits for standbys only if its transaction has an id.
-	if _, err := tx.Exec(ctx, `SELECT pg_current_xact_id(), pg_logical_emit_message(true, 'claviger', '')`); err != nil {
+	_, err = tx.Exec(ctx, `SELECT pg_current_xact_id(), pg_logical_emit_message(true, 'claviger', '')`)
+	if err != nil {
 		return err
 	}
 	return tx.Commit(ctx)

@@ -193,25 +193,29 @@ func TestRefused(t *testing.T) {
 		{edit("unmarked.db", "PRAGMA application_id = 0; PRAGMA journal_mode = DELETE"), claviger.Invalid,
 			`is an SQLite database of another program`},
 	} {
-		t.Run(filepath.Base(tt.path), func(t *testing.T) {
-			before, _ := os.ReadFile(tt.path) // nil for what is no file
-			err := Create(t.Context(), tt.path, testConfig())
-			if err == nil {
-				var d *DB
-				if d, err = Open(t.Context(), tt.path, testConfig()); err == nil {
-					_ = d.Close()
-					t.Fatal("opened")
-				}
-			}
-			text := err.Error()
-			if !strings.Contains(text, tt.path) || !regexp.MustCompile("(?s)"+tt.want).MatchString(text) ||
-				!claviger.Is(err, tt.kind) {
-				t.Errorf("error %q, want the path, %q and kind %v", err, tt.want, tt.kind)
-			}
-			if after, _ := os.ReadFile(tt.path); string(after) != string(before) {
-				t.Error("the refused file was changed")
-			}
-		})
+		t.Run(filepath.Base(tt.path), func(t *testing.T) { refused(t, tt.path, tt.want, tt.kind) })
+	}
+}
+
+// refused demands that Create or Open refuses a file, names it, and does not change it.
+func refused(t *testing.T, path, want string, kind claviger.Kind) {
+	t.Helper()
+	before, _ := os.ReadFile(path) // nil for what is no file
+	err := Create(t.Context(), path, testConfig())
+	if err == nil {
+		var d *DB
+		if d, err = Open(t.Context(), path, testConfig()); err == nil {
+			_ = d.Close()
+			t.Fatal("opened")
+		}
+	}
+	text := err.Error()
+	if !strings.Contains(text, path) || !regexp.MustCompile("(?s)"+want).MatchString(text) ||
+		!claviger.Is(err, kind) {
+		t.Errorf("error %q, want the path, %q and kind %v", err, want, kind)
+	}
+	if after, _ := os.ReadFile(path); string(after) != string(before) {
+		t.Error("the refused file was changed")
 	}
 }
 

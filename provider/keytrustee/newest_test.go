@@ -91,11 +91,11 @@ func TestLossIsNotForgotten(t *testing.T) {
 	if err := p.changeable(t.Context(), "test", "whole"); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("the next change: %v", err)
 	}
-	p.cfg.memory.asked = time.Time{}
+	p.cfg.memory.checked = time.Time{}
 	box.during = func() error { return claviger.E("test", claviger.Unavailable, "", errors.New("no route to host")) }
 	known("without an answer", p.intact(t.Context()))
 	box.list["key/lost"] = trustee.Deposit{UUID: "l", Label: "key/lost", Created: now}
-	p.cfg.memory.asked = time.Time{}
+	p.cfg.memory.checked = time.Time{}
 	if err := errors.Join(p.intact(t.Context()), p.changeable(t.Context(), "test", "whole")); err != nil {
 		t.Errorf("after a newer backup was restored: %v", err)
 	}

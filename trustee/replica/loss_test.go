@@ -66,16 +66,27 @@ func digestOf(t *testing.T, s server.Store) string {
 // anew, restored from an older backup, an older copy, another organization's, half of
 // it) replaces nothing that the passive holds, until an operator says so.
 func TestNothingIsReplaced(t *testing.T) {
-	owner := identities()[1].Fingerprint()
+	for name, c := range replacements() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c.test(t)
+		})
+	}
+}
+
+// replacement is an active server whose store was replaced.
+type replacement struct {
+	older   bool // the store is of before the last changes
+	fill    func(t *testing.T, records []server.Record, copied string) func(path string)
+	alone   bool   // it has made a change alone before the passive is there
+	says    string // of what would be lost
+	keeps   bool   // the store is one of two already
+	promote string // what promote at the passive says; "": it does it
+}
+
+func replacements() map[string]replacement {
 	lostAll := "1 organizations, 1 clients and 3 deposits"
-	for name, c := range map[string]struct {
-		older   bool // the store is of before the last changes
-		fill    func(t *testing.T, records []server.Record, copied string) func(path string)
-		alone   bool   // it has made a change alone before the passive is there
-		says    string // of what would be lost
-		keeps   bool   // the store is one of two already
-		promote string // what promote at the passive says; "": it does it
-	}{
+	return map[string]replacement{
 		"lost and made anew": {says: lostAll, fill: func(*testing.T, []server.Record,
 			string) func(string) {
 			return func(string) {}
@@ -102,82 +113,83 @@ func TestNothingIsReplaced(t *testing.T) {
 					must(t, errors.Join(err, db.Close()))
 				}
 			}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			a, b, client := started(t)
-			must(t, put(t, client, "one", "1"))
-			must(t, put(t, client, "two", "2"))
-			copied := filepath.Join(t.TempDir(), "copied")
-			var records []server.Record
-			keep := func() { a.copyTo(copied); records = storetest.Records(t, a.store) }
-			if c.older {
-				keep()
-			}
-			must(t, put(t, client, "late", "3"))
-			if !c.older {
-				keep()
-			}
-			a.await("being in step", inStep)
-			a.stop()
-			was := digestOf(t, b.store)
-			if c.alone {
-				b.stop()
-			}
-			a.replaceStore(c.fill(t, records, copied))
-			a.start()
-			if c.alone {
-				must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
-				must(t, put(t, a.client(identities()[1]), "alone", "4"))
-				b.start()
-			}
-			a.await("the refusal", func(r replica.StatusReport) bool {
-				return strings.Contains(r.Why, c.says) && strings.Contains(r.Why, "claviger trustee resync --drop "+
-					"here") && !r.Synced
-			})
-			if c.keeps {
-				// The head is one that the passive knows, or the two histories are told apart.
-			} else if r := b.status(); !r.Diverged || !strings.Contains(r.Why, c.says) ||
-				!strings.Contains(r.Why, "claviger trustee promote here") {
-				t.Errorf("the passive's status: %+v", r)
-			}
-			err := a.operator(trustee.VerbResync, replica.ResyncArgs{})
-			if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), c.says) {
-				t.Errorf("resync without a word: %v", err)
-			}
-			if digestOf(t, b.store) != was || len(b.dropped()) > 0 {
-				t.Fatal("the passive has lost something")
-			}
-			if d, err := b.client(identities()[1]).Find(t.Context(), "late"); err != nil || string(d.Content) != "3" {
-				t.Errorf("the passive does not answer: %+v, %v", d, err)
-			}
-			// The cure that is named. What the other alone holds is not dropped by it.
-			err = b.operator(trustee.VerbPromote, replica.PromoteArgs{})
-			if c.promote == "" {
-				must(t, err)
-				b.await("being in step", inStep)
-			} else if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), c.promote) {
-				t.Errorf("promote of the passive: %v", err)
-			} else {
-				// The operator's word for the active one's store.
-				must(t, a.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
-				a.await("being in step", inStep)
-				kept := b.dropped()
-				if len(kept) != 1 {
-					t.Fatalf("%q", kept)
-				}
-				old, err := sqlite.Open(t.Context(), kept[0], false)
-				must(t, err)
-				defer old.Close()
-				if _, err := old.Find(t.Context(), owner, "late"); err != nil || digestOf(t, old) != was {
-					t.Errorf("what was dropped is not kept: %v", err)
-				}
-				return
-			}
-			if digestOf(t, a.store) != was || digestOf(t, b.store) != was {
-				t.Error("the two do not hold what the passive held")
-			}
-		})
+	}
+}
+
+func (c *replacement) test(t *testing.T) {
+	t.Helper()
+	owner := identities()[1].Fingerprint()
+	a, b, client := started(t)
+	must(t, put(t, client, "one", "1"))
+	must(t, put(t, client, "two", "2"))
+	copied := filepath.Join(t.TempDir(), "copied")
+	var records []server.Record
+	keep := func() { a.copyTo(copied); records = storetest.Records(t, a.store) }
+	if c.older {
+		keep()
+	}
+	must(t, put(t, client, "late", "3"))
+	if !c.older {
+		keep()
+	}
+	a.await("being in step", inStep)
+	a.stop()
+	was := digestOf(t, b.store)
+	if c.alone {
+		b.stop()
+	}
+	a.replaceStore(c.fill(t, records, copied))
+	a.start()
+	if c.alone {
+		must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
+		must(t, put(t, a.client(identities()[1]), "alone", "4"))
+		b.start()
+	}
+	a.await("the refusal", func(r replica.StatusReport) bool {
+		return strings.Contains(r.Why, c.says) && strings.Contains(r.Why, "claviger trustee resync --drop "+
+			"here") && !r.Synced
+	})
+	if c.keeps {
+		// The head is one that the passive knows, or the two histories are told apart.
+	} else if r := b.status(); !r.Diverged || !strings.Contains(r.Why, c.says) ||
+		!strings.Contains(r.Why, "claviger trustee promote here") {
+		t.Errorf("the passive's status: %+v", r)
+	}
+	err := a.operator(trustee.VerbResync, replica.ResyncArgs{})
+	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), c.says) {
+		t.Errorf("resync without a word: %v", err)
+	}
+	if digestOf(t, b.store) != was || len(b.dropped()) > 0 {
+		t.Fatal("the passive has lost something")
+	}
+	if d, err := b.client(identities()[1]).Find(t.Context(), "late"); err != nil || string(d.Content) != "3" {
+		t.Errorf("the passive does not answer: %+v, %v", d, err)
+	}
+	// The cure that is named. What the other alone holds is not dropped by it.
+	err = b.operator(trustee.VerbPromote, replica.PromoteArgs{})
+	if c.promote == "" {
+		must(t, err)
+		b.await("being in step", inStep)
+	} else if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), c.promote) {
+		t.Errorf("promote of the passive: %v", err)
+	} else {
+		// The operator's word for the active one's store.
+		must(t, a.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
+		a.await("being in step", inStep)
+		kept := b.dropped()
+		if len(kept) != 1 {
+			t.Fatalf("%q", kept)
+		}
+		old, err := sqlite.Open(t.Context(), kept[0], false)
+		must(t, err)
+		defer old.Close()
+		if _, err := old.Find(t.Context(), owner, "late"); err != nil || digestOf(t, old) != was {
+			t.Errorf("what was dropped is not kept: %v", err)
+		}
+		return
+	}
+	if digestOf(t, a.store) != was || digestOf(t, b.store) != was {
+		t.Error("the two do not hold what the passive held")
 	}
 }
 

@@ -219,31 +219,10 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 	}
 	r.arriving.Lock()
 	defer r.arriving.Unlock()
-	if a.Page == 0 {
-		if r.incoming != nil {
-			r.incoming.drop()
-			r.incoming = nil
-		}
-		f, err := os.CreateTemp(r.spool, incomingFiles) // mode 0600
-		if err != nil {
-			return nil, claviger.E(op, claviger.Unavailable, "", err)
-		}
-		r.incoming = &incoming{session: a.Session, file: f}
+	if err := r.collect(&a); err != nil || !a.Last {
+		return nil, err
 	}
 	in := r.incoming
-	if in == nil || in.session != a.Session || in.next != a.Page {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "page %d of a copy does not follow what has come of it",
-			a.Page)
-	}
-	for _, line := range a.Records {
-		if _, err := in.file.Write(append(line, '\n')); err != nil {
-			return nil, claviger.E(op, claviger.Unavailable, "", err)
-		}
-	}
-	in.next++
-	if !a.Last {
-		return nil, nil
-	}
 	r.incoming = nil
 	defer in.drop()
 	lost, held, err := r.losses(ctx, in, offered{head: a.Head, mine: st.Head})
@@ -276,6 +255,34 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 	}
 	res.Position, err = r.store.Position(ctx)
 	return res, err
+}
+
+// collect adds a page to the copy that is arriving. The first page begins a new copy. The caller
+// holds r.arriving.
+func (r *Replica) collect(a *loadArgs) error {
+	const op = "replica.load"
+	if a.Page == 0 {
+		if r.incoming != nil {
+			r.incoming.drop()
+			r.incoming = nil
+		}
+		f, err := os.CreateTemp(r.spool, incomingFiles) // mode 0600
+		if err != nil {
+			return claviger.E(op, claviger.Unavailable, "", err)
+		}
+		r.incoming = &incoming{session: a.Session, file: f}
+	}
+	in := r.incoming
+	if in == nil || in.session != a.Session || in.next != a.Page {
+		return claviger.Errorf(op, claviger.Invalid, "", "page %d of a copy does not follow the pages before it", a.Page)
+	}
+	for _, line := range a.Records {
+		if _, err := in.file.Write(append(line, '\n')); err != nil {
+			return claviger.E(op, claviger.Unavailable, "", err)
+		}
+	}
+	in.next++
+	return nil
 }
 
 // records returns a function that reads the copy from its start, until io.EOF.

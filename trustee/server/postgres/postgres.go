@@ -324,7 +324,8 @@ func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once
 				return err
 			}
 			var waiting int
-			err := tx.QueryRow(ctx, `SELECT count(*) FROM trustee_client WHERE org = $1 AND state = 'pending' AND fingerprint <> $2`, c.Org, c.Fingerprint).Scan(&waiting)
+			err := tx.QueryRow(ctx, `SELECT count(*) FROM trustee_client
+				WHERE org = $1 AND state = 'pending' AND fingerprint <> $2`, c.Org, c.Fingerprint).Scan(&waiting)
 			if err != nil {
 				return err
 			}

@@ -22,10 +22,12 @@ const (
 	selectDeposit = `SELECT uuid, owner, org, label, access, expires, deleted, statement, signature, wrapped, `
 	selectOnce    = `SELECT digest, until FROM trustee_once `
 
-	insertOrg     = `INSERT INTO trustee_org (name, uuid, contacts, auth, created) VALUES ($1, $2, $3, $4, $5)`
-	insertClient  = `INSERT INTO trustee_client (fingerprint, org, public_key, state, created) VALUES ($1, $2, $3, $4, $5)`
-	insertDeposit = `INSERT INTO trustee_deposit (uuid, owner, org, label, access, expires, deleted, statement, signature, content, wrapped) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`
-	insertOnce    = `INSERT INTO trustee_once (digest, until) VALUES ($1, $2)`
+	insertOrg    = `INSERT INTO trustee_org (name, uuid, contacts, auth, created) VALUES ($1, $2, $3, $4, $5)`
+	insertClient = `INSERT INTO trustee_client (fingerprint, org, public_key, state, created)
+		VALUES ($1, $2, $3, $4, $5)`
+	insertDeposit = `INSERT INTO trustee_deposit (uuid, owner, org, label, access, expires, deleted,
+		statement, signature, content, wrapped) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`
+	insertOnce = `INSERT INTO trustee_once (digest, until) VALUES ($1, $2)`
 )
 
 // queryer is a pool or a transaction.
@@ -181,7 +183,9 @@ func (s *Store) Find(ctx context.Context, owner, label string) (server.Row, erro
 // List returns deposits without content.
 func (s *Store) List(ctx context.Context, owner string, a trustee.ListArgs) ([]server.Row, error) {
 	const op = "trustee/server/postgres.List"
-	query := selectDeposit + `NULL::bytea FROM trustee_deposit WHERE owner = $1 AND label >= $2 AND starts_with(label, $2) AND (label, uuid) > ($3, $4) AND deleted IS NULL ORDER BY label, uuid LIMIT $5`
+	query := selectDeposit + `NULL::bytea FROM trustee_deposit
+		WHERE owner = $1 AND label >= $2 AND starts_with(label, $2) AND (label, uuid) > ($3, $4) AND deleted IS NULL
+		ORDER BY label, uuid LIMIT $5`
 	if a.Deleted {
 		query = strings.Replace(query, "deleted IS NULL", "deleted IS NOT NULL", 1)
 	}
@@ -255,8 +259,9 @@ const importBatch = 200
 func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) error {
 	const op = "trustee/server/postgres.Import"
 	err := s.db.Once(ctx, op, pgx.TxOptions{}, func(ctx context.Context, tx pgx.Tx) error {
-		// Whoever changes something meanwhile would do it to what goes.
-		if _, err := tx.Exec(ctx, `LOCK TABLE trustee_org, trustee_client, trustee_deposit, trustee_once IN EXCLUSIVE MODE`); err != nil {
+		// A change that another process makes meanwhile would be lost.
+		_, err := tx.Exec(ctx, `LOCK TABLE trustee_org, trustee_client, trustee_deposit, trustee_once IN EXCLUSIVE MODE`)
+		if err != nil {
 			return err
 		}
 		for _, table := range []string{"once", "deposit", "client", "org"} {
