@@ -120,16 +120,7 @@ func TestHostileTrustee(t *testing.T) {
 	result := func(s Sealed) func(http.ResponseWriter, string) {
 		return func(w http.ResponseWriter, digest string) { trustee.says(t, w, digest, s, nil) }
 	}
-	text := func(status int, body string) func(http.ResponseWriter, string) {
-		return func(w http.ResponseWriter, _ string) { w.WriteHeader(status); _, _ = io.WriteString(w, body) }
-	}
-	signedBy := func(id *Identity, digest string) []byte {
-		body, err := id.NewAnswer(digest, good, nil, now)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return body
-	}
+	signedBy := func(id *Identity, digest string) []byte { return signedAnswer(t, id, digest, good) }
 	// Invalid: it lies. Unavailable: it may be down. KeyNotFound: there is no such
 	// deposit any more.
 	cases := []struct {
@@ -162,13 +153,7 @@ func TestHostileTrustee(t *testing.T) {
 			_, _ = w.Write(body[:len(body)/2])
 			panic(http.ErrAbortHandler)
 		}},
-		{"no end", claviger.Unavailable, func(w http.ResponseWriter, _ string) {
-			for block := make([]byte, 64<<10); ; {
-				if _, err := w.Write(block); err != nil {
-					return
-				}
-			}
-		}},
+		{"no end", claviger.Unavailable, endless},
 		{"a long refusal", claviger.Denied, text(http.StatusForbidden, strings.Repeat("no ", 1<<18))},
 		{"a proxy's error", claviger.Unavailable, text(http.StatusBadGateway, "bad gateway")},
 		{"a redirect", claviger.Unavailable, func(w http.ResponseWriter, _ string) {
@@ -192,14 +177,44 @@ func TestHostileTrustee(t *testing.T) {
 	}
 	for _, test := range cases {
 		answer = test.answer
-		d, err := c.Get(t.Context(), uuid)
-		if !claviger.Is(err, test.kind) || d.UUID != "" || d.Content != nil {
-			t.Errorf("%s: %+v, %v; want kind %v", test.what, d, err, test.kind)
-		}
-		if err != nil && len(err.Error()) > 2000 {
-			t.Errorf("%s: a message of %d bytes", test.what, len(err.Error()))
+		getFails(t, c, uuid, test.what, test.kind)
+	}
+}
+
+// getFails demands that a deposit is not believed, in a short message.
+func getFails(t *testing.T, c *Client, uuid, what string, kind claviger.Kind) {
+	t.Helper()
+	d, err := c.Get(t.Context(), uuid)
+	if !claviger.Is(err, kind) || d.UUID != "" || d.Content != nil {
+		t.Errorf("%s: %+v, %v; want kind %v", what, d, err, kind)
+	}
+	if err != nil && len(err.Error()) > 2000 {
+		t.Errorf("%s: a message of %d bytes", what, len(err.Error()))
+	}
+}
+
+// signedAnswer is an answer that id has signed.
+func signedAnswer(t *testing.T, id *Identity, digest string, result any) []byte {
+	t.Helper()
+	body, err := id.NewAnswer(digest, result, nil, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return body
+}
+
+// endless writes until the client has gone.
+func endless(w http.ResponseWriter, _ string) {
+	for block := make([]byte, 64<<10); ; {
+		if _, err := w.Write(block); err != nil {
+			return
 		}
 	}
+}
+
+// text answers with a status and a body that nobody has signed.
+func text(status int, body string) func(http.ResponseWriter, string) {
+	return func(w http.ResponseWriter, _ string) { w.WriteHeader(status); _, _ = io.WriteString(w, body) }
 }
 
 // TestHostileLists: a trustee cannot have a client list without end, or what it
@@ -441,32 +456,10 @@ func TestOneServersFault(t *testing.T) {
 				tt.answer(w, digest)
 			})
 			passive := false
-			var fine *played
-			fine = play(t, server, client, func(w http.ResponseWriter, verb, digest string) {
-				switch {
-				case verb == VerbList:
-					fine.says(t, w, digest, []Sealed{good}, nil)
-				case verb == VerbClients:
-					fine.says(t, w, digest, ClientsResult{Org: "ORG"}, nil)
-				case verb == VerbFind, verb == VerbGet:
-					fine.says(t, w, digest, good, nil)
-				case passive:
-					fine.says(t, w, digest, nil, claviger.E("x", claviger.Unavailable, "", ErrPassive))
-				default:
-					fine.says(t, w, digest, nil, nil)
-				}
-			})
+			fine := playFine(t, server, client, good, &passive)
 			for _, robin := range []bool{false, true} {
 				c := clientOf(t, client, func(cfg *ClientConfig) { cfg.RoundRobin = robin }, bad, fine)
-				for range 3 {
-					if d, err := c.Get(t.Context(), uuid); err != nil || d.Label != "key/a" ||
-						string(d.Content) != string(good.Content) {
-						t.Errorf("get: %+v, %v", d, err)
-					}
-					if d, err := c.Find(t.Context(), "key/a"); err != nil || d.UUID != uuid {
-						t.Errorf("find: %+v, %v", d, err)
-					}
-				}
+				reads(t, c, good)
 			}
 			if tt.answer == nil {
 				return
@@ -491,5 +484,40 @@ func TestOneServersFault(t *testing.T) {
 				t.Errorf("a change that the other does not take: %v", err)
 			}
 		})
+	}
+}
+
+// playFine is a server without a fault. It refuses changes while passive is true.
+func playFine(t *testing.T, server, client *Identity, good Sealed, passive *bool) *played {
+	var fine *played
+	fine = play(t, server, client, func(w http.ResponseWriter, verb, digest string) {
+		switch {
+		case verb == VerbList:
+			fine.says(t, w, digest, []Sealed{good}, nil)
+		case verb == VerbClients:
+			fine.says(t, w, digest, ClientsResult{Org: "ORG"}, nil)
+		case verb == VerbFind, verb == VerbGet:
+			fine.says(t, w, digest, good, nil)
+		case *passive:
+			fine.says(t, w, digest, nil, claviger.E("x", claviger.Unavailable, "", ErrPassive))
+		default:
+			fine.says(t, w, digest, nil, nil)
+		}
+	})
+	return fine
+}
+
+// reads gets and finds a deposit, several times.
+func reads(t *testing.T, c *Client, good Sealed) {
+	t.Helper()
+	uuid := uuidOf(t, good)
+	for range 3 {
+		if d, err := c.Get(t.Context(), uuid); err != nil || d.Label != "key/a" ||
+			string(d.Content) != string(good.Content) {
+			t.Errorf("get: %+v, %v", d, err)
+		}
+		if d, err := c.Find(t.Context(), "key/a"); err != nil || d.UUID != uuid {
+			t.Errorf("find: %+v, %v", d, err)
+		}
 	}
 }

@@ -92,29 +92,12 @@ func TestLoadFolderRefuses(t *testing.T) {
 	if err := a.Public(&public); err != nil {
 		t.Fatal(err)
 	}
-	move := func(t *testing.T, from, to string) {
-		t.Helper()
-		if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(from, to); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write := func(name string, data []byte) func(*testing.T, string) {
-		return func(t *testing.T, path string) {
-			t.Helper()
-			if err := os.WriteFile(filepath.Join(path, name), data, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
 	from := func(dir, name string) func(*testing.T, string) {
 		data, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		return write(name, data)
+		return writing(name, data)
 	}
 	remove := func(name string) func(*testing.T, string) {
 		return func(t *testing.T, path string) {
@@ -132,26 +115,26 @@ func TestLoadFolderRefuses(t *testing.T) {
 			a.Fingerprint()}},
 		"another host's pubring": {from(other, PublicRing), []string{"not our own key", a.Fingerprint()}},
 		"another host's conf":    {from(other, ConfFile), []string{"are not of one host", b.Fingerprint()}},
-		"a pubring without server": {write(PublicRing, public.Bytes()), []string{"lacks the key of the Key Trustee " +
+		"a pubring without server": {writing(PublicRing, public.Bytes()), []string{"lacks the key of the Key Trustee " +
 			"Server", b.String()}},
-		"a public secring": {write(PrivateRing, public.Bytes()), []string{"without its private part"}},
+		"a public secring": {writing(PrivateRing, public.Bytes()), []string{"without its private part"}},
 		"no conf":          {remove(ConfFile), []string{"has no " + ConfFile, "copy it"}},
 		"no secring":       {remove(PrivateRing), []string{PrivateRing + " is missing", "together"}},
 		"no pubring":       {remove(PublicRing), []string{PublicRing + " is missing", "together"}},
-		"a broken conf":    {write(ConfFile, []byte("LOCAL_FINGERPRINT=")), []string{ConfFile, "JSON"}},
-		"an empty conf":    {write(ConfFile, []byte("{}")), []string{"no LOCAL_FINGERPRINT"}},
-		"no ring": {write(PrivateRing, []byte("KBXf")), []string{"no OpenPGP key " +
+		"a broken conf":    {writing(ConfFile, []byte("LOCAL_FINGERPRINT=")), []string{ConfFile, "JSON"}},
+		"an empty conf":    {writing(ConfFile, []byte("{}")), []string{"no LOCAL_FINGERPRINT"}},
+		"no ring": {writing(PrivateRing, []byte("KBXf")), []string{"no OpenPGP key " +
 			"ring", "pubring.kbx"}},
-		"an endless file": {write(ConfFile, make([]byte, maxFolderFile+1)), []string{"longer than"}},
+		"an endless file": {writing(ConfFile, make([]byte, maxFolderFile+1)), []string{"longer than"}},
 		"a copy of the folder into itself": {func(t *testing.T, path string) {
 			tmp := filepath.Join(t.TempDir(), "x")
-			move(t, path, tmp)
-			move(t, tmp, filepath.Join(path, ".keytrustee"))
+			moveFile(t, path, tmp)
+			moveFile(t, tmp, filepath.Join(path, ".keytrustee"))
 		}, []string{"one level too deep", ".keytrustee/.keytrustee"}},
 		"scp -r of kms-keytrustee": {func(t *testing.T, path string) {
 			tmp := filepath.Join(t.TempDir(), "x")
-			move(t, path, tmp)
-			move(t, tmp, filepath.Join(filepath.Dir(path), "kms-keytrustee", "keytrustee", ".keytrustee"))
+			moveFile(t, path, tmp)
+			moveFile(t, tmp, filepath.Join(filepath.Dir(path), "kms-keytrustee", "keytrustee", ".keytrustee"))
 			if err := os.Mkdir(path, 0o700); err != nil {
 				t.Fatal(err)
 			}
@@ -171,13 +154,39 @@ func TestLoadFolderRefuses(t *testing.T) {
 				from(whole, name)(t, path)
 			}
 			c.change(t, path)
-			f, err := LoadFolder(path)
-			for _, want := range c.want {
-				if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), want) || f != nil {
-					t.Errorf("%v; want %q in it", err, want)
-				}
-			}
+			loadRefuses(t, path, c.want...)
 		})
+	}
+}
+
+// loadRefuses demands that a folder is refused with these words.
+func loadRefuses(t *testing.T, path string, words ...string) {
+	t.Helper()
+	f, err := LoadFolder(path)
+	for _, want := range words {
+		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), want) || f != nil {
+			t.Errorf("%v; want %q in it", err, want)
+		}
+	}
+}
+
+func moveFile(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(from, to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// writing returns a change of a folder: a file with another content.
+func writing(name string, data []byte) func(*testing.T, string) {
+	return func(t *testing.T, path string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(path, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

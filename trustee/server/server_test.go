@@ -270,15 +270,7 @@ func TestPending(t *testing.T) {
 func TestBox(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	c, other := s.registered(identities()[1], "ORG"), s.registered(identities()[2], "ORG")
-	put := func(label, content, replaces string) string {
-		t.Helper()
-		uuid, err := c.Put(ctx, trustee.Deposit{Label: label, Description: "d", Content: []byte(content)}, replaces)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return uuid
-	}
-	one := put("key/a", "1", "")
+	one := s.put(c, "key/a", "1", "")
 	if d, err := c.Get(ctx, one); err != nil || d.Label != "key/a" || string(d.Content) != "1" ||
 		d.Description != "d" || d.Owner != identities()[1].Fingerprint() {
 		t.Errorf("%+v, %v", d, err)
@@ -288,7 +280,7 @@ func TestBox(t *testing.T) {
 	if _, err := other.Put(ctx, trustee.Deposit{Label: "key/a", Content: []byte("theirs")}, ""); err != nil {
 		t.Errorf("another's label: %v", err)
 	}
-	two := put("key/a", "2", one)
+	two := s.put(c, "key/a", "2", one)
 	_, err = c.Put(ctx, trustee.Deposit{Label: "key/a", Content: []byte("3")}, one)
 	is(t, "who was slower", err, claviger.KeyNotFound)
 	_, err = other.Put(ctx, trustee.Deposit{Label: "key/b", Content: []byte("3")}, two)
@@ -320,9 +312,14 @@ func TestBox(t *testing.T) {
 	_, err = c.Get(ctx, soon)
 	is(t, "what has expired since", err, claviger.KeyNotFound)
 	s.shift.Store(0)
+}
 
+// TestBoxPages: pages of a list come in the order of labels.
+func TestBoxPages(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	c := s.registered(identities()[1], "ORG")
 	for i := range 5 {
-		put(fmt.Sprintf("version/a@%d", i), "m", "")
+		s.put(c, fmt.Sprintf("version/a@%d", i), "m", "")
 	}
 	var labels []string
 	cursor := ""
@@ -341,9 +338,15 @@ func TestBox(t *testing.T) {
 	if got := strings.Join(labels, " "); got != "version/a@0 version/a@1 version/a@2 version/a@3 version/a@4" {
 		t.Error(got)
 	}
+}
 
+// TestBoxDelete: deposits are deleted, brought back and purged by their owner alone, all or none.
+func TestBoxDelete(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	c, other := s.registered(identities()[1], "ORG"), s.registered(identities()[2], "ORG")
+	two := s.put(c, "key/a", "2", "")
 	is(t, "to delete another's", other.Delete(ctx, two), claviger.KeyNotFound)
-	third := put("key/c", "c", "")
+	third := s.put(c, "key/c", "c", "")
 	is(t, "all or none", c.Delete(ctx, third, "nosuchdepositatallinthisworld"), claviger.KeyNotFound)
 	if _, err := c.Get(ctx, third); err != nil {
 		t.Errorf("a delete that failed has deleted: %v", err)
@@ -352,13 +355,13 @@ func TestBox(t *testing.T) {
 	if err := c.Delete(ctx, two, third); err != nil {
 		t.Fatal(err)
 	}
-	_, err = c.Find(ctx, "key/a")
+	_, err := c.Find(ctx, "key/a")
 	is(t, "what was deleted", err, claviger.KeyNotFound)
 	if gone, err := c.List(ctx, "key/", true, "", 10); err != nil || len(gone) != 2 || gone[0].Deleted.IsZero() ||
 		gone[0].Content != nil {
 		t.Errorf("%+v, %v", gone, err)
 	}
-	four := put("key/a", "4", "")
+	four := s.put(c, "key/a", "4", "")
 	is(t, "the label was taken meanwhile", c.Undelete(ctx, two), claviger.KeyExists)
 	if err := c.Undelete(ctx, third); err != nil {
 		t.Error(err)
@@ -374,6 +377,17 @@ func TestBox(t *testing.T) {
 		t.Errorf("%+v, %v", d, err)
 	}
 	is(t, "nothing", c.Delete(ctx), claviger.Invalid)
+}
+
+// put makes a deposit and returns its uuid.
+func (s *site) put(c *trustee.Client, label, content, replaces string) string {
+	s.t.Helper()
+	d := trustee.Deposit{Label: label, Description: "d", Content: []byte(content)}
+	uuid, err := c.Put(s.t.Context(), d, replaces)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return uuid
 }
 
 // TestShared: who is in the access list reads, if he is of the same organization.
@@ -564,64 +578,5 @@ func TestRestart(t *testing.T) {
 		if err := store.Close(); err != nil {
 			t.Error(err)
 		}
-	}
-}
-
-// TestClockOfAClient: a client whose clock is wrong, also such that its identity is not made
-// yet, is told of clocks, and that it may pass: another host of its KMS may be served.
-func TestClockOfAClient(t *testing.T) {
-	s, ctx := newSite(t), t.Context()
-	s.registered(identities()[1], "ORG")
-	for _, off := range []time.Duration{time.Hour, -time.Hour, -20 * 365 * 24 * time.Hour} {
-		c, err := trustee.NewClient(trustee.ClientConfig{Identity: identities()[1], TLS: s.tls,
-			Servers: []trustee.Endpoint{{URL: s.url, Server: &s.id.Party}},
-			Now:     func() time.Time { return time.Now().Add(off) }})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		_, put := c.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, "")
-		_, find := c.Find(ctx, "l")
-		for what, err := range map[string]error{"put": put, "find": find} {
-			if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "by NTP") {
-				t.Errorf("%v: %s: %v", off, what, err)
-			}
-		}
-	}
-	if _, err := s.client(identities()[1]).Find(ctx, "l"); !claviger.Is(err, claviger.KeyNotFound) {
-		t.Errorf("what was refused: %v", err)
-	}
-}
-
-// TestClock: where the clocks are an hour apart nothing is registered and nothing
-// deposited, the error says why, and it works when they are right again.
-func TestClock(t *testing.T) {
-	s, ctx := newSite(t), t.Context()
-	c := s.client(identities()[1])
-	for _, off := range []time.Duration{time.Hour, -time.Hour} {
-		s.shift.Store(int64(off))
-		_, err := c.Register(ctx, "ORG", "s3cret", false)
-		if err == nil || !strings.Contains(err.Error(), "NTP") {
-			t.Errorf("%v: register: %v", off, err)
-		}
-		if list, err := s.store.Clients(ctx, ""); err != nil || len(list) != 0 {
-			t.Errorf("%v: %+v, %v", off, list, err)
-		}
-	}
-	s.shift.Store(0)
-	s.registered(identities()[1], "ORG")
-	for _, off := range []time.Duration{time.Hour, -time.Hour} {
-		s.shift.Store(int64(off))
-		if _, err := c.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, ""); err == nil ||
-			!strings.Contains(err.Error(), "NTP") {
-			t.Errorf("%v: put: %v", off, err)
-		}
-	}
-	s.shift.Store(0)
-	if _, err := c.Find(ctx, "l"); !claviger.Is(err, claviger.KeyNotFound) {
-		t.Errorf("what was refused: %v", err)
-	}
-	if _, err := c.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, ""); err != nil {
-		t.Error(err)
 	}
 }
