@@ -203,3 +203,20 @@ func TestWatcherStatus(t *testing.T) {
 		t.Errorf("mended: %+v", s)
 	}
 }
+
+// TestWatcherStartsWithoutFile: rules that stand for a file that is not there count as loaded; where it
+// cannot be known whether there is a file, the start fails.
+func TestWatcherStartsWithoutFile(t *testing.T) {
+	w, _, _ := newTestWatcher(t, "")
+	if s := w.Status(); s.Loads != 1 || s.Err != nil || s.Loaded.IsZero() {
+		t.Errorf("without a file: %+v", s)
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	if w, err := NewWatcher(filepath.Join(file, strings.Repeat("x", 300)), readOne, log); err == nil {
+		t.Errorf("a path that cannot be looked up: %+v", w.Status())
+	}
+}
