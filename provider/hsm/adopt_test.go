@@ -2,15 +2,11 @@ package hsm_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
-	"maps"
 	"os"
 	"reflect"
-	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -121,104 +117,6 @@ func TestAdoptACLName(t *testing.T) {
 	m, err := p.Metadata(t.Context(), "k")
 	if err != nil || m[0].ACLName() != "finance" || m[0].Description == nil || *m[0].Description != text {
 		t.Errorf("%+v, %v", m[0], err)
-	}
-	mustClose(t, p)
-}
-
-// insertFails is a store that is killed when a key is inserted.
-type insertFails struct{ metastore.Store }
-
-func (f insertFails) Insert(context.Context, metastore.Key) error { return errKilled }
-
-// TestAdoptStep: what a creation or a migration has made that was broken off is adopted with
-// the attributes, description and time that it was asked for, and so under the rules that
-// they name, also where the adoption is killed and done again. A step says nothing of what
-// it did not make; what an operator says comes first.
-func TestAdoptStep(t *testing.T) {
-	text, made := "finance's", time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)
-	attributes := map[string]string{claviger.ACLNameAttribute: "finance", "owner": "x"}
-	steps := map[string]func(p *hsm.Provider) error{
-		"create": func(p *hsm.Provider) error {
-			_, err := p.Create(t.Context(), provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128,
-				Description: &text, Attributes: attributes})
-			return err
-		},
-		"import": func(p *hsm.Provider) error {
-			_, err := p.Import(t.Context(), claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher,
-				BitLength:   128,
-				Description: &text, Attributes: attributes, Created: made}, 2, 0, nil)
-			return err
-		},
-	}
-	for op, step := range steps {
-		b := newBacking(t)
-		b.around = func(s metastore.Store) metastore.Store { return insertFails{s} }
-		p := b.mustOpen(t)
-		began := time.Now().Truncate(time.Millisecond)
-		if err := step(p); !errors.Is(err, errKilled) {
-			t.Fatal(err)
-		}
-		mustClose(t, p)
-		b.access = hsm.Mend
-		p = b.mustOpen(t) // the adoption is killed, too
-		list, err := p.Candidates(t.Context())
-		if err != nil || len(list) != 1 || list[0].Step == nil || list[0].Step.Op != op ||
-			!maps.Equal(list[0].Step.Attributes, attributes) {
-			t.Fatalf("%s: %+v, %v", op, list, err)
-		}
-		if err := p.Adopt(t.Context(), list[0], hsm.Adoption{}); !errors.Is(err, errKilled) {
-			t.Fatal(err)
-		}
-		mustClose(t, p)
-		b.around = nil
-		b.adoptAll(t, hsm.Adoption{})
-		p = b.mustOpen(t)
-		m, err := p.Metadata(t.Context(), "k")
-		if err != nil || m[0] == nil || !maps.Equal(m[0].Attributes, attributes) || m[0].Description == nil ||
-			*m[0].Description != text {
-			t.Fatalf("%s: %+v, %v", op, m, err)
-		}
-		if at := m[0].Created; op == "import" && !at.Equal(made) || op == "create" &&
-			(at.Before(began) || time.Since(at) > time.Minute) {
-			t.Errorf("%s: created at %v", op, at)
-		}
-		mustClose(t, p)
-	}
-
-	// An old copy of the store has the step, whose object was set aside since; another user
-	// has made the key, under other rules.
-	b := newBacking(t)
-	b.create(t, "other")
-	b.around = func(s metastore.Store) metastore.Store { return insertFails{s} }
-	p := b.mustOpen(t)
-	if err := steps["create"](p); !errors.Is(err, errKilled) {
-		t.Fatal(err)
-	}
-	mustClose(t, p)
-	b.closeStores(t)
-	copied, err := os.ReadFile(b.db)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.around, b.access = nil, hsm.Mend
-	p = b.mustOpen(t)
-	list, err := p.Candidates(t.Context())
-	if err == nil && len(list) == 1 {
-		err = p.SetAside(t.Context(), list[0], hsm.Adoption{})
-	}
-	if err != nil || len(list) != 1 {
-		t.Fatalf("%+v, %v", list, err)
-	}
-	mustClose(t, p)
-	b.access = hsm.Serve
-	b.create(t, "k")
-	b.closeStores(t)
-	b.putUnnoticed(t, copied)
-	b.access = hsm.Mend
-	p = b.mustOpen(t)
-	list, err = p.Candidates(t.Context())
-	if err != nil || len(list) != 1 || len(list[0].Versions) != 2 || list[0].Step != nil {
-		t.Errorf("a step that made one of two: %+v, %v", list, err)
 	}
 	mustClose(t, p)
 }
@@ -536,114 +434,4 @@ func TestAdoptKilled(t *testing.T) {
 		}
 		mustClose(t, p)
 	}
-}
-
-// appendFails is a store that is killed at the n-th writing of the journal, of which
-// an adoption makes two a key.
-type appendFails struct {
-	metastore.Store
-	at, n int
-}
-
-func (f *appendFails) Put(ctx context.Context, run, item string, data []byte) error {
-	if f.n++; f.n == f.at {
-		return errKilled
-	}
-	return f.Store.Put(ctx, run, item, data)
-}
-
-// prependFails is a store that is killed when the n-th older version is added.
-type prependFails struct {
-	metastore.Store
-	at, n int
-}
-
-func (f *prependFails) Prepend(ctx context.Context, key string, v metastore.Version) error {
-	if f.n++; f.n == f.at {
-		return errKilled
-	}
-	return f.Store.Prepend(ctx, key, v)
-}
-
-// TestAdoptOlder: versions that are older than those of the key which is there come before
-// them, in their order, also where the adoption is killed between two of them. The current
-// version stays.
-func TestAdoptOlder(t *testing.T) {
-	for at := range 4 { // 0: it is not killed
-		b := newBacking(t)
-		b.access = hsm.Mend
-		p := b.mustOpen(t)
-		b.generate(t, "k@0", "k@1", "k@2")
-		list, err := p.Candidates(t.Context())
-		if err == nil && len(list) == 1 {
-			err = p.SetAside(t.Context(), list[0], hsm.Adoption{})
-		}
-		if err != nil || len(list) != 1 {
-			t.Fatalf("%+v, %v", list, err)
-		}
-		mustClose(t, p)
-		b.access = hsm.Serve
-		b.create(t, "k")
-		if at > 0 {
-			b.access = hsm.Mend
-			b.around = func(s metastore.Store) metastore.Store { return &prependFails{Store: s, at: at} }
-			p = b.mustOpen(t)
-			list, err := p.Candidates(t.Context())
-			if err == nil && len(list) == 1 {
-				err = p.Adopt(t.Context(), list[0], hsm.Adoption{OneKey: true})
-			}
-			if !errors.Is(err, errKilled) {
-				t.Fatalf("killed at %d: %+v, %v", at, list, err)
-			}
-			mustClose(t, p)
-			b.around = nil
-		}
-		b.adoptAll(t, hsm.Adoption{OneKey: true})
-		p = b.mustOpen(t)
-		var names []string
-		vs, err := p.Versions(t.Context(), "k")
-		for _, v := range vs {
-			names = append(names, v.Name)
-		}
-		if want := []string{"k@0", "k@1", "k@2", "k@3"}; err != nil || !slices.Equal(names, want) {
-			t.Errorf("killed at %d: %q, %v", at, names, err)
-		}
-		if v, err := p.Current(t.Context(), "k"); err != nil || v.Name != "k@3" {
-			t.Errorf("killed at %d: the current version is %s, %v", at, v.Name, err)
-		}
-		mustClose(t, p)
-	}
-}
-
-// rollFails is a store that is killed when a version is added.
-type rollFails struct{ metastore.Store }
-
-func (rollFails) Append(context.Context, string, metastore.Version) error { return errKilled }
-
-// TestAdoptRoll: a roll that was broken off ends where its version is adopted, and the next
-// roll makes another one.
-func TestAdoptRoll(t *testing.T) {
-	b := newBacking(t)
-	b.create(t, "k")
-	b.around = func(s metastore.Store) metastore.Store { return rollFails{s} }
-	p := b.mustOpen(t)
-	if _, err := p.Roll(t.Context(), "k", nil); !errors.Is(err, errKilled) {
-		t.Fatal(err)
-	}
-	mustClose(t, p)
-	b.around = nil
-	b.adoptAll(t, hsm.Adoption{})
-	p = b.mustOpen(t)
-	if v, err := p.Current(t.Context(), "k"); err != nil || v.Name != "k@1" {
-		t.Errorf("the current version is %s, %v", v.Name, err)
-	}
-	if v, err := p.Roll(t.Context(), "k", nil); err != nil || v.Name != "k@2" {
-		t.Errorf("rolled to %s, %v", v.Name, err)
-	}
-	mustClose(t, p)
-	b.withStore(t, func(s metastore.Store) {
-		if pending, err := s.Pending(t.Context()); err != nil || len(pending) != 0 {
-			t.Errorf("steps that are left: %+v, %v", pending, err)
-		}
-	})
 }
