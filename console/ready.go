@@ -22,6 +22,10 @@ const (
 	requestLife = 10 * time.Second
 )
 
+// WriteProbeLife is a Check.Holds for probes that change something to see whether changes are
+// possible.
+const WriteProbeLife = 15 * time.Second
+
 // Purpose is a kind of requests to a node.
 type Purpose string
 

@@ -12,10 +12,6 @@ import (
 	"claviger/provider/keytrustee"
 )
 
-// WriteProbeHolds is how long a change that was made to see whether one can be made
-// holds.
-const WriteProbeHolds = 15 * time.Second
-
 // fitProbeHolds is the same of a look whether token and metastore fit, which reads some
 // objects of the token.
 const fitProbeHolds = 5 * time.Second
@@ -133,7 +129,7 @@ func (s *server) storeChecks() []console.Check {
 	checks := []console.Check{reads}
 	if w, ok := store.(metastore.Watched); ok {
 		checks[0].Last = seen(w.LastRead)
-		checks = append(checks, console.Check{Name: "metastore takes changes", For: []console.Purpose{console.Write}, Last: seen(w.LastWrite), Run: w.CheckWrites, Holds: WriteProbeHolds})
+		checks = append(checks, console.Check{Name: "metastore takes changes", For: []console.Purpose{console.Write}, Last: seen(w.LastWrite), Run: w.CheckWrites, Holds: console.WriteProbeLife})
 	}
 	if s.svc.sharedKeys() != nil && s.set.ring.CacheEnable {
 		checks = append(checks, console.Check{Name: "metastore lease", For: []console.Purpose{console.Decrypt}, Run: func(ctx context.Context) error {
@@ -152,7 +148,7 @@ func (s *server) storeChecks() []console.Check {
 	if r, ok := store.(interface {
 		Replication(ctx context.Context) error
 	}); ok {
-		checks = append(checks, console.Check{Name: "metastore replication", Informational: true, Run: r.Replication, Holds: WriteProbeHolds})
+		checks = append(checks, console.Check{Name: "metastore replication", Informational: true, Run: r.Replication, Holds: console.WriteProbeLife})
 	}
 	return checks
 }

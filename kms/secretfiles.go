@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,10 +11,12 @@ import (
 	"claviger/hadoopconf"
 	"claviger/keystore"
 	"claviger/metastore/location"
+	"claviger/pgdb"
 	"claviger/pkcs11"
 	"claviger/provider"
 	"claviger/provider/keytrustee"
 	"claviger/secret"
+	"claviger/sqlitedb"
 	"claviger/trustee"
 )
 
@@ -130,38 +130,12 @@ func (l *secretList) metastore() {
 	switch {
 	case err != nil:
 	case place.File != "":
-		l.put(SQLiteFiles(place.File)...)
+		for _, path := range sqlitedb.Files(place.File) {
+			l.add(path, "store")
+		}
 	default:
-		l.put(DatabaseFiles(place.URI)...)
+		l.put(pgdb.SecretFiles(place.URI)...)
 	}
-}
-
-// SQLiteFiles are the files of an SQLite store, those that SQLite keeps beside it included.
-func SQLiteFiles(path string) []secret.File {
-	var list []secret.File
-	for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
-		list = append(list, secret.File{Path: path + suffix, What: "store"})
-	}
-	return list
-}
-
-// DatabaseFiles are the password file and the private key of a libpq URI.
-func DatabaseFiles(uri string) []secret.File {
-	u, err := url.Parse(uri)
-	if err != nil {
-		return nil
-	}
-	var list []secret.File
-	for _, p := range []struct{ name, env, what string }{{"passfile", "PGPASSFILE", "password file"}, {"sslkey", "PGSSLKEY", "private key"}} {
-		path := u.Query().Get(p.name)
-		if path == "" {
-			path = os.Getenv(p.env)
-		}
-		if path != "" {
-			list = append(list, secret.File{Path: path, What: p.what})
-		}
-	}
-	return list
 }
 
 // groups adds the passwords by which LDAP servers are asked.

@@ -2,34 +2,23 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"claviger/buildinfo"
-	"claviger/console"
-	"claviger/keyhsm"
-	"claviger/owner"
-	"claviger/secret"
 	"claviger/terminal"
 	"claviger/trustee"
+	trusteehost "claviger/trustee/host"
 	"claviger/trustee/location"
-	"claviger/trustee/replica"
 	"claviger/trustee/server"
-	"claviger/web"
 )
 
 // trusteeFolder is where Cloudera keeps a trustee's folder.
@@ -154,143 +143,15 @@ func newTrusteeServe() *cobra.Command {
 	return cmd
 }
 
-// trusteeTLS reads the certificate, and follows its files.
-func trusteeTLS(dir string, log *slog.Logger) (*web.TLS, error) {
-	cert, key := filepath.Join(dir, trustee.TLSCert), filepath.Join(dir, trustee.TLSKey)
-	for _, file := range []string{cert, key} {
-		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%s is missing: a copy without .ssl, as rsync --exclude .ssl makes it, needs a certificate of this host's own; claviger trustee init makes one", file)
-		}
-	}
-	load := func() (tls.Certificate, error) { return tls.LoadX509KeyPair(cert, key) }
-	t, err := web.FollowCertificate([]string{cert, key}, load, log)
-	if err != nil {
-		return nil, fmt.Errorf("%s and %s: %w", cert, key, err)
-	}
-	return t, nil
-}
-
-// trusteeKeeper is the Key HSM; nil where there is none. It is asked once: a server
-// whose deposits cannot be opened is not to start as if all were well.
-func trusteeKeeper(ctx context.Context, f trusteeFlags, own *tls.Config, log *slog.Logger) (*keyhsm.Client, error) {
-	if f.keyhsm == "" {
-		return nil, nil
-	}
-	pem, err := os.ReadFile(f.keyhsmCert)
-	if err != nil {
-		return nil, fmt.Errorf("--keyhsm-cert: %w", err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("--keyhsm-cert: %s holds no certificate in PEM", f.keyhsmCert)
-	}
-	// The certificate by which clients know the trustee is the one that the Key HSM
-	// knows it by.
-	certificate := func() (*tls.Certificate, error) { return own.GetCertificate(nil) }
-	c, err := keyhsm.NewClient(keyhsm.ClientConfig{URL: f.keyhsm, Servers: roots, Certificate: certificate})
-	if err != nil {
-		return nil, fmt.Errorf("--keyhsm: %w", err)
-	}
-	status, err := c.Status(ctx)
-	if err == nil && status.State != keyhsm.Ready {
-		err = fmt.Errorf("its state is %s", status.State)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("--keyhsm %s: %w; see claviger keyhsm status and validate on its host, and claviger keyhsm trust %s", f.keyhsm, err, filepath.Join(f.dir, trustee.TLSCert)), c.Close())
-	}
-	log.Info("deposits are wrapped by the Key HSM", "url", f.keyhsm, "key", status.KeyID)
-	return c, nil
-}
-
 // serveTrustee runs the server until ctx ends.
-func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err error) {
-	buildinfo.Read().Log(log)
-	folder, err := location.Load(f.dir)
-	if err != nil {
-		return err
-	}
-	if err := owner.RefuseRoot(folder.Path); err != nil {
-		return err
-	}
-	secrets := console.WatchSecretFiles(log, func() []secret.File { return trusteeSecretFiles(folder) })
-	store, err := location.Open(ctx, folder, log)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, store.Close()) }()
-	release, err := location.Claim(folder)
-	if err != nil {
-		return err
-	}
-	defer release()
-	conf, err := trusteeTLS(f.dir, log)
-	if err != nil {
-		return err
-	}
-	defer conf.Close()
-	keeper, err := trusteeKeeper(ctx, f, conf.Config, log)
-	if err != nil {
-		return err
-	}
-	if keeper != nil {
-		defer func() { err = errors.Join(err, keeper.Close()) }()
-	}
-	wrapped := server.NewWrapped(store, nil)
-	if keeper != nil {
-		wrapped = server.NewWrapped(store, keeper)
-	}
-	if err := wrapped.MayServe(ctx, f.withoutKeyHSM); err != nil {
-		return err
-	}
-	if err := wrapped.Check(ctx); err != nil {
-		log.Error("not all deposits can be opened", "err", err)
-	}
-	one, closePeer, err := replica.Open(ctx, folder, store, f.peer.pair(), log)
-	if err != nil {
-		return err
-	}
-	defer closePeer()
+func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) error {
 	limits, err := f.connections.limits()
 	if err != nil {
 		return err
 	}
-	cfg := server.Config{Identity: folder.Identity, Store: store, Log: log}
-	if one != nil {
-		cfg.Replica = one
-	}
-	if keeper != nil {
-		cfg.Keeper = keeper
-	}
-	connections := web.NewConnections(limits, log)
-	certificate := conf.Certificate
-	metrics := trusteeMetrics(&cfg, certificate, connections) // it sets cfg.Observe
-	if one != nil {
-		replicaMetrics(metrics, one)
-	}
-	handler := server.New(cfg)
-	checks := append(trusteeChecks(store, one, keeper, certificate), console.Check{Name: "wrapped deposits", Run: wrapped.Check}, console.ConnectionCheck(connections),
-		secrets.Check(), console.Check{Name: "requests", Informational: true, Run: handler.CheckSlots})
-	stopConsole, err := console.Serve(ctx, metricsListenName, f.metrics, console.Config{Log: log, Metrics: metrics, Checks: checks})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, stopConsole()) }()
-	background, stopBackground := context.WithCancel(ctx)
-	var group sync.WaitGroup
-	defer func() { stopBackground(); group.Wait() }()
-	group.Go(func() {
-		web.WarnOfExpiry(background, certificate, "put another into "+filepath.Join(f.dir, trustee.TLSCert)+" and its key beside it, which is taken over without a restart; have clients trust it first", log)
+	return trusteehost.Run(ctx, trusteehost.Config{
+		Folder: f.dir, Listen: f.listen, ReadyFile: f.ready, Connections: limits, KeyHSM: f.keyhsm,
+		KeyHSMCertificate: f.keyhsmCert, WithoutKeyHSM: f.withoutKeyHSM, Pair: f.peer.pair(),
+		Metrics: f.metrics, MetricsName: metricsListenName, Log: log,
 	})
-	if one != nil {
-		group.Go(func() { one.Run(background) })
-	}
-	server := &web.Server{
-		Address: f.listen, AddressName: "--listen", Connections: connections, Limits: trusteeLimits, TLS: conf.Config,
-		Handler: handler, ReadyFile: f.ready, About: []any{"identity", folder.Identity}, Log: log,
-	}
-	return server.Run(ctx)
 }
-
-// trusteeLimits are the limits of the requests to a trustee.
-var trusteeLimits = web.Limits{HeadBytes: 16 << 10, Head: 10 * time.Second, Request: time.Minute, Answer: time.Minute,
-	Idle: 2 * time.Minute, Stop: 15 * time.Second}

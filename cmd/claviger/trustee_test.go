@@ -190,7 +190,8 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	stop()
 
 	hsm, stopHSM := startHSM(conf)
-	f := trusteeFlags{dir: dir, keyhsm: hsm, keyhsmCert: filepath.Join(conf, keyhsm.CertificateFile), listen: "127.0.0.1:0"}
+	f := trusteeFlags{dir: dir, keyhsm: hsm, keyhsmCert: filepath.Join(conf, keyhsm.CertificateFile), listen: "127.0.0.1:0",
+		connections: connectionFlags{total: 64, perAddress: -1}}
 	if err := serveTrustee(ctx, f, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "claviger keyhsm trust "+filepath.Join(dir, trustee.TLSCert)) {
 		t.Errorf("a Key HSM that does not trust us: %v", err)
 	}
@@ -259,7 +260,7 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	stop()
 	stopHSM()
 
-	without := trusteeFlags{dir: dir, listen: "127.0.0.1:0"}
+	without := trusteeFlags{dir: dir, listen: "127.0.0.1:0", connections: f.connections}
 	if err := serveTrustee(ctx, without, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "2 deposits are wrapped by a Key HSM, and --keyhsm is not given") {
 		t.Errorf("without the Key HSM: %v", err)
 	}

@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger"
-	"claviger/console"
 	"claviger/terminal"
 	"claviger/trustee"
 	"claviger/trustee/location"
@@ -33,32 +32,6 @@ func (p *peerFlags) define(cmd *cobra.Command) {
 // pair is what the flags say.
 func (p *peerFlags) pair() replica.Pair {
 	return replica.Pair{URL: p.url, Cert: p.cert, First: server.Role(p.role)}
-}
-
-// replicaMetrics adds how one of two trustees stands.
-func replicaMetrics(m *console.Metrics, r *replica.Replica) {
-	for name, figure := range map[string]struct {
-		help string
-		of   func(st *replica.Position, synced bool) float64
-	}{
-		"active": {"1 where this is the active one of two, 0 the passive.", func(st *replica.Position, _ bool) float64 { return truth(st.Role == server.RoleActive) }},
-		"synced": {"1 where this is the active one and knows that the passive has all.", func(_ *replica.Position, synced bool) float64 { return truth(synced) }},
-		"alone":  {"1 while the active one goes on without the passive, as an operator said.", func(st *replica.Position, _ bool) float64 { return truth(st.Alone) }},
-		"epoch":  {"How many promotions there have been.", func(st *replica.Position, _ bool) float64 { return float64(st.Epoch) }},
-		"change": {"Number of the last change in the log.", func(st *replica.Position, _ bool) float64 { return float64(st.Head.Seq) }},
-	} {
-		m.Query("claviger_trustee_"+name, figure.help, func(ctx context.Context) (float64, error) {
-			st, synced, err := r.State(ctx)
-			return figure.of(&st, synced), err
-		})
-	}
-}
-
-func truth(b bool) float64 {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 // askTrustee sends an operator's request to the server of this host.

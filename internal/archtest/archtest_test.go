@@ -170,6 +170,8 @@ var rules = []rule{
 		"one of two servers: it knows the protocol, the contract of stores, and what a server wants of it"},
 	{"trustee/location", []string{"", "trustee", "trustee/server", "trustee/replica", "trustee/server/*", "durable",
 		"keystore", "owner"}, "it makes and opens what a trustee's folder names, and is the one list of its stores"},
+	{"trustee/host", []string{"", "secret", "trustee", "trustee/*", "keyhsm", "owner", "pgdb", "sqlitedb", "web",
+		"console", "buildinfo"}, "it wires a trustee, as cmd does, and knows nothing of Hadoop"},
 	{"trustee/server/storetest", []string{"", "trustee", "trustee/server"}, "the suite knows the contract alone"},
 	{"pgdb/pgdbtest", []string{"", "durable", "pgdb"}, "the suite knows what it tests"},
 	{"trustee/server/postgres", []string{"", "secret", "trustee", "trustee/server", "pgdb"},

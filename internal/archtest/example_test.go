@@ -16,6 +16,7 @@ var noExample = map[string]string{
 	"gssapi":                   "it needs a KDC",
 	"keyhsm":                   "it needs an RSA pair in a token",
 	"keyhsm/host":              "it needs a token",
+	"trustee/host":             "it serves until it is stopped",
 	"kms/kmstest":              "it serves tests of the server",
 	"kms":                      "README.md shows it",
 	"kmsapi":                   "its example is each recording in testdata/wire",

@@ -1,0 +1,227 @@
+// Package host runs a Key Trustee Server on one host: it opens what a trustee's folder names,
+// and serves the deposits, the metrics and the readiness checks.
+package host
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"claviger/buildinfo"
+	"claviger/console"
+	"claviger/keyhsm"
+	"claviger/owner"
+	"claviger/pgdb"
+	"claviger/secret"
+	"claviger/sqlitedb"
+	"claviger/trustee"
+	"claviger/trustee/location"
+	"claviger/trustee/replica"
+	"claviger/trustee/server"
+	"claviger/web"
+)
+
+// Config is what Run needs.
+type Config struct {
+	Folder string
+	// Listen is the address and port; port 0 is any free one.
+	Listen string
+	// ReadyFile gets the base URL when requests are served; "" is no file.
+	ReadyFile   string
+	Connections web.ConnectionLimits
+	// KeyHSM is the URL of the Key HSM that wraps each new deposit, and KeyHSMCertificate the
+	// file with its certificate; "" is none.
+	KeyHSM, KeyHSMCertificate string
+	// WithoutKeyHSM serves a store with wrapped deposits although KeyHSM is "".
+	WithoutKeyHSM bool
+	// Pair is the other of two trustees.
+	Pair replica.Pair
+	// Metrics is the address of a console of its own, and MetricsName its flag; "" is none.
+	Metrics, MetricsName string
+	Log                  *slog.Logger
+}
+
+// limits are the limits of the requests to a trustee.
+var limits = web.Limits{HeadBytes: 16 << 10, Head: 10 * time.Second, Request: time.Minute, Answer: time.Minute,
+	Idle: 2 * time.Minute, Stop: 15 * time.Second}
+
+// Run serves until ctx ends, then lets requests under way end.
+func Run(ctx context.Context, c Config) (err error) {
+	log := c.Log
+	buildinfo.Read().Log(log)
+	folder, err := location.Load(c.Folder)
+	if err != nil {
+		return err
+	}
+	if err := owner.RefuseRoot(folder.Path); err != nil {
+		return err
+	}
+	secrets := console.WatchSecretFiles(log, func() []secret.File { return secretFiles(folder) })
+	store, err := location.Open(ctx, folder, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	release, err := location.Claim(folder)
+	if err != nil {
+		return err
+	}
+	defer release()
+	served, err := serverTLS(c.Folder, log)
+	if err != nil {
+		return err
+	}
+	defer served.Close()
+	keeper, err := openKeeper(ctx, c, served.Config)
+	if err != nil {
+		return err
+	}
+	if keeper != nil {
+		defer func() { err = errors.Join(err, keeper.Close()) }()
+	}
+	wrapped, err := checkWrapped(ctx, c, store, keeper)
+	if err != nil {
+		return err
+	}
+	pair, closePeer, err := replica.Open(ctx, folder, store, c.Pair, log)
+	if err != nil {
+		return err
+	}
+	defer closePeer()
+	r := &running{folder: folder, store: store, tls: served, keeper: keeper, wrapped: wrapped, replica: pair,
+		secrets: secrets, connections: web.NewConnections(c.Connections, log)}
+	return r.serve(ctx, c)
+}
+
+// running are the open parts of a trustee.
+type running struct {
+	folder      *trustee.Folder
+	store       server.Store
+	tls         *web.TLS
+	keeper      *keyhsm.Client // nil: none
+	wrapped     *server.Wrapped
+	replica     *replica.Replica // nil: not one of two
+	secrets     *console.SecretFiles
+	connections *web.Connections
+}
+
+// serve serves until ctx ends.
+func (r *running) serve(ctx context.Context, c Config) (err error) {
+	cfg := server.Config{Identity: r.folder.Identity, Store: r.store, Log: c.Log}
+	if r.replica != nil {
+		cfg.Replica = r.replica
+	}
+	if r.keeper != nil {
+		cfg.Keeper = r.keeper
+	}
+	metrics := r.metrics(&cfg)
+	handler := server.New(cfg)
+	checks := append(r.checks(),
+		console.Check{Name: "requests", Informational: true, Run: handler.CheckSlots})
+	stopConsole, err := console.Serve(ctx, c.MetricsName, c.Metrics,
+		console.Config{Log: c.Log, Metrics: metrics, Checks: checks})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stopConsole()) }()
+	background, stop := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	defer func() { stop(); group.Wait() }()
+	cure := "replace " + filepath.Join(c.Folder, trustee.TLSCert) + " and its key beside it; the server reads them " +
+		"without a restart; have clients trust the new certificate first"
+	group.Go(func() { web.WarnOfExpiry(background, r.tls.Certificate, cure, c.Log) })
+	if r.replica != nil {
+		group.Go(func() { r.replica.Run(background) })
+	}
+	return (&web.Server{
+		Address: c.Listen, AddressName: "--listen", Connections: r.connections, Limits: limits, TLS: r.tls.Config,
+		Handler: handler, ReadyFile: c.ReadyFile, About: []any{"identity", r.folder.Identity}, Log: c.Log,
+	}).Run(ctx)
+}
+
+// serverTLS reads the certificate, and follows its files.
+func serverTLS(dir string, log *slog.Logger) (*web.TLS, error) {
+	cert, key := filepath.Join(dir, trustee.TLSCert), filepath.Join(dir, trustee.TLSKey)
+	for _, file := range []string{cert, key} {
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%s is missing: a copy without .ssl, as rsync --exclude .ssl makes it, needs a "+
+				"certificate of this host's own; claviger trustee init makes one", file)
+		}
+	}
+	load := func() (tls.Certificate, error) { return tls.LoadX509KeyPair(cert, key) }
+	t, err := web.FollowCertificate([]string{cert, key}, load, log)
+	if err != nil {
+		return nil, fmt.Errorf("%s and %s: %w", cert, key, err)
+	}
+	return t, nil
+}
+
+// openKeeper returns the client of the Key HSM; nil if none is configured. It requests the
+// status once, so that a trustee does not start if it could open no deposit.
+func openKeeper(ctx context.Context, c Config, own *tls.Config) (*keyhsm.Client, error) {
+	if c.KeyHSM == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(c.KeyHSMCertificate)
+	if err != nil {
+		return nil, fmt.Errorf("--keyhsm-cert: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("--keyhsm-cert: %s holds no certificate in PEM", c.KeyHSMCertificate)
+	}
+	// The Key HSM trusts the certificate that the trustee shows to its clients.
+	certificate := func() (*tls.Certificate, error) { return own.GetCertificate(nil) }
+	client, err := keyhsm.NewClient(keyhsm.ClientConfig{URL: c.KeyHSM, Servers: roots, Certificate: certificate})
+	if err != nil {
+		return nil, fmt.Errorf("--keyhsm: %w", err)
+	}
+	status, err := client.Status(ctx)
+	if err == nil && status.State != keyhsm.Ready {
+		err = fmt.Errorf("its state is %s", status.State)
+	}
+	if err != nil {
+		err = fmt.Errorf("--keyhsm %s: %w; see claviger keyhsm status and validate on its host, and claviger keyhsm "+
+			"trust %s", c.KeyHSM, err, filepath.Join(c.Folder, trustee.TLSCert))
+		return nil, errors.Join(err, client.Close())
+	}
+	c.Log.Info("deposits are wrapped by the Key HSM", "url", c.KeyHSM, "key", status.KeyID)
+	return client, nil
+}
+
+// checkWrapped refuses to serve wrapped deposits without a Key HSM, and logs deposits that the
+// Key HSM does not open.
+func checkWrapped(ctx context.Context, c Config, store server.Store, keeper *keyhsm.Client) (*server.Wrapped, error) {
+	wrapped := server.NewWrapped(store, nil)
+	if keeper != nil {
+		wrapped = server.NewWrapped(store, keeper)
+	}
+	if err := wrapped.MayServe(ctx, c.WithoutKeyHSM); err != nil {
+		return nil, err
+	}
+	if err := wrapped.Check(ctx); err != nil {
+		c.Log.Error("not all deposits can be opened", "err", err)
+	}
+	return wrapped, nil
+}
+
+// secretFiles are the files of a trustee that other users must not read or change.
+func secretFiles(folder *trustee.Folder) []secret.File {
+	key := secret.File{Path: filepath.Join(folder.Path, trustee.TLSKey), What: "private key"}
+	list := append(trustee.SecretFiles(folder.Path), key)
+	if folder.Store != "" {
+		return append(list, pgdb.SecretFiles(folder.Store)...)
+	}
+	for _, path := range sqlitedb.Files(filepath.Join(folder.Path, location.FileName)) {
+		list = append(list, secret.File{Path: path, What: "store"})
+	}
+	return list
+}
