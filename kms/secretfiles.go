@@ -1,8 +1,6 @@
 package kms
 
 import (
-	"fmt"
-	"io"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -160,12 +158,5 @@ func (l *secretList) credentials(c *hadoopconf.Conf) {
 			name = filepath.Join(l.conf.Dir(), name)
 		}
 		l.add(name, "password of the credential stores")
-	}
-}
-
-// WarnOnConsole warns of the files in a command.
-func WarnOnConsole(files []secret.File, w io.Writer) {
-	for _, fault := range secret.Exposed(files...) {
-		fmt.Fprintf(w, "claviger: warning: %s\n", fault)
 	}
 }

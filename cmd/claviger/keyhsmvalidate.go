@@ -12,7 +12,7 @@ import (
 
 	"claviger/keyhsm"
 	keyhsmhost "claviger/keyhsm/host"
-	"claviger/kms"
+	"claviger/secret"
 	"claviger/terminal"
 	"claviger/trustee/location"
 	"claviger/trustee/server"
@@ -31,7 +31,9 @@ func newKeyHSMValidate() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			kms.WarnOnConsole(set.SecretFiles(conf), cmd.ErrOrStderr())
+			for _, fault := range secret.Exposed(set.SecretFiles(conf)...) {
+				fmt.Fprintf(cmd.ErrOrStderr(), "claviger: warning: %s\n", fault)
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), hsmTimeout)
 			defer cancel()
 			var deposits keyhsmhost.Deposits

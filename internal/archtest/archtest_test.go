@@ -256,6 +256,44 @@ func TestImportRules(t *testing.T) {
 	}
 }
 
+// importers are the rooms that may import kms, which wires and so stands above all others.
+var importers = []string{"cmd/*", "kms/*", "demo", "bench", "test/*"}
+
+func TestImportersOfKMS(t *testing.T) {
+	for _, p := range packages(t) {
+		if !slices.Contains(ours(p.Imports), "kms") {
+			continue
+		}
+		if !slices.ContainsFunc(importers, func(pattern string) bool { return matches(pattern, p.room()) }) {
+			t.Errorf("%s imports kms, which commands alone import", p.ImportPath)
+		}
+	}
+}
+
+// maxCommandLines is how many lines the commands have together: flags, one call, printing. What needs more
+// belongs into a room.
+const maxCommandLines = 5000
+
+func TestCommandsAreShort(t *testing.T) {
+	lines := 0
+	for _, p := range packages(t) {
+		if p.room() != "cmd/claviger" {
+			continue
+		}
+		for _, name := range p.sources() {
+			src, err := os.ReadFile(filepath.Join(p.Dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines += bytes.Count(src, []byte("\n"))
+		}
+	}
+	if lines == 0 || lines > maxCommandLines {
+		t.Errorf("cmd/claviger has %d lines without tests, over %d: move what is no command into a room", lines,
+			maxCommandLines)
+	}
+}
+
 // databases are the rooms that may import a driver, or what changes a schema: a store
 // that opened its file by itself would do it otherwise than the others.
 var databases = map[string]string{
