@@ -50,9 +50,12 @@ func aclDefaults(conf *hadoopconf.Conf) []authz.Property {
 
 // aclMetrics shows what became of kms-acls.xml.
 func aclMetrics(m *console.Metrics, w *authz.Watcher) {
-	m.Counter("claviger_acl_loads_total", "Times that kms-acls.xml took effect.", func() float64 { return float64(w.Status().Loads) })
-	m.Counter("claviger_acl_failures_total", "Changes of kms-acls.xml that could not take effect.", func() float64 { return float64(w.Status().Failures) })
-	m.Gauge("claviger_acl_loaded_seconds", "When the rules in force were loaded, in seconds since 1970.", func() float64 { return float64(w.Status().Loaded.UnixMilli()) / 1000 })
+	m.Counter("claviger_acl_loads_total", "Times that kms-acls.xml took effect.",
+		func() float64 { return float64(w.Status().Loads) })
+	m.Counter("claviger_acl_failures_total", "Changes of kms-acls.xml that could not take effect.",
+		func() float64 { return float64(w.Status().Failures) })
+	m.Gauge("claviger_acl_loaded_seconds", "When the rules in force were loaded, in seconds since 1970.",
+		func() float64 { return float64(w.Status().Loaded.UnixMilli()) / 1000 })
 }
 
 // LoadPolicy reads the rules as a server does at its start, without a word on a

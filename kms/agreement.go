@@ -101,7 +101,8 @@ func (n *nodeSettings) serves(alive []owner.Owner) bool {
 // name names another node to people.
 func (n *nodeSettings) name(o nodeSettings) string {
 	if o.Host == n.Host && o.PID == n.PID {
-		return fmt.Sprintf("another node whose host is named %s, as this one's, (process %d, since %s)", o.Host, o.PID, o.Since.Format(time.RFC3339))
+		return fmt.Sprintf("another node whose host is named %s, as this one's, (process %d, since %s)", o.Host, o.PID,
+			o.Since.Format(time.RFC3339))
 	}
 	return fmt.Sprintf("the node on %s (process %d)", o.Host, o.PID)
 }
@@ -179,13 +180,16 @@ func (a *agreement) check(ctx context.Context) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if text != a.told && text != "" {
-		a.log.Warn("nodes of this metastore have different settings, which must be alike: what a client gets depends on the node that it asks", "metastore", a.store.URI(), "differences", text)
+		a.log.Warn("nodes of this metastore have different settings, which must be alike: what a client gets depends "+
+			"on the node that it asks", "metastore", a.store.URI(), "differences", text)
 	}
 	a.told = text
 	if text == "" {
 		return nil
 	}
-	return errors.New(text + ", and these must be alike on all nodes of the metastore " + a.store.URI() + ": compare the files of both, and restart the node that is wrong (kms-acls.xml and proxy users are taken without a restart)")
+	return errors.New(text + ", and these must be alike on all nodes of the metastore " + a.store.URI() +
+		": compare the files of both, and restart the node that is wrong (kms-acls.xml and proxy users are taken " +
+		"without a restart)")
 }
 
 // mayDestroy refuses to destroy keys while another node has another value of the property
@@ -215,7 +219,8 @@ func (a *agreement) mayDestroy(ctx context.Context, purge bool) error {
 	if len(differ) == 0 {
 		return nil
 	}
-	text := fmt.Sprintf("no key is %s by the node on %s (process %d): that destroys keys, and %s %s another value of %s; "+
+	text := fmt.Sprintf("no key is %s by the node on %s (process %d): that destroys keys, and %s %s another value "+
+		"of %s; "+
 		"give it the same value on all nodes, and restart those that were wrong", deed, mine.Host, mine.PID,
 		strings.Join(differ, " and "), map[bool]string{true: "has", false: "have"}[len(differ) == 1], property)
 	return claviger.Answer(claviger.Errorf(op, claviger.Unavailable, "", "%s", text), text)
@@ -256,7 +261,8 @@ func (s *Service) NotRestarted(ctx context.Context) ([]string, error) {
 	mine := a.mine()
 	var servers []string
 	for _, n := range noted {
-		if n.serves(alive) && slices.ContainsFunc(ofSources, func(name string) bool { return n.Digests[name] != mine.Digests[name] }) {
+		if n.serves(alive) && slices.ContainsFunc(ofSources,
+			func(name string) bool { return n.Digests[name] != mine.Digests[name] }) {
 			servers = append(servers, mine.name(n))
 		}
 	}
@@ -312,5 +318,6 @@ func (s *server) agreementCheck() []console.Check {
 	if s.agreement == nil {
 		return nil
 	}
-	return []console.Check{{Name: "settings of other nodes", Informational: true, Run: s.agreement.check, Holds: agreementHolds}}
+	return []console.Check{{Name: "settings of other nodes", Informational: true, Run: s.agreement.check,
+		Holds: agreementHolds}}
 }

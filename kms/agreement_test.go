@@ -38,7 +38,8 @@ func TestNodesWithOtherSettings(t *testing.T) {
 			t.Fatal(err)
 		}
 		dir := t.TempDir()
-		all := map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"), hadoopconf.MetastoreURI: uri}
+		all := map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"),
+			hadoopconf.MetastoreURI: uri}
 		for name, value := range props {
 			all[name] = value
 		}
@@ -50,7 +51,8 @@ func TestNodesWithOtherSettings(t *testing.T) {
 		return &agreement{conf: conf, store: store, log: slog.New(slog.NewTextHandler(&log, nil)), self: self}, release
 	}
 	one, _ := node(1, nil)
-	two, gone := node(2, map[string]string{hadoopconf.SourceURI: "kms://http@old.example:9600/kms", "hadoop.kms.proxyuser.hive.hosts": "*"})
+	two, gone := node(2, map[string]string{hadoopconf.SourceURI: "kms://http@old.example:9600/kms",
+		"hadoop.kms.proxyuser.hive.hosts": "*"})
 	three, _ := node(3, nil)
 	for i, a := range []*agreement{one, three, one} { // their keystore files have other places
 		if err := a.check(ctx); err != nil {
@@ -58,7 +60,8 @@ func TestNodesWithOtherSettings(t *testing.T) {
 		}
 	}
 	want := "the node on kms1 (process 2) has other values of " + hadoopconf.SourceURI + ", hadoop.kms.proxyuser.*"
-	if err := two.check(ctx); err == nil || strings.Contains(err.Error(), "old.example") || !strings.Contains(err.Error(), "process 1") || !strings.Contains(err.Error(), "process 3") {
+	if err := two.check(ctx); err == nil || strings.Contains(err.Error(), "old.example") ||
+		!strings.Contains(err.Error(), "process 1") || !strings.Contains(err.Error(), "process 3") {
 		t.Errorf("the node with others: %v", err)
 	}
 	for range 2 {
@@ -69,12 +72,16 @@ func TestNodesWithOtherSettings(t *testing.T) {
 	if got := strings.Count(log.String(), want); got != 1 {
 		t.Errorf("the log has it %d times: %s", got, log.String())
 	}
-	kmstest.WriteSite(t, one.conf.Dir(), map[string]string{hadoopconf.ProviderURI: one.conf.String(hadoopconf.ProviderURI), hadoopconf.MetastoreURI: uri, "hadoop.kms.proxyuser.hive.hosts": "*"})
-	if err := one.check(ctx); err == nil || strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), strings.TrimSuffix(want, ", hadoop.kms.proxyuser.*")) {
+	kmstest.WriteSite(t, one.conf.Dir(),
+		map[string]string{hadoopconf.ProviderURI: one.conf.String(hadoopconf.ProviderURI), hadoopconf.MetastoreURI: uri,
+			"hadoop.kms.proxyuser.hive.hosts": "*"})
+	if err := one.check(ctx); err == nil || strings.Contains(err.Error(), want) || !strings.Contains(err.Error(),
+		strings.TrimSuffix(want, ", hadoop.kms.proxyuser.*")) {
 		t.Errorf("rules that are taken without a restart: %v", err)
 	}
 	gone()
-	if err := three.check(ctx); err == nil || !strings.Contains(err.Error(), "process 1") || strings.Contains(err.Error(), "process 2") {
+	if err := three.check(ctx); err == nil || !strings.Contains(err.Error(), "process 1") ||
+		strings.Contains(err.Error(), "process 2") {
 		t.Errorf("after that node has gone: %v", err)
 	}
 }

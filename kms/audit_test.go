@@ -16,7 +16,8 @@ import (
 // TestHangup sends what logrotate sends.
 func TestHangup(t *testing.T) {
 	dir := t.TempDir()
-	set := auditSettings{hadoop: true, file: filepath.Join(dir, "kms-audit.log"), json: filepath.Join(dir, "audit.json"), node: "n"}
+	set := auditSettings{hadoop: true, file: filepath.Join(dir, "kms-audit.log"),
+		json: filepath.Join(dir, "audit.json"), node: "n"}
 	trail, err := openAudit(t.Context(), set, &Service{Log: slog.New(slog.DiscardHandler)}, standardOutput{})
 	if err != nil {
 		t.Fatal(err)
@@ -34,7 +35,8 @@ func TestHangup(t *testing.T) {
 		}
 	}
 	there := func(f string) bool { _, err := os.Stat(f); return err == nil }
-	for end := time.Now().Add(20 * time.Second); !there(set.file) || !there(set.json); time.Sleep(10 * time.Millisecond) {
+	missing := func() bool { return !there(set.file) || !there(set.json) }
+	for end := time.Now().Add(20 * time.Second); missing(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the files are not opened anew")
 		}

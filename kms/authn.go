@@ -21,7 +21,8 @@ type authenticator struct {
 	checks     []console.Check // of logins
 }
 
-func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluster, log *slog.Logger) (*authenticator, error) {
+func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluster,
+	log *slog.Logger) (*authenticator, error) {
 	const prefix = authPrefix
 	r := &reader{conf: conf}
 	validity := r.duration(prefix+"token.validity", time.Second)
@@ -99,7 +100,8 @@ func (r *reader) tokenLimits() authn.TokenLimits {
 }
 
 // secretProvider opens what signs the cookies.
-func (a *authenticator) secretProvider(ctx context.Context, conf *hadoopconf.Conf, shared *cluster, validity time.Duration, log *slog.Logger) (authn.SecretProvider, error) {
+func (a *authenticator) secretProvider(ctx context.Context, conf *hadoopconf.Conf, shared *cluster,
+	validity time.Duration, log *slog.Logger) (authn.SecretProvider, error) {
 	switch conf.String(signerKind) {
 	case "random":
 		return authn.NewRandomSecrets(validity, nil), nil

@@ -47,20 +47,36 @@ func TestAuthenticationRefusedAtStart(t *testing.T) {
 		props map[string]string
 		want  []string
 	}{
-		{map[string]string{"type": "ldap"}, []string{"authentication.type", `"ldap"`, "it must be simple, kerberos, or " + multi}},
-		{map[string]string{"type": "kerberos", "kerberos.keytab": "/nowhere/http.keytab"}, []string{"kerberos.keytab", `"/nowhere/http.keytab"`, "with the key of HTTP/localhost", "no such file"}},
-		{map[string]string{"type": "kerberos", "kerberos.principal": "HTTP/_HOST@R"}, []string{"kerberos.principal", `"HTTP/_HOST@R"`, "write the host name"}},
-		{map[string]string{"type": "kerberos", "kerberos.principal": "kms/h"}, []string{"kerberos.principal", `"kms/h"`, "it must be HTTP/"}},
+		{map[string]string{"type": "ldap"}, []string{"authentication.type", `"ldap"`,
+			"it must be simple, kerberos, or " + multi}},
+		{map[string]string{"type": "kerberos", "kerberos.keytab": "/nowhere/http.keytab"}, []string{"kerberos.keytab",
+			`"/nowhere/http.keytab"`, "with the key of HTTP/localhost", "no such file"}},
+		{map[string]string{"type": "kerberos", "kerberos.principal": "HTTP/_HOST@R"}, []string{"kerberos.principal",
+			`"HTTP/_HOST@R"`, "write the host name"}},
+		{map[string]string{"type": "kerberos", "kerberos.principal": "kms/h"}, []string{"kerberos.principal", `"kms/h"`,
+			"it must be HTTP/"}},
 		{map[string]string{"type": multi}, []string{schemes, "write negotiate"}},
-		{map[string]string{"type": multi, schemes: "negotiate,basic", schemes + ".negotiate.handler": "kerberos", schemes + ".basic.handler": "ldap"}, []string{schemes + ".basic.handler", `"ldap"`, "passwords checked by LDAP are not supported"}},
-		{map[string]string{"type": multi, schemes: "negotiate"}, []string{schemes + ".negotiate.handler", "write kerberos"}},
-		{map[string]string{"type": multi, schemes: "negotiate", schemes + ".negotiate.handler": "kerberos"}, []string{"delegation.schemes", "write negotiate"}},
-		{map[string]string{"type": multi, schemes: "negotiate", schemes + ".negotiate.handler": "kerberos", "multi-scheme-auth-handler.delegation.schemes": "basic"}, []string{"delegation.schemes", `"basic"`, "Basic is not among those"}},
-		{map[string]string{"hadoop.security.auth_to_local": "RULE:[1:$1](a"}, []string{"hadoop.security.auth_to_local", "is no rule"}},
-		{map[string]string{"hadoop.security.auth_to_local": "RULE:[1:$1]s/(?=a)//"}, []string{"hadoop.security.auth_to_local", "rule RULE:[1:$1]s/(?=a)//", "write several rules instead"}},
-		{map[string]string{"hadoop.security.auth_to_local": "DEFAULT"}, []string{"hadoop.security.auth_to_local", `"DEFAULT"`, "set default_realm in krb5.conf"}},
-		{map[string]string{"hadoop.security.authentication": "kerberos"}, []string{"hadoop.security.auth_to_local", "set default_realm in krb5.conf"}},
-		{map[string]string{"hadoop.security.auth_to_local": "RULE:[1:$1]", "hadoop.security.auth_to_local.mechanism": "heimdal"}, []string{"auth_to_local.mechanism", `"heimdal"`, "it must be hadoop or mit"}},
+		{map[string]string{"type": multi, schemes: "negotiate,basic", schemes + ".negotiate.handler": "kerberos",
+			schemes + ".basic.handler": "ldap"}, []string{schemes + ".basic.handler", `"ldap"`,
+			"passwords checked by LDAP are not supported"}},
+		{map[string]string{"type": multi, schemes: "negotiate"}, []string{schemes + ".negotiate.handler",
+			"write kerberos"}},
+		{map[string]string{"type": multi, schemes: "negotiate", schemes + ".negotiate.handler": "kerberos"},
+			[]string{"delegation.schemes", "write negotiate"}},
+		{map[string]string{"type": multi, schemes: "negotiate", schemes + ".negotiate.handler": "kerberos",
+			"multi-scheme-auth-handler.delegation.schemes": "basic"}, []string{"delegation.schemes", `"basic"`,
+			"Basic is not among those"}},
+		{map[string]string{"hadoop.security.auth_to_local": "RULE:[1:$1](a"}, []string{"hadoop.security.auth_to_local",
+			"is no rule"}},
+		{map[string]string{"hadoop.security.auth_to_local": "RULE:[1:$1]s/(?=a)//"},
+			[]string{"hadoop.security.auth_to_local", "rule RULE:[1:$1]s/(?=a)//", "write several rules instead"}},
+		{map[string]string{"hadoop.security.auth_to_local": "DEFAULT"}, []string{"hadoop.security.auth_to_local",
+			`"DEFAULT"`, "set default_realm in krb5.conf"}},
+		{map[string]string{"hadoop.security.authentication": "kerberos"}, []string{"hadoop.security.auth_to_local",
+			"set default_realm in krb5.conf"}},
+		{map[string]string{"hadoop.security.auth_to_local": "RULE:[1:$1]",
+			"hadoop.security.auth_to_local.mechanism": "heimdal"}, []string{"auth_to_local.mechanism", `"heimdal"`,
+			"it must be hadoop or mit"}},
 	} {
 		_, err := newHandler(t, c.props)
 		if err == nil {
@@ -95,9 +111,11 @@ func TestRulesOfConfiguration(t *testing.T) {
 	}{
 		{map[string]string{"hadoop.security.authentication": "kerberos"}, "a/h@R", "a"},
 		{map[string]string{"hadoop.security.authentication": "kerberos"}, "a/h@S", ""},
-		{map[string]string{"hadoop.security.authentication": "kerberos", "hadoop.security.auth_to_local.mechanism": "MIT"}, "a/h@S", "a/h@S"},
+		{map[string]string{"hadoop.security.authentication": "kerberos",
+			"hadoop.security.auth_to_local.mechanism": "MIT"}, "a/h@S", "a/h@S"},
 		{map[string]string{"hadoop.security.auth_to_local": "RULE:[2:$2]"}, "a/h@R", "h"},
-		{map[string]string{"hadoop.security.auth_to_local": "RULE:[2:$2]", "kerberos.name.rules.mechanism": "mit", "hadoop.security.auth_to_local.mechanism": "hadoop"}, "a@R", "a@R"},
+		{map[string]string{"hadoop.security.auth_to_local": "RULE:[2:$2]", "kerberos.name.rules.mechanism": "mit",
+			"hadoop.security.auth_to_local.mechanism": "hadoop"}, "a@R", "a@R"},
 	} {
 		_, rules, err := authHandler(authConf(t, c.props), false, slog.New(slog.DiscardHandler))
 		if err != nil {
@@ -115,7 +133,8 @@ func TestRulesOfConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := rules.Short("a/h@R"); got != "a" || !strings.Contains(log.String(), "are not used by a KMS of type kerberos") {
+	if got, err := rules.Short("a/h@R"); got != "a" || !strings.Contains(log.String(),
+		"are not used by a KMS of type kerberos") {
 		t.Errorf("a/h@R is %q, %v; logged %s", got, err, log.String())
 	}
 }

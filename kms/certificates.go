@@ -91,7 +91,8 @@ func (s *Service) storeFiles() (list []validity, unreadable []error, err error) 
 			_, err = f.Certificate() // with its private key
 		}
 		if err != nil {
-			unreadable = append(unreadable, fmt.Errorf("%s: %w; what was loaded before stays in use, and the next start fails", name, err))
+			unreadable = append(unreadable, fmt.Errorf("%s: %w; what was loaded before stays in use, and the next "+
+				"start fails", name, err))
 			return
 		}
 		list = append(list, validityOf(name, certs))

@@ -27,7 +27,8 @@ func serverPEM(t *testing.T, path string, from, to time.Time) tls.Certificate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "server"}, NotBefore: from, NotAfter: to}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "server"},
+		NotBefore: from, NotAfter: to}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +53,8 @@ func TestCertificates(t *testing.T) {
 	path := filepath.Join(dir, "server.pem")
 	now := time.Now()
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-site.xml"), kmstest.SiteXML("hadoop.kms.ssl.enabled", "true"))
-	kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location", path, "ssl.server.keystore.type", "pem"))
+	kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location", path,
+		"ssl.server.keystore.type", "pem"))
 	conf, err := hadoopconf.LoadKMS(dir, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +66,8 @@ func TestCertificates(t *testing.T) {
 		t.Helper()
 		svc.certificateCheck.at = time.Time{} // not as of a minute ago
 		list, _, err := svc.certificates()
-		if err != nil || len(list) != 1 || list[0].Store != "ssl.server.keystore.location" || list[0].NotAfter.IsZero() {
+		if err != nil || len(list) != 1 || list[0].Store != "ssl.server.keystore.location" ||
+			list[0].NotAfter.IsZero() {
 			t.Errorf("%s: %+v, %v", when, list, err)
 		}
 		err = svc.checkCertificates(t.Context())
@@ -85,7 +88,8 @@ func TestCertificates(t *testing.T) {
 	if err := os.Truncate(path, 100); err != nil {
 		t.Fatal(err)
 	}
-	look("a file that was cut short", "ssl.server.keystore.location: ", "what was loaded before stays in use, and the next start fails")
+	look("a file that was cut short", "ssl.server.keystore.location: ",
+		"what was loaded before stays in use, and the next start fails")
 	served = serverPEM(t, path, now.Add(time.Hour), now.Add(365*24*time.Hour))
 	look("it begins later", "is not valid before ")
 	served = serverPEM(t, path, now.Add(-time.Hour), now.Add(24*time.Hour))

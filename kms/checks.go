@@ -30,8 +30,10 @@ func (s *server) checks() []console.Check {
 		{Name: "acls", Informational: true, Run: func(context.Context) error { return s.policy.Status().Err }},
 		{Name: "configuration", Informational: true, Run: func(context.Context) error { return s.auth.site.Err() }},
 		{Name: "classes of requests", Informational: true, Run: func(context.Context) error { return s.lanes.Full() }},
-		{Name: "waits for sources", Informational: true, Run: func(context.Context) error { return s.ring.CheckSourceWaiting() }},
-		{Name: "delegation tokens", Informational: true, Run: func(context.Context) error { return s.auth.tokens.Full() }},
+		{Name: "waits for sources", Informational: true,
+			Run: func(context.Context) error { return s.ring.CheckSourceWaiting() }},
+		{Name: "delegation tokens", Informational: true,
+			Run: func(context.Context) error { return s.auth.tokens.Full() }},
 		// A node without its directory serves by the groups that it knows.
 		{Name: "groups", Informational: true, Run: func(context.Context) error { return s.auth.groups.Stats().Err }},
 		{Name: "certificates", Informational: true, Run: s.svc.checkCertificates},
@@ -47,12 +49,15 @@ func (s *server) checks() []console.Check {
 			// The rest of its keys it serves, and what it refuses others may serve: so it stays
 			// in service. But somebody must see to it, and no key should be made on such a token.
 			console.Check{Name: "keys in the HSM", For: []console.Purpose{console.Write}, Run: p.CheckKeys},
-			console.Check{Name: "HSM takes new keys", For: []console.Purpose{console.Write}, Run: p.CheckWrites, Last: func() (console.Observation, bool) {
-				last, ok := p.LastWrite()
-				return console.Observation(last), ok
-			}},
-			console.Check{Name: "token and metastore fit", For: []console.Purpose{console.Write}, Run: p.CheckFit, Holds: fitProbeHolds},
-			console.Check{Name: "current keys in the HSM", For: []console.Purpose{console.Generate}, Run: p.CheckCurrent},
+			console.Check{Name: "HSM takes new keys", For: []console.Purpose{console.Write}, Run: p.CheckWrites,
+				Last: func() (console.Observation, bool) {
+					last, ok := p.LastWrite()
+					return console.Observation(last), ok
+				}},
+			console.Check{Name: "token and metastore fit", For: []console.Purpose{console.Write}, Run: p.CheckFit,
+				Holds: fitProbeHolds},
+			console.Check{Name: "current keys in the HSM", For: []console.Purpose{console.Generate},
+				Run: p.CheckCurrent},
 			console.Check{Name: "any keys in the HSM", For: []console.Purpose{console.Decrypt}, Run: p.CheckAny},
 			console.Check{Name: "keys unknown to the metastore", Informational: true, Run: p.CheckUnknown},
 			console.Check{Name: "searches of the HSM", Informational: true, Run: p.CheckSearches},
@@ -86,13 +91,15 @@ func (s *server) checks() []console.Check {
 		checks = append(checks, check)
 	}
 	if s.svc.Store != nil {
-		checks = append(checks, console.Check{Name: "sources of migrations", Informational: true, Run: s.checkMigrations},
+		checks = append(checks, console.Check{Name: "sources of migrations", Informational: true,
+			Run: s.checkMigrations},
 			console.Check{Name: "uses of sources", Informational: true, Run: s.ring.CheckUses},
 			console.Check{Name: "versions that are two keys", Informational: true, Run: s.ring.CheckConflicts},
 			console.Check{Name: "rolls at the sources", Informational: true, Run: s.ring.CheckRolled})
 	}
 	if len(s.ring.Sources()) > 0 {
-		checks = append(checks, console.Check{Name: "names at the sources", Informational: true, Run: s.ring.CheckNames})
+		checks = append(checks, console.Check{Name: "names at the sources", Informational: true,
+			Run: s.ring.CheckNames})
 	}
 	return checks
 }
@@ -129,26 +136,29 @@ func (s *server) storeChecks() []console.Check {
 	checks := []console.Check{reads}
 	if w, ok := store.(metastore.Watched); ok {
 		checks[0].Last = seen(w.LastRead)
-		checks = append(checks, console.Check{Name: "metastore takes changes", For: []console.Purpose{console.Write}, Last: seen(w.LastWrite), Run: w.CheckWrites, Holds: console.WriteProbeLife})
+		checks = append(checks, console.Check{Name: "metastore takes changes", For: []console.Purpose{console.Write},
+			Last: seen(w.LastWrite), Run: w.CheckWrites, Holds: console.WriteProbeLife})
 	}
 	if s.svc.sharedKeys() != nil && s.set.ring.CacheEnable {
-		checks = append(checks, console.Check{Name: "metastore lease", For: []console.Purpose{console.Decrypt}, Run: func(ctx context.Context) error {
-			cannot := s.ring.OpensFromMemory()
-			if cannot == nil {
+		checks = append(checks, console.Check{Name: "metastore lease", For: []console.Purpose{console.Decrypt},
+			Run: func(ctx context.Context) error {
+				cannot := s.ring.OpensFromMemory()
+				if cannot == nil {
+					return nil
+				}
+				if err := store.Check(ctx); err != nil { // it is asked for each request now
+					return fmt.Errorf("%w: %w", cannot, err)
+				}
 				return nil
-			}
-			if err := store.Check(ctx); err != nil { // it is asked for each request now
-				return fmt.Errorf("%w: %w", cannot, err)
-			}
-			return nil
-		}})
+			}})
 	} else if s.svc.sharedKeys() != nil {
 		checks[0].For = nil // without caches each request asks it
 	}
 	if r, ok := store.(interface {
 		Replication(ctx context.Context) error
 	}); ok {
-		checks = append(checks, console.Check{Name: "metastore replication", Informational: true, Run: r.Replication, Holds: console.WriteProbeLife})
+		checks = append(checks, console.Check{Name: "metastore replication", Informational: true, Run: r.Replication,
+			Holds: console.WriteProbeLife})
 	}
 	return checks
 }

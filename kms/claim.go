@@ -22,7 +22,8 @@ func claimStore(ctx context.Context, store metastore.Store, self owner.Owner, ac
 		return nil
 	}
 	_, err := store.Claim(ctx, self, access.Alone())
-	return InUse(err, self, "give each server a "+hadoopconf.MetastoreURI+" of its own, and an HSM token of its own with it (docs/hsm.md), or have all nodes share one in PostgreSQL (docs/nodes.md)")
+	return InUse(err, self, "give each server a "+hadoopconf.MetastoreURI+" of its own, and an HSM token of its own "+
+		"with it (docs/hsm.md), or have all nodes share one in PostgreSQL (docs/nodes.md)")
 }
 
 // keystoreFile is a provider over a keystore file, as the jceks provider.
@@ -43,8 +44,10 @@ func (s *Service) claimKeystore() error {
 	}
 	s.release = release
 	if among {
-		s.Log.Warn("another server uses the same keystore file: what one of them deletes or rolls, the other serves from memory for as long as " +
-			"hadoop.kms.cache.timeout.ms and hadoop.kms.current.key.cache.timeout.ms say; several nodes need an HSM, with " +
+		s.Log.Warn("another server uses the same keystore file: what one of them deletes or rolls, the other serves " +
+			"from memory for as long as " +
+			"hadoop.kms.cache.timeout.ms and hadoop.kms.current.key.cache.timeout.ms say; several nodes need an HSM, " +
+			"with " +
 			hadoopconf.MetastoreURI + " in PostgreSQL (docs/nodes.md)")
 	}
 	return nil
@@ -59,9 +62,11 @@ func InUse(err error, self owner.Owner, servers string) error {
 	case self.What == Command && len(in.Owners) > 0 && in.Owners[0].What != Command:
 		return fmt.Errorf("%w; start this server when that command has ended", err)
 	case self.What == Command:
-		return fmt.Errorf("%w; a second server would serve keys that the first one deleted, so it does not start: stop that one, or %s", err, servers)
+		return fmt.Errorf("%w; a second server would serve keys that the first one deleted, so it does not start: "+
+			"stop that one, or %s", err, servers)
 	case strings.HasPrefix(self.What, "claviger migrate"):
-		return fmt.Errorf("%w; %s changes keys, which that process would not see: have a running server take keys over itself, by claviger key migrate NAME --provider URI, or stop it first", err, self.What)
+		return fmt.Errorf("%w; %s changes keys, which that process would not see: have a running server take keys "+
+			"over itself, by claviger key migrate NAME --provider URI, or stop it first", err, self.What)
 	}
 	return fmt.Errorf("%w; %s changes what that process relies on: stop it first", err, self.What)
 }

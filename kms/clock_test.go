@@ -75,18 +75,21 @@ func TestClockOfANode(t *testing.T) {
 			t.Errorf("the check says %+v, want ok %t", got, ok)
 		}
 		_, text := kmstest.Get(t, kms, "/metrics", "")
-		m := regexp.MustCompile(`(?m)^claviger_clock_ahead_seconds\{clock="metastore"\} (\S+)$`).FindStringSubmatch(text)
+		m := regexp.MustCompile(`(?m)^claviger_clock_ahead_seconds\{clock="metastore"\} (\S+)$`).FindStringSubmatch(
+			text)
 		if m == nil {
 			t.Fatalf("no figure in %s", text)
 		}
-		if s, err := strconv.ParseFloat(m[1], 64); err != nil || (time.Duration(s*float64(time.Second))-ahead).Abs() > 10*time.Second {
+		if s, err := strconv.ParseFloat(m[1], 64); err != nil ||
+			(time.Duration(s*float64(time.Second))-ahead).Abs() > 10*time.Second {
 			t.Errorf("the figure is %s, want %v", m[1], ahead)
 		}
 	}
 	clocks(true, 0)
 	use(http.StatusOK, "")
 	const day = 24 * time.Hour
-	exec(`UPDATE clock.shift SET by = '-2 days'`, fmt.Sprintf(`UPDATE delegation SET renew = %d`, time.Now().Add(-time.Hour).UnixMilli()))
+	exec(`UPDATE clock.shift SET by = '-2 days'`, fmt.Sprintf(`UPDATE delegation SET renew = %d`,
+		time.Now().Add(-time.Hour).UnixMilli()))
 	clocks(false, 2*day)
 	use(http.StatusServiceUnavailable, "StandbyException")
 	exec(`UPDATE clock.shift SET by = '0'`)
@@ -110,7 +113,8 @@ func (c *setClock) Clocks(context.Context) (metastore.Clocks, error) {
 func TestClockIsLogged(t *testing.T) {
 	var log logtest.Buffer
 	one, two := &setClock{}, &setClock{}
-	w := &clockWatch{log: slog.New(slog.NewTextHandler(&log, nil)), of: map[string]metastore.Clock{"metastore": one, "zookeeper": two}}
+	w := &clockWatch{log: slog.New(slog.NewTextHandler(&log, nil)), of: map[string]metastore.Clock{"metastore": one,
+		"zookeeper": two}}
 	for i, step := range []struct {
 		one, two     setClock
 		wrong        bool
@@ -129,7 +133,8 @@ func TestClockIsLogged(t *testing.T) {
 		if (err != nil) != step.wrong {
 			t.Errorf("step %d: %v", i, err)
 		}
-		begun, ended := strings.Count(log.String(), "a clock is wrong"), strings.Count(log.String(), "the clocks agree again")
+		begun, ended := strings.Count(log.String(), "a clock is wrong"), strings.Count(log.String(),
+			"the clocks agree again")
 		if begun != step.begun || ended != step.ended {
 			t.Errorf("step %d: %s", i, log.String())
 		}

@@ -81,7 +81,8 @@ func openCluster(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (
 	}
 	var client *zookeeper.Client
 	if conf.String(signerKind) == "zookeeper" {
-		if client, err = c.connect(conf, log, ensemble{prefix: signerPrefix, servers: "connection.string", auth: "auth.type", session: signerSession, connect: signerConnect}); err != nil {
+		if client, err = c.connect(conf, log, ensemble{prefix: signerPrefix, servers: "connection.string",
+			auth: "auth.type", session: signerSession, connect: signerConnect}); err != nil {
 			return nil, err
 		}
 		const path = signerPrefix + "path"
@@ -89,18 +90,21 @@ func openCluster(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (
 			return nil, conf.Refuse(path, err.Error())
 		}
 	} else if how := conf.String(signerPrefix + "auth.type"); how == "sasl" {
-		log.Warn(signerPrefix + "auth.type is sasl and has no effect: " + signerKind + " is " + conf.String(signerKind) + "; set it to zookeeper on every node, so that they take each other's cookies")
+		log.Warn(signerPrefix + "auth.type is sasl and has no effect: " + signerKind + " is " +
+			conf.String(signerKind) + "; set it to zookeeper on every node, so that they take each other's cookies")
 	}
 	if !tokens {
 		return c, nil
 	}
 	if client == nil {
-		if client, err = c.connect(conf, log, ensemble{prefix: tokensPrefix, servers: "zkConnectionString", auth: "zkAuthType", session: session, connect: connect}); err != nil {
+		if client, err = c.connect(conf, log, ensemble{prefix: tokensPrefix, servers: "zkConnectionString",
+			auth: "zkAuthType", session: session, connect: connect}); err != nil {
 			return nil, err
 		}
 	} else if own, set := conf.Get(tokensEnsemble); set && own != conf.String(signerEnsemble) {
 		// As in Hadoop: there is one connection.
-		log.Warn(tokensEnsemble + " is not used: delegation tokens are kept where the signer secrets are, at " + signerEnsemble + "; remove one of the two")
+		log.Warn(tokensEnsemble + " is not used: delegation tokens are kept where the signer secrets are, at " +
+			signerEnsemble + "; remove one of the two")
 	}
 	const path = tokensPrefix + "znodeWorkingPath"
 	if c.tokens, err = zookeeper.NewTokens(client, conf.String(path)); err != nil {
@@ -126,12 +130,14 @@ func (c *cluster) connect(conf *hadoopconf.Conf, log *slog.Logger, e ensemble) (
 	if err != nil {
 		return nil, conf.Refuse(servers, err.Error())
 	}
-	settings := zookeeper.Config{Ensemble: at, Property: servers, SessionTimeout: e.session, ConnectTimeout: e.connect, Patience: e.connect, Log: log}
+	settings := zookeeper.Config{Ensemble: at, Property: servers, SessionTimeout: e.session, ConnectTimeout: e.connect,
+		Patience: e.connect, Log: log}
 	switch how := conf.String(e.prefix + e.auth); how {
 	case "none":
 	case "sasl", "kerberos":
 		if how == "kerberos" { // Ambari writes it; Hadoop takes it for none
-			log.Warn("kerberos is taken for sasl; Hadoop's own KMS takes it for none and leaves its nodes open to everybody: write sasl on every node", "property", e.prefix+e.auth)
+			log.Warn("kerberos is taken for sasl; Hadoop's own KMS takes it for none and leaves its nodes open to "+
+				"everybody: write sasl on every node", "property", e.prefix+e.auth)
 		}
 		if settings.SASL, settings.Owner, err = zookeeperSASL(conf, e.prefix); err != nil {
 			return nil, err
@@ -155,8 +161,10 @@ func (c *cluster) connect(conf *hadoopconf.Conf, log *slog.Logger, e ensemble) (
 
 // zookeeperSASL reads who we are towards ZooKeeper. It returns the owner of the
 // nodes that we make, too: the first component of our principal.
-func zookeeperSASL(conf *hadoopconf.Conf, prefix string) (func(ctx context.Context, host string) (zookeeper.Initiator, error), string, error) {
-	keytabName, principalName, serverName := prefix+"kerberos.keytab", prefix+"kerberos.principal", prefix+"kerberos.server.principal"
+func zookeeperSASL(conf *hadoopconf.Conf,
+	prefix string) (func(ctx context.Context, host string) (zookeeper.Initiator, error), string, error) {
+	keytabName, principalName, serverName := prefix+"kerberos.keytab", prefix+"kerberos.principal",
+		prefix+"kerberos.server.principal"
 	if !gssapi.Available {
 		return nil, "", fmt.Errorf("SASL to ZooKeeper: %w", gssapi.ErrNotBuilt)
 	}
@@ -165,7 +173,8 @@ func zookeeperSASL(conf *hadoopconf.Conf, prefix string) (func(ctx context.Conte
 		return nil, "", conf.Refuse(keytabName, "SASL needs a keytab")
 	}
 	if f, err := os.Open(keytab); err != nil {
-		return nil, "", conf.Refuse(keytabName, fmt.Sprintf("it must be a keytab that this process can read, with the key of %s: %v", conf.String(principalName), err))
+		return nil, "", conf.Refuse(keytabName, fmt.Sprintf("it must be a keytab that this process can read, with "+
+			"the key of %s: %v", conf.String(principalName), err))
 	} else if err := f.Close(); err != nil {
 		return nil, "", err
 	}
@@ -183,7 +192,8 @@ func zookeeperSASL(conf *hadoopconf.Conf, prefix string) (func(ctx context.Conte
 		if server != "" {
 			target = strings.Replace(server, "_HOST", host, 1)
 		}
-		in, err := gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: keytab, Principal: principal, Target: target, Mutual: true})
+		in, err := gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: keytab, Principal: principal, Target: target,
+			Mutual: true})
 		if err != nil {
 			return nil, fmt.Errorf("%s of %s: %w", principal, keytab, err)
 		}
@@ -227,7 +237,8 @@ func (c *cluster) zookeeperTLS(conf *hadoopconf.Conf, log *slog.Logger, prefix s
 		return nil, err
 	}
 	if !ok {
-		return nil, conf.Refuse(name, "TLS to ZooKeeper needs a truststore with the certificate of its authority: JKS, PKCS#12 or PEM")
+		return nil, conf.Refuse(name, "TLS to ZooKeeper needs a truststore with the certificate of its authority: "+
+			"JKS, PKCS#12 or PEM")
 	}
 	roots, err := trust.Roots()
 	if err != nil {
@@ -253,13 +264,15 @@ func (c *cluster) zookeeperTLS(conf *hadoopconf.Conf, log *slog.Logger, prefix s
 }
 
 // rollingSecrets are the cookies' secrets that nodes share.
-func (c *cluster) rollingSecrets(ctx context.Context, conf *hadoopconf.Conf, validity time.Duration, log *slog.Logger) (*authn.RollingSecrets, error) {
+func (c *cluster) rollingSecrets(ctx context.Context, conf *hadoopconf.Conf, validity time.Duration,
+	log *slog.Logger) (*authn.RollingSecrets, error) {
 	if c.signers == nil {
 		return nil, conf.Refuse(signerKind, "it must be random, file, zookeeper or sql")
 	}
 	secrets, err := authn.NewRollingSecrets(ctx, authn.RollingConfig{Store: c.signers, Period: validity, Log: log})
 	if err != nil {
-		return nil, fmt.Errorf("%s is %s, and no cookie can be signed without its secrets: %w", signerKind, conf.String(signerKind), err)
+		return nil, fmt.Errorf("%s is %s, and no cookie can be signed without its secrets: %w", signerKind,
+			conf.String(signerKind), err)
 	}
 	return secrets, nil
 }

@@ -33,7 +33,8 @@ func with(base map[string]string, pairs ...string) map[string]string {
 
 var (
 	signerSite = map[string]string{signerKind: "zookeeper", signerEnsemble: "127.0.0.1:1"}
-	tokensSite = map[string]string{tokensEnable: "true", tokensEnsemble: "127.0.0.1:1", tokensPrefix + "zkAuthType": "none"}
+	tokensSite = map[string]string{tokensEnable: "true", tokensEnsemble: "127.0.0.1:1", tokensPrefix +
+		"zkAuthType": "none"}
 )
 
 // TestClusterRefused: what can't work is refused before anything is opened, by
@@ -47,22 +48,41 @@ func TestClusterRefused(t *testing.T) {
 		site map[string]string
 		want []string
 	}{
-		"the template's servers":   {map[string]string{signerKind: "zookeeper"}, []string{signerEnsemble, "#HOSTNAME#", "HOST:PORT,HOST:PORT"}},
-		"a port of no kind":        {with(signerSite, signerEnsemble, "zk1:port"), []string{"kms-site.xml", signerEnsemble, "zk1:port", "1 to 65535"}},
-		"a chroot with a slash":    {with(signerSite, signerEnsemble, "zk1:2181/a/"), []string{signerEnsemble, "zk1:2181/a/"}},
-		"a path of no kind":        {with(signerSite, signerPrefix+"path", "secret"), []string{"kms-site.xml", signerPrefix + "path", "secret", "begin with /"}},
-		"an unknown type":          {with(signerSite, signerPrefix+"auth.type", "digest"), []string{"kms-site.xml", signerPrefix + "auth.type", "digest", "none or sasl"}},
-		"sasl without a keytab":    {with(signerSite, signerPrefix+"auth.type", "sasl", signerPrefix+"kerberos.keytab", "/nowhere/kms.keytab"), []string{"kms-site.xml", signerPrefix + "kerberos.keytab", "/nowhere/kms.keytab", "this process can read"}},
-		"kerberos, as of Ambari":   {with(signerSite, signerPrefix+"auth.type", "kerberos", signerPrefix+"kerberos.keytab", "/nowhere/kms.keytab"), []string{signerPrefix + "kerberos.keytab", "/nowhere/kms.keytab"}},
-		"the template's principal": {with(signerSite, signerPrefix+"auth.type", "sasl", signerPrefix+"kerberos.keytab", keytab), []string{signerPrefix + "kerberos.principal", "kms/#HOSTNAME#", "kms/_HOST@REALM"}},
-		"TLS without a truststore": {with(signerSite, signerPrefix+"ssl.enabled", "true"), []string{signerPrefix + "ssl.truststore.location", "needs a truststore"}},
-		"a truststore not there":   {with(signerSite, signerPrefix+"ssl.enabled", "true", signerPrefix+"ssl.truststore.location", "/nowhere/trust.jks"), []string{signerPrefix + "ssl.truststore.location", "/nowhere/trust.jks"}},
-		"tokens without servers":   {map[string]string{tokensEnable: "true"}, []string{tokensEnsemble, "HOST:PORT,HOST:PORT"}},
-		"tokens without a type":    {map[string]string{tokensEnable: "true", tokensEnsemble: "zk1"}, []string{tokensPrefix + "zkAuthType", "none or sasl"}},
-		"tokens of SASL":           {with(tokensSite, tokensPrefix+"zkAuthType", "sasl"), []string{tokensPrefix + "kerberos.keytab", "SASL needs a keytab"}},
-		"a working path":           {with(tokensSite, tokensPrefix+"znodeWorkingPath", "a//b"), []string{"kms-site.xml", tokensPrefix + "znodeWorkingPath", "a//b"}},
-		"no metastore":             {map[string]string{hadoopconf.MetastoreURI: "claviger.db"}, []string{"kms-site.xml", hadoopconf.MetastoreURI, "claviger.db", "absolute path"}},
-		"a batch of none":          {with(tokensSite, tokensPrefix+"token.seqnum.batch.size", "0"), []string{"kms-site.xml", tokensPrefix + "token.seqnum.batch.size", "0"}},
+		"the template's servers": {map[string]string{signerKind: "zookeeper"}, []string{signerEnsemble, "#HOSTNAME#",
+			"HOST:PORT,HOST:PORT"}},
+		"a port of no kind": {with(signerSite, signerEnsemble, "zk1:port"), []string{"kms-site.xml",
+			signerEnsemble, "zk1:port", "1 to 65535"}},
+		"a chroot with a slash": {with(signerSite, signerEnsemble, "zk1:2181/a/"), []string{signerEnsemble,
+			"zk1:2181/a/"}},
+		"a path of no kind": {with(signerSite, signerPrefix+"path", "secret"), []string{"kms-site.xml",
+			signerPrefix + "path", "secret", "begin with /"}},
+		"an unknown type": {with(signerSite, signerPrefix+"auth.type", "digest"), []string{"kms-site.xml",
+			signerPrefix + "auth.type", "digest", "none or sasl"}},
+		"sasl without a keytab": {with(signerSite, signerPrefix+"auth.type", "sasl", signerPrefix+"kerberos.keytab",
+			"/nowhere/kms.keytab"), []string{"kms-site.xml", signerPrefix + "kerberos.keytab", "/nowhere/kms.keytab",
+			"this process can read"}},
+		"kerberos, as of Ambari": {with(signerSite, signerPrefix+"auth.type", "kerberos",
+			signerPrefix+"kerberos.keytab", "/nowhere/kms.keytab"), []string{signerPrefix + "kerberos.keytab",
+			"/nowhere/kms.keytab"}},
+		"the template's principal": {with(signerSite, signerPrefix+"auth.type", "sasl", signerPrefix+"kerberos.keytab",
+			keytab), []string{signerPrefix + "kerberos.principal", "kms/#HOSTNAME#", "kms/_HOST@REALM"}},
+		"TLS without a truststore": {with(signerSite, signerPrefix+"ssl.enabled", "true"), []string{signerPrefix +
+			"ssl.truststore.location", "needs a truststore"}},
+		"a truststore not there": {with(signerSite, signerPrefix+"ssl.enabled", "true",
+			signerPrefix+"ssl.truststore.location", "/nowhere/trust.jks"), []string{signerPrefix +
+			"ssl.truststore.location", "/nowhere/trust.jks"}},
+		"tokens without servers": {map[string]string{tokensEnable: "true"}, []string{tokensEnsemble,
+			"HOST:PORT,HOST:PORT"}},
+		"tokens without a type": {map[string]string{tokensEnable: "true", tokensEnsemble: "zk1"},
+			[]string{tokensPrefix + "zkAuthType", "none or sasl"}},
+		"tokens of SASL": {with(tokensSite, tokensPrefix+"zkAuthType", "sasl"), []string{tokensPrefix +
+			"kerberos.keytab", "SASL needs a keytab"}},
+		"a working path": {with(tokensSite, tokensPrefix+"znodeWorkingPath", "a//b"), []string{"kms-site.xml",
+			tokensPrefix + "znodeWorkingPath", "a//b"}},
+		"no metastore": {map[string]string{hadoopconf.MetastoreURI: "claviger.db"}, []string{"kms-site.xml",
+			hadoopconf.MetastoreURI, "claviger.db", "absolute path"}},
+		"a batch of none": {with(tokensSite, tokensPrefix+"token.seqnum.batch.size", "0"),
+			[]string{"kms-site.xml", tokensPrefix + "token.seqnum.batch.size", "0"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c1, err := openCluster(t.Context(), kmstest.Conf(t, c.site), slog.New(slog.DiscardHandler))
@@ -91,30 +111,34 @@ func TestClusterTaken(t *testing.T) {
 		connections     int
 		warning         string
 	}{
-		"nothing":               {map[string]string{"hadoop.kms.http.port": "0"}, false, false, 0, ""},
-		"cookies":               {signerSite, true, false, 1, ""},
-		"tokens":                {tokensSite, false, true, 1, ""},
-		"one for both":          {with(signerSite, tokensEnable, "true"), true, true, 1, ""},
-		"another one":           {with(signerSite, tokensEnable, "true", tokensEnsemble, "zk9:1"), true, true, 1, tokensEnsemble + " is not used"},
-		"a file of one's own":   {map[string]string{hadoopconf.MetastoreURI: "sqlite://" + file}, false, true, 1, ""},
-		"a file, and tokens":    {with(tokensSite, hadoopconf.MetastoreURI, "sqlite://"+file), false, true, 1, ""},
-		"sasl without a signer": {map[string]string{signerPrefix + "auth.type": "sasl"}, false, false, 0, "set it to zookeeper on every node"},
+		"nothing":      {map[string]string{"hadoop.kms.http.port": "0"}, false, false, 0, ""},
+		"cookies":      {signerSite, true, false, 1, ""},
+		"tokens":       {tokensSite, false, true, 1, ""},
+		"one for both": {with(signerSite, tokensEnable, "true"), true, true, 1, ""},
+		"another one": {with(signerSite, tokensEnable, "true", tokensEnsemble, "zk9:1"), true, true, 1,
+			tokensEnsemble + " is not used"},
+		"a file of one's own": {map[string]string{hadoopconf.MetastoreURI: "sqlite://" + file}, false, true, 1, ""},
+		"a file, and tokens":  {with(tokensSite, hadoopconf.MetastoreURI, "sqlite://"+file), false, true, 1, ""},
+		"sasl without a signer": {map[string]string{signerPrefix + "auth.type": "sasl"}, false, false, 0,
+			"set it to zookeeper on every node"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var log bytes.Buffer
-			got, err := openCluster(t.Context(), kmstest.Conf(t, c.site), slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-				if a.Key == "err" || a.Key == slog.TimeKey { // that nobody answers is no matter here
-					return slog.Attr{}
-				}
-				return a
-			}})))
+			got, err := openCluster(t.Context(), kmstest.Conf(t, c.site), slog.New(slog.NewTextHandler(&log,
+				&slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+					if a.Key == "err" || a.Key == slog.TimeKey { // that nobody answers is no matter here
+						return slog.Attr{}
+					}
+					return a
+				}})))
 			if err != nil {
 				t.Fatal(err)
 			}
 			if err := got.Close(); err != nil {
 				t.Error(err)
 			}
-			if (got.signers != nil) != c.signers || (got.tokens != nil) != c.tokens || len(got.checks) != c.connections {
+			if (got.signers != nil) != c.signers || (got.tokens != nil) != c.tokens ||
+				len(got.checks) != c.connections {
 				t.Errorf("signers %v, tokens %v, %d connections", got.signers, got.tokens, len(got.checks))
 			}
 			// A Java KMS, with which ZooKeeper may be shared, needs the passwords.
@@ -146,7 +170,8 @@ func TestClusterUnreachable(t *testing.T) {
 	if !claviger.IsAway(err) {
 		t.Errorf("a start does not wait for it: %v", err)
 	}
-	if _, err := shared.rollingSecrets(t.Context(), kmstest.Conf(t, map[string]string{signerKind: "string"}), time.Hour, slog.Default()); err == nil || !strings.Contains(err.Error(), "zookeeper or sql") {
+	if _, err := shared.rollingSecrets(t.Context(), kmstest.Conf(t, map[string]string{signerKind: "string"}), time.Hour,
+		slog.Default()); err == nil || !strings.Contains(err.Error(), "zookeeper or sql") {
 		t.Errorf("an unknown provider: %v", err)
 	}
 }
@@ -175,7 +200,8 @@ func TestZooKeeperTLSPasswords(t *testing.T) {
 	}
 	creds := keystore.NewJCEKS()
 	for _, which := range []string{"truststore", "keystore"} {
-		if err := creds.SetKey(signerPrefix+"ssl."+which+".password", "AES", secret.Bytes(certtest.Password), secret.Bytes("none"), time.Now()); err != nil {
+		if err := creds.SetKey(signerPrefix+"ssl."+which+".password", "AES", secret.Bytes(certtest.Password),
+			secret.Bytes("none"), time.Now()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -196,7 +222,8 @@ func TestZooKeeperTLSPasswords(t *testing.T) {
 	if cert, err := settings.GetClientCertificate(nil); err != nil || len(cert.Certificate) == 0 {
 		t.Errorf("%v", err)
 	}
-	if _, err := open(with(props, keystore.CredentialPathProperty, "localjceks://file"+filepath.Join(dir, "none.jceks"))); err == nil {
+	if _, err := open(with(props, keystore.CredentialPathProperty, "localjceks://file"+filepath.Join(dir,
+		"none.jceks"))); err == nil {
 		t.Error("no password is needed")
 	}
 }

@@ -19,8 +19,10 @@ import (
 
 // systemMappings are Hadoop's classes that ask the operating system, as we do for
 // all of them.
-var systemMappings = []string{"ShellBasedUnixGroupsMapping", "JniBasedUnixGroupsMapping", "JniBasedUnixGroupsMappingWithFallback",
-	"ShellBasedUnixGroupsNetgroupMapping", "JniBasedUnixGroupsNetgroupMapping", "JniBasedUnixGroupsNetgroupMappingWithFallback"}
+var systemMappings = []string{"ShellBasedUnixGroupsMapping", "JniBasedUnixGroupsMapping",
+	"JniBasedUnixGroupsMappingWithFallback",
+	"ShellBasedUnixGroupsNetgroupMapping", "JniBasedUnixGroupsNetgroupMapping",
+	"JniBasedUnixGroupsNetgroupMappingWithFallback"}
 
 // NewGroups opens the group mapping, by which ACLs and proxy users' rules go.
 func NewGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) {
@@ -88,7 +90,8 @@ func compositeDirectory(conf *hadoopconf.Conf, log *slog.Logger) (authn.Director
 	for i, name := range names {
 		switch {
 		case name == "" || strings.TrimSpace(name) != name:
-			return nil, conf.Refuse(hadoopconf.GroupProviders, "it must be names of providers, separated by commas without blanks, as in shell,ad")
+			return nil, conf.Refuse(hadoopconf.GroupProviders, "it must be names of providers, separated by commas "+
+				"without blanks, as in shell,ad")
 		case slices.Contains(names[:i], name):
 			return nil, conf.Refuse(hadoopconf.GroupProviders, fmt.Sprintf("it names %q twice; take one out", name))
 		}
@@ -142,7 +145,8 @@ func groupDirectory(conf *hadoopconf.Conf, property string, log *slog.Logger) (a
 	if property == hadoopconf.GroupMapping {
 		want += "CompositeGroupsMapping, "
 	}
-	return nil, conf.Refuse(property, want+"or one of the classes that ask the operating system, such as org.apache.hadoop.security.JniBasedUnixGroupsMappingWithFallback")
+	return nil, conf.Refuse(property, want+"or one of the classes that ask the operating system, such as "+
+		"org.apache.hadoop.security.JniBasedUnixGroupsMappingWithFallback")
 }
 
 // conversionRule is what RuleBasedLdapGroupsMapping does with the names of groups.
@@ -251,7 +255,8 @@ func passwordOrFile(conf *hadoopconf.Conf, log *slog.Logger, property string) (s
 	case err != nil:
 		return nil, conf.BadFile(property+".file", err, "")
 	case len(b) > maxPasswordFile:
-		return nil, conf.Refuse(property+".file", fmt.Sprintf("%s is longer than %d bytes; is it the right file?", path, maxPasswordFile))
+		return nil, conf.Refuse(property+".file", fmt.Sprintf("%s is longer than %d bytes; is it the right file?", path,
+			maxPasswordFile))
 	}
 	return bytes.TrimSpace(b), nil
 }

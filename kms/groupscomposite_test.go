@@ -73,7 +73,8 @@ func TestCompositeGroupsMapping(t *testing.T) {
 		t.Skip("CLAVIGER_HADOOP_JARS does not name a folder with Hadoop's jars: Hadoop's own mapping is not asked")
 	}
 	classes := t.TempDir()
-	if out, err := exec.CommandContext(t.Context(), "javac", "-cp", jars+"/*", "-d", classes, "testdata/java/GroupsOf.java").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "javac", "-cp", jars+"/*", "-d", classes,
+		"testdata/java/GroupsOf.java").CombinedOutput(); err != nil {
 		t.Fatalf("javac: %v\n%s", err, out)
 	}
 	s := ldaptest.Start(t, groupsLDIF)
@@ -85,12 +86,15 @@ func TestCompositeGroupsMapping(t *testing.T) {
 	common := map[string]string{
 		hadoopconf.ProviderURI: "jceks://file@/k.jceks", m: compositeClass,
 		m + ".ldap.url": s.URL, m + ".ldap.bind.user": ldaptest.User, m + ".ldap.bind.password.file": password,
-		m + ".ldap.base": "dc=example,dc=com", m + ".ldap.search.filter.user": "(&amp;(objectClass=inetOrgPerson)(uid={0}))",
-		m + ".ldap.search.filter.group": "(objectClass=groupOfNames)", m + ".ldap.groupbase": "ou=staff,dc=example,dc=com",
+		m + ".ldap.base": "dc=example,dc=com", m +
+			".ldap.search.filter.user": "(&amp;(objectClass=inetOrgPerson)(uid={0}))",
+		m + ".ldap.search.filter.group": "(objectClass=groupOfNames)", m +
+			".ldap.groupbase": "ou=staff,dc=example,dc=com",
 		m + ".provider.shell":              "org.apache.hadoop.security.ShellBasedUnixGroupsMapping",
 		m + ".provider.staff":              "org.apache.hadoop.security.LdapGroupsMapping",
 		m + ".provider.projects":           "org.apache.hadoop.security.RuleBasedLdapGroupsMapping",
-		m + ".provider.projects.ldap.base": "dc=example,dc=com", m + ".provider.projects.ldap.groupbase": "ou=projects,dc=example,dc=com",
+		m + ".provider.projects.ldap.base": "dc=example,dc=com", m +
+			".provider.projects.ldap.groupbase": "ou=projects,dc=example,dc=com",
 		m + ".provider.projects.ldap.conversion.rule": "to_upper",
 	}
 	users := []string{"alice", "root", "mallory"}
@@ -99,13 +103,17 @@ func TestCompositeGroupsMapping(t *testing.T) {
 		want, hadoop string // of alice, root and mallory; hadoop is empty where it is the same
 	}{
 		"combined": {
-			map[string]string{m + ".providers": "shell,staff,projects", m + ".provider.staff.ldap.search.group.hierarchy.levels": "1"},
+			map[string]string{m + ".providers": "shell,staff,projects", m +
+				".provider.staff.ldap.search.group.hierarchy.levels": "1"},
 			"alice: APOLLO all analysts\nroot: all analysts root\nmallory: \n", "",
 		},
-		"first":         {map[string]string{m + ".providers": "projects,shell,staff", m + ".providers.combined": "false"}, "alice: APOLLO\nroot: root\nmallory: \n", ""},
-		"first, turned": {map[string]string{m + ".providers": "staff,projects", m + ".providers.combined": "false"}, "alice: analysts\nroot: analysts\nmallory: \n", ""},
+		"first": {map[string]string{m + ".providers": "projects,shell,staff", m +
+			".providers.combined": "false"}, "alice: APOLLO\nroot: root\nmallory: \n", ""},
+		"first, turned": {map[string]string{m + ".providers": "staff,projects", m + ".providers.combined": "false"},
+			"alice: analysts\nroot: analysts\nmallory: \n", ""},
 		"provider fails": {
-			map[string]string{m + ".providers": "staff,projects", m + ".provider.projects.ldap.url": "ldap://127.0.0.1:1"},
+			map[string]string{m + ".providers": "staff,projects", m +
+				".provider.projects.ldap.url": "ldap://127.0.0.1:1"},
 			"alice: ?\nroot: ?\nmallory: ?\n", "alice: analysts\nroot: analysts\nmallory: \n",
 		},
 	} {
@@ -137,7 +145,8 @@ func TestCompositeGroupsMapping(t *testing.T) {
 			if err := os.Rename(filepath.Join(dir, "kms-site.xml"), filepath.Join(dir, "core-site.xml")); err != nil {
 				t.Fatal(err)
 			}
-			args := append([]string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", dir + ":" + classes + ":" + jars + "/*", "GroupsOf"}, users...)
+			args := append([]string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", dir + ":" + classes + ":" +
+				jars + "/*", "GroupsOf"}, users...)
 			cmd := exec.CommandContext(t.Context(), "java", args...)
 			var stderr strings.Builder
 			cmd.Stderr = &stderr

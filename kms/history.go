@@ -37,7 +37,8 @@ func (p past) Origins(ctx context.Context) ([]keyring.Origin, error) {
 	out := make([]keyring.Origin, len(list))
 	for i, o := range list {
 		m := claviger.Metadata{Name: o.Key, Attributes: o.Metadata.Attributes}
-		out[i] = keyring.Origin{Key: o.Key, Source: o.Source, TakenOver: o.TakenOver, Created: o.Metadata.Created, ACLName: m.ACLName(), Folded: o.Folded, Freed: o.Freed != nil,
+		out[i] = keyring.Origin{Key: o.Key, Source: o.Source, TakenOver: o.TakenOver, Created: o.Metadata.Created,
+			ACLName: m.ACLName(), Folded: o.Folded, Freed: o.Freed != nil,
 			Numbered: o.Numbered, Counted: o.Metadata.Versions, Rolled: o.Rolled, Made: o.Made, MadeThere: o.MadeThere}
 		if o.Finished != nil {
 			out[i].Finished = *o.Finished

@@ -50,7 +50,8 @@ func authHandler(conf *hadoopconf.Conf, anonymous bool, log *slog.Logger) (authn
 			k = authn.MultiScheme(k)
 		}
 	default:
-		err = conf.Refuse(authType, "it must be simple, kerberos, or "+delegationBy+"MultiSchemeDelegationTokenAuthenticationHandler")
+		err = conf.Refuse(authType, "it must be simple, kerberos, or "+
+			""+delegationBy+"MultiSchemeDelegationTokenAuthenticationHandler")
 	}
 	if err != nil {
 		return nil, nil, err
@@ -65,9 +66,11 @@ func newKerberos(conf *hadoopconf.Conf) (*authn.Kerberos, error) {
 	service := conf.String(authService)
 	switch {
 	case strings.Contains(service, "_HOST"):
-		return nil, conf.Refuse(authService, "_HOST is not replaced here, nor in Hadoop's KMS; write the host name that clients use, or * for every HTTP principal of the keytab")
+		return nil, conf.Refuse(authService, "_HOST is not replaced here, nor in Hadoop's KMS; write the host name "+
+			"that clients use, or * for every HTTP principal of the keytab")
 	case service != "*" && !strings.HasPrefix(service, "HTTP/"):
-		return nil, conf.Refuse(authService, "it must be HTTP/ and the host name that clients use, or * for every HTTP principal of the keytab")
+		return nil, conf.Refuse(authService, "it must be HTTP/ and the host name that clients use, or * for every "+
+			"HTTP principal of the keytab")
 	}
 	keytab, ok := conf.Path(authKeytab)
 	if !ok {
@@ -99,7 +102,8 @@ func (n negotiator) Accept(token []byte) (client string, reply []byte, err error
 	if err == nil {
 		return who.Client, who.Reply, nil
 	}
-	refused := &authn.NegotiationError{Reason: "GSSException: Failure unspecified at GSS-API level", Explanation: err.Error(), Err: err}
+	refused := &authn.NegotiationError{Reason: "GSSException: Failure unspecified at GSS-API level",
+		Explanation: err.Error(), Err: err}
 	var known *gssapi.Error
 	if errors.As(err, &known) && known.Java != "" {
 		refused.Reason = known.Java
@@ -112,7 +116,8 @@ func (n negotiator) Accept(token []byte) (client string, reply []byte, err error
 // Check reads the keytab.
 func (n negotiator) Check() error {
 	if err := n.acceptor.Check(); err != nil {
-		return fmt.Errorf("no client can log in: %w; put it back as %s says, readable to the user that this server runs as. "+
+		return fmt.Errorf("no client can log in: %w; put it back as %s says, readable to the user that this server "+
+			"runs as. "+
 			"Nothing has to be restarted", err, authKeytab)
 	}
 	return nil
@@ -166,7 +171,8 @@ func checkSchemes(conf *hadoopconf.Conf) error {
 func kerberosRules(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Rules, error) {
 	if p, _ := conf.Lookup(authRules); p.File == "" {
 		if _, set := conf.Get(authToLocal); set {
-			log.Warn("the rules of " + authToLocal + " are not used by a KMS of type kerberos, which takes those of " + authRules + " (DEFAULT, unless it is set); set the latter to the same")
+			log.Warn("the rules of " + authToLocal + " are not used by a KMS of type kerberos, which takes those of " +
+				authRules + " (DEFAULT, unless it is set); set the latter to the same")
 		}
 	}
 	return readRules(conf, authRules)
@@ -211,7 +217,8 @@ func readRules(conf *hadoopconf.Conf, name string) (*authn.Rules, error) {
 		realm, err = own, nil
 	}
 	if err != nil {
-		return nil, conf.Refuse(name, fmt.Sprintf("DEFAULT needs the default realm, and there is none (%v); set default_realm in krb5.conf", err))
+		return nil, conf.Refuse(name, fmt.Sprintf("DEFAULT needs the default realm, and there is none (%v); set "+
+			"default_realm in krb5.conf", err))
 	}
 	return authn.ParseRules(text, mechanism, realm)
 }

@@ -68,7 +68,8 @@ func clientLogin(conf *hadoopconf.Conf) (login gssapi.InitiatorConfig, from stri
 		}
 		f, err := os.Open(keytab)
 		if err != nil {
-			return login, "", conf.Refuse(clientKeytab, fmt.Sprintf("the keytab can't be read (%v); it must hold the key of %s", err, principal))
+			return login, "", conf.Refuse(clientKeytab, fmt.Sprintf("the keytab can't be read (%v); it must hold the "+
+				"key of %s", err, principal))
 		}
 		if err := f.Close(); err != nil {
 			return login, "", err
@@ -79,7 +80,8 @@ func clientLogin(conf *hadoopconf.Conf) (login gssapi.InitiatorConfig, from stri
 	}
 	// The server's own, where it has one: a keytab of its type kerberos. The
 	// default name of that file says nothing for the other types.
-	if server := conf.String(authService); !strings.EqualFold(conf.String(authType), "simple") && strings.HasPrefix(server, "HTTP/") {
+	if server := conf.String(authService); !strings.EqualFold(conf.String(authType), "simple") &&
+		strings.HasPrefix(server, "HTTP/") {
 		if keytab, ok := conf.Path(authKeytab); ok {
 			return gssapi.InitiatorConfig{Keytab: keytab, Principal: server}, server + " of " + keytab, nil
 		}

@@ -107,14 +107,16 @@ func beside(p string) (paths []string) {
 func (s *Service) Leftovers(paths []string) []migrate.Leftover {
 	list := shred.Known(paths)
 	guess := func(p, what string) {
-		if _, err := os.Lstat(p); err == nil && !slices.ContainsFunc(list, func(l migrate.Leftover) bool { return l.Path == p }) {
+		if _, err := os.Lstat(p); err == nil && !slices.ContainsFunc(list,
+			func(l migrate.Leftover) bool { return l.Path == p }) {
 			list = append(list, migrate.Leftover{Path: p, What: what})
 		}
 	}
 	guess(usualFolder, leftGuess)
 	// Copied over a folder of that name, scp -r makes a folder in it.
 	guess("/var/lib/kms-keytrustee/kms-keytrustee/keytrustee/.keytrustee", leftGuess)
-	if st, err := sslStores(s.Conf, s.Log, "hadoop.ssl.client.conf", "ssl-client.xml"); err == nil { // else there is no store to name
+	// else there is no store to name
+	if st, err := sslStores(s.Conf, s.Log, "hadoop.ssl.client.conf", "ssl-client.xml"); err == nil {
 		if trust, setting, err := st.clientTrust(); err == nil && setting != "" {
 			guess(trust.Path, leftTrust)
 		}

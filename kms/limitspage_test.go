@@ -80,7 +80,8 @@ func TestLimitsPage(t *testing.T) {
 	}
 	_, ready := kmstest.Readyz(t, kms)
 	for _, name := range checks {
-		if name != "requests" && !slices.ContainsFunc(ready.Checks, func(c kmstest.Check) bool { return c.Name == name }) {
+		if name != "requests" && !slices.ContainsFunc(ready.Checks,
+			func(c kmstest.Check) bool { return c.Name == name }) {
 			t.Errorf("/readyz has no check %q", name)
 		}
 	}

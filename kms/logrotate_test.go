@@ -65,7 +65,8 @@ func TestLogrotate(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	set := auditSettings{hadoop: true, file: filepath.Join(dir, "kms-audit.log"), json: filepath.Join(dir, "audit.json"), node: "n"}
+	set := auditSettings{hadoop: true, file: filepath.Join(dir, "kms-audit.log"), json: filepath.Join(dir,
+		"audit.json"), node: "n"}
 	trail, err := openAudit(t.Context(), set, &Service{Log: slog.New(slog.DiscardHandler)}, standardOutput{})
 	if err != nil {
 		t.Fatal(err)
@@ -82,10 +83,12 @@ func TestLogrotate(t *testing.T) {
 		for i := range each {
 			trail.Log(ctx, audit.Event{Status: audit.OK, Op: audit.GetKeys, Key: fmt.Sprint(i)})
 		}
-		if err := trail.Begin(ctx, audit.Event{Op: audit.CreateKey, Key: "k"}); err != nil { // all before is on the disk
+		// all before is on the disk
+		if err := trail.Begin(ctx, audit.Event{Op: audit.CreateKey, Key: "k"}); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := exec.CommandContext(t.Context(), program, "--force", "--state", filepath.Join(dir, "state"), conf).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(t.Context(), program, "--force", "--state", filepath.Join(dir, "state"),
+			conf).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
 		time.Sleep(1100 * time.Millisecond) // dateformat has seconds

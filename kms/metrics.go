@@ -23,24 +23,39 @@ func (s *server) metrics(connections *web.Connections) *console.Metrics {
 	laneMetrics(m, &s.lanes)
 	s.trail.metrics(m)
 	s.clocks.metrics(m)
-	m.Gauge("claviger_edek_queue_ready", "Ready-made EDEKs of all keys.", func() float64 { return float64(s.ring.Queued()) })
+	m.Gauge("claviger_edek_queue_ready", "Ready-made EDEKs of all keys.",
+		func() float64 { return float64(s.ring.Queued()) })
 	if len(s.svc.Sources) > 0 {
-		m.Gauge("claviger_source_conflicts", "Key versions here that have the name of another one at their source, so that their EDEKs are not opened.", func() float64 { return float64(s.ring.Conflicts()) })
-		m.Gauge("claviger_source_waiting", "Requests that wait for a source of key versions.", func() float64 { now, _, _ := s.ring.SourceWaiting(); return float64(now) })
-		m.Gauge("claviger_source_waiting_max", "How many may (claviger.source.max.waiting).", func() float64 { _, _, most := s.ring.SourceWaiting(); return float64(most) })
-		m.Gauge("claviger_source_waiting_of_one_user", "How many of them are of the user with most.", func() float64 { _, ofOne, _ := s.ring.SourceWaiting(); return float64(ofOne) })
-		m.Counter("claviger_source_waiting_refused_own_total", "Requests sent away since as many of their user waited as may.", func() float64 { return float64(s.ring.SourceWaitsRefused()) })
+		m.Gauge("claviger_source_conflicts", "Key versions here that have the name of another one at their source, "+
+			"so that their EDEKs are not opened.", func() float64 { return float64(s.ring.Conflicts()) })
+		m.Gauge("claviger_source_waiting", "Requests that wait for a source of key versions.", func() float64 {
+			now, _, _ := s.ring.SourceWaiting()
+			return float64(now)
+		})
+		m.Gauge("claviger_source_waiting_max", "How many may (claviger.source.max.waiting).", func() float64 {
+			_, _, most := s.ring.SourceWaiting()
+			return float64(most)
+		})
+		m.Gauge("claviger_source_waiting_of_one_user", "How many of them are of the user with most.",
+			func() float64 { _, ofOne, _ := s.ring.SourceWaiting(); return float64(ofOne) })
+		m.Counter("claviger_source_waiting_refused_own_total", "Requests sent away since as many of their user "+
+			"waited as may.", func() float64 { return float64(s.ring.SourceWaitsRefused()) })
 	}
 	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
 		call := m.HSM(p.Sessions)
-		m.Gauge("claviger_hsm_unknown_keys", "Keys on the token that are named like ours and that the metastore does not know.", func() float64 { return float64(len(p.Survey().Unknown)) })
-		m.Gauge("claviger_hsm_lost_keys", "Key versions of the metastore that are not on the token, as last compared; those that were given up are not counted.", func() float64 { return float64(len(p.Holds().Lost)) })
-		m.Gauge("claviger_hsm_orphans", "Keys on the token that the metastore once numbered and that nothing refers to.", func() float64 { return float64(p.Survey().Orphans) })
+		m.Gauge("claviger_hsm_unknown_keys", "Keys on the token that are named like ours and that the metastore does "+
+			"not know.", func() float64 { return float64(len(p.Survey().Unknown)) })
+		m.Gauge("claviger_hsm_lost_keys", "Key versions of the metastore that are not on the token, as last "+
+			"compared; those that were given up are not counted.",
+			func() float64 { return float64(len(p.Holds().Lost)) })
+		m.Gauge("claviger_hsm_orphans", "Keys on the token that the metastore once numbered and that nothing refers "+
+			"to.", func() float64 { return float64(p.Survey().Orphans) })
 		searchMetrics(m, p)
 		p.OnFunction(func(f pkcs11.Function) { m.Function(f.Name, f.Result, f.Took) })
 		p.OnCall(func(c pkcs11.Call) { call(c.Callers, c.Blocks, c.Waited, c.Took, c.Err) })
 	}
-	m.Expiries("claviger_certificate_expiry_seconds", "When the first certificate of a TLS store ends, by the property that names the store, in seconds since 1970.", func() ([]console.Expiry, error) {
+	m.Expiries("claviger_certificate_expiry_seconds", "When the first certificate of a TLS store ends, by the "+
+		"property that names the store, in seconds since 1970.", func() ([]console.Expiry, error) {
 		certs, _, err := s.svc.certificates()
 		list := make([]console.Expiry, 0, len(certs))
 		for _, c := range certs {
@@ -48,41 +63,56 @@ func (s *server) metrics(connections *web.Connections) *console.Metrics {
 		}
 		return list, err
 	})
-	m.Query("claviger_delegation_tokens", "Delegation tokens that are kept: those of all nodes, where they share them.", func(ctx context.Context) (float64, error) {
-		n, err := s.auth.tokens.Count(ctx)
-		return float64(n), err
-	})
+	m.Query("claviger_delegation_tokens", "Delegation tokens that are kept: those of all nodes, where they share them.",
+		func(ctx context.Context) (float64, error) {
+			n, err := s.auth.tokens.Count(ctx)
+			return float64(n), err
+		})
 	return m
 }
 
 // searchMetrics are the figures of the searches for what the metastore does not know.
 func searchMetrics(m *console.Metrics, p *hsm.Provider) {
-	m.Gauge("claviger_hsm_searches", "Searches of the token in this minute for names that the metastore does not know.", func() float64 { return float64(p.Searches().Used) })
-	m.Gauge("claviger_hsm_searches_max", "How many there may be in a minute (claviger.hsm.max.searches).", func() float64 { return float64(p.Searches().Most) })
-	m.Gauge("claviger_hsm_searches_of_one_user", "Those of them for the user with most.", func() float64 { return float64(p.Searches().OfOne) })
-	m.Counter("claviger_hsm_searches_refused_total", "Searches that were not made, since there were too many.", func() float64 { return float64(p.Searches().Refused) })
+	m.Gauge("claviger_hsm_searches", "Searches of the token in this minute for names that the metastore does not know.",
+		func() float64 { return float64(p.Searches().Used) })
+	m.Gauge("claviger_hsm_searches_max", "How many there may be in a minute (claviger.hsm.max.searches).",
+		func() float64 { return float64(p.Searches().Most) })
+	m.Gauge("claviger_hsm_searches_of_one_user", "Those of them for the user with most.",
+		func() float64 { return float64(p.Searches().OfOne) })
+	m.Counter("claviger_hsm_searches_refused_total", "Searches that were not made, since there were too many.",
+		func() float64 { return float64(p.Searches().Refused) })
 }
 
 // groupMetrics are the figures of the look-ups of users' groups.
 func groupMetrics(m *console.Metrics, g *authn.Groups) {
-	m.Gauge("claviger_groups_users", "Users whose groups are remembered.", func() float64 { return float64(g.Stats().Cached) })
-	m.Gauge("claviger_groups_users_max", "Names of users, and as many unknown ones, that are remembered at most.", func() float64 { return float64(g.Stats().Most) })
-	m.Gauge("claviger_groups_unknown_users", "Names that the directory does not know, or was not asked for yet.", func() float64 { return float64(g.Stats().Absent) })
-	m.Counter("claviger_groups_failed_total", "Look-ups of groups that the directory did not answer.", func() float64 { return float64(g.Stats().Failed) })
-	m.Counter("claviger_groups_refused_total", "Look-ups of names never seen before that did not get their turn.", func() float64 { return float64(g.Stats().Refused) })
+	m.Gauge("claviger_groups_users", "Users whose groups are remembered.",
+		func() float64 { return float64(g.Stats().Cached) })
+	m.Gauge("claviger_groups_users_max", "Names of users, and as many unknown ones, that are remembered at most.",
+		func() float64 { return float64(g.Stats().Most) })
+	m.Gauge("claviger_groups_unknown_users", "Names that the directory does not know, or was not asked for yet.",
+		func() float64 { return float64(g.Stats().Absent) })
+	m.Counter("claviger_groups_failed_total", "Look-ups of groups that the directory did not answer.",
+		func() float64 { return float64(g.Stats().Failed) })
+	m.Counter("claviger_groups_refused_total", "Look-ups of names never seen before that did not get their turn.",
+		func() float64 { return float64(g.Stats().Refused) })
 }
 
 // tokenMetrics are the figures of the limits of delegation tokens.
 func tokenMetrics(m *console.Metrics, d *authn.Delegations) {
-	m.Gauge("claviger_delegation_tokens_max", "Delegation tokens that may be kept.", func() float64 { return float64(d.Limits().Total) })
-	m.Gauge("claviger_delegation_owner_tokens", "Delegation tokens of the owner with most, as last counted.", func() float64 { return float64(d.Stats().Most) })
-	m.Gauge("claviger_delegation_owner_tokens_max", "Delegation tokens that one owner may have.", func() float64 { return float64(d.Limits().PerOwner) })
+	m.Gauge("claviger_delegation_tokens_max", "Delegation tokens that may be kept.",
+		func() float64 { return float64(d.Limits().Total) })
+	m.Gauge("claviger_delegation_owner_tokens", "Delegation tokens of the owner with most, as last counted.",
+		func() float64 { return float64(d.Stats().Most) })
+	m.Gauge("claviger_delegation_owner_tokens_max", "Delegation tokens that one owner may have.",
+		func() float64 { return float64(d.Limits().PerOwner) })
 	for reason, of := range map[string]func(authn.TokenStats) int64{
 		"rate":  func(s authn.TokenStats) int64 { return s.RefusedRate },
 		"owner": func(s authn.TokenStats) int64 { return s.RefusedOwner },
 		"total": func(s authn.TokenStats) int64 { return s.RefusedTotal },
 	} {
-		m.Counter("claviger_delegation_refused_"+reason+"_total", "Delegation tokens refused by the limit of "+reason+".", func() float64 { return float64(of(d.Stats())) })
+		m.Counter("claviger_delegation_refused_"+reason+"_total",
+			"Delegation tokens refused by the limit of "+reason+".",
+			func() float64 { return float64(of(d.Stats())) })
 	}
 }
 
@@ -99,8 +129,12 @@ func laneMetrics(m *console.Metrics, lanes *kmsapi.Lanes) {
 		}
 	}
 	const class = "class"
-	m.Gauges("claviger_kms_turns", "Places of each class of requests that are taken; of large, bytes.", class, of(func(f kmsapi.LaneFigures) int64 { return f.Used }))
-	m.Gauges("claviger_kms_turns_max", "Places of each class; of large, bytes.", class, of(func(f kmsapi.LaneFigures) int64 { return f.Size }))
-	m.Gauges("claviger_kms_turns_of_one_user", "Places that the user with most has.", class, of(func(f kmsapi.LaneFigures) int64 { return f.Most }))
-	m.Gauges("claviger_kms_turns_refused_own", "Requests sent away so far since their user had a share already.", class, of(func(f kmsapi.LaneFigures) int64 { return f.Own }))
+	m.Gauges("claviger_kms_turns", "Places of each class of requests that are taken; of large, bytes.", class,
+		of(func(f kmsapi.LaneFigures) int64 { return f.Used }))
+	m.Gauges("claviger_kms_turns_max", "Places of each class; of large, bytes.", class,
+		of(func(f kmsapi.LaneFigures) int64 { return f.Size }))
+	m.Gauges("claviger_kms_turns_of_one_user", "Places that the user with most has.", class,
+		of(func(f kmsapi.LaneFigures) int64 { return f.Most }))
+	m.Gauges("claviger_kms_turns_refused_own", "Requests sent away so far since their user had a share already.", class,
+		of(func(f kmsapi.LaneFigures) int64 { return f.Own }))
 }

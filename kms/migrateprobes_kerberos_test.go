@@ -38,7 +38,8 @@ func TestSimpleBeforeKerberos(t *testing.T) {
 			t.Errorf("%+v: %+v", c, checks)
 		}
 		for _, check := range checks {
-			if check.Status != migrate.Failure || !check.Needed || !strings.Contains(check.Measured, "old.example.com") || !strings.Contains(check.Cure, "proxyuser") {
+			if check.Status != migrate.Failure || !check.Needed || !strings.Contains(check.Measured,
+				"old.example.com") || !strings.Contains(check.Cure, "proxyuser") {
 				t.Errorf("%+v", check)
 			}
 		}

@@ -39,7 +39,8 @@ func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, l
 	signers := conf.String(signerKind) == signerSQL
 	p, _ := conf.Lookup(hadoopconf.MetastoreURI)
 	if signers && !location.IsPostgres(conf.String(hadoopconf.MetastoreURI)) {
-		return conf.Refuse(signerKind, "secrets that nodes share need a metastore that they share: set "+hadoopconf.MetastoreURI+" to postgresql://USER@HOST:PORT/DATABASE")
+		return conf.Refuse(signerKind, "secrets that nodes share need a metastore that they share: set "+
+			""+hadoopconf.MetastoreURI+" to postgresql://USER@HOST:PORT/DATABASE")
 	}
 	if !signers && (!tokens || p.File == "") { // no file is made by default for tokens alone
 		return nil

@@ -31,8 +31,9 @@ func (s *server) operations(port int, metrics *console.Metrics) (kmsapi.Operatio
 		return kmsapi.Operations{}, err
 	}
 	op := kmsapi.Operations{
-		ProcessName: s.conf.String("hadoop.kms.metrics.process.name"), SessionID: s.conf.String("hadoop.kms.metrics.session.id"),
-		Port: port, Properties: s.properties, Level: s.level,
+		ProcessName: s.conf.String("hadoop.kms.metrics.process.name"),
+		SessionID:   s.conf.String("hadoop.kms.metrics.session.id"),
+		Port:        port, Properties: s.properties, Level: s.level,
 		InstrumentationAdmin: s.set.operations.instrumentation,
 	}
 	if s.set.operations.authorization {
@@ -55,7 +56,8 @@ func (s *server) properties() ([]kmsapi.Property, error) {
 	}
 	list := make([]kmsapi.Property, len(shown))
 	for i, p := range shown {
-		list[i] = kmsapi.Property{Name: p.Name, Written: p.Written, Value: p.Value, Final: p.Final, Source: sourceName(p)}
+		list[i] = kmsapi.Property{Name: p.Name, Written: p.Written, Value: p.Value, Final: p.Final,
+			Source: sourceName(p)}
 	}
 	return list, nil
 }

@@ -31,7 +31,8 @@ func TestNoOtherKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 		if path == named {
-			err = store.Insert(t.Context(), metastore.Key{Metadata: claviger.Metadata{Name: "zone1", Cipher: claviger.DefaultCipher, BitLength: 128},
+			err = store.Insert(t.Context(), metastore.Key{Metadata: claviger.Metadata{Name: "zone1",
+				Cipher: claviger.DefaultCipher, BitLength: 128},
 				List: []metastore.Version{{ID: "0", Object: "01"}}})
 		}
 		if err != nil {
@@ -48,13 +49,19 @@ func TestNoOtherKeys(t *testing.T) {
 	}{
 		"none named": {site{hadoopconf.MetastoreURI: "sqlite://" + named},
 			[]string{"property " + hadoopconf.ProviderURI + " is not set", "cloudera.hsmkp://file@", "not taken"}},
-		"a slip": {site{"hadoop.kms.key.provider.url": "cloudera.hsmkp://file@/x"}, []string{"kms-site.xml:2", "did you mean that?"}},
-		"a keystore beside the keys of an HSM": {site{hadoopconf.ProviderURI: jceks, hadoopconf.MetastoreURI: "sqlite://" + named},
-			[]string{"kms-site.xml", hadoopconf.ProviderURI, "holds 1 keys of an HSM, zone1 for one", named, hadoopconf.MetastoreURI}},
-		"an empty metastore":                               {site{hadoopconf.ProviderURI: jceks, hadoopconf.MetastoreURI: "sqlite://" + empty}, nil},
-		"a metastore that is not there":                    {site{hadoopconf.ProviderURI: jceks, hadoopconf.MetastoreURI: "sqlite://" + empty + ".not"}, nil},
-		"no metastore":                                     {site{hadoopconf.ProviderURI: jceks}, nil},
-		"no file beside which it could be, and none named": {site{hadoopconf.ProviderURI: "memory://"}, []string{"unknown scheme"}},
+		"a slip": {site{"hadoop.kms.key.provider.url": "cloudera.hsmkp://file@/x"}, []string{"kms-site.xml:2",
+			"did you mean that?"}},
+		"a keystore beside the keys of an HSM": {site{hadoopconf.ProviderURI: jceks,
+			hadoopconf.MetastoreURI: "sqlite://" + named},
+			[]string{"kms-site.xml", hadoopconf.ProviderURI, "holds 1 keys of an HSM, zone1 for one", named,
+				hadoopconf.MetastoreURI}},
+		"an empty metastore": {site{hadoopconf.ProviderURI: jceks,
+			hadoopconf.MetastoreURI: "sqlite://" + empty}, nil},
+		"a metastore that is not there": {site{hadoopconf.ProviderURI: jceks,
+			hadoopconf.MetastoreURI: "sqlite://" + empty + ".not"}, nil},
+		"no metastore": {site{hadoopconf.ProviderURI: jceks}, nil},
+		"no file beside which it could be, and none named": {site{hadoopconf.ProviderURI: "memory://"},
+			[]string{"unknown scheme"}},
 	} {
 		for _, access := range []hsm.Access{hsm.Serve, hsm.Make, hsm.Read, hsm.Note} {
 			t.Run(name, func(t *testing.T) { wantOpen(t, dir, c.site, access, c.want) })
@@ -63,7 +70,8 @@ func TestNoOtherKeys(t *testing.T) {
 	if err := os.Rename(named, beside); err != nil {
 		t.Fatal(err)
 	}
-	wantOpen(t, dir, site{hadoopconf.ProviderURI: jceks}, hsm.Serve, []string{"holds 1 keys of an HSM", beside, "built-in default"})
+	wantOpen(t, dir, site{hadoopconf.ProviderURI: jceks}, hsm.Serve, []string{"holds 1 keys of an HSM", beside,
+		"built-in default"})
 }
 
 // wantOpen opens what the properties name; want are parts of the error, nil: there is none.

@@ -77,7 +77,8 @@ func (s *Service) probes(ctx context.Context) (migrate.Probes, error) {
 func (s *Service) moreChecks(ctx context.Context) []migrate.Check {
 	checks := append(s.trustees(ctx), s.simpleBeforeKerberos()...)
 	if faults := secret.Exposed(secretFiles(s.Conf)...); len(faults) > 0 {
-		checks = append(checks, migrate.Check{Name: "files with secrets", Status: migrate.Warning, Measured: strings.Join(faults, "; "), Cure: "as said of each"})
+		checks = append(checks, migrate.Check{Name: "files with secrets", Status: migrate.Warning,
+			Measured: strings.Join(faults, "; "), Cure: "as said of each"})
 	}
 	return checks
 }
@@ -93,8 +94,10 @@ func (s *Service) simpleBeforeKerberos() (checks []migrate.Check) {
 		if k, ok := src.Provider.(interface{ WantsKerberos() bool }); ok && k.WantsKerberos() {
 			checks = append(checks, migrate.Check{
 				Name: "authentication here", Needed: true, Status: migrate.Failure,
-				Measured: fmt.Sprintf("%s wants Kerberos, and %s is simple here: who reaches this server opens the source's EDEKs as whatever user he names", src.URI(), authType),
-				Cure:     "take over hadoop.kms.authentication.*, hadoop.kms.proxyuser.* and hadoop.security.auth_to_local from the configuration of the source",
+				Measured: fmt.Sprintf("%s wants Kerberos, and %s is simple here: who reaches this server opens the "+
+					"source's EDEKs as whatever user he names", src.URI(), authType),
+				Cure: "take over hadoop.kms.authentication.*, hadoop.kms.proxyuser.* and " +
+					"hadoop.security.auth_to_local from the configuration of the source",
 			})
 		}
 	}
@@ -150,7 +153,8 @@ func rulesHere(conf *hadoopconf.Conf) (migrate.Check, migrate.Decide) {
 		return c, nil
 	}
 	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-		return fail(file+" is not there: nobody may use any key here", "copy the kms-acls.xml that is in use at the source to "+conf.Dir())
+		return fail(file+" is not there: nobody may use any key here",
+			"copy the kms-acls.xml that is in use at the source to "+conf.Dir())
 	}
 	policy, warnings, _, err := LoadPolicy(conf)
 	if err != nil {
@@ -258,19 +262,23 @@ func (s *Service) trustees(ctx context.Context) []migrate.Check {
 		if h, ok := src.(provider.Health); !ok {
 			c.Status, c.Measured = migrate.NotTried, src.URI()+" cannot be asked"
 		} else if err := h.Check(ctx); err != nil {
-			c.Status, c.Measured, c.Cure = migrate.Failure, err.Error(), "see claviger trustee status at the Key Trustee Server's host, and that this host can reach its port"
+			c.Status, c.Measured, c.Cure = migrate.Failure, err.Error(),
+				"see claviger trustee status at the Key Trustee Server's host, and that this host can reach its port"
 		}
 		checks = append(checks, c)
 	}
-	return append(checks, migrate.Check{Name: "Key HSM behind the trustee", Status: migrate.NotTried, Measured: "a Key Trustee Server does not tell its clients whether it has one",
-		Cure: "the procedure wants it with Luna or nShield: at the trustee's host, claviger keyhsm status, or keytrustee-keyhsm's own status command"})
+	return append(checks, migrate.Check{Name: "Key HSM behind the trustee", Status: migrate.NotTried,
+		Measured: "a Key Trustee Server does not tell its clients whether it has one",
+		Cure: "the procedure wants it with Luna or nShield: at the trustee's host, claviger keyhsm status, or " +
+			"keytrustee-keyhsm's own status command"})
 }
 
 func (s *Service) trusteesTLS(ctx context.Context, place string, bad migrate.Status) migrate.Check {
 	c := migrate.Check{Name: "TLS to the Key Trustee Servers", Needed: bad == migrate.Failure}
 	hosts, insecure, err := keytrustee.Hosts(place, s.Conf.Dir())
 	if err != nil {
-		c.Status, c.Measured, c.Cure = bad, err.Error(), "copy kts-site.xml from a KT KMS host (step 1 of the procedure)"
+		c.Status, c.Measured, c.Cure = bad, err.Error(), "copy kts-site.xml from a KT KMS host (step 1 of the "+
+			"procedure)"
 		return c
 	}
 	conf, err := s.ClientTLS(provider.Env{})
@@ -279,7 +287,8 @@ func (s *Service) trusteesTLS(ctx context.Context, place string, bad migrate.Sta
 		return c
 	}
 	if insecure {
-		c.Status, c.Measured = migrate.NotTried, "kts-site.xml sets cloudera.trustee.keyprovider.insecure: no certificate is verified"
+		c.Status, c.Measured = migrate.NotTried, "kts-site.xml sets cloudera.trustee.keyprovider.insecure: no "+
+			"certificate is verified"
 		return c
 	}
 	var measured []string

@@ -86,7 +86,8 @@ var wrongValues = map[string]wrongValue{
 	"claviger.ssl.truststore":                                        {value: noFile, with: "https source"},
 	"claviger.ssl.truststore.type":                                   {with: "truststore"},
 	"claviger.ssl.truststore.password":                               {free: freePassword},
-	clientCCache:                                                     {free: "a cache that need not be there before it is used"},
+	clientCCache: {free: "a cache that need not be there before " +
+		"it is used"},
 
 	authKeytab:  {value: noFile, with: "kerberos"},
 	authService: {with: "kerberos"},
@@ -178,12 +179,14 @@ func wrongSettings(t *testing.T, dir string) map[string]map[string]string {
 	pem := authority.CA
 	kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location",
 		authority.Issue("server", "localhost")))
-	kmstest.WriteFile(t, filepath.Join(dir, "kts-site.xml"), kmstest.SiteXML("cloudera.trustee.keyprovider.hostname-ACTIVE", "127.0.0.1:1",
-		"cloudera.trustee.keyprovider.org", "o"))
+	kmstest.WriteFile(t, filepath.Join(dir, "kts-site.xml"),
+		kmstest.SiteXML("cloudera.trustee.keyprovider.hostname-ACTIVE", "127.0.0.1:1",
+			"cloudera.trustee.keyprovider.org", "o"))
 
 	tok := softhsmtest.New(t)
 	token := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(token, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile,
+	if err := pkcs11.WriteKeystoreFile(token, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label,
+		PINFile: tok.PINFile,
 		Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
@@ -201,7 +204,8 @@ func wrongSettings(t *testing.T, dir string) map[string]map[string]string {
 			template),
 		"secret file": and(plain, signerKind, "file"),
 		"zookeeper":   and(plain, signerKind, "zookeeper", signer+"connection.string", "127.0.0.1:1"),
-		"tokens":      and(plain, tokensEnable, "true", tokensEnsemble, "127.0.0.1:1", tokensPrefix+"zkAuthType", "none"),
+		"tokens": and(plain, tokensEnable, "true", tokensEnsemble, "127.0.0.1:1", tokensPrefix+"zkAuthType",
+			"none"),
 		"composite": and(plain, hadoopconf.GroupMapping, "CompositeGroupsMapping", hadoopconf.GroupProviders, "one",
 			hadoopconf.GroupProviderPrefix+"one", "NullGroupsMapping"),
 		"ldap": and(plain, hadoopconf.GroupMapping, "LdapGroupsMapping", ldapOf+"url", "ldap://127.0.0.1:1",
@@ -211,7 +215,8 @@ func wrongSettings(t *testing.T, dir string) map[string]map[string]string {
 	set["postgres"] = and(set["source"], hadoopconf.MetastoreURI, "postgresql://a@127.0.0.1:1/d")
 	set["https source"] = and(plain, hadoopconf.SourceURI, "kms://https@127.0.0.1:1/kms")
 	set["truststore"] = and(set["https source"], "claviger.ssl.truststore", pem)
-	set["credentials"] = and(set["https"], "hadoop.security.credential.provider.path", "localjceks://file"+dir+"/c.jceks")
+	set["credentials"] = and(set["https"], "hadoop.security.credential.provider.path",
+		"localjceks://file"+dir+"/c.jceks")
 	set["schemes"] = and(set["kerberos"], authType, delegationBy+"MultiSchemeDelegationTokenAuthenticationHandler",
 		authPrefix+authn.SchemesProperty, "negotiate",
 		authPrefix+authn.SchemeHandlerProperty("negotiate"), "kerberos", authPrefix+authn.DelegationSchemesProperty,
@@ -221,7 +226,8 @@ func wrongSettings(t *testing.T, dir string) map[string]map[string]string {
 		if at == "tokens" {
 			prefix, auth = tokensPrefix, tokensPrefix+"zkAuthType"
 		}
-		set[at+" sasl"] = and(set[at], auth, "sasl", prefix+"kerberos.keytab", keytab, prefix+"kerberos.principal", "kms/h")
+		set[at+" sasl"] = and(set[at], auth, "sasl", prefix+"kerberos.keytab", keytab, prefix+"kerberos.principal",
+			"kms/h")
 		set[at+" tls"] = and(set[at], prefix+"ssl.enabled", "true", prefix+"ssl.truststore.location", pem)
 	}
 	set["ldap truststore"] = and(set["ldap"], ldapOf+"ssl.truststore", pem)

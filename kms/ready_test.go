@@ -30,7 +30,13 @@ func TestReadiness(t *testing.T) {
 			t.Errorf("%s: %s", c.Name, c.Error)
 		}
 	}
-	want := []string{"HSM takes new keys", "acls", "any keys in the HSM", "audit", "audit head", "audit streams", "certificates", "classes of requests", "clock", "configuration", "connections", "current keys in the HSM", "delegation tokens", "encryptions", "files with secrets", "groups", "keys in the HSM", "keys unknown to the metastore", "metastore", "metastore takes changes", "names at the sources", "provider", "rolls at the sources", "searches of the HSM", "shared tokens and secrets", "source " + source, "sources of migrations", "started", "token and metastore fit", "uses of sources", "versions that are two keys", "waits for sources"}
+	want := []string{"HSM takes new keys", "acls", "any keys in the HSM", "audit", "audit head", "audit streams",
+		"certificates", "classes of requests", "clock", "configuration", "connections", "current keys in the HSM",
+		"delegation tokens", "encryptions", "files with secrets", "groups", "keys in the HSM",
+		"keys unknown to the metastore", "metastore", "metastore takes changes", "names at the sources", "provider",
+		"rolls at the sources", "searches of the HSM", "shared tokens and secrets", "source " + source,
+		"sources of migrations", "started", "token and metastore fit", "uses of sources", "versions that are two keys",
+		"waits for sources"}
 	if slices.Sort(names); status != http.StatusOK || !r.Ready || !slices.Equal(names, want) {
 		t.Errorf("%d, ready %t, with the checks %q, want %q", status, r.Ready, names, want)
 	}
@@ -41,7 +47,8 @@ func TestReadiness(t *testing.T) {
 	}
 	for _, c := range r.Checks {
 		name, _, _ := strings.Cut(c.Name, " "+source) // the page says URI
-		row := regexp.MustCompile("(?m)^- `.*`?" + regexp.QuoteMeta(name) + "( URI)?`.* \\((.*?)\\): ").FindSubmatch(page)
+		row := regexp.MustCompile("(?m)^- `.*`?" + regexp.QuoteMeta(name) +
+			"( URI)?`.* \\((.*?)\\): ").FindSubmatch(page)
 		if row == nil {
 			t.Errorf("docs/monitoring.md lacks %s", c.Name)
 		} else if told := strings.HasPrefix(string(row[2]), "information"); told != c.Informational {
@@ -54,7 +61,8 @@ func TestReadiness(t *testing.T) {
 		status, r = kmstest.Readyz(t, kms)
 		acls := r.Checks[slices.IndexFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == "acls" })]
 		if !acls.OK {
-			if status != http.StatusOK || !r.Ready || !acls.Informational || !strings.Contains(acls.Error, "kms-acls.xml") {
+			if status != http.StatusOK || !r.Ready || !acls.Informational || !strings.Contains(acls.Error,
+				"kms-acls.xml") {
 				t.Errorf("%d, ready %t, %+v", status, r.Ready, acls)
 			}
 			return
@@ -69,7 +77,8 @@ func TestReadiness(t *testing.T) {
 func TestReadinessOfASource(t *testing.T) {
 	dir := t.TempDir()
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.READ", "*"))
-	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"),
+	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir,
+		"kms.keystore"),
 		"hadoop.kms.http.host": "127.0.0.1"})
 	old, end := serveToEnd(t, dir)
 	source := "kms://" + strings.Replace(old, "://", "@", 1)
@@ -160,7 +169,8 @@ func TestReadinessWithoutDatabase(t *testing.T) {
 	kms, _ := onHSM(t, map[string]string{hadoopconf.MetastoreURI: server.Database(t)})
 	post := func(path, body string) int {
 		t.Helper()
-		resp, err := http.Post(kms+"/v1/"+path+"user.name=a", "application/json", strings.NewReader(body)) //nolint:noctx // of a server of this test
+		resp, err := http.Post(kms+"/v1/"+path+"user.name=a", "application/json",
+			strings.NewReader(body)) //nolint:noctx // of a server of this test
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -211,7 +221,8 @@ func TestReadinessWithoutDatabase(t *testing.T) {
 	server.Stop(t)
 	without := map[string]int{"decrypt": 200, "generate": 503, "write": 503}
 	become("without it", without)
-	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) { // until what a request saw before is not believed any more
+	// until what a request saw before is not believed any more
+	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
 		_, r := kmstest.Readyz(t, kms)
 		if !r.Checks[slices.IndexFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == "metastore" })].OK {
 			break
@@ -241,7 +252,8 @@ func TestReadinessAfterARestartWithoutDatabase(t *testing.T) {
 	kmstest.WriteSite(t, dir, site)
 	post := func(url, body string) int {
 		t.Helper()
-		resp, err := http.Post(url+"user.name=a", "application/json", strings.NewReader(body)) //nolint:noctx // of a server of this test
+		resp, err := http.Post(url+"user.name=a", "application/json",
+			strings.NewReader(body)) //nolint:noctx // of a server of this test
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -292,7 +304,8 @@ func TestNotReady(t *testing.T) {
 	dir := t.TempDir()
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*"))
 	kmstest.WriteSite(t, dir, map[string]string{
-		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": "/dev/full",
+		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"),
+		"hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": "/dev/full",
 	})
 	kms, end := serveToEnd(t, dir)
 	kmstest.Get(t, kms, "/kms/v1/keys/names", "a") // leaves a line that cannot be written
@@ -304,15 +317,18 @@ func TestNotReady(t *testing.T) {
 		}
 	}
 	i := slices.IndexFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == "audit" })
-	if i < 0 || status != http.StatusServiceUnavailable || r.Ready || r.Checks[i].OK || r.Checks[i].Informational || !strings.Contains(r.Checks[i].Error, "no space left") {
+	if i < 0 || status != http.StatusServiceUnavailable || r.Ready || r.Checks[i].OK || r.Checks[i].Informational ||
+		!strings.Contains(r.Checks[i].Error, "no space left") {
 		t.Errorf("%d, %+v", status, r)
 	}
-	for purpose, want := range map[string]int{"write": http.StatusServiceUnavailable, "generate": http.StatusOK, "decrypt": http.StatusOK} {
+	for purpose, want := range map[string]int{"write": http.StatusServiceUnavailable, "generate": http.StatusOK,
+		"decrypt": http.StatusOK} {
 		if status, body := kmstest.Get(t, kms, "/readyz?for="+purpose, ""); status != want {
 			t.Errorf("for %s: %d %s", purpose, status, body)
 		}
 	}
-	resp, err := http.Post(kms+"/v1/keys?user.name=a", "application/json", strings.NewReader(`{"name":"k"}`)) //nolint:noctx // of a server of this test
+	resp, err := http.Post(kms+"/v1/keys?user.name=a", "application/json",
+		strings.NewReader(`{"name":"k"}`)) //nolint:noctx // of a server of this test
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,7 +336,8 @@ func TestNotReady(t *testing.T) {
 	if resp.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("a key is to be made though nobody could tell later: %d", resp.StatusCode)
 	}
-	if status, names := kmstest.Get(t, kms, "/kms/v1/keys/names", "a"); status != http.StatusOK || strings.TrimSpace(names) != "[]" {
+	if status, names := kmstest.Get(t, kms, "/kms/v1/keys/names", "a"); status != http.StatusOK ||
+		strings.TrimSpace(names) != "[]" {
 		t.Errorf("reading: %d %s", status, names)
 	}
 	if err := end(); err == nil || !strings.Contains(err.Error(), "/dev/full: no space left") {

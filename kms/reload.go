@@ -41,7 +41,8 @@ type siteWatcher struct {
 	err error // why what is in force is not what the files say
 }
 
-func newSiteWatcher(conf *hadoopconf.Conf, proxies *authn.ProxyUsers, groups func(user string) []string, log *slog.Logger) *siteWatcher {
+func newSiteWatcher(conf *hadoopconf.Conf, proxies *authn.ProxyUsers, groups func(user string) []string,
+	log *slog.Logger) *siteWatcher {
 	w := &siteWatcher{dir: conf.Dir(), proxies: proxies, groups: groups, log: log, props: maps.Collect(conf.All()),
 		fixed: map[string]bool{}}
 	for name := range w.props {
@@ -88,7 +89,8 @@ func (w *siteWatcher) failed(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil && (w.err == nil || w.err.Error() != err.Error()) {
-		w.log.Error("the changed configuration is not usable; what was loaded before stays in force", "folder", w.dir, "err", err)
+		w.log.Error("the changed configuration is not usable; what was loaded before stays in force", "folder", w.dir,
+			"err", err)
 	}
 	w.err = err
 }

@@ -60,7 +60,8 @@ func (s *watchedSite) allowed(t *testing.T) bool {
 // anything else in it waits for a start.
 func TestSiteWatcher(t *testing.T) {
 	dir := t.TempDir()
-	const provider, hosts, users = hadoopconf.ProviderURI, authn.ProxyUserPrefix + "oozie.hosts", authn.ProxyUserPrefix + "oozie.users"
+	const provider, hosts, users = hadoopconf.ProviderURI, authn.ProxyUserPrefix + "oozie.hosts",
+		authn.ProxyUserPrefix + "oozie.users"
 	site := newWatchedSite(t, dir, map[string]string{provider: "jceks://file@/k.jceks"})
 	w := site.watch()
 	later := time.Now().Add(time.Hour)
@@ -90,7 +91,8 @@ func TestSiteWatcher(t *testing.T) {
 		t.Errorf("the broken file is complained of %d times:\n%s", n, site.logged.String())
 	}
 
-	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "10.0.0.0/8", users: "alice"})
+	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "10.0.0.0/8",
+		users: "alice"})
 	w.check(later)
 	if site.allowed(t) {
 		t.Error("oozie may still act from anywhere")
@@ -120,7 +122,8 @@ func TestSiteWatcher(t *testing.T) {
 	if err := w.Err(); !site.allowed(t) || err != nil {
 		t.Errorf("with the file: %v", err)
 	}
-	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "10.0.0.0/8", users: "alice"})
+	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "10.0.0.0/8",
+		users: "alice"})
 	w.check(later)
 
 	// Just written: the writer may not be done.

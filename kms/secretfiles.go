@@ -27,7 +27,8 @@ func secretFiles(conf *hadoopconf.Conf) []secret.File {
 	l := secretList{conf: conf}
 	l.clear(conf)
 	for _, name := range []string{"core-site.xml", "kms-site.xml", filepath.Base(ACLFile(conf))} {
-		l.put(secret.File{Path: filepath.Join(conf.Dir(), name), Deny: 0o002, Harm: "who could change who may use which key"})
+		l.put(secret.File{Path: filepath.Join(conf.Dir(), name), Deny: 0o002,
+			Harm: "who could change who may use which key"})
 	}
 	l.providers()
 	l.metastore()
@@ -45,7 +46,8 @@ func secretFiles(conf *hadoopconf.Conf) []secret.File {
 	l.path(jceksPasswordFile, "password of the keystore")
 	l.groups()
 	l.credentials(conf)
-	for _, file := range [][2]string{{"hadoop.ssl.server.conf", "ssl-server.xml"}, {"hadoop.ssl.client.conf", "ssl-client.xml"}} {
+	for _, file := range [][2]string{{"hadoop.ssl.server.conf", "ssl-server.xml"}, {"hadoop.ssl.client.conf",
+		"ssl-client.xml"}} {
 		st, err := sslStores(conf, slog.New(slog.DiscardHandler), file[0], file[1])
 		if err != nil {
 			continue // the server's TLS says so
@@ -149,7 +151,8 @@ func (l *secretList) groups() {
 
 // credentials adds the credential stores that c names, and the file of their password.
 func (l *secretList) credentials(c *hadoopconf.Conf) {
-	stores, _ := keystore.CredentialFiles(c.String(keystore.CredentialPathProperty)) // reading a password says what is wrong
+	// reading a password says what is wrong
+	stores, _ := keystore.CredentialFiles(c.String(keystore.CredentialPathProperty))
 	for _, path := range stores {
 		l.add(path, "credential store")
 	}

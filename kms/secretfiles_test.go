@@ -23,10 +23,13 @@ var filesOfOthers = map[string]string{
 	"claviger.ssl.truststore": "certificates", "hadoop.security.group.mapping.ldap.ssl.truststore": "certificates",
 	"hadoop.kms.authentication.signer.secret.provider.zookeeper.ssl.truststore.location": "certificates",
 	"hadoop.kms.authentication.zk-dt-secret-manager.ssl.truststore.location":             "certificates",
-	"hadoop.security.group.mapping.ldap.ssl.truststore.password.file":                    "the password of certificates",
-	"claviger.metastore.seen.file":                                                       "times and places of changes",
-	"claviger.audit.file":                                                                "the audit log", "claviger.audit.json.file": "the audit log",
-	"hadoop.kms.authentication.signer.secret.provider.zookeeper.path": "a node", "hadoop.kms.authentication.cookie.path": "of a URL",
+	"hadoop.security.group.mapping.ldap.ssl.truststore.password.file": "the password of " +
+		"certificates",
+	"claviger.metastore.seen.file": "times and places of changes",
+	"claviger.audit.file":          "the audit log",
+	"claviger.audit.json.file":     "the audit log",
+	"hadoop.kms.authentication.signer.secret.provider.zookeeper.path": "a node",
+	"hadoop.kms.authentication.cookie.path":                           "of a URL",
 }
 
 // TestSecretFiles: there is a warning for each file with a secret that everybody may
@@ -49,11 +52,15 @@ func TestSecretFiles(t *testing.T) {
 		hadoopconf.GroupProviderPrefix + "ad.ldap.bind.password.file":                      "ad.password",
 	}
 	props := map[string]string{
-		hadoopconf.ProviderURI:  "cloudera.hsmkp://file@" + in("luna.keystore") + ",jceks://file@" + in("old.jceks") + ",keytrustee://file@" + in(".keytrustee"),
-		hadoopconf.MetastoreURI: "sqlite://" + in("claviger.db"), "claviger.client.kerberos.ccache": "FILE:" + in("ccache"),
-		keystore.CredentialPathProperty: "user:///,localjceks://file" + in("cred.jceks"), hadoopconf.TrusteeConf: in("kts-site.xml"),
+		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + in("luna.keystore") + ",jceks://file@" + in("old.jceks") +
+			",keytrustee://file@" + in(".keytrustee"),
+		hadoopconf.MetastoreURI: "sqlite://" + in("claviger.db"), "claviger.client.kerberos.ccache": "FILE:" +
+			in("ccache"),
+		keystore.CredentialPathProperty: "user:///,localjceks://file" + in("cred.jceks"),
+		hadoopconf.TrusteeConf:          in("kts-site.xml"),
 	}
-	files := []string{"old.jceks", "claviger.db", "claviger.db-wal", "claviger.db-shm", "ccache", "cred.jceks", "kts-site.xml", "pin", "server.jks", "client.jks", "ssl-server.xml", "org.auth"}
+	files := []string{"old.jceks", "claviger.db", "claviger.db-wal", "claviger.db-shm", "ccache", "cred.jceks",
+		"kts-site.xml", "pin", "server.jks", "client.jks", "ssl-server.xml", "org.auth"}
 	for property, name := range named {
 		props[property] = in(name)
 		files = append(files, name)
@@ -65,11 +72,15 @@ func TestSecretFiles(t *testing.T) {
 	for _, name := range append(files, ring) {
 		kmstest.WriteFile(t, in(name), "")
 	}
-	kmstest.WriteFile(t, in("ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location", in("server.jks"), "ssl.server.keystore.password", "changeit"))
+	kmstest.WriteFile(t, in("ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location", in("server.jks"),
+		"ssl.server.keystore.password", "changeit"))
 	kmstest.WriteFile(t, in("ssl-client.xml"), kmstest.SiteXML("ssl.client.keystore.location", in("client.jks")))
-	kmstest.WriteFile(t, in("kts-site.xml"), kmstest.SiteXML("cloudera.trustee.keyprovider.hostname-ACTIVE", "kts1", "cloudera.trustee.keyprovider.auth.file", in("org.auth")))
-	files = slices.DeleteFunc(files, func(name string) bool { return name == "kts-site.xml" }) // the secret is in the other file
-	if err := pkcs11.WriteKeystoreFile(in("luna.keystore"), pkcs11.FileConfig{Module: "/lib/x.so", Token: "kms", PINFile: in("pin"), Profile: pkcs11.Luna}); err != nil {
+	kmstest.WriteFile(t, in("kts-site.xml"), kmstest.SiteXML("cloudera.trustee.keyprovider.hostname-ACTIVE", "kts1",
+		"cloudera.trustee.keyprovider.auth.file", in("org.auth")))
+	// the secret is in the other file
+	files = slices.DeleteFunc(files, func(name string) bool { return name == "kts-site.xml" })
+	if err := pkcs11.WriteKeystoreFile(in("luna.keystore"), pkcs11.FileConfig{Module: "/lib/x.so", Token: "kms",
+		PINFile: in("pin"), Profile: pkcs11.Luna}); err != nil {
 		t.Fatal(err)
 	}
 	kmstest.WriteFile(t, in("kms-acls.xml"), kmstest.SiteXML())
@@ -95,7 +106,8 @@ func TestSecretFiles(t *testing.T) {
 		return exposed()
 	}
 	for _, name := range files {
-		if got := told(name, 0o604); len(got) != 1 || !strings.Contains(got[0], in(name)+" may be read by everybody (mode 0604)") {
+		if got := told(name, 0o604); len(got) != 1 || !strings.Contains(got[0],
+			in(name)+" may be read by everybody (mode 0604)") {
 			t.Errorf("%s, open to everybody: %q", name, got)
 		}
 		if got := told(name, 0o440); len(got) > 0 {
@@ -123,13 +135,16 @@ func TestSecretFiles(t *testing.T) {
 	if conf, err = hadoopconf.LoadKMS(dir, os.LookupEnv); err != nil {
 		t.Fatal(err)
 	}
-	if got := told("kms-site.xml", 0o644); len(got) != 1 || !strings.Contains(got[0], "and holds the value of hadoop.security.group.mapping.ldap.bind.password") || strings.Contains(got[0], "in clear") {
+	if got := told("kms-site.xml", 0o644); len(got) != 1 || !strings.Contains(got[0],
+		"and holds the value of hadoop.security.group.mapping.ldap.bind.password") || strings.Contains(got[0],
+		"in clear") {
 		t.Errorf("kms-site.xml with a password: %q", got)
 	}
 
 	// A property that names a file is in this test, or has a reason not to be.
 	for _, k := range hadoopconf.KMS {
-		if strings.HasPrefix(k.Doc, "taken and not used") || named[k.Name] != "" || props[k.Name] != "" || filesOfOthers[k.Name] != "" {
+		if strings.HasPrefix(k.Doc, "taken and not used") || named[k.Name] != "" || props[k.Name] != "" ||
+			filesOfOthers[k.Name] != "" {
 			continue
 		}
 		for _, end := range []string{"file", "path", "keytab", "location", "truststore", "keystore"} {
@@ -151,7 +166,8 @@ func TestSecretFilesTold(t *testing.T) {
 	}
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*"))
 	kmstest.WriteSite(t, dir, map[string]string{
-		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log"),
+		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"),
+		"hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log"),
 		signerKind: "file", "hadoop.kms.authentication.signature.secret.file": signature,
 	})
 	log := &logtest.Buffer{}
@@ -159,7 +175,8 @@ func TestSecretFilesTold(t *testing.T) {
 	status, r := kmstest.Readyz(t, kms)
 	i := slices.IndexFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == "files with secrets" })
 	want := "signature secret " + signature + " may be read by everybody (mode 0644); cure: chmod o= " + signature
-	if status != http.StatusOK || !r.Ready || i < 0 || r.Checks[i].OK || !r.Checks[i].Informational || r.Checks[i].Error == "" || strings.Contains(r.Checks[i].Error, dir) {
+	if status != http.StatusOK || !r.Ready || i < 0 || r.Checks[i].OK || !r.Checks[i].Informational ||
+		r.Checks[i].Error == "" || strings.Contains(r.Checks[i].Error, dir) {
 		t.Errorf("%d, %+v", status, r)
 	}
 	if err := end(); err != nil {

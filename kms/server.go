@@ -184,8 +184,9 @@ func (s *server) handler(addr net.Addr, connections *web.Connections) (http.Hand
 		return nil, err
 	}
 	api, err := kmsapi.New(kmsapi.Config{
-		Ring: s.ring, Auth: s.auth.Authenticator, Audit: s.trail, Log: s.log, KeyAuthorization: s.set.ring.KeyAuthorization,
-		Limits: s.set.limits, Lanes: &s.lanes, Admission: s.set.admission, Operations: operations,
+		Ring: s.ring, Auth: s.auth.Authenticator, Audit: s.trail, Log: s.log,
+		KeyAuthorization: s.set.ring.KeyAuthorization,
+		Limits:           s.set.limits, Lanes: &s.lanes, Admission: s.set.admission, Operations: operations,
 		StoreName: s.svc.storeName,
 		NotReady:  func() string { return *s.waiting.Load() },
 		Observe:   observe,
@@ -195,8 +196,9 @@ func (s *server) handler(addr net.Addr, connections *web.Connections) (http.Hand
 	if err != nil {
 		return nil, err
 	}
-	return console.New(console.Config{Checks: append(s.checks(), console.ConnectionCheck(connections)), Metrics: metrics,
-		Log: s.log, Details: s.set.web.details}, api), nil
+	return console.New(console.Config{Checks: append(s.checks(), console.ConnectionCheck(connections)),
+		Metrics: metrics,
+		Log:     s.log, Details: s.set.web.details}, api), nil
 }
 
 // migrate takes over the source's metadata before requests are served. While the token and
@@ -246,7 +248,8 @@ func (s *server) skipsMigration(ctx context.Context) bool {
 // checkMigrations says what is open of migrations.
 func (s *server) checkMigrations(ctx context.Context) error {
 	if s.skipped.Load() {
-		return errors.New("the migration at start was skipped, since the token and the metastore did not fit together; " +
+		return errors.New("the migration at start was skipped, since the token and the metastore did not fit " +
+			"together; " +
 			"see that the check \"token and metastore fit\" is green, then restart this server; the restart migrates")
 	}
 	return s.ring.CheckMigrations(ctx)

@@ -73,7 +73,8 @@ func RefuseMisfit(err error) error {
 }
 
 // openConfigured opens what a loaded configuration names.
-func openConfigured(ctx context.Context, conf *hadoopconf.Conf, command string, access hsm.Access, log *slog.Logger) (*Service, error) {
+func openConfigured(ctx context.Context, conf *hadoopconf.Conf, command string, access hsm.Access,
+	log *slog.Logger) (*Service, error) {
 	s := &Service{Conf: conf, Log: log, self: owner.Self(command, conf.Dir()), access: access}
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -101,7 +102,8 @@ func (s *Service) open(ctx context.Context) error {
 	}
 	if len(list) == 0 {
 		return s.Conf.Refuse(hadoopconf.ProviderURI, "name the place of the keys in kms-site.xml, as in "+
-			"cloudera.hsmkp://file@/etc/claviger/luna.keystore for an HSM; Hadoop's default, a Java keystore in the user's "+
+			"cloudera.hsmkp://file@/etc/claviger/luna.keystore for an HSM; Hadoop's default, a Java keystore in the "+
+			"user's "+
 			"home folder, is not taken. Known schemes: "+strings.Join(registry.Schemes(), ", "))
 	}
 	if s.Primary, err = registry.Open(ctx, list[0], env); err != nil {
@@ -214,10 +216,13 @@ func (s *Service) noOtherKeys(ctx context.Context) error {
 	case err != nil:
 		s.Log.Warn("whether the metastore holds keys of an HSM cannot be told", "err", err)
 	case len(names) > 0:
-		return s.Blame(hadoopconf.ProviderURI, fmt.Errorf("%s keeps no key in the HSM, but the metastore %s (%s) holds %d "+
+		return s.Blame(hadoopconf.ProviderURI, fmt.Errorf("%s keeps no key in the HSM, but the metastore %s (%s) "+
+			"holds %d "+
 			"keys of an HSM, %s for one: name the HSM's keystore file, as in "+
-			"cloudera.hsmkp://file@/etc/claviger/luna.keystore; or, where other keys are meant, set %s to a metastore of "+
-			"their own", s.Primary.URI(), secret.Value(place.URI), place.Where(), len(names), claviger.Printable(names[0]),
+			"cloudera.hsmkp://file@/etc/claviger/luna.keystore; or, where other keys are meant, set %s to a "+
+			"metastore of "+
+			"their own", s.Primary.URI(), secret.Value(place.URI), place.Where(), len(names),
+			claviger.Printable(names[0]),
 			hadoopconf.MetastoreURI))
 	}
 	return nil
@@ -265,7 +270,8 @@ func (s *Service) makeStore(ctx context.Context, create func(context.Context, st
 					return
 				}
 			}
-			if s.Store, s.storeErr = location.Open(ctx, s.Conf, location.Options{Create: s.mayMake(create), Seen: seen, Log: s.Log}); s.storeErr == nil {
+			if s.Store, s.storeErr = location.Open(ctx, s.Conf, location.Options{Create: s.mayMake(create), Seen: seen,
+				Log: s.Log}); s.storeErr == nil {
 				// Before a step that another process is at is taken for one that was broken off.
 				s.storeErr = claimStore(ctx, s.Store, s.self, s.access)
 			}
@@ -273,7 +279,8 @@ func (s *Service) makeStore(ctx context.Context, create func(context.Context, st
 			s.Store, s.storeErr = location.OpenReadOnly(ctx, s.Conf, s.Log)
 		}
 		if errors.Is(s.storeErr, location.ErrNone) {
-			s.Log.Warn("the metastore is not there; no key is known, and none is made by this command", "err", s.storeErr)
+			s.Log.Warn("the metastore is not there; no key is known, and none is made by this command", "err",
+				s.storeErr)
 			s.Store, s.storeErr = location.OpenEmpty(ctx, s.Conf)
 		}
 	})
@@ -334,7 +341,8 @@ func OSUser() string {
 func (s *Service) Engine(ctx context.Context, cfg migrate.Config) (*migrate.Engine, error) {
 	target, ok := s.Primary.(migrate.Target)
 	if !ok {
-		return nil, s.Blame(hadoopconf.ProviderURI, fmt.Errorf("the first provider, %s, cannot take over keys; it must be an HSM (cloudera.hsmkp:// or pkcs11:) or a jceks:// keystore", s.Primary.URI()))
+		return nil, s.Blame(hadoopconf.ProviderURI, fmt.Errorf("the first provider, %s, cannot take over keys; it "+
+			"must be an HSM (cloudera.hsmkp:// or pkcs11:) or a jceks:// keystore", s.Primary.URI()))
 	}
 	store, err := s.store(ctx)
 	if err != nil {

@@ -115,8 +115,10 @@ func readSettings(conf *hadoopconf.Conf) (settings, error) {
 	if r.err != nil {
 		return s, r.err
 	}
-	if _, ok := conf.Get(hadoopconf.SourceURI); s.migrate && !ok && !strings.Contains(conf.String(hadoopconf.ProviderURI), ",") {
-		return s, conf.Refuse(hadoopconf.InitiateMigration, fmt.Sprintf("a migration needs a source: set %s to kms://http@HOST:PORT/kms, or this to false", hadoopconf.SourceURI))
+	if _, ok := conf.Get(hadoopconf.SourceURI); s.migrate && !ok &&
+		!strings.Contains(conf.String(hadoopconf.ProviderURI), ",") {
+		return s, conf.Refuse(hadoopconf.InitiateMigration, fmt.Sprintf("a migration needs a source: set %s to "+
+			"kms://http@HOST:PORT/kms, or this to false", hadoopconf.SourceURI))
 	}
 	return s, nil
 }
@@ -147,17 +149,20 @@ func readLimits(r *reader) kmsapi.Limits {
 		MaxMaterial:    int(r.int("claviger.kms.max.edek.bytes", 64, 1<<20)),
 		MaxNewVersions: int(r.int("claviger.kms.max.new.versions", 0, math.MaxInt32)),
 		MaxParameters:  int(r.int("claviger.http.max.parameters", 16, 1<<16)),
-		Slow:           kmsapi.Slow{Grace: r.duration("claviger.http.slow.grace", time.Second), Rate: r.int("claviger.http.slow.rate", 1, 1<<40)},
+		Slow: kmsapi.Slow{Grace: r.duration("claviger.http.slow.grace", time.Second),
+			Rate: r.int("claviger.http.slow.rate", 1, 1<<40)},
 	}
 	if text, _ := r.conf.Get(maxMemoryName); text != "" {
 		l.MaxMemory = r.int(maxMemoryName, 1, 1<<40)
 		if r.err == nil && l.MaxMemory < 2*l.MaxBody {
 			// One user gets half of it.
-			r.keep(r.conf.Refuse(maxMemoryName, fmt.Sprintf("it must be at least twice claviger.kms.max.body.bytes, %d, or no user could send the longest body", 2*l.MaxBody)))
+			r.keep(r.conf.Refuse(maxMemoryName, fmt.Sprintf("it must be at least twice claviger.kms.max.body.bytes, "+
+				"%d, or no user could send the longest body", 2*l.MaxBody)))
 		}
 	}
 	if r.err == nil && l.Slow.Grace == 0 {
-		r.keep(r.conf.Refuse("claviger.http.slow.grace", "it must be more than 0: a body has to have some time to come"))
+		r.keep(r.conf.Refuse("claviger.http.slow.grace", "it must be more than 0: a body has to have some time to "+
+			"come"))
 	}
 	return l
 }
@@ -167,7 +172,8 @@ func readAdmission(r *reader) kmsapi.Admission {
 	const prefix = "claviger.kms.max.concurrent."
 	atOnce := func(class string) int { return int(r.int(prefix+class, 1, 1<<20)) }
 	return kmsapi.Admission{
-		Decrypts: atOnce("decrypts"), Generates: atOnce("generates"), Batches: atOnce("batches"), Management: atOnce("management"), Reads: atOnce("reads"),
+		Decrypts: atOnce("decrypts"), Generates: atOnce("generates"), Batches: atOnce("batches"),
+		Management: atOnce("management"), Reads: atOnce("reads"),
 		Wait: max(r.duration("claviger.kms.max.wait", time.Second), time.Millisecond),
 	}
 }

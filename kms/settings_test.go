@@ -40,7 +40,8 @@ func TestMigrationSettings(t *testing.T) {
 			t.Errorf("%s: %v", c.name, conf.Warnings())
 		}
 		_, err = readSettings(conf)
-		if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.name) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "kms-site.xml")) {
+		if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.name) ||
+			!strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "kms-site.xml")) {
 			t.Errorf("%s = %q: %v, want an error that says %q", c.name, c.value, err, c.want)
 		}
 	}

@@ -95,7 +95,8 @@ func (s *server) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Before the cluster, which shares the metastore: the provider alone can tell whether a metastore that is not there yet
+	// Before the cluster, which shares the metastore: the provider alone can tell whether a metastore that is not there
+	// yet
 	// may be made.
 	svc, err := openConfigured(ctx, conf, Command, hsm.Serve, log)
 	if err != nil {
@@ -123,7 +124,8 @@ func (s *server) open(ctx context.Context) error {
 	s.closers = append(s.closers, trail.Close)
 
 	cfg := set.ring
-	cfg.Primary, cfg.Sources, cfg.Policy, cfg.Groups, cfg.Audit, cfg.Log = svc.Primary, svc.Sources, policy.Policy, auth.groups.Of, trail, log
+	cfg.Primary, cfg.Sources, cfg.Policy, cfg.Groups, cfg.Audit, cfg.Log = svc.Primary, svc.Sources, policy.Policy,
+		auth.groups.Of, trail, log
 	if svc.Store != nil {
 		cfg.Usage, cfg.LastUses, cfg.Settings, cfg.Clock = svc.Store, svc.Store, svc.Store, svc.Store
 		uses, kept, err := location.OpenUses(conf)

@@ -87,11 +87,14 @@ func TestStartWaits(t *testing.T) {
 	dir := t.TempDir()
 	tok := softhsmtest.New(t)
 	file := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label,
+		PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*"))
-	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: uri, "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log")})
+	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file,
+		hadoopconf.MetastoreURI: uri, "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir,
+			"audit.log")})
 	node := newStarting(t, dir)
 	kms := node.kms
 	_, end := node.begin()
@@ -103,10 +106,12 @@ func TestStartWaits(t *testing.T) {
 	log, end := node.begin()
 	node.until("it listens", node.listens)
 	status, body := kmstest.Get(t, kms, "/readyz", "")
-	if status != http.StatusServiceUnavailable || !strings.Contains(body, "waits to start") || !strings.Contains(body, server.Addr) || !strings.Contains(body, hadoopconf.MetastoreURI) {
+	if status != http.StatusServiceUnavailable || !strings.Contains(body, "waits to start") || !strings.Contains(body,
+		server.Addr) || !strings.Contains(body, hadoopconf.MetastoreURI) {
 		t.Errorf("%d %s", status, body)
 	}
-	if status, body := kmstest.Get(t, kms, "/kms/v1/keys/names", "a"); status != http.StatusServiceUnavailable || !strings.Contains(body, "StandbyException") {
+	if status, body := kmstest.Get(t, kms, "/kms/v1/keys/names", "a"); status != http.StatusServiceUnavailable ||
+		!strings.Contains(body, "StandbyException") {
 		t.Errorf("a client: %d %s", status, body)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "ready")); err == nil {
@@ -114,7 +119,8 @@ func TestStartWaits(t *testing.T) {
 	}
 	server.Start(t)
 	node.until("it serves", node.ready)
-	if status, names := kmstest.Get(t, kms, "/kms/v1/keys/names", "a"); status != http.StatusOK || strings.TrimSpace(names) != "[]" {
+	if status, names := kmstest.Get(t, kms, "/kms/v1/keys/names", "a"); status != http.StatusOK ||
+		strings.TrimSpace(names) != "[]" {
 		t.Errorf("a client: %d %s", status, names)
 	}
 	if said := log.String(); strings.Count(said, "is away; the start is tried again") != 1 {
@@ -125,7 +131,8 @@ func TestStartWaits(t *testing.T) {
 	}
 
 	// What a person must mend is not waited for.
-	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: server.URI("nobody_here", "test1"), "hadoop.kms.http.host": "127.0.0.1"})
+	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file,
+		hadoopconf.MetastoreURI: server.URI("nobody_here", "test1"), "hadoop.kms.http.host": "127.0.0.1"})
 	if err := Serve(t.Context(), Options{Dir: dir, Port: node.port, Log: slog.New(slog.DiscardHandler),
 		Level: new(slog.LevelVar)}); err == nil || !strings.Contains(err.Error(), "nobody_here") {
 		t.Errorf("a role that does not exist: %v", err)
@@ -141,7 +148,8 @@ func TestStartWaitsForZooKeeper(t *testing.T) {
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*"))
 	kmstest.WriteSite(t, dir, with(signerSite, signerEnsemble, server.Addr, signerPrefix+"auth.type", "none",
 		tokensEnable, "true", tokensEnsemble, server.Addr, tokensPrefix+"zkAuthType", "none",
-		hadoopconf.ProviderURI, "jceks://file@"+filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host", "127.0.0.1", "claviger.audit.file", filepath.Join(dir, "audit.log")))
+		hadoopconf.ProviderURI, "jceks://file@"+filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host", "127.0.0.1",
+		"claviger.audit.file", filepath.Join(dir, "audit.log")))
 	node := newStarting(t, dir)
 	log, end := node.begin()
 	node.until("it waits for ZooKeeper", func() bool {

@@ -161,7 +161,8 @@ func (s stores) limit(conf *tls.Config) error {
 			return s.site.Refuse(enabled, err.Error())
 		}
 		if conf.MinVersion, conf.MaxVersion = lowest, highest; len(unsafe) > 0 {
-			s.log.Warn("protocols that are not safe are not spoken", "property", enabled, "left out", strings.Join(unsafe, ", "))
+			s.log.Warn("protocols that are not safe are not spoken", "property", enabled, "left out",
+				strings.Join(unsafe, ", "))
 		}
 	}
 	suites, fixed, err := keystore.Suites(s.c.Strings(excluded))
@@ -169,7 +170,8 @@ func (s stores) limit(conf *tls.Config) error {
 		return s.c.Refuse(excluded, err.Error())
 	}
 	if conf.CipherSuites = suites; len(fixed) > 0 && conf.MaxVersion == tls.VersionTLS13 {
-		s.log.Warn("the cipher suites of TLS 1.3 cannot be left out; leave TLSv1.3 out of "+enabled, "property", excluded, "suites", strings.Join(fixed, ", "))
+		s.log.Warn("the cipher suites of TLS 1.3 cannot be left out; leave TLSv1.3 out of "+enabled, "property",
+			excluded, "suites", strings.Join(fixed, ", "))
 	}
 	return nil
 }
@@ -254,7 +256,8 @@ const (
 func (s stores) clientTrust() (f keystore.TLSFile, setting string, err error) {
 	const ours = "claviger.ssl.truststore"
 	if path, ok := s.site.Path(ours); ok {
-		f = keystore.TLSFile{Path: path, Type: s.site.String(ours + ".type"), TypeProperty: ours + ".type", PasswordProperty: ours + ".password"}
+		f = keystore.TLSFile{Path: path, Type: s.site.String(ours + ".type"), TypeProperty: ours + ".type",
+			PasswordProperty: ours + ".password"}
 		f.Password, err = password(s.site, s.site, s.log, ours+".password")
 		return f, ourTrust, err
 	}

@@ -53,13 +53,18 @@ func tlsFolder(t *testing.T) string {
 	trust := filepath.Join(dir, "trust.jks")
 	for _, who := range []string{"server", "client"} {
 		store, cert := filepath.Join(dir, who+".jks"), filepath.Join(dir, who+".cer")
-		javaTool(t, "keytool", "-genkeypair", "-alias", who, "-keyalg", "RSA", "-keysize", "2048", "-dname", "CN="+who, "-ext", "san=ip:127.0.0.1",
-			"-validity", "10", "-storetype", "JKS", "-keystore", store, "-storepass", tlsPassword, "-keypass", tlsPassword)
-		javaTool(t, "keytool", "-exportcert", "-alias", who, "-keystore", store, "-storepass", tlsPassword, "-file", cert)
-		javaTool(t, "keytool", "-importcert", "-noprompt", "-alias", who, "-file", cert, "-storetype", "JKS", "-keystore", trust, "-storepass", tlsPassword)
+		javaTool(t, "keytool", "-genkeypair", "-alias", who, "-keyalg", "RSA", "-keysize", "2048", "-dname", "CN="+who,
+			"-ext", "san=ip:127.0.0.1",
+			"-validity", "10", "-storetype", "JKS", "-keystore", store, "-storepass", tlsPassword, "-keypass",
+			tlsPassword)
+		javaTool(t, "keytool", "-exportcert", "-alias", who, "-keystore", store, "-storepass", tlsPassword, "-file",
+			cert)
+		javaTool(t, "keytool", "-importcert", "-noprompt", "-alias", who, "-file", cert, "-storetype", "JKS",
+			"-keystore", trust, "-storepass", tlsPassword)
 	}
 	creds := keystore.NewJCEKS()
-	for _, name := range []string{"ssl.server.keystore.password", "ssl.server.keystore.keypassword", "ssl.server.truststore.password"} {
+	for _, name := range []string{"ssl.server.keystore.password", "ssl.server.keystore.keypassword",
+		"ssl.server.truststore.password"} {
 		if err := creds.SetKey(name, "AES", secret.Bytes(tlsPassword), secret.Bytes("none"), time.Now()); err != nil {
 			t.Fatal(err)
 		}
@@ -107,7 +112,8 @@ func listenTLS(t *testing.T, conf *tls.Config) (port string) {
 			conn := tls.Server(c, conf)
 			if conn.Handshake() == nil {
 				s := conn.ConnectionState()
-				_, _ = fmt.Fprintf(conn, "%s %s resumed=%t\n", tls.VersionName(s.Version), tls.CipherSuiteName(s.CipherSuite), s.DidResume)
+				_, _ = fmt.Fprintf(conn, "%s %s resumed=%t\n", tls.VersionName(s.Version),
+					tls.CipherSuiteName(s.CipherSuite), s.DidResume)
 			}
 			_ = conn.Close()
 		}
@@ -122,12 +128,14 @@ func TestTLS(t *testing.T) {
 	t.Run("Java client", func(t *testing.T) { javaTLSClient(t, dir) })
 	t.Run("refused", func(t *testing.T) { tlsRefused(t, dir) })
 	t.Run("environment", func(t *testing.T) {
-		kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location", filepath.Join(dir, "missing.jks")))
+		kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location",
+			filepath.Join(dir, "missing.jks")))
 		t.Setenv("KMS_SSL_KEYSTORE_FILE", filepath.Join(dir, "server.jks"))
 		var log bytes.Buffer
 		s := tlsServer(t, dir, slog.New(slog.NewTextHandler(&log, nil)))
 		served, err := serverTLS(s.conf, s.log)
-		if err != nil || !strings.Contains(log.String(), "KMS_SSL_KEYSTORE_FILE overrides property ssl.server.keystore.location") {
+		if err != nil || !strings.Contains(log.String(), "KMS_SSL_KEYSTORE_FILE overrides property "+
+			"ssl.server.keystore.location") {
 			t.Fatalf("%v; log: %s", err, log.String())
 		}
 		served.Close()
@@ -139,7 +147,8 @@ func TestTLS(t *testing.T) {
 // suite that is left out, and client certificates.
 func javaTLSClient(t *testing.T, dir string) {
 	const excluded = "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"
-	kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location", filepath.Join(dir, "server.jks"),
+	kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location",
+		filepath.Join(dir, "server.jks"),
 		"ssl.server.exclude.cipher.list", excluded+",.*_CHACHA20_.*"))
 	javaTool(t, "javac", "-d", dir, "testdata/java/TLSClient.java")
 	client := func(port, protocol, suite, keys string) []string {
@@ -147,7 +156,8 @@ func javaTLSClient(t *testing.T, dir string) {
 		if keys != "-" {
 			keys = filepath.Join(dir, keys)
 		}
-		out := javaTool(t, "java", "-cp", dir, "TLSClient", port, filepath.Join(dir, "trust.jks"), tlsPassword, protocol, suite, keys)
+		out := javaTool(t, "java", "-cp", dir, "TLSClient", port, filepath.Join(dir, "trust.jks"), tlsPassword,
+			protocol, suite, keys)
 		lines := strings.Split(strings.TrimSpace(out), "\n")
 		if len(lines) != 2 {
 			t.Fatalf("Java says %q", out)
@@ -184,7 +194,8 @@ func javaTLSClient(t *testing.T, dir string) {
 	defer limited.Close()
 	expect(client(listenTLS(t, limited.Config), "TLSv1.3", "-", "-"), "refused", "refused")
 
-	kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location", filepath.Join(dir, "server.jks"),
+	kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location",
+		filepath.Join(dir, "server.jks"),
 		"ssl.server.truststore.location", filepath.Join(dir, "trust.jks"), "ssl.server.need.client.auth", "true"))
 	mutual, err := serverTLS(s.conf, s.log)
 	if err != nil {
@@ -195,7 +206,8 @@ func javaTLSClient(t *testing.T, dir string) {
 	expect(client(port, "TLSv1.2", "-", "-"), "refused", "refused")
 	expect(client(port, "TLSv1.3", "-", "client.jks"), "TLS 1.3", "resumed=true")
 
-	if err := s.svc.checkCertificates(t.Context()); err == nil || !strings.Contains(err.Error(), "ssl.server.keystore.location: the certificate of CN=server ends at ") {
+	if err := s.svc.checkCertificates(t.Context()); err == nil || !strings.Contains(err.Error(),
+		"ssl.server.keystore.location: the certificate of CN=server ends at ") {
 		t.Errorf("certificates of ten days: %v", err)
 	}
 }
@@ -207,7 +219,8 @@ func resumes(t *testing.T, dir, port string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conf := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(1)}
+	conf := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12,
+		ClientSessionCache: tls.NewLRUClientSessionCache(1)}
 	for _, want := range []string{"resumed=false", "resumed=true"} {
 		conn, err := tls.Dial("tcp", net.JoinHostPort("127.0.0.1", port), conf)
 		if err != nil {
@@ -227,20 +240,26 @@ func tlsRefused(t *testing.T, dir string) {
 		site, server []string
 		want         string
 	}{
-		{[]string{"hadoop.ssl.enabled.protocols", "TLSv1,SSLv2Hello"}, nil, `hadoop.ssl.enabled.protocols has the value "TLSv1,SSLv2Hello"; it must name TLSv1.2 or TLSv1.3`},
+		{[]string{"hadoop.ssl.enabled.protocols", "TLSv1,SSLv2Hello"}, nil,
+			`hadoop.ssl.enabled.protocols has the value "TLSv1,SSLv2Hello"; it must name TLSv1.2 or TLSv1.3`},
 		{[]string{"hadoop.ssl.enabled.protocols", "TLSv1.4"}, nil, `"TLSv1.4" is no protocol`},
-		{nil, []string{"ssl.server.exclude.cipher.list", "TLS_("}, `"TLS_(" is neither a cipher suite nor a regular expression`},
+		{nil, []string{"ssl.server.exclude.cipher.list", "TLS_("},
+			`"TLS_(" is neither a cipher suite nor a regular expression`},
 		{nil, []string{"ssl.server.exclude.cipher.list", "TLS_ECDHE_.*"}, "it leaves no cipher suite"},
 		{nil, []string{"ssl.server.keystore.password", "clear"}, ""}, // the credential store's goes first
-		{[]string{keystore.CredentialPathProperty, "localjceks://file/nowhere/none.jceks"}, []string{"ssl.server.keystore.password", "clear"}, keystore.CredentialFallbackProperty + "=false forbids"},
+		{[]string{keystore.CredentialPathProperty, "localjceks://file/nowhere/none.jceks"},
+			[]string{"ssl.server.keystore.password", "clear"}, keystore.CredentialFallbackProperty + "=false forbids"},
 	} {
-		kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML(append([]string{"ssl.server.keystore.location", filepath.Join(dir, "server.jks")}, test.server...)...))
+		kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"),
+			kmstest.SiteXML(append([]string{"ssl.server.keystore.location", filepath.Join(dir, "server.jks")},
+				test.server...)...))
 		s := tlsServer(t, dir, slog.New(slog.DiscardHandler), test.site...)
 		served, err := serverTLS(s.conf, s.log)
 		if err == nil {
 			served.Close()
 		}
-		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(),
+			test.want)) {
 			t.Errorf("%q %q: %v, want %q", test.site, test.server, err, test.want)
 		}
 	}
@@ -262,7 +281,8 @@ func clientTrust(t *testing.T, dir string) {
 		t.Errorf("without any setting: %t, %v", ok, err)
 	}
 	t.Setenv("HADOOP_OPTS", "-Xmx1g -Djavax.net.ssl.trustStore='"+none+"'")
-	if _, err := trusts(nil); err == nil || !strings.Contains(err.Error(), "environment variable HADOOP_OPTS: ") || !strings.Contains(err.Error(), none) {
+	if _, err := trusts(nil); err == nil || !strings.Contains(err.Error(), "environment variable HADOOP_OPTS: ") ||
+		!strings.Contains(err.Error(), none) {
 		t.Errorf("a truststore that is not there: %v", err)
 	}
 	t.Setenv("KMS_OPTS", `-Djavax.net.ssl.trustStore=`+none+` -Djavax.net.ssl.trustStore="`+trust+`"`)
@@ -277,7 +297,8 @@ func clientTrust(t *testing.T, dir string) {
 	if ok, err := trusts(nil); !ok || err != nil {
 		t.Errorf("from ssl-client.xml, before the environment: %t, %v", ok, err)
 	}
-	if _, err := trusts([]string{"claviger.ssl.truststore", none}); err == nil || !strings.Contains(err.Error(), "kms-site.xml:5: property claviger.ssl.truststore has the value ") {
+	if _, err := trusts([]string{"claviger.ssl.truststore", none}); err == nil || !strings.Contains(err.Error(),
+		"kms-site.xml:5: property claviger.ssl.truststore has the value ") {
 		t.Errorf("claviger.ssl.truststore, before ssl-client.xml: %v", err)
 	}
 }

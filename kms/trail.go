@@ -66,13 +66,16 @@ func (r *reader) audit() auditSettings {
 	case s.node == "":
 		r.keep(r.conf.Refuse("claviger.audit.node", "this host has no name: name it here"))
 	case !s.hadoop && !s.chained():
-		r.keep(r.conf.Refuse("claviger.audit.hadoop.enabled", "nothing would be audited: set it to true, or set claviger.audit.json.file"))
+		r.keep(r.conf.Refuse("claviger.audit.hadoop.enabled", "nothing would be audited: set it to true, or set "+
+			"claviger.audit.json.file"))
 	case s.hadoop && s.file == "" && s.stdout:
-		r.keep(r.conf.Refuse("claviger.audit.json.stdout", "Hadoop's lines go to standard output too: set claviger.audit.file, or claviger.audit.hadoop.enabled to false"))
+		r.keep(r.conf.Refuse("claviger.audit.json.stdout", "Hadoop's lines go to standard output too: set "+
+			"claviger.audit.file, or claviger.audit.hadoop.enabled to false"))
 	case s.json != "" && s.json == s.file:
 		r.keep(r.conf.Refuse("claviger.audit.json.file", "claviger.audit.file names the same file: name another"))
 	case s.keyFile != "" && !s.chained():
-		r.keep(r.conf.Refuse("claviger.audit.json.key.file", "there is no JSON audit log to use it for: set claviger.audit.json.file"))
+		r.keep(r.conf.Refuse("claviger.audit.json.key.file", "there is no JSON audit log to use it for: set "+
+			"claviger.audit.json.file"))
 	}
 	return s
 }
@@ -192,7 +195,8 @@ func ReadAuditKey(path string) (secret.Bytes, error) {
 	}
 	key := secret.Bytes(bytes.TrimRight(b, "\r\n"))
 	if len(key) < 16 || len(key) > 1024 {
-		return nil, fmt.Errorf("%s holds a key of %d bytes; it must have 16 to 1024, as `openssl rand -hex 32` makes", path, len(key))
+		return nil, fmt.Errorf("%s holds a key of %d bytes; it must have 16 to 1024, as `openssl rand -hex 32` makes",
+			path, len(key))
 	}
 	return key, nil
 }
@@ -219,7 +223,8 @@ func (t *auditTrail) reopenOnHangup(ctx context.Context) {
 // checks of readiness. What need not be recorded before it is done is done though nothing
 // can be recorded.
 func (t *auditTrail) checks() []console.Check {
-	records := console.Check{Name: "audit", Informational: len(t.Must) == 0, Run: func(context.Context) error { return t.Stopped() }}
+	records := console.Check{Name: "audit", Informational: len(t.Must) == 0,
+		Run: func(context.Context) error { return t.Stopped() }}
 	for _, p := range console.Purposes {
 		if slices.ContainsFunc(t.Must, func(op audit.Op) bool { return purposeOf(op) == p }) {
 			records.For = append(records.For, p)
@@ -258,7 +263,8 @@ func (t *auditTrail) streamErr() error {
 // metrics of the streams.
 func (t *auditTrail) metrics(m *console.Metrics) {
 	if t.chain != nil {
-		m.Counter("claviger_audit_replaced_total", "Audit records that fit no datagram to syslog, in whose place a short one was sent.", func() float64 { return float64(t.chain.Replaced()) })
+		m.Counter("claviger_audit_replaced_total", "Audit records that fit no datagram to syslog, in whose place a "+
+			"short one was sent.", func() float64 { return float64(t.chain.Replaced()) })
 	}
 }
 

@@ -113,8 +113,9 @@ func openEndpoint(ctx context.Context, conf *hadoopconf.Conf, set settings, read
 	s := &web.Server{
 		Address:     net.JoinHostPort(set.host, strconv.Itoa(set.port)),
 		AddressName: "hadoop.kms.http.host and hadoop.kms.http.port",
-		Connections: e.connections, Limits: set.web.limits, Headers: set.web.headers, Path: "/kms", ReadyFile: readyFile,
-		Handler: startingHandler(func() string { return "the server is starting" }, set.web.details, log), Log: log,
+		Connections: e.connections, Limits: set.web.limits, Headers: set.web.headers, Path: "/kms",
+		ReadyFile: readyFile,
+		Handler:   startingHandler(func() string { return "the server is starting" }, set.web.details, log), Log: log,
 	}
 	var err error
 	if set.tls {

@@ -20,7 +20,8 @@ import (
 func serveWith(t *testing.T, props map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
-	all := map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log")}
+	all := map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"),
+		"hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log")}
 	maps.Copy(all, props)
 	kmstest.WriteSite(t, dir, all)
 	return strings.TrimSuffix(strings.TrimPrefix(serve(t, dir), "http://"), "/kms")
@@ -64,17 +65,20 @@ func TestRequestShapes(t *testing.T) {
 		request string
 		status  []int
 	}{
-		"good":                {goodRequest, []int{200}},
-		"8 KiB x 200 headers": {"GET /healthz HTTP/1.1\r\nHost: kms\r\n" + strings.Repeat("X-Long: "+strings.Repeat("a", 8<<10)+"\r\n", 200) + "\r\n", []int{431}},
+		"good": {goodRequest, []int{200}},
+		"8 KiB x 200 headers": {"GET /healthz HTTP/1.1\r\nHost: kms\r\n" + strings.Repeat("X-Long: "+strings.Repeat("a",
+			8<<10)+"\r\n", 200) + "\r\n", []int{431}},
 		"a long request line": {"GET /" + strings.Repeat("a", 100<<10) + " HTTP/1.1\r\nHost: kms\r\n\r\n", []int{431}},
 		// RFC 9112, section 6.3: chunks count, and here they hold nothing.
-		"length and chunks":                {post + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", []int{500}},
-		"two lengths":                      {post + "Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}x", []int{400}},
-		"two lengths in one":               {post + "Content-Length: 2, 3\r\n\r\n{}x", []int{400}},
-		"a signed length":                  {post + "Content-Length: +2\r\n\r\n{}", []int{400}},
-		"chunks by another name":           {post + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", []int{501}},
-		"a coding before chunks":           {post + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", []int{501}},
-		"a blank before the colon":         {"GET /healthz HTTP/1.1\r\nHost: kms\r\nContent-Length : 2\r\n\r\n{}", []int{400}},
+		"length and chunks": {post + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+			[]int{500}},
+		"two lengths":            {post + "Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}x", []int{400}},
+		"two lengths in one":     {post + "Content-Length: 2, 3\r\n\r\n{}x", []int{400}},
+		"a signed length":        {post + "Content-Length: +2\r\n\r\n{}", []int{400}},
+		"chunks by another name": {post + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", []int{501}},
+		"a coding before chunks": {post + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", []int{501}},
+		"a blank before the colon": {"GET /healthz HTTP/1.1\r\nHost: kms\r\nContent-Length : 2\r\n\r\n{}",
+			[]int{400}},
 		"a header folded into a second":    {"GET /healthz HTTP/1.1\r\nHost : kms\r\n X: y\r\n\r\n", []int{400}},
 		"no host":                          {"GET /healthz HTTP/1.1\r\n\r\n", []int{400}},
 		"two hosts":                        {"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", []int{400}},
@@ -103,7 +107,8 @@ func TestKMSLimits(t *testing.T) {
 		from(t, "127.0.0.2", addr)
 	}
 	other := from(t, "127.0.0.3", addr)
-	for tries := 0; !strings.Contains(page(t, other, "/metrics"), "claviger_http_connections_of_one_address 3\n"); tries++ {
+	for tries := 0; !strings.Contains(page(t, other, "/metrics"), "claviger_http_connections_of_one_address "+
+		"3\n"); tries++ {
 		if tries == 500 {
 			t.Fatal("three connections of one address are not counted")
 		}
@@ -118,7 +123,8 @@ func TestKMSLimits(t *testing.T) {
 		}
 	}
 	figures := page(t, other, "/metrics")
-	for _, want := range []string{"claviger_http_connections_max 8\n", "claviger_http_connections_of_one_address_max 3\n",
+	for _, want := range []string{"claviger_http_connections_max 8\n",
+		"claviger_http_connections_of_one_address_max 3\n",
 		"claviger_http_connections_refused_address_total 1\n"} {
 		if !strings.Contains(figures, want) {
 			t.Errorf("/metrics lacks %q", want)
@@ -146,7 +152,8 @@ func TestKMSLimits(t *testing.T) {
 
 func TestWebSettings(t *testing.T) {
 	for name, value := range map[string]string{
-		headerPrefix + "X Y": "a", headerPrefix + "X-Y": "a\r\nSet-Cookie: b", "claviger.http.head.timeout": "0", "hadoop.http.idle_timeout.ms": "0", maxConnectionsName: "0",
+		headerPrefix + "X Y": "a", headerPrefix + "X-Y": "a\r\nSet-Cookie: b", "claviger.http.head.timeout": "0",
+		"hadoop.http.idle_timeout.ms": "0", maxConnectionsName: "0",
 		perAddressName: "8193", unlimitedName: "balancer.example.com",
 	} {
 		conf := hadoopconf.New(t.TempDir(), nil)
@@ -169,7 +176,8 @@ func TestWebSettings(t *testing.T) {
 	}
 	conf.Override(maxMemoryName, "134217727", "kms-site.xml") // one byte less than two bodies
 	r := &reader{conf: conf}
-	if readLimits(r); r.err == nil || !strings.Contains(r.err.Error(), maxMemoryName) || !strings.Contains(r.err.Error(), "134217728") {
+	if readLimits(r); r.err == nil || !strings.Contains(r.err.Error(), maxMemoryName) ||
+		!strings.Contains(r.err.Error(), "134217728") {
 		t.Errorf("%s: %v", maxMemoryName, r.err)
 	}
 }
