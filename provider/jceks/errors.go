@@ -10,8 +10,8 @@ import (
 	"claviger/keystore"
 )
 
-// contentError is a keystore file that could be read from disk and is not what
-// it should be. Its text is for the operator.
+// contentError is the error of a keystore file that could be read from disk, and whose content is wrong. Its text is
+// for the operator.
 type contentError struct {
 	path string
 	err  error
@@ -35,14 +35,14 @@ func (e *contentError) Error() string {
 
 func (e *contentError) Unwrap() error { return e.err }
 
-// corrupt reports whether Hadoop, too, would take the file for damaged, and not
-// the password for wrong: it cannot be parsed.
+// corrupt reports whether the file cannot be parsed: then Hadoop, too, takes the file for damaged, and not the
+// password for wrong.
 func (e *contentError) corrupt() bool {
 	var format *keystore.FormatError
 	return errors.As(e.err, &format)
 }
 
-// other is what the file is, where it is a keystore of another kind.
+// other names the kind of a keystore of another kind.
 func (e *contentError) other() keystore.Format {
 	var format *keystore.FormatError
 	if !errors.As(e.err, &format) {
@@ -56,15 +56,14 @@ func isCorrupt(err error) bool {
 	return errors.As(err, &c) && c.corrupt()
 }
 
-// doubtError: a write failed when its result was in place, and could not be taken
-// back.
+// doubtError: a write failed after its result was in place, and the result could not be taken back.
 type doubtError struct{ err error }
 
 func (e *doubtError) Error() string { return e.err.Error() }
 
 func (e *doubtError) Unwrap() error { return e.err }
 
-// writeError says what to do about a write that failed.
+// writeError adds to the error of a write what to do about it.
 func (p *Provider) writeError(err error) error {
 	cure := ""
 	switch {
@@ -82,7 +81,7 @@ func (p *Provider) writeError(err error) error {
 	return fmt.Errorf("keystore %s could not be written, and nothing was changed: %w%s", p.file.path, err, cure)
 }
 
-// internal keeps nil nil.
+// internal makes an error of kind Internal. nil stays nil.
 func internal(op, key string, err error) error {
 	if err == nil {
 		return nil
@@ -101,8 +100,7 @@ func explainOpen(err error, path string) error {
 	return err
 }
 
-// complain logs why the file cannot be read, once as long as it stays the
-// reason. It needs the gate.
+// complain logs why the file cannot be read, once for the same reason. It needs the gate.
 func (p *Provider) complain(err error) {
 	if text := err.Error(); text != p.complaint {
 		p.complaint = text

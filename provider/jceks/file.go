@@ -22,10 +22,9 @@ import (
 	"claviger/secret"
 )
 
-// file is the keystore's file with the others that lie around it. For
-// /etc/kms.keystore:
+// file is the keystore's file with the files beside it. For /etc/kms.keystore:
 //
-//	kms.keystore_NEW            what Hadoop writes before it renames it to kms.keystore
+//	kms.keystore_NEW            Hadoop's new state, before its rename to kms.keystore
 //	kms.keystore_OLD            the state before, while a write is under way
 //	kms.keystore_..._ORPHANED_<ms>  a _NEW or _OLD that a later write found in its way
 //	kms.keystore_CORRUPTED_<ms> a damaged file that _OLD took the place of
@@ -33,8 +32,8 @@ import (
 //	.kms.keystore.tmp-...       what we write before we rename it to kms.keystore
 //	.kms.keystore.lock          the locks of our writers and of the server that has the file; never removed
 //
-// An update may be cut off anywhere: load finds its way from any state in which
-// we or Hadoop can leave these files.
+// A crash may cut off an update anywhere: load can read every state in which this program or Hadoop can leave these
+// files.
 type file struct {
 	path     string
 	password secret.Bytes
@@ -43,13 +42,13 @@ type file struct {
 
 func (f *file) suffixed(s string) string { return f.path + s }
 
-// beside is Hadoop's and our form of a hidden file that belongs to another.
+// beside returns the path of a hidden file that belongs to another file, as Hadoop and this program name it.
 func beside(path, suffix string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+suffix)
 }
 
-// identity tells one state of a file from another. Each write makes a new file,
-// so that even two writes within the clock's grain differ in the inode.
+// identity distinguishes the states of a file. Each write makes a new file, so even two writes within the clock's
+// resolution differ in the inode.
 type identity struct {
 	dev, inode   uint64
 	size         int64
@@ -79,8 +78,8 @@ func exists(path string) bool {
 
 // read parses the file of that name, and returns the identity of what it read.
 func (f *file) read(path string) (*keystore.JCEKS, identity, error) {
-	// The file may be replaced between stat and open; then the identities differ
-	// and the new one is read.
+	// The file may be replaced between stat and open. Then the identities differ,
+	// and the new file is read.
 	for range 10 {
 		before, err := identify(path)
 		if err != nil {
@@ -118,17 +117,14 @@ func readLimited(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(r, keystore.MaxJCEKS+1))
 }
 
-// settled reports whether no write is under way or was cut off, so that the file
-// can be read as it is.
+// settled reports whether no write is under way, and none was cut off: then the file can be read as it is.
 func (f *file) settled() bool {
 	return exists(f.path) && !exists(f.suffixed("_NEW")) && !exists(f.suffixed("_OLD"))
 }
 
-// load reads the keystore, and finishes or takes back what a crash left
-// half-done. It needs the lock. The order is that of Hadoop's locateKeystore.
-// The zero identity, and an empty store, are returned where there is no file. A
-// file that had to be renamed has another identity by then, which costs the next
-// call a second look at it.
+// load reads the keystore, and finishes or takes back a change that a crash cut off. It needs the lock. The order is
+// that of Hadoop's locateKeystore. Where there is no file, load returns the zero identity and an empty store. A file
+// that load renames gets another identity, so the next call reads it a second time.
 func (f *file) load() (*keystore.JCEKS, identity, error) {
 	newPath, oldPath := f.suffixed("_NEW"), f.suffixed("_OLD")
 	if exists(f.path) {
@@ -184,7 +180,7 @@ func (f *file) load() (*keystore.JCEKS, identity, error) {
 		return s, id, nil
 	}
 	if broken != nil && exists(oldPath) {
-		// Hadoop would begin an empty store here, and every key would seem gone.
+		// Hadoop would begin an empty store here, and every key would seem to be gone.
 		return nil, identity{}, fmt.Errorf("%w; the file %s itself is missing", broken, f.path)
 	}
 	return keystore.NewJCEKS(), identity{}, nil
@@ -208,12 +204,12 @@ func (f *file) rename(from, to string) error {
 	return nil
 }
 
-// remove removes a file, which need not be there, and Hadoop's checksums of it.
+// remove removes a file, which need not exist, and Hadoop's checksums of it.
 func (f *file) remove(path string) error {
 	return durable.Remove(path, beside(path, ".crc"))
 }
 
-// sweep removes what killed writers have left beside the file. It needs the lock.
+// sweep removes the temporary files of killed writers. It needs the lock.
 func (f *file) sweep() error {
 	entries, err := os.ReadDir(filepath.Dir(f.path))
 	if err != nil {
@@ -228,21 +224,17 @@ func (f *file) sweep() error {
 	return durable.Remove(left...)
 }
 
-// flush replaces the keystore by s, durably, or changes nothing. It needs the
-// lock.
+// flush replaces the keystore by s, durably, or changes nothing. It needs the lock.
 //
-// Hadoop renames the file to _OLD, writes _NEW, renames that to the file, and
-// removes _OLD; in between there is no keystore under its name. We write a file
-// that Hadoop does not look at, keep the state before as _OLD (a hard link), and
-// put the new one in place with one rename: whatever moment a crash takes, and
-// whenever a Java process looks, there is a whole keystore, in a state that
-// Hadoop's own loader knows.
+// Hadoop renames the file to _OLD, writes _NEW, renames _NEW to the file, and removes _OLD; in between there is no
+// keystore under its name. We write a file that Hadoop does not read, keep the old state as _OLD (a hard link), and
+// put the new state in place with one rename. So at every moment, after a crash or while a Java process reads, there
+// is a whole keystore, in a state that Hadoop's own loader knows.
 //
-// Hadoop's LocalFileSystem keeps checksums of the file in .NAME.crc and refuses
-// a file that does not fit them, and reads one without them unchecked. Two files
-// cannot be replaced at once, so the checksums go first, and are not written
-// anew: the keystore ends in a stronger check of its own. Java writes them again
-// with its next change.
+// Hadoop's LocalFileSystem keeps checksums of the file in .NAME.crc. It refuses a file that does not match them, and
+// reads a file without checksums unchecked. Two files cannot be replaced at once, so the checksums are removed first,
+// and not written again: the keystore ends in a stronger check of its own. Java writes checksums again with its next
+// change.
 func (f *file) flush(s *keystore.JCEKS) (identity, error) {
 	data, err := s.Marshal(f.password)
 	if err != nil {
@@ -272,8 +264,8 @@ func (f *file) flush(s *keystore.JCEKS) (identity, error) {
 	err = durable.Remove(beside(f.path, ".crc"))
 	before, backup := inode(f.path), false
 	if err == nil && before != (identity{}) {
-		// A file system without hard links does without the backup: the rename
-		// below is whole or not at all.
+		// On a file system without hard links there is no backup: the rename below
+		// happens as a whole or not at all.
 		if errLink := durable.Link(f.path, oldPath); errLink == nil {
 			backup = true
 		} else {
@@ -290,8 +282,8 @@ func (f *file) flush(s *keystore.JCEKS) (identity, error) {
 		}
 		return identity{}, err
 	}
-	// The new state is in place, and lasts: an error of what follows must not look
-	// as if it did not.
+	// The new state is in place, and durable: an error after this must not look like a
+	// failed write.
 	if err := f.remove(oldPath); err != nil {
 		f.log.Warn("backup of the keystore could not be removed", "file", oldPath, "reason", err)
 	}
@@ -300,8 +292,7 @@ func (f *file) flush(s *keystore.JCEKS) (identity, error) {
 	return id, nil
 }
 
-// takeBack puts the state before a write that failed back in place: the new one may
-// be there, and not last.
+// takeBack puts the old state back in place after a failed write: the new state may be in place, and not durable.
 func (f *file) takeBack(before identity, backup bool) error {
 	switch {
 	case inode(f.path) == before: // the new one is not there
@@ -323,9 +314,8 @@ func inode(path string) identity {
 	return identity{dev: id.dev, inode: id.inode}
 }
 
-// handOver gives a file the owner of another one. Only root can do that, and
-// only then it matters: an administrator's command must not take the keystore
-// away from the server's user.
+// handOver gives a file the owner of another file. Only root can do that. The keystore must still belong to the
+// server's user after an administrator's command changed it as root.
 func (f *file) handOver(w interface{ Chown(uid, gid int) error }, from string) {
 	st, err := os.Stat(from)
 	if err != nil || os.Geteuid() != 0 {
@@ -349,10 +339,9 @@ func (f *file) openLock() (*os.File, error) {
 	return w, err
 }
 
-// Claim takes the keystore for a process, until release is called or the process
-// ends: for itself alone, or beside other servers. A claim that is in the way is an
-// *owner.InUseError; among says whether other servers had the keystore before.
-// Writers respect each other without it.
+// Claim claims the keystore for a process, until release is called or the process ends: for the process alone, or
+// beside other servers. The error of a conflicting claim is an *owner.InUseError; among says whether other servers
+// had the keystore before. Writers exclude each other without a claim.
 func (p *Provider) Claim(o owner.Owner, alone bool) (release func(), among bool, err error) {
 	w, err := p.file.openLock()
 	if err != nil {
@@ -372,9 +361,8 @@ func (p *Provider) Claim(o owner.Owner, alone bool) (release func(), among bool,
 	return release, among, err
 }
 
-// lock takes the lock that all writers of this program respect. It is an
-// open-file-description lock: it ends with its holder's process, and two
-// providers in one process exclude each other as two processes do.
+// lock takes the lock of all writers of this program. It is an open-file-description lock: it ends with its holder's
+// process, and two providers in one process exclude each other as two processes do.
 func (f *file) lock(ctx context.Context) (unlock func(), err error) {
 	w, err := f.openLock()
 	if err != nil {

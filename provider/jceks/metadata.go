@@ -11,16 +11,16 @@ import (
 	"claviger"
 )
 
-// metadata is Hadoop's KeyProvider.Metadata as it serialises itself: in this
-// order, absent where null or 0. It has no other field, and Hadoop fails on one.
+// metadata is Hadoop's KeyProvider.Metadata in its serialised form: the fields in this order, absent where null or 0.
+// Hadoop fails on any other field.
 type metadata struct {
 	Cipher      string            `json:"cipher,omitempty"`
 	BitLength   int               `json:"bitLength,omitempty"`
 	Created     int64             `json:"created,omitempty"` // ms since 1970
 	Description *string           `json:"description,omitempty"`
 	Attributes  map[string]string `json:"attributes,omitempty"`
-	// Versions is the next version's number. It is not always how many there are:
-	// Hadoop skips holes, and Import leaves some.
+	// Versions is the next version's number. It is not always the number of versions: Hadoop skips missing numbers,
+	// and Import leaves some out.
 	Versions int `json:"versions,omitempty"`
 }
 
@@ -48,7 +48,7 @@ func (m *metadata) marshal() ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-// public makes what a Reader returns, which belongs to the caller.
+// public makes the metadata that a Reader returns. They belong to the caller.
 func (m *metadata) public(name string) *claviger.Metadata {
 	out := &claviger.Metadata{
 		Name: name, Cipher: m.Cipher, BitLength: m.BitLength, Attributes: map[string]string{},
@@ -62,7 +62,7 @@ func (m *metadata) public(name string) *claviger.Metadata {
 	return out
 }
 
-// newMetadata makes what is kept of m; it shares nothing with it.
+// newMetadata makes the stored form of m. It shares no memory with m.
 func newMetadata(m claviger.Metadata, versions int) *metadata {
 	out := &metadata{Cipher: m.Cipher, BitLength: m.BitLength, Created: m.Created.UnixMilli(),
 		Attributes: maps.Clone(m.Attributes), Versions: versions}

@@ -1,23 +1,17 @@
-// Package jceks is a provider over Hadoop's own keystore files: what
-// org.apache.hadoop.crypto.key.JavaKeyStoreProvider keeps behind
-// jceks://file@/path. It reads and writes them, so that a site can come from
-// such a store and go back to it.
+// Package jceks is a provider over Hadoop's own keystore files, those of
+// org.apache.hadoop.crypto.key.JavaKeyStoreProvider behind jceks://file@/path. It reads and writes them, so a site
+// can come from such a store and go back to it.
 //
-// Two things are Hadoop's and stay so. A version's id is a running number (k@0,
-// k@1, ...). And a key is two kinds of entries: its metadata under its name, as
-// JSON in a serialised Java object, and each version under the version's name.
-// The keystore lower-cases its aliases, which is why Hadoop refuses upper-case
-// key names. A key may have a name that a version of another could have (k@1): Hadoop's
-// roll of key k writes over it; here versions of k skip its number, so that neither is in
-// the way of the other. Hadoop's list of names leaves out each key with an '@' in its name;
-// Keys does not.
+// Two things are as in Hadoop. A version's id is a running number (k@0, k@1, ...). And a key is two kinds of entries:
+// its metadata under its name, as JSON in a serialised Java object, and each version under the version's name. The
+// keystore lower-cases its aliases, so Hadoop refuses upper-case key names. A key may have a name that a version of
+// another key could have (k@1). Hadoop's roll of key k overwrites that key; here versions of k skip its number, so
+// that both stay. Hadoop's list of names leaves out each key with an '@' in its name; Keys does not.
 //
-// Entries are decrypted when they are first asked for (60 to 80 ms each) and
-// stay decrypted in memory, cipher included, for as long as the file holds them;
-// the file's size limit (keystore.MaxJCEKS) bounds that. Each call compares the
-// file's identity with the one that was read, so that a change by another
-// process is seen by the next call. Writers of this program, in however many
-// processes, take turns by a lock on a side file; Hadoop's do not know it.
+// Entries are decrypted at their first use (60 to 80 ms each) and stay decrypted in memory, cipher included, for as
+// long as the file holds them; the file's size limit (keystore.MaxJCEKS) bounds that. Each call compares the file's
+// identity with the one that was read, so that the next call sees a change by another process. Writers of this
+// program exclude each other, in all processes, by a lock on a side file; Hadoop's writers do not know the lock.
 package jceks
 
 import (
@@ -45,8 +39,7 @@ const (
 	maxPasswordFile      = 4096
 )
 
-// Provider is a provider.Provider, a BlockEncrypter, an Importer and a Health
-// over one keystore file.
+// Provider is a provider.Provider, a BlockEncrypter, an Importer and a Health over one keystore file.
 type Provider struct {
 	uri        string
 	file       *file
@@ -77,9 +70,8 @@ func Schemes() []provider.Scheme {
 	return []provider.Scheme{{Name: "jceks", Open: Open}, {Name: "localjceks", Open: Open}}
 }
 
-// Open opens the keystore that uri names. The file need not be there, its folder
-// must: the first key that is made makes the file, with mode 0600. What a crash
-// left half-done is finished first.
+// Open opens the keystore that uri names. The file need not exist, its folder must: the first key that is made makes
+// the file, with mode 0600. A change that a crash cut off is finished first.
 func Open(ctx context.Context, uri string, env provider.Env) (provider.Provider, error) {
 	p, err := open(ctx, uri, env)
 	if err != nil {
@@ -162,8 +154,8 @@ func checkFolder(path string) error {
 	return nil
 }
 
-// findPassword looks where Hadoop looks: the environment, the password file, and
-// last the well-known default.
+// findPassword takes the password from the places that Hadoop uses, in order: the environment, the password file, the
+// well-known default.
 func findPassword(env provider.Env, log *slog.Logger) (secret.Bytes, error) {
 	source := "the environment variable " + passwordEnv
 	var password secret.Bytes
@@ -229,14 +221,14 @@ func readPassword(name string) (secret.Bytes, error) {
 // URI names the provider.
 func (p *Provider) URI() string { return p.uri }
 
-// Close ends the provider. Nothing is left to be written; calls under way finish
-// with what they began with.
+// Close ends the provider. No change is left to be written; calls under way finish with the state with which they
+// began.
 func (p *Provider) Close() error {
 	p.closed.Store(true)
 	return nil
 }
 
-// enter takes the token that readers of a changed file and writers need.
+// enter takes the gate, which writers and readers of a changed file need.
 func (p *Provider) enter(ctx context.Context) (leave func(), err error) {
 	select {
 	case p.gate <- struct{}{}:

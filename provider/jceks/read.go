@@ -14,9 +14,8 @@ import (
 	"claviger/keystore"
 )
 
-// fresh returns the state of the file as it is now. Where a changed file cannot
-// be read, the state before goes on serving readers, for it holds the keys that
-// files were encrypted with; the log says so once.
+// fresh returns the state of the file as it is now. Where a changed file cannot be read, readers get the state before
+// the change, because it holds the keys of encrypted files. The log says so once.
 func (p *Provider) fresh(ctx context.Context, op, about string) (*state, error) {
 	if p.closed.Load() {
 		return nil, claviger.E(op, claviger.Closed, about, nil)
@@ -40,8 +39,7 @@ func (p *Provider) fresh(ctx context.Context, op, about string) (*state, error) 
 	return p.state.Load(), nil
 }
 
-// reload reads the file if it is not the one that was read last. It needs the
-// gate.
+// reload reads the file if it has changed since it was last read. It needs the gate.
 func (p *Provider) reload() error {
 	st := p.state.Load()
 	id, err := identify(p.file.path)
@@ -72,14 +70,14 @@ func (p *Provider) reload() error {
 	return nil
 }
 
-// openMetadata returns a key's metadata, nil where there is no such key. A secret key
-// under a key's name is an error, as for Hadoop: it is there, and it is no key of Hadoop's.
+// openMetadata returns a key's metadata, nil where there is no such key. A secret key under a key's name is an error,
+// as for Hadoop: the entry exists, and is no key of Hadoop's.
 func (p *Provider) openMetadata(st *state, name string) (*metadata, error) {
 	s := st.slots[name]
 	if s == nil {
 		return nil, nil
 	}
-	// An alias with an '@' may be a version's; so much can be told for nothing.
+	// An alias with an '@' may be a version's. That can be found without decryption.
 	if _, _, isVersion := versionNumber(name); isVersion && len(st.versions[name]) == 0 {
 		return nil, nil
 	}
@@ -126,8 +124,8 @@ func keyVersion(key, name string, o *opened, of *claviger.Metadata) claviger.Key
 		Of: of}
 }
 
-// of returns what guards a key's versions in that state. A version entry whose
-// metadata is gone is guarded by the key's name.
+// of returns the metadata whose rules guard a key's versions in that state. Where the metadata of a version entry are
+// gone, the rules of the key's name guard it.
 func (p *Provider) of(st *state, op, key string) (*claviger.Metadata, error) {
 	m, err := p.openMetadata(st, key)
 	if err != nil {
@@ -139,8 +137,8 @@ func (p *Provider) of(st *state, op, key string) (*claviger.Metadata, error) {
 	return m.public(key), nil
 }
 
-// Keys returns the names of all keys. Hadoop leaves out those that hold an '@', so that a
-// migration would not find them.
+// Keys returns the names of all keys. Hadoop leaves out names with an '@'; then a migration would not find these
+// keys.
 func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	st, err := p.fresh(ctx, "jceks.Keys", "")
 	if err != nil {
@@ -149,7 +147,7 @@ func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	return st.keys(p.file.password), nil
 }
 
-// each runs f for 0 to n-1, as many at once as there are processors.
+// each runs f for 0 to n-1, one at a time on each processor.
 func each(ctx context.Context, op string, n int, f func(i int) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
@@ -164,7 +162,7 @@ func each(ctx context.Context, op string, n int, f func(i int) error) error {
 	return g.Wait()
 }
 
-// Metadata returns one entry per name.
+// Metadata returns one entry for each name.
 func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
 	const op = "jceks.Metadata"
 	st, err := p.fresh(ctx, op, "")
@@ -302,7 +300,7 @@ func (p *Provider) encrypt(ctx context.Context, name string, only *claviger.KeyV
 	return nil
 }
 
-// Check says whether the file can be read and is the one that is served.
+// Check is an error where the file cannot be read, or is not the one that is served.
 func (p *Provider) Check(ctx context.Context) error {
 	const op = "jceks.Check"
 	if _, err := p.fresh(ctx, op, ""); err != nil {

@@ -15,8 +15,7 @@ import (
 	"claviger/secret"
 )
 
-// state is one state of the keystore in memory. It does not change, but for
-// slots that get opened.
+// state is one state of the keystore in memory. It does not change, except that slots are opened.
 type state struct {
 	id       identity
 	store    *keystore.JCEKS
@@ -24,8 +23,7 @@ type state struct {
 	versions map[string][]int // numbers of the version entries by key name, ascending
 }
 
-// newState indexes the store. Slots of entries that before has as well are taken
-// over, opened ones opened.
+// newState indexes the store. It takes over the slots of entries that before has too, with what was opened in them.
 func newState(s *keystore.JCEKS, id identity, before *state) *state {
 	aliases := s.Aliases()
 	st := &state{id: id, store: s, slots: make(map[string]*slot, len(aliases)), versions: make(map[string][]int)}
@@ -52,8 +50,7 @@ func newState(s *keystore.JCEKS, id identity, before *state) *state {
 	return st
 }
 
-// versionNumber takes a version's name apart, where its id is a number in the
-// one form that Hadoop writes.
+// versionNumber parses a version's name whose id is a number in the one form that Hadoop writes.
 func versionNumber(name string) (key string, n int, ok bool) {
 	key, ok = claviger.KeyOfVersion(name)
 	if !ok {
@@ -66,15 +63,14 @@ func versionNumber(name string) (key string, n int, ok bool) {
 
 func numberedVersion(key string, n int) string { return claviger.VersionName(key, strconv.Itoa(n)) }
 
-// slot is an entry, and what is in it once it was opened.
+// slot is an entry, with its content once it is opened.
 type slot struct {
 	entry  *keystore.Entry
 	mu     sync.Mutex // held while the entry is decrypted: once, however many ask
 	opened atomic.Pointer[opened]
 }
 
-// opened is what an entry holds: metadata or material, or the reason why it
-// cannot be opened, which will not go away.
+// opened is the content of an entry: metadata or material, or the error why it cannot be opened, which is permanent.
 type opened struct {
 	meta     *metadata
 	material secret.Bytes
@@ -116,8 +112,8 @@ func openedMaterial(material secret.Bytes) *opened {
 	return o
 }
 
-// isKey reports whether the alias, which holds an '@', is a key's name. One that a
-// version can have is looked into: a version's entry holds material.
+// isKey reports whether the alias, which holds an '@', is a key's name. Where a version could have the alias, the
+// entry is opened: a version's entry holds material.
 func (st *state) isKey(alias string, password secret.Bytes) bool {
 	s := st.slots[alias]
 	if s == nil || len(st.versions[alias]) == 0 {
@@ -153,8 +149,8 @@ func (st *state) foreign() []string {
 	return aliases
 }
 
-// live returns the numbers of a key's versions that its metadata counts, without those
-// of which another key has the name.
+// live returns the numbers of a key's versions that its metadata counts, without versions whose names other keys
+// have.
 func (st *state) live(key string, m *metadata, password secret.Bytes) []int {
 	list := st.versions[key]
 	n, _ := slices.BinarySearch(list, m.Versions)
@@ -164,8 +160,7 @@ func (st *state) live(key string, m *metadata, password secret.Bytes) []int {
 	})
 }
 
-// free returns the lowest number, first or above, from which on n versions of the key
-// would have no other key's name.
+// free returns the lowest number, first or above, from which n versions of the key would have no other key's name.
 func (st *state) free(key string, first, n int, password secret.Bytes) int {
 	for _, taken := range st.versions[key] {
 		if taken >= first && taken < first+n && st.isKey(numberedVersion(key, taken), password) {

@@ -14,7 +14,7 @@ import (
 	"claviger/secret"
 )
 
-// draft is a change of the keystore that is being made.
+// draft is a change of the keystore before it is written.
 type draft struct {
 	p      *Provider
 	before *state
@@ -23,9 +23,8 @@ type draft struct {
 	now    time.Time
 }
 
-// change makes one change of the file, alone of all processes, on the newest
-// state of it. It has happened as a whole, and is durable, when change returns
-// nil; else nothing has.
+// change makes one change of the file's newest state, while no other process changes the file. When it returns nil,
+// the whole change is durable; else nothing has changed.
 func (p *Provider) change(ctx context.Context, op, key string, f func(*draft) error) error {
 	unavailable := func(err error) error { return claviger.E(op, claviger.Unavailable, key, err) }
 	if p.closed.Load() {
@@ -69,8 +68,8 @@ func (p *Provider) change(ctx context.Context, op, key string, f func(*draft) er
 	return nil
 }
 
-// catchUp makes the state in memory that of the file, and the files whole. It
-// needs the gate and the lock.
+// catchUp reads the file's state into memory, and finishes or takes back a change that a crash cut off. It needs the
+// gate and the lock.
 func (p *Provider) catchUp() error {
 	st := p.state.Load()
 	id, err := identify(p.file.path)
@@ -98,7 +97,7 @@ func (p *Provider) gone() error {
 	return fmt.Errorf("keystore %s is gone since it was read; put it back", p.file.path)
 }
 
-// setVersion puts a version into the draft. material belongs to the draft from now on.
+// setVersion puts a version into the draft, which owns material from then on.
 func (d *draft) setVersion(name, cipher string, material secret.Bytes) error {
 	if err := d.store.SetKey(name, cipher, material, d.p.file.password, d.now); err != nil {
 		return err
@@ -119,7 +118,7 @@ func (d *draft) setMetadata(name string, m *metadata) error {
 	return nil
 }
 
-// materialOf returns a copy of given material, or makes some.
+// materialOf returns a copy of given material, or new material.
 func materialOf(given secret.Bytes, bits int) secret.Bytes {
 	if given != nil {
 		return slices.Clone(given)
@@ -129,8 +128,7 @@ func materialOf(given secret.Bytes, bits int) secret.Bytes {
 	return m
 }
 
-// checkName refuses what a JCEKS cannot hold as an alias. The first text is
-// Hadoop's.
+// checkName refuses a name that a JCEKS cannot hold as an alias. The first text is Hadoop's.
 func checkName(op, name string) error {
 	if name != claviger.FoldName(name) {
 		return claviger.Errorf(op, claviger.Invalid, name, "Uppercase key names are unsupported: %s", name)
@@ -141,19 +139,18 @@ func checkName(op, name string) error {
 	return nil
 }
 
-// maxText bounds the text of a key's metadata, in bytes, so that it is less than
-// the 1 MiB of an entry even where JSON makes six bytes of one.
+// maxText is the longest text of a key's metadata, in bytes. It is less than the 1 MiB of an entry even where JSON
+// makes six bytes of one.
 const maxText = 128 << 10
 
-// javaLength is how many bits Java's key generator really makes of the lengths
-// that it takes: parity bits are counted in the material, not in the length. So
-// Hadoop can never generate such a key, and says so.
+// javaLength is the number of bits that Java's key generator makes for the lengths that it takes: the material has
+// parity bits, which the length does not count. So Hadoop can never generate such a key, and says so.
 var javaLength = map[string]map[int]int{
 	"DES":    {56: 64},
 	"DESEDE": {112: 192, 168: 192},
 }
 
-// checkSpec is provider.CheckSpec, with Hadoop's answer for DES.
+// checkSpec is provider.CheckSpec, with Hadoop's error for DES.
 func checkSpec(op string, spec provider.Spec) error {
 	algorithm, _, _ := strings.Cut(spec.Cipher, "/")
 	if got, ok := javaLength[strings.ToUpper(algorithm)][spec.BitLength]; ok && spec.Material == nil &&
@@ -178,9 +175,8 @@ func checkSpec(op string, spec provider.Spec) error {
 	return checkName(op, spec.Name)
 }
 
-// free demands that nothing stands under a key's name, nor under those of the
-// versions that it is to get: an entry there would be lost, and with it the
-// files that were encrypted under it.
+// free refuses a new key where an entry has its name, or the name of one of its versions: that entry would be lost,
+// and with it the files that were encrypted under it.
 func (d *draft) free(op, name string, versions ...string) error {
 	if d.store.Entry(name) != nil {
 		return claviger.E(op, claviger.KeyExists, name, nil)
@@ -234,8 +230,8 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.Key
 	return p.made(spec.Name, name), nil
 }
 
-// made returns a version that was made a moment ago. Where another process has
-// deleted it meanwhile, it is the caller's next call that finds out.
+// made returns a version that was just made. Where another process has deleted it meanwhile, the caller's next call
+// fails.
 func (p *Provider) made(key, name string) claviger.KeyVersion {
 	kv := claviger.KeyVersion{Key: key, Name: name}
 	st := p.state.Load()
@@ -301,7 +297,7 @@ func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes
 	return p.made(key, name), nil
 }
 
-// Delete takes a key and its versions out of the file.
+// Delete removes a key and its versions from the file.
 func (p *Provider) Delete(ctx context.Context, key string) error {
 	return p.DeleteIf(ctx, key, provider.Anyway)
 }
@@ -328,8 +324,7 @@ func (p *Provider) DeleteIf(ctx context.Context, key string, may func(*claviger.
 	})
 }
 
-// Import makes a key after another's metadata, in one change of the file. Hadoop
-// skips the numbers that are missing.
+// Import makes a key with given metadata, in one change of the file. Hadoop skips the missing numbers.
 func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int,
 	step func(string) error) ([]claviger.KeyVersion, error) {
 	const op = "jceks.Import"
