@@ -17,9 +17,8 @@ import (
 	"claviger/secret"
 )
 
-func TestCreate(t *testing.T) {
+func TestCreateRefused(t *testing.T) {
 	material := secret.Bytes(bytes.Repeat([]byte{7}, 16))
-	description := "für die Finanz"
 	for _, c := range []struct {
 		name string
 		spec provider.Spec
@@ -57,6 +56,11 @@ func TestCreate(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestCreate(t *testing.T) {
+	material := secret.Bytes(bytes.Repeat([]byte{7}, 16))
+	description := "für die Finanz"
 	t.Run("defaults", func(t *testing.T) {
 		l := newLab(t, func(c *Config) { c.DefaultCipher, c.DefaultBitLength = "AES/CBC/NoPadding", 256 })
 		if _, err := l.Create(t.Context(), caller("u"), provider.Spec{Name: "k",

@@ -52,8 +52,39 @@ func TestDeletedVersionOfTwoKeys(t *testing.T) {
 }
 
 func oneDeletedVersion(t *testing.T, used, compared bool, gone, source, word, opens string) {
-	const key = "payroll"
 	w, store := newRecorded(t)
+	w.delete(t, used, compared, gone)
+	w.restartOn(t, store)
+	w.changeSource(t, source)
+	w.cfg.Ours, w.cfg.Theirs = map[string]bool{w.shared: word == "ours"}, map[string]bool{w.shared: word == "theirs"}
+	for range 2 {
+		w.decryptsAs(t, source, opens)
+		w.reencryptsAs(t, gone, source, word, opens)
+		_ = w.CompareSources(t.Context()) // changes nothing of this
+	}
+	shown := w.CheckConflicts(t.Context()) != nil
+	if undecided := used && word == "" && (compared || source == "has it" && gone == "deleted"); undecided != shown {
+		t.Errorf("readiness: %v", w.CheckConflicts(t.Context()))
+	}
+	if gone != "deleted" || source == "made anew" {
+		return
+	}
+	if err := w.Undelete(t.Context(), caller("root"), "payroll", ""); err != nil {
+		t.Fatal(err)
+	}
+	switch {
+	case word == "ours" && source == "has it":
+		w.opens(t, "back, by the operator's word", w.ours, w.mine)
+	case word != "ours" && (compared || source == "has it"):
+		w.refuses(t, "back")
+	}
+}
+
+// delete deletes the key here, after a use and a comparison where these are wanted; gone says whether it is purged,
+// too, and made again.
+func (w *twice) delete(t *testing.T, used, compared bool, gone string) {
+	t.Helper()
+	const key = "payroll"
 	if used {
 		if _, err := w.Generate(t.Context(), caller("alice"), key, 1); err != nil {
 			t.Fatal(err)
@@ -73,7 +104,12 @@ func oneDeletedVersion(t *testing.T, used, compared bool, gone, source, word, op
 	if strings.HasSuffix(gone, "made again") { // as the next run of the migration does
 		w.madeAgain(t)
 	}
-	w.restartOn(t, store)
+}
+
+// changeSource has the source do to its key what the word says.
+func (w *twice) changeSource(t *testing.T, source string) {
+	t.Helper()
+	const key = "payroll"
 	switch source {
 	case "lost it", "made anew":
 		if err := w.far.Delete(t.Context(), key); err != nil {
@@ -92,57 +128,43 @@ func oneDeletedVersion(t *testing.T, used, compared bool, gone, source, word, op
 			t.Fatal(err)
 		}
 	}
-	w.cfg.Ours, w.cfg.Theirs = map[string]bool{w.shared: word == "ours"}, map[string]bool{w.shared: word == "theirs"}
-	for range 2 {
-		for what, e := range map[string]claviger.EDEK{"the source's": w.theirs, "ours": w.ours} {
-			dek, err := w.decrypt(t, e)
-			if got := outcomeOf(err); got != opens {
-				t.Errorf("decrypt of %s: %s (%v), want %s", what, got, err, opens)
-			}
-			if err == nil && what == "the source's" && !dek.Equal(w.theirDEK) {
-				t.Error("opened to another DEK than the source's")
-			}
-			cure := "claviger.migration.theirs to " + w.shared
-			if err != nil && opens == "503" && source != "silent" && !strings.Contains(err.Error(), cure) {
-				t.Errorf("%v says nothing of what to do", err)
-			}
+}
+
+// decryptsAs wants that the EDEKs under the shared name are opened by the source, or not: "ok", "503" or "404".
+func (w *twice) decryptsAs(t *testing.T, source, opens string) {
+	t.Helper()
+	for what, e := range w.both() {
+		dek, err := w.decrypt(t, e)
+		if got := outcomeOf(err); got != opens {
+			t.Errorf("decrypt of %s: %s (%v), want %s", what, got, err, opens)
 		}
-		out, err := w.Reencrypt(t.Context(), caller("nn"), key, true, w.theirs)
-		want := map[string]string{"503": "no", "ok": "ok", "404": "404"}[opens]
-		switch {
-		case word == "ours": // no source is asked
-		case !strings.HasSuffix(gone, "made again"):
-			want = "none"
-		case source == "silent" && opens == "503":
-			want = "503"
+		if err == nil && what == "the source's" && !dek.Equal(w.theirDEK) {
+			t.Error("opened to another DEK than the source's")
 		}
-		if got := outcomeOf(err); got != want {
-			t.Errorf("re-encryption: %s (%v), want %s", got, err, want)
+		cure := "claviger.migration.theirs to " + w.shared
+		if err != nil && opens == "503" && source != "silent" && !strings.Contains(err.Error(), cure) {
+			t.Errorf("%v says nothing of what to do", err)
 		}
-		if err == nil {
-			if dek, err := w.decrypt(t, out); err != nil || !dek.Equal(w.theirDEK) {
-				t.Errorf("after the re-encryption: %v", err)
-			}
-		}
-		_ = w.CompareSources(t.Context()) // changes nothing of this
 	}
-	shown := w.CheckConflicts(t.Context()) != nil
-	if undecided := used && word == "" && (compared || source == "has it" && gone == "deleted"); undecided != shown {
-		t.Errorf("readiness: %v", w.CheckConflicts(t.Context()))
-	}
-	if gone != "deleted" || source == "made anew" {
-		return
-	}
-	if err := w.Undelete(t.Context(), caller("root"), key, ""); err != nil {
-		t.Fatal(err)
-	}
+}
+
+// reencryptsAs wants that the source's EDEK is re-encrypted where decryptsAs wants it opened, and refused elsewhere.
+func (w *twice) reencryptsAs(t *testing.T, gone, source, word, opens string) {
+	t.Helper()
+	out, err := w.reencryptOne(t, w.theirs)
+	want := map[string]string{"503": "no", "ok": "ok", "404": "404"}[opens]
 	switch {
-	case word == "ours" && source == "has it":
-		if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.mine) {
-			t.Errorf("back, by the operator's word: %v", err)
-		}
-	case word != "ours" && (compared || source == "has it"):
-		w.refuses(t, "back")
+	case word == "ours": // no source is asked
+	case !strings.HasSuffix(gone, "made again"):
+		want = "none"
+	case source == "silent" && opens == "503":
+		want = "503"
+	}
+	if got := outcomeOf(err); got != want {
+		t.Errorf("re-encryption: %s (%v), want %s", got, err, want)
+	}
+	if err == nil {
+		w.opens(t, "after the re-encryption", out, w.theirDEK)
 	}
 }
 

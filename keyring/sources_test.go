@@ -346,140 +346,160 @@ func TestSourceErrors(t *testing.T) {
 // TestTwoSources: order, and that neither a refusal nor silence is taken for
 // "not there".
 func TestTwoSources(t *testing.T) {
-	type lab2 struct {
-		*lab
-		a, b *farKMS
-	}
-	build := func(t *testing.T, change func(*Config)) lab2 {
-		a, b := newFarKMS(t, "kms://http@a:9600/kms", "both", "onlya"), newFarKMS(t, "kms://http@b:9600/kms", "both",
-			"onlyb", "k")
-		primary := &counting{Provider: memory.New(memory.Config{Sealed: true, OpaqueIDs: true})}
-		for _, key := range []string{"both", "onlya", "onlyb", "k"} {
-			create(t, primary, key)
-		}
-		l := newLab(t, func(c *Config) {
-			c.Primary = primary
-			c.Sources = []Source{{Provider: a}, {Provider: b, Reencryption: true}}
-			c.SourcePause = time.Hour
-			if change != nil {
-				change(c)
-			}
-		})
-		return lab2{l, a, b}
-	}
-	edek := func(t *testing.T, k *farKMS, version string) (claviger.EDEK, secret.Bytes) {
-		es, deks := made(t, k.blocks, version, 1)
-		return es[0], deks[0]
-	}
-	open := func(t *testing.T, l lab2, key string, e claviger.EDEK) (secret.Bytes, error) {
-		return l.Decrypt(t.Context(), caller("bob"), key, true, e)
-	}
-	down := failing(claviger.Unavailable, "connection refused")
+	t.Run("the first that knows it", firstThatKnowsIt)
+	t.Run("down first", downFirst)
+	t.Run("down second", downSecond)
+	t.Run("refused first", refusedFirst)
+	t.Run("gone from where it was", goneFromWhereItWas)
+	t.Run("remembered over restarts", rememberedOverRestarts)
+}
 
-	t.Run("the first that knows it", func(t *testing.T) {
-		l := build(t, nil)
-		e, dek := edek(t, l.a, "both@0")
-		if got, err := open(t, l, "both", e); err != nil || !got.Equal(dek) {
-			t.Error(err)
-		}
-		if calls := l.b.calls(); len(calls) != 0 {
-			t.Errorf("the second was asked %q", calls)
-		}
-		e, dek = edek(t, l.b, "onlyb@0")
-		for range 3 {
-			if got, err := open(t, l, "onlyb", e); err != nil || !got.Equal(dek) {
-				t.Error(err)
-			}
-		}
-		if calls := l.a.calls(); len(calls) != 3 { // both's metadata, both@0, and onlyb's metadata once
-			t.Errorf("the first was asked %q: where a version is, is remembered", calls)
+// twoSources is a lab with two sources, a before b. Both have a key "both".
+type twoSources struct {
+	*lab
+	a, b *farKMS
+}
+
+func newTwoSources(t *testing.T, change func(*Config)) twoSources {
+	a := newFarKMS(t, "kms://http@a:9600/kms", "both", "onlya")
+	b := newFarKMS(t, "kms://http@b:9600/kms", "both", "onlyb", "k")
+	primary := &counting{Provider: memory.New(memory.Config{Sealed: true, OpaqueIDs: true})}
+	for _, key := range []string{"both", "onlya", "onlyb", "k"} {
+		create(t, primary, key)
+	}
+	l := newLab(t, func(c *Config) {
+		c.Primary = primary
+		c.Sources = []Source{{Provider: a}, {Provider: b, Reencryption: true}}
+		c.SourcePause = time.Hour
+		if change != nil {
+			change(c)
 		}
 	})
-	t.Run("down first", func(t *testing.T) {
-		l := build(t, nil)
-		known, dek := edek(t, l.b, "onlyb@0")
-		if _, err := open(t, l, "onlyb", known); err != nil {
-			t.Fatal(err)
+	return twoSources{l, a, b}
+}
+
+func (l twoSources) open(t *testing.T, key string, e claviger.EDEK) (secret.Bytes, error) {
+	t.Helper()
+	return l.Decrypt(t.Context(), caller("bob"), key, true, e)
+}
+
+// edekOf makes an EDEK of a source's version.
+func edekOf(t *testing.T, k *farKMS, version string) (claviger.EDEK, secret.Bytes) {
+	t.Helper()
+	es, deks := made(t, k.blocks, version, 1)
+	return es[0], deks[0]
+}
+
+var down = failing(claviger.Unavailable, "connection refused")
+
+func firstThatKnowsIt(t *testing.T) {
+	l := newTwoSources(t, nil)
+	e, dek := edekOf(t, l.a, "both@0")
+	if got, err := l.open(t, "both", e); err != nil || !got.Equal(dek) {
+		t.Error(err)
+	}
+	if calls := l.b.calls(); len(calls) != 0 {
+		t.Errorf("the second was asked %q", calls)
+	}
+	e, dek = edekOf(t, l.b, "onlyb@0")
+	for range 3 {
+		if got, err := l.open(t, "onlyb", e); err != nil || !got.Equal(dek) {
+			t.Error(err)
 		}
-		l.a.setFail(down)
-		// The second's both@0 is another key than the first's.
-		e, _ := edek(t, l.a, "both@0")
-		_, err := open(t, l, "both", e)
+	}
+	if calls := l.a.calls(); len(calls) != 3 { // both's metadata, both@0, and onlyb's metadata once
+		t.Errorf("the first was asked %q: where a version is, is remembered", calls)
+	}
+}
+
+func downFirst(t *testing.T) {
+	l := newTwoSources(t, nil)
+	known, dek := edekOf(t, l.b, "onlyb@0")
+	if _, err := l.open(t, "onlyb", known); err != nil {
+		t.Fatal(err)
+	}
+	l.a.setFail(down)
+	// The second's both@0 is another key than the first's.
+	e, _ := edekOf(t, l.a, "both@0")
+	_, err := l.open(t, "both", e)
+	wantKind(t, err, claviger.SourceUnreachable)
+	if s := text(t, err); !strings.Contains(s, l.a.uri) || strings.Contains(s, l.b.uri) || !strings.Contains(s,
+		"hadoop.kms.key.provider.uri") {
+		t.Errorf("%q", s)
+	}
+	if got, err := l.open(t, "onlyb", known); err != nil || !got.Equal(dek) {
+		t.Errorf("a version that the living source served before: %v", err)
+	}
+}
+
+func downSecond(t *testing.T) {
+	l := newTwoSources(t, nil)
+	l.b.setFail(down)
+	e, _ := edekOf(t, l.b, "onlyb@0")
+	for range 2 { // and not remembered as missing
+		_, err := l.open(t, "onlyb", e)
 		wantKind(t, err, claviger.SourceUnreachable)
-		if s := text(t, err); !strings.Contains(s, l.a.uri) || strings.Contains(s, l.b.uri) || !strings.Contains(s,
-			"hadoop.kms.key.provider.uri") {
-			t.Errorf("%q", s)
-		}
-		if got, err := open(t, l, "onlyb", known); err != nil || !got.Equal(dek) {
-			t.Errorf("a version that the living source served before: %v", err)
-		}
-	})
-	t.Run("down second", func(t *testing.T) {
-		l := build(t, nil)
-		l.b.setFail(down)
-		e, _ := edek(t, l.b, "onlyb@0")
-		for range 2 { // and not remembered as missing
-			_, err := open(t, l, "onlyb", e)
-			wantKind(t, err, claviger.SourceUnreachable)
-		}
-		l.b.setFail(nil)
-		if _, err := open(t, l, "onlyb", e); err != nil {
-			t.Error(err)
-		}
-	})
-	t.Run("refused first", func(t *testing.T) {
-		l := build(t, nil)
-		l.a.setFail(failing(claviger.KeyDenied, "no"))
-		e, _ := edek(t, l.a, "both@0")
-		_, err := open(t, l, "both", e)
-		wantKind(t, err, claviger.SourceRefused)
-		if calls := l.b.calls(); len(calls) != 0 {
-			t.Errorf("the second was asked %q", calls)
-		}
-	})
-	t.Run("gone from where it was", func(t *testing.T) {
-		l := build(t, nil)
-		e, _ := edek(t, l.a, "onlya@0")
-		if _, err := open(t, l, "onlya", e); err != nil {
-			t.Fatal(err)
-		}
-		if err := l.a.Delete(t.Context(), "onlya"); err != nil {
-			t.Fatal(err)
-		}
-		_, err := open(t, l, "onlya", e)
-		wantKind(t, err, claviger.VersionNotFound)
-		// From then on it is looked for like any other.
-		if err := l.Invalidate(t.Context(), caller("u"), "onlya"); err != nil {
-			t.Fatal(err)
-		}
-		l.a.calls()
-		_, err = open(t, l, "onlya", e)
-		wantKind(t, err, claviger.VersionNotFound)
-		if calls := l.a.calls(); len(calls) != 1 {
-			t.Errorf("asked %q", calls)
-		}
-	})
-	t.Run("remembered over restarts", func(t *testing.T) {
-		store := openStore(t)
-		l := build(t, func(c *Config) { c.Usage = store })
-		e, dek := edek(t, l.b, "k@0")
-		if _, err := open(t, l, "k", e); err != nil {
-			t.Fatal(err)
-		}
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
-		cfg := l.cfg
-		l.a.setFail(down)
-		r, err := New(cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = r.Close() })
-		if got, err := r.Decrypt(t.Context(), caller("bob"), "k", true, e); err != nil || !got.Equal(dek) {
-			t.Errorf("%v", err)
-		}
-	})
+	}
+	l.b.setFail(nil)
+	if _, err := l.open(t, "onlyb", e); err != nil {
+		t.Error(err)
+	}
+}
+
+func refusedFirst(t *testing.T) {
+	l := newTwoSources(t, nil)
+	l.a.setFail(failing(claviger.KeyDenied, "no"))
+	e, _ := edekOf(t, l.a, "both@0")
+	_, err := l.open(t, "both", e)
+	wantKind(t, err, claviger.SourceRefused)
+	if calls := l.b.calls(); len(calls) != 0 {
+		t.Errorf("the second was asked %q", calls)
+	}
+}
+
+func goneFromWhereItWas(t *testing.T) {
+	l := newTwoSources(t, nil)
+	e, _ := edekOf(t, l.a, "onlya@0")
+	if _, err := l.open(t, "onlya", e); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.a.Delete(t.Context(), "onlya"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := l.open(t, "onlya", e)
+	wantKind(t, err, claviger.VersionNotFound)
+	// From then on it is looked for like any other.
+	if err := l.Invalidate(t.Context(), caller("u"), "onlya"); err != nil {
+		t.Fatal(err)
+	}
+	l.a.calls()
+	_, err = l.open(t, "onlya", e)
+	wantKind(t, err, claviger.VersionNotFound)
+	if calls := l.a.calls(); len(calls) != 1 {
+		t.Errorf("asked %q", calls)
+	}
+}
+
+func rememberedOverRestarts(t *testing.T) {
+	store := openStore(t)
+	l := newTwoSources(t, func(c *Config) { c.Usage = store })
+	e, dek := edekOf(t, l.b, "k@0")
+	if _, err := l.open(t, "k", e); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cfg := l.cfg
+	l.a.setFail(down)
+	r, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	if got, err := r.Decrypt(t.Context(), caller("bob"), "k", true, e); err != nil || !got.Equal(dek) {
+		t.Errorf("%v", err)
+	}
 }
 
 // TestBlockSource: a keystore as a source.
