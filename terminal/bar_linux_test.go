@@ -1,6 +1,7 @@
 package terminal
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"os"
@@ -63,5 +64,16 @@ func TestBar(t *testing.T) {
 	}
 	if !strings.HasSuffix(strings.TrimSpace(text), "the end") {
 		t.Errorf("%q does not end as written", text)
+	}
+}
+
+// TestConfirmAtATerminal: a person confirms a list by its length.
+func TestConfirmAtATerminal(t *testing.T) {
+	for typed, ok := range map[string]bool{"2\n": true, "3\n": false, "y\n": false} {
+		terminal, _ := pseudoTerminal(t)
+		p := &Prompt{bufio.NewReader(strings.NewReader(typed)), terminal, IsTerminal(terminal)}
+		if err := p.ConfirmList("", "d", 2, "destroy them"); (err == nil) != ok {
+			t.Errorf("%q: %v", typed, err)
+		}
 	}
 }

@@ -95,8 +95,9 @@ func usage(cmd *cobra.Command) error {
 		b.WriteString("\nFlags:\n" + flags.FlagUsagesWrapped(HelpWidth-flagOverhang))
 	}
 	if cmd.HasAvailableSubCommands() {
-		b.WriteString("\n" + Wrap("Use \""+cmd.CommandPath()+" [command] --help\" for more information about a command.",
-			HelpWidth, "") + "\n")
+		b.WriteString("\n" +
+			Wrap("Use \""+cmd.CommandPath()+" [command] --help\" for more information about a command.",
+				HelpWidth, "") + "\n")
 	}
 	_, err := io.WriteString(cmd.OutOrStderr(), b.String())
 	return err

@@ -37,10 +37,10 @@ func newAuditVerify() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify FILE...",
 		Short: "Find removed, changed and reordered records of a JSON audit log",
-		Long: `verify reads the files of one node's JSON audit log, rotated ones included, in any order, and finds each place where a record
-was removed, changed or moved. What was cut off at the end is found up to the last head that was noted outside of the log: in
-FILE.head, which is read where it is there, in files named with --head, and in the metastore of --conf.
-Exit status: 0 nothing found, 1 a file cannot be read, 2 wrong usage, 3 something found.`,
+		Long: `verify reads the files of one node's JSON audit log, rotated ones included, in any order, and finds
+each place where a record was removed, changed or moved. What was cut off at the end is found up to the last head
+that was noted outside of the log: in FILE.head, which is read where it is there, in files named with --head, and in
+the metastore of --conf. Exit status: 0 nothing found, 1 a file cannot be read, 2 wrong usage, 3 something found.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return verifyAudit(cmd, args, f, &out) },
 	}

@@ -19,9 +19,10 @@ func newDemoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Play the whole migration on this machine, on SoftHSM",
-		Long: `demo plays Cloudera's procedure "Migrating from a Key Trustee KMS to an HSM KMS" on this machine: a Key Trustee Server with a Key HSM, a Key
-Trustee KMS with keys and EDEKs in use, an HSM KMS on another SoftHSM2 token, the migration at its start, the re-encryption, the end of the source. Every step says what it
-does and what it saw; anything that is not as it should be ends the demo with exit status 1.`,
+		Long: `demo plays Cloudera's procedure "Migrating from a Key Trustee KMS to an HSM KMS" on this machine: a
+Key Trustee Server with a Key HSM, a Key Trustee KMS with keys and EDEKs in use, an HSM KMS on another SoftHSM2
+token, the migration at its start, the re-encryption, the end of the source. Each step prints what it does and what
+it found. A finding that is not as it should be ends the demo with exit status 1.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if edeks < 4 || edeks > 100_000 {
@@ -30,7 +31,8 @@ does and what it saw; anything that is not as it should be ends the demo with ex
 			return playDemo(cmd, dir, edeks)
 		},
 	}
-	cmd.Flags().StringVar(&dir, "dir", "", "keep what the demo makes in this folder, which must be empty; otherwise it is deleted")
+	cmd.Flags().StringVar(&dir, "dir", "",
+		"keep what the demo makes in this folder, which must be empty; otherwise it is deleted")
 	cmd.Flags().IntVar(&edeks, "edeks", 400, "how many EDEKs each zone has at the source")
 	return cmd
 }
@@ -48,7 +50,8 @@ func playDemo(cmd *cobra.Command, dir string, edeks int) error {
 	} else if list, err := os.ReadDir(dir); err != nil {
 		return &exitError{exitUsage, fmt.Errorf("--dir: %w", err)}
 	} else if len(list) > 0 {
-		return &exitError{exitUsage, fmt.Errorf("--dir %s: it must be an empty folder (it holds %d entries)", dir, len(list))}
+		return &exitError{exitUsage, fmt.Errorf("--dir %s: it must be an empty folder (it holds %d entries)",
+			dir, len(list))}
 	}
 	return demo.Run(cmd.Context(), demo.Options{
 		Exe: exe, Dir: dir, Out: cmd.OutOrStdout(), EDEKs: edeks,

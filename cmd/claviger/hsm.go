@@ -43,9 +43,9 @@ func newHSMInit() *cobra.Command {
 		Use: "init --module LIBRARY (--token LABEL | --serial SERIAL | --slot N) " +
 			"(--pin-file FILE | --pin-env NAME | --credential NAME) FILE",
 		Short: "Write the small file that names the token for claviger",
-		Long: `init writes FILE, which a provider URI names: cloudera.hsmkp://file@/path/of/FILE. The file holds no secret: the PIN
-stays where it is. Before it writes, init opens the token, makes a key there, encrypts with it and destroys it; --no-check
-leaves that out. FILE is never overwritten.`,
+		Long: `init writes FILE, which a provider URI names: cloudera.hsmkp://file@/path/of/FILE. The file holds no
+secret: the PIN stays where it is. Before it writes, init opens the token, makes a key there, encrypts with it and
+destroys it; --no-check leaves that out. FILE is never overwritten.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if slot >= 0 {
@@ -144,12 +144,17 @@ func hsmCommand(use, short, long string, access hsm.Access,
 }
 
 // withHSM has work use the token of a configuration folder.
-func withHSM(cmd *cobra.Command, conf string, access hsm.Access, work func(context.Context, *hsm.Provider) error) error {
-	return withHSMService(cmd, conf, access, func(ctx context.Context, _ *kms.Service, p *hsm.Provider) error { return work(ctx, p) })
+func withHSM(cmd *cobra.Command, conf string, access hsm.Access, work func(context.Context,
+	*hsm.Provider) error) error {
+	return withHSMService(cmd, conf, access, func(ctx context.Context, _ *kms.Service,
+		p *hsm.Provider) error {
+		return work(ctx, p)
+	})
 }
 
 // withHSMService is withHSM for work that needs more of the service than its HSM.
-func withHSMService(cmd *cobra.Command, conf string, access hsm.Access, work func(context.Context, *kms.Service, *hsm.Provider) error) error {
+func withHSMService(cmd *cobra.Command, conf string, access hsm.Access,
+	work func(context.Context, *kms.Service, *hsm.Provider) error) error {
 	log, err := newLogger("warn")
 	if err != nil {
 		return err
@@ -162,8 +167,10 @@ func withHSMService(cmd *cobra.Command, conf string, access hsm.Access, work fun
 	}
 	p, ok := svc.Primary.(*hsm.Provider)
 	if !ok {
-		err := fmt.Errorf("the first provider is %s, which is no HSM; give the configuration folder of a server with an HSM (cloudera.hsmkp:// or pkcs11:) by --conf. "+
-			"The keys of this one are listed by claviger key list --provider kms://https@HOST:9600/kms", svc.Primary.URI())
+		err := fmt.Errorf("the first provider is %s, which is no HSM; give the configuration folder of a "+
+			"server with an HSM (cloudera.hsmkp:// or pkcs11:) by --conf. "+
+			"The keys of this one are listed by claviger key list --provider kms://https@HOST:9600/kms",
+			svc.Primary.URI())
 		return errors.Join(svc.Blame(hadoopconf.ProviderURI, err), svc.Close())
 	}
 	return errors.Join(kms.RefuseMisfit(work(ctx, svc, p)), svc.Close())
@@ -186,10 +193,11 @@ func newHSMList() *cobra.Command {
              more (claviger hsm prune)
   foreign    it is not ours
 
-DAMAGED marks what a process left that was killed while the token made a key. Nothing was ever encrypted with it: destroy it
-with the HSM's own tool.
+DAMAGED marks what a process left that was killed while the token made a key. Nothing was ever encrypted with it:
+destroy it with the HSM's own tool.
 
-Exit status 3: the token and the metastore do not fit together, or the token lacks keys of the metastore. list names these.`,
+Exit status 3: the token and the metastore do not fit together, or the token lacks keys of the metastore. list names
+these.`,
 		hsm.Look,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
 			objects, err := p.Objects(ctx)
@@ -251,7 +259,8 @@ type inspection struct {
 
 func (i *inspection) text(w io.Writer) {
 	t := i.Token
-	fmt.Fprintf(w, "token\t%s\nserial\t%s\nslot\t%d\nmaker\t%s %s, firmware %s\n", t.Label, t.Serial, t.Slot, t.Manufacturer,
+	fmt.Fprintf(w, "token\t%s\nserial\t%s\nslot\t%d\nmaker\t%s %s, firmware %s\n", t.Label, t.Serial, t.Slot,
+		t.Manufacturer,
 		t.Model, t.Firmware)
 	fmt.Fprintf(w, "profile\t%s\nmechanism\t%s\nsessions\tup to %d\none call\tup to %d bytes\n", t.Profile, t.Mechanism,
 		t.MaxSessions, t.MaxData)
@@ -302,9 +311,9 @@ type benchResult struct {
 
 func newHSMBench() *cobra.Command {
 	return hsmCommand("bench --conf DIR", "Measure the token's latency and the gain of batches",
-		`bench encrypts with the newest version of some key of the metastore, and fails where there is no key. It prints the
-latency of calls for one EDEK and for a NameNode's batch of 1,000. Exit status 3: the median is above the 30 ms that
-Cloudera's procedure recommends at most.`, hsm.Read,
+		`bench encrypts with the newest version of some key of the metastore, and fails where there is no key. It
+prints the latency of calls for one EDEK and for a NameNode's batch of 1,000. Exit status 3: the median is above the
+30 ms that Cloudera's procedure recommends at most.`, hsm.Read,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
 			var results []benchResult
 			for _, b := range []struct {

@@ -67,7 +67,7 @@ that new keys can be made. Exit status 0: done, or nothing to do; 3: there is so
 			}
 		}
 		if !dryRun {
-			err = adoptKeys(cmd, conf, a, newConfirmation(cmd, confirm), &out)
+			err = adoptKeys(cmd, conf, a, confirm, &out)
 		}
 		if out.JSON() {
 			return errors.Join(err, out.Write(a, nil))
@@ -104,7 +104,7 @@ func surveyKeys(cmd *cobra.Command, conf string, c recovery.Choice) (a *recovery
 }
 
 // adoptKeys opens the metastore for changes once the survey is confirmed, and adopts.
-func adoptKeys(cmd *cobra.Command, conf string, a *recovery.Adoption, sure confirmation, out *terminal.Output) error {
+func adoptKeys(cmd *cobra.Command, conf string, a *recovery.Adoption, confirm string, out *terminal.Output) error {
 	idle, err := a.Check(conf)
 	if err != nil {
 		return err
@@ -120,7 +120,7 @@ func adoptKeys(cmd *cobra.Command, conf string, a *recovery.Adoption, sure confi
 		what += " and give up those that are LOST"
 		n += lost
 	}
-	if err := sure.of(n, a.Digest, what); err != nil {
+	if err := terminal.NewPrompt(cmd).ConfirmList(confirm, a.Digest, n, what); err != nil {
 		return err
 	}
 	access := hsm.Mend

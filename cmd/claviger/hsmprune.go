@@ -1,60 +1,20 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"claviger"
 	"claviger/provider/hsm"
 	"claviger/terminal"
 )
 
-// confirmation is how a person confirms a list that a command has shown: with its
-// digest, which another list does not have, or at a terminal by its length.
-type confirmation struct {
-	digest string // --confirm
-	in     io.Reader
-	asks   io.Writer
-	tty    bool
-}
-
-// newConfirmation asks at the terminal that the command has, if it has one.
-func newConfirmation(cmd *cobra.Command, digest string) confirmation {
-	return confirmation{digest: digest, in: cmd.InOrStdin(), asks: cmd.ErrOrStderr(), tty: cmd.InOrStdin() == io.Reader(os.Stdin) && term.IsTerminal(int(os.Stdin.Fd()))}
-}
-
-// of returns nil where the list of n entries with that digest is confirmed. what says
-// what is done to them.
-func (c confirmation) of(n int, digest, what string) error {
-	switch {
-	case c.digest == digest:
-		return nil
-	case c.digest != "":
-		return &exitError{exitRefused, fmt.Errorf("--confirm %s is of another list: this one has the digest %s; nothing was done", c.digest, digest)}
-	case !c.tty:
-		return &exitError{exitRefused, fmt.Errorf("nothing was done; to %s, say --confirm %s", what, digest)}
-	}
-	fmt.Fprintf(c.asks, "To %s, type how many they are (%d): ", what, n)
-	line, err := bufio.NewReader(c.in).ReadString('\n')
-	if err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	if strings.TrimSpace(line) != fmt.Sprint(n) {
-		return &exitError{exitRefused, errors.New("not confirmed; nothing was done")}
-	}
-	return nil
-}
-
-// pruned is what `hsm prune` reports.
+// pruned is the report of hsm prune.
 type pruned struct {
 	hsm.Prunable
 	Destroyed []hsm.Object `json:"destroyed"`
@@ -63,14 +23,19 @@ type pruned struct {
 func newHSMPrune() *cobra.Command {
 	var confirm string
 	var older time.Duration
-	var confirmed confirmation
-	cmd := hsmCommand("prune --conf DIR [--older-than TIME] [--confirm DIGEST]", "Destroy orphans on the token, for ever",
-		`prune destroys the keys that hsm list shows as orphans, and that have been so for a time. It lists them first, and destroys them only where
-the list is confirmed: at a terminal by typing how many they are, otherwise by --confirm with the list's digest, which prune prints.
+	var prompt *terminal.Prompt
+	cmd := hsmCommand("prune --conf DIR [--older-than TIME] [--confirm DIGEST]",
+		"Destroy orphans on the token, for ever",
+		`prune destroys the keys that hsm list shows as orphans, and that have been orphans for a time. It lists
+them first, and destroys them only where you confirm the list: at a terminal by typing how many they are, otherwise
+by --confirm with the list's digest, which prune prints.
 
-An orphan is a key that this metastore once numbered and that nothing refers to any more, on a token that is bound to this metastore alone.
-What the metastore does not know, what the journal names, and what was begun or deleted is never destroyed. prune refuses while a server uses
-the metastore. Exit status 3: there is something to destroy, and it is not confirmed; or the token and the metastore do not fit together.`,
+An orphan is a key that this metastore once numbered and that nothing refers to any more, on a token that is bound
+to this metastore alone. prune never destroys keys that the metastore does not know, that the journal names, that
+belong to an interrupted step, or that were deleted and can come back. It refuses while a server uses the metastore.
+
+Exit status 3: there is something to destroy, and it is not confirmed; or the token and the metastore do not fit
+together.`,
 		hsm.Destroy,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) (err error) {
 			if err := misfit(ctx, p); err != nil {
@@ -88,7 +53,7 @@ the metastore. Exit status 3: there is something to destroy, and it is not confi
 						return err
 					}
 				}
-				if err = confirmed.of(n, found.Digest, "destroy these keys for ever"); err == nil {
+				if err = prompt.ConfirmList(confirm, found.Digest, n, "destroy these keys for ever"); err == nil {
 					report.Destroyed, err = p.Prune(ctx, found.Orphans)
 				}
 			}
@@ -96,8 +61,10 @@ the metastore. Exit status 3: there is something to destroy, and it is not confi
 				for _, o := range report.Destroyed {
 					fmt.Fprintf(w, "destroyed\t%s\t%s\n", o.ID, claviger.Printable(o.Label))
 				}
-				fmt.Fprintf(w, "%d of %d orphans destroyed; spared: %d younger than %v, %d that this metastore does not know\n",
-					len(report.Destroyed), len(found.Orphans)+len(found.Young), len(found.Young), older, len(found.Unknown))
+				fmt.Fprintf(w,
+					"%d of %d orphans destroyed; spared: %d younger than %v, %d that this metastore does not know\n",
+					len(report.Destroyed), len(found.Orphans)+len(found.Young), len(found.Young),
+					older, len(found.Unknown))
 			}))
 		})
 	run := cmd.RunE
@@ -105,7 +72,7 @@ the metastore. Exit status 3: there is something to destroy, and it is not confi
 		if older < 0 {
 			return &exitError{exitUsage, fmt.Errorf("--older-than %v: it must not be negative", older)}
 		}
-		confirmed = newConfirmation(cmd, confirm)
+		prompt = terminal.NewPrompt(cmd)
 		return run(cmd, args)
 	}
 	f := cmd.Flags()

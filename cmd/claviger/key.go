@@ -22,15 +22,20 @@ import (
 	"claviger/terminal"
 )
 
-// keyTimeout ends a command about keys.
+// keyTimeout bounds a command about keys.
 const keyTimeout = 2 * time.Minute
 
-// keyFlags are those of all of `claviger key`.
+// keyFlags are the flags of all subcommands of key.
 type keyFlags struct{ provider, conf string }
 
 func newKeyCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "key",
+		Use: "key",
+		Annotations: map[string]string{
+			"create": "hadoop key create makes keys",
+			"roll":   "hadoop key roll makes new versions",
+			"delete": "hadoop key delete deletes keys",
+		},
 		Short: "List, describe, migrate, undelete and purge keys at a KMS",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -40,7 +45,8 @@ func newKeyCommand() *cobra.Command {
 }
 
 // keyCommand makes a subcommand that works with a KMS.
-func keyCommand(use, short, long string, args cobra.PositionalArgs, run func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output, args []string) error) *cobra.Command {
+func keyCommand(use, short, long string, args cobra.PositionalArgs, run func(ctx context.Context,
+	cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output, args []string) error) *cobra.Command {
 	var f keyFlags
 	var out terminal.Output
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: args}
@@ -54,7 +60,9 @@ func keyCommand(use, short, long string, args cobra.PositionalArgs, run func(ctx
 		return errors.Join(run(ctx, cmd, kms, &out, args), kms.Close())
 	}
 	cmd.Flags().StringVar(&f.provider, "provider", "", "the KMS, as in kms://https@HOST:9600/kms")
-	cmd.Flags().StringVar(&f.conf, "conf", "", "configuration folder with the truststore of ssl-client.xml and the login of claviger.client.kerberos.*; without it, the system's roots and the tickets of kinit")
+	cmd.Flags().StringVar(&f.conf, "conf", "",
+		"configuration folder with the truststore of ssl-client.xml and the login of "+
+			"claviger.client.kerberos.*; without it, the system's roots and the tickets of kinit")
 	out.Flag(cmd)
 	_ = cmd.MarkFlagRequired("provider") // the flag is defined above
 	return cmd
@@ -93,8 +101,9 @@ func (f keyFlags) open() (*kmsclient.Provider, error) {
 func newKeyList() *cobra.Command {
 	var deleted bool
 	cmd := keyCommand("list --provider URI [--deleted]", "List the names of keys, or the deleted keys",
-		`list lists the keys that the KMS tells of. --deleted lists the deleted ones that can be brought back and that you may manage, longest deleted first,
-for which keytrustee.kms.acl.UNDELETE or keytrustee.kms.acl.PURGE must admit the user.`, cobra.NoArgs,
+		`list lists the keys of the KMS. --deleted lists the deleted keys that can be brought back and that you may
+manage, longest deleted first; keytrustee.kms.acl.UNDELETE or keytrustee.kms.acl.PURGE must admit the user.`,
+		cobra.NoArgs,
 		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *terminal.Output, _ []string) error {
 			if deleted {
 				return listDeleted(ctx, kms, out)
@@ -132,24 +141,27 @@ func listDeleted(ctx context.Context, kms *kmsclient.Provider, out *terminal.Out
 			if k.LastUse != 0 {
 				last = "by " + clock(k.LastUse)
 			}
-			fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\n", claviger.Printable(k.Name), k.Length, len(k.Versions), newestVersion(k), clock(k.Deleted), last)
+			fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\n", claviger.Printable(k.Name), k.Length, len(k.Versions),
+				newestVersion(k), clock(k.Deleted), last)
 		}
 	})
 }
 
-// clock writes milliseconds since 1970.
+// clock returns a time in milliseconds since 1970 as text.
 func clock(ms int64) string { return time.UnixMilli(ms).UTC().Format(time.RFC3339) }
 
-// versionFlag names a deleted key among those of one name.
+// versionFlag defines the flag that chooses a deleted key among those of one name.
 func versionFlag(cmd *cobra.Command, version *string) {
-	cmd.Flags().StringVar(version, "key-version", "", "full name of a version of the deleted key that is meant, as in NAME@3: see key list --deleted")
+	cmd.Flags().StringVar(version, "key-version", "",
+		"full name of a version of the deleted key that is meant, as in NAME@3: see key list --deleted")
 }
 
-// givenVersion refuses a version that is given and empty, as by an unset variable of a
-// script: without a version another deleted key may be meant.
+// givenVersion refuses a version that is given and empty, as by an unset variable of a script. Without a
+// version, the command could take another deleted key.
 func givenVersion(cmd *cobra.Command, version string) error {
 	if version == "" && cmd.Flags().Changed("key-version") {
-		return &exitError{exitUsage, errors.New("--key-version is empty: give the full name of a version, as in NAME@3, or leave the flag out")}
+		return &exitError{exitUsage,
+			errors.New("--key-version is empty: give the full name of a version, as in NAME@3, or leave the flag out")}
 	}
 	return nil
 }
@@ -157,23 +169,26 @@ func givenVersion(cmd *cobra.Command, version string) error {
 func newKeyUndelete() *cobra.Command {
 	var version string
 	cmd := keyCommand("undelete NAME --provider URI [--key-version NAME@N]", "Bring back a deleted key",
-		`undelete brings back a deleted key NAME, with all of its versions: the one that has the version of --key-version; without that, the
-one that was deleted last of those that you may manage. Where a key of that name is there now, it is refused: delete that one first, which
-can be undeleted as well.`, cobra.ExactArgs(1),
-		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output, args []string) error {
+		`undelete brings back the deleted key NAME with all of its versions. --key-version chooses among several
+deleted keys of that name; without it, undelete takes the key that was deleted last of those that you may manage.
+Where a key of that name exists, undelete is refused: delete the existing key first. That one can be undeleted as
+well.`, cobra.ExactArgs(1),
+		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output,
+			args []string) error {
 			if err := givenVersion(cmd, version); err != nil {
 				return err
 			}
 			if err := kms.Undelete(ctx, args[0], version); err != nil {
 				return err
 			}
-			return out.Write(map[string]string{"undeleted": args[0]}, func(w io.Writer) { fmt.Fprintf(w, "key %s is back\n", claviger.Printable(args[0])) })
+			return out.Write(map[string]string{"undeleted": args[0]},
+				func(w io.Writer) { fmt.Fprintf(w, "key %s is back\n", claviger.Printable(args[0])) })
 		})
 	versionFlag(cmd, &version)
 	return cmd
 }
 
-// newestVersion tells a deleted key from others of its name.
+// newestVersion returns a version that only this one of the deleted keys of a name has.
 func newestVersion(k kmswire.DeletedKey) string {
 	if len(k.Versions) == 0 {
 		return "-"

@@ -17,10 +17,12 @@ import (
 
 func newKeyDescribe() *cobra.Command {
 	return keyCommand("describe NAME --provider URI", "Show all that is known of a key, without its material",
-		`describe shows cipher, length, description, attributes and the versions of the key NAME, oldest first, each with the time it was made, when it
-was last used, and the object in the HSM that holds it; then the same of the deleted keys of that name, for who may undelete or purge.
-The user needs GET_METADATA and the key's READ. A KMS that isn't claviger tells the key's metadata alone. Material is never asked for.`, cobra.ExactArgs(1),
-		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *terminal.Output, args []string) error {
+		`describe shows cipher, length, description, attributes and the versions of the key NAME, oldest first. For
+each version it shows when it was made, when it was last used, and the object in the HSM that holds it. Users who
+may undelete or purge see the same of the deleted keys of that name. The user needs GET_METADATA and the key's READ.
+A KMS that is not claviger returns the key's metadata only. describe never asks for material.`, cobra.ExactArgs(1),
+		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *terminal.Output,
+			args []string) error {
 			keys, err := kms.Describe(ctx, args[0])
 			if claviger.Is(err, claviger.Unsupported) {
 				keys, err = describeForeign(ctx, kms, args[0])
@@ -39,8 +41,8 @@ The user needs GET_METADATA and the key's READ. A KMS that isn't claviger tells 
 		})
 }
 
-// describeForeign asks any KMS of Hadoop's kind. It would tell the names of versions
-// with their material only.
+// describeForeign describes a key of any Hadoop KMS. Such a KMS returns the names of versions only together with
+// their material, so they are left out.
 func describeForeign(ctx context.Context, kms *kmsclient.Provider, name string) ([]kmswire.KeyDescription, error) {
 	ms, err := kms.Metadata(ctx, name)
 	if err != nil {
@@ -50,7 +52,8 @@ func describeForeign(ctx context.Context, kms *kmsclient.Provider, name string) 
 	if m == nil {
 		return nil, claviger.E("kmsclient.Metadata", claviger.KeyNotFound, name, nil)
 	}
-	d := kmswire.KeyDescription{Name: m.Name, Provider: kms.URI(), Cipher: m.Cipher, Length: m.BitLength, Description: m.Description, Attributes: m.Attributes,
+	d := kmswire.KeyDescription{Name: m.Name, Provider: kms.URI(), Cipher: m.Cipher, Length: m.BitLength,
+		Description: m.Description, Attributes: m.Attributes,
 		Created: m.Created.UnixMilli(), Versions: []kmswire.VersionDescription{}}
 	return []kmswire.KeyDescription{d}, nil
 }
@@ -61,7 +64,8 @@ func describeKey(w io.Writer, k kmswire.KeyDescription) {
 	if k.Deleted != 0 {
 		state = "deleted " + clock(k.Deleted)
 	}
-	fmt.Fprintf(w, "state\t%s\nprovider\t%s\ncipher\t%s\nlength\t%d\ncreated\t%s\n", state, k.Provider, claviger.Printable(k.Cipher), k.Length, clock(k.Created))
+	fmt.Fprintf(w, "state\t%s\nprovider\t%s\ncipher\t%s\nlength\t%d\ncreated\t%s\n", state, k.Provider,
+		claviger.Printable(k.Cipher), k.Length, clock(k.Created))
 	if k.Description == nil {
 		fmt.Fprintln(w, "description\tnone")
 	} else {
@@ -76,11 +80,12 @@ func describeKey(w io.Writer, k kmswire.KeyDescription) {
 	}
 	fmt.Fprintln(w, "\nVERSION\tCREATED\tLAST USED\tCKA_LABEL\tCKA_ID")
 	for _, v := range k.Versions {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", claviger.Printable(v.Name), clockOr(v.Created, "not known"), lastUsed(k, v), claviger.Printable(textOr(v.Label, "-")), textOr(v.ID, "-"))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", claviger.Printable(v.Name), clockOr(v.Created, "not known"),
+			lastUsed(k, v), claviger.Printable(textOr(v.Label, "-")), textOr(v.ID, "-"))
 	}
 }
 
-// lastUsed says what the record of uses says, and no more.
+// lastUsed words what the record of uses proves.
 func lastUsed(k kmswire.KeyDescription, v kmswire.VersionDescription) string {
 	switch {
 	case v.LastUse != 0:

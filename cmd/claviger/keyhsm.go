@@ -16,11 +16,14 @@ import (
 )
 
 func newKeyHSMCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "keyhsm", Short: "Wrap a trustee's deposits by a key that stays in the HSM", Args: cobra.NoArgs,
-		Long: `keyhsm is Key HSM: a server beside a Key Trustee Server that encrypts each deposit once more, under a data key that an RSA pair in the HSM wraps.
-When that pair is destroyed, the deposits are unreadable. Its verbs are those of Cloudera's "service keyhsm".`,
+	cmd := &cobra.Command{Use: "keyhsm", Short: "Wrap a trustee's deposits by a key that stays in the HSM",
+		Args: cobra.NoArgs,
+		Long: `keyhsm is Key HSM: a server beside a Key Trustee Server that encrypts each deposit once more, under a
+data key that an RSA pair in the HSM wraps. When that pair is destroyed, the deposits are unreadable. Its verbs are
+those of Cloudera's "service keyhsm".`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(newKeyHSMSetup(), newKeyHSMTrust(), newKeyHSMValidate(), newKeyHSMSettings(), newKeyHSMStart(), newKeyHSMStatus(), newKeyHSMReload())
+	cmd.AddCommand(newKeyHSMSetup(), newKeyHSMTrust(), newKeyHSMValidate(), newKeyHSMSettings(),
+		newKeyHSMStart(), newKeyHSMStatus(), newKeyHSMReload())
 	return cmd
 }
 
@@ -35,11 +38,14 @@ func newKeyHSMSetup() *cobra.Command {
 	var slot int
 	var out terminal.Output
 	cmd := &cobra.Command{
-		Use:   "setup (luna | ncipher | softhsm | generic) --conf DIR (--token LABEL | --serial SERIAL | --slot N) --pin-file FILE",
+		Use: "setup (luna | ncipher | softhsm | generic) --conf DIR (--token LABEL | --serial SERIAL | " +
+			"--slot N) --pin-file FILE",
 		Short: "Make the pair in the token, and write the settings",
-		Long: `setup makes an RSA pair in the token, whose private key never leaves it, has it wrap and unwrap once, and writes DIR/` + keyhsm.SettingsFile + `.
-Unless --certificate and --key name others, it makes DIR/` + keyhsm.CertificateFile + ` and DIR/` + keyhsm.PrivateKeyFile + `; give the first of them to the trustees.
-With --key-id, an existing pair is used: for a second Key HSM at the same HSM, or after a move. Nothing is ever overwritten.`,
+		Long: `setup makes an RSA pair in the token, whose private key never leaves it, has it wrap and unwrap once,
+and writes DIR/` + keyhsm.SettingsFile + `. Unless --certificate and --key name others, it makes DIR/` +
+			keyhsm.CertificateFile + ` and DIR/` + keyhsm.PrivateKeyFile + `;
+give the first of them to the trustees. With --key-id, an existing pair is used: for a second Key HSM at the same
+HSM, or after a move. Nothing is ever overwritten.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
@@ -56,7 +62,8 @@ With --key-id, an existing pair is used: for a second Key HSM at the same HSM, o
 	keyHSMConf(cmd, &s.Folder)
 	out.Flag(cmd)
 	f := cmd.Flags()
-	f.StringVar(&s.Settings.Module, "module", "", "path of the HSM's PKCS#11 library; otherwise where its client puts it")
+	f.StringVar(&s.Settings.Module, "module", "",
+		"path of the HSM's PKCS#11 library; otherwise where its client puts it")
 	f.StringVar(&s.Settings.Token, "token", "", "label of the token")
 	f.StringVar(&s.Settings.Serial, "serial", "", "serial number of the token")
 	f.IntVar(&slot, "slot", -1, "slot of the token")
@@ -65,7 +72,8 @@ With --key-id, an existing pair is used: for a second Key HSM at the same HSM, o
 	f.StringVar(&s.Settings.KeyID, "key-id", "", "CKA_ID, in hexadecimal, of a pair that is there already")
 	f.IntVar(&s.Bits, "bits", 3072, "bits of the new pair: 2048, 3072 or 4096")
 	f.StringVar(&s.Settings.Listen, "listen", keyhsm.DefaultListen, "address and port to listen at")
-	f.StringSliceVar(&s.Hosts, "host", nil, "name or address that the new certificate is good for; otherwise this host's")
+	f.StringSliceVar(&s.Hosts, "host", nil,
+		"name or address that the new certificate is good for; otherwise this host's")
 	f.StringVar(&s.Settings.Certificate, "certificate", "", "PEM file of the server's certificate")
 	f.StringVar(&s.Settings.PrivateKey, "key", "", "PEM file of its private key")
 	_ = cmd.MarkFlagRequired("pin-file") // the flag is defined above
@@ -80,7 +88,10 @@ func setupKeyHSM(ctx context.Context, out *terminal.Output, s *keyhsmhost.Setup)
 	ctx, cancel := context.WithTimeout(ctx, hsmTimeout)
 	defer cancel()
 	var unwritten error
-	if err := s.Run(ctx, func(text string) { unwritten = errors.Join(unwritten, out.Printf("%s\n", text)) }); err != nil {
+	if err := s.Run(ctx, func(text string) {
+		unwritten = errors.Join(unwritten,
+			out.Printf("%s\n", text))
+	}); err != nil {
 		return err
 	}
 	return errors.Join(unwritten, out.Write(s.Settings, func(io.Writer) {})) // people have seen the steps
@@ -92,8 +103,9 @@ func newKeyHSMTrust() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "trust --conf DIR FILE",
 		Short: "Trust the certificate of a trustee",
-		Long: `trust takes the certificate in FILE (PEM or DER; of a chain, the first) for that of a trustee, who may then have deposits wrapped and unwrapped.
-It is that very certificate: one that replaces it must be trusted anew. A server that runs learns of it by: claviger keyhsm reload.`,
+		Long: `trust takes the certificate in FILE (PEM or DER; of a chain, the first) for that of a trustee, who
+may then have deposits wrapped and unwrapped. It is that very certificate: one that replaces it must be trusted
+anew. A server that runs learns of it by: claviger keyhsm reload.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			set, err := readKeyHSM(cmd.ErrOrStderr(), conf)
@@ -110,7 +122,8 @@ It is that very certificate: one that replaces it must be trusted anew. A server
 				if !added {
 					word = "already"
 				}
-				fmt.Fprintf(w, "%q, until %s, is trusted %s: %s\n", trusted.Subject, trusted.Until.Format(time.DateOnly), word, file)
+				fmt.Fprintf(w, "%q, until %s, is trusted %s: %s\n", trusted.Subject,
+					trusted.Until.Format(time.DateOnly), word, file)
 			})
 		},
 	}
@@ -141,7 +154,8 @@ func newKeyHSMSettings() *cobra.Command {
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use: "settings --conf DIR", Short: "Show the settings in force", Args: cobra.NoArgs,
-		Long: "settings shows what " + keyhsm.SettingsFile + " says, and what is assumed where it says nothing. There is no secret in it.",
+		Long: "settings shows what " + keyhsm.SettingsFile +
+			" says, and what is assumed where it says nothing. There is no secret in it.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := readKeyHSM(cmd.ErrOrStderr(), conf)
 			if err != nil {
@@ -154,8 +168,11 @@ func newKeyHSMSettings() *cobra.Command {
 				} else if s.Slot != nil {
 					token = fmt.Sprint("slot ", *s.Slot)
 				}
-				fmt.Fprintf(w, "HSM\t%s\nmodule\t%s\ntoken\t%s\nPIN file\t%s\nkey\t%s, id %s\nlistens at\t%s\ncertificate\t%s\nprivate key\t%s\ntrust\t%s\nconnections\tup to %d\n",
-					s.HSM, s.Module, token, s.PINFile, s.KeyLabel, s.KeyID, s.Listen, s.Certificate, s.PrivateKey, s.Trust, s.MaxConnections)
+				fmt.Fprintf(w,
+					"HSM\t%s\nmodule\t%s\ntoken\t%s\nPIN file\t%s\nkey\t%s, id %s\nlistens "+
+						"at\t%s\ncertificate\t%s\nprivate key\t%s\ntrust\t%s\nconnections\tup to %d\n",
+					s.HSM, s.Module, token, s.PINFile, s.KeyLabel, s.KeyID, s.Listen, s.Certificate, s.PrivateKey,
+					s.Trust, s.MaxConnections)
 			})
 		},
 	}

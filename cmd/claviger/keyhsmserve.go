@@ -17,8 +17,9 @@ func newKeyHSMStart() *cobra.Command {
 	var logs logFlags
 	cmd := &cobra.Command{
 		Use: "start --conf DIR", Short: "Serve in the foreground", Args: cobra.NoArgs,
-		Long: `start serves until SIGTERM or SIGINT, then lets requests under way end. SIGHUP, or claviger keyhsm reload, has it take over the
-certificates, its own and those it trusts, without a restart. One server runs with a folder at a time.`,
+		Long: `start serves until SIGTERM or SIGINT, then lets requests under way end. SIGHUP, or claviger keyhsm
+reload, has it take over the certificates, its own and those it trusts, without a restart. One server runs with a
+folder at a time.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, _, err := logs.open()
 			if err != nil {
@@ -42,7 +43,8 @@ func newKeyHSMStatus() *cobra.Command {
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use: "status --conf DIR", Short: "Show how the server is that runs", Args: cobra.NoArgs,
-		Long: "status asks the server that runs with DIR, which has its pair wrap and unwrap once. Exit status 3 where it cannot, or where none runs.",
+		Long: "status asks the server that runs with DIR, which has its pair wrap and unwrap once. Exit " +
+			"status 3 where it cannot, or where none runs.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			set, err := readKeyHSM(cmd.ErrOrStderr(), conf)
 			if err != nil {
@@ -60,7 +62,10 @@ func newKeyHSMStatus() *cobra.Command {
 				keyhsmhost.Process
 				keyhsm.Status
 			}{run, st}, func(w io.Writer) {
-				row := func(name, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
+				row := func(name, format string, args ...any) {
+					fmt.Fprintf(w, "%s\t%s\n", name,
+						fmt.Sprintf(format, args...))
+				}
 				row("state", "%s", st.State)
 				if st.Detail != "" {
 					row("because", "%s", st.Detail)
@@ -93,8 +98,10 @@ func newKeyHSMReload() *cobra.Command {
 	var conf string
 	var out terminal.Output
 	cmd := &cobra.Command{
-		Use: "reload --conf DIR", Short: "Have the server that runs take over its certificates anew", Args: cobra.NoArgs,
-		Long: "reload sends SIGHUP to the server that runs with DIR, and waits until it has read its own certificate and those that it trusts. Where it cannot read them, those in force stay.",
+		Use: "reload --conf DIR", Args: cobra.NoArgs,
+		Short: "Have the server that runs take over its certificates anew",
+		Long: "reload sends SIGHUP to the server that runs with DIR, and waits until it has read its own " +
+			"certificate and those that it trusts. Where it cannot read them, those in force stay.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			set, err := readKeyHSM(cmd.ErrOrStderr(), conf)
 			if err != nil {

@@ -13,18 +13,21 @@ import (
 	"claviger/terminal"
 )
 
-// migratedKey is what `claviger key migrate` tells of one key.
+// migratedKey is a key in the report of key migrate.
 type migratedKey struct {
 	Key      string   `json:"key"`
 	Versions []string `json:"versions"`
 }
 
 func newKeyMigrate() *cobra.Command {
-	return keyCommand("migrate NAME... --provider URI", "Have a running claviger take keys over from the source of its migration",
-		`migrate has the KMS, which must be claviger with a source configured, take the keys over into its HSM now, without a restart. The user needs the
-right MIGRATE for each (key.acl.NAME.MIGRATE, default.key.acl.MIGRATE or whitelist.key.acl.MIGRATE in the KMS's kms-acls.xml), which is
-nobody's where it is not set. A key that is there already stays as it is. After an error the same command goes on where it was.`, cobra.MinimumNArgs(1),
-		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *terminal.Output, args []string) error {
+	return keyCommand("migrate NAME... --provider URI",
+		"Have a running claviger take keys over from the source of its migration",
+		`migrate has the KMS, which must be claviger with a source configured, take the keys over into its HSM now,
+without a restart. The user needs the right MIGRATE for each (key.acl.NAME.MIGRATE, default.key.acl.MIGRATE or
+whitelist.key.acl.MIGRATE in the KMS's kms-acls.xml), which is nobody's where it is not set. A key that is there
+already stays as it is. After an error the same command goes on where it was.`, cobra.MinimumNArgs(1),
+		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *terminal.Output,
+			args []string) error {
 			done := []migratedKey{}
 			var failed error
 			for _, name := range args {
@@ -37,7 +40,8 @@ nobody's where it is not set. A key that is there already stays as it is. After 
 			}
 			if err := out.Write(done, func(w io.Writer) {
 				for _, k := range done {
-					fmt.Fprintf(w, "key %s: %s\n", claviger.Printable(k.Key), claviger.Printable(strings.Join(k.Versions, " ")))
+					fmt.Fprintf(w, "key %s: %s\n", claviger.Printable(k.Key),
+						claviger.Printable(strings.Join(k.Versions, " ")))
 				}
 			}); err != nil {
 				return err

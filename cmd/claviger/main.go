@@ -31,11 +31,10 @@ const (
 	exitFailed  = 1 // the work was not done; standard error says why
 	exitUsage   = 2 // the command line itself is wrong
 	exitRefused = 3 // the work was refused, or found something that a person must decide
-	exitPIN     = 4 // the HSM has refused the PIN: each further try brings it nearer to locking
+	exitPIN     = 4 // the HSM has refused the PIN; after a few more tries it locks the PIN
 )
 
-// exitError carries an exit code through cobra. Its error may be nil where all
-// has been said on the way.
+// exitError carries an exit code through cobra. Its error is nil where the output has said everything.
 type exitError struct {
 	code int
 	err  error
@@ -62,7 +61,7 @@ func run(args []string) int {
 	defer stop()
 	root := newRootCommand()
 	root.SetArgs(args)
-	cmd, err := misspelt(root, args)
+	cmd, err := terminal.Misspelt(root, args)
 	if err == nil {
 		cmd, err = root.ExecuteContextC(ctx)
 	}
@@ -74,7 +73,7 @@ func run(args []string) int {
 	if errors.As(err, &coded) && coded.err == nil {
 		return code
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "claviger: %v%s\n", err, asWhom(err))
+	_ = terminal.Fprintf(cmd.ErrOrStderr(), "claviger: %v%s\n", err, asWhom(err)) // there is nowhere else to write
 	if code == exitUsage {
 		fmt.Fprintf(cmd.ErrOrStderr(), "Run '%s --help' for usage.\n", cmd.CommandPath())
 	}
@@ -89,15 +88,16 @@ func exitCode(err error) int {
 		return exitPIN
 	case errors.As(err, &coded):
 		return coded.code
+	case errors.As(err, new(*terminal.UsageError)):
+		return exitUsage
 	case errors.As(err, new(*claviger.RefusedError)), errors.As(err, new(*owner.RootError)):
 		return exitRefused
 	}
 	return exitFailed
 }
 
-// asWhom names the user that this process runs as, where the system did not let it
-// do something, and how that user gets the right, unless the error says so itself: the
-// same command may work for another.
+// asWhom names the user that this process runs as, where the system refused this user, and says how the user
+// gets the right unless the error says that itself. The same command may work for another user.
 func asWhom(err error) string {
 	if !errors.Is(err, fs.ErrPermission) {
 		return ""
@@ -117,51 +117,19 @@ func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "claviger",
 		Short: "A Hadoop KMS whose keys are born in an HSM, and the way there",
-		Long: `claviger is a key management server for Hadoop: HDFS, Spark, Hive and 'hadoop key' talk to it unchanged.
-Its encryption-zone keys are born in a hardware security module and never leave it.`,
+		Long: `claviger is a key management server for Hadoop: HDFS, Spark, Hive and 'hadoop key' talk to it
+unchanged. Its encryption-zone keys are born in a hardware security module and never leave it.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		// An unknown subcommand must be an error with a suggestion, not a help page
-		// with exit status 0.
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return unknownCommand(cmd, args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.SetHelpCommand(newHelpCommand())
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	root.AddCommand(newKMSCommand(), newMigrateCommand(), newHSMCommand(), newKeyCommand(), newTrusteeCommand(),
 		newOrgtoolCommand(), newKeyHSMCommand(), newACLCommand(), newAuditCommand(), newMetastoreCommand(),
 		newDemoCommand(), newVersionCommand())
 	root.Version = buildinfo.Read().String()
 	root.SetVersionTemplate("{{.Version}}\n")
-	usageErrors(root)
+	terminal.CheckUsage(root)
 	terminal.Help(root)
 	return root
-}
-
-// usageErrors makes every command's errors about arguments, and about flags that
-// are missing, exit with exitUsage.
-func usageErrors(c *cobra.Command) {
-	if check := c.Args; check != nil {
-		c.Args = func(cmd *cobra.Command, args []string) error {
-			if err := check(cmd, args); err != nil {
-				return &exitError{exitUsage, nameMissing(cmd, args, err)}
-			}
-			return nil
-		}
-	}
-	c.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		if err := cmd.ValidateRequiredFlags(); err != nil {
-			return &exitError{exitUsage, err}
-		}
-		return nil
-	}
-	for _, sub := range c.Commands() {
-		usageErrors(sub)
-	}
 }

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -22,8 +20,7 @@ import (
 	"claviger/terminal"
 )
 
-// migrateFlags are the flags of `claviger migrate`; not every subcommand has
-// all of them.
+// migrateFlags are the flags of all subcommands of migrate. Each subcommand has some of them.
 type migrateFlags struct {
 	conf         string
 	versions     string
@@ -46,26 +43,30 @@ func newMigrateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Take over the key metadata of another KMS, and say when it may go",
-		Long: `migrate takes over the metadata of encryption-zone keys from a running Hadoop KMS into the HSM, where each key gets new versions.
-Key material never moves, and the source is only read. The usual order: plan, run (or cloudera.hsmkp.initiatemigration, by which the
-server does it at its start), verify; re-encrypt the zones; status, finish.
+		Long: `migrate takes over the metadata of encryption-zone keys from a running Hadoop KMS into the HSM, where
+each key gets new versions. Key material never moves, and the source is only read. The usual order: plan, run (or
+cloudera.hsmkp.initiatemigration, by which the server does it at its start), verify; re-encrypt the zones; status,
+finish.
 
-Exit status: 0 all is well, 1 it could not be done, 2 the command line is wrong, 3 something stands against it that a person decides:
-keys that cannot be imported, a difference, a source that is still needed.`,
+Exit status: 0 all is well, 1 it could not be done, 2 the command line is wrong, 3 something stands against it that
+a person decides: keys that cannot be imported, a difference, a source that is still needed.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newMigratePlan(), newMigrateRun(), newMigrateStatus(), newMigrateVerify(), newMigrateFinish(), newMigrateFree())
+	cmd.AddCommand(newMigratePlan(), newMigrateRun(), newMigrateStatus(), newMigrateVerify(),
+		newMigrateFinish(), newMigrateFree())
 	return cmd
 }
 
 func newMigratePlan() *cobra.Command {
 	return migrateCommand("plan --conf DIR", "Say what a run would do, and check what the procedure requires",
-		"plan changes nothing. It measures what the procedure requires, and lists for each key of the source what a run would do with it.", hsm.Read,
+		"plan changes nothing. It measures what the procedure requires, and lists for each key of the source "+
+			"what a run would do with it.", hsm.Read,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			versionsFlag(cmd, f)
 			cmd.Flags().StringVar(&f.hdfs, "hdfs-conf", "", "folder with the cluster's core-site.xml and hdfs-site.xml")
-			cmd.Flags().StringVar(&f.asUser, "as-user", "", "short name of a user who reads files in encryption zones, for whom an EDEK is opened at the source")
+			cmd.Flags().StringVar(&f.asUser, "as-user", "",
+				"short name of a user who reads files in encryption zones, for whom an EDEK is opened at the source")
 			cmd.Flags().StringVar(&f.nameNode, "namenode-user", "",
 				"short name that the NameNode comes as (default: by its principal in --hdfs-conf, else "+
 					"claviger.kms.hdfs.superusers)")
@@ -87,7 +88,7 @@ func newMigratePlan() *cobra.Command {
 		})
 }
 
-// shown is an error whose text the plan has.
+// shown is an error whose text is in the plan.
 type shown struct{ error }
 
 func (s shown) Error() string {
@@ -97,16 +98,18 @@ func (s shown) Unwrap() error { return s.error }
 
 func newMigrateRun() *cobra.Command {
 	return migrateCommand("run --conf DIR", "Import every key that is not here yet",
-		`run imports every key of the source that is not here yet. It may be run again at any time, after a crash too: what is done is not done
-twice, what was begun is gone on with. A key that cannot be imported does not keep the others from it.
+		`run imports every key of the source that is not here yet. It may be run again at any time, after a crash
+too: what is done is not done twice, what was begun is gone on with. A key that cannot be imported does not keep the
+others from it.
 
-A key that was migrated, lost with the metastore and brought back by claviger hsm adopt has lost its attributes and its time of creation, and
-is a conflict. --adopted NAME is your word that it was migrated from this source: it gets the source's description, attributes and time of
-creation, and keeps its versions. Do not say it of a key that was made here: the source's rules would guard it.
+A key that was migrated, lost with the metastore and brought back by claviger hsm adopt has lost its attributes and
+its time of creation, and is a conflict. --adopted NAME is your word that it was migrated from this source: it gets
+the source's description, attributes and time of creation, and keeps its versions. Do not say it of a key that was
+made here: the source's rules would guard it.
 
-Each key is audited as the server audits; what the server writes to its standard output goes to standard error here. Who may read the
-configuration needs no right of kms-acls.xml. Beside a running server that has the store to itself (SQLite) it refuses: there keys are taken
-over by claviger key migrate.`,
+Each key is audited as the server audits; what the server writes to its standard output goes to standard error here.
+Who may read the configuration needs no right of kms-acls.xml. Beside a running server that has the store to itself
+(SQLite) it refuses: there keys are taken over by claviger key migrate.`,
 		hsm.Make,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			versionsFlag(cmd, f)
@@ -169,7 +172,8 @@ func newMigrateStatus() *cobra.Command {
 			if err := write(m, standing, report.Status); err != nil {
 				return err
 			}
-			if slices.ContainsFunc(standing.Keys, func(k migrate.KeyStanding) bool { return k.State == migrate.Elsewhere }) {
+			if slices.ContainsFunc(standing.Keys,
+				func(k migrate.KeyStanding) bool { return k.State == migrate.Elsewhere }) {
 				return &exitError{code: exitRefused}
 			}
 			return nil
@@ -178,7 +182,8 @@ func newMigrateStatus() *cobra.Command {
 
 func newMigrateVerify() *cobra.Command {
 	return migrateCommand("verify --conf DIR", "Compare every field of every key with the source",
-		"verify changes nothing. It asks the running source for all metadata, and compares it with what is here.", hsm.Read, nil,
+		"verify changes nothing. It asks the running source for all metadata, and compares it with what is "+
+			"here.", hsm.Read, nil,
 		func(m *migration) error {
 			v, err := m.engine.Verify(m.ctx)
 			if err != nil {
@@ -199,10 +204,11 @@ func newMigrateVerify() *cobra.Command {
 
 func newMigrateFree() *cobra.Command {
 	cmd := migrateCommand("free NAME... --conf DIR", "Let keys be made under names that the journal keeps",
-		`free lets users make keys under names that the journal of a finished migration keeps: names of keys that were deleted here, or that were
-never taken over. A name is kept since the source may be named again, and then the rules of a new key of that name would shut the users of the
-source's key out. Free a name when the source and the backups of its keys are gone for good. A running server notices within seconds. The journal
-keeps which user freed which name, and when.`, hsm.Note, nil,
+		`free lets users make keys under names that the journal of a finished migration keeps: names of keys that
+were deleted here, or that were never taken over. A name is kept since the source may be named again, and then the
+rules of a new key of that name would shut the users of the source's key out. Free a name when the source and the
+backups of its keys are gone for good. A running server notices within seconds. The journal keeps which user freed
+which name, and when.`, hsm.Note, nil,
 		func(m *migration) error {
 			freed, err := m.engine.FreeNames(m.ctx, kms.OSUser(), m.args...)
 			if err != nil {
@@ -215,10 +221,12 @@ keeps which user freed which name, and when.`, hsm.Note, nil,
 }
 
 func versionsFlag(cmd *cobra.Command, f *migrateFlags) {
-	cmd.Flags().StringVar(&f.versions, "versions", "", "auto: one new version a key where the source numbers its versions, else as many as it counts; all: as many as it counts; current: one a key (default claviger.migration.versions)")
+	cmd.Flags().StringVar(&f.versions, "versions", "",
+		"auto: one new version a key where the source numbers its versions, else as many as it counts; all: "+
+			"as many as it counts; current: one a key (default claviger.migration.versions)")
 }
 
-// migration is what the subcommands work with.
+// migration is the state of a subcommand.
 type migration struct {
 	ctx    context.Context
 	args   []string
@@ -227,11 +235,11 @@ type migration struct {
 	engine *migrate.Engine
 	cfg    migrate.Config
 	out    *terminal.Output
-	stdin  io.Reader
+	cmd    *cobra.Command
 	stderr io.Writer
 }
 
-// mayMake refuses a run of which every key would be refused for one reason.
+// mayMake refuses a run whose every key would fail for the same reason.
 func (m *migration) mayMake() error {
 	p, ok := m.svc.Primary.(*hsm.Provider)
 	if !ok {
@@ -243,11 +251,12 @@ func (m *migration) mayMake() error {
 	return p.Stale(m.ctx)
 }
 
-// audited makes the engine anew, so that it audits; end closes the log.
+// audited makes the engine anew, so that it audits. The function end closes the log.
 func (m *migration) audited() (end func() error, err error) {
 	trail, err := m.svc.OpenAudit(m.ctx, m.stderr)
 	if err != nil {
-		return nil, fmt.Errorf("%w (where a server is running here, it can take the keys over itself: claviger key migrate NAME --provider URI)", err)
+		return nil, fmt.Errorf("%w (where a server is running here, it can take the keys over itself: "+
+			"claviger key migrate NAME --provider URI)", err)
 	}
 	m.cfg.Audit, m.cfg.Caller = trail, kms.OwnCaller()
 	m.engine, err = m.svc.Engine(m.ctx, m.cfg)
@@ -262,13 +271,14 @@ func write[T any](m *migration, found *T, text func(io.Writer, *T)) error {
 	return m.out.Write(found, func(w io.Writer) { text(w, found) })
 }
 
-// migrateCommand is a subcommand over the service that a folder configures.
-func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobra.Command, *migrateFlags), work func(*migration) error) *cobra.Command {
+// migrateCommand is a subcommand on the KMS that a folder configures.
+func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobra.Command, *migrateFlags),
+	work func(*migration) error) *cobra.Command {
 	var f migrateFlags
 	var out terminal.Output
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
-		m := &migration{ctx: cmd.Context(), args: args, flags: &f, stdin: cmd.InOrStdin(), stderr: cmd.ErrOrStderr(), out: &out}
+		m := &migration{ctx: cmd.Context(), args: args, flags: &f, cmd: cmd, stderr: cmd.ErrOrStderr(), out: &out}
 		cfg, err := f.config()
 		if err != nil {
 			return &exitError{exitUsage, err}
@@ -299,15 +309,15 @@ func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobr
 	return cmd
 }
 
-// config is the part of the engine's configuration that flags give. Its errors
-// are about the command line.
+// config returns the part of the engine's configuration that flags give. Its errors are about the command line.
 func (f *migrateFlags) config() (migrate.Config, error) {
 	cfg := migrate.Config{Versions: migrate.Versions(f.versions), Adopted: f.adopted, AllAdopted: f.allAdopted}
 	if f.allAdopted && len(f.adopted) > 0 {
 		return cfg, errors.New("--adopted and --all-adopted exclude each other")
 	}
 	if cfg.Versions != "" && !cfg.Versions.Valid() {
-		return cfg, fmt.Errorf("--versions %s: it must be %s, %s or %s", f.versions, migrate.Auto, migrate.All, migrate.Current)
+		return cfg, fmt.Errorf("--versions %s: it must be %s, %s or %s", f.versions, migrate.Auto, migrate.All,
+			migrate.Current)
 	}
 	if f.unused < 0 {
 		return cfg, fmt.Errorf("--unused-for %v: it must not be negative; 0s asks for no time at all", f.unused)
@@ -316,41 +326,10 @@ func (f *migrateFlags) config() (migrate.Config, error) {
 	if f.hdfs == "" {
 		return cfg, nil
 	}
-	hdfs, err := hdfsConf(f.hdfs)
+	hdfs, err := hadoopconf.LoadHDFS(f.hdfs, os.LookupEnv)
 	if err != nil {
 		return cfg, fmt.Errorf("--hdfs-conf: %w", err)
 	}
 	cfg.Probes.HDFS = hdfs.Get
 	return cfg, nil
-}
-
-// hdfsConf reads HDFS' own configuration.
-func hdfsConf(dir string) (*hadoopconf.Conf, error) {
-	c := hadoopconf.New(dir, os.LookupEnv)
-	found := false
-	for _, name := range []string{"core-site.xml", "hdfs-site.xml"} {
-		switch err := c.AddFile(filepath.Join(dir, name), false); {
-		case err == nil:
-			found = true
-		case !errors.Is(err, fs.ErrNotExist):
-			return nil, err
-		}
-	}
-	if !found {
-		return nil, fmt.Errorf("%s holds neither core-site.xml nor hdfs-site.xml; name the folder of HDFS' configuration, as /etc/hadoop/conf", dir)
-	}
-	return c, nil
-}
-
-// asSet tells properties that a file sets, or a flag or the environment, and
-// where; not the built-in defaults.
-func asSet(conf *hadoopconf.Conf) func(string) (value, where string, ok bool) {
-	return func(name string) (string, string, bool) {
-		p, ok := conf.Lookup(name)
-		if !ok || p.File == "" {
-			return "", "", false
-		}
-		v, _ := conf.Get(name)
-		return v, p.Where(), true
-	}
 }

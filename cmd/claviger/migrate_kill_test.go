@@ -76,22 +76,24 @@ func migrateByEnv(ctx context.Context, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	svc, err := kms.Open(ctx, os.Getenv(envMigrateConf), "claviger migrate run", hsm.Serve, slog.New(slog.DiscardHandler))
+	svc, err := kms.Open(ctx, os.Getenv(envMigrateConf), "claviger migrate run", hsm.Serve,
+		slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, svc.Close()) }()
 	var found afterwards
-	engine, err := svc.Engine(ctx, migrate.Config{Versions: migrate.All, Parallel: parallel, OnStep: func(key, step string) error {
-		found.Steps = append(found.Steps, key+": "+step)
-		if len(found.Steps) == 1 && after > 0 {
-			time.AfterFunc(after, die)
-		}
-		if len(found.Steps) == killAt {
-			die()
-		}
-		return nil
-	}})
+	engine, err := svc.Engine(ctx, migrate.Config{Versions: migrate.All, Parallel: parallel,
+		OnStep: func(key, step string) error {
+			found.Steps = append(found.Steps, key+": "+step)
+			if len(found.Steps) == 1 && after > 0 {
+				time.AfterFunc(after, die)
+			}
+			if len(found.Steps) == killAt {
+				die()
+			}
+			return nil
+		}})
 	if err != nil {
 		return err
 	}
@@ -183,7 +185,8 @@ func newSite(t *testing.T, source string) *site {
 		t.Fatal(err)
 	}
 	file := filepath.Join(s.dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: s.token.Module, Token: s.token.Label, PINFile: s.token.PINFile}); err != nil {
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: s.token.Module, Token: s.token.Label,
+		PINFile: s.token.PINFile}); err != nil {
 		t.Fatal(err)
 	}
 	kmstest.WriteSite(t, s.dir, map[string]string{
@@ -212,7 +215,8 @@ func (s *site) start(t *testing.T, killAt int, after time.Duration, parallel int
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	cmd.Env = append(os.Environ(), s.token.Env...)
-	cmd.Env = append(cmd.Env, envMigrateConf+"="+s.dir, fmt.Sprintf("%s=%d", envMigrateKill, killAt), fmt.Sprintf("%s=%v", envMigrateAfter, after), fmt.Sprintf("%s=%d", envMigrateParallel, parallel))
+	cmd.Env = append(cmd.Env, envMigrateConf+"="+s.dir, fmt.Sprintf("%s=%d", envMigrateKill, killAt),
+		fmt.Sprintf("%s=%v", envMigrateAfter, after), fmt.Sprintf("%s=%d", envMigrateParallel, parallel))
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if (killAt > 0 || after > 0) && ctx.Err() == nil && errors.As(err, &exit) {
@@ -238,15 +242,19 @@ func killSource(t *testing.T) (uri string, keys []claviger.Metadata) {
 	dir := t.TempDir()
 	keystore := "jceks://file@" + filepath.Join(dir, "kms.keystore")
 	none := func(string) (string, bool) { return "", false }
-	p, err := jceks.Open(t.Context(), keystore, provider.Env{Get: none, Getenv: func(string) string { return "" }, Log: slog.New(slog.DiscardHandler)})
+	p, err := jceks.Open(t.Context(), keystore, provider.Env{Get: none,
+		Getenv: func(string) string { return "" }, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ledgers, born := "ledgers since 2014", time.Date(2014, 5, 6, 7, 8, 9, 123e6, time.UTC)
 	keys = []claviger.Metadata{
-		{Name: "finance", Cipher: claviger.DefaultCipher, BitLength: 256, Description: &ledgers, Created: born, Attributes: map[string]string{"team": "finance", claviger.ACLNameAttribute: "finance"}, Versions: 3},
-		{Name: "hr of 'us'", Cipher: claviger.DefaultCipher, BitLength: 192, Created: born.Add(time.Hour), Attributes: map[string]string{claviger.ACLNameAttribute: "hr of 'us'"}, Versions: 2},
-		{Name: "web-logs", Cipher: claviger.DefaultCipher, BitLength: 128, Created: born.Add(2 * time.Hour), Attributes: map[string]string{claviger.ACLNameAttribute: "web-logs"}, Versions: 1},
+		{Name: "finance", Cipher: claviger.DefaultCipher, BitLength: 256, Description: &ledgers, Created: born,
+			Attributes: map[string]string{"team": "finance", claviger.ACLNameAttribute: "finance"}, Versions: 3},
+		{Name: "hr of 'us'", Cipher: claviger.DefaultCipher, BitLength: 192, Created: born.Add(time.Hour),
+			Attributes: map[string]string{claviger.ACLNameAttribute: "hr of 'us'"}, Versions: 2},
+		{Name: "web-logs", Cipher: claviger.DefaultCipher, BitLength: 128, Created: born.Add(2 * time.Hour),
+			Attributes: map[string]string{claviger.ACLNameAttribute: "web-logs"}, Versions: 1},
 	}
 	for _, m := range keys {
 		if _, err := p.(provider.Importer).Import(t.Context(), m, m.Versions, 0, nil); err != nil {
@@ -301,7 +309,8 @@ func TestKill(t *testing.T) {
 		t.Fatalf("without a kill: %d objects, keys\n%+v\nwant\n%+v", want.Objects, want.Keys, keys)
 	}
 	want.check(t, want)
-	for _, step := range []string{": begun", "finance: planned", "finance: importing", "finance: intent", "finance: generated 2 of 3", "finance: committed", "finance: done", ": complete"} {
+	for _, step := range []string{": begun", "finance: planned", "finance: importing", "finance: intent",
+		"finance: generated 2 of 3", "finance: committed", "finance: done", ": complete"} {
 		if !slices.Contains(want.Steps, step) {
 			t.Errorf("no step %q in %q", step, want.Steps)
 		}

@@ -26,7 +26,8 @@ func TestInterruptedIsNoFaultOfTheSource(t *testing.T) {
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-site.xml"), kmstest.SiteXML(
 		"hadoop.kms.key.provider.uri", "jceks://file@"+filepath.Join(dir, "kms.keystore"),
 		"claviger.metastore.uri", "sqlite://"+filepath.Join(dir, "claviger.db"),
-		"hadoop.kms.key.provider.reencryption.source.uri", "kms://http@"+strings.TrimPrefix(source.URL, "http://")+"/kms",
+		"hadoop.kms.key.provider.reencryption.source.uri", "kms://http@"+strings.TrimPrefix(source.URL,
+			"http://")+"/kms",
 	))
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML())
 	for _, verb := range []string{"run", "plan", "verify"} {
@@ -42,7 +43,8 @@ func TestInterruptedIsNoFaultOfTheSource(t *testing.T) {
 		root.SetErr(&out)
 		err := root.ExecuteContext(ctx)
 		interrupt()
-		if err == nil || !strings.Contains(err.Error(), "interrupted") || strings.Contains(err.Error(), "the source") || strings.Contains(err.Error(), "migrate.") {
+		if err == nil || !strings.Contains(err.Error(), "interrupted") ||
+			strings.Contains(err.Error(), "the source") || strings.Contains(err.Error(), "migrate.") {
 			t.Errorf("%s: %v", verb, err)
 		}
 		if strings.Contains(out.String(), "failure") {

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
+
 	"claviger/hadoopconf"
 	"claviger/kms"
 	"claviger/kms/kmstest"
@@ -53,7 +55,10 @@ func TestShredSparesTheOriginal(t *testing.T) {
 	finish := func(path, typed string, yes bool) (migrate.Leftover, error) {
 		t.Helper()
 		f := &migrate.Ending{Finished: true, Leftovers: shred.Known([]string{path})}
-		m := &migration{svc: &kms.Service{Conf: hadoopconf.New(t.TempDir(), nil)}, flags: &migrateFlags{yes: yes}, stdin: strings.NewReader(typed + "\n"), stderr: io.Discard}
+		m := &migration{svc: &kms.Service{Conf: hadoopconf.New(t.TempDir(), nil)},
+			flags: &migrateFlags{yes: yes}, cmd: &cobra.Command{}, stderr: io.Discard}
+		m.cmd.SetIn(strings.NewReader(typed + "\n"))
+		m.cmd.SetErr(io.Discard)
 		err := m.shred(f)
 		return f.Leftovers[0], err
 	}
@@ -63,29 +68,35 @@ func TestShredSparesTheOriginal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		kmstest.WriteFile(t, filepath.Join(in, keytrustee.ServedFile), fmt.Sprintf(`{"folder":%q,"started":"2026-01-02T03:04:05Z"}`, mark))
+		kmstest.WriteFile(t, filepath.Join(in, keytrustee.ServedFile),
+			fmt.Sprintf(`{"folder":%q,"started":"2026-01-02T03:04:05Z"}`, mark))
 	}
 	for _, made := range []struct{ what, mark, doubt string }{
 		{"a folder without a mark, as Cloudera's KMS and older ones leave it", "", "no mark in it"},
-		{"a folder with another's mark, as one that was restored", t.TempDir(), "a KMS was started from it at 2026-01-02T03:04:05Z, and it was copied, moved or restored since"},
+		{"a folder with another's mark, as one that was restored", t.TempDir(),
+			"a KMS was started from it at 2026-01-02T03:04:05Z, and it was copied, moved or restored since"},
 	} {
 		if made.mark != "" {
 			mark(dir, made.mark)
 		}
-		if l, err := finish(dir, dir, true); !refused(err) || l.Shredded || len(l.Left) != 1 || !strings.Contains(l.Left[0], made.doubt) || !whole(dir) {
+		if l, err := finish(dir, dir, true); !refused(err) || l.Shredded || len(l.Left) != 1 ||
+			!strings.Contains(l.Left[0], made.doubt) || !whole(dir) {
 			t.Errorf("%s, --yes: %+v, %v", made.what, l, err)
 		}
-		if l, err := finish(dir, dir, false); !refused(err) || l.Shredded || len(l.Left) != 1 || !strings.Contains(l.Left[0], "is not that sentence") || !whole(dir) {
+		if l, err := finish(dir, dir, false); !refused(err) || l.Shredded || len(l.Left) != 1 ||
+			!strings.Contains(l.Left[0], "is not that sentence") || !whole(dir) {
 			t.Errorf("%s, its path: %+v, %v", made.what, l, err)
 		}
 	}
 
 	// As a KMS that runs, with the stale mark.
-	release, err := owner.Share(filepath.Join(dir, keytrustee.LockFile), dir, owner.Self("a Key Trustee KMS", "/etc/kms"))
+	release, err := owner.Share(filepath.Join(dir, keytrustee.LockFile), dir,
+		owner.Self("a Key Trustee KMS", "/etc/kms"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l, err := finish(dir, unneeded(dir), false); err == nil || !strings.Contains(err.Error(), "is in use by a Key Trustee KMS, process ") || l.Shredded || !whole(dir) {
+	if l, err := finish(dir, unneeded(dir), false); err == nil || !strings.Contains(err.Error(),
+		"is in use by a Key Trustee KMS, process ") || l.Shredded || !whole(dir) {
 		t.Errorf("one from which a KMS runs: %+v, %v", l, err)
 	}
 	if _, err := shred.Folder(dir); err == nil || !whole(dir) {
@@ -103,7 +114,8 @@ func TestShredSparesTheOriginal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if l, err := finish(dir, unneeded(dir), false); err == nil || !strings.Contains(err.Error(), "is no copy") || l.Shredded || !whole(dir) {
+		if l, err := finish(dir, unneeded(dir), false); err == nil ||
+			!strings.Contains(err.Error(), "is no copy") || l.Shredded || !whole(dir) {
 			t.Errorf("a mark in %s: %+v, %v", in, l, err)
 		}
 		if _, err := shred.Folder(dir); err == nil || !strings.Contains(err.Error(), "is no copy") {

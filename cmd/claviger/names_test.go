@@ -37,18 +37,23 @@ func TestNamesStayOnTheirLines(t *testing.T) {
 	dir, sourceDir := t.TempDir(), t.TempDir()
 	tok := softhsmtest.New(t)
 	file := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label,
+		PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
-	acls := kmstest.SiteXML("default.key.acl.MANAGEMENT", "*", "default.key.acl.READ", "*", "default.key.acl.DECRYPT_EEK", "*")
-	sites := map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(sourceDir, "old.jceks"), "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(sourceDir, "audit.log")}
+	acls := kmstest.SiteXML("default.key.acl.MANAGEMENT", "*", "default.key.acl.READ", "*",
+		"default.key.acl.DECRYPT_EEK", "*")
+	sites := map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(sourceDir, "old.jceks"),
+		"hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(sourceDir, "audit.log")}
 	kmstest.WriteFile(t, filepath.Join(sourceDir, "kms-acls.xml"), acls)
 	kmstest.WriteSite(t, sourceDir, sites)
 	source := serve(t, sourceDir)
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), acls)
 	kmstest.WriteSite(t, dir, map[string]string{
-		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"), "hadoop.kms.http.host": "127.0.0.1",
-		"claviger.audit.file": filepath.Join(dir, "audit.log"), "claviger.audit.json.file": filepath.Join(dir, "audit.json"),
+		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" +
+			filepath.Join(dir, "c.db"), "hadoop.kms.http.host": "127.0.0.1",
+		"claviger.audit.file": filepath.Join(dir, "audit.log"), "claviger.audit.json.file": filepath.Join(dir,
+			"audit.json"),
 	})
 	log := &logtest.Buffer{}
 	kms, end := serveLogged(t, dir, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})))
@@ -126,12 +131,15 @@ func TestNamesStayOnTheirLines(t *testing.T) {
 		}
 	}
 	kmstest.WriteSite(t, dir, map[string]string{
-		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"), "claviger.audit.file": filepath.Join(dir, "audit.log"),
+		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" +
+			filepath.Join(dir, "c.db"), "claviger.audit.file": filepath.Join(dir, "audit.log"),
 		hadoopconf.SourceURI: "kms://" + strings.Replace(source, "://", "@", 1),
 	})
 	rows("migrate plan", tell(t, "migrate", "plan", "--conf", dir), old...)
 	// Another store knows none of these keys.
-	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "other.db"), "claviger.audit.file": filepath.Join(dir, "audit.log")})
+	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file,
+		hadoopconf.MetastoreURI: "sqlite://" +
+			filepath.Join(dir, "other.db"), "claviger.audit.file": filepath.Join(dir, "audit.log")})
 	rows("hsm adopt", tell(t, "hsm", "adopt", "--conf", dir), oddNames...)
 }
 

@@ -23,8 +23,8 @@ func newOrgtoolCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "orgtool",
 		Short: "Organizations of a Key Trustee Server, their secrets and clients",
-		Long: `orgtool works on the store of the Key Trustee Server of this host. The server may run meanwhile. Subcommands and
-options are those of keytrustee-orgtool; the subcommand clients is new.`,
+		Long: `orgtool works on the store of the Key Trustee Server of this host. The server may run meanwhile.
+Subcommands and options are those of keytrustee-orgtool; the subcommand clients is new.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -146,7 +146,8 @@ func printOrgs(out *terminal.Output, orgs []server.Org) error {
 			if l.Auth != nil {
 				secret = claviger.Printable(*l.Auth)
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", claviger.Printable(name), secret, strings.Join(l.Contacts, ","), l.Creation, l.UUID)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", claviger.Printable(name), secret,
+				strings.Join(l.Contacts, ","), l.Creation, l.UUID)
 		}
 	})
 }
@@ -162,7 +163,8 @@ type listedClient struct {
 func newOrgClients() *cobra.Command {
 	var name string
 	var out terminal.Output
-	cmd := orgCommand("clients [-n NAME]", "Show the clients and their states", "clients shows which clients are pending, too.",
+	cmd := orgCommand("clients [-n NAME]", "Show the clients and their states",
+		"clients shows which clients are pending, too.",
 		func(ctx context.Context, store server.Store) error {
 			if name != "" { // without this, a misspelt name looks like an organization without clients
 				if _, err := store.Org(ctx, name); err != nil {
@@ -199,8 +201,9 @@ func noOrg(ctx context.Context, store server.Store, name string, err error) erro
 	for i, o := range orgs {
 		names[i] = o.Name
 	}
-	return &exitError{exitRefused, errors.Join(fmt.Errorf("there is no organization %q%s; claviger orgtool list shows them",
-		name, typo.DidYouMean(name, names, claviger.Printable)), err)}
+	return &exitError{exitRefused,
+		errors.Join(fmt.Errorf("there is no organization %q%s; claviger orgtool list shows them",
+			name, typo.DidYouMean(name, names, claviger.Printable)), err)}
 }
 
 // changedClient is the result of a change of a client's state.
@@ -219,7 +222,8 @@ func newOrgState(use, short string, state server.State) *cobra.Command {
 		}
 		if err := store.SetState(ctx, f, state); err != nil {
 			if claviger.Is(err, claviger.KeyNotFound) {
-				return &exitError{exitRefused, fmt.Errorf("no client %s is registered here; claviger orgtool clients shows them", f)}
+				return &exitError{exitRefused,
+					fmt.Errorf("no client %s is registered here; claviger orgtool clients shows them", f)}
 			}
 			return err
 		}
@@ -235,8 +239,9 @@ func newOrgSetAuth() *cobra.Command {
 	var name, secret string
 	var cmd *cobra.Command
 	cmd = orgCommand("set-auth -n NAME -s SECRET", "Set the secret by which clients register",
-		`set-auth sets the secret. With an empty one (-s '') each new client is pending until enable-client. Registered clients
-stay registered. Other users of this host see SECRET in the list of processes; with -s - it is read from standard input.`,
+		`set-auth sets the secret. With an empty one (-s '') each new client is pending until enable-client.
+Registered clients stay registered. Other users of this host see SECRET in the list of processes; with -s - it is
+read from standard input.`,
 		func(ctx context.Context, store server.Store) error {
 			if secret == "-" {
 				var err error

@@ -1,6 +1,7 @@
-package main
+package terminal
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -9,29 +10,65 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// elsewhere says where a command is that people look for in a group of ours.
-var elsewhere = map[string]string{
-	"claviger key create": "hadoop key create makes keys",
-	"claviger key roll":   "hadoop key roll makes new versions",
-	"claviger key list":   "hadoop key list -metadata lists keys, and claviger key describe shows one",
-	"claviger key delete": "hadoop key delete deletes keys",
+// UsageError is an error of the command line itself.
+type UsageError struct{ Err error }
+
+// Error returns the text of Err.
+func (e *UsageError) Error() string { return e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *UsageError) Unwrap() error { return e.Err }
+
+// CheckUsage makes each error about the command line a UsageError that says what is wrong or missing: for a
+// command and all its subcommands.
+func CheckUsage(root *cobra.Command) {
+	root.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 { // not a help page with exit status 0
+			return unknownCommand(cmd, args[0])
+		}
+		return nil
+	}
+	root.SetHelpCommand(newHelpCommand())
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &UsageError{err} })
+	checkUsage(root)
 }
 
-// unknownCommand refuses a word that is no command of a group, with what was meant.
+func checkUsage(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return &UsageError{nameMissing(cmd, args, err)}
+			}
+			return nil
+		}
+	}
+	c.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if err := cmd.ValidateRequiredFlags(); err != nil {
+			return &UsageError{err}
+		}
+		return nil
+	}
+	for _, sub := range c.Commands() {
+		checkUsage(sub)
+	}
+}
+
+// unknownCommand refuses a word that is no command of a group. It names the command that was probably meant.
+// The group's annotations name commands of other programs for words that users try.
 func unknownCommand(group *cobra.Command, word string) error {
 	group.SuggestionsMinimumDistance = 2
 	text := fmt.Sprintf("unknown command %q for %q", word, group.CommandPath())
-	if known, ok := elsewhere[group.CommandPath()+" "+word]; ok {
-		text += "; " + known
+	if other, ok := group.Annotations[word]; ok {
+		text += "; " + other
 	} else if near := group.SuggestionsFor(word); len(near) > 0 {
 		text += "; did you mean " + strings.Join(near, " or ") + "?"
 	}
-	return &exitError{exitUsage, fmt.Errorf("%s", text)}
+	return &UsageError{errors.New(text)}
 }
 
-// misspelt finds a word that is no command before the flags behind it are read as those
-// of the group, which would be refused first. The command is the group.
-func misspelt(root *cobra.Command, args []string) (*cobra.Command, error) {
+// Misspelt finds a word that is no command before cobra reads the flags behind it as those of the group,
+// which would refuse them first. It returns the group, and a UsageError where there is such a word.
+func Misspelt(root *cobra.Command, args []string) (*cobra.Command, error) {
 	cmd, rest, err := root.Find(args)
 	if err != nil || !cmd.HasSubCommands() || len(rest) == 0 || strings.HasPrefix(rest[0], "-") {
 		return cmd, nil //nolint:nilerr // the command says so itself
@@ -42,7 +79,7 @@ func misspelt(root *cobra.Command, args []string) (*cobra.Command, error) {
 	return cmd, unknownCommand(cmd, rest[0])
 }
 
-// newHelpCommand is cobra's, but that it refuses what is no command.
+// newHelpCommand returns cobra's command help, which also refuses a word that is no command.
 func newHelpCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [command]",
@@ -65,7 +102,7 @@ func newHelpCommand() *cobra.Command {
 // value, or an argument.
 var usageWord = regexp.MustCompile(`\[[^\]]*\](?:\.\.\.)?|\([^)]*\)|--?\S+(?: [A-Z][A-Z0-9@]*)?|\S+`)
 
-// arguments are the arguments that a command's Use demands.
+// arguments returns the arguments that a command's Use demands.
 func arguments(use string) (names []string) {
 	_, use, _ = strings.Cut(use, " ")
 	for _, word := range usageWord.FindAllString(use, -1) {
@@ -79,7 +116,7 @@ func arguments(use string) (names []string) {
 // quoted matches a flag's name in cobra's error.
 var quoted = regexp.MustCompile(`"([^"]+)"`)
 
-// nameMissing says which arguments and flags a command line lacks; err where none.
+// nameMissing names the arguments and flags that a command line lacks. Where it lacks none, it returns err.
 func nameMissing(cmd *cobra.Command, args []string, err error) error {
 	want := arguments(cmd.Use)
 	if len(args) >= len(want) {

@@ -1,0 +1,76 @@
+package terminal
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"claviger"
+)
+
+// Prompt asks a person on standard error and reads the answers from standard input.
+type Prompt struct {
+	in       *bufio.Reader
+	out      io.Writer
+	terminal bool
+}
+
+// NewPrompt returns the prompt of a command. A command has one, since a prompt reads ahead.
+func NewPrompt(cmd *cobra.Command) *Prompt {
+	in := cmd.InOrStdin()
+	return &Prompt{bufio.NewReader(io.LimitReader(in, 64<<10)), cmd.ErrOrStderr(), IsTerminal(in)}
+}
+
+// Ask writes a question and returns the line that answers it, which is empty at the end of the input.
+func (p *Prompt) Ask(format string, args ...any) (string, error) {
+	if err := Fprintf(p.out, format, args...); err != nil {
+		return "", err
+	}
+	line, err := p.in.ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	return strings.TrimRight(line, "\r\n"), nil
+}
+
+// ConfirmList returns nil where a person confirms a list of n entries that the command has shown: by given,
+// which must be the list's digest, or at a terminal by typing n. The words in what say what is done to the
+// entries. Any other answer is a claviger.RefusedError.
+func (p *Prompt) ConfirmList(given, digest string, n int, what string) error {
+	switch {
+	case given == digest:
+		return nil
+	case given != "":
+		return claviger.Refuse("--confirm %s is of another list: this one has the digest %s; nothing was done",
+			given, digest)
+	case !p.terminal:
+		return claviger.Refuse("nothing was done; to %s, say --confirm %s", what, digest)
+	}
+	typed, err := p.Ask("To %s, type how many they are (%d): ", what, n)
+	if err == nil && strings.TrimSpace(typed) != strconv.Itoa(n) {
+		err = claviger.Refuse("not confirmed; nothing was done")
+	}
+	return err
+}
+
+// ConfirmName returns nil where a person types a name once more, or gives it by a flag. The verb says what
+// was not done otherwise, as "purged". Another name is a claviger.RefusedError.
+func (p *Prompt) ConfirmName(name string, given *string, verb, question string) error {
+	var typed string
+	if given != nil {
+		typed = *given
+	} else {
+		var err error
+		if typed, err = p.Ask("%s", question); err != nil {
+			return err
+		}
+	}
+	if typed != name {
+		return claviger.Refuse("nothing was %s: %q is not the key's name, %q", verb, typed, name)
+	}
+	return nil
+}
