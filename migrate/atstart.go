@@ -7,13 +7,11 @@ import (
 	"claviger/metastore"
 )
 
-// AtStart is the migration at a server's start, which it does before it
-// accepts requests. Where another process on the same metastore migrates, it
-// waits for that one's end and does what is left, usually nothing.
+// AtStart migrates at a server's start, before the server accepts requests. Where another process on the same
+// metastore migrates, AtStart waits for its end and does what is left, usually nothing.
 //
-// A source that cannot be read stops the start, unless an earlier run from it
-// was complete: then the keys are here, and a source that is away must not keep
-// a cluster from starting. The same goes for keys that cannot be migrated: the
+// A source that cannot be read stops the start, unless an earlier run from it was complete: the keys are here
+// then, and a source that is away must not stop a cluster. Keys that cannot be migrated stop the start too: the
 // error (kind Invalid) names each with its cure.
 func (e *Engine) AtStart(ctx context.Context) (*Result, error) {
 	const op = "migrate.AtStart"
@@ -60,8 +58,8 @@ func (e *Engine) AtStart(ctx context.Context) (*Result, error) {
 	return r, nil
 }
 
-// completeBefore returns the last run from the source if it is complete and
-// err says that the source cannot be read.
+// completeBefore returns the last run from the source, if that run is complete and err means that the source
+// cannot be read.
 func (e *Engine) completeBefore(ctx context.Context, err error) *Result {
 	if !claviger.Is(err, claviger.SourceUnreachable) && !claviger.Is(err, claviger.SourceRefused) {
 		return nil

@@ -8,7 +8,7 @@ import (
 	"claviger/audit"
 )
 
-// auditBegin has the attempt recorded, where that must be before it is made.
+// auditBegin records the attempt, where the audit demands a record before the attempt.
 func (e *Engine) auditBegin(ctx context.Context, key string) error {
 	guard, ok := e.cfg.Audit.(audit.Guard)
 	if !ok {
@@ -18,7 +18,7 @@ func (e *Engine) auditBegin(ctx context.Context, key string) error {
 		Provider: e.cfg.Target.URI()})
 }
 
-// auditEnd records what became of it, also when ctx has ended meanwhile.
+// auditEnd records the result, even after ctx has ended.
 func (e *Engine) auditEnd(ctx context.Context, key string, versions []string, err error) {
 	if e.cfg.Audit == nil {
 		return

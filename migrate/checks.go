@@ -18,9 +18,8 @@ import (
 // Status is a check's outcome. Its zero value is OK.
 type Status string
 
-// The outcomes. OK is said of what was tried and held. A warning is left to the
-// operator; a failure makes a plan not ready, and so does what was not tried, where it
-// is needed.
+// The outcomes. OK means that the check was made and passed. A warning is for the operator to judge. A failure
+// makes a plan not ready; NotTried does too, where the check is needed.
 const (
 	OK       Status = ""
 	Warning  Status = "warning"
@@ -44,63 +43,61 @@ type Check struct {
 	Status   Status `json:"status"`
 	Measured string `json:"measured"`
 	Cure     string `json:"cure,omitempty"`
-	// Needed: without it the cut-over fails, so that not having tried it is no yes.
+	// Needed: the cut-over fails without it, so NotTried does not count as OK.
 	Needed bool `json:"needed,omitempty"`
 }
 
 // stops reports that the check makes a plan not ready.
 func (c *Check) stops() bool { return c.Status == Failure || c.Status == NotTried && c.Needed }
 
-// Probes are what Plan measures beyond keys. Each may be left out: its check
-// then says that it was not made.
+// Probes are the measurements of Plan beyond keys. Each may be nil or empty: its check is then NotTried.
 type Probes struct {
-	// User is the name that we go by at the source, for messages; KerberosUser is the
-	// one at a source that wants Kerberos, as far as it is known.
+	// User is our name at the source, for messages. KerberosUser is our name at a source that demands Kerberos,
+	// as far as it is known.
 	User, KerberosUser string
-	// Latency times round trips to the HSM, each a smallest possible call.
+	// Latency measures round trips to the HSM, each with the smallest possible call.
 	Latency func(ctx context.Context) ([]time.Duration, error)
-	// Room tells how many more keys the token holds; known is false where it does
-	// not say.
+	// Room returns how many more keys the token can hold. known is false where the token does not report it.
 	Room func(ctx context.Context) (keys int, known bool, err error)
-	// Alive asks a source that is no KMS whether it answers: provider.Health.
+	// Alive checks a source that is no KMS: provider.Health.
 	Alive func(ctx context.Context) error
-	// Source looks at each host of a source that is a KMS: SourceKMS.Probe.
+	// Source probes each host of a source that is a KMS: SourceKMS.Probe.
 	Source func(ctx context.Context) []HostFacts
-	// AsUser is the short name of a user who reads files, for whom the source is asked.
+	// AsUser is the short name of a user who reads files. Plan opens EDEKs at the source on behalf of this
+	// user.
 	AsUser string
-	// More are checks of the caller's own: of other sources.
+	// More are further checks: of other sources.
 	More func(ctx context.Context) []Check
-	// Others are sources that are asked for old EDEKs of the source's keys before it, by the
-	// keys themselves: the trustee of the Key Trustee KMS that the source is.
+	// Others are sources that open old EDEKs of the source's keys before the source itself is tried, by the
+	// keys alone: the trustee of the Key Trustee KMS that the source is.
 	Others []Source
-	// NameNode is the user that the NameNode comes as, and where that is known from.
+	// NameNode is the NameNode's user, and the place that names it.
 	NameNode NameNode
-	// Rules reads the rules of this server. decide is nil where none can be read, and
-	// then the check says why.
+	// Rules reads the rules of this server. decide is nil where they cannot be read; the check gives the
+	// reason.
 	Rules func(ctx context.Context) (c Check, decide Decide)
 	// HDFS returns a property of the cluster's core-site.xml and hdfs-site.xml.
 	HDFS func(name string) (value string, ok bool)
-	// Own are the "host:port" under which clients reach this server.
+	// Own are the addresses ("host:port") by which clients reach this server.
 	Own []string
 	// Lookup resolves a host name; nil asks the system.
 	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
-	// LocalAddrs are this machine's addresses; nil asks the system.
+	// LocalAddrs are this machine's addresses; nil reads them from the system.
 	LocalAddrs func() ([]netip.Addr, error)
 }
 
 // The limits of the checks.
 const (
-	// maxLatency is the seed procedure's recommendation for the way to the HSM.
+	// maxLatency is the highest latency of the HSM that Cloudera's procedure recommends.
 	maxLatency = 30 * time.Millisecond
-	// maxSkew is how far the source's clock may be from ours. Signed cookies and
-	// Kerberos live on clocks; Kerberos gives up at 5 minutes.
+	// maxSkew is the largest difference of the source's clock from ours. Signed cookies and Kerberos depend on
+	// clocks; Kerberos fails at 5 minutes.
 	maxSkew = 30 * time.Second
-	// kerberosSkew is Kerberos' default.
+	// kerberosSkew is the largest difference of clocks that Kerberos accepts by default.
 	kerberosSkew = 5 * time.Minute
 )
 
-// run makes the checks that need nothing of the keys. The facts are those of the
-// source's hosts.
+// run makes the checks that need no key. It also returns the facts about the source's hosts.
 func (p *Probes) run(ctx context.Context, now func() time.Time) ([]Check, []HostFacts) {
 	checks := []Check{p.latency(ctx)}
 	var facts []HostFacts
@@ -116,7 +113,7 @@ func (p *Probes) run(ctx context.Context, now func() time.Time) ([]Check, []Host
 	return checks, facts
 }
 
-// elsewhere is whether a source that is no KMS is alive.
+// elsewhere checks whether a source that is no KMS is alive.
 func (p *Probes) elsewhere(ctx context.Context) Check {
 	c := Check{Name: "source alive", Measured: "the source is no KMS; its keys are read from where it keeps them"}
 	if p.Alive == nil {
@@ -160,7 +157,7 @@ func (p *Probes) latency(ctx context.Context) Check {
 	return c
 }
 
-// percentile of sorted times, by nearest rank.
+// percentile returns a percentile of sorted times, by nearest rank.
 func percentile(sorted []time.Duration, p int) time.Duration {
 	return sorted[(len(sorted)*p+99)/100-1]
 }
@@ -199,7 +196,7 @@ func alive(facts []HostFacts) Check {
 	return c
 }
 
-// otherHost: the seed wants source and target on hosts of their own.
+// otherHost checks that source and target are on different hosts, as Cloudera's procedure demands.
 func (p *Probes) otherHost(facts []HostFacts) Check {
 	c := Check{Name: "source on another host"}
 	local, err := p.localAddrs()
@@ -229,8 +226,8 @@ func (p *Probes) otherHost(facts []HostFacts) Check {
 	return c
 }
 
-// itself finds a source that is this server, by what it says of itself (err), or by its
-// address and port while this server does not run.
+// itself finds a source that is this server: by what the source says of itself (err), or, while this server
+// does not run, by its address and port.
 func (p *Probes) itself(ctx context.Context, facts []HostFacts, err error) (c Check, found bool) {
 	c = Check{Name: "source is another server", Status: Failure, Cure: "name the KMS from which keys are to be " +
 		"migrated by " + propSource + ", or give this server another port"}
@@ -274,7 +271,7 @@ func clocks(facts []HostFacts, now func() time.Time) Check {
 		if f.Err != nil || f.Date.IsZero() {
 			continue
 		}
-		// The Date header has whole seconds, and was written while we waited.
+		// The Date header has whole seconds, and the host wrote it while we waited.
 		skew := f.Date.Sub(f.DateAsked.Add(f.DateTook / 2))
 		if skew.Abs() < time.Second+f.DateTook {
 			skew = 0
@@ -304,8 +301,7 @@ func clocks(facts []HostFacts, now func() time.Time) Check {
 	return c
 }
 
-// whyUnreachable asks the source's hosts and returns the cure that their
-// answers suggest; "" where there is none.
+// whyUnreachable probes the source's hosts and returns the cure that their answers suggest, or "".
 func (p *Probes) whyUnreachable(ctx context.Context) string {
 	if p.Source == nil {
 		return ""
@@ -318,7 +314,7 @@ func (p *Probes) whyUnreachable(ctx context.Context) string {
 	return ""
 }
 
-// hostOf is the host of a base URL, for messages and lookups.
+// hostOf returns the host of a base URL, for messages and lookups.
 func hostOf(base string) string {
 	u, err := url.Parse(base)
 	if err != nil {

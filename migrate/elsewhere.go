@@ -12,14 +12,13 @@ import (
 	"claviger/provider"
 )
 
-// sameTarget tells whether the journal's URI of a target and today's name the same keys. To
-// an HSM the metastore itself is bound, however its URI is spelt; a keystore file is known
-// by its path alone.
+// sameTarget reports whether the URI of a target in the journal and today's URI name the same keys. An HSM is
+// bound to the metastore itself, in whatever spelling its URI is; a keystore file is known by its path alone.
 func sameTarget(then, now string) bool {
 	return then == "" || keystoreFile(then) == keystoreFile(now)
 }
 
-// keystoreFile is the path of a keystore file's URI; "" for others.
+// keystoreFile returns the path in a keystore file's URI, or "" for other URIs.
 func keystoreFile(uri string) string {
 	scheme, _, _ := strings.Cut(uri, ":")
 	if scheme != "jceks" && scheme != "localjceks" {
@@ -32,16 +31,15 @@ func keystoreFile(uri string) string {
 	return path
 }
 
-// away is the newest record of a key that a run into another target has taken over, or
-// begun to.
+// away is the newest record of a key that a run into another target has taken over, or has begun to take over.
 type away struct {
 	Item
 	target string // URI
 	began  time.Time
 }
 
-// asSource returns the other target as a source, where it is one now: then EDEKs of its
-// versions open there. nil where it is not configured.
+// asSource returns the other target as a source where it is configured as one now; EDEKs of its versions open
+// there. Otherwise it returns nil.
 func (e *Engine) asSource(a away) Source {
 	for _, s := range append(slices.Clone(e.cfg.Beside), e.cfg.Source) {
 		if s != nil && sameTarget(a.target, s.URI()) {
@@ -51,7 +49,7 @@ func (e *Engine) asSource(a away) Source {
 	return nil
 }
 
-// whyElsewhere says of a key that is not here what is to be done. It asks nobody.
+// whyElsewhere says what to do about a key that is not here. It calls no provider.
 func (e *Engine) whyElsewhere(a away) string {
 	if e.asSource(a) != nil {
 		return "was taken over into " + a.target + ", which is a source now: run the migration again"
@@ -63,8 +61,8 @@ func (e *Engine) whyElsewhere(a away) string {
 		a.target, a.began.UTC().Format(time.RFC3339), inBrackets(a.TargetVersions), propProvider)
 }
 
-// above returns the lowest number that versions here may have of a key that was taken over
-// into another target, which is the source s now.
+// above returns the lowest number that versions here may have, for a key that was taken over into another
+// target which is the source s now.
 func above(ctx context.Context, s Source, a away) (first int, err error) {
 	for _, v := range a.TargetVersions {
 		if n, ok := claviger.VersionNumber(v); ok {
@@ -84,8 +82,8 @@ func above(ctx context.Context, s Source, a away) (first int, err error) {
 	return first, nil
 }
 
-// twice names a version that a key has here, and that was made for it in another target too;
-// "" where there is none, or where an operator has said that its EDEKs are of this one.
+// twice returns a version that a key has here and that was made for it in another target too. It returns ""
+// where there is none, or where an operator has said that the version's EDEKs are of this target.
 func (e *Engine) twice(ctx context.Context, a away) (string, error) {
 	if len(a.TargetVersions) == 0 {
 		return "", nil
@@ -102,9 +100,9 @@ func (e *Engine) twice(ctx context.Context, a away) (string, error) {
 	return "", nil
 }
 
-// rolledInto names a version that was made for a key in another target, and whose name the
-// source has given to one of its own since; "" where there is none, or where an operator has
-// said that its EDEKs are the source's.
+// rolledInto returns a version that was made for a key in another target and whose name the source has since
+// given to a version of its own. It returns "" where there is none, or where an operator has said that the
+// version's EDEKs are the source's.
 func (e *Engine) rolledInto(ctx context.Context, a away, theirs *claviger.Metadata) string {
 	var among []string
 	for _, v := range a.TargetVersions {
@@ -128,9 +126,9 @@ func (e *Engine) whyRolledInto(version string, a away) string {
 		claviger.NamesWith(e.cfg.Theirs, version), thenRun)
 }
 
-// noteTwice keeps the versions that another target has too among the conflicts, so that a
-// server opens no EDEK of their names.
-func (e *Engine) noteTwice(ctx context.Context, twice []VersionConflict) error {
+// recordTwice adds the versions that another target has too to the conflicts, so that a server opens no EDEK of
+// these names.
+func (e *Engine) recordTwice(ctx context.Context, twice []VersionConflict) error {
 	if len(twice) == 0 {
 		return nil
 	}
@@ -165,14 +163,14 @@ func (e *Engine) whyTwice(ctx context.Context, version string, a away) string {
 		a.began.UTC().Format(time.RFC3339), key, PropOurs, e.oursWith(ctx, version, nil))
 }
 
-// elsewhereItem is the item of a key that is in another target.
+// elsewhereItem returns the item of a key that is in another target.
 func elsewhereItem(a away, why string) Item {
 	return Item{Key: a.Key, State: Elsewhere, Listed: a.Listed, Folded: a.Folded, Source: a.Source,
 		SourceVersions: a.SourceVersions, Why: why}
 }
 
-// left are the keys that runs into another target have taken over and that no run has
-// brought here, sorted by name.
+// left returns the keys that runs into another target have taken over and that no run has brought here, sorted
+// by name.
 func (h *history) left() []away {
 	var list []away
 	for _, a := range h.elsewhere {
@@ -184,7 +182,7 @@ func (h *history) left() []away {
 	return list
 }
 
-// originElsewhere is the target of a run as a source: what was made there opens there alone.
+// originElsewhere returns the target of a run as a source, because what was made there opens there alone.
 // taken: the key was brought here since, with numbers above those.
 func originElsewhere(a away, taken bool) Origin {
 	o := Origin{Key: a.Key, Source: a.target, TakenOver: taken, Numbered: taken, Metadata: a.Source, Folded: a.Folded}

@@ -12,54 +12,51 @@ import (
 	"claviger/metastore"
 )
 
-// FinishOptions is what Finish goes by.
+// FinishOptions are the operator's statements and the state of the configuration.
 type FinishOptions struct {
-	// Since: a version of a source that was used after it keeps the source needed.
+	// Since is the start of the time in which no version of a source may have been used.
 	Since time.Time
-	// EDEKsDone is the operator's word that every EDEK, those in snapshots and
-	// replicas included, is re-encrypted or gone.
+	// EDEKsDone is the operator's statement that every EDEK is re-encrypted or deleted, in snapshots and copies
+	// too.
 	EDEKsDone bool
-	// SourceGone is the operator's word that the source cannot be asked any more, so
-	// that keys which it has got since the run are lost with it.
+	// SourceGone is the operator's statement that the source cannot be read any more. Keys that it got since
+	// the run are lost.
 	SourceGone bool
-	// SourceRolled is the operator's word that what was rolled at the source since the
-	// run is known, and that EDEKs of it are re-encrypted too.
+	// SourceRolled is the operator's statement that the versions which the source rolled since the run are
+	// known, and that their EDEKs are re-encrypted too.
 	SourceRolled bool
-	// NotRestarted are servers, in words, that run with other sources than Get tells.
+	// NotRestarted describes servers that still run with other sources than the configuration names.
 	NotRestarted []string
-	// Get returns a property of the server's configuration as somebody has set it,
-	// and where ("/etc/kms/kms-site.xml:12"); built-in defaults do not count. Nil
-	// leaves the properties unchecked.
+	// Get returns the value of a property that somebody has set, and the place ("/etc/kms/kms-site.xml:12").
+	// Built-in defaults do not count. Nil leaves the properties unchecked.
 	Get func(name string) (value, where string, ok bool)
 }
 
-// Ending is what Finish found.
+// Ending is the result of Finish.
 type Ending struct {
 	Format string    `json:"format"` // "claviger migrate finish 1"
 	At     time.Time `json:"at"`
 	Since  time.Time `json:"since"`
-	// Refusals say why the source is still needed; none: it is not.
+	// Refusals are the reasons why the source is still needed; without any, it is not needed.
 	Refusals []string `json:"refusals"`
-	// Properties are those to remove or restore, in the procedure's order.
+	// Properties are the properties to remove or restore, in the procedure's order.
 	Properties []Property `json:"properties"`
-	// Leftovers are what copies of the source's secrets, and others of its files, the
-	// procedure has left on this host; whoever calls Finish looks for them.
+	// Leftovers are the files that the procedure has left on this host: copies of the source's secrets, and
+	// others. The caller of Finish finds them.
 	Leftovers []Leftover `json:"leftovers,omitempty"`
-	// NotReached is what the re-encryption of zones does not change, so that EDEKsDone
-	// says nothing of it.
+	// NotReached is what the re-encryption of zones does not change. EDEKsDone does not cover it.
 	NotReached []string `json:"notReached"`
-	// Finished: nothing is left to do, and the journal says so.
+	// Finished: nothing is left to do, and the journal records the end.
 	Finished bool `json:"finished"`
-	// Compared is when the source was last asked whether it has keys that are not here;
-	// nil: never after the run.
+	// Compared is the time of the last comparison with the source's keys; nil: none since the run.
 	Compared *time.Time `json:"compared,omitempty"`
-	// Deleted are keys that were migrated and have been deleted here since. What they
-	// encrypted opens nowhere once the source has gone.
+	// Deleted are keys that were migrated and deleted here since. Their EDEKs open nowhere once the source has
+	// gone.
 	Deleted []string `json:"deleted,omitempty"`
 	Remarks []string `json:"remarks,omitempty"`
 }
 
-// notReached names where EDEKs are beside the extended attributes of HDFS' files.
+// notReached names the places of EDEKs other than the extended attributes of HDFS' files.
 var notReached = []string{
 	"ORC files with encrypted columns: the key version is in the file's footer; write the files anew (INSERT " +
 		"OVERWRITE, CTAS)",
@@ -69,18 +66,18 @@ var notReached = []string{
 	"snapshots from before the re-encryption: delete them",
 }
 
-// Leftover is a file or folder on this host that nobody needs after a migration.
+// Leftover is a file or folder on this host that is not needed after a migration.
 type Leftover struct {
 	Path   string `json:"path"`
 	What   string `json:"what"`
 	Secret bool   `json:"secret"` // it is known to be a copy of secrets; else it is a guess
-	// Shredded: it was overwritten and removed just now.
+	// Shredded: this call overwrote and removed it.
 	Shredded bool `json:"shredded,omitempty"`
-	// Left is what of it stays, with the reasons.
+	// Left is the part that stays, with the reasons.
 	Left []string `json:"left,omitempty"`
 }
 
-// Property is one property of the clean-up.
+// Property is a property of the clean-up.
 type Property struct {
 	Name  string `json:"name"`
 	Value string `json:"value,omitempty"` // as it is now
@@ -89,9 +86,8 @@ type Property struct {
 	Done  bool   `json:"done"`
 }
 
-// Finish decides whether the source may go. If so it tells the properties to
-// remove, and once they are gone it writes the end into the journal; from then
-// on a call finds it finished.
+// Finish decides whether the source may go. If so it lists the properties to remove. Once they are gone it
+// writes the end into the journal; later calls find the migration finished.
 func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 	f := &Ending{Format: "claviger migrate finish 1", At: e.now(), Since: o.Since.UTC(), Refusals: []string{},
 		Properties: []Property{}, NotReached: notReached}
@@ -146,7 +142,7 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 	if err := e.putRun(ctx, *last); err != nil {
 		return nil, err
 	}
-	// By the operator's word all of them are versions of ours: they need no property for ever.
+	// The operator has said that all of them are versions of ours: they need no property any more.
 	return f, e.settleConflicts(ctx)
 }
 
@@ -165,7 +161,7 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 			refuse("the last run ended at %s, which is still to come, so a clock was ahead then: what was used since "+
 				"cannot be told before that time", last.Ended.UTC().Format(time.RFC3339))
 		}
-		// It was said, and decided by, then; what counts is what came after.
+		// An earlier call decided by the operator's statement; only what came later counts.
 		o.EDEKsDone = true
 		if last.Ended.After(o.Since) {
 			o.Since = *last.Ended
@@ -186,7 +182,7 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 		return err
 	}
 	for _, key := range h.order {
-		if it := h.items[key]; !it.State.settled() && it.State != Elsewhere { // that is told already
+		if it := h.items[key]; !it.State.settled() && it.State != Elsewhere { // refused above
 			if it.Why == "" { // a run was broken off before it
 				it.Why = "run the migration again"
 			}
@@ -241,19 +237,19 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 	return nil
 }
 
-// unserved is the operation of a use that no source was asked for (package keyring).
+// unserved is the operation of a use for which no source was called (package keyring).
 const unserved = "unserved"
 
-// compareSource refuses for each key of the source that is not here, and for each whose
-// versions are not those of the run. It notes a key that is not here in the journal: it
-// is known when the source is no longer configured, and nobody makes a key of its name.
-// Where nothing was found, the run has the time of the comparison.
+// compareSource adds a refusal for each key of the source that is not here, and for each key whose versions
+// differ from those of the run. It records a missing key in the journal, so that the key stays known after the
+// source has left the configuration, and nobody can make a key of its name. Where it finds nothing, it records
+// the time of the comparison.
 func (e *Engine) compareSource(ctx context.Context, f *Ending, h *history, o FinishOptions,
 	refuse func(string, ...any)) error {
 	if e.cfg.Source == nil {
 		return nil
 	}
-	sv, err := e.look(ctx, "migrate.Finish")
+	sv, err := e.survey(ctx, "migrate.Finish")
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:
@@ -263,7 +259,7 @@ func (e *Engine) compareSource(ctx context.Context, f *Ending, h *history, o Fin
 			"of the configuration, and say --source-gone", claviger.Reason(err), propSource)
 		return nil
 	}
-	if err := e.noteTwice(ctx, sv.twice); err != nil { // they are refused with the other conflicts
+	if err := e.recordTwice(ctx, sv.twice); err != nil { // they are refused with the other conflicts
 		return err
 	}
 	last, all := h.last(), len(sv.twice) == 0
@@ -292,7 +288,7 @@ func (e *Engine) compareSource(ctx context.Context, f *Ending, h *history, o Fin
 		since := e.sinceRun(&it, sv.theirs[i], names)
 		switch {
 		case it.State == Elsewhere:
-			all = false // it is told already
+			all = false // refused above
 		case !known:
 			all = false
 			refuse("key %s is at the source and was not migrated: run the migration again", claviger.Printable(it.Key))
@@ -316,7 +312,7 @@ func (e *Engine) compareSource(ctx context.Context, f *Ending, h *history, o Fin
 	return e.putRun(ctx, *last)
 }
 
-// knows tells whether the journal has a key, in whatever spelling its source answers to.
+// knows reports whether the journal has a key, in any spelling to which its source answers.
 func (h *history) knows(key string) bool {
 	if _, ok := h.items[key]; ok {
 		return true
@@ -329,7 +325,7 @@ func (h *history) knows(key string) bool {
 	return false
 }
 
-// taken counts the keys that were taken over from a source.
+// taken returns the number of keys that were taken over from a source.
 func (h *history) taken() (n int) {
 	for _, it := range h.items {
 		if it.State == Done {
@@ -339,8 +335,8 @@ func (h *history) taken() (n int) {
 	return n
 }
 
-// notUsable refuses for each version of a migrated key with which the target does not
-// encrypt, and notes the keys that were deleted since.
+// notUsable adds a refusal for each version of a migrated key with which the target does not encrypt. It
+// collects the keys that were deleted since.
 func (e *Engine) notUsable(ctx context.Context, f *Ending, h *history, refuse func(string, ...any)) error {
 	var keys []string
 	for _, key := range slices.Sorted(slices.Values(h.order)) {
@@ -363,25 +359,25 @@ func (e *Engine) notUsable(ctx context.Context, f *Ending, h *history, refuse fu
 	return nil
 }
 
-// refusedVersions bounds how many versions that cannot be used are told.
+// refusedVersions bounds how many unusable versions a report names.
 const refusedVersions = 16
 
-// cleanup is the procedure's steps 11 to 14.
+// cleanup checks the properties of the procedure's steps 11 to 14.
 func cleanup(get func(string) (string, string, bool)) []Property {
-	ask := func(name, want string, done func(value string, set bool) bool) Property {
+	property := func(name, want string, done func(value string, set bool) bool) Property {
 		value, where, set := get(name)
 		return Property{Name: name, Value: value, Where: where, Want: want, Done: done(strings.TrimSpace(value), set)}
 	}
 	gone := func(_ string, set bool) bool { return !set }
 	off := func(value string, set bool) bool { return !set || strings.EqualFold(value, "false") }
 	ps := []Property{
-		ask(propInitiate, "false, or removed", off),
-		ask(propTrustee, "removed", gone),
-		ask(propSource, "removed", gone),
-		ask(propReencrypt, "removed", off), // false is as good as gone
+		property(propInitiate, "false, or removed", off),
+		property(propTrustee, "removed", gone),
+		property(propSource, "removed", gone),
+		property(propReencrypt, "removed", off), // false is as good as gone
 	}
-	// The provider list stays, with its first entry alone.
-	uri := ask(propProvider, "", func(value string, _ bool) bool {
+	// The provider list keeps its first entry only.
+	uri := property(propProvider, "", func(value string, _ bool) bool {
 		_, more, _ := strings.Cut(value, ",")
 		return strings.TrimSpace(more) == ""
 	})

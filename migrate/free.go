@@ -10,7 +10,7 @@ import (
 	"claviger/typo"
 )
 
-// freedRun is where the journal keeps the names that were freed. It is no run.
+// freedRun is the name under which the journal keeps freed names. It is no run.
 const freedRun = "names-freed"
 
 // Freed is the record of a name that an administrator has freed.
@@ -21,17 +21,17 @@ type Freed struct {
 	Host string    `json:"host"`
 }
 
-// FreedNames is what FreeNames did.
+// FreedNames is the result of FreeNames.
 type FreedNames struct {
 	Format string  `json:"format"` // "claviger migrate free 1"
 	Freed  []Freed `json:"freed"`
-	// Shelved are the newest versions of deleted keys of these names that can still come back.
+	// Shelved are the newest versions of deleted keys of these names that can still be undeleted.
 	Shelved []string `json:"shelved,omitempty"`
 }
 
-// FreeNames frees names that the journal keeps for keys of sources whose migration was
-// finished. Nothing is freed where one of them cannot be: kind Invalid for a name that the
-// journal does not keep, whose migration goes on, or that a key has here.
+// FreeNames frees names that the journal keeps for keys of sources whose migration was finished. It frees all
+// of them or none. Kind Invalid for a name that the journal does not keep, whose migration is not finished, or
+// that a key has here.
 func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*FreedNames, error) {
 	const op = "migrate.FreeNames"
 	unlock, ok, err := e.cfg.Store.TryLock(ctx, LockName)
@@ -98,7 +98,7 @@ func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*F
 	return report, nil
 }
 
-// freedNames reads the names that were freed.
+// freedNames returns the freed names.
 func freedNames(ctx context.Context, store metastore.Journal) (map[string]Freed, error) {
 	records, err := store.Records(ctx, freedRun)
 	if err != nil {

@@ -14,14 +14,14 @@ import (
 	"claviger/provider"
 )
 
-// The properties by which HDFS finds its KMS, the newer one first.
+// hdfsProviderProps are the properties that name HDFS' KMS, the newer one first.
 var hdfsProviderProps = []string{"hadoop.security.key.provider.path", "dfs.encryption.key.provider.uri"}
 
-// lookupTime bounds the resolving of one host name.
+// lookupTime bounds the lookup of one host name.
 const lookupTime = 3 * time.Second
 
-// hdfs: HDFS should go on using the source until every key is here. Hosts are
-// compared by their addresses, as names have aliases.
+// hdfs checks that HDFS uses the source until every key is here. It compares hosts by address, as names have
+// aliases.
 func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Check {
 	c := Check{Name: "HDFS not yet pointed here"}
 	notTried := func(measured, cure string) Check {
@@ -78,8 +78,8 @@ func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Che
 // endpoints are addresses with their ports.
 type endpoints []netip.AddrPort
 
-// any reports whether one of the others is among these. All addresses of the
-// loopback are one: a host's own name is 127.0.1.1 on some systems.
+// any reports whether one of the others is among these. All loopback addresses count as one: a host's own name
+// is 127.0.1.1 on some systems.
 func (list endpoints) any(others endpoints) bool {
 	plain := func(a netip.AddrPort) netip.AddrPort {
 		if a.Addr().IsLoopback() {
@@ -95,7 +95,7 @@ func (list endpoints) any(others endpoints) bool {
 	return false
 }
 
-// endpoints resolves several "host:port"; those that cannot be are left out.
+// endpoints resolves several "host:port", and leaves out those that cannot be resolved.
 func (p *Probes) endpoints(ctx context.Context, hosts []string, local bool) endpoints {
 	var all endpoints
 	ports := map[uint16]bool{}
@@ -150,7 +150,7 @@ func (p *Probes) resolve(ctx context.Context, hostPort string) (endpoints, error
 	return all, err
 }
 
-// sourceEndpoints are where the source's hosts are.
+// sourceEndpoints returns the addresses of the source's hosts.
 func sourceEndpoints(facts []HostFacts) endpoints {
 	var all endpoints
 	for _, f := range facts {
@@ -170,8 +170,8 @@ func sourceEndpoints(facts []HostFacts) endpoints {
 	return all
 }
 
-// kmsHosts are the "host:port" of the KMSs in a list of provider URIs. What is
-// no KMS, or not well-formed, has none: it cannot be us.
+// kmsHosts returns the "host:port" of the KMSs in a list of provider URIs. It leaves out other and malformed
+// URIs, which cannot be this server.
 func kmsHosts(list string) []string {
 	uris, err := provider.SplitURIs(list)
 	if err != nil {

@@ -13,10 +13,10 @@ import (
 	"claviger/metastore"
 )
 
-// State is how far a key or a run is.
+// State is the progress of a key or a run.
 type State string
 
-// The states of a key. Plan uses them too, for what would be.
+// The states of a key. Plan uses them for what a run would reach.
 const (
 	Planned     State = "planned"     // will be imported
 	Importing   State = "importing"   // was begun; the next run goes on with it
@@ -29,15 +29,14 @@ const (
 	Deleted     State = "deleted"     // was migrated, and deleted at the target since
 	Gone        State = "gone"        // was never taken over, and the source lists it no more
 	Elsewhere   State = "elsewhere"   // was taken over into another target, and is not here
-	// Lost is said by Status of a key whose versions an operator has given up on the
-	// target's token. The journal never has it.
+	// Lost is a state in Status only: an operator has given up versions of the key on the target's token.
 	Lost State = "lost"
-	// NameFreed is said by Status of a key that was deleted here, and whose name an
-	// administrator has freed since. The journal never has it.
+	// NameFreed is a state in Status only: the key was deleted here, and an administrator has freed its name
+	// since.
 	NameFreed State = "freed"
 )
 
-// settled: nothing is left to do about the key.
+// settled reports whether nothing is left to do about the key.
 func (s State) settled() bool { return s == Done || s == Deleted || s == Gone }
 
 // The states of a run.
@@ -46,13 +45,11 @@ const (
 	Complete   State = "complete"   // every key is done, or deleted since, or gone
 	Incomplete State = "incomplete" // some key could not be imported
 	Finished   State = "finished"   // the operator has ended the migration
-	// Interrupted is said of a run that the journal has as running, while no process
-	// holds the lock. The journal never has it.
+	// Interrupted is a state in Status only: the journal has the run as running, and no process holds the lock.
 	Interrupted State = "interrupted"
 )
 
-// Fields is a key's metadata as reports and the journal write it. Its field
-// names are part of the JSON reports' format.
+// Fields is a key's metadata in reports and the journal. Its field names are part of the JSON format.
 type Fields struct {
 	Cipher      string            `json:"cipher"`
 	Length      int               `json:"length"` // bits
@@ -80,12 +77,11 @@ type Run struct {
 	Versions Versions  `json:"versionsMode"`
 	Host     string    `json:"host"`
 	Started  time.Time `json:"started"`
-	// Ended is when it became complete, incomplete or finished.
+	// Ended is the time at which it became complete, incomplete or finished.
 	Ended *time.Time `json:"ended,omitempty"`
-	// Compared is when Finish last saw that the source, asked after the run, has no key
-	// that was not taken over.
+	// Compared is the time at which Finish last found that the source has no key that was not taken over.
 	Compared *time.Time `json:"compared,omitempty"`
-	// Resumed is how often a later process went on with it.
+	// Resumed counts the later processes that continued it.
 	Resumed int `json:"resumed,omitempty"`
 }
 
@@ -95,58 +91,53 @@ type Item struct {
 	State State  `json:"state"`
 	// Listed is the source's spelling of the name, where it is another.
 	Listed string `json:"listed,omitempty"`
-	// Folded: the source answers to every spelling of the name, and so does this
-	// metastore by an alias.
+	// Folded: the source answers to every spelling of the name, and this metastore does so by an alias.
 	Folded bool `json:"folded,omitempty"`
-	// Source is what the source said of the key when it was planned.
+	// Source is the source's metadata at the time of planning.
 	Source Fields `json:"source"`
-	// SourceVersions are the full names at the source, oldest first; none where
-	// the source does not show them, as a KMS that rightly denies us GET.
+	// SourceVersions are the full names at the source, oldest first. They are empty where the source does not
+	// show them, as a KMS that rightly denies us GET.
 	SourceVersions []string `json:"sourceVersions,omitempty"`
-	// Count is how many versions the target makes. The first of TargetVersions
-	// stands for the first of SourceVersions, and so on; if there is one alone it
-	// stands for the last.
+	// Count is how many versions the target makes. The first of TargetVersions stands for the first of
+	// SourceVersions, and so on. A single one stands for the last.
 	Count int `json:"count"`
-	// First is the lowest number that they may have: the source has used those below.
-	// 0 where its names are no numbers.
+	// First is the lowest number that they may have, since the source has used the numbers below; 0 where the
+	// source's names are no numbers.
 	First          int        `json:"first,omitempty"`
 	TargetVersions []string   `json:"targetVersions,omitempty"`
 	Started        *time.Time `json:"started,omitempty"`
 	Ended          *time.Time `json:"ended,omitempty"`
-	// Adopted: the key was at the target already, with the same metadata.
+	// Adopted: the target had the key already, with the same metadata.
 	Adopted bool `json:"adopted,omitempty"`
-	// Retaken: the key was taken over before, its record was lost, and an operator's
-	// adoption made it anew with TargetVersions.
+	// Retaken: the key had been taken over before and its record was lost. An operator's adoption made the
+	// record anew, with TargetVersions.
 	Retaken bool `json:"retaken,omitempty"`
-	// Rolled is how many versions the source counted when one of them was found to have
-	// the name of one here; 0: none had.
+	// Rolled is the source's count of versions when one of them had the name of a version here; 0: no version
+	// had.
 	Rolled int `json:"rolled,omitempty"`
-	// Why says what stands against the import, and the cure.
+	// Why is the reason against the import, with the cure.
 	Why string `json:"why,omitempty"`
 	// Run is the run that the record belongs to.
 	Run string `json:"-"`
 }
 
-// history is the journal, read: runs oldest first, and the newest record of
-// each key.
+// history is the content of the journal: runs oldest first, and the newest record of each key.
 type history struct {
 	runs  []Run
 	items map[string]Item
 	order []string // keys by first appearance
-	// takenOver is the newest record of each key that was taken over, whatever was noted of it later.
+	// takenOver is the newest record of each key that was taken over, whatever was recorded of the key later.
 	takenOver map[string]Item
-	// others are the runs into other targets than ours, oldest first, and elsewhere is the
-	// newest record of each key that they have taken over, or begun to. The keys above are
-	// of runs into ours alone.
+	// others are the runs into other targets, oldest first. elsewhere is the newest record of each key that
+	// such runs have taken over, or begun to. The fields above are of runs into our target alone.
 	others    []Run
 	elsewhere map[string]away
 }
 
-// runPrefix sets a migration's runs apart from what others may write into the
-// journal.
+// runPrefix distinguishes a migration's runs from other records of the journal.
 const runPrefix = "migration-"
 
-// read collects the runs from one source, or from all where source is "".
+// read returns the runs from one source, or from all sources where source is "".
 func (e *Engine) read(ctx context.Context, source string) (*history, error) {
 	h := &history{items: make(map[string]Item), takenOver: make(map[string]Item), elsewhere: make(map[string]away)}
 	names, err := e.cfg.Store.Runs(ctx)
@@ -191,14 +182,13 @@ func (e *Engine) read(ctx context.Context, source string) (*history, error) {
 	return h, nil
 }
 
-// takenOver: the key was made at the target; it may have been deleted there since.
+// takenOver reports whether the key was made at the target. It may have been deleted there since.
 func (it *Item) takenOver() bool {
 	return (it.State == Done || it.State == Deleted) && len(it.TargetVersions) > 0
 }
 
-// hides reports whether a record is of another key that the source had by then, under the name
-// of one that was taken over, whose record was is. Runs of older programs called that a
-// conflict, and one that went later gone.
+// hides reports whether a record is of a second key that the source had under the name of a key that was taken
+// over (was). Older programs recorded such a key as a conflict, and as gone once it went.
 func (it *Item) hides(was Item) bool {
 	return (it.State == Conflict || it.State == Gone) && !was.Source.Created.Equal(it.Source.Created)
 }
@@ -220,7 +210,7 @@ func decodeRun(name string, records []metastore.Record) (run Run, items []Item, 
 	return run, items, nil
 }
 
-// last is the newest run, nil where there is none.
+// last returns the newest run, or nil.
 func (h *history) last() *Run {
 	if len(h.runs) == 0 {
 		return nil
@@ -228,8 +218,7 @@ func (h *history) last() *Run {
 	return &h.runs[len(h.runs)-1]
 }
 
-// open is the run that a new process goes on with, nil where a new one is to
-// be begun.
+// open returns the run that a new process continues, or nil where a new run must begin.
 func (h *history) open() *Run {
 	if r := h.last(); r != nil && (r.State == Running || r.State == Incomplete) {
 		return r
@@ -253,8 +242,8 @@ func (e *Engine) put(ctx context.Context, run, item string, record any) error {
 	return e.cfg.Store.Put(ctx, run, item, data)
 }
 
-// newRun names a run by the moment it began; two cannot begin at once, for the
-// lock is held.
+// newRun makes a run named by the moment at which it began. Two runs cannot begin at once, since the lock is
+// held.
 func (e *Engine) newRun(h *history) Run {
 	started := e.now()
 	name := runPrefix + started.Format("20060102T150405.000Z")

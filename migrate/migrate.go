@@ -1,27 +1,23 @@
-// Package migrate moves the metadata of encryption-zone keys from a running
-// Hadoop KMS (or any other provider) to a provider that makes its own key
-// versions: an HSM. Material never moves.
+// Package migrate moves the metadata of encryption-zone keys from a running Hadoop KMS, or any other provider,
+// to a provider that makes its own key versions: an HSM. Material never moves.
 //
-// For each key of the source the target is told name, cipher, length,
-// description, attributes, creation time, how many versions to make, and from which
-// number on. The
-// work is written down in the metastore's journal before and after each step:
+// For each key of the source the target gets name, cipher, length, description, attributes, creation time, the
+// number of versions to make, and their lowest number. The metastore's journal records the work before and
+// after each step:
 //
 //	run ""      {"source": ..., "state": "running"}
 //	run "k1"    planned -> importing -> done
 //	run "k2"    planned -> importing -> failed
 //
-// so that a process that is killed at any point is followed by one that goes on
-// from there, with neither a second HSM key nor a lost one. The source is only
-// ever read.
+// After a process was killed at any point, the next one continues from there. No HSM key is made twice, and
+// none is lost. The engine only reads the source.
 //
-// Each name that the source lists has a record, whether its metadata can be read or
-// not: what was not read is never taken for absent. Of a source that answers to every
-// spelling of a name, the metastore has an alias of each key (metastore.SetAlias),
-// written before the key is made.
+// Each name that the source lists has a record, whether its metadata can be read or not: an unreadable key
+// never counts as absent. For a source that answers to every spelling of a name, the metastore gets an alias of
+// each key (metastore.SetAlias) before the key is made.
 //
-// Plan says beforehand what Run would do; Status and Verify say afterwards what
-// was done and whether it still is so; Finish says when the source may go.
+// Plan says what Run would do. Status and Verify say what was done, and whether it is still so. Finish says
+// when the source may go.
 package migrate
 
 import (
@@ -39,33 +35,30 @@ import (
 	"claviger/provider"
 )
 
-// LockName is the metastore's lock under which one process migrates, however
-// many are told to.
+// LockName is the metastore's lock that lets one process at a time migrate.
 const LockName = "migration"
 
-// Source is what keys are taken over from. Nothing but its reading methods is
-// ever called.
+// Source is where keys are taken over from. Only its reading methods are called.
 type Source interface {
 	provider.Reader
 	URI() string
 }
 
-// Target is what keys are taken over into.
+// Target is where keys are taken over to.
 type Target interface {
 	provider.Reader
 	provider.Importer
 	URI() string
 }
 
-// Adopter is implemented by a target whose lost records an operator can have made anew
-// from what an HSM holds (hsm.Provider). Such a record has neither the attributes nor the
-// creation time of the key that was lost.
+// Adopter is implemented by a target whose lost records an operator can make anew from the keys in an HSM
+// (hsm.Provider). Such a record lacks the attributes and the creation time of the lost key.
 type Adopter interface {
-	// Adopted returns those of the names whose keys have a record that was made so. A key
-	// that a user made is not among them.
+	// Adopted returns those of the names whose keys have such a record. Keys that users made are not among
+	// them.
 	Adopted(ctx context.Context, names ...string) ([]string, error)
-	// Retake gives such a key the description, attributes and creation time of m. Kinds
-	// KeyNotFound; Invalid where the key is none of these, or has another cipher or length.
+	// Retake gives such a key the description, attributes and creation time of m. Kinds: KeyNotFound; Invalid
+	// where the key has no such record, or has another cipher or length.
 	Retake(ctx context.Context, m claviger.Metadata) error
 }
 
@@ -82,20 +75,20 @@ type Store interface {
 	TryLock(ctx context.Context, name string) (unlock func(), ok bool, err error)
 }
 
-// Versions says how many versions a key gets at the target.
+// Versions chooses how many versions a key gets at the target.
 type Versions string
 
-// The choices. Old EDEKs are opened through the source with each of them.
+// The choices. The source opens old EDEKs with each of them.
 const (
 	Auto    Versions = "auto"    // one where the source numbers its versions, else as many as it counts
 	All     Versions = "all"     // as many as the source counts
 	Current Versions = "current" // one
 )
 
-// Valid tells whether v is one of the choices.
+// Valid reports whether v is one of the choices.
 func (v Versions) Valid() bool { return v == Auto || v == All || v == Current }
 
-// Progress is how far a run has come.
+// Progress is the progress of a run.
 type Progress struct {
 	Keys, KeysTotal         int // of those that this run imports
 	Versions, VersionsTotal int // HSM keys; a resumed key counts wholly
@@ -103,10 +96,10 @@ type Progress struct {
 	Step                    string // what was just made durable
 }
 
-// Config is what an Engine is made of.
+// Config configures an Engine.
 type Config struct {
-	// Source may be nil for Status and Finish, which live on the journal: when a
-	// migration is finished, the source is no longer configured.
+	// Source may be nil for Status and Finish, which read the journal: after a migration the source is no
+	// longer configured.
 	Source Source
 	Target Target
 	Store  Store
@@ -114,48 +107,43 @@ type Config struct {
 	Beside []Source
 	// Versions is Auto where empty.
 	Versions Versions
-	// Gap is how many numbers are left free above those that a source which numbers its
-	// versions has used, for its rolls after the key was taken over.
+	// Gap is how many numbers stay free above the used numbers of a source that numbers its versions. The
+	// source may use them for rolls after the key was taken over.
 	Gap int
-	// Ours are versions at the target, full names, whose EDEKs are the target's by the
-	// operator's word, though the source has other versions of these names.
+	// Ours are full names of versions at the target. The operator has said that EDEKs of these names are the
+	// target's, although the source has other versions of these names.
 	Ours map[string]bool
-	// Theirs are versions of keys that were deleted at the target, full names: all EDEKs of
-	// these names are the source's by the operator's word.
+	// Theirs are full names of versions of keys that were deleted at the target. The operator has said that all
+	// EDEKs of these names are the source's.
 	Theirs map[string]bool
-	// Adopted are keys, and AllAdopted stands for all, that were taken over from the source
-	// before a backup that does not know it was restored, by the operator's word. Run takes
-	// them over with the versions that are here, where the target is an Adopter and its
-	// records of them were made by an operator's adoption.
+	// Adopted are keys that, by the operator's statement, were taken over from the source before a backup was
+	// restored that does not know it. AllAdopted stands for all keys. Run takes them over with the versions
+	// that are here, where the target is an Adopter and an operator's adoption made its records of them.
 	Adopted    []string
 	AllAdopted bool
-	// MaxVersions bounds what a source may make us generate for one key; 0 is
-	// 1,000.
+	// MaxVersions bounds how many versions the target makes for one key; 0 is 1,000.
 	MaxVersions int
-	// Parallel is how many keys are imported side by side; 0 is 4.
+	// Parallel is how many keys are imported concurrently; 0 is 4.
 	Parallel int
 	// Probes are the checks of Plan that need more than the fields above.
 	Probes Probes
-	// Progress is called after each durable step, if not nil, never twice at a
-	// time.
+	// Progress, if not nil, is called after each durable step. Calls do not overlap.
 	Progress func(Progress)
-	// OnStep is called after each durable step with its key ("" for the run's
-	// own) and name, never twice at a time. An error from it ends the run as a
-	// crash at that point would. Tests use it; nil is none.
+	// OnStep, if not nil, is called after each durable step with its key ("" for the run's own) and name. Calls
+	// do not overlap. An error from it ends the run as a crash at that point would. Tests use it.
 	OnStep func(key, step string) error
 	// Now is time.Now where nil.
 	Now func() time.Time
-	// Audit, if not nil, is told of each key that is imported, or could not be; where
-	// it is a Guard, the attempt is recorded before. Caller is who does it.
+	// Audit, if not nil, gets an event for each key that is imported or fails. Where it is a Guard, it records
+	// the attempt first. Caller is the acting user.
 	Audit  audit.Logger
 	Caller claviger.Caller
-	// Host names this machine in the journal; "" is the machine's own name.
+	// Host is this machine's name in the journal; "" reads it from the system.
 	Host string
 	Log  *slog.Logger // nil is slog.Default()
 }
 
-// Engine does the work. Its methods may be called at the same time; Run takes a
-// lock.
+// Engine plans, runs, checks and ends a migration. Its methods may be called concurrently; Run takes a lock.
 type Engine struct {
 	cfg Config
 	log *slog.Logger
@@ -187,7 +175,7 @@ func New(cfg Config) (*Engine, error) {
 		cfg.Log = slog.Default()
 	}
 	if cfg.Host == "" {
-		// A host without a name is rare, and no reason not to migrate.
+		// A host without a name is rare, and can migrate nevertheless.
 		cfg.Host, _ = os.Hostname()
 	}
 	return &Engine{cfg: cfg, log: cfg.Log}, nil
@@ -196,7 +184,7 @@ func New(cfg Config) (*Engine, error) {
 // now is the journal's clock: UTC, milliseconds.
 func (e *Engine) now() time.Time { return e.cfg.Now().UTC().Truncate(time.Millisecond) }
 
-// The properties that the messages of this package speak of.
+// The properties that messages of this package name.
 const (
 	propInitiate  = "cloudera.hsmkp.initiatemigration"
 	propSource    = "hadoop.kms.key.provider.reencryption.source.uri"
@@ -211,10 +199,10 @@ const (
 	PropTheirs   = "claviger.migration.theirs"
 )
 
-// ErrNoSource marks what a source is needed for, where none is configured.
+// ErrNoSource marks an error of work that needs a source, where none is configured.
 var ErrNoSource = errors.New("no source")
 
-// noSource is what a migration without a source gets.
+// noSource returns the error for a migration without a source.
 func (e *Engine) noSource(ctx context.Context, op string) error {
 	h, err := e.read(ctx, "")
 	if err != nil {
@@ -233,8 +221,8 @@ func (e *Engine) noSource(ctx context.Context, op string) error {
 				"name it second in %s", propSource, propProvider))
 }
 
-// sourceError puts into words why the source could not be read, with the
-// property at the source that would allow it.
+// sourceError words the reason why the source could not be read, with the property at the source that would
+// allow it.
 func (e *Engine) sourceError(ctx context.Context, op, key string, err error) error {
 	if ctx.Err() != nil {
 		return stopped(ctx, op, key)
@@ -273,8 +261,8 @@ func (e *Engine) sourceError(ctx context.Context, op, key string, err error) err
 		claviger.Reason(err)))
 }
 
-// stopped is the error of work that its caller ended: an operator, by a signal, or a
-// request whose time is up. It is no fault of the source or the target.
+// stopped returns the error of work that its caller ended: an operator by a signal, or a request at its
+// deadline. Neither the source nor the target is at fault.
 func stopped(ctx context.Context, op, key string) error {
 	what := "interrupted"
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
@@ -298,14 +286,12 @@ func fault(err error, format string, args ...any) error {
 	return &worded{text: fmt.Sprintf(format, args...), err: err}
 }
 
-// noAnswer tells the errors of a source that is not there, as against one that
-// answers and cannot do it.
+// noAnswer reports whether err means that the source is unreachable, not that it refused.
 func noAnswer(err error) bool {
 	return claviger.Is(err, claviger.Unavailable) || claviger.Is(err, claviger.SourceUnreachable)
 }
 
-// whyRefused is the source's refusal with its cure, which stands in it already where we
-// know the source's words.
+// whyRefused returns the source's refusal with its cure. A refusal whose words we know holds the cure already.
 func (e *Engine) whyRefused(ctx context.Context, key string, err error) string {
 	reason := claviger.Reason(err)
 	switch {
@@ -319,8 +305,8 @@ func (e *Engine) whyRefused(ctx context.Context, key string, err error) string {
 	return reason
 }
 
-// rightsCure names what at the source would let us read: properties of its
-// kms-acls.xml, or the policies of a Ranger KMS. key "" is the list of names.
+// rightsCure names what at the source would let us read: properties of its kms-acls.xml, or policies of a
+// Ranger KMS. key "" stands for the list of names.
 func (e *Engine) rightsCure(ctx context.Context, key string, err error) string {
 	who := e.admitted(err)
 	if e.ranger(ctx) {
@@ -339,7 +325,7 @@ func (e *Engine) rightsCure(ctx context.Context, key string, err error) string {
 		"key's own entries), and hadoop.kms.acl.GET_METADATA too", who)
 }
 
-// us is who we are at the source, for messages: as far as it is known here.
+// us returns our name at the source for messages, as far as it is known here.
 func (e *Engine) us() string {
 	p := &e.cfg.Probes
 	if k, ok := e.cfg.Source.(interface{ WantsKerberos() bool }); ok && p.KerberosUser != "" && k.WantsKerberos() {
@@ -351,8 +337,7 @@ func (e *Engine) us() string {
 	return "our user"
 }
 
-// seenAs is who we are at the source: as it says in the error, or else as far as it is
-// known here.
+// seenAs returns our name at the source: the name in the source's error, or else the name that is known here.
 func (e *Engine) seenAs(err error) string {
 	if seen := (*provider.SeenAs)(nil); errors.As(err, &seen) {
 		return seen.User
@@ -360,8 +345,8 @@ func (e *Engine) seenAs(err error) string {
 	return e.us()
 }
 
-// admitted is who must be let in at the source, for cures: never root, as whom a command
-// may be run by mistake. err is the source's refusal, or nil.
+// admitted returns the user that the source must admit, for cures. It never returns root, as which a command
+// may run by mistake. err is the source's refusal, or nil.
 func (e *Engine) admitted(err error) string {
 	if who := e.seenAs(err); who != "root" {
 		return who
@@ -377,8 +362,7 @@ func (e *Engine) ranger(ctx context.Context) bool {
 	return ok && r.Ranger(ctx)
 }
 
-// refused tells the errors by which a source says no, as against not
-// answering.
+// refused reports whether err means that the source refused, not that it is unreachable.
 func refused(err error) bool {
 	return claviger.Is(err, claviger.Denied) || claviger.Is(err, claviger.KeyDenied) ||
 		claviger.Is(err, claviger.SourceRefused)

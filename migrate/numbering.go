@@ -22,14 +22,13 @@ const (
 	opaque                 // as a Key Trustee KMS
 )
 
-// number says how many versions the target shall make of a key, and from which
-// number on. NAME@(versions-1) must be the current version for clients, and no
-// version of ours may have the name of one at the source: an EDEK tells where its
-// version is by nothing but the name.
+// number returns how many versions the target makes of a key, and their lowest number. NAME@(versions-1) must
+// be the current version for clients. No version of ours may have the name of a version at the source, because
+// an EDEK names its version by nothing else.
 //
-// Of a source that numbers versions, the default is one fresh version with the next
-// number, or with one that leaves room for rolls at the source (Config.Gap). Of another, as many as it counts, from 0
-// on.
+// A key of a source that numbers versions gets, by default, one fresh version with the next number, or with a
+// number that leaves room for rolls at the source (Config.Gap). Other keys get as many versions as the source
+// counts, from 0 on.
 func (e *Engine) number(ctx context.Context, sv *survey, it *Item, theirs *claviger.Metadata) {
 	count := theirs.Versions
 	if first := theirs.Versions; e.naming(ctx, sv, it) != opaque {
@@ -56,8 +55,8 @@ func (e *Engine) number(ctx context.Context, sv *survey, it *Item, theirs *clavi
 	}
 }
 
-// naming tells how the source names a key's versions: by the list of them, else by
-// those of another key, else by asking for the version that would be the current one.
+// naming finds out how the source names a key's versions: by the list of them, else by those of another key,
+// else by probing for the version that would be the current one.
 func (e *Engine) naming(ctx context.Context, sv *survey, it *Item) naming {
 	if len(it.SourceVersions) > 0 {
 		sv.naming = opaque
@@ -73,11 +72,11 @@ func (e *Engine) naming(ctx context.Context, sv *survey, it *Item) naming {
 	return sv.naming
 }
 
-// maxProbes bounds the keys that are asked for by probeNaming.
+// maxProbes bounds the keys with which probeNaming probes.
 const maxProbes = 5
 
-// probeNaming asks the source to open a made-up EDEK of NAME@(versions-1). That needs
-// no right that opening old EDEKs does not need, and shows no DEK of anybody's.
+// probeNaming makes the source open an invented EDEK of NAME@(versions-1). That needs no right beyond opening
+// old EDEKs, and reveals no DEK.
 func (e *Engine) probeNaming(ctx context.Context, key string, versions int) naming {
 	service, ok := e.cfg.Source.(provider.EDEKService)
 	if !ok {
@@ -104,7 +103,7 @@ func namesAreNumbers(versions []string) bool {
 	return !slices.ContainsFunc(versions, func(v string) bool { _, ok := claviger.VersionNumber(v); return !ok })
 }
 
-// countOf returns what the metadata says of a key that has these versions.
+// countOf returns the metadata's count for a key that has these versions.
 func countOf(versions []string) int {
 	if len(versions) == 0 {
 		return 0
@@ -114,9 +113,8 @@ func countOf(versions []string) int {
 	return claviger.CountVersions(newest[min(len(key)+1, len(newest)):], len(versions))
 }
 
-// skip reserves the numbers that a source has used, also of keys that are not taken
-// over: old EDEKs go on naming them when the source is no longer there, and a key
-// that is made here later must not answer to them.
+// skip reserves the numbers that a source has used, also for keys that are not taken over. Old EDEKs keep
+// naming these numbers after the source has gone, and a key that is made here later must not answer to them.
 func (e *Engine) skip(ctx context.Context, it Item) error {
 	if it.First == 0 {
 		return nil
@@ -128,11 +126,10 @@ func (e *Engine) skip(ctx context.Context, it Item) error {
 	return e.cfg.Store.SkipNumbers(ctx, it.Key, min(it.First, claviger.MaxVersion))
 }
 
-// collision names a version that the source and the target both have, of different
-// keys: the source rolled its key after it was taken over. "" where there is none, and where
-// the source's key is another one, see sinceRun.
-// ours are the names at the target. A version whose EDEKs are the target's by the
-// operator's word is left out.
+// collision returns a version that source and target both have, of different keys, because the source rolled
+// its key after the takeover. It returns "" where there is none, and where the source has another key of the
+// name, see sinceRun. ours are the names at the target. Versions whose EDEKs the operator has given to the
+// target are left out.
 func (e *Engine) collision(ctx context.Context, it Item, theirs *claviger.Metadata, ours []string) string {
 	if !it.numbered() || it.madeAnew(theirs) {
 		return ""
@@ -142,7 +139,7 @@ func (e *Engine) collision(ctx context.Context, it Item, theirs *claviger.Metada
 		if !ok || n >= theirs.Versions || e.cfg.Ours[v] {
 			continue
 		}
-		// One that counts so many, and was taken for one that numbers them, may name them
+		// A source that counts so many versions, and was taken for one that numbers them, may name them
 		// otherwise.
 		if e.probeNaming(ctx, it.Key, n+1) != opaque {
 			return v
@@ -151,13 +148,13 @@ func (e *Engine) collision(ctx context.Context, it Item, theirs *claviger.Metada
 	return ""
 }
 
-// numbered: the source numbers its versions.
+// numbered reports whether the source numbers its versions.
 func (it *Item) numbered() bool {
 	return it.First > 0 || len(it.SourceVersions) > 0 && namesAreNumbers(it.SourceVersions)
 }
 
-// collided is the item of a key that is in conflict by that version. here are all versions that
-// it has here.
+// collided returns the item of a key that is in conflict by that version. here are all versions that the key
+// has here.
 func (e *Engine) collided(ctx context.Context, it Item, theirs *claviger.Metadata, version string,
 	here ...string) Item {
 	more := slices.DeleteFunc(slices.Clone(here), func(v string) bool {
@@ -168,29 +165,29 @@ func (e *Engine) collided(ctx context.Context, it Item, theirs *claviger.Metadat
 	return it
 }
 
-// conflictsOf are the conflicts that a server has found, by key, each key's first.
+// conflictsOf returns, by key, the first conflict that a server has found.
 func (e *Engine) conflictsOf(ctx context.Context) (map[string]VersionConflict, error) {
 	list, err := e.conflicts(ctx)
 	byKey := make(map[string]VersionConflict, len(list))
 	for _, c := range list {
 		key, _ := claviger.KeyOfVersion(c.Version)
-		if _, told := byKey[key]; !told {
+		if _, known := byKey[key]; !known {
 			byKey[key] = c
 		}
 	}
 	return byKey, err
 }
 
-// VersionConflict is a version here whose name the source has given to a version of its
-// own, after the key was taken over.
+// VersionConflict is a version here whose name the source gave to a version of its own, after the key was taken
+// over.
 type VersionConflict struct {
 	Version string `json:"version"`
 	Source  string `json:"source"`
 	Why     string `json:"why"` // with what to do
 }
 
-// conflicts are the versions in conflict that a server has found, by what it has kept in
-// the metastore, but for those whose EDEKs are the target's by the operator's word.
+// conflicts returns the conflicts that a server has found and kept in the metastore, without versions whose
+// EDEKs the operator has given to the target.
 func (e *Engine) conflicts(ctx context.Context) ([]VersionConflict, error) {
 	bySource, err := metastore.Conflicts(ctx, e.cfg.Store)
 	if err != nil {
@@ -210,8 +207,8 @@ func (e *Engine) conflicts(ctx context.Context) ([]VersionConflict, error) {
 			if e.cfg.Ours[version] || slices.ContainsFunc(found, known) {
 				continue
 			}
-			// One that is not there was deleted here. Its EDEKs are the source's where it was
-			// never used, or where the operator says so.
+			// A version that is missing was deleted here. Its EDEKs are the source's where it was never used,
+			// or where the operator says so.
 			has, _ := provider.MayHave(ctx, e.cfg.Target, version)
 			key, _ := claviger.KeyOfVersion(version)
 			a := h.elsewhere[key]
@@ -231,7 +228,7 @@ func (e *Engine) conflicts(ctx context.Context) ([]VersionConflict, error) {
 	return found, nil
 }
 
-// settleConflicts forgets what is no longer in conflict.
+// settleConflicts removes conflicts that are settled.
 func (e *Engine) settleConflicts(ctx context.Context) error {
 	if bySource, err := metastore.Conflicts(ctx, e.cfg.Store); err != nil || len(bySource) == 0 {
 		return err
@@ -239,14 +236,14 @@ func (e *Engine) settleConflicts(ctx context.Context) error {
 	return metastore.SetConflicts(ctx, e.cfg.Store, nil)
 }
 
-// mayHaveUsed reports whether EDEKs may have been made under a version of that name here;
-// true where that cannot be found out.
+// mayHaveUsed reports whether EDEKs may have been made here under a version of that name. It returns true where
+// that cannot be found out.
 func (e *Engine) mayHaveUsed(ctx context.Context, version string) bool {
 	used, err := metastore.MayHaveUsed(ctx, e.cfg.Store, e.cfg.Store, claviger.ParseVersion(version))
 	return used || err != nil
 }
 
-// keyUsed is false where it is certain that no version was used that a key has here.
+// keyUsed returns false where it is certain that no version of the key here was ever used.
 func (e *Engine) keyUsed(ctx context.Context, key string) bool {
 	vs, err := e.cfg.Target.Versions(ctx, key)
 	return err != nil || slices.ContainsFunc(namesOf(vs), func(version string) bool {
@@ -255,9 +252,9 @@ func (e *Engine) keyUsed(ctx context.Context, key string) bool {
 	})
 }
 
-// whyCollision says what to do about it. Only a key of which no version was ever used may be
-// deleted: EDEKs of its versions would open nowhere, or be taken for the source's. more are
-// other versions of the key that are in conflict.
+// whyCollision says what to do about the version. Only a key of which no version was ever used may be deleted:
+// otherwise EDEKs of its versions would open nowhere, or be taken for the source's. more are other versions of
+// the key that are in conflict.
 func (e *Engine) whyCollision(ctx context.Context, version string, more ...string) string {
 	key, _ := claviger.KeyOfVersion(version)
 	shown, name := claviger.Printable(version), claviger.Printable(key)
@@ -284,13 +281,12 @@ func (e *Engine) whyCollision(ctx context.Context, version string, more ...strin
 		"set %s to %s, %s", why, name, PropOurs, e.oursWith(ctx, version, more), thenRun)
 }
 
-// thenRun is what is to be done after a property was set. With SQLite no run is made beside a
-// server.
+// thenRun is the step after a property was set. With SQLite, no run is possible beside a server.
 const thenRun = "run the migration again (with a metastore in SQLite while the server is stopped), and restart every " +
 	"node"
 
-// oursWith is the value of claviger.migration.ours that settles a version in conflict, and all
-// others of its key that are known; more are versions here that the source has numbered too.
+// oursWith returns the value of claviger.migration.ours that settles a version in conflict and all other
+// conflicts of its key that are known. more are versions here that the source has numbered too.
 func (e *Engine) oursWith(ctx context.Context, version string, more []string) string {
 	key, _ := claviger.KeyOfVersion(version)
 	more = append(slices.Clone(more), version)
@@ -305,8 +301,7 @@ func (e *Engine) oursWith(ctx context.Context, version string, more []string) st
 	return claviger.NamesWith(e.cfg.Ours, more...)
 }
 
-// shelvedUsed returns a version among those given that is on the shelf here and may have been
-// used; "" where there is none.
+// shelvedUsed returns one of the versions that belongs to a deleted key and may have been used, or "".
 func (e *Engine) shelvedUsed(ctx context.Context, key string, versions []string) (string, error) {
 	keys, err := e.cfg.Store.Shelved(ctx, key)
 	if err != nil {

@@ -7,8 +7,8 @@ import (
 	"claviger/metastore"
 )
 
-// SourceMetadata is what the source says of one key. Kinds KeyNotFound,
-// SourceUnreachable, SourceRefused.
+// SourceMetadata returns the source's metadata of one key. Kinds: KeyNotFound, SourceUnreachable,
+// SourceRefused.
 func (e *Engine) SourceMetadata(ctx context.Context, key string) (*claviger.Metadata, error) {
 	const op = "migrate.SourceMetadata"
 	if e.cfg.Source == nil {
@@ -24,11 +24,10 @@ func (e *Engine) SourceMetadata(ctx context.Context, key string) (*claviger.Meta
 	return ms[0], nil
 }
 
-// RunKey is Run for one key, and returns the names of the target's versions that
-// stand for the source's, oldest first. The journal names the other keys too, as
-// planned; the next Run imports them. A key that is here already is no error.
-// Kinds, beside those of Run: KeyNotFound where the source does not have it,
-// Invalid where it cannot be taken over, with the cure.
+// RunKey is Run for one key. It returns the names of the target's versions that stand for the source's, oldest
+// first. The journal records the other keys as planned; the next Run imports them. A key that is here already
+// is no error. Kinds, beside those of Run: KeyNotFound where the source does not have the key, Invalid where it
+// cannot be taken over, with the cure.
 func (e *Engine) RunKey(ctx context.Context, key string) ([]string, error) {
 	const op = "migrate.RunKey"
 	if e.cfg.Source == nil {

@@ -10,36 +10,35 @@ import (
 	"claviger/metastore"
 )
 
-// Origin is what the journal says of one key at one source.
+// Origin is the journal's record of one key at one source.
 type Origin struct {
 	Key    string
 	Source string // URI
-	// TakenOver: the key was made at the target; it may have been deleted there since.
+	// TakenOver: the key was made at the target. It may have been deleted there since.
 	TakenOver bool
-	// Metadata is the source's, as the key was planned; its zero where the source did
-	// not let us read it.
+	// Metadata is the source's, at the time of planning; zero where the source did not let us read it.
 	Metadata Fields
-	// Numbered: versions were made, and the source numbers its own. Rolled is how many it
-	// had when one of them was found to have the name of one that was made; 0: none had.
+	// Numbered: versions were made, and the source numbers its own. Rolled is the source's count of versions
+	// when one of them had the name of a version that was made; 0: no version had.
 	Numbered bool
 	Rolled   int
 	// Folded: the source answers to every spelling of the name.
 	Folded bool
 	// Made are the full names of the versions that were made.
 	Made []string
-	// MadeThere are the full names of versions that a run into Source, as its target, has made,
-	// where the names are numbers and may so be those of another source's versions.
+	// MadeThere are the full names of versions that a run into Source, as its target, has made, where these
+	// names are numbers. Another source's versions may have the same names.
 	MadeThere []string
-	// Finished is when the operator ended the migration; nil: it goes on.
+	// Finished is the time at which the operator ended the migration; nil: it is not ended.
 	Finished *time.Time
-	// Freed is when an administrator freed the name, by FreeNames; nil: it is kept.
+	// Freed is the time at which FreeNames freed the name; nil: the journal keeps it.
 	Freed *time.Time
 }
 
-// Origins reads where the keys of a target came from, a URI: the newest record of each key at
-// each source. Another target that a run has taken a key over into is a source of it, too:
-// what was made there opens nowhere else. Where that is one of sources, URIs too, it is called
-// as there: a keystore file has several URIs.
+// Origins returns where the keys of a target came from: the newest record of each key at each source. target is
+// a URI. Another target into which a run has taken a key is a source of the key too, since versions that were
+// made there open nowhere else. Where it is one of sources, which are URIs, it gets that URI: a keystore file
+// has several.
 func Origins(ctx context.Context, store metastore.Journal, target string, sources ...string) ([]Origin, error) {
 	names, err := store.Runs(ctx)
 	if err != nil {
@@ -105,7 +104,7 @@ func Origins(ctx context.Context, store metastore.Journal, target string, source
 		if !sameTarget(r.Target, target) {
 			continue
 		}
-		// An end is of all that was written until then.
+		// The end of a run covers everything that was written before it.
 		if r.State == Finished && r.Ended != nil {
 			for i := range list {
 				if list[i].Finished == nil {

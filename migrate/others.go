@@ -7,9 +7,8 @@ import (
 	"strings"
 )
 
-// others tries whether the sources that are asked for old EDEKs beside the one that the
-// list of keys comes from have its keys: the folder of another KMS is read, answers, and
-// opens nothing.
+// others checks whether the sources that open old EDEKs beside the listing source have its keys. The folder of
+// another KMS can be read and answers, but opens nothing.
 func (e *Engine) others(ctx context.Context, sv *survey) []Check {
 	var checks []Check
 	for _, other := range e.cfg.Probes.Others {
@@ -56,7 +55,8 @@ func (e *Engine) other(ctx context.Context, sv *survey, other Source) Check {
 		}
 	}
 	slices.Sort(parts)
-	// A source of numbers is no Key Trustee KMS, and may well have keys that the other lacks.
+	// A source that numbers its versions is no Key Trustee KMS, and may well have keys that the other source
+	// lacks.
 	if c.Status = Failure; sv.naming == numbered {
 		c.Status = Warning
 	}

@@ -8,7 +8,7 @@ import (
 	"claviger"
 )
 
-// Plan is what a run would do, and what was measured beforehand.
+// Plan is what a run would do, and the results of the checks.
 type Plan struct {
 	Format   string    `json:"format"` // "claviger migrate plan 1"
 	At       time.Time `json:"at"`
@@ -16,15 +16,13 @@ type Plan struct {
 	Target   string    `json:"target"`
 	Versions Versions  `json:"versionsMode"`
 	Checks   []Check   `json:"checks"`
-	// Read: the source's list of keys was read. Without it, no keys are none that are
-	// known, and not none.
+	// Read: the source's list of keys was read. Without it, an empty list of keys means unknown, not none.
 	Read   bool      `json:"read"`
 	Keys   []KeyLine `json:"keys"`
 	Counts Counts    `json:"counts"`
-	// Complete: a run has taken over every key that the source lists, and nothing is
-	// left for another.
+	// Complete: a run has taken over every key that the source lists, and another run would do nothing.
 	Complete bool `json:"complete"`
-	// OnlyTarget are keys that the source does not have; they are left alone.
+	// OnlyTarget are keys that the source does not have. A run leaves them alone.
 	OnlyTarget []string `json:"onlyTarget,omitempty"`
 }
 
@@ -41,8 +39,8 @@ func (p *Plan) Ready() bool {
 	return true
 }
 
-// Plan changes nothing. Where the source cannot be read, the checks are
-// returned together with the error, for they tell why.
+// Plan changes nothing. Where the source cannot be read, it returns the checks together with the error, because
+// they give the reason.
 func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	const op = "migrate.Plan"
 	if e.cfg.Source == nil {
@@ -52,7 +50,7 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 		Versions: e.cfg.Versions, Keys: []KeyLine{}}
 	var facts []HostFacts
 	p.Checks, facts = e.cfg.Probes.run(ctx, e.now)
-	sv, err := e.look(ctx, op)
+	sv, err := e.survey(ctx, op)
 	if ctx.Err() != nil { // what the checks say now is the interruption's, not the source's
 		return nil, stopped(ctx, op, "")
 	}
@@ -69,7 +67,7 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range sv.twice { // no run has noted them yet
+	for _, c := range sv.twice { // no run has recorded them yet
 		if key, _ := claviger.KeyOfVersion(c.Version); conflicts[key].Version == "" {
 			conflicts[key] = c
 		}
@@ -115,7 +113,7 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 func (e *Engine) readable(ctx context.Context, sv *survey) Check {
 	c := Check{Name: "rights at the source", Measured: fmt.Sprintf("all %d keys are readable", len(sv.items))}
 	if len(sv.items) == 0 {
-		// As of a keystore file that is not there, whose path was mistyped.
+		// A keystore file whose path was mistyped is not there.
 		c.Status, c.Needed, c.Measured = NotTried, true, "the source lists no key"
 		c.Cure = "see that " + propSource + " names the KMS whose keys HDFS uses, and the right path or port of it"
 		return c
@@ -130,7 +128,7 @@ func (e *Engine) readable(ctx context.Context, sv *survey) Check {
 		default:
 			unread++
 		}
-		// The reason stands below each key.
+		// The table shows the reason below each key.
 		if refused(err) {
 			c.Cure = e.rightsCure(ctx, sv.items[i].Key, err)
 		} else if refusals == 0 {
@@ -144,7 +142,7 @@ func (e *Engine) readable(ctx context.Context, sv *survey) Check {
 	return c
 }
 
-// room compares the HSM keys that a run would make with what the token says.
+// room compares the number of keys that a run would make with the free room on the token.
 func (e *Engine) room(ctx context.Context, need int) Check {
 	c := Check{Name: "room in the HSM"}
 	if e.cfg.Probes.Room == nil {

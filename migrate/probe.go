@@ -16,14 +16,13 @@ import (
 	"claviger"
 )
 
-// SourceKMS is a source that is a KMS, as far as looking at it goes.
+// SourceKMS describes a source that is a KMS, for probes.
 type SourceKMS struct {
 	// Bases are its hosts' base URLs: "https://kms-1.example.com:16000/kms".
 	Bases []string
-	// TLS is the configuration with which the source is read; nil is the
-	// system's trust.
+	// TLS is the configuration of the connections to the source; nil is the system's trust.
 	TLS *tls.Config
-	// Timeout bounds the look at each host; 0 is 5 seconds.
+	// Timeout bounds the probe of each host; 0 is 5 seconds.
 	Timeout time.Duration
 }
 
@@ -43,8 +42,8 @@ type HostFacts struct {
 	Cure      string // what to do about Err
 }
 
-// Probe asks each host for a page that needs no right, and tells what kind of
-// answer it was. It follows no redirects and sends no identity.
+// Probe requests, from each host, a page that needs no right, and classifies the answer. It follows no redirect
+// and sends no identity.
 func (s *SourceKMS) Probe(ctx context.Context) []HostFacts {
 	var all []HostFacts
 	for _, base := range s.Bases {
@@ -71,7 +70,7 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 		f.Addrs = append(f.Addrs, a.Unmap())
 	}
 	f.Asked = time.Now()
-	// The list of key names, which a KMS refuses to strangers.
+	// A KMS refuses this page, the list of key names, to callers without an identity.
 	resp, body, err := get(ctx, base, "/v1/keys/names", s.TLS) //nolint:bodyclose // get has read and closed it
 	f.Took = time.Since(f.Asked)
 	if scheme, _, _ := strings.Cut(base, ":"); err != nil || scheme == "http" &&
@@ -81,16 +80,15 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 	}
 	f.Server = resp.Header.Get("Server")
 	if !f.dated(resp, f.Asked, f.Took) && resp.StatusCode < 500 {
-		// Hadoop's KMS puts no date on the page that refuses strangers, and one on this.
+		// Hadoop's KMS sends no date with that refusal, and one with this page.
 		asked := time.Now()
 		resp, _, err := get(ctx, base, "/v1/?op=GETDELEGATIONTOKEN", s.TLS) //nolint:bodyclose // as above
 		if err == nil {
 			f.dated(resp, asked, time.Since(asked))
 		}
 	}
-	// Without an identity a KMS says 401, a Hadoop with anonymous access 200 or
-	// 403. What else there may be is another service, another path, or a KMS that
-	// cannot work.
+	// Without an identity a KMS answers 401, and a Hadoop with anonymous access 200 or 403. Any other answer is
+	// of another service, another path, or a KMS that cannot work.
 	status := fmt.Errorf("HTTP status %s", resp.Status)
 	if strings.TrimSpace(body) != "" {
 		status = fmt.Errorf("%w: %s", status, claviger.Printable(strings.TrimSpace(body)))
@@ -108,14 +106,13 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 	return f
 }
 
-// explain finds out why a host did not answer as it should: by trying the
-// other scheme.
+// explain finds out why a host did not answer properly, by trying the other scheme.
 func (s *SourceKMS) explain(ctx context.Context, f *HostFacts, scheme string, err error) {
 	f.Err = err
 	switch scheme {
 	case "http":
-		// Is TLS spoken there? Who speaks it does not matter for this question, and
-		// nothing is sent over the connection.
+		// This only finds out whether the port speaks TLS. The peer's identity does not matter, and nothing is
+		// sent.
 		d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // see above
 		conn, tlsErr := d.DialContext(ctx, "tcp", hostPort(f.Base))
 		if tlsErr == nil {
@@ -144,7 +141,7 @@ func (s *SourceKMS) explain(ctx context.Context, f *HostFacts, scheme string, er
 	f.Cure = fmt.Sprintf("see that it runs, and that %s can be reached from here", hostPort(f.Base))
 }
 
-// dated takes the date of an answer, if it has one.
+// dated stores the date of an answer, if it has one.
 func (f *HostFacts) dated(resp *http.Response, asked time.Time, took time.Duration) bool {
 	d, err := http.ParseTime(resp.Header.Get("Date"))
 	if err == nil {
@@ -153,7 +150,7 @@ func (f *HostFacts) dated(resp *http.Response, asked time.Time, took time.Durati
 	return err == nil
 }
 
-// get asks for a page of the KMS, without an identity.
+// get requests a page of the KMS without an identity.
 func get(ctx context.Context, base, page string, config *tls.Config) (*http.Response, string, error) {
 	t := &http.Transport{TLSClientConfig: config, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10}
 	defer t.CloseIdleConnections()

@@ -23,11 +23,10 @@ func (e *Engine) adopted(ctx context.Context, keys []string) (map[string]bool, e
 	return found, err
 }
 
-// readopt says what is done with a key that an operator's adoption brought back, and that
-// differs from the source's: the token told neither its attributes nor when it was made.
-// Whether it was migrated from the source, before a backup was restored that does not know
-// so, is the operator's to say: a user of the source could have made another key of the
-// name there.
+// readopt decides about a key that an operator's adoption brought back and that differs from the source's key,
+// because the token holds neither attributes nor creation time. The operator must say whether the key was
+// migrated from the source before a backup was restored that does not know it: a user of the source could have
+// made another key of that name there.
 func (e *Engine) readopt(ctx context.Context, it Item, diffs []Difference) (Item, error) {
 	vs, err := e.cfg.Target.Versions(ctx, it.Key)
 	if err != nil {
@@ -50,7 +49,7 @@ func (e *Engine) readopt(ctx context.Context, it Item, diffs []Difference) (Item
 			"if not, copy the files of one of the two to a zone with another key", key)), nil
 }
 
-// retake makes the record of an adopted key that of a key which was taken over.
+// retake turns the record of an adopted key into the record of a key that was taken over.
 func (e *Engine) retake(ctx context.Context, m claviger.Metadata) error {
 	target, ok := e.cfg.Target.(Adopter)
 	if !ok {
@@ -60,7 +59,8 @@ func (e *Engine) retake(ctx context.Context, m claviger.Metadata) error {
 	return target.Retake(ctx, m)
 }
 
-// needAdopted refuses the operator's word about keys that it cannot be about. Kind Invalid.
+// needAdopted refuses the operator's statement (Config.Adopted) for keys to which it cannot apply. Kind
+// Invalid.
 func (e *Engine) needAdopted(sv *survey) error {
 	for _, key := range e.cfg.Adopted {
 		i := slices.IndexFunc(sv.items, func(it Item) bool { return it.Key == key })
@@ -78,7 +78,7 @@ func (e *Engine) needAdopted(sv *survey) error {
 	return nil
 }
 
-// names are those of the keys.
+// names returns the names of the keys.
 func (sv *survey) names() []string {
 	names := make([]string, len(sv.items))
 	for i, it := range sv.items {
@@ -87,8 +87,7 @@ func (sv *survey) names() []string {
 	return names
 }
 
-// whyAdoptedBelow says what to do about an adopted key one of whose versions has a number
-// that the source has used.
+// whyAdoptedBelow says what to do about an adopted key with a version whose number the source has used.
 func (e *Engine) whyAdoptedBelow(ctx context.Context, key, version string) string {
 	ours := e.oursWith(ctx, version, nil)
 	key, version = claviger.Printable(key), claviger.Printable(version)

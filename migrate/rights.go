@@ -15,16 +15,15 @@ import (
 )
 
 const (
-	// rightsTime bounds how long EDEKs are tried at the source, however many keys it has.
+	// rightsTime bounds the time for trying EDEKs at the source, however many keys it has.
 	rightsTime = 30 * time.Second
-	// rightsParallel is how many keys are tried at a time.
+	// rightsParallel is how many keys are tried concurrently.
 	rightsParallel = 8
 	// namedKeys is how many keys a check names.
 	namedKeys = 3
 )
 
-// tried is what became of one key's EDEKs at the source, which no one was asked of where
-// it is no KMS.
+// tried is what happened to one key's EDEKs at the source. At a source that is no KMS, none is tried.
 type tried struct {
 	key     string
 	aclName string // by which its rules are found
@@ -35,13 +34,12 @@ type tried struct {
 	done    bool
 }
 
-// errNotAsked: nobody was asked at the source.
+// errNotAsked means that the source was not tried.
 var errNotAsked = errors.New("not asked at the source")
 
-// try has an EDEK of each key made and opened at the source: in our own name, as a
-// re-encryption does, on behalf of a user who reads files, and of the NameNode's.
-// Where the source makes us one, it is that. Else it is random bytes under the newest
-// version: a KMS opens any, and nobody has a file that goes with it.
+// try makes an EDEK of each key and opens it at the source: in our own name, as a re-encryption does; on behalf
+// of a user who reads files; and on behalf of the NameNode's user. Where the source does not make an EDEK for
+// us, try uses random bytes under the newest version: a KMS opens any bytes, and no file belongs to them.
 func (e *Engine) try(ctx context.Context, sv *survey) []*tried {
 	svc, isKMS := e.cfg.Source.(provider.EDEKService)
 	var list []*tried
@@ -71,7 +69,7 @@ func (e *Engine) try(ctx context.Context, sv *survey) []*tried {
 	return list
 }
 
-// rights are the checks of what the source lets be done there.
+// rights returns the checks of what the source permits.
 func (e *Engine) rights(ctx context.Context, list []*tried) []Check {
 	if _, ok := e.cfg.Source.(provider.EDEKService); !ok {
 		return nil // the source's keys are used here, and nobody is asked there
@@ -79,7 +77,7 @@ func (e *Engine) rights(ctx context.Context, list []*tried) []Check {
 	return []Check{e.ownRight(ctx, list), e.usersRight(ctx, list, e.cfg.Probes.AsUser)}
 }
 
-// try makes the EDEKs and has them opened.
+// try makes the EDEKs of one key and opens them.
 func (t *tried) try(ctx context.Context, svc provider.EDEKService, it Item, m *claviger.Metadata, p *Probes) {
 	var edek claviger.EDEK
 	made, err := svc.Generate(ctx, it.Key, 1)
@@ -117,13 +115,13 @@ type generatesAs interface {
 	GenerateAs(ctx context.Context, key, as string, n int) ([]claviger.EDEK, error)
 }
 
-// unproved: the source did not refuse, and did not open the EDEK either, because
-// its version's name was a guess.
+// unproved reports whether the source neither refused nor opened the EDEK, because the name of its version was
+// a guess.
 func (t *tried) unproved(err error) bool {
 	return t.guess && (claviger.Is(err, claviger.VersionNotFound) || claviger.Is(err, claviger.KeyNotFound))
 }
 
-// ownRight: a re-encryption opens EDEKs at the source in our own name.
+// ownRight checks that we may open EDEKs at the source in our own name, as a re-encryption does.
 func (e *Engine) ownRight(ctx context.Context, list []*tried) Check {
 	c := Check{Name: "re-encryption at the source", Needed: true}
 	n := sum(list, func(t *tried) error { return t.own })
@@ -137,7 +135,7 @@ func (e *Engine) ownRight(ctx context.Context, list []*tried) Check {
 	return c
 }
 
-// decryptCure names what at the source lets us open EDEKs in our own name.
+// decryptCure names what at the source would let us open EDEKs in our own name.
 func (e *Engine) decryptCure(ctx context.Context, err error) string {
 	if e.ranger(ctx) {
 		return fmt.Sprintf("the source is a Ranger KMS: in Ranger Admin, a policy of its service must allow %s "+
@@ -148,7 +146,7 @@ func (e *Engine) decryptCure(ctx context.Context, err error) string {
 		"whitelist.key.acl.DECRYPT_EEK admit %s, and hadoop.kms.blacklist.DECRYPT_EEK not name it", e.admitted(err))
 }
 
-// generateCure names what at the source lets us have an EDEK made to try with.
+// generateCure names what at the source would let us make an EDEK for the check.
 func (e *Engine) generateCure(ctx context.Context) string {
 	if e.ranger(ctx) {
 		return fmt.Sprintf("in Ranger Admin, allow %s Generate EEK (generateeek) on key * while you plan, "+
@@ -158,7 +156,8 @@ func (e *Engine) generateCure(ctx context.Context) string {
 		"whitelist.key.acl.GENERATE_EEK admit %s, and plan again", e.admitted(nil))
 }
 
-// usersRight: users read old files through us, which takes a proxy-user rule there.
+// usersRight checks that we may open old files' EDEKs at the source on behalf of users. That needs a proxy-user
+// rule there.
 func (e *Engine) usersRight(ctx context.Context, list []*tried, user string) Check {
 	c := Check{Name: "old files of users", Needed: true}
 	if user == "" {
@@ -189,14 +188,14 @@ func (e *Engine) usersRight(ctx context.Context, list []*tried, user string) Che
 	return c
 }
 
-// impersonation tells that the source lets us ask for nobody, or not for this user,
-// or not from here: the texts are those of Hadoop's ProxyUsers.
+// impersonation reports whether the source refuses impersonation: of anybody, of this user, or from this host.
+// The texts are those of Hadoop's ProxyUsers.
 func impersonation(err error) bool {
 	return strings.Contains(err.Error(), "is not allowed to impersonate") ||
 		strings.Contains(err.Error(), "Unauthorized connection for super-user")
 }
 
-// outcome counts what became of the EDEKs.
+// outcome counts what happened to the EDEKs.
 type outcome struct {
 	opened, failed, unproved, left int
 	names                          []string // of keys that failed
@@ -225,7 +224,7 @@ func sum(list []*tried, errOf func(*tried) error) outcome {
 	return n
 }
 
-// measure says what became of the EDEKs, and of how many nothing is known.
+// measure writes what happened to the EDEKs, and of how many that is unknown.
 func (c *Check) measure(n outcome, who string) {
 	total := n.opened + n.failed + n.unproved + n.left
 	if total == 0 {

@@ -11,26 +11,26 @@ import (
 	"claviger"
 )
 
-// sinceRun is what became of a migrated key's versions at the source since the journal
-// noted them. HDFS that was pointed back there, or another cluster that uses the source,
-// leaves such a trace, however the source names its versions.
+// sinceRun is what happened to a migrated key's versions at the source since the journal recorded them. It
+// changes when HDFS was pointed back to the source, or another cluster uses the source, however the source
+// names its versions.
 type sinceRun struct {
-	noted, now int      // how many the source counted
-	made, lost []string // names, where the source shows them and the journal has them
-	allowed    bool     // numbered versions, for which there is room here, or whose EDEKs an operator called ours
-	ours       []string // of those that were made, by number: an operator called their EDEKs ours
-	// anew is when the source's key was made where it is another one than was migrated, which
-	// was made at was; zero: it is the same.
+	recorded, now int      // how many the source counted
+	made, lost    []string // names, where the source shows them and the journal has them
+	allowed       bool     // numbered versions, for which there is room here, or whose EDEKs an operator called ours
+	ours          []string // of those that were made, by number: an operator called their EDEKs ours
+	// anew is the creation time of the source's key where that is another key than the migrated one, which was
+	// made at was; zero: it is the same key.
 	was, anew time.Time
 }
 
-// sinceRun compares what the source tells now with the journal's record of a key that
-// was taken over; nil: nothing has changed.
+// sinceRun compares the source's metadata with the journal's record of a key that was taken over; nil: nothing
+// has changed.
 func (e *Engine) sinceRun(it *Item, theirs *claviger.Metadata, names []string) *sinceRun {
 	if it.State != Done || len(it.TargetVersions) == 0 || theirs == nil {
 		return nil
 	}
-	s := &sinceRun{noted: it.Source.Versions, now: theirs.Versions}
+	s := &sinceRun{recorded: it.Source.Versions, now: theirs.Versions}
 	if it.madeAnew(theirs) {
 		s.was, s.anew = it.Source.Created, theirs.Created
 		return s
@@ -38,28 +38,28 @@ func (e *Engine) sinceRun(it *Item, theirs *claviger.Metadata, names []string) *
 	if len(it.SourceVersions) > 0 && len(names) > 0 {
 		s.made, s.lost = without(names, it.SourceVersions, it.Folded), without(it.SourceVersions, names, it.Folded)
 	}
-	if s.noted == s.now && len(s.made) == 0 && len(s.lost) == 0 {
+	if s.recorded == s.now && len(s.made) == 0 && len(s.lost) == 0 {
 		return nil
 	}
-	for n := s.noted; it.numbered() && n < s.now; n++ {
+	for n := s.recorded; it.numbered() && n < s.now; n++ {
 		if name := claviger.VersionName(it.Key, strconv.Itoa(n)); e.cfg.Ours[name] {
 			s.ours = append(s.ours, name)
 		}
 	}
-	s.allowed = s.now > s.noted && len(s.lost) == 0 && (it.First > it.Source.Versions || e.allOurs(it, s))
+	s.allowed = s.now > s.recorded && len(s.lost) == 0 && (it.First > it.Source.Versions || e.allOurs(it, s))
 	return s
 }
 
-// madeAnew reports whether the source has another key of the name than the one that the record
-// is of: that was deleted there, and nobody chooses the time at which a key is made.
+// madeAnew reports whether the source has another key of the name than the recorded one. The creation time
+// shows it, since nobody can choose it.
 func (it *Item) madeAnew(theirs *claviger.Metadata) bool {
 	return !it.Source.Created.Equal(fieldsOf(theirs).Created)
 }
 
-// allOurs: of each version that the source numbered since and that was made here too an
-// operator has said whose its EDEKs are. The source opens those of the others.
+// allOurs reports whether an operator has decided about the EDEKs of each version that the source numbered
+// since and that was made here too. The source opens those of the other versions.
 func (e *Engine) allOurs(it *Item, s *sinceRun) bool {
-	for n := s.noted; it.numbered() && n < s.now; n++ {
+	for n := s.recorded; it.numbered() && n < s.now; n++ {
 		name := claviger.VersionName(it.Key, strconv.Itoa(n))
 		if slices.Contains(it.TargetVersions, name) && !e.cfg.Ours[name] {
 			return false
@@ -68,7 +68,7 @@ func (e *Engine) allOurs(it *Item, s *sinceRun) bool {
 	return it.numbered()
 }
 
-// without returns those of a list that are not among others; folded: by any spelling.
+// without returns the entries of a list that are not among others. folded ignores case.
 func without(list, others []string, folded bool) []string {
 	among := func(v string) bool {
 		return slices.ContainsFunc(others, func(o string) bool {
@@ -90,16 +90,16 @@ func (s *sinceRun) String() string {
 			s.anew.UTC().Format(timeFormat), s.was.UTC().Format(timeFormat))
 	}
 	var parts []string
-	if n := max(s.now-s.noted, len(s.made)); n > 0 {
+	if n := max(s.now-s.recorded, len(s.made)); n > 0 {
 		parts = append(parts, fmt.Sprintf("rolled at the source since the migration: %d more%s", n, inBrackets(s.made)))
 	}
-	if n := max(s.noted-s.now, len(s.lost)); n > 0 {
+	if n := max(s.recorded-s.now, len(s.lost)); n > 0 {
 		parts = append(parts, fmt.Sprintf("the source has lost %d versions since the migration%s: EDEKs of them open "+
 			"nowhere; was its store restored from an older backup? Restore a newer one there", n, inBrackets(s.lost)))
 	}
 	text := strings.Join(parts, "; ")
 	switch {
-	case s.now <= s.noted && len(s.made) == 0:
+	case s.now <= s.recorded && len(s.made) == 0:
 	case s.allowed && len(s.ours) > 0:
 		text += fmt.Sprintf("; by %s EDEKs of%s are this server's: one that the source has made under that name "+
 			"opens here to a wrong "+
@@ -114,7 +114,7 @@ func (s *sinceRun) String() string {
 	return text
 }
 
-// inBrackets names the first of names; "" where there is none.
+// inBrackets returns the first of names in brackets, or "".
 func inBrackets(names []string) string {
 	if len(names) == 0 {
 		return ""
@@ -126,14 +126,14 @@ func inBrackets(names []string) string {
 	return " (" + someNames(shown) + ")"
 }
 
-// difference is what verify shows.
+// difference returns the entry for verify.
 func (s *sinceRun) difference() Difference {
 	return Difference{Field: "versions of the source", Source: strconv.Itoa(s.now),
-		Target: strconv.Itoa(s.noted) + " noted"}
+		Target: strconv.Itoa(s.recorded) + " noted"}
 }
 
-// namesNow are the names of versions that the source lists now, for keys of which the
-// journal has them; of a source that does not show them, none.
+// namesNow returns the names of versions that the source lists now, for keys whose names the journal has. It
+// returns none for a source that does not show them.
 func (e *Engine) namesNow(ctx context.Context, sv *survey, it *Item) ([]string, error) {
 	if it.State != Done || len(it.SourceVersions) == 0 || sv.namesHidden {
 		return nil, nil
@@ -143,7 +143,7 @@ func (e *Engine) namesNow(ctx context.Context, sv *survey, it *Item) ([]string, 
 	return names, err
 }
 
-// listed is the source's spelling of the name.
+// listed returns the source's spelling of the name.
 func (it *Item) listed() string {
 	if it.Listed != "" {
 		return it.Listed

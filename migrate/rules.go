@@ -8,19 +8,18 @@ import (
 	"claviger"
 )
 
-// NameNode is the user that the NameNode comes as: it asks for the EDEKs of new files.
+// NameNode is the NameNode's user, which requests the EDEKs of new files.
 type NameNode struct {
 	User string // short name; "" asks for nobody
 	From string // how that is known, for messages
 	Err  error  // the rules of auth_to_local make no user of its principal
 }
 
-// Decide tells whether a user may make a request of a key with this ACL name, by the
-// rules of this server; and if not, what decides and what change of the rules admits the
-// user.
+// Decide reports whether the rules of this server admit a user to a request for a key with this ACL name. If
+// not, it returns what decides, and the change of the rules that would admit the user.
 type Decide func(user, request, aclName string) (may bool, by, cure string)
 
-// need is a request that a user makes of this server after the cut-over.
+// need is a request that a user makes to this server after the cut-over.
 type need struct {
 	check   string
 	who     string // in messages: "alice", "hdfs, the NameNode's user"
@@ -28,15 +27,15 @@ type need struct {
 	request string
 	purpose string             // what it is for
 	source  func(*tried) error // what became of it at the source; errNotAsked: not known
-	// partly: that the user may not on some keys is no fault where the source was not
-	// asked: each user has keys of his own.
+	// partly: a refusal on some keys is no fault where the source was not tried, since each user has keys of
+	// his own.
 	partly bool
 	bad    Status // what a refusal makes of the check
 	cure   string // beside the rule
 }
 
-// rules tries the rules by which this server will serve, for what users need after the
-// cut-over, against what the source lets them.
+// rules checks that the rules by which this server will serve admit the users' requests after the cut-over,
+// compared with what the source permits.
 func (e *Engine) rules(ctx context.Context, list []*tried) []Check {
 	p := &e.cfg.Probes
 	if p.Rules == nil {
@@ -77,8 +76,8 @@ func (e *Engine) rules(ctx context.Context, list []*tried) []Check {
 			source: func(*tried) error { return errNotAsked }, bad: Warning, cure: other}.try(list, decide))
 }
 
-// ownRights warns where the rules of this server let its own user open every EDEK, and not
-// everybody: what the server needs at the source was copied along.
+// ownRights warns where the rules of this server let its own user, and not everybody, open every EDEK: somebody
+// copied what the server needs at the source.
 func ownRights(user string, list []*tried, decide Decide) Check {
 	const request = "DECRYPT_EEK"
 	c := Check{Name: "own user here"}
@@ -102,7 +101,7 @@ func ownRights(user string, list []*tried, decide Decide) Check {
 	return c
 }
 
-// try asks the rules for each key, and compares with the source.
+// try applies the rules to each key, and compares with the source.
 func (n need) try(list []*tried, decide Decide) Check {
 	c := Check{Name: n.check, Needed: n.bad == Failure}
 	may, there, unknown := 0, 0, 0
@@ -160,7 +159,7 @@ func (n need) try(list []*tried, decide Decide) Check {
 	return c
 }
 
-// someNames names the first, and says how many more there are.
+// someNames returns the first names, and how many more there are.
 func someNames(names []string) string {
 	text := strings.Join(names[:min(len(names), namedKeys)], ", ")
 	if more := len(names) - namedKeys; more > 0 {

@@ -13,16 +13,15 @@ import (
 	"claviger/metastore"
 )
 
-// giveUpAfter is how many keys in a row may fail because the target is away
-// before the run ends: with the HSM gone, each of a thousand keys would wait
-// for its own timeout.
+// giveUpAfter is how many keys in a row may fail because the target is unreachable before the run ends. Without
+// an HSM, each of a thousand keys would wait for its own timeout.
 const giveUpAfter = 3
 
-// Result is what a run did.
+// Result is the result of a run.
 type Result struct {
 	Format string `json:"format"` // "claviger migrate run 1"
 	Run    Run    `json:"migration"`
-	// Changed is false where there was nothing left to do.
+	// Changed is false where nothing was left to do.
 	Changed bool      `json:"changed"`
 	Took    string    `json:"took"`
 	Keys    []KeyLine `json:"keys"`
@@ -36,16 +35,16 @@ func (r *Result) Complete() bool { return r.Run.State == Complete || r.Run.State
 type KeyLine struct {
 	Key   string `json:"key"`
 	State State  `json:"state"`
-	// Listed is the source's spelling of the name, where it is another; Folded: it
-	// answers to every spelling.
+	// Listed is the source's spelling of the name, where it differs. Folded: the source answers to every
+	// spelling.
 	Listed string `json:"listed,omitempty"`
 	Folded bool   `json:"folded,omitempty"`
-	// Versions is how many versions the target has made, or would make, of it.
+	// Versions is how many versions the target has made, or would make.
 	Versions       int      `json:"versions"`
 	Source         *Fields  `json:"source,omitempty"` // nil where the source's could not be read
 	SourceVersions []string `json:"sourceVersions,omitempty"`
 	TargetVersions []string `json:"targetVersions,omitempty"`
-	// Why says what stands against it and the cure, or remarks on it.
+	// Why is the reason against the key with its cure, or a remark.
 	Why string `json:"why,omitempty"`
 }
 
@@ -93,13 +92,12 @@ func (c *Counts) add(it Item) {
 	}
 }
 
-// Run imports every key of the source that is not at the target yet. It may be
-// called again at any time: what is done is not done twice, what was begun is
-// gone on with, and keys that are new at the source are taken up.
+// Run imports every key of the source that is not at the target yet. It may be called again at any time: it
+// repeats nothing that is done, continues what was begun, and takes up keys that are new at the source.
 //
-// A key that cannot be imported does not keep the others from it: the error is
-// nil, and the result says so. Kinds: Invalid without a source, Unavailable
-// where another process migrates, SourceUnreachable, SourceRefused.
+// A key that cannot be imported does not stop the others: the error is nil, and the result has the reason.
+// Kinds: Invalid without a source, Unavailable where another process migrates, SourceUnreachable,
+// SourceRefused.
 func (e *Engine) Run(ctx context.Context) (*Result, error) {
 	const op = "migrate.Run"
 	if e.cfg.Source == nil {
@@ -122,8 +120,8 @@ func (e *Engine) Run(ctx context.Context) (*Result, error) {
 	return r, e.inConflict(ctx, r)
 }
 
-// inConflict has a result say of which keys a server has found a conflict, also where the
-// source counts fewer versions now. The journal keeps such a key as done.
+// inConflict marks the keys in the result for which a server has found a conflict, even where the source counts
+// fewer versions now. The journal keeps such a key as done.
 func (e *Engine) inConflict(ctx context.Context, r *Result) error {
 	conflicts, err := e.conflictsOf(ctx)
 	if err != nil {
@@ -143,18 +141,17 @@ func (e *Engine) inConflict(ctx context.Context, r *Result) error {
 	return nil
 }
 
-// run is Run under the lock. only, if not nil, chooses the keys to import; the
-// others stay planned.
+// run is Run under the lock. only, if not nil, chooses the keys to import; the others stay planned.
 func (e *Engine) run(ctx context.Context, only func(*Item) bool) (*Result, error) {
 	began := e.cfg.Now()
-	sv, err := e.look(ctx, "migrate.Run")
+	sv, err := e.survey(ctx, "migrate.Run")
 	if err != nil {
 		return nil, err
 	}
 	if err := e.needAdopted(sv); err != nil {
 		return nil, err
 	}
-	if err := e.noteTwice(ctx, sv.twice); err != nil {
+	if err := e.recordTwice(ctx, sv.twice); err != nil {
 		return nil, err
 	}
 	w := &work{e: e, items: append(sv.items, sv.unlistedSince()...), only: only}
@@ -186,8 +183,8 @@ type work struct {
 	away     int // failures in a row because the target is away
 }
 
-// nothingNew: the journal's last word on every key is what we see now, and the
-// run that said so has ended.
+// nothingNew reports whether the journal's newest record of every key matches the survey, and the run with that
+// record has ended.
 func (w *work) nothingNew(h *history) bool {
 	last := h.last()
 	if last == nil || last.State == Running || last.State == Incomplete {
@@ -204,7 +201,7 @@ func (w *work) nothingNew(h *history) bool {
 	return true
 }
 
-// begin writes the run and each key's place in it.
+// begin records the run and each key in it.
 func (w *work) begin(ctx context.Context, h *history) error {
 	if open := h.open(); open != nil {
 		w.run = *open
@@ -254,8 +251,8 @@ func (w *work) begin(ctx context.Context, h *history) error {
 	return nil
 }
 
-// importAll imports what is planned. Its error is that of the journal, of a
-// context that ended or of OnStep; a key's own error is in its item.
+// importAll imports the planned keys. Its error is of the journal, of a context that ended, or of OnStep; a
+// key's own error is in its item.
 func (w *work) importAll(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(w.e.cfg.Parallel)
@@ -272,7 +269,7 @@ func (w *work) importAll(ctx context.Context) error {
 	return g.Wait()
 }
 
-// wanted: this run imports it.
+// wanted reports whether this run imports the item.
 func (w *work) wanted(it *Item) bool {
 	return (it.State == Planned || it.State == Importing) && (w.only == nil || w.only(it))
 }
@@ -358,7 +355,7 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 	return w.step(it.Key, string(it.State))
 }
 
-// alias has the key found by any spelling, where the source did.
+// alias makes the key found by any spelling, where the source does so.
 func (e *Engine) alias(ctx context.Context, it *Item) error {
 	if !it.Folded {
 		return nil
@@ -366,7 +363,7 @@ func (e *Engine) alias(ctx context.Context, it *Item) error {
 	return metastore.SetAlias(ctx, e.cfg.Store, it.Key)
 }
 
-// end writes how the run ended.
+// end records how the run ended.
 func (w *work) end(ctx context.Context) error {
 	w.run.State = Complete
 	for _, it := range w.items {
@@ -381,7 +378,7 @@ func (w *work) end(ctx context.Context) error {
 	return w.step("", string(w.run.State))
 }
 
-// step tells the callbacks that something is durable now.
+// step calls the callbacks after a durable step.
 func (w *work) step(key, step string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -408,8 +405,8 @@ func (w *work) result(run Run, changed bool, took time.Duration) *Result {
 	return r
 }
 
-// Err is nil for a complete result, else an error that names the keys which
-// could not be migrated, for those who start a server on it.
+// Err returns nil for a complete result. Otherwise it returns an error that names the keys which could not be
+// migrated, for a server's start.
 func (r *Result) Err() error {
 	if r.Complete() {
 		return nil

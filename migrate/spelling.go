@@ -9,25 +9,22 @@ import (
 	"claviger"
 )
 
-// A Ranger KMS, and a Java KMS on a keystore, keep names in lower case and answer to
-// every spelling. They list "finance", answer to "Finance", and an EDEK names the
-// spelling that its zone was made with: Finance@1. Such a key is taken over under the
-// spelling of its key.acl.name, which is how it was created, and the metastore keeps
-// an alias (metastore.SetAlias), by which it is found under any other.
+// A Ranger KMS, and a Java KMS on a keystore, keep names in lower case and answer to every spelling. They list
+// "finance" and answer to "Finance". An EDEK names the spelling with which its zone was made: Finance@1. Such a
+// key is taken over under the spelling of its key.acl.name, with which it was created. The metastore keeps an
+// alias (metastore.SetAlias) that finds it under any other spelling.
 
-// triedSpellings is how many keys are asked for under another spelling, where the
-// first ones cannot be read.
+// triedSpellings is how many keys are probed under another spelling, where the first cannot be read.
 const triedSpellings = 3
 
-// spelling is what is known of how a source takes names.
+// spelling is how a source treats spellings of names, as far as it is known.
 type spelling struct {
 	folds bool
-	// listed and answered are the proof: it lists the one and answers to the other.
+	// listed and answered are the proof: the source lists the first and answers to the second.
 	listed, answered string
 }
 
-// spelling asks the source for a key that it lists under another spelling of its
-// name, one that it does not list.
+// spelling requests a listed key under another spelling of its name that the source does not list.
 func (e *Engine) spelling(ctx context.Context, op string, names []string, theirs []*claviger.Metadata) (spelling,
 	error) {
 	tried := 0
@@ -47,7 +44,7 @@ func (e *Engine) spelling(ctx context.Context, op string, names []string, theirs
 		if err == nil && len(ms) == 1 {
 			return spelling{folds: ms[0] != nil, listed: name, answered: other}, nil
 		}
-		// It may be refused under that name, or fail for reasons of its own.
+		// The source may refuse that name, or fail for other reasons.
 		if tried++; tried >= triedSpellings {
 			break
 		}
@@ -55,9 +52,8 @@ func (e *Engine) spelling(ctx context.Context, op string, names []string, theirs
 	return spelling{}, nil
 }
 
-// spelled are the names under which the keys are taken over. Where the source folds
-// case, that is the spelling of key.acl.name, unless the journal or the target has the
-// key as it is listed.
+// spelled returns the names under which the keys are taken over. Where the source ignores case, that is the
+// spelling of key.acl.name, unless the journal or the target has the key in the listed spelling.
 func (s spelling) spelled(names []string, theirs []*claviger.Metadata, known func(string) bool) []string {
 	if !s.folds {
 		return names
@@ -74,8 +70,8 @@ func (s spelling) spelled(names []string, theirs []*claviger.Metadata, known fun
 	return keys
 }
 
-// clash finds a key that differs from name in case only, among those that are here:
-// there is one alias for both, so EDEKs of the one would be taken for the other's.
+// clash finds a key here that differs from name in case only. Both would need the same alias, so EDEKs of one
+// would be taken for the other's.
 func (s spelling) clash(name string, here []string) string {
 	if !s.folds {
 		return ""
@@ -88,7 +84,7 @@ func (s spelling) clash(name string, here []string) string {
 	return ""
 }
 
-// check says in a plan what was found.
+// check words the finding for a plan.
 func (s spelling) check(items []Item) (Check, bool) {
 	if !s.folds {
 		return Check{}, false

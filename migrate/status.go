@@ -12,8 +12,7 @@ import (
 	"claviger/metastore"
 )
 
-// Standing is where a migration stands, by the journal and the counters of
-// source versions. It does not ask the source.
+// Standing is the state of a migration by the journal and the counters of uses. It needs no source.
 type Standing struct {
 	Format string    `json:"format"` // "claviger migrate status 1"
 	At     time.Time `json:"at"`
@@ -21,7 +20,7 @@ type Standing struct {
 	Runs   []Run         `json:"runs"`
 	Counts Counts        `json:"counts"`
 	Keys   []KeyStanding `json:"keys"`
-	// LastUse is when any version of a source was used last; nil: never.
+	// LastUse is the time at which any version of a source was last used; nil: never.
 	LastUse *time.Time `json:"lastUse,omitempty"`
 	// Conflicts are versions here whose name is another version's at the source.
 	Conflicts []VersionConflict `json:"conflicts,omitempty"`
@@ -29,7 +28,7 @@ type Standing struct {
 	Freed []Freed `json:"freed,omitempty"`
 }
 
-// KeyStanding is one key.
+// KeyStanding is the state of one key.
 type KeyStanding struct {
 	Key      string           `json:"key"`
 	State    State            `json:"state"`
@@ -38,25 +37,23 @@ type KeyStanding struct {
 	Why      string           `json:"why,omitempty"`
 }
 
-// VersionMapping is one version of the source, the version of the target that
-// stands for it, and its use since.
+// VersionMapping is a version of the source, the version of the target that stands for it, and its use since.
 type VersionMapping struct {
-	// Source is the full name; "" where the source does not show it and nobody has
-	// used it yet.
+	// Source is the full name; "" where the source does not show it and it was not used yet.
 	Source string `json:"source,omitempty"`
-	// Target is the version made for it; "" where there is none, as with versions
-	// "current", or for one that the source has rolled to since.
+	// Target is the version that was made for it. It is "" where there is none: with versions "current", or for
+	// a version to which the source rolled later.
 	Target  string     `json:"target,omitempty"`
 	LastUse *time.Time `json:"lastUse,omitempty"`
-	// Decrypted and Reencrypted count EDEKs that the source has opened for us.
+	// Decrypted and Reencrypted count EDEKs that the source opened for us.
 	Decrypted   int64 `json:"decrypted"`
 	Reencrypted int64 `json:"reencrypted"`
-	// Unserved counts EDEKs that were to be opened while the source was not configured.
+	// Unserved counts requests to open EDEKs while the source was not configured.
 	Unserved int64 `json:"unserved,omitempty"`
 }
 
-// Status reads the journal, the counters, and which keys are here. A server that runs writes the first use
-// of a version before it answers, and later ones within about a second.
+// Status reads the journal, the counters, and which keys are here. A running server records the first use of a
+// version before it answers, and later uses within about a second.
 func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 	h, err := e.read(ctx, "")
 	if err != nil {
@@ -126,8 +123,8 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 	return s, nil
 }
 
-// freedHere marks a key that was deleted here and whose name was freed since its run began:
-// it is no key that the migration has brought any more.
+// freedHere marks a key that was deleted here and whose name was freed since its run began. The migration no
+// longer counts it as brought.
 func freedHere(it Item, freed map[string]Freed, runs []Run) Item {
 	f, ok := freed[it.Key]
 	if !ok || it.State != Deleted || slices.ContainsFunc(runs,
@@ -138,8 +135,8 @@ func freedHere(it Item, freed map[string]Freed, runs []Run) Item {
 	return it
 }
 
-// givenUp are the versions that were made, and that an operator has given up since: the
-// token does not hold them.
+// givenUp returns the versions that were made and that an operator has given up since, because the token does
+// not hold them.
 func (e *Engine) givenUp(ctx context.Context, h *history) (map[string]bool, error) {
 	target, ok := e.cfg.Target.(interface {
 		GivenUp(ctx context.Context, versions []string) ([]string, error)
@@ -159,7 +156,7 @@ func (e *Engine) givenUp(ctx context.Context, h *history) (map[string]bool, erro
 	return lost, err
 }
 
-// lostHere is the item of a key of whose versions some were given up.
+// lostHere returns the item of a key of which versions were given up.
 func lostHere(it Item, lost map[string]bool) Item {
 	var gone []string
 	for _, v := range it.TargetVersions {
@@ -178,8 +175,8 @@ func lostHere(it Item, lost map[string]bool) Item {
 	return it
 }
 
-// absent are the keys that the journal has as done, and the target has no more. One whose
-// name another key has now is among them.
+// absent returns the keys that the journal has as done and that the target does not have any more, also where
+// another key has the name now.
 func (e *Engine) absent(ctx context.Context, h *history) (map[string]bool, error) {
 	var done []string
 	for _, key := range h.order {
@@ -204,9 +201,9 @@ func (e *Engine) absent(ctx context.Context, h *history) (map[string]bool, error
 	return gone, nil
 }
 
-// another tells whether m, a key of the target or nil, has the name of the key that was taken
-// over as it, and is another key: that one was deleted since. It has none of its versions
-// then, since no version's number comes twice.
+// another reports whether m, a key of the target or nil, has the name of the key in it but is another key, so
+// that the first was deleted. It has none of the first key's versions then, since a version's number is never
+// given twice.
 func (e *Engine) another(ctx context.Context, it Item, m *claviger.Metadata) (bool, error) {
 	if m == nil || len(it.TargetVersions) == 0 || fieldsOf(m).Created.Equal(it.Source.Created) {
 		return false, nil
@@ -220,8 +217,8 @@ func (e *Engine) another(ctx context.Context, it Item, m *claviger.Metadata) (bo
 	}), nil
 }
 
-// interrupted changes the state of runs that the journal has as running, where no
-// process holds the lock: it was killed, and no later one has gone on.
+// interrupted corrects the state of runs that the journal has as running while no process holds the lock: the
+// process was killed, and no later one has continued.
 func (e *Engine) interrupted(ctx context.Context, runs []Run) error {
 	if !slices.ContainsFunc(runs, func(r Run) bool { return r.State == Running }) {
 		return nil
@@ -238,8 +235,8 @@ func (e *Engine) interrupted(ctx context.Context, runs []Run) error {
 	return nil
 }
 
-// mapping puts the source's versions beside the target's, oldest first. With
-// one version for many, it stands for the newest.
+// mapping pairs the source's versions with the target's, oldest first. A single version of the target stands
+// for the source's newest.
 func mapping(it Item, uses []metastore.Use) []VersionMapping {
 	n := max(len(it.SourceVersions), it.Source.Versions, len(it.TargetVersions))
 	ms := make([]VersionMapping, n)
@@ -274,7 +271,7 @@ func mapping(it Item, uses []metastore.Use) []VersionMapping {
 	return ms
 }
 
-// Verification compares the target with the live source.
+// Verification is the comparison of the target with the live source.
 type Verification struct {
 	Format string    `json:"format"` // "claviger migrate verify 1"
 	At     time.Time `json:"at"`
@@ -284,35 +281,33 @@ type Verification struct {
 	// Same and Different count keys.
 	Same      int `json:"same"`
 	Different int `json:"different"`
-	// OnlyTarget are keys that the source does not list. Those that were made here are
-	// no difference; those that were migrated are, and are among Keys too.
+	// OnlyTarget are keys that the source does not list. Keys that were made here are no difference; migrated
+	// keys are, and are among Keys too.
 	OnlyTarget []string `json:"onlyTarget,omitempty"`
 }
 
-// KeyDiff is one key of the source.
+// KeyDiff is the comparison of one key.
 type KeyDiff struct {
 	Key         string       `json:"key"`
 	Same        bool         `json:"same"`
 	Differences []Difference `json:"differences,omitempty"`
-	// Remarks are what an auditor may ask about and is no difference.
+	// Remarks are facts that an auditor may ask about and that are no difference.
 	Remarks []string `json:"remarks,omitempty"`
 }
 
-// Empty tells that nothing was compared, which is no agreement.
+// Empty reports whether nothing was compared, which proves no agreement.
 func (v *Verification) Empty() bool { return len(v.Keys) == 0 }
 
-// Verify compares each key's name, cipher, length, description, attributes and
-// time of creation, and what the source lists of its versions now with what the journal
-// noted at the run. It looks whether every version that was made for it is still there. It
-// has the target encrypt with every version, for what the metastore counts may not be on
-// this token, or not be shown to this user.
-// It changes nothing.
+// Verify compares each key's name, cipher, length, description, attributes and creation time, and the source's
+// versions with the journal's record of the run. It checks that every version that was made still exists, and
+// that the target encrypts with it: a key that the metastore counts may be missing on this token, or hidden
+// from this user. It changes nothing.
 func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 	const op = "migrate.Verify"
 	if e.cfg.Source == nil {
 		return nil, e.noSource(ctx, op)
 	}
-	sv, err := e.look(ctx, op)
+	sv, err := e.survey(ctx, op)
 	if err != nil {
 		return nil, err
 	}
@@ -370,8 +365,7 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 		}
 		v.add(d)
 	}
-	// The list of names, against the journal: what was taken over must still be there,
-	// or old EDEKs of it open nowhere.
+	// Keys that were taken over must still be listed, or old EDEKs of them open nowhere.
 	for _, it := range sv.gone {
 		if it.State != Done {
 			continue
@@ -403,9 +397,8 @@ func presence(m *claviger.Metadata) string {
 	return "there"
 }
 
-// verifyVersions compares the versions: names are those of the target, bad says why
-// some of them cannot be used, both is one that the source has too, and since is what
-// became of the source's.
+// verifyVersions compares the versions. names are the target's, bad gives the reason why some cannot be used,
+// both is a version that the source has too, and since is what happened to the source's versions.
 func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []string, bad map[string]string,
 	both VersionConflict,
 	since *sinceRun) {
@@ -443,8 +436,8 @@ func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []str
 	}
 }
 
-// verifyMade demands the versions that were to be made of a key. Why they are fewer than
-// the source has is no difference.
+// verifyMade checks that the versions which the run made exist. A deliberate smaller number than the source's
+// is no difference.
 func (d *KeyDiff) verifyMade(it Item, have int) {
 	made := len(it.TargetVersions)
 	if made != it.Count {

@@ -13,16 +13,16 @@ import (
 	"claviger/provider"
 )
 
-// sourceVersions asks for the names of a key's versions. They are only for the
-// report; a source that does not tell (a KMS does so only with the right GET,
-// which would show us material too) is not asked again. Material is wiped.
+// sourceVersions reads the names of a key's versions, which are only for the report. After a source that does
+// not show them (a KMS shows them only to users with the right GET, together with material) it does not try
+// again. It wipes material.
 func (e *Engine) sourceVersions(ctx context.Context, sv *survey, key string) (names []string, again bool, err error) {
 	vs, err := e.cfg.Source.Versions(ctx, key)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, false, e.sourceError(ctx, "migrate.Versions", key, err)
 		}
-		// A key-level refusal says nothing of the next key.
+		// A key-level refusal says nothing about the next key.
 		return nil, claviger.Is(err, claviger.KeyDenied), nil
 	}
 	_, remote := e.cfg.Source.(provider.EDEKService)
@@ -36,7 +36,7 @@ func (e *Engine) sourceVersions(ctx context.Context, sv *survey, key string) (na
 	return names, true, nil
 }
 
-// judge says what is to be done with one key.
+// judge decides what to do with one key.
 func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, ours *claviger.Metadata,
 	unread error) (Item, error) {
 	before, known := sv.history.items[name]
@@ -56,7 +56,7 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 	}
 	if unread != nil {
 		if known && before.State == Done && ours != nil {
-			// It is here. Only its comparison with the source cannot be made.
+			// The key is here. Only the comparison with the source is missing.
 			before.Why = e.whyUnread(ctx, name, unread)
 			return before, nil
 		}
@@ -108,8 +108,8 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 		}
 	}
 	if ours == nil {
-		// A key that could not stay, since the source rolled it afterwards, is taken over
-		// again once it was deleted here; not while it can come back, and was used.
+		// The source rolled the key afterwards, so the key could not stay. It is taken over again once it was
+		// deleted here, but not while it can be undeleted and was used.
 		again := e.collision(ctx, before, theirs, before.TargetVersions) != ""
 		if known && (before.State == Done || before.State == Deleted) && !again {
 			return deletedHere(before), nil
@@ -161,14 +161,14 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 		}
 		return conflict(it, diffs, "a key of that name is here already", cureRename), nil
 	}
-	// It is here and the same: imported by a process that was killed before it
-	// could write so down, or through another address of the source.
+	// The key is here and the same. A process that was killed before it recorded this imported it, or the
+	// source has two addresses.
 	it.Retaken = it.State == Importing && before.Retaken
 	adopted, err := e.adopt(ctx, it, known)
 	return adopted, err
 }
 
-// deletedHere is the item of a key that was migrated and is no longer here.
+// deletedHere returns the item of a key that was migrated and is no longer here.
 func deletedHere(it Item) Item {
 	if it.State == Done {
 		it.State = Deleted
@@ -178,7 +178,7 @@ func deletedHere(it Item) Item {
 	return it
 }
 
-// adopt makes an item done for a key that is at the target.
+// adopt returns an item that is done, for a key that the target has.
 func (e *Engine) adopt(ctx context.Context, it Item, known bool) (Item, error) {
 	vs, err := e.cfg.Target.Versions(ctx, it.Key)
 	if err != nil {
@@ -206,7 +206,7 @@ func namesOf(vs []claviger.KeyVersion) []string {
 	return names
 }
 
-// unsupported says why the target could not hold the key; "" where it can.
+// unsupported returns the reason why the target cannot hold the key, or "".
 func (e *Engine) unsupported(m *claviger.Metadata) string {
 	algorithm, _, _ := strings.Cut(m.Cipher, "/")
 	switch {
@@ -226,7 +226,7 @@ func (e *Engine) unsupported(m *claviger.Metadata) string {
 	return ""
 }
 
-// cureRename ends a conflict of two keys of one name.
+// cureRename is the cure for two keys of one name.
 const cureRename = "rename the zone's key, or delete the one that nobody uses, before the next run"
 
 func conflict(it Item, diffs []Difference, what, cure string) Item {
@@ -239,16 +239,14 @@ func conflict(it Item, diffs []Difference, what, cure string) Item {
 	return it
 }
 
-// Difference is one field of one key that is not the same on both sides. The
-// values are written for people.
+// Difference is a field of a key that differs between the sides. The values are for people.
 type Difference struct {
 	Field  string `json:"field"`
 	Source string `json:"source"`
 	Target string `json:"target"`
 }
 
-// compare lists what differs, the number of versions left out: that of the
-// target grows by rolls.
+// compare returns the differences, without the number of versions, which grows by rolls at the target.
 func compare(source, target Fields) []Difference {
 	var d []Difference
 	add := func(field, s, t string) { d = append(d, Difference{field, s, t}) }
@@ -279,7 +277,7 @@ func compare(source, target Fields) []Difference {
 	return d
 }
 
-// timeFormat has the milliseconds that creation times have.
+// timeFormat has milliseconds, as creation times have.
 const timeFormat = "2006-01-02T15:04:05.000Z07:00"
 
 func quoteOrNone(s *string) string {

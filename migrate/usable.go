@@ -16,10 +16,9 @@ const (
 	tryFailing = 32 // versions that fail before the rest is not tried
 )
 
-// unusable has the target encrypt a block with each version, and says why of those
-// with which it does not: what the metastore counts is worth nothing where the HSM
-// does not hold it, or does not show it to this user. After tryFailing failures the
-// others are not tried, and said to be so.
+// unusable encrypts a block with each version at the target, and returns the reason for each version that
+// fails. The metastore may count versions that the HSM does not hold, or does not show to this user. After
+// tryFailing failures it does not try the rest, and says so.
 func (e *Engine) unusable(ctx context.Context, versions []string) (map[string]string, error) {
 	target, ok := e.cfg.Target.(provider.BlockEncrypter)
 	if !ok {
@@ -55,8 +54,8 @@ func (e *Engine) unusable(ctx context.Context, versions []string) (map[string]st
 	return why, ctx.Err()
 }
 
-// tryKeys reads the versions that the target has of each key, and has it encrypt with
-// them all: why has those with which it does not.
+// tryKeys returns the target's versions of each key, and in why the versions with which the target does not
+// encrypt.
 func (e *Engine) tryKeys(ctx context.Context, keys []string) (have map[string][]string, why map[string]string,
 	err error) {
 	have = make(map[string][]string, len(keys))

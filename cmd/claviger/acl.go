@@ -51,12 +51,14 @@ func newACLExplain() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain USER OPERATION [KEY] --conf DIR",
 		Short: "Tell whether a user may do something, and which line of which file decides",
-		Long: `explain tells whether the rules of DIR's kms-acls.xml admit USER (a short name) to OPERATION on KEY, and goes through the rules in the
-order in which the server does. OPERATION is a right, such as DECRYPT_EEK, or a request's name in the audit log; capitals do not matter:
+		Long: `explain tells whether the rules of DIR's kms-acls.xml admit USER (a short name) to OPERATION on KEY,
+and goes through the rules in the order in which the server does. OPERATION is a right, such as DECRYPT_EEK, or a
+request's name in the audit log; capitals do not matter:
 ` + wrapped(authz.RequestNames(), 130) + `
-Without KEY, only the rules at operation level are asked.
-It reads the files, not the running server: a server takes a change over within about a second, and keeps its rules where a file is broken.
-Exit status: 0 he may, 1 he may not, 2 the command line is wrong, 3 there is no answer, for instance as a file is broken.`,
+Without KEY, only the rules at operation level are asked. It reads the
+files, not the running server: a server takes a change over within about a second, and keeps its rules where a file
+is broken. Exit status: 0 he may, 1 he may not, 2 the command line is wrong, 3 there is no answer, for instance as a
+file is broken.`,
 		Args: cobra.RangeArgs(2, 3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			x, err := explain(cmd.Context(), f, cmd.Flags().Changed("groups"), args)
@@ -171,9 +173,9 @@ func newACLCheck() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check --conf DIR",
 		Short: "Name the rules of kms-acls.xml that do nothing, or not what is probably meant",
-		Long: `check reads DIR's kms-acls.xml as the server does and names rules that are misspelt, that can admit nobody, that shut a key's other
-operations, and that are for keys which the metastore does not have.
-Exit status: 0 nothing was found, 2 the command line is wrong, 3 something was found, or the file cannot be used.`,
+		Long: `check reads DIR's kms-acls.xml as the server does and names rules that are misspelt, that can admit
+nobody, that shut a key's other operations, and that are for keys which the metastore does not have. Exit status: 0
+nothing was found, 2 the command line is wrong, 3 something was found, or the file cannot be used.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			site, err := hadoopconf.LoadKMS(conf, os.LookupEnv)

@@ -10,49 +10,48 @@ import (
 	"claviger"
 )
 
-// metadataBatch is how many keys are asked for at once: it bounds a request's
-// URL, which Hadoop's keys/metadata carries the names in.
+// metadataBatch is how many keys one request reads. It bounds the URL of Hadoop's keys/metadata, which holds
+// their names.
 const metadataBatch = 50
 
-// awayAfter is how many single keys in a row may get no answer before the source
-// counts as away: one slow key is that key's fault, three are the source's.
+// awayAfter is how many single keys in a row may fail without an answer before the source counts as
+// unreachable: one slow key is that key's fault, three are the source's.
 const awayAfter = 3
 
-// survey is what the source has, what the target has, and what the journal
-// knows, put together.
+// survey is what the source has, what the target has, and what the journal knows.
 type survey struct {
 	items   []Item // one per key that the source lists, sorted by name
 	history *history
-	// theirs and ours are the metadata of the items' keys, and unread says why the
-	// source's could not be read; each has the length of items.
+	// theirs and ours are the metadata of the items' keys at the source and here. unread is the reason why the
+	// source's could not be read. Each has the length of items.
 	theirs, ours []*claviger.Metadata
 	unread       []error
-	// adopted are the items' keys whose records here an operator's adoption made.
+	// adopted are the items' keys whose records an operator's adoption made.
 	adopted map[string]bool
-	// material: the source, a KMS, shows us key material, which we never ask for.
+	// material: the source, a KMS, would show us key material, which we never request.
 	material bool
 	// namesHidden: the source did not show the names of a key's versions.
 	namesHidden bool
 	// onlyTarget are keys that the source does not list.
 	onlyTarget []string
 	spelling   spelling
-	// naming is how the source names versions, as far as it is known, and probes
-	// counts the keys that were asked for to find out.
+	// naming is how the source names versions, as far as it is known. probes counts the requests that tried to
+	// find out.
 	naming naming
 	probes int
-	// twice are versions that two of the target, another target and the source have, the latter
-	// since it was rolled.
+	// twice are versions that two of the target, another target and the source have; the source since it rolled
+	// the key.
 	twice []VersionConflict
 	// gone are keys that the journal has and the source no longer lists.
 	gone []Item
 }
 
-// errNoMetadata is said of a key that the source lists, and then tells nothing of.
+// errNoMetadata is the error for a key that the source lists without returning its metadata.
 var errNoMetadata = errors.New("it tells no metadata of the key")
 
-// look reads both sides. It changes nothing. Each name that the source lists becomes
-// an item, whether its metadata can be read or not.
-func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
+// survey reads both sides. It changes nothing. Each name that the source lists becomes an item, whether its
+// metadata can be read or not.
+func (e *Engine) survey(ctx context.Context, op string) (*survey, error) {
 	if e.cfg.Source == nil {
 		return nil, e.noSource(ctx, op)
 	}
@@ -61,7 +60,7 @@ func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
 		return nil, err
 	}
 	sv := &survey{}
-	// Other sources' runs do not matter: what they brought is found at the target.
+	// Runs from other sources do not matter: what they brought is found at the target.
 	if sv.history, err = e.read(ctx, e.cfg.Source.URI()); err != nil {
 		return nil, err
 	}
@@ -127,8 +126,8 @@ func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
 				}
 			}
 			if it.Retaken && it.State == Conflict {
-				// It counts as not taken over: else a user who may roll the source's key could
-				// close the one here.
+				// The key counts as not taken over. Otherwise a user who may roll the source's key could close
+				// the key here.
 				it.TargetVersions, it.Rolled = nil, 0
 			}
 		}
@@ -138,7 +137,7 @@ func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
 	return sv, nil
 }
 
-// sourceNames is the source's list, sorted, each name once.
+// sourceNames returns the source's list of keys, sorted, each name once.
 func (e *Engine) sourceNames(ctx context.Context, op string) ([]string, error) {
 	names, err := e.cfg.Source.Keys(ctx)
 	if err != nil {
@@ -148,7 +147,7 @@ func (e *Engine) sourceNames(ctx context.Context, op string) ([]string, error) {
 	return slices.Compact(names), nil
 }
 
-// others finds the keys that one side alone has. names is sorted.
+// others finds the keys that only one side has. names is sorted.
 func (sv *survey) others(names, here []string) {
 	listed := func(key string) bool { _, found := slices.BinarySearch(names, key); return found }
 	for _, k := range here {
@@ -165,8 +164,8 @@ func (sv *survey) others(names, here []string) {
 	slices.SortFunc(sv.gone, func(a, b Item) int { return strings.Compare(a.Key, b.Key) })
 }
 
-// unlistedSince are the journal's keys that the source no longer lists, as far as the
-// journal does not know it yet: never taken over, or gone here too.
+// unlistedSince returns the journal's keys that the source no longer lists, unless the journal knows that: keys
+// never taken over, or gone here too.
 func (sv *survey) unlistedSince() []Item {
 	var items []Item
 	for _, it := range sv.gone {
@@ -185,10 +184,9 @@ func (sv *survey) unlistedSince() []Item {
 	return items
 }
 
-// sourceMetadata asks for the metadata of all names, in batches; where a batch
-// fails, for each key by itself, because one unreadable key makes Hadoop refuse them
-// all. Each name has metadata or an error. The error that is returned is of the
-// source as a whole.
+// sourceMetadata reads the metadata of all names in batches. Where a batch fails it reads each key by itself,
+// because one unreadable key makes Hadoop refuse the whole batch. Each name gets metadata or an error. The
+// returned error is of the source as a whole.
 func (e *Engine) sourceMetadata(ctx context.Context, op string, names []string) ([]*claviger.Metadata, []error, error) {
 	all := make([]*claviger.Metadata, 0, len(names))
 	unread := make([]error, len(names))
@@ -227,9 +225,8 @@ func (e *Engine) sourceMetadata(ctx context.Context, op string, names []string) 
 	return all, unread, nil
 }
 
-// unlisted lists the source's keys again where it told no metadata of some, and
-// leaves out those that are no longer listed: they were deleted in between. The
-// others are unreadable.
+// unlisted lists the source's keys again where metadata is missing, and leaves out keys that were deleted in
+// between. The others are unreadable.
 func (e *Engine) unlisted(ctx context.Context, op string, names []string, theirs []*claviger.Metadata,
 	unread []error) ([]string, []*claviger.Metadata, []error, error) {
 	untold := false
@@ -257,7 +254,7 @@ func (e *Engine) unlisted(ctx context.Context, op string, names []string, theirs
 	return names[:n], theirs[:n], unread[:n], nil
 }
 
-// whyUnread says why a key that the source lists could not be read, with the cure.
+// whyUnread returns the reason why a listed key could not be read, with the cure.
 func (e *Engine) whyUnread(ctx context.Context, key string, err error) string {
 	if refused(err) {
 		return "the source refused us: " + e.whyRefused(ctx, key, err)
