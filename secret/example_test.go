@@ -11,8 +11,8 @@ func ExampleBytes() {
 	pin := secret.Bytes("1234")
 	fmt.Printf("%s %v %x\n", pin, pin, pin)
 	pin.Wipe()
-	fmt.Println([]byte(pin))
+	fmt.Println(pin.Equal(make(secret.Bytes, len(pin))))
 	// Output:
 	// [redacted] [redacted] [redacted]
-	// [0 0 0 0]
+	// true
 }
