@@ -82,7 +82,7 @@ type server struct {
 	svc     *Service
 	auth    *authenticator
 	shared  *cluster
-	trail   *auditTrail
+	trail   *AuditTrail
 	ring    *keyring.Ring
 	policy  *authz.Watcher
 	closers []func() error // of what is open, in order

@@ -109,16 +109,16 @@ func (r *reader) mustAudit() []audit.Op {
 	return ops
 }
 
-// auditTrail is the audit log of a server.
-type auditTrail struct {
+// AuditTrail is the audit log of a server.
+type AuditTrail struct {
 	*audit.Tee
 	chain *audit.Chain // nil where there is none
 	log   *slog.Logger
 }
 
 // openAudit opens what the settings name; out stands for standard output.
-func openAudit(ctx context.Context, s auditSettings, svc *Service, out io.Writer) (_ *auditTrail, err error) {
-	t := &auditTrail{Tee: &audit.Tee{Must: s.must}, log: svc.Log}
+func openAudit(ctx context.Context, s auditSettings, svc *Service, out io.Writer) (_ *AuditTrail, err error) {
+	t := &AuditTrail{Tee: &audit.Tee{Must: s.must}, log: svc.Log}
 	defer func() {
 		if err != nil {
 			_ = t.Close() // the first error counts
@@ -202,7 +202,7 @@ func ReadAuditKey(path string) (secret.Bytes, error) {
 }
 
 // reopenOnHangup opens the files anew on SIGHUP, as logrotate sends it.
-func (t *auditTrail) reopenOnHangup(ctx context.Context) {
+func (t *AuditTrail) reopenOnHangup(ctx context.Context) {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
@@ -222,7 +222,7 @@ func (t *auditTrail) reopenOnHangup(ctx context.Context) {
 
 // checks of readiness. What need not be recorded before it is done is done though nothing
 // can be recorded.
-func (t *auditTrail) checks() []console.Check {
+func (t *AuditTrail) checks() []console.Check {
 	records := console.Check{Name: "audit", Informational: len(t.Must) == 0,
 		Run: func(context.Context) error { return t.Stopped() }}
 	for _, p := range console.Purposes {
@@ -253,7 +253,7 @@ func purposeOf(op audit.Op) console.Purpose {
 	return console.Generate
 }
 
-func (t *auditTrail) streamErr() error {
+func (t *AuditTrail) streamErr() error {
 	if t.chain == nil {
 		return nil
 	}
@@ -261,7 +261,7 @@ func (t *auditTrail) streamErr() error {
 }
 
 // metrics of the streams.
-func (t *auditTrail) metrics(m *console.Metrics) {
+func (t *AuditTrail) metrics(m *console.Metrics) {
 	if t.chain != nil {
 		m.Counter("claviger_audit_replaced_total", "Audit records that fit no datagram to syslog, in whose place a "+
 			"short one was sent.", func() float64 { return float64(t.chain.Replaced()) })
@@ -315,7 +315,7 @@ func AuditHead(ctx context.Context, conf *hadoopconf.Conf) (head audit.Heads, en
 
 // OpenAudit opens the audit log of a command that works with svc. Files are not rotated: a server that
 // runs at the same time may do so. out stands for standard output, and is not closed.
-func (s *Service) OpenAudit(ctx context.Context, out io.Writer) (*auditTrail, error) {
+func (s *Service) OpenAudit(ctx context.Context, out io.Writer) (*AuditTrail, error) {
 	r := &reader{conf: s.Conf}
 	set := r.audit()
 	if r.err != nil {

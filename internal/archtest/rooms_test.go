@@ -1,0 +1,336 @@
+package archtest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "claviger"
+
+// pkg is what `go list -json` tells of a package, as far as it matters here.
+type pkg struct {
+	Dir          string
+	ImportPath   string
+	Doc          string
+	GoFiles      []string
+	CgoFiles     []string
+	TestGoFiles  []string
+	XTestGoFiles []string
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
+	Error        *struct{ Err string }
+}
+
+// room is the import path without the module: "provider/hsm"; "" is the root.
+func (p *pkg) room() string { return roomOf(p.ImportPath) }
+
+func roomOf(importPath string) string {
+	return strings.TrimPrefix(strings.TrimPrefix(importPath, module), "/")
+}
+
+// sources are the files that end up in the program.
+func (p *pkg) sources() []string { return slices.Concat(p.GoFiles, p.CgoFiles) }
+
+func (p *pkg) allFiles() []string { return slices.Concat(p.sources(), p.TestGoFiles, p.XTestGoFiles) }
+
+// ours lists the rooms among import paths.
+func ours(imports []string) []string {
+	var rooms []string
+	for _, i := range imports {
+		if i == module || strings.HasPrefix(i, module+"/") {
+			rooms = append(rooms, roomOf(i))
+		}
+	}
+	return rooms
+}
+
+func moduleRoot(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "go.mod")); err != nil {
+		t.Fatalf("the module's root should be %s: %v", dir, err)
+	}
+	return dir
+}
+
+func packages(t *testing.T) []*pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-e", "-json", "./...")
+	cmd.Dir = moduleRoot(t)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, stderr.Bytes())
+	}
+	var all []*pkg
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		p := new(pkg)
+		if err := dec.Decode(p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatalf("go list printed what is not JSON: %v", err)
+		}
+		if p.Error != nil {
+			t.Errorf("%s: %s", p.ImportPath, p.Error.Err)
+		}
+		all = append(all, p)
+	}
+	if len(all) < 5 {
+		t.Fatalf("go list found %d packages; there are more", len(all))
+	}
+	return all
+}
+
+// A rule names the rooms that a room may import of ours. Patterns: "x" is x
+// itself, "x/*" what lies under it, "" the root package.
+type rule struct {
+	room string
+	may  []string
+	why  string
+}
+
+var contracts = []string{"provider", "metastore", "authz", "audit"}
+
+// rules holds every room. The first that matches a package counts; a package
+// without a rule fails the test, so that a new room gets its place on purpose.
+var rules = []rule{
+	{"", []string{"secret"}, "the root package holds words that all share; it imports the standard library and secret"},
+	{"secret", []string{"typo"}, "secret is below everything but the comparison of words"},
+	{"typo", nil, "it compares words, and knows none"},
+	{"shares", nil, "a semaphore knows no users but by name, and nothing of what it limits"},
+	{"owner", nil, "owner knows files and processes"},
+	{"filestamp", nil, "it looks at files, and knows none"},
+	{"durable", nil, "durable knows files, and not what they hold"},
+	{"durable/durabletest", []string{"durable"}, "the suite knows the seam alone"},
+	{"terminal", []string{""}, "it shows what commands give it, and knows nothing of what they do"},
+	{"provider", []string{"", "secret"}, "a contract imports only the root and secret"},
+	{"metastore", []string{"", "secret", "owner"}, "a contract imports only the root, secret and owner"},
+	{"authz", []string{"", "secret", "filestamp", "typo"}, "a contract imports only the root and secret; it follows a file"},
+	{"audit", []string{"", "secret", "durable"}, "a contract imports only the root and secret"},
+	{"eek", []string{"", "secret"}, "key arithmetic needs something that encrypts blocks, and knows no provider"},
+	{"pkcs11", []string{"", "secret", "durable"}, "pkcs11 knows no Hadoop"},
+	{"keyhsm", []string{"", "secret", "pkcs11", "keystore", "durable", "web"},
+		"Key HSM knows its token, and nothing of trustees and Hadoop"},
+	{"keyhsm/host", []string{"", "secret", "keyhsm", "pkcs11", "durable", "owner", "web", "console", "buildinfo",
+		"internal/softhsm"}, "it wires a Key HSM, as cmd does, and knows nothing of trustees and Hadoop"},
+	{"web", []string{"", "secret", "keystore", "durable"},
+		"web serves any handler: it knows no keys, no providers and no configuration files"},
+	{"gssapi", []string{"", "secret"}, "the binding to the Kerberos library knows no HTTP and no Hadoop"},
+	{"keystore", []string{"", "secret", "filestamp"}, "a codec of keystore files knows no provider"},
+	{"kmswire", []string{"", "secret"}, "a codec of Hadoop's JSON knows no provider and no server"},
+	{"hadoopconf", []string{"", "secret", "typo"}, "Hadoop's configuration files are a codec"},
+	{"writable", nil, "a codec of Hadoop's Writables knows nothing else"},
+	{"zookeeper", []string{"", "secret", "metastore", "writable"},
+		"it keeps what the contract of shared things says, and knows no Kerberos: who opens it brings that"},
+	{"provider/providertest", []string{"", "secret", "provider", "eek"},
+		"the suite knows the contract and the arithmetic that it checks"},
+	{"provider/builtin", []string{"", "secret", "provider", "provider/*", "metastore", "metastore/location", "hadoopconf",
+		"pkcs11"}, "the one list of providers, and of the files behind one"},
+	{"provider/hsm", []string{"", "secret", "provider", "metastore", "pkcs11", "eek", "shares"},
+		"a provider imports contracts and its codec"},
+	{"provider/jceks", []string{"", "secret", "provider", "keystore", "eek", "durable", "owner"},
+		"a provider imports contracts and its codec"},
+	{"provider/kmsclient", []string{"", "secret", "provider", "kmswire", "hadoopconf", "eek"},
+		"a provider imports contracts and its codec"},
+	{"provider/memory", []string{"", "secret", "provider", "eek"}, "a provider imports contracts and its codec"},
+	{"metastore/storetest", []string{"", "secret", "metastore", "owner"}, "the suite knows the contract alone"},
+	{"pgdb", []string{"", "secret"}, "a database knows nothing of what stores keep in it"},
+	{"sqlitedb", []string{"", "durable", "owner"}, "a database knows nothing of what stores keep in it"},
+	{"metastore/postgres", []string{"", "secret", "metastore", "owner", "pgdb", "durable"},
+		"a store knows the contract alone, and its database"},
+	{"metastore/sqlite", []string{"", "secret", "metastore", "owner", "sqlitedb", "durable"},
+		"a store knows the contract alone, and its database"},
+	{"metastore/location", []string{"", "secret", "provider", "hadoopconf", "metastore", "metastore/*", "durable"},
+		"the one list of stores; it knows the contract of providers for the place of a keystore file"},
+	{"trustee", []string{"", "secret", "durable"}, "what the trustee and its clients share knows neither keys nor Hadoop"},
+	{"trustee/server", []string{"", "secret", "typo", "trustee", "keyhsm", "shares"},
+		"a face: it knows the protocol, its store's contract, the Key HSM, and how turns are shared out"},
+	{"trustee/replica", []string{"", "typo", "trustee", "trustee/server"},
+		"one of two servers: it knows the protocol, the contract of stores, and what a server wants of it"},
+	{"trustee/location", []string{"", "trustee", "trustee/server", "trustee/replica", "trustee/server/*", "durable",
+		"keystore", "owner"}, "it makes and opens what a trustee's folder names, and is the one list of its stores"},
+	{"trustee/host", []string{"", "secret", "trustee", "trustee/*", "keyhsm", "owner", "pgdb", "sqlitedb", "web",
+		"console", "buildinfo"}, "it wires a trustee, as cmd does, and knows nothing of Hadoop"},
+	{"trustee/server/storetest", []string{"", "trustee", "trustee/server"}, "the suite knows the contract alone"},
+	{"pgdb/pgdbtest", []string{"", "durable", "pgdb"}, "the suite knows what it tests"},
+	{"trustee/server/postgres", []string{"", "secret", "trustee", "trustee/server", "pgdb"},
+		"a store knows the contract alone, and its database"},
+	{"trustee/server/sqlite", []string{"", "secret", "trustee", "trustee/server", "trustee/replica", "sqlitedb", "durable"},
+		"a store knows the contract alone, and its database"},
+	{"trustee/backup", []string{"", "secret", "trustee", "trustee/server", "durable"},
+		"it knows a folder, and a store by its contract"},
+	{"provider/keytrustee", []string{"", "secret", "typo", "provider", "trustee", "hadoopconf", "eek", "durable", "owner",
+		"filestamp"}, "a provider imports contracts and its codec; it marks, locks and watches a folder"},
+	{"keyring", append([]string{"", "secret", "eek", "shares"}, contracts...), "keyring imports contracts and eek"},
+	{"authn", append([]string{"", "secret", "writable", "hadoopconf", "gssapi"}, contracts...),
+		"who is it: no keys, no HTTP statuses"},
+	{"migrate", append([]string{"", "secret", "typo", "eek"}, contracts...), "the engine works on contracts"},
+	{"migrate/report", []string{"", "hadoopconf", "migrate"}, "it words what the engine found, and finds nothing itself"},
+	{"migrate/shred", []string{"", "durable", "owner", "hadoopconf", "trustee", "provider/keytrustee", "migrate"},
+		"it knows the files of a Key Trustee KMS, and neither keys nor stores"},
+	{"recovery", []string{"", "typo", "owner", "hadoopconf", "provider", "provider/builtin", "provider/hsm", "metastore",
+		"metastore/*"}, "it joins a store and a token, both of which it opens; it knows no server, and prints nothing"},
+	{"kmsapi", append([]string{"", "secret", "keyring", "kmswire", "authn", "eek", "shares"}, contracts...),
+		"a face imports keyring; it knows no provider"},
+	{"buildinfo", []string{"console"}, "which build this is; shown in a log and on the console"},
+	{"console", []string{"", "secret", "metastore", "web"},
+		"a face: it shows what others measure, and knows no keys"},
+	{"kms", []string{"*"}, "it wires a KMS from its configuration"},
+	{"kms/acls", []string{"", "typo", "authz", "hadoopconf", "kms", "metastore", "metastore/location"},
+		"it answers questions about rules, and prints nothing"},
+	{"kms/kmstest", []string{"hadoopconf", "pkcs11", "internal/*"}, "tests of package kms use it, so it does not know kms"},
+	{"demo", []string{"*"}, "the demo wires, as cmd does"},
+	{"bench", []string{"*"}, "benchmarks wire, as cmd does"},
+	{"cmd/*", []string{"*"}, "cmd wires"},
+	{"test/*", []string{"*"}, "tests of the whole wire, as cmd does"},
+	{"internal/*", []string{"", "secret", "internal/*"}, "test helpers and this test"},
+}
+
+func matches(pattern, room string) bool {
+	if pattern == "*" {
+		return true
+	}
+	if dir, ok := strings.CutSuffix(pattern, "/*"); ok {
+		return strings.HasPrefix(room, dir+"/")
+	}
+	return pattern == room
+}
+
+func ruleFor(room string) *rule {
+	for i := range rules {
+		if matches(rules[i].room, room) {
+			return &rules[i]
+		}
+	}
+	return nil
+}
+
+// forbidden returns what p's program files import against its rule.
+func forbidden(p *pkg) []string {
+	r := ruleFor(p.room())
+	if r == nil {
+		return []string{"no rule: say in archtest what this room may import, and in docs/ARCHITECTURE.md what it is"}
+	}
+	var bad []string
+	for _, i := range ours(p.Imports) {
+		if !slices.ContainsFunc(r.may, func(pattern string) bool { return matches(pattern, i) }) {
+			bad = append(bad, fmt.Sprintf("imports %s/%s: %s", module, i, r.why))
+		}
+	}
+	return bad
+}
+
+func TestImportRules(t *testing.T) {
+	for _, p := range packages(t) {
+		for _, b := range forbidden(p) {
+			t.Errorf("%s: %s", p.ImportPath, b)
+		}
+		if room := p.room(); room == "" || room == "secret" || room == "typo" {
+			for _, i := range p.Imports {
+				if strings.Contains(i, ".") {
+					t.Errorf("%s imports %s: the standard library only", p.ImportPath, i)
+				}
+			}
+		}
+	}
+}
+
+// importers are the rooms that may import kms, which wires and so stands above all others.
+var importers = []string{"cmd/*", "kms/*", "demo", "bench", "test/*"}
+
+func TestImportersOfKMS(t *testing.T) {
+	for _, p := range packages(t) {
+		if !slices.Contains(ours(p.Imports), "kms") {
+			continue
+		}
+		if !slices.ContainsFunc(importers, func(pattern string) bool { return matches(pattern, p.room()) }) {
+			t.Errorf("%s imports kms, which commands alone import", p.ImportPath)
+		}
+	}
+}
+
+// maxCommandLines is how many lines the commands have together: flags, one call, printing. What needs more
+// belongs into a room.
+const maxCommandLines = 4500
+
+func TestCommandsAreShort(t *testing.T) {
+	lines := 0
+	for _, p := range packages(t) {
+		if p.room() != "cmd/claviger" {
+			continue
+		}
+		for _, name := range p.sources() {
+			src, err := os.ReadFile(filepath.Join(p.Dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines += bytes.Count(src, []byte("\n"))
+		}
+	}
+	if lines == 0 || lines > maxCommandLines {
+		t.Errorf("cmd/claviger has %d lines without tests, over %d: move what is no command into a room", lines,
+			maxCommandLines)
+	}
+}
+
+// databases are the rooms that may import a driver, or what changes a schema: a store
+// that opened its file by itself would do it otherwise than the others.
+var databases = map[string]string{
+	"modernc.org/sqlite":              "sqlitedb",
+	"modernc.org/sqlite/lib":          "sqlitedb",
+	"github.com/jackc/pgx/v5/pgxpool": "pgdb",
+	"github.com/pressly/goose/v3":     "pgdb sqlitedb",
+}
+
+func TestDatabases(t *testing.T) {
+	for _, p := range packages(t) {
+		for _, i := range p.Imports {
+			rooms, ok := databases[i]
+			if ok && !slices.Contains(strings.Fields(rooms), p.room()) && !strings.HasPrefix(p.room(), "internal/") {
+				t.Errorf("%s imports %s: a store is opened by %s", p.ImportPath, i, rooms)
+			}
+		}
+	}
+}
+
+// TestImportRulesBite shows the checker packages that break the design.
+func TestImportRulesBite(t *testing.T) {
+	for _, c := range []struct {
+		room, imports string
+		ok            bool
+	}{
+		{"provider/hsm", "claviger/pkcs11", true},
+		{"provider/hsm", "claviger/keyring", false},
+		{"provider/hsm", "claviger/provider/jceks", false},
+		{"provider/jceks", "claviger/metastore/sqlite", false},
+		{"keyring", "claviger/provider", true},
+		{"keyring", "claviger/provider/hsm", false},
+		{"keyring", "claviger/metastore/sqlite", false},
+		{"kmsapi", "claviger/keyring", true},
+		{"kmsapi", "claviger/provider/hsm", false},
+		{"pkcs11", "claviger/kmswire", false},
+		{"secret", "claviger", false},
+		{"provider", "claviger/metastore", false},
+		{"cmd/claviger", "claviger/provider/builtin", true},
+		{"nowhere", "claviger", false},
+	} {
+		got := forbidden(&pkg{ImportPath: module + "/" + c.room, Imports: []string{c.imports}})
+		if (len(got) == 0) != c.ok {
+			t.Errorf("%s importing %s: found %q, allowed should be %v", c.room, c.imports, got, c.ok)
+		}
+	}
+}

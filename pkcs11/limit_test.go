@@ -1,0 +1,108 @@
+package pkcs11
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/internal/softhsm/softhsmtest"
+	p11 "github.com/miekg/pkcs11"
+)
+
+// TestDefaultLimit: a caller without a deadline is not left waiting for ever, and
+// what the call that hangs works on stays as it is until it is back.
+func TestDefaultLimit(t *testing.T) {
+	seen := make(chan []byte, 1)
+	made := softhsmtest.New(t)
+	m := new(Meter)
+	c := config(made)
+	c.Wrap = func(b Boundary) Boundary { return m.Wrap(spy{b, seen}) }
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tok.Close() //nolint:errcheck // the calls below are what is tested
+	id, label := generate(t, tok, 1, 256)
+	select {
+	case <-seen: // of the probe
+	default:
+	}
+	tok.limit = 100 * time.Millisecond
+	release := m.Hang("Encrypt")
+	defer release()
+	want := bytes.Repeat([]byte{7}, 32)
+	within(t, 20*time.Second, "EncryptBlocks", func() {
+		err := tok.EncryptBlocks(context.Background(), id, label, bytes.Clone(want))
+		if !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("no deadline: %v", err)
+		}
+	})
+	hang := m.Hang("GenerateRandom")
+	defer hang()
+	within(t, 20*time.Second, "Ping", func() {
+		if err := tok.Ping(context.Background()); !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("no deadline: %v", err)
+		}
+	})
+	hang()
+	release()
+	select {
+	case got := <-seen:
+		if !bytes.Equal(got, want) {
+			t.Errorf("the call that hung read %x", got)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the call that hung was not made")
+	}
+}
+
+// spy keeps what C_Encrypt is given.
+type spy struct {
+	Boundary
+	seen chan []byte
+}
+
+func (s spy) Encrypt(h p11.SessionHandle, data []byte) ([]byte, error) {
+	select {
+	case s.seen <- bytes.Clone(data):
+	default:
+	}
+	return s.Boundary.Encrypt(h, data)
+}
+
+// TestDataLimit: where the token takes less in one call than the profile says,
+// the limit shrinks until it does.
+func TestDataLimit(t *testing.T) {
+	const takes = 1000 // bytes; no multiple of a block
+	c := config(softhsmtest.New(t))
+	m := new(Meter)
+	c.Wrap = func(b Boundary) Boundary { return m.Wrap(narrow{b, takes}) }
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tok.Close() //nolint:errcheck // the calls below are what is tested
+	id, label := generate(t, tok, 1, 256)
+	one := bytes.Repeat([]byte{3}, 16)
+	if err := tok.EncryptBlocks(t.Context(), id, label, one); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		m.Reset()
+		got := bytes.Repeat([]byte{3}, 32_000)
+		if err := tok.EncryptBlocks(t.Context(), id, label, got); err != nil || !bytes.Equal(got, bytes.Repeat(one,
+			2000)) {
+			t.Fatalf("%v; the blocks are right: %t", err, bytes.Equal(got, bytes.Repeat(one, 2000)))
+		}
+	}
+	limit := tok.Info().MaxData
+	if limit > takes || limit < takes/2-blockSize || limit%blockSize != 0 {
+		t.Errorf("the limit is %d bytes, the token takes %d", limit, takes)
+	}
+	if n, want := m.Count("Encrypt"), (32_000+limit-1)/limit; n != want {
+		t.Errorf("the second time it took %d calls, want %d", n, want)
+	}
+}
