@@ -276,6 +276,9 @@ func (r *Ring) reencryptForeign(ctx context.Context, q *request, current clavige
 	if err != nil {
 		return nil, err
 	}
+	if err := checkOpened(old, deks); err != nil {
+		return nil, err // no EDEK of an empty DEK takes the place of one that was not opened
+	}
 	ivs := make([][]byte, len(old))
 	for i := range old {
 		ivs[i] = old[i].IV

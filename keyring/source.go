@@ -36,6 +36,7 @@ var absentSettles = 10 * time.Minute
 type source struct {
 	provider.Provider
 	crypter
+	remote       bool   // a KMS elsewhere
 	reencryption bool   // see Source.Reencryption
 	property     string // of the configuration, that names the source; for messages
 	log          *slog.Logger
@@ -78,6 +79,7 @@ func newSource(s Source, cfg Config, log *slog.Logger) (*source, error) {
 		timeout: cfg.SourceTimeout, failures: cfg.SourceFailures,
 		keys: newCache[*claviger.Metadata](foreignTimeout, false, cachedKeys),
 	}
+	_, src.remote = c.(remote)
 	src.health, _ = s.Provider.(provider.Health)
 	if s.Reencryption {
 		src.property = "hadoop.kms.key.provider.reencryption.source.uri"
@@ -169,10 +171,10 @@ func (s *source) open(ctx context.Context, v claviger.VersionRef, as string,
 		var opened []secret.Bytes
 		err := s.call(ctx, func(ctx context.Context) (err error) {
 			opened, err = s.Unwrap(ctx, unread(v), as, chunk)
-			if err == nil && len(chunk[0].Material) == 0 {
-				// An EDEK without material may have been opened without a question to the source. Ask one: an
-				// opened version is counted and remembered.
-				err = s.openRandom(ctx, v, as)
+			if err == nil && !s.remote && len(chunk[0].Material) == 0 {
+				// An EDEK without material is opened without a call to a block encrypter. Read the version: an opened
+				// version is counted and remembered.
+				_, err = s.Version(ctx, v.Name())
 			}
 			return err
 		})
@@ -193,20 +195,23 @@ func unread(v claviger.VersionRef) claviger.KeyVersion {
 	return claviger.KeyVersion{Key: v.Key, Name: v.Name()}
 }
 
-// openRandom has a made-up EDEK of a version opened, and throws the result away.
-func (s *source) openRandom(ctx context.Context, v claviger.VersionRef, as string) error {
-	random := make([]byte, 2*claviger.IVSize)
-	_, _ = rand.Read(random) // never fails: crypto/rand
-	edek := claviger.EDEK{Version: v.Name(), IV: random[:claviger.IVSize], Material: random[claviger.IVSize:]}
-	deks, err := s.Unwrap(ctx, unread(v), as, []claviger.EDEK{edek})
-	wipeAll(deks)
-	return err
-}
-
-// probeVersion finds out, in our own name, whether the source can open EDEKs of a version. That needs the right
-// that a re-encryption needs. Kind VersionNotFound where the source has no such version.
+// probeVersion finds out whether the source has a version. A KMS elsewhere opens a made-up EDEK, in our own name: that
+// needs the right that a re-encryption needs, and no other. The version of a block encrypter is read, without a use of
+// its key: a key that the token has lost is no call without an answer. Kind VersionNotFound where the source has no
+// such version.
 func (s *source) probeVersion(ctx context.Context, v claviger.VersionRef) error {
-	return s.call(ctx, func(ctx context.Context) error { return s.openRandom(ctx, v, "") })
+	return s.call(ctx, func(ctx context.Context) error {
+		if !s.remote {
+			_, err := s.Version(ctx, v.Name())
+			return err
+		}
+		random := make([]byte, 2*claviger.IVSize)
+		_, _ = rand.Read(random) // never fails: crypto/rand
+		edek := claviger.EDEK{Version: v.Name(), IV: random[:claviger.IVSize], Material: random[claviger.IVSize:]}
+		deks, err := s.Unwrap(ctx, unread(v), "", []claviger.EDEK{edek})
+		wipeAll(deks)
+		return err
+	})
 }
 
 // mayHave reports whether the source has a version of that name. A source that counts so many versions and does
