@@ -26,8 +26,7 @@ func CertificateCure(err error, trust string) string {
 				"host that made it", name, cert.NotBefore.UTC().Format(time.RFC3339))
 		case cert.IsCA:
 			return fmt.Sprintf("the authority's certificate %s ended at %s: put its new one into %s, and have the "+
-				"server's certificate issued anew where that needs "+
-				"it", name, cert.NotAfter.UTC().Format(time.RFC3339), trust)
+				"server's certificate issued anew where that needs it", name, cert.NotAfter.UTC().Format(time.RFC3339), trust)
 		}
 		return fmt.Sprintf("the certificate %s ended at %s: have it renewed at that server; where that time is yet to "+
 			"come, set this host's clock", name, cert.NotAfter.UTC().Format(time.RFC3339))

@@ -288,8 +288,8 @@ const (
 
 // find returns a token that is in the store. Errors are *claviger.Error where the
 // store failed; all others are Hadoop's, as texts.
-func (d *Delegations) find(ctx context.Context, t delegation, id identifier, missing string) (metastore.Delegation,
-	error) {
+func (d *Delegations) find(ctx context.Context, t delegation, id identifier,
+	missing string) (metastore.Delegation, error) {
 	k, ok, err := d.conf.Store.Delegation(ctx, id.sequence)
 	switch {
 	case err != nil:

@@ -184,9 +184,8 @@ func plan(op string, edeks []claviger.EDEK) (*layout, error) {
 	for i := range edeks {
 		e := &edeks[i]
 		if len(e.IV) != claviger.IVSize {
-			return nil, claviger.Errorf(op, claviger.BadIV, e.Version, "Wrong IV length: must be %d bytes long, but "+
-				"got %d",
-				claviger.IVSize, len(e.IV))
+			return nil, claviger.Errorf(op, claviger.BadIV, e.Version,
+				"Wrong IV length: must be %d bytes long, but got %d", claviger.IVSize, len(e.IV))
 		}
 		if last < 0 || l.groups[last].version != e.Version {
 			last = l.groupOf(e.Version)

@@ -133,8 +133,8 @@ func (r *Ring) needNotCounted(ctx context.Context, s *source, v claviger.Version
 
 // versionAtSource tells of a version that the primary does not know: without material, whatever the source would
 // show.
-func (r *Ring) versionAtSource(ctx context.Context, q *request, version claviger.VersionRef) (*claviger.KeyVersion,
-	error) {
+func (r *Ring) versionAtSource(ctx context.Context, q *request,
+	version claviger.VersionRef) (*claviger.KeyVersion, error) {
 	notFound := claviger.E("keyring.Version", claviger.VersionNotFound, version.Name(), nil)
 	if !r.mayBeForeign(notFound, version) {
 		return nil, nil

@@ -114,8 +114,8 @@ func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (clav
 }
 
 // Roll adds a version; material as in Create. The next request through this Ring sees the version.
-func (r *Ring) Roll(ctx context.Context, c claviger.Caller, key string, material secret.Bytes) (claviger.KeyVersion,
-	error) {
+func (r *Ring) Roll(ctx context.Context, c claviger.Caller, key string,
+	material secret.Bytes) (claviger.KeyVersion, error) {
 	q, err := r.enter(ctx, &c, audit.RollNewVersion, &key, authz.Rollover)
 	if err != nil {
 		return claviger.KeyVersion{}, err

@@ -37,8 +37,8 @@ func (w *work) addSource(uri string) {
 
 // enter asks the operation-level rules, then records the attempt where the audit trail demands that. Any one of the
 // rights suffices. key is the name in messages and in the audit line; nil where the operation has none.
-func (r *Ring) enter(ctx context.Context, c *claviger.Caller, op audit.Op, key *string, rights ...authz.Op) (request,
-	error) {
+func (r *Ring) enter(ctx context.Context, c *claviger.Caller, op audit.Op, key *string,
+	rights ...authz.Op) (request, error) {
 	q, err := r.admit(c, op, deref(key))
 	if err != nil {
 		return q, err

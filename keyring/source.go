@@ -116,8 +116,8 @@ func (s *source) metadata(ctx context.Context, key string) (*claviger.Metadata, 
 
 // guarded returns the source's metadata of a key, unless guard refuses it. A source without the key has no version
 // of it, whatever else it would answer.
-func (s *source) guarded(ctx context.Context, key string, guard func(*claviger.Metadata) error) (*claviger.Metadata,
-	error) {
+func (s *source) guarded(ctx context.Context, key string,
+	guard func(*claviger.Metadata) error) (*claviger.Metadata, error) {
 	m, err := s.metadata(ctx, key)
 	if err != nil {
 		return nil, err

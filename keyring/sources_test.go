@@ -259,8 +259,8 @@ type keepingService struct {
 	given []secret.Bytes
 }
 
-func (s *keepingService) Unwrap(ctx context.Context, key, as string, es []claviger.EDEK) (deks []secret.Bytes,
-	err error) {
+func (s *keepingService) Unwrap(ctx context.Context, key, as string,
+	es []claviger.EDEK) (deks []secret.Bytes, err error) {
 	s.given, err = s.farKMS.Unwrap(ctx, key, as, es)
 	return s.given, err
 }

@@ -57,8 +57,8 @@ func (p *Provider) shelve(ctx context.Context, op, key string, k *metastore.Key)
 
 // finishRoll adds the version of a roll that was broken off, if the token holds it, and
 // returns the key with it.
-func (p *Provider) finishRoll(ctx context.Context, op string, k *metastore.Key, i metastore.Intent) (*metastore.Key,
-	error) {
+func (p *Provider) finishRoll(ctx context.Context, op string, k *metastore.Key,
+	i metastore.Intent) (*metastore.Key, error) {
 	made, err := p.made(ctx, i)
 	if err != nil {
 		return nil, err

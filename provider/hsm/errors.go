@@ -27,9 +27,8 @@ func (e staleError) Unwrap() error { return e.error }
 // stalef makes the error for the log, with an answer for callers as misfit does.
 func stalef(format string, args ...any) staleError {
 	return staleError{misfitOf("this server's metastore may be a copy, or an older state, of the one that has used "+
-		"the HSM token, so no key is made or rolled; an operator must decide which of them goes on (claviger "+
-		"metastore "+
-		"accept); the server's log and /readyz say why", format, args...)}
+		"the HSM token, so no key is made or rolled; an operator must decide which of them goes on "+
+		"(claviger metastore accept); the server's log and /readyz say why", format, args...)}
 }
 
 // IsStale tells an error which says that another copy of the store has used the token

@@ -52,6 +52,6 @@ func (p *Provider) someVersion(ctx context.Context) (string, error) {
 			return v.Name, nil
 		}
 	}
-	return "", errors.New("there is no key yet to measure with; create one: hadoop key create bench -provider " +
-		"kms://...")
+	return "", errors.New("there is no key yet to measure with; create one: " +
+		"hadoop key create bench -provider kms://...")
 }

@@ -321,8 +321,8 @@ func keyLock(key string) string { return "key " + key }
 
 // ensure makes the HSM object of a version, or adopts the one that is there
 // under its CKA_ID, if that is as it would have been made.
-func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref, bits int) (metastore.Version,
-	error) {
+func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref,
+	bits int) (metastore.Version, error) {
 	name := claviger.VersionName(key, ref.ID)
 	raw, err := objectID(op, name, ref.Object)
 	if err != nil {

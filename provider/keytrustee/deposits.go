@@ -111,8 +111,8 @@ func (p *Provider) open(d *trustee.Deposit, into any) error {
 }
 
 // put deposits v. It returns the kinds of the box.
-func (p *Provider) put(ctx context.Context, label, description string, v any, replaces string) (uuid string,
-	err error) {
+func (p *Provider) put(ctx context.Context, label, description string, v any,
+	replaces string) (uuid string, err error) {
 	text, err := json.Marshal(v)
 	if err != nil {
 		return "", err

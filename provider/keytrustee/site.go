@@ -40,8 +40,8 @@ type site struct {
 var known = map[string]string{
 	"hostname-ACTIVE": "", "hostname-PASSIVE": "", "org": "", "auth": "", "auth.file": "", "roundrobin": "",
 	"pool.max": "", "insecure": "", "keylength": "", "protocol": "",
-	"usepool": "connections are always kept and used again", "pool.min.idle": "connections are made when they are " +
-		"needed",
+	"usepool":                "connections are always kept and used again",
+	"pool.min.idle":          "connections are made when they are needed",
 	"pool.max.idle":          "as many idle connections are kept as pool.max allows",
 	"pool.abandoned.timeout": "each question has a time limit of its own",
 	"tokensync":              "versions are never handed out before the Key Trustee Servers have them",

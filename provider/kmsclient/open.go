@@ -92,8 +92,7 @@ var (
 // of https URIs (from ssl-client.xml, say); nil trusts the system's roots.
 // negotiate and store are those of Options.
 func Scheme(tlsFor func(provider.Env) (*tls.Config, error), negotiate Negotiate, store func() string) provider.Scheme {
-	return provider.Scheme{Name: "kms", Open: func(_ context.Context, uri string, env provider.Env) (provider.Provider,
-		error) {
+	open := func(_ context.Context, uri string, env provider.Env) (provider.Provider, error) {
 		opt, err := optionsOf(env)
 		if err != nil {
 			return nil, err
@@ -109,7 +108,8 @@ func Scheme(tlsFor func(provider.Env) (*tls.Config, error), negotiate Negotiate,
 			}
 		}
 		return New(uri, opt)
-	}}
+	}
+	return provider.Scheme{Name: "kms", Open: open}
 }
 
 // optionsOf reads the properties of Hadoop's client.

@@ -190,8 +190,8 @@ func (p *Provider) Version(ctx context.Context, version string) (claviger.KeyVer
 
 // version makes a request for one version of key; missing is the kind of an
 // empty answer.
-func (p *Provider) version(ctx context.Context, r request, key string, missing claviger.Kind) (claviger.KeyVersion,
-	error) {
+func (p *Provider) version(ctx context.Context, r request, key string,
+	missing claviger.Kind) (claviger.KeyVersion, error) {
 	var none claviger.KeyVersion
 	r.method, r.safe, r.status = http.MethodGet, true, http.StatusOK
 	body, err := p.do(ctx, r)
