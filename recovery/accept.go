@@ -22,7 +22,8 @@ type acceptor interface {
 	Accept(ctx context.Context) error
 }
 
-// Losses is what Accept found, and what it gave up. Accept returns it with an error too, as far as it came.
+// Losses is what Accept found, and what it gave up. Accept returns it with an error too, as far as it came, and
+// nil where the store could not be opened.
 type Losses struct {
 	Store string `json:"store"` // URI
 	// Tracked: the store can say which acknowledged changes it lacks.
@@ -64,7 +65,7 @@ func Accept(ctx context.Context, conf *hadoopconf.Conf, giveUp bool, log *slog.L
 	l = &Losses{Lost: []Loss{}}
 	store, err := openStore(ctx, conf, "claviger metastore accept", giveUp, false, log)
 	if err != nil {
-		return l, err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	l.Store = store.URI()

@@ -25,7 +25,8 @@ type RestoreOptions struct {
 	NoToken   bool // do not compare with the token
 }
 
-// Restored is what Restore found and did. Restore returns it with an error too, as far as it came.
+// Restored is what Restore found and did. Restore returns it with an error too, once the backup was compared. A
+// comparison that was broken off is not returned: its lists would look complete.
 type Restored struct {
 	// Incomparable says why the store that is there could not be compared; "" where it was, or is missing.
 	Incomparable string `json:"incomparable,omitempty"`
@@ -63,25 +64,25 @@ func Restore(ctx context.Context, conf *hadoopconf.Conf, file string, o RestoreO
 	r := &restoration{RestoreOptions: o, conf: conf, log: log, blind: true,
 		Restored: Restored{Undone: []string{}, Lost: []string{}}}
 	if r.place, err = sqliteLocation(conf, ownTools); err != nil {
-		return &r.Restored, err
+		return nil, err
 	}
 	if err := owner.RefuseRoot(builtin.Files(conf)...); err != nil {
-		return &r.Restored, err
+		return nil, err
 	}
 	self := owner.Self("claviger metastore restore", conf.Dir())
 	release, err := sqlite.Occupy(r.place.File, self)
 	if err != nil {
-		return &r.Restored, r.place.Wrap(stopFirst(err, self))
+		return nil, r.place.Wrap(stopFirst(err, self))
 	}
 	defer release()
 	if r.staged, err = sqlite.Stage(ctx, file, r.place.File, r.PlainCopy); err != nil {
-		return &r.Restored, err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, r.staged.Discard()) }()
-	if err = r.prepare(ctx); err == nil {
-		err = r.mayReplace(file)
+	if err := r.prepare(ctx); err != nil {
+		return nil, err
 	}
-	if err == nil {
+	if err = r.mayReplace(file); err == nil {
 		r.Kept, err = r.staged.Replace(ctx)
 		r.Done = err == nil
 	}
@@ -102,10 +103,6 @@ func (r *restoration) prepare(ctx context.Context) error {
 	}
 	if err := r.compareToken(ctx); err != nil {
 		return err
-	}
-	if r.blind && !r.place.Missing() && !r.LoseKeys {
-		return claviger.Refuse("neither the store that is there nor a token can tell which keys the backup lacks; " +
-			"nothing was changed. Let the token be asked (leave out --no-token), or say --lose-keys")
 	}
 	gone, err := metastore.MovedTo(ctx, r.staged.Store)
 	if err != nil {
@@ -129,6 +126,9 @@ func (r *restoration) mayReplace(file string) error {
 	switch {
 	case r.LoseKeys:
 		return nil
+	case r.blind && !r.place.Missing():
+		return claviger.Refuse("neither the store that is there nor a token can tell which keys the backup lacks; " +
+			"nothing was changed. Let the token be asked (leave out --no-token), or say --lose-keys")
 	case len(r.Lost) > 0:
 		return claviger.Refuse("%s does not know %d versions of keys, listed above, that the store or the token "+
 			"has; what is encrypted with them could no longer be read. Nothing was changed. Restore a newer backup; "+

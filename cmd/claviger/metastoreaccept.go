@@ -33,6 +33,9 @@ Exit codes: 0 nothing is missing, or it was given up; 1 failed; 3 something is m
 	return metastoreCommand(cmd, func(ctx context.Context, conf *hadoopconf.Conf, _ []string, out *terminal.Output,
 		log *slog.Logger) error {
 		l, err := recovery.Accept(ctx, conf, yes, log)
+		if l == nil {
+			return err
+		}
 		return withReport(out.Write(l, func(w io.Writer) { lossesText(w, l, yes && err == nil) }), err)
 	})
 }

@@ -66,6 +66,9 @@ Exit status: 0 restored, 1 FILE or the store cannot be used, 3 keys would be los
 	return metastoreCommand(cmd, func(ctx context.Context, conf *hadoopconf.Conf, args []string, out *terminal.Output,
 		log *slog.Logger) error {
 		r, err := recovery.Restore(ctx, conf, args[0], o, log)
+		if r == nil {
+			return err
+		}
 		return withReport(out.Write(r, func(w io.Writer) { restoredText(w, r, args[0], conf.Dir()) }), err)
 	})
 }
