@@ -20,7 +20,8 @@ type laconic struct {
 	changed uint // a boolean attribute whose value is turned round
 }
 
-func (l laconic) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle, ask []*p11.Attribute) ([]*p11.Attribute, error) {
+func (l laconic) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle,
+	ask []*p11.Attribute) ([]*p11.Attribute, error) {
 	for _, a := range ask {
 		if a.Type == l.unknown {
 			return nil, p11.Error(p11.CKR_ATTRIBUTE_TYPE_INVALID)
@@ -66,7 +67,8 @@ func TestAttributes(t *testing.T) {
 				t.Fatal(err)
 			}
 			err = tok.GenerateKey(t.Context(), []byte{1}, "k@01", 256)
-			if (err == nil) != c.kept || err != nil && !strings.Contains(err.Error(), "is not what was asked for; it was destroyed again") {
+			if (err == nil) != c.kept ||
+				err != nil && !strings.Contains(err.Error(), "is not what was asked for; it was destroyed again") {
 				t.Errorf("made: %v", err)
 			}
 			list, err := tok.List(t.Context())
@@ -117,7 +119,8 @@ func (c choosy) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.At
 	return c.Boundary.GenerateKey(s, m, a)
 }
 
-func (c choosy) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism, public, private []*p11.Attribute) (p11.ObjectHandle, p11.ObjectHandle, error) {
+func (c choosy) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism,
+	public, private []*p11.Attribute) (p11.ObjectHandle, p11.ObjectHandle, error) {
 	if err := c.refuse(public, private); err != nil {
 		return 0, 0, err
 	}
@@ -137,12 +140,17 @@ func TestRefusedAttributes(t *testing.T) {
 		warned string // "" not
 	}{
 		{"nothing", choosy{}, true, 3, ""},
-		{"modifiable", choosy{refuses: []uint{p11.CKA_MODIFIABLE}, with: p11.CKR_ATTRIBUTE_VALUE_INVALID}, true, 4, "CKA_MODIFIABLE"},
-		{"derive", choosy{refuses: []uint{p11.CKA_DERIVE}, with: p11.CKR_ATTRIBUTE_TYPE_INVALID}, true, 9, "CKA_DERIVE"},
-		{"modifiable and derive", choosy{refuses: []uint{p11.CKA_MODIFIABLE, p11.CKA_DERIVE}, with: p11.CKR_TEMPLATE_INCONSISTENT}, true, 14, "CKA_MODIFIABLE, CKA_DERIVE"},
+		{"modifiable", choosy{refuses: []uint{p11.CKA_MODIFIABLE}, with: p11.CKR_ATTRIBUTE_VALUE_INVALID}, true, 4,
+			"CKA_MODIFIABLE"},
+		{"derive", choosy{refuses: []uint{p11.CKA_DERIVE}, with: p11.CKR_ATTRIBUTE_TYPE_INVALID}, true,
+			9, "CKA_DERIVE"},
+		{"modifiable and derive", choosy{refuses: []uint{p11.CKA_MODIFIABLE, p11.CKA_DERIVE},
+			with: p11.CKR_TEMPLATE_INCONSISTENT}, true, 14, "CKA_MODIFIABLE, CKA_DERIVE"},
 		{"sensitive", choosy{refuses: []uint{p11.CKA_SENSITIVE}, with: p11.CKR_ATTRIBUTE_READ_ONLY}, false, 39, ""},
-		{"another fault", choosy{refuses: []uint{p11.CKA_MODIFIABLE}, with: p11.CKR_FUNCTION_NOT_SUPPORTED}, false, 3, ""},
-		{"unwrap, and sets it", choosy{refuses: []uint{p11.CKA_UNWRAP}, with: p11.CKR_ATTRIBUTE_TYPE_INVALID, forces: p11.CKA_UNWRAP}, false, 8, "CKA_UNWRAP"},
+		{"another fault", choosy{refuses: []uint{p11.CKA_MODIFIABLE}, with: p11.CKR_FUNCTION_NOT_SUPPORTED}, false, 3,
+			""},
+		{"unwrap, and sets it", choosy{refuses: []uint{p11.CKA_UNWRAP}, with: p11.CKR_ATTRIBUTE_TYPE_INVALID,
+			forces: p11.CKA_UNWRAP}, false, 8, "CKA_UNWRAP"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var log bytes.Buffer
@@ -163,7 +171,8 @@ func TestRefusedAttributes(t *testing.T) {
 				if err := tok.GenerateKey(t.Context(), id, "k@0", 256); (err == nil) != c.kept {
 					t.Errorf("key %d: %v", i, err)
 				}
-				if k, err := tok.Find(t.Context(), id); err != nil || (k != nil) != c.kept || k != nil && (!k.Sensitive || k.Extractable || k.Decrypt) {
+				if k, err := tok.Find(t.Context(), id); err != nil || (k != nil) != c.kept ||
+					k != nil && (!k.Sensitive || k.Extractable || k.Decrypt) {
 					t.Errorf("key %d: %+v, %v", i, k, err)
 				}
 				if err := tok.Destroy(t.Context(), id, "k@0"); err != nil {
@@ -173,7 +182,8 @@ func TestRefusedAttributes(t *testing.T) {
 			if tries != c.tries {
 				t.Errorf("%d tries of three keys, want %d", tries, c.tries)
 			}
-			if n := strings.Count(log.String(), "refuses attributes"); n != map[bool]int{true: 1}[c.warned != ""] || !strings.Contains(log.String(), c.warned) {
+			if n := strings.Count(log.String(), "refuses attributes"); n != map[bool]int{true: 1}[c.warned != ""] ||
+				!strings.Contains(log.String(), c.warned) {
 				t.Errorf("the log: %s", log.String())
 			}
 			if c.name != "modifiable" && c.name != "sensitive" {

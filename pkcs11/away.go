@@ -10,17 +10,19 @@ import (
 	"claviger"
 )
 
-// errNoTokenShown: a network HSM that is not reached has no slots.
+// errNoTokenShown means that the library shows no slot with a token. A network HSM that cannot be reached has none.
 var errNoTokenShown = errors.New("shows no token")
 
-// awayCodes are what libraries answer where the HSM behind them is not reached, or is
-// starting. None of them tells of a PIN, of a name or of an attribute.
+// awayCodes are the results of libraries whose HSM cannot be reached or is starting. None of them is about a PIN,
+// a name or an attribute.
 var awayCodes = []uint{
-	p11.CKR_DEVICE_ERROR, p11.CKR_DEVICE_REMOVED, p11.CKR_DEVICE_MEMORY, p11.CKR_TOKEN_NOT_PRESENT, p11.CKR_TOKEN_NOT_RECOGNIZED,
-	p11.CKR_GENERAL_ERROR, p11.CKR_FUNCTION_FAILED, p11.CKR_HOST_MEMORY, p11.CKR_SESSION_CLOSED, p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_COUNT,
+	p11.CKR_DEVICE_ERROR, p11.CKR_DEVICE_REMOVED, p11.CKR_DEVICE_MEMORY, p11.CKR_TOKEN_NOT_PRESENT,
+	p11.CKR_TOKEN_NOT_RECOGNIZED,
+	p11.CKR_GENERAL_ERROR, p11.CKR_FUNCTION_FAILED, p11.CKR_HOST_MEMORY, p11.CKR_SESSION_CLOSED,
+	p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_COUNT,
 }
 
-// markAway marks errors of an HSM that may be there later; see claviger.Away.
+// markAway marks errors of an HSM that may work again later; see claviger.Away.
 func markAway(err error) error {
 	if err == nil {
 		return nil

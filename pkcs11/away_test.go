@@ -33,7 +33,8 @@ func TestAway(t *testing.T) {
 		code uint
 		away bool
 	}{
-		{"GetSlotList", p11.CKR_DEVICE_ERROR, true}, {"OpenSession", p11.CKR_TOKEN_NOT_PRESENT, true}, {"OpenSession", p11.CKR_DEVICE_REMOVED, true},
+		{"GetSlotList", p11.CKR_DEVICE_ERROR, true}, {"OpenSession", p11.CKR_TOKEN_NOT_PRESENT, true},
+		{"OpenSession", p11.CKR_DEVICE_REMOVED, true},
 		{"Login", p11.CKR_DEVICE_ERROR, true}, {"Login", p11.CKR_VENDOR_DEFINED + 5, true},
 		{"Login", p11.CKR_ARGUMENTS_BAD, false},
 		{"Login", p11.CKR_PIN_EXPIRED, false}, // last: this PIN is not tried again

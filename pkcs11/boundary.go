@@ -8,13 +8,12 @@ import (
 	p11 "github.com/miekg/pkcs11"
 )
 
-// Boundary is the part of Cryptoki that this package calls, in the form that
-// github.com/miekg/pkcs11 gives it: *p11.Ctx is one. It has as many methods as
-// there are C functions in use; whatever wraps it embeds it.
+// Boundary is the part of Cryptoki that this package calls, as github.com/miekg/pkcs11 declares it. *p11.Ctx
+// implements it. It has one method for each C function in use, which is more than eight. A type that wraps a
+// Boundary embeds it.
 //
-// Encrypt is two calls of C_Encrypt, the first of which only asks for the length
-// of the result and is answered by the vendor's library without the HSM. So is
-// Decrypt of C_Decrypt.
+// Encrypt calls C_Encrypt twice. The first call asks only for the length of the result; the vendor's library
+// answers it without the HSM. Decrypt calls C_Decrypt twice in the same way.
 type Boundary interface {
 	Initialize(...p11.InitializeOption) error
 	Finalize() error
@@ -35,16 +34,17 @@ type Boundary interface {
 	FindObjectsFinal(p11.SessionHandle) error
 	EncryptInit(p11.SessionHandle, []*p11.Mechanism, p11.ObjectHandle) error
 	Encrypt(p11.SessionHandle, []byte) ([]byte, error)
-	GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism, public, private []*p11.Attribute) (p11.ObjectHandle, p11.ObjectHandle, error)
+	GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism,
+		public, private []*p11.Attribute) (p11.ObjectHandle, p11.ObjectHandle, error)
 	DecryptInit(p11.SessionHandle, []*p11.Mechanism, p11.ObjectHandle) error
 	Decrypt(p11.SessionHandle, []byte) ([]byte, error)
 }
 
 var _ Boundary = (*p11.Ctx)(nil)
 
-// Meter wraps a Boundary for tests and benchmarks: it counts the calls, makes
-// each take longer as a network HSM would, and makes some fail or hang. Calls are
-// named after the methods, "Encrypt". Give its Wrap as Config.Wrap.
+// Meter wraps a Boundary for tests and benchmarks: it counts the calls, delays each call as a network HSM
+// would, and makes some calls fail or hang. The name of a call is the name of its method, such as "Encrypt".
+// Set Config.Wrap to the meter's Wrap.
 //
 // The zero Meter only counts. All methods may be called at any time.
 type Meter struct {
@@ -55,11 +55,11 @@ type Meter struct {
 	hung    map[string]chan struct{}
 }
 
-// Wrap puts the meter before b. Several boundaries behind one meter are counted
-// together.
+// Wrap returns a Boundary that passes each call through the meter to b. A meter that wraps several boundaries
+// counts their calls together.
 func (m *Meter) Wrap(b Boundary) Boundary { return &metered{m, b} }
 
-// Count is the number of calls of that name until now, failed ones included.
+// Count returns the number of calls of that name until now. Failed calls count too.
 func (m *Meter) Count(call string) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -100,15 +100,15 @@ func (m *Meter) Fail(call string, n int, err error) {
 	}
 }
 
-// Heal forgets the failures that Fail ordered and that have not happened yet.
+// Heal cancels the failures that Fail ordered and that have not happened yet.
 func (m *Meter) Heal() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	clear(m.faults)
 }
 
-// Hang makes calls of that name hang until release is called; then they go on to
-// the token. release may be called more than once.
+// Hang makes calls of that name hang until release is called. Then they go on to the token. release may be
+// called more than once.
 func (m *Meter) Hang(call string) (release func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -127,7 +127,7 @@ func (m *Meter) Hang(call string) (release func()) {
 	})
 }
 
-// enter is what happens to a call before it reaches the token.
+// enter counts a call, delays it, and returns the error that Fail ordered, before the call reaches the token.
 func (m *Meter) enter(call string) error {
 	m.mu.Lock()
 	if m.counts == nil {
@@ -243,7 +243,8 @@ func (w *metered) DestroyObject(s p11.SessionHandle, o p11.ObjectHandle) error {
 	return w.b.DestroyObject(s, o)
 }
 
-func (w *metered) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle, a []*p11.Attribute) ([]*p11.Attribute, error) {
+func (w *metered) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle,
+	a []*p11.Attribute) ([]*p11.Attribute, error) {
 	if err := w.m.enter("GetAttributeValue"); err != nil {
 		return nil, err
 	}
@@ -285,7 +286,8 @@ func (w *metered) Encrypt(s p11.SessionHandle, data []byte) ([]byte, error) {
 	return w.b.Encrypt(s, data)
 }
 
-func (w *metered) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism, public, private []*p11.Attribute) (p11.ObjectHandle, p11.ObjectHandle, error) {
+func (w *metered) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism,
+	public, private []*p11.Attribute) (p11.ObjectHandle, p11.ObjectHandle, error) {
 	if err := w.m.enter("GenerateKeyPair"); err != nil {
 		return 0, 0, err
 	}

@@ -2,17 +2,17 @@ package pkcs11
 
 import "time"
 
-// Call tells of one encryption on the HSM: one C_Encrypt, or the few that the
-// token's data limit or mechanism makes of it.
+// Call describes one encryption on the HSM. It is one C_Encrypt, or several where the token's data limit or
+// mechanism needs several.
 type Call struct {
-	Callers int           // who shared it
+	Callers int           // how many callers shared it
 	Blocks  int           // of 16 bytes
-	Waited  time.Duration // from when the first of them asked until the call
+	Waited  time.Duration // from the first caller's request until the call
 	Took    time.Duration // the call itself
 	Err     error
 }
 
-// OnCall sets who is told of each call from now on; nil is nobody. f must be
+// OnCall sets f to be called after each Call from now on, in place of an earlier f; nil sets none. f must be
 // quick, and may be called from many goroutines at once.
 func (t *Token) OnCall(f func(Call)) {
 	if f == nil {
@@ -22,11 +22,11 @@ func (t *Token) OnCall(f func(Call)) {
 	t.onCall.Store(&f)
 }
 
-func (t *Token) tell(c Call) {
+func (t *Token) report(c Call) {
 	if f := t.onCall.Load(); f != nil {
 		(*f)(c)
 	}
 }
 
-// Sessions returns how many sessions are in use now, and how many may be.
+// Sessions returns the number of sessions in use now, and the largest number allowed.
 func (t *Token) Sessions() (used, most int) { return len(t.slots), cap(t.slots) }

@@ -20,33 +20,32 @@ import (
 // Config says which token to open, and how.
 type Config struct {
 	Module string // path of the vendor's library
-	// The token: by Serial, by TokenLabel or by Slot. All that are given must fit;
-	// with none, the one token there is.
+	// TokenLabel, Serial and Slot name the token; each that is set must match. If none is set, the library must
+	// show exactly one token.
 	TokenLabel string
 	Serial     string
 	Slot       *uint
-	// PIN reads the user's PIN; it is called once per login. PINSource says in
-	// messages where it comes from.
+	// PIN reads the user's PIN; it is called once per login. PINSource names the place of the PIN in messages.
 	PIN       func() (secret.Bytes, error)
 	PINSource string
-	// PINFile is the site's own file that holds the PIN; "" where an environment variable
-	// or a credential of systemd does.
+	// PINFile is the path of the file that holds the PIN; "" if an environment variable or a credential of
+	// systemd holds it.
 	PINFile string
-	// Files are those of the host that others must not change, or read.
+	// Files are the files that other users must not change, or must not read.
 	Files   []secret.File
 	Profile Profile
-	// MaxSessions bounds the calls under way at once; 0 is the profile's figure.
+	// MaxSessions is the largest number of calls at the same time; 0 means the number of the profile.
 	MaxSessions int
 	Log         *slog.Logger
-	// Wrap, if not nil, is put around the library's calls.
+	// Wrap, if not nil, wraps the calls of the library.
 	Wrap func(Boundary) Boundary
 }
 
-// maxFile bounds a keystore or PIN file.
+// maxFile is the largest size of a keystore file or PIN file, in bytes.
 const maxFile = 64 << 10
 
-// FileConfig is what a keystore file says. Exactly one of Token, Serial and Slot
-// names the token, and one of PINFile, PINEnv and Credential the PIN.
+// FileConfig is the content of a keystore file. Exactly one of Token, Serial and Slot names the token. Exactly
+// one of PINFile, PINEnv and Credential names the place of the PIN.
 type FileConfig struct {
 	Module      string
 	Token       string
@@ -59,9 +58,8 @@ type FileConfig struct {
 	MaxSessions int
 }
 
-// WriteKeystoreFile writes the small file that a cloudera.hsmkp:// URI names.
-// It never overwrites one: what a running KMS depends on is not replaced by a
-// slip.
+// WriteKeystoreFile writes the small file that a cloudera.hsmkp:// URI names. It never overwrites a file, because
+// a running KMS may depend on it.
 func WriteKeystoreFile(path string, c FileConfig) error {
 	data, err := c.file(path)
 	if err != nil {
@@ -73,14 +71,14 @@ func WriteKeystoreFile(path string, c FileConfig) error {
 	return durable.Create(path, data, 0o600)
 }
 
-// Check says why WriteKeystoreFile would refuse to write c to path, whatever is
-// there.
+// Check returns the error with which WriteKeystoreFile would refuse to write c to path. It does not check
+// whether path exists; see CheckNew.
 func (c *FileConfig) Check(path string) error {
 	_, err := c.file(path)
 	return err
 }
 
-// file returns the file's content, if it is one that will do.
+// file returns the content of the keystore file, or an error if parseKeystore would not accept it.
 func (c *FileConfig) file(path string) ([]byte, error) {
 	data, err := c.format()
 	if err != nil {
@@ -90,7 +88,7 @@ func (c *FileConfig) file(path string) ([]byte, error) {
 	return data, err
 }
 
-// format writes the file's lines, such that parseKeystore reads the same.
+// format returns the lines of the file; parseKeystore reads the same FileConfig from them.
 func (c *FileConfig) format() ([]byte, error) {
 	var slot, sessions string
 	if c.Slot != nil {
@@ -109,14 +107,15 @@ func (c *FileConfig) format() ([]byte, error) {
 			continue
 		}
 		if strings.TrimSpace(l.value) != l.value || strings.ContainsAny(l.value, "\n\x00") {
-			return nil, fmt.Errorf("%s has the value %q, which a line of the file cannot hold: it would not be read back as it is", l.name, l.value)
+			return nil, fmt.Errorf("%s has the value %q, which a line of the file cannot hold: it would not be read "+
+				"back as it is", l.name, l.value)
 		}
 		fmt.Fprintf(b, "%s = %s\n", l.name, l.value)
 	}
 	return b.Bytes(), nil
 }
 
-// CheckNew says why a keystore file cannot be written at path: there is one.
+// CheckNew returns an error if path exists already.
 func CheckNew(path string) error {
 	if _, err := os.Lstat(path); err == nil {
 		return fmt.Errorf("%s is there already and is not overwritten; move it away if it is no longer used", path)
@@ -124,11 +123,12 @@ func CheckNew(path string) error {
 	return nil
 }
 
-// ReadKeystoreFile reads that file. warnings say what in it is odd.
+// ReadKeystoreFile reads a file that WriteKeystoreFile wrote. warnings name doubtful things that are no errors.
 func ReadKeystoreFile(path string) (c Config, warnings []string, err error) {
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return c, nil, fmt.Errorf("keystore file %s is not there; write it with: claviger hsm init --module LIBRARY --token LABEL --pin-file FILE %s", path, path)
+		return c, nil, fmt.Errorf("keystore file %s is not there; write it with: claviger hsm init --module LIBRARY "+
+			"--token LABEL --pin-file FILE %s", path, path)
 	}
 	if err != nil {
 		return c, nil, fmt.Errorf("keystore file: %w", err)
@@ -158,16 +158,16 @@ func ReadKeystoreFile(path string) (c Config, warnings []string, err error) {
 	return c, warnings, nil
 }
 
-// SettingsFile is a file that names the library that is loaded into the server, and the
-// place of the PIN. It holds no secret, so that others may read it.
+// SettingsFile describes a file that names the library to load into the server, and the place of the PIN. The
+// file holds no secret, so other users may read it, but must not write it.
 func SettingsFile(what, path string) secret.File {
 	return secret.File{Path: path, What: what, Deny: 0o002, Harm: "who could have any library loaded"}
 }
 
-// PINFile is a file that holds a PIN.
+// PINFile describes a file that holds a PIN.
 func PINFile(path string) secret.File { return secret.File{Path: path, What: "PIN file"} }
 
-// ParseProfile checks a profile's name; "" leaves the choice to the token's maker.
+// ParseProfile returns the profile of that name. "" is valid: the token's manufacturer then decides the profile.
 func ParseProfile(name string) (Profile, error) {
 	p := Profile(strings.ToLower(name))
 	if _, ok := profiles[p]; ok || p == "" {
@@ -222,7 +222,8 @@ func parseKeystore(path string, data []byte) (FileConfig, error) {
 		case "credential":
 			c.Credential = value
 		case "pin":
-			return fail("a PIN must not stand in this file; put it into a file of its own (mode 0400) and name that: pin-file = PATH")
+			return fail("a PIN must not stand in this file; put it into a file of its own (mode 0400) and name that: " +
+				"pin-file = PATH")
 		case "profile":
 			c.Profile, err = ParseProfile(value)
 		case "max-sessions":
@@ -230,7 +231,8 @@ func parseKeystore(path string, data []byte) (FileConfig, error) {
 				return fail("max-sessions has the value %q; it must be a number from 1 to 4096", value)
 			}
 		default:
-			return fail("%q is not known; known are module, token, serial, slot, pin-file, pin-env, credential, profile, max-sessions", name)
+			return fail("%q is not known; known are module, token, serial, slot, pin-file, pin-env, credential, "+
+				"profile, max-sessions", name)
 		}
 		if err != nil {
 			return fail("%v", err)
@@ -251,7 +253,7 @@ func parseSlot(value string) (*uint, error) {
 	return &u, nil
 }
 
-// check demands what every use needs.
+// check returns an error if the module, the token or the place of the PIN is not named, or is named twice.
 func (c *FileConfig) check(path string) error {
 	count := func(set ...bool) (n int) {
 		for _, s := range set {
@@ -269,14 +271,16 @@ func (c *FileConfig) check(path string) error {
 	case count(c.Token != "", c.Serial != "", c.Slot != nil) != 1:
 		return fmt.Errorf("%s: the token must be named once, by one of token (its label), serial or slot", path)
 	case count(c.PINFile != "", c.PINEnv != "", c.Credential != "") != 1:
-		return fmt.Errorf("%s: the place of the PIN must be named once, by one of pin-file, pin-env or credential", path)
+		return fmt.Errorf("%s: the place of the PIN must be named once, by one of pin-file, pin-env or credential",
+			path)
 	}
 	return nil
 }
 
-// Config makes a Config. A relative pin-file is taken from dir.
+// Config makes a Config. A relative pin-file is relative to dir.
 func (c *FileConfig) Config(dir string) (Config, error) {
-	cfg := Config{Module: c.Module, TokenLabel: c.Token, Serial: c.Serial, Slot: c.Slot, Profile: c.Profile, MaxSessions: c.MaxSessions}
+	cfg := Config{Module: c.Module, TokenLabel: c.Token, Serial: c.Serial, Slot: c.Slot, Profile: c.Profile,
+		MaxSessions: c.MaxSessions}
 	switch {
 	case c.PINFile != "":
 		path := c.PINFile
@@ -299,8 +303,10 @@ func (c *FileConfig) Config(dir string) (Config, error) {
 		}
 		base := os.Getenv("CREDENTIALS_DIRECTORY")
 		if base == "" {
-			return cfg, fmt.Errorf("credential %[1]s is asked for, but CREDENTIALS_DIRECTORY is not set: systemd sets it for units. In a unit: LoadCredential=%[1]s:FILE; "+
-				"at a shell: systemd-run --pipe --wait --uid=USER -p LoadCredential=%[1]s:FILE claviger ..., with USER and FILE as in the server's unit", c.Credential)
+			return cfg, fmt.Errorf("credential %[1]s is asked for, but CREDENTIALS_DIRECTORY is not set: systemd "+
+				"sets it for units. In a unit: LoadCredential=%[1]s:FILE; at a shell: systemd-run --pipe --wait "+
+				"--uid=USER -p LoadCredential=%[1]s:FILE claviger ..., with USER and FILE as in the server's unit",
+				c.Credential)
 		}
 		path := filepath.Join(base, c.Credential)
 		cfg.PIN, cfg.PINSource = pinFile(path), "credential "+c.Credential
@@ -309,13 +315,14 @@ func (c *FileConfig) Config(dir string) (Config, error) {
 	return cfg, nil
 }
 
-// pinFile reads a PIN from a file that only its owner (and group) may read. One
-// newline at its end is not part of the PIN.
+// pinFile returns a function that reads a PIN from a file that only its owner (and group) may read. One newline
+// at the end of the file is not part of the PIN.
 func pinFile(path string) func() (secret.Bytes, error) {
 	return func() (secret.Bytes, error) {
 		info, err := os.Stat(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("PIN file %s is not there; write the PIN, and nothing else, into it (mode 0400), or name the file that has it", path)
+			return nil, fmt.Errorf("PIN file %s is not there; write the PIN, and nothing else, into it (mode 0400), "+
+				"or name the file that has it", path)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("PIN file: %w", err)
@@ -324,7 +331,8 @@ func pinFile(path string) func() (secret.Bytes, error) {
 			return nil, err
 		}
 		if info.Size() > maxFile {
-			return nil, fmt.Errorf("PIN file %s is %d bytes long; that is no PIN: write the PIN alone into it, or name the file that has it", path, info.Size())
+			return nil, fmt.Errorf("PIN file %s is %d bytes long; that is no PIN: write the PIN alone into it, or "+
+				"name the file that has it", path, info.Size())
 		}
 		pin, err := os.ReadFile(path)
 		if err != nil {

@@ -35,7 +35,8 @@ max-sessions = 30
 		t.Fatal(err, warnings)
 	}
 	pin := filepath.Join(filepath.Dir(path), "luna.pin") // beside the file, for it has no folder
-	if c.Module != "/usr/safenet/lunaclient/lib/libCryptoki2_64.so" || c.Serial != "1238696044953" || c.TokenLabel != "" || c.Slot != nil ||
+	if c.Module != "/usr/safenet/lunaclient/lib/libCryptoki2_64.so" || c.Serial != "1238696044953" ||
+		c.TokenLabel != "" || c.Slot != nil ||
 		c.PINSource != "file "+pin || c.PINFile != pin || c.Profile != Luna || c.MaxSessions != 30 {
 		t.Errorf("%+v", c)
 	}
@@ -45,22 +46,35 @@ max-sessions = 30
 func TestKeystoreFileErrors(t *testing.T) {
 	const good = "module = /x.so\ntoken = kms\npin-file = /pin\n"
 	for content, want := range map[string]string{
-		"module\n":                                         `:1: there is no '=' in this line; a keystore file has lines like "module = /path/of/library.so"; claviger hsm init writes one`,
-		"\n# x\nmodule =\n":                                `:3: module has no value; give it one or take the line out`,
-		good + "token = x\n":                               `:4: token stands there twice; keep one`,
-		good + "libary = /x.so":                            `:4: "libary" is not known; known are module, token, serial, slot, pin-file, pin-env, credential, profile, max-sessions`,
-		good + "pin = 1234\n":                              `:4: a PIN must not stand in this file; put it into a file of its own (mode 0400) and name that: pin-file = PATH`,
-		good + "profile = lunar":                           `:4: unknown profile "lunar"; known ones: [luna ncipher softhsm generic]`,
-		good + "max-sessions = 0":                          `:4: max-sessions has the value "0"; it must be a number from 1 to 4096`,
-		"slot = one\n":                                     `:1: slot has the value "one"; it must be a slot number`,
-		"token = kms\npin-file = /pin\n":                   `: module is missing: the path of the HSM's PKCS#11 library`,
-		"module = x.so\ntoken = kms\npin-file = /pin\n":    `: module has the value "x.so"; it must be an absolute path`,
-		"module = /x.so\npin-file = /pin\n":                `: the token must be named once, by one of token (its label), serial or slot`,
-		good + "serial = 1\n":                              `: the token must be named once, by one of token (its label), serial or slot`,
-		"module = /x.so\ntoken = kms\n":                    `: the place of the PIN must be named once, by one of pin-file, pin-env or credential`,
-		good + "pin-env = PIN\n":                           `: the place of the PIN must be named once, by one of pin-file, pin-env or credential`,
-		"\xfe\xed\xfe\xed\x00\x00\x00\x02":                 ` is no keystore file of claviger's (a Java keystore?); a keystore file has lines like "module = /path/of/library.so"; claviger hsm init writes one`,
-		strings.Repeat("# a comment\n", maxFile/12) + good: ` is no keystore file of claviger's (a Java keystore?); a keystore file has lines like "module = /path/of/library.so"; claviger hsm init writes one`,
+		"module\n": `:1: there is no '=' in this line; a keystore file has ` +
+			`lines like "module = /path/of/library.so"; claviger hsm init writes one`,
+		"\n# x\nmodule =\n":  `:3: module has no value; give it one or take the line out`,
+		good + "token = x\n": `:4: token stands there twice; keep one`,
+		good + "libary = /x.so": `:4: "libary" is not known; known are module, token, ` +
+			`serial, slot, pin-file, pin-env, credential, profile, max-sessions`,
+		good + "pin = 1234\n": `:4: a PIN must not stand in this file; put it into a ` +
+			`file of its own (mode 0400) and name that: pin-file = PATH`,
+		good + "profile = lunar": `:4: unknown profile "lunar"; known ones: [luna ncipher ` +
+			`softhsm generic]`,
+		good + "max-sessions = 0": `:4: max-sessions has the value "0"; it must be a number ` +
+			`from 1 to 4096`,
+		"slot = one\n": `:1: slot has the value "one"; it must be a slot number`,
+		"token = kms\npin-file = /pin\n": `: module is missing: the path of the HSM's ` +
+			`PKCS#11 library`,
+		"module = x.so\ntoken = kms\npin-file = /pin\n": `: module has the value "x.so"; it must be an ` +
+			`absolute path`,
+		"module = /x.so\npin-file = /pin\n": `: the token must be named once, by one of token (its ` +
+			`label), serial or slot`,
+		good + "serial = 1\n": `: the token must be named once, by one of token (its ` +
+			`label), serial or slot`,
+		"module = /x.so\ntoken = kms\n": `: the place of the PIN must be named once, by one of ` +
+			`pin-file, pin-env or credential`,
+		good + "pin-env = PIN\n": `: the place of the PIN must be named once, by one of ` +
+			`pin-file, pin-env or credential`,
+		"\xfe\xed\xfe\xed\x00\x00\x00\x02": ` is no keystore file of claviger's (a Java keystore?); ` +
+			`a keystore file has lines like "module = /path/of/library.so"; claviger hsm init writes one`,
+		strings.Repeat("# a comment\n", maxFile/12) + good: ` is no keystore file of claviger's (a Java keystore?); ` +
+			`a keystore file has lines like "module = /path/of/library.so"; claviger hsm init writes one`,
 	} {
 		path := write(t, "x.keystore", content, 0o640)
 		_, _, err := ReadKeystoreFile(path)
@@ -73,11 +87,13 @@ func TestKeystoreFileErrors(t *testing.T) {
 	}
 }
 
-// TestKeystoreFileMode: who may write the file may run code in the server.
+// TestKeystoreFileMode: a file that other users may write is refused, since they could run code in the server.
 func TestKeystoreFileMode(t *testing.T) {
 	const good = "module = /x.so\ntoken = kms\npin-file = /pin\n"
 	path := write(t, "x.keystore", good, 0o646)
-	if _, _, err := ReadKeystoreFile(path); err == nil || !strings.Contains(err.Error(), "may be written by everybody (mode 0646)") || !strings.Contains(err.Error(), "cure: chmod o-w "+path) {
+	if _, _, err := ReadKeystoreFile(path); err == nil ||
+		!strings.Contains(err.Error(), "may be written by everybody (mode 0646)") ||
+		!strings.Contains(err.Error(), "cure: chmod o-w "+path) {
 		t.Error(err)
 	}
 	_, warnings, err := ReadKeystoreFile(write(t, "x.keystore", good, 0o664))
@@ -111,7 +127,8 @@ func TestWriteKeystoreFile(t *testing.T) {
 		if err != nil || !reflect.DeepEqual(got, c) {
 			t.Errorf("%s: read back as %+v, %v", name, got, err)
 		}
-		if err := WriteKeystoreFile(path, FileConfig{Module: "/y.so", Token: "t", PINFile: "/pin"}); err == nil || !strings.Contains(err.Error(), "is there already and is not overwritten") {
+		if err := WriteKeystoreFile(path, FileConfig{Module: "/y.so", Token: "t", PINFile: "/pin"}); err == nil ||
+			!strings.Contains(err.Error(), "is there already and is not overwritten") {
 			t.Errorf("%s: overwritten: %v", name, err)
 		}
 		if again, err := os.ReadFile(path); err != nil || string(again) != string(data) {
@@ -169,11 +186,15 @@ func TestPIN(t *testing.T) {
 		file FileConfig
 		want string
 	}{
-		{FileConfig{PINFile: open}, "PIN file " + open + " may be read by everybody (mode 0604); cure: chmod o= " + open},
+		{FileConfig{PINFile: open}, "PIN file " + open + " may be read by everybody (mode 0604); cure: chmod o= " +
+			open},
 		{FileConfig{PINFile: write(t, "pin", "\n", 0o600)}, "is empty; write the PIN into it"},
-		{FileConfig{PINFile: write(t, "pin", strings.Repeat("1", maxFile+1), 0o600)}, "is 65537 bytes long; that is no PIN: write the PIN alone into it, or name the file that has it"},
-		{FileConfig{PINFile: "nowhere"}, "PIN file /etc/claviger/nowhere is not there; write the PIN, and nothing else, into it (mode 0400), or name the file that has it"},
-		{FileConfig{PINEnv: "CLAVIGER_TEST_UNSET"}, "environment variable CLAVIGER_TEST_UNSET, which should hold the PIN, is not set"},
+		{FileConfig{PINFile: write(t, "pin", strings.Repeat("1", maxFile+1), 0o600)}, "is 65537 bytes long; that is " +
+			"no PIN: write the PIN alone into it, or name the file that has it"},
+		{FileConfig{PINFile: "nowhere"}, "PIN file /etc/claviger/nowhere is not there; write the PIN, and nothing " +
+			"else, into it (mode 0400), or name the file that has it"},
+		{FileConfig{PINEnv: "CLAVIGER_TEST_UNSET"}, "environment variable CLAVIGER_TEST_UNSET, which should hold the " +
+			"PIN, is not set"},
 		{FileConfig{Credential: "../pin"}, `credential has the value "../pin"; it must be a name without a slash`},
 	} {
 		if got, err := read(c.file); err == nil || !strings.HasSuffix(err.Error(), c.want) {
@@ -181,14 +202,17 @@ func TestPIN(t *testing.T) {
 		}
 	}
 	t.Setenv("CREDENTIALS_DIRECTORY", "")
-	if _, err := read(FileConfig{Credential: "hsm-pin"}); err == nil || !strings.Contains(err.Error(), "LoadCredential=hsm-pin:FILE") {
+	if _, err := read(FileConfig{Credential: "hsm-pin"}); err == nil ||
+		!strings.Contains(err.Error(), "LoadCredential=hsm-pin:FILE") {
 		t.Error(err)
 	}
 }
 
 func TestParseURI(t *testing.T) {
-	c, warnings, err := ParseURI("pkcs11:serial=1238;token=My%20Token;object=x?module-path=/usr/lib/x.so&pin-source=file:///etc/pin&x-claviger-profile=luna")
-	if err != nil || c.TokenLabel != "My Token" || c.Serial != "1238" || c.Slot != nil || c.Module != "/usr/lib/x.so" || c.PINSource != "file /etc/pin" || c.Profile != Luna {
+	c, warnings, err := ParseURI("pkcs11:serial=1238;token=My%20Token;object=x?module-path=/usr/lib/x.so&" +
+		"pin-source=file:///etc/pin&x-claviger-profile=luna")
+	if err != nil || c.TokenLabel != "My Token" || c.Serial != "1238" || c.Slot != nil || c.Module != "/usr/lib/x.so" ||
+		c.PINSource != "file /etc/pin" || c.Profile != Luna {
 		t.Errorf("%+v, %v", c, err)
 	}
 	if len(warnings) != 1 || warnings[0] != "pkcs11: URI: attribute object is not used" {
@@ -201,32 +225,48 @@ func TestParseURI(t *testing.T) {
 
 	const rest = "?module-path=/x.so&pin-source=file:/etc/pin"
 	for uri, want := range map[string]string{
-		"jceks://file@/x":                                      `"jceks://file@/x" is no pkcs11: URI`,
-		"pkcs11:token" + rest:                                  `"token" is no attribute; one is name=value`,
-		"pkcs11:token=a;token=b" + rest:                        `attribute token stands there twice`,
-		"pkcs11:token=%zz" + rest:                              `attribute token: invalid URL escape "%zz"`,
-		"pkcs11:token=" + rest:                                 `attribute token has the value ""; give it one or take it out`,
-		"pkcs11:token=a%00b" + rest:                            `attribute token has the value "a\x00b"; give it one or take it out`,
-		"pkcs11:slot-id=one" + rest:                            `slot has the value "one"; it must be a slot number`,
-		"pkcs11:serial=1;slot-id=1" + rest:                     `serial and slot-id both name the token; keep one`,
-		"pkcs11:" + rest:                                       `the token is not named; name it by token (its label), serial or slot-id`,
-		"pkcs11:token=a?module-path=/x.so":                     `pin-source is missing: file: and the path of a file that holds the PIN`,
-		"pkcs11:token=a?pin-source=file:/pin":                  `module-path is missing: the path of the HSM's PKCS#11 library`,
-		"pkcs11:token=a?module-path=x.so":                      `module-path has the value "x.so"; it must be an absolute path`,
-		"pkcs11:token=a?pin-source=pin":                        `pin-source has the value "pin"; it must be file: and an absolute path`,
-		"pkcs11:token=a?pin-source=file:pin":                   `pin-source has the value "file:pin"; it must be file: and an absolute path`,
-		"pkcs11:token=a?pin-source=%7Cpinomatic":               `pin-source has the value "|pinomatic"; it must be file: and an absolute path`,
-		"pkcs11:token=a;x-claviger-profile=lunar" + rest:       `unknown profile "lunar"; known ones: [luna ncipher softhsm generic]`,
-		"pkcs11:token=a" + rest + "&module-name=x":             `module-path and module-name both name the library; keep one`,
-		"pkcs11:token=a?module-name=/x&pin-source=file:/pin":   `module-name has the value "/x"; a path is named by module-path`,
-		"pkcs11:token=a?module-name=nope&pin-source=file:/pin": `module-name has the value "nope"; there is neither nope.so nor libnope.so in ` + strings.Join(moduleFolders, ", ") + `; name the library by module-path`,
+		"jceks://file@/x":               `"jceks://file@/x" is no pkcs11: URI`,
+		"pkcs11:token" + rest:           `"token" is no attribute; one is name=value`,
+		"pkcs11:token=a;token=b" + rest: `attribute token stands there twice`,
+		"pkcs11:token=%zz" + rest:       `attribute token: invalid URL escape "%zz"`,
+		"pkcs11:token=" + rest: `attribute token has the value ""; give it one or ` +
+			`take it out`,
+		"pkcs11:token=a%00b" + rest: `attribute token has the value "a\x00b"; give it one ` +
+			`or take it out`,
+		"pkcs11:slot-id=one" + rest:        `slot has the value "one"; it must be a slot number`,
+		"pkcs11:serial=1;slot-id=1" + rest: `serial and slot-id both name the token; keep one`,
+		"pkcs11:" + rest: `the token is not named; name it by token (its label), ` +
+			`serial or slot-id`,
+		"pkcs11:token=a?module-path=/x.so": `pin-source is missing: file: and the path of a file ` +
+			`that holds the PIN`,
+		"pkcs11:token=a?pin-source=file:/pin": `module-path is missing: the path of the HSM's ` +
+			`PKCS#11 library`,
+		"pkcs11:token=a?module-path=x.so": `module-path has the value "x.so"; it must be an ` +
+			`absolute path`,
+		"pkcs11:token=a?pin-source=pin": `pin-source has the value "pin"; it must be file: and ` +
+			`an absolute path`,
+		"pkcs11:token=a?pin-source=file:pin": `pin-source has the value "file:pin"; it must be file: ` +
+			`and an absolute path`,
+		"pkcs11:token=a?pin-source=%7Cpinomatic": `pin-source has the value "|pinomatic"; it must be ` +
+			`file: and an absolute path`,
+		"pkcs11:token=a;x-claviger-profile=lunar" + rest: `unknown profile "lunar"; known ones: [luna ncipher ` +
+			`softhsm generic]`,
+		"pkcs11:token=a" + rest + "&module-name=x": `module-path and module-name both name the ` +
+			`library; keep one`,
+		"pkcs11:token=a?module-name=/x&pin-source=file:/pin": `module-name has the value "/x"; a path is named by ` +
+			`module-path`,
+		"pkcs11:token=a?module-name=nope&pin-source=file:/pin": `module-name has the value "nope"; there is neither ` +
+			`nope.so nor libnope.so in ` +
+			strings.Join(moduleFolders, ", ") + `; name the library by module-path`,
 	} {
 		if _, _, err := ParseURI(uri); err == nil || !strings.HasSuffix(err.Error(), want) {
 			t.Errorf("%s:\n%v\nwant\n%s", uri, err, want)
 		}
 	}
-	for _, uri := range []string{"pkcs11:token=a?pin-value=98765", "pkcs11:token=a" + rest + "&pin-value=98765&pin-value=98765", "pkcs11:token=a?pin-value=98765%zz", "pkcs11:token=a?pin-value:98765"} {
-		if _, _, err := ParseURI(uri); err == nil || strings.Contains(err.Error(), "98765") || !strings.Contains(err.Error(), "use pin-source=file:/path") {
+	for _, uri := range []string{"pkcs11:token=a?pin-value=98765", "pkcs11:token=a" + rest +
+		"&pin-value=98765&pin-value=98765", "pkcs11:token=a?pin-value=98765%zz", "pkcs11:token=a?pin-value:98765"} {
+		if _, _, err := ParseURI(uri); err == nil || strings.Contains(err.Error(), "98765") ||
+			!strings.Contains(err.Error(), "use pin-source=file:/path") {
 			t.Errorf("%s: %v", uri, err)
 		}
 	}
@@ -251,13 +291,15 @@ func TestModuleName(t *testing.T) {
 func TestSettingsOfAnotherShell(t *testing.T) {
 	t.Setenv("CREDENTIALS_DIRECTORY", "")
 	c := FileConfig{Module: "/m.so", Token: "kms", Credential: "pin"}
-	if _, err := c.Config(""); err == nil || !strings.Contains(err.Error(), "systemd-run") || !strings.Contains(err.Error(), "LoadCredential=pin:FILE") {
+	if _, err := c.Config(""); err == nil || !strings.Contains(err.Error(), "systemd-run") ||
+		!strings.Contains(err.Error(), "LoadCredential=pin:FILE") {
 		t.Errorf("%v", err)
 	}
 	t.Setenv("SOFTHSM2_CONF", "")
 	t.Setenv("HOME", t.TempDir())
 	soft := &Config{Module: "/usr/lib/softhsm/libsofthsm2.so"}
-	if text := soft.unlessHidden(); !strings.Contains(text, "SOFTHSM2_CONF is not set here") || !strings.Contains(text, "make no other token") {
+	if text := soft.unlessHidden(); !strings.Contains(text, "SOFTHSM2_CONF is not set here") ||
+		!strings.Contains(text, "make no other token") {
 		t.Error(text)
 	}
 	t.Setenv("SOFTHSM2_CONF", "/other.conf")

@@ -12,36 +12,37 @@ import (
 	"claviger"
 )
 
-// Data is a data object on the token (CKO_DATA): a few bytes that an application
-// keeps there. Application and Label name it; both are seen by the vendor's tools.
+// Data is a data object on the token (CKO_DATA): a few bytes of an application. Application and Label name it;
+// the vendor's tools show both.
 type Data struct {
 	Application string // CKA_APPLICATION
 	Label       string // CKA_LABEL
 	Value       []byte // CKA_VALUE, up to MaxData bytes
 }
 
-// MaxData is the longest value of a data object that is written or read.
+// MaxData is the largest value of a data object that this package writes or reads, in bytes.
 const MaxData = 4 << 10
 
-// maxDataObjects is how many data objects of one application are read.
+// maxDataObjects is the largest number of data objects that ListData reads for one application.
 const maxDataObjects = 64
 
-// noData are results by which a token says that it keeps no data objects, or not
-// this one. CloudHSM keeps keys alone; other tokens are locked for them by policy.
+// noData are the results of a token that does not store data objects, or not this data object. CloudHSM stores
+// only keys; on other tokens a policy may forbid data objects.
 var noData = []uint{
-	p11.CKR_FUNCTION_NOT_SUPPORTED, p11.CKR_ATTRIBUTE_VALUE_INVALID, p11.CKR_ATTRIBUTE_TYPE_INVALID, p11.CKR_ATTRIBUTE_READ_ONLY,
-	p11.CKR_TEMPLATE_INCONSISTENT, p11.CKR_TEMPLATE_INCOMPLETE, p11.CKR_ACTION_PROHIBITED, p11.CKR_TOKEN_WRITE_PROTECTED,
+	p11.CKR_FUNCTION_NOT_SUPPORTED, p11.CKR_ATTRIBUTE_VALUE_INVALID, p11.CKR_ATTRIBUTE_TYPE_INVALID,
+	p11.CKR_ATTRIBUTE_READ_ONLY,
+	p11.CKR_TEMPLATE_INCONSISTENT, p11.CKR_TEMPLATE_INCOMPLETE, p11.CKR_ACTION_PROHIBITED,
+	p11.CKR_TOKEN_WRITE_PROTECTED,
 	p11.CKR_ARGUMENTS_BAD, p11.CKR_DEVICE_MEMORY,
 }
 
-// refusesData tells whether err is a token's refusal of data objects.
+// refusesData reports whether err is a token's refusal of data objects.
 func refusesData(err error) bool {
 	return slices.ContainsFunc(noData, func(code uint) bool { return errors.Is(err, p11.Error(code)) })
 }
 
-// ListData returns the data objects of an application. Those whose value is longer
-// than MaxData come with what fits of it. Kind Unsupported where the token does not
-// keep data objects.
+// ListData returns the data objects of an application. A value longer than MaxData is cut to MaxData bytes. The
+// error is of kind Unsupported if the token does not store data objects.
 func (t *Token) ListData(ctx context.Context, application string) ([]Data, error) {
 	const op = "pkcs11.ListData"
 	var list []Data
@@ -56,7 +57,8 @@ func (t *Token) ListData(ctx context.Context, application string) ([]Data, error
 			return err
 		}
 		if len(found) > maxDataObjects {
-			return fmt.Errorf("%d data objects on the token have the application %q; there should be one: look at them with the HSM's own tool", len(found), application)
+			return fmt.Errorf("%d data objects on the token have the application %q; there should be one: look at "+
+				"them with the HSM's own tool", len(found), application)
 		}
 		for _, o := range found {
 			d, err := t.describeData(s, o, application)
@@ -76,14 +78,14 @@ func (t *Token) ListData(ctx context.Context, application string) ([]Data, error
 	return list, nil
 }
 
-// PutData writes a data object, in the place of the one with that application and
-// label where there is one: first the new one is made and read back, then the old one
-// destroyed, so that a crash or a full disk leaves one and never none. Kind Unsupported
-// where the token does not keep data objects.
+// PutData writes a data object, and replaces the data object with the same application and label. It makes the
+// new object and reads it back before it destroys the old one, so a crash or a full disk leaves at least one of
+// them. The error is of kind Unsupported if the token does not store data objects.
 func (t *Token) PutData(ctx context.Context, d Data) error {
 	const op = "pkcs11.PutData"
 	if len(d.Value) > MaxData {
-		return claviger.Errorf(op, claviger.Invalid, "", "a data object of %d bytes is longer than %d", len(d.Value), MaxData)
+		return claviger.Errorf(op, claviger.Invalid, "", "a data object of %d bytes is longer than %d",
+			len(d.Value), MaxData)
 	}
 	return t.do(ctx, op, func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
@@ -103,10 +105,10 @@ func (t *Token) PutData(ctx context.Context, d Data) error {
 			return err
 		}
 		if !kept {
-			_ = t.b.DestroyObject(s, made) // the token may not know it any more
-			return claviger.Errorf(op, claviger.Unavailable, "", "the token said that it had made data object %q, and does not "+
-				"show it as it was written; the object that was there before is kept; has the token, or the disk under it, "+
-				"no room?", d.Label)
+			_ = t.b.DestroyObject(s, made) // the token may not have it
+			return claviger.Errorf(op, claviger.Unavailable, "", "the token said that it had made data object %q, "+
+				"and does not show it as it was written; the object that was there before is kept; has the token, or "+
+				"the disk under it, no room?", d.Label)
 		}
 		for _, o := range old {
 			if err := t.b.DestroyObject(s, o); err != nil && !errors.Is(err, p11.Error(p11.CKR_OBJECT_HANDLE_INVALID)) {
@@ -117,15 +119,14 @@ func (t *Token) PutData(ctx context.Context, d Data) error {
 	})
 }
 
-// keepsData tells whether the token shows a data object as it was written, to a session
-// that did not write it. SoftHSM answers CKR_OK where its disk is full, and leaves an
-// empty file, which it forgets at the next search.
+// keepsData reports whether a new session reads a data object as it was written. On a full disk SoftHSM returns
+// CKR_OK and leaves an empty file, and the object is missing at the next search.
 func (t *Token) keepsData(l *login, d Data) (bool, error) {
 	s, err := t.b.OpenSession(l.found.slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
 	if err != nil {
 		return false, err
 	}
-	defer func() { _ = t.b.CloseSession(s) }() // it has only read
+	defer func() { _ = t.b.CloseSession(s) }() // the session has only read
 	found, err := t.findData(s, d.Application, &d.Label)
 	if err != nil {
 		return false, err
@@ -143,8 +144,7 @@ func (t *Token) keepsData(l *login, d Data) (bool, error) {
 	return false, nil
 }
 
-// DestroyData destroys the data objects with that application and label. None is no
-// error.
+// DestroyData destroys the data objects with that application and label. If there is none, it returns nil.
 func (t *Token) DestroyData(ctx context.Context, application, label string) error {
 	return t.do(ctx, "pkcs11.DestroyData", func(_ *login, s p11.SessionHandle) error {
 		defer t.objects()()
@@ -159,13 +159,15 @@ func (t *Token) DestroyData(ctx context.Context, application, label string) erro
 	})
 }
 
-// createData makes the object private, so that only a user with the PIN sees or
-// changes it. A token that has no private data objects gets a public one.
+// createData makes a private object, so that only a user with the PIN can read or change it. If the token
+// refuses private data objects, createData makes a public one.
 func (t *Token) createData(s p11.SessionHandle, d Data) (p11.ObjectHandle, error) {
 	template := func(private bool) []*p11.Attribute {
 		return []*p11.Attribute{
-			p11.NewAttribute(p11.CKA_CLASS, p11.CKO_DATA), p11.NewAttribute(p11.CKA_TOKEN, true), p11.NewAttribute(p11.CKA_PRIVATE, private),
-			p11.NewAttribute(p11.CKA_APPLICATION, d.Application), p11.NewAttribute(p11.CKA_LABEL, d.Label), p11.NewAttribute(p11.CKA_VALUE, d.Value),
+			p11.NewAttribute(p11.CKA_CLASS, p11.CKO_DATA), p11.NewAttribute(p11.CKA_TOKEN, true),
+			p11.NewAttribute(p11.CKA_PRIVATE, private),
+			p11.NewAttribute(p11.CKA_APPLICATION, d.Application), p11.NewAttribute(p11.CKA_LABEL, d.Label),
+			p11.NewAttribute(p11.CKA_VALUE, d.Value),
 		}
 	}
 	o, err := t.b.CreateObject(s, template(true))
@@ -178,7 +180,8 @@ func (t *Token) createData(s p11.SessionHandle, d Data) (p11.ObjectHandle, error
 }
 
 func (t *Token) findData(s p11.SessionHandle, application string, label *string) ([]p11.ObjectHandle, error) {
-	template := []*p11.Attribute{p11.NewAttribute(p11.CKA_CLASS, p11.CKO_DATA), p11.NewAttribute(p11.CKA_APPLICATION, application)}
+	template := []*p11.Attribute{p11.NewAttribute(p11.CKA_CLASS, p11.CKO_DATA),
+		p11.NewAttribute(p11.CKA_APPLICATION, application)}
 	if label != nil {
 		template = append(template, p11.NewAttribute(p11.CKA_LABEL, *label))
 	}

@@ -24,7 +24,8 @@ func TestData(t *testing.T) {
 			t.Fatalf("%d objects, %v; want %d", len(got), err, len(want))
 		}
 		for i := range want {
-			if got[i].Application != "claviger" || got[i].Label != want[i].Label || !bytes.Equal(got[i].Value, want[i].Value) {
+			if got[i].Application != "claviger" || got[i].Label != want[i].Label ||
+				!bytes.Equal(got[i].Value, want[i].Value) {
 				t.Errorf("object %d is %+v, want %+v", i, got[i], want[i])
 			}
 		}
@@ -118,7 +119,8 @@ func TestDataOnAFullDisk(t *testing.T) {
 	fill()
 	m.Reset()
 	err := tok.PutData(t.Context(), d)
-	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), `"store a"`) || !strings.Contains(err.Error(), "no room") {
+	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), `"store a"`) ||
+		!strings.Contains(err.Error(), "no room") {
 		t.Errorf("%v", err)
 	}
 	if m.Count("CreateObject") != 1 {

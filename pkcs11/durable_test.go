@@ -15,7 +15,8 @@ import (
 func TestKeystoreFileLasts(t *testing.T) {
 	durabletest.Run(t, durabletest.Case{
 		Do: func(dir string) error {
-			return WriteKeystoreFile(filepath.Join(dir, "luna.keystore"), FileConfig{Module: "/x.so", Token: "t", PINFile: "/pin"})
+			return WriteKeystoreFile(filepath.Join(dir, "luna.keystore"),
+				FileConfig{Module: "/x.so", Token: "t", PINFile: "/pin"})
 		},
 		Look: func(dir string) (string, error) {
 			path := filepath.Join(dir, "luna.keystore")

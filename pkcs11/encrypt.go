@@ -16,13 +16,12 @@ import (
 	"claviger"
 )
 
-// blockSize of AES, in bytes.
+// blockSize is the size of an AES block in bytes.
 const blockSize = 16
 
-// EncryptBlocks encrypts each 16-byte block by itself, in place. It is one
-// C_Encrypt however many blocks there are (as far as the HSM's limit goes), and
-// shares it with others who use the same key meanwhile. Kind KeyNotFound where
-// the token has no such key.
+// EncryptBlocks encrypts each 16-byte block by itself, in place. It calls C_Encrypt once for all blocks, up to the
+// HSM's data limit. Callers that use the same key at the same time share a call. The error is of kind
+// KeyNotFound if the token has no such key.
 func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, blocks []byte) error {
 	const op = "pkcs11.EncryptBlocks"
 	if len(blocks)%blockSize != 0 {
@@ -55,26 +54,26 @@ func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, bloc
 	}
 }
 
-// States of a waiter. Whoever moves it away from waiting owns its blocks.
+// States of a waiter. The goroutine that changes the state from waiting to another owns the waiter's blocks.
 const (
 	waiting int32 = iota
 	served
 	left
 )
 
-// waiter is one caller of EncryptBlocks. The calls work on a copy, since he may
-// leave, with his blocks, while one is under way.
+// waiter is one caller of EncryptBlocks. The HSM calls work on a copy of the blocks, since the caller may give up
+// and use its blocks again while a call runs.
 type waiter struct {
 	blocks []byte
-	in     []byte // up to at encrypted already
+	in     []byte // the copy; in[:at] is encrypted already
 	since  time.Time
-	at     int // belongs to whom the waiter belongs: the queue, or the call he is in
+	at     int // guarded by gatherer.mu while queued, owned by the running call otherwise
 	state  atomic.Int32
 	done   chan error
 }
 
-// finish hands the waiter his blocks, or err, unless he has left or was told
-// before. No call uses in any more.
+// finish gives the waiter the encrypted blocks, or err, unless it has left or has its answer already. No running
+// call may use w.in.
 func (w *waiter) finish(err error) {
 	if w.state.CompareAndSwap(waiting, served) {
 		if err == nil {
@@ -85,7 +84,7 @@ func (w *waiter) finish(err error) {
 	clear(w.in)
 }
 
-// part is what of a waiter is in one call.
+// part is the part of a waiter's blocks that goes into one call: w.in[from:to].
 type part struct {
 	w        *waiter
 	from, to int
@@ -93,29 +92,28 @@ type part struct {
 
 func (p part) size() int { return p.to - p.from }
 
-// gatherer makes the calls with one key. Who wants a few blocks, as to open one
-// EDEK, goes before who wants many: he is in the next call, however many batches
-// wait. They have at least half of each call, and are served in turns.
+// gatherer makes the calls with one key. Small waiters, such as a request to open one EDEK, go first: they get at
+// least half of each call, however many large waiters are queued. The large waiters get the rest of the call, one
+// after another.
 type gatherer struct {
 	token *Token
 	name  keyName
 
 	mu      sync.Mutex
-	few     []*waiter // who want at most fewBytes
-	many    []*waiter
+	small   []*waiter // at most smallBytes each
+	large   []*waiter
 	running int
 }
 
 const (
-	// fewBytes is 32 EDEKs of 256-bit DEKs.
-	fewBytes = 1 << 10
-	// gatherLimit is how many bytes of several callers go into one call. Beyond it
-	// the call is dear enough for its cost to be shared no further, and copies of
-	// large batches side by side would only take memory.
+	// smallBytes is the size of 32 EDEKs of 256-bit DEKs.
+	smallBytes = 1 << 10
+	// gatherLimit is the largest number of bytes of a call that several callers share. In a larger call the fixed
+	// cost of a call does not matter, and copies of large batches would only take memory.
 	gatherLimit = 64 << 10
 )
 
-// add queues a caller, and starts a call if not enough are under way.
+// add queues a waiter, and starts another run if fewer than inFlight are running.
 func (g *gatherer) add(w *waiter) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -126,49 +124,49 @@ func (g *gatherer) add(w *waiter) {
 	}
 }
 
-// queue puts a waiter behind those of his kind. Needs the lock.
+// queue appends a waiter to the queue of its size. The caller holds g.mu.
 func (g *gatherer) queue(w *waiter) {
-	if len(w.in) <= fewBytes {
-		g.few = append(g.few, w)
+	if len(w.in) <= smallBytes {
+		g.small = append(g.small, w)
 	} else {
-		g.many = append(g.many, w)
+		g.large = append(g.large, w)
 	}
 }
 
-// next takes as much as one C_Encrypt serves; nothing where nobody waits. Those
-// who have left since are not served.
+// next takes the parts for one C_Encrypt off the queues. It returns nil, and ends the run, if no waiter is queued.
+// Waiters that have left are dropped.
 func (g *gatherer) next() []part {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.few = stillThere(g.few)
-	g.many = stillThere(g.many)
+	g.small = dropLeft(g.small)
+	g.large = dropLeft(g.large)
 	most := max(int(g.token.maxData.Load())/blockSize*blockSize, blockSize)
 	limit := min(most, gatherLimit)
-	share := limit // of those who want few
-	if len(g.many) > 0 {
+	share := limit // of the small waiters
+	if len(g.large) > 0 {
 		share = limit / 2
 	}
 	var batch []part
 	size := 0
-	for len(g.few) > 0 && (size == 0 || size+len(g.few[0].in) <= share) {
-		w := shift(&g.few)
+	for len(g.small) > 0 && (size == 0 || size+len(g.small[0].in) <= share) {
+		w := shift(&g.small)
 		batch = append(batch, part{w, w.at, len(w.in)})
 		size += len(w.in)
 	}
-	room := most // for the first of many: who is alone may fill a call
+	room := most // for the first large waiter: alone, it may fill the call
 	if size > 0 {
 		room = (limit - size) / blockSize * blockSize
 	}
-	for first := true; len(g.many) > 0 && room > 0; first = false {
-		w := g.many[0]
+	for first := true; len(g.large) > 0 && room > 0; first = false {
+		w := g.large[0]
 		n := len(w.in) - w.at
 		if n > room {
 			if !first {
 				break
 			}
-			n = room // the rest has its turn later
+			n = room // a later call takes the rest
 		}
-		shift(&g.many)
+		shift(&g.large)
 		batch = append(batch, part{w, w.at, w.at + n})
 		size += n
 		room = limit - size
@@ -179,7 +177,7 @@ func (g *gatherer) next() []part {
 	return batch
 }
 
-// shift takes the first off a queue, and does not keep it alive.
+// shift takes the first waiter off a queue. The queue's array keeps no pointer to it.
 func shift(q *[]*waiter) *waiter {
 	w := (*q)[0]
 	(*q)[0] = nil
@@ -189,8 +187,8 @@ func shift(q *[]*waiter) *waiter {
 	return w
 }
 
-// stillThere drops who does not wait any more.
-func stillThere(q []*waiter) []*waiter {
+// dropLeft removes the waiters that have left from a queue.
+func dropLeft(q []*waiter) []*waiter {
 	return slices.DeleteFunc(q, func(w *waiter) bool {
 		if w.state.Load() == waiting {
 			return false
@@ -200,20 +198,19 @@ func stillThere(q []*waiter) []*waiter {
 	})
 }
 
-// run makes calls until nobody waits.
+// run makes calls until no waiter is queued.
 func (g *gatherer) run() {
-	g.linger()
+	g.gatherMore()
 	for batch := g.next(); batch != nil; batch = g.next() {
 		g.serve(batch)
-		g.linger()
+		g.gatherMore()
 	}
 }
 
-// linger lets goroutines that are about to ask do so, as long as some do: where
-// the HSM is quick, requests would otherwise just miss each other. On an idle
-// machine it takes no time.
-func (g *gatherer) linger() {
-	const most = 64 // more make no call much cheaper
+// gatherMore yields to goroutines that are about to queue a request, as long as the queues grow. Without it,
+// requests to a quick HSM would just miss a shared call. On an idle machine it takes no time.
+func (g *gatherer) gatherMore() {
+	const most = 64 // with more waiters a block gets hardly cheaper
 	for before := g.waiting(); before < most; {
 		runtime.Gosched()
 		after := g.waiting()
@@ -227,11 +224,11 @@ func (g *gatherer) linger() {
 func (g *gatherer) waiting() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return len(g.few) + len(g.many)
+	return len(g.small) + len(g.large)
 }
 
-// serve makes one call for a batch. Its limit is the token's, so that the key is
-// not blocked by a call that hangs.
+// serve makes one call for a batch. The token's time limit ends the wait for it, so a call that hangs does not
+// block the key.
 func (g *gatherer) serve(batch []part) {
 	in := batch[0].w.in[batch[0].from:batch[0].to]
 	if len(batch) > 1 {
@@ -244,8 +241,8 @@ func (g *gatherer) serve(batch []part) {
 			in = append(in, p.w.in[p.from:p.to]...)
 		}
 	}
-	since := batch[0].w.since // before the call: he may be told, and gone, within it
-	// forget drops the queue of a key that is not there, before its waiters learn that.
+	since := batch[0].w.since // read now: the waiter may have its answer, and be gone, before the call ends
+	// forget drops the gatherer of a key that is missing, before its waiters get that answer.
 	forget := func(err error) {
 		if claviger.Is(err, claviger.KeyNotFound) {
 			g.token.gather.CompareAndDelete(g.name, g)
@@ -256,19 +253,20 @@ func (g *gatherer) serve(batch []part) {
 		var err error
 		begun := time.Now()
 		out, err = g.token.encrypt(l, s, []byte(g.name.id), g.name.label, in)
-		g.token.tell(Call{Callers: len(batch), Blocks: len(in) / blockSize, Waited: begun.Sub(since), Took: time.Since(begun), Err: err})
+		g.token.report(Call{Callers: len(batch), Blocks: len(in) / blockSize, Waited: begun.Sub(since),
+			Took: time.Since(begun), Err: err})
 		return err
 	}, func(err error) {
-		// Here and not below: a call that hangs may still read in and write out.
+		// In this function and not below, because a call that hangs may still read in and write out.
 		forget(err)
 		g.deliver(batch, out, err)
 		if len(batch) > 1 {
-			clear(in) // else it is the waiter's, who may not be done
+			clear(in) // with one part, in is the waiter's own and may still be in use
 		}
 		clear(out)
 	})
 	forget(err)
-	if err != nil { // the call may have been left behind: what it reads must stay
+	if err != nil { // the call may still run: the bytes that it reads must stay
 		for _, p := range batch {
 			if p.w.state.CompareAndSwap(waiting, served) {
 				p.w.done <- err
@@ -277,7 +275,7 @@ func (g *gatherer) serve(batch []part) {
 	}
 }
 
-// deliver gives each waiter his part of out, or err. Who wants more queues anew.
+// deliver gives each waiter its part of out, or err. A waiter with more blocks to encrypt is queued again.
 func (g *gatherer) deliver(batch []part, out []byte, err error) {
 	at := 0
 	for _, p := range batch {
@@ -296,9 +294,8 @@ func (g *gatherer) deliver(batch []part, out []byte, err error) {
 	}
 }
 
-// encrypt makes the C calls: one C_Encrypt for each maxData bytes. How much the
-// token takes at once nobody tells but it, by CKR_DATA_LEN_RANGE; then maxData is
-// halved for as long as the token is open.
+// encrypt makes the C calls: one C_Encrypt for each maxData bytes. A token shows its data limit only by the result
+// CKR_DATA_LEN_RANGE. Then maxData is halved for as long as the token is open.
 func (t *Token) encrypt(l *login, s p11.SessionHandle, id []byte, label string, in []byte) ([]byte, error) {
 	object, err := t.handle(l, s, id, label)
 	if err != nil {
@@ -313,7 +310,7 @@ func (t *Token) encrypt(l *login, s p11.SessionHandle, id []byte, label string, 
 		case err == nil && n == len(in):
 			return part, nil
 		case err == nil:
-			out = slices.Grow(out, len(rest)) // once
+			out = slices.Grow(out, len(rest)) // grows at the first part only
 			out, rest = append(out, part...), rest[n:]
 			clear(part)
 		case errors.Is(err, p11.Error(p11.CKR_DATA_LEN_RANGE)) && n > blockSize:
@@ -329,18 +326,18 @@ func (t *Token) encrypt(l *login, s p11.SessionHandle, id []byte, label string, 
 	return out, nil
 }
 
-// mechanismEncrypt encrypts blocks by a rung of the ladder. ECB is what is
-// wanted; the others give the same with more calls, where an HSM's policy
-// forbids ECB.
+// mechanismEncrypt encrypts blocks by one mechanism of the profile's list. ECB is the best. The others give the
+// same blocks with more calls; they are for HSMs whose policy forbids ECB.
 func (t *Token) mechanismEncrypt(s p11.SessionHandle, mechanism uint, key p11.ObjectHandle, in []byte) ([]byte, error) {
 	switch mechanism {
 	case p11.CKM_AES_CTR:
-		// Counter mode over zeros is the encryption of the counters: one call for
-		// each run of consecutive blocks.
+		// Counter mode encrypts the counters and adds the data. With zeros as data, the result is the encrypted
+		// counters. One call takes a run of consecutive blocks.
 		out := make([]byte, 0, len(in))
 		for len(in) > 0 {
 			n := counterRun(in)
-			part, err := t.oneEncrypt(s, p11.NewMechanism(p11.CKM_AES_CTR, ctrParams(in[:blockSize])), key, make([]byte, n))
+			part, err := t.oneEncrypt(s, p11.NewMechanism(p11.CKM_AES_CTR, ctrParams(in[:blockSize])), key,
+				make([]byte, n))
 			if err != nil {
 				return nil, err
 			}
@@ -351,7 +348,8 @@ func (t *Token) mechanismEncrypt(s p11.SessionHandle, mechanism uint, key p11.Ob
 		// The first block of CBC with a zero IV is the encryption of the block.
 		out := make([]byte, 0, len(in))
 		for ; len(in) > 0; in = in[blockSize:] {
-			part, err := t.oneEncrypt(s, p11.NewMechanism(p11.CKM_AES_CBC, make([]byte, blockSize)), key, in[:blockSize])
+			part, err := t.oneEncrypt(s, p11.NewMechanism(p11.CKM_AES_CBC, make([]byte, blockSize)),
+				key, in[:blockSize])
 			if err != nil {
 				return nil, err
 			}
@@ -373,8 +371,8 @@ func (t *Token) oneEncrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.Object
 	return out, err
 }
 
-// counterRun is how many bytes at the beginning of in are blocks that count up
-// by one. A run ends where the counter wraps to zero: there SoftHSM gives up.
+// counterRun returns the number of bytes at the start of in whose blocks count up by one. A run ends where the
+// counter wraps to zero, since SoftHSM fails there.
 func counterRun(in []byte) int {
 	hi, lo := binary.BigEndian.Uint64(in), binary.BigEndian.Uint64(in[8:])
 	n := blockSize
@@ -391,8 +389,8 @@ func counterRun(in []byte) int {
 	return n
 }
 
-// ctrParams is CK_AES_CTR_PARAMS: an unsigned long with the counter's bits, and
-// the first counter block.
+// ctrParams returns CK_AES_CTR_PARAMS: an unsigned long with the number of the counter's bits, and the first
+// counter block.
 func ctrParams(counter []byte) []byte {
 	p := make([]byte, 8+blockSize)
 	binary.NativeEndian.PutUint64(p, blockSize*8)
@@ -400,8 +398,8 @@ func ctrParams(counter []byte) []byte {
 	return p
 }
 
-// probe finds the first mechanism of the ladder that the token has and that
-// works, on a session key that is gone afterwards.
+// probe sets t.mechanism to the first mechanism of the ladder that the token offers and that works. It tries them
+// with a session key, and destroys that key afterwards.
 func (t *Token) probe(ctx context.Context, ladder []uint) error {
 	return t.do(ctx, "pkcs11.probe", func(l *login, s p11.SessionHandle) error {
 		list, err := t.b.GetMechanismList(l.found.slot)
@@ -413,8 +411,10 @@ func (t *Token) probe(ctx context.Context, ladder []uint) error {
 			offered[m.Mechanism] = true
 		}
 		key, err := t.b.GenerateKey(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)}, []*p11.Attribute{
-			p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES), p11.NewAttribute(p11.CKA_VALUE_LEN, 32),
-			p11.NewAttribute(p11.CKA_TOKEN, false), p11.NewAttribute(p11.CKA_SENSITIVE, true), p11.NewAttribute(p11.CKA_EXTRACTABLE, false),
+			p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES),
+			p11.NewAttribute(p11.CKA_VALUE_LEN, 32),
+			p11.NewAttribute(p11.CKA_TOKEN, false), p11.NewAttribute(p11.CKA_SENSITIVE, true),
+			p11.NewAttribute(p11.CKA_EXTRACTABLE, false),
 			p11.NewAttribute(p11.CKA_ENCRYPT, true), p11.NewAttribute(p11.CKA_LABEL, "claviger probe"),
 		})
 		if err != nil {
@@ -433,10 +433,12 @@ func (t *Token) probe(ctx context.Context, ladder []uint) error {
 			}
 			t.mechanism = m
 			if m != p11.CKM_AES_ECB {
-				t.log.Warn("the token does not encrypt by CKM_AES_ECB; each EDEK will be a call of its own", "uses", mechanismName(m), "tried", tried)
+				t.log.Warn("the token does not encrypt by CKM_AES_ECB; each EDEK will be a call of its own", "uses",
+					mechanismName(m), "tried", tried)
 			}
 			return nil
 		}
-		return fmt.Errorf("token %s encrypts by none of the mechanisms that would do: %v; allow one of them in the policies of the partition", l.found, tried)
+		return fmt.Errorf("token %s encrypts by none of the mechanisms that would do: %v; allow one of them in the "+
+			"policies of the partition", l.found, tried)
 	})
 }

@@ -10,7 +10,7 @@ import (
 	p11 "github.com/miekg/pkcs11"
 )
 
-// TokenInfo is what is known of an open token.
+// TokenInfo describes an open token.
 type TokenInfo struct {
 	Label        string
 	Serial       string
@@ -19,11 +19,10 @@ type TokenInfo struct {
 	Firmware     string
 	Slot         uint
 	Profile      Profile
-	Mechanism    string // that EDEKs are opened with
+	Mechanism    string // opens EDEKs
 	MaxSessions  int
-	MaxData      int // bytes of one C_Encrypt
-	// FreePrivateMemory is what the token says it has left for keys, in bytes; 0
-	// where it does not say.
+	MaxData      int // largest number of bytes for one C_Encrypt
+	// FreePrivateMemory is the token's free memory for keys, in bytes; 0 if the token does not report it.
 	FreePrivateMemory uint
 }
 
@@ -46,18 +45,19 @@ type candidate struct {
 }
 
 func (c candidate) String() string {
-	return fmt.Sprintf("%q (serial %s, slot %d)", strings.TrimSpace(c.info.Label), strings.TrimSpace(c.info.SerialNumber), c.slot)
+	return fmt.Sprintf("%q (serial %s, slot %d)", strings.TrimSpace(c.info.Label),
+		strings.TrimSpace(c.info.SerialNumber), c.slot)
 }
 
-// notShown marks errors which say that the library does not show the token.
+// notShown marks an error which means that the library does not show the token.
 type notShown struct{ error }
 
 func (e notShown) Unwrap() error { return e.error }
 
-// findToken returns the one token that the configuration names. Where there is
-// none, it looks whether this user may not see it.
+// findToken returns the one token that the configuration names. If there is none, it checks whether file rights
+// hide the token from this user.
 func findToken(b Boundary, c *Config) (candidate, error) {
-	found, err := lookForToken(b, c)
+	found, err := searchToken(b, c)
 	if err != nil {
 		if fault := softHSMFault(c); fault != nil {
 			return candidate{}, notShown{fmt.Errorf("%s is not shown by %s: %w", c.wanted(), c.Module, fault)}
@@ -66,7 +66,7 @@ func findToken(b Boundary, c *Config) (candidate, error) {
 	return found, err
 }
 
-func lookForToken(b Boundary, c *Config) (candidate, error) {
+func searchToken(b Boundary, c *Config) (candidate, error) {
 	slots, err := b.GetSlotList(true)
 	if err != nil {
 		return candidate{}, fmt.Errorf("asking PKCS#11 module %s for its slots: %w", c.Module, err)
@@ -76,20 +76,21 @@ func lookForToken(b Boundary, c *Config) (candidate, error) {
 	for _, slot := range slots {
 		info, err := b.GetTokenInfo(slot)
 		if err != nil {
-			continue // a token that is being taken out, or a broken reader
+			continue // the token is being removed, or the reader is broken
 		}
 		t := candidate{slot, info}
 		if info.Flags&flagTokenInitialized == 0 {
 			blank = append(blank, fmt.Sprint(slot))
 			if c.Slot != nil && *c.Slot == slot {
 				return candidate{}, notShown{fmt.Errorf("the token in slot %d of %s is not initialised%s, "+
-					"initialise it with the HSM's own tool (SoftHSM: softhsm2-util --init-token --slot %d --label LABEL), "+
-					"then name it by its label", slot, c.Module, c.unlessHidden(), slot)}
+					"initialise it with the HSM's own tool (SoftHSM: softhsm2-util --init-token --slot %d "+
+					"--label LABEL), then name it by its label", slot, c.Module, c.unlessHidden(), slot)}
 			}
 			continue
 		}
 		all = append(all, t)
-		if c.Slot != nil && *c.Slot != slot || c.TokenLabel != "" && strings.TrimSpace(info.Label) != c.TokenLabel || c.Serial != "" && strings.TrimSpace(info.SerialNumber) != c.Serial {
+		if c.Slot != nil && *c.Slot != slot || c.TokenLabel != "" && strings.TrimSpace(info.Label) != c.TokenLabel ||
+			c.Serial != "" && strings.TrimSpace(info.SerialNumber) != c.Serial {
 			continue
 		}
 		fit = append(fit, t)
@@ -100,13 +101,16 @@ func lookForToken(b Boundary, c *Config) (candidate, error) {
 	case len(fit) == 1:
 		return fit[0], nil
 	case len(fit) > 1:
-		return candidate{}, fmt.Errorf("%d tokens of %s fit %s: %s; name the right one by its serial number: --serial in place of --token, or serial = ... in place of token = ... in the keystore file", len(fit), c.Module, c.wanted(), list(fit))
+		return candidate{}, fmt.Errorf("%d tokens of %s fit %s: %s; name the right one by its serial number: "+
+			"--serial in place of --token, or serial = ... in place of token = ... in the keystore file", len(fit),
+			c.Module, c.wanted(), list(fit))
 	case len(all) == 0 && len(blank) > 0:
 		return candidate{}, notShown{fmt.Errorf("no token of %s is initialised (empty: slot %s)%s, "+
 			"initialise one with the HSM's own tool (SoftHSM: softhsm2-util --init-token --free --label LABEL)",
 			c.Module, strings.Join(blank, ", "), c.unlessHidden())}
 	case len(all) == 0:
-		return candidate{}, notShown{fmt.Errorf("PKCS#11 module %s %w; is the HSM connected, and its client configured for this user?",
+		return candidate{}, notShown{fmt.Errorf("PKCS#11 module %s %w; is the HSM connected, and its client "+
+			"configured for this user?",
 			c.Module, errNoTokenShown)}
 	}
 	seen := ""
@@ -117,17 +121,19 @@ func lookForToken(b Boundary, c *Config) (candidate, error) {
 		c.Module, c.wanted(), list(all), seen)}
 }
 
-// unlessHidden is a caution where it is not known that no other user sees a token.
+// unlessHidden returns a warning for messages: another user may see a token that this user does not see.
 func (c *Config) unlessHidden() string {
 	if isSoftHSM(c.Module) {
 		return softHSMSeen() + "; only where the server has none"
 	}
-	return ", as far as this user may see: the HSM's client may hide a token from a user without rights to its settings. See what the HSM's tool shows as this user and as its administrator; only where both show none"
+	return ", as far as this user may see: the HSM's client may hide a token from a user without rights to its " +
+		"settings. See what the HSM's tool shows as this user and as its administrator; only where both show none"
 }
 
 func byName(ts []candidate) {
 	slices.SortFunc(ts, func(a, b candidate) int {
-		return cmp.Or(strings.Compare(a.info.Label, b.info.Label), strings.Compare(a.info.SerialNumber, b.info.SerialNumber))
+		return cmp.Or(strings.Compare(a.info.Label, b.info.Label),
+			strings.Compare(a.info.SerialNumber, b.info.SerialNumber))
 	})
 }
 
@@ -139,7 +145,7 @@ func list(ts []candidate) string {
 	return strings.Join(names, ", ")
 }
 
-// wanted says what the configuration asks for.
+// wanted names the token of the configuration, for messages.
 func (c *Config) wanted() string {
 	var parts []string
 	if c.TokenLabel != "" {

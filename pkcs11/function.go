@@ -9,16 +9,16 @@ import (
 	p11 "github.com/miekg/pkcs11"
 )
 
-// Function tells of one call of a function of the vendor's library. Those that it
-// answers by itself are left out.
+// Function describes one call of a function of the vendor's library. Functions that the library answers without
+// the HSM are left out.
 type Function struct {
 	Name   string // C_Encrypt
 	Result string // CKR_OK, see ResultName
 	Took   time.Duration
 }
 
-// OnFunction sets who is told of each such call from now on; nil is nobody. f must
-// be quick, and may be called from many goroutines at once.
+// OnFunction sets f to be called after each such call from now on, in place of an earlier f; nil sets none. f
+// must be quick, and may be called from many goroutines at once.
 func (t *Token) OnFunction(f func(Function)) {
 	if f == nil {
 		t.onFunction.Store(nil)
@@ -27,8 +27,8 @@ func (t *Token) OnFunction(f func(Function)) {
 	t.onFunction.Store(&f)
 }
 
-// ResultName is what PKCS #11 calls a function's result: CKR_OK, CKR_DEVICE_ERROR.
-// Results that are a vendor's own are CKR_VENDOR_DEFINED, so that names are few.
+// ResultName returns the PKCS #11 name of a function's result, such as CKR_OK or CKR_DEVICE_ERROR. All results
+// that a vendor defined have the one name CKR_VENDOR_DEFINED, so that there are few names.
 func ResultName(err error) string {
 	var code p11.Error
 	switch {
@@ -37,7 +37,7 @@ func ResultName(err error) string {
 	case !errors.As(err, &code):
 		return "CKR_GENERAL_ERROR"
 	}
-	// pkcs11: 0x30: CKR_DEVICE_ERROR
+	// The text has the form "pkcs11: 0x30: CKR_DEVICE_ERROR".
 	text := code.Error()
 	if name := text[strings.LastIndexByte(text, ' ')+1:]; strings.HasPrefix(name, "CKR_") {
 		return name
@@ -45,14 +45,14 @@ func ResultName(err error) string {
 	return "CKR_VENDOR_DEFINED"
 }
 
-// traced tells of the calls that may go to the HSM.
+// traced reports the calls that may go to the HSM.
 type traced struct {
 	Boundary
-	tell *atomic.Pointer[func(Function)]
+	report *atomic.Pointer[func(Function)]
 }
 
 func (w traced) done(name string, began time.Time, err *error) {
-	if f := w.tell.Load(); f != nil {
+	if f := w.report.Load(); f != nil {
 		(*f)(Function{name, ResultName(*err), time.Since(began)})
 	}
 }
@@ -77,7 +77,8 @@ func (w traced) GenerateRandom(s p11.SessionHandle, n int) (_ []byte, err error)
 	return w.Boundary.GenerateRandom(s, n)
 }
 
-func (w traced) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.Attribute) (_ p11.ObjectHandle, err error) {
+func (w traced) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism,
+	a []*p11.Attribute) (_ p11.ObjectHandle, err error) {
 	defer w.done("C_GenerateKey", time.Now(), &err)
 	return w.Boundary.GenerateKey(s, m, a)
 }
@@ -92,7 +93,8 @@ func (w traced) DestroyObject(s p11.SessionHandle, o p11.ObjectHandle) (err erro
 	return w.Boundary.DestroyObject(s, o)
 }
 
-func (w traced) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle, a []*p11.Attribute) (_ []*p11.Attribute, err error) {
+func (w traced) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle,
+	a []*p11.Attribute) (_ []*p11.Attribute, err error) {
 	defer w.done("C_GetAttributeValue", time.Now(), &err)
 	return w.Boundary.GetAttributeValue(s, o, a)
 }
@@ -117,7 +119,8 @@ func (w traced) Encrypt(s p11.SessionHandle, data []byte) (_ []byte, err error) 
 	return w.Boundary.Encrypt(s, data)
 }
 
-func (w traced) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism, public, private []*p11.Attribute) (_, _ p11.ObjectHandle, err error) {
+func (w traced) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism,
+	public, private []*p11.Attribute) (_, _ p11.ObjectHandle, err error) {
 	defer w.done("C_GenerateKeyPair", time.Now(), &err)
 	return w.Boundary.GenerateKeyPair(s, m, public, private)
 }

@@ -15,16 +15,14 @@ import (
 	"claviger"
 )
 
-// checkBlock is what a key's check value is made of. It is no counter block that
-// an EDEK's IV would lead to but by choice, and even then 8 bytes of a hash of
-// its encryption tell nothing of it.
+// checkBlock is the block that makes a key's check value. An EDEK's IV leads to this counter block only by choice.
+// Even then 8 bytes of a hash of the encrypted block reveal nothing about that block.
 const checkBlock = "claviger check 1"
 
 // checkSize is the length of a check value in bytes.
 const checkSize = 8
 
-// listLimit is List's callLimit: it makes two calls for each of the thousands of
-// keys that a token may hold.
+// listLimit is the callLimit of List, which makes two calls for each key. A token may hold thousands of keys.
 const listLimit = 10 * time.Minute
 
 // KeyInfo describes an AES key on the token.
@@ -32,19 +30,16 @@ type KeyInfo struct {
 	ID    []byte // CKA_ID
 	Label string // CKA_LABEL
 	Bits  int
-	// The token's word on what may be done with the key. Extractable is true where it
-	// says nothing of that.
+	// The token's attributes for the uses of the key. Extractable is true if the token does not report it.
 	Sensitive, Extractable, NeverExtractable, Local, Encrypt, Decrypt bool
 
-	neverTold, localTold bool // whether the token knows these two of them
+	neverKnown, localKnown bool // whether the token reports NeverExtractable and Local
 }
 
-// objects keeps calls apart that change or search the token's list of objects,
-// where the profile asks for it. A search of SoftHSM takes up files that it does
-// not know, also those that C_GenerateKey is writing in another session: from
-// then on there are two objects of one key, or one that does not work, or
-// CKR_GENERAL_ERROR (seen with 2.6.1; TestMakeTogether). Calls that use keys are
-// not held up.
+// objects locks the token's list of objects for a call that changes or searches it, if the profile needs that. A
+// search of SoftHSM also reads a file that C_GenerateKey is writing in another session. The result is two objects
+// for one key, or an object that does not work, or CKR_GENERAL_ERROR (seen with 2.6.1; TestMakeTogether). Calls
+// that use keys take no lock.
 func (t *Token) objects() (unlock func()) {
 	if !profiles[t.cfg.Profile].oneObjectCall {
 		return func() {}
@@ -53,20 +48,20 @@ func (t *Token) objects() (unlock func()) {
 	return t.module.objects.Unlock
 }
 
-// GenerateKey makes an AES key of so many bits, that can encrypt and nothing
-// else, and never leave the token. Kind KeyExists where the id is taken.
+// GenerateKey makes an AES key of that number of bits. The key can only encrypt, and can never leave the token. The
+// error is of kind KeyExists if the token has a key with that id.
 func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits int) error {
 	const op = "pkcs11.GenerateKey"
-	asked := false
+	tried := false
 	return t.do(ctx, op, func(_ *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		found, err := t.find(s, id, nil)
 		if err != nil {
 			return err
 		}
-		if asked && len(found) == 1 {
-			// The first try made it, whatever the library said then: under an id and label
-			// that were free.
+		if tried && len(found) == 1 {
+			// The id was free before the first try, so the first try made this key, although the library
+			// returned an error.
 			ours, err := t.find(s, id, &label)
 			if err != nil {
 				return err
@@ -76,7 +71,8 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 			}
 		}
 		if len(found) > 0 {
-			return claviger.Errorf(op, claviger.KeyExists, label, "there is a key with CKA_ID %x on the token already", id)
+			return claviger.Errorf(op, claviger.KeyExists, label, "there is a key with CKA_ID %x on the token already",
+				id)
 		}
 		template := []*p11.Attribute{
 			p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY),
@@ -91,10 +87,11 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 			p11.NewAttribute(p11.CKA_ENCRYPT, true),
 			p11.NewAttribute(p11.CKA_DECRYPT, false),
 		}
-		asked = true
+		tried = true
 		var object p11.ObjectHandle
 		err = t.withOptional(func(optional []*p11.Attribute) (err error) {
-			object, err = t.b.GenerateKey(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)}, slices.Concat(template, optional))
+			object, err = t.b.GenerateKey(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)},
+				slices.Concat(template, optional))
 			return err
 		}, p11.CKA_SIGN, p11.CKA_VERIFY, p11.CKA_WRAP, p11.CKA_UNWRAP, p11.CKA_DERIVE)
 		if errors.Is(err, p11.Error(p11.CKR_DEVICE_MEMORY)) {
@@ -107,15 +104,18 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 	})
 }
 
-// asOrdered destroys a new key that is not what was asked for: a policy of the
-// HSM may have overruled the template.
+// asOrdered destroys a new key whose attributes differ from the request, and returns an error. A policy of the HSM
+// may have overruled the template.
 func (t *Token) asOrdered(s p11.SessionHandle, object p11.ObjectHandle, label string, bits int) error {
 	k, err := t.describe(s, object)
 	if err == nil {
 		err = t.noOtherUse(s, object)
 	}
-	if err == nil && (k.Bits != bits || !k.Sensitive || k.Extractable || !k.Encrypt || k.Decrypt || k.neverTold && !k.NeverExtractable || k.localTold && !k.Local) {
-		err = fmt.Errorf("the token made key %s with %d bits, sensitive=%t, extractable=%t, never extractable=%t, local=%t, encrypt=%t, decrypt=%t, which is not what was asked for; it was destroyed again: check the policies of the partition",
+	if err == nil && (k.Bits != bits || !k.Sensitive || k.Extractable || !k.Encrypt || k.Decrypt || k.neverKnown &&
+		!k.NeverExtractable || k.localKnown && !k.Local) {
+		err = fmt.Errorf("the token made key %s with %d bits, sensitive=%t, extractable=%t, never extractable=%t, "+
+			"local=%t, encrypt=%t, decrypt=%t, which is not what was asked for; it was destroyed again: check the "+
+			"policies of the partition",
 			label, k.Bits, k.Sensitive, k.Extractable, k.NeverExtractable, k.Local, k.Encrypt, k.Decrypt)
 	}
 	if err != nil {
@@ -124,18 +124,18 @@ func (t *Token) asOrdered(s p11.SessionHandle, object p11.ObjectHandle, label st
 	return nil
 }
 
-// ErrSeveral marks that a token holds several keys with one id, or with one id and
-// label: a backup of an HSM that was restored onto what it was made of, or a step that
-// two processes made at once where the token showed neither the other's key.
+// ErrSeveral means that a token holds several keys with one id, or with one id and label. There are two causes: an
+// HSM's backup was restored onto the keys it was made from, or two processes did the same step at once and the token
+// showed neither of them the other's key.
 var ErrSeveral = errors.New("several keys")
 
-// severalKeys is an ErrSeveral that says of what.
+// severalKeys is an ErrSeveral that names the id and the number of keys.
 type severalKeys struct{ error }
 
 func (severalKeys) Is(target error) bool { return target == ErrSeveral }
 
-// Find returns the key with the given CKA_ID, nil where there is none; ErrSeveral where
-// there are more.
+// Find returns the key with the given CKA_ID, or nil if there is none. If there are several, the error is
+// ErrSeveral.
 func (t *Token) Find(ctx context.Context, id []byte) (*KeyInfo, error) {
 	var info *KeyInfo
 	err := t.do(ctx, "pkcs11.Find", func(_ *login, s p11.SessionHandle) error {
@@ -148,14 +148,15 @@ func (t *Token) Find(ctx context.Context, id []byte) (*KeyInfo, error) {
 			info = nil
 			return nil
 		case len(found) > 1:
-			return severalKeys{fmt.Errorf("%d keys on the token have CKA_ID %x; destroy or relabel the wrong one with the HSM's own tool", len(found), id)}
+			return severalKeys{fmt.Errorf("%d keys on the token have CKA_ID %x; destroy or relabel the wrong one "+
+				"with the HSM's own tool", len(found), id)}
 		}
 		k, err := t.describe(s, found[0])
 		info = &k
 		return err
 	})
 	if err != nil {
-		return nil, err // not info: a call that was left behind may still write it
+		return nil, err // not info: a call that outlived ctx may still write it
 	}
 	return info, nil
 }
@@ -165,8 +166,8 @@ func (t *Token) FindLabel(ctx context.Context, label string) ([]KeyInfo, error) 
 	return t.list(ctx, "pkcs11.FindLabel", &label)
 }
 
-// StartDate returns the day that the token keeps with a key as CKA_START_DATE; zero
-// where it keeps none, or the key is gone.
+// StartDate returns the CKA_START_DATE of a key. It is the zero time if the token stores none, or if there is not
+// exactly one such key.
 func (t *Token) StartDate(ctx context.Context, id []byte, label string) (time.Time, error) {
 	var day time.Time
 	err := t.do(ctx, "pkcs11.StartDate", func(_ *login, s p11.SessionHandle) error {
@@ -228,8 +229,7 @@ func (t *Token) list(ctx context.Context, op string, label *string) ([]KeyInfo, 
 	return list, nil
 }
 
-// Destroy destroys the key with that id and label, for ever, and all copies of it. One
-// that is gone is no error.
+// Destroy destroys the key with that id and label, and all copies of it, for ever. If there is none, it returns nil.
 func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 	return t.do(ctx, "pkcs11.Destroy", func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
@@ -244,8 +244,7 @@ func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 	})
 }
 
-// CheckValue returns the key check value: the first 8 bytes of SHA-256 over the
-// encryption of a fixed block.
+// CheckValue returns the key's check value: the first 8 bytes of the SHA-256 of an encrypted fixed block.
 func (t *Token) CheckValue(ctx context.Context, id []byte, label string) ([]byte, error) {
 	block := []byte(checkBlock)
 	if err := t.EncryptBlocks(ctx, id, label, block); err != nil {
@@ -254,14 +253,14 @@ func (t *Token) CheckValue(ctx context.Context, id []byte, label string) ([]byte
 	return checkOf(block), nil
 }
 
-// checkOf makes a check value of the encrypted check block.
+// checkOf makes a check value from the encrypted check block.
 func checkOf(block []byte) []byte {
 	sum := sha256.Sum256(block)
 	return sum[:checkSize]
 }
 
-// Choose looks for the key with a check value among several with one id and label. Until
-// the next login it is the one that calls use. ErrSeveral where none is it.
+// Choose finds the key with a check value among several keys with one id and label. Calls use that key until the
+// next login. If none of the keys has the check value, the error is ErrSeveral.
 func (t *Token) Choose(ctx context.Context, id []byte, label string, check []byte) error {
 	return t.do(ctx, "pkcs11.Choose", func(l *login, s p11.SessionHandle) error {
 		unlock := t.objects()
@@ -282,13 +281,15 @@ func (t *Token) Choose(ctx context.Context, id []byte, label string, check []byt
 		if failed != nil {
 			return failed
 		}
-		return severalKeys{fmt.Errorf("%d keys on the token have CKA_ID %x and label %q, and none of them the check value %x", len(found), id, label, check)}
+		return severalKeys{fmt.Errorf("%d keys on the token have CKA_ID %x and label %q, and none of them the "+
+			"check value %x", len(found), id, label, check)}
 	})
 }
 
-// find returns the handles of AES keys: all, or those with an id, and a label.
+// find returns the handles of AES keys. A nil id matches all ids, and a nil label all labels.
 func (t *Token) find(s p11.SessionHandle, id []byte, label *string) ([]p11.ObjectHandle, error) {
-	template := []*p11.Attribute{p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES)}
+	template := []*p11.Attribute{p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY),
+		p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES)}
 	if id != nil {
 		template = append(template, p11.NewAttribute(p11.CKA_ID, id))
 	}
@@ -298,7 +299,7 @@ func (t *Token) find(s p11.SessionHandle, id []byte, label *string) ([]p11.Objec
 	return t.search(s, template)
 }
 
-// search returns the handles of all objects that fit.
+// search returns the handles of all objects that match the template.
 func (t *Token) search(s p11.SessionHandle, template []*p11.Attribute) ([]p11.ObjectHandle, error) {
 	if err := t.b.FindObjectsInit(s, template); err != nil {
 		return nil, err
@@ -321,8 +322,8 @@ func (t *Token) search(s p11.SessionHandle, template []*p11.Attribute) ([]p11.Ob
 	return nil, t.stillLoggedIn(s)
 }
 
-// stillLoggedIn is asked before it is believed that a key is not there: to one
-// who is not logged in the token shows no private object, and no error.
+// stillLoggedIn returns CKR_USER_NOT_LOGGED_IN if the session's login is lost. An empty search counts only with a
+// login: without one the token shows no private object, and returns no error.
 func (t *Token) stillLoggedIn(s p11.SessionHandle) error {
 	info, err := t.b.GetSessionInfo(s)
 	if err == nil && info.State != p11.CKS_RW_USER_FUNCTIONS {
@@ -333,15 +334,16 @@ func (t *Token) stillLoggedIn(s p11.SessionHandle) error {
 
 // describe reads a key's attributes.
 func (t *Token) describe(s p11.SessionHandle, o p11.ObjectHandle) (KeyInfo, error) {
-	attrs, err := t.attributes(s, o, p11.CKA_ID, p11.CKA_LABEL, p11.CKA_VALUE_LEN, p11.CKA_SENSITIVE, p11.CKA_EXTRACTABLE, p11.CKA_NEVER_EXTRACTABLE,
+	attrs, err := t.attributes(s, o, p11.CKA_ID, p11.CKA_LABEL, p11.CKA_VALUE_LEN, p11.CKA_SENSITIVE,
+		p11.CKA_EXTRACTABLE, p11.CKA_NEVER_EXTRACTABLE,
 		p11.CKA_LOCAL, p11.CKA_ENCRYPT, p11.CKA_DECRYPT)
 	if err != nil {
 		return KeyInfo{}, err
 	}
 	k := KeyInfo{Extractable: true}
 	for _, a := range attrs {
-		told := len(a.Value) > 0
-		yes := told && a.Value[0] != 0
+		known := len(a.Value) > 0
+		yes := known && a.Value[0] != 0
 		switch a.Type {
 		case p11.CKA_ID:
 			k.ID = bytes.Clone(a.Value)
@@ -355,11 +357,11 @@ func (t *Token) describe(s p11.SessionHandle, o p11.ObjectHandle) (KeyInfo, erro
 		case p11.CKA_SENSITIVE:
 			k.Sensitive = yes
 		case p11.CKA_EXTRACTABLE:
-			k.Extractable = yes || !told
+			k.Extractable = yes || !known
 		case p11.CKA_NEVER_EXTRACTABLE:
-			k.NeverExtractable, k.neverTold = yes, told
+			k.NeverExtractable, k.neverKnown = yes, known
 		case p11.CKA_LOCAL:
-			k.Local, k.localTold = yes, told
+			k.Local, k.localKnown = yes, known
 		case p11.CKA_ENCRYPT:
 			k.Encrypt = yes
 		case p11.CKA_DECRYPT:
@@ -369,23 +371,24 @@ func (t *Token) describe(s p11.SessionHandle, o p11.ObjectHandle) (KeyInfo, erro
 	return k, nil
 }
 
-// attributes asks for attributes: all in one call, or one by one where the token
-// does not know some of them. Those are left out.
+// attributes reads attributes: all in one call, or one by one if the token does not know some of them. Unknown
+// attributes are left out.
 func (t *Token) attributes(s p11.SessionHandle, o p11.ObjectHandle, types ...uint) ([]*p11.Attribute, error) {
-	ask := make([]*p11.Attribute, len(types))
+	wanted := make([]*p11.Attribute, len(types))
 	for i, a := range types {
-		ask[i] = p11.NewAttribute(a, nil)
+		wanted[i] = p11.NewAttribute(a, nil)
 	}
 	unknown := func(err error) bool {
-		return errors.Is(err, p11.Error(p11.CKR_ATTRIBUTE_TYPE_INVALID)) || errors.Is(err, p11.Error(p11.CKR_ATTRIBUTE_SENSITIVE))
+		return errors.Is(err, p11.Error(p11.CKR_ATTRIBUTE_TYPE_INVALID)) ||
+			errors.Is(err, p11.Error(p11.CKR_ATTRIBUTE_SENSITIVE))
 	}
-	all, err := t.b.GetAttributeValue(s, o, ask)
+	all, err := t.b.GetAttributeValue(s, o, wanted)
 	if !unknown(err) {
 		return all, err
 	}
 	var known []*p11.Attribute
-	for i := range ask {
-		one, err := t.b.GetAttributeValue(s, o, ask[i:i+1])
+	for i := range wanted {
+		one, err := t.b.GetAttributeValue(s, o, wanted[i:i+1])
 		switch {
 		case err == nil:
 			known = append(known, one...)
@@ -396,7 +399,7 @@ func (t *Token) attributes(s p11.SessionHandle, o p11.ObjectHandle, types ...uin
 	return known, nil
 }
 
-// notShown says that a key is missing, or that this user may not read it.
+// notShown returns the error for a key that is missing, or that this user may not read.
 func (t *Token) notShown(id []byte, label string) error {
 	err := fmt.Errorf("the token holds no key with CKA_ID %s and label %q", hex.EncodeToString(id), label)
 	if hidden := t.Hidden(); hidden != nil {
@@ -405,8 +408,8 @@ func (t *Token) notShown(id []byte, label string) error {
 	return err
 }
 
-// handle returns the key's object handle, from the cache or by a look-up that
-// demands exactly one match of id and label.
+// handle returns the key's object handle, from the cache or by a search for its id and label. Exactly one key must
+// match.
 func (t *Token) handle(l *login, s p11.SessionHandle, id []byte, label string) (p11.ObjectHandle, error) {
 	name := keyName{string(id), label}
 	if v, ok := l.handles.Load(name); ok {
@@ -426,5 +429,6 @@ func (t *Token) handle(l *login, s p11.SessionHandle, id []byte, label string) (
 		l.handles.Store(name, found[0])
 		return found[0], nil
 	}
-	return 0, severalKeys{fmt.Errorf("%d keys on the token have CKA_ID %x and label %q; none is used until only the right one is left", len(found), id, label)}
+	return 0, severalKeys{fmt.Errorf("%d keys on the token have CKA_ID %x and label %q; none is used until only the "+
+		"right one is left", len(found), id, label)}
 }

@@ -15,29 +15,28 @@ import (
 	"claviger/secret"
 )
 
-// login is a token that is found and logged in to, until it is lost. Sessions
-// and object handles are good in one login only: after the next, the same number
-// may name another key.
+// login is one login to the token, until the token is lost. Sessions and object handles are valid in one login
+// only: in the next login the same number may mean another key.
 type login struct {
 	found      candidate
-	generation uint64              // of the library
+	generation uint64              // the library's when the login was made
 	session    p11.SessionHandle   // stays open: closing the last session logs out
 	idle       []p11.SessionHandle // last in, first out; guarded by Token.mu
 	handles    sync.Map            // keyName -> p11.ObjectHandle
 }
 
-// refusal marks why no login was tried, or why it failed, where initialising the
-// library anew would not help.
+// refusal marks an error of a login that failed, or was not tried, for a reason that does not go away when the
+// library is initialised anew.
 type refusal struct {
 	error
-	pin bool // the token has refused the PIN, or would: another start is a wrong try more, or needs the officer first
+	pin bool // see IsPINRefused
 }
 
 func (e refusal) Unwrap() error { return e.error }
 
-// IsPINRefused tells whether a token has refused the PIN, or no login was tried since it
-// would lock or is locked. A person must mend that; to start again without is a wrong try
-// more.
+// IsPINRefused reports whether a token refused the PIN, or whether no login was tried because the token is locked,
+// or would lock after one more wrong PIN. A person must correct that: each start without a correction may be one
+// more wrong PIN.
 func IsPINRefused(err error) bool {
 	var r refusal
 	return errors.As(err, &r) && r.pin
@@ -45,8 +44,8 @@ func IsPINRefused(err error) bool {
 
 var errNoUserPIN = errors.New("has no user PIN yet")
 
-// loggedIn returns the login in force. Where there is none, one caller makes it
-// and the others wait, each as long as he can.
+// loggedIn returns the current login. If there is none, one caller logs in and the others wait for it, each until
+// its ctx ends.
 func (t *Token) loggedIn(ctx context.Context) (*login, error) {
 	for {
 		t.mu.Lock()
@@ -59,7 +58,7 @@ func (t *Token) loggedIn(ctx context.Context) (*login, error) {
 			t.mu.Unlock()
 			return l, nil
 		}
-		t.login = nil // another token's reset ended it
+		t.login = nil // a reset for another token of the library ended it
 		f := t.connecting
 		if f != nil {
 			t.mu.Unlock()
@@ -70,7 +69,7 @@ func (t *Token) loggedIn(ctx context.Context) (*login, error) {
 			if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 				return nil, err
 			}
-			continue // or his time was up, but ours is not
+			continue // the other caller logged in, or its time ended and ours did not
 		}
 		f = newFlight()
 		t.connecting = f
@@ -89,21 +88,20 @@ func (t *Token) loggedIn(ctx context.Context) (*login, error) {
 		t.mu.Lock()
 		t.connecting = nil
 		t.mu.Unlock()
-		f.land(err)
+		f.finish(err)
 		return l, err
 	}
 }
 
-// publish puts a login in force. Those who asked for it by OnReset are told
-// before anybody can use it.
+// publish makes l the current login. It calls the functions of OnReset before any call can use l.
 func (t *Token) publish(l *login) error {
 	t.mu.Lock()
-	var tell []func()
+	var call []func()
 	if t.logins > 0 {
-		tell = append(tell, t.onReset...)
+		call = append(call, t.onReset...)
 	}
 	t.mu.Unlock()
-	for _, f := range tell {
+	for _, f := range call {
 		f()
 	}
 	t.mu.Lock()
@@ -114,13 +112,13 @@ func (t *Token) publish(l *login) error {
 	}
 	t.mu.Unlock()
 	if closed {
-		_ = t.b.CloseSession(l.session) // nobody is left to hear of an error
+		_ = t.b.CloseSession(l.session) // Close has returned: there is no caller for an error
 		return claviger.E("pkcs11.Token", claviger.Closed, "", nil)
 	}
 	return nil
 }
 
-// retire takes a login out of use. Its sessions are closed by closeRetired.
+// retire takes a login out of use. closeRetired closes its sessions later.
 func (t *Token) retire(l *login) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -130,8 +128,8 @@ func (t *Token) retire(l *login) {
 	}
 }
 
-// closeRetired closes what retired logins have left, as far as the library has
-// not forgotten it. It is called between enter and leave.
+// closeRetired closes the sessions of retired logins, except those that the library lost in a reset. The caller is
+// between enter and leave.
 func (t *Token) closeRetired() {
 	t.mu.Lock()
 	list := t.retired
@@ -139,7 +137,7 @@ func (t *Token) closeRetired() {
 	generation := t.module.current()
 	var sessions []p11.SessionHandle
 	for _, l := range list {
-		if l.generation == generation { // else the numbers may be another's by now
+		if l.generation == generation { // else the same number may be a new session
 			sessions = append(append(sessions, l.idle...), l.session)
 		}
 		l.idle = nil
@@ -150,7 +148,7 @@ func (t *Token) closeRetired() {
 	}
 }
 
-// connect finds the token and logs in. It is called between enter and leave.
+// connect finds the token and logs in. The caller is between enter and leave.
 func (t *Token) connect(ctx context.Context) (*login, error) {
 	t.closeRetired()
 	found, err := findToken(t.b, &t.cfg)
@@ -160,11 +158,13 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 	who := found.String()
 	switch flags := found.info.Flags; {
 	case flags&flagPINLocked != 0:
-		return nil, refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries; the HSM's security officer must reset it", who), true}
+		return nil, refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries; the HSM's security "+
+			"officer must reset it", who), true}
 	case flags&flagPINInitialized == 0:
 		return nil, refusal{fmt.Errorf("token %s %w; the HSM's security officer must set one", who, errNoUserPIN), true}
 	case flags&flagPINFinalTry != 0:
-		return nil, refusal{fmt.Errorf("token %s would lock at one more wrong PIN, so it is not tried; log in once with the HSM's own tool and the right PIN, then start again", who), true}
+		return nil, refusal{fmt.Errorf("token %s would lock at one more wrong PIN, so it is not tried; log in once "+
+			"with the HSM's own tool and the right PIN, then start again", who), true}
 	case flags&flagPINCountLow != 0:
 		t.log.Warn("a wrong PIN was tried at the token before", "token", who)
 	}
@@ -184,22 +184,25 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 			l.session = session
 			return nil
 		}
-		_ = t.b.CloseSession(session) // the login's error is the one that matters
+		_ = t.b.CloseSession(session) // only the login's error matters
 		return fmt.Errorf("logging in to token %s: %w", who, err)
 	})
 	switch {
 	case err == nil:
 		return l, nil
 	case errors.Is(err, p11.Error(p11.CKR_PIN_LOCKED)):
-		return nil, refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries (%w); the HSM's security officer must reset it, then start again", who, codeOf(err)), true}
+		return nil, refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries (%w); the HSM's "+
+			"security officer must reset it, then start again", who, codeOf(err)), true}
 	case isPIN(err):
-		return nil, refusal{fmt.Errorf("token %s refuses the PIN of %s (%w); it was tried once and is not tried again, lest the token lock: correct the PIN, then start again", who, t.cfg.PINSource, codeOf(err)), true}
+		return nil, refusal{fmt.Errorf("token %s refuses the PIN of %s (%w); it was tried once and is not tried "+
+			"again, lest the token lock: correct the PIN, then start again", who, t.cfg.PINSource, codeOf(err)), true}
 	}
 	return nil, err
 }
 
 func isPIN(err error) bool {
-	for _, code := range []uint{p11.CKR_PIN_INCORRECT, p11.CKR_PIN_INVALID, p11.CKR_PIN_LEN_RANGE, p11.CKR_PIN_EXPIRED, p11.CKR_PIN_LOCKED} {
+	for _, code := range []uint{p11.CKR_PIN_INCORRECT, p11.CKR_PIN_INVALID, p11.CKR_PIN_LEN_RANGE, p11.CKR_PIN_EXPIRED,
+		p11.CKR_PIN_LOCKED} {
 		if errors.Is(err, p11.Error(code)) {
 			return true
 		}
@@ -207,7 +210,7 @@ func isPIN(err error) bool {
 	return false
 }
 
-// codeOf is the library's own word within err.
+// codeOf returns the library's result code in err, or err if it holds none.
 func codeOf(err error) error {
 	var code p11.Error
 	if errors.As(err, &code) {
@@ -216,24 +219,23 @@ func codeOf(err error) error {
 	return err
 }
 
-// refusedPINs are this process's.
+// refusedPINs are the PINs that tokens refused in this process.
 var refusedPINs = pinBook{trials: map[[sha256.Size]byte]*flight{}}
 
-// pinBook remembers PINs that a token has refused. Each wrong try brings a token
-// nearer to locking itself, and a process opens one token many times: at each
-// reload, for each provider, and whenever the token was lost. It holds no PIN but
-// a keyed hash of each, whose key lives and dies with the process.
+// pinBook remembers the PINs that a token refused. After a few wrong PINs a token locks, and a process opens one
+// token many times: at each reload, for each provider, and after each loss of the token. The book holds no PIN, but
+// a keyed hash of each. The key of the hash exists only in this process.
 type pinBook struct {
 	once   sync.Once
 	key    [sha256.Size]byte
 	mu     sync.Mutex
-	trials map[[sha256.Size]byte]*flight // under way, or refused
+	trials map[[sha256.Size]byte]*flight // running, or ended with a refusal
 }
 
-// try calls attempt, unless the same PIN was refused by the same token before:
-// then it returns the error of that time. Of several who try one PIN at once, one
-// does.
-func (b *pinBook) try(ctx context.Context, module string, token candidate, pin secret.Bytes, attempt func() error) error {
+// try calls attempt, unless the token refused the same PIN before: then it returns the earlier error. Of several
+// callers with one PIN, one calls attempt and the others wait for its result.
+func (b *pinBook) try(ctx context.Context, module string, token candidate, pin secret.Bytes,
+	attempt func() error) error {
 	b.once.Do(func() { _, _ = rand.Read(b.key[:]) }) // it never fails
 	h := hmac.New(sha256.New, b.key[:])
 	fmt.Fprintf(h, "%q %q %q ", module, token.info.SerialNumber, token.info.Label)
@@ -258,7 +260,7 @@ func (b *pinBook) try(ctx context.Context, module string, token candidate, pin s
 			delete(b.trials, name)
 			b.mu.Unlock()
 		}
-		f.land(err)
+		f.finish(err)
 		return err
 	}
 }

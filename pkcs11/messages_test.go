@@ -67,8 +67,7 @@ func (f flagged) GetTokenInfo(slot uint) (p11.TokenInfo, error) {
 	return info, err
 }
 
-// TestMessages: what an operator sees who has named the wrong thing says which,
-// and what to do.
+// TestMessages: for each wrong setting the message names the setting and the cure.
 func TestMessages(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "softhsm")
 	tok := softhsmtest.In(t, dir, "one")
@@ -77,7 +76,8 @@ func TestMessages(t *testing.T) {
 	text := write(t, "no-library.so", "not a library", 0o600)
 	other := filepath.Join(t.TempDir(), "other.so")
 	// #nosec G204 -- a constant command; cgo needs it anyway
-	if out, err := exec.CommandContext(t.Context(), "cc", "-shared", "-o", other, "-x", "c", os.DevNull).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "cc", "-shared", "-o", other, "-x", "c",
+		os.DevNull).CombinedOutput(); err != nil {
 		t.Fatalf("cc: %v: %s", err, out)
 	}
 	blank := uint(3) // SoftHSM's free slot comes after the tokens
@@ -109,7 +109,10 @@ func TestMessages(t *testing.T) {
 		"pin-file-missing": func(c *Config) { c.PIN = pinFile(filepath.Join(dir, "nowhere.pin")) },
 		"pin-file-open":    func(c *Config) { c.PIN = pinFile(write(t, "kms.pin", "12345678", 0o644)) },
 		"pin-file-empty":   func(c *Config) { c.PIN = pinFile(write(t, "kms.pin", "\n", 0o600)) },
-		"pin-file-long":    func(c *Config) { c.PIN = pinFile(write(t, "kms.pin", strings.Repeat("1", maxFile+1), 0o600)) },
+		"pin-file-long": func(c *Config) {
+			c.PIN = pinFile(write(t, "kms.pin",
+				strings.Repeat("1", maxFile+1), 0o600))
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := config(tok)

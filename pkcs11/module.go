@@ -14,37 +14,35 @@ import (
 )
 
 const (
-	// drainPatience is how long a reset holds new calls back while those under way
-	// come back. One that takes longer than this is taken to hang.
+	// drainPatience is the time that a reset waits for running calls, and blocks new ones. A call that runs longer
+	// counts as hung.
 	drainPatience = 3 * time.Second
-	// gatePatience is how long after a reset began a call waits for its end. It is
-	// longer than drainPatience by what a library may take to initialise itself.
+	// gatePatience is the time that a call waits for the end of a reset, counted from the start of the reset. It is
+	// longer than drainPatience by the time that a library may need to initialise.
 	gatePatience = 10 * time.Second
 )
 
-// module is a loaded library. A process may load and initialise each library
-// once only, so tokens of one library share it.
+// module is a loaded library. A process may load and initialise each library only once, so all tokens of a library
+// share its module.
 type module struct {
 	path     string // as configured, for messages
-	resolved string // without symbolic links, the key of modules
+	resolved string // path without symbolic links; the key in modules
 	b        *p11.Ctx
 
-	// objects is what Token.objects holds.
+	// objects is locked by Token.objects.
 	objects sync.Mutex
 
 	mu         sync.Mutex
 	users      int
-	generation uint64 // of initialisations; sessions and handles live in one
+	generation uint64 // number of initialisations; sessions and handles are valid in one generation only
 
-	// Calls go in and out by enter and leave, since a C_Finalize beside a running
-	// call crashes some libraries. A reset closes the gate, waits until none is
-	// inside, and opens it again.
+	// Each call is between enter and leave, because some libraries crash if C_Finalize runs at the same time as
+	// another call. A reset closes the gate, waits until active is 0, and opens the gate again.
 	active int
 	gate   *gate
-	quiet  chan struct{} // closed when the last call leaves; nil while nobody waits for it
-	// Calls that a reset gave up waiting for: no reset can be made until they are
-	// back, and none holds others back for them once more. They are those that
-	// entered before epoch.
+	quiet  chan struct{} // closed when the last call leaves; nil unless a reset waits for that
+	// hung is the number of calls that a reset stopped waiting for: the calls that entered before epoch and have
+	// not left. Until all of them leave, each reset fails at once and blocks no other calls.
 	hung  int
 	epoch uint64
 }
@@ -52,11 +50,11 @@ type module struct {
 // gate is closed while a reset is under way.
 type gate struct {
 	since time.Time
-	open  chan struct{} // closed when the reset has ended
-	err   error         // how it ended; to be read after open
+	open  chan struct{} // closed when the reset ends
+	err   error         // result of the reset; read it after open is closed
 }
 
-// wait waits until the reset has ended, but not for ever: C_Finalize may hang.
+// wait waits until the reset ends, up to gatePatience, because C_Finalize may hang.
 func (g *gate) wait(ctx context.Context) error {
 	timer := time.NewTimer(time.Until(g.since.Add(gatePatience)))
 	defer timer.Stop()
@@ -75,14 +73,15 @@ var (
 	modules   = map[string]*module{}
 )
 
-// openModule loads the library, or joins those that use it.
+// openModule loads the library, or adds a user to the module if the library is loaded.
 func openModule(path string) (*module, error) {
 	modulesMu.Lock()
 	defer modulesMu.Unlock()
 	info, err := os.Stat(path)
 	if err != nil || info.IsDir() {
 		if errors.Is(err, fs.ErrNotExist) || err == nil {
-			return nil, fmt.Errorf("PKCS#11 module %s is not there; install the HSM's client software, or name its library where it is", path)
+			return nil, fmt.Errorf("PKCS#11 module %s is not there; install the HSM's client software, or name its "+
+				"library where it is", path)
 		}
 		return nil, fmt.Errorf("PKCS#11 module: %w", err)
 	}
@@ -98,14 +97,16 @@ func openModule(path string) (*module, error) {
 	}
 	b := p11.New(path)
 	if b == nil {
-		return nil, fmt.Errorf("PKCS#11 module %s cannot be loaded: it is no PKCS#11 library for this machine, or a library that it needs is missing (ldd %s tells)", path, path)
+		return nil, fmt.Errorf("PKCS#11 module %s cannot be loaded: it is no PKCS#11 library for this machine, or a "+
+			"library that it needs is missing (ldd %s tells)", path, path)
 	}
 	if err := initialize(b); err != nil {
 		b.Destroy()
 		if fault := softHSMFault(&Config{Module: path}); fault != nil {
 			return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised: %w", path, fault)
 		}
-		return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised: %w; the HSM client's own log or check program tells more", path, err)
+		return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised: %w; the HSM client's own log or check "+
+			"program tells more", path, err)
 	}
 	m := &module{path: path, resolved: resolved, b: b, users: 1, generation: 1}
 	modules[resolved] = m
@@ -120,8 +121,8 @@ func initialize(b Boundary) error {
 	return err
 }
 
-// join is one more use. A library that nobody uses any more is still here
-// because a call hung in it; when that is back, it begins anew.
+// join adds a user. A module without users is still loaded only because a call hung in the library. Once that call
+// has left, join initialises the library anew.
 func (m *module) join() error {
 	m.mu.Lock()
 	unused, seen := m.users == 0 && m.active == 0 && m.gate == nil, m.generation
@@ -139,7 +140,7 @@ func (m *module) join() error {
 	return err
 }
 
-// release ends one use; the last one unloads the library.
+// release removes a user. When the last user is removed, it unloads the library.
 func (m *module) release() error {
 	modulesMu.Lock()
 	defer modulesMu.Unlock()
@@ -149,7 +150,7 @@ func (m *module) release() error {
 		return nil
 	}
 	if m.active > 0 || m.gate != nil {
-		// To finalise under a call could crash.
+		// C_Finalize could crash while a call runs.
 		return fmt.Errorf("PKCS#11 module %s: a call did not return; the library stays loaded", m.path)
 	}
 	delete(modules, m.resolved)
@@ -161,15 +162,14 @@ func (m *module) release() error {
 	return err
 }
 
-// current is the generation in force. Between enter and leave it stays the same.
+// current returns the generation, which does not change between enter and leave.
 func (m *module) current() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.generation
 }
 
-// enter goes before C calls, and waits while a reset is under way. What it
-// returns is for leave.
+// enter must be called before C calls. It waits while a reset runs. Pass its result to leave.
 func (m *module) enter(ctx context.Context) (visit uint64, err error) {
 	for {
 		m.mu.Lock()
@@ -187,7 +187,7 @@ func (m *module) enter(ctx context.Context) (visit uint64, err error) {
 	}
 }
 
-// leave goes after them.
+// leave must be called after the C calls that follow an enter.
 func (m *module) leave(visit uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -201,11 +201,12 @@ func (m *module) leave(visit uint64) {
 	}
 }
 
-// errHung refuses a reset.
-var errHung = errors.New("calls hang in the HSM's library, so it cannot be initialised anew; if they stay, restart claviger")
+// errHung is the error of a reset that cannot run because calls hang in the library.
+var errHung = errors.New("calls hang in the HSM's library, so it cannot be initialised anew; if they stay, " +
+	"restart claviger")
 
-// reset initialises the library anew, unless somebody has since seen. The
-// caller must not be between enter and leave.
+// reset initialises the library anew, unless another reset did so after generation seen. The caller must not be
+// between enter and leave.
 func (m *module) reset(ctx context.Context, seen uint64, b Boundary) error {
 	m.mu.Lock()
 	if m.generation != seen {
@@ -260,7 +261,7 @@ func (m *module) reset(ctx context.Context, seen uint64, b Boundary) error {
 	return err
 }
 
-// openGate opens the gate. m.mu is held.
+// openGate opens the gate. The caller holds m.mu.
 func (m *module) openGate(g *gate, err error) {
 	m.gate, g.err = nil, err
 	close(g.open)

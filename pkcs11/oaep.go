@@ -5,7 +5,7 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
-	_ "crypto/sha1" //nolint:gosec // RSA-OAEP asks for no collision resistance of its hash, and older tokens have no other
+	_ "crypto/sha1" //nolint:gosec // RSA-OAEP needs no collision resistance, and older tokens have only SHA-1
 	"errors"
 	"fmt"
 
@@ -15,8 +15,8 @@ import (
 	"claviger/secret"
 )
 
-// oaepHashes are those that RSA-OAEP is done with, the better first. SoftHSM 2.6
-// takes SHA-1 only; for OAEP that is not weaker in any way that is known.
+// oaepHashes are the hashes for RSA-OAEP, the better first. SoftHSM 2.6 takes only SHA-1, which for OAEP is not
+// weaker in any known way.
 var oaepHashes = []struct {
 	hash           crypto.Hash
 	mechanism, mgf uint
@@ -25,19 +25,20 @@ var oaepHashes = []struct {
 	{crypto.SHA1, p11.CKM_SHA_1, p11.CKG_MGF1_SHA1},
 }
 
-// EncryptOAEP encrypts a few bytes to a pair's public key, by RSA-OAEP with that
-// hash for label (empty) and mask. It needs no token.
+// EncryptOAEP encrypts a few bytes with a pair's public key, by RSA-OAEP. The hash is used for the (empty) label and
+// for the mask. It needs no token.
 func EncryptOAEP(public *rsa.PublicKey, hash crypto.Hash, plain secret.Bytes) ([]byte, error) {
 	return rsa.EncryptOAEP(hash.New(), rand.Reader, public, plain, nil)
 }
 
-// DecryptOAEP opens in the token what EncryptOAEP made: one C_DecryptInit and one
-// C_Decrypt. Kind KeyNotFound where the token has no such private key, Invalid
-// where the bytes were not made for it.
-func (t *Token) DecryptOAEP(ctx context.Context, id []byte, label string, hash crypto.Hash, sealed []byte) (secret.Bytes, error) {
+// DecryptOAEP decrypts in the token the result of EncryptOAEP, by C_DecryptInit and C_Decrypt. The error is of kind
+// KeyNotFound if the token has no such private key, and of kind Invalid if sealed was made for another key.
+func (t *Token) DecryptOAEP(ctx context.Context, id []byte, label string, hash crypto.Hash,
+	sealed []byte) (secret.Bytes, error) {
 	const op = "pkcs11.DecryptOAEP"
 	if len(sealed) < MinPairBits/8 || len(sealed) > MaxPairBits/8 {
-		return nil, claviger.Errorf(op, claviger.Invalid, label, "%d bytes are not encrypted by RSA-OAEP of %d to %d bits", len(sealed), MinPairBits, MaxPairBits)
+		return nil, claviger.Errorf(op, claviger.Invalid, label,
+			"%d bytes are not encrypted by RSA-OAEP of %d to %d bits", len(sealed), MinPairBits, MaxPairBits)
 	}
 	var plain secret.Bytes
 	err := t.do(ctx, op, func(l *login, s p11.SessionHandle) error {
@@ -53,7 +54,8 @@ func (t *Token) DecryptOAEP(ctx context.Context, id []byte, label string, hash c
 		if refused.unsure && !t.opensOwn(s, key, hash) {
 			return refused.error
 		}
-		return claviger.Errorf(op, claviger.Invalid, label, "the HSM key %x does not open this: it is damaged, or made for another key (%v)", id, refused.error)
+		return claviger.Errorf(op, claviger.Invalid, label, "the HSM key %x does not open this: it is damaged, or "+
+			"made for another key (%v)", id, refused.error)
 	})
 	if err != nil {
 		return nil, err // not plain: see Find
@@ -61,8 +63,8 @@ func (t *Token) DecryptOAEP(ctx context.Context, id []byte, label string, hash c
 	return plain, nil
 }
 
-// ProbeOAEP says which hash the token takes for RSA-OAEP with that pair: the first
-// of SHA-256 and SHA-1 with which it opens what the public key sealed.
+// ProbeOAEP returns the hash that the token can use for RSA-OAEP with that pair: SHA-256 if the token decrypts a
+// test message with it, else SHA-1.
 func (t *Token) ProbeOAEP(ctx context.Context, id []byte, label string) (crypto.Hash, error) {
 	const op = "pkcs11.ProbeOAEP"
 	var found crypto.Hash
@@ -82,12 +84,13 @@ func (t *Token) ProbeOAEP(ctx context.Context, id []byte, label string) (crypto.
 				found = o.hash
 				return nil
 			}
-			if harm(err) == gone {
+			if damageOf(err) == gone {
 				return err
 			}
 			tried = append(tried, fmt.Errorf("%v: %w", o.hash, err))
 		}
-		return fmt.Errorf("the token opens nothing by CKM_RSA_PKCS_OAEP with the key %q; allow that mechanism in the policies of the partition: %w", label, errors.Join(tried...))
+		return fmt.Errorf("the token opens nothing by CKM_RSA_PKCS_OAEP with the key %q; allow that mechanism in the "+
+			"policies of the partition: %w", label, errors.Join(tried...))
 	})
 	if err != nil {
 		return 0, err
@@ -95,8 +98,8 @@ func (t *Token) ProbeOAEP(ctx context.Context, id []byte, label string) (crypto.
 	return found, nil
 }
 
-// refusedData is what C_Decrypt, and not C_DecryptInit, said of the data. unsure
-// means that a broken token says the same.
+// refusedData marks the error of C_Decrypt (not of C_DecryptInit) for the data. If unsure is true, a broken token
+// returns the same error.
 type refusedData struct {
 	error
 	unsure bool
@@ -104,22 +107,25 @@ type refusedData struct {
 
 func (e refusedData) Unwrap() error { return e.error }
 
-func (t *Token) openOAEP(s p11.SessionHandle, key p11.ObjectHandle, hash crypto.Hash, sealed []byte) (secret.Bytes, error) {
+func (t *Token) openOAEP(s p11.SessionHandle, key p11.ObjectHandle, hash crypto.Hash,
+	sealed []byte) (secret.Bytes, error) {
 	for _, o := range oaepHashes {
 		if o.hash != hash {
 			continue
 		}
 		params := p11.NewOAEPParams(o.mechanism, o.mgf, p11.CKZ_DATA_SPECIFIED, nil)
-		if err := t.b.DecryptInit(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_OAEP, params)}, key); err != nil {
+		if err := t.b.DecryptInit(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_OAEP, params)},
+			key); err != nil {
 			return nil, err
 		}
 		plain, err := t.b.Decrypt(s, sealed)
 		var code p11.Error
 		if errors.As(err, &code) {
 			switch code {
-			case p11.CKR_ENCRYPTED_DATA_INVALID, p11.CKR_ENCRYPTED_DATA_LEN_RANGE, p11.CKR_DATA_INVALID, p11.CKR_DATA_LEN_RANGE:
+			case p11.CKR_ENCRYPTED_DATA_INVALID, p11.CKR_ENCRYPTED_DATA_LEN_RANGE, p11.CKR_DATA_INVALID,
+				p11.CKR_DATA_LEN_RANGE:
 				return nil, refusedData{err, false}
-			case p11.CKR_GENERAL_ERROR, p11.CKR_FUNCTION_FAILED: // SoftHSM 2.6 says so of wrong padding
+			case p11.CKR_GENERAL_ERROR, p11.CKR_FUNCTION_FAILED: // SoftHSM 2.6 returns these for wrong padding
 				return nil, refusedData{err, true}
 			}
 		}
@@ -128,8 +134,8 @@ func (t *Token) openOAEP(s p11.SessionHandle, key p11.ObjectHandle, hash crypto.
 	return nil, claviger.Errorf("pkcs11.DecryptOAEP", claviger.Invalid, "", "RSA-OAEP with %v is not known here", hash)
 }
 
-// opensOwn says whether the token is well: what this process seals now, it opens.
-// Without it, one damaged message would have the whole library initialised anew.
+// opensOwn reports whether the token works: whether it decrypts a message that this process encrypts now. Without
+// this check, one damaged message would make the library start anew.
 func (t *Token) opensOwn(s p11.SessionHandle, key p11.ObjectHandle, hash crypto.Hash) bool {
 	k, err := t.describePair(s, key)
 	return err == nil && t.roundTrip(s, key, k.Public, hash) == nil

@@ -9,14 +9,13 @@ import (
 	p11 "github.com/miekg/pkcs11"
 )
 
-// Some attributes of a new key say once more what the token does anyway: that the
-// other attributes may not be changed, and that the key has no use but its own. A
-// token may refuse to be given one of them (AWS CloudHSM: CKA_MODIFIABLE). Then
-// keys are made without it, and what the token made of it is read back.
+// Some attributes of a new key are optional: the token has the same default anyway. They forbid changes of the
+// other attributes, and other uses of the key. A token may refuse one of them (AWS CloudHSM: CKA_MODIFIABLE). Then
+// keys are made without that attribute, and its value is read back from the new key.
 
-// withOptional makes a key with as many of the optional attributes as the token
-// takes; uses are those that are to be false. A refusal changes nothing on the
-// token, so another try is no second key. What a token refused is remembered.
+// withOptional makes a key with as many of the optional attributes as the token accepts. uses are the attributes
+// that should be false. A refusal changes nothing on the token, so a new try makes no second key. The refused
+// attributes are remembered.
 func (t *Token) withOptional(generate func(optional []*p11.Attribute) error, uses ...uint) error {
 	optional := slices.Clone(uses)
 	if profiles[t.cfg.Profile].modifiable {
@@ -34,7 +33,8 @@ func (t *Token) withOptional(generate func(optional []*p11.Attribute) error, use
 		switch {
 		case err == nil && first != nil:
 			t.spared.Store(&spared)
-			t.log.Warn("the token refuses attributes that a key can do without; keys are made without them", "token", t.Info().Label, "attributes", attributeList(spared), "err", first)
+			t.log.Warn("the token refuses attributes that a key can do without; keys are made without them", "token",
+				t.Info().Label, "attributes", attributeList(spared), "err", first)
 			return nil
 		case err == nil || !refusesTemplate(err):
 			return err
@@ -45,7 +45,7 @@ func (t *Token) withOptional(generate func(optional []*p11.Attribute) error, use
 	return fmt.Errorf("%w, also without the attributes that a key can do without (%s)", first, attributeList(optional))
 }
 
-// refused are the attributes that the token is known to refuse.
+// refused returns the attributes that the token refused before.
 func (t *Token) refused() []uint {
 	if p := t.spared.Load(); p != nil {
 		return *p
@@ -53,10 +53,9 @@ func (t *Token) refused() []uint {
 	return nil
 }
 
-// sparings are the sets of attributes to leave out, in the order in which they are
-// tried: those that are known, each other one beside them, the first and another,
-// all. A token refuses one as a rule, and each that is left out needlessly may be
-// set to what nobody wants.
+// sparings returns the sets of attributes to leave out, in the order of the tries: the known ones; the known ones
+// and one other; the known ones, the first other and one more; all. Most tokens refuse only one attribute. An
+// attribute that is left out without need may get an unwanted value.
 func sparings(known, optional []uint) [][]uint {
 	sets := [][]uint{known}
 	rest := slices.DeleteFunc(slices.Clone(optional), func(a uint) bool { return slices.Contains(known, a) })
@@ -74,15 +73,16 @@ func sparings(known, optional []uint) [][]uint {
 	return sets
 }
 
-// refusesTemplate tells whether an error is about the attributes of a new object,
-// which then was not made.
+// refusesTemplate reports whether err is about the attributes of a new object. Then the object was not made.
 func refusesTemplate(err error) bool {
-	return slices.ContainsFunc([]uint{p11.CKR_ATTRIBUTE_TYPE_INVALID, p11.CKR_ATTRIBUTE_VALUE_INVALID, p11.CKR_ATTRIBUTE_READ_ONLY, p11.CKR_TEMPLATE_INCONSISTENT},
+	return slices.ContainsFunc([]uint{p11.CKR_ATTRIBUTE_TYPE_INVALID, p11.CKR_ATTRIBUTE_VALUE_INVALID,
+		p11.CKR_ATTRIBUTE_READ_ONLY, p11.CKR_TEMPLATE_INCONSISTENT},
 		func(code uint) bool { return errors.Is(err, p11.Error(code)) })
 }
 
 var attributeNames = map[uint]string{
-	p11.CKA_MODIFIABLE: "CKA_MODIFIABLE", p11.CKA_SIGN: "CKA_SIGN", p11.CKA_VERIFY: "CKA_VERIFY", p11.CKA_WRAP: "CKA_WRAP", p11.CKA_UNWRAP: "CKA_UNWRAP", p11.CKA_DERIVE: "CKA_DERIVE",
+	p11.CKA_MODIFIABLE: "CKA_MODIFIABLE", p11.CKA_SIGN: "CKA_SIGN", p11.CKA_VERIFY: "CKA_VERIFY",
+	p11.CKA_WRAP: "CKA_WRAP", p11.CKA_UNWRAP: "CKA_UNWRAP", p11.CKA_DERIVE: "CKA_DERIVE",
 }
 
 func attributeList(attributes []uint) string {
@@ -93,9 +93,8 @@ func attributeList(attributes []uint) string {
 	return strings.Join(names, ", ")
 }
 
-// noOtherUse refuses a new key of which the token says that it may do more than was
-// asked for, where it could not be told so. What the token does not know, the key
-// cannot do.
+// noOtherUse returns an error if a new key has a use that was not requested. It reads the attributes that the token
+// refused at the creation of the key. A use whose attribute the token does not know is impossible.
 func (t *Token) noOtherUse(s p11.SessionHandle, object p11.ObjectHandle) error {
 	uses := slices.DeleteFunc(slices.Clone(t.refused()), func(a uint) bool { return a == p11.CKA_MODIFIABLE })
 	if len(uses) == 0 {
@@ -107,7 +106,8 @@ func (t *Token) noOtherUse(s p11.SessionHandle, object p11.ObjectHandle) error {
 	}
 	for _, a := range attrs {
 		if len(a.Value) > 0 && a.Value[0] != 0 {
-			return fmt.Errorf("the token refuses %s=false and sets it to true, which is not what was asked for; the key was destroyed again: check the policies of the partition", attributeNames[a.Type])
+			return fmt.Errorf("the token refuses %s=false and sets it to true, which is not what was asked for; the "+
+				"key was destroyed again: check the policies of the partition", attributeNames[a.Type])
 		}
 	}
 	return nil

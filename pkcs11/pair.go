@@ -14,45 +14,45 @@ import (
 	"claviger"
 )
 
-// Bits that an RSA pair may have.
+// MinPairBits and MaxPairBits are the smallest and the largest size of an RSA pair, in bits.
 const (
 	MinPairBits = 2048
 	MaxPairBits = 4096
 )
 
-// PairInfo describes an RSA pair, by the private key on the token.
+// PairInfo describes an RSA pair. Its fields are read from the private key on the token.
 type PairInfo struct {
 	ID     []byte // CKA_ID of both halves
 	Label  string // CKA_LABEL of the private key
 	Public *rsa.PublicKey
-	// The token's word on what may be done with the private key. Extractable is true
-	// where it says nothing of that.
+	// The token's attributes for the uses of the private key. Extractable is true if the token does not report it.
 	Sensitive, Extractable, NeverExtractable, Local, Decrypt, Unwrap, Sign bool
 
-	neverTold, localTold bool // whether the token knows these two of them
+	neverKnown, localKnown bool // whether the token reports NeverExtractable and Local
 }
 
 // pairName names a private key in login.handles, beside the keyNames of AES keys.
 type pairName keyName
 
-// GeneratePair makes an RSA pair of so many bits. Its private key can decrypt and
-// nothing else, and never leave the token. Kind KeyExists where the id is taken.
+// GeneratePair makes an RSA pair of that number of bits. Its private key can only decrypt, and can never leave the
+// token. The error is of kind KeyExists if the token has an RSA key with that id.
 func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits int) error {
 	const op = "pkcs11.GeneratePair"
 	if bits < MinPairBits || bits > MaxPairBits || bits%1024 != 0 {
-		return claviger.Errorf(op, claviger.Invalid, label, "an RSA pair of %d bits cannot be made; it must have 2048, 3072 or 4096", bits)
+		return claviger.Errorf(op, claviger.Invalid, label, "an RSA pair of %d bits cannot be made; it must have "+
+			"2048, 3072 or 4096", bits)
 	}
 	if len(id) == 0 {
 		return claviger.Errorf(op, claviger.Internal, label, "a pair without a CKA_ID could not be told from others")
 	}
-	asked := false
+	tried := false
 	return t.do(ctx, op, func(_ *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		found, err := t.findPrivate(s, id, nil)
 		if err != nil {
 			return err
 		}
-		if asked && len(found) == 1 {
+		if tried && len(found) == 1 {
 			// See GenerateKey: the first try made it.
 			ours, err := t.findPrivate(s, id, &label)
 			if err != nil {
@@ -67,10 +67,11 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 			return err
 		}
 		if len(found)+len(public) > 0 {
-			return claviger.Errorf(op, claviger.KeyExists, label, "there is an RSA key with CKA_ID %x on the token already", id)
+			return claviger.Errorf(op, claviger.KeyExists, label,
+				"there is an RSA key with CKA_ID %x on the token already", id)
 		}
-		asked = true
-		var public0, private p11.ObjectHandle
+		tried = true
+		var publicKey, private p11.ObjectHandle
 		err = t.withOptional(func(optional []*p11.Attribute) (err error) {
 			ours, theirs := publicTemplate(id, label, bits), privateTemplate(id, label)
 			for _, a := range optional {
@@ -81,7 +82,8 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 					theirs = append(theirs, a)
 				}
 			}
-			public0, private, err = t.b.GenerateKeyPair(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}, ours, theirs)
+			publicKey, private, err = t.b.GenerateKeyPair(s,
+				[]*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}, ours, theirs)
 			return err
 		}, p11.CKA_VERIFY, p11.CKA_WRAP, p11.CKA_SIGN, p11.CKA_UNWRAP)
 		if errors.Is(err, p11.Error(p11.CKR_DEVICE_MEMORY)) {
@@ -90,7 +92,7 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 		if err != nil {
 			return err
 		}
-		return t.pairAsOrdered(s, private, public0, id, label, bits)
+		return t.pairAsOrdered(s, private, publicKey, id, label, bits)
 	})
 }
 
@@ -117,14 +119,19 @@ func privateTemplate(id []byte, label string) []*p11.Attribute {
 	}
 }
 
-// pairAsOrdered destroys a new pair that is not what was asked for, as asOrdered
-// does with a key. public is 0 where its handle is not known.
-func (t *Token) pairAsOrdered(s p11.SessionHandle, private, public p11.ObjectHandle, id []byte, label string, bits int) error {
+// pairAsOrdered destroys a new pair whose attributes differ from the request, and returns an error. public is 0 if
+// the handle of the public key is not known.
+func (t *Token) pairAsOrdered(s p11.SessionHandle, private, public p11.ObjectHandle, id []byte, label string,
+	bits int) error {
 	k, err := t.describePair(s, private)
-	if err == nil && (k.Public.N.BitLen() != bits || !bytes.Equal(k.ID, id) || !k.Sensitive || k.Extractable || !k.Decrypt || k.Sign || k.Unwrap ||
-		k.neverTold && !k.NeverExtractable || k.localTold && !k.Local) {
-		err = fmt.Errorf("the token made pair %s with %d bits, sensitive=%t, extractable=%t, never extractable=%t, local=%t, decrypt=%t, unwrap=%t, sign=%t, which is not what was asked for; it was destroyed again: check the policies of the partition",
-			label, k.Public.N.BitLen(), k.Sensitive, k.Extractable, k.NeverExtractable, k.Local, k.Decrypt, k.Unwrap, k.Sign)
+	if err == nil && (k.Public.N.BitLen() != bits || !bytes.Equal(k.ID, id) || !k.Sensitive || k.Extractable ||
+		!k.Decrypt || k.Sign || k.Unwrap ||
+		k.neverKnown && !k.NeverExtractable || k.localKnown && !k.Local) {
+		err = fmt.Errorf("the token made pair %s with %d bits, sensitive=%t, extractable=%t, never extractable=%t, "+
+			"local=%t, decrypt=%t, unwrap=%t, sign=%t, which is not what was asked for; it was destroyed again: "+
+			"check the policies of the partition",
+			label, k.Public.N.BitLen(), k.Sensitive, k.Extractable, k.NeverExtractable, k.Local, k.Decrypt,
+			k.Unwrap, k.Sign)
 	}
 	if err == nil {
 		return nil
@@ -136,8 +143,8 @@ func (t *Token) pairAsOrdered(s p11.SessionHandle, private, public p11.ObjectHan
 	return err
 }
 
-// FindPair returns the pair whose private key has that CKA_ID, nil where there is
-// none. More than one is an error.
+// FindPair returns the pair whose private key has that CKA_ID, or nil if there is none. If there are several, it
+// returns an error.
 func (t *Token) FindPair(ctx context.Context, id []byte) (*PairInfo, error) {
 	var info *PairInfo
 	err := t.do(ctx, "pkcs11.FindPair", func(_ *login, s p11.SessionHandle) error {
@@ -150,7 +157,8 @@ func (t *Token) FindPair(ctx context.Context, id []byte) (*PairInfo, error) {
 			info = nil
 			return nil
 		case len(found) > 1:
-			return fmt.Errorf("%d RSA private keys on the token have CKA_ID %x; destroy or relabel the wrong one with the HSM's own tool", len(found), id)
+			return fmt.Errorf("%d RSA private keys on the token have CKA_ID %x; destroy or relabel the wrong one "+
+				"with the HSM's own tool", len(found), id)
 		}
 		k, err := t.describePair(s, found[0])
 		info = &k
@@ -162,8 +170,7 @@ func (t *Token) FindPair(ctx context.Context, id []byte) (*PairInfo, error) {
 	return info, nil
 }
 
-// DestroyPair destroys both halves of the pair with that id and label, for ever.
-// One that is gone is no error.
+// DestroyPair destroys both keys of the pair with that id and label, for ever. If there is none, it returns nil.
 func (t *Token) DestroyPair(ctx context.Context, id []byte, label string) error {
 	return t.do(ctx, "pkcs11.DestroyPair", func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
@@ -173,7 +180,8 @@ func (t *Token) DestroyPair(ctx context.Context, id []byte, label string) error 
 			return err
 		}
 		if len(found) > 1 {
-			return fmt.Errorf("%d RSA private keys on the token have CKA_ID %x and label %q; none was destroyed", len(found), id, label)
+			return fmt.Errorf("%d RSA private keys on the token have CKA_ID %x and label %q; none was destroyed",
+				len(found), id, label)
 		}
 		if err := t.b.DestroyObject(s, found[0]); err != nil {
 			return err
@@ -186,10 +194,11 @@ func (t *Token) DestroyPair(ctx context.Context, id []byte, label string) error 
 	})
 }
 
-// findPrivate returns the handles of RSA private keys with an id, and a label.
+// findPrivate returns the handles of RSA private keys with that id. A nil label matches all labels.
 func (t *Token) findPrivate(s p11.SessionHandle, id []byte, label *string) ([]p11.ObjectHandle, error) {
 	template := []*p11.Attribute{
-		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PRIVATE_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_RSA), p11.NewAttribute(p11.CKA_ID, id),
+		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PRIVATE_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_RSA),
+		p11.NewAttribute(p11.CKA_ID, id),
 	}
 	if label != nil {
 		template = append(template, p11.NewAttribute(p11.CKA_LABEL, *label))
@@ -199,14 +208,16 @@ func (t *Token) findPrivate(s p11.SessionHandle, id []byte, label *string) ([]p1
 
 func (t *Token) findPublic(s p11.SessionHandle, id []byte) ([]p11.ObjectHandle, error) {
 	return t.search(s, []*p11.Attribute{
-		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PUBLIC_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_RSA), p11.NewAttribute(p11.CKA_ID, id),
+		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PUBLIC_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_RSA),
+		p11.NewAttribute(p11.CKA_ID, id),
 	})
 }
 
-// describePair reads a private key's attributes. The public key is read from it
-// too: unlike the public object, nobody without the PIN can have replaced it.
+// describePair reads a private key's attributes. It reads the public key from the private object too, because a user
+// without the PIN may replace the public object, but not the private one.
 func (t *Token) describePair(s p11.SessionHandle, o p11.ObjectHandle) (PairInfo, error) {
-	attrs, err := t.attributes(s, o, p11.CKA_ID, p11.CKA_LABEL, p11.CKA_MODULUS, p11.CKA_PUBLIC_EXPONENT, p11.CKA_SENSITIVE, p11.CKA_EXTRACTABLE,
+	attrs, err := t.attributes(s, o, p11.CKA_ID, p11.CKA_LABEL, p11.CKA_MODULUS, p11.CKA_PUBLIC_EXPONENT,
+		p11.CKA_SENSITIVE, p11.CKA_EXTRACTABLE,
 		p11.CKA_NEVER_EXTRACTABLE, p11.CKA_LOCAL, p11.CKA_DECRYPT, p11.CKA_UNWRAP, p11.CKA_SIGN)
 	if err != nil {
 		return PairInfo{}, err
@@ -214,8 +225,8 @@ func (t *Token) describePair(s p11.SessionHandle, o p11.ObjectHandle) (PairInfo,
 	k := PairInfo{Extractable: true}
 	var modulus, exponent []byte
 	for _, a := range attrs {
-		told := len(a.Value) > 0
-		yes := told && a.Value[0] != 0
+		known := len(a.Value) > 0
+		yes := known && a.Value[0] != 0
 		switch a.Type {
 		case p11.CKA_ID:
 			k.ID = bytes.Clone(a.Value)
@@ -228,11 +239,11 @@ func (t *Token) describePair(s p11.SessionHandle, o p11.ObjectHandle) (PairInfo,
 		case p11.CKA_SENSITIVE:
 			k.Sensitive = yes
 		case p11.CKA_EXTRACTABLE:
-			k.Extractable = yes || !told
+			k.Extractable = yes || !known
 		case p11.CKA_NEVER_EXTRACTABLE:
-			k.NeverExtractable, k.neverTold = yes, told
+			k.NeverExtractable, k.neverKnown = yes, known
 		case p11.CKA_LOCAL:
-			k.Local, k.localTold = yes, told
+			k.Local, k.localKnown = yes, known
 		case p11.CKA_DECRYPT:
 			k.Decrypt = yes
 		case p11.CKA_UNWRAP:
@@ -241,28 +252,30 @@ func (t *Token) describePair(s p11.SessionHandle, o p11.ObjectHandle) (PairInfo,
 			k.Sign = yes
 		}
 	}
-	if len(exponent) == 0 { // which a token need not keep with a private key
+	if len(exponent) == 0 { // a token need not store it with the private key
 		if exponent, err = t.publicExponent(s, k.ID, modulus); err != nil {
 			return PairInfo{}, err
 		}
 	}
 	n, e := new(big.Int).SetBytes(modulus), new(big.Int).SetBytes(exponent)
 	if n.BitLen() < MinPairBits || n.BitLen() > MaxPairBits || e.BitLen() > 31 || e.Int64() < 3 {
-		return PairInfo{}, fmt.Errorf("the RSA key with CKA_ID %x and label %q has a modulus of %d bits and the public exponent %v; it must have %d to %d bits and an exponent from 3 to 2^31-1",
+		return PairInfo{}, fmt.Errorf("the RSA key with CKA_ID %x and label %q has a modulus of %d bits and the "+
+			"public exponent %v; it must have %d to %d bits and an exponent from 3 to 2^31-1",
 			k.ID, k.Label, n.BitLen(), e, MinPairBits, MaxPairBits)
 	}
 	k.Public = &rsa.PublicKey{N: n, E: int(e.Int64())}
 	return k, nil
 }
 
-// publicExponent asks the public half, which must have the same modulus.
+// publicExponent reads the exponent from the public key, which must have the same modulus.
 func (t *Token) publicExponent(s p11.SessionHandle, id, modulus []byte) ([]byte, error) {
 	public, err := t.findPublic(s, id)
 	if err != nil {
 		return nil, err
 	}
 	for _, o := range public {
-		attrs, err := t.b.GetAttributeValue(s, o, []*p11.Attribute{p11.NewAttribute(p11.CKA_MODULUS, nil), p11.NewAttribute(p11.CKA_PUBLIC_EXPONENT, nil)})
+		attrs, err := t.b.GetAttributeValue(s, o, []*p11.Attribute{p11.NewAttribute(p11.CKA_MODULUS, nil),
+			p11.NewAttribute(p11.CKA_PUBLIC_EXPONENT, nil)})
 		if err != nil {
 			return nil, err
 		}
@@ -273,7 +286,7 @@ func (t *Token) publicExponent(s p11.SessionHandle, id, modulus []byte) ([]byte,
 	return nil, fmt.Errorf("the token does not tell the public half of the RSA key with CKA_ID %x", id)
 }
 
-// pairHandle is handle for private keys.
+// pairHandle returns the private key's object handle, as handle does for AES keys.
 func (t *Token) pairHandle(l *login, s p11.SessionHandle, id []byte, label string) (p11.ObjectHandle, error) {
 	name := pairName{string(id), label}
 	if v, ok := l.handles.Load(name); ok {
@@ -288,10 +301,12 @@ func (t *Token) pairHandle(l *login, s p11.SessionHandle, id []byte, label strin
 	}
 	switch len(found) {
 	case 0:
-		return 0, claviger.Errorf("pkcs11.pair", claviger.KeyNotFound, label, "the token holds no RSA private key with CKA_ID %s and label %q", hex.EncodeToString(id), label)
+		return 0, claviger.Errorf("pkcs11.pair", claviger.KeyNotFound, label, "the token holds no RSA private key "+
+			"with CKA_ID %s and label %q", hex.EncodeToString(id), label)
 	case 1:
 		l.handles.Store(name, found[0])
 		return found[0], nil
 	}
-	return 0, fmt.Errorf("%d RSA private keys on the token have CKA_ID %x and label %q; none is used until only the right one is left", len(found), id, label)
+	return 0, fmt.Errorf("%d RSA private keys on the token have CKA_ID %x and label %q; none is used until only the "+
+		"right one is left", len(found), id, label)
 }

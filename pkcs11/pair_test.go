@@ -48,7 +48,8 @@ func TestPair(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(k.ID, id) || k.Label != label || k.Public.N.BitLen() != 2048 || k.Public.E != 65537 || !k.Sensitive || k.Extractable || !k.NeverExtractable || !k.Local ||
+	if !bytes.Equal(k.ID, id) || k.Label != label || k.Public.N.BitLen() != 2048 || k.Public.E != 65537 ||
+		!k.Sensitive || k.Extractable || !k.NeverExtractable || !k.Local ||
 		!k.Decrypt || k.Unwrap || k.Sign {
 		t.Errorf("made %+v", *k)
 	}
@@ -131,7 +132,8 @@ func TestTwoPairs(t *testing.T) {
 	id, label, public := pair(t, tok, 1)
 	sealed := seal(t, public, secret.Bytes("x"))
 	err := tok.do(t.Context(), "test", func(_ *login, s p11.SessionHandle) error {
-		_, _, err := tok.b.GenerateKeyPair(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}, publicTemplate(id, label, 2048), privateTemplate(id, label))
+		_, _, err := tok.b.GenerateKeyPair(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)},
+			publicTemplate(id, label, 2048), privateTemplate(id, label))
 		return err
 	})
 	if err != nil {
@@ -159,7 +161,8 @@ func TestDamagedSeal(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		data []byte
-	}{{"damaged", damaged}, {"zero", make([]byte, 256)}, {"above the modulus", bytes.Repeat([]byte{0xff}, 256)}, {"of a longer key", make([]byte, 512)},
+	}{{"damaged", damaged}, {"zero", make([]byte, 256)}, {"above the modulus", bytes.Repeat([]byte{0xff}, 256)},
+		{"of a longer key", make([]byte, 512)},
 		{"cut", sealed[:255]}, {"empty", nil}, {"huge", make([]byte, 1<<20)}} {
 		if _, err := tok.DecryptOAEP(t.Context(), id, label, crypto.SHA1, c.data); !claviger.Is(err, claviger.Invalid) {
 			t.Errorf("%s: %v", c.name, err)
@@ -186,7 +189,8 @@ func TestDamagedSeal(t *testing.T) {
 func TestPairRecovery(t *testing.T) {
 	tok, m := open(t)
 	id, label, public := pair(t, tok, 1)
-	for _, code := range []uint{p11.CKR_DEVICE_REMOVED, p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_USER_NOT_LOGGED_IN, p11.CKR_KEY_HANDLE_INVALID} {
+	for _, code := range []uint{p11.CKR_DEVICE_REMOVED, p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_USER_NOT_LOGGED_IN,
+		p11.CKR_KEY_HANDLE_INVALID} {
 		m.Fail("DecryptInit", 1, p11.Error(code))
 		var wg sync.WaitGroup
 		for i := range 8 {
@@ -211,7 +215,8 @@ func TestPairRecovery(t *testing.T) {
 	release := m.Hang("Decrypt")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := tok.DecryptOAEP(ctx, id, label, crypto.SHA1, seal(t, public, secret.Bytes("x"))); !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := tok.DecryptOAEP(ctx, id, label, crypto.SHA1, seal(t, public, secret.Bytes("x"))); !claviger.Is(err,
+		claviger.Unavailable) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("an HSM that hangs: %v", err)
 	}
 	release()

@@ -6,8 +6,8 @@ import (
 	p11 "github.com/miekg/pkcs11"
 )
 
-// Profile names what is peculiar to a maker's tokens. The zero value is chosen
-// by the manufacturer's name that the token tells.
+// Profile names the special traits of a manufacturer's tokens. With the zero value, the manufacturer's name in the
+// token's information decides the profile.
 type Profile string
 
 // The profiles.
@@ -21,57 +21,58 @@ const (
 // Profiles lists the names, for messages and completion.
 func Profiles() []Profile { return []Profile{Luna, NCipher, SoftHSM, Generic} }
 
-// traits are what a profile stands for.
+// traits are the values of a profile.
 type traits struct {
-	// ladder: mechanisms in the order in which they are tried. All give the same
-	// blocks; they differ in how many calls it takes, see encrypt.go.
+	// ladder is the list of mechanisms, in the order of the tries. All give the same blocks; they differ in the
+	// number of calls, see mechanismEncrypt.
 	ladder []uint
-	// sessions: how many calls may be under way at a time, where the
-	// configuration does not say. Beyond it callers queue here, where they can
-	// give up, and not inside the vendor's library, where they cannot.
+	// sessions is the largest number of calls at the same time, if the configuration sets none. More callers wait
+	// in this package, where they can give up; inside the vendor's library they could not.
 	sessions int
-	// dataLimit: bytes for one C_Encrypt. Makers do not publish theirs; where a
-	// token answers CKR_DATA_LEN_RANGE we halve ours for as long as it is open.
-	// All of these hold 1,000 EDEKs of 256-bit DEKs (32,000 bytes).
+	// dataLimit is the largest number of bytes for one C_Encrypt. Manufacturers do not publish their limits. If a
+	// token returns CKR_DATA_LEN_RANGE, the limit is halved for as long as the token is open. Each limit here is
+	// enough for 1,000 EDEKs of 256-bit DEKs (32,000 bytes).
 	dataLimit int
-	// inFlight is how many calls with one key may be under way at once. The second
-	// hides the way to a network HSM and back; those who come while both are away
-	// are gathered for the next. More would only make the batches smaller.
+	// inFlight is the largest number of calls with one key at the same time. A second call hides the round trip to
+	// a network HSM. Requests that arrive meanwhile share the next call. With more calls at the same time, fewer
+	// requests would share a call.
 	inFlight int
-	// modifiable says whether the template names CKA_MODIFIABLE false, which
-	// stops even the holder of the PIN from relabelling a key.
+	// modifiable means that the template sets CKA_MODIFIABLE to false. Then even a user with the PIN cannot change
+	// the label of a key.
 	modifiable bool
-	// oneObjectCall says that objects are made, destroyed and searched for one at a
-	// time, see Token.objects.
+	// oneObjectCall means that calls which make, destroy or search objects run one at a time, see Token.objects.
 	oneObjectCall bool
-	// manufacturers: how the manufacturer's name in CK_TOKEN_INFO begins.
+	// manufacturers are prefixes of the manufacturer's name in CK_TOKEN_INFO, in lower case.
 	manufacturers []string
 }
 
 var profiles = map[Profile]traits{
-	// Luna's client has its best throughput at some 30 threads an appliance.
+	// Luna's client has its best throughput at about 30 threads for each appliance.
 	Luna: {
-		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 30, inFlight: 2, dataLimit: 32 << 10,
+		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 30, inFlight: 2,
+		dataLimit:  32 << 10,
 		modifiable: true, manufacturers: []string{"safenet", "thales", "gemalto"},
 	},
-	// nShield's library has long known CBC and only later CTR.
+	// nShield's library has had CBC for longer than CTR.
 	NCipher: {
-		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CBC, p11.CKM_AES_CTR}, sessions: 16, inFlight: 2, dataLimit: 32 << 10,
+		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CBC, p11.CKM_AES_CTR}, sessions: 16, inFlight: 2,
+		dataLimit:  32 << 10,
 		modifiable: true, manufacturers: []string{"ncipher", "entrust"},
 	},
-	// SoftHSM works under one lock: more sessions only wait longer (measured: the
-	// same calls per second with 1 and with 32).
+	// SoftHSM does all work under one lock. More sessions only wait longer: measurements gave the same number of
+	// calls per second with 1 session and with 32.
 	SoftHSM: {
 		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 4, inFlight: 1, dataLimit: 1 << 20,
 		oneObjectCall: true, manufacturers: []string{"softhsm"},
 	},
 	Generic: {
-		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 8, inFlight: 2, dataLimit: 32 << 10,
+		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 8, inFlight: 2,
+		dataLimit:  32 << 10,
 		modifiable: true,
 	},
 }
 
-// profileOf chooses a profile by the manufacturer's name of a token.
+// profileOf returns the profile for a manufacturer's name in a token's information.
 func profileOf(manufacturer string) Profile {
 	m := strings.ToLower(manufacturer)
 	for _, p := range Profiles() {

@@ -64,7 +64,7 @@ func pingHangs(t *testing.T, tok *Token, m *Meter, call string) {
 	}
 }
 
-// live tells how many sessions are open; it must be asked for on a fresh token.
+// live returns a function that counts the open sessions. It must be called on a fresh token.
 func live(tok *Token, m *Meter) func() int {
 	tok.mu.Lock()
 	defer tok.mu.Unlock()
@@ -98,8 +98,7 @@ func (a away) GenerateRandom(s p11.SessionHandle, n int) ([]byte, error) {
 	return a.Boundary.GenerateRandom(s, n)
 }
 
-// TestRecoveryUnderLoad: callers who come without a pause do not keep the
-// library from being initialised anew.
+// TestRecoveryUnderLoad: callers without a pause do not prevent a reset of the library.
 func TestRecoveryUnderLoad(t *testing.T) {
 	c := config(softhsmtest.New(t))
 	c.MaxSessions = 12
@@ -176,7 +175,7 @@ func TestHungCall(t *testing.T) {
 	if n := sessions(); n != 3 {
 		t.Errorf("%d sessions are open, want the login's, an idle one, and the one that hangs", n)
 	}
-	// The same call holds nobody back for a second time.
+	// The same call does not block other calls a second time.
 	time.Sleep(firstBackoff + 50*time.Millisecond) // the token is tried again after that
 	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
 	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !errors.Is(err, errHung) ||
@@ -334,8 +333,8 @@ func TestSuspectSession(t *testing.T) {
 	}
 }
 
-// TestLoggedOut: somebody logs out behind our back. A key that was not used yet
-// is then not to be seen, which must not be taken for its not being there.
+// TestLoggedOut: another user of the library logs out. Then the token does not show a key that was not used yet. The
+// key must not count as missing.
 func TestLoggedOut(t *testing.T) {
 	tok, _ := open(t)
 	id, label := generate(t, tok, 1, 256)
@@ -478,7 +477,7 @@ func (l *liar) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.Att
 	return 0, p11.Error(p11.CKR_DEVICE_ERROR)
 }
 
-// narrow refuses more than so many bytes in one call.
+// narrow refuses calls with more than limit bytes.
 type narrow struct {
 	Boundary
 	limit int
@@ -495,8 +494,7 @@ func (n narrow) Encrypt(s p11.SessionHandle, data []byte) ([]byte, error) {
 	return n.Boundary.Encrypt(s, data)
 }
 
-// TestLabel: who asks for the wrong label does not get the key, and does not
-// spoil it.
+// TestLabel: a caller with the wrong label does not get the key, and does not disturb other callers.
 func TestLabel(t *testing.T) {
 	tok, _ := open(t)
 	id, label := generate(t, tok, 1, 256)

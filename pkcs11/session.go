@@ -12,46 +12,48 @@ import (
 	"claviger"
 )
 
-// Pauses between attempts to get a lost token back. They grow while one follows
-// another within calm: what does not help, as with one broken key on a token
-// that is well, must not keep on disturbing all the others.
+// Pauses between resets for a lost token. A pause is twice the pause before, unless calmPeriod passed without a
+// reset. So resets that do not help, as with one broken key on a working token, disturb the other calls less and
+// less often.
 const (
 	firstBackoff = 250 * time.Millisecond
 	maxBackoff   = 10 * time.Second
-	calm         = time.Minute
+	calmPeriod   = time.Minute
 )
 
-// callLimit ends a call for which the caller has set no deadline.
+// callLimit is the time limit of a call whose ctx has no deadline.
 const callLimit = 30 * time.Second
 
-// damage says how far what a call returned reaches.
+// damage is the part that a call's error has broken; a larger value includes the smaller ones.
 type damage int
 
 const (
-	none    damage = iota // the session is as good as before
-	suspect               // nobody can say what state the session is in
-	broken                // the session is no longer good; another will do
-	gone                  // sessions, login or handles are no longer good
-	lost                  // the token or the library is
+	none    damage = iota // the session works as before
+	suspect               // the state of the session is unknown
+	broken                // the session does not work; another session will
+	gone                  // all sessions, the login or the handles are invalid
+	lost                  // the token or the library is lost
 )
 
-// Return values by what they mean; those in no list make the session suspect.
-// Sources of tokenGone: reports of Luna, nShield and YubiHSM users, whose
-// libraries came back after C_Finalize and C_Initialize only.
+// Results, by the damage that they mean. A result in none of the lists makes the session suspect. tokenGone follows
+// reports of Luna, nShield and YubiHSM users, whose libraries worked again only after C_Finalize and C_Initialize.
 var (
-	// harmless ones speak of what was asked for, and end the operation (PKCS #11
-	// v2.40, 5.1), so that the session is free for the next. CKR_BUFFER_TOO_SMALL,
-	// which leaves it active, is none of them.
+	// harmless results are about the request. They end the operation (PKCS #11 v2.40, 5.1), so the session is free
+	// for the next one. CKR_BUFFER_TOO_SMALL leaves the operation active, so it is not in this list.
 	harmless = []uint{
-		p11.CKR_ARGUMENTS_BAD, p11.CKR_ATTRIBUTE_READ_ONLY, p11.CKR_ATTRIBUTE_SENSITIVE, p11.CKR_ATTRIBUTE_TYPE_INVALID, p11.CKR_ATTRIBUTE_VALUE_INVALID,
-		p11.CKR_TEMPLATE_INCOMPLETE, p11.CKR_TEMPLATE_INCONSISTENT, p11.CKR_MECHANISM_INVALID, p11.CKR_MECHANISM_PARAM_INVALID,
-		p11.CKR_DATA_INVALID, p11.CKR_DATA_LEN_RANGE, p11.CKR_ENCRYPTED_DATA_INVALID, p11.CKR_ENCRYPTED_DATA_LEN_RANGE, p11.CKR_KEY_SIZE_RANGE, p11.CKR_KEY_TYPE_INCONSISTENT, p11.CKR_KEY_FUNCTION_NOT_PERMITTED,
+		p11.CKR_ARGUMENTS_BAD, p11.CKR_ATTRIBUTE_READ_ONLY, p11.CKR_ATTRIBUTE_SENSITIVE, p11.CKR_ATTRIBUTE_TYPE_INVALID,
+		p11.CKR_ATTRIBUTE_VALUE_INVALID,
+		p11.CKR_TEMPLATE_INCOMPLETE, p11.CKR_TEMPLATE_INCONSISTENT, p11.CKR_MECHANISM_INVALID,
+		p11.CKR_MECHANISM_PARAM_INVALID,
+		p11.CKR_DATA_INVALID, p11.CKR_DATA_LEN_RANGE, p11.CKR_ENCRYPTED_DATA_INVALID, p11.CKR_ENCRYPTED_DATA_LEN_RANGE,
+		p11.CKR_KEY_SIZE_RANGE, p11.CKR_KEY_TYPE_INCONSISTENT, p11.CKR_KEY_FUNCTION_NOT_PERMITTED,
 		p11.CKR_FUNCTION_NOT_SUPPORTED, p11.CKR_ACTION_PROHIBITED, p11.CKR_RANDOM_NO_RNG, p11.CKR_DEVICE_MEMORY,
 		p11.CKR_PIN_INCORRECT, p11.CKR_PIN_INVALID, p11.CKR_PIN_LEN_RANGE, p11.CKR_PIN_EXPIRED, p11.CKR_PIN_LOCKED,
 	}
 	sessionBroken = []uint{p11.CKR_OPERATION_ACTIVE, p11.CKR_OPERATION_NOT_INITIALIZED}
 	loginGone     = []uint{
-		p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_CLOSED, p11.CKR_USER_NOT_LOGGED_IN, p11.CKR_OBJECT_HANDLE_INVALID, p11.CKR_KEY_HANDLE_INVALID,
+		p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_CLOSED, p11.CKR_USER_NOT_LOGGED_IN,
+		p11.CKR_OBJECT_HANDLE_INVALID, p11.CKR_KEY_HANDLE_INVALID,
 	}
 	tokenGone = []uint{
 		p11.CKR_DEVICE_ERROR, p11.CKR_DEVICE_REMOVED, p11.CKR_TOKEN_NOT_PRESENT, p11.CKR_TOKEN_NOT_RECOGNIZED,
@@ -64,8 +66,8 @@ type errConnect struct{ error }
 
 func (e errConnect) Unwrap() error { return e.error }
 
-// harm is the worst of what err holds.
-func harm(err error) damage {
+// damageOf returns the worst damage of all errors in err.
+func damageOf(err error) damage {
 	switch e := err.(type) { //nolint:errorlint // it walks the chain itself
 	case nil:
 		return none
@@ -86,11 +88,11 @@ func harm(err error) damage {
 	case interface{ Unwrap() []error }:
 		worst := none
 		for _, err := range e.Unwrap() {
-			worst = max(worst, harm(err))
+			worst = max(worst, damageOf(err))
 		}
 		return worst
 	}
-	return harm(errors.Unwrap(err))
+	return damageOf(errors.Unwrap(err))
 }
 
 // limited gives ctx a deadline if it has none.
@@ -101,27 +103,27 @@ func (t *Token) limited(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeout(ctx, t.limit)
 }
 
-// do runs f with a session of its own. Where the session, or the token behind
-// it, turns out to be gone, it is brought back and f runs once more. f must make
-// its calls on that session only, and may outlive ctx.
+// do runs f with a session of its own. If the session or the token is lost, do gets a new session, resets the
+// library if necessary, and runs f once more. f must make its calls on that session only. f may run on after ctx
+// has ended and do has returned.
 func (t *Token) do(ctx context.Context, op string, f func(*login, p11.SessionHandle) error) error {
 	return t.doThen(ctx, op, f, func(error) {})
 }
 
-// doThen is do, and calls ended when f runs no more: before it returns, or, if it
-// returns since ctx has ended, whenever the HSM lets go of f. What f uses may be
-// cleared there and not earlier.
-func (t *Token) doThen(ctx context.Context, op string, f func(*login, p11.SessionHandle) error, ended func(error)) error {
+// doThen does the same as do, and calls ended when f has returned for the last time. If ctx ends first, doThen
+// returns before that. The memory that f uses may be cleared in ended, and not earlier.
+func (t *Token) doThen(ctx context.Context, op string, f func(*login, p11.SessionHandle) error,
+	ended func(error)) error {
 	ctx, cancel := t.limited(ctx)
 	defer cancel()
-	if err := t.place(ctx, op); err != nil {
+	if err := t.takeSlot(ctx, op); err != nil {
 		ended(err)
 		return err
 	}
 	done := make(chan error, 1)
 	go func() {
 		defer func() { <-t.slots }()
-		err := kinded(op, t.explained(t.attempt(ctx, f)))
+		err := withKind(op, t.explained(t.attempt(ctx, f)))
 		ended(err)
 		done <- err
 	}()
@@ -129,13 +131,13 @@ func (t *Token) doThen(ctx context.Context, op string, f func(*login, p11.Sessio
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		// The C call goes on; its place in the pool stays taken until it returns.
+		// The C call runs on; its slot in the pool stays taken until it returns.
 		return claviger.Errorf(op, claviger.Unavailable, "", "the HSM did not answer in time: %w", ctx.Err())
 	}
 }
 
-// place takes a place in the pool.
-func (t *Token) place(ctx context.Context, op string) error {
+// takeSlot takes a slot in the pool, or waits for one.
+func (t *Token) takeSlot(ctx context.Context, op string) error {
 	if err := ctx.Err(); err != nil {
 		return claviger.E(op, claviger.Unavailable, "", err)
 	}
@@ -150,31 +152,32 @@ func (t *Token) place(ctx context.Context, op string) error {
 	case <-t.end:
 		return claviger.E(op, claviger.Closed, "", nil)
 	case <-ctx.Done():
-		return claviger.Errorf(op, claviger.Unavailable, "", "all %d sessions of the HSM were in use: %w", cap(t.slots), ctx.Err())
+		return claviger.Errorf(op, claviger.Unavailable, "", "all %d sessions of the HSM were in use: %w",
+			cap(t.slots), ctx.Err())
 	}
 }
 
-// kinded makes a *claviger.Error of what an attempt returned.
-func kinded(op string, err error) error {
+// withKind makes a *claviger.Error from the error of an attempt.
+func withKind(op string, err error) error {
 	var domain *claviger.Error
 	switch {
 	case err == nil:
 		return nil
 	case errors.As(err, &domain):
 		return err
-	case harm(err) > suspect:
+	case damageOf(err) > suspect:
 		return claviger.E(op, claviger.Unavailable, "", err)
 	}
 	return claviger.E(op, claviger.Internal, "", err)
 }
 
-// attempt runs f, twice if need be.
+// attempt runs f, and once more if the session or the token was lost.
 func (t *Token) attempt(ctx context.Context, f func(*login, p11.SessionHandle) error) error {
 	var err error
 	for try := 0; try < 2; try++ {
 		var generation uint64
-		generation, err = t.once(ctx, f)
-		how := harm(err)
+		generation, err = t.runOnce(ctx, f)
+		how := damageOf(err)
 		if how <= suspect {
 			return err
 		}
@@ -184,15 +187,15 @@ func (t *Token) attempt(ctx context.Context, f func(*login, p11.SessionHandle) e
 			}
 		}
 		if ctx.Err() != nil {
-			return err // nobody waits any more
+			return err // the caller has stopped waiting
 		}
 	}
 	return err
 }
 
-// once runs f with a session, and keeps the session if it is still good. The
-// generation is the library's in which that was.
-func (t *Token) once(ctx context.Context, f func(*login, p11.SessionHandle) error) (generation uint64, err error) {
+// runOnce runs f with a session, and keeps the session if it still works. It returns the library's generation at
+// that time.
+func (t *Token) runOnce(ctx context.Context, f func(*login, p11.SessionHandle) error) (generation uint64, err error) {
 	visit, err := t.module.enter(ctx)
 	if err != nil {
 		return 0, claviger.E("pkcs11.Token", claviger.Unavailable, "", err)
@@ -204,11 +207,11 @@ func (t *Token) once(ctx context.Context, f func(*login, p11.SessionHandle) erro
 		return generation, err
 	}
 	err = f(l, s)
-	t.giveBack(l, s, harm(err))
+	t.giveBack(l, s, damageOf(err))
 	return generation, err
 }
 
-// take returns an idle session, or a new one, of a token that is logged in.
+// take logs in if necessary, and returns an idle session or a new one.
 func (t *Token) take(ctx context.Context) (*login, p11.SessionHandle, error) {
 	l, err := t.loggedIn(ctx)
 	if err != nil {
@@ -224,20 +227,21 @@ func (t *Token) take(ctx context.Context) (*login, p11.SessionHandle, error) {
 	t.mu.Unlock()
 	s, err := t.b.OpenSession(l.found.slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
 	if errors.Is(err, p11.Error(p11.CKR_SESSION_COUNT)) {
-		return nil, 0, claviger.Errorf("pkcs11.Token", claviger.Unavailable, "", "the HSM allows no further session; set max-sessions below %d: %w", t.cfg.MaxSessions, err)
+		return nil, 0, claviger.Errorf("pkcs11.Token", claviger.Unavailable, "", "the HSM allows no further session; "+
+			"set max-sessions below %d: %w", t.cfg.MaxSessions, err)
 	}
-	if harm(err) >= gone {
+	if damageOf(err) >= gone {
 		t.retire(l)
 	}
 	return l, s, err
 }
 
-// giveBack keeps a session for the next call, or closes it. Closing goes before
-// a reset: the reset may be refused.
+// giveBack keeps a session for the next call, or closes it. It closes the session before a reset, because the reset
+// may fail.
 func (t *Token) giveBack(l *login, s p11.SessionHandle, how damage) {
 	if how >= gone {
-		// Handles die with the sessions that they were found in, in some libraries;
-		// and a logout hits all sessions at once.
+		// In some libraries a handle is valid only while the session that found it is open. A logout affects all
+		// sessions at once.
 		t.retire(l)
 	}
 	t.mu.Lock()
@@ -247,16 +251,16 @@ func (t *Token) giveBack(l *login, s p11.SessionHandle, how damage) {
 		return
 	}
 	t.mu.Unlock()
-	_ = t.b.CloseSession(s) // it may be gone already
+	_ = t.b.CloseSession(s) // the library may have closed it already
 }
 
-// reset brings the library back to its beginning after the token was lost in
-// that generation, at growing intervals. The next session logs in again.
+// reset initialises the library anew after the token was lost in that generation. Its intervals grow. The next call
+// logs in again.
 func (t *Token) reset(ctx context.Context, generation uint64) error {
 	t.mu.Lock()
 	if t.module.current() != generation {
 		t.mu.Unlock()
-		return nil // somebody was faster
+		return nil // another reset was faster
 	}
 	f := t.resetting
 	switch wait := time.Until(t.retryAt); {
@@ -266,7 +270,7 @@ func (t *Token) reset(ctx context.Context, generation uint64) error {
 	case wait > 0:
 		t.mu.Unlock()
 		return fmt.Errorf("the token was lost; the next attempt to get it back is in %v", wait.Round(time.Millisecond))
-	case wait < -calm:
+	case wait < -calmPeriod:
 		t.backoff = 0
 	}
 	t.backoff = min(max(2*t.backoff, firstBackoff), maxBackoff)
@@ -283,11 +287,11 @@ func (t *Token) reset(ctx context.Context, generation uint64) error {
 	t.resetting = nil
 	t.retryAt = time.Now().Add(t.backoff)
 	t.mu.Unlock()
-	f.land(err)
+	f.finish(err)
 	return err
 }
 
-// flight is work that one does and others wait for.
+// flight is work that one goroutine does and others wait for.
 type flight struct {
 	done chan struct{}
 	err  error
@@ -295,13 +299,13 @@ type flight struct {
 
 func newFlight() *flight { return &flight{done: make(chan struct{})} }
 
-// land ends the flight.
-func (f *flight) land(err error) {
+// finish ends the flight with a result.
+func (f *flight) finish(err error) {
 	f.err = err
 	close(f.done)
 }
 
-// wait returns what land was given, or ctx's error.
+// wait returns the result of finish, or ctx's error.
 func (f *flight) wait(ctx context.Context) error {
 	select {
 	case <-f.done:

@@ -20,14 +20,14 @@ import (
 	"claviger/secret"
 )
 
-// isSoftHSM tells whether a module is SoftHSM 2, whose tokens are folders of files.
-// It hides a token whose files it may not read behind an empty slot, and initialises
-// the slot anew if it is told to: a second token of the same name.
+// isSoftHSM reports whether a module is SoftHSM 2, whose tokens are folders of files. If SoftHSM may not read the
+// files of a token, it shows an empty slot instead. A user may then initialise that slot, and so make a second token
+// of the same name.
 func isSoftHSM(module string) bool { return strings.Contains(filepath.Base(module), "softhsm") }
 
-// softHSMFault says what keeps this process from the token that a configuration names: a
-// file that it may not read, or a folder that it cannot write to. It is nil where nothing
-// does, or where the module is another.
+// softHSMFault returns the reason why this process cannot use the token that a configuration names: a file that it
+// may not read, a folder that it cannot write to, or a damaged file. It returns nil if there is no such reason, or
+// if the module is not SoftHSM.
 func softHSMFault(c *Config) error {
 	if !isSoftHSM(c.Module) {
 		return nil
@@ -37,7 +37,8 @@ func softHSMFault(c *Config) error {
 		if !errors.Is(err, fs.ErrPermission) {
 			return nil
 		}
-		return fmt.Errorf("SoftHSM shows a token only to users who may read its files: %w; run as the user who owns them, or give this user rights to them (%s); make no new token", err, secret.Admit(err))
+		return fmt.Errorf("SoftHSM shows a token only to users who may read its files: %w; run as the user who owns "+
+			"them, or give this user rights to them (%s); make no new token", err, secret.Admit(err))
 	}
 	for _, f := range folders {
 		if f.fits(c) {
@@ -46,8 +47,9 @@ func softHSMFault(c *Config) error {
 	}
 	for _, f := range folders {
 		if f.damaged() && (c.Serial == "" || serialOf(f.path) == c.Serial) {
-			return fmt.Errorf("the SoftHSM token in %s is damaged: its token.object is empty or gone, as SoftHSM leaves it when a process is killed while it writes that file; the keys beside it are whole. "+
-				"Put token.object back from a backup of the folder; make no new token", f.path)
+			return fmt.Errorf("the SoftHSM token in %s is damaged: its token.object is empty or gone, as SoftHSM "+
+				"leaves it when a process is killed while it writes that file; the keys beside it are whole. Put "+
+				"token.object back from a backup of the folder; make no new token", f.path)
 		}
 	}
 	if len(shut) == 0 {
@@ -57,27 +59,29 @@ func softHSMFault(c *Config) error {
 	if c.TokenLabel != "" {
 		maker = fmt.Sprintf("softhsm2-util --init-token --free --label %q", c.TokenLabel)
 	}
-	return fmt.Errorf("SoftHSM shows a token only to users who may read its files, and this user may not read all of them (%w): either it is the token in %s, so run as that user or give this user rights to the folder (%s); or it was not made yet, so make it as this user (%s)",
+	return fmt.Errorf("SoftHSM shows a token only to users who may read its files, and this user may not read all of "+
+		"them (%w): either it is the token in %s, so run as that user or give this user rights to the folder (%s); "+
+		"or it was not made yet, so make it as this user (%s)",
 		shut[0].err, strings.Join(named(shut), ", "), secret.Admit(shut[0].err), maker)
 }
 
 const (
-	// writtenWithin bounds how long an opening waits for another process to write a token's
-	// file, which takes milliseconds: longer, where many start at once.
+	// writtenWithin is the longest time that Open waits while another process writes a token's file. A write takes
+	// milliseconds, and longer if many processes start at once.
 	writtenWithin = time.Second
 	// writtenPause is the first pause between two attempts.
 	writtenPause = 10 * time.Millisecond
 )
 
-// readWhileWritten tells whether err, of an attempt to find a token and to log in, may come from
-// a token.object that was read while another process wrote it. SoftHSM 2.6 does that at each
-// login, and empties the file before it locks it; a process that reads it then sees no token,
-// one without label or PIN, or CKR_GENERAL_ERROR. The file is empty still, or it is whole and
-// the token's folder has no fault.
+// readWhileWritten reports whether err, of an attempt to find a token and to log in, may come from a token.object
+// that was read while another process wrote it. SoftHSM 2.6 writes the file at each login, and empties it before it
+// locks it. A process that reads the file at that moment finds no token, or a token without label or PIN, or gets
+// CKR_GENERAL_ERROR. If so, the file is now still empty, or it is whole and the token's folder has no fault.
 func readWhileWritten(c *Config, err error) bool {
 	var hidden notShown
 	if !isSoftHSM(c.Module) || !errors.As(err, &hidden) && !errors.Is(err, errNoUserPIN) &&
-		!errors.Is(err, p11.Error(p11.CKR_USER_PIN_NOT_INITIALIZED)) && !errors.Is(err, p11.Error(p11.CKR_GENERAL_ERROR)) {
+		!errors.Is(err, p11.Error(p11.CKR_USER_PIN_NOT_INITIALIZED)) &&
+		!errors.Is(err, p11.Error(p11.CKR_GENERAL_ERROR)) {
 		return false
 	}
 	folders, _, err := tokenFolders()
@@ -95,11 +99,11 @@ func readWhileWritten(c *Config, err error) bool {
 // tokenFolder is the folder of a SoftHSM token.
 type tokenFolder struct {
 	path  string
-	label []byte // the file token.object, which has the label in it
-	err   error  // why that cannot be read
+	label []byte // the content of token.object, which contains the label
+	err   error  // why token.object cannot be read
 }
 
-// shutShown is how many folders of other users a message names.
+// shutShown is the largest number of folders of other users that a message names.
 const shutShown = 3
 
 func named(folders []tokenFolder) (list []string) {
@@ -112,7 +116,7 @@ func named(folders []tokenFolder) (list []string) {
 	return list
 }
 
-// ownedBy names the owner of a file in brackets; "" where that is not known.
+// ownedBy names the owner of a file in brackets; "" if the owner is not known.
 func ownedBy(path string) string {
 	if secret.Rights(path) == "" {
 		return ""
@@ -120,9 +124,8 @@ func ownedBy(path string) string {
 	return " (of " + secret.Rights(path) + ")"
 }
 
-// fits tells whether it is the folder of the token that a configuration names. SoftHSM
-// takes the serial number from the end of the folder's name, and fills the label up with
-// blanks.
+// fits reports whether f is the folder of the token that a configuration names. The folder's name ends with the
+// token's serial number. SoftHSM fills the label up with blanks.
 func (f tokenFolder) fits(c *Config) bool {
 	if c.Serial == "" && c.TokenLabel == "" {
 		return false
@@ -133,7 +136,7 @@ func (f tokenFolder) fits(c *Config) bool {
 		(c.TokenLabel == "" || bytes.Contains(f.label, label))
 }
 
-// damaged tells whether the folder holds objects, and nothing that says of which token.
+// damaged reports whether the folder holds objects, and an empty token.object or none.
 func (f tokenFolder) damaged() bool {
 	if f.err != nil && !errors.Is(f.err, fs.ErrNotExist) || len(f.label) > 0 {
 		return false
@@ -150,8 +153,8 @@ func serialOf(path string) string {
 	return name[max(0, len(name)-size):]
 }
 
-// fault says which file of the token this process may not read, or that it cannot write
-// to the folder, which SoftHSM does at each change.
+// fault returns an error if this process may not read a file of the token, or cannot write to the folder. SoftHSM
+// writes to the folder at each change.
 func (f tokenFolder) fault() error {
 	if err := f.unread(); err != nil {
 		return err
@@ -159,19 +162,20 @@ func (f tokenFolder) fault() error {
 	err := access(f.path, unix.W_OK)
 	switch {
 	case errors.Is(err, unix.EROFS):
-		return fmt.Errorf("SoftHSM cannot change the token: %w; let the server write to that folder (systemd: ReadWritePaths=%s), or mount it writable", err, filepath.Dir(f.path))
+		return fmt.Errorf("SoftHSM cannot change the token: %w; let the server write to that folder (systemd: "+
+			"ReadWritePaths=%s), or mount it writable", err, filepath.Dir(f.path))
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("SoftHSM cannot change the token: %w%s; cure: %s", err, ownedBy(f.path), f.take())
 	}
 	return nil
 }
 
-// unread says which files of the token this process may not read. SoftHSM shows their
-// objects as absent.
+// unread returns an error that counts the files of the token that this process may not read. SoftHSM does not show
+// the objects in such files.
 func (f tokenFolder) unread() error {
 	entries, err := os.ReadDir(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // it was destroyed meanwhile, which is no matter of rights
+		return nil // the token was destroyed meanwhile; rights are not the reason
 	}
 	if err != nil {
 		return fmt.Errorf("SoftHSM cannot read the token's folder: %w%s; cure: %s", err, ownedBy(f.path), f.take())
@@ -188,20 +192,22 @@ func (f tokenFolder) unread() error {
 		if strings.HasSuffix(path, ".object") {
 			objects++
 		}
-		if first == nil || objects == 1 && strings.HasSuffix(path, ".object") { // an object says more than its lock
+		// name an object rather than its lock file
+		if first == nil || objects == 1 && strings.HasSuffix(path, ".object") {
 			first = fmt.Errorf("%w%s", err, ownedBy(path))
 		}
 	}
 	if n == 0 {
 		return nil
 	}
-	return fmt.Errorf("SoftHSM keeps each object in a file, and user %s may not read %d files of the token's folder, whose objects are there and not shown: %w; cure: %s",
+	return fmt.Errorf("SoftHSM keeps each object in a file, and user %s may not read %d files of the token's folder, "+
+		"whose objects are there and not shown: %w; cure: %s",
 		secret.Ourselves(), n, first, f.take())
 }
 
-// take is the cure where this user lacks rights to the token's files: SoftHSM makes each
-// for its maker alone (0600), so neither a mode nor a group helps. A folder of another
-// user than root is mostly that user's token.
+// take returns the cure if this user lacks rights to the token's files. SoftHSM makes each file with mode 0600, so
+// another mode of the folder or a group does not help. If the folder belongs to a user other than root, the token
+// is mostly that user's.
 func (f tokenFolder) take() string {
 	chown := fmt.Sprintf("chown -R %s %s", secret.Ourselves(), f.path)
 	info, err := os.Stat(f.path)
@@ -214,7 +220,7 @@ func (f tokenFolder) take() string {
 	return chown
 }
 
-// access asks the system for rights to a file.
+// access returns an error if this process has no right of that mode to a file.
 func access(path string, mode uint32) error {
 	if err := unix.Access(path, mode); err != nil {
 		op := "open"
@@ -226,9 +232,9 @@ func access(path string, mode uint32) error {
 	return nil
 }
 
-// Hidden says which objects of the token are there and not shown, since this user may not
-// read their files: those that root made on a token of another user. It is nil where there
-// are none, and where the token is not SoftHSM's.
+// Hidden returns an error if the token has objects that it does not show, because this user may not read their
+// files. Root makes such objects on a token of another user. Hidden returns nil if there are none, or if the token
+// is not of SoftHSM.
 func (t *Token) Hidden() error {
 	if f, ok := t.folder(); ok {
 		return f.unread()
@@ -236,7 +242,7 @@ func (t *Token) Hidden() error {
 	return nil
 }
 
-// folder is that of an open SoftHSM token.
+// folder returns the folder of an open SoftHSM token.
 func (t *Token) folder() (tokenFolder, bool) {
 	if !isSoftHSM(t.cfg.Module) {
 		return tokenFolder{}, false
@@ -254,11 +260,11 @@ func (t *Token) folder() (tokenFolder, bool) {
 	return tokenFolder{}, false
 }
 
-// explained adds to an error of SoftHSM, which says no more than CKR_GENERAL_ERROR, what
-// is wrong with its files.
+// explained adds the fault of the token's files to an error of SoftHSM, since SoftHSM itself returns only
+// CKR_GENERAL_ERROR.
 func (t *Token) explained(err error) error {
 	var domain *claviger.Error
-	if err == nil || errors.As(err, &domain) || harm(err) <= suspect {
+	if err == nil || errors.As(err, &domain) || damageOf(err) <= suspect {
 		return err
 	}
 	if f, ok := t.folder(); ok {
@@ -269,8 +275,8 @@ func (t *Token) explained(err error) error {
 	return err
 }
 
-// tokenFolders are the folders of the tokens. Those whose token.object this process may
-// not read are in shut also; err says that it may not read what comes before them.
+// tokenFolders returns the folders of all tokens. shut are the folders whose token.object this process may not read;
+// they are in all too. err means that the settings or the folder of all tokens cannot be read.
 func tokenFolders() (all, shut []tokenFolder, err error) {
 	conf, err := softHSMConf()
 	if err != nil {
@@ -300,11 +306,10 @@ func tokenFolders() (all, shut []tokenFolder, err error) {
 	return all, shut, nil
 }
 
-// tokenDirectory reads the folder of all tokens from SoftHSM's settings, as its
-// SimpleConfigLoader does: a '#' anywhere begins a comment, a second '=' ends the value,
-// the last line counts.
+// tokenDirectory reads the folder of all tokens from SoftHSM's settings, as SoftHSM's SimpleConfigLoader does: a '#'
+// anywhere begins a comment, a second '=' ends the value, and the last line with the name counts.
 func tokenDirectory(settings io.Reader) string {
-	tokens := "/var/lib/softhsm/tokens/" // where the settings name none
+	tokens := "/var/lib/softhsm/tokens/" // the default
 	for in := bufio.NewScanner(settings); in.Scan(); {
 		line, _, _ := strings.Cut(in.Text(), "#")
 		name, value, _ := strings.Cut(line, "=")
@@ -316,9 +321,9 @@ func tokenDirectory(settings io.Reader) string {
 	return tokens
 }
 
-// readStart reads a file, but no more than a token.object has.
+// readStart reads the first 64 KiB of a file. A token.object is smaller.
 func readStart(path string) ([]byte, error) {
-	f, err := os.Open(path) //nolint:gosec // the place is SoftHSM's
+	f, err := os.Open(path) //nolint:gosec // SoftHSM's settings name the path
 	if err != nil {
 		return nil, err
 	}
@@ -326,7 +331,7 @@ func readStart(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, 64<<10))
 }
 
-// softHSMConf is where SoftHSM looks for its settings.
+// softHSMConf returns the path of the settings that SoftHSM reads.
 func softHSMConf() (string, error) {
 	if conf := os.Getenv("SOFTHSM2_CONF"); conf != "" {
 		return conf, nil
@@ -345,16 +350,17 @@ func softHSMConf() (string, error) {
 	return softHSMSettings[0], nil
 }
 
-// softHSMSeen says by which settings SoftHSM was asked: another shell than the server's
-// may show other tokens, or none.
+// softHSMSeen names the settings that SoftHSM used, for messages. A shell with other settings than the server's may
+// show other tokens, or none.
 func softHSMSeen() string {
 	if conf := os.Getenv("SOFTHSM2_CONF"); conf != "" {
-		return ", by the settings that SOFTHSM2_CONF names (" + conf + "): a server with other settings has other tokens"
+		return ", by the settings that SOFTHSM2_CONF names (" + conf +
+			"): a server with other settings has other tokens"
 	}
 	conf, _ := softHSMConf()
-	return ", by the settings in " + conf + " (SOFTHSM2_CONF is not set here): where the server's unit sets SOFTHSM2_CONF, set it here too, and make no other token"
+	return ", by the settings in " + conf + " (SOFTHSM2_CONF is not set here): where the server's unit sets " +
+		"SOFTHSM2_CONF, set it here too, and make no other token"
 }
 
-// softHSMSettings are where distributions have SoftHSM's settings, which its library was
-// built with: Debian's, and Fedora's.
+// softHSMSettings are the paths of SoftHSM's settings that the library was built with: Debian's, and Fedora's.
 var softHSMSettings = []string{"/etc/softhsm/softhsm2.conf", "/etc/softhsm2.conf"}

@@ -14,7 +14,7 @@ import (
 	"claviger/internal/softhsm/softhsmtest"
 )
 
-// queued is a gatherer whose queue is looked at by hand.
+// queued returns a gatherer that makes no calls, so that a test can inspect its queues.
 func queued(maxData int64, sizes ...int) (*gatherer, []*waiter) {
 	tok := &Token{inFlight: 1}
 	tok.maxData.Store(maxData)
@@ -28,8 +28,8 @@ func queued(maxData int64, sizes ...int) (*gatherer, []*waiter) {
 	return g, all
 }
 
-// TestFewGoBeforeMany: who wants one EDEK is in the next call, however much waits,
-// and who wants many gets on in each call.
+// TestFewGoBeforeMany: a request for one EDEK is in the next call, however many requests wait. Each call also takes
+// a part of the large requests.
 func TestFewGoBeforeMany(t *testing.T) {
 	var sizes []int
 	for range 500 {
@@ -38,7 +38,8 @@ func TestFewGoBeforeMany(t *testing.T) {
 	sizes = append(sizes, 32, 3_200_000, 32) // a single one comes last
 	g, all := queued(32<<10, sizes...)
 	batch := g.next()
-	if len(batch) < 3 || batch[0].w != all[500] || batch[1].w != all[502] || batch[2].w != all[0] || batch[2].size() != 16000 {
+	if len(batch) < 3 || batch[0].w != all[500] || batch[1].w != all[502] || batch[2].w != all[0] ||
+		batch[2].size() != 16000 {
 		t.Fatalf("the first call serves %d parts", len(batch))
 	}
 	size := 0
@@ -50,8 +51,7 @@ func TestFewGoBeforeMany(t *testing.T) {
 	}
 }
 
-// TestManyAreNotStarved: a flood of single EDEKs leaves half of a call to who
-// wants many, though his batch does not fit.
+// TestManyAreNotStarved: a flood of single EDEKs leaves half of each call to a large request that does not fit in it.
 func TestManyAreNotStarved(t *testing.T) {
 	sizes := []int{1000 * 32}
 	for range 5000 {
@@ -78,8 +78,7 @@ func TestManyAreNotStarved(t *testing.T) {
 	}
 }
 
-// TestTurns: of those who want many, one who wants very much does not hold up the
-// others.
+// TestTurns: a very large request does not delay the other large requests.
 func TestTurns(t *testing.T) {
 	g, all := queued(32<<10, 3_200_000, 16000)
 	first := g.next()
@@ -94,7 +93,7 @@ func TestTurns(t *testing.T) {
 	}
 }
 
-// TestQueueForgetsWhoLeft: nobody is served who does not wait any more.
+// TestQueueForgetsWhoLeft: no call serves a waiter that has left.
 func TestQueueForgetsWhoLeft(t *testing.T) {
 	g, all := queued(32<<10, 32, 16000, 32)
 	all[0].state.Store(left)
@@ -108,8 +107,8 @@ func TestQueueForgetsWhoLeft(t *testing.T) {
 	}
 }
 
-// TestQueuedCopiesAreWiped: the copy of a waiter's blocks is wiped when he has his result, and when
-// he has left before that.
+// TestQueuedCopiesAreWiped: the copy of a waiter's blocks is wiped when the waiter has its result, and when it has
+// left before that.
 func TestQueuedCopiesAreWiped(t *testing.T) {
 	g, all := queued(32<<10, 32, 16000, 32, 32)
 	for _, w := range all {
@@ -179,7 +178,7 @@ func TestBuffersAreWiped(t *testing.T) {
 		}
 		wg.Wait()
 		meter.SetLatency(0)
-		// A caller has his blocks before the call has tidied up.
+		// A caller has its blocks before the call has wiped its copies.
 		eventually(t, func() error {
 			mu.Lock()
 			defer mu.Unlock()

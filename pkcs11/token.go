@@ -15,36 +15,35 @@ import (
 	"claviger"
 )
 
-// Token is an open token. Its methods may be called from many goroutines. Errors
-// are *claviger.Error: kind Unavailable where the token is away or does not
-// answer before ctx ends, Closed after Close, Internal for what should not
-// happen.
+// Token is an open token. Its methods may be called from many goroutines. Errors are *claviger.Error: of kind
+// Unavailable if the token is lost or does not answer before ctx ends, Closed after Close, and Internal for errors
+// that should not happen.
 type Token struct {
 	cfg    Config
 	module *module
 	b      Boundary
 	log    *slog.Logger
-	slots  chan struct{} // one place per call under way
+	slots  chan struct{} // one element for each running call
 	end    chan struct{} // closed by Close
 
 	mechanism uint
-	maxData   atomic.Int64           // bytes of one C_Encrypt; it may shrink, see encrypt
-	spared    atomic.Pointer[[]uint] // attributes of new keys that it refuses, see withOptional
-	inFlight  int                    // calls with one key under way at once
-	limit     time.Duration          // callLimit, but in tests
-	patience  time.Duration          // closePatience, but in tests
+	maxData   atomic.Int64           // largest number of bytes for one C_Encrypt; encrypt may reduce it
+	spared    atomic.Pointer[[]uint] // attributes of new keys that the token refuses, see withOptional
+	inFlight  int                    // largest number of calls with one key at the same time
+	limit     time.Duration          // callLimit; shorter in tests
+	patience  time.Duration          // closePatience; shorter in tests
 
-	// No C call is made while mu is held: it may hang, and Info and Close must not.
+	// No C call is made while mu is held: a C call may hang, and Info and Close must not.
 	mu         sync.Mutex
 	closed     bool
-	found      candidate // the last that was logged in to
-	login      *login    // nil where the next call must log in
-	logins     int       // how many there have been
-	retired    []*login  // whose sessions are still to be closed
-	connecting *flight   // the login that is being made
+	found      candidate // the token of the last login
+	login      *login    // nil if the next call must log in
+	logins     int       // number of logins until now
+	retired    []*login  // their sessions are still to be closed
+	connecting *flight   // the running login
 	resetting  *flight
 	onReset    []func()
-	retryAt    time.Time // before it, a lost token is not tried again
+	retryAt    time.Time // no reset before this time
 	backoff    time.Duration
 
 	gather sync.Map // keyName -> *gatherer
@@ -53,12 +52,12 @@ type Token struct {
 	onFunction atomic.Pointer[func(Function)]
 }
 
-// keyName is what names a key for use: both its attributes, so that one who asks
-// for the wrong label gets, and spoils, nobody else's key.
+// keyName names a key by both CKA_ID and label. So a caller with a wrong label neither gets nor drops the gatherer
+// and the handle of another key.
 type keyName struct{ id, label string }
 
-// Open loads the library, finds the token, logs in, and finds out which
-// mechanism works. Its errors say what is wrong and how to mend it.
+// Open loads the library, finds the token, logs in, and probes which mechanism works. Its errors name the problem and
+// the cure.
 func Open(ctx context.Context, cfg Config) (*Token, error) {
 	const op = "pkcs11.Open"
 	if _, err := ParseProfile(string(cfg.Profile)); err != nil {
@@ -90,8 +89,8 @@ func Open(ctx context.Context, cfg Config) (*Token, error) {
 	return nil, markAway(claviger.E(op, kind, "", err))
 }
 
-// start loads the library and logs in. Whatever of this hangs is left behind
-// when ctx ends, and undone if it ever comes back.
+// start loads the library and logs in. If a step hangs until ctx ends, start returns without it. If the step returns
+// later, it is undone.
 func (t *Token) start(ctx context.Context) error {
 	type loaded struct {
 		m   *module
@@ -111,10 +110,11 @@ func (t *Token) start(ctx context.Context) error {
 	case <-ctx.Done():
 		go func() {
 			if o := <-opened; o.err == nil {
-				_ = o.m.release() // nobody is left to hear of an error
+				_ = o.m.release() // Open has returned: there is no caller for an error
 			}
 		}()
-		return fmt.Errorf("PKCS#11 module %s did not come up in time: %w; the HSM client's own log or check program tells more", t.cfg.Module, ctx.Err())
+		return fmt.Errorf("PKCS#11 module %s did not come up in time: %w; the HSM client's own log or check program "+
+			"tells more", t.cfg.Module, ctx.Err())
 	}
 	t.b = t.module.b
 	if t.cfg.Wrap != nil {
@@ -131,8 +131,8 @@ func (t *Token) start(ctx context.Context) error {
 	}
 }
 
-// firstLogin logs in. Where SoftHSM was read while another process wrote the token's file, the
-// library is initialised anew, since it reads tokens at no other time.
+// firstLogin logs in. If SoftHSM read the token's file while another process wrote it, firstLogin initialises the
+// library anew, since the library reads tokens only then.
 func (t *Token) firstLogin(ctx context.Context) error {
 	until := time.Now().Add(writtenWithin)
 	for pause := writtenPause; ; pause *= 2 {
@@ -157,8 +157,8 @@ func (t *Token) firstLogin(ctx context.Context) error {
 	}
 }
 
-// plain takes off what the first login is not to be told with: it is neither
-// repeated nor told to a client.
+// plain removes the *claviger.Error around an error of the first login. No client gets this error and no code
+// retries it, so its operation and kind do not matter.
 func plain(err error) error {
 	var e *claviger.Error
 	if errors.As(err, &e) && e.Err != nil {
@@ -167,8 +167,7 @@ func plain(err error) error {
 	return err
 }
 
-// setUp applies the profile, which may be the one of the token's maker, and
-// finds the mechanism.
+// setUp applies the profile of the configuration, or else of the token's manufacturer, and probes the mechanism.
 func (t *Token) setUp(ctx context.Context) error {
 	if t.cfg.Profile == "" {
 		t.cfg.Profile = profileOf(t.found.info.ManufacturerID)
@@ -183,7 +182,7 @@ func (t *Token) setUp(ctx context.Context) error {
 	return t.probe(ctx, traits.ladder)
 }
 
-// Info tells what is known of the token.
+// Info describes the token, as it was at the last login.
 func (t *Token) Info() TokenInfo {
 	t.mu.Lock()
 	found := t.found
@@ -192,7 +191,8 @@ func (t *Token) Info() TokenInfo {
 		Label: strings.TrimSpace(found.info.Label), Serial: strings.TrimSpace(found.info.SerialNumber),
 		Manufacturer: strings.TrimSpace(found.info.ManufacturerID), Model: strings.TrimSpace(found.info.Model),
 		Firmware: fmt.Sprintf("%d.%d", found.info.FirmwareVersion.Major, found.info.FirmwareVersion.Minor),
-		Slot:     found.slot, Profile: t.cfg.Profile, Mechanism: mechanismName(t.mechanism), MaxSessions: t.cfg.MaxSessions, MaxData: int(t.maxData.Load()),
+		Slot:     found.slot, Profile: t.cfg.Profile, Mechanism: mechanismName(t.mechanism),
+		MaxSessions: t.cfg.MaxSessions, MaxData: int(t.maxData.Load()),
 	}
 	if found.info.FreePrivateMemory != unavailable {
 		i.FreePrivateMemory = found.info.FreePrivateMemory
@@ -200,34 +200,34 @@ func (t *Token) Info() TokenInfo {
 	return i
 }
 
-// OnReset has f called each time that the token was lost and came back, or was
-// logged in to anew, before it is used again: what was known of its keys must be
-// verified anew. f must not call the token.
+// OnReset adds f to the functions that are called at each new login after the first, before the token is used
+// again. Whatever the caller knows about the token's keys may then be wrong, and must be verified anew. f must not
+// call the token.
 func (t *Token) OnReset(f func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.onReset = append(t.onReset, f)
 }
 
-// Ping asks the token for a few random bytes: one round trip, no key. What is
-// known of tokens and sessions a library may tell from its memory, though the HSM
-// be gone; that is asked where the token makes no random numbers.
+// Ping asks the token for a few random bytes: one round trip, without a key. If the token makes no random numbers,
+// Ping reads the session's state instead. That is weaker: a library may answer it from its memory although the HSM
+// is gone.
 func (t *Token) Ping(ctx context.Context) error {
 	return t.do(ctx, "pkcs11.Ping", func(_ *login, s p11.SessionHandle) error {
 		_, err := t.b.GenerateRandom(s, 8)
-		if errors.Is(err, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED)) || errors.Is(err, p11.Error(p11.CKR_RANDOM_NO_RNG)) {
+		if errors.Is(err, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED)) ||
+			errors.Is(err, p11.Error(p11.CKR_RANDOM_NO_RNG)) {
 			_, err = t.b.GetSessionInfo(s)
 		}
 		return err
 	})
 }
 
-// closePatience is how long Close waits for calls under way, and then for the
-// library.
+// closePatience is the time that Close waits for running calls, and then again for the library.
 const closePatience = 5 * time.Second
 
-// Close closes the sessions, which logs out, and the library with its last
-// token. It waits for calls under way, for a moment. A second Close does nothing.
+// Close closes the sessions, which logs out. With the last token of a library, it unloads the library. It waits up
+// to closePatience for running calls. A second Close does nothing.
 func (t *Token) Close() error {
 	t.mu.Lock()
 	if t.closed {
@@ -264,7 +264,7 @@ func (t *Token) Close() error {
 	}
 }
 
-// drain takes all places of the pool; false where a call keeps its own.
+// drain takes all slots of the pool. It returns false if a running call keeps its slot.
 func (t *Token) drain() bool {
 	deadline := time.NewTimer(t.patience)
 	defer deadline.Stop()

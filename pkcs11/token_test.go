@@ -178,7 +178,7 @@ func TestGathering(t *testing.T) {
 	}
 }
 
-// TestLeaver: a caller whose time is up leaves, and the others are served.
+// TestLeaver: a caller whose ctx ends returns, and the other callers get their results.
 func TestLeaver(t *testing.T) {
 	tok, m := open(t)
 	id, label := generate(t, tok, 1, 128)
@@ -250,7 +250,7 @@ func TestRecovery(t *testing.T) {
 			if resets != 1 {
 				t.Errorf("%d resets", resets)
 			}
-			if lostToken := harm(p11.Error(code)) == lost; (m.Count("Initialize") == 1) != lostToken {
+			if lostToken := damageOf(p11.Error(code)) == lost; (m.Count("Initialize") == 1) != lostToken {
 				t.Errorf("initialised %d times", m.Count("Initialize"))
 			}
 		})

@@ -7,8 +7,8 @@ import (
 	"fmt"
 )
 
-// Try opens a token, makes a key there as a server does, encrypts with it and destroys it again. A policy of
-// the token that refuses one of these is found here, and not at the first creation of a key.
+// Try opens a token, makes a key as a server does, encrypts with it, and destroys it again. So an administrator
+// learns of a policy that refuses one of these steps before the first key is created.
 func Try(ctx context.Context, cfg Config) (TokenInfo, error) {
 	tok, err := Open(ctx, cfg)
 	if err != nil {
@@ -23,8 +23,8 @@ func (t *Token) tryKey(ctx context.Context) error {
 	label := fmt.Sprintf("claviger hsm init %x", id)
 	const bits = 256
 	if err := t.GenerateKey(ctx, id, label, bits); err != nil {
-		return fmt.Errorf("the token makes no key of the kind that is needed (AES, %d bits, not extractable, to encrypt "+
-			"alone), so nothing was written: %w", bits, err)
+		return fmt.Errorf("the token makes no key of the kind that is needed (AES, %d bits, not extractable, "+
+			"to encrypt alone), so nothing was written: %w", bits, err)
 	}
 	_, err := t.CheckValue(ctx, id, label)
 	if err != nil {

@@ -9,10 +9,9 @@ import (
 	"strings"
 )
 
-// ParseURI reads an RFC 7512 URI: pkcs11:token=..;serial=..;slot-id=..?
-// module-path=..&pin-source=file:.. . module-name in place of module-path is
-// looked for where distributions keep such libraries. The vendor attribute
-// x-claviger-profile names a profile. warnings name what is not used.
+// ParseURI reads an RFC 7512 URI: pkcs11:token=..;serial=..;slot-id=..?module-path=..&pin-source=file:.. . Instead
+// of module-path, module-name names a library in one of moduleFolders. The vendor attribute x-claviger-profile names
+// a profile. warnings name the attributes that are not used.
 func ParseURI(uri string) (c Config, warnings []string, err error) {
 	scheme, rest, ok := strings.Cut(uri, ":")
 	if !ok || !strings.EqualFold(scheme, "pkcs11") {
@@ -23,7 +22,8 @@ func ParseURI(uri string) (c Config, warnings []string, err error) {
 	seen := map[string]bool{}
 	attr := func(part string) error {
 		if strings.HasPrefix(part, "pin-value") { // first, so that no other message shows it
-			return errors.New("pkcs11: URI: pin-value would put the PIN into configuration files, process lists and logs; use pin-source=file:/path")
+			return errors.New("pkcs11: URI: pin-value would put the PIN into configuration files, process lists and " +
+				"logs; use pin-source=file:/path")
 		}
 		name, raw, ok := strings.Cut(part, "=")
 		if !ok {
@@ -61,7 +61,8 @@ func ParseURI(uri string) (c Config, warnings []string, err error) {
 			file, ok := strings.CutPrefix(value, "file:")
 			f.PINFile = strings.TrimPrefix(file, "//")
 			if !ok || !filepath.IsAbs(f.PINFile) {
-				return fmt.Errorf("pkcs11: URI: pin-source has the value %q; it must be file: and an absolute path", value)
+				return fmt.Errorf("pkcs11: URI: pin-source has the value %q; it must be file: and an absolute path",
+					value)
 			}
 		case "x-claviger-profile":
 			f.Profile, err = ParseProfile(value)
@@ -91,15 +92,18 @@ func ParseURI(uri string) (c Config, warnings []string, err error) {
 	case f.Module == "":
 		return Config{}, nil, errors.New("pkcs11: URI: module-path is missing: the path of the HSM's PKCS#11 library")
 	case !filepath.IsAbs(f.Module):
-		return Config{}, nil, fmt.Errorf("pkcs11: URI: module-path has the value %q; it must be an absolute path", f.Module)
+		return Config{}, nil, fmt.Errorf("pkcs11: URI: module-path has the value %q; it must be an absolute path",
+			f.Module)
 	}
 	switch {
 	case f.Serial != "" && f.Slot != nil:
 		return Config{}, nil, errors.New("pkcs11: URI: serial and slot-id both name the token; keep one")
 	case f.Token == "" && f.Serial == "" && f.Slot == nil: // a label may stand beside one of the others
-		return Config{}, nil, errors.New("pkcs11: URI: the token is not named; name it by token (its label), serial or slot-id")
+		return Config{}, nil, errors.New("pkcs11: URI: the token is not named; name it by token (its label), serial " +
+			"or slot-id")
 	case f.PINFile == "":
-		return Config{}, nil, errors.New("pkcs11: URI: pin-source is missing: file: and the path of a file that holds the PIN")
+		return Config{}, nil, errors.New("pkcs11: URI: pin-source is missing: file: and the path of a file that " +
+			"holds the PIN")
 	}
 	if c, err = f.Config("/"); err != nil {
 		return Config{}, nil, fmt.Errorf("pkcs11: URI: %w", err)
@@ -107,14 +111,14 @@ func ParseURI(uri string) (c Config, warnings []string, err error) {
 	return c, warnings, nil
 }
 
-// moduleFolders are where distributions put PKCS#11 libraries, or links to them.
+// moduleFolders are the folders where distributions put PKCS#11 libraries, or links to them.
 var moduleFolders = []string{
-	"/usr/lib/x86_64-linux-gnu/pkcs11", "/usr/lib/aarch64-linux-gnu/pkcs11", "/usr/lib64/pkcs11", "/usr/lib/pkcs11", "/usr/local/lib/pkcs11",
+	"/usr/lib/x86_64-linux-gnu/pkcs11", "/usr/lib/aarch64-linux-gnu/pkcs11", "/usr/lib64/pkcs11", "/usr/lib/pkcs11",
+	"/usr/local/lib/pkcs11",
 	"/usr/lib/softhsm", "/usr/lib/x86_64-linux-gnu/softhsm", "/usr/lib/aarch64-linux-gnu/softhsm",
 }
 
-// moduleByName finds a library by its name without path, "lib" and ".so", as RFC
-// 7512 has it.
+// moduleByName finds a library by its name without path, "lib" and ".so", as in RFC 7512.
 func moduleByName(name string) (string, error) {
 	if strings.ContainsRune(name, '/') {
 		return "", fmt.Errorf("module-name has the value %q; a path is named by module-path", name)
@@ -127,5 +131,6 @@ func moduleByName(name string) (string, error) {
 			}
 		}
 	}
-	return "", fmt.Errorf("module-name has the value %q; there is neither %[1]s.so nor lib%[1]s.so in %s; name the library by module-path", name, strings.Join(moduleFolders, ", "))
+	return "", fmt.Errorf("module-name has the value %q; there is neither %[1]s.so nor lib%[1]s.so in %s; name the "+
+		"library by module-path", name, strings.Join(moduleFolders, ", "))
 }

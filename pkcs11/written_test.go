@@ -113,8 +113,8 @@ func (l *listed) GetSlotList(present bool) ([]uint, error) {
 	return slots, err
 }
 
-// TestReadWhileWritten: a token whose file is empty or half there for a moment is opened; one whose
-// file stays so, or that is not there, is refused soon.
+// TestReadWhileWritten: Open opens a token whose file is empty or half written for a moment. It soon refuses a token
+// whose file stays so, or that does not exist.
 func TestReadWhileWritten(t *testing.T) {
 	tok := softhsmtest.New(t)
 	files, err := filepath.Glob(filepath.Join(filepath.Dir(tok.PINFile), "tokens", "*", "token.object"))
