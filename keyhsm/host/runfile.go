@@ -24,7 +24,8 @@ type runFile struct{ *os.File }
 
 func runPath(dir string) string { return filepath.Join(dir, "keyhsm.run") }
 
-// claim locks the run file of a folder for this process.
+// claim locks the run file of a folder for this process, and empties it: until write, it would
+// name the process that served the folder before.
 func claim(dir string) (*runFile, error) {
 	f, err := os.OpenFile(runPath(dir), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -43,6 +44,9 @@ func claim(dir string) (*runFile, error) {
 			err = fmt.Errorf("a Key HSM runs with the folder %s already; claviger keyhsm status --conf %s shows it",
 				dir, dir)
 		}
+		return nil, errors.Join(err, f.Close())
+	}
+	if err := f.Truncate(0); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return &runFile{f}, nil
