@@ -28,6 +28,7 @@ type webSettings struct {
 
 const (
 	headerPrefix       = "hadoop.http.header."
+	shutdownName       = "claviger.shutdown.timeout"
 	maxConnectionsName = "claviger.http.max.connections"
 	perAddressName     = "claviger.http.max.connections.per.address"
 	unlimitedName      = "claviger.http.unlimited.addresses"
@@ -45,7 +46,8 @@ func (r *reader) web() webSettings {
 			Request:   r.duration("claviger.http.request.timeout", time.Second),
 			Answer:    r.duration("claviger.http.answer.timeout", time.Second),
 			Idle:      r.duration("hadoop.http.idle_timeout.ms", time.Millisecond),
-			Stop:      r.duration("claviger.shutdown.timeout", time.Second),
+			Stop:      r.duration(shutdownName, time.Second),
+			StopName:  shutdownName,
 		},
 		connections: r.connections(),
 		headers:     map[string]string{},

@@ -176,6 +176,9 @@ func TestWebSettings(t *testing.T) {
 	}
 	conf.Override(maxMemoryName, "134217727", "kms-site.xml") // one byte less than two bodies
 	r := &reader{conf: conf}
+	if w := r.web(); w.limits.StopName != "claviger.shutdown.timeout" || w.limits.Stop != 15*time.Second {
+		t.Errorf("limit of a stop: %v, named %q", w.limits.Stop, w.limits.StopName)
+	}
 	if readLimits(r); r.err == nil || !strings.Contains(r.err.Error(), maxMemoryName) ||
 		!strings.Contains(r.err.Error(), "134217728") {
 		t.Errorf("%s: %v", maxMemoryName, r.err)

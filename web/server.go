@@ -14,7 +14,7 @@ import (
 	"claviger/durable"
 )
 
-// Limits bound the requests of a server. Each must be more than 0, except Stop.
+// Limits bound the requests of a server. Each number must be more than 0, except Stop.
 type Limits struct {
 	HeadBytes int           // of a request's line and headers
 	Head      time.Duration // until a TLS handshake is done, and until a request's head has come
@@ -24,6 +24,8 @@ type Limits struct {
 	// Stop is how long requests under way may take to end when the server stops. If Stop is
 	// 0, they are cut off at once.
 	Stop time.Duration
+	// StopName is the property of Stop, for messages; "" where the limit is fixed.
+	StopName string
 }
 
 // Server is an HTTP server. Fill in the fields, then call Run, or Start for a server whose
@@ -207,8 +209,12 @@ func (r *Running) shutdown() error {
 	ctx, cancel := context.WithTimeout(context.Background(), stop)
 	defer cancel()
 	if err := r.http.Shutdown(ctx); err != nil {
+		about := []any{"limit", stop, "err", err}
+		if name := r.server.Limits.StopName; name != "" {
+			about = append(about, "property", name)
+		}
 		r.server.Log.Warn("requests were still under way at the end of the time limit for a stop, and are cut off",
-			"limit", stop, "err", err)
+			about...)
 		return r.http.Close()
 	}
 	return nil

@@ -199,18 +199,22 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// TestStopCutsOff: after the time limit, requests under way are cut off, and the log says so.
+// TestStopCutsOff: after the time limit, requests under way are cut off, and the log says so and
+// names the property of the limit.
 func TestStopCutsOff(t *testing.T) {
 	for _, limit := range []time.Duration{0, 50 * time.Millisecond} {
 		r, log, finish, answer := underWay(t, limit)
+		r.server.Limits.StopName = "claviger.shutdown.timeout"
 		if err := r.Stop(); err != nil {
 			t.Error(err)
 		}
 		if got, err := answer(); err == nil {
 			t.Errorf("limit %v: answered %q", limit, got)
 		}
-		if warned := strings.Contains(log.String(), "cut off"); warned != (limit > 0) {
-			t.Errorf("limit %v: %s", limit, log)
+		for _, want := range []string{"cut off", "property=claviger.shutdown.timeout"} {
+			if warned := strings.Contains(log.String(), want); warned != (limit > 0) {
+				t.Errorf("limit %v: %q: %t\n%s", limit, want, warned, log)
+			}
 		}
 		close(finish)
 	}
