@@ -219,9 +219,8 @@ func (a *agreement) mayDestroy(ctx context.Context, purge bool) error {
 	if len(differ) == 0 {
 		return nil
 	}
-	text := fmt.Sprintf("no key is %s by the node on %s (process %d): that destroys keys, and %s %s another value "+
-		"of %s; "+
-		"give it the same value on all nodes, and restart those that were wrong", deed, mine.Host, mine.PID,
+	text := fmt.Sprintf("no key is %s by the node on %s (process %d): that destroys keys, and %s %s another value of "+
+		"%s; give it the same value on all nodes, and restart those that were wrong", deed, mine.Host, mine.PID,
 		strings.Join(differ, " and "), map[bool]string{true: "has", false: "have"}[len(differ) == 1], property)
 	return claviger.Answer(claviger.Errorf(op, claviger.Unavailable, "", "%s", text), text)
 }

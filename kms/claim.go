@@ -45,9 +45,8 @@ func (s *Service) claimKeystore() error {
 	s.release = release
 	if among {
 		s.Log.Warn("another server uses the same keystore file: what one of them deletes or rolls, the other serves " +
-			"from memory for as long as " +
-			"hadoop.kms.cache.timeout.ms and hadoop.kms.current.key.cache.timeout.ms say; several nodes need an HSM, " +
-			"with " +
+			"from memory for as long as hadoop.kms.cache.timeout.ms and hadoop.kms.current.key.cache.timeout.ms say; " +
+			"several nodes need an HSM, with " +
 			hadoopconf.MetastoreURI + " in PostgreSQL (docs/nodes.md)")
 	}
 	return nil

@@ -50,8 +50,8 @@ func authHandler(conf *hadoopconf.Conf, anonymous bool, log *slog.Logger) (authn
 			k = authn.MultiScheme(k)
 		}
 	default:
-		err = conf.Refuse(authType, "it must be simple, kerberos, or "+
-			""+delegationBy+"MultiSchemeDelegationTokenAuthenticationHandler")
+		err = conf.Refuse(authType,
+			"it must be simple, kerberos, or "+delegationBy+"MultiSchemeDelegationTokenAuthenticationHandler")
 	}
 	if err != nil {
 		return nil, nil, err
@@ -117,8 +117,7 @@ func (n negotiator) Accept(token []byte) (client string, reply []byte, err error
 func (n negotiator) Check() error {
 	if err := n.acceptor.Check(); err != nil {
 		return fmt.Errorf("no client can log in: %w; put it back as %s says, readable to the user that this server "+
-			"runs as. "+
-			"Nothing has to be restarted", err, authKeytab)
+			"runs as. Nothing has to be restarted", err, authKeytab)
 	}
 	return nil
 }

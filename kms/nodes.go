@@ -40,7 +40,7 @@ func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, l
 	p, _ := conf.Lookup(hadoopconf.MetastoreURI)
 	if signers && !location.IsPostgres(conf.String(hadoopconf.MetastoreURI)) {
 		return conf.Refuse(signerKind, "secrets that nodes share need a metastore that they share: set "+
-			""+hadoopconf.MetastoreURI+" to postgresql://USER@HOST:PORT/DATABASE")
+			hadoopconf.MetastoreURI+" to postgresql://USER@HOST:PORT/DATABASE")
 	}
 	if !signers && (!tokens || p.File == "") { // no file is made by default for tokens alone
 		return nil

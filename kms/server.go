@@ -249,8 +249,8 @@ func (s *server) skipsMigration(ctx context.Context) bool {
 func (s *server) checkMigrations(ctx context.Context) error {
 	if s.skipped.Load() {
 		return errors.New("the migration at start was skipped, since the token and the metastore did not fit " +
-			"together; " +
-			"see that the check \"token and metastore fit\" is green, then restart this server; the restart migrates")
+			"together; see that the check \"token and metastore fit\" is green, then restart this server; the " +
+			"restart migrates")
 	}
 	return s.ring.CheckMigrations(ctx)
 }

@@ -103,8 +103,7 @@ func (s *Service) open(ctx context.Context) error {
 	if len(list) == 0 {
 		return s.Conf.Refuse(hadoopconf.ProviderURI, "name the place of the keys in kms-site.xml, as in "+
 			"cloudera.hsmkp://file@/etc/claviger/luna.keystore for an HSM; Hadoop's default, a Java keystore in the "+
-			"user's "+
-			"home folder, is not taken. Known schemes: "+strings.Join(registry.Schemes(), ", "))
+			"user's home folder, is not taken. Known schemes: "+strings.Join(registry.Schemes(), ", "))
 	}
 	if s.Primary, err = registry.Open(ctx, list[0], env); err != nil {
 		return s.Blame(hadoopconf.ProviderURI, err)
@@ -217,11 +216,9 @@ func (s *Service) noOtherKeys(ctx context.Context) error {
 		s.Log.Warn("whether the metastore holds keys of an HSM cannot be told", "err", err)
 	case len(names) > 0:
 		return s.Blame(hadoopconf.ProviderURI, fmt.Errorf("%s keeps no key in the HSM, but the metastore %s (%s) "+
-			"holds %d "+
-			"keys of an HSM, %s for one: name the HSM's keystore file, as in "+
+			"holds %d keys of an HSM, %s for one: name the HSM's keystore file, as in "+
 			"cloudera.hsmkp://file@/etc/claviger/luna.keystore; or, where other keys are meant, set %s to a "+
-			"metastore of "+
-			"their own", s.Primary.URI(), secret.Value(place.URI), place.Where(), len(names),
+			"metastore of their own", s.Primary.URI(), secret.Value(place.URI), place.Where(), len(names),
 			claviger.Printable(names[0]),
 			hadoopconf.MetastoreURI))
 	}

@@ -95,9 +95,8 @@ func (s *server) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Before the cluster, which shares the metastore: the provider alone can tell whether a metastore that is not there
-	// yet
-	// may be made.
+	// Before the cluster, which shares the metastore: only the provider can tell whether a metastore that is not there
+	// yet may be made.
 	svc, err := openConfigured(ctx, conf, Command, hsm.Serve, log)
 	if err != nil {
 		return err

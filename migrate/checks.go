@@ -207,8 +207,7 @@ func (p *Probes) otherHost(facts []HostFacts) Check {
 	var measured []string
 	for _, f := range facts {
 		switch i := slices.IndexFunc(f.Addrs, func(a netip.Addr) bool {
-			return a.IsLoopback() ||
-				slices.Contains(local, a.Unmap())
+			return a.IsLoopback() || slices.Contains(local, a.Unmap())
 		}); {
 		case len(f.Addrs) == 0:
 			c.Status = Warning

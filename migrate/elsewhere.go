@@ -56,8 +56,7 @@ func (e *Engine) whyElsewhere(a away) string {
 	}
 	return fmt.Sprintf("was taken over into %s at %s, so EDEKs may have been made under its versions there%s, and "+
 		"nothing else opens those: keep them there, keep the key at its source, name the former behind the first "+
-		"provider "+
-		"in %s, and run the migration again; versions here get higher numbers then",
+		"provider in %s, and run the migration again; versions here get higher numbers then",
 		a.target, a.began.UTC().Format(time.RFC3339), inBrackets(a.TargetVersions), propProvider)
 }
 
@@ -116,12 +115,10 @@ func (e *Engine) rolledInto(ctx context.Context, a away, theirs *claviger.Metada
 // whyRolledInto says what to do about such a version.
 func (e *Engine) whyRolledInto(version string, a away) string {
 	return fmt.Sprintf("%s is one key at the source, which was rolled since, and another one in %s, into which the "+
-		"key was taken "+
-		"over at %s, and an EDEK tells its version by that name alone, so no EDEK of that name is opened or "+
-		"re-encrypted "+
-		"here: stop rolls at the source; copy the files that were made while the server had that place of "+
-		"keys, from a "+
-		"server that has it and not the source; then set %s to %s, %s: then the source opens all EDEKs of that name",
+		"key was taken over at %s, and an EDEK tells its version by that name alone, so no EDEK of that name is "+
+		"opened or re-encrypted here: stop rolls at the source; copy the files that were made while the server had "+
+		"that place of keys, from a server that has it and not the source; then set %s to %s, %s: then the source "+
+		"opens all EDEKs of that name",
 		claviger.Printable(version), a.target, a.began.UTC().Format(time.RFC3339), PropTheirs,
 		claviger.NamesWith(e.cfg.Theirs, version), thenRun)
 }
@@ -155,10 +152,9 @@ func (e *Engine) recordTwice(ctx context.Context, twice []VersionConflict) error
 func (e *Engine) whyTwice(ctx context.Context, version string, a away) string {
 	key := claviger.Printable(a.Key)
 	return fmt.Sprintf("%s is one key here and another one in %s, into which the key was taken over too, at %s, and "+
-		"an EDEK tells its version by "+
-		"that name alone: do not delete either; roll key %s here, so that new files can be read, and copy the files "+
-		"that were made while the "+
-		"server had that place of keys, from a server that has it; then set %s to %s and restart",
+		"an EDEK tells its version by that name alone: do not delete either; roll key %s here, so that new files can "+
+		"be read, and copy the files that were made while the server had that place of keys, from a server that has "+
+		"it; then set %s to %s and restart",
 		claviger.Printable(version), a.target,
 		a.began.UTC().Format(time.RFC3339), key, PropOurs, e.oursWith(ctx, version, nil))
 }

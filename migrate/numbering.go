@@ -264,21 +264,17 @@ func (e *Engine) whyCollision(ctx context.Context, version string, more ...strin
 	switch {
 	case err == nil && !has:
 		return fmt.Sprintf("%sEDEKs of it may have been made here before it was deleted: bring the key back "+
-			"(claviger key "+
-			"undelete %s), and run the migration again; where it was purged, or no file needs what was made here "+
-			"under %s, "+
-			"set %s to %s, %s", why, name, shown, PropTheirs, claviger.NamesWith(e.cfg.Theirs, version), thenRun)
+			"(claviger key undelete %s), and run the migration again; where it was purged, or no file needs what was "+
+			"made here under %s, set %s to %s, %s",
+			why, name, shown, PropTheirs, claviger.NamesWith(e.cfg.Theirs, version), thenRun)
 	case !e.keyUsed(ctx, key):
 		return fmt.Sprintf("%sstop rolls at the source; no version of the key was ever used here, so delete it here "+
-			"(hadoop "+
-			"key delete) and run the migration again, which takes the next number (%s leaves room for more "+
+			"(hadoop key delete) and run the migration again, which takes the next number (%s leaves room for more "+
 			"rolls)", why, PropGap)
 	}
 	return fmt.Sprintf("%sstop rolls at the source; do not delete the key here, EDEKs may have been made under it: "+
-		"roll "+
-		"key %s here, so that new files can be read, copy the files that were made through the source since its "+
-		"roll, from there, "+
-		"set %s to %s, %s", why, name, PropOurs, e.oursWith(ctx, version, more), thenRun)
+		"roll key %s here, so that new files can be read, copy the files that were made through the source since its "+
+		"roll, from there, set %s to %s, %s", why, name, PropOurs, e.oursWith(ctx, version, more), thenRun)
 }
 
 // thenRun is the step after a property was set. With SQLite, no run is possible beside a server.

@@ -45,8 +45,8 @@ func (e *Engine) readopt(ctx context.Context, it Item, diffs []Difference) (Item
 	key := claviger.Printable(it.Key)
 	return conflict(it, diffs, "a key of that name was brought back by claviger hsm adopt",
 		fmt.Sprintf("do not delete it: files may be under it; if it was migrated from this source before the "+
-			"metastore was restored, run claviger migrate run --adopted %s (or --all-adopted); "+
-			"if not, copy the files of one of the two to a zone with another key", key)), nil
+			"metastore was restored, run claviger migrate run --adopted %s (or --all-adopted); if not, copy the "+
+			"files of one of the two to a zone with another key", key)), nil
 }
 
 // retake turns the record of an adopted key into the record of a key that was taken over.
@@ -92,11 +92,10 @@ func (e *Engine) whyAdoptedBelow(ctx context.Context, key, version string) strin
 	ours := e.oursWith(ctx, version, nil)
 	key, version = claviger.Printable(key), claviger.Printable(version)
 	return fmt.Sprintf("a key of that name was brought back by claviger hsm adopt, and the source has a version %s "+
-		"too: either key %s is another key than the source's, or the source rolled it after it was migrated. "+
-		"Do not delete it: files may be under it. If it was migrated, stop rolls at the source, roll key %s here, so "+
-		"that new files can be read, copy the files that were made through the source under %s from there, "+
-		"set %s to %s, run claviger migrate run --adopted %s (with a metastore in SQLite while the server is "+
-		"stopped), and "+
-		"restart every node; if not, copy the files of one of the two "+
-		"to a zone with another key", version, key, key, version, PropOurs, ours, key)
+		"too: either key %s is another key than the source's, or the source rolled it after it was migrated. Do not "+
+		"delete it: files may be under it. If it was migrated, stop rolls at the source, roll key %s here, so that "+
+		"new files can be read, copy the files that were made through the source under %s from there, set %s to %s, "+
+		"run claviger migrate run --adopted %s (with a metastore in SQLite while the server is stopped), and restart "+
+		"every node; if not, copy the files of one of the two to a zone with another key",
+		version, key, key, version, PropOurs, ours, key)
 }

@@ -81,12 +81,10 @@ func without(list, others []string, folded bool) []string {
 // String says what has changed, and what to do.
 func (s *sinceRun) String() string {
 	if !s.anew.IsZero() {
-		return fmt.Sprintf("the source has another key of that name, made %s: the one that was migrated, made %s, was "+
-			"deleted there, and EDEKs of its versions there open nowhere; do not delete the key here; if the "+
-			"source's key is "+
-			"used, copy the files of its zones, through the source, to zones with a key of another name, and delete "+
-			"it at "+
-			"the source",
+		return fmt.Sprintf("the source has another key of that name, made %s: the one that was migrated, made %s, "+
+			"was deleted there, and EDEKs of its versions there open nowhere; do not delete the key here; if the "+
+			"source's key is used, copy the files of its zones, through the source, to zones with a key of another "+
+			"name, and delete it at the source",
 			s.anew.UTC().Format(timeFormat), s.was.UTC().Format(timeFormat))
 	}
 	var parts []string
@@ -102,8 +100,7 @@ func (s *sinceRun) String() string {
 	case s.now <= s.recorded && len(s.made) == 0:
 	case s.allowed && len(s.ours) > 0:
 		text += fmt.Sprintf("; by %s EDEKs of%s are this server's: one that the source has made under that name "+
-			"opens here to a wrong "+
-			"DEK, so give this server none", PropOurs, inBrackets(s.ours))
+			"opens here to a wrong DEK, so give this server none", PropOurs, inBrackets(s.ours))
 	case s.allowed:
 		text += ", for which there is room here"
 	default:

@@ -96,8 +96,8 @@ func ownRights(user string, list []*tried, decide Decide) Check {
 	c.Measured = fmt.Sprintf("%s, this server's own user, may %s on all of %d keys here: it can open every EDEK", user,
 		request, len(list))
 	c.Cure = fmt.Sprintf("the server needs that right at the source alone: take %s out of whitelist.key.acl.%s in "+
-		"this server's "+
-		"kms-acls.xml; claviger acl explain %s %s KEY shows which rule grants it", user, request, user, request)
+		"this server's kms-acls.xml; claviger acl explain %s %s KEY shows which rule grants it",
+		user, request, user, request)
 	return c
 }
 

@@ -260,6 +260,6 @@ func (e *Engine) whyUnread(ctx context.Context, key string, err error) string {
 		return "the source refused us: " + e.whyRefused(ctx, key, err)
 	}
 	return fmt.Sprintf("the source lists it, and it cannot be read there: %s; see the source's log, and look at the "+
-		"key there (hadoop key list -metadata): "+
-		"an entry that is no Hadoop key must be taken out of the source's store", claviger.Reason(err))
+		"key there (hadoop key list -metadata): an entry that is no Hadoop key must be taken out of the source's "+
+		"store", claviger.Reason(err))
 }

@@ -25,8 +25,8 @@ type spelling struct {
 }
 
 // spelling requests a listed key under another spelling of its name that the source does not list.
-func (e *Engine) spelling(ctx context.Context, op string, names []string, theirs []*claviger.Metadata) (spelling,
-	error) {
+func (e *Engine) spelling(ctx context.Context, op string, names []string, theirs []*claviger.Metadata) (
+	spelling, error) {
 	tried := 0
 	for i, name := range names {
 		other := strings.ToUpper(name)

@@ -18,10 +18,8 @@ type RootError struct {
 
 func (e *RootError) Error() string {
 	return fmt.Sprintf("this process runs as root, and %s belongs to user %s, whose server could not read what root "+
-		"makes "+
-		"(files, and objects of a token that keeps them in files); nothing was done: run it as that user (sudo -u "+
-		"'%s' ...), "+
-		"or, where root is to run the server, chown -R root %[1]s", e.File, e.name, e.sudo)
+		"makes (files, and objects of a token that keeps them in files); nothing was done: run it as that user (sudo "+
+		"-u '%s' ...), or, where root is to run the server, chown -R root %[1]s", e.File, e.name, e.sudo)
 }
 
 // RefuseRoot returns a *RootError where root is about to write beside files of another user. What root

@@ -206,10 +206,9 @@ func (d *DB) needParts(ctx context.Context, s Schema) error {
 	most := missing[:min(len(missing), 5)]
 	return claviger.Errorf("pgdb.Migrate", claviger.Unavailable, "", "%s %s lacks %d parts of its schema (%s%s), as "+
 		"after a restoration that was broken off; its rows may lack, too. Restore the dump anew into an empty "+
-		"database, "+
-		"with pg_restore --exit-on-error --single-transaction (docs/backup.md)",
-		d.cfg.What, d.uri, len(missing), strings.Join(most, ", "), map[bool]string{true: " and " +
-			"others"}[len(most) < len(missing)])
+		"database, with pg_restore --exit-on-error --single-transaction (docs/backup.md)",
+		d.cfg.What, d.uri, len(missing), strings.Join(most, ", "),
+		map[bool]string{true: " and others"}[len(most) < len(missing)])
 }
 
 // Parts lists the constraints ("constraint TABLE.NAME") and valid indexes ("index NAME") in the

@@ -178,8 +178,8 @@ func (l *Losses) list(ctx context.Context, conf *hadoopconf.Conf, store metastor
 }
 
 // keyNow says what store and token have of a key whose changes the store lacks.
-func keyNow(ctx context.Context, store metastore.Store, token *Token, lost []postgres.LostChange, key string) (string,
-	error) {
+func keyNow(ctx context.Context, store metastore.Store, token *Token, lost []postgres.LostChange, key string) (
+	string, error) {
 	keys, err := store.Get(metastore.AsItIs(ctx), key)
 	if err != nil {
 		return "", err

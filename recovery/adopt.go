@@ -49,8 +49,7 @@ func (a *Adoption) Check(conf string) (idle string, err error) {
 	for _, c := range a.Chosen {
 		if err := c.MayAdopt(a.Choice.adoption()); err != nil {
 			return "", claviger.Refuse("key %s cannot be adopted: %s; nothing was done; leave it out, or set it "+
-				"aside with --aside",
-				c.Key, claviger.Reason(err))
+				"aside with --aside", c.Key, claviger.Reason(err))
 		}
 	}
 	return "", nil

@@ -100,8 +100,7 @@ func moveStore(ctx context.Context, from, to movable) (done Copied, err error) {
 	if was != nil && was.To != to.URI() {
 		return done, refuseMove("metastore %s was moved to %s at %s: copy that one, or name it by %s. Where it is "+
 			"lost, with its backups, see docs/nodes.md, From SQLite to PostgreSQL, and back", from.URI(), was.To,
-			was.At.Format(time.RFC3339),
-			hadoopconf.MetastoreURI)
+			was.At.Format(time.RFC3339), hadoopconf.MetastoreURI)
 	}
 	if gone, err := metastore.MovedTo(ctx, to); err != nil || gone != nil {
 		if err != nil {
@@ -133,14 +132,12 @@ func moveStore(ctx context.Context, from, to movable) (done Copied, err error) {
 
 // transfer fills the store to, which has the content has, with the content c of from. was is the mark of an
 // earlier move of from to the same place, or nil. It returns was where there is nothing to do any more.
-func transfer(ctx context.Context, from, to movable, c, has *metastore.Content,
-	was *metastore.Moved) (*metastore.Moved,
-	error) {
+func transfer(ctx context.Context, from, to movable, c, has *metastore.Content, was *metastore.Moved) (
+	*metastore.Moved, error) {
 	switch {
 	case has.Empty() && was != nil:
 		return nil, refuseMove("metastore %s was moved to %s at %s, which is empty now: restore that one from its "+
-			"backup",
-			from.URI(), was.To, was.At.Format(time.RFC3339))
+			"backup", from.URI(), was.To, was.At.Format(time.RFC3339))
 	case c.Empty():
 		return nil, refuseMove("metastore %s holds nothing: name the new one by %s at once", from.URI(),
 			hadoopconf.MetastoreURI)
@@ -153,8 +150,7 @@ func transfer(ctx context.Context, from, to movable, c, has *metastore.Content,
 		if id := settingOf(c, hsm.SettingID); id != "" && id == settingOf(has, hsm.SettingID) {
 			what = "a copy of this one that differs from it in " + strings.Join(c.Differ(has), ", ")
 		}
-		return nil, refuseMove("metastore %s is not empty: it holds %s; make it empty, or name another", to.URI(),
-			what)
+		return nil, refuseMove("metastore %s is not empty: it holds %s; make it empty, or name another", to.URI(), what)
 	}
 	return nil, nil //nolint:nilnil // the copy is whole, and only the mark is missing
 }
@@ -170,8 +166,7 @@ func fillEmpty(ctx context.Context, from, to movable, c *metastore.Content) erro
 	}
 	if differ := c.Differ(has); differ != nil {
 		return fmt.Errorf("the copy %s differs from %s in %s, and is not used; make it empty, and say the same once "+
-			"more",
-			to.URI(), from.URI(), strings.Join(differ, ", "))
+			"more", to.URI(), from.URI(), strings.Join(differ, ", "))
 	}
 	return nil
 }

@@ -33,7 +33,7 @@ type Restored struct {
 	// TakenFrom is the URI of another copy of the store, which used the token last; "" if there is none.
 	TakenFrom string   `json:"takenFrom,omitempty"`
 	Undone    []string `json:"undone"` // the changes since the backup that it undoes, as lines
-	// versions that the store or the token has, and the backup does not know
+	// Lost are the versions that the store or the token has, and the backup does not know.
 	Lost  []string     `json:"lost"`
 	Done  bool         `json:"done"`           // the store was replaced
 	Kept  string       `json:"kept,omitempty"` // file in which the replaced store was kept; "" where there was none

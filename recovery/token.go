@@ -57,12 +57,10 @@ func openToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store
 		return nil, nil //nolint:nilnil // there is no token
 	}
 	theStore := func(context.Context, func(context.Context, string) error) (metastore.Store, error) {
-		return store,
-			nil
+		return store, nil
 	}
-	p, err := hsm.Open(ctx, list[0],
-		provider.Env{Get: conf.Get, Getenv: os.Getenv, ConfDir: conf.Dir(), Log: log},
-		hsm.Options{Access: access, Store: theStore})
+	env := provider.Env{Get: conf.Get, Getenv: os.Getenv, ConfDir: conf.Dir(), Log: log}
+	p, err := hsm.Open(ctx, list[0], env, hsm.Options{Access: access, Store: theStore})
 	if of := conf.Placed(err); of != nil {
 		return nil, of
 	}

@@ -22,8 +22,8 @@ type Report struct {
 
 // Verify checks the configured store, or a backup of it in file, and with token compares it with the token.
 // It changes nothing, and a server may run.
-func Verify(ctx context.Context, conf *hadoopconf.Conf, file string, token bool, log *slog.Logger) (r *Report,
-	err error) {
+func Verify(ctx context.Context, conf *hadoopconf.Conf, file string, token bool, log *slog.Logger) (
+	r *Report, err error) {
 	r = &Report{Store: file}
 	backup := file != ""
 	if !backup {
@@ -54,8 +54,8 @@ func Verify(ctx context.Context, conf *hadoopconf.Conf, file string, token bool,
 
 // open opens the store in file, or the configured one where file is "", and fills the report. It may return
 // an error beside the store.
-func (r *Report) open(ctx context.Context, conf *hadoopconf.Conf, file string, log *slog.Logger) (metastore.Store,
-	error) {
+func (r *Report) open(ctx context.Context, conf *hadoopconf.Conf, file string, log *slog.Logger) (
+	metastore.Store, error) {
 	if file == "" {
 		store, err := location.OpenReadOnly(ctx, conf, log)
 		if err == nil {

@@ -144,12 +144,10 @@ func hsmCommand(use, short, long string, access hsm.Access,
 }
 
 // withHSM has work use the token of a configuration folder.
-func withHSM(cmd *cobra.Command, conf string, access hsm.Access, work func(context.Context,
-	*hsm.Provider) error) error {
-	return withHSMService(cmd, conf, access, func(ctx context.Context, _ *kms.Service,
-		p *hsm.Provider) error {
-		return work(ctx, p)
-	})
+func withHSM(cmd *cobra.Command, conf string, access hsm.Access,
+	work func(context.Context, *hsm.Provider) error) error {
+	return withHSMService(cmd, conf, access,
+		func(ctx context.Context, _ *kms.Service, p *hsm.Provider) error { return work(ctx, p) })
 }
 
 // withHSMService is withHSM for work that needs more of the service than its HSM.
@@ -167,9 +165,9 @@ func withHSMService(cmd *cobra.Command, conf string, access hsm.Access,
 	}
 	p, ok := svc.Primary.(*hsm.Provider)
 	if !ok {
-		err := fmt.Errorf("the first provider is %s, which is no HSM; give the configuration folder of a "+
-			"server with an HSM (cloudera.hsmkp:// or pkcs11:) by --conf. "+
-			"The keys of this one are listed by claviger key list --provider kms://https@HOST:9600/kms",
+		err := fmt.Errorf("the first provider is %s, which is no HSM; give the configuration folder of a server with "+
+			"an HSM (cloudera.hsmkp:// or pkcs11:) by --conf. The keys of this one are listed by claviger key list "+
+			"--provider kms://https@HOST:9600/kms",
 			svc.Primary.URI())
 		return errors.Join(svc.Blame(hadoopconf.ProviderURI, err), svc.Close())
 	}
@@ -260,8 +258,7 @@ type inspection struct {
 func (i *inspection) text(w io.Writer) {
 	t := i.Token
 	fmt.Fprintf(w, "token\t%s\nserial\t%s\nslot\t%d\nmaker\t%s %s, firmware %s\n", t.Label, t.Serial, t.Slot,
-		t.Manufacturer,
-		t.Model, t.Firmware)
+		t.Manufacturer, t.Model, t.Firmware)
 	fmt.Fprintf(w, "profile\t%s\nmechanism\t%s\nsessions\tup to %d\none call\tup to %d bytes\n", t.Profile, t.Mechanism,
 		t.MaxSessions, t.MaxData)
 	for _, m := range hsm.Marks() {

@@ -88,10 +88,8 @@ func setupKeyHSM(ctx context.Context, out *terminal.Output, s *keyhsmhost.Setup)
 	ctx, cancel := context.WithTimeout(ctx, hsmTimeout)
 	defer cancel()
 	var unwritten error
-	if err := s.Run(ctx, func(text string) {
-		unwritten = errors.Join(unwritten,
-			out.Printf("%s\n", text))
-	}); err != nil {
+	report := func(text string) { unwritten = errors.Join(unwritten, out.Printf("%s\n", text)) }
+	if err := s.Run(ctx, report); err != nil {
 		return err
 	}
 	return errors.Join(unwritten, out.Write(s.Settings, func(io.Writer) {})) // people have seen the steps

@@ -63,8 +63,7 @@ func newKeyHSMStatus() *cobra.Command {
 				keyhsm.Status
 			}{run, st}, func(w io.Writer) {
 				row := func(name, format string, args ...any) {
-					fmt.Fprintf(w, "%s\t%s\n", name,
-						fmt.Sprintf(format, args...))
+					fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
 				}
 				row("state", "%s", st.State)
 				if st.Detail != "" {

@@ -24,12 +24,11 @@ func newKeyHSMValidate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "validate --conf DIR [--trustee DIR]", Short: "Check the settings, the token, the pair and the " +
 			"certificates", Args: cobra.NoArgs,
-		Long: "validate opens the token as the server does, and has the pair wrap and unwrap. It may be used " +
-			"beside a server that runs. Exit status 3 where a check fails.\n\n" +
-			"A pair that works need not be the one that a trustee's deposits are wrapped by. With --trustee, " +
-			"the folder of a trustee on this host, which may run, " +
-			"it counts its wrapped deposits by pair, and opens one of each. Its folder must be readable for " +
-			"this user, and may belong to another.",
+		Long: "validate opens the token as the server does, and has the pair wrap and unwrap. It may be used beside " +
+			"a server that runs. Exit status 3 where a check fails.\n\nA pair that works need not be the one that a " +
+			"trustee's deposits are wrapped by. With --trustee, the folder of a trustee on this host, which may run, " +
+			"it counts its wrapped deposits by pair, and opens one of each. Its folder must be readable for this " +
+			"user, and may belong to another.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			set, err := readKeyHSM(cmd.ErrOrStderr(), conf)
 			if err != nil {

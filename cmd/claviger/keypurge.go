@@ -85,8 +85,8 @@ func (p *purge) run(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Prov
 	}
 	if len(keys) > 0 || p.version == "" {
 		if err := terminal.NewPrompt(cmd).ConfirmName(p.name, p.yes, "purged",
-			fmt.Sprintf("%d deleted keys will be destroyed, and "+
-				"all that they encrypted is lost. Type the key's name to purge: ", len(keys))); err != nil {
+			fmt.Sprintf("%d deleted keys will be destroyed, and all that they encrypted is lost. "+
+				"Type the key's name to purge: ", len(keys))); err != nil {
 			return err
 		}
 	}
@@ -104,8 +104,6 @@ func (p *purge) run(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Prov
 	if err != nil {
 		return err
 	}
-	return out.Write(purged{Purged: p.name, Keys: keys}, func(w io.Writer) {
-		fmt.Fprintf(w,
-			"key %s is gone for ever\n", claviger.Printable(p.name))
-	})
+	return out.Write(purged{Purged: p.name, Keys: keys},
+		func(w io.Writer) { fmt.Fprintf(w, "key %s is gone for ever\n", claviger.Printable(p.name)) })
 }

@@ -138,9 +138,9 @@ func (m *migration) agreed(l *migrate.Leftover, doubt string, prompt *terminal.P
 				"call this again without --yes, and type the sentence that is asked for")
 			return false, nil
 		}
-		question = fmt.Sprintf("%s\n%s, as it seems: nothing proves that it is a copy (%s). If a Key Trustee "+
-			"KMS still uses "+
-			"this folder, all keys of that KMS are lost with it.\nTo shred it, type: %s\n", l.Path, l.What, doubt, want)
+		question = fmt.Sprintf("%s\n%s, as it seems: nothing proves that it is a copy (%s). If a Key Trustee KMS "+
+			"still uses this folder, all keys of that KMS are lost with it.\nTo shred it, type: %s\n",
+			l.Path, l.What, doubt, want)
 	case m.flags.yes:
 		return true, nil
 	}

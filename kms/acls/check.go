@@ -34,8 +34,7 @@ func Check(ctx context.Context, conf *hadoopconf.Conf) (*Doubts, error) {
 	case err != nil && !errors.Is(err, location.ErrNone):
 		known = nil
 		d.Doubts = append(d.Doubts, fmt.Sprintf("rules for keys that are not there were not looked for, as the "+
-			"metastore "+
-			"cannot be read: %v; run this command as the server's user", err))
+			"metastore cannot be read: %v; run this command as the server's user", err))
 	case len(known) == 0:
 		known = nil // the metastore has no keys of other providers than an HSM
 		d.Notes = append(d.Notes,

@@ -286,8 +286,7 @@ func Ending(w io.Writer, f *migrate.Ending) {
 	l.proof(f)
 	l.line("")
 	l.line("The re-encryption of zones does not reach these. What of them has a key version of the source cannot be " +
-		"read " +
-		"once the source has gone:")
+		"read once the source has gone:")
 	for _, s := range f.NotReached {
 		l.line("  - %s", s)
 	}
@@ -297,8 +296,7 @@ func Ending(w io.Writer, f *migrate.Ending) {
 	switch {
 	case f.Finished && anySecret(f):
 		l.line("The migration is finished. The source can be stopped; keep its backup as long as backups of HDFS " +
-			"hold EDEKs " +
-			"of it. Copies of its secrets are still on this host: see above.")
+			"hold EDEKs of it. Copies of its secrets are still on this host: see above.")
 	case f.Finished:
 		l.line("The migration is finished. The source can be stopped; keep its backup as long as backups of HDFS " +
 			"hold EDEKs of it.")
@@ -324,8 +322,7 @@ func (l lines) proof(f *migrate.Ending) {
 	if len(f.Deleted) > 0 {
 		l.line("")
 		l.line("These keys were migrated and have been deleted here since. What they encrypted opens nowhere once " +
-			"the source " +
-			"has gone; if that is not meant: claviger key undelete.")
+			"the source has gone; if that is not meant: claviger key undelete.")
 		for _, key := range f.Deleted {
 			l.line("  - %s", claviger.Printable(key))
 		}

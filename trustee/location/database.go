@@ -54,8 +54,7 @@ func Promote(ctx context.Context, f *trustee.Folder, force bool) (uri string, er
 		return "", claviger.Refuse("%s is a primary: this trustee is the active one", store.URI())
 	case !force:
 		return "", claviger.Refuse("a standby cannot ask its primary to yield: stop that first, so that no deposit "+
-			"is made "+
-			"there any more, then claviger trustee promote --force makes %s the primary", store.URI())
+			"is made there any more, then claviger trustee promote --force makes %s the primary", store.URI())
 	}
 	return store.URI(), store.Promote(ctx)
 }

@@ -55,8 +55,7 @@ func Init(ctx context.Context, dir string, o InitOptions) (done Initialized, err
 	if _, err := os.Stat(key); errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat(cert); err == nil && !brokenOff(done.Folder) {
 			return done, fmt.Errorf("%s is there without its key %s: put that beside it, or remove the certificate "+
-				"to have "+
-				"a new one made", cert, key)
+				"to have a new one made", cert, key)
 		}
 		if err := selfSigned(cert, key, o.Hosts); err != nil {
 			return done, err
@@ -122,8 +121,7 @@ func initStore(ctx context.Context, f *trustee.Folder, o InitOptions) error {
 		conf.URI, conf.Where, conf.Claim = f.Store, whereStore(f), true
 	case f.Store == "" && err == nil:
 		return fmt.Errorf("--store: this trustee's deposits are in %s; to take them along: claviger trustee backup, "+
-			"then "+
-			"claviger trustee restore --store into another folder", file(f))
+			"then claviger trustee restore --store into another folder", file(f))
 	default:
 		// A database that the folder does not name yet must belong to this identity already: a
 		// standby, or the same database under another name.
@@ -150,13 +148,10 @@ func initFile(ctx context.Context, f *trustee.Folder, empty bool) error {
 	}
 	if len(left) > 0 && !empty {
 		return claviger.Refuse("%s is gone, and a trustee has served it from this folder before: %s. An empty store "+
-			"would "+
-			"answer that no deposit is there, so none was made. Put the file back, a copy that is named here in its "+
-			"place, "+
-			"or restore a backup into another folder (claviger trustee restore). Where the other of two trustees "+
-			"holds the "+
-			"deposits, or none is needed: claviger trustee init --empty-store, and of two start this one with --role "+
-			"passive",
+			"would answer that no deposit is there, so none was made. Put the file back, a copy that is named here "+
+			"in its place, or restore a backup into another folder (claviger trustee restore). Where the other of "+
+			"two trustees holds the deposits, or none is needed: claviger trustee init --empty-store, and of two "+
+			"start this one with --role passive",
 			path, strings.Join(left, ", "))
 	}
 	// SQLite would remove the log of changes of the store that is gone.

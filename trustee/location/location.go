@@ -30,8 +30,7 @@ const FileName = "keytrustee.db"
 func Load(dir string) (*trustee.Folder, error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s does not exist. Make it with: claviger trustee init --confdir %s; or copy the "+
-			"folder of "+
-			"the other trustee, without .ssl and %s", dir, dir, FileName)
+			"folder of the other trustee, without .ssl and %s", dir, dir, FileName)
 	}
 	f, err := trustee.LoadFolder(dir)
 	if err != nil {
@@ -66,8 +65,7 @@ func RefuseServer(dir string) error {
 		return nil
 	}
 	return claviger.Refuse("--keytrustee: %s is the folder of a Key Trustee Server, whose deposits would not be in "+
-		"the "+
-		"backup: nothing was written. claviger trustee backup --confdir %s saves them, too", dir, dir)
+		"the backup: nothing was written. claviger trustee backup --confdir %s saves them, too", dir, dir)
 }
 
 // file is the SQLite file of a folder.
@@ -188,8 +186,7 @@ func Recover(ctx context.Context, into server.Store, path string, o replica.Reco
 		return nil, err
 	} else if len(orgs) == 0 {
 		return nil, fmt.Errorf("%s is a trustee's store that holds nothing, no organization either: name the file "+
-			"that "+
-			"has the deposits", path)
+			"that has the deposits", path)
 	}
 	return replica.Recover(ctx, into, from, o)
 }

@@ -83,9 +83,8 @@ func (s *restoredBefore) Import(ctx context.Context, next func() (server.Record,
 	}
 	if given.Sum() != held.Sum() {
 		return fmt.Errorf("--store: %s holds deposits of this trustee already (%d, where the backup has %d), and "+
-			"other ones "+
-			"than the backup: nothing is overwritten; name an empty database, or point this folder to it by claviger "+
-			"trustee init --store", s.uri, held.Deposits, given.Deposits)
+			"other ones than the backup: nothing is overwritten; name an empty database, or point this folder to it "+
+			"by claviger trustee init --store", s.uri, held.Deposits, given.Deposits)
 	}
 	return nil
 }

@@ -38,8 +38,8 @@ func Open(ctx context.Context, f *trustee.Folder, held server.Store, p Pair, log
 		return nil, none, nil
 	case !ok:
 		return nil, none, errors.New("--peer and --role are not for a trustee whose deposits are in PostgreSQL: " +
-			"streaming " +
-			"replication keeps the second copy; run the other trustee on a standby, which makes it the passive one")
+			"streaming replication keeps the second copy; run the other trustee on a standby, which makes it the " +
+			"passive one")
 	case p.URL == "":
 		return nil, none, mustBeAlone(ctx, store)
 	}

@@ -88,8 +88,7 @@ type (
 // peerVerbs answer the requests that only the servers' own identity may send.
 var peerVerbs = map[string]func(*Replica, context.Context, *trustee.Request) (any, error){
 	trustee.VerbStatus: with((*Replica).status),
-	trustee.VerbPromote: with(func(r *Replica, ctx context.Context, a PromoteArgs) (any,
-		error) {
+	trustee.VerbPromote: with(func(r *Replica, ctx context.Context, a PromoteArgs) (any, error) {
 		return r.promote(ctx, a.Force)
 	}),
 	trustee.VerbAlone:      with((*Replica).alone),

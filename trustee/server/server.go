@@ -391,8 +391,7 @@ func shown(log *slog.Logger, verb string, err error) error {
 		log.Error("a request has failed", "err", err)
 		if !trustee.ForPeer(verb) && claviger.Is(err, claviger.Unavailable) {
 			return claviger.Errorf(op, claviger.Unavailable, "", "the server cannot do this now, since its store "+
-				"takes no "+
-				"changes (is its disk full?) or its Key HSM is away; its log says which")
+				"takes no changes (is its disk full?) or its Key HSM is away; its log says which")
 		}
 	default:
 		log.Info("a request was refused", "err", err)

@@ -76,15 +76,13 @@ func (w *Wrapped) Unopened(ctx context.Context) []error {
 	for _, id := range slices.Sorted(maps.Keys(counts)) {
 		if w.keeper == nil {
 			errs = append(errs, fmt.Errorf("%d deposits are wrapped by key %s of a Key HSM, and this trustee was "+
-				"started "+
-				"without --keyhsm: it opens none of them", counts[id], id))
+				"started without --keyhsm: it opens none of them", counts[id], id))
 			continue
 		}
 		err := w.open(ctx, samples[id])
 		if err != nil && !errors.Is(err, errDeletedMeanwhile) {
 			errs = append(errs, fmt.Errorf("%d deposits are wrapped by key %s, which this Key HSM does not open "+
-				"(%w): give it "+
-				"that key of the HSM, or name the Key HSM that has it by --keyhsm", counts[id], id, err))
+				"(%w): give it that key of the HSM, or name the Key HSM that has it by --keyhsm", counts[id], id, err))
 		}
 	}
 	return errs
