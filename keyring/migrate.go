@@ -66,18 +66,10 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 	if err := q.begin(ctx, key); err != nil {
 		return nil, err
 	}
-	versions, err := r.migrate(ctx, &q, key)
-	if err != nil {
-		return nil, err
-	}
-	if n := len(versions); n > 0 {
-		q.did.version = versions[n-1]
-	}
-	q.ok(ctx, key, "Versions:"+strings.Join(versions, ","))
-	return versions, nil
+	return r.migrate(ctx, &q, key)
 }
 
-// migrate takes the key over, while no other management operation changes it.
+// migrate takes the key over and audits that, while no other management operation changes the key.
 func (r *Ring) migrate(ctx context.Context, q *request, key string) (versions []string, err error) {
 	const op = "keyring.Migrate"
 	unlock, err := r.manage.lock(ctx, key)
@@ -102,7 +94,14 @@ func (r *Ring) migrate(ctx context.Context, q *request, key string) (versions []
 		versions, err = r.cfg.Migrator.RunKey(ctx, key)
 		return err
 	})
-	return versions, err
+	if err != nil {
+		return nil, err
+	}
+	if n := len(versions); n > 0 {
+		q.did.version = versions[n-1]
+	}
+	q.ok(ctx, key, "Versions:"+strings.Join(versions, ","))
+	return versions, nil
 }
 
 // sourceMetadata reads a key's metadata from the source of the migration: without the request's slot, within the
