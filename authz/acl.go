@@ -56,8 +56,8 @@ func suspicions(s string) []string {
 			") are groups; write users without spaces between them")
 	case users == "" && left != "":
 		out = append(out,
-			"the value begins on a new line, so that its first space ends an empty list of users and what follows it are groups; "+
-				"write it directly after <value>")
+			"the value begins on a new line, so that its first space ends an empty list of users "+
+				"and what follows it are groups; write it directly after <value>")
 	}
 	for _, n := range names(left) {
 		if odd := oddUser(strings.TrimPrefix(n, realUserMark)); odd != "" {
@@ -87,7 +87,8 @@ func oddUser(n string) string {
 		return "* inside a list admits nobody; everybody is a * alone"
 	case strings.HasPrefix(n, "@") || strings.HasPrefix(n, "%"):
 		return "\"" + n +
-			"\" is taken as a user's name; groups stand behind the first blank of the value, without a sign: write \"USER,USER " + n[1:] + "\""
+			"\" is taken as a user's name; groups stand behind the first blank of the value, " +
+			"without a sign: write \"USER,USER " + n[1:] + "\""
 	case strings.Contains(n, "*"):
 		return "\"" + n + "\" is taken as the name of one user: there are no wildcards"
 	}
@@ -96,7 +97,8 @@ func oddUser(n string) string {
 	}
 	if i := strings.IndexAny(n, "/@"); i > 0 {
 		return "\"" + n +
-			"\" is a principal, but users are known by the short names that auth_to_local makes of them; write " + n[:i] +
+			"\" is a principal, but users are known by the short names that auth_to_local makes of them; write " +
+			n[:i] +
 			" unless a rule makes another name"
 	}
 	return ""

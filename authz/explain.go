@@ -141,7 +141,8 @@ func (c *recorder) keyRule(aclName string, own bool, op KeyOp, r *rule, by admis
 	case c == nil:
 	case own && !r.set():
 		c.add(atKey, keyPrefix+aclName+"."+string(op), r, false,
-			"not set, and as key.acl.%s.* has another operation, the defaults do not count: not admitted by it", aclName)
+			"not set, and as key.acl.%s.* has another operation, the defaults do not count: not admitted by it",
+			aclName)
 	case own:
 		c.listed(keyPrefix+aclName+"."+string(op), r, by, group)
 	default:

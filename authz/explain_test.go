@@ -36,7 +36,8 @@ func TestExplain(t *testing.T) {
 		{"alice", "", "DECRYPT_EEK", "k.1", true, "acls:5", "alice is named"},
 		{"bob", "oozie", "DECRYPT_EEK", "k.1", true, "acls:5", "impersonated by oozie"},
 		{"bob", "", "DECRYPT_EEK", "k.1", false, "acls:5", "is not in it"},
-		{"bob", "", "DECRYPT_EEK", "k", false, "", "neither a key.acl.k.* nor default.key.acl.DECRYPT_EEK nor whitelist"},
+		{"bob", "", "DECRYPT_EEK", "k", false, "",
+			"neither a key.acl.k.* nor default.key.acl.DECRYPT_EEK nor whitelist"},
 		{"olga", "", "DECRYPT_EEK", "all", true, "acls:6", "olga is in the group ops"},
 		{"alice", "", "GET_METADATA", "k.1", false, "", "the defaults do not count"},
 		{"bob", "", "INVALIDATE_CACHE", "k", false, "", "not set"},
@@ -55,8 +56,8 @@ func TestExplain(t *testing.T) {
 		d := policy.Explain(r, c.acl, who, groups)
 		by, found := d.DecidedBy()
 		if d.Allowed != c.allowed || !found || by.Where != c.where || !strings.Contains(by.Says, c.says) {
-			t.Errorf("%s %s %s: %t by %+v, want %t by %q %q; all: %+v", c.user, c.request, c.acl, d.Allowed, by, c.allowed,
-				c.where, c.says, d.Steps)
+			t.Errorf("%s %s %s: %t by %+v, want %t by %q %q; all: %+v", c.user, c.request, c.acl,
+				d.Allowed, by, c.allowed, c.where, c.says, d.Steps)
 		}
 		n := 0
 		for _, s := range d.Steps {
@@ -142,16 +143,18 @@ func TestDoubts(t *testing.T) {
 		{nil, nil, ""},
 		{[]authz.Property{{Name: "hadoop.kms.blacklist.GET", Value: "*", Where: "acls:7"}}, nil,
 			"acls:7: hadoop.kms.blacklist.GET: * shuts out everybody"},
-		{[]authz.Property{{Name: "hadoop.kms.acl.GET", Value: "a,b"}, {Name: "hadoop.kms.blacklist.GET", Value: "b"}}, nil,
-			"hadoop.kms.acl.GET: names b, whom"},
-		{[]authz.Property{{Name: "hadoop.kms.acl.GET", Value: "a"}, {Name: "hadoop.kms.blacklist.GET", Value: "b"}}, nil, ""},
+		{[]authz.Property{{Name: "hadoop.kms.acl.GET", Value: "a,b"}, {Name: "hadoop.kms.blacklist.GET", Value: "b"}},
+			nil, "hadoop.kms.acl.GET: names b, whom"},
+		{[]authz.Property{{Name: "hadoop.kms.acl.GET", Value: "a"}, {Name: "hadoop.kms.blacklist.GET", Value: "b"}},
+			nil, ""},
 		{[]authz.Property{{Name: "key.acl.k.ALL", Value: "a"}}, nil, ""},
 		{[]authz.Property{{Name: "key.acl.k.ALL", Value: "a"}}, []string{"k"}, ""},
 		{[]authz.Property{{Name: "key.acl.keyy.ALL", Value: "a"}}, []string{"key"},
 			"key.acl.keyy.ALL: no key has the ACL name \"keyy\"; did you mean key?"},
 		{[]authz.Property{{Name: "key.acl.k.READ", Value: "a"}, {Name: "default.key.acl.DECRYPT_EEK", Value: "*"}}, nil,
 			"key.acl.k.READ: as key \"k\" has a rule of its own"},
-		{[]authz.Property{{Name: "key.acl.k.READ", Value: "a"}, {Name: "default.key.acl.DECRYPT_EEK", Value: " "}}, nil, ""},
+		{[]authz.Property{{Name: "key.acl.k.READ", Value: "a"}, {Name: "default.key.acl.DECRYPT_EEK", Value: " "}},
+			nil, ""},
 		{[]authz.Property{{Name: "key.acl.k.READ", Value: "a"}, {Name: "default.key.acl.READ", Value: "*"}}, nil, ""},
 	} {
 		p, _ := authz.Parse(c.props)

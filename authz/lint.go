@@ -46,14 +46,16 @@ func (p *Policy) Doubts(known []string) []string {
 		}
 		first := rules[of[0]]
 		if known != nil && !slices.Contains(known, name) {
-			doubt(first, "%s: no key has the ACL name %q%s", first.from.Name, name, typo.DidYouMean(name, known, claviger.Printable))
+			doubt(first, "%s: no key has the ACL name %q%s", first.from.Name, name,
+				typo.DidYouMean(name, known, claviger.Printable))
 		}
 		if _, all := rules[KeyAll]; all {
 			continue
 		}
 		for _, op := range keyOps[1:] {
 			if d, ok := p.defaults[op]; ok && !slices.Contains(of, op) && (d.all || len(d.users)+len(d.groups) > 0) {
-				doubt(first, "%s: as key %q has a rule of its own, %s (%s) does not count for it; set %s%s.%s if it should",
+				doubt(first, "%s: as key %q has a rule of its own, %s (%s) does not count "+
+					"for it; set %s%s.%s if it should",
 					first.from.Name, name, d.from.Name, orNowhere(d.from.Where), keyPrefix, name, op)
 			}
 		}

@@ -89,7 +89,8 @@ func Parse(props []Property) (p *Policy, warnings []string) {
 		}
 		if rest, ok := strings.CutPrefix(prop.Name, keyPrefix); ok && strings.Contains(rest, "*") {
 			warnings = append(warnings,
-				fmt.Sprintf("%s: is for the one key %q: there are no wildcards in the names of keys; write a rule for each key, or use %s<OP> or %s<OP>",
+				fmt.Sprintf("%s: is for the one key %q: there are no wildcards in the names of keys; write a rule "+
+					"for each key, or use %s<OP> or %s<OP>",
 					at, rest[:strings.LastIndexByte(rest, '.')], defaultPrefix, whitelistPrefix))
 		}
 		for _, s := range suspicions(prop.Value) {
@@ -164,13 +165,15 @@ func put[O ~string](into map[O]rule, known []O, op string, a rule) (complaint st
 	if _, ok := any(known).([]KeyOp); ok {
 		words = append(words, string(KeyMigrate))
 	}
-	return fmt.Sprintf("there is no operation %q, so that it is ignored%s", op, typo.DidYouMean(op, words, claviger.Printable))
+	return fmt.Sprintf("there is no operation %q, so that it is ignored%s", op,
+		typo.DidYouMean(op, words, claviger.Printable))
 }
 
 // putUnlessAll: Hadoop ignores ALL as a default and in the whitelist.
 func putUnlessAll(into map[KeyOp]rule, op string, a rule) (complaint string) {
 	if op == string(KeyAll) {
-		return "ALL is not allowed here, so that it is ignored, as in Hadoop; name READ, MANAGEMENT, GENERATE_EEK, DECRYPT_EEK one by one"
+		return "ALL is not allowed here, so that it is ignored, as in Hadoop; name READ, MANAGEMENT, " +
+			"GENERATE_EEK, DECRYPT_EEK one by one"
 	}
 	return put(into, keyOps, op, a)
 }

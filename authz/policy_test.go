@@ -50,7 +50,8 @@ func mayKey(p *authz.Policy, aclName string, op authz.KeyOp, who string) (may bo
 // operation.
 var opOf = map[string][]authz.Op{
 	"CREATE_KEY": {authz.Create}, "DELETE_KEY": {authz.Delete}, "ROLL_NEW_VERSION": {authz.Rollover},
-	"INVALIDATE_CACHE": {authz.Rollover, authz.Delete}, "GET_KEYS": {authz.GetKeys}, "GET_METADATA": {authz.GetMetadata},
+	"INVALIDATE_CACHE": {authz.Rollover, authz.Delete}, "GET_KEYS": {authz.GetKeys},
+	"GET_METADATA":    {authz.GetMetadata},
 	"GET_KEY_VERSION": {authz.Get}, "GET_CURRENT_KEY": {authz.Get}, "GET_KEY_VERSIONS": {authz.Get},
 	"GENERATE_EEK": {authz.GenerateEEK}, "DECRYPT_EEK": {authz.DecryptEEK},
 	"REENCRYPT_EEK": {authz.GenerateEEK}, "REENCRYPT_EEK_BATCH": {authz.GenerateEEK},
@@ -61,7 +62,8 @@ var keyOpOf = map[string]authz.KeyOp{
 	"CREATE_KEY": authz.KeyManagement, "DELETE_KEY": authz.KeyManagement, "ROLL_NEW_VERSION": authz.KeyManagement,
 	"INVALIDATE_CACHE": authz.KeyManagement, "GET_METADATA": authz.KeyRead, "GET_KEY_VERSION": authz.KeyRead,
 	"GET_CURRENT_KEY": authz.KeyRead, "GET_KEY_VERSIONS": authz.KeyRead, "GENERATE_EEK": authz.KeyGenerateEEK,
-	"DECRYPT_EEK": authz.KeyDecryptEEK, "REENCRYPT_EEK": authz.KeyGenerateEEK, "REENCRYPT_EEK_BATCH": authz.KeyGenerateEEK,
+	"DECRYPT_EEK": authz.KeyDecryptEEK, "REENCRYPT_EEK": authz.KeyGenerateEEK,
+	"REENCRYPT_EEK_BATCH": authz.KeyGenerateEEK,
 }
 
 // TestAsRecorded takes every decision that a real Java KMS left in its audit
@@ -102,7 +104,8 @@ func TestAsRecorded(t *testing.T) {
 			if !mayOp || !may {
 				t.Errorf("denied (op level %v, key level %v): %s", mayOp, may, s.Text())
 			}
-		case op == "READ" || op == "MANAGEMENT" || op == "ALL" || (op == "GENERATE_EEK" || op == "DECRYPT_EEK") && mayOp:
+		case op == "READ" || op == "MANAGEMENT" || op == "ALL" ||
+			(op == "GENERATE_EEK" || op == "DECRYPT_EEK") && mayOp:
 			denied++
 			if _, refused := mayKey(p, key, authz.KeyOp(op), who.Short); !slices.Contains(refused, authz.KeyOp(op)) {
 				t.Errorf("allowed at key level: %s", s.Text())
@@ -281,12 +284,14 @@ func TestWarnings(t *testing.T) {
 		{"hadoop.kms.acl.GET", "alice,*", "* inside a list admits nobody"},
 		{"hadoop.kms.acl.GET", "alice staff,*", "* inside a list admits nobody"},
 		{"hadoop.kms.acl.GET", "bob,alice@EXAMPLE.COM",
-			`"alice@EXAMPLE.COM" is a principal, but users are known by the short names that auth_to_local makes of them; write alice`},
+			`"alice@EXAMPLE.COM" is a principal, but users are known by the short names that ` +
+				`auth_to_local makes of them; write alice`},
 		{"hadoop.kms.acl.GET", "~hive/h1@EXAMPLE.COM", `"hive/h1@EXAMPLE.COM" is a principal`},
 		{"key.acl.k.ALL", `EXAMPLE\bob`, "names a domain, but users are known by their short names; write bob"},
 		{"hadoop.kms.acl.GET", "@ops",
 			`groups stand behind the first blank of the value, without a sign: write "USER,USER ops"`},
-		{"hadoop.kms.acl.GET", "alice @ops", `"@ops" is taken as a group's name, its first character with it; write ops`},
+		{"hadoop.kms.acl.GET", "alice @ops",
+			`"@ops" is taken as a group's name, its first character with it; write ops`},
 		{"hadoop.kms.acl.GET", "svc_*", `"svc_*" is taken as the name of one user: there are no wildcards`},
 		{"hadoop.kms.acl.GET", "alice ops*", `"ops*" is taken as the name of one group: there are no wildcards`},
 		{"key.acl.fin*.ALL", "alice", `is for the one key "fin*": there are no wildcards in the names of keys`},

@@ -92,7 +92,8 @@ func TestMigrateRight(t *testing.T) {
 				d := p.Explain(migrate, "a.b", alice, nil)
 				by, ok := d.DecidedBy()
 				if d.Allowed != want || !ok || !strings.HasSuffix(by.Property, ".MIGRATE") {
-					t.Errorf("own %q, default %q, whitelist %q: explained as %v by %+v, want %v", own, def, white, d.Allowed, by, want)
+					t.Errorf("own %q, default %q, whitelist %q: explained as %v by %+v, want %v", own, def,
+						white, d.Allowed, by, want)
 				}
 				if want := def == "alice" || white == "alice"; p.MayMigrate("other", alice, nil) != want {
 					t.Errorf("own %q, default %q, whitelist %q: another key: want %v", own, def, white, want)

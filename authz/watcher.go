@@ -64,8 +64,9 @@ func NewWatcher(path string, read ReadFunc, log *slog.Logger, defaults ...Proper
 	}
 	w.seen = state
 	if !state.Exists() {
-		w.log.Warn("there is no ACL file: all operations are open to everybody, but no key can be used while hadoop.kms.key.authorization.enable is true; "+
-			"write the file, with default.key.acl.* or key.acl.* properties", "file", path)
+		w.log.Warn("there is no ACL file: all operations are open to everybody, but no key can be used while "+
+			"hadoop.kms.key.authorization.enable is true; write the file, with default.key.acl.* or key.acl.* "+
+			"properties", "file", path)
 		p, _ := Parse(defaults)
 		w.policy.Store(p)
 		w.loaded()
@@ -128,8 +129,8 @@ func (w *Watcher) check(now time.Time) {
 	}
 	if !state.Exists() {
 		if w.seen.Exists() {
-			w.log.Warn("the ACL file cannot be seen any more; the rules that were loaded from it stay in force", "file", w.path,
-				"err", err)
+			w.log.Warn("the ACL file cannot be seen any more; the rules that were loaded from it stay in force",
+				"file", w.path, "err", err)
 			if err == nil {
 				err = fmt.Errorf("the ACL file %s is gone; the rules that were loaded from it stay in force", w.path)
 			}
@@ -144,8 +145,8 @@ func (w *Watcher) check(now time.Time) {
 	w.seen = state
 	if err := w.load(); err != nil {
 		if was := w.Status().Err; was == nil || was.Error() != err.Error() {
-			w.log.Error("the changed ACL file is not usable; the rules that were loaded before stay in force", "file", w.path,
-				"err", err)
+			w.log.Error("the changed ACL file is not usable; the rules that were loaded before stay in force", "file",
+				w.path, "err", err)
 			w.failed(err)
 		}
 		return
