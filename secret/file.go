@@ -57,8 +57,9 @@ func Exposed(files ...File) []string {
 			faults = append(faults, text)
 		}
 		if owner := stranger(info); owner != "" {
-			faults = append(faults, fmt.Sprintf("%s belongs to the user %s, who can read and change it; cure: chown %s %s",
-				f.name(), owner, ourselves(), f.Path))
+			faults = append(faults,
+				fmt.Sprintf("%s belongs to the user %s, who can read and change it; cure: chown %s %s",
+					f.name(), owner, ourselves(), f.Path))
 		}
 		for _, dir := range above(f.Path) {
 			if within[dir] == nil {
@@ -79,12 +80,13 @@ func Exposed(files ...File) []string {
 		// In a folder with the sticky bit, such as /tmp, each user moves his own files alone.
 		if info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
 			faults = append(faults,
-				fmt.Sprintf("folder %s may be written by everybody (mode %04o), who can replace %s; cure: chmod o-w %s", dir,
-					info.Mode().Perm(), what, dir))
+				fmt.Sprintf("folder %s may be written by everybody (mode %04o), who can "+
+					"replace %s; cure: chmod o-w %s", dir, info.Mode().Perm(), what, dir))
 		}
 		if owner := stranger(info); owner != "" {
-			faults = append(faults, fmt.Sprintf("folder %s belongs to the user %s, who can replace %s; cure: chown %s %s", dir,
-				owner, what, ourselves(), dir))
+			faults = append(faults,
+				fmt.Sprintf("folder %s belongs to the user %s, who can replace %s; cure: chown %s %s", dir,
+					owner, what, ourselves(), dir))
 		}
 	}
 	return faults

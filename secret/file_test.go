@@ -31,7 +31,8 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	if path := os.Getenv(asOther); path != "" {
-		os.Stdout.WriteString(strings.Join(secret.Exposed(secret.File{Path: path, What: "keytab"}), "\n")) //nolint:errcheck // the test sees it
+		//nolint:errcheck // the test sees it
+		os.Stdout.WriteString(strings.Join(secret.Exposed(secret.File{Path: path, What: "keytab"}), "\n"))
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
@@ -55,8 +56,10 @@ func TestFileModes(t *testing.T) {
 		{0o602, 0, "keytab PATH may be written by everybody (mode 0602), so that they are us; cure: chmod o= PATH"},
 		{0o601, 0, "keytab PATH may be run by everybody (mode 0601), so that they are us; cure: chmod o= PATH"},
 		{0o604, 0o002, ""},
-		{0o646, 0o002, "keytab PATH may be written by everybody (mode 0646), so that they are us; cure: chmod o-w PATH"},
-		{0o620, 0o020, "keytab PATH may be written by its group (mode 0620), so that they are us; cure: chmod g-w PATH"},
+		{0o646, 0o002, "keytab PATH may be written by everybody (mode 0646), so that " +
+			"they are us; cure: chmod o-w PATH"},
+		{0o620, 0o020, "keytab PATH may be written by its group (mode 0620), so that " +
+			"they are us; cure: chmod g-w PATH"},
 		{0o640, 0o077, "keytab PATH may be read by its group (mode 0640), so that they are us; cure: chmod go= PATH"},
 		{0o600, 0o077, ""},
 	} {
@@ -121,17 +124,18 @@ func TestExposedFolders(t *testing.T) {
 	check("closed", "", a, b, linked)
 	chmod(open, 0o777)
 	check("open",
-		"folder DIR/open may be written by everybody (mode 0777), who can replace DIR/open/deep/a and 1 more files; cure: chmod o-w DIR/open", a, b)
+		"folder DIR/open may be written by everybody (mode 0777), who can replace DIR/open/deep/a and 1 more "+
+			"files; cure: chmod o-w DIR/open", a, b)
 	check("open behind a link",
-		"folder DIR/open may be written by everybody (mode 0777), who can replace DIR/links/a; cure: chmod o-w DIR/open",
-		linked)
+		"folder DIR/open may be written by everybody (mode 0777), who can replace "+
+			"DIR/links/a; cure: chmod o-w DIR/open", linked)
 	chmod(open, 0o777|fs.ModeSticky)
 	check("sticky", "", a, b, linked)
 	chmod(open, 0o700)
 	chmod(link, 0o777)
 	check("open before a link",
-		"folder DIR/links may be written by everybody (mode 0777), who can replace DIR/links/a; cure: chmod o-w DIR/links",
-		linked, a)
+		"folder DIR/links may be written by everybody (mode 0777), who can replace "+
+			"DIR/links/a; cure: chmod o-w DIR/links", linked, a)
 }
 
 // programForOthers is this test's program in a folder that every user may enter.
@@ -147,7 +151,9 @@ func programForOthers(t *testing.T) (dir, program string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(os.WriteFile(program, data, 0o700), os.Chmod(program, 0o755), os.Chmod(dir, 0o755)); err != nil { //nolint:gosec // it is to be run
+	//nolint:gosec // it is to be run
+	if err := errors.Join(os.WriteFile(program, data, 0o700), os.Chmod(program, 0o755),
+		os.Chmod(dir, 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	return dir, program
@@ -180,8 +186,10 @@ func TestExposedOwner(t *testing.T) {
 	}{
 		{0, 0, nil},
 		{us, us, nil},
-		{third, us, []string{"keytab FILE belongs to the user 12345, who can read and change it; cure: chown nobody FILE"}},
-		{us, third, []string{"folder DIR belongs to the user 12345, who can replace keytab FILE; cure: chown nobody DIR"}},
+		{third, us, []string{"keytab FILE belongs to the user 12345, who can read and " +
+			"change it; cure: chown nobody FILE"}},
+		{us, third, []string{"folder DIR belongs to the user 12345, who can replace " +
+			"keytab FILE; cure: chown nobody DIR"}},
 	} {
 		if err := errors.Join(os.Chown(file, test.fileOwner, -1), os.Chown(dir, test.dirOwner, -1)); err != nil {
 			t.Fatal(err)

@@ -31,7 +31,8 @@ func TestMask(t *testing.T) {
 		{strings.Repeat("%25", 20) + aToken, "***"},
 		{"%25252525252525252525252541 and no token at all, but no end of escapes", "***"},
 		{aCookie, strings.Split(aCookie, "&s=")[0] + "&s=***"},
-		{"Authorization: negotiate " + base64.StdEncoding.EncodeToString(make([]byte, 40)), "Authorization: negotiate ***"},
+		{"Authorization: negotiate " + base64.StdEncoding.EncodeToString(make([]byte, 40)),
+			"Authorization: negotiate ***"},
 	} {
 		if got := secret.Mask(c.text); got != c.want {
 			t.Errorf("%s becomes %s, want %s", c.text, got, c.want)
@@ -39,8 +40,8 @@ func TestMask(t *testing.T) {
 	}
 	for _, text := range []string{
 		"", "k", strings.Repeat("a-key-with-a-long-name_", 40), strings.Repeat("%2f", 200), strings.Repeat("A", 5000),
-		"http://kms1.example.com:9600/kms/v1/keyversion/warehouse_finance_2026_production_main%4017/_eek?eek_op=decrypt",
-		base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{0x8a}, 300)),
+		"http://kms1.example.com:9600/kms/v1/keyversion/warehouse_finance_2026_production_main%4017/_eek?" +
+			"eek_op=decrypt", base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{0x8a}, 300)),
 		"the ticket of HTTP/kms1.example.com@EXAMPLE.COM is for Negotiate authentication, which is not configured",
 	} {
 		if got := secret.Mask(text); got != text {
@@ -62,7 +63,8 @@ func TestLogHandler(t *testing.T) {
 }
 
 func BenchmarkMask(b *testing.B) {
-	const text = "http://kms1.example.com:9600/kms/v1/keyversion/warehouse_finance_2026_production_main%4017/_eek?eek_op=decrypt"
+	const text = "http://kms1.example.com:9600/kms/v1/keyversion/warehouse_finance_2026_production_main%4017/_eek?" +
+		"eek_op=decrypt"
 	for b.Loop() {
 		secret.Mask(text)
 	}

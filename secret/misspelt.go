@@ -81,7 +81,8 @@ func unclearPassword(text []byte) [][2]int {
 		}
 		before := wordBefore.Find(text[:c])
 		switch {
-		case zooKeeperACL.Match(before), noPassword.Match(bytes.TrimLeft(rest, "/")) && !bytes.ContainsRune(before, '/'):
+		case zooKeeperACL.Match(before), noPassword.Match(bytes.TrimLeft(rest, "/")) &&
+			!bytes.ContainsRune(before, '/'):
 		case bytes.IndexByte(text, ':') == c && userOfKnown.Match(rest): // a scheme without its slashes
 		case otherScheme(before, rest):
 		case last > c:
@@ -140,7 +141,8 @@ func misspeltNames(text []byte) (found [][2]int) {
 			to = from + next
 		}
 		n := text[query+m[2] : query+m[3]]
-		if rest, done := bytes.CutPrefix(text[from:to], []byte(Redacted)); done && (len(rest) == 0 || rest[0] == ';' && pin.Match(n)) {
+		if rest, done := bytes.CutPrefix(text[from:to], []byte(Redacted)); done && (len(rest) == 0 ||
+			rest[0] == ';' && pin.Match(n)) {
 			continue
 		}
 		if secretParameter.Match(n) && !plainParameter.Match(n) || LikeSecret(string(n)) {

@@ -141,7 +141,8 @@ func ways(path string, info fs.FileInfo, uid, gid int, need right) string {
 		list = append(list, fmt.Sprintf("usermod -aG %s %s, and start the process anew", group, us))
 	case uid == 0 && (need == toEnter || need == toRead && filepath.Ext(path) == ".xml"):
 		// Configuration stays root's: the server need not be able to change it.
-		list = append(list, fmt.Sprintf("chgrp %[1]s %[3]s && chmod g+%[2]s %[3]s", groupName(os.Getegid()), letters(need.bits), path))
+		list = append(list, fmt.Sprintf("chgrp %[1]s %[3]s && chmod g+%[2]s %[3]s", groupName(os.Getegid()),
+			letters(need.bits), path))
 	}
 	rest := strings.Join(append(list, fmt.Sprintf("chown %s %s", us, path)), "; or ")
 	if first == "" {

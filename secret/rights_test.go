@@ -89,8 +89,8 @@ func TestAdmit(t *testing.T) {
 				!strings.HasSuffix(head, "user "+self.Username+" needs to "+tt.need) {
 				t.Fatalf("%q", text)
 			}
-			ways := strings.NewReplacer("FILE", file, "DIR", dir, "US",
-				self.Username).Replace(strings.ReplaceAll(strings.Join(tt.ways, "; or "), "; or where ", "; or, where "))
+			ways := strings.NewReplacer("FILE", file, "DIR", dir, "US", self.Username).
+				Replace(strings.ReplaceAll(strings.Join(tt.ways, "; or "), "; or where ", "; or, where "))
 			if list != ways {
 				t.Errorf("%q, want %q", list, ways)
 			}
@@ -141,7 +141,8 @@ func TestAdmitKeepsOwners(t *testing.T) {
 		}
 		cmd := exec.CommandContext(t.Context(), binary)
 		cmd.Env, cmd.Dir = append(os.Environ(), asOpener+"="+file, "CLAVIGER_TEST_WRITE=false"), "/"
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(tt.us), Gid: uint32(tt.us)}} //nolint:gosec // constants
+		//nolint:gosec // constants
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(tt.us), Gid: uint32(tt.us)}}
 		out, err := cmd.Output()
 		if err != nil {
 			t.Fatal(err)

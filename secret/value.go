@@ -14,7 +14,8 @@ const Redacted = "<redacted>"
 // parameters of URIs, connection strings, JAAS and JSON. A bare value ends at a
 // blank or '&' alone: a password may hold ';' and ','. Only a pin-value (RFC 7512)
 // may not. A login to ZooKeeper is "digest:USER:PASSWORD", and a list of them has commas.
-var inValue = regexp.MustCompile(`(?i)(?:(?:passw(?:or)?d|passphrase|pass|pwd|\bpw|secret|credentials?|access_?key|account_?key|private_?key|api_?key|access_?token|auth_?token|delegation|sig|signature)["']?\s*[=:]\s*)` +
+var inValue = regexp.MustCompile(`(?i)(?:(?:passw(?:or)?d|passphrase|pass|pwd|\bpw|secret|credentials?|access_?key|` +
+	`account_?key|private_?key|api_?key|access_?token|auth_?token|delegation|sig|signature)["']?\s*[=:]\s*)` +
 	`("(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.|\'\')*'?|\{[^}]*\}?|[^&\s]+)` +
 	`|(?:\bpin(?:[-_]?value)?\s*[=:]\s*|\bbearer\s+)([^&;?\s]+)` +
 	`|(?:^|[\s,;="'])digest:[^:\s,]+:([^,]+)`)
@@ -30,7 +31,8 @@ var (
 	// wrongStart lacks the ':' or a '/', or has them turned round. At the beginning of a
 	// text all that follows may be the password, elsewhere a blank ends it.
 	wrongStart       = regexp.MustCompile(`(?s)^\s*[A-Za-z][A-Za-z0-9+.-]*(?:/{2,}|:/|:\\+)(?:[^:/][^:]*)?:(.*)@`)
-	wrongStartInside = regexp.MustCompile(`(?:^|[\s,;="'(<])(?:[A-Za-z][A-Za-z0-9+.-]*(?:/+|:/|:\\+)|/)(?:[^:/\s][^:\s]*)?:(\S*)@`)
+	wrongStartInside = regexp.MustCompile(`(?:^|[\s,;="'(<])(?:[A-Za-z][A-Za-z0-9+.-]*(?:/+|:/|` +
+		`:\\+)|/)(?:[^:/\s][^:\s]*)?:(\S*)@`)
 	// withoutSlashes lacks the "//".
 	withoutSlashes = regexp.MustCompile(`(?s)^\s*([A-Za-z][A-Za-z0-9+.-]*):[^/\s:@\[]*:([^/\s].*)@`)
 	// withoutScheme lacks all of it. What begins like that and is none is an ACL of

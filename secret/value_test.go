@@ -39,7 +39,8 @@ func TestMisspelt(t *testing.T) {
 		{"h;pswd=hunter2", "h;pswd=<redacted>"},
 		{"db.passwort: hunter2", "db.passwort: <redacted>"},
 		{"secert=hunter2", "secert=<redacted>"},
-		{"postgresql://h/db?user=u&passowrd=hunter2&sslmode=require", "postgresql://h/db?user=u&passowrd=<redacted>&sslmode=require"},
+		{"postgresql://h/db?user=u&passowrd=hunter2&sslmode=require",
+			"postgresql://h/db?user=u&passowrd=<redacted>&sslmode=require"},
 		{"postgresql://h/db?user=u&pass word=hunter2 x", "postgresql://h/db?user=u&pass word=<redacted>"},
 		{"https://h/x?token=hunter2&e=1", "https://h/x?token=<redacted>&e=1"},
 		{"https://h/x?auth=u:hunter2", "https://h/x?auth=<redacted>"},
@@ -59,11 +60,14 @@ func TestMisspelt(t *testing.T) {
 		}
 	}
 	for _, plain := range []string{
-		"postgresql://claviger@db1:5432,db2:5432/claviger?sslmode=verify-full&passfile=/etc/claviger/pgpass&sslkey=/etc/key",
-		"pkcs11:token=kms@site;object=a?pin-source=file:/etc/pin&module-path=/usr/lib/x.so", "https://[::1]:9600/kms", "http://h:9600", "http://h:/x",
-		"http://0.0.0.0:${port}/x", "http://*:9870", "jdbc:postgresql://kms@h/db", "sqlite:///var/lib/claviger/a@b.db", "ldap://h:389,ldaps://h2:636",
-		"zk1:2181,zk2:2181/kms", "sasl:kms:cdrwa,world:anyone:r", "path=/usr/bin:/bin", "passfile=/etc/pgpass", "secure=true",
-		"password_file=/etc/x", "10:00-12:00", "kms://http@u1;u2:9600/kms?x=1", "syslog+tcp://h:514", "keytrustee://file@/var/lib/kms-keytrustee/x",
+		"postgresql://claviger@db1:5432,db2:5432/claviger?sslmode=verify-full&" +
+			"passfile=/etc/claviger/pgpass&sslkey=/etc/key",
+		"pkcs11:token=kms@site;object=a?pin-source=file:/etc/pin&module-path=/usr/lib/x.so", "https://[::1]:9600/kms",
+		"http://h:9600", "http://h:/x", "http://0.0.0.0:${port}/x", "http://*:9870", "jdbc:postgresql://kms@h/db",
+		"sqlite:///var/lib/claviger/a@b.db", "ldap://h:389,ldaps://h2:636", "zk1:2181,zk2:2181/kms",
+		"sasl:kms:cdrwa,world:anyone:r", "path=/usr/bin:/bin", "passfile=/etc/pgpass", "secure=true",
+		"password_file=/etc/x", "10:00-12:00", "kms://http@u1;u2:9600/kms?x=1", "syslog+tcp://h:514",
+		"keytrustee://file@/var/lib/kms-keytrustee/x",
 		"-Xlog:gc -Dx=y", "(&(objectClass=user)(sAMAccountName={0}))", "a:b:c",
 	} {
 		if got := secret.Value(plain); got != plain {
@@ -87,7 +91,8 @@ func TestAnySpelling(t *testing.T) {
 		if likePort.MatchString(password) { // and what follows may be another URI
 			password = "p" + password
 		}
-		scheme := pick("scheme", "postgresql", "kms", "jdbc:postgresql", "syslog+tcp", "ldap", "pοstgres", "пг", "post gresql")
+		scheme := pick("scheme", "postgresql", "kms", "jdbc:postgresql", "syslog+tcp", "ldap", "pοstgres", "пг",
+			"post gresql")
 		join := pick("join", "://", " ://", ": //", " : //", ":/", ":///", ":\\\\", ";//")
 		quote := pick("quote", "", "\"", "'", "“", " ", "<", "(")
 		user := pick("user", "u", "", "svc_kms", "http@u", "u%20x", "ü")
@@ -98,18 +103,22 @@ func TestAnySpelling(t *testing.T) {
 			t.Fatalf("%q is shown as %q", value, got)
 		}
 		// The '@' was forgotten. What begins as a port cannot be told from one.
-		value = quote + scheme + pick("join", "://", " ://", ": //") + user + ":p" + strings.ReplaceAll(password, "@", "") + "." + tail + quote
+		value = quote + scheme + pick("join", "://", " ://", ": //") + user + ":p" +
+			strings.ReplaceAll(password, "@", "") + "." + tail + quote
 		if got := secret.Value(value); strings.Contains(got, marker) {
 			t.Fatalf("%q is shown as %q", value, got)
 		}
-		name := pick("name", "password", "passowrd", "pasword", "pwd", "pswd", "passwort", "passwd", "secrte", "pаssword", "Pass", "passphrsae", "credentails", "db.passwrd")
+		name := pick("name", "password", "passowrd", "pasword", "pwd", "pswd", "passwort", "passwd", "secrte",
+			"pаssword", "Pass", "passphrsae", "credentails", "db.passwrd")
 		inQuery := strings.NewReplacer("&", "", "%", "").Replace(password) // '&' ends it, and escapes may make one
-		value = quote + scheme + "://h/db?" + pick("first", "", "user=u&", "sslmode=require&") + name + "=" + inQuery + pick("next", "", "&x=1")
+		value = quote + scheme + "://h/db?" + pick("first", "", "user=u&", "sslmode=require&") + name + "=" + inQuery +
+			pick("next", "", "&x=1")
 		if got := secret.Value(value); strings.Contains(got, marker) {
 			t.Fatalf("%q is shown as %q", value, got)
 		}
 		plain := strings.NewReplacer("&", "", " ", "", "\"", "", "'", "", "{", "", "%", "").Replace(password)
-		value = pick("first", "", "host=h ", "h;") + name + pick("is", "=", " = ", ": ") + plain + pick("next", "", " port=1")
+		value = pick("first", "", "host=h ", "h;") + name + pick("is", "=", " = ", ": ") + plain +
+			pick("next", "", " port=1")
 		if got := secret.Value(value); strings.Contains(got, marker) {
 			t.Fatalf("%q is shown as %q", value, got)
 		}
