@@ -15,8 +15,8 @@ import (
 
 // busyFar is a source that answers that it cannot serve this user now.
 func busyFar(context.Context) error {
-	return claviger.E("far.call", claviger.Unavailable, "", provider.Answered(errors.New("as many of your requests are "+
-		"under way here as one user's may be")))
+	return claviger.E("far.call", claviger.Unavailable, "", provider.Answered(errors.New(
+		"as many of your requests are under way here as one user's may be")))
 }
 
 // TestOneUsersLimitsAtTheSource: a source that sends one user away for limits of that user

@@ -116,8 +116,8 @@ func (r *Ring) findClashes(ctx context.Context) error {
 		return nil
 	}
 	return &clash{strings.Join(texts, "; ") + "; the rules of the key here stand before the source's EDEKs of that " +
-		"name: see claviger migrate plan, and let the users of one of the two copy their files to a zone with another " +
-		"key"}
+		"name: see claviger migrate plan, and let the users of one of the two copy their " +
+		"files to a zone with another key"}
 }
 
 // migratedFrom reports whether a key here was migrated from any source. It may be in conflict with s, which has

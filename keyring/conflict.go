@@ -171,9 +171,9 @@ func notKnown(op string, v *claviger.KeyVersion, s *source, err error) error {
 	err = s.explain(err, aboutMetadata(v.Key, v.Key))
 	switch kind := claviger.KindOf(err); kind {
 	case claviger.SourceUnreachable, claviger.SourceRefused:
-		return claviger.Errorf(op, kind, v.Name, "EDEKs of '%s' are not re-encrypted while it is not known whether the "+
-			"source %s has rolled its key to a version of that name: %s; a source that has gone for good must be taken "+
-			"out of the configuration", v.Name, s.URI(), reason(err))
+		return claviger.Errorf(op, kind, v.Name, "EDEKs of '%s' are not re-encrypted "+
+			"while it is not known whether the source %s has rolled its key to a version of that name: %s; a source "+
+			"that has gone for good must be taken out of the configuration", v.Name, s.URI(), reason(err))
 	}
 	return err
 }

@@ -148,7 +148,8 @@ func TestReencryptBatchRefused(t *testing.T) {
 		{"missing key", "nokey", []claviger.EDEK{{Version: "nokey@0", IV: make([]byte, 16)}},
 			claviger.VersionNotFound, ""},
 		{"key not allowed", "shut", shut, claviger.KeyDenied, ""},
-		{"key not allowed, wrong version", "shut", []claviger.EDEK{shut[0], good[0]}, claviger.KeyDenied, ""}, // Hadoop: wrong key
+		// Hadoop: wrong key
+		{"key not allowed, wrong version", "shut", []claviger.EDEK{shut[0], good[0]}, claviger.KeyDenied, ""},
 		{"wrong version first", "shut", []claviger.EDEK{good[0], shut[0]}, claviger.WrongKey, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -123,9 +123,9 @@ func (r *Ring) needNotCounted(ctx context.Context, s *source, v claviger.Version
 	}
 	s.recordAbsent(v)
 	err = claviger.Errorf("keyring.source", claviger.SourceUnreachable, v.Name(), "key version '%s' is not held here, "+
-		"and the source %s counts %d versions of the key, and says that it has none of that name: another of its nodes "+
-		"may have it. It is asked again, and believed after %v; if all its nodes say so, it has lost the version: "+
-		"restore it there from a backup",
+		"and the source %s counts %d versions of the key, and says that it has none of "+
+		"that name: another of its nodes may have it. It is asked again, and believed after %v; if all its nodes "+
+		"say so, it has lost the version: restore it there from a backup",
 		v.Name(), s.URI(), m.Versions, absentSettles)
 	return ruled{claviger.Answer(err, fmt.Sprintf("the KMS that may hold key version '%s' counts a version of that "+
 		"name, and says now that it has none; try again", v.Name()))}

@@ -191,14 +191,17 @@ func TestMissingByTheJournal(t *testing.T) {
 	}{
 		{decrypt("ended", "ended@3"), claviger.VersionNotFound, []string{"of key 'ended' at " + farURI + ", whose " +
 			"migration was finished at 2026-11-20T10:00:00Z", "reencryption.source.uri"}},
-		{generate("left"), claviger.KeyNotFound, []string{"'left' was at " + farURI, "finished at 2026-11-20T10:00:00Z " +
-			"without it"}},
+		{generate("left"), claviger.KeyNotFound,
+			[]string{"'left' was at " + farURI, "finished at 2026-11-20T10:00:00Z " +
+				"without it"}},
 		{generate("waits"), claviger.KeyNotFound, []string{"'waits' is at " + farURI + " and was not migrated yet",
 			"claviger migrate run"}},
-		{generate("deleted"), claviger.KeyNotFound, []string{"'deleted' was migrated from " + farURI + " and has been " +
-			"deleted here since"}},
-		{decrypt("shelved", made.Name), claviger.VersionNotFound, []string{"a version of key 'shelved' here, which was " +
-			"deleted", "claviger key undelete"}},
+		{generate("deleted"), claviger.KeyNotFound,
+			[]string{"'deleted' was migrated from " + farURI + " and has been " +
+				"deleted here since"}},
+		{decrypt("shelved", made.Name), claviger.VersionNotFound,
+			[]string{"a version of key 'shelved' here, which was " +
+				"deleted", "claviger key undelete"}},
 		{decrypt("shelved", "shelved@77"), claviger.VersionNotFound, []string{"can be read only while that KMS is a " +
 			"source"}},
 		{decrypt("purged", "purged@1"), claviger.VersionNotFound, []string{"made here for key 'purged'",

@@ -70,9 +70,10 @@ func (r *Ring) madeTwice(use string, v claviger.VersionRef, made, source string)
 	err := claviger.Errorf(op, kind, version, "'%s' is one key in %s, into which the key was taken over, and another "+
 		"one at %s, so it cannot be known which of the two an EDEK is of: "+
 		"%s", version, made, source, r.madeTwiceCure(v, made))
-	return claviger.Answer(err, fmt.Sprintf("key version '%s' is one key where it was made by a migration, and another "+
-		"one at the KMS that the key was migrated from, so nothing is opened or re-encrypted with it; this server's "+
-		"log says what to do", version))
+	return claviger.Answer(err,
+		fmt.Sprintf("key version '%s' is one key where it was made by a migration, and another "+
+			"one at the KMS that the key was migrated from, so nothing is opened or "+
+			"re-encrypted with it; this server's log says what to do", version))
 }
 
 // madeTwiceCure says what to do about such a version.

@@ -42,8 +42,8 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 			Key: aclName, Caller: c})
 		// The text has the name in the request also where the key has another ACL name: not every caller may know the
 		// ACL name at the source.
-		return claviger.Errorf("keyring.access", claviger.KeyDenied, key, "User [%s] is not authorized to perform [%s] "+
-			"on key with ACL name [%s]!!", c.Short, authz.KeyMigrate, key)
+		return claviger.Errorf("keyring.access", claviger.KeyDenied, key,
+			"User [%s] is not authorized to perform [%s] on key with ACL name [%s]!!", c.Short, authz.KeyMigrate, key)
 	}
 	// First without a question to the source, which may hang: not every caller may cause one.
 	if !q.policy.MayMigrateAny(c.Principal, r.cfg.Groups) {

@@ -60,12 +60,12 @@ func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use string, v clavi
 	if err != nil || was.IsZero() {
 		return nil, err
 	}
-	err = claviger.Errorf(op, kind, version, "the source %s has a key '%s' made %s, and the one that was migrated from "+
-		"there was made %s: it was deleted there, and another one made, so it cannot be known which of the two '%s' an "+
-		"EDEK is of. EDEKs of the older one open nowhere, unless a backup of the source from before is restored. "+
-		"Where no file needs them, or where that source gives a key a new time at each roll, as a Ranger KMS "+
-		"does on a cloud's key vault, set claviger.migration.theirs to %s and restart: then the source "+
-		"opens all EDEKs of that name",
+	err = claviger.Errorf(op, kind, version, "the source %s has a key '%s' made %s, and "+
+		"the one that was migrated from there was made %s: it was deleted there, and another one made, so it cannot "+
+		"be known which of the two '%s' an EDEK is of. EDEKs of the older one open nowhere, unless a backup of the "+
+		"source from before is restored. Where no file needs them, or where that source gives a key a new time "+
+		"at each roll, as a Ranger KMS does on a cloud's key vault, set claviger.migration.theirs to %s "+
+		"and restart: then the source opens all EDEKs of that name",
 		s.URI(), theirs.Name, preciseStamp(theirs.Created), preciseStamp(was), version,
 		claviger.NamesWith(r.cfg.Theirs, version))
 	return claviger.Answer(err, fmt.Sprintf("key version '%s' may be of either of two keys that the KMS has had under "+
@@ -131,8 +131,8 @@ func needNotThere(ctx context.Context, s *source, v claviger.VersionRef, twice e
 // deletedCure says what to do about a version in conflict that was used and is deleted.
 func (r *Ring) deletedCure(v claviger.VersionRef) string {
 	return fmt.Sprintf("bring key %s back here (claviger key undelete), and do then what the log and /readyz say. "+
-		"Where it was purged, or no file needs what was made here under that version, set claviger.migration.theirs to "+
-		"%s and restart: then the source opens all EDEKs of that name",
+		"Where it was purged, or no file needs what was made here under that version, set "+
+		"claviger.migration.theirs to %s and restart: then the source opens all EDEKs of that name",
 		claviger.Printable(v.Key), claviger.NamesWith(r.cfg.Theirs, v.Name()))
 }
 
@@ -167,8 +167,9 @@ func (r *Ring) cureHere(ctx context.Context, v claviger.VersionRef) string {
 	if _, used := r.conflicts.used.Load(v.Name()); !used {
 		never, err := r.neverUsed(ctx, v.Key)
 		if never && err == nil {
-			return fmt.Sprintf("stop rolls at the source. No version of key %s was ever used here: delete the key here "+
-				"and run the migration again, which takes the next number", claviger.Printable(v.Key))
+			return fmt.Sprintf("stop rolls at the source. No version of key %s was ever "+
+				"used here: delete the key here and run the migration again, which takes the next number",
+				claviger.Printable(v.Key))
 		}
 		if err == nil {
 			r.conflicts.used.Store(v.Name(), true)

@@ -80,8 +80,8 @@ func (p *primary) deletedOf(ctx context.Context, key, version string) ([]provide
 // softDeleter returns what keeps deleted keys. Kind Unsupported where they are not kept.
 func (p *primary) softDeleter(op, key string) (provider.SoftDeleter, error) {
 	if p.soft == nil {
-		return nil, claviger.Errorf(op, claviger.Unsupported, key, "the provider %s destroys a key when it is deleted, "+
-			"so that there is nothing to undelete or purge", p.URI())
+		return nil, claviger.Errorf(op, claviger.Unsupported, key,
+			"the provider %s destroys a key when it is deleted, so that there is nothing to undelete or purge", p.URI())
 	}
 	return p.soft, nil
 }

@@ -135,8 +135,8 @@ func TestRightsAsRecorded(t *testing.T) {
 		{"keyversion-denied-key", "reader", version("ka@0"), claviger.KeyDenied, keyText("reader", "READ", "ka"),
 			false},
 		{"keyversion-missing", "reader", version("ka@9"), ok, "", false},
-		{"currentversion-denied-op", "bob", current, claviger.Denied, "User:bob not allowed to do 'GET_CURRENT_KEY' on " +
-			"'ka'", false},
+		{"currentversion-denied-op", "bob", current, claviger.Denied,
+			"User:bob not allowed to do 'GET_CURRENT_KEY' on 'ka'", false},
 		{"currentversion-denied-key", "reader", current, claviger.KeyDenied, keyText("reader", "READ", "ka"), false},
 		{"versions-denied-key", "reader", versions("ka"), claviger.KeyDenied, keyText("reader", "READ", "ka"), false},
 		{"versions-missing", "reader", versions("nokey"), ok, "", false},

@@ -43,11 +43,11 @@ func (r *Ring) needNoSource(ctx context.Context, op, name string) error {
 		switch {
 		case claviger.Is(err, claviger.KeyNotFound):
 		case err == nil:
-			return claviger.Errorf(op, claviger.Invalid, name, "key '%s' is at the source %s, so a key of that name is "+
-				"made here by migration alone: have it taken over (claviger migrate run, claviger key migrate, or POST "+
-				"trustee/key/%s?trusteeOp=migrate); a key that was migrated and deleted here comes back by "+
-				"trusteeOp=undelete, or may be made anew once it is deleted at the source "+
-				"too", name, s.URI(), name)
+			return claviger.Errorf(op, claviger.Invalid, name,
+				"key '%s' is at the source %s, so a key of that name is made here by migration alone: have it taken "+
+					"over (claviger migrate run, claviger key migrate, or POST trustee/key/%s?trusteeOp=migrate); a "+
+					"key that was migrated and deleted here comes back by trusteeOp=undelete, or may be made anew "+
+					"once it is deleted at the source too", name, s.URI(), name)
 		default:
 			err = s.explain(err, aboutMetadata(name, name))
 			switch kind := claviger.KindOf(err); kind {
@@ -126,10 +126,10 @@ func (r *Ring) needSameOrigin(ctx context.Context, q *request, current *claviger
 		return err
 	}
 	if !same {
-		return claviger.Errorf("keyring.Reencrypt", claviger.Invalid, current.Key, "EDEKs of the source's key '%s' are "+
-			"not brought under key '%s' of this KMS, which was not migrated from it: claviger migrate plan says how "+
-			"the two differ and what to do; do not delete the key here while files are under "+
-			"it", theirs.Name, current.Key)
+		return claviger.Errorf("keyring.Reencrypt", claviger.Invalid, current.Key,
+			"EDEKs of the source's key '%s' are not brought under key '%s' of this KMS, which was not migrated from "+
+				"it: claviger migrate plan says how the two differ and what to do; do not delete the "+
+				"key here while files are under it", theirs.Name, current.Key)
 	}
 	return q.needKey(ctx, theirs, authz.KeyGenerateEEK)
 }
@@ -178,10 +178,10 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 		return err // it was asked
 	case o.Finished.IsZero():
 		// No final answer: what is encrypted under it is there to be read again.
-		return claviger.Errorf("keyring.history", claviger.SourceUnreachable, name, "'%s' may be a version of key '%s' "+
-			"at %s, whose migration is not finished, and that KMS is not configured here any more: name it in "+
-			"hadoop.kms.key.provider.reencryption.source.uri again, or end the migration with claviger migrate "+
-			"finish", name, key, o.Source)
+		return claviger.Errorf("keyring.history", claviger.SourceUnreachable, name,
+			"'%s' may be a version of key '%s' at %s, whose migration is not finished, and that KMS is not "+
+				"configured here any more: name it in hadoop.kms.key.provider.reencryption.source.uri again, or end "+
+				"the migration with claviger migrate finish", name, key, o.Source)
 	default:
 		why = fmt.Sprintf("it may be a version of key '%s' at %s, whose migration was finished at %s: what is "+
 			"encrypted under it can be read only while that KMS is a source "+

@@ -410,8 +410,10 @@ func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadow
 			c.Migrator = mover{t, past, src, primary}
 		}
 		c.Policy = rules(t, "keytrustee.kms.acl.UNDELETE", "root", "keytrustee.kms.acl.PURGE", "alice,bob",
-			"key.acl.payroll.MIGRATE", "alice", "key.acl.scratch.MIGRATE", "bob", "key.acl.payroll.ALL", "alice", "key.acl.payroll.GENERATE_EEK", "alice,nn", "key.acl.payroll.MANAGEMENT", "alice,root",
-			"key.acl.scratch.ALL", "bob", "key.acl.scratch.GENERATE_EEK", "bob,nn", "key.acl.scratch.MANAGEMENT", "bob,root")
+			"key.acl.payroll.MIGRATE", "alice", "key.acl.scratch.MIGRATE", "bob", "key.acl.payroll.ALL", "alice",
+			"key.acl.payroll.GENERATE_EEK", "alice,nn", "key.acl.payroll.MANAGEMENT", "alice,root",
+			"key.acl.scratch.ALL", "bob", "key.acl.scratch.GENERATE_EEK", "bob,nn", "key.acl.scratch.MANAGEMENT",
+			"bob,root")
 	})
 	l.primary, l.past = primary, past
 	return &shadowLab{l, far, es[0], deks[0]}

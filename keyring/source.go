@@ -75,8 +75,8 @@ func newSource(s Source, cfg Config, log *slog.Logger) (*source, error) {
 		return nil, err
 	}
 	src := &source{
-		Provider: s.Provider, crypter: c, reencryption: s.Reencryption, property: "hadoop.kms.key.provider.uri", log: log,
-		timeout: cfg.SourceTimeout, failures: cfg.SourceFailures,
+		Provider: s.Provider, crypter: c, reencryption: s.Reencryption, property: "hadoop.kms.key.provider.uri",
+		log: log, timeout: cfg.SourceTimeout, failures: cfg.SourceFailures,
 		keys: newCache[*claviger.Metadata](foreignTimeout, false, cachedKeys),
 	}
 	_, src.remote = c.(remote)

@@ -35,8 +35,8 @@ func oneMetadata(ctx context.Context, from provider.Reader, key string) (*clavig
 	case err != nil:
 		return nil, err
 	case len(ms) != 1:
-		return nil, claviger.Errorf("keyring.metadata", claviger.Internal, key, "provider told of %d keys where it was "+
-			"asked for one", len(ms))
+		return nil, claviger.Errorf("keyring.metadata", claviger.Internal, key,
+			"provider told of %d keys where it was asked for one", len(ms))
 	case ms[0] == nil:
 		return nil, claviger.E("keyring.metadata", claviger.KeyNotFound, key, nil)
 	}
