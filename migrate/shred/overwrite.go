@@ -61,8 +61,9 @@ func (s *shredder) plain(name string) (fs.FileInfo, error) {
 		return nil, nil
 	}
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok && sys.Nlink > 1 {
-		s.left = append(s.left, fmt.Sprintf("%s has %d names (hard links), and overwriting it would overwrite them all: "+
-			"find the others (find / -xdev -inum %d)", name, sys.Nlink, sys.Ino))
+		s.left = append(s.left,
+			fmt.Sprintf("%s has %d names (hard links), and overwriting it would overwrite them all: "+
+				"find the others (find / -xdev -inum %d)", name, sys.Nlink, sys.Ino))
 		return nil, nil
 	}
 	return st, nil

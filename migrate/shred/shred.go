@@ -97,12 +97,13 @@ func Folder(dir string) (left []string, err error) {
 	}
 	defer func() { err = errors.Join(err, s.root.Close()) }()
 	if _, err := s.root.Lstat("keytrustee.db"); err == nil {
-		return nil, fmt.Errorf("%s holds keytrustee.db: it is the folder of a Key Trustee Server, not a copy of a KMS's, "+
-			"and is not touched", dir)
+		return nil, fmt.Errorf("%s holds keytrustee.db: it is the folder of a Key Trustee "+
+			"Server, not a copy of a KMS's, and is not touched", dir)
 	}
 	_, err = s.root.Lstat(trustee.PrivateRing)
 	if errors.Is(err, fs.ErrNotExist) && filepath.Base(dir) != ".keytrustee" {
-		return nil, fmt.Errorf("%s is not named .keytrustee and holds no %s: it is not touched", dir, trustee.PrivateRing)
+		return nil, fmt.Errorf("%s is not named .keytrustee and holds no %s: it is not touched",
+			dir, trustee.PrivateRing)
 	}
 	if _, err := keytrustee.Doubt(dir); err != nil {
 		return nil, err
@@ -145,7 +146,8 @@ func Folder(dir string) (left []string, err error) {
 		if st, err := s.root.Lstat(sub); err != nil || !st.IsDir() {
 			continue
 		}
-		if err := s.root.Remove(sub); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
+		if err := s.root.Remove(sub); err != nil && !errors.Is(err, fs.ErrNotExist) &&
+			!errors.Is(err, syscall.ENOTEMPTY) {
 			return s.left, err
 		}
 	}

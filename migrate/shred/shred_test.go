@@ -37,7 +37,8 @@ func copyOf(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), ".keytrustee")
 	for name, text := range map[string]string{
-		"secring.gpg": "private", "pubring.gpg": "public", "keytrustee.conf": "{}", "trustdb.gpg": "t", "random_seed": "r",
+		"secring.gpg": "private", "pubring.gpg": "public", "keytrustee.conf": "{}", "trustdb.gpg": "t",
+		"random_seed":                "r",
 		"private-keys-v1.d/0123.key": "private too", ".ssl/ssl-cert-keytrustee-pk.pem": "private as well",
 		".secring.gpg-1": "half",
 	} {
@@ -205,7 +206,8 @@ func TestSparesTheOriginal(t *testing.T) {
 	if err != nil || l.Shredded || !strings.Contains(doubt, "was copied, moved") || !whole(dir) {
 		t.Errorf("with another's mark: %+v, %q, %v", l, doubt, err)
 	}
-	release, err := owner.Share(filepath.Join(dir, keytrustee.LockFile), dir, owner.Self("a Key Trustee KMS", "/etc/kms"))
+	release, err := owner.Share(filepath.Join(dir, keytrustee.LockFile), dir,
+		owner.Self("a Key Trustee KMS", "/etc/kms"))
 	if err != nil {
 		t.Fatal(err)
 	}
