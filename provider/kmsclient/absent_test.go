@@ -105,7 +105,8 @@ func TestRangersAbsence(t *testing.T) {
 						return strings.HasPrefix(path, "/kms/v1/key/") || strings.HasPrefix(path, "/kms/v1/keyversion/")
 					}, answer)
 				})
-				if err := call("absent"); !claviger.Is(err, claviger.KeyNotFound) && !claviger.Is(err, claviger.VersionNotFound) {
+				if err := call("absent"); !claviger.Is(err, claviger.KeyNotFound) &&
+					!claviger.Is(err, claviger.VersionNotFound) {
 					t.Errorf("%s of an absent key: %v", read, err)
 				}
 				// Ranger lists "k" and answers to "K": then it may be there.
@@ -144,7 +145,8 @@ func TestOneKeyFails(t *testing.T) {
 			return false
 		}
 		jsonStatus(http.StatusInternalServerError,
-			`{"RemoteException":{"message":"class javax.crypto.spec.SecretKeySpec cannot be cast","exception":"ClassCastException","javaClassName":"java.lang.ClassCastException"}}`)(w)
+			`{"RemoteException":{"message":"class javax.crypto.spec.SecretKeySpec cannot be cast",`+
+				`"exception":"ClassCastException","javaClassName":"java.lang.ClassCastException"}}`)(w)
 		return true
 	}
 	for _, names := range [][]string{{"bad"}, {"good", "bad"}} {

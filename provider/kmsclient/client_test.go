@@ -65,11 +65,13 @@ func TestLoginRefused(t *testing.T) {
 			w.Header().Set("WWW-Authenticate", "Negotiate")
 			w.WriteHeader(401)
 		}, claviger.Denied, "wants Kerberos"},
-		"forbidden": {func(w http.ResponseWriter) { w.WriteHeader(403) }, claviger.Denied, `does not let user "mig" log in`},
+		"forbidden": {func(w http.ResponseWriter) { w.WriteHeader(403) }, claviger.Denied,
+			`does not let user "mig" log in`},
 		"no cookie": {func(w http.ResponseWriter) {}, claviger.Denied, "gave no hadoop.auth cookie"},
 		"not a KMS": {func(w http.ResponseWriter) { w.WriteHeader(404) }, claviger.Unavailable,
 			"is the path of the URI that of the KMS?"},
-		"starting": {func(w http.ResponseWriter) { w.WriteHeader(503) }, claviger.Unavailable, "503 Service Unavailable"},
+		"starting": {func(w http.ResponseWriter) { w.WriteHeader(503) }, claviger.Unavailable,
+			"503 Service Unavailable"},
 	} {
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Method != http.MethodOptions || r.URL.Query().Get("user.name") != "mig" {
@@ -138,7 +140,8 @@ func TestDoAs(t *testing.T) {
 		}
 	}
 	_, err = p.Unwrap(t.Context(), "k", "mallory", edeks)
-	want := "User: mig is not allowed to impersonate mallory (hadoop.kms.proxyuser.mig.users or .groups in that KMS's kms-site.xml must admit mallory, and .hosts this host; it must be restarted then)"
+	want := "User: mig is not allowed to impersonate mallory (hadoop.kms.proxyuser.mig.users or .groups in that " +
+		"KMS's kms-site.xml must admit mallory, and .hosts this host; it must be restarted then)"
 	if !claviger.Is(err, claviger.Denied) || !strings.HasSuffix(err.Error(), want) {
 		t.Errorf("%v", err)
 	}
@@ -171,20 +174,23 @@ func TestRefusals(t *testing.T) {
 			"GET_KEYS mig", denied(auth, 403, "User:mig not allowed to do 'GET_KEYS'"),
 			func() error { _, err := p.Keys(t.Context()); return err },
 			claviger.Denied,
-			"(hadoop.kms.acl.GET_KEYS in that KMS's kms-acls.xml must admit mig, and hadoop.kms.blacklist.GET_KEYS not name him)",
+			"(hadoop.kms.acl.GET_KEYS in that KMS's kms-acls.xml must admit mig, and " +
+				"hadoop.kms.blacklist.GET_KEYS not name him)",
 		},
 		{
 			"DECRYPT_EEK alice", denied(auth, 403, "User:alice not allowed to do 'DECRYPT_EEK' on 'k'"),
 			func() error { _, err := p.Unwrap(t.Context(), "k", "alice", edeks); return err },
 			claviger.Denied,
-			"(hadoop.kms.acl.DECRYPT_EEK in that KMS's kms-acls.xml must admit alice, and hadoop.kms.blacklist.DECRYPT_EEK not name him)",
+			"(hadoop.kms.acl.DECRYPT_EEK in that KMS's kms-acls.xml must admit alice, and " +
+				"hadoop.kms.blacklist.DECRYPT_EEK not name him)",
 		},
 		{
 			"DECRYPT_EEK mig",
 			denied(auth, 403, "User [mig] is not authorized to perform [DECRYPT_EEK] on key with ACL name [k]!!"),
 			func() error { _, err := p.Unwrap(t.Context(), "k", "", edeks); return err },
 			claviger.KeyDenied,
-			"(whitelist.key.acl.DECRYPT_EEK, or key.acl.k.DECRYPT_EEK where that key has entries of its own, in that KMS's kms-acls.xml must admit mig)",
+			"(whitelist.key.acl.DECRYPT_EEK, or key.acl.k.DECRYPT_EEK where that key has entries of its own, in " +
+				"that KMS's kms-acls.xml must admit mig)",
 		},
 		{
 			"REENCRYPT_EEK_BATCH mig", denied(auth, 403, "User:mig not allowed to do 'REENCRYPT_EEK_BATCH' on 'k'"),
@@ -195,7 +201,8 @@ func TestRefusals(t *testing.T) {
 			// As a real one wraps it.
 			"GENERATE_EEK mig",
 			denied("java.io.IOException", 500,
-				"org.apache.hadoop.thirdparty.com.google.common.util.concurrent.UncheckedExecutionException: "+auth+": User [mig] is not authorized to perform [GENERATE_EEK] on key with ACL name [k]!!"),
+				"org.apache.hadoop.thirdparty.com.google.common.util.concurrent.UncheckedExecutionException: "+auth+
+					": User [mig] is not authorized to perform [GENERATE_EEK] on key with ACL name [k]!!"),
 			func() error { _, err := p.Generate(t.Context(), "k", 1); return err },
 			claviger.KeyDenied, "whitelist.key.acl.GENERATE_EEK",
 		},

@@ -34,7 +34,8 @@ func (p *Provider) DeletedKeys(ctx context.Context) ([]kmswire.DeletedKey, error
 	}
 	var list []kmswire.DeletedKey
 	if err := json.Unmarshal(body, &list); err != nil {
-		return nil, claviger.Errorf(opDeleted, claviger.Internal, "", "KMS %s: the list of deleted keys: %w", p.uri, err)
+		return nil, claviger.Errorf(opDeleted, claviger.Internal, "", "KMS %s: the list of deleted keys: %w", p.uri,
+			err)
 	}
 	return list, nil
 }

@@ -35,8 +35,8 @@ func (p *Provider) GenerateAs(ctx context.Context, key, as string, n int) ([]cla
 		return nil, claviger.E(op, claviger.KeyNotFound, key, nil)
 	}
 	body, err := p.do(ctx, request{
-		op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_eek"), as: as, safe: true, status: http.StatusOK,
-		most:  entries(n, key),
+		op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_eek"), as: as, safe: true,
+		status: http.StatusOK, most: entries(n, key),
 		query: url.Values{"eek_op": {kmswire.OpGenerate}, "num_keys": {strconv.Itoa(n)}},
 	})
 	if err != nil {
@@ -56,7 +56,8 @@ func (p *Provider) edeks(op, key string, body []byte, n int) ([]claviger.EDEK, e
 	}
 	for i, e := range out {
 		if k, ok := claviger.KeyOfVersion(e.Version); !ok || k != key || len(e.IV) != claviger.IVSize {
-			return nil, claviger.Errorf(op, claviger.Internal, key, "KMS %s: EDEK %d is not one: version %q, IV of %d bytes",
+			return nil, claviger.Errorf(op, claviger.Internal, key,
+				"KMS %s: EDEK %d is not one: version %q, IV of %d bytes",
 				p.uri, i, e.Version, len(e.IV))
 		}
 	}
@@ -121,8 +122,8 @@ func (p *Provider) unwrap(ctx context.Context, key, as string, e claviger.EDEK) 
 		return nil, err
 	}
 	if len(dek) != len(e.Material) {
-		return nil, claviger.Errorf(opUnwrap, claviger.Internal, e.Version, "KMS %s: a DEK of %d bytes for an EDEK of %d",
-			p.uri, len(dek), len(e.Material))
+		return nil, claviger.Errorf(opUnwrap, claviger.Internal, e.Version,
+			"KMS %s: a DEK of %d bytes for an EDEK of %d", p.uri, len(dek), len(e.Material))
 	}
 	return dek, nil
 }

@@ -36,8 +36,8 @@ func (p *Provider) refused(ctx context.Context, h *host, r request, resp *http.R
 	switch {
 	case resp.StatusCode == http.StatusUnauthorized:
 		return &failure{err: claviger.Errorf(r.op, claviger.Denied, r.key,
-			"KMS %s does not take its own login cookie of user %q: its hosts' clocks or signer secrets may differ", h.base,
-			p.opt.User), untouched: true, final: true}
+			"KMS %s does not take its own login cookie of user %q: its hosts' clocks or signer secrets may differ",
+			h.base, p.opt.User), untouched: true, final: true}
 	case resp.StatusCode == http.StatusForbidden:
 		kind, advice := p.denied(ctx, r, message)
 		if message == "" {
@@ -56,8 +56,8 @@ func (p *Provider) refused(ctx context.Context, h *host, r request, resp *http.R
 		if resp.StatusCode < http.StatusMultipleChoices {
 			return says(claviger.Internal, fmt.Sprintf("answered %s, which is no answer to this request", resp.Status))
 		}
-		return says(claviger.Internal, fmt.Sprintf("answered %s without a reason; is the path of the URI that of the KMS?",
-			resp.Status))
+		return says(claviger.Internal, fmt.Sprintf(
+			"answered %s without a reason; is the path of the URI that of the KMS?", resp.Status))
 	}
 	// The texts that a KMS of several kinds of failure has in common first.
 	if kind, advice := p.denied(ctx, r, message); strings.Contains(message, "AuthorizationException") {
@@ -116,7 +116,8 @@ var texts = []struct {
 
 var (
 	opDenied  = regexp.MustCompile(`^User:(\S+) not allowed to do '(\w+)'(?: on '([^']*)')?`)
-	keyDenied = regexp.MustCompile(`User \[([^\]]*)\] is not authorized to perform \[(\w+)\] on key with ACL name \[([^\]]*)\]`)
+	keyDenied = regexp.MustCompile(
+		`User \[([^\]]*)\] is not authorized to perform \[(\w+)\] on key with ACL name \[([^\]]*)\]`)
 	newDenied = regexp.MustCompile(`User \[([^\]]*)\] is not authorized to create key`)
 	doAsUser  = regexp.MustCompile(`^User: (\S+) is not allowed to impersonate (\S+)`)
 	doAsHost  = regexp.MustCompile(`^Unauthorized connection for super-user: (\S+)`)
@@ -164,20 +165,23 @@ func shortOf(name string) string {
 func (p *Provider) denied(ctx context.Context, r request, message string) (kind claviger.Kind, advice string) {
 	if m := doAsUser.FindStringSubmatch(message); m != nil {
 		return claviger.Denied,
-			fmt.Sprintf(" (hadoop.kms.proxyuser.%s.users or .groups in that KMS's kms-site.xml must admit %s, and .hosts this host; it must be restarted then)", shortOf(m[1]), r.as)
+			fmt.Sprintf(" (hadoop.kms.proxyuser.%s.users or .groups in that KMS's kms-site.xml must admit %s, and "+
+				".hosts this host; it must be restarted then)", shortOf(m[1]), r.as)
 	}
 	if m := doAsHost.FindStringSubmatch(message); m != nil {
 		return claviger.Denied,
-			fmt.Sprintf(" (hadoop.kms.proxyuser.%s.hosts in that KMS's kms-site.xml must name this host's address; it must be restarted then)", shortOf(m[1]))
+			fmt.Sprintf(" (hadoop.kms.proxyuser.%s.hosts in that KMS's kms-site.xml must name this host's "+
+				"address; it must be restarted then)", shortOf(m[1]))
 	}
 	if m := keyDenied.FindStringSubmatch(message); m != nil {
 		return claviger.KeyDenied,
-			fmt.Sprintf(" (whitelist.key.acl.%s, or key.acl.%s.%s where that key has entries of its own, in that KMS's kms-acls.xml must admit %s)", m[2], m[3], m[2], m[1])
+			fmt.Sprintf(" (whitelist.key.acl.%s, or key.acl.%s.%s where that key has entries of its own, in that "+
+				"KMS's kms-acls.xml must admit %s)", m[2], m[3], m[2], m[1])
 	}
 	if m := newDenied.FindStringSubmatch(message); m != nil {
 		return claviger.KeyDenied,
-			fmt.Sprintf(" (whitelist.key.acl.MANAGEMENT or default.key.acl.MANAGEMENT in that KMS's kms-acls.xml must admit %s)",
-				m[1])
+			fmt.Sprintf(" (whitelist.key.acl.MANAGEMENT or default.key.acl.MANAGEMENT in that "+
+				"KMS's kms-acls.xml must admit %s)", m[1])
 	}
 	if m := opDenied.FindStringSubmatch(message); m != nil {
 		if acl := trusteeACLOf[m[2]]; acl != "" {
@@ -188,7 +192,8 @@ func (p *Provider) denied(ctx context.Context, r request, message string) (kind 
 				return claviger.Denied, rangerAdvice(m[2], m[1], m[3])
 			}
 			return claviger.Denied,
-				fmt.Sprintf(" (hadoop.kms.acl.%s in that KMS's kms-acls.xml must admit %s, and hadoop.kms.blacklist.%s not name him)", acl, m[1], acl)
+				fmt.Sprintf(" (hadoop.kms.acl.%s in that KMS's kms-acls.xml must admit %s, and "+
+					"hadoop.kms.blacklist.%s not name him)", acl, m[1], acl)
 		}
 	}
 	return claviger.Denied, ""

@@ -127,7 +127,8 @@ func TestFailoverIsTold(t *testing.T) {
 	})
 	s1, s2 := twoHosts(t, f, f)
 	for uri, want := range map[string]string{
-		uriOf(s1): "KMS host failed, and answered when it was asked again", uriOf(s1, s1): "KMS host failed, and answered when it was asked again",
+		uriOf(s1):     "KMS host failed, and answered when it was asked again",
+		uriOf(s1, s1): "KMS host failed, and answered when it was asked again",
 		uriOf(s1, s2): "KMS host failed, and another answered",
 	} {
 		calls.Store(0)
@@ -191,7 +192,8 @@ func TestUnknownOutcomeIsNotRepeated(t *testing.T) {
 	} {
 		changes.Store(0)
 		err := call()
-		if claviger.KindOf(err) != claviger.Internal || !strings.Contains(err.Error(), "whether it was done is not known") {
+		if claviger.KindOf(err) != claviger.Internal ||
+			!strings.Contains(err.Error(), "whether it was done is not known") {
 			t.Errorf("%s: %v", name, err)
 		}
 		if n := changes.Load(); n != 1 {
@@ -228,11 +230,14 @@ func TestWhichAnswersFailOver(t *testing.T) {
 		kind        claviger.Kind
 		text        string
 	}{
-		{500, `{"RemoteException":{"message":"disk full","exception":"IOException","javaClassName":"java.io.IOException"}}`,
+		{500, `{"RemoteException":{"message":"disk full","exception":"IOException",` +
+			`"javaClassName":"java.io.IOException"}}`,
 			3, 1, claviger.Internal, "disk full (IOException, 500 Internal Server Error)"},
-		{400, `{"RemoteException":{"message":"no such thing","exception":"IllegalArgumentException","javaClassName":"x"}}`, 1,
-			1, claviger.Invalid, "no such thing"},
-		{403, `{"RemoteException":{"message":"User:mig not allowed to do 'GET_KEYS'","exception":"AuthorizationException","javaClassName":"x"}}`, 1, 1, claviger.Denied, "hadoop.kms.acl.GET_KEYS"},
+		{400, `{"RemoteException":{"message":"no such thing","exception":"IllegalArgumentException",` +
+			`"javaClassName":"x"}}`, 1, 1, claviger.Invalid, "no such thing"},
+		{403, `{"RemoteException":{"message":"User:mig not allowed to do 'GET_KEYS'",` +
+			`"exception":"AuthorizationException","javaClassName":"x"}}`, 1, 1, claviger.Denied,
+			"hadoop.kms.acl.GET_KEYS"},
 		{503, `busy`, 3, 3, claviger.Unavailable, "503"},
 		{502, `<html>`, 3, 1, claviger.Unavailable, "502"},
 		{404, `<html>`, 1, 1, claviger.Internal, "is the path of the URI that of the KMS?"},
@@ -272,7 +277,8 @@ func TestWhichAnswersFailOver(t *testing.T) {
 // silence of one, and from a balancer's: also where the time ends before the last attempt,
 // and where the other host is silent.
 func TestAnsweredBusy(t *testing.T) {
-	const standby = `{"RemoteException":{"message":"ask another node","exception":"StandbyException","javaClassName":"org.apache.hadoop.ipc.StandbyException"}}`
+	const standby = `{"RemoteException":{"message":"ask another node","exception":"StandbyException",` +
+		`"javaClassName":"org.apache.hadoop.ipc.StandbyException"}}`
 	for _, c := range []struct {
 		name      string
 		status    int
@@ -447,7 +453,8 @@ func TestSchemeMismatch(t *testing.T) {
 		"https to http": {strings.Replace(uriOf(plain), "http@", "https@", 1),
 			"it speaks http, but the URI says https: write kms://http@"},
 		"unknown authority": {uriOf(secure), "ssl.client.truststore.location"},
-		"wrong name":        {strings.Replace(uriOf(secure), "127.0.0.1", "127.0.0.3", 1), "name the host as its certificate does"},
+		"wrong name": {strings.Replace(uriOf(secure), "127.0.0.1", "127.0.0.3", 1),
+			"name the host as its certificate does"},
 	} {
 		opt := kmsclient.Options{}
 		if name == "wrong name" {
@@ -459,7 +466,8 @@ func TestSchemeMismatch(t *testing.T) {
 			opt.TLS.ServerName = "elsewhere.test"
 			p = open(t, uriOf(secure), opt)
 		}
-		if _, err := p.Keys(t.Context()); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), c.want) {
+		if _, err := p.Keys(t.Context()); !claviger.Is(err, claviger.Unavailable) ||
+			!strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

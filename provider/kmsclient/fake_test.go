@@ -94,7 +94,8 @@ func (f *fakeKMS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	f.lock(func() {
-		f.calls = append(f.calls, strings.TrimSuffix(r.Method+" "+r.URL.EscapedPath()+"?"+r.URL.RawQuery, "?")+" as "+user)
+		f.calls = append(f.calls, strings.TrimSuffix(r.Method+" "+r.URL.EscapedPath()+"?"+r.URL.RawQuery, "?")+" as "+
+			user)
 	})
 	status, v, err := f.route(r, user)
 	if err != nil {
@@ -337,7 +338,8 @@ func (f *fakeKMS) generate(ctx context.Context, key string, q url.Values, denied
 	v, err := f.keys.Current(ctx, key)
 	if err != nil {
 		return 0, nil,
-			ioException("org.apache.hadoop.thirdparty.com.google.common.util.concurrent.UncheckedExecutionException: java.lang.NullPointerException: No KeyVersion exists for key '%s' ", key)
+			ioException("org.apache.hadoop.thirdparty.com.google.common.util.concurrent."+
+				"UncheckedExecutionException: java.lang.NullPointerException: No KeyVersion exists for key '%s' ", key)
 	}
 	edeks, err := eek.Generate(ctx, f.keys, v.Name, v.BitLength/8, n, nil)
 	out := []any{}
@@ -376,7 +378,8 @@ func (f *fakeKMS) keyVersion(r *http.Request, rest string, denied func(string) e
 	deks, err := eek.Unwrap(r.Context(), f.keys, []claviger.EDEK{{Version: name, IV: unb64(in.IV),
 		Material: unb64(in.Material)}})
 	if err != nil {
-		return 0, nil, ioException("java.security.InvalidAlgorithmParameterException: Wrong IV length: must be 16 bytes long")
+		return 0, nil, ioException("java.security.InvalidAlgorithmParameterException: Wrong IV " +
+			"length: must be 16 bytes long")
 	}
 	return 200, map[string]any{"name": v.Key, "versionName": "EK", "material": b64(deks[0])}, nil
 }
@@ -396,7 +399,8 @@ func (f *fakeKMS) reencrypt(r *http.Request, key string, denied func(string) err
 	var edeks []claviger.EDEK
 	for _, e := range in {
 		if e.Inner.VersionName != "EEK" {
-			return 0, nil, illegalArgument("encryptedKey version name must be 'EEK', but found '%s'", e.Inner.VersionName)
+			return 0, nil, illegalArgument("encryptedKey version name must be 'EEK', but found '%s'",
+				e.Inner.VersionName)
 		}
 		if k, _ := claviger.KeyOfVersion(e.VersionName); k != key {
 			return 0, nil, illegalArgument("KeyVersion '%s' does not belong to the key '%s'", e.VersionName, key)

@@ -45,6 +45,7 @@ func itself(h *host, r request, err error) *failure {
 	if !errors.Is(err, provider.ErrItself) {
 		return nil
 	}
-	return &failure{err: claviger.E(r.op, claviger.Unavailable, r.key, fmt.Errorf("KMS %s: %w", h.base, provider.ErrItself)),
+	return &failure{err: claviger.E(r.op, claviger.Unavailable, r.key,
+		fmt.Errorf("KMS %s: %w", h.base, provider.ErrItself)),
 		untouched: true, final: true}
 }

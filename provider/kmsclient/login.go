@@ -68,7 +68,8 @@ func (f *failure) orNil() error {
 var errWantsKerberos = errors.New("it wants Kerberos")
 
 // handshake sends OPTIONS, which does nothing but to authenticate.
-func (p *Provider) handshake(ctx context.Context, h *host, r request, query, authorization string) (*http.Response, *failure) {
+func (p *Provider) handshake(ctx context.Context, h *host, r request, query, authorization string) (
+	*http.Response, *failure) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodOptions, h.base+"/v1/keys/names"+query, nil)
 	if err != nil {
 		return nil, &failure{err: err, untouched: true}
@@ -117,13 +118,15 @@ func (p *Provider) simple(ctx context.Context, h *host, r request) (string, *fai
 	case negotiates && p.opt.Negotiate != nil:
 		return "", &failure{err: errWantsKerberos, untouched: true}
 	case negotiates:
-		err = fmt.Errorf("KMS %s wants Kerberos, and no login by it is set up here (claviger.client.kerberos.principal and .keytab)",
+		err = fmt.Errorf("KMS %s wants Kerberos, and no login by it is set up here "+
+			"(claviger.client.kerberos.principal and .keytab)",
 			h.base)
 	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden:
-		err = fmt.Errorf("KMS %s does not let user %q log in by simple authentication: %s", h.base, p.opt.User, resp.Status)
+		err = fmt.Errorf("KMS %s does not let user %q log in by simple authentication: %s", h.base,
+			p.opt.User, resp.Status)
 	case resp.StatusCode < 300:
-		err = fmt.Errorf("%s gave no %s cookie for user %q: it is not a KMS with simple authentication", h.base, authCookie,
-			p.opt.User)
+		err = fmt.Errorf("%s gave no %s cookie for user %q: it is not a KMS with simple authentication", h.base,
+			authCookie, p.opt.User)
 	default:
 		return "", notAKMS(h, resp)
 	}
@@ -132,7 +135,8 @@ func (p *Provider) simple(ctx context.Context, h *host, r request) (string, *fai
 
 // deniedLogin is a login that this KMS refuses for good.
 func deniedLogin(r request, err error) *failure {
-	return &failure{err: claviger.E(r.op, claviger.Denied, r.key, &provider.LoginError{Err: err}), untouched: true, final: true}
+	return &failure{err: claviger.E(r.op, claviger.Denied, r.key, &provider.LoginError{Err: err}),
+		untouched: true, final: true}
 }
 
 // notAKMS is for statuses that no KMS that serves gives to a login: it is none,
@@ -173,7 +177,8 @@ func (p *Provider) kerberos(ctx context.Context, h *host, r request) (string, *f
 	case got := <-done:
 		return got.cookie, got.f
 	case <-ctx.Done():
-		return "", &failure{err: &provider.LoginError{Err: fmt.Errorf("logging in by Kerberos: %w (does the KDC answer?)", ctx.Err())}, untouched: true}
+		return "", &failure{err: &provider.LoginError{
+			Err: fmt.Errorf("logging in by Kerberos: %w (does the KDC answer?)", ctx.Err())}, untouched: true}
 	}
 }
 
@@ -182,7 +187,8 @@ func (p *Provider) kerberos(ctx context.Context, h *host, r request) (string, *f
 func (p *Provider) negotiate(ctx context.Context, h *host, r request) (string, *failure) {
 	failed := func(err error) (string, *failure) {
 		// Another host may be known to the KDC, and the KDC be there again later.
-		return "", &failure{err: &provider.LoginError{Err: fmt.Errorf("logging in by Kerberos: %w", err)}, untouched: true}
+		return "", &failure{err: &provider.LoginError{Err: fmt.Errorf("logging in by Kerberos: %w", err)},
+			untouched: true}
 	}
 	denied := func(format string, args ...any) (string, *failure) {
 		err := fmt.Errorf("KMS %s, login by Kerberos: "+format, append([]any{h.base}, args...)...)
@@ -241,7 +247,8 @@ func (p *Provider) negotiate(ctx context.Context, h *host, r request) (string, *
 		case status == http.StatusUnauthorized && more && len(in) > 0:
 			continue
 		default:
-			return denied("it refuses the ticket: %s; its log says why: often no rule of auth_to_local there makes a user of our principal, its keytab has an old key, or a clock is wrong", reason)
+			return denied("it refuses the ticket: %s; its log says why: often no rule of auth_to_local there makes "+
+				"a user of our principal, its keytab has an old key, or a clock is wrong", reason)
 		}
 	}
 	return denied("no end of the negotiation after %d tokens", maxLegs)

@@ -153,7 +153,9 @@ func TestKerberosHangs(t *testing.T) {
 	defer s.Close()
 	hang := make(chan struct{})
 	var closed atomic.Int32
-	p := openQuick(t, s, func(string) (kmsclient.Negotiation, error) { return &script{hang: hang, closed: &closed}, nil })
+	p := openQuick(t, s, func(string) (kmsclient.Negotiation, error) {
+		return &script{hang: hang, closed: &closed}, nil
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	if _, err := p.Keys(ctx); !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, context.DeadlineExceeded) {

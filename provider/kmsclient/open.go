@@ -158,7 +158,8 @@ func New(uri string, opt Options) (*Provider, error) {
 	for _, base := range k.BaseURLs() {
 		p.hosts = append(p.hosts, &host{base: base, login: make(chan struct{}, 1)})
 	}
-	rand.Shuffle(len(p.hosts), func(i, j int) { p.hosts[i], p.hosts[j] = p.hosts[j], p.hosts[i] }) //nolint:gosec // it spreads load, no more
+	//nolint:gosec // it spreads load, no more
+	rand.Shuffle(len(p.hosts), func(i, j int) { p.hosts[i], p.hosts[j] = p.hosts[j], p.hosts[i] })
 	// HTTP/1.1 only, as every KMS client: a Transport with its own TLS
 	// configuration and dialer does not offer HTTP/2.
 	p.client = &http.Client{

@@ -81,6 +81,7 @@ func rangerAdvice(operation, user, key string) string {
 	if key == "" {
 		key = "*"
 	}
-	return fmt.Sprintf(" (it is a Ranger KMS: a policy of its service in Ranger Admin must allow %s the access %s on key %s, and hadoop.kms.blacklist.%s in its dbks-site.xml must not name him)",
+	return fmt.Sprintf(" (it is a Ranger KMS: a policy of its service in Ranger Admin must allow %s the access %s "+
+		"on key %s, and hadoop.kms.blacklist.%s in its dbks-site.xml must not name him)",
 		user, access, key, aclOf[operation])
 }

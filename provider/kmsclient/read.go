@@ -119,7 +119,8 @@ func (p *Provider) askMetadata(ctx context.Context, op string, names []string) (
 	}
 	for i, m := range list {
 		if m != nil && m.Name != names[i] {
-			return nil, claviger.Errorf(op, claviger.Internal, names[i], "KMS %s: the entry of another key, %q", p.uri, m.Name)
+			return nil, claviger.Errorf(op, claviger.Internal, names[i], "KMS %s: the entry of another key, %q", p.uri,
+				m.Name)
 		}
 	}
 	return list, nil
@@ -134,8 +135,8 @@ func (p *Provider) Versions(ctx context.Context, key string) ([]claviger.KeyVers
 	if key == "" {
 		return []claviger.KeyVersion{}, nil
 	}
-	body, err := p.do(ctx, request{op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_versions"), safe: true,
-		status: http.StatusOK, most: entries(maxVersions, key)})
+	body, err := p.do(ctx, request{op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_versions"),
+		safe: true, status: http.StatusOK, most: entries(maxVersions, key)})
 	defer clear(body)
 	var list []claviger.KeyVersion
 	if err == nil {
@@ -245,7 +246,8 @@ func (p *Provider) Describe(ctx context.Context, key string) ([]kmswire.KeyDescr
 	}
 	var list []kmswire.KeyDescription
 	if err := json.Unmarshal(body, &list); err != nil {
-		return nil, claviger.Errorf(opDescribe, claviger.Internal, key, "KMS %s: the description of the key: %w", p.uri, err)
+		return nil, claviger.Errorf(opDescribe, claviger.Internal, key, "KMS %s: the description of the key: %w",
+			p.uri, err)
 	}
 	return list, nil
 }

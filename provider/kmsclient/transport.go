@@ -125,7 +125,8 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 				if slices.Contains(tried, h.base) {
 					what = "KMS host failed, and answered when it was asked again"
 				}
-				p.opt.Log.Warn(what, "failed", strings.Join(failed, "; "), "answered", h.base, "attempt", i+1, "op", r.op)
+				p.opt.Log.Warn(what, "failed", strings.Join(failed, "; "), "answered", h.base, "attempt", i+1, "op",
+					r.op)
 			}
 			return body, nil
 		case p.ctx.Err() != nil:
@@ -136,8 +137,8 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 			return nil, unavailable(fmt.Errorf("KMS %s: %w", h.base, context.Cause(ctx)))
 		case !f.untouched && !r.safe:
 			return nil, claviger.Errorf(r.op, claviger.Internal, r.key,
-				"KMS %s: %w; the request was sent, and whether it was done is not known: look before it is sent again", h.base,
-				f.err)
+				"KMS %s: %w; the request was sent, and whether it was done is not known: look before it is sent again",
+				h.base, f.err)
 		}
 		if f.untouched {
 			h.restUntil.Store(int64(monotonic() + restPeriod))
@@ -155,7 +156,8 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 		return nil, closedError(r.op, r.key)
 	}
 	if login != nil {
-		return nil, unavailable(&provider.LoginError{Err: fmt.Errorf("no login at the KMS: %s", strings.Join(failed, "; "))})
+		return nil, unavailable(
+			&provider.LoginError{Err: fmt.Errorf("no login at the KMS: %s", strings.Join(failed, "; "))})
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, unavailable(fmt.Errorf("%w; no host of the KMS answered: %s", err, strings.Join(failed, "; ")))
@@ -244,7 +246,8 @@ func (p *Provider) send(ctx context.Context, h *host, r request, cookie string) 
 		in = bytes.NewReader(r.body)
 	}
 	connected := false // else the request cannot have reached the host
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected = true }})
+	ctx = httptrace.WithClientTrace(
+		ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected = true }})
 	req, err := http.NewRequestWithContext(ctx, r.method, target, in)
 	if err != nil {
 		return nil, &failure{err: claviger.E(r.op, claviger.Internal, r.key, err), untouched: true, final: true}, false

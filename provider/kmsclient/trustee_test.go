@@ -93,7 +93,8 @@ func TestDescribeElsewhere(t *testing.T) {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusNotFound)
 		fmt.Fprintf(w,
-			`{"RemoteException":{"message":"null for uri: http://%s%s","exception":"NotFoundException","javaClassName":"com.sun.jersey.api.NotFoundException"}}`, r.Host, r.URL.Path)
+			`{"RemoteException":{"message":"null for uri: http://%s%s","exception":"NotFoundException",`+
+				`"javaClassName":"com.sun.jersey.api.NotFoundException"}}`, r.Host, r.URL.Path)
 	}))
 	defer server.Close()
 	p := open(t, "kms://"+strings.Replace(server.URL, "://", "@", 1)+"/kms", kmsclient.Options{User: "alice"})

@@ -17,7 +17,8 @@ func read[T any](op, about string, body []byte, decode func([]byte) (T, error)) 
 // length where the answer shows no material that tells.
 func checkVersion(op, key string, v *claviger.KeyVersion, bits int) (claviger.KeyVersion, error) {
 	if v == nil {
-		return claviger.KeyVersion{}, claviger.Errorf(op, claviger.Internal, key, "the KMS answered without a key version")
+		return claviger.KeyVersion{},
+			claviger.Errorf(op, claviger.Internal, key, "the KMS answered without a key version")
 	}
 	if k, ok := claviger.KeyOfVersion(v.Name); !ok || k != key {
 		return claviger.KeyVersion{}, claviger.Errorf(op, claviger.Internal, key,

@@ -108,11 +108,11 @@ func (p *Provider) invalidate(ctx context.Context, key string) {
 	var wg sync.WaitGroup
 	for _, h := range p.hosts {
 		wg.Go(func() {
-			r := request{op: "kmsclient.invalidate", key: key, method: http.MethodPost, path: keyPath(key, "/_invalidatecache"),
-				status: http.StatusOK, noBody: true}
+			r := request{op: "kmsclient.invalidate", key: key, method: http.MethodPost,
+				path: keyPath(key, "/_invalidatecache"), status: http.StatusOK, noBody: true}
 			if _, f := p.attempt(ctx, h, r); f != nil {
-				p.opt.Log.Warn("KMS host may serve the key's old versions until its caches expire", "host", h.base, "key", key,
-					"err", f.err)
+				p.opt.Log.Warn("KMS host may serve the key's old versions until its caches expire",
+					"host", h.base, "key", key, "err", f.err)
 			}
 		})
 	}
@@ -131,7 +131,8 @@ func (p *Provider) Migrate(ctx context.Context, key string) ([]string, error) {
 	}
 	var m kmswire.MigratedKey
 	if err := json.Unmarshal(body, &m); err != nil {
-		return nil, claviger.Errorf(opMigrate, claviger.Internal, key, "KMS %s: the answer to a migration: %w", p.uri, err)
+		return nil, claviger.Errorf(opMigrate, claviger.Internal, key, "KMS %s: the answer to a migration: %w", p.uri,
+			err)
 	}
 	return m.Versions, nil
 }
