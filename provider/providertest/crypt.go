@@ -67,7 +67,8 @@ func testBlocks(t *testing.T, s Suite) {
 			t.Errorf("no blocks: %v", err)
 		}
 		for _, v := range missing(name) {
-			wantKind(t, "EncryptBlocks under a missing version", enc.EncryptBlocks(t.Context(), v, make([]byte, 16)), claviger.VersionNotFound)
+			wantKind(t, "EncryptBlocks under a missing version", enc.EncryptBlocks(t.Context(), v, make([]byte, 16)),
+				claviger.VersionNotFound)
 		}
 
 		// The wrong key gives garbage of the right length, and no error: there is
@@ -103,7 +104,8 @@ func testBlocks(t *testing.T, s Suite) {
 		if err := p.Delete(t.Context(), name); err != nil {
 			t.Fatal(err)
 		}
-		wantKind(t, "EncryptBlocks under a deleted version", enc.EncryptBlocks(t.Context(), v.Name, make([]byte, 16)), claviger.VersionNotFound)
+		wantKind(t, "EncryptBlocks under a deleted version", enc.EncryptBlocks(t.Context(), v.Name, make([]byte, 16)),
+			claviger.VersionNotFound)
 	})
 	t.Run("Parallel", func(t *testing.T) {
 		name := keyName("blocks-parallel")
@@ -119,7 +121,8 @@ func testBlocks(t *testing.T, s Suite) {
 		together(16, func(i int) {
 			for range 20 {
 				blocks := slices.Clone(plain)
-				if err := enc.EncryptBlocks(t.Context(), vs[i%2], blocks); err != nil || !bytes.Equal(blocks, want[i%2]) {
+				if err := enc.EncryptBlocks(t.Context(), vs[i%2], blocks); err != nil ||
+					!bytes.Equal(blocks, want[i%2]) {
 					t.Errorf("parallel EncryptBlocks: equal %v, %v", bytes.Equal(blocks, want[i%2]), err)
 					return
 				}

@@ -33,7 +33,8 @@ func deletedOf(t *testing.T, p provider.Provider, name string) []provider.Delete
 		t.Fatalf("Deleted: %v", err)
 	}
 	same := func(a, b provider.Deleted) bool { return a.Since.Equal(b.Since) && slices.Equal(a.List, b.List) }
-	if all = slices.DeleteFunc(all, func(d provider.Deleted) bool { return d.Name != name }); !slices.EqualFunc(list, all, same) {
+	all = slices.DeleteFunc(all, func(d provider.Deleted) bool { return d.Name != name })
+	if !slices.EqualFunc(list, all, same) {
 		t.Errorf("deleted keys asked for by the name %q: %+v; among all: %+v", name, list, all)
 	}
 	return list
@@ -74,7 +75,8 @@ func testDeleted(t *testing.T, s Suite) {
 		name string
 		f    func(*testing.T, Suite)
 	}{
-		{"Undelete", testUndelete}, {"NameTaken", testUndeleteTaken}, {"Chosen", testDeletedChosen}, {"Purge", testPurge},
+		{"Undelete", testUndelete}, {"NameTaken", testUndeleteTaken}, {"Chosen", testDeletedChosen},
+		{"Purge", testPurge},
 		{"None", testNoneDeleted}, {"Together", testUndeleteTogether}, {"Survives", testDeletedSurvives},
 	} {
 		t.Run(tt.name, func(t *testing.T) { tt.f(t, s) })
@@ -102,7 +104,8 @@ func testUndelete(t *testing.T, s Suite) {
 		}
 		d := list[0]
 		if !slices.Equal(d.List, names(made)) || d.Versions != 2 || d.BitLength != 192 || d.Cipher != was.Cipher ||
-			text(d.Description) != text(was.Description) || !sameAttributes(d.Attributes, was.Attributes) || !d.Created.Equal(was.Created) {
+			text(d.Description) != text(was.Description) || !sameAttributes(d.Attributes, was.Attributes) ||
+			!d.Created.Equal(was.Created) {
 			t.Errorf("deleted key: %+v; it was %+v with versions %q", d, *was, names(made))
 		}
 		if d.Since.Before(before) || d.Since.After(time.Now().Add(s.Skew+time.Second)) {
@@ -110,7 +113,8 @@ func testUndelete(t *testing.T, s Suite) {
 		}
 		if enc, ok := p.(provider.BlockEncrypter); ok {
 			for _, v := range made {
-				wantKind(t, "use of a deleted key", enc.EncryptBlocks(t.Context(), v.Name, make([]byte, 16)), claviger.VersionNotFound)
+				wantKind(t, "use of a deleted key", enc.EncryptBlocks(t.Context(), v.Name, make([]byte, 16)),
+					claviger.VersionNotFound)
 			}
 		}
 		wantKind(t, "Roll of a deleted key", second(p.Roll(t.Context(), name, nil)), claviger.KeyNotFound)
@@ -126,7 +130,8 @@ func testUndelete(t *testing.T, s Suite) {
 			t.Errorf("versions after Undelete: %q, want %q", names(back), names(made))
 		}
 		m := metadata(t, p, name)
-		if m == nil || m.Versions != 2 || m.BitLength != 192 || text(m.Description) != text(was.Description) || !sameAttributes(m.Attributes, was.Attributes) || !m.Created.Equal(was.Created) {
+		if m == nil || m.Versions != 2 || m.BitLength != 192 || text(m.Description) != text(was.Description) ||
+			!sameAttributes(m.Attributes, was.Attributes) || !m.Created.Equal(was.Created) {
 			t.Fatalf("metadata after Undelete: %+v, was %+v", m, *was)
 		}
 		if got := use(t); !got.Equal(want) {
@@ -163,7 +168,8 @@ func testUndeleteTaken(t *testing.T, s Suite) {
 		t.Fatal(err)
 	}
 	list := deletedOf(t, p, name)
-	if len(list) != 2 || !slices.Equal(list[0].List, []string{older.Name}) || !slices.Equal(list[1].List, []string{younger.Name}) {
+	if len(list) != 2 || !slices.Equal(list[0].List, []string{older.Name}) ||
+		!slices.Equal(list[1].List, []string{younger.Name}) {
 		t.Fatalf("deleted keys of the name: %+v", list)
 	}
 	if err := undelete(t, p, name); err != nil {
@@ -232,7 +238,8 @@ func testDeletedChosen(t *testing.T, s Suite) {
 	if err := soft.Purge(t.Context(), name, made[1].Name); err != nil {
 		t.Fatal(err)
 	}
-	if list := deletedOf(t, p, name); len(list) != 2 || list[0].List[0] != made[0].Name || list[1].List[0] != made[2].Name {
+	if list := deletedOf(t, p, name); len(list) != 2 || list[0].List[0] != made[0].Name ||
+		list[1].List[0] != made[2].Name {
 		t.Errorf("deleted keys after Purge of the middle one: %+v", list)
 	}
 	wantKind(t, "Undelete of what was purged", soft.Undelete(t.Context(), name, made[1].Name), claviger.KeyNotFound)
@@ -242,7 +249,8 @@ func testDeletedChosen(t *testing.T, s Suite) {
 	if list := versions(t, p, name); len(list) != 1 || !same(list[0], made[0]) {
 		t.Errorf("versions after Purge of another key of the name: %q", names(list))
 	}
-	if err := errors.Join(purgeAll(t.Context(), soft, name), purgeAll(t.Context(), soft, other), p.Delete(t.Context(), name)); err != nil {
+	if err := errors.Join(purgeAll(t.Context(), soft, name), purgeAll(t.Context(), soft, other),
+		p.Delete(t.Context(), name)); err != nil {
 		t.Error(err)
 	}
 }
@@ -281,7 +289,8 @@ func testPurge(t *testing.T, s Suite) {
 		t.Errorf("deleted keys after Purge: %+v", list)
 	}
 	wantKind(t, "second Purge", purgeAll(t.Context(), soft, name), claviger.KeyNotFound)
-	wantKind(t, "Undelete after Purge", soft.Undelete(t.Context(), name, claviger.VersionName(name, "0")), claviger.KeyNotFound)
+	wantKind(t, "Undelete after Purge", soft.Undelete(t.Context(), name, claviger.VersionName(name, "0")),
+		claviger.KeyNotFound)
 	create(t, p, spec(name, 256))
 }
 
@@ -290,11 +299,14 @@ func testNoneDeleted(t *testing.T, s Suite) {
 	soft := softDeleter(t, p)
 	name := keyName("undelete-none")
 	for _, n := range append(missing(name), "\xff", "a\x00b") {
-		wantKind(t, "Undelete of what never was", soft.Undelete(t.Context(), n, claviger.VersionName(n, "0")), claviger.KeyNotFound)
-		wantKind(t, "Purge of what never was", soft.Purge(t.Context(), n, claviger.VersionName(n, "0")), claviger.KeyNotFound)
+		wantKind(t, "Undelete of what never was", soft.Undelete(t.Context(), n, claviger.VersionName(n, "0")),
+			claviger.KeyNotFound)
+		wantKind(t, "Purge of what never was", soft.Purge(t.Context(), n, claviger.VersionName(n, "0")),
+			claviger.KeyNotFound)
 	}
 	create(t, p, spec(name, 128))
-	if err := soft.Undelete(t.Context(), name, claviger.VersionName(name, "0")); !claviger.Is(err, claviger.KeyNotFound) && !claviger.Is(err, claviger.KeyExists) {
+	err := soft.Undelete(t.Context(), name, claviger.VersionName(name, "0"))
+	if !claviger.Is(err, claviger.KeyNotFound) && !claviger.Is(err, claviger.KeyExists) {
 		t.Errorf("Undelete of a key that is there: %v", err)
 	}
 }

@@ -36,7 +36,8 @@ func testImport(t *testing.T, s Suite) {
 				t.Errorf("Import at the same time as another: %v", err)
 			}
 		})
-		if _, err := p.(provider.Importer).Import(t.Context(), m, 3, 0, nil); err != nil && !claviger.Is(err, claviger.KeyExists) {
+		if _, err := p.(provider.Importer).Import(t.Context(), m, 3, 0, nil); err != nil &&
+			!claviger.Is(err, claviger.KeyExists) {
 			t.Errorf("Import: %v", err)
 		}
 		wantImported(t, s, p, m, 3, 0)
@@ -45,14 +46,16 @@ func testImport(t *testing.T, s Suite) {
 
 // wantImported demands that m is there, with n versions that can be used, numbered
 // from first on.
-func wantImported(t *testing.T, s Suite, p provider.Provider, want claviger.Metadata, n, first int) []claviger.KeyVersion {
+func wantImported(t *testing.T, s Suite, p provider.Provider, want claviger.Metadata, n,
+	first int) []claviger.KeyVersion {
 	t.Helper()
 	m := metadata(t, p, want.Name)
 	if m == nil {
 		t.Fatalf("%q is not there", want.Name)
 	}
 	if m.Name != want.Name || m.Cipher != want.Cipher || m.BitLength != want.BitLength || m.Versions != first+n ||
-		text(m.Description) != text(want.Description) || !sameAttributes(m.Attributes, want.Attributes) || !m.Created.Equal(want.Created) {
+		text(m.Description) != text(want.Description) || !sameAttributes(m.Attributes, want.Attributes) ||
+		!m.Created.Equal(want.Created) {
 		t.Errorf("metadata %+v (description %s), want %+v with versions %d", m, text(m.Description), want, first+n)
 	}
 	list := versions(t, p, want.Name)
@@ -147,7 +150,8 @@ func testImportRefuses(t *testing.T, s Suite) {
 	p := s.open(t)
 	imp := p.(provider.Importer)
 	m := imported(keyName("import-refused"))
-	for _, bad := range []struct{ n, first int }{{0, 0}, {-1, 0}, {1, -1}, {1, claviger.MaxVersion + 1}, {2, claviger.MaxVersion}} {
+	for _, bad := range []struct{ n, first int }{{0, 0}, {-1, 0}, {1, -1}, {1, claviger.MaxVersion + 1},
+		{2, claviger.MaxVersion}} {
 		_, err := imp.Import(t.Context(), m, bad.n, bad.first, nil)
 		wantKind(t, fmt.Sprintf("Import of %d versions from %d on", bad.n, bad.first), err, claviger.Invalid)
 	}
@@ -170,7 +174,8 @@ func testImportRefuses(t *testing.T, s Suite) {
 	if list := versions(t, p, m.Name); len(list) != 1 || !same(list[0], v) {
 		t.Errorf("a refused Import changed the key: %q", names(list))
 	}
-	if got := metadata(t, p, m.Name); text(got.Description) != text(before.Description) || !got.Created.Equal(before.Created) {
+	if got := metadata(t, p, m.Name); text(got.Description) != text(before.Description) ||
+		!got.Created.Equal(before.Created) {
 		t.Errorf("a refused Import changed the key: %+v", got)
 	}
 }
@@ -181,13 +186,14 @@ func testImportBrokenOff(t *testing.T, s Suite) {
 	const n = 3
 	steps := 0
 	p := s.open(t)
-	if _, err := p.(provider.Importer).Import(t.Context(), imported(keyName("import-steps")), n, 4, func(what string) error {
-		if what == "" {
-			t.Error("a step without a name")
-		}
-		steps++
-		return nil
-	}); err != nil {
+	if _, err := p.(provider.Importer).Import(t.Context(), imported(keyName("import-steps")), n, 4,
+		func(what string) error {
+			if what == "" {
+				t.Error("a step without a name")
+			}
+			steps++
+			return nil
+		}); err != nil {
 		t.Fatal(err)
 	}
 	if steps == 0 {

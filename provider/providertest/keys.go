@@ -135,7 +135,8 @@ func testCreateRefuses(t *testing.T, s Suite) {
 	other.Description = ptr("another")
 	_, err = p.Create(t.Context(), other)
 	wantKind(t, "Create of an existing key", err, claviger.KeyExists)
-	if m := metadata(t, p, name); m == nil || m.BitLength != 192 || m.Description != nil || m.Versions != 1 || !m.Created.Equal(before.Created) {
+	if m := metadata(t, p, name); m == nil || m.BitLength != 192 || m.Description != nil || m.Versions != 1 ||
+		!m.Created.Equal(before.Created) {
 		t.Errorf("a refused Create changed the key: %+v, before %+v", m, before)
 	}
 	if cur, err := p.Current(t.Context(), name); err != nil || !same(cur, v) {
@@ -236,7 +237,8 @@ func testRoll(t *testing.T, s Suite) {
 		t.Errorf("%d different names and %d different materials of 13", len(seen), len(materials))
 	}
 	m := metadata(t, p, name)
-	if m.Versions != 13 || text(m.Description) != `"kept"` || !sameAttributes(m.Attributes, sp.Attributes) || !m.Created.Equal(before.Created) {
+	if m.Versions != 13 || text(m.Description) != `"kept"` || !sameAttributes(m.Attributes, sp.Attributes) ||
+		!m.Created.Equal(before.Created) {
 		t.Errorf("metadata %+v, before %+v", m, before)
 	}
 }
@@ -303,7 +305,8 @@ func testDelete(t *testing.T, s Suite) {
 		}
 		keys, err := p.Keys(t.Context())
 		if err != nil || slices.Contains(keys, name) || !slices.Contains(keys, stays) {
-			t.Errorf("Keys lists the deleted key: %v, the other: %v; %v", slices.Contains(keys, name), slices.Contains(keys, stays), err)
+			t.Errorf("Keys lists the deleted key: %v, the other: %v; %v", slices.Contains(keys, name),
+				slices.Contains(keys, stays), err)
 		}
 	}
 	gone()

@@ -183,17 +183,25 @@ func calls(p provider.Provider, key, version string) []call {
 		{"Delete", func(ctx context.Context) error { return p.Delete(ctx, key) }},
 	}
 	if enc, ok := p.(provider.BlockEncrypter); ok {
-		list = append(list, call{"EncryptBlocks", func(ctx context.Context) error { return enc.EncryptBlocks(ctx, version, make([]byte, 16)) }})
+		list = append(list, call{"EncryptBlocks", func(ctx context.Context) error {
+			return enc.EncryptBlocks(ctx, version, make([]byte, 16))
+		}})
 	}
 	if service, ok := p.(provider.EDEKService); ok {
 		list = append(list,
 			call{"Generate", func(ctx context.Context) error { return second(service.Generate(ctx, key, 1)) }},
-			call{"Unwrap", func(ctx context.Context) error { return second(service.Unwrap(ctx, key, "", []claviger.EDEK{e})) }},
-			call{"Reencrypt", func(ctx context.Context) error { return second(service.Reencrypt(ctx, key, []claviger.EDEK{e})) }})
+			call{"Unwrap", func(ctx context.Context) error {
+				return second(service.Unwrap(ctx, key, "", []claviger.EDEK{e}))
+			}},
+			call{"Reencrypt", func(ctx context.Context) error {
+				return second(service.Reencrypt(ctx, key, []claviger.EDEK{e}))
+			}})
 	}
 	if imp, ok := p.(provider.Importer); ok {
 		m := claviger.Metadata{Name: key + "-imported", Cipher: claviger.DefaultCipher, BitLength: 128}
-		list = append(list, call{"Import", func(ctx context.Context) error { return second(imp.Import(ctx, m, 1, 0, nil)) }})
+		list = append(list, call{"Import", func(ctx context.Context) error {
+			return second(imp.Import(ctx, m, 1, 0, nil))
+		}})
 	}
 	if h, ok := p.(provider.Health); ok {
 		list = append(list, call{"Check", h.Check})
@@ -298,7 +306,8 @@ func testReopen(t *testing.T, s Suite) {
 		}
 	})
 	m := metadata(t, p, name)
-	if m == nil || m.Cipher != before.Cipher || m.BitLength != 256 || m.Versions != 2 || text(m.Description) != text(sp.Description) ||
+	if m == nil || m.Cipher != before.Cipher || m.BitLength != 256 || m.Versions != 2 ||
+		text(m.Description) != text(sp.Description) ||
 		!sameAttributes(m.Attributes, sp.Attributes) || !m.Created.Equal(before.Created) {
 		t.Errorf("metadata %+v, before %+v", m, before)
 	}

@@ -31,14 +31,17 @@ func testOneReading(t *testing.T, s Suite) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for what, v := range map[string]claviger.KeyVersion{"Current": cur, "Version": byName, "Versions[0]": versions(t, p, sp.Name)[0]} {
+		for what, v := range map[string]claviger.KeyVersion{"Current": cur, "Version": byName,
+			"Versions[0]": versions(t, p, sp.Name)[0]} {
 			of := v.Of
 			if of == nil {
 				t.Errorf("%s comes without its key's metadata", what)
 				continue
 			}
-			if of.Name != want.Name || of.Cipher != want.Cipher || of.BitLength != want.BitLength || !of.Created.Equal(want.Created) || of.Versions != want.Versions ||
-				!sameAttributes(of.Attributes, want.Attributes) || of.ACLName() != "guard" || text(of.Description) != text(want.Description) {
+			if of.Name != want.Name || of.Cipher != want.Cipher || of.BitLength != want.BitLength ||
+				!of.Created.Equal(want.Created) || of.Versions != want.Versions ||
+				!sameAttributes(of.Attributes, want.Attributes) || of.ACLName() != "guard" ||
+				text(of.Description) != text(want.Description) {
 				t.Errorf("%s comes with %+v, the metadata is %+v", what, *of, *want)
 			}
 		}
@@ -62,9 +65,11 @@ func testOneReading(t *testing.T, s Suite) {
 		if err := p.Delete(t.Context(), sp.Name); err != nil {
 			t.Fatal(err)
 		}
-		wantKind(t, "EncryptBlocksOf a deleted version", pinned.EncryptBlocksOf(t.Context(), old, make([]byte, 16)), claviger.VersionNotFound)
+		wantKind(t, "EncryptBlocksOf a deleted version", pinned.EncryptBlocksOf(t.Context(), old, make([]byte, 16)),
+			claviger.VersionNotFound)
 		create(t, p, sp)
-		wantKind(t, "EncryptBlocksOf a version of the key before", pinned.EncryptBlocksOf(t.Context(), old, make([]byte, 16)), claviger.VersionNotFound)
+		wantKind(t, "EncryptBlocksOf a version of the key before",
+			pinned.EncryptBlocksOf(t.Context(), old, make([]byte, 16)), claviger.VersionNotFound)
 	})
 }
 

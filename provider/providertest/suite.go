@@ -237,7 +237,8 @@ func bytesOf(n int) secret.Bytes {
 func missing(key string) []string {
 	return []string{
 		claviger.VersionName(key, "no-such-version"), claviger.VersionName(key, "99"), key + "@", "@" + key, key,
-		"", "@", "@@", claviger.VersionName(keyName("nokey"), "0"), claviger.VersionName(key, "00112233445566778899aabbccddeeff"),
+		"", "@", "@@", claviger.VersionName(keyName("nokey"), "0"),
+		claviger.VersionName(key, "00112233445566778899aabbccddeeff"),
 		claviger.VersionName(key, strings.Repeat("f", 2000)),
 	}
 }
