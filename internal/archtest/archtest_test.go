@@ -26,7 +26,8 @@ func TestPackages(t *testing.T) {
 		}
 		for _, part := range strings.Split(p.room(), "/") {
 			if slices.Contains(vagueNames, part) {
-				t.Errorf("%s: a package is named by a noun that a user or operator would look for, not %q", p.ImportPath, part)
+				t.Errorf("%s: a package is named by a noun that a user or operator would look for, not %q",
+					p.ImportPath, part)
 			}
 		}
 	}
@@ -51,8 +52,8 @@ func TestFiles(t *testing.T) {
 				t.Fatal(err)
 			}
 			if n := bytes.Count(src, []byte("\n")); n > maxLines && !strings.Contains(comment, name) {
-				t.Errorf("%s/%s has %d lines, over %d: split it, or name it in the package comment with the reason", p.room(), name,
-					n, maxLines)
+				t.Errorf("%s/%s has %d lines, over %d: split it, or name it in the package comment with the reason",
+					p.room(), name, n, maxLines)
 			}
 			set := token.NewFileSet()
 			f, err := parser.ParseFile(set, file, src, parser.SkipObjectResolution)
@@ -98,9 +99,9 @@ func initFunctions(f *ast.File) (found []token.Pos) {
 	return found
 }
 
-// statusWrites finds calls of http.Error, http.Redirect, http.NotFound and of any
-// WriteHeader method, in a file that knows HTTP: archives have a method of that name. A method of that name that is declared (a wrapper of a
-// ResponseWriter) is no call.
+// statusWrites finds the calls of http.Error, http.Redirect, http.NotFound and of any method named WriteHeader. It
+// reads only files that import net/http, since archives have a WriteHeader too. The declaration of such a method, as in
+// a wrapper of a ResponseWriter, is not a call.
 func statusWrites(f *ast.File) (found []token.Pos) {
 	if !slices.ContainsFunc(f.Imports, func(i *ast.ImportSpec) bool { return i.Path.Value == `"net/http"` }) {
 		return nil
@@ -232,7 +233,8 @@ func TestDirectDependencies(t *testing.T) {
 	}
 }
 
-var requireLine = regexp.MustCompile(`^\s*(?:require\s+)?([a-zA-Z0-9./_~-]+\.[a-zA-Z0-9./_~-]+) v\S+( // indirect)?\s*$`)
+var requireLine = regexp.MustCompile(
+	`^\s*(?:require\s+)?([a-zA-Z0-9./_~-]+\.[a-zA-Z0-9./_~-]+) v\S+( // indirect)?\s*$`)
 
 // requirements maps each module of go.mod to whether it is marked indirect.
 func requirements(t *testing.T, mod string) map[string]bool {
@@ -286,7 +288,8 @@ func dependencyTable(markdown string) map[string]string {
 }
 
 func TestDependencyTable(t *testing.T) {
-	got := dependencyTable("# A\n\n## Direct dependencies\n\n| module | why |\n|---|---|\n| `a.b/c` | x |\n| d.e/f-g/v2 | |\n\n## Next\n\n| h.i/j | no |\n")
+	got := dependencyTable("# A\n\n## Direct dependencies\n\n| module | why |\n|---|---|\n| `a.b/c` | x |\n" +
+		"| d.e/f-g/v2 | |\n\n## Next\n\n| h.i/j | no |\n")
 	want := map[string]string{"a.b/c": "x", "d.e/f-g/v2": ""}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("got %v, want %v", got, want)
@@ -294,7 +297,8 @@ func TestDependencyTable(t *testing.T) {
 }
 
 // machinePaths are beginnings of paths that exist on one machine only.
-var machinePaths = regexp.MustCompile(strings.Join([]string{`/wo` + `rk/`, `/tmp/l` + `ab`, `/ro` + `ot/\.`, `\.\./sh` + `ared`}, "|"))
+var machinePaths = regexp.MustCompile(
+	strings.Join([]string{`/wo` + `rk/`, `/tmp/l` + `ab`, `/ro` + `ot/\.`, `\.\./sh` + `ared`}, "|"))
 
 // TestNoPathsOfOneMachine reads every file under version control.
 func TestNoPathsOfOneMachine(t *testing.T) {

@@ -121,7 +121,8 @@ func TestNamesDocumented(t *testing.T) {
 	for _, p := range packages(t) {
 		for _, name := range p.sources() {
 			set := token.NewFileSet()
-			f, err := parser.ParseFile(set, filepath.Join(p.Dir, name), nil, parser.SkipObjectResolution|parser.ParseComments)
+			f, err := parser.ParseFile(set, filepath.Join(p.Dir, name), nil,
+				parser.SkipObjectResolution|parser.ParseComments)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -135,15 +136,15 @@ func TestNamesDocumented(t *testing.T) {
 // wellKnown are methods of the standard library's interfaces: their comment is there.
 var wellKnown = []string{"Error", "Unwrap", "Is", "As", "String", "Len", "Less", "Swap", "Read", "Write", "Close",
 	"Format", "GoString", "MarshalJSON", "UnmarshalJSON", "MarshalText", "UnmarshalText", "LogValue", "ServeHTTP",
-	"Handle", "Enabled", "WithAttrs", "WithGroup", "WriteHeader", "Header", "Flush", "Timeout", "Temporary", "Push", "Pop",
-	"Describe", "Collect", "Set", "Type"}
+	"Handle", "Enabled", "WithAttrs", "WithGroup", "WriteHeader", "Header", "Flush", "Timeout", "Temporary", "Push",
+	"Pop", "Describe", "Collect", "Set", "Type"}
 
 func undocumented(f *ast.File) (found []*ast.Ident) {
 	for _, d := range f.Decls {
 		switch d := d.(type) {
 		case *ast.FuncDecl:
-			if d.Name.IsExported() && d.Doc == nil && (d.Recv == nil || exportedReceiver(d) && !slices.Contains(wellKnown,
-				d.Name.Name)) {
+			if d.Name.IsExported() && d.Doc == nil &&
+				(d.Recv == nil || exportedReceiver(d) && !slices.Contains(wellKnown, d.Name.Name)) {
 				found = append(found, d.Name)
 			}
 		case *ast.GenDecl:

@@ -17,11 +17,13 @@ var rawWrites = []string{"Rename", "Link", "Symlink", "WriteFile", "CreateTemp",
 
 // mayWrite says which files write without package durable, and why.
 var mayWrite = map[string]string{
-	"cmd/claviger/demo.go":              "the demo's folder ends with it",
-	"trustee/backup/backup.go":          "a restoration works in a temporary folder, which takes its place by package durable",
-	"trustee/server/sqlite/room.go":     "a file that shows whether there is room is removed again",
-	"trustee/server/sqlite/readonly.go": "a temporary copy of a store with an older schema is removed when it is closed",
-	"trustee/replica/peer.go":           "a copy from the other trustee is read and removed by the process that wrote it",
+	"cmd/claviger/demo.go": "the demo's folder ends with it",
+	"trustee/backup/backup.go": "a restoration works in a temporary folder, which " +
+		"takes its place by package durable",
+	"trustee/server/sqlite/room.go": "a file that shows whether there is room is removed again",
+	"trustee/server/sqlite/readonly.go": "a temporary copy of a store with an older " +
+		"schema is removed when it is closed",
+	"trustee/replica/peer.go": "a copy from the other trustee is read and removed by the process that wrote it",
 }
 
 // TestDurable: what must last is written by package durable, whose suite holds each
@@ -29,7 +31,8 @@ var mayWrite = map[string]string{
 func TestDurable(t *testing.T) {
 	for _, p := range packages(t) {
 		room := p.room()
-		if strings.HasPrefix(room, "durable") || strings.HasPrefix(room, "test/") || strings.HasPrefix(room, "internal/") ||
+		if strings.HasPrefix(room, "durable") || strings.HasPrefix(room, "test/") ||
+			strings.HasPrefix(room, "internal/") ||
 			room == "demo" || room == "bench" || room == "kms/kmstest" {
 			continue
 		}

@@ -50,7 +50,8 @@ func StartRealm(t testing.TB, realm string) *KDC {
 			continue
 		}
 		if os.Getenv("CLAVIGER_REQUIRE_KDC") == "1" {
-			t.Fatalf("%s is not installed: run `make setup`, or install MIT Kerberos (on Debian and Ubuntu: apt-get install krb5-kdc krb5-admin-server krb5-user)", tool)
+			t.Fatalf("%s is not installed: run `make setup`, or install MIT Kerberos (on Debian and Ubuntu: apt-get "+
+				"install krb5-kdc krb5-admin-server krb5-user)", tool)
 		}
 		t.Skipf("%s is not installed; tests with a real KDC are left out; `make test` has them", tool)
 	}

@@ -177,7 +177,8 @@ func (s *Server) Standby(t testing.TB) *Server {
 	t.Helper()
 	standby, err := makeServer(s.programs, replicated, func(made *Server) error {
 		uri := s.URI(Superuser, "postgres")
-		return made.run("pg_basebackup", "-D", made.data, "-d", uri, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync")
+		return made.run("pg_basebackup", "-D", made.data, "-d", uri, "-R", "-X", "stream", "--checkpoint=fast",
+			"--no-sync")
 	})
 	return own(t, standby, err)
 }
@@ -346,7 +347,8 @@ func (s *Server) Dump(t testing.TB, database string) (file string) {
 // Restore puts a dump in the place of what the database holds. Connections stay.
 func (s *Server) Restore(t testing.TB, database, file string) {
 	t.Helper()
-	if err := s.run("pg_restore", "--clean", "--if-exists", "--single-transaction", "--dbname="+s.URI(Superuser, database), file); err != nil {
+	if err := s.run("pg_restore", "--clean", "--if-exists", "--single-transaction",
+		"--dbname="+s.URI(Superuser, database), file); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -55,7 +55,8 @@ func Module() (string, error) {
 		}
 	}
 	return "",
-		errors.New("SoftHSM 2 is not installed: apt-get install softhsm2, or set SOFTHSM2_MODULE to the path of libsofthsm2.so")
+		errors.New("SoftHSM 2 is not installed: apt-get install softhsm2, or set SOFTHSM2_MODULE " +
+			"to the path of libsofthsm2.so")
 }
 
 // Create makes a token in the folder dir, which is made where it is missing.
@@ -74,7 +75,8 @@ func Create(dir, label string) (Token, error) {
 	}
 	conf := filepath.Join(dir, "softhsm2.conf")
 	if err := os.WriteFile(conf,
-		[]byte("directories.tokendir = "+tokens+"\nobjectstore.backend = file\nlog.level = ERROR\n"), 0o600); err != nil {
+		[]byte("directories.tokendir = "+tokens+"\nobjectstore.backend = file\nlog.level = ERROR\n"),
+		0o600); err != nil {
 		return Token{}, err
 	}
 	t := Token{Module: module, Label: label, PINFile: filepath.Join(dir, label+".pin"),

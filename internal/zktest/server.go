@@ -153,13 +153,16 @@ func (o Options) jars(t testing.TB) string {
 	}
 	dir := os.Getenv("CLAVIGER_HADOOP_JARS")
 	_, err := exec.LookPath("java")
-	if found, _ := filepath.Glob(filepath.Join(dir, "zookeeper-3*.jar")); dir != "" && len(found) > 0 && err == nil { // the pattern is a good one
+	// the pattern is a good one
+	if found, _ := filepath.Glob(filepath.Join(dir, "zookeeper-3*.jar")); dir != "" && len(found) > 0 && err == nil {
 		return dir
 	}
 	if os.Getenv("CLAVIGER_REQUIRE_HADOOP") == "1" {
-		t.Fatalf("CLAVIGER_HADOOP_JARS is %q, which must be a folder with ZooKeeper's jar, and java must be installed (%v): run `make setup`", dir, err)
+		t.Fatalf("CLAVIGER_HADOOP_JARS is %q, which must be a folder with ZooKeeper's jar, and java must be "+
+			"installed (%v): run `make setup`", dir, err)
 	}
-	t.Skip("CLAVIGER_HADOOP_JARS does not name a folder with ZooKeeper's jar: tests with a real ZooKeeper are left out; `make test` has them")
+	t.Skip("CLAVIGER_HADOOP_JARS does not name a folder with ZooKeeper's jar: tests with a real ZooKeeper are " +
+		"left out; `make test` has them")
 	return ""
 }
 
