@@ -112,7 +112,8 @@ func checkErrorLine(t *testing.T, rec recording, got answer, events []audit.Even
 	switch {
 	case got.status == http.StatusUnauthorized && rec.method != http.MethodOptions:
 		want = "UNAUTHENTICATED"
-	case got.status == http.StatusForbidden && got.header("Content-Type") != "application/json", got.header("WWW-Authenticate") != "" && got.status == http.StatusInternalServerError:
+	case got.status == http.StatusForbidden && got.header("Content-Type") != "application/json",
+		got.header("WWW-Authenticate") != "" && got.status == http.StatusInternalServerError:
 		want = "UNAUTHENTICATED" // D-negotiate-audit
 	case got.status == http.StatusInternalServerError && strings.HasPrefix(got.header("Content-Type"), "text/html"):
 		want = "UNAUTHENTICATED" // D-early-audit: a name that no user has
@@ -145,7 +146,8 @@ func checkErrorLine(t *testing.T, rec recording, got answer, events []audit.Even
 	}
 }
 
-var proxyRefused = regexp.MustCompile(`^(User: .* is not allowed to impersonate|Unauthorized connection for super-user: )`)
+var proxyRefused = regexp.MustCompile(`^(User: .* is not allowed to impersonate|` +
+	`Unauthorized connection for super-user: )`)
 
 // TestFaultsAreAudited: a request that the rules allowed, and that then failed,
 // leaves one line whatever it failed of.
@@ -166,7 +168,8 @@ func TestFaultsAreAudited(t *testing.T) {
 		a := ask(t, addr, "POST", "/kms/v1/key/k", "{}")
 		_, told := a.thrown(t)
 		events := tr.all()[before:]
-		if len(events) != 1 || events[0].Status != audit.Error || events[0].Caller.Name != "alice" || events[0].Method != "POST" || events[0].Message != told || !strings.HasPrefix(told, message) {
+		if len(events) != 1 || events[0].Status != audit.Error || events[0].Caller.Name != "alice" ||
+			events[0].Method != "POST" || events[0].Message != told || !strings.HasPrefix(told, message) {
 			t.Errorf("%v: %d %q, audit events %+v", kind, a.status, told, events)
 		}
 	}

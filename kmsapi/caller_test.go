@@ -47,13 +47,15 @@ func TestProvidersKnowTheCaller(t *testing.T) {
 	t.Cleanup(func() { _ = primary.Close() })
 	addr := start(t, stack{Primary: primary, Limits: kmsapi.Limits{MaxKeys: 10, MaxBatch: 10, MaxBody: 1 << 16}})
 	for about, path := range map[string]string{
-		"a": "key/a/_metadata", "b": "key/b/_currentversion", "c": "key/c/_versions", "d@1": "keyversion/d@1", "e": "keys/metadata?key=e", "f": "key/f/_eek?eek_op=generate&num_keys=1",
+		"a": "key/a/_metadata", "b": "key/b/_currentversion", "c": "key/c/_versions", "d@1": "keyversion/d@1",
+		"e": "keys/metadata?key=e", "f": "key/f/_eek?eek_op=generate&num_keys=1",
 	} {
 		sep := "?"
 		if about == "e" || about == "f" {
 			sep = "&"
 		}
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/kms/v1/"+path+sep+"user.name=user-"+about[:1], nil)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet,
+			"http://"+addr+"/kms/v1/"+path+sep+"user.name=user-"+about[:1], nil)
 		if err != nil {
 			t.Fatal(err)
 		}

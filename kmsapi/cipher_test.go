@@ -14,7 +14,8 @@ func TestSM4(t *testing.T) {
 	for _, cipher := range []string{"SM4/CTR/NoPadding", "sm4/CTR/NoPadding"} {
 		a := ask(t, addr, "POST", "/kms/v1/keys", `{"name":"k","cipher":"`+cipher+`","length":128}`)
 		class, message := a.thrown(t)
-		if a.status != 400 || class != "java.lang.IllegalArgumentException" && class != "IllegalArgumentException" || !strings.Contains(message, cipher+" is not supported; the ciphers are AES/CTR/NoPadding") {
+		if a.status != 400 || class != "java.lang.IllegalArgumentException" && class != "IllegalArgumentException" ||
+			!strings.Contains(message, cipher+" is not supported; the ciphers are AES/CTR/NoPadding") {
 			t.Errorf("%s: %d %s %s", cipher, a.status, class, message)
 		}
 	}

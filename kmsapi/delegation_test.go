@@ -19,7 +19,8 @@ var (
 
 func delegations(t *testing.T, now func() time.Time) *authn.Delegations {
 	t.Helper()
-	d, err := authn.NewDelegations(authn.DelegationConfig{KeyUpdate: 24 * time.Hour, MaxLife: 7 * 24 * time.Hour, Renewal: 24 * time.Hour, Scan: time.Hour, Now: now})
+	d, err := authn.NewDelegations(authn.DelegationConfig{KeyUpdate: 24 * time.Hour, MaxLife: 7 * 24 * time.Hour,
+		Renewal: 24 * time.Hour, Scan: time.Hour, Now: now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +61,8 @@ func (s *server) ownToken(recorded []byte) []byte {
 // TestTokenRefused: what a client sees when an owner has too many tokens, and that
 // another owner is served.
 func TestTokenRefused(t *testing.T) {
-	d, err := authn.NewDelegations(authn.DelegationConfig{KeyUpdate: 24 * time.Hour, MaxLife: 7 * 24 * time.Hour, Renewal: 24 * time.Hour, Scan: time.Hour,
+	d, err := authn.NewDelegations(authn.DelegationConfig{KeyUpdate: 24 * time.Hour, MaxLife: 7 * 24 * time.Hour,
+		Renewal: 24 * time.Hour, Scan: time.Hour,
 		Limits: authn.TokenLimits{Total: 100, PerOwner: 2, Rate: 0.001, Burst: 4, Renewer: 100}})
 	if err != nil {
 		t.Fatal(err)
@@ -76,7 +78,9 @@ func TestTokenRefused(t *testing.T) {
 	}
 	a := get("mallory")
 	class, message := a.thrown(t)
-	if a.status != 403 || class != "java.io.IOException" || message != "mallory has 2 delegation tokens, and one owner may have 2: cancel those that are not needed any more" {
+	if a.status != 403 || class != "java.io.IOException" ||
+		message != "mallory has 2 delegation tokens, and one owner may have 2: "+
+			"cancel those that are not needed any more" {
 		t.Errorf("the third: %d %s %q", a.status, class, message)
 	}
 	if a := get("alice"); a.status != 200 {

@@ -97,7 +97,8 @@ func TestUnreadAnswers(t *testing.T) {
 	if f := lanes.Figures()["large"]; f.Most > f.Size/2 {
 		t.Errorf("one user holds %d of %d bytes", f.Most, f.Size)
 	}
-	for deadline := time.Now().Add(30 * time.Second); lanes.Figures()["large"].Used > 0; time.Sleep(10 * time.Millisecond) {
+	deadline := time.Now().Add(30 * time.Second)
+	for ; lanes.Figures()["large"].Used > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("memory is not given back: %+v", lanes.Figures()["large"])
 		}
@@ -151,7 +152,8 @@ func TestIdleBodies(t *testing.T) {
 		}
 	}
 	// The last handlers give it back when their answers have been sent.
-	for deadline := time.Now().Add(30 * time.Second); lanes.Figures()["large"].Used != 0; time.Sleep(10 * time.Millisecond) {
+	deadline := time.Now().Add(30 * time.Second)
+	for ; lanes.Figures()["large"].Used != 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("idle bodies hold memory: %+v", lanes.Figures()["large"])
 		}
@@ -254,7 +256,8 @@ func TestNamesInBodies(t *testing.T) {
 			"attributes": map[string]string{long: "v"}})},
 		"a long version in a batch": {"POST", "/kms/v1/key/k/_reencryptbatch", `[{"versionName":"` +
 			strings.Repeat("n", 4118) +
-			`","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK","material":"AAAAAAAAAAAAAAAAAAAAAA"}}]`},
+			`","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK",` +
+			`"material":"AAAAAAAAAAAAAAAAAAAAAA"}}]`},
 		"a long name in a decrypt": {"POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt", `{"name":"` + long +
 			`","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"AAAAAAAAAAAAAAAAAAAAAA"}`},
 		"a long version in a path": {"GET", "/kms/v1/keyversion/" + strings.Repeat("n", 4118), ""},
@@ -394,7 +397,8 @@ func TestLongMaterial(t *testing.T) {
 			"reencrypt": ask(t, addr, "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=reencrypt",
 				fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, iv, material)),
 			"batch": ask(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch",
-				fmt.Sprintf(`[{"versionName":"k@0","iv":"%s","encryptedKeyVersion":{"versionName":"EEK","material":"%s"}}]`, iv, material)),
+				fmt.Sprintf(`[{"versionName":"k@0","iv":"%s","encryptedKeyVersion":{"versionName":"EEK",`+
+					`"material":"%s"}}]`, iv, material)),
 		} {
 			class := ""
 			if a.status != 200 {

@@ -91,7 +91,8 @@ func start(t testing.TB, s stack) string {
 		s.Auth.Validity = time.Hour
 	}
 	ring, err := keyring.New(keyring.Config{
-		Primary: s.Primary, Sources: s.Sources, Policy: func() *authz.Policy { return s.Policy }, KeyAuthorization: s.KeyAuthorization, Audit: s.Trail, Migrator: s.Migrator,
+		Primary: s.Primary, Sources: s.Sources, Policy: func() *authz.Policy { return s.Policy },
+		KeyAuthorization: s.KeyAuthorization, Audit: s.Trail, Migrator: s.Migrator,
 		SourceTimeout: s.SourceTimeout, Reencryption: s.Reencryption,
 		CacheEnable: true, CacheTimeout: time.Minute, CurrentCacheTimeout: time.Minute,
 		QueueSize: 10, QueueLowWatermark: 0.3, QueueExpiry: time.Hour, QueueFillers: 1,
@@ -105,7 +106,8 @@ func start(t testing.TB, s stack) string {
 	}
 	api, err := kmsapi.New(kmsapi.Config{
 		Ring: ring, Auth: auth, Audit: s.Trail, Log: slog.New(s.Log), KeyAuthorization: s.KeyAuthorization,
-		Limits: s.Limits, Admission: s.Admission, Lanes: s.Lanes, Operations: s.Operations, NotReady: s.NotReady, Observe: s.Observe, Waited: s.Waited, Refused: s.Refused,
+		Limits: s.Limits, Admission: s.Admission, Lanes: s.Lanes, Operations: s.Operations, NotReady: s.NotReady,
+		Observe: s.Observe, Waited: s.Waited, Refused: s.Refused,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -114,7 +116,8 @@ func start(t testing.TB, s stack) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: api, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 1 << 16, DisableGeneralOptionsHandler: true}
+	server := &http.Server{Handler: api, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 1 << 16,
+		DisableGeneralOptionsHandler: true}
 	if s.Server != nil {
 		s.Server(server)
 	}

@@ -92,7 +92,8 @@ func TestHungSourceHoldsNoTurns(t *testing.T) {
 	e := oneEDEK(t, addr)
 	one := fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, e.IV, e.Inner.Material)
 	batchOf := func(version string) string {
-		return fmt.Sprintf(`[{"versionName":"%s","iv":"%s","encryptedKeyVersion":{"versionName":"EEK","material":"%s"}}]`, version, e.IV, e.Inner.Material)
+		return fmt.Sprintf(`[{"versionName":"%s","iv":"%s","encryptedKeyVersion":{"versionName":"EEK",`+
+			`"material":"%s"}}]`, version, e.IV, e.Inner.Material)
 	}
 	var storm sync.WaitGroup
 	waits := func(what, method, target, body string) {

@@ -35,7 +35,8 @@ func TestMeter(t *testing.T) {
 				got[a.name] = float64(v)
 			}
 		}
-		for name, want := range map[string]float64{"OneMinuteRate": c.one, "FiveMinuteRate": c.five, "FifteenMinuteRate": c.fifteen, "Count": c.count, "MeanRate": c.meanPerSecond} {
+		for name, want := range map[string]float64{"OneMinuteRate": c.one, "FiveMinuteRate": c.five,
+			"FifteenMinuteRate": c.fifteen, "Count": c.count, "MeanRate": c.meanPerSecond} {
 			if math.Abs(got[name]-want) > 1e-7 {
 				t.Errorf("after %v: %s %.8f, want %.8f", c.after, name, got[name], want)
 			}

@@ -26,7 +26,8 @@ func (k tickets) Accept(token []byte) (client string, reply []byte, err error) {
 	if t, ok := k[string(token)]; ok {
 		return t.client, t.reply, t.err
 	}
-	return "", nil, &authn.NegotiationError{Reason: "java.util.NoSuchElementException", Explanation: "no token of a recording"}
+	return "", nil, &authn.NegotiationError{Reason: "java.util.NoSuchElementException",
+		Explanation: "no token of a recording"}
 }
 
 func (tickets) Check() error { return nil }
@@ -55,7 +56,9 @@ func withKerberos(t *testing.T, conf *authn.Config) {
 		switch {
 		case rec.name == "krb-replay":
 			known[string(token)] = ticket{err: &authn.NegotiationError{
-				Reason: "GSSException: Failure unspecified at GSS-API level (Mechanism level: Request is a replay (34))", Explanation: "sent before",
+				Reason: "GSSException: Failure unspecified at GSS-API level " +
+					"(Mechanism level: Request is a replay (34))",
+				Explanation: "sent before",
 			}}
 		case reply != nil:
 			one := ticket{client: "alice@EXAMPLE.COM"}
@@ -78,7 +81,8 @@ func withKerberos(t *testing.T, conf *authn.Config) {
 		t.Fatalf("only %d tokens in the recordings", len(known))
 	}
 	conf.Handler = kerberos(t, known)
-	if conf.Rules, err = authn.ParseRules(`RULE:[2:$1@$0](hdfs@EXAMPLE\.COM)s/@.*// RULE:[1:$1@$0](.*@EXAMPLE\.COM)s/@.*//`, authn.MechanismHadoop, "EXAMPLE.COM"); err != nil {
+	if conf.Rules, err = authn.ParseRules(`RULE:[2:$1@$0](hdfs@EXAMPLE\.COM)s/@.*// `+
+		`RULE:[1:$1@$0](.*@EXAMPLE\.COM)s/@.*//`, authn.MechanismHadoop, "EXAMPLE.COM"); err != nil {
 		t.Fatal(err)
 	}
 	now := time.UnixMilli(1795444407000)
@@ -104,7 +108,8 @@ func TestOptionsOutside(t *testing.T) {
 	for _, path := range []string{"/kms,kms:/http@h:1/kms/v1/?op=GETDELEGATIONTOKEN", "/kmsx", "/nothing", "/"} {
 		for header, want := range map[string]int{"": 401, "Authorization: Negotiate eA==\r\n": 200} {
 			a := exchange(t, addr, "OPTIONS", []byte("OPTIONS "+path+" HTTP/1.1\r\nHost: h\r\n"+header+"\r\n"))
-			if a.status != want || want == 200 && (a.header("Allow") != "GET,HEAD,POST,OPTIONS" || a.header("Set-Cookie") == "") {
+			if a.status != want || want == 200 && (a.header("Allow") != "GET,HEAD,POST,OPTIONS" ||
+				a.header("Set-Cookie") == "") {
 				t.Errorf("%s %q: %d %v", path, header, a.status, a.headers)
 			}
 		}

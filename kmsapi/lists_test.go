@@ -187,7 +187,8 @@ func TestBatchMemory(t *testing.T) {
 	lanes := &kmsapi.Lanes{}
 	addr := longLists(t, 0, lanes)
 	const edeks = 60_000 // their answer is longer than what sockets hold
-	one := `{"versionName":"k@0","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK","material":"AAAAAAAAAAAAAAAAAAAAAA"}},`
+	one := `{"versionName":"k@0","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK",` +
+		`"material":"AAAAAAAAAAAAAAAAAAAAAA"}},`
 	body := "[" + strings.TrimSuffix(strings.Repeat(one, edeks), ",") + "]"
 	roll := ask(t, addr, http.MethodPost, "/kms/v1/key/k", "{}")
 	if roll.status != 200 {

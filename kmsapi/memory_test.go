@@ -13,7 +13,9 @@ import (
 // TestReserve: small requests need no memory of the allowance; whatever one caller holds
 // of it, another gets some; all is given back.
 func TestReserve(t *testing.T) {
-	a := &api{large: newLargeRequests(Limits{MaxBody: 1}, Admission{Wait: time.Millisecond}, slog.New(slog.DiscardHandler))} // the allowance is that of 1 MiB bodies
+	// the allowance is that of 1 MiB bodies
+	a := &api{large: newLargeRequests(Limits{MaxBody: 1}, Admission{Wait: time.Millisecond},
+		slog.New(slog.DiscardHandler))}
 	size := a.large.shares.Size()
 	by := func(name string) *call {
 		c := &call{api: a}

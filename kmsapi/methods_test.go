@@ -18,7 +18,8 @@ import (
 )
 
 // allMethods are those of HTTP and WebDAV, and some that are none.
-var allMethods = []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "PROPFIND", "MKCOL", "M-SEARCH", "get", "FOO", "X"}
+var allMethods = []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "PROPFIND",
+	"MKCOL", "M-SEARCH", "get", "FOO", "X"}
 
 // TestMethods asks every path by every method: a method that a path does not have is
 // 405 with the list of those that it has, and nothing is a fault of the server.
@@ -26,7 +27,8 @@ func TestMethods(t *testing.T) {
 	primary := memory.New(memory.Config{SequentialIDs: true})
 	t.Cleanup(func() { _ = primary.Close() })
 	addr := start(t, stack{Primary: primary, KeyAuthorization: true, Operations: kmsapi.Operations{
-		Level: new(slog.LevelVar), Prometheus: http.NotFoundHandler(), Properties: func() ([]kmsapi.Property, error) { return nil, nil },
+		Level: new(slog.LevelVar), Prometheus: http.NotFoundHandler(),
+		Properties: func() ([]kmsapi.Property, error) { return nil, nil },
 	}})
 	const one = `{"name":"k","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"AAAAAAAAAAAAAAAAAAAAAA"}`
 	for _, r := range []struct{ path, methods, body string }{
@@ -63,7 +65,8 @@ func TestMethods(t *testing.T) {
 		{"*", "404", ""},
 	} {
 		for _, method := range allMethods {
-			if _, err := primary.Create(t.Context(), provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil && !claviger.Is(err, claviger.KeyExists) {
+			if _, err := primary.Create(t.Context(), provider.Spec{Name: "k", Cipher: claviger.DefaultCipher,
+				BitLength: 128}); err != nil && !claviger.Is(err, claviger.KeyExists) {
 				t.Fatal(err)
 			}
 			if err := primary.Delete(t.Context(), "new"); err != nil && !claviger.Is(err, claviger.KeyNotFound) {
@@ -90,7 +93,8 @@ func TestMethods(t *testing.T) {
 				}
 			case has && a.status == http.StatusMethodNotAllowed:
 				t.Errorf("%s %s: %d", method, r.path, a.status)
-			case !has && method != "CONNECT" && (a.status != http.StatusMethodNotAllowed || len(allow) == 0 || slices.Contains(allow, method)):
+			case !has && method != "CONNECT" && (a.status != http.StatusMethodNotAllowed || len(allow) == 0 ||
+				slices.Contains(allow, method)):
 				t.Errorf("%s %s: %d, Allow %q", method, r.path, a.status, allow)
 			}
 		}
@@ -157,7 +161,8 @@ func (a absent) Create(ctx context.Context, spec provider.Spec) (claviger.KeyVer
 	return a.Provider.Create(ctx, spec)
 }
 
-func (a absent) RollIf(ctx context.Context, key string, material []byte, may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
+func (a absent) RollIf(ctx context.Context, key string, material []byte, may func(*claviger.Metadata) error) (
+	claviger.KeyVersion, error) {
 	if err := a.err(); err != nil {
 		return claviger.KeyVersion{}, err
 	}
@@ -184,7 +189,8 @@ func TestAway(t *testing.T) {
 		Primary: primary, KeyAuthorization: true, Reencryption: true, SourceTimeout: time.Second,
 		Sources: []keyring.Source{{Provider: absent{source, func() error { return fail }}, Reencryption: true}},
 	})
-	const edek = `"iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK","material":"AAAAAAAAAAAAAAAAAAAAAA"}`
+	const edek = `"iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK",` +
+		`"material":"AAAAAAAAAAAAAAAAAAAAAA"}`
 	const one = `{"name":"k","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"AAAAAAAAAAAAAAAAAAAAAA"}`
 	ops := []struct {
 		method, target, body string
@@ -222,7 +228,8 @@ func TestAway(t *testing.T) {
 				if a.status != http.StatusInternalServerError && a.status != http.StatusServiceUnavailable {
 					t.Errorf("%s: %s %s: %d %s", what, o.method, o.target, a.status, message)
 				}
-			} else if a.status != http.StatusServiceUnavailable || class != "org.apache.hadoop.ipc.StandbyException" || a.header("Retry-After") == "" {
+			} else if a.status != http.StatusServiceUnavailable || class != "org.apache.hadoop.ipc.StandbyException" ||
+				a.header("Retry-After") == "" {
 				t.Errorf("%s: %s %s: %d %s %s", what, o.method, o.target, a.status, class, message)
 			}
 			for _, inner := range []string{"inner", "10.0.0.7", "pkcs11"} {

@@ -18,8 +18,8 @@ import (
 	"claviger/provider/jceks"
 )
 
-// TestNoMaterialWhileKeysAreMade: a user without rights asks for the current
-// version of a key on many connections while alice makes it, on a real keystore. He is told that there is none, or refused; he never sees material.
+// TestNoMaterialWhileKeysAreMade: a user without rights requests the current version of a key on many connections while
+// alice creates it, on a real keystore. Each answer says that there is no such key, or refuses; none holds material.
 func TestNoMaterialWhileKeysAreMade(t *testing.T) {
 	primary, err := jceks.Open(t.Context(), "jceks://file@"+filepath.Join(t.TempDir(), "kms.keystore"), provider.Env{
 		Getenv: func(string) string { return "" }, Log: slog.New(slog.DiscardHandler),
@@ -28,15 +28,18 @@ func TestNoMaterialWhileKeysAreMade(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = primary.Close() })
-	policy, warnings := authz.Parse([]authz.Property{{Name: "default.key.acl.MANAGEMENT", Value: "alice"}, {Name: "default.key.acl.READ", Value: "alice"}})
+	policy, warnings := authz.Parse([]authz.Property{{Name: "default.key.acl.MANAGEMENT", Value: "alice"},
+		{Name: "default.key.acl.READ", Value: "alice"}})
 	if len(warnings) > 0 {
 		t.Fatal(warnings)
 	}
-	addr := start(t, stack{Primary: primary, Policy: policy, KeyAuthorization: true, Limits: kmsapi.Limits{MaxKeys: 10, MaxBatch: 10, MaxBody: 1 << 16}})
+	addr := start(t, stack{Primary: primary, Policy: policy, KeyAuthorization: true,
+		Limits: kmsapi.Limits{MaxKeys: 10, MaxBatch: 10, MaxBody: 1 << 16}})
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}, Timeout: 20 * time.Second}
 	defer client.CloseIdleConnections()
 	do := func(method, path, user, body string) (int, []byte) {
-		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+addr+"/kms/v1/"+path+"user.name="+user, strings.NewReader(body))
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+addr+"/kms/v1/"+path+"user.name="+user,
+			strings.NewReader(body))
 		if err != nil {
 			t.Error(err)
 			return 0, nil
@@ -93,7 +96,8 @@ func TestNoMaterialWhileKeysAreMade(t *testing.T) {
 			t.Errorf("creation of %s: %d %s", name, status, text)
 		}
 	}
-	if status, text := do(http.MethodGet, "key/key0/_currentversion?", "alice", ""); status != http.StatusOK || !strings.Contains(string(text), "material") {
+	if status, text := do(http.MethodGet, "key/key0/_currentversion?", "alice", ""); status != http.StatusOK ||
+		!strings.Contains(string(text), "material") {
 		t.Errorf("alice is not shown her key: %d %s", status, text)
 	}
 	close(stop)

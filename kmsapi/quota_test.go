@@ -42,7 +42,8 @@ func TestNewVersionsByUser(t *testing.T) {
 	if a := create("alice", "a"); a.status != 201 {
 		t.Errorf("another user: %d %s", a.status, a.body)
 	}
-	if a := ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1&user.name=mallory", ""); a.status != 200 {
+	const generate = "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1&user.name=mallory"
+	if a := ask(t, addr, "GET", generate, ""); a.status != 200 {
 		t.Errorf("what makes no version: %d %s", a.status, a.body)
 	}
 }

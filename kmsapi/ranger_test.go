@@ -17,11 +17,13 @@ import (
 // decrypt, and to no other.
 func TestDataKey(t *testing.T) {
 	policy, _ := authz.Parse([]authz.Property{
-		{Name: "key.acl.k.MANAGEMENT", Value: "alice"}, {Name: "key.acl.k.GENERATE_EEK", Value: "alice,gen,shut"}, {Name: "key.acl.k.DECRYPT_EEK", Value: "alice,dec,shut"},
+		{Name: "key.acl.k.MANAGEMENT", Value: "alice"}, {Name: "key.acl.k.GENERATE_EEK", Value: "alice,gen,shut"},
+		{Name: "key.acl.k.DECRYPT_EEK", Value: "alice,dec,shut"},
 		{Name: "hadoop.kms.blacklist.DECRYPT_EEK", Value: "shut"},
 	})
 	tr := &trail{}
-	addr := withKey(t, stack{Primary: memory.New(memory.Config{SequentialIDs: true}), Policy: policy, KeyAuthorization: true, Trail: tr})
+	addr := withKey(t, stack{Primary: memory.New(memory.Config{SequentialIDs: true}), Policy: policy,
+		KeyAuthorization: true, Trail: tr})
 	a := ask(t, addr, "GET", "/kms/v1/key/k/_dek", "")
 	var both struct {
 		Edek struct {
@@ -36,7 +38,9 @@ func TestDataKey(t *testing.T) {
 	body := `{"name":"k","iv":"` + both.Edek.IV + `","material":"` + both.Edek.EncryptedKeyVersion.Material + `"}`
 	opened := ask(t, addr, "POST", "/kms/v1/keyversion/"+both.Edek.VersionName+"/_eek?eek_op=decrypt", body)
 	var dek struct{ Material string }
-	if err := json.Unmarshal(opened.body, &dek); err != nil || dek.Material != both.Dek.Material || len(dek.Material) < 22 || both.Dek.VersionName != "EK" || both.Dek.Name != "k" || both.Edek.EncryptedKeyVersion.VersionName != "EEK" {
+	if err := json.Unmarshal(opened.body, &dek); err != nil || dek.Material != both.Dek.Material ||
+		len(dek.Material) < 22 || both.Dek.VersionName != "EK" || both.Dek.Name != "k" ||
+		both.Edek.EncryptedKeyVersion.VersionName != "EEK" {
 		t.Errorf("the EDEK opens to %d %s, _dek says %s", opened.status, opened.body, a.body)
 	}
 	var ops []audit.Op
@@ -49,7 +53,8 @@ func TestDataKey(t *testing.T) {
 	for _, who := range []string{"gen", "dec", "shut", "mallory"} {
 		a := askAs(t, addr, "GET", "/kms/v1/key/k/_dek?user.name="+who, "")
 		raw, _ := base64.RawURLEncoding.DecodeString(both.Dek.Material)
-		if (a.status != 403 && a.status != 500) || bytes.Contains(a.body, raw) || bytes.Contains(a.body, []byte("material")) {
+		if (a.status != 403 && a.status != 500) || bytes.Contains(a.body, raw) ||
+			bytes.Contains(a.body, []byte("material")) {
 			t.Errorf("%s: %d %s", who, a.status, a.body)
 		}
 	}
@@ -69,7 +74,9 @@ func TestRangerPaths(t *testing.T) {
 			t.Errorf("DELETE %s: %d", path, a.status)
 		}
 	}
-	if a := ask(t, addr, "GET", "/kms/api/status", ""); a.status != 200 || a.header("Content-Type") != "application/json" || !json.Valid(a.body) || !strings.Contains(string(a.body), `"status"`) {
+	if a := ask(t, addr, "GET", "/kms/api/status", ""); a.status != 200 ||
+		a.header("Content-Type") != "application/json" || !json.Valid(a.body) ||
+		!strings.Contains(string(a.body), `"status"`) {
 		t.Errorf("%d %s", a.status, a.body)
 	}
 	ask(t, addr, "GET", "/kms/v1/keys/metadata?key=k&key=l", "")
@@ -81,8 +88,8 @@ func TestRangerPaths(t *testing.T) {
 	}
 	got := records["KMS"]
 	for name, want := range map[string]int64{
-		"KEY_CREATE_COUNT": 1, "GET_KEYS_METADATA_COUNT": 1, "GET_KEYS_METADATA_KEYNAMES_COUNT": 2, "EEK_GENERATE_COUNT": 1, "EEK_DECRYPT_COUNT": 0,
-		"UNAUTHENTICATED_CALLS_COUNT": 3, "TOTAL_CALL_COUNT": 10,
+		"KEY_CREATE_COUNT": 1, "GET_KEYS_METADATA_COUNT": 1, "GET_KEYS_METADATA_KEYNAMES_COUNT": 2,
+		"EEK_GENERATE_COUNT": 1, "EEK_DECRYPT_COUNT": 0, "UNAUTHENTICATED_CALLS_COUNT": 3, "TOTAL_CALL_COUNT": 10,
 	} {
 		if got[name] != want {
 			t.Errorf("%s is %d, want %d", name, got[name], want)
@@ -92,7 +99,9 @@ func TestRangerPaths(t *testing.T) {
 		t.Errorf("%d figures: %v", len(got), got)
 	}
 	a = ask(t, addr, "GET", "/kms/metrics/prometheus", "")
-	if text := string(a.body); !strings.Contains(text, "# TYPE kmskey_create_count counter\nkmskey_create_count{context=\"kms\",hostname=\"") || !strings.Contains(text, "# TYPE kmskey_create_elapsed_time gauge\n") {
+	if text := string(a.body); !strings.Contains(text, "# TYPE kmskey_create_count counter\n"+
+		"kmskey_create_count{context=\"kms\",hostname=\"") ||
+		!strings.Contains(text, "# TYPE kmskey_create_elapsed_time gauge\n") {
 		t.Errorf("%s", text)
 	}
 }
@@ -100,14 +109,16 @@ func TestRangerPaths(t *testing.T) {
 // TestUnknownPaths: 404, in the form of Hadoop's exceptions, and never 500.
 func TestUnknownPaths(t *testing.T) {
 	addr := withKey(t, stack{})
-	for _, path := range []string{"/kms/v1/nothing", "/kms/v2/keys", "/kms", "/kms/", "/kms/api", "/kms/api/status/x", "/kms/metrics", "/kms/metrics/xml", "/kms/v1/keys/names/x", "/kms/v1//keys"} {
+	for _, path := range []string{"/kms/v1/nothing", "/kms/v2/keys", "/kms", "/kms/", "/kms/api", "/kms/api/status/x",
+		"/kms/metrics", "/kms/metrics/xml", "/kms/v1/keys/names/x", "/kms/v1//keys"} {
 		for _, method := range []string{"GET", "POST", "PUT", "DELETE"} {
 			a := ask(t, addr, method, path, "")
 			if a.status != 404 {
 				t.Errorf("%s %s: %d %s", method, path, a.status, a.body)
 				continue
 			}
-			if class, message := a.thrown(t); class != "com.sun.jersey.api.NotFoundException" || !strings.HasPrefix(message, "null for uri: ") {
+			if class, message := a.thrown(t); class != "com.sun.jersey.api.NotFoundException" ||
+				!strings.HasPrefix(message, "null for uri: ") {
 				t.Errorf("%s %s: %s %s", method, path, class, message)
 			}
 		}

@@ -102,11 +102,14 @@ func TestRoutes(t *testing.T) {
 		} else {
 			seen[key] = true
 		}
-		if r.deadline <= 0 || r.handle == nil || meterOf[r.op] == "" || (r.body != noBody) != (r.method == http.MethodPost && r.op != "invalidate_cache" && r.op != "undelete_key") {
+		if r.deadline <= 0 || r.handle == nil || meterOf[r.op] == "" ||
+			(r.body != noBody) != (r.method == http.MethodPost && r.op != "invalidate_cache" &&
+				r.op != "undelete_key") {
 			t.Errorf("%+v", r)
 		}
 	}
-	if len(seen) != 18 { // of the KMS's fifteen one is OPTIONS; two are about deleted keys, one describes a key, one is Ranger's
+	// of the KMS's fifteen one is OPTIONS; two are about deleted keys, one describes a key, one is Ranger's
+	if len(seen) != 18 {
 		t.Errorf("%d routes", len(seen))
 	}
 }

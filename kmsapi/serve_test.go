@@ -84,7 +84,8 @@ func TestLimits(t *testing.T) {
 		jackson = "com.fasterxml.jackson"
 		illegal = "java.lang.IllegalArgumentException"
 	)
-	edek := `{"versionName":"k@0","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK","material":"AAAAAAAAAAAAAAAAAAAAAA"}}`
+	edek := `{"versionName":"k@0","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK",` +
+		`"material":"AAAAAAAAAAAAAAAAAAAAAA"}}`
 	for _, c := range []struct {
 		what, method, path, body string
 		status                   int
@@ -122,7 +123,8 @@ func TestLimits(t *testing.T) {
 			if a.status != c.status || !strings.HasPrefix(class, c.class) || !strings.Contains(message, c.message) {
 				t.Errorf("%d %s %q, want %d %s %q", a.status, class, message, c.status, c.class, c.message)
 			}
-			if wantClose := c.status == http.StatusRequestEntityTooLarge; (a.header("Connection") == "close") != wantClose {
+			wantClose := c.status == http.StatusRequestEntityTooLarge
+			if (a.header("Connection") == "close") != wantClose {
 				t.Errorf("Connection %q", a.header("Connection"))
 			}
 		})
@@ -210,7 +212,8 @@ func TestBase64(t *testing.T) {
 	for i, e := range []*base64.Encoding{base64.StdEncoding, base64.RawStdEncoding, base64.URLEncoding,
 		base64.RawURLEncoding} {
 		open := fmt.Sprintf(`{"name":"k","iv":%q,"material":%q}`, e.EncodeToString(iv), e.EncodeToString(material))
-		batch := fmt.Sprintf(`[{"versionName":"k@0","iv":%q,"encryptedKeyVersion":{"versionName":"EEK","material":%q}}]`, e.EncodeToString(iv), e.EncodeToString(material))
+		batch := fmt.Sprintf(`[{"versionName":"k@0","iv":%q,"encryptedKeyVersion":{"versionName":"EEK",`+
+			`"material":%q}}]`, e.EncodeToString(iv), e.EncodeToString(material))
 		a := ask(t, addr, "POST", "/kms/v1/keyversion/k%400/_eek?eek_op=decrypt", open)
 		b := ask(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch", batch)
 		a.body = append(a.body, b.body...)
@@ -387,7 +390,8 @@ func TestObserve(t *testing.T) {
 		got = append(got, fmt.Sprintf("%s %d %d", op, status, edeks))
 	}})
 	edek := `{"name":"k","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"AAAAAAAAAAAAAAAAAAAAAA"}`
-	item := `{"versionName":"k@0","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK","material":"AAAAAAAAAAAAAAAAAAAAAA"}}`
+	item := `{"versionName":"k@0","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK",` +
+		`"material":"AAAAAAAAAAAAAAAAAAAAAA"}}`
 	ask(t, addr, "POST", "/kms/v1/keys", `{"name":"k"}`)
 	ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=7", "")
 	ask(t, addr, "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt", edek)

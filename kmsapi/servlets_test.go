@@ -42,20 +42,24 @@ func TestConf(t *testing.T) {
 		Properties []property `xml:"property"`
 	}
 	a := asked(t, addr, "/conf")
-	if err := xml.Unmarshal(a.body, &file); err != nil || len(file.Properties) != 2 || file.Properties[0] != (property{"a", "${b}<", false}) || !file.Properties[1].Final {
+	if err := xml.Unmarshal(a.body, &file); err != nil || len(file.Properties) != 2 ||
+		file.Properties[0] != (property{"a", "${b}<", false}) || !file.Properties[1].Final {
 		t.Errorf("XML: %+v %v in %s", file, err, a.body)
 	}
 	a = asked(t, addr, "/conf", "Accept: application/json")
 	if got := strings.TrimSpace(string(a.body)); a.header("Content-Type") != "application/json;charset=utf-8" ||
-		got != `{"properties":[{"key":"a","value":"2<","isFinal":false,"resource":"file:/etc/kms-site.xml"},{"key":"b","value":"2","isFinal":true,"resource":"kms-default.xml"}]}` {
+		got != `{"properties":[{"key":"a","value":"2<","isFinal":false,"resource":"file:/etc/kms-site.xml"},`+
+			`{"key":"b","value":"2","isFinal":true,"resource":"kms-default.xml"}]}` {
 		t.Errorf("JSON: %v %s", a.headers, got)
 	}
 	a = asked(t, addr, "/conf?name=b", "Accept: application/json")
-	if got := strings.TrimSpace(string(a.body)); got != `{"property":{"key":"b","value":"2","isFinal":true,"resource":"kms-default.xml"}}` {
+	if got := strings.TrimSpace(string(a.body)); got != `{"property":{"key":"b","value":"2","isFinal":true,`+
+		`"resource":"kms-default.xml"}}` {
 		t.Errorf("one: %s", got)
 	}
 	fail = errors.New("no rule of secrecy")
-	if a := asked(t, addr, "/conf"); a.status != 500 || strings.Contains(string(a.body), "${b}") || strings.Contains(string(a.body), "secrecy") {
+	if a := asked(t, addr, "/conf"); a.status != 500 || strings.Contains(string(a.body), "${b}") ||
+		strings.Contains(string(a.body), "secrecy") {
 		t.Errorf("a failure: %d %s", a.status, a.body)
 	}
 }
@@ -64,10 +68,13 @@ func TestStacks(t *testing.T) {
 	addr := withKey(t, stack{})
 	a := asked(t, addr, "/stacks")
 	text := string(a.body)
-	if a.status != 200 || a.header("Content-Type") != "text/plain;charset=utf-8" || !strings.HasPrefix(text, "Process Thread Dump: \n") {
+	if a.status != 200 || a.header("Content-Type") != "text/plain;charset=utf-8" ||
+		!strings.HasPrefix(text, "Process Thread Dump: \n") {
 		t.Fatalf("%d %v %.200s", a.status, a.headers, text)
 	}
-	for _, want := range []string{`(?m)^\d+ active threads$`, `(?m)^Thread \d+ \(.+\):\n  State: running\n  Stack:\n    \S`, `claviger/kmsapi\.\(\*call\)\.stacks \(.*servlets\.go:\d+\)`, `IO wait`} {
+	for _, want := range []string{`(?m)^\d+ active threads$`,
+		`(?m)^Thread \d+ \(.+\):\n  State: running\n  Stack:\n    \S`,
+		`claviger/kmsapi\.\(\*call\)\.stacks \(.*servlets\.go:\d+\)`, `IO wait`} {
 		if !regexp.MustCompile(want).MatchString(text) {
 			t.Errorf("no %s in:\n%s", want, text)
 		}
@@ -126,7 +133,8 @@ func TestLogLevel(t *testing.T) {
 	_, page, _ := strings.Cut(string(recorded), "Content-Length: 709\n\n")
 	page = strings.Replace(page, "org.slf4j.impl.Reload4jLoggerAdapter", "log/slog.Logger", 1)
 	year := regexp.MustCompile(`, \d{4}\.`)
-	if got := asked(t, addr, "/logLevel?log=x"); strings.TrimSpace(year.ReplaceAllString(string(got.body), ", .")) != strings.TrimSpace(year.ReplaceAllString(page, ", .")) {
+	plain := func(page string) string { return strings.TrimSpace(year.ReplaceAllString(page, ", .")) }
+	if got := asked(t, addr, "/logLevel?log=x"); plain(string(got.body)) != plain(page) {
 		t.Errorf("got\n%s\nwant\n%s", got.body, page)
 	}
 	for _, c := range []struct {
@@ -169,7 +177,9 @@ func TestAdministrators(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			addr := withKey(t, stack{Operations: kmsapi.Operations{
 				Level: new(slog.LevelVar), Administrator: c.who, InstrumentationAdmin: c.all,
-				Prometheus: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Length", "0") }),
+				Prometheus: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+					w.Header().Set("Content-Length", "0")
+				}),
 			}})
 			for want, paths := range map[int]string{200: c.open, 403: c.refused} {
 				for _, path := range strings.Fields(paths) {
@@ -184,7 +194,9 @@ func TestAdministrators(t *testing.T) {
 		})
 	}
 	// The anonymous are nobody's administrators.
-	addr := withKey(t, stack{Auth: authn.Config{Handler: authn.Simple{Anonymous: true}}, Operations: kmsapi.Operations{Level: new(slog.LevelVar), Administrator: func(claviger.Principal) bool { return true }}})
+	addr := withKey(t, stack{Auth: authn.Config{Handler: authn.Simple{Anonymous: true}},
+		Operations: kmsapi.Operations{Level: new(slog.LevelVar),
+			Administrator: func(claviger.Principal) bool { return true }}})
 	if a := askAs(t, addr, "GET", "/logLevel", ""); a.status != 403 {
 		t.Errorf("anonymous: %d", a.status)
 	}
@@ -207,7 +219,8 @@ func TestTokenBean(t *testing.T) {
 	if err := json.Unmarshal(a.body, &got); err != nil || len(got.Beans) != 1 {
 		t.Fatalf("%v in %s", err, a.body)
 	}
-	for name, want := range map[string]float64{"StoreTokenNumOps": 1, "UpdateTokenNumOps": 1, "RemoveTokenNumOps": 1, "TokenFailure": 1} {
+	for name, want := range map[string]float64{"StoreTokenNumOps": 1, "UpdateTokenNumOps": 1, "RemoveTokenNumOps": 1,
+		"TokenFailure": 1} {
 		if got.Beans[0][name] != want {
 			t.Errorf("%s is %v, want %v", name, got.Beans[0][name], want)
 		}

@@ -110,7 +110,8 @@ func TestTrusteeOps(t *testing.T) {
 		{"may not", "bob", http.MethodPost, trusteePath + trusteeOp + "purgeVersion&version=x", 403, "'PURGE_KEY'"},
 		{"undelete", "alice", http.MethodPost, trusteePath + trusteeOp + "undelete", 200, ""},
 		{"described", "alice", http.MethodGet, trusteePath, 200,
-			`[{"name":"a/b c","provider":"memory:","cipher":"AES/CTR/NoPadding","length":128,"description":null,"attributes":{},"created":`},
+			`[{"name":"a/b c","provider":"memory:","cipher":"AES/CTR/NoPadding","length":128,` +
+				`"description":null,"attributes":{},"created":`},
 		{"is back", "alice", http.MethodGet, "key/a%2Fb%20c/_metadata", 200, `"name":"a/b c"`},
 		{"delete again", "alice", http.MethodDelete, "key/a%2Fb%20c", 200, ""},
 	} {

@@ -24,7 +24,8 @@ func (k *keeper) Create(ctx context.Context, spec provider.Spec) (claviger.KeyVe
 	return k.Provider.Create(ctx, spec)
 }
 
-func (k *keeper) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
+func (k *keeper) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (
+	claviger.KeyVersion, error) {
 	k.given = append(k.given, material)
 	return k.Provider.RollIf(ctx, key, material, may)
 }
@@ -44,7 +45,8 @@ func TestGivenMaterialIsWiped(t *testing.T) {
 		}
 		// Twice: what is wiped after the first answer must not be what is kept.
 		for range 2 {
-			if a := ask(t, addr, "GET", "/kms/v1/key/k/_currentversion", ""); a.status != http.StatusOK || !bytes.Contains(a.body, []byte(`"`+material+`"`)) {
+			if a := ask(t, addr, "GET", "/kms/v1/key/k/_currentversion", ""); a.status != http.StatusOK ||
+				!bytes.Contains(a.body, []byte(`"`+material+`"`)) {
 				t.Errorf("%d %s, want material %s", a.status, a.body, material)
 			}
 		}

@@ -150,7 +150,9 @@ func allJavaClients(t *testing.T, seen map[string]bool) {
 	}
 	for _, f := range files {
 		name := strings.TrimSuffix(filepath.Base(f), ".txt")
-		if !slices.ContainsFunc(slices.Collect(maps.Keys(seen)), func(s string) bool { return strings.HasPrefix(s, name+"-") }) {
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(seen)), func(s string) bool {
+			return strings.HasPrefix(s, name+"-")
+		}) {
 			t.Error(fmt.Sprint(f, " is not in order.txt"))
 		}
 	}

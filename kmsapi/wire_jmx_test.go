@@ -15,7 +15,8 @@ func recordedOperations() kmsapi.Operations {
 		Properties: func() ([]kmsapi.Property, error) {
 			return []kmsapi.Property{
 				{Name: "hadoop.kms.http.host", Written: "0.0.0.0", Value: "0.0.0.0", Source: "kms-default.xml"},
-				{Name: "hadoop.kms.http.port", Written: "17600", Value: "17600", Source: "file:/srv/hadoop/kms1/kms-site.xml"},
+				{Name: "hadoop.kms.http.port", Written: "17600", Value: "17600",
+					Source: "file:/srv/hadoop/kms1/kms-site.xml"},
 			}, nil
 		},
 	}

@@ -68,9 +68,8 @@ func sign(text string) string {
 
 // notGenuine are the recordings whose cookie had been tampered with, or signed
 // with a secret that was no longer good; the others' are signed anew.
-var notGenuine = words(`auth-cookie-bad-signature auth-cookie-bad-signature-options auth-cookie-bad-with-username auth-token-type
-
-	auth-cookie-garbage auth-cookie-unsigned auth-cookie-empty-value expired-cookie-secret-rolled`)
+var notGenuine = words(`auth-cookie-bad-signature auth-cookie-bad-signature-options auth-cookie-bad-with-username
+	auth-token-type auth-cookie-garbage auth-cookie-unsigned auth-cookie-empty-value expired-cookie-secret-rolled`)
 
 func words(s string) map[string]bool {
 	set := map[string]bool{}
@@ -103,7 +102,9 @@ func parseRecording(t *testing.T, server, name string, data []byte) recording {
 	}
 	head, body, _ := bytes.Cut(data[:cut+1], []byte("\n\n"))
 	if !notGenuine[name] {
-		head = genuineCookie.ReplaceAllFunc(head, func(b []byte) []byte { return []byte(sign(string(genuineCookie.FindSubmatch(b)[1]))) })
+		head = genuineCookie.ReplaceAllFunc(head, func(b []byte) []byte {
+			return []byte(sign(string(genuineCookie.FindSubmatch(b)[1])))
+		})
 	}
 	head = bytes.TrimRight(head, "\n")
 	rec := recording{name: name, server: server, method: string(head[:bytes.IndexByte(head, ' ')])}
@@ -262,13 +263,15 @@ func startRecorded(t *testing.T, name string) *server {
 	log := slog.New(slog.DiscardHandler)
 	dir := t.TempDir()
 	opened, err := jceks.Open(ctx, "jceks://file@"+filepath.Join(dir, "kms.keystore"), provider.Env{
-		Get: func(string) (string, bool) { return "", false }, Getenv: func(string) string { return "" }, ConfDir: dir, User: "kms", Log: log,
+		Get: func(string) (string, bool) { return "", false }, Getenv: func(string) string { return "" }, ConfDir: dir,
+		User: "kms", Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = opened.Close() })
-	keys := &recordedKeys{Provider: opened, BlockEncrypter: opened.(provider.BlockEncrypter), uri: "jceks://file@/srv/hadoop/data/kms1.keystore"}
+	keys := &recordedKeys{Provider: opened, BlockEncrypter: opened.(provider.BlockEncrypter),
+		uri: "jceks://file@/srv/hadoop/data/kms1.keystore"}
 
 	rules := openRules
 	now := time.UnixMilli(1795442610000) // when the first recording was made
@@ -288,14 +291,16 @@ func startRecorded(t *testing.T, name string) *server {
 		withKerberos(t, &auth)
 	}
 	auth.ProxyUsers, _ = authn.NewProxyUsers(map[string]string{
-		"migr.users": "alice,bob", "migr.hosts": "127.0.0.1", "hdfs.users": "*", "hdfs.hosts": "*", "far.users": "*", "far.hosts": "10.1.2.3",
+		"migr.users": "alice,bob", "migr.hosts": "127.0.0.1", "hdfs.users": "*", "hdfs.hosts": "*", "far.users": "*",
+		"far.hosts": "10.1.2.3",
 	}, nil, log)
 	policy, warnings := authz.Parse(rules)
 	if len(warnings) > 0 {
 		t.Fatal(warnings)
 	}
 	tr := &trail{}
-	addr := start(t, stack{Primary: keys, Auth: auth, Policy: policy, KeyAuthorization: keyAuthorization, Trail: tr, Operations: recordedOperations()})
+	addr := start(t, stack{Primary: keys, Auth: auth, Policy: policy, KeyAuthorization: keyAuthorization, Trail: tr,
+		Operations: recordedOperations()})
 	return &server{addr: addr, keys: keys, trail: tr, tokens: map[string]string{}}
 }
 
@@ -379,7 +384,8 @@ func TestWire(t *testing.T) {
 func setup(t *testing.T, of func(string) *server, line string) {
 	t.Helper()
 	parts := strings.SplitN(line, " ", 4) // server, method, path, body
-	request := fmt.Sprintf("%s %s?user.name=alice HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", parts[1], parts[2], len(parts[3]), parts[3])
+	request := fmt.Sprintf("%s %s?user.name=alice HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"+
+		"Content-Length: %d\r\n\r\n%s", parts[1], parts[2], len(parts[3]), parts[3])
 	if parts[0] == "krb" {
 		cookie := sign("u=alice&p=alice@EXAMPLE.COM&t=kerberos-dt&e=1795480407400")
 		request = strings.Replace(request, "\r\n", "\r\nCookie: hadoop.auth=\""+cookie+"\"\r\n", 1)
@@ -395,13 +401,15 @@ func setup(t *testing.T, of func(string) *server, line string) {
 func (s *server) replay(t *testing.T, rec recording, everywhere map[string]bool) {
 	s.keys.next = nil
 	var shown struct{ Material *string }
-	if rec.method == http.MethodPost && rec.answer.status/100 == 2 && json.Unmarshal(rec.answer.body, &shown) == nil && shown.Material != nil {
+	if rec.method == http.MethodPost && rec.answer.status/100 == 2 && json.Unmarshal(rec.answer.body, &shown) == nil &&
+		shown.Material != nil {
 		s.keys.next, _ = base64.RawURLEncoding.DecodeString(*shown.Material)
 	}
 	before := len(s.trail.all())
 	rec.request = delegationToken.ReplaceAllFunc(rec.request, s.ownToken)
 	got := exchange(t, s.addr, rec.method, rec.request)
-	if ours, theirs := issuedToken.FindSubmatch(got.body), issuedToken.FindSubmatch(rec.answer.body); ours != nil && theirs != nil {
+	if ours, theirs := issuedToken.FindSubmatch(got.body), issuedToken.FindSubmatch(rec.answer.body); ours != nil &&
+		theirs != nil {
 		s.tokens[string(theirs[1])] = string(ours[1])
 	}
 	checkErrorLine(t, rec, got, s.trail.all()[before:])
@@ -417,7 +425,8 @@ func (s *server) replay(t *testing.T, rec recording, everywhere map[string]bool)
 		}
 	}
 	if t.Failed() {
-		t.Logf("request:\n%s\nwant:\n%+v %s\ngot:\n%+v %s", rec.request, rec.answer.headers, rec.answer.body, got.headers, got.body)
+		t.Logf("request:\n%s\nwant:\n%+v %s\ngot:\n%+v %s", rec.request, rec.answer.headers, rec.answer.body,
+			got.headers, got.body)
 	}
 	if strings.HasPrefix(rec.name, "reencrypt") && got.status == http.StatusOK {
 		s.sameDEKs(t, rec, got)
@@ -458,7 +467,9 @@ func (s *server) open(t *testing.T, e wireEDEK) string {
 	t.Helper()
 	key, _, _ := strings.Cut(e.VersionName, "@")
 	body := fmt.Sprintf(`{"name":%q,"iv":%q,"material":%q}`, key, e.IV, e.EncryptedKeyVersion.Material)
-	request := fmt.Sprintf("POST /kms/v1/keyversion/%s/_eek?eek_op=decrypt&user.name=alice HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", e.VersionName, len(body), body)
+	request := fmt.Sprintf("POST /kms/v1/keyversion/%s/_eek?eek_op=decrypt&user.name=alice HTTP/1.1\r\n"+
+		"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", e.VersionName, len(body),
+		body)
 	a := exchange(t, s.addr, http.MethodPost, []byte(request))
 	var dek struct{ Material string }
 	if err := json.Unmarshal(a.body, &dek); err != nil || a.status != http.StatusOK {

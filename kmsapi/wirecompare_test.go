@@ -26,7 +26,8 @@ var servletName = regexp.MustCompile(`<tr><th>SERVLET:</th><td>.*</td></tr>\n|"s
 // is compared, of Content-Length only whether it is 0: a body of Hadoop's is
 // laid out otherwise.
 var compared = []string{
-	"Content-Type", "WWW-Authenticate", "Set-Cookie", "Location", "Allow", "Vary", "Last-Modified", "Retry-After", "Server", "Connection",
+	"Content-Type", "WWW-Authenticate", "Set-Cookie", "Location", "Allow", "Vary", "Last-Modified", "Retry-After",
+	"Server", "Connection",
 	"Cache-Control", "Pragma", "X-Content-Type-Options", "X-XSS-Protection", "X-Frame-Options", "Content-Encoding",
 }
 
@@ -68,7 +69,8 @@ func compare(rec recording, got answer, everywhere map[string]bool) map[string]s
 		everywhere["D-date"] = true
 	}
 	for name := range got.headers {
-		if len(want.headers[name]) == 0 && !slices.Contains([]string{"Content-Length", "Date", "Expires"}, name) && !slices.Contains(compared, name) {
+		if len(want.headers[name]) == 0 && !slices.Contains([]string{"Content-Length", "Date", "Expires"}, name) &&
+			!slices.Contains(compared, name) {
 			note(name, got.headers[name], nil)
 		}
 	}
@@ -183,5 +185,7 @@ func same(name, path string, got, want any) string {
 }
 
 func sorted(list []any) []any {
-	return slices.SortedFunc(slices.Values(list), func(a, b any) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+	return slices.SortedFunc(slices.Values(list), func(a, b any) int {
+		return strings.Compare(fmt.Sprint(a), fmt.Sprint(b))
+	})
 }
