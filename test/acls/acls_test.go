@@ -93,7 +93,8 @@ func askHadoop(t *testing.T, dir string) []string {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "java", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx256m", "-Dfile.encoding=UTF-8", "-Dlog4j.configuration=file:"+put,
+	cmd := exec.CommandContext(ctx, "java", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx256m", "-Dfile.encoding=UTF-8",
+		"-Dlog4j.configuration=file:"+put,
 		"-cp", classes+string(os.PathListSeparator)+classPath, "org.apache.hadoop.crypto.key.kms.server.Matrix", dir)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("the Java side: %v\n%s", err, out)
@@ -141,7 +142,8 @@ func (u unchanging) Create(context.Context, provider.Spec) (claviger.KeyVersion,
 	return claviger.KeyVersion{}, nil
 }
 
-func (u unchanging) RollIf(ctx context.Context, key string, _ secret.Bytes, may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
+func (u unchanging) RollIf(ctx context.Context, key string, _ secret.Bytes, may func(*claviger.Metadata) error) (
+	claviger.KeyVersion, error) {
 	return claviger.KeyVersion{}, u.may(ctx, key, may)
 }
 
@@ -224,7 +226,8 @@ func (o *ours) reload(path string) bool {
 
 // levels are KMSACLs.Type's values, in Java's order.
 var levels = []authz.Op{
-	authz.Create, authz.Delete, authz.Rollover, authz.Get, authz.GetKeys, authz.GetMetadata, authz.SetKeyMaterial, authz.GenerateEEK, authz.DecryptEEK,
+	authz.Create, authz.Delete, authz.Rollover, authz.Get, authz.GetKeys, authz.GetMetadata, authz.SetKeyMaterial,
+	authz.GenerateEEK, authz.DecryptEEK,
 }
 
 // questions are those of Matrix.java about a key, each with the request that
@@ -253,7 +256,8 @@ var questions = []struct {
 		return err
 	}},
 	{"DECRYPT_EEK", func(ctx context.Context, r *keyring.Ring, c claviger.Caller, key, _ string) error {
-		_, err := r.Decrypt(ctx, c, key, true, claviger.EDEK{Version: key + "@0", IV: make([]byte, 16), Material: make([]byte, 16)})
+		_, err := r.Decrypt(ctx, c, key, true, claviger.EDEK{Version: key + "@0", IV: make([]byte, 16),
+			Material: make([]byte, 16)})
 		return err
 	}},
 	{"CREATE_KEY", func(ctx context.Context, r *keyring.Ring, c claviger.Caller, key, acl string) error {

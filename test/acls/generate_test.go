@@ -14,7 +14,8 @@ var users = []string{
 }
 
 // groupsOf is the static mapping that both sides go by.
-const groupsOf = "alice=;bob=;carol=;olga=ops,staff;gina=staff;bobg=bob;hdfs=supergroup;staff=;ops=;~oozie=;Alice=Staff;zoë=größe;oozie=ops;hive="
+const groupsOf = "alice=;bob=;carol=;olga=ops,staff;gina=staff;bobg=bob;hdfs=supergroup;staff=;ops=;" +
+	"~oozie=;Alice=Staff;zoë=größe;oozie=ops;hive="
 
 // keys are "name<TAB>ACL name"; without an ACL name the key has no such attribute.
 var keys = []string{
@@ -23,16 +24,20 @@ var keys = []string{
 }
 
 var (
-	opNames  = []string{"CREATE", "DELETE", "ROLLOVER", "GET", "GET_KEYS", "GET_METADATA", "SET_KEY_MATERIAL", "GENERATE_EEK", "DECRYPT_EEK"}
+	opNames = []string{"CREATE", "DELETE", "ROLLOVER", "GET", "GET_KEYS", "GET_METADATA", "SET_KEY_MATERIAL",
+		"GENERATE_EEK", "DECRYPT_EEK"}
 	keyOps   = []string{"ALL", "READ", "MANAGEMENT", "GENERATE_EEK", "DECRYPT_EEK"}
 	noOps    = []string{"GETT", "get", "", "READ ", "DECRYPT-EEK", "*", "ALL"}
-	aclNames = []string{"k", "k.1", "a.b.c", "with blank", "ключ", "k.READ", "%s$x", "*", "ALL", "own", "late", "", ".", "K"}
-	words    = []string{
-		"alice", "bob", "carol", "olga", "gina", "bobg", "hdfs", "staff", "ops", "~oozie", "~hive", "~ops", "~~oozie", "oozie", "Alice", "zoë", "größe", "bob", "supergroup",
+	aclNames = []string{"k", "k.1", "a.b.c", "with blank", "ключ", "k.READ", "%s$x", "*", "ALL", "own",
+		"late", "", ".", "K"}
+	words = []string{
+		"alice", "bob", "carol", "olga", "gina", "bobg", "hdfs", "staff", "ops", "~oozie", "~hive", "~ops", "~~oozie",
+		"oozie", "Alice", "zoë", "größe", "bob", "supergroup",
 		"*", "${who}", "${no.such}", "~", "alice", "staff", "a-user-that-is-nobody",
 	}
 	gaps   = []string{",", ",", ",", " ", " ", ", ", " ,", ",,", "\n", "\t", "  ", ",\n    "}
-	wholes = []string{"*", " * ", "* ", " *", " ", "", "  ", "\n*\n", "\t", "alice", " staff", "alice staff", "* staff", "alice *", "*,alice", ",", " ,", "~oozie", "alice,bob ops,staff"}
+	wholes = []string{"*", " * ", "* ", " *", " ", "", "  ", "\n*\n", "\t", "alice", " staff", "alice staff",
+		"* staff", "alice *", "*,alice", ",", " ,", "~oozie", "alice,bob ops,staff"}
 )
 
 // generator makes files from a seed.
@@ -116,9 +121,12 @@ func (g generator) broken() string {
 		whole[:g.IntN(len(whole)-20)],
 		"",
 		"no XML at all",
-		strings.Replace(whole, "<configuration>", "<configuration><property><name>hadoop.kms.acl.GET</name><value>a & b</value></property>", 1),
-		strings.Replace(whole, "</configuration>", "<property><name>hadoop.kms.acl.DELETE</name><value>${loop.a}</value><final>true</final></property>"+
-			"<property><name>loop.a</name><value>x${loop.b}</value></property><property><name>loop.b</name><value>y${loop.a}</value></property></configuration>", 1),
+		strings.Replace(whole, "<configuration>",
+			"<configuration><property><name>hadoop.kms.acl.GET</name><value>a & b</value></property>", 1),
+		strings.Replace(whole, "</configuration>",
+			"<property><name>hadoop.kms.acl.DELETE</name><value>${loop.a}</value><final>true</final></property>"+
+				"<property><name>loop.a</name><value>x${loop.b}</value></property>"+
+				"<property><name>loop.b</name><value>y${loop.a}</value></property></configuration>", 1),
 	})
 }
 

@@ -71,7 +71,9 @@ type target struct {
 
 func newTarget(b *testing.B, base string, pid int, started time.Duration) *target {
 	b.Helper()
-	t := &target{url: base, pid: pid, started: started, client: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: clients, MaxConnsPerHost: clients}}}
+	t := &target{url: base, pid: pid, started: started,
+		client: &http.Client{Timeout: time.Minute,
+			Transport: &http.Transport{MaxIdleConnsPerHost: clients, MaxConnsPerHost: clients}}}
 	b.Cleanup(t.client.CloseIdleConnections)
 	res, err := t.client.Get(base + "/v1/keys/names?user.name=bench") //nolint:noctx // the client has a timeout
 	if err != nil {
@@ -240,7 +242,9 @@ func startEmpty(b *testing.B) *target {
 func startClaviger(b *testing.B, hsm bool) *target {
 	b.Helper()
 	dir := b.TempDir()
-	site := hadoop.Conf{"hadoop.kms.http.host": "127.0.0.1", "claviger.metastore.uri": "sqlite://" + filepath.Join(dir, "claviger.db"), "claviger.audit.file": filepath.Join(dir, "kms-audit.log")}
+	site := hadoop.Conf{"hadoop.kms.http.host": "127.0.0.1",
+		"claviger.metastore.uri": "sqlite://" + filepath.Join(dir, "claviger.db"),
+		"claviger.audit.file":    filepath.Join(dir, "kms-audit.log")}
 	var env []string
 	if hsm {
 		token, err := softhsm.Create(filepath.Join(dir, "token"), "bench")
@@ -249,7 +253,8 @@ func startClaviger(b *testing.B, hsm bool) *target {
 		}
 		env = token.Env
 		file := filepath.Join(dir, "luna.keystore")
-		hadoop.Claviger(b, env, "hsm", "init", "--module", token.Module, "--token", token.Label, "--pin-file", token.PINFile, "--profile", "softhsm", file)
+		hadoop.Claviger(b, env, "hsm", "init", "--module", token.Module, "--token", token.Label, "--pin-file",
+			token.PINFile, "--profile", "softhsm", file)
 		site["hadoop.kms.key.provider.uri"] = "cloudera.hsmkp://file@" + file
 	} else {
 		site["hadoop.kms.key.provider.uri"] = "jceks://file@" + filepath.Join(dir, "kms.keystore")
@@ -279,7 +284,8 @@ const (
 func BenchmarkHTTP(b *testing.B) {
 	b.Run("empty-handler", func(b *testing.B) {
 		t := startEmpty(b)
-		const path, body = "/v1/keyversion/k%400/_eek?eek_op=decrypt", `{"name":"k","iv":"1xOX0dBLnp12it64cV19DA","material":"zVF9vVNCb9oR41-l514RPQ"}`
+		const path, body = "/v1/keyversion/k%400/_eek?eek_op=decrypt",
+			`{"name":"k","iv":"1xOX0dBLnp12it64cV19DA","material":"zVF9vVNCb9oR41-l514RPQ"}`
 		t.send(b, path, []byte(body), warmRequests)
 		b.Run("request", func(b *testing.B) { t.load(b, "requests", path, []byte(body)) })
 	})

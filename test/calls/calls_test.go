@@ -34,7 +34,8 @@ func newRing(t *testing.T) (*keyring.Ring, *pkcs11.Meter) {
 	dir, meter := t.TempDir(), new(pkcs11.Meter)
 	token := softhsmtest.New(t)
 	file := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: token.Module, Token: token.Label, PINFile: token.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: token.Module, Token: token.Label,
+		PINFile: token.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
 	store, err := sqlite.Open(t.Context(), filepath.Join(dir, "claviger.db"))
@@ -42,7 +43,8 @@ func newRing(t *testing.T) (*keyring.Ring, *pkcs11.Meter) {
 		t.Fatal(err)
 	}
 	open := func(context.Context, func(context.Context, string) error) (metastore.Store, error) { return store, nil }
-	p, err := hsm.Open(t.Context(), "cloudera.hsmkp://file@"+file, provider.Env{Log: slog.New(slog.DiscardHandler)}, hsm.Options{Store: open, Wrap: meter.Wrap})
+	p, err := hsm.Open(t.Context(), "cloudera.hsmkp://file@"+file, provider.Env{Log: slog.New(slog.DiscardHandler)},
+		hsm.Options{Store: open, Wrap: meter.Wrap})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -60,7 +60,8 @@ var methods = []string{
 }
 
 // serialFilter lets the JVM read the metadata objects in a JCEKS keystore.
-const serialFilter = `-Djceks.key.serialFilter=java.lang.Enum;java.security.KeyRep;java.security.KeyRep$Type;javax.crypto.spec.SecretKeySpec;org.apache.hadoop.crypto.key.JavaKeyStoreProvider$KeyMetadata;!*`
+const serialFilter = `-Djceks.key.serialFilter=java.lang.Enum;java.security.KeyRep;java.security.KeyRep$Type;` +
+	`javax.crypto.spec.SecretKeySpec;org.apache.hadoop.crypto.key.JavaKeyStoreProvider$KeyMetadata;!*`
 
 // Hadoop asks the JDK's internals for the default realm, even where Kerberos is
 // not used.
@@ -111,7 +112,9 @@ func TestHDFSZones(t *testing.T) {
 		{"org.apache.hadoop.hdfs.TestEncryptionZonesWithKMS", nil, 46},
 		{"org.apache.hadoop.hdfs.server.namenode.TestReencryptionWithKMS", nil, 33},
 		{"org.apache.hadoop.hdfs.TestSecureEncryptionZoneWithKMS", []string{"testCreateZoneAfterAuthTokenExpiry"}, 1},
-		{"org.apache.hadoop.hdfs.TestAclsEndToEnd", []string{"testCreateKey", "testDeleteKey", "testCreateEncryptionZone", "testCreateFileInEncryptionZone", "testReadFileInEncryptionZone"}, 5},
+		{"org.apache.hadoop.hdfs.TestAclsEndToEnd",
+			[]string{"testCreateKey", "testDeleteKey", "testCreateEncryptionZone", "testCreateFileInEncryptionZone",
+				"testReadFileInEncryptionZone"}, 5},
 	} {
 		t.Run(c.class[strings.LastIndexByte(c.class, '.')+1:], func(t *testing.T) {
 			if n := testHadoop(t, hdfsTests, c.class, c.methods); n < c.least {

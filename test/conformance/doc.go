@@ -1,7 +1,7 @@
-// Package conformance runs Hadoop's own KMS tests (TestKMS of hadoop-kms), and with
-// -zones HDFS's tests of encryption zones, against our server: Hadoop's test class and client, unchanged, and in the place of
-// the in-process server that they start, `claviger kms`. A Java KMS as a process
-// of its own can take that place too, which proves the harness:
+// Package conformance runs Hadoop's own tests of a KMS (TestKMS of hadoop-kms) against `claviger kms`. The flag -zones
+// adds HDFS's tests of encryption zones. Hadoop's test classes and its client are unchanged; only the server that they
+// would start in their own process is replaced. The flag -reference runs the tests against a Java KMS in a process of
+// its own, to prove the harness:
 //
 //	go test ./test/conformance -reference
 package conformance

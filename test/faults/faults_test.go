@@ -72,9 +72,11 @@ func (s *site) write(name, text string) string {
 // keystore writes the file that names the token, with a line replaced: "pin-file
 // = x".
 func (s *site) keystore(line string) {
-	lines := []string{"module = " + s.token.Module, "token = " + s.token.Label, "pin-file = " + s.token.PINFile, "profile = softhsm"}
+	lines := []string{"module = " + s.token.Module, "token = " + s.token.Label, "pin-file = " + s.token.PINFile,
+		"profile = softhsm"}
 	name, _, _ := strings.Cut(line, " ")
-	if i := slices.IndexFunc(lines, func(l string) bool { return name != "" && strings.HasPrefix(l, name+" ") }); i >= 0 {
+	same := func(l string) bool { return name != "" && strings.HasPrefix(l, name+" ") }
+	if i := slices.IndexFunc(lines, same); i >= 0 {
 		lines[i] = line
 	} else if line != "" {
 		lines = append(lines, line)
@@ -125,7 +127,8 @@ func (s *site) snapshot() string {
 	s.t.Helper()
 	var b strings.Builder
 	err := filepath.WalkDir(s.root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || strings.HasPrefix(path, s.path("token")) || strings.Contains(d.Name(), ".db") || d.Name() == "kms-site.xml" {
+		if err != nil || d.IsDir() || strings.HasPrefix(path, s.path("token")) || strings.Contains(d.Name(), ".db") ||
+			d.Name() == "kms-site.xml" {
 			return err
 		}
 		data, err := os.ReadFile(path)
@@ -152,13 +155,17 @@ var (
 // plain replaces what differs from run to run.
 func (s *site) plain(text string) string {
 	text = logLine.ReplaceAllString(text, "")
-	for _, r := range [][2]string{{s.conf, "/etc/claviger"}, {s.path("token"), "/etc/claviger/token"}, {s.root, "/var/lib/claviger"}, {s.token.Module, "/usr/lib/libCryptoki2_64.so"}} {
+	for _, r := range [][2]string{{s.conf, "/etc/claviger"}, {s.path("token"), "/etc/claviger/token"},
+		{s.root, "/var/lib/claviger"}, {s.token.Module, "/usr/lib/libCryptoki2_64.so"}} {
 		text = strings.ReplaceAll(text, r[0], r[1])
 	}
 	text = serial.ReplaceAllString(text, "serial 0123456789abcdef")
 	text = slot.ReplaceAllString(text, "slot 1")
 	text = port.ReplaceAllString(text, "kms-1.example.com:9600")
-	text = check.ReplaceAllStringFunc(text, func(m string) string { w, _, _ := strings.Cut(m, " "); return w + " 0011223344556677" })
+	text = check.ReplaceAllStringFunc(text, func(m string) string {
+		w, _, _ := strings.Cut(m, " ")
+		return w + " 0011223344556677"
+	})
 	text = ckaID.ReplaceAllString(text, "CKA_ID 0123456789abcdef")
 	text = boundTo.ReplaceAllString(text, "(id 0123456789abcdef0123456789abcdef, bound since 2026-01-31)")
 	text = request.ReplaceAllString(text, "request id 01234567-1")
@@ -279,7 +286,8 @@ var starts = map[string]func(*site) []string{
 		return s.start()
 	},
 	"keystore-overwrite": func(s *site) []string {
-		return []string{"hsm", "init", "--module", s.token.Module, "--token", s.token.Label, "--pin-file", s.token.PINFile, s.path("conf/luna.keystore")}
+		return []string{"hsm", "init", "--module", s.token.Module, "--token", s.token.Label, "--pin-file",
+			s.token.PINFile, s.path("conf/luna.keystore")}
 	},
 	"metastore-other-token": func(s *site) []string {
 		k := s.serve()
@@ -319,7 +327,8 @@ var starts = map[string]func(*site) []string{
 	},
 	"metastore-not-named": func(s *site) []string {
 		delete(s.props, "claviger.metastore.uri")
-		s.set("hadoop.kms.key.provider.uri", "pkcs11:token="+s.token.Label+"?module-path="+s.token.Module+"&pin-source=file:"+s.token.PINFile)
+		s.set("hadoop.kms.key.provider.uri", "pkcs11:token="+s.token.Label+"?module-path="+s.token.Module+
+			"&pin-source=file:"+s.token.PINFile)
 		return s.start()
 	},
 	"metastore-forgotten": func(s *site) []string {
@@ -348,7 +357,8 @@ var starts = map[string]func(*site) []string{
 		return s.start()
 	},
 	"xml-malformed": func(s *site) []string {
-		s.write("conf/kms-site.xml", "<configuration>\n<property><name>hadoop.kms.http.port</name><value>9600</property>\n</configuration>\n")
+		s.write("conf/kms-site.xml",
+			"<configuration>\n<property><name>hadoop.kms.http.port</name><value>9600</property>\n</configuration>\n")
 		return s.start()
 	},
 	"acls-malformed": func(s *site) []string {
@@ -356,7 +366,8 @@ var starts = map[string]func(*site) []string{
 		return s.start()
 	},
 	"rules-of-another-manager": func(s *site) []string {
-		s.set("hadoop.kms.security.authorization.manager", "org.apache.ranger.authorization.kms.authorizer.RangerKmsAuthorizer")
+		s.set("hadoop.kms.security.authorization.manager",
+			"org.apache.ranger.authorization.kms.authorizer.RangerKmsAuthorizer")
 		return s.start()
 	},
 	"rules-of-ranger-beside": func(s *site) []string {
@@ -380,7 +391,8 @@ var starts = map[string]func(*site) []string{
 		prop := func(v string) string {
 			return "<property><name>" + name + "</name><value>" + v + "</value></property>\n"
 		}
-		s.write("conf/kms-site.xml", "<configuration>\n"+prop("kms://https@kms-1.example.com:16000/kms")+prop("kms://http@kms-1.example.com:16000/kms")+"</configuration>\n")
+		s.write("conf/kms-site.xml", "<configuration>\n"+prop("kms://https@kms-1.example.com:16000/kms")+
+			prop("kms://http@kms-1.example.com:16000/kms")+"</configuration>\n")
 		return s.start()
 	},
 	"migration-without-source": func(s *site) []string {
@@ -524,14 +536,17 @@ func TestNoFunctionNames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	function := regexp.MustCompile(`(?m)(?:^|[ (\x60])([a-z0-9]+(?:\.[A-Za-z0-9]+)*\.[A-Z][A-Za-z]*|(?:server|trustee)\.[a-z-]+): .*`)
+	function := regexp.MustCompile(`(?m)(?:^|[ (\x60])([a-z0-9]+(?:\.[A-Za-z0-9]+)*\.[A-Z][A-Za-z]*|` +
+		`(?:server|trustee)\.[a-z-]+): .*`)
 	for _, m := range function.FindAllStringSubmatch(string(page), -1) {
 		if p, _, _ := strings.Cut(m[1], "."); p == "java" || p == "org" {
 			continue // classes
 		}
 		t.Errorf("docs/faults.md shows the name of a function: %s", m[0])
 	}
-	if !function.MatchString("property x: hsm.Open: no token") || !function.MatchString("property x: keyhsm.Client.Status: Key HSM") || !function.MatchString("(trustee.peer-hello: Post") {
+	if !function.MatchString("property x: hsm.Open: no token") ||
+		!function.MatchString("property x: keyhsm.Client.Status: Key HSM") ||
+		!function.MatchString("(trustee.peer-hello: Post") {
 		t.Error("the names of functions are not found where they stand")
 	}
 }

@@ -14,7 +14,8 @@ func (s *site) ktKMS(trustee, secret string) []string {
 	s.t.Helper()
 	s.set("hadoop.kms.key.provider.uri", "keytrustee://file@"+s.path("kms-keytrustee"))
 	const prefix = "cloudera.trustee.keyprovider."
-	hadoop.Conf{prefix + "hostname-ACTIVE": trustee, prefix + "org": "prod", prefix + "auth": secret, prefix + "keylength": "2048"}.Write(s.t, s.path("conf/kts-site.xml"))
+	hadoop.Conf{prefix + "hostname-ACTIVE": trustee, prefix + "org": "prod", prefix + "auth": secret,
+		prefix + "keylength": "2048"}.Write(s.t, s.path("conf/kts-site.xml"))
 	return s.start()
 }
 
@@ -24,12 +25,14 @@ func (s *site) served(secret string) string {
 	s.t.Helper()
 	s.trustee()
 	for _, args := range [][]string{{"add", "-n", "prod"}, {"set-auth", "-n", "prod", "-s", secret}} {
-		if out, status := s.run(append([]string{"orgtool", args[0], "--confdir", s.path("trustee")}, args[1:]...)...); status != 0 {
+		if out, status := s.run(append([]string{"orgtool", args[0], "--confdir", s.path("trustee")},
+			args[1:]...)...); status != 0 {
 			s.t.Fatalf("%d: %s", status, out)
 		}
 	}
 	s.remove("conf/kms-site.xml") // it is written anew, with what is set meanwhile
-	return strings.TrimPrefix(s.background("ready-trustee", s.startTrustee("--ready-file", s.path("ready-trustee"))...), "https://")
+	return strings.TrimPrefix(
+		s.background("ready-trustee", s.startTrustee("--ready-file", s.path("ready-trustee"))...), "https://")
 }
 
 func (s *site) trusts() {
@@ -81,7 +84,8 @@ var clients = map[string]trusteeFault{
 	}},
 	"trustee-database-too-late": {1, func(s *site) []string {
 		s.trustee()
-		return []string{"trustee", "init", "--confdir", s.path("trustee"), "--store", "postgresql://keytrustee@db1.example.com/keytrustee"}
+		return []string{"trustee", "init", "--confdir", s.path("trustee"), "--store",
+			"postgresql://keytrustee@db1.example.com/keytrustee"}
 	}},
 }
 

@@ -58,7 +58,8 @@ func send(t *testing.T, k *hadoop.KMS, method, path string, body []byte, header 
 // create makes a key.
 func (s *site) create(k *hadoop.KMS, name string) {
 	s.t.Helper()
-	if answer := send(s.t, k, http.MethodPost, "keys", []byte(`{"name":"`+name+`"}`)); !strings.HasPrefix(answer, "201") {
+	answer := send(s.t, k, http.MethodPost, "keys", []byte(`{"name":"`+name+`"}`))
+	if !strings.HasPrefix(answer, "201") {
 		s.t.Fatal(answer)
 	}
 }
@@ -70,12 +71,15 @@ func (s *site) tlsServer() string {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour),
+		NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
+	l, err := tls.Listen("tcp", "127.0.0.1:0",
+		&tls.Config{MinVersion: tls.VersionTLS12,
+			Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -95,14 +99,16 @@ var requests = map[string]struct {
 	"request-body-too-long": {send: func(t *testing.T, k *hadoop.KMS) string {
 		return send(t, k, http.MethodPost, "keys", bytes.Repeat([]byte(" "), 2<<20))
 	}},
-	"request-batch-too-long": {change: map[string]string{"claviger.kms.max.body.bytes": "65536"}, send: func(t *testing.T, k *hadoop.KMS) string {
-		return send(t, k, http.MethodPost, "key/k1/_reencryptbatch", bytes.Repeat([]byte(" "), 70_000))
-	}},
+	"request-batch-too-long": {change: map[string]string{"claviger.kms.max.body.bytes": "65536"},
+		send: func(t *testing.T, k *hadoop.KMS) string {
+			return send(t, k, http.MethodPost, "key/k1/_reencryptbatch", bytes.Repeat([]byte(" "), 70_000))
+		}},
 	"request-too-many-keys": {send: func(t *testing.T, k *hadoop.KMS) string {
 		return send(t, k, http.MethodGet, "key/k1/_eek?eek_op=generate&num_keys=1000000000", nil)
 	}},
 	"request-deep-json": {send: func(t *testing.T, k *hadoop.KMS) string {
-		return send(t, k, http.MethodPost, "keys", []byte(`{"name":"k2","x":`+strings.Repeat("[", 1000)+strings.Repeat("]", 1000)+"}"))
+		return send(t, k, http.MethodPost, "keys",
+			[]byte(`{"name":"k2","x":`+strings.Repeat("[", 1000)+strings.Repeat("]", 1000)+"}"))
 	}},
 	"request-broken-utf8": {send: func(t *testing.T, k *hadoop.KMS) string {
 		return send(t, k, http.MethodPost, "keys", []byte("{\"name\":\"k\xff\"}"))
@@ -111,14 +117,17 @@ var requests = map[string]struct {
 		return send(t, k, http.MethodPost, "keys", []byte(`{"name":`))
 	}},
 	"request-material-no-base64": {send: func(t *testing.T, k *hadoop.KMS) string {
-		return send(t, k, http.MethodPost, "keyversion/k1@0/_eek?eek_op=decrypt", []byte(`{"name":"k1","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"no base64!"}`))
+		return send(t, k, http.MethodPost, "keyversion/k1@0/_eek?eek_op=decrypt",
+			[]byte(`{"name":"k1","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"no base64!"}`))
 	}},
 	"request-iv-no-base64": {send: func(t *testing.T, k *hadoop.KMS) string {
 		version := currentVersion(t, k)
-		return send(t, k, http.MethodPost, "keyversion/"+version+"/_eek?eek_op=decrypt", []byte(`{"name":"k1","iv":"no base64!","material":"AAAA"}`))
+		return send(t, k, http.MethodPost, "keyversion/"+version+"/_eek?eek_op=decrypt",
+			[]byte(`{"name":"k1","iv":"no base64!","material":"AAAA"}`))
 	}},
 	"request-material-into-hsm": {send: func(t *testing.T, k *hadoop.KMS) string {
-		return send(t, k, http.MethodPost, "keys", []byte(`{"name":"k2","length":128,"material":"AAAAAAAAAAAAAAAAAAAAAA"}`))
+		return send(t, k, http.MethodPost, "keys",
+			[]byte(`{"name":"k2","length":128,"material":"AAAAAAAAAAAAAAAAAAAAAA"}`))
 	}},
 	"request-head-too-long": {send: func(t *testing.T, k *hadoop.KMS) string {
 		var h []string
@@ -131,7 +140,8 @@ var requests = map[string]struct {
 		return send(t, k, http.MethodGet, "key/"+strings.Repeat("k", 10_000)+"/_metadata", nil)
 	}},
 	"request-version-unknown": {send: func(t *testing.T, k *hadoop.KMS) string {
-		return send(t, k, http.MethodPost, "keyversion/k1@7/_eek?eek_op=decrypt", []byte(`{"name":"k1","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"AAAA"}`))
+		return send(t, k, http.MethodPost, "keyversion/k1@7/_eek?eek_op=decrypt",
+			[]byte(`{"name":"k1","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"AAAA"}`))
 	}},
 }
 
@@ -167,7 +177,8 @@ func TestRequests(t *testing.T) {
 				t.Errorf("it was served: %s", answer)
 			}
 			golden(t, name, s.plain(answer))
-			if names := send(t, k, http.MethodGet, "keys/names", nil); !strings.Contains(names, `"k1"`) || strings.Contains(names, `"k2"`) {
+			if names := send(t, k, http.MethodGet, "keys/names", nil); !strings.Contains(names, `"k1"`) ||
+				strings.Contains(names, `"k2"`) {
 				t.Errorf("afterwards the keys are %s", names)
 			}
 		})

@@ -17,7 +17,8 @@ import (
 // ready is the answer of /readyz for a purpose: its status, and its text.
 func ready(t *testing.T, k *hadoop.KMS, purpose string) (status int, text string) {
 	t.Helper()
-	resp, err := http.Get(strings.TrimSuffix(k.URL, "/kms") + "/readyz?for=" + purpose) //nolint:noctx,gosec // of a server of this test
+	//nolint:noctx,gosec // of a server of this test
+	resp, err := http.Get(strings.TrimSuffix(k.URL, "/kms") + "/readyz?for=" + purpose)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +55,8 @@ func TestStoreWrittenOver(t *testing.T) {
 	}
 	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
 		status, text := ready(t, k, "write")
-		if status == http.StatusServiceUnavailable && strings.Contains(text, "was written over in place by another program") {
+		if status == http.StatusServiceUnavailable &&
+			strings.Contains(text, "was written over in place by another program") {
 			break
 		}
 		if time.Since(began) > 5*time.Second {
@@ -81,7 +83,8 @@ func TestStoreWrittenOver(t *testing.T) {
 		t.Errorf("the copy was changed (%v)", err)
 	}
 	k = s.serve()
-	if names := send(t, k, http.MethodGet, "keys/names", nil); !strings.Contains(names, `"k1"`) || strings.Contains(names, `"k2"`) {
+	if names := send(t, k, http.MethodGet, "keys/names", nil); !strings.Contains(names, `"k1"`) ||
+		strings.Contains(names, `"k2"`) {
 		t.Error(names)
 	}
 	if answer := send(t, k, http.MethodPost, edek.path, edek.body); !strings.HasPrefix(answer, "503") {
@@ -140,7 +143,8 @@ func TestVersionLost(t *testing.T) {
 	}
 	s.create(k, "k3")
 	edek := generated(t, k, "k1")
-	if answer := send(t, k, http.MethodGet, "key/k2/_eek?eek_op=generate&num_keys=1", nil); !strings.HasPrefix(answer, "503") {
+	answer := send(t, k, http.MethodGet, "key/k2/_eek?eek_op=generate&num_keys=1", nil)
+	if !strings.HasPrefix(answer, "503") {
 		t.Errorf("an EDEK of a lost version: %s", answer)
 	}
 	for purpose, want := range map[string]int{"write": 503, "generate": 200, "decrypt": 200} {

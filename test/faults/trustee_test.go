@@ -28,7 +28,8 @@ var trustees = map[string]trusteeFault{
 	"keyhsm-settings-missing": {1, func(s *site) []string { return s.startKeyHSM() }},
 	"keyhsm-settings-open": {1, func(s *site) []string {
 		s.keyHSM()
-		if err := os.Chmod(s.path("keyhsm/application.properties"), 0o666); err != nil { //nolint:gosec // that is the fault
+		//nolint:gosec // that is the fault
+		if err := os.Chmod(s.path("keyhsm/application.properties"), 0o666); err != nil {
 			s.t.Fatal(err)
 		}
 		return s.startKeyHSM()
@@ -141,7 +142,8 @@ var trustees = map[string]trusteeFault{
 		s.trustee()
 		s.keyHSM()
 		url := s.background("ready-keyhsm", append(s.startKeyHSM(), "--ready-file", s.path("ready-keyhsm"))...)
-		return append(s.startTrustee(), "--keyhsm", url, "--keyhsm-cert", s.path("trustee/.ssl/ssl-cert-keytrustee.pem"))
+		return append(s.startTrustee(), "--keyhsm", url, "--keyhsm-cert",
+			s.path("trustee/.ssl/ssl-cert-keytrustee.pem"))
 	}},
 	"trustee-role-missing": {1, func(s *site) []string {
 		s.trustee()
@@ -168,7 +170,8 @@ var trustees = map[string]trusteeFault{
 	}},
 	"trustee-single": {3, func(s *site) []string {
 		s.trustee()
-		return []string{"trustee", "promote", "--confdir", s.path("trustee"), "--url", s.background("ready-trustee", s.startTrustee("--ready-file", s.path("ready-trustee"))...)}
+		return []string{"trustee", "promote", "--confdir", s.path("trustee"), "--url",
+			s.background("ready-trustee", s.startTrustee("--ready-file", s.path("ready-trustee"))...)}
 	}},
 	"orgtool-passive": {1, func(s *site) []string {
 		s.trustee()
@@ -186,7 +189,8 @@ var trustees = map[string]trusteeFault{
 	}},
 	"orgtool-unknown-client": {3, func(s *site) []string {
 		s.trustee()
-		return []string{"orgtool", "enable-client", "--confdir", s.path("trustee"), "--fingerprint", strings.Repeat("AB", 20)}
+		return []string{"orgtool", "enable-client", "--confdir", s.path("trustee"), "--fingerprint",
+			strings.Repeat("AB", 20)}
 	}},
 }
 
@@ -206,11 +210,13 @@ func (s *site) peer() []string {
 // oneOfTwo runs a trustee without its peer, and returns its URL.
 func (s *site) oneOfTwo(role string) string {
 	s.t.Helper()
-	return s.background("ready-trustee", s.startTrustee(append(s.peer(), "--role", role, "--ready-file", s.path("ready-trustee"))...)...)
+	return s.background("ready-trustee",
+		s.startTrustee(append(s.peer(), "--role", role, "--ready-file", s.path("ready-trustee"))...)...)
 }
 
 func (s *site) setupKeyHSM() []string {
-	return []string{"keyhsm", "setup", "softhsm", "--conf", s.path("keyhsm"), "--module", s.token.Module, "--token", s.token.Label, "--pin-file", s.token.PINFile, "--bits", "2048", "--host", "127.0.0.1"}
+	return []string{"keyhsm", "setup", "softhsm", "--conf", s.path("keyhsm"), "--module", s.token.Module, "--token",
+		s.token.Label, "--pin-file", s.token.PINFile, "--bits", "2048", "--host", "127.0.0.1"}
 }
 
 // keyHSM sets one up in the folder keyhsm.
@@ -317,7 +323,8 @@ func makeTrusteeTemplate(t *testing.T) {
 	trusteeTemplate = filepath.Join(t.TempDir(), ".keytrustee")
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
-	if out, err := exec.CommandContext(ctx, hadoop.Binary(t), "trustee", "init", "--confdir", trusteeTemplate, "--hostname", "127.0.0.1").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, hadoop.Binary(t), "trustee", "init", "--confdir", trusteeTemplate,
+		"--hostname", "127.0.0.1").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 }

@@ -83,7 +83,8 @@ func ClavigerExit(t testing.TB, env []string, code int, args ...string) string {
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
 	if err := cmd.Run(); cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != code {
-		t.Fatalf("claviger %s: %v, want exit status %d\n%s%s", strings.Join(args, " "), err, code, out.Bytes(), stderr.Bytes())
+		t.Fatalf("claviger %s: %v, want exit status %d\n%s%s", strings.Join(args, " "), err, code,
+			out.Bytes(), stderr.Bytes())
 	}
 	return out.String()
 }
@@ -112,7 +113,8 @@ func StartClaviger(t testing.TB, o ClavigerOptions) *KMS {
 	t.Helper()
 	Require(t)
 	ready := filepath.Join(t.TempDir(), "ready")
-	cmd := exec.CommandContext(context.Background(), Binary(t), "kms", "--conf", o.Conf, "--http-port", fmt.Sprint(o.Port), "--ready-file", ready)
+	cmd := exec.CommandContext(context.Background(), Binary(t), "kms", "--conf", o.Conf, "--http-port",
+		fmt.Sprint(o.Port), "--ready-file", ready)
 	cmd.Env = append(cleanEnv(), o.Env...)
 	p := startOurs(t, "claviger", cmd)
 	k := &KMS{Process: p}

@@ -36,16 +36,17 @@ func newCluster(t testing.TB, host, keyProvider string, extra Conf, security *Se
 	ports := FreePorts(t, 5)
 	at := func(i int) string { return fmt.Sprintf("%s:%d", host, ports[i]) }
 	c := &Cluster{t: t, dir: dir, security: security, conf: noGroups.With(Conf{
-		"fs.defaultFS":                                              "hdfs://" + at(0),
-		"hadoop.tmp.dir":                                            filepath.Join(dir, "tmp"),
-		"dfs.replication":                                           "1",
-		"dfs.namenode.name.dir":                                     "file://" + filepath.Join(dir, "name"),
-		"dfs.datanode.data.dir":                                     "file://" + filepath.Join(dir, "data"),
-		"dfs.namenode.http-address":                                 at(1),
-		"dfs.datanode.address":                                      at(2),
-		"dfs.datanode.http.address":                                 at(3),
-		"dfs.datanode.ipc.address":                                  at(4),
-		"dfs.namenode.safemode.extension":                           "0",  // else 30 s of refused writes after each restart
+		"fs.defaultFS":              "hdfs://" + at(0),
+		"hadoop.tmp.dir":            filepath.Join(dir, "tmp"),
+		"dfs.replication":           "1",
+		"dfs.namenode.name.dir":     "file://" + filepath.Join(dir, "name"),
+		"dfs.datanode.data.dir":     "file://" + filepath.Join(dir, "data"),
+		"dfs.namenode.http-address": at(1),
+		"dfs.datanode.address":      at(2),
+		"dfs.datanode.http.address": at(3),
+		"dfs.datanode.ipc.address":  at(4),
+		// else 30 s of refused writes after each restart
+		"dfs.namenode.safemode.extension":                           "0",
 		"dfs.namenode.reencrypt.sleep.interval":                     "1s", // else the handler looks once a minute
 		"dfs.heartbeat.interval":                                    "1",
 		"dfs.namenode.fs-limits.min-block-size":                     "4096",
@@ -62,7 +63,8 @@ func newCluster(t testing.TB, host, keyProvider string, extra Conf, security *Se
 	c.writeConf()
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	format := c.java("NameNode", "org.apache.hadoop.hdfs.server.namenode.NameNode", "-format", "-force", "-nonInteractive").command(ctx, t)
+	format := c.java("NameNode", "org.apache.hadoop.hdfs.server.namenode.NameNode", "-format", "-force",
+		"-nonInteractive").command(ctx, t)
 	if out, err := format.CombinedOutput(); err != nil {
 		t.Fatalf("formatting the NameNode: %v\n%s", err, out)
 	}
@@ -111,8 +113,10 @@ func (c *Cluster) java(name, main string, args ...string) java {
 func (c *Cluster) Start() {
 	c.t.Helper()
 	c.writeConf()
-	c.nameNode = Start(c.t, "namenode", c.java("namenode", "org.apache.hadoop.hdfs.server.namenode.NameNode").command(context.Background(), c.t))
-	c.dataNode = Start(c.t, "datanode", c.java("datanode", "org.apache.hadoop.hdfs.server.datanode.DataNode").command(context.Background(), c.t))
+	c.nameNode = Start(c.t, "namenode", c.java("namenode", "org.apache.hadoop.hdfs.server.namenode.NameNode").
+		command(context.Background(), c.t))
+	c.dataNode = Start(c.t, "datanode", c.java("datanode", "org.apache.hadoop.hdfs.server.datanode.DataNode").
+		command(context.Background(), c.t))
 	c.nameNode.WaitLog("NameNode RPC up")
 	c.dataNode.WaitLog("Successfully sent block report")
 	c.nameNode.WaitLog("STATE\\* Leaving safe mode|STATE\\* Safe mode is OFF")

@@ -24,7 +24,8 @@ func NewHSM(t testing.TB) HSM {
 		t.Fatal(err)
 	}
 	file := filepath.Join(dir, "hsm.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: token.Module, Token: token.Label, PINFile: token.PINFile}); err != nil {
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: token.Module, Token: token.Label,
+		PINFile: token.PINFile}); err != nil {
 		t.Fatal(err)
 	}
 	return HSM{Token: token, URI: "cloudera.hsmkp://file@" + file}

@@ -27,7 +27,8 @@ func clavigerConf(t *testing.T, source origin) (dir string, env []string) {
 		t.Fatal(err)
 	}
 	env = append(token.Env, "HADOOP_USER_NAME="+migrator)
-	Claviger(t, env, "hsm", "init", "--module", token.Module, "--token", token.Label, "--pin-file", token.PINFile, filepath.Join(dir, "hsm.keystore"))
+	Claviger(t, env, "hsm", "init", "--module", token.Module, "--token", token.Label, "--pin-file", token.PINFile,
+		filepath.Join(dir, "hsm.keystore"))
 	more := Conf{}
 	if source.beside != nil {
 		more = source.beside(dir)

@@ -140,7 +140,8 @@ func Javac(t testing.TB, classPath string, sources ...string) string {
 	defer cancel()
 	// Jersey 1, in the KMS, reads class files itself and knows no newer format
 	// than Java 8's.
-	args := append([]string{"--release", "8", "-nowarn", "-proc:none", "-J-XX:TieredStopAtLevel=1", "-J-XX:+UseSerialGC", "-d", part, "-cp", classPath}, files...)
+	args := append([]string{"--release", "8", "-nowarn", "-proc:none", "-J-XX:TieredStopAtLevel=1",
+		"-J-XX:+UseSerialGC", "-d", part, "-cp", classPath}, files...)
 	if msg, err := exec.CommandContext(ctx, "javac", args...).CombinedOutput(); err != nil {
 		t.Fatalf("javac: %v\n%s", err, msg)
 	}
@@ -187,7 +188,8 @@ func cleanEnv() []string {
 	var env []string
 	for _, kv := range os.Environ() {
 		name, _, _ := strings.Cut(kv, "=")
-		if !strings.HasPrefix(name, "HADOOP_") && !strings.HasPrefix(name, "KMS_") && name != "JAVA_TOOL_OPTIONS" && name != "CLASSPATH" {
+		if !strings.HasPrefix(name, "HADOOP_") && !strings.HasPrefix(name, "KMS_") && name != "JAVA_TOOL_OPTIONS" &&
+			name != "CLASSPATH" {
 			env = append(env, kv)
 		}
 	}

@@ -105,7 +105,8 @@ func decrypt(t *testing.T, kms *KMS, key string, e edek) string {
 	return dek.Material
 }
 
-var reference = flag.Bool("reference", false, "let the real Java KMS stand in for claviger in the tests of keystore files, to prove the tests")
+var reference = flag.Bool("reference", false, "let the real Java KMS stand in for claviger in the tests of "+
+	"keystore files, to prove the tests")
 
 // oursOnJCEKS starts our server over a keystore file, alone, open to all.
 func oursOnJCEKS(t *testing.T, keystore string) *KMS {
@@ -149,7 +150,8 @@ func TestKeyShellOnJCEKS(t *testing.T) {
 	if got := list(); len(got) != 0 {
 		t.Errorf("a new keystore lists %q", got)
 	}
-	if out := c.KeyShell("create", "k1", "-size", "128", "-description", "first", "-attr", "a=b"); !strings.Contains(out, "k1 has been successfully created") {
+	out := c.KeyShell("create", "k1", "-size", "128", "-description", "first", "-attr", "a=b")
+	if !strings.Contains(out, "k1 has been successfully created") {
 		t.Errorf("create printed %q", out)
 	}
 	c.KeyShell("create", "k2", "-size", "256")
@@ -169,7 +171,8 @@ func TestKeyShellOnJCEKS(t *testing.T) {
 	}
 	described("version: 2, attributes: [a=b]")
 	c.MustFail("key", "roll", "nokey")
-	if out := c.KeyShell("invalidateCache", "k1"); !strings.Contains(out, "Cached keyversions of k1 has been successfully invalidated") {
+	out = c.KeyShell("invalidateCache", "k1")
+	if !strings.Contains(out, "Cached keyversions of k1 has been successfully invalidated") {
 		t.Errorf("invalidateCache printed %q", out)
 	}
 	c.KeyShell("delete", "k2", "-f")
@@ -193,7 +196,8 @@ func TestJCEKSBothWays(t *testing.T) {
 	ours := oursOnJCEKS(t, keystore)
 	shell := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": ours.ProviderURI()})
 	shell.KeyShell("create", "plain", "-size", "128")
-	shell.KeyShell("create", "full/name with%signs", "-size", "256", "-description", "Grüße, 鍵", "-attr", "a=b", "-attr", "c=d")
+	shell.KeyShell("create", "full/name with%signs", "-size", "256", "-description", "Grüße, 鍵", "-attr",
+		"a=b", "-attr", "c=d")
 	shell.KeyShell("roll", "plain")
 	shell.KeyShell("create", "gone", "-size", "192")
 	shell.KeyShell("delete", "gone", "-f")
@@ -211,7 +215,9 @@ func TestJCEKSBothWays(t *testing.T) {
 	ours.Stop()
 
 	// The file itself, read by Hadoop's provider without any server.
-	if out := NewClient(t, keyAdmin, nil).KeyShell("list", "-metadata", "-provider", uri); !strings.Contains(out, "plain : cipher: AES/CTR/NoPadding, length: 128") || !strings.Contains(out, "description: Grüße, 鍵") {
+	out := NewClient(t, keyAdmin, nil).KeyShell("list", "-metadata", "-provider", uri)
+	if !strings.Contains(out, "plain : cipher: AES/CTR/NoPadding, length: 128") ||
+		!strings.Contains(out, "description: Grüße, 鍵") {
 		t.Errorf("Hadoop reads from our keystore: %q", out)
 	}
 

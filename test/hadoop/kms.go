@@ -11,7 +11,8 @@ import (
 )
 
 // operations are those that kms-acls.xml knows.
-var operations = strings.Fields("CREATE DELETE ROLLOVER GET GET_KEYS GET_METADATA SET_KEY_MATERIAL GENERATE_EEK DECRYPT_EEK")
+var operations = strings.Fields("CREATE DELETE ROLLOVER GET GET_KEYS GET_METADATA " +
+	"SET_KEY_MATERIAL GENERATE_EEK DECRYPT_EEK")
 
 // OpenACLs is a kms-acls.xml that lets everybody do everything. Without the
 // default.key.acl entries a KMS refuses every operation on a key.

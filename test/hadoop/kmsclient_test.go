@@ -67,7 +67,8 @@ func TestRefusalsOfJavaKMS(t *testing.T) {
 	root, mig, far := openJava(t, kms, "root"), openJava(t, kms, "mig"), openJava(t, kms, "far")
 	create := func(name string) []claviger.EDEK {
 		t.Helper()
-		if _, err := root.Create(t.Context(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		if _, err := root.Create(t.Context(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher,
+			BitLength: 128}); err != nil {
 			t.Fatal(err)
 		}
 		edeks, err := root.Generate(t.Context(), name, 2)
@@ -93,14 +94,22 @@ func TestRefusalsOfJavaKMS(t *testing.T) {
 		kind claviger.Kind
 		text string
 	}{
-		{"blacklisted", second(mig.Unwrap(t.Context(), "open", "", open)), claviger.Denied, "hadoop.kms.blacklist.DECRYPT_EEK not name him"},
-		{"not a user to act for", second(mig.Unwrap(t.Context(), "open", "mallory", open)), claviger.Denied, "hadoop.kms.proxyuser.mig.users"},
-		{"not from here", second(far.Unwrap(t.Context(), "open", "alice", open)), claviger.Denied, "hadoop.kms.proxyuser.far.hosts"},
-		{"no proxy at all", second(root.Unwrap(t.Context(), "open", "alice", open)), claviger.Denied, "hadoop.kms.proxyuser.root.users"},
-		{"key of others, decrypt", second(mig.Unwrap(t.Context(), "closed", "alice", closed)), claviger.KeyDenied, "whitelist.key.acl.DECRYPT_EEK"},
-		{"key of others, generate", second(mig.Generate(t.Context(), "closed", 1)), claviger.KeyDenied, "whitelist.key.acl.GENERATE_EEK"},
-		{"key of others, re-encrypt", second(mig.Reencrypt(t.Context(), "closed", closed)), claviger.KeyDenied, "whitelist.key.acl.GENERATE_EEK"},
-		{"key of others, metadata", second(mig.Metadata(t.Context(), "open", "closed")), claviger.KeyDenied, "whitelist.key.acl.READ"},
+		{"blacklisted", second(mig.Unwrap(t.Context(), "open", "", open)), claviger.Denied,
+			"hadoop.kms.blacklist.DECRYPT_EEK not name him"},
+		{"not a user to act for", second(mig.Unwrap(t.Context(), "open", "mallory", open)), claviger.Denied,
+			"hadoop.kms.proxyuser.mig.users"},
+		{"not from here", second(far.Unwrap(t.Context(), "open", "alice", open)), claviger.Denied,
+			"hadoop.kms.proxyuser.far.hosts"},
+		{"no proxy at all", second(root.Unwrap(t.Context(), "open", "alice", open)), claviger.Denied,
+			"hadoop.kms.proxyuser.root.users"},
+		{"key of others, decrypt", second(mig.Unwrap(t.Context(), "closed", "alice", closed)), claviger.KeyDenied,
+			"whitelist.key.acl.DECRYPT_EEK"},
+		{"key of others, generate", second(mig.Generate(t.Context(), "closed", 1)), claviger.KeyDenied,
+			"whitelist.key.acl.GENERATE_EEK"},
+		{"key of others, re-encrypt", second(mig.Reencrypt(t.Context(), "closed", closed)), claviger.KeyDenied,
+			"whitelist.key.acl.GENERATE_EEK"},
+		{"key of others, metadata", second(mig.Metadata(t.Context(), "open", "closed")), claviger.KeyDenied,
+			"whitelist.key.acl.READ"},
 		{"delete", mig.Delete(t.Context(), "open"), claviger.Denied, "hadoop.kms.acl.DELETE"},
 	} {
 		if !claviger.Is(c.err, c.kind) || !strings.Contains(c.err.Error(), c.text) {
@@ -121,7 +130,8 @@ func TestWrongSchemeToJavaKMS(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = p.Close() }()
-	if _, err := p.Keys(t.Context()); err == nil || !strings.Contains(err.Error(), "it speaks http, but the URI says https") {
+	if _, err := p.Keys(t.Context()); err == nil ||
+		!strings.Contains(err.Error(), "it speaks http, but the URI says https") {
 		t.Errorf("%v", err)
 	}
 }

@@ -30,7 +30,8 @@ type orcFile struct {
 }
 
 func startORC(t *testing.T, user string) *orc {
-	return &orc{t: t, jvm: StartProgram(t, ProgramOptions{Sources: filepath.Join(Root(), "test", "hadoop", "java"), Main: "Orc", User: user})}
+	return &orc{t: t, jvm: StartProgram(t, ProgramOptions{Sources: filepath.Join(Root(), "test", "hadoop", "java"),
+		Main: "Orc", User: user})}
 }
 
 // write makes a file under the key's current version, which must have that number.

@@ -69,7 +69,8 @@ func (s *Security) flags() []string {
 // env is the environment of a process that finds no tickets, those of who runs
 // the test least of all.
 func (s *Security) env() []string {
-	return append(append([]string{}, s.Env...), "KRB5CCNAME=FILE:"+filepath.Join(filepath.Dir(s.Krb5Conf), "no-tickets"))
+	return append(append([]string{}, s.Env...),
+		"KRB5CCNAME=FILE:"+filepath.Join(filepath.Dir(s.Krb5Conf), "no-tickets"))
 }
 
 // SecureClient starts a client of a secured cluster with the tickets in a file,
@@ -80,5 +81,6 @@ func (c *Cluster) SecureClient(name, tickets string, env ...string) *Client {
 	if tickets != "" {
 		env = append(env, "KRB5CCNAME=FILE:"+tickets)
 	}
-	return StartClient(c.t, name, ProgramOptions{Conf: c.Conf(), SSL: c.security.SSLClient, Flags: c.security.flags(), Env: env})
+	return StartClient(c.t, name, ProgramOptions{Conf: c.Conf(), SSL: c.security.SSLClient, Flags: c.security.flags(),
+		Env: env})
 }

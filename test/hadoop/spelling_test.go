@@ -26,7 +26,8 @@ func (p past) Origins(ctx context.Context) ([]keyring.Origin, error) {
 	var out []keyring.Origin
 	for _, o := range list {
 		m := claviger.Metadata{Name: o.Key, Attributes: o.Metadata.Attributes}
-		out = append(out, keyring.Origin{Key: o.Key, Source: o.Source, TakenOver: o.TakenOver, Created: o.Metadata.Created, ACLName: m.ACLName(),
+		out = append(out, keyring.Origin{Key: o.Key, Source: o.Source, TakenOver: o.TakenOver,
+			Created: o.Metadata.Created, ACLName: m.ACLName(),
 			Folded: o.Folded, Numbered: o.Numbered, Counted: o.Metadata.Versions, Rolled: o.Rolled})
 	}
 	return out, err
@@ -53,8 +54,10 @@ func servesEverySpelling(t *testing.T, source, target provider.Provider, store m
 		t.Fatal(warnings)
 	}
 	ring, err := keyring.New(keyring.Config{
-		Primary: target, Sources: []keyring.Source{{Provider: source, Reencryption: true}}, Reencryption: true, History: past{store, target.URI()},
-		Policy: func() *authz.Policy { return policy }, KeyAuthorization: true, Audit: audit.NewHadoop(closer{io.Discard}, time.Second),
+		Primary: target, Sources: []keyring.Source{{Provider: source, Reencryption: true}}, Reencryption: true,
+		History: past{store, target.URI()},
+		Policy:  func() *authz.Policy { return policy }, KeyAuthorization: true,
+		Audit:       audit.NewHadoop(closer{io.Discard}, time.Second),
 		CacheEnable: true, CacheTimeout: time.Minute, CurrentCacheTimeout: time.Minute,
 		QueueSize: 1, QueueLowWatermark: 1, QueueExpiry: time.Hour, QueueFillers: 1,
 	})
@@ -98,12 +101,14 @@ func servesEverySpelling(t *testing.T, source, target provider.Provider, store m
 		}
 	}
 	for _, name := range []string{"FINANCE", "finance", "fInAnCe", "PLAIN", "Plain"} {
-		_, err := ring.Create(t.Context(), as("bob"), provider.Spec{Name: name, Attributes: map[string]string{claviger.ACLNameAttribute: "scratch"}})
+		_, err := ring.Create(t.Context(), as("bob"),
+			provider.Spec{Name: name, Attributes: map[string]string{claviger.ACLNameAttribute: "scratch"}})
 		if !claviger.Is(err, claviger.Invalid) {
 			t.Errorf("bob makes key %s: %v", name, err)
 		}
 	}
-	if _, err := ring.Create(t.Context(), as("bob"), provider.Spec{Name: "bobs", Attributes: map[string]string{claviger.ACLNameAttribute: "scratch"}}); err != nil {
+	if _, err := ring.Create(t.Context(), as("bob"),
+		provider.Spec{Name: "bobs", Attributes: map[string]string{claviger.ACLNameAttribute: "scratch"}}); err != nil {
 		t.Errorf("bob makes a key of a free name: %v", err)
 	}
 }

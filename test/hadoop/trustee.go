@@ -40,7 +40,8 @@ func StartTrustee(t testing.TB) *Trustee {
 	}
 	k.Auth = orgs[organization].Auth
 	ready := filepath.Join(t.TempDir(), "ready")
-	cmd := exec.CommandContext(context.Background(), Binary(t), "trustee", "serve", "--confdir", k.Dir, "--listen", "127.0.0.1:0", "--ready-file", ready)
+	cmd := exec.CommandContext(context.Background(), Binary(t), "trustee", "serve", "--confdir", k.Dir, "--listen",
+		"127.0.0.1:0", "--ready-file", ready)
 	cmd.Env = cleanEnv()
 	k.Process = startOurs(t, "trustee", cmd)
 	k.WaitFor("its ready file", func() bool {
@@ -58,12 +59,14 @@ func (k *Trustee) Truststore(t testing.TB, storeType string) Conf {
 	file := filepath.Join(t.TempDir(), "truststore."+strings.ToLower(storeType))
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "keytool", "-importcert", "-noprompt", "-alias", "trustee", "-file", filepath.Join(k.Dir, ".ssl", "ssl-cert-keytrustee.pem"),
+	cmd := exec.CommandContext(ctx, "keytool", "-importcert", "-noprompt", "-alias", "trustee", "-file",
+		filepath.Join(k.Dir, ".ssl", "ssl-cert-keytrustee.pem"),
 		"-keystore", file, "-storetype", storeType, "-storepass", storePassword)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("keytool: %v\n%s", err, out)
 	}
-	return Conf{"claviger.ssl.truststore": file, "claviger.ssl.truststore.type": strings.ToLower(storeType), "claviger.ssl.truststore.password": storePassword}
+	return Conf{"claviger.ssl.truststore": file, "claviger.ssl.truststore.type": strings.ToLower(storeType),
+		"claviger.ssl.truststore.password": storePassword}
 }
 
 // WriteSite writes the kts-site.xml of a KMS of the organization.

@@ -23,7 +23,8 @@ func TestTrusteeKMSKeyShell(t *testing.T) {
 	c.KeyShell("roll", "fin.key")
 	c.KeyShell("delete", "gone.key", "-f")
 	before := listed(c)
-	if len(before) != 1 || !strings.Contains(before[0], "fin.key : cipher: AES/CTR/NoPadding, length: 256, description: Grüße: <&>\"") ||
+	if len(before) != 1 || !strings.Contains(before[0], "fin.key : cipher: AES/CTR/NoPadding, length: "+
+		"256, description: Grüße: <&>\"") ||
 		!strings.Contains(before[0], "version: 2") || !strings.Contains(before[0], "owner=fin") {
 		t.Errorf("hadoop key list -metadata: %q", before)
 	}

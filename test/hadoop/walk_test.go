@@ -205,8 +205,8 @@ func TestTrusteeWalk(t *testing.T) {
 			}
 			folder := kms.CopyTo(t, ktkms)
 			return trust.With(Conf{
-				"hadoop.kms.key.provider.uri":     hsmOnly(dir)["hadoop.kms.key.provider.uri"] + ",keytrustee://file@" + folder,
-				"cloudera.hsmkp.ktkms.config.dir": ktkms,
+				"hadoop.kms.key.provider.uri": hsmOnly(dir)["hadoop.kms.key.provider.uri"] +
+					",keytrustee://file@" + folder, "cloudera.hsmkp.ktkms.config.dir": ktkms,
 			})
 		},
 		early:  true,
@@ -261,10 +261,12 @@ func goFrom(t *testing.T, source origin) {
 		want = withNext(want)
 	}
 	if got := metadata(t, ours.ProviderURI()); len(want) != len(zones) || !slices.Equal(got, want) {
-		t.Errorf("metadata after the migration:\n%s\nat the source:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		t.Errorf("metadata after the migration:\n%s\nat the source:\n%s", strings.Join(got, "\n"),
+			strings.Join(want, "\n"))
 	}
 	// While the source is there, it is asked whether it has other keys.
-	if said := ClavigerExit(t, env, 3, "migrate", "finish", "--conf", conf); !strings.Contains(said, "nobody has said that all EDEKs are re-encrypted") || strings.Contains(said, "was not migrated") {
+	if said := ClavigerExit(t, env, 3, "migrate", "finish", "--conf", conf); !strings.Contains(said,
+		"nobody has said that all EDEKs are re-encrypted") || strings.Contains(said, "was not migrated") {
 		t.Errorf("finish, too early, says\n%s", said)
 	}
 	w.cluster.SetKeyProvider(ours.ProviderURI())
@@ -292,7 +294,8 @@ func goFrom(t *testing.T, source origin) {
 	// The last word on the source names what a re-encryption of zones leaves under it:
 	// the old ORC files are such.
 	ended := Claviger(t, env, "migrate", "finish", "--conf", conf, "--edeks-done", "--unused-for", "0s")
-	for _, want := range []string{"ORC files with encrypted columns", "Ozone", "/.reserved/raw", "The source had no other keys when it was last asked", "The migration is finished."} {
+	for _, want := range []string{"ORC files with encrypted columns", "Ozone", "/.reserved/raw",
+		"The source had no other keys when it was last asked", "The migration is finished."} {
 		if !strings.Contains(ended, want) {
 			t.Errorf("finish does not say %q:\n%s", want, ended)
 		}
@@ -313,7 +316,8 @@ func (w *walk) before(source origin) {
 	uri := source.kms.ProviderURI()
 	admin := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": uri})
 	defer admin.Close()
-	admin.KeyShell("create", "fin.key", "-size", "128", "-description", "books of the finance department", "-attr", "owner=fin", "-attr", "class=secret")
+	admin.KeyShell("create", "fin.key", "-size", "128", "-description", "books of the finance department", "-attr",
+		"owner=fin", "-attr", "class=secret")
 	admin.KeyShell("create", "res.key", "-size", "256", "-description", "Grüße: <&>\"", "-attr", "owner=res")
 
 	w.cluster.Start()
@@ -388,7 +392,8 @@ func (w *walk) beside(ours *KMS) {
 			t.Errorf("after the re-encryption the files in %s are under %q, want one version of ours", zone, got)
 		}
 		if rolled := key == "fin.key"; len(got) == 1 && (got[0] != firstOfOurs[zone]) != rolled {
-			t.Errorf("%s: re-encrypted under %s; before it new files were under %s; rolled in between: %v", zone, got[0], firstOfOurs[zone], rolled)
+			t.Errorf("%s: re-encrypted under %s; before it new files were under %s; rolled in between: %v", zone,
+				got[0], firstOfOurs[zone], rolled)
 		}
 	}
 	w.readAll(user, "re-encrypted")

@@ -221,7 +221,8 @@ func TestMultiScheme(t *testing.T) {
 	k := kdctest.StartRealm(t, realm)
 	users := k.Keytab("users.keytab", "alice")
 	s := startKMSWith(t, k, k.Krb5Conf, k.Keytab("http.keytab", "HTTP/localhost"), hadoop.Conf{
-		"hadoop.kms.authentication.type":     "org.apache.hadoop.security.token.delegation.web.MultiSchemeDelegationTokenAuthenticationHandler",
+		"hadoop.kms.authentication.type": "org.apache.hadoop.security.token.delegation.web." +
+			"MultiSchemeDelegationTokenAuthenticationHandler",
 		scheme + "schemes":                   "negotiate",
 		scheme + "schemes.negotiate.handler": "kerberos",
 		scheme + "delegation.schemes":        "negotiate",

@@ -37,10 +37,14 @@ func TestSourceWantsKerberos(t *testing.T) {
 		want string // in the source's audit log; or, where the status is not 200, in the front's own
 		code int
 	}{
-		{"a keytab", hadoop.Conf{"claviger.client.kerberos.principal": "mig", "claviger.client.kerberos.keytab": users}, "", "user=mig", http.StatusOK},
-		{"a named cache", hadoop.Conf{"claviger.client.kerberos.ccache": "FILE:" + carol}, "", "user=carol", http.StatusOK},
+		{"a keytab", hadoop.Conf{"claviger.client.kerberos.principal": "mig",
+			"claviger.client.kerberos.keytab": users}, "", "user=mig", http.StatusOK},
+		{"a named cache", hadoop.Conf{"claviger.client.kerberos.ccache": "FILE:" + carol}, "",
+			"user=carol", http.StatusOK},
 		{"tickets of kinit", hadoop.Conf{}, "KRB5CCNAME=FILE:" + carol, "user=carol", http.StatusOK},
-		{"no tickets", hadoop.Conf{}, "KRB5CCNAME=FILE:/nowhere/cc", "the tickets of this user (kinit, or set claviger.client.kerberos.principal", http.StatusServiceUnavailable},
+		{"no tickets", hadoop.Conf{}, "KRB5CCNAME=FILE:/nowhere/cc",
+			"the tickets of this user (kinit, or set claviger.client.kerberos.principal",
+			http.StatusServiceUnavailable},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			dir := t.TempDir()
@@ -119,8 +123,8 @@ func TestPlanNamesOurLogin(t *testing.T) {
 	t.Setenv("KRB5_CONFIG", k.Krb5Conf)
 	client, err := kmsclient.New(uri, kmsclient.Options{User: "carol", Log: slog.New(slog.DiscardHandler),
 		Negotiate: func(host string) (kmsclient.Negotiation, error) {
-			return gssapi.NewInitiator(gssapi.InitiatorConfig{CCache: "FILE:" + carol, Target: "HTTP@" + host, SPNEGO: true,
-				Mutual: true})
+			return gssapi.NewInitiator(gssapi.InitiatorConfig{CCache: "FILE:" + carol, Target: "HTTP@" + host,
+				SPNEGO: true, Mutual: true})
 		}})
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +149,8 @@ func TestPlanNamesOurLogin(t *testing.T) {
 				"log in by kinit as the server's user"}},
 		{"let in", hadoop.Conf{"claviger.client.kerberos.principal": "mig", "claviger.client.kerberos.keytab": users},
 			[]string{"all 1 keys are readable", "as mig, ",
-				"hadoop.kms.proxyuser.mig.users (or .groups) must admit alice", "whitelist.key.acl.DECRYPT_EEK admit mig"}},
+				"hadoop.kms.proxyuser.mig.users (or .groups) must admit alice",
+				"whitelist.key.acl.DECRYPT_EEK admit mig"}},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			dir := t.TempDir()

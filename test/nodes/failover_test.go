@@ -122,8 +122,11 @@ func sealedBy(t *testing.T, n *kmsclient.Provider, key string) ([]claviger.EDEK,
 // acceptLoss gives the lost changes up, as an operator does.
 func acceptLoss(t *testing.T, s *site) {
 	t.Helper()
-	gone := regexp.MustCompile(`(?m)^new .* created +not in the store; the token holds new@0, which the store does not know`)
-	older := regexp.MustCompile(`(?m)^rolled .* rolled +in the store, newest version rolled@0; the token holds rolled@1, which the store does not know`)
+	gone := regexp.MustCompile(
+		`(?m)^new .* created +not in the store; the token holds new@0, which the store does not know`)
+	older := regexp.MustCompile(
+		`(?m)^rolled .* rolled +in the store, newest version rolled@0; the token holds rolled@1, ` +
+			`which the store does not know`)
 	if out := hadoop.Claviger(t, s.hsm.Env, "metastore", "accept", "--conf", s.conf, "--yes"); !gone.MatchString(out) ||
 		!older.MatchString(out) {
 		t.Errorf("what is given up: %s", out)

@@ -210,7 +210,8 @@ func (s *site) checkConsistent(ctx context.Context, t *testing.T, all []*worker)
 			continue
 		}
 		// A create that was broken off is finished by the same create.
-		if _, err := c.Create(ctx, provider.Spec{Name: w.key, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		if _, err := c.Create(ctx, provider.Spec{Name: w.key, Cipher: claviger.DefaultCipher,
+			BitLength: 128}); err != nil {
 			t.Error(err)
 		}
 		if err := c.Delete(ctx, w.key); err != nil {

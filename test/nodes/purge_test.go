@@ -31,16 +31,20 @@ func TestPurgeSeesOtherNodes(t *testing.T) {
 	ctx := t.Context()
 	// The clock of the database's server, which the test sets.
 	s := newSite(t, nil)
-	s.database(t, `CREATE SCHEMA clock`, `CREATE TABLE clock.shift (by interval)`, `INSERT INTO clock.shift VALUES ('0')`,
-		`CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS $$ SELECT pg_catalog.clock_timestamp() + by FROM clock.shift $$`)
+	s.database(t, `CREATE SCHEMA clock`, `CREATE TABLE clock.shift (by interval)`,
+		`INSERT INTO clock.shift VALUES ('0')`,
+		`CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS $$ SELECT `+
+			`pg_catalog.clock_timestamp() + by FROM clock.shift $$`)
 	s.store += "&search_path=public,clock,pg_catalog"
 	s.write(t, hadoop.Conf{"claviger.delete.soft": "true"})
-	hadoop.OpenACLs().With(hadoop.Conf{"keytrustee.kms.acl.UNDELETE": "*", "keytrustee.kms.acl.PURGE": "*"}).Write(t, filepath.Join(s.conf, "kms-acls.xml"))
+	hadoop.OpenACLs().With(hadoop.Conf{"keytrustee.kms.acl.UNDELETE": "*", "keytrustee.kms.acl.PURGE": "*"}).
+		Write(t, filepath.Join(s.conf, "kms-acls.xml"))
 	first, second := s.start(t), s.start(t)
 	one, two := first.client(t), second.client(t)
 	e := map[string][]claviger.EDEK{}
 	for _, key := range []string{"used", "old", "unused"} {
-		if _, err := one.Create(ctx, provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		if _, err := one.Create(ctx, provider.Spec{Name: key, Cipher: claviger.DefaultCipher,
+			BitLength: 128}); err != nil {
 			t.Fatal(err)
 		}
 		if key == "unused" {

@@ -20,7 +20,8 @@ func TestRollIsSeenElsewhere(t *testing.T) {
 	begun := time.Now()
 	for i := range keys {
 		key := fmt.Sprintf("zone%d", i)
-		if _, err := one.Create(ctx, provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		if _, err := one.Create(ctx, provider.Spec{Name: key, Cipher: claviger.DefaultCipher,
+			BitLength: 128}); err != nil {
 			t.Fatal(err)
 		}
 		for range rolls {

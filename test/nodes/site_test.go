@@ -60,7 +60,8 @@ func (s *site) start(t *testing.T) *node {
 func (s *site) startAt(t *testing.T, port int) *node {
 	t.Helper()
 	ready := filepath.Join(t.TempDir(), "ready")
-	cmd := exec.CommandContext(context.Background(), hadoop.Binary(t), "kms", "--conf", s.conf, "--http-port", fmt.Sprint(port), "--ready-file", ready)
+	cmd := exec.CommandContext(context.Background(), hadoop.Binary(t), "kms", "--conf", s.conf, "--http-port",
+		fmt.Sprint(port), "--ready-file", ready)
 	cmd.Env = append(os.Environ(), s.hsm.Env...)
 	n := &node{Process: hadoop.Start(t, "claviger", cmd)}
 	n.WaitFor("its ready file", func() bool {
@@ -74,7 +75,8 @@ func (s *site) startAt(t *testing.T, port int) *node {
 // client is a Hadoop client that knows this node alone.
 func (n *node) client(t *testing.T) *kmsclient.Provider {
 	t.Helper()
-	p, err := kmsclient.New(hadoop.ProviderURI(n.url), kmsclient.Options{User: "nn", MaxRetries: 1, Timeout: 30 * time.Second})
+	p, err := kmsclient.New(hadoop.ProviderURI(n.url),
+		kmsclient.Options{User: "nn", MaxRetries: 1, Timeout: 30 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

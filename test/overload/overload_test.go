@@ -68,7 +68,8 @@ func (n *node) start(t *testing.T, l net.Listener) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	auth, err := authn.New(authn.Config{Handler: authn.Simple{}, Validity: time.Hour, Secrets: authn.NewRandomSecrets(time.Hour, nil)})
+	auth, err := authn.New(authn.Config{Handler: authn.Simple{}, Validity: time.Hour,
+		Secrets: authn.NewRandomSecrets(time.Hour, nil)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +107,8 @@ func (n *node) start(t *testing.T, l net.Listener) {
 func TestStockClientFailsOver(t *testing.T) {
 	hadoop.Require(t)
 	keys := memory.New(memory.Config{SequentialIDs: true})
-	if _, err := keys.Create(t.Context(), provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+	if _, err := keys.Create(t.Context(), provider.Spec{Name: "k", Cipher: claviger.DefaultCipher,
+		BitLength: 128}); err != nil {
 		t.Fatal(err)
 	}
 	// A kms:// URI names several hosts and one port.
@@ -128,7 +130,8 @@ func TestStockClientFailsOver(t *testing.T) {
 
 	taken := make(chan error, 1)
 	go func() {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:"+port+"/kms/v1/key/k/_eek?eek_op=generate&num_keys=500&user.name=nn", nil)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet,
+			"http://127.0.0.1:"+port+"/kms/v1/key/k/_eek?eek_op=generate&num_keys=500&user.name=nn", nil)
 		if err != nil {
 			taken <- err
 			return
@@ -143,26 +146,30 @@ func TestStockClientFailsOver(t *testing.T) {
 
 	const edeks = 30
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "log4j.properties"), []byte("log4j.rootLogger=OFF\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "log4j.properties"), []byte("log4j.rootLogger=OFF\n"),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	classPath := hadoop.RuntimeClassPath(t)
 	classes := hadoop.Javac(t, classPath, filepath.Join(hadoop.Root(), "test", "overload", "java"))
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "java", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx256m", "-Djava.net.preferIPv4Stack=true",
-		"-Dlog4j.configuration=file:"+filepath.Join(dir, "log4j.properties"),
-		"-cp", classes+string(os.PathListSeparator)+classPath, "Generate", "kms://http@127.0.0.1;127.0.0.2:"+port+"/kms", strconv.Itoa(edeks))
+	cmd := exec.CommandContext(ctx, "java", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx256m",
+		"-Djava.net.preferIPv4Stack=true", "-Dlog4j.configuration=file:"+filepath.Join(dir, "log4j.properties"),
+		"-cp", classes+string(os.PathListSeparator)+classPath, "Generate",
+		"kms://http@127.0.0.1;127.0.0.2:"+port+"/kms", strconv.Itoa(edeks))
 	cmd.Env = append(os.Environ(), "HADOOP_USER_NAME=alice")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("the client: %v\n%s", err, out)
 	}
-	if n := strings.Count(string(out), "opened 16\n"); n != edeks || !strings.Contains(string(out), "LoadBalancingKMSClientProvider") {
+	if n := strings.Count(string(out), "opened 16\n"); n != edeks ||
+		!strings.Contains(string(out), "LoadBalancingKMSClientProvider") {
 		t.Errorf("%d EDEKs of %d:\n%s", n, edeks, out)
 	}
 	if full.refused.Load() == 0 || full.served.Load() > 0 || free.served.Load() == 0 {
-		t.Errorf("the full node refused %d and served %d, the other served %d", full.refused.Load(), full.served.Load(), free.served.Load())
+		t.Errorf("the full node refused %d and served %d, the other served %d", full.refused.Load(),
+			full.served.Load(), free.served.Load())
 	}
 	close(full.hang)
 	if err := <-taken; err != nil {

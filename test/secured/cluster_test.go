@@ -90,14 +90,17 @@ func (s *site) serviceWorksFor(books string) {
 	s.t.Helper()
 	service := s.cluster.SecureClient(hive, s.kdc.Login(s.users, hive+"/localhost"), "HADOOP_PROXY_USER="+alice)
 	defer service.Close()
-	s.did("a service reads for alice", func() { s.has(service, zone+"/books", books) }, decrypt(alice, hive+"/localhost@"+realm, 0))
+	s.did("a service reads for alice", func() {
+		s.has(service, zone+"/books", books)
+	}, decrypt(alice, hive+"/localhost@"+realm, 0))
 	query := s.job("query", s.collect(service, about("GETDELEGATIONTOKEN", alice, hive, 2)))
 	defer query.Close()
 	s.did("its job reads for alice", func() { s.has(query, zone+"/books", books) }, decrypt(alice, hive, 2))
 	other := s.cluster.SecureClient("mallory", s.kdc.Login(s.users, hive+"/localhost"), "HADOOP_PROXY_USER=mallory")
 	defer other.Close()
 	for _, e := range s.events(func() { s.refused(other, "status: 403", "key", "list") }) {
-		if want := "User: hive/localhost@" + realm + " is not allowed to impersonate mallory"; e.Status == "OK" || !strings.Contains(e.Message, want) {
+		if want := "User: hive/localhost@" + realm + " is not allowed to impersonate mallory"; e.Status == "OK" ||
+			!strings.Contains(e.Message, want) {
 			s.t.Errorf("the audit log has %+v, want %q", e, want)
 		}
 	}
@@ -119,11 +122,14 @@ func (s *site) tokenEnds(user, job *hadoop.Client, tokens, books string) {
 	s.t.Helper()
 	rm := s.login(yarn)
 	alias := s.kms.ProviderURI()
-	s.refused(user, "alice tries to renew a token (kms-dt owner=alice, renewer=yarn", "dtutil", "renew", "-alias", alias, tokens)
-	s.did("the renewer renews", func() { rm.Must("dtutil", "renew", "-alias", alias, tokens) }, about("RENEWDELEGATIONTOKEN", yarn, "", 1))
+	s.refused(user, "alice tries to renew a token (kms-dt owner=alice, renewer=yarn", "dtutil", "renew",
+		"-alias", alias, tokens)
+	s.did("the renewer renews", func() { rm.Must("dtutil", "renew", "-alias", alias, tokens) },
+		about("RENEWDELEGATIONTOKEN", yarn, "", 1))
 	s.has(job, zone+"/books", books)
 	// A client names nobody here: having the token is enough.
-	s.did("the renewer cancels", func() { rm.Must("dtutil", "cancel", "-alias", alias, s.copyOf(tokens)) }, about("CANCELDELEGATIONTOKEN", "", "", 1))
+	s.did("the renewer cancels", func() { rm.Must("dtutil", "cancel", "-alias", alias, s.copyOf(tokens)) },
+		about("CANCELDELEGATIONTOKEN", "", "", 1))
 	job.FsShell("-ls", zone) // HDFS's token is good still
 	for _, e := range s.events(func() {
 		s.refused(job, "can't be found in cache", "fs", "-cat", zone+"/books")

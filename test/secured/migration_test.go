@@ -13,7 +13,8 @@ import (
 // to ours, which comes to it with tickets of its own.
 func TestSecuredMigration(t *testing.T) {
 	migrateFrom(t, func(s *site, acls, conf hadoop.Conf) (*hadoop.KMS, string) {
-		source := hadoop.StartJavaKMS(t, hadoop.KMSOptions{ACLs: acls, Krb5Conf: s.kdc.Krb5Conf, Env: s.kdc.Env(), Site: conf})
+		source := hadoop.StartJavaKMS(t, hadoop.KMSOptions{ACLs: acls, Krb5Conf: s.kdc.Krb5Conf, Env: s.kdc.Env(),
+			Site: conf})
 		return source, source.Log
 	})
 }
@@ -62,7 +63,8 @@ func migrateFrom(t *testing.T, start func(s *site, acls, conf hadoop.Conf) (*had
 
 	super, user := s.login(hadoop.HDFSUser), s.login(alice)
 	_, old := super.FileKey(zone + "/books")
-	s.did("alice reads through the source", func() { s.has(user, zone+"/books", books) }, decrypt(alice+"@"+realm, "", 0))
+	s.did("alice reads through the source", func() { s.has(user, zone+"/books", books) },
+		decrypt(alice+"@"+realm, "", 0))
 	s.refused(super, "User:hdfs not allowed to do 'DECRYPT_EEK' on '"+keyName+"'", "fs", "-cat", zone+"/books")
 	job := s.job("job", s.collect(user, about("GETDELEGATIONTOKEN", alice, "", 1)))
 	s.did("a job reads through the source", func() { s.has(job, zone+"/books", books) }, decrypt(alice, "", 1))

@@ -94,7 +94,8 @@ func (s *site) configureKMS(more hadoop.Conf) {
 		"hadoop.kms.authentication.delegation-token.removal-scan-interval.sec": "1",
 	}.With(s.kerberos(), more).Write(s.t, filepath.Join(dir, "kms-site.xml"))
 	hadoop.SiteACLs(keyAdmin, alice).Write(s.t, filepath.Join(dir, "kms-acls.xml"))
-	s.options = hadoop.ClavigerOptions{Conf: dir, Env: append(s.kdc.Env(), token.Env...), Port: hadoop.FreePorts(s.t, 1)[0]}
+	s.options = hadoop.ClavigerOptions{Conf: dir, Env: append(s.kdc.Env(), token.Env...),
+		Port: hadoop.FreePorts(s.t, 1)[0]}
 }
 
 func (s *site) startKMS() {
@@ -171,7 +172,8 @@ func (s *site) events(do func()) []event {
 		if err := json.Unmarshal(line, &e); err != nil {
 			s.t.Fatalf("audit record %s: %v", line, err)
 		}
-		if e.Status == "UNAUTHENTICATED" && (strings.HasSuffix(e.Message, "AuthenticationToken expired") || strings.HasSuffix(e.Message, "Invalid signature")) {
+		if e.Status == "UNAUTHENTICATED" && (strings.HasSuffix(e.Message, "AuthenticationToken expired") ||
+			strings.HasSuffix(e.Message, "Invalid signature")) {
 			continue // the client logs in anew; after two periods of 3 s the secret of its cookie is gone too
 		}
 		if e.Op == "GENERATE_EEK" {
@@ -220,7 +222,8 @@ func (s *site) collect(c *hadoop.Client, want event) (tokens string) {
 	s.t.Helper()
 	tokens = filepath.Join(s.t.TempDir(), "tokens")
 	s.did("tokens are collected", func() {
-		if out := c.Must("tokens", tokens, yarn); !strings.Contains(out, "HDFS_DELEGATION_TOKEN ") || !strings.Contains(out, "kms-dt "+s.kms.ProviderURI()) {
+		if out := c.Must("tokens", tokens, yarn); !strings.Contains(out, "HDFS_DELEGATION_TOKEN ") ||
+			!strings.Contains(out, "kms-dt "+s.kms.ProviderURI()) {
 			s.t.Fatalf("tokens of HDFS and KMS are wanted, collected are\n%s", out)
 		}
 	}, want)

@@ -19,7 +19,8 @@ func (s *site) hdfs(shell *hadoop.Client) {
 	s.t.Helper()
 	shell.KeyShell("create", "hdfs", "-size", "256")
 	cluster := hadoop.NewSecureCluster(s.t, s.uri(), &hadoop.Security{
-		Realm: kdctest.Realm, Krb5Conf: s.kdc.Krb5Conf, Env: s.kdc.Env(), Keytab: filepath.Join(s.kdc.Dir, "hdfs.keytab"),
+		Realm: kdctest.Realm, Krb5Conf: s.kdc.Krb5Conf, Env: s.kdc.Env(),
+		Keytab:   filepath.Join(s.kdc.Dir, "hdfs.keytab"),
 		Keystore: s.certs.Keystore("hdfs", "localhost"), KeystorePassword: certtest.Password,
 		SSLClient: s.sslClient(), Flags: s.flags,
 	}, hadoop.Conf{
@@ -67,11 +68,13 @@ func (s *site) hdfs(shell *hadoop.Client) {
 		for deadline := time.Now().Add(time.Minute); ; {
 			work()
 			log := victim.auditLog()[begin:]
-			if strings.Contains(log, "op=DECRYPT_EEK, key=hdfs, user=alice") && strings.Contains(log, "op=GENERATE_EEK, key=hdfs, user=nn/localhost") {
+			if strings.Contains(log, "op=DECRYPT_EEK, key=hdfs, user=alice") &&
+				strings.Contains(log, "op=GENERATE_EEK, key=hdfs, user=nn/localhost") {
 				break
 			}
 			if time.Now().After(deadline) {
-				s.t.Fatalf("neither the NameNode nor the client of HDFS has come back to %s; its audit log:\n%s", victim.name, log)
+				s.t.Fatalf("neither the NameNode nor the client of HDFS has come back to %s; its audit log:\n%s",
+					victim.name, log)
 			}
 		}
 	}

@@ -47,7 +47,8 @@ type node struct {
 func newSite(t *testing.T, kdc *kdctest.KDC, more hadoop.Conf) *site {
 	t.Helper()
 	dir := t.TempDir()
-	s := &site{t: t, kdc: kdc, users: filepath.Join(kdc.Dir, "users.keytab"), certs: certtest.New(t, dir), hsm: hadoop.NewHSM(t), port: hadoop.FreePorts(t, 1)[0]}
+	s := &site{t: t, kdc: kdc, users: filepath.Join(kdc.Dir, "users.keytab"), certs: certtest.New(t, dir),
+		hsm: hadoop.NewHSM(t), port: hadoop.FreePorts(t, 1)[0]}
 	store := pgtest.Database(t)
 	// With a file, Java asks nothing else for names: it has to know this machine's own.
 	self, err := os.Hostname()
@@ -73,7 +74,8 @@ func newSite(t *testing.T, kdc *kdctest.KDC, more hadoop.Conf) *site {
 			"claviger.audit.file":                           n.audit,
 		}.With(more).Write(t, filepath.Join(n.conf, "kms-site.xml"))
 		hadoop.OpenACLs().Write(t, filepath.Join(n.conf, "kms-acls.xml"))
-		hadoop.Conf{"ssl.server.keystore.location": s.certs.Issue(h.name, h.name)}.Write(t, filepath.Join(n.conf, "ssl-server.xml"))
+		hadoop.Conf{"ssl.server.keystore.location": s.certs.Issue(h.name, h.name)}.Write(
+			t, filepath.Join(n.conf, "ssl-server.xml"))
 		names += h.address + " " + h.name + "\n"
 	}
 	file := filepath.Join(dir, "hosts")
@@ -90,7 +92,8 @@ func newSite(t *testing.T, kdc *kdctest.KDC, more hadoop.Conf) *site {
 // start starts a node, again too.
 func (n *node) start() {
 	n.s.t.Helper()
-	n.KMS = hadoop.StartClaviger(n.s.t, hadoop.ClavigerOptions{Conf: n.conf, Port: n.s.port, Env: append(n.s.kdc.Env(), n.s.hsm.Env...)})
+	n.KMS = hadoop.StartClaviger(n.s.t, hadoop.ClavigerOptions{Conf: n.conf, Port: n.s.port,
+		Env: append(n.s.kdc.Env(), n.s.hsm.Env...)})
 }
 
 // base is the node's URL for those who know its name.
@@ -161,7 +164,8 @@ func startKDC(t *testing.T) *kdctest.KDC {
 func zookeeper(t *testing.T, kdc *kdctest.KDC) hadoop.Conf {
 	t.Helper()
 	server := zktest.Start(t, zktest.Options{Jars: hadoop.Jars(t), SASL: &zktest.SASL{
-		Krb5Conf: kdc.Krb5Conf, Keytab: kdc.Keytab("zookeeper.keytab", "zookeeper/localhost"), Principal: "zookeeper/localhost@" + kdctest.Realm, Enforce: true,
+		Krb5Conf: kdc.Krb5Conf, Keytab: kdc.Keytab("zookeeper.keytab", "zookeeper/localhost"),
+		Principal: "zookeeper/localhost@" + kdctest.Realm, Enforce: true,
 	}})
 	const auth = "hadoop.kms.authentication."
 	const secrets = auth + "signer.secret.provider"

@@ -55,7 +55,8 @@ func (s *site) cookies() {
 	tickets := s.kdc.Login(s.users, "alice")
 	curl := func(n *node, args ...string) string {
 		s.t.Helper()
-		args = append([]string{"-sS", "-i", "--max-time", "30", "--cacert", s.certs.CA, n.base() + "/v1/keys/names"}, args...)
+		args = append([]string{"-sS", "-i", "--max-time", "30", "--cacert", s.certs.CA, n.base() + "/v1/keys/names"},
+			args...)
 		for i, n := range s.nodes {
 			args = append(args, "--resolve", fmt.Sprintf("%s:%d:%s", n.name, s.port, hosts[i].address))
 		}
@@ -108,7 +109,8 @@ func (s *site) versions(shell *hadoop.Client, n int, nodes ...*node) {
 	}
 	for range 100 {
 		out := shell.KeyShell("list", "-metadata")
-		if !strings.Contains(out, "zone : cipher: AES/CTR/NoPadding, length: 128") || !strings.Contains(out, fmt.Sprintf(", version: %d, ", n)) {
+		if !strings.Contains(out, "zone : cipher: AES/CTR/NoPadding, length: 128") ||
+			!strings.Contains(out, fmt.Sprintf(", version: %d, ", n)) {
 			s.t.Errorf("hadoop key list -metadata, want %d versions of zone:\n%s", n, out)
 		}
 		if nodes = slices.DeleteFunc(nodes, told); len(nodes) == 0 {
@@ -149,7 +151,8 @@ func (l load) end() {
 	l.t.Logf("%d EDEKs were opened", l.opened("stop"))
 	l.must(l.job.Ask("job-cancel", "alice"), "cancelled")
 	for range l.nodes {
-		l.refused(l.job.Ask("job-use", l.uri(), "zone"), "SecretManager$InvalidToken: Token for real user: , can't be found in cache")
+		l.refused(l.job.Ask("job-use", l.uri(), "zone"),
+			"SecretManager$InvalidToken: Token for real user: , can't be found in cache")
 	}
 }
 
@@ -189,7 +192,8 @@ func (l load) comesTo(n *node, begin int) {
 	l.t.Helper()
 	n.WaitFor("a generate and a decrypt of the load", func() bool {
 		log := n.auditLog()[begin:]
-		return strings.Contains(log, "op=GENERATE_EEK, key=zone, user=alice") && strings.Contains(log, "op=DECRYPT_EEK, key=zone, user=alice")
+		return strings.Contains(log, "op=GENERATE_EEK, key=zone, user=alice") &&
+			strings.Contains(log, "op=DECRYPT_EEK, key=zone, user=alice")
 	})
 	l.more(50)
 }
@@ -212,7 +216,8 @@ func (l load) kills(shell *hadoop.Client) {
 		shell.KeyShell("create", made, "-size", "128")
 		// Hadoop's client rolls at one node and has each drop its caches then: it
 		// complains of the one that is away, though the roll is done.
-		if out := shell.MustFail("key", "roll", "zone"); !strings.Contains(out, victim.base()+"/v1/key/zone/_invalidatecache") {
+		if out := shell.MustFail("key", "roll", "zone"); !strings.Contains(out,
+			victim.base()+"/v1/key/zone/_invalidatecache") {
 			l.t.Errorf("hadoop key roll: %s", out)
 		}
 		l.versions(shell, 3+i, l.nodes[1-i])

@@ -9,7 +9,8 @@ import (
 
 // initiator is a client's side of Kerberos, by a keytab.
 func initiator(keytab, principal, target string) (zookeeper.Initiator, error) {
-	return gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: keytab, Principal: principal, Target: target, Mutual: true})
+	return gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: keytab, Principal: principal,
+		Target: target, Mutual: true})
 }
 
 // initiate makes one for whatever host.

@@ -31,12 +31,12 @@ const (
 // sharing is what kms-site.xml of each server says of ZooKeeper.
 func sharing(servers, authType string) hadoop.Conf {
 	return hadoop.Conf{
-		signer:                                   "zookeeper",
-		signer + ".zookeeper.connection.string":  servers,
-		signer + ".zookeeper.auth.type":          authType,
-		tokens + "enable":                        "true",
-		tokens + "zkAuthType":                    authType, // the Java KMS looks at it, though the connection is the signer's
-		auth + "token.validity":                  "600",
+		signer:                                  "zookeeper",
+		signer + ".zookeeper.connection.string": servers,
+		signer + ".zookeeper.auth.type":         authType,
+		tokens + "enable":                       "true",
+		// the Java KMS looks at it, though the connection is the signer's
+		tokens + "zkAuthType": authType, auth + "token.validity": "600",
 		"hadoop.kms.audit.aggregation.window.ms": "100",
 		"hadoop.kms.proxyuser.alice.hosts":       "*",
 		"hadoop.kms.proxyuser.alice.users":       "*",
@@ -163,7 +163,8 @@ func tokensAmong(t *testing.T, servers ...*hadoop.KMS) {
 			until = next
 		}
 		canceller := servers[(i+1)%len(servers)]
-		if a := send(t, http.MethodPut, canceller.URL+"/v1/?op=CANCELDELEGATIONTOKEN&token="+url.QueryEscape(token)); a.status != http.StatusOK {
+		if a := send(t, http.MethodPut, canceller.URL+"/v1/?op=CANCELDELEGATIONTOKEN&token="+
+			url.QueryEscape(token)); a.status != http.StatusOK {
 			t.Errorf("%s does not cancel a token of %s: %+v", canceller.Name, from.Name, a)
 		}
 		for _, k := range servers {
@@ -196,7 +197,8 @@ func open(t *testing.T, servers, owner string, in func() (zookeeper.Initiator, e
 	if err != nil {
 		t.Fatal(err)
 	}
-	conf := zookeeper.Config{Ensemble: e, Property: "of the test", SessionTimeout: 10 * time.Second, ConnectTimeout: 5 * time.Second, Patience: 10 * time.Second, Owner: owner}
+	conf := zookeeper.Config{Ensemble: e, Property: "of the test", SessionTimeout: 10 * time.Second,
+		ConnectTimeout: 5 * time.Second, Patience: 10 * time.Second, Owner: owner}
 	if in != nil {
 		conf.SASL = initiate(in)
 	}
@@ -317,7 +319,8 @@ func TestSASL(t *testing.T) {
 	t.Setenv("KRB5_CONFIG", kdc.Krb5Conf)
 	keytab := kdc.Keytab("kms.keytab", "kms/localhost", "kms/otherhost", "other/localhost")
 	server := zktest.Start(t, zktest.Options{Jars: hadoop.Jars(t), SASL: &zktest.SASL{
-		Krb5Conf: kdc.Krb5Conf, Keytab: kdc.Keytab("zookeeper.keytab", "zookeeper/localhost"), Principal: "zookeeper/localhost@" + kdctest.Realm,
+		Krb5Conf: kdc.Krb5Conf, Keytab: kdc.Keytab("zookeeper.keytab", "zookeeper/localhost"),
+		Principal: "zookeeper/localhost@" + kdctest.Realm,
 	}})
 	servers := strings.Replace(server.Addr, "127.0.0.1", "localhost", 1)
 	site := func(principal string) hadoop.Conf {
@@ -326,7 +329,9 @@ func TestSASL(t *testing.T) {
 			signer + ".zookeeper.kerberos.principal": principal + "@" + kdctest.Realm,
 		})
 	}
-	java := hadoop.StartJavaKMS(t, hadoop.KMSOptions{Site: site("kms/otherhost"), Env: []string{"JAVA_TOOL_OPTIONS=-Djava.security.krb5.conf=" + kdc.Krb5Conf}})
+	java := hadoop.StartJavaKMS(
+		t, hadoop.KMSOptions{Site: site("kms/otherhost"),
+			Env: []string{"JAVA_TOOL_OPTIONS=-Djava.security.krb5.conf=" + kdc.Krb5Conf}})
 	ours, _ := startOurs(t, site("kms/localhost"), "KRB5_CONFIG="+kdc.Krb5Conf)
 	takesCookie(t, java, ours)
 	takesCookie(t, ours, java)
@@ -340,10 +345,12 @@ func TestSASL(t *testing.T) {
 	as := func(principal string) func() (zookeeper.Initiator, error) {
 		return func() (zookeeper.Initiator, error) { return initiator(keytab, principal, "zookeeper@localhost") }
 	}
-	if s, ok, err := view(t, servers, "kms", as("kms/localhost")).SignerSecrets(t.Context()); err != nil || !ok || len(s.Current) != 32 {
+	if s, ok, err := view(t, servers, "kms", as("kms/localhost")).SignerSecrets(t.Context()); err != nil || !ok ||
+		len(s.Current) != 32 {
 		t.Errorf("as kms: %v, %v, %v", s, ok, err)
 	}
-	for who, s := range map[string]*zookeeper.Signers{"nobody": view(t, servers, "", nil), "other": view(t, servers, "other", as("other/localhost"))} {
+	for who, s := range map[string]*zookeeper.Signers{"nobody": view(t, servers, "", nil),
+		"other": view(t, servers, "other", as("other/localhost"))} {
 		got, ok, err := s.SignerSecrets(t.Context())
 		if err == nil || !strings.Contains(err.Error(), secretNode) {
 			t.Errorf("%s reads the secrets: %v, %v, %v", who, got, ok, err)
@@ -375,7 +382,8 @@ func refusesOpenNodes(t *testing.T, addr string, ours *zookeeper.Client) {
 		}
 	}
 	// Two secrets of 4 bytes, none before them, a rollover in 2100.
-	secrets := []byte("\x00\x00\x00\x00" + "\x00\x00\x00\x04next" + "\x00\x00\x00\x04mine" + "\x00\x00\x00\x00" + "\x00\x00\x03\xbb\x2c\xc3\xd8\x00")
+	secrets := []byte("\x00\x00\x00\x00" + "\x00\x00\x00\x04next" + "\x00\x00\x00\x04mine" + "\x00\x00\x00\x00" +
+		"\x00\x00\x03\xbb\x2c\xc3\xd8\x00")
 	signers := func(path string) error {
 		s, err := zookeeper.NewSigners(ours, path)
 		if err != nil {
@@ -415,7 +423,8 @@ func refusesOpenNodes(t *testing.T, addr string, ours *zookeeper.Client) {
 	plant("/open", nil, world)
 	plant("/open/ZKDTSMRoot", nil, world)
 	plant("/open/ZKDTSMRoot/ZKDTSMTokensRoot", nil, world)
-	plant("/open/ZKDTSMRoot/ZKDTSMTokensRoot/DT_7", append(append([]byte{}, id...), "\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x08password"...), kms)
+	plant("/open/ZKDTSMRoot/ZKDTSMTokensRoot/DT_7",
+		append(append([]byte{}, id...), "\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x08password"...), kms)
 	if shared, err = zookeeper.NewTokens(ours, "open"); err != nil {
 		t.Fatal(err)
 	}
