@@ -51,8 +51,8 @@ func TestNotAsRoot(t *testing.T) {
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			conf := t.TempDir()
-			kmstest.WriteSite(t, conf, map[string]string{hadoopconf.ProviderURI: c.provider, hadoopconf.MetastoreURI: "sqlite://" +
-				c.store, "hadoop.kms.http.host": "127.0.0.1"})
+			kmstest.WriteSite(t, conf, map[string]string{hadoopconf.ProviderURI: c.provider,
+				hadoopconf.MetastoreURI: "sqlite://" + c.store, "hadoop.kms.http.host": "127.0.0.1"})
 			if c.makes {
 				if err := os.WriteFile(c.theirs, nil, 0o600); err != nil {
 					t.Fatal(err)
@@ -89,7 +89,8 @@ func TestBackupAsRoot(t *testing.T) {
 	}
 	dir := t.TempDir()
 	store := filepath.Join(dir, "claviger.db")
-	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.jceks"),
+	kmstest.WriteSite(t, dir, map[string]string{
+		hadoopconf.ProviderURI:  "jceks://file@" + filepath.Join(dir, "kms.jceks"),
 		hadoopconf.MetastoreURI: "sqlite://" + store})
 	s, err := sqlite.Open(t.Context(), store)
 	if err != nil {
@@ -104,7 +105,8 @@ func TestBackupAsRoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if sys, ok := st.Sys().(*syscall.Stat_t); !ok || sys.Uid != stranger || sys.Gid != stranger || st.Mode().Perm() != 0o600 {
+	if sys, ok := st.Sys().(*syscall.Stat_t); !ok || sys.Uid != stranger || sys.Gid != stranger ||
+		st.Mode().Perm() != 0o600 {
 		t.Errorf("the backup is %s", secret.Rights(backup))
 	}
 }

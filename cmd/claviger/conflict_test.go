@@ -75,13 +75,17 @@ func TestRolledAtTheSource(t *testing.T) {
 
 	dir, tok := t.TempDir(), softhsmtest.New(t)
 	file := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label,
+		PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
 	site := map[string]string{
-		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"),
-		"hadoop.kms.http.host": "127.0.0.1", "hadoop.kms.key.authorization.enable": "false", "claviger.audit.file": filepath.Join(dir, "audit.log"),
-		hadoopconf.SourceURI: kmsURI(sourceURL), hadoopconf.ReencryptionEnable: "true", "claviger.source.compare.interval": "100ms",
+		hadoopconf.ProviderURI:  "cloudera.hsmkp://file@" + file,
+		hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"),
+		"hadoop.kms.http.host":  "127.0.0.1", "hadoop.kms.key.authorization.enable": "false",
+		"claviger.audit.file": filepath.Join(dir, "audit.log"),
+		hadoopconf.SourceURI:  kmsURI(sourceURL), hadoopconf.ReencryptionEnable: "true",
+		"claviger.source.compare.interval": "100ms",
 	}
 	kmstest.WriteSite(t, dir, site)
 	migrate := func(want bool, args ...string) string {
@@ -104,10 +108,12 @@ func TestRolledAtTheSource(t *testing.T) {
 	ours := seal(here, "ledger", "ledger@1")
 	roll(source, "ledger")
 	var err error
-	for limit := time.Now().Add(20 * time.Second); time.Now().Before(limit) && err == nil; time.Sleep(50 * time.Millisecond) {
+	limit := time.Now().Add(20 * time.Second)
+	for ; time.Now().Before(limit) && err == nil; time.Sleep(50 * time.Millisecond) {
 		_, err = open(here, ours.edek)
 	}
-	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "'ledger@1' is one key here and another one") {
+	if !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "'ledger@1' is one key here and another one") {
 		t.Fatalf("an EDEK of a name that is two keys: %v, want a 503", err)
 	}
 	// At a start the sources are compared before anything is opened.
@@ -134,7 +140,9 @@ func TestRolledAtTheSource(t *testing.T) {
 	}
 	page, err := io.ReadAll(res.Body)
 	_ = res.Body.Close()
-	if err != nil || res.StatusCode != http.StatusOK || !strings.Contains(string(page), "versions that are two keys") || !strings.Contains(string(page), "ledger@1 of kms://") {
+	if err != nil || res.StatusCode != http.StatusOK ||
+		!strings.Contains(string(page), "versions that are two keys") ||
+		!strings.Contains(string(page), "ledger@1 of kms://") {
 		t.Errorf("%s, %v: %s", res.Status, err, page)
 	}
 	if out := migrate(false, "verify"); !strings.Contains(out, "set claviger.migration.ours to ledger@1") {
@@ -311,7 +319,8 @@ func TestDeletedForAConflict(t *testing.T) {
 	}
 	refused("purged", claviger.Unavailable)
 	stop()
-	if out := migrate(false, "finish", "--edeks-done"); !strings.Contains(out, "set claviger.migration.theirs to used@1") {
+	out := migrate(false, "finish", "--edeks-done")
+	if !strings.Contains(out, "set claviger.migration.theirs to used@1") {
 		t.Errorf("finish: %s", out)
 	}
 	site["claviger.migration.theirs"] = "used@1"

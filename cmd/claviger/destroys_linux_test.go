@@ -43,14 +43,17 @@ func destroysOnlyInAgreement(t *testing.T, containers bool) {
 		all[hadoopconf.MetastoreURI], all["claviger.audit.file"] = uri, filepath.Join(conf, "audit.log")
 		maps.Copy(all, props)
 		kmstest.WriteSite(t, conf, all)
-		acls := "<configuration><property><name>keytrustee.kms.acl.PURGE</name><value>*</value></property></configuration>"
+		acls := "<configuration><property><name>keytrustee.kms.acl.PURGE</name><value>*</value></property>" +
+			"</configuration>"
 		if err := os.WriteFile(filepath.Join(conf, "kms-acls.xml"), []byte(acls), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		ready, log := filepath.Join(conf, "ready"), new(bytes.Buffer)
-		cmd := exec.Command("claviger", "kms", "--conf", conf, "--http-port", "0", "--ready-file", ready) //nolint:noctx,gosec // end ends it
+		//nolint:noctx,gosec // end ends it
+		cmd := exec.Command("claviger", "kms", "--conf", conf, "--http-port", "0", "--ready-file", ready)
 		if containers {
-			cmd = exec.Command("sh", append([]string{"-c", `hostname kms && exec "$@"`, "sh"}, cmd.Args...)...) //nolint:noctx,gosec // end ends it
+			//nolint:noctx,gosec // end ends it
+			cmd = exec.Command("sh", append([]string{"-c", `hostname kms && exec "$@"`, "sh"}, cmd.Args...)...)
 			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUTS | syscall.CLONE_NEWPID}
 		}
 		cmd.Stderr = log
@@ -82,7 +85,8 @@ func destroysOnlyInAgreement(t *testing.T, containers bool) {
 		return func(method, path, body string) (int, string) {
 			t.Helper()
 			sep := map[bool]string{true: "&", false: "?"}[strings.Contains(path, "?")]
-			r, err := http.NewRequestWithContext(t.Context(), method, strings.TrimSpace(string(url))+path+sep+"user.name=alice", strings.NewReader(body))
+			r, err := http.NewRequestWithContext(t.Context(), method,
+				strings.TrimSpace(string(url))+path+sep+"user.name=alice", strings.NewReader(body))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -99,7 +103,8 @@ func destroysOnlyInAgreement(t *testing.T, containers bool) {
 			return resp.StatusCode, string(answer)
 		}, end
 	}
-	want := func(what string, do func(method, path, body string) (int, string), method, path, body string, status int, says ...string) {
+	want := func(what string, do func(method, path, body string) (int, string), method, path, body string,
+		status int, says ...string) {
 		t.Helper()
 		got, answer := do(method, path, body)
 		if got != status {
@@ -124,7 +129,8 @@ func destroysOnlyInAgreement(t *testing.T, containers bool) {
 		"StandbyException", hsm.PropertySoftDelete, other, "another value")
 	want("the key", destroys, http.MethodGet, "/v1/key/k/_metadata", "", http.StatusOK, `"k"`)
 	want("a deletion that keeps", keeps, http.MethodDelete, "/v1/key/k", "", http.StatusOK)
-	want("a purge", keeps, http.MethodPost, purge, "", http.StatusServiceUnavailable, "StandbyException", purgeMinUnused, other, "another value")
+	want("a purge", keeps, http.MethodPost, purge, "", http.StatusServiceUnavailable, "StandbyException",
+		purgeMinUnused, other, "another value")
 	endDestroys()
 	want("a purge by the last node", keeps, http.MethodPost, purge, "", http.StatusOK)
 	want("a creation", keeps, http.MethodPost, "/v1/keys", `{"name":"other"}`, http.StatusCreated)

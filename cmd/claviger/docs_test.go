@@ -69,7 +69,8 @@ var (
 )
 
 // fileNames begin as properties of ours do, and are files and units.
-var fileNames = regexp.MustCompile(`^claviger\.(db|service|d|dump|sql|keystore|mount|deb|rpm|copy|old|moved|restored|log|json|seen|uses|pin|example)\b`)
+var fileNames = regexp.MustCompile(`^claviger\.(db|service|d|dump|sql|keystore|mount|deb|rpm|copy|old|moved|` +
+	`restored|log|json|seen|uses|pin|example)\b`)
 
 // TestDocsNameWhatExists: each property and metric of ours that a page names is one.
 func TestDocsNameWhatExists(t *testing.T) {
@@ -165,8 +166,9 @@ func sortedKeys(m map[string]bool) []string {
 var (
 	codeBlock   = regexp.MustCompile("(?ms)^```[a-z]*\n(.*?)^```")
 	inline      = regexp.MustCompile("`((?:sudo -u [a-z]+ )?claviger [^`\n]+)`")
-	commandLine = regexp.MustCompile(`^(?:\$ |# )?(?:[A-Z0-9_]+=\S+ )*(?:sudo (?:-u \S+ )?)?(?:/usr/bin/|(?:\.\./)?bin/|ExecStart=/usr/bin/)?claviger ([a-z].*)$`)
-	endOfOne    = regexp.MustCompile(`\s(?:\||>|&&|;|2>|#|&\s*$).*$`)
+	commandLine = regexp.MustCompile(`^(?:\$ |# )?(?:[A-Z0-9_]+=\S+ )*(?:sudo (?:-u \S+ )?)?(?:/usr/bin/|` +
+		`(?:\.\./)?bin/|ExecStart=/usr/bin/)?claviger ([a-z].*)$`)
+	endOfOne = regexp.MustCompile(`\s(?:\||>|&&|;|2>|#|&\s*$).*$`)
 )
 
 // TestDocsCommands: each command of ours on a page is one, and has the flags that the page
@@ -298,7 +300,8 @@ func TestThreatModel(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			for _, m := range regexp.MustCompile(`(?m)^func (Test[A-Z][A-Za-z0-9]*)\(`).FindAllStringSubmatch(string(text), -1) {
+			for _, m := range regexp.MustCompile(`(?m)^func (Test[A-Z][A-Za-z0-9]*)\(`).
+				FindAllStringSubmatch(string(text), -1) {
 				tests[m[1]] = true
 			}
 			if !strings.HasSuffix(path, "docs_test.go") {

@@ -36,17 +36,21 @@ func TestObjectsOfRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	keystore := filepath.Join(conf, "luna.keystore")
-	if err := os.WriteFile(keystore, []byte("module = "+token.Module+"\ntoken = kms\npin-file = "+token.PINFile+"\nprofile = softhsm\n"), 0o600); err != nil {
+	if err := os.WriteFile(keystore,
+		[]byte("module = "+token.Module+"\ntoken = kms\npin-file = "+token.PINFile+"\nprofile = softhsm\n"),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
-	kmstest.WriteSite(t, conf, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + keystore, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(conf, "claviger.db"), "hadoop.kms.http.host": "127.0.0.1"})
+	kmstest.WriteSite(t, conf, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + keystore,
+		hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(conf, "claviger.db"), "hadoop.kms.http.host": "127.0.0.1"})
 	make1 := func(name string) {
 		t.Helper()
 		svc, err := kms.Open(t.Context(), conf, "claviger kms", hsm.Serve, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := svc.Primary.Create(t.Context(), provider.Spec{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 128}); err != nil {
+		if _, err := svc.Primary.Create(t.Context(), provider.Spec{Name: name, Cipher: "AES/CTR/NoPadding",
+			BitLength: 128}); err != nil {
 			t.Error(err)
 		}
 		if err := svc.Close(); err != nil {
@@ -96,7 +100,8 @@ func TestObjectsOfRoot(t *testing.T) {
 	if err != nil || len(folders) != 1 {
 		t.Fatal(folders, err)
 	}
-	for _, args := range [][]string{{"metastore", "verify"}, {"hsm", "list"}, {"hsm", "inspect"}, {"hsm", "adopt", "--rebind"}} {
+	for _, args := range [][]string{{"metastore", "verify"}, {"hsm", "list"}, {"hsm", "inspect"},
+		{"hsm", "adopt", "--rebind"}} {
 		text := run(append(args, "--conf", conf)...)
 		for _, want := range []string{".object: permission denied (of root:root, mode 0600)",
 			"cure: chown -R nobody " + folders[0]} {
@@ -140,10 +145,12 @@ func TestReadOnlyToken(t *testing.T) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
-		script := prepare + ` exec setpriv --reuid 65534 --regid 65534 --clear-groups "$PROGRAM" hsm init --module "$MODULE" --token ` + label + ` --pin-file "$PIN" ` + base + "/new.keystore"
+		script := prepare + ` exec setpriv --reuid 65534 --regid 65534 --clear-groups "$PROGRAM" hsm ` +
+			`init --module "$MODULE" --token ` + label + ` --pin-file "$PIN" ` + base + "/new.keystore"
 		cmd := exec.CommandContext(ctx, "unshare", "-m", "sh", "-c", script) //nolint:gosec // a constant script
 		cmd.Dir = base
-		cmd.Env = append(append(os.Environ(), token.Env...), "HOME="+base, "PROGRAM="+program, "MODULE="+token.Module, "PIN="+token.PINFile)
+		cmd.Env = append(append(os.Environ(), token.Env...), "HOME="+base, "PROGRAM="+program, "MODULE="+token.Module,
+			"PIN="+token.PINFile)
 		out, err := cmd.CombinedOutput()
 		if strings.Contains(string(out), "unshare: ") || strings.Contains(string(out), "mount: ") {
 			t.Skip("this machine lets no file system be mounted: ", string(out))
@@ -155,7 +162,8 @@ func TestReadOnlyToken(t *testing.T) {
 	}
 	tokens := base + "/token/tokens"
 	text := run("mount --bind "+tokens+" "+tokens+" && mount -o remount,ro,bind "+tokens+" || exit 1;", "kms")
-	if !strings.Contains(text, ours+": read-only file system") || !strings.Contains(text, "ReadWritePaths="+tokens) || strings.Contains(text, others) {
+	if !strings.Contains(text, ours+": read-only file system") || !strings.Contains(text, "ReadWritePaths="+tokens) ||
+		strings.Contains(text, others) {
 		t.Errorf("read-only, it says:\n%s", text)
 	}
 	text = run("", "keyhsm")

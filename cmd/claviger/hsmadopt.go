@@ -52,7 +52,8 @@ that new keys can be made. Exit status 0: done, or nothing to do; 3: there is so
 			c.Description = &description
 		}
 		if (c.ACLName != "" || c.Description != nil) && (len(args) != 1 || c.All || c.Aside) {
-			return &exitError{exitUsage, errors.New("--acl-name and --description are for one key: name it, and nothing else")}
+			return &exitError{exitUsage, errors.New(
+				"--acl-name and --description are for one key: name it, and nothing else")}
 		}
 		if c.All && len(args) > 0 {
 			return &exitError{exitUsage, errors.New("--all and names exclude each other")}
@@ -77,10 +78,13 @@ that new keys can be made. Exit status 0: done, or nothing to do; 3: there is so
 	flags := cmd.Flags()
 	flags.StringVar(&conf, "conf", "", "configuration folder")
 	out.Flag(cmd)
-	flags.BoolVar(&c.All, "all", false, "all keys that are listed, but for those set aside and those of which you must decide")
+	flags.BoolVar(&c.All, "all", false, "all keys that are listed, but for those set aside and "+
+		"those of which you must decide")
 	flags.BoolVar(&c.Aside, "aside", false, "set the versions aside instead of adopting them")
-	flags.BoolVar(&c.OneKey, "one-key", false, "the versions of each name are of one key, though their CKA_IDs do not say so")
-	flags.BoolVar(&c.Rebind, "rebind", false, "give the token to this metastore, where it is bound to one that is lost or has lost keys")
+	flags.BoolVar(&c.OneKey, "one-key", false,
+		"the versions of each name are of one key, though their CKA_IDs do not say so")
+	flags.BoolVar(&c.Rebind, "rebind", false, "give the token to this metastore, where it is bound to one "+
+		"that is lost or has lost keys")
 	flags.BoolVar(&dryRun, "dry-run", false, "show what would be done, and change nothing")
 	flags.StringVar(&c.ACLName, "acl-name", "", "the key's attribute key.acl.name, as it was")
 	flags.StringVar(&description, "description", "", "the key's description, as it was")
@@ -148,7 +152,8 @@ func adoptedText(a *recovery.Adoption, conf string) string {
 	}
 	if a.Source != "" && !a.Aside && len(a.Done) > 0 {
 		text += fmt.Sprintf("next: claviger migrate plan --conf %s tells which of them the source %s has too; those "+
-			"that were migrated from it before are taken over again by claviger migrate run --adopted NAME\n", conf, a.Source)
+			"that were migrated from it before are taken over again by claviger migrate run --adopted NAME\n", conf,
+			a.Source)
 	}
 	if a.Rebound {
 		text += "the token belongs to this metastore now\n"
@@ -163,7 +168,8 @@ func severalKeysText(w io.Writer, c hsm.Candidate, known string) {
 		for i, name := range names {
 			names[i] = claviger.Printable(name[len(c.Key):])
 		}
-		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", claviger.Printable(c.Key), c.Versions[0].Bits, strings.Join(names, " "), known, note)
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", claviger.Printable(c.Key), c.Versions[0].Bits, strings.Join(names, " "),
+			known, note)
 	}
 	for _, o := range c.Versions {
 		if !slices.ContainsFunc(c.Keys, func(names []string) bool { return slices.Contains(names, o.Label) }) {
@@ -174,9 +180,12 @@ func severalKeysText(w io.Writer, c hsm.Candidate, known string) {
 		row(rest, "versions of the metastore's key: name them to adopt them alone")
 	}
 	aside := func(name string) bool {
-		return slices.ContainsFunc(c.Versions, func(o hsm.Object) bool { return o.Label == name && o.Mark == hsm.Aside })
+		return slices.ContainsFunc(c.Versions, func(o hsm.Object) bool {
+			return o.Label == name && o.Mark == hsm.Aside
+		})
 	}
-	note := "perhaps a key of its own, which had this name before or after the others: name its versions, or say --one-key"
+	note := "perhaps a key of its own, which had this name before or after the others: name " +
+		"its versions, or say --one-key"
 	if c.Known {
 		note = "perhaps another key than the metastore's: set it aside, or say --one-key"
 	}
@@ -215,7 +224,8 @@ func adoptionText(w io.Writer, r *recovery.Adoption) {
 		aclName, asked := c.Key, ""
 		if c.Step != nil {
 			aclName = cmp.Or(c.Step.Attributes[claviger.ACLNameAttribute], aclName)
-			asked = fmt.Sprintf("; attributes, description and time of creation are those of the step %q, which was broken off", c.Step.Op)
+			asked = fmt.Sprintf("; attributes, description and time of creation are those of the "+
+				"step %q, which was broken off", c.Step.Op)
 		}
 		if r.Choice.ACLName != "" && len(r.Chosen) > 0 {
 			aclName = r.Choice.ACLName
@@ -223,7 +233,8 @@ func adoptionText(w io.Writer, r *recovery.Adoption) {
 		known, note := "no", "guarded by "+claviger.Printable("key.acl."+aclName+".*")+", or the default rules"+asked
 		switch {
 		case c.Known && (r.Choice.ACLName != "" || described):
-			known, note = "yes", "its versions are added to those that are there; it keeps its attributes: --acl-name and --description are of new records alone"
+			known, note = "yes", "its versions are added to those that are there; it keeps its attributes: "+
+				"--acl-name and --description are of new records alone"
 		case c.Known:
 			known, note = "yes", "its versions are added to those that are there"
 		}
@@ -236,12 +247,14 @@ func adoptionText(w io.Writer, r *recovery.Adoption) {
 			severalKeysText(w, c, known)
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", claviger.Printable(c.Key), c.Versions[0].Bits, strings.Join(labels, " "), known, note)
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", claviger.Printable(c.Key), c.Versions[0].Bits,
+			strings.Join(labels, " "), known, note)
 	}
 	untold := "description, attributes (key.acl.name)"
 	switch {
 	case !slices.ContainsFunc(list, func(c hsm.Candidate) bool { return c.Step == nil }):
-		fmt.Fprintf(w, "Not told by the token: cipher (taken to be %s), and which of them were deleted\n", claviger.DefaultCipher)
+		fmt.Fprintf(w, "Not told by the token: cipher (taken to be %s), and which of them were deleted\n",
+			claviger.DefaultCipher)
 		return
 	case r.Choice.ACLName != "" && described:
 		untold = "attributes but key.acl.name"
@@ -250,5 +263,6 @@ func adoptionText(w io.Writer, r *recovery.Adoption) {
 	case described:
 		untold = "attributes (key.acl.name)"
 	}
-	fmt.Fprintf(w, "Not told by the token: %s, cipher (taken to be %s), time of creation, and which of them were deleted\n", untold, claviger.DefaultCipher)
+	fmt.Fprintf(w, "Not told by the token: %s, cipher (taken to be %s), time of creation, "+
+		"and which of them were deleted\n", untold, claviger.DefaultCipher)
 }

@@ -35,8 +35,8 @@ func TestKTKMSWithoutItsFolder(t *testing.T) {
 	kmstest.WriteFile(t, filepath.Join(dir, "trust.pem"), string(trust))
 	const kts = "cloudera.trustee.keyprovider."
 	kmstest.WriteFile(t, filepath.Join(dir, "kts-site.xml"),
-		kmstest.SiteXML(kts+"hostname-ACTIVE", a.addr, kts+"hostname-PASSIVE", b.addr, kts+"org", "ORG", kts+"auth", "walrus",
-			kts+"keylength", "2048"))
+		kmstest.SiteXML(kts+"hostname-ACTIVE", a.addr, kts+"hostname-PASSIVE", b.addr, kts+"org", "ORG",
+			kts+"auth", "walrus", kts+"keylength", "2048"))
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*"))
 	folder := filepath.Join(dir, ".keytrustee")
 	kmstest.WriteSite(t, dir, map[string]string{
@@ -47,7 +47,8 @@ func TestKTKMSWithoutItsFolder(t *testing.T) {
 	kms := serve(t, dir)
 	create := func(name string) int {
 		t.Helper()
-		resp, err := http.Post(kms+"/v1/keys?user.name=a", "application/json", strings.NewReader(`{"name":"`+name+`"}`)) //nolint:noctx // of a server of this test
+		//nolint:noctx // of a server of this test
+		resp, err := http.Post(kms+"/v1/keys?user.name=a", "application/json", strings.NewReader(`{"name":"`+name+`"}`))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -74,7 +75,8 @@ func TestKTKMSWithoutItsFolder(t *testing.T) {
 	}
 	const private = "private key in its folder"
 	_, r := kmstest.Readyz(t, kms)
-	if at := slices.IndexFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == private }); at < 0 || !r.Checks[at].OK {
+	if at := slices.IndexFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == private }); at < 0 ||
+		!r.Checks[at].OK {
 		t.Fatalf("the checks are %+v", r.Checks)
 	}
 	if err := os.Rename(folder, folder+".away"); err != nil {

@@ -38,16 +38,17 @@ func (s served) Run() int { return pgtest.Main(s.M.Run) }
 
 // TestScripts runs testdata/*.txtar, each with a SoftHSM token of its own.
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{Dir: "testdata", RequireExplicitExec: true, Cmds: scriptCommands, Setup: func(env *testscript.Env) error {
-		token, err := softhsm.Create(filepath.Join(env.WorkDir, "token"), "script")
-		if err != nil {
-			return err
-		}
-		env.Vars = append(env.Vars, token.Env...)
-		env.Setenv(envRace, os.Getenv(envRace))
-		env.Setenv("MODULE", token.Module)
-		env.Setenv("TOKEN", token.Label)
-		env.Setenv("PINFILE", token.PINFile)
-		return nil
-	}})
+	testscript.Run(t, testscript.Params{Dir: "testdata", RequireExplicitExec: true, Cmds: scriptCommands,
+		Setup: func(env *testscript.Env) error {
+			token, err := softhsm.Create(filepath.Join(env.WorkDir, "token"), "script")
+			if err != nil {
+				return err
+			}
+			env.Vars = append(env.Vars, token.Env...)
+			env.Setenv(envRace, os.Getenv(envRace))
+			env.Setenv("MODULE", token.Module)
+			env.Setenv("TOKEN", token.Label)
+			env.Setenv("PINFILE", token.PINFile)
+			return nil
+		}})
 }

@@ -49,7 +49,8 @@ func lossesText(w io.Writer, l *recovery.Losses, done bool) {
 		lostChanges(w, l)
 	}
 	if l.TokenUnknown != "" {
-		fmt.Fprintf(w, "Whether another copy of the metastore has used the token since is not known: %s\n", l.TokenUnknown)
+		fmt.Fprintf(w, "Whether another copy of the metastore has used the token since is not known: %s\n",
+			l.TokenUnknown)
 	}
 	if l.Stale != "" {
 		fmt.Fprintln(w, l.Stale)
@@ -57,13 +58,13 @@ func lossesText(w io.Writer, l *recovery.Losses, done bool) {
 	if l.TakenFrom != "" {
 		fmt.Fprintf(w, "The token, which the metastore at %s used last, was taken up by this one.\n", l.TakenFrom)
 		if !l.Written {
-			fmt.Fprintln(w, "The token was not changed by this, since it has lost its object or keys; a start of a server on "+
-				"this metastore changes it once no key is missing.")
+			fmt.Fprintln(w, "The token was not changed by this, since it has lost its object or "+
+				"keys; a start of a server on this metastore changes it once no key is missing.")
 		}
 	}
 	if done && l.Found() {
-		fmt.Fprintf(w, "Adopt what the HSM holds now (claviger hsm adopt). Nodes that run change keys again within %d seconds.\n",
-			int(hsm.DecidedWithin.Seconds()))
+		fmt.Fprintf(w, "Adopt what the HSM holds now (claviger hsm adopt). Nodes that run change "+
+			"keys again within %d seconds.\n", int(hsm.DecidedWithin.Seconds()))
 	}
 }
 

@@ -35,9 +35,11 @@ belongs to it: FILE is of no use without the keys that it names.`,
 		}
 		return out.Write(b, func(w io.Writer) {
 			if m := b.Moved; m != nil {
-				fmt.Fprintf(w, "NOTE  this metastore was moved to %s at %s: back that one up\n", m.To, m.At.Format(time.RFC3339))
+				fmt.Fprintf(w, "NOTE  this metastore was moved to %s at %s: back that one up\n", m.To,
+					m.At.Format(time.RFC3339))
 			}
-			fmt.Fprintf(w, "wrote %s: %d keys with %d versions, %d deleted keys, of token %q (serial %s), schema version %d\n",
+			fmt.Fprintf(w, "wrote %s: %d keys with %d versions, %d deleted keys, of token %q "+
+				"(serial %s), schema version %d\n",
 				b.Path, b.Keys, b.Versions, b.Deleted, b.TokenLabel, b.TokenSerial, b.Schema)
 		})
 	})
@@ -59,7 +61,8 @@ Exit status: 0 restored, 1 FILE or the store cannot be used, 3 keys would be los
 		Args: cobra.ExactArgs(1),
 	}
 	flags := cmd.Flags()
-	flags.BoolVar(&o.LoseKeys, "lose-keys", false, "restore although the keys that are listed are lost by it, or come back")
+	flags.BoolVar(&o.LoseKeys, "lose-keys", false,
+		"restore although the keys that are listed are lost by it, or come back")
 	flags.BoolVar(&o.NoToken, "no-token", false, "do not ask the token which keys it has")
 	flags.BoolVar(&o.PlainCopy, "plain-copy", false,
 		"FILE is a copy made by other means while no server had it, or its -wal is beside it")
@@ -84,12 +87,12 @@ func withReport(written, err error) error {
 // restoredText writes for people what restoring a file found and did.
 func restoredText(w io.Writer, r *recovery.Restored, file, dir string) {
 	if r.Incomparable != "" {
-		fmt.Fprintf(w, "the store that is there cannot be compared, so a key that was deleted since the backup was written "+
-			"comes back unnoticed: %s\n", r.Incomparable)
+		fmt.Fprintf(w, "the store that is there cannot be compared, so a key that was deleted "+
+			"since the backup was written comes back unnoticed: %s\n", r.Incomparable)
 	}
 	if r.TakenFrom != "" {
-		fmt.Fprintf(w, "NOTE  the token was used last by the metastore at %s; once a server has started on the restored one, "+
-			"that one makes no key any more: stop what uses it\n", r.TakenFrom)
+		fmt.Fprintf(w, "NOTE  the token was used last by the metastore at %s; once a server has "+
+			"started on the restored one, that one makes no key any more: stop what uses it\n", r.TakenFrom)
 	}
 	for _, line := range r.Undone {
 		fmt.Fprintln(w, line)
@@ -105,8 +108,8 @@ func restoredText(w io.Writer, r *recovery.Restored, file, dir string) {
 	}
 	f := r.Facts
 	if f.Schema < sqlite.SchemaVersion {
-		fmt.Fprintf(w, "the copy was of schema version %d and is of %d now: the older claviger that wrote it cannot use it any "+
-			"more\n", f.Schema, sqlite.SchemaVersion)
+		fmt.Fprintf(w, "the copy was of schema version %d and is of %d now: the older claviger "+
+			"that wrote it cannot use it any more\n", f.Schema, sqlite.SchemaVersion)
 	}
 	made := "an unknown time"
 	if !f.Made.IsZero() {
@@ -115,8 +118,8 @@ func restoredText(w io.Writer, r *recovery.Restored, file, dir string) {
 	fmt.Fprintf(w, "restored %s from %s: %d keys with %d versions, %d deleted keys, as of %s\n"+
 		"next: claviger metastore verify --conf %s\n", r.Store, file, f.Keys, f.Versions, f.Deleted, made, dir)
 	if r.MustAccept {
-		fmt.Fprintf(w, "The token was not asked, and the store that was there could not be read: where the token was used "+
-			"since the copy was written, this metastore changes no key before you say that it goes on: "+
-			"claviger metastore accept --conf %s --yes\n", dir)
+		fmt.Fprintf(w, "The token was not asked, and the store that was there could not be "+
+			"read: where the token was used since the copy was written, this metastore changes no key "+
+			"before you say that it goes on: claviger metastore accept --conf %s --yes\n", dir)
 	}
 }

@@ -14,13 +14,14 @@ import (
 func newMetastoreCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "metastore", Short: "Look after the store of key metadata", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(newMetastoreBackup(), newMetastoreVerify(), newMetastoreRestore(), newMetastoreAccept(), newMetastoreCopy(),
-		newMetastoreClock())
+	cmd.AddCommand(newMetastoreBackup(), newMetastoreVerify(), newMetastoreRestore(), newMetastoreAccept(),
+		newMetastoreCopy(), newMetastoreClock())
 	return cmd
 }
 
 // metastoreWork is the work of a subcommand on the metastore of a configuration folder.
-type metastoreWork func(ctx context.Context, conf *hadoopconf.Conf, args []string, out *terminal.Output, log *slog.Logger) error
+type metastoreWork func(ctx context.Context, conf *hadoopconf.Conf, args []string, out *terminal.Output,
+	log *slog.Logger) error
 
 // metastoreCommand gives a subcommand its flags --conf and -o, and its work.
 func metastoreCommand(cmd *cobra.Command, work metastoreWork) *cobra.Command {

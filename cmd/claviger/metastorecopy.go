@@ -51,7 +51,8 @@ func copiedText(w io.Writer, c recovery.Copied, dir string) {
 		fmt.Fprintf(w, "%s was moved to %s at %s already; nothing to do\n", c.From, b.To, b.At.Format(time.RFC3339))
 		return
 	}
-	fmt.Fprintf(w, "moved %s to %s: %d keys with %d versions, %d deleted keys, %d pending steps, %d records of migrations, "+
-		"%d delegation tokens\nnext: set %s to the new one in kms-site.xml, then claviger metastore verify --conf %s\n",
+	fmt.Fprintf(w, "moved %s to %s: %d keys with %d versions, %d deleted keys, %d pending "+
+		"steps, %d records of migrations, %d delegation tokens\nnext: set %s to the new one in kms-site.xml, then "+
+		"claviger metastore verify --conf %s\n",
 		c.From, c.To, c.Keys, c.Versions, c.Deleted, c.Pending, c.Journal, c.Tokens, hadoopconf.MetastoreURI, dir)
 }

@@ -53,11 +53,15 @@ func newCopySite(t *testing.T) *copySite {
 	dir := t.TempDir()
 	tok := softhsmtest.New(t)
 	file := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label,
+		PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
-	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*", "default.key.acl.GENERATE_EEK", "*", "default.key.acl.DECRYPT_EEK", "*", "default.key.acl.READ", "*", "keytrustee.kms.acl.UNDELETE", "*"))
-	return &copySite{t: t, dir: dir, props: map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, "hadoop.kms.http.host": "127.0.0.1"}}
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"),
+		kmstest.SiteXML("default.key.acl.MANAGEMENT", "*", "default.key.acl.GENERATE_EEK", "*",
+			"default.key.acl.DECRYPT_EEK", "*", "default.key.acl.READ", "*", "keytrustee.kms.acl.UNDELETE", "*"))
+	return &copySite{t: t, dir: dir, props: map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file,
+		"hadoop.kms.http.host": "127.0.0.1"}}
 }
 
 func (s *copySite) stop() {
@@ -70,7 +74,9 @@ func (s *copySite) stop() {
 // want sends a request that is to be answered with that status, and returns the answer.
 func (s *copySite) want(status int, method, path, body string) string {
 	s.t.Helper()
-	req, err := http.NewRequestWithContext(s.t.Context(), method, s.kms+"/v1/"+path+map[bool]string{true: "&", false: "?"}[strings.Contains(path, "?")]+"user.name=a", strings.NewReader(body))
+	req, err := http.NewRequestWithContext(s.t.Context(), method,
+		s.kms+"/v1/"+path+map[bool]string{true: "&", false: "?"}[strings.Contains(path, "?")]+"user.name=a",
+		strings.NewReader(body))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -106,7 +112,8 @@ func (s *copySite) refused(to string, texts ...string) {
 // startRefused wants no server to start.
 func (s *copySite) startRefused(text string) {
 	s.t.Helper()
-	if svc, err := kms.Open(s.t.Context(), s.dir, kms.Command, hsm.Serve, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), text) {
+	if svc, err := kms.Open(s.t.Context(), s.dir, kms.Command, hsm.Serve, slog.New(slog.DiscardHandler)); err == nil ||
+		!strings.Contains(err.Error(), text) {
 		if err == nil {
 			_ = svc.Close()
 		}
@@ -134,13 +141,15 @@ func TestMetastoreCopy(t *testing.T) {
 			Material string `json:"material"`
 		} `json:"encryptedKeyVersion"`
 	}
-	if err := json.Unmarshal([]byte(s.want(200, http.MethodGet, "key/k/_eek?eek_op=generate&num_keys=1", "")), &made); err != nil || len(made) != 1 {
+	if err := json.Unmarshal([]byte(s.want(200, http.MethodGet, "key/k/_eek?eek_op=generate&num_keys=1", "")),
+		&made); err != nil || len(made) != 1 {
 		t.Fatalf("%v, %+v", err, made)
 	}
 	s.want(200, http.MethodPost, "key/k", `{}`)
 	opens := func() string {
 		t.Helper()
-		body, err := json.Marshal(map[string]string{"name": "k", "iv": made[0].IV, "material": made[0].Encrypted.Material})
+		body, err := json.Marshal(
+			map[string]string{"name": "k", "iv": made[0].IV, "material": made[0].Encrypted.Material})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -155,7 +164,8 @@ func TestMetastoreCopy(t *testing.T) {
 		t.Fatal(out, err)
 	}
 	s.unmark(lite)
-	if out, err := s.copied(other); err != nil || !strings.Contains(out, "moved") { // as after a run that was broken off
+	// as after a run that was broken off
+	if out, err := s.copied(other); err != nil || !strings.Contains(out, "moved") {
 		t.Error(out, err)
 	}
 	s.unmark(lite)
@@ -165,7 +175,8 @@ func TestMetastoreCopy(t *testing.T) {
 	s.refused(other, "is not empty: it holds a copy of this one that differs from it in ", "key_version")
 
 	out, err := s.copied(db)
-	if err != nil || !strings.Contains(out, "1 keys with 3 versions, 1 deleted keys") || !strings.Contains(out, "claviger metastore verify --conf "+dir) {
+	if err != nil || !strings.Contains(out, "1 keys with 3 versions, 1 deleted keys") ||
+		!strings.Contains(out, "claviger metastore verify --conf "+dir) {
 		t.Fatal(out, err)
 	}
 	if out, err := s.copied(db); err != nil || !strings.Contains(out, "already; nothing to do") {
@@ -175,7 +186,8 @@ func TestMetastoreCopy(t *testing.T) {
 	s.startRefused("was moved to " + shown)
 	if conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv); err != nil {
 		t.Error(err)
-	} else if r, err := recovery.Verify(t.Context(), conf, "", true, slog.New(slog.DiscardHandler)); err != nil || r.Moved == nil || r.Moved.To != shown {
+	} else if r, err := recovery.Verify(t.Context(), conf, "", true, slog.New(slog.DiscardHandler)); err != nil ||
+		r.Moved == nil || r.Moved.To != shown {
 		t.Errorf("verify: %+v, %v", r, err)
 	}
 
@@ -188,7 +200,8 @@ func TestMetastoreCopy(t *testing.T) {
 	if v := s.want(200, http.MethodPost, "key/k", `{}`); !strings.Contains(v, `"k@3"`) {
 		t.Errorf("rolled to %s", v)
 	}
-	if m := s.want(200, http.MethodGet, "key/k/_metadata", ""); !strings.Contains(m, `"a zone"`) || !strings.Contains(m, `"key.acl.name":"x"`) {
+	if m := s.want(200, http.MethodGet, "key/k/_metadata", ""); !strings.Contains(m, `"a zone"`) ||
+		!strings.Contains(m, `"key.acl.name":"x"`) {
 		t.Error(m)
 	}
 	s.want(200, http.MethodPost, "trustee/key/gone?trusteeOp=undelete", "")
@@ -218,25 +231,30 @@ func TestMetastoreCopy(t *testing.T) {
 
 	// The later places are lost: the first one can be used again, by a word of the operator.
 	s.on(lite)
-	if out, err := s.command("verify", "--conf", dir, "--no-token"); !isRefused(err) || !strings.Contains(out, "MOVED") {
+	if out, err := s.command("verify", "--conf", dir, "--no-token"); !isRefused(err) ||
+		!strings.Contains(out, "MOVED") {
 		t.Errorf("verify: %v\n%s", err, out)
 	}
 	backup := filepath.Join(dir, "backup.db")
-	if out, err := s.command("backup", "--conf", dir, "--out", backup); err != nil || !strings.Contains(out, "was moved to "+shown) {
+	if out, err := s.command("backup", "--conf", dir, "--out", backup); err != nil ||
+		!strings.Contains(out, "was moved to "+shown) {
 		t.Errorf("backup: %v\n%s", err, out)
 	}
-	if out, err := s.command("restore", "--conf", dir, backup); !isRefused(err) || !strings.Contains(out, "MOVED  to "+shown) || !strings.Contains(out, "LOST  k@4") {
+	if out, err := s.command("restore", "--conf", dir, backup); !isRefused(err) ||
+		!strings.Contains(out, "MOVED  to "+shown) || !strings.Contains(out, "LOST  k@4") {
 		t.Errorf("restore: %v\n%s", err, out)
 	}
 	s.startRefused("was moved to " + shown)
-	if out, err := s.command("restore", "--conf", dir, "--lose-keys", backup); err != nil || !strings.Contains(out, "restored") {
+	if out, err := s.command("restore", "--conf", dir, "--lose-keys", backup); err != nil ||
+		!strings.Contains(out, "restored") {
 		t.Fatalf("restore: %v\n%s", err, out)
 	}
 	s.start()
 	if got := opens(); got != dek {
 		t.Errorf("the EDEK opens to %s, was %s", got, dek)
 	}
-	s.want(503, http.MethodPost, "keyversion/k@4/_eek?eek_op=decrypt", `{"name":"k","iv":"`+made[0].IV+`","material":"`+made[0].Encrypted.Material+`"}`)
+	s.want(503, http.MethodPost, "keyversion/k@4/_eek?eek_op=decrypt",
+		`{"name":"k","iv":"`+made[0].IV+`","material":"`+made[0].Encrypted.Material+`"}`)
 	s.stop()
 }
 
@@ -247,7 +265,8 @@ func TestMetastoreCopyKeepsWhatNodesSaw(t *testing.T) {
 	s := newCopySite(t)
 	server := pgtest.Shared(t)
 	seen := filepath.Join(s.dir, location.SeenName)
-	places := []string{server.Database(t), server.Database(t), "sqlite://" + filepath.Join(s.dir, "c.db"), server.Database(t)}
+	places := []string{server.Database(t), server.Database(t), "sqlite://" + filepath.Join(s.dir, "c.db"),
+		server.Database(t)}
 	for i, place := range places {
 		s.on(place)
 		s.start()
@@ -256,7 +275,8 @@ func TestMetastoreCopyKeepsWhatNodesSaw(t *testing.T) {
 		s.want(200, http.MethodPost, "key/k0", `{}`)
 		s.want(200, http.MethodGet, "key/"+key+"/_metadata", "")
 		s.stop()
-		if text, err := os.ReadFile(seen); err != nil || location.IsPostgres(place) && !strings.Contains(string(text), `"key":"`+key+`"`) {
+		if text, err := os.ReadFile(seen); err != nil ||
+			location.IsPostgres(place) && !strings.Contains(string(text), `"key":"`+key+`"`) {
 			t.Fatalf("what the node has seen: %s, %v", text, err)
 		}
 		if i+1 < len(places) {
@@ -287,7 +307,8 @@ func TestCopyShowsNoPassword(t *testing.T) {
 	s := &copySite{t: t, dir: t.TempDir(), props: map[string]string{}}
 	s.on("sqlite://" + file)
 	_, err := s.copied("postgresql:/claviger/hunter2@db1:5432")
-	if err == nil || !strings.HasPrefix(err.Error(), "--to has a value of the scheme postgresql that names no metastore") ||
+	if err == nil || !strings.HasPrefix(err.Error(), "--to has a value of the scheme "+
+		"postgresql that names no metastore") ||
 		strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("--to: %v", err)
 	}

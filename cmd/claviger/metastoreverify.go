@@ -62,9 +62,11 @@ func storeText(w io.Writer, r *recovery.Report) {
 		row("backup", "made at %s", r.Made.Format(time.RFC3339))
 	}
 	if r.Moved != nil {
-		row("MOVED", "to %s at %s by claviger metastore copy: no server starts on this one", r.Moved.To, r.Moved.At.Format(time.RFC3339))
+		row("MOVED", "to %s at %s by claviger metastore copy: no server starts on this one", r.Moved.To,
+			r.Moved.At.Format(time.RFC3339))
 	}
-	row("holds", "%d keys with %d versions, %d deleted keys, %d pending steps, %d migration runs", r.Keys, r.Versions, r.Deleted, r.Pending, r.Runs)
+	row("holds", "%d keys with %d versions, %d deleted keys, %d pending steps, %d migration runs", r.Keys, r.Versions,
+		r.Deleted, r.Pending, r.Runs)
 	if r.TokenSerial != "" {
 		row("belongs to", "token %q, serial %s", r.TokenLabel, r.TokenSerial)
 	}
@@ -73,7 +75,8 @@ func storeText(w io.Writer, r *recovery.Report) {
 		row("token", "not asked")
 		return
 	}
-	row("token", "%q, serial %s: lacks %d versions of the store, and holds %d keys that the store does not know", t.Label, t.Serial, len(t.Missing), len(t.Unknown))
+	row("token", "%q, serial %s: lacks %d versions of the store, and holds %d keys that the store does not know",
+		t.Label, t.Serial, len(t.Missing), len(t.Unknown))
 	tokenText(row, t)
 }
 
@@ -98,12 +101,15 @@ func tokenText(row func(name, format string, args ...any), t *recovery.Token) {
 			row("MISSING", "%s is not shown: it may be in a file that this user may not read", claviger.Printable(name))
 			continue
 		}
-		row("MISSING", "%s is not on the token: restore the token, or look whether this store is of another", claviger.Printable(name))
+		row("MISSING", "%s is not on the token: restore the token, or look whether this store is of another",
+			claviger.Printable(name))
 	}
 	for _, name := range t.GivenUp {
-		row("GIVEN UP", "%s is not on the token, and was given up: where it is its key's newest version roll the key; delete the key only where it has no other", claviger.Printable(name))
+		row("GIVEN UP", "%s is not on the token, and was given up: where it is its key's newest version roll the "+
+			"key; delete the key only where it has no other", claviger.Printable(name))
 	}
 	for _, name := range t.Unknown {
-		row("UNKNOWN", "%s is on the token: this store is older than it, or of another; restore a newer store, or adopt it: %s %s", claviger.Printable(name), t.Adopt, claviger.Printable(name))
+		row("UNKNOWN", "%s is on the token: this store is older than it, or of another; restore a "+
+			"newer store, or adopt it: %s %s", claviger.Printable(name), t.Adopt, claviger.Printable(name))
 	}
 }

@@ -16,7 +16,8 @@ func TestVerifyAsAdopt(t *testing.T) {
 	token := softhsmtest.New(t)
 	dir := t.TempDir()
 	keystore := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(keystore, pkcs11.FileConfig{Module: token.Module, Token: token.Label, PINFile: token.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+	if err := pkcs11.WriteKeystoreFile(keystore, pkcs11.FileConfig{Module: token.Module, Token: token.Label,
+		PINFile: token.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
 	kmstest.WriteSite(t, dir, map[string]string{"hadoop.kms.key.provider.uri": "cloudera.hsmkp://file@" + keystore})

@@ -66,7 +66,8 @@ func TestNamesStayOnTheirLines(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			resp, err := http.Post(at+"/v1/keys?user.name=a", "application/json", bytes.NewReader(body)) //nolint:noctx // of a server of this test
+			//nolint:noctx // of a server of this test
+			resp, err := http.Post(at+"/v1/keys?user.name=a", "application/json", bytes.NewReader(body))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -12,10 +12,13 @@ import (
 // TestNoHSM: a command on a token says what to give where the configuration has none.
 func TestNoHSM(t *testing.T) {
 	dir := t.TempDir()
-	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore")})
+	kmstest.WriteSite(t, dir, map[string]string{
+		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore")})
 	for _, name := range []string{"list", "inspect"} {
 		out, err := command(t, "hsm", name, "--conf", dir)
-		if err == nil || !strings.Contains(out, "kms-site.xml") || !strings.Contains(out, "is no HSM; give the configuration folder of a server with an HSM") || !strings.Contains(out, "claviger key list --provider") {
+		if err == nil || !strings.Contains(out, "kms-site.xml") ||
+			!strings.Contains(out, "is no HSM; give the configuration folder of a server with an HSM") ||
+			!strings.Contains(out, "claviger key list --provider") {
 			t.Errorf("hsm %s: %v\n%s", name, err, out)
 		}
 	}
@@ -25,7 +28,8 @@ func TestNoHSM(t *testing.T) {
 // does.
 func TestCommandsReadSettings(t *testing.T) {
 	dir := t.TempDir()
-	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"),
+	kmstest.WriteSite(t, dir, map[string]string{
+		hadoopconf.ProviderURI:        "jceks://file@" + filepath.Join(dir, "kms.keystore"),
 		"claviger.migration.versions": "bogus"})
 	out, err := command(t, "migrate", "status", "--conf", dir)
 	if err == nil || !strings.Contains(out, "it must be auto, all or current") {

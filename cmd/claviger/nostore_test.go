@@ -23,7 +23,8 @@ func TestNoStoreIsMade(t *testing.T) {
 	for _, line := range []string{
 		"hsm list", "hsm inspect", "hsm adopt", "hsm adopt --all --dry-run", "hsm bench",
 		"migrate plan", "migrate status", "migrate verify", "migrate finish", "migrate finish --yes", "migrate free k",
-		"metastore verify", "metastore verify --no-token", "metastore backup --out backup", "metastore accept", "metastore accept --yes",
+		"metastore verify", "metastore verify --no-token", "metastore backup --out backup", "metastore accept",
+		"metastore accept --yes",
 		"metastore copy --to sqlite:///nowhere/copy.db",
 		"acl check", "acl explain alice DECRYPT_EEK k",
 	} {

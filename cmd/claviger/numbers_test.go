@@ -24,7 +24,8 @@ func numberingSource(t *testing.T) (url string, stop func() error) {
 	t.Setenv("HADOOP_USER_NAME", "hsmkms")
 	old := t.TempDir()
 	kmstest.WriteSite(t, old, map[string]string{
-		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(old, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1",
+		hadoopconf.ProviderURI:                "jceks://file@" + filepath.Join(old, "kms.keystore"),
+		"hadoop.kms.http.host":                "127.0.0.1",
 		"hadoop.kms.key.authorization.enable": "false", "claviger.audit.file": filepath.Join(old, "audit.log"),
 		"hadoop.kms.proxyuser.hsmkms.users": "*", "hadoop.kms.proxyuser.hsmkms.hosts": "*",
 	})
@@ -103,12 +104,15 @@ func TestOldVersionsStayForeign(t *testing.T) {
 
 	dir, tok := t.TempDir(), softhsmtest.New(t)
 	file := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label,
+		PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
 	site := map[string]string{
-		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"),
-		"hadoop.kms.http.host": "127.0.0.1", "hadoop.kms.key.authorization.enable": "false", "claviger.audit.file": filepath.Join(dir, "audit.log"),
+		hadoopconf.ProviderURI:  "cloudera.hsmkp://file@" + file,
+		hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"),
+		"hadoop.kms.http.host":  "127.0.0.1", "hadoop.kms.key.authorization.enable": "false",
+		"claviger.audit.file": filepath.Join(dir, "audit.log"),
 	}
 	named := map[string]string{hadoopconf.SourceURI: kmsURI(sourceURL), hadoopconf.ReencryptionEnable: "true"}
 	for k, v := range site {
@@ -127,7 +131,8 @@ func TestOldVersionsStayForeign(t *testing.T) {
 			t.Fatal(ms, err)
 		}
 		if s := seal(here); ms[0].Versions != n+1 || s.edek.Version != fmt.Sprintf("ledger@%d", n) {
-			t.Errorf("%s: the metadata says %d, new EDEKs are of %s; want number %d", when, ms[0].Versions, s.edek.Version, n)
+			t.Errorf("%s: the metadata says %d, new EDEKs are of %s; want number %d", when,
+				ms[0].Versions, s.edek.Version, n)
 		}
 	}
 	wantCurrent("migrated", 3)
@@ -147,7 +152,8 @@ func TestOldVersionsStayForeign(t *testing.T) {
 	opens("deleted", here, false, ours...)
 
 	// The source goes, the migration is ended, and somebody takes the name.
-	if out, err := command(t, "migrate", "finish", "--conf", dir); err == nil || !strings.Contains(out, "nobody has said") || strings.Contains(out, "was not migrated") {
+	if out, err := command(t, "migrate", "finish", "--conf", dir); err == nil ||
+		!strings.Contains(out, "nobody has said") || strings.Contains(out, "was not migrated") {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	if err := stopSource(); err != nil {
@@ -164,10 +170,12 @@ func TestOldVersionsStayForeign(t *testing.T) {
 	if err := end(); err != nil {
 		t.Error(err)
 	}
-	if out, err := command(t, "migrate", "finish", "--conf", dir, "--edeks-done", "--unused-for", "1h"); err == nil || !strings.Contains(out, "ledger@1 was asked for at") {
+	if out, err := command(t, "migrate", "finish", "--conf", dir, "--edeks-done", "--unused-for", "1h"); err == nil ||
+		!strings.Contains(out, "ledger@1 was asked for at") {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if out, err := command(t, "migrate", "status", "--conf", dir); err != nil || !strings.Contains(out, " EDEKs of the source could not be opened, since it was not configured") {
+	if out, err := command(t, "migrate", "status", "--conf", dir); err != nil ||
+		!strings.Contains(out, " EDEKs of the source could not be opened, since it was not configured") {
 		t.Errorf("%v\n%s", err, out)
 	}
 	if out, err := command(t, "migrate", "finish", "--conf", dir, "--edeks-done", "--unused-for", "0s"); err != nil {
@@ -184,7 +192,8 @@ func TestOldVersionsStayForeign(t *testing.T) {
 		}
 	}()
 	here = client(url)
-	if _, err := here.Create(ctx, provider.Spec{Name: "ledger", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+	if _, err := here.Create(ctx, provider.Spec{Name: "ledger", Cipher: claviger.DefaultCipher,
+		BitLength: 128}); err != nil {
 		t.Fatal(err)
 	}
 	wantCurrent("made anew", 5)

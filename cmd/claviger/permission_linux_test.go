@@ -55,24 +55,34 @@ func TestNotPermitted(t *testing.T) {
 	}{
 		{what: "the token's folder", shut: []string{base + "/token/tokens"}},
 		{what: "the token's folder, at init", shut: []string{base + "/token/tokens"},
-			args: []string{"hsm", "init", "--module", token.Module, "--token", "kms", "--pin-file", token.PINFile, file("new.keystore")}},
+			args: []string{"hsm", "init", "--module", token.Module, "--token", "kms", "--pin-file", token.PINFile,
+				file("new.keystore")}},
 		{what: "the token's files", shut: files},
 		{what: "the token's files, at init", shut: files,
-			args: []string{"hsm", "init", "--module", token.Module, "--token", "kms", "--pin-file", token.PINFile, file("new.keystore")}},
+			args: []string{"hsm", "init", "--module", token.Module, "--token", "kms", "--pin-file", token.PINFile,
+				file("new.keystore")}},
 		{what: "SoftHSM's settings", shut: []string{base + "/token/softhsm2.conf"}},
 		{what: "a PIN", shut: []string{token.PINFile}},
 		{what: "the file that names the token", shut: []string{file("luna.keystore")}},
 		{what: "the metastore", files: map[string]string{"claviger.db": ""}, shut: []string{file("claviger.db")}},
-		{what: "the metastore, read", files: map[string]string{"claviger.db": ""}, shut: []string{file("claviger.db")}, args: []string{"hsm", "list", "--conf", conf}},
-		{what: "a keystore", provider: jceks + file("kms.keystore"), files: map[string]string{"kms.keystore": ""}, shut: []string{file("kms.keystore")}},
-		{what: "the rules", files: map[string]string{"kms-acls.xml": "<configuration/>"}, shut: []string{file("kms-acls.xml")}},
-		{what: "the rules, checked", files: map[string]string{"kms-acls.xml": "<configuration/>"}, shut: []string{file("kms-acls.xml")}, args: []string{"acl", "check", "--conf", conf}},
+		{what: "the metastore, read", files: map[string]string{"claviger.db": ""}, shut: []string{file("claviger.db")},
+			args: []string{"hsm", "list", "--conf", conf}},
+		{what: "a keystore", provider: jceks + file("kms.keystore"), files: map[string]string{"kms.keystore": ""},
+			shut: []string{file("kms.keystore")}},
+		{what: "the rules", files: map[string]string{"kms-acls.xml": "<configuration/>"},
+			shut: []string{file("kms-acls.xml")}},
+		{what: "the rules, checked", files: map[string]string{"kms-acls.xml": "<configuration/>"},
+			shut: []string{file("kms-acls.xml")}, args: []string{"acl", "check", "--conf", conf}},
 		{what: "the properties", shut: []string{file("kms-site.xml")}},
 		{what: "the folder of the configuration", shut: []string{conf}},
-		{what: "kts-site.xml", provider: "keytrustee://file@" + conf + "/keytrustee/", files: map[string]string{"kts-site.xml": "<configuration/>"}, shut: []string{file("kts-site.xml")}},
-		{what: "a keytab", props: property("hadoop.kms.authentication.type", "kerberos") + property("hadoop.kms.authentication.kerberos.keytab", file("http.keytab")) +
-			property("hadoop.kms.authentication.kerberos.principal", "HTTP/h@EXAMPLE.COM"), files: map[string]string{"http.keytab": "\x05\x02"}, shut: []string{file("http.keytab")}},
-		{what: "a secret of cookies", props: property("hadoop.kms.authentication.signer.secret.provider", "file") + property("hadoop.kms.authentication.signature.secret.file", file("signature")),
+		{what: "kts-site.xml", provider: "keytrustee://file@" + conf + "/keytrustee/",
+			files: map[string]string{"kts-site.xml": "<configuration/>"}, shut: []string{file("kts-site.xml")}},
+		{what: "a keytab", props: property("hadoop.kms.authentication.type", "kerberos") +
+			property("hadoop.kms.authentication.kerberos.keytab", file("http.keytab")) +
+			property("hadoop.kms.authentication.kerberos.principal", "HTTP/h@EXAMPLE.COM"),
+			files: map[string]string{"http.keytab": "\x05\x02"}, shut: []string{file("http.keytab")}},
+		{what: "a secret of cookies", props: property("hadoop.kms.authentication.signer.secret.provider", "file") +
+			property("hadoop.kms.authentication.signature.secret.file", file("signature")),
 			files: map[string]string{"signature": "secret"}, shut: []string{file("signature")}},
 	} {
 		t.Run(c.what, func(t *testing.T) {
@@ -88,9 +98,11 @@ func TestNotPermitted(t *testing.T) {
 			}
 			if c.provider == "" {
 				c.provider = "cloudera.hsmkp://file@" + file("luna.keystore")
-				write("luna.keystore", "module = "+token.Module+"\ntoken = kms\npin-file = "+token.PINFile+"\nprofile = softhsm\n")
+				write("luna.keystore", "module = "+token.Module+"\ntoken = kms\npin-file = "+token.PINFile+
+					"\nprofile = softhsm\n")
 			}
-			write("kms-site.xml", "<configuration>\n"+property("hadoop.kms.key.provider.uri", c.provider)+property("claviger.metastore.uri", "sqlite://"+file("claviger.db"))+c.props+"</configuration>\n")
+			write("kms-site.xml", "<configuration>\n"+property("hadoop.kms.key.provider.uri", c.provider)+
+				property("claviger.metastore.uri", "sqlite://"+file("claviger.db"))+c.props+"</configuration>\n")
 			for name, text := range c.files {
 				write(name, text)
 			}
@@ -128,12 +140,14 @@ func TestNotPermitted(t *testing.T) {
 				}
 			}
 			text := strings.Join(lines, "")
-			for _, want := range []string{c.shut[0], "permission denied", "daemon", ", mode 0", "daemon " + base} { // the last is of a chown
+			// the last is of a chown
+			for _, want := range []string{c.shut[0], "permission denied", "daemon", ", mode 0", "daemon " + base} {
 				if !strings.Contains(text, want) {
 					t.Errorf("no %q in:\n%s", want, text)
 				}
 			}
-			for _, wrong := range []string{"initialise one", "initialise it", "is not there", "there is no", "does not exist", "hsm init"} {
+			for _, wrong := range []string{"initialise one", "initialise it", "is not there", "there is no",
+				"does not exist", "hsm init"} {
 				if strings.Contains(text, wrong) {
 					t.Errorf("it says %q:\n%s", wrong, text)
 				}

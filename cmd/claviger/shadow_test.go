@@ -21,10 +21,12 @@ import (
 func TestShadowingOverTheWire(t *testing.T) {
 	t.Setenv("HADOOP_USER_NAME", "hsmkms")
 	old := t.TempDir()
-	kmstest.WriteFile(t, filepath.Join(old, "kms-acls.xml"), kmstest.SiteXML("key.acl.payroll.ALL", "alice", "key.acl.payroll.MANAGEMENT", "alice",
-		"whitelist.key.acl.READ", "hsmkms", "whitelist.key.acl.DECRYPT_EEK", "hsmkms"))
+	kmstest.WriteFile(t, filepath.Join(old, "kms-acls.xml"),
+		kmstest.SiteXML("key.acl.payroll.ALL", "alice", "key.acl.payroll.MANAGEMENT", "alice",
+			"whitelist.key.acl.READ", "hsmkms", "whitelist.key.acl.DECRYPT_EEK", "hsmkms"))
 	kmstest.WriteSite(t, old, map[string]string{
-		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(old, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1",
+		hadoopconf.ProviderURI:              "jceks://file@" + filepath.Join(old, "kms.keystore"),
+		"hadoop.kms.http.host":              "127.0.0.1",
 		"claviger.audit.file":               filepath.Join(old, "audit.log"),
 		"hadoop.kms.proxyuser.hsmkms.users": "*", "hadoop.kms.proxyuser.hsmkms.hosts": "*",
 	})
@@ -65,14 +67,18 @@ func TestShadowingOverTheWire(t *testing.T) {
 
 	dir, tok := t.TempDir(), softhsmtest.New(t)
 	file := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label,
+		PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
-	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("key.acl.payroll.ALL", "alice", "key.acl.scratch.ALL", "bob", "key.acl.scratch.MANAGEMENT", "bob",
-		"whitelist.key.acl.GENERATE_EEK", "nn", "default.key.acl.MIGRATE", "mover"))
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"),
+		kmstest.SiteXML("key.acl.payroll.ALL", "alice", "key.acl.scratch.ALL", "bob", "key.acl.scratch.MANAGEMENT",
+			"bob", "whitelist.key.acl.GENERATE_EEK", "nn", "default.key.acl.MIGRATE", "mover"))
 	kmstest.WriteSite(t, dir, map[string]string{
-		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.SourceURI: sourceURI, hadoopconf.ReencryptionEnable: "true",
-		hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"), "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log"),
+		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.SourceURI: sourceURI,
+		hadoopconf.ReencryptionEnable: "true",
+		hadoopconf.MetastoreURI:       "sqlite://" + filepath.Join(dir, "c.db"), "hadoop.kms.http.host": "127.0.0.1",
+		"claviger.audit.file": filepath.Join(dir, "audit.log"),
 	})
 	url, end := serveToEnd(t, dir)
 	defer func() {

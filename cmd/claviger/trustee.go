@@ -30,7 +30,8 @@ const trusteeStoreHelp = "PostgreSQL database for the deposits, as postgresql://
 func newTrusteeCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "trustee", Short: "Set up and run a Key Trustee Server", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(newTrusteeInit(), newTrusteeBackup(), newTrusteeRestore(), newTrusteeServe(), newTrusteeStatus(), newTrusteePromote(), newTrusteeAlone(), newTrusteeResync(), newTrusteeRecover(), newTrusteeAdopt())
+	cmd.AddCommand(newTrusteeInit(), newTrusteeBackup(), newTrusteeRestore(), newTrusteeServe(), newTrusteeStatus(),
+		newTrusteePromote(), newTrusteeAlone(), newTrusteeResync(), newTrusteeRecover(), newTrusteeAdopt())
 	return cmd
 }
 
@@ -70,8 +71,10 @@ standby, with DIR copied from the other trustee, --store names the standby.`,
 	trusteeDirFlag(cmd, &dir)
 	out.Flag(cmd)
 	cmd.Flags().StringVar(&store, "store", "", trusteeStoreHelp)
-	cmd.Flags().BoolVar(&empty, "empty-store", false, "make an empty store in the place of one that was served and is gone")
-	cmd.Flags().StringArrayVar(&hosts, "hostname", nil, "a name or address by which clients know this host; may be given several times, the first being its own; otherwise the system's")
+	cmd.Flags().BoolVar(&empty, "empty-store", false,
+		"make an empty store in the place of one that was served and is gone")
+	cmd.Flags().StringArrayVar(&hosts, "hostname", nil, "a name or address by which clients know this host; may be "+
+		"given several times, the first being its own; otherwise the system's")
 	return cmd
 }
 
@@ -95,8 +98,9 @@ func initTrustee(ctx context.Context, out *terminal.Output, dir string, o locati
 	return out.Write(report, func(w io.Writer) {
 		fmt.Fprintf(w, "Initialized directory for %s\n", report.Identity)
 		if report.Expires != nil {
-			fmt.Fprintf(w, "self-signed certificate for %s, good until %s: %s; clients must trust it, or put one of your "+
-				"authority in its place\n", strings.Join(o.Hosts, ", "), report.Expires.UTC().Format(time.DateOnly), report.Certificate)
+			fmt.Fprintf(w, "self-signed certificate for %s, good until %s: %s; clients must "+
+				"trust it, or put one of your authority in its place\n", strings.Join(o.Hosts, ", "),
+				report.Expires.UTC().Format(time.DateOnly), report.Certificate)
 		}
 	})
 }
@@ -123,17 +127,21 @@ func newTrusteeServe() *cobra.Command {
 				return err
 			}
 			if r := server.Role(f.peer.role); r != "" && r != server.RoleActive && r != server.RolePassive {
-				return &exitError{exitUsage, fmt.Errorf("--role %q: it must be %s or %s", r, server.RoleActive, server.RolePassive)}
+				return &exitError{exitUsage, fmt.Errorf("--role %q: it must be %s or %s",
+					r, server.RoleActive, server.RolePassive)}
 			}
 			return serveTrustee(cmd.Context(), f, log)
 		},
 	}
 	trusteeDirFlag(cmd, &f.dir)
-	cmd.Flags().StringVar(&f.listen, "listen", ":"+strconv.Itoa(trustee.Port), "address and port; port 0 is any that is free")
+	cmd.Flags().StringVar(&f.listen, "listen", ":"+strconv.Itoa(trustee.Port),
+		"address and port; port 0 is any that is free")
 	cmd.Flags().StringVar(&f.ready, "ready-file", "", "file that gets the base URL when requests are taken")
-	cmd.Flags().StringVar(&f.keyhsm, "keyhsm", "", "URL of the Key HSM that wraps each new deposit, as https://localhost:9090; it must trust the trustee's certificate")
+	cmd.Flags().StringVar(&f.keyhsm, "keyhsm", "", "URL of the Key HSM that wraps each new deposit, as "+
+		"https://localhost:9090; it must trust the trustee's certificate")
 	cmd.Flags().StringVar(&f.keyhsmCert, "keyhsm-cert", "", "file with the Key HSM's certificate, its server.crt")
-	cmd.Flags().BoolVar(&f.withoutKeyHSM, "without-keyhsm", false, "serve although a Key HSM has wrapped deposits in the store; they are not opened")
+	cmd.Flags().BoolVar(&f.withoutKeyHSM, "without-keyhsm", false,
+		"serve although a Key HSM has wrapped deposits in the store; they are not opened")
 	cmd.Flags().StringVar(&f.metrics, "metrics-listen", "", metricsListenHelp)
 	f.connections.define(cmd)
 	cmd.MarkFlagsRequiredTogether("keyhsm", "keyhsm-cert")

@@ -85,18 +85,21 @@ func TestTrustee(t *testing.T) {
 		fingerprint, _ := io.ReadAll(resp.Body)
 		_ = resp.Body.Close()
 		ask.CloseIdleConnections()
-		if !strings.Contains(said, "Initialized directory for "+string(fingerprint)) || !strings.HasPrefix(string(fingerprint), "4096R/") {
+		if !strings.Contains(said, "Initialized directory for "+string(fingerprint)) ||
+			!strings.HasPrefix(string(fingerprint), "4096R/") {
 			t.Errorf("%s, %q", said, fingerprint)
 		}
 		endpoint := trustee.Endpoint{URL: url}
-		c, err := trustee.NewClient(trustee.ClientConfig{Identity: id, Servers: []trustee.Endpoint{endpoint}, TLS: conf})
+		c, err := trustee.NewClient(trustee.ClientConfig{Identity: id, Servers: []trustee.Endpoint{endpoint},
+			TLS: conf})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if endpoint.Server, err = c.Introduce(t.Context(), url); err != nil {
 			t.Fatal(err)
 		}
-		if c, err = trustee.NewClient(trustee.ClientConfig{Identity: id, Servers: []trustee.Endpoint{endpoint}, TLS: conf}); err != nil {
+		if c, err = trustee.NewClient(trustee.ClientConfig{Identity: id, Servers: []trustee.Endpoint{endpoint},
+			TLS: conf}); err != nil {
 			t.Fatal(err)
 		}
 		if round == 0 {
@@ -125,12 +128,14 @@ func TestTrustee(t *testing.T) {
 // more; without it they cannot be read, and what was stored before still can.
 func TestTrusteeWithKeyHSM(t *testing.T) {
 	ctx, dir, conf := t.Context(), filepath.Join(t.TempDir(), ".keytrustee"), t.TempDir()
-	if err := initTrustee(ctx, terminal.To(io.Discard), dir, location.InitOptions{Hosts: []string{"127.0.0.1", "trustee.example.com"}}); err != nil {
+	if err := initTrustee(ctx, terminal.To(io.Discard), dir,
+		location.InitOptions{Hosts: []string{"127.0.0.1", "trustee.example.com"}}); err != nil {
 		t.Fatal(err)
 	}
 	tok := softhsmtest.New(t)
 	setup := keyhsmhost.Setup{Folder: conf, Bits: 2048, Hosts: []string{"127.0.0.1"}, Settings: keyhsm.Settings{
-		HSM: pkcs11.SoftHSM, Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, KeyLabel: "claviger-keyhsm", Listen: "127.0.0.1:0"}}
+		HSM: pkcs11.SoftHSM, Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, KeyLabel: "claviger-keyhsm",
+		Listen: "127.0.0.1:0"}}
 	if err := setupKeyHSM(ctx, terminal.To(io.Discard), &setup); err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +143,8 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	startHSM := func(conf string) (url string, stop func()) {
 		ready := filepath.Join(t.TempDir(), "ready")
 		return untilReady(t, ready, func(ctx context.Context) error {
-			return keyhsmhost.Run(ctx, keyhsmhost.Config{Folder: conf, Listen: "127.0.0.1:0", ReadyFile: ready, Metrics: "127.0.0.1:0", Log: hsmLog.logger()})
+			return keyhsmhost.Run(ctx, keyhsmhost.Config{Folder: conf, Listen: "127.0.0.1:0", ReadyFile: ready,
+				Metrics: "127.0.0.1:0", Log: hsmLog.logger()})
 		})
 	}
 	store, err := sqlite.Open(ctx, filepath.Join(dir, location.FileName), false)
@@ -165,7 +171,9 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	}
 	client := func(url string) *trustee.Client {
 		t.Helper()
-		c, err := trustee.NewClient(trustee.ClientConfig{Identity: id, Servers: []trustee.Endpoint{{URL: url, Server: &folder.Identity.Party}}, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}})
+		c, err := trustee.NewClient(
+			trustee.ClientConfig{Identity: id, Servers: []trustee.Endpoint{{URL: url, Server: &folder.Identity.Party}},
+				TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -190,13 +198,15 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	stop()
 
 	hsm, stopHSM := startHSM(conf)
-	f := trusteeFlags{dir: dir, keyhsm: hsm, keyhsmCert: filepath.Join(conf, keyhsm.CertificateFile), listen: "127.0.0.1:0",
-		connections: connectionFlags{total: 64, perAddress: -1}}
-	if err := serveTrustee(ctx, f, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "claviger keyhsm trust "+filepath.Join(dir, trustee.TLSCert)) {
+	f := trusteeFlags{dir: dir, keyhsm: hsm, keyhsmCert: filepath.Join(conf, keyhsm.CertificateFile),
+		listen: "127.0.0.1:0", connections: connectionFlags{total: 64, perAddress: -1}}
+	if err := serveTrustee(ctx, f, slog.New(slog.DiscardHandler)); err == nil ||
+		!strings.Contains(err.Error(), "claviger keyhsm trust "+filepath.Join(dir, trustee.TLSCert)) {
 		t.Errorf("a Key HSM that does not trust us: %v", err)
 	}
 	stopHSM()
-	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(conf, "trust"), filepath.Join(dir, trustee.TLSCert)); err != nil {
+	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(conf, "trust"),
+		filepath.Join(dir, trustee.TLSCert)); err != nil {
 		t.Fatal(err)
 	}
 	f.keyhsm, stopHSM = startHSM(conf)
@@ -213,25 +223,33 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 		t.Errorf("in the store it is %q (%v)", row.Sealed.Content, err)
 	}
 	validateDeposits(t, setup, dir)
-	hsmLog.figures(t, "/metrics", `claviger_keyhsm_request_seconds_count{op="wrap",result="ok"} 1`, `claviger_keyhsm_request_seconds_count{op="unwrap",result="ok"} 1`,
-		`claviger_hsm_function_seconds_count{function="C_Decrypt",result="CKR_OK"}`, `claviger_certificate_expiry_seconds{name="server",subject=`, "claviger_keyhsm_refused_total 0")
+	hsmLog.figures(t, "/metrics", `claviger_keyhsm_request_seconds_count{op="wrap",result="ok"} 1`,
+		`claviger_keyhsm_request_seconds_count{op="unwrap",result="ok"} 1`,
+		`claviger_hsm_function_seconds_count{function="C_Decrypt",result="CKR_OK"}`,
+		`claviger_certificate_expiry_seconds{name="server",subject=`, "claviger_keyhsm_refused_total 0")
 	hsmLog.figures(t, "/readyz", `"HSM key"`, `"ready": true`)
 	log.figures(t, "/readyz", `"Key HSM"`, `"ready": true`)
 	stopHSM()
 	if _, err := c.Find(ctx, "after"); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("without the Key HSM: %v", err)
 	}
-	if _, err := c.Put(ctx, trustee.Deposit{Label: "later", Content: []byte("x")}, ""); !claviger.Is(err, claviger.Unavailable) {
+	late := trustee.Deposit{Label: "later", Content: []byte("x")}
+	if _, err := c.Put(ctx, late, ""); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("a deposit without the Key HSM: %v", err)
 	}
 	find(c, "before", "stored before")
 	if _, err := c.Find(ctx, "none"); !claviger.Is(err, claviger.KeyNotFound) {
 		t.Error(err)
 	}
-	log.figures(t, "/metrics", `claviger_trustee_request_seconds_count{op="put",result="ok"} 1`, `claviger_trustee_request_seconds_count{op="put",result="unavailable"} `,
-		`claviger_trustee_request_seconds_count{op="find",result="ok"} 3`, `claviger_trustee_request_seconds_count{op="find",result="key not found"} 1`,
-		`claviger_trustee_keyhsm_seconds_count{op="wrap",result="ok"} 1`, `claviger_trustee_keyhsm_seconds_count{op="unwrap",result="unavailable"} `,
-		"claviger_trustee_deposits 2\n", "claviger_trustee_deposits_deleted 0\n", "claviger_trustee_store_errors_total 0\n", `claviger_certificate_expiry_seconds{name="server",subject="CN=127.0.0.1"}`)
+	log.figures(t, "/metrics", `claviger_trustee_request_seconds_count{op="put",result="ok"} 1`,
+		`claviger_trustee_request_seconds_count{op="put",result="unavailable"} `,
+		`claviger_trustee_request_seconds_count{op="find",result="ok"} 3`,
+		`claviger_trustee_request_seconds_count{op="find",result="key not found"} 1`,
+		`claviger_trustee_keyhsm_seconds_count{op="wrap",result="ok"} 1`,
+		`claviger_trustee_keyhsm_seconds_count{op="unwrap",result="unavailable"} `,
+		"claviger_trustee_deposits 2\n", "claviger_trustee_deposits_deleted 0\n",
+		"claviger_trustee_store_errors_total 0\n",
+		`claviger_certificate_expiry_seconds{name="server",subject="CN=127.0.0.1"}`)
 	stop()
 
 	// A second Key HSM, of another folder and certificate, with the same key of the HSM.
@@ -240,7 +258,8 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	if err := setupKeyHSM(ctx, terminal.To(io.Discard), &second); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(second.Folder, "trust"), filepath.Join(dir, trustee.TLSCert)); err != nil {
+	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(second.Folder, "trust"),
+		filepath.Join(dir, trustee.TLSCert)); err != nil {
 		t.Fatal(err)
 	}
 	f.keyhsm, stopHSM = startHSM(second.Folder)
@@ -261,7 +280,8 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	stopHSM()
 
 	without := trusteeFlags{dir: dir, listen: "127.0.0.1:0", connections: f.connections}
-	if err := serveTrustee(ctx, without, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "2 deposits are wrapped by a Key HSM, and --keyhsm is not given") {
+	if err := serveTrustee(ctx, without, slog.New(slog.DiscardHandler)); err == nil ||
+		!strings.Contains(err.Error(), "2 deposits are wrapped by a Key HSM, and --keyhsm is not given") {
 		t.Errorf("without the Key HSM: %v", err)
 	}
 	without.withoutKeyHSM, without.metrics = true, "127.0.0.1:0"
@@ -283,7 +303,8 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	if err := setupKeyHSM(ctx, terminal.To(io.Discard), &other); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(other.Folder, "trust"), filepath.Join(dir, trustee.TLSCert)); err != nil {
+	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(other.Folder, "trust"),
+		filepath.Join(dir, trustee.TLSCert)); err != nil {
 		t.Fatal(err)
 	}
 	f.keyhsm, stopHSM = startHSM(other.Folder)
@@ -344,23 +365,27 @@ func validateDeposits(t *testing.T, setup keyhsmhost.Setup, dir string) {
 	validate := func(conf, want string, more ...string) {
 		t.Helper()
 		out, err := command(t, append([]string{"keyhsm", "validate", "--conf", conf}, more...)...)
-		if !strings.Contains(strings.Join(strings.Fields(out), " "), want) || (err != nil) != strings.HasPrefix(want, "FAILED") {
+		if !strings.Contains(strings.Join(strings.Fields(out), " "), want) ||
+			(err != nil) != strings.HasPrefix(want, "FAILED") {
 			t.Errorf("%v; want %q, got:\n%s", err, want, out)
 		}
 	}
 	id := keyIDOf(t, setup.Folder)
 	validate(setup.Folder, "ok deposits 1 wrapped by "+id+", one of each was opened", "--trustee", dir)
 	validate(setup.Folder, "- deposits which pair")
-	another := keyhsmhost.Setup{Folder: t.TempDir(), Bits: 2048, Hosts: setup.Hosts, Settings: keyhsm.Settings{HSM: setup.Settings.HSM, Module: setup.Settings.Module,
-		Token: setup.Settings.Token, PINFile: setup.Settings.PINFile, KeyLabel: "new-pair", Listen: "127.0.0.1:0"}}
+	another := keyhsmhost.Setup{Folder: t.TempDir(), Bits: 2048, Hosts: setup.Hosts,
+		Settings: keyhsm.Settings{HSM: setup.Settings.HSM, Module: setup.Settings.Module,
+			Token: setup.Settings.Token, PINFile: setup.Settings.PINFile, KeyLabel: "new-pair", Listen: "127.0.0.1:0"}}
 	if err := setupKeyHSM(t.Context(), terminal.To(io.Discard), &another); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(another.Folder, "trust"), filepath.Join(dir, trustee.TLSCert)); err != nil {
+	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(another.Folder, "trust"),
+		filepath.Join(dir, trustee.TLSCert)); err != nil {
 		t.Fatal(err)
 	}
 	validate(another.Folder, "- deposits which pair")
-	validate(another.Folder, "FAILED deposits 1 deposits are wrapped by key "+id+", which this Key HSM does not open", "--trustee", dir)
+	validate(another.Folder, "FAILED deposits 1 deposits are wrapped by key "+id+", which this Key HSM does not open",
+		"--trustee", dir)
 	older := olderTrustee(t, dir)
 	content := func() string {
 		t.Helper()
@@ -393,7 +418,8 @@ func olderTrustee(t *testing.T, dir string) (older string) {
 	}
 	for _, step := range []struct{ dir, statement string }{
 		{dir, "VACUUM INTO '" + filepath.Join(older, location.FileName) + "'"},
-		{older, "DROP TABLE change"}, {older, "DROP TABLE standing"}, {older, "DELETE FROM goose_db_version WHERE version_id = 3"},
+		{older, "DROP TABLE change"}, {older, "DROP TABLE standing"},
+		{older, "DELETE FROM goose_db_version WHERE version_id = 3"},
 	} {
 		var db *sql.DB
 		if err == nil {
@@ -434,10 +460,12 @@ func TestTrusteeInitKilled(t *testing.T) {
 	if err := os.Rename(ring, ring+".new"); err != nil { // it gets its name last
 		t.Fatal(err)
 	}
-	if out, err := command(t, "trustee", "serve", "--confdir", dir); err == nil || !strings.Contains(out, "killed while it made it") {
+	if out, err := command(t, "trustee", "serve", "--confdir", dir); err == nil ||
+		!strings.Contains(out, "killed while it made it") {
 		t.Errorf("served: %v, %s", err, out)
 	}
-	if out, err := command(t, "trustee", "init", "--confdir", dir, "--hostname", "h"); err != nil || strings.Contains(out, id.String()) {
+	if out, err := command(t, "trustee", "init", "--confdir", dir, "--hostname", "h"); err != nil ||
+		strings.Contains(out, id.String()) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	if f, err := location.Load(dir); err != nil || f.Identity.String() == id.String() {

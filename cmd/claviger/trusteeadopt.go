@@ -62,7 +62,8 @@ func openKeyTrustee(ctx context.Context, dir string) (*keytrustee.Provider, erro
 	}
 	list, err := provider.SplitURIs(conf.String(hadoopconf.ProviderURI))
 	if err != nil || len(list) == 0 || !strings.HasPrefix(list[0], "keytrustee://") {
-		return nil, conf.Refuse(hadoopconf.ProviderURI, "the first provider must be a KT KMS, as in keytrustee://file@/PATH/.keytrustee")
+		return nil, conf.Refuse(hadoopconf.ProviderURI,
+			"the first provider must be a KT KMS, as in keytrustee://file@/PATH/.keytrustee")
 	}
 	folder, err := provider.UnnestPath(list[0])
 	if err == nil {

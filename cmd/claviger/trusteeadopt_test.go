@@ -28,8 +28,8 @@ func TestTrusteeAdopt(t *testing.T) {
 	}
 	const kts = "cloudera.trustee.keyprovider."
 	site := func(url string) {
-		write("kts-site.xml", kts+"hostname-ACTIVE", strings.TrimPrefix(url, "https://"), kts+"org", "ORG", kts+"auth", "walrus",
-			kts+"keylength", "2048", kts+"insecure", "true")
+		write("kts-site.xml", kts+"hostname-ACTIVE", strings.TrimPrefix(url, "https://"), kts+"org", "ORG",
+			kts+"auth", "walrus", kts+"keylength", "2048", kts+"insecure", "true")
 	}
 	site(url)
 	write("kms-site.xml", "hadoop.kms.key.provider.uri", "keytrustee://file@"+filepath.Join(conf, ".keytrustee"))
@@ -46,7 +46,8 @@ func TestTrusteeAdopt(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := svc.Primary
-	if _, err := p.Create(t.Context(), provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}); err != nil {
+	if _, err := p.Create(t.Context(), provider.Spec{Name: "k", Cipher: claviger.DefaultCipher,
+		BitLength: 256}); err != nil {
 		t.Fatal(err)
 	}
 	stop()
@@ -86,7 +87,8 @@ func TestTrusteeAdopt(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, err := command(t, "trustee", "recover", "--confdir", dir, "--revive", "kk", file+".after")
-	if exited(err) != exitRefused || !strings.Contains(out, "no other deposit, of that name; did you mean k?; nothing was changed") {
+	if exited(err) != exitRefused ||
+		!strings.Contains(out, "no other deposit, of that name; did you mean k?; nothing was changed") {
 		t.Errorf("a name that the file does not hold: %v: %s", err, out)
 	}
 	if out, err := command(t, "trustee", "recover", "--confdir", dir, "--revive", "k"); exited(err) != exitUsage {
@@ -98,7 +100,8 @@ func TestTrusteeAdopt(t *testing.T) {
 			version = strings.Trim(word, `",`)
 		}
 	}
-	if err == nil || version == "" || !strings.Contains(out, "1 versions cannot be used before they are adopted: keep "+file+".after") {
+	if err == nil || version == "" ||
+		!strings.Contains(out, "1 versions cannot be used before they are adopted: keep "+file+".after") {
 		t.Fatalf("%v: %s", err, out)
 	}
 	url, stop = startTrustee(t, trusteeFlags{dir: dir})
@@ -108,10 +111,12 @@ func TestTrusteeAdopt(t *testing.T) {
 		_ = svc.Close()
 		t.Error("the KMS starts although an acknowledged version is in no key")
 	}
-	if out, err := command(t, "trustee", "adopt", "--conf", conf); err != nil || !strings.Contains(out, version+"  made 2") {
+	if out, err := command(t, "trustee", "adopt", "--conf", conf); err != nil ||
+		!strings.Contains(out, version+"  made 2") {
 		t.Errorf("%v: %s", err, out)
 	}
-	if out, err := command(t, "trustee", "adopt", "--conf", conf, version); err != nil || !strings.Contains(out, "adopted "+version) {
+	if out, err := command(t, "trustee", "adopt", "--conf", conf, version); err != nil ||
+		!strings.Contains(out, "adopted "+version) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	if svc, err = kms.Open(t.Context(), conf, "test", 0, log); err != nil {

@@ -63,7 +63,9 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 						return err
 					}
 					if st.Role == server.RolePassive {
-						passive = fmt.Sprintf("this is the passive one of two Key Trustee Servers, at change %d of epoch %d: the active one may hold more; claviger trustee status tells\n", st.Head.Seq, st.Head.Epoch)
+						passive = fmt.Sprintf("this is the passive one of two Key Trustee Servers, at change %d of "+
+							"epoch %d: the active one may hold more; claviger trustee status tells\n",
+							st.Head.Seq, st.Head.Epoch)
 					}
 				}
 			}
@@ -88,7 +90,8 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 	}
 	trusteeDirFlag(cmd, &dir)
 	cmd.Flags().StringVar(&client, "keytrustee", "", "the .keytrustee folder of a KT KMS, in place of a trustee's")
-	cmd.Flags().StringVar(&recipient, "recipient", "", "file with the OpenPGP public keys that the backup is encrypted to")
+	cmd.Flags().StringVar(&recipient, "recipient", "",
+		"file with the OpenPGP public keys that the backup is encrypted to")
 	out.Flag(cmd)
 	cmd.Flags().StringVar(&file, "out", "", "file to write; - is standard output")
 	cmd.MarkFlagsMutuallyExclusive("confdir", "keytrustee")
@@ -99,15 +102,19 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 }
 
 func printBackup(w io.Writer, what string, m backup.Manifest) {
-	fmt.Fprintf(w, "%s: %s, of %s, made at %s on %s\n", what, m.Identity, map[bool]string{true: "a trustee", false: "a client"}[m.Store != nil], m.Made.Format(time.RFC3339), m.Host)
+	fmt.Fprintf(w, "%s: %s, of %s, made at %s on %s\n", what, m.Identity,
+		map[bool]string{true: "a trustee", false: "a client"}[m.Store != nil], m.Made.Format(time.RFC3339), m.Host)
 	if s := m.Store; s != nil {
-		fmt.Fprintf(w, "%d organizations, %d clients, %d deposits, digest %s\n", s.Orgs, s.Clients, s.Deposits, s.Digest)
+		fmt.Fprintf(w, "%d organizations, %d clients, %d deposits, digest %s\n", s.Orgs, s.Clients,
+			s.Deposits, s.Digest)
 	}
 }
 
 // restoredNote says what a restoration leaves open.
-const restoredNote = "What clients deposited after %s is not in it. A KT KMS whose key was made or rolled since says so, changes no key, and answers 503 for EDEKs of the versions that are lost; " +
-	"restart NameNodes, whose queues hold such EDEKs. The other trustee, a newer backup or a store beside the old one may have them: claviger trustee recover FILE"
+const restoredNote = "What clients deposited after %s is not in it. A KT KMS whose key was made or rolled since " +
+	"says so, changes no key, and answers 503 for EDEKs of the versions that are lost; " +
+	"restart NameNodes, whose queues hold such EDEKs. The other trustee, a newer backup or a store beside the old " +
+	"one may have them: claviger trustee recover FILE"
 
 func newTrusteeRestore() *cobra.Command {
 	var dir, identity, uri string
@@ -149,13 +156,14 @@ restore take them from one store to the other. A trustee that was one of two sta
 				}
 			}
 			undo := func(context.Context) error { return nil }
-			m, err := backup.Read(cmd.Context(), in, dir, func(ctx context.Context, folder string) (server.Store, error) {
-				store, back, err := location.OpenRestored(ctx, folder, uri)
-				if err == nil {
-					undo = back
-				}
-				return store, err
-			}, uri != "")
+			m, err := backup.Read(cmd.Context(), in, dir,
+				func(ctx context.Context, folder string) (server.Store, error) {
+					store, back, err := location.OpenRestored(ctx, folder, uri)
+					if err == nil {
+						undo = back
+					}
+					return store, err
+				}, uri != "")
 			if err != nil {
 				return errors.Join(err, undo(context.WithoutCancel(cmd.Context())))
 			}

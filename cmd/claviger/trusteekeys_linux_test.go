@@ -25,7 +25,8 @@ func kmsOfHosts(t *testing.T, hosts ...*host) provider.Provider {
 	conf, roots := t.TempDir(), x509.NewCertPool()
 	site := ""
 	property := func(name, value string) {
-		site += fmt.Sprintf("<property><name>cloudera.trustee.keyprovider.%s</name><value>%s</value></property>\n", name, value)
+		site += fmt.Sprintf("<property><name>cloudera.trustee.keyprovider.%s</name><value>%s</value></property>\n",
+			name, value)
 	}
 	for i, h := range hosts {
 		property([]string{"hostname-ACTIVE", "hostname-PASSIVE"}[i], h.addr)
@@ -38,15 +39,18 @@ func kmsOfHosts(t *testing.T, hosts ...*host) provider.Provider {
 	property("auth", "walrus")
 	property("keylength", "2048")
 	property("roundrobin", "true")
-	if err := os.WriteFile(filepath.Join(conf, "kts-site.xml"), []byte("<configuration>\n"+site+"</configuration>\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(conf, "kts-site.xml"), []byte("<configuration>\n"+site+"</configuration>\n"),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	trust := func(provider.Env) (*tls.Config, error) {
 		return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, nil
 	}
-	p, err := keytrustee.Scheme(trust).Open(t.Context(), "keytrustee://file@"+filepath.Join(conf, ".keytrustee"), provider.Env{
-		Get: func(string) (string, bool) { return "", false }, Getenv: func(string) string { return "" }, ConfDir: conf,
-	})
+	p, err := keytrustee.Scheme(trust).Open(t.Context(), "keytrustee://file@"+filepath.Join(conf, ".keytrustee"),
+		provider.Env{
+			Get: func(string) (string, bool) { return "", false }, Getenv: func(string) string { return "" },
+			ConfDir: conf,
+		})
 	if err != nil {
 		t.Fatal(err)
 	}

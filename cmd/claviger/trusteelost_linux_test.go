@@ -27,10 +27,12 @@ func TestActiveStoreLost(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if out, err := command(t, "trustee", "init", "--confdir", a.dir, "--hostname", "127.0.0.1"); err == nil || !strings.Contains(out, "keytrustee.db.lock") || !strings.Contains(out, "--empty-store") {
+	if out, err := command(t, "trustee", "init", "--confdir", a.dir, "--hostname", "127.0.0.1"); err == nil ||
+		!strings.Contains(out, "keytrustee.db.lock") || !strings.Contains(out, "--empty-store") {
 		t.Errorf("init in the place of a store that was served: %v, %s", err, out)
 	}
-	if out, err := command(t, "trustee", "init", "--confdir", a.dir, "--hostname", "127.0.0.1", "--empty-store"); err != nil {
+	if out, err := command(t, "trustee", "init", "--confdir", a.dir, "--hostname", "127.0.0.1",
+		"--empty-store"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	a.start()
@@ -50,13 +52,16 @@ func TestActiveStoreLost(t *testing.T) {
 	// The words of the one that is started without the other lead on.
 	b.kill()
 	a.kill()
-	if out, err := command(t, "trustee", "serve", "--confdir", a.dir, "--listen", a.addr); err == nil || !strings.Contains(out, "with both options all the same, and then: claviger trustee promote --force, claviger trustee alone on") {
+	if out, err := command(t, "trustee", "serve", "--confdir", a.dir, "--listen", a.addr); err == nil ||
+		!strings.Contains(out, "with both options all the same, and then: claviger trustee promote "+
+			"--force, claviger trustee alone on") {
 		t.Errorf("without --peer: %v, %s", err, out)
 	}
 	a.start()
 	a.must("promote", "--force")
 	a.must("alone", "on")
-	if _, err := clientOfHosts(t, id, a).Put(t.Context(), trustee.Deposit{Label: "key/late", Content: []byte("y")}, ""); err != nil {
+	if _, err := clientOfHosts(t, id, a).Put(t.Context(), trustee.Deposit{Label: "key/late", Content: []byte("y")},
+		""); err != nil {
 		t.Error(err)
 	}
 }

@@ -119,10 +119,12 @@ func recoverFrom(ctx context.Context, out *terminal.Output, store server.Store, 
 	switch {
 	case err == nil:
 	case begun: // a second call reports only what it adds itself
-		return errors.Join(fmt.Errorf("%w; what was added before stays, and the command may be repeated", err), printRecovered(out, r))
+		return errors.Join(fmt.Errorf("%w; what was added before stays, and the command may be repeated", err),
+			printRecovered(out, r))
 	case errors.Is(err, trustee.ErrPassive):
-		return &exitError{exitRefused, fmt.Errorf("%w; nothing was changed: copy %s to the host of the active one and run "+
-			"this there, or run claviger trustee promote here first", err, name)}
+		return &exitError{exitRefused,
+			fmt.Errorf("%w; nothing was changed: copy %s to the host of the active one and run "+
+				"this there, or run claviger trustee promote here first", err, name)}
 	case claviger.Is(err, claviger.KeyNotFound):
 		return &exitError{exitRefused, fmt.Errorf("%w; nothing was changed", err)}
 	default:
@@ -133,7 +135,8 @@ func recoverFrom(ctx context.Context, out *terminal.Output, store server.Store, 
 	}
 	var errs []error
 	if len(r.Left) > 0 {
-		errs = append(errs, fmt.Errorf("%d of them were not added; %s alone has these: keep that file", len(r.Left), name))
+		errs = append(errs, fmt.Errorf("%d of them were not added; %s alone has these: keep that file", len(r.Left),
+			name))
 	}
 	if len(r.Aside) > 0 {
 		errs = append(errs, fmt.Errorf("%d versions cannot be used before they are adopted: keep %s until then",
@@ -165,8 +168,8 @@ func printRecovered(out *terminal.Output, r *replica.Recovered) error {
 			fmt.Fprintf(w, "left %s\n", left)
 		}
 		for _, version := range r.Aside {
-			fmt.Fprintf(w, "kept version %q, which no key names: its EDEKs stay unreadable until, on a host of the KT KMS, "+
-				"claviger trustee adopt --conf DIR %q\n", version, version)
+			fmt.Fprintf(w, "kept version %q, which no key names: its EDEKs stay unreadable "+
+				"until, on a host of the KT KMS, claviger trustee adopt --conf DIR %q\n", version, version)
 		}
 	})
 }

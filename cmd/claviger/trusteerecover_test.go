@@ -43,12 +43,14 @@ func TestRecoverBrokenOff(t *testing.T) {
 			err = s.AddOrg(ctx, server.Org{Name: "ORG", UUID: "u", Auth: "walrus", Created: time.Unix(1, 0)})
 		}
 		if err == nil {
-			client := server.Client{Fingerprint: owner, Org: "ORG", PublicKey: []byte("k"), State: server.Active, Created: time.Unix(1, 0)}
+			client := server.Client{Fingerprint: owner, Org: "ORG", PublicKey: []byte("k"), State: server.Active,
+				Created: time.Unix(1, 0)}
 			_, err = s.AddClient(ctx, client, server.Once{})
 		}
 		for i, label := range deposits {
 			row := server.Row{UUID: label, Owner: owner, Org: "ORG", Label: label}
-			row.Sealed = trustee.Sealed{Statement: fmt.Appendf(nil, `{"created":"2026-11-29T08:00:%02dZ"}`, i), Signature: []byte("s"), Content: []byte("c")}
+			row.Sealed = trustee.Sealed{Statement: fmt.Appendf(nil, `{"created":"2026-11-29T08:00:%02dZ"}`, i),
+				Signature: []byte("s"), Content: []byte("c")}
 			if err == nil {
 				err = s.Put(ctx, row, "", server.Once{})
 			}

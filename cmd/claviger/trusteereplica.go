@@ -23,9 +23,11 @@ type peerFlags struct {
 }
 
 func (p *peerFlags) define(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&p.url, "peer", "", "URL of the other of two Key Trustee Servers, as https://HOST:11371; it has the same identity")
+	cmd.Flags().StringVar(&p.url, "peer", "", "URL of the other of two Key Trustee Servers, as "+
+		"https://HOST:11371; it has the same identity")
 	cmd.Flags().StringVar(&p.cert, "peer-cert", "", "file with the other's certificate, a copy of its "+trustee.TLSCert)
-	cmd.Flags().StringVar(&p.role, "role", "", "active or passive: at the first start with --peer; afterwards claviger trustee promote changes it")
+	cmd.Flags().StringVar(&p.role, "role", "", "active or passive: at the first start with --peer; afterwards "+
+		"claviger trustee promote changes it")
 	cmd.MarkFlagsRequiredTogether("peer", "peer-cert")
 }
 
@@ -54,21 +56,23 @@ func askTrustee(ctx context.Context, folder *trustee.Folder, url, verb string, a
 
 // trusteeCommand is a subcommand that asks the server of this host, or works on its
 // database where the deposits are in one.
-func trusteeCommand(use, short, long string, args cobra.PositionalArgs, database func(cmd *cobra.Command, args []string, folder *trustee.Folder) error,
+func trusteeCommand(use, short, long string, args cobra.PositionalArgs,
+	database func(cmd *cobra.Command, args []string, folder *trustee.Folder) error,
 	work func(cmd *cobra.Command, args []string, ask func(verb string, args, into any) error) error) *cobra.Command {
 	var dir, url string
-	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: args, RunE: func(cmd *cobra.Command, a []string) error {
-		folder, err := location.Load(dir)
-		if err != nil {
-			return err
-		}
-		if folder.Store != "" {
-			return database(cmd, a, folder)
-		}
-		return work(cmd, a, func(verb string, args, into any) error {
-			return askTrustee(cmd.Context(), folder, url, verb, args, into)
-		})
-	}}
+	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: args,
+		RunE: func(cmd *cobra.Command, a []string) error {
+			folder, err := location.Load(dir)
+			if err != nil {
+				return err
+			}
+			if folder.Store != "" {
+				return database(cmd, a, folder)
+			}
+			return work(cmd, a, func(verb string, args, into any) error {
+				return askTrustee(cmd.Context(), folder, url, verb, args, into)
+			})
+		}}
 	trusteeDirFlag(cmd, &dir)
 	cmd.Flags().StringVar(&url, "url", "https://localhost:"+strconv.Itoa(trustee.Port), "the server of this host")
 	return cmd
@@ -77,7 +81,8 @@ func trusteeCommand(use, short, long string, args cobra.PositionalArgs, database
 func newTrusteeStatus() *cobra.Command {
 	var digest bool
 	var out terminal.Output
-	cmd := trusteeCommand("status [--digest] [-o json]", "Show which of two trustees is active, and whether they are in step",
+	cmd := trusteeCommand("status [--digest] [-o json]",
+		"Show which of two trustees is active, and whether they are in step",
 		`Exit status: 0 the other trustee holds everything, or there is none; 3 the other does not answer, the two are not in
 step, or a store takes no changes.`, cobra.NoArgs,
 		func(cmd *cobra.Command, _ []string, folder *trustee.Folder) error {
@@ -141,7 +146,8 @@ func printTrusteeStatus(w io.Writer, r *replica.StatusReport) {
 		fmt.Fprintf(w, "the passive lacks %d changes\n", r.Lag)
 	}
 	if r.Peer != nil && r.Peer.Role == r.Role && r.Role == server.RolePassive {
-		fmt.Fprintln(w, "both are passive, so that neither takes changes: claviger trustee promote at the one whose deposits count")
+		fmt.Fprintln(w, "both are passive, so that neither takes changes: claviger trustee promote "+
+			"at the one whose deposits count")
 	}
 	if r.Why != "" && (r.Diverged || r.Role == server.RoleActive && !r.Synced) {
 		fmt.Fprintf(w, "not in step: %s\n", r.Why)
@@ -203,7 +209,8 @@ soon as the passive has everything again, or by alone off.`, cobra.ExactArgs(1),
 func newTrusteeResync() *cobra.Command {
 	var drop bool
 	var out terminal.Output
-	cmd := trusteeCommand("resync [--drop]", "Bring the passive trustee up to date from the active one, and compare them by digest",
+	cmd := trusteeCommand("resync [--drop]", "Bring the passive trustee up to date from the active "+
+		"one, and compare them by digest",
 		`resync, on the host of the active trustee, does at once what that trustee does by itself. Where the passive holds
 organizations, clients or deposits that the active lacks, or another state of them, resync names these and changes nothing.
 With --drop the passive loses them; a copy of the passive's store stays beside it, from which claviger trustee recover brings
@@ -218,8 +225,8 @@ things back.`, cobra.NoArgs, notOfDatabase,
 					fmt.Fprintf(w, "dropped at the passive: %s\n", r.Dropped)
 				}
 				if r.Kept != "" {
-					fmt.Fprintf(w, "what the passive held before is in %s on its host; claviger trustee recover lists it there, and "+
-						"with its name at the active one brings it back\n", r.Kept)
+					fmt.Fprintf(w, "what the passive held before is in %s on its host; claviger "+
+						"trustee recover lists it there, and with its name at the active one brings it back\n", r.Kept)
 				}
 				fmt.Fprintf(w, "equal by digest, at change %d\n", r.Head.Seq)
 			})
@@ -255,7 +262,8 @@ func promoteDatabase(ctx context.Context, out *terminal.Output, f *trustee.Folde
 
 // notOfDatabase refuses what PostgreSQL's replication does by itself.
 func notOfDatabase(*cobra.Command, []string, *trustee.Folder) error {
-	return &exitError{exitUsage, errors.New("the deposits of this trustee are in PostgreSQL, whose replication keeps the " +
-		"second copy: synchronous_standby_names says whether a deposit waits for it, and pg_basebackup or pg_rewind brings " +
-		"a standby back")}
+	return &exitError{exitUsage,
+		errors.New("the deposits of this trustee are in PostgreSQL, whose replication keeps the " +
+			"second copy: synchronous_standby_names says whether a deposit waits for it, and " +
+			"pg_basebackup or pg_rewind brings a standby back")}
 }

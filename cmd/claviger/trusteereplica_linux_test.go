@@ -61,8 +61,10 @@ func twoHosts(t *testing.T) (a, b *host) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a = &host{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee"), addr: freeAddr(t), metrics: freeAddr(t), role: "active"}
-	b = &host{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee"), addr: freeAddr(t), metrics: freeAddr(t), role: "passive", peer: a}
+	a = &host{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee"), addr: freeAddr(t), metrics: freeAddr(t),
+		role: "active"}
+	b = &host{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee"), addr: freeAddr(t), metrics: freeAddr(t),
+		role: "passive", peer: a}
 	a.peer = b
 	if _, err := trustee.NewFolder(a.dir, id); err != nil {
 		t.Fatal(err)
@@ -85,7 +87,8 @@ func twoHosts(t *testing.T) (a, b *host) {
 	}
 	for _, h := range []*host{a, b} {
 		var said strings.Builder
-		if err := initTrustee(t.Context(), terminal.To(&said), h.dir, location.InitOptions{Hosts: []string{"127.0.0.1"}}); err != nil {
+		if err := initTrustee(t.Context(), terminal.To(&said), h.dir,
+			location.InitOptions{Hosts: []string{"127.0.0.1"}}); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(h.kill)
@@ -94,7 +97,8 @@ func twoHosts(t *testing.T) (a, b *host) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u", Auth: "walrus", Created: time.Now()}); err != nil {
+	if err := store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u", Auth: "walrus",
+		Created: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	if err := store.Close(); err != nil {
@@ -106,9 +110,11 @@ func twoHosts(t *testing.T) (a, b *host) {
 func (h *host) start() {
 	h.t.Helper()
 	ready := filepath.Join(h.t.TempDir(), "ready")
-	args := []string{"trustee", "serve", "--confdir", h.dir, "--listen", h.addr, "--metrics-listen", h.metrics, "--ready-file", ready}
+	args := []string{"trustee", "serve", "--confdir", h.dir, "--listen", h.addr, "--metrics-listen", h.metrics,
+		"--ready-file", ready}
 	if h.peer != nil {
-		args = append(args, "--peer", h.peer.url(), "--peer-cert", filepath.Join(h.peer.dir, trustee.TLSCert), "--role", h.role)
+		args = append(args, "--peer", h.peer.url(), "--peer-cert", filepath.Join(h.peer.dir, trustee.TLSCert),
+			"--role", h.role)
 	}
 	h.cmd = exec.Command("claviger", args...) //nolint:noctx // kill ends it
 	h.cmd.Stdout, h.cmd.Stderr = &h.log, &h.log
@@ -141,7 +147,9 @@ func (h *host) kill() {
 func (h *host) do(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(h.t.Context(), time.Minute)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, "claviger", slices.Concat([]string{"trustee"}, args, []string{"--confdir", h.dir, "--url", h.url()})...).CombinedOutput() //nolint:gosec // this binary
+	//nolint:gosec // this binary
+	out, err := exec.CommandContext(ctx, "claviger", slices.Concat([]string{"trustee"}, args,
+		[]string{"--confdir", h.dir, "--url", h.url()})...).CombinedOutput()
 	return string(out), err
 }
 
@@ -182,7 +190,8 @@ func (h *host) await(what string, digest bool, ok func(*replica.StatusReport) bo
 func (h *host) awaitEqual(what string) {
 	h.t.Helper()
 	h.await(what, true, func(r *replica.StatusReport) bool {
-		return r.Synced && !r.Alone && r.Peer != nil && r.Peer.Role == server.RolePassive && r.Digest != "" && r.Digest == r.PeerDigest
+		return r.Synced && !r.Alone && r.Peer != nil && r.Peer.Role == server.RolePassive && r.Digest != "" &&
+			r.Digest == r.PeerDigest
 	})
 }
 
@@ -241,7 +250,9 @@ func (l *load) reach(n, limit int64) {
 // clientOfHosts is the client id at these hosts, the active first.
 func clientOfHosts(t *testing.T, id *trustee.Identity, hosts ...*host) *trustee.Client {
 	t.Helper()
-	cfg := trustee.ClientConfig{Identity: id, TLS: &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}, Timeout: 8 * time.Second}
+	cfg := trustee.ClientConfig{
+		Identity: id, TLS: &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12},
+		Timeout: 8 * time.Second}
 	for _, h := range hosts {
 		folder, err := trustee.LoadFolder(h.dir)
 		if err != nil {
@@ -299,21 +310,26 @@ func TestTwoTrustees(t *testing.T) {
 	}
 	before := l.count.Load()
 	time.Sleep(200 * time.Millisecond) // nothing is to happen meanwhile
-	if said, _ := l.said.Load().(string); l.count.Load() != before || !strings.Contains(said, "claviger trustee alone on") {
+	if said, _ := l.said.Load().(string); l.count.Load() != before ||
+		!strings.Contains(said, "claviger trustee alone on") {
 		t.Errorf("%d deposits were acknowledged without the passive; %s", l.count.Load()-before, said)
 	}
 	if out := a.must("alone", "on"); !strings.Contains(out, "active, epoch 1, alone true") {
 		t.Error(out)
 	}
 	l.reach(before+30, before+40)
-	a.await("being alone", false, func(r *replica.StatusReport) bool { return r.Alone && r.Peer == nil && r.PeerError != "" })
+	a.await("being alone", false, func(r *replica.StatusReport) bool {
+		return r.Alone && r.Peer == nil && r.PeerError != ""
+	})
 	b.start()
 	a.awaitEqual("the passive's return") // and alone has ended
 
 	// orgtool finds its turn, and each is promoted, under load.
 	refused := l.refused.Load()
 	l.reach(100, 1000)
-	if out, err := exec.CommandContext(ctx, "claviger", "orgtool", "add", "--confdir", a.dir, "-n", "MORE").CombinedOutput(); err != nil { //nolint:gosec // this binary
+	//nolint:gosec // this binary
+	if out, err := exec.CommandContext(ctx, "claviger", "orgtool", "add", "--confdir", a.dir, "-n", "MORE").
+		CombinedOutput(); err != nil {
 		t.Errorf("orgtool: %v\n%s", err, out)
 	}
 	if out := b.must("promote"); !strings.Contains(out, "active, epoch 2, alone false") {
@@ -367,13 +383,16 @@ func TestTwoTrustees(t *testing.T) {
 	for name, h := range map[string]*host{"one": a, "the other": b} {
 		one := clientOfHosts(t, id, h)
 		l.acked.Range(func(uuid, label any) bool {
-			if d, err := one.Get(t.Context(), uuid.(string)); err != nil || d.Label != label || string(d.Content) != "content of "+d.Label {
+			if d, err := one.Get(t.Context(), uuid.(string)); err != nil || d.Label != label ||
+				string(d.Content) != "content of "+d.Label {
 				t.Errorf("%s, from %s: %+v, %v", label, name, d, err)
 			}
 			return true
 		})
 	}
-	for h, want := range map[*host][]string{a: {"claviger_trustee_active 0\n", "claviger_trustee_synced 0\n"}, b: {"claviger_trustee_active 1\n", "claviger_trustee_synced 1\n", "claviger_trustee_alone 0\n", "claviger_trustee_epoch 4\n"}} {
+	for h, want := range map[*host][]string{a: {"claviger_trustee_active 0\n", "claviger_trustee_synced 0\n"},
+		b: {"claviger_trustee_active 1\n", "claviger_trustee_synced 1\n", "claviger_trustee_alone 0\n",
+			"claviger_trustee_epoch 4\n"}} {
 		resp, err := http.Get("http://" + h.metrics + "/metrics") //nolint:noctx // of this test's own server
 		if err != nil {
 			t.Fatal(err)

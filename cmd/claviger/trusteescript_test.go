@@ -30,7 +30,9 @@ func trusteeClient(ctx context.Context, ts *testscript.TestScript, dir string) (
 	if !roots.AppendCertsFromPEM([]byte(ts.ReadFile(ts.Getenv("CERT")))) {
 		ts.Fatalf("no certificate in %s", ts.Getenv("CERT"))
 	}
-	cfg := trustee.ClientConfig{Identity: folder.Identity, Servers: []trustee.Endpoint{{URL: strings.TrimSpace(ts.ReadFile(ts.Getenv("URL")))}}, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}
+	cfg := trustee.ClientConfig{Identity: folder.Identity,
+		Servers: []trustee.Endpoint{{URL: strings.TrimSpace(ts.ReadFile(ts.Getenv("URL")))}},
+		TLS:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}
 	c, err := trustee.NewClient(cfg)
 	ts.Check(err)
 	defer c.Close()

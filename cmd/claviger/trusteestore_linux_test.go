@@ -53,7 +53,8 @@ func TestTrusteesInPostgreSQL(t *testing.T) {
 	if _, err := trustee.NewFolder(a.dir, id); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := command(t, "trustee", "init", "--confdir", a.dir, "--hostname", "127.0.0.1", "--store", uri); err != nil {
+	if out, err := command(t, "trustee", "init", "--confdir", a.dir, "--hostname", "127.0.0.1",
+		"--store", uri); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	if _, err := os.Stat(filepath.Join(a.dir, location.FileName)); err == nil {
@@ -71,7 +72,8 @@ func TestTrusteesInPostgreSQL(t *testing.T) {
 	if err := os.CopyFS(b.dir, os.DirFS(a.dir)); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := command(t, "trustee", "init", "--confdir", b.dir, "--store", pgtest.Shared(t).Database(t)); err == nil || !strings.Contains(out, "no Key Trustee Server's yet") {
+	if out, err := command(t, "trustee", "init", "--confdir", b.dir, "--store",
+		pgtest.Shared(t).Database(t)); err == nil || !strings.Contains(out, "no Key Trustee Server's yet") {
 		t.Errorf("another database, which holds nothing: %v, %s", err, out)
 	}
 	standbyURI := standby.URI(pgtest.Superuser, "test1")
@@ -106,7 +108,8 @@ func TestTrusteesInPostgreSQL(t *testing.T) {
 		return err
 	}
 	err = atStandby()
-	for end := time.Now().Add(10 * time.Second); err != nil && strings.Contains(err.Error(), "is not registered here") && time.Now().Before(end); err = atStandby() {
+	behind := func() bool { return err != nil && strings.Contains(err.Error(), "is not registered here") }
+	for end := time.Now().Add(10 * time.Second); behind() && time.Now().Before(end); err = atStandby() {
 		time.Sleep(50 * time.Millisecond)
 	}
 	if !errors.Is(err, trustee.ErrPassive) {
@@ -155,11 +158,13 @@ func TestTrusteesInPostgreSQL(t *testing.T) {
 	file := filepath.Join(dir, "backup.pgp")
 	elsewhere := escrow(t)
 	if out, err := command(t, "trustee", "backup", "--confdir", b.dir,
-		"--recipient", filepath.Join(elsewhere, trustee.PublicRing), "--out", file); err != nil || !strings.Contains(out, want.Digest) {
+		"--recipient", filepath.Join(elsewhere, trustee.PublicRing), "--out", file); err != nil ||
+		!strings.Contains(out, want.Digest) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	restore := func(name, file string, more ...string) (string, error) {
-		return command(t, append([]string{"trustee", "restore", "--confdir", filepath.Join(dir, name), "--identity", filepath.Join(elsewhere, trustee.PrivateRing), file}, more...)...)
+		return command(t, append([]string{"trustee", "restore", "--confdir", filepath.Join(dir, name), "--identity",
+			filepath.Join(elsewhere, trustee.PrivateRing), file}, more...)...)
 	}
 	if out, err := restore("file", file); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -203,7 +208,8 @@ func TestTrusteesInPostgreSQL(t *testing.T) {
 	if out, err := restore("third", file, "--store", third); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if got := status(filepath.Join(dir, "third")); got.Digest != want.Digest || got.Deposits != want.Deposits || got.Store == want.Store {
+	if got := status(filepath.Join(dir, "third")); got.Digest != want.Digest || got.Deposits != want.Deposits ||
+		got.Store == want.Store {
 		t.Errorf("%+v, %+v", got, want)
 	}
 	// Killed after its commit: the database is full, and the folder is not there. The same
@@ -221,7 +227,8 @@ func TestTrusteesInPostgreSQL(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	now := status(filepath.Join(dir, "killed"))
-	if out, err := restore("other", file, "--store", third); err == nil || !strings.Contains(out, "other ones than the backup") {
+	if out, err := restore("other", file, "--store", third); err == nil ||
+		!strings.Contains(out, "other ones than the backup") {
 		t.Errorf("over what has changed since: %v, %s", err, out)
 	}
 	if got := status(filepath.Join(dir, "killed")); got != now || got.Digest == want.Digest {
@@ -240,7 +247,8 @@ func TestOneTrusteeKilled(t *testing.T) {
 	if _, err := trustee.NewFolder(h.dir, id); err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{"trustee", "init", "--hostname", "127.0.0.1"}, {"orgtool", "add", "-n", "ORG"}, {"orgtool", "set-auth", "-n", "ORG", "-s", "walrus"}} {
+	for _, args := range [][]string{{"trustee", "init", "--hostname", "127.0.0.1"}, {"orgtool", "add", "-n", "ORG"},
+		{"orgtool", "set-auth", "-n", "ORG", "-s", "walrus"}} {
 		if out, err := command(t, append(args, "--confdir", h.dir)...); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
@@ -327,7 +335,8 @@ func restoreKilled(t *testing.T, trusteeDir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"trustee", "restore", "--confdir", dir, "--identity", filepath.Join(elsewhere, trustee.PrivateRing)}
+	args := []string{"trustee", "restore", "--confdir", dir, "--identity",
+		filepath.Join(elsewhere, trustee.PrivateRing)}
 	cmd := exec.CommandContext(t.Context(), "claviger", append(args, "-")...) //nolint:gosec // this binary
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -341,7 +350,8 @@ func restoreKilled(t *testing.T, trusteeDir string) {
 	}
 	var begun []string
 	for begun == nil {
-		if begun, err = filepath.Glob(filepath.Join(parent, ".claviger-restore-*", "folder", trustee.PrivateRing)); err != nil || t.Context().Err() != nil {
+		if begun, err = filepath.Glob(filepath.Join(parent, ".claviger-restore-*", "folder",
+			trustee.PrivateRing)); err != nil || t.Context().Err() != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Millisecond)

@@ -39,7 +39,8 @@ func TestUnit(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := map[string]string{"none": ""}
-	for _, m := range regexp.MustCompile("(?ms)^`?/etc/systemd/system/claviger-kms.service.d/([a-z]+)\\.conf`?:\n\n```\n(.*?)^```").FindAllStringSubmatch(string(page), -1) {
+	for _, m := range regexp.MustCompile("(?ms)^`?/etc/systemd/system/claviger-kms.service.d/([a-z]+)\\.conf`?:\n\n"+
+		"```\n(.*?)^```").FindAllStringSubmatch(string(page), -1) {
 		all[m[1]] = m[2]
 	}
 	for _, m := range regexp.MustCompile(`(?m)^#([A-Z][A-Za-z]+=.*)$`).FindAllStringSubmatch(unit, -1) {
