@@ -13,18 +13,18 @@ import (
 	"golang.org/x/text/encoding/unicode"
 )
 
-// declaration is what a document may begin with.
+// declaration matches the XML declaration at the start of a document.
 var declaration = regexp.MustCompile(`^<\?xml[^>]*\?>`)
 
-// xml11 is the version in a declaration. What XML 1.1 changes are characters that no
-// configuration holds; encoding/xml knows 1.0 alone.
+// xml11 matches the version 1.1 in a declaration. encoding/xml knows only version 1.0. The versions differ only in
+// characters that no configuration contains.
 var xml11 = regexp.MustCompile(`(version\s*=\s*["'])1\.1(["'])`)
 
-// encodingName is in a declaration, too.
+// encodingName matches the encoding in a declaration.
 var encodingName = regexp.MustCompile(`\sencoding\s*=\s*["'][^"']*["']`)
 
-// unicodeText returns a document such that the XML reader can read its declaration:
-// UTF-16 shows in its first bytes, and becomes UTF-8.
+// unicodeText returns a document in a form whose declaration the XML reader can read. It recognises UTF-16 by the
+// first bytes, and converts it to UTF-8.
 func unicodeText(data []byte) (string, error) {
 	var err error
 	wide := true
@@ -52,14 +52,14 @@ func unicodeText(data []byte) (string, error) {
 	return text, nil
 }
 
-// charset decodes what the declaration says, by the names that Java knows too.
+// charset returns a reader that decodes the encoding of that name. It knows the names that Java knows.
 func charset(name string, in io.Reader) (io.Reader, error) {
 	switch lower := strings.ToLower(name); lower {
 	case "us-ascii", "ascii", "utf-8", "utf8":
 		return in, nil
-	case "utf-16", "utf-16le", "utf-16be", "utf16": // else unicodeText would have decoded it
+	case "utf-16", "utf-16le", "utf-16be", "utf16": // unicodeText has decoded real UTF-16
 		return nil, fmt.Errorf("the first line says %s, and the file is not: %w", name, encodingError(name))
-	case "iso-8859-1", "iso8859-1", "iso8859_1", "latin1": // to browsers it is windows-1252, to Java not
+	case "iso-8859-1", "iso8859-1", "iso8859_1", "latin1": // browsers read windows-1252 under this name, Java does not
 		return charmap.ISO8859_1.NewDecoder().Reader(in), nil
 	default:
 		if rest, ok := strings.CutPrefix(lower, "cp12"); ok { // Java's Cp1252

@@ -146,8 +146,9 @@ func TestNoSecretIsTold(t *testing.T) {
 		"claviger.made.up.secret", "dfs.adls.oauth2.credential", "x.auth.token", "HADOOP.PASSWORD",
 	} {
 		dir := writeConf(t, map[string]string{
-			"core-site.xml": `<property><name>` + name + `</name><value>` + secret + `</value><final>true</final></property>`,
-			"kms-site.xml":  prop(name, secret+"1") + prop("x", "1") + prop("x", "2"),
+			"core-site.xml": `<property><name>` + name + `</name><value>` + secret +
+				`</value><final>true</final></property>`,
+			"kms-site.xml": prop(name, secret+"1") + prop("x", "1") + prop("x", "2"),
 		})
 		c := New(dir, env(nil))
 		for _, f := range []string{"core-site.xml", "kms-site.xml", "core-site.xml"} {
@@ -230,15 +231,18 @@ func TestValues(t *testing.T) {
 func TestTimesHaveUnits(t *testing.T) {
 	c := New("", nil)
 	for name, value := range map[string]string{
-		"claviger.purge.min.unused": "7", "claviger.source.timeout": "0", "claviger.metastore.lease": "7d", "hadoop.kms.current.key.cache.timeout.ms": "7",
+		"claviger.purge.min.unused": "7", "claviger.source.timeout": "0", "claviger.metastore.lease": "7d",
+		"hadoop.kms.current.key.cache.timeout.ms": "7",
 	} {
 		c.Override(name, value, "--flag")
 	}
-	if _, err := c.Duration("claviger.purge.min.unused", time.Second); err == nil || !strings.Contains(err.Error(), `"7"`) || !strings.Contains(err.Error(), "7s, 7m, 7h or 7d") {
+	if _, err := c.Duration("claviger.purge.min.unused", time.Second); err == nil ||
+		!strings.Contains(err.Error(), `"7"`) || !strings.Contains(err.Error(), "7s, 7m, 7h or 7d") {
 		t.Errorf("without a unit: %v", err)
 	}
 	for name, want := range map[string]time.Duration{
-		"claviger.source.timeout": 0, "claviger.metastore.lease": 7 * 24 * time.Hour, "hadoop.kms.current.key.cache.timeout.ms": 7 * time.Millisecond,
+		"claviger.source.timeout": 0, "claviger.metastore.lease": 7 * 24 * time.Hour,
+		"hadoop.kms.current.key.cache.timeout.ms": 7 * time.Millisecond,
 	} {
 		if d, err := c.Duration(name, time.Millisecond); err != nil || d != want {
 			t.Errorf("%s: %v, %v", name, d, err)

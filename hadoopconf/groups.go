@@ -9,15 +9,14 @@ import (
 	"claviger/typo"
 )
 
-// The properties of Hadoop's CompositeGroupsMapping.
+// GroupProviders and GroupProviderPrefix are the properties of Hadoop's CompositeGroupsMapping.
 const (
 	GroupProviders      = GroupMapping + ".providers"
 	GroupProviderPrefix = GroupMapping + ".provider." // the provider's name follows
 )
 
-// Moved returns a copy in which each property whose name begins with from also stands under
-// the name that begins with to, over a property that was there. A complaint about it still
-// names the property as the file has it.
+// Moved returns a copy of c. In the copy, each property whose name begins with from also has a name that begins with
+// to, and replaces a property of that name. An error about it still shows the name in the file.
 func (c *Conf) Moved(from, to string) *Conf {
 	moved := *c
 	moved.props = maps.Clone(c.props)
@@ -29,8 +28,8 @@ func (c *Conf) Moved(from, to string) *Conf {
 	return &moved
 }
 
-// warnUnknownProvider warns of a property below GroupProviderPrefix that means nothing:
-// Hadoop, too, ignores it without a word.
+// warnUnknownProvider warns of a property below GroupProviderPrefix that has no effect. Hadoop ignores such a property
+// without a warning.
 func (c *Conf) warnUnknownProvider(name string, known map[string]bool) {
 	where := c.props[name].Where()
 	rest := strings.TrimPrefix(name, GroupProviderPrefix)

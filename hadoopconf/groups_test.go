@@ -15,7 +15,8 @@ func TestGroupProviders(t *testing.T) {
 		prop(m+".ldap.url", "ldap://all") + prop(m+".ldap.base", "dc=all") +
 		prop(m+".provider.ad", "LdapGroupsMapping") + prop(m+".provider.ad.ldap.url", "ldap://${ad.host}") +
 		prop("ad.host", "h1") +
-		prop(m+".provider.ad.ldap.search.group.hierarchy.levels", "x") + prop(m+".provider.ad2.ldap.url", "ldap://two") +
+		prop(m+".provider.ad.ldap.search.group.hierarchy.levels", "x") +
+		prop(m+".provider.ad2.ldap.url", "ldap://two") +
 		prop(m+".provider.ad.ldap.ulr", "y") + prop(m+".provider.old.ldap.url", "z")})
 	c, err := LoadKMS(dir, env(nil))
 	if err != nil {
@@ -25,7 +26,8 @@ func TestGroupProviders(t *testing.T) {
 	want := []string{
 		file + ":10: property " + m + ".provider.ad.ldap.ulr is not known and has no effect; did you mean " + m +
 			".provider.ad.ldap.url?",
-		file + ":11: property " + m + ".provider.old.ldap.url has no effect: " + m + ".providers does not list its provider",
+		file + ":11: property " + m + ".provider.old.ldap.url has no effect: " + m +
+			".providers does not list its provider",
 	}
 	if got := c.Warnings(); !slices.Equal(got, want) {
 		t.Errorf("warnings\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

@@ -1,7 +1,6 @@
-// Package hadoopconf reads *-site.xml files as Hadoop's Configuration does:
-// defaults first, each later file over the earlier ones, final properties kept,
-// XInclude followed, ${variables} expanded when a value is asked for. It keeps
-// where each property came from, so that a complaint can name file and line.
+// Package hadoopconf reads *-site.xml files as Hadoop's Configuration does. Defaults come first, and each later file
+// overrides the earlier ones, except for final properties. XIncludes are followed, and ${variables} are expanded when
+// a value is read. It records the file and line of each property, so that an error can name them.
 //
 // The format is that of org.apache.hadoop.conf.Configuration in Hadoop 3.4.
 package hadoopconf
@@ -22,20 +21,20 @@ import (
 	"claviger/secret"
 )
 
-// maxExpansions is how many ${...} Hadoop substitutes in one value before it
-// gives up (Configuration.MAX_SUBST): the twentieth is one too many.
+// maxExpansions is the number of ${...} in one value at which Hadoop gives up (Configuration.MAX_SUBST). Nineteen
+// expansions are allowed.
 const maxExpansions = 20
 
-// Property is one property with where it was set.
+// Property is one property and the place that sets it.
 type Property struct {
 	Name  string
 	Value string // as written, variables not expanded
 	Final bool
 	File  string // "" for a built-in default
-	Line  int    // 0 where File is not a file: a flag, the environment
+	Line  int    // 0 if File is not a file, but a flag or the environment
 }
 
-// Where names file and line for a person.
+// Where returns file and line, for messages.
 func (p Property) Where() string {
 	switch {
 	case p.File == "":
@@ -46,18 +45,18 @@ func (p Property) Where() string {
 	return fmt.Sprintf("%s:%d", p.File, p.Line)
 }
 
-// ValueError says that a property's value can't be used, and how to mend it.
+// ValueError is the error for a property whose value cannot be used. It says what value would be right.
 type ValueError struct {
 	Property Property
 	Value    string // expanded
-	Want     string // what would be right
-	Err      error  // what showed it, if an error did; Want says it too
+	Want     string // the right value, in words
+	Err      error  // the cause, or nil; Want contains its text
 }
 
 func (e *ValueError) Unwrap() error { return e.Err }
 
 func (e *ValueError) Error() string {
-	want := secret.Without(e.Want, e.Value) // an error that is quoted there may repeat the value
+	want := secret.Without(e.Want, e.Value) // an error quoted in Want may repeat the value
 	if v := e.Value; v != "" && (sensitive.MatchString(e.Property.Name) || secret.LikeSecret(e.Property.Name)) {
 		want = strings.ReplaceAll(want, v, notShown)
 	}
@@ -65,17 +64,17 @@ func (e *ValueError) Error() string {
 		shown(e.Property.Name, e.Value), want)
 }
 
-// notShown stands in the place of the value of a property that is a secret.
+// notShown replaces the value of a secret property in messages.
 const notShown = "(not shown)"
 
-// sensitive are names whose values must not be told, after Hadoop's
-// hadoop.security.sensitive-config-keys. Those that Hadoop lacks hold a ZooKeeper login
-// ("digest:user:password"), Ranger's master key, and shared access signatures.
+// sensitive matches the names of properties whose values must not be shown. It follows Hadoop's
+// hadoop.security.sensitive-config-keys. Names that Hadoop lacks hold a ZooKeeper login ("digest:user:password"),
+// Ranger's master key, and shared access signatures.
 var sensitive = regexp.MustCompile(`(?i)^fs\.azure\.sas\.|(zk.?auth|zookeeper.?auth|` +
 	`master.?key|secret|password|passwd|passphrase|pass|pwd|credentials?|creds|token|pin|` +
 	`secret.?key|access.?key|api.?key|private.?key)$`)
 
-// shown is a value for a person to read.
+// shown returns a property's value for messages, without secrets.
 func shown(name, value string) string {
 	if sensitive.MatchString(name) || secret.LikeSecret(name) {
 		return notShown
@@ -87,11 +86,11 @@ func shown(name, value string) string {
 type Conf struct {
 	dir      string
 	props    map[string]Property
-	finals   map[string]Property // the ones that later files, and later lines, must not change
-	system   map[string]string   // what Java calls system properties: user.home and such
+	finals   map[string]Property // properties that later lines and files must not change
+	system   map[string]string   // Java's system properties, such as user.home
 	env      func(string) (string, bool)
 	warnings []string
-	meant    map[string]string // of properties that nobody knows, the one that each most probably means
+	meant    map[string]string // for each unknown property, the known one that it most probably means
 }
 
 // New returns an empty configuration. dir is what Dir returns; env reads the
@@ -104,8 +103,8 @@ func New(dir string, env func(string) (string, bool)) *Conf {
 		dir: dir, env: env, props: map[string]Property{}, finals: map[string]Property{}, meant: map[string]string{},
 		system: map[string]string{"java.io.tmpdir": os.TempDir(), "file.separator": "/", "path.separator": ":"},
 	}
-	// Java, too, asks the user data base and not HOME, which su and sudo leave as it
-	// was: one user's configuration must not mean two things.
+	// As in Java, user.home comes from the user database and not from HOME. su and sudo may keep the HOME of
+	// another user, and then the same configuration would have two meanings.
 	if u, err := user.Current(); err == nil {
 		c.system["user.name"], c.system["user.home"] = u.Username, u.HomeDir
 	}
@@ -125,14 +124,14 @@ func (c *Conf) SetDefault(name, value string) {
 	}
 }
 
-// Override sets a property over whatever the files say: a command-line flag or
-// an environment setting, which where names.
+// Override sets a property, and overrides the files. where names the command-line flag or the environment variable
+// that sets it.
 func (c *Conf) Override(name, value, where string) {
 	c.props[name] = Property{Name: name, Value: value, File: where}
 }
 
-// AddFile reads a file over what is there. A file that does not exist is
-// skipped where optional is true. After an error the configuration is as it was.
+// AddFile reads a file; its properties override those that c has. If optional is true, a file that does not exist is
+// skipped. After an error c is unchanged.
 func (c *Conf) AddFile(path string, optional bool) error {
 	list, warnings, err := parseFile(path)
 	if optional && errors.Is(err, fs.ErrNotExist) {
@@ -150,9 +149,10 @@ func (c *Conf) AddFile(path string, optional bool) error {
 		}
 		switch {
 		case onlyOnce[p.Name] && first.Value != p.Value:
-			return fmt.Errorf("%s: property %s is set twice, to %s (line %d) and to %s (line %d): these are alternatives; keep the one that the source answers to",
+			return fmt.Errorf("%s: property %s is set twice, to %s (line %d) and to %s (line %d): these are "+
+				"alternatives; keep the one that the source answers to",
 				p.File, p.Name, shown(p.Name, first.Value), first.Line, shown(p.Name, p.Value), p.Line)
-		case !first.Final: // else it is said below
+		case !first.Final: // for a final property there is a warning below
 			warnings = append(warnings,
 				fmt.Sprintf("%s: property %s is set twice, to %s (%s) and to %s, which is used; take one out",
 					p.Where(), p.Name, shown(p.Name, first.Value), first.Where(), shown(p.Name, p.Value)))
@@ -162,7 +162,8 @@ func (c *Conf) AddFile(path string, optional bool) error {
 	for _, p := range list {
 		if kept, ok := c.finals[p.Name]; ok {
 			if kept.Value != p.Value {
-				c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is ignored: %s says that its value %s is final",
+				c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is ignored: %s says that its value "+
+					"%s is final",
 					p.Where(), p.Name, kept.Where(), shown(p.Name, kept.Value)))
 			}
 			continue
@@ -175,8 +176,8 @@ func (c *Conf) AddFile(path string, optional bool) error {
 	return nil
 }
 
-// onlyOnce are properties whose two values in one file are two different
-// wishes, of which none may be picked silently.
+// onlyOnce are properties that a file must not set to two different values. The values are alternatives, and this
+// package must not choose one.
 var onlyOnce = map[string]bool{SourceURI: true}
 
 // Lookup returns the property as written.
@@ -185,9 +186,9 @@ func (c *Conf) Lookup(name string) (Property, bool) {
 	return p, ok
 }
 
-// Get returns a property's value, trimmed and with variables expanded; false
-// where it is not set or empty. A value whose variables can't be expanded comes
-// back as written; LoadKMS has refused those that matter.
+// Get returns a property's value, trimmed and with variables expanded. The second result is false if the property is
+// not set or empty. If the variables cannot be expanded, Get returns the value as written; LoadKMS refuses such
+// values in the properties of this server.
 func (c *Conf) Get(name string) (string, bool) {
 	p, ok := c.props[name]
 	if !ok {
@@ -201,14 +202,14 @@ func (c *Conf) Get(name string) (string, bool) {
 	return v, v != ""
 }
 
-// String is Get without the flag.
+// String returns the value that Get returns, "" if the property is not set.
 func (c *Conf) String(name string) string {
 	v, _ := c.Get(name)
 	return v
 }
 
-// Under returns the properties whose names begin with prefix, variables expanded
-// but not trimmed, by the rest of their names.
+// Under returns the properties whose names begin with prefix, by the rest of their names. Variables are expanded, and
+// the values are not trimmed.
 func (c *Conf) Under(prefix string) map[string]string {
 	out := map[string]string{}
 	for name, value := range c.All() {
@@ -219,11 +220,11 @@ func (c *Conf) Under(prefix string) map[string]string {
 	return out
 }
 
-// All goes through all properties by name; the values have their variables
-// expanded and are not trimmed, since a leading blank means something in an ACL.
+// All iterates over all properties, sorted by name. Variables are expanded. The values are not trimmed, since a leading
+// blank has a meaning in an ACL.
 func (c *Conf) All() iter.Seq2[string, string] {
 	return func(yield func(name, value string) bool) {
-		// A value that cannot be expanded comes as it is written, see Check.
+		// A value that cannot be expanded is returned as written, see Check.
 		for _, name := range c.Names() {
 			p := c.props[name]
 			v, err := c.expand(p)
@@ -247,12 +248,11 @@ func (c *Conf) Names() []string {
 	return names
 }
 
-// Warnings says what was read but is probably not what its writer meant.
+// Warnings returns warnings about properties that are probably not meant as they are written.
 func (c *Conf) Warnings() []string { return append([]string(nil), c.warnings...) }
 
-// Check expands every property and reports the first (by name) that cannot be;
-// All and Under leave it as written. It is for files in which each property
-// counts, such as kms-acls.xml.
+// Check expands every property, and returns an error for the first (by name) that cannot be expanded. All and Under
+// return such a value as written. Check is for files in which each property counts, such as kms-acls.xml.
 func (c *Conf) Check() error {
 	for _, name := range c.Names() {
 		if _, err := c.expand(c.props[name]); err != nil {
@@ -262,8 +262,7 @@ func (c *Conf) Check() error {
 	return nil
 }
 
-// Path returns a property as an absolute path: a relative one is taken from the
-// configuration folder.
+// Path returns a property as an absolute path. A relative path is relative to the configuration folder.
 func (c *Conf) Path(name string) (string, bool) {
 	v, ok := c.Get(name)
 	if !ok {
@@ -275,14 +274,12 @@ func (c *Conf) Path(name string) (string, bool) {
 	return filepath.Clean(v), true
 }
 
-// variable matches the innermost ${name}, as Configuration.findSubVariable does:
-// no '}', '$' or blank inside.
+// variable matches an innermost ${name}, as Configuration.findSubVariable does: without '}', '$' or blank inside.
 var variable = regexp.MustCompile(`\$\{[^}$ ]+\}`)
 
-// expand substitutes ${...}: env.NAME (with the shell's defaults, -x where NAME is
-// not set and :-x where it is empty too), then Java's system properties, then
-// other properties. The first that is not known ends it, and a value that leads
-// to itself at once is left alone, as in Hadoop.
+// expand replaces each ${...} by its value: env.NAME, a system property of Java, or another property. env.NAME may have
+// the shell's defaults: -x if NAME is not set, and :-x if NAME is not set or empty. As in Hadoop, expand stops at the
+// first unknown name, and returns a value that contains its own variable as written.
 func (c *Conf) expand(p Property) (string, error) {
 	v := p.Value
 	for range maxExpansions {
@@ -300,16 +297,18 @@ func (c *Conf) expand(p Property) (string, error) {
 		}
 		if v = v[:start] + val + v[end:]; len(v) > maxValue {
 			return "",
-				&ValueError{Property: p, Value: p.Value, Want: fmt.Sprintf("its ${...} make it longer than %d bytes; write it out",
+				&ValueError{Property: p, Value: p.Value, Want: fmt.Sprintf("its ${...} make it longer than %d bytes; "+
+					"write it out",
 					maxValue)}
 		}
 	}
 	return "",
 		&ValueError{Property: p, Value: p.Value,
-			Want: fmt.Sprintf("it takes %d expansions of ${...} or more, which Hadoop refuses, too; break the circle, or write it out", maxExpansions)}
+			Want: fmt.Sprintf("it takes %d expansions of ${...} or more, which Hadoop refuses, too; break the "+
+				"circle, or write it out", maxExpansions)}
 }
 
-// maxValue in bytes of an expanded value: twenty expansions can double it each.
+// maxValue is the largest length of an expanded value, in bytes. Each expansion can double the length.
 const maxValue = 1 << 20
 
 func (c *Conf) variable(name string) (string, bool) {

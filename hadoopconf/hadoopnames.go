@@ -8,13 +8,12 @@ import (
 	"claviger/typo"
 )
 
-// shared are families of names in which Hadoop has properties that mean nothing here. An
-// unknown name in them is warned of only where it is near to one that does.
+// shared are prefixes of names that Hadoop also uses for properties without a meaning here. For an unknown name with
+// such a prefix, there is a warning only if it is similar to a known name.
 var shared = []string{"hadoop.security.", "hadoop.ssl.", "hadoop.http.", "hadoop.user.", "hadoop.prometheus."}
 
-// hadoopOnly are names of these families that Hadoop 3.4.2 has in its core-default.xml or
-// in its classes, or had before, and that mean nothing to this server. One that ends in a
-// dot stands for all that begin so.
+// hadoopOnly are names with these prefixes that have no meaning here. Hadoop 3.4.2 has them in its core-default.xml or
+// its classes, or an earlier Hadoop had them. An entry that ends with a dot matches all names that begin with it.
 var hadoopOnly = strings.Fields(`
 	hadoop.http.acceptor.count hadoop.http.authentication. hadoop.http.cross-origin.
 	hadoop.http.delegation-token-secret-manager hadoop.http.filter.initializers
@@ -43,16 +42,15 @@ var hadoopOnly = strings.Fields(`
 	hadoop.ssl.keystores.factory.class hadoop.ssl.require.client.cert
 	hadoop.user.group.metrics.percentiles.intervals`)
 
-// hadoopHas tells whether Hadoop has a property of that name, which means nothing here.
+// hadoopHas reports whether a name is one of hadoopOnly.
 func hadoopHas(name string) bool {
 	return slices.ContainsFunc(hadoopOnly, func(own string) bool {
 		return name == own || strings.HasSuffix(own, ".") && strings.HasPrefix(name, own)
 	})
 }
 
-// warnMisspelt warns of a property in a shared family that neither this server nor Hadoop
-// knows, where its name is nearer to one that means something here than to any of
-// Hadoop's own.
+// warnMisspelt warns of a property that neither this server nor Hadoop knows, if its name is more similar to a name of
+// this server than to any name of Hadoop.
 func (c *Conf) warnMisspelt(name string) {
 	if hadoopHas(name) {
 		return
@@ -70,12 +68,12 @@ func (c *Conf) warnMisspelt(name string) {
 		" did you mean %s?", c.props[name].Where(), name, near))
 }
 
-// otherFamily finds the property that a name means whose first or second word is
-// misspelt ("clavigr.", "hadoop.kmss."), and which therefore is in no family of ours.
+// otherFamily returns the property that a name means if its first or second word is misspelt ("clavigr.",
+// "hadoop.kmss."). Such a name has none of our prefixes.
 func (c *Conf) otherFamily(name string) (meant string, ok bool) {
 	words := strings.Split(name, ".")
 	for i := range min(2, len(words)-1) {
-		var known []string // the words that families have at this place after those before it
+		var known []string // the words that the prefixes have at this place
 		for _, f := range slices.Concat(ours, shared) {
 			if w := strings.Split(f, "."); len(w) > i+1 && slices.Equal(w[:i], words[:i]) {
 				known = append(known, w[i])

@@ -84,7 +84,8 @@ func TestMisspelt(t *testing.T) {
 	}
 	for _, other := range []string{"hadoop.security.acme.plugin", "hadoop.http.authentication.kerberos.name.rules",
 		"fs.defaultFSX",
-		"hadoop.proxyuser.hive.hosts", "hadoop.kmip.url", "claim.metastore.uri", "dfs.encryption.key.provider.uri", "hadoop.ssl.enabled", "hadoop.security.kms.client.encrypted.key.cache.size"} {
+		"hadoop.proxyuser.hive.hosts", "hadoop.kmip.url", "claim.metastore.uri", "dfs.encryption.key.provider.uri",
+		"hadoop.ssl.enabled", "hadoop.security.kms.client.encrypted.key.cache.size"} {
 		if w := warningsOf(t, other); strings.Contains(w, "not known") {
 			t.Errorf("%s: %q", other, w)
 		}

@@ -7,8 +7,8 @@ import (
 	"path/filepath"
 )
 
-// LoadHDFS reads the configuration of HDFS: core-site.xml and hdfs-site.xml of a folder, of which one must
-// exist. lookup returns environment variables, as os.LookupEnv.
+// LoadHDFS reads the configuration of HDFS: core-site.xml and hdfs-site.xml of a folder. At least one of them must
+// exist. lookup returns environment variables, as os.LookupEnv does.
 func LoadHDFS(dir string, lookup func(string) (string, bool)) (*Conf, error) {
 	c := New(dir, lookup)
 	found := false
@@ -21,8 +21,8 @@ func LoadHDFS(dir string, lookup func(string) (string, bool)) (*Conf, error) {
 		}
 	}
 	if !found {
-		return nil, fmt.Errorf("%s holds neither core-site.xml nor hdfs-site.xml; name the folder of HDFS' configuration, "+
-			"as /etc/hadoop/conf", dir)
+		return nil, fmt.Errorf("%s holds neither core-site.xml nor hdfs-site.xml; name the folder of HDFS' "+
+			"configuration, as /etc/hadoop/conf", dir)
 	}
 	return c, nil
 }

@@ -4,7 +4,7 @@ import (
 	"claviger"
 )
 
-// The properties that are asked for by name in more than one room.
+// The names of properties that more than one package uses.
 const (
 	ProviderURI        = "hadoop.kms.key.provider.uri"
 	SourceURI          = "hadoop.kms.key.provider.reencryption.source.uri"
@@ -20,16 +20,16 @@ const (
 	lowWatermarkDash   = "hadoop.security.kms.encrypted.key.cache.low-watermark"
 )
 
-// Known is one property that means something here.
+// Known is one property that has a meaning here.
 type Known struct {
 	Name    string // a '*' stands for any text
 	Default string // "" = none
 	Doc     string
 }
 
-// KMS is the table of properties of `claviger kms`: Hadoop's kms-default.xml
-// (trunk, 2025-02), what it uses of core-default.xml, what the migration from a
-// Key Trustee KMS adds, and our own, which begin with "claviger.".
+// KMS is the table of properties of `claviger kms`: the properties of Hadoop's kms-default.xml (trunk, 2025-02), those
+// of core-default.xml that a KMS uses, those for the migration from a Key Trustee KMS, and our own, which begin with
+// "claviger.".
 var KMS = []Known{
 	{"hadoop.kms.http.host", "0.0.0.0", "address to listen at"},
 	{"hadoop.kms.http.port", "9600", "port to listen at; 0 takes any free one"},
@@ -46,7 +46,8 @@ var KMS = []Known{
 		"serve /prom: the figures of /metrics, for users who are logged in"},
 	{"hadoop.kms.ssl.enabled", "false", "serve HTTPS, with the stores of ssl-server.xml"},
 	{"hadoop.http.max.threads", "1000",
-		"taken and not used: there is no thread pool here; claviger.http.max.connections and claviger.kms.max.concurrent.* are the limits"},
+		"taken and not used: there is no thread pool here; claviger.http.max.connections and " +
+			"claviger.kms.max.concurrent.* are the limits"},
 	{"hadoop.http.max.request.header.size", "65536", "longest head of a request; a longer one gets 431"},
 	{"hadoop.http.max.response.header.size", "65536", "taken and not used: the heads of answers are short"},
 	{"hadoop.http.temp.dir", "${hadoop.tmp.dir}/kms", "taken and not used: nothing is written there"},
@@ -160,7 +161,8 @@ var KMS = []Known{
 		"how long a delegation token is valid without a renewal"},
 	{"hadoop.kms.authentication.delegation-token.removal-scan-interval.sec", "3600",
 		"how often expired delegation tokens are removed"},
-	{"hadoop.kms.authentication.delegation-token.token-kind", "", "taken and not used: it is kms-dt, as in Hadoop's KMS"},
+	{"hadoop.kms.authentication.delegation-token.token-kind", "", "taken and not used: it is kms-dt, as in " +
+		"Hadoop's KMS"},
 	{"hadoop.kms.authentication.delegation-token.json-mapper.*", "",
 		"taken and not used: answers have the form of Hadoop's KMS"},
 	{"hadoop.kms.authentication.zk-dt-secret-manager.enable", "false",

@@ -32,7 +32,8 @@ func TestLoadKMS(t *testing.T) {
 	dir := writeConf(t, map[string]string{
 		"core-site.xml": prop("hadoop.kms.http.port", "1") + prop("x.base", "/srv"),
 		"kms-site.xml": prop("hadoop.kms.http.port", " 9700 ") +
-			prop(ProviderURI, "jceks://file@${x.base}/${env.WHO:-kms}.keystore") + prop("claviger.source.timeout", "1500ms"),
+			prop(ProviderURI, "jceks://file@${x.base}/${env.WHO:-kms}.keystore") +
+			prop("claviger.source.timeout", "1500ms"),
 	})
 	c, err := LoadKMS(dir, env(map[string]string{"HOME": "/home/kms"}))
 	if err != nil {
@@ -57,13 +58,15 @@ func TestLoadKMS(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	dir := writeConf(t, map[string]string{"kms-site.xml": prop("hadoop.kms.key.provider.url", "jceks://file@/x") +
-		prop(ProviderURI, "jceks://file@/y") + prop("hadoop.security.kms.encrypted.key.cache.low-watermark", ".05") + prop("fs.defaultFS", "hdfs://x")})
+		prop(ProviderURI, "jceks://file@/y") + prop("hadoop.security.kms.encrypted.key.cache.low-watermark", ".05") +
+		prop("fs.defaultFS", "hdfs://x")})
 	c, err := LoadKMS(dir, env(nil))
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := strings.Join(c.Warnings(), "\n")
-	for _, want := range []string{"kms-site.xml:2: property hadoop.kms.key.provider.url is not known and has no effect; did you mean hadoop.kms.key.provider.uri?",
+	for _, want := range []string{"kms-site.xml:2: property hadoop.kms.key.provider.url is not known and has no " +
+		"effect; did you mean hadoop.kms.key.provider.uri?",
 		"kms-site.xml:4: property hadoop.security.kms.encrypted.key.cache.low-watermark is taken for"} {
 		if !strings.Contains(w, want) {
 			t.Errorf("no %q in:\n%s", want, w)
@@ -81,12 +84,14 @@ func TestRefused(t *testing.T) {
 	for name, tc := range map[string]struct{ site, want string }{
 		"source twice": {prop(SourceURI, "kms://https@a:16000/kms") + prop(SourceURI, "kms://http@a:16000/kms"),
 			"is set twice"},
-		"no root":      {"</configuration><x>", "the outermost element is <x>"},
-		"unclosed":     {"<property>", "kms-site.xml:1: malformed XML"},
-		"circle":       {prop(ProviderURI, "${a}") + prop("a", "${b}") + prop("b", "${a}"), "break the circle"},
-		"include gone": {`<xi:include xmlns:xi="http://www.w3.org/2001/XInclude" href="gone.xml"/>`, "gone.xml is not there"},
-		"self include": {`<xi:include xmlns:xi="http://www.w3.org/2001/XInclude" href="kms-site.xml"/>`, "includes itself"},
-		"entity":       {prop("a", "&boom;"), "malformed XML"},
+		"no root":  {"</configuration><x>", "the outermost element is <x>"},
+		"unclosed": {"<property>", "kms-site.xml:1: malformed XML"},
+		"circle":   {prop(ProviderURI, "${a}") + prop("a", "${b}") + prop("b", "${a}"), "break the circle"},
+		"include gone": {`<xi:include xmlns:xi="http://www.w3.org/2001/XInclude" href="gone.xml"/>`,
+			"gone.xml is not there"},
+		"self include": {`<xi:include xmlns:xi="http://www.w3.org/2001/XInclude" href="kms-site.xml"/>`,
+			"includes itself"},
+		"entity": {prop("a", "&boom;"), "malformed XML"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := LoadKMS(writeConf(t, map[string]string{"kms-site.xml": tc.site}), env(nil))
@@ -114,7 +119,8 @@ func TestGuards(t *testing.T) {
 		for _, wrong := range []string{guard + "s", guard[:len(guard)-1], strings.ToUpper(guard)} {
 			site := prop("fs.defaultFS", "x") + prop(wrong, "x")
 			_, err := LoadKMS(writeConf(t, map[string]string{"kms-site.xml": site}), env(nil))
-			want := "kms-site.xml:3: property " + wrong + " is not known, and " + guard + " is not set; did you mean that?"
+			want := "kms-site.xml:3: property " + wrong + " is not known, and " + guard +
+				" is not set; did you mean that?"
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v, want %q", wrong, err, want)
 			}
@@ -190,7 +196,8 @@ func TestEnvironment(t *testing.T) {
 	}
 	_, err = c.Int("hadoop.kms.http.port", 0, 65535)
 	if err == nil ||
-		err.Error() != `environment KMS_HTTP_PORT: property hadoop.kms.http.port has the value "97oo"; it must be a whole number from 0 to 65535` {
+		err.Error() != `environment KMS_HTTP_PORT: property hadoop.kms.http.port has the value "97oo"; it must be a `+
+			`whole number from 0 to 65535` {
 		t.Errorf("error %v", err)
 	}
 	if c.String("hadoop.kms.ssl.enabled") != "false" {
@@ -228,7 +235,8 @@ func TestWarningOfEach(t *testing.T) {
 		{prop(LowWatermark, ".1"), ""},
 		{prop(LowWatermark, ".1") + prop(lowWatermarkDash, ".2"), "low-watermark is ignored"},
 	} {
-		dir := writeConf(t, map[string]string{"core-site.xml": prop("fs.defaultFS", "hdfs://nn"), "kms-site.xml": c.site})
+		dir := writeConf(t, map[string]string{"core-site.xml": prop("fs.defaultFS", "hdfs://nn"),
+			"kms-site.xml": c.site})
 		conf, err := LoadKMS(dir, env(nil))
 		if err != nil {
 			t.Errorf("%s: %v", c.site, err)

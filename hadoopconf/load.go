@@ -12,12 +12,11 @@ import (
 	"claviger/typo"
 )
 
-// ours are the families in which every property must be in the table.
+// ours are the prefixes whose properties must all be in the table KMS.
 var ours = []string{"hadoop.kms.", "cloudera.hsmkp.", "claviger.", "hadoop.security.kms.encrypted.key.cache."}
 
-// LoadKMS reads the files of a KMS's configuration folder in Hadoop's order:
-// built-in defaults, core-site.xml, kms-site.xml. env as in New. A folder that is
-// not there, or that holds neither file, is an error.
+// LoadKMS reads the files of a KMS's configuration folder in Hadoop's order: built-in defaults, core-site.xml,
+// kms-site.xml. env is as in New. It returns an error if the folder does not exist or if the files hold no property.
 func LoadKMS(dir string, env func(string) (string, bool)) (*Conf, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -27,7 +26,8 @@ func LoadKMS(dir string, env func(string) (string, bool)) (*Conf, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("configuration folder %s is not there; name it with --conf", abs)
 	case err == nil && !info.IsDir():
-		return nil, fmt.Errorf("configuration folder %s is not a folder; name the folder of kms-site.xml with --conf", abs)
+		return nil, fmt.Errorf("configuration folder %s is not a folder; name the folder of kms-site.xml with --conf",
+			abs)
 	}
 	c := New(abs, env)
 	if err := c.AddFile(filepath.Join(abs, "core-site.xml"), true); err != nil {
@@ -39,7 +39,8 @@ func LoadKMS(dir string, env func(string) (string, bool)) (*Conf, error) {
 	}
 	if len(c.props) == 0 {
 		return nil,
-			fmt.Errorf("configuration folder %s holds no property in core-site.xml or kms-site.xml; name the folder with --conf, and set at least %s in its kms-site.xml", abs, ProviderURI)
+			fmt.Errorf("configuration folder %s holds no property in core-site.xml or kms-site.xml; name the folder "+
+				"with --conf, and set at least %s in its kms-site.xml", abs, ProviderURI)
 	}
 	c.environment()
 	c.lowWatermark()
@@ -60,8 +61,8 @@ func LoadKMS(dir string, env func(string) (string, bool)) (*Conf, error) {
 	return c, nil
 }
 
-// checkOurs expands every property that we may ask for, so that Get need not
-// fail later, and warns of variables that stay as they stand.
+// checkOurs expands every property that this server may read, so that Get need not fail later. It warns of variables
+// that are not set.
 func (c *Conf) checkOurs() error {
 	names := make(map[string]bool, len(KMS))
 	for _, k := range KMS {
@@ -77,15 +78,16 @@ func (c *Conf) checkOurs() error {
 			return err
 		}
 		if left := variable.FindString(v); left != "" && p.File != "" {
-			c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s: %s is not set, so that the value is %s", p.Where(),
-				name, left, shown(name, v)))
+			c.warnings = append(c.warnings,
+				fmt.Sprintf("%s: property %s: %s is not set, so that the value is %s", p.Where(),
+					name, left, shown(name, v)))
 		}
 	}
 	return nil
 }
 
-// environment applies the settings that Hadoop's KMS still takes from the
-// environment and that mean something here. They go over the files, as there.
+// environment applies the environment variables of Hadoop's KMS that have a meaning here. As in Hadoop, they override
+// the files.
 func (c *Conf) environment() {
 	for _, e := range []struct{ env, name string }{
 		{"KMS_HTTP_PORT", "hadoop.kms.http.port"},
@@ -94,15 +96,16 @@ func (c *Conf) environment() {
 	} {
 		if v, _ := c.env(e.env); v != "" {
 			c.warnings = append(c.warnings,
-				fmt.Sprintf("environment variable %s overrides property %s with %q; set the property in kms-site.xml instead",
+				fmt.Sprintf("environment variable %s overrides property %s with %q; set the property in "+
+					"kms-site.xml instead",
 					e.env, e.name, v))
 			c.Override(e.name, v, "environment "+e.env)
 		}
 	}
 }
 
-// ServerTLSEnvironment does the same with the two settings that belong to
-// ssl-server.xml, which c is. What it returns is for the log.
+// ServerTLSEnvironment applies the two environment variables for ssl-server.xml; c must be the configuration of that
+// file. The warnings are for the log.
 func (c *Conf) ServerTLSEnvironment() (warnings []string) {
 	for _, e := range []struct{ env, name string }{
 		{"KMS_SSL_KEYSTORE_FILE", "ssl.server.keystore.location"},
@@ -110,7 +113,8 @@ func (c *Conf) ServerTLSEnvironment() (warnings []string) {
 	} {
 		if v, _ := c.env(e.env); v != "" {
 			warnings = append(warnings,
-				fmt.Sprintf("environment variable %s overrides property %s; set the property in ssl-server.xml instead", e.env,
+				fmt.Sprintf("environment variable %s overrides property %s; set the property in "+
+					"ssl-server.xml instead", e.env,
 					e.name))
 			c.Override(e.name, v, "environment "+e.env)
 		}
@@ -118,40 +122,42 @@ func (c *Conf) ServerTLSEnvironment() (warnings []string) {
 	return warnings
 }
 
-// lowWatermark takes the spelling that Cloudera's page prints. Hadoop's KMS
-// reads only the one with dots, so there the advice had no effect.
+// lowWatermark accepts the spelling of LowWatermark in Cloudera's documentation. Hadoop's KMS reads only the spelling
+// with dots, and ignores the other.
 func (c *Conf) lowWatermark() {
 	dash, ok := c.props[lowWatermarkDash]
 	if !ok {
 		return
 	}
 	if dot, both := c.props[LowWatermark]; both {
-		c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is ignored, since %s sets %s", dash.Where(), dash.Name,
+		c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is ignored, since %s sets %s",
+			dash.Where(), dash.Name,
 			dot.Where(), LowWatermark))
 		return
 	}
 	c.warnings = append(c.warnings,
-		fmt.Sprintf("%s: property %s is taken for %s; Hadoop's own KMS reads only the latter and would ignore this line",
+		fmt.Sprintf("%s: property %s is taken for %s; Hadoop's own KMS reads only the latter and would "+
+			"ignore this line",
 			dash.Where(), dash.Name, LowWatermark))
-	c.props[LowWatermark] = dash // under its own name, by which a complaint finds the line
+	c.props[LowWatermark] = dash // the property keeps its own name, so that an error names the line's text
 }
 
-// misnamed are names that documents print and nothing ever read.
+// misnamed are names in documents that no KMS has ever read.
 var misnamed = map[string]string{
 	"hadoop.kms.aggregation.delay.ms": "hadoop.kms.audit.aggregation.window.ms", // Hadoop's own KMS guide
 }
 
-// guards are properties without which the server would go on with less than its operator
-// meant: other keys, another store of them, anybody for a user, no TLS, no record. Where
-// one is not set, a property that is most probably a misspelling of it is refused.
+// guards are properties whose loss would weaken the server without a sign: it would use other keys, another key
+// store, unchecked user names, no TLS, or no audit records. If a guard is not set, a property whose name is most
+// probably a misspelling of it is refused.
 var guards = []string{
 	ProviderURI, SourceURI, InitiateMigration, MetastoreURI,
 	"hadoop.kms.authentication.type", "hadoop.kms.ssl.enabled", "hadoop.security.authorization",
 	AuthorizationManager, HDFSSuperusers, "claviger.audit.json.file", "claviger.audit.must",
 }
 
-// checkGuards refuses the first property (by name) that is not known and means a guard
-// which is not set.
+// checkGuards returns an error for the first unknown property (by name) that most probably means a guard, if that
+// guard is not set.
 func (c *Conf) checkGuards() error {
 	for _, name := range c.Names() {
 		meant, ok := c.meant[name]
@@ -161,15 +167,15 @@ func (c *Conf) checkGuards() error {
 		if p, set := c.props[meant]; set && p.File != "" {
 			continue
 		}
-		return fmt.Errorf("%s: property %s is not known, and %s is not set; did you mean that? It decides on keys, on who "+
-			"may use them, or on what is recorded, so it is not left to its default: correct the name, or take the line out",
+		return fmt.Errorf("%s: property %s is not known, and %s is not set; did you mean that? It decides on "+
+			"keys, on who may use them, or on what is recorded, so it is not left to its default: correct the name, "+
+			"or take the line out",
 			c.props[name].Where(), name, meant)
 	}
 	return nil
 }
 
-// warnUnknown names properties of our families that mean nothing, with the
-// nearest one that does.
+// warnUnknown warns of properties with our prefixes that have no effect, and names the most similar known property.
 func (c *Conf) warnUnknown() {
 	exact := map[string]bool{}
 	for _, k := range KMS {
@@ -198,12 +204,11 @@ func (c *Conf) warnUnknown() {
 	}
 }
 
-// notUsed begins the line of a property that is taken and does nothing; the
-// reason follows.
+// notUsed is the start of Known.Doc for a property that is accepted and has no effect. The reason follows it.
 const notUsed = "taken and not used"
 
-// warnIdle names properties that somebody has set to other than the default and
-// that do nothing here, with the reason.
+// warnIdle warns of properties that have no effect here and are set to a value other than the default. The warning
+// names the reason.
 func (c *Conf) warnIdle() {
 	for _, k := range KMS {
 		why, idle := strings.CutPrefix(k.Doc, notUsed)
@@ -220,8 +225,8 @@ func (c *Conf) warnIdle() {
 	}
 }
 
-// candidates are the names that name may be a misspelling of. Where a known
-// name has a '*' between dots, what name has in that place stands in for it.
+// candidates returns the names that name may be a misspelling of. A '*' between dots in a known name is replaced by
+// the word that name has in that place.
 func candidates(name string) []string {
 	parts := strings.Split(name, ".")
 	var out []string
@@ -253,13 +258,12 @@ func inFamily(name string) bool {
 	return false
 }
 
-// matchesPattern knows names with one '*', which stands for one character or
-// more.
+// matchesPattern reports whether a known name with a '*' matches name. The '*' matches one character or more.
 func matchesPattern(name string) bool {
 	return slices.ContainsFunc(KMS, func(k Known) bool { return k.covers(name) })
 }
 
-// covers tells whether the property's name is a pattern that name has.
+// covers reports whether k.Name is a pattern that matches name.
 func (k Known) covers(name string) bool {
 	before, after, ok := strings.Cut(k.Name, "*")
 	return ok && len(name) > len(before)+len(after) && strings.HasPrefix(name, before) && strings.HasSuffix(name, after)

@@ -14,8 +14,7 @@ import (
 	"strings"
 )
 
-// Limits of one file and what it includes. Real ones are a few hundred kilobytes
-// in two or three files.
+// Limits of one file and the files that it includes. Real ones are a few hundred kilobytes in two or three files.
 const (
 	maxSize         = 8 << 20 // bytes, of all files together
 	maxIncludeDepth = 10
@@ -23,14 +22,14 @@ const (
 	maxNesting      = 100 // of <configuration> in <configuration>
 )
 
-// parser reads one file and what it includes.
+// parser reads one file and the files that it includes.
 type parser struct {
 	read     func(path string) ([]byte, error) // at most maxSize+1 bytes
 	props    []Property
 	warnings []string
 	open     []string // files being read, outermost first
-	files    int      // read so far
-	size     int      // of them
+	files    int      // number of files read so far
+	size     int      // of those files, in bytes
 	nesting  int
 }
 
@@ -49,7 +48,7 @@ func readFile(path string) ([]byte, error) {
 		return nil, err // the caller may do without the file
 	case err != nil:
 		return nil, fmt.Errorf("%w; let the user that this process runs as read it", err)
-	case !info.Mode().IsRegular(): // a named pipe would be waited for, a device has no end
+	case !info.Mode().IsRegular(): // a read of a named pipe would wait, and a device has no end
 		return nil, fmt.Errorf("%s is not a regular file; name one", path)
 	}
 	f, err := os.Open(path)
@@ -73,11 +72,12 @@ func (p *parser) file(path string) error {
 	}
 	data, err := p.read(path)
 	if err != nil {
-		return err // names the file, and can be asked for ErrNotExist
+		return err // the error names the file, and may be ErrNotExist
 	}
 	p.files++
 	if p.size += len(data); p.size > maxSize {
-		return fmt.Errorf("%s: the file, with what it includes, is larger than %d MiB; is it a configuration file?", path,
+		return fmt.Errorf("%s: the file, with what it includes, is larger than %d MiB; is it a configuration file?",
+			path,
 			maxSize>>20)
 	}
 	p.open = append(p.open, path)
@@ -89,7 +89,7 @@ func (p *parser) file(path string) error {
 	return p.parse(path, text)
 }
 
-// document is a token reader that knows where it is.
+// document is a reader of XML tokens that knows its file and line.
 type document struct {
 	*xml.Decoder
 	path string
@@ -100,7 +100,7 @@ func (d *document) line() int {
 	return line
 }
 
-// fail words what the XML reader says.
+// fail makes an error with file, line and cure from an error of the XML reader.
 func (d *document) fail(err error) error {
 	line := d.line()
 	msg, cure := err.Error(),
@@ -124,8 +124,8 @@ func (d *document) fail(err error) error {
 	return fmt.Errorf("%s:%d: malformed XML: %s; %s", d.path, line, msg, cure)
 }
 
-// parse reads one document. Entities that a DOCTYPE declares are neither
-// expanded nor fetched: encoding/xml knows the five of XML itself only.
+// parse reads one document. Entities of a DOCTYPE are neither expanded nor fetched, since encoding/xml knows only the
+// five entities of XML.
 func (p *parser) parse(path, text string) error {
 	d := &document{Decoder: xml.NewDecoder(strings.NewReader(text)), path: path}
 	d.CharsetReader = charset
@@ -134,7 +134,8 @@ func (p *parser) parse(path, text string) error {
 		tok, err := d.Token()
 		if errors.Is(err, io.EOF) {
 			if !seen {
-				return fmt.Errorf("%s: malformed XML: there is no <configuration> element; it must hold all others", path)
+				return fmt.Errorf("%s: malformed XML: there is no <configuration> element; it must hold all others",
+					path)
 			}
 			return nil
 		}
@@ -144,15 +145,18 @@ func (p *parser) parse(path, text string) error {
 		switch t := tok.(type) {
 		case xml.CharData:
 			if len(bytes.TrimSpace(t)) > 0 {
-				return fmt.Errorf("%s: malformed XML: there is text outside of <configuration>; take it out, or make it a comment",
+				return fmt.Errorf("%s: malformed XML: there is text outside of <configuration>; take it out, or make "+
+					"it a comment",
 					path)
 			}
 		case xml.StartElement:
 			if t.Name.Local != "configuration" {
-				return fmt.Errorf("%s:%d: the outermost element is <%s>; it must be <configuration>", path, d.line(), t.Name.Local)
+				return fmt.Errorf("%s:%d: the outermost element is <%s>; it must be <configuration>", path,
+					d.line(), t.Name.Local)
 			}
 			if seen {
-				return fmt.Errorf("%s:%d: malformed XML: there is a second outermost <configuration>; put its properties into the first", path, d.line())
+				return fmt.Errorf("%s:%d: malformed XML: there is a second outermost <configuration>; put its "+
+					"properties into the first", path, d.line())
 			}
 			seen = true
 			if err := p.configuration(d); err != nil {
@@ -162,7 +166,7 @@ func (p *parser) parse(path, text string) error {
 	}
 }
 
-// configuration reads up to the end of the element that has just begun.
+// configuration reads the elements up to the end of the current element.
 func (p *parser) configuration(d *document) error {
 	if p.nesting++; p.nesting > maxNesting {
 		return fmt.Errorf("%s:%d: elements are nested more than %d deep; take the inner <configuration> elements away",
@@ -178,16 +182,17 @@ func (p *parser) configuration(d *document) error {
 		case xml.EndElement:
 			return nil
 		case xml.StartElement:
-			switch t.Name.Local { // whatever the namespace, as in Hadoop
+			switch t.Name.Local { // in any namespace, as in Hadoop
 			case "property":
 				err = p.property(d, t)
 			case "configuration":
 				err = p.configuration(d)
 			case "include":
 				err = p.include(d, t)
-			default: // Hadoop looks through elements that it does not know
+			default: // as Hadoop, read the elements inside an unknown element
 				p.warnings = append(p.warnings,
-					fmt.Sprintf("%s:%d: element <%s> is not known here; what is in it counts as if it were not there", d.path,
+					fmt.Sprintf("%s:%d: element <%s> is not known here; what is in it counts as if it were not there",
+						d.path,
 						d.line(), t.Name.Local))
 				err = p.configuration(d)
 			}
@@ -205,7 +210,7 @@ func (d *document) skip() error {
 	return nil
 }
 
-// text reads the character data of the element that has just begun.
+// text returns the text of the current element.
 func (d *document) text() (string, error) {
 	var b strings.Builder
 	for {
@@ -219,15 +224,15 @@ func (d *document) text() (string, error) {
 		case xml.EndElement:
 			return b.String(), nil
 		case xml.StartElement:
-			return "", fmt.Errorf("%s:%d: element <%s> inside a value; write < as &lt; if it is meant as text", d.path, d.line(),
+			return "", fmt.Errorf("%s:%d: element <%s> inside a value; write < as &lt; if it is meant as text",
+				d.path, d.line(),
 				t.Name.Local)
 		}
 	}
 }
 
-// property reads <property>, whose parts may also be attributes. As in Hadoop an
-// element without text is as if it were not there: <value></value> does not set
-// a property, nor does it override one.
+// property reads a <property>, whose parts may also be attributes. As in Hadoop, an element without text is ignored:
+// <value></value> neither sets nor overrides a property.
 func (p *parser) property(d *document, start xml.StartElement) error {
 	prop := Property{File: d.path, Line: d.line()}
 	hasValue, emptyValue := false, false
@@ -242,7 +247,8 @@ func (p *parser) property(d *document, start xml.StartElement) error {
 			prop.Value, hasValue = v, true
 		case "final":
 			if prop.Final = v == "true"; !prop.Final && trim(v) == "true" {
-				warn("property %s: <final>%s</final> is not taken for true because of the blanks in it; write <final>true</final>",
+				warn("property %s: <final>%s</final> is not taken for true because of the blanks in it; write "+
+					"<final>true</final>",
 					prop.Name, v)
 			}
 		}
@@ -283,7 +289,8 @@ func (p *parser) property(d *document, start xml.StartElement) error {
 			case prop.Name == "":
 				warn("a property without a name is ignored; give it one or take it out")
 			case !hasValue && emptyValue:
-				warn("property %s has an empty <value> and is ignored, as in Hadoop; take it out (an ACL that admits nobody is a single blank)", prop.Name)
+				warn("property %s has an empty <value> and is ignored, as in Hadoop; take it out (an ACL that admits "+
+					"nobody is a single blank)", prop.Name)
 			case !hasValue:
 				warn("property %s has no <value> and is ignored, as in Hadoop; give it one or take it out", prop.Name)
 			default:
@@ -294,7 +301,7 @@ func (p *parser) property(d *document, start xml.StartElement) error {
 	}
 }
 
-// include follows an XInclude. Its fallback stands in where the file is missing.
+// include reads the file of an XInclude, or its fallback if the file does not exist.
 func (p *parser) include(d *document, start xml.StartElement) error {
 	href, line := "", d.line()
 	for _, a := range start.Attr {
@@ -333,7 +340,8 @@ func (p *parser) include(d *document, start xml.StartElement) error {
 			}
 		case xml.EndElement:
 			if missing && !fallback {
-				return fmt.Errorf("%s:%d: the included file %s is not there; create it, or give the include an xi:fallback", d.path,
+				return fmt.Errorf("%s:%d: the included file %s is not there; create it, or give the include an "+
+					"xi:fallback", d.path,
 					line, path)
 			}
 			return nil
@@ -349,7 +357,8 @@ func includePath(from, href string) (string, error) {
 	case href == "":
 		return "", errors.New("there is no file name in it")
 	case u.Scheme != "" && u.Scheme != "file":
-		return "", fmt.Errorf("only files can be included, not %s:; put a copy beside this file and include that", u.Scheme)
+		return "", fmt.Errorf("only files can be included, not %s:; put a copy beside this file and include that",
+			u.Scheme)
 	}
 	if filepath.IsAbs(u.Path) {
 		return filepath.Clean(u.Path), nil
@@ -357,7 +366,7 @@ func includePath(from, href string) (string, error) {
 	return filepath.Join(filepath.Dir(from), u.Path), nil
 }
 
-// trim takes off what Java's String.trim does: characters up to U+0020.
+// trim removes leading and trailing characters up to U+0020, as Java's String.trim does.
 func trim(s string) string {
 	return strings.TrimFunc(s, func(r rune) bool { return r <= ' ' })
 }

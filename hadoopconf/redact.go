@@ -8,12 +8,11 @@ import (
 	"claviger/secret"
 )
 
-// SensitiveKeys names the property whose regular expressions say which
-// properties' values are not shown.
+// SensitiveKeys is the name of the property with regular expressions for the names of secret properties.
 const SensitiveKeys = "hadoop.security.sensitive-config-keys"
 
-// sensitiveDefault is core-default.xml's value of SensitiveKeys (Hadoop 3.4.2),
-// without what concerns file systems alone.
+// sensitiveDefault is the value of SensitiveKeys in core-default.xml (Hadoop 3.4.2), without some names that only file
+// systems use.
 var sensitiveDefault = []string{
 	"secret$", "password$", "ssl.keystore.pass$", "fs.s3a.server-side-encryption.key",
 	"fs.s3a.*.server-side-encryption.key",
@@ -24,7 +23,7 @@ var sensitiveDefault = []string{
 	"oauth.*token", SensitiveKeys,
 }
 
-// Shown is a property as others than its owner may see it.
+// Shown is a property without secrets, as any user of /conf may see it.
 type Shown struct {
 	Name    string
 	Written string // variables not expanded
@@ -33,10 +32,9 @@ type Shown struct {
 	Source  string // a file's path, "" for a built-in default
 }
 
-// Public returns all properties by name, with what is secret taken out: what
-// SensitiveKeys says, what our own rule says, and secrets within URIs. It fails
-// where SensitiveKeys has an expression that cannot be read: nothing must be
-// shown then.
+// Public returns all properties by name, without secrets. It hides the values of names that match SensitiveKeys or our
+// own rule, and secrets within URIs. If an expression of SensitiveKeys cannot be parsed, it returns an error and no
+// property.
 func (c *Conf) Public() ([]Shown, error) {
 	hide, err := c.sensitiveKeys()
 	if err != nil {
@@ -56,13 +54,13 @@ func (c *Conf) Public() ([]Shown, error) {
 	return list, nil
 }
 
-// CheckPublic fails where Public would, and takes none of its time.
+// CheckPublic returns the error that Public would return, and takes less time.
 func (c *Conf) CheckPublic() error {
 	_, err := c.sensitiveKeys()
 	return err
 }
 
-// sensitiveKeys returns the rule by which a name's value is hidden.
+// sensitiveKeys returns a function that reports whether the value of a name must be hidden.
 func (c *Conf) sensitiveKeys() (func(name string) bool, error) {
 	texts := sensitiveDefault
 	if v, ok := c.Get(SensitiveKeys); ok {
@@ -78,7 +76,8 @@ func (c *Conf) sensitiveKeys() (func(name string) bool, error) {
 		if err != nil {
 			p := c.props[SensitiveKeys]
 			return nil,
-				fmt.Errorf("%s: property %s: the regular expression %q cannot be read (%w); mend it, or take the property out for Hadoop's default", p.Where(), SensitiveKeys, text, err)
+				fmt.Errorf("%s: property %s: the regular expression %q cannot be read (%w); mend it, or take the "+
+					"property out for Hadoop's default", p.Where(), SensitiveKeys, text, err)
 		}
 		patterns = append(patterns, re)
 	}
@@ -92,12 +91,12 @@ func (c *Conf) sensitiveKeys() (func(name string) bool, error) {
 	}, nil
 }
 
-// clearSecret are the names of properties whose values are secrets. Names that end in
-// "token" or "credential" mostly say where one is.
+// clearSecret matches the names of properties whose values are secrets. Values of names that end with "token" or
+// "credential" are mostly the places of secrets.
 var clearSecret = regexp.MustCompile(`(?i)(secret|password|pass|secret.?key|access.?key)$`)
 
-// ClearSecrets returns the files in which a secret stands in clear, each with the first
-// property by name that holds one.
+// ClearSecrets returns the files that contain a secret in clear text, each with the first property by name that has
+// one.
 func (c *Conf) ClearSecrets() map[string]string {
 	files := map[string]string{}
 	for _, name := range c.Names() {

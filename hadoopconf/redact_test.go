@@ -17,7 +17,8 @@ func TestSecretsInValues(t *testing.T) {
 		{"postgres://u@realm:p w@h1,h2/db", "postgres://u@realm:<redacted>@h1,h2/db"},
 		{"postgres://:pw@h/db", "postgres://:<redacted>@h/db"},
 		{"jdbc:postgresql://u:12345/x@h/db", "jdbc:postgresql://u:<redacted>@h/db"},
-		{"kms://http@h1:9600/kms,ldap://u:p,w@h, //v:x@h", "kms://http@h1:9600/kms,ldap://u:<redacted>@h, //v:<redacted>@h"},
+		{"kms://http@h1:9600/kms,ldap://u:p,w@h, //v:x@h", "kms://http@h1:9600/kms,ldap://u:<redacted>@h, " +
+			"//v:<redacted>@h"},
 		{"password = x", "password = <redacted>"},
 		{"host=h user=u password='x \\' y' dbname=d", "host=h user=u password=<redacted> dbname=d"},
 		{`host=h sslpassword = "x y" port=1`, "host=h sslpassword = <redacted> port=1"},
@@ -81,11 +82,14 @@ func TestSecretsInValues(t *testing.T) {
 	for _, plain := range []string{
 		"kms://https@h1;h2:9600/kms", "jceks://file@/etc/kms.keystore,kms://http@h:9600/kms",
 		"RULE:[2:$1@$0](hdfs@EXAMPLE)s/.*/hdfs/", "host:9600,host2:9600", "hdfs://nn:8020/x",
-		"pkcs11:token=kms?module-path=/usr/lib/x.so&pin-source=file:/etc/pin", "user@EXAMPLE.COM", "sasl:kms@EXAMPLE.COM:cdrwa", "kms:https@h/kms",
+		"pkcs11:token=kms?module-path=/usr/lib/x.so&pin-source=file:/etc/pin", "user@EXAMPLE.COM",
+		"sasl:kms@EXAMPLE.COM:cdrwa", "kms:https@h/kms",
 		"kms@EXAMPLE.COM,host:9600,user@EXAMPLE.COM", "host:9600,user@EXAMPLE.COM", "HTTP/h.example.com@EXAMPLE.COM",
 		"RULE:[2:$1@$0](nn/.*@EXAMPLE)s/.*/hdfs/\nRULE:[1:$1@$0](kms@EXAMPLE)s/.*/kms/\nDEFAULT",
-		"sasl:kms@EXAMPLE:cdrwa, world:anyone:r,sasl:b@EXAMPLE:r", "hdfs:/apps/x", "/etc/kms:/opt/kms", "kms:/https@h:9600/kms",
-		"kms://http@h:9600/kms,kms://http@h2:9600/kms", "x kms://http@h:9600/kms,kms://http@h2:9600/kms", "http://h:1/x, jceks://file@/etc/x",
+		"sasl:kms@EXAMPLE:cdrwa, world:anyone:r,sasl:b@EXAMPLE:r", "hdfs:/apps/x", "/etc/kms:/opt/kms",
+		"kms:/https@h:9600/kms",
+		"kms://http@h:9600/kms,kms://http@h2:9600/kms", "x kms://http@h:9600/kms,kms://http@h2:9600/kms",
+		"http://h:1/x, jceks://file@/etc/x",
 		"jceks://file@/etc/kms.keystore,jceks://file@/etc/b:c",
 	} {
 		if got := secret.Value(plain); got != plain {

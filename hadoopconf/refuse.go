@@ -7,8 +7,8 @@ import (
 	"claviger"
 )
 
-// Refuse returns the error for a property that is missing, or whose value cannot be used. want says
-// what value would be right.
+// Refuse returns the error for a property that is missing, or whose value cannot be used. want describes the right
+// value.
 func (c *Conf) Refuse(name, want string) error {
 	p, set := c.Lookup(name)
 	if !set {
@@ -18,7 +18,7 @@ func (c *Conf) Refuse(name, want string) error {
 	return &ValueError{Property: p, Value: v, Want: want}
 }
 
-// RefuseFor is Refuse with the error that showed that the value cannot be used.
+// RefuseFor returns the error for a property whose value cannot be used because of err.
 func (c *Conf) RefuseFor(name string, err error, want string, args ...any) error {
 	of := claviger.BadProperty(name, err, want, args...)
 	if there := c.Placed(of); there != nil {
@@ -38,8 +38,8 @@ func (c *Conf) BadFile(name string, err error, cure string) error {
 	return c.RefuseFor(name, err, "%v%s", err, cure)
 }
 
-// Placed adds file, line and value to an error about a property that another room returned. It returns
-// nil where err is about no property, or names its line already.
+// Placed adds file, line and value to an error of another package about a property. It returns nil if err is not
+// about a property, or names its line already.
 func (c *Conf) Placed(err error) error {
 	var there *ValueError
 	var of *claviger.PropertyError

@@ -15,16 +15,19 @@ func TestForeignRules(t *testing.T) {
 		manager, file string
 		refused       bool
 	}{
-		{"", "", false}, {" ", "", false}, {hadoopsManager, "", false}, {" " + hadoopsManager + "\n", "kms-acls.xml", false},
+		{"", "", false}, {" ", "", false}, {hadoopsManager, "", false},
+		{" " + hadoopsManager + "\n", "kms-acls.xml", false},
 		{ranger, "", true}, {"com.example.Rules", "", true},
-		{"", "dbks-site.xml", true}, {hadoopsManager, "ranger-kms-security.xml", true}, {"", "ranger-kms-audit.xml", true},
+		{"", "dbks-site.xml", true}, {hadoopsManager, "ranger-kms-security.xml", true},
+		{"", "ranger-kms-audit.xml", true},
 	} {
 		dir := t.TempDir()
 		text := "<configuration><property><name>hadoop.kms.http.port</name><value>1</value></property>\n"
 		if c.manager != "" {
 			text += "<property><name>" + AuthorizationManager + "</name><value>" + c.manager + "</value></property>\n"
 		}
-		for name, content := range map[string]string{"kms-site.xml": text + "</configuration>", c.file: "<configuration/>"} {
+		for name, content := range map[string]string{"kms-site.xml": text + "</configuration>",
+			c.file: "<configuration/>"} {
 			if name == "" {
 				continue
 			}
@@ -77,7 +80,8 @@ func TestMisplacedRules(t *testing.T) {
 		"core-site.xml": prop("hadoop.kms.acl.GET", "alice"),
 		"kms-site.xml": prop("default.key.acl.READ", "alice") + prop("key.acl.k.ALL", "alice") +
 			prop("hadoop.kms.blacklist.DECRYPT_EEK", "hdfs") +
-			prop("whitelist.key.acl.READ", "x") + prop("keytrustee.kms.acl.PURGE", "x") + prop("hadoop.kms.http.port", "1"),
+			prop("whitelist.key.acl.READ", "x") + prop("keytrustee.kms.acl.PURGE", "x") +
+			prop("hadoop.kms.http.port", "1"),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte("<configuration>\n"+text+"</configuration>"),
 			0o600); err != nil {

@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// given returns a property's value for a typed getter: trimmed, expanded; false
-// where the property is not set. One that is set to nothing is an error there
-// ("" is no number), not the default.
+// given returns a property's value, trimmed and expanded, for a typed getter. The second result is false if the
+// property is not set. For a property that is set to "" it is true, so the getter returns an error ("" is no number)
+// and not the default.
 func (c *Conf) given(name string) (string, bool) {
 	_, ok := c.props[name]
 	v, _ := c.Get(name)
@@ -22,9 +22,8 @@ func (c *Conf) bad(name, value, want string) error {
 	return &ValueError{Property: c.props[name], Value: value, Want: want}
 }
 
-// Int reads a whole number between lo and hi. A property that is not set is 0;
-// the known ones have defaults (see LoadKMS). Hexadecimal (0x..) is taken, as
-// Hadoop takes it.
+// Int reads a whole number from lo to hi. It returns 0 if the property is not set; known properties have defaults (see
+// LoadKMS). As in Hadoop, a hexadecimal number (0x..) is allowed.
 func (c *Conf) Int(name string, lo, hi int64) (int64, error) {
 	v, ok := c.given(name)
 	if !ok {
@@ -44,8 +43,7 @@ func (c *Conf) Int(name string, lo, hi int64) (int64, error) {
 	return n, nil
 }
 
-// Bool reads true or false, in any case. Hadoop takes anything else for the
-// default without a word; here it is an error.
+// Bool reads true or false, in upper or lower case. Any other value is an error; Hadoop silently uses the default then.
 func (c *Conf) Bool(name string) (bool, error) {
 	v, ok := c.given(name)
 	if !ok {
@@ -73,7 +71,7 @@ func (c *Conf) Float(name string, lo, hi float64) (float64, error) {
 	return f, nil
 }
 
-// suffixes are those of Configuration.getTimeDuration, longest first.
+// suffixes are the units of Configuration.getTimeDuration, longest first.
 var suffixes = []struct {
 	text string
 	unit time.Duration
@@ -82,9 +80,9 @@ var suffixes = []struct {
 	{"s", time.Second}, {"m", time.Minute}, {"h", time.Hour}, {"d", 24 * time.Hour},
 }
 
-// Duration reads a time: a bare number counts in unit; ns, us, ms, s, m, h and d
-// may follow it. Of a property that Hadoop does not have one must, unless it is 0: who
-// writes 7 may mean days, and keys are destroyed when a time is over.
+// Duration reads a time: a number, and ns, us, ms, s, m, h or d. Without these letters the number counts in unit. A
+// property that Hadoop does not have must have the letters, unless it is 0: a user who writes 7 may mean days, and
+// some keys are destroyed when a time is over.
 func (c *Conf) Duration(name string, unit time.Duration) (time.Duration, error) {
 	v, ok := c.given(name)
 	if !ok {
@@ -100,7 +98,7 @@ func (c *Conf) Duration(name string, unit time.Duration) (time.Duration, error) 
 	return d, nil
 }
 
-// ParseDuration reads a time as Duration does. The error says what would be right.
+// ParseDuration reads a time as Duration does. The error describes the right form.
 func ParseDuration(text string, unit time.Duration) (time.Duration, error) {
 	digits := strings.ToLower(text)
 	for _, s := range suffixes {
@@ -119,7 +117,7 @@ func ParseDuration(text string, unit time.Duration) (time.Duration, error) {
 	return time.Duration(n) * unit, nil
 }
 
-// Strings reads a comma list; parts are trimmed, empty ones dropped.
+// Strings reads a list that is separated by commas. It trims the parts, and drops empty ones.
 func (c *Conf) Strings(name string) []string {
 	v, _ := c.Get(name)
 	var out []string
