@@ -11,15 +11,16 @@ package gssapi
 #include <krb5.h>
 #include "texts.h"
 
-// acquire gets the credentials of an acceptor by every key of a keytab.
+// acquire gets the credentials of an acceptor with all keys of a keytab.
 static OM_uint32 acquire(OM_uint32 *minor, const char *keytab, const char *rcache, gss_cred_id_t *out) {
 	gss_key_value_element_desc elements[2] = {{"keytab", keytab}, {"rcache", rcache}};
 	gss_key_value_set_desc store = {rcache == NULL ? 1 : 2, elements};
-	return gss_acquire_cred_from(minor, GSS_C_NO_NAME, GSS_C_INDEFINITE, GSS_C_NO_OID_SET, GSS_C_ACCEPT, &store, out, NULL,
+	return gss_acquire_cred_from(minor, GSS_C_NO_NAME, GSS_C_INDEFINITE, GSS_C_NO_OID_SET, GSS_C_ACCEPT,
+		&store, out, NULL,
 		NULL);
 }
 
-// accepted is what came of a token: texts to be freed, NULL for none.
+// accepted is the result for a token. The texts must be freed; NULL means none.
 typedef struct {
 	OM_uint32 major, minor;
 	char *client, *service, *reply;
@@ -27,8 +28,8 @@ typedef struct {
 	char *general, *specific; // texts of the status
 } accepted;
 
-// accept_token runs on one thread from the call to the texts of its status, which
-// the library keeps by thread.
+// accept_token accepts a token and reads the texts of the status on the same thread, because the library keeps these
+// texts for each thread.
 static void accept_token(gss_cred_id_t cred, const void *token, size_t len, accepted *out) {
 	gss_ctx_id_t ctx = GSS_C_NO_CONTEXT;
 	gss_name_t client = GSS_C_NO_NAME, service = GSS_C_NO_NAME;
@@ -61,7 +62,7 @@ static void free_accepted(accepted *a) {
 
 static char *copy_of(const char *s) { return s == NULL ? NULL : strdup(s); }
 
-// next_principal walks through a keytab; it returns a text to be freed.
+// next_principal reads the principal of the next entry of a keytab. The caller frees the text.
 static krb5_error_code next_principal(krb5_context ctx, krb5_keytab kt, krb5_kt_cursor *cursor, char **name) {
 	krb5_keytab_entry e;
 	char *s = NULL;
@@ -86,27 +87,27 @@ import (
 	"unsafe"
 )
 
-// Available tells whether this build can do Kerberos.
+// Available reports whether this build supports Kerberos.
 const Available = true
 
-// Acceptor accepts tokens with the keys of a keytab. Its methods may be called
-// from many goroutines.
+// Acceptor accepts tokens with the keys of a keytab. Its methods may be called from many goroutines.
 type Acceptor struct {
 	keytab     string // path
 	principals []string
-	every      bool // each HTTP/... principal
+	every      bool // accept each HTTP/... principal
 
-	mu     sync.RWMutex // held for reading while a token is looked at
+	mu     sync.RWMutex // held for reading while a token is checked
 	cred   C.gss_cred_id_t
 	closed bool
 }
 
-// NewAcceptor opens the keytab, and sees that the principals have keys in it.
+// NewAcceptor opens the keytab, and checks that it has keys of the principals.
 func NewAcceptor(conf AcceptorConfig) (*Acceptor, error) {
 	if len(conf.Principals) == 0 {
 		return nil, errors.New("no principal to accept tickets for")
 	}
-	a := &Acceptor{keytab: conf.Keytab, principals: conf.Principals, every: slices.Equal(conf.Principals, []string{"*"})}
+	a := &Acceptor{keytab: conf.Keytab, principals: conf.Principals,
+		every: slices.Equal(conf.Principals, []string{"*"})}
 	if err := a.Check(); err != nil {
 		return nil, err
 	}
@@ -117,7 +118,7 @@ func NewAcceptor(conf AcceptorConfig) (*Acceptor, error) {
 		rcache = C.CString(conf.ReplayCache)
 		defer C.free(unsafe.Pointer(rcache))
 	}
-	runtime.LockOSThread() // the texts of a status are kept by thread
+	runtime.LockOSThread() // the library keeps the texts of a status for each thread
 	defer runtime.UnlockOSThread()
 	var minor C.OM_uint32
 	if major := C.acquire(&minor, keytab, rcache, &a.cred); major != C.GSS_S_COMPLETE {
@@ -127,8 +128,8 @@ func NewAcceptor(conf AcceptorConfig) (*Acceptor, error) {
 	return a, nil
 }
 
-// Check reads the keytab as it lies there now, and returns an error where it cannot be
-// read or holds no key of a principal of ours: no client can log in then.
+// Check reads the keytab file anew. It returns an error if the file cannot be read, or has no key of one of our
+// principals. Then clients cannot log in.
 func (a *Acceptor) Check() error {
 	known, err := principalsOf(a.keytab)
 	if err != nil {
@@ -143,7 +144,8 @@ func (a *Acceptor) Check() error {
 		}
 	}
 	if a.every && !slices.ContainsFunc(known, func(k string) bool { return strings.HasPrefix(k, "HTTP/") }) {
-		return fmt.Errorf("keytab %s has no key of a principal HTTP/...; it has keys of %s", a.keytab, strings.Join(known, ", "))
+		return fmt.Errorf("keytab %s has no key of a principal HTTP/...; it has keys of %s", a.keytab,
+			strings.Join(known, ", "))
 	}
 	return nil
 }
@@ -154,8 +156,7 @@ func statusText(code C.OM_uint32, kind C.int) string {
 	return C.GoString(s)
 }
 
-// isPrincipal tells whether a full principal is the one that is named with or
-// without its realm.
+// isPrincipal reports whether the principal full has that name. name may have a realm or not.
 func isPrincipal(full, name string) bool {
 	if !strings.Contains(name, "@") {
 		full, _, _ = strings.Cut(full, "@")
@@ -163,9 +164,9 @@ func isPrincipal(full, name string) bool {
 	return full == name
 }
 
-// principalsOf lists whose keys a keytab has.
+// principalsOf returns the principals with keys in a keytab.
 func principalsOf(keytab string) ([]string, error) {
-	f, err := os.Open(keytab) // the library's words for this do not tell why
+	f, err := os.Open(keytab) // the library's error does not contain the reason
 	if err != nil {
 		return nil, err
 	}
@@ -210,7 +211,7 @@ func principalsOf(keytab string) ([]string, error) {
 	}
 }
 
-// Accept finds out who sent a token. Errors are of type *Error.
+// Accept returns the sender of a token. Errors are of type *Error.
 func (a *Acceptor) Accept(token []byte) (Accepted, error) {
 	if err := check(token); err != nil {
 		return Accepted{}, err
@@ -232,15 +233,16 @@ func (a *Acceptor) Accept(token []byte) (Accepted, error) {
 	case out.client == nil || out.service == nil:
 		return Accepted{}, badToken("the ticket's names cannot be told", "GSSException: Defective token detected")
 	}
-	who := Accepted{Client: C.GoString(out.client), Service: C.GoString(out.service),
+	accepted := Accepted{Client: C.GoString(out.client), Service: C.GoString(out.service),
 		Reply: C.GoBytes(unsafe.Pointer(out.reply), C.int(out.reply_len))}
-	if !a.ours(who.Service) {
-		e := &Error{Kind: WrongService, Detail: fmt.Sprintf("the ticket of %s is for %s, and this service is %s", who.Client,
-			who.Service, strings.Join(a.principals, ", "))}
+	if !a.ours(accepted.Service) {
+		e := &Error{Kind: WrongService, Detail: fmt.Sprintf("the ticket of %s is for %s, and this service is %s",
+			accepted.Client,
+			accepted.Service, strings.Join(a.principals, ", "))}
 		e.advise("")
 		return Accepted{}, e
 	}
-	return who, nil
+	return accepted, nil
 }
 
 func (a *Acceptor) ours(service string) bool {
@@ -250,7 +252,7 @@ func (a *Acceptor) ours(service string) bool {
 	return slices.ContainsFunc(a.principals, func(p string) bool { return isPrincipal(service, p) })
 }
 
-// Close frees the credentials. No token is accepted afterwards.
+// Close frees the credentials. After it, Accept refuses all tokens.
 func (a *Acceptor) Close() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -261,7 +263,7 @@ func (a *Acceptor) Close() {
 	}
 }
 
-// DefaultRealm is that of krb5.conf.
+// DefaultRealm returns the default realm of krb5.conf.
 func DefaultRealm() (string, error) {
 	var ctx C.krb5_context
 	if code := C.krb5_init_context(&ctx); code != 0 {

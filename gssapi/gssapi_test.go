@@ -21,7 +21,8 @@ func TestMain(m *testing.M) {
 	}
 	conf := filepath.Join(dir, "krb5.conf")
 	if err := os.WriteFile(conf,
-		[]byte("[libdefaults]\n default_realm = EXAMPLE.COM\n dns_lookup_kdc = false\n dns_canonicalize_hostname = false\n"),
+		[]byte("[libdefaults]\n default_realm = EXAMPLE.COM\n dns_lookup_kdc = false\n "+
+			"dns_canonicalize_hostname = false\n"),
 		0o600); err != nil {
 		panic(err)
 	}
@@ -73,7 +74,8 @@ func TestKeytab(t *testing.T) {
 		{"all of HTTP", AcceptorConfig{Keytab: both, Principals: []string{"*"}}, ""},
 		{"no principal", AcceptorConfig{Keytab: both}, "no principal"},
 		{"another realm", AcceptorConfig{Keytab: both, Principals: []string{"HTTP/localhost@OTHER.ORG"}},
-			"has no key of HTTP/localhost@OTHER.ORG; it has keys of HTTP/localhost@EXAMPLE.COM, ftp/localhost@EXAMPLE.COM"},
+			"has no key of HTTP/localhost@OTHER.ORG; it has keys of HTTP/localhost@EXAMPLE.COM, " +
+				"ftp/localhost@EXAMPLE.COM"},
 		{"another host", AcceptorConfig{Keytab: both, Principals: []string{"HTTP/kms1"}}, "has no key of HTTP/kms1"},
 		{"nothing of HTTP", AcceptorConfig{Keytab: writeKeytab(t, "ftp/localhost"), Principals: []string{"*"}},
 			"has no key of a principal HTTP/...; it has keys of ftp/localhost@EXAMPLE.COM"},
@@ -105,7 +107,8 @@ func TestKeytab(t *testing.T) {
 		want   string
 	}{
 		{"unchanged", func() error { return nil }, ""},
-		{"another service's", func() error { return os.Rename(writeKeytab(t, "ftp/localhost"), both) }, "has no key of HTTP/localhost"},
+		{"another service's", func() error { return os.Rename(writeKeytab(t, "ftp/localhost"), both) },
+			"has no key of HTTP/localhost"},
 		{"removed", func() error { return os.Remove(both) }, "no such file"},
 		{"put back", func() error { return os.Rename(writeKeytab(t, "HTTP/localhost"), both) }, ""},
 	} {

@@ -12,7 +12,7 @@ package gssapi
 
 static gss_OID_desc spnego_mech = {6, "\x2b\x06\x01\x05\x05\x02"};
 
-// outcome of a call: texts are to be freed, NULL for none.
+// outcome is the result of a call. The texts must be freed; NULL means none.
 typedef struct {
 	OM_uint32 major;
 	void *out;
@@ -22,7 +22,7 @@ typedef struct {
 
 static void free_outcome(outcome *o) { free(o->out); free(o->general); free(o->specific); }
 
-// keep copies what a call returned, or the texts of its failure.
+// keep copies the result of a call, or the texts of its failure.
 static void keep(outcome *o, OM_uint32 major, OM_uint32 minor, gss_buffer_t b) {
 	OM_uint32 ignored;
 	memset(o, 0, sizeof *o);
@@ -53,7 +53,8 @@ static void login(gss_name_t who, const char *keytab, const char *ccache, gss_cr
 	gss_OID_set_desc mechs = {2, both};
 	if (keytab != NULL) { e[store.count].key = "client_keytab"; e[store.count++].value = keytab; }
 	if (ccache != NULL) { e[store.count].key = "ccache"; e[store.count++].value = ccache; }
-	major = gss_acquire_cred_from(&minor, who, GSS_C_INDEFINITE, &mechs, GSS_C_INITIATE, store.count > 0 ? &store : NULL,
+	major = gss_acquire_cred_from(&minor, who, GSS_C_INDEFINITE, &mechs, GSS_C_INITIATE,
+		store.count > 0 ? &store : NULL,
 		cred, NULL, NULL);
 	keep(o, major, minor, NULL);
 }
@@ -63,7 +64,8 @@ static void init_step(gss_cred_id_t cred, gss_ctx_id_t *ctx, gss_name_t target, 
 	OM_uint32 minor, major;
 	gss_buffer_desc token = {len, in}, out = GSS_C_EMPTY_BUFFER;
 	major = gss_init_sec_context(&minor, cred, ctx, target, spnego ? &spnego_mech : (gss_OID)gss_mech_krb5,
-		(mutual ? GSS_C_MUTUAL_FLAG : 0) | GSS_C_INTEG_FLAG, 0, GSS_C_NO_CHANNEL_BINDINGS, len > 0 ? &token : GSS_C_NO_BUFFER,
+		(mutual ? GSS_C_MUTUAL_FLAG : 0) | GSS_C_INTEG_FLAG, 0, GSS_C_NO_CHANNEL_BINDINGS,
+			len > 0 ? &token : GSS_C_NO_BUFFER,
 			NULL, &out, NULL, NULL);
 	keep(o, major, minor, &out);
 }
@@ -93,7 +95,7 @@ import (
 	"unsafe"
 )
 
-// Initiator proves to one service who we are, once. It is for one goroutine.
+// Initiator proves our identity to one service, once. It must be used by one goroutine.
 type Initiator struct {
 	conf   InitiatorConfig
 	cred   C.gss_cred_id_t
@@ -103,11 +105,11 @@ type Initiator struct {
 	closed bool
 }
 
-// NewInitiator logs in: by the keytab, whose tickets all initiators of one
-// keytab and principal share and the library renews, or by a credential cache.
+// NewInitiator logs in with a keytab or with a credential cache. All initiators with the same keytab and principal
+// share the tickets of the keytab, and the library renews these tickets.
 func NewInitiator(conf InitiatorConfig) (*Initiator, error) {
 	if conf.Keytab != "" {
-		f, err := os.Open(conf.Keytab) // the library's words for this do not tell why
+		f, err := os.Open(conf.Keytab) // the library's error does not contain the reason
 		if err != nil {
 			return nil, asLogin(&Error{Kind: NoCredentials, Detail: "keytab: " + err.Error()}, &conf)
 		}
@@ -125,7 +127,7 @@ func NewInitiator(conf InitiatorConfig) (*Initiator, error) {
 }
 
 func (i *Initiator) open() error {
-	var who, target C.gss_name_t // not in i, which holds Go's pointers too
+	var who, target C.gss_name_t // not in i, because C must not get memory with Go pointers
 	defer func() {
 		var minor C.OM_uint32
 		C.gss_release_name(&minor, &who)
@@ -144,7 +146,8 @@ func (i *Initiator) open() error {
 	switch {
 	case i.conf.Keytab != "":
 		keytab = C.CString("FILE:" + i.conf.Keytab)
-		ccache = C.CString(fmt.Sprintf("MEMORY:claviger-%x", sha256.Sum256([]byte(i.conf.Keytab+"\x00"+i.conf.Principal))))
+		ccache = C.CString(fmt.Sprintf("MEMORY:claviger-%x",
+			sha256.Sum256([]byte(i.conf.Keytab+"\x00"+i.conf.Principal))))
 	case i.conf.CCache != "":
 		ccache = C.CString(i.conf.CCache)
 	}
@@ -156,7 +159,7 @@ func (i *Initiator) open() error {
 	return err
 }
 
-// importName takes a principal, or where hostBased says so "service@host".
+// importName converts a principal, or "service@host" if hostBased is true, to the library's form.
 func importName(text string, hostBased bool, name *C.gss_name_t) error {
 	s := C.CString(text)
 	defer C.free(unsafe.Pointer(s))
@@ -166,7 +169,7 @@ func importName(text string, hostBased bool, name *C.gss_name_t) error {
 	return err
 }
 
-// result takes what a call left, and frees it.
+// result returns the result of a call, and frees it.
 func result(o *C.outcome) ([]byte, error) {
 	defer C.free_outcome(o)
 	if o.general != nil {
@@ -177,15 +180,15 @@ func result(o *C.outcome) ([]byte, error) {
 
 var errNotReady = errors.New("gssapi: the context is not there yet, or closed")
 
-// Step takes the other side's token (none at first) and returns the next one to
-// send; done says that the exchange is over, and that the other side, with
-// Mutual, has proved itself.
+// Step takes the other side's token (none at first) and returns the next token to send. If done is true, the exchange
+// is complete, and with Mutual the other side has proved its identity.
 func (i *Initiator) Step(in []byte) (out []byte, done bool, err error) {
 	if i.closed || i.done {
 		return nil, false, errNotReady
 	}
 	if len(in) > MaxToken {
-		return nil, false, badToken(fmt.Sprintf("the service's token has %d bytes; %d are the most", len(in), MaxToken), "")
+		return nil, false, badToken(fmt.Sprintf("the service's token has %d bytes; %d are the most", len(in), MaxToken),
+			"")
 	}
 	var o C.outcome
 	C.init_step(i.cred, &i.ctx, i.target, flag(i.conf.SPNEGO), flag(i.conf.Mutual), pointer(in), C.size_t(len(in)), &o)
@@ -203,8 +206,7 @@ func flag(b bool) C.int {
 
 func pointer(b []byte) unsafe.Pointer { return unsafe.Pointer(unsafe.SliceData(b)) }
 
-// Wrap puts a message into a token that cannot be changed on its way; it is not
-// encrypted.
+// Wrap puts a message into a token that protects it against changes. The message is not encrypted.
 func (i *Initiator) Wrap(message []byte) ([]byte, error) {
 	if i.closed || !i.done {
 		return nil, errNotReady
@@ -224,7 +226,7 @@ func (i *Initiator) Unwrap(token []byte) ([]byte, error) {
 	return result(&o)
 }
 
-// Close frees what the library holds.
+// Close frees the library's memory.
 func (i *Initiator) Close() error {
 	if i.closed {
 		return nil

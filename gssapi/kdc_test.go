@@ -32,7 +32,8 @@ func newRealm(t testing.TB) realm {
 
 func (r realm) acceptor(t testing.TB, rcache string) *gssapi.Acceptor {
 	t.Helper()
-	a, err := gssapi.NewAcceptor(gssapi.AcceptorConfig{Keytab: r.services, Principals: []string{"*"}, ReplayCache: rcache})
+	a, err := gssapi.NewAcceptor(gssapi.AcceptorConfig{Keytab: r.services, Principals: []string{"*"},
+		ReplayCache: rcache})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +160,8 @@ func TestMemoryIsFreed(t *testing.T) {
 	r := newRealm(t)
 	a := r.acceptor(t, "none:")
 	begin := func() (token []byte) {
-		i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: r.users, Principal: "alice", Target: "HTTP@localhost",
+		i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: r.users, Principal: "alice",
+			Target: "HTTP@localhost",
 			Mutual: true})
 		if err != nil {
 			t.Fatal(err)
@@ -214,7 +216,8 @@ func BenchmarkAccept(b *testing.B) {
 			a := r.acceptor(b, rcache)
 			var tokens [][]byte
 			for range b.N {
-				i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: r.users, Principal: "alice", Target: "HTTP@localhost"})
+				i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: r.users, Principal: "alice",
+					Target: "HTTP@localhost"})
 				if err != nil {
 					b.Fatal(err)
 				}

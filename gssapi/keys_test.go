@@ -15,7 +15,8 @@ import (
 // changed is told by its version, until the keytab has it.
 func TestEnctypes(t *testing.T) {
 	for _, enctype := range []string{
-		"aes128-cts-hmac-sha1-96", "aes256-cts-hmac-sha1-96", "aes128-cts-hmac-sha256-128", "aes256-cts-hmac-sha384-192",
+		"aes128-cts-hmac-sha1-96", "aes256-cts-hmac-sha1-96", "aes128-cts-hmac-sha256-128",
+		"aes256-cts-hmac-sha384-192",
 	} {
 		t.Run(enctype, func(t *testing.T) {
 			r := newRealm(t)

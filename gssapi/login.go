@@ -5,9 +5,8 @@ import (
 	"strings"
 )
 
-// loginCures tell what to do where our own login, or our proof to a service, fails: by the
-// library's words, in lower case, of which the first that is found counts. The words of an
-// acceptor's failures (explain) speak of the other side.
+// loginCures has the cure for each text of the library, in lower case, when our own login or our proof to a service
+// fails. The first text that is found counts. The cures of explain are for an acceptor, and are about the other side.
 var loginCures = []struct{ text, cure string }{
 	{"clock skew too great", "the clock of this host differs from the KDC's or the service's by more than " +
 		"the clockskew of krb5.conf (5 minutes unless set): synchronise them by NTP"},
@@ -44,7 +43,7 @@ const (
 		"after the export: export the keytab again (ktadd -norandkey)"
 )
 
-// asLogin gives a failure of ours, who log in, the cure for this end.
+// asLogin gives an error of our own login the cure for this side.
 func asLogin(err error, conf *InitiatorConfig) error {
 	var e *Error
 	if !errors.As(err, &e) {
