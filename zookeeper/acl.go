@@ -11,28 +11,27 @@ import (
 	"claviger"
 )
 
-// With SASL, what is in our nodes is believed only where nobody else could have put
-// it there: secrets of cookies and passwords of tokens let their reader, or their
-// writer, be any user. ZooKeeper asks for the ACL of a node when it is read or
-// written, and for that of its parent when it is made or removed. So both are
-// looked at. The chroot and what is above it belong to the operator.
+// With SASL, the content of our nodes is accepted only if no other user could have written it: a user who reads or
+// writes the secrets of cookies or the passwords of tokens can act as any user. ZooKeeper checks the ACL of a node
+// when it is read or written, and the ACL of its parent when it is made or removed. So this file checks both. The
+// chroot and the nodes above it belong to the operator.
 
 const (
-	// aclBelieved is how long the ACL of a parent is believed.
+	// aclBelieved is the time for which a checked ACL of a parent is not read again.
 	aclBelieved = time.Minute
-	// maxACLs bounds the nodes whose ACL is remembered. A token's is asked for again
-	// when it has been dropped.
+	// maxACLs is the largest number of nodes whose ACL is remembered. The ACL of a token that was dropped is read
+	// again.
 	maxACLs = 1 << 14
 )
 
-// acls remembers which nodes are ours alone.
+// acls remembers the nodes that only this user can change.
 type acls struct {
 	mu   sync.Mutex
 	good map[string]seenACL
 }
 
-// seenACL says when an ACL was found good. The ACL has not changed since where the
-// node is still the same and has seen as many changes of its ACL.
+// seenACL records when an ACL was found good. The ACL is unchanged if the node is still the same and its ACL
+// version is equal.
 type seenACL struct {
 	created  int64
 	aversion int32
@@ -54,8 +53,7 @@ func (a *acls) keep(path string, s seenACL) {
 	a.good[path] = s
 }
 
-// ours refuses a node that was read, and the nodes above it, where its ACL admits
-// everybody.
+// ours returns an error if the ACL of a node that was read, or of a node above it, admits everybody.
 func (c *Client) ours(ctx context.Context, op, path string, n node) error {
 	if c.conf.Owner == "" {
 		return nil
@@ -73,8 +71,7 @@ func (c *Client) ours(ctx context.Context, op, path string, n node) error {
 	return c.parentsOurs(ctx, op, path)
 }
 
-// parentsOurs refuses nodes above a node that let everybody make or remove what is
-// below them.
+// parentsOurs returns an error if a node above path lets everybody make or remove its children.
 func (c *Client) parentsOurs(ctx context.Context, op, path string) error {
 	if c.conf.Owner == "" {
 		return nil
@@ -111,8 +108,8 @@ func (c *Client) aclOf(ctx context.Context, op, path string) ([]zk.ACL, error) {
 	return acl, err
 }
 
-// admitsAll tells whether an ACL gives one of these rights to those who have not proved
-// who they are: to the world, or to an address.
+// admitsAll reports whether an ACL gives one of these rights to unauthenticated users: to the world, or to an
+// address.
 func admitsAll(acl []zk.ACL, rights int32) bool {
 	for _, a := range acl {
 		if (a.Scheme == "world" || a.Scheme == "ip") && a.Perms&rights != 0 {
@@ -124,7 +121,8 @@ func admitsAll(acl []zk.ACL, rights int32) bool {
 
 func (c *Client) isOpen(op, path string) error {
 	return claviger.Errorf(op, claviger.Unavailable, "",
-		"ZooKeeper at %s (%s): the ACL of %s%s admits everybody, so what is there is not believed: whoever reads or writes it can be any user. "+
-			"Stop every KMS, remove the node with deleteall, and start them with SASL; they make it again, for sasl:%s alone",
+		"ZooKeeper at %s (%s): the ACL of %s%s admits everybody, so what is there is not believed: whoever reads or "+
+			"writes it can be any user. Stop every KMS, remove the node with deleteall, and start them with SASL; "+
+			"they make it again, for sasl:%s alone",
 		c.conf.Ensemble, c.conf.Property, c.conf.Ensemble.Chroot, path, c.conf.Owner)
 }

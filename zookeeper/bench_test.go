@@ -17,8 +17,9 @@ func BenchmarkDelegation(b *testing.B) {
 	d := tokens(b, open(b, server.Addr, nil))
 	const many = 64
 	for n := range int32(many) {
-		if err := d.PutDelegation(b.Context(), metastore.Delegation{Sequence: n, Identifier: []byte{0, 0, 0, 0, 0, 0, 0, 0},
-			Password: secret.Bytes("p"), Renew: time.Now()}); err != nil {
+		if err := d.PutDelegation(b.Context(),
+			metastore.Delegation{Sequence: n, Identifier: []byte{0, 0, 0, 0, 0, 0, 0, 0},
+				Password: secret.Bytes("p"), Renew: time.Now()}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -33,7 +33,8 @@ func TestParseEnsemble(t *testing.T) {
 		}
 	}
 	for _, text := range []string{
-		"", " ", ",", "/chroot", "h:0", "h:65536", "h:x", "h:1/a//b", "h:1/a/", "h:1/../b", "h:1/a\x00", ":2181", "h o:1",
+		"", " ", ",", "/chroot", "h:0", "h:65536", "h:x", "h:1/a//b", "h:1/a/", "h:1/../b", "h:1/a\x00",
+		":2181", "h o:1",
 		"a:b:c:d",
 		"#HOSTNAME#:#PORT#,...", strings.Repeat("h,", 200),
 	} {
@@ -75,7 +76,8 @@ func TestBytes(t *testing.T) {
 	for name, previous := range map[string]string{"a previous secret": "00000001 70", "none": "00000000"} {
 		b := unhex("00000000 00000001 6e 00000002 6363" + previous + "0000018bd50bc400")
 		s, err := parseSecrets(b)
-		if err != nil || string(s.Next) != "n" || string(s.Current) != "cc" || (s.Previous == nil) != (name == "none") ||
+		if err != nil || string(s.Next) != "n" || string(s.Current) != "cc" ||
+			(s.Previous == nil) != (name == "none") ||
 			s.Rollover.UnixMilli() != 1700086400000 {
 			t.Errorf("%s: %+v, %v", name, s, err)
 		}

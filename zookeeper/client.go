@@ -19,22 +19,20 @@ import (
 	"claviger"
 )
 
-// Config says how to reach an ensemble.
+// Config describes the connection to an ensemble.
 type Config struct {
 	Ensemble Ensemble
 	// Property names the property that holds the connection string, for errors.
 	Property string
-	// SessionTimeout is what the servers are asked for; ConnectTimeout bounds each
-	// attempt to connect, TLS and SASL included.
+	// SessionTimeout is the session timeout that the client requests. ConnectTimeout limits each attempt to
+	// connect, with TLS and SASL.
 	SessionTimeout, ConnectTimeout time.Duration
-	// Patience is how long an operation is tried again while there is no
-	// connection, or the one there is does not answer.
+	// Patience is the time for which an operation is retried while there is no connection, or no answer.
 	Patience time.Duration
 	TLS      *tls.Config // nil: none
-	// SASL makes the client's side of a Kerberos context with the server on a
-	// host; nil: no authentication. Owner is then the only one who may touch the
-	// nodes that are made: the user as whom the servers know us, the first
-	// component of our principal.
+	// SASL makes the client's side of a Kerberos context with the server on a host; nil means no authentication.
+	// With SASL, only Owner may read and change the nodes that we make. Owner is our user name at the servers: the
+	// first component of our principal.
 	SASL  func(ctx context.Context, host string) (Initiator, error)
 	Owner string
 	Log   *slog.Logger // nil: none
@@ -53,21 +51,20 @@ type Client struct {
 	once   sync.Once
 	done   chan struct{} // closed when the library has ended
 	slots  chan struct{} // one for each operation under way
-	// stalled is how long an answer may take before the connection is given up.
+	// stalled is the time limit for an answer. After it the connection is closed.
 	stalled time.Duration
-	// down is why the last operation got no answer within its patience; nil where one has
-	// got an answer since. Then operations fail at once, but for one at a time that tries
-	// it where the library, which connects anew by itself, has a session.
+	// down is the error of the last operation that got no answer within its patience; nil after an answer. While it
+	// is set, operations fail at once. Only one at a time is tried, if the library has a session again.
 	down   atomic.Pointer[error]
 	trying atomic.Bool
 }
 
-// maxOperations under way at once. A goroutine waits in each for an answer, and
-// the library lets go of it when the connection breaks.
+// maxOperations is the largest number of operations at the same time. Each has a goroutine that waits for an
+// answer, and ends at the latest when the connection breaks.
 const maxOperations = 256
 
-// Open starts a connection; it does not wait until there is one. Kind Invalid for
-// a configuration that can't work.
+// Open starts to connect, and does not wait for a connection. The error is of kind Invalid for a configuration that
+// cannot work.
 func Open(conf Config) (*Client, error) {
 	const op = "zookeeper.Open"
 	switch {
@@ -80,7 +77,8 @@ func Open(conf Config) (*Client, error) {
 				"a session timeout of %v, a connection timeout of %v, a patience of %v: each must be at least 100 ms",
 				conf.SessionTimeout, conf.ConnectTimeout, conf.Patience)
 	case (conf.SASL == nil) != (conf.Owner == ""):
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "SASL needs an owner of the nodes, and an owner needs SASL")
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "SASL needs an owner of the nodes, and an owner "+
+			"needs SASL")
 	}
 	if conf.Log == nil {
 		conf.Log = slog.New(slog.DiscardHandler)
@@ -110,14 +108,14 @@ func Open(conf Config) (*Client, error) {
 	return c, nil
 }
 
-// debugLog takes what the library says of each of its steps.
+// debugLog writes the messages of the library to the log, at level debug.
 type debugLog struct{ log *slog.Logger }
 
 func (l debugLog) Printf(format string, args ...any) {
 	l.log.Debug("ZooKeeper client: " + fmt.Sprintf(format, args...))
 }
 
-// follow logs that the session came or went, until the library ends.
+// follow logs the start and the end of each session, until the library ends.
 func (c *Client) follow(events <-chan zk.Event) {
 	defer close(c.done)
 	var told error
@@ -142,7 +140,7 @@ func (c *Client) follow(events <-chan zk.Event) {
 	}
 }
 
-// Close ends the session and returns when nothing runs any more.
+// Close ends the session, and returns when all goroutines have ended.
 func (c *Client) Close() error {
 	c.once.Do(func() {
 		close(c.closed)
@@ -158,7 +156,7 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// Check tells whether the ensemble answers.
+// Check returns an error if the ensemble does not answer.
 func (c *Client) Check(ctx context.Context) error {
 	_, _, err := do(ctx, c, "zookeeper.Check", "/", func(path string) (bool, error) {
 		there, _, err := c.zk.Exists(path)
@@ -167,18 +165,16 @@ func (c *Client) Check(ctx context.Context) error {
 	return err
 }
 
-// errStalled: the connection is there and nothing comes back.
+// errStalled means that there is a connection, but no answer.
 var errStalled = errors.New("no answer")
 
-// errInterrupted: there was no time left to wait for one.
+// errInterrupted means that the time ended before an answer came.
 var errInterrupted = errors.New("no answer in time")
 
-// do runs an operation on a path until it is done, its failure is not one of the
-// connection, ctx ends, or patience does. fn gets the path below the chroot. unsure
-// is set where an attempt without an answer went before the last one: it may have
-// taken effect, or may still, when the connection is back. What the library says
-// about the node is returned as it is, to be asked for with errors.Is; all else as
-// *claviger.Error of kind Unavailable, or Closed.
+// do runs an operation on a path, and retries it after errors of the connection until ctx or the patience ends. fn
+// gets the path below the chroot. unsure is true if an earlier attempt got no answer: that attempt may have taken
+// effect, or may still take effect. The library's errors about a node are returned unchanged, for errors.Is. All
+// other errors are *claviger.Error of kind Unavailable or Closed.
 func do[T any](ctx context.Context, c *Client, op, path string, fn func(path string) (T, error)) (value T, unsure bool,
 	err error) {
 	full := c.conf.Ensemble.Chroot + path
@@ -233,8 +229,8 @@ func do[T any](ctx context.Context, c *Client, op, path string, fn func(path str
 	}
 }
 
-// attempt runs fn once, in a goroutine, since the library's calls can't be given
-// up: it ends when the connection does.
+// attempt runs fn once, in a goroutine, because a call of the library cannot be interrupted. The call ends at the
+// latest with the connection.
 func attempt[T any](ctx context.Context, c *Client, fn func() (T, error)) (value T, err error) {
 	type answer struct {
 		value T
@@ -276,13 +272,13 @@ func (c *Client) isClosed() bool {
 	}
 }
 
-// aboutNode tells the errors that answer a question about a node.
+// aboutNode reports whether err is an answer about a node.
 func aboutNode(err error) bool {
 	return errors.Is(err, zk.ErrNoNode) || errors.Is(err, zk.ErrNodeExists) || errors.Is(err, zk.ErrBadVersion) ||
 		errors.Is(err, zk.ErrNotEmpty)
 }
 
-// temporary tells the errors after which another connection may do better.
+// temporary reports whether the operation may succeed with another connection.
 func temporary(err error) bool {
 	for _, t := range []error{errStalled, errInterrupted, zk.ErrConnectionClosed, zk.ErrNoServer, zk.ErrSessionExpired,
 		zk.ErrSessionMoved, zk.ErrClosing} {
@@ -290,13 +286,12 @@ func temporary(err error) bool {
 			return true
 		}
 	}
-	// Errors that the library has no name for: connection loss, and an operation
-	// that timed out between the servers.
+	// The library has no names for these errors: connection loss, and an operation that timed out between the
+	// servers.
 	return err.Error() == "unknown error: -4" || err.Error() == "unknown error: -7"
 }
 
-// failed is the error for an operation that got no answer, with why there is no
-// connection.
+// failed returns the error for an operation without an answer. It contains the reason why there is no connection.
 func (c *Client) failed(op string, err error) error {
 	why := ""
 	if last := c.dialer.lastError(); last != nil {
@@ -305,7 +300,8 @@ func (c *Client) failed(op string, err error) error {
 	if err.Error() == "unknown error: -124" {
 		why = "; the servers demand SASL: set the authentication type to sasl, with keytab and principal"
 	}
-	told := claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper at %s (%s): %w%s", c.conf.Ensemble, c.conf.Property,
+	told := claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper at %s (%s): %w%s", c.conf.Ensemble,
+		c.conf.Property,
 		err, why)
 	if notReached(err) {
 		return claviger.Away(told)
@@ -313,28 +309,31 @@ func (c *Client) failed(op string, err error) error {
 	return told
 }
 
-// notReached tells an error that passes when the servers are there: no name that does
-// not exist, no certificate or keytab that is wrong.
+// notReached reports whether an error goes away when the servers can be reached again. A host name that does not
+// exist, or a wrong certificate or keytab, does not go away.
 func notReached(err error) bool {
 	var name *net.DNSError
 	if errors.As(err, &name) && name.IsNotFound {
 		return false
 	}
 	var network net.Error
-	return errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, context.DeadlineExceeded) || temporary(err)
+	return errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, context.DeadlineExceeded) ||
+		temporary(err)
 }
 
-// refused is the error for a node that we may not touch.
+// refused returns the error for a node that we may not read or change.
 func (c *Client) refused(op, path string, err error) error {
 	who := "it was made by a node that authenticates; set the authentication type to sasl here too"
 	if c.conf.Owner != "" {
-		who = fmt.Sprintf("its ACL must name sasl:%s, and the servers must know us as %q: they need kerberos.removeHostFromPrincipal=true and kerberos.removeRealmFromPrincipal=true; a node that was made without SASL keeps its ACL until it is removed", c.conf.Owner, c.conf.Owner)
+		who = fmt.Sprintf("its ACL must name sasl:%s, and the servers must know us as %q: they need "+
+			"kerberos.removeHostFromPrincipal=true and kerberos.removeRealmFromPrincipal=true; a node that was made "+
+			"without SASL keeps its ACL until it is removed", c.conf.Owner, c.conf.Owner)
 	}
 	return claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper at %s (%s): %w: %s: %s", c.conf.Ensemble,
 		c.conf.Property, err, path, who)
 }
 
-// node is what is read of one.
+// node is the content of a node, and a part of its state.
 type node struct {
 	data     []byte
 	version  int32
@@ -363,8 +362,7 @@ func (c *Client) children(ctx context.Context, op, path string) ([]string, error
 	return names, err
 }
 
-// countChildren is how many children would name, without their names; 0 where
-// there is no such node.
+// countChildren returns the number of a node's children; 0 if there is no such node.
 func (c *Client) countChildren(ctx context.Context, op, path string) (int, error) {
 	n, _, err := do(ctx, c, op, path, func(path string) (int, error) {
 		_, stat, err := c.zk.Exists(path)
@@ -376,19 +374,19 @@ func (c *Client) countChildren(ctx context.Context, op, path string) (int, error
 	return n, err
 }
 
-// sync makes the server that we are connected to catch up with the leader.
+// sync waits until our server has all changes of the leader until now.
 func (c *Client) sync(ctx context.Context, op, path string) error {
 	_, _, err := do(ctx, c, op, path, func(path string) (string, error) { return c.zk.Sync(path) })
 	return err
 }
 
-// set writes a node of a version, -1 for any. unsure is do's.
+// set writes a node if it has that version; -1 means any. unsure is as in do.
 func (c *Client) set(ctx context.Context, op, path string, data []byte, version int32) (unsure bool, err error) {
 	_, unsure, err = do(ctx, c, op, path, func(path string) (*zk.Stat, error) { return c.zk.Set(path, data, version) })
 	return unsure, err
 }
 
-// setTimed is set, and tells when the attempt that was answered wrote the node.
+// setTimed does the same as set, and also returns the times of the successful write.
 func (c *Client) setTimed(ctx context.Context, op, path string, data []byte, version int32) (w write, err error) {
 	w, _, err = do(ctx, c, op, path, func(path string) (write, error) {
 		asked := time.Now()
@@ -401,7 +399,7 @@ func (c *Client) setTimed(ctx context.Context, op, path string, data []byte, ver
 	return w, err
 }
 
-// remove takes a node of a version away, -1 for any. unsure is do's.
+// remove removes a node if it has that version; -1 means any. unsure is as in do.
 func (c *Client) remove(ctx context.Context, op, path string, version int32) (unsure bool, err error) {
 	_, unsure, err = do(ctx, c, op, path, func(path string) (struct{}, error) {
 		return struct{}{},
@@ -410,11 +408,11 @@ func (c *Client) remove(ctx context.Context, op, path string, version int32) (un
 	return unsure, err
 }
 
-// create makes a persistent node, and those above it where they are missing.
-// unsure is do's.
+// create makes a persistent node, and the missing nodes above it. unsure is as in do.
 func (c *Client) create(ctx context.Context, op, path string, data []byte) (unsure bool, err error) {
 	one := func(path string, data []byte) (bool, error) {
-		_, unsure, err := do(ctx, c, op, path, func(path string) (string, error) { return c.zk.Create(path, data, 0, c.acl) })
+		_, unsure, err := do(ctx, c, op, path,
+			func(path string) (string, error) { return c.zk.Create(path, data, 0, c.acl) })
 		return unsure, err
 	}
 	if unsure, err = one(path, data); !errors.Is(err, zk.ErrNoNode) {
@@ -425,7 +423,7 @@ func (c *Client) create(ctx context.Context, op, path string, data []byte) (unsu
 		if r != '/' || i == 0 {
 			continue
 		}
-		// The chroot's own nodes are among those above.
+		// The nodes of the chroot are among the nodes above.
 		_, _, err := do(ctx, c, op, path, func(string) (string, error) { return c.zk.Create(full[:i], nil, 0, c.acl) })
 		if err != nil && !errors.Is(err, zk.ErrNodeExists) {
 			return false, err

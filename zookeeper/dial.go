@@ -13,9 +13,8 @@ import (
 	"time"
 )
 
-// hosts gives the library one server after the other, as names: they are looked
-// up whenever they are dialled, so that a server that moved is found, and TLS and
-// Kerberos know whom they speak to.
+// hosts gives the library one server after the other, by name. Names are resolved at each connection, so a server
+// with a new address is found. TLS and Kerberos need the name of the server.
 type hosts struct {
 	mu      sync.Mutex
 	servers []string
@@ -23,17 +22,17 @@ type hosts struct {
 	tried   int // since the last one that was connected
 }
 
-// Init takes the servers, in the library's random order.
+// Init sets the servers, in the library's random order.
 func (h *hosts) Init(servers []string) error {
 	h.servers = servers
 	return nil
 }
 
-// Len is how many there are.
+// Len returns the number of servers.
 func (h *hosts) Len() int { return len(h.servers) }
 
-// Next is the server to try; wait is set when all of them were tried in vain, and
-// makes the library pause for a second.
+// Next returns the next server to try. wait is true if all servers failed since the last connection; then the
+// library pauses for a second.
 func (h *hosts) Next() (server string, wait bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -47,15 +46,15 @@ func (h *hosts) Next() (server string, wait bool) {
 	return server, wait
 }
 
-// Connected is called when a session is there.
+// Connected is called when a session is established.
 func (h *hosts) Connected() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.tried = 0
 }
 
-// dialer makes connections for the library and remembers the last one, and why
-// the last attempt failed: the library only logs it.
+// dialer makes connections for the library. It keeps the last connection, and the error of the last attempt, which
+// the library only logs.
 type dialer struct {
 	ctx     context.Context //nolint:containedctx // of the Client's life: the library passes none
 	timeout time.Duration   // for all of it: TCP, TLS, SASL
@@ -101,7 +100,7 @@ func (d *dialer) connect(ctx context.Context, network, address string) (*conn, e
 	return &conn{Conn: raw, r: bufio.NewReader(raw), host: host, address: address, d: d}, nil
 }
 
-// drop closes the connection there is; the library then makes another one.
+// drop closes the current connection. The library then makes a new one.
 func (d *dialer) drop() {
 	d.mu.Lock()
 	c := d.conn
@@ -118,7 +117,7 @@ func (d *dialer) failed(err error) {
 	d.err = err
 }
 
-// lastError is why there is no session; nil where there is one.
+// lastError returns the reason why there is no session; nil if there is one.
 func (d *dialer) lastError() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -141,9 +140,8 @@ const (
 	sessionExpired = 0        // as session id: the session that was to be continued is over
 )
 
-// conn is what the library gets for a connection: what it reads are whole frames
-// within limits, for the library itself would allocate whatever length a server
-// says, and, before the first of them, SASL is done.
+// conn is the connection that the library gets. The library reads only whole frames within limits from it; by
+// itself it would allocate any length that a server sends. SASL is done before the first frame.
 type conn struct {
 	net.Conn
 	r       *bufio.Reader
@@ -156,7 +154,7 @@ type conn struct {
 	body    int    // bytes of the frame under way that are still to be read
 }
 
-// Read gives the library what the server sent.
+// Read returns bytes of the frames that the server sent.
 func (c *conn) Read(p []byte) (int, error) {
 	if !c.begun {
 		if err := c.begin(); err != nil {
@@ -182,8 +180,8 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// begin reads the answer to the connect request, which the library has just
-// written, and does what comes between it and the first request.
+// begin reads the answer to the connect request that the library has just written, and then does SASL, before the
+// first request.
 func (c *conn) begin() error {
 	// The library's own limit is several session timeouts.
 	deadline := time.Now().Add(c.d.timeout)

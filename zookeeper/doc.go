@@ -2,18 +2,12 @@
 // layout that Hadoop's own classes have there, so that a Java KMS and ours serve
 // side by side: the secrets that sign cookies (ZKSignerSecretProvider) and the
 // delegation tokens with their keys (ZKDelegationTokenSecretManager).
-//
-// A Client is one connection to an ensemble. It survives lost sessions, restarted
-// servers and networks that swallow packets: an operation is tried again until
-// its time is up, and a connection on which nothing answers is given up. It sets
-// no watches and makes no ephemeral nodes, so nothing hangs on a session; whatever
-// has to be true now is read now.
-//
-// The ZooKeeper protocol is go-zookeeper/zk's. What that lacks is done below it,
-// in the connection it is given: SASL with Kerberos, TLS, and limits on what a
-// server may send.
-//
-// Nothing is cached. A token is read when it is used, after a ZooKeeper sync, so a
-// token that one node cancels is refused by all others at once. Requests that use one
-// token at the same time share a reading.
+// A Client is one connection to an ensemble. It survives lost sessions, restarted servers and networks that lose
+// packets: it retries an operation until its time ends, and closes a connection that does not answer. It sets no
+// watches and makes no ephemeral nodes, so nothing depends on a session. Data that must be current is read at each
+// use.
+// The library go-zookeeper/zk does the ZooKeeper protocol. The connection that this package gives it adds SASL with
+// Kerberos, TLS, and limits on the length of frames.
+// Nothing is cached. A token is read at each use, after a ZooKeeper sync. So a token that one node cancels is
+// refused by all other nodes at once. Requests that use one token at the same time share one read.
 package zookeeper

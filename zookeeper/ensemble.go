@@ -16,14 +16,14 @@ type Ensemble struct {
 	Chroot string
 }
 
-// defaultPort is ZooKeeper's, where a connection string names none.
+// defaultPort is ZooKeeper's port, for a connection string without one.
 const defaultPort = "2181"
 
-// maxServers is far beyond any ensemble.
+// maxServers is the largest number of servers. Real ensembles are far smaller.
 const maxServers = 128
 
-// ParseEnsemble reads a connection string as ZooKeeper's own client does. Kind
-// Invalid, with a text that says what a connection string looks like.
+// ParseEnsemble reads a connection string as ZooKeeper's own client does. Its error is of kind Invalid, and shows
+// the form of a connection string.
 func ParseEnsemble(s string) (Ensemble, error) {
 	bad := func(why string) (Ensemble, error) {
 		return Ensemble{}, claviger.Errorf("zookeeper.ParseEnsemble", claviger.Invalid, "",
@@ -68,7 +68,7 @@ func ParseEnsemble(s string) (Ensemble, error) {
 // String is the connection string.
 func (e Ensemble) String() string { return strings.Join(e.Servers, ",") + e.Chroot }
 
-// checkPath says why a path is none of ZooKeeper's.
+// checkPath returns an error if a path is not a valid path in ZooKeeper.
 func checkPath(path string) error {
 	if !strings.HasPrefix(path, "/") {
 		return fmt.Errorf("path %q does not begin with /", path)

@@ -5,16 +5,14 @@ import (
 	"sync"
 )
 
-// flights lets callers share an answer that must not be older than their
-// question: who asks while an answer is under way waits for the next one,
-// together with all others who do.
+// flights lets callers share a result that must not be older than their request. A caller that comes while a call
+// runs waits for the next call, and shares that with all other such callers.
 type flights[K comparable, V any] struct {
 	mu    sync.Mutex
 	under map[K]*flight[V]
 }
 
-// flight is what is under way for one key, and the call that comes after it; nil
-// where nobody has asked yet.
+// flight is the running call for one key. next is the call after it; nil if no caller waits for one.
 type flight[V any] struct{ next *call[V] }
 
 type call[V any] struct {
@@ -23,8 +21,8 @@ type call[V any] struct {
 	err   error
 }
 
-// do returns what a call of fn returned that began after do was called. It
-// returns early when ctx ends; fn does not.
+// do returns the result of a call of fn that began after do was called. When ctx ends, do returns early, and fn
+// runs on.
 func (f *flights[K, V]) do(ctx context.Context, key K, fn func() (V, error)) (V, error) {
 	f.mu.Lock()
 	var c *call[V]
@@ -51,7 +49,7 @@ func (f *flights[K, V]) do(ctx context.Context, key K, fn func() (V, error)) (V,
 	}
 }
 
-// run makes one call after the other until nobody waits.
+// run makes one call after the other until no caller waits.
 func (f *flights[K, V]) run(key K, c *call[V], fn func() (V, error)) {
 	for c != nil {
 		c.value, c.err = fn()

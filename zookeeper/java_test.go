@@ -255,8 +255,10 @@ func ourTokens(t *testing.T, ours *Tokens, java *peer, last int32, keys []metast
 	if ok, err := ours.RemoveDelegation(ctx, first+1); err != nil || !ok {
 		t.Fatalf("cancelling ours: %v, %v", ok, err)
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) { // Hadoop learns of it by a watch
-		if _, err := java.ask("verify", urlToken(d)); err != nil && strings.Contains(err.Error(), "can't be found in cache") {
+	// Hadoop learns of it by a watch
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := java.ask("verify", urlToken(d)); err != nil &&
+			strings.Contains(err.Error(), "can't be found in cache") {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -345,7 +347,8 @@ func TestJavaSecrets(t *testing.T) {
 			}
 		}
 		version = s.Version
-		if got, want := java.must("sign", "u=y"), signed("u=y", s.Current); got != want && java.must("sign", "u=y") == got {
+		if got, want := java.must("sign", "u=y"), signed("u=y", s.Current); got != want &&
+			java.must("sign", "u=y") == got {
 			t.Errorf("after its roll Hadoop signs %s, we %s", got, want)
 		}
 		if s.Previous == nil || len(s.Next) != 32 {

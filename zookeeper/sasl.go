@@ -8,13 +8,13 @@ import (
 	"io"
 )
 
-// Initiator is the client's side of a GSS-API context with one server. Package
-// gssapi has it; a build without Kerberos does without.
+// Initiator is the client's side of a GSS-API context with one server. Package gssapi implements it. A build
+// without Kerberos has no Initiator.
 type Initiator interface {
-	// Step takes what the server sent (nil at first) and returns what it is to
-	// get; done says that the context is there.
+	// Step takes the server's token (nil at first) and returns the next token for the server. If done is true, the
+	// context is established.
 	Step(in []byte) (out []byte, done bool, err error)
-	// Wrap protects a message, Unwrap opens one of the server's.
+	// Wrap protects a message to the server. Unwrap opens a message of the server.
 	Wrap(message []byte) ([]byte, error)
 	Unwrap(token []byte) ([]byte, error)
 	Close() error
@@ -37,7 +37,7 @@ const (
 	layersMessage = 4 // bytes: layers, and the largest message, which counts for layers only
 )
 
-// authenticate does the exchange; the deadline of the connection bounds it.
+// authenticate does the SASL exchange. The deadline of the connection limits its time.
 func (c *conn) authenticate(ctx context.Context) (err error) {
 	in, err := c.d.sasl(ctx, c.host)
 	if err != nil {
@@ -64,7 +64,8 @@ func (c *conn) authenticate(ctx context.Context) (err error) {
 	case len(offer) != layersMessage:
 		return fmt.Errorf("the server's offer of security layers has %d bytes, not %d", len(offer), layersMessage)
 	case offer[0]&noLayer == 0:
-		return errors.New("the server demands a security layer, which ZooKeeper's protocol has no use for; set sasl.qop=auth at the server")
+		return errors.New("the server demands a security layer, which ZooKeeper's protocol has no use for; set " +
+			"sasl.qop=auth at the server")
 	}
 	choice, err := in.Wrap([]byte{noLayer, 0, 0, 0})
 	if err != nil {
@@ -74,7 +75,7 @@ func (c *conn) authenticate(ctx context.Context) (err error) {
 	return err
 }
 
-// exchange sends a token and returns the one that answers it.
+// exchange sends a token, and returns the token of the answer.
 func (c *conn) exchange(token []byte) ([]byte, error) {
 	frame := binary.BigEndian.AppendUint32(nil, uint32(12+len(token))) //nolint:gosec // tokens are ours: some kilobytes
 	frame = binary.BigEndian.AppendUint32(frame, 0)                    // xid: there is nothing else to be told from
@@ -116,4 +117,5 @@ func (c *conn) exchange(token []byte) ([]byte, error) {
 	return body[:size], nil
 }
 
-var errRefused = errors.New("the server refuses our Kerberos ticket; its log says why (often: the key of its principal in its keytab is not the KDC's)")
+var errRefused = errors.New("the server refuses our Kerberos ticket; its log says why (often: the key of its " +
+	"principal in its keytab is not the KDC's)")

@@ -31,7 +31,7 @@ type Signers struct {
 
 var _ metastore.Signers = (*Signers)(nil)
 
-// NewSigners keeps secrets in the node path. Kind Invalid for what is none.
+// NewSigners keeps secrets in the node path. The error is of kind Invalid if path is not a valid path.
 func NewSigners(c *Client, path string) (*Signers, error) {
 	if err := checkPath(path); err != nil {
 		return nil, claviger.E("zookeeper.NewSigners", claviger.Invalid, "", err)
@@ -42,8 +42,8 @@ func NewSigners(c *Client, path string) (*Signers, error) {
 // SignerSecrets implements metastore.Signers.
 func (s *Signers) SignerSecrets(ctx context.Context) (metastore.SignerSecrets, bool, error) {
 	const op = "zookeeper.SignerSecrets"
-	// Without a sync, the server that we are connected to may show what was before
-	// another node's roll, and its cookies would be refused until the next one.
+	// Without a sync, our server may return the secrets from before another node's roll. Then we would refuse that
+	// node's cookies until the next roll.
 	if err := s.client.sync(ctx, op, s.path); err != nil {
 		return metastore.SignerSecrets{}, false, err
 	}
@@ -87,7 +87,7 @@ func (s *Signers) SwapSignerSecrets(ctx context.Context, secrets metastore.Signe
 	case !unsure:
 		return false, nil
 	}
-	// It may have been us, in an attempt whose answer was lost.
+	// The change may be our own, by an attempt whose answer was lost.
 	n, err := s.client.get(ctx, op, s.path)
 	if err != nil {
 		return false, wrap(op, err)
@@ -95,15 +95,16 @@ func (s *Signers) SwapSignerSecrets(ctx context.Context, secrets metastore.Signe
 	return bytes.Equal(n.data, data), nil
 }
 
-// wrap makes an error that is none of ours yet one: about a node, which has no
-// place in the contract, or of a caller that did not wait. It leaves nil alone.
+// wrap makes a *claviger.Error from other errors: an error about a node, which the contract does not know, or the
+// error of the caller's ctx. It returns nil for nil.
 func wrap(op string, err error) error {
 	var ours *claviger.Error
 	switch {
 	case err == nil || errors.As(err, &ours):
 		return err
 	case aboutNode(err):
-		return claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper: %w; is another program at work on our nodes?", err)
+		return claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper: %w; is another program at work on "+
+			"our nodes?", err)
 	}
 	return claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper has not answered: %w", err)
 }
@@ -123,8 +124,7 @@ func appendSecrets(s metastore.SignerSecrets) []byte {
 	return binary.BigEndian.AppendUint64(b, uint64(s.Rollover.UnixMilli())) //nolint:gosec // a signed number, as Java writes it
 }
 
-// parseSecrets reads the node's data. Where Hadoop finds a newer version of the
-// format it refuses, and so do we.
+// parseSecrets reads the node's data. As Hadoop does, it refuses a newer version of the format.
 func parseSecrets(b []byte) (s metastore.SignerSecrets, err error) {
 	if len(b) < 4 {
 		return s, fmt.Errorf("its %d bytes hold no signer secrets", len(b))

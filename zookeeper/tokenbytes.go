@@ -10,7 +10,7 @@ import (
 	"claviger/writable"
 )
 
-// Limits of what nodes hold. Hadoop's keys have 8 bytes and its passwords 20.
+// Limits of the content of nodes. Hadoop's keys have 8 bytes, and its passwords 20.
 const (
 	maxMasterKey = 4096
 	maxPassword  = 4096
@@ -70,7 +70,7 @@ func appendDelegation(d metastore.Delegation) []byte {
 	return append(b, d.Password...)
 }
 
-// parseDelegation reads all but the sequence number, which is the node's name.
+// parseDelegation reads a token without its sequence number, which is in the node's name.
 func parseDelegation(b []byte) (d metastore.Delegation, err error) {
 	n, err := identifierLength(b)
 	if err != nil {

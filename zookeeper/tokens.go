@@ -55,8 +55,8 @@ const (
 	tokenPrefix  = "DT_"
 )
 
-// NewTokens keeps tokens under a working path ("zkdtsm"), whose slashes at the
-// ends don't count. Kind Invalid for what is no path.
+// NewTokens keeps tokens under a working path such as "zkdtsm". Slashes at its ends are ignored. The error is of
+// kind Invalid if it is not a valid path.
 func NewTokens(c *Client, workingPath string) (*Tokens, error) {
 	root := join(workingPath, rootNode)
 	if err := checkPath(root); err != nil {
@@ -73,11 +73,10 @@ func (t *Tokens) key(id int32) string {
 	return t.root + keysNode + "/" + keyPrefix + strconv.Itoa(int(id))
 }
 
-// counterSize is a counter's, an int32.
+// counterSize is the size of a counter, an int32.
 const counterSize = 4
 
-// NextSequences implements metastore.Delegations. The counter holds the last
-// number that was given away.
+// NextSequences implements metastore.Delegations. The counter is the last number that is in use.
 func (t *Tokens) NextSequences(ctx context.Context, n int32) (first int32, err error) {
 	const op = "zookeeper.NextSequences"
 	if n <= 0 {
@@ -93,9 +92,8 @@ func (t *Tokens) NextKeyID(ctx context.Context) (int32, error) {
 	return last + 1, err
 }
 
-// Clocks implements metastore.Clock. ZooKeeper tells the time with each change alone, by
-// its leader's clock. So the counter of keys is written as it is; a Java KMS that counts at
-// that moment tries again by itself.
+// Clocks implements metastore.Clock. ZooKeeper returns its leader's time only for a write. So Clocks writes the
+// counter of keys without a change. A Java KMS that counts at that moment retries by itself.
 func (t *Tokens) Clocks(ctx context.Context) (metastore.Clocks, error) {
 	_, written, err := t.count(ctx, "zookeeper.Clocks", t.root+keyIDNode, 0)
 	if err != nil {
@@ -104,11 +102,11 @@ func (t *Tokens) Clocks(ctx context.Context) (metastore.Clocks, error) {
 	return metastore.Compare(written.asked.Truncate(time.Millisecond), written.at, written.answered, "ZooKeeper's"), nil
 }
 
-// write is when a node was written: by our clock before and after, and by the leader's.
+// write is the time of a write: by our clock before and after it, and by the leader's clock.
 type write struct{ asked, at, answered time.Time }
 
-// count adds n to a counter and returns what it was before, and when it was written. Where
-// the answer to an attempt was lost it counts on: numbers may be left out.
+// count adds n to a counter. It returns the value before, and the time of the write. If the answer to an attempt
+// was lost, it adds n again, so some numbers are never used.
 func (t *Tokens) count(ctx context.Context, op, path string, n int32) (before int32, written write, err error) {
 	for {
 		now, err := t.client.get(ctx, op, path)
@@ -126,13 +124,15 @@ func (t *Tokens) count(ctx context.Context, op, path string, n int32) (before in
 			return 0, written, wrap(op, err)
 		}
 		if len(now.data) != counterSize {
-			return 0, written, claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper node %s holds %d bytes, not a counter's %d", path,
+			return 0, written, claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper node %s holds %d bytes, not "+
+				"a counter's %d", path,
 				len(now.data), counterSize)
 		}
 		before = int32(binary.BigEndian.Uint32(now.data)) //nolint:gosec // a signed number
 		if before > math.MaxInt32-n {
 			return 0, written, claviger.Errorf(op, claviger.Unavailable, "",
-				"ZooKeeper node %s is at %d, at the end of its numbers; stop every KMS and remove %s", path, before, t.root)
+				"ZooKeeper node %s is at %d, at the end of its numbers; stop every KMS and remove %s",
+				path, before, t.root)
 		}
 		written, err = t.client.setTimed(ctx, op, path, binary.BigEndian.AppendUint32(nil, uint32(before+n)), now.version) //nolint:gosec // as above
 		switch {
@@ -147,7 +147,7 @@ func (t *Tokens) count(ctx context.Context, op, path string, n int32) (before in
 	}
 }
 
-// put writes a node whether it is there or not.
+// put writes a node, and makes it if it does not exist.
 func (t *Tokens) put(ctx context.Context, op, path string, data []byte) error {
 	for {
 		_, err := t.client.create(ctx, op, path, data)
@@ -181,8 +181,7 @@ func (t *Tokens) RemoveMasterKey(ctx context.Context, id int32) error {
 	return nil
 }
 
-// MasterKeys implements metastore.Delegations. A node that can't be read is left
-// out, as Hadoop does, and logged.
+// MasterKeys implements metastore.Delegations. As in Hadoop, a node that cannot be parsed is left out and logged.
 func (t *Tokens) MasterKeys(ctx context.Context) ([]metastore.MasterKey, error) {
 	const op = "zookeeper.MasterKeys"
 	var keys []metastore.MasterKey
@@ -199,11 +198,11 @@ func (t *Tokens) MasterKeys(ctx context.Context) ([]metastore.MasterKey, error) 
 	return keys, err
 }
 
-// readers is how many nodes are read at once.
+// readers is the number of nodes that are read at the same time.
 const readers = 16
 
-// each reads the children of a node whose names are prefix and a number, and calls
-// fn for each, one after the other. A node that goes meanwhile is left out.
+// each reads the children of a node whose names are prefix and a number, and calls fn for one after the other. A
+// node that is removed meanwhile is left out.
 func (t *Tokens) each(ctx context.Context, op, parent, prefix string, fn func(path string, n node) error) error {
 	if err := t.catchUp(ctx); err != nil {
 		return wrap(op, err)
@@ -240,8 +239,7 @@ func (t *Tokens) each(ctx context.Context, op, parent, prefix string, fn func(pa
 	return group.Wait()
 }
 
-// catchUp makes the server that we are connected to show what every node has done
-// until now. One sync serves all who wait for one to begin.
+// catchUp waits until our server has all changes until now. All callers that wait for a sync share the next one.
 func (t *Tokens) catchUp(ctx context.Context) error {
 	_, err := t.syncs.do(ctx, "", func() (struct{}, error) {
 		return struct{}{}, t.client.sync(context.WithoutCancel(ctx), "zookeeper.Sync", t.root)
@@ -249,8 +247,8 @@ func (t *Tokens) catchUp(ctx context.Context) error {
 	return err
 }
 
-// read returns a token's node as it is now. One reading serves all who wait for
-// one to begin: executors of a job come with the same token, at the same time.
+// read returns the current state of a token's node. All callers that wait for a read share the next one, because
+// the executors of a job use the same token at the same time.
 func (t *Tokens) read(ctx context.Context, op string, sequence int32) (node, error) {
 	return t.reads.do(ctx, sequence, func() (node, error) {
 		ctx := context.WithoutCancel(ctx) // it is not this caller's alone; Config.Patience bounds it
@@ -334,8 +332,7 @@ func (t *Tokens) RemoveDelegation(ctx context.Context, sequence int32) (bool, er
 	return err == nil, wrap(op, err)
 }
 
-// RemoveExpired implements metastore.Delegations. A token that is renewed
-// meanwhile stays.
+// RemoveExpired implements metastore.Delegations. It keeps a token that is renewed meanwhile.
 func (t *Tokens) RemoveExpired(ctx context.Context, before time.Time) (int, error) {
 	const op = "zookeeper.RemoveExpired"
 	removed := 0
