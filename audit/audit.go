@@ -125,7 +125,8 @@ func (e Event) masked() Event {
 var Management = []Op{CreateKey, DeleteKey, RollNewVersion, InvalidateCache, UndeleteKey, PurgeKey, MigrateKey}
 
 // Operations are all of them.
-var Operations = []Op{CreateKey, DeleteKey, RollNewVersion, InvalidateCache, GetKeys, GetKeysMetadata, GetMetadata, GetKeyVersions,
+var Operations = []Op{CreateKey, DeleteKey, RollNewVersion, InvalidateCache, GetKeys, GetKeysMetadata,
+	GetMetadata, GetKeyVersions,
 	GetKeyVersion, GetCurrentKey, GenerateEEK, DecryptEEK, ReencryptEEK, ReencryptEEKBatch,
 	UndeleteKey, PurgeKey, GetDeletedKeys, MigrateKey}
 

@@ -102,7 +102,8 @@ func OpenChain(ctx context.Context, cfg ChainConfig) (*Chain, error) {
 	}
 	c := &Chain{
 		cfg: cfg, seal: newSealer(cfg.Key),
-		wake: make(chan struct{}, 1), haste: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), haste: make(chan struct{}, 1), stop: make(chan struct{}),
+		done: make(chan struct{}),
 	}
 	if err := c.find(ctx); err != nil {
 		return nil, err
@@ -130,7 +131,8 @@ func (c *Chain) find(ctx context.Context) error {
 	for _, h := range c.cfg.Heads {
 		head, ok, err := h.Load(ctx)
 		if err != nil {
-			return fmt.Errorf("the head of the audit log, noted in %s, cannot be read: %w; look at why before you remove it", h.Name(), err)
+			return fmt.Errorf("the head of the audit log, noted in %s, cannot be read: %w; look at why before "+
+				"you remove it", h.Name(), err)
 		}
 		if !ok {
 			continue
@@ -144,7 +146,8 @@ func (c *Chain) find(ctx context.Context) error {
 		}
 		if c.cfg.File != nil {
 			c.begin.Missing = max(head.Seq-end.seq, 1)
-			c.cfg.Log.Error("records of the audit log are missing at its end, or were changed", "file", c.cfg.File.Path(),
+			c.cfg.Log.Error("records of the audit log are missing at its end, or were changed", "file",
+				c.cfg.File.Path(),
 				"last record", end.seq, "last record noted", head.Seq, "noted in", h.Name(), "at", head.Time)
 		}
 		c.seq, c.last = head.Seq, sum
@@ -468,7 +471,8 @@ func (c *Chain) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.lost > 0 {
-		return errors.Join(c.err, fmt.Errorf("%d records of the audit log could not be written and were not kept", c.lost))
+		return errors.Join(c.err, fmt.Errorf("%d records of the audit log could not be written and were not kept",
+			c.lost))
 	}
 	return c.err
 }

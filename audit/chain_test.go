@@ -46,10 +46,12 @@ func closeChain(t testing.TB, c *Chain) {
 }
 
 func event(key string) Event {
-	return Event{Status: OK, Op: DecryptEEK, Key: key, Version: key + "@1", EDEKs: 1, Provider: "hsm://x", Caller: claviger.Caller{
-		Principal:  claviger.Principal{Name: "alice@R", Short: "alice", Real: &claviger.Principal{Name: "hive/h@R", Short: "hive"}},
-		RemoteAddr: "10.1.2.3", RequestID: "r-1",
-	}}
+	return Event{Status: OK, Op: DecryptEEK, Key: key, Version: key + "@1", EDEKs: 1, Provider: "hsm://x",
+		Caller: claviger.Caller{
+			Principal: claviger.Principal{Name: "alice@R", Short: "alice", Real: &claviger.Principal{Name: "hive/h@R",
+				Short: "hive"}},
+			RemoteAddr: "10.1.2.3", RequestID: "r-1",
+		}}
 }
 
 func readLines(t testing.TB, path string) []string {
@@ -108,8 +110,10 @@ func TestRecordTellsAll(t *testing.T) {
 	}
 	r.Prev, r.Hash = "", ""
 	want := Record{
-		Seq: 2, Time: "2026-11-23T14:03:30.123456Z", Node: "kms1", Kind: EventRecord, Status: OK, Op: DecryptEEK, Key: "k", Version: "k@1",
-		From: []string{"k@0"}, EDEKs: 1, User: "alice@R", Short: "alice", RealUser: "hive/h@R", Token: 7, Address: "10.1.2.3", Request: "r-1",
+		Seq: 2, Time: "2026-11-23T14:03:30.123456Z", Node: "kms1", Kind: EventRecord, Status: OK, Op: DecryptEEK,
+		Key: "k", Version: "k@1",
+		From: []string{"k@0"}, EDEKs: 1, User: "alice@R", Short: "alice", RealUser: "hive/h@R", Token: 7,
+		Address: "10.1.2.3", Request: "r-1",
 		Provider: "hsm://x", Message: "forged\n{\"seq\":1}\u2028 <b>\ufffd",
 	}
 	got, _ := json.Marshal(r)
@@ -157,7 +161,8 @@ func TestHashIsAsDocumented(t *testing.T) {
 			t.Fatal(err)
 		}
 		sum := newSealer(nil).sum(raw, []byte(line[:at]))
-		if want := line[:at] + `,"hash":"` + sum.String() + "\"}\n"; line != want || !strings.HasPrefix(line, fmt.Sprintf(`{"seq":%d,"prev":"%s",`, i+1, prev)) {
+		if want := line[:at] + `,"hash":"` + sum.String() + "\"}\n"; line != want ||
+			!strings.HasPrefix(line, fmt.Sprintf(`{"seq":%d,"prev":"%s",`, i+1, prev)) {
 			t.Errorf("line %q, want %q", line, want)
 		}
 		prev = sum.String()
@@ -189,21 +194,39 @@ func TestTampering(t *testing.T) {
 		change func(l []string) []string
 		want   []string
 	}{
-		"nothing":        {func(l []string) []string { return l }, nil},
-		"one removed":    {func(l []string) []string { return slices.Delete(l, 4, 5) }, []string{":5: record 5 is missing before this one"}},
-		"three removed":  {func(l []string) []string { return slices.Delete(l, 2, 5) }, []string{":3: records 3 to 5 are missing before this one"}},
-		"first removed":  {func(l []string) []string { return l[1:] }, nil}, // as if it lay in an earlier file: a note
-		"tail removed":   {func(l []string) []string { return l[:6] }, []string{"records 7 to 9 are missing at the end"}},
-		"changed":        {func(l []string) []string { l[3] = strings.Replace(l[3], "alice", "mallo", 1); return l }, []string{":4: record 4 was changed"}},
-		"time changed":   {func(l []string) []string { l[3] = strings.Replace(l[3], `"time":"2`, `"time":"3`, 1); return l }, []string{":4: record 4 was changed"}},
-		"resealed":       {func(l []string) []string { l[3] = reseal(l[3]); return l }, []string{":5: record 5 does not follow the record before it"}},
-		"last resealed":  {func(l []string) []string { l[8] = reseal(l[8]); return l }, []string{":9: record 9 is not the one that was noted"}},
-		"swapped":        {func(l []string) []string { l[3], l[4] = l[4], l[3]; return l }, []string{"record 4 is missing", "record 4 stands behind record 5", "record 5 is missing"}},
-		"repeated":       {func(l []string) []string { return slices.Insert(l, 5, l[4]) }, []string{":6: record 5 stands behind record 5"}},
-		"foreign line":   {func(l []string) []string { return slices.Insert(l, 5, "hello\n") }, []string{":6: the line does not end with a hash"}},
-		"cut line":       {func(l []string) []string { l[8] = l[8][:50]; return l }, []string{":9: the line does not end with a hash", "record 9 is missing at the end"}},
-		"number changed": {func(l []string) []string { l[8] = strings.Replace(l[8], `"seq":9`, `"seq":10`, 1); return l }, []string{"record 9 is missing", "record 10 was changed"}},
-		"all but empty":  {func(l []string) []string { return nil }, []string{"there is no record", "records 1 to 9 are missing"}},
+		"nothing": {func(l []string) []string { return l }, nil},
+		"one removed": {func(l []string) []string { return slices.Delete(l, 4, 5) },
+			[]string{":5: record 5 is missing before this one"}},
+		"three removed": {func(l []string) []string { return slices.Delete(l, 2, 5) },
+			[]string{":3: records 3 to 5 are missing before this one"}},
+		"first removed": {func(l []string) []string { return l[1:] }, nil}, // as if it lay in an earlier file: a note
+		"tail removed": {func(l []string) []string { return l[:6] }, []string{"records 7 to 9 are missing " +
+			"at the end"}},
+		"changed": {func(l []string) []string { l[3] = strings.Replace(l[3], "alice", "mallo", 1); return l },
+			[]string{":4: record 4 was changed"}},
+		"time changed": {func(l []string) []string {
+			l[3] = strings.Replace(l[3], `"time":"2`, `"time":"3`, 1)
+			return l
+		}, []string{":4: record 4 was changed"}},
+		"resealed": {func(l []string) []string { l[3] = reseal(l[3]); return l },
+			[]string{":5: record 5 does not follow the record before it"}},
+		"last resealed": {func(l []string) []string { l[8] = reseal(l[8]); return l },
+			[]string{":9: record 9 is not the one that was noted"}},
+		"swapped": {func(l []string) []string { l[3], l[4] = l[4], l[3]; return l },
+			[]string{"record 4 is missing", "record 4 stands behind record 5", "record 5 is missing"}},
+		"repeated": {func(l []string) []string { return slices.Insert(l, 5, l[4]) },
+			[]string{":6: record 5 stands behind record 5"}},
+		"foreign line": {func(l []string) []string { return slices.Insert(l, 5, "hello\n") },
+			[]string{":6: the line does not end with a hash"}},
+		"cut line": {func(l []string) []string { l[8] = l[8][:50]; return l },
+			[]string{":9: the line does not end with a hash", "record 9 is missing at the end"}},
+		"number changed": {func(l []string) []string {
+			l[8] = strings.Replace(l[8], `"seq":9`, `"seq":10`,
+				1)
+			return l
+		}, []string{"record 9 is missing", "record 10 was changed"}},
+		"all but empty": {func(l []string) []string { return nil },
+			[]string{"there is no record", "records 1 to 9 are missing"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			lines := test.change(slices.Clone(whole))
@@ -230,7 +253,8 @@ func TestKeyed(t *testing.T) {
 	verified(t, VerifyConfig{Key: key}, []string{keyed})
 	verified(t, VerifyConfig{}, []string{keyed}, "made with a key")
 	verified(t, VerifyConfig{Key: key}, []string{plain}, "made without a key")
-	verified(t, VerifyConfig{Key: secret.Bytes("another key, another key, another")}, []string{keyed}, "the key is another")
+	verified(t, VerifyConfig{Key: secret.Bytes("another key, another key, another")}, []string{keyed},
+		"the key is another")
 }
 
 // TestChainGoesOn: over restarts, over a rotation by us, over one by logrotate
@@ -255,7 +279,8 @@ func TestChainGoesOn(t *testing.T) {
 	}
 	c.Log(t.Context(), event("three"))
 	closeChain(t, c)
-	if lines := readLines(t, path); len(lines) != 2 || !strings.Contains(lines[0], `"kind":"begin"`) || !strings.Contains(lines[0], `"reason":"file"`) {
+	if lines := readLines(t, path); len(lines) != 2 || !strings.Contains(lines[0], `"kind":"begin"`) ||
+		!strings.Contains(lines[0], `"reason":"file"`) {
 		t.Errorf("the new file holds %q, want a beginning and an event", lines)
 	}
 
@@ -276,7 +301,8 @@ func TestChainGoesOn(t *testing.T) {
 		t.Errorf("report %+v", report)
 	}
 	verified(t, VerifyConfig{}, []string{path + "-1", path}, "records 6 to 8 are missing")
-	if r := verified(t, VerifyConfig{}, []string{aside[0]}); len(r.Notes) != 1 || !strings.Contains(r.Notes[0].What, "goes on here from record 5") {
+	if r := verified(t, VerifyConfig{}, []string{aside[0]}); len(r.Notes) != 1 ||
+		!strings.Contains(r.Notes[0].What, "goes on here from record 5") {
 		t.Errorf("notes %v", r.Notes)
 	}
 
@@ -315,7 +341,8 @@ func TestCutWhileDown(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for file, text := range map[string]string{p: strings.Join(test.left, ""), string(HeadFileOf(p)): string(head)} {
+			for file, text := range map[string]string{p: strings.Join(test.left, ""),
+				string(HeadFileOf(p)): string(head)} {
 				if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 					t.Fatal(err)
 				}
@@ -329,7 +356,8 @@ func TestCutWhileDown(t *testing.T) {
 			}
 			r := verified(t, VerifyConfig{Heads: headOf(t, p)}, []string{p}, want...)
 			all := fmt.Sprint(slices.Concat(r.Findings, r.Notes))
-			if gone := fmt.Sprintf("the log ended %d records before the end", 5-len(test.left)); !strings.Contains(all, gone) {
+			if gone := fmt.Sprintf("the log ended %d records before the end", 5-len(test.left)); !strings.Contains(all,
+				gone) {
 				t.Errorf("%s, want %q", all, gone)
 			}
 		})
@@ -376,7 +404,8 @@ func TestFileIsNotShared(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = f.Close() }()
-	if _, err := OpenChain(t.Context(), ChainConfig{Node: "n", File: f}); err == nil || !strings.Contains(err.Error(), "put the file aside") {
+	if _, err := OpenChain(t.Context(), ChainConfig{Node: "n", File: f}); err == nil ||
+		!strings.Contains(err.Error(), "put the file aside") {
 		t.Errorf("a file of another kind: %v", err)
 	}
 }

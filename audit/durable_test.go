@@ -134,7 +134,8 @@ func lookForAttempt(dir string) (string, error) {
 func TestHeadLasts(t *testing.T) {
 	save := func(seq uint64) func(string) error {
 		return func(dir string) error {
-			return HeadFileOf(filepath.Join(dir, "audit.json")).Save(context.Background(), Head{Node: "kms1", Seq: seq, Hash: strings.Repeat("0", 64)})
+			return HeadFileOf(filepath.Join(dir, "audit.json")).Save(context.Background(),
+				Head{Node: "kms1", Seq: seq, Hash: strings.Repeat("0", 64)})
 		}
 	}
 	durabletest.Run(t, durabletest.Case{

@@ -66,7 +66,8 @@ func TestDiskFull(t *testing.T) {
 		tee.Log(t.Context(), event("k"))
 	}
 	err = tee.Begin(t.Context(), e)
-	if !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, syscall.EFBIG) || !strings.Contains(err.Error(), "ROLL_NEW_VERSION is not done") {
+	if !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, syscall.EFBIG) ||
+		!strings.Contains(err.Error(), "ROLL_NEW_VERSION is not done") {
 		t.Errorf("with a full disk: %v", err)
 	}
 	if tee.Err() == nil {
@@ -84,7 +85,8 @@ func TestDiskFull(t *testing.T) {
 	if err := tee.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if r := verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path}); r.Records < 1+1+20+1 || r.Records > 24 || len(r.Notes) != 0 {
+	if r := verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path}); r.Records < 1+1+20+1 || r.Records > 24 ||
+		len(r.Notes) != 0 {
 		t.Errorf("report %+v", r)
 	}
 	if n := len(readLines(t, lines)); n != 20 {
@@ -141,7 +143,8 @@ func TestFileRemoved(t *testing.T) {
 	if n := len(readLines(t, path)); n != 2 {
 		t.Errorf("%d lines, want a beginning and an attempt", n)
 	}
-	if r := verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path}); len(r.Notes) != 1 || !strings.Contains(r.Notes[0].What, "goes on here from record 2") {
+	if r := verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path}); len(r.Notes) != 1 ||
+		!strings.Contains(r.Notes[0].What, "goes on here from record 2") {
 		t.Errorf("notes %v", r.Notes)
 	}
 }
@@ -164,7 +167,8 @@ func TestKeep(t *testing.T) {
 		}
 	}
 	names, err := f.aside()
-	if err != nil || len(names) != 2 || readLines(t, names[0])[0] != "line 3\n" || readLines(t, names[1])[0] != "line 4\n" {
+	if err != nil || len(names) != 2 || readLines(t, names[0])[0] != "line 3\n" ||
+		readLines(t, names[1])[0] != "line 4\n" {
 		t.Errorf("kept %v, %v", names, err)
 	}
 	daily, err := OpenFile(path+"-daily", Rotation{Every: time.Hour})
@@ -201,7 +205,8 @@ func TestSyslog(t *testing.T) {
 		t.Fatal(err)
 	}
 	in := bufio.NewReader(conn)
-	if got := frame(t, conn, in); !strings.HasPrefix(got, "<110>1 2") || !strings.Contains(got, " claviger "+strconv.Itoa(os.Getpid())+` audit - {"seq":1,`) {
+	if got := frame(t, conn, in); !strings.HasPrefix(got, "<110>1 2") ||
+		!strings.Contains(got, " claviger "+strconv.Itoa(os.Getpid())+` audit - {"seq":1,`) {
 		t.Errorf("message %q", got)
 	}
 	_ = conn.Close()
@@ -242,7 +247,8 @@ func (lostHead) Save(context.Context, Head) error                     { return e
 func TestHeadIsNotNoted(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
 	c := chainAt(t, path, func(cfg *ChainConfig) {
-		cfg.Heads, cfg.HeadEvery, cfg.Log = append(cfg.Heads, lostHead{}), time.Millisecond, slog.New(slog.DiscardHandler)
+		cfg.Heads, cfg.HeadEvery, cfg.Log = append(cfg.Heads,
+			lostHead{}), time.Millisecond, slog.New(slog.DiscardHandler)
 	})
 	tee := &Tee{Loggers: []Logger{c}, Must: Management}
 	if err := tee.Begin(t.Context(), Event{Op: CreateKey}); err != nil {
@@ -350,7 +356,8 @@ func TestSyslogDatagrams(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for _, bad := range []string{"", "syslog", "syslog+unix://host/dev/log", "syslog+tcp://host", "syslog+udp://:514", "syslog+sctp://h:1", "syslog+tls://h:1/x", "\x00"} {
+	for _, bad := range []string{"", "syslog", "syslog+unix://host/dev/log", "syslog+tcp://host", "syslog+udp://:514",
+		"syslog+sctp://h:1", "syslog+tls://h:1/x", "\x00"} {
 		if s, err := OpenSyslog(bad, nil); err == nil || !strings.Contains(err.Error(), "it must be") {
 			t.Errorf("%q: %v, %v", bad, s, err)
 		}

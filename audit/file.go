@@ -80,12 +80,14 @@ func (l *File) use(f durable.File) {
 func (l *File) open() (durable.File, error) {
 	f, err := durable.OpenLog(l.path, 0o640)
 	if err != nil {
-		return nil, fmt.Errorf("the audit log cannot be opened: %w; make its folder, writable for the user that this process runs as", err)
+		return nil, fmt.Errorf("the audit log cannot be opened: %w; make its folder, writable for the user that this "+
+			"process runs as", err)
 	}
 	if l.exclusive {
 		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 			_ = f.Close()
-			return nil, fmt.Errorf("the audit log %s is being written by another process (%w); give each server a file of its own", l.path, err)
+			return nil, fmt.Errorf("the audit log %s is being written by another process (%w); give each server a "+
+				"file of its own", l.path, err)
 		}
 	}
 	return f, nil
@@ -108,7 +110,8 @@ func (l *File) Write(lines []byte) (int, error) {
 	n, err := l.f.Write(lines)
 	if err != nil && n > 0 {
 		l.torn = true
-		if st, statErr := l.f.Stat(); statErr == nil && st.Size() >= int64(n) && l.f.Truncate(st.Size()-int64(n)) == nil {
+		if st, statErr := l.f.Stat(); statErr == nil && st.Size() >= int64(n) &&
+			l.f.Truncate(st.Size()-int64(n)) == nil {
 			n, l.torn = 0, false
 		}
 	}

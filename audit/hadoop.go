@@ -25,7 +25,8 @@ const maxOwed = 1 << 12
 const maxHeld = 1 << 14
 
 // aggregated are the operations that Hadoop does not write line by line.
-var aggregated = map[Op]bool{GetKeyVersion: true, GetCurrentKey: true, DecryptEEK: true, GenerateEEK: true, ReencryptEEK: true}
+var aggregated = map[Op]bool{GetKeyVersion: true, GetCurrentKey: true, DecryptEEK: true, GenerateEEK: true,
+	ReencryptEEK: true}
 
 // Hadoop writes Hadoop's kms-audit.log:
 //
@@ -195,7 +196,8 @@ func (h *Hadoop) Begin(_ context.Context, e Event) error {
 
 // refused is the error of an operation that is not done for want of its record.
 func refused(e Event, err error) error {
-	return claviger.Errorf("audit.Begin", claviger.Unavailable, e.Key, "%s is not done, since it cannot be audited: %w", e.Op, err)
+	return claviger.Errorf("audit.Begin", claviger.Unavailable, e.Key, "%s is not done, since it cannot be audited: %w",
+		e.Op, err)
 }
 
 // Err is nil while lines can be written. What could not be written is tried
@@ -278,7 +280,8 @@ func line(e Event) string {
 	user := "user=" + inLine(e.Caller.Name)
 	switch {
 	case e.Status == Unauthenticated:
-		return fmt.Sprintf("%s RemoteHost:%s Method:%s URL:%s ErrorMsg:'%s'", e.Status, inLine(e.Caller.RemoteAddr), inLine(e.Method), inLine(e.URL), firstLine(e.Message))
+		return fmt.Sprintf("%s RemoteHost:%s Method:%s URL:%s ErrorMsg:'%s'", e.Status, inLine(e.Caller.RemoteAddr),
+			inLine(e.Method), inLine(e.URL), firstLine(e.Message))
 	case e.Status == Error && e.Caller.Name == "":
 		return fmt.Sprintf("%s Method:'%s' Exception:'%s'", e.Status, inLine(e.Method), firstLine(e.Message))
 	case e.Status == Error:
@@ -302,7 +305,8 @@ func line(e Event) string {
 
 func aggregatedLine(e Event, count int64, now time.Time) string {
 	return fmt.Sprintf("%s[op=%s, key=%s, user=%s, accessCount=%d, interval=%dms] %s",
-		e.Status, e.Op, inLine(e.Key), inLine(e.Caller.Name), count, now.Sub(e.Time).Milliseconds(), firstLine(e.Message))
+		e.Status, e.Op, inLine(e.Key), inLine(e.Caller.Name), count, now.Sub(e.Time).Milliseconds(),
+		firstLine(e.Message))
 }
 
 // firstLine is all that is written of a message: the rest of an exception's text

@@ -47,7 +47,8 @@ func readLog(t *testing.T, file string) (steps []step, lines []string) {
 		t.Fatal(err)
 	}
 	lines = strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
-	slices.SortStableFunc(lines, func(a, b string) int { return strings.Compare(a[:23], b[:23]) }) // the sample is put together
+	// the sample is put together
+	slices.SortStableFunc(lines, func(a, b string) int { return strings.Compare(a[:23], b[:23]) })
 	begun := make(map[string]*Event)
 	var begunAt time.Time
 	for _, l := range lines {
@@ -207,7 +208,8 @@ func TestAggregation(t *testing.T) {
 	l.ok(DecryptEEK, "k", "other")
 	l.ok(DecryptEEK, "other", "u")
 	l.ok(GenerateEEK, "k", "u")
-	l.expect(t, agg("DECRYPT_EEK", "k", "other", 1, 0), agg("DECRYPT_EEK", "other", "u", 1, 0), agg("GENERATE_EEK", "k", "u", 1, 0))
+	l.expect(t, agg("DECRYPT_EEK", "k", "other", 1, 0), agg("DECRYPT_EEK", "other", "u", 1, 0),
+		agg("GENERATE_EEK", "k", "u", 1, 0))
 	l.pass(9 * time.Second)
 	l.expect(t)
 	l.pass(time.Second) // counted lines tell the first event again
@@ -255,11 +257,14 @@ func TestNotAggregated(t *testing.T) {
 		l.ok(GetMetadata, "k", "u")
 		l.ok(GetKeyVersion, "", "u") // no key: nothing to count by
 		l.Log(t.Context(), Event{Status: OK, Op: GetKeys, Caller: caller("u@REALM")})
-		l.Log(t.Context(), Event{Status: OK, Op: ReencryptEEKBatch, Key: "k", Caller: caller("u"), Message: "reencrypted 3 keys"})
-		l.Log(t.Context(), Event{Status: Error, Op: DecryptEEK, Key: "k", Caller: caller("u"), Method: "POST", URL: "http://h/x", Message: "first\nsecond"})
+		l.Log(t.Context(), Event{Status: OK, Op: ReencryptEEKBatch, Key: "k", Caller: caller("u"),
+			Message: "reencrypted 3 keys"})
+		l.Log(t.Context(), Event{Status: Error, Op: DecryptEEK, Key: "k", Caller: caller("u"), Method: "POST",
+			URL: "http://h/x", Message: "first\nsecond"})
 		l.Log(t.Context(), Event{Status: Error, Method: "GET", Message: "m"})
 		l.Log(t.Context(), Event{Status: OK})
-		l.Log(t.Context(), Event{Status: OK, Op: RenewDelegationToken, Caller: caller("u"), Token: 1}) // Hadoop has no line
+		// Hadoop has no line
+		l.Log(t.Context(), Event{Status: OK, Op: RenewDelegationToken, Caller: caller("u"), Token: 1})
 	}
 	for range 2 {
 		_ = l.Err()
@@ -286,7 +291,8 @@ func TestNoLineIsForged(t *testing.T) {
 	evil := claviger.Caller{Principal: claviger.Principal{Name: forged}, RemoteAddr: forged}
 	for _, s := range []Status{OK, Unauthorized, Unauthenticated, Error} {
 		for _, op := range []Op{DecryptEEK, GetMetadata} {
-			l.Log(t.Context(), Event{Status: s, Op: op, Key: forged + "\r\u2028\x00\x1b[2J\u0085\u202e", Caller: evil, Message: forged, Method: forged, URL: forged})
+			l.Log(t.Context(), Event{Status: s, Op: op, Key: forged + "\r\u2028\x00\x1b[2J\u0085\u202e", Caller: evil,
+				Message: forged, Method: forged, URL: forged})
 		}
 	}
 	if err := l.Close(); err != nil {
@@ -443,7 +449,8 @@ func TestFile(t *testing.T) {
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string][]string{"kms-audit.log.1": {"earlier", "one", "two"}, "kms-audit.log": {"three", "four"}} {
+	for name, want := range map[string][]string{"kms-audit.log.1": {"earlier", "one", "two"},
+		"kms-audit.log": {"three", "four"}} {
 		data, err := os.ReadFile(dir + ".away/" + name)
 		if err != nil {
 			t.Fatal(err)
@@ -453,7 +460,8 @@ func TestFile(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, lines, want)
 		}
 	}
-	if _, err := OpenFile(dir+"/none/kms-audit.log", Rotation{}); err == nil || !strings.Contains(err.Error(), "make its folder") {
+	if _, err := OpenFile(dir+"/none/kms-audit.log", Rotation{}); err == nil ||
+		!strings.Contains(err.Error(), "make its folder") {
 		t.Errorf("OpenFile: %v", err)
 	}
 	log("late")

@@ -56,7 +56,8 @@ type Record struct {
 	User     string   `json:"user,omitempty"`     // whose rights counted
 	Short    string   `json:"short,omitempty"`    // user's short name, where it differs
 	RealUser string   `json:"realUser,omitempty"` // who authenticated, where he acts for user (doAs)
-	Token    int32    `json:"token,omitempty"`    // number of the delegation token: brought by the request, or issued, renewed, cancelled
+	// number of the delegation token: brought by the request, or issued, renewed, cancelled
+	Token    int32    `json:"token,omitempty"`
 	Address  string   `json:"address,omitempty"`
 	Request  string   `json:"request,omitempty"` // id, the same in the server's log
 	Method   string   `json:"method,omitempty"`
@@ -181,7 +182,8 @@ func ParseRecord(line []byte) (Record, error) {
 	if r.Seq == 0 {
 		return r, errors.New("member seq is missing")
 	}
-	if want := `{"seq":` + strconv.FormatUint(r.Seq, 10) + `,"prev":"` + r.Prev + `",`; !bytes.HasPrefix(line, []byte(want)) {
+	if want := `{"seq":` + strconv.FormatUint(r.Seq, 10) + `,"prev":"` + r.Prev +
+		`",`; !bytes.HasPrefix(line, []byte(want)) {
 		return r, errors.New("the line does not begin with seq and prev")
 	}
 	switch r.Kind {

@@ -29,8 +29,10 @@ func (r *Record) shorten(text, from int) {
 		name string
 		of   *string
 	}{
-		{"op", &op}, {"key", &r.Key}, {"version", &r.Version}, {"user", &r.User}, {"short", &r.Short}, {"realUser", &r.RealUser},
-		{"address", &r.Address}, {"request", &r.Request}, {"method", &r.Method}, {"url", &r.URL}, {"provider", &r.Provider}, {"message", &r.Message},
+		{"op", &op}, {"key", &r.Key}, {"version", &r.Version}, {"user", &r.User}, {"short", &r.Short},
+		{"realUser", &r.RealUser},
+		{"address", &r.Address}, {"request", &r.Request}, {"method", &r.Method}, {"url", &r.URL},
+		{"provider", &r.Provider}, {"message", &r.Message},
 	} {
 		if s := shortened(*m.of, text); s != *m.of {
 			*m.of, r.Cut = s, append(r.Cut, m.name)

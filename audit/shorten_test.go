@@ -67,10 +67,12 @@ func TestLongRecord(t *testing.T) {
 			if !strings.Contains(r.Version, note) || !strings.HasSuffix(r.Version, "@17") {
 				t.Errorf("version %q, want it to have %q", r.Version, note)
 			}
-			if want := []string{"key", "version", "user", "short", "realUser", "address", "request", "method", "url", "provider", "message", "from"}; !slices.Equal(r.Cut, want) {
+			if want := []string{"key", "version", "user", "short", "realUser", "address", "request", "method", "url",
+				"provider", "message", "from"}; !slices.Equal(r.Cut, want) {
 				t.Errorf("cut %q, want %q", r.Cut, want)
 			}
-			if last := r.From[len(r.From)-1]; last != fmt.Sprintf("and %d more", 100-(len(r.From)-1)) || len(r.From) < 3 {
+			if last := r.From[len(r.From)-1]; last != fmt.Sprintf("and %d more", 100-(len(r.From)-1)) ||
+				len(r.From) < 3 {
 				t.Errorf("%d versions, the last %q", len(r.From), last)
 			}
 			for i, line := range lines {
@@ -108,7 +110,8 @@ func TestShortRecordIsWhole(t *testing.T) {
 	if got := encodeEvent(&e, "n"); string(got) != string(want) || strings.Contains(string(got), `"cut":`) {
 		t.Errorf("%s", got)
 	}
-	for _, s := range []string{"", "a", strings.Repeat("é", 100), strings.Repeat("\x01", 50), strings.Repeat("\xbf", 50)} {
+	for _, s := range []string{"", "a", strings.Repeat("é", 100), strings.Repeat("\x01", 50),
+		strings.Repeat("\xbf", 50)} {
 		if got := shortened(s, 300); got != s {
 			t.Errorf("%q became %q", s, got)
 		}
@@ -150,11 +153,14 @@ func TestTooLongForADatagram(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v: %.300q", uri, err, got)
 		}
-		if short.Kind != LargeRecord || short.Seq != 7 || short.Hash != sum.String() || short.Prev != (digest{1}).String() || short.Bytes != len(b)-1 ||
-			short.Op != ReencryptEEKBatch || short.Node != "kms1" || !slices.Equal(short.From, []string{"and 64 more"}) || len(got) > 8<<10 {
+		if short.Kind != LargeRecord || short.Seq != 7 || short.Hash != sum.String() ||
+			short.Prev != (digest{1}).String() || short.Bytes != len(b)-1 ||
+			short.Op != ReencryptEEKBatch || short.Node != "kms1" ||
+			!slices.Equal(short.From, []string{"and 64 more"}) || len(got) > 8<<10 {
 			t.Errorf("%s: %.900q", uri, got)
 		}
-		if got := datagram(t, conn); !strings.HasPrefix(got, `{"seq":0,"prev":"",`) || !strings.Contains(got, `"kind":"large","bytes":1048576,`) {
+		if got := datagram(t, conn); !strings.HasPrefix(got, `{"seq":0,"prev":"",`) ||
+			!strings.Contains(got, `"kind":"large","bytes":1048576,`) {
 			t.Errorf("%s: in the place of what is no record: %.300q", uri, got)
 		}
 		if got := datagram(t, conn); got+"\n" != string(c) {

@@ -68,7 +68,8 @@ func tailOf(path string) (t tail, err error) {
 			return t, err
 		}
 		if b = b[:at]; len(b) == 0 {
-			return t, fmt.Errorf("the audit log %s does not end with a record that could be gone on from: %w; put the file aside and start anew", path, err)
+			return t, fmt.Errorf("the audit log %s does not end with a record that could be gone on from: %w; put "+
+				"the file aside and start anew", path, err)
 		}
 	}
 	return t, nil

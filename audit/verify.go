@@ -206,7 +206,8 @@ func (v *verifier) settle(next *Record) {
 		return
 	}
 	if next != nil && next.Kind == BeginRecord && next.Torn == v.length {
-		v.broken.What = fmt.Sprintf("%d bytes of a record that was not written to its end, as the start of the server after it has recorded", v.length)
+		v.broken.What = fmt.Sprintf("%d bytes of a record that was not written to its end, as the start of the "+
+			"server after it has recorded", v.length)
 		v.note(*v.broken)
 	} else {
 		v.find(*v.broken)
@@ -238,13 +239,15 @@ func (v *verifier) line(at Finding, line []byte, whole bool) {
 	if large := r.Kind == LargeRecord; large || v.seal.sum(prev, hashed) != sum {
 		switch {
 		case large:
-			say("record %d, of %d bytes, is not here: a short one stands in its place, as streams of datagrams have it; the log's file must have it whole", r.Seq, r.Bytes)
+			say("record %d, of %d bytes, is not here: a short one stands in its place, as streams of datagrams have "+
+				"it; the log's file must have it whole", r.Seq, r.Bytes)
 		case r.Kind == BeginRecord && r.MAC == "hmac-sha256" && len(v.cfg.Key) == 0:
 			say("the hashes were made with a key, which was not given; nothing can be said of this chain without it")
 		case r.Kind == BeginRecord && r.MAC == "sha256" && len(v.cfg.Key) > 0:
 			say("the hashes were made without a key, though one was given")
 		case v.report.Keyed:
-			say("record %d was changed (or the key is another): its hash is not that of its content under the key", r.Seq)
+			say("record %d was changed (or the key is another): its hash is not that of its content under the key",
+				r.Seq)
 		default:
 			say("record %d was changed: its hash is not that of its content", r.Seq)
 		}
@@ -276,10 +279,12 @@ func (v *verifier) links(at Finding, r *Record, prev digest, say func(string, ..
 		v.note(at)
 	case r.Seq == v.seq+1 && prev == v.last:
 		if r.Node != v.report.Node {
-			say("record %d is of node %q, those before of %q; verify the files of each node by themselves", r.Seq, r.Node, v.report.Node)
+			say("record %d is of node %q, those before of %q; verify the files of each node by themselves", r.Seq,
+				r.Node, v.report.Node)
 		}
 	case r.Seq == 1 && prev == (digest{}):
-		say("another chain begins here: what was written between record %d and this one, if anything, is missing", v.seq)
+		say("another chain begins here: what was written between record %d and this one, if anything, is missing",
+			v.seq)
 	case r.Seq == v.seq+1:
 		say("record %d does not follow the record before it, which was changed or put in the place of another", r.Seq)
 	case r.Seq > v.seq+1:
@@ -300,9 +305,11 @@ func missing(from, to uint64) string {
 func (v *verifier) tell(at Finding, r *Record) {
 	switch {
 	case r.Kind == LostRecord:
-		at.What = fmt.Sprintf("%d events were not recorded before this record, since the log could not be written", r.Count)
+		at.What = fmt.Sprintf("%d events were not recorded before this record, since the log could not be written",
+			r.Count)
 	case r.Missing > 0:
-		at.What = fmt.Sprintf("the server found at its start that the log ended %d records before the end that had been noted: they are missing", r.Missing)
+		at.What = fmt.Sprintf("the server found at its start that the log ended %d records before the end that had "+
+			"been noted: they are missing", r.Missing)
 		if r.Seq == v.report.First { // no gap before it tells of them
 			v.find(at)
 			return
@@ -321,11 +328,14 @@ func (v *verifier) end() {
 	for _, h := range v.cfg.Heads {
 		switch {
 		case h.Seq > v.seq:
-			v.find(Finding{What: fmt.Sprintf("%s at the end: the log had record %d at %s", missing(v.seq+1, h.Seq), h.Seq, h.Time)})
+			v.find(Finding{What: fmt.Sprintf("%s at the end: the log had record %d at %s", missing(v.seq+1, h.Seq),
+				h.Seq, h.Time)})
 		case v.any && h.Node != v.report.Node:
-			v.find(Finding{What: fmt.Sprintf("the end that was noted is of node %q, the files are of %q", h.Node, v.report.Node)})
+			v.find(Finding{What: fmt.Sprintf("the end that was noted is of node %q, the files are of %q", h.Node,
+				v.report.Node)})
 		case h.Seq < v.report.First:
-			v.note(Finding{What: fmt.Sprintf("record %d, which was noted as the end at %s, lies before the files that were given", h.Seq, h.Time)})
+			v.note(Finding{What: fmt.Sprintf("record %d, which was noted as the end at %s, lies before the files "+
+				"that were given", h.Seq, h.Time)})
 		}
 	}
 }

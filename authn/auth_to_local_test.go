@@ -75,7 +75,8 @@ func TestRulesAsJava(t *testing.T) {
 		}
 	}
 	if lists < 230 || names < 4100 || refused < 30 || short < 2300 || stricter < 8 {
-		t.Errorf("only %d lists (%d of them refused), %d names (%d of them with a short one, %d stricter than Java)", lists,
+		t.Errorf("only %d lists (%d of them refused), %d names (%d of them with a short one, %d stricter than Java)",
+			lists,
 			refused, names, short, stricter)
 	}
 }

@@ -262,9 +262,11 @@ func (a *Authenticator) attempt(r Request, now time.Time, management bool) attem
 	var none noRule
 	switch {
 	case errors.As(err, &none):
-		att.refusal = &Refusal{Kind: NoShortName, Reason: javaText(err), User: att.token.principal, Property: AuthToLocal,
+		att.refusal = &Refusal{Kind: NoShortName, Reason: javaText(err), User: att.token.principal,
+			Property: AuthToLocal,
 			Explanation: fmt.Sprintf(
-				"the ticket of %s is good, but auth_to_local makes no user name of it; add a rule to %s if it is to be let in",
+				"the ticket of %s is good, but auth_to_local makes no user name of it; add a rule to %s if it is "+
+					"to be let in",
 				att.token.principal, AuthToLocal)}
 	case err != nil:
 		att.refusal = &Refusal{Kind: BadTicket, Reason: javaText(err), User: att.token.principal, Property: AuthToLocal,
@@ -272,7 +274,8 @@ func (a *Authenticator) attempt(r Request, now time.Time, management bool) attem
 				"the ticket of %s is good, but auth_to_local cannot read that name: %v", att.token.principal, err)}
 	case !validName(short):
 		att.refusal = &Refusal{Kind: BadTicket,
-			Reason: "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", User: att.token.principal,
+			Reason:   "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'",
+			User:     att.token.principal,
 			Property: AuthToLocal, Explanation: fmt.Sprintf(
 				"the ticket of %s is good, but auth_to_local makes %q of it, which no user is called; change the rule",
 				att.token.principal, short)}
@@ -351,7 +354,8 @@ func (a *Authenticator) actingFor(ctx context.Context, r Request, name string) (
 	}
 	if !validName(doAs) {
 		return nil, &Refusal{Kind: Malformed, Reason: "Null user", Real: name, User: doAs,
-			Explanation: "the parameter doAs is empty, longer than 512 bytes, or holds characters that no user's name has"}
+			Explanation: "the parameter doAs is empty, longer than 512 bytes, or holds characters that no " +
+				"user's name has"}
 	}
 	who, err := a.principalOf(doAs)
 	if err != nil {
@@ -365,12 +369,14 @@ func (a *Authenticator) actingFor(ctx context.Context, r Request, name string) (
 }
 
 // AuthToLocal are the properties of the rules that make users of principals.
-const AuthToLocal = "hadoop.kms.authentication.kerberos.name.rules (type kerberos) or hadoop.security.auth_to_local (type simple)"
+const AuthToLocal = "hadoop.kms.authentication.kerberos.name.rules (type kerberos) or hadoop.security.auth_to_local " +
+	"(type simple)"
 
 // noUser refuses a name of which the rules make no user.
 func (a *Authenticator) noUser(err error, r Refusal) *Refusal {
 	r.Kind, r.Reason, r.Property = Malformed, err.Error(), AuthToLocal
-	r.Explanation = fmt.Sprintf("the rules make no user of %q: add one to %s if it is to be let in", r.User, AuthToLocal)
+	r.Explanation = fmt.Sprintf("the rules make no user of %q: add one to %s if it is to be let in",
+		r.User, AuthToLocal)
 	return &r
 }
 

@@ -83,14 +83,18 @@ func TestCookieFaults(t *testing.T) {
 		{"hadoop.auth=" + ofJava.sign(good) + "=", signer + "Invalid signature"},
 		{"hadoop.auth=" + fixedSecret("another").sign(good), signer + "Invalid signature"},
 		{"hadoop.auth=" + strings.TrimRight(ofJava.sign(good), "="), signer + "Invalid signature"},
-		{"hadoop.auth=" + good + "&s=x&s=" + strings.SplitAfter(ofJava.sign(good), "&s=")[1], signer + "Invalid signature"},
-		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=kerberos-dt&e=1795478610857"), "Invalid AuthenticationToken type"},
+		{"hadoop.auth=" + good + "&s=x&s=" + strings.SplitAfter(ofJava.sign(good), "&s=")[1], signer +
+			"Invalid signature"},
+		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=kerberos-dt&e=1795478610857"),
+			"Invalid AuthenticationToken type"},
 		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=simple&e=1795478610857"), "Invalid AuthenticationToken type"},
 		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=simple-dt&e=1"), "AuthenticationToken expired"},
-		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=simple-dt&i=5&e=1795478610857"), "AuthenticationToken expired"},
+		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=simple-dt&i=5&e=1795478610857"),
+			"AuthenticationToken expired"},
 		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=simple-dt"), "Invalid token string, missing attributes"},
 		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=simple-dt&e=1795478610857&x"), "Invalid authentication token"},
-		{"hadoop.auth=" + ofJava.sign("u=&p=&t=simple-dt&e=1795478610857"), "userName is NULL, empty or contains a '&'"},
+		{"hadoop.auth=" + ofJava.sign("u=&p=&t=simple-dt&e=1795478610857"), "userName is NULL, empty or " +
+			"contains a '&'"},
 		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=simple-dt&e=y"), `For input string: "y"`},
 	} {
 		res := a.Authenticate(t.Context(), request("", c.cookie))
@@ -143,7 +147,8 @@ func TestUserName(t *testing.T) {
 			if res.Refusal == nil || res.Refusal.Reason != c.refused || res.Principal != nil {
 				t.Errorf("%q: %+v, refusal %+v, want %q", c.query, res, res.Refusal, c.refused)
 			}
-		case res.Refusal != nil || res.Principal.Name != c.name || res.Principal.Short != c.short || res.SetCookie == "":
+		case res.Refusal != nil || res.Principal.Name != c.name || res.Principal.Short != c.short ||
+			res.SetCookie == "":
 			t.Errorf("%q: %+v, refusal %+v", c.query, res, res.Refusal)
 		}
 	}
@@ -254,7 +259,8 @@ func TestFileSecret(t *testing.T) {
 		write("long", strings.Repeat("x", 64<<10+1)): "is longer than",
 	} {
 		_, err := authn.NewFileSecret(path)
-		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "signature.secret.file") ||
+		if err == nil || !strings.Contains(err.Error(), want) ||
+			!strings.Contains(err.Error(), "signature.secret.file") ||
 			!strings.Contains(err.Error(), path) {
 			t.Errorf("%s: %v", path, err)
 		}
@@ -265,7 +271,8 @@ func TestNewRefuses(t *testing.T) {
 	if _, err := authn.New(authn.Config{Validity: time.Hour}); err == nil {
 		t.Error("made without secrets")
 	}
-	if _, err := authn.New(authn.Config{Secrets: ofJava}); err == nil || !strings.Contains(err.Error(), "token.validity") {
+	if _, err := authn.New(authn.Config{Secrets: ofJava}); err == nil ||
+		!strings.Contains(err.Error(), "token.validity") {
 		t.Errorf("validity 0: %v", err)
 	}
 }

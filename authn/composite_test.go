@@ -73,7 +73,8 @@ func TestCompositeFault(t *testing.T) {
 	}
 	local := NamedDirectory{Name: "local", Directory: func(string) ([]string, error) { return []string{"staff"}, nil }}
 	policy, _ := authz.Parse([]authz.Property{
-		{Name: "hadoop.kms.acl.DECRYPT_EEK", Value: " staff"}, {Name: "hadoop.kms.blacklist.DECRYPT_EEK", Value: " analysts"},
+		{Name: "hadoop.kms.acl.DECRYPT_EEK", Value: " staff"}, {Name: "hadoop.kms.blacklist.DECRYPT_EEK",
+			Value: " analysts"},
 		{Name: "hadoop.kms.acl.GENERATE_EEK", Value: " staff"},
 	})
 	alice := claviger.Principal{Name: "alice", Short: "alice"}
@@ -96,7 +97,8 @@ func TestCompositeFault(t *testing.T) {
 	now := time.Now().Add(2 * time.Minute)
 	g.now = func() time.Time { return now }
 	check("with LDAP away, and the last groups known", g, true)
-	if st := g.Stats(); st.Failed != 1 || st.Err == nil || !strings.Contains(st.Err.Error(), "group mapping provider ad") {
+	if st := g.Stats(); st.Failed != 1 || st.Err == nil ||
+		!strings.Contains(st.Err.Error(), "group mapping provider ad") {
 		t.Errorf("figures: %+v", st)
 	}
 }

@@ -63,7 +63,8 @@ func NewDelegations(conf DelegationConfig) (*Delegations, error) {
 		"renew-interval": conf.Renewal, "removal-scan-interval": conf.Scan} {
 		if d <= 0 {
 			return nil, claviger.Errorf("authn.NewDelegations", claviger.Invalid, "",
-				"hadoop.kms.authentication.delegation-token.%s.sec is %v; it must be a positive number of seconds", name, d)
+				"hadoop.kms.authentication.delegation-token.%s.sec is %v; it must be a positive number of seconds",
+				name, d)
 		}
 	}
 	if conf.Now == nil {
@@ -336,9 +337,11 @@ func (d *Delegations) renew(ctx context.Context, text, caller string) (time.Time
 		}
 		return time.Time{}, fmt.Errorf("%s%s tried to renew an expired token (%v)", invalidToken, caller, id)
 	case id.renewer == "":
-		return time.Time{}, fmt.Errorf("%s%s tried to renew a token (%v) without a renewer", accessControlFailed, caller, id)
+		return time.Time{}, fmt.Errorf("%s%s tried to renew a token (%v) without a renewer",
+			accessControlFailed, caller, id)
 	case id.renewer != caller:
-		return time.Time{}, fmt.Errorf("%s%s tries to renew a token (%v) with non-matching renewer %s", accessControlFailed,
+		return time.Time{}, fmt.Errorf("%s%s tries to renew a token (%v) with non-matching renewer %s",
+			accessControlFailed,
 			caller, id, id.renewer)
 	}
 	unknown := fmt.Sprintf("Renewal request for unknown token (%v)", id)
@@ -394,12 +397,13 @@ func refusalOf(err error, otherwise Refusal) *Refusal {
 	}
 	var apart *metastore.ClocksApartError
 	if errors.As(err, &apart) {
-		return &Refusal{Kind: StoreAway, Reason: "this server's clock, or that of the store of delegation tokens, is wrong, " +
-			"so it cannot tell whether the token has expired", Explanation: err.Error()}
+		return &Refusal{Kind: StoreAway, Reason: "this server's clock, or that of the store of delegation tokens, " +
+			"is wrong, so it cannot tell whether the token has expired", Explanation: err.Error()}
 	}
 	var failed *claviger.Error
 	if errors.As(err, &failed) {
-		return &Refusal{Kind: StoreAway, Reason: "the store of delegation tokens does not answer", Explanation: err.Error()}
+		return &Refusal{Kind: StoreAway, Reason: "the store of delegation tokens does not answer",
+			Explanation: err.Error()}
 	}
 	return &otherwise
 }
@@ -409,12 +413,14 @@ func refusalOf(err error, otherwise Refusal) *Refusal {
 func badToken(id identifier, err error) Refusal {
 	r := Refusal{Kind: BadDelegation, Reason: err.Error(),
 		Explanation: "the delegation token is not known here, or was cancelled: get another." +
-			" If another node issued it, the nodes do not share their tokens: hadoop.kms.authentication.zk-dt-secret-manager.enable, or a metastore in PostgreSQL, makes them"}
+			" If another node issued it, the nodes do not share their tokens: " +
+			"hadoop.kms.authentication.zk-dt-secret-manager.enable, or a metastore in PostgreSQL, makes them"}
 	var expired *expiredToken
 	switch {
 	case errors.As(err, &expired):
 		r.Real, r.User = id.realUser, id.owner
-		r.Explanation = fmt.Sprintf("the delegation token of %s, number %d, has expired: its renewer %q did not renew it in time, or its life is over", id.owner, id.sequence, id.renewer)
+		r.Explanation = fmt.Sprintf("the delegation token of %s, number %d, has expired: its renewer %q did not "+
+			"renew it in time, or its life is over", id.owner, id.sequence, id.renewer)
 	case errors.Is(err, errEOF):
 		r.Explanation = "what stands in the place of a delegation token is none: it was cut, or is of another kind"
 	}
@@ -465,7 +471,8 @@ func (a *Authenticator) Delegation(ctx context.Context, method string, r Request
 		return DelegationResult{}, false
 	}
 	if method != want {
-		return refused(BadOperation, fmt.Sprintf("Wrong HTTP method [%s] for operation [%s], it should be [%s]", method, op,
+		return refused(BadOperation, fmt.Sprintf("Wrong HTTP method [%s] for operation [%s], it should be [%s]", method,
+			op,
 			want)), true
 	}
 	who, reply, refusal := a.delegator(ctx, r, op == cancelDelegation)
@@ -500,7 +507,8 @@ func (a *Authenticator) cancelDelegation(ctx context.Context, text string,
 		res.Caller = *who
 	}
 	if err := a.conf.Delegations.cancel(ctx, text, who); err != nil {
-		res.Refusal = refusalOf(err, Refusal{Kind: UnknownDelegation, Reason: "Invalid delegation token, cannot cancel"})
+		res.Refusal = refusalOf(err, Refusal{Kind: UnknownDelegation, Reason: "Invalid delegation token, " +
+			"cannot cancel"})
 	}
 	return res
 }
@@ -532,7 +540,8 @@ func (a *Authenticator) issueDelegation(ctx context.Context, r Request, who *cla
 	renewer, service := named("renewer", who.Short), named("service", "")
 	for name, v := range map[string]string{"renewer": renewer, "service": service} {
 		if v != "" && !validName(v) {
-			return refused(BadOperation, "parameter "+name+": it is longer than 512 bytes, or holds characters that no name has")
+			return refused(BadOperation, "parameter "+name+": it is longer than 512 bytes, or holds characters that "+
+				"no name has")
 		}
 	}
 	short, err := a.conf.Rules.Short(renewer)
@@ -551,7 +560,8 @@ func (a *Authenticator) issueDelegation(ctx context.Context, r Request, who *cla
 	}
 	text, err := a.conf.Delegations.issue(ctx, who.Name, renewer, realUser, service)
 	if err != nil {
-		return DelegationResult{Caller: *who, Refusal: refusalOf(err, Refusal{Kind: BadDelegation, Reason: err.Error()})}
+		return DelegationResult{Caller: *who,
+			Refusal: refusalOf(err, Refusal{Kind: BadDelegation, Reason: err.Error()})}
 	}
 	return DelegationResult{Caller: *who, Token: text}
 }

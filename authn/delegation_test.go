@@ -27,10 +27,13 @@ const (
 
 func TestDelegationBytesAreHadoops(t *testing.T) {
 	for _, c := range []struct{ text, id, service string }{
-		{ofAlice, "kms-dt owner=alice, renewer=yarn, realUser=, issueDate=1795442630957, maxDate=1796047430957, sequenceNumber=1, masterKeyId=2", ""},
-		{viaMigr, "kms-dt owner=alice, renewer=yarn, realUser=migr, issueDate=1795442630986, maxDate=1796047430986, sequenceNumber=6, masterKeyId=2", ""},
+		{ofAlice, "kms-dt owner=alice, renewer=yarn, realUser=, issueDate=1795442630957, maxDate=1796047430957, " +
+			"sequenceNumber=1, masterKeyId=2", ""},
+		{viaMigr, "kms-dt owner=alice, renewer=yarn, realUser=migr, issueDate=1795442630986, maxDate=1796047430986, " +
+			"sequenceNumber=6, masterKeyId=2", ""},
 		{ofService,
-			"kms-dt owner=alice, renewer=yarn, realUser=, issueDate=1795442630963, maxDate=1796047430963, sequenceNumber=2, masterKeyId=2", "127.0.0.1:9600"},
+			"kms-dt owner=alice, renewer=yarn, realUser=, issueDate=1795442630963, maxDate=1796047430963, " +
+				"sequenceNumber=2, masterKeyId=2", "127.0.0.1:9600"},
 	} {
 		d, id, err := parseDelegation(c.text)
 		if err != nil || id.String() != c.id || d.service != c.service || d.kind != "kms-dt" || len(d.password) != 20 {
@@ -133,7 +136,8 @@ func TestDelegationLife(t *testing.T) {
 	renew := func(user string) DelegationResult {
 		return d.do(http.MethodPut, "op=renewdelegationtoken&user.name="+user+"&token="+token)
 	}
-	want := fmt.Sprintf("org.apache.hadoop.security.AccessControlException: alice tries to renew a token (%v) with non-matching renewer yarn", id)
+	want := fmt.Sprintf("org.apache.hadoop.security.AccessControlException: alice tries to renew a token (%v) with "+
+		"non-matching renewer yarn", id)
 	if res := renew("alice"); res.Refusal == nil || res.Refusal.Kind != BadDelegation || res.Refusal.Reason != want {
 		t.Errorf("renewed by its owner: %+v", res.Refusal)
 	}
@@ -251,7 +255,8 @@ func testDelegationNodes(t *testing.T, digests bool) {
 		bytes.Equal(k.Password, token.password) == digests {
 		t.Errorf("the store has %x (%v, %v) of the password %x", []byte(k.Password), ok, err, token.password)
 	} else if token.password = k.Password; digests { // as whoever has read the store would try
-		if _, err := a.verify(ctx, token.text()); err == nil || !strings.Contains(err.Error(), "password doesn't match") {
+		if _, err := a.verify(ctx, token.text()); err == nil ||
+			!strings.Contains(err.Error(), "password doesn't match") {
 			t.Errorf("what the store has is taken as a password: %v", err)
 		}
 	}
@@ -306,7 +311,8 @@ func TestDelegationStoreAway(t *testing.T) {
 
 func TestDelegationCancel(t *testing.T) {
 	d := newDelegating(t)
-	for _, c := range []struct{ who, query string }{{"its owner", "user.name=alice&"}, {"its renewer", "user.name=yarn&"},
+	for _, c := range []struct{ who, query string }{{"its owner", "user.name=alice&"},
+		{"its renewer", "user.name=yarn&"},
 		{"whoever has it", ""}} {
 		token := d.get("renewer=yarn&user.name=alice")
 		cookie := ""
@@ -355,7 +361,8 @@ func TestDelegationRefused(t *testing.T) {
 		{"AAAA", "java.io.EOFException"}, {"!!", "java.io.EOFException"},
 		{strings.Repeat("A", maxDelegation+1), "java.io.EOFException"},
 	} {
-		if got := d.use(c.token); !strings.HasSuffix(got, c.want) || !strings.HasPrefix(got, fmt.Sprint(int(BadDelegation))) {
+		if got := d.use(c.token); !strings.HasSuffix(got, c.want) ||
+			!strings.HasPrefix(got, fmt.Sprint(int(BadDelegation))) {
 			t.Errorf("%.60s: %s, want %s", c.token, got, c.want)
 		}
 	}

@@ -28,7 +28,8 @@ type memoryTokens struct {
 var _ metastore.Delegations = (*memoryTokens)(nil)
 
 func newMemoryTokens(now func() time.Time) *memoryTokens {
-	return &memoryTokens{now: now, keys: make(map[int32]metastore.MasterKey), tokens: make(map[int32]metastore.Delegation)}
+	return &memoryTokens{now: now, keys: make(map[int32]metastore.MasterKey),
+		tokens: make(map[int32]metastore.Delegation)}
 }
 
 func (m *memoryTokens) NextSequences(_ context.Context, n int32) (first int32, err error) {
@@ -59,7 +60,8 @@ func (m *memoryTokens) PutMasterKey(_ context.Context, k metastore.MasterKey) er
 func (m *memoryTokens) MasterKeys(context.Context) ([]metastore.MasterKey, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.SortedFunc(maps.Values(m.keys), func(a, b metastore.MasterKey) int { return cmp.Compare(a.ID, b.ID) }),
+	return slices.SortedFunc(maps.Values(m.keys),
+			func(a, b metastore.MasterKey) int { return cmp.Compare(a.ID, b.ID) }),
 		nil
 }
 

@@ -28,7 +28,8 @@ type identifier struct {
 
 // String is Hadoop's text, which its messages hold and its clients look for.
 func (id identifier) String() string {
-	return fmt.Sprintf("%s owner=%s, renewer=%s, realUser=%s, issueDate=%d, maxDate=%d, sequenceNumber=%d, masterKeyId=%d",
+	return fmt.Sprintf("%s owner=%s, renewer=%s, realUser=%s, issueDate=%d, maxDate=%d, sequenceNumber=%d, "+
+		"masterKeyId=%d",
 		delegationKind, id.owner, id.renewer, id.realUser, id.issued, id.maxDate, id.sequence, id.keyID)
 }
 

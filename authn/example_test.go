@@ -9,7 +9,8 @@ import (
 
 // auth_to_local makes user names of Kerberos principals.
 func ExampleRules_Short() {
-	rules, err := authn.ParseRules("RULE:[2:$1@$0](nn@EXAMPLE.COM)s/.*/hdfs/\nDEFAULT", authn.MechanismHadoop, "EXAMPLE.COM")
+	rules, err := authn.ParseRules("RULE:[2:$1@$0](nn@EXAMPLE.COM)s/.*/hdfs/\nDEFAULT",
+		authn.MechanismHadoop, "EXAMPLE.COM")
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -40,7 +40,8 @@ func FuzzAuthenticate(f *testing.F) {
 		again := ours.Authenticate(t.Context(), request("", pair))
 		if !ok || again.Principal == nil || again.Principal.Name != res.Principal.Name ||
 			again.Principal.Short != res.Principal.Short {
-			t.Errorf("%q set for %+v makes %+v, refusal %+v", res.SetCookie, res.Principal, again.Principal, again.Refusal)
+			t.Errorf("%q set for %+v makes %+v, refusal %+v", res.SetCookie, res.Principal,
+				again.Principal, again.Refusal)
 		}
 	})
 }

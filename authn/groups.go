@@ -125,7 +125,8 @@ func parseStaticMapping(s string) (map[string][]string, error) {
 		}
 		name, list, _ := strings.Cut(entry, "=")
 		if name = strings.TrimSpace(name); name == "" || strings.Contains(list, "=") {
-			return nil, fmt.Errorf("%s: %q in %q is not of the form user=group1,group2", StaticMappingProperty, entry, s)
+			return nil, fmt.Errorf("%s: %q in %q is not of the form user=group1,group2",
+				StaticMappingProperty, entry, s)
 		}
 		groups := []string{}
 		for g := range strings.SplitSeq(list, ",") {
@@ -213,7 +214,8 @@ func (g *Groups) ask(name string, last cachedGroups) []string {
 		found.groups, found.until = nil, now.Add(min(g.ttl, unknownUserTTL))
 	case err != nil:
 		found = cachedGroups{groups: g.fallback(last), until: now.Add(min(g.ttl, retryAfterFailure)), asked: last.asked}
-		g.log.Warn("the groups of a user cannot be looked up; the last known ones hold for claviger.groups.max.stale, after that rules that shut out groups shut the user out",
+		g.log.Warn("the groups of a user cannot be looked up; the last known ones hold for "+
+			"claviger.groups.max.stale, after that rules that shut out groups shut the user out",
 			"user", name, "known", len(last.groups), "asked last", last.asked, "err", err)
 	case groups == nil:
 		found.groups = []string{}

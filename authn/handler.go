@@ -44,8 +44,10 @@ func (s Simple) authenticate(r Request, _ bool) attempt {
 	case !ok:
 		return attempt{refusal: &Refusal{Kind: Unauthenticated, Challenges: []string{PseudoAuth}}}
 	case !validName(name):
-		return attempt{refusal: &Refusal{Kind: Malformed, Reason: "userName is NULL, empty or contains a '&'", User: name,
-			Explanation: "the parameter user.name is empty, longer than 512 bytes, or holds characters that no user's name has"}}
+		return attempt{refusal: &Refusal{Kind: Malformed, Reason: "userName is NULL, empty or contains a '&'",
+			User: name,
+			Explanation: "the parameter user.name is empty, longer than 512 bytes, or holds characters that no " +
+				"user's name has"}}
 	}
 	return attempt{token: &token{user: name, principal: name, kind: simpleTokenType}}
 }

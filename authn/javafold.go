@@ -133,7 +133,8 @@ func (f *folder) escape() (r rune, text string, err error) {
 		return f.hex()
 	case c == 'p' || c == 'P':
 		if f.fold() {
-			return 0, "", fmt.Errorf(`\%c cannot be used under (?i) here: what it then matches hangs on Java's version`, c)
+			return 0, "", fmt.Errorf(`\%c cannot be used under (?i) here: what it then matches hangs on `+
+				`Java's version`, c)
 		}
 		n := 3
 		if strings.HasPrefix(f.rest[2:], "{") {

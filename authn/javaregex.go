@@ -25,7 +25,8 @@ func compileJava(expr string) (*regexp.Regexp, error) {
 	var bad *syntax.Error
 	if errors.As(err, &bad) {
 		return nil,
-			fmt.Errorf("regular expression %s: %s, at %s; lookaround, back references, atomic groups and possessive quantifiers cannot be used here: write several rules instead", expr, bad.Code, bad.Expr)
+			fmt.Errorf("regular expression %s: %s, at %s; lookaround, back references, atomic groups and possessive "+
+				"quantifiers cannot be used here: write several rules instead", expr, bad.Code, bad.Expr)
 	}
 	if err != nil {
 		return nil, err
@@ -76,7 +77,8 @@ func checkJava(expr string) error {
 				i += len(name)
 			}
 		case inSet && c == '[', inSet && c == '&' && strings.HasPrefix(rest, "&"):
-			return errors.New("a set within a set, or of what two sets share, cannot be used here: write one set of characters")
+			return errors.New("a set within a set, or of what two sets share, cannot be used here: write one set of " +
+				"characters")
 		case inSet:
 			inSet = c != ']'
 		case c == '[':
@@ -85,7 +87,8 @@ func checkJava(expr string) error {
 			rest = strings.TrimPrefix(rest, "]") // at the beginning it is one of the set
 			i = len(expr) - len(rest) - 1
 		case c == '(' && strings.HasPrefix(rest, "?") && !sameGroup.MatchString(rest[1:]):
-			return errors.New("of the groups that begin with (? only (?:...), (?<name>...) and (?i) can be used here: write several rules instead")
+			return errors.New("of the groups that begin with (? only (?:...), (?<name>...) and (?i) can be used " +
+				"here: write several rules instead")
 		case c == '{':
 			if !repetition.MatchString(expr[i:]) {
 				return errors.New(`a '{' that is no repetition is written \{`)
@@ -160,7 +163,8 @@ func parseReplacement(to string, re *regexp.Regexp) ([]piece, error) {
 
 // groupReference reads what follows a '$'.
 func groupReference(s string, re *regexp.Regexp) (group int, rest string, err error) {
-	bad := fmt.Errorf(`a $ must name one of the %d groups of the expression; write \$ for the character`, re.NumSubexp())
+	bad := fmt.Errorf(`a $ must name one of the %d groups of the expression; write \$ for the character`,
+		re.NumSubexp())
 	if s == "" {
 		return 0, "", bad
 	}

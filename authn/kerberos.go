@@ -85,7 +85,8 @@ func (k *Kerberos) authenticate(r Request, _ bool) attempt {
 	raw := decodeBase64(text)
 	if len(raw) == 0 {
 		return attempt{refusal: &Refusal{Kind: BadTicket, Reason: "java.nio.BufferUnderflowException",
-			Explanation: "the Authorization header says Negotiate, and no token in base64 follows; the client, or a proxy in between, has broken it"}}
+			Explanation: "the Authorization header says Negotiate, and no token in base64 follows; the client, or a " +
+				"proxy in between, has broken it"}}
 	}
 	client, reply, err := k.negotiator.Accept(raw)
 	if err != nil {
@@ -106,8 +107,9 @@ func (k *Kerberos) authenticate(r Request, _ bool) attempt {
 	}
 	if !validName(client) {
 		att.refusal = &Refusal{Kind: BadTicket,
-			Reason:      "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'",
-			Explanation: fmt.Sprintf("the ticket is good, but its principal %q cannot be a user here: it is too long, or holds characters that would break a cookie or a log", client)}
+			Reason: "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'",
+			Explanation: fmt.Sprintf("the ticket is good, but its principal %q cannot be a user here: it is too "+
+				"long, or holds characters that would break a cookie or a log", client)}
 		return att
 	}
 	att.token = &token{principal: client, kind: k.kind}

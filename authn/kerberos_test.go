@@ -145,9 +145,11 @@ func TestKerberosRefusals(t *testing.T) {
 		{"no base64", "", "Negotiate ?", "", authn.BadTicket, "java.nio.BufferUnderflowException", false},
 		{"refused", "", "Negotiate AAAA", "", authn.BadTicket, "GSSException: for the caller", false},
 		{"refused, with an old cookie", "", "Negotiate AAAA", "hadoop.auth=" +
-			ofJava.sign(strings.Replace(good, "1795478610857", "1", 1)), authn.BadTicket, "GSSException: for the caller", false},
+			ofJava.sign(strings.Replace(good, "1795478610857", "1", 1)), authn.BadTicket,
+			"GSSException: for the caller", false},
 		{"no rule", "", ticketOf("alice@OTHER.ORG"), "", authn.NoShortName,
-			"org.apache.hadoop.security.authentication.util.KerberosName$NoMatchingRule: No rules applied to alice@OTHER.ORG",
+			"org.apache.hadoop.security.authentication.util.KerberosName$NoMatchingRule: No rules applied to " +
+				"alice@OTHER.ORG",
 			true},
 		{"three components", "", ticketOf("a/b/c@EXAMPLE.COM"), "", authn.BadTicket,
 			"java.lang.IllegalArgumentException: Malformed Kerberos name: a/b/c@EXAMPLE.COM", true},
@@ -157,9 +159,11 @@ func TestKerberosRefusals(t *testing.T) {
 			"java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", true},
 		{"line break", "", ticketOf("a\nb@EXAMPLE.COM"), "", authn.BadTicket,
 			"java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", true},
-		{"cookie of type simple", "", "", "hadoop.auth=" + ofJava.sign(strings.Replace(good, "kerberos-dt", "simple-dt", 1)),
+		{"cookie of type simple", "", "", "hadoop.auth=" +
+			ofJava.sign(strings.Replace(good, "kerberos-dt", "simple-dt", 1)),
 			authn.Unauthenticated, "Invalid AuthenticationToken type", false},
-		{"cookie of multi-scheme", "", "", "hadoop.auth=" + ofJava.sign(strings.Replace(good, "kerberos-dt", "kerberos", 1)),
+		{"cookie of multi-scheme", "", "", "hadoop.auth=" +
+			ofJava.sign(strings.Replace(good, "kerberos-dt", "kerberos", 1)),
 			authn.Unauthenticated, "Invalid AuthenticationToken type", false},
 		{"expired cookie", "", "", "hadoop.auth=" + ofJava.sign(strings.Replace(good, "1795478610857", "1", 1)),
 			authn.Unauthenticated, "AuthenticationToken expired", false},
@@ -175,7 +179,8 @@ func TestKerberosRefusals(t *testing.T) {
 			t.Errorf("%s: %+v, refusal %+v", c.name, res, res.Refusal)
 			continue
 		}
-		if want := c.kind == authn.Unauthenticated; slices.Equal(res.Refusal.Challenges, []string{"Negotiate"}) != want {
+		if want := c.kind == authn.Unauthenticated; slices.Equal(res.Refusal.Challenges,
+			[]string{"Negotiate"}) != want {
 			t.Errorf("%s: challenges %q", c.name, res.Refusal.Challenges)
 		}
 		if want := c.kind != authn.NoShortName; (res.SetCookie == "hadoop.auth=; HttpOnly") != want {
@@ -223,7 +228,8 @@ func (n refusing) Accept(token []byte) (client string, reply []byte, err error) 
 	if string(token) == "good" {
 		return "alice@EXAMPLE.COM", nil, nil
 	}
-	return "", nil, &authn.NegotiationError{Reason: "Checksum failed", Explanation: "the keytab lacks the key", Here: n.here}
+	return "", nil, &authn.NegotiationError{Reason: "Checksum failed", Explanation: "the keytab lacks the key",
+		Here: n.here}
 }
 
 func (refusing) Check() error { return errors.New("no keytab") }
@@ -280,8 +286,9 @@ func TestKerberosDoAs(t *testing.T) {
 		"alice":               "alice = alice via oozie/h@EXAMPLE.COM",
 		"alice%40EXAMPLE.COM": "alice@EXAMPLE.COM = alice via oozie/h@EXAMPLE.COM",
 		"root%40EXAMPLE.COM":  "root@EXAMPLE.COM = nobody via oozie/h@EXAMPLE.COM",
-		"foo%2Fbar":           "Illegal principal name foo/bar: org.apache.hadoop.security.authentication.util.KerberosName$NoMatchingRule: No rules applied to foo/bar",
-		"a%40b%40c":           "Malformed Kerberos name: a@b@c",
+		"foo%2Fbar": "Illegal principal name foo/bar: " +
+			"org.apache.hadoop.security.authentication.util.KerberosName$NoMatchingRule: No rules applied to foo/bar",
+		"a%40b%40c": "Malformed Kerberos name: a@b@c",
 	} {
 		res := a.Authenticate(t.Context(), negotiating("doAs="+doAs, ticketOf("oozie/h@EXAMPLE.COM")))
 		var got string
@@ -300,7 +307,8 @@ func TestKerberosDoAs(t *testing.T) {
 }
 
 func TestSchemes(t *testing.T) {
-	for list, want := range map[string]string{"negotiate": "Negotiate", " BASIC, negotiate ,": "Basic Negotiate", "": "",
+	for list, want := range map[string]string{"negotiate": "Negotiate", " BASIC, negotiate ,": "Basic Negotiate",
+		"":                "",
 		"digest,kerberos": "", "basic,Basic": ""} {
 		got, err := authn.ParseSchemes(list)
 		if strings.Join(got, " ") != want || (err == nil) != (want != "") {

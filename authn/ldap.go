@@ -182,7 +182,8 @@ func (d *ldapDirectory) dial(url string) (*ldap.Conn, error) {
 // been escaped.
 func (d *ldapDirectory) search(base, filter string, limit int, attrs ...string) ([]*ldap.Entry, error) {
 	seconds := int((d.conf.Timeout + time.Second - 1) / time.Second)
-	res, err := d.conn.Search(ldap.NewSearchRequest(base, ldap.ScopeWholeSubtree, ldap.NeverDerefAliases, limit, seconds,
+	res, err := d.conn.Search(ldap.NewSearchRequest(base, ldap.ScopeWholeSubtree,
+		ldap.NeverDerefAliases, limit, seconds,
 		false, filter, attrs, nil))
 	if err != nil {
 		if ldap.IsErrorWithCode(err, ldap.LDAPResultSizeLimitExceeded) && res != nil && limit == 1 {

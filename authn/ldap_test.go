@@ -107,7 +107,8 @@ func groupsOf(t *testing.T, d Directory, log *slog.Logger) *Groups {
 
 func TestLDAPGroups(t *testing.T) {
 	s := ldaptest.Start(t, directory)
-	nested, all, memberOf, posix, top, upper := ldapConfig(s), ldapConfig(s), ldapConfig(s), ldapConfig(s), ldapConfig(s),
+	nested, all, memberOf, posix, top, upper := ldapConfig(s), ldapConfig(s), ldapConfig(s),
+		ldapConfig(s), ldapConfig(s),
 		ldapConfig(s)
 	upper.Convert = strings.ToUpper
 	nested.Levels, all.Levels = 1, 10
@@ -135,7 +136,8 @@ func TestLDAPGroups(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var log bytes.Buffer
-			got := slices.Sorted(slices.Values(ldapGroups(t, test.conf, slog.New(slog.NewTextHandler(&log, nil))).Of(test.user)))
+			got := slices.Sorted(slices.Values(ldapGroups(t, test.conf,
+				slog.New(slog.NewTextHandler(&log, nil))).Of(test.user)))
 			if strings.Join(got, " ") != test.want {
 				t.Errorf("groups %q, want %q; log: %s", got, test.want, log.String())
 			}

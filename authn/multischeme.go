@@ -66,7 +66,8 @@ func CheckScheme(scheme, handler string) error {
 	case h == "":
 		return fmt.Errorf("no handler is configured for scheme %s; write kerberos", scheme)
 	case h == "ldap" || strings.HasSuffix(h, "ldapauthenticationhandler"):
-		return errors.New("passwords checked by LDAP are not supported: stock KMS clients cannot send any; take the scheme out, or leave users with passwords to a gateway that has proxy-user rights here")
+		return errors.New("passwords checked by LDAP are not supported: stock KMS clients cannot send any; take the " +
+			"scheme out, or leave users with passwords to a gateway that has proxy-user rights here")
 	case scheme != Negotiate:
 		return fmt.Errorf("scheme %s is not supported; negotiate with handler kerberos is", scheme)
 	case h == "kerberos" || h == "org.apache.hadoop.security.authentication.server.kerberosauthenticationhandler":

@@ -74,7 +74,8 @@ func NewProxyUsers(props map[string]string, groups func(user string) []string, l
 				ProxyUserPrefix, proxy))
 		case !hasUsers && !hasGroups:
 			warnings = append(warnings,
-				fmt.Sprintf("%s%s may act for nobody: there is neither a .users nor a .groups property for him", ProxyUserPrefix,
+				fmt.Sprintf("%s%s may act for nobody: there is neither a .users nor a .groups property for him",
+					ProxyUserPrefix,
 					proxy))
 		}
 		rules.of[proxy] = &proxyRule{whom: authz.NewACL(list["users"], list["groups"]), hosts: hosts}
@@ -102,14 +103,17 @@ func (p *ProxyUsers) refuse(ctx context.Context, who claviger.Principal, from ne
 	switch {
 	case rule == nil:
 		no.Property = of + ".users"
-		no.Explanation = fmt.Sprintf("there is no rule for %s: set %s.hosts, and %s.users or %s.groups, in kms-site.xml if it is to act for %s", who.Real.Short, of, of, of, who.Short)
+		no.Explanation = fmt.Sprintf("there is no rule for %s: set %s.hosts, and %s.users or %s.groups, in "+
+			"kms-site.xml if it is to act for %s", who.Real.Short, of, of, of, who.Short)
 	case !rule.whom.Admits(who, groups):
 		no.Property = of + ".users"
-		no.Explanation = fmt.Sprintf("%s.users does not name %s, and %s.groups names no group of it: add one of them in kms-site.xml if %s is to act for it", of, who.Short, of, who.Real.Short)
+		no.Explanation = fmt.Sprintf("%s.users does not name %s, and %s.groups names no group of it: add one of them "+
+			"in kms-site.xml if %s is to act for it", of, who.Short, of, who.Real.Short)
 	case !rule.hosts.includes(ctx, from):
 		no.Property = of + ".hosts"
 		no.Reason = fmt.Sprintf("Unauthorized connection for super-user: %s from IP /%s", who.Real.Name, javaAddr(from))
-		no.Explanation = fmt.Sprintf("%s.hosts does not list %s: add it in kms-site.xml if %s is to act for others from there", of, from, who.Real.Short)
+		no.Explanation = fmt.Sprintf("%s.hosts does not list %s: add it in kms-site.xml if %s is to act for others "+
+			"from there", of, from, who.Real.Short)
 		return no
 	default:
 		return nil

@@ -124,7 +124,8 @@ func (r *RollingSecrets) Run(ctx context.Context) {
 				return
 			}
 			wait = pause.NextBackOff()
-			r.conf.Log.Warn("the secrets that sign cookies could not be compared with those of the other nodes; those of before stay in use", "err", err, "again", wait)
+			r.conf.Log.Warn("the secrets that sign cookies could not be compared with those of the other nodes; "+
+				"those of before stay in use", "err", err, "again", wait)
 		} else {
 			pause.Reset()
 			r.mu.Lock()
@@ -175,7 +176,9 @@ func (r *RollingSecrets) round(ctx context.Context) error {
 		return nil
 	}
 	if due && !bytes.Equal(s.Current, mine.Current) {
-		r.conf.Log.Warn("another node has other secrets for cookies than we had; cookies of ours that it does not take are renewed by clients", "property", "hadoop.kms.authentication.token.validity, which must be the same on all nodes")
+		r.conf.Log.Warn("another node has other secrets for cookies than we had; cookies of ours that it does not "+
+			"take are renewed by clients", "property", "hadoop.kms.authentication.token.validity, which must be the "+
+			"same on all nodes")
 	}
 	r.adopt(s)
 	return nil

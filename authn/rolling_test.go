@@ -195,7 +195,8 @@ func TestRollingRemoved(t *testing.T) {
 	n.store.state = metastore.SignerSecrets{}
 	n.round(a)
 	n.round(b)
-	if !bytes.Equal(current(a), signs) || !bytes.Equal(current(b), signs) || !bytes.Equal(n.store.state.Current, signs) {
+	if !bytes.Equal(current(a), signs) || !bytes.Equal(current(b), signs) ||
+		!bytes.Equal(n.store.state.Current, signs) {
 		t.Error("the secrets are not there again")
 	}
 }

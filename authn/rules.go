@@ -79,7 +79,8 @@ func ParseRules(text string, mechanism Mechanism, realm string) (*Rules, error) 
 		m := ruleForm.FindStringSubmatch(rest)
 		if m == nil {
 			return nil,
-				fmt.Errorf("what begins with %q is no rule; a rule is DEFAULT or RULE:[n:format](regex)s/from/to/g, with a ')' in no regex and a '/' neither in from nor in to", firstField(rest))
+				fmt.Errorf("what begins with %q is no rule; a rule is DEFAULT or RULE:[n:format](regex)s/from/to/g, "+
+					"with a ')' in no regex and a '/' neither in from nor in to", firstField(rest))
 		}
 		one := rule{text: strings.TrimLeft(m[0], " \t\n\v\f\r"), isDefault: m[2] != ""}
 		if !one.isDefault {

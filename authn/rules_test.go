@@ -81,8 +81,10 @@ func TestProxyUsers(t *testing.T) {
 		got := ""
 		if refusal != nil {
 			got = refusal.Reason
-			property := ProxyUserPrefix + c.real + map[bool]string{true: ".hosts", false: ".users"}[strings.HasPrefix(got, far)]
-			if refusal.Property != property || !strings.Contains(refusal.Explanation, property) || refusal.Real != c.real ||
+			property := ProxyUserPrefix + c.real +
+				map[bool]string{true: ".hosts", false: ".users"}[strings.HasPrefix(got, far)]
+			if refusal.Property != property || !strings.Contains(refusal.Explanation, property) ||
+				refusal.Real != c.real ||
 				refusal.User != c.who {
 				t.Errorf("%s for %s from %s: %+v, want property %s", c.real, c.who, c.from, refusal, property)
 			}
@@ -192,7 +194,8 @@ func TestGroups(t *testing.T) {
 		t.Errorf("%d users cached", len(g.cache))
 	}
 	for _, bad := range []string{"=g", "a=b=c", "a=g; =h"} {
-		if _, err := NewGroups(bad, time.Minute, quiet); err == nil || !strings.Contains(err.Error(), StaticMappingProperty) {
+		if _, err := NewGroups(bad, time.Minute, quiet); err == nil ||
+			!strings.Contains(err.Error(), StaticMappingProperty) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}

@@ -85,7 +85,8 @@ func NewFileSecret(path string) (*FileSecret, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil,
-			claviger.BadProperty(property, err, "%v; make the file readable, or remove the property for random secrets", err)
+			claviger.BadProperty(property, err, "%v; make the file readable, or remove the property for "+
+				"random secrets", err)
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
@@ -93,7 +94,8 @@ func NewFileSecret(path string) (*FileSecret, error) {
 	case err != nil:
 		return nil, claviger.BadProperty(property, err, "%v", err)
 	case len(b) == 0:
-		return nil, claviger.BadProperty(property, nil, "%s is empty; write a secret into it, the same on every node", path)
+		return nil, claviger.BadProperty(property, nil, "%s is empty; write a secret into it, the same on every node",
+			path)
 	case len(b) > maxSecretFile:
 		return nil, claviger.BadProperty(property, nil, "%s is longer than %d bytes; is it the right file?", path,
 			maxSecretFile)

@@ -25,7 +25,8 @@ func TestClockOfOneNode(t *testing.T) {
 			store := newMemoryTokens(func() time.Time { return now })
 			node := func(ahead time.Duration) *Delegations {
 				own := func() time.Time { return now.Add(ahead) }
-				d, err := NewDelegations(DelegationConfig{KeyUpdate: day, MaxLife: 7 * day, Renewal: day, Scan: time.Hour,
+				d, err := NewDelegations(DelegationConfig{KeyUpdate: day, MaxLife: 7 * day, Renewal: day,
+					Scan:  time.Hour,
 					Store: aheadTokens{store, &now, ahead}, Now: own})
 				if err != nil {
 					t.Fatal(err)
@@ -78,7 +79,8 @@ func TestClockOfOneNode(t *testing.T) {
 				t.Errorf("a day later, renewed at the wrong node: %v", err)
 			}
 			now = now.Add(10 * day)
-			if _, err := good.verify(ctx, text); err == nil || later(err) || !strings.Contains(err.Error(), "has expired") {
+			if _, err := good.verify(ctx, text); err == nil || later(err) ||
+				!strings.Contains(err.Error(), "has expired") {
 				t.Errorf("an expired token at the right node: %v", err)
 			}
 			time.Sleep(clocksHold)

@@ -115,7 +115,8 @@ func TestAsRecorded(t *testing.T) {
 			}
 			reason, challenge, kind := "", "", authn.RefusalKind(-1)
 			if res.Refusal != nil {
-				reason, challenge, kind = res.Refusal.Reason, strings.Join(res.Refusal.Challenges, ", "), res.Refusal.Kind
+				reason, challenge, kind = res.Refusal.Reason, strings.Join(res.Refusal.Challenges,
+					", "), res.Refusal.Kind
 			}
 			if want := resp.Header.Get("WWW-Authenticate"); challenge != want {
 				t.Errorf("challenge %q, want %q", challenge, want)

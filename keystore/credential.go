@@ -82,12 +82,14 @@ func OpenCredentials(path string, password secret.Bytes) (c *Credentials, missin
 		}
 		entries, err := ParseJCEKS(data, password)
 		if errors.Is(err, ErrPassword) {
-			err = fmt.Errorf("%w; its password comes from the environment variable %s, or from the file that %s names", err,
+			err = fmt.Errorf("%w; its password comes from the environment variable %s, or from the file "+
+				"that %s names", err,
 				CredentialPasswordEnv, CredentialPasswordProperty)
 		}
 		var format *FormatError
 		if errors.As(err, &format) && format.Is != "" {
-			err = fmt.Errorf("%w; make the store with `hadoop credential create NAME -provider localjceks://file/PATH`", err)
+			err = fmt.Errorf("%w; make the store with `hadoop credential create NAME -provider "+
+				"localjceks://file/PATH`", err)
 		}
 		if err != nil {
 			return nil, nil, claviger.BadProperty(CredentialPathProperty, err, "provider %s: %v", file, err)
@@ -137,7 +139,8 @@ func credentialFile(uri string) (string, error) {
 	case "file", "file@":
 		return "/" + file, nil
 	}
-	return "", fmt.Errorf("only local files are read, not a store on %q; copy it here and name it localjceks://file/PATH",
+	return "", fmt.Errorf("only local files are read, not a store on %q; copy it here and name it "+
+		"localjceks://file/PATH",
 		strings.TrimSuffix(authority, "@"))
 }
 
@@ -179,7 +182,8 @@ func (p *Passwords) Get(name string, conf func(name string) (string, bool)) (sec
 	}
 	if !p.ClearText {
 		return nil,
-			fmt.Errorf("property %s has its value in the configuration, which %s=false forbids, and no credential store has one; write it with `hadoop credential create %s -provider localjceks://file/PATH`",
+			fmt.Errorf("property %s has its value in the configuration, which %s=false forbids, and no credential "+
+				"store has one; write it with `hadoop credential create %s -provider localjceks://file/PATH`",
 				name, CredentialFallbackProperty, name)
 	}
 	return secret.Bytes(v), nil

@@ -34,7 +34,8 @@ func TestRealCredentials(t *testing.T) {
 	}
 	create := func(uri, name, value, password string) {
 		t.Helper()
-		args := []string{"-XX:TieredStopAtLevel=1", "-Dfile.encoding=UTF-8", "-cp", dir + ":" + filepath.Join(jars, "*"),
+		args := []string{"-XX:TieredStopAtLevel=1", "-Dfile.encoding=UTF-8", "-cp", dir + ":" +
+			filepath.Join(jars, "*"),
 			"org.apache.hadoop.security.alias.CredentialShell", "create", name, "-value", value, "-provider", uri}
 		cmd := exec.CommandContext(t.Context(), "java", args...)
 		cmd.Env = append(os.Environ(), "HADOOP_CREDSTORE_PASSWORD="+password, "LC_ALL=C.UTF-8")
@@ -55,7 +56,8 @@ func TestRealCredentials(t *testing.T) {
 		t.Fatalf("password %q, %v", string(password), err)
 	}
 	c, missing,
-		err := OpenCredentials("localjceks://file"+first+", jceks://file@"+second+",jceks://file"+dir+"/none.jceks", password)
+		err := OpenCredentials("localjceks://file"+first+", jceks://file@"+second+",jceks://file"+dir+"/none.jceks",
+		password)
 	if err != nil || len(missing) != 1 {
 		t.Fatalf("missing %v, %v", missing, err)
 	}
@@ -142,8 +144,9 @@ func TestPasswords(t *testing.T) {
 	}
 	for uri, want := range map[string]string{
 		"localjceks://file" + pkcs12: "hadoop credential create",
-		"bcfks://file/x":             "BouncyCastle", "jceks://hdfs@nn:8020/x": "only local files", "/etc/x.jceks": "no URI",
-		"vault://x/y": "not known",
+		"bcfks://file/x":             "BouncyCastle", "jceks://hdfs@nn:8020/x": "only local files",
+		"/etc/x.jceks": "no URI",
+		"vault://x/y":  "not known",
 	} {
 		if _, _, err := OpenCredentials(uri, nil); err == nil || !strings.Contains(err.Error(), want) ||
 			!strings.Contains(err.Error(), CredentialPathProperty) {

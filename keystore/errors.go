@@ -30,5 +30,6 @@ type DamagedError struct {
 }
 
 func (e *DamagedError) Error() string {
-	return fmt.Sprintf("damaged file: the password is right (it opens entry %q), but the SHA-1 check over the whole file fails", e.Alias)
+	return fmt.Sprintf("damaged file: the password is right (it opens entry %q), but the SHA-1 check over the whole "+
+		"file fails", e.Alias)
 }

@@ -78,7 +78,8 @@ func FuzzJavaSerialization(f *testing.F) {
 		again, err := decodeSecret(out)
 		if err != nil || again.Algorithm != s.Algorithm || !again.Material.Equal(s.Material) ||
 			!bytes.Equal(again.HadoopMetadata, s.HadoopMetadata) {
-			t.Errorf("%q, %q; after writing %q, %q, %v", s.Algorithm, s.HadoopMetadata, again.Algorithm, again.HadoopMetadata,
+			t.Errorf("%q, %q; after writing %q, %q, %v", s.Algorithm, s.HadoopMetadata, again.Algorithm,
+				again.HadoopMetadata,
 				err)
 		}
 	})

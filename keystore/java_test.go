@@ -73,7 +73,8 @@ func TestJavaReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := run("java", "testdata/java/SecretStore.java", "read", write(s, password), string(password))
-	want := "few AES " + keyHex + "\ngröße𝄞\x00 AES/CTR/NoPadding " + keyHex + "\nk1@0 AES/CTR/NoPadding " + keyHex + "\n"
+	want := "few AES " + keyHex + "\ngröße𝄞\x00 AES/CTR/NoPadding " + keyHex + "\nk1@0 AES/CTR/NoPadding " + keyHex +
+		"\n"
 	if got != want {
 		t.Errorf("Java read %q, want %q", got, want)
 	}

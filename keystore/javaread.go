@@ -52,7 +52,8 @@ const (
 
 func javaClassAllowed(name string) bool {
 	switch name {
-	case classSealedForProtector, classSealed, classByteArray, classSecretKeySpec, classKeyRep, classKeyRepType, classEnum,
+	case classSealedForProtector, classSealed, classByteArray, classSecretKeySpec, classKeyRep,
+		classKeyRepType, classEnum,
 		classHadoopMetadata:
 		return true
 	}

@@ -258,10 +258,13 @@ func TestDamage(t *testing.T) {
 		want     string
 	}{
 		{"wrong password", good, "Secretpw", "wrong password or damaged file"},
-		{"changed byte in an entry's content", change(func(b []byte) []byte { b[len(b)-60] ^= 1; return b }), "secretpw",
-			`damaged file: the password is right (it opens entry "at@1"), but the SHA-1 check over the whole file fails`},
+		{"changed byte in an entry's content", change(func(b []byte) []byte { b[len(b)-60] ^= 1; return b }),
+			"secretpw",
+			`damaged file: the password is right (it opens entry "at@1"), but the SHA-1 check over the whole ` +
+				`file fails`},
 		{"changed check", change(func(b []byte) []byte { b[len(b)-1] ^= 1; return b }), "secretpw",
-			`damaged file: the password is right (it opens entry "at@1"), but the SHA-1 check over the whole file fails`},
+			`damaged file: the password is right (it opens entry "at@1"), but the SHA-1 check over the whole ` +
+				`file fails`},
 		{"cut short in an entry", good[:1000], "secretpw",
 			`JCEKS: byte 285: entry "long": ends too early: 2965 bytes are missing`},
 		{"cut short in the check", good[:len(good)-1], "secretpw",
@@ -270,7 +273,8 @@ func TestDamage(t *testing.T) {
 		{"bytes after it", append(bytes.Clone(good), 0), "secretpw", "21 bytes after the last entry"},
 		{"empty", nil, "secretpw", "the file is empty, so it is no keystore"},
 		{"three bytes", good[:3], "secretpw", "the file begins with ce ce ce, not with ce ce ce ce"},
-		{"JKS, cut short", []byte{0xfe, 0xed, 0xfe, 0xed, 0, 0, 0, 2}, "x", "the file ends inside the number of entries"},
+		{"JKS, cut short", []byte{0xfe, 0xed, 0xfe, 0xed, 0, 0, 0, 2}, "x", "the file ends inside the number " +
+			"of entries"},
 		{"PKCS#12", []byte{0x30, 3, 2, 1, 3}, "x", "this is a PKCS#12 file, which keytool makes unless"},
 		{"PEM", []byte("-----BEGIN CERTIFICATE-----\n"), "x", "this is a pem file, not a JCEKS keystore"},
 		{"version 1", change(func(b []byte) []byte { b[7] = 1; return b }), "secretpw", "version 1, only 2 is known"},

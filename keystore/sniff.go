@@ -51,7 +51,8 @@ func noJCEKS(data []byte) error {
 	e := &FormatError{Format: "JCEKS"}
 	switch e.Is = Sniff(data); {
 	case e.Is == PKCS12Format:
-		e.What = "this is a PKCS#12 file, which keytool makes unless -storetype says otherwise; Java's jceks keystores are JCEKS and JKS files alone"
+		e.What = "this is a PKCS#12 file, which keytool makes unless -storetype says otherwise; Java's jceks " +
+			"keystores are JCEKS and JKS files alone"
 	case e.Is != "":
 		e.What = fmt.Sprintf("this is a %s file, not a JCEKS keystore", e.Is)
 	case len(data) == 0:

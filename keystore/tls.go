@@ -78,7 +78,8 @@ func (f TLSFile) open() ([]byte, Format, error) {
 			return nil, "", &claviger.PropertyError{Name: f.TypeProperty, Value: f.Type,
 				Want: "it must be jks, jceks, pkcs12 or pem"}
 		}
-		return nil, "", fmt.Errorf("keystore %s: type %q is not known; it is one of jks, jceks, pkcs12, pem", f.Path, f.Type)
+		return nil, "", fmt.Errorf("keystore %s: type %q is not known; it is one of jks, jceks, pkcs12, pem", f.Path,
+			f.Type)
 	}
 	data, err := readTLSFile(f.Path)
 	if err != nil {
@@ -102,7 +103,8 @@ func (f TLSFile) explain(format Format, err error) error {
 		if property == "" {
 			property = "the property that ends with .password beside the one that names this file"
 		}
-		return fmt.Errorf("keystore %s (%s): no password is set, and it cannot be read without its own: set %s (or a credential of that name in a store of %s)", f.Path, format, property, CredentialPathProperty)
+		return fmt.Errorf("keystore %s (%s): no password is set, and it cannot be read without its own: set %s (or a "+
+			"credential of that name in a store of %s)", f.Path, format, property, CredentialPathProperty)
 	}
 	return fmt.Errorf("keystore %s (%s): %w; check the passwords of the keystore and of its key", f.Path, format,
 		ErrPassword)
@@ -181,7 +183,8 @@ func (f TLSFile) jksCertificate(data []byte) (tls.Certificate, error) {
 		}
 		e, err := ks.GetPrivateKeyEntry(alias, f.keyPassword())
 		if err != nil {
-			return tls.Certificate{}, fmt.Errorf("entry %q: %w", alias, ErrPassword) // the library's own text says "digest"
+			// the library's own text says "digest"
+			return tls.Certificate{}, fmt.Errorf("entry %q: %w", alias, ErrPassword)
 		}
 		key, err := x509.ParsePKCS8PrivateKey(e.PrivateKey)
 		if err != nil {
@@ -247,7 +250,8 @@ func (f TLSFile) pemCertificate(data []byte) (tls.Certificate, error) {
 		}
 		if block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "" {
 			return tls.Certificate{}, errors.New("the private key is encrypted, which is not supported in PEM files: " +
-				"keep it in a PKCS#12 file (openssl pkcs12 -export), or unencrypted in a file that only the server's user can read")
+				"keep it in a PKCS#12 file (openssl pkcs12 -export), or unencrypted in a file that only the server's " +
+				"user can read")
 		}
 	}
 	return tls.X509KeyPair(data, keyData)

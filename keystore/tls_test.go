@@ -107,12 +107,15 @@ func TestTLSErrors(t *testing.T) {
 		{"jks password", TLSFile{Path: "testdata/tls/server.jks", Password: wrong},
 			"testdata/tls/server.jks (jks): wrong password or damaged file"},
 		{"jks without", TLSFile{Path: "testdata/tls/server.jks", PasswordProperty: "ssl.server.keystore.password"},
-			"testdata/tls/server.jks (jks): no password is set, and it cannot be read without its own: set ssl.server.keystore.password (or a credential"},
-		{"jceks without", TLSFile{Path: "testdata/keytool.jceks"}, "testdata/keytool.jceks (jceks): no password is set"},
+			"testdata/tls/server.jks (jks): no password is set, and it cannot be read without its own: set " +
+				"ssl.server.keystore.password (or a credential"},
+		{"jceks without", TLSFile{Path: "testdata/keytool.jceks"}, "testdata/keytool.jceks (jceks): no " +
+			"password is set"},
 		{"pkcs12 without", TLSFile{Path: "testdata/tls/server.pkcs12", PasswordProperty: "p"},
 			"no password is set, and it cannot be read without its own: set p (or"},
 		{"jks key password", TLSFile{Path: "testdata/tls/server.jks", Password: changeit},
-			"testdata/tls/server.jks (jks): wrong password or damaged file; check the passwords of the keystore and of its key"},
+			"testdata/tls/server.jks (jks): wrong password or damaged file; check the passwords of the keystore and " +
+				"of its key"},
 		{"jceks password", TLSFile{Path: "testdata/keytool.jceks", Password: wrong},
 			"testdata/keytool.jceks (jceks): wrong password or damaged file"},
 		{"pkcs12 password", TLSFile{Path: "testdata/tls/server.pkcs12", Password: wrong},
@@ -129,7 +132,8 @@ func TestTLSErrors(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
 		}
-		if err != nil && (strings.Contains(err.Error(), "wrong-password") || strings.Contains(err.Error(), "changeit")) {
+		if err != nil && (strings.Contains(err.Error(), "wrong-password") ||
+			strings.Contains(err.Error(), "changeit")) {
 			t.Errorf("%s: the error shows a password: %v", tc.name, err)
 		}
 	}
@@ -140,8 +144,10 @@ func TestTLSErrors(t *testing.T) {
 	}{
 		{"jks password", TLSFile{Path: "testdata/tls/trust.jks", Password: wrong}, "wrong password or damaged file"},
 		{"pkcs12 without", TLSFile{Path: "testdata/tls/trust.pkcs12"},
-			"testdata/tls/trust.pkcs12 (pkcs12): no password is set, and it cannot be read without its own: set the property that ends with .password"},
-		{"pkcs12 password", TLSFile{Path: "testdata/tls/trust.pkcs12", Password: wrong}, "wrong password or damaged file"},
+			"testdata/tls/trust.pkcs12 (pkcs12): no password is set, and it cannot be read without its own: set the " +
+				"property that ends with .password"},
+		{"pkcs12 password", TLSFile{Path: "testdata/tls/trust.pkcs12", Password: wrong},
+			"wrong password or damaged file"},
 		{"nothing trusted", TLSFile{Path: "testdata/secretkeyspec.jceks", Password: changeit},
 			"there is no trusted certificate in it"},
 	} {
