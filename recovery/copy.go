@@ -69,6 +69,10 @@ func Copy(ctx context.Context, conf *hadoopconf.Conf, to location.Location, log 
 	if from.Missing() {
 		return done, from.Wrap(fmt.Errorf("%w at %s", location.ErrNone, from.File))
 	}
+	if from.URI == to.URI {
+		return done, refuseMove("--to names the metastore that is configured already (%s): name an empty one",
+			hadoopconf.MetastoreURI)
+	}
 	files := builtin.Files(conf)
 	if to.File != "" {
 		files = append(files, to.File)

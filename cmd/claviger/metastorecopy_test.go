@@ -227,7 +227,7 @@ func TestMetastoreCopy(t *testing.T) {
 	}
 	s.stop()
 	s.refused("mysql://x", "or for several nodes postgresql://")
-	s.refused(back, "in use by claviger metastore copy")
+	s.refused(back, "--to names the metastore that is configured already")
 
 	// The later places are lost: the first one can be used again, by a word of the operator.
 	s.on(lite)
