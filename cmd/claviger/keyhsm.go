@@ -92,7 +92,11 @@ func setupKeyHSM(ctx context.Context, out *terminal.Output, s *keyhsmhost.Setup)
 	if err := s.Run(ctx, report); err != nil {
 		return err
 	}
-	return errors.Join(unwritten, out.Write(s.Settings, func(io.Writer) {})) // people have seen the steps
+	set, _, err := keyhsm.ReadSettings(s.Folder) // as keyhsm settings shows them, with what is assumed
+	if err != nil {
+		return err
+	}
+	return errors.Join(unwritten, out.Write(set, func(io.Writer) {})) // people have seen the steps
 }
 
 func newKeyHSMTrust() *cobra.Command {
