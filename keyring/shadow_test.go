@@ -52,6 +52,70 @@ const (
 	inJournal  = "journal names it, source not configured"
 )
 
+// shadowRow is a line of TestShadowing's table.
+type shadowRow struct {
+	here string // what became of "payroll" here
+	// "present", "absent" (it answers, and has no such key), "silent", "refusing", "gone" (not
+	// configured), "newer" (it has another key of the name, which carol has made since)
+	source string
+	spelt  string // the name in the request: "payroll", or "Payroll" of a source that folds case
+	// What bob gets, who may do anything with ACL name scratch.
+	create, undelete string
+	// With the source's EDEK payroll@0: what bob and what alice get.
+	bobDecrypts, aliceDecrypts string
+	bobReencrypts              string // bob asks with GENERATE_EEK of "scratch" alone
+	nnReencrypts               string // the NameNode's user, with GENERATE_EEK of all, and no DECRYPT_EEK
+}
+
+var shadowRows = []shadowRow{
+	// Not migrated yet.
+	{never, "present", "payroll", "no", "none", "no", "ok", "none", "none"},
+	{never, "present", "Payroll", "no", "none", "no", "ok", "none", "none"},
+	{never, "absent", "payroll", "ok", "none", "404", "404", "none", "none"},
+	{never, "silent", "payroll", "503", "none", "503", "503", "none", "none"},
+	{never, "refusing", "payroll", "no", "none", "no", "no", "none", "none"},
+	{never, "gone", "payroll", "ok", "none", "404", "404", "404", "404"},
+	// Migrated.
+	{migrated, "present", "payroll", "exists", "none", "no", "ok", "no", "ok"},
+	{migrated, "present", "Payroll", "no", "none", "no", "ok", "no", "ok"},
+	{migrated, "absent", "payroll", "exists", "none", "no", "404", "no", "404"},
+	{migrated, "silent", "payroll", "exists", "none", "no", "503", "no", "503"},
+	{migrated, "gone", "payroll", "exists", "none", "503", "503", "503", "503"},
+	{ended, "gone", "payroll", "exists", "none", "404", "404", "404", "404"},
+	// The migration was finished: the source may be named again.
+	{endedSoftly, "gone", "payroll", "no", "ok", "404", "404", "404", "404"},
+	{endedSoftly, "gone", "Payroll", "no", "none", "404", "404", "404", "404"},
+	{endedPurged, "gone", "payroll", "no", "none", "404", "404", "404", "404"},
+	{endedPurged, "present", "payroll", "no", "none", "no", "ok", "none", "none"},
+	{endedPurged, "absent", "payroll", "ok", "none", "404", "404", "none", "none"},
+	{endedFreed, "gone", "payroll", "ok", "none", "404", "404", "404", "404"},
+	{endedFreed, "present", "payroll", "no", "none", "no", "ok", "none", "none"},
+	{endedNever, "gone", "payroll", "no", "none", "404", "404", "404", "404"},
+	{endedNever, "gone", "Payroll", "no", "none", "404", "404", "404", "404"},
+	// Migrated and deleted here.
+	{softly, "present", "payroll", "no", "ok", "no", "ok", "none", "none"},
+	{softly, "present", "Payroll", "no", "none", "no", "ok", "none", "none"},
+	{softly, "absent", "payroll", "no", "ok", "404", "404", "none", "none"},
+	{softly, "silent", "payroll", "503", "ok", "503", "503", "none", "none"},
+	{softly, "gone", "payroll", "no", "ok", "503", "503", "503", "503"},
+	{softly, "newer", "payroll", "no", "no", "no", "no", "none", "none"},
+	{migrated, "newer", "payroll", "exists", "none", "no", "no", "no", "no"},
+	{endedSoftly, "newer", "payroll", "no", "no", "no", "no", "none", "none"},
+	{purged, "present", "payroll", "no", "none", "no", "ok", "none", "none"},
+	{purged, "absent", "payroll", "ok", "none", "404", "404", "none", "none"},
+	{purged, "silent", "payroll", "503", "none", "503", "503", "none", "none"},
+	{purged, "gone", "payroll", "no", "none", "503", "503", "503", "503"},
+	// bob's key was there first: he may use it, and gets nothing of alice's by it.
+	{before, "present", "payroll", "exists", "none", "no", "no", "no", "no"},
+	{before, "silent", "payroll", "exists", "none", "503", "no", "503", "503"},
+	// Both number their versions, so payroll@0 may be his here: what comes out of
+	// alice's EDEK is no DEK of hers.
+	{beforeSame, "present", "payroll", "exists", "none", "other", "no", "other", "other"},
+	{beforeSame, "silent", "payroll", "exists", "none", "other", "no", "other", "other"},
+	// Named by the journal of a migration that goes on.
+	{inJournal, "gone", "payroll", "no", "none", "503", "503", "503", "503"},
+}
+
 // TestShadowing is docs/sources.md's table: bob, who has every right at keys of the
 // ACL name "scratch" and none at alice's "payroll", which a source has.
 //
@@ -59,67 +123,7 @@ const (
 // "none": there is nothing of that name; "404": no such version; "other": served by
 // the key here, to other bytes than alice's DEK.
 func TestShadowing(t *testing.T) {
-	type row struct {
-		here string // what became of "payroll" here
-		// "present", "absent" (it answers, and has no such key), "silent", "refusing", "gone" (not
-		// configured), "newer" (it has another key of the name, which carol has made since)
-		source string
-		spelt  string // the name in the request: "payroll", or "Payroll" of a source that folds case
-		// What bob gets, who may do anything with ACL name scratch.
-		create, undelete string
-		// With the source's EDEK payroll@0: what bob and what alice get.
-		bobDecrypts, aliceDecrypts string
-		bobReencrypts              string // bob asks with GENERATE_EEK of "scratch" alone
-		nnReencrypts               string // the NameNode's user, with GENERATE_EEK of all, and no DECRYPT_EEK
-	}
-	for _, r := range []row{
-		// Not migrated yet.
-		{never, "present", "payroll", "no", "none", "no", "ok", "none", "none"},
-		{never, "present", "Payroll", "no", "none", "no", "ok", "none", "none"},
-		{never, "absent", "payroll", "ok", "none", "404", "404", "none", "none"},
-		{never, "silent", "payroll", "503", "none", "503", "503", "none", "none"},
-		{never, "refusing", "payroll", "no", "none", "no", "no", "none", "none"},
-		{never, "gone", "payroll", "ok", "none", "404", "404", "404", "404"},
-		// Migrated.
-		{migrated, "present", "payroll", "exists", "none", "no", "ok", "no", "ok"},
-		{migrated, "present", "Payroll", "no", "none", "no", "ok", "no", "ok"},
-		{migrated, "absent", "payroll", "exists", "none", "no", "404", "no", "404"},
-		{migrated, "silent", "payroll", "exists", "none", "no", "503", "no", "503"},
-		{migrated, "gone", "payroll", "exists", "none", "503", "503", "503", "503"},
-		{ended, "gone", "payroll", "exists", "none", "404", "404", "404", "404"},
-		// The migration was finished: the source may be named again.
-		{endedSoftly, "gone", "payroll", "no", "ok", "404", "404", "404", "404"},
-		{endedSoftly, "gone", "Payroll", "no", "none", "404", "404", "404", "404"},
-		{endedPurged, "gone", "payroll", "no", "none", "404", "404", "404", "404"},
-		{endedPurged, "present", "payroll", "no", "none", "no", "ok", "none", "none"},
-		{endedPurged, "absent", "payroll", "ok", "none", "404", "404", "none", "none"},
-		{endedFreed, "gone", "payroll", "ok", "none", "404", "404", "404", "404"},
-		{endedFreed, "present", "payroll", "no", "none", "no", "ok", "none", "none"},
-		{endedNever, "gone", "payroll", "no", "none", "404", "404", "404", "404"},
-		{endedNever, "gone", "Payroll", "no", "none", "404", "404", "404", "404"},
-		// Migrated and deleted here.
-		{softly, "present", "payroll", "no", "ok", "no", "ok", "none", "none"},
-		{softly, "present", "Payroll", "no", "none", "no", "ok", "none", "none"},
-		{softly, "absent", "payroll", "no", "ok", "404", "404", "none", "none"},
-		{softly, "silent", "payroll", "503", "ok", "503", "503", "none", "none"},
-		{softly, "gone", "payroll", "no", "ok", "503", "503", "503", "503"},
-		{softly, "newer", "payroll", "no", "no", "no", "no", "none", "none"},
-		{migrated, "newer", "payroll", "exists", "none", "no", "no", "no", "no"},
-		{endedSoftly, "newer", "payroll", "no", "no", "no", "no", "none", "none"},
-		{purged, "present", "payroll", "no", "none", "no", "ok", "none", "none"},
-		{purged, "absent", "payroll", "ok", "none", "404", "404", "none", "none"},
-		{purged, "silent", "payroll", "503", "none", "503", "503", "none", "none"},
-		{purged, "gone", "payroll", "no", "none", "503", "503", "503", "503"},
-		// bob's key was there first: he may use it, and gets nothing of alice's by it.
-		{before, "present", "payroll", "exists", "none", "no", "no", "no", "no"},
-		{before, "silent", "payroll", "exists", "none", "503", "no", "503", "503"},
-		// Both number their versions, so payroll@0 may be his here: what comes out of
-		// alice's EDEK is no DEK of hers.
-		{beforeSame, "present", "payroll", "exists", "none", "other", "no", "other", "other"},
-		{beforeSame, "silent", "payroll", "exists", "none", "other", "no", "other", "other"},
-		// Named by the journal of a migration that goes on.
-		{inJournal, "gone", "payroll", "no", "none", "503", "503", "503", "503"},
-	} {
+	for _, r := range shadowRows {
 		for _, listed := range []bool{false, true} { // named by source.uri, or second in the provider list
 			t.Run(fmt.Sprintf("%s/%s/%s/listed=%t", r.here, r.source, r.spelt, listed), func(t *testing.T) {
 				build := func() *shadowLab { return newShadowLab(t, r.here, r.source, r.spelt, listed) }

@@ -341,20 +341,33 @@ func TestBadAnswers(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
 
-	// A DEK of another length, a version of another key, too few EDEKs.
-	answer := ""
+// answering makes a client of a KMS that answers each request with what answer points at.
+func answering(t *testing.T) (p *kmsclient.Provider, answer *string) {
+	t.Helper()
+	answer = new(string)
 	f := newFake(t)
 	f.fault = func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Method == http.MethodOptions {
 			return false
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_, _ = io.WriteString(w, answer)
+		_, _ = io.WriteString(w, *answer)
 		return true
 	}
-	p := open(t, uriOf(serve(t, f)), kmsclient.Options{})
-	e := claviger.EDEK{Version: "k@0", IV: make([]byte, 16), Material: make([]byte, 16)}
+	return open(t, uriOf(serve(t, f)), kmsclient.Options{}), answer
+}
+
+// zeroEDEK is an EDEK of key k whose IV and material are zeros.
+func zeroEDEK() claviger.EDEK {
+	return claviger.EDEK{Version: "k@0", IV: make([]byte, 16), Material: make([]byte, 16)}
+}
+
+// TestUnfitAnswers: an answer is refused that has a DEK of another length, a version of another key or too few EDEKs.
+func TestUnfitAnswers(t *testing.T) {
+	p, answer := answering(t)
+	e := zeroEDEK()
 	unwrap := func() error { _, err := p.Unwrap(t.Context(), "k", "", []claviger.EDEK{e}); return err }
 	generate := func() error { _, err := p.Generate(t.Context(), "k", 1); return err }
 	current := func() error { _, err := p.Current(t.Context(), "k"); return err }
@@ -373,15 +386,20 @@ func TestBadAnswers(t *testing.T) {
 		{`[{"versionName":"k@0","iv":"` + iv + `"}]`, generate},
 		{`{"name":"k","versionName":"other@0","material":"` + iv + `"}`, current},
 	} {
-		answer = c.answer
+		*answer = c.answer
 		if err := c.call(); claviger.KindOf(err) != claviger.Internal || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: %v", c.answer, err)
 		}
 	}
-	// Every dialect of base64 is read.
+}
+
+// TestBase64OfAnswers: every dialect of base64 is read.
+func TestBase64OfAnswers(t *testing.T) {
+	p, answer := answering(t)
+	e := zeroEDEK()
 	for _, m := range []string{"-_-_-_-_-_-_-_-_-_-_-w", "+/+/+/+/+/+/+/+/+/+/+w==", `+\/+\/+\/+\/+\/+\/+\/+\/+\/+\/+w`,
 		"-_-_-_-_-_-_-_-_-_-_-w=="} {
-		answer = `{"versionName":"EK","material":"` + m + `"}`
+		*answer = `{"versionName":"EK","material":"` + m + `"}`
 		deks, err := p.Unwrap(t.Context(), "k", "", []claviger.EDEK{e})
 		if err != nil || len(deks) != 1 || deks[0][0] != 0xfb || deks[0][15] != 0xfb {
 			t.Errorf("%s: %v", m, err)
