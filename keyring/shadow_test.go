@@ -13,8 +13,8 @@ import (
 	"claviger/secret"
 )
 
-// folding is a source that does not tell upper from lower case, as Ranger's and
-// Java's keystores: it lists "payroll" and answers to "Payroll".
+// folding is a source whose key names ignore case, as in Ranger's and Java's keystores: it lists "payroll", and a
+// request for "Payroll" finds that key.
 type folding struct{ *farKMS }
 
 func (f folding) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
@@ -35,7 +35,7 @@ func (f folding) Unwrap(ctx context.Context, key, as string, edeks []claviger.ED
 	return f.farKMS.Unwrap(ctx, strings.ToLower(key), as, lower)
 }
 
-// What became of a name here.
+// States of a name here.
 const (
 	never       = "never here"
 	migrated    = "migrated"
@@ -116,8 +116,8 @@ var shadowRows = []shadowRow{
 	{inJournal, "gone", "payroll", "no", "none", "503", "503", "503", "503"},
 }
 
-// TestShadowing is docs/sources.md's table: bob, who has every right at keys of the
-// ACL name "scratch" and none at alice's "payroll", which a source has.
+// TestShadowing holds the table of docs/sources.md. A source has alice's key "payroll". bob has every right on keys of
+// the ACL name "scratch", and none on "payroll".
 //
 // Outcomes: "ok"; "no": refused for good, with what to do; "503": refused now;
 // "none": there is nothing of that name; "404": no such version; "other": served by
@@ -169,7 +169,7 @@ func TestShadowing(t *testing.T) {
 	}
 }
 
-// mover takes a source's key over as the engine of migrate does, unless it is here.
+// mover migrates a key of a source as the engine of package migrate does, unless the key is here already.
 type mover struct {
 	t    *testing.T
 	past *journal
@@ -207,12 +207,12 @@ func (m mover) RunKey(ctx context.Context, key string) ([]string, error) {
 	return nil, nil
 }
 
-// migrates is what alice gets, who may migrate her key, by what the source says.
+// migrates maps the state of the source to the outcome when alice, who has the right, migrates her key.
 var migrates = map[string]string{"present": "ok", "absent": "none", "silent": "503", "refusing": "no",
 	"gone": "unsupported", "newer": "no"}
 
-// migratedByItsUser: alice migrates her key, bob, who may migrate keys of "scratch",
-// does not; what comes of it is hers.
+// migratedByItsUser checks that alice can migrate her key, that bob, with the right to migrate keys of "scratch", cannot,
+// and that bob cannot open EDEKs of the migrated key.
 func (s *shadowLab) migratedByItsUser(t *testing.T, here, source, spelt string) {
 	t.Helper()
 	outcome, bobs := migrates[source], "no"
@@ -244,7 +244,7 @@ func (s *shadowLab) migratedByItsUser(t *testing.T, here, source, spelt string) 
 	}
 }
 
-// changes are what comes of changes to "payroll", whatever the source says.
+// changes has the outcome of each change of "payroll". It does not depend on the source.
 type changes struct{ bobRolls, bobDeletes, bobPurges, aliceRolls, aliceDeletes, alicePurges string }
 
 var changesHere = map[string]changes{
@@ -254,7 +254,7 @@ var changesHere = map[string]changes{
 	"bob's":   {"ok", "ok", "no", "no", "no", "none"},
 }
 
-// changesOf is the row of changesHere for what became of the name here.
+// changesOf returns the row of changesHere for the state of the name here.
 func changesOf(here string) changes {
 	switch here {
 	case migrated, ended:
@@ -288,7 +288,7 @@ func (c changes) changed(t *testing.T, build func() *shadowLab) {
 	}
 }
 
-// but makes "ok" of "other" where the DEK is not alice's.
+// but returns "ok" for the outcome "other" if the DEK is not alice's, and every other outcome unchanged.
 func (s *shadowLab) but(outcome string, dek secret.Bytes) string {
 	if outcome == "other" && !dek.Equal(s.dek) {
 		return "ok"
@@ -296,7 +296,7 @@ func (s *shadowLab) but(outcome string, dek secret.Bytes) string {
 	return outcome
 }
 
-// outcomeOf is how TestShadowing's table writes an error.
+// outcomeOf returns the word for err in the table of TestShadowing.
 func outcomeOf(err error) string {
 	if err == nil {
 		return "ok"
