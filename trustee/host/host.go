@@ -138,12 +138,17 @@ func (r *running) serve(ctx context.Context, c Config) (err error) {
 	cure := "replace " + filepath.Join(c.Folder, trustee.TLSCert) + " and its key beside it; the server reads them " +
 		"without a restart; have clients trust the new certificate first"
 	group.Go(func() { web.WarnOfExpiry(background, r.tls.Certificate, cure, c.Log) })
-	if r.replica != nil {
-		group.Go(func() { r.replica.Run(background) })
+	// The replica calls the other trustee only when this server has its address: a second instance, started by
+	// mistake, fails before that.
+	ready := func(string) error {
+		if r.replica != nil {
+			group.Go(func() { r.replica.Run(background) })
+		}
+		return nil
 	}
 	return (&web.Server{
 		Address: c.Listen, AddressName: "--listen", Connections: r.connections, Limits: limits, TLS: r.tls.Config,
-		Handler: handler, ReadyFile: c.ReadyFile, About: []any{"identity", r.folder.Identity}, Log: c.Log,
+		Handler: handler, OnReady: ready, ReadyFile: c.ReadyFile, About: []any{"identity", r.folder.Identity}, Log: c.Log,
 	}).Run(ctx)
 }
 
