@@ -14,26 +14,23 @@ import (
 
 // The settings of Hadoop's credential providers.
 const (
-	// CredentialPathProperty is a comma list of stores, of which the first that has
-	// a name's entry counts.
+	// CredentialPathProperty is a list of stores, separated by commas. The first store that has an entry of a name
+	// counts.
 	CredentialPathProperty = "hadoop.security.credential.provider.path"
-	// CredentialPasswordProperty names a file in the configuration folder that
-	// holds the stores' password.
+	// CredentialPasswordProperty names the file in the configuration folder with the password of the stores.
 	CredentialPasswordProperty = "hadoop.security.credstore.java-keystore-provider.password-file"
-	// CredentialPasswordEnv is the environment variable that holds it, and goes
-	// before the file.
+	// CredentialPasswordEnv is the environment variable with the password of the stores. It overrides the file.
 	CredentialPasswordEnv = "HADOOP_CREDSTORE_PASSWORD"
-	// CredentialFallbackProperty: may a name without an entry have its value in the
-	// configuration itself?
+	// CredentialFallbackProperty is true if the configuration itself may contain the password of a name without an
+	// entry.
 	CredentialFallbackProperty = "hadoop.security.credential.clear-text-fallback"
 
-	// defaultCredentialPassword is Hadoop's, where none is set.
+	// defaultCredentialPassword is Hadoop's default password.
 	defaultCredentialPassword = "none"
 )
 
-// CredentialPassword is the password of credential stores, by Hadoop's rules:
-// the environment's, else that of the file, else the one that everybody knows. A
-// relative file lies in dir.
+// CredentialPassword returns the password of credential stores by Hadoop's rules: from the environment, else from
+// the file, else Hadoop's default. A relative file name is relative to dir.
 func CredentialPassword(env func(string) (string, bool), file, dir string) (secret.Bytes, error) {
 	if p, ok := env(CredentialPasswordEnv); ok {
 		return secret.Bytes(p), nil
@@ -51,8 +48,7 @@ func CredentialPassword(env func(string) (string, bool), file, dir string) (secr
 	return secret.Bytes(bytes.TrimSpace(text)), nil
 }
 
-// Credentials are the stores of a provider path, as `hadoop credential create`
-// writes them.
+// Credentials are the stores of a provider path. `hadoop credential create` writes such stores.
 type Credentials struct {
 	stores []credentialStore
 }
@@ -63,8 +59,8 @@ type credentialStore struct {
 	password secret.Bytes
 }
 
-// OpenCredentials reads the stores of a provider path. One whose file is not there
-// is empty, as for Hadoop, and is named in missing.
+// OpenCredentials reads the stores of a provider path. As in Hadoop, a store without a file is empty. missing names
+// these files.
 func OpenCredentials(path string, password secret.Bytes) (c *Credentials, missing []string, err error) {
 	c = &Credentials{}
 	files, err := CredentialFiles(path)
@@ -99,7 +95,7 @@ func OpenCredentials(path string, password secret.Bytes) (c *Credentials, missin
 	return c, missing, nil
 }
 
-// CredentialFiles are the files of a provider path's stores.
+// CredentialFiles returns the files of a provider path's stores.
 func CredentialFiles(path string) ([]string, error) {
 	var files []string
 	for _, uri := range strings.Split(path, ",") {
@@ -107,8 +103,8 @@ func CredentialFiles(path string) ([]string, error) {
 			continue
 		}
 		if scheme, _, _ := strings.Cut(uri, "://"); strings.EqualFold(scheme, "user") {
-			// What a Java process's login holds, which in a server is nothing: Hadoop goes
-			// on to the next store, and so do we.
+			// user:// means the credentials of a Java process's login. A server has none, so we use the next store,
+			// as Hadoop does.
 			continue
 		}
 		file, err := credentialFile(uri)
@@ -120,8 +116,7 @@ func CredentialFiles(path string) ([]string, error) {
 	return files, nil
 }
 
-// credentialFile is the file of a provider's URI: jceks://file/p,
-// jceks://file@/p, localjceks://file/p.
+// credentialFile returns the file of a provider's URI: jceks://file/p, jceks://file@/p, localjceks://file/p.
 func credentialFile(uri string) (string, error) {
 	scheme, rest, ok := strings.Cut(uri, "://")
 	if !ok {
@@ -144,7 +139,7 @@ func credentialFile(uri string) (string, error) {
 		strings.TrimSuffix(authority, "@"))
 }
 
-// Get returns a name's credential; ok is false where no store has one.
+// Get returns the credential of a name. ok is false if no store has one.
 func (c *Credentials) Get(name string) (value secret.Bytes, ok bool, err error) {
 	for _, s := range c.stores {
 		e := s.entries.Entry(name)
@@ -160,15 +155,15 @@ func (c *Credentials) Get(name string) (value secret.Bytes, ok bool, err error) 
 	return nil, false, nil
 }
 
-// Passwords is how Hadoop's Configuration.getPassword finds a password.
+// Passwords finds passwords as Hadoop's Configuration.getPassword does.
 type Passwords struct {
 	Credentials *Credentials // nil: there are none
-	// ClearText: a password may stand in the configuration.
+	// ClearText means that the configuration may contain passwords.
 	ClearText bool
 }
 
-// Get returns the password of a property: from the credential stores, else what
-// conf says of it, where that is allowed; nil where it has none.
+// Get returns the password of a property: from the credential stores, else from conf if ClearText allows it. It
+// returns nil if there is none.
 func (p *Passwords) Get(name string, conf func(name string) (string, bool)) (secret.Bytes, error) {
 	if p.Credentials != nil {
 		v, ok, err := p.Credentials.Get(name)

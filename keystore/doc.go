@@ -1,13 +1,9 @@
-// Package keystore reads and writes the key files that a Java installation
-// leaves behind: JCEKS with secret keys in it, as Hadoop's JavaKeyStoreProvider
-// keeps its encryption-zone keys, and the JKS, JCEKS, PKCS#12 and PEM files that
-// hold TLS certificates.
-//
-// JCEKS is our own code (store.go, pbe.go, javaread.go, javawrite.go), because
-// no library reads its secret-key entries: each is a Java object, serialised,
-// encrypted, put into a second Java object and serialised again. What is read is
-// bounded in length, depth and work, and limited to the few classes that a
-// keystore may hold, as Java's own jceks.key.serialFilter does.
+// Package keystore reads and writes the key files of a Java installation: JCEKS files with secret keys, in which
+// Hadoop's JavaKeyStoreProvider keeps its encryption-zone keys, and JKS, JCEKS, PKCS#12 and PEM files with TLS
+// certificates.
+// JCEKS is our own code (jceks.go, pbe.go, javaread.go, javawrite.go), because no library reads its secret-key
+// entries. Each entry is a serialised and encrypted Java object inside a second serialised Java object. Length,
+// depth and work of a read are limited. As with Java's own jceks.key.serialFilter, only a few classes are allowed.
 //
 // Sources of the format: the JDK's com.sun.crypto.provider.JceKeyStore,
 // KeyProtector, SealedObjectForKeyProtector and PBES1Core; the Java Object

@@ -5,13 +5,13 @@ import (
 	"fmt"
 )
 
-// ErrPassword says that a check which needs the password failed. A keystore's
-// check is keyed with the password, so that a wrong password and a damaged file
-// look the same, unless ParseJCEKS could tell them apart (see DamagedError).
+// ErrPassword means that a check with the password failed. The check of a keystore depends on the password, so a
+// wrong password and a damaged file give the same result, unless ParseJCEKS finds the difference (see
+// DamagedError).
 var ErrPassword = errors.New("wrong password or damaged file")
 
-// FormatError says that bytes are not of the form that they should be: no
-// keystore at all, cut short, damaged, or beyond a limit.
+// FormatError means that bytes do not have the expected form: they are not a keystore, or the file is cut short,
+// damaged, or above a limit.
 type FormatError struct {
 	Format string // "JCEKS", "Java serialisation", ...
 	Offset int    // of the byte at which reading stopped
@@ -23,8 +23,8 @@ func (e *FormatError) Error() string {
 	return fmt.Sprintf("%s: byte %d: %s", e.Format, e.Offset, e.What)
 }
 
-// DamagedError says that a keystore's password is right and its content is not
-// what was written: an entry opens, but the check over the whole file fails.
+// DamagedError means that the password of a keystore is right and its content is damaged: an entry opens, but the
+// check over the whole file fails.
 type DamagedError struct {
 	Alias string // of the entry that the password opened
 }

@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// Bounds on a serialised Java object. A keystore's own objects nest three deep,
-// have ten handles and one class of four fields.
+// Limits of a serialised Java object. The objects of a keystore are nested three deep, and have ten handles and at
+// most four fields.
 const (
 	maxJavaDepth   = 16
 	maxJavaHandles = 128
@@ -80,8 +80,7 @@ type javaObject struct {
 	value  string
 }
 
-// javaReader reads one object from the head of b. Nothing is allocated that is
-// larger than what is left of b.
+// javaReader reads one object from the start of b. It allocates no more bytes than b has left.
 type javaReader struct {
 	b       []byte
 	off     int
@@ -89,8 +88,7 @@ type javaReader struct {
 	handles []any
 }
 
-// readJavaObject returns the object that b begins with, and the number of bytes
-// that it takes.
+// readJavaObject returns the object at the start of b, and its length in bytes.
 func readJavaObject(b []byte) (*javaObject, int, error) {
 	r := &javaReader{b: b}
 	magic, err := r.take(4)
@@ -300,9 +298,8 @@ func (r *javaReader) classData(o *javaObject, c *javaClass) error {
 	if c.flags&scSerializable == 0 || c.flags&scEnum != 0 {
 		return r.errorf("object of class %s, which is not serialisable", c.name)
 	}
-	// A writeObject that does not call defaultWriteObject, as Hadoop's, leaves
-	// the declared fields out. They are all objects here, whose tags differ from
-	// those of block data.
+	// A writeObject that does not call defaultWriteObject, such as Hadoop's, leaves out the declared fields. Here
+	// all fields are objects, and their tags differ from the tags of block data.
 	if c.flags&scWriteMethod == 0 || !r.atBlockData() {
 		for _, f := range c.fields {
 			v, err := r.content()
@@ -399,8 +396,8 @@ func (r *javaReader) newClass() (*javaClass, error) {
 	if _, err = r.take(8); err != nil { // serialVersionUID; the class's name is enough
 		return nil, err
 	}
-	// The handle stands for the class only when it is whole: a class that names
-	// itself as its superclass, which would never end, is a bad reference.
+	// The handle refers to the class only when the class is complete. So a class that names itself as its
+	// superclass, without an end, is a bad reference.
 	h, err := r.handle(nil)
 	if err != nil {
 		return nil, err

@@ -5,8 +5,8 @@ import (
 	"errors"
 )
 
-// javaWriter writes the three objects that a keystore of ours holds, byte for
-// byte as ObjectOutputStream does. Its first error sticks.
+// javaWriter writes the three kinds of objects in our keystores, byte for byte as ObjectOutputStream does. It keeps
+// its first error.
 type javaWriter struct {
 	b   []byte
 	err error
@@ -55,8 +55,7 @@ func (w *javaWriter) bytes(v []byte) {
 	w.b = append(w.b, v...)
 }
 
-// byteArrayClass describes the class of byte[]; both of the writers that use it
-// go on with references to it.
+// byteArrayClass writes the description of the class byte[]. After it, encodeSealed writes only a reference to it.
 func (w *javaWriter) byteArrayClass() {
 	w.class(classByteArray, 0xacf317f8060854e0, scSerializable, 0)
 	w.raw(tcEndBlockData, tcNull)
@@ -116,8 +115,8 @@ func encodeSecretKey(algorithm string, material []byte) ([]byte, error) {
 	return w.done()
 }
 
-// encodeHadoopMetadata writes a JavaKeyStoreProvider$KeyMetadata: its one field
-// is declared and never written; writeObject puts out the length and the JSON.
+// encodeHadoopMetadata writes a JavaKeyStoreProvider$KeyMetadata. Its one field is declared but never written;
+// writeObject writes the length and the JSON.
 func encodeHadoopMetadata(json []byte) ([]byte, error) {
 	w := newJavaWriter()
 	w.raw(tcObject)
@@ -148,8 +147,8 @@ type sealed struct {
 	content []byte
 }
 
-// decodeSealed reads what encodeSealed writes from the head of b, and says how
-// long it was: a keystore has no length before it.
+// decodeSealed reads the result of encodeSealed from the start of b, and returns its length, because a keystore
+// does not store the length.
 func decodeSealed(b []byte) (sealed, int, error) {
 	o, n, err := readJavaObject(b)
 	if err != nil {
@@ -174,8 +173,8 @@ func decodeSealed(b []byte) (sealed, int, error) {
 	return s, n, nil
 }
 
-// decodeSecret reads the inner object of a secret-key entry: a SecretKeySpec, a
-// KeyRep (what other key classes write in their place) or Hadoop's metadata.
+// decodeSecret reads the inner object of a secret-key entry: a SecretKeySpec, a KeyRep (which other key classes
+// write instead), or Hadoop's metadata.
 func decodeSecret(b []byte) (Secret, error) {
 	o, n, err := readJavaObject(b)
 	if err != nil {

@@ -22,8 +22,7 @@ import (
 const (
 	jceksMagic   = 0xcececece
 	jceksVersion = 2
-	// MaxJCEKS is the largest keystore file that is read, in bytes: about 100,000
-	// key versions.
+	// MaxJCEKS is the largest size of a keystore file, in bytes. It is enough for about 100,000 key versions.
 	MaxJCEKS = 64 << 20
 
 	// jceksMinEntry is the shortest entry: tag, empty alias, date, a length.
@@ -42,16 +41,14 @@ const (
 	SecretKeyEntry   EntryKind = 3
 )
 
-// Secret is what a secret-key entry holds: a key, or (HadoopMetadata not nil)
-// the description that Hadoop keeps of one in place of a key.
+// Secret is the content of a secret-key entry: a key, or Hadoop's metadata of a key if HadoopMetadata is not nil.
 type Secret struct {
 	Algorithm      string // as given to SecretKeySpec; Hadoop puts the full cipher here
 	Material       secret.Bytes
 	HadoopMetadata []byte // JSON
 }
 
-// Entry is one entry of a JCEKS. It does not change; its secret stays encrypted
-// until Open.
+// Entry is one entry of a JCEKS. It never changes. Its secret is encrypted; Open decrypts it.
 type Entry struct {
 	Alias   string
 	Created time.Time // millisecond precision
@@ -68,9 +65,8 @@ func (e *Entry) Equal(o *Entry) bool {
 	return e.Alias == o.Alias && e.Kind == o.Kind && e.Created.Equal(o.Created) && bytes.Equal(e.raw, o.raw)
 }
 
-// Open decrypts a secret-key entry, which takes 60 to 80 ms at the iteration
-// count of current JDKs. It returns ErrPassword (wrapped) where the password does
-// not fit.
+// Open decrypts a secret-key entry. This takes 60 to 80 ms with the iteration count of current JDKs. It returns
+// ErrPassword (wrapped) if the password is wrong.
 func (e *Entry) Open(password secret.Bytes) (Secret, error) {
 	if e.Kind != SecretKeyEntry {
 		return Secret{}, fmt.Errorf("entry %q holds no secret key", e.Alias)
@@ -125,8 +121,8 @@ func (e *Entry) PrivateKey(password secret.Bytes) (pkcs8 secret.Bytes, chain [][
 	return plain, e.chain, nil
 }
 
-// JCEKS is a keystore in memory. It is not safe for use by several goroutines
-// while one changes it; Clone is cheap, so that changes can be made on a copy.
+// JCEKS is a keystore in memory. No other goroutine may use it while one changes it. Clone is cheap, so make
+// changes on a copy.
 type JCEKS struct {
 	// Iterations is the PBE iteration count of entries set from now on; 0 means
 	// DefaultIterations.
@@ -138,7 +134,7 @@ type JCEKS struct {
 // NewJCEKS returns an empty keystore.
 func NewJCEKS() *JCEKS { return &JCEKS{entries: make(map[string]*Entry)} }
 
-// Clone copies the keystore; entries, which never change, are shared.
+// Clone copies the keystore. The copies share the entries, which never change.
 func (s *JCEKS) Clone() *JCEKS {
 	return &JCEKS{Iterations: s.Iterations, entries: maps.Clone(s.entries)}
 }
@@ -153,15 +149,14 @@ func (s *JCEKS) Aliases() []string {
 	return list
 }
 
-// Entry returns the entry of that alias, nil where there is none. Upper and
-// lower case are the same, as for Java.
+// Entry returns the entry of that alias, or nil. As in Java, upper and lower case are the same.
 func (s *JCEKS) Entry(alias string) *Entry { return s.entries[claviger.FoldName(alias)] }
 
-// Delete takes the entry of that alias away; there need not be one.
+// Delete removes the entry of that alias, if there is one.
 func (s *JCEKS) Delete(alias string) { delete(s.entries, claviger.FoldName(alias)) }
 
-// SetKey puts a key under the alias, in place of what was there, as Java writes
-// a javax.crypto.spec.SecretKeySpec.
+// SetKey sets the entry of the alias to a key, as Java writes a javax.crypto.spec.SecretKeySpec. It replaces an
+// earlier entry.
 func (s *JCEKS) SetKey(alias, algorithm string, material, password secret.Bytes, created time.Time) error {
 	plain, err := encodeSecretKey(algorithm, material)
 	if err != nil {
@@ -170,8 +165,8 @@ func (s *JCEKS) SetKey(alias, algorithm string, material, password secret.Bytes,
 	return s.seal(alias, plain, password, created)
 }
 
-// SetHadoopMetadata puts Hadoop's description of a key (JSON) under the alias,
-// as Java writes a JavaKeyStoreProvider$KeyMetadata.
+// SetHadoopMetadata sets the entry of the alias to Hadoop's metadata of a key (JSON), as Java writes a
+// JavaKeyStoreProvider$KeyMetadata.
 func (s *JCEKS) SetHadoopMetadata(alias string, json []byte, password secret.Bytes, created time.Time) error {
 	plain, err := encodeHadoopMetadata(json)
 	if err != nil {
@@ -210,8 +205,8 @@ func (s *JCEKS) seal(alias string, plain []byte, password secret.Bytes, created 
 	return nil
 }
 
-// jceksDigest is the check at the file's end: SHA-1 of the password in UTF-16BE,
-// a phrase, and all bytes before.
+// jceksDigest returns the check at the end of the file: SHA-1 of the password in UTF-16BE, a fixed phrase, and all
+// bytes before.
 func jceksDigest(password secret.Bytes, body []byte) [sha1.Size]byte {
 	h := sha1.New()
 	for _, u := range utf16.Encode([]rune(string(password))) {
@@ -222,8 +217,7 @@ func jceksDigest(password secret.Bytes, body []byte) [sha1.Size]byte {
 	return [sha1.Size]byte(h.Sum(nil))
 }
 
-// Marshal returns the keystore's file. Entries that were read and not set are
-// written as they were.
+// Marshal returns the content of the keystore's file. Entries that were read and not changed keep their bytes.
 func (s *JCEKS) Marshal(password secret.Bytes) ([]byte, error) {
 	b := binary.BigEndian.AppendUint32(nil, jceksMagic)
 	b = binary.BigEndian.AppendUint32(b, jceksVersion)
@@ -245,12 +239,10 @@ func (s *JCEKS) Marshal(password secret.Bytes) ([]byte, error) {
 	return b, nil
 }
 
-// ParseJCEKS reads a keystore and checks it against the password. Java's JCEKS reads a
-// JKS file as well, which has the same form and no secret keys; Marshal makes a JCEKS of
-// it, as Java does. No entry is
-// decrypted, but for telling a wrong password (ErrPassword) from a changed file
-// (*DamagedError) when the check fails. A file of another form, or one cut short,
-// gives a *FormatError.
+// ParseJCEKS reads a keystore and checks it with the password. As Java does, it also reads a JKS file, which has
+// the same form and no secret keys; Marshal then makes a JCEKS of it. If the check fails, ParseJCEKS decrypts a few
+// entries, to decide between a wrong password (ErrPassword) and a changed file (*DamagedError). Otherwise it
+// decrypts no entry. For a file of another form, or one that is cut short, it returns a *FormatError.
 func ParseJCEKS(data []byte, password secret.Bytes) (*JCEKS, error) {
 	if len(data) > MaxJCEKS {
 		return nil, &FormatError{Format: "JCEKS", Offset: MaxJCEKS, What: "the file is larger than " +
@@ -272,8 +264,7 @@ func ParseJCEKS(data []byte, password secret.Bytes) (*JCEKS, error) {
 	return s, nil
 }
 
-// whyDigest tries the password on a few entries, to tell the two reasons of a
-// failed check apart.
+// whyDigest tries the password on a few entries, to find which of the two reasons a failed check has.
 func (s *JCEKS) whyDigest(password secret.Bytes) error {
 	tries := 0
 	for _, alias := range s.Aliases() {
@@ -408,7 +399,7 @@ func (r *jceksReader) entry() (*Entry, error) {
 	return e, nil
 }
 
-// locate turns an offset inside an entry's object into one inside the file.
+// locate converts an offset in an entry's object to an offset in the file.
 func (r *jceksReader) locate(err error, alias string) {
 	var f *FormatError
 	if errors.As(err, &f) {
@@ -459,5 +450,5 @@ func (r *jceksReader) certificate(alias string) ([]byte, error) {
 	return r.take(uint64(n), what)
 }
 
-// quote prints text out of a file: short, and without control characters.
+// quote returns text of a file for messages: short, and without control characters.
 func quote(s string) string { return fmt.Sprintf("%.100q", s) }

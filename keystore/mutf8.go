@@ -37,8 +37,8 @@ func appendMUTF8(dst []byte, s string) ([]byte, error) {
 	return dst, nil
 }
 
-// decodeMUTF8 reads what appendMUTF8 writes, without the length. Half a
-// surrogate pair, which Java lets through, is refused: no Go string can hold it.
+// decodeMUTF8 reads the result of appendMUTF8, without the length. It refuses half a surrogate pair, which Java
+// accepts, because no Go string can hold it.
 func decodeMUTF8(b []byte) (string, error) {
 	units := make([]uint16, 0, len(b))
 	for i := 0; i < len(b); {
@@ -84,7 +84,7 @@ func decodeMUTF8(b []byte) (string, error) {
 	return string(utf16.Decode(units)), nil
 }
 
-// CheckAlias says why no entry can have this alias.
+// CheckAlias returns an error if no entry can have this alias.
 func CheckAlias(alias string) error {
 	_, err := appendMUTF8(nil, alias)
 	return err

@@ -12,15 +12,14 @@ import (
 	"claviger/secret"
 )
 
-// The JDK's PBEWithMD5AndTripleDES, a home-made scheme of com.sun.crypto.provider
-// (PBES1Core): MD5 chains over each half of the salt give a 3DES key and an IV.
+// The JDK's PBEWithMD5AndTripleDES is a scheme of com.sun.crypto.provider (PBES1Core) and of no standard. MD5
+// chains over each half of the salt give a 3DES key and an IV.
 const (
 	pbeAlgorithm = "PBEWithMD5AndTripleDES"
 	pbeSaltSize  = 8
 
-	// DefaultIterations is what current JDKs write (KeyProtector's default for
-	// jceks.iterationCount). Opening an entry then costs 400,000 MD5 rounds, 60 to
-	// 80 ms. JDKs before 8u151 wrote 20.
+	// DefaultIterations is the iteration count of current JDKs (KeyProtector's default for jceks.iterationCount).
+	// With it an entry opens in 400,000 MD5 rounds, 60 to 80 ms. JDKs before 8u151 wrote 20.
 	DefaultIterations = 200_000
 	// MinIterations and MaxIterations are the JDK's own limits for
 	// jceks.iterationCount. The upper one also bounds what is read.
@@ -28,9 +27,8 @@ const (
 	MaxIterations = 5_000_000
 )
 
-// ErrPasswordNotASCII is returned for a password that the JDK's JCEKS cannot
-// use: it takes the characters U+0020 to U+007E only, and so Hadoop fails at the
-// first key it makes ("Password is not ASCII").
+// ErrPasswordNotASCII is the error for a password that the JDK's JCEKS cannot use. Only the characters U+0020 to
+// U+007E are allowed. With another password Hadoop fails at its first new key ("Password is not ASCII").
 var ErrPasswordNotASCII = errors.New("a JCEKS entry's password must consist of ASCII characters (space to ~)")
 
 // CheckPassword returns ErrPasswordNotASCII for a password that Java could not
@@ -85,7 +83,7 @@ func (p pbeParams) derive(password secret.Bytes) (cipher.Block, []byte, error) {
 	var salt [pbeSaltSize]byte
 	copy(salt[:], p.Salt)
 	if [4]byte(salt[:4]) == [4]byte(salt[4:]) {
-		// Else both halves would give the same digest chain.
+		// Equal halves would give the same digest chain.
 		salt[0], salt[1], salt[2], salt[3] = salt[3], salt[2], salt[1], salt[0]
 	}
 	var out [2 * md5.Size]byte
@@ -124,8 +122,8 @@ func (p pbeParams) encrypt(password secret.Bytes, plain []byte) ([]byte, error) 
 	return out, nil
 }
 
-// decrypt returns ErrPassword where the padding is wrong, which a wrong password
-// makes likely (255 in 256); what it lets through fails as Java serialisation.
+// decrypt returns ErrPassword if the padding is wrong. A wrong password gives wrong padding in 255 of 256 cases; in
+// the others the plain text is no Java serialisation.
 func (p pbeParams) decrypt(password secret.Bytes, sealed []byte) ([]byte, error) {
 	if len(sealed) == 0 || len(sealed)%des.BlockSize != 0 {
 		return nil, fmt.Errorf("encrypted content of %d bytes, must be a multiple of %d", len(sealed), des.BlockSize)

@@ -12,17 +12,15 @@ import (
 	"claviger/filestamp"
 )
 
-// ReloadInterval is how often Hadoop looks whether its TLS stores changed.
+// ReloadInterval is the interval at which Hadoop checks its TLS stores for changes.
 const ReloadInterval = 10 * time.Second
 
-// Reloader holds what was loaded from files, and loads it again when one of them
-// changes. A new state that cannot be loaded is logged, and the old one stays in
-// use: a certificate half copied must not stop the server.
-//
-// It looks at the files' stamps at an interval. That sees a
-// file written in place, one renamed over it, a symbolic link turned to another
-// folder (as Kubernetes does), and changes on a network file system, which sends
-// no notices.
+// Reloader holds a value that was loaded from files, and loads it again when one of the files changes. If the new
+// files cannot be loaded, it logs that and keeps the old value, so a half-copied certificate does not stop the
+// server.
+// It checks the files' stamps at an interval. So it finds a file that is written in place, a file that is renamed
+// over another, a symbolic link to a new folder (as Kubernetes does), and changes on a network file system, which
+// sends no events.
 type Reloader[T any] struct {
 	load    func() (T, error)
 	files   []string
@@ -34,14 +32,13 @@ type Reloader[T any] struct {
 	done chan struct{}
 }
 
-// NewReloader loads for the first time, and fails if that does. load is called
-// from one goroutine at a time. Close ends the watch.
+// NewReloader loads the value for the first time, and returns an error if that fails. load is called by one
+// goroutine at a time. Close stops the checks.
 func NewReloader[T any](files []string, load func() (T, error), interval time.Duration, log *slog.Logger) (*Reloader[T],
 	error) {
 	r := &Reloader[T]{load: load, files: files, log: log, stop: make(chan struct{}), done: make(chan struct{})}
-	// The files are looked at before they are read, so that a change in between
-	// is found.
-	seen := r.look()
+	// The stamps are read before the files, so that a change in between is found.
+	seen := r.stamps()
 	v, err := load()
 	if err != nil {
 		return nil, err
@@ -51,16 +48,16 @@ func NewReloader[T any](files []string, load func() (T, error), interval time.Du
 	return r, nil
 }
 
-// Get returns what was last loaded well.
+// Get returns the last value that was loaded without an error.
 func (r *Reloader[T]) Get() T { return *r.current.Load() }
 
-// Close ends the watch and waits for its end. Get goes on working.
+// Close stops the checks and waits for their end. Get still works.
 func (r *Reloader[T]) Close() {
 	r.once.Do(func() { close(r.stop) })
 	<-r.done
 }
 
-func (r *Reloader[T]) look() []filestamp.Stamp {
+func (r *Reloader[T]) stamps() []filestamp.Stamp {
 	list := make([]filestamp.Stamp, len(r.files))
 	for i, f := range r.files {
 		list[i], _ = filestamp.Of(f) // zero: not there, or out of reach
@@ -72,7 +69,7 @@ func (r *Reloader[T]) watch(seen []filestamp.Stamp, interval time.Duration) {
 	defer close(r.done)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	// What could not be loaded is tried again, whatever it was.
+	// After a failure the files are loaded again at each check.
 	failed := ""
 	for {
 		select {
@@ -80,7 +77,7 @@ func (r *Reloader[T]) watch(seen []filestamp.Stamp, interval time.Duration) {
 			return
 		case <-tick.C:
 		}
-		now := r.look()
+		now := r.stamps()
 		if slices.Equal(seen, now) && failed == "" {
 			continue
 		}
@@ -100,7 +97,7 @@ func (r *Reloader[T]) watch(seen []filestamp.Stamp, interval time.Duration) {
 	}
 }
 
-// GetCertificate makes a tls.Config's GetCertificate of a reloader.
+// GetCertificate returns a function for tls.Config.GetCertificate that uses a reloader.
 func GetCertificate(r *Reloader[tls.Certificate]) func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return r.current.Load(), nil }
 }

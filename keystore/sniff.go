@@ -7,11 +7,10 @@ import (
 	"fmt"
 )
 
-// Format is a form of keystore file, in the words of Hadoop's
-// ssl.server.keystore.type.
+// Format is a form of keystore file, with the names of Hadoop's ssl.server.keystore.type.
 type Format string
 
-// The formats that Sniff tells apart.
+// The formats that Sniff recognises.
 const (
 	JKSFormat    Format = "jks"
 	JCEKSFormat  Format = "jceks"
@@ -21,8 +20,7 @@ const (
 
 const jksMagic = 0xfeedfeed
 
-// Sniff tells a keystore's format from its first bytes; "" for none that we
-// know.
+// Sniff returns a keystore's format by its first bytes; "" if the format is not known.
 func Sniff(data []byte) Format {
 	if len(data) >= 4 {
 		switch binary.BigEndian.Uint32(data) {
@@ -46,7 +44,7 @@ func Sniff(data []byte) Format {
 	return ""
 }
 
-// noJCEKS says what a file is that is neither a JCEKS nor a JKS keystore.
+// noJCEKS returns the error for a file that is neither a JCEKS nor a JKS keystore. The error names the real format.
 func noJCEKS(data []byte) error {
 	e := &FormatError{Format: "JCEKS"}
 	switch e.Is = Sniff(data); {

@@ -21,31 +21,28 @@ import (
 	"claviger/secret"
 )
 
-// maxTLSFile bounds a certificate or key file; a trust store of all public CAs
-// is below 1 MiB.
+// maxTLSFile is the largest size of a certificate or key file. A trust store of all public CAs is below 1 MiB.
 const maxTLSFile = 16 << 20
 
-// TLSFile names a file with TLS material, as the ssl.server.keystore.* and
-// ssl.server.truststore.* properties of ssl-server.xml do (ssl.client.* alike).
+// TLSFile describes a file with TLS material, as the ssl.server.keystore.* and ssl.server.truststore.* properties
+// of ssl-server.xml, and ssl.client.* of ssl-client.xml, do.
 type TLSFile struct {
 	Path string
-	// Type is "jks", "jceks", "pkcs12" or "pem", in any case; empty: as the content
-	// says. Where the two differ the content counts, as in Java, whose "jks" reads
-	// PKCS#12 as well.
+	// Type is "jks", "jceks", "pkcs12" or "pem", in upper or lower case; "" means that the content decides. If Type
+	// and content differ, the content counts, as in Java, whose "jks" also reads PKCS#12.
 	Type string
-	// Password is that of the file. PEM files have none.
+	// Password is the password of the file. PEM files have none.
 	Password secret.Bytes
-	// PasswordProperty is where Password is set, for messages; it may be empty.
+	// TypeProperty and PasswordProperty are the properties that set Type and Password, for messages; "" if none.
 	TypeProperty     string // that names Type, for messages; "" where none does
 	PasswordProperty string
-	// KeyPassword is that of the private key in it; empty: the file's.
+	// KeyPassword is the password of the private key in the file; empty means Password.
 	KeyPassword secret.Bytes
-	// KeyPath is a PEM file with the private key, where Path has certificates
-	// only.
+	// KeyPath is a PEM file with the private key, if Path has only certificates.
 	KeyPath string
 }
 
-// Files are the files that are read.
+// Files returns the files that are read.
 func (f TLSFile) Files() []string {
 	if f.KeyPath == "" {
 		return []string{f.Path}
@@ -66,7 +63,7 @@ func readTLSFile(path string) ([]byte, error) {
 	return data, err
 }
 
-// open reads the file and tells its format.
+// open reads the file and recognises its format.
 func (f TLSFile) open() ([]byte, Format, error) {
 	if f.Path == "" {
 		return nil, "", errors.New("no keystore file is named")
@@ -92,7 +89,7 @@ func (f TLSFile) open() ([]byte, Format, error) {
 	return data, format, nil
 }
 
-// explain names the file and says what to do about an error.
+// explain adds the file and the cure to an error.
 func (f TLSFile) explain(format Format, err error) error {
 	if !errors.Is(err, ErrPassword) && !errors.Is(err, pkcs12.ErrIncorrectPassword) &&
 		!errors.Is(err, pkcs12.ErrDecryption) {
@@ -110,8 +107,8 @@ func (f TLSFile) explain(format Format, err error) error {
 		ErrPassword)
 }
 
-// Certificate loads a private key and its certificate chain. Of several keys in
-// a file, the first by alias is taken.
+// Certificate loads a private key and its certificate chain. If a file has several keys, it uses the first by
+// alias.
 func (f TLSFile) Certificate() (tls.Certificate, error) {
 	data, format, err := f.open()
 	if err != nil {
@@ -143,8 +140,7 @@ func (f TLSFile) keyPassword() secret.Bytes {
 
 var errNoKey = errors.New("there is no private key with a certificate in it")
 
-// certificate puts a key and its chain together, and refuses a pair that does
-// not fit.
+// certificate joins a key and its chain. It returns an error if they do not belong together.
 func certificate(key any, chain [][]byte) (tls.Certificate, error) {
 	if len(chain) == 0 {
 		return tls.Certificate{}, errNoKey
@@ -257,8 +253,8 @@ func (f TLSFile) pemCertificate(data []byte) (tls.Certificate, error) {
 	return tls.X509KeyPair(data, keyData)
 }
 
-// Roots loads the certificates that a trust store trusts: the trusted ones and,
-// as Java does, those of its private keys.
+// Roots loads the certificates that a trust store trusts: its trusted certificates and, as in Java, the
+// certificates of its private keys.
 func (f TLSFile) Roots() (*x509.CertPool, error) {
 	data, format, err := f.open()
 	if err != nil {
@@ -275,9 +271,9 @@ func (f TLSFile) Roots() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// unchecked replaces the check at the end of a JKS or JCEKS store by one that fits
-// no password, where none is given: Java then reads what a store trusts without a
-// check, and -Djavax.net.ssl.trustStore is mostly given without a password.
+// unchecked replaces the check at the end of a JKS or JCEKS store by the check for an empty password, if no
+// password is given. Java reads the trusted certificates of such a store without a check, and
+// -Djavax.net.ssl.trustStore is mostly set without a password.
 func (f TLSFile) unchecked(data []byte) []byte {
 	if len(f.Password) > 0 || len(data) < sha1.Size {
 		return data
@@ -320,7 +316,7 @@ func (f TLSFile) jceksRoots(data []byte) ([][]byte, error) {
 func (f TLSFile) pkcs12Roots(data []byte) ([][]byte, error) {
 	list, err := pkcs12.DecodeTrustStore(data, string(f.Password))
 	if err != nil && !errors.Is(err, pkcs12.ErrIncorrectPassword) {
-		// With a private key in it, it is no trust store to the library.
+		// The library does not accept a file with a private key as a trust store.
 		if _, leaf, _, errKey := pkcs12.DecodeChain(data, string(f.Password)); errKey == nil {
 			return [][]byte{slices.Clone(leaf.Raw)}, nil
 		}

@@ -11,9 +11,8 @@ import (
 	"strings"
 )
 
-// Protocols turns hadoop.ssl.enabled.protocols into the range of TLS versions.
-// What is older than TLS 1.2 is left out and named in unsafe; a list that holds
-// nothing else is an error, and so is an unknown name.
+// Protocols converts hadoop.ssl.enabled.protocols to a range of TLS versions. Versions before TLS 1.2 are left out,
+// and unsafe names them. It returns an error for an unknown name, or if no version is left.
 func Protocols(names []string) (lowest, highest uint16, unsafe []string, err error) {
 	var versions []uint16
 	for _, name := range names {
@@ -34,11 +33,9 @@ func Protocols(names []string) (lowest, highest uint16, unsafe []string, err err
 	return slices.Min(versions), slices.Max(versions), unsafe, nil
 }
 
-// Suites returns the cipher suites of TLS 1.2 that are safe (ephemeral keys,
-// authenticated encryption), without those that ssl.server.exclude.cipher.list
-// names. Its entries are names as Java spells them, or regular expressions over
-// them, as for Jetty. The suites of TLS 1.3 are all safe and can't be left out;
-// those that an entry means are named in fixed.
+// Suites returns the safe cipher suites of TLS 1.2 (ephemeral keys, authenticated encryption), without the suites
+// of ssl.server.exclude.cipher.list. As for Jetty, an entry of that list is a Java name or a regular expression for
+// Java names. The suites of TLS 1.3 are all safe and cannot be left out; fixed names those that an entry matches.
 func Suites(exclude []string) (suites []uint16, fixed []string, err error) {
 	var patterns []*regexp.Regexp
 	for _, e := range exclude {
@@ -66,9 +63,8 @@ func Suites(exclude []string) (suites []uint16, fixed []string, err error) {
 	return suites, fixed, nil
 }
 
-// Certificates returns all certificates of a store: the chain of its private key
-// if it has one, else those that it trusts. Their NotAfter is what an operator
-// must know of.
+// Certificates returns all certificates of a store: the chain of its private key if it has one, else its trusted
+// certificates. Operators must know when they expire (NotAfter).
 func (f TLSFile) Certificates() ([]*x509.Certificate, error) {
 	data, format, err := f.open()
 	if err != nil {
@@ -88,7 +84,7 @@ func (f TLSFile) Certificates() ([]*x509.Certificate, error) {
 	return f.roots(data, format)
 }
 
-// roots are the certificates that a store trusts.
+// roots returns the certificates that a store trusts.
 func (f TLSFile) roots(data []byte, format Format) (list []*x509.Certificate, err error) {
 	var certs [][]byte
 	switch format {
