@@ -1,16 +1,12 @@
-// Package authn finds out who sends a request, as Hadoop's authentication
-// filter does: by the signed hadoop.auth cookie, else by what the request says
-// of itself; and whether he may act for somebody else (doAs).
-//
-// It knows requests but not answers: an Authenticator returns a Result, and the
-// REST face turns that into status codes. How a request without a cookie is
-// authenticated is a Handler's: Simple believes the user.name of the query
-// string, Kerberos accepts SPNEGO tokens. A handler finds the principal; the rules of
-// auth_to_local make a user name of it. Cookies have the bytes of Hadoop's.
-//
-// Kerberos is known here by an interface of one method. Secrets that nodes share
-// (RollingSecrets) change by the clock, so no request waits for the store. A
-// delegation token is read from the store at each use.
+// Package authn authenticates requests as Hadoop's authentication filter does: by the signed hadoop.auth cookie,
+// else by the user name or the Kerberos token in the request. It also decides whether the sender may act for
+// another user (doAs).
+// It knows requests but not answers: an Authenticator returns a Result, and the REST face turns that into status
+// codes. A Handler authenticates a request without a cookie: Simple accepts the user.name of the query string
+// without proof, and Kerberos accepts SPNEGO tokens. The handler finds the principal, and the rules of
+// auth_to_local make a user name of it. Cookies have the same bytes as Hadoop's.
+// This package uses Kerberos through the interface Negotiator. Secrets that nodes share (RollingSecrets) change by
+// the clock, so no request waits for the store. A delegation token is read from the store at each use.
 package authn
 
 import (
@@ -31,15 +27,13 @@ import (
 // CookieName is the cookie that carries the signed token.
 const CookieName = "hadoop.auth"
 
-// maxNameLength of a user's name, in bytes. Names are kept in caches; a
-// Kerberos principal is far shorter.
+// maxNameLength is the largest length of a user's name, in bytes. It limits the memory of caches. A Kerberos
+// principal is far shorter.
 const maxNameLength = 512
 
-// Config is what an Authenticator is made of. The properties have the prefix
-// hadoop.kms.authentication.
+// Config is the configuration of an Authenticator. The properties have the prefix hadoop.kms.authentication.
 type Config struct {
-	// Handler authenticates a request that brings neither a cookie nor a
-	// delegation token; nil is Simple.
+	// Handler authenticates a request with neither a cookie nor a delegation token; nil is Simple.
 	Handler Handler
 	// Rules make short names of principals; nil takes a name's first component.
 	Rules *Rules
@@ -60,7 +54,7 @@ type Authenticator struct {
 	signer signer
 }
 
-// New makes an Authenticator. Kind Invalid for a configuration that cannot work.
+// New makes an Authenticator. The error is of kind Invalid for a configuration that cannot work.
 func New(conf Config) (*Authenticator, error) {
 	const op = "authn.New"
 	if conf.Secrets == nil {
@@ -97,7 +91,7 @@ func New(conf Config) (*Authenticator, error) {
 	return &Authenticator{conf: conf, signer: signer{conf.Secrets}}, nil
 }
 
-// Request is what authentication needs to know of an HTTP request.
+// Request is the part of an HTTP request that authentication needs.
 type Request struct {
 	Header   http.Header
 	RawQuery string     // undecoded, without '?'
@@ -106,7 +100,7 @@ type Request struct {
 	HTTPS    bool
 }
 
-// RequestOf takes a Request out of what net/http hands to a handler.
+// RequestOf makes a Request from a request of net/http.
 func RequestOf(r *http.Request) Request {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
@@ -120,48 +114,47 @@ func RequestOf(r *http.Request) Request {
 // Result is the outcome for one request. Exactly one of Principal, Anonymous
 // and Refusal is set.
 type Result struct {
-	// Principal is who the request acts as; Principal.Real, where set, is who
-	// authenticated himself and acts for him.
+	// Principal is the user whose rights count. Principal.Real, if set, is the authenticated user that acts for
+	// Principal.
 	Principal *claviger.Principal
-	// Anonymous: nobody is named and the Handler lets that pass. Hadoop's KMS
-	// answers OPTIONS to such a request and then fails at everything else.
+	// Anonymous means that the request names no user and the Handler allows that. Hadoop's KMS answers OPTIONS to
+	// such a request, and fails for all else.
 	Anonymous bool
-	// Refusal says why the request must not be served.
+	// Refusal is the reason why the request must not be served.
 	Refusal *Refusal
-	// SetCookie is the value of a Set-Cookie header to send, whatever the
-	// answer will be; "" is none. With a refusal it may clear the cookie, or
-	// (doAs refused) set one, as the proxy himself is authenticated.
+	// SetCookie is the value of a Set-Cookie header to send with any answer; "" is none. With a refusal it may
+	// clear the cookie. If doAs is refused, it may set one, because the proxy user is authenticated.
 	SetCookie string
-	// ServerToken is the value of a WWW-Authenticate header to send, whatever the
-	// answer will be: the last token of a handshake; "" is none.
+	// ServerToken is the value of a WWW-Authenticate header to send with any answer: the last token of a handshake;
+	// "" is none.
 	ServerToken string
 }
 
-// RefusalKind says what is wrong, in terms that the face maps to a status.
+// RefusalKind is the kind of a refusal. The REST face maps it to a status.
 type RefusalKind int
 
 // The kinds of refusal.
 const (
-	// Unauthenticated: nobody is named, or the cookie does not hold. Hadoop: 401
-	// with the challenges, Reason as the reason phrase.
+	// Unauthenticated: the request names no user, or its cookie is not valid. Hadoop: 401 with the challenges,
+	// Reason as the reason phrase.
 	Unauthenticated RefusalKind = iota
-	// NotAllowed: he may not act for whom he names. Hadoop: 403, an
-	// AuthorizationException whose message is Reason.
+	// NotAllowed: the sender may not act for the user in doAs. Hadoop: 403, an AuthorizationException whose message
+	// is Reason.
 	NotAllowed
 	// Malformed: a name that no user can have. Hadoop: 500, an
 	// IllegalArgumentException whose message is Reason.
 	Malformed
-	// BadDelegation: the delegation token does not hold, or may not be renewed.
-	// Hadoop: 403, an AuthenticationException whose message is Reason.
+	// BadDelegation: the delegation token is not valid, or the caller may not renew it. Hadoop: 403, an
+	// AuthenticationException whose message is Reason.
 	BadDelegation
-	// NoDelegator: an operation on delegation tokens needs a caller, and none is
-	// named. Hadoop: 403 (type simple) or 401, with the challenges and no body.
+	// NoDelegator: an operation on delegation tokens needs a caller, and the request names none. Hadoop: 403 (type
+	// simple) or 401, with the challenges and no body.
 	NoDelegator
-	// BadOperation: an operation on delegation tokens with the wrong method, or
-	// without what it needs. Hadoop: 400, Reason as the reason phrase.
+	// BadOperation: an operation on delegation tokens with the wrong method, or without a parameter. Hadoop: 400,
+	// Reason as the reason phrase.
 	BadOperation
-	// UnknownDelegation: the token to cancel is not there, or not the caller's to
-	// cancel. Hadoop: 404, Reason as the reason phrase.
+	// UnknownDelegation: the token to cancel does not exist, or the caller may not cancel it. Hadoop: 404, Reason
+	// as the reason phrase.
 	UnknownDelegation
 	// BadTicket: the handshake failed. Hadoop: 403 without a challenge, so that no
 	// client tries the same again; Reason as the reason phrase.
@@ -169,39 +162,35 @@ const (
 	// NoShortName: auth_to_local makes no name of a principal. Hadoop: 500, Reason
 	// (which begins with a Java class) in the page.
 	NoShortName
-	// StoreAway: what nodes keep delegation tokens in does not answer, or an owner asks
-	// for them too fast. 503: another node may do it, or this one again in a moment.
+	// StoreAway: the store of delegation tokens does not answer, or an owner requests tokens too fast. 503: another
+	// node may do it, or this node a moment later.
 	StoreAway
-	// TooManyTokens: a limit of delegation tokens is reached. 403, an IOException whose
-	// message is Reason: another node would say the same.
+	// TooManyTokens: a limit of delegation tokens is reached. 403, an IOException whose message is Reason: another
+	// node would refuse too.
 	TooManyTokens
 )
 
-// Refusal says why a request must not be served.
+// Refusal is the reason why a request must not be served.
 type Refusal struct {
 	Kind RefusalKind
-	// Reason is Hadoop's own text. It may hold text of the request's: whoever
-	// writes it into HTML or a header must escape it.
+	// Reason is Hadoop's own text. It may contain text of the request, so escape it in HTML and in headers.
 	Reason string
 	// Challenges are the values of WWW-Authenticate headers; set for
 	// Unauthenticated and NoDelegator only.
 	Challenges []string
-	// Explanation is for the operator's log and for nobody else: what went wrong
-	// and what to do about it. "" where Reason says all.
+	// Explanation is only for the operator's log: the problem and its cure. "" if Reason is enough.
 	Explanation string
-	// Property is the one that Explanation says to change, if there is one.
+	// Property is the property that Explanation asks to change, if there is one.
 	Property string
-	// Real has proved who it is, and User is whom it wanted to act for; both for the
-	// records alone. "": not known.
+	// Real is the authenticated user, and User is the user that Real wanted to act for; "" if not known. Both are
+	// only for audit records.
 	Real, User string
 }
 
-// Authenticate finds out who sends the request and whom he acts for.
-//
-// Of several hadoop.auth cookies the first counts, and it beats a delegation
-// token, which beats what the Handler looks at. A cookie that does not hold is
-// as none, but its fault is the Reason where nothing else in the request
-// authenticates it.
+// Authenticate finds the sender of the request, and the user that the sender acts for.
+// Of several hadoop.auth cookies the first counts. A valid cookie counts before a delegation token, and a
+// delegation token before the Handler. An invalid cookie is ignored, but its fault is the Reason if nothing else in
+// the request authenticates the sender.
 func (a *Authenticator) Authenticate(ctx context.Context, r Request) Result {
 	now := a.conf.Now()
 	tok, reason := a.cookieToken(r, now)
@@ -238,7 +227,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, r Request) Result {
 	return res
 }
 
-// cookieToken returns the token of the request's cookie, or why there is none.
+// cookieToken returns the token of the request's cookie, or the reason why there is none.
 func (a *Authenticator) cookieToken(r Request, now time.Time) (_ *token, why string) {
 	text, ok := authCookie(r.Header["Cookie"])
 	if !ok {
@@ -247,8 +236,7 @@ func (a *Authenticator) cookieToken(r Request, now time.Time) (_ *token, why str
 	return a.openCookie(text, now)
 }
 
-// attempt has the Handler authenticate a request, and makes a whole token of the
-// principal that it finds.
+// attempt lets the Handler authenticate a request, and makes a complete token of the principal.
 func (a *Authenticator) attempt(r Request, now time.Time, management bool) attempt {
 	att := a.conf.Handler.authenticate(r, management)
 	if att.token == nil {
@@ -287,10 +275,10 @@ func (a *Authenticator) attempt(r Request, now time.Time, management bool) attem
 	return att
 }
 
-// delegator is who asks for an operation on delegation tokens, by a cookie or by
-// what the Handler looks at; a delegation token is no credential here, or it
-// could live on by fetching others. nobody allows nil. Like Hadoop it names the
-// caller by his short name, whom the token will name as its owner.
+// delegator returns the caller of an operation on delegation tokens, by a cookie or by the Handler. A delegation
+// token is no credential here; otherwise its user could get new tokens for ever. If nobody is true, an anonymous
+// caller is accepted and who is nil. As in Hadoop, the name of the caller is the short name, which becomes the
+// owner of the token.
 func (a *Authenticator) delegator(ctx context.Context, r Request, nobody bool) (who *claviger.Principal, reply string,
 	_ *Refusal) {
 	now := a.conf.Now()
@@ -319,8 +307,7 @@ func (a *Authenticator) delegator(ctx context.Context, r Request, nobody bool) (
 	return who, reply, refusal
 }
 
-// openCookie returns the token of a cookie's value, or Hadoop's reason why it
-// does not hold.
+// openCookie returns the token of a cookie's value, or Hadoop's reason why it is not valid.
 func (a *Authenticator) openCookie(text string, now time.Time) (_ *token, why string) {
 	if text == "" {
 		return nil, "Unauthorized access"
@@ -341,8 +328,8 @@ func (a *Authenticator) openCookie(text string, now time.Time) (_ *token, why st
 	return tok, ""
 }
 
-// actingFor is the principal of a name, or of whom the request's doAs names.
-// Of several doAs the first counts, in whatever case the parameter is written.
+// actingFor returns the principal of a name, or of the user in the request's doAs. Of several doAs the first
+// counts. The parameter may be in upper or lower case.
 func (a *Authenticator) actingFor(ctx context.Context, r Request, name string) (*claviger.Principal, *Refusal) {
 	real, err := a.principalOf(name)
 	if err != nil {
@@ -368,11 +355,11 @@ func (a *Authenticator) actingFor(ctx context.Context, r Request, name string) (
 	return &who, nil
 }
 
-// AuthToLocal are the properties of the rules that make users of principals.
+// AuthToLocal names the properties with the rules that make user names of principals.
 const AuthToLocal = "hadoop.kms.authentication.kerberos.name.rules (type kerberos) or hadoop.security.auth_to_local " +
 	"(type simple)"
 
-// noUser refuses a name of which the rules make no user.
+// noUser returns the refusal for a name of which the rules make no user name.
 func (a *Authenticator) noUser(err error, r Refusal) *Refusal {
 	r.Kind, r.Reason, r.Property = Malformed, err.Error(), AuthToLocal
 	r.Explanation = fmt.Sprintf("the rules make no user of %q: add one to %s if it is to be let in",
@@ -380,9 +367,8 @@ func (a *Authenticator) noUser(err error, r Refusal) *Refusal {
 	return &r
 }
 
-// validName keeps out what Hadoop keeps out (an empty name, one with '&', which
-// would break the token's text), and what would break a header, a quoted
-// cookie or a line of a log.
+// validName reports whether a name is allowed. As Hadoop, it refuses an empty name and a name with '&', which would
+// break the token's text. It also refuses characters that would break a header, a quoted cookie or a line of a log.
 func validName(name string) bool {
 	if name == "" || len(name) > maxNameLength || !utf8.ValidString(name) {
 		return false
@@ -393,8 +379,8 @@ func validName(name string) bool {
 	})
 }
 
-// principalOf is a principal by its name, with the short name that the rules
-// make of it. The error is what Hadoop throws.
+// principalOf returns the principal of a name, with the short name by the rules. The error has the text of Hadoop's
+// exception.
 func (a *Authenticator) principalOf(name string) (claviger.Principal, error) {
 	short, err := a.conf.Rules.Short(name)
 	var none noRule

@@ -12,12 +12,10 @@ type NamedDirectory struct {
 	Directory Directory
 }
 
-// CompositeGroups is the directory of Hadoop's CompositeGroupsMapping. Combined, a user is
-// in the groups of all parts; otherwise in those of the first part that has any.
-//
-// Hadoop takes a part that fails for one without groups. A blacklist that names a group
-// would open with it. Here the look-up fails as a whole wherever the part that failed could
-// have changed the answer.
+// CompositeGroups is the directory of Hadoop's CompositeGroupsMapping. If combined is true, a user is in the groups
+// of all parts; otherwise in the groups of the first part that has any.
+// In Hadoop, a part that fails counts as a part without groups, and then a blacklist with a group does not exclude
+// the user. Here the whole look-up fails if the part that failed could have changed the result.
 func CompositeGroups(parts []NamedDirectory, combined bool) Directory {
 	return func(name string) ([]string, error) {
 		var groups []string

@@ -39,8 +39,7 @@ func (t *token) expired(now time.Time) bool {
 	return !t.idleUntil.IsZero() && now.After(t.idleUntil) || now.After(t.expires)
 }
 
-// parseToken reads a token's text. Only texts that were signed get here; the
-// errors are Hadoop's nevertheless.
+// parseToken reads a token's text, whose signature was checked before. The errors have Hadoop's texts.
 func parseToken(text string) (*token, error) {
 	if len(text) >= 2 && text[0] == '"' && text[len(text)-1] == '"' {
 		text = text[1 : len(text)-1]
@@ -97,8 +96,8 @@ func (s signer) sign(text string) string {
 	return text + signatureMark + signature(current, text)
 }
 
-// open returns the text in front of the signature, if any of the valid secrets
-// made that. Errors have Hadoop's texts.
+// open returns the text before the signature, if one of the valid secrets made the signature. Errors have Hadoop's
+// texts.
 func (s signer) open(signed string) (string, error) {
 	i := strings.LastIndex(signed, signatureMark)
 	if i < 0 {
@@ -122,7 +121,7 @@ func signature(key secret.Bytes, text string) string {
 	return base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// CookieAttributes are how the cookie is set; hadoop.kms.authentication.cookie.*
+// CookieAttributes are the attributes of the cookie, from hadoop.kms.authentication.cookie.*
 type CookieAttributes struct {
 	Domain, Path string // "": the attribute is left out
 	Persistent   bool

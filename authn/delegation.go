@@ -19,8 +19,8 @@ import (
 	"claviger/secret"
 )
 
-// DelegationConfig holds the times of delegation tokens, and where they are kept.
-// The properties have the prefix hadoop.kms.authentication.delegation-token.
+// DelegationConfig has the times of delegation tokens, and their store. The properties have the prefix
+// hadoop.kms.authentication.delegation-token.
 type DelegationConfig struct {
 	KeyUpdate time.Duration // update-interval.sec: a new master key
 	MaxLife   time.Duration // max-lifetime.sec: no renewal goes beyond
@@ -29,9 +29,9 @@ type DelegationConfig struct {
 	// Store keeps the tokens, for several nodes and over restarts; nil: the memory
 	// of this process, as Hadoop does by default.
 	Store metastore.Delegations
-	// Digests: of a password the store gets the SHA-256 alone, and no master key, so
-	// that nobody can use a token for having read the store, or a copy of it. Not for
-	// one that a Java KMS shares, which makes passwords again.
+	// Digests means that the store gets only the SHA-256 of a password, and no master key. So a reader of the store
+	// or of a copy cannot use a token. Do not set it for a store that a Java KMS shares, because that KMS makes the
+	// passwords again from the keys.
 	Digests bool
 	Limits  TokenLimits      // the zero value: DefaultTokenLimits
 	Batch   int32            // sequence numbers that are fetched at once; 0: 100, as Hadoop does
@@ -39,8 +39,8 @@ type DelegationConfig struct {
 	Now     func() time.Time // nil: time.Now
 }
 
-// Delegations issues delegation tokens and knows those that are good. Every use of
-// a token asks the store, so a token that another node has cancelled is refused.
+// Delegations issues delegation tokens and checks them. Each use of a token reads the store, so a token that
+// another node has cancelled is refused.
 type Delegations struct {
 	conf  DelegationConfig
 	quota *quota
@@ -48,16 +48,15 @@ type Delegations struct {
 	// short makes an owner of the name in a token.
 	short func(name string) string
 
-	// turn holds one element, which whoever takes keys and numbers takes out: a
-	// lock that one can stop waiting for.
+	// turn is a lock for key and numbers: a channel with one element. A caller can stop waiting for it when its ctx
+	// ends.
 	turn    chan struct{}
 	key     metastore.MasterKey // of the passwords of new tokens
 	nextKey time.Time
 	numbers struct{ next, end int32 } // fetched and not used yet
 }
 
-// NewDelegations makes a manager of tokens. Kind Invalid for a time that is not
-// positive.
+// NewDelegations makes a manager of tokens. The error is of kind Invalid for a time that is not positive.
 func NewDelegations(conf DelegationConfig) (*Delegations, error) {
 	for name, d := range map[string]time.Duration{"update-interval": conf.KeyUpdate, "max-lifetime": conf.MaxLife,
 		"renew-interval": conf.Renewal, "removal-scan-interval": conf.Scan} {
@@ -115,8 +114,7 @@ func (d *Delegations) Stats() TokenStats { return d.quota.figures() }
 // Limits returns the limits.
 func (d *Delegations) Limits() TokenLimits { return d.conf.Limits }
 
-// Full tells whether owners were refused lately since the store has no room, or whether
-// it is about to be full.
+// Full returns an error if owners were refused lately because the store is full, or if the store is nearly full.
 func (d *Delegations) Full() error {
 	s := d.Stats()
 	const nearly = 0.9
@@ -131,8 +129,8 @@ func (d *Delegations) Full() error {
 	return nil
 }
 
-// Run removes what has expired, every now and then, until ctx ends. Each node
-// does it; the others are not in its way.
+// Run removes expired tokens at intervals until ctx ends. Each node does this, and several nodes may do it at the
+// same time.
 func (d *Delegations) Run(ctx context.Context) {
 	ticker := time.NewTicker(d.conf.Scan)
 	defer ticker.Stop()
@@ -159,7 +157,7 @@ func (d *Delegations) Run(ctx context.Context) {
 	}
 }
 
-// scan removes expired tokens, and master keys with which no good token was made.
+// scan removes expired tokens, and master keys that made no valid token.
 func (d *Delegations) scan(ctx context.Context) error {
 	before, err := d.clock.longPast(ctx)
 	if err != nil {
@@ -186,8 +184,7 @@ func (d *Delegations) scan(ctx context.Context) error {
 	return nil
 }
 
-// Count returns how many tokens are kept: those of all nodes, where they share a
-// store.
+// Count returns the number of tokens in the store, those of all nodes that share it.
 func (d *Delegations) Count(ctx context.Context) (int, error) {
 	return d.conf.Store.CountDelegations(ctx)
 }
@@ -223,10 +220,9 @@ func (d *Delegations) issue(ctx context.Context, owner, renewer, realUser, servi
 	return t.text(), nil
 }
 
-// take returns the key for a new token, a new one if it is time, and a number.
-// Tokens keep their own passwords, and no old key is needed for them here; but a
-// Java KMS on the same store makes the password again when it renews a token, so
-// each key stays there for as long as its tokens may live.
+// take returns the key and the number for a new token. It makes a new key when the time for that has come. Here
+// tokens need no old key, because the store has their passwords. But a Java KMS on the same store makes the
+// password again when it renews a token, so each key stays in the store for as long as its tokens may live.
 func (d *Delegations) take(ctx context.Context, now time.Time) (metastore.MasterKey, int32, error) {
 	select {
 	case <-d.turn:
@@ -274,7 +270,7 @@ func (d *Delegations) kept(password secret.Bytes) secret.Bytes {
 // wholeMillis is a time as stores and tokens keep it.
 func wholeMillis(t time.Time) time.Time { return time.UnixMilli(t.UnixMilli()) }
 
-// until is when a token that is issued or renewed now expires.
+// until returns the time at which a token expires that is issued or renewed now.
 func (d *Delegations) until(now time.Time, id identifier) time.Time {
 	if end := time.UnixMilli(id.maxDate); end.Before(now.Add(d.conf.Renewal)) {
 		return end
@@ -287,8 +283,8 @@ const (
 	accessControlFailed = "org.apache.hadoop.security.AccessControlException: "
 )
 
-// find returns a token that is in the store. Errors are *claviger.Error where the
-// store failed; all others are Hadoop's, as texts.
+// find returns a token from the store. Errors are *claviger.Error if the store failed; other errors have Hadoop's
+// texts.
 func (d *Delegations) find(ctx context.Context, t delegation, id identifier,
 	missing string) (metastore.Delegation, error) {
 	k, ok, err := d.conf.Store.Delegation(ctx, id.sequence)
@@ -303,7 +299,7 @@ func (d *Delegations) find(ctx context.Context, t delegation, id identifier,
 	return k, nil
 }
 
-// verify tells whom a token that a request brings is for.
+// verify checks the token of a request, and returns its identifier, which names the owner.
 func (d *Delegations) verify(ctx context.Context, text string) (identifier, error) {
 	t, id, err := parseDelegation(text)
 	if err != nil {
@@ -324,7 +320,7 @@ func (d *Delegations) verify(ctx context.Context, text string) (identifier, erro
 	return id, nil
 }
 
-// renew makes a token good for another interval. caller is a short name.
+// renew makes a token valid for another interval. caller is a short name.
 func (d *Delegations) renew(ctx context.Context, text, caller string) (time.Time, error) {
 	t, id, err := parseDelegation(text)
 	if err != nil {
@@ -360,8 +356,7 @@ func (d *Delegations) renew(ctx context.Context, text, caller string) (time.Time
 	return until, err
 }
 
-// cancel ends a token. caller is nil where nobody is named: then having the
-// token is enough.
+// cancel ends a token. If caller is nil, the request names no user, and the token itself is enough.
 func (d *Delegations) cancel(ctx context.Context, text string, caller *claviger.Principal) error {
 	t, id, err := parseDelegation(text)
 	if err != nil {
@@ -408,8 +403,8 @@ func refusalOf(err error, otherwise Refusal) *Refusal {
 	return &otherwise
 }
 
-// badToken refuses a request for its delegation token. Of one that has expired the
-// password was right, so it says whose it was.
+// badToken returns the refusal for a delegation token that is not valid. If the token has only expired, its
+// password was right, so the refusal names its users.
 func badToken(id identifier, err error) Refusal {
 	r := Refusal{Kind: BadDelegation, Reason: err.Error(),
 		Explanation: "the delegation token is not known here, or was cancelled: get another." +
@@ -427,7 +422,7 @@ func badToken(id identifier, err error) Refusal {
 	return r
 }
 
-// expiredToken is a token that was good once.
+// expiredToken is the error for a token that was valid and has expired.
 type expiredToken struct{ text string }
 
 func (e *expiredToken) Error() string { return e.text }
@@ -574,8 +569,8 @@ func delegationOf(r Request) (string, bool) {
 	return queryValue(r.RawQuery, func(n string) bool { return n == "delegation" })
 }
 
-// byDelegation authenticates a request by its delegation token, which says by
-// itself who acts for whom: doAs is not looked at, and no cookie is set.
+// byDelegation authenticates a request by its delegation token. The token names its owner and its real user, so
+// doAs is ignored, and no cookie is set.
 func (a *Authenticator) byDelegation(ctx context.Context, text string) Result {
 	id, err := a.conf.Delegations.verify(ctx, text)
 	if err != nil {

@@ -43,8 +43,8 @@ const (
 // error means that the user's groups are not known, never that there are none.
 type Directory func(user string) ([]string, error)
 
-// Groups knows the groups of users: those of a static mapping, else those that
-// the operating system or LDAP tells, kept for a while.
+// Groups returns the groups of users: from a static mapping, else from the operating system or LDAP. It remembers
+// them for a while.
 type Groups struct {
 	static map[string][]string
 	ttl    time.Duration
@@ -94,15 +94,15 @@ func NewGroups(static string, ttl time.Duration, log *slog.Logger) (*Groups, err
 	return g, nil
 }
 
-// MaxStale sets how long the last known groups of a user hold while the directory
-// fails. It is to be called before Of.
+// MaxStale sets the time for which the last known groups of a user count while the directory fails. Call it before
+// Of.
 func (g *Groups) MaxStale(d time.Duration) { g.stale = d }
 
-// Limit sets how many users, and as many unknown names, are remembered, and how many
-// names that the directory never knew are looked up at once. It is to be called before Of.
+// Limit sets the number of users that are remembered, and of unknown names too, and the number of look-ups at the
+// same time of names that the directory never knew. Call it before Of.
 func (g *Groups) Limit(users, lookups int) { g.most, g.places = users, make(chan struct{}, lookups) }
 
-// Ask makes d the directory, instead of the operating system. It is to be called before Of.
+// Ask makes d the directory, instead of the operating system. Call it before Of.
 func (g *Groups) Ask(d Directory) { g.lookup = d }
 
 // NoGroups is a directory in which each user is in no group, as Hadoop's NullGroupsMapping is.
@@ -139,10 +139,9 @@ func parseStaticMapping(s string) (map[string][]string, error) {
 	return m, nil
 }
 
-// Of returns the groups of a user's short name; none for a user that the directory
-// does not know. The slice must not be changed. Where the directory fails, what it
-// said last holds for MaxStale. After that, and where it has said nothing yet, it is
-// authz.GroupsUnknown: with no groups at all a group's blacklist would open.
+// Of returns the groups of a user's short name; none for a user that the directory does not know. The slice must
+// not be changed. While the directory fails, its last answer counts for MaxStale. After that, or without an earlier
+// answer, Of returns authz.GroupsUnknown: with no groups, a blacklist with a group would not exclude the user.
 func (g *Groups) Of(name string) []string {
 	if groups, ok := g.static[name]; ok {
 		return groups
@@ -157,7 +156,7 @@ func (g *Groups) Of(name string) []string {
 		if known && g.now().Before(last.until) {
 			return last.groups, nil
 		}
-		return g.ask(name, last), nil
+		return g.query(name, last), nil
 	})
 	wait := g.waits.stranger
 	if !last.asked.IsZero() {
@@ -173,7 +172,7 @@ func (g *Groups) Of(name string) []string {
 	}
 }
 
-// fallback is what holds of a user while nothing is heard from the directory.
+// fallback returns the groups of a user while the directory does not answer.
 func (g *Groups) fallback(last cachedGroups) []string {
 	if last.asked.IsZero() || g.now().Sub(last.asked) >= g.ttl+g.stale {
 		return authz.GroupsUnknown
@@ -181,7 +180,7 @@ func (g *Groups) fallback(last cachedGroups) []string {
 	return last.groups
 }
 
-// remembered returns what was found last, be it valid still or not.
+// remembered returns the last groups that were found, even if they have expired.
 func (g *Groups) remembered(name string) (last cachedGroups, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -191,8 +190,8 @@ func (g *Groups) remembered(name string) (last cachedGroups, ok bool) {
 	return last, ok
 }
 
-// ask asks the directory and keeps the answer; last is what it said before.
-func (g *Groups) ask(name string, last cachedGroups) []string {
+// query reads the groups from the directory and remembers them. last is its answer before.
+func (g *Groups) query(name string, last cachedGroups) []string {
 	if last.asked.IsZero() || last.groups == nil {
 		select {
 		case g.places <- struct{}{}:
@@ -224,7 +223,7 @@ func (g *Groups) ask(name string, last cachedGroups) []string {
 	return found.groups
 }
 
-// keep remembers an answer, among the users or among the names that are none.
+// keep remembers an answer, among the users or among the unknown names.
 func (g *Groups) keep(name string, found cachedGroups, now time.Time, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -242,7 +241,7 @@ func (g *Groups) keep(name string, found cachedGroups, now time.Time, err error)
 	in[name] = found
 }
 
-// makeRoom drops what has expired, and where that is not enough anything.
+// makeRoom drops expired names, and any others if that is not enough.
 func makeRoom(in map[string]cachedGroups, most int, now time.Time) {
 	for name, c := range in {
 		if !now.Before(c.until) {

@@ -118,7 +118,7 @@ func (d *ldapDirectory) groups(name string) ([]string, error) {
 				return nil, err
 			}
 		}
-		groups, err := d.ask(name)
+		groups, err := d.query(name)
 		if d.conf.Convert != nil {
 			for i, g := range groups {
 				groups[i] = d.conf.Convert(g)
@@ -194,8 +194,8 @@ func (d *ldapDirectory) search(base, filter string, limit int, attrs ...string) 
 	return res.Entries, nil
 }
 
-// ask finds the user, then his groups, as LdapGroupsMapping.doGetGroups does.
-func (d *ldapDirectory) ask(name string) ([]string, error) {
+// query finds the user, then the user's groups, as LdapGroupsMapping.doGetGroups does.
+func (d *ldapDirectory) query(name string) ([]string, error) {
 	attrs := []string{"1.1"} // no attribute
 	switch {
 	case d.conf.MemberOf != "":
