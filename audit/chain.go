@@ -12,19 +12,19 @@ import (
 	"claviger/secret"
 )
 
-// Stream takes the lines of a chain beside its file: standard output, syslog.
-// Its calls come one at a time.
+// Stream gets the lines of a chain in addition to the file: standard output, syslog. Its methods are called one at
+// a time.
 type Stream interface {
-	// Send takes a line, newline included. It does not wait for a peer. What it
-	// can't take is lost to it, and Err says so.
+	// Send takes a line with its newline. It does not wait for a peer. A line that it cannot send is lost for the
+	// stream, and Err returns the error.
 	Send(line []byte) error
 	Err() error
 	Close() error
-	// Name says in messages what the stream is.
+	// Name is the name of the stream in messages.
 	Name() string
 }
 
-// ChainConfig is what a Chain is made of.
+// ChainConfig is the configuration of a Chain.
 type ChainConfig struct {
 	Node string // of this server; part of each record
 	// Key makes the hashes with HMAC; nil: anybody can make them.
@@ -32,10 +32,10 @@ type ChainConfig struct {
 	File    *File // nil: streams only
 	Streams []Stream
 	Heads   []Heads
-	// HeadEvery is how often the head is noted, where there is a new one; 0 is 1 s.
+	// HeadEvery is the interval at which a new head is stored; 0 is 1 s.
 	HeadEvery time.Duration
-	// MaxQueue is how many records wait to be written at most; what comes then is
-	// counted, and the count recorded. 0 is 65,536.
+	// MaxQueue is the largest number of records that wait to be written. More events are lost; they are counted,
+	// and the count is recorded. 0 is 65,536.
 	MaxQueue int
 	Log      *slog.Logger
 }
@@ -44,22 +44,20 @@ const (
 	defaultHeadEvery = time.Second
 	defaultMaxQueue  = 1 << 16
 
-	// gather is how long records are waited for that go into the same write. What
-	// Begin has recorded is written at once.
+	// gather is the time that run waits for more records for the same write. Records of Begin are written at once.
 	gather = 5 * time.Millisecond
-	// headTimeout ends the noting of a head in a store that does not answer.
+	// headTimeout is the time limit for storing a head.
 	headTimeout = 5 * time.Second
 )
 
-// Chain writes audit events as JSON, one line each, chained by hashes, see
-// Record. All writing is done by one goroutine, which takes what has come
-// together: who logs an event waits for no disk. Who calls Begin does.
+// Chain writes audit events as JSON, one line each, chained by hashes, see Record. One goroutine does all writes,
+// and takes all queued records at once. Log does not wait for the disk; Begin does.
 type Chain struct {
-	cfg   ChainConfig
-	wake  chan struct{} // there is something to write
-	haste chan struct{} // and somebody waits for it
-	stop  chan struct{}
-	done  chan struct{}
+	cfg    ChainConfig
+	wake   chan struct{} // there is something to write
+	urgent chan struct{} // Begin waits for the write
+	stop   chan struct{}
+	done   chan struct{}
 
 	mu      sync.Mutex
 	queue   [][]byte // bodies of records
@@ -86,10 +84,9 @@ var (
 	_ Guard  = (*Chain)(nil)
 )
 
-// OpenChain finds the end of the chain, in the file and in Heads, and goes on
-// there. Where Heads know of records that the file does not hold, it says so in
-// the log and in the chain, and goes on behind them, so that they stay missing
-// for whoever verifies the chain later.
+// OpenChain finds the end of the chain, in the file and in Heads, and continues there. If Heads know records that
+// the file does not have, it reports that in the log and in the chain, and continues after their numbers. So a
+// later Verify finds that they are missing.
 func OpenChain(ctx context.Context, cfg ChainConfig) (*Chain, error) {
 	if cfg.HeadEvery <= 0 {
 		cfg.HeadEvery = defaultHeadEvery
@@ -102,7 +99,7 @@ func OpenChain(ctx context.Context, cfg ChainConfig) (*Chain, error) {
 	}
 	c := &Chain{
 		cfg: cfg, seal: newSealer(cfg.Key),
-		wake: make(chan struct{}, 1), haste: make(chan struct{}, 1), stop: make(chan struct{}),
+		wake: make(chan struct{}, 1), urgent: make(chan struct{}, 1), stop: make(chan struct{}),
 		done: make(chan struct{}),
 	}
 	if err := c.find(ctx); err != nil {
@@ -193,9 +190,8 @@ func signal(ch chan struct{}) {
 	}
 }
 
-// Begin writes the record of an attempt, and returns when it is on the disk.
-// Where the outcome is not recorded later (the machine fell, the disk is full)
-// the attempt alone tells of the operation.
+// Begin writes the record of an attempt, and returns when it is on the disk. If the outcome is not recorded later
+// (a crash, a full disk), this record is the only one of the operation.
 func (c *Chain) Begin(ctx context.Context, e Event) error {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
@@ -211,12 +207,12 @@ func (c *Chain) Begin(ctx context.Context, e Event) error {
 	case len(c.queue) >= c.cfg.MaxQueue:
 		c.lost++
 		c.mu.Unlock()
-		signal(c.haste) // it may be possible again
+		signal(c.urgent) // it may be possible again
 		return refused(e, fmt.Errorf("%d records wait to be written", c.cfg.MaxQueue))
 	}
 	c.queue, c.waiting = append(c.queue, body), append(c.waiting, wait)
 	c.mu.Unlock()
-	signal(c.haste)
+	signal(c.urgent)
 	select {
 	case err := <-wait:
 		if err != nil {
@@ -236,7 +232,7 @@ func (c *Chain) run() {
 	for {
 		ended := false
 		select {
-		case <-c.haste:
+		case <-c.urgent:
 		case <-tick.C:
 		case <-c.stop:
 			ended = true
@@ -244,7 +240,7 @@ func (c *Chain) run() {
 			pause := time.NewTimer(gather)
 			select {
 			case <-pause.C:
-			case <-c.haste:
+			case <-c.urgent:
 			case <-c.stop:
 				ended = true
 			}
@@ -257,8 +253,8 @@ func (c *Chain) run() {
 	}
 }
 
-// flush writes what is queued. Records that can't be written stay queued. sync
-// demands that all is on the disk, and the head noted, at the end.
+// flush writes the queued records. Records that cannot be written stay queued. If sync is true, all records are on
+// the disk and the head is stored at the end.
 func (c *Chain) flush(now time.Time, sync bool) error {
 	c.mu.Lock()
 	queue, waiting, lost, before := c.queue, c.waiting, c.lost, c.err
@@ -267,7 +263,7 @@ func (c *Chain) flush(now time.Time, sync bool) error {
 
 	err := c.write(now, queue, lost, sync || len(waiting) > 0)
 	if err == nil && (sync || now.Sub(c.headAt) >= c.cfg.HeadEvery) {
-		err = c.note(now)
+		err = c.storeHead(now)
 	}
 	if err == nil && c.unwell != nil {
 		err = &laterError{err: c.unwell}
@@ -298,13 +294,12 @@ func (c *Chain) flush(now time.Time, sync bool) error {
 	return err
 }
 
-// full tells an error of a disk without room.
+// full reports whether err means that the disk is full.
 func full(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
 }
 
-// laterError is an error after the records were written. Where it is unsafe they
-// may not be on the disk.
+// laterError is an error after the records were written. If it is unsafe, they may not be on the disk.
 type laterError struct {
 	err    error
 	unsafe bool
@@ -313,8 +308,7 @@ type laterError struct {
 func (e *laterError) Error() string { return e.err.Error() }
 func (e *laterError) Unwrap() error { return e.err }
 
-// write seals and writes records. After an error that is no *laterError nothing
-// of it has happened.
+// write seals and writes records. After an error that is not a *laterError, no record was written.
 func (c *Chain) write(now time.Time, queue [][]byte, lost uint64, sync bool) error {
 	var later error
 	begin := c.begin
@@ -329,7 +323,7 @@ func (c *Chain) write(now time.Time, queue [][]byte, lost uint64, sync bool) err
 		}
 	}
 	if len(queue) == 0 && lost == 0 && begin == nil && (!sync || c.synced == c.seq) {
-		c.look()
+		c.checkStreams()
 		return written(later)
 	}
 	b, seq, last := c.buf[:0], c.seq, c.last
@@ -375,7 +369,7 @@ func (c *Chain) write(now time.Time, queue [][]byte, lost uint64, sync bool) err
 	return written(later)
 }
 
-// written is the result where records were written, and something else is wrong.
+// written returns the result of a write that was done, with an error of a later step.
 func written(later error) error {
 	if later == nil {
 		return nil
@@ -383,7 +377,7 @@ func written(later error) error {
 	return &laterError{err: later}
 }
 
-// send sends lines to the streams; taken is whether one has all of them.
+// send sends lines to the streams. taken is true if one stream took all of them.
 func (c *Chain) send(b []byte, ends []int) (taken bool) {
 	for _, s := range c.cfg.Streams {
 		at, all := 0, true
@@ -393,12 +387,12 @@ func (c *Chain) send(b []byte, ends []int) (taken bool) {
 		}
 		taken = taken || all
 	}
-	c.look()
+	c.checkStreams()
 	return taken
 }
 
-// look asks the streams how they do.
-func (c *Chain) look() {
+// checkStreams stores the streams' current errors.
+func (c *Chain) checkStreams() {
 	var err error
 	for _, s := range c.cfg.Streams {
 		if e := s.Err(); e != nil {
@@ -410,9 +404,9 @@ func (c *Chain) look() {
 	c.streams = err
 }
 
-// note syncs the file and has the Heads keep its end. An error is of the file;
-// what is wrong with Heads is kept in unwell.
-func (c *Chain) note(now time.Time) error {
+// storeHead syncs the file and stores its end in Heads. It returns an error of the file; an error of Heads is kept
+// in unwell.
+func (c *Chain) storeHead(now time.Time) error {
 	if c.noted == c.seq || c.seq == 0 {
 		return nil
 	}
@@ -438,17 +432,17 @@ func (c *Chain) note(now time.Time) error {
 	return nil
 }
 
-// Reopen opens the file anew, as after a rotation by somebody else.
+// Reopen opens the file anew, as after a rotation by logrotate.
 func (c *Chain) Reopen() error {
 	if c.cfg.File == nil {
 		return nil
 	}
 	err := c.cfg.File.Reopen()
-	signal(c.haste)
+	signal(c.urgent)
 	return err
 }
 
-// StreamErr is nil while all streams take what they are sent.
+// StreamErr is nil while all streams take all lines.
 func (c *Chain) StreamErr() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -465,8 +459,7 @@ func (c *Chain) Replaced() (n uint64) {
 	return n
 }
 
-// Err is nil while all is written to the file, or where there is none to a
-// stream.
+// Err is nil while all records are written to the file, or to a stream if there is no file.
 func (c *Chain) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -477,12 +470,11 @@ func (c *Chain) Err() error {
 	return c.err
 }
 
-// Stopped is what keeps operations from being recorded: Err, but for what is wrong beside
-// records that are safely on the disk.
+// Stopped returns the error that prevents records. It is Err without the errors that Aside returns.
 func (c *Chain) Stopped() error { return c.part(false) }
 
-// Aside is what is wrong beside records that are safely on the disk: their end is not
-// noted somewhere, or a file could not be turned.
+// Aside returns an error that does not affect the records: they are on the disk, but their head could not be
+// stored, or the file could not be rotated.
 func (c *Chain) Aside() error { return c.part(true) }
 
 func (c *Chain) part(aside bool) error {
@@ -496,13 +488,13 @@ func (c *Chain) part(aside bool) error {
 	return err
 }
 
-// safe tells an error beside records that are on the disk.
+// safe reports whether err does not affect the records, which are on the disk.
 func safe(err error) bool {
 	var later *laterError
 	return errors.As(err, &later) && !later.unsafe
 }
 
-// Close writes what is queued, notes the head and closes file and streams.
+// Close writes the queued records, stores the head, and closes file and streams.
 func (c *Chain) Close() error {
 	c.mu.Lock()
 	if c.closed {

@@ -15,8 +15,8 @@ import (
 	"claviger/durable"
 )
 
-// Rotation says when a log file is put aside and a new one begun. Its zero
-// value never does: logrotate may, and then Reopen is called on SIGHUP.
+// Rotation says when a log file is renamed and a new file is started. The zero value means never; logrotate may
+// rotate the file, and then SIGHUP calls Reopen.
 type Rotation struct {
 	Size  int64         // bytes from which on a file is put aside; 0: any
 	Every time.Duration // its age then; 0: any
@@ -27,8 +27,8 @@ type Rotation struct {
 // (UTC) at which it was, so that names don't change any more and sort by time.
 const rotatedLayout = "20060102T150405.000Z"
 
-// lookEvery is how often a File looks whether its path is still its own.
-const lookEvery = time.Second
+// checkEvery is the interval at which a File checks whether its path still names the open file.
+const checkEvery = time.Second
 
 // File is a log file that is only ever appended to. It may be moved away or
 // removed while it is open; Turn and Reopen then begin a new one.
@@ -135,7 +135,7 @@ func (l *File) Turn(now time.Time) (turned bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	turned, l.moved = l.moved, false
-	if now.Sub(l.looked) < lookEvery {
+	if now.Sub(l.looked) < checkEvery {
 		return turned, nil
 	}
 	l.looked = now
