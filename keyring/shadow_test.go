@@ -211,8 +211,8 @@ func (m mover) RunKey(ctx context.Context, key string) ([]string, error) {
 var migrates = map[string]string{"present": "ok", "absent": "none", "silent": "503", "refusing": "no",
 	"gone": "unsupported", "newer": "no"}
 
-// migratedByItsUser checks that alice can migrate her key, that bob, with the right to migrate keys of "scratch", cannot,
-// and that bob cannot open EDEKs of the migrated key.
+// migratedByItsUser checks that alice can migrate her key. bob, who may migrate keys of "scratch", can neither migrate it
+// nor open EDEKs of it afterwards.
 func (s *shadowLab) migratedByItsUser(t *testing.T, here, source, spelt string) {
 	t.Helper()
 	outcome, bobs := migrates[source], "no"
