@@ -299,6 +299,13 @@ func TestTwoTrustees(t *testing.T) {
 	l := startLoad(ctx, t, c)
 	defer func() { cancel(); l.group.Wait() }()
 
+	// SIGHUP ends neither, as it ends no other server.
+	for _, h := range []*host{a, b} {
+		if err := h.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+	}
+
 	// The passive is killed: nothing is acknowledged until the operator says so.
 	l.reach(40, 60)
 	b.kill()

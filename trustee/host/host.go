@@ -11,8 +11,10 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"claviger/buildinfo"
@@ -53,7 +55,7 @@ type Config struct {
 var limits = web.Limits{HeadBytes: 16 << 10, Head: 10 * time.Second, Request: time.Minute, Answer: time.Minute,
 	Idle: 2 * time.Minute, Stop: 15 * time.Second}
 
-// Run serves until ctx ends, then lets requests under way end.
+// Run serves until ctx ends, then lets requests under way end. SIGHUP changes nothing: files are read when they change.
 func Run(ctx context.Context, c Config) (err error) {
 	log := c.Log
 	buildinfo.Read().Log(log)
@@ -138,6 +140,10 @@ func (r *running) serve(ctx context.Context, c Config) (err error) {
 	cure := "replace " + filepath.Join(c.Folder, trustee.TLSCert) + " and its key beside it; the server reads them " +
 		"without a restart; have clients trust the new certificate first"
 	group.Go(func() { web.WarnOfExpiry(background, r.tls.Certificate, cure, c.Log) })
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	group.Go(func() { logHangups(background, hangups, c.Log) })
 	// The replica calls the other trustee only when this server has its address: a second instance, started by
 	// mistake, fails before that.
 	ready := func(string) error {
@@ -150,6 +156,18 @@ func (r *running) serve(ctx context.Context, c Config) (err error) {
 		Address: c.Listen, AddressName: "--listen", Connections: r.connections, Limits: limits, TLS: r.tls.Config,
 		Handler: handler, OnReady: ready, ReadyFile: c.ReadyFile, About: []any{"identity", r.folder.Identity}, Log: c.Log,
 	}).Run(ctx)
+}
+
+// logHangups keeps SIGHUP, which tools send to have files read again or logs reopened, from ending the server.
+func logHangups(ctx context.Context, hangups <-chan os.Signal, log *slog.Logger) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangups:
+			log.Info("SIGHUP: nothing to do; the server reads its certificate when the files change")
+		}
+	}
 }
 
 // serverTLS reads the certificate, and follows its files.
