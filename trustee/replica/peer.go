@@ -17,7 +17,7 @@ import (
 
 // Arguments of an operator.
 type (
-	// StatusArgs: with Digest, both stores are read as a whole.
+	// StatusArgs request the status: with Digest, both stores are read as a whole.
 	StatusArgs struct {
 		Digest bool `json:"digest"`
 	}
