@@ -1,10 +1,8 @@
 package kms
 
 import (
-	"context"
 	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -13,21 +11,23 @@ import (
 	"claviger/audit"
 )
 
-// TestHangup sends what logrotate sends.
-func TestHangup(t *testing.T) {
-	dir := t.TempDir()
-	set := auditSettings{hadoop: true, file: filepath.Join(dir, "kms-audit.log"),
+// trailOnHangup opens an audit trail in a folder, which opens its files anew on SIGHUP until stop is called.
+func trailOnHangup(t *testing.T, dir string) (set auditSettings, trail *AuditTrail, stop func()) {
+	t.Helper()
+	set = auditSettings{hadoop: true, file: filepath.Join(dir, "kms-audit.log"),
 		json: filepath.Join(dir, "audit.json"), node: "n"}
 	trail, err := openAudit(t.Context(), set, &Service{Log: slog.New(slog.DiscardHandler)}, standardOutput{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ignored := make(chan os.Signal, 1) // a hangup must not end the test before reopenOnHangup listens
-	signal.Notify(ignored, syscall.SIGHUP)
-	defer signal.Stop(ignored)
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() { defer close(done); trail.reopenOnHangup(ctx) }()
+	return set, trail, trail.reopenOnHangup()
+}
+
+// TestHangup sends what logrotate sends.
+func TestHangup(t *testing.T) {
+	dir := t.TempDir()
+	set, trail, stop := trailOnHangup(t, dir)
+	ctx := t.Context()
 	trail.Log(ctx, audit.Event{Status: audit.OK, Op: audit.GetKeys})
 	for _, f := range []string{set.file, set.json} {
 		if err := os.Rename(f, f+".1"); err != nil {
@@ -45,7 +45,6 @@ func TestHangup(t *testing.T) {
 		}
 	}
 	stop()
-	<-done
 	if err := trail.Close(); err != nil {
 		t.Fatal(err)
 	}

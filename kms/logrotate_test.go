@@ -1,17 +1,13 @@
 package kms
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/exec"
-	"os/signal"
 	"os/user"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -65,19 +61,8 @@ func TestLogrotate(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	set := auditSettings{hadoop: true, file: filepath.Join(dir, "kms-audit.log"), json: filepath.Join(dir,
-		"audit.json"), node: "n"}
-	trail, err := openAudit(t.Context(), set, &Service{Log: slog.New(slog.DiscardHandler)}, standardOutput{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ignored := make(chan os.Signal, 1) // a hangup must not end the test before reopenOnHangup listens
-	signal.Notify(ignored, syscall.SIGHUP)
-	defer signal.Stop(ignored)
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() { defer close(done); trail.reopenOnHangup(ctx) }()
-	time.Sleep(100 * time.Millisecond) // it listens
+	set, trail, stop := trailOnHangup(t, dir)
+	ctx := t.Context()
 	const rotations, each = 3, 50
 	for range rotations {
 		for i := range each {
@@ -94,7 +79,6 @@ func TestLogrotate(t *testing.T) {
 		time.Sleep(1100 * time.Millisecond) // dateformat has seconds
 	}
 	stop()
-	<-done
 	if err := trail.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -128,7 +128,7 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 	for _, run := range s.auth.background {
 		group.Go(func() { run(background) })
 	}
-	group.Go(func() { s.trail.reopenOnHangup(background) })
+	defer s.trail.reopenOnHangup()()
 	group.Go(func() { s.heedOthers(background) })
 	group.Go(func() { s.agree(background) })
 	if err := s.noteSettings(ctx); err != nil {

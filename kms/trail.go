@@ -9,10 +9,8 @@ import (
 	"log/slog"
 	"math"
 	"os"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"claviger/audit"
@@ -23,6 +21,7 @@ import (
 	"claviger/provider"
 	"claviger/secret"
 	"claviger/typo"
+	"claviger/web"
 )
 
 // auditSettings are the properties of the audit trail.
@@ -201,23 +200,15 @@ func ReadAuditKey(path string) (secret.Bytes, error) {
 	return key, nil
 }
 
-// reopenOnHangup opens the files anew on SIGHUP, as logrotate sends it.
-func (t *AuditTrail) reopenOnHangup(ctx context.Context) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hangup:
-			if err := t.Reopen(); err != nil {
-				t.log.Error("the audit log cannot be opened anew, writing goes on where it was", "err", err)
-			} else {
-				t.log.Info("the audit log was opened anew")
-			}
+// reopenOnHangup opens the files anew on each SIGHUP, as logrotate sends it, until stop is called.
+func (t *AuditTrail) reopenOnHangup() (stop func()) {
+	return web.OnHangup(func() {
+		if err := t.Reopen(); err != nil {
+			t.log.Error("the audit log cannot be opened anew, writing goes on where it was", "err", err)
+		} else {
+			t.log.Info("the audit log was opened anew")
 		}
-	}
+	})
 }
 
 // checks of readiness. What need not be recorded before it is done is done though nothing

@@ -11,10 +11,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
 
 	"claviger/buildinfo"
@@ -140,10 +138,10 @@ func (r *running) serve(ctx context.Context, c Config) (err error) {
 	cure := "replace " + filepath.Join(c.Folder, trustee.TLSCert) + " and its key beside it; the server reads them " +
 		"without a restart; have clients trust the new certificate first"
 	group.Go(func() { web.WarnOfExpiry(background, r.tls.Certificate, cure, c.Log) })
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
-	group.Go(func() { logHangups(background, hangups, c.Log) })
+	// Tools send SIGHUP to have files read again or logs reopened. It must not end the server.
+	defer web.OnHangup(func() {
+		c.Log.Info("SIGHUP: nothing to do; the server reads its certificate when the files change")
+	})()
 	// The replica calls the other trustee only when this server has its address: a second instance, started by
 	// mistake, fails before that.
 	ready := func(string) error {
@@ -156,18 +154,6 @@ func (r *running) serve(ctx context.Context, c Config) (err error) {
 		Address: c.Listen, AddressName: "--listen", Connections: r.connections, Limits: limits, TLS: r.tls.Config,
 		Handler: handler, OnReady: ready, ReadyFile: c.ReadyFile, About: []any{"identity", r.folder.Identity}, Log: c.Log,
 	}).Run(ctx)
-}
-
-// logHangups keeps SIGHUP, which tools send to have files read again or logs reopened, from ending the server.
-func logHangups(ctx context.Context, hangups <-chan os.Signal, log *slog.Logger) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hangups:
-			log.Info("SIGHUP: nothing to do; the server reads its certificate when the files change")
-		}
-	}
 }
 
 // serverTLS reads the certificate, and follows its files.
