@@ -93,21 +93,28 @@ func TestPinnedService(t *testing.T) {
 	}
 }
 
-// TestEndedContext: a caller that has gone has nothing made for it.
-func TestEndedContext(t *testing.T) {
-	calls := 0
-	q, err := NewQueue(QueueConfig{Size: 10, LowWatermark: 1, Expiry: 1, Workers: 1, FillTimeout: 1,
+// countedQueue returns a queue, open until the test ends, and how often it was filled.
+func countedQueue(t *testing.T, size int) (q *Queue, fills *int) {
+	t.Helper()
+	fills = new(int)
+	q, err := NewQueue(QueueConfig{Size: size, LowWatermark: 1, Expiry: 1, Workers: 1, FillTimeout: 1,
 		Fill: func(_ context.Context, _ string, n int) ([]claviger.EDEK, error) {
-			calls++
+			*fills++
 			return make([]claviger.EDEK, n), nil
 		}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer q.Close()
+	t.Cleanup(func() { q.Close() })
+	return q, fills
+}
+
+// TestEndedContext: a caller that has gone has nothing made for it.
+func TestEndedContext(t *testing.T) {
+	q, calls := countedQueue(t, 10)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if got, err := q.Take(ctx, "k", 1); !claviger.Is(err, claviger.Unavailable) || calls != 0 {
-		t.Errorf("%v, %v, %d calls", got, err, calls)
+	if got, err := q.Take(ctx, "k", 1); !claviger.Is(err, claviger.Unavailable) || *calls != 0 {
+		t.Errorf("%v, %v, %d calls", got, err, *calls)
 	}
 }

@@ -118,22 +118,13 @@ func TestNothingIsLeft(t *testing.T) {
 
 // TestSmallestQueue: a queue of one EDEK works, and taking none asks for none.
 func TestSmallestQueue(t *testing.T) {
-	calls := 0
-	q, err := NewQueue(QueueConfig{Size: 1, LowWatermark: 1, Expiry: 1, Workers: 1, FillTimeout: 1,
-		Fill: func(_ context.Context, _ string, n int) ([]claviger.EDEK, error) {
-			calls++
-			return make([]claviger.EDEK, n), nil
-		}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer q.Close()
+	q, calls := countedQueue(t, 1)
 	for _, n := range []int{0, -1} {
 		if got, err := q.Take(t.Context(), "k", n); err != nil || got == nil || len(got) != 0 {
 			t.Errorf("taking %d: %v, %v", n, got, err)
 		}
 	}
-	if calls != 0 || q.Keys() != 0 {
-		t.Errorf("%d calls for nothing, %d keys", calls, q.Keys())
+	if *calls != 0 || q.Keys() != 0 {
+		t.Errorf("%d calls for nothing, %d keys", *calls, q.Keys())
 	}
 }

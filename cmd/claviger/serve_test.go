@@ -12,16 +12,10 @@ import (
 // serve runs a KMS by a configuration folder until the test ends, and returns its base URL.
 func serve(t *testing.T, dir string) string {
 	t.Helper()
-	url, end := serveToEnd(t, dir)
-	t.Cleanup(func() {
-		if err := end(); err != nil {
-			t.Errorf("the KMS ended: %v", err)
-		}
-	})
-	return url
+	return kmstest.Serve(t, kmsOf(dir, slog.New(slog.DiscardHandler)))
 }
 
-// serveToEnd is serve for a KMS whose end matters: end stops it and returns its error.
+// serveToEnd is serve for a KMS whose end matters: end stops the KMS and returns its error.
 func serveToEnd(t *testing.T, dir string) (url string, end func() error) {
 	t.Helper()
 	return serveLogged(t, dir, slog.New(slog.DiscardHandler))
@@ -30,7 +24,12 @@ func serveToEnd(t *testing.T, dir string) (url string, end func() error) {
 // serveLogged is serveToEnd with a log.
 func serveLogged(t *testing.T, dir string, log *slog.Logger) (url string, end func() error) {
 	t.Helper()
-	return kmstest.Start(t, func(ctx context.Context, ready string) error {
+	return kmstest.Start(t, kmsOf(dir, log))
+}
+
+// kmsOf returns the function that serves a KMS by a configuration folder.
+func kmsOf(dir string, log *slog.Logger) func(ctx context.Context, ready string) error {
+	return func(ctx context.Context, ready string) error {
 		return kms.Serve(ctx, kms.Options{Dir: dir, ReadyFile: ready, Log: log, Level: new(slog.LevelVar)})
-	})
+	}
 }

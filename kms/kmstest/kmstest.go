@@ -106,6 +106,18 @@ func Start(t testing.TB, serve func(ctx context.Context, ready string) error) (u
 	return "", nil
 }
 
+// Serve is Start for a KMS that stops when the test ends, and must do so without an error.
+func Serve(t testing.TB, serve func(ctx context.Context, ready string) error) (url string) {
+	t.Helper()
+	url, stop := Start(t, serve)
+	t.Cleanup(func() {
+		if err := stop(); err != nil {
+			t.Errorf("the KMS ended: %v", err)
+		}
+	})
+	return url
+}
+
 // Get gets a path of a server, as a user; "" is no user.
 func Get(t testing.TB, base, path, user string) (status int, body string) {
 	t.Helper()
