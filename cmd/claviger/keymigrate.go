@@ -24,8 +24,8 @@ func newKeyMigrate() *cobra.Command {
 		"Have a running claviger take keys over from the source of its migration",
 		`migrate has the KMS, which must be claviger with a source configured, take the keys over into its HSM now,
 without a restart. The user needs the right MIGRATE for each (key.acl.NAME.MIGRATE, default.key.acl.MIGRATE or
-whitelist.key.acl.MIGRATE in the KMS's kms-acls.xml), which is nobody's where it is not set. A key that is there
-already stays as it is. After an error the same command goes on where it was.`, cobra.MinimumNArgs(1),
+whitelist.key.acl.MIGRATE in the KMS's kms-acls.xml). Without such a rule, no user has the right. A key that the KMS
+has already stays as it is. After an error, run the same command again: it completes the work.`, cobra.MinimumNArgs(1),
 		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *terminal.Output,
 			args []string) error {
 			done := []migratedKey{}

@@ -5,4 +5,4 @@ const metricsListenName = "--metrics-listen"
 
 // metricsListenHelp is the help of that flag.
 const metricsListenHelp = "serve /metrics, /healthz and /readyz over plain http at this address, as 127.0.0.1:9091; " +
-	"whoever reaches it may read them (default: not at all)"
+	"every client that can connect may read them (default: not at all)"
