@@ -77,7 +77,7 @@ func (c *call) audit(status audit.Status, message string) {
 		e.Op = audit.Op(strings.ToUpper(c.op()))
 		if strings.HasPrefix(c.route.pattern, patternKeyVersion) {
 			e.Version = c.name
-			e.Key, _ = claviger.KeyOfVersion(c.name)
+			e.Key = c.version.Key
 		} else {
 			e.Key = c.name
 		}

@@ -153,9 +153,11 @@ type call struct {
 	began  time.Time
 	caller claviger.Caller
 	route  *route
-	name   string     // decoded key or version name of the path
-	query  url.Values // parsed when first asked for
-	body   []byte
+	name   string // decoded key or version name of the path
+	// version is name parsed, if the path names a key version.
+	version claviger.VersionRef
+	query   url.Values // parsed when first asked for
+	body    []byte
 	// taken is the memory that it takes, reserved what it holds of the allowance for
 	// large requests.
 	taken, reserved int64
@@ -321,6 +323,7 @@ func (c *call) serve() {
 	most := claviger.MaxName
 	if strings.HasPrefix(pattern, "keyversion/") {
 		most = claviger.MaxVersionName
+		c.version = claviger.ParseVersion(c.name)
 	}
 	if len(c.name) > most {
 		c.fail(kmswire.Throw(kmswire.IllegalArgument, "the name in the path is longer than "+strconv.Itoa(most)+" bytes"))

@@ -319,10 +319,9 @@ func openEDEK(ctx context.Context, c *call) error {
 		if err != nil {
 			return err
 		}
-		// The name is the version's, which the one in the request need not be where
-		// key authorization is off.
-		key, _ := claviger.KeyOfVersion(c.name)
-		c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendDEK(b, key, dek) })
+		// The answer has the key name of the version. The key name in the request may differ if key
+		// authorization is off.
+		c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendDEK(b, c.version.Key, dek) })
 		wipe(dek)
 		return nil
 	case kmswire.OpReencrypt:
