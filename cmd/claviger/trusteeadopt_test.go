@@ -20,7 +20,7 @@ import (
 // that command, at the KT KMS, has it open.
 func TestTrusteeAdopt(t *testing.T) {
 	conf := t.TempDir()
-	dir, _ := newTrustee(t, "127.0.0.1")
+	dir := newTrustee(t)
 	file := filepath.Join(dir, location.FileName)
 	url, stop := startTrustee(t, trusteeFlags{dir: dir})
 	write := func(name string, pairs ...string) {
