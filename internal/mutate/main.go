@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -35,6 +36,7 @@ by rule, and runs the room's tests. Lists the changes that no test notices.
 
   --sample N   try N changes of each room (default 20)
   --seed TEXT  choose another sample
+  --workers N  try N changes at once (default: one for each processor)
   --all        try every change
   --named      try the named changes of scripts/mutations.txt instead
   --list       print the changes, and try none
@@ -47,6 +49,7 @@ Exit status: 0 each survivor has a reason in scripts/mutate-survivors.txt;
 type options struct {
 	sample              int
 	seed                string
+	workers             int
 	all, named          bool
 	list, fresh         bool
 	rooms               []string
@@ -61,6 +64,7 @@ func main() {
 	flags := flag.NewFlagSet("mutate", flag.ExitOnError)
 	flags.Usage = func() { fmt.Fprintf(os.Stderr, usage, strings.Join(rooms, " ")) }
 	flags.IntVar(&o.sample, "sample", 20, "")
+	flags.IntVar(&o.workers, "workers", runtime.GOMAXPROCS(0), "")
 	flags.StringVar(&o.seed, "seed", "1", "")
 	flags.BoolVar(&o.all, "all", false, "")
 	flags.BoolVar(&o.named, "named", false, "")
@@ -223,39 +227,51 @@ func (o *options) expand(ctx context.Context, names []string) ([]string, error) 
 
 // runRoom tries the changes of one package, prints its survivors and returns how
 // many have no reason.
-func (o *options) runRoom(ctx context.Context, r *runner, room string, reasons map[string]string, known *results) (
+func (o *options) runRoom(ctx context.Context, r *runner, name string, reasons map[string]string, known *results) (
 	unexplained int, err error) {
-	all, err := mutants(o.root, room)
+	all, err := mutants(o.root, name)
 	if err != nil {
 		return 0, err
 	}
-	unexplained = o.stale(room, all, reasons)
-	if !o.all {
-		all = sample(all, o.sample, o.seed)
+	unexplained = o.stale(name, all, reasons)
+	chosen := sample(all, o.sample, o.seed)
+	if o.all {
+		chosen = sample(all, len(all), o.seed)
 	}
 	if o.list {
-		for _, m := range all {
+		for _, n := range chosen {
+			m := all[n-1]
 			fmt.Fprintf(o.survivors, "%s:%d: %s\n", m.File, m.Line, m.ID)
 		}
 		return 0, nil
 	}
-	tests := &roomTests{runner: r, root: o.root, packages: append([]string{room}, alsoTestedBy[room]...)}
-	state, err := tests.state()
+	of := &room{runner: r, name: name, all: all, packages: append([]string{name}, alsoTestedBy[name]...)}
+	state, err := stateOf(o.root, of.packages)
 	if err != nil {
 		return 0, err
 	}
-	count := map[outcome]int{}
-	for i, m := range all {
-		got, have := known.known(state, m.ID)
-		if !have {
-			if got, err = tests.try(ctx, m); err != nil {
-				return unexplained, err
-			}
-			if err := known.keep(state, m.ID, got); err != nil {
-				return unexplained, err
-			}
-			fmt.Fprintf(o.progress, "%s %d of %d: %s: %s\n", room, i+1, len(all), got, m.ID)
+	outcomes := map[int]outcome{}
+	var todo []int
+	for _, n := range chosen {
+		got, have := known.known(state, all[n-1])
+		if have {
+			outcomes[n] = got
+		} else {
+			todo = append(todo, n)
 		}
+	}
+	if len(todo) > 0 {
+		err = o.tryRoom(ctx, of, todo, func(n int, got outcome) error {
+			outcomes[n] = got
+			return known.keep(state, all[n-1], got)
+		})
+		if err != nil {
+			return unexplained, err
+		}
+	}
+	count := map[outcome]int{}
+	for _, n := range chosen {
+		m, got := all[n-1], outcomes[n]
 		count[got]++
 		if got == survived && reasons[m.ID] == "" {
 			unexplained++
@@ -263,8 +279,26 @@ func (o *options) runRoom(ctx context.Context, r *runner, room string, reasons m
 		}
 	}
 	fmt.Fprintf(o.progress, "%s: %d changes: %d killed, %d survived, %d did not build\n",
-		room, len(all), count[killed], count[survived], count[unbuilt])
+		name, len(chosen), count[killed], count[survived], count[unbuilt])
 	return unexplained, nil
+}
+
+// tryRoom tries the changes by number, and hands each outcome to keep.
+func (o *options) tryRoom(ctx context.Context, r *room, todo []int, keep func(int, outcome) error) error {
+	err := r.open(ctx, func(done, of int) {
+		if done%20 == 0 || done == of {
+			fmt.Fprintf(o.progress, "%s: %d of %d tests run without a change\n", r.name, done, of)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	done := 0
+	return r.tryAll(ctx, todo, o.workers, func(n int, got outcome) error {
+		done++
+		fmt.Fprintf(o.progress, "%s %d of %d: %s: %s\n", r.name, done, len(todo), got, r.all[n-1].ID)
+		return keep(n, got)
+	})
 }
 
 // stale prints the reasons of a room that belong to no change any more, and
@@ -283,52 +317,16 @@ func (o *options) stale(room string, all []Mutant, reasons map[string]string) (n
 	return n
 }
 
-// roomTests are the test packages of a room, with their time limits.
-type roomTests struct {
-	*runner
-	root     string
-	packages []string
-	limits   map[string]time.Duration
-}
-
-// state names the code on which the outcomes depend most: the room's, and that of
-// the packages that test it.
-func (t *roomTests) state() (s state, err error) {
+// stateOf names the code on which survivors depend: that of the packages whose
+// tests run, with the tests.
+func stateOf(root string, packages []string) (string, error) {
 	var all []string
-	for i, p := range t.packages {
-		source, err := digest(t.root, p, false)
+	for _, p := range packages {
+		d, err := digest(root, p)
 		if err != nil {
-			return s, err
+			return "", err
 		}
-		whole, err := digest(t.root, p, true)
-		if err != nil {
-			return s, err
-		}
-		if all = append(all, whole); i == 0 {
-			s.source = source
-		}
+		all = append(all, d)
 	}
-	s.all = strings.Join(all, " ")
-	return s, nil
-}
-
-// try runs the packages' tests on a change until one fails.
-func (t *roomTests) try(ctx context.Context, m Mutant) (outcome, error) {
-	if t.limits == nil {
-		t.limits = map[string]time.Duration{}
-	}
-	for _, p := range t.packages {
-		if t.limits[p] == 0 {
-			took, err := t.baseline(ctx, "./"+p, "")
-			if err != nil {
-				return "", err
-			}
-			t.limits[p] = limitOf(took)
-		}
-		got, err := t.runner.try(ctx, "./"+p, "", m.File, m.apply(), t.limits[p])
-		if got != survived || err != nil {
-			return got, err
-		}
-	}
-	return survived, nil
+	return strings.Join(all, " "), nil
 }

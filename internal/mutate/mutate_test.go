@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 const source = `package room
@@ -47,31 +48,34 @@ func TestRules(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []string
-	for _, m := range all {
-		after := string(m.apply())
+	for i, m := range all {
+		without := map[int]bool{}
+		for other := range all {
+			without[other+1] = other != i
+		}
+		after := newScheme(all, map[string]string{"room/box.go": source}, without).files["room/box.go"]
 		line := strings.Split(after, "\n")[m.Line-1]
-		got = append(got, m.ID+" => "+strings.TrimSpace(line))
+		got = append(got, m.ID+" => "+strings.ReplaceAll(strings.TrimSpace(line), fmt.Sprint("(", i+1), "(#"))
 	}
 	want := []string{
-		"room Box.Close drop-call: defer b.f.Close() => if false { defer b.f.Close() }",
-		"room Box.Close drop-sync: defer b.f.Close() => defer error(nil)",
-		"room Box.Close negate: if n < 3 && b.f != nil { => if !(n < 3 && b.f != nil) {",
-		"room Box.Close and-or: if n < 3 && b.f != nil { => if n < 3 || b.f != nil {",
-		"room Box.Close boundary: if n < 3 && b.f != nil { => if n <= 3 && b.f != nil {",
-		"room Box.Close drop-call: clear([]byte{1}) => if false { clear([]byte{1}) }",
-		"room Box.Close drop-check: if err := b.f.Sync(); err != nil { => if err := b.f.Sync(); false && (err != " +
-			"nil) {",
-		"room Box.Close drop-sync: if err := b.f.Sync(); err != nil { => if err := error(nil); err != nil {",
-		"room Box.Close nil-error: return err => return nil",
-		"room Box.Close negate: for n > 0 { => for !(n > 0) {",
-		"room Box.Close boundary: for n > 0 { => for n >= 0 {",
-		"room Box.Close drop-call: _ = b.f.Close() => if false { _ = b.f.Close() }",
-		"room Box.Close drop-sync: _ = b.f.Close() => _ = error(nil)",
-		"room Box.Close nil-error: return b.f.Close() => return nil",
-		"room Box.Close drop-sync: return b.f.Close() => return error(nil)",
-		"room ok negate: if n == 1 { => if !(n == 1) {",
-		"room ok truth: return true => return false",
-		"room ok truth: return false => return true",
+		"room Box.Close drop-call: defer b.f.Close() => if !mutant(#) { defer b.f.Close() }",
+		"room Box.Close negate: if n < 3 && b.f != nil { => if mutant(#) != (n < 3 && b.f != nil) {",
+		"room Box.Close and-or: if n < 3 && b.f != nil { => " +
+			"if (mutant(#) != ((mutant(#) != (n < 3)) && (mutant(#) != (b.f != nil)))) {",
+		"room Box.Close boundary: if n < 3 && b.f != nil { => if (n < 3 || mutant(#) && (n) == (3)) && b.f != nil {",
+		"room Box.Close drop-call: clear([]byte{1}) => if !mutant(#) { clear([]byte{1}) }",
+		"room Box.Close drop-check: if err := b.f.Sync(); err != nil { => " +
+			"if err := b.f.Sync(); !mutant(#) && (err != nil) {",
+		"room Box.Close drop-sync: if err := b.f.Sync(); err != nil { => " +
+			"if err := mutantCall(#, func() error { return b.f.Sync() }); err != nil {",
+		"room Box.Close negate: for n > 0 { => for mutant(#) != (n > 0) {",
+		"room Box.Close boundary: for n > 0 { => for (n > 0 || mutant(#) && (n) == (0)) {",
+		"room Box.Close drop-call: _ = b.f.Close() => if !mutant(#) { _ = b.f.Close() }",
+		"room Box.Close nil-error: return b.f.Close() => return mutantError(#, b.f.Close())",
+		"room Box.Close drop-sync: return b.f.Close() => return mutantCall(#, func() error { return b.f.Close() })",
+		"room ok negate: if n == 1 { => if mutant(#) != (n == 1) {",
+		"room ok truth: return true => return mutant(#) != true",
+		"room ok truth: return false => return mutant(#) != false",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -98,23 +102,112 @@ func TestNamesOutliveEdits(t *testing.T) {
 	}
 }
 
+// TestScheme: all mutants of a file compile together; none that is not tried
+// changes anything; each that is tried changes what its rule says, next to and
+// inside of others.
+func TestScheme(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds test binaries")
+	}
+	root := t.TempDir()
+	write(t, root, "go.mod", "module small\n\ngo 1.26\n")
+	write(t, root, "room/room.go", `package room
+
+type yes bool
+
+func and(a, b, c bool) bool { return a && b && c }
+
+func or(a, b bool) bool {
+	if a || b {
+		return true
+	}
+	return false
+}
+
+func least(a, b int) bool { return a <= b }
+
+func named(a, b yes) yes { return a && b }
+`)
+	write(t, root, "room/room_test.go", `package room
+
+import (
+	"fmt"
+	"testing"
+)
+
+func TestShow(t *testing.T) {
+	show := func(all ...bool) {
+		for _, b := range all {
+			fmt.Print(fmt.Sprint(b)[:1])
+		}
+	}
+	for i := range 8 {
+		a, b, c := i&4 > 0, i&2 > 0, i&1 > 0
+		show(and(a, b, c), or(a, b))
+	}
+	fmt.Print(" ")
+	show(least(1, 2), least(1, 1), least(2, 1), bool(named(true, false)))
+	fmt.Println()
+}
+`)
+	all, err := mutants(root, "room")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &room{runner: &runner{root: root, work: t.TempDir()}, name: "room", all: all, packages: []string{"room"}}
+	if err := r.open(t.Context(), func(int, int) {}); err != nil {
+		t.Fatal(err)
+	}
+	show := func(env string) string {
+		_, out := r.test(t.Context(), r.binaries["room"], "room", "", time.Minute, env)
+		first, _, _ := strings.Cut(string(out), "\n")
+		return first
+	}
+	plain := "ffffftftftftfttt ttff"
+	if got := show("CLAVIGER_MUTANT=0"); got != plain {
+		t.Errorf("no mutant: %s, want %s", got, plain)
+	}
+	want := map[string]string{
+		"room and and-or: func and(a, b, c bool) bool { return a && b && c }":    "fftfftttfttttttt ttff",
+		"room and and-or: func and(a, b, c bool) bool { return a && b && c } #2": "ffffftttftttfttt ttff",
+		"room or negate: if a || b {":                                            "ftftfffffffffftf ttff",
+		"room or and-or: if a || b {":                                            "fffffffffffffttt ttff",
+		"room or truth: return true":                                             "fffffffffffffftf ttff",
+		"room or truth: return false":                                            "ftftftftftftfttt ttff",
+		"room least boundary: func least(a, b int) bool { return a <= b }":       "ffffftftftftfttt tfff",
+		"room named and-or: func named(a, b yes) yes { return a && b }":          "does not compile",
+	}
+	for i, m := range all {
+		got := "does not compile"
+		if !r.refused[i+1] {
+			got = show(fmt.Sprint("CLAVIGER_MUTANT=", i+1))
+		}
+		if got != want[m.ID] {
+			t.Errorf("%s:\n%s, want\n%s", m.ID, got, want[m.ID])
+		}
+	}
+	if len(all) != len(want) {
+		t.Errorf("%d mutants: %q", len(all), ids(all))
+	}
+}
+
 // TestSample: a seed and a number choose the same changes again, in the order of
 // the code, and a smaller sample is part of a larger one.
 func TestSample(t *testing.T) {
 	var all []Mutant
 	for i := range 100 {
-		all = append(all, Mutant{ID: fmt.Sprint("m", i), File: "a.go", Start: i})
+		all = append(all, Mutant{ID: fmt.Sprint("m", i)})
 	}
 	ten, again, twenty := sample(all, 10, "1"), sample(all, 10, "1"), sample(all, 20, "1")
-	if !slices.Equal(ten, again) || slices.Equal(ids(ten), ids(sample(all, 10, "2"))) {
+	if !slices.Equal(ten, again) || slices.Equal(ten, sample(all, 10, "2")) {
 		t.Error("a sample does not depend on its seed alone")
 	}
-	if !slices.IsSortedFunc(twenty, func(a, b Mutant) int { return a.Start - b.Start }) {
+	if !slices.IsSorted(twenty) {
 		t.Error("the order is not that of the code")
 	}
-	for _, m := range ten {
-		if !slices.Contains(twenty, m) {
-			t.Errorf("%s is in the small sample alone", m.ID)
+	for _, n := range ten {
+		if !slices.Contains(twenty, n) {
+			t.Errorf("%d is in the small sample alone", n)
 		}
 	}
 	if len(sample(all, 1000, "1")) != 100 {
@@ -171,7 +264,7 @@ func TestRun(t *testing.T) {
 		t.Helper()
 		survivors.Reset()
 		progress.Reset()
-		o := options{root: root, all: true, rooms: []string{"./room"}, results: filepath.Join(root, "results"),
+		o := options{root: root, all: true, workers: 2, rooms: []string{"./room"}, results: filepath.Join(root, "results"),
 			progress: &progress, survivors: &survivors}
 		if n, err := o.run(t.Context()); n != want || err != nil {
 			t.Fatalf("%d survivors, %v, want %d\n%s%s", n, err, want, survivors.Bytes(), progress.Bytes())
@@ -192,7 +285,7 @@ func TestRun(t *testing.T) {
 	// A new test: only what has survived is tried again.
 	write(t, root, "room/more_test.go", "package room\n\nimport \"testing\"\n\nfunc TestMore(t *testing.T) {}\n")
 	run(0)
-	if got := progress.String(); strings.Count(got, "\n") != 2 || !strings.Contains(got, "survived: room Add") {
+	if got := progress.String(); strings.Count(got, "\n") != 3 || !strings.Contains(got, "survived: room Add") {
 		t.Errorf("after a test was added: %s", got)
 	}
 	if err := os.Remove(filepath.Join(root, "room", "more_test.go")); err != nil {
@@ -220,9 +313,9 @@ func TestFailingTests(t *testing.T) {
 	root := module(t)
 	write(t, root, "room/bad_test.go",
 		"package room\n\nimport \"testing\"\n\nfunc TestBad(t *testing.T) { t.Fail() }\n")
-	o := options{root: root, all: true, rooms: []string{"room"}, results: filepath.Join(root, "results"),
+	o := options{root: root, all: true, workers: 2, rooms: []string{"room"}, results: filepath.Join(root, "results"),
 		progress: io.Discard, survivors: io.Discard}
-	if _, err := o.run(t.Context()); err == nil || !strings.Contains(err.Error(), "fail without a change") {
+	if _, err := o.run(t.Context()); err == nil || !strings.Contains(err.Error(), "fails without a change") {
 		t.Errorf("run: %v", err)
 	}
 }

@@ -54,40 +54,34 @@ func (r *results) add(key string, o outcome) error {
 	return f.Close()
 }
 
-// A state names the content of a room's Go files, without its tests and with
-// them.
-type state struct{ source, all string }
-
-// known returns the outcome of a change of this state. A change that was killed
-// stays so while the source is the same: tests are added all the time, and
-// --fresh finds the one that was lost.
-func (r *results) known(s state, id string) (outcome, bool) {
-	if o, ok := r.of[keyOf(s.source, id)]; ok {
+// known returns the outcome of a change. What was killed stays so while the code
+// of its function is the same: tests are added all the time, and --fresh finds
+// the one that was lost. A survivor is tried again when anything of the state
+// has changed.
+func (r *results) known(state string, m Mutant) (outcome, bool) {
+	if o, ok := r.of[keyOf(m.Function, m.ID)]; ok {
 		return o, true
 	}
-	o, ok := r.of[keyOf(s.all, id)]
+	o, ok := r.of[keyOf(state, m.ID)]
 	return o, ok
 }
 
 // keep is add for a change of this state.
-func (r *results) keep(s state, id string, o outcome) error {
+func (r *results) keep(state string, m Mutant, o outcome) error {
 	if o == survived {
-		return r.add(keyOf(s.all, id), o)
+		return r.add(keyOf(state, m.ID), o)
 	}
-	return r.add(keyOf(s.source, id), o)
+	return r.add(keyOf(m.Function, m.ID), o)
 }
 
 // digest names the content of a package's Go files.
-func digest(root, room string, tests bool) (string, error) {
+func digest(root, room string) (string, error) {
 	names, err := filepath.Glob(filepath.Join(root, room, "*.go"))
 	if err != nil {
 		return "", err
 	}
 	h := sha256.New()
 	for _, name := range names {
-		if strings.HasSuffix(name, "_test.go") && !tests {
-			continue
-		}
 		src, err := os.ReadFile(name)
 		if err != nil {
 			return "", err
@@ -103,22 +97,20 @@ func keyOf(digest, id string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// sample takes n mutants, which depend on the seed and the mutants' names alone:
-// a change elsewhere in the package leaves most of them as they were.
-func sample(all []Mutant, n int, seed string) []Mutant {
-	if n >= len(all) {
-		return all
+// sample takes the numbers of n mutants, from 1 and in order. They depend on the
+// seed and the mutants' names alone: a change elsewhere in the package leaves
+// most of them as they were.
+func sample(all []Mutant, n int, seed string) (chosen []int) {
+	for i := range all {
+		chosen = append(chosen, i+1)
 	}
-	rank := func(m Mutant) string { return keyOf(seed, m.ID) }
-	chosen := slices.Clone(all)
-	slices.SortFunc(chosen, func(a, b Mutant) int { return strings.Compare(rank(a), rank(b)) })
+	if n >= len(all) {
+		return chosen
+	}
+	rank := func(n int) string { return keyOf(seed, all[n-1].ID) }
+	slices.SortFunc(chosen, func(a, b int) int { return strings.Compare(rank(a), rank(b)) })
 	chosen = chosen[:n]
-	slices.SortStableFunc(chosen, func(a, b Mutant) int {
-		if c := strings.Compare(a.File, b.File); c != 0 {
-			return c
-		}
-		return a.Start - b.Start
-	})
+	slices.Sort(chosen)
 	return chosen
 }
 

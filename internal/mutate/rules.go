@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"go/ast"
 	"go/parser"
+	"go/scanner"
 	"go/token"
 	"os"
 	"path/filepath"
@@ -18,15 +19,16 @@ type Mutant struct {
 	ID   string
 	File string // relative to the module
 	Line int
-	// The bytes from Start to End of the file become Text. Source is the file as it
-	// was read: it may be edited while a run is under way.
-	Start, End   int
-	Text, Source string
+	// Function is the code of the function that holds the change, without comments.
+	Function string
+	edits    []edit
 }
 
-// apply returns the changed file.
-func (m Mutant) apply() []byte {
-	return []byte(m.Source[:m.Start] + m.Text + m.Source[m.End:])
+// An edit puts text around a part of a file. In the text, § is the mutant as a
+// condition: it is true in a test process that tries this mutant.
+type edit struct {
+	start, end    int // of the part, in bytes
+	before, after string
 }
 
 // mutants lists the changes by rule of a package's files, in the order of the
@@ -71,7 +73,8 @@ func mutantsOf(room, name string, src []byte) ([]Mutant, error) {
 	if ast.IsGenerated(f) {
 		return nil, nil
 	}
-	w := &walker{room: room, name: name, src: src, source: string(src), fset: fset}
+	w := &walker{room: room, name: name, src: src, fset: fset,
+		plain: map[ast.Node]bool{}, covered: map[ast.Node]bool{}, dropped: map[ast.Node]bool{}}
 	for _, d := range f.Decls {
 		if fn, ok := d.(*ast.FuncDecl); ok && fn.Body != nil {
 			w.function(fn)
@@ -83,18 +86,44 @@ func mutantsOf(room, name string, src []byte) ([]Mutant, error) {
 type walker struct {
 	room, name string
 	src        []byte
-	source     string // the same
 	fset       *token.FileSet
-	fn         string // the function whose body is walked
-	found      []Mutant
+	fn, code   string // name and code of the function whose body is walked
+	// plain are statements that stand where no block may: the first part of an if,
+	// and the last of a for.
+	plain map[ast.Node]bool
+	// covered are errors that a dropped check returns: without the check nothing
+	// returns them.
+	covered map[ast.Node]bool
+	// dropped are calls that another rule leaves out as a statement.
+	dropped map[ast.Node]bool
+	found   []Mutant
 }
 
 func (w *walker) function(fn *ast.FuncDecl) {
-	w.fn = fn.Name.Name
+	w.fn, w.code = fn.Name.Name, code(w.text(fn))
 	if fn.Recv != nil && len(fn.Recv.List) == 1 {
 		w.fn = receiver(fn.Recv.List[0].Type) + "." + w.fn
 	}
 	w.body(fn.Body, fn.Type)
+}
+
+// code returns Go source without its comments and its spacing.
+func code(src string) string {
+	var s scanner.Scanner
+	fset := token.NewFileSet()
+	s.Init(fset.AddFile("", -1, len(src)), []byte(src), nil, 0)
+	var text strings.Builder
+	for {
+		_, tok, literal := s.Scan()
+		switch {
+		case tok == token.EOF:
+			return text.String()
+		case tok.IsLiteral():
+			text.WriteString(literal + " ")
+		default:
+			text.WriteString(tok.String() + " ")
+		}
+	}
 }
 
 // receiver is the name of a receiver's type.
@@ -118,11 +147,15 @@ func (w *walker) body(b *ast.BlockStmt, typ *ast.FuncType) {
 			w.body(n.Body, n.Type)
 			return false
 		case *ast.IfStmt:
+			w.plain[n.Init] = true
 			w.condition(n)
 		case *ast.ForStmt:
+			w.plain[n.Init], w.plain[n.Post] = true, true
 			if n.Cond != nil {
-				w.add("negate", n.Cond, "!("+w.text(n.Cond)+")")
+				w.wrap("negate", n.Cond, "§ != (", ")")
 			}
+		case *ast.SwitchStmt:
+			w.plain[n.Init] = true
 		case *ast.BinaryExpr:
 			w.operator(n)
 		case *ast.ExprStmt:
@@ -144,30 +177,26 @@ func (w *walker) body(b *ast.BlockStmt, typ *ast.FuncType) {
 // condition.
 func (w *walker) condition(n *ast.IfStmt) {
 	if n.Else == nil && len(n.Body.List) > 0 && strings.Contains(w.text(n.Cond), "err != nil") {
-		if _, ok := n.Body.List[len(n.Body.List)-1].(*ast.ReturnStmt); ok {
-			w.add("drop-check", n.Cond, "false && ("+w.text(n.Cond)+")")
+		if r, ok := n.Body.List[len(n.Body.List)-1].(*ast.ReturnStmt); ok {
+			w.covered[r] = true
+			w.wrap("drop-check", n.Cond, "!§ && (", ")")
 			return
 		}
 	}
-	w.add("negate", n.Cond, "!("+w.text(n.Cond)+")")
+	w.wrap("negate", n.Cond, "§ != (", ")")
 }
 
-var operators = map[token.Token]struct {
-	rule string
-	to   token.Token
-}{
-	token.LSS:  {"boundary", token.LEQ},
-	token.LEQ:  {"boundary", token.LSS},
-	token.GTR:  {"boundary", token.GEQ},
-	token.GEQ:  {"boundary", token.GTR},
-	token.LAND: {"and-or", token.LOR},
-	token.LOR:  {"and-or", token.LAND},
-}
-
+// operator exchanges < and <=, > and >=, && and ||.
 func (w *walker) operator(n *ast.BinaryExpr) {
-	if o, ok := operators[n.Op]; ok {
-		start := w.fset.Position(n.OpPos).Offset
-		w.addAt(o.rule, n.OpPos, start, start+len(n.Op.String()), o.to.String())
+	x, y := w.text(n.X), w.text(n.Y)
+	switch n.Op {
+	case token.LSS, token.GTR:
+		w.wrap("boundary", n, "(", " || § && ("+x+") == ("+y+"))")
+	case token.LEQ, token.GEQ:
+		w.wrap("boundary", n, "(", " && !(§ && ("+x+") == ("+y+")))")
+	case token.LAND, token.LOR:
+		// a || b is !(!a && !b); a != true is !a.
+		w.add("and-or", n.OpPos, w.edit(n, "(§ != (", "))"), w.edit(n.X, "(§ != (", "))"), w.edit(n.Y, "(§ != (", "))"))
 	}
 }
 
@@ -177,11 +206,15 @@ func (w *walker) operator(n *ast.BinaryExpr) {
 var always = []string{"Lock", "Unlock", "RLock", "RUnlock", "cancel", "Debug", "Info", "Warn", "Error", "Helper",
 	"DebugContext", "InfoContext", "WarnContext", "ErrorContext", "panic"}
 
-// call leaves out a statement that is a call. It stays in the file behind a
-// condition, so that no variable and no import is unused.
+// call leaves out a statement that is a call.
 func (w *walker) call(stmt ast.Node, x ast.Expr) {
-	if c, ok := x.(*ast.CallExpr); ok && !slices.Contains(always, called(c)) {
-		w.add("drop-call", stmt, "if false { "+w.text(stmt)+" }")
+	c, ok := x.(*ast.CallExpr)
+	if !ok {
+		return
+	}
+	w.dropped[c] = true
+	if !w.plain[stmt] && !slices.Contains(always, called(c)) {
+		w.wrap("drop-call", stmt, "if !§ { ", " }")
 	}
 }
 
@@ -199,15 +232,15 @@ func (w *walker) ignored(n *ast.AssignStmt) {
 
 // value replaces a call that makes something durable, or closes it, by success.
 func (w *walker) value(n *ast.CallExpr) {
-	if s, ok := n.Fun.(*ast.SelectorExpr); ok && len(n.Args) == 0 &&
+	if s, ok := n.Fun.(*ast.SelectorExpr); ok && len(n.Args) == 0 && !w.dropped[n] &&
 		slices.Contains([]string{"Sync", "Close", "Flush"}, s.Sel.Name) {
-		w.add("drop-sync", n, "error(nil)")
+		w.wrap("drop-sync", n, "mutantCall(§, func() error { return ", " })")
 	}
 }
 
 // results returns no error where there is one, and the other of two truths.
 func (w *walker) results(n *ast.ReturnStmt, typ *ast.FuncType) {
-	if typ.Results == nil || len(n.Results) != typ.Results.NumFields() {
+	if typ.Results == nil || len(n.Results) != typ.Results.NumFields() || w.covered[n] {
 		return
 	}
 	last := n.Results[len(n.Results)-1]
@@ -215,11 +248,9 @@ func (w *walker) results(n *ast.ReturnStmt, typ *ast.FuncType) {
 	switch {
 	case !ok:
 	case of.Name == "error" && w.text(last) != "nil":
-		w.add("nil-error", last, "nil")
-	case of.Name == "bool" && w.text(last) == "true":
-		w.add("truth", last, "false")
-	case of.Name == "bool" && w.text(last) == "false":
-		w.add("truth", last, "true")
+		w.wrap("nil-error", last, "mutantError(§, ", ")")
+	case of.Name == "bool" && (w.text(last) == "true" || w.text(last) == "false"):
+		w.wrap("truth", last, "§ != ", "")
 	}
 }
 
@@ -235,18 +266,26 @@ func called(c *ast.CallExpr) string {
 }
 
 func (w *walker) text(n ast.Node) string {
-	return string(w.src[w.fset.Position(n.Pos()).Offset:w.fset.Position(n.End()).Offset])
+	return string(w.src[w.offset(n.Pos()):w.offset(n.End())])
 }
 
-func (w *walker) add(rule string, n ast.Node, text string) {
-	w.addAt(rule, n.Pos(), w.fset.Position(n.Pos()).Offset, w.fset.Position(n.End()).Offset, text)
+func (w *walker) offset(p token.Pos) int { return w.fset.Position(p).Offset }
+
+func (w *walker) edit(n ast.Node, before, after string) edit {
+	return edit{start: w.offset(n.Pos()), end: w.offset(n.End()), before: before, after: after}
 }
 
-func (w *walker) addAt(rule string, at token.Pos, start, end int, text string) {
+// wrap adds a mutant that puts text around a node.
+func (w *walker) wrap(rule string, n ast.Node, before, after string) {
+	w.add(rule, n.Pos(), w.edit(n, before, after))
+}
+
+// add adds a mutant whose line is that of at.
+func (w *walker) add(rule string, at token.Pos, edits ...edit) {
 	line := w.fset.Position(at).Line
 	whole := strings.Split(string(w.src), "\n")[line-1]
 	w.found = append(w.found, Mutant{
 		ID:   fmt.Sprintf("%s %s %s: %s", w.room, w.fn, rule, strings.Join(strings.Fields(whole), " ")),
-		File: w.name, Line: line, Start: start, End: end, Text: text, Source: w.source,
+		File: w.name, Line: line, Function: w.code, edits: edits,
 	})
 }

@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -31,25 +31,37 @@ type runner struct {
 	work string // a temporary folder
 }
 
-// build makes the test binary of a package, with one file replaced unless file
-// is "". The error holds what the compiler wrote.
-func (r *runner) build(ctx context.Context, pkg, file string, content []byte) (binary string, err error) {
-	binary = filepath.Join(r.work, "test.bin")
-	args := []string{"test", "-c", "-vet=off", "-o", binary}
-	if file != "" {
-		changed, overlay := filepath.Join(r.work, "changed.go"), filepath.Join(r.work, "overlay.json")
-		text, err := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(r.root, file): changed}})
-		if err != nil {
-			return "", err
-		}
-		if err := errors.Join(os.WriteFile(changed, content, 0o600), os.WriteFile(overlay, text, 0o600)); err != nil {
-			return "", err
-		}
-		args = append(args, "-overlay", overlay)
+// build makes the test binary of a package, with files replaced or added: path
+// relative to the module -> content. The error holds what the compiler wrote.
+func (r *runner) build(ctx context.Context, pkg, name string, files map[string]string) (binary string, err error) {
+	dir := filepath.Join(r.work, name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
 	}
+	replace := map[string]string{}
+	for file, content := range files {
+		changed := filepath.Join(dir, file)
+		if err := os.MkdirAll(filepath.Dir(changed), 0o700); err != nil {
+			return "", err
+		}
+		if err := os.WriteFile(changed, []byte(content), 0o600); err != nil {
+			return "", err
+		}
+		replace[filepath.Join(r.root, file)] = changed
+	}
+	text, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		return "", err
+	}
+	overlay := filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(overlay, text, 0o600); err != nil {
+		return "", err
+	}
+	binary = filepath.Join(dir, "test.bin")
 	ctx, cancel := context.WithTimeout(ctx, buildTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", append(args, pkg)...)
+	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-gcflags=-e", "-overlay", overlay, "-o", binary,
+		"./"+strings.TrimPrefix(pkg, "./"))
 	cmd.Dir = r.root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, out)
@@ -58,11 +70,9 @@ func (r *runner) build(ctx context.Context, pkg, file string, content []byte) (b
 }
 
 // test runs a test binary in its package's folder until the first failure, or
-// the time limit.
-func (r *runner) test(ctx context.Context, binary, pkg, tests string, limit time.Duration) (passed bool, out []byte) {
-	// The binary's own limit says which test hung. The group is killed if that does not end it.
-	ctx, cancel := context.WithTimeout(ctx, limit+20*time.Second)
-	defer cancel()
+// the time limit. tests is a regular expression; "" stands for all.
+func (r *runner) test(ctx context.Context, binary, pkg, tests string, limit time.Duration, env ...string) (
+	passed bool, out []byte) {
 	args := []string{"-test.failfast", "-test.timeout", limit.String()}
 	if usesRapid(filepath.Join(r.root, pkg)) {
 		args = append(args, "-rapid.nofailfile") // it would write into the tree
@@ -70,8 +80,18 @@ func (r *runner) test(ctx context.Context, binary, pkg, tests string, limit time
 	if tests != "" {
 		args = append(args, "-test.run", tests)
 	}
+	return r.command(ctx, binary, pkg, args, limit, env...)
+}
+
+// command runs a test binary in its package's folder. The binary's own limit says
+// which test hung; the process group is killed if that does not end it.
+func (r *runner) command(ctx context.Context, binary, pkg string, args []string, limit time.Duration, env ...string) (
+	passed bool, out []byte) {
+	ctx, cancel := context.WithTimeout(ctx, limit+20*time.Second)
+	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, args...)
 	cmd.Dir = filepath.Join(r.root, pkg)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
@@ -96,7 +116,7 @@ func usesRapid(dir string) bool {
 // try makes one change and runs a package's tests.
 func (r *runner) try(ctx context.Context, pkg, tests, file string, content []byte, limit time.Duration) (outcome,
 	error) {
-	binary, err := r.build(ctx, pkg, file, content)
+	binary, err := r.build(ctx, pkg, "changed", map[string]string{file: string(content)})
 	switch {
 	case ctx.Err() != nil:
 		return "", ctx.Err()
@@ -115,7 +135,7 @@ func (r *runner) try(ctx context.Context, pkg, tests, file string, content []byt
 
 // baseline runs the unchanged tests and returns how long they take.
 func (r *runner) baseline(ctx context.Context, pkg, tests string) (time.Duration, error) {
-	binary, err := r.build(ctx, pkg, "", nil)
+	binary, err := r.build(ctx, pkg, "unchanged", nil)
 	if err != nil {
 		return 0, err
 	}

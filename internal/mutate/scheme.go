@@ -1,0 +1,198 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// A scheme is the code of a package with all its mutants in it, each behind a
+// condition that is false but in the process that tries this mutant. So the
+// compiler runs once for a package, instead of once for each mutant.
+type scheme struct {
+	files map[string]string // relative to the module -> content
+	// spans are where each mutant stands in its file, in bytes.
+	spans map[int][]span
+}
+
+type span struct {
+	file       string
+	start, end int
+}
+
+// An insertion is one half of an edit.
+type insertion struct {
+	at, other int // in bytes of the original
+	closes    bool
+	order     int
+	text      string
+	mutant    int
+}
+
+// newScheme puts the mutants into the files. A mutant's number is its place in
+// all, from 1. Those in without are left out.
+func newScheme(all []Mutant, sources map[string]string, without map[int]bool) scheme {
+	byFile := map[string][]insertion{}
+	for i, m := range all {
+		if without[i+1] {
+			continue
+		}
+		put := strings.NewReplacer("§", fmt.Sprintf("mutant(%d)", i+1))
+		number := strings.NewReplacer("(§,", fmt.Sprintf("(%d,", i+1))
+		for _, e := range m.edits {
+			of := byFile[m.File]
+			byFile[m.File] = append(of,
+				insertion{at: e.start, other: e.end, order: len(of), mutant: i + 1,
+					text: put.Replace(number.Replace(e.before))},
+				insertion{at: e.end, other: e.start, order: len(of), mutant: i + 1, closes: true,
+					text: put.Replace(e.after)})
+		}
+	}
+	s := scheme{files: map[string]string{}, spans: map[int][]span{}}
+	for file, all := range byFile {
+		s.files[file] = s.insert(file, sources[file], all)
+	}
+	return s
+}
+
+// insert returns the source with the insertions. Where several belong to one
+// place, the inner part ends first, and the outer one begins first.
+func (s *scheme) insert(file, source string, all []insertion) string {
+	slices.SortStableFunc(all, func(a, b insertion) int {
+		switch {
+		case a.at != b.at:
+			return cmp.Compare(a.at, b.at)
+		case a.closes != b.closes:
+			if a.closes {
+				return -1
+			}
+			return 1
+		case a.other != b.other:
+			return cmp.Compare(b.other, a.other)
+		case a.closes:
+			return cmp.Compare(b.order, a.order)
+		}
+		return cmp.Compare(a.order, b.order)
+	})
+	var text strings.Builder
+	open := map[int][]int{} // the places where a mutant's parts begin
+	last := 0
+	for _, n := range all {
+		text.WriteString(source[last:n.at])
+		last = n.at
+		if !n.closes {
+			open[n.mutant] = append(open[n.mutant], text.Len())
+		}
+		text.WriteString(n.text)
+		if n.closes {
+			of := open[n.mutant]
+			s.spans[n.mutant] = append(s.spans[n.mutant], span{file, of[len(of)-1], text.Len()})
+			open[n.mutant] = of[:len(of)-1]
+		}
+	}
+	text.WriteString(source[last:])
+	return text.String()
+}
+
+// support is the file that each package of a scheme gets. A process names the
+// mutants that it reaches, once each, in the file CLAVIGER_MUTANTS_REACHED.
+func support(pkg string, count int) string {
+	return fmt.Sprintf(`package %s
+
+import (
+	mutantOS "os"
+	mutantConv "strconv"
+	mutantAtomic "sync/atomic"
+)
+
+var (
+	mutantTried, _ = mutantConv.Atoi(mutantOS.Getenv("CLAVIGER_MUTANT"))
+	mutantsReached = mutantOS.Getenv("CLAVIGER_MUTANTS_REACHED")
+	mutantSeen     [%d]mutantAtomic.Bool
+)
+
+func mutant(n int) bool {
+	if mutantsReached != "" && !mutantSeen[n].Swap(true) {
+		f, err := mutantOS.OpenFile(mutantsReached, mutantOS.O_APPEND|mutantOS.O_CREATE|mutantOS.O_WRONLY, 0o666)
+		if err == nil {
+			_, _ = f.WriteString(mutantConv.Itoa(n) + "\n")
+			_ = f.Close()
+		}
+	}
+	return n == mutantTried
+}
+
+func mutantError(n int, err error) error {
+	if mutant(n) {
+		return nil
+	}
+	return err
+}
+
+func mutantCall(n int, call func() error) error {
+	if mutant(n) {
+		return nil
+	}
+	return call()
+}
+`, pkg, count+1)
+}
+
+var compilerError = regexp.MustCompile(`(?m)^(?:\./)?([^\s:]+\.go):(\d+):(\d+): `)
+
+// refused finds the mutants that the compiler's errors are about: the smallest
+// one around each error, or else all of the line.
+func (s *scheme) refused(errors string) map[int]bool {
+	found := map[int]bool{}
+	for _, m := range compilerError.FindAllStringSubmatch(errors, -1) {
+		line, _ := strconv.Atoi(m[2])
+		column, _ := strconv.Atoi(m[3])
+		for file, text := range s.files {
+			if file != m[1] && !strings.HasSuffix(m[1], "/"+file) && !strings.HasSuffix(file, "/"+m[1]) {
+				continue
+			}
+			start := lineStart(text, line)
+			s.around(file, start+column-1, start, start+strings.IndexByte(text[start:]+"\n", '\n'), found)
+		}
+	}
+	return found
+}
+
+// around adds the smallest mutant around a place, or else those that touch the
+// line from start to end.
+func (s *scheme) around(file string, at, start, end int, found map[int]bool) {
+	best, size := 0, 0
+	for n, spans := range s.spans {
+		for _, p := range spans {
+			if p.file == file && p.start <= at && at < p.end && (best == 0 || p.end-p.start < size) {
+				best, size = n, p.end-p.start
+			}
+		}
+	}
+	if best != 0 {
+		found[best] = true
+		return
+	}
+	for n, spans := range s.spans {
+		for _, p := range spans {
+			if p.file == file && p.start < end && p.end > start {
+				found[n] = true
+			}
+		}
+	}
+}
+
+func lineStart(text string, line int) int {
+	at := 0
+	for range line - 1 {
+		next := strings.IndexByte(text[at:], '\n')
+		if next < 0 {
+			return at
+		}
+		at += next + 1
+	}
+	return at
+}
