@@ -43,7 +43,7 @@ func checkUsage(c *cobra.Command) {
 		}
 	}
 	c.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		if err := cmd.ValidateRequiredFlags(); err != nil {
+		if err := errors.Join(cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups()); err != nil {
 			return &UsageError{err}
 		}
 		return nil
