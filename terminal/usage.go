@@ -29,8 +29,19 @@ func CheckUsage(root *cobra.Command) {
 		return nil
 	}
 	root.SetHelpCommand(newHelpCommand())
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &UsageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &UsageError{withoutStrconv(err)} })
 	checkUsage(root)
+}
+
+// strconvText matches the words that package strconv puts before its reason. They repeat the flag's value.
+var strconvText = regexp.MustCompile(`strconv\.\w+: parsing "(?:[^"\\]|\\.)*": `)
+
+// withoutStrconv returns the error of a flag without the name of the Go function that has refused its value.
+func withoutStrconv(err error) error {
+	if text := err.Error(); strconvText.MatchString(text) {
+		return errors.New(strconvText.ReplaceAllString(text, ""))
+	}
+	return err
 }
 
 func checkUsage(c *cobra.Command) {

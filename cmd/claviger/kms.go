@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"claviger/kms"
@@ -16,6 +18,9 @@ func newKMSCommand() *cobra.Command {
 It ends on SIGTERM or SIGINT when the requests under way are served.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if cmd.Flags().Changed("http-port") && (o.Port < 0 || o.Port > 65535) {
+				return &exitError{exitUsage, fmt.Errorf("--http-port %d: it must be from 0 to 65535", o.Port)}
+			}
 			if o.Log, o.Level, err = log.open(); err != nil {
 				return err
 			}
