@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -202,6 +203,7 @@ these.`,
 			if err != nil {
 				return err
 			}
+			sortObjects(objects)
 			return errors.Join(out.Write(objects, func(w io.Writer) { objectTable(w, objects) }), misfit(ctx, p))
 		})
 }
@@ -222,9 +224,15 @@ func misfit(ctx context.Context, p *hsm.Provider) error {
 	return nil
 }
 
-// objectTable writes objects by label.
+// sortObjects sorts objects by label. Objects with the same label are sorted by CKA_ID.
+func sortObjects(objects []hsm.Object) {
+	slices.SortFunc(objects, func(a, b hsm.Object) int {
+		return cmp.Or(strings.Compare(a.Label, b.Label), strings.Compare(a.ID, b.ID))
+	})
+}
+
+// objectTable writes objects as a table.
 func objectTable(w io.Writer, objects []hsm.Object) {
-	slices.SortFunc(objects, func(a, b hsm.Object) int { return strings.Compare(a.Label, b.Label) })
 	fmt.Fprintln(w, "CKA_ID\tLABEL\tBITS\tSTATE")
 	for _, o := range objects {
 		since := ""

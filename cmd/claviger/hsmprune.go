@@ -45,6 +45,7 @@ together.`,
 			if err != nil {
 				return err
 			}
+			sortObjects(found.Orphans)
 			report := pruned{Prunable: found, Destroyed: []hsm.Object{}}
 			if n := len(found.Orphans); n > 0 {
 				if !out.JSON() {
