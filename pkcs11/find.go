@@ -12,18 +12,18 @@ import (
 
 // TokenInfo describes an open token.
 type TokenInfo struct {
-	Label        string
-	Serial       string
-	Manufacturer string
-	Model        string
-	Firmware     string
-	Slot         uint
-	Profile      Profile
-	Mechanism    string // opens EDEKs
-	MaxSessions  int
-	MaxData      int // largest number of bytes for one C_Encrypt
+	Label        string  `json:"label"`
+	Serial       string  `json:"serial"`
+	Manufacturer string  `json:"manufacturer"`
+	Model        string  `json:"model"`
+	Firmware     string  `json:"firmware"`
+	Slot         uint    `json:"slot"`
+	Profile      Profile `json:"profile"`
+	Mechanism    string  `json:"mechanism"` // opens EDEKs
+	MaxSessions  int     `json:"maxSessions"`
+	MaxData      int     `json:"maxData"` // largest number of bytes for one C_Encrypt
 	// FreePrivateMemory is the token's free memory for keys, in bytes; 0 if the token does not report it.
-	FreePrivateMemory uint
+	FreePrivateMemory uint `json:"freePrivateMemory"`
 }
 
 // Flags of CK_TOKEN_INFO.
