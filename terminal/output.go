@@ -70,13 +70,13 @@ func (o *Output) flag(cmd *cobra.Command, def Format) {
 // JSON reports whether the output is JSON.
 func (o *Output) JSON() bool { return o.format == JSON }
 
-// Write writes v as JSON, or what text writes. Tabs in the text align columns.
+// Write writes v as JSON, with [] for a nil slice, or what text writes. Tabs in the text align columns.
 func (o *Output) Write(v any, text func(io.Writer)) error {
 	var b bytes.Buffer
 	if o.JSON() {
 		enc := json.NewEncoder(&b)
 		enc.SetIndent("", "  ")
-		if err := enc.Encode(v); err != nil {
+		if err := enc.Encode(withLists(v)); err != nil {
 			return err
 		}
 		_, err := io.WriteString(o.writer(), Safe(b.String()))

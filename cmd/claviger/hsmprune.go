@@ -46,7 +46,7 @@ together.`,
 				return err
 			}
 			sortObjects(found.Orphans)
-			report := pruned{Prunable: found, Destroyed: []hsm.Object{}}
+			report := pruned{Prunable: found}
 			if n := len(found.Orphans); n > 0 {
 				if !out.JSON() {
 					// What is to be confirmed must be seen.

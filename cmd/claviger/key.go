@@ -113,9 +113,6 @@ manage, longest deleted first; keytrustee.kms.acl.UNDELETE or keytrustee.kms.acl
 				return err
 			}
 			slices.Sort(names)
-			if names == nil {
-				names = []string{}
-			}
 			return out.Write(names, func(w io.Writer) {
 				for _, n := range names {
 					fmt.Fprintln(w, claviger.Printable(n))
@@ -130,9 +127,6 @@ func listDeleted(ctx context.Context, kms *kmsclient.Provider, out *terminal.Out
 	keys, err := kms.DeletedKeys(ctx)
 	if err != nil {
 		return err
-	}
-	if keys == nil {
-		keys = []kmswire.DeletedKey{}
 	}
 	return out.Write(keys, func(w io.Writer) {
 		fmt.Fprintln(w, "KEY\tBITS\tVERSIONS\tNEWEST\tDELETED\tLAST USED")
