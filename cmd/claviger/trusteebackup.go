@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -117,7 +118,7 @@ const restoredNote = "What clients deposited after %s is not in it. A KT KMS who
 	"one may have them: claviger trustee recover FILE"
 
 func newTrusteeRestore() *cobra.Command {
-	var dir, identity, uri string
+	var r restoration
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "restore --confdir DIR [--identity KEYRING] [--store URI] FILE",
@@ -132,53 +133,86 @@ With --store the deposits go into a PostgreSQL database, which must be empty, or
 restore take them from one store to the other. A trustee that was one of two starts by itself; give it its partner anew by trustee serve --peer.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			// The folder takes the place of dir, or is beside it where dir is not there.
-			if err := owner.RefuseRoot(dir); err != nil {
-				return err
-			}
-			in := cmd.InOrStdin()
-			if args[0] != "-" {
-				f, err := os.Open(args[0])
-				if err != nil {
-					return err
-				}
-				defer f.Close()
-				in = f
-			}
-			if identity != "" {
-				ring, err := os.Open(identity)
-				if err != nil {
-					return fmt.Errorf("--identity: %w", err)
-				}
-				defer ring.Close()
-				if in, err = backup.Decrypt(in, ring); err != nil {
-					return err
-				}
-			}
-			undo := func(context.Context) error { return nil }
-			m, err := backup.Read(cmd.Context(), in, dir,
-				func(ctx context.Context, folder string) (server.Store, error) {
-					store, back, err := location.OpenRestored(ctx, folder, uri)
-					if err == nil {
-						undo = back
-					}
-					return store, err
-				}, uri != "")
-			if err != nil {
-				return errors.Join(err, undo(context.WithoutCancel(cmd.Context())))
-			}
-			return out.Write(m, func(w io.Writer) {
-				printBackup(w, "restored "+dir, m)
-				if m.Store != nil {
-					fmt.Fprintf(w, restoredNote+"\n", m.Made.Format(time.RFC3339))
-				}
-			})
+			return restoreTrustee(cmd, &out, r, args[0])
 		},
 	}
-	trusteeDirFlag(cmd, &dir)
+	trusteeDirFlag(cmd, &r.dir)
 	out.Flag(cmd)
-	cmd.Flags().StringVar(&uri, "store", "", trusteeStoreHelp)
-	cmd.Flags().StringVar(&identity, "identity", "", "file with the private key that opens the backup")
+	cmd.Flags().StringVar(&r.uri, "store", "", trusteeStoreHelp)
+	cmd.Flags().StringVar(&r.identity, "identity", "", "file with the private key that opens the backup")
 	_ = cmd.MarkFlagRequired("confdir") // the flag is defined above
 	return cmd
 }
+
+// restoration holds the flags of trustee restore.
+type restoration struct {
+	dir, identity, uri string
+}
+
+// restoreTrustee restores a file, or standard input where its name is "-".
+func restoreTrustee(cmd *cobra.Command, out *terminal.Output, r restoration, name string) error {
+	// The folder takes the place of r.dir. Where r.dir does not exist, it is made beside it.
+	if err := owner.RefuseRoot(r.dir); err != nil {
+		return err
+	}
+	in := cmd.InOrStdin()
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		in = f
+	}
+	in, err := decrypted(in, r.identity)
+	if err != nil {
+		return err
+	}
+	undo := func(context.Context) error { return nil }
+	m, err := backup.Read(cmd.Context(), in, r.dir,
+		func(ctx context.Context, folder string) (server.Store, error) {
+			store, back, err := location.OpenRestored(ctx, folder, r.uri)
+			if err == nil {
+				undo = back
+			}
+			return store, err
+		}, r.uri != "")
+	if err != nil {
+		return errors.Join(err, undo(context.WithoutCancel(cmd.Context())))
+	}
+	return out.Write(m, func(w io.Writer) {
+		printBackup(w, "restored "+r.dir, m)
+		if m.Store != nil {
+			fmt.Fprintf(w, restoredNote+"\n", m.Made.Format(time.RFC3339))
+		}
+	})
+}
+
+// decrypted returns the text of a backup. identity is the file with the private key; "" means that the backup was
+// decrypted before.
+func decrypted(in io.Reader, identity string) (io.Reader, error) {
+	if identity == "" {
+		return refuseEncrypted(in)
+	}
+	ring, err := os.Open(identity)
+	if err != nil {
+		return nil, fmt.Errorf("--identity: %w", err)
+	}
+	defer ring.Close()
+	return backup.Decrypt(in, ring)
+}
+
+// refuseEncrypted returns an error where in is an OpenPGP message: armored, or binary. The first byte of a binary
+// message has its highest bit set (RFC 9580, 4.2). A decrypted backup begins with the name of a file.
+func refuseEncrypted(in io.Reader) (io.Reader, error) {
+	r := bufio.NewReader(in)
+	head, err := r.Peek(len(armorBegin))
+	if len(head) > 0 && head[0]&0x80 != 0 || err == nil && string(head) == armorBegin {
+		return nil, errors.New("the backup is encrypted: pass --identity KEYRING, the file with the private key " +
+			"that opens it; or decrypt the backup before, with gpg --decrypt")
+	}
+	return r, nil
+}
+
+// armorBegin is how an armored OpenPGP message begins.
+const armorBegin = "-----BEGIN PGP MESSAGE-----"
