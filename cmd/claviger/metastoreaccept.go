@@ -45,6 +45,10 @@ func lossesText(w io.Writer, l *recovery.Losses, done bool) {
 	if l.Tracked && len(l.Lost) == 0 {
 		fmt.Fprintf(w, "No node has told of a change that %s lacks.\n", l.Store)
 	}
+	if !l.Tracked && !l.Found() && l.TokenUnknown == "" {
+		fmt.Fprintf(w, "There is nothing to accept for %s. Only a metastore in PostgreSQL can lack changes that its "+
+			"nodes have seen.\n", l.Store)
+	}
 	if len(l.Lost) > 0 {
 		lostChanges(w, l)
 	}
