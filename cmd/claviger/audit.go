@@ -70,7 +70,7 @@ func verifyAudit(cmd *cobra.Command, paths []string, f auditVerifyFlags, out *te
 			return fmt.Errorf("--key-file: %w", err)
 		}
 	}
-	if cfg.Heads, err = f.noted(cmd.Context(), paths); err != nil {
+	if cfg.Heads, err = auditHeads(cmd.Context(), f, paths); err != nil {
 		return err
 	}
 	report, err := audit.Verify(paths, cfg)
@@ -105,8 +105,8 @@ func printReport(w io.Writer, r *audit.Report, heads int) {
 	}
 }
 
-// noted collects the heads to verify against.
-func (f *auditVerifyFlags) noted(ctx context.Context, paths []string) ([]audit.Head, error) {
+// auditHeads collects the heads against which the files in paths are verified.
+func auditHeads(ctx context.Context, f auditVerifyFlags, paths []string) ([]audit.Head, error) {
 	var from []audit.Heads
 	for _, path := range f.heads {
 		if _, err := os.Stat(path); err != nil {

@@ -15,15 +15,15 @@ import (
 	"claviger/terminal"
 )
 
-// purge is what key purge shall do.
-type purge struct {
+// purgeFlags are the flags and the argument of key purge.
+type purgeFlags struct {
 	name, version string
 	all           bool
 	yes           *string // the name once more; nil: a prompt asks for it
 }
 
 func newKeyPurge() *cobra.Command {
-	var p purge
+	var p purgeFlags
 	var yes string
 	cmd := keyCommand("purge NAME --provider URI [--key-version NAME@N | --all]", "End a deleted key for ever",
 		`purge destroys the deleted key NAME in the HSM. Nothing that it encrypted can be read again. Where you may
@@ -46,7 +46,7 @@ The KMS refuses while the key was deleted, or used, within its claviger.purge.mi
 			if cmd.Flags().Changed("yes-purge") {
 				p.yes = &yes
 			}
-			return p.run(ctx, cmd, kms, out)
+			return purgeKeys(ctx, cmd, kms, out, p)
 		})
 	cmd.Flags().StringVar(&yes, "yes-purge", "", "the key's name once more, instead of typing it")
 	cmd.Flags().BoolVar(&p.all, "all", false, "all deleted keys of the name that you may manage")
@@ -61,7 +61,8 @@ type purged struct {
 	Keys    []kmswire.DeletedKey `json:"keys"`
 }
 
-func (p *purge) run(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output) error {
+func purgeKeys(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output,
+	p purgeFlags) error {
 	list, err := kms.DeletedKeys(ctx)
 	if err != nil {
 		return err

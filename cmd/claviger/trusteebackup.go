@@ -118,7 +118,7 @@ const restoredNote = "What clients deposited after %s is not in it. A KT KMS who
 	"one may have them: claviger trustee recover FILE"
 
 func newTrusteeRestore() *cobra.Command {
-	var r restoration
+	var r restoreFlags
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "restore --confdir DIR [--identity KEYRING] [--store URI] FILE",
@@ -144,13 +144,13 @@ restore take them from one store to the other. A trustee that was one of two sta
 	return cmd
 }
 
-// restoration holds the flags of trustee restore.
-type restoration struct {
+// restoreFlags are the flags of trustee restore.
+type restoreFlags struct {
 	dir, identity, uri string
 }
 
 // restoreTrustee restores a file, or standard input where its name is "-".
-func restoreTrustee(cmd *cobra.Command, out *terminal.Output, r restoration, name string) error {
+func restoreTrustee(cmd *cobra.Command, out *terminal.Output, r restoreFlags, name string) error {
 	// The folder takes the place of r.dir. Where r.dir does not exist, it is made beside it.
 	if err := owner.RefuseRoot(r.dir); err != nil {
 		return err

@@ -268,30 +268,6 @@ func TestImportersOfKMS(t *testing.T) {
 	}
 }
 
-// maxCommandLines is how many lines the commands have together: flags, one call, printing. What needs more
-// belongs into a room.
-const maxCommandLines = 4500
-
-func TestCommandsAreShort(t *testing.T) {
-	lines := 0
-	for _, p := range packages(t) {
-		if p.room() != "cmd/claviger" {
-			continue
-		}
-		for _, name := range p.sources() {
-			src, err := os.ReadFile(filepath.Join(p.Dir, name))
-			if err != nil {
-				t.Fatal(err)
-			}
-			lines += bytes.Count(src, []byte("\n"))
-		}
-	}
-	if lines == 0 || lines > maxCommandLines {
-		t.Errorf("cmd/claviger has %d lines without tests, over %d: move what is no command into a room", lines,
-			maxCommandLines)
-	}
-}
-
 // databases are the rooms that may import a driver, or what changes a schema: a store
 // that opened its file by itself would do it otherwise than the others.
 var databases = map[string]string{
