@@ -97,14 +97,13 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 	}
 	last := h.last()
 	for _, a := range h.left() {
-		f.Refusals = append(f.Refusals, fmt.Sprintf("key %s is not here: %s", claviger.Printable(a.Key),
-			e.whyElsewhere(a)))
+		f.refuse("key %s is not here: %s", claviger.Printable(a.Key), e.whyElsewhere(a))
 	}
 	if last == nil && len(f.Refusals) > 0 {
 		return f, nil
 	}
 	if last == nil {
-		f.Refusals = append(f.Refusals, "nothing was migrated: the journal of this metastore has no run")
+		f.refuse("nothing was migrated: the journal of this metastore has no run")
 		return f, nil
 	}
 	unlock, ok, err := e.cfg.Store.TryLock(ctx, LockName)
@@ -112,26 +111,14 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 		return nil, err
 	}
 	if !ok {
-		f.Refusals = append(f.Refusals, "a process is migrating now")
+		f.refuse("a process is migrating now")
 		return f, nil
 	}
 	defer unlock()
 	if err := e.refusals(ctx, f, h, o); err != nil {
 		return nil, err
 	}
-	if len(f.Refusals) > 0 {
-		return f, nil
-	}
-	left := 0
-	if o.Get != nil {
-		f.Properties = cleanup(o.Get)
-		for _, p := range f.Properties {
-			if !p.Done {
-				left++
-			}
-		}
-	}
-	if left > 0 || o.Get == nil {
+	if len(f.Refusals) > 0 || !f.cleanedUp(o) {
 		return f, nil
 	}
 	f.Finished = true
@@ -142,24 +129,72 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 	if err := e.putRun(ctx, *last); err != nil {
 		return nil, err
 	}
-	// The operator has said that all of them are versions of ours: they need no property any more.
+	// The operator has decided about all conflicts, so no property needs to name them any more.
 	return f, e.settleConflicts(ctx)
 }
 
+// refuse adds a reason why the source is still needed.
+func (f *Ending) refuse(format string, args ...any) {
+	f.Refusals = append(f.Refusals, fmt.Sprintf(format, args...))
+}
+
+// cleanedUp lists the properties of the clean-up, and reports whether all of them are as they should be.
+func (f *Ending) cleanedUp(o FinishOptions) bool {
+	if o.Get == nil {
+		return false
+	}
+	f.Properties = cleanup(o.Get)
+	return !slices.ContainsFunc(f.Properties, func(p Property) bool { return !p.Done })
+}
+
+// refusals adds all reasons why the source is still needed.
 func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOptions) error {
-	refuse := func(format string, args ...any) { f.Refusals = append(f.Refusals, fmt.Sprintf(format, args...)) }
+	if err := e.refuseRun(ctx, f, h.last(), &o); err != nil {
+		return err
+	}
+	for _, server := range o.NotRestarted {
+		f.refuse("%s runs with other sources than kms-site.xml has now, and still uses them: restart it first", server)
+	}
+	if err := e.compareSource(ctx, f, h, o); err != nil {
+		return err
+	}
+	if err := e.refuseKeys(ctx, f, h); err != nil {
+		return err
+	}
 	last := h.last()
+	f.Compared = last.Compared
+	if f.Compared == nil && last.State != Finished && !o.SourceGone && e.cfg.Source == nil {
+		f.refuse("since the run, nobody has compared the keys here with those of the source: name the source by %s "+
+			"again, and call claviger migrate finish once before you remove the source from the configuration. If "+
+			"the source is gone for good, confirm that by --source-gone: keys that were made there since the run "+
+			"are lost with it", propSource)
+	}
+	if err := e.refuseUses(ctx, f, h, o.Since); err != nil {
+		return err
+	}
+	if !o.EDEKsDone {
+		f.refuse("it is not confirmed that all EDEKs are re-encrypted: re-encrypt every zone (hdfs crypto " +
+			"-reencryptZone -start -path ZONE), delete snapshots from before it, then confirm it by --edeks-done. " +
+			"The re-encryption reaches only the files of HDFS: not ORC's footers, not Ozone, and no copies outside " +
+			"of HDFS")
+	}
+	return nil
+}
+
+// refuseRun adds reasons that the last run and the clocks give. After an earlier Finish it changes the options:
+// only uses since then count.
+func (e *Engine) refuseRun(ctx context.Context, f *Ending, last *Run, o *FinishOptions) error {
 	clocks, err := e.cfg.Store.Clocks(ctx)
 	if err != nil {
 		return err
 	}
 	if err := clocks.Apart(); err != nil {
-		refuse("when a source was used last cannot be told, since %v", err)
+		f.refuse("the time of the last use of a source is not certain: %v", err)
 	}
 	if last.State == Finished && last.Ended != nil {
 		if last.Ended.After(clocks.Latest().Add(metastore.ClockMargin)) {
-			refuse("the last run ended at %s, which is still to come, so a clock was ahead then: what was used since "+
-				"cannot be told before that time", last.Ended.UTC().Format(time.RFC3339))
+			f.refuse("the last run ended at %s, which is in the future, so a clock was ahead then: until that time it "+
+				"is not certain which uses of a source came later", last.Ended.UTC().Format(time.RFC3339))
 		}
 		// An earlier call decided by the operator's statement; only what came later counts.
 		o.EDEKsDone = true
@@ -171,25 +206,27 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 	if last.State != Complete && last.State != Finished {
 		state := last.State
 		if state == Running {
-			state = Interrupted // the lock is ours, so no process is running it
+			state = Interrupted // we hold the lock, so no process is running it
 		}
-		refuse("the last run (%s) is %s: run the migration again", last.Name, state)
+		f.refuse("the last run (%s) is %s: run the migration again", last.Name, state)
 	}
-	for _, server := range o.NotRestarted {
-		refuse("%s runs with other sources than kms-site.xml has now, and asks them still: restart it first", server)
-	}
-	if err := e.compareSource(ctx, f, h, o, refuse); err != nil {
-		return err
-	}
+	return nil
+}
+
+// refuseKeys adds a reason for each key that is not taken over, and for each version here that is not usable or
+// in conflict.
+func (e *Engine) refuseKeys(ctx context.Context, f *Ending, h *history) error {
 	for _, key := range h.order {
-		if it := h.items[key]; !it.State.settled() && it.State != Elsewhere { // refused above
-			if it.Why == "" { // a run was broken off before it
-				it.Why = "run the migration again"
-			}
-			refuse("key %s is %s: %s", claviger.Printable(key), it.State, it.Why)
+		it := h.items[key]
+		if it.State.settled() || it.State == Elsewhere { // Finish has refused keys that are elsewhere
+			continue
 		}
+		if it.Why == "" { // the run ended before it began this key
+			it.Why = "run the migration again"
+		}
+		f.refuse("key %s is %s: %s", claviger.Printable(key), it.State, it.Why)
 	}
-	if err := e.notUsable(ctx, f, h, refuse); err != nil {
+	if err := e.notUsable(ctx, f, h); err != nil {
 		return err
 	}
 	conflicts, err := e.conflicts(ctx)
@@ -197,42 +234,39 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 		return err
 	}
 	for _, c := range conflicts {
-		refuse("version %s: %s", claviger.Printable(c.Version), c.Why)
+		f.refuse("version %s: %s", claviger.Printable(c.Version), c.Why)
 	}
-	if f.Compared = last.Compared; f.Compared == nil && last.State != Finished && !o.SourceGone && e.cfg.Source == nil {
-		refuse("the source was not asked, since the run, whether it has got other keys: name it by %s again, and "+
-			"call claviger migrate finish once before it is taken out of the configuration. If it is gone for good, "+
-			"say so by --source-gone: keys that it has got since the run are lost with it", propSource)
-	}
+	return nil
+}
+
+// refuseUses adds a reason for each version of a source that was used after since, and for each used key that
+// was never migrated.
+func (e *Engine) refuseUses(ctx context.Context, f *Ending, h *history, since time.Time) error {
 	uses, err := e.cfg.Store.Uses(ctx)
 	if err != nil {
 		return err
 	}
 	missed := map[string]bool{}
 	for _, u := range uses {
+		used := u.Last.UTC().Format(time.RFC3339)
 		key, _ := claviger.KeyOfVersion(u.Version)
-		known := h.knows(key)
-		if u.Source == last.Source && !known && u.Op != unserved && !missed[key] {
+		if u.Source == h.last().Source && !h.knows(key) && u.Op != unserved && !missed[key] {
 			missed[key] = true
-			refuse("%s was asked of %s (%s) at %s, and key %s was never migrated: name that KMS by %s again, and run "+
-				"the migration again", claviger.Printable(u.Version), u.Source, u.Op,
-				u.Last.UTC().Format(time.RFC3339), claviger.Printable(key), propSource)
+			f.refuse("%s was used at %s (%s) at %s, and key %s was never migrated: name that KMS by %s again, and "+
+				"run the migration again", claviger.Printable(u.Version), u.Source, u.Op, used,
+				claviger.Printable(key), propSource)
 		}
-		switch {
-		case !u.Last.After(o.Since):
-		case u.Op == unserved:
-			refuse("%s was asked for at %s, after %s, and %s, which may have it, was not configured: something still "+
-				"needs it; name that KMS by %s again",
-				u.Version, u.Last.UTC().Format(time.RFC3339), o.Since.UTC().Format(time.RFC3339), u.Source, propSource)
-		default:
-			refuse("%s was asked of %s (%s) at %s, after %s: something still needs it", u.Version, u.Source, u.Op,
-				u.Last.UTC().Format(time.RFC3339), o.Since.UTC().Format(time.RFC3339))
+		if !u.Last.After(since) {
+			continue
 		}
-	}
-	if !o.EDEKsDone {
-		refuse("nobody has said that all EDEKs are re-encrypted: re-encrypt every zone (hdfs crypto -reencryptZone " +
-			"-start -path ZONE), delete snapshots from before it, then say so with --edeks-done. That reaches HDFS' " +
-			"files alone: neither ORC's footers, nor Ozone, nor copies outside of HDFS")
+		if u.Op == unserved {
+			f.refuse("%s was requested at %s, after %s, and %s, which may have it, was not configured: something "+
+				"still needs it; name that KMS by %s again",
+				u.Version, used, since.UTC().Format(time.RFC3339), u.Source, propSource)
+			continue
+		}
+		f.refuse("%s was used at %s (%s) at %s, after %s: something still needs it", u.Version, u.Source, u.Op, used,
+			since.UTC().Format(time.RFC3339))
 	}
 	return nil
 }
@@ -242,10 +276,9 @@ const unserved = "unserved"
 
 // compareSource adds a refusal for each key of the source that is not here, and for each key whose versions
 // differ from those of the run. It records a missing key in the journal, so that the key stays known after the
-// source has left the configuration, and nobody can make a key of its name. Where it finds nothing, it records
-// the time of the comparison.
-func (e *Engine) compareSource(ctx context.Context, f *Ending, h *history, o FinishOptions,
-	refuse func(string, ...any)) error {
+// source has left the configuration, and nobody can make a key of its name. If it finds nothing, it records the
+// time of the comparison.
+func (e *Engine) compareSource(ctx context.Context, f *Ending, h *history, o FinishOptions) error {
 	if e.cfg.Source == nil {
 		return nil
 	}
@@ -255,24 +288,26 @@ func (e *Engine) compareSource(ctx context.Context, f *Ending, h *history, o Fin
 	case ctx.Err() != nil:
 		return err
 	default:
-		refuse("the source could not be asked for keys that are new there: %s. If it is gone for good, take %s out "+
-			"of the configuration, and say --source-gone", claviger.Reason(err), propSource)
+		f.refuse("it is not known whether the source has new keys, because it cannot be read: %s. If the source is "+
+			"gone for good, remove %s from the configuration, and confirm it by --source-gone", claviger.Reason(err),
+			propSource)
 		return nil
 	}
-	if err := e.recordTwice(ctx, sv.twice); err != nil { // they are refused with the other conflicts
+	if err := e.recordTwice(ctx, sv.twice); err != nil { // refuseKeys refuses them with the other conflicts
 		return err
 	}
 	last, all := h.last(), len(sv.twice) == 0
 	if n := h.taken(); n > 0 &&
 		!slices.ContainsFunc(sv.items, func(it Item) bool { return h.items[it.Key].State.settled() }) {
-		refuse("the source lists none of the %d keys that were migrated from %s: is it that KMS? Name the right one "+
-			"by %s; if it is gone for good, take the property out, and say --source-gone", n, last.Source, propSource)
+		f.refuse("the source lists none of the %d keys that were migrated from %s: is it that KMS? Name the right "+
+			"KMS by %s; if it is gone for good, remove the property, and confirm it by --source-gone", n, last.Source,
+			propSource)
 		last.Compared = nil
 		return e.putRun(ctx, *last)
 	}
 	for _, it := range sv.unlistedSince() {
 		if before := h.items[it.Key]; before.State.settled() {
-			continue // the next run notes that it has gone from both
+			continue // the next run records that both sides have deleted it
 		}
 		h.items[it.Key] = it
 		if err := e.putItem(ctx, last.Name, it); err != nil {
@@ -280,36 +315,45 @@ func (e *Engine) compareSource(ctx context.Context, f *Ending, h *history, o Fin
 		}
 	}
 	for i, it := range sv.items {
-		before, known := h.items[it.Key]
-		names, err := e.namesNow(ctx, sv, &it)
+		same, err := e.compareKey(ctx, f, h, o, sv, i, it)
 		if err != nil {
 			return err
 		}
-		since := e.sinceRun(&it, sv.theirs[i], names)
-		switch {
-		case it.State == Elsewhere:
-			all = false // refused above
-		case !known:
-			all = false
-			refuse("key %s is at the source and was not migrated: run the migration again", claviger.Printable(it.Key))
-			it.Why = "is at the source and was not migrated: run the migration again"
-			if err := e.putItem(ctx, last.Name, it); err != nil {
-				return err
-			}
-		case before.State.settled() && !it.State.settled():
-			all = false
-			refuse("key %s is %s now: %s", claviger.Printable(it.Key), it.State, it.Why)
-		case since != nil && !since.allowed && !o.SourceRolled:
-			all = false
-			refuse("key %s: %s; then say so by --source-rolled", claviger.Printable(it.Key), since)
-		case since != nil && len(since.ours) > 0:
-			f.Remarks = append(f.Remarks, fmt.Sprintf("key %s: %s", claviger.Printable(it.Key), since))
-		}
+		all = all && same
 	}
 	if last.Compared = nil; all {
 		last.Compared = ptr(e.now())
 	}
 	return e.putRun(ctx, *last)
+}
+
+// compareKey is compareSource for one key, sv.items[i]. same is false if it added a refusal, or if Finish has
+// added one for the key.
+func (e *Engine) compareKey(ctx context.Context, f *Ending, h *history, o FinishOptions, sv *survey, i int,
+	it Item) (same bool, err error) {
+	before, known := h.items[it.Key]
+	names, err := e.namesNow(ctx, sv, &it)
+	if err != nil {
+		return false, err
+	}
+	since := e.sinceRun(&it, sv.theirs[i], names)
+	switch {
+	case it.State == Elsewhere:
+		return false, nil // Finish has added the refusal
+	case !known:
+		it.Why = "is at the source and was not migrated: run the migration again"
+		f.refuse("key %s %s", claviger.Printable(it.Key), it.Why)
+		return false, e.putItem(ctx, h.last().Name, it)
+	case before.State.settled() && !it.State.settled():
+		f.refuse("key %s is %s now: %s", claviger.Printable(it.Key), it.State, it.Why)
+		return false, nil
+	case since != nil && !since.allowed && !o.SourceRolled:
+		f.refuse("key %s: %s; then confirm it by --source-rolled", claviger.Printable(it.Key), since)
+		return false, nil
+	case since != nil && len(since.ours) > 0:
+		f.Remarks = append(f.Remarks, fmt.Sprintf("key %s: %s", claviger.Printable(it.Key), since))
+	}
+	return true, nil
 }
 
 // knows reports whether the journal has a key, in any spelling to which its source answers.
@@ -337,7 +381,7 @@ func (h *history) taken() (n int) {
 
 // notUsable adds a refusal for each version of a migrated key with which the target does not encrypt. It
 // collects the keys that were deleted since.
-func (e *Engine) notUsable(ctx context.Context, f *Ending, h *history, refuse func(string, ...any)) error {
+func (e *Engine) notUsable(ctx context.Context, f *Ending, h *history) error {
 	var keys []string
 	for _, key := range slices.Sorted(slices.Values(h.order)) {
 		if st := h.items[key].State; st == Done || st == Deleted {
@@ -351,10 +395,10 @@ func (e *Engine) notUsable(ctx context.Context, f *Ending, h *history, refuse fu
 	f.Deleted = slices.DeleteFunc(keys, func(key string) bool { return len(have[key]) > 0 })
 	for i, version := range slices.Sorted(maps.Keys(bad)) {
 		if i == refusedVersions {
-			refuse("%d more versions cannot be used here", len(bad)-i)
+			f.refuse("%d more versions cannot be used here", len(bad)-i)
 			break
 		}
-		refuse("version %s cannot be used here: %s", claviger.Printable(version), bad[version])
+		f.refuse("version %s cannot be used here: %s", claviger.Printable(version), bad[version])
 	}
 	return nil
 }

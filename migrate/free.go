@@ -49,35 +49,8 @@ func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*F
 	}
 	report := &FreedNames{Format: "claviger migrate free 1", Freed: []Freed{}}
 	for _, key := range keys {
-		known := false
-		for _, o := range origins {
-			if o.Key != key {
-				continue
-			}
-			known = true
-			if o.Finished == nil {
-				return nil, claviger.Errorf(op, claviger.Invalid, key,
-					"key %s is at %s, whose migration was not finished: claviger migrate finish ends it",
-					claviger.Printable(key), o.Source)
-			}
-		}
-		if !known {
-			names := make([]string, len(origins))
-			for i, o := range origins {
-				names[i] = o.Key
-			}
-			return nil, claviger.Errorf(op, claviger.Invalid, key,
-				"the journal has no key %s%s; claviger migrate status "+
-					"lists the names that it keeps", claviger.Printable(key), typo.DidYouMean(key, names,
-					claviger.Printable))
-		}
-		here, err := e.cfg.Target.Metadata(ctx, key)
-		if err != nil {
+		if err := e.mayFree(ctx, origins, key); err != nil {
 			return nil, err
-		}
-		if len(here) == 1 && here[0] != nil {
-			return nil, claviger.Errorf(op, claviger.Invalid, key,
-				"key %s is here, so its name cannot be freed; delete the key first", claviger.Printable(key))
 		}
 		report.Freed = append(report.Freed, Freed{Key: key, At: e.now(), User: user, Host: e.cfg.Host})
 		shelved, err := e.cfg.Store.Shelved(ctx, key)
@@ -96,6 +69,41 @@ func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*F
 		}
 	}
 	return report, nil
+}
+
+// mayFree returns an error of kind Invalid if the name must not be freed.
+func (e *Engine) mayFree(ctx context.Context, origins []Origin, key string) error {
+	const op = "migrate.FreeNames"
+	known := false
+	for _, o := range origins {
+		if o.Key != key {
+			continue
+		}
+		known = true
+		if o.Finished == nil {
+			return claviger.Errorf(op, claviger.Invalid, key,
+				"key %s is at %s, whose migration was not finished: claviger migrate finish ends it",
+				claviger.Printable(key), o.Source)
+		}
+	}
+	if !known {
+		names := make([]string, len(origins))
+		for i, o := range origins {
+			names[i] = o.Key
+		}
+		return claviger.Errorf(op, claviger.Invalid, key,
+			"the journal has no key %s%s; claviger migrate status lists the names that it keeps",
+			claviger.Printable(key), typo.DidYouMean(key, names, claviger.Printable))
+	}
+	here, err := e.cfg.Target.Metadata(ctx, key)
+	if err != nil {
+		return err
+	}
+	if len(here) == 1 && here[0] != nil {
+		return claviger.Errorf(op, claviger.Invalid, key,
+			"key %s is here, so its name cannot be freed; delete the key first", claviger.Printable(key))
+	}
+	return nil
 }
 
 // freedNames returns the freed names.

@@ -182,9 +182,12 @@ func (e *Engine) read(ctx context.Context, source string) (*history, error) {
 	return h, nil
 }
 
+// migrated reports whether the key is at the target, or was there and was deleted since.
+func (it *Item) migrated() bool { return it.State == Done || it.State == Deleted }
+
 // takenOver reports whether the key was made at the target. It may have been deleted there since.
 func (it *Item) takenOver() bool {
-	return (it.State == Done || it.State == Deleted) && len(it.TargetVersions) > 0
+	return it.migrated() && len(it.TargetVersions) > 0
 }
 
 // hides reports whether a record is of a second key that the source had under the name of a key that was taken

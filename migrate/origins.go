@@ -37,26 +37,19 @@ type Origin struct {
 
 // Origins returns where the keys of a target came from: the newest record of each key at each source. target is
 // a URI. Another target into which a run has taken a key is a source of the key too, since versions that were
-// made there open nowhere else. Where it is one of sources, which are URIs, it gets that URI: a keystore file
-// has several.
+// made there open nowhere else. If that target is one of sources, which are URIs, the result has the URI from
+// sources: a keystore file has several URIs.
 func Origins(ctx context.Context, store metastore.Journal, target string, sources ...string) ([]Origin, error) {
 	names, err := store.Runs(ctx)
 	if err != nil {
 		return nil, err
 	}
-	type place struct{ key, source string }
-	var list []Origin
-	at := map[place]int{}
-	type stay struct {
-		place
-		target string
-	}
-	elsewhere := map[stay]away{}
-	taken := map[place]Item{}
 	freed, err := freedNames(ctx, store)
 	if err != nil {
 		return nil, err
 	}
+	c := originCollector{target: target, freed: freed, index: map[place]int{}, taken: map[place]Item{},
+		elsewhere: map[otherTarget]away{}}
 	for _, name := range names {
 		if !strings.HasPrefix(name, runPrefix) {
 			continue
@@ -65,66 +58,96 @@ func Origins(ctx context.Context, store metastore.Journal, target string, source
 		if err != nil {
 			return nil, err
 		}
-		r, items, err := decodeRun(name, records)
+		run, items, err := decodeRun(name, records)
 		if err != nil {
 			return nil, err
 		}
 		for _, it := range items {
-			p := place{it.Key, r.Source}
-			if was, ok := taken[p]; ok && it.hides(was) {
-				it = was // the key here is still that one
-			}
-			o := Origin{Key: it.Key, Source: r.Source, TakenOver: it.State == Done || it.State == Deleted,
-				Folded: it.Folded, Metadata: it.Source,
-				Numbered: it.numbered() && len(it.TargetVersions) > 0, Rolled: it.Rolled, Made: it.TargetVersions}
-			if f, ok := freed[it.Key]; ok && !f.At.Before(r.Started) {
-				o.Freed = &f.At // a run that lists the name later keeps it again
-			}
-			i, known := at[p]
-			if !sameTarget(r.Target, target) {
-				if o.TakenOver || it.State == Importing || len(it.TargetVersions) > 0 {
-					elsewhere[stay{p, r.Target}] = away{it, r.Target, r.Started}
-				}
-				if known {
-					continue
-				}
-				o.TakenOver, o.Numbered, o.Rolled, o.Made = false, false, 0, nil
-			}
-			if it.takenOver() {
-				taken[p] = it
-			}
-			if !known {
-				i = len(list)
-				at[p] = i
-				list = append(list, o)
-				continue
-			}
-			list[i] = o
+			c.add(run, it)
 		}
-		if !sameTarget(r.Target, target) {
-			continue
-		}
-		// The end of a run covers everything that was written before it.
-		if r.State == Finished && r.Ended != nil {
-			for i := range list {
-				if list[i].Finished == nil {
-					list[i].Finished = r.Ended
-				}
-			}
+		if sameTarget(run.Target, target) && run.State == Finished && run.Ended != nil {
+			c.finish(run.Ended)
 		}
 	}
-	for _, p := range slices.SortedFunc(maps.Keys(elsewhere), func(a, b stay) int {
+	c.addElsewhere(sources)
+	return c.list, nil
+}
+
+// place is a key at a source.
+type place struct{ key, source string }
+
+// otherTarget is a target, other than ours, into which a run took a key of a source.
+type otherTarget struct {
+	place
+	target string
+}
+
+// originCollector makes the list of Origins from the journal's runs, oldest first.
+type originCollector struct {
+	target string // URI
+	freed  map[string]Freed
+	list   []Origin
+	index  map[place]int  // in list
+	taken  map[place]Item // the newest record by which a key was taken over into target
+	// elsewhere are the newest records of keys that runs took into other targets.
+	elsewhere map[otherTarget]away
+}
+
+// add adds the record of a key in a run.
+func (c *originCollector) add(run Run, it Item) {
+	p := place{it.Key, run.Source}
+	if was, ok := c.taken[p]; ok && it.hides(was) {
+		it = was // the key at the target is still the recorded one
+	}
+	o := Origin{Key: it.Key, Source: run.Source, TakenOver: it.migrated(), Folded: it.Folded, Metadata: it.Source,
+		Numbered: it.numbered() && len(it.TargetVersions) > 0, Rolled: it.Rolled, Made: it.TargetVersions}
+	if f, ok := c.freed[it.Key]; ok && !f.At.Before(run.Started) {
+		o.Freed = &f.At // a run that lists the name later keeps it again
+	}
+	i, known := c.index[p]
+	if !sameTarget(run.Target, c.target) {
+		if o.TakenOver || it.State == Importing || len(it.TargetVersions) > 0 {
+			c.elsewhere[otherTarget{p, run.Target}] = away{it, run.Target, run.Started}
+		}
+		if known {
+			return
+		}
+		o.TakenOver, o.Numbered, o.Rolled, o.Made = false, false, 0, nil
+	}
+	if it.takenOver() {
+		c.taken[p] = it
+	}
+	if known {
+		c.list[i] = o
+		return
+	}
+	c.index[p] = len(c.list)
+	c.list = append(c.list, o)
+}
+
+// finish records the end of a run. It covers everything that was written before it.
+func (c *originCollector) finish(ended *time.Time) {
+	for i := range c.list {
+		if c.list[i].Finished == nil {
+			c.list[i].Finished = ended
+		}
+	}
+}
+
+// addElsewhere adds the other targets as sources, sorted by key, source and target.
+func (c *originCollector) addElsewhere(sources []string) {
+	sorted := slices.SortedFunc(maps.Keys(c.elsewhere), func(a, b otherTarget) int {
 		return strings.Compare(a.key+"\x00"+a.source+"\x00"+a.target, b.key+"\x00"+b.source+"\x00"+b.target)
-	}) {
-		here := list[at[p.place]]
-		o := originElsewhere(elsewhere[p], here.TakenOver)
+	})
+	for _, t := range sorted {
+		here := c.list[c.index[t.place]]
+		o := originElsewhere(c.elsewhere[t], here.TakenOver)
 		o.Finished, o.Freed = here.Finished, here.Freed
 		for _, uri := range sources {
 			if file := keystoreFile(uri); file != "" && file == keystoreFile(o.Source) {
 				o.Source = uri
 			}
 		}
-		list = append(list, o)
+		c.list = append(c.list, o)
 	}
-	return list, nil
 }

@@ -51,7 +51,7 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	var facts []HostFacts
 	p.Checks, facts = e.cfg.Probes.run(ctx, e.now)
 	sv, err := e.survey(ctx, op)
-	if ctx.Err() != nil { // what the checks say now is the interruption's, not the source's
+	if ctx.Err() != nil { // the results of the checks now come from the interruption, not from the source
 		return nil, stopped(ctx, op, "")
 	}
 	if c, itself := e.cfg.Probes.itself(ctx, facts, err); itself {
@@ -63,9 +63,17 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 		return p, err
 	}
 	p.Read = true
+	if err := e.planKeys(ctx, p, sv); err != nil {
+		return nil, err
+	}
+	return p, e.planChecks(ctx, p, sv, facts)
+}
+
+// planKeys adds the keys of the survey to the plan.
+func (e *Engine) planKeys(ctx context.Context, p *Plan, sv *survey) error {
 	conflicts, err := e.conflictsOf(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, c := range sv.twice { // no run has recorded them yet
 		if key, _ := claviger.KeyOfVersion(c.Version); conflicts[key].Version == "" {
@@ -86,12 +94,17 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	last := sv.history.last()
 	p.Complete = last != nil && (last.State == Complete || last.State == Finished) &&
 		p.Counts.Blocked+p.Counts.Planned == 0
+	return nil
+}
+
+// planChecks adds the checks that need the survey.
+func (e *Engine) planChecks(ctx context.Context, p *Plan, sv *survey, facts []HostFacts) error {
 	p.Checks = append(p.Checks, e.cfg.Probes.hdfs(ctx, facts, p.Complete), e.readable(ctx, sv),
 		e.room(ctx, p.Counts.NewVersions))
 	p.Checks = append(p.Checks, e.others(ctx, sv)...)
-	list := e.try(ctx, sv)
-	p.Checks = append(p.Checks, e.rights(ctx, list)...)
-	p.Checks = append(p.Checks, e.rules(ctx, list)...)
+	trials := e.tryRights(ctx, sv)
+	p.Checks = append(p.Checks, e.rights(ctx, trials)...)
+	p.Checks = append(p.Checks, e.rules(ctx, trials)...)
 	if c, found := sv.spelling.check(sv.items); found {
 		p.Checks = append(p.Checks, c)
 	}
@@ -99,7 +112,7 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 		p.Checks = append(p.Checks, Check{Name: "material at the source", Status: Warning,
 			Measured: "the source shows us key material",
 			Cure: fmt.Sprintf("not needed here: at the source, in kms-acls.xml, set hadoop.kms.acl.GET so that it "+
-				"does not admit %s (where it is not set it is *), or name %s in hadoop.kms.blacklist.GET",
+				"does not admit %s (if it is not set, it is *), or name %s in hadoop.kms.blacklist.GET",
 				e.admitted(nil), e.admitted(nil))})
 	}
 	busy, err := e.busy(ctx)
@@ -107,9 +120,10 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 		p.Checks = append(p.Checks, Check{Name: "no other run", Status: Warning, Measured: "a process is migrating now",
 			Cure: "wait for it: claviger migrate status"})
 	}
-	return p, err
+	return err
 }
 
+// readable checks that the source lets us read every key that it lists.
 func (e *Engine) readable(ctx context.Context, sv *survey) Check {
 	c := Check{Name: "rights at the source", Measured: fmt.Sprintf("all %d keys are readable", len(sv.items))}
 	if len(sv.items) == 0 {
@@ -146,7 +160,7 @@ func (e *Engine) readable(ctx context.Context, sv *survey) Check {
 func (e *Engine) room(ctx context.Context, need int) Check {
 	c := Check{Name: "room in the HSM"}
 	if e.cfg.Probes.Room == nil {
-		c.Status, c.Measured = NotTried, fmt.Sprintf("%d new keys; the target does not tell how many it has room for",
+		c.Status, c.Measured = NotTried, fmt.Sprintf("%d new keys; the target does not report how much room it has",
 			need)
 		return c
 	}
@@ -155,7 +169,7 @@ func (e *Engine) room(ctx context.Context, need int) Check {
 	case err != nil:
 		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "see that the HSM can be reached"
 	case !known:
-		c.Status, c.Measured = NotTried, fmt.Sprintf("%d new keys; the token does not tell how many it has room for",
+		c.Status, c.Measured = NotTried, fmt.Sprintf("%d new keys; the token does not report how much room it has",
 			need)
 	case free < need:
 		c.Status, c.Measured = Failure, fmt.Sprintf("%d new keys, room for %d", need, free)

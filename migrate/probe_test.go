@@ -303,7 +303,7 @@ func TestChecks(t *testing.T) {
 		{"no room", migrate.Probes{Room: room(0, true, nil)}, "room in the HSM", migrate.Failure,
 			"1 new keys, room for 0", "--versions current"},
 		{"room unknown", migrate.Probes{Room: room(0, false, nil)}, "room in the HSM", migrate.NotTried,
-			"does not tell", ""},
+			"does not report", ""},
 		{"room not asked", migrate.Probes{Room: room(0, false, away)}, "room in the HSM", migrate.Failure,
 			"CKR_DEVICE_REMOVED", "reached"},
 	} {

@@ -37,10 +37,10 @@ type tried struct {
 // errNotAsked means that the source was not tried.
 var errNotAsked = errors.New("not asked at the source")
 
-// try makes an EDEK of each key and opens it at the source: in our own name, as a re-encryption does; on behalf
+// tryRights makes an EDEK of each key and opens it at the source: in our own name, as a re-encryption does; on behalf
 // of a user who reads files; and on behalf of the NameNode's user. Where the source does not make an EDEK for
-// us, try uses random bytes under the newest version: a KMS opens any bytes, and no file belongs to them.
-func (e *Engine) try(ctx context.Context, sv *survey) []*tried {
+// us, tryRights uses random bytes under the newest version: a KMS opens any bytes, and no file belongs to them.
+func (e *Engine) tryRights(ctx context.Context, sv *survey) []*tried {
 	svc, isKMS := e.cfg.Source.(provider.EDEKService)
 	var list []*tried
 	limited, cancel := context.WithTimeout(ctx, rightsTime)

@@ -180,7 +180,8 @@ type work struct {
 
 	mu       sync.Mutex // guards what follows, and makes callbacks come one at a time
 	progress Progress
-	away     int // failures in a row because the target is away
+	// unreachable counts failures in a row because the target is unreachable.
+	unreachable int
 }
 
 // nothingNew reports whether the journal's newest record of every key matches the survey, and the run with that
@@ -222,7 +223,7 @@ func (w *work) begin(ctx context.Context, h *history) error {
 		if err := w.e.skip(ctx, *it); err != nil {
 			return err
 		}
-		if w.wanted(it) {
+		if w.imports(it) {
 			w.progress.KeysTotal++
 			w.progress.VersionsTotal += it.Count
 		}
@@ -258,7 +259,7 @@ func (w *work) importAll(ctx context.Context) error {
 	g.SetLimit(w.e.cfg.Parallel)
 	for i := range w.items {
 		it := &w.items[i]
-		if !w.wanted(it) {
+		if !w.imports(it) {
 			continue
 		}
 		if ctx.Err() != nil || w.givenUp() {
@@ -269,17 +270,18 @@ func (w *work) importAll(ctx context.Context) error {
 	return g.Wait()
 }
 
-// wanted reports whether this run imports the item.
-func (w *work) wanted(it *Item) bool {
+// imports reports whether this run imports the item.
+func (w *work) imports(it *Item) bool {
 	return (it.State == Planned || it.State == Importing) && (w.only == nil || w.only(it))
 }
 
 func (w *work) givenUp() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.away >= giveUpAfter
+	return w.unreachable >= giveUpAfter
 }
 
+// importOne imports one key, and records before and after that in the journal.
 func (w *work) importOne(ctx context.Context, it *Item) error {
 	e := w.e
 	it.State, it.Why = Importing, ""
@@ -292,30 +294,7 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 	if err := w.step(it.Key, "importing"); err != nil {
 		return err
 	}
-	m := claviger.Metadata{Name: it.Key, Cipher: it.Source.Cipher, BitLength: it.Source.Length,
-		Description: it.Source.Description,
-		Attributes:  it.Source.Attributes, Created: it.Source.Created, Versions: it.Count}
-	var stop error // what OnStep said
-	err := e.alias(ctx, it)
-	if err == nil {
-		err = e.auditBegin(ctx, it.Key)
-	}
-	switch {
-	case err != nil:
-	case it.Retaken:
-		if err = e.retake(ctx, m); err == nil {
-			stop = w.step(it.Key, "retaken")
-		}
-		e.auditEnd(ctx, it.Key, it.TargetVersions, err)
-	default:
-		var versions []claviger.KeyVersion
-		versions, err = e.cfg.Target.Import(ctx, m, it.Count, it.First, func(step string) error {
-			stop = w.step(it.Key, step)
-			return stop
-		})
-		it.TargetVersions = append(it.TargetVersions, namesOf(versions)...)
-		e.auditEnd(ctx, it.Key, it.TargetVersions, err)
-	}
+	err, stop := w.makeKey(ctx, it)
 	if stop != nil {
 		return stop
 	}
@@ -323,10 +302,10 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 		return stopped(ctx, "migrate.Run", it.Key)
 	}
 	w.mu.Lock()
-	if away := err != nil && claviger.Is(err, claviger.Unavailable); away {
-		w.away++
+	if claviger.Is(err, claviger.Unavailable) {
+		w.unreachable++
 	} else {
-		w.away = 0
+		w.unreachable = 0
 	}
 	w.mu.Unlock()
 	it.Ended = ptr(e.now())
@@ -353,6 +332,35 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 	w.progress.Versions += it.Count
 	w.mu.Unlock()
 	return w.step(it.Key, string(it.State))
+}
+
+// makeKey makes the key at the target, or retakes an adopted one, and audits that. err is the target's error,
+// stop that of OnStep.
+func (w *work) makeKey(ctx context.Context, it *Item) (err, stop error) {
+	e := w.e
+	if err := e.alias(ctx, it); err != nil {
+		return err, nil
+	}
+	if err := e.auditBegin(ctx, it.Key); err != nil {
+		return err, nil
+	}
+	m := claviger.Metadata{Name: it.Key, Cipher: it.Source.Cipher, BitLength: it.Source.Length,
+		Description: it.Source.Description,
+		Attributes:  it.Source.Attributes, Created: it.Source.Created, Versions: it.Count}
+	if it.Retaken {
+		if err = e.retake(ctx, m); err == nil {
+			stop = w.step(it.Key, "retaken")
+		}
+	} else {
+		var versions []claviger.KeyVersion
+		versions, err = e.cfg.Target.Import(ctx, m, it.Count, it.First, func(step string) error {
+			stop = w.step(it.Key, step)
+			return stop
+		})
+		it.TargetVersions = append(it.TargetVersions, namesOf(versions)...)
+	}
+	e.auditEnd(ctx, it.Key, it.TargetVersions, err)
+	return err, stop
 }
 
 // alias makes the key found by any spelling, where the source does so.

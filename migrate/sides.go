@@ -14,24 +14,27 @@ import (
 // their names.
 const metadataBatch = 50
 
-// awayAfter is how many single keys in a row may fail without an answer before the source counts as
-// unreachable: one slow key is that key's fault, three are the source's.
-const awayAfter = 3
+// unreachableAfter is how many single keys in a row may fail without an answer before the source counts as
+// unreachable. One slow key may be that key's fault; three in a row are the source's.
+const unreachableAfter = 3
 
-// survey is what the source has, what the target has, and what the journal knows.
+// survey is what the source has, what the target has, and what the journal has.
 type survey struct {
 	items   []Item // one per key that the source lists, sorted by name
 	history *history
-	// theirs and ours are the metadata of the items' keys at the source and here. unread is the reason why the
-	// source's could not be read. Each has the length of items.
+	// listed are the source's names of the keys, keys the names under which they are taken over. theirs and ours
+	// are the metadata at the source and at the target. unread is the reason why the source's metadata could not
+	// be read. Each has the length of items.
+	listed, keys []string
 	theirs, ours []*claviger.Metadata
 	unread       []error
 	// adopted are the items' keys whose records an operator's adoption made.
 	adopted map[string]bool
 	// material: the source, a KMS, would show us key material, which we never request.
 	material bool
-	// namesHidden: the source did not show the names of a key's versions.
-	namesHidden bool
+	// skipVersions: the source did not show the names of a key's versions to surveyKey. namesHidden is the same
+	// for namesNow.
+	skipVersions, namesHidden bool
 	// onlyTarget are keys that the source does not list.
 	onlyTarget []string
 	spelling   spelling
@@ -39,15 +42,15 @@ type survey struct {
 	// find out.
 	naming naming
 	probes int
-	// twice are versions that two of the target, another target and the source have; the source since it rolled
-	// the key.
+	// twice are versions that exist as different keys in two places: at the target and at another target, or at
+	// another target and at the source, which rolled the key later.
 	twice []VersionConflict
 	// gone are keys that the journal has and the source no longer lists.
 	gone []Item
 }
 
 // errNoMetadata is the error for a key that the source lists without returning its metadata.
-var errNoMetadata = errors.New("it tells no metadata of the key")
+var errNoMetadata = errors.New("the source returned no metadata of the key")
 
 // survey reads both sides. It changes nothing. Each name that the source lists becomes an item, whether its
 // metadata can be read or not.
@@ -85,56 +88,79 @@ func (e *Engine) survey(ctx context.Context, op string) (*survey, error) {
 	if sv.adopted, err = e.adopted(ctx, keys); err != nil {
 		return nil, err
 	}
-	askVersions := true
-	for i, name := range keys {
-		if i%metadataBatch == 0 {
-			batch := keys[i:min(i+metadataBatch, len(keys))]
-			ours, err := e.cfg.Target.Metadata(ctx, batch...)
-			if err != nil {
-				return nil, err
-			}
-			if len(ours) != len(batch) {
-				return nil, claviger.Errorf(op, claviger.Internal, "",
-					"asked the target for the metadata of %d keys, got %d", len(batch), len(ours))
-			}
-			sv.ours = append(sv.ours, ours...)
-		}
-		it, err := e.judge(ctx, sv, name, theirs[i], sv.ours[i], unread[i])
+	if sv.ours, err = e.targetMetadata(ctx, op, keys); err != nil {
+		return nil, err
+	}
+	sv.theirs, sv.unread, sv.listed, sv.keys = theirs, unread, names, keys
+	for i := range keys {
+		it, err := e.surveyKey(ctx, sv, i)
 		if err != nil {
 			return nil, err
 		}
-		it.Folded = sv.spelling.folds
-		if name != names[i] {
-			it.Listed = names[i]
-		}
-		if other := sv.spelling.clash(name, slices.Concat(keys, sv.onlyTarget)); other != "" && it.State != Done {
-			it.State = Conflict
-			it.Why = fmt.Sprintf("the source answers to every spelling of a name, and key %s differs in case only; "+
-				"delete or rename the one that no zone uses, before the next run", claviger.Printable(other))
-		}
-		if askVersions && theirs[i] != nil && it.SourceVersions == nil {
-			if it.SourceVersions, askVersions, err = e.sourceVersions(ctx, sv, name); err != nil {
-				return nil, err
-			}
-		}
-		if theirs[i] != nil && it.Run == "" { // not as the journal has it
-			e.number(ctx, sv, &it, theirs[i])
-			if v := e.collision(ctx, it, theirs[i], it.TargetVersions); v != "" {
-				it = e.collided(ctx, it, theirs[i], v)
-				if it.Retaken {
-					it.Why = e.whyAdoptedBelow(ctx, name, v)
-				}
-			}
-			if it.Retaken && it.State == Conflict {
-				// The key counts as not taken over. Otherwise a user who may roll the source's key could close
-				// the key here.
-				it.TargetVersions, it.Rolled = nil, 0
-			}
-		}
 		sv.items = append(sv.items, it)
 	}
-	sv.theirs, sv.unread = theirs, unread
 	return sv, nil
+}
+
+// targetMetadata reads the target's metadata of all keys in batches; nil for a key that the target does not have.
+func (e *Engine) targetMetadata(ctx context.Context, op string, keys []string) ([]*claviger.Metadata, error) {
+	all := make([]*claviger.Metadata, 0, len(keys))
+	for batch := range slices.Chunk(keys, metadataBatch) {
+		ms, err := e.cfg.Target.Metadata(ctx, batch...)
+		if err != nil {
+			return nil, err
+		}
+		if len(ms) != len(batch) {
+			return nil, claviger.Errorf(op, claviger.Internal, "",
+				"requested the metadata of %d keys from the target, got %d", len(batch), len(ms))
+		}
+		all = append(all, ms...)
+	}
+	return all, nil
+}
+
+// surveyKey makes the item of the key at index i.
+func (e *Engine) surveyKey(ctx context.Context, sv *survey, i int) (Item, error) {
+	name, theirs := sv.keys[i], sv.theirs[i]
+	it, err := e.judge(ctx, sv, name, theirs, sv.ours[i], sv.unread[i])
+	if err != nil {
+		return it, err
+	}
+	it.Folded = sv.spelling.folds
+	if name != sv.listed[i] {
+		it.Listed = sv.listed[i]
+	}
+	if other := sv.spelling.clash(name, slices.Concat(sv.keys, sv.onlyTarget)); other != "" && it.State != Done {
+		it.State = Conflict
+		it.Why = fmt.Sprintf("the source answers to every spelling of a name, and key %s differs in case only; "+
+			"delete or rename the one that no zone uses, before the next run", claviger.Printable(other))
+	}
+	if theirs == nil {
+		return it, nil
+	}
+	if !sv.skipVersions && it.SourceVersions == nil {
+		names, again, err := e.sourceVersions(ctx, sv, name)
+		if err != nil {
+			return it, err
+		}
+		it.SourceVersions, sv.skipVersions = names, !again
+	}
+	if it.Run != "" { // the journal's record, which has numbers already
+		return it, nil
+	}
+	e.number(ctx, sv, &it, theirs)
+	if v := e.collision(ctx, it, theirs, it.TargetVersions); v != "" {
+		it = e.collided(ctx, it, theirs, v)
+		if it.Retaken {
+			it.Why = e.whyAdoptedBelow(ctx, name, v)
+		}
+	}
+	if it.Retaken && it.State == Conflict {
+		// The key counts as not taken over. Otherwise a user who may roll the source's key could block the key
+		// here.
+		it.TargetVersions, it.Rolled = nil, 0
+	}
+	return it, nil
 }
 
 // sourceNames returns the source's list of keys, sorted, each name once.
@@ -190,7 +216,7 @@ func (sv *survey) unlistedSince() []Item {
 func (e *Engine) sourceMetadata(ctx context.Context, op string, names []string) ([]*claviger.Metadata, []error, error) {
 	all := make([]*claviger.Metadata, 0, len(names))
 	unread := make([]error, len(names))
-	away := 0
+	unanswered := 0 // in a row
 	for batch := range slices.Chunk(names, metadataBatch) {
 		ms, err := e.cfg.Source.Metadata(ctx, batch...)
 		if err == nil && len(ms) == len(batch) {
@@ -206,17 +232,17 @@ func (e *Engine) sourceMetadata(ctx context.Context, op string, names []string) 
 			case ctx.Err() != nil:
 				return nil, nil, e.sourceError(ctx, op, name, err)
 			case err == nil && len(one) == 1:
-				all, away = append(all, one[0]), 0
+				all, unanswered = append(all, one[0]), 0
 				continue
 			case err == nil:
 				err = fmt.Errorf("the source gave %d entries for one key", len(one))
 			}
 			if noAnswer(err) {
-				if away++; away >= awayAfter {
+				if unanswered++; unanswered >= unreachableAfter {
 					return nil, nil, e.sourceError(ctx, op, name, err)
 				}
 			} else {
-				away = 0
+				unanswered = 0
 			}
 			unread[len(all)] = err
 			all = append(all, nil)
@@ -229,11 +255,11 @@ func (e *Engine) sourceMetadata(ctx context.Context, op string, names []string) 
 // between. The others are unreadable.
 func (e *Engine) unlisted(ctx context.Context, op string, names []string, theirs []*claviger.Metadata,
 	unread []error) ([]string, []*claviger.Metadata, []error, error) {
-	untold := false
+	missing := false
 	for i := range names {
-		untold = untold || theirs[i] == nil && unread[i] == nil
+		missing = missing || theirs[i] == nil && unread[i] == nil
 	}
-	if !untold {
+	if !missing {
 		return names, theirs, unread, nil
 	}
 	now, err := e.sourceNames(ctx, op)

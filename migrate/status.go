@@ -63,9 +63,8 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Standing{Format: "claviger migrate status 1", At: e.now(), Runs: h.runs, Keys: []KeyStanding{}}
-	s.Runs = append([]Run{}, s.Runs...)
-	s.Runs = append(s.Runs, h.others...)
+	s := &Standing{Format: "claviger migrate status 1", At: e.now(), Runs: []Run{}, Keys: []KeyStanding{}}
+	s.Runs = append(append(s.Runs, h.runs...), h.others...)
 	slices.SortFunc(s.Runs, func(a, b Run) int { return strings.Compare(a.Name, b.Name) })
 	if err := e.interrupted(ctx, s.Runs); err != nil {
 		return nil, err
@@ -78,30 +77,43 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 	if s.Conflicts, err = e.conflicts(ctx); err != nil {
 		return nil, err
 	}
-	byKey := make(map[string][]metastore.Use)
-	folded := make(map[string]string) // a key that the source has under every spelling
+	for _, u := range uses {
+		if s.LastUse == nil || u.Last.After(*s.LastUse) {
+			s.LastUse = ptr(u.Last)
+		}
+	}
+	return s, e.keyStandings(ctx, s, h, usesByKey(uses, h), freed)
+}
+
+// usesByKey sorts the uses by their key, whatever spelling of its name they have.
+func usesByKey(uses []metastore.Use, h *history) map[string][]metastore.Use {
+	folded := make(map[string]string) // keys whose source answers to every spelling
 	for _, it := range h.items {
 		if it.Folded {
 			folded[claviger.FoldName(it.Key)] = it.Key
 		}
 	}
+	byKey := make(map[string][]metastore.Use)
 	for _, u := range uses {
 		key, _ := claviger.KeyOfVersion(u.Version)
 		if k, ok := folded[claviger.FoldName(key)]; ok {
 			key = k
 		}
 		byKey[key] = append(byKey[key], u)
-		if s.LastUse == nil || u.Last.After(*s.LastUse) {
-			s.LastUse = ptr(u.Last)
-		}
 	}
+	return byKey
+}
+
+// keyStandings adds the state of each key to s.
+func (e *Engine) keyStandings(ctx context.Context, s *Standing, h *history, uses map[string][]metastore.Use,
+	freed map[string]Freed) error {
 	gone, err := e.absent(ctx, h)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	lost, err := e.givenUp(ctx, h)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, a := range h.left() {
 		if _, known := h.items[a.Key]; !known {
@@ -117,10 +129,10 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 			it = lostHere(it, lost)
 		}
 		s.Counts.add(it)
-		s.Keys = append(s.Keys, KeyStanding{Key: key, State: it.State, Run: it.Run, Versions: mapping(it, byKey[key]),
+		s.Keys = append(s.Keys, KeyStanding{Key: key, State: it.State, Run: it.Run, Versions: mapping(it, uses[key]),
 			Why: it.Why})
 	}
-	return s, nil
+	return nil
 }
 
 // freedHere marks a key that was deleted here and whose name was freed since its run began. The migration no
@@ -319,53 +331,74 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 			here = append(here, it.Key)
 		}
 	}
-	have, bad, err := e.tryKeys(ctx, here)
-	if err != nil {
+	f := targetFacts{}
+	if f.versions, f.unusable, err = e.tryKeys(ctx, here); err != nil {
 		return nil, err
 	}
-	conflicts, err := e.conflicts(ctx)
-	if err != nil {
+	if f.conflicts, err = e.conflicts(ctx); err != nil {
 		return nil, err
 	}
-	for i, it := range sv.items {
-		d := KeyDiff{Key: it.Key}
-		theirs, ours := sv.theirs[i], sv.ours[i]
-		switch {
-		case sv.unread[i] != nil:
-			d.Differences = []Difference{{Field: "key", Source: "not readable: " +
-				e.whyUnread(ctx, it.Key, sv.unread[i]), Target: presence(ours)}}
-		case ours == nil:
-			d.Differences = []Difference{{Field: "key", Source: "there", Target: presence(nil)}}
-			if it.State == Elsewhere {
-				d.Remarks = append(d.Remarks, it.Why)
-			}
-		default:
-			now, err := e.namesNow(ctx, sv, &it)
-			if err != nil {
-				return nil, err
-			}
-			d.Differences = compare(fieldsOf(theirs), fieldsOf(ours))
-			both := VersionConflict{Version: e.collision(ctx, it, theirs, have[it.Key])}
-			if both.Version != "" {
-				both.Why = e.whyCollision(ctx, both.Version)
-			}
-			for _, c := range sv.twice {
-				if key, _ := claviger.KeyOfVersion(c.Version); key == it.Key && both.Version == "" {
-					both = c
-				}
-			}
-			d.verifyVersions(it, theirs, have[it.Key], bad, both, e.sinceRun(&it, theirs, now))
-		}
-		for _, c := range conflicts { // found by a server, though the source may count fewer versions now
-			if key, _ := claviger.KeyOfVersion(c.Version); key == it.Key && len(d.Differences) == 0 {
-				d.Differences = append(d.Differences,
-					Difference{Field: "version " + c.Version, Source: "was another key's", Target: presence(ours)})
-				d.Remarks = append(d.Remarks, c.Why)
-			}
+	for i := range sv.items {
+		d, err := e.verifyKey(ctx, sv, i, &f)
+		if err != nil {
+			return nil, err
 		}
 		v.add(d)
 	}
-	// Keys that were taken over must still be listed, or old EDEKs of them open nowhere.
+	v.addUnlisted(sv)
+	return v, nil
+}
+
+// targetFacts is what Verify found at the target.
+type targetFacts struct {
+	versions  map[string][]string // by key
+	unusable  map[string]string   // by version, the reason
+	conflicts []VersionConflict   // that a server has found
+}
+
+// verifyKey compares the key sv.items[i].
+func (e *Engine) verifyKey(ctx context.Context, sv *survey, i int, f *targetFacts) (KeyDiff, error) {
+	it, theirs, ours := sv.items[i], sv.theirs[i], sv.ours[i]
+	d := KeyDiff{Key: it.Key}
+	switch {
+	case sv.unread[i] != nil:
+		d.Differences = []Difference{{Field: "key", Source: "not readable: " +
+			e.whyUnread(ctx, it.Key, sv.unread[i]), Target: presence(ours)}}
+	case ours == nil:
+		d.Differences = []Difference{{Field: "key", Source: "there", Target: presence(nil)}}
+		if it.State == Elsewhere {
+			d.Remarks = append(d.Remarks, it.Why)
+		}
+	default:
+		names, err := e.namesNow(ctx, sv, &it)
+		if err != nil {
+			return d, err
+		}
+		d.Differences = compare(fieldsOf(theirs), fieldsOf(ours))
+		both := VersionConflict{Version: e.collision(ctx, it, theirs, f.versions[it.Key])}
+		if both.Version != "" {
+			both.Why = e.whyCollision(ctx, both.Version)
+		}
+		for _, c := range sv.twice {
+			if key, _ := claviger.KeyOfVersion(c.Version); key == it.Key && both.Version == "" {
+				both = c
+			}
+		}
+		d.verifyVersions(it, theirs, f, both, e.sinceRun(&it, theirs, names))
+	}
+	for _, c := range f.conflicts { // also if the source counts fewer versions now
+		if key, _ := claviger.KeyOfVersion(c.Version); key == it.Key && len(d.Differences) == 0 {
+			d.Differences = append(d.Differences,
+				Difference{Field: "version " + c.Version, Source: "was another key's", Target: presence(ours)})
+			d.Remarks = append(d.Remarks, c.Why)
+		}
+	}
+	return d, nil
+}
+
+// addUnlisted adds a difference for each key that was taken over and that the source no longer lists: old EDEKs
+// of such a key open nowhere.
+func (v *Verification) addUnlisted(sv *survey) {
 	for _, it := range sv.gone {
 		if it.State != Done {
 			continue
@@ -378,7 +411,6 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 			Differences: []Difference{{Field: "key", Source: "no longer listed (old EDEKs of it open nowhere)",
 				Target: here}}})
 	}
-	return v, nil
 }
 
 func (v *Verification) add(d KeyDiff) {
@@ -397,13 +429,13 @@ func presence(m *claviger.Metadata) string {
 	return "there"
 }
 
-// verifyVersions compares the versions. names are the target's, bad gives the reason why some cannot be used,
-// both is a version that the source has too, and since is what happened to the source's versions.
-func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []string, bad map[string]string,
-	both VersionConflict,
+// verifyVersions compares the versions. both is a version that the source has too, and since is what happened to
+// the source's versions.
+func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, f *targetFacts, both VersionConflict,
 	since *sinceRun) {
+	names := f.versions[it.Key]
 	for _, name := range names {
-		if why := bad[name]; why != "" {
+		if why := f.unusable[name]; why != "" {
 			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "its own",
 				Target: "not usable (" + why + ")"})
 		}

@@ -36,136 +36,194 @@ func (e *Engine) sourceVersions(ctx context.Context, sv *survey, key string) (na
 	return names, true, nil
 }
 
-// judge decides what to do with one key.
-func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, ours *claviger.Metadata,
-	unread error) (Item, error) {
+// keyFacts is what is known about one key of the source before judge decides.
+type keyFacts struct {
+	name         string
+	theirs, ours *claviger.Metadata // at the source and at the target; theirs is nil if it could not be read
+	before       Item               // the journal's record
+	known        bool               // the journal has a record
+	another      bool               // the target's key has the name, but is not the recorded key
+	adopted      bool               // an operator's adoption made the target's record
+}
+
+// keyFacts finds the journal's record of a key, and whether the target's key is the recorded one.
+func (e *Engine) keyFacts(ctx context.Context, sv *survey, name string,
+	theirs, ours *claviger.Metadata) (*keyFacts, error) {
 	before, known := sv.history.items[name]
 	another, err := e.another(ctx, before, ours)
 	if err != nil {
-		return before, err
+		return nil, err
 	}
 	if was, ok := sv.history.takenOver[name]; ok && ours != nil && before.hides(was) {
 		if gone, err := e.another(ctx, was, ours); err != nil {
-			return before, err
+			return nil, err
 		} else if !gone {
 			before, before.State = was, Done
 		}
 	}
-	if another && unread != nil {
-		ours = nil // that of the journal is not here
+	return &keyFacts{name: name, theirs: theirs, ours: ours, before: before, known: known, another: another,
+		adopted: sv.adopted[name]}, nil
+}
+
+// judge decides what to do with one key.
+func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, ours *claviger.Metadata,
+	unread error) (Item, error) {
+	k, err := e.keyFacts(ctx, sv, name, theirs, ours)
+	if err != nil {
+		return Item{}, err
 	}
 	if unread != nil {
-		if known && before.State == Done && ours != nil {
-			// The key is here. Only the comparison with the source is missing.
-			before.Why = e.whyUnread(ctx, name, unread)
-			return before, nil
-		}
-		if known && ours == nil && (before.State == Done || before.State == Deleted) {
-			return deletedHere(before), nil
-		}
-		it := Item{Key: name, State: Unreadable, Why: e.whyUnread(ctx, name, unread)}
-		if refused(unread) {
-			it.State = Refused
-		}
-		return it, nil
+		return e.judgeUnread(ctx, k, unread), nil
 	}
 	it := Item{Key: name, State: Planned, Source: fieldsOf(theirs)}
 	if other, ok := sv.history.elsewhere[name]; ok {
-		rolled := ""
-		if v := e.rolledInto(ctx, other, theirs); v != "" {
-			rolled = e.whyRolledInto(v, other)
-			sv.twice = append(sv.twice, VersionConflict{v, e.cfg.Source.URI(), rolled})
-		}
-		done := known && (before.State == Done || before.State == Deleted || before.State == Importing)
-		switch {
-		case ours != nil:
-			if v, err := e.twice(ctx, other); err != nil || v != "" {
-				it.State, it.Why = Conflict, e.whyTwice(ctx, v, other)
-				sv.twice = append(sv.twice, VersionConflict{v, other.target, it.Why})
-				return it, err
-			}
-		case !done:
-			s := e.asSource(other)
-			if s == nil {
-				it.State, it.Why = Elsewhere, e.whyElsewhere(other)
-				if rolled != "" {
-					it.Why += "; " + rolled
-				}
-				return it, nil
-			}
-			if it.First, err = above(ctx, s, other); err != nil {
-				return it, err
-			}
+		decided, err := e.judgeElsewhere(ctx, sv, k, other, &it)
+		if decided || err != nil {
+			return it, err
 		}
 	}
-	if known {
-		it.SourceVersions, it.Started = before.SourceVersions, before.Started
-		if countOf(it.SourceVersions) != theirs.Versions {
-			it.SourceVersions = nil // rolled there since
-		}
-		if before.State == Importing {
-			it.State, it.Count, it.First = Importing, before.Count, before.First
-		}
+	if k.known {
+		k.continueRecord(&it)
 	}
 	if ours == nil {
-		// The source rolled the key afterwards, so the key could not stay. It is taken over again once it was
-		// deleted here, but not while it can be undeleted and was used.
-		again := e.collision(ctx, before, theirs, before.TargetVersions) != ""
-		if known && (before.State == Done || before.State == Deleted) && !again {
-			return deletedHere(before), nil
-		}
-		if again {
-			switch used, err := e.shelvedUsed(ctx, name, before.TargetVersions); {
-			case err != nil:
-				return it, err
-			case used != "":
-				return e.collided(ctx, before, theirs, used), nil
-			}
-		}
-		if why := e.unsupported(theirs); why != "" {
-			it.State, it.Why = Unsupported, why
-		}
-		return it, nil
+		return e.judgeAbsent(ctx, k, it)
 	}
-	if known && !another && before.State == Conflict && before.Rolled > 0 && before.madeAnew(theirs) {
-		return before, nil // EDEKs of the version to which the older key was rolled are there still
+	return e.judgePresent(ctx, k, it)
+}
+
+// judgeUnread decides about a key whose metadata could not be read at the source.
+func (e *Engine) judgeUnread(ctx context.Context, k *keyFacts, unread error) Item {
+	here := k.ours != nil && !k.another
+	switch {
+	case k.known && k.before.State == Done && here:
+		// Only the comparison with the source is missing.
+		it := k.before
+		it.Why = e.whyUnread(ctx, k.name, unread)
+		return it
+	case k.known && !here && k.before.migrated():
+		return deletedHere(k.before)
 	}
-	if known && before.State == Done && !another && !sv.adopted[name] {
-		before.Why, before.Rolled = "", 0
-		here := before.TargetVersions
-		if theirs.Versions > before.Source.Versions { // rolls here may have come to the same names
-			vs, err := e.cfg.Target.Versions(ctx, name)
-			if err != nil {
-				return before, err
-			}
-			here = append(slices.Clone(here), namesOf(vs)...)
-		}
-		if v := e.collision(ctx, before, theirs, here); v != "" {
-			return e.collided(ctx, before, theirs, v, here...), nil
-		}
-		if since := e.sinceRun(&before, theirs, nil); since != nil {
-			before.Why = since.String()
-			if !since.anew.IsZero() {
-				return before, nil // it is here, and is no other key's
-			}
-		}
-		if diffs := compare(before.Source, fieldsOf(theirs)); len(diffs) > 0 {
-			return conflict(it, diffs, "at the source it is another key than the one that was migrated",
-				cureRename), nil
-		}
-		return before, nil
+	it := Item{Key: k.name, State: Unreadable, Why: e.whyUnread(ctx, k.name, unread)}
+	if refused(unread) {
+		it.State = Refused
 	}
-	if diffs := compare(fieldsOf(theirs), fieldsOf(ours)); len(diffs) > 0 {
-		if sv.adopted[name] {
+	return it
+}
+
+// judgeElsewhere decides about a key that a run into another target took over. If decided is false, the other
+// rules decide, with the lowest number that it may have stored in it.
+func (e *Engine) judgeElsewhere(ctx context.Context, sv *survey, k *keyFacts, other away,
+	it *Item) (decided bool, err error) {
+	rolled := ""
+	if v := e.rolledInto(ctx, other, k.theirs); v != "" {
+		rolled = e.whyRolledInto(v, other)
+		sv.twice = append(sv.twice, VersionConflict{v, e.cfg.Source.URI(), rolled})
+	}
+	if k.ours != nil {
+		v, err := e.twice(ctx, other)
+		if err != nil || v == "" {
+			return false, err
+		}
+		it.State, it.Why = Conflict, e.whyTwice(ctx, v, other)
+		sv.twice = append(sv.twice, VersionConflict{v, other.target, it.Why})
+		return true, nil
+	}
+	if k.known && (k.before.migrated() || k.before.State == Importing) {
+		return false, nil
+	}
+	s := e.asSource(other)
+	if s == nil {
+		it.State, it.Why = Elsewhere, e.whyElsewhere(other)
+		if rolled != "" {
+			it.Why += "; " + rolled
+		}
+		return true, nil
+	}
+	it.First, err = above(ctx, s, other)
+	return false, err
+}
+
+// continueRecord copies into it what the journal's record of an earlier run still says.
+func (k *keyFacts) continueRecord(it *Item) {
+	it.SourceVersions, it.Started = k.before.SourceVersions, k.before.Started
+	if countOf(it.SourceVersions) != k.theirs.Versions {
+		it.SourceVersions = nil // the source rolled the key since
+	}
+	if k.before.State == Importing {
+		it.State, it.Count, it.First = Importing, k.before.Count, k.before.First
+	}
+}
+
+// judgeAbsent decides about a key that the target does not have.
+func (e *Engine) judgeAbsent(ctx context.Context, k *keyFacts, it Item) (Item, error) {
+	// If the source rolled the key to a number that the key had here, the key had to be deleted here. It is
+	// taken over again, unless it can be undeleted and was used.
+	again := e.collision(ctx, k.before, k.theirs, k.before.TargetVersions) != ""
+	if k.known && k.before.migrated() && !again {
+		return deletedHere(k.before), nil
+	}
+	if again {
+		switch used, err := e.shelvedUsed(ctx, k.name, k.before.TargetVersions); {
+		case err != nil:
+			return it, err
+		case used != "":
+			return e.collided(ctx, k.before, k.theirs, used), nil
+		}
+	}
+	if why := e.unsupported(k.theirs); why != "" {
+		it.State, it.Why = Unsupported, why
+	}
+	return it, nil
+}
+
+// judgePresent decides about a key that the target has.
+func (e *Engine) judgePresent(ctx context.Context, k *keyFacts, it Item) (Item, error) {
+	if k.known && !k.another {
+		before := k.before
+		if before.State == Conflict && before.Rolled > 0 && before.madeAnew(k.theirs) {
+			return before, nil // EDEKs still exist of the version to which the older key was rolled
+		}
+		if before.State == Done && !k.adopted {
+			return e.judgeTakenOver(ctx, k, it)
+		}
+	}
+	if diffs := compare(fieldsOf(k.theirs), fieldsOf(k.ours)); len(diffs) > 0 {
+		if k.adopted {
 			return e.readopt(ctx, it, diffs)
 		}
 		return conflict(it, diffs, "a key of that name is here already", cureRename), nil
 	}
-	// The key is here and the same. A process that was killed before it recorded this imported it, or the
+	// Both keys are the same: either a process imported the key and was killed before it recorded that, or the
 	// source has two addresses.
-	it.Retaken = it.State == Importing && before.Retaken
-	adopted, err := e.adopt(ctx, it, known)
-	return adopted, err
+	it.Retaken = it.State == Importing && k.before.Retaken
+	return e.adopt(ctx, it, k.known)
+}
+
+// judgeTakenOver decides about a key that an earlier run took over and that the target still has.
+func (e *Engine) judgeTakenOver(ctx context.Context, k *keyFacts, it Item) (Item, error) {
+	before := k.before
+	before.Why, before.Rolled = "", 0
+	here := before.TargetVersions
+	if k.theirs.Versions > before.Source.Versions { // rolls here may have reached the same numbers
+		vs, err := e.cfg.Target.Versions(ctx, k.name)
+		if err != nil {
+			return before, err
+		}
+		here = append(slices.Clone(here), namesOf(vs)...)
+	}
+	if v := e.collision(ctx, before, k.theirs, here); v != "" {
+		return e.collided(ctx, before, k.theirs, v, here...), nil
+	}
+	if since := e.sinceRun(&before, k.theirs, nil); since != nil {
+		before.Why = since.String()
+		if !since.anew.IsZero() {
+			return before, nil // the key here is still the recorded one
+		}
+	}
+	if diffs := compare(before.Source, fieldsOf(k.theirs)); len(diffs) > 0 {
+		return conflict(it, diffs, "at the source it is another key than the one that was migrated", cureRename), nil
+	}
+	return before, nil
 }
 
 // deletedHere returns the item of a key that was migrated and is no longer here.

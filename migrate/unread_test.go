@@ -249,7 +249,7 @@ func TestFinishAsksTheSource(t *testing.T) {
 		return f
 	}
 	if f := finish(); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"),
-		"could not be asked for keys that are new there") {
+		"it is not known whether the source has new keys") {
 		t.Errorf("%+v", f)
 	}
 	b.cfg.Source = nil

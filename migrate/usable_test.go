@@ -180,7 +180,7 @@ func TestFinishByTheClock(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 	b.here, b.there = -day, -day // its end was written by a clock that was ahead
-	if f := finish(); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"), "still to come") {
+	if f := finish(); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"), "is in the future") {
 		t.Errorf("ended a day from now: %+v", f)
 	}
 }
@@ -250,7 +250,7 @@ func TestUsesOfOtherKeys(t *testing.T) {
 	}
 	must(t, b.store.AddUse(ctx, []metastore.Use{{Source: b.source.URI(), Version: "late@0", Op: "decrypt", Count: 1,
 		Last: noon}}))
-	if f := finish(nil); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"), "late@0 was asked of") {
+	if f := finish(nil); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"), "late@0 was used at") {
 		t.Errorf("a key that was never migrated: %+v", f)
 	}
 	if err := b.source.Delete(ctx, "k"); err != nil {

@@ -153,7 +153,7 @@ func TestOldVersionsStayForeign(t *testing.T) {
 
 	// The source goes, the migration is ended, and somebody takes the name.
 	if out, err := command(t, "migrate", "finish", "--conf", dir); err == nil ||
-		!strings.Contains(out, "nobody has said") || strings.Contains(out, "was not migrated") {
+		!strings.Contains(out, "it is not confirmed") || strings.Contains(out, "was not migrated") {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	if err := stopSource(); err != nil {

@@ -266,7 +266,7 @@ func goFrom(t *testing.T, source origin) {
 	}
 	// While the source is there, it is asked whether it has other keys.
 	if said := ClavigerExit(t, env, 3, "migrate", "finish", "--conf", conf); !strings.Contains(said,
-		"nobody has said that all EDEKs are re-encrypted") || strings.Contains(said, "was not migrated") {
+		"it is not confirmed that all EDEKs are re-encrypted") || strings.Contains(said, "was not migrated") {
 		t.Errorf("finish, too early, says\n%s", said)
 	}
 	w.cluster.SetKeyProvider(ours.ProviderURI())
