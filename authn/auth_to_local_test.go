@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestRulesAsJava gives each name to each list of rules, as testdata/java's
-// Rules.java gave them to Hadoop's own KerberosName.
+// TestRulesAsJava compares the rules with Hadoop's KerberosName. testdata/java/Rules.java wrote KerberosName's result
+// for each list of rules and each name.
 func TestRulesAsJava(t *testing.T) {
 	data, err := os.ReadFile("testdata/java/rules.txt")
 	if err != nil {
@@ -63,7 +63,7 @@ func TestRulesAsJava(t *testing.T) {
 		}
 		if strings.Contains(head, "/L") && strings.ContainsAny(fields[2], "k\u0307") &&
 			strings.ContainsAny(fields[1], "\u212a\u0130") {
-			// D-rules: Java makes another user's name of it.
+			// A difference to Hadoop on purpose: Java would make another user's name.
 			stricter++
 			if !strings.HasPrefix(got, "!norule Lower case of ") {
 				t.Errorf("%s: of %s becomes\n%s, want a refusal", head, fields[1], got)
@@ -76,17 +76,16 @@ func TestRulesAsJava(t *testing.T) {
 	}
 	if lists < 230 || names < 4100 || refused < 30 || short < 2300 || stricter < 8 {
 		t.Errorf("only %d lists (%d of them refused), %d names (%d of them with a short one, %d stricter than Java)",
-			lists,
-			refused, names, short, stricter)
+			lists, refused, names, short, stricter)
 	}
 }
 
-// TestRulesRefused: what Hadoop refuses when a principal comes by, and what
-// means something else to Java, is refused before.
+// TestRulesRefused: ParseRules refuses rules that Hadoop refuses only when a principal uses them, and rules that mean
+// something else in Java.
 func TestRulesRefused(t *testing.T) {
 	for rules, want := range map[string]string{
-		`RULE:[1:$2] DEFAULT`:            "$2 is none of the parameters $0 (the realm) to $1",
-		`RULE:[1:$]`:                     "$ is none of the parameters",
+		`RULE:[1:$2] DEFAULT`:            "$2 is not one of the parameters $0 (the realm) to $1",
+		`RULE:[1:$]`:                     "$ is not one of the parameters",
 		`RULE:[1:$1]s/a/$1/`:             "one of the 0 groups",
 		`RULE:[1:$1]s/(a)/$2/`:           "one of the 1 groups",
 		`RULE:[1:$1]s/(a)/${x}/`:         "one of the 1 groups",
@@ -104,23 +103,23 @@ func TestRulesRefused(t *testing.T) {
 		`RULE:[1:$1](\vx)`:               `\v cannot be used here`,
 		`RULE:[1:$1](\p{Lower}+)`:        "invalid character class range",
 		`RULE:[1:$1]s/(?i)\pL/x/`:        `\p cannot be used under (?i) here`,
-		`RULE:[1:$1](a{,3})`:             "no repetition",
+		`RULE:[1:$1](a{,3})`:             "does not begin a repetition",
 		`RULE:[1:$1](a{2000})`:           "invalid repeat count",
-		`DEFAULT RULE:[1:$1](x`:          `what begins with "(x" is no rule`,
-		`RULE:[1:$1](a)(b)`:              `what begins with "(b)" is no rule`,
-		`RULE:[99999999999999999999:$1]`: "no number of components",
+		`DEFAULT RULE:[1:$1](x`:          `the text from "(x" on is not a rule`,
+		`RULE:[1:$1](a)(b)`:              `the text from "(b)" on is not a rule`,
+		`RULE:[99999999999999999999:$1]`: "not a number of components",
 	} {
 		_, err := ParseRules(rules, MechanismHadoop, "")
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", rules, err, want)
 			continue
 		}
-		if !strings.Contains(err.Error(), "RULE:[") && !strings.Contains(err.Error(), "is no rule") {
+		if !strings.Contains(err.Error(), "RULE:[") && !strings.Contains(err.Error(), "is not a rule") {
 			t.Errorf("%s: the error does not name the rule: %v", rules, err)
 		}
 	}
 	if _, err := ParseMechanism("kerberos"); err == nil {
-		t.Error("a mechanism of no name is taken")
+		t.Error("an unknown mechanism is accepted")
 	}
 	r, err := ParseRules(`RULE:[1:$1]/L`, MechanismHadoop, "")
 	if err != nil {
@@ -132,7 +131,7 @@ func TestRulesRefused(t *testing.T) {
 		}
 	}
 	if r.UsesDefaultRealm() {
-		t.Error("no rule asks for the default realm")
+		t.Error("UsesDefaultRealm is true without DEFAULT")
 	}
 }
 

@@ -39,10 +39,10 @@ type Config struct {
 	Rules *Rules
 
 	Validity    time.Duration // token.validity, of a new token
-	MaxInactive time.Duration // token.max-inactive-interval; <= 0: tokens do not tire
+	MaxInactive time.Duration // token.max-inactive-interval; <= 0: no limit for unused tokens
 	Cookie      CookieAttributes
 	Secrets     SecretProvider
-	ProxyUsers  *ProxyUsers      // nil: nobody may act for anybody
+	ProxyUsers  *ProxyUsers      // nil: no user may act for another
 	Delegations *Delegations     // nil: there are no delegation tokens
 	Now         func() time.Time // nil: time.Now
 }
@@ -162,9 +162,9 @@ const (
 	// NoShortName: auth_to_local makes no name of a principal. Hadoop: 500, Reason
 	// (which begins with a Java class) in the page.
 	NoShortName
-	// StoreAway: the store of delegation tokens does not answer, or an owner requests tokens too fast. 503: another
-	// node may do it, or this node a moment later.
-	StoreAway
+	// StoreUnavailable: the store of delegation tokens does not answer, or an owner requests tokens too fast. 503:
+	// another node may succeed, or this node a moment later.
+	StoreUnavailable
 	// TooManyTokens: a limit of delegation tokens is reached. 403, an IOException whose message is Reason: another
 	// node would refuse too.
 	TooManyTokens
@@ -253,8 +253,7 @@ func (a *Authenticator) attempt(r Request, now time.Time, management bool) attem
 		att.refusal = &Refusal{Kind: NoShortName, Reason: javaText(err), User: att.token.principal,
 			Property: AuthToLocal,
 			Explanation: fmt.Sprintf(
-				"the ticket of %s is good, but auth_to_local makes no user name of it; add a rule to %s if it is "+
-					"to be let in",
+				"the ticket of %s is good, but auth_to_local makes no user name of it; to let it in, add a rule to %s",
 				att.token.principal, AuthToLocal)}
 	case err != nil:
 		att.refusal = &Refusal{Kind: BadTicket, Reason: javaText(err), User: att.token.principal, Property: AuthToLocal,
@@ -265,7 +264,7 @@ func (a *Authenticator) attempt(r Request, now time.Time, management bool) attem
 			Reason:   "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'",
 			User:     att.token.principal,
 			Property: AuthToLocal, Explanation: fmt.Sprintf(
-				"the ticket of %s is good, but auth_to_local makes %q of it, which no user is called; change the rule",
+				"the ticket of %s is good, but auth_to_local makes %q of it, which is not a user name; change the rule",
 				att.token.principal, short)}
 	}
 	att.token.user = short
@@ -276,14 +275,14 @@ func (a *Authenticator) attempt(r Request, now time.Time, management bool) attem
 }
 
 // delegator returns the caller of an operation on delegation tokens, by a cookie or by the Handler. A delegation
-// token is no credential here; otherwise its user could get new tokens for ever. If nobody is true, an anonymous
-// caller is accepted and who is nil. As in Hadoop, the name of the caller is the short name, which becomes the
-// owner of the token.
-func (a *Authenticator) delegator(ctx context.Context, r Request, nobody bool) (who *claviger.Principal, reply string,
-	_ *Refusal) {
+// token is not accepted here; otherwise its user could get new tokens for ever. If allowAnonymous is true, an
+// anonymous caller is accepted and who is nil. As in Hadoop, the name of the caller is the short name, which becomes
+// the owner of the token.
+func (a *Authenticator) delegator(ctx context.Context, r Request,
+	allowAnonymous bool) (who *claviger.Principal, reply string, _ *Refusal) {
 	now := a.conf.Now()
 	tok, _ := a.cookieToken(r, now)
-	if tok == nil && nobody {
+	if tok == nil && allowAnonymous {
 		return nil, "", nil
 	}
 	if tok == nil {
@@ -362,7 +361,7 @@ const AuthToLocal = "hadoop.kms.authentication.kerberos.name.rules (type kerbero
 // noUser returns the refusal for a name of which the rules make no user name.
 func (a *Authenticator) noUser(err error, r Refusal) *Refusal {
 	r.Kind, r.Reason, r.Property = Malformed, err.Error(), AuthToLocal
-	r.Explanation = fmt.Sprintf("the rules make no user of %q: add one to %s if it is to be let in",
+	r.Explanation = fmt.Sprintf("the rules make no user name of %q; to let it in, add a rule to %s",
 		r.User, AuthToLocal)
 	return &r
 }

@@ -14,7 +14,7 @@ import (
 	"claviger/authn"
 )
 
-// ofJava is what hadoop-auth 3.4.2's Signer made of this secret.
+// ofJava is the secret with which the Signer of hadoop-auth 3.4.2 signed javaTokens.
 const ofJava = fixedSecret("a secret of the test\n")
 
 var javaTokens = []string{
@@ -57,7 +57,7 @@ func TestCookiesOfJava(t *testing.T) {
 			}
 		}
 	}
-	// and the other way round
+	// Go's cookie has the same bytes.
 	res := a.Authenticate(t.Context(), request("user.name="+url.QueryEscape("ünïcode")))
 	if want := `hadoop.auth="` + javaTokens[1] + `"; HttpOnly`; res.SetCookie != want {
 		t.Errorf("Set-Cookie %q, want %q", res.SetCookie, want)
@@ -77,7 +77,7 @@ func TestCookieFaults(t *testing.T) {
 		{"Hadoop.Auth=" + ofJava.sign(good), "Authentication required"},
 		{"xhadoop.auth=" + ofJava.sign(good), "Authentication required"},
 		{"hadoop.auth", "Authentication required"},
-		{`x="; hadoop.auth=` + ofJava.sign(good) + `"`, "Authentication required"}, // inside another's quotes
+		{`x="; hadoop.auth=` + ofJava.sign(good) + `"`, "Authentication required"}, // in the quotes of another cookie
 		{"hadoop.auth=" + good, signer + "Invalid signed text: " + good},
 		{"hadoop.auth=" + good + "&s=", signer + "Invalid signature"},
 		{"hadoop.auth=" + ofJava.sign(good) + "=", signer + "Invalid signature"},
@@ -171,11 +171,11 @@ func TestCookieLife(t *testing.T) {
 	now = now.Add(21 * time.Second)
 	if res := a.Authenticate(t.Context(), request("", cookie)); res.Refusal == nil ||
 		res.Refusal.Reason != "AuthenticationToken expired" {
-		t.Errorf("an idle cookie is good: %+v", res)
+		t.Errorf("an idle cookie is accepted: %+v", res)
 	}
 	cookie, _, _ = strings.Cut(res.SetCookie, ";")
 	if res := a.Authenticate(t.Context(), request("", cookie)); res.Principal == nil {
-		t.Errorf("the renewed cookie is bad: %+v", res.Refusal)
+		t.Errorf("the renewed cookie is refused: %+v", res.Refusal)
 	}
 }
 
@@ -192,7 +192,8 @@ func TestSetCookie(t *testing.T) {
 	}
 	r.RawQuery = ""
 	res = a.Authenticate(t.Context(), r)
-	if want := "hadoop.auth=; Path=/kms; Domain=example.com; Expires=Thu, 01-Jan-1970 00:00:00 GMT; Secure; HttpOnly"; res.SetCookie != want {
+	want = "hadoop.auth=; Path=/kms; Domain=example.com; Expires=Thu, 01-Jan-1970 00:00:00 GMT; Secure; HttpOnly"
+	if res.SetCookie != want {
 		t.Errorf("%s, want %s", res.SetCookie, want)
 	}
 	for _, c := range []authn.CookieAttributes{{Domain: "a;b"}, {Path: "/kms\r\nX: y"}, {Path: "/ü"}} {
@@ -217,21 +218,21 @@ func TestRandomSecrets(t *testing.T) {
 	now = now.Add(time.Millisecond)
 	second, valid := s.Secrets()
 	if second.Equal(first) || len(valid) != 2 || !valid[0].Equal(second) || !valid[1].Equal(first) {
-		t.Error("not rolled, or the one before is not valid")
+		t.Error("not rolled, or the previous secret is not valid")
 	}
 	now = now.Add(90 * time.Minute)
 	third, valid := s.Secrets()
 	if third.Equal(second) || len(valid) != 2 || !valid[1].Equal(second) {
-		t.Error("half a period late: the one before must still be good")
+		t.Error("half a period late: the previous secret must still be valid")
 	}
-	now = now.Add(30 * time.Minute) // periods end where they did before
+	now = now.Add(30 * time.Minute) // a late rollover does not move the end of the period
 	fourth, valid := s.Secrets()
 	if fourth.Equal(third) || !valid[1].Equal(third) {
 		t.Error("the periods have shifted")
 	}
 	now = now.Add(5 * time.Hour)
 	if _, valid := s.Secrets(); len(valid) != 1 || valid[0].Equal(fourth) {
-		t.Error("a secret outlived two periods")
+		t.Error("a secret is valid for more than two periods")
 	}
 }
 
@@ -250,7 +251,7 @@ func TestFileSecret(t *testing.T) {
 	}
 	a := newAuthenticator(t, authn.Config{Secrets: s})
 	if res := a.Authenticate(t.Context(), request("", "hadoop.auth="+javaTokens[0])); res.Principal == nil {
-		t.Errorf("a newline at the end does not count: %+v", res.Refusal)
+		t.Errorf("the newline at the end is not part of the secret: %+v", res.Refusal)
 	}
 	for path, want := range map[string]string{
 		filepath.Join(dir, "none"):                   "no such file",
@@ -269,7 +270,7 @@ func TestFileSecret(t *testing.T) {
 
 func TestNewRefuses(t *testing.T) {
 	if _, err := authn.New(authn.Config{Validity: time.Hour}); err == nil {
-		t.Error("made without secrets")
+		t.Error("New accepts a Config without secrets")
 	}
 	if _, err := authn.New(authn.Config{Secrets: ofJava}); err == nil ||
 		!strings.Contains(err.Error(), "token.validity") {

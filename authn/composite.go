@@ -15,7 +15,7 @@ type NamedDirectory struct {
 // CompositeGroups is the directory of Hadoop's CompositeGroupsMapping. If combined is true, a user is in the groups
 // of all parts; otherwise in the groups of the first part that has any.
 // In Hadoop, a part that fails counts as a part without groups, and then a blacklist with a group does not exclude
-// the user. Here the whole look-up fails if the part that failed could have changed the result.
+// the user. Here the whole lookup fails if the part that failed could have changed the result.
 func CompositeGroups(parts []NamedDirectory, combined bool) Directory {
 	return func(name string) ([]string, error) {
 		var groups []string

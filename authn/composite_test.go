@@ -14,7 +14,7 @@ import (
 	"claviger/internal/ldaptest"
 )
 
-// TestCompositeGroups: what a part that fails could have changed is not known.
+// TestCompositeGroups: the lookup fails if the part that failed could have changed the result.
 func TestCompositeGroups(t *testing.T) {
 	directories := map[string]Directory{
 		"staff":  func(string) ([]string, error) { return []string{"staff", "dev"}, nil },
@@ -28,7 +28,7 @@ func TestCompositeGroups(t *testing.T) {
 	}
 	for _, test := range []struct {
 		parts           string
-		combined, first string // groups; "?": not known; "-": no such user
+		combined, first string // groups in the two modes; "?": not known; "-": no such user
 	}{
 		{"staff", "dev staff", "dev staff"},
 		{"staff banned", "banned dev staff", "dev staff"},
@@ -63,8 +63,8 @@ func TestCompositeGroups(t *testing.T) {
 	}
 }
 
-// TestCompositeFault: with a real LDAP server away, the groups of another part do not hide
-// that a blacklist's group could not be asked for.
+// TestCompositeFault: if a real LDAP server is down, a blacklist with a group of that server excludes the user, even
+// if another part returns groups.
 func TestCompositeFault(t *testing.T) {
 	s := ldaptest.Start(t, directory)
 	ldap, err := LDAPGroups(ldapConfig(s))
@@ -78,7 +78,7 @@ func TestCompositeFault(t *testing.T) {
 		{Name: "hadoop.kms.acl.GENERATE_EEK", Value: " staff"},
 	})
 	alice := claviger.Principal{Name: "alice", Short: "alice"}
-	ask := func() *Groups {
+	newGroups := func() *Groups {
 		return groupsOf(t, CompositeGroups([]NamedDirectory{local, {Name: "ad", Directory: ldap}}, true), quiet)
 	}
 	check := func(when string, g *Groups, generate bool) {
@@ -90,13 +90,13 @@ func TestCompositeFault(t *testing.T) {
 			t.Errorf("%s, GENERATE_EEK is %t for the groups %q", when, got, g.Of("alice"))
 		}
 	}
-	g := ask()
+	g := newGroups()
 	check("with all parts", g, true)
 	s.Stop()
-	check("with LDAP away since the start", ask(), false)
+	check("with LDAP down since the start", newGroups(), false)
 	now := time.Now().Add(2 * time.Minute)
 	g.now = func() time.Time { return now }
-	check("with LDAP away, and the last groups known", g, true)
+	check("with LDAP down, and the last groups known", g, true)
 	if st := g.Stats(); st.Failed != 1 || st.Err == nil ||
 		!strings.Contains(st.Err.Error(), "group mapping provider ad") {
 		t.Errorf("figures: %+v", st)

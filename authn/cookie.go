@@ -19,11 +19,10 @@ import (
 //
 //	u=<user>&p=<principal>&t=<type>[&i=<ms>]&e=<ms>
 //
-// with times in milliseconds since the epoch: i is until when the token may lie
-// idle, e is when it expires.
+// with times in milliseconds since the epoch. At time i, a token that was not used expires; at time e, every token.
 type token struct {
 	user, principal, kind string
-	idleUntil             time.Time // zero: without such a limit
+	idleUntil             time.Time // zero: no such limit
 	expires               time.Time
 }
 
@@ -84,8 +83,7 @@ func parseMillis(s string) (time.Time, error) {
 	return time.UnixMilli(ms), nil
 }
 
-// signatureMark stands between a token's text and its signature, the padded
-// standard base64 of the text's HMAC-SHA256.
+// signatureMark separates a token's text from its signature, the padded standard base64 of the text's HMAC-SHA256.
 const signatureMark = "&s="
 
 // signer signs and opens tokens as hadoop-auth's Signer does.
@@ -106,7 +104,7 @@ func (s signer) open(signed string) (string, error) {
 	text, given := signed[:i], []byte(signed[i+len(signatureMark):])
 	_, valid := s.secrets.Secrets()
 	match := 0
-	for _, key := range valid { // all of them, so that time tells nothing of which
+	for _, key := range valid { // no early exit, so the time does not reveal which key matched
 		match |= subtle.ConstantTimeCompare(given, []byte(signature(key, text)))
 	}
 	if match == 0 {
@@ -137,9 +135,8 @@ func (c CookieAttributes) check() error {
 	return nil
 }
 
-// text is a Set-Cookie header's value. It is put together by hand because
-// http.SetCookie would drop the quotes and write another form of date; Hadoop's
-// clients expect these bytes. An empty value clears the cookie.
+// text returns the value of a Set-Cookie header. Hadoop's clients expect exactly these bytes; http.SetCookie would
+// drop the quotes and write the date in another form. An empty value clears the cookie.
 func (c CookieAttributes) text(value string, expires time.Time, https bool) string {
 	var b strings.Builder
 	b.WriteString(CookieName + "=")
@@ -162,10 +159,9 @@ func (c CookieAttributes) text(value string, expires time.Time, https bool) stri
 	return b.String()
 }
 
-// authCookie returns the value of the first hadoop.auth cookie, quotes taken
-// off. An empty value in quotes is no cookie, as Jetty has it. net/http's own
-// parser is not used because it drops cookies whose value is not ASCII, which
-// a user's name need not be.
+// authCookie returns the value of the first hadoop.auth cookie, without quotes. As in Jetty, an empty value in
+// quotes is not a cookie. The parser of net/http would drop a cookie whose value is not ASCII, and a user's name may
+// be such a value.
 func authCookie(headers []string) (value string, ok bool) {
 	for _, h := range headers {
 		for h != "" {

@@ -34,7 +34,7 @@ type DelegationConfig struct {
 	// passwords again from the keys.
 	Digests bool
 	Limits  TokenLimits      // the zero value: DefaultTokenLimits
-	Batch   int32            // sequence numbers that are fetched at once; 0: 100, as Hadoop does
+	Batch   int32            // sequence numbers that are fetched together; 0: 100, as Hadoop does
 	Log     *slog.Logger     // nil: none
 	Now     func() time.Time // nil: time.Now
 }
@@ -45,18 +45,18 @@ type Delegations struct {
 	conf  DelegationConfig
 	quota *quota
 	clock *storeClock
-	// short makes an owner of the name in a token.
+	// short makes the owner's short name from the name in a token.
 	short func(name string) string
 
-	// turn is a lock for key and numbers: a channel with one element. A caller can stop waiting for it when its ctx
-	// ends.
-	turn    chan struct{}
+	// lock guards key, nextKey and numbers. It is a channel with one element, so a caller can stop waiting when its
+	// ctx ends.
+	lock    chan struct{}
 	key     metastore.MasterKey // of the passwords of new tokens
 	nextKey time.Time
 	numbers struct{ next, end int32 } // fetched and not used yet
 }
 
-// NewDelegations makes a manager of tokens. The error is of kind Invalid for a time that is not positive.
+// NewDelegations makes a Delegations. The error is of kind Invalid for a time that is not positive.
 func NewDelegations(conf DelegationConfig) (*Delegations, error) {
 	for name, d := range map[string]time.Duration{"update-interval": conf.KeyUpdate, "max-lifetime": conf.MaxLife,
 		"renew-interval": conf.Renewal, "removal-scan-interval": conf.Scan} {
@@ -85,8 +85,8 @@ func NewDelegations(conf DelegationConfig) (*Delegations, error) {
 		return nil, claviger.Errorf("authn.NewDelegations", claviger.Invalid, "",
 			"all limits of delegation tokens must be positive")
 	}
-	d := &Delegations{conf: conf, turn: make(chan struct{}, 1), short: func(name string) string { return name }}
-	d.turn <- struct{}{}
+	d := &Delegations{conf: conf, lock: make(chan struct{}, 1), short: func(name string) string { return name }}
+	d.lock <- struct{}{}
 	d.clock = newStoreClock(conf.Store, conf.Now)
 	d.quota = newQuota(conf.Limits, conf.Now, conf.Log, d.owners)
 	return d, nil
@@ -94,7 +94,7 @@ func NewDelegations(conf DelegationConfig) (*Delegations, error) {
 
 // owners calls fn with the owner of each token in the store.
 func (d *Delegations) owners(ctx context.Context, fn func(owner string)) error {
-	before, err := d.clock.longPast(ctx)
+	before, err := d.clock.removalTime(ctx)
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (d *Delegations) owners(ctx context.Context, fn func(owner string)) error {
 }
 
 // Stats returns figures of the limits.
-func (d *Delegations) Stats() TokenStats { return d.quota.figures() }
+func (d *Delegations) Stats() TokenStats { return d.quota.snapshot() }
 
 // Limits returns the limits.
 func (d *Delegations) Limits() TokenLimits { return d.conf.Limits }
@@ -134,18 +134,18 @@ func (d *Delegations) Full() error {
 func (d *Delegations) Run(ctx context.Context) {
 	ticker := time.NewTicker(d.conf.Scan)
 	defer ticker.Stop()
-	counting := time.NewTicker(recountAnyway)
+	counting := time.NewTicker(recountAge)
 	defer counting.Stop()
-	// Before the first token is asked for: it would have to wait.
-	if err := d.quota.fresh(ctx, false); err != nil && ctx.Err() == nil {
-		d.conf.Log.Warn("delegation tokens could not be counted; it is tried again when one is asked for", "err", err)
+	// Count now, so that the first request for a token does not wait for the count.
+	if err := d.quota.ensureCounted(ctx, false); err != nil && ctx.Err() == nil {
+		d.conf.Log.Warn("delegation tokens could not be counted; the next request for a token counts them", "err", err)
 	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-counting.C:
-			if err := d.quota.again(ctx); err != nil && ctx.Err() == nil {
+			if err := d.quota.recountIfOld(ctx); err != nil && ctx.Err() == nil {
 				d.conf.Log.Warn("delegation tokens could not be counted", "err", err)
 			}
 			continue
@@ -157,9 +157,9 @@ func (d *Delegations) Run(ctx context.Context) {
 	}
 }
 
-// scan removes expired tokens, and master keys that made no valid token.
+// scan removes expired tokens, and master keys whose tokens have all expired.
 func (d *Delegations) scan(ctx context.Context) error {
-	before, err := d.clock.longPast(ctx)
+	before, err := d.clock.removalTime(ctx)
 	if err != nil {
 		return err
 	}
@@ -189,22 +189,22 @@ func (d *Delegations) Count(ctx context.Context) (int, error) {
 	return d.conf.Store.CountDelegations(ctx)
 }
 
-// issue makes a token and returns its text; *overQuota where its owner gets none.
+// issue makes a token and returns its text. The error is *overQuota if a limit is reached.
 func (d *Delegations) issue(ctx context.Context, owner, renewer, realUser, service string) (_ string, err error) {
 	counted := d.short(owner)
-	if err := d.quota.take(ctx, counted); err != nil {
+	if err := d.quota.acquire(ctx, counted); err != nil {
 		return "", err
 	}
 	defer func() {
 		if err != nil {
-			d.quota.give(counted)
+			d.quota.release(counted)
 		}
 	}()
-	now, err := d.clock.latest(ctx)
+	now, err := d.clock.laterClock(ctx)
 	if err != nil {
 		return "", err
 	}
-	key, sequence, err := d.take(ctx, now)
+	key, sequence, err := d.nextKeyAndNumber(ctx, now)
 	if err != nil {
 		return "", err
 	}
@@ -214,19 +214,19 @@ func (d *Delegations) issue(ctx context.Context, owner, renewer, realUser, servi
 	mac.Write(t.identifier)
 	t.password = mac.Sum(nil)
 	if err := d.conf.Store.PutDelegation(ctx, metastore.Delegation{Sequence: sequence, Identifier: t.identifier,
-		Password: d.kept(t.password), Renew: d.until(now, id)}); err != nil {
+		Password: d.storedPassword(t.password), Renew: d.renewalEnd(now, id)}); err != nil {
 		return "", err
 	}
 	return t.text(), nil
 }
 
-// take returns the key and the number for a new token. It makes a new key when the time for that has come. Here
-// tokens need no old key, because the store has their passwords. But a Java KMS on the same store makes the
+// nextKeyAndNumber returns the key and the number for a new token. It makes a new key when KeyUpdate has passed. This
+// package needs no old keys, because the store has the tokens' passwords. But a Java KMS on the same store makes the
 // password again when it renews a token, so each key stays in the store for as long as its tokens may live.
-func (d *Delegations) take(ctx context.Context, now time.Time) (metastore.MasterKey, int32, error) {
+func (d *Delegations) nextKeyAndNumber(ctx context.Context, now time.Time) (metastore.MasterKey, int32, error) {
 	select {
-	case <-d.turn:
-		defer func() { d.turn <- struct{}{} }()
+	case <-d.lock:
+		defer func() { d.lock <- struct{}{} }()
 	case <-ctx.Done():
 		return metastore.MasterKey{}, 0, claviger.E("authn.Delegations", claviger.Unavailable, "", context.Cause(ctx))
 	}
@@ -238,7 +238,7 @@ func (d *Delegations) take(ctx context.Context, now time.Time) (metastore.Master
 		const size = 32 // bytes; Hadoop's are 8
 		k := metastore.MasterKey{ID: id, Expires: wholeMillis(now.Add(d.conf.KeyUpdate + d.conf.MaxLife)),
 			Key: make(secret.Bytes, size)}
-		_, _ = rand.Read(k.Key) // never fails: it ends the process first
+		_, _ = rand.Read(k.Key) // never returns an error: on failure it ends the process
 		if !d.conf.Digests {
 			if err := d.conf.Store.PutMasterKey(ctx, k); err != nil {
 				return metastore.MasterKey{}, 0, err
@@ -258,8 +258,9 @@ func (d *Delegations) take(ctx context.Context, now time.Time) (metastore.Master
 	return d.key, sequence, nil
 }
 
-// kept is what the store has of a password, which is 160 bits that nobody guesses.
-func (d *Delegations) kept(password secret.Bytes) secret.Bytes {
+// storedPassword returns the form of a password that the store keeps: the password, or its SHA-256. A plain hash is
+// enough, because a password is 160 bits of an HMAC, which cannot be guessed.
+func (d *Delegations) storedPassword(password secret.Bytes) secret.Bytes {
 	if !d.conf.Digests {
 		return password
 	}
@@ -267,11 +268,11 @@ func (d *Delegations) kept(password secret.Bytes) secret.Bytes {
 	return sum[:]
 }
 
-// wholeMillis is a time as stores and tokens keep it.
+// wholeMillis cuts a time to milliseconds, as stores and tokens keep it.
 func wholeMillis(t time.Time) time.Time { return time.UnixMilli(t.UnixMilli()) }
 
-// until returns the time at which a token expires that is issued or renewed now.
-func (d *Delegations) until(now time.Time, id identifier) time.Time {
+// renewalEnd returns the time at which a token expires if it is issued or renewed now.
+func (d *Delegations) renewalEnd(now time.Time, id identifier) time.Time {
 	if end := time.UnixMilli(id.maxDate); end.Before(now.Add(d.conf.Renewal)) {
 		return end
 	}
@@ -293,7 +294,7 @@ func (d *Delegations) find(ctx context.Context, t delegation, id identifier,
 		return k, err
 	case !ok || !bytes.Equal(k.Identifier, t.identifier):
 		return k, errors.New(invalidToken + missing)
-	case !hmac.Equal(k.Password, d.kept(t.password)):
+	case !hmac.Equal(k.Password, d.storedPassword(t.password)):
 		return k, fmt.Errorf("%stoken (%v) is invalid, password doesn't match", invalidToken, id)
 	}
 	return k, nil
@@ -310,7 +311,7 @@ func (d *Delegations) verify(ctx context.Context, text string) (identifier, erro
 		return id, err
 	}
 	if now := d.conf.Now(); k.Renew.Before(now) {
-		if err := d.clock.sure(ctx); err != nil {
+		if err := d.clock.checkAgreement(ctx); err != nil {
 			return id, err
 		}
 		const layout = "2006-01-02 15:04:05,000-0700"
@@ -328,7 +329,7 @@ func (d *Delegations) renew(ctx context.Context, text, caller string) (time.Time
 	}
 	switch {
 	case id.maxDate < d.conf.Now().UnixMilli():
-		if err := d.clock.sure(ctx); err != nil {
+		if err := d.clock.checkAgreement(ctx); err != nil {
 			return time.Time{}, err
 		}
 		return time.Time{}, fmt.Errorf("%s%s tried to renew an expired token (%v)", invalidToken, caller, id)
@@ -344,13 +345,13 @@ func (d *Delegations) renew(ctx context.Context, text, caller string) (time.Time
 	if _, err := d.find(ctx, t, id, unknown); err != nil {
 		return time.Time{}, err
 	}
-	now, err := d.clock.latest(ctx)
+	now, err := d.clock.laterClock(ctx)
 	if err != nil {
 		return time.Time{}, err
 	}
-	until := d.until(now, id)
+	until := d.renewalEnd(now, id)
 	ok, err := d.conf.Store.RenewDelegation(ctx, id.sequence, until)
-	if err == nil && !ok { // cancelled meanwhile
+	if err == nil && !ok { // another request cancelled it meanwhile
 		err = errors.New(invalidToken + unknown)
 	}
 	return until, err
@@ -372,7 +373,7 @@ func (d *Delegations) cancel(ctx context.Context, text string, caller *claviger.
 	}
 	ok, err := d.conf.Store.RemoveDelegation(ctx, id.sequence)
 	if ok {
-		d.quota.give(d.short(id.owner))
+		d.quota.release(d.short(id.owner))
 	}
 	if err == nil && !ok {
 		err = errors.New(invalidToken + missing)
@@ -380,27 +381,28 @@ func (d *Delegations) cancel(ctx context.Context, text string, caller *claviger.
 	return err
 }
 
-// refusalOf is for an error of the above: what Hadoop says of a token is the
-// caller's, what failed in the store is the operator's.
-func refusalOf(err error, otherwise Refusal) *Refusal {
+// refusalOf returns the refusal for an error of Delegations. The caller gets Hadoop's text about the token; only the
+// operator's log gets an error of the store. The refusal for any other error is fallback.
+func refusalOf(err error, fallback Refusal) *Refusal {
 	var over *overQuota
 	if errors.As(err, &over) {
-		if over.soon {
-			return &Refusal{Kind: StoreAway, Reason: over.text}
+		if over.temporary {
+			return &Refusal{Kind: StoreUnavailable, Reason: over.reason}
 		}
-		return &Refusal{Kind: TooManyTokens, Reason: over.text}
+		return &Refusal{Kind: TooManyTokens, Reason: over.reason}
 	}
 	var apart *metastore.ClocksApartError
 	if errors.As(err, &apart) {
-		return &Refusal{Kind: StoreAway, Reason: "this server's clock, or that of the store of delegation tokens, " +
-			"is wrong, so it cannot tell whether the token has expired", Explanation: err.Error()}
+		return &Refusal{Kind: StoreUnavailable, Explanation: err.Error(),
+			Reason: "this server's clock, or that of the store of delegation tokens, " +
+				"is wrong, so it cannot tell whether the token has expired"}
 	}
 	var failed *claviger.Error
 	if errors.As(err, &failed) {
-		return &Refusal{Kind: StoreAway, Reason: "the store of delegation tokens does not answer",
+		return &Refusal{Kind: StoreUnavailable, Reason: "the store of delegation tokens does not answer",
 			Explanation: err.Error()}
 	}
-	return &otherwise
+	return &fallback
 }
 
 // badToken returns the refusal for a delegation token that is not valid. If the token has only expired, its
@@ -417,7 +419,7 @@ func badToken(id identifier, err error) Refusal {
 		r.Explanation = fmt.Sprintf("the delegation token of %s, number %d, has expired: its renewer %q did not "+
 			"renew it in time, or its life is over", id.owner, id.sequence, id.renewer)
 	case errors.Is(err, errEOF):
-		r.Explanation = "what stands in the place of a delegation token is none: it was cut, or is of another kind"
+		r.Explanation = "the text of the delegation token cannot be decoded: it was cut, or is of another kind"
 	}
 	return r
 }
@@ -438,50 +440,47 @@ const (
 var delegationMethods = map[string]string{getDelegation: http.MethodGet, renewDelegation: http.MethodPut,
 	cancelDelegation: http.MethodPut}
 
-// DelegationResult is the outcome of an operation on a delegation token. Token is
-// set for one that was issued, Expires for one that was renewed; neither for one
-// that was cancelled.
+// DelegationResult is the outcome of an operation on a delegation token.
 type DelegationResult struct {
-	Caller      claviger.Principal // whoever asked, as far as that is known
+	Caller      claviger.Principal // the sender of the request, if known
 	Op          string             // "GETDELEGATIONTOKEN", ...
-	Sequence    int32              // number of the token, where Refusal is nil
-	About       string             // the token without its password, as Hadoop writes it, where Refusal is nil
-	Token       string
-	Expires     time.Time
-	SetCookie   string // as in Result
-	ServerToken string // as in Result
+	Sequence    int32              // number of the token, if Refusal is nil
+	Description string             // the token without its password, in Hadoop's form, if Refusal is nil
+	Token       string             // if it was issued
+	Expires     time.Time          // if it was renewed
+	SetCookie   string             // as in Result
+	ServerToken string             // as in Result
 	Refusal     *Refusal
 }
 
-// Delegation does what the query's op asks for. ok is false where it asks for
-// nothing about delegation tokens: then the request is one as any other.
+// Delegation performs the operation on delegation tokens that the query's op names. If op names no such operation,
+// ok is false and the caller serves the request as any other.
 func (a *Authenticator) Delegation(ctx context.Context, method string, r Request) (_ DelegationResult, ok bool) {
-	named := func(want string) (string, bool) {
+	param := func(want string) (string, bool) {
 		return queryValue(r.RawQuery, func(n string) bool { return n == want })
 	}
-	op, _ := named("op")
+	op, _ := param("op")
 	op = strings.ToUpper(op)
 	want, ok := delegationMethods[op]
 	if !ok || method == http.MethodOptions || a.conf.Delegations == nil {
 		return DelegationResult{}, false
 	}
 	if method != want {
-		return refused(BadOperation, fmt.Sprintf("Wrong HTTP method [%s] for operation [%s], it should be [%s]", method,
-			op,
-			want)), true
+		return refusedDelegation(BadOperation,
+			fmt.Sprintf("Wrong HTTP method [%s] for operation [%s], it should be [%s]", method, op, want)), true
 	}
 	who, reply, refusal := a.delegator(ctx, r, op == cancelDelegation)
 	if refusal != nil {
 		return DelegationResult{Refusal: refusal, ServerToken: reply}, true
 	}
 	var res DelegationResult
-	text, ok := named("token")
+	text, ok := param("token")
 	switch {
 	case op == getDelegation:
 		res = a.issueDelegation(ctx, r, who)
 		text = res.Token
 	case !ok:
-		return refused(BadOperation, fmt.Sprintf("Operation [%s] requires the parameter [token]", op)), true
+		return refusedDelegation(BadOperation, fmt.Sprintf("Operation [%s] requires the parameter [token]", op)), true
 	case op == cancelDelegation:
 		res = a.cancelDelegation(ctx, text, who)
 	default:
@@ -490,7 +489,7 @@ func (a *Authenticator) Delegation(ctx context.Context, method string, r Request
 	res.ServerToken, res.Op = reply, op
 	if res.Refusal == nil {
 		if _, id, err := parseDelegation(text); err == nil { // it was parsed before
-			res.Sequence, res.About = id.sequence, id.String()
+			res.Sequence, res.Description = id.sequence, id.String()
 		}
 	}
 	return res, true
@@ -521,33 +520,33 @@ func (a *Authenticator) renewDelegation(ctx context.Context, r Request, text str
 	return res
 }
 
-func refused(kind RefusalKind, reason string) DelegationResult {
+func refusedDelegation(kind RefusalKind, reason string) DelegationResult {
 	return DelegationResult{Refusal: &Refusal{Kind: kind, Reason: reason}}
 }
 
 func (a *Authenticator) issueDelegation(ctx context.Context, r Request, who *claviger.Principal) DelegationResult {
-	named := func(want, otherwise string) string {
+	param := func(want, fallback string) string {
 		if v, ok := queryValue(r.RawQuery, func(n string) bool { return n == want }); ok {
 			return v
 		}
-		return otherwise
+		return fallback
 	}
-	renewer, service := named("renewer", who.Short), named("service", "")
+	renewer, service := param("renewer", who.Short), param("service", "")
 	for name, v := range map[string]string{"renewer": renewer, "service": service} {
 		if v != "" && !validName(v) {
-			return refused(BadOperation, "parameter "+name+": it is longer than 512 bytes, or holds characters that "+
-				"no name has")
+			return refusedDelegation(BadOperation, "parameter "+name+": it is longer than 512 bytes, or holds "+
+				"characters that no name has")
 		}
 	}
 	short, err := a.conf.Rules.Short(renewer)
 	if err != nil {
-		return refused(NoShortName, "java.lang.RuntimeException: "+javaText(err))
+		return refusedDelegation(NoShortName, "java.lang.RuntimeException: "+javaText(err))
 	}
 	renewer = short
-	if most := a.conf.Delegations.conf.Limits.Renewer; len(renewer) > most {
-		return refused(BadOperation,
+	if limit := a.conf.Delegations.conf.Limits.Renewer; len(renewer) > limit {
+		return refusedDelegation(BadOperation,
 			fmt.Sprintf("parameter renewer: it has %d bytes, and %d are taken; name the user who is to renew the token",
-				len(renewer), most))
+				len(renewer), limit))
 	}
 	realUser := ""
 	if who.Real != nil {
@@ -561,7 +560,7 @@ func (a *Authenticator) issueDelegation(ctx context.Context, r Request, who *cla
 	return DelegationResult{Caller: *who, Token: text}
 }
 
-// delegationOf returns the delegation token that a request brings.
+// delegationOf returns the delegation token in a request.
 func delegationOf(r Request) (string, bool) {
 	if text := r.Header.Get("X-Hadoop-Delegation-Token"); text != "" {
 		return text, true
@@ -583,7 +582,7 @@ func (a *Authenticator) byDelegation(ctx context.Context, text string) Result {
 		who.Real = &real
 	}
 	who.Token = id.sequence
-	if err != nil { // we issued it to a name that we had taken
+	if err != nil { // the rules allowed the name when the token was issued; they have changed since
 		return Result{Refusal: &Refusal{Kind: BadDelegation, Reason: err.Error()}}
 	}
 	return Result{Principal: &who}

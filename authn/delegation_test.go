@@ -31,9 +31,8 @@ func TestDelegationBytesAreHadoops(t *testing.T) {
 			"sequenceNumber=1, masterKeyId=2", ""},
 		{viaMigr, "kms-dt owner=alice, renewer=yarn, realUser=migr, issueDate=1795442630986, maxDate=1796047430986, " +
 			"sequenceNumber=6, masterKeyId=2", ""},
-		{ofService,
-			"kms-dt owner=alice, renewer=yarn, realUser=, issueDate=1795442630963, maxDate=1796047430963, " +
-				"sequenceNumber=2, masterKeyId=2", "127.0.0.1:9600"},
+		{ofService, "kms-dt owner=alice, renewer=yarn, realUser=, issueDate=1795442630963, maxDate=1796047430963, " +
+			"sequenceNumber=2, masterKeyId=2", "127.0.0.1:9600"},
 	} {
 		d, id, err := parseDelegation(c.text)
 		if err != nil || id.String() != c.id || d.service != c.service || d.kind != "kms-dt" || len(d.password) != 20 {
@@ -54,7 +53,7 @@ func (oneSecret) Secrets() (secret.Bytes, []secret.Bytes) {
 	return s, []secret.Bytes{s}
 }
 
-// delegating is an Authenticator with a clock of its own.
+// delegating is an Authenticator whose clock the test sets.
 type delegating struct {
 	*Authenticator
 	t      *testing.T
@@ -90,7 +89,7 @@ func (d *delegating) do(method, query string) DelegationResult {
 	d.t.Helper()
 	res, ok := d.Delegation(d.t.Context(), method, d.request(query))
 	if !ok {
-		d.t.Fatalf("%s %s is no operation on delegation tokens", method, query)
+		d.t.Fatalf("%s %s is not an operation on delegation tokens", method, query)
 	}
 	return res
 }
@@ -104,7 +103,7 @@ func (d *delegating) get(query string) string {
 	return res.Token
 }
 
-// use returns who a request with the token is, or why it is nobody's.
+// use sends a request with the token, and returns the user and the real user, or the refusal.
 func (d *delegating) use(token string) string {
 	res := d.Authenticate(d.t.Context(), d.request("doAs=bob&user.name=bob&delegation="+url.QueryEscape(token)))
 	switch {
@@ -150,20 +149,20 @@ func TestDelegationLife(t *testing.T) {
 		t.Errorf("after its renewal the token is %s's", got)
 	}
 	if got := d.use(via); !strings.Contains(got, "has expired") {
-		t.Errorf("the other one expired, and is %s's", got)
+		t.Errorf("the other token has expired, and is %s's", got)
 	}
-	// A scan, and a new key: what was signed with the old key holds.
+	// After a scan and a new key, a token by the old key is still valid.
 	if err := d.tokens.scan(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	_, fresh, _ := parseDelegation(d.get("user.name=bob"))
-	if fresh.keyID != 2 || fresh.renewer != "bob" || d.use(token) != "alice" {
-		t.Errorf("after the key's change: %v; %s", fresh, d.use(token))
+	_, later, _ := parseDelegation(d.get("user.name=bob"))
+	if later.keyID != 2 || later.renewer != "bob" || d.use(token) != "alice" {
+		t.Errorf("after the key's change: %v; %s", later, d.use(token))
 	}
 	if got := d.use(via); !strings.Contains(got, "Token for real user: migr, can't be found in cache") {
-		t.Errorf("the expired one was to be removed; %s", got)
+		t.Errorf("the scan did not remove the expired token: %s", got)
 	}
-	// No renewal goes beyond the longest life.
+	// A renewal ends at maxDate at the latest.
 	d.now = time.UnixMilli(id.maxDate).Add(-time.Hour)
 	if res := renew("yarn"); !res.Expires.Equal(time.UnixMilli(id.maxDate)) {
 		t.Errorf("renewed until %v, want %v", res.Expires, time.UnixMilli(id.maxDate))
@@ -175,8 +174,8 @@ func TestDelegationLife(t *testing.T) {
 	}
 }
 
-// TestDelegationExpiresOnTime: a token is good until the moment to which it was issued or renewed,
-// and not a millisecond longer.
+// TestDelegationExpiresOnTime: a token is valid until the end of the interval for which it was issued or renewed, and
+// not a millisecond longer.
 func TestDelegationExpiresOnTime(t *testing.T) {
 	d := newDelegating(t)
 	token := d.get("renewer=yarn&user.name=alice")
@@ -184,11 +183,11 @@ func TestDelegationExpiresOnTime(t *testing.T) {
 	for _, when := range []string{"issued", "renewed"} {
 		d.now = until
 		if got := d.use(token); got != "alice" {
-			t.Errorf("at the end of the time to which it was %s: %s", when, got)
+			t.Errorf("%s, at the end of the interval: %s", when, got)
 		}
 		d.now = until.Add(time.Millisecond)
 		if got := d.use(token); !strings.Contains(got, "has expired") {
-			t.Errorf("a millisecond after the time to which it was %s: %s", when, got)
+			t.Errorf("%s, a millisecond after the interval: %s", when, got)
 		}
 		d.now = until.Add(-time.Hour)
 		res := d.do(http.MethodPut, "op=renewdelegationtoken&user.name=yarn&token="+token)
@@ -205,8 +204,7 @@ func TestMemoryTokens(t *testing.T) {
 	})
 }
 
-// TestDelegationNodes has two nodes on one store: what one issues, renews and
-// cancels the other knows.
+// TestDelegationNodes: two nodes share a store, and each sees the tokens that the other issued, renewed or cancelled.
 func TestDelegationNodes(t *testing.T) {
 	for name, digests := range map[string]bool{"passwords": false, "digests": true} {
 		t.Run(name, func(t *testing.T) { testDelegationNodes(t, digests) })
@@ -235,7 +233,7 @@ func testDelegationNodes(t *testing.T, digests bool) {
 			}
 			id, err := a.verify(ctx, text)
 			if err != nil || had[id.sequence] {
-				t.Fatalf("token %v twice, or not known: %v", id, err)
+				t.Fatalf("token %v was issued twice, or is not valid: %v", id, err)
 			}
 			had[id.sequence] = true
 		}
@@ -254,10 +252,10 @@ func testDelegationNodes(t *testing.T, digests bool) {
 	if k, ok, err := store.Delegation(ctx, id.sequence); err != nil || !ok ||
 		bytes.Equal(k.Password, token.password) == digests {
 		t.Errorf("the store has %x (%v, %v) of the password %x", []byte(k.Password), ok, err, token.password)
-	} else if token.password = k.Password; digests { // as whoever has read the store would try
+	} else if token.password = k.Password; digests { // a reader of the store may try this
 		if _, err := a.verify(ctx, token.text()); err == nil ||
 			!strings.Contains(err.Error(), "password doesn't match") {
-			t.Errorf("what the store has is taken as a password: %v", err)
+			t.Errorf("the digest in the store is accepted as a password: %v", err)
 		}
 	}
 	if _, err := a.renew(ctx, text, "yarn"); err != nil {
@@ -267,7 +265,7 @@ func testDelegationNodes(t *testing.T, digests bool) {
 		t.Error(err)
 	}
 	if id, err := b.verify(ctx, text); err == nil {
-		t.Errorf("b takes %v, which a has cancelled", id)
+		t.Errorf("b accepts %v, which a has cancelled", id)
 	}
 	if _, err := b.renew(ctx, text, "yarn"); err == nil ||
 		!strings.Contains(err.Error(), "Renewal request for unknown token") {
@@ -275,23 +273,23 @@ func testDelegationNodes(t *testing.T, digests bool) {
 	}
 }
 
-// awayTokens is a store that does not answer.
-type awayTokens struct{ metastore.Delegations }
+// downTokens is a store that does not answer.
+type downTokens struct{ metastore.Delegations }
 
-var errAway = claviger.Errorf("test", claviger.Unavailable, "", "it is away")
+var errDown = claviger.Errorf("test", claviger.Unavailable, "", "the store is down")
 
-func (awayTokens) Delegation(context.Context, int32) (metastore.Delegation, bool, error) {
-	return metastore.Delegation{}, false, errAway
+func (downTokens) Delegation(context.Context, int32) (metastore.Delegation, bool, error) {
+	return metastore.Delegation{}, false, errDown
 }
-func (awayTokens) NextKeyID(context.Context) (int32, error) { return 0, errAway }
+func (downTokens) NextKeyID(context.Context) (int32, error) { return 0, errDown }
 
-func TestDelegationStoreAway(t *testing.T) {
+func TestDelegationStoreDown(t *testing.T) {
 	d := newDelegating(t)
 	token := d.get("user.name=alice")
-	d.tokens.conf.Store = awayTokens{}
+	d.tokens.conf.Store = downTokens{}
 	d.tokens.nextKey = time.Time{}
 	if got, want := d.use(token), fmt.Sprintf("%d the store of delegation tokens does not answer",
-		StoreAway); got != want {
+		StoreUnavailable); got != want {
 		t.Errorf("used: %s", got)
 	}
 	for method, query := range map[string]string{
@@ -302,8 +300,8 @@ func TestDelegationStoreAway(t *testing.T) {
 		if method == "cancel" {
 			method = http.MethodPut
 		}
-		if res := d.do(method, query); res.Refusal == nil || res.Refusal.Kind != StoreAway ||
-			!strings.Contains(res.Refusal.Explanation, "it is away") || res.SetCookie != "" {
+		if res := d.do(method, query); res.Refusal == nil || res.Refusal.Kind != StoreUnavailable ||
+			!strings.Contains(res.Refusal.Explanation, "the store is down") || res.SetCookie != "" {
 			t.Errorf("%s: %+v", query, res)
 		}
 	}
@@ -312,8 +310,7 @@ func TestDelegationStoreAway(t *testing.T) {
 func TestDelegationCancel(t *testing.T) {
 	d := newDelegating(t)
 	for _, c := range []struct{ who, query string }{{"its owner", "user.name=alice&"},
-		{"its renewer", "user.name=yarn&"},
-		{"whoever has it", ""}} {
+		{"its renewer", "user.name=yarn&"}, {"an anonymous caller with the token", ""}} {
 		token := d.get("renewer=yarn&user.name=alice")
 		cookie := ""
 		if c.query != "" {
@@ -327,7 +324,7 @@ func TestDelegationCancel(t *testing.T) {
 		}
 		bob := d.Authenticate(t.Context(), d.request("user.name=bob")).SetCookie
 		if r := cancel(bob, token); r == nil || r.Kind != UnknownDelegation {
-			t.Errorf("cancelled by a stranger: %+v", r)
+			t.Errorf("cancelled by another user: %+v", r)
 		}
 		parsed, _, _ := parseDelegation(token)
 		parsed.password = make([]byte, 20)
@@ -335,7 +332,7 @@ func TestDelegationCancel(t *testing.T) {
 			t.Error("cancelled with another password")
 		}
 		if got := d.use(token); got != "alice" {
-			t.Fatalf("before: %s", got)
+			t.Fatalf("before it is cancelled: %s", got)
 		}
 		if r := cancel(cookie, token); r != nil {
 			t.Errorf("cancelled by %s: %+v", c.who, r)
@@ -390,7 +387,7 @@ func TestDelegationRefused(t *testing.T) {
 	for _, c := range []struct{ method, query string }{{"GET", "op=FOO"}, {"GET", "op"},
 		{"OPTIONS", "op=GETDELEGATIONTOKEN"}} {
 		if _, ok := d.Delegation(t.Context(), c.method, d.request(c.query)); ok {
-			t.Errorf("%s %s is taken for an operation on delegation tokens", c.method, c.query)
+			t.Errorf("%s %s is treated as an operation on delegation tokens", c.method, c.query)
 		}
 	}
 	if _, err := NewDelegations(DelegationConfig{KeyUpdate: 1, MaxLife: 1, Renewal: 1}); err == nil ||
@@ -411,7 +408,7 @@ func FuzzDelegation(f *testing.F) {
 		d.identifier = id.bytes()
 		again, sameID, err := parseDelegation(d.text())
 		if err != nil || sameID != id || again.service != d.service || string(again.password) != string(d.password) {
-			t.Errorf("%v, written and read, is %v; %v", id, sameID, err)
+			t.Errorf("%v becomes %v after writing and reading; %v", id, sameID, err)
 		}
 	})
 }

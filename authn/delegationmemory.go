@@ -13,8 +13,7 @@ import (
 	"claviger/metastore"
 )
 
-// memoryTokens is the store of a node that is alone. Its tokens end with the
-// process, as they do with Hadoop's default store.
+// memoryTokens is the token store of a single node. Its tokens end with the process, as in Hadoop's default store.
 type memoryTokens struct {
 	now func() time.Time
 
@@ -34,7 +33,8 @@ func newMemoryTokens(now func() time.Time) *memoryTokens {
 
 func (m *memoryTokens) NextSequences(_ context.Context, n int32) (first int32, err error) {
 	if n <= 0 {
-		return 0, claviger.Errorf("authn.NextSequences", claviger.Invalid, "", "%d sequence numbers are asked for", n)
+		return 0, claviger.Errorf("authn.NextSequences", claviger.Invalid, "",
+			"%d sequence numbers were requested; the count must be positive", n)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -117,7 +117,7 @@ func (m *memoryTokens) removeExpired(before time.Time) int {
 	return n - len(m.tokens)
 }
 
-// Clocks are one clock: nobody else has these tokens.
+// Clocks compares the process's clock with itself, because no other node uses this store.
 func (m *memoryTokens) Clocks(context.Context) (metastore.Clocks, error) {
 	now := m.now()
 	return metastore.Compare(now, now, now, "this process's"), nil
@@ -129,7 +129,7 @@ func (m *memoryTokens) CountDelegations(context.Context) (int, error) {
 	return len(m.tokens), nil
 }
 
-// Identifiers holds the lock for as long as it takes to list the tokens.
+// Identifiers holds the lock only while it lists the tokens, and not while fn runs.
 func (m *memoryTokens) Identifiers(_ context.Context, fn func(identifier []byte)) error {
 	m.mu.Lock()
 	all := make([][]byte, 0, len(m.tokens))

@@ -12,21 +12,21 @@ import (
 // delegationKind is the kind of the KMS's delegation tokens.
 const delegationKind = "kms-dt"
 
-// identifier says whom a delegation token is for. Its bytes are those of
-// Hadoop's AbstractDelegationTokenIdentifier:
+// identifier holds the users and dates of a delegation token. Its bytes have the format of Hadoop's
+// AbstractDelegationTokenIdentifier:
 //
 //	byte 0 | Text owner | Text renewer | Text realUser | VLong issueDate |
 //	VLong maxDate | VInt sequenceNumber | VInt masterKeyId
 //
-// where Text is a VInt of its length in bytes and UTF-8, and VInt and VLong are
-// WritableUtils' numbers. Dates are milliseconds since the epoch.
+// Text is its length in bytes as a VInt, then UTF-8. VInt and VLong are numbers as WritableUtils writes them. Dates
+// are milliseconds since the epoch.
 type identifier struct {
 	owner, renewer, realUser string
 	issued, maxDate          int64
 	sequence, keyID          int32
 }
 
-// String is Hadoop's text, which its messages hold and its clients look for.
+// String returns Hadoop's text of an identifier. It is a part of Hadoop's messages, and clients search for it.
 func (id identifier) String() string {
 	return fmt.Sprintf("%s owner=%s, renewer=%s, realUser=%s, issueDate=%d, maxDate=%d, sequenceNumber=%d, "+
 		"masterKeyId=%d",
@@ -44,7 +44,7 @@ func (id identifier) bytes() []byte {
 	return writable.AppendLong(b, int64(id.keyID))
 }
 
-// delegation is a token as it travels:
+// delegation is a token in a request or answer:
 //
 //	VInt length, identifier | VInt length, password | Text kind | Text service
 //
@@ -61,10 +61,10 @@ func (d delegation) text() string {
 	return base64.RawURLEncoding.EncodeToString(writable.AppendText(b, d.service))
 }
 
-// errEOF is what Hadoop says of every token that it cannot decode.
+// errEOF has Hadoop's message for each token that it cannot decode.
 var errEOF = errors.New("java.io.EOFException")
 
-// maxDelegation is the longest text of a token that is looked at.
+// maxDelegation is the maximum length of a token's text in bytes.
 const maxDelegation = 8 << 10
 
 func parseDelegation(text string) (d delegation, id identifier, err error) {

@@ -8,16 +8,16 @@ import (
 	"claviger/authn"
 )
 
-// FuzzAuthenticate: without user.name only a cookie that we signed makes anybody
-// a principal; a cookie that we set is whole, and makes the same one again.
+// FuzzAuthenticate: without user.name, only a cookie with our signature gives a principal. A cookie that we set is
+// well formed, and gives the same principal again.
 func FuzzAuthenticate(f *testing.F) {
 	if seeds, err := os.ReadDir("testdata/fuzz/FuzzAuthenticate"); err != nil || len(seeds) == 0 {
 		f.Fatalf("no seeds: %v", err)
 	}
 	ours := newAuthenticator(f, authn.Config{})
-	strange := newAuthenticator(f, authn.Config{Secrets: fixedSecret("nobody has signed with this one")})
+	other := newAuthenticator(f, authn.Config{Secrets: fixedSecret("no seed is signed with this secret")})
 	f.Fuzz(func(t *testing.T, cookie, query string) {
-		if res := strange.Authenticate(t.Context(), request("", cookie)); res.Principal != nil || res.Refusal == nil {
+		if res := other.Authenticate(t.Context(), request("", cookie)); res.Principal != nil || res.Refusal == nil {
 			t.Fatalf("%q authenticates %+v", cookie, res.Principal)
 		}
 		res := ours.Authenticate(t.Context(), request(query, cookie))

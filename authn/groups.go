@@ -14,47 +14,47 @@ import (
 	"claviger/authz"
 )
 
-// StaticMappingProperty gives the groups of users whom the operating system is
-// not asked about: "user=group1,group2;user2=;user3=group3".
+// StaticMappingProperty sets the groups of single users, instead of the directory:
+// "user=group1,group2;user2=;user3=group3".
 const StaticMappingProperty = "hadoop.user.group.static.mapping.overrides"
 
 const (
-	// defaultMaxUsers bounds the memory that names of users can take, and by itself that
-	// of names that clients invent.
+	// defaultMaxUsers limits the number of cached users, and separately the number of cached unknown names, which
+	// clients can invent.
 	defaultMaxUsers = 10_000
-	// unknownUserTTL is hadoop.security.groups.negative-cache.secs' default: how
-	// long it is believed that a user does not exist.
+	// unknownUserTTL is the time for which an unknown name is cached, the default of
+	// hadoop.security.groups.negative-cache.secs.
 	unknownUserTTL = 30 * time.Second
-	// retryAfterFailure is how long a failed look-up of a name is not repeated.
+	// retryAfterFailure is the time for which a failed lookup of a name is not repeated.
 	retryAfterFailure = 5 * time.Second
-	// defaultStrangers is how many look-ups of names that the directory never knew run at once,
-	// so that invented names cannot fill the directory's queue.
+	// defaultStrangers is the maximum number of concurrent lookups of strangers: names that the directory has never
+	// known. So invented names cannot fill the directory's queue.
 	defaultStrangers = 8
-	// strangerWait is how long a request waits for such a look-up, and staleWait how
-	// long for that of a user whose last groups are known.
+	// strangerWait is the time that a request waits for the lookup of a stranger. staleWait is the time that it waits
+	// for the lookup of a user whose last groups are known.
 	strangerWait = 5 * time.Second
 	staleWait    = time.Second
-	// DefaultMaxStale is how old groups may become while the directory fails.
+	// DefaultMaxStale is the maximum age of groups while the directory fails.
 	DefaultMaxStale = time.Hour
 )
 
-// Directory returns the groups of a user's short name. Its error is, or wraps, a
-// user.UnknownUserError where the directory answers that there is no such user. Any other
-// error means that the user's groups are not known, never that there are none.
+// Directory returns the groups of a user's short name. If the directory answers that the user does not exist, the
+// error is or wraps a user.UnknownUserError. Any other error means that the groups are not known, never that there
+// are none.
 type Directory func(user string) ([]string, error)
 
 // Groups returns the groups of users: from a static mapping, else from the operating system or LDAP. It remembers
 // them for a while.
 type Groups struct {
-	static map[string][]string
-	ttl    time.Duration
-	stale  time.Duration // see MaxStale
-	lookup Directory
-	now    func() time.Time
-	log    *slog.Logger
-	places chan struct{} // one for each stranger that is looked up
-	most   int           // names in cache, and in absent
-	waits  struct{ stranger, stale time.Duration }
+	static        map[string][]string
+	ttl           time.Duration
+	stale         time.Duration // see MaxStale
+	lookup        Directory
+	now           func() time.Time
+	log           *slog.Logger
+	strangerSlots chan struct{} // one element for each running lookup of a stranger
+	limit         int           // maximum number of names in cache, and in absent
+	waits         struct{ stranger, stale time.Duration }
 
 	flight singleflight.Group
 	mu     sync.Mutex
@@ -64,22 +64,22 @@ type Groups struct {
 }
 
 type cachedGroups struct {
-	groups []string
-	until  time.Time
-	asked  time.Time // when the directory said so
+	groups   []string
+	until    time.Time
+	answered time.Time // when the directory gave this answer; zero: never
 }
 
-// GroupStats are figures of the look-ups.
+// GroupStats are figures of the lookups.
 type GroupStats struct {
-	Most           int   // names of each sort that are remembered at most
-	Cached, Absent int   // names that are remembered: users, and those that are none
-	Failed         int64 // look-ups that the directory did not answer
-	Refused        int64 // look-ups of strangers that did not get their turn
-	Err            error // of the latest look-up; nil where it was answered
+	Most           int   // the limit of Cached, and of Absent
+	Cached, Absent int   // remembered users, and remembered unknown names
+	Failed         int64 // lookups that the directory did not answer
+	Refused        int64 // lookups of strangers that got no slot in time
+	Err            error // of the latest lookup; nil if the directory answered
 }
 
-// NewGroups takes the value of StaticMappingProperty and of
-// hadoop.security.groups.cache.secs. The operating system is the directory; see Ask.
+// NewGroups makes Groups from the values of StaticMappingProperty and of hadoop.security.groups.cache.secs. The
+// directory is the operating system, unless Ask sets another.
 func NewGroups(static string, ttl time.Duration, log *slog.Logger) (*Groups, error) {
 	mapping, err := parseStaticMapping(static)
 	if err != nil {
@@ -87,7 +87,7 @@ func NewGroups(static string, ttl time.Duration, log *slog.Logger) (*Groups, err
 	}
 	g := &Groups{
 		static: mapping, ttl: ttl, stale: DefaultMaxStale, lookup: SystemGroups, now: time.Now, log: log,
-		places: make(chan struct{}, defaultStrangers), most: defaultMaxUsers,
+		strangerSlots: make(chan struct{}, defaultStrangers), limit: defaultMaxUsers,
 		cache: make(map[string]cachedGroups), absent: make(map[string]cachedGroups),
 	}
 	g.waits.stranger, g.waits.stale = strangerWait, staleWait
@@ -98,9 +98,11 @@ func NewGroups(static string, ttl time.Duration, log *slog.Logger) (*Groups, err
 // Of.
 func (g *Groups) MaxStale(d time.Duration) { g.stale = d }
 
-// Limit sets the number of users that are remembered, and of unknown names too, and the number of look-ups at the
-// same time of names that the directory never knew. Call it before Of.
-func (g *Groups) Limit(users, lookups int) { g.most, g.places = users, make(chan struct{}, lookups) }
+// Limit sets the maximum number of remembered users, and of remembered unknown names; and the maximum number of
+// concurrent lookups of strangers. Call it before Of.
+func (g *Groups) Limit(users, lookups int) {
+	g.limit, g.strangerSlots = users, make(chan struct{}, lookups)
+}
 
 // Ask makes d the directory, instead of the operating system. Call it before Of.
 func (g *Groups) Ask(d Directory) { g.lookup = d }
@@ -113,7 +115,7 @@ func (g *Groups) Stats() GroupStats {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s := g.stats
-	s.Most, s.Cached, s.Absent = g.most, len(g.cache), len(g.absent)
+	s.Most, s.Cached, s.Absent = g.limit, len(g.cache), len(g.absent)
 	return s
 }
 
@@ -151,7 +153,7 @@ func (g *Groups) Of(name string) []string {
 		return last.groups
 	}
 	result := g.flight.DoChan(name, func() (any, error) {
-		// Another may have asked since we looked.
+		// Another lookup of the name may have ended after the check above.
 		last, known := g.remembered(name)
 		if known && g.now().Before(last.until) {
 			return last.groups, nil
@@ -159,7 +161,7 @@ func (g *Groups) Of(name string) []string {
 		return g.query(name, last), nil
 	})
 	wait := g.waits.stranger
-	if !last.asked.IsZero() {
+	if !last.answered.IsZero() {
 		wait = g.waits.stale
 	}
 	timer := time.NewTimer(wait)
@@ -167,14 +169,14 @@ func (g *Groups) Of(name string) []string {
 	select {
 	case r := <-result:
 		return r.Val.([]string)
-	case <-timer.C: // the look-up goes on
+	case <-timer.C: // the lookup continues, for later callers
 		return g.fallback(last)
 	}
 }
 
 // fallback returns the groups of a user while the directory does not answer.
 func (g *Groups) fallback(last cachedGroups) []string {
-	if last.asked.IsZero() || g.now().Sub(last.asked) >= g.ttl+g.stale {
+	if last.answered.IsZero() || g.now().Sub(last.answered) >= g.ttl+g.stale {
 		return authz.GroupsUnknown
 	}
 	return last.groups
@@ -192,10 +194,10 @@ func (g *Groups) remembered(name string) (last cachedGroups, ok bool) {
 
 // query reads the groups from the directory and remembers them. last is its answer before.
 func (g *Groups) query(name string, last cachedGroups) []string {
-	if last.asked.IsZero() || last.groups == nil {
+	if last.answered.IsZero() || last.groups == nil {
 		select {
-		case g.places <- struct{}{}:
-			defer func() { <-g.places }()
+		case g.strangerSlots <- struct{}{}:
+			defer func() { <-g.strangerSlots }()
 		case <-time.After(g.waits.stranger):
 			g.mu.Lock()
 			defer g.mu.Unlock()
@@ -205,17 +207,18 @@ func (g *Groups) query(name string, last cachedGroups) []string {
 	}
 	groups, err := g.lookup(name)
 	now := g.now()
-	found := cachedGroups{groups: groups, until: now.Add(g.ttl), asked: now}
+	found := cachedGroups{groups: groups, until: now.Add(g.ttl), answered: now}
 	var unknown user.UnknownUserError
 	switch {
 	case errors.As(err, &unknown):
 		err = nil
 		found.groups, found.until = nil, now.Add(min(g.ttl, unknownUserTTL))
 	case err != nil:
-		found = cachedGroups{groups: g.fallback(last), until: now.Add(min(g.ttl, retryAfterFailure)), asked: last.asked}
-		g.log.Warn("the groups of a user cannot be looked up; the last known ones hold for "+
-			"claviger.groups.max.stale, after that rules that shut out groups shut the user out",
-			"user", name, "known", len(last.groups), "asked last", last.asked, "err", err)
+		found = cachedGroups{groups: g.fallback(last), until: now.Add(min(g.ttl, retryAfterFailure)),
+			answered: last.answered}
+		g.log.Warn("the groups of a user cannot be looked up; the last known groups are used for "+
+			"claviger.groups.max.stale, after that each rule that excludes a group excludes the user",
+			"user", name, "known", len(last.groups), "last answer", last.answered, "err", err)
 	case groups == nil:
 		found.groups = []string{}
 	}
@@ -231,12 +234,12 @@ func (g *Groups) keep(name string, found cachedGroups, now time.Time, err error)
 		g.stats.Failed++
 	}
 	in, other := g.cache, g.absent
-	if found.asked.IsZero() || found.groups == nil {
+	if found.answered.IsZero() || found.groups == nil {
 		in, other = g.absent, g.cache
 	}
 	delete(other, name)
-	if _, there := in[name]; !there && len(in) >= g.most {
-		makeRoom(in, g.most, now)
+	if _, there := in[name]; !there && len(in) >= g.limit {
+		makeRoom(in, g.limit, now)
 	}
 	in[name] = found
 }
@@ -256,8 +259,8 @@ func makeRoom(in map[string]cachedGroups, most int, now time.Time) {
 	}
 }
 
-// SystemGroups is the operating system's directory (with cgo through NSS, so that SSSD
-// and LDAP are seen), as that of Hadoop's default mapping.
+// SystemGroups is the operating system's directory, which Hadoop's default mapping uses too. With cgo it reads NSS,
+// and so SSSD and LDAP.
 func SystemGroups(name string) ([]string, error) {
 	u, err := user.Lookup(name)
 	if err != nil {
@@ -272,7 +275,7 @@ func SystemGroups(name string) ([]string, error) {
 		grp, err := user.LookupGroupId(id)
 		var unknown user.UnknownGroupIdError
 		switch {
-		case errors.As(err, &unknown): // a number without a name: no rule can name it
+		case errors.As(err, &unknown): // a group without a name, so no rule can contain it
 		case err != nil:
 			return nil, err
 		default:

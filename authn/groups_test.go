@@ -14,8 +14,8 @@ import (
 	"claviger/authz"
 )
 
-// TestGroupsUnknown: where the directory fails, a blacklist that names groups shuts
-// out, from the first look-up on; what was known before holds for a bounded time.
+// TestGroupsUnknown: if the directory fails at the first lookup, a blacklist with groups excludes the user. Groups
+// from an earlier lookup are used for MaxStale.
 func TestGroupsUnknown(t *testing.T) {
 	policy, warnings := authz.Parse([]authz.Property{
 		{Name: "hadoop.kms.acl.DECRYPT_EEK", Value: "*"}, {Name: "hadoop.kms.blacklist.DECRYPT_EEK", Value: " banned"},
@@ -45,31 +45,31 @@ func TestGroupsUnknown(t *testing.T) {
 			t.Errorf("%s: CREATE %v; groups %q", when, got, g.Of("alice"))
 		}
 		if !policy.May(authz.GenerateEEK, who, g.Of) {
-			t.Errorf("%s: a blacklist without groups needs no directory", when)
+			t.Errorf("%s: a blacklist without groups excludes the user", when)
 		}
 	}
-	check("the first look-up fails", false, false)
+	check("the first lookup fails", false, false)
 	answer, fault = []string{"staff"}, nil
 	now = now.Add(time.Minute)
-	check("it answers", true, true)
+	check("the directory answers", true, true)
 	fault = errors.New("the directory is down")
 	now = now.Add(10 * time.Minute)
-	check("it fails, and what it said is fresh enough", true, true)
+	check("it fails, and the last groups are recent enough", true, true)
 	now = now.Add(time.Minute)
-	check("what it said is too old", false, false)
+	check("the last groups are too old", false, false)
 	answer, fault = []string{"staff", "banned"}, nil
 	now = now.Add(time.Minute)
 	check("it answers again", false, true)
 	fault = user.UnknownUserError("alice")
 	now = now.Add(time.Minute)
-	check("it does not know the user", true, false)
+	check("the user does not exist", true, false)
 	if s := g.Stats(); s.Failed != 3 || s.Err != nil || s.Cached != 0 || s.Absent != 1 {
 		t.Errorf("figures: %+v", s)
 	}
 }
 
-// TestStrangersWait: names that clients invent fill neither the directory's queue nor
-// the cache, whatever the directory does with them.
+// TestStrangersWait: names that clients invent fill neither the directory's queue nor the cache, even if the directory
+// does not answer for them.
 func TestStrangersWait(t *testing.T) {
 	g, err := NewGroups("", time.Minute, quiet)
 	if err != nil {
@@ -94,31 +94,31 @@ func TestStrangersWait(t *testing.T) {
 		go func() { g.Of(fmt.Sprint("invented", i)); done <- struct{}{} }()
 	}
 	for range 4 * defaultStrangers {
-		<-done // none waits for longer than it should
+		<-done // each call returns, although the directory does not answer
 	}
 	now = now.Add(2 * time.Minute) // alice must be looked up again
-	for len(g.places) < defaultStrangers {
+	for len(g.strangerSlots) < defaultStrangers {
 		time.Sleep(time.Millisecond)
 	}
 	if got := g.Of("alice"); !slices.Equal(got, []string{"staff"}) {
 		t.Errorf("alice's groups while strangers are looked up: %q", got)
 	}
 	if g.Stats().Refused == 0 {
-		t.Error("no look-up of a stranger was refused")
+		t.Error("no lookup of a stranger was refused")
 	}
 	if got := g.Of("bob"); !slices.Equal(got, authz.GroupsUnknown) {
-		t.Errorf("a stranger without a turn: %q", got)
+		t.Errorf("groups of a stranger without a slot: %q", got)
 	}
 	close(release)
 	for i := range defaultMaxUsers + 100 {
 		g.Of(fmt.Sprint("invented-too", i))
 	}
 	if s := g.Stats(); s.Cached != 1 || s.Absent > defaultMaxUsers {
-		t.Errorf("%+v: invented names have driven out a user, or fill the memory", s)
+		t.Errorf("%+v: invented names have displaced a user, or fill the memory", s)
 	}
 }
 
-// TestGroupLimits: the numbers are those that were set.
+// TestGroupLimits: Limit sets the sizes of the caches and the number of lookups.
 func TestGroupLimits(t *testing.T) {
 	g, err := NewGroups("", time.Hour, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -129,7 +129,7 @@ func TestGroupLimits(t *testing.T) {
 	for i := range 10 {
 		g.Of(fmt.Sprint("user", i))
 	}
-	if s := g.Stats(); s.Cached != 3 || s.Most != 3 || cap(g.places) != 2 {
-		t.Errorf("%+v, %d places", s, cap(g.places))
+	if s := g.Stats(); s.Cached != 3 || s.Most != 3 || cap(g.strangerSlots) != 2 {
+		t.Errorf("%+v, %d slots", s, cap(g.strangerSlots))
 	}
 }

@@ -1,20 +1,17 @@
 package authn
 
-// Handler authenticates requests that bring neither a cookie nor a delegation
-// token. There are Simple and *Kerberos.
+// Handler authenticates requests that have neither a cookie nor a delegation token. The implementations are Simple
+// and *Kerberos.
 type Handler interface {
-	// tokenTypes are the types of cookies that it takes.
+	// tokenTypes returns the types of cookies that the handler accepts.
 	tokenTypes() []string
-	// authenticate looks at what the request says of its sender. management is
-	// true for operations on delegation tokens.
+	// authenticate finds the sender in the request. management is true for operations on delegation tokens.
 	authenticate(r Request, management bool) attempt
 }
 
-// attempt is what became of a request. Exactly one of token, anonymous and
-// refusal is set.
+// attempt is the result of a Handler for one request. Exactly one of token, anonymous and refusal is set.
 type attempt struct {
-	// token lacks its expiry, and its user where the rules are to make it of the
-	// principal.
+	// token has no expiry yet. Its user is "" if the rules must make the user name from the principal.
 	token     *token
 	anonymous bool
 	refusal   *Refusal
@@ -24,12 +21,11 @@ type attempt struct {
 // PseudoAuth is the challenge (WWW-Authenticate) of type simple.
 const PseudoAuth = "PseudoAuth"
 
-// simpleTokenType is the token type of type simple; the suffix says that the
-// handler will take delegation tokens too. Clients look at it.
+// simpleTokenType is the type of the cookies of type simple. Clients read the suffix: it says that the handler
+// accepts delegation tokens too.
 const simpleTokenType = "simple-dt"
 
-// Simple is the authentication type "simple": it believes the user.name of the
-// query string.
+// Simple is the authentication type "simple". It accepts the user.name of the query string without proof.
 type Simple struct {
 	Anonymous bool // simple.anonymous.allowed
 }

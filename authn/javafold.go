@@ -8,10 +8,9 @@ import (
 	"unicode/utf8"
 )
 
-// asciiFold writes an expression of java.util.regex without (?i): each ASCII letter
-// under the flag becomes a set of its two cases. Java's flag CASE_INSENSITIVE folds
-// ASCII letters alone. Go's folds by Unicode, so to Go a KELVIN SIGN is a k, and a
-// principal that holds one would become another user. checkJava has seen expr.
+// asciiFold writes an expression of java.util.regex without (?i): each ASCII letter under the flag becomes a set of
+// its two cases. Java's flag CASE_INSENSITIVE folds ASCII letters only. Go's flag folds by Unicode: a KELVIN SIGN
+// matches k, so a principal with a KELVIN SIGN could become another user. checkJava must have accepted expr.
 func asciiFold(expr string) (string, error) {
 	f := folder{rest: expr, flags: []bool{false}}
 	for f.rest != "" {
@@ -22,16 +21,16 @@ func asciiFold(expr string) (string, error) {
 	return f.out.String(), nil
 }
 
-// folder is asciiFold on its way through an expression.
+// folder is the state of asciiFold.
 type folder struct {
-	rest  string
-	out   strings.Builder
-	flags []bool // (?i) of the groups that are open; the last is the innermost's
+	rest  string          // of the input
+	out   strings.Builder // the result
+	flags []bool          // (?i) of each open group, the innermost last
 }
 
 func (f *folder) fold() bool { return f.flags[len(f.flags)-1] }
 
-// take moves n bytes on, and returns them.
+// take removes n bytes from rest, and returns them.
 func (f *folder) take(n int) string {
 	taken := f.rest[:n]
 	f.rest = f.rest[n:]
@@ -62,7 +61,7 @@ func (f *folder) step() error {
 		f.group()
 	case c == ')':
 		f.out.WriteString(f.take(1))
-		if len(f.flags) > 1 { // Go has refused one that closes nothing
+		if len(f.flags) > 1 { // compileJava has refused a ')' without '('
 			f.flags = f.flags[:len(f.flags)-1]
 		}
 	default:
@@ -70,13 +69,13 @@ func (f *folder) step() error {
 		if text := f.take(size); isLetter(r) {
 			f.letter(r)
 		} else {
-			f.out.WriteString(text) // it may be an operator
+			f.out.WriteString(text) // not quoted: it may be an operator
 		}
 	}
 	return nil
 }
 
-// group opens a group, or applies (?i) and (?-i) to the rest of the one that is open.
+// group opens a group, or applies (?i) or (?-i) to the rest of the innermost open group.
 func (f *folder) group() {
 	was := f.fold()
 	for _, form := range []struct {
@@ -94,7 +93,7 @@ func (f *folder) group() {
 		f.out.WriteString(form.out)
 		if form.opens {
 			f.flags = append(f.flags, form.now)
-			if strings.HasPrefix(f.rest, "?") { // a group's name has no cases
+			if strings.HasPrefix(f.rest, "?") { // copy a group's name without folding it
 				end := strings.IndexAny(f.rest, ":>")
 				f.out.WriteString(f.take(end + 1))
 			}
@@ -105,10 +104,10 @@ func (f *folder) group() {
 	}
 }
 
-// isLetter tells an ASCII letter.
+// isLetter reports whether r is an ASCII letter.
 func isLetter(r rune) bool { return r|0x20 >= 'a' && r|0x20 <= 'z' && r < utf8.RuneSelf }
 
-// letter writes a character that stands for itself.
+// letter writes a character that is not an operator.
 func (f *folder) letter(r rune) {
 	if f.fold() && isLetter(r) {
 		f.out.WriteString("[" + string(r) + string(r^0x20) + "]")
@@ -117,7 +116,7 @@ func (f *folder) letter(r rune) {
 	f.out.WriteString(literal(r))
 }
 
-// literal is a character as it is written in an expression and in a set.
+// literal returns the form of a character in an expression or a set.
 func literal(r rune) string {
 	if r < utf8.RuneSelf && !isLetter(r) && (r < '0' || r > '9') {
 		return fmt.Sprintf(`\x%02x`, r)
@@ -125,16 +124,15 @@ func literal(r rune) string {
 	return string(r)
 }
 
-// escape takes a backslash and what belongs to it. It is one character, or (-1) the
-// text of something that has no case.
+// escape takes an escape sequence. It returns the character that the sequence means; or -1, and the sequence itself
+// if it is a class or an anchor, which have no case.
 func (f *folder) escape() (r rune, text string, err error) {
 	switch c := f.rest[1]; {
 	case c == 'x':
 		return f.hex()
 	case c == 'p' || c == 'P':
 		if f.fold() {
-			return 0, "", fmt.Errorf(`\%c cannot be used under (?i) here: what it then matches hangs on `+
-				`Java's version`, c)
+			return 0, "", fmt.Errorf(`\%c cannot be used under (?i) here: its matches depend on Java's version`, c)
 		}
 		n := 3
 		if strings.HasPrefix(f.rest[2:], "{") {
@@ -160,14 +158,13 @@ func (f *folder) hex() (rune, string, error) {
 	}
 	v, err := strconv.ParseUint(digits, 16, 21)
 	if err != nil || v > utf8.MaxRune {
-		return 0, "", fmt.Errorf(`\x%s is no character`, digits)
+		return 0, "", fmt.Errorf(`\x%s is not a character`, digits)
 	}
 	f.take(n)
 	return rune(v), "", nil
 }
 
-// set takes a set of characters. Under (?i) the other cases of its ASCII letters go
-// into it, too.
+// set takes a set of characters. Under (?i) it adds the other case of each ASCII letter in the set.
 func (f *folder) set() error {
 	var cases strings.Builder
 	f.out.WriteString(f.take(1))
@@ -210,7 +207,7 @@ func (f *folder) set() error {
 	return nil
 }
 
-// member takes one character of a set, or (-1) a class in it.
+// member takes one character of a set, or a class in it. The results are those of escape.
 func (f *folder) member() (rune, string, error) {
 	if f.rest[0] == '\\' {
 		return f.escape()

@@ -9,18 +9,16 @@ import (
 	"unicode/utf8"
 )
 
-// compileJava compiles a regular expression that was written for
-// java.util.regex. Most mean the same to Go's regexp; those that Go does not
-// know, and those that both know with another meaning, are refused. The texts
-// that they are matched with hold no line ends and no control characters, so
-// that what the two make of these does not matter. (A \b is refused, too: to Java
-// letters that are not ASCII make words, and which ones hangs on its version.)
-// Letters under (?i) are written out, see asciiFold.
+// compileJava compiles a regular expression of java.util.regex. Most expressions mean the same in Go's regexp.
+// compileJava refuses an expression that Go does not have, and one that means something else in Go. Names contain no
+// line ends and no control characters, so differences in matching those do not matter. \b is refused too: in Java,
+// letters that are not ASCII may belong to a word, and which ones depends on Java's version. asciiFold writes out the
+// letters under (?i).
 func compileJava(expr string) (*regexp.Regexp, error) {
 	if err := checkJava(expr); err != nil {
 		return nil, fmt.Errorf("regular expression %s: %w", expr, err)
 	}
-	// What Go says of the expression as it stands is easier to understand.
+	// Parse the original first: an error about the folded expression would be harder to understand.
 	_, err := syntax.Parse(expr, syntax.Perl)
 	var bad *syntax.Error
 	if errors.As(err, &bad) {
@@ -37,21 +35,21 @@ func compileJava(expr string) (*regexp.Regexp, error) {
 	}
 	re, err := regexp.Compile(folded)
 	if err != nil {
-		return nil, fmt.Errorf("regular expression %s: with the letters under (?i) written out it is %w", expr, err)
+		return nil, fmt.Errorf("regular expression %s: after the letters under (?i) were written out: %w", expr, err)
 	}
 	return re, nil
 }
 
 var (
-	// sameEscape are the letters that mean the same after a backslash.
+	// sameEscape matches a letter that, after a backslash, means the same in Java and Go.
 	sameEscape = regexp.MustCompile(`^[dDwWsSAzQEpPxtnrfa]`)
-	// repetition is {2} and the like; any other '{' is an error to Java.
+	// repetition matches {2}, for example. Any other '{' is an error in Java.
 	repetition = regexp.MustCompile(`^\{[0-9]+(,[0-9]*)?\}`)
-	// sameGroup is what may follow "(?"; other flags differ.
+	// sameGroup matches the text that is allowed after "(?". Other flags differ between Java and Go.
 	sameGroup = regexp.MustCompile(`^(:|<[A-Za-z][A-Za-z0-9]*>|-?i[:)])`)
 )
 
-// checkJava refuses what Java and Go understand differently.
+// checkJava refuses an expression that does not mean the same in Java and Go.
 func checkJava(expr string) error {
 	inSet := false
 	for i := 0; i < len(expr); i++ {
@@ -60,12 +58,12 @@ func checkJava(expr string) error {
 		case c == '\\' && strings.HasPrefix(rest, "Q"):
 			_, after, closed := strings.Cut(rest, `\E`)
 			if !closed {
-				return nil // all of it is quoted
+				return nil // the whole rest is quoted
 			}
 			i = len(expr) - len(after) - 1
 		case c == '\\':
 			if rest == "" {
-				return nil // an error to both
+				return nil // Java and Go both refuse it
 			}
 			letter := rest[0] | 0x20
 			if (letter >= 'a' && letter <= 'z' && !sameEscape.MatchString(rest)) || rest[0] >= '0' && rest[0] <= '9' {
@@ -77,21 +75,21 @@ func checkJava(expr string) error {
 				i += len(name)
 			}
 		case inSet && c == '[', inSet && c == '&' && strings.HasPrefix(rest, "&"):
-			return errors.New("a set within a set, or of what two sets share, cannot be used here: write one set of " +
-				"characters")
+			return errors.New("a set within a set, or an intersection of sets (&&), cannot be used here: write one " +
+				"set of characters")
 		case inSet:
 			inSet = c != ']'
 		case c == '[':
 			inSet = true
 			rest = strings.TrimPrefix(rest, "^")
-			rest = strings.TrimPrefix(rest, "]") // at the beginning it is one of the set
+			rest = strings.TrimPrefix(rest, "]") // a first ']' is a member of the set
 			i = len(expr) - len(rest) - 1
 		case c == '(' && strings.HasPrefix(rest, "?") && !sameGroup.MatchString(rest[1:]):
-			return errors.New("of the groups that begin with (? only (?:...), (?<name>...) and (?i) can be used " +
-				"here: write several rules instead")
+			return errors.New("a group that begins with (? must be (?:...), (?<name>...) or (?i): write several " +
+				"rules instead")
 		case c == '{':
 			if !repetition.MatchString(expr[i:]) {
-				return errors.New(`a '{' that is no repetition is written \{`)
+				return errors.New(`a '{' that does not begin a repetition, such as {2}, must be written \{`)
 			}
 		}
 	}
@@ -102,15 +100,15 @@ func checkJava(expr string) error {
 type substitution struct {
 	from   *regexp.Regexp
 	to     []piece
-	repeat bool
-	// mayBeEmpty: from may match nothing at all.
+	repeat bool // replaceAll
+	// mayBeEmpty means that from may match the empty text.
 	mayBeEmpty bool
 }
 
-// piece of a replacement: a text, or what a group of the expression matched.
+// piece is a part of a replacement: a text, or the text that a group of the expression matched.
 type piece struct {
 	text  string
-	group int // -1: it is a text
+	group int // -1: a text
 }
 
 func newSubstitution(from, to string, repeat bool) (*substitution, error) {
@@ -129,9 +127,9 @@ func newSubstitution(from, to string, repeat bool) (*substitution, error) {
 	return s, nil
 }
 
-// parseReplacement reads a replacement as java.util.regex.Matcher does: "$1" and
-// "${name}" are groups, a backslash takes the meaning of what follows. It refuses
-// what Matcher would only refuse once the expression matches.
+// parseReplacement reads a replacement as java.util.regex.Matcher does: "$1" and "${name}" are groups, and a backslash
+// quotes the next character. Matcher refuses a wrong replacement only when the expression matches; parseReplacement
+// refuses it at once.
 func parseReplacement(to string, re *regexp.Regexp) ([]piece, error) {
 	var pieces []piece
 	var text strings.Builder
@@ -161,7 +159,7 @@ func parseReplacement(to string, re *regexp.Regexp) ([]piece, error) {
 	return append(pieces, piece{text.String(), -1}), nil
 }
 
-// groupReference reads what follows a '$'.
+// groupReference reads the group after a '$'.
 func groupReference(s string, re *regexp.Regexp) (group int, rest string, err error) {
 	bad := fmt.Errorf(`a $ must name one of the %d groups of the expression; write \$ for the character`,
 		re.NumSubexp())
@@ -175,7 +173,7 @@ func groupReference(s string, re *regexp.Regexp) (group int, rest string, err er
 		}
 		return group, rest, nil
 	}
-	// As many digits as still are a group's number.
+	// Java takes digits as long as the number is that of a group.
 	digits := 0
 	for digits < len(s) && s[digits] >= '0' && s[digits] <= '9' {
 		next := group*10 + int(s[digits]-'0')
@@ -191,8 +189,8 @@ func groupReference(s string, re *regexp.Regexp) (group int, rest string, err er
 	return group, s[digits:], nil
 }
 
-// in replaces in a text.
-func (s *substitution) in(text string) string {
+// apply returns text after the replacement.
+func (s *substitution) apply(text string) string {
 	var b strings.Builder
 	end := 0
 	for _, m := range s.matches(text) {
@@ -209,9 +207,8 @@ func (s *substitution) in(text string) string {
 	return b.String()
 }
 
-// matches are the matches that Java finds. Directly behind a match Java takes
-// one of nothing, too, and Go does not: to Java, s/.*/x/g makes "xx" of a name.
-// Such a match has no groups that hold anything.
+// matches returns the matches that Java finds. Java also takes an empty match directly after a match, and Go does
+// not: in Java, s/.*/x/g makes "xx" of a name. The groups of such a match are empty.
 func (s *substitution) matches(text string) [][]int {
 	if !s.repeat {
 		if m := s.from.FindStringSubmatchIndex(text); m != nil {
@@ -236,22 +233,22 @@ func (s *substitution) matches(text string) [][]int {
 	return all
 }
 
-// emptyAt is the match of the empty text at an offset, where any match at all
-// there is known to be one.
+// emptyAt returns the empty match at an offset, nil if there is none. The caller has made sure that no other match
+// begins there.
 func (s *substitution) emptyAt(text string, at int) []int {
-	// The text before the offset must be seen by ^, and be skipped.
-	there, err := regexp.Compile(fmt.Sprintf(`\A(?s:.{%d})((?:%s))`, utf8.RuneCountInString(text[:at]), s.from))
+	// Match from the beginning and skip at bytes, so that ^ does not match at the offset.
+	anchored, err := regexp.Compile(fmt.Sprintf(`\A(?s:.{%d})((?:%s))`, utf8.RuneCountInString(text[:at]), s.from))
 	if err != nil {
-		return nil // no name is as long as the longest repetition
+		return nil // more than 1000 repetitions; no name is that long
 	}
-	m := there.FindStringSubmatchIndex(text)
+	m := anchored.FindStringSubmatchIndex(text)
 	if m == nil {
 		return nil
 	}
 	return m[2:]
 }
 
-// nullable tells whether an expression may match the empty text somewhere.
+// nullable reports whether an expression may match the empty text somewhere.
 func nullable(re *syntax.Regexp) bool {
 	switch re.Op {
 	case syntax.OpNoMatch, syntax.OpLiteral, syntax.OpCharClass, syntax.OpAnyCharNotNL, syntax.OpAnyChar:

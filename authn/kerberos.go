@@ -10,28 +10,25 @@ import (
 	"time"
 )
 
-// Negotiator accepts the tokens of SPNEGO, wrapped or raw Kerberos. Its method
-// is called from many goroutines.
+// Negotiator accepts the tokens of SPNEGO, and raw Kerberos tokens. Its methods may be called from many goroutines.
 type Negotiator interface {
-	// Accept returns the principal that a client's token proves, and the token to
-	// answer with. One token is all that a handshake takes; what would need more
-	// is an error. Errors are a *NegotiationError.
+	// Accept returns the principal that a client's token proves, and the token for the answer. A handshake has one
+	// token; if it needs more, that is an error. Each error is a *NegotiationError.
 	Accept(token []byte) (client string, reply []byte, err error)
-	// Check returns an error where no token can be accepted as things stand: the keytab
-	// is gone, cannot be read, or holds no key of the service.
+	// Check returns an error if Accept cannot accept any token: the keytab does not exist, cannot be read, or has no
+	// key of the service.
 	Check() error
 }
 
-// NegotiationError says why a client's token is refused.
+// NegotiationError is the reason why a client's token is refused.
 type NegotiationError struct {
-	// Reason is for the caller, in the words of Java's acceptor.
+	// Reason is for the caller, with the text of Java's acceptor.
 	Reason string
-	// Explanation is for the operator alone: what is wrong, and the cure.
+	// Explanation is only for the operator: the problem and its cure.
 	Explanation string
-	// Here: the cause may lie at this server, in its keytab or its clock, and then each
-	// client is refused.
-	Here bool
-	Err  error
+	// ServerSide means that the server's keytab or clock may be the cause. Then all clients are refused.
+	ServerSide bool
+	Err        error
 }
 
 func (e *NegotiationError) Error() string { return e.Explanation }
@@ -40,8 +37,7 @@ func (e *NegotiationError) Unwrap() error { return e.Err }
 // Negotiate is the challenge of type kerberos, and the scheme of its tokens.
 const Negotiate = "Negotiate"
 
-// Types of the cookies that follow a handshake. Hadoop's multi-scheme handler
-// leaves the suffix out.
+// Types of the cookies that follow a handshake. Hadoop's multi-scheme handler uses the type without the suffix.
 const (
 	kerberosTokenType      = "kerberos-dt"
 	kerberosInnerTokenType = "kerberos"
@@ -55,16 +51,16 @@ type Kerberos struct {
 	logins     *logins
 }
 
-// endpointForm is what Hadoop takes for the path of a servlet.
+// endpointForm is Hadoop's form of a servlet's path.
 var endpointForm = regexp.MustCompile(`^/\w+$`)
 
-// NewKerberos makes the handler. Requests to the servlets of whitelist
-// (kerberos.endpoint.whitelist: "/jmx" and the like) are anonymous.
+// NewKerberos makes the handler. whitelist has paths of servlets, such as "/jmx" (kerberos.endpoint.whitelist).
+// Requests to these servlets are anonymous.
 func NewKerberos(n Negotiator, whitelist []string) (*Kerberos, error) {
 	k := &Kerberos{negotiator: n, whitelist: make(map[string]bool), kind: kerberosTokenType, logins: new(logins)}
 	for _, path := range whitelist {
 		if !endpointForm.MatchString(path) {
-			return nil, fmt.Errorf("%q is no servlet; it must be a / and a word, as in /jmx", path)
+			return nil, fmt.Errorf("%q is not a servlet; write a / and a word, as in /jmx", path)
 		}
 		k.whitelist[path] = true
 	}
@@ -77,7 +73,7 @@ func (k *Kerberos) authenticate(r Request, _ bool) attempt {
 	if k.whitelist[servlet(r.Path)] {
 		return attempt{anonymous: true}
 	}
-	// Hadoop compares the scheme with its case, and asks for no blank behind it.
+	// As in Hadoop, the case of the scheme matters, and no blank has to follow.
 	text, ok := strings.CutPrefix(r.Header.Get("Authorization"), Negotiate)
 	if !ok {
 		return attempt{refusal: &Refusal{Kind: Unauthenticated, Challenges: []string{Negotiate}}}
@@ -85,8 +81,8 @@ func (k *Kerberos) authenticate(r Request, _ bool) attempt {
 	raw := decodeBase64(text)
 	if len(raw) == 0 {
 		return attempt{refusal: &Refusal{Kind: BadTicket, Reason: "java.nio.BufferUnderflowException",
-			Explanation: "the Authorization header says Negotiate, and no token in base64 follows; the client, or a " +
-				"proxy in between, has broken it"}}
+			Explanation: "the Authorization header has the scheme Negotiate, but no token in base64; the client, or " +
+				"a proxy between client and server, has damaged it"}}
 	}
 	client, reply, err := k.negotiator.Accept(raw)
 	if err != nil {
@@ -94,7 +90,7 @@ func (k *Kerberos) authenticate(r Request, _ bool) attempt {
 		var known *NegotiationError
 		if errors.As(err, &known) {
 			refusal.Reason = known.Reason
-			if known.Here {
+			if known.ServerSide {
 				k.logins.refused(known)
 			}
 		}
@@ -116,16 +112,16 @@ func (k *Kerberos) authenticate(r Request, _ bool) attempt {
 	return att
 }
 
-// refusedInARow is how many logins have to be refused by a cause that may be this
-// server's, and none accepted meanwhile, before CheckLogins tells.
+// refusedInARow is the number of logins that must be refused with ServerSide, without an accepted login between them,
+// before CheckLogins returns an error.
 const refusedInARow = 3
 
-// logins remembers what became of the last ones.
+// logins counts the refused logins since the last accepted one.
 type logins struct {
 	mu   sync.Mutex
-	row  int       // refused since one was accepted
+	row  int       // refused in a row
 	from time.Time // of the first of them
-	last error     // why the last one was refused
+	last error     // of the last of them
 }
 
 func (l *logins) accepted() {
@@ -134,36 +130,35 @@ func (l *logins) accepted() {
 	l.row, l.last = 0, nil
 }
 
-func (l *logins) refused(why error) {
+func (l *logins) refused(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.row == 0 {
 		l.from = time.Now()
 	}
 	l.row++
-	l.last = why
+	l.last = err
 }
 
-// CheckKeytab tells that no client can log in, for want of a keytab with a key of the
-// service.
+// CheckKeytab returns an error if no client can log in because the keytab has no key of the service.
 func (k *Kerberos) CheckKeytab() error { return k.negotiator.Check() }
 
-// CheckLogins tells that the last logins were all refused by a cause that may be this
-// server's: its clock, or keys that are not those of the KDC. It may be the clients', too: a
-// forged ticket is refused in the same way.
+// CheckLogins returns an error if all of the last logins were refused and the server may be the cause: its clock may
+// be wrong, or its keys may differ from the KDC's. The clients may also be the cause, because a forged ticket is
+// refused in the same way.
 func (k *Kerberos) CheckLogins() error {
 	k.logins.mu.Lock()
 	defer k.logins.mu.Unlock()
 	if k.logins.row < refusedInARow {
 		return nil
 	}
-	return fmt.Errorf("the last %d logins, since %s, were all refused, the last one so: %w", k.logins.row,
+	return fmt.Errorf("the last %d logins, since %s, were all refused; the last error is: %w", k.logins.row,
 		k.logins.from.UTC().Format(time.RFC3339), k.logins.last)
 }
 
-// decodeBase64 decodes as commons-codec's Base64 does, which hadoop-auth uses:
-// libhdfs3 sends the URL-safe alphabet. Both alphabets are one, other characters
-// are passed over, '=' is the end, and bits that make no byte are dropped.
+// decodeBase64 decodes as Base64 of commons-codec does, which hadoop-auth uses. It accepts the standard and the
+// URL-safe alphabet (libhdfs3 sends the second), skips all other characters, stops at '=', and drops bits at the end
+// that do not make a byte.
 func decodeBase64(text string) []byte {
 	plain := make([]byte, 0, len(text))
 	for i := 0; i < len(text) && text[i] != '='; i++ {
@@ -182,15 +177,15 @@ func decodeBase64(text string) []byte {
 	raw := make([]byte, base64.RawStdEncoding.DecodedLen(len(plain)))
 	n, err := base64.RawStdEncoding.Decode(raw, plain)
 	if err != nil {
-		return nil // it cannot be: there is nothing but the alphabet
+		return nil // cannot happen: plain has only letters of the alphabet
 	}
 	return raw[:n]
 }
 
-// defectiveToken is what a client is told of a token that is none.
+// defectiveToken is the reason that a client gets if its token cannot be read.
 const defectiveToken = "GSSException: Defective token detected"
 
-// servlet is the path of the servlet that serves a request in Hadoop's KMS.
+// servlet returns the path of the servlet that serves a request in Hadoop's KMS.
 func servlet(path string) string {
 	const kms = "/kms"
 	if path != kms+"/jmx" && strings.HasPrefix(path, kms+"/") {

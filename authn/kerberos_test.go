@@ -14,7 +14,7 @@ import (
 	"claviger/authn"
 )
 
-// acceptor takes the token "ticket of <principal>".
+// acceptor accepts the token "ticket of <principal>".
 type acceptor struct{}
 
 func (acceptor) Accept(token []byte) (client string, reply []byte, err error) {
@@ -56,8 +56,8 @@ func negotiating(query, authorization string) authn.Request {
 	return r
 }
 
-// TestKerberosCookiesOfJava: testdata/java's Cookies.java signed these. We take
-// them, and make the same bytes of the same ticket.
+// TestKerberosCookiesOfJava: cookies that testdata/java/Cookies.java signed are accepted, and the same ticket gives a
+// cookie with the same bytes.
 func TestKerberosCookiesOfJava(t *testing.T) {
 	data, err := os.ReadFile("testdata/java/cookies.txt")
 	if err != nil {
@@ -92,8 +92,8 @@ func TestKerberosCookiesOfJava(t *testing.T) {
 	}
 }
 
-// TestTokenInBase64: a token arrives as hadoop-auth's decoder makes it of the header;
-// libhdfs3 writes it in the URL-safe alphabet. testdata/java's Base64.java says how.
+// TestTokenInBase64: a token is decoded as hadoop-auth's decoder does. testdata/java/Base64.java wrote that decoder's
+// results. (libhdfs3 uses the URL-safe alphabet.)
 func TestTokenInBase64(t *testing.T) {
 	data, err := os.ReadFile("testdata/java/base64.txt")
 	if err != nil {
@@ -112,7 +112,7 @@ func TestTokenInBase64(t *testing.T) {
 		}
 		newAuthenticator(t, authn.Config{Handler: k}).Authenticate(t.Context(), negotiating("", "Negotiate "+text))
 		if hex.EncodeToString(got) != want {
-			t.Errorf("%s is taken for %x, want %s", text, got, want)
+			t.Errorf("%s is decoded to %x, want %s", text, got, want)
 		}
 	}
 }
@@ -136,13 +136,13 @@ func TestKerberosRefusals(t *testing.T) {
 		reason                             string
 		replied                            bool
 	}{
-		{"nothing", "", "", "", authn.Unauthenticated, "Authentication required", false},
+		{"no credential", "", "", "", authn.Unauthenticated, "Authentication required", false},
 		{"user.name", "user.name=alice", "", "", authn.Unauthenticated, "Authentication required", false},
 		{"another scheme", "", "Basic YTpi", "", authn.Unauthenticated, "Authentication required", false},
 		{"lower case", "", "negotiate" + strings.TrimPrefix(ticketOf("alice@EXAMPLE.COM"), "Negotiate"), "",
 			authn.Unauthenticated, "Authentication required", false},
 		{"no token", "", "Negotiate", "", authn.BadTicket, "java.nio.BufferUnderflowException", false},
-		{"no base64", "", "Negotiate ?", "", authn.BadTicket, "java.nio.BufferUnderflowException", false},
+		{"not base64", "", "Negotiate ?", "", authn.BadTicket, "java.nio.BufferUnderflowException", false},
 		{"refused", "", "Negotiate AAAA", "", authn.BadTicket, "GSSException: for the caller", false},
 		{"refused, with an old cookie", "", "Negotiate AAAA", "hadoop.auth=" +
 			ofJava.sign(strings.Replace(good, "1795478610857", "1", 1)), authn.BadTicket,
@@ -153,9 +153,9 @@ func TestKerberosRefusals(t *testing.T) {
 			true},
 		{"three components", "", ticketOf("a/b/c@EXAMPLE.COM"), "", authn.BadTicket,
 			"java.lang.IllegalArgumentException: Malformed Kerberos name: a/b/c@EXAMPLE.COM", true},
-		{"a rule makes nothing", "", ticketOf("odd/x@EXAMPLE.COM"), "", authn.BadTicket,
+		{"a rule makes an empty name", "", ticketOf("odd/x@EXAMPLE.COM"), "", authn.BadTicket,
 			"java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", true},
-		{"a rule makes what breaks a cookie", "", ticketOf("amp/x@EXAMPLE.COM"), "", authn.BadTicket,
+		{"a rule makes a name that breaks a cookie", "", ticketOf("amp/x@EXAMPLE.COM"), "", authn.BadTicket,
 			"java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", true},
 		{"line break", "", ticketOf("a\nb@EXAMPLE.COM"), "", authn.BadTicket,
 			"java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", true},
@@ -190,11 +190,11 @@ func TestKerberosRefusals(t *testing.T) {
 			t.Errorf("%s: server's token %q", c.name, res.ServerToken)
 		}
 		if c.reason == "GSSException: for the caller" && res.Refusal.Explanation != "for the operator" {
-			t.Errorf("%s: explained by %q", c.name, res.Refusal.Explanation)
+			t.Errorf("%s: explanation %q", c.name, res.Refusal.Explanation)
 		}
 	}
 
-	// An old cookie beside a good ticket: the ticket counts, and a new cookie is set.
+	// A good ticket counts although the cookie is invalid, and a new cookie is set.
 	r := negotiating("", ticketOf("alice@EXAMPLE.COM"))
 	r.Header.Set("Cookie", "hadoop.auth=x")
 	if res := a.Authenticate(t.Context(), r); res.Principal == nil || res.Principal.Short != "alice" ||
@@ -203,7 +203,7 @@ func TestKerberosRefusals(t *testing.T) {
 	}
 }
 
-// TestKerberosWhitelist: the whitelist is of servlets, whole.
+// TestKerberosWhitelist: the whitelist applies to a servlet's exact path.
 func TestKerberosWhitelist(t *testing.T) {
 	a := newAuthenticator(t, authn.Config{Handler: newKerberos(t, "/jmx")})
 	for path, anonymous := range map[string]bool{"/jmx": true, "/jmx2": false, "/jmx/x": false, "/kms/jmx": false,
@@ -216,28 +216,28 @@ func TestKerberosWhitelist(t *testing.T) {
 	}
 	for _, path := range []string{"jmx", "/", "/kms/jmx", "/a-b", ""} {
 		if _, err := authn.NewKerberos(acceptor{}, []string{path}); err == nil {
-			t.Errorf("%q is taken for a servlet", path)
+			t.Errorf("%q is accepted as a servlet", path)
 		}
 	}
 }
 
-// refusing refuses each token but "good", as a server with another keytab would.
-type refusing struct{ here bool }
+// refusing refuses each token except "good", as a server with a wrong keytab does.
+type refusing struct{ serverSide bool }
 
 func (n refusing) Accept(token []byte) (client string, reply []byte, err error) {
 	if string(token) == "good" {
 		return "alice@EXAMPLE.COM", nil, nil
 	}
 	return "", nil, &authn.NegotiationError{Reason: "Checksum failed", Explanation: "the keytab lacks the key",
-		Here: n.here}
+		ServerSide: n.serverSide}
 }
 
 func (refusing) Check() error { return errors.New("no keytab") }
 
-// TestCheckLogins: logins that are all refused by what may be this server's fault are
-// told, until one is accepted; those that the client alone is to blame for never.
+// TestCheckLogins: CheckLogins reports refusals that may be the server's fault, until a login is accepted. It never
+// reports refusals that are only the client's fault.
 func TestCheckLogins(t *testing.T) {
-	k, err := authn.NewKerberos(refusing{here: true}, nil)
+	k, err := authn.NewKerberos(refusing{serverSide: true}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,10 +258,10 @@ func TestCheckLogins(t *testing.T) {
 	login(a, "good")
 	login(a, "bad")
 	if err := k.CheckLogins(); err != nil {
-		t.Errorf("after a login that was accepted: %v", err)
+		t.Errorf("after an accepted login: %v", err)
 	}
 	if err := k.CheckKeytab(); err == nil || err.Error() != "no keytab" {
-		t.Errorf("the keytab's check: %v", err)
+		t.Errorf("CheckKeytab: %v", err)
 	}
 
 	k, err = authn.NewKerberos(refusing{}, nil)
@@ -273,11 +273,11 @@ func TestCheckLogins(t *testing.T) {
 		login(a, "bad")
 	}
 	if err := k.CheckLogins(); err != nil {
-		t.Errorf("clients that replay: %v", err)
+		t.Errorf("after refusals that are the client's fault: %v", err)
 	}
 }
 
-// TestKerberosDoAs: the rules hold for whom a proxy names, too.
+// TestKerberosDoAs: the rules also apply to the user in doAs.
 func TestKerberosDoAs(t *testing.T) {
 	proxies, _ := authn.NewProxyUsers(map[string]string{"oozie.users": "*", "oozie.hosts": "*"}, nil, nil)
 	a := newAuthenticator(t, authn.Config{Handler: newKerberos(t), ProxyUsers: proxies,
@@ -308,8 +308,7 @@ func TestKerberosDoAs(t *testing.T) {
 
 func TestSchemes(t *testing.T) {
 	for list, want := range map[string]string{"negotiate": "Negotiate", " BASIC, negotiate ,": "Basic Negotiate",
-		"":                "",
-		"digest,kerberos": "", "basic,Basic": ""} {
+		"": "", "digest,kerberos": "", "basic,Basic": ""} {
 		got, err := authn.ParseSchemes(list)
 		if strings.Join(got, " ") != want || (err == nil) != (want != "") {
 			t.Errorf("%q: %q, %v", list, got, err)

@@ -24,12 +24,12 @@ const LDAPPrefix = "hadoop.security.group.mapping.ldap."
 
 // LDAPConfig is Hadoop's LdapGroupsMapping, by its properties under LDAPPrefix.
 type LDAPConfig struct {
-	URLs         []string     // url, several are tried in turn: ldap://host[:port] or ldaps://
-	TLS          *tls.Config  // of ldaps://
+	URLs         []string     // url: ldap://host[:port] or ldaps://; several are tried in turn
+	TLS          *tls.Config  // for ldaps://
 	BindUser     string       // bind.user; "" binds anonymously
-	BindPassword secret.Bytes // bind.password, or of its file or credential store
-	// Reread reads the password anew for each connection; nil, an error or an empty one
-	// leaves the last one.
+	BindPassword secret.Bytes // bind.password, or the content of its file or credential store
+	// Reread reads the password again for each connection. If Reread is nil, fails, or returns an empty password, the
+	// earlier password is used.
 	Reread      func() (secret.Bytes, error)
 	Base        string              // base
 	UserBase    string              // userbase, else base
@@ -38,19 +38,19 @@ type LDAPConfig struct {
 	GroupFilter string              // search.filter.group
 	MemberAttr  string              // search.attr.member, of a group
 	GroupName   string              // search.attr.group.name, of a group
-	MemberOf    string              // search.attr.memberof, of a user; "": groups are searched
-	Convert     func(string) string // of a group's name, nil: none (conversion.rule)
-	Levels      int                 // search.group.hierarchy.levels: how far groups of groups count
+	MemberOf    string              // search.attr.memberof, of a user; "": search for groups
+	Convert     func(string) string // conversion.rule, of a group's name; nil: no conversion
+	Levels      int                 // search.group.hierarchy.levels: how many levels of groups of groups count
 	PosixUID    string              // posix.attr.uid.name
 	PosixGID    string              // posix.attr.gid.name
-	Connect     time.Duration
-	Timeout     time.Duration // of one search
+	Connect     time.Duration       // timeout of a connection
+	Timeout     time.Duration       // of one search
 }
 
-// maxLDAPGroups is how many groups one search may bring. Nobody is in as many.
+// maxLDAPGroups is the maximum number of groups in the result of one search. No user is in so many groups.
 const maxLDAPGroups = 10_000
 
-// Check refuses what can't be searched with.
+// Check refuses a configuration that cannot work.
 func (c *LDAPConfig) Check() error {
 	if len(c.URLs) == 0 {
 		return claviger.BadProperty(LDAPPrefix+"url", nil,
@@ -59,18 +59,19 @@ func (c *LDAPConfig) Check() error {
 	for _, u := range c.URLs {
 		if !strings.HasPrefix(u, "ldap://") && !strings.HasPrefix(u, "ldaps://") {
 			return claviger.BadProperty(LDAPPrefix+"url", nil,
-				"%q is no LDAP server; write ldap://HOST:PORT or ldaps://HOST:PORT", u)
+				"%q is not an LDAP server; write ldap://HOST:PORT or ldaps://HOST:PORT", u)
 		}
 	}
 	for name, filter := range map[string]string{"search.filter.user": strings.ReplaceAll(c.UserFilter, "{0}", "x"),
 		"search.filter.group": c.GroupFilter} {
 		if _, err := ldap.CompileFilter(filter); err != nil {
-			return claviger.BadProperty(LDAPPrefix+name, err, "%q is no LDAP filter: %v", filter, err)
+			return claviger.BadProperty(LDAPPrefix+name, err, "%q is not an LDAP filter: %v", filter, err)
 		}
 	}
 	if !strings.Contains(c.UserFilter, "{0}") {
 		return claviger.BadProperty(LDAPPrefix+"search.filter.user", nil,
-			"%q has no {0}, which stands for the user's name: it would find the same entry for everybody", c.UserFilter)
+			"%q has no {0}, so it would find the same entry for each user; write {0} in the place of the user's name",
+			c.UserFilter)
 	}
 	for _, base := range []struct{ name, dn string }{{"base", c.Base}, {"userbase", c.UserBase},
 		{"groupbase", c.GroupBase}} {
@@ -82,19 +83,18 @@ func (c *LDAPConfig) Check() error {
 	return nil
 }
 
-// ldapDirectory asks LDAP servers for groups. It keeps one connection, and asks
-// one question after the other on it: answers are kept by Groups.
+// ldapDirectory searches LDAP servers for groups. It has one connection, and does one search at a time. That is
+// enough, because Groups remembers the answers.
 type ldapDirectory struct {
 	conf  LDAPConfig
-	posix bool // the filters speak of RFC 2307's classes
+	posix bool // the filters name the classes of RFC 2307
 
 	mu   sync.Mutex
 	conn *ldap.Conn
-	next int // the URL to begin with
+	next int // index of the URL to try first
 }
 
-// LDAPGroups is the directory of LDAP servers. The connection is made when it is first
-// needed.
+// LDAPGroups returns the directory of LDAP servers. The first lookup makes the connection.
 func LDAPGroups(conf LDAPConfig) (Directory, error) {
 	if err := conf.Check(); err != nil {
 		return nil, err
@@ -102,16 +102,16 @@ func LDAPGroups(conf LDAPConfig) (Directory, error) {
 	d := &ldapDirectory{
 		conf:  conf,
 		posix: strings.Contains(conf.GroupFilter, "posixGroup") && strings.Contains(conf.UserFilter, "posixAccount"),
-		next:  rand.IntN(len(conf.URLs)), //nolint:gosec // nodes are to begin with different servers
+		next:  rand.IntN(len(conf.URLs)), //nolint:gosec // only spreads the nodes over the servers
 	}
 	return d.groups, nil
 }
 
-// groups asks, a second time over a new connection where the first is broken.
+// groups returns the groups of a user. If a search fails on an old connection, groups repeats it on a new one.
 func (d *ldapDirectory) groups(name string) ([]string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	fresh := d.conn == nil
+	newConn := d.conn == nil
 	for {
 		if d.conn == nil {
 			if err := d.connect(); err != nil {
@@ -128,16 +128,16 @@ func (d *ldapDirectory) groups(name string) ([]string, error) {
 		if err == nil || errors.As(err, &unknown) {
 			return groups, err
 		}
-		_ = d.conn.Close() // it may be what is broken
+		_ = d.conn.Close() // the connection may be broken
 		d.conn = nil
-		if fresh {
+		if newConn {
 			return nil, err
 		}
-		fresh = true
+		newConn = true
 	}
 }
 
-// connect takes the first server that answers.
+// connect connects to the first server that answers, beginning with next.
 func (d *ldapDirectory) connect() error {
 	var errs []error
 	for range d.conf.URLs {
@@ -150,7 +150,7 @@ func (d *ldapDirectory) connect() error {
 		errs = append(errs, fmt.Errorf("%s: %w", url, err))
 		d.next = (d.next + 1) % len(d.conf.URLs)
 	}
-	return fmt.Errorf("no LDAP server of %surl serves: %w", LDAPPrefix, errors.Join(errs...))
+	return fmt.Errorf("no LDAP server in %surl can be used: %w", LDAPPrefix, errors.Join(errs...))
 }
 
 func (d *ldapDirectory) dial(url string) (*ldap.Conn, error) {
@@ -167,8 +167,8 @@ func (d *ldapDirectory) dial(url string) (*ldap.Conn, error) {
 		return conn, nil
 	}
 	if d.conf.Reread != nil {
-		if now, err := d.conf.Reread(); err == nil && len(now) > 0 {
-			d.conf.BindPassword = now
+		if password, err := d.conf.Reread(); err == nil && len(password) > 0 {
+			d.conf.BindPassword = password
 		}
 	}
 	if err := conn.Bind(d.conf.BindUser, string(d.conf.BindPassword)); err != nil {
@@ -178,16 +178,14 @@ func (d *ldapDirectory) dial(url string) (*ldap.Conn, error) {
 	return conn, nil
 }
 
-// search finds entries below a base. What the filter holds of others' making has
-// been escaped.
+// search finds entries below a base. The caller has escaped all values in the filter.
 func (d *ldapDirectory) search(base, filter string, limit int, attrs ...string) ([]*ldap.Entry, error) {
 	seconds := int((d.conf.Timeout + time.Second - 1) / time.Second)
-	res, err := d.conn.Search(ldap.NewSearchRequest(base, ldap.ScopeWholeSubtree,
-		ldap.NeverDerefAliases, limit, seconds,
-		false, filter, attrs, nil))
+	res, err := d.conn.Search(ldap.NewSearchRequest(base, ldap.ScopeWholeSubtree, ldap.NeverDerefAliases, limit,
+		seconds, false, filter, attrs, nil))
 	if err != nil {
 		if ldap.IsErrorWithCode(err, ldap.LDAPResultSizeLimitExceeded) && res != nil && limit == 1 {
-			return res.Entries, nil // one was asked for
+			return res.Entries, nil // the caller wants one entry, even if there are more
 		}
 		return nil, fmt.Errorf("searching %s below %q: %w", filter, base, err)
 	}
@@ -211,25 +209,24 @@ func (d *ldapDirectory) query(name string) ([]string, error) {
 	if len(entries) == 0 {
 		return nil, user.UnknownUserError(name)
 	}
-	who := entries[0]
+	entry := entries[0]
 	if d.conf.MemberOf != "" {
-		return d.named(who.GetAttributeValues(d.conf.MemberOf))
+		return d.groupNames(entry.GetAttributeValues(d.conf.MemberOf))
 	}
-	clause := memberClause(d.conf.MemberAttr, who.DN)
+	clause := memberClause(d.conf.MemberAttr, entry.DN)
 	if d.posix {
-		clause = "(|" + memberClause(d.conf.PosixGID, who.GetAttributeValue(d.conf.PosixGID)) +
-			memberClause(d.conf.MemberAttr, who.GetAttributeValue(d.conf.PosixUID)) + ")"
+		clause = "(|" + memberClause(d.conf.PosixGID, entry.GetAttributeValue(d.conf.PosixGID)) +
+			memberClause(d.conf.MemberAttr, entry.GetAttributeValue(d.conf.PosixUID)) + ")"
 	}
-	return d.climb(clause)
+	return d.searchGroups(clause)
 }
 
 func memberClause(attr, value string) string {
 	return "(" + attr + "=" + ldap.EscapeFilter(value) + ")"
 }
 
-// climb collects the groups that a clause finds, then the groups of these, as many
-// levels up as are configured.
-func (d *ldapDirectory) climb(clause string) ([]string, error) {
+// searchGroups collects the groups that a clause finds, then the groups that contain those, up to conf.Levels levels.
+func (d *ldapDirectory) searchGroups(clause string) ([]string, error) {
 	seen := make(map[string]bool) // DNs
 	var names []string
 	for level := 0; clause != "" && level <= d.conf.Levels; level++ {
@@ -237,7 +234,7 @@ func (d *ldapDirectory) climb(clause string) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		var above strings.Builder
+		var parents strings.Builder
 		for _, e := range entries {
 			if seen[e.DN] {
 				continue
@@ -246,24 +243,23 @@ func (d *ldapDirectory) climb(clause string) ([]string, error) {
 			if n := e.GetAttributeValue(d.conf.GroupName); n != "" && !slices.Contains(names, n) {
 				names = append(names, n)
 			}
-			above.WriteString(memberClause(d.conf.MemberAttr, e.DN))
+			parents.WriteString(memberClause(d.conf.MemberAttr, e.DN))
 		}
-		if clause = ""; above.Len() > 0 {
-			clause = "(|" + above.String() + ")"
+		if clause = ""; parents.Len() > 0 {
+			clause = "(|" + parents.String() + ")"
 		}
 	}
 	return names, nil
 }
 
-// named takes the names out of the DNs of groups, as LdapGroupsMapping does with
-// search.attr.memberof: the part of the first RDN that search.attr.group.name
-// says.
-func (d *ldapDirectory) named(dns []string) ([]string, error) {
+// groupNames returns the names in the DNs of groups, as LdapGroupsMapping does with search.attr.memberof: from the
+// first RDN, the value of the attribute search.attr.group.name.
+func (d *ldapDirectory) groupNames(dns []string) ([]string, error) {
 	var names []string
 	for _, text := range dns {
 		dn, err := ldap.ParseDN(text)
 		if err != nil {
-			return nil, fmt.Errorf("the group %q is no distinguished name: %w", text, err)
+			return nil, fmt.Errorf("the group %q is not a distinguished name: %w", text, err)
 		}
 		if len(dn.RDNs) == 0 {
 			continue

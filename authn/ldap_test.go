@@ -16,8 +16,8 @@ import (
 	"claviger/secret"
 )
 
-// directory is what the tests' LDAP server holds: users of Active Directory's
-// shape in its own way, groups with members, a group of groups, and POSIX ones.
+// directory is the content of the tests' LDAP server: users, groups with members, a group of groups, and POSIX groups.
+// As in Active Directory, a user's entry can name the user's groups; here the attribute is seeAlso.
 const directory = `dn: dc=example,dc=com
 objectClass: domain
 dc: example
@@ -107,12 +107,11 @@ func groupsOf(t *testing.T, d Directory, log *slog.Logger) *Groups {
 
 func TestLDAPGroups(t *testing.T) {
 	s := ldaptest.Start(t, directory)
-	nested, all, memberOf, posix, top, upper := ldapConfig(s), ldapConfig(s), ldapConfig(s),
-		ldapConfig(s), ldapConfig(s),
-		ldapConfig(s)
+	nested, all, memberOf := ldapConfig(s), ldapConfig(s), ldapConfig(s)
+	posix, top, upper := ldapConfig(s), ldapConfig(s), ldapConfig(s)
 	upper.Convert = strings.ToUpper
 	nested.Levels, all.Levels = 1, 10
-	memberOf.MemberOf = "seeAlso" // slapd has memberOf by an overlay only
+	memberOf.MemberOf = "seeAlso" // slapd has memberOf only with an overlay
 	posix.UserFilter, posix.GroupFilter, posix.MemberAttr = "(&(objectClass=posixAccount)(uid={0}))",
 		"(objectClass=posixGroup)", "memberUid"
 	top.UserBase, top.GroupBase = "dc=example,dc=com", "dc=example,dc=com"
@@ -142,14 +141,14 @@ func TestLDAPGroups(t *testing.T) {
 				t.Errorf("groups %q, want %q; log: %s", got, test.want, log.String())
 			}
 			if log.Len() > 0 {
-				t.Errorf("it complained: %s", log.String())
+				t.Errorf("unexpected log: %s", log.String())
 			}
 		})
 	}
 }
 
-// A server that went away and came back is asked over a new connection; one that
-// stays away leaves the groups as they were; the next one of the list is asked.
+// TestLDAPFaults: after a restart, the server is searched on a new connection. While the server is down, the last
+// groups stay. If another server is in the list, it is used.
 func TestLDAPFaults(t *testing.T) {
 	s := ldaptest.Start(t, directory)
 	var log bytes.Buffer
@@ -169,17 +168,17 @@ func TestLDAPFaults(t *testing.T) {
 	s.Start(t)
 	want("after a restart")
 	if log.Len() > 0 {
-		t.Errorf("a restart is no fault: %s", log.String())
+		t.Errorf("a restart must not be logged: %s", log.String())
 	}
 	s.Stop()
-	want("while it is away")
+	want("while it is down")
 	if !strings.Contains(log.String(), s.URL) {
 		t.Errorf("the log does not name the server: %s", log.String())
 	}
 	s.Start(t)
-	want("back again")
+	want("up again")
 
-	// A port at which nobody listens comes first, or second: which is random.
+	// One URL has a port without a server. Four rounds, because the first URL is chosen at random.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -193,33 +192,33 @@ func TestLDAPFaults(t *testing.T) {
 		want("with a dead server in the list")
 	}
 
-	// A blacklist of a group holds although its members cannot be asked for.
+	// A blacklist with a group excludes the user while the group cannot be looked up.
 	policy, _ := authz.Parse([]authz.Property{{Name: "hadoop.kms.blacklist.DECRYPT_EEK", Value: " analysts"}})
 	alice := claviger.Principal{Name: "alice", Short: "alice"}
 	s.Stop()
 	g = ldapGroups(t, ldapConfig(s), logger)
 	if policy.May(authz.DecryptEEK, alice, g.Of) {
-		t.Error("a blacklist of alice's group is open while LDAP is away")
+		t.Error("a blacklist with alice's group does not exclude alice while LDAP is down")
 	}
 	if st := g.Stats(); st.Failed == 0 || st.Err == nil {
-		t.Errorf("figures of a directory that is away: %+v", st)
+		t.Errorf("figures of a directory that is down: %+v", st)
 	}
 	s.Start(t)
 
-	// A new password of the user: the file has it, the start had another.
+	// The password has changed after the start: Reread returns the new one.
 	changed := ldapConfig(s)
-	changed.BindPassword = []byte("of before")
+	changed.BindPassword = []byte("the old password")
 	changed.Reread = func() (secret.Bytes, error) { return []byte(ldaptest.Password), nil }
 	if got := ldapGroups(t, changed, logger).Of("alice"); len(got) == 0 || slices.Equal(got, authz.GroupsUnknown) {
 		t.Errorf("with a password that was changed: %q, %s", got, log.String())
 	}
 	wrong := ldapConfig(s)
-	wrong.BindPassword = []byte("not it")
+	wrong.BindPassword = []byte("wrong password")
 	log.Reset()
 	if got := ldapGroups(t, wrong, logger).Of("alice"); !slices.Equal(got, authz.GroupsUnknown) {
 		t.Errorf("with a wrong password: %q", got)
 	}
-	if !strings.Contains(log.String(), "bind.user") || strings.Contains(log.String(), "not it") {
+	if !strings.Contains(log.String(), "bind.user") || strings.Contains(log.String(), "wrong password") {
 		t.Errorf("with a wrong password, the log says: %s", log.String())
 	}
 }
@@ -230,11 +229,11 @@ func TestLDAPRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, change := range map[string]func(*LDAPConfig){
-		"url: it is empty":      func(c *LDAPConfig) { c.URLs = nil },
-		`"h:389" is no LDAP`:    func(c *LDAPConfig) { c.URLs = []string{"h:389"} },
-		"has no {0}":            func(c *LDAPConfig) { c.UserFilter = "(uid=x)" },
-		"search.filter.user: ":  func(c *LDAPConfig) { c.UserFilter = "(uid={0}" },
-		"search.filter.group: ": func(c *LDAPConfig) { c.GroupFilter = "objectClass=" },
+		"url: it is empty":       func(c *LDAPConfig) { c.URLs = nil },
+		`"h:389" is not an LDAP`: func(c *LDAPConfig) { c.URLs = []string{"h:389"} },
+		"has no {0}":             func(c *LDAPConfig) { c.UserFilter = "(uid=x)" },
+		"search.filter.user: ":   func(c *LDAPConfig) { c.UserFilter = "(uid={0}" },
+		"search.filter.group: ":  func(c *LDAPConfig) { c.GroupFilter = "objectClass=" },
 	} {
 		c := good
 		change(&c)

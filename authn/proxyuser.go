@@ -17,36 +17,34 @@ import (
 	"claviger/secret"
 )
 
-// ProxyUserPrefix is the prefix of the properties that say who may act for whom:
+// ProxyUserPrefix is the prefix of the properties that let one user act for others:
 // hadoop.kms.proxyuser.<user>.users, .groups and .hosts.
 const ProxyUserPrefix = "hadoop.kms.proxyuser."
 
-// ProxyUsers are the rules of hadoop.kms.proxyuser.*. The zero value lets nobody
-// act for anybody. Hadoop's stay as they are until it is started anew; ours can be
-// replaced.
+// ProxyUsers has the rules of hadoop.kms.proxyuser.*. The zero value allows nothing. Hadoop needs a restart to change
+// these rules; here Replace changes them.
 type ProxyUsers struct {
 	rules atomic.Pointer[proxyRules]
 }
 
 type proxyRules struct {
-	of     map[string]*proxyRule // by the proxy's short name
-	groups func(user string) []string
+	byProxy map[string]*proxyRule // by the proxy's short name
+	groups  func(user string) []string
 }
 
-// proxyRule is for one proxy. Both parts must admit.
+// proxyRule is the rule of one proxy. Both parts must allow a request.
 type proxyRule struct {
-	whom  authz.ACL // whom he may act for; the zero value is nobody
-	hosts hostList  // where from; the zero value is nowhere
+	users authz.ACL // users that the proxy may act for; the zero value is none
+	hosts hostList  // hosts that the proxy may send from; the zero value is none
 }
 
-// NewProxyUsers makes the rules. props maps what follows ProxyUserPrefix in a
-// property's name to its value ("oozie.hosts" → "*"); groups returns the groups
-// of a user's short name. What cannot be understood allows nothing and is told
-// in a warning.
+// NewProxyUsers makes the rules. props maps the rest of a property's name after ProxyUserPrefix to its value
+// ("oozie.hosts" → "*"). groups returns the groups of a user's short name. A value that cannot be read allows
+// nothing, and causes a warning.
 func NewProxyUsers(props map[string]string, groups func(user string) []string, log *slog.Logger) (_ *ProxyUsers,
 	warnings []string) {
-	rules := &proxyRules{of: make(map[string]*proxyRule), groups: groups}
-	lists := make(map[string]map[string]string) // proxy → users, groups, hosts → value
+	rules := &proxyRules{byProxy: make(map[string]*proxyRule), groups: groups}
+	lists := make(map[string]map[string]string) // proxy → "users", "groups" or "hosts" → value
 	for name, value := range props {
 		dot := strings.LastIndexByte(name, '.') // a proxy's name may hold dots
 		if dot <= 0 || !slices.Contains([]string{"users", "groups", "hosts"}, name[dot+1:]) {
@@ -54,11 +52,11 @@ func NewProxyUsers(props map[string]string, groups func(user string) []string, l
 				ProxyUserPrefix, name, ProxyUserPrefix))
 			continue
 		}
-		proxy, which := name[:dot], name[dot+1:]
+		proxy, suffix := name[:dot], name[dot+1:]
 		if lists[proxy] == nil {
 			lists[proxy] = make(map[string]string)
 		}
-		lists[proxy][which] = value
+		lists[proxy][suffix] = value
 	}
 	for proxy, list := range lists {
 		hosts, complaints := parseHosts(list["hosts"], log)
@@ -70,15 +68,14 @@ func NewProxyUsers(props map[string]string, groups func(user string) []string, l
 		_, hasGroups := list["groups"]
 		switch {
 		case !hasHosts:
-			warnings = append(warnings, fmt.Sprintf("%s%s may act for nobody: there is no .hosts property for him",
+			warnings = append(warnings, fmt.Sprintf("%s%[2]s.hosts is not set, so %[2]s may act for no user",
 				ProxyUserPrefix, proxy))
 		case !hasUsers && !hasGroups:
 			warnings = append(warnings,
-				fmt.Sprintf("%s%s may act for nobody: there is neither a .users nor a .groups property for him",
-					ProxyUserPrefix,
-					proxy))
+				fmt.Sprintf("%[1]s%[2]s.users and %[1]s%[2]s.groups are not set, so %[2]s may act for no user",
+					ProxyUserPrefix, proxy))
 		}
-		rules.of[proxy] = &proxyRule{whom: authz.NewACL(list["users"], list["groups"]), hosts: hosts}
+		rules.byProxy[proxy] = &proxyRule{users: authz.NewACL(list["users"], list["groups"]), hosts: hosts}
 	}
 	slices.Sort(warnings)
 	p := new(ProxyUsers)
@@ -86,40 +83,40 @@ func NewProxyUsers(props map[string]string, groups func(user string) []string, l
 	return p, warnings
 }
 
-// Replace puts the rules of other in the place of these, all at once. A request
-// goes by the ones or the others.
+// Replace replaces the rules by those of other, in one step: no request sees a mixture.
 func (p *ProxyUsers) Replace(other *ProxyUsers) { p.rules.Store(other.rules.Load()) }
 
-// refuse returns why who.Real may not act for who from that address, in Hadoop's
-// words and with the property that would have to say so; nil where he may.
+// refuse returns nil if who.Real may act for who from that address. Otherwise the refusal has Hadoop's text, and the
+// property that would allow the request.
 func (p *ProxyUsers) refuse(ctx context.Context, who claviger.Principal, from netip.Addr) *Refusal {
 	var rule *proxyRule
 	var groups func(user string) []string
 	if rules := p.rules.Load(); rules != nil {
-		rule, groups = rules.of[who.Real.Short], rules.groups
+		rule, groups = rules.byProxy[who.Real.Short], rules.groups
 	}
-	of := ProxyUserPrefix + who.Real.Short
-	no := &Refusal{Kind: NotAllowed, Real: who.Real.Name, User: who.Name}
+	prefix := ProxyUserPrefix + who.Real.Short
+	refusal := &Refusal{Kind: NotAllowed, Real: who.Real.Name, User: who.Name}
 	switch {
 	case rule == nil:
-		no.Property = of + ".users"
-		no.Explanation = fmt.Sprintf("there is no rule for %s: set %s.hosts, and %s.users or %s.groups, in "+
-			"kms-site.xml if it is to act for %s", who.Real.Short, of, of, of, who.Short)
-	case !rule.whom.Admits(who, groups):
-		no.Property = of + ".users"
-		no.Explanation = fmt.Sprintf("%s.users does not name %s, and %s.groups names no group of it: add one of them "+
-			"in kms-site.xml if %s is to act for it", of, who.Short, of, who.Real.Short)
+		refusal.Property = prefix + ".users"
+		refusal.Explanation = fmt.Sprintf("there is no rule for %s; to let it act for %s, set %s.hosts, and %s.users "+
+			"or %s.groups, in kms-site.xml", who.Real.Short, who.Short, prefix, prefix, prefix)
+	case !rule.users.Admits(who, groups):
+		refusal.Property = prefix + ".users"
+		refusal.Explanation = fmt.Sprintf("%s.users does not name %s, and %s.groups names no group of it; to let %s "+
+			"act for it, add the user or a group in kms-site.xml", prefix, who.Short, prefix, who.Real.Short)
 	case !rule.hosts.includes(ctx, from):
-		no.Property = of + ".hosts"
-		no.Reason = fmt.Sprintf("Unauthorized connection for super-user: %s from IP /%s", who.Real.Name, javaAddr(from))
-		no.Explanation = fmt.Sprintf("%s.hosts does not list %s: add it in kms-site.xml if %s is to act for others "+
-			"from there", of, from, who.Real.Short)
-		return no
+		refusal.Property = prefix + ".hosts"
+		refusal.Reason = fmt.Sprintf("Unauthorized connection for super-user: %s from IP /%s", who.Real.Name,
+			javaAddr(from))
+		refusal.Explanation = fmt.Sprintf("%s.hosts does not list %s; to let %s act for others from there, add the "+
+			"address in kms-site.xml", prefix, from, who.Real.Short)
+		return refusal
 	default:
 		return nil
 	}
-	no.Reason = fmt.Sprintf("User: %s is not allowed to impersonate %s", who.Real.Name, who.Name)
-	return no
+	refusal.Reason = fmt.Sprintf("User: %s is not allowed to impersonate %s", who.Real.Name, who.Name)
+	return refusal
 }
 
 // javaAddr writes an address as java.net.InetAddress does: IPv6 without "::".
@@ -136,14 +133,14 @@ func javaAddr(a netip.Addr) string {
 }
 
 const (
-	// resolveEvery is how long what a host's name resolved to is believed.
-	// Hadoop resolves once, at start.
-	resolveEvery = time.Minute
-	// resolveTimeout is for all names of one list together.
+	// resolveTTL is the time for which the addresses of a host's name are used. Hadoop resolves names only once, at
+	// start.
+	resolveTTL = time.Minute
+	// resolveTimeout limits the lookup of all names of one list together.
 	resolveTimeout = 2 * time.Second
 )
 
-// hostList is Hadoop's MachineList: everywhere, addresses, networks, names.
+// hostList is Hadoop's MachineList: all hosts, or addresses, networks and names.
 type hostList struct {
 	all   bool
 	nets  []netip.Prefix
@@ -170,13 +167,13 @@ func parseHosts(list string, log *slog.Logger) (h hostList, complaints []string)
 		case strings.Contains(e, "/"):
 			net, err := netip.ParsePrefix(e)
 			if err != nil {
-				complaints = append(complaints, fmt.Sprintf("%q is ignored; a network is written like 10.1.0.0/16",
+				complaints = append(complaints, fmt.Sprintf("%q is ignored; write a network as in 10.1.0.0/16",
 					secret.Value(e)))
 				continue
 			}
 			h.nets = append(h.nets, net.Masked())
 		case e == "*":
-			complaints = append(complaints, "* inside a list is ignored; everywhere is a * alone")
+			complaints = append(complaints, "* inside a list is ignored; for all hosts, write * alone")
 		default:
 			names = append(names, e)
 		}
@@ -200,24 +197,24 @@ func (h *hostList) includes(ctx context.Context, a netip.Addr) bool {
 	return h.names != nil && h.names.include(ctx, a)
 }
 
-// resolvedNames are the names of a host list and what they resolved to last. A
-// name that cannot be resolved now keeps its last addresses.
+// resolvedNames has the names of a host list, and their latest addresses. If a lookup fails, the name keeps its
+// earlier addresses.
 type resolvedNames struct {
 	names  []string
 	log    *slog.Logger
 	lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
 	now    func() time.Time
 
-	mu    sync.Mutex // held while resolving, so that one caller does it for all
-	addrs map[string][]netip.Addr
-	when  time.Time
+	mu       sync.Mutex // held during the lookup, so that concurrent callers share one lookup
+	addrs    map[string][]netip.Addr
+	resolved time.Time // when the latest lookup began
 }
 
 func (r *resolvedNames) include(ctx context.Context, a netip.Addr) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if now := r.now(); r.addrs == nil || now.Sub(r.when) >= resolveEvery {
-		r.when = now
+	if now := r.now(); r.addrs == nil || now.Sub(r.resolved) >= resolveTTL {
+		r.resolved = now
 		r.resolve(ctx)
 	}
 	for _, addrs := range r.addrs {
@@ -229,8 +226,7 @@ func (r *resolvedNames) include(ctx context.Context, a netip.Addr) bool {
 }
 
 func (r *resolvedNames) resolve(ctx context.Context) {
-	// The outcome is for later callers too: this one's hanging up must not
-	// spoil it.
+	// Later callers use the result too, so the lookup must not fail because this caller disconnects.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resolveTimeout)
 	defer cancel()
 	if r.addrs == nil {

@@ -5,10 +5,9 @@ import (
 	"strings"
 )
 
-// queryValue returns the first value of the parameter that match accepts, form
-// decoded. Like the parser that Hadoop uses here (Apache's URLEncodedUtils) it
-// parts parameters at ';' as well as '&', takes a broken escape as it stands,
-// and a parameter without '=' as absent: the first one of that name decides.
+// queryValue returns the form-decoded value of the first parameter whose name match accepts. It reads a query as
+// Hadoop's parser does (Apache's URLEncodedUtils): parameters are separated by ';' or '&', a broken escape stays as
+// it is, and ok is false if the first such parameter has no '='.
 func queryValue(raw string, match func(name string) bool) (value string, ok bool) {
 	for _, part := range strings.FieldsFunc(raw, func(r rune) bool { return r == '&' || r == ';' }) {
 		name, value, hasValue := strings.Cut(part, "=")
@@ -19,7 +18,7 @@ func queryValue(raw string, match func(name string) bool) (value string, ok bool
 	return "", false
 }
 
-// formDecode takes '+' for a blank and decodes the escapes that are whole.
+// formDecode replaces '+' by a blank, and decodes all complete escapes.
 func formDecode(s string) string {
 	if !strings.ContainsAny(s, "+%") {
 		return s

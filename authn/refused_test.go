@@ -13,7 +13,7 @@ import (
 	"claviger/metastore"
 )
 
-// TestNamesInCookies: a cookie without a user or without a principal is refused, whichever is empty.
+// TestNamesInCookies: a cookie with an empty user or an empty principal is refused.
 func TestNamesInCookies(t *testing.T) {
 	for text, want := range map[string]string{
 		"u=alice&p=alice@R&t=simple&e=1": "",
@@ -27,7 +27,7 @@ func TestNamesInCookies(t *testing.T) {
 	}
 }
 
-// TestHexadecimalCharacters: what is no character of Unicode is refused in a rule.
+// TestHexadecimalCharacters: a number that is not a character of Unicode is refused in a rule.
 func TestHexadecimalCharacters(t *testing.T) {
 	for text, want := range map[string]rune{`\x41`: 'A', `\x{10ffff}`: 0x10ffff} {
 		f := &folder{rest: text + "rest", flags: []bool{false}}
@@ -37,13 +37,13 @@ func TestHexadecimalCharacters(t *testing.T) {
 	}
 	for _, text := range []string{`\xzz`, `\x{110000}`, `\x{}`, `\x{ffffffffff}`} {
 		f := &folder{rest: text, flags: []bool{false}}
-		if r, _, err := f.hex(); err == nil || !strings.Contains(err.Error(), "is no character") {
+		if r, _, err := f.hex(); err == nil || !strings.Contains(err.Error(), "is not a character") {
 			t.Errorf("%s: %U, %v", text, r, err)
 		}
 	}
 }
 
-// TestNullable: a concatenation may be empty only where all its parts may.
+// TestNullable: a concatenation may be empty only if all its parts may be empty.
 func TestNullable(t *testing.T) {
 	for text, want := range map[string]bool{
 		"ab": false, "a*b": false, "ab*": false, "a*b*": true, "(a|)": true, "(a|b)": false, "a{0,2}": true,
@@ -59,9 +59,8 @@ func TestNullable(t *testing.T) {
 	}
 }
 
-// TestSilentDirectoryIsLeft: the connection to an LDAP server that does not answer in time is closed,
-// and none is left behind.
-func TestSilentDirectoryIsLeft(t *testing.T) {
+// TestSilentDirectoryIsClosed: if an LDAP server does not answer in time, its connection is closed.
+func TestSilentDirectoryIsClosed(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +85,7 @@ func TestSilentDirectoryIsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	if list, err := groups("alice"); err == nil {
-		t.Errorf("groups of a server that says nothing: %q", list)
+		t.Errorf("groups of a server that does not answer: %q", list)
 	}
 	select {
 	case err := <-ended:
@@ -104,7 +103,7 @@ type failingTokens struct {
 	fails string
 }
 
-var errStore = errors.New("the store is away")
+var errStore = errors.New("the store is down")
 
 func (f failingTokens) err(op string) error {
 	if f.fails == op {
@@ -132,8 +131,8 @@ func (f failingTokens) RemoveMasterKey(ctx context.Context, id int32) error {
 	return errors.Join(f.memoryTokens.RemoveMasterKey(ctx, id), f.err("RemoveMasterKey"))
 }
 
-// TestScanSaysWhatFailed: a scan for expired tokens reports each failure of the store.
-func TestScanSaysWhatFailed(t *testing.T) {
+// TestScanReportsFailures: a scan for expired tokens returns each error of the store.
+func TestScanReportsFailures(t *testing.T) {
 	for _, op := range []string{"", "Clocks", "RemoveExpired", "MasterKeys", "RemoveMasterKey"} {
 		now := time.UnixMilli(1795442630957)
 		clock := func() time.Time { return now }
@@ -153,7 +152,7 @@ func TestScanSaysWhatFailed(t *testing.T) {
 	}
 }
 
-// TestSpellingsOfTokens: a token has one spelling, but for the signs at its end that fill it up.
+// TestSpellingsOfTokens: a token has one spelling, except for padding at its end.
 func TestSpellingsOfTokens(t *testing.T) {
 	token := newDelegating(t).get("renewer=yarn&user.name=alice")
 	for text, want := range map[string]bool{

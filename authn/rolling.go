@@ -15,36 +15,35 @@ import (
 	"claviger/secret"
 )
 
-// RollingConfig is what RollingSecrets is made of.
+// RollingConfig is the configuration of RollingSecrets.
 type RollingConfig struct {
 	Store  metastore.Signers
-	Period time.Duration // token.validity, the same on every node
-	// Poll is how often the store is looked at between rollovers, so that nodes
-	// which came to differ agree again; 0: every minute.
+	Period time.Duration // token.validity, the same on each node
+	// Poll is the interval between reads of the store when no rollover is due. A read makes nodes with different
+	// secrets agree again. 0: each minute.
 	Poll time.Duration
 	Log  *slog.Logger     // nil: none
 	Now  func() time.Time // nil: time.Now
 }
 
-// RollingSecrets are secrets that several nodes share, Hadoop's among them, and
-// that any of them replaces when it is time: the next secret, which all know,
-// becomes the current one, and whoever is first writes a new next one.
+// RollingSecrets are secrets that several nodes share, also with nodes of Hadoop's KMS. When a period has passed,
+// each node makes the next secret, which all nodes have, the current one. The first node writes a new next secret to
+// the store.
 //
-// What signs and what is good follows from the clock and from what was last read,
-// so requests wait for no store, and a store that is away for a while stops
-// nothing.
+// The clock, and the secrets that were last read, decide which secret signs and which are valid. So no request waits
+// for the store, and a store that fails for a while stops no request.
 type RollingSecrets struct {
 	conf RollingConfig
 
 	mu    sync.Mutex
-	state metastore.SignerSecrets // Next is nil from our rollover until the store has another one
+	state metastore.SignerSecrets // Next is nil from a rollover until a new next secret is in the store
 }
 
-// NewRollingSecrets reads the secrets, or makes them where the store has none.
+// NewRollingSecrets reads the secrets from the store. If there are none, it makes them.
 func NewRollingSecrets(ctx context.Context, conf RollingConfig) (*RollingSecrets, error) {
 	if conf.Period <= 0 {
 		return nil, claviger.Errorf("authn.NewRollingSecrets", claviger.Invalid, "",
-			"a period of %v; token.validity must be a positive number of seconds", conf.Period)
+			"the period is %v; token.validity must be a positive number of seconds", conf.Period)
 	}
 	if conf.Now == nil {
 		conf.Now = time.Now
@@ -56,8 +55,8 @@ func NewRollingSecrets(ctx context.Context, conf RollingConfig) (*RollingSecrets
 		conf.Poll = time.Minute
 	}
 	r := &RollingSecrets{conf: conf}
-	// The first swap may be lost to a node that starts at the same time; then what
-	// it wrote is there to be read.
+	// Another node may start at the same time and write first. Then the swap fails, and the next read returns the
+	// other node's secrets.
 	for range 3 {
 		s, ok, err := conf.Store.SignerSecrets(ctx)
 		if err != nil {
@@ -74,12 +73,11 @@ func NewRollingSecrets(ctx context.Context, conf RollingConfig) (*RollingSecrets
 		}
 	}
 	return nil, claviger.Errorf("authn.NewRollingSecrets", claviger.Unavailable, "",
-		"the store takes signer secrets and has none afterwards")
+		"the store accepts signer secrets, but does not return them")
 }
 
-// adopt takes what the store has. A rollover that nobody has done is not done
-// late, but at the next time that is whole periods after it, as Hadoop does: so
-// nodes that start together agree.
+// adopt replaces the state by the secrets of the store. If their rollover time has passed, the rollover is moved by
+// whole periods into the future, as in Hadoop. So nodes that start together agree on the time.
 func (r *RollingSecrets) adopt(s metastore.SignerSecrets) {
 	if late := r.conf.Now().Sub(s.Rollover); late >= 0 {
 		s.Rollover = s.Rollover.Add(late.Truncate(r.conf.Period) + r.conf.Period)
@@ -89,8 +87,8 @@ func (r *RollingSecrets) adopt(s metastore.SignerSecrets) {
 	r.state = s
 }
 
-// Secrets returns the current secret, and with it the one before and the one
-// that comes next: another node's clock may be ahead of ours.
+// Secrets returns the current secret. The previous and the next secret are valid too, because another node's clock
+// may be behind or ahead.
 func (r *RollingSecrets) Secrets() (current secret.Bytes, valid []secret.Bytes) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -103,8 +101,8 @@ func (r *RollingSecrets) Secrets() (current secret.Bytes, valid []secret.Bytes) 
 	return r.state.Current, valid
 }
 
-// shift makes the next secret the current one when it is time; r.mu is held. It
-// reports whether the store has to be told.
+// shift makes the next secret the current one if its time has come. It reports whether the store needs a new next
+// secret. The caller holds r.mu.
 func (r *RollingSecrets) shift() (due bool) {
 	if late := r.conf.Now().Sub(r.state.Rollover); late >= 0 && r.state.Next != nil {
 		r.state.Previous, r.state.Current, r.state.Next = r.state.Current, r.state.Next, nil
@@ -113,19 +111,19 @@ func (r *RollingSecrets) shift() (due bool) {
 	return r.state.Next == nil
 }
 
-// Run rolls the secrets over and follows what other nodes do, until ctx ends.
+// Run rolls the secrets over, and adopts the changes of other nodes, until ctx ends.
 func (r *RollingSecrets) Run(ctx context.Context) {
 	pause := backoff.NewExponentialBackOff()
 	pause.MaxInterval = r.conf.Poll
 	for {
 		wait := r.conf.Poll
-		if err := r.round(ctx); err != nil {
+		if err := r.syncWithStore(ctx); err != nil {
 			if ctx.Err() != nil {
 				return
 			}
 			wait = pause.NextBackOff()
-			r.conf.Log.Warn("the secrets that sign cookies could not be compared with those of the other nodes; "+
-				"those of before stay in use", "err", err, "again", wait)
+			r.conf.Log.Warn("the secrets that sign cookies could not be read from the store or written to it; the "+
+				"present secrets stay in use", "err", err, "again", wait)
 		} else {
 			pause.Reset()
 			r.mu.Lock()
@@ -140,9 +138,8 @@ func (r *RollingSecrets) Run(ctx context.Context) {
 	}
 }
 
-// round does the rollover if it is due, and takes over what the store has if that
-// is new.
-func (r *RollingSecrets) round(ctx context.Context) error {
+// syncWithStore does the rollover if it is due, then adopts the secrets of the store if they have changed.
+func (r *RollingSecrets) syncWithStore(ctx context.Context) error {
 	r.mu.Lock()
 	due, mine := r.shift(), r.state
 	r.mu.Unlock()
@@ -158,7 +155,7 @@ func (r *RollingSecrets) round(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return err
-	case !ok: // somebody removed them
+	case !ok: // the secrets were removed from the store
 		mine.Version = 0
 		if mine.Next == nil {
 			mine.Next = randomSecret()
@@ -167,7 +164,7 @@ func (r *RollingSecrets) round(ctx context.Context) error {
 			return err
 		}
 		if s, ok, err = r.conf.Store.SignerSecrets(ctx); err == nil && !ok {
-			err = errors.New("the secrets were removed from the store, and are not there again")
+			err = errors.New("the secrets were removed from the store, and writing them again had no effect")
 		}
 		if err != nil {
 			return err
@@ -176,8 +173,8 @@ func (r *RollingSecrets) round(ctx context.Context) error {
 		return nil
 	}
 	if due && !bytes.Equal(s.Current, mine.Current) {
-		r.conf.Log.Warn("another node has other secrets for cookies than we had; cookies of ours that it does not "+
-			"take are renewed by clients", "property", "hadoop.kms.authentication.token.validity, which must be the "+
+		r.conf.Log.Warn("another node had other secrets for cookies than this node; a client whose cookie is refused "+
+			"logs in again", "property", "hadoop.kms.authentication.token.validity, which must be the "+
 			"same on all nodes")
 	}
 	r.adopt(s)

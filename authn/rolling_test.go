@@ -13,31 +13,31 @@ import (
 	"claviger/secret"
 )
 
-// sharedSecrets is a metastore.Signers in memory; away makes it fail.
+// sharedSecrets is a metastore.Signers in memory. If fault is set, its methods return it.
 type sharedSecrets struct {
 	mu    sync.Mutex
 	state metastore.SignerSecrets
-	away  error
+	fault error
 }
 
 func (s *sharedSecrets) SignerSecrets(context.Context) (metastore.SignerSecrets, bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state, s.state.Version != 0, s.away
+	return s.state, s.state.Version != 0, s.fault
 }
 
 func (s *sharedSecrets) SwapSignerSecrets(_ context.Context, n metastore.SignerSecrets) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.away != nil || n.Version != s.state.Version {
-		return false, s.away
+	if s.fault != nil || n.Version != s.state.Version {
+		return false, s.fault
 	}
 	n.Version++
 	s.state = n
 	return true, nil
 }
 
-// rollingNodes are nodes on one store, with one clock.
+// rollingNodes starts nodes that share a store and a clock.
 type rollingNodes struct {
 	t     *testing.T
 	store sharedSecrets
@@ -56,9 +56,9 @@ func (n *rollingNodes) start() *RollingSecrets {
 	return r
 }
 
-func (n *rollingNodes) round(r *RollingSecrets) {
+func (n *rollingNodes) sync(r *RollingSecrets) {
 	n.t.Helper()
-	if err := r.round(n.t.Context()); err != nil {
+	if err := r.syncWithStore(n.t.Context()); err != nil {
 		n.t.Fatal(err)
 	}
 }
@@ -68,8 +68,8 @@ func current(r *RollingSecrets) secret.Bytes {
 	return c
 }
 
-// takes tells whether r takes what s signs.
-func takes(r *RollingSecrets, s secret.Bytes) bool {
+// accepts reports whether a signature by s is valid for r.
+func accepts(r *RollingSecrets, s secret.Bytes) bool {
 	_, valid := r.Secrets()
 	for _, v := range valid {
 		if bytes.Equal(v, s) {
@@ -85,90 +85,89 @@ func TestRollingSecrets(t *testing.T) {
 	b := n.start()
 	first := current(a)
 	if len(first) != 32 || !bytes.Equal(first, current(b)) {
-		t.Fatalf("nodes that start together sign with secrets of %d bytes, and different ones", len(first))
+		t.Fatalf("nodes that start together have different secrets, or secrets of %d bytes", len(first))
 	}
 	for i := range 5 {
 		before := current(a)
 		n.now = n.now.Add(rollingPeriod)
-		// The clock is there before either has told the store.
+		// The rollover happens by the clock, before a node writes to the store.
 		if bytes.Equal(current(a), before) || !bytes.Equal(current(a), current(b)) {
 			t.Fatalf("rollover %d: the nodes differ, or did not roll", i)
 		}
-		if !takes(a, before) || !takes(b, before) {
-			t.Fatalf("rollover %d: what was signed before is not good", i)
+		if !accepts(a, before) || !accepts(b, before) {
+			t.Fatalf("rollover %d: earlier signatures are not valid", i)
 		}
 		if i%2 == 0 {
-			n.round(a)
-			n.round(b)
+			n.sync(a)
+			n.sync(b)
 		} else {
-			n.round(b)
-			n.round(a)
+			n.sync(b)
+			n.sync(a)
 		}
 		if want := int64(i + 2); n.store.state.Version != want {
 			t.Fatalf("rollover %d: the store was written %d times, not %d", i, n.store.state.Version, want)
 		}
-		if c := n.start(); !bytes.Equal(current(c), current(a)) || !takes(c, before) {
+		if c := n.start(); !bytes.Equal(current(c), current(a)) || !accepts(c, before) {
 			t.Fatalf("rollover %d: a node that starts now differs", i)
 		}
 	}
-	if takes(a, first) {
-		t.Error("the first secret is good for ever")
+	if accepts(a, first) {
+		t.Error("the first secret is valid after five rollovers")
 	}
 	_, valid := a.Secrets()
 	if len(valid) != 3 {
-		t.Errorf("%d secrets are good: current, previous and next are", len(valid))
+		t.Errorf("%d secrets are valid, want 3: current, previous and next", len(valid))
 	}
 }
 
-// TestRollingClockAhead: the others take the cookies of a node whose clock is ahead.
+// TestRollingClockAhead: a cookie of a node whose clock is ahead is valid on other nodes.
 func TestRollingClockAhead(t *testing.T) {
 	n := &rollingNodes{t: t, now: time.UnixMilli(1795442630957)}
 	a, b := n.start(), n.start()
 	n.now = n.now.Add(rollingPeriod)
-	n.round(a)
+	n.sync(a)
 	ahead := current(a)
 	n.now = n.now.Add(-time.Second)
-	if !takes(b, ahead) {
+	if !accepts(b, ahead) {
 		t.Error("b refuses what a signs a second early")
 	}
-	n.round(b) // it learns what a has done
+	n.sync(b) // b reads a's rollover from the store
 	if !bytes.Equal(current(b), ahead) {
-		t.Error("b did not learn of a's roll")
+		t.Error("b did not adopt a's rollover")
 	}
 }
 
-func TestRollingStoreAway(t *testing.T) {
+func TestRollingStoreDown(t *testing.T) {
 	n := &rollingNodes{t: t, now: time.UnixMilli(1795442630957)}
 	a, b := n.start(), n.start()
-	n.store.away = claviger.Errorf("test", claviger.Unavailable, "", "away")
+	n.store.fault = claviger.Errorf("test", claviger.Unavailable, "", "down")
 	for i := range 3 {
 		n.now = n.now.Add(rollingPeriod)
 		if !bytes.Equal(current(a), current(b)) {
 			t.Fatalf("after %d rollovers without the store the nodes differ", i)
 		}
-		if err := a.round(t.Context()); !claviger.Is(err, claviger.Unavailable) {
-			t.Fatalf("a round without the store: %v", err)
+		if err := a.syncWithStore(t.Context()); !claviger.Is(err, claviger.Unavailable) {
+			t.Fatalf("syncWithStore without the store: %v", err)
 		}
 	}
 	old := current(a)
-	n.store.away = nil
-	n.round(b)
-	n.round(a)
-	if !bytes.Equal(current(a), current(b)) || !takes(a, old) {
-		t.Error("the nodes do not find together")
+	n.store.fault = nil
+	n.sync(b)
+	n.sync(a)
+	if !bytes.Equal(current(a), current(b)) || !accepts(a, old) {
+		t.Error("the nodes do not agree again")
 	}
 	n.now = n.now.Add(rollingPeriod)
 	if bytes.Equal(current(a), old) {
-		t.Error("no rollover after the store is back")
+		t.Error("no rollover after the store works again")
 	}
-	n.store.away = errors.New("away")
+	n.store.fault = errors.New("down")
 	if _, err := NewRollingSecrets(t.Context(), RollingConfig{Store: &n.store, Period: rollingPeriod}); err == nil {
 		t.Error("a node starts without the store")
 	}
 }
 
-// TestRollingLate: whoever starts after a rollover that nobody has done waits for
-// the next one, as Hadoop does.
+// TestRollingLate: a node that starts after a missed rollover waits for the next one, as Hadoop does.
 func TestRollingLate(t *testing.T) {
 	n := &rollingNodes{t: t, now: time.UnixMilli(1795442630957)}
 	before := current(n.start())
@@ -181,23 +180,23 @@ func TestRollingLate(t *testing.T) {
 	if bytes.Equal(current(a), before) {
 		t.Error("the next rollover is not done in time")
 	}
-	n.round(a)
+	n.sync(a)
 	if want := n.now.Add(rollingPeriod); !n.store.state.Rollover.Equal(want) {
 		t.Errorf("the next rollover is at %v, not %v", n.store.state.Rollover, want)
 	}
 }
 
-// TestRollingRemoved: secrets that somebody removed are written again.
+// TestRollingRemoved: if the secrets were removed from the store, they are written again.
 func TestRollingRemoved(t *testing.T) {
 	n := &rollingNodes{t: t, now: time.UnixMilli(1795442630957)}
 	a, b := n.start(), n.start()
 	signs := current(a)
 	n.store.state = metastore.SignerSecrets{}
-	n.round(a)
-	n.round(b)
+	n.sync(a)
+	n.sync(b)
 	if !bytes.Equal(current(a), signs) || !bytes.Equal(current(b), signs) ||
 		!bytes.Equal(n.store.state.Current, signs) {
-		t.Error("the secrets are not there again")
+		t.Error("the secrets were not written again")
 	}
 }
 

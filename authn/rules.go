@@ -10,14 +10,14 @@ import (
 	"unicode"
 )
 
-// Mechanism is what becomes of a principal that no auth_to_local rule matches,
-// and of a result that holds '/' or '@'.
+// Mechanism decides two cases: no auth_to_local rule matches a principal, and the result of a rule contains '/' or
+// '@'.
 type Mechanism string
 
 // The mechanisms of hadoop.security.auth_to_local.mechanism.
 const (
-	MechanismHadoop Mechanism = "hadoop" // both are refused
-	MechanismMIT    Mechanism = "mit"    // both are names
+	MechanismHadoop Mechanism = "hadoop" // both cases are refused
+	MechanismMIT    Mechanism = "mit"    // the principal, or the result, is the user name
 )
 
 // ParseMechanism reads a mechanism in any case, as Hadoop does.
@@ -29,29 +29,27 @@ func ParseMechanism(s string) (Mechanism, error) {
 	return "", errors.New("it must be hadoop or mit")
 }
 
-// Rules make short names of principals: Hadoop's auth_to_local, which is
-// org.apache.hadoop.security.authentication.util.KerberosName. They never
-// change, so that any goroutine may use them.
+// Rules make short names of principals. They are Hadoop's auth_to_local, in Java
+// org.apache.hadoop.security.authentication.util.KerberosName. Rules never change, so any goroutine may use them.
 type Rules struct {
 	rules     []rule
 	mechanism Mechanism
 	realm     string // the default realm
 }
 
-// firstComponent are Hadoop's rules where Kerberos is not in use.
+// firstComponent has the rules that Hadoop uses without Kerberos.
 var firstComponent = &Rules{mechanism: MechanismHadoop, rules: []rule{
 	{text: "RULE:[1:$1]", components: 1, format: []int{1}, literals: []string{"", ""}},
 	{text: "RULE:[2:$1]", components: 2, format: []int{1}, literals: []string{"", ""}},
 }}
 
-// rule is DEFAULT, or RULE:[components:format](match)s/from/to/gL with all that
-// follows the bracket optional.
+// rule is DEFAULT, or RULE:[components:format](match)s/from/to/gL. Everything after the ']' is optional.
 type rule struct {
 	text       string // as Hadoop writes it
 	isDefault  bool
 	components int
-	// The format is literals[0], parameter format[0], literals[1], ...: parameter
-	// 0 is the realm, 1 and 2 are the components.
+	// A formatted name is literals[0], the parameter format[0], literals[1], and so on. Parameter 0 is the realm, 1
+	// and 2 are the components.
 	format    []int
 	literals  []string
 	match     *regexp.Regexp // of the whole formatted name; nil: any
@@ -60,58 +58,58 @@ type rule struct {
 }
 
 var (
-	// ruleForm is Hadoop's own expression, spelt for RE2. It is matched at the
-	// beginning of what remains of the text; what it leaves is the next rule.
-	ruleForm = regexp.MustCompile(`^[ \t\n\x0b\f\r]*((DEFAULT)|(RULE:\[([0-9]*):([^\]]*)\](\(([^)]*)\))?(s/([^/]*)/([^/]*)/(g)?)?))/?(L)?`)
-	// parameter is "$1" and the like.
+	// ruleForm is Hadoop's own expression, in the syntax of RE2. It matches one rule at the beginning of the text;
+	// the next rule begins after the match.
+	ruleForm = regexp.MustCompile(`^[ \t\n\x0b\f\r]*((DEFAULT)|(RULE:\[([0-9]*):([^\]]*)\](\(([^)]*)\))?` +
+		`(s/([^/]*)/([^/]*)/(g)?)?))/?(L)?`)
+	// parameter matches "$1", for example.
 	parameter = regexp.MustCompile(`\$([0-9]*)`)
 )
 
-// ParseRules reads the text of auth_to_local. realm is the default realm, "" if
-// there is none. It refuses what Hadoop refuses when it starts, what Hadoop
-// refuses only when a principal comes by, and the regular expressions whose
-// meaning for Java cannot be kept (lookaround, back references, possessive
-// quantifiers, sets in sets).
+// ParseRules reads the text of auth_to_local. realm is the default realm, "" if there is none.
+// It refuses each text that Hadoop refuses at start or, later, when a principal uses the rule. It also refuses
+// regular expressions that Go cannot match as Java does: lookaround, back references, possessive quantifiers, sets in
+// sets.
 func ParseRules(text string, mechanism Mechanism, realm string) (*Rules, error) {
 	r := &Rules{mechanism: mechanism, realm: realm}
 	rest := strings.TrimFunc(text, func(c rune) bool { return c <= ' ' }) // Java's trim
 	for rest != "" {
 		m := ruleForm.FindStringSubmatch(rest)
 		if m == nil {
-			return nil,
-				fmt.Errorf("what begins with %q is no rule; a rule is DEFAULT or RULE:[n:format](regex)s/from/to/g, "+
-					"with a ')' in no regex and a '/' neither in from nor in to", firstField(rest))
+			return nil, fmt.Errorf("the text from %q on is not a rule; a rule is DEFAULT or "+
+				"RULE:[n:format](regex)s/from/to/g, without ')' in regex, and without '/' in from and to",
+				firstField(rest))
 		}
-		one := rule{text: strings.TrimLeft(m[0], " \t\n\v\f\r"), isDefault: m[2] != ""}
-		if !one.isDefault {
-			if err := one.parse(m); err != nil {
-				return nil, fmt.Errorf("rule %s: %w", one.text, err)
+		parsed := rule{text: strings.TrimLeft(m[0], " \t\n\v\f\r"), isDefault: m[2] != ""}
+		if !parsed.isDefault {
+			if err := parsed.parse(m); err != nil {
+				return nil, fmt.Errorf("rule %s: %w", parsed.text, err)
 			}
 		}
-		r.rules = append(r.rules, one)
+		r.rules = append(r.rules, parsed)
 		rest = rest[len(m[0]):]
 	}
 	return r, nil
 }
 
 func firstField(s string) string {
-	const most = 80 // bytes
+	const limit = 80 // bytes
 	if f := strings.Fields(s); len(f) > 0 {
 		s = f[0]
 	}
-	return s[:min(len(s), most)]
+	return s[:min(len(s), limit)]
 }
 
-// parse reads the groups of ruleForm.
+// parse reads the groups of a match of ruleForm.
 func (r *rule) parse(m []string) (err error) {
 	if r.components, err = strconv.Atoi(m[4]); err != nil || r.components > math.MaxInt32 {
-		return fmt.Errorf("%q is no number of components; principals have one or two", m[4])
+		return fmt.Errorf("%q is not a number of components; a principal has one or two", m[4])
 	}
 	end := 0
 	for _, p := range parameter.FindAllStringSubmatchIndex(m[5], -1) {
 		n, err := strconv.Atoi(m[5][p[2]:p[3]])
 		if err != nil || n > r.components {
-			return fmt.Errorf("%s is none of the parameters $0 (the realm) to $%d", m[5][p[0]:p[1]], r.components)
+			return fmt.Errorf("%s is not one of the parameters $0 (the realm) to $%d", m[5][p[0]:p[1]], r.components)
 		}
 		r.literals = append(r.literals, m[5][end:p[0]])
 		r.format = append(r.format, n)
@@ -139,23 +137,23 @@ func (r *rule) parse(m []string) (err error) {
 	return nil
 }
 
-// UsesDefaultRealm tells whether a rule asks for the default realm.
+// UsesDefaultRealm reports whether a rule needs the default realm.
 func (r *Rules) UsesDefaultRealm() bool {
-	for _, one := range r.rules {
-		if one.isDefault {
+	for _, rule := range r.rules {
+		if rule.isDefault {
 			return true
 		}
 	}
 	return false
 }
 
-// noRule is an error that Hadoop throws as a NoMatchingRule; all others of Short
-// are its IllegalArgumentExceptions.
+// noRule is an error of Short that is a NoMatchingRule in Hadoop. All other errors of Short are
+// IllegalArgumentExceptions in Hadoop.
 type noRule string
 
 func (e noRule) Error() string { return string(e) }
 
-// javaText is how Java prints an error of Short: its class, then its message.
+// javaText returns an error of Short as Java prints it: its class, then its message.
 func javaText(err error) string {
 	var none noRule
 	if errors.As(err, &none) {
@@ -164,11 +162,11 @@ func javaText(err error) string {
 	return "java.lang.IllegalArgumentException: " + err.Error()
 }
 
-// principalForm is what Hadoop takes for a principal: service[/host][@realm].
+// principalForm is Hadoop's form of a principal: service[/host][@realm].
 var principalForm = regexp.MustCompile(`^([^/@]+)(?:/([^/@]+))?(?:@([^/@]+))?$`)
 
-// Short is the short name of a principal; a name with neither host nor realm is
-// one already. The error has Hadoop's text.
+// Short returns the short name of a principal. A name without host and realm is already short. The error has Hadoop's
+// text.
 func (r *Rules) Short(name string) (string, error) {
 	m := principalForm.FindStringSubmatch(name)
 	switch {
@@ -193,20 +191,19 @@ func (r *Rules) Short(name string) (string, error) {
 	return "", noRule("No rules applied to " + name)
 }
 
-// Letters that /L refuses. The lower case of the first two hangs on their
-// neighbours or on the locale. That of the KELVIN SIGN is an ASCII k, to Java too,
-// so that somebody else's name would be made of the principal's.
+// Letters that /L refuses. The lower case of contextual letters depends on the letters around them, or on the locale.
+// The lower case of the KELVIN SIGN is an ASCII k, also in Java, so the result could be the name of another user.
 const (
 	contextual = "\u0130\u03a3"
 	kelvin     = '\u212a'
 )
 
-// apply makes a short name of a principal's realm ("" for none) and components.
-// ok is false where the rule does not match.
-func (r *rule) apply(params []string, all *Rules) (short string, ok bool, err error) {
+// apply makes a short name of params: a principal's realm ("" for none), then its components. ok is false if the rule
+// does not match.
+func (r *rule) apply(params []string, rules *Rules) (short string, ok bool, err error) {
 	switch {
 	case r.isDefault:
-		if params[0] == "" || params[0] != all.realm {
+		if params[0] == "" || params[0] != rules.realm {
 			return "", false, nil
 		}
 		return params[1], true, nil
@@ -222,7 +219,7 @@ func (r *rule) apply(params []string, all *Rules) (short string, ok bool, err er
 		if p := params[r.format[i]]; p != "" {
 			b.WriteString(p)
 		} else {
-			b.WriteString("null") // what Java makes of a realm that is not there
+			b.WriteString("null") // as Java writes a missing realm
 		}
 	}
 	short = b.String()
@@ -230,9 +227,9 @@ func (r *rule) apply(params []string, all *Rules) (short string, ok bool, err er
 		return "", false, nil
 	}
 	if r.replace != nil {
-		short = r.replace.in(short)
+		short = r.replace.apply(short)
 	}
-	if strings.ContainsAny(short, "/@") && all.mechanism == MechanismHadoop {
+	if strings.ContainsAny(short, "/@") && rules.mechanism == MechanismHadoop {
 		return "", false, noRule("Non-simple name " + short + " after auth_to_local rule " + r.text)
 	}
 	if r.lowerCase {

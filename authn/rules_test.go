@@ -20,9 +20,10 @@ import (
 
 var quiet = slog.New(slog.DiscardHandler)
 
-func TestProxyUsers(t *testing.T) {
+// proxyUsers returns rules of many kinds, and the warnings about them. The user gina is in the group staff.
+func proxyUsers() (*ProxyUsers, []string) {
 	groups := func(u string) []string { return map[string][]string{"gina": {"staff"}}[u] }
-	p, warnings := NewProxyUsers(map[string]string{
+	return NewProxyUsers(map[string]string{
 		"a.b.users": "alice", "a.b.hosts": "10.0.0.0/8, 192.168.1.7\n,fe80::1",
 		"byGroup.groups": "staff", "byGroup.hosts": "*",
 		"both.users": "alice", "both.groups": "staff", "both.hosts": "*",
@@ -37,8 +38,13 @@ func TestProxyUsers(t *testing.T) {
 		"typo.user": "*",
 		".users":    "x",
 	}, groups, quiet)
+}
+
+func TestProxyUserWarnings(t *testing.T) {
+	_, warnings := proxyUsers()
 	for _, want := range []string{
-		"noHosts may act for nobody: there is no .hosts", "nobody may act for nobody: there is neither",
+		"noHosts.hosts is not set, so noHosts may act for no user",
+		"nobody.users and hadoop.kms.proxyuser.nobody.groups are not set, so nobody may act for no user",
 		`noAddress.hosts: "10.0.0.0/33" is ignored`,
 		"noAddress.hosts: * inside a list", "typo.user is ignored", ".users is ignored",
 	} {
@@ -49,7 +55,10 @@ func TestProxyUsers(t *testing.T) {
 	if len(warnings) != 6 {
 		t.Errorf("warnings: %q", warnings)
 	}
+}
 
+func TestProxyUsers(t *testing.T) {
+	p, _ := proxyUsers()
 	const no, far = "is not allowed to impersonate", "Unauthorized connection for super-user"
 	for _, c := range []struct{ real, who, from, want string }{
 		{"a.b", "alice", "10.200.3.4", ""},
@@ -84,8 +93,7 @@ func TestProxyUsers(t *testing.T) {
 			property := ProxyUserPrefix + c.real +
 				map[bool]string{true: ".hosts", false: ".users"}[strings.HasPrefix(got, far)]
 			if refusal.Property != property || !strings.Contains(refusal.Explanation, property) ||
-				refusal.Real != c.real ||
-				refusal.User != c.who {
+				refusal.Real != c.real || refusal.User != c.who {
 				t.Errorf("%s for %s from %s: %+v, want property %s", c.real, c.who, c.from, refusal, property)
 			}
 		}
@@ -96,7 +104,7 @@ func TestProxyUsers(t *testing.T) {
 	}
 	who := claviger.Principal{Name: "bob", Short: "bob", Real: &claviger.Principal{Name: "any", Short: "any"}}
 	if p.refuse(t.Context(), who, netip.Addr{}) == nil {
-		t.Error("allowed from no address")
+		t.Error("allowed without an address")
 	}
 	if (&ProxyUsers{}).refuse(t.Context(), who, netip.MustParseAddr("10.1.0.0")) == nil {
 		t.Error("allowed without a rule")
@@ -121,7 +129,7 @@ func TestHostNames(t *testing.T) {
 		return nil, errors.New("no such host")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	cancel() // a caller who is gone must not spoil it for the others
+	cancel() // the lookup must not fail because this caller has disconnected
 	check := func(ip string, want bool) {
 		t.Helper()
 		if got := h.includes(ctx, netip.MustParseAddr(ip)); got != want {
@@ -130,7 +138,7 @@ func TestHostNames(t *testing.T) {
 	}
 	check("10.0.0.1", true)
 	if lookups != 0 {
-		t.Error("looked up although an address decides")
+		t.Error("looked up although an address of the list matches")
 	}
 	check("10.0.0.2", true)
 	check("10.0.0.3", true)
@@ -138,11 +146,11 @@ func TestHostNames(t *testing.T) {
 	if lookups != 2 {
 		t.Errorf("%d lookups, want one a name", lookups)
 	}
-	now = now.Add(resolveEvery)
+	now = now.Add(resolveTTL)
 	delete(answers, "gw.example.com") // the name server is down
 	check("10.0.0.2", true)
-	now = now.Add(resolveEvery)
-	answers["gw.example.com"] = []netip.Addr{netip.MustParseAddr("10.0.0.4")} // the host has moved
+	now = now.Add(resolveTTL)
+	answers["gw.example.com"] = []netip.Addr{netip.MustParseAddr("10.0.0.4")} // the host has a new address
 	check("10.0.0.2", false)
 	check("10.0.0.4", true)
 }
@@ -155,12 +163,12 @@ func TestGroups(t *testing.T) {
 	}
 	now := time.Unix(0, 0)
 	g.now = func() time.Time { return now }
-	asked, answer, fault := 0, []string{"staff"}, error(nil)
-	g.lookup = func(string) ([]string, error) { asked++; return answer, fault }
-	check := func(name string, wantAsked int, want ...string) {
+	lookups, answer, fault := 0, []string{"staff"}, error(nil)
+	g.lookup = func(string) ([]string, error) { lookups++; return answer, fault }
+	check := func(name string, wantLookups int, want ...string) {
 		t.Helper()
-		if got := g.Of(name); !slices.Equal(got, want) || asked != wantAsked {
-			t.Errorf("%s: %q after %d questions, want %q after %d", name, got, asked, want, wantAsked)
+		if got := g.Of(name); !slices.Equal(got, want) || lookups != wantLookups {
+			t.Errorf("%s: %q after %d lookups, want %q after %d", name, got, lookups, want, wantLookups)
 		}
 	}
 	check("dr.who", 0)
@@ -176,7 +184,7 @@ func TestGroups(t *testing.T) {
 	fault = errors.New("the directory is down")
 	now = now.Add(5 * time.Minute)
 	check("alice", 3, "staff", "ops")
-	check("alice", 3, "staff", "ops") // not asked again at once
+	check("alice", 3, "staff", "ops") // a failed lookup is not repeated at once
 	if !strings.Contains(logged.String(), "directory is down") {
 		t.Errorf("log: %s", &logged)
 	}
@@ -201,14 +209,15 @@ func TestGroups(t *testing.T) {
 	}
 }
 
-func TestGroupsAskedOnceForMany(t *testing.T) {
+// TestConcurrentLookups: concurrent requests for the same user cause one lookup.
+func TestConcurrentLookups(t *testing.T) {
 	g, err := NewGroups("", time.Minute, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var asked atomic.Int32
+	var lookups atomic.Int32
 	release := make(chan struct{})
-	g.lookup = func(string) ([]string, error) { asked.Add(1); <-release; return []string{"staff"}, nil }
+	g.lookup = func(string) ([]string, error) { lookups.Add(1); <-release; return []string{"staff"}, nil }
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
@@ -217,20 +226,20 @@ func TestGroupsAskedOnceForMany(t *testing.T) {
 			}
 		})
 	}
-	for asked.Load() == 0 {
+	for lookups.Load() == 0 {
 		time.Sleep(time.Millisecond)
 	}
 	close(release)
 	wg.Wait()
-	if n := asked.Load(); n != 1 {
-		t.Errorf("asked %d times", n)
+	if n := lookups.Load(); n != 1 {
+		t.Errorf("%d lookups, want 1", n)
 	}
 }
 
 func TestSystemGroups(t *testing.T) {
 	me, err := user.Current()
 	if err != nil {
-		t.Skipf("this system does not know who runs the test: %v", err)
+		t.Skipf("this system has no entry for the user that runs the test: %v", err)
 	}
 	primary, err := user.LookupGroupId(me.Gid)
 	if err != nil {
@@ -246,8 +255,7 @@ func TestSystemGroups(t *testing.T) {
 	}
 }
 
-// TestNoGroups: as with Hadoop's NullGroupsMapping, the system's own
-// groups of whoever runs the test are not asked for.
+// TestNoGroups: as in Hadoop's NullGroupsMapping, the user that runs the test has no groups.
 func TestNoGroups(t *testing.T) {
 	me, err := user.Current()
 	if err != nil {

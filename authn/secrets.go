@@ -12,17 +12,16 @@ import (
 	"claviger/secret"
 )
 
-// SecretProvider knows the secrets that sign cookies. Its method is called for
-// every request, from many goroutines. The slices must not be changed.
+// SecretProvider has the secrets that sign cookies. Its method is called for each request, from many goroutines. The
+// caller must not change the slices.
 type SecretProvider interface {
-	// Secrets returns the secret to sign with, and all those whose signatures
-	// are good, the former among them.
+	// Secrets returns the current secret, which signs new cookies, and all valid secrets, with the current one. A
+	// signature by any valid secret is good.
 	Secrets() (current secret.Bytes, valid []secret.Bytes)
 }
 
-// RandomSecrets is the secret provider "random": a secret of 32 random bytes
-// that is replaced once every period. The one before it stays good, so that a
-// cookie that lives for one period is good until it expires.
+// RandomSecrets is the secret provider "random": a secret of 32 random bytes that is replaced once each period. The
+// previous secret stays valid for one more period. A cookie lives for one period, so it is good until it expires.
 type RandomSecrets struct {
 	period time.Duration
 	now    func() time.Time
@@ -33,8 +32,7 @@ type RandomSecrets struct {
 	next     time.Time    // when current is replaced
 }
 
-// NewRandomSecrets makes a provider whose period is token.validity. now may be
-// nil for time.Now.
+// NewRandomSecrets makes a provider. The period is token.validity. If now is nil, time.Now is used.
 func NewRandomSecrets(period time.Duration, now func() time.Time) *RandomSecrets {
 	if now == nil {
 		now = time.Now
@@ -42,13 +40,13 @@ func NewRandomSecrets(period time.Duration, now func() time.Time) *RandomSecrets
 	return &RandomSecrets{period: period, now: now, current: randomSecret(), next: now().Add(period)}
 }
 
-// Secrets rolls over when it is time, so that no timer has to run.
+// Secrets also replaces the secrets when a period has passed, so no timer is needed.
 func (r *RandomSecrets) Secrets() (current secret.Bytes, valid []secret.Bytes) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if late := r.now().Sub(r.next); late >= 0 {
 		r.previous = r.current
-		if late >= r.period { // unasked for more than a period: that one is over, too
+		if late >= r.period { // not called for more than a period: the previous secret has expired too
 			r.previous = nil
 		}
 		r.current = randomSecret()
@@ -64,22 +62,20 @@ func (r *RandomSecrets) Secrets() (current secret.Bytes, valid []secret.Bytes) {
 func randomSecret() secret.Bytes {
 	const size = 32 // bytes, as Hadoop's
 	b := make(secret.Bytes, size)
-	_, _ = rand.Read(b) // never fails: it ends the process first
+	_, _ = rand.Read(b) // never returns an error: on failure it ends the process
 	return b
 }
 
-// FileSecret is the secret provider "file": one secret for all nodes, that
-// never changes while the process runs.
+// FileSecret is the secret provider "file": one secret for all nodes. The secret does not change while the process
+// runs.
 type FileSecret struct{ secret secret.Bytes }
 
-// maxSecretFile in bytes; a signing secret is a line of text.
+// maxSecretFile is the maximum size of the file in bytes. A signing secret is a line of text.
 const maxSecretFile = 64 << 10
 
-// NewFileSecret reads the secret: the whole content of the file, a newline at
-// its end included. Where Hadoop falls back to random secrets in silence (and
-// nodes then refuse each other's cookies) it is an error here. Bytes that are
-// not UTF-8 are refused because Hadoop would sign with something else than what
-// the file holds.
+// NewFileSecret reads the secret. It is the whole content of the file, with a newline at the end. If Hadoop cannot
+// read the file, it silently uses random secrets, and then nodes refuse each other's cookies; here that is an error.
+// Bytes that are not UTF-8 are refused because Hadoop would sign with other bytes than those of the file.
 func NewFileSecret(path string) (*FileSecret, error) {
 	const property = "hadoop.kms.authentication.signature.secret.file"
 	f, err := os.Open(path)
@@ -102,7 +98,7 @@ func NewFileSecret(path string) (*FileSecret, error) {
 	case !utf8.Valid(b):
 		return nil,
 			claviger.BadProperty(property, nil,
-				"%s is not UTF-8 text, which Hadoop takes it for; write the secret as text (base64, say)", path)
+				"%s is not UTF-8 text, as Hadoop needs; write the secret as text, for example in base64", path)
 	}
 	return &FileSecret{secret: b}, nil
 }

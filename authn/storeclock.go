@@ -9,38 +9,38 @@ import (
 )
 
 const (
-	// clocksHold is how long a comparison with the store's clock holds.
-	clocksHold = time.Second
-	// removalDelay is how long expired tokens are kept, for nodes whose clocks are behind.
+	// clocksTTL is the time for which a comparison with the store's clock is used.
+	clocksTTL = time.Second
+	// removalDelay is the time for which expired tokens are kept, for nodes whose clocks are behind.
 	removalDelay = 10 * time.Minute
 )
 
-// storeClock compares this node's clock with that of the store of tokens, which all nodes
-// have in common. A store without a clock has no other node, and is asked once: what this host
-// has written there while its clock was ahead must not date tokens.
+// storeClock compares this node's clock with the clock of the token store, which all nodes share. A store without its
+// own clock serves only this node, so the comparison is made once and always gives 0. Otherwise a time that this host
+// wrote while its clock was ahead would date new tokens.
 type storeClock struct {
 	store metastore.Clock
 	now   func() time.Time
-	turn  chan struct{} // guards last and at: holds one element, which is taken out meanwhile
+	lock  chan struct{} // guards last and at: holds one element, which is taken out meanwhile
 	last  metastore.Clocks
 	at    time.Time // of last; zero: never
 }
 
 func newStoreClock(store metastore.Clock, now func() time.Time) *storeClock {
-	c := &storeClock{store: store, now: now, turn: make(chan struct{}, 1)}
-	c.turn <- struct{}{}
+	c := &storeClock{store: store, now: now, lock: make(chan struct{}, 1)}
+	c.lock <- struct{}{}
 	return c
 }
 
-// compare returns both clocks, as they were a moment ago at most.
+// compare returns both clocks. The comparison is at most clocksTTL old.
 func (c *storeClock) compare(ctx context.Context) (metastore.Clocks, error) {
 	select {
-	case <-c.turn:
-		defer func() { c.turn <- struct{}{} }()
+	case <-c.lock:
+		defer func() { c.lock <- struct{}{} }()
 	case <-ctx.Done():
 		return metastore.Clocks{}, claviger.E("authn.Delegations", claviger.Unavailable, "", context.Cause(ctx))
 	}
-	if !c.at.IsZero() && (c.last.Bound || time.Since(c.at) < clocksHold) {
+	if !c.at.IsZero() && (c.last.Bound || time.Since(c.at) < clocksTTL) {
 		return c.last, nil
 	}
 	clocks, err := c.store.Clocks(ctx)
@@ -54,23 +54,23 @@ func (c *storeClock) compare(ctx context.Context) (metastore.Clocks, error) {
 	return clocks, nil
 }
 
-// longPast is a time that has passed for all nodes: by the store's clock as well as by
-// ours, and a while ago. A node whose clock is ahead must not remove what others take.
-func (c *storeClock) longPast(ctx context.Context) (time.Time, error) {
+// removalTime returns the time before which expired tokens may be removed. It is removalDelay ago, by the store's
+// clock as well as by this node's: a node whose clock is ahead must not remove a token that other nodes still accept.
+func (c *storeClock) removalTime(ctx context.Context) (time.Time, error) {
 	clocks, err := c.compare(ctx)
 	return c.now().Add(-max(0, clocks.Ahead) - removalDelay), err
 }
 
-// latest is the later of the two clocks. A token that is dated by it is not over too early
-// for a node whose clock is right.
-func (c *storeClock) latest(ctx context.Context) (time.Time, error) {
+// laterClock returns the time of the later of the two clocks. New tokens are dated by it, so they do not expire too
+// early on a node whose clock is right.
+func (c *storeClock) laterClock(ctx context.Context) (time.Time, error) {
 	clocks, err := c.compare(ctx)
 	return c.now().Add(max(0, -clocks.Ahead)), err
 }
 
-// sure returns *metastore.ClocksApartError where what has expired by our clock may not
-// have: another node can tell.
-func (c *storeClock) sure(ctx context.Context) error {
+// checkAgreement returns *metastore.ClocksApartError if the clocks differ too much to say whether a token has
+// expired. Another node may be able to.
+func (c *storeClock) checkAgreement(ctx context.Context) error {
 	clocks, err := c.compare(ctx)
 	if err != nil {
 		return err

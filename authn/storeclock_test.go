@@ -12,22 +12,21 @@ import (
 	"claviger/metastore/sqlite"
 )
 
-// TestClockOfOneNode: a node whose clock is wrong removes no token that others take, issues
-// none that others refuse, and refuses none for good. Its tokens and those of a node whose
-// clock is right are in one store, whose clock is right too.
+// TestClockOfOneNode: a node whose clock is wrong removes no token that another node accepts, issues no token that
+// another node refuses, and does not say that a good token has expired. Two nodes share a store; the clocks of the
+// store and of the good node are right.
 func TestClockOfOneNode(t *testing.T) {
 	const day = 24 * time.Hour
-	for what, ahead := range map[string]time.Duration{"ahead": 40 * day, "behind": -40 * day,
+	for name, ahead := range map[string]time.Duration{"ahead": 40 * day, "behind": -40 * day,
 		"ahead a little": 30 * time.Second, "right": 0} {
-		inBubble(t, what, func(t *testing.T) {
+		inBubble(t, name, func(t *testing.T) {
 			ctx := t.Context()
-			now := time.Now() // by the store
+			now := time.Now() // of the store
 			store := newMemoryTokens(func() time.Time { return now })
 			node := func(ahead time.Duration) *Delegations {
 				own := func() time.Time { return now.Add(ahead) }
 				d, err := NewDelegations(DelegationConfig{KeyUpdate: day, MaxLife: 7 * day, Renewal: day,
-					Scan:  time.Hour,
-					Store: aheadTokens{store, &now, ahead}, Now: own})
+					Scan: time.Hour, Store: aheadTokens{store, &now, ahead}, Now: own})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -43,15 +42,15 @@ func TestClockOfOneNode(t *testing.T) {
 				return text
 			}
 			text, other := issue(good), issue(wrong)
-			taken := func(when string) {
+			checkAccepted := func(when string) {
 				t.Helper()
 				for _, token := range []string{text, other} {
 					if _, err := good.verify(ctx, token); err != nil {
-						t.Errorf("%s the right node refuses: %v", when, err)
+						t.Errorf("%s, the good node refuses a token: %v", when, err)
 					}
 				}
 			}
-			taken("at once")
+			checkAccepted("at first")
 			for range 2 {
 				if err := wrong.scan(ctx); err != nil {
 					t.Fatal(err)
@@ -59,47 +58,47 @@ func TestClockOfOneNode(t *testing.T) {
 				if err := wrong.owners(ctx, func(string) {}); err != nil { // the first count after a start
 					t.Fatal(err)
 				}
-				taken("after a removal by the wrong node")
+				checkAccepted("after a removal by the wrong node")
 			}
 			if keys, err := store.MasterKeys(ctx); err != nil || len(keys) != 2 {
 				t.Errorf("master keys %v, %v", keys, err)
 			}
 			now = now.Add(day / 2)
-			later := func(err error) bool {
-				return err != nil && refusalOf(err, Refusal{Kind: BadDelegation}).Kind == StoreAway
+			retryable := func(err error) bool {
+				return err != nil && refusalOf(err, Refusal{Kind: BadDelegation}).Kind == StoreUnavailable
 			}
-			if _, err := wrong.verify(ctx, text); (ahead > day) != later(err) || ahead <= day && err != nil {
-				t.Errorf("a good token at the wrong node: %v", err)
+			if _, err := wrong.verify(ctx, text); (ahead > day) != retryable(err) || ahead <= day && err != nil {
+				t.Errorf("the wrong node verifies a good token: %v", err)
 			}
-			if _, err := wrong.renew(ctx, text, "yarn"); (ahead > day) != later(err) || ahead <= day && err != nil {
-				t.Errorf("renewal of a good token at the wrong node: %v", err)
+			if _, err := wrong.renew(ctx, text, "yarn"); (ahead > day) != retryable(err) || ahead <= day && err != nil {
+				t.Errorf("the wrong node renews a good token: %v", err)
 			}
 			now = now.Add(day/2 + time.Minute)
 			if _, err := good.verify(ctx, text); (err == nil) != (ahead < day) {
-				t.Errorf("a day later, renewed at the wrong node: %v", err)
+				t.Errorf("a day later, renewed by the wrong node: %v", err)
 			}
 			now = now.Add(10 * day)
-			if _, err := good.verify(ctx, text); err == nil || later(err) ||
+			if _, err := good.verify(ctx, text); err == nil || retryable(err) ||
 				!strings.Contains(err.Error(), "has expired") {
-				t.Errorf("an expired token at the right node: %v", err)
+				t.Errorf("the good node verifies an expired token: %v", err)
 			}
-			time.Sleep(clocksHold)
+			time.Sleep(clocksTTL)
 			if err := good.scan(ctx); err != nil {
 				t.Fatal(err)
 			}
 			if _, ok, err := store.Delegation(ctx, 1); ok || err != nil {
-				t.Errorf("an expired token stays: %v", err)
+				t.Errorf("an expired token was not removed: %v", err)
 			}
 		})
 	}
 }
 
-// inBubble runs a part of a test with a clock that moves only when all wait.
+// inBubble runs a part of a test with a clock that moves only when all goroutines wait.
 func inBubble(t *testing.T, name string, part func(*testing.T)) {
 	t.Run(name, func(t *testing.T) { synctest.Test(t, part) })
 }
 
-// aheadTokens is a store whose clock shows now, as a node sees it that is ahead of it.
+// aheadTokens is a store whose clock shows now, used by a node whose clock is ahead of now.
 type aheadTokens struct {
 	metastore.Delegations
 	now   *time.Time
@@ -111,28 +110,28 @@ func (a aheadTokens) Clocks(context.Context) (metastore.Clocks, error) {
 	return metastore.Compare(here, *a.now, here, "PostgreSQL's"), nil
 }
 
-// TestClocksAreComparedRarely: many requests at one time are one question.
+// TestClocksAreComparedRarely: many requests within clocksTTL cause one comparison.
 func TestClocksAreComparedRarely(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		asked := 0
-		c := newStoreClock(countedClock{&asked}, time.Now)
+		calls := 0
+		c := newStoreClock(countedClock{&calls}, time.Now)
 		for range 100 {
-			if _, err := c.latest(t.Context()); err != nil {
+			if _, err := c.laterClock(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if asked != 1 {
-			t.Errorf("the store was asked %d times", asked)
+		if calls != 1 {
+			t.Errorf("%d comparisons, want 1", calls)
 		}
-		time.Sleep(clocksHold)
-		if err := c.sure(t.Context()); err != nil || asked != 2 {
-			t.Errorf("later it was asked %d times, %v", asked, err)
+		time.Sleep(clocksTTL)
+		if err := c.checkAgreement(t.Context()); err != nil || calls != 2 {
+			t.Errorf("after clocksTTL: %d comparisons, want 2; %v", calls, err)
 		}
 	})
 }
 
-// TestClockThatWasAhead: a host's clock was ahead once, and its store in a file has a time of
-// then. Tokens live no longer for that, and one that has expired is refused for good.
+// TestClockThatWasAhead: the host's clock was once ahead, and the store, a file, has a time from then. The store must
+// not lengthen the life of tokens, and an expired token is refused as expired.
 func TestClockThatWasAhead(t *testing.T) {
 	store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "meta.db"))
 	if err != nil {
@@ -163,10 +162,10 @@ func TestClockThatWasAhead(t *testing.T) {
 	}
 }
 
-type countedClock struct{ asked *int }
+type countedClock struct{ calls *int }
 
 func (c countedClock) Clocks(context.Context) (metastore.Clocks, error) {
-	*c.asked++
+	*c.calls++
 	now := time.Now()
 	return metastore.Compare(now, now, now, "x"), nil
 }

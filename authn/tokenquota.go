@@ -10,47 +10,46 @@ import (
 	"claviger"
 )
 
-// TokenLimits bound what one owner of delegation tokens, and all of them together,
-// may take. An owner is the user that a token is for, by the short name.
+// TokenLimits limit the delegation tokens of one owner, and of all owners together. The owner is the user that a
+// token is for, by the short name.
 type TokenLimits struct {
-	Total    int     // tokens that are kept, of all owners
+	Total    int     // tokens of all owners
 	PerOwner int     // tokens of one owner
-	Rate     float64 // tokens that an owner gets in a second, in the long run
-	Burst    int     // and at once
-	Renewer  int     // bytes of a renewer's name, which is kept with each token
+	Rate     float64 // tokens that one owner gets each second, on average
+	Burst    int     // tokens that one owner may get at once
+	Renewer  int     // bytes of a renewer's name, which is stored with each token
 }
 
-// DefaultTokenLimits are those of a DelegationConfig without any.
+// DefaultTokenLimits are used if DelegationConfig has no limits.
 var DefaultTokenLimits = TokenLimits{Total: 200_000, PerOwner: 10_000, Rate: 50, Burst: 1000, Renewer: 256}
 
-// share is the part of the free places that one owner may hold at most: many owners
-// together, who each come to hold as much, leave room for all others.
-const share = 4
+// freeShare limits the tokens of one owner to a quarter of the free places. So even many greedy owners leave room for
+// others.
+const freeShare = 4
 
 const (
-	// recount is how often the tokens in the store are counted anew at most, since
-	// other nodes issue and cancel them, too. recountCost is how many times longer than
-	// a count took the next one waits.
-	recount     = 30 * time.Second
-	recountCost = 20
-	// recountAnyway is how often they are counted although no one is refused.
-	recountAnyway = 5 * time.Minute
-	// refusalLog is how often the log tells of refusals.
-	refusalLog = 10 * time.Second
+	// The tokens in the store are counted again because other nodes issue and cancel tokens too. The pause after a
+	// count is at least recountPause, and at least recountPauseFactor times the duration of that count.
+	recountPause       = 30 * time.Second
+	recountPauseFactor = 20
+	// recountAge is the age at which a count is made again although no token is refused.
+	recountAge = 5 * time.Minute
+	// refusalLogPause is the minimum time between two log lines about refusals.
+	refusalLogPause = 10 * time.Second
 )
 
 // TokenStats are figures of the limits.
 type TokenStats struct {
-	Total, Most       int   // tokens, and those of the owner who has most, as last counted
-	RefusedRate       int64 // tokens refused: their owner asked for too many in a short time
-	RefusedOwner      int64 // the owner has as many as one may have
-	RefusedTotal      int64 // the store is full, or nearly
+	Total, Most       int   // all tokens, and the tokens of the owner with most, at the last count
+	RefusedRate       int64 // tokens refused because their owner requested too many in a short time
+	RefusedOwner      int64 // tokens refused because of PerOwner
+	RefusedTotal      int64 // tokens refused because the store is full, or nearly full
 	LastRefusedByFull time.Time
 }
 
-// quota counts tokens by owner. The counts are this node's own: they begin with what
-// is in the store, change with what this node issues and cancels, and are made again
-// from the store now and then. No request counts the store.
+// quota counts tokens by owner. Each node has its own counts. They begin with the tokens in the store, change with
+// the tokens that this node issues and cancels, and are replaced at times by a new count of the store. After the first
+// count, a request waits for a new count only if it would be refused otherwise.
 type quota struct {
 	limits TokenLimits
 	now    func() time.Time
@@ -58,63 +57,64 @@ type quota struct {
 	// count calls fn with the owner of each token in the store.
 	count func(ctx context.Context, fn func(owner string)) error
 
-	counting chan struct{} // holds one element, which the one who counts takes out
+	countLock chan struct{} // has one element; the caller that counts takes it out
 
 	mu     sync.Mutex
 	owners map[string]*owner
-	// sweepAt is how many owners there are when sweep comes next.
+	// sweepAt is the number of owners at which the next sweep happens.
 	sweepAt int
 	total   int
-	since   map[string]int // issued minus cancelled since the count under way began; nil: none is
-	next    time.Time      // when a count may be made; zero: none was made yet
-	last    time.Time
-	logged  time.Time
+	changes map[string]int // tokens issued minus cancelled since the running count began; nil: no count runs
+	next    time.Time      // when a new count is allowed; zero: no count was made yet
+	last    time.Time      // when the last count ended
+	logged  time.Time      // when a refusal was last logged
 	stats   TokenStats
 }
 
-// owner is one owner's tokens, and the rate at which the owner asks for them.
+// owner has the number of one owner's tokens, and the token bucket that limits the rate of requests.
 type owner struct {
 	tokens int
-	burst  float64 // of the bucket, at the time at
+	burst  float64 // content of the bucket at the time at
 	at     time.Time
 }
 
-// overQuota refuses a token. soon: it is worth trying again in a moment.
+// overQuota is the error for a token that a limit refuses. If temporary is true, the same request may succeed in a
+// moment.
 type overQuota struct {
-	text string
-	soon bool
+	reason    string
+	temporary bool
 }
 
-func (e *overQuota) Error() string { return e.text }
+func (e *overQuota) Error() string { return e.reason }
 
 func newQuota(l TokenLimits, now func() time.Time, log *slog.Logger,
 	count func(context.Context, func(string)) error) *quota {
-	q := &quota{limits: l, now: now, log: log, count: count, counting: make(chan struct{}, 1),
-		owners: make(map[string]*owner), sweepAt: sweepLeast}
-	q.counting <- struct{}{}
+	q := &quota{limits: l, now: now, log: log, count: count, countLock: make(chan struct{}, 1),
+		owners: make(map[string]*owner), sweepAt: sweepMin}
+	q.countLock <- struct{}{}
 	return q
 }
 
-// take counts one more token of an owner, or refuses it with *overQuota.
-func (q *quota) take(ctx context.Context, name string) error {
-	if err := q.fresh(ctx, false); err != nil {
+// acquire counts one more token of an owner, or refuses it with *overQuota.
+func (q *quota) acquire(ctx context.Context, name string) error {
+	if err := q.ensureCounted(ctx, false); err != nil {
 		return err
 	}
-	err := q.tryTake(name)
-	if over, ok := err.(*overQuota); !ok || over.soon { //nolint:errorlint // tryTake returns no other
+	err := q.tryAcquire(name)
+	if over, ok := err.(*overQuota); !ok || over.temporary { //nolint:errorlint // tryAcquire returns no other
 		return err
 	}
-	// Other nodes may have cancelled some, and some may have expired.
-	if err := q.fresh(ctx, true); err != nil {
+	// Other nodes may have cancelled tokens, and tokens may have expired.
+	if err := q.ensureCounted(ctx, true); err != nil {
 		return err
 	}
-	if err = q.tryTake(name); err != nil {
+	if err = q.tryAcquire(name); err != nil {
 		q.refused(name, err)
 	}
 	return err
 }
 
-func (q *quota) tryTake(name string) error {
+func (q *quota) tryAcquire(name string) error {
 	now := q.now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -134,7 +134,7 @@ func (q *quota) tryTake(name string) error {
 	case o.tokens >= q.limits.PerOwner:
 		return &overQuota{fmt.Sprintf("%s has %d delegation tokens, and one owner may have %d: cancel those that are "+
 			"not needed any more", name, o.tokens, q.limits.PerOwner), false}
-	case o.tokens >= (q.limits.Total-q.total+share-1)/share:
+	case o.tokens >= (q.limits.Total-q.total+freeShare-1)/freeShare:
 		return &overQuota{fmt.Sprintf("there are %d delegation tokens, and %d may be kept: with so little room left, "+
 			"%s, who has %d, gets no more until some are cancelled or expire",
 			q.total, q.limits.Total, name, o.tokens), false}
@@ -145,12 +145,12 @@ func (q *quota) tryTake(name string) error {
 	return nil
 }
 
-// sweepLeast is how many owners are remembered before those are looked for of whom nothing
-// need be remembered.
-const sweepLeast = 1024
+// sweepMin is the number of owners at which the first sweep happens.
+const sweepMin = 1024
 
-// sweep forgets owners without tokens, whose rate is what a new owner has: a proxy user may
-// ask for tokens of as many users as it can invent, and cancel them. q.mu is held.
+// sweep forgets owners that have no tokens and a full bucket, so that nothing about them needs to be remembered.
+// Without it, a proxy user could fill the memory: it can invent users, get tokens for them, and cancel the tokens.
+// The caller holds q.mu.
 func (q *quota) sweep(now time.Time) {
 	for name, o := range q.owners {
 		full := time.Duration((float64(q.limits.Burst) - o.burst) / q.limits.Rate * float64(time.Second))
@@ -158,20 +158,20 @@ func (q *quota) sweep(now time.Time) {
 			delete(q.owners, name)
 		}
 	}
-	q.sweepAt = max(sweepLeast, 2*len(q.owners))
+	q.sweepAt = max(sweepMin, 2*len(q.owners))
 }
 
-// add changes an owner's count. q.mu is held.
+// add changes an owner's count. The caller holds q.mu.
 func (q *quota) add(name string, o *owner, n int) {
 	o.tokens += n
 	q.total += n
-	if q.since != nil {
-		q.since[name] += n
+	if q.changes != nil {
+		q.changes[name] += n
 	}
 }
 
-// give counts a token as gone: it was cancelled, or could not be kept.
-func (q *quota) give(name string) {
+// release counts one token less: it was cancelled, or could not be stored.
+func (q *quota) release(name string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if o := q.owners[name]; o != nil && o.tokens > 0 {
@@ -179,10 +179,9 @@ func (q *quota) give(name string) {
 	}
 }
 
-// fresh counts the store if that is due: for the first time, or, where refusing, after
-// a pause that the cost of the last count sets. A caller that comes while another counts
-// waits only where there is no count yet.
-func (q *quota) fresh(ctx context.Context, refusing bool) error {
+// ensureCounted counts the tokens in the store if there is no count yet. If refusing is true, it also counts them
+// again, unless the pause after the last count still lasts. If another caller is counting, it waits for that count.
+func (q *quota) ensureCounted(ctx context.Context, refusing bool) error {
 	q.mu.Lock()
 	first, due := q.next.IsZero(), !q.now().Before(q.next)
 	q.mu.Unlock()
@@ -190,15 +189,15 @@ func (q *quota) fresh(ctx context.Context, refusing bool) error {
 		return nil
 	}
 	select {
-	case <-q.counting:
+	case <-q.countLock:
 	case <-ctx.Done():
 		return claviger.E("authn.Delegations", claviger.Unavailable, "", context.Cause(ctx))
 	}
-	defer func() { q.counting <- struct{}{} }()
+	defer func() { q.countLock <- struct{}{} }()
 	q.mu.Lock()
-	done := !q.next.IsZero() && q.now().Before(q.next) // another has counted meanwhile
+	done := !q.next.IsZero() && q.now().Before(q.next) // another caller has counted meanwhile
 	if !done {
-		q.since = make(map[string]int)
+		q.changes = make(map[string]int)
 	}
 	q.mu.Unlock()
 	if done {
@@ -207,8 +206,7 @@ func (q *quota) fresh(ctx context.Context, refusing bool) error {
 	return q.recount(ctx)
 }
 
-// recount replaces the counts by those of the store. The caller has taken the turn,
-// and has set since.
+// recount replaces the counts by those of the store. The caller holds countLock, and has set changes.
 func (q *quota) recount(ctx context.Context) error {
 	began := time.Now()
 	counts := make(map[string]int)
@@ -216,12 +214,12 @@ func (q *quota) recount(ctx context.Context) error {
 	now := q.now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	since := q.since
-	q.since = nil
+	since := q.changes
+	q.changes = nil
 	if err != nil {
 		return err
 	}
-	// What was issued meanwhile may be counted twice, until the next count.
+	// A token that was issued during the count may be counted twice, until the next count.
 	for name, n := range since {
 		counts[name] = max(0, counts[name]+n)
 	}
@@ -238,22 +236,22 @@ func (q *quota) recount(ctx context.Context) error {
 	}
 	q.sweep(now)
 	q.last = now
-	q.next = now.Add(max(recount, recountCost*time.Since(began)))
+	q.next = now.Add(max(recountPause, recountPauseFactor*time.Since(began)))
 	return nil
 }
 
-// again counts anew where nobody has for a while.
-func (q *quota) again(ctx context.Context) error {
+// recountIfOld counts the tokens again if the last count is older than recountAge.
+func (q *quota) recountIfOld(ctx context.Context) error {
 	q.mu.Lock()
-	due := !q.next.IsZero() && q.now().Sub(q.last) >= recountAnyway
+	due := !q.next.IsZero() && q.now().Sub(q.last) >= recountAge
 	q.mu.Unlock()
 	if !due {
 		return nil
 	}
-	return q.fresh(ctx, true)
+	return q.ensureCounted(ctx, true)
 }
 
-// refused counts a refusal, and tells the log, now and then.
+// refused counts a refusal. At most once in refusalLogPause, it writes a log line.
 func (q *quota) refused(name string, err error) {
 	now := q.now()
 	q.mu.Lock()
@@ -264,15 +262,15 @@ func (q *quota) refused(name string, err error) {
 		q.stats.RefusedTotal++
 		q.stats.LastRefusedByFull = now
 	}
-	if now.Sub(q.logged) >= refusalLog {
+	if now.Sub(q.logged) >= refusalLogPause {
 		q.logged = now
 		q.log.Warn("a delegation token was refused", "owner", name, "reason", err.Error(), "refused for the owner",
-			q.stats.RefusedOwner, "refused as there is no room", q.stats.RefusedTotal)
+			q.stats.RefusedOwner, "refused for lack of room", q.stats.RefusedTotal)
 	}
 }
 
-// figures returns the figures.
-func (q *quota) figures() TokenStats {
+// snapshot returns the present figures.
+func (q *quota) snapshot() TokenStats {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	s := q.stats

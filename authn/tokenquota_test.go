@@ -13,8 +13,7 @@ import (
 	"claviger/metastore/sqlite"
 )
 
-// limited makes an Authenticator whose tokens are limited, on a store that may be
-// another node's, too.
+// limited makes an Authenticator with limits of tokens. Several may share a store.
 func limited(t *testing.T, store metastore.Delegations, l TokenLimits) *delegating {
 	t.Helper()
 	d := &delegating{t: t, now: time.UnixMilli(1795442630957)}
@@ -36,8 +35,8 @@ func limited(t *testing.T, store metastore.Delegations, l TokenLimits) *delegati
 	return d
 }
 
-// ask asks for a token and returns why there is none.
-func (d *delegating) ask(user string) (token string, kind RefusalKind, reason string) {
+// requestToken requests a token for a user, and returns the token or the refusal.
+func (d *delegating) requestToken(user string) (token string, kind RefusalKind, reason string) {
 	d.t.Helper()
 	res := d.do(http.MethodGet, "op=GETDELEGATIONTOKEN&renewer=yarn&user.name="+user)
 	if res.Refusal != nil {
@@ -46,8 +45,8 @@ func (d *delegating) ask(user string) (token string, kind RefusalKind, reason st
 	return res.Token, 0, ""
 }
 
-// TestTokenLimits: an owner who takes all that can be had leaves tokens for others, in
-// memory and in a store that two nodes share.
+// TestTokenLimits: an owner that takes as many tokens as possible leaves tokens for others, in memory and in a store
+// that two nodes share.
 func TestTokenLimits(t *testing.T) {
 	now := time.UnixMilli(1795442630957)
 	for name, open := range map[string]func(t *testing.T) metastore.Delegations{
@@ -66,33 +65,34 @@ func TestTokenLimits(t *testing.T) {
 			l := TokenLimits{Total: 40, PerOwner: 6, Rate: 1, Burst: 8, Renewer: 10}
 			one, two := limited(t, store, l), limited(t, store, l)
 
-			// By the number of one owner's. Other spellings of the name do not help.
-			var had []string
+			// The limit of one owner. Other spellings of the owner's name count too.
+			var tokens []string
 			for i := range l.PerOwner {
-				token, _, reason := one.ask([]string{"mallory", "mallory@R", fmt.Sprintf("mallory/h%d@R", i)}[i%3])
+				spellings := []string{"mallory", "mallory@R", fmt.Sprintf("mallory/h%d@R", i)}
+				token, _, reason := one.requestToken(spellings[i%3])
 				if token == "" {
 					t.Fatalf("token %d is refused: %s", i, reason)
 				}
-				had = append(had, token)
+				tokens = append(tokens, token)
 			}
-			_, kind, reason := one.ask("mallory/h9@R")
+			_, kind, reason := one.requestToken("mallory/h9@R")
 			if kind != TooManyTokens || !strings.Contains(reason, "mallory has 6 delegation tokens") {
 				t.Errorf("one token too many: %v %q", kind, reason)
 			}
-			if token, _, reason := one.ask("alice"); token == "" {
-				t.Errorf("alice gets none since mallory has too many: %s", reason)
+			if token, _, reason := one.requestToken("alice"); token == "" {
+				t.Errorf("alice is refused because of mallory's tokens: %s", reason)
 			}
-			// The other node has counted them, too, and what it cancels counts here in a while.
-			if _, kind, _ = two.ask("mallory"); kind != TooManyTokens {
-				t.Errorf("the other node issues one more: %v", kind)
+			// The other node counts the tokens too. After it cancels one, this node counts again after recountPause.
+			if _, kind, _ = two.requestToken("mallory"); kind != TooManyTokens {
+				t.Errorf("the other node issues one more token: %v", kind)
 			}
 			if res := two.do(http.MethodPut,
-				"op=CANCELDELEGATIONTOKEN&user.name=mallory&token="+had[0]); res.Refusal != nil {
+				"op=CANCELDELEGATIONTOKEN&user.name=mallory&token="+tokens[0]); res.Refusal != nil {
 				t.Fatal(res.Refusal)
 			}
-			one.now = one.now.Add(recount)
-			if token, _, reason := one.ask("mallory"); token == "" {
-				t.Errorf("after one was cancelled: %s", reason)
+			one.now = one.now.Add(recountPause)
+			if token, _, reason := one.requestToken("mallory"); token == "" {
+				t.Errorf("after a token was cancelled: %s", reason)
 			}
 
 			limitedByRate(t, one, l)
@@ -101,38 +101,38 @@ func TestTokenLimits(t *testing.T) {
 	}
 }
 
-// limitedByRate: what is cancelled at once cannot be asked for again and again.
+// limitedByRate tests that the rate limits an owner that cancels each token at once.
 func limitedByRate(t *testing.T, one *delegating, l TokenLimits) {
 	t.Helper()
 	refused := false
 	for range 2 * l.Burst {
-		token, kind, reason := one.ask("hasty")
+		token, kind, reason := one.requestToken("fast")
 		if token == "" {
-			refused = kind == StoreAway && strings.Contains(reason, "too many delegation tokens")
+			refused = kind == StoreUnavailable && strings.Contains(reason, "too many delegation tokens")
 			break
 		}
-		if res := one.do(http.MethodPut, "op=CANCELDELEGATIONTOKEN&user.name=hasty&token="+token); res.Refusal != nil {
+		if res := one.do(http.MethodPut, "op=CANCELDELEGATIONTOKEN&user.name=fast&token="+token); res.Refusal != nil {
 			t.Fatal(res.Refusal)
 		}
 	}
 	if !refused {
-		t.Error("an owner may ask as fast as can be")
+		t.Error("the rate does not limit an owner")
 	}
-	if token, _, reason := one.ask("bob"); token == "" {
-		t.Errorf("bob gets none since hasty is: %s", reason)
+	if token, _, reason := one.requestToken("bob"); token == "" {
+		t.Errorf("bob is refused because of the rate of another owner: %s", reason)
 	}
 	one.now = one.now.Add(time.Second)
-	if token, _, reason := one.ask("hasty"); token == "" {
+	if token, _, reason := one.requestToken("fast"); token == "" {
 		t.Errorf("a second later: %s", reason)
 	}
 }
 
-// limitedByTotal: many owners who take what they get never fill the store.
+// limitedByTotal tests that many greedy owners do not fill the store.
 func limitedByTotal(t *testing.T, one *delegating, l TokenLimits) {
 	t.Helper()
 	for i := range 20 {
 		for range l.PerOwner {
-			if token, _, _ := one.ask(fmt.Sprint("crowd", i)); token == "" {
+			if token, _, _ := one.requestToken(fmt.Sprint("crowd", i)); token == "" {
 				break
 			}
 		}
@@ -140,16 +140,16 @@ func limitedByTotal(t *testing.T, one *delegating, l TokenLimits) {
 	if n, err := one.tokens.Count(t.Context()); err != nil || n > l.Total {
 		t.Errorf("%d tokens are kept (%v), and %d may be", n, err, l.Total)
 	}
-	if _, kind, reason := one.ask("crowd3"); kind != TooManyTokens || !strings.Contains(reason, "40 may be kept") {
-		t.Errorf("with hardly any room: %v %q", kind, reason)
+	if _, kind, reason := one.requestToken("crowd3"); kind != TooManyTokens ||
+		!strings.Contains(reason, "40 may be kept") {
+		t.Errorf("with little room: %v %q", kind, reason)
 	}
 	if one.tokens.Full() == nil {
-		t.Error("it does not say that it is full")
+		t.Error("Full returns nil although the store is full")
 	}
-	// All that is old goes.
 	one.now = one.now.Add(25 * time.Hour)
-	if token, _, reason := one.ask("carol"); token == "" {
-		t.Errorf("when the others' tokens have expired: %s", reason)
+	if token, _, reason := one.requestToken("carol"); token == "" {
+		t.Errorf("after all other tokens have expired: %s", reason)
 	}
 	if s := one.tokens.Stats(); s.RefusedOwner == 0 || s.RefusedTotal == 0 || s.RefusedRate == 0 {
 		t.Errorf("figures: %+v", s)
@@ -160,58 +160,56 @@ func limitedByTotal(t *testing.T, one *delegating, l TokenLimits) {
 	}
 }
 
-// TestTokenCountsRarely: however many tokens are asked for and refused, the store is
-// counted no more than every now and then.
+// TestTokenCountsRarely: even if many requests are refused, there is at most one count of the store in recountPause.
 func TestTokenCountsRarely(t *testing.T) {
 	counts := 0
 	now := time.Unix(0, 0)
 	q := newQuota(TokenLimits{Total: 100, PerOwner: 2, Rate: 1e6, Burst: 1e6, Renewer: 1},
-		func() time.Time { return now },
-		quiet,
+		func() time.Time { return now }, quiet,
 		func(context.Context, func(string)) error { counts++; return nil })
-	// What is in the store is none of it: each count begins anew.
+	// The tokens are not in the store, so a count forgets them.
 	for range 1000 {
 		now = now.Add(10 * time.Millisecond)
-		_ = q.take(t.Context(), "mallory") // refused most of the time
+		_ = q.acquire(t.Context(), "mallory") // refused most of the time
 	}
 	if counts != 1 {
 		t.Errorf("the store was counted %d times in 10 s", counts)
 	}
-	now = now.Add(recount)
-	if err := q.take(t.Context(), "mallory"); err != nil || counts != 2 {
+	now = now.Add(recountPause)
+	if err := q.acquire(t.Context(), "mallory"); err != nil || counts != 2 {
 		t.Errorf("after the pause: %v, %d counts", err, counts)
 	}
 }
 
-// TestInventedOwners: a proxy user that asks for tokens of ever new users, and cancels each,
-// does not fill the memory; an owner who has used up the rate is not forgotten by it.
+// TestInventedOwners: a proxy user that gets and cancels tokens of invented users does not fill the memory. Meanwhile,
+// an owner that has used up its rate is not forgotten.
 func TestInventedOwners(t *testing.T) {
 	now := time.UnixMilli(1795442630957)
 	q := newQuota(TokenLimits{Total: 1000, PerOwner: 100, Rate: 1, Burst: 10}, func() time.Time { return now }, nil,
 		func(context.Context, func(string)) error { return nil })
 	for range 10 {
-		if err := q.take(t.Context(), "mallory"); err != nil {
+		if err := q.acquire(t.Context(), "mallory"); err != nil {
 			t.Fatal(err)
 		}
-		q.give("mallory")
+		q.release("mallory")
 	}
 	most := 0
 	for i := range 60_000 {
 		name := fmt.Sprint("invented", i)
-		if err := q.take(t.Context(), name); err != nil {
+		if err := q.acquire(t.Context(), name); err != nil {
 			t.Fatal(err)
 		}
-		q.give(name)
+		q.release(name)
 		now = now.Add(100 * time.Microsecond)
 		most = max(most, len(q.owners))
 		if i == 9000 {
-			if err := q.tryTake("mallory"); err == nil {
+			if err := q.tryAcquire("mallory"); err == nil {
 				t.Error("mallory's rate was forgotten")
 			}
 		}
 	}
-	// Of those of the last second the rate must be remembered: 10,000.
-	if most > 2*10_000+sweepLeast+1 {
+	// The rates of the owners of the last second must be remembered: 10,000.
+	if most > 2*10_000+sweepMin+1 {
 		t.Errorf("%d owners were remembered at once", most)
 	}
 }

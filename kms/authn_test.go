@@ -67,7 +67,7 @@ func TestAuthenticationRefusedAtStart(t *testing.T) {
 			"multi-scheme-auth-handler.delegation.schemes": "basic"}, []string{"delegation.schemes", `"basic"`,
 			"Basic is not among those"}},
 		{map[string]string{"hadoop.security.auth_to_local": "RULE:[1:$1](a"}, []string{"hadoop.security.auth_to_local",
-			"is no rule"}},
+			"is not a rule"}},
 		{map[string]string{"hadoop.security.auth_to_local": "RULE:[1:$1]s/(?=a)//"},
 			[]string{"hadoop.security.auth_to_local", "rule RULE:[1:$1]s/(?=a)//", "write several rules instead"}},
 		{map[string]string{"hadoop.security.auth_to_local": "DEFAULT"}, []string{"hadoop.security.auth_to_local",

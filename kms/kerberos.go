@@ -107,7 +107,7 @@ func (n negotiator) Accept(token []byte) (client string, reply []byte, err error
 	var known *gssapi.Error
 	if errors.As(err, &known) && known.Java != "" {
 		refused.Reason = known.Java
-		refused.Here = slices.Contains([]gssapi.Kind{gssapi.Skew, gssapi.Expired, gssapi.NoKey, gssapi.NoKeytab,
+		refused.ServerSide = slices.Contains([]gssapi.Kind{gssapi.Skew, gssapi.Expired, gssapi.NoKey, gssapi.NoKeytab,
 			gssapi.NoCredentials}, known.Kind)
 	}
 	return "", nil, refused

@@ -274,7 +274,7 @@ func (c *call) refuse(r *authn.Refusal) {
 		// Also where the method is OPTIONS: it is with those that clients shake hands.
 		c.audit(audit.Unauthenticated, r.Reason)
 		c.page(http.StatusForbidden, r.Reason)
-	case authn.StoreAway:
+	case authn.StoreUnavailable:
 		c.throw(http.StatusServiceUnavailable, kmswire.Throw(kmswire.StandbyException, r.Reason))
 	case authn.NoShortName:
 		c.audit(audit.Unauthenticated, r.Reason)

@@ -376,7 +376,7 @@ func (c *call) delegation(res authn.DelegationResult) {
 	c.caller.Principal = res.Caller
 	c.authHeaders(res.SetCookie, res.ServerToken)
 	if res.Refusal == nil {
-		c.Audit.Log(c.r.Context(), audit.Event{Status: audit.OK, Op: audit.Op(res.Op), Caller: c.caller, Token: res.Sequence, Message: res.About})
+		c.Audit.Log(c.r.Context(), audit.Event{Status: audit.OK, Op: audit.Op(res.Op), Caller: c.caller, Token: res.Sequence, Message: res.Description})
 	}
 	switch {
 	case res.Refusal != nil && (res.Refusal.Kind == authn.BadDelegation || res.Refusal.Kind == authn.TooManyTokens):

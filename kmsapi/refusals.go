@@ -116,7 +116,7 @@ func (w *warnings) from(address string, now time.Time) (n int) {
 var refusalNames = map[authn.RefusalKind]string{
 	authn.Unauthenticated: "unauthenticated", authn.NotAllowed: "impersonation", authn.Malformed: "name", authn.BadDelegation: "delegation_token",
 	authn.NoDelegator: "unauthenticated", authn.BadOperation: "token_operation", authn.UnknownDelegation: "delegation_token",
-	authn.BadTicket: "ticket", authn.NoShortName: "auth_to_local", authn.StoreAway: "token_store",
+	authn.BadTicket: "ticket", authn.NoShortName: "auth_to_local", authn.StoreUnavailable: "token_store",
 }
 
 // Reasons are the values with which Config.Refused is called.
