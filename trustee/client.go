@@ -21,19 +21,19 @@ import (
 type Endpoint struct {
 	// URL is https://HOST:PORT.
 	URL string
-	// Server is the identity whose answers are believed; nil before Introduce.
+	// Server is the identity that must sign the answers; nil before Introduce.
 	Server *Party
 }
 
-// ClientConfig is what a Client is made of.
+// ClientConfig is the configuration of a Client.
 type ClientConfig struct {
 	Identity *Identity
-	// Servers are the servers of one identity. The first is the active one, which alone takes
-	// changes; another may be promoted in its place.
+	// Servers are the servers, which have the same identity. The first is the active server. Only
+	// the active server accepts changes. Another server may be promoted, and is then the active one.
 	Servers []Endpoint
-	// TLS checks the servers' certificates. It is not the TLS of the KMS itself.
+	// TLS checks the certificates of the servers. It is not the TLS configuration of the KMS itself.
 	TLS *tls.Config
-	// RoundRobin spreads reads over all servers. Otherwise the active server is asked first.
+	// RoundRobin spreads reads over all servers. Otherwise reads go to the active server first.
 	RoundRobin bool
 	// MaxConns bounds the connections to each server; 0 is 5.
 	MaxConns int
@@ -47,17 +47,17 @@ type ClientConfig struct {
 type Client struct {
 	cfg   ClientConfig
 	http  *http.Client
-	turns atomic.Uint64
-	// rests has, for each server that did not answer lately, until when it is asked last, in
-	// nanoseconds since 1970.
-	rests []atomic.Int64
-	// active is the server that took the last change.
+	reads atomic.Uint64 // number of reads, for RoundRobin
+	// backoff holds one time for each server, in nanoseconds since 1970. Until that time, reads try
+	// the other servers first.
+	backoff []atomic.Int64
+	// active is the index of the server that made the last change.
 	active atomic.Int64
 }
 
-// restTime is how long a server that did not answer is asked after the others, so that it delays a
-// read now and then, and not each read.
-const restTime = 10 * time.Second
+// backoffTime is how long reads avoid a server that did not answer, so that it does not delay each
+// read.
+const backoffTime = 10 * time.Second
 
 var _ Box = (*Client)(nil)
 
@@ -69,7 +69,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	for _, s := range cfg.Servers {
 		if !strings.HasPrefix(s.URL, "https://") {
 			return nil, claviger.Errorf("trustee.NewClient", claviger.Invalid, "",
-				"the Key Trustee Server %q: only https is spoken", s.URL)
+				"the URL of the Key Trustee Server, %q, must begin with https://", s.URL)
 		}
 	}
 	if cfg.MaxConns <= 0 {
@@ -84,7 +84,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Client{cfg: cfg, rests: make([]atomic.Int64, len(cfg.Servers)), http: &http.Client{
+	return &Client{cfg: cfg, backoff: make([]atomic.Int64, len(cfg.Servers)), http: &http.Client{
 		Transport: &http.Transport{
 			TLSClientConfig: cfg.TLS, MaxConnsPerHost: cfg.MaxConns, MaxIdleConnsPerHost: cfg.MaxConns,
 			IdleConnTimeout:     time.Minute,
@@ -95,11 +95,11 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	}}, nil
 }
 
-// Close drops the connections.
+// Close closes idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// Introduce asks a server for its public key, over TLS that was checked. A caller that keeps the
-// key believes that server and no other from then on.
+// Introduce requests the public key of a server. TLS proves the identity of the server. A caller
+// that stores the key accepts only answers that this key signed from then on.
 func (c *Client) Introduce(ctx context.Context, url string) (*Party, error) {
 	const op = "trustee.Introduce"
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
@@ -119,8 +119,8 @@ func (c *Client) Introduce(ctx context.Context, url string) (*Party, error) {
 	return ReadParty(body)
 }
 
-// Register registers the client at the active server by its organization's secret. It may be
-// repeated. active is false if an operator must let the client in first. alone is
+// Register registers the client at the active server, with the secret of its organization. It may be
+// repeated. active is false if an operator must accept the client first. alone is
 // RegisterArgs.Alone. Kinds Denied, KeyExists.
 func (c *Client) Register(ctx context.Context, org, auth string, alone bool) (active bool, err error) {
 	var public bytes.Buffer
@@ -135,14 +135,14 @@ func (c *Client) Register(ctx context.Context, org, auth string, alone bool) (ac
 // Clients returns the clients of this client's organization.
 func (c *Client) Clients(ctx context.Context) (ClientsResult, error) {
 	var r ClientsResult
-	err := c.read(ctx, VerbClients, struct{}{}, func(answer answer) error {
+	err := c.read(ctx, VerbClients, struct{}{}, func(decode decodeFunc) error {
 		r = ClientsResult{}
-		return answer(&r)
+		return decode(&r)
 	})
 	return r, err
 }
 
-// Put makes a deposit.
+// Put implements Box.
 func (c *Client) Put(ctx context.Context, d Deposit, replaces string) (string, error) {
 	d.UUID = NewUUID()
 	sealed, err := c.cfg.Identity.seal(d, c.cfg.Now())
@@ -155,33 +155,33 @@ func (c *Client) Put(ctx context.Context, d Deposit, replaces string) (string, e
 	return d.UUID, nil
 }
 
-// Get returns a deposit of this client.
+// Get implements Box.
 func (c *Client) Get(ctx context.Context, uuid string) (Deposit, error) {
 	return c.one(ctx, VerbGet, GetArgs{UUID: uuid}, func(d *Deposit) error {
 		if d.UUID != uuid {
-			return claviger.Errorf("trustee.Get", claviger.Invalid, uuid, "the server handed out deposit %s for %s",
+			return claviger.Errorf("trustee.Get", claviger.Invalid, uuid, "the server returned deposit %s for %s",
 				d.UUID, uuid)
 		}
 		return nil
 	})
 }
 
-// Find returns a deposit by its label.
+// Find implements Box.
 func (c *Client) Find(ctx context.Context, label string) (Deposit, error) {
 	return c.one(ctx, VerbFind, FindArgs{Label: label}, func(d *Deposit) error {
 		if d.Label != label {
-			return claviger.Errorf("trustee.Find", claviger.Invalid, label, "the server handed out deposit %q for %q",
+			return claviger.Errorf("trustee.Find", claviger.Invalid, label, "the server returned deposit %q for %q",
 				d.Label, label)
 		}
 		return nil
 	})
 }
 
-// one reads a deposit that check accepts as the right one.
+// one reads one deposit. check returns an error if the server returned the wrong deposit.
 func (c *Client) one(ctx context.Context, verb string, args any, check func(*Deposit) error) (d Deposit, err error) {
-	err = c.read(ctx, verb, args, func(answer answer) error {
+	err = c.read(ctx, verb, args, func(decode decodeFunc) error {
 		var s Sealed
-		if err := answer(&s); err != nil {
+		if err := decode(&s); err != nil {
 			return err
 		}
 		d, err = s.Read(&c.cfg.Identity.Party, c.cfg.Now())
@@ -189,7 +189,7 @@ func (c *Client) one(ctx context.Context, verb string, args any, check func(*Dep
 		case err != nil:
 			return err
 		case len(d.Content) == 0:
-			return claviger.Errorf("trustee."+verb, claviger.Invalid, "", "the server handed out deposit %s without "+
+			return claviger.Errorf("trustee."+verb, claviger.Invalid, "", "the server returned deposit %s without "+
 				"its content", d.UUID)
 		case !d.Deleted.IsZero():
 			return claviger.Errorf("trustee."+verb, claviger.KeyNotFound, d.UUID, "the deposit was deleted")
@@ -205,16 +205,16 @@ func (c *Client) one(ctx context.Context, verb string, args any, check func(*Dep
 	return d, nil
 }
 
-// List returns a page.
+// List implements Box.
 func (c *Client) List(ctx context.Context, prefix string, deleted bool, after string, limit int) (list []Deposit,
 	err error) {
 	args := ListArgs{Prefix: prefix, Deleted: deleted, After: after, Limit: min(limit, MaxPage)}
-	err = c.read(ctx, VerbList, args, func(answer answer) error {
+	err = c.read(ctx, VerbList, args, func(decode decodeFunc) error {
 		var page []Sealed
-		if err := answer(&page); err != nil {
+		if err := decode(&page); err != nil {
 			return err
 		}
-		list, err = c.listed(page, prefix, deleted, after, limit)
+		list, err = c.readPage(page, prefix, deleted, after, limit)
 		return err
 	})
 	if err != nil {
@@ -223,11 +223,11 @@ func (c *Client) List(ctx context.Context, prefix string, deleted bool, after st
 	return list, nil
 }
 
-// listed checks a page.
-func (c *Client) listed(page []Sealed, prefix string, deleted bool, after string, limit int) ([]Deposit, error) {
+// readPage checks and reads the deposits of a page.
+func (c *Client) readPage(page []Sealed, prefix string, deleted bool, after string, limit int) ([]Deposit, error) {
 	const op = "trustee.List"
 	if len(page) > limit {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "the server listed %d deposits where %d were asked for",
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "the server listed %d deposits, but %d were requested",
 			len(page), limit)
 	}
 	list := make([]Deposit, 0, len(page))
@@ -237,11 +237,11 @@ func (c *Client) listed(page []Sealed, prefix string, deleted bool, after string
 		if err != nil {
 			return nil, err
 		}
-		// A server that returns the same page again would keep this client in a loop.
+		// If a server returned the same page again and again, the client would never end.
 		if cursor := d.Cursor(); cursor <= after || !strings.HasPrefix(d.Label, prefix) ||
 			d.Deleted.IsZero() == deleted {
-			return nil, claviger.Errorf(op, claviger.Invalid, "", "the server listed deposit %q where it has no place",
-				d.Label)
+			return nil, claviger.Errorf(op, claviger.Invalid, "", "the server listed deposit %q, which does not "+
+				"belong to the requested page", d.Label)
 		}
 		after = d.Cursor()
 		list = append(list, d)
@@ -249,80 +249,82 @@ func (c *Client) listed(page []Sealed, prefix string, deleted bool, after string
 	return list, nil
 }
 
-// Delete makes deposits unreadable.
+// Delete implements Box.
 func (c *Client) Delete(ctx context.Context, uuids ...string) error {
 	return c.change(ctx, VerbDelete, UUIDArgs{uuids}, nil)
 }
 
-// Undelete brings deposits back.
+// Undelete implements Box.
 func (c *Client) Undelete(ctx context.Context, uuids ...string) error {
 	return c.change(ctx, VerbUndelete, UUIDArgs{uuids}, nil)
 }
 
-// Purge removes deposits.
+// Purge implements Box.
 func (c *Client) Purge(ctx context.Context, uuids ...string) error {
 	return c.change(ctx, VerbPurge, UUIDArgs{uuids}, nil)
 }
 
-// order returns the indices of the servers in the order in which they are read from.
+// order returns the indices of the servers in the order in which a read tries them.
 func (c *Client) order() []int {
 	n := len(c.cfg.Servers)
 	first := 0
 	if c.cfg.RoundRobin {
-		first = int(c.turns.Add(1) % uint64(n)) //nolint:gosec // less than n
+		first = int(c.reads.Add(1) % uint64(n)) //nolint:gosec // less than n
 	}
 	now := c.cfg.Now().UnixNano()
-	var awake, resting []int
+	var preferred, avoided []int
 	for i := range n {
 		s := (first + i) % n
-		if c.rests[s].Load() > now {
-			resting = append(resting, s)
+		if c.backoff[s].Load() > now {
+			avoided = append(avoided, s)
 		} else {
-			awake = append(awake, s)
+			preferred = append(preferred, s)
 		}
 	}
-	return append(awake, resting...)
+	return append(preferred, avoided...)
 }
 
-// answer reads a server's answer.
-type answer func(into any) error
+// decodeFunc sends a request and decodes the answer of the server into a value.
+type decodeFunc func(into any) error
 
-// read asks one server after another until one answers. A server that refuses this client, whose
-// clock is wrong, which fails, or whose answer cannot be believed, is at fault itself, and another
-// server may have the deposit. A deposit that is not found does not exist, if the server is sure of
-// it. take reads the answer; its error says that the answer is of no use.
-func (c *Client) read(ctx context.Context, verb string, args any, take func(answer) error) error {
-	kind := claviger.Internal // of the first error; a kind that may be temporary counts most
+// read tries one server after another until one answers. It tries the next server if a server
+// refuses this client, if clocks differ, if the server fails, or if its answer is invalid: that is
+// the fault of one server, and another server may have the deposit. It tries no other server if a
+// server is sure that the deposit does not exist. use reads the answer, and returns an error if the
+// answer is invalid.
+func (c *Client) read(ctx context.Context, verb string, args any, use func(decodeFunc) error) error {
+	kind := claviger.Internal // of the first error, but Unavailable if one is Unavailable, since it may be temporary
 	var errs []error
 	for _, i := range c.order() {
 		s := &c.cfg.Servers[i]
-		body, digest, err := c.request(s, verb, args)
+		body, digest, err := c.newRequest(s, verb, args)
 		if err != nil {
 			return err
 		}
-		err = take(func(into any) error { return c.ask(ctx, s, verb, body, digest, into) })
+		err = use(func(into any) error { return c.post(ctx, s, verb, body, digest, into) })
 		if ctx.Err() != nil {
-			return err // the caller did not wait, so the server may be well
+			return err // the caller gave up, so this is not the fault of the server
 		}
 		if err == nil || claviger.Is(err, claviger.KeyNotFound) {
-			c.rests[i].Store(0)
+			c.backoff[i].Store(0)
 			return err
 		}
 		if k := claviger.KindOf(err); len(errs) == 0 || k == claviger.Unavailable {
 			kind = k
 		}
-		errs = append(errs, at(s, err))
+		errs = append(errs, nameServer(s, err))
 		if errors.Is(err, ErrUnsure) {
-			continue // the server answers, and may know other deposits
+			continue // the server answers, and may have other deposits
 		}
-		c.rests[i].Store(c.cfg.Now().Add(restTime).UnixNano())
+		c.backoff[i].Store(c.cfg.Now().Add(backoffTime).UnixNano())
 		c.cfg.Log.Warn("a Key Trustee Server does not answer as it should", "server", s.URL, "err", err)
 	}
 	return claviger.Errorf("trustee."+verb, kind, "", "no Key Trustee Server answers: %w", errors.Join(errs...))
 }
 
-// at adds the server to an error that does not name it: two servers have one identity.
-func at(s *Endpoint, err error) error {
+// nameServer adds the URL of the server to an error without it. The identity is not enough: two
+// servers have the same.
+func nameServer(s *Endpoint, err error) error {
 	if strings.Contains(err.Error(), s.URL) {
 		return err
 	}
@@ -330,24 +332,24 @@ func at(s *Endpoint, err error) error {
 }
 
 const (
-	// changeRounds is how often all servers are asked for a change before it fails, and roundTime
-	// the first pause between two rounds: during a promotion no server is active for a moment.
+	// changeRounds is how often change tries all servers, and roundTime the first pause between two
+	// rounds. During a promotion, no server is active for a moment.
 	changeRounds = 7
 	roundTime    = 50 * time.Millisecond
 )
 
-// change asks the active server: first the server that took the last change, then the others. All
-// servers of one identity get the same bytes, so the change is made once in any case: if an answer
-// was lost, ErrReplay says that the change was made. A server that refuses before it knows the
-// sender (not registered there, or its clock is wrong) has changed nothing, and the next one is
-// asked.
+// change makes a change at the active server. It tries the server that made the last change first,
+// then the others. All servers of one identity get the same bytes, so the change is made only once:
+// if an answer was lost, the error ErrReplay to the next request says that the change was made. A
+// server that refuses a request before it knows the sender (not registered there, or clocks differ)
+// has changed nothing, so change tries the next server.
 func (c *Client) change(ctx context.Context, verb string, args, into any) error {
 	first := int(c.active.Load()) % len(c.cfg.Servers)
-	body, digest, err := c.request(&c.cfg.Servers[first], verb, args)
+	body, digest, err := c.newRequest(&c.cfg.Servers[first], verb, args)
 	if err != nil {
 		return err
 	}
-	var lost error // of a request whose outcome is not known
+	var lost error // error of a request whose outcome is unknown
 	for round := range changeRounds {
 		passive := false
 		var refused error
@@ -356,9 +358,9 @@ func (c *Client) change(ctx context.Context, verb string, args, into any) error 
 			n := (first + i) % len(c.cfg.Servers)
 			s := &c.cfg.Servers[n]
 			if s.Server == nil || s.Server.Fingerprint() != c.cfg.Servers[first].Server.Fingerprint() {
-				continue // it is not a second server of the same identity
+				continue // a server of another identity
 			}
-			err := c.ask(ctx, s, verb, body, digest, into)
+			err := c.post(ctx, s, verb, body, digest, into)
 			switch {
 			case ctx.Err() != nil:
 				return err
@@ -366,7 +368,7 @@ func (c *Client) change(ctx context.Context, verb string, args, into any) error 
 				c.active.Store(int64(n))
 				return nil
 			case errors.Is(err, ErrReplay) && lost != nil:
-				if verb == VerbRegister { // its answer has a result
+				if verb == VerbRegister { // the lost answer had a result
 					return lost
 				}
 				c.active.Store(int64(n))
@@ -377,17 +379,17 @@ func (c *Client) change(ctx context.Context, verb string, args, into any) error 
 				if refused == nil || claviger.Is(err, claviger.Unavailable) { // as in read
 					refused = err
 				}
-			case errors.Is(err, errUnbelieved), claviger.Is(err, claviger.Unavailable):
-				lost = at(s, err)
+			case errors.Is(err, errInvalidAnswer), claviger.Is(err, claviger.Unavailable):
+				lost = nameServer(s, err)
 			default:
-				return at(s, err) // the server has signed it
+				return nameServer(s, err) // the server has signed this error
 			}
-			errs = append(errs, at(s, err))
+			errs = append(errs, nameServer(s, err))
 		}
 		err = errors.Join(errs...)
-		if refused != nil && lost == nil { // nothing was changed, and no further round helps
+		if refused != nil && lost == nil { // nothing was changed, and another round does not help
 			return claviger.Errorf("trustee."+verb, claviger.KindOf(refused), "",
-				"no Key Trustee Server has taken the change: %w", err)
+				"no Key Trustee Server has accepted the change: %w", err)
 		}
 		if round == changeRounds-1 || round > 0 && !passive {
 			break
@@ -398,21 +400,21 @@ func (c *Client) change(ctx context.Context, verb string, args, into any) error 
 		case <-time.After(roundTime << round):
 		}
 	}
-	return claviger.Errorf("trustee."+verb, claviger.Unavailable, "", "no Key Trustee Server has taken the change: %w",
-		err)
+	return claviger.Errorf("trustee."+verb, claviger.Unavailable, "",
+		"no Key Trustee Server has accepted the change: %w", err)
 }
 
-// Ask sends one request to the first server: those of operators and of the other server, see
-// package replica.
-func (c *Client) Ask(ctx context.Context, verb string, args, into any) error {
-	body, digest, err := c.request(&c.cfg.Servers[0], verb, args)
+// Request sends one request to the first server. Operators and the other server use it, see package
+// replica.
+func (c *Client) Request(ctx context.Context, verb string, args, into any) error {
+	body, digest, err := c.newRequest(&c.cfg.Servers[0], verb, args)
 	if err != nil {
 		return err
 	}
-	return c.ask(ctx, &c.cfg.Servers[0], verb, body, digest, into)
+	return c.post(ctx, &c.cfg.Servers[0], verb, body, digest, into)
 }
 
-func (c *Client) request(s *Endpoint, verb string, args any) (body []byte, digest string, err error) {
+func (c *Client) newRequest(s *Endpoint, verb string, args any) (body []byte, digest string, err error) {
 	if s.Server == nil {
 		return nil, "", claviger.Errorf("trustee."+verb, claviger.Invalid, "",
 			"the key of the Key Trustee Server %s is not known yet", s.URL)
@@ -420,8 +422,8 @@ func (c *Client) request(s *Endpoint, verb string, args any) (body []byte, diges
 	return c.cfg.Identity.NewRequest(verb, s.Server.Fingerprint(), args, c.cfg.Now())
 }
 
-// ask sends a request and checks the answer.
-func (c *Client) ask(ctx context.Context, s *Endpoint, verb string, body []byte, digest string, into any) error {
+// post sends a request, and checks and decodes the answer.
+func (c *Client) post(ctx context.Context, s *Endpoint, verb string, body []byte, digest string, into any) error {
 	op := "trustee." + verb
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
@@ -434,7 +436,7 @@ func (c *Client) ask(ctx context.Context, s *Endpoint, verb string, body []byte,
 	if err != nil {
 		return claviger.Errorf(op, claviger.Unavailable, "", "Key Trustee Server %s: %w", s.URL, err)
 	}
-	// A refusal of an unknown sender is not signed. It is believed only as a refusal.
+	// Answers with another status than 200 are not signed. They count only as refusals.
 	text := strings.TrimSpace(string(answer[:min(len(answer), 500)]))
 	switch status {
 	case http.StatusOK:
@@ -444,7 +446,7 @@ func (c *Client) ask(ctx context.Context, s *Endpoint, verb string, body []byte,
 	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusNotFound, http.StatusMethodNotAllowed:
 		kind := claviger.Invalid
 		if clocksApart(date, c.cfg.Now()) {
-			kind = claviger.Unavailable // the request is not at fault: another host may send it
+			kind = claviger.Unavailable // not the fault of the request: a host with the right time may send it
 		}
 		return claviger.Errorf(op, kind, "", "Key Trustee Server %s %w (status %d): %s", s.URL, errRefused, status,
 			text)
@@ -452,12 +454,12 @@ func (c *Client) ask(ctx context.Context, s *Endpoint, verb string, body []byte,
 	return claviger.Errorf(op, claviger.Unavailable, "", "Key Trustee Server %s answers %d: %s", s.URL, status, text)
 }
 
-// errRefused is in the error of a request that a server refused before it knew the sender: nothing
-// was changed.
+// errRefused is in the error of a request that a server refused before it knew the sender. The
+// request has changed nothing.
 var errRefused = errors.New("refuses the request")
 
-// clocksApart reports whether a server refused a request because of this host's clock. date is the
-// server's time in whole seconds, after the request.
+// clocksApart reports whether a server refused a request because its clock and ours differ. date is
+// the server's time in whole seconds, after the request.
 func clocksApart(date, now time.Time) bool {
 	const slack = 10 * time.Second
 	return !date.IsZero() && date.Sub(now).Abs() > MaxSkew-slack
@@ -467,7 +469,7 @@ func clocksApart(date, now time.Time) bool {
 func (c *Client) send(req *http.Request) (status int, date time.Time, body []byte, err error) {
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return 0, date, nil, explain(err)
+		return 0, date, nil, addCure(err)
 	}
 	defer resp.Body.Close()
 	body, err = io.ReadAll(io.LimitReader(resp.Body, MaxBody+1))
@@ -480,8 +482,8 @@ func (c *Client) send(req *http.Request) (status int, date time.Time, body []byt
 	return resp.StatusCode, date, body, err
 }
 
-// explain adds the cure to an error of TLS.
-func explain(err error) error {
+// addCure adds what to do to an error of TLS.
+func addCure(err error) error {
 	if cure := claviger.CertificateCure(err, "the truststore that is configured for the trustee"); cure != "" {
 		return fmt.Errorf("%w; %s", err, cure)
 	}

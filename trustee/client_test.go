@@ -20,20 +20,21 @@ import (
 	"claviger"
 )
 
-// played is a trustee that answers whatever it is told to.
-type played struct {
+// fakeTrustee is a trustee whose answers a test chooses.
+type fakeTrustee struct {
 	*httptest.Server
-	id    *Identity
-	asked atomic.Int64
+	id       *Identity
+	requests atomic.Int64
 }
 
-// play starts a trustee of that identity. answer gets the verb and the digest of
-// a request, which was well signed by the client.
-func play(t *testing.T, id, client *Identity, answer func(w http.ResponseWriter, verb, digest string)) *played {
+// startFake starts a trustee with the identity id. answer gets the verb and the digest of a request, whose
+// signature by the client was checked.
+func startFake(t *testing.T, id, client *Identity,
+	answer func(w http.ResponseWriter, verb, digest string)) *fakeTrustee {
 	t.Helper()
-	p := &played{id: id}
+	p := &fakeTrustee{id: id}
 	p.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		p.asked.Add(1)
+		p.requests.Add(1)
 		verb := strings.TrimPrefix(r.URL.Path, APIPath)
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
@@ -53,8 +54,8 @@ func play(t *testing.T, id, client *Identity, answer func(w http.ResponseWriter,
 	return p
 }
 
-// says answers with a signed result.
-func (p *played) says(t *testing.T, w http.ResponseWriter, digest string, result any, err error) {
+// answer sends a signed result.
+func (p *fakeTrustee) answer(t *testing.T, w http.ResponseWriter, digest string, result any, err error) {
 	body, aerr := p.id.NewAnswer(digest, result, err, time.Now())
 	if aerr != nil {
 		t.Error(aerr)
@@ -62,8 +63,8 @@ func (p *played) says(t *testing.T, w http.ResponseWriter, digest string, result
 	_, _ = w.Write(body)
 }
 
-// clientOf is a client of these trustees that trusts their certificates.
-func clientOf(t *testing.T, id *Identity, change func(*ClientConfig), servers ...*played) *Client {
+// clientOf returns a client of these trustees, which trusts their certificates.
+func clientOf(t *testing.T, id *Identity, change func(*ClientConfig), servers ...*fakeTrustee) *Client {
 	t.Helper()
 	roots := x509.NewCertPool()
 	cfg := ClientConfig{Identity: id, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
@@ -101,8 +102,8 @@ func uuidOf(t *testing.T, s Sealed) string {
 	return st.UUID
 }
 
-// TestHostileTrustee: nothing that a trustee makes up, mixes up, or sends without
-// end is taken for a deposit.
+// TestHostileTrustee: a client accepts no deposit that a trustee invents, mixes up with another, or sends
+// without an end.
 func TestHostileTrustee(t *testing.T) {
 	client, server := pair()
 	good, other := sealedOf(t, client, "key/a"), sealedOf(t, client, "key/b")
@@ -116,13 +117,13 @@ func TestHostileTrustee(t *testing.T) {
 	}
 	with := func(change func(*Sealed)) Sealed { s := good; change(&s); return s }
 	var recorded []byte // an answer to an earlier request, of the same verb
-	var trustee *played
+	var trustee *fakeTrustee
 	result := func(s Sealed) func(http.ResponseWriter, string) {
-		return func(w http.ResponseWriter, digest string) { trustee.says(t, w, digest, s, nil) }
+		return func(w http.ResponseWriter, digest string) { trustee.answer(t, w, digest, s, nil) }
 	}
 	signedBy := func(id *Identity, digest string) []byte { return signedAnswer(t, id, digest, good) }
-	// Invalid: it lies. Unavailable: it may be down. KeyNotFound: there is no such
-	// deposit any more.
+	// Invalid: the answer is wrong. Unavailable: the trustee may be down. KeyNotFound: the deposit does not
+	// exist any more.
 	cases := []struct {
 		what   string
 		kind   claviger.Kind
@@ -136,9 +137,9 @@ func TestHostileTrustee(t *testing.T) {
 		{"an altered content", claviger.Invalid,
 			result(with(func(s *Sealed) { s.Content = append(bytes.Clone(s.Content), '!') }))},
 		{"no signature", claviger.Invalid, result(with(func(s *Sealed) { s.Signature = nil }))},
-		{"one that has expired", claviger.KeyNotFound, result(*expired)},
-		{"one that was deleted", claviger.KeyNotFound, result(with(func(s *Sealed) { s.Deleted = &now }))},
-		{"an answer of before", claviger.Invalid, func(w http.ResponseWriter, _ string) { _, _ = w.Write(recorded) }},
+		{"an expired deposit", claviger.KeyNotFound, result(*expired)},
+		{"a deleted deposit", claviger.KeyNotFound, result(with(func(s *Sealed) { s.Deleted = &now }))},
+		{"an earlier answer", claviger.Invalid, func(w http.ResponseWriter, _ string) { _, _ = w.Write(recorded) }},
 		{"signed by another", claviger.Invalid,
 			func(w http.ResponseWriter, digest string) { _, _ = w.Write(signedBy(client, digest)) }},
 		{"a web page", claviger.Invalid, text(http.StatusOK, "<html>")},
@@ -162,7 +163,7 @@ func TestHostileTrustee(t *testing.T) {
 		}},
 	}
 	var answer func(w http.ResponseWriter, digest string)
-	trustee = play(t, server, client, func(w http.ResponseWriter, _, digest string) { answer(w, digest) })
+	trustee = startFake(t, server, client, func(w http.ResponseWriter, _, digest string) { answer(w, digest) })
 	c := clientOf(t, client, nil, trustee)
 
 	answer = func(w http.ResponseWriter, digest string) {
@@ -181,7 +182,7 @@ func TestHostileTrustee(t *testing.T) {
 	}
 }
 
-// getFails demands that a deposit is not believed, in a short message.
+// getFails fails the test unless Get returns a short error of this kind, and no deposit.
 func getFails(t *testing.T, c *Client, uuid, what string, kind claviger.Kind) {
 	t.Helper()
 	d, err := c.Get(t.Context(), uuid)
@@ -193,7 +194,7 @@ func getFails(t *testing.T, c *Client, uuid, what string, kind claviger.Kind) {
 	}
 }
 
-// signedAnswer is an answer that id has signed.
+// signedAnswer returns an answer that id has signed.
 func signedAnswer(t *testing.T, id *Identity, digest string, result any) []byte {
 	t.Helper()
 	body, err := id.NewAnswer(digest, result, nil, time.Now())
@@ -203,7 +204,7 @@ func signedAnswer(t *testing.T, id *Identity, digest string, result any) []byte 
 	return body
 }
 
-// endless writes until the client has gone.
+// endless writes until the client closes the connection.
 func endless(w http.ResponseWriter, _ string) {
 	for block := make([]byte, 64<<10); ; {
 		if _, err := w.Write(block); err != nil {
@@ -212,13 +213,12 @@ func endless(w http.ResponseWriter, _ string) {
 	}
 }
 
-// text answers with a status and a body that nobody has signed.
+// text sends a status and a body without a signature.
 func text(status int, body string) func(http.ResponseWriter, string) {
 	return func(w http.ResponseWriter, _ string) { w.WriteHeader(status); _, _ = io.WriteString(w, body) }
 }
 
-// TestHostileLists: a trustee cannot have a client list without end, or what it
-// did not ask for.
+// TestHostileLists: a client refuses a page that it did not request, and a list without an end.
 func TestHostileLists(t *testing.T) {
 	client, server := pair()
 	list := func(labels ...string) (all []Sealed) {
@@ -233,10 +233,10 @@ func TestHostileLists(t *testing.T) {
 	deleted := list("key/a")
 	deleted[0].Deleted = &now
 	var page []Sealed
-	var trustee *played
-	trustee = play(t, server, client, func(w http.ResponseWriter, _,
+	var trustee *fakeTrustee
+	trustee = startFake(t, server, client, func(w http.ResponseWriter, _,
 		digest string) {
-		trustee.says(t, w, digest, page, nil)
+		trustee.answer(t, w, digest, page, nil)
 	})
 	c := clientOf(t, client, nil, trustee)
 	page = list("key/a", "key/b")
@@ -260,28 +260,28 @@ func TestHostileLists(t *testing.T) {
 	}
 }
 
-// down is a trustee that was there.
-func down(t *testing.T, id *Identity) *played {
+// down returns a trustee that was stopped.
+func down(t *testing.T, id *Identity) *fakeTrustee {
 	t.Helper()
-	p := play(t, id, id, nil)
+	p := startFake(t, id, id, nil)
 	p.Close()
 	return p
 }
 
-// TestTwoServers: reads go where they are answered, changes to the active alone.
+// TestTwoServers: each server that answers gets reads, and only the active server gets changes.
 func TestTwoServers(t *testing.T) {
 	client, server := pair()
 	s := sealedOf(t, client, "key/a")
 	var promoted atomic.Bool
-	start := func(passive bool) *played {
-		var p *played
-		p = play(t, server, client, func(w http.ResponseWriter, verb, digest string) {
+	start := func(passive bool) *fakeTrustee {
+		var p *fakeTrustee
+		p = startFake(t, server, client, func(w http.ResponseWriter, verb, digest string) {
 			if verb == VerbFind {
-				p.says(t, w, digest, s, nil)
+				p.answer(t, w, digest, s, nil)
 			} else if passive && !promoted.Load() {
-				p.says(t, w, digest, nil, claviger.E("x", claviger.Unavailable, "", ErrPassive))
+				p.answer(t, w, digest, nil, claviger.E("x", claviger.Unavailable, "", ErrPassive))
 			} else {
-				p.says(t, w, digest, nil, nil)
+				p.answer(t, w, digest, nil, nil)
 			}
 		})
 		return p
@@ -297,8 +297,8 @@ func TestTwoServers(t *testing.T) {
 	for range 10 {
 		find(c)
 	}
-	if a, p := active.asked.Load(), passive.asked.Load(); a != 5 || p != 5 {
-		t.Errorf("the active was asked %d times, the passive %d times", a, p)
+	if a, p := active.requests.Load(), passive.requests.Load(); a != 5 || p != 5 {
+		t.Errorf("the active server got %d requests, the passive %d", a, p)
 	}
 	c = clientOf(t, client, nil, active, passive)
 	for range 5 {
@@ -307,8 +307,8 @@ func TestTwoServers(t *testing.T) {
 	if err := c.Delete(t.Context(), "u"); err != nil {
 		t.Error(err)
 	}
-	if p := passive.asked.Load(); p != 5 {
-		t.Errorf("the passive was asked %d times more", p-5)
+	if p := passive.requests.Load(); p != 5 {
+		t.Errorf("the passive server got %d more requests", p-5)
 	}
 	for _, robin := range []bool{false, true} {
 		c = clientOf(t, client, func(cfg *ClientConfig) { cfg.RoundRobin = robin }, down(t, server), passive)
@@ -328,9 +328,9 @@ func TestTwoServers(t *testing.T) {
 			t.Errorf("a change while the passive is made active: %v", err)
 		}
 		promoting.Stop()
-		before := passive.asked.Load()
-		if err := put(); err != nil || passive.asked.Load() != before+1 {
-			t.Errorf("the next change: %v, after %d questions", err, passive.asked.Load()-before)
+		before := passive.requests.Load()
+		if err := put(); err != nil || passive.requests.Load() != before+1 {
+			t.Errorf("the next change: %v, after %d requests", err, passive.requests.Load()-before)
 		}
 		c = clientOf(t, client, func(cfg *ClientConfig) { cfg.RoundRobin = robin }, active, down(t, server))
 		for range 4 {
@@ -343,16 +343,17 @@ func TestTwoServers(t *testing.T) {
 	}
 }
 
-// TestSlowServer: one that takes a request and says nothing holds a read up once,
-// for the time limit, and not every time.
+// TestSlowServer: a server that does not answer delays one read by the timeout, and not every read.
 func TestSlowServer(t *testing.T) {
 	client, server := pair()
 	s := sealedOf(t, client, "key/a")
 	ctx, cancel := context.WithCancel(context.Background())
-	slow := play(t, server, client, func(w http.ResponseWriter, _, _ string) { <-ctx.Done() })
+	slow := startFake(t, server, client, func(w http.ResponseWriter, _, _ string) { <-ctx.Done() })
 	t.Cleanup(cancel) // before slow is closed, which waits
-	var quick *played
-	quick = play(t, server, client, func(w http.ResponseWriter, _, digest string) { quick.says(t, w, digest, s, nil) })
+	var quick *fakeTrustee
+	quick = startFake(t, server, client, func(w http.ResponseWriter, _, digest string) {
+		quick.answer(t, w, digest, s, nil)
+	})
 	c := clientOf(t, client, func(cfg *ClientConfig) { cfg.Timeout = 2 * time.Second }, slow, quick)
 	began := time.Now()
 	for range 10 {
@@ -360,15 +361,15 @@ func TestSlowServer(t *testing.T) {
 			t.Fatalf("%+v, %v", d, err)
 		}
 	}
-	if n := slow.asked.Load(); n != 1 {
-		t.Errorf("the slow one was asked %d times within %v", n, time.Since(began))
+	if n := slow.requests.Load(); n != 1 {
+		t.Errorf("the slow server got %d requests within %v", n, time.Since(began))
 	}
 }
 
-// TestTLS: who shows a certificate that the client does not trust is not talked to.
+// TestTLS: a client sends no request to a server whose certificate it does not trust.
 func TestTLS(t *testing.T) {
 	client, server := pair()
-	p := play(t, server, client, nil)
+	p := startFake(t, server, client, nil)
 	c := clientOf(t, client, func(cfg *ClientConfig) {
 		cfg.TLS = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
 	}, p)
@@ -381,7 +382,7 @@ func TestTLS(t *testing.T) {
 		!strings.Contains(err.Error(), "truststore") {
 		t.Errorf("%v", err)
 	}
-	if n := p.asked.Load(); n != 0 {
+	if n := p.requests.Load(); n != 0 {
 		t.Errorf("%d requests came through", n)
 	}
 	if _, err := NewClient(ClientConfig{Identity: client, Servers: []Endpoint{{URL: strings.Replace(p.URL, "https",
@@ -390,18 +391,18 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// TestTwoRefusals: of two servers that refuse a change, one for the client's clock alone,
-// it is told that this may pass.
+// TestTwoRefusals: two servers refuse a change, one of them because of the client's clock. The error says that
+// the fault may be temporary.
 func TestTwoRefusals(t *testing.T) {
 	client, server := pair()
-	unknown := play(t, server, client, func(w http.ResponseWriter, _, _ string) {
+	unknown := startFake(t, server, client, func(w http.ResponseWriter, _, _ string) {
 		http.Error(w, "the client is not registered here", http.StatusForbidden)
 	})
-	clock := play(t, server, client, func(w http.ResponseWriter, _, _ string) {
+	clock := startFake(t, server, client, func(w http.ResponseWriter, _, _ string) {
 		w.Header().Set("Date", time.Now().Add(-MaxSkew).UTC().Format(http.TimeFormat))
 		http.Error(w, "set the clocks of both by NTP", http.StatusBadRequest)
 	})
-	for _, servers := range [][]*played{{unknown, clock}, {clock, unknown}} {
+	for _, servers := range [][]*fakeTrustee{{unknown, clock}, {clock, unknown}} {
 		if err := clientOf(t, client, nil, servers...).Delete(t.Context(), "u"); !claviger.Is(err,
 			claviger.Unavailable) {
 			t.Error(err)
@@ -409,54 +410,54 @@ func TestTwoRefusals(t *testing.T) {
 	}
 }
 
-// TestOneServersFault: what is wrong at one of two trustees keeps nobody from reading at
-// the other, nor from a change that the other takes. Where none answers, all are named.
+// TestOneServersFault: if one of two trustees has a fault, clients read from the other, and change what the
+// other accepts. If no trustee answers, the error names both.
 func TestOneServersFault(t *testing.T) {
 	client, server := pair()
 	good := sealedOf(t, client, "key/a")
 	uuid := uuidOf(t, good)
 	damaged := good
 	damaged.Content = append([]byte("x"), good.Content...)
-	var bad *played
+	var bad *fakeTrustee
 	status := func(code int, text string) func(http.ResponseWriter, string) {
 		return func(w http.ResponseWriter, _ string) { http.Error(w, text, code) }
 	}
 	signed := func(kind claviger.Kind) func(http.ResponseWriter, string) {
 		return func(w http.ResponseWriter, digest string) {
-			bad.says(t, w, digest, nil, claviger.E("x", kind, "", nil))
+			bad.answer(t, w, digest, nil, claviger.E("x", kind, "", nil))
 		}
 	}
 	for name, tt := range map[string]struct {
 		answer func(w http.ResponseWriter, digest string)
-		read   claviger.Kind // where both have the fault
-		write  claviger.Kind // where the other is passive
-		takes  bool          // where the other is active, it takes the change
+		read   claviger.Kind // of a read if both have the fault
+		write  claviger.Kind // of a change if the other is passive
+		takes  bool          // the change succeeds if the other is active
 	}{
 		"not registered": {status(http.StatusForbidden, "the client is not registered here"), claviger.Denied,
 			claviger.Denied, true},
-		"its clock is off": {func(w http.ResponseWriter, _ string) {
+		"clocks differ": {func(w http.ResponseWriter, _ string) {
 			w.Header().Set("Date", time.Now().Add(-MaxSkew).UTC().Format(http.TimeFormat))
 			http.Error(w, "set the clocks of both by NTP", http.StatusBadRequest)
 		}, claviger.Unavailable, claviger.Unavailable, true},
-		"it takes no such request": {status(http.StatusBadRequest, "no JSON"), claviger.Invalid, claviger.Invalid,
+		"it refuses the request": {status(http.StatusBadRequest, "no JSON"), claviger.Invalid, claviger.Invalid,
 			true},
-		"no answer of its": {status(http.StatusOK, "<html>"), claviger.Invalid, claviger.Unavailable, true},
-		"it has failed":    {signed(claviger.Internal), claviger.Internal, claviger.Internal, false},
-		"it denies":        {signed(claviger.Denied), claviger.Denied, claviger.Denied, false},
-		"away": {status(http.StatusServiceUnavailable, "its store is away"), claviger.Unavailable,
+		"it sends a web page": {status(http.StatusOK, "<html>"), claviger.Invalid, claviger.Unavailable, true},
+		"it has failed":       {signed(claviger.Internal), claviger.Internal, claviger.Internal, false},
+		"it denies":           {signed(claviger.Denied), claviger.Denied, claviger.Denied, false},
+		"no store": {status(http.StatusServiceUnavailable, "its store is away"), claviger.Unavailable,
 			claviger.Unavailable, true},
 		"a damaged deposit": {nil, claviger.Invalid, 0, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bad = play(t, server, client, func(w http.ResponseWriter, _, digest string) {
+			bad = startFake(t, server, client, func(w http.ResponseWriter, _, digest string) {
 				if tt.answer == nil {
-					bad.says(t, w, digest, damaged, nil)
+					bad.answer(t, w, digest, damaged, nil)
 					return
 				}
 				tt.answer(w, digest)
 			})
 			passive := false
-			fine := playFine(t, server, client, good, &passive)
+			fine := startGood(t, server, client, good, &passive)
 			for _, robin := range []bool{false, true} {
 				c := clientOf(t, client, func(cfg *ClientConfig) { cfg.RoundRobin = robin }, bad, fine)
 				reads(t, c, good)
@@ -473,35 +474,35 @@ func TestOneServersFault(t *testing.T) {
 			}
 			if _, err := clientOf(t, client, nil, bad, bad).Get(t.Context(), uuid); err == nil ||
 				claviger.KindOf(err) != tt.read || strings.Count(err.Error(), bad.URL) != 2 {
-				t.Errorf("get of two with the fault: %v", err)
+				t.Errorf("get from two servers with the fault: %v", err)
 			}
 			if err := c.Delete(t.Context(), "u"); (err == nil) != tt.takes {
-				t.Errorf("a change that the other takes: %v", err)
+				t.Errorf("a change that the other accepts: %v", err)
 			}
 			passive = true
 			err := clientOf(t, client, nil, bad, fine).Delete(t.Context(), "u")
 			if err == nil || claviger.KindOf(err) != tt.write || !strings.Contains(err.Error(), bad.URL) {
-				t.Errorf("a change that the other does not take: %v", err)
+				t.Errorf("a change that the other refuses: %v", err)
 			}
 		})
 	}
 }
 
-// playFine is a server without a fault. It refuses changes while passive is true.
-func playFine(t *testing.T, server, client *Identity, good Sealed, passive *bool) *played {
-	var fine *played
-	fine = play(t, server, client, func(w http.ResponseWriter, verb, digest string) {
+// startGood starts a server without a fault. It refuses changes while passive is true.
+func startGood(t *testing.T, server, client *Identity, good Sealed, passive *bool) *fakeTrustee {
+	var fine *fakeTrustee
+	fine = startFake(t, server, client, func(w http.ResponseWriter, verb, digest string) {
 		switch {
 		case verb == VerbList:
-			fine.says(t, w, digest, []Sealed{good}, nil)
+			fine.answer(t, w, digest, []Sealed{good}, nil)
 		case verb == VerbClients:
-			fine.says(t, w, digest, ClientsResult{Org: "ORG"}, nil)
+			fine.answer(t, w, digest, ClientsResult{Org: "ORG"}, nil)
 		case verb == VerbFind, verb == VerbGet:
-			fine.says(t, w, digest, good, nil)
+			fine.answer(t, w, digest, good, nil)
 		case *passive:
-			fine.says(t, w, digest, nil, claviger.E("x", claviger.Unavailable, "", ErrPassive))
+			fine.answer(t, w, digest, nil, claviger.E("x", claviger.Unavailable, "", ErrPassive))
 		default:
-			fine.says(t, w, digest, nil, nil)
+			fine.answer(t, w, digest, nil, nil)
 		}
 	})
 	return fine

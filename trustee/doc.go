@@ -1,6 +1,6 @@
-// Package trustee is what the Key Trustee Server and its clients share: OpenPGP identities, the
-// ".keytrustee" folder that holds one, and the signed requests and answers between the two sides.
+// Package trustee is shared by the Key Trustee Server and its clients: OpenPGP identities, the
+// ".keytrustee" folder that holds an identity, and the signed requests and answers.
 //
-// The protocol is our own, see docs/trustee-protocol.md, because Cloudera's is not public. The
-// names of the folder's files are Cloudera's.
+// The protocol is our own, see docs/trustee-protocol.md, because Cloudera's protocol is not public.
+// The names of the files in the folder are Cloudera's.
 package trustee

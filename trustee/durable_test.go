@@ -13,9 +13,8 @@ import (
 	"claviger/trustee"
 )
 
-// TestFolderLasts fails and cuts off each step of making and changing a folder: the
-// identity, to which deposits are encrypted, is there whole when NewFolder has said
-// so, and stays as it was whatever becomes of a change.
+// TestFolderLasts fails and interrupts each step of NewFolder and Save. After a success of NewFolder, the
+// folder has the whole identity, to which deposits are encrypted. A failed Save does not change the identity.
 func TestFolderLasts(t *testing.T) {
 	id, err := trustee.NewIdentity("keytrustee", "test", "keytrustee@h", 2048, time.Now())
 	if err != nil {
@@ -38,15 +37,15 @@ func TestFolderLasts(t *testing.T) {
 		return err
 	}
 	t.Run("NewFolder", func(t *testing.T) {
-		// Where it was broken off, a second run finishes it.
+		// After an interruption, a second run completes the folder.
 		again := func(dir string) error {
 			path := filepath.Join(dir, ".keytrustee")
 			if f, err := trustee.LoadFolder(path); err == nil && f.Identity.String() == id.String() {
-				return nil // as all who make one, it loads first
+				return nil // like all callers of NewFolder, load the folder first
 			}
 			return make(dir)
 		}
-		// Three files in one folder, one of them renamed: the last sync of it is for all.
+		// Three files are in one folder, and one of them is renamed: the last sync of the folder is for all.
 		durabletest.Run(t, durabletest.Case{Do: again, Look: look, Spare: 3})
 	})
 	t.Run("Save", func(t *testing.T) {

@@ -15,8 +15,8 @@ import (
 	"claviger"
 )
 
-// TestExpiry: keys that expire, or have, are refused before anything is deposited by
-// them, as a folder's identity and as a client that registers.
+// TestExpiry: a key that expires or has expired is refused as the identity of a folder and as the key of a
+// client that registers, so before it makes a deposit.
 func TestExpiry(t *testing.T) {
 	for what, life := range map[string]uint32{"has expired": 3600, "will expire": 3 * 24 * 3600, "never": 0} {
 		made := time.Now().Add(-48 * time.Hour).Truncate(time.Second)

@@ -16,7 +16,7 @@ func TestParseFingerprint(t *testing.T) {
 	}
 	for _, s := range []string{"", "bob", digits[1:], digits + "0", "g" + digits[1:], "4096R/"} {
 		if got, ok := trustee.ParseFingerprint(s); ok {
-			t.Errorf("%q is taken for %s", s, got)
+			t.Errorf("%q is accepted as %s", s, got)
 		}
 	}
 }

@@ -31,31 +31,31 @@ const (
 	TLSKey      = ".ssl/ssl-cert-keytrustee-pk.pem"
 )
 
-// newRing is the private ring of an identity that is being made. It gets its last name at the very
-// end, so an identity whose ring has this name was never used.
+// newRing is the private ring of an identity that is being made. The ring is renamed to PrivateRing
+// last, so an identity whose ring has this name was never used.
 const newRing = PrivateRing + ".new"
 
 // maxFolderFile bounds each file of a folder.
 const maxFolderFile = 4 << 20
 
-// Folder is a ".keytrustee" folder: this host's identity, and the servers that it knows.
+// Folder is a ".keytrustee" folder: the identity of this host, and the servers that the host trusts.
 type Folder struct {
 	Path string
-	// Identity is this host's.
+	// Identity is the identity of this host.
 	Identity *Identity
-	// Servers are the trustees whose answers are believed, the active one first.
+	// Servers are the trustees whose answers this host accepts, the active one first.
 	Servers []*Party
-	// Org is the organization that this client is registered with; "" before.
+	// Org is the organization of this client; "" before the client is registered.
 	Org string
-	// Store is the URI of the database of a Key Trustee Server, libpq's, without a password. It is
-	// "" for a store in the folder, and for a client.
+	// Store is the URI of the database of a Key Trustee Server, in the form of libpq, without a
+	// password. It is "" for a store in the folder, and for a client.
 	Store string
-	// Registered is when the client was registered; zero before.
+	// Registered is when the client was registered; zero before the registration.
 	Registered time.Time
 }
 
-// conf is keytrustee.conf. LOCAL_FINGERPRINT is a public name of Cloudera's, whose server has names
-// that begin with DB_ too; the other names are ours.
+// conf is keytrustee.conf. LOCAL_FINGERPRINT, and names that begin with DB_, are known from
+// Cloudera's server; the other names are ours.
 type conf struct {
 	Local      string     `json:"LOCAL_FINGERPRINT"`
 	Servers    []string   `json:"SERVER_FINGERPRINTS,omitempty"`
@@ -64,8 +64,8 @@ type conf struct {
 	Store      string     `json:"DB_CONNECT,omitempty"`
 }
 
-// MakeFolder makes the folder of an identity that will be made, which takes seconds. First it
-// checks that nothing is overwritten and that files can be written there.
+// MakeFolder makes the folder of a new identity, before the identity is made, which takes seconds.
+// It checks that the folder holds no identity and that files can be written into it.
 func MakeFolder(path string) error {
 	const op = "trustee.MakeFolder"
 	names := []string{ConfFile, PublicRing, PrivateRing}
@@ -74,8 +74,8 @@ func MakeFolder(path string) error {
 	}
 	for _, name := range names {
 		if _, err := os.Lstat(filepath.Join(path, name)); err == nil {
-			return claviger.Errorf(op, claviger.Invalid, "", "%s holds %s already: an identity is never overwritten, "+
-				"since what was encrypted to it would be lost; name another folder", path, name)
+			return claviger.Errorf(op, claviger.Invalid, "", "%s already holds %s: an identity is never overwritten, "+
+				"because everything that was encrypted to it would be lost; name another folder", path, name)
 		}
 	}
 	if err := durable.MakeFolder(path, 0o700); err != nil {
@@ -89,16 +89,16 @@ func MakeFolder(path string) error {
 }
 
 // Unfinished reports whether a process was killed while it made the folder of a new identity.
-// Nothing was encrypted to that identity, and it is made anew.
+// Nothing was encrypted to that identity, so NewFolder may replace it.
 func Unfinished(path string) bool {
 	_, err := os.Lstat(filepath.Join(path, newRing))
 	_, done := os.Lstat(filepath.Join(path, PrivateRing))
 	return err == nil && errors.Is(done, fs.ErrNotExist)
 }
 
-// NewFolder makes a folder for a new identity. It refuses to touch an existing one. The folder is
-// complete when the private ring gets its name, which comes last: work that was broken off before
-// may be repeated.
+// NewFolder makes a folder for a new identity. It refuses to change a folder that holds an identity.
+// Its last step, the rename of the private ring, completes the folder. After an interruption before
+// that step, NewFolder may be called again.
 func NewFolder(path string, id *Identity) (*Folder, error) {
 	const op = "trustee.NewFolder"
 	if err := MakeFolder(path); err != nil {
@@ -153,15 +153,15 @@ func (f *Folder) Save() error {
 	return nil
 }
 
-// WriteFile writes another file of this client into the folder, whole or not at all.
+// WriteFile writes another file of this client into the folder, completely or not at all.
 func (f *Folder) WriteFile(name string, data []byte) error {
 	return durable.Replace(filepath.Join(f.Path, name), data, 0o600)
 }
 
-// ReadFile reads such a file; fs.ErrNotExist if it does not exist.
+// ReadFile reads a file that WriteFile wrote; fs.ErrNotExist if it does not exist.
 func (f *Folder) ReadFile(name string) ([]byte, error) { return readFile(filepath.Join(f.Path, name)) }
 
-// Mark distinguishes a folder from its copies, on this host and others.
+// Mark returns a text that distinguishes a folder from its copies, on this host and others.
 func Mark(path string) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -171,12 +171,12 @@ func Mark(path string) (string, error) {
 	return fmt.Sprintf("%s %d", host, st.Ino), err
 }
 
-// ErrNoFolder says that there is no folder at a place, and no sign of one that was copied to the
-// wrong place; or that its identity was never finished.
+// ErrNoFolder means that there is no folder, and no sign of a folder that was copied to the wrong
+// path; or that the identity in the folder is unfinished.
 var ErrNoFolder = errors.New("no folder")
 
-// LoadFolder reads a folder. Its errors, all of kind Invalid, say which file does not fit and what
-// to do. ErrNoFolder is in the error if there is no folder.
+// LoadFolder reads a folder. Its errors are of kind Invalid, and name the file that is wrong and
+// what to do. ErrNoFolder is in the error if there is no folder.
 func LoadFolder(path string) (*Folder, error) {
 	f, err := loadFolder(path)
 	if err != nil {
@@ -187,9 +187,26 @@ func LoadFolder(path string) (*Folder, error) {
 
 func loadFolder(path string) (*Folder, error) {
 	if Unfinished(path) {
-		return nil, fmt.Errorf("%s holds an identity of which a process was killed while it made it, and which was "+
-			"never used: the next start, or claviger trustee init, makes one anew (%w)", path, ErrNoFolder)
+		return nil, fmt.Errorf("the identity in %s is unfinished: a process was killed while it made it, and nothing "+
+			"used it; the next start, or claviger trustee init, makes a new one (%w)", path, ErrNoFolder)
 	}
+	c, err := loadConf(path)
+	if err != nil {
+		return nil, err
+	}
+	f := &Folder{Path: path, Org: c.Org, Store: c.Store}
+	if c.Registered != nil {
+		f.Registered = *c.Registered
+	}
+	if f.Identity, err = loadIdentity(path, c.Local); err != nil {
+		return nil, err
+	}
+	f.Servers, err = loadServers(path, c)
+	return f, err
+}
+
+// loadConf reads keytrustee.conf.
+func loadConf(path string) (*conf, error) {
 	text, err := readFile(filepath.Join(path, ConfFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, missingConf(path)
@@ -199,62 +216,64 @@ func loadFolder(path string) (*Folder, error) {
 	}
 	var c conf
 	if err := json.Unmarshal(text, &c); err != nil {
-		return nil, fmt.Errorf("%s is not the JSON that it should be (%w): copy it anew, with both rings, from the "+
+		return nil, fmt.Errorf("%s is not the JSON that it should be (%w): copy it again, with both rings, from a "+
 			"host that works", filepath.Join(path, ConfFile), err)
 	}
 	if c.Local == "" {
-		return nil, fmt.Errorf("%s has no LOCAL_FINGERPRINT: copy it anew, with both rings, from the host that works",
+		return nil, fmt.Errorf("%s has no LOCAL_FINGERPRINT: copy it again, with both rings, from a host that works",
 			filepath.Join(path, ConfFile))
 	}
-	f := &Folder{Path: path, Org: c.Org, Store: c.Store}
-	if c.Registered != nil {
-		f.Registered = *c.Registered
-	}
+	return &c, nil
+}
+
+// loadIdentity reads the identity of this host, which has the fingerprint local, from the private ring.
+func loadIdentity(path, local string) (*Identity, error) {
 	private, err := readRing(path, PrivateRing)
 	if err != nil {
 		return nil, err
 	}
-	own := find(private, c.Local)
+	own := find(private, local)
 	if own == nil {
-		return nil, fmt.Errorf("%s is of identity %s, but %s holds %s: the files are not of one host; copy %s, %s "+
-			"and %s together from the host that works",
-			filepath.Join(path, ConfFile), c.Local, PrivateRing, names(private), ConfFile, PublicRing, PrivateRing)
+		return nil, fmt.Errorf("%s names the identity %s, but %s holds %s: the files are not of one host; copy %s, "+
+			"%s and %s together from a host that works",
+			filepath.Join(path, ConfFile), local, PrivateRing, names(private), ConfFile, PublicRing, PrivateRing)
 	}
-	if err := usable(own, filepath.Join(path, PrivateRing), c.Local); err != nil {
+	if err := checkPrivate(own, filepath.Join(path, PrivateRing), local); err != nil {
 		return nil, err
 	}
-	if f.Identity, err = newIdentity("trustee.LoadFolder", own); err != nil {
-		return nil, err
-	}
+	return newIdentity("trustee.LoadFolder", own)
+}
+
+// loadServers reads the servers from the public ring, which must also hold the key of this host.
+func loadServers(path string, c *conf) (servers []*Party, err error) {
 	public, err := readRing(path, PublicRing)
 	if err != nil {
 		return nil, err
 	}
 	if find(public, c.Local) == nil {
 		return nil, fmt.Errorf("%s holds %s, but not our own key %s: the files are not of one host; copy %s, %s and "+
-			"%s together from the host that works",
+			"%s together from a host that works",
 			filepath.Join(path, PublicRing), names(public), c.Local, ConfFile, PublicRing, PrivateRing)
 	}
 	for _, s := range c.Servers {
 		e := find(public, s)
 		if e == nil {
-			return nil, fmt.Errorf("%s lacks the key of the Key Trustee Server, %s, which %s names: copy both anew "+
-				"from the host that works",
-				filepath.Join(path, PublicRing), s, ConfFile)
+			return nil, fmt.Errorf("%s lacks the key of the Key Trustee Server, %s, which %s names: copy both again "+
+				"from a host that works", filepath.Join(path, PublicRing), s, ConfFile)
 		}
 		p, err := newParty("trustee.LoadFolder", e)
 		if err != nil {
 			return nil, err
 		}
-		f.Servers = append(f.Servers, p)
+		servers = append(servers, p)
 	}
-	return f, nil
+	return servers, nil
 }
 
-// missingConf says what is at the place of a folder instead.
+// missingConf returns an error that says why a folder has no keytrustee.conf, and what to do.
 func missingConf(path string) error {
-	// `scp -r A/kms-keytrustee HOST:/B/kms-keytrustee/` puts the folder of A into the folder of B
-	// if that exists.
+	// `scp -r A/kms-keytrustee HOST:/B/kms-keytrustee/` copies the folder of A into the folder of B
+	// if the folder of B exists.
 	for _, inner := range []string{".keytrustee", "keytrustee/.keytrustee", "kms-keytrustee/keytrustee/.keytrustee",
 		"kms-keytrustee/.keytrustee"} {
 		nested := filepath.Join(path, inner)
@@ -280,8 +299,8 @@ func missingConf(path string) error {
 		return fmt.Errorf("%s is not there (%w): copy the folder from a KT KMS host, or let a KT KMS make it at its "+
 			"first start", path, ErrNoFolder)
 	}
-	return fmt.Errorf("%s has no %s: copy it, with %s and %s, from a KT KMS host that works; if no KMS was ever "+
-		"registered with what lies there, move it away", path, ConfFile, PublicRing, PrivateRing)
+	return fmt.Errorf("%s has no %s: copy it, with %s and %s, from a KT KMS host that works; if no KMS ever "+
+		"registered with the identity in this folder, move the folder away", path, ConfFile, PublicRing, PrivateRing)
 }
 
 func readFile(path string) ([]byte, error) {
@@ -301,7 +320,7 @@ func readRing(path, name string) (openpgp.EntityList, error) {
 	file := filepath.Join(path, name)
 	b, err := readFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s is missing: copy %s, %s and %s together from the host that works", file, ConfFile,
+		return nil, fmt.Errorf("%s is missing: copy %s, %s and %s together from a host that works", file, ConfFile,
 			PublicRing, PrivateRing)
 	}
 	if err != nil {
@@ -310,14 +329,14 @@ func readRing(path, name string) (openpgp.EntityList, error) {
 	defer clear(b)
 	list, err := openpgp.ReadKeyRing(bytes.NewReader(b))
 	if err != nil {
-		return nil, fmt.Errorf("%s is no OpenPGP key ring (%w): copy it anew from the host that works. GnuPG 2.1 and "+
-			"later keep other files (pubring.kbx, private-keys-v1.d); export from them with gpg --export and gpg "+
+		return nil, fmt.Errorf("%s is no OpenPGP key ring (%w): copy it again from a host that works. GnuPG 2.1 and "+
+			"later have other files (pubring.kbx, private-keys-v1.d); export from them with gpg --export and gpg "+
 			"--export-secret-keys", file, err)
 	}
 	return list, nil
 }
 
-// find returns the key of a fingerprint in the form "4096R/<40 hex>".
+// find returns the key with a fingerprint, which has the form "4096R/<40 hex>"; nil if the ring lacks it.
 func find(list openpgp.EntityList, fingerprint string) *openpgp.Entity {
 	_, want, ok := strings.Cut(fingerprint, "/")
 	if !ok {
@@ -343,10 +362,10 @@ func names(list openpgp.EntityList) string {
 	return strings.Join(all, ", ")
 }
 
-// usable refuses a key whose private parts are missing or locked.
-func usable(e *openpgp.Entity, file, fingerprint string) error {
+// checkPrivate refuses a key whose private parts are missing or locked by a passphrase.
+func checkPrivate(e *openpgp.Entity, file, fingerprint string) error {
 	if e.PrivateKey == nil || e.PrivateKey.Dummy() {
-		return fmt.Errorf("%s holds the key %s without its private part: copy the ring from the host that works", file,
+		return fmt.Errorf("%s holds the key %s without its private part: copy the ring from a host that works", file,
 			fingerprint)
 	}
 	locked := e.PrivateKey.Encrypted
@@ -354,15 +373,15 @@ func usable(e *openpgp.Entity, file, fingerprint string) error {
 		locked = locked || s.PrivateKey != nil && s.PrivateKey.Encrypted
 	}
 	if locked {
-		return fmt.Errorf("in %s the key %s is locked by a passphrase, and a server has nobody to ask for it: remove "+
-			"it with gpg --homedir FOLDER --edit-key %s passwd, and protect the folder by its mode", file, fingerprint,
-			strings.TrimPrefix(fingerprint[strings.IndexByte(fingerprint, '/')+1:], "0x"))
+		return fmt.Errorf("in %s the key %s is locked by a passphrase, which a server cannot enter: remove the "+
+			"passphrase with gpg --homedir FOLDER --edit-key %s passwd, and protect the folder by its mode", file,
+			fingerprint, strings.TrimPrefix(fingerprint[strings.IndexByte(fingerprint, '/')+1:], "0x"))
 	}
 	return nil
 }
 
-// SecretFiles are the files that other users of this host must not read: the folder and its private
-// ring, which GnuPG does not open to a group either.
+// SecretFiles are the files that other users of this host must not read. GnuPG does not let a group
+// read them either.
 func SecretFiles(path string) []secret.File {
 	var list []secret.File
 	for _, name := range []string{PrivateRing, ConfFile, "."} {

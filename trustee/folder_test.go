@@ -12,7 +12,7 @@ import (
 	"claviger"
 )
 
-// folder makes a folder of a's, which knows b as its server.
+// folder makes a folder with the identity a and the server b.
 func folder(t *testing.T) (*Folder, string) {
 	t.Helper()
 	a, b := pair()
@@ -79,8 +79,7 @@ func TestFolder(t *testing.T) {
 	}
 }
 
-// TestLoadFolderRefuses: what does not fit together is refused in words that name
-// the file and the cure.
+// TestLoadFolderRefuses: the error about files that do not fit together names the file and the cure.
 func TestLoadFolderRefuses(t *testing.T) {
 	_, whole := folder(t)
 	a, b := pair()
@@ -159,7 +158,7 @@ func TestLoadFolderRefuses(t *testing.T) {
 	}
 }
 
-// loadRefuses demands that a folder is refused with these words.
+// loadRefuses fails the test unless LoadFolder refuses the folder, with these words.
 func loadRefuses(t *testing.T, path string, words ...string) {
 	t.Helper()
 	f, err := LoadFolder(path)
@@ -180,7 +179,7 @@ func moveFile(t *testing.T, from, to string) {
 	}
 }
 
-// writing returns a change of a folder: a file with another content.
+// writing returns a function that replaces the content of a file of a folder.
 func writing(name string, data []byte) func(*testing.T, string) {
 	return func(t *testing.T, path string) {
 		t.Helper()
@@ -190,8 +189,7 @@ func writing(name string, data []byte) func(*testing.T, string) {
 	}
 }
 
-// FuzzRing: no ring makes the reading panic, and what is taken has an identity
-// that seals and opens.
+// FuzzRing: no ring makes LoadFolder panic, and a ring that LoadFolder accepts has the right identity.
 func FuzzRing(f *testing.F) {
 	a, _ := pair()
 	var private, public bytes.Buffer
@@ -217,6 +215,6 @@ func FuzzRing(f *testing.F) {
 		if got, err := LoadFolder(dir); err == nil && got.Identity.Fingerprint() != a.Fingerprint() {
 			t.Errorf("identity %s", got.Identity)
 		}
-		_, _ = ReadParty(ring) // it may be one
+		_, _ = ReadParty(ring) // it must not panic
 	})
 }

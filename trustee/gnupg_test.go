@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// gnupg runs a GnuPG on a home of its own.
+// gnupg runs a GnuPG program with its own home folder.
 type gnupg struct {
 	t       *testing.T
 	program string
@@ -35,7 +35,7 @@ func newGnuPG(t *testing.T, program string) *gnupg {
 	g := &gnupg{t, program, home}
 	t.Cleanup(func() {
 		if program == "gpg" {
-			_ = exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run() // it may have started none
+			_ = exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run() // no agent may run
 		}
 		if err := os.RemoveAll(home); err != nil {
 			t.Error(err)
@@ -44,7 +44,7 @@ func newGnuPG(t *testing.T, program string) *gnupg {
 	return g
 }
 
-// run returns what it prints on standard output.
+// run returns the standard output of the program.
 func (g *gnupg) run(stdin []byte, args ...string) []byte {
 	g.t.Helper()
 	cmd := exec.CommandContext(g.t.Context(), g.program, append([]string{"--homedir", g.home, "--batch", "--no-tty",
@@ -59,14 +59,14 @@ func (g *gnupg) run(stdin []byte, args ...string) []byte {
 	return out
 }
 
-// both runs a test with GnuPG 1, whose rings these are, and with GnuPG 2.
+// both runs a test with GnuPG 1, whose rings have our format, and with GnuPG 2.
 func both(t *testing.T, f func(t *testing.T, g *gnupg)) {
 	for _, program := range []string{"gpg1", "gpg"} {
 		t.Run(program, func(t *testing.T) { f(t, newGnuPG(t, program)) })
 	}
 }
 
-// TestGnuPGReadsOurs: rings, messages and signatures.
+// TestGnuPGReadsOurs: GnuPG reads our rings, messages and signatures.
 func TestGnuPGReadsOurs(t *testing.T) {
 	both(t, func(t *testing.T, g *gnupg) {
 		f, path := folder(t)
@@ -108,10 +108,10 @@ func TestGnuPGReadsOurs(t *testing.T) {
 	})
 }
 
-// TestWeReadGnuPGs: an identity that GnuPG made, in its own rings, is one of ours.
+// TestWeReadGnuPGs: LoadFolder accepts an identity that GnuPG made, in the rings of GnuPG.
 func TestWeReadGnuPGs(t *testing.T) {
 	both(t, func(t *testing.T, g *gnupg) {
-		protection := "%no-protection\n" // 1 makes such keys without being told
+		protection := "%no-protection\n" // the default of GnuPG 1
 		if g.program == "gpg1" {
 			protection = ""
 		}
@@ -139,7 +139,7 @@ Name-Email: kms@h.example.com
 			PublicRing:  g.run(nil, "--export"),
 			PrivateRing: g.run(nil, "--export-secret-keys"),
 		} {
-			if g.program == "gpg1" && name != ConfFile { // its own files
+			if g.program == "gpg1" && name != ConfFile { // use its own files
 				var err error
 				if data, err = os.ReadFile(filepath.Join(g.home, name)); err != nil {
 					t.Fatal(err)
@@ -161,13 +161,12 @@ Name-Email: kms@h.example.com
 		}
 		if out, err := f.Identity.Open(g.run([]byte("x"), "--trust-model", "always", "--encrypt", "--recipient",
 			fingerprint), time.Now().Add(time.Minute)); err == nil {
-			t.Errorf("a message that nobody has signed is %q", out)
+			t.Errorf("a message without a signature is %q", out)
 		}
 	})
 }
 
-// TestLockedRing: a ring whose key has a passphrase is refused with the command
-// that removes it.
+// TestLockedRing: the error about a key with a passphrase names the command that removes the passphrase.
 func TestLockedRing(t *testing.T) {
 	g := newGnuPG(t, "gpg1")
 	g.run([]byte("Key-Type: RSA\nKey-Length: 2048\nName-Real: keytrustee\nPassphrase: walrus\n%commit\n"), "--gen-key")

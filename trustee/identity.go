@@ -23,26 +23,26 @@ const KeyBits = 4096
 // minKeyBits is the shortest RSA key that is accepted from a ring.
 const minKeyBits = 2048
 
-// A Party is the public half of a client or server: it checks signatures and encrypts. It never
+// A Party is the public key of a client or server: it checks signatures and encrypts. It never
 // holds a private key.
 type Party struct {
 	entity *openpgp.Entity
 	bits   int
 }
 
-// An Identity is a Party with its private keys. It never prints them.
+// An Identity is a Party with its private keys. Its printed form never contains them.
 type Identity struct {
 	Party
 	private *openpgp.Entity
 }
 
-// NewIdentity makes an RSA key pair for signing with a subkey for encryption,
-// neither with an expiry. The user id is "name (comment) <email>", in Cloudera's
-// folders "keytrustee (client) <kms@HOST>"; bits is KeyBits outside of tests.
+// NewIdentity makes an RSA key pair for signatures, with a subkey for encryption. Both never expire.
+// The user id is "name (comment) <email>", in Cloudera's folders "keytrustee (client) <kms@HOST>".
+// bits is KeyBits outside of tests.
 func NewIdentity(name, comment, email string, bits int, now time.Time) (*Identity, error) {
 	const op = "trustee.NewIdentity"
 	if bits < minKeyBits {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "an RSA key of %d bits is too short: take %d", bits,
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "an RSA key of %d bits is too short: use %d", bits,
 			KeyBits)
 	}
 	e, err := openpgp.NewEntity(name, comment, email, &packet.Config{
@@ -82,7 +82,7 @@ func newParty(op string, e *openpgp.Entity) (*Party, error) {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s has %d bits, which is too short: make an "+
 			"identity of %d bits", fpr, bits, KeyBits)
 	}
-	if err := lasting(e); err != nil {
+	if err := checkNeverExpires(e); err != nil {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s %w", strings.ToUpper(fpr), err)
 	}
 	var b bytes.Buffer
@@ -96,21 +96,21 @@ func newParty(op string, e *openpgp.Entity) (*Party, error) {
 	return &Party{entity: list[0], bits: int(bits)}, nil
 }
 
-// lasting refuses keys that expire or have expired: on that day no deposit could be read any more.
-// A client is kept out by its state at the server instead.
-func lasting(e *openpgp.Entity) error {
+// checkNeverExpires refuses keys that expire or have expired: from that day on, no deposit could be
+// read. The server has another way to lock out a client: the state of the client.
+func checkNeverExpires(e *openpgp.Entity) error {
 	far := time.Now().AddDate(100, 0, 0)
 	_, signs := e.SigningKey(far)
 	_, encrypts := e.EncryptionKey(far)
 	if signs && encrypts {
 		return nil
 	}
-	what := "has no key for signing or none for encryption, or it was revoked"
-	const cure = "take the date away, from each of its keys, by gpg --edit-key and expire, and export the rings anew"
+	what := "has no key for signatures or no key for encryption, or it was revoked"
+	const cure = "remove the expiry date of each of its keys, by gpg --edit-key and expire, and export the rings again"
 	report := func(made time.Time, sig *packet.Signature) {
 		if sig != nil && sig.KeyLifetimeSecs != nil && *sig.KeyLifetimeSecs != 0 {
 			end := made.Add(time.Duration(*sig.KeyLifetimeSecs) * time.Second)
-			what = fmt.Sprintf("expires at %s, and with it all that it has deposited could no longer be read: %s",
+			what = fmt.Sprintf("expires at %s, and after that its deposits could not be read: %s",
 				end.UTC().Format(time.RFC3339), cure)
 		}
 	}
@@ -123,31 +123,29 @@ func lasting(e *openpgp.Entity) error {
 	return errors.New(what)
 }
 
-// fingerprintLen is the number of hex digits of a version 4 fingerprint, which
-// is a SHA-1 (RFC 9580, section 5.5.4.1).
+// fingerprintLen is the number of hex digits of a version 4 fingerprint, which is a SHA-1 hash (RFC
+// 9580, section 5.5.4.1).
 const fingerprintLen = 40
 
-// Fingerprint is the 40 hex digits of the primary key, in capitals as GnuPG
-// prints them.
+// Fingerprint returns the fingerprint of the primary key: 40 hex digits, in capitals as GnuPG prints
+// them.
 func (p *Party) Fingerprint() string {
 	return strings.ToUpper(hex.EncodeToString(p.entity.PrimaryKey.Fingerprint))
 }
 
-// String is "<bits>R/<fingerprint>": the form of GET /?a=fingerprint and of
-// keytrustee.conf.
+// String returns "<bits>R/<fingerprint>", the form of GET /?a=fingerprint and of keytrustee.conf.
 func (p *Party) String() string { return fmt.Sprintf("%dR/%s", p.bits, p.Fingerprint()) }
 
-// Public writes the OpenPGP packets of the public key, as a pubring holds them.
+// Public writes the OpenPGP packets of the public key, in the form of a public ring.
 func (p *Party) Public(w io.Writer) error { return p.entity.Serialize(w) }
 
-// secret writes the packets of the private keys, in the clear, as a secring
-// holds them.
+// secret writes the packets of the private keys, unencrypted, in the form of a private ring.
 func (id *Identity) secret(w io.Writer) error {
 	return id.private.SerializePrivateWithoutSigning(w, nil)
 }
 
-// maxPublicKey bounds a public key that a peer sends: one of 4096 bits with a
-// subkey takes about 2.5 KiB.
+// maxPublicKey is the size limit of a public key that a peer sends. A key of 4096 bits with a subkey
+// takes about 2.5 KiB.
 const maxPublicKey = 64 << 10
 
 // ReadParty reads exactly one public key, in binary as Public writes it. Before it verifies any
@@ -175,8 +173,8 @@ func ReadParty(b []byte) (*Party, error) {
 	return newParty(op, list[0])
 }
 
-// Seal encrypts a secret to the identity's own key and signs it: the content of
-// a deposit. GnuPG reads it.
+// Seal encrypts a secret to the identity's own key and signs it. The result is the content of a
+// deposit. GnuPG can open it.
 func (id *Identity) Seal(secret []byte, now time.Time) ([]byte, error) {
 	const op = "trustee.Seal"
 	var b bytes.Buffer
@@ -194,16 +192,16 @@ func (id *Identity) Seal(secret []byte, now time.Time) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// maxSecret bounds what Open decrypts, so that a compressed message cannot
+// maxSecret is the size limit of a secret that Open decrypts, so that a compressed message cannot
 // fill the memory.
 const maxSecret = 1 << 20
 
-// Open decrypts a message that Seal made with the same identity. It refuses a message that is
-// signed by another key, not signed, altered or cut short, and returns nothing of it.
+// Open decrypts a message that Seal made with the same identity. If the message is signed by another
+// key, not signed, altered or cut short, Open returns an error and no part of the secret.
 func (id *Identity) Open(sealed []byte, now time.Time) ([]byte, error) {
 	const op = "trustee.Open"
 	md, err := openpgp.ReadMessage(bytes.NewReader(sealed), openpgp.EntityList{id.private}, nil,
-		configAt(now.Add(othersClock)))
+		configAt(now.Add(clockTolerance)))
 	if err != nil {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "not a message that %s can decrypt: %w", id, err)
 	}
@@ -224,21 +222,21 @@ func (id *Identity) Open(sealed []byte, now time.Time) ([]byte, error) {
 	return b, nil
 }
 
-// othersClock is how far the signer's clock may be ahead of ours before its signature counts as one
-// from the future. Whether a request is recent is checked elsewhere, with an error about clocks.
-const othersClock = 24 * time.Hour
+// clockTolerance is how far the time of a signature may be ahead of our clock. ReadRequest checks
+// that a request is recent, with an error that names the clocks.
+const clockTolerance = 24 * time.Hour
 
 func configAt(now time.Time) *packet.Config {
 	return &packet.Config{DefaultHash: crypto.SHA256, DefaultCipher: packet.CipherAES256,
 		Time: func() time.Time { return now }}
 }
 
-// sign makes a binary detached signature. Kind Unavailable if this host's clock shows a time before
-// the identity was made.
+// sign makes a binary detached signature. The error is of kind Unavailable if this host's clock
+// shows a time before the identity was made.
 func (id *Identity) sign(text []byte, now time.Time) ([]byte, error) {
 	if made := id.private.PrimaryKey.CreationTime; now.Before(made) {
 		return nil, claviger.Errorf("trustee.sign", claviger.Unavailable, "",
-			"the clock of this host shows %s, and its identity was made %s: set the clock by NTP",
+			"the clock of this host shows %s, but its identity was made %s: set the clock by NTP",
 			now.UTC().Format(time.RFC3339), made.UTC().Format(time.RFC3339))
 	}
 	var b bytes.Buffer
@@ -254,6 +252,6 @@ func (p *Party) verify(text, signature []byte, now time.Time) error {
 		return fmt.Errorf("a signature of %d bytes is too long: at most %d", len(signature), maxSignature)
 	}
 	_, err := openpgp.CheckDetachedSignature(openpgp.EntityList{p.entity}, bytes.NewReader(text),
-		bytes.NewReader(signature), configAt(now.Add(othersClock)))
+		bytes.NewReader(signature), configAt(now.Add(clockTolerance)))
 	return err
 }

@@ -11,7 +11,7 @@ import (
 	"claviger"
 )
 
-// pair are two identities, made once: RSA keys take their time.
+// pair returns two identities. They are made once, because RSA keys take time.
 var pair = sync.OnceValues(func() (*Identity, *Identity) {
 	a, err := NewIdentity("keytrustee", "client", "kms@a.example.com", minKeyBits, time.Now().Add(-time.Hour))
 	if err != nil {

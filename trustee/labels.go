@@ -6,19 +6,19 @@ import (
 	"claviger"
 )
 
-// Labels of the deposits of a KT KMS. A server cannot read deposits, but their labels say which
-// belong together.
+// Prefixes of the labels of a KT KMS's deposits. A server cannot read deposits, but their labels show
+// which deposits belong to one key.
 const (
-	// LabelKey and a key's name: the key's document, which names its versions.
+	// LabelKey, followed by the name of a key: the document of the key, which names its versions.
 	LabelKey = "key/"
-	// LabelVersion and a version's full name: its material.
+	// LabelVersion, followed by the full name of a version: the material of the version.
 	LabelVersion = "version/"
-	// LabelDeleted, a key's name, a slash and an id: the document of a deleted key.
+	// LabelDeleted, followed by the name of a key, a slash and an id: the document of a deleted key.
 	LabelDeleted = "deleted/"
 )
 
-// KeyOfLabel returns the key's name in the label of a KT KMS's deposit, and the kind of the label;
-// "" for any other deposit.
+// KeyOfLabel returns the name of the key in the label of a KT KMS's deposit, and the prefix of the
+// label as kind. Both are "" for any other deposit.
 func KeyOfLabel(label string) (kind, key string) {
 	if name, ok := strings.CutPrefix(label, LabelKey); ok && name != "" {
 		return LabelKey, name

@@ -10,18 +10,18 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 )
 
-// Limits of a public key. Reading a key ring means verifying its signatures, and the sender chooses
-// their cost: with made-up parameters of a DSA key one verification takes many seconds. So the
-// packets are checked first. GnuPG's own keys have one or two keys, a user id and as many
-// signatures.
+// Limits of a public key. To read a key ring is to verify its signatures, and the sender chooses
+// their cost: with invented parameters of a DSA key, one verification takes many seconds. So
+// checkPackets checks the packets first. A key that GnuPG made has one or two keys, a user id and as
+// many signatures.
 const (
 	maxKeyBits    = 8192
-	maxExponent   = 32 // bits: go-crypto takes none of more than 24
+	maxExponent   = 32 // bits: go-crypto accepts at most 24
 	maxKeys       = 16 // primary key and subkeys
 	maxUserIDs    = 16
 	maxSignatures = 64
-	// maxSignature bounds a detached signature, in bytes. A signature by a key of maxKeyBits has
-	// about 1,100.
+	// maxSignature is the size limit of a detached signature, in bytes. A signature by a key of
+	// maxKeyBits has about 1,100.
 	maxSignature = 16 << 10
 )
 
@@ -37,10 +37,10 @@ const (
 	tagUserAttribute = 17
 )
 
-var errPrivate = errors.New("this holds a private key: send the public key only, and count that private key as known " +
-	"to others")
+var errPrivate = errors.New("this holds a private key: send only the public key, and treat that private key as " +
+	"compromised")
 
-// checkPackets refuses a public key whose form or size is not that of the keys here. It verifies no
+// checkPackets refuses a public key of a form or size that no identity here has. It verifies no
 // signature and decompresses nothing.
 func checkPackets(b []byte) error {
 	var keys, primaries, users, signatures int
@@ -67,14 +67,14 @@ func checkPackets(b []byte) error {
 			users++
 		case tagSignature:
 			signatures++
-		case tagTrust: // GnuPG's own, in its rings
+		case tagTrust: // GnuPG writes it into its rings
 		default:
 			return fmt.Errorf("this is no OpenPGP public key: it has a packet of type %d", p.Tag)
 		}
 	}
 	switch {
 	case primaries != 1:
-		return fmt.Errorf("%d public keys where there must be one", primaries)
+		return fmt.Errorf("found %d public keys, but there must be one", primaries)
 	case keys > maxKeys || users > maxUserIDs || signatures > maxSignatures:
 		return fmt.Errorf("a public key with %d keys, %d user ids and %d signatures is too large: at most %d, %d and "+
 			"%d; export it by gpg --export-options export-minimal",
@@ -83,16 +83,16 @@ func checkPackets(b []byte) error {
 	return nil
 }
 
-// checkKey looks at the algorithm and the size of one key: RSA, and for subkeys those
-// whose curve fixes the size as well.
+// checkKey checks the algorithm and the size of one key. A primary key must be an RSA key. A subkey
+// may also use an elliptic curve, which determines the size.
 func checkKey(body []byte, subkey bool) error {
 	const head = 6 // version, time of creation, algorithm
 	if len(body) < head {
 		return errors.New("this is no OpenPGP public key: a key is cut short")
 	}
 	if body[0] != 4 {
-		return fmt.Errorf("a key is of OpenPGP version %d, and 4 is taken here: make the identity with RSA keys of "+
-			"%d bits", body[0], KeyBits)
+		return fmt.Errorf("a key has OpenPGP version %d, but only version 4 is accepted: make the identity with RSA "+
+			"keys of %d bits", body[0], KeyBits)
 	}
 	switch algorithm := packet.PublicKeyAlgorithm(body[head-1]); algorithm {
 	case packet.PubKeyAlgoRSA, packet.PubKeyAlgoRSAEncryptOnly, packet.PubKeyAlgoRSASignOnly:
@@ -102,7 +102,7 @@ func checkKey(body []byte, subkey bool) error {
 		}
 		fallthrough
 	default:
-		return fmt.Errorf("a key is not an RSA key, but of algorithm %d: make the identity with RSA keys of %d bits",
+		return fmt.Errorf("a key is not an RSA key, but has algorithm %d: make the identity with RSA keys of %d bits",
 			algorithm, KeyBits)
 	}
 	numbers := body[head:]
@@ -112,7 +112,7 @@ func checkKey(body []byte, subkey bool) error {
 		}
 		bits := int(binary.BigEndian.Uint16(numbers))
 		if bits > most {
-			return fmt.Errorf("an RSA key has a number of %d bits, where at most %d are taken: make the identity "+
+			return fmt.Errorf("an RSA key has a number of %d bits, but at most %d are accepted: make the identity "+
 				"with RSA keys of %d bits", bits, most, KeyBits)
 		}
 		if numbers = numbers[2:]; len(numbers) < (bits+7)/8 {
@@ -120,7 +120,7 @@ func checkKey(body []byte, subkey bool) error {
 		}
 		numbers = numbers[(bits+7)/8:]
 		if i == 1 && len(numbers) > 0 {
-			return errors.New("this is no OpenPGP public key: a key has bytes behind its end")
+			return errors.New("this is no OpenPGP public key: a key has bytes after its end")
 		}
 	}
 	return nil

@@ -17,10 +17,11 @@ import (
 
 // opaque writes one packet in the new format.
 func opaque(tag byte, body []byte) []byte {
-	return append(binary.BigEndian.AppendUint32([]byte{0xc0 | tag, 0xff}, uint32(len(body))), body...) //nolint:gosec // of a test
+	size := uint32(len(body)) //nolint:gosec // of a test
+	return append(binary.BigEndian.AppendUint32([]byte{0xc0 | tag, 0xff}, size), body...)
 }
 
-// number writes an OpenPGP number of so many random bits.
+// number writes an OpenPGP number of random bits.
 func number(t *testing.T, bits int) []byte {
 	t.Helper()
 	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), uint(bits-1))) //nolint:gosec // of a test
@@ -31,15 +32,15 @@ func number(t *testing.T, bits int) []byte {
 	return append(binary.BigEndian.AppendUint16(nil, uint16(bits)), n.Bytes()...) //nolint:gosec // of a test
 }
 
-// madeUp is a public key with a user id and one self-signature, of a key whose numbers
-// are random.
+// madeUp returns a public key with a user id and one self-signature. The numbers of the key are random.
 func madeUp(t *testing.T, algorithm packet.PublicKeyAlgorithm, bits ...int) []byte {
 	t.Helper()
 	key := append([]byte{4}, 0x60, 0, 0, 0, byte(algorithm))
 	for _, n := range bits {
 		key = append(key, number(t, n)...)
 	}
-	sum := sha1.Sum(append(binary.BigEndian.AppendUint16([]byte{0x99}, uint16(len(key))), key...)) //nolint:gosec // as above
+	size := uint16(len(key))                                                           //nolint:gosec // of a test
+	sum := sha1.Sum(append(binary.BigEndian.AppendUint16([]byte{0x99}, size), key...)) //nolint:gosec // as above
 	hashed := append([]byte{5, 2, 0x60, 0, 0, 1, 2, 27, 3, 9, 16}, sum[12:]...)
 	sig := append([]byte{4, 0x13, byte(algorithm), 8, 0, byte(len(hashed))}, hashed...) //nolint:gosec // of a test
 	sig = append(sig, 0, 0, 0, 0)
@@ -51,8 +52,7 @@ func madeUp(t *testing.T, algorithm packet.PublicKeyAlgorithm, bits ...int) []by
 		opaque(tagSignature, sig)...)
 }
 
-// TestCostlyKeys: no public key of a sender's making costs much to refuse. A DSA key of
-// 24576 bits took half a minute.
+// TestCostlyKeys: an invented public key is refused quickly. A DSA key of 24576 bits once took half a minute.
 func TestCostlyKeys(t *testing.T) {
 	a, _ := pair()
 	var good bytes.Buffer
@@ -89,7 +89,7 @@ func TestCostlyKeys(t *testing.T) {
 		"version 6":  {opaque(tagPublicKey, []byte{6, 0, 0, 0, 0, 1, 0, 0}), "version 6"},
 		"cut short":  {opaque(tagPublicKey, []byte{4, 0, 0, 0, 0, 1, 16, 0, 1}), "cut short"},
 		"more behind": {opaque(tagPublicKey, append([]byte{4, 0, 0, 0, 0, 1, 0, 1, 1, 0, 1, 1}, 0)),
-			"behind its end"},
+			"after its end"},
 	} {
 		began := time.Now()
 		p, err := ReadParty(c.data)
@@ -106,7 +106,7 @@ func TestCostlyKeys(t *testing.T) {
 	}
 }
 
-// madeUpBody is the body of an RSA key with random numbers.
+// madeUpBody returns the body of an RSA key with random numbers.
 func madeUpBody(t *testing.T) []byte {
 	t.Helper()
 	return append(append([]byte{4, 0, 0, 0, 0, 1}, number(t, 2048)...), number(t, 17)...)

@@ -14,7 +14,7 @@ import (
 	"claviger"
 )
 
-// Port is the trustee's, and APIPath is where requests are posted.
+// Port is the default port of a trustee. APIPath is the first part of the path of each request.
 const (
 	Port    = 11371
 	APIPath = "/v1/"
@@ -33,8 +33,8 @@ const (
 	VerbClients  = "clients"
 )
 
-// Verbs of an operator, posted by the commands of the same name to the server of their host.
-// They are signed by the servers' own identity.
+// Verbs of an operator. The commands of the same name post them to the server of their host. The
+// servers' own identity signs them.
 const (
 	VerbStatus  = "status"
 	VerbPromote = "promote"
@@ -42,8 +42,8 @@ const (
 	VerbResync  = "resync"
 )
 
-// Verbs between the two servers of a pair, signed by their identity. Package replica has the
-// arguments and results.
+// Verbs between the two servers of a pair. The identity of the servers signs them. Package replica
+// defines their arguments and results.
 const (
 	VerbPeerHello   = "peer-hello"
 	VerbPeerAppend  = "peer-append"
@@ -54,8 +54,8 @@ const (
 	VerbPeerCompare = "peer-compare"
 )
 
-// ForPeer reports whether a verb is for the servers' own identity alone: an operator's, or one
-// between the two servers.
+// ForPeer reports whether only the servers' own identity may use a verb: a verb of an operator, or
+// one between the two servers.
 func ForPeer(verb string) bool {
 	switch verb {
 	case VerbStatus, VerbPromote, VerbAlone, VerbResync,
@@ -66,17 +66,17 @@ func ForPeer(verb string) bool {
 }
 
 const (
-	// MaxBody bounds a request and an answer: a content at its longest, in base64
-	// twice.
+	// MaxBody is the size limit of a request and of an answer. It has room for a content of
+	// MaxContent bytes that is encoded in base64 twice.
 	MaxBody = 2 << 20
-	// MaxSkew is how far the clocks of client and server may be apart.
+	// MaxSkew is how much the clocks of client and server may differ.
 	MaxSkew = 5 * time.Minute
-	// nonceSize of a request, in bytes.
+	// nonceSize is the size of the nonce of a request, in bytes.
 	nonceSize = 16
 )
 
-// envelope is what goes over the wire, both ways: a payload, which is JSON, and a
-// detached OpenPGP signature over its bytes. Both are base64 in it.
+// envelope is the body of a request and of an answer: a payload, which is JSON, and a detached
+// OpenPGP signature of the payload's bytes. Both are base64 in the envelope.
 type envelope struct {
 	Payload   []byte `json:"payload"`
 	Signature []byte `json:"signature"`
@@ -86,7 +86,7 @@ type envelope struct {
 type requestPayload struct {
 	Verb   string          `json:"verb"`
 	Client string          `json:"client"` // fingerprint
-	Server string          `json:"server"` // fingerprint of whom it is meant for
+	Server string          `json:"server"` // fingerprint of the server that the request is for
 	Time   time.Time       `json:"time"`
 	Nonce  []byte          `json:"nonce"`
 	Args   json.RawMessage `json:"args"`
@@ -94,7 +94,7 @@ type requestPayload struct {
 
 // answerPayload is what a server signs.
 type answerPayload struct {
-	// Request is SHA-256 of the request's payload, in hex: an answer fits one request.
+	// Request is the SHA-256 of the payload of the request, in hex. It ties the answer to the request.
 	Request string          `json:"request"`
 	Server  string          `json:"server"`
 	Time    time.Time       `json:"time"`
@@ -105,76 +105,76 @@ type answerPayload struct {
 	Result  json.RawMessage `json:"result,omitempty"`
 }
 
-// ErrReplay is in the error of a request that came before. Who sent it again, since
-// the first answer was lost, learns by it that the request was done.
-var ErrReplay = errors.New("this request was done already: it came twice, or somebody sends what he has overheard")
+// ErrReplay is in the error of a request that the server has already handled. A client that repeats a
+// request because the answer was lost knows by it that the first request succeeded.
+var ErrReplay = errors.New("this request was already handled: it was sent twice, or somebody replays a recorded " +
+	"request")
 
-// ErrUnsure is in the error of a request for what one of two servers does not hold,
-// where the other may: it may be there.
+// ErrUnsure is in the error of a request for a deposit or client that one of two servers does not
+// hold, and that the other server may hold. ReadAnswer compares its text, so the text must not change.
 var ErrUnsure = errors.New("this Key Trustee Server does not hold that and cannot say whether it is there, since the " +
 	"other one of the two may hold it: claviger trustee status, on its host, says what to do")
 
-// ErrPassive is in the error, of kind Unavailable, of a change that a passive
-// server is asked for: nothing was changed, and the other server may take it.
+// ErrPassive is in the error of kind Unavailable that a passive server returns for a change. The
+// server has changed nothing, and the other server may accept the change.
 var ErrPassive = errors.New("this Key Trustee Server is the passive one of two, and changes are made at the active " +
 	"one: claviger trustee status shows which that is, claviger trustee promote makes this one active")
 
 // Arguments and results of the verbs.
 type (
-	// RegisterArgs are the client's public key as Party.Public writes it, and the
-	// organization's name and secret. Result: RegisterResult.
+	// RegisterArgs are the client's public key as Party.Public writes it, and the organization's name
+	// and secret. Result: RegisterResult.
 	RegisterArgs struct {
 		PublicKey []byte `json:"publicKey"`
 		Org       string `json:"org"`
 		Auth      string `json:"auth"`
-		// Alone: the client is to be the organization's only one. It is refused, with
-		// kind KeyExists, where another that is not disabled was there before.
+		// Alone makes the server refuse the client, with kind KeyExists, if the organization already
+		// has another client that is not disabled.
 		Alone bool `json:"alone,omitempty"`
 	}
-	// ClientsResult are the clients of the asker's organization, the oldest first.
+	// ClientsResult are the clients of the sender's organization, the oldest first.
 	ClientsResult struct {
 		Org     string         `json:"org"`
 		Clients []ListedClient `json:"clients"`
 	}
-	// ListedClient is a client as others of its organization may see it.
+	// ListedClient is what other clients of the organization may know of a client.
 	ListedClient struct {
 		Fingerprint string    `json:"fingerprint"`
 		Created     time.Time `json:"created"`
 		Disabled    bool      `json:"disabled,omitempty"`
 	}
-	// RegisterResult tells whether the client is let in at once, or waits for an
-	// operator.
+	// RegisterResult says whether the client is active at once, or waits until an operator accepts it.
 	RegisterResult struct {
 		Active bool `json:"active"`
 	}
-	// PutArgs are a sealed deposit, and the uuid of one that it replaces.
+	// PutArgs are a sealed deposit, and the uuid of the deposit that it replaces.
 	PutArgs struct {
 		Deposit  Sealed `json:"deposit"`
 		Replaces string `json:"replaces,omitempty"`
 	}
-	// GetArgs are the uuid. Result: Sealed.
+	// GetArgs are the arguments of Box.Get. Result: Sealed.
 	GetArgs struct {
 		UUID string `json:"uuid"`
 	}
-	// FindArgs are the label. Result: Sealed.
+	// FindArgs are the arguments of Box.Find. Result: Sealed.
 	FindArgs struct {
 		Label string `json:"label"`
 	}
-	// ListArgs are those of Box.List. Result: []Sealed.
+	// ListArgs are the arguments of Box.List. Result: []Sealed.
 	ListArgs struct {
 		Prefix  string `json:"prefix"`
 		Deleted bool   `json:"deleted,omitempty"`
 		After   string `json:"after,omitempty"`
 		Limit   int    `json:"limit"`
 	}
-	// UUIDArgs of delete, undelete and purge.
+	// UUIDArgs are the arguments of delete, undelete and purge.
 	UUIDArgs struct {
 		UUIDs []string `json:"uuids"`
 	}
 )
 
-// NewRequest signs a request to the server of that fingerprint. Of the body only
-// answers with that digest fit.
+// NewRequest makes and signs a request to the server with this fingerprint. The answer to the request
+// must contain digest.
 func (id *Identity) NewRequest(verb, server string, args any, now time.Time) (body []byte, digest string, err error) {
 	const op = "trustee.NewRequest"
 	raw, err := json.Marshal(args)
@@ -208,21 +208,20 @@ func digestOf(payload []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Request is one that a server was sent, checked as far as it can be without its
-// store: it may still be a replay.
+// Request is a request that a server received and checked. It may be a replay: that check needs the
+// store of the server.
 type Request struct {
 	Verb   string
 	Client *Party
 	Time   time.Time
 	Args   json.RawMessage
-	// Digest names the request: two of the same digest are one, sent twice.
+	// Digest identifies the request. If two requests have the same digest, one request was sent twice.
 	Digest string
 }
 
-// ReadRequest checks a request: that it is meant for this server and this verb,
-// signed by the client that it names, and of now. client returns the public key
-// of a client; who registers brings his own. Kinds Invalid, and what client
-// returns.
+// ReadRequest checks a request: that it is for this server and this verb, that the client that it
+// names has signed it, and that it is recent. client returns the public key of a client; a
+// registration contains the key. Errors are of kind Invalid, or those of client.
 func (id *Identity) ReadRequest(verb string, body []byte, now time.Time,
 	client func(fingerprint string) (*Party, error)) (*Request, error) {
 	const op = "trustee.ReadRequest"
@@ -230,11 +229,11 @@ func (id *Identity) ReadRequest(verb string, body []byte, now time.Time,
 		return nil, claviger.Errorf(op, claviger.Invalid, "", format, args...)
 	}
 	var e envelope
-	if err := strictly(body, &e); err != nil {
+	if err := decodeStrict(body, &e); err != nil {
 		return refuse("the request is not the JSON that it should be: %w", err)
 	}
 	var p requestPayload
-	if err := strictly(e.Payload, &p); err != nil {
+	if err := decodeStrict(e.Payload, &p); err != nil {
 		return refuse("the request's payload is not the JSON that it should be: %w", err)
 	}
 	if !wellFormed(p.Client, fingerprintLen, fingerprintLen) || len(p.Nonce) != nonceSize {
@@ -244,7 +243,7 @@ func (id *Identity) ReadRequest(verb string, body []byte, now time.Time,
 	var err error
 	if verb == VerbRegister {
 		var args RegisterArgs
-		if err := strictly(p.Args, &args); err != nil {
+		if err := decodeStrict(p.Args, &args); err != nil {
 			return refuse("the arguments of %s cannot be read: %w", verb, err)
 		}
 		if from, err = ReadParty(args.PublicKey); err != nil {
@@ -253,7 +252,7 @@ func (id *Identity) ReadRequest(verb string, body []byte, now time.Time,
 	} else if from, err = client(strings.ToUpper(p.Client)); err != nil {
 		return nil, err
 	}
-	// Before the signature nothing that was said is believed.
+	// Nothing in the payload counts before the signature is checked.
 	if err := from.verify(e.Payload, e.Signature, now); err != nil {
 		return refuse("the request does not have the signature of %s: %w", from, err)
 	}
@@ -265,7 +264,7 @@ func (id *Identity) ReadRequest(verb string, body []byte, now time.Time,
 	case p.Verb != verb:
 		return refuse("a request to %s was sent to %s", p.Verb, verb)
 	case p.Time.Sub(now).Abs() > MaxSkew:
-		return refuse("the request is of %s, and here it is %s: set the clocks of both by NTP",
+		return refuse("the request was made at %s, but it is %s here: set the clocks of both by NTP",
 			p.Time.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	return &Request{Verb: verb, Client: from, Time: p.Time, Args: p.Args, Digest: digestOf(e.Payload)}, nil
@@ -273,15 +272,15 @@ func (id *Identity) ReadRequest(verb string, body []byte, now time.Time,
 
 // ReadArgs reads a request's arguments. Kind Invalid.
 func (r *Request) ReadArgs(into any) error {
-	if err := strictly(r.Args, into); err != nil {
+	if err := decodeStrict(r.Args, into); err != nil {
 		return claviger.Errorf("trustee.ReadArgs", claviger.Invalid, "", "the arguments of %s cannot be read: %w",
 			r.Verb, err)
 	}
 	return nil
 }
 
-// NewAnswer signs the answer to a request of that digest: result, or where err is
-// not nil its kind and text. A text of kind Internal stays here.
+// NewAnswer makes and signs the answer to the request with this digest: result, or the kind and the
+// text of err if it is not nil. The text of an error of kind Internal is not sent.
 func (id *Identity) NewAnswer(digest string, result any, err error, now time.Time) ([]byte, error) {
 	const op = "trustee.NewAnswer"
 	p := answerPayload{Request: digest, Server: id.Fingerprint(), Time: now.UTC()}
@@ -309,29 +308,29 @@ func (id *Identity) NewAnswer(digest string, result any, err error, now time.Tim
 	return body, nil
 }
 
-// remoteKinds are the kinds that a server's answer may have; others are Internal.
+// remoteKinds are the kinds that the error in an answer may have. Any other kind counts as Internal.
 var remoteKinds = []claviger.Kind{claviger.Invalid, claviger.KeyNotFound, claviger.KeyExists, claviger.Denied,
 	claviger.Unavailable}
 
-// errUnbelieved is in the error of an answer that cannot be believed: what became of the
-// request is not known.
-var errUnbelieved = errors.New("the answer cannot be believed")
+// errInvalidAnswer is in the error of an answer that is invalid or not authentic. The outcome of the
+// request is unknown.
+var errInvalidAnswer = errors.New("the answer is invalid")
 
-type unbelieved struct{ error }
+type invalidAnswer struct{ error }
 
-func (u *unbelieved) Unwrap() error        { return u.error }
-func (u *unbelieved) Is(target error) bool { return target == errUnbelieved } //nolint:errorlint // this is its Is
+func (i *invalidAnswer) Unwrap() error        { return i.error }
+func (i *invalidAnswer) Is(target error) bool { return target == errInvalidAnswer } //nolint:errorlint // this is its Is
 
-// ReadAnswer checks an answer of the server to the request of that digest, and
-// reads its result into into, which may be nil. The error is what the server
-// says, or of kind Invalid where the answer cannot be believed.
+// ReadAnswer checks the answer of the server to the request with this digest, and decodes its result
+// into into, which may be nil. The error is the error in the answer, or of kind Invalid if the answer
+// is invalid or not authentic.
 func ReadAnswer(body []byte, server *Party, digest string, now time.Time, into any) error {
 	const op = "trustee.ReadAnswer"
 	refuse := func(format string, args ...any) error {
-		return claviger.E(op, claviger.Invalid, "", &unbelieved{fmt.Errorf(format, args...)})
+		return claviger.E(op, claviger.Invalid, "", &invalidAnswer{fmt.Errorf(format, args...)})
 	}
 	var e envelope
-	if err := strictly(body, &e); err != nil {
+	if err := decodeStrict(body, &e); err != nil {
 		return refuse("the answer of %s is not the JSON that it should be: %w", server, err)
 	}
 	if err := server.verify(e.Payload, e.Signature, now); err != nil {
@@ -339,7 +338,7 @@ func ReadAnswer(body []byte, server *Party, digest string, now time.Time, into a
 			"somebody between? (%w)", server, err)
 	}
 	var p answerPayload
-	if err := strictly(e.Payload, &p); err != nil {
+	if err := decodeStrict(e.Payload, &p); err != nil {
 		return refuse("the payload of the answer of %s is not the JSON that it should be: %w", server, err)
 	}
 	if subtle.ConstantTimeCompare([]byte(p.Request), []byte(digest)) != 1 ||
@@ -347,30 +346,35 @@ func ReadAnswer(body []byte, server *Party, digest string, now time.Time, into a
 		return refuse("the answer of %s is to another request", server)
 	}
 	if p.Kind != "" {
-		kind := claviger.Internal
-		for _, k := range remoteKinds {
-			if k.String() == p.Kind {
-				kind = k
-			}
-		}
-		if p.Replay {
-			return claviger.Errorf("trustee.Server", kind, "", "the Key Trustee Server %s says: %w", server, ErrReplay)
-		}
-		if p.Passive {
-			return claviger.Errorf("trustee.Server", claviger.Unavailable, "", "the Key Trustee Server %s says: %w",
-				server, ErrPassive)
-		}
-		// It has no mark of its own in the payload, which older clients could not read.
-		if kind == claviger.Unavailable && strings.HasSuffix(p.Error, ErrUnsure.Error()) {
-			return claviger.Errorf("trustee.Server", kind, "", "the Key Trustee Server %s says: %w", server, ErrUnsure)
-		}
-		return claviger.Errorf("trustee.Server", kind, "", "the Key Trustee Server %s says: %.500s", server, p.Error)
+		return p.err(server)
 	}
 	if into == nil {
 		return nil
 	}
-	if err := strictly(p.Result, into); err != nil {
+	if err := decodeStrict(p.Result, into); err != nil {
 		return refuse("the result of %s cannot be read: %w", server, err)
 	}
 	return nil
+}
+
+// err returns the error in an answer.
+func (p *answerPayload) err(server *Party) error {
+	kind := claviger.Internal
+	for _, k := range remoteKinds {
+		if k.String() == p.Kind {
+			kind = k
+		}
+	}
+	if p.Replay {
+		return claviger.Errorf("trustee.Server", kind, "", "the Key Trustee Server %s says: %w", server, ErrReplay)
+	}
+	if p.Passive {
+		return claviger.Errorf("trustee.Server", claviger.Unavailable, "", "the Key Trustee Server %s says: %w",
+			server, ErrPassive)
+	}
+	// The payload has no field for ErrUnsure, because older clients would refuse an unknown field.
+	if kind == claviger.Unavailable && strings.HasSuffix(p.Error, ErrUnsure.Error()) {
+		return claviger.Errorf("trustee.Server", kind, "", "the Key Trustee Server %s says: %w", server, ErrUnsure)
+	}
+	return claviger.Errorf("trustee.Server", kind, "", "the Key Trustee Server %s says: %.500s", server, p.Error)
 }

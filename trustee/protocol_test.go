@@ -22,7 +22,7 @@ func known(parties ...*Identity) func(string) (*Party, error) {
 	}
 }
 
-// remade is body with a changed envelope.
+// remade returns body with a changed envelope.
 func remade(t *testing.T, body []byte, change func(*envelope)) []byte {
 	t.Helper()
 	var e envelope
@@ -64,7 +64,7 @@ func TestRequest(t *testing.T) {
 	}
 }
 
-// TestHostileRequests: what a server must refuse.
+// TestHostileRequests: a server refuses forged, damaged and old requests.
 func TestHostileRequests(t *testing.T) {
 	client, server := pair()
 	now := time.Now()
@@ -76,7 +76,7 @@ func TestHostileRequests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	impostor := func(change func(*requestPayload)) []byte { // signs with another key than he names
+	impostor := func(change func(*requestPayload)) []byte { // signs with another key than the request names
 		var e envelope
 		var p requestPayload
 		if err := json.Unmarshal(good, &e); err != nil {
@@ -132,7 +132,7 @@ func TestHostileRequests(t *testing.T) {
 		"an hour early": {VerbGet, good, now.Add(-time.Hour), "NTP"},
 		"another's key": {VerbRegister, impostor(func(p *requestPayload) { p.Verb, p.Args = VerbRegister, stolen }),
 			now, "names " + client.Fingerprint()},
-		"registration of none": {VerbRegister, impostor(func(p *requestPayload) {
+		"registration without a key": {VerbRegister, impostor(func(p *requestPayload) {
 			p.Verb, p.Args = VerbRegister, json.RawMessage(`{"publicKey":"AAAA","org":"o","auth":"a"}`)
 		}), now, ""},
 	} {
@@ -144,7 +144,7 @@ func TestHostileRequests(t *testing.T) {
 	}
 }
 
-// TestHostileAnswers: what a client must refuse.
+// TestHostileAnswers: a client refuses forged and damaged answers, and passes on the errors of a server.
 func TestHostileAnswers(t *testing.T) {
 	server, other := pair()
 	now := time.Now()
@@ -217,27 +217,29 @@ func TestStatement(t *testing.T) {
 	for i := range many {
 		many[i] = fmt.Sprintf("%040d", i)
 	}
+	// with seals a changed deposit.
+	with := func(change func(d *Deposit)) func(*Sealed) {
+		changed := d
+		change(&changed)
+		return func(s *Sealed) { *s, _ = resealed(owner, changed, now) }
+	}
 	for what, change := range map[string]func(s *Sealed){
-		"another's":           func(s *Sealed) { *s, _ = resealed(other, d, now) },
-		"swapped content":     func(s *Sealed) { s.Content = []byte("another") },
-		"empty content":       func(s *Sealed) { s.Content = []byte{} },
-		"a changed label":     func(s *Sealed) { s.Statement = bytes.Replace(s.Statement, []byte("zone1"), []byte("zone2"), 1) },
-		"no signature":        func(s *Sealed) { s.Signature = nil },
-		"a label without end": func(s *Sealed) { e := d; e.Label = strings.Repeat("l", MaxLabel+1); *s, _ = resealed(owner, e, now) },
-		"no label":            func(s *Sealed) { e := d; e.Label = ""; *s, _ = resealed(owner, e, now) },
-		"a long description": func(s *Sealed) {
-			e := d
-			e.Description = strings.Repeat("l", MaxDescription+1)
-			*s, _ = resealed(owner, e, now)
+		"another's":       func(s *Sealed) { *s, _ = resealed(other, d, now) },
+		"swapped content": func(s *Sealed) { s.Content = []byte("another") },
+		"empty content":   func(s *Sealed) { s.Content = []byte{} },
+		"a changed label": func(s *Sealed) {
+			s.Statement = bytes.Replace(s.Statement, []byte("zone1"), []byte("zone2"), 1)
 		},
-		"a uuid that is a path": func(s *Sealed) {
-			e := d
-			e.UUID = "../../../../../../../../etc/passwd"
-			*s, _ = resealed(owner, e, now)
-		},
-		"readers without end":  func(s *Sealed) { e := d; e.Access = many; *s, _ = resealed(owner, e, now) },
-		"a reader who is none": func(s *Sealed) { e := d; e.Access = []string{"bob"}; *s, _ = resealed(owner, e, now) },
-		"content without end":  func(s *Sealed) { e := d; e.Content = make([]byte, MaxContent+1); *s, _ = resealed(owner, e, now) },
+		"no signature": func(s *Sealed) { s.Signature = nil },
+		"a long label": with(func(d *Deposit) { d.Label = strings.Repeat("l", MaxLabel+1) }),
+		"no label":     with(func(d *Deposit) { d.Label = "" }),
+		"a long description": with(func(d *Deposit) {
+			d.Description = strings.Repeat("l", MaxDescription+1)
+		}),
+		"a uuid that is a path":           with(func(d *Deposit) { d.UUID = "../../../../../../../../etc/passwd" }),
+		"too many readers":                with(func(d *Deposit) { d.Access = many }),
+		"a reader that is no fingerprint": with(func(d *Deposit) { d.Access = []string{"bob"} }),
+		"a long content":                  with(func(d *Deposit) { d.Content = make([]byte, MaxContent+1) }),
 	} {
 		c := *s
 		change(&c)

@@ -15,9 +15,9 @@ import (
 	"claviger"
 )
 
-// statement is what an owner says about a deposit, and signs. It holds the uuid, which the owner
-// makes, and the content's digest. So no server can hand out one deposit for another, or change
-// what is said about it.
+// statement describes a deposit. The owner of the deposit makes and signs it. It contains the uuid,
+// which the owner makes, and the digest of the content. So a server can neither return one deposit
+// for another nor change the description.
 type statement struct {
 	UUID        string     `json:"uuid"`
 	Owner       string     `json:"owner"`
@@ -29,18 +29,18 @@ type statement struct {
 	Digest      string     `json:"digest"`
 }
 
-// Sealed is a deposit on its way and in the server's store: the owner's statement and signature,
-// and the content, which is nil in lists.
+// Sealed is the form of a deposit in requests, in answers and in the store of a server: the owner's
+// statement and signature, and the content, which is nil in lists.
 type Sealed struct {
 	Statement []byte `json:"statement"`
 	Signature []byte `json:"signature"`
 	Content   []byte `json:"content,omitempty"`
-	// Deleted is set by the server, and not signed.
+	// Deleted is when the deposit was deleted. The server sets it, and no signature covers it.
 	Deleted *time.Time `json:"deleted,omitempty"`
 }
 
-// maxStatement bounds a statement whose label, description and access list have their greatest
-// length, escaped.
+// maxStatement is the size limit of a statement. It has room for a label, a description and an access
+// list of their greatest length, with all characters escaped.
 const maxStatement = 64 << 10
 
 // NewUUID makes the name of a deposit: 160 random bits, 32 characters.
@@ -72,8 +72,8 @@ func (id *Identity) seal(d Deposit, now time.Time) (*Sealed, error) {
 	return &Sealed{Statement: text, Signature: signature, Content: d.Content}, nil
 }
 
-// Read checks a sealed deposit of the owner: the signature, the limits, and the digest of a
-// content. Kind Invalid.
+// Read checks a sealed deposit of the owner: the signature, the limits, and the digest of the content
+// if there is one. Kind Invalid.
 func (s *Sealed) Read(owner *Party, now time.Time) (Deposit, error) {
 	const op = "trustee.Read"
 	refuse := func(format string, args ...any) (Deposit, error) {
@@ -87,7 +87,7 @@ func (s *Sealed) Read(owner *Party, now time.Time) (Deposit, error) {
 		return refuse("the statement of a deposit does not have the signature of %s: %w", owner, err)
 	}
 	var st statement
-	if err := strictly(s.Statement, &st); err != nil {
+	if err := decodeStrict(s.Statement, &st); err != nil {
 		return refuse("the statement of a deposit of %s cannot be read: %w", owner, err)
 	}
 	d := Deposit{UUID: st.UUID, Owner: st.Owner, Label: st.Label, Description: st.Description, Created: st.Created,
@@ -112,10 +112,10 @@ func (s *Sealed) Read(owner *Party, now time.Time) (Deposit, error) {
 	return d, nil
 }
 
-// Made is when the owner says that the deposit was made. The signature is not checked.
+// Made returns the time of creation in the statement. It does not check the signature.
 func (s *Sealed) Made() (time.Time, error) {
 	var st statement
-	if err := strictly(s.Statement, &st); err != nil {
+	if err := decodeStrict(s.Statement, &st); err != nil {
 		return time.Time{}, claviger.Errorf("trustee.Made", claviger.Invalid, "",
 			"the statement of a deposit cannot be read: %w", err)
 	}
@@ -126,7 +126,7 @@ func (s *Sealed) Made() (time.Time, error) {
 func (d *Deposit) check() error {
 	switch {
 	case !wellFormed(d.UUID, 26, 64):
-		return fmt.Errorf("the uuid %.80q is none: 26 to 64 letters and digits", d.UUID)
+		return fmt.Errorf("%.80q is not a uuid: it must have 26 to 64 letters and digits", d.UUID)
 	case d.Label == "" || len(d.Label) > MaxLabel:
 		return fmt.Errorf("a label must have 1 to %d bytes, not %d", MaxLabel, len(d.Label))
 	case len(d.Description) > MaxDescription:
@@ -134,24 +134,26 @@ func (d *Deposit) check() error {
 	case len(d.Access) > MaxAccess:
 		return fmt.Errorf("at most %d other clients may have access, not %d", MaxAccess, len(d.Access))
 	case !wellFormed(d.Digest, 64, 64):
-		return fmt.Errorf("the digest %.80q is none: 64 hex digits", d.Digest)
+		return fmt.Errorf("%.80q is not a digest: it must have 64 hex digits", d.Digest)
 	}
 	for _, a := range d.Access {
 		if !wellFormed(a, fingerprintLen, fingerprintLen) {
-			return fmt.Errorf("the fingerprint %.80q in the access list is none: %d hex digits", a, fingerprintLen)
+			return fmt.Errorf("%.80q in the access list is not a fingerprint: it must have %d hex digits", a,
+				fingerprintLen)
 		}
 	}
 	return nil
 }
 
+// wellFormed reports whether s has from least to most characters, all of them ASCII letters or digits.
 func wellFormed(s string, least, most int) bool {
 	return len(s) >= least && len(s) <= most && !strings.ContainsFunc(s, func(c rune) bool {
 		return (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z')
 	})
 }
 
-// strictly reads one JSON value, without unknown names and with nothing after it.
-func strictly(data []byte, into any) error {
+// decodeStrict decodes one JSON value. It refuses unknown names, and data after the value.
+func decodeStrict(data []byte, into any) error {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(into); err != nil {

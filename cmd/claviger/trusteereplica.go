@@ -47,7 +47,7 @@ func askTrustee(ctx context.Context, folder *trustee.Folder, url, verb string, a
 		return &exitError{exitUsage, fmt.Errorf("--url: %w", err)}
 	}
 	defer c.Close()
-	err = c.Ask(ctx, verb, args, into)
+	err = c.Request(ctx, verb, args, into)
 	if claviger.Is(err, claviger.Invalid) {
 		return &exitError{exitRefused, err}
 	}

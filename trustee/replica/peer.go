@@ -132,7 +132,7 @@ func with[A any](f func(*Replica, context.Context, A) (any, error)) func(*Replic
 func (r *Replica) request(ctx context.Context, limit time.Duration, verb string, args, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return r.peer.Ask(ctx, verb, args, into)
+	return r.peer.Request(ctx, verb, args, into)
 }
 
 // hello sends the peer this server's position, and returns the peer's.

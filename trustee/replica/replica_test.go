@@ -143,12 +143,12 @@ func (h *half) start() {
 // operator does what the command of that name does.
 func (h *half) operator(verb string, args any) error {
 	var st replica.ResyncResult // whose fields those of a Position are
-	return h.client(identities()[0]).Ask(h.t.Context(), verb, args, &st)
+	return h.client(identities()[0]).Request(h.t.Context(), verb, args, &st)
 }
 
 func (h *half) status() (r replica.StatusReport) {
 	h.t.Helper()
-	if err := h.client(identities()[0]).Ask(h.t.Context(), trustee.VerbStatus, replica.StatusArgs{Digest: true},
+	if err := h.client(identities()[0]).Request(h.t.Context(), trustee.VerbStatus, replica.StatusArgs{Digest: true},
 		&r); err != nil {
 		h.t.Fatal(err)
 	}
@@ -434,7 +434,7 @@ func TestPeerVerbs(t *testing.T) {
 	a, _, c := started(t)
 	for _, verb := range []string{trustee.VerbStatus, trustee.VerbPromote, trustee.VerbAlone, trustee.VerbResync,
 		"peer-hello", "peer-append", "peer-entries", "peer-load", "peer-digest", "peer-yield"} {
-		if err := c.Ask(t.Context(), verb, struct{}{}, nil); !claviger.Is(err, claviger.Denied) {
+		if err := c.Request(t.Context(), verb, struct{}{}, nil); !claviger.Is(err, claviger.Denied) {
 			t.Errorf("%s of a client: %v", verb, err)
 		}
 	}
