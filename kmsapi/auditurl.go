@@ -6,31 +6,30 @@ import (
 	"claviger/secret"
 )
 
-// shownParameters are those whose values an audit record may show. All others
-// stand there without: a credential may be spelt in more ways than can be listed
-// (escapes, case, a ';' where '&' is meant), and most of what this server does not
-// know was meant for something else.
+// shownParameters are the parameters whose values an audit record may show. Other
+// values become "***": a credential may be written in more ways than a list can
+// hold (escapes, case, ';' instead of '&'), and a parameter that this server does
+// not know was mostly meant for another program.
 var shownParameters = map[string]bool{
 	"user.name": true, "doAs": true, "doas": true, "op": true, "renewer": true, "service": true, // authn
 	"eek_op": true, "num_keys": true, "key": true, "trusteeOp": true, // the operations
 	"name": true, "qry": true, "get": true, "log": true, "level": true, "format": true, // the servlets
 }
 
-// maxParameterName of a parameter that the server does not know, and is shown.
+// maxParameterName is the longest name of an unknown parameter that is shown.
 const maxParameterName = 32
 
-// An URL in an audit record ends after so many bytes, for a user and for a request that
-// has not been authenticated: else anybody could fill the disk.
+// The URL in an audit record is cut, so that clients cannot fill the disk.
 const (
-	maxAuditURL     = 8 << 10
-	maxStrangersURL = 512
+	maxAuditURL     = 8 << 10 // bytes, for an authenticated user
+	maxAnonymousURL = 512     // bytes, for a request that is not authenticated
 )
 
-// auditURL is the request's URL without what would let a reader of the log in.
+// auditURL returns the request's URL without credentials.
 func (c *call) auditURL() string {
 	most := maxAuditURL
 	if c.caller.Name == "" {
-		most = maxStrangersURL
+		most = maxAnonymousURL
 	}
 	url := c.baseURL() + withoutCredentials(rawPath(c.r), c.r.URL.RawQuery)
 	if len(url) <= most {
@@ -39,9 +38,9 @@ func (c *call) auditURL() string {
 	return strings.ToValidUTF8(url[:most], "") + "..."
 }
 
-// withoutCredentials cuts a query as authn does, at '&' and ';', and shows the
-// values of shownParameters alone, where they are spelt as there. Matrix
-// parameters of the path, which mean nothing here, are cut whole.
+// withoutCredentials shows only the values of shownParameters, and only if a name
+// is written exactly as there. It splits the query as authn does, at '&' and ';'.
+// Matrix parameters of the path mean nothing here and are hidden whole.
 func withoutCredentials(path, query string) string {
 	var b strings.Builder
 	for i, segment := range strings.Split(path, "/") {
@@ -83,9 +82,11 @@ func withoutCredentials(path, query string) string {
 	return secret.Mask(b.String())
 }
 
-// plainName: letters, digits, '.', '_' and '-', and not too many.
+// plainName reports whether name is short, and has only letters, digits, '.', '_'
+// and '-'.
 func plainName(name string) bool {
 	return len(name) <= maxParameterName && !strings.ContainsFunc(name, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '-')
+		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
+		return !(letter || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '-')
 	})
 }

@@ -12,10 +12,11 @@ import (
 	"claviger/authn"
 )
 
-// spread are the figures of how long something took: number, sum, greatest, and
-// what the standard deviation takes.
+// spread collects durations: their number, sum, greatest, and the sum of squares
+// for the standard deviation. sum is in nanoseconds, squares and most are of
+// milliseconds.
 type spread struct {
-	n, sum, squares, most atomic.Int64 // squares: of milliseconds
+	n, sum, squares, most atomic.Int64
 }
 
 func (s *spread) add(took time.Duration) {
@@ -26,7 +27,7 @@ func (s *spread) add(took time.Duration) {
 	raise(&s.most, ms)
 }
 
-// mean in milliseconds.
+// mean returns the mean in milliseconds.
 func (s *spread) mean() float64 {
 	n := s.n.Load()
 	if n == 0 {
@@ -44,18 +45,18 @@ func (s *spread) deviation() float64 {
 	return math.Sqrt(max(0, float64(s.squares.Load())/n-mean*mean))
 }
 
-// raise makes to at least n.
-func raise(to *atomic.Int64, n int64) {
+// raise sets v to n if v is less.
+func raise(v *atomic.Int64, n int64) {
 	for {
-		was := to.Load()
-		if n <= was || to.CompareAndSwap(was, n) {
+		was := v.Load()
+		if n <= was || v.CompareAndSwap(was, n) {
 			return
 		}
 	}
 }
 
-// web are the figures of the web server, which in Hadoop are those of Jetty's
-// StatisticsHandler.
+// web holds the figures of the web server. In Hadoop, Jetty's StatisticsHandler
+// has them.
 type web struct {
 	active, activeMost, bytes atomic.Int64
 	times                     spread
@@ -72,13 +73,13 @@ func (w *web) end(status int, took time.Duration) {
 	}
 }
 
-// tokenFigures are those of delegation tokens.
+// tokenFigures holds the figures of delegation tokens.
 type tokenFigures struct {
 	stored, updated, removed spread
 	failed                   atomic.Int64
 }
 
-// count takes an operation on tokens into account.
+// count counts an operation on a token.
 func (t *tokenFigures) count(res authn.DelegationResult, took time.Duration) {
 	switch {
 	case res.Refusal != nil && (res.Refusal.Kind == authn.BadDelegation || res.Refusal.Kind == authn.UnknownDelegation):
@@ -98,27 +99,32 @@ func (g *gauges) webBean(now time.Time) bean {
 	w := &g.web
 	list := []attribute{{"modelerType", name}, {"tag.Context", "http"}, {"tag.Hostname", g.host}}
 	requests := w.times.n.Load() + w.active.Load()
-	// Nothing here is dispatched twice, or goes on without its goroutine: a dispatch
-	// is a request, and there are no asynchronous ones.
+	// This server dispatches each request exactly once, and has no asynchronous
+	// requests.
 	for _, kind := range []string{"Dispatched", "Request"} {
 		total := time.Duration(w.times.sum.Load()).Milliseconds()
 		if kind == "Dispatched" {
-			list = append(list, attribute{kind, requests}, attribute{"AsyncDispatches", 0}, attribute{"AsyncRequests", 0}, attribute{"AsyncRequestsWaiting", 0}, attribute{"AsyncRequestsWaitingMax", 0},
+			list = append(list, attribute{kind, requests}, attribute{"AsyncDispatches", 0},
+				attribute{"AsyncRequests", 0}, attribute{"AsyncRequestsWaiting", 0},
+				attribute{"AsyncRequestsWaitingMax", 0},
 				attribute{"DispatchedActive", w.active.Load()}, attribute{"DispatchedActiveMax", w.activeMost.Load()})
 		} else {
-			list = append(list, attribute{"RequestsActive", w.active.Load()}, attribute{"RequestsActiveMax", w.activeMost.Load()})
+			list = append(list, attribute{"RequestsActive", w.active.Load()},
+				attribute{"RequestsActiveMax", w.activeMost.Load()})
 		}
-		list = append(list, attribute{kind + "TimeMax", w.times.most.Load()}, attribute{kind + "TimeMean", w.times.mean()},
-			attribute{kind + "TimeStdDev", w.times.deviation()}, attribute{kind + "TimeTotal", total})
+		list = append(list, attribute{kind + "TimeMax", w.times.most.Load()},
+			attribute{kind + "TimeMean", w.times.mean()}, attribute{kind + "TimeStdDev", w.times.deviation()},
+			attribute{kind + "TimeTotal", total})
 	}
 	for i := range w.responses {
 		list = append(list, attribute{"Responses" + strconv.Itoa(i+1) + "xx", w.responses[i].Load()})
 	}
-	return bean{"Hadoop:service=" + g.op.ProcessName + ",name=" + name, append(list, attribute{"ResponsesBytesTotal", w.bytes.Load()},
-		attribute{"StatsOnMs", now.Sub(g.began).Milliseconds()}, attribute{"Expires", 0}, attribute{"Requests", requests})}
+	return bean{"Hadoop:service=" + g.op.ProcessName + ",name=" + name, append(list,
+		attribute{"ResponsesBytesTotal", w.bytes.Load()}, attribute{"StatsOnMs", now.Sub(g.began).Milliseconds()},
+		attribute{"Expires", 0}, attribute{"Requests", requests})}
 }
 
-// tokenBean has averages since the start; Hadoop's are of the last 10 s.
+// tokenBean shows averages since the start. Hadoop shows those of the last 10 s.
 func (g *gauges) tokenBean() bean {
 	const name = "DelegationTokenSecretManagerMetrics"
 	t := &g.tokens
@@ -131,12 +137,12 @@ func (g *gauges) tokenBean() bean {
 	}}
 }
 
-// mega is a number of bytes in units of 2^20, as JvmMetrics has them.
+// mega converts bytes to units of 2^20 bytes, as in JvmMetrics.
 func mega(bytes int64) float64 { return float64(bytes) / (1 << 20) }
 
-// jvmBean is JvmMetrics of a program without a JVM: its heap is Go's, and its
-// threads are goroutines. A goroutine that waits for a time is told from no other,
-// so that ThreadsTimedWaiting is 0; one that has ended is gone.
+// jvmBean fills Hadoop's bean JvmMetrics. The heap is Go's, and goroutines count
+// as threads. Go does not count the goroutines that wait for a time, nor those
+// that have ended, so ThreadsTimedWaiting and ThreadsTerminated are 0.
 func (g *gauges) jvmBean() bean {
 	mem := readMemory()
 	samples := []metrics.Sample{
@@ -155,22 +161,25 @@ func (g *gauges) jvmBean() bean {
 	if mem.limit >= 0 {
 		limit = mega(mem.limit)
 	}
-	var sessionTag any // null, as Hadoop has it, where there is none
+	var sessionTag any // without a session it is null, as in Hadoop
 	if g.op.SessionID != "" {
 		sessionTag = g.op.SessionID
 	}
 	return bean{"Hadoop:service=" + g.op.ProcessName + ",name=JvmMetrics", []attribute{
-		{"modelerType", "JvmMetrics"}, {"tag.Context", "jvm"}, {"tag.ProcessName", g.op.ProcessName}, {"tag.SessionId", sessionTag}, {"tag.Hostname", g.host},
+		{"modelerType", "JvmMetrics"}, {"tag.Context", "jvm"}, {"tag.ProcessName", g.op.ProcessName},
+		{"tag.SessionId", sessionTag}, {"tag.Hostname", g.host},
 		{"MemNonHeapUsedM", mega(mem.other)}, {"MemNonHeapCommittedM", mega(mem.other)}, {"MemNonHeapMaxM", -1.},
-		{"MemHeapUsedM", mega(mem.used)}, {"MemHeapCommittedM", mega(mem.committed)}, {"MemHeapMaxM", limit}, {"MemMaxM", limit},
+		{"MemHeapUsedM", mega(mem.used)}, {"MemHeapCommittedM", mega(mem.committed)},
+		{"MemHeapMaxM", limit}, {"MemMaxM", limit},
 		{"GcCount", n[0]}, {"GcTimeMillis", gc.PauseTotal.Milliseconds()},
-		// JvmPauseMonitor's: there is none.
+		// The figures of JvmPauseMonitor, which this server does not have.
 		{"GcNumWarnThresholdExceeded", 0}, {"GcNumInfoThresholdExceeded", 0}, {"GcTotalExtraSleepTime", 0},
-		{"ThreadsNew", 0}, {"ThreadsRunnable", n[1] + n[2]}, {"ThreadsBlocked", n[4]}, {"ThreadsWaiting", n[3]}, {"ThreadsTimedWaiting", 0}, {"ThreadsTerminated", 0},
+		{"ThreadsNew", 0}, {"ThreadsRunnable", n[1] + n[2]}, {"ThreadsBlocked", n[4]}, {"ThreadsWaiting", n[3]},
+		{"ThreadsTimedWaiting", 0}, {"ThreadsTerminated", 0},
 	}}
 }
 
-// count is a figure of runtime/metrics; 0 where this runtime does not have it.
+// count returns a figure of runtime/metrics; 0 if this Go version does not have it.
 func count(s metrics.Sample) int64 {
 	if s.Value.Kind() != metrics.KindUint64 {
 		return 0
@@ -178,12 +187,13 @@ func count(s metrics.Sample) int64 {
 	return int64(min(s.Value.Uint64(), math.MaxInt64)) //nolint:gosec // it fits after min
 }
 
-// memory in bytes; limit is -1 for none.
+// memory is the memory of the process in bytes. limit is -1 if there is none.
 type memory struct{ used, committed, other, limit int64 }
 
 func readMemory() memory {
 	samples := []metrics.Sample{
-		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"},
 		{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"},
 	}
 	metrics.Read(samples)
@@ -193,14 +203,14 @@ func readMemory() memory {
 	}
 	m := memory{used: n[0], committed: n[0] + n[1] + n[2], limit: -1}
 	m.other = n[3] - n[4] - m.committed
-	if l := debug.SetMemoryLimit(-1); l < math.MaxInt64 { // a negative limit only asks
+	if l := debug.SetMemoryLimit(-1); l < math.MaxInt64 { // -1 changes nothing
 		m.limit = l
 	}
 	return m
 }
 
-// memoryBean is java.lang:type=Memory, whose fields mean the same for Go's
-// heap. -1 is "not defined", as in java.lang.management.MemoryUsage.
+// memoryBean fills java.lang:type=Memory, whose fields mean the same for Go's
+// heap. -1 means "not defined", as in java.lang.management.MemoryUsage.
 func memoryBean() bean {
 	m := readMemory()
 	type usage struct {
@@ -217,7 +227,7 @@ func memoryBean() bean {
 	}}
 }
 
-// hostname for the beans, which are as good without.
+// hostname returns the host's name for the beans; "" if it is not known.
 func hostname() string {
 	host, _ := os.Hostname()
 	return host

@@ -12,7 +12,7 @@ import (
 	"claviger/kmswire"
 )
 
-// readBody checks the type of a body and reads it whole.
+// readBody checks the content type of the body and reads it whole into c.body.
 func (c *call) readBody(ctx context.Context) error {
 	media, _, _ := strings.Cut(c.r.Header.Get("Content-Type"), ";")
 	switch strings.ToLower(strings.TrimSpace(media)) {
@@ -47,30 +47,31 @@ func (c *call) readBody(ctx context.Context) error {
 	return nil
 }
 
-// firstRead is how much memory a body gets before any of it has come: a client
-// that announces much and sends nothing must not cost much.
+// firstRead is the memory of a body before its first byte has arrived, in bytes.
+// A client that announces a long body and sends nothing must not cost more.
 const firstRead = 16 << 10
 
-// readAll reads a body. It gets memory as its bytes come, and must come at a rate.
+// readAll reads a body. Its memory grows as its bytes arrive. A body that arrives
+// too slowly is an error, see Slow.
 func (c *call) readAll(ctx context.Context, in io.Reader) ([]byte, error) {
-	announced := c.r.ContentLength // -1: none
-	first := announced + 1         // one more, to see the end without growing
+	announced := c.r.ContentLength // -1 if the client announced no length
+	first := announced + 1         // one byte more, to read the end without growing
 	if announced < 0 || first > firstRead {
 		first = firstRead
 	}
 	p, _ := buffers.Get().(*[]byte)
 	b := slices.Grow((*p)[:0], int(first))
-	pace := c.reading()
+	extendDeadline := c.readDeadlines()
 	for {
-		pace(len(b))
+		extendDeadline(len(b))
 		n, err := in.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
 		switch {
 		case errors.Is(err, io.EOF):
-			pace(-1)
+			extendDeadline(-1)
 			return b, nil
 		case err == nil && len(b) == cap(b):
-			// What it holds already is paid for; growing doubles that.
+			// The bytes in b are reserved already. Growing doubles b.
 			if err = c.reserve(ctx, int64(cap(b))); err == nil {
 				b = slices.Grow(b, cap(b))
 			}
@@ -82,7 +83,7 @@ func (c *call) readAll(ctx context.Context, in io.Reader) ([]byte, error) {
 	}
 }
 
-// tooLarge is a body beyond its limit.
+// tooLarge is the error for a body that is longer than its limit.
 type tooLarge struct{ limit int64 }
 
 func (e *tooLarge) Error() string {

@@ -14,14 +14,14 @@ import (
 	"claviger/kmswire"
 )
 
-// This file alone knows how what went wrong looks on the wire: Hadoop's
-// KMSExceptionsProvider, and the texts of what its KMS throws.
+// This file alone maps errors to their form on the wire: the statuses of Hadoop's
+// KMSExceptionsProvider, and the texts of the exceptions of its KMS.
 
-// retryAfter is what a client is told, in seconds, where another node may serve
-// it at once and this one will again.
+// retryAfter is the value of the Retry-After header of a 503, in seconds. Another
+// node may serve the client at once, and this node after a short time.
 const retryAfter = "5"
 
-// statusOf is KMSExceptionsProvider's table from exception to status.
+// statusOf returns the status of an exception, as KMSExceptionsProvider does.
 func statusOf(class string) int {
 	switch class {
 	case kmswire.AuthorizationException, kmswire.AccessControlException, kmswire.AuthenticationException:
@@ -36,7 +36,7 @@ func statusOf(class string) int {
 	return http.StatusInternalServerError
 }
 
-// fail answers an error of any stage.
+// fail writes the answer for an error of any stage.
 func (c *call) fail(err error) {
 	var large *tooLarge
 	if errors.As(err, &large) {
@@ -46,15 +46,15 @@ func (c *call) fail(err error) {
 	}
 	e := c.exception(err)
 	if claviger.Is(err, claviger.SourceRefused) || e.Class == kmswire.StandbyException {
-		// Nobody else leaves a line: our own rules had said yes.
+		// No other code writes an audit line: this server's own rules had allowed it.
 		c.audit(audit.Error, e.Message)
 	}
 	c.throw(statusOf(e.Class), e)
 }
 
-// throw writes a RemoteException, and the audit line that Hadoop writes with
-// it: none where authentication or authorisation said no, for these have left
-// their own, and none where nobody has looked at the request yet.
+// throw writes a RemoteException, and the audit line that Hadoop writes with it.
+// It writes no audit line if authentication or authorization refused the request,
+// because these write their own, and none with a StandbyException.
 func (c *call) throw(status int, e *kmswire.Exception) {
 	if status == http.StatusServiceUnavailable {
 		c.w.Header().Set("Retry-After", retryAfter)
@@ -72,7 +72,9 @@ func (c *call) throw(status int, e *kmswire.Exception) {
 }
 
 func (c *call) audit(status audit.Status, message string) {
-	e := audit.Event{Status: status, Caller: c.caller, Message: message, Method: c.r.Method, URL: c.auditURL(), EDEKs: c.edeks}
+	e := audit.Event{
+		Status: status, Caller: c.caller, Message: message, Method: c.r.Method, URL: c.auditURL(), EDEKs: c.edeks,
+	}
 	if c.route != nil {
 		e.Op = audit.Op(strings.ToUpper(c.op()))
 		if strings.HasPrefix(c.route.pattern, patternKeyVersion) {
@@ -85,7 +87,7 @@ func (c *call) audit(status audit.Status, message string) {
 	c.Audit.Log(c.r.Context(), e)
 }
 
-// exception maps a domain error to what Hadoop throws there.
+// exception maps an error to the exception that Hadoop's KMS throws for it.
 func (c *call) exception(err error) *kmswire.Exception {
 	var thrown *kmswire.Exception
 	if errors.As(err, &thrown) {
@@ -93,8 +95,7 @@ func (c *call) exception(err error) *kmswire.Exception {
 	}
 	var overload *busy
 	if errors.As(err, &overload) {
-		// Load-balancing clients go to another node, and to this one again when they
-		// have asked all.
+		// A load-balancing client tries all other nodes, and then this one again.
 		return kmswire.Throw(kmswire.StandbyException, overload.Error())
 	}
 	var e *claviger.Error
@@ -113,49 +114,61 @@ func (c *call) exception(err error) *kmswire.Exception {
 	case claviger.KeyNotFound:
 		return c.keyNotFound(e)
 	case claviger.KeyExists:
+		text := "Key " + e.Key + " already exists in " + c.Ring.PrimaryURI()
 		if c.op() == "undelete_key" {
-			return kmswire.Throw(kmswire.IOException, "Key "+e.Key+" already exists in "+c.Ring.PrimaryURI()+"; the deleted key of that name can be undeleted when this one is deleted")
+			text += "; the deleted key of that name can be undeleted when this one is deleted"
 		}
-		return kmswire.Throw(kmswire.IOException, "Key "+e.Key+" already exists in "+c.Ring.PrimaryURI())
+		return kmswire.Throw(kmswire.IOException, text)
 	case claviger.VersionNotFound:
 		if !c.KeyAuthorization {
 			return kmswire.Throw(kmswire.NullPointer, "KeyVersion name '"+e.Key+"' does not exist"+history(err))
 		}
 		return kmswire.Throw(kmswire.IllegalArgument, "'"+e.Key+"' not found"+history(err))
 	case claviger.BadIV:
-		return kmswire.Throw(kmswire.IOException, "java.security.InvalidAlgorithmParameterException: Wrong IV length: must be 16 bytes long")
+		return kmswire.Throw(kmswire.IOException,
+			"java.security.InvalidAlgorithmParameterException: Wrong IV length: must be 16 bytes long")
 	case claviger.Denied, claviger.KeyDenied, claviger.SourceRefused:
 		c.denied = e.Kind == claviger.Denied
 		return kmswire.Throw(kmswire.AuthorizationException, text(e))
 	case claviger.Unsupported:
 		return kmswire.Throw(kmswire.UnsupportedOperation, text(e))
 	case claviger.SourceUnreachable:
-		return c.standby(err, c.awaits(e))
+		return c.standby(err, c.sourceSilent(e))
 	case claviger.Unavailable, claviger.Closed:
 		return c.standby(err, "this node cannot serve the request now")
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		if c.route == nil || c.route.class != management {
-			return c.standby(err, "this node could not serve the request in "+c.limit())
-		}
-		// Not a 503: clients take that for "nothing was done", and ask another node.
-		c.Log.Error("a request took too long", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
-		return kmswire.Throw(kmswire.IOException, "the request was given up after "+c.limit()+"; look whether it was done before you repeat it. The server's log tells more under request id "+c.caller.RequestID)
+		return c.timedOut(err)
 	}
-	if !errors.Is(err, context.Canceled) { // the client has gone: nobody to tell
+	if !errors.Is(err, context.Canceled) { // canceled: the client has gone
 		c.Log.Error("a request failed", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
 	}
-	return kmswire.Throw(kmswire.IOException, "internal error; the server's log tells more under request id "+c.caller.RequestID)
+	return kmswire.Throw(kmswire.IOException,
+		"internal error; the server's log tells more under request id "+c.caller.RequestID)
 }
 
-// standby makes a load-balancing client go to another node, whatever is away: the HSM,
-// the metastore, a source. It is for what has surely changed nothing: clients repeat even
-// a roll after it. The text does not have the reason: the names of inner systems are for
-// operators, who find them in the log.
+// timedOut is the exception after the operation's deadline. For a key management
+// request it is not a 503: clients take a 503 for "nothing was changed", and
+// repeat the request at another node.
+func (c *call) timedOut(err error) *kmswire.Exception {
+	if c.route == nil || c.route.class != management {
+		return c.standby(err, "this node could not serve the request in "+c.deadline())
+	}
+	c.Log.Error("a request took too long", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
+	return kmswire.Throw(kmswire.IOException, "the request was given up after "+c.deadline()+
+		"; look whether it was done before you repeat it. The server's log tells more under request id "+
+		c.caller.RequestID)
+}
+
+// standby makes a load-balancing client try another node, because this node lacks
+// the HSM, the metastore or a source. Use it only if nothing was changed: after it
+// a client repeats even a roll. The client does not see the reason, because names
+// of internal systems are only for operators. The log has it.
 func (c *call) standby(err error, text string) *kmswire.Exception {
-	if !errors.Is(err, context.Canceled) { // the client has gone: no fault of this node
-		if silent, ok := c.lines.due(c.caller.Short); ok {
-			c.Log.Warn("a request could not be served now", "id", c.caller.RequestID, "user", c.caller.Short, "op", c.op(), "name", c.name, "err", err, "notShown", silent)
+	if !errors.Is(err, context.Canceled) { // canceled: the client has gone, and this node has no fault
+		if notShown, ok := c.lines.due(c.caller.Short); ok {
+			c.Log.Warn("a request could not be served now", "id", c.caller.RequestID, "user", c.caller.Short,
+				"op", c.op(), "name", c.name, "err", err, "notShown", notShown)
 		}
 	}
 	if answer := claviger.AnswerOf(err); answer != "" {
@@ -164,27 +177,28 @@ func (c *call) standby(err error, text string) *kmswire.Exception {
 	return kmswire.Throw(kmswire.StandbyException, text+"; its log tells more under request id "+c.caller.RequestID)
 }
 
-// awaits says for which answer of a source the request would have to wait.
-func (c *call) awaits(e *claviger.Error) string {
-	const silent = "does not answer this node"
+// sourceSilent says what the operation needs from the source that does not answer.
+func (c *call) sourceSilent(e *claviger.Error) string {
+	const noAnswer = "does not answer this node"
 	switch c.op() {
 	case "create_key", "undelete_key":
-		return "key '" + e.Key + "' cannot be made now: a source, which may have a key of that name, " + silent
+		return "key '" + e.Key + "' cannot be made now: a source, which may have a key of that name, " + noAnswer
 	case "migrate_key":
-		return "key '" + e.Key + "' cannot be taken over now: its source " + silent
+		return "key '" + e.Key + "' cannot be taken over now: its source " + noAnswer
 	}
-	return "'" + e.Key + "' is not held here, and a source, which may hold it, " + silent
+	return "'" + e.Key + "' is not held here, and a source, which may hold it, " + noAnswer
 }
 
-// limit is how long the operation may take.
-func (c *call) limit() string {
+// deadline returns how long the operation may take.
+func (c *call) deadline() string {
 	if c.route == nil {
 		return "time"
 	}
 	return c.route.deadline.String()
 }
 
-// keyNotFound: each operation has its own words.
+// keyNotFound is the exception for a missing key. In Hadoop each operation has its
+// own text.
 func (c *call) keyNotFound(e *claviger.Error) *kmswire.Exception {
 	switch c.op() {
 	case "roll_new_version":
@@ -206,8 +220,8 @@ func (c *call) keyNotFound(e *claviger.Error) *kmswire.Exception {
 	return kmswire.Throw(kmswire.IOException, "Key "+e.Key+" not found"+history(e))
 }
 
-// history is what the journal of a migration knows of what was not found; "" where
-// it knows nothing, and the text is Hadoop's own.
+// history returns what the journal of a migration says about a missing key, to be
+// added to Hadoop's text; "" if the journal has no entry.
 func history(err error) string {
 	var t *keyring.Taken
 	if !errors.As(err, &t) {
@@ -216,37 +230,42 @@ func history(err error) string {
 	return ": " + t.Error()
 }
 
-// insideGenerate wraps what Hadoop's generator threads throw: an IOException
-// whose message is the cause's, class included. A refusal at operation level
-// comes before those threads.
-func insideGenerate(c *call, err error) error {
+// generateError wraps an error of generate as Hadoop's generator threads do: an
+// IOException whose message holds class and message of the cause. Hadoop checks
+// the operation-level rules before it starts those threads, so a refusal by these
+// rules is not wrapped.
+func generateError(c *call, err error) error {
 	switch claviger.KindOf(err) {
-	case claviger.Denied, claviger.Unavailable, claviger.SourceUnreachable, claviger.Closed, claviger.Internal, claviger.Invalid:
+	case claviger.Denied, claviger.Unavailable, claviger.SourceUnreachable, claviger.Closed, claviger.Internal,
+		claviger.Invalid:
 		return err
 	case claviger.KeyNotFound:
-		return kmswire.Throw(kmswire.IOException, "org.apache.hadoop.thirdparty.com.google.common.util.concurrent.UncheckedExecutionException: java.lang.NullPointerException: No KeyVersion exists for key '"+c.name+"' "+history(err))
+		return kmswire.Throw(kmswire.IOException, "org.apache.hadoop.thirdparty.com.google.common.util.concurrent."+
+			"UncheckedExecutionException: java.lang.NullPointerException: No KeyVersion exists for key '"+
+			c.name+"' "+history(err))
 	}
 	return kmswire.Throw(kmswire.IOException, c.exception(err).Error())
 }
 
-// text is an error's own words, which its kind allows to be shown.
+// text returns an error's own text. Use it only for kinds whose comment allows the
+// caller to see the text.
 func text(e *claviger.Error) string {
 	for e.Err != nil {
-		inner, ok := e.Err.(*claviger.Error) //nolint:errorlint // the one it is: what wraps it has more to say
+		inner, ok := e.Err.(*claviger.Error) //nolint:errorlint // only a direct one: a wrapper's text says more
 		if !ok {
 			return e.Err.Error()
 		}
-		e = inner // without the name of our function
+		e = inner // leaves out the name of our function
 	}
 	return e.Kind.String()
 }
 
-// wwwAuthenticate is the header's name, spelt as Hadoop does.
+// wwwAuthenticate is the header's name in Hadoop's spelling.
 const wwwAuthenticate = "WWW-Authenticate"
 
-// refuse answers what authentication said no to.
+// refuse writes the answer for a refusal of package authn.
 func (c *call) refuse(r *authn.Refusal) {
-	c.report(r)
+	c.reportRefusal(r)
 	switch r.Kind {
 	case authn.NotAllowed:
 		c.audit(audit.Unauthenticated, r.Reason)
@@ -271,7 +290,7 @@ func (c *call) refuse(r *authn.Refusal) {
 		c.w.Header().Set("Connection", "close")
 		c.page(http.StatusInternalServerError, "java.lang.IllegalArgumentException: "+r.Reason)
 	case authn.BadTicket:
-		// Also where the method is OPTIONS: it is with those that clients shake hands.
+		// OPTIONS are audited, too: clients authenticate with these requests.
 		c.audit(audit.Unauthenticated, r.Reason)
 		c.page(http.StatusForbidden, r.Reason)
 	case authn.StoreUnavailable:

@@ -15,24 +15,28 @@ import (
 	"time"
 )
 
-// Hadoop's KMS shows its figures as JMX beans in JSON, at /jmx and /kms/jmx, and
-// monitoring of clusters reads them there. Here are the beans whose meaning
-// carries over: the meters of calls, the figures of the web server and of
-// delegation tokens, and what is true of any process (beans.go).
+// Hadoop's KMS shows its figures as JMX beans in JSON, at /jmx and /kms/jmx.
+// Monitoring of clusters reads them there. This server shows the beans that have a
+// meaning for it: the meters of calls, the figures of the web server and of
+// delegation tokens, and the figures that any process has (beans.go).
 
-// meterOf is the meter that counts an operation's calls.
+// meterOf maps an operation to the meter that counts its calls.
 var meterOf = map[string]string{
 	"create_key": "admin", "delete_key": "admin", "roll_new_version": "admin", "invalidate_cache": "admin",
 	"undelete_key": "admin", "purge_key": "admin", "migrate_key": "admin", "get_deleted_keys": "admin",
 	"get_keys_metadata": "admin", "get_keys": "admin", "get_metadata": "admin",
 	"get_current_key": "key", "get_key_versions": "key", "get_key_version": "key",
-	"generate_eek": "generate_eek", "decrypt_eek": "decrypt_eek", "reencrypt_eek": "reencrypt_eek", "reencrypt_eek_batch": "reencrypt_eek_batch",
+	"generate_eek": "generate_eek", "decrypt_eek": "decrypt_eek", "reencrypt_eek": "reencrypt_eek",
+	"reencrypt_eek_batch": "reencrypt_eek_batch",
 }
 
 // meterNames are all meters, in the order in which they are shown.
-var meterNames = []string{"admin", "key", "invalid", "unauthorized", "unauthenticated", "generate_eek", "decrypt_eek", "reencrypt_eek", "reencrypt_eek_batch"}
+var meterNames = []string{
+	"admin", "key", "invalid", "unauthorized", "unauthenticated",
+	"generate_eek", "decrypt_eek", "reencrypt_eek", "reencrypt_eek_batch",
+}
 
-// gauges are the figures behind the beans.
+// gauges holds the figures that the beans show.
 type gauges struct {
 	began  time.Time
 	op     Operations
@@ -54,9 +58,8 @@ func newGauges(op Operations, now time.Time) *gauges {
 	return g
 }
 
-// count takes a request that has been answered into account, as Hadoop's
-// KMSAuthenticationFilter and KMS do. Refusals of the key-level rules are not
-// "unauthorized" there, and so not here.
+// count counts an answered request, as Hadoop's KMSAuthenticationFilter and KMS
+// do. As in Hadoop, a refusal by the key-level rules is not "unauthorized".
 func (g *gauges) count(op string, status int, denied bool, now time.Time) {
 	if m, ok := g.meters[meterOf[op]]; ok {
 		m.mark(now)
@@ -73,12 +76,12 @@ func (g *gauges) count(op string, status int, denied bool, now time.Time) {
 	}
 }
 
-// meterTick is how often the moving averages of a meter move: that of
-// com.codahale.metrics.Meter, whose figures these are.
+// meterTick is the time between two updates of a meter's moving averages: the one
+// of com.codahale.metrics.Meter, whose figures a meter shows.
 const meterTick = 5 * time.Second
 
-// meter counts events and their rate over the last 1, 5 and 15 minutes. It has
-// no goroutine: averages are brought up to date when somebody marks or looks.
+// meter counts events and their rate over the last 1, 5 and 15 minutes. It has no
+// goroutine: mark and bean update the averages.
 type meter struct {
 	began     time.Time
 	count     atomic.Int64
@@ -86,11 +89,11 @@ type meter struct {
 	nextTick  atomic.Int64 // nanoseconds after began
 
 	mu    sync.Mutex
-	ticks int64 // done so far
+	ticks int64 // ticks done
 	rates [3]float64
 }
 
-// windows of the averages, in minutes.
+// windows are the times of the averages, in minutes.
 var windows = [3]float64{1, 5, 15}
 
 func newMeter(now time.Time) *meter {
@@ -105,8 +108,8 @@ func (m *meter) mark(now time.Time) {
 	m.uncounted.Add(1)
 }
 
-// tick does the ticks that are due. All events since the last one fell into the
-// first of them; the others decay.
+// tick does all ticks up to now. All new events count for the first of them; in
+// the others the rates only decay.
 func (m *meter) tick(now time.Time) {
 	age := now.Sub(m.began)
 	if int64(age) < m.nextTick.Load() {
@@ -117,13 +120,13 @@ func (m *meter) tick(now time.Time) {
 	due := int64(age / meterTick)
 	n := due - m.ticks
 	if n <= 0 {
-		return // another goroutine was here
+		return // another goroutine did these ticks
 	}
 	rate := float64(m.uncounted.Swap(0)) / meterTick.Seconds()
 	for i, minutes := range windows {
 		keep := math.Exp(-meterTick.Minutes() / minutes)
 		if m.ticks == 0 {
-			m.rates[i] = rate // there is nothing yet to average with
+			m.rates[i] = rate // the first tick has no earlier rate
 		} else {
 			m.rates[i] = keep*m.rates[i] + (1-keep)*rate
 		}
@@ -150,10 +153,10 @@ func (m *meter) bean(name string, now time.Time) bean {
 	}}
 }
 
-// bean is an object of JMX.
+// bean is a JMX object.
 type bean struct {
 	name       string
-	attributes []attribute // in the order in which they are shown
+	attributes []attribute // in the order of the answer
 }
 
 type attribute struct {
@@ -161,7 +164,7 @@ type attribute struct {
 	value any
 }
 
-// MarshalJSON keeps the order, which no client minds and every reader likes.
+// MarshalJSON keeps the order of the attributes, for human readers.
 func (b bean) MarshalJSON() ([]byte, error) {
 	var out bytes.Buffer
 	out.WriteByte('{')
@@ -173,32 +176,36 @@ func (b bean) MarshalJSON() ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		out.WriteString(strconv.Quote(a.name) + ":") // names are ours, of ASCII letters
+		out.WriteString(strconv.Quote(a.name) + ":") // our names need no JSON escapes
 		out.Write(value)
 	}
 	out.WriteByte('}')
 	return out.Bytes(), nil
 }
 
-// beans are all of them, as they are now.
+// beans returns all beans with their current values.
 func (g *gauges) beans(now time.Time) []bean {
-	list := []bean{g.jvmBean(), g.webBean(now), g.tokenBean(), memoryBean(), {"java.lang:type=Runtime", []attribute{
-		{"modelerType", "claviger"},
-		{"Name", strconv.Itoa(os.Getpid()) + "@" + g.host}, {"Pid", os.Getpid()},
-		{"VmName", "Go"}, {"VmVersion", runtime.Version()},
-		{"StartTime", g.began.UnixMilli()}, {"Uptime", now.Sub(g.began).Milliseconds()},
-	}}}
+	list := []bean{g.jvmBean(), g.webBean(now), g.tokenBean(), memoryBean(), g.runtimeBean(now)}
 	for _, name := range meterNames {
 		list = append(list, g.meters[name].bean(name, now))
 	}
 	return list
 }
 
-// jmx is Hadoop's JMXJsonServlet: qry selects beans by a pattern of names, get
-// one attribute by NAME::ATTRIBUTE.
+func (g *gauges) runtimeBean(now time.Time) bean {
+	return bean{"java.lang:type=Runtime", []attribute{
+		{"modelerType", "claviger"},
+		{"Name", strconv.Itoa(os.Getpid()) + "@" + g.host}, {"Pid", os.Getpid()},
+		{"VmName", "Go"}, {"VmVersion", runtime.Version()},
+		{"StartTime", g.began.UnixMilli()}, {"Uptime", now.Sub(g.began).Milliseconds()},
+	}}
+}
+
+// jmx is Hadoop's JMXJsonServlet. The parameter qry selects beans by a pattern of
+// their names; get selects one attribute by NAME::ATTRIBUTE.
 func (c *call) jmx() {
-	// /kms/jmx is open to whoever is authenticated, as Hadoop's KMSJMXServlet.
-	if !c.reads() || rawPath(c.r) == "/jmx" && !c.instrumentation() {
+	// Any authenticated user may read /kms/jmx, as in Hadoop's KMSJMXServlet.
+	if !c.readMethod() || rawPath(c.r) == "/jmx" && !c.mayInstrument() {
 		return
 	}
 	status, answer := c.queryBeans()
@@ -213,7 +220,7 @@ func (c *call) jmx() {
 	c.answer(status, "application/json; charset=utf8", body)
 }
 
-// jmxError is an answer about no bean, or not about all of it.
+// jmxError is the answer to a query that is wrong or finds no attribute.
 type jmxError struct {
 	Result  string `json:"result"`
 	Message string `json:"message"`
@@ -233,7 +240,8 @@ func (c *call) queryBeans() (status int, answer any) {
 	}
 	pattern, ok := parseObjectName(query)
 	if !ok {
-		return http.StatusBadRequest, jmxError{"ERROR", "qry is no object name: it must be DOMAIN:KEY=VALUE,..., where * and ? are wildcards"}
+		return http.StatusBadRequest, jmxError{"ERROR",
+			"qry is no object name: it must be DOMAIN:KEY=VALUE,..., where * and ? are wildcards"}
 	}
 	found := []bean{}
 	for _, b := range c.gauges.beans(time.Now()) {
@@ -256,11 +264,11 @@ func (c *call) queryBeans() (status int, answer any) {
 type objectName struct {
 	domain     string
 	properties map[string]string
-	more       bool // properties other than these may be there
+	more       bool // a matching name may have more properties
 }
 
-// parseObjectName reads DOMAIN:KEY=VALUE,... where a property "*" allows
-// others. Quoted values are not known: no name here has one.
+// parseObjectName parses DOMAIN:KEY=VALUE,... . A property "*" allows other
+// properties. Quoted values are not supported: no bean here has one.
 func parseObjectName(s string) (objectName, bool) {
 	if s == "" {
 		s = "*:*" // as in Java
@@ -284,9 +292,9 @@ func parseObjectName(s string) (objectName, bool) {
 	return n, true
 }
 
-// matches tells whether the pattern covers a bean's name.
+// matches reports whether a bean's name matches the pattern.
 func (n objectName) matches(name string) bool {
-	bean, _ := parseObjectName(name) // names of beans are well-formed
+	bean, _ := parseObjectName(name) // beans have correct names
 	if !wildcard(n.domain, bean.domain) || !n.more && len(n.properties) != len(bean.properties) {
 		return false
 	}
@@ -298,8 +306,8 @@ func (n objectName) matches(name string) bool {
 	return true
 }
 
-// wildcard matches with * for any characters and ? for one, in time
-// proportional to the product of the lengths.
+// wildcard reports whether s matches pattern, in which * is any text and ? is one
+// byte. Its time is proportional to the product of the lengths.
 func wildcard(pattern, s string) bool {
 	star, mark := -1, 0
 	p, i := 0, 0

@@ -12,22 +12,22 @@ import (
 
 // Slow bounds how slowly a client may send a body or read an answer.
 type Slow struct {
-	Grace time.Duration // without a word about the rate
-	Rate  int64         // bytes a second, after that
+	Grace time.Duration // during this time any rate is allowed
+	Rate  int64         // bytes a second, after Grace
 }
 
-// DefaultSlow is that of Limits without one.
+// DefaultSlow is used if Limits.Slow is zero.
 var DefaultSlow = Slow{Grace: 10 * time.Second, Rate: 256 << 10}
 
-// blocksOfEDEK is how many blocks of the HSM's the longest usual EDEK takes: a DEK of 256
-// bits. A batch of longer ones weighs more.
+// blocksOfEDEK is how many blocks of the HSM an EDEK with a DEK of 256 bits takes.
+// Usual DEKs are not longer. A batch of longer ones weighs more.
 const blocksOfEDEK = 2
 
 const (
-	// defaultMaterial is the longest material of an EDEK, in bytes. DEKs of HDFS have 16 to
-	// 32; the HSM works on each 16 bytes.
+	// defaultMaterial is the longest material of an EDEK, in bytes. DEKs of HDFS
+	// have 16 to 32 bytes. The HSM works on each 16 bytes.
 	defaultMaterial   = 1024
-	defaultNames      = 1000 // a stock client asks for as many as 1,500 bytes of URL hold
+	defaultNames      = 1000 // a stock client sends as many names as fit in 1,500 bytes of URL
 	defaultParameters = 1024
 )
 
@@ -46,27 +46,29 @@ func (l *Limits) defaults() {
 	}
 }
 
-// allowed is how long so many bytes may take.
+// allowed returns how long the transfer of that many bytes may take.
 func (s Slow) allowed(bytes int64) time.Duration {
 	return s.Grace + time.Duration(float64(bytes)/float64(s.Rate)*float64(time.Second))
 }
 
-// reading returns what is to be called before each read of the body, with the bytes
-// that have come; -1 is the end. A rate gives no more time than the web server does.
-// Where a connection has no deadline, the web server's own counts.
-func (c *call) reading() func(got int) {
+// readDeadlines returns a function to call before each read of the body, with the
+// number of bytes read so far; -1 means that the body has ended. It sets the
+// connection's read deadline, which is never later than the web server's
+// ReadTimeout allows. Errors are ignored: on a connection without deadlines the
+// web server's own timeouts remain.
+func (c *call) readDeadlines() func(got int) {
 	control, began := http.NewResponseController(c.w), time.Now()
 	most := c.server().ReadTimeout
 	return func(got int) {
 		if got < 0 {
-			_ = control.SetReadDeadline(time.Time{}) // else it would end the work on the request
+			_ = control.SetReadDeadline(time.Time{}) // a read deadline would also cancel the request
 			return
 		}
 		_ = control.SetReadDeadline(began.Add(atMost(c.Limits.Slow.allowed(int64(got)), most)))
 	}
 }
 
-// server is the web server that the request came to, for its time limits.
+// server returns the web server of the request, for its time limits.
 func (c *call) server() *http.Server {
 	if s, ok := c.r.Context().Value(http.ServerContextKey).(*http.Server); ok {
 		return s
@@ -74,7 +76,7 @@ func (c *call) server() *http.Server {
 	return &http.Server{} //nolint:gosec // it serves nothing: a request without a server has no limits
 }
 
-// atMost returns d, or limit where that is less and not 0.
+// atMost returns the lesser of d and limit. A limit of 0 is none.
 func atMost(d, limit time.Duration) time.Duration {
 	if limit > 0 {
 		return min(d, limit)
@@ -82,9 +84,9 @@ func atMost(d, limit time.Duration) time.Duration {
 	return d
 }
 
-// writing sets by when an answer must have been read. Less than what a connection
-// buffers is sent at once in any case.
-func (c *call) writing(bytes int64) {
+// writeDeadline sets the time by which the client must have read an answer. A
+// short answer needs none: the connection buffers it.
+func (c *call) writeDeadline(bytes int64) {
 	const buffered = 4 << 10
 	if bytes > buffered {
 		most := atMost(c.Limits.Slow.allowed(bytes), c.server().WriteTimeout)
@@ -92,7 +94,8 @@ func (c *call) writing(bytes int64) {
 	}
 }
 
-// weight is what a request of a class without another measure counts for.
+// weight returns how many slots the request takes: more than one only for a request
+// for metadata of many keys.
 func (c *call) weight() int64 {
 	if c.route.pattern != patternMetadata {
 		return 1
@@ -101,7 +104,8 @@ func (c *call) weight() int64 {
 	return max(1, (int64(len(c.query["key"]))+unitNames-1)/unitNames)
 }
 
-// batchWeight is what a batch counts for: its EDEKs, or what the HSM has to do for them.
+// batchWeight returns the weight of a batch: by its number of EDEKs, or by the
+// HSM's blocks if that is more.
 func batchWeight(edeks []claviger.EDEK) int64 {
 	blocks := 0
 	for i := range edeks {
@@ -110,8 +114,8 @@ func batchWeight(edeks []claviger.EDEK) int64 {
 	return max(units(len(edeks)), units(blocks/blocksOfEDEK))
 }
 
-// checkLength refuses a name in a body or a query that is longer than one in a path
-// may be.
+// checkLength refuses a name in a body or a query that is too long. The same limit
+// holds for names in the path.
 func checkLength(name string, most int) error {
 	if len(name) > most {
 		return kmswire.Throw(kmswire.IllegalArgument, "a name is longer than "+strconv.Itoa(most)+" bytes")
@@ -119,15 +123,17 @@ func checkLength(name string, most int) error {
 	return nil
 }
 
-// checkMaterial refuses an EDEK that is longer than one may be.
+// checkMaterial refuses an EDEK with too long a material.
 func (c *call) checkMaterial(material []byte) error {
 	if len(material) > c.Limits.MaxMaterial {
-		return kmswire.Throw(kmswire.IllegalArgument, "the material of an encrypted key has "+strconv.Itoa(len(material))+" bytes, and at most "+strconv.Itoa(c.Limits.MaxMaterial)+" are taken")
+		return kmswire.Throw(kmswire.IllegalArgument, "the material of an encrypted key has "+
+			strconv.Itoa(len(material))+" bytes, and at most "+strconv.Itoa(c.Limits.MaxMaterial)+" are taken")
 	}
 	return nil
 }
 
-// tooManyParameters tells whether a query has more parameters than one may have.
+// tooManyParameters reports whether the query has more than MaxParameters
+// parameters.
 func (c *call) tooManyParameters() bool {
 	query := c.r.URL.RawQuery
 	return strings.Count(query, "&")+strings.Count(query, ";") >= c.Limits.MaxParameters

@@ -10,54 +10,57 @@ import (
 	"claviger/kmswire"
 )
 
-// Lists are as long as users make them: of names of 4096 bytes, of metadata of 40 KB, of
-// versions by the thousand. In JSON each byte may be six. So what a list takes is reserved
-// before it is read, by what such lists took lately, and of its JSON only a part is in
-// memory at a time.
+// Users can make lists long: names of 4096 bytes, metadata of 40 KB, thousands of
+// versions. In JSON one byte may become six. So the server estimates the memory of
+// a list from earlier lists of its kind, and reserves it before it reads the list.
+// Of a long list's JSON, only a part is in memory at a time.
 
-// chunk is the part of a long answer that is made before it is sent.
+// chunk is how many bytes of a long answer are made before they are sent.
 const chunk = 128 << 10
 
-// lists tells how many bytes each kind of list took lately.
+// lists estimates the memory of each kind of list.
 type lists struct {
-	names, deleted      *expected
-	metadata            *expected // of one key
-	versions, described *expected // of all of one key
+	names, deleted      *estimate
+	metadata            *estimate // of one key
+	versions, described *estimate // of one key with all its versions
 }
 
-// newLists expects little, but not nothing: many lists may be asked for before the first
-// was made.
+// newLists starts with small estimates above 0, because many requests may arrive
+// before the first list is read.
 func newLists() lists {
 	const one, all = 2 << 10, 64 << 10
-	return lists{names: expecting(all), deleted: expecting(all), metadata: expecting(one), versions: expecting(all), described: expecting(all)}
+	return lists{
+		names: newEstimate(all), deleted: newEstimate(all), metadata: newEstimate(one),
+		versions: newEstimate(all), described: newEstimate(all),
+	}
 }
 
-// expected is a number of bytes. It rises at once, and falls slowly: the next list may be
-// as long as the longest.
-type expected struct{ bytes atomic.Int64 }
+// estimate is an expected number of bytes. It rises at once and falls slowly: the
+// next list may be as long as the longest before it.
+type estimate struct{ bytes atomic.Int64 }
 
-func expecting(bytes int64) *expected {
-	e := &expected{}
+func newEstimate(bytes int64) *estimate {
+	e := &estimate{}
 	e.bytes.Store(bytes)
 	return e
 }
 
-func (e *expected) learn(bytes int64) {
-	const slowly = 16 // lists, to fall by two thirds
+func (e *estimate) update(bytes int64) {
+	const slowly = 16 // number of lists after which it has fallen by two thirds
 	e.bytes.Store(max(bytes, e.bytes.Load()*(slowly-1)/slowly))
 }
 
-// expect reserves what n things of a list are likely to take, before they are read.
-func (c *call) expect(ctx context.Context, e *expected, n int) error {
-	c.guess = int64(n) * e.bytes.Load()
-	return c.reserve(ctx, c.guess)
+// reserveEstimate reserves the estimated memory of n items, before they are read.
+func (c *call) reserveEstimate(ctx context.Context, e *estimate, n int) error {
+	c.estimate = int64(n) * e.bytes.Load()
+	return c.reserve(ctx, c.estimate)
 }
 
-// known corrects that by what they take.
-func (c *call) known(ctx context.Context, e *expected, n int, bytes int64) error {
-	e.learn(bytes / int64(max(1, n)))
-	more := bytes - c.guess
-	c.guess = bytes
+// reserveActual replaces the estimated memory of n items by their actual one.
+func (c *call) reserveActual(ctx context.Context, e *estimate, n int, bytes int64) error {
+	e.update(bytes / int64(max(1, n)))
+	more := bytes - c.estimate
+	c.estimate = bytes
 	if more > 0 {
 		return c.reserve(ctx, more)
 	}
@@ -65,81 +68,121 @@ func (c *call) known(ctx context.Context, e *expected, n int, bytes int64) error
 	return nil
 }
 
-// list answers with a JSON list of n things, of which item appends the i-th and the same
-// whenever it is called.
-func (c *call) list(ctx context.Context, n int, item func(b []byte, i int) []byte) error {
-	one := func(b []byte, i int) []byte {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		return item(b, i)
+// appendItem appends the i-th item of a list. For the same i it must always append
+// the same bytes.
+type appendItem func(b []byte, i int) []byte
+
+// add appends the i-th item, after a comma if it is not the first.
+func (item appendItem) add(b []byte, i int) []byte {
+	if i > 0 {
+		b = append(b, ',')
 	}
+	return item(b, i)
+}
+
+// list answers with a JSON list of n items.
+func (c *call) list(ctx context.Context, n int, item appendItem) error {
 	pool := &buffers
 	if n > unitNames {
 		pool = &longBuffers
 	}
 	p, _ := pool.Get().(*[]byte)
-	b := append((*p)[:0], '[')
-	var covered int64
-	defer func() { recycle(b[:cap(b)]) }()
-	// cover reserves what buffers have grown by.
-	cover := func(capacity int) error {
-		more := int64(capacity) - covered
-		if more <= 0 {
-			return nil
-		}
-		covered += more
-		return c.reserve(ctx, more)
-	}
-	first := 0 // not in b
-	for ; first < n && len(b) < chunk; first++ {
-		b = one(b, first)
-		if err := cover(cap(b)); err != nil {
-			return err
-		}
+	l := listAnswer{call: c, n: n, b: append((*p)[:0], '[')}
+	defer func() { recycle(l.b[:cap(l.b)]) }()
+	first, err := l.fill(ctx, item)
+	if err != nil {
+		return err
 	}
 	if first == n {
-		b = append(b, ']')
-		c.answer(http.StatusOK, "application/json", b)
+		l.b = append(l.b, ']')
+		c.answer(http.StatusOK, "application/json", l.b)
 		return nil
 	}
-	// The rest is made twice: to count it, and to send it.
+	// The head needs the length, so the rest is made twice: to count it, and to send it.
 	p, _ = pool.Get().(*[]byte)
-	count := (*p)[:0]
-	defer func() { recycle(count[:cap(count)]) }()
-	length := int64(len(b)) + 1
-	for i := first; i < n; i++ {
-		count = one(count[:0], i)
-		length += int64(len(count))
-		if err := cover(cap(b) + cap(count)); err != nil {
-			return err
-		}
-		if i%unitNames == 0 && ctx.Err() != nil {
-			return ctx.Err()
-		}
+	length, err := l.length(ctx, item, first, (*p)[:0])
+	if err != nil {
+		return err
 	}
 	if c.r.Method == http.MethodHead {
 		c.answer(http.StatusOK, "application/json", nil)
 		return nil
 	}
-	c.typed("application/json")
+	c.contentHeaders("application/json")
 	c.head(http.StatusOK, length)
-	for i := first; i < n; i++ {
-		if len(b) >= chunk {
-			if !c.write(b) {
-				return nil
-			}
-			b = b[:0]
-		}
-		b = one(b, i)
-	}
-	c.write(append(b, ']'))
+	l.send(item, first)
 	return nil
 }
 
+// listAnswer is a JSON list while it is made. It does not hold the appendItem:
+// that would put the function on the heap.
+type listAnswer struct {
+	*call
+	n        int
+	b        []byte // the part that is made and not yet sent
+	reserved int64  // bytes of buffers for which memory is reserved
+}
+
+// cover reserves memory for buffers that have grown to capacity bytes.
+func (l *listAnswer) cover(ctx context.Context, capacity int) error {
+	more := int64(capacity) - l.reserved
+	if more <= 0 {
+		return nil
+	}
+	l.reserved += more
+	return l.reserve(ctx, more)
+}
+
+// fill appends items to l.b until it has a chunk of bytes. It returns the number
+// of items in l.b.
+func (l *listAnswer) fill(ctx context.Context, item appendItem) (first int, err error) {
+	for ; first < l.n && len(l.b) < chunk; first++ {
+		l.b = item.add(l.b, first)
+		if err := l.cover(ctx, cap(l.b)); err != nil {
+			return 0, err
+		}
+	}
+	return first, nil
+}
+
+// length returns the length of the whole list. It makes the items from first on in
+// the buffer, one after the other, and recycles the buffer.
+func (l *listAnswer) length(ctx context.Context, item appendItem, first int, buffer []byte) (int64, error) {
+	defer func() { recycle(buffer[:cap(buffer)]) }()
+	length := int64(len(l.b)) + 1 // 1 for "]"
+	for i := first; i < l.n; i++ {
+		buffer = item.add(buffer[:0], i)
+		length += int64(len(buffer))
+		if err := l.cover(ctx, cap(l.b)+cap(buffer)); err != nil {
+			return 0, err
+		}
+		if i%unitNames == 0 && ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
+	}
+	return length, nil
+}
+
+// send writes l.b, and the items from first on. It ends early if the client goes
+// away.
+func (l *listAnswer) send(item appendItem, first int) {
+	for i := first; i < l.n; i++ {
+		if len(l.b) >= chunk {
+			if !l.write(l.b) {
+				return
+			}
+			l.b = l.b[:0]
+		}
+		l.b = item.add(l.b, i)
+	}
+	l.b = append(l.b, ']')
+	l.write(l.b)
+}
+
 const (
-	word = 16 // a string's or a slice's header takes as much, or a little more
-	// entry is about what a key's or a version's struct takes, with its maps.
+	word = 16 // about the size of a string's or a slice's header, in bytes
+	// entry is about the size of the struct of a key or a version with its maps, in
+	// bytes.
 	entry = 256
 )
 
@@ -181,7 +224,9 @@ func deletedMemory(keys []keyring.DeletedKey) (bytes int64) {
 func describedMemory(keys []kmswire.KeyDescription) (bytes int64) {
 	for i := range keys {
 		k := &keys[i]
-		bytes += metadataMemory(&claviger.Metadata{Name: k.Name, Cipher: k.Cipher, Description: k.Description, Attributes: k.Attributes})
+		bytes += metadataMemory(&claviger.Metadata{
+			Name: k.Name, Cipher: k.Cipher, Description: k.Description, Attributes: k.Attributes,
+		})
 		for _, v := range k.Versions {
 			bytes += int64(2*entry + 2*(len(v.Name)+len(v.Label)+len(v.ID)))
 		}

@@ -6,27 +6,27 @@ import (
 	"time"
 )
 
-// A request may be large, and many may come at once: without an end to their
-// sum, a few clients who ask for what each of them may ask for would take all
-// memory. So large requests share an allowance, and wait for it in turn. Small
-// ones, which nearly all are, never wait: a request about one EDEK has some hundred
-// bytes. A NameNode's batch of a thousand EDEKs has 160 kB; it is counted, since
-// thousands of connections may each send as much.
+// Many large requests may arrive at once. Each is within its limits, but together a
+// few could take all memory. So all large requests share one allowance, and wait
+// for it. Small requests never wait, and nearly all are small: a request with one
+// EDEK has some hundred bytes. A NameNode's batch of a thousand EDEKs has 160 kB.
+// It counts as large, because thousands of connections may each send one.
 const (
-	// freeMemory is what a request may take without asking.
+	// freeMemory is how many bytes a request may use without a reservation.
 	freeMemory = firstRead
-	// edekMemory is about what a fresh EDEK takes until it is sent: its struct and
-	// bytes, and twice its JSON, since buffers grow by doubling.
+	// edekMemory is about the memory of a fresh EDEK until it is sent, in bytes: its
+	// struct, its material, and twice its JSON, since buffers grow by doubling.
 	edekMemory = 400
-	// batchMemory is about what a batch takes beside each byte of its body, which is given
-	// back when it was read: the EDEKs in it, the fresh ones, and the HSM's blocks.
+	// batchMemory is about the memory of a batch for each byte of its body: the EDEKs
+	// in it, the fresh ones, and the HSM's blocks. The body itself is not included; it
+	// is freed after it is parsed.
 	batchMemory = 2
-	// allowance is how many batches of the longest body may be there at once, where
-	// Limits.MaxMemory does not say.
+	// allowance is how many batches with the longest body may be in memory at once, if
+	// Limits.MaxMemory is 0.
 	allowance = 4
 )
 
-// newLargeRequests is the allowance, in bytes.
+// newLargeRequests makes the lane for the memory of large requests, in bytes.
 func newLargeRequests(l Limits, a Admission, log *slog.Logger) *lane {
 	most := l.MaxMemory
 	if most == 0 {
@@ -35,11 +35,13 @@ func newLargeRequests(l Limits, a Admission, log *slog.Logger) *lane {
 	return newLane("large", most, true, a, func(string, time.Duration, bool) {}, log)
 }
 
-// reserve waits until a request may take n bytes more; they are given back when it is
-// done. *busy where that does not come to pass within Admission.Wait.
+// reserve waits until the request may use n bytes more. It returns *busy if that
+// takes longer than Admission.Wait. releaseMemory frees them when the request is
+// done.
 func (c *call) reserve(ctx context.Context, n int64) error {
 	c.taken += n
-	// A request that needs more than one user may have gets that: it is alone with it.
+	// One user gets at most half of the allowance. A request that needs more is charged
+	// no more than that half.
 	more := min(c.taken-freeMemory, max(1, c.large.shares.Size()/2)) - c.reserved
 	if more <= 0 {
 		return nil
@@ -53,7 +55,7 @@ func (c *call) reserve(ctx context.Context, n int64) error {
 	return nil
 }
 
-// free gives n bytes back that reserve counted.
+// free frees n bytes of those that reserve counted.
 func (c *call) free(n int64) {
 	c.taken -= n
 	if over := c.reserved - max(0, c.taken-freeMemory); over > 0 {
@@ -62,8 +64,8 @@ func (c *call) free(n int64) {
 	}
 }
 
-// release gives back what the request has reserved.
-func (c *call) release() {
+// releaseMemory frees all memory that the request has reserved.
+func (c *call) releaseMemory() {
 	if c.reserved > 0 {
 		c.large.shares.Release(c.caller.Short, c.reserved)
 		c.reserved = 0

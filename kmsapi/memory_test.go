@@ -48,11 +48,11 @@ func TestReserve(t *testing.T) {
 	if err := late.reserve(ended, freeMemory); err != nil {
 		t.Errorf("a small request: %v", err)
 	}
-	late.release() // has nothing to give back
-	alice.release()
-	alice.release()
+	late.releaseMemory() // has nothing to give back
+	alice.releaseMemory()
+	alice.releaseMemory()
 	for _, c := range held {
-		c.release()
+		c.releaseMemory()
 	}
 	// Bytes that come by and by count together.
 	c := by("alice")
@@ -64,12 +64,12 @@ func TestReserve(t *testing.T) {
 	if c.reserved != 3*freeMemory {
 		t.Errorf("%d bytes are reserved for %d", c.reserved, c.taken)
 	}
-	c.release()
+	c.releaseMemory()
 	// One that asks for more than there is gets as much as one may have.
 	if err := c.reserve(t.Context(), 100*size); err != nil || c.reserved != size/2 {
 		t.Errorf("%d of %d bytes, %v", c.reserved, size, err)
 	}
-	c.release()
+	c.releaseMemory()
 	if used, _ := a.large.shares.Figures(); used != 0 {
 		t.Error("something was not given back")
 	}

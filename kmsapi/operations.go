@@ -15,17 +15,17 @@ import (
 	"claviger/secret"
 )
 
-// bodyKind says what body a route takes, and so how long it may be.
+// bodyKind says which body a route takes, and so how long it may be.
 type bodyKind int
 
 const (
-	noBody    bodyKind = iota // none; what is sent is not read
+	noBody    bodyKind = iota // none; a body that a client sends is not read
 	plainBody                 // one JSON object
 	batchBody                 // a JSON array of EDEKs
 )
 
-// Deadlines. Hadoop's clients wait 60 s for an answer, so work that lasts longer
-// has nobody left to hear of it.
+// Deadlines of operations. Hadoop's clients wait 60 s for an answer, so longer work
+// is useless.
 const (
 	quick = 30 * time.Second
 	long  = 60 * time.Second
@@ -34,16 +34,16 @@ const (
 // route is one operation.
 type route struct {
 	method, pattern string
-	op              string // in metrics; Hadoop's names of its meters, in lower case
+	op              string // its name in metrics: that of Hadoop's meter, in lower case
 	body            bodyKind
-	json            bool // it answers JSON, so the client must take that
+	json            bool // it answers JSON, so the client must accept JSON
 	deadline        time.Duration
 	class           class
 	handle          func(context.Context, *call) error
 }
 
-// routes are the KMS's operations. OPTIONS, which every pattern answers, and
-// HEAD, which goes with GET, are not in it.
+// routes are the KMS's operations. Every pattern also answers OPTIONS, and HEAD if
+// it has GET.
 var routes = []route{
 	{http.MethodPost, patternKeys, "create_key", plainBody, true, long, management, create},
 	{http.MethodGet, patternMetadata, "get_keys_metadata", noBody, true, quick, reads, keysMetadata},
@@ -52,12 +52,14 @@ var routes = []route{
 	{http.MethodPost, patternKey, "roll_new_version", plainBody, true, long, management, roll},
 	{http.MethodDelete, patternKey, "delete_key", noBody, false, long, management, remove},
 	{http.MethodGet, patternKey + "/_metadata", "get_metadata", noBody, true, quick, reads, metadata},
-	{http.MethodPost, patternKey + "/_invalidatecache", "invalidate_cache", noBody, false, quick, management, invalidate},
+	{http.MethodPost, patternKey + "/_invalidatecache", "invalidate_cache", noBody, false, quick, management,
+		invalidate},
 	{http.MethodGet, patternKey + "/_currentversion", "get_current_key", noBody, true, quick, reads, currentVersion},
 	{http.MethodGet, patternKey + "/_versions", "get_key_versions", noBody, true, quick, reads, versions},
 	{http.MethodGet, patternKey + "/_eek", "generate_eek", noBody, true, quick, generates, generate},
 	{http.MethodGet, patternKey + "/_dek", "generate_eek", noBody, true, quick, generates, dataKey}, // Ranger's
-	{http.MethodPost, patternKey + "/_reencryptbatch", "reencrypt_eek_batch", batchBody, true, long, batches, reencryptBatch},
+	{http.MethodPost, patternKey + "/_reencryptbatch", "reencrypt_eek_batch", batchBody, true, long, batches,
+		reencryptBatch},
 	{http.MethodPost, patternTrusteeKey, "undelete_key", noBody, false, long, management, trusteeOp},
 	{http.MethodGet, patternTrusteeKey, "get_metadata", noBody, true, quick, reads, describe},
 	{http.MethodGet, patternDeleted, "get_deleted_keys", noBody, true, quick, reads, deletedKeys},
@@ -74,17 +76,22 @@ func create(ctx context.Context, c *call) error {
 		return err
 	}
 	c.name = in.Name
-	spec := provider.Spec{Name: in.Name, Cipher: in.Cipher, BitLength: in.Length, Description: in.Description, Attributes: in.Attributes, Material: in.Material}
+	spec := provider.Spec{
+		Name: in.Name, Cipher: in.Cipher, BitLength: in.Length, Description: in.Description,
+		Attributes: in.Attributes, Material: in.Material,
+	}
 	if in.BadAttribute {
 		return kmswire.Throw(kmswire.IOException, "Can't set metadata key "+in.Name)
 	}
-	if err := c.mayMake(); err != nil {
+	if err := c.checkQuota(); err != nil {
 		return err
 	}
 	v, err := c.Ring.Create(ctx, c.caller, spec)
-	if algorithm, _, _ := strings.Cut(in.Cipher, "/"); claviger.Is(err, claviger.UnknownCipher) && strings.EqualFold(algorithm, "SM4") {
-		// Hadoop knows it, so that its answer to a misspelt cipher would mislead.
-		return kmswire.Throw(kmswire.IllegalArgument, "Key "+in.Name+": cipher "+in.Cipher+" is not supported; the ciphers are "+claviger.DefaultCipher+" with 128, 192 or 256 bits")
+	algorithm, _, _ := strings.Cut(in.Cipher, "/")
+	if claviger.Is(err, claviger.UnknownCipher) && strings.EqualFold(algorithm, "SM4") {
+		// Hadoop supports SM4, so Hadoop's answer to an unknown cipher would mislead.
+		return kmswire.Throw(kmswire.IllegalArgument, "Key "+in.Name+": cipher "+in.Cipher+
+			" is not supported; the ciphers are "+claviger.DefaultCipher+" with 128, 192 or 256 bits")
 	}
 	if err != nil {
 		return err
@@ -95,9 +102,9 @@ func create(ctx context.Context, c *call) error {
 	return nil
 }
 
-// wipe overwrites material that was used, and is ours alone: the keyring gives
-// copies. It is not for after an error: a provider that was given up may still
-// be at work with what it was given.
+// wipe overwrites material after its use. The keyring returns copies, so nobody
+// else uses the material. Do not call it after an error: a provider that timed out
+// may still read the material that it got.
 func wipe(materials ...secret.Bytes) {
 	for _, m := range materials {
 		m.Wipe()
@@ -109,7 +116,7 @@ func roll(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := c.mayMake(); err != nil {
+	if err := c.checkQuota(); err != nil {
 		return err
 	}
 	v, err := c.Ring.Roll(ctx, c.caller, c.name, in.Material)
@@ -141,14 +148,14 @@ func invalidate(ctx context.Context, c *call) error {
 }
 
 func names(ctx context.Context, c *call) error {
-	if err := c.expect(ctx, c.lists.names, 1); err != nil {
+	if err := c.reserveEstimate(ctx, c.lists.names, 1); err != nil {
 		return err
 	}
 	list, err := c.Ring.Names(ctx, c.caller)
 	if err != nil {
 		return err
 	}
-	if err := c.known(ctx, c.lists.names, 1, namesMemory(list)); err != nil {
+	if err := c.reserveActual(ctx, c.lists.names, 1, namesMemory(list)); err != nil {
 		return err
 	}
 	return c.list(ctx, len(list), func(b []byte, i int) []byte { return kmswire.AppendName(b, list[i]) })
@@ -156,22 +163,23 @@ func names(ctx context.Context, c *call) error {
 
 func keysMetadata(ctx context.Context, c *call) error {
 	c.param("key")
-	if n := len(c.query["key"]); n > c.Limits.MaxNames {
-		return kmswire.Throw(kmswire.IllegalArgument, fmt.Sprintf("metadata of %d keys are asked for, and one request may ask for %d; ask in parts", n, c.Limits.MaxNames))
+	requested := c.query["key"]
+	if n := len(requested); n > c.Limits.MaxNames {
+		return kmswire.Throw(kmswire.IllegalArgument, fmt.Sprintf(
+			"metadata of %d keys are asked for, and one request may ask for %d; ask in parts", n, c.Limits.MaxNames))
 	}
-	asked := c.query["key"]
-	var once []string // each name once
-	place := make(map[string]int, len(asked))
-	for _, name := range asked {
+	var once []string                             // each name once
+	index := make(map[string]int, len(requested)) // of a name in once
+	for _, name := range requested {
 		if err := checkLength(name, claviger.MaxName); err != nil {
 			return err
 		}
-		if _, ok := place[name]; !ok {
-			place[name] = len(once)
+		if _, ok := index[name]; !ok {
+			index[name] = len(once)
 			once = append(once, name)
 		}
 	}
-	if err := c.expect(ctx, c.lists.metadata, len(once)); err != nil {
+	if err := c.reserveEstimate(ctx, c.lists.metadata, len(once)); err != nil {
 		return err
 	}
 	list, err := c.Ring.KeysMetadata(ctx, c.caller, once)
@@ -182,10 +190,12 @@ func keysMetadata(ctx context.Context, c *call) error {
 	for _, m := range list {
 		bytes += metadataMemory(m)
 	}
-	if err := c.known(ctx, c.lists.metadata, len(once), bytes); err != nil {
+	if err := c.reserveActual(ctx, c.lists.metadata, len(once), bytes); err != nil {
 		return err
 	}
-	return c.list(ctx, len(asked), func(b []byte, i int) []byte { return kmswire.AppendMetadata(b, list[place[asked[i]]]) })
+	return c.list(ctx, len(requested), func(b []byte, i int) []byte {
+		return kmswire.AppendMetadata(b, list[index[requested[i]]])
+	})
 }
 
 func metadata(ctx context.Context, c *call) error {
@@ -222,7 +232,7 @@ func keyVersion(ctx context.Context, c *call) error {
 }
 
 func versions(ctx context.Context, c *call) error {
-	if err := c.expect(ctx, c.lists.versions, 1); err != nil {
+	if err := c.reserveEstimate(ctx, c.lists.versions, 1); err != nil {
 		return err
 	}
 	vs, err := c.Ring.Versions(ctx, c.caller, c.name)
@@ -234,15 +244,16 @@ func versions(ctx context.Context, c *call) error {
 			wipe(v.Material)
 		}
 	}()
-	if err := c.known(ctx, c.lists.versions, 1, versionsMemory(vs)); err != nil {
+	if err := c.reserveActual(ctx, c.lists.versions, 1, versionsMemory(vs)); err != nil {
 		return err
 	}
 	return c.list(ctx, len(vs), func(b []byte, i int) []byte { return kmswire.AppendKeyVersion(b, &vs[i]) })
 }
 
-// wrongOp is Hadoop's answer to any other eek_op, and to the right one on the
-// wrong path. Its text does begin with the class's name.
-var wrongOp = kmswire.Throw(kmswire.IllegalArgument, "IllegalArgumentException Wrong eek_op value, it must be generate or decrypt")
+// wrongOp is Hadoop's answer to an unknown eek_op, and to a known one on the wrong
+// path. In Hadoop, too, its text starts with the name of the class.
+var wrongOp = kmswire.Throw(kmswire.IllegalArgument,
+	"IllegalArgumentException Wrong eek_op value, it must be generate or decrypt")
 
 // eekOp returns the parameter eek_op.
 func (c *call) eekOp() (string, error) {
@@ -254,7 +265,7 @@ func (c *call) eekOp() (string, error) {
 }
 
 func generate(ctx context.Context, c *call) error {
-	n, err := c.numKeys() // first, as Jersey reads it before the KMS is called
+	n, err := c.numKeys() // first: Jersey parses it before it calls the KMS
 	if err != nil {
 		return err
 	}
@@ -273,13 +284,15 @@ func generate(ctx context.Context, c *call) error {
 	}
 	edeks, err := c.Ring.Generate(ctx, c.caller, c.name, n)
 	if err != nil {
-		return insideGenerate(c, err)
+		return generateError(c, err)
 	}
 	c.edeks = len(edeks)
-	return c.list(ctx, len(edeks), func(b []byte, i int) []byte { return kmswire.AppendEDEK(b, &c.name, &edeks[i]) })
+	return c.list(ctx, len(edeks), func(b []byte, i int) []byte {
+		return kmswire.AppendEDEK(b, &c.name, &edeks[i])
+	})
 }
 
-// numKeys reads num_keys as a Java int; absent or empty is 1.
+// numKeys parses num_keys as a Java int. If it is missing or empty, it is 1.
 func (c *call) numKeys() (int, error) {
 	text, _ := c.param("num_keys")
 	if text == "" {
@@ -287,15 +300,17 @@ func (c *call) numKeys() (int, error) {
 	}
 	n, err := strconv.ParseInt(text, 10, 32)
 	if err != nil {
-		return 0, kmswire.Throw(kmswire.QueryParamException, "java.lang.NumberFormatException: For input string: \""+text+"\"")
+		return 0, kmswire.Throw(kmswire.QueryParamException,
+			"java.lang.NumberFormatException: For input string: \""+text+"\"")
 	}
 	if n > int64(c.Limits.MaxKeys) {
-		return 0, kmswire.Throw(kmswire.IllegalArgument, fmt.Sprintf("num_keys=%d is more than the %d EDEKs that one request may ask for; ask in parts", n, c.Limits.MaxKeys))
+		return 0, kmswire.Throw(kmswire.IllegalArgument, fmt.Sprintf(
+			"num_keys=%d is more than the %d EDEKs that one request may ask for; ask in parts", n, c.Limits.MaxKeys))
 	}
 	return int(n), nil
 }
 
-// openEDEK is decrypt and reencrypt of one EDEK.
+// openEDEK decrypts or re-encrypts one EDEK.
 func openEDEK(ctx context.Context, c *call) error {
 	op, err := c.eekOp()
 	if err != nil {
@@ -364,5 +379,7 @@ func reencryptBatch(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.list(ctx, len(fresh), func(b []byte, i int) []byte { return kmswire.AppendReencrypted(b, c.name, &in[i], &fresh[i]) })
+	return c.list(ctx, len(fresh), func(b []byte, i int) []byte {
+		return kmswire.AppendReencrypted(b, c.name, &in[i], &fresh[i])
+	})
 }

@@ -11,10 +11,9 @@ import (
 	"unicode/utf8"
 )
 
-// page answers with Jetty's error page, as its sendError does: HTML, or JSON
-// where the client asks for that; nothing on methods other than GET, HEAD and
-// POST. Go's net/http cannot send the reason in the status line, so this is
-// where it is.
+// page answers with Jetty's error page, as its sendError does: HTML, or JSON if
+// the client prefers JSON, or an empty body for methods other than GET, HEAD and
+// POST. Jetty also sends the reason in the status line; Go's net/http cannot.
 func (c *call) page(status int, reason string) {
 	switch c.r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodPost:
@@ -29,8 +28,8 @@ func (c *call) page(status int, reason string) {
 	c.send(status, body)
 }
 
-// badMessage is Jetty's answer to a request whose path it cannot decode. net/http
-// has a text of its own for most of those, and does not ask us.
+// badMessage is Jetty's answer to a request whose path it cannot decode. For most
+// such requests net/http writes its own answer, and does not call this handler.
 func (c *call) badMessage() {
 	const body = "<h1>Bad Message 400</h1><pre>reason: Bad Request</pre>"
 	c.status = http.StatusBadRequest
@@ -42,7 +41,7 @@ func (c *call) badMessage() {
 	_, _ = io.WriteString(c.w, body) // the client is gone if this fails
 }
 
-// errorPage is the content of a page. Its text may be the client's own.
+// errorPage returns the content of a page. reason may contain text of the client.
 func errorPage(r *http.Request, status int, reason string) (contentType string, body []byte) {
 	path := rawPath(r)
 	if wantsJSON(r.Header.Values("Accept")) {
@@ -58,7 +57,8 @@ func errorPage(r *http.Request, status int, reason string) (contentType string, 
 	}
 	title := fmt.Sprintf("%d %s", status, escape(reason))
 	var b strings.Builder
-	b.WriteString("<html>\n<head>\n<meta http-equiv=\"Content-Type\" content=\"text/html;charset=ISO-8859-1\"/>\n<title>Error " + title + "</title>\n</head>\n")
+	b.WriteString("<html>\n<head>\n<meta http-equiv=\"Content-Type\" content=\"text/html;charset=ISO-8859-1\"/>\n" +
+		"<title>Error " + title + "</title>\n</head>\n")
 	b.WriteString("<body><h2>HTTP ERROR " + title + "</h2>\n<table>\n")
 	for _, row := range [][2]string{{"URI", path}, {"STATUS", strconv.Itoa(status)}, {"MESSAGE", reason}} {
 		b.WriteString("<tr><th>" + row[0] + ":</th><td>" + escape(row[1]) + "</td></tr>\n")
@@ -67,7 +67,7 @@ func errorPage(r *http.Request, status int, reason string) (contentType string, 
 	return "text/html;charset=iso-8859-1", []byte(b.String())
 }
 
-// escape writes text for HTML in ASCII, as the page's charset is Jetty's.
+// escape returns text as HTML in ASCII, because Jetty's pages are ISO-8859-1.
 func escape(s string) string {
 	var b strings.Builder
 	for _, r := range s {
@@ -91,7 +91,7 @@ func escape(s string) string {
 	return b.String()
 }
 
-// wantsJSON: the client names JSON before HTML.
+// wantsJSON reports whether the Accept headers name JSON before HTML.
 func wantsJSON(accept []string) bool {
 	for _, part := range strings.Split(strings.Join(accept, ","), ",") {
 		media, _, _ := strings.Cut(part, ";")

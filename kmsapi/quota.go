@@ -9,35 +9,37 @@ import (
 	"claviger/kmswire"
 )
 
-// tooManyVersions is the reason of a refusal for the quota of new versions.
+// tooManyVersions is the reason for which Config.Refused is called.
 const tooManyVersions = "new_versions"
 
-// A user with the right CREATE can make and delete keys without end. Each leaves objects in
-// the HSM, which has room for so many: what is deleted stays for its time, and what is purged
-// until an operator prunes it. So a user makes a bounded number of versions in an hour.
+// A user with the right CREATE could make and delete keys without end. Each key
+// leaves objects in the HSM, whose room is limited: a deleted key stays for its
+// retention time, and a purged key until an operator prunes it. So a user may make
+// only a limited number of versions in an hour.
 const (
-	newVersionsIn = time.Hour
-	// quotaUsers bounds the users that are counted.
+	quotaPeriod = time.Hour
+	// quotaUsers is the greatest number of users that are counted.
 	quotaUsers = 1 << 14
 )
 
-// quota counts what users have made in this hour.
+// quota counts the new key versions of each user in the current period.
 type quota struct {
-	most int // 0: no limit
+	most int // of one user; 0: no limit
 
 	mu    sync.Mutex
 	began time.Time
-	made  map[string]int
+	made  map[string]int // by user
 }
 
-// take counts one more of a user's, and refuses it where there were enough.
+// take counts one more version of a user. It returns false if the user has no
+// quota left.
 func (q *quota) take(user string, now time.Time) bool {
 	if q.most <= 0 {
 		return true
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.made == nil || now.Sub(q.began) >= newVersionsIn {
+	if q.made == nil || now.Sub(q.began) >= quotaPeriod {
 		q.began, q.made = now, map[string]int{}
 	}
 	if _, counted := q.made[user]; !counted && len(q.made) >= quotaUsers {
@@ -50,27 +52,30 @@ func (q *quota) take(user string, now time.Time) bool {
 	return true
 }
 
-// forget makes room for other users, by those who have made fewest: a user must not lose
-// the own count by many invented names. q.mu is held.
+// forget drops the users with the fewest versions, to make room for others. The
+// users with most versions stay: otherwise a user could reset the own count by
+// requests under many other names. q.mu is held.
 func (q *quota) forget() {
-	for few := 1; len(q.made) > quotaUsers/2; few *= 2 {
-		maps.DeleteFunc(q.made, func(_ string, n int) bool { return n <= few && n < q.most })
-		if few > q.most {
-			clear(q.made) // each of them has used all of it
+	for limit := 1; len(q.made) > quotaUsers/2; limit *= 2 {
+		maps.DeleteFunc(q.made, func(_ string, n int) bool { return n <= limit && n < q.most })
+		if limit > q.most {
+			clear(q.made) // all who are left have used their whole quota
 			return
 		}
 	}
 }
 
-// mayMake refuses a creation or a roll beyond the user's number. Nothing was done: another
-// node, or this one later, may do it.
-func (c *call) mayMake() error {
+// checkQuota refuses a creation or a roll if the user has no quota left. Nothing
+// was changed, so the client may try another node, or this node later.
+func (c *call) checkQuota() error {
 	if c.newVersions.take(c.caller.Short, time.Now()) {
 		return nil
 	}
 	c.Refused(tooManyVersions)
-	if silent, ok := c.warned.due("new_versions "+c.caller.Short, ""); ok {
-		c.Log.Warn("a user makes more key versions than one may in an hour (claviger.kms.max.new.versions)", "user", c.caller.Short, "limit", c.newVersions.most, "notShown", silent)
+	if notShown, ok := c.warned.due("new_versions "+c.caller.Short, ""); ok {
+		c.Log.Warn("a user makes more key versions than one may in an hour (claviger.kms.max.new.versions)",
+			"user", c.caller.Short, "limit", c.newVersions.most, "notShown", notShown)
 	}
-	return kmswire.Throw(kmswire.StandbyException, "you have made "+strconv.Itoa(c.newVersions.most)+" key versions here within an hour, and more are not made for one user; repeat it later")
+	return kmswire.Throw(kmswire.StandbyException, "you have made "+strconv.Itoa(c.newVersions.most)+
+		" key versions here within an hour, and more are not made for one user; repeat it later")
 }

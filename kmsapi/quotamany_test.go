@@ -26,7 +26,7 @@ func TestQuotaOfManyUsers(t *testing.T) {
 	if q.take("mallory", now) {
 		t.Error("invented users gave mallory a new count")
 	}
-	if !q.take("mallory", now.Add(newVersionsIn)) {
+	if !q.take("mallory", now.Add(quotaPeriod)) {
 		t.Error("refused in the next hour")
 	}
 }

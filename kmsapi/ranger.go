@@ -13,9 +13,9 @@ import (
 	"claviger/kmswire"
 )
 
-// Clients that know Apache Ranger's KMS ask for more than Hadoop's KMS has:
-// /kms/api/status before anything else, a data key in both forms by one request,
-// and figures under /kms/metrics. The paths and the forms are Ranger's (its
+// Clients of Apache Ranger's KMS use more than Hadoop's KMS has: /kms/api/status
+// before their first request, one request for a data key both encrypted and in
+// the clear, and figures under /kms/metrics. Paths and formats are Ranger's (its
 // classes RangerKMSRestApi, KMS, MetricREST).
 const (
 	pathStatus     = base + "/api/status"
@@ -23,22 +23,22 @@ const (
 	pathPrometheus = base + "/metrics/prometheus"
 )
 
-// rangerStatus says that the server answers; /readyz says whether it can serve.
+// rangerStatus says only that the server runs. /readyz says whether it can serve.
 func (c *call) rangerStatus() {
-	if c.reads() {
+	if c.readMethod() {
 		c.answer(http.StatusOK, "application/json", []byte(`{"status":"KMS service is running"}`))
 	}
 }
 
-// dataKey makes an EDEK and opens it at once, for who has the rights to both. All
-// rules are asked by the keyring, those of the second before the DEK is known.
+// dataKey makes an EDEK and decrypts it. The caller needs both rights; the keyring
+// checks them, the second one before it decrypts.
 func dataKey(ctx context.Context, c *call) error {
 	if err := c.admit(ctx, generates, 1); err != nil {
 		return err
 	}
 	edeks, err := c.Ring.Generate(ctx, c.caller, c.name, 1)
 	if err != nil {
-		return insideGenerate(c, err)
+		return generateError(c, err)
 	}
 	dek, err := c.Ring.Decrypt(ctx, c.caller, c.name, true, edeks[0])
 	if err != nil {
@@ -54,20 +54,21 @@ func dataKey(ctx context.Context, c *call) error {
 	return nil
 }
 
-// rangerNames are the stems of Ranger's names of what it counts, by operation.
+// rangerNames are the beginnings of the names of Ranger's figures, by operation.
 var rangerNames = map[string]string{
-	"create_key": "KEY_CREATE", "delete_key": "DELETE_KEY", "roll_new_version": "ROLL_NEW_VERSION", "invalidate_cache": "INVALIDATE_CACHE",
-	"get_keys_metadata": "GET_KEYS_METADATA", "get_keys": "GET_KEYS", "get_metadata": "GET_METADATA",
-	"get_current_key": "GET_CURRENT_KEY", "get_key_versions": "GET_KEY_VERSIONS", "get_key_version": "GET_KEY_VERSION",
-	"generate_eek": "EEK_GENERATE", "decrypt_eek": "EEK_DECRYPT", "reencrypt_eek": "EEK_REENCRYPT", "reencrypt_eek_batch": "REENCRYPT_EEK_BATCH",
+	"create_key": "KEY_CREATE", "delete_key": "DELETE_KEY", "roll_new_version": "ROLL_NEW_VERSION",
+	"invalidate_cache": "INVALIDATE_CACHE", "get_keys_metadata": "GET_KEYS_METADATA", "get_keys": "GET_KEYS",
+	"get_metadata": "GET_METADATA", "get_current_key": "GET_CURRENT_KEY", "get_key_versions": "GET_KEY_VERSIONS",
+	"get_key_version": "GET_KEY_VERSION", "generate_eek": "EEK_GENERATE", "decrypt_eek": "EEK_DECRYPT",
+	"reencrypt_eek": "EEK_REENCRYPT", "reencrypt_eek_batch": "REENCRYPT_EEK_BATCH",
 }
 
-// rangerFigures are what Ranger counts beside Hadoop's meters.
+// rangerFigures holds the figures that Ranger has and Hadoop has not.
 type rangerFigures struct {
-	of          map[string]*rangerFigure // by operation; not changed
+	of          map[string]*rangerFigure // by operation; the map does not change
 	total       atomic.Int64
-	names       atomic.Int64 // asked for by get_keys_metadata
-	reencrypted atomic.Int64 // EDEKs of batches
+	names       atomic.Int64 // names in requests of get_keys_metadata
+	reencrypted atomic.Int64 // EDEKs in batches
 }
 
 type rangerFigure struct{ calls, millis atomic.Int64 }
@@ -80,7 +81,7 @@ func newRangerFigures() *rangerFigures {
 	return f
 }
 
-// count takes an answered request into account.
+// count counts an answered request.
 func (f *rangerFigures) count(c *call, took time.Duration) {
 	f.total.Add(1)
 	op := c.op()
@@ -98,14 +99,14 @@ func (f *rangerFigures) count(c *call, took time.Duration) {
 	}
 }
 
-// figure is one as it is shown; a gauge unless it is a counter.
+// figure is a figure in Ranger's form: a counter or a gauge.
 type figure struct {
 	name    string
 	value   int64
 	counter bool
 }
 
-// figures are all of them by name, as they are now.
+// figures returns the current figures, sorted by name.
 func (g *gauges) figures() []figure {
 	list := []figure{
 		{"TOTAL_CALL_COUNT", g.ranger.total.Load(), true},
@@ -116,15 +117,17 @@ func (g *gauges) figures() []figure {
 	}
 	for op, stem := range rangerNames {
 		f := g.ranger.of[op]
-		list = append(list, figure{stem + "_COUNT", f.calls.Load(), true}, figure{stem + "_ELAPSED_TIME", f.millis.Load(), false})
+		list = append(list, figure{stem + "_COUNT", f.calls.Load(), true},
+			figure{stem + "_ELAPSED_TIME", f.millis.Load(), false})
 	}
 	slices.SortFunc(list, func(a, b figure) int { return strings.Compare(a.name, b.name) })
 	return list
 }
 
-// rangerJSON serves /kms/metrics/json: records by name, of which there is one here.
+// rangerJSON serves /kms/metrics/json: a map of records. This server has one,
+// "KMS".
 func (c *call) rangerJSON() {
-	if !c.reads() || !c.instrumentation() {
+	if !c.readMethod() || !c.mayInstrument() {
 		return
 	}
 	record := make(map[string]int64)
@@ -139,10 +142,10 @@ func (c *call) rangerJSON() {
 	c.answer(http.StatusOK, "application/json", body)
 }
 
-// rangerPrometheus serves /kms/metrics/prometheus. Names are record and figure in
-// lower case, with nothing between them.
+// rangerPrometheus serves /kms/metrics/prometheus. A metric's name is the record's
+// and the figure's in lower case, without a separator.
 func (c *call) rangerPrometheus() {
-	if !c.reads() || !c.instrumentation() {
+	if !c.readMethod() || !c.mayInstrument() {
 		return
 	}
 	var b []byte
@@ -152,7 +155,8 @@ func (c *call) rangerPrometheus() {
 			kind = "counter"
 		}
 		name := "kms" + strings.ToLower(f.name)
-		b = fmt.Appendf(b, "# TYPE %s %s\n%s{context=\"kms\",hostname=%q} %d\n", name, kind, name, c.gauges.host, f.value)
+		b = fmt.Appendf(b, "# TYPE %s %s\n%s{context=\"kms\",hostname=%q} %d\n",
+			name, kind, name, c.gauges.host, f.value)
 	}
 	c.answer(http.StatusOK, "text/plain;charset=utf-8", b)
 }

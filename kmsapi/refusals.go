@@ -10,44 +10,44 @@ import (
 	"claviger/authn"
 )
 
-// A refusal before the operation is one of the things that operators search for
-// days: it leaves an audit record and a warning. Anybody can cause one, without a
-// name even, so the same warning comes once in warnEvery, and no more than maxWarned
-// different ones, maxWarnedFrom of them from one address.
+// A refusal before the operation is hard for an operator to find, so it leaves an
+// audit record and a warning. But anybody can cause refusals, even without
+// authentication. So the same warning is logged only once in warnEvery, and in
+// that time at most maxWarned different ones, maxWarnedFrom of them for one address.
 const (
 	warnEvery     = time.Minute
 	maxWarned     = 256
 	maxWarnedFrom = 8
 )
 
-// warnings remembers what was warned of, and how often it was not said again.
+// warnings remembers the last warnings, and how many were not logged.
 type warnings struct {
 	now func() time.Time
 
 	mu    sync.Mutex
-	since map[string]*warned
-	more  int // beyond maxWarned
+	since map[string]*warned // by the text that identifies the warning
+	more  int                // not logged because of maxWarned or maxWarnedFrom
 }
 
 type warned struct {
-	at     time.Time
-	from   string
-	silent int
+	at       time.Time
+	from     string
+	notShown int // repetitions since at
 }
 
-// due tells whether to warn of that now, and how often that was left out since the
-// last time. It counts where the answer is no. from is the address that a client made
-// the text up at; "" where no client can.
-func (w *warnings) due(what, from string) (silent int, ok bool) {
+// due reports whether to log the warning now, and how many were not logged since
+// the last one. If ok is false, it counts this one as not logged. from is the
+// client's address, if the client can choose the text of what, and "" otherwise.
+func (w *warnings) due(what, from string) (notShown int, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := w.now()
 	if last := w.since[what]; last != nil {
 		if now.Sub(last.at) < warnEvery {
-			last.silent++
+			last.notShown++
 			return 0, false
 		}
-		silent = last.silent
+		notShown = last.notShown
 	}
 	if len(w.since) >= maxWarned {
 		for k, v := range w.since {
@@ -56,54 +56,56 @@ func (w *warnings) due(what, from string) (silent int, ok bool) {
 			}
 		}
 	}
-	if _, known := w.since[what]; !known && (len(w.since) >= maxWarned || from != "" && w.from(from, now) >= maxWarnedFrom) {
+	_, known := w.since[what]
+	if !known && (len(w.since) >= maxWarned || from != "" && w.countFrom(from, now) >= maxWarnedFrom) {
 		w.more++
 		return 0, false
 	}
-	silent, w.more = silent+w.more, 0
+	notShown, w.more = notShown+w.more, 0
 	w.since[what] = &warned{at: now, from: from}
-	return silent, true
+	return notShown, true
 }
 
-// Where something is away, each request that needs it is a line in the log, which users
-// can cause as often as they like. So of each user linesEach come in linesEvery, and of
-// all users linesAll.
+// While the HSM, the metastore or a source does not answer, each request that
+// needs it writes a log line, and users can send such requests as often as they
+// like. So in linesEvery at most linesEach lines are written for one user, and at
+// most linesAll for all users.
 const (
 	linesEvery = time.Minute
 	linesEach  = 100
 	linesAll   = 1000
 )
 
-// lines counts the lines of each user.
+// lines counts the log lines of each user.
 type lines struct {
-	mu     sync.Mutex
-	began  time.Time
-	of     map[string]int
-	all    int
-	silent int
+	mu       sync.Mutex
+	began    time.Time
+	of       map[string]int // by user
+	all      int
+	notShown int
 }
 
-// due tells whether a user's line is to be written, and how many were left out since the
-// last one.
-func (l *lines) due(user string) (silent int, ok bool) {
+// due reports whether to write a line for a user, and how many lines were not
+// written since the last one.
+func (l *lines) due(user string) (notShown int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if now := time.Now(); l.of == nil || now.Sub(l.began) >= linesEvery {
 		l.began, l.of, l.all = now, map[string]int{}, 0
 	}
 	if l.all >= linesAll || l.of[user] >= linesEach {
-		l.silent++
+		l.notShown++
 		return 0, false
 	}
 	l.all++
 	l.of[user]++
-	silent, l.silent = l.silent, 0
-	return silent, true
+	notShown, l.notShown = l.notShown, 0
+	return notShown, true
 }
 
-// from counts what an address was warned of lately. It looks at maxWarned entries at
-// most, and only for a warning that is new.
-func (w *warnings) from(address string, now time.Time) (n int) {
+// countFrom returns how many different warnings were logged for an address within
+// warnEvery. It reads at most maxWarned entries, and only new warnings call it.
+func (w *warnings) countFrom(address string, now time.Time) (n int) {
 	for _, v := range w.since {
 		if v.from == address && now.Sub(v.at) < warnEvery {
 			n++
@@ -114,20 +116,22 @@ func (w *warnings) from(address string, now time.Time) (n int) {
 
 // refusalNames are the values of the label reason in metrics.
 var refusalNames = map[authn.RefusalKind]string{
-	authn.Unauthenticated: "unauthenticated", authn.NotAllowed: "impersonation", authn.Malformed: "name", authn.BadDelegation: "delegation_token",
-	authn.NoDelegator: "unauthenticated", authn.BadOperation: "token_operation", authn.UnknownDelegation: "delegation_token",
+	authn.Unauthenticated: "unauthenticated", authn.NotAllowed: "impersonation", authn.Malformed: "name",
+	authn.BadDelegation: "delegation_token", authn.NoDelegator: "unauthenticated",
+	authn.BadOperation: "token_operation", authn.UnknownDelegation: "delegation_token",
 	authn.BadTicket: "ticket", authn.NoShortName: "auth_to_local", authn.StoreUnavailable: "token_store",
 }
 
-// Reasons are the values with which Config.Refused is called.
+// Reasons returns the reasons with which Config.Refused is called.
 func Reasons() []string {
 	list := append(slices.Collect(maps.Values(refusalNames)), tooManyVersions)
 	slices.Sort(list)
 	return slices.Compact(list)
 }
 
-// report counts a refusal, warns of it, and takes over who it was, for the audit.
-func (c *call) report(r *authn.Refusal) {
+// reportRefusal counts a refusal, logs a warning, and takes the caller's name from
+// it for the audit record.
+func (c *call) reportRefusal(r *authn.Refusal) {
 	c.Refused(refusalNames[r.Kind])
 	if c.caller.Name == "" {
 		c.caller.Principal = claviger.Principal{Name: r.User}
@@ -138,18 +142,21 @@ func (c *call) report(r *authn.Refusal) {
 	if r.Explanation == "" {
 		return
 	}
-	what, from := warnedBy(r, c.caller.RemoteAddr)
-	silent, ok := c.warned.due(what, from)
+	what, from := warningKey(r, c.caller.RemoteAddr)
+	notShown, ok := c.warned.due(what, from)
 	if !ok {
 		return
 	}
-	c.Log.Warn("a client could not be authenticated", "id", c.caller.RequestID, "remote", c.caller.RemoteAddr, "realUser", short(r.Real), "user", short(r.User),
-		"method", c.r.Method, "path", short(c.r.URL.EscapedPath()), "reason", short(r.Reason), "property", short(r.Property), "explanation", short(r.Explanation), "notShown", silent)
+	c.Log.Warn("a client could not be authenticated",
+		"id", c.caller.RequestID, "remote", c.caller.RemoteAddr, "realUser", short(r.Real), "user", short(r.User),
+		"method", c.r.Method, "path", short(c.r.URL.EscapedPath()), "reason", short(r.Reason),
+		"property", short(r.Property), "explanation", short(r.Explanation), "notShown", notShown)
 }
 
-// warnedBy is what a warning is limited by: what is to be changed, and who would need it.
-// What a client can make up without a name counts for its address, or network.
-func warnedBy(r *authn.Refusal, remote string) (what, from string) {
+// warningKey returns the arguments of warnings.due. Refusals of authenticated
+// users that the same property would cure are one warning. Others depend on text
+// that anybody can send, so they are counted for the address, or its network.
+func warningKey(r *authn.Refusal, remote string) (what, from string) {
 	if r.Property != "" && r.Real != "" {
 		return r.Property, ""
 	}
@@ -157,7 +164,7 @@ func warnedBy(r *authn.Refusal, remote string) (what, from string) {
 	return refusalNames[r.Kind] + " " + from + " " + short(r.Explanation), from
 }
 
-// short bounds a text that a client may have made up.
+// short cuts a text that a client may have chosen.
 func short(s string) string {
 	const most = 1 << 10
 	if len(s) <= most {

@@ -6,10 +6,10 @@ import (
 	"strings"
 )
 
-// Paths are matched on the raw request target, as Jersey 1 on Jetty matches
-// them: a key's name may hold slashes, raw or escaped, "//" and "..", so a
-// router that cleans paths, or redirects to clean ones, would serve another key
-// than the one named. Literal segments match undecoded only.
+// Paths are matched on the raw request target, as Jersey 1 on Jetty does. A key's
+// name may contain slashes, raw or escaped, "//" and "..". A router that cleans
+// paths, or redirects to clean ones, would serve the wrong key. Literal segments
+// match only without escapes.
 const (
 	base = "/kms"
 
@@ -20,20 +20,22 @@ const (
 	patternKey        = "key/{name}"
 	patternKeyVersion = "keyversion/{name}"
 
-	// Those that the Key Trustee KMS has beside Hadoop's; the second is ours.
+	// Paths of the Key Trustee KMS that Hadoop does not have. The second is our own.
 	patternTrusteeKey = "trustee/key/{name}"
 	patternDeleted    = "trustee/keys/deleted"
 )
 
-// subresources are the segments that end a name. Any other belongs to it.
+// subresources are the last segments that do not belong to the name.
 var subresources = map[string][]string{
-	"key/":         {"_invalidatecache", "_metadata", "_currentversion", "_versions", "_eek", "_dek", "_reencryptbatch"},
+	"key/": {
+		"_invalidatecache", "_metadata", "_currentversion", "_versions", "_eek", "_dek", "_reencryptbatch",
+	},
 	"keyversion/":  {"_eek"},
 	"trustee/key/": nil,
 }
 
-// match finds the resource that a raw path names, and the raw name in it. ok is
-// false where there is none.
+// match returns the pattern that a raw path matches, and the raw name in the path.
+// ok is false if it matches none.
 func match(path string) (pattern, rawName string, ok bool) {
 	rest, ok := strings.CutPrefix(path, base+"/v1")
 	if !ok || rest != "" && rest[0] != '/' {
@@ -60,7 +62,8 @@ func match(path string) (pattern, rawName string, ok bool) {
 	return "", "", false
 }
 
-// withoutMatrix cuts the parameters (";x=y") off each segment of a raw path.
+// withoutMatrix removes the matrix parameters (";x=y") of each segment of a raw
+// path.
 func withoutMatrix(path string) string {
 	if strings.IndexByte(path, ';') < 0 {
 		return path
@@ -76,9 +79,9 @@ func withoutMatrix(path string) string {
 	return b.String()
 }
 
-// decodeName decodes the percent escapes of a raw name; a '+' stays one. Bytes
-// that are not UTF-8 become U+FFFD, as in Java. ok is false for a broken escape
-// or a NUL, which Jetty refuses before anything else looks at the request.
+// decodeName decodes the percent escapes of a raw name; a '+' stays a '+'. Bytes
+// that are not UTF-8 become U+FFFD, as in Java. ok is false for a broken escape or
+// a NUL, which Jetty refuses before any filter.
 func decodeName(raw string) (name string, ok bool) {
 	if strings.IndexByte(raw, '%') < 0 {
 		return strings.ToValidUTF8(raw, "\ufffd"), true
@@ -102,7 +105,7 @@ func decodeName(raw string) (name string, ok bool) {
 	return strings.ToValidUTF8(string(b), "\ufffd"), true
 }
 
-// find returns the route of a method on a pattern; HEAD goes where GET goes.
+// find returns the route of a method on a pattern, or nil. HEAD has GET's route.
 func find(pattern, method string) *route {
 	if method == http.MethodHead {
 		method = http.MethodGet
@@ -115,7 +118,7 @@ func find(pattern, method string) *route {
 	return nil
 }
 
-// allowed is the value of the Allow header of a pattern, in Jersey's order.
+// allowed returns the value of a pattern's Allow header, in Jersey's order.
 func allowed(pattern string) string {
 	methods := []string{http.MethodOptions}
 	if find(pattern, http.MethodGet) != nil {

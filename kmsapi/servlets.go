@@ -16,43 +16,46 @@ import (
 	"claviger"
 )
 
-// Operations is what the servlets are made of that Hadoop's web server has for
-// operators: /jmx, /conf, /stacks, /logLevel and /prom. Who asks is authenticated
-// first, as for any other path. The zero value shows no property, and knows no
+// Operations configures the servlets that Hadoop's web server has for operators:
+// /jmx, /conf, /stacks, /logLevel and /prom. Their callers are authenticated, as
+// for any other path. The zero value shows no properties and has no
 // administrators.
 type Operations struct {
-	// ProcessName and SessionID are those of the bean JvmMetrics:
-	// hadoop.kms.metrics.process.name and .session.id. "" is KMS, and none.
+	// ProcessName and SessionID are shown by the bean JvmMetrics. They are
+	// hadoop.kms.metrics.process.name and .session.id. An empty ProcessName means
+	// KMS, an empty SessionID none.
 	ProcessName, SessionID string
-	// Port names the bean of the web server.
+	// Port is part of the name of the web server's bean.
 	Port int
-	// Properties are those of /conf, with what is secret taken out.
+	// Properties returns the properties for /conf, without secrets.
 	Properties func() ([]Property, error)
-	// Level is that of the log; nil: /logLevel is not there.
+	// Level is the log's level. If it is nil, /logLevel does not exist.
 	Level *slog.LevelVar
-	// Administrator, if not nil, tells who may see what only administrators may
-	// (hadoop.security.authorization with hadoop.kms.http.administrators); nil: anybody.
+	// Administrator reports whether a caller may see what is only for administrators
+	// (hadoop.security.authorization with hadoop.kms.http.administrators). If it is
+	// nil, anybody may.
 	Administrator func(claviger.Principal) bool
-	// InstrumentationAdmin: /jmx, /conf and /stacks are only for them, too
-	// (hadoop.security.instrumentation.requires.admin).
+	// InstrumentationAdmin means that /jmx, /conf and /stacks are only for
+	// administrators, too (hadoop.security.instrumentation.requires.admin).
 	InstrumentationAdmin bool
-	// Prometheus serves /prom; nil: it is not there.
+	// Prometheus serves /prom. If it is nil, /prom does not exist.
 	Prometheus http.Handler
 }
 
 // Property is one property of /conf.
 type Property struct {
 	Name    string
-	Written string // variables not expanded: Hadoop's XML has it so
-	Value   string // expanded: Hadoop's JSON has it so
+	Written string // with variables not expanded, for Hadoop's XML
+	Value   string // with variables expanded, for Hadoop's JSON
 	Final   bool
-	Source  string // where it was set
+	Source  string // the place that sets it
 }
 
-// servlet serves a path of the web server that is not below /kms.
+// servlet serves one of the pages of servletOf.
 type servlet func(c *call)
 
-// servletOf finds it; nil is none.
+// servletOf returns the servlet of a path, and its operation's name in metrics; nil
+// if the path has none.
 func (a *api) servletOf(path string) (op string, s servlet) {
 	switch path {
 	case "/jmx", base + "/jmx":
@@ -79,26 +82,29 @@ func (a *api) servletOf(path string) (op string, s servlet) {
 	return "", nil
 }
 
-// administrator tells whether the caller may see what is for administrators, and
-// answers him if not: HttpServer2.hasAdministratorAccess.
-func (c *call) administrator() bool {
+// administratorOnly returns true if the caller may see a page for administrators.
+// Otherwise it writes the answer. Hadoop's is HttpServer2.hasAdministratorAccess.
+func (c *call) administratorOnly() bool {
 	may := c.Operations.Administrator
 	if may == nil || c.caller.Name != "" && may(c.caller.Principal) {
 		return true
 	}
-	c.Log.Warn("a page for administrators was asked for; hadoop.kms.http.administrators does not name the user", "user", c.caller.Name, "path", rawPath(c.r))
+	c.Log.Warn("a page for administrators was asked for; hadoop.kms.http.administrators does not name the user",
+		"user", c.caller.Name, "path", rawPath(c.r))
 	c.page(http.StatusForbidden, "Unauthenticated users are not authorized to access this page.")
 	return false
 }
 
-// instrumentation is HttpServer2.isInstrumentationAccessAllowed.
-func (c *call) instrumentation() bool {
-	return !c.Operations.InstrumentationAdmin || c.administrator()
+// mayInstrument returns true if the caller may see /jmx, /conf and /stacks.
+// Otherwise it writes the answer. Hadoop's is
+// HttpServer2.isInstrumentationAccessAllowed.
+func (c *call) mayInstrument() bool {
+	return !c.Operations.InstrumentationAdmin || c.administratorOnly()
 }
 
-// reads tells whether the method is one that the servlets have, and answers it
-// if not.
-func (c *call) reads() bool {
+// readMethod returns true if the method is GET or HEAD. Otherwise it writes the
+// answer.
+func (c *call) readMethod() bool {
 	switch c.r.Method {
 	case http.MethodGet, http.MethodHead:
 		return true
@@ -112,10 +118,10 @@ func (c *call) reads() bool {
 	return false
 }
 
-// conf is Hadoop's ConfServlet: the configuration as XML, or as JSON where the
-// client asks for that; with name, one property.
+// conf is Hadoop's ConfServlet: the configuration as XML, or as JSON if the client
+// accepts JSON. The parameter name selects one property.
 func (c *call) conf() {
-	if !c.reads() || !c.instrumentation() {
+	if !c.readMethod() || !c.mayInstrument() {
 		return
 	}
 	asJSON := strings.Contains(c.r.Header.Get("Accept"), "application/json")
@@ -132,8 +138,9 @@ func (c *call) conf() {
 			return
 		}
 	}
-	name, one := c.param("name")
-	if one = one && name != ""; one {
+	name, _ := c.param("name")
+	one := name != ""
+	if one {
 		if list = slices.DeleteFunc(list, func(p Property) bool { return p.Name != name }); len(list) == 0 {
 			c.answer(http.StatusNotFound, contentType, nil)
 			return
@@ -146,13 +153,13 @@ func (c *call) conf() {
 	c.answer(http.StatusOK, contentType, confXML(list))
 }
 
-// confXML is Configuration.writeXml.
+// confXML returns the properties as Hadoop's Configuration.writeXml does.
 func confXML(list []Property) []byte {
 	var b bytes.Buffer
 	b.WriteString(`<?xml version="1.0" encoding="UTF-8" standalone="no"?><configuration>` + "\n")
 	element := func(name, text string) {
 		b.WriteString("<" + name + ">")
-		_ = xml.EscapeText(&b, []byte(text)) // a bytes.Buffer takes all
+		_ = xml.EscapeText(&b, []byte(text)) // writing to a bytes.Buffer cannot fail
 		b.WriteString("</" + name + ">")
 	}
 	for _, p := range list {
@@ -167,7 +174,7 @@ func confXML(list []Property) []byte {
 	return b.Bytes()
 }
 
-// confJSON is Configuration.dumpConfiguration.
+// confJSON returns the properties as Hadoop's Configuration.dumpConfiguration does.
 func confJSON(list []Property, one bool) []byte {
 	type property struct {
 		Key      string `json:"key"`
@@ -191,18 +198,18 @@ func confJSON(list []Property, one bool) []byte {
 }
 
 const (
-	// maxStacks bounds the dump of /stacks, in bytes, and stackOfOne is about what a
-	// goroutine takes of it.
+	// maxStacks is the longest dump of /stacks, in bytes; stackOfOne is about the part
+	// of one goroutine.
 	maxStacks  = 8 << 20
 	stackOfOne = 2 << 10
-	// Nothing else runs while a dump is made, so each is shown for at least dumpShown,
-	// and for dumpRest times as long as it took.
+	// A dump stops the whole process while it is made. So the server shows a dump again
+	// for at least dumpShown, and for dumpRest times as long as it took.
 	dumpShown = time.Second
 	dumpRest  = 50
 )
 
-// stackDump makes the dumps of /stacks, one at a time. Who asks meanwhile, or soon
-// after, gets the same one.
+// stackDump makes the dumps of /stacks, one at a time. Requests that arrive while
+// a dump is made, or shortly after, get the same dump.
 type stackDump struct {
 	mu    sync.Mutex
 	shown []byte
@@ -215,7 +222,7 @@ func (d *stackDump) get() []byte {
 	if time.Now().Before(d.until) {
 		return d.shown
 	}
-	const more = 64 << 10 // for goroutines that begin meanwhile
+	const more = 64 << 10 // for goroutines that start now
 	buffer := make([]byte, min(maxStacks, runtime.NumGoroutine()*stackOfOne+more))
 	began := time.Now()
 	n := runtime.Stack(buffer, true)
@@ -225,17 +232,17 @@ func (d *stackDump) get() []byte {
 	return d.shown
 }
 
-// stacks is Hadoop's StackServlet, of goroutines.
+// stacks is Hadoop's StackServlet. It shows goroutines.
 func (c *call) stacks() {
-	if !c.reads() || !c.instrumentation() {
+	if !c.readMethod() || !c.mayInstrument() {
 		return
 	}
 	c.answer(http.StatusOK, "text/plain;charset=utf-8", c.dump.get())
 }
 
-// threadDump brings the runtime's dump into the form of Hadoop's
-// ReflectionUtils.printThreadInfo, which tools that collect stacks know.
-// Arguments of calls are left out: a word of them may be of a key.
+// threadDump converts the runtime's dump to the format of Hadoop's
+// ReflectionUtils.printThreadInfo, which tools for stacks can read. It removes the
+// arguments of calls: a word of an argument may be part of a key.
 func threadDump(dump []byte) []byte {
 	goroutines := bytes.Split(bytes.TrimSpace(dump), []byte("\n\n"))
 	var b bytes.Buffer
@@ -265,50 +272,60 @@ func threadDump(dump []byte) []byte {
 	return b.Bytes()
 }
 
-// logLevel is Hadoop's LogLevel.Servlet, as `hadoop daemonlog` uses it. There is
-// one log here, whatever class is named.
+// logLevel is Hadoop's LogLevel.Servlet, which `hadoop daemonlog` uses. This
+// server has one log, so the class in the request does not matter.
 func (c *call) logLevel() {
-	if !c.reads() || !c.administrator() {
+	if !c.readMethod() || !c.administratorOnly() {
 		return
 	}
 	var b strings.Builder
-	b.WriteString("<html>\n<link rel='stylesheet' type='text/css' href='/static/hadoop.css'>\n<title>Log Level</title>\n<body>\n<h1>Log Level</h1>\n\n")
+	b.WriteString("<html>\n<link rel='stylesheet' type='text/css' href='/static/hadoop.css'>\n" +
+		"<title>Log Level</title>\n<body>\n<h1>Log Level</h1>\n\n")
 	if class, ok := c.param("log"); ok && class != "" {
-		b.WriteString("<br /><hr /><h3>Results</h3>\n")
-		output := func(label, value string) {
-			b.WriteString("<!-- OUTPUT -->" + label + ": <b>" + escape(value) + "</b><br />\n")
-		}
-		output("Submitted Class Name", class)
-		output("Log Class", "log/slog.Logger")
-		if level, ok := c.param("level"); ok && level != "" {
-			output("Submitted Level", level)
-			if l, ok := levelNamed(level); ok {
-				was := c.Operations.Level.Level()
-				c.Operations.Level.Set(min(was, l, slog.LevelWarn)) // so that neither hides the next line
-				c.Log.Warn("the log's level is changed", "user", c.caller.Name, "remote", c.caller.RemoteAddr, "from", was, "to", l)
-				c.Operations.Level.Set(l)
-				b.WriteString("<!-- OUTPUT -->Setting Level to " + levelName(l) + " ...<br />\n")
-			} else {
-				output("Bad Level ", level)
-			}
-		}
-		output("Effective Level", levelName(c.Operations.Level.Level()))
-		b.WriteByte('\n')
+		c.logLevelResults(&b, class)
 	}
 	b.WriteString("<br /><hr /><h3>Get / Set</h3>\n" +
-		"<form>Class Name: <input type='text' size='50' name='log' /> <input type='submit' value='Get Log Level' /></form>\n" +
-		"<form>Class Name: <input type='text' size='50' name='log' /> Level: <input type='text' name='level' /> <input type='submit' value='Set Log Level' /></form>\n" +
+		"<form>Class Name: <input type='text' size='50' name='log' /> " +
+		"<input type='submit' value='Get Log Level' /></form>\n" +
+		"<form>Class Name: <input type='text' size='50' name='log' /> Level: <input type='text' name='level' /> " +
+		"<input type='submit' value='Set Log Level' /></form>\n" +
 		"<hr />\n<a href='http://hadoop.apache.org'>Hadoop</a>, " + time.Now().Format("2006") + ".\n</body></html>\n")
 	c.answer(http.StatusOK, "text/html;charset=utf-8", []byte(b.String()))
 }
 
-// levels are log4j's, by slog's four.
+// logLevelResults sets the level that the request names, if it names one, and
+// writes the part of the page that shows the result.
+func (c *call) logLevelResults(b *strings.Builder, class string) {
+	b.WriteString("<br /><hr /><h3>Results</h3>\n")
+	output := func(label, value string) {
+		b.WriteString("<!-- OUTPUT -->" + label + ": <b>" + escape(value) + "</b><br />\n")
+	}
+	output("Submitted Class Name", class)
+	output("Log Class", "log/slog.Logger")
+	if level, ok := c.param("level"); ok && level != "" {
+		output("Submitted Level", level)
+		if l, ok := levelNamed(level); ok {
+			was := c.Operations.Level.Level()
+			c.Operations.Level.Set(min(was, l, slog.LevelWarn)) // so that the log shows the next line in any case
+			c.Log.Warn("the log's level is changed",
+				"user", c.caller.Name, "remote", c.caller.RemoteAddr, "from", was, "to", l)
+			c.Operations.Level.Set(l)
+			b.WriteString("<!-- OUTPUT -->Setting Level to " + levelName(l) + " ...<br />\n")
+		} else {
+			output("Bad Level ", level)
+		}
+	}
+	output("Effective Level", levelName(c.Operations.Level.Level()))
+	b.WriteByte('\n')
+}
+
+// levels maps log4j's levels to slog's four.
 var levels = []struct {
 	name  string
 	level slog.Level
 }{
 	{"DEBUG", slog.LevelDebug}, {"INFO", slog.LevelInfo}, {"WARN", slog.LevelWarn}, {"ERROR", slog.LevelError},
-	{"ALL", slog.LevelDebug}, {"TRACE", slog.LevelDebug}, {"FATAL", slog.LevelError}, // not OFF: errors are always told
+	{"ALL", slog.LevelDebug}, {"TRACE", slog.LevelDebug}, {"FATAL", slog.LevelError}, // no OFF: errors always stay
 }
 
 func levelNamed(name string) (slog.Level, bool) {
@@ -329,9 +346,9 @@ func levelName(l slog.Level) string {
 	return l.String()
 }
 
-// prometheus serves /prom, which asks for credentials as Hadoop's does.
+// prometheus serves /prom. As in Hadoop, its readers are authenticated.
 func (c *call) prometheus() {
-	if !c.reads() {
+	if !c.readMethod() {
 		return
 	}
 	c.status = http.StatusOK

@@ -8,13 +8,13 @@ import (
 	"claviger/kmswire"
 )
 
-// What the Key Trustee KMS has beside Hadoop's operations: soft-deleted keys, and
-// the right to have a key migrated. Its
-// path and parameter are public, the answers are taken to be as Hadoop's for a
-// deletion.
+// This file has the operations of the Key Trustee KMS that Hadoop lacks: on
+// soft-deleted keys, and the migration of a key. Their path and parameter are
+// public. Their answers are not, so they are like Hadoop's answer to a deletion.
 
-// wrongTrusteeOp answers as eek_op's wrong values are.
-var wrongTrusteeOp = kmswire.Throw(kmswire.IllegalArgument, "IllegalArgumentException Wrong trusteeOp value, it must be undelete, undeleteVersion, purge, purgeVersion or migrate")
+// wrongTrusteeOp is the answer to an unknown trusteeOp, in the form of wrongOp.
+var wrongTrusteeOp = kmswire.Throw(kmswire.IllegalArgument, "IllegalArgumentException Wrong trusteeOp value, "+
+	"it must be undelete, undeleteVersion, purge, purgeVersion or migrate")
 
 func trusteeOp(ctx context.Context, c *call) error {
 	op, ok := c.param("trusteeOp")
@@ -24,12 +24,14 @@ func trusteeOp(ctx context.Context, c *call) error {
 	var version string
 	if op == kmswire.OpUndeleteVersion || op == kmswire.OpPurgeVersion {
 		if version, _ = c.param(kmswire.ParamVersion); version == "" {
-			return kmswire.Throw(kmswire.IllegalArgument, "Parameter 'version' cannot be null: it is the full name of a version of the deleted key")
+			return kmswire.Throw(kmswire.IllegalArgument,
+				"Parameter 'version' cannot be null: it is the full name of a version of the deleted key")
 		}
 	}
 	all, given := c.param(kmswire.ParamAll)
 	if given && (op != kmswire.OpPurge || all != "true") {
-		return kmswire.Throw(kmswire.IllegalArgument, "IllegalArgumentException Parameter 'all' must be true, and goes with trusteeOp=purge alone")
+		return kmswire.Throw(kmswire.IllegalArgument,
+			"IllegalArgumentException Parameter 'all' must be true, and goes with trusteeOp=purge alone")
 	}
 	var err error
 	switch op {
@@ -54,7 +56,7 @@ func trusteeOp(ctx context.Context, c *call) error {
 	return nil
 }
 
-// migrateKey is ours. What it does may be asked for again after any error.
+// migrateKey is our own operation. A client may repeat it after any error.
 func migrateKey(ctx context.Context, c *call) error {
 	c.opName = "migrate_key"
 	versions, err := c.Ring.Migrate(ctx, c.caller, c.name)
@@ -67,10 +69,10 @@ func migrateKey(ctx context.Context, c *call) error {
 	return nil
 }
 
-// describe is ours: what an operator wants to know of a key, and of the deleted ones
-// of its name, in one answer that holds no material.
+// describe is our own operation: one answer that describes a key, and the deleted
+// keys of its name, for an operator. It holds no material.
 func describe(ctx context.Context, c *call) error {
-	if err := c.expect(ctx, c.lists.described, 1); err != nil {
+	if err := c.reserveEstimate(ctx, c.lists.described, 1); err != nil {
 		return err
 	}
 	list, err := c.Ring.Describe(ctx, c.caller, c.name)
@@ -80,20 +82,24 @@ func describe(ctx context.Context, c *call) error {
 	keys := make([]kmswire.KeyDescription, len(list))
 	for i, d := range list {
 		keys[i] = kmswire.KeyDescription{
-			Name: d.Name, Provider: c.Ring.PrimaryURI(), Cipher: d.Cipher, Length: d.BitLength, Description: d.Description, Attributes: d.Attributes,
-			Created: millis(d.Created), Deleted: millis(d.Deleted), Versions: make([]kmswire.VersionDescription, len(d.List)), UsesSince: millis(d.UsesSince),
+			Name: d.Name, Provider: c.Ring.PrimaryURI(), Cipher: d.Cipher, Length: d.BitLength,
+			Description: d.Description, Attributes: d.Attributes, Created: millis(d.Created),
+			Deleted: millis(d.Deleted), Versions: make([]kmswire.VersionDescription, len(d.List)),
+			UsesSince: millis(d.UsesSince),
 		}
 		for j, v := range d.List {
-			keys[i].Versions[j] = kmswire.VersionDescription{Name: v.Name, Created: millis(v.Created), LastUse: millis(v.LastUse), Label: v.Label, ID: v.ID}
+			keys[i].Versions[j] = kmswire.VersionDescription{
+				Name: v.Name, Created: millis(v.Created), LastUse: millis(v.LastUse), Label: v.Label, ID: v.ID,
+			}
 		}
 	}
-	if err := c.known(ctx, c.lists.described, 1, describedMemory(keys)); err != nil {
+	if err := c.reserveActual(ctx, c.lists.described, 1, describedMemory(keys)); err != nil {
 		return err
 	}
 	return c.list(ctx, len(keys), func(b []byte, i int) []byte { return kmswire.AppendJSON(b, keys[i]) })
 }
 
-// millis is 0 for no time.
+// millis returns t in milliseconds since 1970; 0 if t is zero.
 func millis(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
@@ -101,23 +107,24 @@ func millis(t time.Time) int64 {
 	return t.UnixMilli()
 }
 
-// deletedKeys is ours: the Key Trustee KMS has no public way to list them.
+// deletedKeys is our own operation: no public interface of the Key Trustee KMS lists
+// the deleted keys.
 func deletedKeys(ctx context.Context, c *call) error {
-	if err := c.expect(ctx, c.lists.deleted, 1); err != nil {
+	if err := c.reserveEstimate(ctx, c.lists.deleted, 1); err != nil {
 		return err
 	}
 	list, err := c.Ring.Deleted(ctx, c.caller)
 	if err != nil {
 		return err
 	}
-	if err := c.known(ctx, c.lists.deleted, 1, deletedMemory(list)); err != nil {
+	if err := c.reserveActual(ctx, c.lists.deleted, 1, deletedMemory(list)); err != nil {
 		return err
 	}
 	return c.list(ctx, len(list), func(b []byte, i int) []byte {
 		k := &list[i]
 		out := kmswire.DeletedKey{
-			Name: k.Name, Cipher: k.Cipher, Length: k.BitLength, Description: k.Description, Attributes: k.Attributes,
-			Created: k.Created.UnixMilli(), Versions: k.List, Deleted: k.Since.UnixMilli(),
+			Name: k.Name, Cipher: k.Cipher, Length: k.BitLength, Description: k.Description,
+			Attributes: k.Attributes, Created: k.Created.UnixMilli(), Versions: k.List, Deleted: k.Since.UnixMilli(),
 		}
 		if !k.LastUse.IsZero() {
 			out.LastUse = k.LastUse.UnixMilli()

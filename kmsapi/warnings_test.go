@@ -41,11 +41,11 @@ func TestWarnings(t *testing.T) {
 // the log.
 func TestWarningsOfOneNetwork(t *testing.T) {
 	r := &authn.Refusal{Kind: authn.BadTicket, Explanation: "a ticket of another realm"}
-	what, from := warnedBy(r, "2001:db8:1:2::3")
-	if again, f := warnedBy(r, "2001:db8:1:2:ffff::9"); again != what || f != from {
+	what, from := warningKey(r, "2001:db8:1:2::3")
+	if again, f := warningKey(r, "2001:db8:1:2:ffff::9"); again != what || f != from {
 		t.Errorf("%q from %q, and %q from %q", what, from, again, f)
 	}
-	if other, f := warnedBy(r, "2001:db8:1:3::3"); other == what || f == from {
+	if other, f := warningKey(r, "2001:db8:1:3::3"); other == what || f == from {
 		t.Errorf("another network is the same: %q from %q", other, f)
 	}
 }

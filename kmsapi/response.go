@@ -1,0 +1,116 @@
+package kmsapi
+
+import (
+	"net/http"
+	"strconv"
+	"sync"
+)
+
+// buffers and longBuffers hold bodies while they are read, and answers while they
+// are built: buffers those of up to freeMemory bytes, longBuffers longer ones.
+// The user of a long buffer reserves its memory. Both may hold key material, so
+// recycle wipes them.
+var buffers, longBuffers = sync.Pool{New: newBuffer}, sync.Pool{New: newBuffer}
+
+func newBuffer() any {
+	const size = 4 << 10 // most answers are shorter
+	b := make([]byte, 0, size)
+	return &b
+}
+
+// keepBuffer is the largest buffer that goes back to the pool.
+const keepBuffer = 256 << 10
+
+// json writes an answer that build appends. The answer to a key management request
+// reserves no memory: it is short, and the change is made already, so it must not
+// fail.
+func (c *call) json(status int, build func([]byte) []byte) {
+	p, _ := buffers.Get().(*[]byte)
+	b := build((*p)[:0])
+	if status == http.StatusOK && c.route != nil && c.route.class != management {
+		if err := c.reserve(c.r.Context(), int64(cap(b))); err != nil {
+			recycle(b)
+			c.fail(err)
+			return
+		}
+	}
+	c.answer(status, "application/json", b)
+	recycle(b)
+}
+
+// recycle wipes a buffer and returns it to its pool.
+func recycle(b []byte) {
+	clear(b)
+	switch {
+	case b == nil || cap(b) > keepBuffer:
+	case cap(b) > freeMemory:
+		longBuffers.Put(&b)
+	default:
+		buffers.Put(&b)
+	}
+}
+
+// answer writes a whole response. A HEAD request gets the headers of an empty one.
+func (c *call) answer(status int, contentType string, body []byte) {
+	if c.r.Method == http.MethodHead {
+		body = nil
+	}
+	if status == http.StatusOK && c.route == nil && len(body) > freeMemory { // a servlet's page
+		if err := c.reserve(c.r.Context(), int64(len(body))); err != nil {
+			c.fail(err)
+			return
+		}
+	}
+	c.contentHeaders(contentType)
+	c.send(status, body)
+}
+
+// contentHeaders sets the headers of every answer except error pages.
+func (c *call) contentHeaders(contentType string) {
+	h := c.w.Header()
+	h.Set("Content-Type", contentType)
+	h.Set("Cache-Control", "no-cache")
+	h.Set("Expires", c.began.UTC().Format(http.TimeFormat))
+}
+
+// defaultHeaders are the headers that Hadoop sends with every answer, in Hadoop's
+// spelling.
+var defaultHeaders = [...][2]string{{"X-Content-Type-Options", "nosniff"}, {"X-XSS-Protection", "1; mode=block"}}
+
+// send writes a response with the headers of every answer.
+func (c *call) send(status int, body []byte) {
+	c.head(status, int64(len(body)))
+	if c.r.Method == http.MethodHead {
+		return
+	}
+	c.write(body)
+}
+
+// head writes the head of a response whose body has length bytes.
+func (c *call) head(status int, length int64) {
+	c.status = status
+	h := c.w.Header()
+	for _, d := range defaultHeaders {
+		if len(h[d[0]]) == 0 { // hadoop.http.header.* may have set another value
+			h[d[0]] = []string{d[1]}
+		}
+	}
+	h.Set("Pragma", "no-cache")
+	h.Set("Content-Length", strconv.FormatInt(length, 10))
+	c.w.WriteHeader(status)
+	if c.r.Method == http.MethodHead {
+		return
+	}
+	c.gauges.web.bytes.Add(length)
+	c.releaseSlots() // the work is done, and a slow reader must not hold slots
+	c.writeDeadline(length)
+}
+
+// write writes a body, or a part of one. It returns false if the client has gone.
+func (c *call) write(body []byte) bool {
+	if _, err := c.w.Write(body); err != nil && len(body) > 0 {
+		c.Log.Debug("the client went away before its answer", "id", c.caller.RequestID, "err", err)
+		return false
+	}
+	return true
+}
