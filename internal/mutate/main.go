@@ -273,7 +273,7 @@ func (o *options) runRoom(ctx context.Context, r *runner, name string, reasons m
 	for _, n := range chosen {
 		m, got := all[n-1], outcomes[n]
 		count[got]++
-		if got == survived && reasons[m.ID] == "" {
+		if got == survived && reasonFor(reasons, m.ID) == "" {
 			unexplained++
 			fmt.Fprintf(o.survivors, "%s:%d: no test notices this change\n%s\n", m.File, m.Line, m.ID)
 		}

@@ -62,14 +62,12 @@ func TestRules(t *testing.T) {
 		"room Box.Close negate: if n < 3 && b.f != nil { => if mutant(#) != (n < 3 && b.f != nil) {",
 		"room Box.Close and-or: if n < 3 && b.f != nil { => " +
 			"if (mutant(#) != ((mutant(#) != (n < 3)) && (mutant(#) != (b.f != nil)))) {",
-		"room Box.Close boundary: if n < 3 && b.f != nil { => if (n < 3 || mutant(#) && (n) == (3)) && b.f != nil {",
 		"room Box.Close drop-call: clear([]byte{1}) => if !mutant(#) { clear([]byte{1}) }",
 		"room Box.Close drop-check: if err := b.f.Sync(); err != nil { => " +
 			"if err := b.f.Sync(); !mutant(#) && (err != nil) {",
 		"room Box.Close drop-sync: if err := b.f.Sync(); err != nil { => " +
 			"if err := mutantCall(#, func() error { return b.f.Sync() }); err != nil {",
 		"room Box.Close negate: for n > 0 { => for mutant(#) != (n > 0) {",
-		"room Box.Close boundary: for n > 0 { => for (n > 0 || mutant(#) && (n) == (0)) {",
 		"room Box.Close drop-call: _ = b.f.Close() => if !mutant(#) { _ = b.f.Close() }",
 		"room Box.Close nil-error: return b.f.Close() => return mutantError(#, b.f.Close())",
 		"room Box.Close drop-sync: return b.f.Close() => return mutantCall(#, func() error { return b.f.Close() })",
@@ -124,8 +122,6 @@ func or(a, b bool) bool {
 	return false
 }
 
-func least(a, b int) bool { return a <= b }
-
 func named(a, b yes) yes { return a && b }
 `)
 	write(t, root, "room/room_test.go", `package room
@@ -146,7 +142,7 @@ func TestShow(t *testing.T) {
 		show(and(a, b, c), or(a, b))
 	}
 	fmt.Print(" ")
-	show(least(1, 2), least(1, 1), least(2, 1), bool(named(true, false)))
+	show(bool(named(true, false)))
 	fmt.Println()
 }
 `)
@@ -163,18 +159,17 @@ func TestShow(t *testing.T) {
 		first, _, _ := strings.Cut(string(out), "\n")
 		return first
 	}
-	plain := "ffffftftftftfttt ttff"
+	plain := "ffffftftftftfttt f"
 	if got := show("CLAVIGER_MUTANT=0"); got != plain {
 		t.Errorf("no mutant: %s, want %s", got, plain)
 	}
 	want := map[string]string{
-		"room and and-or: func and(a, b, c bool) bool { return a && b && c }":    "fftfftttfttttttt ttff",
-		"room and and-or: func and(a, b, c bool) bool { return a && b && c } #2": "ffffftttftttfttt ttff",
-		"room or negate: if a || b {":                                            "ftftfffffffffftf ttff",
-		"room or and-or: if a || b {":                                            "fffffffffffffttt ttff",
-		"room or truth: return true":                                             "fffffffffffffftf ttff",
-		"room or truth: return false":                                            "ftftftftftftfttt ttff",
-		"room least boundary: func least(a, b int) bool { return a <= b }":       "ffffftftftftfttt tfff",
+		"room and and-or: func and(a, b, c bool) bool { return a && b && c }":    "fftfftttfttttttt f",
+		"room and and-or: func and(a, b, c bool) bool { return a && b && c } #2": "ffffftttftttfttt f",
+		"room or negate: if a || b {":                                            "ftftfffffffffftf f",
+		"room or and-or: if a || b {":                                            "fffffffffffffttt f",
+		"room or truth: return true":                                             "fffffffffffffftf f",
+		"room or truth: return false":                                            "ftftftftftftfttt f",
 		"room named and-or: func named(a, b yes) yes { return a && b }":          "does not compile",
 	}
 	for i, m := range all {
@@ -234,6 +229,22 @@ func TestReasons(t *testing.T) {
 		got, err := readReasons(path)
 		if want < 0 && err == nil || want >= 0 && (err != nil || len(got) != want) {
 			t.Errorf("%q: %v, %v", text, got, err)
+		}
+	}
+}
+
+// TestReasonFor: a reason is for one line, or with "*" for all of that text.
+func TestReasonFor(t *testing.T) {
+	reasons := map[string]string{"a F drop-call: defer t.Stop()": "one", "* drop-call: defer t.Stop()": "all"}
+	for id, want := range map[string]string{
+		"a F drop-call: defer t.Stop()":    "one",
+		"a F drop-call: defer t.Stop() #2": "all",
+		"b G drop-call: defer t.Stop()":    "all",
+		"b G drop-call: defer u.Stop()":    "",
+		"b G negate: defer t.Stop()":       "",
+	} {
+		if got := reasonFor(reasons, id); got != want {
+			t.Errorf("%s: %q, want %q", id, got, want)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -113,6 +114,23 @@ func sample(all []Mutant, n int, seed string) (chosen []int) {
 	slices.Sort(chosen)
 	return chosen
 }
+
+// reasonFor returns the reason why a survivor needs no test, or "". A reason whose
+// name begins with "* " in place of room and function holds for all lines of that
+// text.
+func reasonFor(reasons map[string]string, id string) string {
+	if r := reasons[id]; r != "" {
+		return r
+	}
+	parts := strings.SplitN(id, " ", 3)
+	if len(parts) < 3 {
+		return ""
+	}
+	return reasons["* "+numbered.ReplaceAllString(parts[2], "")]
+}
+
+// numbered is the count at the end of a mutant's name.
+var numbered = regexp.MustCompile(` #\d+$`)
 
 // readReasons reads the file of survivors that need no test: the name of a
 // survivor in a line, its reason in the next, behind a tab.

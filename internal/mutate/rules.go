@@ -186,18 +186,14 @@ func (w *walker) condition(n *ast.IfStmt) {
 	w.wrap("negate", n.Cond, "§ != (", ")")
 }
 
-// operator exchanges < and <=, > and >=, && and ||.
+// operator exchanges && and ||. It leaves < and <= alone: most limits of ours are
+// sizes and times of which the last byte or nanosecond is no promise.
 func (w *walker) operator(n *ast.BinaryExpr) {
-	x, y := w.text(n.X), w.text(n.Y)
-	switch n.Op {
-	case token.LSS, token.GTR:
-		w.wrap("boundary", n, "(", " || § && ("+x+") == ("+y+"))")
-	case token.LEQ, token.GEQ:
-		w.wrap("boundary", n, "(", " && !(§ && ("+x+") == ("+y+")))")
-	case token.LAND, token.LOR:
-		// a || b is !(!a && !b); a != true is !a.
-		w.add("and-or", n.OpPos, w.edit(n, "(§ != (", "))"), w.edit(n.X, "(§ != (", "))"), w.edit(n.Y, "(§ != (", "))"))
+	if n.Op != token.LAND && n.Op != token.LOR {
+		return
 	}
+	// a || b is !(!a && !b), and a != true is !a.
+	w.add("and-or", n.OpPos, w.edit(n, "(§ != (", "))"), w.edit(n.X, "(§ != (", "))"), w.edit(n.Y, "(§ != (", "))"))
 }
 
 // always are calls whose loss says nothing of the tests. Without one of Lock and
