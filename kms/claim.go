@@ -21,7 +21,7 @@ func claimStore(ctx context.Context, store metastore.Store, self owner.Owner, ac
 	if !access.Changes() {
 		return nil
 	}
-	_, err := store.Claim(ctx, self, access.Alone())
+	_, err := store.Claim(ctx, self, access.Exclusive())
 	return InUse(err, self, "give each server a "+hadoopconf.MetastoreURI+" of its own, and an HSM token of its own "+
 		"with it (docs/hsm.md), or have all nodes share one in PostgreSQL (docs/nodes.md)")
 }

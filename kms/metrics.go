@@ -47,7 +47,7 @@ func (s *server) metrics(connections *web.Connections) *console.Metrics {
 			"not know.", func() float64 { return float64(len(p.Survey().Unknown)) })
 		m.Gauge("claviger_hsm_lost_keys", "Key versions of the metastore that are not on the token, as last "+
 			"compared; those that were given up are not counted.",
-			func() float64 { return float64(len(p.Holds().Lost)) })
+			func() float64 { return float64(len(p.LastHoldings().Lost)) })
 		m.Gauge("claviger_hsm_orphans", "Keys on the token that the metastore once numbered and that nothing refers "+
 			"to.", func() float64 { return float64(p.Survey().Orphans) })
 		searchMetrics(m, p)
@@ -78,7 +78,7 @@ func searchMetrics(m *console.Metrics, p *hsm.Provider) {
 	m.Gauge("claviger_hsm_searches_max", "How many there may be in a minute (claviger.hsm.max.searches).",
 		func() float64 { return float64(p.Searches().Most) })
 	m.Gauge("claviger_hsm_searches_of_one_user", "Those of them for the user with most.",
-		func() float64 { return float64(p.Searches().OfOne) })
+		func() float64 { return float64(p.Searches().BusiestCaller) })
 	m.Counter("claviger_hsm_searches_refused_total", "Searches that were not made, since there were too many.",
 		func() float64 { return float64(p.Searches().Refused) })
 }

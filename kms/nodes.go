@@ -77,7 +77,7 @@ func (s *server) heedOthers(ctx context.Context) {
 	for shared != nil {
 		err := shared.Watch(ctx, func(n metastore.Notice) {
 			if p, ok := s.svc.Primary.(*hsm.Provider); ok {
-				p.Heed(n) // before the ring, which may ask it again
+				p.HandleNotice(n) // before the ring, which may ask it again
 			}
 			s.ring.Heed(n)
 		})

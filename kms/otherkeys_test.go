@@ -63,7 +63,7 @@ func TestNoOtherKeys(t *testing.T) {
 		"no file beside which it could be, and none named": {site{hadoopconf.ProviderURI: "memory://"},
 			[]string{"unknown scheme"}},
 	} {
-		for _, access := range []hsm.Access{hsm.Serve, hsm.Make, hsm.Read, hsm.Note} {
+		for _, access := range []hsm.Access{hsm.Serve, hsm.Make, hsm.Read, hsm.Journal} {
 			t.Run(name, func(t *testing.T) { wantOpen(t, dir, c.site, access, c.want) })
 		}
 	}

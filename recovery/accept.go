@@ -107,9 +107,9 @@ func (l *Losses) acceptChanges(ctx context.Context, conf *hadoopconf.Conf, store
 // store takes the token up.
 func (l *Losses) acceptToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store, giveUp bool,
 	log *slog.Logger) (err error) {
-	access := hsm.Look
+	access := hsm.Inspect
 	if giveUp {
-		access = hsm.Mend
+		access = hsm.Repair
 	}
 	p, err := openToken(ctx, conf, store, access, log)
 	if err != nil {
@@ -129,7 +129,7 @@ func (l *Losses) acceptToken(ctx context.Context, conf *hadoopconf.Conf, store m
 		return nil
 	}
 	l.stale = true
-	from, written, err := p.TakeUp(ctx)
+	from, written, err := p.AcceptCopy(ctx)
 	if from != "" && err != nil {
 		return fmt.Errorf("this metastore may use the token again, but that was not written to the token, so "+
 			"another copy that runs makes keys until a server has started on this one, or this command succeeds: %w",

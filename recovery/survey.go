@@ -150,7 +150,7 @@ func (a *Adoption) chooseClear(ctx context.Context, p *hsm.Provider) error {
 			a.known = append(a.known, c.Key)
 			continue
 		}
-		c, err := p.Only(ctx, c, notAside)
+		c, err := p.Restrict(ctx, c, notAside)
 		if err != nil {
 			return err
 		}
@@ -217,7 +217,7 @@ func (a *Adoption) named(ctx context.Context, p *hsm.Provider, c hsm.Candidate) 
 	case !some:
 		return c, false, nil
 	}
-	c, err := p.Only(ctx, c, wanted)
+	c, err := p.Restrict(ctx, c, wanted)
 	return c, true, err
 }
 

@@ -74,14 +74,14 @@ func openToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store
 // the store takes the token up, because it replaces another store; that writes nothing to the token.
 func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store, takeUp bool,
 	log *slog.Logger) (t *Token, err error) {
-	p, err := openToken(ctx, conf, store, hsm.Look, log)
+	p, err := openToken(ctx, conf, store, hsm.Inspect, log)
 	if err != nil || p == nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
 	from := ""
 	if takeUp {
-		if from, _, err = p.TakeUp(ctx); err != nil {
+		if from, _, err = p.AcceptCopy(ctx); err != nil {
 			return nil, err
 		}
 	}

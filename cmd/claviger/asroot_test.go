@@ -71,7 +71,7 @@ func TestNotAsRoot(t *testing.T) {
 			if err := owner.RefuseRoot(builtin.Files(set)...); !errors.As(err, &root) || root.File != c.theirs {
 				t.Errorf("as root: %v", err)
 			}
-			for _, access := range []hsm.Access{hsm.Serve, hsm.Note} {
+			for _, access := range []hsm.Access{hsm.Serve, hsm.Journal} {
 				if svc, err := kms.Open(t.Context(), conf, "claviger migrate", access,
 					slog.New(slog.DiscardHandler)); !errors.As(err, &root) {
 					t.Errorf("access %v: %v, %v", access, svc, err)

@@ -197,7 +197,7 @@ destroy it with the HSM's own tool.
 
 Exit status 3: the token and the metastore do not fit together, or the token lacks keys of the metastore. list names
 these.`,
-		hsm.Look,
+		hsm.Inspect,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
 			objects, err := p.Objects(ctx)
 			if err != nil {
@@ -277,7 +277,7 @@ func (i *inspection) text(w io.Writer) {
 
 func newHSMInspect() *cobra.Command {
 	return hsmCommand("inspect --conf DIR", "Show the token, its mechanism, and whether its keys are protected",
-		"inspect shows which token is used and how, and says how many of its keys could leave it.", hsm.Look,
+		"inspect shows which token is used and how, and says how many of its keys could leave it.", hsm.Inspect,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
 			objects, err := p.Objects(ctx)
 			if err != nil {

@@ -95,7 +95,7 @@ that new keys can be made. Exit status 0: done, or nothing to do; 3: there is so
 
 // surveyKeys opens the metastore for reading: a survey must not make a metastore that is not there.
 func surveyKeys(cmd *cobra.Command, conf string, c recovery.Choice) (a *recovery.Adoption, err error) {
-	err = withHSMService(cmd, conf, hsm.Look, func(ctx context.Context, svc *kms.Service, p *hsm.Provider) (err error) {
+	err = withHSMService(cmd, conf, hsm.Inspect, func(ctx context.Context, svc *kms.Service, p *hsm.Provider) (err error) {
 		if a, err = recovery.Survey(ctx, p, c); err != nil {
 			return err
 		}
@@ -127,7 +127,7 @@ func adoptKeys(cmd *cobra.Command, conf string, a *recovery.Adoption, confirm st
 	if err := terminal.NewPrompt(cmd).ConfirmList(confirm, a.Digest, n, what); err != nil {
 		return err
 	}
-	access := hsm.Mend
+	access := hsm.Repair
 	if a.Choice.Rebind {
 		access = hsm.Rebind
 	}

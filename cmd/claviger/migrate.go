@@ -208,7 +208,7 @@ func newMigrateFree() *cobra.Command {
 were deleted here, or that were never taken over. A name is kept since the source may be named again, and then the
 rules of a new key of that name would shut the users of the source's key out. Free a name when the source and the
 backups of its keys are gone for good. A running server notices within seconds. The journal keeps which user freed
-which name, and when.`, hsm.Note, nil,
+which name, and when.`, hsm.Journal, nil,
 		func(m *migration) error {
 			freed, err := m.engine.FreeNames(m.ctx, kms.OSUser(), m.args...)
 			if err != nil {

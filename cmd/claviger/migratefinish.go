@@ -31,7 +31,7 @@ done, overwrites and removes these, after you have typed the path of each; of a 
 known, following no link. Nothing proves that a folder is a copy, and not the one from which a Key Trustee KMS runs,
 so that you type a sentence in place of its path, also with --yes. A folder from which a KMS runs, or was started as
 it is, is refused. A path that the configuration never named is given by --leftover. A run that was killed is
-finished by the next.`, hsm.Note,
+finished by the next.`, hsm.Journal,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			cmd.Flags().BoolVar(&f.edeksDone, "edeks-done", false,
 				"all EDEKs, those in snapshots and copies too, are re-encrypted or deleted")

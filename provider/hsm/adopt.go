@@ -16,36 +16,34 @@ import (
 	"claviger/pkcs11"
 )
 
-// Candidate is a key of which the token holds versions that the store does not know.
+// Candidate is a key of which the token holds versions that the store does not know. An operator can adopt it.
 type Candidate struct {
 	Key      string   `json:"key"`
-	Versions []Object `json:"versions"` // oldest first, as far as that can be known
-	// Known: the store has a key of that name, which the versions would be added to.
+	Versions []Object `json:"versions"` // oldest first, as far as the token shows the order
+	// Known: the store has a key of that name. Adopting adds the versions to that key.
 	Known bool `json:"known"`
-	// Unordered: two or more of the versions have no number; the token does not tell
-	// which of them is the newest.
+	// Unordered: two or more versions have no number, and the token does not show which of them is the newest.
 	Unordered bool `json:"unordered"`
-	// Why says why the versions cannot be adopted; "" where they can.
+	// Why says why the versions cannot be adopted; "" if they can.
 	Why string `json:"why,omitempty"`
-	// Keys are the names of the versions, by the keys that they may be of: versions whose
-	// CKA_IDs do not begin alike may be of several keys that had the name one after the
-	// other. Nil where all are of one key, and of the one that the store has, if it has one.
+	// Keys are the names of the versions, grouped by key. Versions whose CKA_IDs begin differently may belong to
+	// different keys that had the name one after the other. Nil if all versions belong to one key, and that key is
+	// the store's key, if the store has one.
 	Keys [][]string `json:"keys,omitempty"`
-	// Step is the creation or migration that made all of the versions and was broken off,
-	// where the metastore has it.
+	// Step is the interrupted creation or migration that made all of the versions, if the metastore has it.
 	Step *Step `json:"step,omitempty"`
 }
 
-// Step is what a key was to be like.
+// Step says how an interrupted step wanted a key to be.
 type Step struct {
 	Op          string            `json:"op"` // "create", "import"
 	Attributes  map[string]string `json:"attributes"`
 	Description *string           `json:"description,omitempty"`
-	Created     time.Time         `json:"created,omitzero"` // zero: an older program's step
+	Created     time.Time         `json:"created,omitzero"` // zero if an older program began the step
 }
 
-// stepOf finds the step that made a key's versions. One that made some of them tells nothing
-// of the others, which another user may have made under other rules.
+// stepOf finds the step that made all of a key's versions. A step that made only some of them says nothing about the
+// others: another user may have made those under other rules.
 func (p *Provider) stepOf(ctx context.Context, key string, versions []Object) (*Step, error) {
 	pending, err := p.store.Pending(ctx)
 	if err != nil {
@@ -60,17 +58,16 @@ func (p *Provider) stepOf(ctx context.Context, key string, versions []Object) (*
 				return nil, nil // no such step
 			}
 		}
-		var asked plan
+		var asked stepPlan
 		if err := json.Unmarshal(i.Payload, &asked); err != nil || asked.Attributes == nil && asked.Created.IsZero() {
-			return nil, nil //nolint:nilerr // an older program's, which says nothing of it
+			return nil, nil //nolint:nilerr // an older program began it; it says nothing about the key
 		}
 		return &Step{i.Op, asked.Attributes, asked.Description, asked.Created}, nil
 	}
 	return nil, nil // no such step
 }
 
-// Candidates lists the keys of which the token holds unknown versions, and those
-// that were set aside.
+// Candidates lists the keys of which the token holds versions that the store does not know, or that were set aside.
 func (p *Provider) Candidates(ctx context.Context) ([]Candidate, error) {
 	objects, err := p.Objects(ctx)
 	if err != nil {
@@ -94,10 +91,10 @@ func (p *Provider) Candidates(ctx context.Context) ([]Candidate, error) {
 	return list, nil
 }
 
-// candidate puts a key's versions in order and looks for what stands against them.
+// candidate sorts a key's versions and finds what prevents their adoption.
 func (p *Provider) candidate(ctx context.Context, key string, versions []Object) (Candidate, error) {
 	c := Candidate{Key: key, Versions: versions}
-	number := func(o Object) int { // -1: of the time before numbers, so older than all that have one
+	number := func(o Object) int { // -1 for a version without a number: it is older than all that have one
 		if n, ok := claviger.VersionNumber(o.Label); ok {
 			return n
 		}
@@ -107,26 +104,26 @@ func (p *Provider) candidate(ctx context.Context, key string, versions []Object)
 		return cmp.Or(cmp.Compare(number(a), number(b)),
 			cmp.Compare(a.ID, b.ID))
 	})
-	opaque := 0
+	unnumbered := 0
 	for i, o := range versions {
 		if number(o) < 0 {
-			opaque++
+			unnumbered++
 		} else if i > 0 && versions[i-1].Label == o.Label {
-			c.Why = fmt.Sprintf("the token holds two keys of the label %s; which of them is right cannot be known: "+
-				"give one another label with the HSM's own tool", o.Label)
+			c.Why = fmt.Sprintf("the token holds two keys of the label %s; claviger cannot know which of them is "+
+				"right: give one of them another label with the HSM's own tool", o.Label)
 		}
 		if o.Bits != versions[0].Bits {
 			c.Why = fmt.Sprintf("%s has %d bits and %s has %d; all versions of a key have one length",
 				versions[0].Label, versions[0].Bits, o.Label, o.Bits)
 		}
 	}
-	c.Unordered = opaque > 1
+	c.Unordered = unnumbered > 1
 	k, err := p.key(ctx, key)
 	if err != nil {
 		return c, err
 	}
 	if k == nil {
-		// A step tells that all that it has made is of one key.
+		// Everything that one step has made belongs to one key.
 		if c.Step, err = p.stepOf(ctx, key, versions); err != nil || c.Step != nil {
 			return c, err
 		}
@@ -134,9 +131,8 @@ func (p *Provider) candidate(ctx context.Context, key string, versions []Object)
 		shelved, err := p.store.Shelved(ctx, key)
 		for _, k := range shelved {
 			if c.Why == "" && len(keysOf(versions, k.List)) < max(1, len(c.Keys)) {
-				c.Why = fmt.Sprintf("versions of it are of the deleted key that has %s; bring that one back before, "+
-					"by claviger key undelete",
-					claviger.VersionName(key, k.List[0].ID))
+				c.Why = fmt.Sprintf("some of its versions belong to the deleted key that has %s; bring that key back "+
+					"first, by claviger key undelete", claviger.VersionName(key, k.List[0].ID))
 			}
 		}
 		return c, err
@@ -152,9 +148,9 @@ func (p *Provider) candidate(ctx context.Context, key string, versions []Object)
 	return c, nil
 }
 
-// keysOf returns the names of versions, in their order, by the keys that they may be of; nil
-// where all are of one. there are the versions of the key that they would be added to: what
-// belongs to it is not listed.
+// keysOf groups the names of versions by the key to which they may belong. It keeps their order, and returns nil if all
+// of them belong to one key. there are the versions of the key to which they would be added; keysOf leaves out the
+// versions that surely belong to that key.
 func keysOf(versions []Object, there []metastore.Version) (keys [][]string) {
 	var parts []string
 	for _, o := range versions {
@@ -174,18 +170,17 @@ func keysOf(versions []Object, there []metastore.Version) (keys [][]string) {
 	return keys
 }
 
-// Only returns a candidate with some of its versions, those that keep wants. There is one.
-func (p *Provider) Only(ctx context.Context, c Candidate, keep func(Object) bool) (Candidate, error) {
+// Restrict returns the candidate with only those of its versions that keep accepts. There must be at least one.
+func (p *Provider) Restrict(ctx context.Context, c Candidate, keep func(Object) bool) (Candidate, error) {
 	kept := slices.DeleteFunc(slices.Clone(c.Versions), func(o Object) bool { return !keep(o) })
 	return p.candidate(ctx, c.Key, kept)
 }
 
-// severalKeys says why versions that may be of several keys are not made one of, and what an
-// operator can do.
+// severalKeys says that versions may belong to several keys and are not made one key, and what an operator can do.
 func (c Candidate) severalKeys() string {
 	lists := make([]string, len(c.Keys))
 	for i, names := range c.Keys {
-		lists[i] = some(names)
+		lists[i] = summarize(names)
 	}
 	if c.Known {
 		return fmt.Sprintf("the token does not say that %s are versions of the key %s that the metastore has; they "+
@@ -199,7 +194,7 @@ func (c Candidate) severalKeys() string {
 		strings.Join(lists, "; "))
 }
 
-// MayAdopt says why a candidate is not adopted; nil where it can be. Kind Invalid.
+// MayAdopt says why a candidate cannot be adopted; nil if it can. Kind Invalid.
 func (c Candidate) MayAdopt(a Adoption) error {
 	why := c.Why
 	if why == "" && len(c.Keys) > 0 && !a.OneKey {
@@ -211,15 +206,15 @@ func (c Candidate) MayAdopt(a Adoption) error {
 	return claviger.Errorf("hsm.Adopt", claviger.Invalid, c.Key, "%s", why)
 }
 
-// Adoption is what the token cannot tell of a key, as an operator knows it.
+// Adoption is what an operator says about a key because the token does not show it.
 type Adoption struct {
-	// OneKey: all versions are of one key, though their CKA_IDs do not say so.
+	// OneKey: all versions belong to one key, although their CKA_IDs do not show that.
 	OneKey bool
-	// ACLName is the attribute key.acl.name; "" leaves the key to the rules of its own
-	// name, or to those that its Step names.
+	// ACLName is the attribute key.acl.name. If it is "", the rules of the key's own name apply, or those that its
+	// Step names.
 	ACLName     string
-	Description *string // nil: its Step's
-	By          string  // who adopts, for the journal
+	Description *string // nil: the description of its Step
+	By          string  // user who adopts, for the journal
 }
 
 // adopted is the journal's record of an adoption.
@@ -230,21 +225,20 @@ type adopted struct {
 	Aside    bool     `json:"aside,omitempty"`
 	OneKey   bool     `json:"oneKey,omitempty"`
 	ACLName  string   `json:"aclName,omitempty"`
-	// Made is the creation time that the key's new record got; nil where its versions were
-	// added to a key that was there.
+	// Made is the creation time of the new record of the key; nil if the versions were added to a key of the store.
 	Made  *time.Time `json:"made,omitempty"`
 	By    string     `json:"by,omitempty"`
 	At    time.Time  `json:"at"`
 	State string     `json:"state"` // "begun", "done"
 }
 
-// journalRun is the name of the journal's run of all adoptions.
+// journalRun names the run of the journal that has the records of all adoptions.
 const journalRun = "adoption"
 
-// note writes an adoption into the journal. made is as adopted.Made.
-func (p *Provider) note(ctx context.Context, c Candidate, a Adoption, made *time.Time, aside bool,
+// journalAdoption writes an adoption to the journal. created is the value of adopted.Made.
+func (p *Provider) journalAdoption(ctx context.Context, c Candidate, a Adoption, created *time.Time, aside bool,
 	state string) error {
-	rec := adopted{Key: c.Key, Aside: aside, OneKey: a.OneKey, ACLName: a.ACLName, Made: made, By: a.By,
+	rec := adopted{Key: c.Key, Aside: aside, OneKey: a.OneKey, ACLName: a.ACLName, Made: created, By: a.By,
 		At: time.Now().UTC().Truncate(time.Second), State: state}
 	for _, o := range c.Versions {
 		rec.Versions, rec.Objects = append(rec.Versions, o.Label), append(rec.Objects, o.ID)
@@ -257,23 +251,23 @@ func (p *Provider) note(ctx context.Context, c Candidate, a Adoption, made *time
 	return p.store.Put(ctx, journalRun, item, data)
 }
 
-// again looks at a candidate once more, under the key's lock: nodes may serve, and have
-// changed the key since an operator was shown it. Kind Invalid where it is another now.
-func (p *Provider) again(ctx context.Context, op string, c Candidate) (Candidate, error) {
+// recheck reads a candidate again, under the key's lock: nodes may serve, and may have changed the key since the
+// operator saw it. Kind Invalid if the candidate is another one now.
+func (p *Provider) recheck(ctx context.Context, op string, c Candidate) (Candidate, error) {
 	var found []pkcs11.KeyInfo
-	asked := map[string]bool{}
+	done := map[string]bool{}
 	for _, o := range c.Versions {
-		if asked[o.Label] {
+		if done[o.Label] {
 			continue
 		}
-		asked[o.Label] = true
+		done[o.Label] = true
 		keys, err := p.tok.FindLabel(ctx, o.Label)
 		if err != nil {
 			return c, err
 		}
 		found = append(found, keys...)
 	}
-	marked, err := p.mark(ctx, found)
+	marked, err := p.markFound(ctx, found)
 	if err != nil {
 		return c, err
 	}
@@ -304,10 +298,9 @@ func (p *Provider) again(ctx context.Context, op string, c Candidate) (Candidate
 	return now, nil
 }
 
-// Adopt makes records of a candidate's versions: a new key, or newer versions of the
-// key that is there. Broken off, it is finished by the same call: what is in the
-// store then is no candidate any more. Nodes may serve meanwhile. Kind Invalid where it
-// cannot be done.
+// Adopt writes records of a candidate's versions: a new key, or newer versions of a key of the store. If it was
+// interrupted, the same call finishes it: versions that are already in the store are no candidate any more. Nodes may
+// serve meanwhile. Kind Invalid if the candidate cannot be adopted.
 func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 	const op = "hsm.Adopt"
 	ctx, unlock, err := p.lock(ctx, op, c.Key)
@@ -315,24 +308,8 @@ func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 		return err
 	}
 	defer unlock()
-	if err := p.mayRecord(ctx); err != nil {
+	if c, err = p.checkAdoption(ctx, op, c, a); err != nil {
 		return err
-	}
-	if c, err = p.again(ctx, op, c); err != nil {
-		return err
-	}
-	if err := c.MayAdopt(a); err != nil {
-		return err
-	}
-	pending, err := p.store.Pending(ctx)
-	if err != nil {
-		return err
-	}
-	for _, i := range pending {
-		if i.Key == c.Key && i.Op == opDelete {
-			return claviger.Errorf(op, claviger.Invalid, c.Key, "a deletion of this key was broken off; the next "+
-				"start of a server finishes it")
-		}
 	}
 	list := make([]metastore.Version, len(c.Versions))
 	for i, o := range c.Versions {
@@ -344,11 +321,11 @@ func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 	if !c.Known {
 		made = &list[0].Created
 	}
-	if err := p.note(ctx, c, a, made, false, "begun"); err != nil {
+	if err := p.journalAdoption(ctx, c, a, made, false, "begun"); err != nil {
 		return err
 	}
-	// A step whose objects are adopted ends thereby, of a new key with its insertion; what
-	// else it made is unknown then.
+	// Adopting the objects of a step ends the step: for a new key, Insert does that. Other objects of the step are
+	// unknown from then on.
 	if c.Known {
 		if err := p.store.Drop(ctx, c.Key); err != nil {
 			return err
@@ -356,30 +333,58 @@ func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 		if err := p.add(ctx, c.Key, list); err != nil {
 			return err
 		}
-	} else {
-		m := claviger.Metadata{Name: c.Key, Cipher: claviger.DefaultCipher, BitLength: c.Versions[0].Bits,
-			Description: a.Description, Created: list[0].Created, Attributes: map[string]string{}}
-		if s := c.Step; s != nil {
-			maps.Copy(m.Attributes, s.Attributes)
-			m.Description = cmp.Or(a.Description, s.Description)
-			if !s.Created.IsZero() {
-				m.Created = s.Created
-			}
-		}
-		if a.ACLName != "" {
-			m.Attributes[claviger.ACLNameAttribute] = a.ACLName
-		}
-		m.Versions = metastore.CountVersions(list)
-		if err := p.store.Insert(ctx, metastore.Key{Metadata: m, List: list}); err != nil {
-			return err
-		}
+	} else if err := p.store.Insert(ctx, c.newKey(a, list)); err != nil {
+		return err
 	}
-	return p.note(ctx, c, a, made, false, "done")
+	return p.journalAdoption(ctx, c, a, made, false, "done")
 }
 
-// add adds versions to a key that is there: those that are older than its newest
-// before all others, from the newest of them to the oldest, so that which one is the
-// current does not change for them.
+// checkAdoption reads a candidate again and refuses to adopt it if anything prevents that. The key's lock is held.
+func (p *Provider) checkAdoption(ctx context.Context, op string, c Candidate, a Adoption) (Candidate, error) {
+	if err := p.mayRecord(ctx); err != nil {
+		return c, err
+	}
+	c, err := p.recheck(ctx, op, c)
+	if err != nil {
+		return c, err
+	}
+	if err := c.MayAdopt(a); err != nil {
+		return c, err
+	}
+	pending, err := p.store.Pending(ctx)
+	if err != nil {
+		return c, err
+	}
+	for _, i := range pending {
+		if i.Key == c.Key && i.Op == opDelete {
+			return c, claviger.Errorf(op, claviger.Invalid, c.Key, "a deletion of this key was broken off; the next "+
+				"start of a server finishes it")
+		}
+	}
+	return c, nil
+}
+
+// newKey is the record of a candidate that the store does not have. The step that made its versions, and the operator,
+// say what the token does not show.
+func (c Candidate) newKey(a Adoption, list []metastore.Version) metastore.Key {
+	m := claviger.Metadata{Name: c.Key, Cipher: claviger.DefaultCipher, BitLength: c.Versions[0].Bits,
+		Description: a.Description, Created: list[0].Created, Attributes: map[string]string{}}
+	if s := c.Step; s != nil {
+		maps.Copy(m.Attributes, s.Attributes)
+		m.Description = cmp.Or(a.Description, s.Description)
+		if !s.Created.IsZero() {
+			m.Created = s.Created
+		}
+	}
+	if a.ACLName != "" {
+		m.Attributes[claviger.ACLNameAttribute] = a.ACLName
+	}
+	m.Versions = metastore.CountVersions(list)
+	return metastore.Key{Metadata: m, List: list}
+}
+
+// add adds versions to a key of the store. Versions that are older than the key's newest one go before all others; add
+// inserts these from the newest to the oldest, so that the current version never changes because of them.
 func (p *Provider) add(ctx context.Context, key string, list []metastore.Version) error {
 	k, err := p.key(ctx, key)
 	if err != nil {
@@ -408,7 +413,7 @@ func (p *Provider) add(ctx context.Context, key string, list []metastore.Version
 	return nil
 }
 
-// recordOf makes the record of a version of what the token holds.
+// recordOf makes the record of a version that the token holds.
 func (p *Provider) recordOf(ctx context.Context, o Object) (metastore.Version, error) {
 	id, err := hex.DecodeString(o.ID)
 	if err != nil {
@@ -425,9 +430,8 @@ func (p *Provider) recordOf(ctx context.Context, o Object) (metastore.Version, e
 	return metastore.Version{ID: o.Label[len(o.Key())+1:], Object: o.ID, Created: created, Check: check}, err
 }
 
-// SetAside notes that a candidate's versions are to be left as they are: they are
-// answered for as versions that are not there, and new versions of the name get
-// higher numbers. They can be adopted later.
+// SetAside marks a candidate's versions as not to be used: requests for them get the answer for a version that does not
+// exist, and new versions of the name get higher numbers. They can be adopted later.
 func (p *Provider) SetAside(ctx context.Context, c Candidate, a Adoption) error {
 	const op = "hsm.SetAside"
 	ctx, unlock, err := p.lock(ctx, op, c.Key)
@@ -438,10 +442,10 @@ func (p *Provider) SetAside(ctx context.Context, c Candidate, a Adoption) error 
 	if err := p.mayRecord(ctx); err != nil {
 		return err
 	}
-	if c, err = p.again(ctx, op, c); err != nil {
+	if c, err = p.recheck(ctx, op, c); err != nil {
 		return err
 	}
-	if err := p.note(ctx, c, a, nil, true, "begun"); err != nil {
+	if err := p.journalAdoption(ctx, c, a, nil, true, "begun"); err != nil {
 		return err
 	}
 	for _, o := range c.Versions {
@@ -475,23 +479,23 @@ func (p *Provider) SetAside(ctx context.Context, c Candidate, a Adoption) error 
 	if err := p.store.SetSetting(ctx, settingAside, string(data)); err != nil {
 		return err
 	}
-	if err := p.note(ctx, c, a, nil, true, "done"); err != nil {
+	if err := p.journalAdoption(ctx, c, a, nil, true, "done"); err != nil {
 		return err
 	}
-	// Nodes remember that the token holds what is set aside now. Records tell by
-	// themselves.
+	// Nodes remember for a while that the token holds lost versions, which are set aside now. Adopt needs no notice:
+	// it changes records, and the store announces such changes.
 	if others, ok := p.store.(metastore.Notices); ok {
 		return others.Announce(ctx, metastore.Notice{Key: c.Key, Change: metastore.Invalidated})
 	}
 	return nil
 }
 
-// Rebind gives the token to this store alone: the store that it was bound to is
-// refused from then on. It is for a store that was lost and made anew.
+// Rebind gives the token to this store alone. From then on the store to which the token was bound is refused. Rebind is
+// for a store that was lost and created again.
 func (p *Provider) Rebind(ctx context.Context) error { return p.rebind(ctx) }
 
-// Bindings tells which stores the token is bound to, and whether this one is among
-// them. A token that keeps no such objects needs no binding: bound is true.
+// Bindings lists the stores to which the token is bound, and reports whether this store is one of them. If the token
+// keeps no such objects it needs no binding, and bound is true.
 func (p *Provider) Bindings(ctx context.Context) (list []Binding, bound bool, err error) {
 	id, _, err := p.store.Setting(ctx, SettingID)
 	if err != nil {

@@ -29,7 +29,7 @@ func keystream(t *testing.T, p *hsm.Provider, version string) []byte {
 // adoptAll adopts every candidate as a command does.
 func (b *backing) adoptAll(t *testing.T, a hsm.Adoption) {
 	t.Helper()
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p := b.mustOpen(t)
 	list, err := p.Candidates(t.Context())
 	if err != nil {
@@ -66,7 +66,7 @@ func TestAdoptAll(t *testing.T) {
 	mustClose(t, p)
 	b.generate(t, "old@00000000000000aa", "old@00000000000000bb")
 	b.db += ".new"
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p = b.mustOpen(t)
 	list, err := p.Candidates(t.Context())
 	if err != nil || len(list) != 3 || list[0].Unordered || !list[1].Unordered || list[2].Unordered {
@@ -161,7 +161,7 @@ func TestAdoptMadeAnew(t *testing.T) {
 	// An old copy of the store, which has the key: what it lacks of it is added. Where it has
 	// it as a deleted one, that one has to be brought back before.
 	b.putUnnoticed(t, copied)
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p = b.mustOpen(t)
 	if c := only(t, p); !c.Known || c.Keys != nil || len(c.Versions) != 1 {
 		t.Errorf("%+v", c)
@@ -175,7 +175,7 @@ func TestAdoptMadeAnew(t *testing.T) {
 	})
 	p = b.mustOpen(t)
 	if err := p.Adopt(t.Context(), only(t, p), hsm.Adoption{OneKey: true}); !claviger.Is(err, claviger.Invalid) ||
-		!strings.Contains(err.Error(), "of the deleted key that has k@2") {
+		!strings.Contains(err.Error(), "belong to the deleted key that has k@2") {
 		t.Errorf("adopted beside a deleted key that it is of: %v", err)
 	}
 	mustClose(t, p)
@@ -196,7 +196,7 @@ func TestAdoptMadeAnew(t *testing.T) {
 		}
 	}
 	wantNotMerged(c, "k@0, k@1; k@2, k@3")
-	newer, err := p.Only(t.Context(), c, func(o hsm.Object) bool { return o.Label >= "k@2" })
+	newer, err := p.Restrict(t.Context(), c, func(o hsm.Object) bool { return o.Label >= "k@2" })
 	if err != nil || newer.Keys != nil || len(newer.Versions) != 2 {
 		t.Fatalf("%+v, %v", newer, err)
 	}
@@ -324,7 +324,7 @@ func TestOldCopy(t *testing.T) {
 // TestSetAside: what is set aside counts as not there, and can be adopted later.
 func TestSetAside(t *testing.T) {
 	b := oldCopy(t)
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p := b.mustOpen(t)
 	list, err := p.Candidates(t.Context())
 	if err != nil || len(list) != 2 || list[1].Key != "later" || list[1].Known || !list[0].Known {
@@ -408,7 +408,7 @@ func TestLostWhileServing(t *testing.T) {
 func TestAdoptKilled(t *testing.T) {
 	for at := 1; at < 4; at++ {
 		b := oldCopy(t)
-		b.access = hsm.Mend
+		b.access = hsm.Repair
 		f := &appendFails{at: at}
 		b.around = func(s metastore.Store) metastore.Store { f.Store = s; return f }
 		p := b.mustOpen(t)

@@ -43,7 +43,7 @@ func (f *prependFails) Prepend(ctx context.Context, key string, v metastore.Vers
 func TestAdoptOlder(t *testing.T) {
 	for at := range 4 { // 0: it is not killed
 		b := newBacking(t)
-		b.access = hsm.Mend
+		b.access = hsm.Repair
 		p := b.mustOpen(t)
 		b.generate(t, "k@0", "k@1", "k@2")
 		list, err := p.Candidates(t.Context())
@@ -57,7 +57,7 @@ func TestAdoptOlder(t *testing.T) {
 		b.access = hsm.Serve
 		b.create(t, "k")
 		if at > 0 {
-			b.access = hsm.Mend
+			b.access = hsm.Repair
 			b.around = func(s metastore.Store) metastore.Store { return &prependFails{Store: s, at: at} }
 			p = b.mustOpen(t)
 			list, err := p.Candidates(t.Context())

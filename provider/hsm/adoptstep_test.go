@@ -51,7 +51,7 @@ func TestAdoptStep(t *testing.T) {
 			t.Fatal(err)
 		}
 		mustClose(t, p)
-		b.access = hsm.Mend
+		b.access = hsm.Repair
 		p = b.mustOpen(t) // the adoption is killed, too
 		list, err := p.Candidates(t.Context())
 		if err != nil || len(list) != 1 || list[0].Step == nil || list[0].Step.Op != op ||
@@ -94,7 +94,7 @@ func TestAdoptStepOfOldCopy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.around, b.access = nil, hsm.Mend
+	b.around, b.access = nil, hsm.Repair
 	p = b.mustOpen(t)
 	list, err := p.Candidates(t.Context())
 	if err == nil && len(list) == 1 {
@@ -108,7 +108,7 @@ func TestAdoptStepOfOldCopy(t *testing.T) {
 	b.create(t, "k")
 	b.closeStores(t)
 	b.putUnnoticed(t, copied)
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p = b.mustOpen(t)
 	list, err = p.Candidates(t.Context())
 	if err != nil || len(list) != 1 || len(list[0].Versions) != 2 || list[0].Step != nil {

@@ -14,114 +14,140 @@ import (
 	"claviger/metastore"
 )
 
-// Settings of the metastore.
+// Settings of the metastore: the token to which it is bound.
 const (
 	settingSerial = "hsm.token.serial"
 	settingLabel  = "hsm.token.label"
 )
 
 const (
-	// verifyAtStart is how many versions are verified before the provider serves;
-	// the others are before their first use, and in the background.
+	// verifyAtStart is how many versions are verified before the provider serves. The others are verified in the
+	// background, and before their first use.
 	verifyAtStart = 64
-	// verifyAtOnce is how many of them side by side.
-	verifyAtOnce = 8
-	// verifyPause lies between two of the background's, which must not be in
-	// anybody's way.
+	// verifyConcurrency is how many of them are verified at a time.
+	verifyConcurrency = 8
+	// verifyPause is the pause between two verifications in the background. They must not slow down requests.
 	verifyPause = 50 * time.Millisecond
 )
 
-// bind makes sure that store and token belong together: by the token's serial
-// number, and by check values where that differs, since a cloned or restored
-// token is another with the same keys. On its own token a version that is missing
-// or another is refused by itself (see CheckKeys), unless none fits. It returns the
-// versions that remain to be verified, and how the two stand to each other.
-func (p *Provider) bind(ctx context.Context) (later []string, st standing, err error) {
-	info := p.tok.Info()
-	serial, known, err := p.store.Setting(ctx, settingSerial)
+// bind makes sure that store and token belong together. It compares the token's serial number. If that differs it
+// compares check values, because a cloned or restored token is another token with the same keys. On the store's own
+// token, a version that is missing or differs is refused alone (see CheckKeys), unless no version fits. bind returns
+// the versions that remain to be verified, and the relation of store and token.
+func (p *Provider) bind(ctx context.Context) (later []string, r relation, err error) {
+	was, err := p.recordedToken(ctx)
 	if err != nil {
-		return nil, st, err
-	}
-	label, _, err := p.store.Setting(ctx, settingLabel)
-	if err != nil {
-		return nil, st, err
+		return nil, r, err
 	}
 	first, later, err := p.toVerify(ctx)
 	if err != nil {
-		return nil, st, err
+		return nil, r, err
 	}
 	all := len(first)
 	if first, err = p.notGivenUp(ctx, first); err != nil {
-		return nil, st, err
+		return nil, r, err
 	}
 	wrong, err := p.verifyAll(ctx, first)
 	if err != nil {
-		return nil, st, err
+		return nil, r, err
 	}
 	if len(wrong) > 0 {
-		err := wrong[0]
-		if known && serial != info.Serial {
-			return nil, st, claviger.Errorf("hsm.Open", claviger.Invalid, "",
-				"the metastore %s belongs to token %q (serial %s), and this is token %s: %w; name the right token "+
-					"in the keystore file, or the metastore of this token by claviger.metastore.uri",
-				p.store.URI(), label, serial, tokenName(info), err)
-		}
-		if len(wrong) == len(first) {
-			return nil, st, p.noneFits(ctx, err)
-		}
-		for _, err := range wrong {
-			p.log.Error("a key version of the metastore is not on this node's token as it should be; it is refused, "+
-				"others are served", "err", err)
+		if err := p.judgeWrong(ctx, was, wrong, len(first)); err != nil {
+			return nil, r, err
 		}
 	}
-	if st, err = p.stands(ctx, all, all-len(first)+len(wrong)); err != nil {
-		return nil, st, err
+	if r, err = p.relationOf(ctx, all, all-len(first)+len(wrong)); err != nil {
+		return nil, r, err
 	}
+	info := p.tok.Info()
 	switch {
-	case !p.access.Changes(), known && serial == info.Serial && label == info.Label:
-		return later, st, nil
-	case known && serial != info.Serial && all == 0:
-		shelved, err := p.store.Shelved(ctx)
-		if err != nil {
-			return nil, st, err
+	case !p.access.Changes(), was.known && was.serial == info.Serial && was.label == info.Label:
+		return later, r, nil
+	case was.known && was.serial != info.Serial && all == 0:
+		if err := p.moveWithoutKeys(ctx, was); err != nil {
+			return nil, r, err
 		}
-		for _, k := range shelved {
-			if err := p.verifyShelved(ctx, k); err != nil {
-				return nil, st, claviger.Errorf("hsm.Open", claviger.Invalid, "",
-					"the metastore %s belongs to token %q (serial %s), which holds keys that were deleted and can "+
-						"come back, and this is token %s: %w; name the right token in the keystore file, or another "+
-						"metastore by claviger.metastore.uri",
-					p.store.URI(), label, serial, tokenName(info), err)
-			}
-		}
-		if len(shelved) > 0 {
-			break // a clone
-		}
-		// No check value can tell whether this is a clone. Nothing is lost by taking it,
-		// unless keys were begun on the other.
-		pending, err := p.store.Pending(ctx)
-		if err != nil {
-			return nil, st, err
-		}
-		if len(pending) > 0 {
-			return nil, st, claviger.Errorf("hsm.Open", claviger.Invalid, "",
-				"the metastore %s belongs to token %q (serial %s), where the step %q of key %q was broken off, and "+
-					"this is token %s; name the right token in the keystore file, or another metastore by "+
-					"claviger.metastore.uri",
-				p.store.URI(), label, serial, pending[0].Op, pending[0].Key, tokenName(info))
-		}
-		p.log.Warn("the metastore, which holds no key, was bound to another token", "was", label, "wasSerial", serial,
-			"is", info.Label, "isSerial", info.Serial)
-	case known:
+	case was.known:
 		p.log.Warn("the metastore was bound to another token whose keys this one has: a clone or a restored backup",
-			"was", label, "wasSerial", serial, "is", info.Label, "isSerial", info.Serial)
+			"was", was.label, "wasSerial", was.serial, "is", info.Label, "isSerial", info.Serial)
 	}
-	st.moved = true
-	return later, st, nil
+	r.moved = true
+	return later, r, nil
 }
 
-// noneFits says that no version which was looked at is on the token as it should be; err
-// is of one of them.
+// recordedToken is the token to which a store says that it is bound.
+type recordedToken struct {
+	serial, label string
+	known         bool // false: the store was never bound
+}
+
+func (p *Provider) recordedToken(ctx context.Context) (t recordedToken, err error) {
+	if t.serial, t.known, err = p.store.Setting(ctx, settingSerial); err != nil {
+		return t, err
+	}
+	t.label, _, err = p.store.Setting(ctx, settingLabel)
+	return t, err
+}
+
+// judgeWrong decides what follows from versions that are missing on the token or differ there. wrong has their errors;
+// verified counts all versions that were compared. On the store's own token the other versions are served.
+func (p *Provider) judgeWrong(ctx context.Context, was recordedToken, wrong []error, verified int) error {
+	info := p.tok.Info()
+	if was.known && was.serial != info.Serial {
+		return claviger.Errorf("hsm.Open", claviger.Invalid, "",
+			"the metastore %s belongs to token %q (serial %s), and this is token %s: %w; name the right token "+
+				"in the keystore file, or the metastore of this token by claviger.metastore.uri",
+			p.store.URI(), was.label, was.serial, tokenName(info), wrong[0])
+	}
+	if len(wrong) == verified {
+		return p.noneFits(ctx, wrong[0])
+	}
+	for _, err := range wrong {
+		p.log.Error("a key version of the metastore is not on this node's token as it should be; it is refused, "+
+			"others are served", "err", err)
+	}
+	return nil
+}
+
+// moveWithoutKeys refuses to move a store without live keys to another token, unless that token holds every deleted key
+// of the store, or no key or step depends on the former token.
+func (p *Provider) moveWithoutKeys(ctx context.Context, was recordedToken) error {
+	info := p.tok.Info()
+	shelved, err := p.store.Shelved(ctx)
+	if err != nil {
+		return err
+	}
+	for _, k := range shelved {
+		if err := p.verifyShelved(ctx, k); err != nil {
+			return claviger.Errorf("hsm.Open", claviger.Invalid, "",
+				"the metastore %s belongs to token %q (serial %s), which holds keys that were deleted and can "+
+					"come back, and this is token %s: %w; name the right token in the keystore file, or another "+
+					"metastore by claviger.metastore.uri",
+				p.store.URI(), was.label, was.serial, tokenName(info), err)
+		}
+	}
+	if len(shelved) > 0 {
+		return nil // the token is a clone
+	}
+	// Without keys, no check value can show whether this token is a clone. Taking it loses nothing, unless a step
+	// began to make keys on the former token.
+	pending, err := p.store.Pending(ctx)
+	if err != nil {
+		return err
+	}
+	if len(pending) > 0 {
+		return claviger.Errorf("hsm.Open", claviger.Invalid, "",
+			"the metastore %s belongs to token %q (serial %s), where the step %q of key %q was broken off, and "+
+				"this is token %s; name the right token in the keystore file, or another metastore by "+
+				"claviger.metastore.uri",
+			p.store.URI(), was.label, was.serial, pending[0].Op, pending[0].Key, tokenName(info))
+	}
+	p.log.Warn("the metastore, which holds no key, was bound to another token", "was", was.label,
+		"wasSerial", was.serial, "is", info.Label, "isSerial", info.Serial)
+	return nil
+}
+
+// noneFits says that the token holds none of the compared versions as it should. err is the error of one of them.
 func (p *Provider) noneFits(ctx context.Context, err error) error {
 	h, herr := p.Holdings(ctx)
 	if herr != nil {
@@ -142,46 +168,46 @@ func (p *Provider) noneFits(ctx context.Context, err error) error {
 		p.store.URI(), tokenName(p.tok.Info()), lacks, err, cure)
 }
 
-// stands says how store and token stand to each other, of which so many versions
-// were looked at, and so many are wrong.
-func (p *Provider) stands(ctx context.Context, seen, wrong int) (st standing, err error) {
-	st.fits = seen > wrong
+// relationOf returns the relation of store and token. seen counts the versions that were compared, wrong those that
+// are missing or differ.
+func (p *Provider) relationOf(ctx context.Context, seen, wrong int) (r relation, err error) {
+	r.fits = seen > wrong
 	if seen > 0 {
-		return st, nil
+		return r, nil
 	}
 	shelved, err := p.store.Shelved(ctx)
 	if err != nil {
-		return st, err
+		return r, err
 	}
-	st.empty = len(shelved) == 0
+	r.empty = len(shelved) == 0
 	for _, k := range shelved {
 		for _, v := range k.List {
 			e, err := newEntry(&k.Metadata, v)
 			if err != nil {
-				return st, err
+				return r, err
 			}
 			err = p.verify(ctx, e)
-			p.refused.Delete(e.name) // no client can ask for it
+			p.refused.Delete(e.name) // no client can ask for a deleted version
 			if err == nil {
-				st.fits = true
-				return st, nil
+				r.fits = true
+				return r, nil
 			}
-			if !unfit(err) {
-				return st, err
+			if !isUnusable(err) {
+				return r, err
 			}
 		}
 	}
-	return st, nil
+	return r, nil
 }
 
-// noteToken has the store remember its token.
-func (p *Provider) noteToken(ctx context.Context) error {
+// recordToken stores the token's serial number and label in the store.
+func (p *Provider) recordToken(ctx context.Context) error {
 	info := p.tok.Info()
 	return errors.Join(p.store.SetSetting(ctx, settingSerial, info.Serial),
 		p.store.SetSetting(ctx, settingLabel, info.Label))
 }
 
-// toVerify returns all versions, the newest of each key first, in two parts.
+// toVerify returns all versions, the newest of each key first. first are those to verify before the provider serves.
 func (p *Provider) toVerify(ctx context.Context) (first, later []string, err error) {
 	var current, older []string
 	err = metastore.Each(ctx, p.store, func(k *metastore.Key) {
@@ -216,14 +242,14 @@ func (p *Provider) GivenUp(ctx context.Context, versions []string) ([]string, er
 		switch _, _, err := p.store.ByVersion(ctx, v); {
 		case err == nil:
 			given = append(given, v)
-		case !claviger.Is(err, claviger.VersionNotFound): // that is of a deleted key
+		case !claviger.Is(err, claviger.VersionNotFound): // VersionNotFound: it belongs to a deleted key
 			return nil, err
 		}
 	}
 	return given, nil
 }
 
-// notGivenUp is a list without the versions that were given up on this token.
+// notGivenUp returns the versions that were not given up on this token.
 func (p *Provider) notGivenUp(ctx context.Context, versions []string) ([]string, error) {
 	given, err := p.givenUp(ctx)
 	if err != nil || len(given) == 0 {
@@ -241,25 +267,25 @@ func (p *Provider) notGivenUp(ctx context.Context, versions []string) ([]string,
 	return kept, nil
 }
 
-// verifyAll returns what is wrong with single versions, in the order of their texts; an
-// error where the token or the store can't be asked.
+// verifyAll returns the errors of single versions, sorted by their texts. It fails if the token or the store does not
+// answer.
 func (p *Provider) verifyAll(ctx context.Context, versions []string) (wrong []error, err error) {
 	var mu sync.Mutex
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(verifyAtOnce)
+	g.SetLimit(verifyConcurrency)
 	for _, v := range versions {
 		g.Go(func() error {
 			e, err := p.entry(ctx, v)
 			if claviger.Is(err, claviger.VersionNotFound) {
-				return nil // deleted since
+				return nil // deleted meanwhile
 			}
 			if err != nil {
 				return err
 			}
 			err = p.verify(ctx, e)
-			if unfit(err) {
-				if claviger.Is(p.gone(ctx, "hsm.Open", e, err), claviger.VersionNotFound) {
-					return nil // deleted since
+			if isUnusable(err) {
+				if claviger.Is(p.missingOnToken(ctx, "hsm.Open", e, err), claviger.VersionNotFound) {
+					return nil // deleted meanwhile
 				}
 				mu.Lock()
 				defer mu.Unlock()
@@ -274,14 +300,13 @@ func (p *Provider) verifyAll(ctx context.Context, versions []string) (wrong []er
 	return wrong, err
 }
 
-// CheckKeys names the versions that were found to be missing on this node's token,
-// or to be others there. They are refused, and verified again at each use; other
-// versions are served.
+// CheckKeys names the versions that are missing on this node's token or differ there. Requests for them are refused,
+// and each request verifies them again. Other versions are served.
 func (p *Provider) CheckKeys(ctx context.Context) error {
 	if err := p.ready("hsm.CheckKeys", ""); err != nil {
 		return err
 	}
-	found := p.Holds().Lost
+	found := p.LastHoldings().Lost
 	for k := range p.refused.Range {
 		name, _ := k.(string)
 		found = append(found, name)
@@ -297,7 +322,7 @@ func (p *Provider) CheckKeys(ctx context.Context) error {
 	var names []string
 	for _, name := range slices.Compact(found) {
 		_, v, err := p.store.ByVersion(ctx, name)
-		if claviger.Is(err, claviger.VersionNotFound) { // deleted since
+		if claviger.Is(err, claviger.VersionNotFound) { // deleted meanwhile
 			p.refused.Delete(name)
 			continue
 		}
@@ -309,7 +334,7 @@ func (p *Provider) CheckKeys(ctx context.Context) error {
 	if len(names) == 0 {
 		return nil
 	}
-	// SoftHSM shows a process no object file that was put back under it.
+	// SoftHSM does not show a running process an object file that somebody put back.
 	cure := "synchronise the HSM with that of the other nodes, or restore it from a backup; " +
 		"where hsm inspect shows the keys and this stays for a minute, restart the server"
 	if hidden := p.tok.Hidden(); hidden != nil {
@@ -318,11 +343,10 @@ func (p *Provider) CheckKeys(ctx context.Context) error {
 	return claviger.Errorf("hsm.CheckKeys", claviger.Unavailable, "",
 		"token %s does not hold these key versions of metastore %s, or holds others of their names, so this node "+
 			"refuses them: %s; %s",
-		tokenName(p.tok.Info()), p.store.URI(), some(names), cure)
+		tokenName(p.tok.Info()), p.store.URI(), summarize(names), cure)
 }
 
-// verifyLater goes through the rest, slowly. What it finds wrong is told, and
-// refused when it is used.
+// verifyLater verifies the remaining versions, slowly. It logs what is wrong; a request for such a version is refused.
 func (p *Provider) verifyLater(ctx context.Context, versions []string) {
 	for _, v := range versions {
 		select {
@@ -333,13 +357,13 @@ func (p *Provider) verifyLater(ctx context.Context, versions []string) {
 		e, err := p.entry(ctx, v)
 		if err == nil {
 			err = p.verify(ctx, e)
-			if gone := p.gone(ctx, "hsm.verify", e, err); claviger.Is(gone, claviger.VersionNotFound) {
+			if gone := p.missingOnToken(ctx, "hsm.verify", e, err); claviger.Is(gone, claviger.VersionNotFound) {
 				err = gone
 			}
 		}
 		switch {
-		case err == nil, ctx.Err() != nil, claviger.Is(err, claviger.VersionNotFound): // the last: deleted since
-		case claviger.Is(err, claviger.Unavailable) && !unfit(err):
+		case err == nil, ctx.Err() != nil, claviger.Is(err, claviger.VersionNotFound): // the last: deleted meanwhile
+		case claviger.Is(err, claviger.Unavailable) && !isUnusable(err):
 			p.log.Warn("a key version could not be verified; it will be before its first use", "version", v, "err",
 				err)
 		default:
@@ -349,8 +373,8 @@ func (p *Provider) verifyLater(ctx context.Context, versions []string) {
 	}
 }
 
-// Latency times small round trips to the HSM: encryptions of one block where
-// there is a key, else questions for the token's state.
+// Latency measures short calls of the HSM: encryptions of one block if there is a key, else requests for the state of
+// the token.
 func (p *Provider) Latency(ctx context.Context) ([]time.Duration, error) {
 	const samples = 20
 	first, _, err := p.toVerify(ctx)
@@ -374,11 +398,10 @@ func (p *Provider) Latency(ctx context.Context) ([]time.Duration, error) {
 	return times, nil
 }
 
-// objectSize is what a key object takes on a token, about: 32 bytes of key, and
-// its attributes.
+// objectSize is about how many bytes a key object takes on a token: 32 bytes of key, and its attributes.
 const objectSize = 512
 
-// Room tells how many more keys the token holds, as far as it says.
+// Room returns how many more keys fit on the token. known is false if the token does not say.
 func (p *Provider) Room(context.Context) (keys int, known bool, err error) {
 	free := p.tok.Info().FreePrivateMemory
 	return int(min(free/objectSize, 1<<30)), free > 0, nil

@@ -16,37 +16,36 @@ import (
 	"claviger/pkcs11"
 )
 
-// A store and a token know each other by the store's id. The store keeps it as a
-// setting. The token keeps it in a data object, one for each store that uses the
-// token, which is one but for sites that shared a token before there were such
-// objects.
+// A store and a token recognise each other by the store's id. The store keeps the id as a setting. The token keeps it
+// in a data object, one for each store that uses the token. That is one store, except where sites shared a token
+// before there were such objects.
 const (
 	// SettingID is the store's id: 32 hex digits.
 	SettingID = "store.id"
-	// settingBound is when the store was first bound to a token by its id.
+	// settingBound is the time when the store was first bound to a token by its id.
 	settingBound = "hsm.bound"
-	// settingKeepsNone is the serial number of a token that refused our data object.
+	// settingKeepsNone is the serial number of a token that refused claviger's data object.
 	settingKeepsNone = "hsm.keeps.none"
-	// application is CKA_APPLICATION of our data objects.
+	// application is CKA_APPLICATION of claviger's data objects.
 	application = "claviger"
-	// bindingLabel and the store's id are CKA_LABEL.
+	// bindingLabel, followed by the store's id, is CKA_LABEL.
 	bindingLabel = "metastore "
 )
 
-// Binding is what a token keeps of a store that uses it.
+// Binding is the data object that a token keeps for a store that uses it.
 type Binding struct {
-	Store string    `json:"store"` // its id
-	URI   string    `json:"uri"`   // where it was when it was bound, without secrets
+	Store string    `json:"store"` // id of the store
+	URI   string    `json:"uri"`   // place of the store when it was bound, without secrets
 	Since time.Time `json:"since"`
-	// Incarnation is the last of the store that was written to the token; "" in an object of
-	// an older program. Served is when.
+	// Incarnation is the store's incarnation that was last written to the token, and Served the time of that. Objects
+	// of older programs have neither.
 	Incarnation string     `json:"incarnation,omitempty"`
 	Served      *time.Time `json:"served,omitempty"`
 
 	label string // CKA_LABEL
 }
 
-// served is when the store was last begun to be used with the token.
+// served is when the store was last written to the token, at the start of a server or before a change of keys.
 func (b Binding) served() time.Time {
 	if b.Served == nil {
 		return b.Since
@@ -58,8 +57,8 @@ func (b Binding) String() string {
 	return fmt.Sprintf("%s (id %s, bound since %s)", b.URI, b.Store, b.Since.UTC().Format(time.DateOnly))
 }
 
-// bindings are the stores that the token is bound to. An object that says nothing
-// that we understand counts as another store's.
+// bindings lists the stores to which the token is bound. An object that claviger does not understand counts as the
+// object of another store.
 func bindings(ctx context.Context, tok token) ([]Binding, error) {
 	data, err := tok.ListData(ctx, application)
 	if err != nil {
@@ -81,15 +80,15 @@ func bindings(ctx context.Context, tok token) ([]Binding, error) {
 	return list, nil
 }
 
-// standing is how a store and a token stand to each other by what they hold.
-type standing struct {
-	fits  bool // a key of the store is on the token, by check value
+// relation is how a store and a token relate, by the keys that they hold.
+type relation struct {
+	fits  bool // the token has a key of the store, with the right check value
 	empty bool // the store has no key, not even a deleted one
-	moved bool // the store was at another token, or at none
+	moved bool // the store was bound to another token, or to none
 }
 
-// bindIDs compares the ids, and binds the two where that is their first use.
-func (p *Provider) bindIDs(ctx context.Context, st standing) error {
+// bindIDs compares the ids of store and token. It binds the two at their first use.
+func (p *Provider) bindIDs(ctx context.Context, r relation) error {
 	ctx, unlock, err := p.bindingLock(ctx)
 	if err != nil {
 		return err
@@ -99,79 +98,100 @@ func (p *Provider) bindIDs(ctx context.Context, st standing) error {
 	if err != nil {
 		return err
 	}
-	_, before, err := p.store.Setting(ctx, settingBound)
+	_, boundBefore, err := p.store.Setting(ctx, settingBound)
 	if err != nil {
 		return err
 	}
-	bond, err := p.bond(ctx, id)
+	b, err := p.checkBinding(ctx, id, r, boundBefore)
+	if err != nil {
+		return err
+	}
+	if !p.access.makesKeys() || p.access == Make && len(b.mine) > 0 {
+		return nil // a command writes to the token before its first change, see claimToken
+	}
+	if p.keepsNone.Load() {
+		p.warnKeepsNone()
+		return nil
+	}
+	return p.writeBinding(ctx, id, r, b, boundBefore)
+}
+
+// checkBinding reads the token's data objects and refuses a store that must not use the token. It stores whether the
+// token keeps no data objects, and whether it is bound to this store alone. The binding lock is held.
+func (p *Provider) checkBinding(ctx context.Context, id string, r relation, boundBefore bool) (bindingState, error) {
+	b, err := p.readBindings(ctx, id)
 	keepsNone := claviger.Is(err, claviger.Unsupported)
-	if IsStale(err) && st.empty { // that says more
+	if IsStale(err) && r.empty { // the error about an empty store is more precise
 		err = cmp.Or(p.refuseEmpty(ctx), err)
 	}
 	if err != nil && !keepsNone {
-		return err
+		return b, err
 	}
-	mine, others := bond.mine, bond.others
-	if len(mine) == 0 && !keepsNone { // it may list what it does not keep
-		serial, _, err := p.store.Setting(ctx, settingKeepsNone)
-		if err != nil {
-			return err
-		}
-		if serial == p.tok.Info().Serial && len(others) == 0 {
-			h, err := p.Holdings(ctx)
-			if err != nil {
-				return err
-			}
-			keepsNone = len(h.All()) > 0 // else it is tried once more
+	if len(b.mine) == 0 && !keepsNone { // a token may list data objects and yet keep none
+		if keepsNone, err = p.refusedObjectBefore(ctx, b); err != nil {
+			return b, err
 		}
 	}
 	p.keepsNone.Store(keepsNone)
-	if len(mine) == 0 && !keepsNone {
-		if err := p.mayBind(ctx, st, bond); err != nil {
-			return err
+	if len(b.mine) == 0 && !keepsNone {
+		if err := p.mayBind(ctx, r, b); err != nil {
+			return b, err
 		}
 	}
 	switch {
-	case len(mine) > 0, len(others) == 0:
-	case st.fits && !before:
+	case len(b.mine) > 0, len(b.others) == 0:
+	case r.fits && !boundBefore:
 		p.log.Warn("the token is shared with another metastore, since before metastores and tokens were bound; "+
 			"neither of them prunes it; move one of them to a token of its own", "token", tokenName(p.tok.Info()),
-			"other", others[0].String())
+			"other", b.others[0].String())
 	default:
-		return boundElsewhere(p.tok.Info(), others[0], p.store.URI(), p.confDir)
+		return b, boundElsewhere(p.tok.Info(), b.others[0], p.store.URI(), p.confDir)
 	}
-	p.alone.Store(len(mine) > 0 && len(others) == 0)
-	if st.empty {
-		if err := p.refuseEmpty(ctx); err != nil {
-			return err
-		}
+	p.alone.Store(len(b.mine) > 0 && len(b.others) == 0)
+	if r.empty {
+		return b, p.refuseEmpty(ctx)
 	}
-	if !p.access.makes() || p.access == Make && len(mine) > 0 {
-		return nil // a command takes the token before its first change, see take
+	return b, nil
+}
+
+// refusedObjectBefore reports whether this token has refused the store's data object before. If no key of the store is
+// missing it returns false, and the object is tried again.
+func (p *Provider) refusedObjectBefore(ctx context.Context, b bindingState) (bool, error) {
+	serial, _, err := p.store.Setting(ctx, settingKeepsNone)
+	if err != nil || serial != p.tok.Info().Serial || len(b.others) > 0 {
+		return false, err
 	}
-	if keepsNone {
-		p.log.Warn("the token keeps no data objects, so that it cannot be bound to its metastore: two new "+
-			"metastores on it are not told apart before one of them has a key, and no key is taken for an orphan",
-			"token", tokenName(p.tok.Info()))
-		return nil
-	}
-	if len(mine) == 0 && before && st.fits {
+	h, err := p.Holdings(ctx)
+	return len(h.All()) > 0, err
+}
+
+// warnKeepsNone logs that the token keeps no data objects.
+func (p *Provider) warnKeepsNone(attrs ...any) {
+	p.log.Warn("the token keeps no data objects, so that it cannot be bound to its metastore: two new "+
+		"metastores on it are not told apart before one of them has a key, and no key is taken for an orphan",
+		append([]any{"token", tokenName(p.tok.Info())}, attrs...)...)
+}
+
+// writeBinding writes the id and a new incarnation to store and token, unless the token is older than the store and
+// lacks keys. The binding lock is held.
+func (p *Provider) writeBinding(ctx context.Context, id string, r relation, b bindingState, boundBefore bool) error {
+	if len(b.mine) == 0 && boundBefore && r.fits {
 		p.log.Warn("the token did not know this metastore, whose keys it holds: a clone or a restored backup", "token",
 			tokenName(p.tok.Info()), "metastore", p.store.URI())
 	}
-	if bond.older {
+	if b.tokenOlder {
 		h, err := p.Holdings(ctx)
 		if err != nil {
 			return err
 		}
 		if len(h.All()) > 0 {
 			p.log.Error("the token is older than the metastore; no key is made or rolled", "err", p.olderToken(&h))
-			return nil // it stays older, so that every start sees that
+			return nil // without a new incarnation, the next start sees again that the token is older
 		}
 	}
-	err = p.bindTo(ctx, id, mine, len(others) == 0)
-	if err != nil && len(mine) > 0 && !claviger.IsAway(err) && ctx.Err() == nil {
-		// A token or a disk without room serves the keys that are there.
+	err := p.bindTo(ctx, id, b.mine, len(b.others) == 0)
+	if err != nil && len(b.mine) > 0 && !claviger.IsAway(err) && ctx.Err() == nil {
+		// If a token or a disk is full, the keys on the token can still be served.
 		p.log.Error("the metastore and the token did not take a new incarnation, so that a copy of the metastore "+
 			"would not notice this process; no key is made or rolled before they do", "token", tokenName(p.tok.Info()),
 			"metastore", p.store.URI(), "err", err)
@@ -180,11 +200,10 @@ func (p *Provider) bindIDs(ctx context.Context, st standing) error {
 	return err
 }
 
-// objectLost refuses a store of which the token has had an object (by its history, list) and
-// has none now, while keys of ours are there that the store does not know: those are of
-// another copy of it, or of the state that this one is older than. Where no object is left
-// nothing else tells them apart.
-func (p *Provider) objectLost(ctx context.Context, b bond, list []incarnation) error {
+// refuseLostObject refuses a store whose data object the token has lost, while the token holds keys of claviger that
+// the store does not know. list is the store's history; it says whether the token had the object. Another copy of the
+// store made these keys, or a newer state of it. Without an object nothing else shows that.
+func (p *Provider) refuseLostObject(ctx context.Context, b bindingState, list []incarnation) error {
 	info := p.tok.Info()
 	if len(b.mine) > 0 || len(b.others) > 0 ||
 		!slices.ContainsFunc(list, func(e incarnation) bool { return e.Put && e.Serial == info.Serial }) {
@@ -217,16 +236,16 @@ func (p *Provider) objectLost(ctx context.Context, b bond, list []incarnation) e
 		"them; two copies would destroy each other's keys, so nothing is made or destroyed with this one; if it is "+
 		"an old copy, name the right one by claviger.metastore.uri; if it is the one to go on, see that no other is "+
 		"used, and give the token to it: %s; then %s makes records of what it does not know",
-		tokenName(info), p.store.URI(), some(labels), p.accept(), p.adopt(""))
-	if p.usedHere(list) {
-		return hereError{err}
+		tokenName(info), p.store.URI(), summarize(labels), p.accept(), p.adopt(""))
+	if p.usedAtThisPlace(list) {
+		return samePlaceError{err}
 	}
 	return err
 }
 
-// forgetPut has a history know no more that this token had an incarnation, and returns the
-// newest that it had: an operator binds them anew, at this place.
-func (p *Provider) forgetPut(list []incarnation) (newest string) {
+// forgetWritten removes from a history that this token had an incarnation, and returns the newest that it had: an
+// operator binds store and token again, at this place.
+func (p *Provider) forgetWritten(list []incarnation) (newest string) {
 	for i := range list {
 		if list[i].Serial == p.tok.Info().Serial && list[i].Put {
 			newest, list[i].Put = list[i].ID, false
@@ -238,24 +257,23 @@ func (p *Provider) forgetPut(list []incarnation) (newest string) {
 	return newest
 }
 
-// mayBind refuses to bind a store with keys to a token that has no object of it, unless
-// the token holds every one of them: a part may be what was made since the others were
-// lost.
-func (p *Provider) mayBind(ctx context.Context, st standing, b bond) error {
-	if len(b.others) > 0 && !st.fits {
-		return nil // refused for that, see bindIDs
+// mayBind refuses to bind a store with keys to a token without an object of the store, unless the token holds all of
+// the store's keys. A token with only some of them may have lost the others, and got these since.
+func (p *Provider) mayBind(ctx context.Context, r relation, b bindingState) error {
+	if len(b.others) > 0 && !r.fits {
+		return nil // checkBinding refuses this case
 	}
 	h, err := p.Holdings(ctx)
 	if err != nil || len(h.All()) == 0 {
 		return err
 	}
-	if b.here && len(b.others) == 0 {
-		return hereError{p.misfit("%s", p.notBound(&h))}
+	if b.samePlace && len(b.others) == 0 {
+		return samePlaceError{p.misfit("%s", p.notBound(&h))}
 	}
 	return claviger.Errorf("hsm.Open", claviger.Invalid, "", "%s", p.notBound(&h))
 }
 
-// boundElsewhere refuses a store at a token that belongs to another.
+// boundElsewhere is the refusal of a store at a token that belongs to another store.
 func boundElsewhere(info pkcs11.TokenInfo, other Binding, uri, confDir string) error {
 	if uri == other.URI {
 		uri += ", at the same place but another: it was lost, or put there in place of the first"
@@ -267,8 +285,7 @@ func boundElsewhere(info pkcs11.TokenInfo, other Binding, uri, confDir string) e
 		tokenName(info), other, uri, cureLostStore(confDir, true))
 }
 
-// bindingLock keeps nodes that start at once from binding twice. held ends where the lock
-// is lost.
+// bindingLock prevents that nodes which start at the same time bind twice. held ends if the lock is lost.
 func (p *Provider) bindingLock(ctx context.Context) (held context.Context, unlock func(), err error) {
 	if !p.access.Changes() {
 		return ctx, func() {}, nil
@@ -277,25 +294,19 @@ func (p *Provider) bindingLock(ctx context.Context) (held context.Context, unloc
 	return held, unlock, err
 }
 
-// bindTo writes the store's id and a new incarnation to both sides: first to the store, so
-// that a token is never bound to a store that does not know of it. mine are the objects of
-// this store that the token has. The binding lock is held.
+// bindTo writes the store's id and a new incarnation to both sides. The store comes first, so that a token is never
+// bound to a store that does not know the token. mine are the objects of this store that the token has. The binding
+// lock is held.
 func (p *Provider) bindTo(ctx context.Context, id string, mine []Binding, alone bool) error {
-	if id == "" {
-		raw := make([]byte, 16)
-		if _, err := rand.Read(raw); err != nil {
-			return err
-		}
-		id = hex.EncodeToString(raw)
-		if err := p.store.SetSetting(ctx, SettingID, id); err != nil {
-			return err
-		}
+	id, err := p.ensureID(ctx, id)
+	if err != nil {
+		return err
 	}
 	incarnation, err := p.beginIncarnation(ctx, mine)
 	if err != nil {
 		return err
 	}
-	p.awaitCopies(ctx)
+	p.awaitStandbys(ctx)
 	now := time.Now().UTC().Truncate(time.Second)
 	b := Binding{Store: id, URI: p.store.URI(), Since: now, Incarnation: incarnation, Served: &now}
 	if len(mine) > 0 {
@@ -306,21 +317,8 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine []Binding, alone 
 		return err
 	}
 	err = p.tok.PutData(ctx, pkcs11.Data{Application: application, Label: bindingLabel + id, Value: value})
-	if claviger.Is(err, claviger.Unsupported) && len(mine) > 0 {
-		p.putIncarnation.Store(true) // it is not tried again
-		p.log.Warn("the token does not let its data object be replaced, so that a copy of the metastore would not "+
-			"notice this process", "token", tokenName(p.tok.Info()), "err", err)
-		return nil
-	}
 	if claviger.Is(err, claviger.Unsupported) {
-		p.keepsNone.Store(true)
-		if err := p.store.SetSetting(ctx, settingKeepsNone, p.tok.Info().Serial); err != nil {
-			return err
-		}
-		p.log.Warn("the token keeps no data objects, so that it cannot be bound to its metastore: two new "+
-			"metastores on it are not told apart before one of them has a key, and no key is taken for an orphan",
-			"token", tokenName(p.tok.Info()), "err", err)
-		return nil
+		return p.bindWithoutObject(ctx, len(mine) > 0, err)
 	}
 	if err != nil {
 		return err
@@ -331,9 +329,9 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine []Binding, alone 
 	if err := p.endIncarnation(ctx, incarnation); err != nil {
 		return err
 	}
-	if _, was, err := p.store.Setting(ctx, settingKeepsNone); err != nil {
+	if _, set, err := p.store.Setting(ctx, settingKeepsNone); err != nil {
 		return err
-	} else if was {
+	} else if set {
 		if err := p.store.SetSetting(ctx, settingKeepsNone, ""); err != nil {
 			return err
 		}
@@ -351,7 +349,37 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine []Binding, alone 
 	return p.store.SetSetting(ctx, settingBound, b.Since.Format(time.RFC3339))
 }
 
-// rebind gives the token to this store alone, and gives up what the token lacks.
+// ensureID returns id, the store's id. If that is "" it draws one and writes it to the store.
+func (p *Provider) ensureID(ctx context.Context, id string) (string, error) {
+	if id != "" {
+		return id, nil
+	}
+	raw := make([]byte, 16)
+	if _, err := rand.Read(raw); err != nil {
+		return "", err
+	}
+	id = hex.EncodeToString(raw)
+	return id, p.store.SetSetting(ctx, SettingID, id)
+}
+
+// bindWithoutObject accepts that the token has refused the data object. refusal is its error. If the token has an
+// object of the store already, that object stays as it is.
+func (p *Provider) bindWithoutObject(ctx context.Context, hasObject bool, refusal error) error {
+	if hasObject {
+		p.putIncarnation.Store(true) // so that it is not tried again
+		p.log.Warn("the token does not let its data object be replaced, so that a copy of the metastore would not "+
+			"notice this process", "token", tokenName(p.tok.Info()), "err", refusal)
+		return nil
+	}
+	p.keepsNone.Store(true)
+	if err := p.store.SetSetting(ctx, settingKeepsNone, p.tok.Info().Serial); err != nil {
+		return err
+	}
+	p.warnKeepsNone("err", refusal)
+	return nil
+}
+
+// rebind gives the token to this store alone, and gives up the keys that the token lacks.
 func (p *Provider) rebind(ctx context.Context) error {
 	ctx, unlock, err := p.bindingLock(ctx)
 	if err != nil {
@@ -361,7 +389,7 @@ func (p *Provider) rebind(ctx context.Context) error {
 	if err := p.giveUp(ctx); err != nil {
 		return err
 	}
-	if _, err := p.takeUp(ctx); err != nil {
+	if _, err := p.acceptCopy(ctx); err != nil {
 		return err
 	}
 	id, _, err := p.store.Setting(ctx, SettingID)
@@ -375,7 +403,7 @@ func (p *Provider) rebind(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	mine, others := apart(all, id)
+	mine, others := splitBindings(all, id)
 	if err := p.bindTo(ctx, id, mine, true); err != nil {
 		return err
 	}
@@ -387,9 +415,9 @@ func (p *Provider) rebind(ctx context.Context) error {
 	return nil
 }
 
-// apart parts the bindings to a store, of which a crash may leave several, from those to
-// others.
-func apart(all []Binding, id string) (mine, others []Binding) {
+// splitBindings separates the bindings to the store with this id from those to other stores. A crash may leave several
+// bindings to one store.
+func splitBindings(all []Binding, id string) (mine, others []Binding) {
 	for _, b := range all {
 		if b.Store == id {
 			mine = append(mine, b)
@@ -400,8 +428,8 @@ func apart(all []Binding, id string) (mine, others []Binding) {
 	return mine, others
 }
 
-// refuseEmpty refuses a store without a key beside a token with keys of ours, but
-// for those of steps that the store knows were begun.
+// refuseEmpty refuses a store without keys if the token holds keys of claviger. Keys that an interrupted step of the
+// store has made do not count.
 func (p *Provider) refuseEmpty(ctx context.Context) error {
 	objects, err := p.Objects(ctx)
 	if err != nil {

@@ -45,7 +45,7 @@ func (b *backing) setting(t *testing.T, name, value string) (was string) {
 // keep; a second store is refused there, and both are named.
 func TestBinding(t *testing.T) {
 	b := newBacking(t)
-	b.access = hsm.Look
+	b.access = hsm.Inspect
 	mustClose(t, b.mustOpen(t))
 	if list := bound(t, b); len(list) != 0 {
 		t.Errorf("a look bound the token: %+v", list)
@@ -79,7 +79,7 @@ func TestBinding(t *testing.T) {
 		}
 	}
 	// The second may have it, if an operator says so; then the first is refused.
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p := b.mustOpen(t)
 	if err := p.Rebind(t.Context()); err != nil {
 		t.Fatal(err)
@@ -134,7 +134,7 @@ func TestBindingOfOldStores(t *testing.T) {
 	// The second store comes into being while the token looks empty to it.
 	first := b.db
 	b.db += ".second"
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p := b.mustOpen(t)
 	create(t, p, "b")
 	create(t, p, "gone")
@@ -196,7 +196,7 @@ func TestLostObject(t *testing.T) {
 	mustClose(t, serving)
 	refused := func() {
 		t.Helper()
-		for _, access := range []hsm.Access{hsm.Read, hsm.Note, hsm.Destroy, hsm.Make} {
+		for _, access := range []hsm.Access{hsm.Read, hsm.Journal, hsm.Destroy, hsm.Make} {
 			other.access = access
 			p, err := other.open(ctx)
 			if err == nil {
@@ -224,12 +224,12 @@ func TestLostObject(t *testing.T) {
 
 	b.unbind(t)
 	refused()
-	other.access = hsm.Mend
+	other.access = hsm.Repair
 	p := other.mustOpen(t)
 	if err := p.Stale(ctx); !hsm.IsStale(err) {
 		t.Errorf("before: %v", err)
 	}
-	if from, written, err := p.TakeUp(ctx); err != nil || from == "" || written {
+	if from, written, err := p.AcceptCopy(ctx); err != nil || from == "" || written {
 		t.Errorf("%q, %v", from, err)
 	}
 	if err := p.Stale(ctx); err != nil {
@@ -292,9 +292,9 @@ func TestStartWithoutTheObject(t *testing.T) {
 	}
 	// The operator decides on one after the other, at the other place.
 	b = other
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p := b.mustOpen(t)
-	if _, _, err := p.TakeUp(ctx); err != nil {
+	if _, _, err := p.AcceptCopy(ctx); err != nil {
 		t.Fatal(err)
 	}
 	mustClose(t, p)
@@ -329,7 +329,7 @@ func TestRestartOnAFullDisk(t *testing.T) {
 	}
 	p = b.mustOpen(t)
 	free()
-	if err := p.Look(t.Context()); err != nil { // the server's own is 30 seconds later
+	if err := p.SurveyNow(t.Context()); err != nil { // the server's own is 30 seconds later
 		t.Error(err)
 	}
 	create(t, p, "new")

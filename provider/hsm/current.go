@@ -9,11 +9,10 @@ import (
 	"claviger/metastore"
 )
 
-// holdsCurrent asks the token to encrypt with the key's current version, and compares
-// the check value. A token without that version is not the token of the other nodes:
-// a version made on it would be acknowledged, and exist there alone. The answer of an
-// earlier verification does not count, for the token may have changed since. A version
-// that an operator has given up is as good as rolled: a key must not be shut away for it.
+// holdsCurrent asks the token to encrypt with the key's current version, and compares the check value. If the token
+// lacks that version, it is not the token of the other nodes: a new version would be acknowledged, and would exist on
+// this token only. An earlier verification does not count, because the token may have changed since. A current version
+// that an operator has given up does not prevent a roll; otherwise the key could never be used again.
 func (p *Provider) holdsCurrent(ctx context.Context, op string, k *metastore.Key) error {
 	if len(k.List) == 0 {
 		return nil
@@ -29,7 +28,7 @@ func (p *Provider) holdsCurrent(ctx context.Context, op string, k *metastore.Key
 	if err == nil {
 		return nil
 	}
-	if !unfit(err) {
+	if !isUnusable(err) {
 		return err
 	}
 	given, gerr := p.givenUp(ctx)

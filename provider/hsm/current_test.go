@@ -69,7 +69,7 @@ func TestRollWithoutTheCurrentVersion(t *testing.T) {
 			if again {
 				return
 			}
-			b.access = hsm.Mend
+			b.access = hsm.Repair
 			p = b.mustOpen(t)
 			if given, err := p.GivenUp(ctx, versions); err != nil || len(given) != 0 {
 				t.Errorf("given up before it was: %q, %v", given, err)

@@ -11,8 +11,8 @@ import (
 	"claviger/provider"
 )
 
-// PropertySoftDelete says whether Delete keeps a key until it is purged; Open
-// reads it, and an environment without it destroys.
+// PropertySoftDelete says whether Delete keeps a key until it is purged. Open reads it. Without it, Delete destroys the
+// key.
 const PropertySoftDelete = "claviger.delete.soft"
 
 func softDelete(env provider.Env) (bool, error) {
@@ -23,9 +23,9 @@ func softDelete(env provider.Env) (bool, error) {
 	return soft, nil
 }
 
-// shelve takes a key out of sight and leaves its objects on the token. A roll that was
-// broken off after its version was made is finished before, so that the version comes back
-// with the others. k is nil where there is no key. The key's lock is held.
+// shelve hides a key from clients and leaves its objects on the token. If an interrupted roll has made a version,
+// shelve finishes the roll first, so that the version comes back with the others. k is nil if there is no key. The
+// key's lock is held.
 func (p *Provider) shelve(ctx context.Context, op, key string, k *metastore.Key) error {
 	pending, err := p.store.Pending(ctx)
 	if err != nil {
@@ -35,7 +35,7 @@ func (p *Provider) shelve(ctx context.Context, op, key string, k *metastore.Key)
 		switch {
 		case i.Key != key:
 		case i.Op == opDelete:
-			err = p.clear(ctx, i)
+			err = p.destroyObjects(ctx, i)
 		case i.Op == opRoll && k != nil:
 			k, err = p.finishRoll(ctx, op, k, i)
 		}
@@ -44,7 +44,7 @@ func (p *Provider) shelve(ctx context.Context, op, key string, k *metastore.Key)
 		}
 	}
 	if k == nil {
-		return p.noKey(ctx, op, key)
+		return p.missingKey(ctx, op, key)
 	}
 	if err := p.store.Shelve(ctx, k.Name); err != nil {
 		return err
@@ -55,18 +55,17 @@ func (p *Provider) shelve(ctx context.Context, op, key string, k *metastore.Key)
 	return nil
 }
 
-// finishRoll adds the version of a roll that was broken off, if the token holds it, and
-// returns the key with it.
+// finishRoll adds the version of an interrupted roll, if the token holds it. It returns the key with that version.
 func (p *Provider) finishRoll(ctx context.Context, op string, k *metastore.Key,
 	i metastore.Intent) (*metastore.Key, error) {
-	made, err := p.made(ctx, i)
+	made, err := p.workingObjects(ctx, i)
 	if err != nil {
 		return nil, err
 	}
 	if len(made) == 0 {
 		return k, p.store.Drop(ctx, k.Name)
 	}
-	v, err := p.ensure(ctx, op, k.Name, i.Refs[0], k.BitLength)
+	v, err := p.ensureObject(ctx, op, k.Name, i.Refs[0], k.BitLength)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +75,7 @@ func (p *Provider) finishRoll(ctx context.Context, op string, k *metastore.Key,
 	return p.key(ctx, k.Name)
 }
 
-// Deleted returns the keys that were deleted and whose objects are kept.
+// Deleted returns the keys that were deleted and whose objects are still on the token.
 func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Deleted, error) {
 	if err := p.ready("hsm.Deleted", ""); err != nil {
 		return nil, err
@@ -99,19 +98,15 @@ func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Del
 	return list, nil
 }
 
-// Undelete brings back the deleted key that has the version. It does not where the
-// token no longer holds every version of it, as it was.
+// Undelete brings back the deleted key that has the version. It refuses if the token no longer holds all versions of
+// the key with the right check values.
 func (p *Provider) Undelete(ctx context.Context, key, version string) error {
 	const op = "hsm.Undelete"
-	ctx, unlock, err := p.lock(ctx, op, key)
+	ctx, unlock, k, err := p.lockKey(ctx, op, key)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	k, err := p.key(ctx, key)
-	if err != nil {
-		return err
-	}
 	if k != nil {
 		return claviger.E(op, claviger.KeyExists, key, nil)
 	}
@@ -146,7 +141,7 @@ func (p *Provider) verifyShelved(ctx context.Context, k metastore.Shelved) error
 			return err
 		}
 		err = p.verify(ctx, e)
-		p.refused.Delete(e.name) // nobody can ask for it, so that nobody need be told
+		p.refused.Delete(e.name) // no client can ask for a deleted version, so CheckKeys need not name it
 		if claviger.Is(err, claviger.KeyNotFound) {
 			return claviger.Errorf("hsm.Undelete", claviger.Unavailable, e.name,
 				"%w; the metastore knows it, as a version of a deleted key: is this the right token, and was it "+
@@ -159,10 +154,9 @@ func (p *Provider) verifyShelved(ctx context.Context, k metastore.Shelved) error
 	return nil
 }
 
-// Purge destroys the objects of the deleted keys that have these versions: first the
-// metastore forgets the keys and notes what is to be destroyed. What a crash leaves is
-// destroyed by the same call made again, by the next step with a key of that name,
-// or at the next start. Nothing is destroyed while token and store do not fit.
+// Purge destroys the objects of the deleted keys that have these versions. First the metastore forgets the keys and
+// records which objects are to be destroyed. After a crash, the same call destroys the rest; so does the next step with
+// a key of that name, and the next start. Purge destroys nothing while token and store do not fit together.
 func (p *Provider) Purge(ctx context.Context, key string, versions ...string) error {
 	const op = "hsm.Purge"
 	ctx, unlock, err := p.lock(ctx, op, key)
@@ -170,7 +164,7 @@ func (p *Provider) Purge(ctx context.Context, key string, versions ...string) er
 		return err
 	}
 	defer unlock()
-	// The objects may be another store's by now.
+	// Another store may use the objects by now.
 	if err := p.mayMake(ctx); err != nil {
 		return err
 	}
@@ -186,16 +180,16 @@ func (p *Provider) Purge(ctx context.Context, key string, versions ...string) er
 	}
 	intent, err := p.store.Discard(ctx, key, ids...)
 	if finished && claviger.Is(err, claviger.KeyNotFound) {
-		return nil // that was an earlier purge, or deletion
+		return nil // clearPending finished an earlier purge or deletion
 	}
 	if err != nil {
 		return err
 	}
-	return p.clear(ctx, intent)
+	return p.destroyObjects(ctx, intent)
 }
 
-// clearPending ends the steps with a key of that name that were broken off, and finishes
-// what an earlier deletion or purge left. With destroy goes what other steps have made.
+// clearPending ends the interrupted steps with a key of that name, and finishes an earlier deletion or purge. If
+// destroy is true it destroys what the other steps have made. finished reports whether it finished a deletion or purge.
 // The key's lock is held.
 func (p *Provider) clearPending(ctx context.Context, key string, destroy bool) (finished bool, err error) {
 	pending, err := p.store.Pending(ctx)
@@ -207,9 +201,9 @@ func (p *Provider) clearPending(ctx context.Context, key string, destroy bool) (
 			continue
 		}
 		if destroy {
-			err = p.clear(ctx, i)
+			err = p.destroyObjects(ctx, i)
 		} else {
-			err = p.end(ctx, i)
+			err = p.endStep(ctx, i)
 		}
 		if err != nil {
 			return false, err

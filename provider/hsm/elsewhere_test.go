@@ -52,7 +52,7 @@ func TestCommandAtACopy(t *testing.T) {
 			_, err = p.Prune(ctx, found.Orphans)
 			return err
 		},
-		hsm.Mend: func(p *hsm.Provider) error {
+		hsm.Repair: func(p *hsm.Provider) error {
 			list, err := p.Candidates(ctx)
 			if err != nil || len(list) == 0 {
 				t.Fatalf("%+v, %v", list, err)
@@ -68,7 +68,7 @@ func TestCommandAtACopy(t *testing.T) {
 		c.access = access
 		p := c.mustOpen(t)
 		if access == hsm.Make {
-			if err := errors.Join(p.CheckFit(ctx), p.Look(ctx), p.Watch(ctx)); err != nil {
+			if err := errors.Join(p.CheckFit(ctx), p.SurveyNow(ctx), p.Watch(ctx)); err != nil {
 				t.Error(err)
 			}
 		}
@@ -101,10 +101,10 @@ func TestTakeUpOfAFullToken(t *testing.T) {
 	b.create(t, "k")
 	c := b.beside(t, b.copyStore(t))
 	mustClose(t, c.mustOpen(t))
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p := b.mustOpen(t)
 	b.meter.Fail("CreateObject", 1000, errKilled)
-	from, written, err := p.TakeUp(ctx)
+	from, written, err := p.AcceptCopy(ctx)
 	if !strings.HasSuffix(from, c.db) || written || !errors.Is(err, errKilled) {
 		t.Errorf("%q, %t, %v", from, written, err)
 	}
@@ -139,7 +139,7 @@ func TestPutBack(t *testing.T) {
 		}
 		mustClose(t, p)
 	}
-	for _, access := range []hsm.Access{hsm.Read, hsm.Note, hsm.Destroy, hsm.Make} {
+	for _, access := range []hsm.Access{hsm.Read, hsm.Journal, hsm.Destroy, hsm.Make} {
 		b.access = access
 		if p, err := b.open(ctx); !hsm.IsStale(err) {
 			t.Errorf("access %d: %v", access, err)
@@ -148,9 +148,9 @@ func TestPutBack(t *testing.T) {
 			}
 		}
 	}
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p := b.mustOpen(t)
-	if from, _, err := p.TakeUp(ctx); err != nil || !strings.HasSuffix(from, b.db) {
+	if from, _, err := p.AcceptCopy(ctx); err != nil || !strings.HasSuffix(from, b.db) {
 		t.Fatal(from, err)
 	}
 	mustClose(t, p)

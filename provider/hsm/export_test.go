@@ -6,12 +6,12 @@ import (
 )
 
 // Look is what a server does once an hour.
-func (p *Provider) Look(ctx context.Context) error { return p.look(ctx) }
+func (p *Provider) SurveyNow(ctx context.Context) error { return p.surveyToken(ctx) }
 
 // Watch is one round of what a server does every 30 seconds.
 func (p *Provider) Watch(ctx context.Context) error {
-	err := p.fits(ctx, nextKeys)
-	p.tryRefused(ctx)
+	err := p.checkFit(ctx, nextKeys)
+	p.retryRefused(ctx)
 	return err
 }
 

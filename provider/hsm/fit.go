@@ -13,90 +13,88 @@ import (
 )
 
 const (
-	// watchPause lies between two looks of a server at whether token and store still
-	// fit. docs/hsm.md states it.
+	// watchPause is the pause between two checks of a server that token and store still fit together. docs/hsm.md
+	// states it.
 	watchPause = 30 * time.Second
-	// doubted is how long the outcome of a whole comparison holds while they do not:
-	// then each creation would have all keys of the token read.
-	doubted = 5 * time.Second
-	// DecidedWithin bounds the time in which a server that runs notices what an operator has
-	// decided (see TakeUp).
-	DecidedWithin = watchPause + doubted
-	// sampled is how many keys of the store a look before a creation asks the token for.
-	sampled = 8
-	// watched is the same of a server's own look, which goes through all keys in turn.
-	watched = 64
-	// settingLost and the token's serial number is the setting with the CKA_IDs of
-	// versions that an operator has given up on that token, as a JSON list.
+	// misfitKept is how long a misfit is kept before token and store are compared again. Otherwise each attempt to
+	// create a key would read all keys of the token.
+	misfitKept = 5 * time.Second
+	// DecidedWithin bounds the time in which a running server notices an operator's decision (see AcceptCopy).
+	DecidedWithin = watchPause + misfitKept
+	// stepSample is how many keys of the store a check looks up on the token before a key is made.
+	stepSample = 8
+	// watchSample is the same for a server's periodic check, which goes through all keys in turn.
+	watchSample = 64
+	// settingLost, followed by the token's serial number, is the setting with the CKA_IDs of versions that an operator
+	// has given up on that token, as a JSON list.
 	settingLost = "hsm.lost."
 )
 
-// depth is how much a look compares.
-type depth int
+// sampleScope is how much of the store a check compares with the token.
+type sampleScope int
 
 const (
-	fewKeys  depth = iota // any few keys
-	nextKeys              // the next keys in turn, and those that have lost a version
-	allKeys               // all versions
+	fewKeys  sampleScope = iota // a few keys, chosen at random
+	nextKeys                    // the next keys in turn, and those that have lost a version
+	allKeys                     // all versions
 )
 
-// fit is how token and store fitted when they were last looked at.
-type fit struct {
-	mu  sync.Mutex
-	bad error     // nil: they fitted
-	at  time.Time // of bad
-	has Holdings  // of the last comparison
+// fitState is the result of the last check that token and store fit together.
+type fitState struct {
+	mu       sync.Mutex
+	err      error     // the misfit; nil if they fitted
+	errAt    time.Time // time of err
+	holdings Holdings  // of the last comparison
 
-	// next is where the next look of the server itself begins, in the sorted names.
-	next int
-	// names are those of the last look, and named its time.
-	names []string
-	named time.Time
+	// watchNext is the index in the sorted names at which the server's next periodic check begins.
+	watchNext int
+	// watchNames are the names of the last check, read at namesRead.
+	watchNames []string
+	namesRead  time.Time
 	// onLost is called with the name of each key that has lost a version.
 	onLost func(key string)
 }
 
-// OnLost sets what is called with the name of each key of which a comparison newly found
-// a version to be lost. What was encrypted under it just now may never be opened.
+// OnLost sets the function that is called with the name of each key of which a comparison newly found a version lost.
+// EDEKs that were made under it a moment ago may be lost too.
 func (p *Provider) OnLost(f func(key string)) {
 	p.fit.mu.Lock()
 	defer p.fit.mu.Unlock()
 	p.fit.onLost = f
 }
 
-// Holdings are what a token holds of a store's versions. What was given up is not
-// counted.
+// Holdings says which of a store's versions a token holds. Versions that were given up count nowhere but in GivenUp.
 type Holdings struct {
 	Versions    int      `json:"versions"`    // of live keys
-	Lost        []string `json:"lost"`        // those whose object is not on the token
-	LostDeleted []string `json:"lostDeleted"` // of deleted keys, the same
+	Lost        []string `json:"lost"`        // versions of live keys without an object on the token
+	LostDeleted []string `json:"lostDeleted"` // versions of deleted keys without an object on the token
 	Current     int      `json:"current"`     // current versions
 	LostCurrent int      `json:"lostCurrent"`
-	GivenUp     []string `json:"givenUp"` // not on the token, and given up there
+	GivenUp     []string `json:"givenUp"` // versions without an object, given up on this token
 
-	ids []string // CKA_IDs of the lost, those that were given up before among them
+	ids []string // CKA_IDs of all versions without an object, also of those that were given up
 }
 
-// All are the versions that are lost, those of deleted keys too.
+// All returns the versions that are lost, also those of deleted keys.
 func (h *Holdings) All() []string { return slices.Concat(h.Lost, h.LostDeleted) }
 
-// Names are a few of them in words.
-func (h *Holdings) Names() string { return some(h.All()) }
+// Names names a few of the lost versions, for a message.
+func (h *Holdings) Names() string { return summarize(h.All()) }
 
-// most tells whether the token lacks more of the live versions than it holds.
+// most reports whether the token lacks more of the live versions than it holds.
 func (h *Holdings) most() bool { return 2*len(h.Lost) > h.Versions }
 
-// stored is a version as a store knows it.
-type stored struct {
+// storedVersion is a version in the store.
+type storedVersion struct {
 	name, object     string
-	current, shelved bool
+	current, deleted bool
 }
 
-// stored returns all versions of the store.
-func (p *Provider) stored(ctx context.Context) (list []stored, err error) {
+// storedVersions returns all versions of the store.
+func (p *Provider) storedVersions(ctx context.Context) (list []storedVersion, err error) {
 	err = metastore.Each(ctx, p.store, func(k *metastore.Key) {
 		for i, v := range k.List {
-			list = append(list, stored{name: claviger.VersionName(k.Name, v.ID), object: v.Object,
+			list = append(list, storedVersion{name: claviger.VersionName(k.Name, v.ID), object: v.Object,
 				current: i == len(k.List)-1})
 		}
 	})
@@ -106,17 +104,18 @@ func (p *Provider) stored(ctx context.Context) (list []stored, err error) {
 	shelved, err := p.store.Shelved(ctx)
 	for _, k := range shelved {
 		for _, v := range k.List {
-			list = append(list, stored{name: claviger.VersionName(k.Name, v.ID), object: v.Object, shelved: true})
+			name := claviger.VersionName(k.Name, v.ID)
+			list = append(list, storedVersion{name: name, object: v.Object, deleted: true})
 		}
 	}
 	return list, err
 }
 
-// Holdings compares the store with what the token holds, by CKA_ID and label.
+// Holdings compares the store with the objects on the token, by CKA_ID and label.
 func (p *Provider) Holdings(ctx context.Context) (h Holdings, err error) {
 	h.Lost, h.LostDeleted, h.GivenUp = []string{}, []string{}, []string{}
-	// The store first: a key that is made meanwhile is on the token then.
-	list, err := p.stored(ctx)
+	// Read the store first. Then each key in the list was made before the token is read.
+	list, err := p.storedVersions(ctx)
 	if err != nil {
 		return h, err
 	}
@@ -128,9 +127,9 @@ func (p *Provider) Holdings(ctx context.Context) (h Holdings, err error) {
 	for _, k := range keys {
 		there[fmt.Sprintf("%x %s", k.ID, k.Label)] = true
 	}
-	lacks := func(v stored) bool { return !there[v.object+" "+v.name] }
-	if slices.ContainsFunc(list, lacks) { // one that was destroyed meanwhile has left the store
-		if list, err = p.still(ctx, list, lacks); err != nil {
+	lacks := func(v storedVersion) bool { return !there[v.object+" "+v.name] }
+	if slices.ContainsFunc(list, lacks) { // a version that was destroyed meanwhile has left the store
+		if list, err = p.withoutDeleted(ctx, list, lacks); err != nil {
 			return h, err
 		}
 	}
@@ -148,9 +147,9 @@ func (p *Provider) Holdings(ctx context.Context) (h Holdings, err error) {
 			}
 		}
 		switch {
-		case v.shelved && lost:
+		case v.deleted && lost:
 			h.LostDeleted = append(h.LostDeleted, v.name)
-		case v.shelved:
+		case v.deleted:
 		case lost:
 			h.Lost = append(h.Lost, v.name)
 			fallthrough
@@ -170,10 +169,10 @@ func (p *Provider) Holdings(ctx context.Context) (h Holdings, err error) {
 	return h, nil
 }
 
-// still is a list without the versions that the token lacks and that have left the
-// store since.
-func (p *Provider) still(ctx context.Context, list []stored, lacks func(stored) bool) ([]stored, error) {
-	now, err := p.stored(ctx)
+// withoutDeleted returns the list without the versions that the token lacks and that have left the store since.
+func (p *Provider) withoutDeleted(ctx context.Context, list []storedVersion,
+	lacks func(storedVersion) bool) ([]storedVersion, error) {
+	now, err := p.storedVersions(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -181,7 +180,7 @@ func (p *Provider) still(ctx context.Context, list []stored, lacks func(stored) 
 	for _, v := range now {
 		known[v.object] = true
 	}
-	return slices.DeleteFunc(list, func(v stored) bool { return lacks(v) && !known[v.object] }), nil
+	return slices.DeleteFunc(list, func(v storedVersion) bool { return lacks(v) && !known[v.object] }), nil
 }
 
 // givenUp returns the CKA_IDs of versions that an operator has given up on this token.
@@ -210,7 +209,7 @@ type givenUp struct {
 	At       time.Time `json:"at"`
 }
 
-// giveUp notes what the token lacks as given up.
+// giveUp records the versions that the token lacks as given up.
 func (p *Provider) giveUp(ctx context.Context) error {
 	h, err := p.Holdings(ctx)
 	if err != nil {
@@ -241,68 +240,67 @@ func (p *Provider) giveUp(ctx context.Context) error {
 	return p.store.SetSetting(ctx, settingLost+p.tok.Info().Serial, string(data))
 }
 
-// fits looks at whether token and store still fit: the token has the object that binds
-// them, the store has the id that it had, and a few keys are on the token. Where one of
-// these fails, or much is allKeys, all of the store is compared. An object that alone
-// is missing is made anew. The error is a misfit, or says that the
-// token or the store did not answer.
-func (p *Provider) fits(ctx context.Context, much depth) error {
+// checkFit checks that token and store still fit together: the token has the object that binds them, the store has the
+// same id as before, and a few keys are on the token. If one of these fails, or scope is allKeys, it compares the whole
+// store. If only the object is missing, it writes the object again. The error is a misfit, or says that the token or
+// the store did not answer.
+func (p *Provider) checkFit(ctx context.Context, scope sampleScope) error {
 	f := &p.fit
 	f.mu.Lock()
-	bad, age := f.bad, time.Since(f.at)
+	bad, age := f.err, time.Since(f.errAt)
 	f.mu.Unlock()
-	if bad != nil && much != allKeys && age < doubted {
+	if bad != nil && scope != allKeys && age < misfitKept {
 		return bad
 	}
 	b, err := p.bindingHolds(ctx)
 	if err != nil && !IsMisfit(err) {
 		return err
 	}
-	if err == nil && p.access == Serve && len(b.mine) > 0 && !b.older && !p.putIncarnation.Load() &&
+	if err == nil && p.access == Serve && len(b.mine) > 0 && !b.tokenOlder && !p.putIncarnation.Load() &&
 		!p.keepsNone.Load() {
-		if err = p.renew(ctx); err != nil && !IsMisfit(err) {
+		if err = p.renewIncarnation(ctx); err != nil && !IsMisfit(err) {
 			return err
 		}
 	}
 	if err == nil {
 		bound := len(b.mine) > 0 || p.keepsNone.Load()
-		all := much == allKeys || bad != nil || !bound || b.older
+		all := scope == allKeys || bad != nil || !bound || b.tokenOlder
 		if !all {
-			if all, err = p.sampleDiffers(ctx, much); err != nil {
+			if all, err = p.sampleDiffers(ctx, scope); err != nil {
 				return err
 			}
 		}
 		if !all {
 			return nil
 		}
-		var has Holdings
-		if has, err = p.Holdings(ctx); err != nil {
+		var holdings Holdings
+		if holdings, err = p.Holdings(ctx); err != nil {
 			return err
 		}
-		p.compared(has)
-		if err = p.judge(ctx, bound, b.older, &has); err != nil && !IsMisfit(err) {
+		p.recordComparison(holdings)
+		if err = p.assess(ctx, bound, b.tokenOlder, &holdings); err != nil && !IsMisfit(err) {
 			return err
 		}
 	}
 	f.mu.Lock()
-	was := f.bad
-	f.bad, f.at = err, time.Now()
+	before := f.err
+	f.err, f.errAt = err, time.Now()
 	f.mu.Unlock()
 	switch {
-	case err != nil && was == nil:
+	case err != nil && before == nil:
 		p.log.Error("the token and the metastore no longer fit together; no key is made or rolled until they do",
 			"err",
 			err)
-	case err == nil && was != nil:
+	case err == nil && before != nil:
 		p.log.Info("the token and the metastore fit together again; keys are made and rolled", "token",
 			tokenName(p.tok.Info()), "metastore", p.store.URI())
 	}
 	return err
 }
 
-// bindingHolds compares the ids and the incarnations once more. mine is empty where the
-// object is gone, or the token keeps none.
-func (p *Provider) bindingHolds(ctx context.Context) (b bond, err error) {
+// bindingHolds compares the ids and the incarnations again. mine is empty if the object is gone, or if the token keeps
+// no objects.
+func (p *Provider) bindingHolds(ctx context.Context) (b bindingState, err error) {
 	if p.keepsNone.Load() {
 		return b, nil
 	}
@@ -314,13 +312,13 @@ func (p *Provider) bindingHolds(ctx context.Context) (b bond, err error) {
 		return b, p.misfit("the metastore %s was replaced while this server used it (id %q, before %q); stop the "+
 			"server, put the right one in its place, and start again", p.store.URI(), id, p.id)
 	}
-	b, err = p.bond(ctx, id)
+	b, err = p.readBindings(ctx, id)
 	if claviger.Is(err, claviger.Unsupported) {
-		return bond{}, nil
+		return bindingState{}, nil
 	}
 	if err != nil {
 		if IsStale(err) {
-			p.alone.Store(false) // nothing is an orphan
+			p.alone.Store(false) // so that no object counts as an orphan
 		}
 		return b, err
 	}
@@ -332,13 +330,13 @@ func (p *Provider) bindingHolds(ctx context.Context) (b bond, err error) {
 	return b, nil
 }
 
-// compared remembers what a comparison found. Of a key that has lost a version nothing is
-// believed any more that was found before.
-func (p *Provider) compared(has Holdings) {
+// recordComparison stores the result of a comparison. If a key has newly lost a version, the cached entry of the
+// version is dropped and onLost is called.
+func (p *Provider) recordComparison(has Holdings) {
 	f := &p.fit
 	f.mu.Lock()
-	was, onLost := f.has.Lost, f.onLost
-	f.has = has
+	was, onLost := f.holdings.Lost, f.onLost
+	f.holdings = has
 	f.mu.Unlock()
 	var news []string
 	for _, version := range has.Lost {
@@ -353,28 +351,28 @@ func (p *Provider) compared(has Holdings) {
 	}
 	if len(news) > 0 {
 		p.log.Error("the token has lost key versions of the metastore; they are refused, others are served", "token",
-			tokenName(p.tok.Info()), "metastore", p.store.URI(), "lost", some(news), "cure", p.CureLost())
+			tokenName(p.tok.Info()), "metastore", p.store.URI(), "lost", summarize(news), "cure", p.CureLost())
 	}
 }
 
-// judge says what a comparison means. A token that lacks nothing but the object, or the
-// newest incarnation, gets that anew.
-func (p *Provider) judge(ctx context.Context, bound, older bool, h *Holdings) error {
+// assess says what a comparison means. If the token lacks only the object, or the newest incarnation, assess writes it
+// again.
+func (p *Provider) assess(ctx context.Context, bound, older bool, h *Holdings) error {
 	switch {
 	case bound && older && len(h.All()) > 0:
 		return p.olderToken(h)
-	case bound && older && p.access != Serve: // see take
+	case bound && older && p.access != Serve: // see claimToken
 		return nil
 	case bound && older:
 		p.log.Warn("the token is older than the metastore (a restored backup, or a clone), and every key is there; "+
 			"it is used on",
 			"token", tokenName(p.tok.Info()), "metastore", p.store.URI())
-		return p.renew(ctx)
+		return p.renewIncarnation(ctx)
 	case bound && !h.most():
 		return nil
 	case bound:
 		return p.misfit("token %s lacks %d of %d key versions of metastore %s: %s; keys that are there are served; %s",
-			tokenName(p.tok.Info()), len(h.Lost), h.Versions, p.store.URI(), some(h.Lost), p.CureLost())
+			tokenName(p.tok.Info()), len(h.Lost), h.Versions, p.store.URI(), summarize(h.Lost), p.CureLost())
 	case len(h.All()) > 0:
 		return p.misfit("%s", p.notBound(h))
 	}
@@ -388,14 +386,14 @@ func (p *Provider) judge(ctx context.Context, bound, older bool, h *Holdings) er
 	return p.bindTo(ctx, p.id, nil, true)
 }
 
-// notBound says that a token has no object of the store and lacks keys of it.
+// notBound is the message for a token that has no object of the store and lacks keys of the store.
 func (p *Provider) notBound(h *Holdings) string {
 	return fmt.Sprintf("token %s has no object that binds it to metastore %s, and lacks these key versions of it: "+
 		"%s; it was initialised anew, or it is another; keys that were made since are no proof; %s",
 		tokenName(p.tok.Info()), p.store.URI(), h.Names(), p.CureLost())
 }
 
-// CureLost is what an operator does about lost keys.
+// CureLost says what an operator can do about lost keys.
 func (p *Provider) CureLost() string {
 	if hidden := p.tok.Hidden(); hidden != nil {
 		return "they may be in these files: " + hidden.Error()
@@ -404,15 +402,15 @@ func (p *Provider) CureLost() string {
 		"for good, " + p.adopt("--rebind") + " gives them up by name"
 }
 
-// Hidden is pkcs11.Token.Hidden.
+// Hidden returns the result of pkcs11.Token.Hidden.
 func (p *Provider) Hidden() error { return p.tok.Hidden() }
 
-// adopt is the command that adopts, with its flags.
+// adopt returns the command line of claviger hsm adopt, with these flags.
 func (p *Provider) adopt(flags string) string { return adoptCommand(p.confDir, flags) }
 
 func adoptCommand(confDir, flags string) string { return ourCommand("hsm adopt", confDir, flags) }
 
-// ourCommand is a command of claviger, with its flags.
+// ourCommand returns the command line of a command of claviger, with these flags.
 func ourCommand(command, confDir, flags string) string {
 	command = "claviger " + command
 	if confDir != "" {
@@ -424,8 +422,8 @@ func ourCommand(command, confDir, flags string) string {
 	return command
 }
 
-// misfit makes the error for the log, with an answer for callers, who are not to read
-// the names of others' keys.
+// misfit makes a misfit error for the log. Callers get a general answer, because they must not read the names of other
+// users' keys.
 func (p *Provider) misfit(format string, args ...any) error {
 	return misfitOf("the HSM token and this server's metastore no longer fit together, so no key is made or rolled: "+
 		"one of them was replaced, or the token has lost keys; an operator must restore the token or the metastore, "+
@@ -438,19 +436,19 @@ func misfitOf(answer, format string, args ...any) error {
 	return claviger.Answer(misfitError{claviger.Errorf("hsm.fits", claviger.Unavailable, "", format, args...)}, answer)
 }
 
-// mayMake refuses to make keys while token and store do not fit together: what is made
-// then would be lost, or would hide what was.
+// mayMake refuses to make keys while token and store do not fit together: such a key would be lost later, or would hide
+// a lost version.
 func (p *Provider) mayMake(ctx context.Context) error {
-	if !p.access.makes() {
+	if !p.access.makesKeys() {
 		return p.mayDestroy(ctx)
 	}
-	if err := p.fits(ctx, fewKeys); err != nil {
+	if err := p.checkFit(ctx, fewKeys); err != nil {
 		return err
 	}
-	return p.take(ctx)
+	return p.claimToken(ctx)
 }
 
-// watch looks at token and store until background ends.
+// watch checks token and store every watchPause until background ends.
 func (p *Provider) watch(background context.Context) {
 	for {
 		select {
@@ -458,55 +456,52 @@ func (p *Provider) watch(background context.Context) {
 			return
 		case <-time.After(watchPause):
 		}
-		if err := p.fits(background, nextKeys); err != nil && !IsMisfit(err) && background.Err() == nil {
+		if err := p.checkFit(background, nextKeys); err != nil && !IsMisfit(err) && background.Err() == nil {
 			p.log.Warn("whether the token and the metastore fit together could not be seen; the next attempt follows",
 				"err", err, "in", watchPause)
 		}
-		p.tryRefused(background)
+		p.retryRefused(background)
 	}
 }
 
-// tryRefused verifies versions anew that were refused, for no request may ask for them
-// once they are there again.
-func (p *Provider) tryRefused(ctx context.Context) {
+// retryRefused verifies refused versions again. They may be back on the token, and no request may ask for them.
+func (p *Provider) retryRefused(ctx context.Context) {
 	tried := 0
 	for k := range p.refused.Range {
 		name, _ := k.(string)
-		if tried++; tried > watched || ctx.Err() != nil {
+		if tried++; tried > watchSample || ctx.Err() != nil {
 			return
 		}
 		if e, err := p.entry(ctx, name); err == nil {
-			_ = p.verify(ctx, e) // what is still wrong stays refused
+			_ = p.verify(ctx, e) // a version that is still wrong stays refused
 		}
 	}
 }
 
-// CheckFit says whether keys can be made: token and store fit together.
+// CheckFit fails if no keys can be made because token and store do not fit together.
 func (p *Provider) CheckFit(ctx context.Context) error {
 	if err := p.ready("hsm.CheckFit", ""); err != nil {
 		return err
 	}
-	if !p.access.makes() {
+	if !p.access.makesKeys() {
 		_, err := p.bindingHolds(ctx)
 		return err
 	}
-	return p.fits(ctx, fewKeys)
+	return p.checkFit(ctx, fewKeys)
 }
 
-// Holds tells what the token held of the store's versions when all of them were last
-// compared.
-func (p *Provider) Holds() Holdings {
+// LastHoldings returns the result of the last comparison of all versions.
+func (p *Provider) LastHoldings() Holdings {
 	p.fit.mu.Lock()
 	defer p.fit.mu.Unlock()
-	h := p.fit.has
+	h := p.fit.holdings
 	h.Lost, h.LostDeleted = slices.Clone(h.Lost), slices.Clone(h.LostDeleted)
 	return h
 }
 
-// CheckCurrent fails where the token holds no key's current version: then no EDEK can
-// be made.
+// CheckCurrent fails if the token holds the current version of no key: then no EDEK can be made.
 func (p *Provider) CheckCurrent(context.Context) error {
-	h := p.Holds()
+	h := p.LastHoldings()
 	if h.Current == 0 || h.LostCurrent < h.Current {
 		return nil
 	}
@@ -515,9 +510,9 @@ func (p *Provider) CheckCurrent(context.Context) error {
 		p.CureLost())
 }
 
-// CheckAny fails where the token holds no version at all: then no EDEK can be opened.
+// CheckAny fails if the token holds no version of the store: then no EDEK can be opened.
 func (p *Provider) CheckAny(context.Context) error {
-	h := p.Holds()
+	h := p.LastHoldings()
 	if h.Versions == 0 || len(h.Lost) < h.Versions {
 		return nil
 	}

@@ -103,7 +103,7 @@ func TestWipedToken(t *testing.T) {
 
 	// A key that is younger than the loss is no proof, with the serial number as it was
 	// or another.
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p = b.mustOpen(t)
 	if err := p.Misfit(); err == nil || !strings.Contains(err.Error(), "a@0") {
 		t.Errorf("the misfit is not told: %v", err)
@@ -133,7 +133,7 @@ func TestWipedToken(t *testing.T) {
 	}
 
 	// The operator gives them up.
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p = b.mustOpen(t)
 	if h, err := p.Holdings(ctx); err != nil || strings.Join(h.Lost, " ") != "a@0 b@0" || h.Versions != 3 {
 		t.Errorf("%+v, %v", h, err)

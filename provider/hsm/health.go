@@ -15,46 +15,45 @@ import (
 )
 
 const (
-	// probeKeys is how many versions a probe tries until one works: one key that is
-	// missing or shut does not make the token useless.
+	// probeKeys is how many versions a probe tries until one works. One key that is missing or blocked does not make
+	// the token useless.
 	probeKeys = 3
-	// together is how close in time a success and a failure must be for the token to be
-	// called alive: then it is the key that fails.
-	together = time.Second
-	// failingKept is for how long a version is named after its last failure, and
-	// failingAtMost how many are remembered.
+	// aliveWindow: if a success and a failure are that close in time, the token counts as alive, and the key as faulty.
+	aliveWindow = time.Second
+	// failingKept is how long CheckEncryptions names a version after its last failure, and failingAtMost how many
+	// versions are remembered.
 	failingKept   = 10 * time.Minute
 	failingAtMost = 1000
 )
 
-// Seen is one encryption.
-type Seen struct {
+// Outcome is the result of one call to the token.
+type Outcome struct {
 	At   time.Time
 	Took time.Duration
 	Err  error
 }
 
-// seen is what encryptions for requests saw last. A success is three atomic stores.
-type seen struct {
-	at, took atomic.Int64 // of the last success: since start, and how long it took
+// encryptionState is the result of the last encryptions for requests. A success costs three atomic stores.
+type encryptionState struct {
+	at, took atomic.Int64 // of the last success: time since processStart, and duration
 	last     atomic.Pointer[entry]
-	failed   atomic.Pointer[Seen]
+	failed   atomic.Pointer[Outcome]
 
-	failing atomic.Int32 // how many versions are in failures
+	failing atomic.Int32 // number of failures
 	mu      sync.Mutex
-	// failures are the last ones of versions that have not encrypted since.
-	failures map[string]Seen
+	// failures has, by version, the last failure of each version that has not encrypted since.
+	failures map[string]Outcome
 }
 
-// start is the moment from which successes are timed.
-var start = time.Now()
+// processStart is the moment from which the times of successes are counted.
+var processStart = time.Now()
 
-// worked notes that an encryption which began then went well.
-func (s *seen) worked(e *entry, began time.Duration) {
-	now := time.Since(start)
+// recordSuccess records a successful encryption. began is the time since processStart at which it began.
+func (s *encryptionState) recordSuccess(e *entry, began time.Duration) {
+	now := time.Since(processStart)
 	s.took.Store(int64(now - began))
 	s.at.Store(int64(now))
-	if s.last.Load() != e { // else every core would write one cache line
+	if s.last.Load() != e { // otherwise all cores would write to one cache line
 		s.last.Store(e)
 	}
 	if s.failing.Load() == 0 {
@@ -66,21 +65,20 @@ func (s *seen) worked(e *entry, began time.Duration) {
 	s.failing.Store(int32(len(s.failures))) //nolint:gosec // at most failingAtMost
 }
 
-// broke notes that one failed, unless that tells of the caller or of a version that
-// does not exist.
-func (s *seen) broke(ctx context.Context, version string, began time.Duration, err error) {
+// recordFailure records a failed encryption, unless the caller gave up or the version does not exist.
+func (s *encryptionState) recordFailure(ctx context.Context, version string, began time.Duration, err error) {
 	if claviger.Is(err, claviger.VersionNotFound) || claviger.Is(err, claviger.Closed) ||
 		errors.Is(ctx.Err(), context.Canceled) {
 		return
 	}
-	f := Seen{At: time.Now(), Took: time.Since(start) - began, Err: err}
-	if !unfit(err) { // that the token lacks a key, CheckKeys tells
+	f := Outcome{At: time.Now(), Took: time.Since(processStart) - began, Err: err}
+	if !isUnusable(err) { // CheckKeys reports versions that the token lacks
 		s.failed.Store(&f)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.failures == nil {
-		s.failures = map[string]Seen{}
+		s.failures = map[string]Outcome{}
 	}
 	if _, there := s.failures[version]; there || len(s.failures) < failingAtMost {
 		s.failures[version] = f
@@ -88,28 +86,27 @@ func (s *seen) broke(ctx context.Context, version string, began time.Duration, e
 	s.failing.Store(int32(len(s.failures))) //nolint:gosec // at most failingAtMost
 }
 
-// Last is what requests saw last of the token: an encryption that went well, or one that
-// failed where none has gone well about that time. ok is false where there was none.
-func (p *Provider) Last() (s Seen, ok bool) {
-	if at := p.seen.at.Load(); at != 0 {
-		s, ok = Seen{At: start.Add(time.Duration(at)), Took: time.Duration(p.seen.took.Load())}, true
+// Last returns the last result of an encryption for a request. It returns a failure only if no encryption succeeded
+// within aliveWindow before it. ok is false if there was no encryption.
+func (p *Provider) Last() (s Outcome, ok bool) {
+	if at := p.encryptions.at.Load(); at != 0 {
+		s, ok = Outcome{At: processStart.Add(time.Duration(at)), Took: time.Duration(p.encryptions.took.Load())}, true
 	}
-	if f := p.seen.failed.Load(); f != nil && (!ok || f.At.After(s.At.Add(together))) {
+	if f := p.encryptions.failed.Load(); f != nil && (!ok || f.At.After(s.At.Add(aliveWindow))) {
 		return *f, true
 	}
 	return s, ok
 }
 
-// CheckEncryptions names the versions whose last encryption failed, for whatever reason,
-// with the newest of them in words.
+// CheckEncryptions names the versions whose last encryption failed, for any reason, and reports the newest failure.
 func (p *Provider) CheckEncryptions(context.Context) error {
-	p.seen.mu.Lock()
-	defer p.seen.mu.Unlock()
+	p.encryptions.mu.Lock()
+	defer p.encryptions.mu.Unlock()
 	var names []string
-	var newest Seen
-	for name, f := range p.seen.failures {
+	var newest Outcome
+	for name, f := range p.encryptions.failures {
 		if time.Since(f.At) > failingKept {
-			delete(p.seen.failures, name)
+			delete(p.encryptions.failures, name)
 			continue
 		}
 		names = append(names, name)
@@ -117,19 +114,18 @@ func (p *Provider) CheckEncryptions(context.Context) error {
 			newest = f
 		}
 	}
-	p.seen.failing.Store(int32(len(p.seen.failures))) //nolint:gosec // at most failingAtMost
+	p.encryptions.failing.Store(int32(len(p.encryptions.failures))) //nolint:gosec // at most failingAtMost
 	if len(names) == 0 {
 		return nil
 	}
 	return claviger.Errorf("hsm.CheckEncryptions", claviger.Unavailable, "",
-		"the last encryption with these key versions failed: %s; the newest at %s: %w", some(names),
+		"the last encryption with these key versions failed: %s; the newest at %s: %w", summarize(names),
 		newest.At.UTC().Format(time.RFC3339), newest.Err)
 }
 
-// Check has the token do what it is there for: encrypt the check block with a key that
-// is in use, and give the right check value. Where some keys fail others are tried, and
-// keys that it lacks say nothing while it has another. A token without a key is asked for
-// its state.
+// Check makes the token encrypt the check block with a key that is in use, and compares the check value. If a key fails
+// it tries others. Keys that the token lacks do not count while it has another key. If there is no key, Check asks for
+// the state of the token.
 func (p *Provider) Check(ctx context.Context) error {
 	const op = "hsm.Check"
 	if err := p.ready(op, ""); err != nil {
@@ -139,24 +135,24 @@ func (p *Provider) Check(ctx context.Context) error {
 	var first error
 	try := func(versions []string) (works bool, err error) {
 		for _, version := range versions {
-			err := p.tryOut(ctx, version)
+			err := p.tryVersion(ctx, version)
 			switch {
 			case err == nil:
 				return true, nil
-			case claviger.Is(err, claviger.VersionNotFound): // deleted since
+			case claviger.Is(err, claviger.VersionNotFound): // deleted meanwhile
 				continue
 			case ctx.Err() != nil:
 				return false, err
 			}
 			failed = append(failed, version)
-			if first == nil || unfit(first) {
+			if first == nil || isUnusable(first) {
 				first = err
 			}
 		}
 		return false, nil
 	}
 	works, err := try(p.used())
-	if err == nil && !works && (first == nil || unfit(first)) {
+	if err == nil && !works && (first == nil || isUnusable(first)) {
 		var others []string
 		if others, err = p.unused(ctx, failed); err == nil {
 			works, err = try(others)
@@ -172,9 +168,9 @@ func (p *Provider) Check(ctx context.Context) error {
 		tokenName(p.tok.Info()), strings.Join(failed, ", "), first)
 }
 
-// used returns a few versions that requests have used, the last one first.
+// used returns a few versions that requests have used, the last used version first.
 func (p *Provider) used() (versions []string) {
-	if e := p.seen.last.Load(); e != nil {
+	if e := p.encryptions.last.Load(); e != nil {
 		versions = append(versions, e.name)
 	}
 	for name := range p.versions.Range {
@@ -185,7 +181,7 @@ func (p *Provider) used() (versions []string) {
 	return versions
 }
 
-// unused returns a few versions of the store that were not tried.
+// unused returns a few versions of the store that were not tried yet.
 func (p *Provider) unused(ctx context.Context, tried []string) (versions []string, err error) {
 	names, err := p.store.Names(ctx)
 	if err != nil {
@@ -206,15 +202,15 @@ func (p *Provider) unused(ctx context.Context, tried []string) (versions []strin
 	return versions, nil
 }
 
-// tryOut encrypts the check block with one version.
-func (p *Provider) tryOut(ctx context.Context, version string) error {
+// tryVersion encrypts the check block with one version.
+func (p *Provider) tryVersion(ctx context.Context, version string) error {
 	e, err := p.entry(ctx, version)
 	if err != nil {
 		return err
 	}
 	got, err := p.checkValue(ctx, e)
 	if err != nil {
-		return p.gone(ctx, "hsm.Check", e, err)
+		return p.missingOnToken(ctx, "hsm.Check", e, err)
 	}
 	if !bytes.Equal(got, e.check) {
 		return claviger.E("hsm.Check", claviger.Unavailable, version, errMismatch)

@@ -12,50 +12,48 @@ import (
 	"claviger/metastore"
 )
 
-// A copy of a store has the id of the store that it was copied from. What tells them apart
-// is the incarnation: a random number that a server at its start, and a command before its
-// first change, writes first to the history of its store and then to the token; both write
-// another after changes within the hour, or at their end. A store whose history does not
-// know the incarnation that the token has is a copy, or older than the token: another copy
-// has used the token since. It makes and destroys nothing there.
+// A copy of a store has the same id as the original. The incarnation distinguishes them: a random number that is
+// written first to the history of the store and then to the token. A server writes one at its start, and a command
+// before its first change. Both write another one after changes, within the hour, or when they end. If a store's
+// history does not have the token's incarnation, the store is a copy, or older than the token: another copy has used
+// the token since. Such a store makes and destroys nothing on the token.
 //
-// A copy that knows the newest incarnation cannot be told from the original but by its place.
-// A server takes the token from the original. A command does not. A server on an older state
-// at the place that the token names serves keys, and changes none.
+// Suppose that a copy has the newest incarnation in its history. Then only its place distinguishes it from the
+// original. A server takes the token over from the original; a command does not. A server on an older state of the
+// store, at the place that the token names, serves keys and changes none.
 //
-// A token whose incarnation the store knows, but which had a newer one before, is older
-// than the store: it was restored from a backup, or cloned from one.
+// Suppose that the store has the token's incarnation, and that the token had a newer one before. Then the token is
+// older than the store: it was restored from a backup, or it is a clone of one.
 
 const (
 	// settingHistory is the setting with the incarnations of a store, as JSON, oldest first.
 	settingHistory = "store.incarnations"
-	// keptIncarnations is how many a store remembers, beside the newest of each token.
-	keptIncarnations = 512
-	// keptPending is how many of those that no token is known to have had are remembered of
-	// each token. An HSM may end the call of a process that gave up waiting.
-	keptPending = 16
-	// settingTaken is the setting with the incarnation that an operator has made known last
-	// to a store which did not know it.
+	// incarnationsAtMost is how many incarnations a store keeps, beside the newest of each token.
+	incarnationsAtMost = 512
+	// pendingAtMost is how many incarnations that were perhaps never written to a token are kept for each token. An
+	// HSM may still execute the call of a process that gave up waiting.
+	pendingAtMost = 16
+	// settingTaken is the setting with the incarnation that an operator last added to a store that lacked it.
 	settingTaken = "store.taken"
-	// atOnce is how often a token is read that other nodes write to meanwhile.
-	atOnce = 3
-	// followWithin bounds how long the token waits for the standbys of the store.
-	followWithin = 5 * time.Second
+	// readAttempts is how often a token is read if other nodes write to it meanwhile.
+	readAttempts = 3
+	// standbyTimeout bounds the wait for the standbys of the store before the token is written.
+	standbyTimeout = 5 * time.Second
 )
 
 // incarnation is one entry of a store's history.
 type incarnation struct {
 	ID     string `json:"id"`     // 16 hex digits
-	Serial string `json:"serial"` // of the token that it was made for
-	// Put: that token has had it. A process that was killed leaves entries without.
+	Serial string `json:"serial"` // serial number of the token for which it was made
+	// Put: it was written to that token. A killed process leaves entries without Put.
 	Put bool `json:"put,omitempty"`
-	// URI is where the store was, in the newest entry of each token.
+	// URI is the place of the store; only the newest entry of each token has it.
 	URI string `json:"uri,omitempty"`
 }
 
-// usedHere tells whether a store was at this place when it was last used with this token, by
-// its history.
-func (p *Provider) usedHere(list []incarnation) bool {
+// usedAtThisPlace reports whether the store was at its present place when it was last used with this token, according
+// to its history.
+func (p *Provider) usedAtThisPlace(list []incarnation) bool {
 	for _, e := range slices.Backward(list) {
 		if e.Serial == p.tok.Info().Serial {
 			return e.URI == p.store.URI()
@@ -77,8 +75,8 @@ func history(ctx context.Context, s metastore.Settings) (list []incarnation, err
 	return list, nil
 }
 
-// setHistory writes the newest of a list, the newest that each token has had (a member of an
-// HA group may be away for long), and those that a token has now.
+// setHistory writes the newest entries of the list, the newest that was written to each token (a member of an HA group
+// may be away for long), and those of the objects in now.
 func setHistory(ctx context.Context, s metastore.Settings, list []incarnation, now ...Binding) error {
 	var kept []incarnation
 	newest, placed, pending := map[string]bool{}, map[string]bool{}, map[string]int{}
@@ -92,7 +90,7 @@ func setHistory(ctx context.Context, s metastore.Settings, list []incarnation, n
 		placed[e.Serial] = true
 		switch {
 		case e.Put && !newest[e.Serial], hasIncarnation(now, e.ID),
-			len(kept) < keptIncarnations && (e.Put || pending[e.Serial] <= keptPending):
+			len(kept) < incarnationsAtMost && (e.Put || pending[e.Serial] <= pendingAtMost):
 			kept = append(kept, e)
 		}
 		newest[e.Serial] = newest[e.Serial] || e.Put
@@ -105,71 +103,71 @@ func setHistory(ctx context.Context, s metastore.Settings, list []incarnation, n
 	return s.SetSetting(ctx, settingHistory, string(data))
 }
 
-// bond is what a token keeps of stores, as one of them sees it.
-type bond struct {
-	mine   []Binding // objects of this store; several after a crash
-	others []Binding
-	older  bool // the token has had a newer incarnation of this store
-	lost   bool // see objectLost
-	here   bool // see usedHere
+// bindingState is what a token keeps about stores, from the view of one store.
+type bindingState struct {
+	mine       []Binding // objects of this store; several after a crash
+	others     []Binding
+	tokenOlder bool // the token has had a newer incarnation of this store
+	objectLost bool // refuseLostObject refused the store
+	samePlace  bool // the store was at this place when it was last used with the token
 }
 
-// bond reads the token, and compares its incarnation with the store's history. The error is a
-// stale misfit where another copy of the store has used the token since.
-func (p *Provider) bond(ctx context.Context, id string) (b bond, err error) {
-	for range atOnce { // another node may write to the token between the two
-		if b, err = p.bondNow(ctx, id); !b.older && !b.lost {
+// readBindings reads the token, and compares its incarnation with the store's history. It returns a stale misfit if
+// another copy of the store has used the token since.
+func (p *Provider) readBindings(ctx context.Context, id string) (b bindingState, err error) {
+	for range readAttempts { // another node may write to the token between the two reads
+		if b, err = p.readBindingsOnce(ctx, id); !b.tokenOlder && !b.objectLost {
 			break
 		}
 	}
 	return b, err
 }
 
-func (p *Provider) bondNow(ctx context.Context, id string) (b bond, err error) {
-	// The token first: what it has is in the history before.
+func (p *Provider) readBindingsOnce(ctx context.Context, id string) (b bindingState, err error) {
+	// Read the token first: an incarnation is written to the history before it is written to the token.
 	all, err := bindings(ctx, p.tok)
 	if err != nil {
 		return b, err
 	}
-	b.mine, b.others = apart(all, id)
+	b.mine, b.others = splitBindings(all, id)
 	list, err := history(ctx, p.store)
 	if err != nil {
 		return b, err
 	}
-	if b.older, err = p.compare(b.mine, list); err != nil {
+	if b.tokenOlder, err = p.compareIncarnations(b.mine, list); err != nil {
 		return b, err
 	}
-	b.here = p.usedHere(list)
-	err = p.objectLost(ctx, b, list)
-	b.lost = IsStale(err)
+	b.samePlace = p.usedAtThisPlace(list)
+	err = p.refuseLostObject(ctx, b, list)
+	b.objectLost = IsStale(err)
 	return b, err
 }
 
-func (p *Provider) compare(mine []Binding, list []incarnation) (older bool, err error) {
+func (p *Provider) compareIncarnations(mine []Binding, list []incarnation) (older bool, err error) {
 	if len(mine) == 0 {
 		return false, nil
 	}
-	at := -1 // an object from before there were incarnations
+	at := -1 // objects from before there were incarnations have none
 	for _, b := range mine {
 		if b.Incarnation == "" {
 			continue
 		}
 		i := slices.IndexFunc(list, func(e incarnation) bool { return e.ID == b.Incarnation })
 		if i < 0 {
-			return false, p.stale(b)
+			return false, p.staleCopy(b)
 		}
 		at = max(at, i)
 	}
 	serial := p.tok.Info().Serial
-	// A clone that was never served is compared with what other tokens have had.
+	// If this token has no entry (a clone that was never used), compare with the entries of all tokens.
 	served := slices.ContainsFunc(list, func(e incarnation) bool { return e.Put && e.Serial == serial })
 	return slices.ContainsFunc(list[at+1:], func(e incarnation) bool {
 		return e.Put && (e.Serial == serial || !served)
 	}), nil
 }
 
-// stale says that another copy of the store has used the token.
-func (p *Provider) stale(b Binding) error {
+// staleCopy is the error that another copy of the store has used the token.
+func (p *Provider) staleCopy(b Binding) error {
 	here := b.URI == p.store.URI()
 	where, why := "at "+b.URI, "another copy was started"
 	if here {
@@ -186,19 +184,19 @@ func (p *Provider) stale(b Binding) error {
 		p.store.URI(), where, tokenName(p.tok.Info()), b.served().UTC().Format(time.RFC3339), why,
 		p.accept(), p.adopt(""))
 	if here {
-		return hereError{err}
+		return samePlaceError{err}
 	}
 	return err
 }
 
-// accept is the command that has a store take the token up.
+// accept returns the command line that makes a store take the token over.
 func (p *Provider) accept() string { return ourCommand("metastore accept", p.confDir, "--yes") }
 
-// elsewhere refuses a command that would change keys with a store which another place has
-// used last, where no operator has decided that this one goes on: a server may still use the
-// other. mine are the objects of this store that the token has.
-func (p *Provider) elsewhere(ctx context.Context, mine []Binding) error {
-	b, err := p.lastElsewhere(ctx, mine)
+// refuseElsewhere refuses a command that would change keys with a store if a store at another place was used last, and
+// no operator has decided between them: a server may still use the other store. mine are the objects of this store that
+// the token has.
+func (p *Provider) refuseElsewhere(ctx context.Context, mine []Binding) error {
+	b, err := p.lastUsedElsewhere(ctx, mine)
 	if err != nil || b == nil {
 		return err
 	}
@@ -209,25 +207,25 @@ func (p *Provider) elsewhere(ctx context.Context, mine []Binding) error {
 		tokenName(p.tok.Info()), b.URI, b.served().UTC().Format(time.RFC3339), p.store.URI(), p.accept())
 }
 
-// lastElsewhere returns the object of this store that another place has written; nil where
-// one names this place, or an operator has decided.
-func (p *Provider) lastElsewhere(ctx context.Context, mine []Binding) (*Binding, error) {
+// lastUsedElsewhere returns the object of this store that was written at another place. It returns nil if an object
+// names this place, or if an operator has decided.
+func (p *Provider) lastUsedElsewhere(ctx context.Context, mine []Binding) (*Binding, error) {
 	taken, _, err := p.store.Setting(ctx, settingTaken)
 	if err != nil {
 		return nil, err
 	}
 	for _, b := range mine {
 		if b.URI == p.store.URI() || b.Incarnation == "" || b.Incarnation == taken {
-			return nil, nil //nolint:nilnil // there is none
+			return nil, nil //nolint:nilnil // no such object
 		}
 	}
 	if len(mine) == 0 {
-		return nil, nil //nolint:nilnil // there is none
+		return nil, nil //nolint:nilnil // no such object
 	}
 	return &mine[0], nil
 }
 
-// olderToken says that a token is a backup's, and lacks keys.
+// olderToken is the misfit that the token was restored from a backup and lacks keys.
 func (p *Provider) olderToken(h *Holdings) error {
 	return p.misfit("token %s is older than metastore %s: it was restored from a backup, or is a clone that was made "+
 		"before these key versions, which it lacks: %s; what is made on it now would be lost with the restoration "+
@@ -235,23 +233,24 @@ func (p *Provider) olderToken(h *Holdings) error {
 		tokenName(p.tok.Info()), p.store.URI(), h.Names(), p.CureLost())
 }
 
-// hasIncarnation tells whether one of the objects has an incarnation.
+// hasIncarnation reports whether one of the objects has the incarnation.
 func hasIncarnation(objects []Binding, id string) bool {
 	return slices.ContainsFunc(objects, func(b Binding) bool { return b.Incarnation == id })
 }
 
-// beginIncarnation writes a new incarnation to the store's history. One that this process
-// began is used again until the token has taken it: the process changes no key before. mine
-// are the objects of this store that the token has now. The binding lock is held.
+// beginIncarnation writes a new incarnation to the store's history. Until the token has taken it, the process uses the
+// same incarnation again; it changes no key before that. mine are the objects of this store that the token has now. The
+// binding lock is held.
 func (p *Provider) beginIncarnation(ctx context.Context, mine []Binding) (id string, err error) {
 	list, err := history(ctx, p.store)
 	if err != nil {
 		return "", err
 	}
-	if !p.putIncarnation.Load() && slices.ContainsFunc(list, func(e incarnation) bool { return e.ID == p.begun }) {
-		return p.begun, nil
+	inHistory := slices.ContainsFunc(list, func(e incarnation) bool { return e.ID == p.lastIncarnation })
+	if !p.putIncarnation.Load() && inHistory {
+		return p.lastIncarnation, nil
 	}
-	for i := range list { // a process that was killed may not have noted it
+	for i := range list { // a killed process may have written it to the token only
 		list[i].Put = list[i].Put || hasIncarnation(mine, list[i].ID)
 	}
 	raw := make([]byte, 8)
@@ -262,27 +261,26 @@ func (p *Provider) beginIncarnation(ctx context.Context, mine []Binding) (id str
 	if err := setHistory(ctx, p.store, append(list, e), mine...); err != nil {
 		return "", err
 	}
-	p.begun = e.ID
+	p.lastIncarnation = e.ID
 	return e.ID, nil
 }
 
-// awaitCopies gives a store's standbys a moment to have the incarnation that was just written,
-// before the token has it: one that took the store's place without it would be stale, though it
-// lacks no key.
-func (p *Provider) awaitCopies(ctx context.Context) {
+// awaitStandbys gives the store's standbys a moment to get the new incarnation before the token gets it. Otherwise a
+// standby that takes over without it would be stale, although it lacks no key.
+func (p *Provider) awaitStandbys(ctx context.Context) {
 	r, ok := p.store.(metastore.Replicated)
 	if !ok {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, followWithin)
+	ctx, cancel := context.WithTimeout(ctx, standbyTimeout)
 	defer cancel()
 	if err := r.Followed(ctx); err != nil {
 		p.log.Warn("a standby lacks what was just written to the metastore; where it takes over before it has that, "+
-			"no key is made until an operator has decided", "within", followWithin, "decides", p.accept(), "err", err)
+			"no key is made until an operator has decided", "within", standbyTimeout, "decides", p.accept(), "err", err)
 	}
 }
 
-// endIncarnation notes that the token has it. The binding lock is held.
+// endIncarnation records that the token has the incarnation. The binding lock is held.
 func (p *Provider) endIncarnation(ctx context.Context, id string) error {
 	list, err := history(ctx, p.store)
 	if err != nil {
@@ -296,25 +294,24 @@ func (p *Provider) endIncarnation(ctx context.Context, id string) error {
 	return setHistory(ctx, p.store, list)
 }
 
-// renew gives the token an incarnation of this process, unless another copy of the store
-// was faster.
-func (p *Provider) renew(ctx context.Context) error {
+// renewIncarnation writes a new incarnation of this process to the token, unless another copy of the store has written
+// one before.
+func (p *Provider) renewIncarnation(ctx context.Context) error {
 	ctx, unlock, err := p.bindingLock(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	b, err := p.bond(ctx, p.id)
+	b, err := p.readBindings(ctx, p.id)
 	if err != nil || len(b.mine) == 0 {
 		return err
 	}
 	return p.bindTo(ctx, p.id, b.mine, len(b.others) == 0)
 }
 
-// take gives the token an incarnation of a command, just before the command's first change.
-// It does not take it from a store at another place, unless the command is an operator's
-// word for that.
-func (p *Provider) take(ctx context.Context) error {
+// claimToken writes an incarnation of a command to the token, just before the command's first change. It does not take
+// the token over from a store at another place, unless the command itself is the operator's decision to do so.
+func (p *Provider) claimToken(ctx context.Context) error {
 	if p.access == Serve || !p.access.Changes() || p.putIncarnation.Load() || p.keepsNone.Load() {
 		return nil
 	}
@@ -323,7 +320,7 @@ func (p *Provider) take(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	b, err := p.bond(ctx, p.id)
+	b, err := p.readBindings(ctx, p.id)
 	if claviger.Is(err, claviger.Unsupported) {
 		return nil
 	}
@@ -331,25 +328,25 @@ func (p *Provider) take(ctx context.Context) error {
 		return err
 	}
 	if p.access != Rebind {
-		if err := p.elsewhere(ctx, b.mine); err != nil {
+		if err := p.refuseElsewhere(ctx, b.mine); err != nil {
 			return err
 		}
 	}
-	if b.older {
+	if b.tokenOlder {
 		if h, err := p.Holdings(ctx); err != nil || len(h.All()) > 0 {
-			return err // it stays older, so that every start sees that
+			return err // without a new incarnation, the next start sees again that the token is older
 		}
 	}
 	return p.bindTo(ctx, p.id, b.mine, len(b.others) == 0)
 }
 
-// renewChanged gives the token a new incarnation where keys were changed since the last, so
-// that a copy of the store from before the changes is known as one.
-func (p *Provider) renewChanged(ctx context.Context) {
+// renewAfterChanges writes a new incarnation to the token if keys were changed since the last one. Then a copy of the
+// store from before the changes is recognised as a copy.
+func (p *Provider) renewAfterChanges(ctx context.Context) {
 	if !p.access.Changes() || p.keepsNone.Load() || !p.putIncarnation.Load() || !p.changed.Swap(false) {
 		return
 	}
-	if err := p.renew(ctx); err != nil && !IsMisfit(err) {
+	if err := p.renewIncarnation(ctx); err != nil && !IsMisfit(err) {
 		p.changed.Store(true)
 		p.log.Warn("the token did not take a new incarnation of the metastore after changes; a copy of the "+
 			"metastore from before them would not be noticed",
@@ -358,65 +355,64 @@ func (p *Provider) renewChanged(ctx context.Context) {
 	}
 }
 
-// mayDestroy refuses to destroy keys on the token where another store, or another copy of
-// this one, may use them by now.
+// mayDestroy refuses to destroy keys on the token if another store, or another copy of this store, may use them by now.
 func (p *Provider) mayDestroy(ctx context.Context) error {
 	if _, err := p.bindingHolds(ctx); err != nil {
 		return err
 	}
-	return p.take(ctx)
+	return p.claimToken(ctx)
 }
 
-// Stale fails where another copy of the store has used the token since this one did (see
-// IsStale), where a store at another place has, and where that cannot be known.
+// Stale fails if another copy of the store has used the token since this copy used it (see IsStale), if a store at
+// another place has used it last, and if neither can be known.
 func (p *Provider) Stale(ctx context.Context) error {
-	b, err := p.bond(ctx, p.id)
+	b, err := p.readBindings(ctx, p.id)
 	if claviger.Is(err, claviger.Unsupported) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return p.elsewhere(ctx, b.mine)
+	return p.refuseElsewhere(ctx, b.mine)
 }
 
-// mayRecord refuses what a command does to the records of keys where the store is stale; a
-// command that gives the token to this store may do it.
+// mayRecord refuses to change the records of keys if the store is stale. A command that gives the token to this store
+// may change them.
 func (p *Provider) mayRecord(ctx context.Context) error {
 	if p.access == Rebind {
 		return nil
 	}
-	if _, err := p.bond(ctx, p.id); err != nil && !claviger.Is(err, claviger.Unsupported) {
+	if _, err := p.readBindings(ctx, p.id); err != nil && !claviger.Is(err, claviger.Unsupported) {
 		return err
 	}
-	return p.take(ctx)
+	return p.claimToken(ctx)
 }
 
-// TakeUp makes the incarnations of the token known to a store that does not know them, or
-// knows them from another place: an operator has decided that this copy goes on. Steps that are
-// pending in it end, and what it has had destroyed counts as no orphan any more: the other copy
-// may have used it. from is where the other copy was, "" where there was nothing to decide.
+// AcceptCopy adds the token's incarnations to a store that lacks them, or that knows them from another place: an
+// operator has decided to go on with this copy. The pending steps of the store end. Objects that the store has
+// destroyed no longer count as orphans, because the other copy may have used them. from is the place of the other copy;
+// it is "" if there was nothing to decide.
 //
-// written tells that the token has got an incarnation of this copy, so that the other makes and
-// destroys nothing any more. Otherwise it gets one at the next start: with an access that does not
-// change the token, and where the token has no object of this store. An error with from says that
-// the store has done its part, and the token not.
-func (p *Provider) TakeUp(ctx context.Context) (from string, written bool, err error) {
+// written reports that the token got an incarnation of this copy. From then on the other copy makes and destroys
+// nothing. Otherwise the next start writes it: that is so with an access that does not change the token, and if the
+// token has no object of this store. If AcceptCopy returns both from and an error, the store was changed and the token
+// was not.
+func (p *Provider) AcceptCopy(ctx context.Context) (from string, written bool, err error) {
 	held, unlock, err := p.bindingLock(ctx)
 	if err != nil {
 		return "", false, err
 	}
-	from, err = p.takeUp(held)
+	from, err = p.acceptCopy(held)
 	unlock()
 	if err != nil || from == "" {
 		return "", false, err
 	}
-	err = p.take(ctx)
+	err = p.claimToken(ctx)
 	return from, p.putIncarnation.Load(), err
 }
 
-// takeUp is TakeUp. The binding lock is held.
-func (p *Provider) takeUp(ctx context.Context) (from string, err error) {
+// acceptCopy is the part of AcceptCopy that changes the store. The binding lock is held.
+func (p *Provider) acceptCopy(ctx context.Context) (from string, err error) {
 	id, _, err := p.store.Setting(ctx, SettingID)
 	if err != nil {
 		return "", err
@@ -432,9 +428,9 @@ func (p *Provider) takeUp(ctx context.Context) (from string, err error) {
 	if err != nil {
 		return "", err
 	}
-	mine, others := apart(all, id)
+	mine, others := splitBindings(all, id)
 	taken := ""
-	switch b, err := p.lastElsewhere(ctx, mine); {
+	switch b, err := p.lastUsedElsewhere(ctx, mine); {
 	case err != nil:
 		return "", err
 	case b != nil:
@@ -448,8 +444,8 @@ func (p *Provider) takeUp(ctx context.Context) (from string, err error) {
 		taken, from = b.Incarnation, b.URI
 		list = append(list, incarnation{ID: b.Incarnation, Serial: p.tok.Info().Serial, Put: true, URI: p.store.URI()})
 	}
-	if lost := p.objectLost(ctx, bond{mine: mine, others: others}, list); IsStale(lost) {
-		taken, from = p.forgetPut(list), "a place that is not known"
+	if lost := p.refuseLostObject(ctx, bindingState{mine: mine, others: others}, list); IsStale(lost) {
+		taken, from = p.forgetWritten(list), "a place that is not known"
 	} else if lost != nil {
 		return "", lost
 	}
@@ -462,10 +458,10 @@ func (p *Provider) takeUp(ctx context.Context) (from string, err error) {
 	if err := EndSteps(ctx, p.store); err != nil {
 		return "", err
 	}
-	return from, setHistory(ctx, p.store, list) // last: until then the next run finds the same
+	return from, setHistory(ctx, p.store, list) // comes last: until then the same call finds the same state again
 }
 
-// KeepHistory has a store know the incarnations of another, which it takes the place of.
+// KeepHistory adds the incarnations of other to s, a store that takes the place of other.
 func KeepHistory(ctx context.Context, s, other metastore.Settings) error {
 	list, err := history(ctx, s)
 	if err != nil {

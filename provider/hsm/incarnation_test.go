@@ -39,7 +39,7 @@ func (b *backing) beside(t *testing.T, data []byte) *backing {
 // the place of the copy that has it.
 func wantStale(t *testing.T, b, by *backing) {
 	t.Helper()
-	for _, access := range []hsm.Access{hsm.Serve, hsm.Read, hsm.Note, hsm.Destroy} {
+	for _, access := range []hsm.Access{hsm.Serve, hsm.Read, hsm.Journal, hsm.Destroy} {
 		b.access = access
 		p, err := b.open(t.Context())
 		if err == nil {
@@ -60,7 +60,7 @@ func wantStale(t *testing.T, b, by *backing) {
 
 func takeUp(t *testing.T, b *backing) {
 	t.Helper()
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p := b.mustOpen(t)
 	if err := p.Stale(t.Context()); !hsm.IsStale(err) {
 		t.Errorf("before: %v", err)
@@ -75,8 +75,8 @@ func takeUp(t *testing.T, b *backing) {
 			t.Errorf("set aside: %v", err)
 		}
 	}
-	if from, written, err := p.TakeUp(t.Context()); err != nil || !written || !strings.HasPrefix(from, "sqlite:///") ||
-		strings.HasSuffix(from, b.db) {
+	if from, written, err := p.AcceptCopy(t.Context()); err != nil || !written ||
+		!strings.HasPrefix(from, "sqlite:///") || strings.HasSuffix(from, b.db) {
 		t.Fatal(from, err)
 	}
 	if err := p.Stale(t.Context()); err != nil {
@@ -430,7 +430,7 @@ func TestCopyFromBeforeChanges(t *testing.T) {
 			_, err := p.Roll(ctx, "k", nil)
 			return err
 		}, func(p *hsm.Provider) error {
-			err := p.Look(ctx)
+			err := p.SurveyNow(ctx)
 			t.Cleanup(func() { _ = p.Close() })
 			return err
 		}},
@@ -523,9 +523,9 @@ func TestTwoDatabases(t *testing.T) {
 		}
 		t.Errorf("the restored dump is used: %v", err)
 	}
-	c.access = hsm.Mend
+	c.access = hsm.Repair
 	p := c.mustOpen(t)
-	if _, _, err := p.TakeUp(ctx); err != nil {
+	if _, _, err := p.AcceptCopy(ctx); err != nil {
 		t.Fatal(err)
 	}
 	mustClose(t, p)

@@ -8,17 +8,17 @@ import (
 	"time"
 )
 
-// Latency is what calls to the token took, one after another.
+// Latency says how long calls to the token took, one after another.
 type Latency struct {
-	EDEKs  int // a call
+	EDEKs  int // for each call
 	Calls  int
 	Median time.Duration
 	P99    time.Duration
-	PerSec float64 // EDEKs
+	PerSec float64 // EDEKs each second
 }
 
-// MeasureLatency encrypts, in so many calls, the counter blocks of so many EDEKs a call. It uses the newest
-// version of some key, and fails where there is no key.
+// MeasureLatency makes calls encryptions, each of the counter blocks of so many edeks. It uses the newest version of
+// some key, and fails if there is no key.
 func (p *Provider) MeasureLatency(ctx context.Context, edeks, calls int) (Latency, error) {
 	version, err := p.someVersion(ctx)
 	if err != nil {
@@ -26,7 +26,7 @@ func (p *Provider) MeasureLatency(ctx context.Context, edeks, calls int) (Latenc
 	}
 	const edekBytes = 32 // of a 256-bit DEK: two counter blocks
 	blocks := make([]byte, edeks*edekBytes)
-	_, _ = rand.Read(blocks) // it never fails
+	_, _ = rand.Read(blocks) // crypto/rand never fails
 	times := make([]time.Duration, calls)
 	var total time.Duration
 	for i := range times {

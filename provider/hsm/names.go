@@ -12,45 +12,44 @@ import (
 	"claviger/provider"
 )
 
-// lostNames remembers which key names that the store does not have were looked for on
-// the token, and what was found.
-type lostNames struct {
+// missingNames remembers for which key names the token was searched, and what was found. The store does not have these
+// names.
+type missingNames struct {
 	mu    sync.Mutex
-	asked map[string]lostName
+	byKey map[string]missingName
 }
 
-type lostName struct {
+type missingName struct {
 	until time.Time
-	label string // of a version that the token holds and the store has lost; "": there is none
+	label string // of a version that the token holds and the store has lost; "" if there is none
 }
 
-func (l *lostNames) get(key string) (label string, ok bool) {
+func (l *missingNames) get(key string) (label string, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n := l.asked[key]
+	n := l.byKey[key]
 	return n.label, time.Now().Before(n.until)
 }
 
-func (l *lostNames) note(key, label string, last time.Duration) {
+func (l *missingNames) put(key, label string, last time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.asked == nil || len(l.asked) >= absentMost {
-		l.asked = map[string]lostName{}
+	if l.byKey == nil || len(l.byKey) >= missingAtMost {
+		l.byKey = map[string]missingName{}
 	}
-	l.asked[key] = lostName{time.Now().Add(last), label}
+	l.byKey[key] = missingName{time.Now().Add(last), label}
 }
 
-// noKey is what a name is answered with that the store does not have: kind KeyNotFound,
-// unless the token holds versions of it that the store has lost: then Unavailable, for
-// the store may have them again. The token is asked once a minute a name. Where it
-// cannot be asked, what surveys have seen counts: names of sources come here, too, and
-// are served while the token is away.
-func (p *Provider) noKey(ctx context.Context, op, key string) error {
+// missingKey returns the error for a key name that the store does not have. Its kind is KeyNotFound, unless the token
+// holds versions of the key that the store has lost: then it is Unavailable, because the store may get them back. The
+// token is asked once a minute for each name. If the token does not answer, the last surveys decide: keys of sources
+// must be served while the token is away, and their names come here too.
+func (p *Provider) missingKey(ctx context.Context, op, key string) error {
 	none := claviger.E(op, claviger.KeyNotFound, key, nil)
-	if p.searches.turns == nil { // a command, which sees what is unknown by itself
+	if p.searches.slots == nil { // in a command, which lists unknown objects itself
 		return none
 	}
-	label, ok := p.names.get(key)
+	label, ok := p.missingNames.get(key)
 	if !ok {
 		next, err := p.store.NextNumber(ctx, key)
 		if err != nil {
@@ -75,30 +74,29 @@ func (p *Provider) noKey(ctx context.Context, op, key string) error {
 		p.store.URI())
 }
 
-// ifLost is noKey for what answers without an error where there is no key.
-func (p *Provider) ifLost(ctx context.Context, op, key string) error {
-	if err := p.noKey(ctx, op, key); !claviger.Is(err, claviger.KeyNotFound) {
+// errorIfLost is missingKey for calls that return no error if there is no key.
+func (p *Provider) errorIfLost(ctx context.Context, op, key string) error {
+	if err := p.missingKey(ctx, op, key); !claviger.Is(err, claviger.KeyNotFound) {
 		return err
 	}
 	return nil
 }
 
-// lostVersion looks for a version of a key that the store has lost, "" where there is
-// none: among seen, and under the number that the store would give next, where a key is
-// that was made after the store was copied. A label beside an error is of a version
-// that the token holds.
+// lostVersion looks on the token for a version of a key that the store has lost. It tries the labels in seen, and the
+// number that the store would give next: a key that was made after the store was copied has that number. It returns ""
+// if there is none. A label that comes with an error is of a version that the token holds.
 func (p *Provider) lostVersion(ctx context.Context, key string, next int, seen []string) (label string, err error) {
 	within, cancel := context.WithTimeout(ctx, searchWait)
 	defer cancel()
-	turn, err := p.turn(within, key)
+	slot, err := p.acquireSearchSlot(within, key)
 	if err != nil {
 		return "", err
 	}
-	defer turn.end()
-	if label, ok := p.names.get(key); ok {
+	defer slot.release()
+	if label, ok := p.missingNames.get(key); ok {
 		return label, nil
 	}
-	if err := turn.begin(); err != nil {
+	if err := slot.count(); err != nil {
 		return "", err
 	}
 	labels := seen
@@ -109,7 +107,7 @@ func (p *Provider) lostVersion(ctx context.Context, key string, next int, seen [
 		found, err := p.tok.FindLabel(within, label)
 		if err != nil {
 			if ctx.Err() == nil && len(seen) == 0 {
-				p.names.note(key, "", nameRetry) // a token that hangs is not waited for each time
+				p.missingNames.put(key, "", nameRetry) // so that not every request waits for a token that hangs
 			}
 			return "", err
 		}
@@ -121,21 +119,21 @@ func (p *Provider) lostVersion(ctx context.Context, key string, next int, seen [
 			continue
 		}
 		if err == nil {
-			p.names.note(key, label, absentFor)
+			p.missingNames.put(key, label, missingKept)
 		}
 		return label, err
 	}
-	p.names.note(key, "", absentFor)
+	p.missingNames.put(key, "", missingKept)
 	return "", nil
 }
 
-// nameRetry is for how long a name counts as absent after the token could not be asked.
+// nameRetry is how long a name counts as missing after the token did not answer.
 const nameRetry = 5 * time.Second
 
-// anyLost tells whether one of the objects is a version that the store does not know and
-// never gave that number itself: what it has numbered, and does not have, was deleted.
+// anyLost reports whether one of the objects is a version that the store has lost: the store does not know it and never
+// gave that number itself. If the store gave the number, the version was deleted.
 func (p *Provider) anyLost(ctx context.Context, found []pkcs11.KeyInfo) (bool, error) {
-	marked, err := p.mark(ctx, found)
+	marked, err := p.markFound(ctx, found)
 	if err != nil {
 		return false, err
 	}
@@ -143,7 +141,7 @@ func (p *Provider) anyLost(ctx context.Context, found []pkcs11.KeyInfo) (bool, e
 		if o.Mark != Unknown {
 			continue
 		}
-		p.noteUnknown(o)
+		p.recordUnknown(o)
 		n, numbered := claviger.VersionNumber(o.Label)
 		if !numbered {
 			return true, nil
@@ -155,8 +153,7 @@ func (p *Provider) anyLost(ctx context.Context, found []pkcs11.KeyInfo) (bool, e
 	return false, nil
 }
 
-// unknownOf returns the labels of a key's versions that the store does not know, as far
-// as surveys and searches have found any.
+// unknownOf returns the labels of a key's versions that surveys and searches have found and the store does not know.
 func (p *Provider) unknownOf(key string) (labels []string) {
 	p.survey.mu.Lock()
 	defer p.survey.mu.Unlock()

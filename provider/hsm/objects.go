@@ -14,22 +14,22 @@ import (
 	"claviger/pkcs11"
 )
 
-// Mark says what an object on the token is.
+// Mark says what uses an object on the token.
 type Mark string
 
 // The marks.
 const (
-	InUse   Mark = "in use"  // of a version that the store knows
-	Pending Mark = "pending" // of a step that was broken off; making it again uses it
-	Deleted Mark = "deleted" // of a key that was deleted and can come back
-	// Orphan: the store once gave the label's number, on a token that is bound to this
-	// store alone, and nothing refers to the object any more. Such ones may be pruned.
+	InUse   Mark = "in use"  // a version that the store knows
+	Pending Mark = "pending" // an interrupted step made it; the same step, made again, uses it
+	Deleted Mark = "deleted" // a version of a deleted key that can come back
+	// Orphan: this store has had the object destroyed, and the token holds it all the same. The token is bound to this
+	// store alone, and nothing refers to the object. Orphans may be pruned.
 	Orphan Mark = "orphan"
-	// Unknown: named like ours, and this store does not know it. The store is older
-	// than the token, or the key is another store's. It is never pruned.
+	// Unknown: it is named like an object of claviger, and this store does not know it. The store is older than the
+	// token, or the key belongs to another store. Unknown objects are never pruned.
 	Unknown Mark = "unknown"
 	Aside   Mark = "set aside" // unknown, and an operator has decided to leave it
-	Foreign Mark = "foreign"   // not named like ours
+	Foreign Mark = "foreign"   // it is not named like an object of claviger
 )
 
 // Marks lists the marks in the order of reports.
@@ -42,25 +42,25 @@ type Object struct {
 	Bits        int    `json:"bits"`
 	Extractable bool   `json:"extractable"`
 	Sensitive   bool   `json:"sensitive"`
-	// Damaged: it has no length, so it is no whole key. SoftHSM, killed within C_GenerateKey,
-	// leaves such ones, which it calls not sensitive.
+	// Damaged: it has no length, so it is not a complete key. SoftHSM leaves such objects if it is killed within
+	// C_GenerateKey. It reports them as not sensitive.
 	Damaged bool `json:"damaged,omitempty"`
 	Mark    Mark `json:"mark"`
-	// Since is, of orphans alone, CKA_START_DATE, or when a server or a prune first
-	// found that nothing refers to it; nil where nobody knows.
+	// Since is set for orphans only: CKA_START_DATE, or the time when a server or a prune first found that nothing
+	// refers to the object. It is nil if that is not known.
 	Since *time.Time `json:"since,omitempty"`
 
-	deletes bool // pending: the step is a deletion
+	deletes bool // pending: the step deletes the key
 }
 
-// made tells what a step that was broken off has made. It may be in use, where the store is
-// a copy from before the step was done.
-func (o Object) made() bool { return o.Mark == Pending && !o.deletes }
+// madeByStep reports whether an interrupted step made the object. It may be in use, if the store is a copy from before
+// the step ended.
+func (o Object) madeByStep() bool { return o.Mark == Pending && !o.deletes }
 
-// adoptable tells what adopt takes.
-func (o Object) adoptable() bool { return o.Mark == Unknown || o.Mark == Aside || o.made() }
+// adoptable reports whether an operator can adopt the object.
+func (o Object) adoptable() bool { return o.Mark == Unknown || o.Mark == Aside || o.madeByStep() }
 
-// Key is the name of the key that the object's label names.
+// Key returns the key name in the object's label.
 func (o Object) Key() string {
 	key, _ := claviger.KeyOfVersion(o.Label)
 	return key
@@ -69,19 +69,19 @@ func (o Object) Key() string {
 // settingAside is the setting with the CKA_IDs that were set aside, as a JSON list.
 const settingAside = "hsm.aside"
 
-// Objects returns all AES keys on the token with what they are.
+// Objects returns all AES keys on the token with their marks.
 func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
 	keys, err := p.tok.List(ctx)
 	if err != nil {
 		return nil, err
 	}
-	// The token first: an intent is there before its objects are, and goes with the
-	// transaction that puts them in use.
+	// Read the token first: an intent is written before its objects are made. The transaction that makes the objects
+	// part of a key removes the intent.
 	r, err := p.records(ctx)
 	if err != nil {
 		return nil, err
 	}
-	list, err := p.markBy(ctx, keys, r)
+	list, err := p.markWith(ctx, keys, r)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +92,7 @@ func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
 	if !doubtful {
 		return list, nil
 	}
-	// What nothing refers to may have been destroyed since.
+	// Objects to which nothing refers may have been destroyed meanwhile.
 	if keys, err = p.tok.List(ctx); err != nil {
 		return nil, err
 	}
@@ -109,13 +109,12 @@ func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
 	return kept, nil
 }
 
-// settingDestroyed and a CKA_ID is the setting with the label of an object that this store
-// has had destroyed. Where the token holds it all the same it is an orphan: an HSM that did
-// not show it then. That a number was given once is no proof of that: another copy of the
-// store may have given it, too.
+// settingDestroyed, followed by a CKA_ID, is the setting with the label of an object that this store has had destroyed.
+// If the token holds the object all the same it is an orphan: the HSM did not show it when it was to be destroyed. It
+// is not enough that the store gave the version's number once, because another copy of the store may have given it too.
 const settingDestroyed = "hsm.destroyed."
 
-// noteDestroyed has a store know that an object with that label is destroyed by it.
+// noteDestroyed records in a store that it has the object with that label destroyed.
 func noteDestroyed(ctx context.Context, s metastore.Settings, object, label string) error {
 	note, err := destroyedNote(ctx, s, label)
 	if err != nil {
@@ -124,9 +123,9 @@ func noteDestroyed(ctx context.Context, s metastore.Settings, object, label stri
 	return s.SetSetting(ctx, settingDestroyed+object, note)
 }
 
-// destroyedNote is what settingDestroyed says of an object with that label. After an operator
-// has decided between two copies of the store (see TakeUp) what it said before counts no
-// more: the other copy may have used the object.
+// destroyedNote returns the value of settingDestroyed for an object with that label. Once an operator has decided
+// between two copies of the store (see AcceptCopy), earlier values no longer count: the other copy may have used the
+// object.
 func destroyedNote(ctx context.Context, s metastore.Settings, label string) (string, error) {
 	taken, _, err := s.Setting(ctx, settingTaken)
 	if taken != "" {
@@ -135,8 +134,8 @@ func destroyedNote(ctx context.Context, s metastore.Settings, label string) (str
 	return label, err
 }
 
-// Forget has a store not know any more that it has had an object destroyed: another copy
-// of it has used the object since.
+// Forget removes the record that a store has had an object destroyed: another copy of the store has used the object
+// since.
 func Forget(ctx context.Context, s metastore.Settings, object string) error {
 	if _, ok, err := s.Setting(ctx, settingDestroyed+object); err != nil || !ok {
 		return err
@@ -144,19 +143,19 @@ func Forget(ctx context.Context, s metastore.Settings, object string) error {
 	return s.SetSetting(ctx, settingDestroyed+object, "")
 }
 
-// records are what a store knows of objects, by CKA_ID in hex.
+// records is what a store knows about objects, by CKA_ID in hex.
 type records struct {
 	live, shelved, aside map[string]bool
-	begun                map[string]string // the Op of the step
-	// kept are the version names of deleted keys, and journal reads, once, those that the
-	// journal speaks of: what carries such a name is no orphan, whatever its CKA_ID.
+	begun                map[string]string // Op of the interrupted step that has the object
+	// kept has the version names of deleted keys. journal returns the version names in the journal; it reads them
+	// once. An object with such a name is no orphan, whatever its CKA_ID is.
 	kept    map[string]bool
 	journal func() (map[string]bool, error)
 }
 
-// mark says what objects are that were found by their labels. It reads the records of the
-// key names in these labels alone, so that it takes no longer where other users have many keys.
-func (p *Provider) mark(ctx context.Context, found []pkcs11.KeyInfo) ([]Object, error) {
+// markFound marks objects that were found by their labels. It reads only the records of the key names in these labels,
+// so it does not take longer if other users have many keys.
+func (p *Provider) markFound(ctx context.Context, found []pkcs11.KeyInfo) ([]Object, error) {
 	if len(found) == 0 {
 		return nil, nil
 	}
@@ -170,11 +169,11 @@ func (p *Provider) mark(ctx context.Context, found []pkcs11.KeyInfo) ([]Object, 
 	if err != nil {
 		return nil, err
 	}
-	return p.markBy(ctx, found, r)
+	return p.markWith(ctx, found, r)
 }
 
-// markBy says what objects are, by records of all key names that their labels have.
-func (p *Provider) markBy(ctx context.Context, keys []pkcs11.KeyInfo, r *records) (_ []Object, err error) {
+// markWith marks objects. r must have the records of all key names in their labels.
+func (p *Provider) markWith(ctx context.Context, keys []pkcs11.KeyInfo, r *records) (_ []Object, err error) {
 	list := make([]Object, 0, len(keys))
 	for _, k := range keys {
 		o := Object{ID: fmt.Sprintf("%x", k.ID), Label: k.Label, Bits: k.Bits, Extractable: k.Extractable,
@@ -187,7 +186,7 @@ func (p *Provider) markBy(ctx context.Context, keys []pkcs11.KeyInfo, r *records
 		case r.shelved[o.ID]:
 			o.Mark = Deleted
 		default:
-			if o.Mark, err = p.unreferred(ctx, k, o, r); err != nil {
+			if o.Mark, err = p.markUnreferenced(ctx, k, o, r); err != nil {
 				return nil, err
 			}
 		}
@@ -196,12 +195,12 @@ func (p *Provider) markBy(ctx context.Context, keys []pkcs11.KeyInfo, r *records
 	return list, nil
 }
 
-// unreferred marks an object that neither a key, a deleted one nor a step refers to.
-func (p *Provider) unreferred(ctx context.Context, k pkcs11.KeyInfo, o Object, r *records) (Mark, error) {
+// markUnreferenced marks an object to which no key, no deleted key and no step refers.
+func (p *Provider) markUnreferenced(ctx context.Context, k pkcs11.KeyInfo, o Object, r *records) (Mark, error) {
 	if _, _, named := ours(k); !named {
 		return Foreign, nil
 	}
-	// A key may have gone from the shelf to the others while the records were read.
+	// A deleted key may have come back while the records were read.
 	switch _, v, err := p.store.ByVersion(metastore.AsItIs(ctx), o.Label); {
 	case err == nil && v.Object == o.ID:
 		return InUse, nil
@@ -228,8 +227,7 @@ func (p *Provider) unreferred(ctx context.Context, k pkcs11.KeyInfo, o Object, r
 	return Orphan, nil
 }
 
-// records reads what the store knows of the objects of these keys; of all keys, where no name
-// is given.
+// records reads what the store knows about the objects of these keys, or of all keys if no name is given.
 func (p *Provider) records(ctx context.Context, names ...string) (*records, error) {
 	r := &records{begun: map[string]string{}, live: map[string]bool{}, shelved: map[string]bool{},
 		aside: map[string]bool{}, kept: map[string]bool{}}
@@ -293,8 +291,8 @@ func (p *Provider) asides(ctx context.Context) ([]string, error) {
 	return list, nil
 }
 
-// journalled returns the version names that the journal speaks of. Its records are
-// JSON of others' making, so every text in them that could be such a name counts.
+// journalled returns the version names in the journal. Other packages write its records, as JSON. So every text in them
+// that looks like a version name counts.
 func (p *Provider) journalled(ctx context.Context) (map[string]bool, error) {
 	names := map[string]bool{}
 	runs, err := p.store.Runs(ctx)

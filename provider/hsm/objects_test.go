@@ -98,7 +98,7 @@ func create(t *testing.T, p *hsm.Provider, key string) string {
 func (b *backing) setAside(t *testing.T, key string) {
 	t.Helper()
 	was := b.access
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p := b.mustOpen(t)
 	list, err := p.Candidates(t.Context())
 	at := slices.IndexFunc(list, func(c hsm.Candidate) bool { return c.Key == key })
@@ -250,7 +250,7 @@ func TestEmptyStore(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		for _, access := range []hsm.Access{hsm.Serve, hsm.Read, hsm.Destroy, hsm.Note} {
+		for _, access := range []hsm.Access{hsm.Serve, hsm.Read, hsm.Destroy, hsm.Journal} {
 			b.access = access
 			p, err := b.open(t.Context())
 			if err == nil {
@@ -271,7 +271,7 @@ func TestEmptyStore(t *testing.T) {
 			t.Errorf("%s: a store was made: %v", c, err)
 		}
 	}
-	b.access = hsm.Look
+	b.access = hsm.Inspect
 	p := b.mustOpen(t)
 	wantMarks(t, p, map[string]hsm.Mark{"k@0": hsm.Unknown})
 	mustClose(t, p)

@@ -106,7 +106,7 @@ func TestOldCopyWithSteps(t *testing.T) {
 		t.Error(err)
 	}
 	mustClose(t, p)
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p = b.mustOpen(t)
 	list, err := p.Candidates(ctx)
 	if err != nil || len(list) != 1 || list[0].Key != "x" {
@@ -149,7 +149,7 @@ func TestNumberGivenByACopy(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	mustClose(t, p)
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p = b.mustOpen(t)
 	if list, err := p.Candidates(ctx); err != nil || len(list) != 1 || list[0].Key != "x" || list[0].Why != "" {
 		t.Errorf("%+v, %v", list, err)

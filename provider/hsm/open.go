@@ -1,24 +1,19 @@
-// Package hsm is the provider whose keys live in an HSM. Each key version is an
-// AES key object on the token, made there, that can encrypt and never leaves.
-// What the token does not keep (which versions belong to a key, in which order,
-// description, attributes, check values) is in a metastore.
+// Package hsm is the provider that keeps its keys in an HSM. Each key version is an AES key object. The token makes
+// it, it can encrypt, and it never leaves the token. A metastore keeps what the token cannot: which versions belong to
+// a key and in which order, the description, the attributes and the check values.
 //
-// A version's name is NAME@N. N counts up for a name and is never used twice for
-// it, not even after the key was deleted and made anew. The object's CKA_ID is 8
-// random bytes, which the metastore keeps beside N; the first 4 are the same in all
-// versions of a key, and others where a key of that name is made anew. Its CKA_LABEL
-// is the full version name, so the vendor's own tools show which object is which.
-// (Versions made before they were numbered have the CKA_ID, 16 hex digits, in N's
-// place.)
+// The name of a version is NAME@N. N only rises: a name never gets the same number twice, not even after its key was
+// deleted and created again. The CKA_ID of the object is 8 random bytes; the metastore keeps it beside N. All versions
+// of one key share the first 4 bytes. A later key of the same name gets other bytes. CKA_LABEL is the full version
+// name, so the vendor's own tools show which object is which. (Versions from before there were numbers have the CKA_ID,
+// 16 hex digits, in place of N.)
 //
-// Where to read: binding.go binds token and metastore to each other; incarnation.go
-// tells copies of a metastore apart; objects.go marks what is on the token; unknown.go
-// finds keys that the metastore does not know; prune.go and adopt.go remove and adopt
-// them; retake.go lets a migration take adopted keys over again.
+// Where to read: binding.go binds a token and a metastore to each other; incarnation.go distinguishes copies of a
+// metastore; objects.go says for each object on the token what uses it; unknown.go finds keys that the metastore does
+// not know; prune.go destroys such keys and adopt.go adopts them; retake.go lets a migration take adopted keys again.
 //
-// Every step that touches the token is first written down as an intent with the
-// ids that it will use. A crash leaves at most an intent and objects under its
-// ids; the same step, made again, uses them.
+// Before a step changes the token, it writes an intent to the metastore, with the CKA_IDs that it will use. A crash
+// leaves at most an intent and the objects of these CKA_IDs. The same step, made again, uses them.
 package hsm
 
 import (
@@ -37,7 +32,7 @@ import (
 	"claviger/shares"
 )
 
-// token is what is used of a *pkcs11.Token.
+// token has the methods of *pkcs11.Token that this package uses.
 type token interface {
 	Info() pkcs11.TokenInfo
 	GenerateKey(ctx context.Context, id []byte, label string, bits int) error
@@ -61,44 +56,43 @@ type token interface {
 	Close() error
 }
 
-// Provider is a token with a metastore.
+// Provider keeps keys in a token, and their records in a metastore ("the store").
 type Provider struct {
 	uri   string
-	tok   *writing
+	tok   *recordingToken
 	store metastore.Store
 	log   *slog.Logger
-	soft  bool // Delete keeps objects until Purge
+	soft  bool // Delete keeps the objects until Purge
 
 	access Access
-	// alone: the token is bound to this store and to no other.
+	// alone: the token is bound to this store and to no other store.
 	alone atomic.Bool
-	// keepsNone: the token keeps no data objects.
+	// keepsNone: the token does not keep data objects.
 	keepsNone atomic.Bool
-	// putIncarnation: the token has taken an incarnation of this process.
+	// putIncarnation: this process has written an incarnation to the token.
 	putIncarnation atomic.Bool
-	// begun is the newest incarnation that this process has written to the store's history;
-	// guarded by the binding lock.
-	begun string
-	// changed: a step with a key was begun since.
-	changed atomic.Bool
-	id      string // of the store, as it was when it was joined
-	confDir string // of the configuration, for messages; "" is none
-	misfits error  // why they do not fit, where access tolerates that
-	fit     fit
-	survey  survey
-	absent  absent
-	names   lostNames
-	// searches are those for what the store does not know.
+	// lastIncarnation is the newest incarnation that this process has written to the store's history. The binding
+	// lock guards it.
+	lastIncarnation string
+	// changed: a step with a key has begun since the token got its last incarnation.
+	changed         atomic.Bool
+	id              string // of the store, as join read it
+	confDir         string // directory of the configuration, for messages; "" if there is none
+	misfits         error  // why token and store do not fit together, if access tolerates that
+	fit             fitState
+	survey          surveyState
+	missingVersions missingVersions
+	missingNames    missingNames
+	// searches limits the searches of the token for names that the store does not know.
 	searches searches
 
-	// versions maps a version name to its *entry. It grows with the versions that
-	// are used, each of which is an object on the token.
+	// versions maps a version name to its *entry. It holds each version that was used. The number of objects on the
+	// token limits its size.
 	versions sync.Map
-	// refused holds the names of versions that the token does not hold as it should.
-	refused sync.Map
-	seen    seen
-	// epoch counts the times that the token came back; what was verified in an
-	// earlier one is verified anew.
+	// refused holds the names of versions that are missing on the token or differ there.
+	refused     sync.Map
+	encryptions encryptionState
+	// epoch counts how often the token came back. A version that was verified in an earlier epoch is verified again.
 	epoch atomic.Uint64
 
 	closed atomic.Bool
@@ -117,7 +111,7 @@ var (
 	_ provider.SoftDeleter    = (*Provider)(nil)
 )
 
-// entry is a version as far as its use goes.
+// entry is what encrypting with a version needs.
 type entry struct {
 	key   string
 	name  string
@@ -125,8 +119,8 @@ type entry struct {
 	bits  int
 	check []byte
 
-	verified atomic.Uint64 // epoch+1 in which the check value was found right
-	mu       sync.Mutex    // of the verification
+	verified atomic.Uint64 // 1 + the epoch in which the check value was last verified
+	mu       sync.Mutex    // held during a verification
 }
 
 // Access says what a provider may change.
@@ -134,55 +128,52 @@ type Access int
 
 // The accesses.
 const (
-	// Serve may change all: it binds a store and a token at their first use.
+	// Serve may change everything: it binds a store and a token at their first use.
 	Serve Access = iota
-	// Read changes neither the token nor the store, and refuses what Serve refuses.
+	// Read changes neither the token nor the store. It refuses whatever Serve refuses.
 	Read
-	// Look is Read for commands that show what is on the token: a store and a token
-	// that do not fit are no error to it.
-	Look
-	// Mend is Look, and may write: for commands that make records of what the token
-	// holds. Nodes may serve meanwhile, where the store is one of several nodes.
-	Mend
-	// Rebind is Mend for commands that give the token to another store, while no node
-	// serves.
+	// Inspect is Read for commands that show what is on the token. It accepts a store and a token that do not fit
+	// together.
+	Inspect
+	// Repair is Inspect for commands that write records of keys that the token holds. Nodes may serve meanwhile, if
+	// several nodes can share the store.
+	Repair
+	// Rebind is Repair for commands that give the token to another store. No node may serve meanwhile.
 	Rebind
-	// Destroy is Serve for commands that destroy what nothing refers to, while no node
-	// serves.
+	// Destroy is Serve for commands that destroy objects that nothing refers to. No node may serve meanwhile.
 	Destroy
-	// Note is Read, and may write what is no key: the journal of a migration, beside
-	// a server that goes on. It makes no store where there is none.
-	Note
-	// Make is Serve for commands that make keys, which end.
+	// Journal is Read, and may also write the journal of a migration while a server runs. It never creates a store.
+	Journal
+	// Make is Serve for a command that makes keys and then ends.
 	Make
 )
 
-// Writes tells whether a store may be written to.
-func (a Access) Writes() bool { return a.Changes() || a == Note }
+// Writes reports whether the access may write to a store.
+func (a Access) Writes() bool { return a.Changes() || a == Journal }
 
-// Changes tells whether keys may be changed, or the binding of store and token. Who
-// does claims the store, see metastore.Claims.
-func (a Access) Changes() bool { return a.makes() || a == Mend || a == Rebind || a == Destroy }
+// Changes reports whether the access may change keys or the binding of store and token. A process with such an access
+// claims the store, see metastore.Claims.
+func (a Access) Changes() bool { return a.makesKeys() || a == Repair || a == Rebind || a == Destroy }
 
-// Alone tells whether no node may serve meanwhile.
-func (a Access) Alone() bool { return a == Rebind || a == Destroy }
+// Exclusive reports whether no node may serve meanwhile.
+func (a Access) Exclusive() bool { return a == Rebind || a == Destroy }
 
-// tolerates tells whether a store and a token that do not fit are no error.
-func (a Access) tolerates() bool { return a == Look || a.mends() }
+// toleratesMisfit reports whether a store and a token that do not fit together are no error.
+func (a Access) toleratesMisfit() bool { return a == Inspect || a.repairs() }
 
-// makes tells whether keys may be made.
-func (a Access) makes() bool { return a == Serve || a == Make }
+// makesKeys reports whether the access may make keys.
+func (a Access) makesKeys() bool { return a == Serve || a == Make }
 
-// mends tells whether records may be made of keys that the store does not know.
-func (a Access) mends() bool { return a == Mend || a == Rebind }
+// repairs reports whether the access may write records of keys that the store does not know.
+func (a Access) repairs() bool { return a == Repair || a == Rebind }
 
 // Options are what Open needs beside the URI.
 type Options struct {
-	// Store is called when the token is open; the store stays the caller's to close.
-	// Where there is no store yet, Store asks create before it makes one.
+	// Store opens the store. Open calls it once the token is open. The caller of Open closes the store. If there is
+	// no store yet, Store must call create before it makes one.
 	Store  func(ctx context.Context, create func(ctx context.Context, uri string) error) (metastore.Store, error)
 	Access Access
-	// Wrap, if not nil, is put around the library's calls.
+	// Wrap, if not nil, wraps the calls of the library.
 	Wrap func(pkcs11.Boundary) pkcs11.Boundary
 }
 
@@ -208,16 +199,16 @@ func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provid
 		log.Warn(w)
 	}
 	cfg.Log, cfg.Wrap = log, o.Wrap
-	// A KMS must not wait for ever for an HSM that swallows packets.
-	const patience = time.Minute
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	// An HSM that swallows packets must not block the start of a KMS for ever.
+	const openTimeout = time.Minute
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	tok, err := pkcs11.Open(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	store, err := o.Store(ctx, func(ctx context.Context, uri string) error {
-		if o.Access.mends() {
+		if o.Access.repairs() {
 			return nil
 		}
 		return mayBeMade(ctx, tok, uri, env.ConfDir)
@@ -227,7 +218,7 @@ func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provid
 	}
 	p, err := newProvider(ctx, uri, env.ConfDir, tok, store, o.Access, most, log)
 	if err != nil {
-		if claviger.Is(err, claviger.Unavailable) && tok.Ping(ctx) != nil { // it has gone since it was opened
+		if claviger.Is(err, claviger.Unavailable) && tok.Ping(ctx) != nil { // the token went away after it was opened
 			err = claviger.Away(err)
 		}
 		return nil, errors.Join(err, tok.Close())
@@ -247,17 +238,17 @@ func tokenConfig(uri string) (pkcs11.Config, []string, error) {
 	return pkcs11.ReadKeystoreFile(path)
 }
 
-// newProvider makes a provider of an open token, which it closes, and a store, which
-// it does not. It refuses a store that belongs to another token.
+// newProvider makes a provider of an open token and a store. The provider closes the token and not the store. It
+// refuses a store that belongs to another token.
 func newProvider(ctx context.Context, uri, confDir string, tok *pkcs11.Token, store metastore.Store, access Access,
 	searches int, log *slog.Logger) (*Provider, error) {
 	background, stop := context.WithCancel(context.Background())
-	p := &Provider{uri: uri, confDir: confDir, tok: &writing{token: tok}, store: store, access: access, log: log,
+	p := &Provider{uri: uri, confDir: confDir, tok: &recordingToken{token: tok}, store: store, access: access, log: log,
 		stop: stop}
-	p.searches.most = searches
+	p.searches.max = searches
 	tok.OnReset(func() { p.epoch.Add(1) })
 	later, err := p.join(ctx)
-	if err == nil && access.makes() {
+	if err == nil && access.makesKeys() {
 		err = p.finishPending(ctx)
 	}
 	if err != nil {
@@ -265,45 +256,45 @@ func newProvider(ctx context.Context, uri, confDir string, tok *pkcs11.Token, st
 		return nil, err
 	}
 	p.sweep.Go(func() { p.verifyLater(background, later) })
-	if access.makes() {
-		p.searches.turns = shares.New(searchesAtOnce, true)
+	if access.makesKeys() {
+		p.searches.slots = shares.New(searchConcurrency, true)
 		p.beginSurveys(ctx, background)
 		p.sweep.Go(func() { p.watch(background) })
 	}
 	return p, nil
 }
 
-// join brings store and token together, or refuses to.
+// join binds store and token to each other, or refuses to. It returns the versions that are to be verified later.
 func (p *Provider) join(ctx context.Context) (later []string, err error) {
 	tolerate := func(err error) error {
 		if !claviger.Is(err, claviger.Invalid) && !IsMisfit(err) {
 			return err
 		}
-		if !p.access.tolerates() {
+		if !p.access.toleratesMisfit() {
 			return misfitError{err}
 		}
-		if p.misfits == nil { // the second follows from the first
+		if p.misfits == nil { // a second error would only follow from the first
 			p.misfits = err
 		}
 		return nil
 	}
-	later, st, err := p.bind(ctx)
+	later, r, err := p.bind(ctx)
 	if err = tolerate(err); err != nil {
 		return nil, err
 	}
-	err = p.bindIDs(ctx, st)
-	if p.access == Serve && isHere(err) {
+	err = p.bindIDs(ctx, r)
+	if p.access == Serve && isSamePlace(err) {
 		p.log.Error("the server starts, and serves the keys that are there; no key is made or rolled until an "+
 			"operator has decided", "err", err)
-		p.fit.bad, p.fit.at = err, time.Now()
+		p.fit.err, p.fit.errAt = err, time.Now()
 		p.id, _, err = p.store.Setting(ctx, SettingID)
 		return later, err
 	}
 	if err = tolerate(err); err != nil {
 		return nil, err
 	}
-	if st.moved {
-		err = p.noteToken(ctx)
+	if r.moved {
+		err = p.recordToken(ctx)
 	}
 	if err == nil {
 		p.id, _, err = p.store.Setting(ctx, SettingID)
@@ -311,28 +302,27 @@ func (p *Provider) join(ctx context.Context) (later []string, err error) {
 	return later, err
 }
 
-// Misfit says why token and store do not fit together; nil where they do. Accesses
-// that do not tolerate that have failed to open.
+// Misfit says why token and store do not fit together; nil if they do. With an access that does not tolerate a misfit,
+// Open has failed.
 func (p *Provider) Misfit() error { return p.misfits }
 
-// URI names the provider.
+// URI returns the URI of the provider.
 func (p *Provider) URI() string { return p.uri }
 
-// Info tells which token it is.
+// Info describes the token.
 func (p *Provider) Info() pkcs11.TokenInfo { return p.tok.Info() }
 
-// OnCall sets who is told of each call of the HSM; see pkcs11.Token.
+// OnCall sets the function that gets each call of the HSM; see pkcs11.Token.
 func (p *Provider) OnCall(f func(pkcs11.Call)) { p.tok.OnCall(f) }
 
-// OnFunction sets who is told of each call of the vendor's library.
+// OnFunction sets the function that gets each call of the vendor's library.
 func (p *Provider) OnFunction(f func(pkcs11.Function)) { p.tok.OnFunction(f) }
 
-// Sessions returns how many sessions of the HSM are in use now, and how many may
-// be.
+// Sessions returns how many sessions of the HSM are in use, and how many there may be.
 func (p *Provider) Sessions() (used, most int) { return p.tok.Sessions() }
 
-// closePatience bounds what Close writes to the token.
-const closePatience = 5 * time.Second
+// closeTimeout bounds the time that Close takes to write to the token.
+const closeTimeout = 5 * time.Second
 
 // Close closes the token.
 func (p *Provider) Close() error {
@@ -341,9 +331,9 @@ func (p *Provider) Close() error {
 		p.closed.Store(true)
 		p.stop()
 		p.sweep.Wait()
-		ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
-		p.renewChanged(ctx)
+		p.renewAfterChanges(ctx)
 		err = p.tok.Close()
 	})
 	return err

@@ -16,13 +16,13 @@ import (
 	"claviger/pkcs11"
 )
 
-// settingOrphans is the setting with the times since which orphans are known, as a
-// JSON object of milliseconds since 1970 by CKA_ID.
+// settingOrphans is the setting with the times when orphans were first found: a JSON object of milliseconds since 1970,
+// by CKA_ID.
 const settingOrphans = "hsm.orphans"
 
-// since notes when orphans were first found, and returns them with their times:
-// CKA_START_DATE, or when a server or a prune first saw that nothing refers to them.
-func (p *Provider) since(ctx context.Context, orphans []Object) ([]Object, error) {
+// recordSince stores when orphans were first found, and returns them with their times: CKA_START_DATE, or the time when
+// a server or a prune first found that nothing refers to them.
+func (p *Provider) recordSince(ctx context.Context, orphans []Object) ([]Object, error) {
 	text, _, err := p.store.Setting(ctx, settingOrphans)
 	if err != nil {
 		return nil, err
@@ -63,16 +63,16 @@ func (p *Provider) since(ctx context.Context, orphans []Object) ([]Object, error
 	return list, p.store.SetSetting(ctx, settingOrphans, string(data))
 }
 
-// Prunable is what a prune would destroy, and what it would spare.
+// Prunable lists what a prune would destroy, and what it would keep.
 type Prunable struct {
 	Orphans []Object `json:"orphans"` // to be destroyed, by label
-	Young   []Object `json:"young"`   // orphans that are spared for their age
-	Unknown []Object `json:"unknown"` // spared in any case: the store does not know them
-	// Digest stands for Orphans: it differs where any of them does.
+	Young   []Object `json:"young"`   // orphans that are kept because they are too young
+	Unknown []Object `json:"unknown"` // always kept: the store does not know them
+	// Digest identifies Orphans: it changes if any of them changes.
 	Digest string `json:"digest"`
 }
 
-// Prunable lists what nothing refers to and is older than a time.
+// Prunable lists the objects to which nothing refers. Those that are older than the given age can be destroyed.
 func (p *Provider) Prunable(ctx context.Context, older time.Duration) (Prunable, error) {
 	r := Prunable{Orphans: []Object{}, Young: []Object{}, Unknown: []Object{}}
 	objects, err := p.Objects(ctx)
@@ -88,7 +88,7 @@ func (p *Provider) Prunable(ctx context.Context, older time.Duration) (Prunable,
 			r.Unknown = append(r.Unknown, o)
 		}
 	}
-	if orphans, err = p.since(ctx, orphans); err != nil {
+	if orphans, err = p.recordSince(ctx, orphans); err != nil {
 		return r, err
 	}
 	for _, o := range orphans {
@@ -109,12 +109,12 @@ func (p *Provider) Prunable(ctx context.Context, older time.Duration) (Prunable,
 	return r, nil
 }
 
-// Prune destroys the orphans of a list, for ever, and returns those that it has
-// destroyed. Each is looked at once more before.
+// Prune destroys the orphans in the list for ever, and returns those that it has destroyed. Before that it checks each
+// of them again.
 func (p *Provider) Prune(ctx context.Context, orphans []Object) ([]Object, error) {
 	gone := []Object{}
 	for _, o := range orphans {
-		destroyed, err := p.clearOrphan(ctx, o)
+		destroyed, err := p.destroyOrphan(ctx, o)
 		if err != nil {
 			return gone, err
 		}
@@ -125,8 +125,8 @@ func (p *Provider) Prune(ctx context.Context, orphans []Object) ([]Object, error
 	return gone, nil
 }
 
-// clearOrphan destroys one orphan under its key's lock, if it still is one.
-func (p *Provider) clearOrphan(ctx context.Context, o Object) (bool, error) {
+// destroyOrphan destroys one orphan, if it still is one, under its key's lock.
+func (p *Provider) destroyOrphan(ctx context.Context, o Object) (bool, error) {
 	ctx, unlock, err := p.lock(ctx, "hsm.Prune", o.Key())
 	if err != nil {
 		return false, err
@@ -148,7 +148,7 @@ func (p *Provider) clearOrphan(ctx context.Context, o Object) (bool, error) {
 	if err != nil || r.live[o.ID] || r.begun[o.ID] != "" || r.shelved[o.ID] {
 		return false, err
 	}
-	if mark, err := p.unreferred(ctx, found[at], o, r); err != nil || mark != Orphan {
+	if mark, err := p.markUnreferenced(ctx, found[at], o, r); err != nil || mark != Orphan {
 		return false, err
 	}
 	return true, p.tok.Destroy(ctx, id, o.Label)

@@ -15,8 +15,8 @@ import (
 	"claviger/provider"
 )
 
-// EncryptBlocks encrypts blocks in the HSM. A version is verified by its check
-// value before its first use, and after each time that the token was away.
+// EncryptBlocks encrypts blocks in the HSM. It verifies a version by its check value before its first use, and again
+// each time that the token was away.
 func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
 	const op = "hsm.EncryptBlocks"
 	if err := p.ready(op, version); err != nil {
@@ -26,39 +26,38 @@ func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []b
 	if err != nil {
 		return err
 	}
-	began := time.Since(start)
+	began := time.Since(processStart)
 	if err := p.encrypt(ctx, op, e, blocks); err != nil {
-		p.seen.broke(ctx, version, began, err)
+		p.encryptions.recordFailure(ctx, version, began, err)
 		return err
 	}
-	p.seen.worked(e, began)
+	p.encryptions.recordSuccess(e, began)
 	return nil
 }
 
 func (p *Provider) encrypt(ctx context.Context, op string, e *entry, blocks []byte) error {
 	if err := p.verify(ctx, e); err != nil {
-		return p.gone(ctx, op, e, err)
+		return p.missingOnToken(ctx, op, e, err)
 	}
 	err := p.tok.EncryptBlocks(ctx, e.id, e.name, blocks)
-	if errors.Is(err, pkcs11.ErrSeveral) { // a login since the verification has forgotten which one is meant
+	if errors.Is(err, pkcs11.ErrSeveral) { // a login since the verification has lost the choice between several keys
 		if err = p.verify(ctx, e); err == nil {
 			err = p.tok.EncryptBlocks(ctx, e.id, e.name, blocks)
 		}
 	}
 	if err != nil {
-		return p.gone(ctx, op, e, err)
+		return p.missingOnToken(ctx, op, e, err)
 	}
-	// The call itself may have brought a lost token back, and then have used a key
-	// that nobody had looked at since.
+	// The call itself may have brought back a lost token. Then it used a key that was not verified on that token.
 	if err := p.verify(ctx, e); err != nil {
-		return p.gone(ctx, op, e, err)
+		return p.missingOnToken(ctx, op, e, err)
 	}
 	return nil
 }
 
-// gone looks after a key that the token does not hold: deleted by another
-// process on the same store, or lost.
-func (p *Provider) gone(ctx context.Context, op string, e *entry, err error) error {
+// missingOnToken returns the error for a key that the token does not hold: another process on the same store has
+// deleted it, or it is lost. It returns other errors as they are.
+func (p *Provider) missingOnToken(ctx context.Context, op string, e *entry, err error) error {
 	if err == nil || !claviger.Is(err, claviger.KeyNotFound) {
 		return err
 	}
@@ -68,8 +67,8 @@ func (p *Provider) gone(ctx context.Context, op string, e *entry, err error) err
 		return serr
 	}
 	p.refused.Store(e.name, struct{}{})
-	// Another node's HSM may well hold it.
-	if errors.Is(err, fs.ErrPermission) { // it may be among the files that the error names
+	// Kind Unavailable, because the HSM of another node may hold it.
+	if errors.Is(err, fs.ErrPermission) { // the key may be in a file that the process may not read; the error names it
 		return claviger.E(op, claviger.Unavailable, e.name, unusable{err})
 	}
 	return claviger.E(op, claviger.Unavailable, e.name, unusable{fmt.Errorf("%w; the metastore knows it: is this "+
@@ -84,7 +83,7 @@ func (p *Provider) entry(ctx context.Context, version string) (*entry, error) {
 	}
 	m, v, err := p.store.ByVersion(ctx, version)
 	if err != nil {
-		return nil, p.missing(ctx, "hsm.entry", version, err)
+		return nil, p.missingInStore(ctx, "hsm.entry", version, err)
 	}
 	e, err := newEntry(m, v)
 	if err != nil {
@@ -104,7 +103,7 @@ func newEntry(m *claviger.Metadata, v metastore.Version) (*entry, error) {
 	return &entry{key: m.Name, name: name, id: id, bits: m.BitLength, check: v.Check}, nil
 }
 
-// objectID decodes a CKA_ID as the metastore holds it.
+// objectID decodes a CKA_ID of the metastore.
 func objectID(op, version, object string) ([]byte, error) {
 	id, err := hex.DecodeString(object)
 	if err != nil || len(id) == 0 {
@@ -114,7 +113,7 @@ func objectID(op, version, object string) ([]byte, error) {
 	return id, nil
 }
 
-// Keys returns all names.
+// Keys returns the names of all keys.
 func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	if err := p.ready("hsm.Keys", ""); err != nil {
 		return nil, err
@@ -122,9 +121,8 @@ func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	return p.store.Names(ctx)
 }
 
-// Metadata returns one entry per name. A name that the store has lost is an error where
-// it alone is asked for; among others it is nil, so that one lost key does not shut the
-// lists of all the others.
+// Metadata returns one entry for each name. If it is asked for one name, and the store has lost that key, it fails.
+// Among several names the entry of a lost key is nil, so that one lost key does not break a list of many.
 func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
 	if err := p.ready("hsm.Metadata", ""); err != nil {
 		return nil, err
@@ -134,7 +132,7 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 		return nil, err
 	}
 	if len(names) == 1 && keys[0] == nil {
-		if err := p.ifLost(ctx, "hsm.Metadata", names[0]); err != nil {
+		if err := p.errorIfLost(ctx, "hsm.Metadata", names[0]); err != nil {
 			return nil, err
 		}
 	}
@@ -162,12 +160,12 @@ func (p *Provider) Versions(ctx context.Context, key string) ([]claviger.KeyVers
 		return nil, err
 	}
 	if k == nil {
-		return nil, p.ifLost(ctx, "hsm.Versions", key)
+		return nil, p.errorIfLost(ctx, "hsm.Versions", key)
 	}
 	return versionsOf(k), nil
 }
 
-// Describe is Versions, with the objects that hold the keys.
+// Describe returns all versions of a key with their objects on the token.
 func (p *Provider) Describe(ctx context.Context, key string) ([]provider.VersionFacts, error) {
 	if err := p.ready("hsm.Describe", key); err != nil {
 		return nil, err
@@ -177,7 +175,7 @@ func (p *Provider) Describe(ctx context.Context, key string) ([]provider.Version
 		return nil, err
 	}
 	if k == nil {
-		return nil, p.ifLost(ctx, "hsm.Describe", key)
+		return nil, p.errorIfLost(ctx, "hsm.Describe", key)
 	}
 	facts := make([]provider.VersionFacts, len(k.List))
 	for i, v := range k.List {
@@ -187,7 +185,7 @@ func (p *Provider) Describe(ctx context.Context, key string) ([]provider.Version
 	return facts, nil
 }
 
-// key returns a key of the store, nil where there is none.
+// key returns a key of the store, or nil if there is none.
 func (p *Provider) key(ctx context.Context, name string) (*metastore.Key, error) {
 	keys, err := p.store.Get(ctx, name)
 	if err != nil {
@@ -198,7 +196,7 @@ func (p *Provider) key(ctx context.Context, name string) (*metastore.Key, error)
 
 func versionsOf(k *metastore.Key) []claviger.KeyVersion {
 	vs := make([]claviger.KeyVersion, len(k.List))
-	of := shared(&k.Metadata)
+	of := sharedMetadata(&k.Metadata)
 	for i, v := range k.List {
 		vs[i] = claviger.KeyVersion{Key: k.Name, Name: claviger.VersionName(k.Name, v.ID), BitLength: k.BitLength,
 			Of: of}
@@ -206,8 +204,8 @@ func versionsOf(k *metastore.Key) []claviger.KeyVersion {
 	return vs
 }
 
-// shared is a key's metadata as KeyVersion.Of holds it.
-func shared(m *claviger.Metadata) *claviger.Metadata {
+// sharedMetadata copies a key's metadata for KeyVersion.Of.
+func sharedMetadata(m *claviger.Metadata) *claviger.Metadata {
 	of := *m
 	if of.Attributes == nil {
 		of.Attributes = map[string]string{}
@@ -234,9 +232,9 @@ func (p *Provider) Version(ctx context.Context, version string) (claviger.KeyVer
 	}
 	m, _, err := p.store.ByVersion(ctx, version)
 	if err != nil {
-		return claviger.KeyVersion{}, p.missing(ctx, "hsm.Version", version, err)
+		return claviger.KeyVersion{}, p.missingInStore(ctx, "hsm.Version", version, err)
 	}
-	return claviger.KeyVersion{Key: m.Name, Name: version, BitLength: m.BitLength, Of: shared(m)}, nil
+	return claviger.KeyVersion{Key: m.Name, Name: version, BitLength: m.BitLength, Of: sharedMetadata(m)}, nil
 }
 
 func tokenName(i pkcs11.TokenInfo) string { return fmt.Sprintf("%q (serial %s)", i.Label, i.Serial) }

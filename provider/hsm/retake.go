@@ -9,8 +9,8 @@ import (
 	"claviger/metastore"
 )
 
-// Adopted returns those of the names whose keys have records that an operator's adoption
-// made, and no user: the journal has a version and the creation time of the record.
+// Adopted returns the names whose record was made by an operator's adoption and not by a user: the journal has one of
+// the key's versions, and the creation time of its record.
 func (p *Provider) Adopted(ctx context.Context, names ...string) ([]string, error) {
 	records, err := p.adoptions(ctx)
 	if err != nil || len(records) == 0 {
@@ -30,10 +30,9 @@ func (p *Provider) Adopted(ctx context.Context, names ...string) ([]string, erro
 	return list, nil
 }
 
-// Retake gives a key whose record an adoption made the description, attributes and
-// creation time of m, which the record had before it was lost. Its versions stay. Nodes
-// may serve meanwhile. Kinds KeyNotFound; Invalid where the record is no adoption's, or
-// its cipher or length is another.
+// Retake gives a key the description, attributes and creation time of m. An adoption made the key's record, and m is
+// the record that was lost before. The versions stay. Nodes may serve meanwhile. Kinds: KeyNotFound; Invalid if no
+// adoption made the record, or if cipher or length differ.
 func (p *Provider) Retake(ctx context.Context, m claviger.Metadata) error {
 	const op = "hsm.Retake"
 	ctx, unlock, err := p.lock(ctx, op, m.Name)
@@ -71,7 +70,7 @@ func (p *Provider) Retake(ctx context.Context, m claviger.Metadata) error {
 	return nil
 }
 
-// adoptions reads the journal's records of adoptions that made a key's record, by key.
+// adoptions reads, by key, the journal's records of adoptions that made a key's record.
 func (p *Provider) adoptions(ctx context.Context) (map[string][]adopted, error) {
 	records, err := p.store.Records(ctx, journalRun)
 	if err != nil {
@@ -85,15 +84,15 @@ func (p *Provider) adoptions(ctx context.Context) (map[string][]adopted, error) 
 				"the journal's record %q of run %s is damaged: %w; restore the metastore from a backup", r.Item,
 				journalRun, err)
 		}
-		if rec.Made != nil && !rec.Aside { // the run has records of keys that were given up, too
+		if rec.Made != nil && !rec.Aside { // the run also has records of keys that were given up
 			byKey[rec.Key] = append(byKey[rec.Key], rec)
 		}
 	}
 	return byKey, nil
 }
 
-// madeBy reports whether one of the adoptions made the key's record. A key that was made
-// under the name since has versions of its own; one that was retaken, another time.
+// madeBy reports whether one of the adoptions made the key's record. A key that was made later under the name has other
+// versions. A record that was retaken has another creation time.
 func madeBy(k *metastore.Key, records []adopted) bool {
 	return slices.ContainsFunc(records, func(rec adopted) bool {
 		return rec.Made.UnixMilli() == k.Created.UnixMilli() &&

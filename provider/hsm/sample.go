@@ -12,24 +12,24 @@ import (
 	"claviger/pkcs11"
 )
 
-// sampleDiffers tells whether a look at a few keys found another state than the last
-// comparison: a version that the token lacks now, or a lost one that it has again.
-func (p *Provider) sampleDiffers(ctx context.Context, much depth) (bool, error) {
-	keys, err := p.someKeys(ctx, much)
+// sampleDiffers reports whether a few keys are in another state than the last comparison found: the token has newly
+// lost a version, or has a lost version again.
+func (p *Provider) sampleDiffers(ctx context.Context, scope sampleScope) (bool, error) {
+	keys, err := p.sampleKeys(ctx, scope)
 	if err != nil {
 		return false, err
 	}
-	lost := p.Holds().Lost
+	lost := p.LastHoldings().Lost
 	for _, k := range keys {
 		if k == nil || len(k.List) == 0 {
 			continue
 		}
-		looked := []metastore.Version{k.List[len(k.List)-1]}
-		if older := k.List[:len(k.List)-1]; much == nextKeys && len(older) > 0 {
-			looked = append(looked, older[rand.IntN(len(older))]) //nolint:gosec // a sample, no secret
+		sampled := []metastore.Version{k.List[len(k.List)-1]}
+		if older := k.List[:len(k.List)-1]; scope == nextKeys && len(older) > 0 {
+			sampled = append(sampled, older[rand.IntN(len(older))]) //nolint:gosec // a sample, no secret
 		}
-		for _, v := range looked {
-			there, err := p.holds(ctx, &k.Metadata, v)
+		for _, v := range sampled {
+			there, err := p.tokenHas(ctx, &k.Metadata, v)
 			if err != nil {
 				return false, err
 			}
@@ -44,20 +44,19 @@ func (p *Provider) sampleDiffers(ctx context.Context, much depth) (bool, error) 
 	return false, nil
 }
 
-// manyNames is from how many names on a step takes its sample from the names of the last
-// look, and reads them not anew. It is a variable for tests.
+// manyNames is the number of names from which on a step takes its sample from the names that the server's last periodic
+// check read. It is a variable for tests.
 var manyNames = 1000
 
-// someKeys reads the keys of a sample. Where there are many names, those of the last look of
-// the server itself are enough, if any of the sample is there still: a step must not take
-// longer the more keys others have.
-func (p *Provider) someKeys(ctx context.Context, much depth) ([]*metastore.Key, error) {
+// sampleKeys reads the keys of a sample. If there are many names it uses those of the server's last periodic check, if
+// any key of the sample still exists: a step must not take longer because others have many keys.
+func (p *Provider) sampleKeys(ctx context.Context, scope sampleScope) ([]*metastore.Key, error) {
 	f := &p.fit
 	f.mu.Lock()
-	names, age := slices.Clone(f.names), time.Since(f.named)
+	names, age := slices.Clone(f.watchNames), time.Since(f.namesRead)
 	f.mu.Unlock()
-	if much == fewKeys && age < 2*watchPause && len(names) >= manyNames {
-		keys, err := p.store.Get(ctx, p.sample(names, much)...)
+	if scope == fewKeys && age < 2*watchPause && len(names) >= manyNames {
+		keys, err := p.store.Get(ctx, p.sampleNames(names, scope)...)
 		if err != nil || slices.ContainsFunc(keys, func(k *metastore.Key) bool { return k != nil }) {
 			return keys, err
 		}
@@ -67,35 +66,35 @@ func (p *Provider) someKeys(ctx context.Context, much depth) ([]*metastore.Key, 
 		return nil, err
 	}
 	f.mu.Lock()
-	f.names, f.named = slices.Clone(names), time.Now()
+	f.watchNames, f.namesRead = slices.Clone(names), time.Now()
 	f.mu.Unlock()
-	return p.store.Get(ctx, p.sample(names, much)...)
+	return p.store.Get(ctx, p.sampleNames(names, scope)...)
 }
 
-// sample returns a few of the names: for the server's own look the next of them and those
-// that have lost a version, else any.
-func (p *Provider) sample(names []string, much depth) []string {
-	if much == fewKeys {
+// sampleNames returns a few of the names: for the server's periodic check the next names in turn and those that have
+// lost a version, otherwise random names.
+func (p *Provider) sampleNames(names []string, scope sampleScope) []string {
+	if scope == fewKeys {
 		// nolint:gosec // a sample, no secret
 		rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
-		return names[:min(sampled, len(names))]
+		return names[:min(stepSample, len(names))]
 	}
-	n := min(watched, len(names))
+	n := min(watchSample, len(names))
 	list := make([]string, 0, n)
 	for i := range n {
-		list = append(list, names[(p.fit.next+i)%len(names)])
+		list = append(list, names[(p.fit.watchNext+i)%len(names)])
 	}
-	p.fit.next = (p.fit.next + n) % len(names)
-	for _, version := range p.Holds().Lost {
-		if key, ok := claviger.KeyOfVersion(version); ok && len(list) < 2*watched && !slices.Contains(list, key) {
+	p.fit.watchNext = (p.fit.watchNext + n) % len(names)
+	for _, version := range p.LastHoldings().Lost {
+		if key, ok := claviger.KeyOfVersion(version); ok && len(list) < 2*watchSample && !slices.Contains(list, key) {
 			list = append(list, key)
 		}
 	}
 	return list
 }
 
-// holds tells whether the token has the object of a version.
-func (p *Provider) holds(ctx context.Context, m *claviger.Metadata, v metastore.Version) (bool, error) {
+// tokenHas reports whether the token has the object of a version.
+func (p *Provider) tokenHas(ctx context.Context, m *claviger.Metadata, v metastore.Version) (bool, error) {
 	e, err := newEntry(m, v)
 	if err != nil {
 		return false, err

@@ -10,14 +10,14 @@ import (
 // have lost a version each time.
 func TestEveryKeyHasItsTurn(t *testing.T) {
 	p := &Provider{}
-	p.fit.has.Lost = []string{"key3@0", "key3@1"}
+	p.fit.holdings.Lost = []string{"key3@0", "key3@1"}
 	var names, seen []string
-	for i := range 3 * watched / 2 {
+	for i := range 3 * watchSample / 2 {
 		names = append(names, fmt.Sprintf("key%d", i))
 	}
 	for range 2 {
-		list := p.sample(slices.Clone(names), nextKeys)
-		if len(list) > watched+1 || !slices.Contains(list, "key3") {
+		list := p.sampleNames(slices.Clone(names), nextKeys)
+		if len(list) > watchSample+1 || !slices.Contains(list, "key3") {
 			t.Errorf("a look at %q", list)
 		}
 		seen = append(seen, list...)

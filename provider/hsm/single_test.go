@@ -85,7 +85,7 @@ func TestSingleVersionsLost(t *testing.T) {
 		!strings.Contains(err.Error(), "b@0, rolled@0;") {
 		t.Errorf("readiness: %v", err)
 	}
-	if h := p.Holds(); strings.Join(h.Lost, " ") != "b@0 rolled@0" || h.LostCurrent != 1 || h.Versions != 5 {
+	if h := p.LastHoldings(); strings.Join(h.Lost, " ") != "b@0 rolled@0" || h.LostCurrent != 1 || h.Versions != 5 {
 		t.Errorf("%+v", h)
 	}
 	for _, v := range []string{"b@0", "rolled@0"} {

@@ -27,13 +27,12 @@ const (
 // idSize is the length of a CKA_ID in bytes.
 const idSize = 8
 
-// keyPart is the length in bytes of what the CKA_IDs of all versions of one key begin with.
-// It is random, drawn when the key is made. So the token alone tells the versions of a key
-// from those of another that had the name before and was deleted. Versions that older
-// programs made begin with random bytes each.
+// keyPart is the length in bytes of the common beginning of the CKA_IDs of all versions of one key. It is random and is
+// drawn when the key is made. So the token alone shows which versions belong to one key, and which to a deleted key of
+// the same name. In versions of older programs these bytes are random too, and differ in each version.
 const keyPart = 4
 
-// partOf returns the key's part of a CKA_ID in hex; "" where it is none of ours.
+// partOf returns the common part of a CKA_ID in hex, or "" if claviger did not make the CKA_ID.
 func partOf(object string) string {
 	if len(object) != 2*idSize {
 		return ""
@@ -41,83 +40,95 @@ func partOf(object string) string {
 	return object[:2*keyPart]
 }
 
-// newObject draws the CKA_ID of a version, in hex: of the key whose newest version has the
-// CKA_ID kin, of a new key where kin is none of ours.
-func newObject(kin string) (string, error) {
+// newObject draws the CKA_ID of a version, in hex. sibling is the CKA_ID of the key's newest version; if claviger did
+// not make that, or if it is "", the version begins a new key.
+func newObject(sibling string) (string, error) {
 	id := make([]byte, idSize)
 	if _, err := rand.Read(id); err != nil {
 		return "", err
 	}
 	object := hex.EncodeToString(id)
-	if part := partOf(kin); part != "" {
+	if part := partOf(sibling); part != "" {
 		object = part + object[len(part):]
 	}
 	return object, nil
 }
 
-// plan is the payload of an intent: what its keys must be like for a later call
-// to use them.
-type plan struct {
+// stepPlan is the payload of an intent: how its keys must be, so that a later call can use them.
+type stepPlan struct {
 	Bits int `json:"bits"`
-	// Attributes of a key that is made. Who makes it with others, and so under other
-	// rules, gets nothing of what was made before. nil in what an older program wrote.
+	// Attributes of the key. A call with other attributes, and so with other rules, must not get objects that were made
+	// before. It is nil in intents of older programs.
 	Attributes map[string]string `json:"attributes,omitempty"`
-	// What an adoption gives the key beside that.
+	// An adoption gives the key these values too.
 	Description *string   `json:"description,omitempty"`
 	Created     time.Time `json:"created,omitzero"`
 }
 
-// lock takes the key's lock, which all processes on the store respect.
-// held ends where the lock is lost: another node may be at the same step then.
+// lock takes the key's lock, which all processes on the store respect. held ends if the lock is lost: then another node
+// may make the same step.
 func (p *Provider) lock(ctx context.Context, op, key string) (held context.Context, unlock func(), err error) {
 	if err := p.ready(op, key); err != nil {
 		return nil, nil, err
 	}
 	held, unlock, _, err = metastore.Hold(ctx, p.store, keyLock(key), true)
-	p.changed.Store(true) // soon
+	p.changed.Store(true) // the caller is about to change the key
 	return held, unlock, err
 }
 
-// make makes a key with n versions, numbered from first at least: an intent, the
-// HSM's objects, then the key itself in one transaction.
-func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadata, n, first int,
-	step func(string) error) ([]claviger.KeyVersion, error) {
-	ctx, unlock, err := p.lock(ctx, op, m.Name)
+// lockKey takes the key's lock, as lock does, and reads the key. k is nil if the store has no such key.
+func (p *Provider) lockKey(ctx context.Context, op, key string) (held context.Context, unlock func(), k *metastore.Key,
+	err error) {
+	held, unlock, err = p.lock(ctx, op, key)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if k, err = p.key(held, key); err != nil {
+		unlock()
+		return nil, nil, nil, err
+	}
+	return held, unlock, k, nil
+}
+
+// makeKey makes a key with n versions, with numbers from first on. It writes an intent, makes the objects in the HSM,
+// and then writes the key in one transaction.
+func (p *Provider) makeKey(ctx context.Context, op, kind string, m claviger.Metadata, n, first int,
+	afterStep func(string) error) ([]claviger.KeyVersion, error) {
+	ctx, unlock, k, err := p.lockKey(ctx, op, m.Name)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	if k, err := p.key(ctx, m.Name); err != nil {
-		return nil, err
-	} else if k != nil {
+	if k != nil {
 		return nil, claviger.E(op, claviger.KeyExists, m.Name, nil)
 	}
-	told := func(what string) error {
-		if step == nil {
+	report := func(progress string) error {
+		if afterStep == nil {
 			return nil
 		}
-		if err := step(what); err != nil {
-			return claviger.Errorf(op, claviger.KindOf(err), m.Name, "broken off after %q: %w", what, err)
+		if err := afterStep(progress); err != nil {
+			return claviger.Errorf(op, claviger.KindOf(err), m.Name, "broken off after %q: %w", progress, err)
 		}
 		return nil
 	}
 	if err := p.mayMake(ctx); err != nil {
 		return nil, err
 	}
-	if err := p.unhide(ctx, op, m.Name, nil, n); err != nil {
+	if err := p.refuseHidden(ctx, op, m.Name, nil, n); err != nil {
 		return nil, err
 	}
-	intent, err := p.begin(ctx, kind, m.Name, plan{m.BitLength, m.Attributes, m.Description, m.Created}, n, first, "")
+	planned := stepPlan{m.BitLength, m.Attributes, m.Description, m.Created}
+	intent, err := p.beginStep(ctx, kind, m.Name, planned, n, first, "")
 	if err == nil {
-		err = told("intent")
+		err = report("intent")
 	}
 	if err != nil {
 		return nil, err
 	}
 	list := make([]metastore.Version, n)
 	for i, ref := range intent.Refs {
-		if list[i], err = p.ensure(ctx, op, m.Name, ref, m.BitLength); err == nil {
-			err = told(fmt.Sprintf("generated %d of %d", i+1, n))
+		if list[i], err = p.ensureObject(ctx, op, m.Name, ref, m.BitLength); err == nil {
+			err = report(fmt.Sprintf("generated %d of %d", i+1, n))
 		}
 		if err != nil {
 			return nil, err
@@ -127,13 +138,12 @@ func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadat
 	if err := p.store.Insert(ctx, metastore.Key{Metadata: m, List: list}); err != nil {
 		return nil, err
 	}
-	vs := p.remember(&m, list)
-	return vs, told("committed")
+	versions := p.cacheVersions(&m, list)
+	return versions, report("committed")
 }
 
-// remember caches versions that were just made: their check values are known to
-// be right.
-func (p *Provider) remember(m *claviger.Metadata, list []metastore.Version) []claviger.KeyVersion {
+// cacheVersions caches versions that were just made. Their check values need no verification.
+func (p *Provider) cacheVersions(m *claviger.Metadata, list []metastore.Version) []claviger.KeyVersion {
 	vs := make([]claviger.KeyVersion, len(list))
 	for i, v := range list {
 		name := claviger.VersionName(m.Name, v.ID)
@@ -146,11 +156,10 @@ func (p *Provider) remember(m *claviger.Metadata, list []metastore.Version) []cl
 	return vs
 }
 
-// begin writes the intent of a step, or takes up the one that an earlier call of
-// the same step left. What another step left is ended first, and so is what has numbers
-// below first. kin is the CKA_ID of the key's newest version, "" of a new key. The key's
-// lock is held.
-func (p *Provider) begin(ctx context.Context, kind, key string, want plan, n, first int, kin string) (
+// beginStep writes the intent of a step, or returns the intent that an earlier call of the same step left. First it
+// ends other steps of the key, and steps with numbers below first. sibling is the CKA_ID of the key's newest version,
+// or "" for a new key. The key's lock is held.
+func (p *Provider) beginStep(ctx context.Context, kind, key string, planned stepPlan, n, first int, sibling string) (
 	metastore.Intent, error) {
 	if first > 0 {
 		if err := p.store.SkipNumbers(ctx, key, first); err != nil {
@@ -165,33 +174,34 @@ func (p *Provider) begin(ctx context.Context, kind, key string, want plan, n, fi
 		if i.Key != key {
 			continue
 		}
-		var was plan
-		if i.Op == kind && len(i.Refs) == n && numberedFrom(first, i.Refs) && json.Unmarshal(i.Payload, &was) == nil &&
-			was.Bits == want.Bits && maps.Equal(was.Attributes, want.Attributes) {
+		var earlier stepPlan
+		if i.Op == kind && len(i.Refs) == n && numberedFrom(first, i.Refs) &&
+			json.Unmarshal(i.Payload, &earlier) == nil && earlier.Bits == planned.Bits &&
+			maps.Equal(earlier.Attributes, planned.Attributes) {
 			p.log.Info("a step that was broken off is taken up again", "key", key, "step", kind, "begun", i.Begun)
 			return i, nil
 		}
-		if err := p.end(ctx, i); err != nil {
+		if err := p.endStep(ctx, i); err != nil {
 			return metastore.Intent{}, err
 		}
 	}
-	refs := make([]metastore.Ref, n) // without ids: the store numbers them
+	refs := make([]metastore.Ref, n) // without version ids: the store numbers them
 	for i := range refs {
-		object, err := newObject(cmp.Or(kin, refs[0].Object))
+		object, err := newObject(cmp.Or(sibling, refs[0].Object))
 		if err != nil {
 			return metastore.Intent{}, err
 		}
 		refs[i].Object = object
 	}
-	payload, err := json.Marshal(want)
+	payload, err := json.Marshal(planned)
 	if err != nil {
 		return metastore.Intent{}, err
 	}
 	return p.store.Begin(ctx, metastore.Intent{Key: key, Op: kind, Refs: refs, Begun: time.Now(), Payload: payload})
 }
 
-// numberedFrom tells whether all refs have numbers, from first at least. An older
-// program's have none, and a source may have used a number since the step began.
+// numberedFrom reports whether all refs have numbers, from first on. Intents of older programs have none, and a source
+// may have used a number since the step began.
 func numberedFrom(first int, refs []metastore.Ref) bool {
 	for _, r := range refs {
 		if n, ok := claviger.NumberOfID(r.ID); !ok || n < first {
@@ -201,32 +211,31 @@ func numberedFrom(first int, refs []metastore.Ref) bool {
 	return true
 }
 
-// end ends a step that nobody will finish. A deletion is finished. Of what another step
-// has made nobody can say that it was never used, for this store may be a copy from
-// before the step was done: a key that works is left, and the step refused.
-func (p *Provider) end(ctx context.Context, i metastore.Intent) error {
+// endStep ends a step that is not continued. It finishes a deletion. If another step has made a working key, endStep
+// refuses and leaves the key: the key may be in use, if this store is a copy from before the step ended.
+func (p *Provider) endStep(ctx context.Context, i metastore.Intent) error {
 	if i.Op == opDelete {
-		return p.clear(ctx, i)
+		return p.destroyObjects(ctx, i)
 	}
-	made, err := p.made(ctx, i)
+	made, err := p.workingObjects(ctx, i)
 	if err != nil {
 		return err
 	}
 	if len(made) > 0 {
-		var was plan
-		_ = json.Unmarshal(i.Payload, &was) // an older program's has none
+		var was stepPlan
+		_ = json.Unmarshal(i.Payload, &was) // intents of older programs have none
 		return claviger.Errorf("hsm.end", claviger.Invalid, i.Key,
 			"the step %q of key %q was broken off, and the token holds what it made: %s; something may be encrypted "+
 				"with it, if the metastore is an old copy. Make the same step again (%d bits, %d versions, the same "+
 				"attributes), or have an operator adopt it (claviger hsm adopt %s) or set it aside (with --aside)",
-			i.Op, i.Key, some(made), was.Bits, len(i.Refs), i.Key)
+			i.Op, i.Key, summarize(made), was.Bits, len(i.Refs), i.Key)
 	}
 	return p.store.Drop(ctx, i.Key)
 }
 
-// made returns the versions of a step that the token holds as keys that work. What does
-// not work is destroyed.
-func (p *Provider) made(ctx context.Context, i metastore.Intent) (names []string, err error) {
+// workingObjects returns the names of a step's versions that the token holds as working keys. It destroys objects that
+// do not work.
+func (p *Provider) workingObjects(ctx context.Context, i metastore.Intent) (names []string, err error) {
 	for _, ref := range i.Refs {
 		name := claviger.VersionName(i.Key, ref.ID)
 		raw, err := objectID("hsm.made", name, ref.Object)
@@ -236,7 +245,7 @@ func (p *Provider) made(ctx context.Context, i metastore.Intent) (names []string
 		_, err = p.tok.CheckValue(ctx, raw, name)
 		switch {
 		case claviger.Is(err, claviger.KeyNotFound):
-		case claviger.Is(err, claviger.Internal) && !errors.Is(err, pkcs11.ErrSeveral): // see ensure
+		case claviger.Is(err, claviger.Internal) && !errors.Is(err, pkcs11.ErrSeveral): // see remakeObject
 			if err = p.mayDestroy(ctx); err == nil {
 				err = p.tok.Destroy(ctx, raw, name)
 			}
@@ -252,9 +261,8 @@ func (p *Provider) made(ctx context.Context, i metastore.Intent) (names []string
 	return names, nil
 }
 
-// clear destroys the objects of a deletion, or of a step whose key is destroyed, and ends
-// its intent.
-func (p *Provider) clear(ctx context.Context, i metastore.Intent) error {
+// destroyObjects destroys the objects of a deletion, or of a step whose key is deleted, and removes the intent.
+func (p *Provider) destroyObjects(ctx context.Context, i metastore.Intent) error {
 	if err := p.mayDestroy(ctx); err != nil {
 		return err
 	}
@@ -275,11 +283,11 @@ func (p *Provider) clear(ctx context.Context, i metastore.Intent) error {
 	return p.store.Drop(ctx, i.Key)
 }
 
-// EndSteps ends the steps that are pending in a store which is older than its token, or
-// may be: a restored copy, a database that lost changes. What they made may have been used
-// since. What a creation or a roll made is unknown then, and adopt takes it; what a
-// deletion was about to destroy is an orphan. Steps that a node is at are left. Versions
-// that were never used by what the store knows may have been used since, too.
+// EndSteps ends the pending steps of a store that is, or may be, older than its token: a restored copy, or a database
+// that lost changes. Clients may have used since what these steps made. Objects of a creation or a roll are unknown
+// from then on, and an operator can adopt them. Objects that a deletion was about to destroy are orphans. EndSteps
+// skips steps that a node is making now. It also forgets which versions were never used, because that may have changed
+// too.
 func EndSteps(ctx context.Context, s metastore.Store) error {
 	if err := s.ForgetUnused(ctx); err != nil {
 		return err
@@ -296,7 +304,7 @@ func EndSteps(ctx context.Context, s metastore.Store) error {
 		if !ok {
 			continue
 		}
-		err = endStep(ctx, s, i)
+		err = endStoredStep(ctx, s, i)
 		unlock()
 		if err != nil {
 			return err
@@ -305,7 +313,7 @@ func EndSteps(ctx context.Context, s metastore.Store) error {
 	return nil
 }
 
-func endStep(ctx context.Context, s metastore.Store, i metastore.Intent) error {
+func endStoredStep(ctx context.Context, s metastore.Store, i metastore.Intent) error {
 	if i.Op == opDelete {
 		for _, ref := range i.Refs {
 			if err := noteDestroyed(ctx, s, ref.Object, claviger.VersionName(i.Key, ref.ID)); err != nil {
@@ -319,9 +327,9 @@ func endStep(ctx context.Context, s metastore.Store, i metastore.Intent) error {
 // keyLock is the name of the lock of a key's steps.
 func keyLock(key string) string { return "key " + key }
 
-// ensure makes the HSM object of a version, or adopts the one that is there
-// under its CKA_ID, if that is as it would have been made.
-func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref,
+// ensureObject makes the HSM object of a version. If the token has an object with its CKA_ID, as this step would have
+// made it, ensureObject uses that object.
+func (p *Provider) ensureObject(ctx context.Context, op, key string, ref metastore.Ref,
 	bits int) (metastore.Version, error) {
 	name := claviger.VersionName(key, ref.ID)
 	raw, err := objectID(op, name, ref.Object)
@@ -330,23 +338,7 @@ func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref
 	}
 	info, err := p.tok.Find(ctx, raw)
 	if errors.Is(err, pkcs11.ErrSeveral) {
-		// Each of several attempts made one, for the token did not show what the earlier
-		// had made. In a store that is no old copy no version stands on any of them yet.
-		if p.keepsNone.Load() {
-			return metastore.Version{}, claviger.Errorf(op, claviger.Invalid, key,
-				"the token holds several objects of a step with key %q that was broken off (version %s, CKA_ID "+
-					"%s); something may be encrypted with one of them, if the metastore is an old copy, "+
-					"and this token keeps no data objects that would tell; destroy those that are not used with "+
-					"the HSM's own tool, and make the same step again", key, name, ref.Object)
-		}
-		p.log.Warn("the token holds several objects of a step that was broken off; it is made anew", "version", name,
-			"err", err)
-		if err = p.mayDestroy(ctx); err == nil {
-			err = p.tok.Destroy(ctx, raw, name)
-		}
-		if err == nil {
-			info, err = p.tok.Find(ctx, raw)
-		}
+		info, err = p.removeSeveral(ctx, op, key, ref, raw, err)
 	}
 	switch {
 	case err != nil:
@@ -365,20 +357,7 @@ func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref
 	}
 	check, err := p.tok.CheckValue(ctx, raw, name)
 	if claviger.Is(err, claviger.Internal) && info != nil {
-		// An object of ours that is no working key. SoftHSM, killed within
-		// C_GenerateKey, leaves one that has all attributes but its value. Nothing was
-		// ever encrypted with it: no version stands on it yet.
-		p.log.Warn("the token holds an unusable object of a step that was broken off; it is made anew", "version",
-			name, "err", err)
-		if err = p.mayDestroy(ctx); err == nil {
-			err = p.tok.Destroy(ctx, raw, name)
-		}
-		if err == nil {
-			err = p.tok.GenerateKey(ctx, raw, name, bits)
-		}
-		if err == nil {
-			check, err = p.tok.CheckValue(ctx, raw, name)
-		}
+		check, err = p.remakeObject(ctx, name, raw, bits, err)
 	}
 	if err != nil {
 		return metastore.Version{}, err
@@ -387,8 +366,50 @@ func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref
 		Check: check}, nil
 }
 
-// finishPending finishes deletions, and tells of other steps that were broken
-// off: those wait for the same step to be made again.
+// removeSeveral destroys several objects of one CKA_ID, and returns what the token still holds under it. Several
+// attempts of a step each made one, because the token did not show the earlier ones. No version uses any of them yet,
+// unless the store is an old copy; on a token that keeps no data objects nothing shows that, so removeSeveral refuses.
+func (p *Provider) removeSeveral(ctx context.Context, op, key string, ref metastore.Ref, raw []byte,
+	several error) (*pkcs11.KeyInfo, error) {
+	name := claviger.VersionName(key, ref.ID)
+	if p.keepsNone.Load() {
+		return nil, claviger.Errorf(op, claviger.Invalid, key,
+			"the token holds several objects of a step with key %q that was broken off (version %s, CKA_ID "+
+				"%s); something may be encrypted with one of them, if the metastore is an old copy, "+
+				"and this token keeps no data objects that would tell; destroy those that are not used with "+
+				"the HSM's own tool, and make the same step again", key, name, ref.Object)
+	}
+	p.log.Warn("the token holds several objects of a step that was broken off; it is made anew", "version", name,
+		"err", several)
+	if err := p.mayDestroy(ctx); err != nil {
+		return nil, err
+	}
+	if err := p.tok.Destroy(ctx, raw, name); err != nil {
+		return nil, err
+	}
+	return p.tok.Find(ctx, raw)
+}
+
+// remakeObject replaces an object of a step that is not a working key, and returns the check value of the new one.
+// SoftHSM, killed within C_GenerateKey, leaves an object with all attributes but its value. No data was ever encrypted
+// with it, because no version uses it yet.
+func (p *Provider) remakeObject(ctx context.Context, name string, raw []byte, bits int, broken error) ([]byte, error) {
+	p.log.Warn("the token holds an unusable object of a step that was broken off; it is made anew", "version",
+		name, "err", broken)
+	if err := p.mayDestroy(ctx); err != nil {
+		return nil, err
+	}
+	if err := p.tok.Destroy(ctx, raw, name); err != nil {
+		return nil, err
+	}
+	if err := p.tok.GenerateKey(ctx, raw, name, bits); err != nil {
+		return nil, err
+	}
+	return p.tok.CheckValue(ctx, raw, name)
+}
+
+// finishPending finishes interrupted deletions. It logs other interrupted steps: they wait until the same step is made
+// again.
 func (p *Provider) finishPending(ctx context.Context) error {
 	pending, err := p.store.Pending(ctx)
 	if err != nil {
@@ -405,9 +426,9 @@ func (p *Provider) finishPending(ctx context.Context) error {
 			return err
 		}
 		if !ok {
-			continue // another process is at it
+			continue // another process is finishing it
 		}
-		err = p.clear(ctx, i)
+		err = p.destroyObjects(ctx, i)
 		unlock()
 		if err != nil {
 			if ctx.Err() != nil {

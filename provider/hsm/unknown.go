@@ -15,23 +15,20 @@ import (
 )
 
 const (
-	// namedAtMost is how many objects a message names; the others it counts.
+	// namedAtMost is how many objects a message names. It counts the others.
 	namedAtMost = 10
-	// surveyPause lies between two surveys of the token, which read the attributes of
-	// every key.
+	// surveyPause is the time between two surveys of the token. A survey reads the attributes of every key.
 	surveyPause = time.Hour
-	// surveyRetry lies between two attempts where the token or the store did not
-	// answer.
+	// surveyRetry is the time between two attempts if the token or the store did not answer.
 	surveyRetry = 30 * time.Second
-	// surveySoon lies between two surveys at least, where one is due soon.
+	// surveySoon is the least time between two surveys when notices ask for one.
 	surveySoon = 5 * time.Second
 	// surveyAtStart is how long a start waits for the first survey.
 	surveyAtStart = 5 * time.Second
 )
 
-// ours tells whether a key on a token is named as we name ours, and of which key of
-// which store it is no matter: NAME@N, or NAME@ID of older versions, where ID is
-// CKA_ID in hex.
+// ours reports whether a key on a token is named like a key of claviger, whichever store it belongs to: NAME@N, or
+// NAME@ID of older versions, where ID is CKA_ID in hex.
 func ours(k pkcs11.KeyInfo) (key, id string, ok bool) {
 	key, ok = claviger.KeyOfVersion(k.Label)
 	if !ok || len(k.ID) != idSize {
@@ -44,21 +41,20 @@ func ours(k pkcs11.KeyInfo) (key, id string, ok bool) {
 	return key, id, id == fmt.Sprintf("%x", k.ID)
 }
 
-// some names a few of the labels, and counts the others.
-func some(labels []string) string {
+// summarize names a few of the labels, and counts the others.
+func summarize(labels []string) string {
 	labels = slices.Sorted(slices.Values(labels))
-	more := ""
+	rest := ""
 	if n := len(labels) - namedAtMost; n > 0 {
-		labels, more = labels[:namedAtMost], fmt.Sprintf(" and %d more", n)
+		labels, rest = labels[:namedAtMost], fmt.Sprintf(" and %d more", n)
 	}
 	for i, l := range labels {
 		labels[i] = claviger.Printable(l)
 	}
-	return strings.Join(labels, ", ") + more
+	return strings.Join(labels, ", ") + rest
 }
 
-// mayBeMade refuses to have a new store made beside a token that holds keys of ours:
-// the store that knows them is elsewhere.
+// mayBeMade refuses to create a new store if the token holds keys of claviger: another store has their records.
 func mayBeMade(ctx context.Context, tok token, uri, confDir string) error {
 	keys, err := tok.List(ctx)
 	if err != nil {
@@ -76,13 +72,13 @@ func mayBeMade(ctx context.Context, tok token, uri, confDir string) error {
 		return err
 	case len(labels) > 0:
 		return misfitError{emptyStore(uri, tok.Info(), labels, bound, confDir)}
-	case len(bound) > 0: // a store that is not there yet has no id
+	case len(bound) > 0: // a store that does not exist yet has no id, so this is another store
 		return misfitError{boundElsewhere(tok.Info(), bound[0], uri, confDir)}
 	}
 	return nil
 }
 
-// emptyStore is the refusal to serve a token's keys without their records.
+// emptyStore is the refusal to use a store without keys with a token that holds keys of claviger.
 func emptyStore(uri string, info pkcs11.TokenInfo, labels []string, bound []Binding, confDir string) error {
 	place := ""
 	if len(bound) > 0 {
@@ -91,11 +87,11 @@ func emptyStore(uri string, info pkcs11.TokenInfo, labels []string, bound []Bind
 	return claviger.Errorf("hsm.Open", claviger.Invalid, "",
 		"the metastore %s knows no key, but token %s holds %d keys of claviger: %s; name the metastore that knows "+
 			"them%s, by claviger.metastore.uri, or restore it from a backup; if it is lost, %s",
-		uri, tokenName(info), len(labels), some(labels), place, cureLostStore(confDir, len(bound) > 0))
+		uri, tokenName(info), len(labels), summarize(labels), place, cureLostStore(confDir, len(bound) > 0))
 }
 
-// cureLostStore is what an operator does whose metastore is lost. Not all of the token's
-// keys are to be used again: those that were deleted look like the others.
+// cureLostStore says what an operator can do if the metastore is lost. The operator must name the keys to use again,
+// because the token does not show which of its keys were deleted.
 func cureLostStore(confDir string, bound bool) string {
 	flags, more := "NAME...", ""
 	if bound {
@@ -105,36 +101,35 @@ func cureLostStore(confDir string, bound bool) string {
 		adoptCommand(confDir, flags) + " makes new records of those that you name" + more
 }
 
-// survey is what a provider knows of the objects on its token that its store does
-// not refer to. Looking at a whole token takes long, so it is done at the start, in
-// the background, and after the token was away.
-type survey struct {
-	mu      sync.Mutex
-	unknown map[string]Object // by CKA_ID
-	inUse   map[string]bool   // names of keys
-	pending map[string]bool   // versions that steps have made which were broken off
-	orphans int
-	at      time.Time     // of the last that was finished
-	err     error         // of the last, if it failed
-	first   chan struct{} // closed by the first that is finished; nil: none is made
+// surveyState is the result of the last survey: the objects on the token to which the store does not refer. A survey of
+// a whole token takes long. So it is made at the start, in the background, and after the token was away.
+type surveyState struct {
+	mu       sync.Mutex
+	unknown  map[string]Object // by CKA_ID
+	inUse    map[string]bool   // names of keys
+	pending  map[string]bool   // versions that interrupted steps have made
+	orphans  int
+	finished time.Time     // end of the last survey that succeeded
+	err      error         // of the last survey, if it failed
+	first    chan struct{} // closed when the first survey has succeeded; nil if no surveys are made
 
-	stale atomic.Bool   // another is due at the next round
-	wake  chan struct{} // another is due soon
+	stale atomic.Bool   // the next round makes a survey
+	wake  chan struct{} // asks for a survey within surveySoon
 }
 
-// Survey is how the token stands to the store.
+// Survey is the result of the last survey of the token.
 type Survey struct {
-	Unknown []Object // named like ours and not known to the store, by label
+	Unknown []Object // objects that the store does not know, by label
 	Orphans int
-	At      time.Time // of the last that was finished; zero: none was
-	Err     error     // of the last, if it failed
+	At      time.Time // end of the last survey that succeeded; zero if none did
+	Err     error     // of the last survey, if it failed
 }
 
 // Survey returns the last survey.
 func (p *Provider) Survey() Survey {
 	p.survey.mu.Lock()
 	defer p.survey.mu.Unlock()
-	s := Survey{Orphans: p.survey.orphans, At: p.survey.at, Err: p.survey.err}
+	s := Survey{Orphans: p.survey.orphans, At: p.survey.finished, Err: p.survey.err}
 	for _, o := range p.survey.unknown {
 		s.Unknown = append(s.Unknown, o)
 	}
@@ -142,10 +137,10 @@ func (p *Provider) Survey() Survey {
 	return s
 }
 
-// found tells whether the last survey found a version that the store does not know, or
-// knows of a step alone: it may be in use, where the store is an old copy. It is asked at
-// each version that is not ours, a source's among them.
-func (s *survey) found(version string) bool {
+// holdsUnknown reports whether the last survey found a version that the store does not know, or knows only from an
+// interrupted step: such a version may be in use, if the store is an old copy. It is called for each version that is
+// not in the store, also for those of a source.
+func (s *surveyState) holdsUnknown(version string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.pending[version] {
@@ -159,15 +154,15 @@ func (s *survey) found(version string) bool {
 	return false
 }
 
-// used tells whether the last survey found a version of the key in use.
-func (s *survey) used(key string) bool {
+// inUseAtLast reports whether the last survey found a version of the key in use.
+func (s *surveyState) inUseAtLast(key string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.inUse[key]
 }
 
-// look surveys the token once.
-func (p *Provider) look(ctx context.Context) error {
+// surveyToken surveys the token once.
+func (p *Provider) surveyToken(ctx context.Context) error {
 	objects, err := p.Objects(ctx)
 	unknown, inUse, pending := map[string]Object{}, map[string]bool{}, map[string]bool{}
 	var orphans []Object
@@ -179,21 +174,21 @@ func (p *Provider) look(ctx context.Context) error {
 			orphans = append(orphans, o)
 		case InUse, Pending:
 			inUse[o.Key()] = true
-			if o.made() {
+			if o.madeByStep() {
 				pending[o.Label] = true
 			}
 		}
 	}
 	if err == nil {
-		_, err = p.since(ctx, orphans)
+		_, err = p.recordSince(ctx, orphans)
 	}
 	if err == nil {
-		if err = p.fits(ctx, allKeys); IsMisfit(err) { // that was logged
+		if err = p.checkFit(ctx, allKeys); IsMisfit(err) { // checkFit has logged it
 			err = nil
 		}
 	}
 	if err == nil {
-		p.renewChanged(ctx)
+		p.renewAfterChanges(ctx)
 	}
 	s := &p.survey
 	s.mu.Lock()
@@ -214,23 +209,22 @@ func (p *Provider) look(ctx context.Context) error {
 	if len(news) > 0 {
 		p.log.Error("the token holds keys of claviger that the metastore does not know: it is older than the token, "+
 			"or another's; see claviger hsm list and claviger hsm adopt",
-			"token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "count", len(news), "keys", some(news))
+			"token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "count", len(news), "keys", summarize(news))
 	}
-	if s.at.IsZero() {
+	if s.finished.IsZero() {
 		close(s.first)
 	}
-	s.unknown, s.inUse, s.pending, s.orphans, s.at = unknown, inUse, pending, len(orphans), time.Now()
+	s.unknown, s.inUse, s.pending, s.orphans, s.finished = unknown, inUse, pending, len(orphans), time.Now()
 	return nil
 }
 
-// beginSurveys surveys the token now, for which a start waits a little, and goes on
-// surveying until background ends.
+// beginSurveys begins to survey the token until background ends. It waits up to surveyAtStart for the first survey.
 func (p *Provider) beginSurveys(ctx, background context.Context) {
 	p.survey.first, p.survey.wake = make(chan struct{}), make(chan struct{}, 1)
 	done := make(chan struct{})
 	p.sweep.Go(func() {
 		epoch := p.epoch.Load()
-		err := p.look(background)
+		err := p.surveyToken(background)
 		close(done)
 		for {
 			due := false
@@ -240,7 +234,7 @@ func (p *Provider) beginSurveys(ctx, background context.Context) {
 			case <-time.After(surveyRetry):
 			case <-p.survey.wake:
 				due = true
-				select { // notices come in numbers
+				select { // wait for more notices, because they come in groups
 				case <-background.Done():
 					return
 				case <-time.After(surveySoon):
@@ -251,7 +245,7 @@ func (p *Provider) beginSurveys(ctx, background context.Context) {
 			if err == nil && now == epoch && !due && time.Since(p.Survey().At) < surveyPause {
 				continue
 			}
-			if err = p.look(background); err == nil {
+			if err = p.surveyToken(background); err == nil {
 				epoch = now
 			}
 		}
@@ -263,8 +257,7 @@ func (p *Provider) beginSurveys(ctx, background context.Context) {
 	}
 }
 
-// CheckUnknown names the keys on the token that are named like ours and that the
-// store does not know.
+// CheckUnknown names the keys of claviger on the token that the store does not know.
 func (p *Provider) CheckUnknown(context.Context) error {
 	if err := p.ready("hsm.CheckUnknown", ""); err != nil {
 		return err
@@ -286,16 +279,15 @@ func (p *Provider) CheckUnknown(context.Context) error {
 		"token %s holds %d keys of claviger that metastore %s does not know: %s; the metastore is older than the "+
 			"token, or the keys are another's; requests for them are answered with 503; restore the newest metastore, "+
 			"or look at claviger hsm adopt",
-		tokenName(p.tok.Info()), len(labels), p.store.URI(), some(labels))
+		tokenName(p.tok.Info()), len(labels), p.store.URI(), summarize(labels))
 }
 
-// hiddenBefore is of how many numbers that were given last unhide asks the token.
+// hiddenBefore is how many of the last given numbers refuseHidden looks up on the token.
 const hiddenBefore = 4
 
-// unhide refuses to make versions of a key whose name the token knows from versions
-// that the store does not: they would be hidden behind the new ones for good. n
-// versions are to be made beside those in have. The key's lock is held.
-func (p *Provider) unhide(ctx context.Context, op, key string, have []metastore.Version, n int) error {
+// refuseHidden refuses to make versions of a key if the token holds versions of that name that the store does not know:
+// the new versions would hide these for good. n versions are to be made, beside the known ones. The key's lock is held.
+func (p *Provider) refuseHidden(ctx context.Context, op, key string, known []metastore.Version, n int) error {
 	if p.survey.first != nil {
 		select {
 		case <-p.survey.first:
@@ -308,37 +300,37 @@ func (p *Provider) unhide(ctx context.Context, op, key string, have []metastore.
 	if err != nil {
 		return err
 	}
-	// The survey may be old, and another node may have made versions since that a lost
-	// database has forgotten: the token is asked for the names that would be given.
-	ask := map[string]bool{}
+	// The survey may be old. Another node may have made versions since, and a lost database may have forgotten them. So
+	// look up on the token the names that would be given now.
+	labels := map[string]bool{}
 	for i := range n {
-		ask[claviger.VersionName(key, fmt.Sprint(next+i))] = true
+		labels[claviger.VersionName(key, fmt.Sprint(next+i))] = true
 	}
-	// A store that lost the end of a step knows its numbers, and not what was made of them.
+	// A store that lost the end of a step knows the step's numbers, but not its versions.
 	for i := max(0, next-hiddenBefore); i < next; i++ {
 		id := fmt.Sprint(i)
-		if !slices.ContainsFunc(have, func(v metastore.Version) bool { return v.ID == id }) {
-			ask[claviger.VersionName(key, id)] = true
+		if !slices.ContainsFunc(known, func(v metastore.Version) bool { return v.ID == id }) {
+			labels[claviger.VersionName(key, id)] = true
 		}
 	}
 	for _, o := range p.Survey().Unknown {
 		if o.Key() == key {
-			ask[o.Label] = true
+			labels[o.Label] = true
 		}
 	}
 	var hidden []string
-	for label := range ask {
+	for label := range labels {
 		found, err := p.tok.FindLabel(ctx, label)
 		if err != nil {
 			return err
 		}
-		marked, err := p.mark(ctx, found)
+		marked, err := p.markFound(ctx, found)
 		if err != nil {
 			return err
 		}
 		for _, o := range marked {
 			if o.Mark == Unknown {
-				p.noteUnknown(o)
+				p.recordUnknown(o)
 				hidden = append(hidden, o.Label)
 			}
 		}
@@ -349,10 +341,10 @@ func (p *Provider) unhide(ctx context.Context, op, key string, have []metastore.
 	return claviger.Errorf(op, claviger.Invalid, key,
 		"the token holds versions of key %q that this server's metastore does not know: %s; a new version would "+
 			"hide them, and what is encrypted with them; an operator must bring them back (claviger hsm adopt %s) or "+
-			"set them aside (claviger hsm adopt --aside %[3]s) first", key, some(hidden), key)
+			"set them aside (claviger hsm adopt --aside %[3]s) first", key, summarize(hidden), key)
 }
 
-func (p *Provider) noteUnknown(o Object) {
+func (p *Provider) recordUnknown(o Object) {
 	p.survey.mu.Lock()
 	defer p.survey.mu.Unlock()
 	if p.survey.unknown == nil {
@@ -361,47 +353,46 @@ func (p *Provider) noteUnknown(o Object) {
 	p.survey.unknown[o.ID] = o
 }
 
-// Absent versions: see Provider.missing.
+// Limits of missingVersions, see missingInStore.
 const (
-	absentFor  = time.Minute
-	absentMost = 4096
+	missingKept   = time.Minute
+	missingAtMost = 4096
 )
 
-// absent remembers which versions were looked for on the token and are not there.
-type absent struct {
+// missingVersions remembers which versions are neither in the store nor on the token.
+type missingVersions struct {
 	mu    sync.Mutex
 	until map[string]time.Time
 }
 
-func (a *absent) knows(version string) bool {
+func (a *missingVersions) contains(version string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return time.Now().Before(a.until[version])
 }
 
-func (a *absent) note(version string) {
+func (a *missingVersions) put(version string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.until == nil || len(a.until) >= absentMost {
+	if a.until == nil || len(a.until) >= missingAtMost {
 		a.until = map[string]time.Time{}
 	}
-	a.until[version] = time.Now().Add(absentFor)
+	a.until[version] = time.Now().Add(missingKept)
 }
 
-// missing is what a version that the store does not know is answered with: err, which
-// says so, unless the token holds it. Then the store has lost it, and may have it
-// again: kind Unavailable. The token is searched only for numbers that the store has
-// not given yet, and for names of the time before numbers, once a minute each: what
-// the store has numbered and does not have was deleted.
-func (p *Provider) missing(ctx context.Context, op, version string, err error) error {
-	if !claviger.Is(err, claviger.VersionNotFound) || p.searches.turns == nil {
+// missingInStore returns the error for a version that the store does not know. That is err, unless the token holds the
+// version: then the store has lost it and may get it back, so the kind is Unavailable. The token is searched once a
+// minute for each version, and only for numbers that the store has not given yet and for version ids from before there
+// were numbers. If the store gave the number and does not have the version, the version was deleted.
+func (p *Provider) missingInStore(ctx context.Context, op, version string, err error) error {
+	if !claviger.Is(err, claviger.VersionNotFound) || p.searches.slots == nil {
 		return err
 	}
-	if p.survey.found(version) {
-		return p.lost(ctx, op, version, err)
+	if p.survey.holdsUnknown(version) {
+		return p.lostVersionError(ctx, op, version, err)
 	}
 	key, ok := claviger.KeyOfVersion(version)
-	if !ok || p.absent.knows(version) {
+	if !ok || p.missingVersions.contains(version) {
 		return err
 	}
 	known := false
@@ -409,41 +400,41 @@ func (p *Provider) missing(ctx context.Context, op, version string, err error) e
 		next, nerr := p.store.NextNumber(ctx, key)
 		switch {
 		case nerr != nil:
-			return err // no worse than nerr: the store answered a moment ago
+			return err // the store answered a moment ago, so err is as good as nerr
 		case n < next && !p.survey.stale.Load():
-			p.absent.note(version) // numbers only rise; a source's version is asked for often
+			p.missingVersions.put(version) // numbers only rise; clients ask often for versions of a source
 			return err
 		}
 		known = next > 0
 	} else if !oldID(version[len(key)+1:]) {
 		return err
 	}
-	switch found, ferr := p.search(ctx, key, version); {
+	switch found, ferr := p.searchToken(ctx, key, version); {
 	case ferr == nil && !found:
-		p.absent.note(version)
+		p.missingVersions.put(version)
 		return err
 	case ferr == nil:
-		return p.lost(ctx, op, version, err)
+		return p.lostVersionError(ctx, op, version, err)
 	case known:
 		return claviger.Errorf(op, claviger.Unavailable, version, "the metastore does not know the version, and the "+
 			"token, which may hold it, cannot be asked: %w", ferr)
 	}
-	return err // of a source, most likely; the sources are asked next
+	return err // most likely a version of a source; the sources are asked next
 }
 
-// search looks for a version's label on the token. Few look at a time, however many ask.
-func (p *Provider) search(ctx context.Context, key, version string) (bool, error) {
+// searchToken looks for a version's label on the token. Only a few searches run at a time.
+func (p *Provider) searchToken(ctx context.Context, key, version string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, searchWait)
 	defer cancel()
-	turn, err := p.turn(ctx, key)
+	slot, err := p.acquireSearchSlot(ctx, key)
 	if err != nil {
 		return false, err
 	}
-	defer turn.end()
-	if p.absent.knows(version) {
+	defer slot.release()
+	if p.missingVersions.contains(version) {
 		return false, nil
 	}
-	if err := turn.begin(); err != nil {
+	if err := slot.count(); err != nil {
 		return false, err
 	}
 	found, err := p.tok.FindLabel(ctx, version)
@@ -455,23 +446,23 @@ func (p *Provider) search(ctx context.Context, key, version string) (bool, error
 	return false, err
 }
 
-// lost says that the token holds a version that the store does not know, if that is
-// still so and nobody has set it aside.
-func (p *Provider) lost(ctx context.Context, op, version string, err error) error {
+// lostVersionError returns the error for a version that the token holds and the store does not know. If the token no
+// longer holds it, or an operator has set it aside, it returns err.
+func (p *Provider) lostVersionError(ctx context.Context, op, version string, err error) error {
 	found, ferr := p.tok.FindLabel(ctx, version)
 	if ferr == nil {
 		var marked []Object
-		if marked, ferr = p.mark(ctx, found); ferr == nil {
+		if marked, ferr = p.markFound(ctx, found); ferr == nil {
 			unknown := false
 			for _, o := range marked {
 				if o.Mark == Unknown {
-					p.noteUnknown(o)
+					p.recordUnknown(o)
 					unknown = true
 				}
-				unknown = unknown || o.made()
+				unknown = unknown || o.madeByStep()
 			}
 			if !unknown {
-				p.absent.note(version)
+				p.missingVersions.put(version)
 				return err
 			}
 		}
@@ -481,7 +472,7 @@ func (p *Provider) lost(ctx context.Context, op, version string, err error) erro
 			"newest one, or have the version's record made anew by claviger hsm adopt", p.store.URI())
 }
 
-// oldID tells whether a version id is one of the time before numbers.
+// oldID reports whether a version id is from before there were numbers.
 func oldID(id string) bool {
 	return len(id) == 2*idSize && strings.Trim(id, "0123456789abcdef") == ""
 }

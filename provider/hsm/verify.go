@@ -11,7 +11,7 @@ import (
 	"claviger/pkcs11"
 )
 
-// verify compares a version's check value with the store's, once per epoch.
+// verify compares a version's check value with the value in the store, once in each epoch.
 func (p *Provider) verify(ctx context.Context, e *entry) error {
 	if e.verified.Load() == p.epoch.Load()+1 {
 		return nil
@@ -23,19 +23,19 @@ func (p *Provider) verify(ctx context.Context, e *entry) error {
 		return nil
 	}
 	got, err := p.checkValue(ctx, e)
-	if claviger.Is(err, claviger.Internal) { // such as SoftHSM leaves of a damaged file
+	if claviger.Is(err, claviger.Internal) { // for example SoftHSM, with a damaged object file
 		err = claviger.E("hsm.verify", claviger.Unavailable, e.name,
 			unusable{fmt.Errorf("the key on token %s does not work: %w", tokenName(p.tok.Info()), err)})
 	}
 	if err != nil {
-		if unfit(err) {
+		if isUnusable(err) {
 			p.refused.Store(e.name, struct{}{})
 		}
 		return err
 	}
 	if !bytes.Equal(got, e.check) {
 		p.refused.Store(e.name, struct{}{})
-		// Another node's HSM may well hold the right one.
+		// Kind Unavailable, because the HSM of another node may hold the right key.
 		return claviger.Errorf("hsm.verify", claviger.Unavailable, e.name,
 			"%w: the key on token %s has the check value %x, the metastore says %x, so it is another key of the "+
 				"same name; it is not used", errMismatch, tokenName(p.tok.Info()), got, e.check)
@@ -45,8 +45,8 @@ func (p *Provider) verify(ctx context.Context, e *entry) error {
 	return nil
 }
 
-// checkValue asks the token for the check value of a version's key. Of several keys with
-// its name it is the one that the metastore means, if that is among them.
+// checkValue asks the token for the check value of a version's key. If the token holds several keys of that name,
+// checkValue chooses the key with the check value that the metastore has.
 func (p *Provider) checkValue(ctx context.Context, e *entry) ([]byte, error) {
 	got, err := p.tok.CheckValue(ctx, e.id, e.name)
 	if !errors.Is(err, pkcs11.ErrSeveral) {

@@ -12,47 +12,46 @@ import (
 )
 
 const (
-	// probePause lies between two attempts to write to a token that has refused to: each
-	// makes an object and destroys it.
+	// probePause is the time between two attempts to write to a token that has refused a write. Each attempt makes an
+	// object and destroys it.
 	probePause = time.Minute
-	// probeAfter lies between a failure and the first of them.
+	// probeAfter is the time between a failed write and the first attempt.
 	probeAfter = 5 * time.Second
-	// probeLabel is CKA_LABEL of such objects.
+	// probeLabel is CKA_LABEL of the objects that these attempts make.
 	probeLabel = "claviger probe"
 )
 
-// written is what attempts to write to the token saw last: of requests and of probes.
-// A token without room for another object encrypts as ever.
-type written struct {
+// writeState is the result of the last write to the token, for a request or a probe. A full token still encrypts.
+type writeState struct {
 	mu     sync.Mutex
-	last   Seen
-	data   bool      // a data object was to be written, not a key
+	last   Outcome
+	data   bool      // the last write was for a data object, not for a key
 	probed time.Time // of the last probe
 }
 
-// writing is a token that remembers how writes ended.
-type writing struct {
+// recordingToken is a token that records the results of writes.
+type recordingToken struct {
 	token
-	written written
+	writes writeState
 }
 
-func (w *writing) GenerateKey(ctx context.Context, id []byte, label string, bits int) error {
+func (w *recordingToken) GenerateKey(ctx context.Context, id []byte, label string, bits int) error {
 	began := time.Now()
 	err := w.token.GenerateKey(ctx, id, label, bits)
-	w.written.note(ctx, began, false, err)
+	w.writes.record(ctx, began, false, err)
 	return err
 }
 
-func (w *writing) PutData(ctx context.Context, d pkcs11.Data) error {
+func (w *recordingToken) PutData(ctx context.Context, d pkcs11.Data) error {
 	began := time.Now()
 	err := w.token.PutData(ctx, d)
-	w.written.note(ctx, began, true, err)
+	w.writes.record(ctx, began, true, err)
 	return err
 }
 
-// note remembers how a write ended, unless that tells of the caller, or of a token that
-// keeps no such objects.
-func (w *written) note(ctx context.Context, began time.Time, data bool, err error) {
+// record stores the result of a write. It ignores errors that are not about room: the caller gave up, or the token does
+// not keep such objects.
+func (w *writeState) record(ctx context.Context, began time.Time, data bool, err error) {
 	switch {
 	case err == nil:
 	case errors.Is(ctx.Err(), context.Canceled), claviger.Is(err, claviger.Unsupported),
@@ -62,15 +61,14 @@ func (w *written) note(ctx context.Context, began time.Time, data bool, err erro
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err == nil && w.last.Err != nil && data && !w.data {
-		return // that there is room for a data object proves nothing of keys
+		return // room for a data object does not prove that there is room for a key
 	}
-	w.last, w.data = Seen{At: time.Now(), Took: time.Since(began), Err: err}, data
+	w.last, w.data = Outcome{At: time.Now(), Took: time.Since(began), Err: err}, data
 }
 
-// LastWrite is how the last attempt to make an object on the token ended; ok is false
-// where there was none.
-func (p *Provider) LastWrite() (s Seen, ok bool) {
-	w := &p.tok.written
+// LastWrite returns the result of the last attempt to make an object on the token. ok is false if there was none.
+func (p *Provider) LastWrite() (s Outcome, ok bool) {
+	w := &p.tok.writes
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s = w.last
@@ -83,8 +81,8 @@ func (p *Provider) LastWrite() (s Seen, ok bool) {
 	return s, !s.At.IsZero()
 }
 
-// CheckWrites fails after the token has refused to make an object, until it makes one.
-// That is tried once a minute, with an object that is destroyed again.
+// CheckWrites fails after the token has refused to make an object, until it makes one again. Once a minute it tries to
+// make an object, and destroys it.
 func (p *Provider) CheckWrites(ctx context.Context) error {
 	if err := p.ready("hsm.CheckWrites", ""); err != nil {
 		return err
@@ -92,7 +90,7 @@ func (p *Provider) CheckWrites(ctx context.Context) error {
 	if last, _ := p.LastWrite(); last.Err == nil {
 		return nil
 	}
-	w := &p.tok.written
+	w := &p.tok.writes
 	w.mu.Lock()
 	due := time.Since(w.probed) >= probePause && time.Since(w.last.At) >= probeAfter
 	if due {
@@ -107,12 +105,12 @@ func (p *Provider) CheckWrites(ctx context.Context) error {
 	return last.Err
 }
 
-// probeWrite makes an object such as the token has refused, and destroys it.
+// probeWrite makes an object of the kind that the token has refused, and destroys it.
 func (p *Provider) probeWrite(ctx context.Context, data bool) {
 	if data {
 		if p.tok.PutData(ctx, pkcs11.Data{Application: application, Label: probeLabel,
 			Value: []byte(time.Now().UTC().Format(time.RFC3339))}) == nil {
-			_ = p.tok.DestroyData(ctx, application, probeLabel) // the next probe takes its place
+			_ = p.tok.DestroyData(ctx, application, probeLabel) // if it stays, the next probe replaces it
 		}
 		return
 	}
@@ -121,7 +119,7 @@ func (p *Provider) probeWrite(ctx context.Context, data bool) {
 		return
 	}
 	const bits = 256
-	_ = p.tok.GenerateKey(ctx, id, probeLabel, bits) // which notes how it ended
+	_ = p.tok.GenerateKey(ctx, id, probeLabel, bits) // recordingToken records the result
 	if err := p.tok.Destroy(ctx, id, probeLabel); err != nil {
 		p.log.Warn("an object that was made to see whether the token has room is still there; destroy it with the "+
 			"HSM's tool", "label", probeLabel, "err", err)

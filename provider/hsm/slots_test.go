@@ -14,17 +14,17 @@ import (
 // TestSearchesInTurn: a user with many searches, each of them slow, has one at a time, and
 // another user's search does not wait behind them.
 func TestSearchesInTurn(t *testing.T) {
-	p := &Provider{searches: searches{most: 10_000, turns: shares.New(searchesAtOnce, true)}}
+	p := &Provider{searches: searches{max: 10_000, slots: shares.New(searchConcurrency, true)}}
 	as := func(user string) context.Context { return provider.WithCaller(t.Context(), user) }
 	within, cancel := context.WithCancel(as("mallory"))
-	first, err := p.turn(within, "k")
+	first, err := p.acquireSearchSlot(within, "k")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
 	for range 200 {
 		wg.Go(func() {
-			if _, err := p.turn(within, "k"); !claviger.Is(err, claviger.Unavailable) {
+			if _, err := p.acquireSearchSlot(within, "k"); !claviger.Is(err, claviger.Unavailable) {
 				t.Errorf("a second search of one user at a time: %v", err)
 			}
 		})
@@ -32,20 +32,20 @@ func TestSearchesInTurn(t *testing.T) {
 	time.Sleep(10 * time.Millisecond) // most of them wait
 	for range 5 {
 		soon, stop := context.WithTimeout(as("alice"), 5*time.Second)
-		turn, err := p.turn(soon, "k")
+		turn, err := p.acquireSearchSlot(soon, "k")
 		stop()
 		if err != nil {
 			t.Fatalf("alice: %v", err)
 		}
-		turn.end()
+		turn.release()
 	}
 	cancel()
 	wg.Wait()
-	first.end()
+	first.release()
 	if err := p.CheckSearches(t.Context()); err != nil {
 		t.Errorf("with room for others: %v", err)
 	}
-	if used, _ := p.searches.turns.Figures(); used != 0 {
+	if used, _ := p.searches.slots.Figures(); used != 0 {
 		t.Errorf("%d places are not given back", used)
 	}
 }

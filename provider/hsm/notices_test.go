@@ -17,7 +17,7 @@ import (
 func (b *backing) mending(t *testing.T) (*hsm.Provider, map[string]hsm.Candidate) {
 	t.Helper()
 	was := b.access
-	b.access = hsm.Mend
+	b.access = hsm.Repair
 	p := b.mustOpen(t)
 	b.access = was
 	list, err := p.Candidates(t.Context())
@@ -120,9 +120,9 @@ func TestHeed(t *testing.T) {
 	}
 	mustClose(t, m)
 	wantLost(t, p, "left", "left@0") // remembered
-	p.Heed(metastore.Notice{Key: "left", Change: metastore.Invalidated})
+	p.HandleNotice(metastore.Notice{Key: "left", Change: metastore.Invalidated})
 	wantNoKey(t, p, "left")
-	p.Heed(metastore.Notice{Key: "fresh", Change: metastore.Created})
+	p.HandleNotice(metastore.Notice{Key: "fresh", Change: metastore.Created})
 	if v, err := p.Current(t.Context(), "fresh"); err != nil || v.Name != "fresh@0" {
 		t.Errorf("the adopted key: %+v, %v", v, err)
 	}
@@ -138,7 +138,7 @@ func TestHeed(t *testing.T) {
 	}
 	wantNoKey(t, p, "late")
 	b.generate(t, "late@0")
-	p.Heed(metastore.Notice{Change: metastore.Invalidated})
+	p.HandleNotice(metastore.Notice{Change: metastore.Invalidated})
 	wantLost(t, p, "late", "late@0")
 	if _, err := p.Version(t.Context(), "late@0"); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("on the token: %v", err)

@@ -1,0 +1,58 @@
+package hsm
+
+import (
+	"maps"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// HandleNotice forgets what a change on any node has made untrue: what the provider remembers about keys that the store
+// does not have. A notice without a key makes it forget everything. It makes no call to the token or the store.
+func (p *Provider) HandleNotice(n metastore.Notice) {
+	if n.Key == "" {
+		// Notices may have been lost, or an operator gave up changes.
+		p.missingNames.forget(nil)
+		p.missingVersions.forget(nil)
+		p.survey.stale.Store(true)
+		return
+	}
+	p.missingNames.forget(func(key string) bool { return key == n.Key })
+	p.missingVersions.forget(func(version string) bool {
+		key, _ := claviger.KeyOfVersion(version)
+		return key == n.Key
+	})
+	s := &p.survey
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.inUse != nil && (n.Change == metastore.Created || n.Change == metastore.Rolled) {
+		s.inUse[n.Key] = true
+	}
+	for _, o := range s.unknown {
+		if o.Key() == n.Key { // the version may have been adopted or set aside
+			select {
+			case s.wake <- struct{}{}:
+			default:
+			}
+			return
+		}
+	}
+}
+
+// forget forgets the names that which accepts, or all names if which is nil.
+func (l *missingNames) forget(which func(key string) bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	maps.DeleteFunc(l.byKey, func(key string, _ missingName) bool { return which == nil || which(key) })
+}
+
+// forget forgets the versions that which accepts, or all versions if which is nil.
+func (a *missingVersions) forget(which func(version string) bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for version := range a.until {
+		if which == nil || which(version) {
+			delete(a.until, version)
+		}
+	}
+}
