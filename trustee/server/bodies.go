@@ -9,35 +9,36 @@ import (
 	"claviger"
 )
 
-// Bodies are read before their sender is known, so the places to read them count by address.
+// The server reads a body before it knows the sender. So the places for bodies count by address. An
+// address is proved if a client has signed a request from that address lately.
 const (
-	// perAddress is how many bodies of one address are read at once; perProved is the same for an
-	// address from which a client has signed a request, since several clients may share it.
+	// perAddress is how many bodies of one address are read at once. perProved is the same for a proved
+	// address, which several clients may share.
 	perAddress = 32
 	perProved  = 112
-	// maxUnknown is how many bodies are read at once of addresses from which no client has signed a
-	// request lately. The other places are for addresses from which one has.
+	// maxUnknown is how many bodies of addresses that are not proved are read at once. The other places
+	// are for proved addresses.
 	maxUnknown = maxBodies / 2
-	// provedFor is how long an address counts as a client's after a signed request; maxProved is how
-	// many such addresses are remembered.
+	// provedFor is how long an address is proved after a signed request. maxProved is the size limit of
+	// the table of proved addresses.
 	provedFor = time.Hour
 	maxProved = 1 << 14
-	// refusalsEvery is how often the log tells of refusals.
+	// refusalsEvery is how often refusals are logged.
 	refusalsEvery = 10 * time.Second
 )
 
-// bodies are the places to read bodies.
+// bodies are the places for bodies that are being read.
 type bodies struct {
 	log *slog.Logger
 	now func() time.Time
 
 	mu      sync.Mutex
-	open    map[string]int // by address
-	all     int
-	unknown int // of all, those of maxUnknown
+	open    map[string]int // places that are taken, by address
+	all     int            // places that are taken
+	unknown int            // places that are taken by addresses that are not proved
 	proved  map[string]time.Time
 	refused int
-	logged  time.Time
+	logged  time.Time // when a refusal was last logged
 }
 
 func newBodies(log *slog.Logger, now func() time.Time) *bodies {
@@ -49,30 +50,30 @@ func (d *bodies) enter(address string) (leave func(), ok bool) {
 	now := d.now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	stranger := now.Sub(d.proved[address]) >= provedFor
+	unknown := now.Sub(d.proved[address]) >= provedFor
 	most := perProved
-	if stranger {
+	if unknown {
 		most = perAddress
 	}
-	if d.all >= maxBodies || d.open[address] >= most || stranger && d.unknown >= maxUnknown {
+	if d.all >= maxBodies || d.open[address] >= most || unknown && d.unknown >= maxUnknown {
 		if d.refused++; now.Sub(d.logged) >= refusalsEvery {
 			d.logged = now
-			d.log.Warn("requests are refused before their bodies: as many are being read as may be", "latest from",
-				address, "of it", d.open[address],
-				"of all", d.all, "of addresses without a known client", d.unknown, "refused so far", d.refused)
+			d.log.Warn("requests are refused before their bodies are read: too many bodies are being read",
+				"latest from", address, "of this address", d.open[address], "of all addresses", d.all,
+				"of addresses without a known client", d.unknown, "refused so far", d.refused)
 		}
 		return nil, false
 	}
 	d.all++
 	d.open[address]++
-	if stranger {
+	if unknown {
 		d.unknown++
 	}
 	return func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		d.all--
-		if stranger {
+		if unknown {
 			d.unknown--
 		}
 		if d.open[address]--; d.open[address] == 0 {
@@ -81,7 +82,7 @@ func (d *bodies) enter(address string) (leave func(), ok bool) {
 	}, true
 }
 
-// prove remembers that a client has signed a request from an address.
+// prove records that a client has signed a request from an address.
 func (d *bodies) prove(address string) {
 	now := d.now()
 	d.mu.Lock()
@@ -93,11 +94,11 @@ func (d *bodies) prove(address string) {
 			}
 		}
 		if len(d.proved) >= maxProved {
-			return // the table is full of addresses that are still valid
+			return // the table is full of addresses that are still proved
 		}
 	}
 	d.proved[address] = now
 }
 
-// addressOf returns the network that a sender's address counts as.
+// addressOf returns the network that the address of a sender counts as.
 func addressOf(r *http.Request) string { return claviger.Network(r.RemoteAddr) }

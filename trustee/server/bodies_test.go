@@ -12,8 +12,7 @@ import (
 	"claviger/trustee"
 )
 
-// TestHalfSentBodies: bodies of which nothing more comes, from an address of no client,
-// keep no other address from being served.
+// TestHalfSentBodies: unfinished bodies from an unknown address do not stop the requests of another address.
 func TestHalfSentBodies(t *testing.T) {
 	s := New(Config{})
 	web := httptest.NewServer(s)
@@ -41,32 +40,32 @@ func TestHalfSentBodies(t *testing.T) {
 			t.Fatalf("%d bodies have begun", open())
 		}
 	}
-	// Too long, so that it is refused as soon as it is read.
-	resp, err := http.Post(web.URL+trustee.APIPath+"get", "application/json", bytes.NewReader(make([]byte, trustee.MaxBody+1))) //nolint:noctx // a server of this test
+	// The body is too long, so it is refused as soon as it is read.
+	body := bytes.NewReader(make([]byte, trustee.MaxBody+1))
+	resp, err := http.Post(web.URL+trustee.APIPath+"get", "application/json", body) //nolint:noctx // own server
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = resp.Body.Close()
 	if resp.StatusCode != http.StatusRequestEntityTooLarge {
-		t.Errorf("another address is answered %d", resp.StatusCode)
+		t.Errorf("another address gets status %d", resp.StatusCode)
 	}
 	http.DefaultClient.CloseIdleConnections()
 }
 
-// TestBodies: however many strangers come, an address from which a client has proved
-// itself gets in.
+// TestBodies: a proved address gets a place, however many unknown addresses send bodies.
 func TestBodies(t *testing.T) {
 	now := time.Unix(1, 0)
 	d := New(Config{Now: func() time.Time { return now }}).bodies
 	d.prove("client")
 	in := 0
 	for i := range 1000 {
-		if _, ok := d.enter(fmt.Sprint("stranger", i%50)); ok {
+		if _, ok := d.enter(fmt.Sprint("unknown", i%50)); ok {
 			in++
 		}
 	}
 	if in != maxUnknown {
-		t.Errorf("%d maxUnknown are in, want %d", in, maxUnknown)
+		t.Errorf("unknown addresses have %d places, want %d", in, maxUnknown)
 	}
 	var leave []func()
 	for range 2 * maxBodies {
@@ -85,6 +84,6 @@ func TestBodies(t *testing.T) {
 	}
 	now = now.Add(provedFor)
 	if _, ok := d.enter("client"); ok {
-		t.Error("a client that has not come for long is in")
+		t.Error("an address is proved for too long")
 	}
 }

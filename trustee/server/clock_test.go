@@ -9,8 +9,8 @@ import (
 	"claviger/trustee"
 )
 
-// TestClockOfAClient: a client whose clock is wrong, also such that its identity is not made
-// yet, is told of clocks, and that it may pass: another host of its KMS may be served.
+// TestClockOfAClient: if the clock of a client is wrong, even before the creation of its identity, the error
+// names the clocks and is of kind Unavailable, because another host of its KMS may have the right time.
 func TestClockOfAClient(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	s.registered(identities()[1], "ORG")
@@ -31,12 +31,12 @@ func TestClockOfAClient(t *testing.T) {
 		}
 	}
 	if _, err := s.client(identities()[1]).Find(ctx, "l"); !claviger.Is(err, claviger.KeyNotFound) {
-		t.Errorf("what was refused: %v", err)
+		t.Errorf("a refused request: %v", err)
 	}
 }
 
-// TestClock: where the clocks are an hour apart nothing is registered and nothing
-// deposited, the error says why, and it works when they are right again.
+// TestClock: while the clocks differ by an hour, the server accepts no registration and no deposit, and the error
+// says why. When the clocks are right again, it accepts both.
 func TestClock(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	c := s.client(identities()[1])
@@ -61,7 +61,7 @@ func TestClock(t *testing.T) {
 	}
 	s.shift.Store(0)
 	if _, err := c.Find(ctx, "l"); !claviger.Is(err, claviger.KeyNotFound) {
-		t.Errorf("what was refused: %v", err)
+		t.Errorf("a refused deposit: %v", err)
 	}
 	if _, err := c.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, ""); err != nil {
 		t.Error(err)

@@ -25,7 +25,7 @@ func (s *Server) put(ctx context.Context, req *trustee.Request) (any, error) {
 	case len(d.Content) == 0:
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "the deposit is empty")
 	case !d.Expires.IsZero() && !d.Expires.After(now):
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "the deposit has expired already, at %s",
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "the deposit has already expired, at %s",
 			d.Expires.UTC().Format(time.RFC3339))
 	}
 	c, err := s.store.Client(ctx, req.Client.Fingerprint())
@@ -61,11 +61,11 @@ func (s *Server) get(ctx context.Context, req *trustee.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	mine := row.Owner == c.Fingerprint
+	mayRead := row.Owner == c.Fingerprint
 	for _, f := range row.Access {
-		mine = mine || f == c.Fingerprint && row.Org == c.Org
+		mayRead = mayRead || f == c.Fingerprint && row.Org == c.Org
 	}
-	if !mine || s.expired(&row) { // a client that may not read it does not learn that it exists
+	if !mayRead || s.expired(&row) { // a client without access must not learn that the deposit exists
 		return nil, claviger.E(op, claviger.KeyNotFound, a.UUID, nil)
 	}
 	return s.opened(ctx, &row)
@@ -88,7 +88,7 @@ func (s *Server) find(ctx context.Context, req *trustee.Request) (any, error) {
 	return s.opened(ctx, &row)
 }
 
-// opened returns a deposit as the owner sent it.
+// opened returns a deposit as the owner sent it, so unwrapped.
 func (s *Server) opened(ctx context.Context, row *Row) (any, error) {
 	if !row.Wrapped {
 		return row.Sealed, nil
@@ -99,7 +99,7 @@ func (s *Server) opened(ctx context.Context, row *Row) (any, error) {
 	}
 	content, err := s.keeper.Unwrap(ctx, row.UUID, row.Sealed.Content)
 	if claviger.Is(err, claviger.Invalid) {
-		// The other server's Key HSM may have the key, and its store the deposit whole.
+		// The Key HSM of the other server may have the key, or the deposit may be undamaged there.
 		return nil, claviger.Errorf("server.opened", claviger.Unavailable, "",
 			"deposit %s cannot be unwrapped here: %w", row.UUID, err)
 	}

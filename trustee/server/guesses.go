@@ -8,19 +8,19 @@ import (
 )
 
 const (
-	// refusedLines is how many log lines requests of unknown senders make at once, and refusedEvery
-	// how often they make one more.
+	// refusedLines is the burst of log lines about requests of unknown senders. After that, one more
+	// line is logged each refusedEvery.
 	refusedLines = 100
 	refusedEvery = 600 * time.Millisecond
-	// maxGuessers is how many addresses are remembered from which registrations have failed.
+	// maxGuessers is the size limit of the table of addresses whose registrations have failed.
 	maxGuessers = 1 << 12
 )
 
 // addressKey is the key of the sender's address in a request's context.
 type addressKey struct{}
 
-// guesses counts failed registrations by address, so that one sender's failures do not stop the
-// registrations of another. If too many addresses have failed lately, all further ones count as one.
+// guesses counts failed registrations by address, so that the failures of one sender do not stop the
+// registrations of another. If the table of addresses is full, all other addresses share one limit.
 type guesses struct {
 	mu        sync.Mutex
 	byAddress map[string]*rate.Limiter
@@ -54,7 +54,7 @@ func (f *guesses) record(address string, now time.Time) {
 	defer f.mu.Unlock()
 	l := f.byAddress[address]
 	if l == nil {
-		// Not at each failure: senders of many addresses would make each request search the table.
+		// Not at each failure: many failing addresses would make each request search the table.
 		if len(f.byAddress) >= maxGuessers && now.Sub(f.swept) >= guessEvery {
 			f.swept = now
 			for a, one := range f.byAddress {

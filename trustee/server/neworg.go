@@ -10,8 +10,8 @@ import (
 	"claviger/trustee"
 )
 
-// NewOrg returns an organization with a fresh secret of 160 bits that can be typed. A store does not have it
-// yet. A name that no organization can have is claviger.Invalid.
+// NewOrg returns an organization with a new random secret of 160 bits, in characters that are easy to type. It
+// does not add the organization to a store. Kind Invalid if no organization can have the name.
 func NewOrg(name string, contacts []string) (Org, error) {
 	blank := func(c rune) bool { return c <= ' ' || c == 0x7f }
 	if name == "" || len(name) > 255 || strings.ContainsFunc(name, blank) {

@@ -7,11 +7,11 @@ import (
 	"claviger"
 )
 
-// observer records how a request ends, for Config.Observe.
+// observer records the result of a request, for Config.Observe.
 type observer struct {
 	http.ResponseWriter
 	status int
-	err    error // of the verb; its status is 200 too
+	err    error // error in a signed answer, whose status is 200
 }
 
 // Unwrap lets http.ResponseController reach the connection.
@@ -25,7 +25,7 @@ func (o *observer) WriteHeader(status int) {
 	o.ResponseWriter.WriteHeader(status)
 }
 
-// serveObserved is serve, and reports to Config.Observe.
+// serveObserved calls serve, and reports the result to Config.Observe.
 func (s *Server) serveObserved(w http.ResponseWriter, r *http.Request, verb string) {
 	if s.observe == nil {
 		s.serve(w, r, verb)
@@ -44,7 +44,7 @@ func recordResult(w http.ResponseWriter, err error) {
 	}
 }
 
-// result is "ok" or a kind of error. For a sender that is not known it is "denied", "invalid" or
+// result returns "ok" or a kind of error. For an unknown sender it is "denied", "invalid" or
 // "unavailable".
 func (o *observer) result() string {
 	switch {

@@ -8,14 +8,15 @@ import (
 )
 
 const (
-	// remembered bounds the table of reads, by which no read is answered twice.
-	remembered = 1 << 17
-	// sweepEvery is how often the whole table is searched for want of room.
+	// maxSeen is the size limit of the table of reads.
+	maxSeen = 1 << 17
+	// sweepEvery is how often a full table is searched for expired reads.
 	sweepEvery = 10 * time.Second
 )
 
-// seenReads are the reads that were answered. A client never has more reads in the table than there
-// is room left for all others, so one client with many reads cannot stop the reads of others.
+// seenReads are the reads that were answered, so that none is answered twice. A client never has more
+// reads in the table than there is room left for all others, so one client with many reads cannot stop
+// the reads of others.
 type seenReads struct {
 	reads    map[string]seenRead // by digest
 	byClient map[string]int
@@ -27,9 +28,9 @@ type seenRead struct {
 	until  time.Time
 }
 
-// first remembers a read until its time is over, and refuses a read that it remembers.
-func (s *seenReads) first(digest, client string, until, now time.Time) error {
-	const op = "server.first"
+// add adds a read, which stays in the table until until. It refuses a read that is in the table.
+func (s *seenReads) add(digest, client string, until, now time.Time) error {
+	const op = "server.refuseReplay"
 	if s.reads == nil {
 		s.reads, s.byClient = map[string]seenRead{}, map[string]int{}
 	}
@@ -40,8 +41,8 @@ func (s *seenReads) first(digest, client string, until, now time.Time) error {
 		s.sweep(now)
 	}
 	if s.full(client) {
-		return claviger.Errorf(op, claviger.Unavailable, "", "this client has sent %d reads within %s, of %d of all "+
-			"clients, and more are not taken now; ask less often",
+		return claviger.Errorf(op, claviger.Unavailable, "", "this client has sent %d reads within %s, and all "+
+			"clients %d; the server accepts no more reads of this client now: send them less often",
 			s.byClient[client], 2*trustee.MaxSkew, len(s.reads))
 	}
 	s.reads[digest] = seenRead{client, until}
@@ -50,10 +51,10 @@ func (s *seenReads) first(digest, client string, until, now time.Time) error {
 }
 
 func (s *seenReads) full(client string) bool {
-	return s.byClient[client] >= remembered-len(s.reads)
+	return s.byClient[client] >= maxSeen-len(s.reads)
 }
 
-// sweep removes the reads whose time is over.
+// sweep removes expired reads.
 func (s *seenReads) sweep(now time.Time) {
 	s.swept = now
 	for digest, r := range s.reads {

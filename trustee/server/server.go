@@ -23,41 +23,42 @@ import (
 )
 
 const (
-	// maxRequests is how many requests of all clients are served at once. Others get 503.
+	// maxRequests is how many requests of all clients are served at once. Further requests get 503.
 	maxRequests = 64
-	// maxBodies is how many bodies are read at once, 256 MiB at most, and bodyTime bounds the
-	// reading of one. Reading a body takes no request slot, so a slow or unauthenticated sender
-	// cannot block clients.
+	// maxBodies is how many bodies are read at once, 256 MiB at most. bodyTime is the timeout for
+	// the reading of one body. Reading a body takes no request slot, so a slow or unauthenticated
+	// sender cannot block clients.
 	maxBodies = 128
 	bodyTime  = 10 * time.Second
-	// maxRegistrations is how many registrations are served at once. To refuse one costs more than
-	// to refuse another request, because each brings its own public key.
+	// maxRegistrations is how many registrations are served at once. The refusal of a registration
+	// costs more than that of another request, because each registration contains a public key.
 	maxRegistrations = 4
 	// maxPeerRequests is how many requests of the other server and of operators are served at once.
 	maxPeerRequests = 8
-	// pageBytes ends a page of a list early. In base64 twice it is below trustee.MaxBody.
+	// pageBytes is the size limit of a page of a list. Encoded in base64 twice, a page is smaller
+	// than trustee.MaxBody.
 	pageBytes = 768 << 10
 	// maxUUIDs is how many uuids one delete, undelete or purge may name.
 	maxUUIDs = 1000
-	// guessBurst is how many registrations of an address may fail in a row, and guessEvery how long
-	// until one more is served: a secret that a person chose must not be guessed.
+	// guessBurst is how many registrations of an address may fail in a row. After that, one more
+	// registration is served each guessEvery, so that nobody can guess a weak secret.
 	guessBurst = 20
 	guessEvery = time.Second
-	// sweepStoreEvery is how often what is past is dropped.
+	// sweepStoreEvery is how often expired records are removed.
 	sweepStoreEvery = 10 * time.Minute
 )
 
-// Config is what a Server is made of.
+// Config is the configuration of a Server.
 type Config struct {
 	Identity *trustee.Identity
 	Store    Store
-	// Keeper, if not nil, wraps each new deposit. Deposits that were stored without one stay
+	// Keeper, if not nil, wraps each new deposit. Deposits that were stored without a Keeper stay
 	// readable.
 	Keeper Keeper
 	// Replica is nil for a server that is not one of two.
 	Replica Replica
 	Log     *slog.Logger
-	Now     func() time.Time // time.Now where nil
+	Now     func() time.Time // nil: time.Now
 	// Observe, if not nil, is called for each request with its verb, "ok" or the kind of error in
 	// the answer, and the time that it took.
 	Observe func(verb, result string, took time.Duration)
@@ -72,17 +73,17 @@ type Server struct {
 	log               *slog.Logger
 	now               func() time.Time
 	observe           func(verb, result string, took time.Duration) // or nil
-	faults            WriteProbe
-	slots             *shares.Shares // of requests, by client: no client takes what others need
-	bodies            *bodies        // that are being read
-	peerSlots         chan struct{}  // of the other server and of operators, which clients cannot take
-	registrationSlots chan struct{}  // which registered clients do not need
-	// guesses limits the registrations of an address that fail.
+	writeProbe        WriteProbe
+	slots             *shares.Shares // request slots, shared fairly between clients
+	bodies            *bodies        // the bodies that are being read
+	peerSlots         chan struct{}  // only for requests of the other server and of operators
+	registrationSlots chan struct{}  // only for registrations
+	// guesses limits the failed registrations of an address.
 	guesses *guesses
-	// logLimit bounds the log lines about requests of unknown senders.
+	// logLimit limits the log lines about requests of unknown senders.
 	logLimit *rate.Limiter
 
-	registering sync.Mutex // one registration at a time of a client that wants to be alone
+	registering sync.Mutex // held by a registration with RegisterArgs.Alone
 
 	mu    sync.Mutex
 	seen  seenReads
@@ -106,7 +107,7 @@ func New(cfg Config) *Server {
 	return s
 }
 
-// verbs answer clients. Each returns the result.
+// verbs are the functions that handle the requests of clients. Each returns the result.
 var verbs = map[string]func(*Server, context.Context, *trustee.Request) (any, error){
 	trustee.VerbRegister: (*Server).register,
 	trustee.VerbPut:      (*Server).put,
@@ -119,11 +120,11 @@ var verbs = map[string]func(*Server, context.Context, *trustee.Request) (any, er
 	trustee.VerbClients:  (*Server).clients,
 }
 
-// known reports whether there is such a verb.
+// known reports whether verb is a verb of the protocol.
 func known(verb string) bool { return verbs[verb] != nil || trustee.ForPeer(verb) }
 
-// reads are the verbs that change no deposits. Their replays are refused by a table in memory. The
-// verbs between two servers may be repeated.
+// reads are the verbs that change no deposits. The server refuses their replays by a table in memory.
+// The verbs between two servers may be repeated.
 var reads = map[string]bool{trustee.VerbGet: true, trustee.VerbFind: true, trustee.VerbList: true,
 	trustee.VerbClients: true, trustee.VerbStatus: true, trustee.VerbPromote: true, trustee.VerbAlone: true,
 	trustee.VerbResync: true}
@@ -156,12 +157,12 @@ func (s *Server) about(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/pgp-keys")
 		_ = s.id.Public(w) // likewise
 	default:
-		http.Error(w, "ask /?a=fingerprint or /?a=publickey", http.StatusBadRequest)
+		http.Error(w, "request /?a=fingerprint or /?a=publickey", http.StatusBadRequest)
 	}
 }
 
-// acquire takes a request slot for a client. One client never has more slots than are left for all
-// others. If there is none for the client, acquire answers 503.
+// acquire takes a request slot for a client. One client never has more slots than are free for all
+// others. If there is no slot for the client, acquire answers 503.
 func (s *Server) acquire(w http.ResponseWriter, client string) (leave func(), ok bool) {
 	granted, own := s.slots.Try(client, 1)
 	switch {
@@ -169,7 +170,7 @@ func (s *Server) acquire(w http.ResponseWriter, client string) (leave func(), ok
 		return func() { s.slots.Release(client, granted) }, true
 	case own:
 		w.Header().Set("Retry-After", "1")
-		http.Error(w, "as many requests of this client as the server takes are being served",
+		http.Error(w, "the server is already serving as many requests of this client as it accepts",
 			http.StatusServiceUnavailable)
 	default:
 		s.recordFull()
@@ -184,7 +185,7 @@ func (s *Server) recordFull() {
 	s.mu.Unlock()
 }
 
-// acquirePlace takes a place in a channel of places. If there is none, it answers 503.
+// acquirePlace takes a place in a channel of places. If no place is free, it answers 503.
 func (s *Server) acquirePlace(w http.ResponseWriter, places chan struct{}) (leave func(), ok bool) {
 	select {
 	case places <- struct{}{}:
@@ -198,11 +199,11 @@ func (s *Server) acquirePlace(w http.ResponseWriter, places chan struct{}) (leav
 	}
 }
 
-// fullFor is how long after a refusal CheckSlots is an error.
+// fullFor is how long CheckSlots returns an error after a refusal.
 const fullFor = time.Minute
 
-// CheckSlots is an error if, within the last minute, a client that had no slot was refused because
-// all slots were taken. Registrations do not count.
+// CheckSlots returns an error if, within the last minute, the server refused a client without a slot
+// because all slots were taken. Registrations do not count.
 func (s *Server) CheckSlots(context.Context) error {
 	s.mu.Lock()
 	full := s.full
@@ -211,18 +212,18 @@ func (s *Server) CheckSlots(context.Context) error {
 		return nil
 	}
 	used, most := s.slots.Figures()
-	return fmt.Errorf("requests of clients were refused at %s: %d were being worked on, and %d are now, %d of one "+
+	return fmt.Errorf("requests of clients were refused at %s: %d were being served; now %d are, %d of them of one "+
 		"client", full.UTC().Format(time.RFC3339), maxRequests, used, most)
 }
 
 func tooMany(w http.ResponseWriter) {
 	w.Header().Set("Retry-After", "1")
 	w.Header().Set("Connection", "close") // otherwise net/http reads the body before it answers
-	http.Error(w, "as many requests as the server takes are being served", http.StatusServiceUnavailable)
+	http.Error(w, "the server is already serving as many requests as it accepts", http.StatusServiceUnavailable)
 }
 
-// readBody reads a request's body; if it cannot, it answers. The body's place is taken until leave is
-// called, which may be called twice.
+// readBody reads the body of a request; if it cannot, it answers. The body takes a place until leave is
+// called. leave may be called twice.
 func (s *Server) readBody(w http.ResponseWriter, r *http.Request) (body []byte, leave func(), ok bool) {
 	leaveBody, ok := s.bodies.enter(addressOf(r))
 	if !ok {
@@ -235,7 +236,7 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request) (body []byte, 
 			leaveBody()
 		}
 	}()
-	// If the connection takes no deadline, the web server's own applies.
+	// If the connection supports no deadline, that of the web server applies.
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(bodyTime))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, trustee.MaxBody))
@@ -252,7 +253,7 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request) (body []byte, 
 	return body, leaveBody, true
 }
 
-// storeAway is the answer to a sender that is not known, for whom no answer can be signed.
+// storeAway is the answer to a sender that could not be identified. Such an answer is not signed.
 const storeAway = "the server's store does not answer"
 
 // serve answers one request.
@@ -261,7 +262,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	if !ok {
 		return
 	}
-	// The body's place, which counts by address, is kept until the sender is known: an unknown
+	// The body keeps its place, which counts by address, until the sender is known. An unknown
 	// sender takes no slot of clients or of the other server.
 	defer leaveBody()
 	if verb == trustee.VerbRegister {
@@ -298,8 +299,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	s.answer(w, r, req, result, err)
 }
 
-// current is Replica.Current for a client's request; if there is an error, it answers. It comes first,
-// because it decides also whether a client that is not found is unknown.
+// current calls Replica.Current for the request of a client; if that fails, it answers. serve calls it
+// first, because a missing client is unknown only if the store is sure.
 func (s *Server) current(ctx context.Context, w http.ResponseWriter, r *http.Request, verb string) (Knowledge, bool) {
 	if s.replica == nil || trustee.ForPeer(verb) {
 		return Knowledge{Sure: true, Lists: true}, true
@@ -322,8 +323,8 @@ func (s *Server) current(ctx context.Context, w http.ResponseWriter, r *http.Req
 	return known, false
 }
 
-// authenticate reads a request and checks its signature. If it cannot, it answers: the sender is not
-// known then, so no answer can be signed for it.
+// authenticate reads a request and checks its signature; if that fails, it answers. The answer is not
+// signed, because the sender is unknown.
 func (s *Server) authenticate(ctx context.Context, w http.ResponseWriter, r *http.Request, verb string, body []byte,
 	sure bool) (*trustee.Request, bool) {
 	req, err := s.id.ReadRequest(verb, body, s.now(), func(fingerprint string) (*trustee.Party, error) {
@@ -359,7 +360,7 @@ func (s *Server) slotFor(w http.ResponseWriter, req *trustee.Request) (leave fun
 	return s.acquire(w, req.Client.Fingerprint())
 }
 
-// answer logs how a request ended, and sends the signed answer.
+// answer logs the result of a request, and sends the signed answer.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, req *trustee.Request, result any, err error) {
 	log := s.log.With("verb", req.Verb, "client", req.Client.Fingerprint(), "from", r.RemoteAddr, "request",
 		req.Digest[:16])
@@ -382,7 +383,7 @@ func shown(log *slog.Logger, verb string, err error) error {
 	case errors.Is(err, trustee.ErrPassive):
 		log.Debug("a client sent a change to the passive server")
 	case errors.Is(err, ErrAway):
-		log.Error("a change was not made", "err", err)
+		log.Error("a change was refused", "err", err)
 		return claviger.E(op, claviger.Unavailable, "", ErrAway)
 	case errors.Is(err, trustee.ErrUnsure):
 		log.Warn("a request was not answered", "err", err)
@@ -390,8 +391,8 @@ func shown(log *slog.Logger, verb string, err error) error {
 	case claviger.Is(err, claviger.Internal), claviger.Is(err, claviger.Unavailable):
 		log.Error("a request has failed", "err", err)
 		if !trustee.ForPeer(verb) && claviger.Is(err, claviger.Unavailable) {
-			return claviger.Errorf(op, claviger.Unavailable, "", "the server cannot do this now, since its store "+
-				"takes no changes (is its disk full?) or its Key HSM is away; its log says which")
+			return claviger.Errorf(op, claviger.Unavailable, "", "the server cannot do this now: its store accepts no "+
+				"changes (is its disk full?), or its Key HSM does not answer; the log of the server says which")
 		}
 	default:
 		log.Info("a request was refused", "err", err)
@@ -401,15 +402,15 @@ func shown(log *slog.Logger, verb string, err error) error {
 
 const notOneOfTwo = "this Key Trustee Server is not one of two"
 
-// IsSingle reports whether an answer says that the server is not one of two. Then there is nothing
-// to compare, and no role to change.
+// IsSingle reports whether the error in an answer says that the server is not one of two. Then there is
+// nothing to compare, and no role to change.
 func IsSingle(err error) bool {
 	return claviger.Is(err, claviger.Invalid) && strings.Contains(err.Error(), notOneOfTwo)
 }
 
 func (s *Server) do(ctx context.Context, req *trustee.Request) (any, error) {
 	if reads[req.Verb] {
-		if err := s.first(req); err != nil {
+		if err := s.refuseReplay(req); err != nil {
 			return nil, err
 		}
 	}
@@ -428,12 +429,12 @@ func (s *Server) do(ctx context.Context, req *trustee.Request) (any, error) {
 	return verbs[req.Verb](s, ctx, req)
 }
 
-// self lets in requests that this server's own identity has signed: those of the other server, and
+// self accepts only this server's own identity, which signs the requests of the other server, and those
 // of an operator on either host.
 func (s *Server) self(fingerprint string) (*trustee.Party, error) {
 	if fingerprint != s.id.Fingerprint() {
-		return nil, claviger.Errorf("server.self", claviger.Denied, "", "this is for the Key Trustee Servers' own "+
-			"identity, %s, alone", s.id)
+		return nil, claviger.Errorf("server.self", claviger.Denied, "", "only the identity of the Key Trustee "+
+			"Servers, %s, may send this", s.id)
 	}
 	return &s.id.Party, nil
 }
@@ -455,7 +456,7 @@ func (s *Server) client(ctx context.Context, fingerprint string, sure bool) (*tr
 			"enable-client --fingerprint %s", fingerprint, fingerprint)
 	case c.State != Active:
 		return nil, claviger.Errorf(op, claviger.Denied, "", "the client %s is disabled: claviger orgtool "+
-			"enable-client --fingerprint %s lets it in again", fingerprint, fingerprint)
+			"enable-client --fingerprint %s enables it again", fingerprint, fingerprint)
 	}
 	p, err := trustee.ReadParty(c.PublicKey)
 	if err != nil {
@@ -465,11 +466,11 @@ func (s *Server) client(ctx context.Context, fingerprint string, sure bool) (*tr
 	return p, nil
 }
 
-// first refuses a read that was sent before.
-func (s *Server) first(req *trustee.Request) error {
+// refuseReplay refuses a read that was sent before.
+func (s *Server) refuseReplay(req *trustee.Request) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.seen.first(req.Digest, req.Client.Fingerprint(), req.Time.Add(2*trustee.MaxSkew), s.now())
+	return s.seen.add(req.Digest, req.Client.Fingerprint(), req.Time.Add(2*trustee.MaxSkew), s.now())
 }
 
 // sweep removes expired records, every few minutes.
@@ -484,7 +485,7 @@ func (s *Server) sweep(ctx context.Context) {
 	s.mu.Unlock()
 	if due {
 		if err := s.store.Forget(ctx, now); err != nil && !errors.Is(err, trustee.ErrPassive) {
-			s.log.Warn("what has expired could not be dropped", "err", err)
+			s.log.Warn("expired records could not be removed", "err", err)
 		}
 	}
 }
@@ -493,8 +494,9 @@ func once(req *trustee.Request) Once {
 	return Once{Digest: req.Digest, Until: req.Time.Add(2 * trustee.MaxSkew)}
 }
 
-// register lets a client in by its organization's secret. If the organization has no secret, the
-// client waits for an operator. The answer does not say whether organization or secret was wrong.
+// register registers a client that knows the secret of its organization. If the organization has no
+// secret, the client waits for an operator. The answer does not say whether the organization or the
+// secret was wrong.
 func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error) {
 	const op = "server.register"
 	var a trustee.RegisterArgs
@@ -504,7 +506,7 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 	address, _ := ctx.Value(addressKey{}).(string)
 	if s.guesses.tooMany(address, s.now()) {
 		return nil, claviger.Errorf(op, claviger.Denied, "", "too many registrations have failed lately from this "+
-			"address, which looks like guessing: try again in a minute; the server's log says from where they came")
+			"address, which looks like guessing: try again in a minute; the server's log names the senders")
 	}
 	org, err := s.store.Org(ctx, a.Org)
 	known := err == nil
@@ -523,7 +525,7 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 		state = Pending
 	}
 	if a.Alone {
-		// Of two clients that register at one time, one must be refused.
+		// If two clients register at the same time, one must be refused.
 		s.registering.Lock()
 		defer s.registering.Unlock()
 		if err := s.alone(ctx, org.Name, req.Client.Fingerprint()); err != nil {
@@ -556,7 +558,7 @@ func (s *Server) alone(ctx context.Context, org, fingerprint string) error {
 			return nil
 		case c.State != Disabled:
 			return claviger.Errorf("server.register", claviger.KeyExists, "",
-				"organization %q has the client %s already, registered at %s", org, c.Fingerprint,
+				"organization %q already has the client %s, registered at %s", org, c.Fingerprint,
 				c.Created.UTC().Format(time.RFC3339))
 		}
 	}

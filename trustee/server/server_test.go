@@ -28,7 +28,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// identities are made once: RSA keys take their time.
+// identities returns three identities. They are made once, because RSA keys take time.
 var identities = sync.OnceValue(func() (ids [3]*trustee.Identity) {
 	for i := range ids {
 		var err error
@@ -40,7 +40,8 @@ var identities = sync.OnceValue(func() (ids [3]*trustee.Identity) {
 	return ids
 })
 
-// site is a server with an organization that knows a secret, over TLS.
+// site is a server, over TLS, with the organization ORG, whose secret is s3cret, and the organization MANUAL
+// without a secret.
 type site struct {
 	t     *testing.T
 	id    *trustee.Identity
@@ -48,7 +49,7 @@ type site struct {
 	url   string
 	tls   *tls.Config
 	shift atomic.Int64 // the server's clock, in nanoseconds ahead
-	// break: how often the connection is cut before an answer.
+	// cut is how many answers are lost, because the connection is cut.
 	cut atomic.Int64
 }
 
@@ -118,7 +119,7 @@ func TestAbout(t *testing.T) {
 	c := &http.Client{Transport: &http.Transport{TLSClientConfig: s.tls}}
 	t.Cleanup(c.CloseIdleConnections)
 	for path, want := range map[string]string{"/?a=fingerprint": "200 " + s.id.String() + "\n",
-		"/": "400 ask /?a=fingerprint", "/v1/get": "405 ", "/v1/steal": "404 ", "/favicon.ico": "404 "} {
+		"/": "400 request /?a=fingerprint", "/v1/get": "405 ", "/v1/steal": "404 ", "/favicon.ico": "404 "} {
 		resp, err := c.Get(s.url + path) //nolint:noctx // of this test's own server
 		if err != nil {
 			t.Fatal(err)
@@ -129,7 +130,7 @@ func TestAbout(t *testing.T) {
 			t.Errorf("%s: %q, want %q", path, got, want)
 		}
 	}
-	// A method that a path does not have is 405, and nothing is a fault of the server.
+	// A path answers 405 to a method that it does not support. No request makes the server fail.
 	for path, has := range map[string]string{"/?a=publickey": "GET HEAD", "/v1/get": "POST", "/v1/steal": "",
 		"/elsewhere": ""} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND",
@@ -168,7 +169,7 @@ func TestRegister(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for range 2 { // it may be done again
+	for range 2 { // a client may register again
 		if active, err := c.Register(ctx, "ORG", "s3cret", false); err != nil || !active {
 			t.Fatalf("%t, %v", active, err)
 		}
@@ -191,16 +192,15 @@ func TestRegister(t *testing.T) {
 		t.Fatalf("%t, %v", active, err)
 	}
 	_, err = manual.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, "")
-	is(t, "a client that waits", err, claviger.Denied)
+	is(t, "a pending client", err, claviger.Denied)
 	if err := s.store.SetState(ctx, identities()[2].Fingerprint(), server.Active); err != nil {
 		t.Fatal(err)
 	}
 	_, err = manual.Find(ctx, "l")
-	is(t, "the deposit of one that waited", err, claviger.KeyNotFound)
+	is(t, "the deposit of a client that was pending", err, claviger.KeyNotFound)
 }
 
-// TestGuessing: a secret cannot be tried out, and who knows it gets in a little
-// later.
+// TestGuessing: nobody can guess a secret, and a client that knows the secret registers a minute later.
 func TestGuessing(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	c := s.client(identities()[1])
@@ -219,8 +219,7 @@ func TestGuessing(t *testing.T) {
 	}
 }
 
-// TestSlowSenders: whoever opens connections and does not go on keeps no client
-// from being served.
+// TestSlowSenders: senders that begin a request and do not continue do not stop the requests of a client.
 func TestSlowSenders(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	c := s.registered(identities()[1], "ORG")
@@ -235,14 +234,14 @@ func TestSlowSenders(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for range 20 { // the last of them may not have been read yet
+	for range 20 { // the server may not have read the last connections yet
 		_, err := c.Find(ctx, "l")
 		is(t, "a client beside slow senders", err, claviger.KeyNotFound)
 		time.Sleep(10 * time.Millisecond)
 	}
 }
 
-// TestPending: strangers do not fill the store.
+// TestPending: unknown senders cannot fill the store with pending clients.
 func TestPending(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	for i := range server.MaxPending {
@@ -257,16 +256,16 @@ func TestPending(t *testing.T) {
 	}
 	c := s.client(identities()[1])
 	_, err := c.Register(ctx, "MANUAL", "", false)
-	is(t, "one too many", err, claviger.Denied)
+	is(t, "too many pending clients", err, claviger.Denied)
 	if err := s.store.SetState(ctx, fmt.Sprintf("%040d", 0), server.Active); err != nil {
 		t.Fatal(err)
 	}
 	if active, err := c.Register(ctx, "MANUAL", "", false); err != nil || active {
-		t.Errorf("after one was let in: %t, %v", active, err)
+		t.Errorf("after one client was enabled: %t, %v", active, err)
 	}
 }
 
-// TestBox is the contract of trustee.Box.
+// TestBox tests the contract of trustee.Box.
 func TestBox(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	c, other := s.registered(identities()[1], "ORG"), s.registered(identities()[2], "ORG")
@@ -282,18 +281,18 @@ func TestBox(t *testing.T) {
 	}
 	two := s.put(c, "key/a", "2", one)
 	_, err = c.Put(ctx, trustee.Deposit{Label: "key/a", Content: []byte("3")}, one)
-	is(t, "who was slower", err, claviger.KeyNotFound)
+	is(t, "the second of two replacements", err, claviger.KeyNotFound)
 	_, err = other.Put(ctx, trustee.Deposit{Label: "key/b", Content: []byte("3")}, two)
 	is(t, "to replace another's", err, claviger.KeyNotFound)
 	if d, err := c.Find(ctx, "key/a"); err != nil || d.UUID != two || string(d.Content) != "2" {
 		t.Errorf("%+v, %v", d, err)
 	}
 	_, err = c.Get(ctx, one)
-	is(t, "what was replaced", err, claviger.KeyNotFound)
+	is(t, "a replaced deposit", err, claviger.KeyNotFound)
 	_, err = other.Get(ctx, two)
 	is(t, "another's", err, claviger.KeyNotFound)
 	_, err = c.Put(ctx, trustee.Deposit{Label: "old", Content: []byte("3"), Expires: time.Now().Add(-time.Minute)}, "")
-	is(t, "what has expired", err, claviger.Invalid)
+	is(t, "an expired deposit", err, claviger.Invalid)
 	_, err = c.Put(ctx, trustee.Deposit{Label: "empty"}, "")
 	is(t, "an empty deposit", err, claviger.Invalid)
 	_, err = c.Put(ctx, trustee.Deposit{Label: "large", Content: make([]byte, trustee.MaxContent+1)}, "")
@@ -310,7 +309,7 @@ func TestBox(t *testing.T) {
 	}
 	s.shift.Store(int64(2 * time.Minute))
 	_, err = c.Get(ctx, soon)
-	is(t, "what has expired since", err, claviger.KeyNotFound)
+	is(t, "a deposit that has expired since", err, claviger.KeyNotFound)
 	s.shift.Store(0)
 }
 
@@ -340,7 +339,7 @@ func TestBoxPages(t *testing.T) {
 	}
 }
 
-// TestBoxDelete: deposits are deleted, brought back and purged by their owner alone, all or none.
+// TestBoxDelete: only the owner deletes, undeletes and purges deposits, all or none.
 func TestBoxDelete(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	c, other := s.registered(identities()[1], "ORG"), s.registered(identities()[2], "ORG")
@@ -351,12 +350,12 @@ func TestBoxDelete(t *testing.T) {
 	if _, err := c.Get(ctx, third); err != nil {
 		t.Errorf("a delete that failed has deleted: %v", err)
 	}
-	is(t, "to purge what lives", c.Purge(ctx, two), claviger.KeyNotFound)
+	is(t, "to purge a live deposit", c.Purge(ctx, two), claviger.KeyNotFound)
 	if err := c.Delete(ctx, two, third); err != nil {
 		t.Fatal(err)
 	}
 	_, err := c.Find(ctx, "key/a")
-	is(t, "what was deleted", err, claviger.KeyNotFound)
+	is(t, "a deleted deposit", err, claviger.KeyNotFound)
 	if gone, err := c.List(ctx, "key/", true, "", 10); err != nil || len(gone) != 2 || gone[0].Deleted.IsZero() ||
 		gone[0].Content != nil {
 		t.Errorf("%+v, %v", gone, err)
@@ -372,7 +371,7 @@ func TestBoxDelete(t *testing.T) {
 	if err := c.Purge(ctx, two); err != nil {
 		t.Error(err)
 	}
-	is(t, "what was purged", c.Undelete(ctx, two), claviger.KeyNotFound)
+	is(t, "a purged deposit", c.Undelete(ctx, two), claviger.KeyNotFound)
 	if d, err := c.Get(ctx, four); err != nil || string(d.Content) != "4" {
 		t.Errorf("%+v, %v", d, err)
 	}
@@ -390,7 +389,7 @@ func (s *site) put(c *trustee.Client, label, content, replaces string) string {
 	return uuid
 }
 
-// TestShared: who is in the access list reads, if he is of the same organization.
+// TestShared: a client in the access list reads the deposit if it belongs to the owner's organization.
 func TestShared(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	owner := s.registered(identities()[1], "ORG")
@@ -420,7 +419,7 @@ func TestShared(t *testing.T) {
 	if _, text := get(); !strings.Contains(text, "key not found") {
 		t.Errorf("a client of another organization reads %q", text)
 	}
-	// In the owner's organization he reads it, and what is not for him he does not.
+	// A client of the owner's organization reads the deposit if it is in the access list.
 	s = newSite(t)
 	s.registered(reader, "ORG")
 	owner = s.registered(identities()[1], "ORG")
@@ -435,16 +434,17 @@ func TestShared(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, text := get(); !strings.Contains(text, "key not found") {
-		t.Errorf("of a deposit that is not for him he reads %q", text)
+		t.Errorf("a client that is not in the access list reads %q", text)
 	}
 }
 
-// post sends bytes as they are.
+// post sends body without a change.
 func (s *site) post(verb string, body []byte) (int, []byte) {
 	s.t.Helper()
 	c := &http.Client{Transport: &http.Transport{TLSClientConfig: s.tls}}
 	defer c.CloseIdleConnections()
-	resp, err := c.Post(s.url+trustee.APIPath+verb, "application/json", bytes.NewReader(body)) //nolint:noctx // of this test's own server
+	url := s.url + trustee.APIPath + verb
+	resp, err := c.Post(url, "application/json", bytes.NewReader(body)) //nolint:noctx // of this test's own server
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -456,7 +456,7 @@ func (s *site) post(verb string, body []byte) (int, []byte) {
 	return resp.StatusCode, answer
 }
 
-// TestReplay: a request that was overheard is done once, and answered once.
+// TestReplay: a request that is sent twice is handled once and answered once.
 func TestReplay(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	id := identities()[1]
@@ -493,8 +493,7 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-// TestLostAnswers: a change whose answer is lost is done once, and the client
-// knows it.
+// TestLostAnswers: a change whose answer is lost is made once, and the client gets a success.
 func TestLostAnswers(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	c := s.registered(identities()[1], "ORG")
@@ -515,7 +514,7 @@ func TestLostAnswers(t *testing.T) {
 	is(t, "no answer at all", err, claviger.Unavailable)
 }
 
-// TestRaces: of many who replace one deposit at a time, one does.
+// TestRaces: if many replace one deposit at the same time, one succeeds.
 func TestRaces(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	c := s.registered(identities()[1], "ORG")
@@ -538,12 +537,12 @@ func TestRaces(t *testing.T) {
 	}
 	group.Wait()
 	if won.Load() != 1 {
-		t.Errorf("%d have won", won.Load())
+		t.Errorf("%d have succeeded", won.Load())
 	}
 }
 
-// TestRestart: what was acknowledged is there after the store was opened anew, and
-// so is what was done.
+// TestRestart: after the store is opened again, it has all records that were acknowledged, and the digests of
+// the requests.
 func TestRestart(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "trustee.db")
 	if _, err := sqlite.Open(t.Context(), path, false); !claviger.Is(err, claviger.Invalid) {

@@ -13,8 +13,8 @@ import (
 	"claviger/trustee"
 )
 
-// TestRegistrationsTakeNoSlots: however many registrations there are, requests of
-// registered clients are worked on; and where those are refused, the server says so.
+// TestRegistrationsTakeNoSlots: registrations and unknown senders take no request slots of registered clients. If
+// the server refuses requests of registered clients, CheckSlots returns an error.
 func TestRegistrationsTakeNoSlots(t *testing.T) {
 	id, err := trustee.NewIdentity("keytrustee", "", "kts@h.example.com", 2048, time.Now().Add(-time.Hour))
 	if err != nil {
@@ -25,7 +25,8 @@ func TestRegistrationsTakeNoSlots(t *testing.T) {
 	defer web.Close()
 	post := func(verb string) int {
 		t.Helper()
-		resp, err := http.Post(web.URL+trustee.APIPath+verb, "application/json", bytes.NewReader([]byte("{}"))) //nolint:noctx // a server of this test
+		body := bytes.NewReader([]byte("{}"))
+		resp, err := http.Post(web.URL+trustee.APIPath+verb, "application/json", body) //nolint:noctx // own server
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -36,19 +37,19 @@ func TestRegistrationsTakeNoSlots(t *testing.T) {
 		s.registrationSlots <- struct{}{}
 	}
 	if got := post(trustee.VerbRegister); got != http.StatusServiceUnavailable {
-		t.Errorf("a registration beyond %d is answered %d", maxRegistrations, got)
+		t.Errorf("a registration beyond %d gets status %d", maxRegistrations, got)
 	}
-	if got := post(trustee.VerbGet); got != http.StatusBadRequest { // {} is no request
-		t.Errorf("a read is answered %d", got)
+	if got := post(trustee.VerbGet); got != http.StatusBadRequest { // {} is not a request
+		t.Errorf("a read gets status %d", got)
 	}
 	if err := s.CheckSlots(t.Context()); err != nil {
 		t.Errorf("with registrations refused: %v", err)
 	}
-	// Strangers need no turn to be refused, neither one of clients nor one of the other
-	// server: they would keep these out.
+	// The server refuses unknown senders even if all slots of clients and of the other server are taken, because
+	// unknown senders need no slot.
 	for i := range maxRequests {
 		if _, ok := s.acquire(httptest.NewRecorder(), fmt.Sprint("client", i)); !ok {
-			t.Fatalf("%d turns of %d clients", i, i)
+			t.Fatalf("only %d clients have a slot", i)
 		}
 	}
 	for range maxPeerRequests {
@@ -56,23 +57,23 @@ func TestRegistrationsTakeNoSlots(t *testing.T) {
 	}
 	for _, verb := range []string{trustee.VerbGet, trustee.VerbPeerAppend} {
 		if got := post(verb); got != http.StatusBadRequest {
-			t.Errorf("a stranger's %s, while all turns are taken, is answered %d", verb, got)
+			t.Errorf("%s of an unknown sender, while all slots are taken, gets status %d", verb, got)
 		}
 	}
 	if err := s.CheckSlots(t.Context()); err != nil {
-		t.Errorf("with maxUnknown refused: %v", err)
+		t.Errorf("after refusals of unknown senders: %v", err)
 	}
 	if _, ok := s.acquire(httptest.NewRecorder(), "late"); ok {
-		t.Errorf("more than %d turns", maxRequests)
+		t.Errorf("more than %d slots", maxRequests)
 	}
 	if err := s.CheckSlots(t.Context()); err == nil {
-		t.Error("with reads refused: no error")
+		t.Error("no error after a refused read")
 	}
 	http.DefaultClient.CloseIdleConnections()
 }
 
-// TestSlotsByClient: a client that sends more than the server works on leaves turns to the
-// others, and what it is refused is no want of others.
+// TestSlotsByClient: a client with too many requests leaves slots to the others. A refusal of its requests is no
+// error of CheckSlots.
 func TestSlotsByClient(t *testing.T) {
 	id, err := trustee.NewIdentity("keytrustee", "", "kts@h.example.com", 2048, time.Now().Add(-time.Hour))
 	if err != nil {
@@ -88,23 +89,23 @@ func TestSlotsByClient(t *testing.T) {
 		return got
 	}
 	if got := take("greedy"); got != maxRequests/2 {
-		t.Errorf("one client has %d turns, want %d", got, maxRequests/2)
+		t.Errorf("one client has %d slots, want %d", got, maxRequests/2)
 	}
 	if err := s.CheckSlots(t.Context()); err != nil {
-		t.Errorf("a client was refused what it may not have: %v", err)
+		t.Errorf("after refusals of a client with too many requests: %v", err)
 	}
 	leave, ok := s.acquire(httptest.NewRecorder(), "other")
 	if !ok {
-		t.Fatal("another client has no turn")
+		t.Fatal("another client has no slot")
 	}
 	leave()
 	if used, most := s.slots.Figures(); used != maxRequests/2 || most != maxRequests/2 {
-		t.Errorf("%d turns are taken, %d of one client", used, most)
+		t.Errorf("%d slots are taken, %d of one client", used, most)
 	}
 }
 
-// TestStrangersLines: what strangers send is a bounded number of lines in the log.
-func TestStrangersLines(t *testing.T) {
+// TestUnknownSendersLines: the requests of unknown senders make a limited number of lines in the log.
+func TestUnknownSendersLines(t *testing.T) {
 	id, err := trustee.NewIdentity("keytrustee", "", "kts@h.example.com", 2048, time.Now().Add(-time.Hour))
 	if err != nil {
 		t.Fatal(err)
@@ -131,8 +132,8 @@ func TestStrangersLines(t *testing.T) {
 	}
 }
 
-// TestWrongRegistrationsByAddress: a stranger's wrong registrations keep nobody at another
-// address from registering, and addresses without number are no way around the limit.
+// TestWrongRegistrationsByAddress: failed registrations of one address do not stop registrations of another
+// address. A sender with very many addresses cannot bypass the limit.
 func TestWrongRegistrationsByAddress(t *testing.T) {
 	f, now := newGuesses(), time.Now()
 	for range guessBurst {
@@ -142,7 +143,7 @@ func TestWrongRegistrationsByAddress(t *testing.T) {
 		f.record("10.0.0.1", now)
 	}
 	if !f.tooMany("10.0.0.1", now) || f.tooMany("10.0.0.2", now) {
-		t.Error("the limit is not that of the address which failed")
+		t.Error("the limit is not for the address that failed")
 	}
 	if f.tooMany("10.0.0.1", now.Add(2*guessEvery)) {
 		t.Error("the limit stays")
@@ -156,42 +157,42 @@ func TestWrongRegistrationsByAddress(t *testing.T) {
 	if f.record("yet another", now.Add(guessEvery-1)); !f.swept.Equal(now) {
 		t.Errorf("the table is searched %v after the last search", f.swept.Sub(now))
 	}
-	f.record("another", now.Add(time.Hour)) // all have recovered
+	f.record("another", now.Add(time.Hour)) // no other address has a limit any more
 	if len(f.byAddress) != 1 {
 		t.Errorf("%d addresses are remembered after an hour", len(f.byAddress))
 	}
 }
 
-// TestReadsByClient: a client that reads without end leaves room for the reads of others.
+// TestReadsByClient: a client with very many reads leaves room for the reads of others.
 func TestReadsByClient(t *testing.T) {
 	var s seenReads
 	now := time.Unix(1, 0)
 	until := now.Add(2 * trustee.MaxSkew)
 	greedy := 0
-	for i := range remembered {
-		if err := s.first(fmt.Sprint("greedy", i), "greedy", until, now); err == nil {
+	for i := range maxSeen {
+		if err := s.add(fmt.Sprint("greedy", i), "greedy", until, now); err == nil {
 			greedy++
 		} else if !claviger.Is(err, claviger.Unavailable) {
 			t.Fatal(err)
 		}
 	}
-	if greedy != remembered/2 {
-		t.Errorf("one client has %d reads, want %d", greedy, remembered/2)
+	if greedy != maxSeen/2 {
+		t.Errorf("one client has %d reads, want %d", greedy, maxSeen/2)
 	}
-	if err := s.first("other", "other", until, now); err != nil {
+	if err := s.add("other", "other", until, now); err != nil {
 		t.Errorf("another client: %v", err)
 	}
-	if err := s.first("greedy0", "greedy", until, now); !claviger.Is(err, claviger.Invalid) {
+	if err := s.add("greedy0", "greedy", until, now); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("a replay: %v", err)
 	}
 	later := until.Add(time.Second)
-	if err := s.first("greedy again", "greedy", later.Add(time.Minute), later); err != nil || len(s.reads) != 1 ||
+	if err := s.add("greedy again", "greedy", later.Add(time.Minute), later); err != nil || len(s.reads) != 1 ||
 		s.byClient["greedy"] != 1 || len(s.byClient) != 1 {
-		t.Errorf("when its reads are past: %v, %d are remembered, %v", err, len(s.reads), s.byClient)
+		t.Errorf("after its reads have expired: %v, %d are in the table, %v", err, len(s.reads), s.byClient)
 	}
 }
 
-// TestAddressOf: one host has all addresses of its IPv6 network.
+// TestAddressOf: all addresses of an IPv6 network count as one, because one host may use them all.
 func TestAddressOf(t *testing.T) {
 	for remote, want := range map[string]string{
 		"192.0.2.7:1234":            "192.0.2.7",

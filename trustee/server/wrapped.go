@@ -13,7 +13,7 @@ import (
 	"claviger/keyhsm"
 )
 
-// wrappedFor is how long Wrapped.Check returns the same answer.
+// wrappedFor is how long Wrapped.Check returns the same result.
 const wrappedFor = time.Minute
 
 // Wrapped checks whether a Keeper can open the wrapped deposits of a store.
@@ -26,8 +26,7 @@ type Wrapped struct {
 	err     error
 }
 
-// NewWrapped makes a check of the wrapped deposits in store. keeper is nil where the server has no
-// Key HSM.
+// NewWrapped makes a check of the wrapped deposits in store. keeper is nil if the server has no Key HSM.
 func NewWrapped(store Store, keeper Keeper) *Wrapped { return &Wrapped{store: store, keeper: keeper} }
 
 // Count counts live wrapped deposits by the id of the HSM key.
@@ -36,7 +35,7 @@ func (w *Wrapped) Count(ctx context.Context) (map[string]int, error) {
 	return counts, err
 }
 
-// count is Count with the uuid of one deposit of each key.
+// count is like Count. samples also has the uuid of one deposit of each key.
 func (w *Wrapped) count(ctx context.Context) (counts map[string]int, samples map[string]string, err error) {
 	counts, samples = map[string]int{}, map[string]string{}
 	store, ok := w.store.(interface {
@@ -53,8 +52,8 @@ func (w *Wrapped) count(ctx context.Context) (counts map[string]int, samples map
 	return counts, samples, err
 }
 
-// Check opens one deposit of each HSM key. A Key HSM that does not answer is no error here: another
-// check reports it. The answer is kept for a minute.
+// Check opens one deposit of each HSM key. A Key HSM that does not answer is no error here, because
+// another check reports it. For a minute, Check returns the same result.
 func (w *Wrapped) Check(ctx context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -104,8 +103,8 @@ func (w *Wrapped) open(ctx context.Context, uuid string) error {
 	return err
 }
 
-// MayServe refuses a start without a Key HSM where deposits are wrapped by one, unless without is
-// true: new deposits would be stored unwrapped.
+// MayServe refuses a start without a Key HSM if a Key HSM has wrapped deposits, unless without is true:
+// new deposits would be stored unwrapped.
 func (w *Wrapped) MayServe(ctx context.Context, without bool) error {
 	if w.keeper != nil || without {
 		return nil
@@ -119,6 +118,6 @@ func (w *Wrapped) MayServe(ctx context.Context, without bool) error {
 		n += c
 	}
 	return claviger.Refuse("%d deposits are wrapped by a Key HSM, and --keyhsm is not given: none of them could be "+
-		"opened, and new ones would be stored without it. Name the Key HSM by --keyhsm and --keyhsm-cert; where it is "+
-		"given up: --without-keyhsm", n)
+		"opened, and new ones would be stored unwrapped. Name the Key HSM by --keyhsm and --keyhsm-cert. If you gave "+
+		"up the Key HSM: --without-keyhsm", n)
 }

@@ -10,50 +10,51 @@ import (
 	"claviger/trustee"
 )
 
-// faultHolds is how long an answer of a WriteProbe is repeated. Each probe writes to the disk.
-const faultHolds = 5 * time.Second
+// probeLife is how long WriteProbe returns the result of a probe. Each probe writes to the disk.
+const probeLife = 5 * time.Second
 
-// WriteProbe remembers whether a store took changes when it was last probed.
+// WriteProbe probes whether a store accepts changes.
 type WriteProbe struct {
-	mu   sync.Mutex // held during a probe: other callers wait for its answer
-	at   time.Time
-	text string
+	mu   sync.Mutex // held during a probe: other callers wait for its result
+	at   time.Time  // of the last probe
+	text string     // its fault
 }
 
-// Fault says why the store takes no changes, a full disk for example, or "" if it takes them. If ctx
-// ends during the probe, the earlier answer stays.
-func (f *WriteProbe) Fault(ctx context.Context, store Store, now time.Time) string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.at.IsZero() && now.Sub(f.at) < faultHolds {
-		return f.text
+// Fault returns why the store accepts no changes, for example because of a full disk, or "" if it
+// accepts them. If ctx ends during the probe, Fault returns the result of the probe before.
+func (p *WriteProbe) Fault(ctx context.Context, store Store, now time.Time) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.at.IsZero() && now.Sub(p.at) < probeLife {
+		return p.text
 	}
 	err := store.CheckWrites(ctx)
 	switch {
 	case err == nil:
-		f.at, f.text = now, ""
+		p.at, p.text = now, ""
 	case ctx.Err() == nil:
-		f.at, f.text = now, err.Error()
+		p.at, p.text = now, err.Error()
 	}
-	return f.text
+	return p.text
 }
 
 // Forget makes the next Fault probe the store.
-func (f *WriteProbe) Forget() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.at = time.Time{}
+func (p *WriteProbe) Forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.at = time.Time{}
 }
 
-// takesNone precedes the fault in the status of a server that is not one of two.
-const takesNone = "its store takes no changes: "
+// noChanges comes before the fault in the status of a server that is not one of two. SingleFault of
+// other versions reads it, so it must not change.
+const noChanges = "its store takes no changes: "
 
-// single is the answer to an operator's request for one of two servers, of a server that is alone.
+// single returns the answer of a server that is not one of two to an operator's request.
 func (s *Server) single(ctx context.Context, verb string) error {
 	text := ""
 	if verb == trustee.VerbStatus {
-		if fault := s.faults.Fault(ctx, s.store, time.Now()); fault != "" {
-			text = "; " + takesNone + fault
+		if fault := s.writeProbe.Fault(ctx, s.store, time.Now()); fault != "" {
+			text = "; " + noChanges + fault
 		}
 	}
 	return claviger.Errorf("server.do", claviger.Invalid, "", "%s: claviger trustee serve --peer makes it that%s",
@@ -61,8 +62,8 @@ func (s *Server) single(ctx context.Context, verb string) error {
 }
 
 // SingleFault returns the fault in the status of a server that is not one of two, or "" if its store
-// takes changes.
+// accepts changes.
 func SingleFault(err error) string {
-	_, fault, _ := strings.Cut(err.Error(), takesNone)
+	_, fault, _ := strings.Cut(err.Error(), noChanges)
 	return fault
 }

@@ -7,37 +7,36 @@ import (
 	"time"
 )
 
-// checkedStore is a store of which only CheckWrites is asked.
+// checkedStore is a store that has only CheckWrites.
 type checkedStore struct {
 	Store
-	asked int
-	check func(context.Context) error
+	probes int
+	check  func(context.Context) error
 }
 
 func (s *checkedStore) CheckWrites(ctx context.Context) error {
-	s.asked++
+	s.probes++
 	return s.check(ctx)
 }
 
-// TestFaultIsRemembered: an answer holds for faultHolds. A caller who gives up changes
-// nothing of it: neither is a store that takes no changes taken for one that does, nor the
-// other way round.
-func TestFaultIsRemembered(t *testing.T) {
+// TestProbeLife: Fault returns the result of a probe for probeLife. A caller that gives up does not change the
+// result.
+func TestProbeLife(t *testing.T) {
 	now := time.Now()
 	full := errors.New("the disk is full")
 	s := &checkedStore{check: func(context.Context) error { return full }}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	var f WriteProbe
-	want := func(ctx context.Context, text string, asked int) {
+	want := func(ctx context.Context, text string, probes int) {
 		t.Helper()
-		if got := f.Fault(ctx, s, now); got != text || s.asked != asked {
-			t.Errorf("%q after %d questions, want %q after %d", got, s.asked, text, asked)
+		if got := f.Fault(ctx, s, now); got != text || s.probes != probes {
+			t.Errorf("%q after %d probes, want %q after %d", got, s.probes, text, probes)
 		}
 	}
 	want(gone, "", 1)
 	want(t.Context(), full.Error(), 2)
-	now = now.Add(faultHolds - 1)
+	now = now.Add(probeLife - 1)
 	want(t.Context(), full.Error(), 2)
 	now = now.Add(1)
 	want(gone, full.Error(), 3)
@@ -45,6 +44,6 @@ func TestFaultIsRemembered(t *testing.T) {
 	s.check = func(context.Context) error { return nil }
 	want(t.Context(), "", 5)
 	s.check = func(ctx context.Context) error { return ctx.Err() }
-	now = now.Add(faultHolds)
+	now = now.Add(probeLife)
 	want(gone, "", 6)
 }
