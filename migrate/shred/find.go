@@ -8,7 +8,7 @@ import (
 	"claviger/migrate"
 )
 
-// What a leftover is.
+// The kinds of leftovers, in migrate.Leftover.What.
 const (
 	FolderCopy = "a copy of the Key Trustee KMS's .keytrustee folder, with its private OpenPGP keys"
 	SiteCopy   = "a copy of kts-site.xml, with the organization's auth secret"
@@ -16,9 +16,8 @@ const (
 
 const siteFile = "kts-site.xml"
 
-// Known returns those of the paths that are on this host: .keytrustee folders, and
-// kts-site.xml by its path or its folder's. It passes over an empty folder that this user
-// cannot remove: nothing secret is in it.
+// Known returns the leftovers among paths: .keytrustee folders, and kts-site.xml by its own path or by that of its
+// folder. It leaves out an empty folder that this user cannot remove, because nothing secret is in it.
 func Known(paths []string) []migrate.Leftover {
 	var list []migrate.Leftover
 	for _, p := range paths {
@@ -34,7 +33,7 @@ func Known(paths []string) []migrate.Leftover {
 	return list
 }
 
-// siteIn tells kts-site.xml from a folder, also where its folder is named.
+// siteIn reports whether p is kts-site.xml, the folder of such a file, or another folder.
 func siteIn(p string) (file, what string) {
 	if filepath.Base(p) == siteFile {
 		return p, SiteCopy
@@ -47,8 +46,8 @@ func siteIn(p string) (file, what string) {
 	return p, FolderCopy
 }
 
-// shreddingOf is what a kts-site.xml is renamed to before it is overwritten: one that
-// was overwritten and not removed could no longer be told from another file.
+// shreddingOf returns the name that a kts-site.xml gets before it is overwritten. Without the new name, a file that
+// was overwritten and not removed could not be recognized later.
 func shreddingOf(file string) string {
 	return filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+".shredding")
 }

@@ -11,22 +11,22 @@ import (
 	"syscall"
 )
 
-// shredder overwrites and removes. It opens what it removes by descriptors below one
-// folder, and touches plain files with one name only: who can write into a folder
-// must not be able to make us overwrite a file elsewhere.
+// shredder overwrites and removes files below one folder. It opens them through the folder's descriptor, and touches
+// only plain files that have one name. So a user who can write into the folder cannot make us overwrite a file
+// elsewhere.
 type shredder struct {
 	root *os.Root
-	left []string // what stays, with the reason
+	left []string // the files that stay, with the reasons
 }
 
-// openShredder opens a folder that is one itself, not a link to one.
+// openShredder opens a folder. It refuses a link to a folder.
 func openShredder(dir string) (*shredder, error) {
 	before, err := os.Lstat(dir)
 	if err != nil {
 		return nil, err
 	}
 	if !before.IsDir() {
-		return nil, fmt.Errorf("%s is %s, no folder: it is not touched", dir, kindOfFile(before))
+		return nil, fmt.Errorf("%s is %s, not a folder: it was not touched", dir, kindOfFile(before))
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -34,7 +34,7 @@ func openShredder(dir string) (*shredder, error) {
 	}
 	after, err := root.Stat(".")
 	if err != nil || !os.SameFile(before, after) {
-		return nil, errors.Join(fmt.Errorf("%s was replaced meanwhile: it is not touched", dir), err, root.Close())
+		return nil, errors.Join(fmt.Errorf("%s was replaced meanwhile: it was not touched", dir), err, root.Close())
 	}
 	return &shredder{root: root}, nil
 }
@@ -46,8 +46,8 @@ func kindOfFile(st fs.FileInfo) string {
 	return "a file of type " + st.Mode().Type().String()
 }
 
-// plain returns a file that is one, with one name; nil where there is none, or where
-// it must stay, which is told of.
+// plain returns the facts of a plain file with one name. It returns nil if the file does not exist, or must stay; in
+// the second case it adds the reason to s.left.
 func (s *shredder) plain(name string) (fs.FileInfo, error) {
 	st, err := s.root.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -62,7 +62,7 @@ func (s *shredder) plain(name string) (fs.FileInfo, error) {
 	}
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok && sys.Nlink > 1 {
 		s.left = append(s.left,
-			fmt.Sprintf("%s has %d names (hard links), and overwriting it would overwrite them all: "+
+			fmt.Sprintf("%s has %d names (hard links), and overwriting it would change all of them: "+
 				"find the others (find / -xdev -inum %d)", name, sys.Nlink, sys.Ino))
 		return nil, nil
 	}
@@ -75,15 +75,15 @@ func (s *shredder) shred(name string) error {
 	if st == nil || err != nil {
 		return err
 	}
-	// O_NONBLOCK: if it became a pipe meanwhile, nobody waits for its reader.
+	// O_NONBLOCK: if the file was replaced by a pipe, the open does not wait for a reader.
 	f, err := s.root.OpenFile(name, os.O_WRONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = f.Close() }() // closed below, where it matters
+	defer func() { _ = f.Close() }() // the Close below reports errors
 	now, err := f.Stat()
 	if err != nil || !os.SameFile(st, now) {
-		return errors.Join(fmt.Errorf("%s was replaced meanwhile: it is not touched", name), err)
+		return errors.Join(fmt.Errorf("%s was replaced meanwhile: it was not touched", name), err)
 	}
 	if _, err := io.CopyN(f, rand.Reader, now.Size()); err != nil {
 		return err

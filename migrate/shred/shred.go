@@ -1,10 +1,9 @@
-// Package shred destroys the copies of a Key Trustee KMS's secrets that a migration leaves
-// on a host. Cloudera's procedure has an operator copy them to each node, and take none of
-// them away again: the KMS's private OpenPGP keys, by which their holder reads every
-// deposit of the source, and kts-site.xml, which holds the organization's auth secret.
+// Package shred destroys the copies of a Key Trustee KMS's secrets that a migration leaves on a host. In Cloudera's
+// procedure an operator copies these secrets to each node, and never removes the copies. The secrets are the KMS's
+// private OpenPGP keys, which open every deposit of the source, and kts-site.xml, which has the organization's auth
+// secret.
 //
-// A folder from which a KMS runs is spared. A run that was killed is finished by the
-// next.
+// The package does not touch a folder from which a KMS runs. If a run is killed, the next run does the rest.
 package shred
 
 import (
@@ -24,27 +23,27 @@ import (
 	"claviger/trustee"
 )
 
-// Overwriting says what shredding is worth.
+// Overwriting is the text for operators about the limits of shredding.
 const Overwriting = "Files are overwritten once and removed. On SSDs, on copy-on-write file systems " +
 	"(btrfs, ZFS, overlays) and where there are snapshots or backups, the old bytes may stay readable nevertheless: " +
-	"take the organization's auth secret and the client at the Key Trustee Server out of use as well"
+	"also revoke the organization's auth secret and the client at the Key Trustee Server"
 
-// Leftover shreds l, if agreed says yes, and records in l what became of it. doubt is why the
-// folder may be the only one with a KMS's private key, "" where that is ruled out. agreed
-// may record in l why it says no.
+// Leftover shreds l if agreed returns true, and records the result in l. doubt is the reason why the folder may
+// have the only copy of a KMS's private key, or "" if it certainly has not. If agreed returns false, it may record
+// the reason in l.
 func Leftover(l *migrate.Leftover, agreed func(doubt string) (bool, error)) error {
 	done, err := leftover(l, agreed)
 	l.Shredded = done && err == nil && len(l.Left) == 0
 	if l.Shredded && emptyFolder(l.Path) {
-		l.Left = append(l.Left, "the folder itself, which is empty now, since this user may not remove it: "+
-			"as root, rmdir "+l.Path)
+		l.Left = append(l.Left, "the empty folder itself, which this user may not remove: as root, "+
+			"rmdir "+l.Path)
 	}
 	if errors.Is(err, fs.ErrPermission) {
 		cure := "shred -u " + l.Path
 		if l.What != SiteCopy {
 			cure = "find " + l.Path + " -type f -exec shred -u {} +"
 		}
-		err = fmt.Errorf("this user may not; as root: %s (%w)", cure, err)
+		err = fmt.Errorf("this user may not do that; as root: %s (%w)", cure, err)
 	}
 	if err != nil {
 		return fmt.Errorf("shredding %s: %w", l.Path, err)
@@ -70,8 +69,8 @@ func leftover(l *migrate.Leftover, agreed func(doubt string) (bool, error)) (don
 	return true, err
 }
 
-// keytrusteeFiles are the files of a .keytrustee folder that are known, as patterns,
-// the private keys first: Cloudera's, ours, and what GnuPG 1 and 2 keep beside them.
+// keytrusteeFiles are patterns of the known files in a .keytrustee folder, private keys first: Cloudera's files,
+// ours, and those of GnuPG 1 and 2.
 var keytrusteeFiles = []string{
 	trustee.PrivateRing, trustee.PrivateRing + "~", trustee.PrivateRing + ".new", "." + trustee.PrivateRing + "-*",
 	"." + trustee.PrivateRing + ".new-*",
@@ -84,63 +83,31 @@ var keytrusteeFiles = []string{
 	keytrustee.ServedFile, "." + keytrustee.ServedFile + "-*", keytrustee.LockFile,
 }
 
-// keytrusteeFolders are those in it.
+// keytrusteeFolders are the known folders in a .keytrustee folder.
 var keytrusteeFolders = []string{"private-keys-v1.d", "openpgp-revocs.d", ".ssl"}
 
-// Folder shreds the known files of a .keytrustee folder, and removes it if nothing else is
-// in it. left is what stays, with the reasons. It refuses the folder of a Key Trustee
-// Server, and that of a KMS which runs, or was started from it as it is.
+// Folder shreds the known files of a .keytrustee folder, and removes the folder if nothing else is in it. left are
+// the files that stay, with the reasons. Folder refuses the folder of a Key Trustee Server, and a folder that is
+// no copy: one from which a KMS runs or was started.
 func Folder(dir string) (left []string, err error) {
 	s, err := openShredder(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.root.Close()) }()
-	if _, err := s.root.Lstat("keytrustee.db"); err == nil {
-		return nil, fmt.Errorf("%s holds keytrustee.db: it is the folder of a Key Trustee "+
-			"Server, not a copy of a KMS's, and is not touched", dir)
-	}
-	_, err = s.root.Lstat(trustee.PrivateRing)
-	if errors.Is(err, fs.ErrNotExist) && filepath.Base(dir) != ".keytrustee" {
-		return nil, fmt.Errorf("%s is not named .keytrustee and holds no %s: it is not touched",
-			dir, trustee.PrivateRing)
-	}
-	if _, err := keytrustee.Doubt(dir); err != nil {
+	if err := s.needKMSFolder(dir); err != nil {
 		return nil, err
 	}
-	// Until all is done: a KMS that starts from the folder in between would make keys with
-	// what is destroyed.
+	// The lock is held to the end: a KMS that starts from the folder in between would make keys under an identity
+	// that is being destroyed.
 	release, err := owner.Claim(filepath.Join(dir, keytrustee.LockFile), dir,
 		owner.Self("claviger migrate finish --shred", ""))
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	var names []string
-	err = fs.WalkDir(s.root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
-		if err == nil && !d.IsDir() {
-			names = append(names, name)
-		}
-		return err
-	})
-	if err != nil {
+	if err := s.shredKnown(); err != nil {
 		return nil, err
-	}
-	for _, pattern := range keytrusteeFiles {
-		for _, name := range names {
-			if ok, err := path.Match(pattern, name); err != nil {
-				return nil, err
-			} else if ok {
-				if err := s.shred(name); err != nil {
-					return nil, err
-				}
-			}
-		}
-	}
-	for _, name := range names {
-		if !slices.ContainsFunc(keytrusteeFiles, func(p string) bool { ok, _ := path.Match(p, name); return ok }) {
-			s.left = append(s.left, name+" is no file that is known of such a folder")
-		}
 	}
 	for _, sub := range keytrusteeFolders {
 		if st, err := s.root.Lstat(sub); err != nil || !st.IsDir() {
@@ -157,19 +124,65 @@ func Folder(dir string) (left []string, err error) {
 	if err := durable.Remove(dir); !errors.Is(err, fs.ErrPermission) {
 		return nil, err
 	}
-	return nil, nil // an empty folder has no secret; emptyFolder says that it is there
+	return nil, nil // the folder is empty, so it has no secret; the caller reports that it stays
 }
 
-// Site shreds a kts-site.xml, if the file is one, and what a run that was killed has made
-// of it. left is what stays, with the reasons.
+// needKMSFolder returns an error unless the folder is the copy of a Key Trustee KMS's .keytrustee folder.
+func (s *shredder) needKMSFolder(dir string) error {
+	if _, err := s.root.Lstat("keytrustee.db"); err == nil {
+		return fmt.Errorf("%s holds keytrustee.db: it is the folder of a Key Trustee Server, not a copy of a KMS's "+
+			"folder, and was not touched", dir)
+	}
+	_, err := s.root.Lstat(trustee.PrivateRing)
+	if errors.Is(err, fs.ErrNotExist) && filepath.Base(dir) != ".keytrustee" {
+		return fmt.Errorf("%s is not named .keytrustee and holds no %s: it was not touched", dir, trustee.PrivateRing)
+	}
+	_, err = keytrustee.Doubt(dir)
+	return err
+}
+
+// shredKnown shreds the known files of a .keytrustee folder, in the order of keytrusteeFiles. It records the other
+// files in s.left.
+func (s *shredder) shredKnown() error {
+	var names []string
+	err := fs.WalkDir(s.root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			names = append(names, name)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, pattern := range keytrusteeFiles {
+		for _, name := range names {
+			if ok, err := path.Match(pattern, name); err != nil {
+				return err
+			} else if ok {
+				if err := s.shred(name); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	for _, name := range names {
+		if !slices.ContainsFunc(keytrusteeFiles, func(p string) bool { ok, _ := path.Match(p, name); return ok }) {
+			s.left = append(s.left, name+" is not a known file of such a folder")
+		}
+	}
+	return nil
+}
+
+// Site shreds a file that is a kts-site.xml, and the renamed file that a killed run left. left are the files that
+// stay, with the reasons.
 func Site(file string) (left []string, err error) {
 	s, err := openShredder(filepath.Dir(file))
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.root.Close()) }()
-	name, doomed := filepath.Base(file), filepath.Base(shreddingOf(file))
-	if err := s.shred(doomed); err != nil {
+	name, renamed := filepath.Base(file), filepath.Base(shreddingOf(file))
+	if err := s.shred(renamed); err != nil {
 		return nil, err
 	}
 	st, err := s.plain(name)
@@ -181,11 +194,11 @@ func Site(file string) (left []string, err error) {
 		return nil, err
 	}
 	if len(c.Under("cloudera.trustee.keyprovider.")) == 0 {
-		return nil, fmt.Errorf("%s has no property cloudera.trustee.keyprovider.*: it is no copy of kts-site.xml, "+
-			"and is not touched", file)
+		return nil, fmt.Errorf("%s has no property cloudera.trustee.keyprovider.*: it is not a copy of kts-site.xml, "+
+			"and was not touched", file)
 	}
-	if err := s.root.Rename(name, doomed); err != nil {
+	if err := s.root.Rename(name, renamed); err != nil {
 		return nil, err
 	}
-	return s.left, s.shred(doomed)
+	return s.left, s.shred(renamed)
 }

@@ -53,7 +53,7 @@ func copyOf(t *testing.T) string {
 
 func TestFolder(t *testing.T) {
 	dir := copyOf(t)
-	// Who holds the file open sees what became of its bytes.
+	// An open file shows its bytes even after it was removed.
 	f, err := os.Open(filepath.Join(dir, "secring.gpg"))
 	if err != nil {
 		t.Fatal(err)
@@ -73,8 +73,7 @@ func TestFolder(t *testing.T) {
 	}
 }
 
-// TestAfterKill: what a run that was killed has left is finished, the folder of
-// which nothing but itself is left too.
+// TestAfterKill: if a run was killed, the next run removes the rest, even if only the empty folder is left.
 func TestAfterKill(t *testing.T) {
 	dir := copyOf(t)
 	for _, gone := range []string{"secring.gpg", "private-keys-v1.d"} {
@@ -96,9 +95,8 @@ func TestAfterKill(t *testing.T) {
 	}
 }
 
-// TestSpares: links, files with a second name and files that nobody knows stay,
-// as does what they lead to.
-func TestSpares(t *testing.T) {
+// TestUntouchedFiles: links, files with a second name, unknown files, and the targets of links stay as they are.
+func TestUntouchedFiles(t *testing.T) {
 	dir := copyOf(t)
 	outside := filepath.Join(t.TempDir(), "precious")
 	writeFile(t, outside, "precious")
@@ -119,7 +117,7 @@ func TestSpares(t *testing.T) {
 	if err != nil || len(left) != 4 {
 		t.Fatalf("left %q, %v", left, err)
 	}
-	for i, want := range []string{".ssl is no file", "notes.txt is no file", "pubring.gpg is a symbolic link",
+	for i, want := range []string{".ssl is not a known file", "notes.txt is not a known file", "pubring.gpg is a symbolic link",
 		"trustdb.gpg has 2 names"} {
 		if slices.Sort(left); !strings.HasPrefix(left[i], want) {
 			t.Errorf("%q, want %q", left[i], want)
@@ -146,7 +144,7 @@ func TestRefuses(t *testing.T) {
 	if err := os.Symlink(dir, link); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Folder(link); err == nil || !strings.Contains(err.Error(), "is a symbolic link, no folder") {
+	if _, err := Folder(link); err == nil || !strings.Contains(err.Error(), "is a symbolic link, not a folder") {
 		t.Errorf("a link to a folder: %v", err)
 	}
 	home := t.TempDir()
@@ -163,16 +161,15 @@ func TestRefuses(t *testing.T) {
 	}
 	site := filepath.Join(home, "kts-site.xml")
 	writeFile(t, site, siteXML("hadoop.kms.http.port", "1"))
-	if _, err := Site(site); err == nil || !strings.Contains(err.Error(), "it is no copy of kts-site.xml") {
+	if _, err := Site(site); err == nil || !strings.Contains(err.Error(), "it is not a copy of kts-site.xml") {
 		t.Errorf("another file: %v", err)
 	}
 }
 
-// TestSparesTheOriginal: the folder from which a Key Trustee KMS was started holds the
-// only private key that opens its deposits, and is refused while it runs, by its lock, and
-// afterwards, by its mark. Of any other folder with a private key nothing proves that it is
-// a copy: who agrees to its end hears that.
-func TestSparesTheOriginal(t *testing.T) {
+// TestRefusesOriginal: the folder from which a Key Trustee KMS was started has the only private key that opens the
+// KMS's deposits. The folder is refused while the KMS runs, because of its lock, and afterwards, because of its mark.
+// Nothing proves that another folder with a private key is a copy, so the user gets that doubt before he agrees.
+func TestRefusesOriginal(t *testing.T) {
 	whole := func(dir string) bool {
 		b, err := os.ReadFile(filepath.Join(dir, "secring.gpg"))
 		return err == nil && string(b) == "private"
@@ -241,7 +238,7 @@ func TestSparesTheOriginal(t *testing.T) {
 	if !errors.Is(err, refusal) || l.Shredded || !whole(l.Path) {
 		t.Errorf("no answer: %+v, %v", l, err)
 	}
-	// What has no private key any more, as a run that was killed leaves it, is no doubt.
+	// A folder without a private key, as a killed run leaves it, causes no doubt.
 	rest := copyOf(t)
 	for _, gone := range []string{"secring.gpg", "private-keys-v1.d"} {
 		if err := os.RemoveAll(filepath.Join(rest, gone)); err != nil {
@@ -253,8 +250,7 @@ func TestSparesTheOriginal(t *testing.T) {
 	}
 }
 
-// TestSiteAfterKill: a kts-site.xml that was overwritten in part, by a run that
-// was killed then, is found and removed by the next.
+// TestSiteAfterKill: if a run was killed while it overwrote kts-site.xml, the next run finds and removes that file.
 func TestSiteAfterKill(t *testing.T) {
 	dir := t.TempDir()
 	site := filepath.Join(dir, "kts-site.xml")
@@ -288,10 +284,9 @@ func TestSiteAfterKill(t *testing.T) {
 	}
 }
 
-// TestInFoldersOfOthers: in a folder that this user may not change, the secrets in a
-// .keytrustee folder go all the same, and it is not asked for again; of kts-site.xml the
-// cure is said.
-func TestInFoldersOfOthers(t *testing.T) {
+// TestParentNotWritable: if this user may not change the parent folder, the secrets in a .keytrustee folder are
+// shredded nevertheless, and the empty folder is no leftover. For kts-site.xml the error has the cure.
+func TestParentNotWritable(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can become another user for a while")
 	}
@@ -315,7 +310,7 @@ func TestInFoldersOfOthers(t *testing.T) {
 	if err := os.Chmod(base, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// With one's own user for files, a thread loses root's rights to them.
+	// A thread with another user for file access loses root's rights to files.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := errors.Join(syscall.Setfsgid(stranger), syscall.Setfsuid(stranger)); err != nil {
@@ -330,7 +325,7 @@ func TestInFoldersOfOthers(t *testing.T) {
 		t.Error(err)
 	}
 	err = Leftover(&list[1], yes)
-	if err == nil || !strings.Contains(err.Error(), "this user may not; as root: shred -u "+site) || list[1].Shredded {
+	if err == nil || !strings.Contains(err.Error(), "this user may not do that; as root: shred -u "+site) || list[1].Shredded {
 		t.Errorf("%+v, %v", list[1], err)
 	}
 	l := list[0]
@@ -342,8 +337,8 @@ func TestInFoldersOfOthers(t *testing.T) {
 	}
 }
 
-// TestEmptyForGood: an empty folder that cannot be removed is no leftover: it has no secret.
-func TestEmptyForGood(t *testing.T) {
+// TestEmptyNotRemovable: an empty folder that cannot be removed is no leftover, because it has no secret.
+func TestEmptyNotRemovable(t *testing.T) {
 	base := t.TempDir()
 	if err := syscall.Mount("none", base, "tmpfs", 0, "size=64k"); err != nil {
 		t.Skipf("only root can mount a folder to read only: %v", err)
