@@ -7,11 +7,11 @@ import (
 	"claviger/metastore"
 )
 
-// AtStart migrates at a server's start, before the server accepts requests. Where another process on the same
-// metastore migrates, AtStart waits for its end and does what is left, usually nothing.
+// AtStart migrates at a server's start, before the server accepts requests. If another process on the same
+// metastore migrates, AtStart waits for its end and does the remaining work, usually none.
 //
-// A source that cannot be read stops the start, unless an earlier run from it was complete: the keys are here
-// then, and a source that is away must not stop a cluster. Keys that cannot be migrated stop the start too: the
+// A source that cannot be read stops the start, unless an earlier run from it was complete: then the keys are
+// here, and an unreachable source must not stop a cluster. Keys that cannot be migrated stop the start too: the
 // error (kind Invalid) names each with its cure.
 func (e *Engine) AtStart(ctx context.Context) (*Result, error) {
 	const op = "migrate.AtStart"
@@ -33,7 +33,8 @@ func (e *Engine) AtStart(ctx context.Context) (*Result, error) {
 	r, err := e.run(held, nil)
 	if err != nil {
 		if r := e.completeBefore(ctx, err); r != nil {
-			e.log.Warn("migration: the source cannot be read; serving, for an earlier run took over all of its keys",
+			e.log.Warn("migration: the source cannot be read; the server starts, because an earlier run took over all "+
+				"of its keys",
 				"source", e.cfg.Source.URI(), "run", r.Run.Name, "err", err,
 				"cure", "set "+propInitiate+" to false now that the migration is complete")
 			return r, nil

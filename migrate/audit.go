@@ -8,7 +8,7 @@ import (
 	"claviger/audit"
 )
 
-// auditBegin records the attempt, where the audit demands a record before the attempt.
+// auditBegin records the attempt, if the audit demands a record before the attempt.
 func (e *Engine) auditBegin(ctx context.Context, key string) error {
 	guard, ok := e.cfg.Audit.(audit.Guard)
 	if !ok {

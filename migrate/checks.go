@@ -37,13 +37,13 @@ func (s Status) String() string {
 	return string(s)
 }
 
-// Check is one requirement, measured.
+// Check is one requirement, and the measured fact.
 type Check struct {
 	Name     string `json:"name"`
 	Status   Status `json:"status"`
 	Measured string `json:"measured"`
 	Cure     string `json:"cure,omitempty"`
-	// Needed: the cut-over fails without it, so NotTried does not count as OK.
+	// Needed: the cut-over fails if the requirement is not met, so NotTried does not count as OK.
 	Needed bool `json:"needed,omitempty"`
 }
 
@@ -52,12 +52,12 @@ func (c *Check) stops() bool { return c.Status == Failure || c.Status == NotTrie
 
 // Probes are the measurements of Plan beyond keys. Each may be nil or empty: its check is then NotTried.
 type Probes struct {
-	// User is our name at the source, for messages. KerberosUser is our name at a source that demands Kerberos,
-	// as far as it is known.
+	// User is our user name at the source, for messages. KerberosUser is our user name at a source that demands
+	// Kerberos, as far as it is known.
 	User, KerberosUser string
 	// Latency measures round trips to the HSM, each with the smallest possible call.
 	Latency func(ctx context.Context) ([]time.Duration, error)
-	// Room returns how many more keys the token can hold. known is false where the token does not report it.
+	// Room returns how many more keys the token can hold. known is false if the token does not report it.
 	Room func(ctx context.Context) (keys int, known bool, err error)
 	// Alive checks a source that is no KMS: provider.Health.
 	Alive func(ctx context.Context) error
@@ -68,12 +68,12 @@ type Probes struct {
 	AsUser string
 	// More are further checks: of other sources.
 	More func(ctx context.Context) []Check
-	// Others are sources that open old EDEKs of the source's keys before the source itself is tried, by the
-	// keys alone: the trustee of the Key Trustee KMS that the source is.
+	// Others are sources that open old EDEKs of the source's keys, and that are tried before the source itself. If
+	// the source is a Key Trustee KMS, its trustee is such a source: it has the keys, but is no KMS.
 	Others []Source
 	// NameNode is the NameNode's user, and the place that names it.
 	NameNode NameNode
-	// Rules reads the rules of this server. decide is nil where they cannot be read; the check gives the
+	// Rules reads the rules of this server. decide is nil if they cannot be read; the check gives the
 	// reason.
 	Rules func(ctx context.Context) (c Check, decide Decide)
 	// HDFS returns a property of the cluster's core-site.xml and hdfs-site.xml.
@@ -117,12 +117,12 @@ func (p *Probes) run(ctx context.Context, now func() time.Time) ([]Check, []Host
 func (p *Probes) elsewhere(ctx context.Context) Check {
 	c := Check{Name: "source alive", Measured: "the source is no KMS; its keys are read from where it keeps them"}
 	if p.Alive == nil {
-		c.Status = NotTried // reading its keys tries it
+		c.Status = NotTried // the reading of its keys shows it
 		return c
 	}
 	if err := p.Alive(ctx); err != nil {
-		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "see that what the source's keys are kept in "+
-			"can be reached and used from here"
+		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "see that the place where the source keeps "+
+			"its keys can be reached and used from here"
 		return c
 	}
 	c.Measured += ", which answers"
@@ -132,7 +132,7 @@ func (p *Probes) elsewhere(ctx context.Context) Check {
 func (p *Probes) latency(ctx context.Context) Check {
 	c := Check{Name: "latency of the HSM"}
 	if p.Latency == nil {
-		c.Status, c.Measured = NotTried, "the target does not tell"
+		c.Status, c.Measured = NotTried, "the target does not report it"
 		return c
 	}
 	times, err := p.Latency(ctx)
@@ -150,7 +150,7 @@ func (p *Probes) latency(ctx context.Context) Check {
 		len(times), maxLatency)
 	if p99 > maxLatency {
 		c.Status = Warning
-		c.Cure = "bring the server nearer to the HSM; or make requests for new EDEKs shorter: " +
+		c.Cure = "bring the server nearer to the HSM; or let clients request fewer new EDEKs at once: lower " +
 			"hadoop.security.kms.client.encrypted.key.cache.size in the NameNode's core-site.xml, and " +
 			"hadoop.security.kms.encrypted.key.cache.size in kms-site.xml"
 	}
@@ -214,8 +214,7 @@ func (p *Probes) otherHost(facts []HostFacts) Check {
 			measured = append(measured, f.Host+" has no address")
 		case i >= 0:
 			c.Status = Warning
-			c.Cure = "run source and target on hosts of their own, so that neither takes the other's port, memory or " +
-				"failure"
+			c.Cure = "run source and target on different hosts, so that they share no ports, no memory and no failures"
 			measured = append(measured, fmt.Sprintf("%s (%s) is this host", f.Host, f.Addrs[i]))
 		default:
 			measured = append(measured, fmt.Sprintf("%s is %s", f.Host, f.Addrs[0]))
@@ -225,8 +224,8 @@ func (p *Probes) otherHost(facts []HostFacts) Check {
 	return c
 }
 
-// itself finds a source that is this server: by what the source says of itself (err), or, while this server
-// does not run, by its address and port.
+// itself finds out whether the source is this server. If the server runs, err shows it; otherwise its address and
+// port show it.
 func (p *Probes) itself(ctx context.Context, facts []HostFacts, err error) (c Check, found bool) {
 	c = Check{Name: "source is another server", Status: Failure, Cure: "name the KMS from which keys are to be " +
 		"migrated by " + propSource + ", or give this server another port"}
@@ -300,7 +299,7 @@ func clocks(facts []HostFacts, now func() time.Time) Check {
 	return c
 }
 
-// whyUnreachable probes the source's hosts and returns the cure that their answers suggest, or "".
+// whyUnreachable probes the source's hosts and returns a cure that fits their answers, or "".
 func (p *Probes) whyUnreachable(ctx context.Context) string {
 	if p.Source == nil {
 		return ""

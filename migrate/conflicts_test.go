@@ -29,8 +29,8 @@ func TestSecondConflict(t *testing.T) {
 	roll(true)  // payroll@2 here
 	b.cfg.Ours = map[string]bool{"payroll@1": true}
 	r := b.run(t)
-	const word = "by claviger.migration.ours EDEKs of (payroll@1) are this server's"
-	if !r.Complete() || !strings.Contains(r.Keys[0].Why, word) || strings.Contains(r.Keys[0].Why, "there is room") {
+	const word = "claviger.migration.ours says that EDEKs of (payroll@1) are this server's"
+	if !r.Complete() || !strings.Contains(r.Keys[0].Why, word) || strings.Contains(r.Keys[0].Why, "free here") {
 		t.Fatalf("settled: %+v", r)
 	}
 	f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon, EDEKsDone: true})

@@ -12,8 +12,8 @@ import (
 	"claviger/provider"
 )
 
-// sameTarget reports whether the URI of a target in the journal and today's URI name the same keys. An HSM is
-// bound to the metastore itself, in whatever spelling its URI is; a keystore file is known by its path alone.
+// sameTarget reports whether the URI of a target in the journal and today's URI mean the same keys. Any two URIs of
+// HSMs do, because an HSM is bound to the metastore itself. Two URIs of keystore files do if they have the same path.
 func sameTarget(then, now string) bool {
 	return then == "" || keystoreFile(then) == keystoreFile(now)
 }
@@ -38,7 +38,7 @@ type away struct {
 	began  time.Time
 }
 
-// asSource returns the other target as a source where it is configured as one now; EDEKs of its versions open
+// asSource returns the other target as a source, if it is configured as a source now; EDEKs of its versions open
 // there. Otherwise it returns nil.
 func (e *Engine) asSource(a away) Source {
 	for _, s := range append(slices.Clone(e.cfg.Beside), e.cfg.Source) {
@@ -49,19 +49,19 @@ func (e *Engine) asSource(a away) Source {
 	return nil
 }
 
-// whyElsewhere says what to do about a key that is not here. It calls no provider.
+// whyElsewhere returns the reason why a key is not here, and the cure. It calls no provider.
 func (e *Engine) whyElsewhere(a away) string {
 	if e.asSource(a) != nil {
 		return "was taken over into " + a.target + ", which is a source now: run the migration again"
 	}
-	return fmt.Sprintf("was taken over into %s at %s, so EDEKs may have been made under its versions there%s, and "+
-		"nothing else opens those: keep them there, keep the key at its source, name the former behind the first "+
-		"provider in %s, and run the migration again; versions here get higher numbers then",
+	return fmt.Sprintf("was taken over into %s at %s, so EDEKs may exist under its versions there%s, which open only "+
+		"there: keep these versions, keep the key at its source, name the other target behind the first provider in "+
+		"%s, and run the migration again; the versions here then get higher numbers",
 		a.target, a.began.UTC().Format(time.RFC3339), inBrackets(a.TargetVersions), propProvider)
 }
 
-// above returns the lowest number that versions here may have, for a key that was taken over into another
-// target which is the source s now.
+// above returns the lowest number that versions here may have. The key was taken over into another target, which is
+// the source s now.
 func above(ctx context.Context, s Source, a away) (first int, err error) {
 	for _, v := range a.TargetVersions {
 		if n, ok := claviger.VersionNumber(v); ok {
@@ -70,7 +70,7 @@ func above(ctx context.Context, s Source, a away) (first int, err error) {
 	}
 	ms, err := s.Metadata(ctx, a.Key)
 	if err != nil {
-		return 0, fmt.Errorf("key %s was taken over into %s, and that cannot be asked how many versions it has: %w",
+		return 0, fmt.Errorf("key %s was taken over into %s, but the number of its versions there cannot be read: %w",
 			claviger.Printable(a.Key), a.target, err)
 	}
 	for _, m := range ms {
@@ -81,8 +81,8 @@ func above(ctx context.Context, s Source, a away) (first int, err error) {
 	return first, nil
 }
 
-// twice returns a version that a key has here and that was made for it in another target too. It returns ""
-// where there is none, or where an operator has said that the version's EDEKs are of this target.
+// twice returns a version that a key has here and that was made for it in another target too. It returns "" if there
+// is none, or if an operator has said that the version's EDEKs are of this target.
 func (e *Engine) twice(ctx context.Context, a away) (string, error) {
 	if len(a.TargetVersions) == 0 {
 		return "", nil
@@ -99,9 +99,9 @@ func (e *Engine) twice(ctx context.Context, a away) (string, error) {
 	return "", nil
 }
 
-// rolledInto returns a version that was made for a key in another target and whose name the source has since
-// given to a version of its own. It returns "" where there is none, or where an operator has said that the
-// version's EDEKs are the source's.
+// rolledInto returns a version that was made for a key in another target, and whose name the source has since given to
+// a version of its own. It returns "" if there is none, or if an operator has said that the version's EDEKs are the
+// source's.
 func (e *Engine) rolledInto(ctx context.Context, a away, theirs *claviger.Metadata) string {
 	var among []string
 	for _, v := range a.TargetVersions {
@@ -112,19 +112,18 @@ func (e *Engine) rolledInto(ctx context.Context, a away, theirs *claviger.Metada
 	return e.collision(ctx, a.Item, theirs, among)
 }
 
-// whyRolledInto says what to do about such a version.
+// whyRolledInto returns the text for an operator about a version that rolledInto found.
 func (e *Engine) whyRolledInto(version string, a away) string {
-	return fmt.Sprintf("%s is one key at the source, which was rolled since, and another one in %s, into which the "+
-		"key was taken over at %s, and an EDEK tells its version by that name alone, so no EDEK of that name is "+
-		"opened or re-encrypted here: stop rolls at the source; copy the files that were made while the server had "+
-		"that place of keys, from a server that has it and not the source; then set %s to %s, %s: then the source "+
-		"opens all EDEKs of that name",
+	return fmt.Sprintf("%s is one key at the source, which was rolled since, and another key in %s, into which the "+
+		"key was taken over at %s, and an EDEK names its version by that name alone, so no EDEK of that name is opened or "+
+		"re-encrypted here: stop rolls at the source; copy the files that were made while the server used that other "+
+		"target, from a server that uses it and not the source; then set %s to %s, %s: then the source opens all "+
+		"EDEKs of that name",
 		claviger.Printable(version), a.target, a.began.UTC().Format(time.RFC3339), PropTheirs,
 		claviger.NamesWith(e.cfg.Theirs, version), thenRun)
 }
 
-// recordTwice adds the versions that another target has too to the conflicts, so that a server opens no EDEK of
-// these names.
+// recordTwice adds versions that exist twice to the conflicts, so that a server opens no EDEK of these names.
 func (e *Engine) recordTwice(ctx context.Context, twice []VersionConflict) error {
 	if len(twice) == 0 {
 		return nil
@@ -148,13 +147,13 @@ func (e *Engine) recordTwice(ctx context.Context, twice []VersionConflict) error
 	return metastore.SetConflicts(ctx, e.cfg.Store, bySource)
 }
 
-// whyTwice says what to do about such a version.
+// whyTwice returns the text for an operator about a version that twice found.
 func (e *Engine) whyTwice(ctx context.Context, version string, a away) string {
 	key := claviger.Printable(a.Key)
-	return fmt.Sprintf("%s is one key here and another one in %s, into which the key was taken over too, at %s, and "+
-		"an EDEK tells its version by that name alone: do not delete either; roll key %s here, so that new files can "+
-		"be read, and copy the files that were made while the server had that place of keys, from a server that has "+
-		"it; then set %s to %s and restart",
+	return fmt.Sprintf("%s is one key here and another key in %s, into which the key was taken over too, at %s, and "+
+		"an EDEK names its version by that name alone: delete neither; roll key %s here, so that new files can be read, "+
+		"and copy the files that were made while the server used that other target, from a server that uses it; "+
+		"then set %s to %s and restart",
 		claviger.Printable(version), a.target,
 		a.began.UTC().Format(time.RFC3339), key, PropOurs, e.oursWith(ctx, version, nil))
 }
@@ -165,8 +164,7 @@ func elsewhereItem(a away, why string) Item {
 		SourceVersions: a.SourceVersions, Why: why}
 }
 
-// left returns the keys that runs into another target have taken over and that no run has brought here, sorted
-// by name.
+// left returns the keys that runs took over into another target and that no run took over here, sorted by name.
 func (h *history) left() []away {
 	var list []away
 	for _, a := range h.elsewhere {
@@ -178,8 +176,8 @@ func (h *history) left() []away {
 	return list
 }
 
-// originElsewhere returns the target of a run as a source, because what was made there opens there alone.
-// taken: the key was brought here since, with numbers above those.
+// originElsewhere returns the target of a run as a source, because EDEKs of the versions there open only there.
+// taken: the key was taken over here since, with higher numbers.
 func originElsewhere(a away, taken bool) Origin {
 	o := Origin{Key: a.Key, Source: a.target, TakenOver: taken, Numbered: taken, Metadata: a.Source, Folded: a.Folded}
 	if a.numbered() {

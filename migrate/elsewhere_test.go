@@ -113,7 +113,7 @@ func TestElsewhere(t *testing.T) {
 		t.Errorf("finish %+v, %v", ending, err)
 	}
 	if _, err = b.engine(t).Run(t.Context()); err == nil || !strings.Contains(err.Error(),
-		"cannot be asked how many versions") {
+		"but the number of its versions there cannot be read") {
 		t.Errorf("run: %v", err)
 	}
 
@@ -164,7 +164,7 @@ func TestElsewhereTwice(t *testing.T) {
 		}
 		must(t, b.store.Put(t.Context(), "migration-2", rec.Item, data))
 	}
-	const want = "payroll@1 is one key here and another one in " + keystoreURI
+	const want = "payroll@1 is one key here and another key in " + keystoreURI
 	plan, err := b.engine(t).Plan(t.Context())
 	must(t, err)
 	if plan.Ready() || plan.Complete || plan.Keys[0].State != migrate.Conflict ||
@@ -214,11 +214,11 @@ func elsewhereRolled(t *testing.T, late bool) {
 		t.Fatalf("%+v", r)
 	}
 	b.cfg.Target = hsm
-	const want = "pin@1 is one key at the source, which was rolled since, and another one in " + keystoreURI
+	const want = "pin@1 is one key at the source, which was rolled since, and another key in " + keystoreURI
 	const cure = "set claviger.migration.theirs to pin@1"
 	says := func(what, text string) {
 		t.Helper()
-		if !strings.Contains(text, want) || !strings.Contains(text, cure) || strings.Contains(text, "there is room") {
+		if !strings.Contains(text, want) || !strings.Contains(text, cure) || strings.Contains(text, "free here") {
 			t.Errorf("%s: %s", what, text)
 		}
 	}

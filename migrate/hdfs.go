@@ -20,8 +20,8 @@ var hdfsProviderProps = []string{"hadoop.security.key.provider.path", "dfs.encry
 // lookupTime bounds the lookup of one host name.
 const lookupTime = 3 * time.Second
 
-// hdfs checks that HDFS uses the source until every key is here. It compares hosts by address, as names have
-// aliases.
+// hdfs checks that HDFS uses the source until every key is here. It compares addresses, because hosts may have several
+// names.
 func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Check {
 	c := Check{Name: "HDFS not yet pointed here"}
 	notTried := func(measured, cure string) Check {
@@ -38,7 +38,7 @@ func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Che
 		}
 		c.Measured = fmt.Sprintf("%s is %s", name, value)
 		if len(p.Own) == 0 {
-			return notTried(c.Measured+"; which port this server will listen at is not known",
+			return notTried(c.Measured+"; the port of this server is not known",
 				"set hadoop.kms.http.port")
 		}
 		own, source := p.endpoints(ctx, p.Own, true), sourceEndpoints(facts)
@@ -48,10 +48,10 @@ func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Che
 			case slices.Contains(p.Own, strings.ToLower(host)) || own.any(there):
 				c.Measured += fmt.Sprintf("; %s is this server", host)
 				if complete {
-					return c // as it shall be: every key is here
+					return c // correct, because every key is here
 				}
 				c.Status = Failure
-				c.Cure = fmt.Sprintf("HDFS asks %s already: until the migration is complete, creating and opening "+
+				c.Cure = fmt.Sprintf("HDFS uses %s already: until the migration is complete, creating and opening "+
 					"files in encrypted zones fails; migrate before HDFS is restarted", host)
 				return c
 			case err != nil:
@@ -62,12 +62,12 @@ func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Che
 		}
 		if unknown != "" {
 			return notTried(fmt.Sprintf("%s; %s cannot be resolved here: %v", c.Measured, unknown, why),
-				"correct the name, or the name service: whether it is this server is not known")
+				"correct the name, or the name service: it is not known whether the name is that of this server")
 		}
 		if elsewhere != "" {
 			c.Status = Warning
 			c.Measured += fmt.Sprintf("; %s is neither the source nor this server", elsewhere)
-			c.Cure = "see that the source is the KMS that HDFS uses: keys that are made at another are not migrated"
+			c.Cure = "see that the source is the KMS that HDFS uses: keys that are made at another KMS are not migrated"
 		}
 		return c
 	}
@@ -78,8 +78,8 @@ func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Che
 // endpoints are addresses with their ports.
 type endpoints []netip.AddrPort
 
-// any reports whether one of the others is among these. All loopback addresses count as one: a host's own name
-// is 127.0.1.1 on some systems.
+// any reports whether one of the others is in the list. All loopback addresses count as one address, because on some
+// systems a host's own name is 127.0.1.1.
 func (list endpoints) any(others endpoints) bool {
 	plain := func(a netip.AddrPort) netip.AddrPort {
 		if a.Addr().IsLoopback() {
@@ -107,7 +107,7 @@ func (p *Probes) endpoints(ctx context.Context, hosts []string, local bool) endp
 		all = append(all, list...)
 	}
 	if !local || !slices.ContainsFunc(all, func(a netip.AddrPort) bool { return a.Addr().IsLoopback() }) {
-		return all // it listens at one address
+		return all // the server listens at the given addresses only
 	}
 	addrs, err := p.localAddrs()
 	if err != nil {

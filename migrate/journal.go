@@ -16,18 +16,18 @@ import (
 // State is the progress of a key or a run.
 type State string
 
-// The states of a key. Plan uses them for what a run would reach.
+// The states of a key. In a Plan, a state is the one that a run would reach.
 const (
 	Planned     State = "planned"     // will be imported
-	Importing   State = "importing"   // was begun; the next run goes on with it
+	Importing   State = "importing"   // was begun; the next run continues it
 	Done        State = "done"        // is at the target
 	Conflict    State = "conflict"    // another key of that name is at the target
 	Unsupported State = "unsupported" // the target cannot hold such a key
 	Refused     State = "refused"     // the source does not let us read it
-	Unreadable  State = "unreadable"  // the source lists it, and cannot tell what it is
+	Unreadable  State = "unreadable"  // the source lists it, but cannot read it
 	Failed      State = "failed"      // the import ended in an error; the next run tries again
 	Deleted     State = "deleted"     // was migrated, and deleted at the target since
-	Gone        State = "gone"        // was never taken over, and the source lists it no more
+	Gone        State = "gone"        // was never taken over, and the source no longer lists it
 	Elsewhere   State = "elsewhere"   // was taken over into another target, and is not here
 	// Lost is a state in Status only: an operator has given up versions of the key on the target's token.
 	Lost State = "lost"
@@ -36,16 +36,16 @@ const (
 	NameFreed State = "freed"
 )
 
-// settled reports whether nothing is left to do about the key.
+// settled reports whether the key needs no more work.
 func (s State) settled() bool { return s == Done || s == Deleted || s == Gone }
 
 // The states of a run.
 const (
-	Running    State = "running"    // in the journal: or its process has ended in it
+	Running    State = "running"    // also if its process was killed meanwhile
 	Complete   State = "complete"   // every key is done, or deleted since, or gone
-	Incomplete State = "incomplete" // some key could not be imported
+	Incomplete State = "incomplete" // at least one key could not be imported
 	Finished   State = "finished"   // the operator has ended the migration
-	// Interrupted is a state in Status only: the journal has the run as running, and no process holds the lock.
+	// Interrupted is a state in Status only: the journal has the run as running, but no process holds the lock.
 	Interrupted State = "interrupted"
 )
 
@@ -79,7 +79,7 @@ type Run struct {
 	Started  time.Time `json:"started"`
 	// Ended is the time at which it became complete, incomplete or finished.
 	Ended *time.Time `json:"ended,omitempty"`
-	// Compared is the time at which Finish last found that the source has no key that was not taken over.
+	// Compared is the time at which Finish last found that every key of the source was taken over.
 	Compared *time.Time `json:"compared,omitempty"`
 	// Resumed counts the later processes that continued it.
 	Resumed int `json:"resumed,omitempty"`
@@ -89,20 +89,20 @@ type Run struct {
 type Item struct {
 	Key   string `json:"key"`
 	State State  `json:"state"`
-	// Listed is the source's spelling of the name, where it is another.
+	// Listed is the source's spelling of the name, if it differs.
 	Listed string `json:"listed,omitempty"`
-	// Folded: the source answers to every spelling of the name, and this metastore does so by an alias.
+	// Folded: the source answers to every spelling of the name, and this metastore has an alias for that.
 	Folded bool `json:"folded,omitempty"`
 	// Source is the source's metadata at the time of planning.
 	Source Fields `json:"source"`
-	// SourceVersions are the full names at the source, oldest first. They are empty where the source does not
-	// show them, as a KMS that rightly denies us GET.
+	// SourceVersions are the full names at the source, oldest first. There are none if the source does not show
+	// them; a KMS should not, because it shows them together with material.
 	SourceVersions []string `json:"sourceVersions,omitempty"`
-	// Count is how many versions the target makes. The first of TargetVersions stands for the first of
-	// SourceVersions, and so on. A single one stands for the last.
+	// Count is the number of versions that the target makes. The first of TargetVersions replaces the first of
+	// SourceVersions, and so on. A single version replaces the last.
 	Count int `json:"count"`
-	// First is the lowest number that they may have, since the source has used the numbers below; 0 where the
-	// source's names are no numbers.
+	// First is the lowest number that they may have, because the source has used the lower numbers; 0 if the
+	// source's versions have no numbers.
 	First          int        `json:"first,omitempty"`
 	TargetVersions []string   `json:"targetVersions,omitempty"`
 	Started        *time.Time `json:"started,omitempty"`
@@ -112,8 +112,8 @@ type Item struct {
 	// Retaken: the key had been taken over before and its record was lost. An operator's adoption made the
 	// record anew, with TargetVersions.
 	Retaken bool `json:"retaken,omitempty"`
-	// Rolled is the source's count of versions when one of them had the name of a version here; 0: no version
-	// had.
+	// Rolled is the source's count of versions when the name of one of them was the name of a version here; 0:
+	// that was never so.
 	Rolled int `json:"rolled,omitempty"`
 	// Why is the reason against the import, with the cure.
 	Why string `json:"why,omitempty"`
@@ -126,10 +126,10 @@ type history struct {
 	runs  []Run
 	items map[string]Item
 	order []string // keys by first appearance
-	// takenOver is the newest record of each key that was taken over, whatever was recorded of the key later.
+	// takenOver is the newest record, of each key that was taken over, that says so. Later records may differ.
 	takenOver map[string]Item
-	// others are the runs into other targets, oldest first. elsewhere is the newest record of each key that
-	// such runs have taken over, or begun to. The fields above are of runs into our target alone.
+	// others are the runs into other targets, oldest first. elsewhere is the newest record of each key that such a
+	// run has taken over, or has begun to take over. The fields above are of runs into our target only.
 	others    []Run
 	elsewhere map[string]away
 }
@@ -137,7 +137,7 @@ type history struct {
 // runPrefix distinguishes a migration's runs from other records of the journal.
 const runPrefix = "migration-"
 
-// read returns the runs from one source, or from all sources where source is "".
+// read returns the runs from one source, or from all sources if source is "".
 func (e *Engine) read(ctx context.Context, source string) (*history, error) {
 	h := &history{items: make(map[string]Item), takenOver: make(map[string]Item), elsewhere: make(map[string]away)}
 	names, err := e.cfg.Store.Runs(ctx)
@@ -190,8 +190,8 @@ func (it *Item) takenOver() bool {
 	return it.migrated() && len(it.TargetVersions) > 0
 }
 
-// hides reports whether a record is of a second key that the source had under the name of a key that was taken
-// over (was). Older programs recorded such a key as a conflict, and as gone once it went.
+// hides reports whether it is the record of a second key that the source made under the name of a key that was taken
+// over (was). Older versions of claviger recorded the second key as a conflict, and later as gone.
 func (it *Item) hides(was Item) bool {
 	return (it.State == Conflict || it.State == Gone) && !was.Source.Created.Equal(it.Source.Created)
 }
@@ -221,7 +221,7 @@ func (h *history) last() *Run {
 	return &h.runs[len(h.runs)-1]
 }
 
-// open returns the run that a new process continues, or nil where a new run must begin.
+// open returns the run that a new process continues, or nil if a new run must begin.
 func (h *history) open() *Run {
 	if r := h.last(); r != nil && (r.State == Running || r.State == Incomplete) {
 		return r
@@ -245,13 +245,12 @@ func (e *Engine) put(ctx context.Context, run, item string, record any) error {
 	return e.cfg.Store.Put(ctx, run, item, data)
 }
 
-// newRun makes a run named by the moment at which it began. Two runs cannot begin at once, since the lock is
-// held.
+// newRun makes a run whose name is its start time. Two runs cannot start at the same time, because the lock is held.
 func (e *Engine) newRun(h *history) Run {
 	started := e.now()
 	name := runPrefix + started.Format("20060102T150405.000Z")
 	runs := slices.Concat(h.runs, h.others)
-	if slices.ContainsFunc(runs, func(r Run) bool { return r.Name >= name }) { // a clock that was set back
+	if slices.ContainsFunc(runs, func(r Run) bool { return r.Name >= name }) { // the clock was set back
 		name = fmt.Sprintf("%s-%d", name, len(runs)+1)
 	}
 	return Run{Name: name, State: Running, Source: e.cfg.Source.URI(), Target: e.cfg.Target.URI(),

@@ -9,15 +9,15 @@
 //	run "k1"    planned -> importing -> done
 //	run "k2"    planned -> importing -> failed
 //
-// After a process was killed at any point, the next one continues from there. No HSM key is made twice, and
-// none is lost. The engine only reads the source.
+// If a process is killed at any point, the next process continues from there. No HSM key is made twice, and none is
+// lost. The engine only reads the source.
 //
-// Each name that the source lists has a record, whether its metadata can be read or not: an unreadable key
-// never counts as absent. For a source that answers to every spelling of a name, the metastore gets an alias of
+// Each name that the source lists has a record, even if its metadata cannot be read: an unreadable key never counts as
+// absent. For a source that answers to every spelling of a name, the metastore gets an alias of
 // each key (metastore.SetAlias) before the key is made.
 //
-// Plan says what Run would do. Status and Verify say what was done, and whether it is still so. Finish says
-// when the source may go.
+// Plan reports what Run would do. Status and Verify report what was done, and whether that is still true. Finish
+// decides whether the source may go.
 package migrate
 
 import (
@@ -38,13 +38,13 @@ import (
 // LockName is the metastore's lock that lets one process at a time migrate.
 const LockName = "migration"
 
-// Source is where keys are taken over from. Only its reading methods are called.
+// Source is a provider from which keys are taken over. The engine calls only its reading methods.
 type Source interface {
 	provider.Reader
 	URI() string
 }
 
-// Target is where keys are taken over to.
+// Target is the provider into which keys are taken over.
 type Target interface {
 	provider.Reader
 	provider.Importer
@@ -54,11 +54,10 @@ type Target interface {
 // Adopter is implemented by a target whose lost records an operator can make anew from the keys in an HSM
 // (hsm.Provider). Such a record lacks the attributes and the creation time of the lost key.
 type Adopter interface {
-	// Adopted returns those of the names whose keys have such a record. Keys that users made are not among
-	// them.
+	// Adopted returns the names whose keys have such a record. Keys that users made have none.
 	Adopted(ctx context.Context, names ...string) ([]string, error)
 	// Retake gives such a key the description, attributes and creation time of m. Kinds: KeyNotFound; Invalid
-	// where the key has no such record, or has another cipher or length.
+	// if the key has no such record, or has another cipher or length.
 	Retake(ctx context.Context, m claviger.Metadata) error
 }
 
@@ -80,7 +79,7 @@ type Versions string
 
 // The choices. The source opens old EDEKs with each of them.
 const (
-	Auto    Versions = "auto"    // one where the source numbers its versions, else as many as it counts
+	Auto    Versions = "auto"    // one if the source numbers its versions, else as many as it counts
 	All     Versions = "all"     // as many as the source counts
 	Current Versions = "current" // one
 )
@@ -90,10 +89,10 @@ func (v Versions) Valid() bool { return v == Auto || v == All || v == Current }
 
 // Progress is the progress of a run.
 type Progress struct {
-	Keys, KeysTotal         int // of those that this run imports
-	Versions, VersionsTotal int // HSM keys; a resumed key counts wholly
+	Keys, KeysTotal         int // of the keys that this run imports
+	Versions, VersionsTotal int // HSM keys; a resumed key counts with all its versions
 	Key                     string
-	Step                    string // what was just made durable
+	Step                    string // the step that was just made durable
 }
 
 // Config configures an Engine.
@@ -105,9 +104,9 @@ type Config struct {
 	Store  Store
 	// Beside are the other sources that are configured.
 	Beside []Source
-	// Versions is Auto where empty.
+	// Versions is Auto if it is "".
 	Versions Versions
-	// Gap is how many numbers stay free above the used numbers of a source that numbers its versions. The
+	// Gap is the count of numbers that stay free above the used numbers of a source that numbers its versions. The
 	// source may use them for rolls after the key was taken over.
 	Gap int
 	// Ours are full names of versions at the target. The operator has said that EDEKs of these names are the
@@ -116,26 +115,26 @@ type Config struct {
 	// Theirs are full names of versions of keys that were deleted at the target. The operator has said that all
 	// EDEKs of these names are the source's.
 	Theirs map[string]bool
-	// Adopted are keys that, by the operator's statement, were taken over from the source before a backup was
-	// restored that does not know it. AllAdopted stands for all keys. Run takes them over with the versions
-	// that are here, where the target is an Adopter and an operator's adoption made its records of them.
+	// Adopted are keys that were taken over from the source before a backup was restored that does not have this
+	// takeover; the operator has said so. AllAdopted means all keys. Run takes them over with the versions that are
+	// here, if the target is an Adopter and an operator's adoption made its records of them.
 	Adopted    []string
 	AllAdopted bool
-	// MaxVersions bounds how many versions the target makes for one key; 0 is 1,000.
+	// MaxVersions is the highest number of versions that the target makes for one key; 0 is 1,000.
 	MaxVersions int
-	// Parallel is how many keys are imported concurrently; 0 is 4.
+	// Parallel is the number of keys that are imported concurrently; 0 is 4.
 	Parallel int
 	// Probes are the checks of Plan that need more than the fields above.
 	Probes Probes
 	// Progress, if not nil, is called after each durable step. Calls do not overlap.
 	Progress func(Progress)
 	// OnStep, if not nil, is called after each durable step with its key ("" for the run's own) and name. Calls
-	// do not overlap. An error from it ends the run as a crash at that point would. Tests use it.
+	// do not overlap. If it returns an error, the run ends as after a crash at that point. Tests use it.
 	OnStep func(key, step string) error
-	// Now is time.Now where nil.
+	// Now is time.Now if nil.
 	Now func() time.Time
-	// Audit, if not nil, gets an event for each key that is imported or fails. Where it is a Guard, it records
-	// the attempt first. Caller is the acting user.
+	// Audit, if not nil, gets an event for each key that is imported or fails. If it is a Guard, it records the
+	// attempt first. Caller is the acting user.
 	Audit  audit.Logger
 	Caller claviger.Caller
 	// Host is this machine's name in the journal; "" reads it from the system.
@@ -175,7 +174,7 @@ func New(cfg Config) (*Engine, error) {
 		cfg.Log = slog.Default()
 	}
 	if cfg.Host == "" {
-		// A host without a name is rare, and can migrate nevertheless.
+		// A host without a name can migrate too.
 		cfg.Host, _ = os.Hostname()
 	}
 	return &Engine{cfg: cfg, log: cfg.Log}, nil
@@ -199,7 +198,7 @@ const (
 	PropTheirs   = "claviger.migration.theirs"
 )
 
-// ErrNoSource marks an error of work that needs a source, where none is configured.
+// ErrNoSource is in the error of work that needs a source, if no source is configured.
 var ErrNoSource = errors.New("no source")
 
 // noSource returns the error for a migration without a source.
@@ -221,8 +220,8 @@ func (e *Engine) noSource(ctx context.Context, op string) error {
 				"name it second in %s", propSource, propProvider))
 }
 
-// sourceError words the reason why the source could not be read, with the property at the source that would
-// allow it.
+// sourceError returns the error for a source that could not be read. Its text has the property at the source that
+// would allow the reading.
 func (e *Engine) sourceError(ctx context.Context, op, key string, err error) error {
 	if ctx.Err() != nil {
 		return stopped(ctx, op, key)
@@ -234,7 +233,7 @@ func (e *Engine) sourceError(ctx context.Context, op, key string, err error) err
 			provider.ErrItself, propSource))
 	}
 	if login := (*provider.LoginError)(nil); errors.As(err, &login) {
-		kind := claviger.SourceUnreachable // a KDC may be there again later
+		kind := claviger.SourceUnreachable // a KDC may be reachable again later
 		if refused(err) {
 			kind = claviger.SourceRefused
 		}
@@ -254,22 +253,22 @@ func (e *Engine) sourceError(ctx context.Context, op, key string, err error) err
 			claviger.Reason(err), hint))
 	}
 	kind := claviger.KindOf(err)
-	if kind == claviger.Internal { // an answer that makes no sense, or a 500
+	if kind == claviger.Internal { // a malformed answer, or HTTP status 500
 		kind = claviger.SourceUnreachable
 	}
-	return claviger.E(op, kind, key, fault(err, "the source %s answers, and cannot be read: %s; see its log", uri,
-		claviger.Reason(err)))
+	return claviger.E(op, kind, key, fault(err, "the source %s answers, but its keys cannot be read: %s; see its log",
+		uri, claviger.Reason(err)))
 }
 
-// stopped returns the error of work that its caller ended: an operator by a signal, or a request at its
-// deadline. Neither the source nor the target is at fault.
+// stopped returns the error of work whose context ended: an operator sent a signal, or the deadline of a request
+// passed. Neither the source nor the target is at fault.
 func stopped(ctx context.Context, op, key string) error {
 	what := "interrupted"
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		what = "the time for it is up"
+		what = "the deadline has passed"
 	}
 	return claviger.E(op, claviger.Unavailable, key,
-		fault(ctx.Err(), "%s; what was done is kept, and the next run goes on from here", what))
+		fault(ctx.Err(), "%s; finished work is kept, and the next run continues from here", what))
 }
 
 // worded is an error with a text of its own.
@@ -281,17 +280,17 @@ type worded struct {
 func (w *worded) Error() string { return w.text }
 func (w *worded) Unwrap() error { return w.err }
 
-// fault words an error for an operator, and keeps it for errors.Is.
+// fault gives an error a text for an operator, and keeps the error for errors.Is.
 func fault(err error, format string, args ...any) error {
 	return &worded{text: fmt.Sprintf(format, args...), err: err}
 }
 
-// noAnswer reports whether err means that the source is unreachable, not that it refused.
+// noAnswer reports whether err means that the source is unreachable.
 func noAnswer(err error) bool {
 	return claviger.Is(err, claviger.Unavailable) || claviger.Is(err, claviger.SourceUnreachable)
 }
 
-// whyRefused returns the source's refusal with its cure. A refusal whose words we know holds the cure already.
+// whyRefused returns the source's refusal with its cure. A refusal in Hadoop's known words has the cure already.
 func (e *Engine) whyRefused(ctx context.Context, key string, err error) string {
 	reason := claviger.Reason(err)
 	switch {
@@ -299,14 +298,14 @@ func (e *Engine) whyRefused(ctx context.Context, key string, err error) string {
 		return reason + "; " + e.rightsCure(ctx, key, err)
 	case e.seenAs(err) == "root":
 		return reason +
-			"; this command asks as root: run it as the user that the server runs as (sudo -u USER), who must be " +
-			"admitted in root's place"
+			"; this command runs as root: run it as the user that the server runs as (sudo -u USER); the source " +
+			"must admit that user instead of root"
 	}
 	return reason
 }
 
-// rightsCure names what at the source would let us read: properties of its kms-acls.xml, or policies of a
-// Ranger KMS. key "" stands for the list of names.
+// rightsCure names the rules at the source that would let us read: properties of its kms-acls.xml, or policies of a
+// Ranger KMS. key "" means the list of names.
 func (e *Engine) rightsCure(ctx context.Context, key string, err error) string {
 	who := e.admitted(err)
 	if e.ranger(ctx) {
@@ -321,11 +320,11 @@ func (e *Engine) rightsCure(ctx context.Context, key string, err error) string {
 	if claviger.Is(err, claviger.Denied) {
 		return fmt.Sprintf("at the source, in kms-acls.xml: let hadoop.kms.acl.GET_METADATA admit %s", who)
 	}
-	return fmt.Sprintf("at the source, in kms-acls.xml: let whitelist.key.acl.READ admit %s (it works beside the "+
-		"key's own entries), and hadoop.kms.acl.GET_METADATA too", who)
+	return fmt.Sprintf("at the source, in kms-acls.xml: let whitelist.key.acl.READ admit %s (it works together with "+
+		"the key's own entries), and hadoop.kms.acl.GET_METADATA too", who)
 }
 
-// us returns our name at the source for messages, as far as it is known here.
+// us returns our user name at the source, for messages, as far as the name is known here.
 func (e *Engine) us() string {
 	p := &e.cfg.Probes
 	if k, ok := e.cfg.Source.(interface{ WantsKerberos() bool }); ok && p.KerberosUser != "" && k.WantsKerberos() {
@@ -337,7 +336,7 @@ func (e *Engine) us() string {
 	return "our user"
 }
 
-// seenAs returns our name at the source: the name in the source's error, or else the name that is known here.
+// seenAs returns our user name at the source: the name in the source's error, or else the name that is known here.
 func (e *Engine) seenAs(err error) string {
 	if seen := (*provider.SeenAs)(nil); errors.As(err, &seen) {
 		return seen.User
@@ -345,13 +344,13 @@ func (e *Engine) seenAs(err error) string {
 	return e.us()
 }
 
-// admitted returns the user that the source must admit, for cures. It never returns root, as which a command
-// may run by mistake. err is the source's refusal, or nil.
+// admitted returns the user that the source must admit, for cures. It never returns root, because a command may run as
+// root by mistake. err is the source's refusal, or nil.
 func (e *Engine) admitted(err error) string {
 	if who := e.seenAs(err); who != "root" {
 		return who
 	}
-	return "the user that the server runs as (as whom to run this command, by sudo -u, and not as root)"
+	return "the user that the server runs as (run this command as that user, by sudo -u, not as root)"
 }
 
 // ranger reports whether the source says that it is a Ranger KMS.
@@ -362,7 +361,7 @@ func (e *Engine) ranger(ctx context.Context) bool {
 	return ok && r.Ranger(ctx)
 }
 
-// refused reports whether err means that the source refused, not that it is unreachable.
+// refused reports whether err means that the source refused the request.
 func refused(err error) bool {
 	return claviger.Is(err, claviger.Denied) || claviger.Is(err, claviger.KeyDenied) ||
 		claviger.Is(err, claviger.SourceRefused)

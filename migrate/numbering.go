@@ -17,14 +17,14 @@ import (
 type naming int
 
 const (
-	unknown  naming = iota // not shown; taken for numbered, which is safe with either
+	unknown  naming = iota // not shown; treated as numbered, which is safe in both cases
 	numbered               // NAME@N, as a Java KMS, a Ranger KMS and ours do
 	opaque                 // as a Key Trustee KMS
 )
 
-// number returns how many versions the target makes of a key, and their lowest number. NAME@(versions-1) must
-// be the current version for clients. No version of ours may have the name of a version at the source, because
-// an EDEK names its version by nothing else.
+// number stores in it how many versions the target makes of a key, and their lowest number. NAME@(versions-1) must be
+// the current version for clients. No version of ours may have the name of a version at the source, because an EDEK
+// has only the name of its version.
 //
 // A key of a source that numbers versions gets, by default, one fresh version with the next number, or with a
 // number that leaves room for rolls at the source (Config.Gap). Other keys get as many versions as the source
@@ -45,18 +45,18 @@ func (e *Engine) number(ctx context.Context, sv *survey, it *Item, theirs *clavi
 		count = 1
 	}
 	if it.State == Done || it.Retaken || it.State == Importing && it.Count > 0 {
-		return // what was made, or begun, is counted already
+		return // the versions that were made, or begun, are counted already
 	}
 	it.Count = count
 	if it.State == Planned && count > e.cfg.MaxVersions {
 		it.State = Unsupported
-		it.Why = fmt.Sprintf("the source counts %d versions, more than the %d that are made of one key; use "+
-			"--versions current", theirs.Versions, e.cfg.MaxVersions)
+		it.Why = fmt.Sprintf("the source counts %d versions, but at most %d are made of one key; use --versions "+
+			"current", theirs.Versions, e.cfg.MaxVersions)
 	}
 }
 
-// naming finds out how the source names a key's versions: by the list of them, else by those of another key,
-// else by probing for the version that would be the current one.
+// naming finds out how the source names a key's versions: from the list of its versions, else from those of another
+// key, else by a probe for the version that would be the current one.
 func (e *Engine) naming(ctx context.Context, sv *survey, it *Item) naming {
 	if len(it.SourceVersions) > 0 {
 		sv.naming = opaque
@@ -72,11 +72,11 @@ func (e *Engine) naming(ctx context.Context, sv *survey, it *Item) naming {
 	return sv.naming
 }
 
-// maxProbes bounds the keys with which probeNaming probes.
+// maxProbes is the number of keys that probeNaming may probe.
 const maxProbes = 5
 
-// probeNaming makes the source open an invented EDEK of NAME@(versions-1). That needs no right beyond opening
-// old EDEKs, and reveals no DEK.
+// probeNaming lets the source open a random EDEK of NAME@(versions-1). That needs only the right to open old EDEKs, and
+// reveals no DEK.
 func (e *Engine) probeNaming(ctx context.Context, key string, versions int) naming {
 	service, ok := e.cfg.Source.(provider.EDEKService)
 	if !ok {
@@ -126,10 +126,10 @@ func (e *Engine) skip(ctx context.Context, it Item) error {
 	return e.cfg.Store.SkipNumbers(ctx, it.Key, min(it.First, claviger.MaxVersion))
 }
 
-// collision returns a version that source and target both have, of different keys, because the source rolled
-// its key after the takeover. It returns "" where there is none, and where the source has another key of the
-// name, see sinceRun. ours are the names at the target. Versions whose EDEKs the operator has given to the
-// target are left out.
+// collision returns a name that two different versions have, one at the source and one at the target, because the
+// source rolled its key after the takeover. It returns "" if there is none, and if the source has another key of the
+// name (see sinceRun). ours are the names at the target. collision leaves out versions whose EDEKs, by the operator's
+// statement, are the target's.
 func (e *Engine) collision(ctx context.Context, it Item, theirs *claviger.Metadata, ours []string) string {
 	if !it.numbered() || it.madeAnew(theirs) {
 		return ""
@@ -139,8 +139,7 @@ func (e *Engine) collision(ctx context.Context, it Item, theirs *claviger.Metada
 		if !ok || n >= theirs.Versions || e.cfg.Ours[v] {
 			continue
 		}
-		// A source that counts so many versions, and was taken for one that numbers them, may name them
-		// otherwise.
+		// Perhaps the source does not number its versions: naming may have been unknown.
 		if e.probeNaming(ctx, it.Key, n+1) != opaque {
 			return v
 		}
@@ -153,7 +152,7 @@ func (it *Item) numbered() bool {
 	return it.First > 0 || len(it.SourceVersions) > 0 && namesAreNumbers(it.SourceVersions)
 }
 
-// collided returns the item of a key that is in conflict by that version. here are all versions that the key
+// collided returns the item of a key that is in conflict because of that version. here are all versions that the key
 // has here.
 func (e *Engine) collided(ctx context.Context, it Item, theirs *claviger.Metadata, version string,
 	here ...string) Item {
@@ -178,16 +177,15 @@ func (e *Engine) conflictsOf(ctx context.Context) (map[string]VersionConflict, e
 	return byKey, err
 }
 
-// VersionConflict is a version here whose name the source gave to a version of its own, after the key was taken
-// over.
+// VersionConflict is a version here whose name the source gave to a version of its own, after the takeover of the key.
 type VersionConflict struct {
 	Version string `json:"version"`
 	Source  string `json:"source"`
-	Why     string `json:"why"` // with what to do
+	Why     string `json:"why"` // with the cure
 }
 
-// conflicts returns the conflicts that a server has found and kept in the metastore, without versions whose
-// EDEKs the operator has given to the target.
+// conflicts returns the conflicts that a server has found and recorded in the metastore, without versions whose EDEKs,
+// by the operator's statement, are the target's.
 func (e *Engine) conflicts(ctx context.Context) ([]VersionConflict, error) {
 	bySource, err := metastore.Conflicts(ctx, e.cfg.Store)
 	if err != nil {
@@ -207,8 +205,8 @@ func (e *Engine) conflicts(ctx context.Context) ([]VersionConflict, error) {
 			if e.cfg.Ours[version] || slices.ContainsFunc(found, known) {
 				continue
 			}
-			// A version that is missing was deleted here. Its EDEKs are the source's where it was never used,
-			// or where the operator says so.
+			// A version that is missing was deleted here. Its EDEKs are the source's if it was never used, or
+			// if the operator says so.
 			has, _ := provider.MayHave(ctx, e.cfg.Target, version)
 			key, _ := claviger.KeyOfVersion(version)
 			a := h.elsewhere[key]
@@ -228,7 +226,7 @@ func (e *Engine) conflicts(ctx context.Context) ([]VersionConflict, error) {
 	return found, nil
 }
 
-// settleConflicts removes conflicts that are settled.
+// settleConflicts removes all conflicts, after the operator has decided about them.
 func (e *Engine) settleConflicts(ctx context.Context) error {
 	if bySource, err := metastore.Conflicts(ctx, e.cfg.Store); err != nil || len(bySource) == 0 {
 		return err
@@ -236,14 +234,14 @@ func (e *Engine) settleConflicts(ctx context.Context) error {
 	return metastore.SetConflicts(ctx, e.cfg.Store, nil)
 }
 
-// mayHaveUsed reports whether EDEKs may have been made here under a version of that name. It returns true where
-// that cannot be found out.
+// mayHaveUsed reports whether EDEKs may have been made here under a version of that name. It returns true if that is
+// not known.
 func (e *Engine) mayHaveUsed(ctx context.Context, version string) bool {
 	used, err := metastore.MayHaveUsed(ctx, e.cfg.Store, e.cfg.Store, claviger.ParseVersion(version))
 	return used || err != nil
 }
 
-// keyUsed returns false where it is certain that no version of the key here was ever used.
+// keyUsed returns false only if it is certain that no version of the key here was ever used.
 func (e *Engine) keyUsed(ctx context.Context, key string) bool {
 	vs, err := e.cfg.Target.Versions(ctx, key)
 	return err != nil || slices.ContainsFunc(namesOf(vs), func(version string) bool {
@@ -252,41 +250,42 @@ func (e *Engine) keyUsed(ctx context.Context, key string) bool {
 	})
 }
 
-// whyCollision says what to do about the version. Only a key of which no version was ever used may be deleted:
-// otherwise EDEKs of its versions would open nowhere, or be taken for the source's. more are other versions of
-// the key that are in conflict.
+// whyCollision returns the text for an operator about the version. Only a key whose versions were never used may be
+// deleted: otherwise EDEKs of its versions would open nowhere, or would be treated as the source's. more are other
+// versions of the key that are in conflict.
 func (e *Engine) whyCollision(ctx context.Context, version string, more ...string) string {
 	key, _ := claviger.KeyOfVersion(version)
 	shown, name := claviger.Printable(version), claviger.Printable(key)
-	why := fmt.Sprintf("rolled at the source since: %s is one key there and another one here, and an EDEK tells its "+
+	why := fmt.Sprintf("rolled at the source since: %s is one key there and another key here, and an EDEK names its "+
 		"version by that name alone, so no EDEK of that name is opened or re-encrypted here; ", shown)
 	has, err := provider.MayHave(ctx, e.cfg.Target, version)
 	switch {
 	case err == nil && !has:
 		return fmt.Sprintf("%sEDEKs of it may have been made here before it was deleted: bring the key back "+
-			"(claviger key undelete %s), and run the migration again; where it was purged, or no file needs what was "+
-			"made here under %s, set %s to %s, %s",
+			"(claviger key undelete %s), and run the migration again; if it was purged, or if no file needs the EDEKs "+
+			"that were made here under %s, set %s to %s, %s",
 			why, name, shown, PropTheirs, claviger.NamesWith(e.cfg.Theirs, version), thenRun)
 	case !e.keyUsed(ctx, key):
 		return fmt.Sprintf("%sstop rolls at the source; no version of the key was ever used here, so delete it here "+
 			"(hadoop key delete) and run the migration again, which takes the next number (%s leaves room for more "+
 			"rolls)", why, PropGap)
 	}
-	return fmt.Sprintf("%sstop rolls at the source; do not delete the key here, EDEKs may have been made under it: "+
-		"roll key %s here, so that new files can be read, copy the files that were made through the source since its "+
-		"roll, from there, set %s to %s, %s", why, name, PropOurs, e.oursWith(ctx, version, more), thenRun)
+	return fmt.Sprintf("%sstop rolls at the source; do not delete the key here, because EDEKs may exist under it: "+
+		"roll key %s here, so that new files can be read, copy, through the source, the files that were made there "+
+		"since its roll, set %s to %s, %s", why, name, PropOurs, e.oursWith(ctx, version, more), thenRun)
 }
 
-// thenRun is the step after a property was set. With SQLite, no run is possible beside a server.
+// thenRun is the step after a property was set. With SQLite, a run and a server cannot use the metastore at the same
+// time.
 const thenRun = "run the migration again (with a metastore in SQLite while the server is stopped), and restart every " +
 	"node"
 
-// oursWith returns the value of claviger.migration.ours that settles a version in conflict and all other
-// conflicts of its key that are known. more are versions here that the source has numbered too.
+// oursWith returns the value of claviger.migration.ours that ends the conflict of a version and all other known
+// conflicts of its key. more are versions here whose names the source has too.
 func (e *Engine) oursWith(ctx context.Context, version string, more []string) string {
 	key, _ := claviger.KeyOfVersion(version)
 	more = append(slices.Clone(more), version)
-	bySource, _ := metastore.Conflicts(ctx, e.cfg.Store) // they only add to the text
+	bySource, _ := metastore.Conflicts(ctx, e.cfg.Store) // an error only shortens the text
 	for _, versions := range bySource {
 		for _, v := range versions {
 			if k, _ := claviger.KeyOfVersion(v); k == key {

@@ -146,7 +146,7 @@ func TestNumbersAreKept(t *testing.T) {
 	r, err := b.engine(t).Run(ctx)
 	must(t, err)
 	if k := r.Keys[0]; k.State != migrate.Conflict || !strings.Contains(k.Why,
-		"k@2 is one key there and another one here") || r.Complete() {
+		"k@2 is one key there and another key here") || r.Complete() {
 		t.Errorf("rolled at the source: %+v", k)
 	}
 	if f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon, EDEKsDone: true}); err != nil ||
@@ -257,7 +257,7 @@ func TestNoCollisionByCount(t *testing.T) {
 		}
 		return strings.Join(v.Keys[0].Remarks, "\n")
 	}
-	if got := why(); !strings.Contains(got, "k@1 is one key there and another one here") {
+	if got := why(); !strings.Contains(got, "k@1 is one key there and another key here") {
 		t.Errorf("without an answer the count decides: %s", got)
 	}
 	src.kind = 0

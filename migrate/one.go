@@ -24,10 +24,10 @@ func (e *Engine) SourceMetadata(ctx context.Context, key string) (*claviger.Meta
 	return ms[0], nil
 }
 
-// RunKey is Run for one key. It returns the names of the target's versions that stand for the source's, oldest
-// first. The journal records the other keys as planned; the next Run imports them. A key that is here already
-// is no error. Kinds, beside those of Run: KeyNotFound where the source does not have the key, Invalid where it
-// cannot be taken over, with the cure.
+// RunKey is Run for one key. It returns the names of the target's versions that replace the source's, oldest first. The
+// journal records the other keys as planned; the next Run imports them. A key that is here already is no error. Kinds,
+// besides those of Run: KeyNotFound if the source does not have the key; Invalid, with the cure, if the key cannot be
+// taken over.
 func (e *Engine) RunKey(ctx context.Context, key string) ([]string, error) {
 	const op = "migrate.RunKey"
 	if e.cfg.Source == nil {
@@ -42,15 +42,15 @@ func (e *Engine) RunKey(ctx context.Context, key string) ([]string, error) {
 			"a migration into this metastore is under way; try again when it has ended")
 	}
 	defer unlock()
-	asked := func(name string, folded bool) bool {
+	requested := func(name string, folded bool) bool {
 		return name == key || folded && claviger.FoldName(name) == claviger.FoldName(key)
 	}
-	r, err := e.run(held, func(it *Item) bool { return asked(it.Key, it.Folded) })
+	r, err := e.run(held, func(it *Item) bool { return requested(it.Key, it.Folded) })
 	if err != nil {
 		return nil, err
 	}
 	for _, k := range r.Keys {
-		if !asked(k.Key, k.Folded) {
+		if !requested(k.Key, k.Folded) {
 			continue
 		}
 		if k.State == Done {

@@ -16,20 +16,19 @@ type Origin struct {
 	Source string // URI
 	// TakenOver: the key was made at the target. It may have been deleted there since.
 	TakenOver bool
-	// Metadata is the source's, at the time of planning; zero where the source did not let us read it.
+	// Metadata is the source's, at the time of planning; zero if the source did not let us read it.
 	Metadata Fields
-	// Numbered: versions were made, and the source numbers its own. Rolled is the source's count of versions
-	// when one of them had the name of a version that was made; 0: no version had.
+	// Numbered: versions were made, and the source numbers its versions. Rolled is Item.Rolled.
 	Numbered bool
 	Rolled   int
 	// Folded: the source answers to every spelling of the name.
 	Folded bool
 	// Made are the full names of the versions that were made.
 	Made []string
-	// MadeThere are the full names of versions that a run into Source, as its target, has made, where these
-	// names are numbers. Another source's versions may have the same names.
+	// MadeThere are the full names of versions that a run into Source, as its target, has made, if their ids are
+	// numbers. Another source's versions may have the same names.
 	MadeThere []string
-	// Finished is the time at which the operator ended the migration; nil: it is not ended.
+	// Finished is the time at which the operator ended the migration; nil: not yet.
 	Finished *time.Time
 	// Freed is the time at which FreeNames freed the name; nil: the journal keeps it.
 	Freed *time.Time

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// others checks whether the sources that open old EDEKs beside the listing source have its keys. The folder of
-// another KMS can be read and answers, but opens nothing.
+// others checks whether the other sources that open old EDEKs have the source's keys. A folder of the wrong KMS can be
+// read without an error, but opens no EDEK.
 func (e *Engine) others(ctx context.Context, sv *survey) []Check {
 	var checks []Check
 	for _, other := range e.cfg.Probes.Others {
@@ -28,13 +28,13 @@ func (e *Engine) other(ctx context.Context, sv *survey, other Source) Check {
 		}
 		ms, err := other.Metadata(ctx, names...)
 		if err != nil || len(ms) != len(names) {
-			c.Status, c.Measured = NotTried, fmt.Sprintf("%s does not tell its keys: %v", other.URI(), err)
+			c.Status, c.Measured = NotTried, fmt.Sprintf("%s does not list its keys: %v", other.URI(), err)
 			return c
 		}
 		for i, m := range ms {
 			theirs := sv.theirs[n+i]
 			switch {
-			case theirs == nil: // the reason stands below the key
+			case theirs == nil: // the report has the reason below the key
 			case m == nil:
 				absent = append(absent, names[i])
 			case !m.Created.Equal(theirs.Created) || m.Versions != theirs.Versions:
@@ -44,25 +44,24 @@ func (e *Engine) other(ctx context.Context, sv *survey, other Source) Check {
 		n += len(some)
 	}
 	if len(absent)+len(differ) == 0 {
-		c.Measured = fmt.Sprintf("%s has the %d keys of the source, as they are there", other.URI(), n)
+		c.Measured = fmt.Sprintf("%s has the %d keys of the source, with the same metadata", other.URI(), n)
 		return c
 	}
 	var parts []string
-	for what, list := range map[string][]string{"it does not have": absent,
-		"it has with another time or number of versions": differ} {
+	for what, list := range map[string][]string{"lacks": absent,
+		"has, with another time or number of versions,": differ} {
 		if len(list) > 0 {
 			parts = append(parts, fmt.Sprintf("%s %d%s", what, len(list), inBrackets(list)))
 		}
 	}
 	slices.Sort(parts)
-	// A source that numbers its versions is no Key Trustee KMS, and may well have keys that the other source
-	// lacks.
+	// A source that numbers its versions is no Key Trustee KMS, and may have keys that the other source lacks.
 	if c.Status = Failure; sv.naming == numbered {
 		c.Status = Warning
 	}
-	c.Measured = fmt.Sprintf("of the %d keys of the source, %s: %s", n, strings.Join(parts, ", and "), other.URI())
-	c.Cure = "it seems to be another KMS's, or a trustee that lacks something: copy .keytrustee and kts-site.xml " +
-		"from a host of the KMS that is the source (steps 1 and 2 of the procedure); old EDEKs of these keys would " +
-		"open as long as that KMS runs, and not afterwards"
+	c.Measured = fmt.Sprintf("%s %s of the %d keys of the source", other.URI(), strings.Join(parts, " and "), n)
+	c.Cure = "the folder seems to be that of another KMS, or to be incomplete: copy .keytrustee and kts-site.xml " +
+		"from a host of the KMS that is the source (steps 1 and 2 of the procedure); otherwise old EDEKs of " +
+		"these keys open only as long as that KMS runs"
 	return c
 }

@@ -25,18 +25,18 @@ func TestOtherSource(t *testing.T) {
 		{"the source's", func(t *testing.T, to *memory.Provider) { addTo(t, to, "a", 2, 0); addTo(t, to, "b", 1, 0) },
 			false, false, migrate.OK, "has the 2 keys of the source"},
 		{"another's", func(t *testing.T, to *memory.Provider) { addTo(t, to, "else", 1, 0) }, false, false,
-			migrate.Failure, "it does not have 2 (a, b)"},
+			migrate.Failure, "lacks 2 (a, b)"},
 		{"another's, names not shown", func(t *testing.T, to *memory.Provider) { addTo(t, to, "else", 1, 0) }, true,
-			false, migrate.Failure, "it does not have 2 (a, b)"},
+			false, migrate.Failure, "lacks 2 (a, b)"},
 		{"of keys of the same names", func(t *testing.T, to *memory.Provider) {
 			later := func(m *claviger.Metadata) { m.Created = born.Add(time.Hour) }
 			addTo(t, to, "a", 2, 0, later)
 			addTo(t, to, "b", 1, 0, later)
-		}, false, false, migrate.Failure, "it has with another time or number of versions 2 (a, b)"},
+		}, false, false, migrate.Failure, "has, with another time or number of versions, 2 (a, b)"},
 		{"an older one", func(t *testing.T, to *memory.Provider) { addTo(t, to, "a", 1, 0); addTo(t, to, "b", 1, 0) },
-			false, false, migrate.Failure, "number of versions 1 (a)"},
+			false, false, migrate.Failure, "number of versions, 1 (a)"},
 		{"beside a source of numbers", func(t *testing.T, to *memory.Provider) { addTo(t, to, "else", 1, 0) }, false,
-			true, migrate.Warning, "it does not have 2 (a, b)"},
+			true, migrate.Warning, "lacks 2 (a, b)"},
 	} {
 		t.Run(tt.what, func(t *testing.T) {
 			b := newBench(t)

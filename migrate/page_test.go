@@ -41,8 +41,8 @@ func TestPage(t *testing.T) {
 		f2 = "finance@c7d6226a7411528c1ecb5bf856ff8da2"
 		w1 = "web-logs@084d11d9659e4ed2455b5f3a504830a6"
 	)
-	standing := migrate.Standing{Runs: []migrate.Run{run}, Counts: migrate.Counts{Total: 2, Done: 2}, LastUse: last,
-		Keys: []migrate.KeyStanding{
+	standing := migrate.StatusReport{Runs: []migrate.Run{run}, Counts: migrate.Counts{Total: 2, Done: 2}, LastUse: last,
+		Keys: []migrate.KeyStatus{
 			{Key: "finance", State: migrate.Done, Versions: []migrate.VersionMapping{{Target: "finance@0"},
 				{Target: "finance@1"}, used(f1, 200), used(f2, 200)}},
 			{Key: "web-logs", State: migrate.Done, Versions: []migrate.VersionMapping{{Target: "web-logs@0"},

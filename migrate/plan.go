@@ -8,7 +8,7 @@ import (
 	"claviger"
 )
 
-// Plan is what a run would do, and the results of the checks.
+// Plan is the work that a run would do, and the results of the checks.
 type Plan struct {
 	Format   string    `json:"format"` // "claviger migrate plan 1"
 	At       time.Time `json:"at"`
@@ -26,7 +26,7 @@ type Plan struct {
 	OnlyTarget []string `json:"onlyTarget,omitempty"`
 }
 
-// Ready reports whether a run would bring every key over and no check failed.
+// Ready reports whether a run would take over every key and no check failed.
 func (p *Plan) Ready() bool {
 	if p.Counts.Blocked > 0 {
 		return false
@@ -39,8 +39,8 @@ func (p *Plan) Ready() bool {
 	return true
 }
 
-// Plan changes nothing. Where the source cannot be read, it returns the checks together with the error, because
-// they give the reason.
+// Plan changes nothing. If the source cannot be read, it returns the checks together with the error, because they give
+// the reason.
 func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	const op = "migrate.Plan"
 	if e.cfg.Source == nil {
@@ -127,7 +127,7 @@ func (e *Engine) planChecks(ctx context.Context, p *Plan, sv *survey, facts []Ho
 func (e *Engine) readable(ctx context.Context, sv *survey) Check {
 	c := Check{Name: "rights at the source", Measured: fmt.Sprintf("all %d keys are readable", len(sv.items))}
 	if len(sv.items) == 0 {
-		// A keystore file whose path was mistyped is not there.
+		// A keystore file whose path was mistyped does not exist, and so has no keys.
 		c.Status, c.Needed, c.Measured = NotTried, true, "the source lists no key"
 		c.Cure = "see that " + propSource + " names the KMS whose keys HDFS uses, and the right path or port of it"
 		return c
@@ -142,7 +142,7 @@ func (e *Engine) readable(ctx context.Context, sv *survey) Check {
 		default:
 			unread++
 		}
-		// The table shows the reason below each key.
+		// The report has the reason below each key.
 		if refused(err) {
 			c.Cure = e.rightsCure(ctx, sv.items[i].Key, err)
 		} else if refusals == 0 {

@@ -26,19 +26,19 @@ type SourceKMS struct {
 	Timeout time.Duration
 }
 
-// HostFacts is what one host of the source answered.
+// HostFacts are the facts about one host of the source.
 type HostFacts struct {
 	Base  string
 	Host  string
 	Addrs []netip.Addr
 	Asked time.Time
 	Took  time.Duration
-	Date  time.Time // of an answer; zero where none had one
+	Date  time.Time // of an answer; zero if no answer had a date
 	// DateAsked and DateTook are of that answer.
 	DateAsked time.Time
 	DateTook  time.Duration
 	Server    string // the Server header
-	Err       error  // it is not usable
+	Err       error  // why the host is not usable
 	Cure      string // what to do about Err
 }
 
@@ -80,15 +80,15 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 	}
 	f.Server = resp.Header.Get("Server")
 	if !f.dated(resp, f.Asked, f.Took) && resp.StatusCode < 500 {
-		// Hadoop's KMS sends no date with that refusal, and one with this page.
+		// Hadoop's KMS sends no date with that refusal, but sends one with this page.
 		asked := time.Now()
 		resp, _, err := get(ctx, base, "/v1/?op=GETDELEGATIONTOKEN", s.TLS) //nolint:bodyclose // as above
 		if err == nil {
 			f.dated(resp, asked, time.Since(asked))
 		}
 	}
-	// Without an identity a KMS answers 401, and a Hadoop with anonymous access 200 or 403. Any other answer is
-	// of another service, another path, or a KMS that cannot work.
+	// Without an identity a KMS answers 401, or 200 or 403 if it allows anonymous access. Any other answer comes from
+	// another service, another path, or a KMS that cannot work.
 	status := fmt.Errorf("HTTP status %s", resp.Status)
 	if strings.TrimSpace(body) != "" {
 		status = fmt.Errorf("%w: %s", status, claviger.Printable(strings.TrimSpace(body)))
@@ -99,25 +99,25 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 	case resp.StatusCode >= 500:
 		f.Err, f.Cure = status, "see the log of the KMS there"
 	case resp.StatusCode >= 300 && resp.StatusCode < 400:
-		f.Err = fmt.Errorf("HTTP status %s: it sends us to %s", resp.Status,
+		f.Err = fmt.Errorf("HTTP status %s: a redirect to %s", resp.Status,
 			claviger.Printable(resp.Header.Get("Location")))
 		f.Cure = fmt.Sprintf("name the KMS itself in %s", propSource)
 	}
 	return f
 }
 
-// explain finds out why a host did not answer properly, by trying the other scheme.
+// explain finds out why a host did not answer properly. It tries the other scheme.
 func (s *SourceKMS) explain(ctx context.Context, f *HostFacts, scheme string, err error) {
 	f.Err = err
 	switch scheme {
 	case "http":
-		// This only finds out whether the port speaks TLS. The peer's identity does not matter, and nothing is
-		// sent.
+		// This connection only shows whether the port speaks TLS. The peer's identity does not matter, and
+		// nothing is sent.
 		d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // see above
 		conn, tlsErr := d.DialContext(ctx, "tcp", hostPort(f.Base))
 		if tlsErr == nil {
 			_ = conn.Close()
-			f.Err = errors.New("https answers where http was asked")
+			f.Err = errors.New("the port speaks https, but the URI has http")
 			f.Cure = fmt.Sprintf("write https in %s: kms://https@%s", propSource, afterScheme(f.Base))
 			return
 		}
@@ -132,16 +132,16 @@ func (s *SourceKMS) explain(ctx context.Context, f *HostFacts, scheme string, er
 			f.Cure = cure
 			return
 		case errors.As(err, &header), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
-			f.Err = errors.New("http answers where https was asked")
+			f.Err = errors.New("the port speaks http, but the URI has https")
 			f.Cure = fmt.Sprintf("write http in %s: kms://http@%s; better: turn on TLS at the source", propSource,
 				afterScheme(f.Base))
 			return
 		}
 	}
-	f.Cure = fmt.Sprintf("see that it runs, and that %s can be reached from here", hostPort(f.Base))
+	f.Cure = fmt.Sprintf("see that the KMS runs, and that %s can be reached from here", hostPort(f.Base))
 }
 
-// dated stores the date of an answer, if it has one.
+// dated stores the date of an answer, and reports whether the answer has one.
 func (f *HostFacts) dated(resp *http.Response, asked time.Time, took time.Duration) bool {
 	d, err := http.ParseTime(resp.Header.Get("Date"))
 	if err == nil {
@@ -162,7 +162,7 @@ func get(ctx context.Context, base, page string, config *tls.Config) (*http.Resp
 	}
 	resp, err := c.Do(req)
 	if err != nil {
-		var u *url.Error // says method and URL, which stand before it anyhow
+		var u *url.Error // has method and URL, which the report names already
 		if errors.As(err, &u) {
 			err = u.Err
 		}

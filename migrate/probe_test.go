@@ -89,10 +89,10 @@ func TestProbe(t *testing.T) {
 		{"http", plain.URL + "/kms", nil, "", ""},
 		{"https", secure.URL + "/kms/", trust, "", ""},
 		{"http where https answers", "http" + strings.TrimPrefix(secure.URL, "https") + "/kms", nil,
-			"https answers where http was asked", "write https in hadoop.kms.key.provider.reencryption.source.uri: " +
+			"the port speaks https, but the URI has http", "write https in hadoop.kms.key.provider.reencryption.source.uri: " +
 				"kms://https@127.0.0.1:"},
 		{"https where http answers", "https" + strings.TrimPrefix(plain.URL, "http") + "/kms", nil,
-			"http answers where https was asked", "write http in hadoop.kms.key.provider.reencryption.source.uri: " +
+			"the port speaks http, but the URI has https", "write http in hadoop.kms.key.provider.reencryption.source.uri: " +
 				"kms://http@127.0.0.1:"},
 		{"unknown authority", secure.URL + "/kms", x509.NewCertPool(), "certificate signed by unknown authority",
 			"truststore"},
@@ -101,8 +101,8 @@ func TestProbe(t *testing.T) {
 		{"wrong path", plain.URL, nil, "404", "a KMS is usually at /kms"},
 		{"failing", serve(t, false, answer(503)).URL, nil, "503", "the log of the KMS"},
 		{"redirect", serve(t, false, answer(302, "Location", "https://elsewhere/")).URL, nil,
-			"sends us to https://elsewhere/", "name the KMS itself"},
-		{"bad request, no TLS", serve(t, false, answer(400)).URL, nil, "HTTP status 400", "see that it runs"},
+			"a redirect to https://elsewhere/", "name the KMS itself"},
+		{"bad request, no TLS", serve(t, false, answer(400)).URL, nil, "HTTP status 400", "see that the KMS runs"},
 		{"nobody there", "http://" + closedPort(t) + "/kms", nil, "connection refused", "can be reached from here"},
 		{"unknown host", "http://kms.invalid:16000/kms", nil, "kms.invalid", `correct the host name "kms.invalid"`},
 	} {
@@ -192,7 +192,7 @@ func TestChecks(t *testing.T) {
 			DateTook: 4 * time.Millisecond, Server: "Jetty(9.4)"}
 	}
 	down := migrate.HostFacts{Base: "https://kms-2:16000/kms", Host: "kms-2", Addrs: []netip.Addr{addr("192.0.2.8")},
-		Err: io.ErrUnexpectedEOF, Cure: "see that it runs"}
+		Err: io.ErrUnexpectedEOF, Cure: "see that the KMS runs"}
 	source := func(facts ...migrate.HostFacts) func(context.Context) []migrate.HostFacts {
 		return func(context.Context) []migrate.HostFacts { return facts }
 	}
@@ -234,9 +234,9 @@ func TestChecks(t *testing.T) {
 		{"alive", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 0))}, "source alive", migrate.OK,
 			"https://kms-1:16000/kms answers in 4.00 ms (Jetty(9.4))", ""},
 		{"one of two", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 0), down)}, "source alive",
-			migrate.Warning, "unexpected EOF", "see that it runs"},
+			migrate.Warning, "unexpected EOF", "see that the KMS runs"},
 		{"dead", migrate.Probes{Source: source(down, down)}, "source alive", migrate.Failure, "unexpected EOF",
-			"see that it runs"},
+			"see that the KMS runs"},
 		{"elsewhere", migrate.Probes{Alive: func(context.Context) error { return nil }}, "source alive", migrate.OK,
 			"which answers", ""},
 		{"elsewhere, not asked", migrate.Probes{}, "source alive", migrate.NotTried, "no KMS", ""},
@@ -246,7 +246,7 @@ func TestChecks(t *testing.T) {
 		{"other host", migrate.Probes{LocalAddrs: here, Source: source(host("kms-1", "192.0.2.7", 0))},
 			"source on another host", migrate.OK, "kms-1 is 192.0.2.7", ""},
 		{"this host", migrate.Probes{LocalAddrs: here, Source: source(host("kms-1", "192.0.2.1", 0))},
-			"source on another host", migrate.Warning, "is this host", "hosts of their own"},
+			"source on another host", migrate.Warning, "is this host", "on different hosts"},
 		{"this very server, not started", migrate.Probes{Own: []string{"new:16000"}, Lookup: names,
 			Source: source(host("alias", "192.0.2.1",
 				0))}, "source is another server", migrate.Failure, "https://alias:16000/kms is the address and port " +
@@ -274,7 +274,7 @@ func TestChecks(t *testing.T) {
 				"kms://https@kms-1:9292/kms")}, pointed, migrate.Warning, "neither", ""},
 		{"HDFS here", migrate.Probes{Own: []string{"new2:9600"}, Lookup: names,
 			HDFS: hdfs(path,
-				"kms://https@new1;NEW2:9600/kms")}, pointed, migrate.Failure, "", "HDFS asks NEW2:9600 already"},
+				"kms://https@new1;NEW2:9600/kms")}, pointed, migrate.Failure, "", "HDFS uses NEW2:9600 already"},
 		{"HDFS here, old name", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
 			HDFS: hdfs("dfs.encryption.key.provider.uri",
 				"kms://http@new:9600/kms")}, pointed, migrate.Failure, "dfs.encryption", "already"},

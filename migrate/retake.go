@@ -9,7 +9,7 @@ import (
 	"claviger/typo"
 )
 
-// adopted returns the keys that are here by an operator's adoption.
+// adopted returns the keys whose records here an operator's adoption made.
 func (e *Engine) adopted(ctx context.Context, keys []string) (map[string]bool, error) {
 	target, ok := e.cfg.Target.(Adopter)
 	if !ok {
@@ -49,7 +49,7 @@ func (e *Engine) readopt(ctx context.Context, it Item, diffs []Difference) (Item
 			"files of one of the two to a zone with another key", key)), nil
 }
 
-// retake turns the record of an adopted key into the record of a key that was taken over.
+// retake makes the record of an adopted key the record of a key that was taken over.
 func (e *Engine) retake(ctx context.Context, m claviger.Metadata) error {
 	target, ok := e.cfg.Target.(Adopter)
 	if !ok {
@@ -71,8 +71,8 @@ func (e *Engine) needAdopted(sv *survey) error {
 				claviger.Printable(key), typo.DidYouMean(key, sv.names(), claviger.Printable))
 		case !sv.items[i].Retaken && sv.items[i].State != Done:
 			return claviger.Errorf("migrate.Run", claviger.Invalid, key,
-				"--adopted %s: the key is not here by claviger hsm adopt; nothing was done; leave it out, and see "+
-					"claviger migrate plan", claviger.Printable(key))
+				"--adopted %s: claviger hsm adopt did not bring this key back; nothing was done; leave it out, and "+
+					"see claviger migrate plan", claviger.Printable(key))
 		}
 	}
 	return nil
@@ -87,7 +87,8 @@ func (sv *survey) names() []string {
 	return names
 }
 
-// whyAdoptedBelow says what to do about an adopted key with a version whose number the source has used.
+// whyAdoptedBelow returns the text for an operator about an adopted key with a version whose number the source has
+// used.
 func (e *Engine) whyAdoptedBelow(ctx context.Context, key, version string) string {
 	ours := e.oursWith(ctx, version, nil)
 	key, version = claviger.Printable(key), claviger.Printable(version)

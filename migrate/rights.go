@@ -15,34 +15,34 @@ import (
 )
 
 const (
-	// rightsTime bounds the time for trying EDEKs at the source, however many keys it has.
+	// rightsTime is the time limit for all trials of EDEKs at the source, however many keys it has.
 	rightsTime = 30 * time.Second
-	// rightsParallel is how many keys are tried concurrently.
+	// rightsParallel is the number of keys that are tried concurrently.
 	rightsParallel = 8
-	// namedKeys is how many keys a check names.
+	// namedKeys is the number of keys that a check names.
 	namedKeys = 3
 )
 
-// tried is what happened to one key's EDEKs at the source. At a source that is no KMS, none is tried.
-type tried struct {
+// trial is the result of trying one key's EDEKs at the source. At a source that is no KMS, none is tried.
+type trial struct {
 	key     string
-	aclName string // by which its rules are found
-	guess   bool   // no EDEK was made for us there, and the name of its version is a guess
-	own     error  // of opening it in our own name
-	as      error  // of opening it on behalf of Probes.AsUser
-	made    error  // of having one made on behalf of the NameNode's user
-	done    bool
+	aclName string // the name under which the ACLs guard the key
+	guess   bool   // the source made no EDEK for us, and the version's name in ours is a guess
+	own     error  // when it was opened in our own name
+	as      error  // when it was opened on behalf of Probes.AsUser
+	made    error  // when one was made on behalf of the NameNode's user
+	done    bool   // before the time limit
 }
 
-// errNotAsked means that the source was not tried.
-var errNotAsked = errors.New("not asked at the source")
+// errNotTried means that the source was not tried.
+var errNotTried = errors.New("not tried at the source")
 
 // tryRights makes an EDEK of each key and opens it at the source: in our own name, as a re-encryption does; on behalf
-// of a user who reads files; and on behalf of the NameNode's user. Where the source does not make an EDEK for
-// us, tryRights uses random bytes under the newest version: a KMS opens any bytes, and no file belongs to them.
-func (e *Engine) tryRights(ctx context.Context, sv *survey) []*tried {
+// of a user who reads files; and on behalf of the NameNode's user. If the source does not make an EDEK for
+// us, tryRights uses random bytes under the newest version. A KMS opens any bytes, and no file has these.
+func (e *Engine) tryRights(ctx context.Context, sv *survey) []*trial {
 	svc, isKMS := e.cfg.Source.(provider.EDEKService)
-	var list []*tried
+	var list []*trial
 	limited, cancel := context.WithTimeout(ctx, rightsTime)
 	defer cancel()
 	var g errgroup.Group
@@ -52,7 +52,7 @@ func (e *Engine) tryRights(ctx context.Context, sv *survey) []*tried {
 		if m == nil || m.BitLength <= 0 {
 			continue
 		}
-		t := &tried{key: it.Key, aclName: m.ACLName(), own: errNotAsked, as: errNotAsked, made: errNotAsked}
+		t := &trial{key: it.Key, aclName: m.ACLName(), own: errNotTried, as: errNotTried, made: errNotTried}
 		list = append(list, t)
 		if !isKMS {
 			continue
@@ -65,20 +65,20 @@ func (e *Engine) tryRights(ctx context.Context, sv *survey) []*tried {
 			return nil
 		})
 	}
-	_ = g.Wait() // each has its errors in list
+	_ = g.Wait() // the errors are in list
 	return list
 }
 
-// rights returns the checks of what the source permits.
-func (e *Engine) rights(ctx context.Context, list []*tried) []Check {
+// rights checks which requests the source permits.
+func (e *Engine) rights(ctx context.Context, list []*trial) []Check {
 	if _, ok := e.cfg.Source.(provider.EDEKService); !ok {
-		return nil // the source's keys are used here, and nobody is asked there
+		return nil // the source is no KMS, so its keys are used here, without a request
 	}
 	return []Check{e.ownRight(ctx, list), e.usersRight(ctx, list, e.cfg.Probes.AsUser)}
 }
 
 // try makes the EDEKs of one key and opens them.
-func (t *tried) try(ctx context.Context, svc provider.EDEKService, it Item, m *claviger.Metadata, p *Probes) {
+func (t *trial) try(ctx context.Context, svc provider.EDEKService, it Item, m *claviger.Metadata, p *Probes) {
 	var edek claviger.EDEK
 	made, err := svc.Generate(ctx, it.Key, 1)
 	if err == nil && len(made) == 1 {
@@ -89,7 +89,7 @@ func (t *tried) try(ctx context.Context, svc provider.EDEKService, it Item, m *c
 		_, _ = rand.Read(edek.Material)
 		if n := len(it.SourceVersions); n > 0 {
 			edek.Version = it.SourceVersions[n-1]
-		} else { // as Hadoop's own KMS names them
+		} else { // the name that Hadoop's own KMS would give
 			t.guess = true
 			edek.Version = fmt.Sprintf("%s@%d", it.Key, max(m.Versions-1, 0))
 		}
@@ -117,14 +117,14 @@ type generatesAs interface {
 
 // unproved reports whether the source neither refused nor opened the EDEK, because the name of its version was
 // a guess.
-func (t *tried) unproved(err error) bool {
+func (t *trial) unproved(err error) bool {
 	return t.guess && (claviger.Is(err, claviger.VersionNotFound) || claviger.Is(err, claviger.KeyNotFound))
 }
 
 // ownRight checks that we may open EDEKs at the source in our own name, as a re-encryption does.
-func (e *Engine) ownRight(ctx context.Context, list []*tried) Check {
+func (e *Engine) ownRight(ctx context.Context, list []*trial) Check {
 	c := Check{Name: "re-encryption at the source", Needed: true}
-	n := sum(list, func(t *tried) error { return t.own })
+	n := countOutcomes(list, func(t *trial) error { return t.own })
 	c.measure(n, fmt.Sprintf("as %s", e.us()))
 	switch {
 	case n.failed > 0:
@@ -135,7 +135,7 @@ func (e *Engine) ownRight(ctx context.Context, list []*tried) Check {
 	return c
 }
 
-// decryptCure names what at the source would let us open EDEKs in our own name.
+// decryptCure names the rules at the source that would let us open EDEKs in our own name.
 func (e *Engine) decryptCure(ctx context.Context, err error) string {
 	if e.ranger(ctx) {
 		return fmt.Sprintf("the source is a Ranger KMS: in Ranger Admin, a policy of its service must allow %s "+
@@ -146,7 +146,7 @@ func (e *Engine) decryptCure(ctx context.Context, err error) string {
 		"whitelist.key.acl.DECRYPT_EEK admit %s, and hadoop.kms.blacklist.DECRYPT_EEK not name it", e.admitted(err))
 }
 
-// generateCure names what at the source would let us make an EDEK for the check.
+// generateCure names the rules at the source that would let us make an EDEK for the check.
 func (e *Engine) generateCure(ctx context.Context) string {
 	if e.ranger(ctx) {
 		return fmt.Sprintf("in Ranger Admin, allow %s Generate EEK (generateeek) on key * while you plan, "+
@@ -156,16 +156,16 @@ func (e *Engine) generateCure(ctx context.Context) string {
 		"whitelist.key.acl.GENERATE_EEK admit %s, and plan again", e.admitted(nil))
 }
 
-// usersRight checks that we may open old files' EDEKs at the source on behalf of users. That needs a proxy-user
-// rule there.
-func (e *Engine) usersRight(ctx context.Context, list []*tried, user string) Check {
+// usersRight checks that we may open old files' EDEKs at the source on behalf of users. That needs a rule for proxy
+// users there.
+func (e *Engine) usersRight(ctx context.Context, list []*trial, user string) Check {
 	c := Check{Name: "old files of users", Needed: true}
 	if user == "" {
-		c.Status, c.Measured = NotTried, "no user was given to ask for"
+		c.Status, c.Measured = NotTried, "no user was given"
 		c.Cure = "give the short name of a user who reads files of encryption zones: --as-user USER"
 		return c
 	}
-	n := sum(list, func(t *tried) error { return t.as })
+	n := countOutcomes(list, func(t *trial) error { return t.as })
 	c.measure(n, "on behalf of "+user)
 	switch {
 	case n.failed > 0 && impersonation(n.first):
@@ -178,37 +178,37 @@ func (e *Engine) usersRight(ctx context.Context, list []*tried, user string) Che
 			"%s, and hadoop.kms.proxyuser.%s.hosts this host%s; restart it", us, user, us, note)
 	case n.failed > 0 && n.opened == 0:
 		c.Status = Failure
-		c.Cure = fmt.Sprintf("name a user by --as-user who may open files there; where %s may, look at the source's "+
-			"rules for him", user)
+		c.Cure = fmt.Sprintf("name, by --as-user, a user who may open files there; if %s may, check the source's "+
+			"rules for that user", user)
 	case n.failed > 0:
-		c.Status = OK // each user has keys of his own
+		c.Status = OK // no user may use all keys
 	case n.unproved > 0:
 		c.Cure = e.generateCure(ctx)
 	}
 	return c
 }
 
-// impersonation reports whether the source refuses impersonation: of anybody, of this user, or from this host.
+// impersonation reports whether the source refused the impersonation: of all users, of this user, or from this host.
 // The texts are those of Hadoop's ProxyUsers.
 func impersonation(err error) bool {
 	return strings.Contains(err.Error(), "is not allowed to impersonate") ||
 		strings.Contains(err.Error(), "Unauthorized connection for super-user")
 }
 
-// outcome counts what happened to the EDEKs.
+// outcome counts the results of the trials.
 type outcome struct {
-	opened, failed, unproved, left int
-	names                          []string // of keys that failed
-	first                          error
+	opened, failed, unproved, untried int
+	names                             []string // of keys that failed
+	first                             error
 }
 
-func sum(list []*tried, errOf func(*tried) error) outcome {
+func countOutcomes(list []*trial, errOf func(*trial) error) outcome {
 	var n outcome
 	for _, t := range list {
 		err := errOf(t)
 		switch {
 		case !t.done:
-			n.left++
+			n.untried++
 		case err == nil:
 			n.opened++
 		case t.unproved(err):
@@ -224,24 +224,24 @@ func sum(list []*tried, errOf func(*tried) error) outcome {
 	return n
 }
 
-// measure writes what happened to the EDEKs, and of how many that is unknown.
+// measure writes the outcome into the check.
 func (c *Check) measure(n outcome, who string) {
-	total := n.opened + n.failed + n.unproved + n.left
+	total := n.opened + n.failed + n.unproved + n.untried
 	if total == 0 {
-		c.Status, c.Measured, c.Needed = NotTried, "the source has no key that we can read, to try with", false
+		c.Status, c.Measured, c.Needed = NotTried, "the source has no key that we can read and try", false
 		return
 	}
-	c.Measured = fmt.Sprintf("%s, an EDEK was opened of %d of %d keys", who, n.opened, total)
+	c.Measured = fmt.Sprintf("%s, an EDEK was opened for %d of %d keys", who, n.opened, total)
 	if n.failed > 0 {
-		c.Measured += "; not of " + someNames(n.names) + ": " + claviger.Reason(n.first)
+		c.Measured += "; not for " + someNames(n.names) + ": " + claviger.Reason(n.first)
 	}
 	if n.unproved > 0 {
 		c.Status = NotTried
-		c.Measured += fmt.Sprintf("; of %d keys the request was admitted, and the key's own rules were not tried: no "+
-			"EDEK is made for us there, and the names of versions are not shown to us", n.unproved)
+		c.Measured += fmt.Sprintf("; for %d keys the source admitted the request, but did not try the key's own "+
+			"rules: it makes no EDEK for us, and does not show us the names of versions", n.unproved)
 	}
-	if n.left > 0 {
+	if n.untried > 0 {
 		c.Status = NotTried
-		c.Measured += fmt.Sprintf("; %d were not tried within %v", n.left, rightsTime)
+		c.Measured += fmt.Sprintf("; %d were not tried within %v", n.untried, rightsTime)
 	}
 }

@@ -93,15 +93,15 @@ func TestRightsAreTried(t *testing.T) {
 		cure     string
 		ready    bool
 	}{
-		{"all", kms{proxies: []string{"alice"}}, "alice", own, migrate.OK, "as mig, an EDEK was opened of 2 of 2 keys",
+		{"all", kms{proxies: []string{"alice"}}, "alice", own, migrate.OK, "as mig, an EDEK was opened for 2 of 2 keys",
 			"", true},
 		{"for alice", kms{proxies: []string{"alice"}}, "alice", users, migrate.OK,
-			"on behalf of alice, an EDEK was opened of 2 of 2", "", true},
+			"on behalf of alice, an EDEK was opened for 2 of 2", "", true},
 		{"of random bytes", kms{proxies: []string{"alice"}, noGenerate: true}, "alice", own, migrate.OK, "2 of 2", "",
 			true},
 		{"no DECRYPT_EEK", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a"}, "alice": {"a", "b"}}},
-			"alice", own, migrate.Failure, "1 of 2 keys; not of b: ", "whitelist.key.acl.DECRYPT_EEK admit mig", false},
-		{"no proxy-user rule", kms{}, "alice", users, migrate.Failure, "0 of 2 keys; not of a, b",
+			"alice", own, migrate.Failure, "1 of 2 keys; not for b: ", "whitelist.key.acl.DECRYPT_EEK admit mig", false},
+		{"no proxy-user rule", kms{}, "alice", users, migrate.Failure, "0 of 2 keys; not for a, b",
 			"hadoop.kms.proxyuser.mig.users (or .groups) must admit alice", false},
 		{"alice reads one key", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a", "b"},
 			"alice": {"b"}}}, "alice", users, migrate.OK, "1 of 2 keys", "", true},
@@ -109,8 +109,8 @@ func TestRightsAreTried(t *testing.T) {
 			migrate.Failure, "0 of 2 keys", "may open files there", false},
 		{"nobody to ask for", kms{}, "", users, migrate.NotTried, "no user was given", "--as-user", false},
 		{"names that cannot be guessed", kms{proxies: []string{"alice"}, noGenerate: true, opaque: true}, "alice", own,
-			migrate.NotTried, "0 of 2 keys; of 2 keys the request was admitted, and the key's own rules were " +
-				"not tried", "GENERATE_EEK", false},
+			migrate.NotTried, "0 of 2 keys; for 2 keys the source admitted the request, but did not try the " +
+				"key's own rules", "GENERATE_EEK", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBench(t)
@@ -167,7 +167,7 @@ func TestPlanOfWhatIsComplete(t *testing.T) {
 		return []migrate.Check{{Name: "more", Status: migrate.NotTried, Needed: true}}
 	}}
 	if p := plan(); p.Ready() || strings.Contains(textOf(report.Plan, p), "Not ready") ||
-		!strings.Contains(textOf(report.Plan, p), "is not proved by this plan") {
+		!strings.Contains(textOf(report.Plan, p), "This plan does not prove") {
 		t.Errorf("with a check that was not tried: %s", textOf(report.Plan, p))
 	}
 	b.cfg.Probes = migrate.Probes{Own: []string{"192.0.2.1:9600"}, HDFS: func(string) (string,
@@ -204,7 +204,7 @@ func TestRootIsNotAdmitted(t *testing.T) {
 	p, err = b.engine(t).Plan(t.Context())
 	must(t, err)
 	text := textOf(report.Plan, p)
-	if strings.Count(text, "must admit root)") != 2 || strings.Count(text, "this command asks as root") != 2 ||
+	if strings.Count(text, "must admit root)") != 2 || strings.Count(text, "this command runs as root") != 2 ||
 		strings.Count(text, "let whitelist.key.acl.READ") != 1 {
 		t.Error(text) // the reason once a key, the cure once
 	}

@@ -11,16 +11,16 @@ import (
 	"claviger"
 )
 
-// sinceRun is what happened to a migrated key's versions at the source since the journal recorded them. It
-// changes when HDFS was pointed back to the source, or another cluster uses the source, however the source
-// names its versions.
+// sinceRun is the change of a migrated key's versions at the source since the journal recorded them. Versions change
+// if HDFS was pointed back to the source, or if another cluster uses the source.
 type sinceRun struct {
-	recorded, now int      // how many the source counted
-	made, lost    []string // names, where the source shows them and the journal has them
-	allowed       bool     // numbered versions, for which there is room here, or whose EDEKs an operator called ours
-	ours          []string // of those that were made, by number: an operator called their EDEKs ours
-	// anew is the creation time of the source's key where that is another key than the migrated one, which was
-	// made at was; zero: it is the same key.
+	recorded, now int      // the source's counts of versions
+	made, lost    []string // names, if the source shows them and the journal has them
+	// allowed: the new versions have numbers that are free here, or an operator has said that EDEKs of them are ours.
+	allowed bool
+	ours    []string // the new versions, by number, whose EDEKs an operator has said to be ours
+	// anew is the creation time of the source's key if that is another key than the migrated key; zero: it is the
+	// same key. was is the creation time of the migrated key.
 	was, anew time.Time
 }
 
@@ -50,14 +50,14 @@ func (e *Engine) sinceRun(it *Item, theirs *claviger.Metadata, names []string) *
 	return s
 }
 
-// madeAnew reports whether the source has another key of the name than the recorded one. The creation time
-// shows it, since nobody can choose it.
+// madeAnew reports whether the source's key of the name is another key than the recorded key. The creation time shows
+// that, because nobody can choose it.
 func (it *Item) madeAnew(theirs *claviger.Metadata) bool {
 	return !it.Source.Created.Equal(fieldsOf(theirs).Created)
 }
 
-// allOurs reports whether an operator has decided about the EDEKs of each version that the source numbered
-// since and that was made here too. The source opens those of the other versions.
+// allOurs reports whether an operator has decided about the EDEKs of each new version of the source whose name a
+// version here has too. The source opens the EDEKs of the other versions.
 func (e *Engine) allOurs(it *Item, s *sinceRun) bool {
 	for n := s.recorded; it.numbered() && n < s.now; n++ {
 		name := claviger.VersionName(it.Key, strconv.Itoa(n))
@@ -78,11 +78,11 @@ func without(list, others []string, folded bool) []string {
 	return slices.DeleteFunc(slices.Clone(list), among)
 }
 
-// String says what has changed, and what to do.
+// String returns the text for an operator: the change, and the cure.
 func (s *sinceRun) String() string {
 	if !s.anew.IsZero() {
-		return fmt.Sprintf("the source has another key of that name, made %s: the one that was migrated, made %s, "+
-			"was deleted there, and EDEKs of its versions there open nowhere; do not delete the key here; if the "+
+		return fmt.Sprintf("the source has another key of that name, made %s: the migrated key, made %s, was deleted "+
+			"there, and EDEKs of its versions there open nowhere; do not delete the key here; if the "+
 			"source's key is used, copy the files of its zones, through the source, to zones with a key of another "+
 			"name, and delete it at the source",
 			s.anew.UTC().Format(timeFormat), s.was.UTC().Format(timeFormat))
@@ -99,19 +99,18 @@ func (s *sinceRun) String() string {
 	switch {
 	case s.now <= s.recorded && len(s.made) == 0:
 	case s.allowed && len(s.ours) > 0:
-		text += fmt.Sprintf("; by %s EDEKs of%s are this server's: one that the source has made under that name "+
-			"opens here to a wrong DEK, so give this server none", PropOurs, inBrackets(s.ours))
+		text += fmt.Sprintf("; %s says that EDEKs of%s are this server's: an EDEK that the source made under that "+
+			"name opens here to a wrong DEK, so send no such EDEK to this server", PropOurs, inBrackets(s.ours))
 	case s.allowed:
-		text += ", for which there is room here"
+		text += ", whose numbers are free here"
 	default:
-		text += "; EDEKs of it open through the source alone, and something uses the source that may go on: look " +
-			"whether HDFS is pointed there (hadoop.security.key.provider.path), stop rolls there, and re-encrypt the " +
-			"key's zones again"
+		text += "; only the source opens EDEKs of it, and something may still use the source: check whether HDFS " +
+			"uses it (hadoop.security.key.provider.path), stop rolls there, and re-encrypt the key's zones again"
 	}
 	return text
 }
 
-// inBrackets returns the first of names in brackets, or "".
+// inBrackets returns the first names in brackets, or "" if there are none.
 func inBrackets(names []string) string {
 	if len(names) == 0 {
 		return ""
@@ -126,7 +125,7 @@ func inBrackets(names []string) string {
 // difference returns the entry for verify.
 func (s *sinceRun) difference() Difference {
 	return Difference{Field: "versions of the source", Source: strconv.Itoa(s.now),
-		Target: strconv.Itoa(s.recorded) + " noted"}
+		Target: strconv.Itoa(s.recorded) + " recorded"}
 }
 
 // namesNow returns the names of versions that the source lists now, for keys whose names the journal has. It

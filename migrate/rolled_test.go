@@ -141,7 +141,7 @@ func TestConflictKeepsFinish(t *testing.T) {
 	s, err := b.engine(t).Status(t.Context())
 	must(t, err)
 	text := textOf(report.Status, s)
-	if len(s.Conflicts) != 1 || !strings.Contains(text, "k@1 is one key here and another one at "+uri) {
+	if len(s.Conflicts) != 1 || !strings.Contains(text, "k@1 is one key here and another key at "+uri) {
 		t.Errorf("status: %v\n%s", s.Conflicts, text)
 	}
 	b.cfg.Ours = map[string]bool{"k@1": true}

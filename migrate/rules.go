@@ -10,13 +10,13 @@ import (
 
 // NameNode is the NameNode's user, which requests the EDEKs of new files.
 type NameNode struct {
-	User string // short name; "" asks for nobody
-	From string // how that is known, for messages
-	Err  error  // the rules of auth_to_local make no user of its principal
+	User string // short name; "" if not known
+	From string // the place that names the user, for messages
+	Err  error  // why the rules of auth_to_local make no user of the NameNode's principal
 }
 
-// Decide reports whether the rules of this server admit a user to a request for a key with this ACL name. If
-// not, it returns what decides, and the change of the rules that would admit the user.
+// Decide reports whether the rules of this server admit a user's request for a key with this ACL name. If not, by is
+// the rule that decides, and cure is the change of the rules that would admit the user.
 type Decide func(user, request, aclName string) (may bool, by, cure string)
 
 // need is a request that a user makes to this server after the cut-over.
@@ -25,18 +25,16 @@ type need struct {
 	who     string // in messages: "alice", "hdfs, the NameNode's user"
 	user    string
 	request string
-	purpose string             // what it is for
-	source  func(*tried) error // what became of it at the source; errNotAsked: not known
-	// partly: a refusal on some keys is no fault where the source was not tried, since each user has keys of
-	// his own.
+	purpose string             // of the request, in messages
+	source  func(*trial) error // the result at the source; errNotTried: not known
+	// partly: a refusal for some keys is no fault if the source was not tried, because no user may use all keys.
 	partly bool
-	bad    Status // what a refusal makes of the check
-	cure   string // beside the rule
+	bad    Status // of the check, after a refusal
+	cure   string // in addition to the rule
 }
 
-// rules checks that the rules by which this server will serve admit the users' requests after the cut-over,
-// compared with what the source permits.
-func (e *Engine) rules(ctx context.Context, list []*tried) []Check {
+// rules checks that the rules of this server admit the users' requests after the cut-over, as the source does.
+func (e *Engine) rules(ctx context.Context, list []*trial) []Check {
 	p := &e.cfg.Probes
 	if p.Rules == nil {
 		return nil
@@ -53,7 +51,7 @@ func (e *Engine) rules(ctx context.Context, list []*tried) []Check {
 		checks = append(checks, need{
 			check: "files of users here", who: p.AsUser, user: p.AsUser, request: "DECRYPT_EEK",
 			purpose: "to open files",
-			source:  func(t *tried) error { return t.as }, partly: true, bad: Failure,
+			source:  func(t *trial) error { return t.as }, partly: true, bad: Failure,
 		}.try(list, decide))
 	}
 	nn := p.NameNode
@@ -67,18 +65,18 @@ func (e *Engine) rules(ctx context.Context, list []*tried) []Check {
 		return checks
 	}
 	who := fmt.Sprintf("%s, the NameNode's user (%s)", nn.User, nn.From)
-	const other = "; --namenode-user names the user where it is another"
+	const other = "; if it is another user, name it by --namenode-user"
 	return append(checks,
 		need{check: files, who: who, user: nn.User, request: "GENERATE_EEK",
 			purpose: "to create files in encryption zones",
-			source:  func(t *tried) error { return t.made }, bad: Failure, cure: other}.try(list, decide),
+			source:  func(t *trial) error { return t.made }, bad: Failure, cure: other}.try(list, decide),
 		need{check: zones, who: who, user: nn.User, request: "GET_METADATA", purpose: "to make encryption zones",
-			source: func(*tried) error { return errNotAsked }, bad: Warning, cure: other}.try(list, decide))
+			source: func(*trial) error { return errNotTried }, bad: Warning, cure: other}.try(list, decide))
 }
 
-// ownRights warns where the rules of this server let its own user, and not everybody, open every EDEK: somebody
-// copied what the server needs at the source.
-func ownRights(user string, list []*tried, decide Decide) Check {
+// ownRights warns if the rules of this server let its own user, and not every user, open every EDEK. Then somebody has
+// copied the rules that the server needs at the source.
+func ownRights(user string, list []*trial, decide Decide) Check {
 	const request = "DECRYPT_EEK"
 	c := Check{Name: "own user here"}
 	everybody := true
@@ -93,7 +91,7 @@ func ownRights(user string, list []*tried, decide Decide) Check {
 		return c
 	}
 	c.Status = Warning
-	c.Measured = fmt.Sprintf("%s, this server's own user, may %s on all of %d keys here: it can open every EDEK", user,
+	c.Measured = fmt.Sprintf("%s, this server's own user, may %s on all %d keys here, so it can open every EDEK", user,
 		request, len(list))
 	c.Cure = fmt.Sprintf("the server needs that right at the source alone: take %s out of whitelist.key.acl.%s in "+
 		"this server's kms-acls.xml; claviger acl explain %s %s KEY shows which rule grants it",
@@ -101,8 +99,8 @@ func ownRights(user string, list []*tried, decide Decide) Check {
 	return c
 }
 
-// try applies the rules to each key, and compares with the source.
-func (n need) try(list []*tried, decide Decide) Check {
+// try applies the rules to each key, and compares the result with the source's.
+func (n need) try(list []*trial, decide Decide) Check {
 	c := Check{Name: n.check, Needed: n.bad == Failure}
 	may, there, unknown := 0, 0, 0
 	var names []string // of keys where the user lacks the right
@@ -116,7 +114,7 @@ func (n need) try(list []*tried, decide Decide) Check {
 		case err == nil: // the user has it at the source
 			there++
 		case refused(err) && !impersonation(err):
-			continue // nor has he at the source
+			continue // the user does not have it at the source
 		default:
 			unknown++
 			if n.partly {
@@ -129,7 +127,7 @@ func (n need) try(list []*tried, decide Decide) Check {
 		}
 	}
 	if len(list) == 0 {
-		c.Status, c.Measured, c.Needed = NotTried, "the source has no key that we can read, to try with", false
+		c.Status, c.Measured, c.Needed = NotTried, "the source has no key that we can read and try", false
 		return c
 	}
 	c.Measured = fmt.Sprintf("%s, may %s on %d of %d keys", n.who, n.request, may, len(list))
@@ -151,7 +149,7 @@ func (n need) try(list []*tried, decide Decide) Check {
 	case there > 0 && unknown == 0:
 		c.Measured += ", which the source grants"
 	case unknown > 0 && !n.partly && n.bad == Failure:
-		c.Measured += ", of which the source was not asked or did not say"
+		c.Measured += ", for which the source's decision is not known"
 	}
 	c.Measured += " (decided by " + decided + ")"
 	c.Cure = fmt.Sprintf("in this server's kms-acls.xml, %s, who needs it %s; claviger acl explain %s %s KEY shows "+
@@ -159,7 +157,7 @@ func (n need) try(list []*tried, decide Decide) Check {
 	return c
 }
 
-// someNames returns the first names, and how many more there are.
+// someNames returns the first names, and the number of the others.
 func someNames(names []string) string {
 	text := strings.Join(names[:min(len(names), namedKeys)], ", ")
 	if more := len(names) - namedKeys; more > 0 {

@@ -49,9 +49,9 @@ func TestRulesHere(t *testing.T) {
 				"hdfs": {"a"}}}, without("hdfs GENERATE_EEK", "a"),
 			migrate.NameNode{User: "hdfs"}, files, migrate.OK, "on 1 of 2 keys; the source refuses the " +
 				"others too", true},
-		{"one that the source was not asked of", kms{proxies: []string{"alice"}}, without("hdfs GENERATE_EEK", "a"),
-			migrate.NameNode{User: "hdfs"}, files, migrate.Failure, "not on b, of which the source was not asked or " +
-				"did not say", false},
+		{"not tried at the source", kms{proxies: []string{"alice"}}, without("hdfs GENERATE_EEK", "a"),
+			migrate.NameNode{User: "hdfs"}, files, migrate.Failure, "not on b, for which the source's decision is " +
+				"not known", false},
 		{"zones alone", asked, without("hdfs GET_METADATA", "a"), migrate.NameNode{User: "hdfs"}, zones,
 			migrate.Warning, "not on b", true},
 		{"a user loses one key", asked, without("alice DECRYPT_EEK", "a"), migrate.NameNode{User: "hdfs"}, users,
@@ -122,7 +122,7 @@ func TestOwnRights(t *testing.T) {
 				if c.Name == "own user here" {
 					told = true
 					if c.Status != migrate.Warning || !strings.Contains(c.Measured,
-						"may DECRYPT_EEK on all of 2 keys here") ||
+						"may DECRYPT_EEK on all 2 keys here") ||
 						!strings.Contains(c.Cure, "take mig out of whitelist.key.acl.DECRYPT_EEK") {
 						t.Errorf("%+v", c)
 					}

@@ -13,15 +13,15 @@ import (
 	"claviger/metastore"
 )
 
-// giveUpAfter is how many keys in a row may fail because the target is unreachable before the run ends. Without
-// an HSM, each of a thousand keys would wait for its own timeout.
+// giveUpAfter is the number of keys in a row that may fail because the target is unreachable; then the run ends.
+// Without this limit, each of a thousand keys would wait for its own timeout.
 const giveUpAfter = 3
 
 // Result is the result of a run.
 type Result struct {
 	Format string `json:"format"` // "claviger migrate run 1"
 	Run    Run    `json:"migration"`
-	// Changed is false where nothing was left to do.
+	// Changed is false if no work was left.
 	Changed bool      `json:"changed"`
 	Took    string    `json:"took"`
 	Keys    []KeyLine `json:"keys"`
@@ -35,16 +35,16 @@ func (r *Result) Complete() bool { return r.Run.State == Complete || r.Run.State
 type KeyLine struct {
 	Key   string `json:"key"`
 	State State  `json:"state"`
-	// Listed is the source's spelling of the name, where it differs. Folded: the source answers to every
+	// Listed is the source's spelling of the name, if it differs. Folded: the source answers to every
 	// spelling.
 	Listed string `json:"listed,omitempty"`
 	Folded bool   `json:"folded,omitempty"`
-	// Versions is how many versions the target has made, or would make.
+	// Versions is the number of versions that the target has made, or would make.
 	Versions       int      `json:"versions"`
-	Source         *Fields  `json:"source,omitempty"` // nil where the source's could not be read
+	Source         *Fields  `json:"source,omitempty"` // nil if it could not be read
 	SourceVersions []string `json:"sourceVersions,omitempty"`
 	TargetVersions []string `json:"targetVersions,omitempty"`
-	// Why is the reason against the key with its cure, or a remark.
+	// Why is the reason why the key was not imported, with the cure; or a remark.
 	Why string `json:"why,omitempty"`
 }
 
@@ -66,8 +66,8 @@ type Counts struct {
 	Lost        int `json:"lost,omitempty"`  // given up on the token
 	Blocked     int `json:"blocked"`         // conflict, unsupported, refused, unreadable, failed
 	Freed       int `json:"freed,omitempty"` // deleted here, and their names freed
-	Gone        int `json:"gone"`            // the source lists them no more; never taken over
-	NewVersions int `json:"newVersions"`     // HSM keys that were, or would be, made
+	Gone        int `json:"gone"`            // no longer listed by the source, and never taken over
+	NewVersions int `json:"newVersions"`     // HSM keys that were made or would be made
 }
 
 func (c *Counts) add(it Item) {
@@ -93,10 +93,10 @@ func (c *Counts) add(it Item) {
 }
 
 // Run imports every key of the source that is not at the target yet. It may be called again at any time: it
-// repeats nothing that is done, continues what was begun, and takes up keys that are new at the source.
+// repeats no finished work, continues work that was begun, and imports keys that are new at the source.
 //
 // A key that cannot be imported does not stop the others: the error is nil, and the result has the reason.
-// Kinds: Invalid without a source, Unavailable where another process migrates, SourceUnreachable,
+// Kinds: Invalid without a source, Unavailable if another process migrates, SourceUnreachable,
 // SourceRefused.
 func (e *Engine) Run(ctx context.Context) (*Result, error) {
 	const op = "migrate.Run"
@@ -109,8 +109,7 @@ func (e *Engine) Run(ctx context.Context) (*Result, error) {
 	}
 	if !ok {
 		return nil, claviger.Errorf(op, claviger.Unavailable, "",
-			"another process is migrating into this metastore now; wait until it is done, and see claviger migrate "+
-				"status")
+			"another process is migrating into this metastore now; wait for its end, and see claviger migrate status")
 	}
 	defer unlock()
 	r, err := e.run(ctx, nil)
@@ -171,21 +170,20 @@ func (e *Engine) run(ctx context.Context, only func(*Item) bool) (*Result, error
 	return w.result(w.run, true, e.cfg.Now().Sub(began)), nil
 }
 
-// work is one process's part in a run.
+// work is the part of a run that one process does.
 type work struct {
 	e     *Engine
 	run   Run
 	items []Item
 	only  func(*Item) bool // nil: all
 
-	mu       sync.Mutex // guards what follows, and makes callbacks come one at a time
+	mu       sync.Mutex // guards the fields below, and is held during a callback
 	progress Progress
 	// unreachable counts failures in a row because the target is unreachable.
 	unreachable int
 }
 
-// nothingNew reports whether the journal's newest record of every key matches the survey, and the run with that
-// record has ended.
+// nothingNew reports whether the journal's newest record of every key matches the survey, and the last run has ended.
 func (w *work) nothingNew(h *history) bool {
 	last := h.last()
 	if last == nil || last.State == Running || last.State == Incomplete {
@@ -193,7 +191,7 @@ func (w *work) nothingNew(h *history) bool {
 	}
 	for _, it := range w.items {
 		if it.State == Planned || it.State == Importing {
-			return false // Finish has noted it
+			return false // Finish has recorded it
 		}
 		if before, known := h.items[it.Key]; !known || before.State != it.State || before.Folded != it.Folded {
 			return false
@@ -227,7 +225,7 @@ func (w *work) begin(ctx context.Context, h *history) error {
 			w.progress.KeysTotal++
 			w.progress.VersionsTotal += it.Count
 		}
-		if it.State == Done { // an older claviger has written none
+		if it.State == Done { // older versions of claviger wrote no alias
 			if err := w.e.alias(ctx, it); err != nil {
 				return err
 			}
@@ -235,7 +233,7 @@ func (w *work) begin(ctx context.Context, h *history) error {
 		before, known := h.items[it.Key]
 		if known && before.State == it.State && before.Folded == it.Folded && before.Run != w.run.Name &&
 			it.State == Done {
-			it.Run = before.Run // an earlier run brought it; its record stays the only one
+			it.Run = before.Run // an earlier run imported it, and the record of that run stays the only one
 			continue
 		}
 		if known && before.Run == w.run.Name && before.State == it.State && before.Folded == it.Folded &&
@@ -252,8 +250,8 @@ func (w *work) begin(ctx context.Context, h *history) error {
 	return nil
 }
 
-// importAll imports the planned keys. Its error is of the journal, of a context that ended, or of OnStep; a
-// key's own error is in its item.
+// importAll imports the planned keys. Its error comes from the journal, from a context that ended, or from OnStep; the
+// error of a single key is in its item.
 func (w *work) importAll(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(w.e.cfg.Parallel)
@@ -363,7 +361,7 @@ func (w *work) makeKey(ctx context.Context, it *Item) (err, stop error) {
 	return err, stop
 }
 
-// alias makes the key found by any spelling, where the source does so.
+// alias lets any spelling of its name find the key, if the source does so.
 func (e *Engine) alias(ctx context.Context, it *Item) error {
 	if !it.Folded {
 		return nil
@@ -371,7 +369,7 @@ func (e *Engine) alias(ctx context.Context, it *Item) error {
 	return metastore.SetAlias(ctx, e.cfg.Store, it.Key)
 }
 
-// end records how the run ended.
+// end records the end of the run.
 func (w *work) end(ctx context.Context) error {
 	w.run.State = Complete
 	for _, it := range w.items {

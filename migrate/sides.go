@@ -10,8 +10,8 @@ import (
 	"claviger"
 )
 
-// metadataBatch is how many keys one request reads. It bounds the URL of Hadoop's keys/metadata, which holds
-// their names.
+// metadataBatch is the number of keys that one request reads. The names are in the URL of Hadoop's keys/metadata, whose
+// length is limited.
 const metadataBatch = 50
 
 // unreachableAfter is how many single keys in a row may fail without an answer before the source counts as
@@ -52,8 +52,8 @@ type survey struct {
 // errNoMetadata is the error for a key that the source lists without returning its metadata.
 var errNoMetadata = errors.New("the source returned no metadata of the key")
 
-// survey reads both sides. It changes nothing. Each name that the source lists becomes an item, whether its
-// metadata can be read or not.
+// survey reads both sides. It changes nothing. Each name that the source lists becomes an item, even if its metadata
+// cannot be read.
 func (e *Engine) survey(ctx context.Context, op string) (*survey, error) {
 	if e.cfg.Source == nil {
 		return nil, e.noSource(ctx, op)
@@ -63,7 +63,7 @@ func (e *Engine) survey(ctx context.Context, op string) (*survey, error) {
 		return nil, err
 	}
 	sv := &survey{}
-	// Runs from other sources do not matter: what they brought is found at the target.
+	// Runs from other sources do not matter: the keys that they took over are found at the target.
 	if sv.history, err = e.read(ctx, e.cfg.Source.URI()); err != nil {
 		return nil, err
 	}
@@ -190,8 +190,8 @@ func (sv *survey) others(names, here []string) {
 	slices.SortFunc(sv.gone, func(a, b Item) int { return strings.Compare(a.Key, b.Key) })
 }
 
-// unlistedSince returns the journal's keys that the source no longer lists, unless the journal knows that: keys
-// never taken over, or gone here too.
+// unlistedSince returns the journal's keys that the source no longer lists and that were never taken over, or were
+// deleted here too. It leaves out keys of which the journal says so already.
 func (sv *survey) unlistedSince() []Item {
 	var items []Item
 	for _, it := range sv.gone {
@@ -203,16 +203,16 @@ func (sv *survey) unlistedSince() []Item {
 			continue
 		default:
 			it.State, it.Why = Gone, "the source no longer lists it, or has it under another spelling; it was never "+
-				"taken over under this one"
+				"taken over under this spelling"
 		}
 		items = append(items, it)
 	}
 	return items
 }
 
-// sourceMetadata reads the metadata of all names in batches. Where a batch fails it reads each key by itself,
-// because one unreadable key makes Hadoop refuse the whole batch. Each name gets metadata or an error. The
-// returned error is of the source as a whole.
+// sourceMetadata reads the metadata of all names in batches. If a batch fails, it reads each key by itself, because
+// Hadoop refuses the whole batch if one key is unreadable. Each name gets metadata or an error. The returned error is
+// that of the source as a whole.
 func (e *Engine) sourceMetadata(ctx context.Context, op string, names []string) ([]*claviger.Metadata, []error, error) {
 	all := make([]*claviger.Metadata, 0, len(names))
 	unread := make([]error, len(names))
@@ -251,8 +251,8 @@ func (e *Engine) sourceMetadata(ctx context.Context, op string, names []string) 
 	return all, unread, nil
 }
 
-// unlisted lists the source's keys again where metadata is missing, and leaves out keys that were deleted in
-// between. The others are unreadable.
+// unlisted lists the source's keys again if metadata is missing, and leaves out keys that were deleted in between. The
+// other keys without metadata are unreadable.
 func (e *Engine) unlisted(ctx context.Context, op string, names []string, theirs []*claviger.Metadata,
 	unread []error) ([]string, []*claviger.Metadata, []error, error) {
 	missing := false
@@ -285,7 +285,7 @@ func (e *Engine) whyUnread(ctx context.Context, key string, err error) string {
 	if refused(err) {
 		return "the source refused us: " + e.whyRefused(ctx, key, err)
 	}
-	return fmt.Sprintf("the source lists it, and it cannot be read there: %s; see the source's log, and look at the "+
-		"key there (hadoop key list -metadata): an entry that is no Hadoop key must be taken out of the source's "+
-		"store", claviger.Reason(err))
+	return fmt.Sprintf("the source lists it, but cannot read it: %s; see the source's log, and look at the key there "+
+		"(hadoop key list -metadata); remove an entry that is no Hadoop key from the source's store",
+		claviger.Reason(err))
 }

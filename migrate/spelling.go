@@ -10,14 +10,14 @@ import (
 )
 
 // A Ranger KMS, and a Java KMS on a keystore, keep names in lower case and answer to every spelling. They list
-// "finance" and answer to "Finance". An EDEK names the spelling with which its zone was made: Finance@1. Such a
+// "finance" and answer to "Finance". An EDEK has the spelling with which its zone was made: Finance@1. Such a
 // key is taken over under the spelling of its key.acl.name, with which it was created. The metastore keeps an
 // alias (metastore.SetAlias) that finds it under any other spelling.
 
-// triedSpellings is how many keys are probed under another spelling, where the first cannot be read.
+// triedSpellings is the number of keys that are probed under another spelling, if the first cannot be read.
 const triedSpellings = 3
 
-// spelling is how a source treats spellings of names, as far as it is known.
+// spelling is the way in which a source treats spellings of names, as far as it is known.
 type spelling struct {
 	folds bool
 	// listed and answered are the proof: the source lists the first and answers to the second.
@@ -52,8 +52,8 @@ func (e *Engine) spelling(ctx context.Context, op string, names []string, theirs
 	return spelling{}, nil
 }
 
-// spelled returns the names under which the keys are taken over. Where the source ignores case, that is the
-// spelling of key.acl.name, unless the journal or the target has the key in the listed spelling.
+// spelled returns the names under which the keys are taken over. If the source ignores case, that is the spelling of
+// key.acl.name, unless the journal or the target has the key in the listed spelling.
 func (s spelling) spelled(names []string, theirs []*claviger.Metadata, known func(string) bool) []string {
 	if !s.folds {
 		return names
@@ -70,8 +70,8 @@ func (s spelling) spelled(names []string, theirs []*claviger.Metadata, known fun
 	return keys
 }
 
-// clash finds a key here that differs from name in case only. Both would need the same alias, so EDEKs of one
-// would be taken for the other's.
+// clash finds a key here whose name differs from name in case only. Both would need the same alias, so EDEKs of one key
+// would be opened with the other.
 func (s spelling) clash(name string, here []string) string {
 	if !s.folds {
 		return ""
@@ -84,7 +84,7 @@ func (s spelling) clash(name string, here []string) string {
 	return ""
 }
 
-// check words the finding for a plan.
+// check returns the check for a plan, if the source folds case.
 func (s spelling) check(items []Item) (Check, bool) {
 	if !s.folds {
 		return Check{}, false
@@ -107,6 +107,6 @@ func (s spelling) check(items []Item) (Check, bool) {
 		c.Measured += fmt.Sprintf("; %d keys are taken over as key.acl.name spells them: %s%s", n,
 			strings.Join(changed[:min(n, most)], ", "), more)
 	}
-	c.Measured += "; each is found here by any spelling, for EDEKs have that of their zone"
+	c.Measured += "; each key is found here by any spelling, because EDEKs have the spelling of their zone"
 	return c, true
 }

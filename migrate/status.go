@@ -12,24 +12,24 @@ import (
 	"claviger/metastore"
 )
 
-// Standing is the state of a migration by the journal and the counters of uses. It needs no source.
-type Standing struct {
+// StatusReport is the state of a migration by the journal and the counters of uses. It needs no source.
+type StatusReport struct {
 	Format string    `json:"format"` // "claviger migrate status 1"
 	At     time.Time `json:"at"`
 	// Runs are all runs, oldest first.
-	Runs   []Run         `json:"runs"`
-	Counts Counts        `json:"counts"`
-	Keys   []KeyStanding `json:"keys"`
+	Runs   []Run       `json:"runs"`
+	Counts Counts      `json:"counts"`
+	Keys   []KeyStatus `json:"keys"`
 	// LastUse is the time at which any version of a source was last used; nil: never.
 	LastUse *time.Time `json:"lastUse,omitempty"`
-	// Conflicts are versions here whose name is another version's at the source.
+	// Conflicts are versions here whose name another version has at the source.
 	Conflicts []VersionConflict `json:"conflicts,omitempty"`
 	// Freed are the names that an administrator has freed.
 	Freed []Freed `json:"freed,omitempty"`
 }
 
-// KeyStanding is the state of one key.
-type KeyStanding struct {
+// KeyStatus is the state of one key.
+type KeyStatus struct {
 	Key      string           `json:"key"`
 	State    State            `json:"state"`
 	Run      string           `json:"run"`
@@ -37,12 +37,12 @@ type KeyStanding struct {
 	Why      string           `json:"why,omitempty"`
 }
 
-// VersionMapping is a version of the source, the version of the target that stands for it, and its use since.
+// VersionMapping is a version of the source, the version of the target that replaces it, and the uses of the former.
 type VersionMapping struct {
-	// Source is the full name; "" where the source does not show it and it was not used yet.
+	// Source is the full name; "" if the source does not show it and nobody used it yet.
 	Source string `json:"source,omitempty"`
-	// Target is the version that was made for it. It is "" where there is none: with versions "current", or for
-	// a version to which the source rolled later.
+	// Target is the version that was made for it. It is "" if none was made: with versions "current", or for a
+	// version to which the source rolled later.
 	Target  string     `json:"target,omitempty"`
 	LastUse *time.Time `json:"lastUse,omitempty"`
 	// Decrypted and Reencrypted count EDEKs that the source opened for us.
@@ -54,7 +54,7 @@ type VersionMapping struct {
 
 // Status reads the journal, the counters, and which keys are here. A running server records the first use of a
 // version before it answers, and later uses within about a second.
-func (e *Engine) Status(ctx context.Context) (*Standing, error) {
+func (e *Engine) Status(ctx context.Context) (*StatusReport, error) {
 	h, err := e.read(ctx, "")
 	if err != nil {
 		return nil, err
@@ -63,7 +63,7 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Standing{Format: "claviger migrate status 1", At: e.now(), Runs: []Run{}, Keys: []KeyStanding{}}
+	s := &StatusReport{Format: "claviger migrate status 1", At: e.now(), Runs: []Run{}, Keys: []KeyStatus{}}
 	s.Runs = append(append(s.Runs, h.runs...), h.others...)
 	slices.SortFunc(s.Runs, func(a, b Run) int { return strings.Compare(a.Name, b.Name) })
 	if err := e.interrupted(ctx, s.Runs); err != nil {
@@ -82,7 +82,7 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 			s.LastUse = ptr(u.Last)
 		}
 	}
-	return s, e.keyStandings(ctx, s, h, usesByKey(uses, h), freed)
+	return s, e.addKeys(ctx, s, h, usesByKey(uses, h), freed)
 }
 
 // usesByKey sorts the uses by their key, whatever spelling of its name they have.
@@ -104,8 +104,8 @@ func usesByKey(uses []metastore.Use, h *history) map[string][]metastore.Use {
 	return byKey
 }
 
-// keyStandings adds the state of each key to s.
-func (e *Engine) keyStandings(ctx context.Context, s *Standing, h *history, uses map[string][]metastore.Use,
+// addKeys adds the state of each key to s.
+func (e *Engine) addKeys(ctx context.Context, s *StatusReport, h *history, uses map[string][]metastore.Use,
 	freed map[string]Freed) error {
 	gone, err := e.absent(ctx, h)
 	if err != nil {
@@ -129,14 +129,14 @@ func (e *Engine) keyStandings(ctx context.Context, s *Standing, h *history, uses
 			it = lostHere(it, lost)
 		}
 		s.Counts.add(it)
-		s.Keys = append(s.Keys, KeyStanding{Key: key, State: it.State, Run: it.Run, Versions: mapping(it, uses[key]),
+		s.Keys = append(s.Keys, KeyStatus{Key: key, State: it.State, Run: it.Run, Versions: mapping(it, uses[key]),
 			Why: it.Why})
 	}
 	return nil
 }
 
 // freedHere marks a key that was deleted here and whose name was freed since its run began. The migration no
-// longer counts it as brought.
+// longer counts the key as done.
 func freedHere(it Item, freed map[string]Freed, runs []Run) Item {
 	f, ok := freed[it.Key]
 	if !ok || it.State != Deleted || slices.ContainsFunc(runs,
@@ -147,8 +147,8 @@ func freedHere(it Item, freed map[string]Freed, runs []Run) Item {
 	return it
 }
 
-// givenUp returns the versions that were made and that an operator has given up since, because the token does
-// not hold them.
+// givenUp returns the versions that were made and that an operator has given up since, because the token does not
+// have them.
 func (e *Engine) givenUp(ctx context.Context, h *history) (map[string]bool, error) {
 	target, ok := e.cfg.Target.(interface {
 		GivenUp(ctx context.Context, versions []string) ([]string, error)
@@ -168,7 +168,7 @@ func (e *Engine) givenUp(ctx context.Context, h *history) (map[string]bool, erro
 	return lost, err
 }
 
-// lostHere returns the item of a key of which versions were given up.
+// lostHere returns the item with the versions of the key that were given up.
 func lostHere(it Item, lost map[string]bool) Item {
 	var gone []string
 	for _, v := range it.TargetVersions {
@@ -182,13 +182,13 @@ func lostHere(it Item, lost map[string]bool) Item {
 	if len(gone) == len(it.TargetVersions) {
 		it.State = Lost
 	}
-	it.Why = fmt.Sprintf("given up here, since the token does not hold it: %s; what it encrypted opens nowhere, but "+
-		"for what the source can open", strings.Join(gone, ", "))
+	it.Why = fmt.Sprintf("given up here, because the token does not have it: %s; EDEKs of it open nowhere, "+
+		"except those that the source can open", strings.Join(gone, ", "))
 	return it
 }
 
-// absent returns the keys that the journal has as done and that the target does not have any more, also where
-// another key has the name now.
+// absent returns the keys that the journal has as done and that the target no longer has, even if another key has
+// the name now.
 func (e *Engine) absent(ctx context.Context, h *history) (map[string]bool, error) {
 	var done []string
 	for _, key := range h.order {
@@ -213,9 +213,8 @@ func (e *Engine) absent(ctx context.Context, h *history) (map[string]bool, error
 	return gone, nil
 }
 
-// another reports whether m, a key of the target or nil, has the name of the key in it but is another key, so
-// that the first was deleted. It has none of the first key's versions then, since a version's number is never
-// given twice.
+// another reports whether m, a key of the target or nil, is another key than the recorded key of that name, which
+// was deleted then. The other key has none of the recorded versions, because a number is never given twice.
 func (e *Engine) another(ctx context.Context, it Item, m *claviger.Metadata) (bool, error) {
 	if m == nil || len(it.TargetVersions) == 0 || fieldsOf(m).Created.Equal(it.Source.Created) {
 		return false, nil
@@ -229,8 +228,8 @@ func (e *Engine) another(ctx context.Context, it Item, m *claviger.Metadata) (bo
 	}), nil
 }
 
-// interrupted corrects the state of runs that the journal has as running while no process holds the lock: the
-// process was killed, and no later one has continued.
+// interrupted corrects the state of runs that the journal has as running while no process holds the lock. The
+// process of such a run was killed, and no later process has continued the run.
 func (e *Engine) interrupted(ctx context.Context, runs []Run) error {
 	if !slices.ContainsFunc(runs, func(r Run) bool { return r.State == Running }) {
 		return nil
@@ -247,8 +246,8 @@ func (e *Engine) interrupted(ctx context.Context, runs []Run) error {
 	return nil
 }
 
-// mapping pairs the source's versions with the target's, oldest first. A single version of the target stands
-// for the source's newest.
+// mapping pairs the source's versions with the target's, oldest first. A single version of the target is paired
+// with the source's newest.
 func mapping(it Item, uses []metastore.Use) []VersionMapping {
 	n := max(len(it.SourceVersions), it.Source.Versions, len(it.TargetVersions))
 	ms := make([]VersionMapping, n)
@@ -263,7 +262,7 @@ func mapping(it Item, uses []metastore.Use) []VersionMapping {
 	}
 	for _, u := range uses {
 		i := slices.IndexFunc(ms, func(m VersionMapping) bool { return m.Source == u.Version })
-		if i < 0 { // one whose place among the others we do not know
+		if i < 0 { // its place among the others is not known
 			ms = append(ms, VersionMapping{Source: u.Version})
 			i = len(ms) - 1
 		}
@@ -293,8 +292,8 @@ type Verification struct {
 	// Same and Different count keys.
 	Same      int `json:"same"`
 	Different int `json:"different"`
-	// OnlyTarget are keys that the source does not list. Keys that were made here are no difference; migrated
-	// keys are, and are among Keys too.
+	// OnlyTarget are keys that the source does not list. A key that was made here is no difference. A migrated
+	// key is a difference, and Keys has it too.
 	OnlyTarget []string `json:"onlyTarget,omitempty"`
 }
 
@@ -303,11 +302,11 @@ type KeyDiff struct {
 	Key         string       `json:"key"`
 	Same        bool         `json:"same"`
 	Differences []Difference `json:"differences,omitempty"`
-	// Remarks are facts that an auditor may ask about and that are no difference.
+	// Remarks are facts for an auditor that are no differences.
 	Remarks []string `json:"remarks,omitempty"`
 }
 
-// Empty reports whether nothing was compared, which proves no agreement.
+// Empty reports whether no key was compared. Then nothing is proved.
 func (v *Verification) Empty() bool { return len(v.Keys) == 0 }
 
 // Verify compares each key's name, cipher, length, description, attributes and creation time, and the source's
@@ -468,8 +467,8 @@ func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, f *targetFa
 	}
 }
 
-// verifyMade checks that the versions which the run made exist. A deliberate smaller number than the source's
-// is no difference.
+// verifyMade checks that the versions which the run made exist. If the run was to make fewer versions than the source
+// has, that is no difference.
 func (d *KeyDiff) verifyMade(it Item, have int) {
 	made := len(it.TargetVersions)
 	if made != it.Count {

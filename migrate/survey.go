@@ -13,9 +13,9 @@ import (
 	"claviger/provider"
 )
 
-// sourceVersions reads the names of a key's versions, which are only for the report. After a source that does
-// not show them (a KMS shows them only to users with the right GET, together with material) it does not try
-// again. It wipes material.
+// sourceVersions reads the names of a key's versions, which are only for the report. A KMS shows them only to users
+// with the right GET, together with material, which sourceVersions wipes. again is false if the source would not show
+// the versions of other keys either.
 func (e *Engine) sourceVersions(ctx context.Context, sv *survey, key string) (names []string, again bool, err error) {
 	vs, err := e.cfg.Source.Versions(ctx, key)
 	if err != nil {
@@ -230,7 +230,7 @@ func (e *Engine) judgeTakenOver(ctx context.Context, k *keyFacts, it Item) (Item
 func deletedHere(it Item) Item {
 	if it.State == Done {
 		it.State = Deleted
-		it.Why = "was migrated and has been deleted here since, so it is not brought back; undelete it here, or " +
+		it.Why = "was migrated and has been deleted here since, so it is not taken over again; undelete it here, or " +
 			"delete it at the source too: then the name is free"
 	}
 	return it
@@ -275,18 +275,19 @@ func (e *Engine) unsupported(m *claviger.Metadata) string {
 		return fmt.Sprintf("length %d: AES keys have 128, 192 or 256 bits; copy the zone's files into a new zone "+
 			"(distcp)", m.BitLength)
 	case m.Versions < 1:
-		return fmt.Sprintf("the source counts %d versions; a key has one at least: look at it there (hadoop key list "+
-			"-metadata)", m.Versions)
+		return fmt.Sprintf("the source counts %d versions, but a key has at least one: look at the key there (hadoop "+
+			"key list -metadata)", m.Versions)
 	case m.Versions > claviger.MaxVersion:
-		return fmt.Sprintf("the source counts %d versions, and none can have a higher number: copy the zone's files "+
-			"into a new zone (distcp)", m.Versions)
+		return fmt.Sprintf("the source counts %d versions, and no version can have a higher number: copy the zone's "+
+			"files into a new zone (distcp)", m.Versions)
 	}
 	return ""
 }
 
 // cureRename is the cure for two keys of one name.
-const cureRename = "rename the zone's key, or delete the one that nobody uses, before the next run"
+const cureRename = "rename the zone's key, or delete the key that nobody uses, before the next run"
 
+// conflict returns the item of a key whose metadata differ. what is the reason in words.
 func conflict(it Item, diffs []Difference, what, cure string) Item {
 	var parts []string
 	for _, d := range diffs {
@@ -304,7 +305,7 @@ type Difference struct {
 	Target string `json:"target"`
 }
 
-// compare returns the differences, without the number of versions, which grows by rolls at the target.
+// compare returns the differences. It leaves out the number of versions, which rolls at the target increase.
 func compare(source, target Fields) []Difference {
 	var d []Difference
 	add := func(field, s, t string) { d = append(d, Difference{field, s, t}) }

@@ -13,16 +13,16 @@ import (
 
 const (
 	tryAtOnce  = 8  // versions that are tried at the same time
-	tryFailing = 32 // versions that fail before the rest is not tried
+	tryFailing = 32 // after so many failures the other versions are not tried
 )
 
 // unusable encrypts a block with each version at the target, and returns the reason for each version that
-// fails. The metastore may count versions that the HSM does not hold, or does not show to this user. After
-// tryFailing failures it does not try the rest, and says so.
+// fails. The metastore may have versions that the HSM does not have, or does not show to this user. After
+// tryFailing failures it does not try the others; their reason says so.
 func (e *Engine) unusable(ctx context.Context, versions []string) (map[string]string, error) {
 	target, ok := e.cfg.Target.(provider.BlockEncrypter)
 	if !ok {
-		return nil, fmt.Errorf("the target %s cannot be asked to encrypt", e.cfg.Target.URI())
+		return nil, fmt.Errorf("the target %s cannot encrypt, so its versions cannot be tried", e.cfg.Target.URI())
 	}
 	why := make(map[string]string)
 	var mu sync.Mutex
@@ -34,10 +34,10 @@ func (e *Engine) unusable(ctx context.Context, versions []string) (map[string]st
 		}
 		g.Go(func() error {
 			mu.Lock()
-			enough := len(why) >= tryFailing
+			tooMany := len(why) >= tryFailing
 			mu.Unlock()
 			var reason string
-			if enough {
+			if tooMany {
 				reason = fmt.Sprintf("not tried, after %d others failed", tryFailing)
 			} else if err := target.EncryptBlocks(ctx, version, make([]byte, claviger.IVSize)); err != nil {
 				reason = claviger.Reason(err)
@@ -50,11 +50,11 @@ func (e *Engine) unusable(ctx context.Context, versions []string) (map[string]st
 			return nil
 		})
 	}
-	_ = g.Wait() // it never fails
+	_ = g.Wait() // the functions return no errors
 	return why, ctx.Err()
 }
 
-// tryKeys returns the target's versions of each key, and in why the versions with which the target does not
+// tryKeys returns the target's versions of each key, and in why the reasons of those with which the target cannot
 // encrypt.
 func (e *Engine) tryKeys(ctx context.Context, keys []string) (have map[string][]string, why map[string]string,
 	err error) {

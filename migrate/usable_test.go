@@ -120,7 +120,7 @@ func TestStatusOfGivenUp(t *testing.T) {
 		state migrate.State
 		why   string
 	}{{migrate.Done, ""}, {migrate.Lost,
-		"given up here, since the token does not hold it: lost@2, lost@3"}, {migrate.Done, "does not hold " +
+		"given up here, because the token does not have it: lost@2, lost@3"}, {migrate.Done, "does not have " +
 		"it: partly@2;"}} {
 		if k := s.Keys[i]; k.State != want.state || !strings.Contains(k.Why, want.why) || want.why == "" &&
 			k.Why != "" {

@@ -263,7 +263,7 @@ func TestAdoptedAfterABrokenRun(t *testing.T) {
 	})
 	with(migrate.Config{Adopted: []string{"mine"}}, func(_ *kms.Service, e *migrate.Engine) {
 		if _, err := e.Run(ctx); !claviger.Is(err, claviger.Invalid) ||
-			!strings.Contains(err.Error(), "not here by claviger hsm adopt") {
+			!strings.Contains(err.Error(), "claviger hsm adopt did not bring this key back") {
 			t.Errorf("of a key that a user made: %v", err)
 		}
 	})

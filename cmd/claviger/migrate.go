@@ -173,7 +173,7 @@ func newMigrateStatus() *cobra.Command {
 				return err
 			}
 			if slices.ContainsFunc(standing.Keys,
-				func(k migrate.KeyStanding) bool { return k.State == migrate.Elsewhere }) {
+				func(k migrate.KeyStatus) bool { return k.State == migrate.Elsewhere }) {
 				return &exitError{code: exitRefused}
 			}
 			return nil

@@ -28,7 +28,7 @@ func (l lines) table(header []string, rows [][]string, after func(i int) []strin
 	for _, row := range append([][]string{header}, rows...) {
 		fmt.Fprintln(t, strings.Join(row, "\t"))
 	}
-	_ = t.Flush() // a strings.Builder takes everything
+	_ = t.Flush() // a strings.Builder returns no errors
 	for i, s := range strings.Split(strings.TrimSuffix(buf.String(), "\n"), "\n") {
 		l.line("%s", strings.TrimRight(s, " "))
 		if i > 0 && after != nil {
@@ -39,7 +39,7 @@ func (l lines) table(header []string, rows [][]string, after func(i int) []strin
 	}
 }
 
-// nonEmpty returns a list of s, or no list where s is empty.
+// nonEmpty returns a list of s, or nil if s is empty.
 func nonEmpty(s string) []string {
 	if s == "" {
 		return nil
@@ -47,7 +47,7 @@ func nonEmpty(s string) []string {
 	return []string{s}
 }
 
-// shown returns a name for people, or none where the name is empty.
+// shown returns a name for people, or none if the name is empty.
 func shown(s, none string) string {
 	if s == "" {
 		return none
@@ -93,7 +93,7 @@ func Plan(w io.Writer, p *migrate.Plan) {
 	l.checks(p.Checks)
 	l.line("")
 	if !p.Read {
-		l.line("Not ready: the source's keys were not read, so which it has is not known.")
+		l.line("Not ready: the source's keys were not read, so it is not known which keys it has.")
 		return
 	}
 	l.keys(p.Keys)
@@ -111,7 +111,7 @@ func Plan(w io.Writer, p *migrate.Plan) {
 	switch {
 	case p.Ready():
 	case p.Complete:
-		l.line("What the cut-over needs is not proved by this plan: see the failures, and what was not tried.")
+		l.line("This plan does not prove that the cut-over will work: see the failures, and what was not tried.")
 	default:
 		l.line("Not ready: see the failures, what was not tried, and the keys that cannot be imported.")
 	}
@@ -139,20 +139,20 @@ func Result(w io.Writer, r *migrate.Result) {
 	}
 }
 
-// Status writes what the journal holds.
-func Status(w io.Writer, s *migrate.Standing) {
+// Status writes the state of a migration.
+func Status(w io.Writer, s *migrate.StatusReport) {
 	l := lines{w}
 	l.runs(s.Runs)
 	if len(s.Keys) > 0 {
 		l.line("")
-		l.standings(s.Keys)
+		l.keyStates(s.Keys)
 		l.line("")
 		l.line("%d keys: %s, %d under way, %d that could not be imported.", s.Counts.Total, done(&s.Counts),
 			s.Counts.Planned,
 			s.Counts.Blocked)
 	}
 	for _, c := range s.Conflicts {
-		l.line("%s is one key here and another one at %s: %s.", claviger.Printable(c.Version), c.Source, c.Why)
+		l.line("%s is one key here and another key at %s: %s.", claviger.Printable(c.Version), c.Source, c.Why)
 	}
 	for _, f := range s.Freed {
 		l.line("The name %s was freed at %s by %s on %s.", claviger.Printable(f.Key), f.At.UTC().Format(time.RFC3339),
@@ -182,8 +182,8 @@ func (l lines) runs(runs []migrate.Run) {
 	l.table([]string{"RUN", "STATE", "STARTED (UTC)", "ENDED", "RESUMED", "ON", "SOURCE"}, rows, nil)
 }
 
-// standings writes a row for each version of each key, and under the last row of a key why it is as it is.
-func (l lines) standings(keys []migrate.KeyStanding) {
+// keyStates writes a row for each version of each key, and the reason of its state under the key's last row.
+func (l lines) keyStates(keys []migrate.KeyStatus) {
 	var rows [][]string
 	var why []string
 	for _, k := range keys {
@@ -201,13 +201,13 @@ func (l lines) standings(keys []migrate.KeyStanding) {
 		if len(k.Versions) == 0 {
 			rows, why = append(rows, []string{name, state, "", "", "", "", ""}), append(why, "")
 		}
-		why[len(why)-1] = standingWhy(&k)
+		why[len(why)-1] = whyState(&k)
 	}
 	l.table([]string{"KEY", "STATE", "VERSION AT THE SOURCE", "VERSION HERE", "LAST USE OF THE SOURCE'S", "DECRYPTED",
 		"RE-ENCRYPTED"}, rows, func(i int) []string { return nonEmpty(why[i]) })
 }
 
-func standingWhy(k *migrate.KeyStanding) string {
+func whyState(k *migrate.KeyStatus) string {
 	var unserved int64
 	for _, m := range k.Versions {
 		unserved += m.Unserved
@@ -219,7 +219,7 @@ func standingWhy(k *migrate.KeyStanding) string {
 		k.Why, unserved), "; ")
 }
 
-// done says how many keys are done, and how many of them cannot be used.
+// done returns the number of keys that are done, and of those that cannot be used.
 func done(c *migrate.Counts) string {
 	text := fmt.Sprintf("%d done", c.Done)
 	if c.Deleted > 0 {
@@ -285,8 +285,8 @@ func Ending(w io.Writer, f *migrate.Ending) {
 	}
 	l.proof(f)
 	l.line("")
-	l.line("The re-encryption of zones does not reach these. What of them has a key version of the source cannot be " +
-		"read once the source has gone:")
+	l.line("The re-encryption of zones does not reach the following places. Data there under a key version of the " +
+		"source cannot be read once the source has gone:")
 	for _, s := range f.NotReached {
 		l.line("  - %s", s)
 	}
@@ -301,28 +301,29 @@ func Ending(w io.Writer, f *migrate.Ending) {
 		l.line("The migration is finished. The source can be stopped; keep its backup as long as backups of HDFS " +
 			"hold EDEKs of it.")
 	default:
-		l.line("Change what is to do, restart the nodes one after the other, then run this command again.")
+		l.line("Change the properties marked TO DO, restart the nodes one after the other, then run this command " +
+			"again.")
 	}
 }
 
-// proof writes what is known of the source's keys and their use.
+// proof writes which facts show that the source may go.
 func (l lines) proof(f *migrate.Ending) {
 	here := "every key is here and can be used"
 	if n := len(f.Deleted); n > 0 {
-		here = fmt.Sprintf("every key is here and can be used but for %d that were deleted here", n)
+		here = fmt.Sprintf("every key is here and can be used, except %d that were deleted here", n)
 	}
 	l.line("No version of the source was used since %s, %s, and you say that the EDEKs of all zones are re-encrypted.",
 		f.Since.Format(time.RFC3339), here)
 	if f.Compared != nil {
-		l.line("The source had no other keys when it was last asked, at %s. A roll there after that is not known here.",
+		l.line("The source had no other keys at the last comparison, at %s. A roll there after that is not known here.",
 			f.Compared.UTC().Format(time.RFC3339))
 	} else {
-		l.line("The source was not asked, since the run, whether it has other keys.")
+		l.line("Since the run, the keys here were not compared with those of the source.")
 	}
 	if len(f.Deleted) > 0 {
 		l.line("")
-		l.line("These keys were migrated and have been deleted here since. What they encrypted opens nowhere once " +
-			"the source has gone; if that is not meant: claviger key undelete.")
+		l.line("These keys were migrated and have been deleted here since. Files under these keys cannot be " +
+			"read once the source has gone. To keep them readable: claviger key undelete.")
 		for _, key := range f.Deleted {
 			l.line("  - %s", claviger.Printable(key))
 		}
@@ -343,7 +344,7 @@ func (l lines) properties(list []migrate.Property) {
 		}
 		rows = append(rows, []string{"  " + state, p.Name, p.Want, shown(p.Value, "not set")})
 	}
-	l.table([]string{"", "PROPERTY", "WANTED", "IS"}, rows, func(i int) []string {
+	l.table([]string{"", "PROPERTY", "REQUIRED", "CURRENT"}, rows, func(i int) []string {
 		if p := list[i]; !p.Done {
 			return nonEmpty(p.Where)
 		}
@@ -351,13 +352,13 @@ func (l lines) properties(list []migrate.Property) {
 	})
 }
 
-// leftovers lists what the procedure has left on this host.
+// leftovers lists the files that the procedure has left on this host.
 func (l lines) leftovers(list []migrate.Leftover) {
 	if len(list) == 0 {
 		return
 	}
 	l.line("")
-	l.line("On this host, of the procedure (look at the others too):")
+	l.line("Files of the procedure on this host (check the other hosts too):")
 	for _, o := range list {
 		state := "there"
 		if o.Shredded {
@@ -379,7 +380,7 @@ func anySecret(f *migrate.Ending) bool {
 	return slices.ContainsFunc(f.Leftovers, func(l migrate.Leftover) bool { return l.Secret && !l.Shredded })
 }
 
-// Freed writes which names were freed.
+// Freed writes the names that were freed.
 func Freed(w io.Writer, f *migrate.FreedNames) {
 	l := lines{w}
 	for _, k := range f.Freed {

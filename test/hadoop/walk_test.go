@@ -295,7 +295,7 @@ func goFrom(t *testing.T, source origin) {
 	// the old ORC files are such.
 	ended := Claviger(t, env, "migrate", "finish", "--conf", conf, "--edeks-done", "--unused-for", "0s")
 	for _, want := range []string{"ORC files with encrypted columns", "Ozone", "/.reserved/raw",
-		"The source had no other keys when it was last asked", "The migration is finished."} {
+		"The source had no other keys at the last comparison", "The migration is finished."} {
 		if !strings.Contains(ended, want) {
 			t.Errorf("finish does not say %q:\n%s", want, ended)
 		}
