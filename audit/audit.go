@@ -1,6 +1,5 @@
-// Package audit records who did what to which key: in the line format of
-// Hadoop's kms-audit.log, and as a chain of JSON records from which nothing can
-// be taken, and in which nothing can be changed, without Verify finding it.
+// Package audit records who did what to which key. It writes the line format of Hadoop's kms-audit.log, and a chain
+// of JSON records. If a record of the chain is removed or changed, Verify finds that.
 package audit
 
 import (
@@ -12,7 +11,7 @@ import (
 	"claviger/secret"
 )
 
-// Status is the outcome that a line starts with.
+// Status is the outcome of an operation. A line of Hadoop's log begins with it.
 type Status string
 
 // The outcomes.
@@ -21,13 +20,11 @@ const (
 	Unauthorized    Status = "UNAUTHORIZED"
 	Unauthenticated Status = "UNAUTHENTICATED"
 	Error           Status = "ERROR"
-	// Attempt is no outcome: the operation is about to be done, see Guard. Hadoop's
-	// log has no such line.
+	// Attempt is not an outcome: the operation is about to begin, see Guard. Hadoop's log has no such line.
 	Attempt Status = "ATTEMPT"
 )
 
-// Op is what was asked for, as Hadoop names it: a KMS operation, or (only with
-// status Unauthorized) a key-level right such as READ.
+// Op is Hadoop's name of a KMS operation or, only with status Unauthorized, of a key-level right such as READ.
 type Op string
 
 // The KMS operations.
@@ -48,61 +45,59 @@ const (
 	ReencryptEEKBatch Op = "REENCRYPT_EEK_BATCH"
 )
 
-// Operations on deleted keys, which Hadoop has none of.
+// Operations on deleted keys. Hadoop has no such operations.
 const (
 	UndeleteKey    Op = "UNDELETE_KEY"
 	PurgeKey       Op = "PURGE_KEY"
 	GetDeletedKeys Op = "GET_DELETED_KEYS"
 )
 
-// MigrateKey takes a key over from the source of a migration: at a user's request,
-// or by the server's own user at its start or on the command line.
+// MigrateKey copies a key from the source of a migration. A user's request causes it, or the server's own user at
+// start or on the command line.
 const MigrateKey Op = "MIGRATE_KEY"
 
-// Operations on delegation tokens, as requests name them. One that succeeds is in
-// records alone: Hadoop's lines have none.
+// Operations on delegation tokens, as requests name them. If such an operation succeeds, there is a record of the
+// chain, but no line in Hadoop's log.
 const (
 	GetDelegationToken    Op = "GETDELEGATIONTOKEN"
 	RenewDelegationToken  Op = "RENEWDELEGATIONTOKEN"
 	CancelDelegationToken Op = "CANCELDELEGATIONTOKEN"
 )
 
-// Event is one audited fact. Absent parts are zero.
+// Event is one audited operation. A part that does not apply is zero.
 type Event struct {
 	Time   time.Time // zero: now
 	Status Status
 	Op     Op
-	// KeyRight: Op is a key-level right, not a KMS operation. GENERATE_EEK and
-	// DECRYPT_EEK are both; a refused right is never aggregated and ends no
-	// aggregation, a refused operation does.
+	// KeyRight means that Op is a key-level right, not a KMS operation. (GENERATE_EEK and DECRYPT_EEK are names of
+	// both.) A refused right is never aggregated and ends no aggregation; a refused operation ends one.
 	KeyRight bool
 	Key      string
 	Caller   claviger.Caller
-	// Message is the operation's own remark ("reencrypted 3 keys for key k1"), or
-	// for Error and Unauthenticated the first line of what went wrong.
+	// Message is the operation's remark ("reencrypted 3 keys for key k1"). For Error and Unauthenticated, it is the
+	// first line of the error.
 	Message string
 	// Method and URL of the request; only Error and Unauthenticated print them.
 	Method, URL string
 
-	// What follows is not in Hadoop's lines.
+	// The fields below are not in Hadoop's lines.
 
-	// Version is the full name of the key version that was used, made or asked
-	// for.
+	// Version is the full name of the key version that was used, made or requested.
 	Version string
-	// From are the versions that EDEKs were re-encrypted from, without repetition.
+	// From has the versions that EDEKs were re-encrypted from, without repetition.
 	From []string
-	// EDEKs is how many EDEKs were made, opened or re-encrypted.
+	// EDEKs is the number of EDEKs that were made, opened or re-encrypted.
 	EDEKs int
-	// Token is the sequence number of the delegation token that was issued, renewed
-	// or cancelled. Of one that a request brought, Caller has it.
+	// Token is the sequence number of the delegation token that was issued, renewed or cancelled. If a token
+	// authenticated the request, its number is in Caller.
 	Token int32
-	// Provider is the URI of what did the work: the primary provider (the HSM), or
-	// the source that answered; of several, separated by blanks.
+	// Provider is the URI of the primary provider (the HSM) or the source that did the work. Several are separated
+	// by blanks.
 	Provider string
 }
 
-// masked is the event without credentials, in whichever text a client put one: in
-// a path, say, it is the name of a key.
+// masked returns the event without credentials. A client may put a credential into any text; in a path, for example,
+// it becomes the name of a key.
 func (e Event) masked() Event {
 	e.Op, e.Key, e.Version = Op(secret.Mask(string(e.Op))), secret.Mask(e.Key), secret.Mask(e.Version)
 	e.Message, e.Method, e.URL = secret.Mask(e.Message), secret.Mask(e.Method), secret.Mask(e.URL)
@@ -121,30 +116,27 @@ func (e Event) masked() Event {
 	return e
 }
 
-// Management are the operations that change keys, or what nodes know of them.
+// Management has the operations that change keys, or the keys in the caches of nodes.
 var Management = []Op{CreateKey, DeleteKey, RollNewVersion, InvalidateCache, UndeleteKey, PurgeKey, MigrateKey}
 
-// Operations are all of them.
-var Operations = []Op{CreateKey, DeleteKey, RollNewVersion, InvalidateCache, GetKeys, GetKeysMetadata,
-	GetMetadata, GetKeyVersions,
-	GetKeyVersion, GetCurrentKey, GenerateEEK, DecryptEEK, ReencryptEEK, ReencryptEEKBatch,
+// Operations has all operations on keys.
+var Operations = []Op{CreateKey, DeleteKey, RollNewVersion, InvalidateCache, GetKeys, GetKeysMetadata, GetMetadata,
+	GetKeyVersions, GetKeyVersion, GetCurrentKey, GenerateEEK, DecryptEEK, ReencryptEEK, ReencryptEEKBatch,
 	UndeleteKey, PurgeKey, GetDeletedKeys, MigrateKey}
 
-// Guard is a Logger that can be asked to record an operation before it is done.
+// Guard is a Logger that can record an operation before the operation is done.
 type Guard interface {
-	// Begin returns nil when the operation may be done: it need not be recorded
-	// first, or the record of its attempt is where a crash does not take it. Of
-	// e, the Status is set by Begin. An error is of kind Unavailable, and nothing
-	// has been done.
+	// Begin returns nil if the operation may be done: either it needs no record before, or the record of its attempt
+	// is stored so that it survives a crash. Begin sets the Status of e. An error is of kind Unavailable; then
+	// nothing was done.
 	Begin(ctx context.Context, e Event) error
 }
 
-// Logger takes events. Log never fails towards its caller: a sink that cannot
-// write says so through Err.
+// Logger takes events. Log returns no error; if the log cannot be written, Err returns the error.
 type Logger interface {
 	Log(ctx context.Context, e Event)
-	// Err is nil while the sink can write.
+	// Err is nil while the log can be written.
 	Err() error
-	// Close writes what is held back by aggregation, then releases the sink.
+	// Close writes the events that aggregation holds back, then closes the log.
 	Close() error
 }

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// BenchmarkDecrypt compares what a decrypt pays for its audit: Hadoop's line with
-// its aggregation, the same without, and a record of the chain.
+// BenchmarkDecrypt compares the cost of the audit of a decrypt: Hadoop's line with aggregation, Hadoop's line without
+// aggregation, and a record of the chain.
 func BenchmarkDecrypt(b *testing.B) {
 	for name, open := range map[string]func() Logger{
 		"hadoop-aggregated": func() Logger { return NewHadoop(benchFile(b), 1e10) },
@@ -31,8 +31,8 @@ func BenchmarkDecrypt(b *testing.B) {
 	}
 }
 
-// BenchmarkBegin is what an operation waits that must be audited: one sync of the
-// disk, shared with whoever else waits.
+// BenchmarkBegin measures how long an operation that must be audited waits: for one sync of the disk, which several
+// operations share.
 func BenchmarkBegin(b *testing.B) {
 	c := chainAt(b, filepath.Join(b.TempDir(), "audit.json"), nil)
 	b.SetParallelism(16)

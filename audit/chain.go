@@ -12,8 +12,8 @@ import (
 	"claviger/secret"
 )
 
-// Stream gets the lines of a chain in addition to the file: standard output, syslog. Its methods are called one at
-// a time.
+// Stream gets the lines of a chain in addition to the file: standard output, or syslog. Its methods are not called
+// concurrently.
 type Stream interface {
 	// Send takes a line with its newline. It does not wait for a peer. A line that it cannot send is lost for the
 	// stream, and Err returns the error.
@@ -29,7 +29,7 @@ type ChainConfig struct {
 	Node string // of this server; part of each record
 	// Key makes the hashes with HMAC; nil: anybody can make them.
 	Key     secret.Bytes
-	File    *File // nil: streams only
+	File    *File // nil: only streams
 	Streams []Stream
 	Heads   []Heads
 	// HeadEvery is the interval at which a new head is stored; 0 is 1 s.
@@ -45,7 +45,7 @@ const (
 	defaultMaxQueue  = 1 << 16
 
 	// gather is the time that run waits for more records for the same write. Records of Begin are written at once.
-	gather = 5 * time.Millisecond
+	batchDelay = 5 * time.Millisecond
 	// headTimeout is the time limit for storing a head.
 	headTimeout = 5 * time.Second
 )
@@ -62,21 +62,21 @@ type Chain struct {
 	mu      sync.Mutex
 	queue   [][]byte // bodies of records
 	waiting []chan error
-	lost    uint64 // not queued since the last record that told of it
+	lost    uint64 // events that were not queued since the last LostRecord
 	err     error
-	streams error // of Streams, beside a file
+	streams error // of Streams, if there is a file too
 	closed  bool
 
-	// Of the writing goroutine alone:
-	seal   sealer
-	seq    uint64
-	last   digest
-	noted  uint64    // seq of the head that all Heads have
-	synced uint64    // seq up to which the file is on the disk
-	headAt time.Time // when noting the head was last tried
-	unwell error     // why it failed
-	buf    []byte
-	begin  *Record // to be written before anything else
+	// Only the writing goroutine uses the fields below.
+	seal      sealer
+	seq       uint64
+	last      digest
+	headSeq   uint64    // seq of the head that all Heads have
+	synced    uint64    // seq up to which the file is on the disk
+	headTried time.Time // when a head was last stored, or storing it failed
+	headErr   error     // of the last try
+	buf       []byte
+	begin     *Record // the record to write before all others
 }
 
 var (
@@ -102,10 +102,11 @@ func OpenChain(ctx context.Context, cfg ChainConfig) (*Chain, error) {
 		wake: make(chan struct{}, 1), urgent: make(chan struct{}, 1), stop: make(chan struct{}),
 		done: make(chan struct{}),
 	}
-	if err := c.find(ctx); err != nil {
+	if err := c.findEnd(ctx); err != nil {
 		return nil, err
 	}
-	// With a full disk what must be recorded first is refused, and nothing else. Err says so.
+	// Start even if the disk is full. Then only operations that must be recorded are refused, and Err returns the
+	// error.
 	if err := c.flush(time.Now(), true); err != nil && !safe(err) && !full(err) {
 		return nil, err
 	}
@@ -113,8 +114,8 @@ func OpenChain(ctx context.Context, cfg ChainConfig) (*Chain, error) {
 	return c, nil
 }
 
-// find sets seq, last and begin.
-func (c *Chain) find(ctx context.Context) error {
+// findEnd sets seq, last and begin.
+func (c *Chain) findEnd(ctx context.Context) error {
 	var end tail
 	if c.cfg.File != nil {
 		var err error
@@ -123,12 +124,12 @@ func (c *Chain) find(ctx context.Context) error {
 		}
 	}
 	c.seq, c.last = end.seq, end.hash
-	c.begin = c.beginning("start")
+	c.begin = c.newBegin("start")
 	c.begin.Torn = end.torn
 	for _, h := range c.cfg.Heads {
 		head, ok, err := h.Load(ctx)
 		if err != nil {
-			return fmt.Errorf("the head of the audit log, noted in %s, cannot be read: %w; look at why before "+
+			return fmt.Errorf("the head of the audit log, stored in %s, cannot be read: %w; find out why before "+
 				"you remove it", h.Name(), err)
 		}
 		if !ok {
@@ -136,29 +137,29 @@ func (c *Chain) find(ctx context.Context) error {
 		}
 		sum, err := parseDigest(head.Hash)
 		if err != nil {
-			return fmt.Errorf("the head of the audit log, noted in %s, cannot be read: %w", h.Name(), err)
+			return fmt.Errorf("the head of the audit log, stored in %s, cannot be read: %w", h.Name(), err)
 		}
 		if head.Seq < c.seq || head.Seq == c.seq && sum == c.last {
 			continue
 		}
 		if c.cfg.File != nil {
 			c.begin.Missing = max(head.Seq-end.seq, 1)
-			c.cfg.Log.Error("records of the audit log are missing at its end, or were changed", "file",
-				c.cfg.File.Path(),
-				"last record", end.seq, "last record noted", head.Seq, "noted in", h.Name(), "at", head.Time)
+			c.cfg.Log.Error("records at the end of the audit log are missing, or were changed",
+				"file", c.cfg.File.Path(), "last record", end.seq, "last record by the head", head.Seq,
+				"head stored in", h.Name(), "at", head.Time)
 		}
 		c.seq, c.last = head.Seq, sum
 	}
 	return nil
 }
 
-// beginning is the record with which a process, or a file, begins.
-func (c *Chain) beginning(why string) *Record {
+// newBegin returns the record with which a process or a file begins.
+func (c *Chain) newBegin(reason string) *Record {
 	mac := "sha256"
 	if len(c.cfg.Key) > 0 {
 		mac = "hmac-sha256"
 	}
-	return &Record{Kind: BeginRecord, Format: recordFormat, MAC: mac, Reason: why}
+	return &Record{Kind: BeginRecord, Format: recordFormat, MAC: mac, Reason: reason}
 }
 
 // Log queues an event.
@@ -207,7 +208,7 @@ func (c *Chain) Begin(ctx context.Context, e Event) error {
 	case len(c.queue) >= c.cfg.MaxQueue:
 		c.lost++
 		c.mu.Unlock()
-		signal(c.urgent) // it may be possible again
+		signal(c.urgent) // let run try to write the queue
 		return refused(e, fmt.Errorf("%d records wait to be written", c.cfg.MaxQueue))
 	}
 	c.queue, c.waiting = append(c.queue, body), append(c.waiting, wait)
@@ -237,7 +238,7 @@ func (c *Chain) run() {
 		case <-c.stop:
 			ended = true
 		case <-c.wake:
-			pause := time.NewTimer(gather)
+			pause := time.NewTimer(batchDelay)
 			select {
 			case <-pause.C:
 			case <-c.urgent:
@@ -246,7 +247,7 @@ func (c *Chain) run() {
 			}
 			pause.Stop()
 		}
-		_ = c.flush(time.Now(), ended) // Err tells
+		_ = c.flush(time.Now(), ended) // Err returns the error
 		if ended {
 			return
 		}
@@ -257,20 +258,20 @@ func (c *Chain) run() {
 // the disk and the head is stored at the end.
 func (c *Chain) flush(now time.Time, sync bool) error {
 	c.mu.Lock()
-	queue, waiting, lost, before := c.queue, c.waiting, c.lost, c.err
+	queue, waiting, lost, earlier := c.queue, c.waiting, c.lost, c.err
 	c.queue, c.waiting, c.lost = nil, nil, 0
 	c.mu.Unlock()
 
 	err := c.write(now, queue, lost, sync || len(waiting) > 0)
-	if err == nil && (sync || now.Sub(c.headAt) >= c.cfg.HeadEvery) {
+	if err == nil && (sync || now.Sub(c.headTried) >= c.cfg.HeadEvery) {
 		err = c.storeHead(now)
 	}
-	if err == nil && c.unwell != nil {
-		err = &laterError{err: c.unwell}
+	if err == nil && c.headErr != nil {
+		err = &laterError{err: c.headErr}
 	}
-	var partly *laterError
+	var later *laterError
 	c.mu.Lock()
-	if err != nil && !errors.As(err, &partly) {
+	if err != nil && !errors.As(err, &later) {
 		room := max(c.cfg.MaxQueue-len(queue), 0)
 		if over := len(c.queue) - room; over > 0 {
 			c.queue, lost = c.queue[:room], lost+uint64(over)
@@ -281,11 +282,11 @@ func (c *Chain) flush(now time.Time, sync bool) error {
 		c.err = err
 	}
 	c.mu.Unlock()
-	if err != nil && (before == nil || before.Error() != err.Error()) {
+	if err != nil && (earlier == nil || earlier.Error() != err.Error()) {
 		c.cfg.Log.Error("the audit log cannot be written", "err", err)
 	}
 	for _, w := range waiting {
-		if partly != nil && !partly.unsafe {
+		if later != nil && !later.unsafe {
 			w <- nil
 		} else {
 			w <- err
@@ -315,10 +316,10 @@ func (c *Chain) write(now time.Time, queue [][]byte, lost uint64, sync bool) err
 	if f := c.cfg.File; f != nil {
 		turned, err := f.Turn(now)
 		if err != nil && !turned {
-			return err // it would be written into a file that nobody finds
+			return err // the open file was moved or removed, so the records would be in a file without a path
 		}
 		if later = err; turned && begin == nil {
-			begin = c.beginning("file")
+			begin = c.newBegin("file")
 			c.begin = begin // until it is written
 		}
 	}
@@ -356,7 +357,7 @@ func (c *Chain) write(now time.Time, queue [][]byte, lost uint64, sync bool) err
 	}
 	if c.cfg.File == nil {
 		if c.synced = c.seq; !taken {
-			return &laterError{errors.New("no stream takes the records"), true}
+			return &laterError{errors.New("no stream accepts the records"), true}
 		}
 		return nil
 	}
@@ -377,7 +378,7 @@ func written(later error) error {
 	return &laterError{err: later}
 }
 
-// send sends lines to the streams. taken is true if one stream took all of them.
+// send sends lines to the streams. taken is true if at least one stream took all lines.
 func (c *Chain) send(b []byte, ends []int) (taken bool) {
 	for _, s := range c.cfg.Streams {
 		at, all := 0, true
@@ -404,13 +405,13 @@ func (c *Chain) checkStreams() {
 	c.streams = err
 }
 
-// storeHead syncs the file and stores its end in Heads. It returns an error of the file; an error of Heads is kept
-// in unwell.
+// storeHead syncs the file and stores its end in Heads. It returns an error of the file. headErr keeps an error of
+// Heads.
 func (c *Chain) storeHead(now time.Time) error {
-	if c.noted == c.seq || c.seq == 0 {
+	if c.headSeq == c.seq || c.seq == 0 {
 		return nil
 	}
-	c.headAt = now
+	c.headTried = now
 	if c.cfg.File != nil && c.synced != c.seq {
 		if err := c.cfg.File.Sync(); err != nil {
 			return &laterError{err, true}
@@ -422,17 +423,17 @@ func (c *Chain) storeHead(now time.Time) error {
 	for _, h := range c.cfg.Heads {
 		ctx, cancel := context.WithTimeout(context.Background(), headTimeout)
 		if err := h.Save(ctx, head); err != nil {
-			errs = append(errs, fmt.Errorf("the head of the audit log cannot be noted in %s: %w", h.Name(), err))
+			errs = append(errs, fmt.Errorf("the head of the audit log cannot be stored in %s: %w", h.Name(), err))
 		}
 		cancel()
 	}
-	if c.unwell = errors.Join(errs...); c.unwell == nil {
-		c.noted = c.seq
+	if c.headErr = errors.Join(errs...); c.headErr == nil {
+		c.headSeq = c.seq
 	}
 	return nil
 }
 
-// Reopen opens the file anew, as after a rotation by logrotate.
+// Reopen opens the file again, for example after a rotation by logrotate.
 func (c *Chain) Reopen() error {
 	if c.cfg.File == nil {
 		return nil
@@ -442,14 +443,14 @@ func (c *Chain) Reopen() error {
 	return err
 }
 
-// StreamErr is nil while all streams take all lines.
+// StreamErr is nil while all streams accept all lines.
 func (c *Chain) StreamErr() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.streams
 }
 
-// Replaced counts records in whose place streams have sent a LargeRecord.
+// Replaced returns the number of records that streams have replaced by a LargeRecord.
 func (c *Chain) Replaced() (n uint64) {
 	for _, s := range c.cfg.Streams {
 		if s, ok := s.(interface{ Replaced() uint64 }); ok {
@@ -464,28 +465,34 @@ func (c *Chain) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.lost > 0 {
-		return errors.Join(c.err, fmt.Errorf("%d records of the audit log could not be written and were not kept",
+		return errors.Join(c.err, fmt.Errorf("%d records of the audit log could not be written, and are lost",
 			c.lost))
 	}
 	return c.err
 }
 
-// Stopped returns the error that prevents records. It is Err without the errors that Aside returns.
-func (c *Chain) Stopped() error { return c.part(false) }
-
-// Aside returns an error that does not affect the records: they are on the disk, but their head could not be
-// stored, or the file could not be rotated.
-func (c *Chain) Aside() error { return c.part(true) }
-
-func (c *Chain) part(aside bool) error {
-	c.mu.Lock()
-	lost := c.lost > 0
-	c.mu.Unlock()
-	err := c.Err()
-	if err == nil || (safe(err) && !lost) != aside {
-		return nil
+// Stopped returns the error that prevents records. It is Err without the errors that Degraded returns.
+func (c *Chain) Stopped() error {
+	if err := c.Err(); !c.recordsSafe(err) {
+		return err
 	}
-	return err
+	return nil
+}
+
+// Degraded returns an error that does not affect the records: they are on the disk, but their head could not be
+// stored, or the file could not be rotated.
+func (c *Chain) Degraded() error {
+	if err := c.Err(); c.recordsSafe(err) {
+		return err
+	}
+	return nil
+}
+
+// recordsSafe reports whether err, a result of Err, does not affect the records.
+func (c *Chain) recordsSafe(err error) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return safe(err) && c.lost == 0
 }
 
 // safe reports whether err does not affect the records, which are on the disk.

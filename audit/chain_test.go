@@ -19,7 +19,7 @@ import (
 	"claviger/secret"
 )
 
-// chainAt opens a chain in a file, with its head beside it.
+// chainAt opens a chain in a file, and stores its head in a file beside it.
 func chainAt(t testing.TB, path string, change func(*ChainConfig)) *Chain {
 	t.Helper()
 	f, err := OpenExclusiveFile(path, Rotation{})
@@ -63,8 +63,7 @@ func readLines(t testing.TB, path string) []string {
 	return slices.Collect(strings.Lines(string(b)))
 }
 
-// verified demands that Verify finds what is wanted, each text in a finding of its
-// own, and nothing else.
+// verified calls Verify. There must be one finding for each text of want, in this order, and no other finding.
 func verified(t testing.TB, cfg VerifyConfig, paths []string, want ...string) *Report {
 	t.Helper()
 	r, err := Verify(paths, cfg)
@@ -91,7 +90,7 @@ func headOf(t testing.TB, path string) []Head {
 	return []Head{h}
 }
 
-func TestRecordTellsAll(t *testing.T) {
+func TestRecordHasAllFields(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
 	c := chainAt(t, path, nil)
 	e := event("k")
@@ -111,9 +110,8 @@ func TestRecordTellsAll(t *testing.T) {
 	r.Prev, r.Hash = "", ""
 	want := Record{
 		Seq: 2, Time: "2026-11-23T14:03:30.123456Z", Node: "kms1", Kind: EventRecord, Status: OK, Op: DecryptEEK,
-		Key: "k", Version: "k@1",
-		From: []string{"k@0"}, EDEKs: 1, User: "alice@R", Short: "alice", RealUser: "hive/h@R", Token: 7,
-		Address: "10.1.2.3", Request: "r-1",
+		Key: "k", Version: "k@1", From: []string{"k@0"}, EDEKs: 1, User: "alice@R", Short: "alice",
+		RealUser: "hive/h@R", Token: 7, Address: "10.1.2.3", Request: "r-1",
 		Provider: "hsm://x", Message: "forged\n{\"seq\":1}\u2028 <b>\ufffd",
 	}
 	got, _ := json.Marshal(r)
@@ -126,8 +124,8 @@ func TestRecordTellsAll(t *testing.T) {
 	}
 }
 
-// TestRecordStaysOnItsLine: no character of a name ends the line for any reader of it, or
-// turns the rest of it around, and the error has the name unchanged.
+// TestRecordStaysOnItsLine: no character of a name ends the line or reverses the rest of the line for any reader, and
+// ParseRecord returns the name unchanged.
 func TestRecordStaysOnItsLine(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
 	c := chainAt(t, path, nil)
@@ -137,7 +135,7 @@ func TestRecordStaysOnItsLine(t *testing.T) {
 	lines := readLines(t, path)
 	text := strings.TrimSuffix(lines[len(lines)-1], "\n")
 	if i := strings.IndexFunc(text, claviger.Misleads); i >= 0 {
-		t.Errorf("%q is in the line as it is", text[i:i+3])
+		t.Errorf("%q is in the line without an escape", text[i:i+3])
 	}
 	r, err := ParseRecord([]byte(text))
 	if err != nil || r.Key != name || r.Version != name+"@1" {
@@ -146,8 +144,7 @@ func TestRecordStaysOnItsLine(t *testing.T) {
 	verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path})
 }
 
-// TestHashIsAsDocumented computes the hashes of a file by the words of
-// docs/audit.md.
+// TestHashIsAsDocumented computes the hashes of a file as docs/audit.md describes.
 func TestHashIsAsDocumented(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
 	c := chainAt(t, path, nil)
@@ -169,7 +166,7 @@ func TestHashIsAsDocumented(t *testing.T) {
 	}
 }
 
-// TestTampering changes a log in all the ways that one can, and has each found.
+// TestTampering: Verify finds each kind of change to a log.
 func TestTampering(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "audit.json")
@@ -180,7 +177,7 @@ func TestTampering(t *testing.T) {
 	closeChain(t, c)
 	whole := readLines(t, path) // 9 records
 	heads := headOf(t, path)
-	reseal := func(line string) string { // as somebody who knows the format would
+	reseal := func(line string) string { // as an attacker can who knows the format
 		var r Record
 		if err := json.Unmarshal([]byte(line), &r); err != nil {
 			t.Fatal(err)
@@ -194,12 +191,12 @@ func TestTampering(t *testing.T) {
 		change func(l []string) []string
 		want   []string
 	}{
-		"nothing": {func(l []string) []string { return l }, nil},
+		"no change": {func(l []string) []string { return l }, nil},
 		"one removed": {func(l []string) []string { return slices.Delete(l, 4, 5) },
-			[]string{":5: record 5 is missing before this one"}},
+			[]string{":5: record 5 is missing before this record"}},
 		"three removed": {func(l []string) []string { return slices.Delete(l, 2, 5) },
-			[]string{":3: records 3 to 5 are missing before this one"}},
-		"first removed": {func(l []string) []string { return l[1:] }, nil}, // as if it lay in an earlier file: a note
+			[]string{":3: records 3 to 5 are missing before this record"}},
+		"first removed": {func(l []string) []string { return l[1:] }, nil}, // it may be in an earlier file: only a note
 		"tail removed": {func(l []string) []string { return l[:6] }, []string{"records 7 to 9 are missing " +
 			"at the end"}},
 		"changed": {func(l []string) []string { l[3] = strings.Replace(l[3], "alice", "mallo", 1); return l },
@@ -209,23 +206,22 @@ func TestTampering(t *testing.T) {
 			return l
 		}, []string{":4: record 4 was changed"}},
 		"resealed": {func(l []string) []string { l[3] = reseal(l[3]); return l },
-			[]string{":5: record 5 does not follow the record before it"}},
+			[]string{":5: record 5 does not follow the previous record"}},
 		"last resealed": {func(l []string) []string { l[8] = reseal(l[8]); return l },
-			[]string{":9: record 9 is not the one that was noted"}},
+			[]string{":9: record 9 is not the record that the head of"}},
 		"swapped": {func(l []string) []string { l[3], l[4] = l[4], l[3]; return l },
-			[]string{"record 4 is missing", "record 4 stands behind record 5", "record 5 is missing"}},
+			[]string{"record 4 is missing", "record 4 comes after record 5", "record 5 is missing"}},
 		"repeated": {func(l []string) []string { return slices.Insert(l, 5, l[4]) },
-			[]string{":6: record 5 stands behind record 5"}},
+			[]string{":6: record 5 comes after record 5"}},
 		"foreign line": {func(l []string) []string { return slices.Insert(l, 5, "hello\n") },
 			[]string{":6: the line does not end with a hash"}},
 		"cut line": {func(l []string) []string { l[8] = l[8][:50]; return l },
 			[]string{":9: the line does not end with a hash", "record 9 is missing at the end"}},
 		"number changed": {func(l []string) []string {
-			l[8] = strings.Replace(l[8], `"seq":9`, `"seq":10`,
-				1)
+			l[8] = strings.Replace(l[8], `"seq":9`, `"seq":10`, 1)
 			return l
 		}, []string{"record 9 is missing", "record 10 was changed"}},
-		"all but empty": {func(l []string) []string { return nil },
+		"all removed": {func(l []string) []string { return nil },
 			[]string{"there is no record", "records 1 to 9 are missing"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -238,7 +234,7 @@ func TestTampering(t *testing.T) {
 		})
 	}
 	if _, err := Verify([]string{filepath.Join(dir, "none")}, VerifyConfig{}); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a file that is not there: %v", err)
+		t.Errorf("a missing file: %v", err)
 	}
 }
 
@@ -254,12 +250,11 @@ func TestKeyed(t *testing.T) {
 	verified(t, VerifyConfig{}, []string{keyed}, "made with a key")
 	verified(t, VerifyConfig{Key: key}, []string{plain}, "made without a key")
 	verified(t, VerifyConfig{Key: secret.Bytes("another key, another key, another")}, []string{keyed},
-		"the key is another")
+		"the key is wrong")
 }
 
-// TestChainGoesOn: over restarts, over a rotation by us, over one by logrotate
-// and over the removal of the file.
-func TestChainGoesOn(t *testing.T) {
+// TestChainContinues after a restart, a rotation by File, a rotation by logrotate, and the removal of the file.
+func TestChainContinues(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "audit.json")
 	c := chainAt(t, path, nil)
@@ -281,32 +276,32 @@ func TestChainGoesOn(t *testing.T) {
 	closeChain(t, c)
 	if lines := readLines(t, path); len(lines) != 2 || !strings.Contains(lines[0], `"kind":"begin"`) ||
 		!strings.Contains(lines[0], `"reason":"file"`) {
-		t.Errorf("the new file holds %q, want a beginning and an event", lines)
+		t.Errorf("the new file has %q, want a begin record and an event", lines)
 	}
 
 	c = chainAt(t, path, func(cfg *ChainConfig) { cfg.File.rotation = Rotation{Size: 1} })
 	c.cfg.File.mu.Lock()
-	c.cfg.File.looked = time.Time{} // a second has passed
+	c.cfg.File.checked = time.Time{} // a second has passed
 	c.cfg.File.mu.Unlock()
 	if err := c.Begin(t.Context(), Event{Op: DeleteKey}); err != nil {
 		t.Fatal(err)
 	}
 	closeChain(t, c)
-	aside, err := c.cfg.File.aside()
-	if err != nil || len(aside) != 1 {
-		t.Fatalf("put aside %v, %v", aside, err)
+	rotated, err := c.cfg.File.rotated()
+	if err != nil || len(rotated) != 1 {
+		t.Fatalf("rotated %v, %v", rotated, err)
 	}
-	report := verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path, path + "-1", aside[0]})
-	if !slices.Equal(report.Files, []string{path + "-1", aside[0], path}) || report.Records != 10 {
+	report := verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path, path + "-1", rotated[0]})
+	if !slices.Equal(report.Files, []string{path + "-1", rotated[0], path}) || report.Records != 10 {
 		t.Errorf("report %+v", report)
 	}
 	verified(t, VerifyConfig{}, []string{path + "-1", path}, "records 6 to 8 are missing")
-	if r := verified(t, VerifyConfig{}, []string{aside[0]}); len(r.Notes) != 1 ||
-		!strings.Contains(r.Notes[0].What, "goes on here from record 5") {
+	if r := verified(t, VerifyConfig{}, []string{rotated[0]}); len(r.Notes) != 1 ||
+		!strings.Contains(r.Notes[0].What, "continues here after record 5") {
 		t.Errorf("notes %v", r.Notes)
 	}
 
-	// A new file, with all before put aside: the chain goes on from there.
+	// Without the head and the current file, the chain continues after the rotated file.
 	if err := os.Remove(string(HeadFileOf(path))); err != nil {
 		t.Fatal(err)
 	}
@@ -315,11 +310,11 @@ func TestChainGoesOn(t *testing.T) {
 	}
 	c = chainAt(t, path, nil)
 	closeChain(t, c)
-	verified(t, VerifyConfig{}, []string{path, aside[0], path + "-1"})
+	verified(t, VerifyConfig{}, []string{path, rotated[0], path + "-1"})
 }
 
-// TestCutWhileDown: who cuts the log while the server is down is found at its
-// start, and stays found.
+// TestCutWhileDown: if the log is cut while the server is down, the start of the server records that, and Verify
+// reports it afterwards.
 func TestCutWhileDown(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
 	c := chainAt(t, path, nil)
@@ -332,8 +327,8 @@ func TestCutWhileDown(t *testing.T) {
 		left []string
 		want string
 	}{
-		"cut":     {whole[:2], "records 3 to 5 are missing before this one"},
-		"emptied": {nil, "the log ended 5 records before the end that had been noted"},
+		"cut":     {whole[:2], "records 3 to 5 are missing before this record"},
+		"emptied": {nil, "5 records at the end of the log were missing"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := filepath.Join(t.TempDir(), "audit.json")
@@ -356,16 +351,15 @@ func TestCutWhileDown(t *testing.T) {
 			}
 			r := verified(t, VerifyConfig{Heads: headOf(t, p)}, []string{p}, want...)
 			all := fmt.Sprint(slices.Concat(r.Findings, r.Notes))
-			if gone := fmt.Sprintf("the log ended %d records before the end", 5-len(test.left)); !strings.Contains(all,
-				gone) {
-				t.Errorf("%s, want %q", all, gone)
+			missing := fmt.Sprintf("%d records at the end of the log were missing", 5-len(test.left))
+			if !strings.Contains(all, missing) {
+				t.Errorf("%s, want %q", all, missing)
 			}
 		})
 	}
 }
 
-// TestTornByCrash: a line that a crash left unfinished is told of, and no
-// finding.
+// TestTornByCrash: a line that a crash left unfinished is a note, and not a finding.
 func TestTornByCrash(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
 	c := chainAt(t, path, nil)
@@ -384,7 +378,7 @@ func TestTornByCrash(t *testing.T) {
 	c = chainAt(t, path, nil)
 	closeChain(t, c)
 	r := verified(t, VerifyConfig{}, []string{path})
-	if len(r.Notes) != 1 || !strings.Contains(r.Notes[0].What, "17 bytes of a record that was not written to its end") {
+	if len(r.Notes) != 1 || !strings.Contains(r.Notes[0].What, "17 bytes of an unfinished record") {
 		t.Errorf("notes %v", r.Notes)
 	}
 }
@@ -405,13 +399,12 @@ func TestFileIsNotShared(t *testing.T) {
 	}
 	defer func() { _ = f.Close() }()
 	if _, err := OpenChain(t.Context(), ChainConfig{Node: "n", File: f}); err == nil ||
-		!strings.Contains(err.Error(), "put the file aside") {
+		!strings.Contains(err.Error(), "move the file away") {
 		t.Errorf("a file of another kind: %v", err)
 	}
 }
 
-// TestManyWriters: whatever comes at once is one chain, and each writer's events
-// stand in its order.
+// TestManyWriters: concurrent events make one chain, and the events of each writer keep their order.
 func TestManyWriters(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
 	c := chainAt(t, path, nil)
@@ -444,13 +437,13 @@ func TestManyWriters(t *testing.T) {
 			t.Fatal(err)
 		}
 		if count[r.Key]++; count[r.Key] != r.EDEKs {
-			t.Fatalf("event %d of %s stands in place %d", r.EDEKs, r.Key, count[r.Key])
+			t.Fatalf("event %d of %s is in place %d", r.EDEKs, r.Key, count[r.Key])
 		}
 	}
 }
 
-// TestCompressed: files that rotation has compressed are read as they are. What is removed
-// from one is found, one that is cut is an error, and what is not read has its cure.
+// TestCompressed: Verify reads files that gzip has compressed, and finds records that were removed from one. A file
+// that was cut is an error. For other formats, the error has the command that unpacks the file.
 func TestCompressed(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "audit.json")
@@ -492,7 +485,7 @@ func TestCompressed(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
 		"cut":   {string(whole[:len(whole)/2]), "cut or damaged"},
 		"head":  {string(whole[:5]), "cut or damaged"},
-		"x.zst": {"\x28\xb5\x2f\xfd and so on", "compressed with zstd, which is not read here: unpack it (zstd -d "},
+		"x.zst": {"\x28\xb5\x2f\xfd and so on", "compressed with zstd, which cannot be read here: unpack it (zstd -d "},
 		"x.xz":  {"\xfd7zXZ\x00 and so on", "xz -dk "},
 	} {
 		file := write(name, c.text)

@@ -14,9 +14,8 @@ import (
 	"claviger/durable/durabletest"
 )
 
-// TestAttemptIsOnTheDisk fails and cuts off each step of Begin: where it says that
-// an operation may be done, the record of the attempt is there after the power is
-// back, and the chain verifies against its head at every moment.
+// TestAttemptIsOnTheDisk fails each step of Begin, and cuts the power at each step. If Begin returned nil, the record
+// of the attempt exists after the power is back. The chain matches its head at each moment.
 func TestAttemptIsOnTheDisk(t *testing.T) {
 	for _, c := range []struct {
 		name     string
@@ -25,13 +24,14 @@ func TestAttemptIsOnTheDisk(t *testing.T) {
 		heads    bool
 		spare    int
 	}{
-		// The record of the start is on the disk before the attempt comes.
+		// spare is the number of syncs that may be left out without being noticed.
+		// Here: the sync of the start's record, before the attempt.
 		{name: "new file", spare: 1},
-		// Besides, the name of a file that was there is synced again at each start.
+		// In addition, the start syncs the name of an existing file again.
 		{name: "file", setup: true, spare: 2},
-		// Besides, the new file's name is synced where the old one was put aside, and the old file was complete.
+		// In addition, the rotation syncs the names of both files, and the old file was complete.
 		{name: "rotation", setup: true, rotation: Rotation{Size: 1}, spare: 4},
-		// The head is beside the log, and syncs the folder as well.
+		// The head is beside the log, and storing it syncs the folder too.
 		{name: "head", setup: true, heads: true, spare: 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -42,7 +42,7 @@ func TestAttemptIsOnTheDisk(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				f.looked = time.Time{} // a second has passed
+				f.checked = time.Time{} // a second has passed
 				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 				defer cancel()
 				cfg := ChainConfig{Node: "kms1", File: f, HeadEvery: time.Hour}
@@ -80,11 +80,11 @@ func TestAttemptIsOnTheDisk(t *testing.T) {
 	}
 }
 
-// lookForAttempt verifies the chain in a folder, and says of which keys it tells.
+// lookForAttempt verifies the chain in a folder, and returns the key of the last attempt.
 func lookForAttempt(dir string) (string, error) {
 	path := filepath.Join(dir, "audit.json")
 	f := &File{path: path}
-	paths, err := f.aside()
+	paths, err := f.rotated()
 	if err != nil {
 		return "", err
 	}
@@ -101,7 +101,7 @@ func lookForAttempt(dir string) (string, error) {
 	}
 	if len(paths) == 0 {
 		if ok {
-			return "", fmt.Errorf("there is a head, %+v, and no log", head)
+			return "", fmt.Errorf("there is a head, %+v, but no log", head)
 		}
 		return "no attempt", nil
 	}
@@ -130,7 +130,7 @@ func lookForAttempt(dir string) (string, error) {
 	return "no attempt", nil
 }
 
-// TestHeadLasts does the same with the head's file.
+// TestHeadLasts does the same with the file of the head.
 func TestHeadLasts(t *testing.T) {
 	save := func(seq uint64) func(string) error {
 		return func(dir string) error {

@@ -19,15 +19,14 @@ import (
 	"claviger"
 )
 
-// fullDisk limits the size that a file of this process may grow to, which is how
-// a disk that becomes full looks to a write.
+// fullDisk limits the size of files for this process. A write beyond the limit fails as on a full disk.
 func fullDisk(t *testing.T, size uint64) (free func()) {
 	t.Helper()
 	var before syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
 		t.Fatal(err)
 	}
-	// SIGXFSZ is ignored by Go's runtime: the write fails with EFBIG.
+	// Go's runtime ignores SIGXFSZ, so the write fails with EFBIG.
 	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: size, Max: before.Max}); err != nil {
 		t.Fatal(err)
 	}
@@ -40,8 +39,8 @@ func fullDisk(t *testing.T, size uint64) (free func()) {
 	return free
 }
 
-// TestDiskFull: what must be audited is refused while the disk is full, nothing
-// that was queued is lost or written twice, and all goes on when there is room.
+// TestDiskFull: while the disk is full, operations that must be audited are refused. When there is room again, they
+// work, and each queued record is written exactly once.
 func TestDiskFull(t *testing.T) {
 	dir := t.TempDir()
 	path, lines := filepath.Join(dir, "audit.json"), filepath.Join(dir, "kms-audit.log")
@@ -108,7 +107,7 @@ func TestQueueIsBounded(t *testing.T) {
 	for range 100 {
 		c.Log(t.Context(), event("k"))
 	}
-	if err := c.Err(); err == nil || !strings.Contains(err.Error(), "were not kept") {
+	if err := c.Err(); err == nil || !strings.Contains(err.Error(), "and are lost") {
 		t.Errorf("Err %v", err)
 	}
 	if err := c.Begin(t.Context(), Event{Op: CreateKey}); !claviger.Is(err, claviger.Unavailable) {
@@ -117,13 +116,12 @@ func TestQueueIsBounded(t *testing.T) {
 	free()
 	closeChain(t, c)
 	r := verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path})
-	if r.Records != 1+10+1 || len(r.Notes) != 1 || !strings.Contains(r.Notes[0].What, "92 events were not recorded") {
+	if r.Records != 1+10+1 || len(r.Notes) != 1 || !strings.Contains(r.Notes[0].What, "92 events before this record") {
 		t.Errorf("report %+v", r)
 	}
 }
 
-// TestFileRemoved: a log that somebody removes is begun anew, and what is gone
-// is missed.
+// TestFileRemoved: if the log is removed, a new file begins, and Verify reports that earlier records are not there.
 func TestFileRemoved(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
 	c := chainAt(t, path, nil)
@@ -134,17 +132,17 @@ func TestFileRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.cfg.File.mu.Lock()
-	c.cfg.File.looked = time.Time{} // a second has passed
+	c.cfg.File.checked = time.Time{} // a second has passed
 	c.cfg.File.mu.Unlock()
 	if err := c.Begin(t.Context(), Event{Op: CreateKey}); err != nil {
 		t.Fatal(err)
 	}
 	closeChain(t, c)
 	if n := len(readLines(t, path)); n != 2 {
-		t.Errorf("%d lines, want a beginning and an attempt", n)
+		t.Errorf("%d lines, want a begin record and an attempt", n)
 	}
 	if r := verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path}); len(r.Notes) != 1 ||
-		!strings.Contains(r.Notes[0].What, "goes on here from record 2") {
+		!strings.Contains(r.Notes[0].What, "continues here after record 2") {
 		t.Errorf("notes %v", r.Notes)
 	}
 }
@@ -166,7 +164,7 @@ func TestKeep(t *testing.T) {
 			t.Fatalf("turned %t, %v", turned, err)
 		}
 	}
-	names, err := f.aside()
+	names, err := f.rotated()
 	if err != nil || len(names) != 2 || readLines(t, names[0])[0] != "line 3\n" ||
 		readLines(t, names[1])[0] != "line 4\n" {
 		t.Errorf("kept %v, %v", names, err)
@@ -184,8 +182,8 @@ func TestKeep(t *testing.T) {
 	}
 }
 
-// TestSyslog: messages arrive framed, one goes on when the server comes back, and
-// a Chain tells of one that is away without refusing anything.
+// TestSyslog: each message arrives with its length, and sending continues when the server is up again. While the
+// server is down, StreamErr returns an error, but no operation is refused.
 func TestSyslog(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -211,12 +209,12 @@ func TestSyslog(t *testing.T) {
 	}
 	_ = conn.Close()
 	_ = l.Close()
-	waitFor(t, func() bool { // the first write after the end may still seem to work
+	waitFor(t, func() bool { // the first write after the peer has closed may succeed
 		c.Log(context.Background(), event("k"))
 		return c.StreamErr() != nil
 	})
 	if err := c.Begin(t.Context(), Event{Op: CreateKey}); err != nil || c.Err() != nil {
-		t.Errorf("with the file well and syslog away: %v", err)
+		t.Errorf("while syslog is down: %v", err)
 	}
 	if l, err = net.Listen("tcp", addr); err != nil {
 		t.Fatal(err)
@@ -235,38 +233,38 @@ func TestSyslog(t *testing.T) {
 	verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path})
 }
 
-// lostHead is a place that takes no head.
-type lostHead struct{}
+// failingHeads is a place that stores no head.
+type failingHeads struct{}
 
-func (lostHead) Name() string                                         { return "a place" }
-func (lostHead) Load(context.Context) (head Head, ok bool, err error) { return Head{}, false, nil }
-func (lostHead) Save(context.Context, Head) error                     { return errors.New("it is away") }
+func (failingHeads) Name() string                                         { return "a place" }
+func (failingHeads) Load(context.Context) (head Head, ok bool, err error) { return Head{}, false, nil }
+func (failingHeads) Save(context.Context, Head) error                     { return errors.New("it is down") }
 
-// TestHeadIsNotNoted: records that are on the disk are recorded, wherever their end could
-// not be noted.
-func TestHeadIsNotNoted(t *testing.T) {
+// TestHeadIsNotStored: if a head cannot be stored, records are still written, and no operation is refused.
+func TestHeadIsNotStored(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
 	c := chainAt(t, path, func(cfg *ChainConfig) {
-		cfg.Heads, cfg.HeadEvery, cfg.Log = append(cfg.Heads,
-			lostHead{}), time.Millisecond, slog.New(slog.DiscardHandler)
+		cfg.Heads, cfg.HeadEvery = append(cfg.Heads, failingHeads{}), time.Millisecond
+		cfg.Log = slog.New(slog.DiscardHandler)
 	})
 	tee := &Tee{Loggers: []Logger{c}, Must: Management}
 	if err := tee.Begin(t.Context(), Event{Op: CreateKey}); err != nil {
 		t.Error(err)
 	}
-	waitFor(t, func() bool { return c.Aside() != nil })
-	if err := c.Aside(); !strings.Contains(err.Error(), "cannot be noted in a place: it is away") || c.Err() == nil {
+	waitFor(t, func() bool { return c.Degraded() != nil })
+	if err := c.Degraded(); !strings.Contains(err.Error(), "cannot be stored in a place: it is down") ||
+		c.Err() == nil {
 		t.Errorf("%v, %v", err, c.Err())
 	}
 	if err := tee.Stopped(); err != nil {
-		t.Errorf("nothing is stopped: %v", err)
+		t.Errorf("Stopped: %v", err)
 	}
-	_ = c.Close() // tells the same
+	_ = c.Close() // returns the same error
 	verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path})
 }
 
-// TestStartOnAFullDisk: what need not be recorded first is done, the rest refused, and all
-// is recorded when there is room.
+// TestStartOnAFullDisk: the server starts on a full disk, and only operations that must be recorded first are refused.
+// When there is room, all records are written.
 func TestStartOnAFullDisk(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
 	closeChain(t, chainAt(t, path, nil))
@@ -277,7 +275,7 @@ func TestStartOnAFullDisk(t *testing.T) {
 	}
 	c.Log(t.Context(), event("k"))
 	waitFor(t, func() bool { return c.Stopped() != nil })
-	if err := c.Aside(); err != nil {
+	if err := c.Degraded(); err != nil {
 		t.Errorf("%v", err)
 	}
 	free()
@@ -311,16 +309,16 @@ func frame(t *testing.T, conn net.Conn, in *bufio.Reader) string {
 	return string(b)
 }
 
-func waitFor(t *testing.T, what func() bool) {
+func waitFor(t *testing.T, condition func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !what(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); !condition(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("it does not come")
+			t.Fatal("the condition is false after 20 s")
 		}
 	}
 }
 
-// datagramServers are sockets that take datagrams, by the URIs of their streams.
+// datagramServers returns sockets that receive datagrams, by the URIs of their streams.
 func datagramServers(t *testing.T) map[string]net.PacketConn {
 	t.Helper()
 	sock := filepath.Join(t.TempDir(), "log")

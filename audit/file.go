@@ -18,43 +18,41 @@ import (
 // Rotation says when a log file is renamed and a new file is started. The zero value means never; logrotate may
 // rotate the file, and then SIGHUP calls Reopen.
 type Rotation struct {
-	Size  int64         // bytes from which on a file is put aside; 0: any
-	Every time.Duration // its age then; 0: any
-	Keep  int           // how many files put aside are kept; 0: all
+	Size  int64         // rotate a file of at least so many bytes; 0: no limit
+	Every time.Duration // rotate a file of at least this age; 0: no limit
+	Keep  int           // how many rotated files are kept; 0: all
 }
 
-// rotatedLayout is the end of the name of a file that was put aside: the time
-// (UTC) at which it was, so that names don't change any more and sort by time.
+// rotatedLayout is the end of a rotated file's name: the time (UTC) of the rotation. So a name never changes again,
+// and names sort by time.
 const rotatedLayout = "20060102T150405.000Z"
 
 // checkEvery is the interval at which a File checks whether its path still names the open file.
 const checkEvery = time.Second
 
-// File is a log file that is only ever appended to. It may be moved away or
-// removed while it is open; Turn and Reopen then begin a new one.
+// File is a log file to which lines are only appended. It may be moved or removed while it is open; then Turn or
+// Reopen begins a new file.
 type File struct {
 	path      string
 	rotation  Rotation
 	exclusive bool
 
-	mu     sync.Mutex
-	f      durable.File
-	begun  time.Time
-	looked time.Time
-	moved  bool // Reopen was called since the last Turn
-	torn   bool // the last write left a piece of a line
+	mu      sync.Mutex
+	f       durable.File
+	started time.Time // the age for Rotation.Every begins here
+	checked time.Time // when Turn last compared the path with the open file
+	moved   bool      // Reopen was called since the last Turn
+	torn    bool      // the last write left a part of a line
 }
 
 var _ io.WriteCloser = (*File)(nil)
 
-// OpenFile opens a log file for appending, and makes it (readable to owner and
-// group) where there is none.
+// OpenFile opens a log file for appending. If the file does not exist, it is made, readable for owner and group.
 func OpenFile(path string, r Rotation) (*File, error) {
 	return openFile(&File{path: path, rotation: r})
 }
 
-// OpenExclusiveFile is OpenFile for a file that no other process may append to
-// at the same time; where one does, it fails.
+// OpenExclusiveFile is OpenFile, but fails if another process has opened the file with it.
 func OpenExclusiveFile(path string, r Rotation) (*File, error) {
 	return openFile(&File{path: path, rotation: r, exclusive: true})
 }
@@ -68,12 +66,12 @@ func openFile(l *File) (*File, error) {
 	return l, nil
 }
 
-// use begins to write into f. A file that was there is as old as its last
-// change, so that a restart does not make it young.
+// use makes f the file to write to. The age of an existing file counts from its last change, so a restart does not
+// reset it to 0.
 func (l *File) use(f durable.File) {
-	l.f, l.torn, l.begun, l.looked = f, false, time.Now(), time.Now()
+	l.f, l.torn, l.started, l.checked = f, false, time.Now(), time.Now()
 	if st, err := f.Stat(); err == nil && st.Size() > 0 {
-		l.begun = st.ModTime()
+		l.started = st.ModTime()
 	}
 }
 
@@ -86,18 +84,18 @@ func (l *File) open() (durable.File, error) {
 	if l.exclusive {
 		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 			_ = f.Close()
-			return nil, fmt.Errorf("the audit log %s is being written by another process (%w); give each server a "+
-				"file of its own", l.path, err)
+			return nil, fmt.Errorf("another process writes to the audit log %s (%w); give each server its own file",
+				l.path, err)
 		}
 	}
 	return f, nil
 }
 
-// Path is where the file lies.
+// Path is the path of the file.
 func (l *File) Path() string { return l.path }
 
-// Write appends lines. Where it fails half way (a full disk) the half is taken
-// back, or if that can't be done the next write begins on a line of its own.
+// Write appends lines. If only a part was written (for example on a full disk), Write removes that part; if it cannot
+// be removed, the next Write begins a new line.
 func (l *File) Write(lines []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -118,7 +116,7 @@ func (l *File) Write(lines []byte) (int, error) {
 	return n, err
 }
 
-// Sync waits until what was written is on the disk.
+// Sync waits until all written lines are on the disk.
 func (l *File) Sync() error {
 	l.mu.Lock()
 	f := l.f
@@ -126,50 +124,48 @@ func (l *File) Sync() error {
 	return f.Sync()
 }
 
-// Turn begins a new file where the rotation says so, or where the path does not
-// lead to the open one any more; turned tells that what is written next goes
-// into another file than what was written before. Where it has not turned and
-// failed, the open file is one that nobody finds by the path. It is to be called
-// before each Write, and costs nothing most of the time.
+// Turn begins a new file if the rotation demands it, or if the path no longer names the open file. turned is true if
+// the next Write goes to another file than the last Write. If turned is false and err is not nil, the path may not
+// name the open file. Call Turn before each Write; most calls do nothing.
 func (l *File) Turn(now time.Time) (turned bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	turned, l.moved = l.moved, false
-	if now.Sub(l.looked) < checkEvery {
+	if now.Sub(l.checked) < checkEvery {
 		return turned, nil
 	}
-	l.looked = now
+	l.checked = now
 	open, err := l.f.Stat()
 	if err != nil {
 		return turned, err
 	}
-	if there, err := os.Stat(l.path); errors.Is(err, os.ErrNotExist) || err == nil && !os.SameFile(open, there) {
+	if named, err := os.Stat(l.path); errors.Is(err, os.ErrNotExist) || err == nil && !os.SameFile(open, named) {
 		if err := l.reopen(); err != nil {
-			l.looked = time.Time{} // look again before the next line
+			l.checked = time.Time{} // check again before the next line
 			return false, err
 		}
 		return true, nil
 	}
 	r := l.rotation
-	if open.Size() == 0 || (r.Size == 0 || open.Size() < r.Size) && (r.Every == 0 || now.Sub(l.begun) < r.Every) {
+	if open.Size() == 0 || (r.Size == 0 || open.Size() < r.Size) && (r.Every == 0 || now.Sub(l.started) < r.Every) {
 		return turned, nil
 	}
-	aside := l.path + "." + now.UTC().Format(rotatedLayout)
-	if _, err := os.Lstat(aside); err == nil {
-		return turned, nil // twice within a millisecond: the next time
+	rotated := l.path + "." + now.UTC().Format(rotatedLayout)
+	if _, err := os.Lstat(rotated); err == nil {
+		return turned, nil // there was a rotation in this millisecond: rotate at a later call
 	}
-	if err := durable.Rename(l.path, aside); err != nil {
-		return turned, fmt.Errorf("the audit log cannot be put aside: %w", err)
+	if err := durable.Rename(l.path, rotated); err != nil {
+		return turned, fmt.Errorf("the audit log cannot be rotated: %w", err)
 	}
 	if err := l.reopen(); err != nil {
-		l.looked = time.Time{}
+		l.checked = time.Time{}
 		return false, err
 	}
 	return true, l.prune()
 }
 
-// Reopen opens the path anew, as after a rotation by somebody else. If it can't,
-// writing goes on where it was.
+// Reopen opens the path again, for example after a rotation by logrotate. If that fails, File still writes to the old
+// file.
 func (l *File) Reopen() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -183,7 +179,7 @@ func (l *File) Reopen() error {
 func (l *File) reopen() error {
 	if st, err := os.Stat(l.path); err == nil {
 		if open, err := l.f.Stat(); err == nil && os.SameFile(st, open) {
-			return nil // it was not moved, and its lock is ours
+			return nil // it was not moved; opening it again would fail on our own lock
 		}
 	}
 	f, err := l.open()
@@ -195,12 +191,12 @@ func (l *File) reopen() error {
 	return errors.Join(old.Sync(), old.Close())
 }
 
-// prune removes the oldest of the files that were put aside.
+// prune removes the oldest rotated files, except the last Rotation.Keep.
 func (l *File) prune() error {
 	if l.rotation.Keep <= 0 {
 		return nil
 	}
-	names, err := l.aside()
+	names, err := l.rotated()
 	if err != nil {
 		return err
 	}
@@ -213,8 +209,8 @@ func (l *File) prune() error {
 	return nil
 }
 
-// aside are the files that Turn has put aside, the oldest first.
-func (l *File) aside() ([]string, error) {
+// rotated returns the files that Turn has rotated, the oldest first.
+func (l *File) rotated() ([]string, error) {
 	entries, err := os.ReadDir(filepath.Dir(l.path))
 	if err != nil {
 		return nil, err

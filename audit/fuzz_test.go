@@ -6,8 +6,7 @@ import (
 	"testing"
 )
 
-// FuzzVerify reads anything as a log. Whatever Verify finds nothing wrong in must
-// be a chain that can be gone on from.
+// FuzzVerify verifies any text as a log. If Verify has no finding, the chain can be continued.
 func FuzzVerify(f *testing.F) {
 	seeds, err := filepath.Glob("testdata/fuzz/FuzzVerify/*")
 	if err != nil || len(seeds) == 0 {

@@ -17,14 +17,14 @@ import (
 // timeLayout is log4j's %d{ISO8601}, in local time.
 const timeLayout = "2006-01-02 15:04:05,000"
 
-// maxOwed is how many lines are kept for better times while none can be written.
-const maxOwed = 1 << 12
+// maxPending is the maximum number of lines that are kept while no line can be written.
+const maxPending = 1 << 12
 
-// maxHeld is how many aggregated entries are held. A caller can make up key
-// names, so there must be an end; what comes above it is written at once.
+// maxHeld is the maximum number of aggregated entries. A limit is needed because a caller can invent names of keys.
+// Above the limit, each event is a line.
 const maxHeld = 1 << 14
 
-// aggregated are the operations that Hadoop does not write line by line.
+// aggregated has the operations that Hadoop aggregates.
 var aggregated = map[Op]bool{GetKeyVersion: true, GetCurrentKey: true, DecryptEEK: true, GenerateEEK: true,
 	ReencryptEEK: true}
 
@@ -32,24 +32,23 @@ var aggregated = map[Op]bool{GetKeyVersion: true, GetCurrentKey: true, DecryptEE
 //
 //	2026-11-23 14:03:30,123 OK[op=CREATE_KEY, key=k1, user=alice] UserProvidedMaterial:false Description:null
 //
-// The frequent operations are aggregated as there. The first OK of a user, key
-// and operation is written at once, with accessCount=1. At the end of the window
-// a second line tells how many there were, the first included; then the entry
-// stays for one more window, in which nothing is written at once, and so on as
-// long as each window brings something. interval is the time since the entry was
-// made. An UNAUTHORIZED of the same user, key and operation ends the window.
+// Frequent operations are aggregated as in Hadoop. For each user, key and operation, the first OK is written at once,
+// with accessCount=1, and a window begins. At the end of the window, a second line has the number of events, with the
+// first event. Then the next window begins, in which no event is written at once. If a window has no events, the
+// entry ends. interval is the time since the entry was made. An UNAUTHORIZED of the same user, key and operation ends
+// the window.
 type Hadoop struct {
 	window time.Duration
 	now    func() time.Time
-	stop   chan struct{} // closed by Close; nil where nothing is aggregated
-	swept  chan struct{} // closed when the sweeping has ended
+	stop   chan struct{} // closed by Close; nil if nothing is aggregated
+	done   chan struct{} // closed when run has ended
 
-	mu     sync.Mutex // guards what follows, and keeps lines whole and in order
-	w      io.Writer
-	held   map[heldKey]*heldEntry
-	owed   []string // lines that could not be written yet, the oldest first
-	err    error
-	closed bool
+	mu      sync.Mutex // guards the fields below, and keeps lines whole and in order
+	w       io.Writer
+	held    map[heldKey]*heldEntry
+	pending []string // lines that could not be written yet, the oldest first
+	err     error
+	closed  bool
 }
 
 type heldKey struct {
@@ -58,9 +57,9 @@ type heldKey struct {
 }
 
 type heldEntry struct {
-	first Event // whose message is written
-	count int64 // since the last line; the first line's event counts again
-	ends  time.Time
+	first Event     // its message is written
+	count int64     // events since the last line; the event of the first line counts again
+	ends  time.Time // of the window
 }
 
 var (
@@ -68,16 +67,15 @@ var (
 	_ Guard  = (*Hadoop)(nil)
 )
 
-// errClosed is what Err says after Close.
+// errClosed is the result of Err after Close.
 var errClosed = errors.New("the audit log is closed")
 
-// NewHadoop writes to w, one Write a line, and closes it on Close if it can be
-// closed. window is hadoop.kms.audit.aggregation.window.ms; with 0 every event
-// is a line.
+// NewHadoop makes a Hadoop that writes to w, with one Write for each line. If w is an io.Closer, Close closes it.
+// window is hadoop.kms.audit.aggregation.window.ms; if it is 0, each event is a line.
 func NewHadoop(w io.Writer, window time.Duration) *Hadoop {
 	h := newHadoop(w, window, time.Now)
 	if window > 0 {
-		h.stop, h.swept = make(chan struct{}), make(chan struct{})
+		h.stop, h.done = make(chan struct{}), make(chan struct{})
 		go h.run()
 	}
 	return h
@@ -87,9 +85,9 @@ func newHadoop(w io.Writer, window time.Duration, now func() time.Time) *Hadoop 
 	return &Hadoop{window: window, now: now, w: w, held: make(map[heldKey]*heldEntry)}
 }
 
-// run ends windows; as in Hadoop a line may come up to a tenth of a window late.
+// run ends windows. As in Hadoop, a line may be late by up to a tenth of a window.
 func (h *Hadoop) run() {
-	defer close(h.swept)
+	defer close(h.done)
 	tick := time.NewTicker(max(h.window/10, time.Millisecond))
 	defer tick.Stop()
 	for {
@@ -102,23 +100,22 @@ func (h *Hadoop) run() {
 	}
 }
 
-// sweep ends the windows that are over.
+// sweep ends the windows whose time has passed.
 func (h *Hadoop) sweep() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.owed) > 0 {
-		h.pay()
+	if len(h.pending) > 0 {
+		h.writePending()
 	}
 	now := h.now()
-	h.end(now, func(e *heldEntry) bool { return !now.Before(e.ends) })
+	h.endWindows(now, func(e *heldEntry) bool { return !now.Before(e.ends) })
 }
 
-// end ends the windows that over names, the oldest first. An entry that had
-// nothing to tell is dropped, another begins its next window.
-func (h *Hadoop) end(now time.Time, over func(*heldEntry) bool) {
+// endWindows ends the windows that ends selects, the oldest first.
+func (h *Hadoop) endWindows(now time.Time, ends func(*heldEntry) bool) {
 	var ended []heldKey
 	for k, e := range h.held {
-		if over(e) {
+		if ends(e) {
 			ended = append(ended, k)
 		}
 	}
@@ -127,11 +124,13 @@ func (h *Hadoop) end(now time.Time, over func(*heldEntry) bool) {
 			strings.Compare(a.key, b.key), strings.Compare(a.user, b.user))
 	})
 	for _, k := range ended {
-		h.endOne(k, now)
+		h.endWindow(k, now)
 	}
 }
 
-func (h *Hadoop) endOne(k heldKey, now time.Time) {
+// endWindow ends the window of an entry. If the window had events, endWindow writes a line and begins the next window;
+// otherwise it removes the entry.
+func (h *Hadoop) endWindow(k heldKey, now time.Time) {
 	e := h.held[k]
 	if e == nil {
 		return
@@ -148,7 +147,7 @@ func (h *Hadoop) endOne(k heldKey, now time.Time) {
 func (h *Hadoop) Log(_ context.Context, e Event) {
 	switch e.Op {
 	case GetDelegationToken, RenewDelegationToken, CancelDelegationToken:
-		return // Hadoop has no line for them
+		return // Hadoop writes no line for these
 	}
 	e = e.masked()
 	h.mu.Lock()
@@ -164,7 +163,7 @@ func (h *Hadoop) Log(_ context.Context, e Event) {
 	k := heldKey{e.Caller.Name, e.Key, e.Op}
 	if e.Status != OK {
 		if e.Status == Unauthorized {
-			h.endOne(k, now)
+			h.endWindow(k, now)
 		}
 		h.write(e.Time, line(e))
 		return
@@ -179,14 +178,13 @@ func (h *Hadoop) Log(_ context.Context, e Event) {
 	h.write(e.Time, aggregatedLine(e, 1, e.Time))
 }
 
-// Begin says no as long as a line is owed, after one more try. Hadoop's format
-// has no line for what has only begun, so that a yes means no more than that all
-// lines before were written. Chain promises more.
+// Begin tries to write the pending lines, and returns an error if that fails. Hadoop's format has no line for an
+// attempt, so nil only means that all earlier lines were written. Chain promises more.
 func (h *Hadoop) Begin(_ context.Context, e Event) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.err != nil && !h.closed {
-		h.pay()
+		h.writePending()
 	}
 	if h.err != nil {
 		return refused(e, h.err)
@@ -194,21 +192,21 @@ func (h *Hadoop) Begin(_ context.Context, e Event) error {
 	return nil
 }
 
-// refused is the error of an operation that is not done for want of its record.
+// refused returns the error for an operation that cannot be recorded and so is not done.
 func refused(e Event, err error) error {
 	return claviger.Errorf("audit.Begin", claviger.Unavailable, e.Key, "%s is not done, since it cannot be audited: %w",
 		e.Op, err)
 }
 
-// Err is nil while lines can be written. What could not be written is tried
-// again with the next line, and is lost where it is more than 4,096 lines.
+// Err is nil while lines can be written. Lines that could not be written are tried again with the next line. If there
+// are more than 4,096 of them, the oldest are lost.
 func (h *Hadoop) Err() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.err
 }
 
-// Reopen opens a file anew, as after a rotation by somebody else.
+// Reopen opens the file again, for example after a rotation by logrotate.
 func (h *Hadoop) Reopen() error {
 	if f, ok := h.w.(*File); ok {
 		return f.Reopen()
@@ -216,8 +214,7 @@ func (h *Hadoop) Reopen() error {
 	return nil
 }
 
-// Close ends all windows, then closes the writer. Events that come later are
-// lost, and Err says so.
+// Close ends all windows, then closes the writer. Later events are lost, and Err returns an error.
 func (h *Hadoop) Close() error {
 	h.mu.Lock()
 	if h.closed {
@@ -225,17 +222,17 @@ func (h *Hadoop) Close() error {
 		return nil
 	}
 	now := h.now()
-	if len(h.owed) > 0 {
-		h.pay()
+	if len(h.pending) > 0 {
+		h.writePending()
 	}
-	h.end(now, func(*heldEntry) bool { return true })
+	h.endWindows(now, func(*heldEntry) bool { return true })
 	err := h.err
 	h.closed, h.err = true, errClosed
 	h.mu.Unlock()
 
 	if h.stop != nil {
 		close(h.stop)
-		<-h.swept
+		<-h.done
 	}
 	if c, ok := h.w.(io.Closer); ok {
 		err = errors.Join(err, c.Close())
@@ -243,39 +240,39 @@ func (h *Hadoop) Close() error {
 	return err
 }
 
-// write writes one line. h.mu is held.
+// write writes one line. The caller holds h.mu.
 func (h *Hadoop) write(at time.Time, text string) {
 	if h.closed {
 		return
 	}
-	if len(h.owed) == maxOwed {
-		h.owed = h.owed[1:]
+	if len(h.pending) == maxPending {
+		h.pending = h.pending[1:]
 	}
-	h.owed = append(h.owed, at.Local().Format(timeLayout)+" "+text+"\n")
-	h.pay()
+	h.pending = append(h.pending, at.Local().Format(timeLayout)+" "+text+"\n")
+	h.writePending()
 }
 
-// pay writes what is owed. h.mu is held.
-func (h *Hadoop) pay() {
+// writePending writes the pending lines. The caller holds h.mu.
+func (h *Hadoop) writePending() {
 	h.err = nil
 	if f, ok := h.w.(*File); ok {
 		turned, err := f.Turn(h.now())
 		if h.err = err; err != nil && !turned {
-			return // it would be written into a file that nobody finds
+			return // the open file was moved or removed, so the lines would be in a file without a path
 		}
 	}
-	for i, l := range h.owed {
+	for i, l := range h.pending {
 		if _, err := h.w.Write([]byte(l)); err != nil {
 			h.err = err
-			h.owed = slices.Delete(h.owed, 0, i)
+			h.pending = slices.Delete(h.pending, 0, i)
 			return
 		}
 	}
-	h.owed = h.owed[:0]
+	h.pending = h.pending[:0]
 }
 
-// line words an event as Hadoop's SimpleKMSAuditLogger does. A blank always
-// stands before the message, even before an empty one.
+// line returns the line of an event, as Hadoop's SimpleKMSAuditLogger writes it. There is always a blank before the
+// message, even if the message is empty.
 func line(e Event) string {
 	user := "user=" + inLine(e.Caller.Name)
 	switch {
@@ -309,8 +306,7 @@ func aggregatedLine(e Event, count int64, now time.Time) string {
 		firstLine(e.Message))
 }
 
-// firstLine is all that is written of a message: the rest of an exception's text
-// would look like lines of its own.
+// firstLine returns the first line of a message. The other lines would look like lines of the log.
 func firstLine(s string) string {
 	if i := strings.IndexAny(s, "\r\n"); i >= 0 {
 		s = s[:i]
@@ -318,5 +314,5 @@ func firstLine(s string) string {
 	return inLine(s)
 }
 
-// inLine keeps a text in its line. Names and URLs may hold any character.
+// inLine escapes characters that end or disturb a line. Names and URLs may contain any character.
 func inLine(s string) string { return claviger.Escape(s, "") }

@@ -30,16 +30,14 @@ var (
 	unauthRE     = regexp.MustCompile(`^UNAUTHENTICATED RemoteHost:(\S+) Method:(\w+) URL:(\S+) ErrorMsg:'(.*)'$`)
 )
 
-// step is one thing that happened to the recorded KMS: an event, or (where event
-// is nil) the end of windows.
+// step is an event of the recorded KMS. If event is nil, windows end.
 type step struct {
 	at    time.Time
 	event *Event
 }
 
-// readLog takes a recorded log apart into the events that made it. Accesses that
-// were only counted happened at some time within the window; they are put at its
-// beginning.
+// readLog returns the events that made a recorded log. An access that was only counted happened at an unknown time
+// within the window; readLog puts it at the beginning of the window.
 func readLog(t *testing.T, file string) (steps []step, lines []string) {
 	t.Helper()
 	data, err := os.ReadFile(file)
@@ -47,7 +45,7 @@ func readLog(t *testing.T, file string) (steps []step, lines []string) {
 		t.Fatal(err)
 	}
 	lines = strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
-	// the sample is put together
+	// The sample was joined from several parts, so sort it by time.
 	slices.SortStableFunc(lines, func(a, b string) int { return strings.Compare(a[:23], b[:23]) })
 	begun := make(map[string]*Event)
 	var begunAt time.Time
@@ -92,7 +90,7 @@ func caller(name string) claviger.Caller {
 	return claviger.Caller{Principal: claviger.Principal{Name: name, Short: name}}
 }
 
-// TestAsRecorded feeds what happened to a real Java KMS and demands its lines.
+// TestAsRecorded logs the events of a real Java KMS, and compares the lines.
 func TestAsRecorded(t *testing.T) {
 	for _, file := range []string{"kms-audit-sample.log", "acl-kms-audit.log"} {
 		t.Run(file, func(t *testing.T) {
@@ -112,8 +110,8 @@ func TestAsRecorded(t *testing.T) {
 				}
 			}
 			got := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
-			// Times and intervals are the Java KMS's to a few milliseconds; it took
-			// some to write a line, and ended windows of one instant one by one.
+			// Times and intervals may differ by some milliseconds: the Java KMS needed time to write a line, and ended
+			// windows one after the other.
 			got, want = round(got), round(want)
 			if missing, extra := without(want, got), without(got, want); len(missing)+len(extra) > 0 {
 				t.Errorf("missing:\n%s\nextra:\n%s", strings.Join(missing, "\n"), strings.Join(extra, "\n"))
@@ -125,7 +123,7 @@ func TestAsRecorded(t *testing.T) {
 	}
 }
 
-// round cuts time stamps to seconds, and rounds intervals to them.
+// round cuts time stamps to seconds, and rounds intervals to seconds.
 func round(lines []string) []string {
 	interval := regexp.MustCompile(`interval=(\d+)ms`)
 	var out []string
@@ -139,7 +137,7 @@ func round(lines []string) []string {
 	return out
 }
 
-// without returns what is in a but not in b, counting repetitions.
+// without returns the lines of a that are not in b. A line that a has more often than b is returned too.
 func without(a, b []string) []string {
 	left := slices.Clone(b)
 	var out []string
@@ -153,7 +151,7 @@ func without(a, b []string) []string {
 	return out
 }
 
-// trail is a log on a clock of its own.
+// trail is a log whose clock the test sets.
 type trail struct {
 	*Hadoop
 	out bytes.Buffer
@@ -174,7 +172,7 @@ func (l *trail) refused(op Op, key, user string, keyRight bool) {
 	l.Log(context.Background(), Event{Status: Unauthorized, Op: op, KeyRight: keyRight, Key: key, Caller: caller(user)})
 }
 
-// pass lets time go by, sweeping each second as run does.
+// pass moves the clock, and sweeps each second as run does.
 func (l *trail) pass(d time.Duration) {
 	for end := l.now.Add(d); l.now.Before(end); {
 		l.now = l.now.Add(time.Second)
@@ -182,7 +180,7 @@ func (l *trail) pass(d time.Duration) {
 	}
 }
 
-// expect compares what was written since the last time, time stamps cut off.
+// expect compares the lines since the last call, without their time stamps.
 func (l *trail) expect(t *testing.T, want ...string) {
 	t.Helper()
 	var got []string
@@ -212,7 +210,7 @@ func TestAggregation(t *testing.T) {
 		agg("GENERATE_EEK", "k", "u", 1, 0))
 	l.pass(9 * time.Second)
 	l.expect(t)
-	l.pass(time.Second) // counted lines tell the first event again
+	l.pass(time.Second) // the line of a window counts the first event again
 	l.expect(t, agg("DECRYPT_EEK", "k", "other", 1, 10000), agg("DECRYPT_EEK", "k", "u", 3, 10000),
 		agg("DECRYPT_EEK", "other", "u", 1, 10000), agg("GENERATE_EEK", "k", "u", 1, 10000))
 	l.pass(5 * time.Second)
@@ -220,7 +218,7 @@ func TestAggregation(t *testing.T) {
 	l.expect(t)
 	l.pass(5 * time.Second)
 	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 20000))
-	l.pass(10 * time.Second) // a window without anything ends it
+	l.pass(10 * time.Second) // a window without events ends the entry
 	l.expect(t)
 	l.ok(DecryptEEK, "k", "u")
 	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0))
@@ -229,7 +227,7 @@ func TestAggregation(t *testing.T) {
 	}
 	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0))
 	if len(l.held) != 1 {
-		t.Errorf("%d entries held, want the one of the last event", len(l.held))
+		t.Errorf("%d entries held, want 1, for the last event", len(l.held))
 	}
 }
 
@@ -241,11 +239,11 @@ func TestRefusalEndsWindow(t *testing.T) {
 	l.ok(DecryptEEK, "k", "other")
 	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0), agg("DECRYPT_EEK", "k", "other", 1, 0))
 	l.pass(2 * time.Second)
-	l.refused(DecryptEEK, "k", "u", true) // a key-level right: ends nothing
+	l.refused(DecryptEEK, "k", "u", true) // a key-level right ends no window
 	l.expect(t, refused)
 	l.refused(DecryptEEK, "k", "u", false)
 	l.expect(t, agg("DECRYPT_EEK", "k", "u", 2, 2000), refused)
-	l.refused(DecryptEEK, "k", "u", false) // nothing has been counted since
+	l.refused(DecryptEEK, "k", "u", false) // the window has no events
 	l.expect(t, refused)
 	l.ok(DecryptEEK, "k", "u")
 	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0))
@@ -255,7 +253,7 @@ func TestNotAggregated(t *testing.T) {
 	l := newTrail(10 * time.Second)
 	for range 2 {
 		l.ok(GetMetadata, "k", "u")
-		l.ok(GetKeyVersion, "", "u") // no key: nothing to count by
+		l.ok(GetKeyVersion, "", "u") // an event without a key is not aggregated
 		l.Log(t.Context(), Event{Status: OK, Op: GetKeys, Caller: caller("u@REALM")})
 		l.Log(t.Context(), Event{Status: OK, Op: ReencryptEEKBatch, Key: "k", Caller: caller("u"),
 			Message: "reencrypted 3 keys"})
@@ -263,7 +261,7 @@ func TestNotAggregated(t *testing.T) {
 			URL: "http://h/x", Message: "first\nsecond"})
 		l.Log(t.Context(), Event{Status: Error, Method: "GET", Message: "m"})
 		l.Log(t.Context(), Event{Status: OK})
-		// Hadoop has no line
+		// Hadoop writes no line for this event.
 		l.Log(t.Context(), Event{Status: OK, Op: RenewDelegationToken, Caller: caller("u"), Token: 1})
 	}
 	for range 2 {
@@ -276,7 +274,7 @@ func TestNotAggregated(t *testing.T) {
 	}
 	l.expect(t, append(want, want...)...)
 
-	off := newTrail(0) // no window: nothing is held back
+	off := newTrail(0) // no aggregation
 	off.ok(DecryptEEK, "k", "u")
 	off.ok(DecryptEEK, "k", "u")
 	off.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0), agg("DECRYPT_EEK", "k", "u", 1, 0))
@@ -308,15 +306,15 @@ func TestNoLineIsForged(t *testing.T) {
 			t.Errorf("a control character in %q", line)
 		}
 	}
-	if n != 9 { // one aggregated line is told twice
+	if n != 9 { // 8 events, and the end of the window of the aggregated one
 		t.Errorf("%d lines", n)
 	}
 }
 
-func TestHeldIsBounded(t *testing.T) {
+func TestHeldIsLimited(t *testing.T) {
 	l := newTrail(10 * time.Second)
 	for i := range maxHeld + 100 {
-		l.ok(DecryptEEK, fmt.Sprint("made up ", i), "u")
+		l.ok(DecryptEEK, fmt.Sprint("invented ", i), "u")
 	}
 	if len(l.held) != maxHeld {
 		t.Errorf("%d entries held", len(l.held))
@@ -373,7 +371,7 @@ func TestErr(t *testing.T) {
 	}
 }
 
-// TestRun is the real thing: clock, goroutine and many writers.
+// TestRun uses the real clock, the goroutine of NewHadoop, and many writers.
 func TestRun(t *testing.T) {
 	w := &faulty{}
 	h := NewHadoop(w, 50*time.Millisecond)
@@ -404,7 +402,7 @@ func TestRun(t *testing.T) {
 		if m == nil {
 			t.Fatalf("line %q", line)
 		}
-		if m[5] == "0" { // the first line of its entry, which a later one tells again
+		if m[5] == "0" { // the first line of an entry; a later line counts its event again
 			continue
 		}
 		n, _ := strconv.Atoi(m[4])
@@ -442,7 +440,7 @@ func TestFile(t *testing.T) {
 	if err := f.Reopen(); err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("Reopen without a folder: %v", err)
 	}
-	log("four") // goes on where it was
+	log("four") // written to the old file
 	if h.Err() != nil {
 		t.Errorf("Err %v", h.Err())
 	}
@@ -470,8 +468,7 @@ func TestFile(t *testing.T) {
 	}
 }
 
-// TestTornLine: what follows a write that a full disk cut short is a line of its
-// own.
+// TestTornLine: after a write that a full disk cut short, the next write begins a new line.
 func TestTornLine(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {

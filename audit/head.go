@@ -11,19 +11,18 @@ import (
 	"claviger/durable"
 )
 
-// Head is the end of a chain: its last record that is known to be on the disk.
-// Kept where whoever can write to the log can't, it proves that nothing was cut
-// off before it.
+// Head is the end of a chain: the last record that is certainly on the disk. If an attacker can write to the log but
+// not to the place of the head, the head proves that no record up to its own was cut off.
 type Head struct {
 	Node string `json:"node"`
 	Seq  uint64 `json:"seq"`
 	Hash string `json:"hash"`
-	Time string `json:"time"` // when it was noted, as in records
+	Time string `json:"time"` // when it was stored, in the format of records
 }
 
-const maxHead = 8 << 10
+const maxHead = 8 << 10 // bytes
 
-// ParseHead reads what Head's JSON was written as.
+// ParseHead reads the JSON of a Head.
 func ParseHead(text []byte) (Head, error) {
 	var h Head
 	if len(text) > maxHead {
@@ -41,21 +40,21 @@ func ParseHead(text []byte) (Head, error) {
 	return h, nil
 }
 
-// Heads keeps the head of one chain outside of it.
+// Heads stores the head of one chain, outside of the chain.
 type Heads interface {
-	// Load returns the head that was kept last; ok is false where none was.
+	// Load returns the head that was stored last. If none was stored, ok is false.
 	Load(ctx context.Context) (h Head, ok bool, err error)
 	Save(ctx context.Context, h Head) error
-	// Name says in messages where heads are kept.
+	// Name is the name of the place in messages.
 	Name() string
 }
 
-// HeadFile keeps a head in a file.
+// HeadFile stores a head in a file.
 type HeadFile string
 
 var _ Heads = HeadFile("")
 
-// HeadFileOf is the file beside a log in which its head is kept.
+// HeadFileOf returns the file for the head of a log, beside the log.
 func HeadFileOf(log string) HeadFile { return HeadFile(log + ".head") }
 
 // Name is the file's path.

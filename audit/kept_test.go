@@ -15,7 +15,7 @@ import (
 	"claviger/durable"
 )
 
-// picky is a stream that takes some lines, and may fail at its end.
+// picky is a stream that accepts some lines. Close returns the error close.
 type picky struct {
 	takes func(line string) bool
 	close error
@@ -25,14 +25,14 @@ func (p *picky) Send(line []byte) error {
 	if p.takes(string(line)) {
 		return nil
 	}
-	return errors.New("not this one")
+	return errors.New("this line is not accepted")
 }
 
 func (p *picky) Err() error   { return nil }
 func (p *picky) Close() error { return p.close }
 func (p *picky) Name() string { return "picky" }
 
-// TestTakenByAStream: records are taken only where one stream has all of them, whichever it lacks.
+// TestTakenByAStream: send returns true only if one stream accepts all lines.
 func TestTakenByAStream(t *testing.T) {
 	lines := []byte("a\nb\nc\n")
 	for lacks, want := range map[string]bool{"": true, "a": false, "b": false, "c": false} {
@@ -45,9 +45,9 @@ func TestTakenByAStream(t *testing.T) {
 	}
 }
 
-// TestCloseSaysWhatFailed: a stream that fails at its end is named by Close.
-func TestCloseSaysWhatFailed(t *testing.T) {
-	failed := errors.New("the peer is gone")
+// TestCloseReportsStreams: Close returns the error of a stream's Close.
+func TestCloseReportsStreams(t *testing.T) {
+	failed := errors.New("the peer has disconnected")
 	c := chainAt(t, filepath.Join(t.TempDir(), "audit.json"), func(cfg *ChainConfig) {
 		cfg.Streams = []Stream{&picky{takes: func(string) bool { return true }, close: failed}}
 	})
@@ -56,7 +56,7 @@ func TestCloseSaysWhatFailed(t *testing.T) {
 	}
 }
 
-// halfDisk writes half of what it gets while full is true, and truncates only while it can.
+// halfDisk writes only half of the bytes while full is true, and truncates no file while stuck is true.
 type halfDisk struct {
 	durable.OS
 	full, stuck atomic.Bool
@@ -87,7 +87,7 @@ func (f *halfFile) Truncate(size int64) error {
 	return f.File.Truncate(size)
 }
 
-// TestHalfWritten: half a line is taken back. Where that fails, the next line does not continue it.
+// TestHalfWritten: half a line is removed. If that fails, the next write begins a new line.
 func TestHalfWritten(t *testing.T) {
 	for stuck, want := range map[bool]string{false: "first\nlast\n", true: "first\nsec\nlast\n"} {
 		dir, disk := t.TempDir(), &halfDisk{}
@@ -116,8 +116,8 @@ func TestHalfWritten(t *testing.T) {
 	}
 }
 
-// TestReopenAfterCreate: after a rotation that has made the new file already, as logrotate's "create" does,
-// lines go into the new file; where nothing was moved, into the same one.
+// TestReopenAfterCreate: after a rotation that has made the new file, as logrotate's "create" does, Reopen opens the
+// new file. If the file was not moved, Reopen keeps it open.
 func TestReopenAfterCreate(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "kms-audit.log")
 	f, err := OpenFile(path, Rotation{})
@@ -134,7 +134,7 @@ func TestReopenAfterCreate(t *testing.T) {
 	write("a\n")
 	same := f.f
 	if err := f.Reopen(); err != nil || f.f != same {
-		t.Errorf("a file that was not moved: %v, opened anew %t", err, f.f != same)
+		t.Errorf("a file that was not moved: %v, opened again %t", err, f.f != same)
 	}
 	if err := errors.Join(os.Rename(path, path+".1"), os.WriteFile(path, nil, 0o600), f.Reopen()); err != nil {
 		t.Fatal(err)
@@ -147,16 +147,16 @@ func TestReopenAfterCreate(t *testing.T) {
 	}
 }
 
-// TestParseHeadRefuses: a head without node, number or a proper hash is none.
+// TestParseHeadRefuses a head without a node, a number or a valid hash.
 func TestParseHeadRefuses(t *testing.T) {
 	good := `{"node":"n","seq":1,"hash":"` + strings.Repeat("0", 64) + `"}`
 	if h, err := ParseHead([]byte(good)); err != nil || h.Seq != 1 {
 		t.Errorf("%+v, %v", h, err)
 	}
 	for _, text := range []string{
-		"", "[]", good[:len(good)-3] + `"}`, strings.Replace(good, "000", "xyz", 1), strings.Replace(good, `"n"`, `""`,
-			1),
-		strings.Replace(good, `:1`, `:0`, 1), good + strings.Repeat(" ", maxHead),
+		"", "[]", good[:len(good)-3] + `"}`, strings.Replace(good, "000", "xyz", 1),
+		strings.Replace(good, `"n"`, `""`, 1), strings.Replace(good, `:1`, `:0`, 1),
+		good + strings.Repeat(" ", maxHead),
 	} {
 		if h, err := ParseHead([]byte(text)); err == nil {
 			t.Errorf("%.100q: %+v", text, h)
@@ -172,7 +172,7 @@ type stoppedLogger struct {
 
 func (s stoppedLogger) Stopped() error { return s.err }
 
-// TestTeeStopped: what stops one of the loggers stops the Tee.
+// TestTeeStopped: Stopped of a Tee returns the error of one of its loggers.
 func TestTeeStopped(t *testing.T) {
 	stopped := errors.New("the disk is full")
 	if err := (&Tee{Loggers: []Logger{stoppedLogger{err: stopped}}}).Stopped(); !errors.Is(err, stopped) {
@@ -183,7 +183,7 @@ func TestTeeStopped(t *testing.T) {
 	}
 }
 
-// TestOrderOfEqualFiles: files that begin alike stay in the order in which they were given.
+// TestOrderOfEqualFiles: files with the same first number keep the order in which they were given.
 func TestOrderOfEqualFiles(t *testing.T) {
 	dir := t.TempDir()
 	var paths []string
@@ -198,8 +198,8 @@ func TestOrderOfEqualFiles(t *testing.T) {
 	}
 }
 
-// TestVeryLongLine: of a line of many times the longest record the beginning is returned, and then the
-// next line.
+// TestVeryLongLine: of a line much longer than the longest record, next returns the beginning. The next call returns
+// the next line.
 func TestVeryLongLine(t *testing.T) {
 	for _, length := range []int{maxRecord + 2, 2 * (maxRecord + 1), 5 * maxRecord} {
 		text := append(bytes.Repeat([]byte{'x'}, length), "\nnext\n"...)

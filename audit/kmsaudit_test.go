@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TestKMSAudit has the cases of Hadoop's own TestKMSAudit (3.4.2), with its
-// expressions; evict is evictCacheForTesting, which ends all windows.
+// TestKMSAudit has the cases and regular expressions of Hadoop's own TestKMSAudit (3.4.2). evict is Hadoop's
+// evictCacheForTesting, which ends all windows.
 func TestKMSAudit(t *testing.T) {
 	user := caller("luser@REALM")
 	for name, test := range map[string]struct {
@@ -76,7 +76,7 @@ func TestKMSAudit(t *testing.T) {
 			evict := func() {
 				l.mu.Lock()
 				defer l.mu.Unlock()
-				l.end(l.now, func(*heldEntry) bool { return true })
+				l.endWindows(l.now, func(*heldEntry) bool { return true })
 			}
 			test.run(ok, func(e Event) { l.Log(t.Context(), e) }, evict)
 			var got strings.Builder

@@ -10,9 +10,9 @@ import (
 	"os"
 )
 
-// packed are the beginnings of compressed files that rotation may leave and Verify does not
-// read, and what unpacks them.
-var packed = []struct {
+// otherFormats has the formats of compressed files that rotation may leave and Verify cannot read: how such a file
+// begins, the name of the format, and the command that unpacks a file.
+var otherFormats = []struct {
 	magic, name, command string
 }{
 	{"\x28\xb5\x2f\xfd", "zstd", "zstd -d"},
@@ -21,7 +21,7 @@ var packed = []struct {
 	{"\x04\x22\x4d\x18", "lz4", "lz4 -d"},
 }
 
-// logFile is a file of the log, unpacked as it is read.
+// logFile is a file of the log. Reading unpacks it.
 type logFile struct {
 	io.Reader
 	file *os.File
@@ -29,7 +29,7 @@ type logFile struct {
 
 func (l *logFile) Close() error { return l.file.Close() }
 
-// openLog opens a file of the log, which rotation may have compressed.
+// openLog opens a file of the log. Rotation may have compressed the file.
 func openLog(path string) (*logFile, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -48,17 +48,17 @@ func openLog(path string) (*logFile, error) {
 		}
 		l.Reader = unpacker{z, path}
 	}
-	for _, p := range packed {
+	for _, p := range otherFormats {
 		if bytes.HasPrefix(head, []byte(p.magic)) {
-			return nil, errors.Join(fmt.Errorf("%s is compressed with %s, which is not read here: unpack it (%s "+
+			return nil, errors.Join(fmt.Errorf("%s is compressed with %s, which cannot be read here: unpack it (%s "+
 				"%[1]s), and name the unpacked file in its place", path, p.name, p.command), f.Close())
 		}
 	}
 	return l, nil
 }
 
-// unpacker names the file in errors. A file that ends early must not look like the end of
-// the log.
+// unpacker adds the file's name to errors. If the file ends too early, its error is not io.EOF, because that would
+// look like the end of the log.
 type unpacker struct {
 	io.Reader
 	path string
@@ -72,8 +72,8 @@ func (u unpacker) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// unreadable hides that err may be an io.EOF.
+// unreadable does not wrap err, which may be io.EOF.
 func unreadable(path string, err error) error {
-	return fmt.Errorf("%s is a compressed file that is cut or damaged (%v): take it from a backup, or verify the "+
-		"files after it, whose report tells which records are missing", path, err) //nolint:errorlint // no end of the log
+	return fmt.Errorf("%s is a compressed file that is cut or damaged (%v): restore it from a backup, or verify the "+
+		"other files, and the report names the missing records", path, err) //nolint:errorlint // hides io.EOF
 }

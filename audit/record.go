@@ -17,29 +17,28 @@ import (
 	"claviger/secret"
 )
 
-// RecordKind says what a record of a chain tells of.
+// RecordKind is the kind of a record of a chain.
 type RecordKind string
 
 // The kinds of records.
 const (
 	EventRecord RecordKind = "event" // an audit event
-	BeginRecord RecordKind = "begin" // writing begins, in a new process or a new file
-	LostRecord  RecordKind = "lost"  // events that could not be written, and were not kept
-	// LargeRecord stands, on a stream of datagrams alone, for a record that fits none:
-	// its seq, prev and hash are those of that record.
+	BeginRecord RecordKind = "begin" // a new process, or a new file, begins
+	LostRecord  RecordKind = "lost"  // events could not be written, and are lost
+	// LargeRecord replaces a record that is too long for a datagram; it is only sent to streams. Its seq, prev and
+	// hash are those of the long record.
 	LargeRecord RecordKind = "large"
 )
 
 // Record is one line of a chain.
 //
-// The line is a JSON object whose first members are seq and prev and whose last
-// is hash. hash is the SHA-256 (or, with a key, the HMAC-SHA-256) over the 32
-// bytes that prev names, followed by the line's own bytes up to, and without,
-// the comma before "hash". So there is no canonical form to agree on: what was
-// hashed is what stands in the file.
+// The line is a JSON object. Its first members are seq and prev, and its last member is hash. hash is the SHA-256 or,
+// with a key, the HMAC-SHA-256 over two parts: the 32 bytes of prev, and the bytes of the line up to the comma before
+// "hash", without the comma. So no canonical form of JSON is needed: the bytes in the file are the bytes that were
+// hashed.
 type Record struct {
-	Seq  uint64 `json:"seq"`  // 1 more than that of the record before
-	Prev string `json:"prev"` // hash of the record before; 64 zeros for the first of all
+	Seq  uint64 `json:"seq"`  // 1 more than that of the previous record
+	Prev string `json:"prev"` // hash of the previous record; 64 zeros in the first record of a chain
 
 	Time string     `json:"time"` // RFC 3339 in UTC, microseconds
 	Node string     `json:"node"`
@@ -53,49 +52,49 @@ type Record struct {
 	Version  string   `json:"version,omitempty"`
 	From     []string `json:"from,omitempty"`
 	EDEKs    int      `json:"edeks,omitempty"`
-	User     string   `json:"user,omitempty"`     // whose rights counted
-	Short    string   `json:"short,omitempty"`    // user's short name, where it differs
-	RealUser string   `json:"realUser,omitempty"` // who authenticated, where he acts for user (doAs)
-	// number of the delegation token: brought by the request, or issued, renewed, cancelled
+	User     string   `json:"user,omitempty"`     // the user whose rights counted
+	Short    string   `json:"short,omitempty"`    // user's short name, if it differs
+	RealUser string   `json:"realUser,omitempty"` // the authenticated user that acts for User (doAs)
+	// Token is the number of the delegation token that authenticated the request, or was issued, renewed or cancelled.
 	Token    int32    `json:"token,omitempty"`
 	Address  string   `json:"address,omitempty"`
 	Request  string   `json:"request,omitempty"` // id, the same in the server's log
 	Method   string   `json:"method,omitempty"`
 	URL      string   `json:"url,omitempty"`
-	Provider string   `json:"provider,omitempty"` // URI of the primary, or of the sources that answered
+	Provider string   `json:"provider,omitempty"` // URI of the primary provider, or of the sources that answered
 	Message  string   `json:"message,omitempty"`
-	Cut      []string `json:"cut,omitempty"` // members that are not here in whole, see shorten
+	Cut      []string `json:"cut,omitempty"` // members that were shortened, see shorten
 
-	// Of a begin:
-	Format  int    `json:"format,omitempty"`  // of the records that follow; 1
+	// Of a BeginRecord:
+	Format  int    `json:"format,omitempty"`  // of the following records; 1
 	MAC     string `json:"mac,omitempty"`     // "sha256" or "hmac-sha256"
 	Reason  string `json:"reason,omitempty"`  // "start" or "file"
-	Torn    int    `json:"torn,omitempty"`    // bytes of an unfinished line that a crash left before this one
-	Missing uint64 `json:"missing,omitempty"` // records before this one that were written, and are gone
+	Torn    int    `json:"torn,omitempty"`    // bytes of an unfinished line that a crash left before this line
+	Missing uint64 `json:"missing,omitempty"` // number of records that were written before this one, and do not exist
 
-	// Of a loss:
+	// Of a LostRecord:
 	Count uint64 `json:"count,omitempty"`
 
-	// Of a large:
-	Bytes int `json:"bytes,omitempty"` // of the line that it stands for
+	// Of a LargeRecord:
+	Bytes int `json:"bytes,omitempty"` // length of the line that it replaces
 
 	Hash string `json:"hash,omitempty"`
 }
 
-// Bounds. A client makes up the texts of a record, and a character of them may take six
-// bytes in JSON. So what is bounded is the record as it is written.
+// Limits. A client chooses the texts of a record, and one byte of a text may become six bytes in JSON. So the limits
+// are for the JSON.
 const (
 	maxFrom = 64 // names of versions
 
-	// maxBody is the most that a record may take between prev and hash. It lies far below
-	// the 65,507 bytes of a datagram.
+	// maxBody is the maximum length in bytes of a record between prev and hash. It is far below the 65,507 bytes of a
+	// datagram.
 	maxBody = 16 << 10
-	// A record above it keeps that much of each text, and of all names of versions together.
+	// A longer record keeps cutText bytes of each text, and cutFrom bytes of all names of versions together.
 	cutText = 768
 	cutFrom = 4 << 10
 
-	// maxRecord is what Verify reads at most: records of earlier versions, which bounded
-	// texts before they were escaped, took up to 2.2 MiB.
+	// maxRecord is the maximum length in bytes of a record that Verify reads. Earlier versions limited texts before
+	// they were escaped; their records have up to 2.2 MiB.
 	maxRecord = 4 << 20
 
 	recordFormat = 1
@@ -108,7 +107,7 @@ func (d digest) String() string { return hex.EncodeToString(d[:]) }
 
 func parseDigest(s string) (d digest, err error) {
 	if len(s) != 2*len(d) || strings.ToLower(s) != s {
-		return d, fmt.Errorf("%.80q is no hash of 64 hexadecimal digits", s)
+		return d, fmt.Errorf("%.80q is not a hash of 64 hexadecimal digits", s)
 	}
 	_, err = hex.Decode(d[:], []byte(s))
 	return d, err
@@ -132,8 +131,7 @@ func (s sealer) sum(prev digest, line []byte) (d digest) {
 	return d
 }
 
-// seal appends a record to b, as a line, and returns its hash. body is what
-// encodeBody made.
+// seal appends a record to b, as a line, and returns its hash. body is the result of encodeBody.
 func (s sealer) seal(b []byte, seq uint64, prev digest, body []byte) ([]byte, digest) {
 	begin := len(b)
 	b = append(b, `{"seq":`...)
@@ -150,13 +148,12 @@ func (s sealer) seal(b []byte, seq uint64, prev digest, body []byte) ([]byte, di
 
 const hashMember = `,"hash":"`
 
-// split takes a line (without its newline) apart into what is hashed and the
-// hash.
+// split splits a line without its newline into the bytes that are hashed, and the hash.
 func split(line []byte) (hashed []byte, sum digest, err error) {
 	end := len(hashMember) + 2*len(sum) + len(`"}`)
 	at := len(line) - end
 	if at < 1 || !bytes.HasPrefix(line[at:], []byte(hashMember)) || !bytes.HasSuffix(line, []byte(`"}`)) {
-		return nil, sum, errors.New("the line does not end with a hash: it is no record, or was cut")
+		return nil, sum, errors.New("the line does not end with a hash: it is not a record, or was cut")
 	}
 	sum, err = parseDigest(string(line[at+len(hashMember) : len(line)-2]))
 	return line[:at], sum, err
@@ -171,10 +168,10 @@ func ParseRecord(line []byte) (Record, error) {
 	d := json.NewDecoder(bytes.NewReader(line))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&r); err != nil {
-		return r, fmt.Errorf("the line is no record: %w", err)
+		return r, fmt.Errorf("the line is not a record: %w", err)
 	}
 	if d.More() {
-		return r, errors.New("there is more than one record in the line")
+		return r, errors.New("the line has more than one record")
 	}
 	if _, err := parseDigest(r.Prev); err != nil {
 		return r, fmt.Errorf("member prev: %w", err)
@@ -190,10 +187,10 @@ func ParseRecord(line []byte) (Record, error) {
 	case EventRecord, BeginRecord, LostRecord, LargeRecord:
 		return r, nil
 	}
-	return r, fmt.Errorf("member kind is %.40q, which is not known", r.Kind)
+	return r, fmt.Errorf("member kind is %.40q, which is not a kind of record", r.Kind)
 }
 
-// encoder is a JSON encoder and what it writes into.
+// encoder is a JSON encoder and its buffer.
 type encoder struct {
 	b bytes.Buffer
 	e *json.Encoder
@@ -213,19 +210,18 @@ func encodeBody(r Record) []byte {
 	e.b.Reset()
 	r.Seq, r.Prev, r.Hash = 0, "", ""
 	if err := e.e.Encode(r); err != nil {
-		panic(err) // strings and numbers only
+		panic(err) // cannot happen: there are only strings and numbers
 	}
 	const head = `{"seq":0,"prev":"",`
-	// JSON leaves characters as they are that mislead a reader of the line: U+0085 ends a line for some
-	// readers, U+202E turns the rest of the line around. Only JSON's strings hold such characters.
+	// JSON does not escape some characters that mislead a reader of the line: U+0085 ends a line for some readers,
+	// U+202E reverses the rest of the line. Such characters can only be in JSON's strings, so inLine may escape them.
 	return []byte(inLine(string(e.b.Bytes()[len(head) : e.b.Len()-len("}\n")])))
 }
 
-// encodeEvent returns what encodeBody does of an event, shortened where it is above
-// maxBody.
+// encodeEvent returns encodeBody of an event. If that is longer than maxBody, the texts are shortened.
 func encodeEvent(event *Event, node string) []byte {
 	r := eventRecord(event, node)
-	if r.long() <= maxBody { // else nothing of it is escaped in vain
+	if r.textLen() <= maxBody { // otherwise the record is too long even without escapes
 		if body := encodeBody(r); len(body) <= maxBody {
 			return body
 		}
@@ -234,9 +230,9 @@ func encodeEvent(event *Event, node string) []byte {
 	return encodeBody(r)
 }
 
-// eventRecord is the record of an event.
+// eventRecord returns the record of an event.
 func eventRecord(event *Event, node string) Record {
-	e := event.masked() // before the texts are shortened
+	e := event.masked() // mask first: a shortened credential would not be recognized
 	r := Record{
 		Time: stamp(e.Time), Node: node, Kind: EventRecord, Status: e.Status,
 		Op: e.Op, KeyRight: e.KeyRight, Key: e.Key, Version: e.Version, From: e.From, EDEKs: e.EDEKs,
@@ -258,5 +254,5 @@ func eventRecord(event *Event, node string) Record {
 	return r
 }
 
-// stamp is a time as records write it.
+// stamp returns a time in the format of records.
 func stamp(t time.Time) string { return t.UTC().Format(timeOfRecord) }

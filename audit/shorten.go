@@ -9,8 +9,8 @@ import (
 	"claviger"
 )
 
-// long is how many bytes the texts take that may be long, before they are escaped.
-func (r *Record) long() int {
+// textLen returns the length in bytes of all texts that may be long, before they are escaped.
+func (r *Record) textLen() int {
 	n := len(r.Key) + len(r.Version) + len(r.URL) + len(r.Message) + len(r.Provider)
 	for _, v := range r.From {
 		n += len(v)
@@ -18,52 +18,52 @@ func (r *Record) long() int {
 	return n
 }
 
-// shorten leaves of each text, as JSON writes it, that many bytes, and so many of the
-// names of versions together. Cut names the members that have lost something: a name
-// that only looks shortened is so told from one that was.
+// shorten limits each text to text bytes, as JSON writes it, and all names of versions together to from bytes. Cut
+// gets the members that were shortened, because a name may only look as if it were shortened.
 func (r *Record) shorten(text, from int) {
-	counted := slices.Contains(r.Cut, "from") // its last entry may say how many are left out
+	counted := slices.Contains(r.Cut, "from") // the last entry of From may be a number of omitted entries
 	r.Cut = nil
 	op := string(r.Op)
 	for _, m := range []struct {
-		name string
-		of   *string
+		name  string
+		value *string
 	}{
 		{"op", &op}, {"key", &r.Key}, {"version", &r.Version}, {"user", &r.User}, {"short", &r.Short},
-		{"realUser", &r.RealUser},
-		{"address", &r.Address}, {"request", &r.Request}, {"method", &r.Method}, {"url", &r.URL},
-		{"provider", &r.Provider}, {"message", &r.Message},
+		{"realUser", &r.RealUser}, {"address", &r.Address}, {"request", &r.Request}, {"method", &r.Method},
+		{"url", &r.URL}, {"provider", &r.Provider}, {"message", &r.Message},
 	} {
-		if s := shortened(*m.of, text); s != *m.of {
-			*m.of, r.Cut = s, append(r.Cut, m.name)
+		if s := shortened(*m.value, text); s != *m.value {
+			*m.value, r.Cut = s, append(r.Cut, m.name)
 		}
 	}
 	r.Op = Op(op)
 	r.shortenFrom(text, from, counted)
 }
 
-func (r *Record) shortenFrom(text, most int, counted bool) {
-	whole, left := r.From, 0
-	if n := len(whole); counted && n > 0 {
-		if _, err := fmt.Sscanf(whole[n-1], moreForm, &left); err == nil && more(left) == whole[n-1] {
-			whole = whole[:n-1]
+// shortenFrom limits each name in From to text bytes, and all of them to limit bytes. If counted is true, the last
+// entry may be the number of names that were omitted before.
+func (r *Record) shortenFrom(text, limit int, counted bool) {
+	names, omitted := r.From, 0
+	if n := len(names); counted && n > 0 {
+		if _, err := fmt.Sscanf(names[n-1], moreForm, &omitted); err == nil && more(omitted) == names[n-1] {
+			names = names[:n-1]
 		} else {
-			left = 0
+			omitted = 0
 		}
 	}
 	cut := counted
-	r.From = nil // it is the event's
+	r.From = nil // the slice belongs to the event
 	used := 0
-	for i, v := range whole {
+	for i, v := range names {
 		s := shortened(v, text)
-		if used += escapedLen(s); used > most {
-			left += len(whole) - i
+		if used += escapedLen(s); used > limit {
+			omitted += len(names) - i
 			break
 		}
 		r.From, cut = append(r.From, s), cut || s != v
 	}
-	if left > 0 {
-		r.From, cut = append(r.From, more(left)), true
+	if omitted > 0 {
+		r.From, cut = append(r.From, more(omitted)), true
 	}
 	if cut {
 		r.Cut = append(r.Cut, "from")
@@ -74,10 +74,10 @@ const moreForm = "and %d more"
 
 func more(n int) string { return fmt.Sprintf(moreForm, n) }
 
-// shortened is a text that takes at most so many bytes in JSON: its beginning, its length
-// and SHA-256, and its end, which is the number in the name of a version.
-func shortened(s string, most int) string {
-	if len(s) <= most && escapedLen(s) <= most {
+// shortened returns s if it has at most limit bytes in JSON. Otherwise it returns the beginning of s, its length and
+// SHA-256, and its end. The end is kept because the name of a version ends with a number.
+func shortened(s string, limit int) string {
+	if len(s) <= limit && escapedLen(s) <= limit {
 		return s
 	}
 	const keep = 12 // bytes of the end
@@ -85,8 +85,8 @@ func shortened(s string, most int) string {
 	for end < len(s) && !utf8.RuneStart(s[end]) {
 		end++
 	}
-	note := fmt.Sprintf("...(%d bytes, SHA-256 %x)...", len(s), sha256.Sum256([]byte(s)))
-	room := most - len(note) - escapedLen(s[end:])
+	digest := fmt.Sprintf("...(%d bytes, SHA-256 %x)...", len(s), sha256.Sum256([]byte(s)))
+	room := limit - len(digest) - escapedLen(s[end:])
 	begin := 0
 	for i, r := range s[:end] {
 		if room -= escapedRune(s[i:], r); room < 0 {
@@ -94,10 +94,10 @@ func shortened(s string, most int) string {
 		}
 		begin = i + runeLen(s[i:])
 	}
-	return s[:begin] + note + s[end:]
+	return s[:begin] + digest + s[end:]
 }
 
-// escapedLen is how many bytes a text takes in JSON, at most.
+// escapedLen returns the maximum length in bytes of a text in JSON.
 func escapedLen(s string) (n int) {
 	for i, r := range s {
 		n += escapedRune(s[i:], r)
@@ -105,7 +105,7 @@ func escapedLen(s string) (n int) {
 	return n
 }
 
-// escapedRune is the same of r, with which s begins.
+// escapedRune returns the maximum length in bytes of r in JSON. s begins with r.
 func escapedRune(s string, r rune) int {
 	switch n := runeLen(s); {
 	case r == '"' || r == '\\':

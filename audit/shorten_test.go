@@ -14,7 +14,7 @@ import (
 	"claviger"
 )
 
-// longEvent is of a batch under n versions of a key whose name is as long as one may be.
+// longEvent returns an event of a batch under n versions of a key. The names have the maximum length.
 func longEvent(char string, n int) Event {
 	name := strings.Repeat(char, 4096/len(char))
 	e := event(name)
@@ -28,8 +28,8 @@ func longEvent(char string, n int) Event {
 	return e
 }
 
-// TestLongRecord: whatever names a client makes up, a record verifies, fits a datagram, and
-// says what it has not in whole.
+// TestLongRecord: with any names that a client invents, a record is valid, fits in a datagram, and lists the members
+// that were shortened.
 func TestLongRecord(t *testing.T) {
 	for _, char := range []string{"\x01", "\u2028", "\u0085", `"`, "a", "鍵", "\xff", "\x80"} {
 		t.Run(fmt.Sprintf("%q", char), func(t *testing.T) {
@@ -87,21 +87,20 @@ func TestLongRecord(t *testing.T) {
 	}
 }
 
-// TestRecordOfEscapes: a record that only JSON makes long, by what it escapes, is shortened
-// as one that was long before.
+// TestRecordOfEscapes: a record that is too long only because of JSON's escapes is shortened too.
 func TestRecordOfEscapes(t *testing.T) {
 	e := event(strings.Repeat("\x01", 4096))
 	e.Version = e.Key + "@17"
 	text := encodeEvent(&e, "node")
 	if len(e.Key)+len(e.Version) > maxBody {
-		t.Fatalf("the event itself is of %d bytes", len(e.Key)+len(e.Version))
+		t.Fatalf("the event itself has %d bytes", len(e.Key)+len(e.Version))
 	}
 	if len(text) > maxBody || !strings.Contains(string(text), fmt.Sprintf("...(%d bytes, SHA-256 ", len(e.Version))) {
 		t.Errorf("a record of %d bytes: %.200s", len(text), text)
 	}
 }
 
-// TestShortRecordIsWhole: what takes no room is neither shortened nor said to be.
+// TestShortRecordIsWhole: a record within the limit is not shortened, and has no cut.
 func TestShortRecordIsWhole(t *testing.T) {
 	e := event(strings.Repeat("k", 4096))
 	e.From = []string{e.Key + "@0", "a...(5 bytes, SHA-256 0)...b"}
@@ -131,8 +130,8 @@ func datagram(t *testing.T, conn net.PacketConn) string {
 	return text
 }
 
-// TestTooLongForADatagram: a record that fits no datagram does not keep back those behind
-// it, a short one of its number and hash says so, and one is no part of a log's file.
+// TestTooLongForADatagram: a record that is too long for a datagram is replaced by a LargeRecord with its number and
+// hash, and later records are sent. In the file of a log, a LargeRecord is a finding.
 func TestTooLongForADatagram(t *testing.T) {
 	for uri, conn := range datagramServers(t) {
 		s, err := OpenSyslog(uri, nil)
@@ -161,7 +160,7 @@ func TestTooLongForADatagram(t *testing.T) {
 		}
 		if got := datagram(t, conn); !strings.HasPrefix(got, `{"seq":0,"prev":"",`) ||
 			!strings.Contains(got, `"kind":"large","bytes":1048576,`) {
-			t.Errorf("%s: in the place of what is no record: %.300q", uri, got)
+			t.Errorf("%s: instead of a long line that is not a record: %.300q", uri, got)
 		}
 		if got := datagram(t, conn); got+"\n" != string(c) {
 			t.Errorf("%s: then %.300q, want %q", uri, got, c)
@@ -173,8 +172,8 @@ func TestTooLongForADatagram(t *testing.T) {
 			t.Error(err)
 		}
 		path := writeText(t, got+"\n"+string(c))
-		verified(t, VerifyConfig{}, []string{path}, fmt.Sprintf("record 7, of %d bytes, is not here", len(b)-1))
-		// One that an earlier version wrote is no fault of the log.
+		verified(t, VerifyConfig{}, []string{path}, fmt.Sprintf("record 7, of %d bytes, was replaced", len(b)-1))
+		// A long record in the file, as earlier versions wrote it, is not a finding.
 		verified(t, VerifyConfig{}, []string{writeText(t, string(b)+string(c))})
 	}
 }

@@ -12,8 +12,7 @@ import (
 	"claviger/durable"
 )
 
-// unsyncedDisk knows whether what was written to its files has been synced since. While fails is
-// true, no sync works.
+// unsyncedDisk records whether its files have unsynced writes. While fails is true, each sync fails.
 type unsyncedDisk struct {
 	durable.OS
 	dirty, fails atomic.Bool
@@ -44,7 +43,8 @@ func (f *unsyncedFile) Sync() error {
 	return f.File.Sync()
 }
 
-// syncedHeads keeps heads in memory, and counts those of records that were not synced.
+// syncedHeads stores heads in memory. It counts the heads that were stored while syncs failed, and those whose records
+// were not synced.
 type syncedHeads struct {
 	disk            *unsyncedDisk
 	seq             atomic.Uint64
@@ -65,8 +65,8 @@ func (h *syncedHeads) Save(_ context.Context, head Head) error {
 	return nil
 }
 
-// TestHeadFollowsTheDisk: a head is kept when its records are on the disk, and not before. A power
-// cut would otherwise leave a head without its records, which is how a cut-off log looks.
+// TestHeadFollowsTheDisk: a head is stored only after its records are on the disk. Otherwise a power cut could leave a
+// head without its records, and the log would look as if it had been cut off.
 func TestHeadFollowsTheDisk(t *testing.T) {
 	dir := t.TempDir()
 	disk := &unsyncedDisk{}
@@ -85,15 +85,15 @@ func TestHeadFollowsTheDisk(t *testing.T) {
 	c.Log(t.Context(), event("k"))
 	waitFor(t, func() bool { return disk.failed.Load() > 3 })
 	if c.Err() == nil {
-		t.Error("Err is nil while no sync works")
+		t.Error("Err is nil while syncs fail")
 	}
 	if heads.early.Load() > 0 || heads.seq.Load() != was {
-		t.Errorf("%d heads were kept while no sync works", heads.early.Load())
+		t.Errorf("%d heads were stored while syncs fail", heads.early.Load())
 	}
 	disk.fails.Store(false)
 	waitFor(t, func() bool { return heads.seq.Load() > was })
 	if n := heads.unsynced.Load(); n > 0 {
-		t.Errorf("%d heads were kept before their records were synced", n)
+		t.Errorf("%d heads were stored before their records were synced", n)
 	}
 	closeChain(t, c)
 }

@@ -17,8 +17,7 @@ import (
 	"time"
 )
 
-// Writer is a Stream over something that never blocks for long: standard
-// output.
+// Writer is a Stream that writes to an io.Writer. The io.Writer must not block for long; an example is standard output.
 type Writer struct {
 	name string
 	w    io.Writer
@@ -34,26 +33,26 @@ func (s *Writer) Send(line []byte) error {
 	return s.err
 }
 
-// Err is that of the last Send.
+// Err is the error of the last Send.
 func (s *Writer) Err() error { return s.err }
 
 // Close does nothing.
 func (s *Writer) Close() error { return nil }
 
-// Name is the name that it was given.
+// Name is the name given to NewWriter.
 func (s *Writer) Name() string { return s.name }
 
-// Syslog sends lines to a syslog server as RFC 5424 messages: one a datagram
-// (RFC 5426, and Unix sockets), or with their length before them on a stream (RFC
-// 6587, over TLS RFC 5425). Lines wait in a bounded queue; while the server is
-// away it is dialled again, and what does not fit is lost, which the numbers of
-// the records that arrive show. In the place of a record that is too long for a
-// datagram a short one is sent, which says so.
+// Syslog sends lines to a syslog server as RFC 5424 messages. With datagrams (RFC 5426, and Unix sockets) there is one
+// message in a datagram. On a stream (RFC 6587, and RFC 5425 with TLS) the length precedes each message.
+//
+// Lines wait in a queue of limited length. While the server does not answer, Syslog connects again and again; lines
+// that do not fit in the queue are lost. The server can see that from the numbers of the records. A record that is too
+// long for a datagram is replaced by a LargeRecord.
 type Syslog struct {
 	addr     string
 	network  string
-	tls      *tls.Config // nil: none
-	head     string      // between the time stamp and the message
+	tls      *tls.Config // nil: no TLS
+	head     string      // the part between the time stamp and the message
 	priority string
 	queue    chan []byte
 	stop     chan struct{}
@@ -66,19 +65,17 @@ type Syslog struct {
 	replaced atomic.Uint64
 }
 
-// Of syslog: facility 13 is "log audit", severity 6 "informational" (RFC 5424,
-// 6.2.1).
 const (
+	// syslogPriority is facility 13 ("log audit") and severity 6 ("informational"), see RFC 5424, 6.2.1.
 	syslogPriority = 13*8 + 6
-	syslogQueue    = 8192
-	syslogDial     = 5 * time.Second
-	syslogWrite    = 5 * time.Second
+	syslogQueue    = 8192            // lines
+	syslogDial     = 5 * time.Second // timeout
+	syslogWrite    = 5 * time.Second // timeout
 	syslogRetry    = time.Second
 )
 
-// OpenSyslog begins to send to the server of a URI: syslog+unix:///dev/log,
-// syslog+udp://host:514, syslog+tcp://host:601, syslog+tls://host:6514. A server
-// that is not there yet is no error. tlsConf is for tls.
+// OpenSyslog begins to send to the server of a URI: syslog+unix:///dev/log, syslog+udp://host:514,
+// syslog+tcp://host:601 or syslog+tls://host:6514. The server need not be up yet. tlsConf is for syslog+tls.
 func OpenSyslog(uri string, tlsConf *tls.Config) (*Syslog, error) {
 	const shape = "it must be syslog+unix:///dev/log, or syslog+udp://, syslog+tcp:// or syslog+tls:// with HOST:PORT"
 	u, err := url.Parse(uri)
@@ -115,7 +112,7 @@ func OpenSyslog(uri string, tlsConf *tls.Config) (*Syslog, error) {
 	return s, nil
 }
 
-// Name is where lines go.
+// Name is "syslog" with the network and the address.
 func (s *Syslog) Name() string { return "syslog " + s.network + " " + s.addr }
 
 // Send queues a line.
@@ -130,20 +127,20 @@ func (s *Syslog) Send(line []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dropped++
-	return fmt.Errorf("%d lines wait, no more are taken", syslogQueue)
+	return fmt.Errorf("%d lines wait to be sent, and no more fit", syslogQueue)
 }
 
-// Err is nil while the server takes lines.
+// Err is nil while the server accepts lines.
 func (s *Syslog) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err != nil && s.dropped > 0 {
-		return fmt.Errorf("%w; %d lines are lost to it", s.err, s.dropped)
+		return fmt.Errorf("%w; %d lines were not sent and are lost", s.err, s.dropped)
 	}
 	return s.err
 }
 
-func (s *Syslog) set(err error) {
+func (s *Syslog) setErr(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err = err; err == nil {
@@ -151,11 +148,11 @@ func (s *Syslog) set(err error) {
 	}
 }
 
-// Replaced counts the records in whose place a LargeRecord was sent.
+// Replaced returns the number of records that were replaced by a LargeRecord.
 func (s *Syslog) Replaced() uint64 { return s.replaced.Load() }
 
-// run sends what is queued. A line that could not be sent whole is sent again, but for
-// one that fits no datagram: it would stop all that come after it.
+// run sends the queued lines. A line that could not be sent is sent again. deliver does not fail for a line that is
+// too long for a datagram; otherwise such a line would block all later lines.
 func (s *Syslog) run() {
 	defer close(s.done)
 	var conn net.Conn
@@ -183,7 +180,7 @@ func (s *Syslog) run() {
 					conn = nil
 				}
 			}
-			if s.set(err); err == nil {
+			if s.setErr(err); err == nil {
 				break
 			}
 			select {
@@ -195,7 +192,7 @@ func (s *Syslog) run() {
 	}
 }
 
-// drain sends what is left at the end, while that works.
+// drain sends the queued lines at the end, until one fails.
 func (s *Syslog) drain(conn net.Conn) {
 	for conn != nil {
 		select {
@@ -216,7 +213,7 @@ func (s *Syslog) dial() (net.Conn, error) {
 	switch {
 	case s.tls != nil:
 		return (&tls.Dialer{NetDialer: d, Config: s.tls}).DialContext(ctx, "tcp", s.addr)
-	case s.network == "unix": // most listen for datagrams
+	case s.network == "unix": // most servers listen for datagrams
 		if conn, err := d.DialContext(ctx, "unixgram", s.addr); err == nil {
 			return conn, nil
 		}
@@ -224,27 +221,27 @@ func (s *Syslog) dial() (net.Conn, error) {
 	return d.DialContext(ctx, s.network, s.addr)
 }
 
-// deliver sends a message, or what stands for one that fits no datagram.
+// deliver sends a message. If the message is too long for a datagram, deliver sends a LargeRecord instead.
 func (s *Syslog) deliver(conn net.Conn, m []byte) error {
 	err := s.write(conn, m)
 	if !errors.Is(err, syscall.EMSGSIZE) {
 		return err
 	}
 	head := len(s.priority) + len(timeOfRecord) + len(s.head)
-	err = s.write(conn, append(m[:head:head], instead(m[head:])...))
-	if err == nil || errors.Is(err, syscall.EMSGSIZE) { // where even that is too long, its number is missed
+	err = s.write(conn, append(m[:head:head], largeLine(m[head:])...))
+	if err == nil || errors.Is(err, syscall.EMSGSIZE) { // if even that is too long, the server misses a number
 		s.replaced.Add(1)
 		return nil
 	}
 	return err
 }
 
-// instead is the line of the LargeRecord that stands for a line.
-func instead(line []byte) []byte {
+// largeLine returns the line of the LargeRecord that replaces a line.
+func largeLine(line []byte) []byte {
 	const text = 256 // bytes that are kept of each text
 	r, err := ParseRecord(line)
 	if err != nil {
-		r = Record{} // then all that can be said is how long it was
+		r = Record{} // only the length is known
 	}
 	seq, prev, sum := r.Seq, r.Prev, r.Hash
 	r.shorten(text, 0)
@@ -265,7 +262,7 @@ func (s *Syslog) write(conn net.Conn, m []byte) error {
 	return err
 }
 
-// Close sends what is queued, where the server is there, and ends.
+// Close sends the queued lines if the server is connected, and ends.
 func (s *Syslog) Close() error {
 	close(s.stop)
 	<-s.done

@@ -13,14 +13,13 @@ import (
 type tail struct {
 	seq  uint64 // 0: there is no record
 	hash digest
-	torn int // bytes of an unfinished line behind the last record
+	torn int // bytes of an unfinished line after the last record
 }
 
-// tail finds the last record of the file, or where it holds none that of the
-// files put aside. It looks at the last lines only: whether all is right is for
-// Verify to say.
+// tail finds the last record of the file or, if the file has none, of the rotated files. It reads only the last lines;
+// Verify checks the rest.
 func (l *File) tail() (tail, error) {
-	names, err := l.aside()
+	names, err := l.rotated()
 	if err != nil {
 		return tail{}, err
 	}
@@ -31,7 +30,7 @@ func (l *File) tail() (tail, error) {
 		t.seq, t.hash = older.seq, older.hash
 	}
 	if t.torn > 0 && err == nil {
-		l.torn = true // what comes next begins on a line of its own
+		l.torn = true // the next write begins a new line
 	}
 	return t, err
 }
@@ -49,7 +48,7 @@ func tailOf(path string) (t tail, err error) {
 	if err != nil {
 		return t, err
 	}
-	// The longest line may have an unfinished one behind it.
+	// After the last record, which may have maxRecord bytes, there may be an unfinished one of the same length.
 	begin := max(st.Size()-2*maxRecord, 0)
 	b, err := io.ReadAll(io.LimitReader(io.NewSectionReader(f, begin, st.Size()-begin), 2*maxRecord))
 	if err != nil {
@@ -68,8 +67,8 @@ func tailOf(path string) (t tail, err error) {
 			return t, err
 		}
 		if b = b[:at]; len(b) == 0 {
-			return t, fmt.Errorf("the audit log %s does not end with a record that could be gone on from: %w; put "+
-				"the file aside and start anew", path, err)
+			return t, fmt.Errorf("the end of the audit log %s has no valid record, so the chain cannot be continued: "+
+				"%w; move the file away and start again", path, err)
 		}
 	}
 	return t, nil

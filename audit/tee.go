@@ -6,12 +6,11 @@ import (
 	"slices"
 )
 
-// Tee hands each event to several loggers.
+// Tee passes each event to several loggers.
 type Tee struct {
-	// Loggers take all events. Those that are a Guard are asked before an operation
-	// of Must is done; one no is enough.
+	// Loggers take all events. Before an operation of Must, each logger that is a Guard must allow it.
 	Loggers []Logger
-	// Must are the operations that are not done where they can't be recorded.
+	// Must has the operations that are not done if they cannot be recorded.
 	Must []Op
 }
 
@@ -20,14 +19,14 @@ var (
 	_ Guard  = (*Tee)(nil)
 )
 
-// Log hands the event on.
+// Log passes the event to all loggers.
 func (t *Tee) Log(ctx context.Context, e Event) {
 	for _, l := range t.Loggers {
 		l.Log(ctx, e)
 	}
 }
 
-// Begin asks the loggers, in order.
+// Begin calls Begin of the loggers in order, and stops at the first error.
 func (t *Tee) Begin(ctx context.Context, e Event) error {
 	if !slices.Contains(t.Must, e.Op) {
 		return nil
@@ -42,11 +41,11 @@ func (t *Tee) Begin(ctx context.Context, e Event) error {
 	return nil
 }
 
-// Err joins the loggers'.
+// Err joins the errors of the loggers.
 func (t *Tee) Err() error { return t.each(Logger.Err) }
 
-// Stopped joins what keeps the loggers from recording operations: their Err, or what a
-// Chain has for it.
+// Stopped joins the errors that prevent the loggers from recording operations: Stopped of a logger that has such a
+// method, otherwise Err.
 func (t *Tee) Stopped() error {
 	return t.each(func(l Logger) error {
 		if s, ok := l.(interface{ Stopped() error }); ok {
@@ -56,10 +55,10 @@ func (t *Tee) Stopped() error {
 	})
 }
 
-// Close closes all.
+// Close closes all loggers.
 func (t *Tee) Close() error { return t.each(Logger.Close) }
 
-// Reopen has those that write files open them anew.
+// Reopen calls Reopen of each logger that has such a method.
 func (t *Tee) Reopen() error {
 	return t.each(func(l Logger) error {
 		if r, ok := l.(interface{ Reopen() error }); ok {

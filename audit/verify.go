@@ -11,10 +11,10 @@ import (
 	"claviger/secret"
 )
 
-// Finding is one thing that Verify found.
+// Finding is a problem or a remark of Verify.
 type Finding struct {
 	File string `json:"file,omitempty"`
-	Line int    `json:"line,omitempty"` // from 1; 0: of the file as a whole, or of the end
+	Line int    `json:"line,omitempty"` // from 1; 0: the whole file, or the end of the log
 	Seq  uint64 `json:"seq,omitempty"`  // of the record in that line
 	What string `json:"what"`
 }
@@ -29,47 +29,46 @@ func (f Finding) String() string {
 	return fmt.Sprintf("%s:%d: %s", f.File, f.Line, f.What)
 }
 
-// Report is what Verify says.
+// Report is the result of Verify.
 type Report struct {
 	Files   []string `json:"files"` // in the order of their records
 	Records uint64   `json:"records"`
-	First   uint64   `json:"first"` // seq of the first and the last record
-	Last    uint64   `json:"last"`
+	First   uint64   `json:"first"` // seq of the first record
+	Last    uint64   `json:"last"`  // seq of the last record
 	Node    string   `json:"node"`
 	Keyed   bool     `json:"keyed"` // the hashes were made, and checked, with a key
-	// Findings are what must not be: removed, changed, reordered records.
+	// Findings are problems: records that were removed, changed or reordered.
 	Findings []Finding `json:"findings"`
-	// Notes are what a reader should know: where a chain began, what a crash left.
+	// Notes are remarks: for example, where a chain begins, or the rest of a record after a crash.
 	Notes []Finding `json:"notes"`
-	// More counts findings beyond the first 1,000.
+	// More is the number of findings after the first 1,000.
 	More int `json:"more,omitempty"`
 }
 
 const maxFindings = 1000
 
-// VerifyConfig says what to verify against.
+// VerifyConfig has the key and the heads for Verify.
 type VerifyConfig struct {
-	// Key is that of the chain's hashes; nil where it has none. A chain without a
-	// key does not pass where one is given.
+	// Key is the key of the chain's hashes; nil if they were made without a key. If Key is set, a chain without a key
+	// is a finding.
 	Key secret.Bytes
-	// Heads are what was noted of the chain's end outside of it: a chain that ends
-	// before one of them, or has another record there, was cut or replaced.
+	// Heads are ends of the chain that were stored outside of it. If the chain ends before a head, or has another
+	// record at its number, records were cut off or replaced.
 	Heads []Head
 }
 
-// Verify reads the files of one node's chain, in whatever order they are named, those that
-// gzip has compressed too, and finds what was removed, changed or reordered. The error is of reading; what
-// was found is in the report.
+// Verify reads the files of one node's chain, in any order, also files that gzip has compressed. It finds records that
+// were removed, changed or reordered, and reports them. The error is only for files that cannot be read.
 func Verify(paths []string, cfg VerifyConfig) (*Report, error) {
 	files, err := inOrder(paths)
 	if err != nil {
 		return nil, err
 	}
-	v := &verifier{cfg: cfg, seal: newSealer(cfg.Key), at: map[uint64][]int{}}
+	v := &verifier{cfg: cfg, seal: newSealer(cfg.Key), heads: map[uint64][]int{}}
 	v.report.Keyed = len(cfg.Key) > 0
 	v.report.Files, v.report.Findings, v.report.Notes = []string{}, []Finding{}, []Finding{}
 	for i, h := range cfg.Heads {
-		v.at[h.Seq] = append(v.at[h.Seq], i)
+		v.heads[h.Seq] = append(v.heads[h.Seq], i)
 	}
 	for _, f := range files {
 		v.report.Files = append(v.report.Files, f)
@@ -121,13 +120,13 @@ func inOrder(paths []string) ([]string, error) {
 	return slices.Compact(files), nil
 }
 
-// lines reads lines of bounded length.
+// lines reads lines of at most maxRecord bytes.
 type lines struct{ r *bufio.Reader }
 
 func newLines(r io.Reader) *lines { return &lines{bufio.NewReaderSize(r, maxRecord+1)} }
 
-// next returns a line without its newline; whole is false for the last one where
-// it has none, and for one that is too long, of which the beginning is returned.
+// next returns a line without its newline. whole is false for a last line without a newline, and for a line that is
+// too long; of such a line, next returns the beginning.
 func (l *lines) next() (line []byte, whole bool, err error) {
 	line, err = l.r.ReadSlice('\n')
 	switch {
@@ -148,23 +147,23 @@ func (l *lines) next() (line []byte, whole bool, err error) {
 	return nil, false, err
 }
 
-// verifier is a Verify under way.
+// verifier is the state of Verify.
 type verifier struct {
 	cfg    VerifyConfig
 	seal   sealer
 	report Report
-	at     map[uint64][]int // indexes of cfg.Heads by seq
+	heads  map[uint64][]int // indexes of cfg.Heads by seq
 
-	seq  uint64 // of the last record
-	last digest
-	any  bool
-	// broken: the line before was none; what it was is told when the next record
-	// is known.
+	seq     uint64 // of the last record
+	last    digest
+	started bool
+	// broken is the finding for the previous line if that was not a record. settle reports it when the next record is
+	// known.
 	broken *Finding
-	length int // of that line
+	length int // of that line in bytes
 }
 
-func (v *verifier) find(f Finding) {
+func (v *verifier) addFinding(f Finding) {
 	if len(v.report.Findings) == maxFindings {
 		v.report.More++
 		return
@@ -172,7 +171,7 @@ func (v *verifier) find(f Finding) {
 	v.report.Findings = append(v.report.Findings, f)
 }
 
-func (v *verifier) note(f Finding) {
+func (v *verifier) addNote(f Finding) {
 	if len(v.report.Notes) < maxFindings {
 		v.report.Notes = append(v.report.Notes, f)
 	}
@@ -199,18 +198,18 @@ func (v *verifier) file(path string) error {
 	return nil
 }
 
-// settle says what the broken line before a record was: a begin record accounts
-// for what a crash has left unfinished.
+// settle reports a broken line before the record next. If next is a begin record that counts the bytes of the line,
+// a crash left the line unfinished, so it is only a note.
 func (v *verifier) settle(next *Record) {
 	if v.broken == nil {
 		return
 	}
 	if next != nil && next.Kind == BeginRecord && next.Torn == v.length {
-		v.broken.What = fmt.Sprintf("%d bytes of a record that was not written to its end, as the start of the "+
-			"server after it has recorded", v.length)
-		v.note(*v.broken)
+		v.broken.What = fmt.Sprintf("%d bytes of an unfinished record, which the next start of the server recorded",
+			v.length)
+		v.addNote(*v.broken)
 	} else {
-		v.find(*v.broken)
+		v.addFinding(*v.broken)
 	}
 	v.broken = nil
 }
@@ -231,66 +230,67 @@ func (v *verifier) line(at Finding, line []byte, whole bool) {
 	say := func(format string, args ...any) {
 		f := at
 		f.What = fmt.Sprintf(format, args...)
-		v.find(f)
+		v.addFinding(f)
 	}
-	prev, _ := parseDigest(r.Prev) // ParseRecord has looked
+	prev, _ := parseDigest(r.Prev) // ParseRecord has checked it
 	hashed, sum, _ := split(line)
 	v.links(at, &r, prev, say)
 	if large := r.Kind == LargeRecord; large || v.seal.sum(prev, hashed) != sum {
 		switch {
 		case large:
-			say("record %d, of %d bytes, is not here: a short one stands in its place, as streams of datagrams have "+
-				"it; the log's file must have it whole", r.Seq, r.Bytes)
+			say("record %d, of %d bytes, was replaced by a short one, as in a stream of datagrams; the file of the "+
+				"log must have the whole record", r.Seq, r.Bytes)
 		case r.Kind == BeginRecord && r.MAC == "hmac-sha256" && len(v.cfg.Key) == 0:
-			say("the hashes were made with a key, which was not given; nothing can be said of this chain without it")
+			say("the hashes were made with a key, and no key was given; this chain cannot be verified without its key")
 		case r.Kind == BeginRecord && r.MAC == "sha256" && len(v.cfg.Key) > 0:
-			say("the hashes were made without a key, though one was given")
+			say("the hashes were made without a key, but a key was given")
 		case v.report.Keyed:
-			say("record %d was changed (or the key is another): its hash is not that of its content under the key",
+			say("record %d was changed (or the key is wrong): its hash does not match its content with this key",
 				r.Seq)
 		default:
-			say("record %d was changed: its hash is not that of its content", r.Seq)
+			say("record %d was changed: its hash does not match its content", r.Seq)
 		}
 	}
-	for _, i := range v.at[r.Seq] {
+	for _, i := range v.heads[r.Seq] {
 		if v.cfg.Heads[i].Hash != sum.String() {
-			say("record %d is not the one that was noted as the end of the log at %s", r.Seq, v.cfg.Heads[i].Time)
+			say("record %d is not the record that the head of %s names", r.Seq, v.cfg.Heads[i].Time)
 		}
 	}
-	v.tell(at, &r)
-	v.seq, v.last, v.any = r.Seq, sum, true
+	v.aboutLog(at, &r)
+	v.seq, v.last, v.started = r.Seq, sum, true
 	v.report.Records++
 	v.report.Last, v.report.Node = r.Seq, r.Node
 }
 
-// links compares a record with the one before it.
+// links compares a record with the previous record.
 func (v *verifier) links(at Finding, r *Record, prev digest, say func(string, ...any)) {
 	switch {
-	case !v.any:
+	case !v.started:
 		v.report.First = r.Seq
 		if r.Seq == 1 && prev == (digest{}) {
 			return
 		}
 		if r.Seq == 1 || prev == (digest{}) {
-			say("record %d says that it follows %s: a chain begins with record 1, which follows nothing", r.Seq, r.Prev)
+			say("record %d has the previous hash %s: a chain begins with record 1, whose previous hash is 0", r.Seq,
+				r.Prev)
 			return
 		}
-		at.What = fmt.Sprintf("the chain goes on here from record %d, in an earlier file that was not given", r.Seq-1)
-		v.note(at)
+		at.What = fmt.Sprintf("the chain continues here after record %d, which is in an earlier file that was not "+
+			"given", r.Seq-1)
+		v.addNote(at)
 	case r.Seq == v.seq+1 && prev == v.last:
 		if r.Node != v.report.Node {
-			say("record %d is of node %q, those before of %q; verify the files of each node by themselves", r.Seq,
-				r.Node, v.report.Node)
+			say("record %d is of node %q, the earlier records are of %q; verify the files of each node separately",
+				r.Seq, r.Node, v.report.Node)
 		}
 	case r.Seq == 1 && prev == (digest{}):
-		say("another chain begins here: what was written between record %d and this one, if anything, is missing",
-			v.seq)
+		say("another chain begins here; records between record %d and this record may be missing", v.seq)
 	case r.Seq == v.seq+1:
-		say("record %d does not follow the record before it, which was changed or put in the place of another", r.Seq)
+		say("record %d does not follow the previous record, which was changed or replaced", r.Seq)
 	case r.Seq > v.seq+1:
-		say("%s before this one", missing(v.seq+1, r.Seq-1))
+		say("%s before this record", missing(v.seq+1, r.Seq-1))
 	default:
-		say("record %d stands behind record %d: it was moved, or stands there twice", r.Seq, v.seq)
+		say("record %d comes after record %d: it was moved or repeated", r.Seq, v.seq)
 	}
 }
 
@@ -301,41 +301,41 @@ func missing(from, to uint64) string {
 	return fmt.Sprintf("records %d to %d are missing", from, to)
 }
 
-// tell notes what records say of the log itself.
-func (v *verifier) tell(at Finding, r *Record) {
+// aboutLog adds a note or a finding for a record about the log itself.
+func (v *verifier) aboutLog(at Finding, r *Record) {
 	switch {
 	case r.Kind == LostRecord:
-		at.What = fmt.Sprintf("%d events were not recorded before this record, since the log could not be written",
+		at.What = fmt.Sprintf("%d events before this record were not recorded because the log could not be written",
 			r.Count)
 	case r.Missing > 0:
-		at.What = fmt.Sprintf("the server found at its start that the log ended %d records before the end that had "+
-			"been noted: they are missing", r.Missing)
-		if r.Seq == v.report.First { // no gap before it tells of them
-			v.find(at)
+		at.What = fmt.Sprintf("at its start, the server found that %d records at the end of the log were missing, "+
+			"by the stored head", r.Missing)
+		if r.Seq == v.report.First { // there is no gap in the numbers that shows them
+			v.addFinding(at)
 			return
 		}
 	default:
 		return
 	}
-	v.note(at)
+	v.addNote(at)
 }
 
-// end compares the chain's end with what was noted of it.
+// end compares the chain's end with the heads.
 func (v *verifier) end() {
-	if !v.any {
-		v.find(Finding{What: "there is no record in the files"})
+	if !v.started {
+		v.addFinding(Finding{What: "there is no record in the files"})
 	}
 	for _, h := range v.cfg.Heads {
 		switch {
 		case h.Seq > v.seq:
-			v.find(Finding{What: fmt.Sprintf("%s at the end: the log had record %d at %s", missing(v.seq+1, h.Seq),
-				h.Seq, h.Time)})
-		case v.any && h.Node != v.report.Node:
-			v.find(Finding{What: fmt.Sprintf("the end that was noted is of node %q, the files are of %q", h.Node,
+			v.addFinding(Finding{What: fmt.Sprintf("%s at the end: the log had record %d at %s",
+				missing(v.seq+1, h.Seq), h.Seq, h.Time)})
+		case v.started && h.Node != v.report.Node:
+			v.addFinding(Finding{What: fmt.Sprintf("the stored head is of node %q, the files are of %q", h.Node,
 				v.report.Node)})
 		case h.Seq < v.report.First:
-			v.note(Finding{What: fmt.Sprintf("record %d, which was noted as the end at %s, lies before the files "+
-				"that were given", h.Seq, h.Time)})
+			v.addNote(Finding{What: fmt.Sprintf("record %d, which the head of %s names, is before the files that were "+
+				"given", h.Seq, h.Time)})
 		}
 	}
 }

@@ -227,7 +227,7 @@ func (t *AuditTrail) checks() []console.Check {
 			if t.chain == nil {
 				return nil
 			}
-			return t.chain.Aside()
+			return t.chain.Degraded()
 		}},
 		{Name: "audit streams", Informational: true, Run: func(context.Context) error { return t.streamErr() }},
 	}
