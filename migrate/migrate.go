@@ -245,7 +245,7 @@ func (e *Engine) sourceError(ctx context.Context, op, key string, err error) err
 		return claviger.E(op, claviger.SourceRefused, key, fault(err, "the source %s refused us: %s", uri,
 			e.whyRefused(ctx, key, err)))
 	case claviger.Unavailable, claviger.SourceUnreachable:
-		hint := "see that it runs and that its port can be reached from here"
+		hint := "see that the KMS runs and that its port can be reached from here"
 		if better := e.cfg.Probes.whyUnreachable(ctx); better != "" {
 			hint = better
 		}
