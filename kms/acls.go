@@ -11,15 +11,16 @@ import (
 	"claviger/hadoopconf"
 )
 
-// blacklistDecrypt is the property that decides about HDFS' superusers, where it
-// is set.
+// blacklistDecrypt is the property with the users who may not decrypt. If it is
+// not set, aclDefaults puts HDFS' superusers there.
 const blacklistDecrypt = "hadoop.kms.blacklist.DECRYPT_EEK"
 
-// ACLFile is where the rules are.
+// ACLFile returns the path of the file with the rules.
 func ACLFile(conf *hadoopconf.Conf) string { return filepath.Join(conf.Dir(), "kms-acls.xml") }
 
-// readACLs reads kms-acls.xml, alone, as Hadoop does. A value whose variables
-// can't be expanded is an error: the file takes effect as a whole or not at all.
+// readACLs reads kms-acls.xml, and no other file, as Hadoop does. If the variables
+// of a value cannot be expanded, the whole file is an error: no part of it takes
+// effect.
 func readACLs(path string) ([]authz.Property, []string, error) {
 	c := hadoopconf.New(filepath.Dir(path), nil)
 	if err := c.AddFile(path, false); err != nil {
@@ -36,9 +37,9 @@ func readACLs(path string) ([]authz.Property, []string, error) {
 	return props, c.Warnings(), nil
 }
 
-// aclDefaults are the rules that hold where kms-acls.xml sets none: a superuser of
-// HDFS can read every EDEK and every encrypted byte, so that he must not get the
-// DEKs, too.
+// aclDefaults returns the rules for properties that kms-acls.xml does not set. A
+// superuser of HDFS can read every EDEK and every encrypted byte, so superusers
+// must not get DEKs.
 func aclDefaults(conf *hadoopconf.Conf) []authz.Property {
 	p, _ := conf.Lookup(hadoopconf.HDFSSuperusers)
 	return []authz.Property{{
@@ -48,7 +49,7 @@ func aclDefaults(conf *hadoopconf.Conf) []authz.Property {
 	}}
 }
 
-// aclMetrics shows what became of kms-acls.xml.
+// aclMetrics adds the metrics about loads of kms-acls.xml.
 func aclMetrics(m *console.Metrics, w *authz.Watcher) {
 	m.Counter("claviger_acl_loads_total", "Times that kms-acls.xml took effect.",
 		func() float64 { return float64(w.Status().Loads) })
@@ -58,8 +59,8 @@ func aclMetrics(m *console.Metrics, w *authz.Watcher) {
 		func() float64 { return float64(w.Status().Loaded.UnixMilli()) / 1000 })
 }
 
-// LoadPolicy reads the rules as a server does at its start, without a word on a
-// log. warnings are what is odd about them.
+// LoadPolicy reads the rules as a server does at its start, but logs nothing.
+// warnings are about rules that are probably wrong.
 func LoadPolicy(conf *hadoopconf.Conf) (policy *authz.Policy, warnings, notes []string, err error) {
 	file := ACLFile(conf)
 	props, odd, err := readACLs(file)

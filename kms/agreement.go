@@ -24,10 +24,10 @@ import (
 	"claviger/provider/hsm"
 )
 
-// alike are the properties that all nodes of one metastore must have alike: else what a
-// client gets depends on the node that it asks. docs/nodes.md has the list.
+// alike are the properties that must be the same on all nodes of one metastore.
+// Otherwise the answer to a client depends on the node. docs/nodes.md has the list.
 var alike = []string{
-	hadoopconf.ProviderURI, // but for where the first one is, an HSM, which the metastore itself compares
+	hadoopconf.ProviderURI, // without the first provider's path; the metastore itself compares the HSM
 	hadoopconf.SourceURI,
 	hadoopconf.ReencryptionEnable,
 	hadoopconf.GroupMapping,
@@ -55,25 +55,28 @@ var alike = []string{
 	minUnused,
 }
 
-// minUnused is how long a key must have been unused before it can be purged.
+// minUnused is the property that says how long a key must have been unused before
+// it can be purged.
 const minUnused = "claviger.purge.min.unused"
 
-// proxyUsers are the rules of impersonation, of which a node takes changes without a restart.
+// proxyUsers is the prefix of the rules of impersonation. A node takes changes of
+// these without a restart.
 const proxyUsers = "hadoop.kms.proxyuser."
 
 const (
-	// settingNodes is where nodes note what they run with.
+	// settingNodes is the metastore's setting in which nodes record their settings.
 	settingNodes = "nodes.settings"
-	// agreementEvery lies between two looks at the others' notes, and agreementHolds is how
-	// long a look holds that readiness asks for.
+	// agreementEvery is the time between two comparisons with the other nodes.
+	// agreementHolds is how long readiness reuses a successful one.
 	agreementEvery = time.Minute
 	agreementHolds = 15 * time.Second
 )
 
-// nodeSettings is a node's note: of each of alike a digest.
+// nodeSettings is a node's record: a digest of each property in alike, of the proxy
+// users' rules and of kms-acls.xml.
 type nodeSettings struct {
-	// ID is the owner.Owner's. Host and PID are for people: containers on two hosts may have
-	// the same ones.
+	// ID identifies the node: it is the ID of its owner.Owner. Host and PID are only for
+	// people, because containers on two hosts may have the same ones.
 	ID      string            `json:"id"`
 	Since   time.Time         `json:"since"`
 	Host    string            `json:"host"`
@@ -81,7 +84,8 @@ type nodeSettings struct {
 	Digests map[string]string `json:"digests"`
 }
 
-// differing are the settings that another node has otherwise, sorted.
+// differing returns the names of the settings that differ from those of another
+// node, sorted.
 func (n *nodeSettings) differing(o nodeSettings) []string {
 	var differ []string
 	for name, digest := range o.Digests {
@@ -93,12 +97,12 @@ func (n *nodeSettings) differing(o nodeSettings) []string {
 	return differ
 }
 
-// serves tells whether one of these processes wrote the note.
-func (n *nodeSettings) serves(alive []owner.Owner) bool {
+// isAlive reports whether one of these processes wrote the record.
+func (n *nodeSettings) isAlive(alive []owner.Owner) bool {
 	return slices.ContainsFunc(alive, func(o owner.Owner) bool { return o.ID == n.ID })
 }
 
-// name names another node to people.
+// name returns a name of another node for people.
 func (n *nodeSettings) name(o nodeSettings) string {
 	if o.Host == n.Host && o.PID == n.PID {
 		return fmt.Sprintf("another node whose host is named %s, as this one's, (process %d, since %s)", o.Host, o.PID,
@@ -107,18 +111,19 @@ func (n *nodeSettings) name(o nodeSettings) string {
 	return fmt.Sprintf("the node on %s (process %d)", o.Host, o.PID)
 }
 
-// agreement compares what this node runs with to what the others do.
+// agreement compares this node's settings with those of the other nodes.
 type agreement struct {
 	conf  *hadoopconf.Conf
 	store metastore.Store
 	log   *slog.Logger
 	self  owner.Owner
 
-	mu   sync.Mutex
-	told string // of the log
+	mu     sync.Mutex
+	logged string // the last differences
 }
 
-// digests are those of this node now. Of what is taken without a restart, the files count.
+// digests returns those of this node now. For the settings that take effect without
+// a restart, the current files count.
 func (a *agreement) digests() map[string]string {
 	all := map[string]string{}
 	put := func(name, value string) {
@@ -128,13 +133,13 @@ func (a *agreement) digests() map[string]string {
 	for _, name := range alike {
 		value := strings.TrimSpace(a.conf.String(name))
 		if name == hadoopconf.ProviderURI {
-			value = withoutPlace(value)
+			value = withoutPath(value)
 		}
 		put(name, value)
 	}
 	now, err := hadoopconf.LoadKMS(a.conf.Dir(), os.LookupEnv)
 	if err != nil {
-		now = a.conf // its rules stay in force
+		now = a.conf // this node keeps the rules that it has loaded
 	}
 	rules := now.Under(proxyUsers)
 	var text strings.Builder
@@ -148,8 +153,8 @@ func (a *agreement) digests() map[string]string {
 	return all
 }
 
-// withoutPlace is a list of providers without the place of the first one's file.
-func withoutPlace(list string) string {
+// withoutPath returns a list of provider URIs, but of the first one only the scheme.
+func withoutPath(list string) string {
 	uris, err := provider.SplitURIs(list)
 	if err != nil || len(uris) == 0 {
 		return list
@@ -158,12 +163,13 @@ func withoutPlace(list string) string {
 	return strings.Join(append([]string{scheme}, uris[1:]...), ",")
 }
 
-// mine is this node's note.
+// mine returns this node's record.
 func (a *agreement) mine() nodeSettings {
 	return nodeSettings{a.self.ID, a.self.Since, a.self.Host, a.self.PID, a.digests()}
 }
 
-// check notes what this node runs with, and tells of nodes that run with something else.
+// check stores this node's record, and returns an error that names the nodes with
+// other settings.
 func (a *agreement) check(ctx context.Context) error {
 	mine := a.mine()
 	others, err := a.exchange(ctx, mine)
@@ -179,11 +185,11 @@ func (a *agreement) check(ctx context.Context) error {
 	text := strings.Join(texts, "; ")
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if text != a.told && text != "" {
+	if text != a.logged && text != "" {
 		a.log.Warn("nodes of this metastore have different settings, which must be alike: what a client gets depends "+
 			"on the node that it asks", "metastore", a.store.URI(), "differences", text)
 	}
-	a.told = text
+	a.logged = text
 	if text == "" {
 		return nil
 	}
@@ -192,15 +198,16 @@ func (a *agreement) check(ctx context.Context) error {
 		"without a restart)")
 }
 
-// mayDestroy refuses to destroy keys while another node has another value of the property
-// that decides it: a slip in one node's file must not end keys that the others would keep.
-// A node that keeps deleted keys may delete them, whatever the others do. Kind Unavailable,
-// with the property and the nodes in the caller's answer.
+// mayDestroy refuses to destroy keys while another node has another value of the
+// property that permits it: a mistake in one node's file must not destroy keys that
+// the other nodes would keep. A node that keeps deleted keys may delete keys in any
+// case. The error has kind Unavailable; the caller's answer names the property and
+// the nodes.
 func (a *agreement) mayDestroy(ctx context.Context, purge bool) error {
 	const op = "kms.mayDestroy"
-	property, deed := minUnused, "purged"
+	property, action := minUnused, "purged"
 	if !purge {
-		property, deed = hsm.PropertySoftDelete, "deleted"
+		property, action = hsm.PropertySoftDelete, "deleted"
 		if keeps, err := a.conf.Bool(property); err != nil || keeps {
 			return err
 		}
@@ -220,17 +227,17 @@ func (a *agreement) mayDestroy(ctx context.Context, purge bool) error {
 		return nil
 	}
 	text := fmt.Sprintf("no key is %s by the node on %s (process %d): that destroys keys, and %s %s another value of "+
-		"%s; give it the same value on all nodes, and restart those that were wrong", deed, mine.Host, mine.PID,
+		"%s; give it the same value on all nodes, and restart those that were wrong", action, mine.Host, mine.PID,
 		strings.Join(differ, " and "), map[bool]string{true: "has", false: "have"}[len(differ) == 1], property)
 	return claviger.Answer(claviger.Errorf(op, claviger.Unavailable, "", "%s", text), text)
 }
 
-// ofSources are the settings that say which sources a server asks.
-var ofSources = []string{hadoopconf.ProviderURI, hadoopconf.SourceURI, hadoopconf.ReencryptionEnable}
+// sourceSettings are the settings that decide which sources a server reads.
+var sourceSettings = []string{hadoopconf.ProviderURI, hadoopconf.SourceURI, hadoopconf.ReencryptionEnable}
 
-// noteSettings keeps what this server runs with in the metastore, also where no other node
-// can be: claviger migrate finish compares it with the files.
-func (s *server) noteSettings(ctx context.Context) error {
+// recordSettings stores this server's record in the metastore, even if there can be
+// no other node: claviger migrate finish compares the record with the files.
+func (s *server) recordSettings(ctx context.Context) error {
 	if s.svc.Store == nil {
 		return nil
 	}
@@ -239,8 +246,9 @@ func (s *server) noteSettings(ctx context.Context) error {
 	return err
 }
 
-// NotRestarted are the servers of the metastore that run with other sources than the files
-// have now. One that has noted nothing, an older claviger, is not among them.
+// NotRestarted returns the servers of the metastore that run with other sources than
+// the files have now. A server without a record, of an older claviger, is not
+// included.
 func (s *Service) NotRestarted(ctx context.Context) ([]string, error) {
 	store, err := s.store(ctx)
 	if err != nil {
@@ -255,12 +263,12 @@ func (s *Service) NotRestarted(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var noted []nodeSettings
-	_ = json.Unmarshal([]byte(text), &noted) // what is no list says nothing
+	var records []nodeSettings
+	_ = json.Unmarshal([]byte(text), &records) // a text that is no list has no records
 	mine := a.mine()
 	var servers []string
-	for _, n := range noted {
-		if n.serves(alive) && slices.ContainsFunc(ofSources,
+	for _, n := range records {
+		if n.isAlive(alive) && slices.ContainsFunc(sourceSettings,
 			func(name string) bool { return n.Digests[name] != mine.Digests[name] }) {
 			servers = append(servers, mine.name(n))
 		}
@@ -268,8 +276,8 @@ func (s *Service) NotRestarted(ctx context.Context) ([]string, error) {
 	return servers, nil
 }
 
-// exchange notes this node's settings, and returns those of the nodes that serve. Notes of
-// nodes that are gone are removed.
+// exchange stores this node's record, and returns the records of the other nodes
+// that run. It removes the records of nodes that have ended.
 func (a *agreement) exchange(ctx context.Context, mine nodeSettings) (others []nodeSettings, err error) {
 	unlock, err := a.store.Lock(ctx, settingNodes)
 	if err != nil {
@@ -285,9 +293,9 @@ func (a *agreement) exchange(ctx context.Context, mine nodeSettings) (others []n
 		return nil, err
 	}
 	var was []nodeSettings
-	_ = json.Unmarshal([]byte(text), &was) // what is no list is written anew
+	_ = json.Unmarshal([]byte(text), &was) // a text that is no list is replaced
 	for _, n := range was {
-		if n.serves(alive) && n.ID != mine.ID {
+		if n.isAlive(alive) && n.ID != mine.ID {
 			others = append(others, n)
 		}
 	}
@@ -298,12 +306,13 @@ func (a *agreement) exchange(ctx context.Context, mine nodeSettings) (others []n
 	return others, a.store.SetSetting(ctx, settingNodes, string(now))
 }
 
-// agree starts to compare this node's settings with those of the others, where others may
-// be: until ctx ends the log tells of differences, also where nobody asks for readiness.
-func (s *server) agree(ctx context.Context) {
+// watchAgreement compares this node's settings with those of the other nodes until
+// ctx ends, so that the log has the differences even if nobody reads readiness. It
+// does nothing if there can be no other node.
+func (s *server) watchAgreement(ctx context.Context) {
 	a := s.agreement
 	for a != nil {
-		_ = a.check(ctx) // it is in the log, or the store is away, which others tell
+		_ = a.check(ctx) // differences are logged, and other checks report a store that does not answer
 		select {
 		case <-ctx.Done():
 			return
@@ -312,7 +321,7 @@ func (s *server) agree(ctx context.Context) {
 	}
 }
 
-// agreementCheck is none where no other node has the metastore.
+// agreementCheck returns no check if no other node can use the metastore.
 func (s *server) agreementCheck() []console.Check {
 	if s.agreement == nil {
 		return nil

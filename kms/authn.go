@@ -10,8 +10,8 @@ import (
 	"claviger/hadoopconf"
 )
 
-// authenticator is an Authenticator with the groups that ACLs ask for too, and with
-// what runs beside it until a context ends.
+// authenticator is an Authenticator, with the groups that ACLs use too, and the
+// functions that run in the background until their context ends.
 type authenticator struct {
 	site *siteWatcher
 	*authn.Authenticator
@@ -23,32 +23,10 @@ type authenticator struct {
 
 func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluster,
 	log *slog.Logger) (*authenticator, error) {
-	const prefix = authPrefix
 	r := &reader{conf: conf}
-	validity := r.duration(prefix+"token.validity", time.Second)
-	var inactive time.Duration
-	if conf.String(prefix+"token.max-inactive-interval") != "-1" {
-		inactive = r.duration(prefix+"token.max-inactive-interval", time.Second)
-	}
-	cfg := authn.Config{
-		Validity:    validity,
-		MaxInactive: inactive,
-		Cookie: authn.CookieAttributes{
-			Domain:     conf.String(prefix + "cookie.domain"),
-			Path:       conf.String(prefix + "cookie.path"),
-			Persistent: r.bool(prefix + "cookie.persistent"),
-		},
-	}
-	anonymous := r.bool(prefix + "simple.anonymous.allowed")
-	const delegation = prefix + "delegation-token."
-	times := authn.DelegationConfig{
-		KeyUpdate: r.duration(delegation+"update-interval.sec", time.Second),
-		MaxLife:   r.duration(delegation+"max-lifetime.sec", time.Second),
-		Renewal:   r.duration(delegation+"renew-interval.sec", time.Second),
-		Scan:      r.duration(delegation+"removal-scan-interval.sec", time.Second),
-		Store:     shared.tokens, Digests: shared.digests, Batch: shared.batch, Log: log,
-		Limits: r.tokenLimits(),
-	}
+	cfg := r.cookies()
+	anonymous := r.bool(authPrefix + "simple.anonymous.allowed")
+	delegations := r.delegations(shared, log)
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -56,11 +34,11 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 	if cfg.Handler, cfg.Rules, err = authHandler(conf, anonymous, log); err != nil {
 		return nil, err
 	}
-	if cfg.Delegations, err = authn.NewDelegations(times); err != nil {
+	if cfg.Delegations, err = authn.NewDelegations(delegations); err != nil {
 		return nil, err
 	}
-	if validity == 0 {
-		return nil, conf.Refuse(prefix+"token.validity", "it must be at least one second")
+	if cfg.Validity == 0 {
+		return nil, conf.Refuse(authPrefix+"token.validity", "it must be at least one second")
 	}
 	groups, err := NewGroups(conf, log)
 	if err != nil {
@@ -74,8 +52,8 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 	site := newSiteWatcher(conf, proxies, groups.Of, log)
 	a := &authenticator{groups: groups, tokens: cfg.Delegations, site: site, checks: loginChecks(cfg.Handler),
 		background: []func(context.Context){cfg.Delegations.Run, site.Run}}
-	// Last, for it may have to wait for other machines.
-	if cfg.Secrets, err = a.secretProvider(ctx, conf, shared, validity, log); err != nil {
+	// Last, because it may have to wait for other machines.
+	if cfg.Secrets, err = a.secretProvider(ctx, conf, shared, cfg.Validity, log); err != nil {
 		return nil, err
 	}
 	if a.Authenticator, err = authn.New(cfg); err != nil {
@@ -87,7 +65,37 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 	return a, nil
 }
 
-// tokenLimits reads what owners of delegation tokens may take.
+// cookies reads the properties of authentication cookies.
+func (r *reader) cookies() authn.Config {
+	cfg := authn.Config{
+		Validity: r.duration(authPrefix+"token.validity", time.Second),
+		Cookie: authn.CookieAttributes{
+			Domain:     r.conf.String(authPrefix + "cookie.domain"),
+			Path:       r.conf.String(authPrefix + "cookie.path"),
+			Persistent: r.bool(authPrefix + "cookie.persistent"),
+		},
+	}
+	const inactive = authPrefix + "token.max-inactive-interval"
+	if r.conf.String(inactive) != "-1" {
+		cfg.MaxInactive = r.duration(inactive, time.Second)
+	}
+	return cfg
+}
+
+// delegations reads the properties of delegation tokens.
+func (r *reader) delegations(shared *cluster, log *slog.Logger) authn.DelegationConfig {
+	const prefix = authPrefix + "delegation-token."
+	return authn.DelegationConfig{
+		KeyUpdate: r.duration(prefix+"update-interval.sec", time.Second),
+		MaxLife:   r.duration(prefix+"max-lifetime.sec", time.Second),
+		Renewal:   r.duration(prefix+"renew-interval.sec", time.Second),
+		Scan:      r.duration(prefix+"removal-scan-interval.sec", time.Second),
+		Store:     shared.tokens, Digests: shared.digests, Batch: shared.batch, Log: log,
+		Limits: r.tokenLimits(),
+	}
+}
+
+// tokenLimits reads the limits of delegation tokens.
 func (r *reader) tokenLimits() authn.TokenLimits {
 	const prefix, most = "claviger.delegation.", 1 << 24
 	return authn.TokenLimits{
@@ -99,7 +107,7 @@ func (r *reader) tokenLimits() authn.TokenLimits {
 	}
 }
 
-// secretProvider opens what signs the cookies.
+// secretProvider opens the provider of the secrets that sign cookies.
 func (a *authenticator) secretProvider(ctx context.Context, conf *hadoopconf.Conf, shared *cluster,
 	validity time.Duration, log *slog.Logger) (authn.SecretProvider, error) {
 	switch conf.String(signerKind) {

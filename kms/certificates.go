@@ -15,22 +15,22 @@ import (
 	"claviger/web"
 )
 
-// validity is from when to when all certificates of a TLS store are good.
+// validity is the time in which all certificates of a TLS store are valid.
 type validity struct {
-	Store     string // the property that names it
+	Store     string // the property that names the store
 	Subject   string // of the certificate that ends first
 	NotBefore time.Time
 	NotAfter  time.Time
 }
 
-// validityOf is that of a chain with at least one certificate.
+// validityOf returns the validity of a chain. It has at least one certificate.
 func validityOf(store string, certs []*x509.Certificate) validity {
 	first := slices.MinFunc(certs, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
 	last := slices.MaxFunc(certs, func(a, b *x509.Certificate) int { return a.NotBefore.Compare(b.NotBefore) })
 	return validity{store, first.Subject.String(), last.NotBefore, first.NotAfter}
 }
 
-// fault says what is wrong with the time of it.
+// fault returns an error if the time is over, has not begun, or ends soon.
 func (v validity) fault() error {
 	at := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 	switch now := time.Now(); {
@@ -44,8 +44,9 @@ func (v validity) fault() error {
 	return nil
 }
 
-// untimely is an error where clients refuse a certificate for its time.
-func untimely(c tls.Certificate) error {
+// checkTime returns an error if clients refuse a certificate now because of its
+// validity.
+func checkTime(c tls.Certificate) error {
 	v, err := servedValidity(&c)
 	if err == nil && (time.Now().After(v.NotAfter) || time.Now().Before(v.NotBefore)) {
 		return v.fault()
@@ -55,7 +56,8 @@ func untimely(c tls.Certificate) error {
 
 const serverKeystore = "ssl.server.keystore."
 
-// servedValidity is that of what a server shows its clients.
+// servedValidity returns the validity of the certificate that a server presents to
+// its clients.
 func servedValidity(c *tls.Certificate) (validity, error) {
 	var certs []*x509.Certificate
 	for _, der := range c.Certificate {
@@ -71,8 +73,8 @@ func servedValidity(c *tls.Certificate) (validity, error) {
 	return validityOf(serverKeystore+"location", certs), nil
 }
 
-// storeFiles looks at the files of the TLS stores, each of which is in unreadable where
-// it cannot be used.
+// storeFiles reads the files of the TLS stores. unreadable has an error for each
+// store that cannot be used.
 func (s *Service) storeFiles() (list []validity, unreadable []error, err error) {
 	server, err := sslStores(s.Conf, s.Log, "hadoop.ssl.server.conf", "ssl-server.xml")
 	if err != nil {
@@ -111,10 +113,10 @@ func (s *Service) storeFiles() (list []validity, unreadable []error, err error) 
 	return list, unreadable, nil
 }
 
-// certificateCheck looks at the stores once a minute at most: opening one costs
-// what its password's protection costs, and anybody may ask for what it tells.
+// certificateCheck reads the stores at most once a minute: anybody may request the
+// result, and the key derivation from a store's password is slow.
 type certificateCheck struct {
-	// served is what clients are shown; nil: none is.
+	// served returns the certificate that clients get; nil without TLS.
 	served func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 
 	mu         sync.Mutex
@@ -124,8 +126,9 @@ type certificateCheck struct {
 	err        error
 }
 
-// certificates are the validities of the stores: of the server's what it shows clients
-// now, of the others as their files were a minute ago at most.
+// certificates returns the validities of the stores. For the server's keystore that
+// is the certificate that clients get now. The others are of files read at most a
+// minute ago.
 func (s *Service) certificates() (list []validity, unreadable []error, err error) {
 	c := &s.certificateCheck
 	c.mu.Lock()
@@ -150,8 +153,8 @@ func (s *Service) certificates() (list []validity, unreadable []error, err error
 	return list, c.unreadable, c.err
 }
 
-// checkCertificates fails where a certificate is of no use now, or will soon be, and where
-// the next start could not use a file.
+// checkCertificates returns an error if a certificate is not valid now or ends soon,
+// or if the next start could not use a file.
 func (s *Service) checkCertificates(context.Context) error {
 	list, errs, err := s.certificates()
 	errs = append(slices.Clone(errs), err)

@@ -12,13 +12,27 @@ import (
 	"claviger/provider/keytrustee"
 )
 
-// fitProbeHolds is the same of a look whether token and metastore fit, which reads some
-// objects of the token.
+// fitProbeHolds is how long readiness reuses a successful comparison of token and
+// metastore, which reads some objects of the token.
 const fitProbeHolds = 5 * time.Second
 
-// checks are the conditions of readiness.
+// checks returns the checks of readiness.
 func (s *server) checks() []console.Check {
-	checks := []console.Check{
+	checks := s.serverChecks()
+	checks = append(checks, s.auth.checks...)
+	checks = append(checks, s.trail.checks()...)
+	checks = append(checks, s.storeChecks()...)
+	checks = append(checks, s.agreementCheck()...)
+	checks = append(checks, s.clocks.checks()...)
+	checks = append(checks, s.primaryChecks()...)
+	checks = append(checks, s.shared.checks...)
+	checks = append(checks, s.sourceChecks()...)
+	return append(checks, s.migrationChecks()...)
+}
+
+// serverChecks are about the server itself and its files.
+func (s *server) serverChecks() []console.Check {
+	return []console.Check{
 		{Name: "started", Run: func(context.Context) error {
 			if why := *s.waiting.Load(); why != "" {
 				return errors.New(why)
@@ -26,7 +40,7 @@ func (s *server) checks() []console.Check {
 			return nil
 		}},
 		s.providerCheck(),
-		// The rules that were loaded before are in force, so the node can serve.
+		// The rules that were loaded before stay in force, so the node can serve.
 		{Name: "acls", Informational: true, Run: func(context.Context) error { return s.policy.Status().Err }},
 		{Name: "configuration", Informational: true, Run: func(context.Context) error { return s.auth.site.Err() }},
 		{Name: "classes of requests", Informational: true, Run: func(context.Context) error { return s.lanes.Full() }},
@@ -34,51 +48,58 @@ func (s *server) checks() []console.Check {
 			Run: func(context.Context) error { return s.ring.CheckSourceWaiting() }},
 		{Name: "delegation tokens", Informational: true,
 			Run: func(context.Context) error { return s.auth.tokens.Full() }},
-		// A node without its directory serves by the groups that it knows.
+		// If the directory does not answer, the node serves with the groups that it remembers.
 		{Name: "groups", Informational: true, Run: func(context.Context) error { return s.auth.groups.Stats().Err }},
 		{Name: "certificates", Informational: true, Run: s.svc.checkCertificates},
 		s.secrets.Check(),
 	}
-	checks = append(checks, s.auth.checks...)
-	checks = append(checks, s.trail.checks()...)
-	checks = append(checks, s.storeChecks()...)
-	checks = append(checks, s.agreementCheck()...)
-	checks = append(checks, s.clocks.checks()...)
-	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
-		checks = append(checks,
-			// The rest of its keys it serves, and what it refuses others may serve: so it stays
-			// in service. But somebody must see to it, and no key should be made on such a token.
-			console.Check{Name: "keys in the HSM", For: []console.Purpose{console.Write}, Run: p.CheckKeys},
-			console.Check{Name: "HSM takes new keys", For: []console.Purpose{console.Write}, Run: p.CheckWrites,
+}
+
+// primaryChecks are about a primary that is an HSM or a Key Trustee Server.
+func (s *server) primaryChecks() []console.Check {
+	switch p := s.svc.Primary.(type) {
+	case *hsm.Provider:
+		return []console.Check{
+			// A node that lacks some keys serves the others, and another node may serve what this
+			// one refuses, so it stays in service. But an operator must mend it, and no key should be
+			// made on such a token.
+			{Name: "keys in the HSM", For: []console.Purpose{console.Write}, Run: p.CheckKeys},
+			{Name: "HSM takes new keys", For: []console.Purpose{console.Write}, Run: p.CheckWrites,
 				Last: func() (console.Observation, bool) {
 					last, ok := p.LastWrite()
 					return console.Observation(last), ok
 				}},
-			console.Check{Name: "token and metastore fit", For: []console.Purpose{console.Write}, Run: p.CheckFit,
+			{Name: "token and metastore fit", For: []console.Purpose{console.Write}, Run: p.CheckFit,
 				Holds: fitProbeHolds},
-			console.Check{Name: "current keys in the HSM", For: []console.Purpose{console.Generate},
-				Run: p.CheckCurrent},
-			console.Check{Name: "any keys in the HSM", For: []console.Purpose{console.Decrypt}, Run: p.CheckAny},
-			console.Check{Name: "keys unknown to the metastore", Informational: true, Run: p.CheckUnknown},
-			console.Check{Name: "searches of the HSM", Informational: true, Run: p.CheckSearches},
-			console.Check{Name: "encryptions", Informational: true, Run: p.CheckEncryptions})
+			{Name: "current keys in the HSM", For: []console.Purpose{console.Generate}, Run: p.CheckCurrent},
+			{Name: "any keys in the HSM", For: []console.Purpose{console.Decrypt}, Run: p.CheckAny},
+			{Name: "keys unknown to the metastore", Informational: true, Run: p.CheckUnknown},
+			{Name: "searches of the HSM", Informational: true, Run: p.CheckSearches},
+			{Name: "encryptions", Informational: true, Run: p.CheckEncryptions},
+		}
+	case *keytrustee.Provider:
+		return []console.Check{
+			{Name: "Key Trustee Server takes changes", For: []console.Purpose{console.Write}, Run: p.CheckWrites,
+				Last: func() (console.Observation, bool) {
+					last, ok := p.LastWrite()
+					return console.Observation(last), ok
+				}},
+			// Existing EDEKs can be decrypted as before, but new ones should not depend on a private
+			// key that may be lost.
+			{Name: "private key in its folder", For: []console.Purpose{console.Generate, console.Write},
+				Run: p.CheckPlace},
+		}
 	}
-	if p, ok := s.svc.Primary.(*keytrustee.Provider); ok {
-		checks = append(checks, console.Check{Name: "Key Trustee Server takes changes",
-			For: []console.Purpose{console.Write}, Run: p.CheckWrites,
-			Last: func() (console.Observation, bool) {
-				last, ok := p.LastWrite()
-				return console.Observation(last), ok
-			}},
-			// What it has opens as before; new EDEKs should not depend on a key that may be lost.
-			console.Check{Name: "private key in its folder", For: []console.Purpose{console.Generate, console.Write},
-				Run: p.CheckPlace})
-	}
-	checks = append(checks, s.shared.checks...)
+	return nil
+}
+
+// sourceChecks are one for each source.
+func (s *server) sourceChecks() (checks []console.Check) {
 	for i, src := range s.ring.Sources() {
 		check := console.Check{Name: "source " + src.URI, Anonymous: fmt.Sprintf("source %d", i+1), Informational: true,
 			Run: func(ctx context.Context) error { return s.ring.CheckSource(ctx, i) }}
-		// Requests see what was read of a keystore file, and not that it is damaged since.
+		// Requests use a keystore file's content in memory, and do not notice that the file was
+		// damaged later.
 		if _, inMemory := s.svc.Sources[i].Provider.(keystoreFile); !inMemory {
 			check.Last = func() (console.Observation, bool) {
 				call := s.ring.Sources()[i].LastCall
@@ -90,6 +111,11 @@ func (s *server) checks() []console.Check {
 		}
 		checks = append(checks, check)
 	}
+	return checks
+}
+
+// migrationChecks are about migrated keys, and about names at the sources.
+func (s *server) migrationChecks() (checks []console.Check) {
 	if s.svc.Store != nil {
 		checks = append(checks, console.Check{Name: "sources of migrations", Informational: true,
 			Run: s.checkMigrations},
@@ -104,7 +130,7 @@ func (s *server) checks() []console.Check {
 	return checks
 }
 
-// providerCheck tells how the primary does. Of an HSM requests tell it.
+// providerCheck checks the primary. For an HSM the result of the last request counts.
 func (s *server) providerCheck() console.Check {
 	check := console.Check{Name: "provider", Run: s.ring.Health}
 	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
@@ -116,8 +142,8 @@ func (s *server) providerCheck() console.Check {
 	return check
 }
 
-// storeChecks tell what the metastore is good for. Where nodes share it, what a node has
-// used is served from memory for a while without it.
+// storeChecks check the metastore. If nodes share it, a node can serve keys that it
+// has used from memory for a while without it.
 func (s *server) storeChecks() []console.Check {
 	store := s.svc.Store
 	if store == nil {
@@ -146,13 +172,13 @@ func (s *server) storeChecks() []console.Check {
 				if cannot == nil {
 					return nil
 				}
-				if err := store.Check(ctx); err != nil { // it is asked for each request now
+				if err := store.Check(ctx); err != nil { // without memory each request needs the store
 					return fmt.Errorf("%w: %w", cannot, err)
 				}
 				return nil
 			}})
 	} else if s.svc.sharedKeys() != nil {
-		checks[0].For = nil // without caches each request asks it
+		checks[0].For = nil // without caches each request needs the store
 	}
 	if r, ok := store.(interface {
 		Replication(ctx context.Context) error

@@ -12,11 +12,11 @@ import (
 	"claviger/provider/hsm"
 )
 
-// claimStore takes a metastore for this process until the store is closed. It is
-// the one rule of who may change keys: a server while it runs, and a command that
-// changes keys while it works, has a claim; a command that only reads, or that
-// writes the journal alone, has none, and goes on beside either. A command that
-// destroys keys, or gives a token to another store, works while no node serves.
+// claimStore claims a metastore for this process until the store is closed. A
+// process may change keys only with a claim: a server holds one while it runs, and
+// a command that changes keys while it works. A command that only reads, or writes
+// only the journal, needs no claim and may run beside both. A command that destroys
+// keys, or binds a token to another store, needs the store alone: no node may serve.
 func claimStore(ctx context.Context, store metastore.Store, self owner.Owner, access hsm.Access) error {
 	if !access.Changes() {
 		return nil
@@ -26,13 +26,13 @@ func claimStore(ctx context.Context, store metastore.Store, self owner.Owner, ac
 		"with it (docs/hsm.md), or have all nodes share one in PostgreSQL (docs/nodes.md)")
 }
 
-// keystoreFile is a provider over a keystore file, as the jceks provider.
+// keystoreFile is a provider that keeps its keys in a keystore file, such as jceks.
 type keystoreFile interface {
 	Claim(o owner.Owner, alone bool) (release func(), among bool, err error)
 }
 
-// claimKeystore takes the primary's keystore file, if it has one. Several servers
-// may share it, as Hadoop's do; a command that changes keys wants it alone.
+// claimKeystore claims the primary's keystore file, if it has one. Several servers
+// may share it, as in Hadoop. A command that changes keys needs it alone.
 func (s *Service) claimKeystore() error {
 	file, ok := s.Primary.(keystoreFile)
 	if !ok || !s.access.Changes() {
@@ -52,7 +52,7 @@ func (s *Service) claimKeystore() error {
 	return nil
 }
 
-// InUse adds the cure to an error that says who has a store.
+// InUse adds the cure to an error which says that another process uses a store.
 func InUse(err error, self owner.Owner, servers string) error {
 	var in *owner.InUseError
 	switch {
@@ -70,5 +70,5 @@ func InUse(err error, self owner.Owner, servers string) error {
 	return fmt.Errorf("%w; %s changes what that process relies on: stop it first", err, self.What)
 }
 
-// Command is what a server calls itself.
+// Command is the name of a server in its claims.
 const Command = "claviger kms"

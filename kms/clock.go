@@ -15,23 +15,23 @@ import (
 )
 
 const (
-	// clocksEvery lies between two comparisons of the clocks, and clocksHold is how long one
-	// holds that readiness asks for. At ZooKeeper each is a change.
+	// clocksEvery is the time between two comparisons of the clocks. clocksHold is how long
+	// readiness reuses a successful one. Each comparison is a write in ZooKeeper.
 	clocksEvery = 30 * time.Second
 	clocksHold  = 5 * time.Second
 )
 
-// clockWatch compares this host's clock with those that nodes share.
+// clockWatch compares this host's clock with the clocks that all nodes use.
 type clockWatch struct {
 	log *slog.Logger
-	of  map[string]metastore.Clock // by whose they are, as the metric says it
+	of  map[string]metastore.Clock // by the value of the metric's label
 
 	mu    sync.Mutex
-	ahead map[string]float64 // seconds, as last compared
-	wrong bool               // as the log was told
+	ahead map[string]float64 // seconds, at the last comparison
+	wrong bool               // the last state that was logged
 }
 
-// clocksOf are the clocks that this node shares with others.
+// clocksOf returns the clocks that this node shares with others.
 func clocksOf(svc *Service, shared *cluster) map[string]metastore.Clock {
 	of := map[string]metastore.Clock{}
 	switch {
@@ -46,8 +46,8 @@ func clocksOf(svc *Service, shared *cluster) map[string]metastore.Clock {
 	return of
 }
 
-// check compares the clocks, and returns an error that names those that are apart. A clock
-// that does not answer is no error here: other checks report its store.
+// check compares the clocks, and returns an error that names those that differ too
+// much. A clock that does not answer is no error: other checks report its store.
 func (w *clockWatch) check(ctx context.Context) error {
 	ahead := map[string]float64{}
 	var apart []error
@@ -74,10 +74,11 @@ func (w *clockWatch) check(ctx context.Context) error {
 	return err
 }
 
-// run compares the clocks until ctx ends, also where nobody asks for readiness.
+// run compares the clocks until ctx ends, so that the log has the result even if
+// nobody reads readiness.
 func (w *clockWatch) run(ctx context.Context) {
 	for len(w.of) > 0 {
-		_ = w.check(ctx) // it is in the log
+		_ = w.check(ctx) // it logs the result
 		select {
 		case <-ctx.Done():
 			return
@@ -86,16 +87,16 @@ func (w *clockWatch) run(ctx context.Context) {
 	}
 }
 
-// checks is none where no clock is shared.
+// checks returns no check if this node shares no clock.
 func (w *clockWatch) checks() []console.Check {
 	if len(w.of) == 0 {
 		return nil
 	}
-	// Whose clock is wrong is not known, and all but tokens and purges is served as before.
+	// Informational: nobody knows which clock is wrong, and only tokens and purges are affected.
 	return []console.Check{{Name: "clock", Informational: true, Run: w.check, Holds: clocksHold}}
 }
 
-// metrics shows by how much this host's clock is off.
+// metrics adds the difference of this host's clock.
 func (w *clockWatch) metrics(m *console.Metrics) {
 	if len(w.of) == 0 {
 		return

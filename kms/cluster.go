@@ -21,7 +21,7 @@ import (
 	"claviger/zookeeper"
 )
 
-// The properties of what nodes share in ZooKeeper.
+// The properties of the secrets and tokens that nodes share in ZooKeeper.
 const (
 	signerKind     = authPrefix + "signer.secret.provider"
 	signerPrefix   = signerKind + ".zookeeper."
@@ -31,25 +31,25 @@ const (
 	tokensEnsemble = tokensPrefix + "zkConnectionString"
 )
 
-// Times of the connection for signer secrets, which no property says: Hadoop's are
-// those of its library. An operation is tried for as long as connecting may take.
+// Times of the connection for signer secrets. No property sets them; Hadoop uses the
+// defaults of its library. An operation is tried for as long as connecting may take.
 const (
 	signerSession = time.Minute
 	signerConnect = 15 * time.Second
 )
 
-// cluster is what this node shares with others beside keys.
+// cluster holds what this node shares with others, except keys.
 type cluster struct {
-	signers metastore.Signers     // nil: the cookies' secrets are ours alone
-	tokens  metastore.Delegations // nil: delegation tokens are in our memory
-	digests bool                  // of the tokens' passwords, no more, are in the store
-	batch   int32                 // of sequence numbers
+	signers metastore.Signers     // nil: only this node knows the cookies' secrets
+	tokens  metastore.Delegations // nil: delegation tokens are in this node's memory
+	digests bool                  // the store has only digests of the tokens' passwords
+	batch   int32                 // how many sequence numbers a node reserves at once
 	checks  []console.Check
-	store   metastore.Store // that keeps them; nil: none does
+	store   metastore.Store // the metastore that keeps tokens or secrets; nil: none
 	close   []func() error
 }
 
-// Close ends the connections.
+// Close closes the connections.
 func (c *cluster) Close() error {
 	var errs []error
 	for i := len(c.close) - 1; i >= 0; i-- {
@@ -58,8 +58,8 @@ func (c *cluster) Close() error {
 	return errors.Join(errs...)
 }
 
-// openCluster reads what is shared and how, and makes the connections; whether
-// anybody answers shows when they are used.
+// openCluster reads what is shared and how, and opens the connections. An error of
+// the other side shows only when a connection is used.
 func openCluster(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (_ *cluster, err error) {
 	c := &cluster{}
 	defer func() {
@@ -79,7 +79,23 @@ func openCluster(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (
 	if err := c.shareByMetastore(ctx, conf, log, !tokens); err != nil {
 		return nil, err
 	}
-	var client *zookeeper.Client
+	client, err := c.openSigners(conf, log)
+	if err != nil {
+		return nil, err
+	}
+	if !tokens {
+		return c, nil
+	}
+	e := ensemble{prefix: tokensPrefix, servers: "zkConnectionString", auth: "zkAuthType", session: session,
+		connect: connect}
+	if err := c.openTokens(conf, log, client, e); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// openSigners opens the connection for signer secrets, if they are in ZooKeeper.
+func (c *cluster) openSigners(conf *hadoopconf.Conf, log *slog.Logger) (client *zookeeper.Client, err error) {
 	if conf.String(signerKind) == "zookeeper" {
 		if client, err = c.connect(conf, log, ensemble{prefix: signerPrefix, servers: "connection.string",
 			auth: "auth.type", session: signerSession, connect: signerConnect}); err != nil {
@@ -93,33 +109,35 @@ func openCluster(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (
 		log.Warn(signerPrefix + "auth.type is sasl and has no effect: " + signerKind + " is " +
 			conf.String(signerKind) + "; set it to zookeeper on every node, so that they take each other's cookies")
 	}
-	if !tokens {
-		return c, nil
-	}
+	return client, nil
+}
+
+// openTokens opens the store of delegation tokens in ZooKeeper. As in Hadoop it uses
+// the connection for signer secrets, if client is not nil.
+func (c *cluster) openTokens(conf *hadoopconf.Conf, log *slog.Logger, client *zookeeper.Client,
+	e ensemble) (err error) {
 	if client == nil {
-		if client, err = c.connect(conf, log, ensemble{prefix: tokensPrefix, servers: "zkConnectionString",
-			auth: "zkAuthType", session: session, connect: connect}); err != nil {
-			return nil, err
+		if client, err = c.connect(conf, log, e); err != nil {
+			return err
 		}
 	} else if own, set := conf.Get(tokensEnsemble); set && own != conf.String(signerEnsemble) {
-		// As in Hadoop: there is one connection.
 		log.Warn(tokensEnsemble + " is not used: delegation tokens are kept where the signer secrets are, at " +
 			signerEnsemble + "; remove one of the two")
 	}
 	const path = tokensPrefix + "znodeWorkingPath"
 	if c.tokens, err = zookeeper.NewTokens(client, conf.String(path)); err != nil {
-		return nil, conf.Refuse(path, err.Error())
+		return conf.Refuse(path, err.Error())
 	}
-	return c, nil
+	return nil
 }
 
-// ensemble says how the properties of a connection are called.
+// ensemble has the names of a connection's properties, and its times.
 type ensemble struct {
 	prefix, servers, auth string
 	session, connect      time.Duration
 }
 
-// connect opens a connection by its properties.
+// connect opens a connection as its properties say.
 func (c *cluster) connect(conf *hadoopconf.Conf, log *slog.Logger, e ensemble) (*zookeeper.Client, error) {
 	servers := e.prefix + e.servers
 	text, set := conf.Get(servers)
@@ -135,7 +153,7 @@ func (c *cluster) connect(conf *hadoopconf.Conf, log *slog.Logger, e ensemble) (
 	switch how := conf.String(e.prefix + e.auth); how {
 	case "none":
 	case "sasl", "kerberos":
-		if how == "kerberos" { // Ambari writes it; Hadoop takes it for none
+		if how == "kerberos" { // Ambari writes kerberos; Hadoop treats it like none
 			log.Warn("kerberos is taken for sasl; Hadoop's own KMS takes it for none and leaves its nodes open to "+
 				"everybody: write sasl on every node", "property", e.prefix+e.auth)
 		}
@@ -153,14 +171,15 @@ func (c *cluster) connect(conf *hadoopconf.Conf, log *slog.Logger, e ensemble) (
 		return nil, fmt.Errorf("%s: %w", servers, err)
 	}
 	c.close = append(c.close, client.Close)
-	// Not a condition of readiness: cookies hold without it, and the other nodes
-	// are no better off.
+	// Informational: cookies stay valid without ZooKeeper, and the other nodes have the same
+	// problem.
 	c.checks = append(c.checks, console.Check{Name: "zookeeper " + at.String(), Informational: true, Run: client.Check})
 	return client, nil
 }
 
-// zookeeperSASL reads who we are towards ZooKeeper. It returns the owner of the
-// nodes that we make, too: the first component of our principal.
+// zookeeperSASL reads the principal with which this server authenticates to
+// ZooKeeper. It also returns the owner of the nodes that the server makes there:
+// the first component of the principal.
 func zookeeperSASL(conf *hadoopconf.Conf,
 	prefix string) (func(ctx context.Context, host string) (zookeeper.Initiator, error), string, error) {
 	keytabName, principalName, serverName := prefix+"kerberos.keytab", prefix+"kerberos.principal",
@@ -201,8 +220,8 @@ func zookeeperSASL(conf *hadoopconf.Conf,
 	}, owner, nil
 }
 
-// withHost puts our own name for _HOST, as Hadoop does: the canonical one, in
-// lower case.
+// withHost replaces _HOST by this host's canonical name in lower case, as Hadoop
+// does.
 func withHost(principal string) (string, error) {
 	if !strings.Contains(principal, "_HOST") {
 		return principal, nil
@@ -219,7 +238,7 @@ func withHost(principal string) (string, error) {
 	return strings.Replace(principal, "_HOST", strings.ToLower(host), 1), nil
 }
 
-// zookeeperTLS reads how a connection is protected; nil where it is not.
+// zookeeperTLS reads the TLS settings of a connection; nil if it does not use TLS.
 func (c *cluster) zookeeperTLS(conf *hadoopconf.Conf, log *slog.Logger, prefix string) (*tls.Config, error) {
 	on, err := conf.Bool(prefix + "ssl.enabled")
 	if err != nil || !on {
@@ -245,8 +264,8 @@ func (c *cluster) zookeeperTLS(conf *hadoopconf.Conf, log *slog.Logger, prefix s
 		return nil, conf.BadFile(name, err, "")
 	}
 	settings := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
-	// Hadoop demands a keystore. Without one, servers that demand no certificate of
-	// their clients are served all the same.
+	// Hadoop requires a keystore. Here it is optional: it is needed only if the servers
+	// require a client certificate.
 	own, name, ok, err := file("keystore")
 	if err != nil || !ok {
 		return settings, err
@@ -263,7 +282,7 @@ func (c *cluster) zookeeperTLS(conf *hadoopconf.Conf, log *slog.Logger, prefix s
 	return settings, nil
 }
 
-// rollingSecrets are the cookies' secrets that nodes share.
+// rollingSecrets opens the secrets for cookies that nodes share.
 func (c *cluster) rollingSecrets(ctx context.Context, conf *hadoopconf.Conf, validity time.Duration,
 	log *slog.Logger) (*authn.RollingSecrets, error) {
 	if c.signers == nil {

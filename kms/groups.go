@@ -17,14 +17,14 @@ import (
 	"claviger/secret"
 )
 
-// systemMappings are Hadoop's classes that ask the operating system, as we do for
-// all of them.
+// systemMappings are Hadoop's classes that look groups up in the operating system.
+// This server has one lookup for all of them.
 var systemMappings = []string{"ShellBasedUnixGroupsMapping", "JniBasedUnixGroupsMapping",
 	"JniBasedUnixGroupsMappingWithFallback",
 	"ShellBasedUnixGroupsNetgroupMapping", "JniBasedUnixGroupsNetgroupMapping",
 	"JniBasedUnixGroupsNetgroupMappingWithFallback"}
 
-// NewGroups opens the group mapping, by which ACLs and proxy users' rules go.
+// NewGroups opens the group mapping, which ACLs and proxy users' rules use.
 func NewGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) {
 	stale, err := conf.Duration("claviger.groups.max.stale", time.Second)
 	if err != nil {
@@ -73,7 +73,8 @@ func openGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) 
 	return groups, nil
 }
 
-// mappingClass is the class that a property names, without the package of Hadoop's own.
+// mappingClass returns the class that a property names, without Hadoop's package
+// name.
 func mappingClass(conf *hadoopconf.Conf, property string) string {
 	return strings.TrimPrefix(conf.String(property), "org.apache.hadoop.security.")
 }
@@ -84,8 +85,8 @@ func compositeDirectory(conf *hadoopconf.Conf, log *slog.Logger) (authn.Director
 	if err != nil {
 		return nil, err
 	}
-	// Hadoop takes blanks for a part of a name, and leaves a provider out whose class it
-	// does not find. Which groups were meant must not be guessed.
+	// Hadoop takes blanks as a part of a name, and ignores a provider whose class it does not
+	// find. This server refuses both: users could get the wrong groups.
 	names := strings.Split(conf.Under(hadoopconf.GroupProviders)[""], ",")
 	for i, name := range names {
 		switch {
@@ -104,7 +105,7 @@ func compositeDirectory(conf *hadoopconf.Conf, log *slog.Logger) (authn.Director
 				fmt.Sprintf("%s names the provider %q; set this to its class, or take it out of the list",
 					hadoopconf.GroupProviders, secret.Value(name)))
 		}
-		// What is set for this provider stands in the place of what is set for all.
+		// Properties of this provider replace those of all providers.
 		own := conf.Moved(property+".", hadoopconf.GroupMapping+".")
 		d, err := groupDirectory(own, property, log)
 		if err != nil {
@@ -115,12 +116,12 @@ func compositeDirectory(conf *hadoopconf.Conf, log *slog.Logger) (authn.Director
 	return authn.CompositeGroups(parts, combined), nil
 }
 
-// groupDirectory finds the directory by its class, which property names.
+// groupDirectory opens the directory of the class that a property names.
 func groupDirectory(conf *hadoopconf.Conf, property string, log *slog.Logger) (authn.Directory, error) {
 	switch class := mappingClass(conf, property); {
 	case class == "" || slices.Contains(systemMappings, class):
 		return authn.SystemGroups, nil
-	case class == "NullGroupsMapping": // nobody has groups but those of the static mapping
+	case class == "NullGroupsMapping": // users have only the groups of the static mapping
 		return authn.NoGroups, nil
 	case class == "LdapGroupsMapping", class == "RuleBasedLdapGroupsMapping":
 		c, err := ldapConfig(conf, log)
@@ -149,7 +150,8 @@ func groupDirectory(conf *hadoopconf.Conf, property string, log *slog.Logger) (a
 		"org.apache.hadoop.security.JniBasedUnixGroupsMappingWithFallback")
 }
 
-// conversionRule is what RuleBasedLdapGroupsMapping does with the names of groups.
+// conversionRule returns how RuleBasedLdapGroupsMapping changes the names of groups;
+// nil if it does not.
 func conversionRule(conf *hadoopconf.Conf) (func(string) string, error) {
 	const property = authn.LDAPPrefix + "conversion.rule"
 	switch strings.ToLower(conf.String(property)) {
@@ -190,7 +192,7 @@ func ldapConfig(conf *hadoopconf.Conf, log *slog.Logger) (authn.LDAPConfig, erro
 	}
 	for i, u := range c.URLs {
 		if rest, ok := strings.CutPrefix(u, "ldap://"); ok && ssl {
-			c.URLs[i] = "ldaps://" + rest // Hadoop speaks TLS at whatever port is named
+			c.URLs[i] = "ldaps://" + rest // Hadoop uses TLS at any port
 		}
 	}
 	for _, base := range []*string{&c.UserBase, &c.GroupBase} {
@@ -202,17 +204,18 @@ func ldapConfig(conf *hadoopconf.Conf, log *slog.Logger) (authn.LDAPConfig, erro
 	if c.BindPassword, err = passwordOrFile(conf, log, p+"bind.password"); err != nil {
 		return c, err
 	}
-	quiet := slog.New(slog.DiscardHandler) // the start has said what there is to say
+	quiet := slog.New(slog.DiscardHandler) // the start has logged the warnings
 	c.Reread = func() (secret.Bytes, error) { return passwordOrFile(conf, quiet, p+"bind.password") }
 	if c.BindUser != "" && len(c.BindPassword) == 0 {
-		// An LDAP server takes a name without a password for nobody, and lets it in.
+		// An LDAP server treats a name without a password as an anonymous login, and accepts it.
 		return c, conf.Refuse(p+"bind.user", "set his password, in "+p+"bind.password.file or in a credential store")
 	}
 	c.TLS, err = ldapTLS(conf, log)
 	return c, err
 }
 
-// ldapTLS trusts the store that is named, else the system's authorities.
+// ldapTLS trusts the truststore that a property names, or else the system's
+// authorities.
 func ldapTLS(conf *hadoopconf.Conf, log *slog.Logger) (*tls.Config, error) {
 	const property = authn.LDAPPrefix + "ssl.truststore"
 	c := &tls.Config{MinVersion: tls.VersionTLS12}
@@ -231,11 +234,11 @@ func ldapTLS(conf *hadoopconf.Conf, log *slog.Logger) (*tls.Config, error) {
 	return c, nil
 }
 
-// maxPasswordFile in bytes; a password is a line.
+// maxPasswordFile is the longest password file, in bytes. A password is one line.
 const maxPasswordFile = 4096
 
-// passwordOrFile reads a password from a credential store or the property, else
-// from the file that the property with .file behind it names.
+// passwordOrFile reads a password from a credential store or the property, or else
+// from the file that PROPERTY.file names.
 func passwordOrFile(conf *hadoopconf.Conf, log *slog.Logger, property string) (secret.Bytes, error) {
 	pw, err := password(conf, conf, log, property)
 	if err != nil || len(pw) > 0 {

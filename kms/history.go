@@ -9,28 +9,28 @@ import (
 	"claviger/migrate"
 )
 
-// history is what migrations have left in the metastore; nil where there is none.
+// history returns the records of migrations in the metastore; nil without one.
 func (s *Service) history() keyring.History {
 	if s.Store == nil {
 		return nil
 	}
-	p := past{store: s.Store, target: s.Primary.URI()}
+	j := journal{store: s.Store, target: s.Primary.URI()}
 	for _, source := range s.Sources {
-		p.sources = append(p.sources, source.Provider.URI())
+		j.sources = append(j.sources, source.Provider.URI())
 	}
-	return p
+	return j
 }
 
-// past reads the journal for the ring.
-type past struct {
+// journal reads the journal of migrations for the ring.
+type journal struct {
 	store  metastore.Store
 	target string // URI
-	// sources are the URIs of what is asked for old EDEKs.
+	// sources are the URIs of the sources that decrypt old EDEKs.
 	sources []string
 }
 
-func (p past) Origins(ctx context.Context) ([]keyring.Origin, error) {
-	list, err := migrate.Origins(ctx, p.store, p.target, p.sources...)
+func (j journal) Origins(ctx context.Context) ([]keyring.Origin, error) {
+	list, err := migrate.Origins(ctx, j.store, j.target, j.sources...)
 	if err != nil {
 		return nil, err
 	}
@@ -47,6 +47,6 @@ func (p past) Origins(ctx context.Context) ([]keyring.Origin, error) {
 	return out, nil
 }
 
-func (p past) Alias(ctx context.Context, name string) (string, bool, error) {
-	return metastore.Alias(ctx, p.store, name)
+func (j journal) Alias(ctx context.Context, name string) (string, bool, error) {
+	return metastore.Alias(ctx, j.store, name)
 }

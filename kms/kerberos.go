@@ -25,11 +25,11 @@ const (
 	delegationBy = "org.apache.hadoop.security.token.delegation.web."
 )
 
-// authHandler makes what hadoop.kms.authentication.type names, in short or by
-// Hadoop's class, and the rules that make short names of its principals.
+// authHandler makes the handler that hadoop.kms.authentication.type names, by its
+// short name or Hadoop's class, and the rules that map principals to short names.
 func authHandler(conf *hadoopconf.Conf, anonymous bool, log *slog.Logger) (authn.Handler, *authn.Rules, error) {
 	const secured = "hadoop.security.authentication"
-	// The names of Hadoop's AuthenticationMethod; one that is none stops it, too.
+	// The names of Hadoop's AuthenticationMethod. Hadoop does not start with another name.
 	methods := []string{"", "simple", "kerberos", "token", "certificate", "kerberos_ssl", "proxy"}
 	if !slices.Contains(methods, strings.ToLower(conf.String(secured))) {
 		return nil, nil, conf.Refuse(secured, "it must be simple or kerberos")
@@ -60,8 +60,8 @@ func authHandler(conf *hadoopconf.Conf, anonymous bool, log *slog.Logger) (authn
 	return k, rules, err
 }
 
-// newKerberos makes the handler of type kerberos. A keytab that cannot be used
-// is an error now, and not when the first client comes.
+// newKerberos makes the handler of type kerberos. A keytab that cannot be used is an
+// error at the start, not at the first login.
 func newKerberos(conf *hadoopconf.Conf) (*authn.Kerberos, error) {
 	service := conf.String(authService)
 	switch {
@@ -92,15 +92,15 @@ func newKerberos(conf *hadoopconf.Conf) (*authn.Kerberos, error) {
 	return k, nil
 }
 
-// negotiator puts a gssapi acceptor where authn asks for one.
+// negotiator makes a gssapi.Acceptor an authn.Negotiator.
 type negotiator struct{ acceptor *gssapi.Acceptor }
 
-// Accept says what is wrong with a token twice: to the caller in Java's words,
-// to the operator in full.
+// Accept returns an error with two texts: Java's for the caller, and the full one
+// for the operator.
 func (n negotiator) Accept(token []byte) (client string, reply []byte, err error) {
-	who, err := n.acceptor.Accept(token)
+	accepted, err := n.acceptor.Accept(token)
 	if err == nil {
-		return who.Client, who.Reply, nil
+		return accepted.Client, accepted.Reply, nil
 	}
 	refused := &authn.NegotiationError{Reason: "GSSException: Failure unspecified at GSS-API level",
 		Explanation: err.Error(), Err: err}
@@ -122,9 +122,10 @@ func (n negotiator) Check() error {
 	return nil
 }
 
-// loginChecks are of type kerberos. A refused login is a 403, after which a client asks no
-// other node: so a keytab that nobody can log in by takes the node out of service. What
-// requests see is information: anybody can send forged tickets, and must not do that.
+// loginChecks returns the checks of type kerberos. After a refused login, a 403, a
+// client tries no other node, so a keytab that cannot be used takes this node out of
+// service. Failed logins of clients are only informational: anybody can send forged
+// tickets, and must not take a node out of service.
 func loginChecks(h authn.Handler) []console.Check {
 	k, ok := h.(*authn.Kerberos)
 	if !ok {
@@ -136,8 +137,8 @@ func loginChecks(h authn.Handler) []console.Check {
 	}
 }
 
-// checkSchemes reads the schemes of multi-scheme authentication. What is left of
-// them is negotiate.
+// checkSchemes checks the schemes of multi-scheme authentication. Only negotiate is
+// supported.
 func checkSchemes(conf *hadoopconf.Conf) error {
 	const (
 		schemesName    = authPrefix + authn.SchemesProperty
@@ -165,8 +166,8 @@ func checkSchemes(conf *hadoopconf.Conf) error {
 	return nil
 }
 
-// kerberosRules are those of hadoop.kms.authentication.kerberos.name.rules. As
-// in Hadoop's KMS that property always has a value, and goes over auth_to_local.
+// kerberosRules reads the rules of hadoop.kms.authentication.kerberos.name.rules. As
+// in Hadoop's KMS, that property always has a value, so auth_to_local is not used.
 func kerberosRules(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Rules, error) {
 	if p, _ := conf.Lookup(authRules); p.File == "" {
 		if _, set := conf.Get(authToLocal); set {
@@ -177,8 +178,8 @@ func kerberosRules(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Rules, error
 	return readRules(conf, authRules)
 }
 
-// simpleRules are those of auth_to_local, if it is set. Without them Hadoop
-// takes the first component of a name, or where the cluster is secured DEFAULT.
+// simpleRules reads the rules of auth_to_local, if it is set. Otherwise Hadoop uses
+// the first component of a name, or DEFAULT if the cluster uses Kerberos.
 func simpleRules(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Rules, error) {
 	if _, set := conf.Get(authToLocal); !set {
 		if !strings.EqualFold(conf.String("hadoop.security.authentication"), "kerberos") {

@@ -16,8 +16,8 @@ const (
 	clientCCache    = "claviger.client.kerberos.ccache"
 )
 
-// ClientKerberos reads who we are at another KMS, for the case that it wants
-// Kerberos: whether it does is known only once it is asked.
+// ClientKerberos reads the principal with which this server authenticates to another
+// KMS, if that requires Kerberos. Only the first request shows whether it does.
 func ClientKerberos(conf *hadoopconf.Conf) (kmsclient.Negotiate, error) {
 	login, from, err := clientLogin(conf)
 	if err != nil {
@@ -25,7 +25,7 @@ func ClientKerberos(conf *hadoopconf.Conf) (kmsclient.Negotiate, error) {
 	}
 	return func(host string) (kmsclient.Negotiation, error) {
 		c := login
-		// A service at a host, and no principal: the realm is that host's.
+		// SERVICE@HOST is no principal: Kerberos finds the host's realm.
 		c.Target, c.SPNEGO, c.Mutual = "HTTP@"+host, true, true
 		i, err := gssapi.NewInitiator(c)
 		if err != nil {
@@ -35,7 +35,7 @@ func ClientKerberos(conf *hadoopconf.Conf) (kmsclient.Negotiate, error) {
 	}, nil
 }
 
-// initiator says in its errors where the login came from.
+// initiator adds to its errors where the login comes from.
 type initiator struct {
 	*gssapi.Initiator
 	from string
@@ -49,7 +49,7 @@ func (i initiator) Step(in []byte) ([]byte, bool, error) {
 	return out, done, err
 }
 
-// clientLogin finds the login, and the words for where it comes from.
+// clientLogin returns the login, and a text that says where it comes from.
 func clientLogin(conf *hadoopconf.Conf) (login gssapi.InitiatorConfig, from string, err error) {
 	keytab, named := conf.Path(clientKeytab)
 	principal, ccache := conf.String(clientPrincipal), conf.String(clientCCache)
@@ -78,8 +78,8 @@ func clientLogin(conf *hadoopconf.Conf) (login gssapi.InitiatorConfig, from stri
 	case ccache != "":
 		return gssapi.InitiatorConfig{CCache: ccache}, "the tickets of " + ccache, nil
 	}
-	// The server's own, where it has one: a keytab of its type kerberos. The
-	// default name of that file says nothing for the other types.
+	// The server's own keytab, if its type is kerberos. For other types the property has only
+	// its default.
 	if server := conf.String(authService); !strings.EqualFold(conf.String(authType), "simple") &&
 		strings.HasPrefix(server, "HTTP/") {
 		if keytab, ok := conf.Path(authKeytab); ok {

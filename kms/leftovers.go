@@ -23,17 +23,17 @@ const (
 )
 
 // settingLeftovers is the metastore's setting with the paths that the configuration
-// named while it named them: a JSON list. When the source may go they no longer
-// stand in any file.
+// has named at any time: a JSON list. When the source may be removed, no
+// configuration file names them any more.
 const settingLeftovers = "migration.leftovers"
 
-// usualFolder is where Cloudera's packages have the folder.
+// usualFolder is the path of the folder in Cloudera's packages.
 const usualFolder = "/var/lib/kms-keytrustee/keytrustee/.keytrustee"
 
-// keytrusteeURI begins the URI of a .keytrustee folder.
+// keytrusteeURI is the beginning of the URI of a .keytrustee folder.
 const keytrusteeURI = "keytrustee://file@"
 
-// ConfiguredLeftovers are the paths that the configuration names now.
+// ConfiguredLeftovers returns the paths that the configuration names now.
 func ConfiguredLeftovers(conf *hadoopconf.Conf) []string {
 	var paths []string
 	for _, property := range []string{hadoopconf.ProviderURI, hadoopconf.SourceURI} {
@@ -49,9 +49,10 @@ func ConfiguredLeftovers(conf *hadoopconf.Conf) []string {
 	return paths
 }
 
-// RecordLeftovers adds to the setting what the configuration names, and the paths that an
-// operator gives, and returns all. A given path where nothing is, nor was before on any host
-// of this metastore, is misspelt: what is meant would stay.
+// RecordLeftovers adds to the setting the paths that the configuration names, and the
+// given paths of an operator, and returns all. A given path that does not exist, and
+// did not exist on another host of this metastore, is an error: it is misspelled, and
+// the file that the operator meant would remain.
 func (s *Service) RecordLeftovers(ctx context.Context, given []string) ([]string, error) {
 	store, err := s.store(ctx)
 	if err != nil {
@@ -61,25 +62,25 @@ func (s *Service) RecordLeftovers(ctx context.Context, given []string) ([]string
 	if err != nil {
 		return nil, err
 	}
-	var noted []string
+	var recorded []string
 	if ok {
-		if err := json.Unmarshal([]byte(text), &noted); err != nil {
+		if err := json.Unmarshal([]byte(text), &recorded); err != nil {
 			return nil, fmt.Errorf("metastore %s: setting %s: %w", store.URI(), settingLeftovers, err)
 		}
 	}
 	for _, p := range given {
-		if !slices.Contains(noted, p) && len(shred.Known([]string{p})) == 0 && !there(p) {
+		if !slices.Contains(recorded, p) && len(shred.Known([]string{p})) == 0 && !exists(p) {
 			return nil, claviger.Refuse("--leftover %s: there is nothing%s; nothing was done",
-				claviger.Printable(p), typo.DidYouMean(p, beside(p), claviger.Printable))
+				claviger.Printable(p), typo.DidYouMean(p, siblings(p), claviger.Printable))
 		}
 	}
-	all := slices.Clone(noted)
+	all := slices.Clone(recorded)
 	for _, p := range slices.Concat(ConfiguredLeftovers(s.Conf), given) {
 		if !slices.Contains(all, p) {
 			all = append(all, p)
 		}
 	}
-	if len(all) == len(noted) {
+	if len(all) == len(recorded) {
 		return all, nil
 	}
 	b, err := json.Marshal(all)
@@ -89,21 +90,21 @@ func (s *Service) RecordLeftovers(ctx context.Context, given []string) ([]string
 	return all, store.SetSetting(ctx, settingLeftovers, string(b))
 }
 
-func there(p string) bool {
+func exists(p string) bool {
 	_, err := os.Lstat(p)
 	return err == nil
 }
 
-// beside returns the paths of what is in the folder of p.
-func beside(p string) (paths []string) {
-	entries, _ := os.ReadDir(filepath.Dir(p)) // none: nothing is near
+// siblings returns the paths of all files in the folder of p.
+func siblings(p string) (paths []string) {
+	entries, _ := os.ReadDir(filepath.Dir(p)) // a folder that cannot be read has no suggestions
 	for _, e := range entries {
 		paths = append(paths, filepath.Join(filepath.Dir(p), e.Name()))
 	}
 	return paths
 }
 
-// Leftovers is shred.Known, and what may be one beside them.
+// Leftovers returns the files of shred.Known, and other files that may be leftovers.
 func (s *Service) Leftovers(paths []string) []migrate.Leftover {
 	list := shred.Known(paths)
 	guess := func(p, what string) {
@@ -113,9 +114,9 @@ func (s *Service) Leftovers(paths []string) []migrate.Leftover {
 		}
 	}
 	guess(usualFolder, leftGuess)
-	// Copied over a folder of that name, scp -r makes a folder in it.
+	// If the target folder exists, scp -r copies the folder into it.
 	guess("/var/lib/kms-keytrustee/kms-keytrustee/keytrustee/.keytrustee", leftGuess)
-	// else there is no store to name
+	// An error means that there is no truststore.
 	if st, err := sslStores(s.Conf, s.Log, "hadoop.ssl.client.conf", "ssl-client.xml"); err == nil {
 		if trust, setting, err := st.clientTrust(); err == nil && setting != "" {
 			guess(trust.Path, leftTrust)

@@ -5,21 +5,22 @@ import (
 	"claviger/migrate"
 )
 
-// mostGap bounds claviger.migration.gap: numbers go to 2^31-2, and a key has room for
-// two thousand such gaps.
+// mostGap is the largest claviger.migration.gap. Version numbers go up to 2^31-2, so a
+// key has room for two thousand such gaps.
 const mostGap = 1_000_000
 
-// migrationSettings are the properties of migrations that the server and the commands
-// read alike.
+// migrationSettings are the properties of migrations. The server and the commands
+// read the same ones.
 type migrationSettings struct {
 	versions migrate.Versions
 	gap      int
-	// Whose all EDEKs of a version's name are, by the operator's word.
+	// For a version name that exists here and at the source, the operator has said to
+	// which of the two all its EDEKs belong.
 	ours, theirs map[string]bool
 }
 
-// migration reads them, also where no source is configured: a value that cannot be used
-// must not wait for the day of the migration.
+// migration reads them even if no source is configured: a wrong value must not show
+// only on the day of the migration.
 func (r *reader) migration() migrationSettings {
 	s := migrationSettings{
 		versions: migrate.Versions(r.conf.String(migrate.PropVersions)),
@@ -39,7 +40,7 @@ func (r *reader) migration() migrationSettings {
 	return s
 }
 
-// versionNames reads a list of full names of versions.
+// versionNames reads a list of full version names.
 func (r *reader) versionNames(property string) map[string]bool {
 	names := map[string]bool{}
 	for _, v := range r.conf.Strings(property) {

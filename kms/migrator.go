@@ -8,8 +8,8 @@ import (
 	"claviger/migrate"
 )
 
-// migrator takes keys over at users' requests; nil where there is no source, or
-// where the primary makes no keys of its own.
+// migrator returns the Migrator for users' requests; nil if there is no source, or if
+// the primary cannot take keys over.
 func (s *Service) migrator() keyring.Migrator {
 	_, target := s.Primary.(migrate.Target)
 	_, source := s.ReencryptionSource()
@@ -19,9 +19,9 @@ func (s *Service) migrator() keyring.Migrator {
 	return keyMigrator{s}
 }
 
-// keyMigrator makes an engine for each request: they are rare, and what an engine
-// finds out about this host must not hold up a server's start. The engine does not
-// audit; the ring does, in the name of who asked.
+// keyMigrator makes an engine for each request. Requests are rare, and an engine
+// examines this host, which must not delay the server's start. The ring, not the
+// engine, writes the audit record, in the caller's name.
 type keyMigrator struct{ svc *Service }
 
 func (k keyMigrator) SourceMetadata(ctx context.Context, key string) (*claviger.Metadata, error) {
@@ -40,8 +40,9 @@ func (k keyMigrator) RunKey(ctx context.Context, key string) ([]string, error) {
 	return e.RunKey(ctx, key)
 }
 
-// OwnCaller is who does what nobody has asked the server for. Rules of
-// kms-acls.xml do not bind whoever may read our files.
+// OwnCaller is the caller of operations that the server starts by itself: its OS user.
+// The rules of kms-acls.xml do not apply to it, because that user can read the files
+// anyway.
 func OwnCaller() claviger.Caller {
 	user := OSUser()
 	return claviger.Caller{Principal: claviger.Principal{Name: user, Short: user}}

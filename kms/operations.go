@@ -23,10 +23,9 @@ func (r *reader) operations() operationSettings {
 	}
 }
 
-// operations are the servlets as the configuration has them. port is where the
-// server listens.
+// operations returns the servlets as configured. port is the server's own port.
 func (s *server) operations(port int, metrics *console.Metrics) (kmsapi.Operations, error) {
-	// What cannot be hidden must not wait for somebody to look.
+	// A secret that /conf could not hide is an error now, not at the first request of /conf.
 	if err := s.conf.CheckPublic(); err != nil {
 		return kmsapi.Operations{}, err
 	}
@@ -37,8 +36,8 @@ func (s *server) operations(port int, metrics *console.Metrics) (kmsapi.Operatio
 		InstrumentationAdmin: s.set.operations.instrumentation,
 	}
 	if s.set.operations.authorization {
-		// Not trimmed: a leading blank is what sets groups apart from users. Without
-		// either, nobody is one.
+		// Not trimmed: a leading blank means that the names are groups. An empty value means that
+		// there are no administrators.
 		acl := authz.ParseACL(s.conf.Under("hadoop.kms.http.")["administrators"])
 		op.Administrator = func(who claviger.Principal) bool { return acl.Admits(who, s.auth.groups.Of) }
 	}
@@ -48,7 +47,7 @@ func (s *server) operations(port int, metrics *console.Metrics) (kmsapi.Operatio
 	return op, nil
 }
 
-// properties are those of /conf, with their sources named as Hadoop names them.
+// properties returns the properties of /conf. Their sources have Hadoop's names.
 func (s *server) properties() ([]kmsapi.Property, error) {
 	shown, err := s.conf.Public()
 	if err != nil {

@@ -23,7 +23,7 @@ import (
 	"claviger/secret"
 )
 
-// probes are what a migration measures of the providers that are open.
+// probes returns what a migration measures about the open providers.
 func (s *Service) probes(ctx context.Context) (migrate.Probes, error) {
 	p := migrate.Probes{User: OSUser(), Own: ownAddresses(ctx, s.Conf), More: s.moreChecks}
 	login, _, err := clientLogin(s.Conf)
@@ -50,11 +50,11 @@ func (s *Service) probes(ctx context.Context) (migrate.Probes, error) {
 		return p, nil
 	}
 	uri, err := provider.ParseKMS(src.URI())
-	if err != nil { // it was opened, so it is well-formed: it is no KMS
+	if err != nil { // the URI was opened, so it is correct, and the source is not a KMS
 		if h, ok := src.(provider.Health); ok {
 			p.Alive = h.Check
 		}
-		return p, nil //nolint:nilerr // that it is no KMS is no fault
+		return p, nil //nolint:nilerr // a source need not be a KMS
 	}
 	for _, other := range s.Sources {
 		if strings.HasPrefix(other.URI(), "keytrustee:") {
@@ -73,7 +73,7 @@ func (s *Service) probes(ctx context.Context) (migrate.Probes, error) {
 	return p, nil
 }
 
-// moreChecks are of what else this server stands on.
+// moreChecks returns the checks of the other parts that this server needs.
 func (s *Service) moreChecks(ctx context.Context) []migrate.Check {
 	checks := append(s.trustees(ctx), s.simpleBeforeKerberos()...)
 	if faults := secret.Exposed(secretFiles(s.Conf)...); len(faults) > 0 {
@@ -83,9 +83,9 @@ func (s *Service) moreChecks(ctx context.Context) []migrate.Check {
 	return checks
 }
 
-// simpleBeforeKerberos fails where a source wants Kerberos and this server believes each
-// caller's name: a caller need only name the right user, and this server opens for him what
-// the source opens for tickets alone.
+// simpleBeforeKerberos returns a failed check if a source requires Kerberos and this
+// server uses simple authentication. A caller could then use any user name without
+// proof, and this server would decrypt what the source decrypts only for a ticket.
 func (s *Service) simpleBeforeKerberos() (checks []migrate.Check) {
 	if s.Conf.String(authType) != "simple" {
 		return nil
@@ -104,12 +104,12 @@ func (s *Service) simpleBeforeKerberos() (checks []migrate.Check) {
 	return checks
 }
 
-// lookupTimeout bounds the question for our own full name.
+// lookupTimeout bounds the lookup of this host's full name.
 const lookupTimeout = 2 * time.Second
 
-// ownAddresses are the "host:port" under which clients may reach this server:
-// the host as configured, or every name and address of the machine where it
-// listens at all of them. With a port that the system picks there are none.
+// ownAddresses returns each "host:port" at which clients may reach this server: the
+// configured host, or every name and address of the machine if the server listens at
+// all of them. If the system picks the port, the list is empty.
 func ownAddresses(ctx context.Context, conf *hadoopconf.Conf) []string {
 	port, err := conf.Int("hadoop.kms.http.port", 0, 65535)
 	if err != nil || port == 0 {
@@ -122,7 +122,7 @@ func ownAddresses(ctx context.Context, conf *hadoopconf.Conf) []string {
 			hosts = append(hosts, name)
 			ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 			defer cancel()
-			// Without a name service the short name has to do.
+			// Without a name service only the short name is known.
 			if full, err := net.DefaultResolver.LookupCNAME(ctx, name); err == nil {
 				hosts = append(hosts, strings.TrimSuffix(full, "."))
 			}
@@ -143,8 +143,8 @@ func ownAddresses(ctx context.Context, conf *hadoopconf.Conf) []string {
 	return slices.Compact(own)
 }
 
-// rulesHere reads the rules by which this server will serve, and returns what decides by
-// them; nil where there are none.
+// rulesHere reads this server's rules, and returns a function that decides by them;
+// nil if the rules cannot be used.
 func rulesHere(conf *hadoopconf.Conf) (migrate.Check, migrate.Decide) {
 	file := ACLFile(conf)
 	c := migrate.Check{Name: "rules of this server", Needed: true}
@@ -181,16 +181,16 @@ func rulesHere(conf *hadoopconf.Conf) (migrate.Check, migrate.Decide) {
 		}
 		d := policy.Explain(r, aclName, claviger.Principal{Name: user, Short: user}, groups.Of)
 		if step, ok := d.DecidedBy(); ok && !d.Allowed {
-			by, cure = step.Property, admitBy(step, user)
+			by, cure = step.Property, ruleCure(step, user)
 		}
 		return d.Allowed, by, cure
 	}
 }
 
-// admitBy says which change of the rules admits a user whom this step shut out. Where a
-// key has no rule for a right, it advises none of the key's own: one such rule shuts out
-// all whom the defaults admit.
-func admitBy(step authz.Step, user string) string {
+// ruleCure says which change of the rules admits a user whom this step refused. If a
+// key has no rule for a right, it does not advise one: such a rule would exclude all
+// users whom the defaults admit.
+func ruleCure(step authz.Step, user string) string {
 	switch {
 	case strings.HasPrefix(step.Property, "hadoop.kms.blacklist."):
 		return fmt.Sprintf("set %s so that it does not name %s", step.Property, user)
@@ -201,8 +201,9 @@ func admitBy(step authz.Step, user string) string {
 	return fmt.Sprintf("let %s admit %s", step.Property, user)
 }
 
-// nameNode is the user that the NameNode comes as: the one that the flag names, else what
-// this server's rules make of its principal in HDFS' configuration, else the superuser.
+// nameNode returns the user name of the NameNode at this server: the one of the flag,
+// or else the short name of its principal in HDFS' configuration by this server's
+// rules, or else the superuser.
 func nameNode(conf *hadoopconf.Conf, flag string, hdfs func(string) (string, bool)) migrate.NameNode {
 	if flag != "" {
 		return migrate.NameNode{User: flag, From: "--namenode-user"}
@@ -237,8 +238,8 @@ func nameNode(conf *hadoopconf.Conf, flag string, hdfs func(string) (string, boo
 	return migrate.NameNode{User: "hdfs", From: "Hadoop's own name for it"}
 }
 
-// trustees tries the Key Trustee Servers of a kts-site.xml: whether TLS to each is
-// trusted, and whether a keytrustee:// source can use them.
+// trustees checks the Key Trustee Servers of a kts-site.xml: whether this server
+// trusts the TLS certificate of each, and whether a keytrustee:// source can use them.
 func (s *Service) trustees(ctx context.Context) []migrate.Check {
 	place, named := s.Conf.Get(hadoopconf.TrusteeConf)
 	var sources []provider.Provider
@@ -250,7 +251,7 @@ func (s *Service) trustees(ctx context.Context) []migrate.Check {
 	if !named && len(sources) == 0 {
 		return nil
 	}
-	// Without a keytrustee:// source nothing here asks the trustee.
+	// Without a keytrustee:// source this server does not use the trustee.
 	bad := migrate.Warning
 	if len(sources) > 0 {
 		bad = migrate.Failure

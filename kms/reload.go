@@ -17,28 +17,29 @@ import (
 	"claviger/hadoopconf"
 )
 
-// siteCheckInterval is how often the site files are looked at; as the ACLs are.
+// siteCheckInterval is the time between two checks of the site files, the same as for
+// ACLs.
 const siteCheckInterval = time.Second
 
-// siteSettleTime is how long a file must have been left alone before it is read,
-// so that a writer without rename(2) is not caught half way.
+// siteSettleTime is how long a file must not have changed before it is read. It gives
+// a program that does not use rename(2) time to finish writing.
 const siteSettleTime = 100 * time.Millisecond
 
-// siteWatcher follows core-site.xml and kms-site.xml while the server runs. The
-// rules of proxy users take effect at once; of anything else it says that it
-// needs a start anew. What can't be read changes nothing.
+// siteWatcher follows core-site.xml and kms-site.xml while the server runs. Changed
+// rules of proxy users take effect at once. For other properties it logs that the
+// server must be restarted. A file that cannot be read changes nothing.
 type siteWatcher struct {
 	dir     string
 	proxies *authn.ProxyUsers
 	groups  func(user string) []string
 	log     *slog.Logger
 	props   map[string]string  // in force
-	fixed   map[string]bool    // properties of the command line or the environment, whatever the files say
-	seen    [2]filestamp.Stamp // of the last attempt; zero before the first
-	there   [2]bool            // which files there were
+	fixed   map[string]bool    // set by the command line or the environment, which override the files
+	seen    [2]filestamp.Stamp // at the last attempt; zero before the first
+	existed [2]bool            // by file
 
 	mu  sync.Mutex
-	err error // why what is in force is not what the files say
+	err error // why the files are not in force; nil if they are
 }
 
 func newSiteWatcher(conf *hadoopconf.Conf, proxies *authn.ProxyUsers, groups func(user string) []string,
@@ -49,27 +50,27 @@ func newSiteWatcher(conf *hadoopconf.Conf, proxies *authn.ProxyUsers, groups fun
 		switch p, _ := conf.Lookup(name); {
 		case p.File == "" && !slices.ContainsFunc(hadoopconf.KMS,
 			func(k hadoopconf.Known) bool { return k.Name == name && k.Default != "" }):
-			delete(w.props, name) // another part of the server gave it a default of its own
+			delete(w.props, name) // another part of the server has set its default
 		case p.File != "" && p.Line == 0:
 			w.fixed[name] = true
 		}
 	}
-	// The files were read when the process began, which may have waited for other machines
-	// since: the first check reads them again, changed or not.
+	// The process has read the files at its begin, and may have waited for other machines
+	// since. So the first check reads them again in any case.
 	states, _ := w.states()
 	for i, s := range states {
-		w.there[i] = s.Exists()
+		w.existed[i] = s.Exists()
 	}
 	return w
 }
 
 var siteFiles = [2]string{"core-site.xml", "kms-site.xml"}
 
-// states looks at the files, and returns when the latest was written. A file that
-// is not there, or cannot be looked at, has the zero state.
+// states returns the stamps of the files, and when the latest was written. A file that
+// does not exist, or whose state cannot be read, has the zero stamp.
 func (w *siteWatcher) states() (states [2]filestamp.Stamp, latest time.Time) {
 	for i, name := range siteFiles {
-		states[i], _ = filestamp.Of(filepath.Join(w.dir, name)) // the load says why
+		states[i], _ = filestamp.Of(filepath.Join(w.dir, name)) // loading the file reports the error
 		if states[i].ModTime.After(latest) {
 			latest = states[i].ModTime
 		}
@@ -77,15 +78,15 @@ func (w *siteWatcher) states() (states [2]filestamp.Stamp, latest time.Time) {
 	return states, latest
 }
 
-// Err says why what is in force is not what the files say; nil where it is.
+// Err returns the reason why the files are not in force; nil if they are.
 func (w *siteWatcher) Err() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.err
 }
 
-// failed notes why the files cannot be taken over, and logs what is new.
-func (w *siteWatcher) failed(err error) {
+// setErr stores why the files cannot be used, and logs a new error.
+func (w *siteWatcher) setErr(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil && (w.err == nil || w.err.Error() != err.Error()) {
@@ -109,7 +110,7 @@ func (w *siteWatcher) Run(ctx context.Context) {
 	}
 }
 
-// check takes over what has changed since the last attempt, or makes that again if it
+// check loads the files if they have changed since the last attempt, or if that
 // failed.
 func (w *siteWatcher) check(now time.Time) {
 	states, latest := w.states()
@@ -117,24 +118,30 @@ func (w *siteWatcher) check(now time.Time) {
 		return
 	}
 	if age := now.Sub(latest); age >= 0 && age < siteSettleTime {
-		return // the next check sees it
+		return // the next check loads it
 	}
-	// A file that was there is being replaced, or was moved by mistake: the rules of proxy
-	// users would go with it.
-	for i, was := range w.there {
-		if was && !states[i].Exists() {
+	// A missing file is being replaced, or was moved by mistake. Loading without it would
+	// remove the rules of proxy users.
+	for i, existed := range w.existed {
+		if existed && !states[i].Exists() {
 			w.seen = states
-			w.failed(fmt.Errorf("%s is gone", filepath.Join(w.dir, siteFiles[i])))
+			w.setErr(fmt.Errorf("%s is gone", filepath.Join(w.dir, siteFiles[i])))
 			return
 		}
-		w.there[i] = states[i].Exists()
+		w.existed[i] = states[i].Exists()
 	}
 	w.seen = states
 	conf, err := hadoopconf.LoadKMS(w.dir, os.LookupEnv)
-	w.failed(err)
+	w.setErr(err)
 	if err != nil {
 		return
 	}
+	w.apply(conf)
+}
+
+// apply takes the rules of proxy users from a new configuration, and logs which other
+// properties have changed.
+func (w *siteWatcher) apply(conf *hadoopconf.Conf) {
 	props := maps.Collect(conf.All())
 	var later []string
 	proxiesChanged := false

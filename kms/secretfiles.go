@@ -20,9 +20,9 @@ import (
 
 const jceksPasswordFile = "hadoop.security.keystore.java-keystore-provider.password-file"
 
-// secretFiles are the files of a KMS's configuration that others on this machine must not
-// read or change. What the configuration names and is not there is left to the part of
-// the server that needs it.
+// secretFiles returns the files of a KMS's configuration that other users of this
+// machine must not read or change. It ignores a file that does not exist: the part of
+// the server that needs the file reports it.
 func secretFiles(conf *hadoopconf.Conf) []secret.File {
 	l := secretList{conf: conf}
 	l.clear(conf)
@@ -50,7 +50,7 @@ func secretFiles(conf *hadoopconf.Conf) []secret.File {
 		"ssl-client.xml"}} {
 		st, err := sslStores(conf, slog.New(slog.DiscardHandler), file[0], file[1])
 		if err != nil {
-			continue // the server's TLS says so
+			continue // the server's TLS reports the error
 		}
 		l.clear(st.c)
 		l.credentials(st.c)
@@ -63,7 +63,7 @@ func secretFiles(conf *hadoopconf.Conf) []secret.File {
 	return l.files
 }
 
-// secretList collects files; each path stands there once.
+// secretList collects files, each path once.
 type secretList struct {
 	conf  *hadoopconf.Conf
 	files []secret.File
@@ -86,14 +86,14 @@ func (l *secretList) path(property, what string) {
 	}
 }
 
-// clear adds the files of a configuration in which secrets stand in clear.
+// clear adds the files of a configuration that contain secrets in clear text.
 func (l *secretList) clear(c *hadoopconf.Conf) {
 	for file, property := range c.ClearSecrets() {
 		l.put(secret.File{Path: file, Harm: "and holds the value of " + property})
 	}
 }
 
-// providers adds what the providers of the configuration keep in files.
+// providers adds the files of the configured providers.
 func (l *secretList) providers() {
 	for _, property := range []string{hadoopconf.ProviderURI, hadoopconf.SourceURI} {
 		list, err := provider.SplitURIs(l.conf.String(property))
@@ -123,8 +123,7 @@ func (l *secretList) providers() {
 	}
 }
 
-// metastore adds the store: a file with what SQLite keeps beside it, or what opens the
-// database.
+// metastore adds the files of SQLite, or those with the credentials for PostgreSQL.
 func (l *secretList) metastore() {
 	place, err := location.Of(l.conf)
 	switch {
@@ -138,7 +137,7 @@ func (l *secretList) metastore() {
 	}
 }
 
-// groups adds the passwords by which LDAP servers are asked.
+// groups adds the files with the passwords for LDAP servers.
 func (l *secretList) groups() {
 	const file = "ldap.bind.password.file"
 	l.path(hadoopconf.GroupMapping+"."+file, "password of LDAP")
@@ -151,7 +150,7 @@ func (l *secretList) groups() {
 
 // credentials adds the credential stores that c names, and the file of their password.
 func (l *secretList) credentials(c *hadoopconf.Conf) {
-	// reading a password says what is wrong
+	// The code that reads a password reports the error.
 	stores, _ := keystore.CredentialFiles(c.String(keystore.CredentialPathProperty))
 	for _, path := range stores {
 		l.add(path, "credential store")

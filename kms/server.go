@@ -25,14 +25,14 @@ import (
 	"claviger/web"
 )
 
-// Options are what a command line adds to a configuration folder.
+// Options are the settings of the command line, beside a configuration folder.
 type Options struct {
 	Dir       string // the configuration folder
-	Port      int    // to listen at instead of hadoop.kms.http.port; 0: any free one, negative: as configured
+	Port      int    // replaces hadoop.kms.http.port; 0: any free port, negative: as configured
 	TLS       bool   // serve https, as hadoop.kms.ssl.enabled does
-	ReadyFile string // gets the base URL once requests are served; "": no file
+	ReadyFile string // the server writes its base URL there when it serves requests; "": no file
 	Log       *slog.Logger
-	Level     *slog.LevelVar // of Log, which /logLevel changes
+	Level     *slog.LevelVar // Log's level, which /logLevel changes
 }
 
 // Serve runs a KMS until ctx ends.
@@ -57,7 +57,7 @@ func Serve(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	s, e, err := openPatiently(ctx, o, conf, set)
+	s, e, err := openWithRetries(ctx, o, conf, set)
 	if err != nil {
 		return err
 	}
@@ -69,11 +69,11 @@ func Serve(ctx context.Context, o Options) (err error) {
 	return s.run(ctx, e)
 }
 
-// firstComparison is how long a start waits for the sources' word on rolls of migrated
-// keys.
+// firstComparison is how long a start waits for the sources to report rolls of
+// migrated keys.
 const firstComparison = 2 * time.Second
 
-// server is the server while it runs.
+// server is a running server.
 type server struct {
 	conf    *hadoopconf.Conf
 	set     settings
@@ -85,19 +85,19 @@ type server struct {
 	trail   *AuditTrail
 	ring    *keyring.Ring
 	policy  *authz.Watcher
-	closers []func() error // of what is open, in order
+	closers []func() error // of the open parts, in the order of opening
 	lanes   kmsapi.Lanes
 	secrets *console.SecretFiles
-	// agreement compares this node with the others; nil where there can be none.
+	// agreement compares this node with the others; nil if there can be no other node.
 	agreement *agreement
 	clocks    *clockWatch
-	// waiting is why KMS requests are not served yet; "" once they are.
+	// waiting is the reason why KMS requests are not served yet; "" if they are.
 	waiting atomic.Pointer[string]
-	// skipped: the migration at start was left out.
+	// skipped means that the migration at start was skipped.
 	skipped atomic.Bool
 }
 
-// close closes what is open, the newest first.
+// close closes the open parts, the newest first.
 func (s *server) close() error {
 	var errs []error
 	for i := len(s.closers) - 1; i >= 0; i-- {
@@ -129,9 +129,9 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 		group.Go(func() { run(background) })
 	}
 	defer s.trail.reopenOnHangup()()
-	group.Go(func() { s.heedOthers(background) })
-	group.Go(func() { s.agree(background) })
-	if err := s.noteSettings(ctx); err != nil {
+	group.Go(func() { s.watchOtherNodes(background) })
+	group.Go(func() { s.watchAgreement(background) })
+	if err := s.recordSettings(ctx); err != nil {
 		s.log.Warn("what this server runs with was not noted in the metastore", "err", err)
 	}
 	group.Go(func() { s.clocks.run(background) })
@@ -144,7 +144,8 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 			return err
 		}
 	}
-	// Before the first decrypt; a silent source does not keep the server from serving.
+	// Before the first decrypt. A source that does not answer delays the start by at most
+	// firstComparison.
 	compared, cancel := context.WithTimeout(ctx, firstComparison)
 	_ = s.ring.CompareSources(compared)
 	cancel()
@@ -155,8 +156,7 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 		s.log.Warn("a migration is not finished", "err", err)
 	}
 	group.Go(func() {
-		// What clashes stands in the log; what is not known, in /readyz.
-		_ = s.ring.CheckNames(background)
+		_ = s.ring.CheckNames(background) // it logs conflicts, and /readyz reports other errors
 	})
 	if err := e.Ready("provider", s.svc.Primary.URI(), "sources", len(s.svc.Sources)); err != nil {
 		return err
@@ -164,35 +164,30 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 	return e.Wait(ctx)
 }
 
-// handler is the REST face, with the console beside it.
+// handler returns the handler of the REST face and the console.
 func (s *server) handler(addr net.Addr, connections *web.Connections) (http.Handler, error) {
+	cfg := kmsapi.Config{
+		Ring: s.ring, Auth: s.auth.Authenticator, Audit: s.trail, Log: s.log,
+		KeyAuthorization: s.set.ring.KeyAuthorization,
+		Limits:           s.set.limits, Lanes: &s.lanes, Admission: s.set.admission,
+		StoreName: s.svc.storeName,
+		NotReady:  func() string { return *s.waiting.Load() },
+	}
 	var metrics *console.Metrics
-	var observe func(string, int, int, time.Duration)
-	var waited func(string, time.Duration, bool)
-	var refused func(string)
 	if s.set.metrics {
 		metrics = s.metrics(connections)
 		metrics.Expect(kmsapi.Classes(), kmsapi.Reasons())
-		observe, waited, refused = metrics.Observe, metrics.Waited, metrics.Refused
+		cfg.Observe, cfg.Waited, cfg.Refused = metrics.Observe, metrics.Waited, metrics.Refused
 	}
 	port := s.set.port
 	if tcp, ok := addr.(*net.TCPAddr); ok {
 		port = tcp.Port
 	}
-	operations, err := s.operations(port, metrics)
-	if err != nil {
+	var err error
+	if cfg.Operations, err = s.operations(port, metrics); err != nil {
 		return nil, err
 	}
-	api, err := kmsapi.New(kmsapi.Config{
-		Ring: s.ring, Auth: s.auth.Authenticator, Audit: s.trail, Log: s.log,
-		KeyAuthorization: s.set.ring.KeyAuthorization,
-		Limits:           s.set.limits, Lanes: &s.lanes, Admission: s.set.admission, Operations: operations,
-		StoreName: s.svc.storeName,
-		NotReady:  func() string { return *s.waiting.Load() },
-		Observe:   observe,
-		Waited:    waited,
-		Refused:   refused,
-	})
+	api, err := kmsapi.New(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -201,11 +196,11 @@ func (s *server) handler(addr net.Addr, connections *web.Connections) (http.Hand
 		Log:     s.log, Details: s.set.web.details}, api), nil
 }
 
-// migrate takes over the source's metadata before requests are served. While the token and
-// the metastore do not fit together no key can be made: then it is skipped, for the keys that
-// are there are served.
+// migrate takes over the source's metadata before requests are served. If the token
+// and the metastore do not fit together, no key can be made. Then the migration is
+// skipped, so that the server can serve the existing keys.
 func (s *server) migrate(ctx context.Context) error {
-	if s.skipsMigration(ctx) {
+	if s.skipMigration(ctx) {
 		return nil
 	}
 	why := "the migration of key metadata at start is under way"
@@ -227,9 +222,9 @@ func (s *server) migrate(ctx context.Context) error {
 	return err
 }
 
-// skipsMigration says so, in the log and for readiness, where the token and the metastore do
-// not fit together.
-func (s *server) skipsMigration(ctx context.Context) bool {
+// skipMigration returns true if the token and the metastore do not fit together. The
+// log and readiness then say that the migration is skipped.
+func (s *server) skipMigration(ctx context.Context) bool {
 	p, ok := s.svc.Primary.(*hsm.Provider)
 	if !ok {
 		return false
@@ -245,7 +240,7 @@ func (s *server) skipsMigration(ctx context.Context) bool {
 	return true
 }
 
-// checkMigrations says what is open of migrations.
+// checkMigrations returns an error if a migration is skipped or not finished.
 func (s *server) checkMigrations(ctx context.Context) error {
 	if s.skipped.Load() {
 		return errors.New("the migration at start was skipped, since the token and the metastore did not fit " +

@@ -26,31 +26,30 @@ import (
 	"claviger/secret"
 )
 
-// Service is what a configuration folder describes: the providers, and the
-// metastore where one is needed. The server and the migration's commands open
-// the same.
+// Service holds the parts that a configuration folder describes: the providers, and
+// the metastore if one is needed. The server and the commands open the same parts.
 type Service struct {
 	Conf    *hadoopconf.Conf
 	Log     *slog.Logger
 	Primary provider.Provider
 	Sources []keyring.Source
-	// Store is nil where neither the primary provider nor a source needs one.
+	// Store is nil if neither the primary provider nor a source needs it.
 	Store metastore.Store
 
 	certificateCheck certificateCheck
 
 	self      owner.Owner
-	access    hsm.Access // what of the token and the metastore may be changed
-	release   func()     // the keystore file; nil: there is none
+	access    hsm.Access // what this process may change in the token and the metastore
+	release   func()     // ends the claim on the keystore file; nil: there is none
 	storeName string     // see nameStore
 	storeOnce sync.Once
 	storeErr  error
 }
 
-// Open loads the configuration in dir, says on log what is odd about it,
-// and opens what it names, for a command. command is what this process is called where it
-// has the store to itself. A token and a metastore that do not fit together are an error
-// of package claviger's kind RefusedError.
+// Open loads the configuration in dir, logs its warnings, and opens the parts that it
+// names, for a command. command is the name of this process in its claim on the
+// store. If a token and a metastore do not fit together, the error is a
+// claviger.RefusedError.
 func Open(ctx context.Context, dir, command string, access hsm.Access, log *slog.Logger) (*Service, error) {
 	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
 	if err != nil {
@@ -63,8 +62,8 @@ func Open(ctx context.Context, dir, command string, access hsm.Access, log *slog
 	return s, RefuseMisfit(err)
 }
 
-// RefuseMisfit makes a claviger.RefusedError of an error which says that a token and a metastore do not fit
-// together: a person must decide what to do.
+// RefuseMisfit makes a claviger.RefusedError of an error which says that a token and
+// a metastore do not fit together: a person must decide what to do.
 func RefuseMisfit(err error) error {
 	if hsm.IsMisfit(err) {
 		return &claviger.RefusedError{Err: err}
@@ -72,7 +71,7 @@ func RefuseMisfit(err error) error {
 	return err
 }
 
-// openConfigured opens what a loaded configuration names.
+// openConfigured opens the parts that a loaded configuration names.
 func openConfigured(ctx context.Context, conf *hadoopconf.Conf, command string, access hsm.Access,
 	log *slog.Logger) (*Service, error) {
 	s := &Service{Conf: conf, Log: log, self: owner.Self(command, conf.Dir()), access: access}
@@ -117,8 +116,15 @@ func (s *Service) open(ctx context.Context) error {
 	if err := s.claimKeystore(); err != nil {
 		return s.Blame(hadoopconf.ProviderURI, err)
 	}
+	return s.openSources(ctx, registry, env, list[1:])
+}
+
+// openSources opens the providers after the first one, given by listed, and the
+// sources of a re-encryption.
+func (s *Service) openSources(ctx context.Context, registry *provider.Registry, env provider.Env,
+	listed []string) error {
 	env.Source = true
-	for _, uri := range list[1:] {
+	for _, uri := range listed {
 		p, err := registry.Open(ctx, uri, env)
 		if err != nil {
 			return s.Blame(hadoopconf.ProviderURI, err)
@@ -137,7 +143,7 @@ func (s *Service) open(ctx context.Context) error {
 		s.Sources = append(s.Sources, keyring.Source{Provider: p, Reencryption: true})
 	}
 	if len(s.Sources) > 0 {
-		// Who still uses a source must outlive this process.
+		// The metastore keeps the uses of sources, which must survive this process.
 		if _, err := s.store(ctx); err != nil {
 			return err
 		}
@@ -145,9 +151,11 @@ func (s *Service) open(ctx context.Context) error {
 	return nil
 }
 
-// nameStore makes the name by which a server knows itself, and the other nodes of its
-// metastore, at the end of a source's URI: a hash of the metastore's id, which tells a source
-// nothing. A server without an HSM knows itself alone.
+// nameStore sets the name of the metastore that this server sends with its requests
+// to a source. A server that gets a request with its own name refuses it: the source
+// is the server itself, or another node of its metastore. The name is a hash of the
+// metastore's id, so it reveals nothing. A server without an HSM has a random name,
+// and so recognizes only itself.
 func (s *Service) nameStore(ctx context.Context) error {
 	id := rand.Text()
 	if _, ok := s.Primary.(*hsm.Provider); ok {
@@ -168,9 +176,9 @@ func (s *Service) nameStore(ctx context.Context) error {
 	return nil
 }
 
-// noSourceIsItself refuses a source that answers that it is this server, which listens by
-// now, or another node of its metastore: each migrated key would be another key there, too. A
-// source that does not answer is no matter here.
+// noSourceIsItself refuses a source that is this server, which already listens, or
+// another node of its metastore: each key of this server would also be a key of the
+// source. A source that does not answer is not refused.
 func (s *Service) noSourceIsItself(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, firstComparison)
 	defer cancel()
@@ -188,18 +196,18 @@ func (s *Service) noSourceIsItself(ctx context.Context) error {
 	return nil
 }
 
-// noOtherKeys refuses a first provider that keeps keys in a place of its own beside a
-// metastore that holds keys of an HSM: an operator has changed the property by mistake,
-// and new keys would be made under the names, and the version names, of those.
+// noOtherKeys refuses a first provider without an HSM if the metastore holds keys of
+// an HSM. An operator has changed the property by mistake, and new keys would get
+// the names and version names of the existing keys.
 func (s *Service) noOtherKeys(ctx context.Context) error {
 	if _, ok := s.Primary.(*hsm.Provider); ok {
 		return nil
 	}
 	place, err := location.Of(s.Conf)
 	if err != nil || place.Missing() {
-		return nil //nolint:nilerr // where a metastore is needed, its opening says it
+		return nil //nolint:nilerr // if a metastore is needed, opening it returns the error
 	}
-	if s.keepsSeen() { // before a metastore that is away is waited for
+	if s.keepsSeen() { // before the process waits for a metastore that does not answer
 		if _, err := location.SeenFile(s.Conf, slog.New(slog.DiscardHandler)); err != nil {
 			return err
 		}
@@ -241,11 +249,11 @@ func (s *Service) uris(property string) ([]string, error) {
 // the place where it is set, or else the provider's URI.
 func (s *Service) Blame(property string, err error) error {
 	if s.storeErr != nil {
-		return s.storeErr // the metastore's own property is named in it
+		return s.storeErr // it names the metastore's own property
 	}
-	var there *hadoopconf.ValueError
-	if errors.As(err, &there) {
-		return err // of kts-site.xml, ssl-client.xml: it names its own line
+	var value *hadoopconf.ValueError
+	if errors.As(err, &value) {
+		return err // it names its own line, of kts-site.xml or ssl-client.xml
 	}
 	if of := s.Conf.Placed(err); of != nil {
 		return of
@@ -254,10 +262,11 @@ func (s *Service) Blame(property string, err error) error {
 	return fmt.Errorf("%s: property %s: %w", p.Where(), property, err)
 }
 
-// store opens the metastore, once.
+// store returns the metastore. The first call opens it.
 func (s *Service) store(ctx context.Context) (metastore.Store, error) { return s.makeStore(ctx, nil) }
 
-// makeStore is store; where there is none, create is asked before one is made.
+// makeStore is store, but calls create before it makes a metastore that does not
+// exist; an error of create forbids that.
 func (s *Service) makeStore(ctx context.Context, create func(context.Context, string) error) (metastore.Store, error) {
 	s.storeOnce.Do(func() {
 		if s.access.Writes() {
@@ -267,9 +276,10 @@ func (s *Service) makeStore(ctx context.Context, create func(context.Context, st
 					return
 				}
 			}
-			if s.Store, s.storeErr = location.Open(ctx, s.Conf, location.Options{Create: s.mayMake(create), Seen: seen,
+			if s.Store, s.storeErr = location.Open(ctx, s.Conf, location.Options{Create: s.creator(create), Seen: seen,
 				Log: s.Log}); s.storeErr == nil {
-				// Before a step that another process is at is taken for one that was broken off.
+				// Claim the store at once: otherwise this process could take another process' running step
+				// for an interrupted one.
 				s.storeErr = claimStore(ctx, s.Store, s.self, s.access)
 			}
 		} else {
@@ -284,12 +294,13 @@ func (s *Service) makeStore(ctx context.Context, create func(context.Context, st
 	return s.Store, s.storeErr
 }
 
-// keepsSeen tells whether this process is a node, which keeps what it sees of the metastore.
+// keepsSeen reports whether this process is a node. A node keeps a file about the
+// state of the metastore.
 func (s *Service) keepsSeen() bool { return s.access == hsm.Serve && s.self.What == Command }
 
-// mayMake is create for a server and for commands that change keys. A command that
-// writes the journal alone makes no store: an empty journal says nothing.
-func (s *Service) mayMake(create location.Creator) location.Creator {
+// creator returns create for a server and for commands that change keys. Other
+// commands make no store: an empty journal would be useless.
+func (s *Service) creator(create location.Creator) location.Creator {
 	if s.access.Changes() {
 		return create
 	}
@@ -321,7 +332,7 @@ func (s *Service) Close() error {
 	return errors.Join(errs...)
 }
 
-// OSUser is the name that we go by at a KMS with simple authentication.
+// OSUser returns this process' user name at a KMS with simple authentication.
 // HADOOP_USER_NAME overrides it, as for every Hadoop client.
 func OSUser() string {
 	if u := os.Getenv("HADOOP_USER_NAME"); u != "" {
@@ -333,8 +344,8 @@ func OSUser() string {
 	return "claviger"
 }
 
-// Engine makes the migration's engine over what is open. cfg brings what is the
-// caller's own; of the probes only what HDFS says, and the users to ask for.
+// Engine makes the migration's engine for the open parts. cfg holds the caller's own
+// settings; of its Probes only those about HDFS and users are used.
 func (s *Service) Engine(ctx context.Context, cfg migrate.Config) (*migrate.Engine, error) {
 	target, ok := s.Primary.(migrate.Target)
 	if !ok {
@@ -371,9 +382,9 @@ func (s *Service) Engine(ctx context.Context, cfg migrate.Config) (*migrate.Engi
 	return migrate.New(cfg)
 }
 
-// ReencryptionSource is the source that a migration reads: the one of
-// hadoop.kms.key.provider.reencryption.source.uri, else the last of the
-// provider list.
+// ReencryptionSource returns the source of a migration: the source of
+// hadoop.kms.key.provider.reencryption.source.uri, or else the last provider of the
+// list.
 func (s *Service) ReencryptionSource() (provider.Provider, bool) {
 	for _, src := range s.Sources {
 		if src.Reencryption {

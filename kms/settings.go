@@ -25,7 +25,7 @@ type settings struct {
 	migrate    bool
 	audit      auditSettings
 	operations operationSettings
-	ring       keyring.Config // all but what is opened later
+	ring       keyring.Config // without the parts that are opened later
 }
 
 // reader collects the first error, so that a table of properties reads as one.
@@ -58,7 +58,7 @@ func (r *reader) duration(name string, unit time.Duration) time.Duration {
 	return d
 }
 
-// positive is duration for what must not be 0.
+// positive reads a duration that must not be 0.
 func (r *reader) positive(name string, unit time.Duration) time.Duration {
 	d := r.duration(name, unit)
 	if d <= 0 && r.err == nil {
@@ -73,8 +73,8 @@ func (r *reader) float(name string, lo, hi float64) float64 {
 	return f
 }
 
-// readSettings reads every property that the server uses itself; a value that
-// cannot be used is an error that names file, line, property and cure.
+// readSettings reads every property that the server uses itself. The error for a
+// wrong value names file, line, property and cure.
 func readSettings(conf *hadoopconf.Conf) (settings, error) {
 	r := &reader{conf: conf}
 	const queue = "hadoop.security.kms.encrypted.key.cache."
@@ -123,7 +123,7 @@ func readSettings(conf *hadoopconf.Conf) (settings, error) {
 	return s, nil
 }
 
-// newKeys checks what a key gets that is created without cipher and length.
+// newKeys checks the default cipher and length of new keys.
 func (r *reader) newKeys(ring *keyring.Config) {
 	if r.err != nil {
 		return
@@ -139,7 +139,7 @@ func (r *reader) newKeys(ring *keyring.Config) {
 
 const maxMemoryName = "claviger.kms.max.memory.bytes"
 
-// readLimits reads what one request may ask for.
+// readLimits reads the limits of one request.
 func readLimits(r *reader) kmsapi.Limits {
 	l := kmsapi.Limits{
 		MaxKeys:        int(r.int("claviger.kms.max.num.keys", 1, math.MaxInt32)),
@@ -167,7 +167,7 @@ func readLimits(r *reader) kmsapi.Limits {
 	return l
 }
 
-// readAdmission reads how many requests of a class are worked on at once.
+// readAdmission reads how many requests of each class run at once.
 func readAdmission(r *reader) kmsapi.Admission {
 	const prefix = "claviger.kms.max.concurrent."
 	atOnce := func(class string) int { return int(r.int(prefix+class, 1, 1<<20)) }

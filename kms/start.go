@@ -21,17 +21,17 @@ import (
 
 const (
 	// startPause is the first pause between two attempts to start, while a part that the server
-	// needs is away. Each pause is twice the one before, up to maxStartPause.
+	// needs does not answer. Each pause is twice the one before, up to maxStartPause.
 	startPause, maxStartPause = time.Second, 10 * time.Second
-	// startLogInterval is how often the log says that the part still is away.
+	// startLogInterval is the time between two log lines about such a part.
 	startLogInterval = time.Minute
 )
 
-// openPatiently opens all parts of the server and its endpoint. While a database, ZooKeeper or
-// the HSM is away, it listens, reports that in the log and by /readyz, and tries again. A fault
-// that a person must mend is an error at once. If ctx ends while it waits, it returns an
-// endpoint at most, and no error.
-func openPatiently(ctx context.Context, o Options, conf *hadoopconf.Conf, set settings) (_ *server, _ *endpoint,
+// openWithRetries opens all parts of the server and its endpoint. While a database,
+// ZooKeeper or the HSM does not answer, it listens, reports the problem in the log and
+// in /readyz, and tries again. A problem that a person must solve is an error at once.
+// If ctx ends while it waits, it returns at most an endpoint, and no error.
+func openWithRetries(ctx context.Context, o Options, conf *hadoopconf.Conf, set settings) (_ *server, _ *endpoint,
 	err error) {
 	var e *endpoint
 	defer func() {
@@ -88,15 +88,15 @@ func startingHandler(why func() string, details func(*http.Request) bool, log *s
 		kmsapi.Standby("this node is starting; its log tells more"))
 }
 
-// open opens the server's parts; close closes those that were opened.
+// open opens the server's parts. After an error, close closes those that are open.
 func (s *server) open(ctx context.Context) error {
 	conf, set, log := s.conf, s.set, s.log
 	policy, err := authz.NewWatcher(ACLFile(conf), readACLs, log, aclDefaults(conf)...)
 	if err != nil {
 		return err
 	}
-	// Before the cluster, which shares the metastore: only the provider can tell whether a metastore that is not there
-	// yet may be made.
+	// Before the cluster, which uses the same metastore: only the provider knows whether a
+	// missing metastore may be made.
 	svc, err := openConfigured(ctx, conf, Command, hsm.Serve, log)
 	if err != nil {
 		return err
@@ -107,7 +107,7 @@ func (s *server) open(ctx context.Context) error {
 		return err
 	}
 	s.closers = append(s.closers, shared.Close)
-	if svc.Store == nil && shared.store != nil { // else the claim is made
+	if svc.Store == nil && shared.store != nil { // opening svc.Store has made the claim
 		if err := claimStore(ctx, shared.store, owner.Self(Command, conf.Dir()), hsm.Serve); err != nil {
 			return err
 		}
@@ -121,13 +121,23 @@ func (s *server) open(ctx context.Context) error {
 		return err
 	}
 	s.closers = append(s.closers, trail.Close)
+	s.svc, s.auth, s.shared, s.trail, s.policy = svc, auth, shared, trail, policy
+	if err := s.openRing(); err != nil {
+		return err
+	}
+	s.clocks = &clockWatch{log: log, of: clocksOf(svc, shared)}
+	return nil
+}
 
-	cfg := set.ring
-	cfg.Primary, cfg.Sources, cfg.Policy, cfg.Groups, cfg.Audit, cfg.Log = svc.Primary, svc.Sources, policy.Policy,
-		auth.groups.Of, trail, log
+// openRing makes the ring over the other parts, which are open.
+func (s *server) openRing() error {
+	svc := s.svc
+	cfg := s.set.ring
+	cfg.Primary, cfg.Sources, cfg.Policy, cfg.Groups = svc.Primary, svc.Sources, s.policy.Policy, s.auth.groups.Of
+	cfg.Audit, cfg.Log = s.trail, s.log
 	if svc.Store != nil {
 		cfg.Usage, cfg.LastUses, cfg.Settings, cfg.Clock = svc.Store, svc.Store, svc.Store, svc.Store
-		uses, kept, err := location.OpenUses(conf)
+		uses, kept, err := location.OpenUses(s.conf)
 		if err != nil {
 			return err
 		}
@@ -136,7 +146,7 @@ func (s *server) open(ctx context.Context) error {
 		}
 	}
 	if cfg.Shared = svc.sharedKeys(); cfg.Shared != nil {
-		s.agreement = &agreement{conf: conf, store: svc.Store, log: log, self: svc.self}
+		s.agreement = &agreement{conf: s.conf, store: svc.Store, log: s.log, self: svc.self}
 		cfg.MayDestroy = s.agreement.mayDestroy
 	}
 	cfg.Migrator = svc.migrator()
@@ -148,8 +158,7 @@ func (s *server) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.ring = ring
 	s.closers = append(s.closers, ring.Close)
-	s.clocks = &clockWatch{log: log, of: clocksOf(svc, shared)}
-	s.svc, s.auth, s.shared, s.trail, s.ring, s.policy = svc, auth, shared, trail, ring, policy
 	return nil
 }

@@ -18,9 +18,9 @@ import (
 	"claviger/web"
 )
 
-// password is Hadoop's Configuration.getPassword: of the property in c, from the
-// credential stores that c or else site names, or in clear text where that is
-// allowed.
+// password reads a password like Hadoop's Configuration.getPassword: from the
+// credential stores that c, or else site, names; or from the property in c in clear
+// text, if that is allowed.
 func password(site, c *hadoopconf.Conf, log *slog.Logger, name string) (secret.Bytes, error) {
 	of := site
 	if _, ok := c.Get(keystore.CredentialPathProperty); ok {
@@ -61,11 +61,11 @@ func password(site, c *hadoopconf.Conf, log *slog.Logger, name string) (secret.B
 type stores struct {
 	site, c     *hadoopconf.Conf
 	log         *slog.Logger
-	environment []string // warnings of what it overrides
+	environment []string // warnings about properties that the environment overrides
 }
 
-// file reads a store's place and passwords; ok is false where none is named.
-// prefix is "ssl.server.keystore." and the like.
+// file reads a store's path and passwords; ok is false if the configuration names no
+// store. prefix is "ssl.server.keystore." or another prefix of this kind.
 func (s stores) file(prefix string) (f keystore.TLSFile, ok bool, err error) {
 	if f.Path, ok = s.c.Path(prefix + "location"); !ok {
 		return f, false, nil
@@ -79,8 +79,8 @@ func (s stores) file(prefix string) (f keystore.TLSFile, ok bool, err error) {
 	return f, true, err
 }
 
-// sslStores reads one of the two files beside kms-site.xml. One that is not there
-// is empty.
+// sslStores reads ssl-server.xml or ssl-client.xml, which are in the folder of
+// kms-site.xml. A missing file counts as an empty one.
 func sslStores(conf *hadoopconf.Conf, log *slog.Logger, property, fallback string) (stores, error) {
 	name := fallback
 	if v, ok := conf.Get(property); ok {
@@ -90,7 +90,7 @@ func sslStores(conf *hadoopconf.Conf, log *slog.Logger, property, fallback strin
 		name = filepath.Join(conf.Dir(), name)
 	}
 	c := hadoopconf.New(filepath.Dir(name), nil)
-	// Cloudera Manager names the usual files whether they are there or not.
+	// Cloudera Manager names the usual files even if they do not exist.
 	err := c.AddFile(name, filepath.Base(name) == fallback)
 	if errors.Is(err, fs.ErrNotExist) {
 		return stores{}, conf.BadFile(property, err, "make it, or take the property out for "+fallback)
@@ -105,7 +105,8 @@ func sslStores(conf *hadoopconf.Conf, log *slog.Logger, property, fallback strin
 	return st, nil
 }
 
-// serverTLS is the TLS of https, whose certificates follow their stores.
+// serverTLS opens the TLS settings of https. Its certificates follow changes of their
+// stores.
 func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (t *web.TLS, err error) {
 	st, err := sslStores(site, log, "hadoop.ssl.server.conf", "ssl-server.xml")
 	if err != nil {
@@ -126,7 +127,7 @@ func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (t *web.TLS, err error) 
 	load := func() (tls.Certificate, error) {
 		c, err := file.Certificate()
 		if err == nil {
-			if err := untimely(c); err != nil {
+			if err := checkTime(c); err != nil {
 				log.Error("clients refuse the server's certificate", "file", file.Path, "reason", err)
 			}
 		}
@@ -176,7 +177,7 @@ func (s stores) limit(conf *tls.Config) error {
 	return nil
 }
 
-// needClients demands a certificate of each client, which the truststore trusts.
+// needClients requires of each client a certificate that the truststore trusts.
 func (s stores) needClients(t *web.TLS) error {
 	trust, ok, err := s.file("ssl.server.truststore.")
 	if err != nil {
@@ -192,9 +193,9 @@ func (s stores) needClients(t *web.TLS) error {
 	return nil
 }
 
-// ClientTLS is for https towards another KMS: what it trusts is in the store that
-// claviger.ssl.truststore names, or ssl-client.xml, or the Java option
-// javax.net.ssl.trustStore in the environment, or else in the system's roots.
+// ClientTLS returns the TLS settings for https to another KMS. The truststore is the
+// one that claviger.ssl.truststore names, or ssl-client.xml, or the Java option
+// javax.net.ssl.trustStore in the environment; without these, the system's roots.
 func (s *Service) ClientTLS(provider.Env) (*tls.Config, error) {
 	st, err := sslStores(s.Conf, s.Log, "hadoop.ssl.client.conf", "ssl-client.xml")
 	if err != nil {
@@ -231,7 +232,7 @@ func (s *Service) ClientTLS(provider.Env) (*tls.Config, error) {
 	return conf, nil
 }
 
-// badTrust says that the store that setting names cannot be used.
+// badTrust returns the error for a truststore that cannot be used.
 func (s stores) badTrust(setting string, err error, cure string) error {
 	switch setting {
 	case ourTrust:
@@ -245,14 +246,14 @@ func (s stores) badTrust(setting string, err error, cure string) error {
 	return fmt.Errorf("%s: %w%s", setting, err, cure)
 }
 
-// What clientTrust names of the settings that are properties.
+// The settings that clientTrust returns for properties.
 const (
 	ourTrust  = "property claviger.ssl.truststore"
 	siteTrust = "property ssl.client.truststore.location of ssl-client.xml"
 )
 
-// clientTrust finds the store that says whom to trust; setting names the setting,
-// "" where there is none.
+// clientTrust returns the truststore, and the setting that names it; setting is "" if
+// there is none.
 func (s stores) clientTrust() (f keystore.TLSFile, setting string, err error) {
 	const ours = "claviger.ssl.truststore"
 	if path, ok := s.site.Path(ours); ok {
@@ -269,14 +270,14 @@ func (s stores) clientTrust() (f keystore.TLSFile, setting string, err error) {
 	return f, setting, nil
 }
 
-// javaOptions are the environment variables from which a Java KMS gets its
-// options, the one that counts most first.
+// javaOptions are the environment variables with the options of a Java KMS, the one
+// with the highest priority first.
 var javaOptions = []string{"KMS_OPTS", "CATALINA_OPTS", "CSD_JAVA_OPTS", "HADOOP_OPTS"}
 
 var javaTrustOption = regexp.MustCompile(`-Djavax\.net\.ssl\.trustStore(Password|Type)?=("[^"]*"|'[^']*'|\S+)`)
 
-// javaTrust reads -Djavax.net.ssl.trustStore=... out of the environment, of which
-// Java would read the last.
+// javaTrust reads -Djavax.net.ssl.trustStore=... from the environment. As in Java,
+// the last option of a variable counts.
 func javaTrust(env func(string) (string, bool)) (f keystore.TLSFile, setting string) {
 	for _, name := range javaOptions {
 		options, _ := env(name)

@@ -40,7 +40,7 @@ type auditSettings struct {
 
 func (s auditSettings) chained() bool { return s.json != "" || s.stdout || len(s.syslog) > 0 }
 
-// audit reads them.
+// audit reads the properties of the audit trail.
 func (r *reader) audit() auditSettings {
 	s := auditSettings{
 		window: r.duration("hadoop.kms.audit.aggregation.window.ms", time.Millisecond),
@@ -59,7 +59,7 @@ func (r *reader) audit() auditSettings {
 	s.keyFile, _ = r.conf.Path("claviger.audit.json.key.file")
 	s.must = r.mustAudit()
 	if s.node == "" {
-		s.node, _ = os.Hostname() // the next line says what is wrong
+		s.node, _ = os.Hostname() // without a name, the check below returns an error
 	}
 	switch {
 	case s.node == "":
@@ -79,7 +79,7 @@ func (r *reader) audit() auditSettings {
 	return s
 }
 
-// mustAudit reads which operations are refused where they can't be audited.
+// mustAudit reads which operations are refused if they cannot be audited.
 func (r *reader) mustAudit() []audit.Op {
 	const name = "claviger.audit.must"
 	var ops []audit.Op
@@ -111,11 +111,11 @@ func (r *reader) mustAudit() []audit.Op {
 // AuditTrail is the audit log of a server.
 type AuditTrail struct {
 	*audit.Tee
-	chain *audit.Chain // nil where there is none
+	chain *audit.Chain // nil without a JSON log
 	log   *slog.Logger
 }
 
-// openAudit opens what the settings name; out stands for standard output.
+// openAudit opens the logs that the settings name. out replaces standard output.
 func openAudit(ctx context.Context, s auditSettings, svc *Service, out io.Writer) (_ *AuditTrail, err error) {
 	t := &AuditTrail{Tee: &audit.Tee{Must: s.must}, log: svc.Log}
 	defer func() {
@@ -141,7 +141,7 @@ func openAudit(ctx context.Context, s auditSettings, svc *Service, out io.Writer
 	return t, nil
 }
 
-// openChain opens the JSON log. What it has opened is closed where it fails.
+// openChain opens the JSON log. After an error it closes what it has opened.
 func openChain(ctx context.Context, s auditSettings, svc *Service, out io.Writer) (_ *audit.Chain, err error) {
 	cfg := audit.ChainConfig{Node: s.node, Log: svc.Log}
 	if s.keyFile != "" {
@@ -200,7 +200,8 @@ func ReadAuditKey(path string) (secret.Bytes, error) {
 	return key, nil
 }
 
-// reopenOnHangup opens the files anew on each SIGHUP, as logrotate sends it, until stop is called.
+// reopenOnHangup reopens the files on each SIGHUP, which logrotate sends, until stop
+// is called.
 func (t *AuditTrail) reopenOnHangup() (stop func()) {
 	return web.OnHangup(func() {
 		if err := t.Reopen(); err != nil {
@@ -211,8 +212,8 @@ func (t *AuditTrail) reopenOnHangup() (stop func()) {
 	})
 }
 
-// checks of readiness. What need not be recorded before it is done is done though nothing
-// can be recorded.
+// checks returns the checks of readiness. A log that cannot be written takes the node
+// out of service only for operations that must be audited.
 func (t *AuditTrail) checks() []console.Check {
 	records := console.Check{Name: "audit", Informational: len(t.Must) == 0,
 		Run: func(context.Context) error { return t.Stopped() }}
@@ -233,7 +234,7 @@ func (t *AuditTrail) checks() []console.Check {
 	}
 }
 
-// purposeOf is what a node is asked for by an operation.
+// purposeOf returns the purpose of a node that an operation needs.
 func purposeOf(op audit.Op) console.Purpose {
 	switch {
 	case op == audit.DecryptEEK:
@@ -251,7 +252,7 @@ func (t *AuditTrail) streamErr() error {
 	return t.chain.StreamErr()
 }
 
-// metrics of the streams.
+// metrics adds the metrics of the streams.
 func (t *AuditTrail) metrics(m *console.Metrics) {
 	if t.chain != nil {
 		m.Counter("claviger_audit_replaced_total", "Audit records that fit no datagram to syslog, in whose place a "+
@@ -267,10 +268,10 @@ type storedHead struct {
 
 func (s storedHead) setting() string { return "audit.head." + s.node }
 
-// Name says where it lies.
+// Name names the place of the head in messages.
 func (s storedHead) Name() string { return "the metastore" }
 
-// Load reads the setting.
+// Load reads the head from the setting.
 func (s storedHead) Load(ctx context.Context) (audit.Head, bool, error) {
 	text, ok, err := s.settings.Setting(ctx, s.setting())
 	if err != nil || !ok {
@@ -280,7 +281,7 @@ func (s storedHead) Load(ctx context.Context) (audit.Head, bool, error) {
 	return h, err == nil, err
 }
 
-// Save writes it.
+// Save writes the head to the setting.
 func (s storedHead) Save(ctx context.Context, h audit.Head) error {
 	text, err := json.Marshal(h)
 	if err != nil {
@@ -289,8 +290,8 @@ func (s storedHead) Save(ctx context.Context, h audit.Head) error {
 	return s.settings.SetSetting(ctx, s.setting(), string(text))
 }
 
-// AuditHead opens the head of a node's chain that is in the metastore of its configuration. end closes the
-// metastore.
+// AuditHead opens the head of a node's chain in the metastore of its configuration.
+// end closes the metastore.
 func AuditHead(ctx context.Context, conf *hadoopconf.Conf) (head audit.Heads, end func(), err error) {
 	r := &reader{conf: conf}
 	set := r.audit()
@@ -301,11 +302,12 @@ func AuditHead(ctx context.Context, conf *hadoopconf.Conf) (head audit.Heads, en
 	if err != nil {
 		return nil, nil, err
 	}
-	return storedHead{store, set.node}, func() { _ = store.Close() }, nil // nothing was written
+	end = func() { _ = store.Close() } // read-only, so an error of Close does not matter
+	return storedHead{store, set.node}, end, nil
 }
 
-// OpenAudit opens the audit log of a command that works with svc. Files are not rotated: a server that
-// runs at the same time may do so. out stands for standard output, and is not closed.
+// OpenAudit opens the audit log of a command. It does not rotate files: a server that
+// runs at the same time may do that. out replaces standard output, and is not closed.
 func (s *Service) OpenAudit(ctx context.Context, out io.Writer) (*AuditTrail, error) {
 	r := &reader{conf: s.Conf}
 	set := r.audit()
@@ -316,7 +318,7 @@ func (s *Service) OpenAudit(ctx context.Context, out io.Writer) (*AuditTrail, er
 	return openAudit(ctx, set, s, struct{ io.Writer }{out})
 }
 
-// standardOutput is not ours to close.
+// standardOutput is os.Stdout without Close: other code writes to it, too.
 type standardOutput struct{}
 
 func (standardOutput) Write(p []byte) (int, error) { return os.Stdout.Write(p) }

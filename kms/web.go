@@ -35,7 +35,7 @@ const (
 	detailsName        = "claviger.console.details"
 )
 
-// headerName is what Hadoop's HttpServer2 takes for the name of a header.
+// headerName matches the header names that Hadoop's HttpServer2 accepts.
 var headerName = regexp.MustCompile(`^[a-zA-Z\-_]+$`)
 
 func (r *reader) web() webSettings {
@@ -107,7 +107,7 @@ type endpoint struct {
 	tls         *web.TLS // nil: plain http
 }
 
-// openEndpoint listens. Until Handle is called, requests are answered that the server is
+// openEndpoint listens. Until Handle is called, each answer says that the server is
 // starting.
 func openEndpoint(ctx context.Context, conf *hadoopconf.Conf, set settings, readyFile string,
 	log *slog.Logger) (*endpoint, error) {
@@ -134,7 +134,7 @@ func openEndpoint(ctx context.Context, conf *hadoopconf.Conf, set settings, read
 	}
 	var unresolved *net.DNSError
 	if errors.As(err, &unresolved) || errors.Is(err, syscall.EADDRNOTAVAIL) {
-		err = errors.Unwrap(err) // without the properties, one of which is named again
+		err = errors.Unwrap(err) // removes the names of the properties; the new error names one
 		return nil, conf.RefuseFor("hadoop.kms.http.host", err,
 			"it must be a name or an address of this host, or 0.0.0.0 for all of them: %v", err)
 	}
