@@ -16,12 +16,12 @@ func softDeleter(t *testing.T, p provider.Provider) provider.SoftDeleter {
 	t.Helper()
 	soft, ok := p.(provider.SoftDeleter)
 	if !ok {
-		t.Fatal("the suite says SoftDeletes, the provider is no SoftDeleter")
+		t.Fatal("the suite is set to SoftDeletes, but the provider is no SoftDeleter")
 	}
 	return soft
 }
 
-// deletedOf returns the deleted keys of that name.
+// deletedOf returns the deleted keys of that name, the longest deleted first.
 func deletedOf(t *testing.T, p provider.Provider, name string) []provider.Deleted {
 	t.Helper()
 	list, err := softDeleter(t, p).Deleted(t.Context(), name)
@@ -35,14 +35,14 @@ func deletedOf(t *testing.T, p provider.Provider, name string) []provider.Delete
 	same := func(a, b provider.Deleted) bool { return a.Since.Equal(b.Since) && slices.Equal(a.List, b.List) }
 	all = slices.DeleteFunc(all, func(d provider.Deleted) bool { return d.Name != name })
 	if !slices.EqualFunc(list, all, same) {
-		t.Errorf("deleted keys asked for by the name %q: %+v; among all: %+v", name, list, all)
+		t.Errorf("Deleted(%q): %+v; the keys of that name in Deleted(): %+v", name, list, all)
 	}
 	return list
 }
 
-// last is the version by which the tests name the key of that name that was deleted
-// last.
-func last(t *testing.T, p provider.Provider, name string) string {
+// lastDeleted returns a version of the key that was deleted last among the keys of that name. Undelete finds the key
+// by that version.
+func lastDeleted(t *testing.T, p provider.Provider, name string) string {
 	t.Helper()
 	list := deletedOf(t, p, name)
 	if len(list) == 0 {
@@ -54,10 +54,10 @@ func last(t *testing.T, p provider.Provider, name string) string {
 
 func undelete(t *testing.T, p provider.Provider, name string) error {
 	t.Helper()
-	return softDeleter(t, p).Undelete(t.Context(), name, last(t, p, name))
+	return softDeleter(t, p).Undelete(t.Context(), name, lastDeleted(t, p, name))
 }
 
-// purgeAll ends all deleted keys of the name.
+// purgeAll purges all deleted keys of that name.
 func purgeAll(ctx context.Context, soft provider.SoftDeleter, name string) error {
 	list, err := soft.Deleted(ctx, name)
 	if err != nil {
@@ -89,66 +89,83 @@ func testUndelete(t *testing.T, s Suite) {
 	sp := spec(name, 192)
 	sp.Description, sp.Attributes = ptr("a zone"), map[string]string{"a": "b"}
 	made := []claviger.KeyVersion{create(t, p, sp)}
-	use := user(t, p, name, made[0].Name)
+	use := useOf(t, p, name, made[0].Name)
 	want := use(t)
 	made = append(made, roll(t, p, name))
 	was := metadata(t, p, name)
-	before := time.Now().Add(-s.Skew - time.Second)
-	for range 2 { // a key may be deleted as often as one likes
+	earliest := time.Now().Add(-s.Skew - time.Second)
+	for range 2 { // a key can be deleted again after Undelete
 		if err := p.Delete(t.Context(), name); err != nil {
 			t.Fatal(err)
 		}
-		list := deletedOf(t, p, name)
-		if len(list) != 1 {
-			t.Fatalf("%d deleted keys of the name, want 1", len(list))
-		}
-		d := list[0]
-		if !slices.Equal(d.List, names(made)) || d.Versions != 2 || d.BitLength != 192 || d.Cipher != was.Cipher ||
-			text(d.Description) != text(was.Description) || !sameAttributes(d.Attributes, was.Attributes) ||
-			!d.Created.Equal(was.Created) {
-			t.Errorf("deleted key: %+v; it was %+v with versions %q", d, *was, names(made))
-		}
-		if d.Since.Before(before) || d.Since.After(time.Now().Add(s.Skew+time.Second)) {
-			t.Errorf("deleted at %v", d.Since)
-		}
-		if enc, ok := p.(provider.BlockEncrypter); ok {
-			for _, v := range made {
-				wantKind(t, "use of a deleted key", enc.EncryptBlocks(t.Context(), v.Name, make([]byte, 16)),
-					claviger.VersionNotFound)
-			}
-		}
-		wantKind(t, "Roll of a deleted key", second(p.Roll(t.Context(), name, nil)), claviger.KeyNotFound)
-		wantKind(t, "Delete of a deleted key", p.Delete(t.Context(), name), claviger.KeyNotFound)
+		wantDeleted(t, p, was, made, earliest, s.Skew)
 		if err := undelete(t, p, name); err != nil {
 			t.Fatalf("Undelete: %v", err)
 		}
 		if n := len(deletedOf(t, p, name)); n != 0 {
 			t.Errorf("%d deleted keys of the name that was undeleted", n)
 		}
-		back := versions(t, p, name)
-		if !slices.EqualFunc(back, made, same) {
-			t.Errorf("versions after Undelete: %q, want %q", names(back), names(made))
-		}
-		m := metadata(t, p, name)
-		if m == nil || m.Versions != 2 || m.BitLength != 192 || text(m.Description) != text(was.Description) ||
-			!sameAttributes(m.Attributes, was.Attributes) || !m.Created.Equal(was.Created) {
-			t.Fatalf("metadata after Undelete: %+v, was %+v", m, *was)
-		}
+		wantUndeleted(t, p, was, made)
 		if got := use(t); !got.Equal(want) {
-			t.Error("after Undelete the version is another key")
-		}
-		if cur, err := p.Current(t.Context(), name); err != nil || cur.Name != made[1].Name {
-			t.Errorf("current version after Undelete: %q, %v", cur.Name, err)
+			t.Error("after Undelete the version has another key")
 		}
 	}
 	made = append(made, roll(t, p, name))
-	if back := versions(t, p, name); !slices.EqualFunc(back, made, same) {
+	if back := versions(t, p, name); !slices.EqualFunc(back, made, sameVersion) {
 		t.Errorf("versions after Undelete and Roll: %q, want %q", names(back), names(made))
 	}
 }
 
-// testUndeleteTaken: the name of a deleted key is free, and then it can't come
-// back; of two deleted ones the younger does.
+// wantDeleted demands that the key is deleted, once and not before earliest, and that Deleted returns it with the
+// metadata that it had and these versions. No call may use the key.
+func wantDeleted(t *testing.T, p provider.Provider, was *claviger.Metadata, made []claviger.KeyVersion,
+	earliest time.Time, skew time.Duration) {
+	t.Helper()
+	list := deletedOf(t, p, was.Name)
+	if len(list) != 1 {
+		t.Fatalf("%d deleted keys of the name, want 1", len(list))
+	}
+	d := list[0]
+	if !slices.Equal(d.List, names(made)) || !sameMetadata(&d.Metadata, was) {
+		t.Errorf("deleted key: %+v; it was %+v with versions %q", d, *was, names(made))
+	}
+	if d.Since.Before(earliest) || d.Since.After(time.Now().Add(skew+time.Second)) {
+		t.Errorf("deleted at %v", d.Since)
+	}
+	if enc, ok := p.(provider.BlockEncrypter); ok {
+		for _, v := range made {
+			wantKind(t, "use of a deleted key", enc.EncryptBlocks(t.Context(), v.Name, make([]byte, 16)),
+				claviger.VersionNotFound)
+		}
+	}
+	wantKind(t, "Roll of a deleted key", errorOf(p.Roll(t.Context(), was.Name, nil)), claviger.KeyNotFound)
+	wantKind(t, "Delete of a deleted key", p.Delete(t.Context(), was.Name), claviger.KeyNotFound)
+}
+
+// wantUndeleted demands that the key exists with the metadata that it had and these versions.
+func wantUndeleted(t *testing.T, p provider.Provider, was *claviger.Metadata, made []claviger.KeyVersion) {
+	t.Helper()
+	back := versions(t, p, was.Name)
+	if !slices.EqualFunc(back, made, sameVersion) {
+		t.Errorf("versions after Undelete: %q, want %q", names(back), names(made))
+	}
+	if m := metadata(t, p, was.Name); m == nil || !sameMetadata(m, was) {
+		t.Fatalf("metadata after Undelete: %+v, was %+v", m, *was)
+	}
+	if cur, err := p.Current(t.Context(), was.Name); err != nil || cur.Name != made[len(made)-1].Name {
+		t.Errorf("current version after Undelete: %q, %v", cur.Name, err)
+	}
+}
+
+// sameMetadata reports whether a and b agree in everything, except in an ACL name that a KMS added by itself.
+func sameMetadata(a, b *claviger.Metadata) bool {
+	return a.Name == b.Name && a.Cipher == b.Cipher && a.BitLength == b.BitLength && a.Versions == b.Versions &&
+		quoted(a.Description) == quoted(b.Description) && sameAttributes(a.Attributes, b.Attributes) &&
+		a.Created.Equal(b.Created)
+}
+
+// testUndeleteTaken checks that a deleted key cannot be undeleted while another key has its name. Of two deleted keys,
+// the test undeletes the younger one.
 func testUndeleteTaken(t *testing.T, s Suite) {
 	p := s.open(t)
 	soft := softDeleter(t, p)
@@ -158,10 +175,10 @@ func testUndeleteTaken(t *testing.T, s Suite) {
 		t.Fatal(err)
 	}
 	younger := create(t, p, spec(name, 256))
-	use := user(t, p, name, younger.Name)
+	use := useOf(t, p, name, younger.Name)
 	want := use(t)
 	wantKind(t, "Undelete where the name is taken", undelete(t, p, name), claviger.KeyExists)
-	if cur, err := p.Current(t.Context(), name); err != nil || !same(cur, younger) {
+	if cur, err := p.Current(t.Context(), name); err != nil || !sameVersion(cur, younger) {
 		t.Errorf("the new key after a refused Undelete: %q, %v", cur.Name, err)
 	}
 	if err := p.Delete(t.Context(), name); err != nil {
@@ -175,10 +192,10 @@ func testUndeleteTaken(t *testing.T, s Suite) {
 	if err := undelete(t, p, name); err != nil {
 		t.Fatal(err)
 	}
-	if list := versions(t, p, name); len(list) != 1 || !same(list[0], younger) || !use(t).Equal(want) {
+	if list := versions(t, p, name); len(list) != 1 || !sameVersion(list[0], younger) || !use(t).Equal(want) {
 		t.Errorf("Undelete brought %q back, want the younger key %q", names(list), younger.Name)
 	}
-	// Purge takes the older one, and leaves the one that is back.
+	// Purge destroys the older key, and does not change the undeleted one.
 	if err := purgeAll(t.Context(), soft, name); err != nil {
 		t.Fatal(err)
 	}
@@ -186,23 +203,57 @@ func testUndeleteTaken(t *testing.T, s Suite) {
 		t.Errorf("deleted keys after Purge: %+v", list)
 	}
 	if got := use(t); !got.Equal(want) {
-		t.Error("Purge of a deleted key has touched the key of the same name that is there")
+		t.Error("Purge of a deleted key changed the existing key of the same name")
 	}
 }
 
-// testDeletedChosen: of several deleted keys of a name the one that has the version
-// comes back, or is ended, be it the oldest, and no other.
+// testDeletedChosen checks that Undelete and Purge choose one of several deleted keys of a name by a version of it.
 func testDeletedChosen(t *testing.T, s Suite) {
 	p := s.open(t)
 	soft := softDeleter(t, p)
 	name, other := keyName("chosen"), keyName("chosen-other")
 	elsewhere := create(t, p, spec(other, 128))
+	made := deleteThree(t, p, name)
+	if err := p.Delete(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	for _, none := range []string{"", name, name + "@", elsewhere.Name, "x" + made[0].Name} {
+		wantKind(t, "Undelete of "+none, soft.Undelete(t.Context(), name, none), claviger.KeyNotFound)
+		wantKind(t, "Purge of "+none, soft.Purge(t.Context(), name, none), claviger.KeyNotFound)
+	}
+	wantKind(t, "Purge without a version", soft.Purge(t.Context(), name), claviger.KeyNotFound)
+	wantKind(t, "Undelete as another key", soft.Undelete(t.Context(), other, made[0].Name), claviger.KeyNotFound)
+	if list := deletedOf(t, p, name); len(list) != 3 {
+		t.Fatalf("deleted keys after refused calls: %+v", list)
+	}
+	for _, i := range []int{0, 1, 2} {
+		if err := soft.Undelete(t.Context(), name, made[i].Name); err != nil {
+			t.Fatal(err)
+		}
+		if list := versions(t, p, name); len(list) == 0 || !sameVersion(list[0], made[i]) {
+			t.Errorf("Undelete of %s brought %q back", made[i].Name, names(list))
+		}
+		if err := p.Delete(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testPurgeChosen(t, p, name, made)
+	if err := errors.Join(purgeAll(t.Context(), soft, name), purgeAll(t.Context(), soft, other),
+		p.Delete(t.Context(), name)); err != nil {
+		t.Error(err)
+	}
+}
+
+// deleteThree makes and deletes three keys of that name, and returns the first version of each. It skips the test if
+// two of them have the same version name.
+func deleteThree(t *testing.T, p provider.Provider, name string) []claviger.KeyVersion {
+	t.Helper()
 	var made []claviger.KeyVersion
 	for _, bits := range []int{128, 192, 256} {
 		v := create(t, p, spec(name, bits))
 		if slices.ContainsFunc(made, func(m claviger.KeyVersion) bool { return m.Name == v.Name }) {
 			_ = p.Delete(t.Context(), name)
-			t.Skip("the provider gives names of versions again")
+			t.Skip("the provider uses the names of versions again")
 		}
 		made = append(made, v)
 		if bits == 192 {
@@ -212,46 +263,26 @@ func testDeletedChosen(t *testing.T, s Suite) {
 			t.Fatal(err)
 		}
 	}
-	if err := p.Delete(t.Context(), other); err != nil {
-		t.Fatal(err)
-	}
-	for _, none := range []string{"", name, name + "@", elsewhere.Name, "x" + made[0].Name} {
-		wantKind(t, "Undelete of "+none, soft.Undelete(t.Context(), name, none), claviger.KeyNotFound)
-		wantKind(t, "Purge of "+none, soft.Purge(t.Context(), name, none), claviger.KeyNotFound)
-	}
-	wantKind(t, "Purge of nothing", soft.Purge(t.Context(), name), claviger.KeyNotFound)
-	wantKind(t, "Undelete as another key", soft.Undelete(t.Context(), other, made[0].Name), claviger.KeyNotFound)
-	if list := deletedOf(t, p, name); len(list) != 3 {
-		t.Fatalf("deleted keys after refusals: %+v", list)
-	}
-	for _, i := range []int{0, 1, 2} {
-		if err := soft.Undelete(t.Context(), name, made[i].Name); err != nil {
-			t.Fatal(err)
-		}
-		if list := versions(t, p, name); len(list) == 0 || !same(list[0], made[i]) {
-			t.Errorf("Undelete of %s brought %q back", made[i].Name, names(list))
-		}
-		if err := p.Delete(t.Context(), name); err != nil {
-			t.Fatal(err)
-		}
-	}
+	return made
+}
+
+// testPurgeChosen purges the second of three deleted keys, and undeletes the first.
+func testPurgeChosen(t *testing.T, p provider.Provider, name string, made []claviger.KeyVersion) {
+	t.Helper()
+	soft := softDeleter(t, p)
 	if err := soft.Purge(t.Context(), name, made[1].Name); err != nil {
 		t.Fatal(err)
 	}
 	if list := deletedOf(t, p, name); len(list) != 2 || list[0].List[0] != made[0].Name ||
 		list[1].List[0] != made[2].Name {
-		t.Errorf("deleted keys after Purge of the middle one: %+v", list)
+		t.Errorf("deleted keys after Purge of the second one: %+v", list)
 	}
-	wantKind(t, "Undelete of what was purged", soft.Undelete(t.Context(), name, made[1].Name), claviger.KeyNotFound)
+	wantKind(t, "Undelete of a purged key", soft.Undelete(t.Context(), name, made[1].Name), claviger.KeyNotFound)
 	if err := soft.Undelete(t.Context(), name, made[0].Name); err != nil {
 		t.Fatal(err)
 	}
-	if list := versions(t, p, name); len(list) != 1 || !same(list[0], made[0]) {
+	if list := versions(t, p, name); len(list) != 1 || !sameVersion(list[0], made[0]) {
 		t.Errorf("versions after Purge of another key of the name: %q", names(list))
-	}
-	if err := errors.Join(purgeAll(t.Context(), soft, name), purgeAll(t.Context(), soft, other),
-		p.Delete(t.Context(), name)); err != nil {
-		t.Error(err)
 	}
 }
 
@@ -298,20 +329,20 @@ func testNoneDeleted(t *testing.T, s Suite) {
 	p := s.open(t)
 	soft := softDeleter(t, p)
 	name := keyName("undelete-none")
-	for _, n := range append(missing(name), "\xff", "a\x00b") {
-		wantKind(t, "Undelete of what never was", soft.Undelete(t.Context(), n, claviger.VersionName(n, "0")),
+	for _, n := range append(missingVersions(name), "\xff", "a\x00b") {
+		wantKind(t, "Undelete of a key that never existed", soft.Undelete(t.Context(), n, claviger.VersionName(n, "0")),
 			claviger.KeyNotFound)
-		wantKind(t, "Purge of what never was", soft.Purge(t.Context(), n, claviger.VersionName(n, "0")),
+		wantKind(t, "Purge of a key that never existed", soft.Purge(t.Context(), n, claviger.VersionName(n, "0")),
 			claviger.KeyNotFound)
 	}
 	create(t, p, spec(name, 128))
 	err := soft.Undelete(t.Context(), name, claviger.VersionName(name, "0"))
 	if !claviger.Is(err, claviger.KeyNotFound) && !claviger.Is(err, claviger.KeyExists) {
-		t.Errorf("Undelete of a key that is there: %v", err)
+		t.Errorf("Undelete of an existing key: %v", err)
 	}
 }
 
-// testUndeleteTogether: of many who undelete, one does.
+// testUndeleteTogether checks that one of several parallel calls of Undelete succeeds.
 func testUndeleteTogether(t *testing.T, s Suite) {
 	p := s.open(t)
 	soft := softDeleter(t, p)
@@ -322,18 +353,18 @@ func testUndeleteTogether(t *testing.T, s Suite) {
 	}
 	var mu sync.Mutex
 	won := 0
-	together(6, func(int) {
+	inParallel(6, func(int) {
 		err := soft.Undelete(t.Context(), name, v.Name)
 		mu.Lock()
 		defer mu.Unlock()
 		if err == nil {
 			won++
 		} else if !claviger.Is(err, claviger.KeyNotFound) && !claviger.Is(err, claviger.KeyExists) {
-			t.Errorf("who came too late got %v", err)
+			t.Errorf("an Undelete that came too late returned %v", err)
 		}
 	})
-	if list := versions(t, p, name); won != 1 || len(list) != 1 || !same(list[0], v) {
-		t.Errorf("%d undeleted the key; its versions: %q", won, names(list))
+	if list := versions(t, p, name); won != 1 || len(list) != 1 || !sameVersion(list[0], v) {
+		t.Errorf("%d calls undeleted the key, want 1; its versions: %q", won, names(list))
 	}
 }
 
@@ -344,7 +375,7 @@ func testDeletedSurvives(t *testing.T, s Suite) {
 	p := s.New(t)
 	name := keyName("undelete-reopen")
 	v := create(t, p, spec(name, 128))
-	want := user(t, p, name, v.Name)(t)
+	want := useOf(t, p, name, v.Name)(t)
 	if err := p.Delete(t.Context(), name); err != nil {
 		t.Fatal(err)
 	}
@@ -360,8 +391,8 @@ func testDeletedSurvives(t *testing.T, s Suite) {
 	if err := undelete(t, p, name); err != nil {
 		t.Fatal(err)
 	}
-	if got := user(t, p, name, v.Name)(t); !got.Equal(want) {
-		t.Error("after a restart and Undelete the version is another key")
+	if got := useOf(t, p, name, v.Name)(t); !got.Equal(want) {
+		t.Error("after a restart and Undelete the version has another key")
 	}
 	if err := p.Delete(t.Context(), name); err != nil {
 		t.Error(err)

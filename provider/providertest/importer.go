@@ -13,6 +13,7 @@ import (
 	"claviger/provider"
 )
 
+// imported returns the metadata of a key to import.
 func imported(name string) claviger.Metadata {
 	return claviger.Metadata{
 		Name: name, Cipher: claviger.DefaultCipher, BitLength: 256,
@@ -27,36 +28,37 @@ func testImport(t *testing.T, s Suite) {
 	t.Run("Kept", func(t *testing.T) { testImportKept(t, s) })
 	t.Run("Refuses", func(t *testing.T) { testImportRefuses(t, s) })
 	t.Run("BrokenOff", func(t *testing.T) { testImportBrokenOff(t, s) })
-	t.Run("Parallel", func(t *testing.T) {
-		p := s.open(t)
-		m := imported(keyName("import-parallel"))
-		together(4, func(int) {
-			if _, err := p.(provider.Importer).Import(t.Context(), m, 3, 0, nil); err != nil &&
-				!claviger.Is(err, claviger.KeyExists) && !claviger.Is(err, claviger.Unavailable) {
-				t.Errorf("Import at the same time as another: %v", err)
-			}
-		})
-		if _, err := p.(provider.Importer).Import(t.Context(), m, 3, 0, nil); err != nil &&
-			!claviger.Is(err, claviger.KeyExists) {
-			t.Errorf("Import: %v", err)
-		}
-		wantImported(t, s, p, m, 3, 0)
-	})
+	t.Run("Parallel", func(t *testing.T) { testImportParallel(t, s) })
 }
 
-// wantImported demands that m is there, with n versions that can be used, numbered
-// from first on.
-func wantImported(t *testing.T, s Suite, p provider.Provider, want claviger.Metadata, n,
-	first int) []claviger.KeyVersion {
+func testImportParallel(t *testing.T, s Suite) {
+	p := s.open(t)
+	m := imported(keyName("import-parallel"))
+	inParallel(4, func(int) {
+		if _, err := p.(provider.Importer).Import(t.Context(), m, 3, 0, nil); err != nil &&
+			!claviger.Is(err, claviger.KeyExists) && !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("Import at the same time as another: %v", err)
+		}
+	})
+	if _, err := p.(provider.Importer).Import(t.Context(), m, 3, 0, nil); err != nil &&
+		!claviger.Is(err, claviger.KeyExists) {
+		t.Errorf("Import: %v", err)
+	}
+	wantImported(t, s, p, m, 3, 0)
+}
+
+// wantImported demands that the key exists with that metadata and n usable versions, the first with number first.
+func wantImported(t *testing.T, s Suite, p provider.Provider, want claviger.Metadata,
+	n, first int) []claviger.KeyVersion {
 	t.Helper()
 	m := metadata(t, p, want.Name)
 	if m == nil {
-		t.Fatalf("%q is not there", want.Name)
+		t.Fatalf("key %q does not exist", want.Name)
 	}
 	if m.Name != want.Name || m.Cipher != want.Cipher || m.BitLength != want.BitLength || m.Versions != first+n ||
-		text(m.Description) != text(want.Description) || !sameAttributes(m.Attributes, want.Attributes) ||
+		quoted(m.Description) != quoted(want.Description) || !sameAttributes(m.Attributes, want.Attributes) ||
 		!m.Created.Equal(want.Created) {
-		t.Errorf("metadata %+v (description %s), want %+v with versions %d", m, text(m.Description), want, first+n)
+		t.Errorf("metadata %+v (description %s), want %+v with versions %d", m, quoted(m.Description), want, first+n)
 	}
 	list := versions(t, p, want.Name)
 	if len(list) != n {
@@ -68,12 +70,12 @@ func wantImported(t *testing.T, s Suite, p provider.Provider, want claviger.Meta
 		if name := claviger.VersionName(want.Name, strconv.Itoa(first+i)); v.Name != name {
 			t.Errorf("version %d is %q, want %q", i, v.Name, name)
 		}
-		seen[string(user(t, p, want.Name, v.Name)(t))] = true
+		seen[string(useOf(t, p, want.Name, v.Name)(t))] = true
 	}
 	if len(seen) != n {
 		t.Errorf("%d different keys in %d versions", len(seen), n)
 	}
-	if cur, err := p.Current(t.Context(), want.Name); err != nil || !same(cur, list[n-1]) {
+	if cur, err := p.Current(t.Context(), want.Name); err != nil || !sameVersion(cur, list[n-1]) {
 		t.Errorf("the current version is %q, %v; want %q", cur.Name, err, list[n-1].Name)
 	}
 	return list
@@ -93,40 +95,40 @@ func testImportKept(t *testing.T, s Suite) {
 			t.Fatalf("Import: %v", err)
 		}
 		list := wantImported(t, s, p, m, n, first)
-		if !slices.EqualFunc(got, list, same) {
+		if !slices.EqualFunc(got, list, sameVersion) {
 			t.Errorf("Import returned %q, Versions %q", names(got), names(list))
 		}
-		// From here on it is a key like any other.
+		// The imported key can be rolled and deleted as every other key.
 		v := roll(t, p, m.Name)
 		if list := versions(t, p, m.Name); len(list) != n+1 || list[n].Name != v.Name {
 			t.Errorf("versions after a roll: %q", names(list))
 		}
 		wantNumber(t, p, v, first+n)
-		ended := func() {
+		deleteKey := func() {
 			if err := p.Delete(t.Context(), m.Name); err != nil {
 				t.Errorf("Delete: %v", err)
 			}
 			if m := metadata(t, p, m.Name); m != nil {
-				t.Errorf("deleted, and there: %+v", m)
+				t.Errorf("the deleted key still exists: %+v", m)
 			}
 		}
-		ended()
+		deleteKey()
 		if s.ForgetsNumbers {
 			continue
 		}
-		// No number of a key that is gone is used again, however it comes back.
+		// A number of the deleted key is never used again: not after another Import, Purge or Create.
 		if _, err := imp.Import(t.Context(), m, 1, first, nil); err != nil {
 			t.Fatal(err)
 		}
 		wantImported(t, s, p, m, 1, first+n+1)
-		ended()
+		deleteKey()
 		if soft, ok := p.(provider.SoftDeleter); ok && s.SoftDeletes {
 			if err := purgeAll(t.Context(), soft, m.Name); err != nil {
 				t.Error(err)
 			}
 		}
 		wantNumber(t, p, create(t, p, spec(m.Name, 128)), first+n+2)
-		ended()
+		deleteKey()
 		sp := spec(m.Name, 128)
 		sp.First = first + n + 9
 		wantNumber(t, p, create(t, p, sp), sp.First)
@@ -134,8 +136,7 @@ func testImportKept(t *testing.T, s Suite) {
 	}
 }
 
-// wantNumber demands that v, which is current, has the number n, and that the
-// metadata leads to it.
+// wantNumber demands that the current version v has number n, and that the metadata counts n + 1 versions.
 func wantNumber(t *testing.T, p provider.Provider, v claviger.KeyVersion, n int) {
 	t.Helper()
 	if v.Name != claviger.VersionName(v.Key, strconv.Itoa(n)) {
@@ -164,95 +165,129 @@ func testImportRefuses(t *testing.T, s Suite) {
 	_, err = imp.Import(t.Context(), bad, 1, 0, nil)
 	wantKind(t, "Import with an unknown cipher", err, claviger.UnknownCipher)
 	if got := metadata(t, p, m.Name); got != nil {
-		t.Errorf("a refused key is there: %+v", got)
+		t.Errorf("a refused key exists: %+v", got)
 	}
 
 	v := create(t, p, spec(m.Name, 128))
 	before := metadata(t, p, m.Name)
 	_, err = imp.Import(t.Context(), m, 3, 0, nil)
-	wantKind(t, "Import of a key that is there", err, claviger.KeyExists)
-	if list := versions(t, p, m.Name); len(list) != 1 || !same(list[0], v) {
+	wantKind(t, "Import of an existing key", err, claviger.KeyExists)
+	if list := versions(t, p, m.Name); len(list) != 1 || !sameVersion(list[0], v) {
 		t.Errorf("a refused Import changed the key: %q", names(list))
 	}
-	if got := metadata(t, p, m.Name); text(got.Description) != text(before.Description) ||
+	if got := metadata(t, p, m.Name); quoted(got.Description) != quoted(before.Description) ||
 		!got.Created.Equal(before.Created) {
 		t.Errorf("a refused Import changed the key: %+v", got)
 	}
 }
 
-// testImportBrokenOff breaks an import off after each of its steps, in turn,
-// and calls again: the same number of versions, and nothing left over.
+// testImportBrokenOff breaks an import off after each of its steps, and calls Import again. The second call must make
+// the wanted number of versions, and leave no object behind.
 func testImportBrokenOff(t *testing.T, s Suite) {
-	const n = 3
-	steps := 0
-	p := s.open(t)
-	if _, err := p.(provider.Importer).Import(t.Context(), imported(keyName("import-steps")), n, 4,
-		func(what string) error {
-			if what == "" {
-				t.Error("a step without a name")
+	b := brokenImport{s: s, p: s.open(t)}
+	b.steps = countSteps(t, b.p)
+	if s.Objects != nil {
+		b.objects = s.Objects(t, b.p)
+	}
+	for at := 1; at <= b.steps; at++ {
+		for _, how := range []string{"call again", "reopen", "cancel"} {
+			if how == "reopen" && s.Reopen == nil {
+				continue
 			}
-			steps++
-			return nil
-		}); err != nil {
+			b.test(t, at, how)
+		}
+	}
+}
+
+// The versions of an import that is broken off.
+const brokenVersions, brokenFirst = 3, 4
+
+// brokenImport breaks imports off.
+type brokenImport struct {
+	s       Suite
+	p       provider.Provider
+	steps   int // of an import
+	objects int // in p's backing; 0 where the suite does not count
+}
+
+// countSteps returns the number of steps of an import.
+func countSteps(t *testing.T, p provider.Provider) int {
+	t.Helper()
+	steps := 0
+	m := imported(keyName("import-steps"))
+	_, err := p.(provider.Importer).Import(t.Context(), m, brokenVersions, brokenFirst, func(name string) error {
+		if name == "" {
+			t.Error("a step without a name")
+		}
+		steps++
+		return nil
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	if steps == 0 {
 		t.Fatal("no steps")
 	}
-	objects := 0
-	if s.Objects != nil {
-		objects = s.Objects(t, p)
+	return steps
+}
+
+// test breaks one import off after step at, and calls Import again. how says what ends the import, and what happens
+// between the calls.
+func (b *brokenImport) test(t *testing.T, at int, how string) {
+	t.Helper()
+	m := imported(keyName(fmt.Sprint("import-broken", at)))
+	step := b.breakOff(t, m, at, how)
+	committed := metadata(t, b.p, m.Name) != nil
+	if committed && at < b.steps {
+		t.Errorf("after %q, step %d of %d, the key is visible", step, at, b.steps)
 	}
-	stop := errors.New("broken off")
-	for at := 1; at <= steps; at++ {
-		for _, how := range []string{"call again", "reopen", "cancel"} {
-			if how == "reopen" && s.Reopen == nil {
-				continue
-			}
-			m := imported(keyName(fmt.Sprint("import-broken", at)))
-			ctx, cancel := context.WithCancel(t.Context())
-			i, last := 0, ""
-			_, err := p.(provider.Importer).Import(ctx, m, n, 4, func(what string) error {
-				if i++; i == at {
-					last = what
-					if how == "cancel" {
-						cancel()
-						return ctx.Err()
-					}
-					return stop
-				}
-				return nil
-			})
-			cancel()
-			if err == nil || how != "cancel" && !errors.Is(err, stop) {
-				t.Fatalf("Import broken off after step %d: %v", at, err)
-			}
-			committed := metadata(t, p, m.Name) != nil
-			if committed && at < steps {
-				t.Errorf("after %q, step %d of %d, the key is visible", last, at, steps)
-			}
-			if list := versions(t, p, m.Name); !committed && len(list) != 0 {
-				t.Errorf("after %q versions are visible: %q", last, names(list))
-			}
-			if how == "reopen" {
-				p = s.Reopen(t, p)
-				t.Cleanup(func() { _ = p.Close() })
-			}
-			_, err = p.(provider.Importer).Import(t.Context(), m, n, 4, nil)
-			if err != nil && !(committed && claviger.Is(err, claviger.KeyExists)) {
-				t.Errorf("Import again, after it was broken off after %q: %v", last, err)
-				continue
-			}
-			wantImported(t, s, p, m, n, 4)
-			if s.Objects != nil {
-				objects += n
-				if got := s.Objects(t, p); got != objects {
-					t.Errorf("broken off after %q and called again, %d objects, want %d", last, got, objects)
-					objects = got
-				}
-			}
-			_, err = p.(provider.Importer).Import(t.Context(), m, n, 4, nil)
-			wantKind(t, "Import of an imported key", err, claviger.KeyExists)
+	if list := versions(t, b.p, m.Name); !committed && len(list) != 0 {
+		t.Errorf("after %q versions are visible: %q", step, names(list))
+	}
+	if how == "reopen" {
+		p := b.s.Reopen(t, b.p)
+		t.Cleanup(func() { _ = p.Close() })
+		b.p = p
+	}
+	imp := b.p.(provider.Importer)
+	_, err := imp.Import(t.Context(), m, brokenVersions, brokenFirst, nil)
+	if err != nil && !(committed && claviger.Is(err, claviger.KeyExists)) {
+		t.Errorf("second Import, after the first was broken off after %q: %v", step, err)
+		return
+	}
+	wantImported(t, b.s, b.p, m, brokenVersions, brokenFirst)
+	if b.s.Objects != nil {
+		b.objects += brokenVersions
+		if got := b.s.Objects(t, b.p); got != b.objects {
+			t.Errorf("broken off after %q and called again, %d objects, want %d", step, got, b.objects)
+			b.objects = got
 		}
 	}
+	_, err = imp.Import(t.Context(), m, brokenVersions, brokenFirst, nil)
+	wantKind(t, "Import of an imported key", err, claviger.KeyExists)
+}
+
+// breakOff calls Import, and returns the name of the step after which it broke the import off.
+func (b *brokenImport) breakOff(t *testing.T, m claviger.Metadata, at int, how string) string {
+	t.Helper()
+	stop := errors.New("broken off")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	i, last := 0, ""
+	imp := b.p.(provider.Importer)
+	_, err := imp.Import(ctx, m, brokenVersions, brokenFirst, func(name string) error {
+		if i++; i != at {
+			return nil
+		}
+		last = name
+		if how == "cancel" {
+			cancel()
+			return ctx.Err()
+		}
+		return stop
+	})
+	if err == nil || how != "cancel" && !errors.Is(err, stop) {
+		t.Fatalf("Import broken off after step %d: %v", at, err)
+	}
+	return last
 }

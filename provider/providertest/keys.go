@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/provider"
 )
 
 func testKeys(t *testing.T, s Suite) {
@@ -30,7 +31,7 @@ func testCreate(t *testing.T, s Suite) {
 	for _, bits := range []int{128, 192, 256} {
 		name := keyName(fmt.Sprint("create", bits))
 		if m := metadata(t, p, name); m != nil {
-			t.Fatalf("%q is there already", name)
+			t.Fatalf("key %q exists already", name)
 		}
 		before := time.Now()
 		v := create(t, p, spec(name, bits))
@@ -39,7 +40,7 @@ func testCreate(t *testing.T, s Suite) {
 
 		m := metadata(t, p, name)
 		if m == nil {
-			t.Fatalf("%q is not there", name)
+			t.Fatalf("key %q does not exist", name)
 		}
 		if m.Name != name || m.Cipher != claviger.DefaultCipher || m.BitLength != bits || m.Versions != 1 {
 			t.Errorf("metadata %+v", m)
@@ -47,7 +48,7 @@ func testCreate(t *testing.T, s Suite) {
 		if !sameAttributes(m.Attributes, nil) {
 			t.Errorf("attributes %v, want none, and not nil", m.Attributes)
 		}
-		// Created has milliseconds: it may lie before the call by less than one.
+		// Created is cut to milliseconds, so it may be up to one millisecond before the call.
 		if m.Created.Before(before.Add(-time.Millisecond-s.Skew)) || m.Created.After(after.Add(s.Skew)) {
 			t.Errorf("created %v, want between %v and %v", m.Created, before, after)
 		}
@@ -55,19 +56,19 @@ func testCreate(t *testing.T, s Suite) {
 			t.Errorf("created %v is finer than milliseconds", m.Created)
 		}
 		cur, err := p.Current(t.Context(), name)
-		if err != nil || !same(cur, v) {
+		if err != nil || !sameVersion(cur, v) {
 			t.Errorf("Current: %q, %v; want what Create returned, %q", cur.Name, err, v.Name)
 		}
 		got, err := p.Version(t.Context(), v.Name)
-		if err != nil || !same(got, v) {
+		if err != nil || !sameVersion(got, v) {
 			t.Errorf("Version(%q): %q, %v", v.Name, got.Name, err)
 		}
-		if list := versions(t, p, name); len(list) != 1 || !same(list[0], v) {
+		if list := versions(t, p, name); len(list) != 1 || !sameVersion(list[0], v) {
 			t.Errorf("Versions: %q", names(list))
 		}
 		keys, err := p.Keys(t.Context())
-		if err != nil || len(own(keys, name)) != 1 {
-			t.Errorf("Keys lists %q %d times, %v", name, len(own(keys, name)), err)
+		if err != nil || len(withPrefix(keys, name)) != 1 {
+			t.Errorf("Keys lists %q %d times, %v", name, len(withPrefix(keys, name)), err)
 		}
 	}
 }
@@ -78,8 +79,8 @@ func testDescription(t *testing.T, s Suite) {
 		sp := spec(keyName(fmt.Sprint("description", i)), 128)
 		sp.Description = want
 		create(t, p, sp)
-		if m := metadata(t, p, sp.Name); m == nil || text(m.Description) != text(want) {
-			t.Errorf("description is %s, want %s", text(m.Description), text(want))
+		if m := metadata(t, p, sp.Name); m == nil || quoted(m.Description) != quoted(want) {
+			t.Errorf("description is %s, want %s", quoted(m.Description), quoted(want))
 		}
 	}
 }
@@ -98,10 +99,10 @@ func testAttributes(t *testing.T, s Suite) {
 			t.Errorf("attributes of %+v, want %v", m, want)
 			continue
 		}
-		// What is returned belongs to the caller.
+		// The caller owns the returned metadata and may change it.
 		m.Attributes["mine"] = "changed"
 		if again := metadata(t, p, sp.Name); !sameAttributes(again.Attributes, want) {
-			t.Errorf("a caller's change shows: %v", again.Attributes)
+			t.Errorf("a caller's change is visible to another call: %v", again.Attributes)
 		}
 	}
 }
@@ -126,7 +127,7 @@ func testCreateRefuses(t *testing.T, s Suite) {
 		wantKind(t, fmt.Sprintf("Create of %q", n), err, claviger.Invalid)
 	}
 	if m := metadata(t, p, name); m != nil {
-		t.Errorf("a refused key is there: %+v", m)
+		t.Errorf("a refused key exists: %+v", m)
 	}
 
 	v := create(t, p, spec(name, 192))
@@ -139,7 +140,7 @@ func testCreateRefuses(t *testing.T, s Suite) {
 		!m.Created.Equal(before.Created) {
 		t.Errorf("a refused Create changed the key: %+v, before %+v", m, before)
 	}
-	if cur, err := p.Current(t.Context(), name); err != nil || !same(cur, v) {
+	if cur, err := p.Current(t.Context(), name); err != nil || !sameVersion(cur, v) {
 		t.Errorf("a refused Create changed the version: %q, %v", cur.Name, err)
 	}
 }
@@ -153,7 +154,7 @@ func testMaterial(t *testing.T, s Suite) {
 		_, err := p.Create(t.Context(), sp)
 		wantKind(t, "Create with material", err, claviger.Unsupported)
 		if m := metadata(t, p, name); m != nil {
-			t.Errorf("the refused key is there: %+v", m)
+			t.Errorf("the refused key exists: %+v", m)
 		}
 		create(t, p, spec(name, 128))
 		_, err = p.Roll(t.Context(), name, bytesOf(16))
@@ -172,7 +173,7 @@ func testMaterial(t *testing.T, s Suite) {
 			wantKind(t, fmt.Sprintf("Create of %d bits with %d bytes", bits, n), err, claviger.MaterialLength)
 		}
 		if m := metadata(t, p, name); m != nil {
-			t.Errorf("a refused key is there: %+v", m)
+			t.Errorf("a refused key exists: %+v", m)
 		}
 		sp := spec(name, bits)
 		sp.Material = bytesOf(bits / 8)
@@ -188,7 +189,7 @@ func testMaterial(t *testing.T, s Suite) {
 			_, err := p.Roll(t.Context(), name, bytesOf(n))
 			wantKind(t, fmt.Sprintf("Roll of %d bits with %d bytes", bits, n), err, claviger.MaterialLength)
 		}
-		// What was given belongs to the caller, who wipes it.
+		// The caller owns the given material, and wipes it after the call.
 		sp.Material.Wipe()
 		second.Wipe()
 		list := versions(t, p, name)
@@ -196,7 +197,7 @@ func testMaterial(t *testing.T, s Suite) {
 			t.Fatalf("versions %q", names(list))
 		}
 		if s.ShowsMaterial && (!list[0].Material.Equal(kept) || !list[1].Material.Equal(kept2)) {
-			t.Error("the material is not what was given")
+			t.Error("the material differs from the given material")
 		}
 	}
 	name := keyName("nokey")
@@ -215,7 +216,7 @@ func testRoll(t *testing.T, s Suite) {
 		v := roll(t, p, name)
 		s.wantVersion(t, v, name, 256)
 		want = append(want, v)
-		if cur, err := p.Current(t.Context(), name); err != nil || !same(cur, v) {
+		if cur, err := p.Current(t.Context(), name); err != nil || !sameVersion(cur, v) {
 			t.Fatalf("after roll %d the current version is %q, %v; want %q", i+1, cur.Name, err, v.Name)
 		}
 	}
@@ -225,10 +226,10 @@ func testRoll(t *testing.T, s Suite) {
 	}
 	seen, materials := map[string]bool{}, map[string]bool{}
 	for i, v := range list {
-		if !same(v, want[i]) {
+		if !sameVersion(v, want[i]) {
 			t.Errorf("version %d is not what Roll returned", i)
 		}
-		if got, err := p.Version(t.Context(), v.Name); err != nil || !same(got, v) {
+		if got, err := p.Version(t.Context(), v.Name); err != nil || !sameVersion(got, v) {
 			t.Errorf("Version(%q): %q, %v", v.Name, got.Name, err)
 		}
 		seen[v.Name], materials[string(v.Material)] = true, true
@@ -237,7 +238,7 @@ func testRoll(t *testing.T, s Suite) {
 		t.Errorf("%d different names and %d different materials of 13", len(seen), len(materials))
 	}
 	m := metadata(t, p, name)
-	if m.Versions != 13 || text(m.Description) != `"kept"` || !sameAttributes(m.Attributes, sp.Attributes) ||
+	if m.Versions != 13 || quoted(m.Description) != `"kept"` || !sameAttributes(m.Attributes, sp.Attributes) ||
 		!m.Created.Equal(before.Created) {
 		t.Errorf("metadata %+v, before %+v", m, before)
 	}
@@ -246,8 +247,8 @@ func testRoll(t *testing.T, s Suite) {
 func testMissing(t *testing.T, s Suite) {
 	p := s.open(t)
 	name := keyName("missing")
-	here := keyName("here")
-	create(t, p, spec(here, 128))
+	existing := keyName("existing")
+	create(t, p, spec(existing, 128))
 
 	if list, err := p.Versions(t.Context(), name); err != nil || len(list) != 0 {
 		t.Errorf("Versions of a missing key: %q, %v", names(list), err)
@@ -257,20 +258,20 @@ func testMissing(t *testing.T, s Suite) {
 	_, err = p.Roll(t.Context(), name, nil)
 	wantKind(t, "Roll of a missing key", err, claviger.KeyNotFound)
 	wantKind(t, "Delete of a missing key", p.Delete(t.Context(), name), claviger.KeyNotFound)
-	for _, v := range append(missing(here), missing(name)...) {
+	for _, v := range append(missingVersions(existing), missingVersions(name)...) {
 		if got, err := p.Version(t.Context(), v); !claviger.Is(err, claviger.VersionNotFound) {
 			t.Errorf("Version(%.80q): %q, %v; want kind VersionNotFound", v, got.Name, err)
 		}
 	}
 	if list, err := p.Metadata(t.Context()); err != nil || len(list) != 0 {
-		t.Errorf("Metadata of nothing: %v, %v", list, err)
+		t.Errorf("Metadata without names: %v, %v", list, err)
 	}
-	list, err := p.Metadata(t.Context(), name, here, "", name, here)
+	list, err := p.Metadata(t.Context(), name, existing, "", name, existing)
 	if err != nil || len(list) != 5 {
 		t.Fatalf("Metadata: %d entries, %v", len(list), err)
 	}
 	for i, want := range []bool{false, true, false, false, true} {
-		if (list[i] != nil) != want || want && list[i].Name != here {
+		if (list[i] != nil) != want || want && list[i].Name != existing {
 			t.Errorf("entry %d is %+v", i, list[i])
 		}
 	}
@@ -282,39 +283,19 @@ func testDelete(t *testing.T, s Suite) {
 	if s.Objects != nil {
 		objects = s.Objects(t, p)
 	}
-	name, stays := keyName("delete"), keyName("delete-stays")
+	name, other := keyName("delete"), keyName("delete-other")
 	old := create(t, p, spec(name, 128))
 	rolled := roll(t, p, name)
-	kept := create(t, p, spec(stays, 128))
+	kept := create(t, p, spec(other, 128))
 	if err := p.Delete(t.Context(), name); err != nil {
 		t.Fatal(err)
 	}
-	gone := func() {
-		t.Helper()
-		if m := metadata(t, p, name); m != nil {
-			t.Errorf("metadata of the deleted key: %+v", m)
-		}
-		if list := versions(t, p, name); len(list) != 0 {
-			t.Errorf("versions of the deleted key: %q", names(list))
-		}
-		_, err := p.Current(t.Context(), name)
-		wantKind(t, "Current of the deleted key", err, claviger.KeyNotFound)
-		for _, v := range []string{old.Name, rolled.Name} {
-			_, err := p.Version(t.Context(), v)
-			wantKind(t, "Version of the deleted key", err, claviger.VersionNotFound)
-		}
-		keys, err := p.Keys(t.Context())
-		if err != nil || slices.Contains(keys, name) || !slices.Contains(keys, stays) {
-			t.Errorf("Keys lists the deleted key: %v, the other: %v; %v", slices.Contains(keys, name),
-				slices.Contains(keys, stays), err)
-		}
-	}
-	gone()
+	wantNoKey(t, p, name, old.Name, rolled.Name)
 	if s.SoftDeletes {
 		if err := purgeAll(t.Context(), softDeleter(t, p), name); err != nil {
 			t.Fatalf("Purge: %v", err)
 		}
-		gone()
+		wantNoKey(t, p, name, old.Name, rolled.Name)
 	}
 	wantKind(t, "second Delete", p.Delete(t.Context(), name), claviger.KeyNotFound)
 	if s.Objects != nil {
@@ -322,28 +303,55 @@ func testDelete(t *testing.T, s Suite) {
 			t.Errorf("%d objects, want %d", n, objects+1)
 		}
 	}
-	if cur, err := p.Current(t.Context(), stays); err != nil || !same(cur, kept) {
+	if keys, err := p.Keys(t.Context()); err != nil || !slices.Contains(keys, other) {
+		t.Errorf("Keys lists the other key: %v, %v", slices.Contains(keys, other), err)
+	}
+	if cur, err := p.Current(t.Context(), other); err != nil || !sameVersion(cur, kept) {
 		t.Errorf("the other key is %q, %v", cur.Name, err)
 	}
+	testNameFree(t, s, p, old)
+}
 
-	// The name is free again, and the new key is another.
-	sp := spec(name, 256)
-	again := create(t, p, sp)
-	s.wantVersion(t, again, name, 256)
-	if list := versions(t, p, name); len(list) != 1 || !same(list[0], again) {
+// wantNoKey demands that no Reader method returns the key or one of these versions.
+func wantNoKey(t *testing.T, p provider.Provider, name string, itsVersions ...string) {
+	t.Helper()
+	if m := metadata(t, p, name); m != nil {
+		t.Errorf("metadata of the deleted key: %+v", m)
+	}
+	if list := versions(t, p, name); len(list) != 0 {
+		t.Errorf("versions of the deleted key: %q", names(list))
+	}
+	_, err := p.Current(t.Context(), name)
+	wantKind(t, "Current of the deleted key", err, claviger.KeyNotFound)
+	for _, v := range itsVersions {
+		_, err := p.Version(t.Context(), v)
+		wantKind(t, "Version of the deleted key", err, claviger.VersionNotFound)
+	}
+	if keys, err := p.Keys(t.Context()); err != nil || slices.Contains(keys, name) {
+		t.Errorf("Keys lists the deleted key: %v, %v", slices.Contains(keys, name), err)
+	}
+}
+
+// testNameFree makes a new key with the name of the deleted key of version old, and deletes that too.
+func testNameFree(t *testing.T, s Suite, p provider.Provider, old claviger.KeyVersion) {
+	t.Helper()
+	name := old.Key
+	v := create(t, p, spec(name, 256))
+	s.wantVersion(t, v, name, 256)
+	if list := versions(t, p, name); len(list) != 1 || !sameVersion(list[0], v) {
 		t.Errorf("versions of the new key: %q", names(list))
 	}
-	if m := metadata(t, p, name); m == nil || m.Versions != counted(again) || m.BitLength != 256 {
+	if m := metadata(t, p, name); m == nil || m.Versions != countedVersions(v) || m.BitLength != 256 {
 		t.Errorf("metadata of the new key: %+v", m)
 	}
-	if s.ShowsMaterial && again.Material.Equal(old.Material) {
+	if s.ShowsMaterial && v.Material.Equal(old.Material) {
 		t.Error("the new key has the old one's material")
 	}
 	if err := p.Delete(t.Context(), name); err != nil {
 		t.Fatal(err)
 	}
 	if m := metadata(t, p, name); m != nil {
-		t.Errorf("deleted twice, still there: %+v", m)
+		t.Errorf("the key exists after the second Delete: %+v", m)
 	}
 }
 
@@ -359,20 +367,20 @@ func testMany(t *testing.T, s Suite) {
 		want = append(want, name)
 	}
 	keys, err := p.Keys(t.Context())
-	if err != nil || !slices.Equal(own(keys, prefix), want) {
-		t.Errorf("Keys lists %d of %d, %v", len(own(keys, prefix)), len(want), err)
+	if err != nil || !slices.Equal(withPrefix(keys, prefix), want) {
+		t.Errorf("Keys lists %d of %d, %v", len(withPrefix(keys, prefix)), len(want), err)
 	}
-	// In the order asked, with a hole.
-	ask := slices.Clone(want)
-	slices.Reverse(ask)
-	ask = append(ask, prefix+"-hole")
-	list, err := p.Metadata(t.Context(), ask...)
-	if err != nil || len(list) != len(ask) {
-		t.Fatalf("Metadata: %d of %d entries, %v", len(list), len(ask), err)
+	// Metadata keeps the order of the names, and the place of a missing key.
+	requested := slices.Clone(want)
+	slices.Reverse(requested)
+	requested = append(requested, prefix+"-missing")
+	list, err := p.Metadata(t.Context(), requested...)
+	if err != nil || len(list) != len(requested) {
+		t.Fatalf("Metadata: %d of %d entries, %v", len(list), len(requested), err)
 	}
 	for i, m := range list[:len(want)] {
-		if m == nil || m.Name != ask[i] || text(m.Description) != fmt.Sprintf("%q", ask[i]) || m.Versions != 1 {
-			t.Fatalf("entry %d is %+v, asked for %q", i, m, ask[i])
+		if m == nil || m.Name != requested[i] || quoted(m.Description) != quoted(&requested[i]) || m.Versions != 1 {
+			t.Fatalf("entry %d is %+v, want %q", i, m, requested[i])
 		}
 	}
 	if list[len(want)] != nil {
@@ -382,10 +390,10 @@ func testMany(t *testing.T, s Suite) {
 
 func testOddNames(t *testing.T, s Suite) {
 	p := s.open(t)
-	mark := keyName("") // the backing may be shared
+	unique := keyName("") // the backing may be shared
 	for _, odd := range s.Names {
-		// What is odd about a name may be how it begins or how it ends.
-		for _, name := range []string{odd + mark, mark + odd} {
+		// Try the odd characters at the beginning and at the end of a name.
+		for _, name := range []string{odd + unique, unique + odd} {
 			v, err := p.Create(t.Context(), spec(name, 128))
 			if err != nil {
 				t.Errorf("Create(%q): %v", name, err)
@@ -397,10 +405,10 @@ func testOddNames(t *testing.T, s Suite) {
 			if m := metadata(t, p, name); m == nil || m.Name != name || m.Versions != 2 {
 				t.Errorf("Metadata(%q): %+v", name, m)
 			}
-			if list := versions(t, p, name); len(list) != 2 || !same(list[0], v) || !same(list[1], v2) {
+			if list := versions(t, p, name); len(list) != 2 || !sameVersion(list[0], v) || !sameVersion(list[1], v2) {
 				t.Errorf("Versions(%q): %q", name, names(list))
 			}
-			if got, err := p.Version(t.Context(), v.Name); err != nil || !same(got, v) {
+			if got, err := p.Version(t.Context(), v.Name); err != nil || !sameVersion(got, v) {
 				t.Errorf("Version(%q): %q, %v", v.Name, got.Name, err)
 			}
 			keys, err := p.Keys(t.Context())
@@ -411,7 +419,7 @@ func testOddNames(t *testing.T, s Suite) {
 				t.Errorf("Delete(%q): %v", name, err)
 			}
 			if m := metadata(t, p, name); m != nil {
-				t.Errorf("%q was deleted and is there", name)
+				t.Errorf("key %q exists after Delete", name)
 			}
 		}
 	}

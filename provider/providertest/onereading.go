@@ -11,79 +11,87 @@ import (
 	"claviger/provider"
 )
 
-// testOneReading: a version comes with the metadata of its key, of one reading.
+// testOneReading checks that a version and its key's metadata come from one reading of the backing.
 func testOneReading(t *testing.T, s Suite) {
-	t.Run("Of", func(t *testing.T) {
-		p := s.open(t)
-		if _, elsewhere := p.(provider.EDEKService); elsewhere {
-			t.Skip("a KMS elsewhere cannot give both at once")
-		}
-		sp := spec(keyName("of"), 256)
-		sp.Description, sp.Attributes = ptr("d"), map[string]string{claviger.ACLNameAttribute: "guard", "a": "b"}
-		create(t, p, sp)
-		second := roll(t, p, sp.Name)
-		want := metadata(t, p, sp.Name)
-		cur, err := p.Current(t.Context(), sp.Name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		byName, err := p.Version(t.Context(), second.Name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for what, v := range map[string]claviger.KeyVersion{"Current": cur, "Version": byName,
-			"Versions[0]": versions(t, p, sp.Name)[0]} {
-			of := v.Of
-			if of == nil {
-				t.Errorf("%s comes without its key's metadata", what)
-				continue
-			}
-			if of.Name != want.Name || of.Cipher != want.Cipher || of.BitLength != want.BitLength ||
-				!of.Created.Equal(want.Created) || of.Versions != want.Versions ||
-				!sameAttributes(of.Attributes, want.Attributes) || of.ACLName() != "guard" ||
-				text(of.Description) != text(want.Description) {
-				t.Errorf("%s comes with %+v, the metadata is %+v", what, *of, *want)
-			}
-		}
-	})
-	t.Run("DeletedAndMadeAnew", func(t *testing.T) { deletedAndMadeAnew(t, s) })
-	t.Run("Pinned", func(t *testing.T) {
-		p := s.open(t)
-		pinned, ok := p.(provider.Pinned)
-		if !ok {
-			t.Skip("version names are given once")
-		}
-		sp := spec(keyName("pinned"), 128)
-		create(t, p, sp)
-		old, err := p.Current(t.Context(), sp.Name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := pinned.EncryptBlocksOf(t.Context(), old, make([]byte, 16)); err != nil {
-			t.Fatal(err)
-		}
-		if err := p.Delete(t.Context(), sp.Name); err != nil {
-			t.Fatal(err)
-		}
-		wantKind(t, "EncryptBlocksOf a deleted version", pinned.EncryptBlocksOf(t.Context(), old, make([]byte, 16)),
-			claviger.VersionNotFound)
-		create(t, p, sp)
-		wantKind(t, "EncryptBlocksOf a version of the key before",
-			pinned.EncryptBlocksOf(t.Context(), old, make([]byte, 16)), claviger.VersionNotFound)
-	})
+	t.Run("Of", func(t *testing.T) { testOf(t, s.open(t)) })
+	t.Run("DeletedAndMadeAnew", func(t *testing.T) { testDeletedAndMadeAnew(t, s.open(t)) })
+	t.Run("Pinned", func(t *testing.T) { testPinned(t, s.open(t)) })
 }
 
-// deletedAndMadeAnew: while a key is deleted and made anew under other rules, no
-// reading mixes one with the other.
-func deletedAndMadeAnew(t *testing.T, s Suite) {
-	p := s.open(t)
-	if _, elsewhere := p.(provider.EDEKService); elsewhere {
-		t.Skip("a KMS elsewhere cannot give both at once")
+// skipRemote skips the test for a remote KMS, which has no request that returns a version with its key's metadata.
+func skipRemote(t *testing.T, p provider.Provider) {
+	t.Helper()
+	if _, remote := p.(provider.EDEKService); remote {
+		t.Skip("a remote KMS does not return a version with its key's metadata")
 	}
-	type reading struct{ aclName, version, material string }
-	what := func(v claviger.KeyVersion, aclName string) reading {
-		return reading{aclName, v.Name, string(v.Material)}
+}
+
+func testOf(t *testing.T, p provider.Provider) {
+	skipRemote(t, p)
+	sp := spec(keyName("of"), 256)
+	sp.Description, sp.Attributes = ptr("d"), map[string]string{claviger.ACLNameAttribute: "guard", "a": "b"}
+	create(t, p, sp)
+	second := roll(t, p, sp.Name)
+	want := metadata(t, p, sp.Name)
+	cur, err := p.Current(t.Context(), sp.Name)
+	if err != nil {
+		t.Fatal(err)
 	}
+	byName, err := p.Version(t.Context(), second.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for method, v := range map[string]claviger.KeyVersion{"Current": cur, "Version": byName,
+		"Versions[0]": versions(t, p, sp.Name)[0]} {
+		of := v.Of
+		if of == nil {
+			t.Errorf("%s returns a version without its key's metadata", method)
+			continue
+		}
+		if of.Name != want.Name || of.Cipher != want.Cipher || of.BitLength != want.BitLength ||
+			!of.Created.Equal(want.Created) || of.Versions != want.Versions ||
+			!sameAttributes(of.Attributes, want.Attributes) || of.ACLName() != "guard" ||
+			quoted(of.Description) != quoted(want.Description) {
+			t.Errorf("%s returns a version with %+v, the metadata is %+v", method, *of, *want)
+		}
+	}
+}
+
+func testPinned(t *testing.T, p provider.Provider) {
+	pinned, ok := p.(provider.Pinned)
+	if !ok {
+		t.Skip("the provider never uses the name of a version again")
+	}
+	sp := spec(keyName("pinned"), 128)
+	create(t, p, sp)
+	old, err := p.Current(t.Context(), sp.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pinned.EncryptBlocksOf(t.Context(), old, make([]byte, 16)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Delete(t.Context(), sp.Name); err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, "EncryptBlocksOf a deleted version", pinned.EncryptBlocksOf(t.Context(), old, make([]byte, 16)),
+		claviger.VersionNotFound)
+	create(t, p, sp)
+	wantKind(t, "EncryptBlocksOf a version of the earlier key of that name",
+		pinned.EncryptBlocksOf(t.Context(), old, make([]byte, 16)), claviger.VersionNotFound)
+}
+
+// reading is what a reader got of a key at one time.
+type reading struct{ aclName, version, material string }
+
+func readingOf(v claviger.KeyVersion, aclName string) reading {
+	return reading{aclName, v.Name, string(v.Material)}
+}
+
+// testDeletedAndMadeAnew deletes a key again and again, and makes it anew with another ACL name. No reader may get a
+// version of one key with the metadata of another.
+func testDeletedAndMadeAnew(t *testing.T, p provider.Provider) {
+	skipRemote(t, p)
 	name := keyName("anew")
 	var mu sync.Mutex
 	made, seen := map[reading]bool{}, map[reading]bool{}
@@ -91,26 +99,11 @@ func deletedAndMadeAnew(t *testing.T, s Suite) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				vs, err := p.Versions(t.Context(), name)
-				if cur, cerr := p.Current(t.Context(), name); cerr == nil {
-					vs = append(vs, cur)
-				}
-				if err != nil && !claviger.Is(err, claviger.VersionNotFound) {
-					t.Errorf("Versions: %v", err)
-					return
-				}
+			readUntil(t, p, name, stop, func(v claviger.KeyVersion) {
 				mu.Lock()
-				for _, v := range vs {
-					seen[what(v, v.Of.ACLName())] = true
-				}
-				mu.Unlock()
-			}
+				defer mu.Unlock()
+				seen[readingOf(v, v.Of.ACLName())] = true
+			})
 		})
 	}
 	for i := range 6 {
@@ -122,7 +115,7 @@ func deletedAndMadeAnew(t *testing.T, s Suite) {
 			t.Errorf("Create: %v", err)
 			break
 		}
-		made[what(v, aclName)] = true
+		made[readingOf(v, aclName)] = true
 		if err := p.Delete(t.Context(), name); err != nil {
 			t.Errorf("Delete: %v", err)
 		}
@@ -131,7 +124,7 @@ func deletedAndMadeAnew(t *testing.T, s Suite) {
 	wg.Wait()
 	for r := range seen {
 		if !made[r] {
-			t.Errorf("a reading gave version %q with the rules of %q, which no key had", r.version, r.aclName)
+			t.Errorf("a reader got version %q with the ACL name %q; no key had both", r.version, r.aclName)
 		}
 	}
 	if soft, ok := p.(provider.SoftDeleter); ok {
@@ -139,7 +132,29 @@ func deletedAndMadeAnew(t *testing.T, s Suite) {
 	}
 }
 
-// testConditional: a change is allowed in the very step that makes it.
+// readUntil reads the versions of the key until stop is closed, and calls seen with each version.
+func readUntil(t *testing.T, p provider.Provider, name string, stop <-chan struct{}, seen func(claviger.KeyVersion)) {
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		vs, err := p.Versions(t.Context(), name)
+		if cur, cerr := p.Current(t.Context(), name); cerr == nil {
+			vs = append(vs, cur)
+		}
+		if err != nil && !claviger.Is(err, claviger.VersionNotFound) {
+			t.Errorf("Versions: %v", err)
+			return
+		}
+		for _, v := range vs {
+			seen(v)
+		}
+	}
+}
+
+// testConditional checks that RollIf and DeleteIf change a key only if their callback allows the change.
 func testConditional(t *testing.T, s Suite) {
 	p := s.open(t)
 	c := p.(provider.Conditional)
@@ -147,22 +162,22 @@ func testConditional(t *testing.T, s Suite) {
 	sp.Attributes = map[string]string{claviger.ACLNameAttribute: "guard"}
 	create(t, p, sp)
 	no := claviger.Errorf("test", claviger.KeyDenied, sp.Name, "no")
-	asked := 0
+	calls := 0
 	refuse := func(m *claviger.Metadata) error {
-		asked++
+		calls++
 		if m == nil || m.Name != sp.Name || m.ACLName() != "guard" || m.Versions != 1 {
-			t.Errorf("asked with the metadata %+v", m)
+			t.Errorf("called with the metadata %+v", m)
 		}
 		return no
 	}
 	if _, err := c.RollIf(t.Context(), sp.Name, nil, refuse); !errors.Is(err, no) {
-		t.Errorf("RollIf: %v, want what may said", err)
+		t.Errorf("RollIf: %v, want the error of the callback", err)
 	}
 	if err := c.DeleteIf(t.Context(), sp.Name, refuse); !errors.Is(err, no) {
-		t.Errorf("DeleteIf: %v, want what may said", err)
+		t.Errorf("DeleteIf: %v, want the error of the callback", err)
 	}
-	if m := metadata(t, p, sp.Name); asked != 2 || m == nil || m.Versions != 1 || len(versions(t, p, sp.Name)) != 1 {
-		t.Errorf("asked %d times; after that the key is %+v", asked, m)
+	if m := metadata(t, p, sp.Name); calls != 2 || m == nil || m.Versions != 1 || len(versions(t, p, sp.Name)) != 1 {
+		t.Errorf("%d calls; after them the key is %+v", calls, m)
 	}
 	if v, err := c.RollIf(t.Context(), sp.Name, nil, provider.Anyway); err != nil || len(versions(t, p, sp.Name)) != 2 {
 		t.Errorf("RollIf: %v, %v", v, err)
@@ -170,7 +185,7 @@ func testConditional(t *testing.T, s Suite) {
 	if err := c.DeleteIf(t.Context(), sp.Name, provider.Anyway); err != nil || metadata(t, p, sp.Name) != nil {
 		t.Errorf("DeleteIf: %v", err)
 	}
-	never := func(*claviger.Metadata) error { t.Error("asked about no key"); return nil }
+	never := func(*claviger.Metadata) error { t.Error("called for a missing key"); return nil }
 	_, err := c.RollIf(t.Context(), sp.Name, nil, never)
 	wantKind(t, "RollIf without a key", err, claviger.KeyNotFound)
 	wantKind(t, "DeleteIf without a key", c.DeleteIf(t.Context(), sp.Name, never), claviger.KeyNotFound)

@@ -1,5 +1,4 @@
-// Package providertest is the conformance suite of the provider contract. Every
-// provider passes it.
+// Package providertest is the conformance suite of the provider contract. Every provider passes it.
 package providertest
 
 import (
@@ -18,37 +17,34 @@ import (
 	"claviger/secret"
 )
 
-// Suite says what to test, and which of the contract's choices the provider
-// took. The suite uses key names of its own; the backing may hold other keys,
-// and may be shared by all tests.
+// Suite describes the provider to test, and which options of the contract it implements. The suite uses key names of
+// its own. The backing may hold other keys, and all tests may share one backing.
 type Suite struct {
 	// New opens a provider. The suite closes it.
 	New func(t *testing.T) provider.Provider
-	// Reopen closes p and opens another one over the same backing; nil where
-	// nothing outlives a provider.
+	// Reopen closes p, and opens another provider over the same backing. It is nil if keys do not outlive p.
 	Reopen func(t *testing.T, p provider.Provider) provider.Provider
-	// Objects counts the keys in p's backing, those included that a Reader does
-	// not see. It shows what was left behind. May be nil.
+	// Objects counts the keys in p's backing, including those that a Reader does not see. So the suite finds keys that a
+	// broken-off call left behind. May be nil.
 	Objects func(t *testing.T, p provider.Provider) int
 
-	// SoftDeletes: the provider is set to keep deleted keys. A SoftDeleter that is
-	// not set so is not tested for it.
+	// SoftDeletes is true if the provider is set to keep deleted keys. If it is false, the suite does not test the
+	// methods of SoftDeleter.
 	SoftDeletes bool
 
-	// ForgetsNumbers: a deleted key's version numbers are used again.
+	// ForgetsNumbers is true if the provider uses a deleted key's version numbers again.
 	ForgetsNumbers bool
 
-	TakesMaterial bool // Create and Roll take given material; else kind Unsupported
-	ShowsMaterial bool // KeyVersions hold material; else it is nil
+	TakesMaterial bool // Create and Roll accept given material; if false, they fail with kind Unsupported
+	ShowsMaterial bool // KeyVersions hold material; if false, it is nil
 
-	// Names are odd key names that the provider must hold; DefaultNames where it
-	// is nil.
+	// Names are odd key names that the provider must accept; nil means DefaultNames.
 	Names []string
-	// Refused are key names that it cannot hold: Create gives kind Invalid.
+	// Refused are key names that the provider cannot hold. Create must fail with kind Invalid.
 	Refused []string
-	// Many is the number of keys of the test with many keys; 100 where it is 0.
+	// Many is the number of keys in the test with many keys; 0 means 100.
 	Many int
-	// Skew is how far the clock that stamps keys may be off from ours.
+	// Skew is the largest difference between this clock and the clock that sets creation times.
 	Skew time.Duration
 }
 
@@ -67,17 +63,17 @@ func Run(t *testing.T, s Suite) {
 	if s.Many == 0 {
 		s.Many = 100
 	}
-	probe := s.New(t)
-	_, encrypts := probe.(provider.BlockEncrypter)
-	_, serves := probe.(provider.EDEKService)
-	_, imports := probe.(provider.Importer)
-	_, checks := probe.(provider.Health)
-	_, conditional := probe.(provider.Conditional)
-	if err := probe.Close(); err != nil {
+	p := s.New(t)
+	_, encrypts := p.(provider.BlockEncrypter)
+	_, serves := p.(provider.EDEKService)
+	_, imports := p.(provider.Importer)
+	_, checks := p.(provider.Health)
+	_, conditional := p.(provider.Conditional)
+	if err := p.Close(); err != nil {
 		t.Fatalf("Close: %v", err)
 	}
 	if encrypts == serves {
-		t.Errorf("BlockEncrypter: %v, EDEKService: %v; it must be exactly one of them", encrypts, serves)
+		t.Errorf("BlockEncrypter: %v, EDEKService: %v; a provider must implement exactly one of them", encrypts, serves)
 	}
 	for _, group := range []struct {
 		name string
@@ -113,8 +109,8 @@ func (s Suite) open(t *testing.T) provider.Provider {
 	return p
 }
 
-// keyName makes a name that no other test uses, which every provider takes.
-func keyName(what string) string { return fmt.Sprintf("%s-%016x", what, rand.Uint64()) }
+// keyName returns a new name that no other test uses, and that every provider accepts.
+func keyName(prefix string) string { return fmt.Sprintf("%s-%016x", prefix, rand.Uint64()) }
 
 func spec(name string, bits int) provider.Spec {
 	return provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: bits}
@@ -126,8 +122,7 @@ func create(t *testing.T, p provider.Provider, s provider.Spec) claviger.KeyVers
 	if err != nil {
 		t.Fatalf("Create(%q): %v", s.Name, err)
 	}
-	// A backing that all tests share stays small. The test may have deleted the
-	// key, or closed the provider.
+	// Keep a shared backing small. Errors are no failure: the test may have deleted the key, or closed the provider.
 	t.Cleanup(func() {
 		_ = p.Delete(context.Background(), s.Name)
 		if soft, ok := p.(provider.SoftDeleter); ok {
@@ -173,10 +168,10 @@ func names(list []claviger.KeyVersion) []string {
 }
 
 // wantKind demands a *claviger.Error of that kind.
-func wantKind(t *testing.T, what string, err error, kind claviger.Kind) {
+func wantKind(t *testing.T, call string, err error, kind claviger.Kind) {
 	t.Helper()
 	if !claviger.Is(err, kind) {
-		t.Errorf("%s: %v; want an error of kind %v", what, err, kind)
+		t.Errorf("%s: %v; want an error of kind %v", call, err, kind)
 	}
 }
 
@@ -194,12 +189,12 @@ func (s Suite) wantVersion(t *testing.T, v claviger.KeyVersion, key string, bits
 	}
 }
 
-// same reports whether two versions agree in everything.
-func same(a, b claviger.KeyVersion) bool {
+// sameVersion reports whether two versions agree in everything.
+func sameVersion(a, b claviger.KeyVersion) bool {
 	return a.Key == b.Key && a.Name == b.Name && a.BitLength == b.BitLength && a.Material.Equal(b.Material)
 }
 
-// sameAttributes leaves aside a key.acl.name that a KMS put in by itself.
+// sameAttributes compares attributes. It ignores a key.acl.name in got that is not in want: a KMS adds it by itself.
 func sameAttributes(got, want map[string]string) bool {
 	if _, ok := want[claviger.ACLNameAttribute]; !ok && got != nil {
 		got = maps.Clone(got)
@@ -208,15 +203,16 @@ func sameAttributes(got, want map[string]string) bool {
 	return got != nil && maps.Equal(got, want)
 }
 
-func text(p *string) string {
+// quoted returns *p in quotes, or nil without quotes for a nil pointer.
+func quoted(p *string) string {
 	if p == nil {
 		return "nil"
 	}
 	return fmt.Sprintf("%q", *p)
 }
 
-// counted is what the metadata says of a new key that has this version alone.
-func counted(v claviger.KeyVersion) int {
+// countedVersions returns Metadata.Versions of a new key whose only version is v.
+func countedVersions(v claviger.KeyVersion) int {
 	if n, ok := claviger.VersionNumber(v.Name); ok {
 		return n + 1
 	}
@@ -233,8 +229,8 @@ func bytesOf(n int) secret.Bytes {
 	return b
 }
 
-// missing are names that no version of key can have, or that has none.
-func missing(key string) []string {
+// missingVersions returns names of versions that do not exist. Some of them no version can have.
+func missingVersions(key string) []string {
 	return []string{
 		claviger.VersionName(key, "no-such-version"), claviger.VersionName(key, "99"), key + "@", "@" + key, key,
 		"", "@", "@@", claviger.VersionName(keyName("nokey"), "0"),
@@ -243,17 +239,17 @@ func missing(key string) []string {
 	}
 }
 
-// wantGone demands that a call failed because its context was done: with kind
-// Unavailable or with the context's own error.
-func wantGone(t *testing.T, what string, err error) {
+// wantCancelled demands that the call failed because of its cancelled context: with kind Unavailable or with the
+// context's own error.
+func wantCancelled(t *testing.T, call string, err error) {
 	t.Helper()
 	if err == nil || !errors.Is(err, context.Canceled) && !claviger.Is(err, claviger.Unavailable) {
-		t.Errorf("%s with a cancelled context: %v", what, err)
+		t.Errorf("%s with a cancelled context: %v", call, err)
 	}
 }
 
-// own returns those of list that begin with prefix, sorted.
-func own(list []string, prefix string) []string {
+// withPrefix returns the strings of list that begin with prefix, sorted.
+func withPrefix(list []string, prefix string) []string {
 	var out []string
 	for _, n := range list {
 		if strings.HasPrefix(n, prefix) {
