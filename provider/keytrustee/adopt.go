@@ -10,8 +10,8 @@ import (
 	"claviger/trustee"
 )
 
-// Aside is a version that the Key Trustee Server holds as a deleted deposit and that no document
-// names: claviger trustee recover kept it, or a change was broken off.
+// Aside is a version that the Key Trustee Server has as a deleted deposit, and that no document names. claviger trustee
+// recover keeps such versions. A change that was broken off also leaves one.
 type Aside struct {
 	Version string    `json:"version"`
 	Made    time.Time `json:"made"`
@@ -19,7 +19,7 @@ type Aside struct {
 	uuid string
 }
 
-// Aside returns these versions, by name.
+// Aside returns all versions that are set aside, sorted by name.
 func (p *Provider) Aside(ctx context.Context) ([]Aside, error) {
 	const op = "keytrustee.Aside"
 	if err := p.ready(ctx, op, ""); err != nil {
@@ -44,7 +44,7 @@ func (p *Provider) Aside(ctx context.Context) ([]Aside, error) {
 	}), nil
 }
 
-// setAside lists deleted deposits of versions. The box has checked their signatures.
+// setAside lists the deleted deposits of versions. The box has verified their signatures.
 func (p *Provider) setAside(ctx context.Context, op, prefix string) ([]Aside, error) {
 	var list []Aside
 	err := p.list(ctx, prefix, true, func(d *trustee.Deposit) {
@@ -53,25 +53,25 @@ func (p *Provider) setAside(ctx context.Context, op, prefix string) ([]Aside, er
 		}
 	})
 	if err != nil {
-		return nil, failed(op, "", err)
+		return nil, boxError(op, "", err)
 	}
 	return list, nil
 }
 
-// Adopt merges a version of Aside into the key of its name, before the current version. It may be
-// repeated after it was broken off. Kinds VersionNotFound if there is no such version, KeyNotFound
-// if there is no such key, Invalid if the version's length is not the key's.
+// Adopt adds a version of Aside to its key, before the current version. A call that was broken off may be repeated.
+// Kinds VersionNotFound if no such version is set aside, KeyNotFound if the key does not exist, Invalid if the version
+// has another length than the key.
 func (p *Provider) Adopt(ctx context.Context, version string) error {
 	const op = "keytrustee.Adopt"
 	if err := p.ready(ctx, op, version); err != nil {
 		return err
 	}
 	name, ok := claviger.KeyOfVersion(version)
-	if !ok || holdable(name) != nil {
+	if !ok || checkName(name) != nil {
 		return claviger.E(op, claviger.VersionNotFound, version, nil)
 	}
-	// changeable is not called: a server that lacks what it acknowledged may lack this version.
-	if err := p.cfg.place.check(p.cfg.Now()); err != nil {
+	// checkChange is not called: it refuses every change after the server lost a version, and this may be that version.
+	if err := p.cfg.watch.check(p.cfg.Now()); err != nil {
 		return claviger.E(op, claviger.Unavailable, version, err)
 	}
 	list, err := p.setAside(ctx, op, versionPrefix+version)
@@ -83,15 +83,15 @@ func (p *Provider) Adopt(ctx context.Context, version string) error {
 	if err != nil {
 		return err
 	}
-	if len(list) == 0 || len(having(docs, version)) > 0 {
+	if len(list) == 0 || len(withVersion(docs, version)) > 0 {
 		return claviger.Errorf(op, claviger.VersionNotFound, version,
-			"the Key Trustee Server keeps no such version aside: it was adopted, belongs to a deleted key, or was "+
+			"the Key Trustee Server has set no such version aside: it was adopted, belongs to a deleted key, or was "+
 				"not recovered")
 	}
 	ref := versionRef{version, list[0].uuid}
-	// The document names the version before the version is live, so that clean does not remove it.
+	// Name the version in the document before it becomes live. Otherwise clean could remove it.
 	err = p.replace(ctx, op, name, nil, func(k *keyDoc) (string, error) {
-		if v, there := k.find(version); there {
+		if v, found := k.find(version); found {
 			if v != ref {
 				return "", claviger.Errorf(op, claviger.Invalid, version, "key %q has a version of that name in "+
 					"deposit %s", name, v.UUID)
@@ -105,18 +105,18 @@ func (p *Provider) Adopt(ctx context.Context, version string) error {
 		return err
 	}
 	if err := p.cfg.Box.Undelete(ctx, ref.UUID); err != nil && !claviger.Is(err, claviger.KeyNotFound) {
-		return failed(op, version, err)
+		return boxError(op, version, err)
 	}
 	v, err := p.version(ctx, op, version)
-	if claviger.Is(err, claviger.Internal) { // its content does not fit its label, or has another length
+	if claviger.Is(err, claviger.Internal) { // its content does not match its label, or has another length
 		return p.unadopt(ctx, op, name, ref, err)
 	}
 	v.Material.Wipe()
 	return err
 }
 
-// unadopt removes a version that cannot be used from the key again.
-func (p *Provider) unadopt(ctx context.Context, op, name string, ref versionRef, why error) error {
+// unadopt removes an adopted version from the key again. cause is the reason why the version cannot be used.
+func (p *Provider) unadopt(ctx context.Context, op, name string, ref versionRef, cause error) error {
 	err := p.replace(ctx, op, name, nil, func(k *keyDoc) (string, error) {
 		k.Versions = slices.DeleteFunc(k.Versions, func(v versionRef) bool { return v == ref })
 		return keyPrefix + name, nil
@@ -125,9 +125,9 @@ func (p *Provider) unadopt(ctx context.Context, op, name string, ref versionRef,
 		err = p.cfg.Box.Delete(ctx, ref.UUID)
 	}
 	if err != nil {
-		return claviger.Errorf(op, claviger.Unavailable, ref.Name, "it is no version of the key (%w), and cannot be "+
-			"taken out of it again: %w", why, err)
+		return claviger.Errorf(op, claviger.Unavailable, ref.Name, "it is not a version of the key (%w), and could "+
+			"not be removed from the key again: %w", cause, err)
 	}
-	return claviger.Errorf(op, claviger.Invalid, ref.Name, "it is no version of the key as it is now, which stays as "+
-		"it was: %w", why)
+	return claviger.Errorf(op, claviger.Invalid, ref.Name, "it is not a version of the existing key, and the key was "+
+		"not changed: %w", cause)
 }

@@ -23,7 +23,7 @@ const (
 	deletedPrefix = trustee.LabelDeleted
 )
 
-// keyDoc is the content of the deposit of a key.
+// keyDoc is a key's document: the content of its deposit.
 type keyDoc struct {
 	Name        string            `json:"name"`
 	Cipher      string            `json:"cipher"`
@@ -35,7 +35,7 @@ type keyDoc struct {
 	// Deleted is when the key was deleted, in milliseconds since 1970; 0 for a live key.
 	Deleted int64 `json:"deleted,omitempty"`
 
-	// uuid is that of the deposit from which the document was read.
+	// uuid names the deposit from which the document was read.
 	uuid string
 }
 
@@ -73,9 +73,8 @@ func (d *keyDoc) find(version string) (versionRef, bool) {
 	return versionRef{}, false
 }
 
-// holdable says why a key cannot have that name here; nil if it can. The label of a version is the
-// longest one.
-func holdable(name string) error {
+// checkName fails if a Key Trustee Server cannot store a key of that name. The label of a version is the longest label.
+func checkName(name string) error {
 	if most := trustee.MaxLabel - len(versionPrefix) - len("@") - idLength; len(name) > most {
 		return fmt.Errorf("a key's name has at most %d bytes at a Key Trustee Server, not %d", most, len(name))
 	}
@@ -88,9 +87,10 @@ func holdable(name string) error {
 // idLength is the length of a version's id: 128 random bits in hex.
 const idLength = 32
 
+// newID returns a random id of idLength digits.
 func newID() string {
 	var b [idLength / 2]byte
-	_, _ = rand.Read(b[:]) // it never fails
+	_, _ = rand.Read(b[:]) // Read never fails
 	return hex.EncodeToString(b[:])
 }
 
@@ -104,13 +104,14 @@ func (p *Provider) open(d *trustee.Deposit, into any) error {
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(into); err != nil {
-		// The error of the decoder may quote the content, so it is not shown.
-		return fmt.Errorf("the content of deposit %q is not what this version of claviger writes", d.Label)
+		// Leave out the decoder's error: it may quote the content.
+		return fmt.Errorf("the content of deposit %q is not in the format of this version of claviger", d.Label)
 	}
 	return nil
 }
 
-// put deposits v. It returns the kinds of the box.
+// put deposits v as JSON, encrypted to the identity, and retires the deposit named by replaces ("" for none). Its
+// errors have the kinds of trustee.Box.
 func (p *Provider) put(ctx context.Context, label, description string, v any,
 	replaces string) (uuid string, err error) {
 	text, err := json.Marshal(v)
@@ -124,13 +125,13 @@ func (p *Provider) put(ctx context.Context, label, description string, v any,
 	}
 	if len(sealed) > trustee.MaxContent {
 		return "", claviger.Errorf("keytrustee.put", claviger.Internal, "",
-			"%q would take %d bytes, a deposit at most %d: a key with so many versions or attributes cannot be held; "+
-				"make a new one", label, len(sealed), trustee.MaxContent)
+			"%q would have %d bytes, but a deposit has at most %d: a key cannot have so many versions or attributes; "+
+				"make a new key", label, len(sealed), trustee.MaxContent)
 	}
 	return p.cfg.Box.Put(ctx, trustee.Deposit{Label: label, Description: description, Content: sealed}, replaces)
 }
 
-// doc reads the deposit of a key, live or deleted; nil if there is none.
+// doc reads the document with that label; nil if there is none.
 func (p *Provider) doc(ctx context.Context, op, label, name string) (*keyDoc, error) {
 	if len(label) > trustee.MaxLabel || !utf8.ValidString(label) {
 		return nil, nil
@@ -140,7 +141,7 @@ func (p *Provider) doc(ctx context.Context, op, label, name string) (*keyDoc, er
 		return nil, nil
 	}
 	if err != nil {
-		return nil, failed(op, name, err)
+		return nil, boxError(op, name, err)
 	}
 	k := &keyDoc{uuid: d.UUID}
 	if err := p.open(&d, k); err != nil {
@@ -148,12 +149,12 @@ func (p *Provider) doc(ctx context.Context, op, label, name string) (*keyDoc, er
 	}
 	if k.Name != name || len(k.Versions) == 0 {
 		return nil, claviger.Errorf(op, claviger.Internal, name, "deposit %q is of key %q, with %d versions", label,
-			k.Name,
-			len(k.Versions))
+			k.Name, len(k.Versions))
 	}
 	return k, nil
 }
 
+// key reads the document of a key; nil if there is none.
 func (p *Provider) key(ctx context.Context, op, name string) (*keyDoc, error) {
 	if name == "" {
 		return nil, nil
@@ -161,7 +162,7 @@ func (p *Provider) key(ctx context.Context, op, name string) (*keyDoc, error) {
 	return p.doc(ctx, op, keyPrefix+name, name)
 }
 
-// fetch returns a version's material, from memory if it is there.
+// fetch returns a version with its material, from memory if possible.
 func (p *Provider) fetch(ctx context.Context, op string, k *keyDoc, ref versionRef) (claviger.KeyVersion, error) {
 	of := k.metadata()
 	v := claviger.KeyVersion{Key: k.Name, Name: ref.Name, BitLength: k.Length, Of: &of}
@@ -171,12 +172,11 @@ func (p *Provider) fetch(ctx context.Context, op string, k *keyDoc, ref versionR
 	d, err := p.cfg.Box.Get(ctx, ref.UUID)
 	if claviger.Is(err, claviger.KeyNotFound) {
 		return v, claviger.Errorf(op, claviger.Unavailable, ref.Name,
-			"the Key Trustee Server has no deposit %s, which key %q names: was it restored from an older backup?",
-			ref.UUID,
-			k.Name)
+			"the Key Trustee Server lacks deposit %s of key %q: was the server restored from an older backup?",
+			ref.UUID, k.Name)
 	}
 	if err != nil {
-		return v, failed(op, ref.Name, err)
+		return v, boxError(op, ref.Name, err)
 	}
 	var doc versionDoc
 	if err := p.open(&d, &doc); err != nil {
@@ -195,7 +195,7 @@ func (p *Provider) fetch(ctx context.Context, op string, k *keyDoc, ref versionR
 	return v, nil
 }
 
-// list calls f for the live deposits whose label begins with prefix.
+// list calls f for each deposit whose label begins with prefix: for the deleted ones, or else for the live ones.
 func (p *Provider) list(ctx context.Context, prefix string, deleted bool, f func(*trustee.Deposit)) error {
 	after := ""
 	for {

@@ -2,9 +2,9 @@ package keytrustee
 
 import "time"
 
-// TryAgain has the next CheckWrites make a change, as if its pause were over.
+// TryAgain makes the next CheckWrites probe at once.
 func TryAgain(p *Provider) {
-	p.written.mu.Lock()
-	defer p.written.mu.Unlock()
-	p.written.probed = time.Time{}
+	p.box.mu.Lock()
+	defer p.box.mu.Unlock()
+	p.box.probed = time.Time{}
 }

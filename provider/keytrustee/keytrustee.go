@@ -1,16 +1,15 @@
-// Package keytrustee is the provider of a Key Trustee KMS. The KMS makes EZ keys itself, encrypts
-// them to its own OpenPGP key and deposits them at a Key Trustee Server, which can read none of
-// them.
+// Package keytrustee is the provider of a Key Trustee KMS. The KMS makes EZ keys itself, encrypts them to its own
+// OpenPGP key and deposits them at a Key Trustee Server. The server can read none of them.
 //
-// A key is one deposit, labelled key/<name>, with the key's metadata and the uuids of its versions.
-// Each version is another deposit, labelled version/<name>@<id>, with the material. A version
-// counts from the moment when the key's deposit names it, and that deposit is only replaced by
-// compare and set: if two hosts roll a key at the same time, neither loses its version. A deleted
-// key is a deposit deleted/<name>/<id> in place of key/<name>.
+// A key is one deposit, labelled key/<name>, with the key's metadata and the uuids of its versions. This deposit is
+// called the key's document. Each version is another deposit, labelled version/<name>@<id>, with the material. A
+// version belongs to the key as soon as the document names it. The document is replaced by compare and set only, so
+// two hosts that roll a key at the same time both keep their versions. Delete replaces the document key/<name> by
+// deleted/<name>/<id>.
 //
-// site.go reads kts-site.xml. open.go reads the identity, registers it, and compares the identities
-// of an organization. material.go keeps material in memory and wipes it.
-// the identities of an organization. material.go keeps material and wipes it.
+// site.go reads kts-site.xml. open.go reads the identity, registers it, and compares the identities of an organization.
+// material.go keeps material in memory and wipes it. newest.go and seen.go notice a server that was restored from an
+// older backup. served.go marks and locks the KMS's folder.
 package keytrustee
 
 import (
@@ -26,49 +25,49 @@ import (
 )
 
 const (
-	// material of a version is kept for that long since it was fetched, unless the
-	// configuration says otherwise: Hadoop's own hadoop.kms.cache.timeout.ms.
+	// defaultLife is how long fetched material stays in memory if the configuration sets no time. It is Hadoop's
+	// default of hadoop.kms.cache.timeout.ms.
 	defaultLife = 10 * time.Minute
-	// parallel is how many deposits one call fetches at once.
+	// parallel is how many deposits one call fetches at the same time.
 	parallel = 5
-	// changeTime bounds a Create or Roll, from the moment when its version is deposited. strayAge
-	// is far more: a version that no key names by then will never be named.
+	// changeTime bounds a Create or Roll, counted from the time when its version is deposited. strayAge is much longer:
+	// a version of that age that no document names will never be named by one.
 	changeTime = 5 * time.Minute
 	strayAge   = time.Hour
-	// tries bounds how often a change is repeated after another host changed the key first.
+	// tries bounds the attempts of a change when other hosts change the same key first.
 	tries = 100
 )
 
-// Config is what a Provider is made of.
+// Config is the configuration of a Provider.
 type Config struct {
 	// URI names the provider in messages.
 	URI string
+	// Box stores the deposits.
 	Box trustee.Box
 	// Identity owns Box; every deposit is encrypted to it.
 	Identity *trustee.Identity
-	// SoftDelete: Delete keeps a key until it is purged.
+	// SoftDelete is true if Delete keeps a key until it is purged.
 	SoftDelete bool
-	// MaterialLife is how long material stays in memory after it was fetched; 0 is 10 minutes.
+	// MaterialLife is how long material stays in memory after it was fetched; 0 means 10 minutes.
 	MaterialLife time.Duration
 	Log          *slog.Logger
-	Now          func() time.Time // time.Now where nil
+	Now          func() time.Time // nil means time.Now
 	// Closer, if not nil, is called by Close.
 	Closer func() error
 	// memory remembers the newest change; nil for none.
 	memory *memory
-	// place is where the private key is; nil if it is not watched.
-	place *place
+	// watch checks that the private key is still in its folder; nil for no check.
+	watch *folderWatch
 }
 
-// Provider is a provider.Provider, a BlockEncrypter and a SoftDeleter. It shows and
-// takes material.
+// Provider is a provider.Provider, a BlockEncrypter and a SoftDeleter. It accepts and returns material.
 type Provider struct {
 	cfg  Config
 	kept *materials
-	seen seen
-	// written is cfg.Box.
-	written *written
-	closed  atomic.Bool
+	seen seenVersions
+	// box is cfg.Box.
+	box    *recordingBox
+	closed atomic.Bool
 }
 
 var (
@@ -90,9 +89,9 @@ func New(cfg Config) *Provider {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	w := &written{Box: cfg.Box}
-	cfg.Box = w
-	return &Provider{cfg: cfg, kept: newMaterials(cfg.MaterialLife), written: w}
+	box := &recordingBox{Box: cfg.Box}
+	cfg.Box = box
+	return &Provider{cfg: cfg, kept: newMaterials(cfg.MaterialLife), box: box}
 }
 
 // URI names the provider.
@@ -110,7 +109,7 @@ func (p *Provider) Close() error {
 	return nil
 }
 
-// ready is called first by every method.
+// ready fails if the provider is closed or ctx is done. Every method calls it first.
 func (p *Provider) ready(ctx context.Context, op, about string) error {
 	if p.closed.Load() {
 		return claviger.E(op, claviger.Closed, about, nil)
@@ -121,9 +120,10 @@ func (p *Provider) ready(ctx context.Context, op, about string) error {
 	return nil
 }
 
-// failed translates the kind of a box's error into this contract: the trustee refuses the KMS, not
-// the user, and a deposit that does not fit its signature is a fault of the store.
-func failed(op, about string, err error) error {
+// boxError translates an error of a trustee.Box to the kinds of the provider contract. Kind Denied becomes Unavailable,
+// because the Key Trustee Server refuses the KMS, not the user. A deposit that does not fit its signature is a fault of
+// the store, so its kind becomes Internal.
+func boxError(op, about string, err error) error {
 	kind := claviger.KindOf(err)
 	switch kind {
 	case claviger.Denied:
@@ -134,17 +134,17 @@ func failed(op, about string, err error) error {
 	return claviger.E(op, kind, about, err)
 }
 
-// Check sends the trustee one request.
+// Check sends the Key Trustee Server one request, and regularly checks that the server has all remembered changes.
 func (p *Provider) Check(ctx context.Context) error {
 	const op = "keytrustee.Check"
 	if err := p.ready(ctx, op, ""); err != nil {
 		return err
 	}
-	// A server that cannot say what it lacks still serves the keys that it holds.
+	// ErrUnsure is no failure: the server does not know whether it lacks deposits, but serves those that it has.
 	if _, err := p.cfg.Box.List(ctx, keyPrefix, false, "", 1); err != nil && !errors.Is(err, trustee.ErrUnsure) {
-		return failed(op, "", err)
+		return boxError(op, "", err)
 	}
-	if err := p.intact(ctx); err != nil {
+	if err := p.checkRegularly(ctx); err != nil {
 		return claviger.E(op, claviger.Unavailable, "", err)
 	}
 	return nil

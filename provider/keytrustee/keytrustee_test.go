@@ -29,7 +29,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// ids are made once: RSA keys take their time.
+// ids are made once, because making an RSA key is slow.
 var ids = sync.OnceValue(func() [2]*trustee.Identity {
 	var list [2]*trustee.Identity
 	for i := range list {
@@ -144,7 +144,7 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// TestDestroys: with soft delete off nothing of a key is left.
+// TestDestroys checks that Delete leaves nothing of a key if soft delete is off.
 func TestDestroys(t *testing.T) {
 	s := newSite(t)
 	s.set["claviger.delete.soft"] = "false"
@@ -177,8 +177,8 @@ func TestDestroys(t *testing.T) {
 	}
 }
 
-// TestOneIdentity: hosts of one KMS that have different identities are told which
-// files are to be copied.
+// TestOneIdentity checks that a host with another identity than the first host of the KMS does not start, and that the
+// message names the files to copy.
 func TestOneIdentity(t *testing.T) {
 	s := newSite(t)
 	one, two := filepath.Join(t.TempDir(), ".keytrustee"), filepath.Join(t.TempDir(), ".keytrustee")
@@ -199,7 +199,7 @@ func TestOneIdentity(t *testing.T) {
 			t.Fatalf("%v; want %q", err, want)
 		}
 	}
-	// The cure.
+	// Follow the message.
 	copyFolder(t, one, two)
 	q := s.must(two)
 	got, err := q.Version(t.Context(), v.Name)
@@ -215,8 +215,7 @@ func TestOneIdentity(t *testing.T) {
 	}
 	closeBoth()
 
-	// Where the operator means it, there may be two; and who came second is refused
-	// again where he does not.
+	// A shared organization accepts a second identity. Without the property, the second identity is refused again.
 	three := filepath.Join(t.TempDir(), ".keytrustee")
 	s.set["claviger.keytrustee.shared.organization"] = "true"
 	if err := s.must(three).Close(); err != nil {
@@ -254,7 +253,7 @@ func copyFolder(t *testing.T, from, to string) {
 	}
 }
 
-// TestRefusals: what is wrong with the configuration, each with its cure.
+// TestRefusals checks the messages about a wrong configuration.
 func TestRefusals(t *testing.T) {
 	s := newSite(t)
 	host := strings.TrimPrefix(s.web.URL, "https://")
@@ -265,17 +264,16 @@ func TestRefusals(t *testing.T) {
 		want   string
 	}{
 		"no host":  {[]string{"org", "ORG"}, false, "hostname-ACTIVE is not set"},
-		"bad host": {[]string{"hostname-ACTIVE", "https://x/"}, false, "it must be a host's name"},
+		"bad host": {[]string{"hostname-ACTIVE", "https://x/"}, false, "it must be the name of a host"},
 		"no org":   {[]string{"hostname-ACTIVE", host, "keylength", "2048"}, false, "org is not set"},
 		"wrong secret": {[]string{"hostname-ACTIVE", host, "org", "ORG", "auth", "guess-me", "keylength", "2048"},
-			false,
-			"the organization or its secret is wrong"},
-		"protocol": {[]string{"hostname-ACTIVE", host, "protocol", "xml"}, false, "only json-encrypt"},
+			false, "the organization or its secret is wrong"},
+		"protocol": {[]string{"hostname-ACTIVE", host, "protocol", "xml"}, false, "the only value is json-encrypt"},
 		"both auths": {[]string{"hostname-ACTIVE", host, "auth", "guess-me", "auth.file", "/x"}, false,
 			"keep the file"},
 		"pool": {[]string{"hostname-ACTIVE", host, "pool.max", "many"}, false, "pool.max"},
 		"no server": {[]string{"hostname-ACTIVE", "127.0.0.1:1", "org", "ORG", "keylength", "2048"}, false,
-			"no Key Trustee Server could be asked who it is"},
+			"no Key Trustee Server sent its identity"},
 		"a source": {[]string{"hostname-ACTIVE", host, "org", "ORG", "auth", "s3cret"}, true, "is not there"},
 	} {
 		s.kts(tt.kts...)
@@ -299,8 +297,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestSecretFiles: kts-site.xml is a file with a secret where it holds the organization's
-// secret itself, and else the file that it names.
+// TestSecretFiles checks that SecretFiles returns the file with the organization's secret: kts-site.xml, or the file
+// that kts-site.xml names.
 func TestSecretFiles(t *testing.T) {
 	s := newSite(t)
 	site, auth := filepath.Join(s.conf, "kts-site.xml"), filepath.Join(s.conf, "org.auth")
@@ -319,7 +317,7 @@ func TestSecretFiles(t *testing.T) {
 	}
 }
 
-// TestFolderFirst: no identity is made, and none is announced, where its folder cannot be.
+// TestFolderFirst checks that no identity is made if its folder cannot be made.
 func TestFolderFirst(t *testing.T) {
 	s := newSite(t)
 	_, err := s.open("/proc/nowhere/.keytrustee")
@@ -331,8 +329,7 @@ func TestFolderFirst(t *testing.T) {
 	}
 }
 
-// TestNested: a folder that scp -r has copied one level too deep is not taken for
-// one that is to be made.
+// TestNested checks the message about a folder that scp -r copied one level too deep. A new folder must not be made.
 func TestNested(t *testing.T) {
 	s := newSite(t)
 	base := t.TempDir()
@@ -346,8 +343,8 @@ func TestNested(t *testing.T) {
 	}
 }
 
-// TestExpiry: material is wiped from memory after its time, and a server that is
-// away is then seen; what is kept still serves before.
+// TestExpiry checks that material in memory serves while the Key Trustee Server is away, and that it is wiped after its
+// time.
 func TestExpiry(t *testing.T) {
 	s := newSite(t)
 	folder := filepath.Join(t.TempDir(), ".keytrustee")
@@ -363,19 +360,18 @@ func TestExpiry(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if err := enc.EncryptBlocks(ctx, v.Name, make([]byte, 16)); err != nil {
-		t.Logf("the second had passed already: %v", err) // a slow machine
+		t.Logf("the material expired already on this slow machine: %v", err)
 	}
-	time.Sleep(1100 * time.Millisecond) // what is remembered holds for a second
+	time.Sleep(1100 * time.Millisecond) // the material expires after one second
 	if err := enc.EncryptBlocks(ctx, v.Name, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) {
-		t.Errorf("after its time: %v", err)
+		t.Errorf("after the material expired: %v", err)
 	}
 	if err := p.(provider.Health).Check(ctx); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("Check: %v", err)
 	}
 }
 
-// TestStrays: what changes left that were broken off is taken away by a later one,
-// but nothing that a key names, be it deleted.
+// TestStrays checks that a change removes old versions of broken-off changes, and no version of a live or deleted key.
 func TestStrays(t *testing.T) {
 	s := newSite(t)
 	folder := filepath.Join(t.TempDir(), ".keytrustee")
@@ -410,7 +406,7 @@ func TestStrays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, label := range []string{"version/k@stray", "version/k@x@stray"} { // the latter is of key k@x
+	for _, label := range []string{"version/k@stray", "version/k@x@stray"} { // the second one belongs to key k@x
 		if _, err := box.Put(t.Context(), trustee.Deposit{Label: label, Content: sealed}, ""); err != nil {
 			t.Fatal(err)
 		}
@@ -423,7 +419,7 @@ func TestStrays(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !has("version/k@stray") {
-		t.Error("a version that may be on its way was taken away")
+		t.Error("a version that a running change may still use was removed")
 	}
 	ahead = 2 * time.Hour
 	if _, err := p.Roll(t.Context(), "k", nil); err != nil {
@@ -442,13 +438,12 @@ func TestStrays(t *testing.T) {
 		t.Errorf("%+v, %v", list, err)
 	}
 	if !has("version/" + old.Name) {
-		t.Error("a deleted key's version was taken away")
+		t.Error("a version of a deleted key was removed")
 	}
 }
 
-// TestFirstStartKilled: a KT KMS that was killed while it made its identity makes it anew
-// at the next start: nothing was encrypted to the one that was not finished. An identity
-// that was finished is never overwritten.
+// TestFirstStartKilled checks that a KT KMS that was killed while it made its identity makes a new one at the next
+// start. Nothing was encrypted to the unfinished identity.
 func TestFirstStartKilled(t *testing.T) {
 	s := newSite(t)
 	path := filepath.Join(t.TempDir(), ".keytrustee")
@@ -457,7 +452,7 @@ func TestFirstStartKilled(t *testing.T) {
 	}
 	ring := filepath.Join(path, trustee.PrivateRing)
 	for i, left := range [][]string{{trustee.PublicRing, trustee.ConfFile}, {trustee.PublicRing}, {}} {
-		if err := os.Rename(ring, ring+".new"); err != nil { // it gets its name last
+		if err := os.Rename(ring, ring+".new"); err != nil { // NewFolder renames the ring last
 			t.Fatal(err)
 		}
 		for _, name := range []string{trustee.PublicRing, trustee.ConfFile} {
@@ -485,7 +480,7 @@ func TestFirstStartKilled(t *testing.T) {
 			t.Fatalf("%d files left: %+v, %v", len(left), f, err)
 		}
 		if _, err := os.Stat(ring + ".new"); err == nil {
-			t.Error("the ring is there under both names")
+			t.Error("the ring exists under both names")
 		}
 		for _, step := range []error{ // for the next round
 			s.store.SetState(t.Context(), f.Identity.Fingerprint(), server.Disabled),

@@ -10,10 +10,10 @@ import (
 	"claviger/secret"
 )
 
-// maxMaterials bounds the versions that are kept.
+// maxMaterials bounds the number of kept versions.
 const maxMaterials = 1 << 16
 
-// materials keeps versions' keys for some time after they were fetched, and then wipes them.
+// materials keeps the material of versions in memory for a limited time, and then wipes it.
 type materials struct {
 	life time.Duration
 
@@ -25,7 +25,7 @@ type materials struct {
 
 type kept struct {
 	material secret.Bytes
-	// block holds the key schedule, which Go cannot wipe: it goes with the entry.
+	// block holds the key schedule. Go cannot wipe it, so it lives until it is collected.
 	block cipher.Block
 	until time.Time
 }
@@ -34,7 +34,7 @@ func newMaterials(life time.Duration) *materials {
 	return &materials{life: life, list: map[string]*kept{}}
 }
 
-// block returns the cipher of a version; nil if it is not kept.
+// block returns the cipher of a version; nil if the version is not kept.
 func (m *materials) block(version string) cipher.Block {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -44,7 +44,7 @@ func (m *materials) block(version string) cipher.Block {
 	return nil
 }
 
-// material returns a copy; nil if it is not kept.
+// material returns a copy of a version's material; nil if the version is not kept.
 func (m *materials) material(version string) secret.Bytes {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -54,7 +54,7 @@ func (m *materials) material(version string) secret.Bytes {
 	return nil
 }
 
-// keep stores a copy.
+// keep stores a copy of material.
 func (m *materials) keep(version string, material secret.Bytes) error {
 	block, err := aes.NewCipher(material)
 	if err != nil {
@@ -79,7 +79,7 @@ func (m *materials) keep(version string, material secret.Bytes) error {
 	return nil
 }
 
-// forget wipes the keys of versions.
+// forget wipes the material of these versions.
 func (m *materials) forget(versions []versionRef) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -105,7 +105,7 @@ func (m *materials) drop(version string) {
 	}
 }
 
-// sweep wipes what has expired, and is called again while anything is kept.
+// sweep wipes expired entries. The timer calls sweep again until nothing is kept.
 func (m *materials) sweep() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -124,6 +124,7 @@ func (m *materials) sweep() {
 	}
 }
 
+// close wipes everything. After that, keep stores nothing.
 func (m *materials) close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()

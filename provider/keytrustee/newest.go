@@ -16,48 +16,48 @@ import (
 	"claviger/trustee"
 )
 
-// newestFile is in the .keytrustee folder. It remembers the newest change that the Key Trustee
-// Server acknowledged to this host, so that the KMS notices a server that was restored from an
-// older backup. It belongs to this host and is never copied.
+// newestFile is a file in the .keytrustee folder. It has the newest changes that the Key Trustee Server acknowledged to
+// this host. With them the KMS notices a server that was restored from an older backup. The file belongs to this host,
+// and must not be copied to another.
 const newestFile = "newest.json"
 
-// skew is how far the clocks of two hosts of one KMS may differ: a change of another host may look
-// that much older than it is.
+// skew is the largest difference of the clocks of two hosts of one KMS. A change of another host may have a time that
+// is too early by skew.
 const skew = 2 * trustee.MaxSkew
 
-// newest is the change that is remembered.
+// newest is a remembered change.
 type newest struct {
-	// N orders the changes of this host: a change has a higher number than the change of the same
-	// key that it was made on. Times do not order them, because a clock may have been ahead.
+	// N orders the changes of this host. A change of a key has a higher number than the change on which it is based.
+	// Times cannot order them, because a clock may have been ahead.
 	N       uint64    `json:"n,omitempty"`
 	Key     string    `json:"key"`
 	Label   string    `json:"label"`
 	UUID    string    `json:"uuid"`
 	At      time.Time `json:"at"`                // zero if this host's clock was ahead
-	Deleted bool      `json:"deleted,omitempty"` // the key was purged, and must not be found
-	// Version is the key's newest version at that time, and Made when the key was made. Other hosts
-	// add versions and remove none.
+	Deleted bool      `json:"deleted,omitempty"` // the key was purged, so the server need not have it
+	// Version was the key's newest version at that time. Made is the creation time of the key. Other hosts may add
+	// versions, but cannot remove one.
 	Version string `json:"version,omitempty"`
 	Made    int64  `json:"made,omitempty"`
-	// Before are the newest changes of other keys, newest first.
+	// Before has the newest changes of other keys, newest first.
 	Before []newest `json:"before,omitempty"`
 }
 
-// others is how many changes of other keys are remembered: a change after the restoration of an
-// older backup must not hide what was lost.
-const others = 15
+// maxOthers is the number of remembered changes of other keys. With them, a change that is made after an older backup
+// was restored does not hide the loss.
+const maxOthers = 15
 
-// memory keeps the newest change. A nil memory keeps nothing.
+// memory stores the newest changes in newestFile. A nil memory stores nothing.
 type memory struct {
 	folder *trustee.Folder
 
 	mu   sync.Mutex
 	last newest
-	read bool   // last is what the file holds
-	n    uint64 // of the change that was begun last
+	read bool   // the file was read into last
+	n    uint64 // number of the change that was begun last
 
-	checked time.Time // when the provider's Check last asked the server
-	why     error     // the result
+	checked time.Time // time of the last full check of the server
+	loss    error     // result of the checks; nil if the server lost nothing
 }
 
 // load reads the file, once.
@@ -76,20 +76,20 @@ func (m *memory) load() (newest, error) {
 	if err == nil {
 		err = json.Unmarshal(text, &n)
 	}
-	m.read = true // the next change writes it anew
+	m.read = true // the next change rewrites an unreadable file
 	if err == nil {
 		m.last = n
 	}
 	return m.last, err
 }
 
-// begin numbers a change. It is called after the key was read on which the change is made, and
-// before the change is sent to the Key Trustee Server.
+// begin returns the number of a new change. Call it after reading the key, and before sending the change to the Key
+// Trustee Server.
 func (m *memory) begin() uint64 {
 	if m == nil {
 		return 0
 	}
-	_, _ = m.load() // a file that cannot be read was reported at the start
+	_, _ = m.load() // checkAtStart has reported an unreadable file
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, old := range append([]newest{m.last}, m.last.Before...) {
@@ -99,9 +99,8 @@ func (m *memory) begin() uint64 {
 	return m.n
 }
 
-// remember stores a change that was acknowledged, and returns the remembered changes that were made
-// by a clock that was ahead. The Key Trustee Server refuses requests of a wrong clock, so the clock
-// of n is right.
+// remember stores an acknowledged change. It returns the stored changes whose time is in the future of n. The time of n
+// is right, because the Key Trustee Server refuses requests of a wrong clock.
 func (m *memory) remember(n newest) (ahead []newest, err error) {
 	if m == nil {
 		return nil, nil
@@ -114,22 +113,22 @@ func (m *memory) remember(n newest) (ahead []newest, err error) {
 		case old.Key == "":
 			continue
 		case old.Key == n.Key && old.N > n.N:
-			return nil, nil // the newer change ended first
+			return nil, nil // a newer change was acknowledged first
 		case old.Key == n.Key && n.Deleted && !old.Deleted && old.Made != n.Made:
-			return nil, nil // a deleted key was purged, and another of its name is there
+			return nil, nil // n purged a deleted key, and old belongs to the newer key of its name
 		case old.Key == n.Key:
 			continue
 		}
 		old.Before = nil
 		if old.ahead(n.At) {
 			ahead = append(ahead, old)
-			old.At = time.Time{} // for good: later the time would not be ahead any more
+			old.At = time.Time{} // erase the wrong time before it passes for a right one
 		}
 		all = append(all, old)
 	}
 	slices.SortStableFunc(all, func(a, b newest) int { return cmp.Compare(b.N, a.N) })
 	m.last = all[0]
-	m.last.Before = all[1:min(len(all), 1+others)]
+	m.last.Before = all[1:min(len(all), 1+maxOthers)]
 	text, err := json.Marshal(m.last)
 	if err == nil {
 		err = m.folder.WriteFile(newestFile, text)
@@ -137,21 +136,22 @@ func (m *memory) remember(n newest) (ahead []newest, err error) {
 	return ahead, err
 }
 
-// ahead reports whether a change was made by a clock that was ahead of this time, which is right.
-// Then the time of the change says nothing.
+// ahead reports whether the time of a change is in the future of now, the right time. Then the clock was ahead, and the
+// time of the change means nothing.
 func (n *newest) ahead(now time.Time) bool { return n.At.After(now.Add(skew)) }
 
-// changed records change number n, which put a deposit with that label.
-func (p *Provider) changed(n uint64, k *keyDoc, label, uuid string) {
-	p.memorize(newest{N: n, Key: k.Name, Label: label, UUID: uuid, At: p.cfg.Now().UTC(),
+// rememberPut remembers change number n, which put a deposit with that label.
+func (p *Provider) rememberPut(n uint64, k *keyDoc, label, uuid string) {
+	p.remember(newest{N: n, Key: k.Name, Label: label, UUID: uuid, At: p.cfg.Now().UTC(),
 		Version: k.Versions[len(k.Versions)-1].Name, Made: k.Created})
 }
 
-// checkEvery is how often Check asks the server for all remembered changes.
+// checkEvery is the shortest time between two full checks by Check.
 const checkEvery = time.Minute
 
-// intact checks regularly whether the Key Trustee Server has what is remembered.
-func (p *Provider) intact(ctx context.Context) error {
+// checkRegularly fails if the Key Trustee Server lost a remembered change. It asks the server at most once in
+// checkEvery, and returns the last result between.
+func (p *Provider) checkRegularly(ctx context.Context) error {
 	m := p.cfg.memory
 	if m == nil {
 		return nil
@@ -161,40 +161,38 @@ func (p *Provider) intact(ctx context.Context) error {
 	if due {
 		m.checked = time.Now()
 	}
-	why := m.why
+	loss := m.loss
 	m.mu.Unlock()
 	if !due {
-		return why
+		return loss
 	}
 	n, err := m.load()
 	if err == nil {
-		_, err = p.lost(ctx, append([]newest{n}, n.Before...)...)
+		_, err = p.findLoss(ctx, append([]newest{n}, n.Before...)...)
 	}
-	return p.noted(err)
+	return p.recordCheck(err)
 }
 
-// noted stores the result of a check of everything that is remembered, and returns it. If the check
-// had no result, the earlier one stays. Material that the server may have lost is not used from
-// memory.
-func (p *Provider) noted(err error) error {
+// recordCheck stores the result of a full check, and returns it. If the server did not answer the check, the earlier
+// result stays. After a loss it wipes the material in memory, because the server may have lost its versions.
+func (p *Provider) recordCheck(err error) error {
 	m := p.cfg.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if claviger.Is(err, claviger.Unavailable) {
-		return m.why // requests for keys report more
+		return m.loss // requests for keys report that the server does not answer
 	}
-	m.why = err
+	m.loss = err
 	if err != nil {
 		p.kept.clear()
 	}
 	return err
 }
 
-// changeable refuses a change of a key if this KMS's private key is not in its folder any more, or
-// if the Key Trustee Server was restored from an older backup, because the change would hide what
-// was lost.
-func (p *Provider) changeable(ctx context.Context, op, key string) error {
-	if err := p.cfg.place.check(p.cfg.Now()); err != nil {
+// checkChange fails if the key must not be changed now: because this KMS's private key is no longer in its folder, or
+// because the Key Trustee Server was restored from an older backup, and a change would hide the loss.
+func (p *Provider) checkChange(ctx context.Context, op, key string) error {
+	if err := p.cfg.watch.check(p.cfg.Now()); err != nil {
 		return claviger.E(op, claviger.Unavailable, key, err)
 	}
 	m := p.cfg.memory
@@ -203,59 +201,60 @@ func (p *Provider) changeable(ctx context.Context, op, key string) error {
 	}
 	n, err := m.load()
 	if err != nil {
-		return nil //nolint:nilerr // reported at the start
+		return nil //nolint:nilerr // checkAtStart has reported it
 	}
-	ask := []newest{n}
+	changes := []newest{n}
 	for _, old := range n.Before {
 		if old.Key == key {
-			ask = append(ask, old)
+			changes = append(changes, old)
 		}
 	}
 	m.mu.Lock()
-	why := m.why
+	loss := m.loss
 	m.mu.Unlock()
-	if why == nil {
-		// If nothing of these changes is lost, others may be.
-		if _, err = p.lost(ctx, ask...); err != nil {
-			why = p.noted(err)
+	if loss == nil {
+		// Record a failure only: this check covers some of the changes, so its success does not mean that none is lost.
+		if _, err = p.findLoss(ctx, changes...); err != nil {
+			loss = p.recordCheck(err)
 		}
 	}
-	if why != nil {
-		return claviger.E(op, claviger.Unavailable, key, why)
+	if loss != nil {
+		return claviger.E(op, claviger.Unavailable, key, loss)
 	}
 	return nil
 }
 
-func (p *Provider) memorize(n newest) {
+// remember stores an acknowledged change, and logs problems.
+func (p *Provider) remember(n newest) {
 	ahead, err := p.cfg.memory.remember(n)
 	for _, old := range ahead {
-		p.cfg.Log.Warn(p.clockWas(&old))
+		p.cfg.Log.Warn(p.futureWarning(&old))
 	}
 	if err != nil {
-		p.cfg.Log.Warn("the newest change cannot be remembered, so that a Key Trustee Server restored from an older "+
-			"backup might not be noticed", "err", err)
+		p.cfg.Log.Warn("could not store the newest change, so this KMS may not notice a Key Trustee Server that was "+
+			"restored from an older backup", "err", err)
 	}
 }
 
-// atStart checks everything that is remembered.
-func (p *Provider) atStart(ctx context.Context) (warning string, err error) {
+// checkAtStart checks that the Key Trustee Server has all remembered changes.
+func (p *Provider) checkAtStart(ctx context.Context) (warning string, err error) {
 	m := p.cfg.memory
 	n, err := m.load()
 	if err != nil {
-		return fmt.Sprintf("%s cannot be read (%v), so that a Key Trustee Server restored from an older backup would "+
-			"not be noticed", filepath.Join(m.folder.Path, newestFile), err), nil
+		return fmt.Sprintf("%s cannot be read (%v), so this KMS will not notice a Key Trustee Server that was "+
+			"restored from an older backup", filepath.Join(m.folder.Path, newestFile), err), nil
 	}
-	return p.lost(ctx, append([]newest{n}, n.Before...)...)
+	return p.findLoss(ctx, append([]newest{n}, n.Before...)...)
 }
 
-// lost checks whether the Key Trustee Server has what it acknowledged to this host. The error says
-// that it has not, or has kind Unavailable; the warning says that it may not.
-func (p *Provider) lost(ctx context.Context, changes ...newest) (warning string, err error) {
+// findLoss checks whether the Key Trustee Server still has these changes. A warning means that it may have lost one. An
+// error means that it has lost one; kind Unavailable means that the server did not answer.
+func (p *Provider) findLoss(ctx context.Context, changes ...newest) (warning string, err error) {
 	for _, n := range changes {
 		if n.Key == "" || n.Deleted {
 			continue
 		}
-		text, err := p.lostChange(ctx, &n)
+		text, err := p.findLossOf(ctx, &n)
 		if err != nil {
 			return "", err
 		}
@@ -266,8 +265,7 @@ func (p *Provider) lost(ctx context.Context, changes ...newest) (warning string,
 	return warning, nil
 }
 
-// lacksVersion reports whether the key exists, as the same key, without the version that was
-// acknowledged.
+// lacksVersion reports whether the same key still exists, but without the acknowledged version.
 func (p *Provider) lacksVersion(ctx context.Context, n *newest) (bool, error) {
 	const op = "keytrustee.lost"
 	if n.Version == "" {
@@ -284,31 +282,71 @@ func (p *Provider) lacksVersion(ctx context.Context, n *newest) (bool, error) {
 	if k != nil {
 		docs = append(docs, k)
 	}
-	there := false
+	exists := false
 	for _, k := range docs {
 		if k.Created == n.Made {
 			if _, ok := k.find(n.Version); ok {
 				return false, nil
 			}
-			there = true
+			exists = true
 		}
 	}
-	return there, nil
+	return exists, nil
 }
 
-// clockWas says that a change has a time in the future.
-func (p *Provider) clockWas(n *newest) string {
-	return fmt.Sprintf("%s has a change of key %q at %s, which is still to come: the clock of this host was ahead "+
-		"then, or is behind now. Whether the Key Trustee Server has what this change made is seen by the key's "+
-		"versions alone, and not by times",
+// futureWarning returns the warning that a change has a time in the future.
+func (p *Provider) futureWarning(n *newest) string {
+	return fmt.Sprintf("%s has a change of key %q at %s, which is in the future: the clock of this host was ahead "+
+		"then, or is behind now. To find out whether the Key Trustee Server lost this change, the KMS compares "+
+		"versions and not times",
 		filepath.Join(p.cfg.memory.folder.Path, newestFile), n.Key, n.At.Format(time.RFC3339))
 }
 
-func (p *Provider) lostChange(ctx context.Context, n *newest) (warning string, err error) {
+// findLossOf is findLoss for one change.
+func (p *Provider) findLossOf(ctx context.Context, n *newest) (warning string, err error) {
 	file := filepath.Join(p.cfg.memory.folder.Path, newestFile)
-	// Wherever the key is now, its deposit is not older.
-	var latest time.Time
-	same := false
+	same, latest, err := p.latestDeposit(ctx, n)
+	if err != nil {
+		return "", err
+	}
+	at := n.At.Format(time.RFC3339)
+	future := n.ahead(p.cfg.Now())
+	if future || n.At.IsZero() {
+		at = "an unknown time (the clock was wrong)"
+	}
+	lacks := false
+	if !same {
+		if lacks, err = p.lacksVersion(ctx, n); err != nil {
+			return "", err
+		}
+	}
+	const cure = "the server was restored from an older backup. Newer keys and versions are lost unless a newer " +
+		"backup is restored, or claviger trustee recover on the server and claviger trustee adopt here bring them " +
+		"back. To give them up, remove %s and start again"
+	switch {
+	case lacks:
+		return "", fmt.Errorf("the Key Trustee Server acknowledged version %s of key %q at %s, and now has the key "+
+			"without this version: "+cure, n.Version, n.Key, at, file)
+	case !same && latest.IsZero():
+		return fmt.Sprintf("this host changed key %q at %s, and the Key Trustee Server does not have the key: another "+
+			"host has purged it, or the server was restored from an older backup", n.Key, at), nil
+	case future:
+		return p.futureWarning(n), nil
+	case same:
+	case latest.Before(n.At.Add(-skew)):
+		return "", fmt.Errorf("the Key Trustee Server acknowledged a change of key %q at %s, and now has the key as "+
+			"it was at %s: "+cure, n.Key, at, latest.UTC().Format(time.RFC3339), file)
+	case latest.Before(n.At):
+		return fmt.Sprintf("this host changed key %q at %s, and the Key Trustee Server has the key as it was at %s: "+
+			"the clock of another host is behind, or the server was restored from a slightly older backup", n.Key, at,
+			latest.UTC().Format(time.RFC3339)), nil
+	}
+	return "", nil
+}
+
+// latestDeposit finds the documents of the key of n, live or deleted. It returns whether one of them is the deposit of
+// n, and the time of the latest one, which is zero if there is none.
+func (p *Provider) latestDeposit(ctx context.Context, n *newest) (same bool, latest time.Time, err error) {
 	for _, label := range []string{keyPrefix + n.Key, deletedPrefix + n.Key + "/"} {
 		err := p.list(ctx, label, false, func(d *trustee.Deposit) {
 			same = same || d.UUID == n.UUID
@@ -317,44 +355,8 @@ func (p *Provider) lostChange(ctx context.Context, n *newest) (warning string, e
 			}
 		})
 		if err != nil {
-			return "", failed("keytrustee.lost", n.Key, err)
+			return false, time.Time{}, boxError("keytrustee.lost", n.Key, err)
 		}
 	}
-	at := n.At.Format(time.RFC3339)
-	future := n.ahead(p.cfg.Now())
-	if future || n.At.IsZero() {
-		at = "a time that its clock did not know"
-	}
-	lacks := false
-	if !same {
-		if lacks, err = p.lacksVersion(ctx, n); err != nil {
-			return "", err
-		}
-	}
-	switch {
-	case lacks:
-		return "", fmt.Errorf("the Key Trustee Server has acknowledged version %s of key %q at %s, and has that key "+
-			"without it: it was restored from an older backup, and what was made or rolled since then is lost unless "+
-			"a newer one is restored, or claviger trustee recover there and claviger trustee adopt here bring it "+
-			"back. If it is given up, remove %s and start again",
-			n.Version, n.Key, at, file)
-	case !same && latest.IsZero():
-		return fmt.Sprintf("key %q, which this host changed at %s, is not at the Key Trustee Server: another host "+
-			"has purged it, or the server was restored from an older backup", n.Key, at), nil
-	case future:
-		return p.clockWas(n), nil
-	case same:
-	case latest.Before(n.At.Add(-skew)):
-		return "",
-			fmt.Errorf("the Key Trustee Server has key %q as of %s, and has acknowledged a change of it at %s: it "+
-				"was restored from an older backup, and what was made or rolled since then is lost unless a newer "+
-				"one is restored, or claviger trustee recover there and claviger trustee adopt here bring it "+
-				"back. If it is given up, remove %s and start again",
-				n.Key, latest.UTC().Format(time.RFC3339), at, file)
-	case latest.Before(n.At):
-		return fmt.Sprintf("the Key Trustee Server has key %q as of %s, and this host changed it at %s: another "+
-			"host's clock is behind, or the server was restored from a backup of just before", n.Key,
-			latest.UTC().Format(time.RFC3339), at), nil
-	}
-	return "", nil
+	return same, latest, nil
 }

@@ -11,9 +11,8 @@ import (
 	"claviger/trustee"
 )
 
-// TestOrderOfChanges: of one key's changes the one that was begun last is remembered,
-// whichever was acknowledged last and whatever the clock said; of 16 keys, those that were
-// begun last.
+// TestOrderOfChanges checks that the change of a key that began last is remembered, whatever the order of the
+// acknowledgements and the clock. Of many keys, the 16 with the latest changes are remembered.
 func TestOrderOfChanges(t *testing.T) {
 	m := &memory{folder: &trustee.Folder{Path: t.TempDir()}}
 	now := time.Date(2026, 11, 29, 3, 0, 0, 0, time.UTC)
@@ -35,7 +34,7 @@ func TestOrderOfChanges(t *testing.T) {
 		put(m.begin(), name, name+"@1", now.Add(-time.Duration(i)*time.Second))
 	}
 	put(slow, "slow", "slow@1", now)
-	if m.last.Version != "19@1" || len(m.last.Before) != others || m.last.Before[others-1].Version != "4@1" {
+	if m.last.Version != "19@1" || len(m.last.Before) != maxOthers || m.last.Before[maxOthers-1].Version != "4@1" {
 		t.Errorf("%+v", m.last)
 	}
 	again := &memory{folder: m.folder}
@@ -44,15 +43,15 @@ func TestOrderOfChanges(t *testing.T) {
 	}
 }
 
-// listed is a Box of which only live deposits are listed, by label.
-type listed struct {
+// listBox is a Box that implements List only, for live deposits.
+type listBox struct {
 	trustee.Box
-	list map[string]trustee.Deposit
+	list map[string]trustee.Deposit // by label
 	// during, if not nil, is called by the next List.
 	during func() error
 }
 
-func (b *listed) List(_ context.Context, prefix string, _ bool, after string, _ int) ([]trustee.Deposit, error) {
+func (b *listBox) List(_ context.Context, prefix string, _ bool, after string, _ int) ([]trustee.Deposit, error) {
 	if during := b.during; during != nil {
 		b.during = nil
 		if err := during(); err != nil {
@@ -65,12 +64,11 @@ func (b *listed) List(_ context.Context, prefix string, _ bool, after string, _ 
 	return nil, nil
 }
 
-// TestLossIsNotForgotten: what Check has found lost is not forgotten where a change of
-// another key finds that nothing of its own is, nor where the Key Trustee Server does not
-// answer the next question.
+// TestLossIsNotForgotten checks that a loss that Check found stays recorded if a change of another key finds no loss,
+// and if the Key Trustee Server does not answer the next check.
 func TestLossIsNotForgotten(t *testing.T) {
 	now := time.Now()
-	box := &listed{list: map[string]trustee.Deposit{
+	box := &listBox{list: map[string]trustee.Deposit{
 		"key/whole": {UUID: "w", Label: "key/whole", Created: now},
 		"key/lost":  {UUID: "older", Label: "key/lost", Created: now.Add(-24 * time.Hour)},
 	}}
@@ -78,25 +76,25 @@ func TestLossIsNotForgotten(t *testing.T) {
 	whole.Before = []newest{{N: 1, Key: "lost", Label: "key/lost", UUID: "l", At: now}}
 	p := New(Config{Box: box, memory: &memory{folder: &trustee.Folder{Path: t.TempDir()}, last: whole, read: true}})
 	defer p.Close()
-	known := func(when string, err error) {
+	wantLoss := func(when string, err error) {
 		t.Helper()
-		if err == nil || claviger.Is(err, claviger.Unavailable) || p.cfg.memory.why == nil {
-			t.Errorf("%s: %v, remembered: %v", when, err, p.cfg.memory.why)
+		if err == nil || claviger.Is(err, claviger.Unavailable) || p.cfg.memory.loss == nil {
+			t.Errorf("%s: %v, recorded: %v", when, err, p.cfg.memory.loss)
 		}
 	}
 	var found error
-	box.during = func() error { found = p.intact(t.Context()); return nil }
-	_ = p.changeable(t.Context(), "test", "whole") // whether this change is made is a matter of a moment
-	known("while a key is changed", found)
-	if err := p.changeable(t.Context(), "test", "whole"); !claviger.Is(err, claviger.Unavailable) {
+	box.during = func() error { found = p.checkRegularly(t.Context()); return nil }
+	_ = p.checkChange(t.Context(), "test", "whole") // may succeed or fail: it runs at the same time as the check
+	wantLoss("while a key is changed", found)
+	if err := p.checkChange(t.Context(), "test", "whole"); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("the next change: %v", err)
 	}
 	p.cfg.memory.checked = time.Time{}
 	box.during = func() error { return claviger.E("test", claviger.Unavailable, "", errors.New("no route to host")) }
-	known("without an answer", p.intact(t.Context()))
+	wantLoss("without an answer", p.checkRegularly(t.Context()))
 	box.list["key/lost"] = trustee.Deposit{UUID: "l", Label: "key/lost", Created: now}
 	p.cfg.memory.checked = time.Time{}
-	if err := errors.Join(p.intact(t.Context()), p.changeable(t.Context(), "test", "whole")); err != nil {
+	if err := errors.Join(p.checkRegularly(t.Context()), p.checkChange(t.Context(), "test", "whole")); err != nil {
 		t.Errorf("after a newer backup was restored: %v", err)
 	}
 }

@@ -19,12 +19,11 @@ import (
 	"claviger/trustee/server"
 )
 
-// records are what a backup of the server holds.
+// records returns the records of a backup of the server.
 func (s *site) records() (list []server.Record) {
 	s.t.Helper()
 	if err := s.store.Export(s.t.Context(), func(r server.Record) error {
-		list = append(list,
-			r)
+		list = append(list, r)
 		return nil
 	}); err != nil {
 		s.t.Fatal(err)
@@ -47,8 +46,7 @@ func (s *site) restore(list []server.Record) {
 	}
 }
 
-// twoHosts are two hosts of one KMS, with the keys k and other; one is the folder of the
-// first, which has made them.
+// twoHosts opens two hosts of one KMS. The first, p with the folder one, makes the keys k and other.
 func twoHosts(s *site) (one string, p, q provider.Provider) {
 	s.t.Helper()
 	one, two := filepath.Join(s.t.TempDir(), ".keytrustee"), filepath.Join(s.t.TempDir(), ".keytrustee")
@@ -67,133 +65,153 @@ func twoHosts(s *site) (one string, p, q provider.Provider) {
 	return one, p, q
 }
 
-// TestOlderBackup: a Key Trustee Server that has lost what it acknowledged is
-// noticed, and what other hosts do is no reason for it.
-func TestOlderBackup(t *testing.T) {
-	s, ctx := newSite(t), t.Context()
-	one, p, q := twoHosts(s)
-	backup := s.records()
-	roll := func(by provider.Provider) {
-		t.Helper()
-		if _, err := by.Roll(ctx, "k", nil); err != nil {
-			t.Fatal(err)
-		}
-	}
-	again := func() (log string, err error) {
-		t.Helper()
-		if err := p.Close(); err != nil {
-			t.Fatal(err)
-		}
-		s.log.Reset()
-		if p, err = s.open(one); err != nil {
-			return "", err
-		}
-		return s.log.String(), nil
-	}
-	quiet := func(what string) {
-		t.Helper()
-		if log, err := again(); err != nil || strings.Contains(log, "restored") {
-			t.Errorf("%s: %v; log %s", what, err, log)
-		}
-	}
-	quiet("created")
-	roll(p)
-	quiet("rolled")
-	roll(q)
-	quiet("rolled by another host")
-	if err := q.Delete(ctx, "k"); err != nil {
-		t.Fatal(err)
-	}
-	quiet("deleted by another host")
-	deleted := func() string {
-		list, err := q.(provider.SoftDeleter).Deleted(ctx, "k")
-		if err != nil || len(list) != 1 {
-			t.Fatalf("%+v, %v", list, err)
-		}
-		return list[0].List[0]
-	}
-	if err := q.(provider.SoftDeleter).Undelete(ctx, "k", deleted()); err != nil {
-		t.Fatal(err)
-	}
-	quiet("undeleted by another host")
-	roll(p)
+// backupTest has two hosts of one KMS. The first host is restarted again and again.
+type backupTest struct {
+	*site
+	one string            // folder of the first host
+	p   provider.Provider // the first host
+	q   provider.Provider // the second host
+}
 
-	// It is noticed while the KMS runs, by the next change of any key and by the check;
-	// what is in memory of lost versions is not used, and no later change hides it.
-	if _, err := p.Create(ctx, provider.Spec{Name: "third", Cipher: claviger.DefaultCipher,
-		BitLength: 128}); err != nil {
-		t.Fatal(err)
+func newBackupTest(t *testing.T) *backupTest {
+	t.Helper()
+	b := &backupTest{site: newSite(t)}
+	b.one, b.p, b.q = twoHosts(b.site)
+	return b
+}
+
+// restart closes and opens the first host, and returns its log.
+func (b *backupTest) restart() (log string, err error) {
+	b.t.Helper()
+	if err := b.p.Close(); err != nil {
+		b.t.Fatal(err)
 	}
-	full := s.records()
-	current, err := p.Current(ctx, "k")
-	if err != nil {
-		t.Fatal(err)
+	b.log.Reset()
+	if b.p, err = b.open(b.one); err != nil {
+		return "", err
 	}
-	encrypt := func() error {
-		return p.(provider.BlockEncrypter).EncryptBlocks(ctx, current.Name, make([]byte, 16))
+	return b.log.String(), nil
+}
+
+// wantNoLoss demands that the first host restarts without a message about an older backup.
+func (b *backupTest) wantNoLoss(when string) {
+	b.t.Helper()
+	if log, err := b.restart(); err != nil || strings.Contains(log, "restored") {
+		b.t.Errorf("%s: %v; log %s", when, err, log)
 	}
-	if err := encrypt(); err != nil {
-		t.Fatal(err)
+}
+
+// deletedVersion returns a version of the deleted key k.
+func (b *backupTest) deletedVersion() string {
+	b.t.Helper()
+	list, err := b.q.(provider.SoftDeleter).Deleted(b.t.Context(), "k")
+	if err != nil || len(list) != 1 {
+		b.t.Fatalf("%+v, %v", list, err)
 	}
-	s.restore(backup)
-	for what, change := range map[string]func() error{
-		"a roll":     func() error { _, err := p.Roll(ctx, "k", nil); return err },
-		"a deletion": func() error { return p.Delete(ctx, "k") },
-		"the check":  func() error { return p.(provider.Health).Check(ctx) },
-	} {
-		if err := change(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "has "+
-			"acknowledged version "+current.Name) {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
-	// Its EDEKs are queued, and in files: the answer is not a final "not found".
-	if err := encrypt(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(),
-		"restored from an older backup") {
-		t.Errorf("a lost version: %v", err)
-	}
-	file := filepath.Join(one, "newest.json")
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var n map[string]any
-	if err := json.Unmarshal(text, &n); err != nil {
-		t.Fatal(err)
-	}
-	n["at"] = time.Now().Add(2 * trustee.MaxSkew).UTC() // as far as clocks may be apart
-	if text, err = json.Marshal(n); err == nil {
-		err = os.WriteFile(file, text, 0o600)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := again(); err == nil || !strings.Contains(err.Error(), "it was restored from an older backup") ||
-		!strings.Contains(err.Error(), "remove "+file) {
-		t.Errorf("%v", err)
-	}
-	s.restore(full) // the newer backup
-	p = s.must(one)
-	quiet("after the newer backup")
-	if err := q.Delete(ctx, "k"); err != nil {
-		t.Fatal(err)
-	}
-	if err := q.(provider.SoftDeleter).Purge(ctx, "k", deleted()); err != nil {
-		t.Fatal(err)
-	}
-	if log, err := again(); err != nil || !strings.Contains(log, "another host has purged it, or") {
-		t.Errorf("%v; log %s", err, log)
-	}
-	for _, c := range []provider.Provider{p, q} {
+	return list[0].List[0]
+}
+
+func (b *backupTest) close() {
+	b.t.Helper()
+	for _, c := range []provider.Provider{b.p, b.q} {
 		if err := c.Close(); err != nil {
-			t.Error(err)
+			b.t.Error(err)
 		}
 	}
 }
 
-// TestLostVersionIsNotFinal: a version that this KMS has had, or that was acknowledged to
-// it, and that the Key Trustee Server has lost is unavailable, before the loss was found
-// out, and at a KMS that made no change. One that was deleted, and one that never was, are
-// not found.
+// TestChangesOfOtherHosts checks that changes of another host are not taken for a server that was restored from an
+// older backup.
+func TestChangesOfOtherHosts(t *testing.T) {
+	b, ctx := newBackupTest(t), t.Context()
+	b.wantNoLoss("created")
+	_, err := b.p.Roll(ctx, "k", nil)
+	must(t, err)
+	b.wantNoLoss("rolled")
+	_, err = b.q.Roll(ctx, "k", nil)
+	must(t, err)
+	b.wantNoLoss("rolled by another host")
+	must(t, b.q.Delete(ctx, "k"))
+	b.wantNoLoss("deleted by another host")
+	must(t, b.q.(provider.SoftDeleter).Undelete(ctx, "k", b.deletedVersion()))
+	b.wantNoLoss("undeleted by another host")
+	must(t, b.q.Delete(ctx, "k"))
+	must(t, b.q.(provider.SoftDeleter).Purge(ctx, "k", b.deletedVersion()))
+	if log, err := b.restart(); err != nil || !strings.Contains(log, "another host has purged it, or") {
+		t.Errorf("purged by another host: %v; log %s", err, log)
+	}
+	b.close()
+}
+
+// TestOlderBackup restores the Key Trustee Server from an older backup. A running KMS must notice that at the next
+// change of any key and at the next check, and must refuse all changes. A restarted KMS must not start.
+func TestOlderBackup(t *testing.T) {
+	b, ctx := newBackupTest(t), t.Context()
+	backup := b.records()
+	_, err := b.p.Roll(ctx, "k", nil)
+	must(t, err)
+	_, err = b.q.Roll(ctx, "k", nil)
+	must(t, err)
+	must(t, b.q.Delete(ctx, "k"))
+	must(t, b.q.(provider.SoftDeleter).Undelete(ctx, "k", b.deletedVersion()))
+	current, err := b.p.Roll(ctx, "k", nil)
+	must(t, err)
+	_, err = b.p.Create(ctx, provider.Spec{Name: "third", Cipher: claviger.DefaultCipher, BitLength: 128})
+	must(t, err)
+	full := b.records()
+	encrypt := func() error {
+		return b.p.(provider.BlockEncrypter).EncryptBlocks(ctx, current.Name, make([]byte, 16))
+	}
+	must(t, encrypt())
+	b.restore(backup)
+	for call, f := range map[string]func() error{
+		"a roll":     func() error { _, err := b.p.Roll(ctx, "k", nil); return err },
+		"a deletion": func() error { return b.p.Delete(ctx, "k") },
+		"the check":  func() error { return b.p.(provider.Health).Check(ctx) },
+	} {
+		if err := f(); !claviger.Is(err, claviger.Unavailable) ||
+			!strings.Contains(err.Error(), "acknowledged version "+current.Name) {
+			t.Errorf("%s: %v", call, err)
+		}
+	}
+	// The lost version is in memory, but is not used. The error is not final, because EDEKs of the version exist.
+	if err := encrypt(); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "restored from an older backup") {
+		t.Errorf("a lost version: %v", err)
+	}
+	file := filepath.Join(b.one, "newest.json")
+	setTime(t, file, time.Now().Add(2*trustee.MaxSkew)) // the largest allowed difference of clocks
+	if _, err := b.restart(); err == nil || !strings.Contains(err.Error(), "was restored from an older backup") ||
+		!strings.Contains(err.Error(), "remove "+file) {
+		t.Errorf("a start after the restoration: %v", err)
+	}
+	b.restore(full)
+	b.p = b.must(b.one)
+	b.wantNoLoss("after the newer backup was restored")
+	b.close()
+}
+
+// setTime sets the time of the newest change in a file newest.json.
+func setTime(t *testing.T, file string, at time.Time) {
+	t.Helper()
+	n := readNewest(t, file)
+	n["at"] = at.UTC()
+	text, err := json.Marshal(n)
+	must(t, err)
+	must(t, os.WriteFile(file, text, 0o600))
+}
+
+// readNewest reads a file newest.json.
+func readNewest(t *testing.T, file string) (n map[string]any) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	must(t, err)
+	must(t, json.Unmarshal(text, &n))
+	return n
+}
+
+// TestLostVersionIsNotFinal checks that a version that the Key Trustee Server has lost is Unavailable at each KMS that
+// has read it, even before a check finds the loss. A deleted version and a version that never existed are not found.
 func TestLostVersionIsNotFinal(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	one, two := filepath.Join(t.TempDir(), ".keytrustee"), filepath.Join(t.TempDir(), ".keytrustee")
@@ -204,7 +222,7 @@ func TestLostVersionIsNotFinal(t *testing.T) {
 	copyFolder(t, one, two)
 	q := s.must(two)
 	s.env.Source = true
-	far := s.must(two) // as an HSM KMS uses it
+	source := s.must(two) // as an HSM KMS opens it
 	s.env.Source = false
 	spec := provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}
 	version := func(v claviger.KeyVersion, err error) string {
@@ -221,7 +239,7 @@ func TestLostVersionIsNotFinal(t *testing.T) {
 	whole := version(p.Create(ctx, spec))
 	spec.Name = "deleted"
 	deleted := version(p.Create(ctx, spec))
-	for _, r := range []provider.Provider{q, far} {
+	for _, r := range []provider.Provider{q, source} {
 		for _, v := range []string{first, lost, whole, deleted} {
 			version(r.Version(ctx, v))
 		}
@@ -231,7 +249,7 @@ func TestLostVersionIsNotFinal(t *testing.T) {
 	}
 	want := func(when, v string, kind claviger.Kind) {
 		t.Helper()
-		for host, r := range map[string]provider.Provider{"one": p, "two": q, "a source": far} {
+		for host, r := range map[string]provider.Provider{"one": p, "two": q, "a source": source} {
 			_, err := r.Version(ctx, v)
 			if err == nil && kind != claviger.Internal || err != nil && claviger.KindOf(err) != kind {
 				t.Errorf("%s: version %s at %s: %v, want %v", when, v, host, err, kind)
@@ -239,25 +257,25 @@ func TestLostVersionIsNotFinal(t *testing.T) {
 		}
 	}
 	want("deleted", deleted, claviger.VersionNotFound)
-	want("never there", "k@never", claviger.VersionNotFound)
+	want("never made", "k@never", claviger.VersionNotFound)
 	s.restore(backup)
 	want("restored", lost, claviger.Unavailable)
 	want("restored", whole, claviger.Unavailable)
 	want("restored", "k@never", claviger.VersionNotFound)
 	if v, err := q.Version(ctx, first); err != nil || v.Name != first {
-		t.Errorf("what is there: %v", err)
+		t.Errorf("a version that is not lost: %v", err)
 	}
-	for _, c := range []provider.Provider{p, q, far} {
+	for _, c := range []provider.Provider{p, q, source} {
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
 	}
 }
 
-// TestTrusteeTakesNoChanges: a Key Trustee Server that reads and takes no change, as one
-// whose disk is full, is told after the first change that it did not take, until it takes
-// one again; of the deposit that tries it nothing is left.
-func TestTrusteeTakesNoChanges(t *testing.T) {
+// TestTrusteeStoresNoChanges has a Key Trustee Server with a full disk, which answers reads and stores no change.
+// CheckWrites must fail after the first failed change, until the server stores a change again. It must leave no deposit
+// of a probe behind.
+func TestTrusteeStoresNoChanges(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	p := s.must(filepath.Join(t.TempDir(), ".keytrustee")).(*keytrustee.Provider)
 	defer p.Close()
@@ -283,22 +301,21 @@ func TestTrusteeTakesNoChanges(t *testing.T) {
 	if err := create("late"); !claviger.Is(err, claviger.Unavailable) {
 		t.Fatal(err)
 	}
-	for range 2 { // the first of them tries it
+	for range 2 { // the first call probes
 		if err := p.CheckWrites(ctx); !claviger.Is(err, claviger.Unavailable) ||
 			!strings.Contains(err.Error(), "is its disk full?") || !strings.Contains(err.Error(), s.web.URL) {
-			t.Errorf("while none is taken: %v", err)
+			t.Errorf("while the disk is full: %v", err)
 		}
 	}
 	if err := p.Check(ctx); err != nil {
-		t.Errorf("what it reads: %v", err)
+		t.Errorf("Check, which only reads: %v", err)
 	}
-	s.store.(replica.Logged).Guard(func(context.Context, replica.Position, replica.Entry) (bool,
-		error) {
+	s.store.(replica.Logged).Guard(func(context.Context, replica.Position, replica.Entry) (bool, error) {
 		return false, nil
 	})
 	keytrustee.TryAgain(p)
 	if err := p.CheckWrites(ctx); err != nil {
-		t.Errorf("once there is room: %v", err)
+		t.Errorf("after the disk has space again: %v", err)
 	}
 	left := 0
 	for _, r := range s.records() {
@@ -312,24 +329,12 @@ func TestTrusteeTakesNoChanges(t *testing.T) {
 	}
 }
 
-// TestOlderBackupAfterAClockAhead: a change that was remembered by a clock years ahead does
-// not keep later changes from being remembered, in the file and in the process; its time is
-// told, says nothing about the trustee, and is forgotten by the next change.
+// TestOlderBackupAfterAClockAhead remembers a change whose time is years in the future. The KMS must warn, must not
+// take the time as a sign of an older backup, and must still remember later changes. The next change erases the time.
 func TestOlderBackupAfterAClockAhead(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	one, p, q := twoHosts(s)
 	file := filepath.Join(one, "newest.json")
-	memory := func() (n map[string]any) {
-		t.Helper()
-		text, err := os.ReadFile(file)
-		if err == nil {
-			err = json.Unmarshal(text, &n)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
 	reopen := func() (string, error) {
 		t.Helper()
 		if err := p.Close(); err != nil {
@@ -340,23 +345,15 @@ func TestOlderBackupAfterAClockAhead(t *testing.T) {
 		p, err = s.open(one)
 		return s.log.String(), err
 	}
-	n := memory() // of "other", and before it of k
 	future := time.Now().AddDate(4, 0, 0).UTC().Truncate(time.Second)
-	n["at"] = future
-	text, err := json.Marshal(n)
-	if err == nil {
-		err = os.WriteFile(file, text, 0o600)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Another host, of a right clock, has changed the key since: that is no older backup.
+	setTime(t, file, future) // of the change of "other"
+	// Another host with a right clock changes the key: that is no older backup.
 	if _, err := q.Roll(ctx, "other", nil); err != nil {
 		t.Fatal(err)
 	}
 	log, err := reopen()
 	if err != nil || !strings.Contains(log, "change of key \\\"other\\\" at "+future.Format(time.RFC3339)+", which "+
-		"is still to come") {
+		"is in the future") {
 		t.Fatalf("%v; log %s", err, log)
 	}
 	backup := s.records()
@@ -365,14 +362,14 @@ func TestOlderBackupAfterAClockAhead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n = memory(); n["version"] != v.Name || !strings.Contains(s.log.String(), "which is still to come") {
+	if n := readNewest(t, file); n["version"] != v.Name || !strings.Contains(s.log.String(), "which is in the future") {
 		t.Errorf("remembered: %v; log %s", n, s.log.String())
 	}
-	if log, err := reopen(); err != nil || strings.Contains(log, "still to come") {
+	if log, err := reopen(); err != nil || strings.Contains(log, "in the future") {
 		t.Errorf("after the change: %v; log %s", err, log)
 	}
 	s.restore(backup)
-	if _, err := reopen(); err == nil || !strings.Contains(err.Error(), "has acknowledged version "+v.Name) {
+	if _, err := reopen(); err == nil || !strings.Contains(err.Error(), "acknowledged version "+v.Name) {
 		t.Errorf("an older backup: %v", err)
 	}
 	if err := q.Close(); err != nil {
@@ -380,8 +377,8 @@ func TestOlderBackupAfterAClockAhead(t *testing.T) {
 	}
 }
 
-// TestOlderBackupAfterAPurge: a purge of a deleted key does not make the KMS forget what
-// it knows of the key that has the name now.
+// TestOlderBackupAfterAPurge checks that the purge of a deleted key does not erase the remembered change of a newer key
+// with the same name.
 func TestOlderBackupAfterAPurge(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	dir := filepath.Join(t.TempDir(), ".keytrustee")
@@ -392,7 +389,7 @@ func TestOlderBackupAfterAPurge(t *testing.T) {
 		err = p.Delete(ctx, "k")
 	}
 	if err == nil {
-		time.Sleep(2 * time.Millisecond) // another time of creation
+		time.Sleep(2 * time.Millisecond) // so that the creation times differ
 		_, err = p.Create(ctx, spec)
 	}
 	if err != nil {
@@ -410,7 +407,7 @@ func TestOlderBackupAfterAPurge(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.restore(backup)
-	if _, err := s.open(dir); err == nil || !strings.Contains(err.Error(), "has acknowledged version "+lost.Name) {
+	if _, err := s.open(dir); err == nil || !strings.Contains(err.Error(), "acknowledged version "+lost.Name) {
 		t.Errorf("an older backup: %v", err)
 	}
 }

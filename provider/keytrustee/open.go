@@ -16,8 +16,8 @@ import (
 	"claviger/trustee"
 )
 
-// mismatch is the message of a Key Trustee KMS whose hosts have different identities, word for
-// word: operators search for it.
+// mismatch is Cloudera's message for a Key Trustee KMS whose hosts have different identities. It stays word for word,
+// because operators search for it.
 const mismatch = "Unable to verify private key match between KMS hosts. Verify private key files have been synced " +
 	"between all KMS hosts. Aborting to prevent data inconsistency."
 
@@ -26,31 +26,30 @@ const (
 	propertyShared     = "claviger.keytrustee.shared.organization"
 )
 
-// Scheme is the registry's entry for keytrustee://file@/PATH/.keytrustee, the folder of a KT KMS.
-// clientTLS returns the certificates that are trusted for a Key Trustee Server; they are not the
-// KMS's own.
+// Scheme is the registry's entry for keytrustee://file@/PATH/.keytrustee, the folder of a KT KMS. clientTLS returns the
+// TLS configuration for connections to a Key Trustee Server, with the trusted certificates.
 func Scheme(clientTLS func(provider.Env) (*tls.Config, error)) provider.Scheme {
 	return provider.Scheme{Name: "keytrustee", Open: func(ctx context.Context, uri string,
 		env provider.Env) (provider.Provider, error) {
 		p, err := open(ctx, uri, env, clientTLS)
 		if err != nil {
-			return nil, err // not p: a nil pointer in an interface is not nil
+			return nil, err // not p: an interface that holds a nil pointer is not nil
 		}
 		return p, nil
 	}}
 }
 
-// opening is a provider that is being opened.
+// opening is the state of open.
 type opening struct {
-	path   string
+	path   string // of the folder
 	site   site
 	folder *trustee.Folder
 	client *trustee.Client
 	tls    *tls.Config
 	env    provider.Env
-	shared bool // other KMS hosts have the organization too
+	shared bool // other KMSs may be registered with the organization
 	log    *slog.Logger
-	// release frees the lock of the KMS on its folder.
+	// release unlocks the folder.
 	release func()
 }
 
@@ -64,40 +63,13 @@ func open(ctx context.Context, uri string, env provider.Env,
 	if o.log == nil {
 		o.log = slog.New(slog.DiscardHandler)
 	}
-	// Before any file or server is used: they are not at fault here.
 	cfg := Config{URI: uri, Log: o.log}
-	if cfg.SoftDelete, err = env.Bool(propertySoftDelete, true); err != nil {
-		return nil, err
-	}
-	if cfg.MaterialLife, err = materialLife(env); err != nil {
-		return nil, err
-	}
-	if o.shared, err = env.Bool(propertyShared, false); err != nil {
-		return nil, err
-	}
-	kts, _ := env.Get(hadoopconf.TrusteeConf)
-	var warnings []string
-	if o.site, warnings, err = readSite(kts, env.ConfDir); err != nil {
+	if err := o.configure(&cfg); err != nil {
 		return nil, err
 	}
 	defer o.site.auth.Wipe()
-	for _, w := range warnings {
-		o.log.Warn(w)
-	}
-	if clientTLS != nil {
-		if o.tls, err = clientTLS(env); err != nil {
-			return nil, err
-		}
-	}
-	if o.site.insecure {
-		o.log.Warn("certificates of the Key Trustee Server are not checked, so that whoever is between can withhold "+
-			"deposits: put its certificate into the truststore and take the property out; Cloudera Manager sets it "+
-			"by itself where the KMS's own TLS is off",
-			"file", o.site.file, "property", prefix+"insecure")
-		if o.tls = o.tls.Clone(); o.tls == nil {
-			o.tls = &tls.Config{MinVersion: tls.VersionTLS12}
-		}
-		o.tls.InsecureSkipVerify = true //nolint:gosec // as the operator has it; answers are signed
+	if err := o.setTLS(clientTLS); err != nil {
+		return nil, err
 	}
 	if err := o.load(ctx); err != nil {
 		o.release()
@@ -105,16 +77,67 @@ func open(ctx context.Context, uri string, env provider.Env,
 	}
 	cfg.Box, cfg.Identity = o.client, o.folder.Identity
 	cfg.Closer = func() error { o.client.Close(); o.release(); return nil }
-	if env.Source { // a source changes nothing, and its folder is a copy of another host's
+	if env.Source { // a source changes no key, and its folder is a copy of a KMS's folder
 		return New(cfg), nil
 	}
+	return o.start(ctx, cfg)
+}
+
+// configure reads the properties and kts-site.xml. Wrong values are reported before the folder or a server is used.
+func (o *opening) configure(cfg *Config) error {
+	var err error
+	if cfg.SoftDelete, err = o.env.Bool(propertySoftDelete, true); err != nil {
+		return err
+	}
+	if cfg.MaterialLife, err = materialLife(o.env); err != nil {
+		return err
+	}
+	if o.shared, err = o.env.Bool(propertyShared, false); err != nil {
+		return err
+	}
+	kts, _ := o.env.Get(hadoopconf.TrusteeConf)
+	var warnings []string
+	if o.site, warnings, err = readSite(kts, o.env.ConfDir); err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		o.log.Warn(w)
+	}
+	return nil
+}
+
+// setTLS sets the TLS configuration for connections to the Key Trustee Servers.
+func (o *opening) setTLS(clientTLS func(provider.Env) (*tls.Config, error)) error {
+	if clientTLS != nil {
+		var err error
+		if o.tls, err = clientTLS(o.env); err != nil {
+			return err
+		}
+	}
+	if !o.site.insecure {
+		return nil
+	}
+	o.log.Warn("the certificate of the Key Trustee Server is not verified, so an attacker on the network can withhold "+
+		"deposits: put the certificate into the truststore, and remove the property. Cloudera Manager sets this "+
+		"property if the KMS's own TLS is off",
+		"file", o.site.file, "property", prefix+"insecure")
+	if o.tls = o.tls.Clone(); o.tls == nil {
+		o.tls = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	o.tls.InsecureSkipVerify = true //nolint:gosec // the operator set it; answers are signed
+	return nil
+}
+
+// start marks the folder and makes the provider of a KMS. It fails if the Key Trustee Server lost acknowledged changes.
+func (o *opening) start(ctx context.Context, cfg Config) (*Provider, error) {
 	markServed(o.folder, time.Now(), o.log)
-	cfg.memory, cfg.place = &memory{folder: o.folder}, &place{folder: o.folder}
+	cfg.memory, cfg.watch = &memory{folder: o.folder}, &folderWatch{folder: o.folder}
 	p := New(cfg)
-	warning, err := p.atStart(ctx)
+	warning, err := p.checkAtStart(ctx)
 	switch {
 	case claviger.Is(err, claviger.Unavailable):
-		o.log.Warn("whether the Key Trustee Server has what it acknowledged last could not be asked", "err", err)
+		o.log.Warn("could not check whether the Key Trustee Server still has the changes that it acknowledged", "err",
+			err)
 	case err != nil:
 		return nil, errors.Join(err, p.Close())
 	case warning != "":
@@ -123,7 +146,7 @@ func open(ctx context.Context, uri string, env provider.Env,
 	return p, nil
 }
 
-// materialLife reads how long a version's key is kept in memory.
+// materialLife reads how long material stays in memory.
 func materialLife(env provider.Env) (time.Duration, error) {
 	const name = "claviger.keytrustee.material.life"
 	v, ok := env.Get(name)
@@ -137,8 +160,8 @@ func materialLife(env provider.Env) (time.Duration, error) {
 	return d, nil
 }
 
-// load reads identity, servers and registration. If a server does not answer, requests to it are
-// postponed, provided that the folder says they were answered before.
+// load reads the folder: identity, servers and registration. It makes what the folder lacks. If the folder is complete,
+// a server that does not answer is no error.
 func (o *opening) load(ctx context.Context) error {
 	folder, err := trustee.LoadFolder(o.path)
 	switch {
@@ -154,7 +177,7 @@ func (o *opening) load(ctx context.Context) error {
 	}
 	o.folder = folder
 	if !o.env.Source {
-		if o.release, err = share(o.path, o.env.ConfDir, o.log); err != nil {
+		if o.release, err = lockFolder(o.path, o.env.ConfDir, o.log); err != nil {
 			o.release = func() {}
 			return err
 		}
@@ -171,16 +194,17 @@ func (o *opening) load(ctx context.Context) error {
 	case folder.Registered.IsZero():
 		return o.register(ctx)
 	case o.env.Source:
-		return nil // a copy of a folder is as good as the KMS's own
+		return nil // the folder is a copy, so its identity is that of the KMS
 	}
-	return o.compare(ctx)
+	return o.compareIdentities(ctx)
 }
 
+// newFolder makes the folder with a new identity.
 func (o *opening) newFolder() (*trustee.Folder, error) {
 	if o.site.org == "" {
 		return nil,
-			fmt.Errorf("%s: property %sorg is not set: at its first start a KT KMS registers with an organization, "+
-				"which claviger orgtool add makes", o.site.file, prefix)
+			fmt.Errorf("%s: property %sorg is not set: at its first start a KT KMS registers with an organization. "+
+				"Make one with claviger orgtool add", o.site.file, prefix)
 	}
 	if err := trustee.MakeFolder(o.path); err != nil {
 		return nil, err
@@ -198,13 +222,12 @@ func (o *opening) newFolder() (*trustee.Folder, error) {
 	if err != nil {
 		return nil, err
 	}
-	o.log.Warn("this KT KMS has an identity of its own now: other hosts of the same KMS need a copy of the folder "+
-		"before they are started", "folder", o.path, "identity", id)
+	o.log.Warn("made a new identity for this KT KMS: copy the folder to the other hosts of the same KMS before "+
+		"you start them", "folder", o.path, "identity", id)
 	return folder, nil
 }
 
-// newClient makes a client of the servers in kts-site.xml. The active and the passive server have
-// one identity.
+// newClient makes a client of the servers in kts-site.xml. The active and the passive server share one identity.
 func (o *opening) newClient() (*trustee.Client, error) {
 	cfg := trustee.ClientConfig{Identity: o.folder.Identity, TLS: o.tls, RoundRobin: o.site.roundRobin &&
 		len(o.site.hosts) > 1, MaxConns: o.site.pool, Log: o.log}
@@ -218,7 +241,7 @@ func (o *opening) newClient() (*trustee.Client, error) {
 	return trustee.NewClient(cfg)
 }
 
-// introduce asks the servers for their identity, once, over TLS.
+// introduce gets the identity of the servers over TLS, and saves it in the folder.
 func (o *opening) introduce(ctx context.Context) error {
 	var errs []error
 	for _, host := range o.site.hosts {
@@ -227,7 +250,7 @@ func (o *opening) introduce(ctx context.Context) error {
 			errs = append(errs, err)
 			continue
 		}
-		o.log.Info("this Key Trustee Server is believed from now on", "server", host, "identity", p)
+		o.log.Info("this KMS trusts this Key Trustee Server from now on", "server", host, "identity", p)
 		o.folder.Servers = []*trustee.Party{p}
 		if err := o.folder.Save(); err != nil {
 			return err
@@ -236,17 +259,18 @@ func (o *opening) introduce(ctx context.Context) error {
 		o.client, err = o.newClient()
 		return err
 	}
-	return fmt.Errorf("no Key Trustee Server could be asked who it is: %w", errors.Join(errs...))
+	return fmt.Errorf("no Key Trustee Server sent its identity: %w", errors.Join(errs...))
 }
 
+// register registers the identity with the organization.
 func (o *opening) register(ctx context.Context) error {
 	if o.site.org == "" {
 		return fmt.Errorf("%s: property %sorg is not set, and %s was not registered yet", o.site.file, prefix,
 			o.folder.Identity)
 	}
 	if o.env.Source {
-		return fmt.Errorf("%s was never registered with a Key Trustee Server, so there are no keys of it: copy the "+
-			"folder from the KT KMS host", o.path)
+		return fmt.Errorf("%s was never registered with a Key Trustee Server, so it has no keys: copy the folder "+
+			"from the KT KMS host", o.path)
 	}
 	active, err := o.client.Register(ctx, o.site.org, string(o.site.auth), !o.shared)
 	switch {
@@ -258,8 +282,8 @@ func (o *opening) register(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("this KMS could not be registered with the Key Trustee Server: %w", err)
 	case !active:
-		return fmt.Errorf("organization %q has no secret, so that an operator decides: on the Key Trustee Server's "+
-			"host run claviger orgtool enable-client --fingerprint %s, and start again", o.site.org,
+		return fmt.Errorf("organization %q has no secret, so an operator must admit this KMS: on the Key Trustee "+
+			"Server's host run claviger orgtool enable-client --fingerprint %s, and start again", o.site.org,
 			o.folder.Identity.Fingerprint())
 	}
 	o.folder.Org, o.folder.Registered = o.site.org, time.Now()
@@ -267,19 +291,19 @@ func (o *opening) register(ctx context.Context) error {
 	return o.folder.Save()
 }
 
-// compare refuses to start if another identity of the organization was registered first: then one
-// host could not read the keys of the other.
-func (o *opening) compare(ctx context.Context) error {
+// compareIdentities fails if another identity of the organization was registered first: hosts with different identities
+// cannot read each other's keys.
+func (o *opening) compareIdentities(ctx context.Context) error {
 	if o.shared {
 		return nil
 	}
 	r, err := o.client.Clients(ctx)
 	if claviger.Is(err, claviger.Unavailable) {
-		o.log.Warn("whether all hosts of this KMS have one identity could not be asked", "err", err)
+		o.log.Warn("could not check whether all hosts of this KMS have the same identity", "err", err)
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("the Key Trustee Server does not let this KMS in: %w", err)
+		return fmt.Errorf("the Key Trustee Server refuses this KMS: %w", err)
 	}
 	mine := o.folder.Identity.Fingerprint()
 	for _, c := range r.Clients {
@@ -294,11 +318,11 @@ func (o *opening) compare(ctx context.Context) error {
 	return nil
 }
 
-func (o *opening) mismatch(what string) error {
+func (o *opening) mismatch(reason string) error {
 	return fmt.Errorf("%s %s, but %s, %s and %s in %s are of %s: copy these three files together from the KT KMS "+
-		"host whose %s has that fingerprint. If this is another KMS, give it an organization of its own (claviger "+
-		"orgtool add), or set "+propertyShared+" to true; a client that is no more is put out by claviger "+
+		"host whose %s has that fingerprint. If this is another KMS, give it its own organization (claviger "+
+		"orgtool add), or set "+propertyShared+" to true. If that client no longer exists, disable it with claviger "+
 		"orgtool disable-client",
-		mismatch, what, trustee.ConfFile, trustee.PublicRing, trustee.PrivateRing, o.path, o.folder.Identity,
+		mismatch, reason, trustee.ConfFile, trustee.PublicRing, trustee.PrivateRing, o.path, o.folder.Identity,
 		trustee.ConfFile)
 }

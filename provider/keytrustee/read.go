@@ -21,16 +21,15 @@ func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	}
 	names := []string{}
 	err := p.list(ctx, keyPrefix, false, func(d *trustee.Deposit) {
-		names = append(names,
-			strings.TrimPrefix(d.Label, keyPrefix))
+		names = append(names, strings.TrimPrefix(d.Label, keyPrefix))
 	})
 	if err != nil {
-		return nil, failed(op, "", err)
+		return nil, boxError(op, "", err)
 	}
 	return names, nil
 }
 
-// Metadata returns one entry per name.
+// Metadata returns one entry for each name.
 func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
 	const op = "keytrustee.Metadata"
 	if err := p.ready(ctx, op, ""); err != nil {
@@ -51,7 +50,7 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 	return list, nil
 }
 
-// each calls f for 0 to n-1, a few at a time.
+// each calls f for 0 to n-1, parallel calls at a time.
 func each(ctx context.Context, n int, f func(context.Context, int) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(parallel)
@@ -113,6 +112,7 @@ func (p *Provider) Version(ctx context.Context, version string) (claviger.KeyVer
 	return p.version(ctx, op, version)
 }
 
+// version is Version without the check by ready.
 func (p *Provider) version(ctx context.Context, op, version string) (claviger.KeyVersion, error) {
 	name, ok := claviger.KeyOfVersion(version)
 	if !ok {
@@ -132,7 +132,7 @@ func (p *Provider) version(ctx context.Context, op, version string) (claviger.Ke
 	return p.fetch(ctx, op, k, ref)
 }
 
-// EncryptBlocks encrypts with the version's material, which it fetches if it is not in memory.
+// EncryptBlocks encrypts with the version's material. It fetches the material if it is not in memory.
 func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
 	const op = "keytrustee.EncryptBlocks"
 	if err := p.ready(ctx, op, version); err != nil {
@@ -158,7 +158,7 @@ func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []b
 	return nil
 }
 
-// Deleted returns the keys that were deleted softly, the oldest deletion first.
+// Deleted returns the soft-deleted keys, longest deleted first.
 func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Deleted, error) {
 	const op = "keytrustee.Deleted"
 	if err := p.ready(ctx, op, ""); err != nil {
@@ -166,16 +166,16 @@ func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Del
 	}
 	var docs []*keyDoc
 	if len(names) == 0 {
-		names = []string{""} // any
+		names = []string{""} // all
 	} else {
-		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == "" || holdable(n) != nil })
+		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == "" || checkName(n) != nil })
 	}
 	for _, name := range names {
-		some, err := p.deletedDocs(ctx, op, name)
+		ofName, err := p.deletedDocs(ctx, op, name)
 		if err != nil {
 			return nil, err
 		}
-		docs = append(docs, some...)
+		docs = append(docs, ofName...)
 	}
 	slices.SortStableFunc(docs, func(a, b *keyDoc) int { return since(a).Compare(since(b)) })
 	list := make([]provider.Deleted, len(docs))
@@ -188,31 +188,31 @@ func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Del
 	return list, nil
 }
 
-// deletedDocs returns the deleted keys of a name ("" for all), the oldest deletion first.
+// deletedDocs returns the documents of deleted keys of that name ("" for all), longest deleted first.
 func (p *Provider) deletedDocs(ctx context.Context, op, name string) ([]*keyDoc, error) {
 	prefix := deletedPrefix
 	if name != "" {
 		prefix += name + "/"
 	}
-	type place struct{ label, name string }
-	var places []place
+	type entry struct{ label, name string }
+	var entries []entry
 	err := p.list(ctx, prefix, false, func(d *trustee.Deposit) {
 		if of := ofDeleted(d.Label); of != "" && (name == "" || of == name) {
-			places = append(places, place{d.Label, of})
+			entries = append(entries, entry{d.Label, of})
 		}
 	})
 	if err != nil {
-		return nil, failed(op, name, err)
+		return nil, boxError(op, name, err)
 	}
-	docs := make([]*keyDoc, len(places))
-	err = each(ctx, len(places), func(ctx context.Context, i int) (err error) {
-		docs[i], err = p.doc(ctx, op, places[i].label, places[i].name)
+	docs := make([]*keyDoc, len(entries))
+	err = each(ctx, len(entries), func(ctx context.Context, i int) (err error) {
+		docs[i], err = p.doc(ctx, op, entries[i].label, entries[i].name)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	docs = slices.DeleteFunc(docs, func(k *keyDoc) bool { return k == nil }) // purged meanwhile
+	docs = slices.DeleteFunc(docs, func(k *keyDoc) bool { return k == nil }) // nil: purged in the meantime
 	slices.SortStableFunc(docs, func(a, b *keyDoc) int { return since(a).Compare(since(b)) })
 	return docs, nil
 }

@@ -17,22 +17,21 @@ import (
 	"claviger/trustee/server/sqlite"
 )
 
-// parted are a Key Trustee Server and one that was a copy of it, each changed by a KMS
-// since.
-type parted struct {
+// diverged has a Key Trustee Server and a copy of it. A KMS changes each of them.
+type diverged struct {
 	*site
-	p, q  *keytrustee.Provider // the KMS at the one, and at the copy
-	other server.Store
-	// folder of the KMS. One that is opened from it remembers its changes; p and q do not.
+	p, q  *keytrustee.Provider // the KMS at the server, and at the copy
+	other server.Store         // of the copy
+	// folder is the folder of the KMS. A provider that is opened from it remembers its changes; p and q do not.
 	folder string
-	ahead  time.Duration // of p's clock
-	made   map[string]string
+	ahead  time.Duration     // p's clock is ahead by this time
+	made   map[string]string // first version of each key, by key name
 }
 
-// part makes keys, copies the server and parts the two.
-func part(t *testing.T) *parted {
+// diverge makes keys, and copies the server.
+func diverge(t *testing.T) *diverged {
 	t.Helper()
-	s := &parted{site: newSite(t), made: map[string]string{}}
+	s := &diverged{site: newSite(t), made: map[string]string{}}
 	s.folder = filepath.Join(t.TempDir(), ".keytrustee")
 	must(t, s.site.must(s.folder).Close())
 	f, err := trustee.LoadFolder(s.folder)
@@ -71,15 +70,16 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func (s *parted) create(p *keytrustee.Provider, name, as string, bits int) {
+// create makes a key, and stores its version in made under name+suffix.
+func (s *diverged) create(p *keytrustee.Provider, name, suffix string, bits int) {
 	s.t.Helper()
 	v, err := p.Create(s.t.Context(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: bits})
 	must(s.t, err)
-	s.made[name+as] = v.Name
+	s.made[name+suffix] = v.Name
 	v.Material.Wipe()
 }
 
-func (s *parted) roll(p *keytrustee.Provider, name string) string {
+func (s *diverged) roll(p *keytrustee.Provider, name string) string {
 	s.t.Helper()
 	v, err := p.Roll(s.t.Context(), name, nil)
 	must(s.t, err)
@@ -87,34 +87,28 @@ func (s *parted) roll(p *keytrustee.Provider, name string) string {
 	return v.Name
 }
 
-func (s *parted) recover(revive ...string) *replica.Recovered {
+func (s *diverged) recover(revive ...string) *replica.Recovered {
 	s.t.Helper()
 	r, err := replica.Recover(s.t.Context(), s.store, s.other, replica.RecoverOptions{Revive: revive})
 	must(s.t, err)
 	return r
 }
 
-// opens encrypts a block with a version: EDEKs of it open.
-func (s *parted) opens(version string) error {
+// use encrypts a block with a version.
+func (s *diverged) use(version string) error {
 	return s.p.EncryptBlocks(s.t.Context(), version, make([]byte, 16))
 }
 
-// TestRecoverKeys: a key that was deleted stays deleted, versions of keys that are there
-// are kept, survive a roll much later, and open once they are adopted.
+// TestRecoverKeys checks what Recover adds to the server: new keys are added, deleted keys stay deleted, and new
+// versions of existing keys are set aside.
 func TestRecoverKeys(t *testing.T) {
-	s := part(t)
+	s := diverge(t)
 	ctx := t.Context()
 	must(t, s.p.Delete(ctx, "deleted"))
 	must(t, s.p.Delete(ctx, "purged"))
 	must(t, s.p.Purge(ctx, "purged", s.made["purged"]))
-	s.roll(s.p, "rolled")
-	s.create(s.p, "both", "", 256)
-	s.create(s.p, "length", "", 128)
-	rolled, idle := s.roll(s.q, "rolled"), s.roll(s.q, "idle")
-	s.create(s.q, "both", " there", 256)
-	s.create(s.q, "length", " there", 256)
+	aside := s.makeAside()
 	s.create(s.q, "new", "", 256)
-	aside := []string{rolled, idle, s.made["both there"], s.made["length there"]}
 
 	r := s.recover()
 	slices.Sort(aside)
@@ -126,24 +120,51 @@ func TestRecoverKeys(t *testing.T) {
 	for _, text := range []string{`REVIVED key "deleted"`, `REVIVED key "purged"`,
 		`key "both": the store has another`} {
 		if !strings.Contains(left, text) {
-			t.Errorf("%q is not said: %s", text, left)
+			t.Errorf("Left lacks %q: %s", text, left)
 		}
 	}
 	names, err := s.p.Keys(ctx)
 	if want := []string{"both", "idle", "length", "new", "rolled"}; err != nil || !slices.Equal(names, want) {
-		t.Errorf("%q, %v", names, err)
+		t.Errorf("keys %q, %v; want %q", names, err, want)
 	}
-	must(t, s.opens(s.made["new"]))
-	if err := s.opens(rolled); !claviger.Is(err, claviger.VersionNotFound) {
-		t.Errorf("a version that no key names: %v", err)
+	must(t, s.use(s.made["new"]))
+	if err := s.use(s.made["rolled there"]); !claviger.Is(err, claviger.VersionNotFound) {
+		t.Errorf("a version that no document names: %v", err)
 	}
-	// A second time changes nothing and says the same.
+	// The second recovery changes nothing, and returns the same.
 	if r := s.recover(); !r.Added.None() || len(r.Aside) != 4 {
-		t.Errorf("a second time: %+v", r)
+		t.Errorf("second recovery: %+v", r)
 	}
+}
 
-	s.ahead = 2 * time.Hour
+// makeAside makes versions at the copy that Recover sets aside, and returns them. made has them by key name and "
+// there".
+func (s *diverged) makeAside() []string {
+	s.t.Helper()
 	s.roll(s.p, "rolled")
+	s.create(s.p, "both", "", 256)
+	s.create(s.p, "length", "", 128)
+	s.made["rolled there"], s.made["idle there"] = s.roll(s.q, "rolled"), s.roll(s.q, "idle")
+	s.create(s.q, "both", " there", 256)
+	s.create(s.q, "length", " there", 256)
+	return []string{s.made["rolled there"], s.made["idle there"], s.made["both there"], s.made["length there"]}
+}
+
+// rollLater rolls a key two hours later, so that clean removes unused versions.
+func (s *diverged) rollLater(name string) {
+	s.t.Helper()
+	s.ahead = 2 * time.Hour
+	s.roll(s.p, name)
+}
+
+// TestAdopt checks that versions that were set aside survive changes, and can be used after Adopt.
+func TestAdopt(t *testing.T) {
+	s := diverge(t)
+	ctx := t.Context()
+	s.makeAside()
+	s.recover()
+	rolled := s.made["rolled there"]
+	s.rollLater("rolled")
 	s.ahead = 0
 	list, err := s.p.Aside(ctx)
 	if err != nil || len(list) != 4 {
@@ -151,9 +172,9 @@ func TestRecoverKeys(t *testing.T) {
 	}
 	current, err := s.p.Current(ctx, "rolled")
 	must(t, err)
-	for _, version := range []string{rolled, idle, s.made["both there"]} {
+	for _, version := range []string{rolled, s.made["idle there"], s.made["both there"]} {
 		must(t, s.p.Adopt(ctx, version))
-		must(t, s.opens(version))
+		must(t, s.use(version))
 	}
 	if now, err := s.p.Current(ctx, "rolled"); err != nil || now.Name != current.Name {
 		t.Errorf("current is %s, not %s: %v", now.Name, current.Name, err)
@@ -162,24 +183,23 @@ func TestRecoverKeys(t *testing.T) {
 		t.Errorf("a version of another length: %v", err)
 	}
 	if versions, err := s.p.Versions(ctx, "length"); err != nil || len(versions) != 1 {
-		t.Errorf("after it: %d versions, %v", len(versions), err)
+		t.Errorf("after the refused Adopt: %d versions, %v", len(versions), err)
 	}
 	if err := s.p.Adopt(ctx, rolled); !claviger.Is(err, claviger.VersionNotFound) {
-		t.Errorf("a second time: %v", err)
+		t.Errorf("second Adopt: %v", err)
 	}
 	if list, err := s.p.Aside(ctx); err != nil || len(list) != 1 || list[0].Version != s.made["length there"] {
 		t.Errorf("%+v, %v", list, err)
 	}
-	// A later recovery leaves them, and a roll, too.
+	// A later recovery and a later roll keep the adopted versions.
 	s.recover()
-	s.ahead = 2 * time.Hour
-	s.roll(s.p, "rolled")
-	fresh := s.site.must(s.folder) // it has no material yet
+	s.rollLater("rolled")
+	fresh := s.site.must(s.folder) // without material in memory
 	defer fresh.Close()
 	if v, err := fresh.Version(ctx, rolled); err != nil || v.Name != rolled {
-		t.Errorf("after rolls: %v", err)
+		t.Errorf("an adopted version after rolls: %v", err)
 	}
-	// The purge of a key leaves what is only kept.
+	// The purge of a key keeps its versions that are set aside.
 	must(t, s.p.Delete(ctx, "length"))
 	must(t, s.p.Purge(ctx, "length", s.made["length"]))
 	if list, err := s.p.Aside(ctx); err != nil || len(list) != 1 {
@@ -187,10 +207,10 @@ func TestRecoverKeys(t *testing.T) {
 	}
 }
 
-// TestRecoverRevived: a deleted key that is brought back by name opens, and the purge of
-// the deleted one takes nothing from it.
+// TestRecoverRevived checks that Recover brings back deleted keys that are named in Revive, and that a purge of the
+// deleted key removes no version of the revived one.
 func TestRecoverRevived(t *testing.T) {
-	s := part(t)
+	s := diverge(t)
 	ctx := t.Context()
 	kms, ok := s.site.must(s.folder).(*keytrustee.Provider)
 	if !ok {
@@ -205,7 +225,7 @@ func TestRecoverRevived(t *testing.T) {
 	}
 	must(t, kms.Purge(ctx, "deleted", s.made["deleted"]))
 	must(t, kms.Close())
-	fresh := s.site.must(s.folder) // it finds what it remembers, and has no material yet
+	fresh := s.site.must(s.folder) // its remembered changes are intact; it has no material in memory
 	defer fresh.Close()
 	if list, err := s.p.Deleted(ctx); err != nil || len(list) != 0 {
 		t.Errorf("%+v, %v", list, err)
@@ -219,17 +239,17 @@ func TestRecoverRevived(t *testing.T) {
 	must(t, s.p.Purge(ctx, "deleted", late))
 	err := s.store.Export(ctx, func(r server.Record) error {
 		if r.Deposit != nil && strings.Contains(r.Deposit.Label, "deleted@") {
-			t.Errorf("%s is left of a key that was purged", r.Deposit.Label)
+			t.Errorf("deposit %s of a purged key is left", r.Deposit.Label)
 		}
 		return nil
 	})
 	must(t, err)
 }
 
-// TestRecoverDeletedThere: what was deleted at the other alone stays, and what was made
-// and deleted there comes back as a deleted key.
+// TestRecoverDeletedThere checks that Recover keeps a key that was deleted at the copy only, and adds a key that was
+// made and deleted at the copy as a deleted key.
 func TestRecoverDeletedThere(t *testing.T) {
-	s := part(t)
+	s := diverge(t)
 	ctx := t.Context()
 	must(t, s.q.Delete(ctx, "idle"))
 	s.create(s.q, "short", "", 256)
@@ -239,7 +259,7 @@ func TestRecoverDeletedThere(t *testing.T) {
 		!slices.Equal(r.Names, []string{`deleted key "short"`}) {
 		t.Errorf("%+v", r)
 	}
-	must(t, s.opens(s.made["idle"]))
+	must(t, s.use(s.made["idle"]))
 	must(t, s.p.Undelete(ctx, "short", s.made["short"]))
-	must(t, s.opens(s.made["short"]))
+	must(t, s.use(s.made["short"]))
 }

@@ -7,19 +7,18 @@ import (
 	"claviger"
 )
 
-// maxSeen bounds the versions that are remembered.
+// maxSeen bounds the number of versions in seenVersions.
 const maxSeen = 1 << 16
 
-// seen are the versions that this process has had from the Key Trustee Server, with the time at
-// which their key was made. EDEKs of them were handed out, and wait in the queues of NameNodes and
-// in files. If such a version is not found any more, the server may have been restored from an
-// older backup.
-type seen struct {
+// seenVersions has the versions that this process got from the Key Trustee Server, with the creation time of their key.
+// EDEKs of these versions are in files and in the queues of NameNodes. If the server lacks such a version later, the
+// server may have been restored from an older backup.
+type seenVersions struct {
 	mu   sync.Mutex
-	made map[string]int64
+	made map[string]int64 // creation time of the key, in milliseconds since 1970, by full version name
 }
 
-func (s *seen) add(version string, made int64) {
+func (s *seenVersions) add(version string, made int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.made == nil {
@@ -34,8 +33,8 @@ func (s *seen) add(version string, made int64) {
 	s.made[version] = made
 }
 
-// forget removes versions that this process has ended.
-func (s *seen) forget(versions []versionRef) {
+// forget removes versions that this process has purged.
+func (s *seenVersions) forget(versions []versionRef) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, v := range versions {
@@ -43,31 +42,30 @@ func (s *seen) forget(versions []versionRef) {
 	}
 }
 
-func (s *seen) find(version string) (made int64, ok bool) {
+func (s *seenVersions) find(version string) (made int64, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	made, ok = s.made[version]
 	return made, ok
 }
 
-// absent is the error for a version that the key k does not name; k is nil if there is no key. Its
-// kind is VersionNotFound, which is final to clients, unless the version existed before and is not
-// known to have ended, or the server is known to have lost what it acknowledged.
+// absent returns the error for a version that is not in the document k of its key; k is nil if there is no key. The
+// kind is VersionNotFound only if no loss of the version is possible, because clients give up on this kind. It is
+// Unavailable if the version existed and was not deleted, or if the server lost acknowledged changes.
 func (p *Provider) absent(ctx context.Context, op, name, version string, k *keyDoc) error {
 	none := claviger.E(op, claviger.VersionNotFound, version, nil)
 	if m := p.cfg.memory; m != nil {
 		m.mu.Lock()
-		why := m.why
+		loss := m.loss
 		m.mu.Unlock()
-		if why != nil {
-			return claviger.Errorf(op, claviger.Unavailable, version, "whether there was such a version is not "+
-				"known: %w", why)
+		if loss != nil {
+			return claviger.Errorf(op, claviger.Unavailable, version, "the version may have existed: %w", loss)
 		}
 	}
 	made, had := p.seen.find(version)
 	if !had {
-		var noted bool
-		if made, noted = p.cfg.memory.acknowledged(version); !noted {
+		var acknowledged bool
+		if made, acknowledged = p.cfg.memory.acknowledged(version); !acknowledged {
 			return none
 		}
 	}
@@ -85,22 +83,23 @@ func (p *Provider) absent(ctx context.Context, op, name, version string, k *keyD
 		}
 		without = without || d.Created == made
 	}
-	const restored = "the Key Trustee Server was restored from an older backup: restore a newer one, or take " +
-		"claviger trustee recover there and claviger trustee adopt here; NameNodes that have EDEKs of that version " +
-		"in their queues must be restarted"
+	const restored = "the Key Trustee Server was restored from an older backup: restore a newer backup, or run " +
+		"claviger trustee recover on the server and claviger trustee adopt here. Restart the NameNodes that have " +
+		"EDEKs of this version in their queues"
 	switch {
-	case without: // a version ends only with its key
-		return claviger.Errorf(op, claviger.Unavailable, version, "this version was at the Key Trustee Server, which "+
-			"has its key without it now: "+restored)
+	case without: // only the purge of its key removes a version
+		return claviger.Errorf(op, claviger.Unavailable, version, "the Key Trustee Server had this version, and now "+
+			"has its key without it: "+restored)
 	case had:
-		return claviger.Errorf(op, claviger.Unavailable, version, "this version was at the Key Trustee Server, which "+
-			"does not have its key any more: another host of this KMS has purged the key (then a restart of this one "+
-			"ends this message), or "+restored)
+		return claviger.Errorf(op, claviger.Unavailable, version, "the Key Trustee Server had this version, and now "+
+			"does not have its key: another host of this KMS has purged the key (then a restart of this process ends "+
+			"this message), or "+restored)
 	}
 	return none
 }
 
-// acknowledged reports whether the file remembers that the server acknowledged a version.
+// acknowledged reports whether the server acknowledged the version, as far as the stored changes show. made is the
+// creation time of its key.
 func (m *memory) acknowledged(version string) (made int64, ok bool) {
 	if m == nil {
 		return 0, false

@@ -20,32 +20,32 @@ import (
 )
 
 const (
-	// ServedFile is the mark of a KMS that runs from a .keytrustee folder. One mark is in the
-	// folder; another is beside it, named after the folder and this file, and stays when the folder
-	// is moved or not mounted. Each start of the KMS writes both.
+	// ServedFile marks a .keytrustee folder from which a KMS was started. One mark is in the folder. Another is beside
+	// the folder, named FOLDER.served.json; it stays when the folder is moved or not mounted. Each start of the KMS
+	// writes both.
 	ServedFile = "served.json"
-	// LockFile is in the folder. A KMS shares its lock (package owner) while it runs.
+	// LockFile is a file in the folder. A running KMS holds a shared lock on it (package owner).
 	LockFile = "served.lock"
 )
 
 // served is the content of a mark.
 type served struct {
 	Folder   string    `json:"folder"`   // trustee.Mark of the folder
-	Identity string    `json:"identity"` // as keytrustee.conf has it
+	Identity string    `json:"identity"` // as in keytrustee.conf
 	Started  time.Time `json:"started"`
 }
 
-// besideFolder names the mark beside a folder.
+// besideFolder returns the path of the mark beside a folder.
 func besideFolder(dir string) string { return filepath.Clean(dir) + "." + ServedFile }
 
-// share claims the folder for a running KMS, together with other KMS processes of the folder.
-func share(dir, conf string, log *slog.Logger) (release func(), err error) {
+// lockFolder locks the folder for a running KMS. Several KMS processes may share the lock.
+func lockFolder(dir, conf string, log *slog.Logger) (release func(), err error) {
 	release, err = owner.Share(filepath.Join(dir, LockFile), dir, owner.Self("a Key Trustee KMS", conf))
 	if errors.As(err, new(*owner.InUseError)) {
-		return nil, fmt.Errorf("%w, which destroys the folder: this KMS does not start", err)
+		return nil, fmt.Errorf("%w, which is destroying the folder: this KMS does not start", err)
 	}
 	if err != nil {
-		log.Warn("the folder of this KMS cannot be locked, so that claviger migrate finish --shred cannot see that a "+
+		log.Warn("the folder of this KMS cannot be locked, so claviger migrate finish --shred cannot detect that a "+
 			"KMS runs from it", "folder", dir, "err", err)
 		return func() {}, nil
 	}
@@ -63,8 +63,8 @@ func markServed(f *trustee.Folder, now time.Time, log *slog.Logger) {
 		err = errors.Join(f.WriteFile(ServedFile, text), durable.Replace(besideFolder(f.Path), text, 0o600))
 	}
 	if err != nil {
-		log.Warn("the folder of this KMS cannot be marked in both places, so that a later start in an empty folder, "+
-			"or claviger migrate finish --shred, may not know that it was the folder of a KMS", "folder", f.Path, "err",
+		log.Warn("the marks of this KMS's folder cannot be written, so a later start in an empty folder, or claviger "+
+			"migrate finish --shred, may not detect that a KMS was started from it", "folder", f.Path, "err",
 			err)
 	}
 }
@@ -85,37 +85,37 @@ func readServed(file string) (*served, error) {
 	return s, nil
 }
 
-// servedBefore refuses to make an identity in an empty place where a KMS had one: the new identity
-// could open none of its keys.
+// servedBefore fails if a KMS was started before from the missing folder. A new identity could open none of the keys of
+// that KMS.
 func servedBefore(dir string) error {
 	file := besideFolder(dir)
 	s, err := readServed(file)
 	if err != nil || s == nil {
 		return err
 	}
-	return fmt.Errorf("%s is not there, or empty, and a KMS was started from it at %s with the identity %s, as %s "+
-		"says. A new identity could open none of its keys, so none was made. "+
+	return fmt.Errorf("%s does not exist or is empty, but a KMS was started from it at %s with the identity %s (see "+
+		"%s). A new identity could not open the keys of that KMS, so none was made. "+
 		"Put the folder back: mount its disk, or copy %s, %s and %s from another host of this KMS or from a backup. "+
-		"Where all keys of that identity are given up, remove %s and start again",
+		"To give up all keys of that identity, remove %s and start again",
 		dir, s.Started.UTC().Format(time.RFC3339), s.Identity, file, trustee.ConfFile, trustee.PublicRing,
 		trustee.PrivateRing, file)
 }
 
-// privateKeys are patterns for the files of a folder that hold private OpenPGP keys.
+// privateKeys are patterns of the files in a folder that have private OpenPGP keys.
 var privateKeys = []string{trustee.PrivateRing, trustee.PrivateRing + "~", trustee.PrivateRing + ".new",
 	"private-keys-v1.d/*.key"}
 
-// Doubt says why a .keytrustee folder may be a KMS's own, with the only private key that opens its
-// deposits; "" if the folder holds no private key. Nothing in a folder proves that it is a copy:
-// Cloudera's KMS, older versions of ours, and a KMS that may not write there leave no mark. An
-// error says that the path is certainly no such folder, or could not be read.
+// Doubt returns the reason why a .keytrustee folder may not be a copy, but a KMS's only folder, with the only private
+// key that opens its deposits. It returns "" if the folder has no private key. Nothing in a folder proves that it is a
+// copy: Cloudera's KMS, older versions of claviger, and a KMS that cannot write there leave no mark. An error means
+// that the folder is certainly no copy, or could not be read.
 func Doubt(dir string) (string, error) {
 	o, running, err := owner.Of(filepath.Join(dir, LockFile))
 	if err != nil {
 		return "", err
 	}
 	if running {
-		return "", fmt.Errorf("%s is in use by %s: its private key opens the deposits of that KMS. It is not touched",
+		return "", fmt.Errorf("%s is in use by %s: its private key opens the deposits of that KMS. Nothing was changed",
 			dir, o)
 	}
 	mark, err := trustee.Mark(dir)
@@ -131,25 +131,24 @@ func Doubt(dir string) (string, error) {
 		case s == nil:
 		case s.Folder == mark:
 			return "", fmt.Errorf("%s is no copy: a Key Trustee KMS was started from it at %s, and its private key "+
-				"may be the only one that opens the deposits. It is not touched. "+
-				"Where that KMS is retired for good and a backup of the folder is kept, remove %s and %s and call "+
-				"this again",
+				"may be the only one that opens the deposits. Nothing was changed. "+
+				"If that KMS is retired for good and you have a backup of the folder, remove %s and %s and try again",
 				dir, s.Started.UTC().Format(time.RFC3339), filepath.Join(dir, ServedFile), besideFolder(dir))
 		default:
 			doubt = fmt.Sprintf("a KMS was started from it at %s, and it was copied, moved or restored since, or its "+
-				"host renamed", s.Started.UTC().Format(time.RFC3339))
+				"host was renamed", s.Started.UTC().Format(time.RFC3339))
 		}
 	}
 	for _, pattern := range privateKeys {
-		if found, err := filepath.Glob(filepath.Join(globbed(dir), pattern)); err != nil || len(found) > 0 {
+		if found, err := filepath.Glob(filepath.Join(escapeGlob(dir), pattern)); err != nil || len(found) > 0 {
 			return doubt, err
 		}
 	}
 	return "", nil
 }
 
-// globbed quotes a path for filepath.Glob.
-func globbed(dir string) string {
+// escapeGlob escapes a path for filepath.Glob.
+func escapeGlob(dir string) string {
 	var b []byte
 	for _, c := range []byte(dir) {
 		if c == '*' || c == '?' || c == '[' || c == '\\' {
@@ -160,25 +159,25 @@ func globbed(dir string) string {
 	return string(b)
 }
 
-// place watches whether the private key that this KMS has in memory is still in its folder. Without
-// it, keys that are made now could not be opened after a restart. A nil place watches nothing.
-type place struct {
+// folderWatch checks that the private key in memory is still in the KMS's folder. If it is not, keys that are made now
+// could not be opened after a restart. A nil folderWatch checks nothing.
+type folderWatch struct {
 	folder *trustee.Folder
 
 	mu    sync.Mutex
-	stamp filestamp.Stamp // of the private ring, when the key was last found in it
+	stamp filestamp.Stamp // of the private ring when the key was last found in it
 }
 
-// check is an error if the key is not there.
-func (p *place) check(now time.Time) error {
-	if p == nil {
+// check fails if the private key is not in the folder.
+func (w *folderWatch) check(now time.Time) error {
+	if w == nil {
 		return nil
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	ring := filepath.Join(p.folder.Path, trustee.PrivateRing)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	ring := filepath.Join(w.folder.Path, trustee.PrivateRing)
 	stamp, err := filestamp.Of(ring)
-	if err == nil && stamp.Exists() && stamp == p.stamp {
+	if err == nil && stamp.Exists() && stamp == w.stamp {
 		return nil
 	}
 	switch {
@@ -186,34 +185,34 @@ func (p *place) check(now time.Time) error {
 	case !stamp.Exists():
 		err = &fs.PathError{Op: "stat", Path: ring, Err: syscall.ENOENT}
 	default:
-		err = p.holds(now)
+		err = w.compareKeys(now)
 	}
 	if err != nil {
-		return fmt.Errorf("the private key with which this KMS runs is not in %s any more: %w. After a restart "+
-			"nothing could open what is made now, so no key is changed. "+
-			"Put the folder back, or %s, %s and %s of another host of this KMS or of a backup, before this process "+
-			"ends",
-			p.folder.Path, err, trustee.ConfFile, trustee.PublicRing, trustee.PrivateRing)
+		return fmt.Errorf("the private key of this running KMS is no longer in %s: %w. Keys that are made now could "+
+			"not be opened after a restart, so the KMS changes no key. "+
+			"Before this process ends, put the folder back, or copy %s, %s and %s from another host of this KMS or "+
+			"from a backup",
+			w.folder.Path, err, trustee.ConfFile, trustee.PublicRing, trustee.PrivateRing)
 	}
-	p.stamp = stamp
+	w.stamp = stamp
 	return nil
 }
 
-// CheckPlace is an error while the private key of this KMS is not in its folder.
-func (p *Provider) CheckPlace(context.Context) error { return p.cfg.place.check(p.cfg.Now()) }
+// CheckPlace fails if the private key of this KMS is not in its folder.
+func (p *Provider) CheckPlace(context.Context) error { return p.cfg.watch.check(p.cfg.Now()) }
 
-// holds reads the folder and opens, with its key, a message that is sealed to the key in memory.
-func (p *place) holds(now time.Time) error {
-	f, err := trustee.LoadFolder(p.folder.Path)
+// compareKeys fails if the private key in the folder does not open a message that is encrypted to the key in memory.
+func (w *folderWatch) compareKeys(now time.Time) error {
+	f, err := trustee.LoadFolder(w.folder.Path)
 	if err != nil {
 		return err
 	}
-	sealed, err := p.folder.Identity.Seal([]byte("claviger"), now)
+	sealed, err := w.folder.Identity.Seal([]byte("claviger"), now)
 	if err != nil {
 		return err
 	}
 	if _, err := f.Identity.Open(sealed, now); err != nil {
-		return fmt.Errorf("it holds %s, and the key in memory is that of %s", f.Identity, p.folder.Identity)
+		return fmt.Errorf("it holds %s, and the key in memory belongs to %s", f.Identity, w.folder.Identity)
 	}
 	return nil
 }

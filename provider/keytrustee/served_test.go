@@ -13,118 +13,118 @@ import (
 	"claviger/trustee"
 )
 
-// TestFolderTakenAway: a KMS whose folder, with the only private key, is moved, removed,
-// replaced or damaged under it changes no key and is not ready until the key is back. What
-// is there goes on opening.
-func TestFolderTakenAway(t *testing.T) {
+// folderTest has a KMS with the key k and the deleted key deleted.
+type folderTest struct {
+	*site
+	p       *keytrustee.Provider
+	dir     string // the folder of the KMS
+	away    string // dir's name while it is moved away
+	version string // of k
+	changes map[string]func() error
+}
+
+func newFolderTest(t *testing.T) *folderTest {
+	t.Helper()
 	s, ctx := newSite(t), t.Context()
 	dir := filepath.Join(t.TempDir(), ".keytrustee")
-	p := s.must(dir)
+	p, ok := s.must(dir).(*keytrustee.Provider)
+	if !ok {
+		t.Fatal("not a keytrustee.Provider")
+	}
 	spec := provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}
 	v, err := p.Create(ctx, spec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	soft := p.(provider.SoftDeleter)
+	must(t, err)
 	spec.Name = "deleted"
 	old, err := p.Create(ctx, spec)
-	if err == nil {
-		err = p.Delete(ctx, "deleted")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	other, err := trustee.NewFolder(filepath.Join(t.TempDir(), ".keytrustee"), ids()[1])
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
+	must(t, p.Delete(ctx, "deleted"))
 	spec.Name = "new"
-	changes := map[string]func() error{
+	return &folderTest{s, p, dir, dir + ".away", v.Name, map[string]func() error{
 		"creation":    func() error { _, err := p.Create(ctx, spec); return err },
 		"roll":        func() error { _, err := p.Roll(ctx, "k", nil); return err },
 		"deletion":    func() error { return p.Delete(ctx, "k") },
-		"restoration": func() error { return soft.Undelete(ctx, "deleted", old.Name) },
-		"purge":       func() error { return soft.Purge(ctx, "deleted", old.Name) },
+		"restoration": func() error { return p.Undelete(ctx, "deleted", old.Name) },
+		"purge":       func() error { return p.Purge(ctx, "deleted", old.Name) },
+	}}
+}
+
+// wantNoChange demands that every change and CheckPlace fail with a message that contains words, and that the version
+// can still be used.
+func (f *folderTest) wantNoChange(when, words string) {
+	f.t.Helper()
+	ctx := f.t.Context()
+	before := len(f.records())
+	for name, change := range f.changes {
+		if err := change(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "the "+
+			"private key of this running KMS is no longer in "+f.dir) || !strings.Contains(err.Error(), words) {
+			f.t.Errorf("%s, %s: %v", when, name, err)
+		}
 	}
-	count := func() int { return len(s.records()) }
-	away := dir + ".away"
-	ring := filepath.Join(dir, trustee.PrivateRing)
+	if err := f.p.CheckPlace(ctx); err == nil || !strings.Contains(err.Error(), words) {
+		f.t.Errorf("%s, CheckPlace: %v", when, err)
+	}
+	if after := len(f.records()); after != before {
+		f.t.Errorf("%s: the trustee has %d records, had %d", when, after, before)
+	}
+	if err := f.p.EncryptBlocks(ctx, f.version, make([]byte, 16)); err != nil {
+		f.t.Errorf("%s: an existing version cannot be used: %v", when, err)
+	}
+}
+
+// TestFolderTakenAway moves, removes, replaces and damages the folder of a running KMS, which has the only private key.
+// The KMS must change no key and must not be ready until the private key is back. Existing keys can still be used.
+func TestFolderTakenAway(t *testing.T) {
+	f := newFolderTest(t)
+	other, err := trustee.NewFolder(filepath.Join(t.TempDir(), ".keytrustee"), ids()[1])
+	must(t, err)
+	ring := filepath.Join(f.dir, trustee.PrivateRing)
 	for _, c := range []struct {
-		what  string
+		name  string
 		do    func() error
 		words string
 	}{
 		{"moved", func() error { return nil }, "no such file"},
-		{"an empty mount point", func() error { return os.Mkdir(dir, 0o700) }, "no such file"},
-		{"another identity's", func() error { return os.CopyFS(dir, os.DirFS(other.Path)) }, "it holds " +
+		{"an empty mount point", func() error { return os.Mkdir(f.dir, 0o700) }, "no such file"},
+		{"folder of another identity", func() error { return os.CopyFS(f.dir, os.DirFS(other.Path)) }, "it holds " +
 			ids()[1].String()},
 		{"without the private ring", func() error {
-			if err := os.CopyFS(dir, os.DirFS(away)); err != nil {
+			if err := os.CopyFS(f.dir, os.DirFS(f.away)); err != nil {
 				return err
 			}
 			return os.Remove(ring)
 		}, "no such file"},
 		{"with an overwritten ring", func() error {
-			if err := os.CopyFS(dir, os.DirFS(away)); err != nil {
+			if err := os.CopyFS(f.dir, os.DirFS(f.away)); err != nil {
 				return err
 			}
 			return os.WriteFile(ring, []byte("random"), 0o600)
 		}, "is no OpenPGP key ring"},
 	} {
-		if err := os.Rename(dir, away); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.do(); err != nil {
-			t.Fatal(err)
-		}
-		before := count()
-		for name, change := range changes {
-			if err := change(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "the "+
-				"private key with which this KMS runs is not in "+dir) || !strings.Contains(err.Error(), c.words) {
-				t.Errorf("%s, %s: %v", c.what, name, err)
-			}
-		}
-		if err := p.(*keytrustee.Provider).CheckPlace(ctx); err == nil || !strings.Contains(err.Error(), c.words) {
-			t.Errorf("%s, readiness: %v", c.what, err)
-		}
-		if after := count(); after != before {
-			t.Errorf("%s: the trustee has %d records, had %d", c.what, after, before)
-		}
-		if err := p.(provider.BlockEncrypter).EncryptBlocks(ctx, v.Name, make([]byte, 16)); err != nil {
-			t.Errorf("%s: what is there does not open: %v", c.what, err)
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(away, dir); err != nil {
-			t.Fatal(err)
-		}
-		if err := p.(*keytrustee.Provider).CheckPlace(ctx); err != nil {
-			t.Errorf("%s, and put back: %v", c.what, err)
+		must(t, os.Rename(f.dir, f.away))
+		must(t, c.do())
+		f.wantNoChange(c.name, c.words)
+		must(t, os.RemoveAll(f.dir))
+		must(t, os.Rename(f.away, f.dir))
+		if err := f.p.CheckPlace(t.Context()); err != nil {
+			t.Errorf("%s, and put back: %v", c.name, err)
 		}
 	}
-	// The same key in other files, as from a backup.
-	if err := os.Rename(dir, away); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.CopyFS(dir, os.DirFS(away)); err != nil {
-		t.Fatal(err)
-	}
+	// The same key in new files, as after a restore from a backup.
+	must(t, os.Rename(f.dir, f.away))
+	must(t, os.CopyFS(f.dir, os.DirFS(f.away)))
 	for _, name := range []string{"creation", "roll", "restoration", "deletion"} {
-		if err := changes[name](); err != nil {
-			t.Errorf("after a restoration, %s: %v", name, err)
+		if err := f.changes[name](); err != nil {
+			t.Errorf("after a restore, %s: %v", name, err)
 		}
 	}
-	if err := p.Close(); err != nil {
-		t.Error(err)
-	}
+	must(t, f.p.Close())
 }
 
-// TestNoIdentityInAnEmptyPlace: where a KMS had its folder, a later start that finds
-// nothing makes no identity, which could open no key, and nothing else there either.
-func TestNoIdentityInAnEmptyPlace(t *testing.T) {
+// TestNoIdentityInAnEmptyFolder checks that a KMS that was started before makes nothing in a missing or empty folder. A
+// new identity could open none of its keys.
+func TestNoIdentityInAnEmptyFolder(t *testing.T) {
 	s := newSite(t)
-	s.set["claviger.keytrustee.shared.organization"] = "true" // else the trustee refuses a second identity
+	s.set["claviger.keytrustee.shared.organization"] = "true" // otherwise the trustee refuses a second identity
 	dir := filepath.Join(t.TempDir(), ".keytrustee")
 	if err := s.must(dir).Close(); err != nil {
 		t.Fatal(err)
@@ -144,26 +144,26 @@ func TestNoIdentityInAnEmptyPlace(t *testing.T) {
 			}
 		}
 		_, err := s.open(dir)
-		for _, want := range []string{dir + " is not there, or empty", first.Identity.String(), "Put the folder back",
-			"remove " + mark} {
+		for _, want := range []string{dir + " does not exist or is empty", first.Identity.String(),
+			"Put the folder back", "remove " + mark} {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v; want %q", err, want)
 			}
 		}
 		if list, err := os.ReadDir(dir); len(list) > 0 || mounted != (err == nil) {
-			t.Errorf("in the empty place: %v, %v", list, err)
+			t.Errorf("the folder contains %v, %v", list, err)
 		}
 	}
 	if err := os.Remove(mark); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.must(dir).Close(); err != nil {
-		t.Errorf("where the operator gives it up: %v", err)
+		t.Errorf("after the mark was removed: %v", err)
 	}
 	if second, err := trustee.LoadFolder(dir); err != nil || second.Identity.String() == first.Identity.String() {
 		t.Errorf("%v", err)
 	}
-	// An identity that the trustee refused was never used: no mark keeps its place.
+	// An identity that the trustee refused was never used, so its folder gets no mark.
 	delete(s.set, "claviger.keytrustee.shared.organization")
 	dir = filepath.Join(t.TempDir(), ".keytrustee")
 	for range 2 {
@@ -176,25 +176,24 @@ func TestNoIdentityInAnEmptyPlace(t *testing.T) {
 	}
 }
 
-// TestDoubt: a folder is a KMS's own while the KMS runs and, as it was at the KMS's last
-// start, afterwards; of one that was copied or restored nothing is sure until a KMS is
-// started from it again. Who uses a copy as a source leaves no mark.
+// TestDoubt checks Doubt: a folder is certainly no copy while its KMS runs, and afterwards if it is unchanged. A copied
+// or restored folder is in doubt until a KMS is started from it. The use of a copy as a source leaves no mark.
 func TestDoubt(t *testing.T) {
 	s := newSite(t)
 	base := t.TempDir()
 	dir, copied := filepath.Join(base, ".keytrustee"), filepath.Join(t.TempDir(), ".keytrustee")
-	want := func(when, dir, sure, doubt string) {
+	want := func(when, dir, wantErr, wantDoubt string) {
 		t.Helper()
-		said, err := keytrustee.Doubt(dir)
-		if sure != "" && (err == nil || !strings.Contains(err.Error(), sure)) || sure == "" &&
-			(err != nil || !strings.Contains(said, doubt)) {
-			t.Errorf("%s: %q, %v", when, said, err)
+		doubt, err := keytrustee.Doubt(dir)
+		if wantErr != "" && (err == nil || !strings.Contains(err.Error(), wantErr)) || wantErr == "" &&
+			(err != nil || !strings.Contains(doubt, wantDoubt)) {
+			t.Errorf("%s: %q, %v", when, doubt, err)
 		}
 	}
 	p := s.must(dir)
 	want("while it runs", dir, "is in use by a Key Trustee KMS, process ", "")
-	for _, gone := range []string{filepath.Join(dir, keytrustee.ServedFile), dir + "." + keytrustee.ServedFile} {
-		if err := os.Remove(gone); err != nil {
+	for _, mark := range []string{filepath.Join(dir, keytrustee.ServedFile), dir + "." + keytrustee.ServedFile} {
+		if err := os.Remove(mark); err != nil {
 			t.Fatal(err)
 		}
 		want("while it runs, without a mark", dir, "is in use by a Key Trustee KMS", "")

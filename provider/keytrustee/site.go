@@ -22,33 +22,34 @@ const siteFile = "kts-site.xml"
 
 const prefix = "cloudera.trustee.keyprovider."
 
-// site is what kts-site.xml says.
+// site holds the settings of kts-site.xml.
 type site struct {
 	file       string
 	hosts      []string // host:port, the active one first
 	org        string
 	auth       secret.Bytes
-	secrets    []secret.File // that hold auth
+	secrets    []secret.File // the file that holds auth, if any
 	roundRobin bool
 	pool       int
 	insecure   bool
-	bits       int
+	bits       int // of a new identity's key
 }
 
-// known are the properties that have a meaning, and those that Cloudera's KT KMS had and that have
-// none here, with the reason.
+// known has the names of all known properties, without the prefix. The value is empty for a property with an effect.
+// For a property of Cloudera's KT KMS that has no effect here, the value is the reason.
 var known = map[string]string{
 	"hostname-ACTIVE": "", "hostname-PASSIVE": "", "org": "", "auth": "", "auth.file": "", "roundrobin": "",
 	"pool.max": "", "insecure": "", "keylength": "", "protocol": "",
-	"usepool":                "connections are always kept and used again",
+	"usepool":                "connections are always reused",
 	"pool.min.idle":          "connections are made when they are needed",
 	"pool.max.idle":          "as many idle connections are kept as pool.max allows",
-	"pool.abandoned.timeout": "each question has a time limit of its own",
-	"tokensync":              "versions are never handed out before the Key Trustee Servers have them",
-	"stronglocking":          "changes are compared and set at the Key Trustee Server",
+	"pool.abandoned.timeout": "each request has its own timeout",
+	"tokensync":              "a version is returned only after the Key Trustee Servers have it",
+	"stronglocking":          "the Key Trustee Server makes each change by compare and set",
 }
 
-// readSite reads kts-site.xml from the folder in cloudera.hsmkp.ktkms.config.dir, or from confDir.
+// readSite reads kts-site.xml. place is the value of cloudera.hsmkp.ktkms.config.dir: the file or its folder. If place
+// is empty, the file is in confDir.
 func readSite(place, confDir string) (s site, warnings []string, err error) {
 	s.file = filepath.Join(confDir, siteFile)
 	if place != "" {
@@ -67,8 +68,8 @@ func readSite(place, confDir string) (s site, warnings []string, err error) {
 				"%v; it must be a copy of a KT KMS host's %s, or the folder that holds it", err, siteFile)
 		}
 		return s, nil,
-			fmt.Errorf("%w; a keytrustee:// provider needs it: copy it from a KT KMS host, and name it by %s unless "+
-				"it lies beside kms-site.xml", err, hadoopconf.TrusteeConf)
+			fmt.Errorf("%w; a keytrustee:// provider needs this file: copy it from a KT KMS host into the folder of "+
+				"kms-site.xml, or set %s to its path", err, hadoopconf.TrusteeConf)
 	}
 	for _, name := range c.Names() {
 		short, ours := strings.CutPrefix(name, prefix)
@@ -84,7 +85,7 @@ func readSite(place, confDir string) (s site, warnings []string, err error) {
 			}
 			warnings = append(warnings, w)
 		case why != "":
-			// Cloudera's tools write all of them, so there is no warning.
+			// No warning: Cloudera's tools write all properties.
 		}
 	}
 	return s, append(c.Warnings(), warnings...), s.read(c)
@@ -99,15 +100,15 @@ func Hosts(place, confDir string) (hosts []string, insecure bool, err error) {
 	return s.hosts, s.insecure, err
 }
 
-// holding is a file with a secret.
-func holding(path, what string) secret.File {
-	return secret.File{Path: path, Harm: "and holds a secret (" + what + ")"}
+// secretFile describes a file that holds the named secret.
+func secretFile(path, name string) secret.File {
+	return secret.File{Path: path, Harm: "and holds a secret (" + name + ")"}
 }
 
-// SecretFiles are kts-site.xml, if it holds the organization's secret, and the file that holds it
-// otherwise. The arguments are those of Hosts.
+// SecretFiles returns the file that holds the organization's secret: kts-site.xml, or the file that kts-site.xml names.
+// The arguments are those of Hosts.
 func SecretFiles(place, confDir string) []secret.File {
-	s, _, _ := readSite(place, confDir) // opening the provider says what is wrong
+	s, _, _ := readSite(place, confDir) // open reports the error
 	s.auth.Wipe()
 	return s.secrets
 }
@@ -120,54 +121,22 @@ func allNames() []string {
 	return names
 }
 
+// read sets the fields of s from c.
 func (s *site) read(c *hadoopconf.Conf) error {
 	c.SetDefault(prefix+"roundrobin", "true")
 	c.SetDefault(prefix+"pool.max", "5")
 	c.SetDefault(prefix+"insecure", "false")
 	c.SetDefault(prefix+"keylength", strconv.Itoa(trustee.KeyBits))
 	c.SetDefault(prefix+"protocol", "json-encrypt")
-	for _, name := range []string{"hostname-ACTIVE", "hostname-PASSIVE"} {
-		v, _ := c.Get(prefix + name)
-		if v = strings.TrimSpace(v); v == "" {
-			if name == "hostname-ACTIVE" {
-				return fmt.Errorf("%s: property %s is not set: it is the host of the active Key Trustee Server", s.file,
-					prefix+name)
-			}
-			continue
-		}
-		host, err := hostPort(v)
-		if err != nil {
-			p, _ := c.Lookup(prefix + name)
-			return fmt.Errorf("%s: property %s is %q: %w", p.Where(), prefix+name, v, err)
-		}
-		s.hosts = append(s.hosts, host)
+	if err := s.readHosts(c); err != nil {
+		return err
 	}
 	s.org = strings.TrimSpace(c.String(prefix + "org"))
-	auth, _ := c.Get(prefix + "auth")
-	s.auth = secret.Bytes(auth)
-	if auth != "" {
-		s.secrets = append(s.secrets, holding(s.file, prefix+"auth"))
-		if err := s.secrets[0].Refuse(); err != nil {
-			return err
-		}
-	}
-	if file, ok := c.Path(prefix + "auth.file"); ok {
-		if auth != "" {
-			return fmt.Errorf("%s: both %s and %s are set: keep the file", s.file, prefix+"auth", prefix+"auth.file")
-		}
-		b, err := os.ReadFile(file)
-		if err != nil {
-			return fmt.Errorf("%s: property %s: %w", s.file, prefix+"auth.file", err)
-		}
-		s.secrets = append(s.secrets, holding(file, "the organization's secret"))
-		if err := s.secrets[0].Refuse(); err != nil {
-			return err
-		}
-		s.auth = secret.Bytes(strings.TrimRight(string(b), "\r\n"))
-		clear(b)
+	if err := s.readAuth(c); err != nil {
+		return err
 	}
 	if v := c.String(prefix + "protocol"); v != "json-encrypt" {
-		return fmt.Errorf("%s: property %s is %q: only json-encrypt is known, and means claviger's own protocol "+
+		return fmt.Errorf("%s: property %s is %q: the only value is json-encrypt, and means claviger's own protocol "+
 			"(docs/trustee-protocol.md)", s.file, prefix+"protocol", v)
 	}
 	var err error
@@ -189,10 +158,60 @@ func (s *site) read(c *hadoopconf.Conf) error {
 	return nil
 }
 
-// hostPort accepts a host with or without a port.
+func (s *site) readHosts(c *hadoopconf.Conf) error {
+	for _, name := range []string{"hostname-ACTIVE", "hostname-PASSIVE"} {
+		v, _ := c.Get(prefix + name)
+		if v = strings.TrimSpace(v); v == "" {
+			if name == "hostname-ACTIVE" {
+				return fmt.Errorf("%s: property %s is not set: it is the host of the active Key Trustee Server", s.file,
+					prefix+name)
+			}
+			continue
+		}
+		host, err := hostPort(v)
+		if err != nil {
+			p, _ := c.Lookup(prefix + name)
+			return fmt.Errorf("%s: property %s is %q: %w", p.Where(), prefix+name, v, err)
+		}
+		s.hosts = append(s.hosts, host)
+	}
+	return nil
+}
+
+// readAuth reads the organization's secret from kts-site.xml, or from the file that kts-site.xml names.
+func (s *site) readAuth(c *hadoopconf.Conf) error {
+	auth, _ := c.Get(prefix + "auth")
+	s.auth = secret.Bytes(auth)
+	if auth != "" {
+		s.secrets = append(s.secrets, secretFile(s.file, prefix+"auth"))
+		if err := s.secrets[0].Refuse(); err != nil {
+			return err
+		}
+	}
+	file, ok := c.Path(prefix + "auth.file")
+	if !ok {
+		return nil
+	}
+	if auth != "" {
+		return fmt.Errorf("%s: both %s and %s are set: keep the file", s.file, prefix+"auth", prefix+"auth.file")
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("%s: property %s: %w", s.file, prefix+"auth.file", err)
+	}
+	s.secrets = append(s.secrets, secretFile(file, "the organization's secret"))
+	if err := s.secrets[0].Refuse(); err != nil {
+		return err
+	}
+	s.auth = secret.Bytes(strings.TrimRight(string(b), "\r\n"))
+	clear(b)
+	return nil
+}
+
+// hostPort returns host:port for a host with or without a port.
 func hostPort(v string) (string, error) {
 	if strings.ContainsAny(v, "/ @?#") {
-		return "", fmt.Errorf("it must be a host's name, with :PORT where that is not %d", trustee.Port)
+		return "", fmt.Errorf("it must be the name of a host, with :PORT if the port is not %d", trustee.Port)
 	}
 	host, port, err := net.SplitHostPort(v)
 	if err != nil {
@@ -202,7 +221,7 @@ func hostPort(v string) (string, error) {
 		return "", fmt.Errorf("%q is not a port", port)
 	}
 	if host == "" {
-		return "", fmt.Errorf("the host's name is missing")
+		return "", fmt.Errorf("the name of the host is missing")
 	}
 	return net.JoinHostPort(host, port), nil
 }

@@ -15,27 +15,28 @@ import (
 	"claviger/trustee"
 )
 
-// since is when a deleted key was deleted.
+// since returns the time when a deleted key was deleted.
 func since(k *keyDoc) time.Time { return time.UnixMilli(k.Deleted) }
 
-// grow deposits a new version, which no key names yet, and returns it with its material.
-func (p *Provider) grow(ctx context.Context, op, name string, bits int, given secret.Bytes) (claviger.KeyVersion,
-	versionRef, error) {
+// depositVersion deposits a new version, and returns it with its material. No document names the version yet. given is
+// its material; nil means random material.
+func (p *Provider) depositVersion(ctx context.Context, op, name string, bits int,
+	given secret.Bytes) (claviger.KeyVersion, versionRef, error) {
 	material := slices.Clone(given)
 	if material == nil {
 		material = make(secret.Bytes, bits/8)
-		_, _ = rand.Read(material) // it never fails
+		_, _ = rand.Read(material) // Read never fails
 	}
 	v := claviger.KeyVersion{Key: name, Name: claviger.VersionName(name, newID()), BitLength: bits, Material: material}
 	uuid, err := p.put(ctx, versionPrefix+v.Name, "", versionDoc{v.Name, material}, "")
 	if err != nil {
 		material.Wipe()
-		return claviger.KeyVersion{}, versionRef{}, failed(op, name, err)
+		return claviger.KeyVersion{}, versionRef{}, boxError(op, name, err)
 	}
 	return v, versionRef{v.Name, uuid}, nil
 }
 
-// drop removes a version that no key names. If that fails, clean finds the version later.
+// drop removes a version that no document names. If drop fails, clean removes the version later.
 func (p *Provider) drop(ctx context.Context, v *claviger.KeyVersion, ref versionRef) {
 	v.Material.Wipe()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
@@ -45,14 +46,13 @@ func (p *Provider) drop(ctx context.Context, v *claviger.KeyVersion, ref version
 		err = p.cfg.Box.Purge(ctx, ref.UUID)
 	}
 	if err != nil {
-		p.cfg.Log.Warn("a deposit that no key names is left behind; the next change of the key takes it away",
-			"version",
+		p.cfg.Log.Warn("could not remove an unused deposit; the next change of the key removes it", "version",
 			ref.Name, "err", err)
 	}
 }
 
-// refused reports whether a box's error means that nothing was changed. Without an answer, the
-// change may have been made.
+// refused reports whether err of a box means that nothing was changed. If the server did not answer, the change may
+// have been made.
 func refused(err error) bool {
 	switch claviger.KindOf(err) {
 	case claviger.KeyExists, claviger.KeyNotFound, claviger.Denied, claviger.Invalid:
@@ -71,7 +71,7 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.Key
 	if err := provider.CheckSpec(op, spec); err != nil {
 		return none, err
 	}
-	if err := holdable(spec.Name); err != nil {
+	if err := checkName(spec.Name); err != nil {
 		return none, claviger.E(op, claviger.Invalid, spec.Name, err)
 	}
 	k, err := p.key(ctx, op, spec.Name)
@@ -81,13 +81,13 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.Key
 	if k != nil {
 		return none, claviger.E(op, claviger.KeyExists, spec.Name, nil)
 	}
-	if err := p.changeable(ctx, op, spec.Name); err != nil {
+	if err := p.checkChange(ctx, op, spec.Name); err != nil {
 		return none, err
 	}
 	p.clean(ctx, spec.Name, nil)
 	ctx, cancel := context.WithTimeout(ctx, changeTime)
 	defer cancel()
-	v, ref, err := p.grow(ctx, op, spec.Name, spec.BitLength, spec.Material)
+	v, ref, err := p.depositVersion(ctx, op, spec.Name, spec.BitLength, spec.Material)
 	if err != nil {
 		return none, err
 	}
@@ -103,18 +103,18 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.Key
 		if claviger.Is(err, claviger.KeyExists) {
 			return none, claviger.E(op, claviger.KeyExists, spec.Name, nil)
 		}
-		return none, failed(op, spec.Name, err)
+		return none, boxError(op, spec.Name, err)
 	}
-	p.changed(n, k, keyPrefix+spec.Name, uuid)
+	p.rememberPut(n, k, keyPrefix+spec.Name, uuid)
 	p.keep(&v, k.Created)
 	return v, nil
 }
 
-// keep stores a version of a key that was made at that time.
+// keep keeps the material of a version in memory. made is the creation time of its key.
 func (p *Provider) keep(v *claviger.KeyVersion, made int64) {
 	p.seen.add(v.Name, made)
 	if err := p.kept.keep(v.Name, v.Material); err != nil {
-		p.cfg.Log.Error("a version that was just made cannot be kept in memory", "version", v.Name, "err", err)
+		p.cfg.Log.Error("could not keep a new version in memory", "version", v.Name, "err", err)
 	}
 }
 
@@ -123,7 +123,7 @@ func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes)
 	return p.RollIf(ctx, name, material, provider.Anyway)
 }
 
-// RollIf is Roll if may allows it.
+// RollIf is Roll, but only if may returns nil.
 func (p *Provider) RollIf(ctx context.Context, name string, material secret.Bytes,
 	may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	const op = "keytrustee.Roll"
@@ -143,21 +143,21 @@ func (p *Provider) RollIf(ctx context.Context, name string, material secret.Byte
 			return none, err
 		}
 	}
-	if err := p.changeable(ctx, op, name); err != nil {
+	if err := p.checkChange(ctx, op, name); err != nil {
 		return none, err
 	}
 	p.clean(ctx, name, k)
 	ctx, cancel := context.WithTimeout(ctx, changeTime)
 	defer cancel()
-	v, ref, err := p.grow(ctx, op, name, k.Length, material)
+	v, ref, err := p.depositVersion(ctx, op, name, k.Length, material)
 	if err != nil {
 		return none, err
 	}
 	bits := k.Length
 	var made int64
 	err = p.replace(ctx, op, name, k, func(k *keyDoc) (string, error) {
-		if k.Length != bits { // the key was deleted and made anew
-			return "", claviger.Errorf(op, claviger.KeyNotFound, name, "the key was deleted meanwhile")
+		if k.Length != bits { // another host deleted the key, and made a new one
+			return "", claviger.Errorf(op, claviger.KeyNotFound, name, "the key was deleted in the meantime")
 		}
 		m := k.metadata()
 		if err := may(&m); err != nil {
@@ -178,9 +178,9 @@ func (p *Provider) RollIf(ctx context.Context, name string, material secret.Byte
 	return v, nil
 }
 
-// replace changes a key's deposit by compare and set. change gets the key as it is, and returns the
-// label of the new deposit. k is the key as it was last read, or nil. Kind KeyNotFound if there is
-// no such key.
+// replace changes a key's document by compare and set. k is the document as it was last read, or nil. change changes
+// the document and returns the label of its new deposit; replace calls it again if another host changed the key first.
+// Kind KeyNotFound if there is no such key.
 func (p *Provider) replace(ctx context.Context, op, name string, k *keyDoc,
 	change func(*keyDoc) (string, error)) error {
 	for range tries {
@@ -200,25 +200,25 @@ func (p *Provider) replace(ctx context.Context, op, name string, k *keyDoc,
 		n := p.cfg.memory.begin()
 		uuid, err := p.put(ctx, label, "", k, k.uuid)
 		if err == nil {
-			p.changed(n, k, label, uuid)
+			p.rememberPut(n, k, label, uuid)
 			return nil
 		}
 		if !claviger.Is(err, claviger.KeyNotFound) {
-			return failed(op, name, err)
+			return boxError(op, name, err)
 		}
 		k = nil // another host changed the key first
 		select {
 		case <-ctx.Done():
 			return claviger.E(op, claviger.Unavailable, name, ctx.Err())
-		case <-time.After(mathrand.N(20 * time.Millisecond)): //nolint:gosec // so that hosts do not collide again
+		case <-time.After(mathrand.N(20 * time.Millisecond)): //nolint:gosec // so that two hosts do not collide again
 		}
 	}
-	return claviger.Errorf(op, claviger.Unavailable, name, "others change the key all the time: %d tries were in vain",
+	return claviger.Errorf(op, claviger.Unavailable, name, "other hosts changed the key first in all %d attempts",
 		tries)
 }
 
-// clean removes versions of the key that no document names or will name: the remains of changes
-// that were broken off. k is the key, or nil. If it fails, the next change cleans.
+// clean removes old versions of the key that no document names. Changes that were broken off leave such versions. k is
+// the key's document, or nil. If clean fails, the next change cleans.
 func (p *Provider) clean(ctx context.Context, name string, k *keyDoc) {
 	const op = "keytrustee.clean"
 	named := map[string]bool{}
@@ -239,10 +239,10 @@ func (p *Provider) clean(ctx context.Context, name string, k *keyDoc) {
 	if err == nil && len(strays) > 0 {
 		var docs []*keyDoc
 		if docs, err = p.deletedDocs(ctx, op, name); err == nil {
-			// A key may have come back meanwhile, so it is read again.
-			var again *keyDoc
-			if again, err = p.key(ctx, op, name); again != nil {
-				docs = append(docs, again)
+			// Read the key again, because another host may have undeleted it in the meantime.
+			var live *keyDoc
+			if live, err = p.key(ctx, op, name); live != nil {
+				docs = append(docs, live)
 			}
 		}
 		for _, d := range docs {
@@ -253,55 +253,58 @@ func (p *Provider) clean(ctx context.Context, name string, k *keyDoc) {
 		strays = slices.DeleteFunc(strays, func(uuid string) bool { return named[uuid] })
 	}
 	if err == nil && len(strays) > 0 {
-		err = p.end(ctx, strays)
+		err = p.destroy(ctx, strays)
 	}
 	if err != nil {
-		p.cfg.Log.Warn("deposits that no key names could not be looked for", "key", name, "err", err)
+		p.cfg.Log.Warn("could not remove the unused deposits of a key", "key", name, "err", err)
 	}
 }
 
-// end deletes and purges live deposits, a few at a time.
-func (p *Provider) end(ctx context.Context, uuids []string) error {
-	for some := range slices.Chunk(uuids, 500) {
-		if err := p.cfg.Box.Delete(ctx, some...); err != nil {
+// maxBatch is the number of deposits that one request deletes or purges.
+const maxBatch = 500
+
+// destroy deletes and purges live deposits.
+func (p *Provider) destroy(ctx context.Context, uuids []string) error {
+	for batch := range slices.Chunk(uuids, maxBatch) {
+		if err := p.cfg.Box.Delete(ctx, batch...); err != nil {
 			return err
 		}
-		if err := p.cfg.Box.Purge(ctx, some...); err != nil {
+		if err := p.cfg.Box.Purge(ctx, batch...); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Delete ends a key, or with SoftDelete hides it.
+// Delete purges a key, or with SoftDelete hides it.
 func (p *Provider) Delete(ctx context.Context, name string) error {
 	return p.DeleteIf(ctx, name, provider.Anyway)
 }
 
-// DeleteIf is Delete if may allows it.
+// DeleteIf is Delete, but only if may returns nil.
 func (p *Provider) DeleteIf(ctx context.Context, name string, may func(*claviger.Metadata) error) error {
 	const op = "keytrustee.Delete"
 	if err := p.ready(ctx, op, name); err != nil {
 		return err
 	}
-	if err := p.changeable(ctx, op, name); err != nil {
+	if err := p.checkChange(ctx, op, name); err != nil {
 		return err
 	}
 	id := newID()
-	var gone *keyDoc
+	var deleted *keyDoc
 	err := p.replace(ctx, op, name, nil, func(k *keyDoc) (string, error) {
 		m := k.metadata()
 		if err := may(&m); err != nil {
 			return "", err
 		}
 		k.Deleted = p.cfg.Now().UnixMilli()
-		gone = k
+		deleted = k
 		return deletedPrefix + name + "/" + id, nil
 	})
 	if err != nil {
 		return err
 	}
-	p.kept.forget(gone.Versions)
+	p.kept.forget(deleted.Versions)
 	if p.cfg.SoftDelete {
 		return nil
 	}
@@ -318,17 +321,17 @@ func (p *Provider) Undelete(ctx context.Context, name, version string) error {
 	if err := p.ready(ctx, op, name); err != nil {
 		return err
 	}
-	if err := p.changeable(ctx, op, name); err != nil {
+	if err := p.checkChange(ctx, op, name); err != nil {
 		return err
 	}
-	if name == "" || holdable(name) != nil {
+	if name == "" || checkName(name) != nil {
 		return claviger.E(op, claviger.KeyNotFound, name, nil)
 	}
 	docs, err := p.deletedDocs(ctx, op, name)
 	if err != nil {
 		return err
 	}
-	docs = having(docs, version)
+	docs = withVersion(docs, version)
 	if len(docs) == 0 {
 		return claviger.E(op, claviger.KeyNotFound, name, nil)
 	}
@@ -340,36 +343,36 @@ func (p *Provider) Undelete(ctx context.Context, name, version string) error {
 	case claviger.Is(err, claviger.KeyExists), claviger.Is(err, claviger.KeyNotFound):
 		return claviger.E(op, claviger.KindOf(err), name, nil)
 	case err != nil:
-		return failed(op, name, err)
+		return boxError(op, name, err)
 	}
-	p.changed(n, k, keyPrefix+name, uuid)
+	p.rememberPut(n, k, keyPrefix+name, uuid)
 	return nil
 }
 
-// having returns the keys that have one of the versions.
-func having(docs []*keyDoc, versions ...string) []*keyDoc {
+// withVersion returns the documents that name one of the versions.
+func withVersion(docs []*keyDoc, versions ...string) []*keyDoc {
 	return slices.DeleteFunc(docs, func(k *keyDoc) bool {
 		return !slices.ContainsFunc(k.Versions, func(v versionRef) bool { return slices.Contains(versions, v.Name) })
 	})
 }
 
-// Purge ends the deleted keys of that name that have one of the versions.
+// Purge destroys the deleted keys of that name that have one of the versions.
 func (p *Provider) Purge(ctx context.Context, name string, versions ...string) error {
 	const op = "keytrustee.Purge"
 	if err := p.ready(ctx, op, name); err != nil {
 		return err
 	}
-	if err := p.changeable(ctx, op, name); err != nil {
+	if err := p.checkChange(ctx, op, name); err != nil {
 		return err
 	}
-	if name == "" || holdable(name) != nil {
+	if name == "" || checkName(name) != nil {
 		return claviger.E(op, claviger.KeyNotFound, name, nil)
 	}
 	docs, err := p.deletedDocs(ctx, op, name)
 	if err != nil {
 		return err
 	}
-	docs = having(docs, versions...)
+	docs = withVersion(docs, versions...)
 	if len(docs) == 0 {
 		return claviger.E(op, claviger.KeyNotFound, name, nil)
 	}
@@ -381,22 +384,21 @@ func (p *Provider) Purge(ctx context.Context, name string, versions ...string) e
 	return nil
 }
 
-// purge ends a deleted key: its versions first, then its own deposit, which names them until they
-// are gone. A version that another document of the name names too is kept for that document: a
-// trustee's operator can bring a deleted key back beside the deleted one.
+// purge destroys a deleted key: its versions first, and then its document, so that a call that was broken off can be
+// repeated. A version that another document of the name also names is kept, because claviger trustee recover can bring
+// a deleted key back beside the deleted one.
 func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {
 	n := p.cfg.memory.begin()
-	ends := slices.Clone(k.Versions)
 	others, err := p.others(ctx, op, k)
 	if err != nil {
 		return err
 	}
-	ends = slices.DeleteFunc(ends, func(v versionRef) bool { return others[v.UUID] })
+	own := slices.DeleteFunc(slices.Clone(k.Versions), func(v versionRef) bool { return others[v.UUID] })
 	mine := map[string]bool{}
-	for _, v := range ends {
+	for _, v := range own {
 		mine[v.UUID] = true
 	}
-	// Deposits that an earlier call has ended are left out: a box ends all or none.
+	// List the remaining deposits first: a box deletes all or none, and an earlier call may have destroyed some.
 	for _, deleted := range []bool{false, true} {
 		var left []string
 		err := p.list(ctx, versionPrefix+k.Name+"@", deleted, func(d *trustee.Deposit) {
@@ -404,36 +406,36 @@ func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {
 				left = append(left, d.UUID)
 			}
 		})
-		for some := range slices.Chunk(left, 500) {
+		for batch := range slices.Chunk(left, maxBatch) {
 			if err != nil {
 				break
 			}
 			if deleted {
-				err = p.cfg.Box.Purge(ctx, some...)
+				err = p.cfg.Box.Purge(ctx, batch...)
 			} else {
-				err = p.cfg.Box.Delete(ctx, some...)
+				err = p.cfg.Box.Delete(ctx, batch...)
 			}
 		}
 		if err != nil {
-			return failed(op, k.Name, err)
+			return boxError(op, k.Name, err)
 		}
 	}
-	p.kept.forget(ends)
-	p.seen.forget(ends)
-	if err := p.end(ctx, []string{k.uuid}); err != nil {
-		return failed(op, k.Name, err)
+	p.kept.forget(own)
+	p.seen.forget(own)
+	if err := p.destroy(ctx, []string{k.uuid}); err != nil {
+		return boxError(op, k.Name, err)
 	}
-	p.memorize(newest{N: n, Key: k.Name, At: p.cfg.Now().UTC(), Deleted: true, Made: k.Created})
+	p.remember(newest{N: n, Key: k.Name, At: p.cfg.Now().UTC(), Deleted: true, Made: k.Created})
 	return nil
 }
 
-// others returns the uuids of the versions that other documents of k's name name.
+// others returns the uuids of the versions in all other documents of k's name.
 func (p *Provider) others(ctx context.Context, op string, k *keyDoc) (map[string]bool, error) {
 	docs, err := p.deletedDocs(ctx, op, k.Name)
 	if err != nil {
 		return nil, err
 	}
-	live, err := p.key(ctx, op, k.Name) // read last, because a deleted key may come back meanwhile
+	live, err := p.key(ctx, op, k.Name) // read last, because another host may undelete the key in the meantime
 	if err != nil {
 		return nil, err
 	}

@@ -10,93 +10,93 @@ import (
 )
 
 const (
-	// probePause is how often CheckWrites makes a change after one was refused.
+	// probePause is the shortest time between two probes by CheckWrites.
 	probePause = time.Minute
-	// waited is how long a change may take. A change that took longer and was not made is a fault,
-	// even if its caller gave up: a Key Trustee Server whose disk hangs still answers reads, but no
-	// change.
-	waited = 5 * time.Second
-	// probeLabel begins the labels of the deposits of CheckWrites, which are purged again.
+	// slowChange is how long a change may take. A change that took longer and failed is a fault, even if its caller
+	// gave up: a Key Trustee Server with a hanging disk still answers reads, but no change.
+	slowChange = 5 * time.Second
+	// probeLabel is the prefix of the labels of CheckWrites' deposits. CheckWrites purges them again.
 	probeLabel = "probe/"
 )
 
-// Seen is how a change ended.
-type Seen struct {
+// WriteResult is the result of a change.
+type WriteResult struct {
 	At   time.Time
 	Took time.Duration
 	Err  error
 }
 
-// written is a Box that remembers how the last change ended, unless the end concerns the key or an
-// impatient caller alone. A Key Trustee Server whose disk is full answers reads and stores no key.
-type written struct {
+// recordingBox is a Box that records the result of the last change, because a Key Trustee Server with a full disk still
+// answers reads. It ignores errors of a single key, and calls that were soon cancelled by their caller.
+type recordingBox struct {
 	trustee.Box
 
 	mu     sync.Mutex
-	last   Seen
-	probed time.Time
+	last   WriteResult
+	probed time.Time // time of the last probe
 }
 
-func (w *written) note(ctx context.Context, began time.Time, err error) {
+func (w *recordingBox) record(ctx context.Context, began time.Time, err error) {
 	took := time.Since(began)
-	if ctx.Err() != nil && took < waited || err != nil && !claviger.Is(err, claviger.Unavailable) {
+	if ctx.Err() != nil && took < slowChange || err != nil && !claviger.Is(err, claviger.Unavailable) {
 		return
 	}
 	w.mu.Lock()
-	w.last = Seen{At: time.Now(), Took: took, Err: err}
+	w.last = WriteResult{At: time.Now(), Took: took, Err: err}
 	w.mu.Unlock()
 }
 
-func (w *written) Put(ctx context.Context, d trustee.Deposit, replaces string) (string, error) {
+func (w *recordingBox) Put(ctx context.Context, d trustee.Deposit, replaces string) (string, error) {
 	began := time.Now()
 	uuid, err := w.Box.Put(ctx, d, replaces)
-	w.note(ctx, began, err)
+	w.record(ctx, began, err)
 	return uuid, err
 }
 
-func (w *written) Delete(ctx context.Context, uuids ...string) error {
+func (w *recordingBox) Delete(ctx context.Context, uuids ...string) error {
 	began := time.Now()
 	err := w.Box.Delete(ctx, uuids...)
-	w.note(ctx, began, err)
+	w.record(ctx, began, err)
 	return err
 }
 
-func (w *written) Undelete(ctx context.Context, uuids ...string) error {
+func (w *recordingBox) Undelete(ctx context.Context, uuids ...string) error {
 	began := time.Now()
 	err := w.Box.Undelete(ctx, uuids...)
-	w.note(ctx, began, err)
+	w.record(ctx, began, err)
 	return err
 }
 
-func (w *written) Purge(ctx context.Context, uuids ...string) error {
+func (w *recordingBox) Purge(ctx context.Context, uuids ...string) error {
 	began := time.Now()
 	err := w.Box.Purge(ctx, uuids...)
-	w.note(ctx, began, err)
+	w.record(ctx, began, err)
 	return err
 }
 
-// LastWrite returns how the last change ended that was sent to the Key Trustee Servers.
-func (p *Provider) LastWrite() (Seen, bool) {
-	w := p.written
+// LastWrite returns the result of the last change that was sent to the Key Trustee Servers, and false if there was
+// none.
+func (p *Provider) LastWrite() (WriteResult, bool) {
+	w := p.box
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := w.last
 	if s.Err != nil {
 		s.Err = claviger.Errorf("keytrustee.CheckWrites", claviger.Unavailable, "",
-			"a change was not made at %s: %w; claviger trustee status on the trustees' hosts says more; a minute "+
-				"passes at most until one is tried again",
+			"a change failed at %s: %w. Run claviger trustee status on the trustees' hosts. The next attempt "+
+				"follows within a minute",
 			s.At.UTC().Format(time.RFC3339), s.Err)
 	}
 	return s, !s.At.IsZero()
 }
 
-// CheckWrites fails after the Key Trustee Servers have refused a change, until they store one. Once
-// a minute it tries that, with a deposit that is purged again.
+// CheckWrites fails after a change has failed, until the Key Trustee Servers store a change again. At most once a
+// minute it probes the servers with a deposit, which it purges again.
 func (p *Provider) CheckWrites(ctx context.Context) error {
 	if err := p.ready(ctx, "keytrustee.CheckWrites", ""); err != nil {
 		return err
 	}
-	w := p.written
+	w := p.box
 	w.mu.Lock()
 	due := w.last.Err != nil && time.Since(w.probed) >= probePause
 	if due {
@@ -105,9 +105,8 @@ func (p *Provider) CheckWrites(ctx context.Context) error {
 	w.mu.Unlock()
 	if due {
 		if uuid, err := p.put(ctx, probeLabel+newID(), "", versionDoc{}, ""); err == nil {
-			if err := p.end(ctx, []string{uuid}); err != nil {
-				p.cfg.Log.Warn("a deposit that was made to see whether changes are taken is left behind", "uuid", uuid,
-					"err", err)
+			if err := p.destroy(ctx, []string{uuid}); err != nil {
+				p.cfg.Log.Warn("could not purge the deposit of a probe", "uuid", uuid, "err", err)
 			}
 		}
 	}

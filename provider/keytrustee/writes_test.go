@@ -10,20 +10,20 @@ import (
 	"claviger/trustee"
 )
 
-// hanging is a Box that takes no change before its caller gives up.
-type hanging struct{ trustee.Box }
+// hangingBox is a Box whose Delete hangs until its context is done.
+type hangingBox struct{ trustee.Box }
 
-func (hanging) Delete(ctx context.Context, _ ...string) error {
+func (hangingBox) Delete(ctx context.Context, _ ...string) error {
 	<-ctx.Done()
 	return claviger.E("test", claviger.Unavailable, "", ctx.Err())
 }
 
-// TestHungChangeIsSeen: a Key Trustee Server that answers no change is a fault once a caller
-// has waited for long. A caller who gives up at once says nothing.
+// TestHungChangeIsSeen checks that a change without an answer is recorded as a fault if its caller waited for at least
+// slowChange, and is ignored if the caller gave up earlier.
 func TestHungChangeIsSeen(t *testing.T) {
-	for after, want := range map[time.Duration]bool{time.Second: false, waited: true, 30 * time.Second: true} {
+	for after, want := range map[time.Duration]bool{time.Second: false, slowChange: true, 30 * time.Second: true} {
 		synctest.Test(t, func(t *testing.T) {
-			p := New(Config{Box: hanging{}})
+			p := New(Config{Box: hangingBox{}})
 			ctx, cancel := context.WithTimeout(t.Context(), after)
 			defer cancel()
 			_ = p.cfg.Box.Delete(ctx, "uuid")
