@@ -7,18 +7,16 @@ import (
 	"claviger"
 )
 
-// Hadoop's KMS says that a key or a version is absent by {} or [ ]. Ranger's says
-// it in other ways too, by version and request: 200 with an empty body, 404 with
-// { }, 500 with an exception of Java's. Others say the same when something is
-// broken: a keystore entry that is no Hadoop key, a balancer, a full disk. So an
-// odd answer alone never means absence. It is asked again, by a question that the
-// KMS answers in so many words.
+// Hadoop's KMS answers {} or [ ] for an absent key or version. A Ranger KMS also has other answers, depending on its
+// release and on the request: 200 with an empty body, 404 with { }, 500 with a Java exception. A KMS also sends such
+// answers when something is broken: a keystore entry that is no Hadoop key, a balancer, a full disk. So an odd answer
+// alone never means that the key is absent. The client then sends another request, whose answer is clear.
 
-// odd tells an answer that is neither what was asked for nor a refusal.
+// odd reports whether err is about an answer that is neither valid nor a refusal.
 func odd(err error) bool { return claviger.Is(err, claviger.Internal) }
 
-// confirm returns err, unless that is odd and the metadata of the key says that it
-// does not exist: then an error of kind missing, about what was asked for.
+// confirm returns err. But if err is odd and the metadata shows that the key does not exist, it returns an error of
+// kind missing about the requested name.
 func (p *Provider) confirm(ctx context.Context, err error, op, about, key string, missing claviger.Kind) error {
 	if err == nil || !odd(err) {
 		return err
@@ -30,8 +28,8 @@ func (p *Provider) confirm(ctx context.Context, err error, op, about, key string
 	return err
 }
 
-// unlisted reports that the list of names can be read and has no spelling of key.
-// Ranger's list has the names in lower case.
+// unlisted reports whether the KMS returns a list of names without key. It ignores case, because Ranger's list has the
+// names in lower case.
 func (p *Provider) unlisted(ctx context.Context, key string) bool {
 	names, err := p.Keys(ctx)
 	fold := claviger.FoldName(key)

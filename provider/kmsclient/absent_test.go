@@ -11,8 +11,8 @@ import (
 	"claviger/provider/kmsclient"
 )
 
-// An answer that cannot be read is an error about that answer: never "no keys",
-// never "does not answer".
+// TestOddLists checks that an answer that cannot be read is an error of kind Internal. It means neither that there are
+// no keys nor that the KMS does not answer.
 func TestOddLists(t *testing.T) {
 	for name, answer := range map[string]func(http.ResponseWriter){
 		"empty body":       json200(""),
@@ -49,9 +49,9 @@ func TestOddLists(t *testing.T) {
 	}
 }
 
-// TestRangersAbsence: the ways in which Ranger KMS 2.0.0 says that a key is absent
-// are absence where its list of names or its metadata say so too, and an error where
-// the key is there. The bodies are Ranger's, with the spaces that its Jackson writes.
+// TestRangersAbsence checks the answers of Ranger KMS 2.0.0 about an absent key. They mean that the key is absent only
+// if the list of names or the metadata confirm that; otherwise they are an error. The bodies are Ranger's, with the
+// spaces of its Jackson.
 func TestRangersAbsence(t *testing.T) {
 	npe := `{
   "RemoteException" : {
@@ -109,28 +109,28 @@ func TestRangersAbsence(t *testing.T) {
 					!claviger.Is(err, claviger.VersionNotFound) {
 					t.Errorf("%s of an absent key: %v", read, err)
 				}
-				// Ranger lists "k" and answers to "K": then it may be there.
+				// Ranger lists "k" but also finds it by the name "K", so "K" may exist.
 				for _, key := range []string{"k", "K"} {
 					if read != "Metadata" && key == "K" {
 						continue // the fake, unlike Ranger, has metadata of the exact name only
 					}
 					if err := call(key); !claviger.Is(err, claviger.Internal) {
-						t.Errorf("%s of %s, which is there: %v", read, key, err)
+						t.Errorf("%s of %s, which exists: %v", read, key, err)
 					}
 				}
 			}
-			// Where the list cannot be read either, nothing is known to be absent.
+			// If the list cannot be read, no key is known to be absent.
 			f.lock(func() { f.fault = faultOf(func(string) bool { return true }, answer) })
 			for read, call := range reads {
 				if err := call("absent"); !claviger.Is(err, claviger.Internal) {
-					t.Errorf("%s where nothing can be read: %v", read, err)
+					t.Errorf("%s while every answer is odd: %v", read, err)
 				}
 			}
 		})
 	}
 }
 
-// One key that a KMS fails at is no KMS that is away.
+// TestOneKeyFails checks that an error of a KMS about one key does not mean that the KMS is unavailable.
 func TestOneKeyFails(t *testing.T) {
 	f := newFake(t)
 	p := open(t, uriOf(serve(t, f)), kmsclient.Options{SleepBase: time.Millisecond, SleepMax: time.Millisecond})
@@ -171,7 +171,7 @@ func jsonStatus(status int, body string) func(http.ResponseWriter) {
 	}
 }
 
-// faultOf gives the answer to the paths that match, logins not among them.
+// faultOf returns a fault that sends the answer to all requests with a matching path, except logins.
 func faultOf(match func(path string) bool, answer func(http.ResponseWriter)) func(http.ResponseWriter,
 	*http.Request) bool {
 	return func(w http.ResponseWriter, r *http.Request) bool {

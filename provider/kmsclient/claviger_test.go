@@ -25,16 +25,15 @@ import (
 	"claviger/provider/providertest"
 )
 
-// serveOurs is our own KMS over a memory provider, open to everybody. It is here
-// and not in kmsapi because the client's conformance is tested; the two must
-// understand each other.
+// serveOurs starts our own KMS with a memory provider. Everybody has all rights. These tests are here and not in kmsapi
+// because they test the client.
 func serveOurs(t *testing.T, sealed bool) (*httptest.Server, *memory.Provider) {
 	t.Helper()
 	return serveOursBy(t, sealed, nil, nil)
 }
 
-// serveOursBy is it with another way to log in than by name; secrets are what it
-// signs cookies with, nil for its own.
+// serveOursBy is serveOurs with another way to log in; a nil handler means simple authentication. The KMS signs cookies
+// with secrets; nil means random ones.
 func serveOursBy(t *testing.T, sealed bool, handler authn.Handler, secrets authn.SecretProvider) (*httptest.Server,
 	*memory.Provider) {
 	t.Helper()
@@ -44,7 +43,7 @@ func serveOursBy(t *testing.T, sealed bool, handler authn.Handler, secrets authn
 	return serveKeys(t, memory.New(memory.Config{Sealed: sealed}), handler, secrets)
 }
 
-// serveSoft is a KMS that keeps deleted keys, and lets everybody have them back.
+// serveSoft starts our own KMS that keeps deleted keys. Everybody may undelete and purge them.
 func serveSoft(t *testing.T) (*httptest.Server, *memory.Provider) {
 	t.Helper()
 	return serveKeys(t, memory.New(memory.Config{SoftDelete: true}), nil, authn.NewRandomSecrets(time.Hour, time.Now),
@@ -52,6 +51,7 @@ func serveSoft(t *testing.T) (*httptest.Server, *memory.Provider) {
 		authz.Property{Name: "keytrustee.kms.acl.PURGE", Value: "*"})
 }
 
+// serveKeys starts our own KMS with these keys and additional properties.
 func serveKeys(t *testing.T, keys *memory.Provider, handler authn.Handler, secrets authn.SecretProvider,
 	props ...authz.Property) (*httptest.Server, *memory.Provider) {
 	t.Helper()
@@ -113,20 +113,20 @@ func TestConformanceOverOurs(t *testing.T) {
 	}
 }
 
-// TestItself: a KMS with the metastore of the asking one refuses each request, a login too,
-// and that is no answer of a source; another one answers as ever.
+// TestItself checks that each request fails with ErrItself at a KMS that has the client's metastore, even the login. A
+// KMS with another metastore answers normally.
 func TestItself(t *testing.T) {
 	s, _ := serveOurs(t, true)
 	name := "0123"
 	p := open(t, uriOf(s), kmsclient.Options{Store: func() string { return name }})
-	for what, call := range map[string]func() error{
+	for name, call := range map[string]func() error{
 		"check":    func() error { return p.Check(t.Context()) },
 		"keys":     func() error { _, err := p.Keys(t.Context()); return err },
 		"metadata": func() error { _, err := p.Metadata(t.Context(), "k"); return err },
 	} {
 		if err := call(); !errors.Is(err, provider.ErrItself) || !claviger.Is(err, claviger.Unavailable) ||
 			!strings.Contains(err.Error(), s.URL) {
-			t.Errorf("%s: %v", what, err)
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 	for _, name = range []string{"", "4567"} {
@@ -134,18 +134,18 @@ func TestItself(t *testing.T) {
 			t.Errorf("of store %q: %v", name, err)
 		}
 	}
-	name = "0123" // with a cookie
+	name = "0123" // now the client has a cookie
 	if _, err := p.Keys(t.Context()); !errors.Is(err, provider.ErrItself) {
 		t.Error(err)
 	}
 }
 
-// TestNoLongerItself: a balancer's name that led to the asking KMS itself leads to the source
-// from the next request on, once it was put right.
+// TestNoLongerItself checks that the client reaches the source with the next request after the target of a balancer was
+// corrected. Before that, the balancer led to the server itself.
 func TestNoLongerItself(t *testing.T) {
 	ours, _ := serveOurs(t, true)
 	source := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r.Header.Del(kmswire.StoreHeader) // it has another store
+		r.Header.Del(kmswire.StoreHeader) // the source has another metastore
 		ours.Config.Handler.ServeHTTP(w, r)
 	}))
 	t.Cleanup(source.Close)

@@ -17,8 +17,8 @@ import (
 	"claviger/provider/kmsclient"
 )
 
-// One login serves all calls, however many come at once; a cookie that is no
-// longer taken is replaced by one more.
+// TestLogin checks that one login serves all calls, including parallel ones, and that one more login replaces a
+// rejected cookie.
 func TestLogin(t *testing.T) {
 	f := newFake(t)
 	s := serve(t, f)
@@ -45,10 +45,10 @@ func TestLogin(t *testing.T) {
 			t.Errorf("%d logins, want 2", f.logins)
 		}
 	})
-	if got := f.took(); len(got) != 40 || !strings.HasSuffix(got[0], " as we & co") {
+	if got := f.takeCalls(); len(got) != 40 || !strings.HasSuffix(got[0], " as we & co") {
 		t.Errorf("%d calls, the first %q", len(got), got[0])
 	}
-	// A changing request too: a 401 came before anything was done.
+	// A change also logs in again, because a 401 means that the KMS did not execute the request.
 	f.lock(func() { clear(f.cookies) })
 	if _, err := p.Create(t.Context(), spec("k")); err != nil {
 		t.Errorf("Create with a stale cookie: %v", err)
@@ -66,10 +66,10 @@ func TestLoginRefused(t *testing.T) {
 			w.WriteHeader(401)
 		}, claviger.Denied, "wants Kerberos"},
 		"forbidden": {func(w http.ResponseWriter) { w.WriteHeader(403) }, claviger.Denied,
-			`does not let user "mig" log in`},
+			`refuses the login of user "mig"`},
 		"no cookie": {func(w http.ResponseWriter) {}, claviger.Denied, "gave no hadoop.auth cookie"},
 		"not a KMS": {func(w http.ResponseWriter) { w.WriteHeader(404) }, claviger.Unavailable,
-			"is the path of the URI that of the KMS?"},
+			"does the URI have the path of the KMS?"},
 		"starting": {func(w http.ResponseWriter) { w.WriteHeader(503) }, claviger.Unavailable,
 			"503 Service Unavailable"},
 	} {
@@ -84,13 +84,13 @@ func TestLoginRefused(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if err := p.Check(t.Context()); err == nil {
-			t.Errorf("%s: Check finds nothing wrong", name)
+			t.Errorf("%s: Check succeeds", name)
 		}
 		_ = p.Close()
 		s.Close()
 	}
 
-	// Its own cookie is refused: said, not tried for ever.
+	// The KMS rejects its own cookie: the client gives up after the second attempt.
 	f := newFake(t)
 	n := 0
 	f.fault = func(w http.ResponseWriter, r *http.Request) bool {
@@ -108,7 +108,7 @@ func TestLoginRefused(t *testing.T) {
 	}
 }
 
-// doAs is on the request of whom it is asked for, and on no other.
+// TestDoAs checks that doAs names the user on whose behalf EDEKs are opened, and is missing in other requests.
 func TestDoAs(t *testing.T) {
 	f := newFake(t)
 	f.proxies["mig"] = []string{"alice", "o'neil & co"}
@@ -120,12 +120,12 @@ func TestDoAs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.took()
+	f.takeCalls()
 	for _, user := range []string{"alice", "o'neil & co"} {
 		if _, err := p.Unwrap(t.Context(), "k", user, edeks); err != nil {
 			t.Fatal(err)
 		}
-		for _, c := range f.took() {
+		for _, c := range f.takeCalls() {
 			if !strings.HasSuffix(c, " as "+user) || !strings.Contains(c, "eek_op=decrypt") {
 				t.Errorf("call %q", c)
 			}
@@ -134,20 +134,20 @@ func TestDoAs(t *testing.T) {
 	if _, err := p.Unwrap(t.Context(), "k", "", edeks); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range f.took() {
+	for _, c := range f.takeCalls() {
 		if !strings.HasSuffix(c, " as mig") || strings.Contains(c, "doAs") {
 			t.Errorf("in our own name: %q", c)
 		}
 	}
 	_, err = p.Unwrap(t.Context(), "k", "mallory", edeks)
 	want := "User: mig is not allowed to impersonate mallory (hadoop.kms.proxyuser.mig.users or .groups in that " +
-		"KMS's kms-site.xml must admit mallory, and .hosts this host; it must be restarted then)"
+		"KMS's kms-site.xml must admit mallory, and .hosts this host; restart that KMS after the change)"
 	if !claviger.Is(err, claviger.Denied) || !strings.HasSuffix(err.Error(), want) {
 		t.Errorf("%v", err)
 	}
 }
 
-// A refusal names what at the far KMS would lift it.
+// TestRefusals checks that the error of a refusal names the setting of the KMS that would allow the request.
 func TestRefusals(t *testing.T) {
 	f := newFake(t)
 	f.proxies["mig"] = []string{"alice"}
@@ -175,21 +175,21 @@ func TestRefusals(t *testing.T) {
 			func() error { _, err := p.Keys(t.Context()); return err },
 			claviger.Denied,
 			"(hadoop.kms.acl.GET_KEYS in that KMS's kms-acls.xml must admit mig, and " +
-				"hadoop.kms.blacklist.GET_KEYS not name him)",
+				"hadoop.kms.blacklist.GET_KEYS must not name that user)",
 		},
 		{
 			"DECRYPT_EEK alice", denied(auth, 403, "User:alice not allowed to do 'DECRYPT_EEK' on 'k'"),
 			func() error { _, err := p.Unwrap(t.Context(), "k", "alice", edeks); return err },
 			claviger.Denied,
 			"(hadoop.kms.acl.DECRYPT_EEK in that KMS's kms-acls.xml must admit alice, and " +
-				"hadoop.kms.blacklist.DECRYPT_EEK not name him)",
+				"hadoop.kms.blacklist.DECRYPT_EEK must not name that user)",
 		},
 		{
 			"DECRYPT_EEK mig",
 			denied(auth, 403, "User [mig] is not authorized to perform [DECRYPT_EEK] on key with ACL name [k]!!"),
 			func() error { _, err := p.Unwrap(t.Context(), "k", "", edeks); return err },
 			claviger.KeyDenied,
-			"(whitelist.key.acl.DECRYPT_EEK, or key.acl.k.DECRYPT_EEK where that key has entries of its own, in " +
+			"(whitelist.key.acl.DECRYPT_EEK, or key.acl.k.DECRYPT_EEK if that key has its own entries, in " +
 				"that KMS's kms-acls.xml must admit mig)",
 		},
 		{
@@ -198,7 +198,7 @@ func TestRefusals(t *testing.T) {
 			claviger.Denied, "hadoop.kms.acl.GENERATE_EEK",
 		},
 		{
-			// As a real one wraps it.
+			// In the wrapping of a real KMS.
 			"GENERATE_EEK mig",
 			denied("java.io.IOException", 500,
 				"org.apache.hadoop.thirdparty.com.google.common.util.concurrent.UncheckedExecutionException: "+auth+
@@ -213,17 +213,17 @@ func TestRefusals(t *testing.T) {
 		},
 	} {
 		f.lock(func() { f.deny = map[string]error{c.op: c.refuse} })
-		f.took()
+		f.takeCalls()
 		if err := c.call(); !claviger.Is(err, c.kind) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: kind %v: %v", c.op, claviger.KindOf(err), err)
 		}
-		if n := len(f.took()); n != 1 {
-			t.Errorf("%s: refused, and asked %d times", c.op, n)
+		if n := len(f.takeCalls()); n != 1 {
+			t.Errorf("%s: refused, and sent %d times", c.op, n)
 		}
 	}
 }
 
-// What goes over the wire, byte for byte where another KMS would read it.
+// TestRequests checks the requests byte for byte, as a Java KMS reads them.
 func TestRequests(t *testing.T) {
 	f := newFake(t)
 	p := open(t, uriOf(serve(t, f)), kmsclient.Options{})
@@ -248,11 +248,11 @@ func TestRequests(t *testing.T) {
 		"GET /kms/v1/key/" + escaped + "/_currentversion as mig",
 		"GET /kms/v1/keys/metadata?key=a+b%2Bc%2Fd%25e%40f~%2A%C3%A9&key=x+y as mig",
 	}
-	if got := f.took(); !slices.Equal(got, want) {
+	if got := f.takeCalls(); !slices.Equal(got, want) {
 		t.Errorf("requests:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 
-	// Names are asked for in URLs of a bounded length.
+	// Metadata of many names is requested in URLs of a bounded length.
 	var names []string
 	for i := range 100 {
 		names = append(names, fmt.Sprintf("%0100d", i))
@@ -260,7 +260,7 @@ func TestRequests(t *testing.T) {
 	if list, err := p.Metadata(t.Context(), names...); err != nil || len(list) != 100 {
 		t.Errorf("%d, %v", len(list), err)
 	}
-	calls := f.took()
+	calls := f.takeCalls()
 	for _, c := range calls {
 		if len(c) > 2000 {
 			t.Errorf("a request of %d bytes", len(c))
@@ -271,7 +271,7 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// After a rollover and a deletion the other hosts' caches are told.
+// TestInvalidate checks that a rollover and a deletion invalidate the caches of all hosts.
 func TestInvalidate(t *testing.T) {
 	f1, f2 := newFake(t), newFake(t)
 	f2.keys = f1.keys
@@ -284,19 +284,19 @@ func TestInvalidate(t *testing.T) {
 		func() error { _, err := p.Roll(t.Context(), "k", nil); return err },
 		func() error { return p.Delete(t.Context(), "k") },
 	} {
-		_, _ = f1.took(), f2.took()
+		_, _ = f1.takeCalls(), f2.takeCalls()
 		if err := call(); err != nil {
 			t.Fatal(err)
 		}
 		for i, f := range []*fakeKMS{f1, f2} {
-			if got := f.took(); !slices.Contains(got, "POST /kms/v1/key/k/_invalidatecache as mig") {
-				t.Errorf("host %d was not told: %q", i+1, got)
+			if got := f.takeCalls(); !slices.Contains(got, "POST /kms/v1/key/k/_invalidatecache as mig") {
+				t.Errorf("host %d got no _invalidatecache: %q", i+1, got)
 			}
 		}
 	}
 }
 
-// Answers that a KMS does not give.
+// TestBadAnswers checks the errors of answers that no KMS sends.
 func TestBadAnswers(t *testing.T) {
 	for name, c := range map[string]struct {
 		contentType, body string
@@ -343,8 +343,8 @@ func TestBadAnswers(t *testing.T) {
 	}
 }
 
-// answering makes a client of a KMS that answers each request with what answer points at.
-func answering(t *testing.T) (p *kmsclient.Provider, answer *string) {
+// openAnswering makes a client of a KMS whose answer to each request is *answer.
+func openAnswering(t *testing.T) (p *kmsclient.Provider, answer *string) {
 	t.Helper()
 	answer = new(string)
 	f := newFake(t)
@@ -364,9 +364,10 @@ func zeroEDEK() claviger.EDEK {
 	return claviger.EDEK{Version: "k@0", IV: make([]byte, 16), Material: make([]byte, 16)}
 }
 
-// TestUnfitAnswers: an answer is refused that has a DEK of another length, a version of another key or too few EDEKs.
-func TestUnfitAnswers(t *testing.T) {
-	p, answer := answering(t)
+// TestWrongAnswers checks that the client refuses an answer with a DEK of another length, a version of another key or
+// too few EDEKs.
+func TestWrongAnswers(t *testing.T) {
+	p, answer := openAnswering(t)
 	e := zeroEDEK()
 	unwrap := func() error { _, err := p.Unwrap(t.Context(), "k", "", []claviger.EDEK{e}); return err }
 	generate := func() error { _, err := p.Generate(t.Context(), "k", 1); return err }
@@ -393,9 +394,9 @@ func TestUnfitAnswers(t *testing.T) {
 	}
 }
 
-// TestBase64OfAnswers: every dialect of base64 is read.
+// TestBase64OfAnswers checks that the client reads every variant of base64.
 func TestBase64OfAnswers(t *testing.T) {
-	p, answer := answering(t)
+	p, answer := openAnswering(t)
 	e := zeroEDEK()
 	for _, m := range []string{"-_-_-_-_-_-_-_-_-_-_-w", "+/+/+/+/+/+/+/+/+/+/+w==", `+\/+\/+\/+\/+\/+\/+\/+\/+\/+\/+w`,
 		"-_-_-_-_-_-_-_-_-_-_-w=="} {
@@ -450,7 +451,7 @@ func TestScheme(t *testing.T) {
 		t.Errorf("TLS: %v", err)
 	}
 	if p, err := tlsFails.Open(t.Context(), uriOf(s), env); err != nil {
-		t.Errorf("http asks for a TLS configuration: %v", err)
+		t.Errorf("a TLS configuration was made for http: %v", err)
 	} else {
 		_ = p.Close()
 	}
@@ -474,16 +475,15 @@ func BenchmarkUnwrap100(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		f.took()
+		f.takeCalls()
 		if _, err := p.Unwrap(b.Context(), "k", "", edeks); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
-// TestLongAnswers: an answer may be as long as what was asked for can need. Users choose
-// how many keys are asked for at a time, so a source that answers a question about one of
-// them with much would fill the memory.
+// TestLongAnswers checks that the limit for an answer depends on the number of requested entries. Users choose how many
+// requests run at the same time, so long answers about single keys could fill the memory.
 func TestLongAnswers(t *testing.T) {
 	f := newFake(t)
 	answer := ""
@@ -502,7 +502,7 @@ func TestLongAnswers(t *testing.T) {
 	}
 	names := func() error { _, err := p.Keys(t.Context()); return err }
 	const over = 3 << 20
-	for what, c := range map[string]struct {
+	for name, c := range map[string]struct {
 		text    string
 		call    func() error
 		refused bool
@@ -510,8 +510,7 @@ func TestLongAnswers(t *testing.T) {
 		"metadata of one key":   {"[null]", metadata("a"), true},
 		"metadata of four keys": {"[null,null,null,null]", metadata("a", "b", "c", "d"), false},
 		"a DEK": {`{"material":"AAAA"}`, func() error {
-			_,
-				err := p.Unwrap(t.Context(), "k", "", []claviger.EDEK{e})
+			_, err := p.Unwrap(t.Context(), "k", "", []claviger.EDEK{e})
 			return err
 		}, true},
 		"a version":           {"{}", func() error { _, err := p.Version(t.Context(), "k@0"); return err }, true},
@@ -523,10 +522,10 @@ func TestLongAnswers(t *testing.T) {
 		answer = c.text + strings.Repeat(" ", over)
 		err := c.call()
 		if refused := err != nil && strings.Contains(err.Error(), "answer is longer than"); refused != c.refused {
-			t.Errorf("%s, of %d bytes: refused %v, %v", what, len(answer), refused, err)
+			t.Errorf("%s, of %d bytes: refused %v, %v", name, len(answer), refused, err)
 		}
 	}
-	// Many long ones at a time are read a few at once, and all of them.
+	// Many parallel long answers are all read, a few at a time.
 	answer = `["a"]` + strings.Repeat(" ", over)
 	var wg sync.WaitGroup
 	for range 12 {

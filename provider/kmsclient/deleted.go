@@ -10,9 +10,8 @@ import (
 	"claviger/kmswire"
 )
 
-// Operations on deleted keys, which Key Trustee KMS and claviger have beside
-// Hadoop's. They are no provider.SoftDeleter on purpose: a KMS before another one
-// must not hand on a purge under its own name.
+// Operations that Key Trustee KMS and claviger have and Hadoop's KMS lacks. Provider is no provider.SoftDeleter on
+// purpose: a KMS in front of another KMS must not forward a purge under its own name.
 const (
 	opDeleted  = "kmsclient.DeletedKeys"
 	opUndelete = "kmsclient.Undelete"
@@ -21,8 +20,7 @@ const (
 	opMigrate  = "kmsclient.Migrate"
 )
 
-// DeletedKeys returns the keys that can be undeleted. A KMS that isn't claviger
-// has no such list: kind Internal.
+// DeletedKeys returns the keys that can be undeleted. Kind Internal if the KMS has no such list.
 func (p *Provider) DeletedKeys(ctx context.Context) ([]kmswire.DeletedKey, error) {
 	if p.ctx.Err() != nil {
 		return nil, closedError(opDeleted, "")
@@ -40,9 +38,9 @@ func (p *Provider) DeletedKeys(ctx context.Context) ([]kmswire.DeletedKey, error
 	return list, nil
 }
 
-// Undelete brings back the deleted key of that name that has the version of that full
-// name; where version is "", the one that was deleted last of those that the user may
-// manage. Kinds KeyNotFound, KeyExists, Denied, KeyDenied.
+// Undelete brings back the deleted key of that name that has the version with that full name. If version is "", it
+// brings back the key that was deleted last, among those that the user may manage. Kinds KeyNotFound, KeyExists,
+// Denied, KeyDenied.
 func (p *Provider) Undelete(ctx context.Context, key, version string) error {
 	value := kmswire.OpUndelete
 	if version != "" {
@@ -52,9 +50,9 @@ func (p *Provider) Undelete(ctx context.Context, key, version string) error {
 	return err
 }
 
-// Purge ends for ever the deleted key of that name that has the version of that full
-// name; where version is "", those of that name that the user may manage. Kinds
-// KeyNotFound, Denied, KeyDenied; Invalid where they were used of late.
+// Purge destroys the deleted key of that name that has the version with that full name. If version is "", it destroys
+// all deleted keys of that name that the user may manage. Kinds KeyNotFound, Denied, KeyDenied; Invalid if the keys
+// were used recently.
 func (p *Provider) Purge(ctx context.Context, key, version string) error {
 	value := kmswire.OpPurge
 	if version != "" {
@@ -64,6 +62,7 @@ func (p *Provider) Purge(ctx context.Context, key, version string) error {
 	return err
 }
 
+// trusteeOp sends the operation value for the key, and returns the body of the answer.
 func (p *Provider) trusteeOp(ctx context.Context, op, value, key, version string) ([]byte, error) {
 	if p.ctx.Err() != nil {
 		return nil, closedError(op, key)

@@ -13,16 +13,16 @@ import (
 	"claviger/secret"
 )
 
-// maxBatch is how many EDEKs go into one request of a re-encryption. Hadoop's
-// server logs a warning from 10,000 on, its NameNode sends 1,000.
+// maxBatch is the number of EDEKs in one request to re-encrypt. Hadoop's NameNode sends 1,000; its server logs a
+// warning at 10,000 and more.
 const maxBatch = 2000
 
-// Generate has the far KMS make n EDEKs, by one request.
+// Generate requests n EDEKs from the KMS, in one request.
 func (p *Provider) Generate(ctx context.Context, key string, n int) ([]claviger.EDEK, error) {
 	return p.GenerateAs(ctx, key, "", n)
 }
 
-// GenerateAs is Generate on behalf of a user (Hadoop's doAs); "" is in our own name.
+// GenerateAs is Generate on behalf of the user as (Hadoop's doAs); "" means in our own name.
 func (p *Provider) GenerateAs(ctx context.Context, key, as string, n int) ([]claviger.EDEK, error) {
 	const op = "kmsclient.Generate"
 	if p.ctx.Err() != nil {
@@ -52,20 +52,18 @@ func (p *Provider) edeks(op, key string, body []byte, n int) ([]claviger.EDEK, e
 		return nil, err
 	}
 	if len(out) != n {
-		return nil, claviger.Errorf(op, claviger.Internal, key, "KMS %s: %d EDEKs, asked for %d", p.uri, len(out), n)
+		return nil, claviger.Errorf(op, claviger.Internal, key, "KMS %s sent %d EDEKs, want %d", p.uri, len(out), n)
 	}
 	for i, e := range out {
 		if k, ok := claviger.KeyOfVersion(e.Version); !ok || k != key || len(e.IV) != claviger.IVSize {
 			return nil, claviger.Errorf(op, claviger.Internal, key,
-				"KMS %s: EDEK %d is not one: version %q, IV of %d bytes",
-				p.uri, i, e.Version, len(e.IV))
+				"KMS %s sent an invalid EDEK %d: version %q, IV of %d bytes", p.uri, i, e.Version, len(e.IV))
 		}
 	}
 	return out, nil
 }
 
-// Unwrap has the far KMS open each EDEK by a request of its own, Options.Parallel
-// of them at a time. The first error ends the others.
+// Unwrap sends one request to open each EDEK, Options.Parallel requests at a time. The first error ends the others.
 func (p *Provider) Unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
 	if p.ctx.Err() != nil {
 		return nil, closedError(opUnwrap, key)
@@ -86,7 +84,7 @@ func (p *Provider) Unwrap(ctx context.Context, key, as string, edeks []claviger.
 	g.SetLimit(p.opt.Parallel)
 	for i, e := range edeks {
 		if ctx.Err() != nil {
-			break // what ended it is g's error
+			break // g.Wait returns the error
 		}
 		g.Go(func() (err error) {
 			deks[i], err = p.unwrap(ctx, key, as, e)
@@ -95,7 +93,7 @@ func (p *Provider) Unwrap(ctx context.Context, key, as string, edeks []claviger.
 	}
 	err := g.Wait()
 	if err == nil && len(edeks) > 0 && deks[len(deks)-1] == nil {
-		// The loop was left because of the caller's own context.
+		// The loop ended early without an error of g, so the caller's context is done.
 		err = claviger.E(opUnwrap, claviger.Unavailable, key, context.Cause(ctx))
 	}
 	if err != nil {
@@ -107,6 +105,7 @@ func (p *Provider) Unwrap(ctx context.Context, key, as string, edeks []claviger.
 	return deks, nil
 }
 
+// unwrap opens one EDEK.
 func (p *Provider) unwrap(ctx context.Context, key, as string, e claviger.EDEK) (secret.Bytes, error) {
 	in := kmswire.AppendOpen(nil, key, &e)
 	body, err := p.do(ctx, request{
@@ -123,12 +122,12 @@ func (p *Provider) unwrap(ctx context.Context, key, as string, e claviger.EDEK) 
 	}
 	if len(dek) != len(e.Material) {
 		return nil, claviger.Errorf(opUnwrap, claviger.Internal, e.Version,
-			"KMS %s: a DEK of %d bytes for an EDEK of %d", p.uri, len(dek), len(e.Material))
+			"KMS %s sent a DEK of %d bytes for an EDEK of %d", p.uri, len(dek), len(e.Material))
 	}
 	return dek, nil
 }
 
-// Reencrypt has the far KMS bring the EDEKs under the key's current version.
+// Reencrypt requests the EDEKs under the key's current version.
 func (p *Provider) Reencrypt(ctx context.Context, key string, edeks []claviger.EDEK) ([]claviger.EDEK, error) {
 	if p.ctx.Err() != nil {
 		return nil, closedError(opReencrypt, key)
@@ -145,16 +144,16 @@ func (p *Provider) Reencrypt(ctx context.Context, key string, edeks []claviger.E
 		if err != nil {
 			return nil, err
 		}
-		done, err := p.edeks(opReencrypt, key, body, n)
+		batch, err := p.edeks(opReencrypt, key, body, n)
 		if err != nil {
 			return nil, err
 		}
-		out, edeks = append(out, done...), edeks[n:]
+		out, edeks = append(out, batch...), edeks[n:]
 	}
 	return out, nil
 }
 
-// checkIVs refuses here what every KMS would refuse, after some work.
+// checkIVs refuses wrong IVs before a request is sent. Every KMS would refuse them too.
 func checkIVs(op string, edeks []claviger.EDEK) error {
 	for _, e := range edeks {
 		if len(e.IV) != claviger.IVSize {

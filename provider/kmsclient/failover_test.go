@@ -23,8 +23,7 @@ import (
 	"claviger/provider/kmsclient"
 )
 
-// twoHosts serves two KMS on one port of 127.0.0.1 and 127.0.0.2, over the same
-// keys where f2 is f1's.
+// twoHosts serves two handlers on the same port of 127.0.0.1 and 127.0.0.2.
 func twoHosts(t *testing.T, f1, f2 http.Handler) (s1, s2 *httptest.Server) {
 	t.Helper()
 	for range 20 { // until a port is free on both
@@ -55,8 +54,8 @@ func spec(name string) provider.Spec {
 	return provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}
 }
 
-// Two hosts get about half of the calls each, and one of them all when the
-// other is gone.
+// TestRoundRobinAndFailover checks that two hosts get half of the calls each, and that one host gets all calls while
+// the other is down.
 func TestRoundRobinAndFailover(t *testing.T) {
 	f1, f2 := newFake(t), newFake(t)
 	s1, s2 := twoHosts(t, f1, f2)
@@ -66,36 +65,36 @@ func TestRoundRobinAndFailover(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n1, n2 := len(f1.took()), len(f2.took()); n1 != 10 || n2 != 10 {
+	if n1, n2 := len(f1.takeCalls()), len(f2.takeCalls()); n1 != 10 || n2 != 10 {
 		t.Errorf("%d and %d calls, want 10 each", n1, n2)
 	}
 	s1.Close()
-	// Without the connections that are kept: one that the host has closed may take
-	// a request before the close is seen, and then nobody knows whether it was read.
+	// Make a new client without open connections. A request on a connection that the host has just closed might have
+	// been read, so the client would not repeat it.
 	p = open(t, uriOf(s1, s2), kmsclient.Options{})
 	for i := range 20 {
-		// A creation as well: nobody can have acted on it where nobody listens.
+		// A creation also fails over: a host that does not listen cannot have executed it.
 		if _, err := p.Create(t.Context(), spec(fmt.Sprint("k", i))); err != nil {
-			t.Fatalf("with one host gone: %v", err)
+			t.Fatalf("with one host down: %v", err)
 		}
 	}
 	if n := f2.keys.Objects(); n != 20 {
-		t.Errorf("%d keys at the host that is left", n)
+		t.Errorf("%d keys at the remaining host, want 20", n)
 	}
 	s2.Close()
 	_, err := p.Keys(t.Context())
 	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "127.0.0.1") ||
 		!strings.Contains(err.Error(), "127.0.0.2") {
-		t.Errorf("with both gone: %v", err)
+		t.Errorf("with both hosts down: %v", err)
 	}
 	if _, err = p.Create(t.Context(), spec("none")); !claviger.Is(err, claviger.Unavailable) {
-		t.Errorf("Create with both gone: %v", err)
+		t.Errorf("Create with both hosts down: %v", err)
 	}
 }
 
-// A host that was found dead is asked last for a while: its death costs one
-// call, not each second one.
-func TestDeadHostRests(t *testing.T) {
+// TestDeadHostIsLast checks that a host that cannot be reached is the last one to be tried for a while. So it delays
+// one call, and not every second call.
+func TestDeadHostIsLast(t *testing.T) {
 	f := newFake(t)
 	s1, s2 := twoHosts(t, f, f)
 	var buf logtest.Buffer
@@ -106,14 +105,14 @@ func TestDeadHostRests(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := strings.Count(buf.String(), "KMS host failed"); n < 1 || n > 3 { // each 5 s at most
+	if n := strings.Count(buf.String(), "KMS host failed"); n < 1 || n > 3 { // at most once in 5 s
 		t.Errorf("the dead host was tried %d times:\n%s", n, buf.String())
 	}
 }
 
-// TestFailoverIsTold: the log tells another host's answer from a later one of the same host,
-// with both, and which attempt it was.
-func TestFailoverIsTold(t *testing.T) {
+// TestFailoverIsLogged checks that the log names the failed host, the host that answered and the number of the attempt,
+// and that it distinguishes a retry of the same host from another host.
+func TestFailoverIsLogged(t *testing.T) {
 	f := newFake(t)
 	var calls atomic.Int32
 	f.lock(func() {
@@ -127,8 +126,8 @@ func TestFailoverIsTold(t *testing.T) {
 	})
 	s1, s2 := twoHosts(t, f, f)
 	for uri, want := range map[string]string{
-		uriOf(s1):     "KMS host failed, and answered when it was asked again",
-		uriOf(s1, s1): "KMS host failed, and answered when it was asked again",
+		uriOf(s1):     "KMS host failed, and answered a retry",
+		uriOf(s1, s1): "KMS host failed, and answered a retry",
 		uriOf(s1, s2): "KMS host failed, and another answered",
 	} {
 		calls.Store(0)
@@ -144,7 +143,7 @@ func TestFailoverIsTold(t *testing.T) {
 	}
 }
 
-// hangUp closes the connection in place of an answer.
+// hangUp closes the connection without an answer.
 func hangUp(w http.ResponseWriter) {
 	conn, _, err := w.(http.Hijacker).Hijack()
 	if err == nil {
@@ -152,8 +151,8 @@ func hangUp(w http.ResponseWriter) {
 	}
 }
 
-// A host takes the request and the connection breaks: what only reads is asked
-// elsewhere, what changes is not sent again.
+// TestUnknownOutcomeIsNotRepeated breaks the connection after the host has read the request. A reading request is sent
+// to the next host; a change is not sent again.
 func TestUnknownOutcomeIsNotRepeated(t *testing.T) {
 	f1, f2 := newFake(t), newFake(t)
 	f2.keys = f1.keys
@@ -166,7 +165,7 @@ func TestUnknownOutcomeIsNotRepeated(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, _ = f1.took(), f2.took()
+	_, _ = f1.takeCalls(), f2.takeCalls()
 	var changes atomic.Int32
 	faulty := func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Method == http.MethodOptions || strings.HasSuffix(r.URL.Path, "/names") ||
@@ -193,7 +192,7 @@ func TestUnknownOutcomeIsNotRepeated(t *testing.T) {
 		changes.Store(0)
 		err := call()
 		if claviger.KindOf(err) != claviger.Internal ||
-			!strings.Contains(err.Error(), "whether it was done is not known") {
+			!strings.Contains(err.Error(), "may have been executed") {
 			t.Errorf("%s: %v", name, err)
 		}
 		if n := changes.Load(); n != 1 {
@@ -204,7 +203,7 @@ func TestUnknownOutcomeIsNotRepeated(t *testing.T) {
 		t.Errorf("Unwrap with all hosts failing: %v", err)
 	}
 
-	// One host is well: all that reads gets through, however the turn falls.
+	// While one host works, every reading request succeeds, whichever host is the first.
 	both(nil)
 	f1.lock(func() { f1.fault = faulty })
 	for range 6 {
@@ -220,13 +219,13 @@ func TestUnknownOutcomeIsNotRepeated(t *testing.T) {
 	}
 }
 
-// What a host says about the request is said once; what it says about itself is
-// asked of the next one.
+// TestWhichAnswersFailOver checks which answers are final. After an answer that concerns only the host, the next host
+// is tried.
 func TestWhichAnswersFailOver(t *testing.T) {
 	for _, c := range []struct {
 		status      int
 		body        string
-		read, write int32 // attempts wanted at the two hosts, one call each
+		read, write int32 // wanted attempts of one reading and one changing call
 		kind        claviger.Kind
 		text        string
 	}{
@@ -240,7 +239,7 @@ func TestWhichAnswersFailOver(t *testing.T) {
 			"hadoop.kms.acl.GET_KEYS"},
 		{503, `busy`, 3, 3, claviger.Unavailable, "503"},
 		{502, `<html>`, 3, 1, claviger.Unavailable, "502"},
-		{404, `<html>`, 1, 1, claviger.Internal, "is the path of the URI that of the KMS?"},
+		{404, `<html>`, 1, 1, claviger.Internal, "does the URI have the path of the KMS?"},
 		{302, ``, 1, 1, claviger.Internal, "302"},
 	} {
 		var n atomic.Int32
@@ -261,7 +260,7 @@ func TestWhichAnswersFailOver(t *testing.T) {
 		if n.Load() != c.read || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%d: %d reads, want %d: %v", c.status, n.Load(), c.read, err)
 		}
-		// A read that every host failed is answered with the hosts' last words.
+		// If every host fails, the error is that of the last answer.
 		if got := claviger.KindOf(err); got != c.kind {
 			t.Errorf("%d: kind %v, want %v: %v", c.status, got, c.kind, err)
 		}
@@ -273,9 +272,8 @@ func TestWhichAnswersFailOver(t *testing.T) {
 	}
 }
 
-// TestAnsweredBusy: the word of a KMS that it cannot serve a request now is told from the
-// silence of one, and from a balancer's: also where the time ends before the last attempt,
-// and where the other host is silent.
+// TestAnsweredBusy checks which errors are marked with ErrAnswered: those after a KMS answered that it is busy, even if
+// the context ends before the last attempt, or the other host does not answer. An answer of a balancer does not count.
 func TestAnsweredBusy(t *testing.T) {
 	const standby = `{"RemoteException":{"message":"ask another node","exception":"StandbyException",` +
 		`"javaClassName":"org.apache.hadoop.ipc.StandbyException"}}`
@@ -283,7 +281,7 @@ func TestAnsweredBusy(t *testing.T) {
 		name      string
 		status    int
 		body      string
-		firstOnly bool // the other host says 502
+		firstOnly bool // all later answers are 502
 		timeout   time.Duration
 		want      bool
 	}{
@@ -351,17 +349,17 @@ func TestDeadline(t *testing.T) {
 	if _, err := short.Create(t.Context(), spec("k")); claviger.KindOf(err) != claviger.Internal {
 		t.Errorf("a creation that timed out: %v", err)
 	}
-	// Close ends what is under way.
+	// Close ends running calls.
 	done := make(chan error)
 	go func() { _, err := p.Keys(t.Context()); done <- err }()
-	time.Sleep(20 * time.Millisecond) // so that the call is under way; later, it is refused just so
+	time.Sleep(20 * time.Millisecond) // so that the call runs; a later call would fail in the same way
 	_ = p.Close()
 	if err := <-done; !claviger.Is(err, claviger.Closed) {
 		t.Errorf("Close during a call: %v", err)
 	}
 }
 
-// Connections are bounded, kept, and used again.
+// TestConnectionsAreBounded checks that connections are bounded and used again.
 func TestConnectionsAreBounded(t *testing.T) {
 	f := newFake(t)
 	var conns, inside, most atomic.Int32
@@ -387,7 +385,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 			defer inside.Add(-1)
 			for m := most.Load(); v > m && !most.CompareAndSwap(m, v); m = most.Load() {
 			}
-			time.Sleep(time.Millisecond) // how long the KMS takes
+			time.Sleep(time.Millisecond) // time of one request at the KMS
 			return false
 		}
 	})
@@ -411,7 +409,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 }
 
-// The first EDEK that cannot be opened ends the others.
+// TestUnwrapStopsAtFirstError checks that Unwrap sends few more requests after the first EDEK that cannot be opened.
 func TestUnwrapStopsAtFirstError(t *testing.T) {
 	f := newFake(t)
 	s := serve(t, f)
@@ -424,13 +422,13 @@ func TestUnwrapStopsAtFirstError(t *testing.T) {
 		t.Fatal(err)
 	}
 	edeks[3].Version = "k@77"
-	f.took()
+	f.takeCalls()
 	if _, err := p.Unwrap(t.Context(), "k", "", edeks); !claviger.Is(err, claviger.VersionNotFound) ||
 		!strings.Contains(err.Error(), "k@77") {
 		t.Errorf("%v", err)
 	}
-	if n := len(f.took()); n > 100 {
-		t.Errorf("%d of 300 were asked for after the 4th failed", n)
+	if n := len(f.takeCalls()); n > 100 {
+		t.Errorf("%d of 300 requests were sent although the 4th failed", n)
 	}
 }
 

@@ -20,20 +20,19 @@ import (
 	"claviger/secret"
 )
 
-// fakeKMS answers as Hadoop 3.4's KMS over a memory provider: its JSON, its
-// login, its statuses and messages (hadoop-kms's KMSExceptionsProvider,
-// KMS.java). Users are admitted unless rules say no.
+// fakeKMS is an HTTP handler with a memory provider. It answers as the KMS of Hadoop 3.4 does: with its JSON, login,
+// statuses and messages (hadoop-kms's KMSExceptionsProvider, KMS.java). It allows everything that deny does not forbid.
 type fakeKMS struct {
 	keys *memory.Provider
 
 	mu       sync.Mutex
-	calls    []string            // "METHOD /path?query as user" of those that were let in
-	logins   int                 // handshakes
+	calls    []string            // accepted requests: "METHOD /path?query as user"
+	logins   int                 // number of handshakes
 	cookies  map[string]string   // user by cookie
-	proxies  map[string][]string // whom a user may impersonate
-	deny     map[string]error    // refusals by KMSOp
+	proxies  map[string][]string // users that a user may impersonate
+	deny     map[string]error    // refusals by operation and user
 	fault    func(w http.ResponseWriter, r *http.Request) bool
-	material bool // GET right: versions show it
+	material bool // the user has the GET right, so versions have material
 }
 
 type remoteError struct {
@@ -55,7 +54,8 @@ func newFake(t testing.TB) *fakeKMS {
 
 func (f *fakeKMS) lock(do func()) { f.mu.Lock(); defer f.mu.Unlock(); do() }
 
-func (f *fakeKMS) took() []string {
+// takeCalls returns the recorded calls, and clears them.
+func (f *fakeKMS) takeCalls() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c := f.calls
@@ -112,7 +112,7 @@ func (f *fakeKMS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-// user authenticates: by cookie, or by user.name, which gives a cookie.
+// user authenticates by cookie, or by user.name. In that case it sets a cookie.
 func (f *fakeKMS) user(w http.ResponseWriter, r *http.Request) (string, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -161,7 +161,7 @@ func toRemote(err error) *remoteError {
 
 func b64(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
-// unb64 takes what Hadoop takes: either alphabet, padded or not.
+// unb64 accepts the same as Hadoop: both alphabets, with or without padding.
 func unb64(s string) []byte {
 	s = strings.NewReplacer("-", "+", "_", "/", "=", "").Replace(s)
 	b, _ := base64.RawStdEncoding.DecodeString(s)
@@ -193,19 +193,23 @@ func metadataOf(m *claviger.Metadata) map[string]any {
 		"attributes": attributes, "created": m.Created.UnixMilli(), "versions": m.Versions}
 }
 
-// route serves one call; nothing returned is an empty answer.
+// route serves one call. A nil value means an empty answer.
 func (f *fakeKMS) route(r *http.Request, user string) (int, any, error) {
-	ctx := r.Context()
 	path, ok := strings.CutPrefix(r.URL.EscapedPath(), "/kms/v1/")
 	if !ok {
-		return 0, nil, &remoteError{500, "com.sun.jersey.api.NotFoundException", "null for uri: " + r.URL.String()}
+		return 0, nil, notFound(r)
 	}
 	denied := func(kmsOp string) error {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return f.deny[kmsOp+" "+user]
 	}
-	q := r.URL.Query()
+	if rest, ok := strings.CutPrefix(path, "keyversion/"); ok {
+		return f.keyVersion(r, rest, denied)
+	}
+	if rest, ok := strings.CutPrefix(path, "key/"); ok {
+		return f.key(r, rest, denied)
+	}
 	switch {
 	case path == "keys" && r.Method == "POST":
 		v, err := f.create(r)
@@ -214,23 +218,26 @@ func (f *fakeKMS) route(r *http.Request, user string) (int, any, error) {
 		if err := denied("GET_KEYS"); err != nil {
 			return 0, nil, err
 		}
-		names, err := f.keys.Keys(ctx)
-		return 200, append([]string{}, names...), err // [ ] where there is none, as Java's
+		names, err := f.keys.Keys(r.Context())
+		return 200, append([]string{}, names...), err // [ ] if there is none, as Java's KMS
 	case path == "keys/metadata":
-		list, err := f.keys.Metadata(ctx, q["key"]...)
+		list, err := f.keys.Metadata(r.Context(), r.URL.Query()["key"]...)
 		out := []any{}
 		for _, m := range list {
 			out = append(out, metadataOf(m))
 		}
 		return 200, out, err
 	}
-	if rest, ok := strings.CutPrefix(path, "keyversion/"); ok {
-		return f.keyVersion(r, rest, denied)
-	}
-	rest, ok := strings.CutPrefix(path, "key/")
-	if !ok {
-		return 0, nil, &remoteError{500, "com.sun.jersey.api.NotFoundException", "null for uri: " + r.URL.String()}
-	}
+	return 0, nil, notFound(r)
+}
+
+func notFound(r *http.Request) error {
+	return &remoteError{500, "com.sun.jersey.api.NotFoundException", "null for uri: " + r.URL.String()}
+}
+
+// key serves one call about one key. rest is the path from the key's name on.
+func (f *fakeKMS) key(r *http.Request, rest string, denied func(string) error) (int, any, error) {
+	ctx := r.Context()
 	escaped, sub := rest, ""
 	for _, s := range []string{"/_versions", "/_currentversion", "/_metadata", "/_eek", "/_reencryptbatch",
 		"/_invalidatecache"} {
@@ -257,7 +264,7 @@ func (f *fakeKMS) route(r *http.Request, user string) (int, any, error) {
 		}
 		return 200, f.version(v), err
 	case "GET/_eek":
-		return f.generate(ctx, key, q, denied)
+		return f.generate(ctx, key, r.URL.Query(), denied)
 	case "POST/_reencryptbatch":
 		return f.reencrypt(r, key, denied)
 	case "POST/_invalidatecache":

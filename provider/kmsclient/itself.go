@@ -10,14 +10,14 @@ import (
 	"claviger/provider"
 )
 
-// named sends each request with the name of our own metastore. An answer of a KMS that has
-// the same one is provider.ErrItself.
-type named struct {
+// namedTransport sends the name of our own metastore with each request. If the KMS answers that it has the same
+// metastore, the error is provider.ErrItself.
+type namedTransport struct {
 	store func() string
 	*http.Transport
 }
 
-func (n named) RoundTrip(req *http.Request) (*http.Response, error) {
+func (n namedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if n.store == nil {
 		return n.Transport.RoundTrip(req)
 	}
@@ -30,18 +30,18 @@ func (n named) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := n.Transport.RoundTrip(req)
 	if err == nil && resp.Header.Get(kmswire.SameStoreHeader) != "" {
 		drain(resp)
-		// A name that has come to point here, and is put right, leads to the source again with
-		// a new connection only.
+		// The host name may point here by mistake. After the operator has corrected that, only a new connection reaches
+		// the source.
 		n.Transport.CloseIdleConnections()
 		return nil, provider.ErrItself
 	}
 	return resp, err
 }
 
-// itself is the failure of a request to a host that is we ourselves; nil for any other error.
-// No other host of the URI is asked: the whole URI is wrong. What the source may hold cannot
-// be served now, so the kind is Unavailable.
-func itself(h *host, r request, err error) *failure {
+// itselfFailure returns the failure of a request that reached this server itself; nil for any other error. The whole
+// URI is wrong, so no other host is tried. The keys of the intended source cannot be used now, so the kind is
+// Unavailable.
+func itselfFailure(h *host, r request, err error) *failure {
 	if !errors.Is(err, provider.ErrItself) {
 		return nil
 	}

@@ -15,26 +15,26 @@ import (
 	"claviger/provider/kmsclient"
 )
 
-// accepts puts a gssapi acceptor where authn asks for one, and counts.
-type accepts struct {
+// countingAcceptor is an acceptor for authn that records all logins.
+type countingAcceptor struct {
 	acceptor *gssapi.Acceptor
 
-	mu  sync.Mutex
-	who []string
+	mu      sync.Mutex
+	clients []string // the principal of each login
 }
 
-func (a *accepts) Accept(token []byte) (string, []byte, error) {
+func (a *countingAcceptor) Accept(token []byte) (string, []byte, error) {
 	got, err := a.acceptor.Accept(token)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err != nil {
 		return "", nil, &authn.NegotiationError{Reason: "GSSException", Explanation: err.Error(), Err: err}
 	}
-	a.who = append(a.who, got.Client)
+	a.clients = append(a.clients, got.Client)
 	return got.Client, got.Reply, nil
 }
 
-func (a *accepts) Check() error { return a.acceptor.Check() }
+func (a *countingAcceptor) Check() error { return a.acceptor.Check() }
 
 // TestRealKerberos logs in at our own KMS with tickets of a real KDC.
 func TestRealKerberos(t *testing.T) {
@@ -50,7 +50,7 @@ func TestRealKerberos(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(acceptor.Close)
-	a := &accepts{acceptor: acceptor}
+	a := &countingAcceptor{acceptor: acceptor}
 	handler, err := authn.NewKerberos(a, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -87,13 +87,13 @@ func TestRealKerberos(t *testing.T) {
 	logins := func() string {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		return strings.Join(a.who, " ")
+		return strings.Join(a.clients, " ")
 	}
-	// One login each: the cookie is kept, and waited for.
+	// One login for each client: parallel calls wait for the cookie and share it.
 	if got := logins(); got != "kms/localhost@"+kdctest.Realm+" mig@"+kdctest.Realm {
 		t.Errorf("logins: %s", got)
 	}
-	// The secrets have rolled twice: no cookie holds, and each logs in anew.
+	// After the secrets rolled twice, no cookie is valid, and each client logs in again.
 	mu.Lock()
 	now = now.Add(3 * time.Hour)
 	mu.Unlock()

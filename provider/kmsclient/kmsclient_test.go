@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// uriOf is the kms:// URI of servers, which have one port.
+// uriOf returns the kms:// URI of servers with the same port.
 func uriOf(servers ...*httptest.Server) string {
 	scheme, rest, _ := strings.Cut(servers[0].URL, "://")
 	host, port, _ := strings.Cut(rest, ":")
@@ -52,7 +52,7 @@ func serve(t *testing.T, f *fakeKMS) *httptest.Server {
 }
 
 func TestConformance(t *testing.T) {
-	for name, shows := range map[string]bool{"ShowsMaterial": true, "Withholds": false} {
+	for name, shows := range map[string]bool{"ShowsMaterial": true, "HidesMaterial": false} {
 		t.Run(name, func(t *testing.T) {
 			f := newFake(t)
 			f.material = shows

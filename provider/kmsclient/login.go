@@ -13,29 +13,27 @@ import (
 	"claviger/provider"
 )
 
-// Negotiation is one proof of who we are, to one KMS: a GSS-API context of
-// Kerberos in SPNEGO's wrapping. It is used by one goroutine.
+// Negotiation is one login by Kerberos at one KMS: a GSS-API context with SPNEGO. One goroutine uses it.
 type Negotiation interface {
-	// Step takes the KMS's token, none at first, and returns ours. done says that
-	// the KMS has proved itself too. It may wait for a KDC, without a way to end it.
+	// Step accepts the KMS's token, nil at first, and returns our next token. done is true once the KMS has proved its
+	// identity. Step may wait for a KDC, and cannot be cancelled.
 	Step(in []byte) (out []byte, done bool, err error)
 	Close() error
 }
 
-// Negotiate begins a Negotiation with the KMS at a host, named as in the URI, in
-// lower case. It may be called from many goroutines.
+// Negotiate begins a Negotiation with the KMS at a host. host is the name in the URI, in lower case. Many goroutines
+// may call it at the same time.
 type Negotiate func(host string) (Negotiation, error)
 
 const (
 	scheme = "Negotiate"
-	// maxLegs bounds the tokens of one login. Kerberos needs one; a KMS that wants
-	// another mechanism first may ask for one more.
-	// How long a token of the KMS may be the Transport bounds, with all headers.
-	maxLegs = 3
+	// maxTokens bounds the tokens of one login. Kerberos needs one. A KMS that prefers another mechanism may request
+	// one more. The length of the KMS's tokens is bounded by the Transport's limit for headers.
+	maxTokens = 3
 )
 
-// logIn does the handshake, by user.name or by Kerberos as the KMS wants it,
-// unless another call has replaced the stale cookie meanwhile.
+// logIn logs in by user.name, or by Kerberos if the KMS requires it, and returns the cookie. If another call has
+// replaced the stale cookie in the meantime, it returns that one.
 func (p *Provider) logIn(ctx context.Context, h *host, r request, stale *string) (*string, *failure) {
 	select {
 	case h.login <- struct{}{}:
@@ -57,7 +55,7 @@ func (p *Provider) logIn(ctx context.Context, h *host, r request, stale *string)
 	return &cookie, nil
 }
 
-// orNil is the failure's error, and none where there is no failure.
+// orNil returns the failure's error, and nil for a nil failure.
 func (f *failure) orNil() error {
 	if f == nil {
 		return nil
@@ -65,9 +63,9 @@ func (f *failure) orNil() error {
 	return f.err
 }
 
-var errWantsKerberos = errors.New("it wants Kerberos")
+var errWantsKerberos = errors.New("the KMS requires Kerberos")
 
-// handshake sends OPTIONS, which does nothing but to authenticate.
+// handshake sends an OPTIONS request, which only authenticates.
 func (p *Provider) handshake(ctx context.Context, h *host, r request, query, authorization string) (
 	*http.Response, *failure) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodOptions, h.base+"/v1/keys/names"+query, nil)
@@ -78,7 +76,7 @@ func (p *Provider) handshake(ctx context.Context, h *host, r request, query, aut
 		req.Header.Set("Authorization", authorization)
 	}
 	resp, err := p.client.Do(req)
-	if f := itself(h, r, err); f != nil {
+	if f := itselfFailure(h, r, err); f != nil {
 		return nil, f
 	}
 	if err != nil {
@@ -87,7 +85,7 @@ func (p *Provider) handshake(ctx context.Context, h *host, r request, query, aut
 	return resp, nil
 }
 
-// cookieOf is what a handshake that succeeded gave; "" is nothing.
+// cookieOf returns the cookie of a successful handshake, and "" if there is none.
 func cookieOf(resp *http.Response) string {
 	if resp.StatusCode < 300 {
 		for _, c := range resp.Cookies() {
@@ -99,7 +97,7 @@ func cookieOf(resp *http.Response) string {
 	return ""
 }
 
-// simple logs in by name.
+// simple logs in by Hadoop's simple authentication, with a user name alone.
 func (p *Provider) simple(ctx context.Context, h *host, r request) (string, *failure) {
 	resp, f := p.handshake(ctx, h, r, "?"+url.Values{"user.name": {p.opt.User}}.Encode(), "")
 	if f != nil {
@@ -111,18 +109,17 @@ func (p *Provider) simple(ctx context.Context, h *host, r request) (string, *fai
 	}
 	_, negotiates := challenge(resp)
 	if negotiates {
-		p.asked.Store(true)
+		p.wantsKerberos.Store(true)
 	}
 	var err error
 	switch {
 	case negotiates && p.opt.Negotiate != nil:
 		return "", &failure{err: errWantsKerberos, untouched: true}
 	case negotiates:
-		err = fmt.Errorf("KMS %s wants Kerberos, and no login by it is set up here "+
-			"(claviger.client.kerberos.principal and .keytab)",
-			h.base)
+		err = fmt.Errorf("KMS %s wants Kerberos, and no Kerberos login is configured here (set "+
+			"claviger.client.kerberos.principal and .keytab)", h.base)
 	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden:
-		err = fmt.Errorf("KMS %s does not let user %q log in by simple authentication: %s", h.base,
+		err = fmt.Errorf("KMS %s refuses the login of user %q by simple authentication: %s", h.base,
 			p.opt.User, resp.Status)
 	case resp.StatusCode < 300:
 		err = fmt.Errorf("%s gave no %s cookie for user %q: it is not a KMS with simple authentication", h.base,
@@ -133,25 +130,25 @@ func (p *Provider) simple(ctx context.Context, h *host, r request) (string, *fai
 	return "", deniedLogin(r, err)
 }
 
-// deniedLogin is a login that this KMS refuses for good.
+// deniedLogin returns the final failure of a login that the KMS refuses.
 func deniedLogin(r request, err error) *failure {
 	return &failure{err: claviger.E(r.op, claviger.Denied, r.key, &provider.LoginError{Err: err}),
 		untouched: true, final: true}
 }
 
-// notAKMS is for statuses that no KMS that serves gives to a login: it is none,
-// it is starting, or a balancer has none behind it.
+// notAKMS returns the failure of a login whose status no working KMS sends: the host is no KMS, the KMS is starting, or
+// a balancer has no KMS behind it.
 func notAKMS(h *host, resp *http.Response) *failure {
 	text, _ := readAll(resp.Body, maxErrorBody)
 	err := refusedScheme(h, resp, text)
 	if err == nil {
-		err = fmt.Errorf("the login was answered with %s; is the path of the URI that of the KMS?", resp.Status)
+		err = fmt.Errorf("the login was answered with %s; does the URI have the path of the KMS?", resp.Status)
 	}
 	return &failure{err: err, untouched: true}
 }
 
-// challenge finds the token of WWW-Authenticate: Negotiate, and tells whether
-// there is that scheme at all. A KMS of several schemes sends several headers.
+// challenge returns the token of the header WWW-Authenticate: Negotiate. ok is false if there is no such header. A KMS
+// with several schemes sends several headers.
 func challenge(resp *http.Response) (token string, ok bool) {
 	for _, v := range resp.Header.Values("WWW-Authenticate") {
 		if rest, found := strings.CutPrefix(v, scheme); found && (rest == "" || rest[0] == ' ') {
@@ -161,8 +158,7 @@ func challenge(resp *http.Response) (token string, ok bool) {
 	return "", false
 }
 
-// kerberos logs in by Kerberos. It does not wait longer than ctx allows for a
-// library that waits for a KDC.
+// kerberos logs in by Kerberos. It returns when ctx is done, even if the Kerberos library still waits for a KDC.
 func (p *Provider) kerberos(ctx context.Context, h *host, r request) (string, *failure) {
 	type result struct {
 		cookie string
@@ -182,74 +178,99 @@ func (p *Provider) kerberos(ctx context.Context, h *host, r request) (string, *f
 	}
 }
 
-// negotiate does all legs of a login. The cookie counts only once the KMS has
-// proved that it is the service that the URI names.
+// loginError returns the failure of a login by Kerberos that may succeed later, or at another host.
+func loginError(err error) *failure {
+	return &failure{err: &provider.LoginError{Err: fmt.Errorf("logging in by Kerberos: %w", err)}, untouched: true}
+}
+
+// deniedKerberos is deniedLogin with a formatted message.
+func deniedKerberos(h *host, r request, format string, args ...any) *failure {
+	return deniedLogin(r, fmt.Errorf("KMS %s, login by Kerberos: "+format, append([]any{h.base}, args...)...))
+}
+
+const noProof = "the KMS did not prove that it is the service that the URI names"
+
+// negotiate exchanges all tokens of a login. It returns the cookie only after the KMS has proved that it is the service
+// that the URI names.
 func (p *Provider) negotiate(ctx context.Context, h *host, r request) (string, *failure) {
-	failed := func(err error) (string, *failure) {
-		// Another host may be known to the KDC, and the KDC be there again later.
-		return "", &failure{err: &provider.LoginError{Err: fmt.Errorf("logging in by Kerberos: %w", err)},
-			untouched: true}
-	}
-	denied := func(format string, args ...any) (string, *failure) {
-		err := fmt.Errorf("KMS %s, login by Kerberos: "+format, append([]any{h.base}, args...)...)
-		return "", deniedLogin(r, err)
-	}
 	base, err := url.Parse(h.base)
 	if err != nil {
-		return failed(err)
+		return "", loginError(err)
 	}
 	n, err := p.opt.Negotiate(strings.ToLower(base.Hostname()))
 	if err != nil {
-		return failed(err)
+		return "", loginError(err)
 	}
-	defer func() { _ = n.Close() }() // it only frees
+	defer func() { _ = n.Close() }() // Close only frees memory
 	var in []byte
-	for range maxLegs {
+	for range maxTokens {
 		out, proved, err := n.Step(in)
 		switch {
 		case err != nil && in != nil:
-			return denied("it did not prove that it is the service that the URI names: %w", err)
+			return "", deniedKerberos(h, r, noProof+": %w", err)
 		case err != nil:
-			return failed(err)
+			return "", loginError(err)
 		case proved || len(out) == 0:
-			return denied("it asks for more after the login is complete")
+			return "", deniedKerberos(h, r, "the KMS requests another token after the login is complete")
 		}
-		resp, f := p.handshake(ctx, h, r, "", scheme+" "+base64.StdEncoding.EncodeToString(out))
+		answer, f := p.sendToken(ctx, h, r, out)
 		if f != nil {
 			return "", f
 		}
-		text, more := challenge(resp)
-		cookie, status, reason := cookieOf(resp), resp.StatusCode, resp.Status
-		if status >= 300 && status != http.StatusUnauthorized && status != http.StatusForbidden {
-			f = notAKMS(h, resp)
-		}
-		drain(resp)
-		if f != nil {
-			return "", f
-		}
-		if in, err = base64.StdEncoding.DecodeString(text); err != nil {
-			return denied("its token is no base64: %w", err)
-		}
-		switch {
-		case status < 300 && len(in) == 0:
-			return denied("it sent no token that proves that it is the service that the URI names")
-		case status < 300:
-			switch _, proved, err = n.Step(in); {
-			case err != nil:
-				return denied("it did not prove that it is the service that the URI names: %w", err)
-			case !proved:
-				return denied("it let us in before it proved that it is the service that the URI names")
-			}
-			if cookie == "" {
-				return denied("it gave no %s cookie", authCookie)
-			}
-			return cookie, nil
-		case status == http.StatusUnauthorized && more && len(in) > 0:
+		switch in = answer.token; {
+		case answer.status < 300:
+			return answer.accept(n, h, r)
+		case answer.status == http.StatusUnauthorized && answer.negotiates && len(in) > 0:
 			continue
 		default:
-			return denied("it refuses the ticket: %s; its log says why: often no rule of auth_to_local there makes "+
-				"a user of our principal, its keytab has an old key, or a clock is wrong", reason)
+			return "", deniedKerberos(h, r, "the KMS refuses the ticket: %s; see its log. Often its auth_to_local has "+
+				"no rule for our principal, its keytab has an old key, or a clock is wrong", answer.reason)
 		}
 	}
-	return denied("no end of the negotiation after %d tokens", maxLegs)
+	return "", deniedKerberos(h, r, "the negotiation did not end after %d tokens", maxTokens)
+}
+
+// tokenAnswer is the KMS's answer to one token.
+type tokenAnswer struct {
+	status     int
+	reason     string // status with its text
+	cookie     string
+	negotiates bool // there is a WWW-Authenticate: Negotiate
+	token      []byte
+}
+
+// sendToken sends one token. Its failure is final, except for a host that does not answer as a KMS.
+func (p *Provider) sendToken(ctx context.Context, h *host, r request, token []byte) (tokenAnswer, *failure) {
+	resp, f := p.handshake(ctx, h, r, "", scheme+" "+base64.StdEncoding.EncodeToString(token))
+	if f != nil {
+		return tokenAnswer{}, f
+	}
+	defer drain(resp)
+	text, negotiates := challenge(resp)
+	a := tokenAnswer{status: resp.StatusCode, reason: resp.Status, cookie: cookieOf(resp), negotiates: negotiates}
+	if a.status >= 300 && a.status != http.StatusUnauthorized && a.status != http.StatusForbidden {
+		return a, notAKMS(h, resp)
+	}
+	var err error
+	if a.token, err = base64.StdEncoding.DecodeString(text); err != nil {
+		return a, deniedKerberos(h, r, "the token of the KMS is no base64: %w", err)
+	}
+	return a, nil
+}
+
+// accept verifies the KMS's proof in an answer that ends the login, and returns the cookie.
+func (a tokenAnswer) accept(n Negotiation, h *host, r request) (string, *failure) {
+	if len(a.token) == 0 {
+		return "", deniedKerberos(h, r, "the KMS sent no token that proves that it is the service that the URI names")
+	}
+	switch _, proved, err := n.Step(a.token); {
+	case err != nil:
+		return "", deniedKerberos(h, r, noProof+": %w", err)
+	case !proved:
+		return "", deniedKerberos(h, r, "the KMS accepted the login before it proved that it is the service that the "+
+			"URI names")
+	case a.cookie == "":
+		return "", deniedKerberos(h, r, "the KMS sent no %s cookie", authCookie)
+	}
+	return a.cookie, nil
 }

@@ -16,16 +16,16 @@ import (
 	"claviger/provider/kmsclient"
 )
 
-// script is a Negotiation whose service proves itself by "proof".
-type script struct {
+// fakeNegotiation is a Negotiation. The token "proof" proves the identity of its service.
+type fakeNegotiation struct {
 	host   string
 	steps  int
-	fail   error           // of the first step
-	hang   <-chan struct{} // what the first step waits for
+	fail   error           // error of the first step
+	hang   <-chan struct{} // the first step waits until it is closed
 	closed *atomic.Int32
 }
 
-func (s *script) Step(in []byte) ([]byte, bool, error) {
+func (s *fakeNegotiation) Step(in []byte) ([]byte, bool, error) {
 	s.steps++
 	switch {
 	case s.steps == 1 && s.hang != nil:
@@ -41,102 +41,100 @@ func (s *script) Step(in []byte) ([]byte, bool, error) {
 	return nil, false, errors.New("not by that key")
 }
 
-func (s *script) Close() error {
+func (s *fakeNegotiation) Close() error {
 	s.closed.Add(1)
 	return nil
 }
 
 func token(text string) string { return "Negotiate " + base64.StdEncoding.EncodeToString([]byte(text)) }
 
+// loginCase is one login by Kerberos.
+type loginCase struct {
+	answer func(h http.Header) int // answer to a token
+	fail   error                   // error of the first step
+	kind   claviger.Kind
+	want   string // in the error; "" for success
+}
+
+const kerberosCookie = `hadoop.auth="u=mig&p=mig@R&t=kerberos&e=9&s=x="; HttpOnly`
+
+// accepted is the answer that accepts a login, with these values of WWW-Authenticate.
+func accepted(challenges ...string) func(http.Header) int {
+	return func(h http.Header) int {
+		h.Set("Set-Cookie", kerberosCookie)
+		h["Www-Authenticate"] = challenges
+		return 200
+	}
+}
+
+// answered is an answer with this value of WWW-Authenticate and without a cookie.
+func answered(status int, challenge string) func(http.Header) int {
+	return func(h http.Header) int { h.Set("WWW-Authenticate", challenge); return status }
+}
+
 func TestKerberosLogin(t *testing.T) {
-	const cookie = `hadoop.auth="u=mig&p=mig@R&t=kerberos&e=9&s=x="; HttpOnly`
 	noKDC := errors.New("cannot contact any KDC")
-	for name, c := range map[string]struct {
-		answer func(h http.Header) int // to a token
-		fail   error
-		kind   claviger.Kind
-		want   string // in the error; "" is success
-	}{
-		"let in": {func(h http.Header) int {
-			h.Set("Set-Cookie", cookie)
-			h.Set("WWW-Authenticate", token("proof"))
-			return 200
-		}, nil, 0, ""},
-		"two schemes": {func(h http.Header) int {
-			h.Set("Set-Cookie", cookie)
-			h["Www-Authenticate"] = []string{"Basic realm=x", token("proof")}
-			return 200
-		}, nil, 0, ""},
-		"no proof": {func(h http.Header) int { h.Set("Set-Cookie", cookie); return 200 }, nil, claviger.Denied,
-			"no token that proves"},
-		"a wrong proof": {func(h http.Header) int {
-			h.Set("Set-Cookie", cookie)
-			h.Set("WWW-Authenticate", token("x"))
-			return 200
-		}, nil, claviger.Denied, "did not prove"},
-		"half a proof": {func(h http.Header) int {
-			h.Set("Set-Cookie", cookie)
-			h.Set("WWW-Authenticate", token("more"))
-			return 200
-		}, nil, claviger.Denied, "before it proved"},
-		"no base64": {func(h http.Header) int { h.Set("WWW-Authenticate", "Negotiate ***"); return 200 }, nil,
-			claviger.Denied, "no base64"},
-		"a long token": {func(h http.Header) int {
-			h.Set("WWW-Authenticate",
-				token(strings.Repeat("x", 50_000)))
-			return 200
-		}, nil, claviger.Unavailable, "headers exceeded 65536 bytes"},
-		"no cookie": {func(h http.Header) int { h.Set("WWW-Authenticate", token("proof")); return 200 }, nil,
-			claviger.Denied, "no hadoop.auth cookie"},
-		"refused": {func(http.Header) int { return 403 }, nil, claviger.Denied, "refuses the ticket: 403"},
-		"asked again": {func(h http.Header) int { h.Set("WWW-Authenticate", "Negotiate"); return 401 }, nil,
-			claviger.Denied, "refuses the ticket: 401"},
-		"without end": {func(h http.Header) int { h.Set("WWW-Authenticate", token("more")); return 401 }, nil,
-			claviger.Denied, "no end of the negotiation"},
-		"starting":       {func(http.Header) int { return 503 }, nil, claviger.Unavailable, "503"},
+	status := func(code int) func(http.Header) int { return func(http.Header) int { return code } }
+	for name, c := range map[string]loginCase{
+		"accepted":      {accepted(token("proof")), nil, 0, ""},
+		"two schemes":   {accepted("Basic realm=x", token("proof")), nil, 0, ""},
+		"no proof":      {accepted(), nil, claviger.Denied, "no token that proves"},
+		"a wrong proof": {accepted(token("x")), nil, claviger.Denied, "did not prove"},
+		"half a proof":  {accepted(token("more")), nil, claviger.Denied, "before it proved"},
+		"no base64":     {answered(200, "Negotiate ***"), nil, claviger.Denied, "no base64"},
+		"a long token": {answered(200, token(strings.Repeat("x", 50_000))), nil, claviger.Unavailable,
+			"headers exceeded 65536 bytes"},
+		"no cookie": {answered(200, token("proof")), nil, claviger.Denied, "no hadoop.auth cookie"},
+		"refused":   {status(403), nil, claviger.Denied, "refuses the ticket: 403"},
+		"no token":  {answered(401, "Negotiate"), nil, claviger.Denied, "refuses the ticket: 401"},
+		"no end": {answered(401, token("more")), nil, claviger.Denied,
+			"the negotiation did not end"},
+		"starting":       {status(503), nil, claviger.Unavailable, "503"},
 		"no KDC answers": {nil, noKDC, claviger.Unavailable, noKDC.Error()},
 	} {
-		t.Run(name, func(t *testing.T) {
-			var open, closed, tokens atomic.Int32
-			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if got := r.Header.Get("Cookie"); got != "" {
-					if c.want != "" {
-						t.Errorf("%s %s with the cookie %s of a login that failed", r.Method, r.URL, got)
-					}
-					w.Header().Set("Content-Type", "application/json")
-					_, _ = w.Write([]byte("[]"))
-					return
-				}
-				given := r.Header.Get("Authorization")
-				if given == "" {
-					w.Header().Set("WWW-Authenticate", "Negotiate")
-					w.WriteHeader(http.StatusUnauthorized)
-					return
-				}
-				tokens.Add(1)
-				if r.Method != http.MethodOptions || r.URL.Query().Has("user.name") ||
-					!slices.Contains([]string{token("ticket for 127.0.0.1"), token("more of it")}, given) {
-					t.Errorf("%s %s with %s", r.Method, r.URL, given)
-				}
-				w.WriteHeader(c.answer(w.Header()))
-			}))
-			defer s.Close()
-			p := openQuick(t, s, func(host string) (kmsclient.Negotiation, error) {
-				open.Add(1)
-				return &script{host: host, fail: c.fail, closed: &closed}, nil
-			})
-			_, err := p.Keys(t.Context())
-			if c.want == "" && err != nil || c.want != "" && (!claviger.Is(err, c.kind) ||
-				!strings.Contains(err.Error(), c.want)) {
-				t.Errorf("%v, want %q", err, c.want)
+		t.Run(name, c.run)
+	}
+}
+
+func (c loginCase) run(t *testing.T) {
+	var open, closed, tokens atomic.Int32
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if got := r.Header.Get("Cookie"); got != "" {
+			if c.want != "" {
+				t.Errorf("%s %s with the cookie %s of a failed login", r.Method, r.URL, got)
 			}
-			if open.Load() == 0 || open.Load() != closed.Load() {
-				t.Errorf("%d negotiations, %d closed", open.Load(), closed.Load())
-			}
-			if c.kind == claviger.Denied && open.Load() != 1 || tokens.Load() > 3*open.Load() {
-				t.Errorf("%d negotiations, %d tokens", open.Load(), tokens.Load())
-			}
-		})
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = w.Write([]byte("[]"))
+			return
+		}
+		given := r.Header.Get("Authorization")
+		if given == "" {
+			w.Header().Set("WWW-Authenticate", "Negotiate")
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		tokens.Add(1)
+		if r.Method != http.MethodOptions || r.URL.Query().Has("user.name") ||
+			!slices.Contains([]string{token("ticket for 127.0.0.1"), token("more of it")}, given) {
+			t.Errorf("%s %s with %s", r.Method, r.URL, given)
+		}
+		w.WriteHeader(c.answer(w.Header()))
+	}))
+	defer s.Close()
+	p := openQuick(t, s, func(host string) (kmsclient.Negotiation, error) {
+		open.Add(1)
+		return &fakeNegotiation{host: host, fail: c.fail, closed: &closed}, nil
+	})
+	_, err := p.Keys(t.Context())
+	if c.want == "" && err != nil || c.want != "" && (!claviger.Is(err, c.kind) ||
+		!strings.Contains(err.Error(), c.want)) {
+		t.Errorf("%v, want %q", err, c.want)
+	}
+	if open.Load() == 0 || open.Load() != closed.Load() {
+		t.Errorf("%d negotiations, %d closed", open.Load(), closed.Load())
+	}
+	if c.kind == claviger.Denied && open.Load() != 1 || tokens.Load() > 3*open.Load() {
+		t.Errorf("%d negotiations, %d tokens", open.Load(), tokens.Load())
 	}
 }
 
@@ -144,7 +142,7 @@ func openQuick(t *testing.T, s *httptest.Server, negotiate kmsclient.Negotiate) 
 	return open(t, uriOf(s), kmsclient.Options{Negotiate: negotiate, MaxRetries: 1, SleepMax: time.Millisecond})
 }
 
-// A library that waits for a KDC cannot be told to stop; who waits for it can.
+// TestKerberosHangs checks that a call ends with its context although the Kerberos library still waits for a KDC.
 func TestKerberosHangs(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("WWW-Authenticate", "Negotiate")
@@ -154,7 +152,7 @@ func TestKerberosHangs(t *testing.T) {
 	hang := make(chan struct{})
 	var closed atomic.Int32
 	p := openQuick(t, s, func(string) (kmsclient.Negotiation, error) {
-		return &script{hang: hang, closed: &closed}, nil
+		return &fakeNegotiation{hang: hang, closed: &closed}, nil
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
@@ -164,7 +162,7 @@ func TestKerberosHangs(t *testing.T) {
 	close(hang)
 	for deadline := time.Now().Add(30 * time.Second); closed.Load() == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("the negotiation is left open")
+			t.Fatal("the negotiation was not closed")
 		}
 	}
 }

@@ -1,15 +1,13 @@
-// Package kmsclient is the provider of kms:// URIs: any Hadoop KMS, ours or
-// Java's, on one host or several, as a provider. It speaks Hadoop's REST
-// protocol, and logs in by its simple authentication or, where the KMS wants it
-// and Options.Negotiate is there, by Kerberos; both give the hadoop.auth cookie.
+// Package kmsclient is the provider of kms:// URIs: any Hadoop KMS, ours or Java's, on one or several hosts. It speaks
+// Hadoop's REST protocol. It logs in by simple authentication, or by Kerberos if the KMS requires it and
+// Options.Negotiate is set. Both logins return the hadoop.auth cookie.
 //
-// It lets the far KMS wrap and unwrap (provider.EDEKService), also where that
-// one would show its material: then its ACLs, its audit log and its caches see
-// every use of its keys.
+// The KMS wraps and unwraps EDEKs (provider.EDEKService), even if it would return its material. So its ACLs, its audit
+// log and its caches see every use of its keys.
 //
-// Hosts share the load. A host that cannot be reached is passed over, as by
-// Hadoop's LoadBalancingKMSClientProvider; unlike that, a creation, rollover or
-// deletion is never sent again once a host may have acted on it.
+// The hosts share the load. If a host cannot be reached, the client tries the next one, as Hadoop's
+// LoadBalancingKMSClientProvider does. Unlike that, it never repeats a creation, rollover or deletion that a host may
+// have executed.
 package kmsclient
 
 import (
@@ -27,7 +25,7 @@ import (
 	"claviger/secret"
 )
 
-// The properties of Hadoop's client that are respected.
+// The properties of Hadoop's client that this client reads.
 const (
 	propTimeout    = "hadoop.security.kms.client.timeout" // seconds
 	propMaxRetries = "hadoop.security.kms.client.failover.max.retries"
@@ -35,52 +33,52 @@ const (
 	propSleepMax   = "hadoop.security.kms.client.failover.sleep.max.millis"
 )
 
-// Options say how to reach the far KMS. Zero values take the defaults named.
+// Options say how to reach the KMS. A zero value means the named default.
 type Options struct {
-	// User is who we are there: user.name of simple authentication. Required.
+	// User is our user name at the KMS: user.name of simple authentication. Required.
 	User string
-	// Negotiate begins a login by Kerberos at a KMS that asks for it; nil: such a
-	// KMS is refused.
+	// Negotiate begins a login by Kerberos, if the KMS requires one. If it is nil, calls to such a KMS fail.
 	Negotiate Negotiate
-	// TLS is used for https; nil trusts the system's roots.
+	// TLS is the configuration for https; nil trusts the system's roots.
 	TLS *tls.Config
-	// Timeout of one attempt at one host, the wait for a connection included:
-	// hadoop.security.kms.client.timeout, 60 s. The call's context may be shorter.
+	// Timeout bounds one attempt at one host, including the wait for a connection: hadoop.security.kms.client.timeout,
+	// 60 s. The call's context may end earlier.
 	Timeout time.Duration
-	// MaxRetries: hadoop.security.kms.client.failover.max.retries, as many as
-	// there are hosts. Each host is tried once in any case.
+	// MaxRetries is hadoop.security.kms.client.failover.max.retries; the default is the number of hosts. Each host is
+	// tried at least once.
 	MaxRetries int
-	// SleepBase and SleepMax of the pause after each round of all hosts:
+	// SleepBase and SleepMax are the first and the longest pause after a round of all hosts:
 	// hadoop.security.kms.client.failover.sleep.{base,max}.millis, 100 ms and 2 s.
 	SleepBase, SleepMax time.Duration
-	// MaxConnsPerHost bounds connections, idle ones too: 64.
+	// MaxConnsPerHost bounds the connections to a host, including idle ones: 64.
 	MaxConnsPerHost int
-	// Parallel bounds the requests of one Unwrap under way at once: 32.
+	// Parallel bounds the requests that one Unwrap sends at the same time: 32.
 	Parallel int
-	// Store names our own metastore to the KMS, so that one that has it too can say so; nil,
-	// or "", tells nothing.
+	// Store returns the name of our own metastore. It is sent to the KMS, so that the KMS can answer that it has the
+	// same metastore. If Store is nil or returns "", nothing is sent.
 	Store func() string
-	// Log is told of hosts that fail and of what cannot be returned; nil: nothing.
+	// Log gets the failures of hosts, and problems that no call returns. nil means no log.
 	Log *slog.Logger
 }
 
-// Provider is a Hadoop KMS elsewhere.
+// Provider is a remote Hadoop KMS.
 type Provider struct {
 	uri    string
 	opt    Options
 	hosts  []*host // shuffled
 	next   atomic.Uint32
-	kind   atomic.Int32 // what KMS it is; see Ranger
+	kind   atomic.Int32 // of the KMS; see Ranger
 	client *http.Client
-	large  chan struct{} // places of long answers that are read
-	asked  atomic.Bool   // see WantsKerberos
+	large  chan struct{} // one entry for each long answer that is being read
 
-	ctx  context.Context // ends with Close
+	wantsKerberos atomic.Bool // see WantsKerberos
+
+	ctx  context.Context // cancelled by Close
 	stop context.CancelFunc
 }
 
-// WantsKerberos tells whether the KMS has asked for a login by Kerberos so far.
-func (p *Provider) WantsKerberos() bool { return p.asked.Load() }
+// WantsKerberos reports whether the KMS has requested a login by Kerberos so far.
+func (p *Provider) WantsKerberos() bool { return p.wantsKerberos.Load() }
 
 var (
 	_ provider.Provider    = (*Provider)(nil)
@@ -88,9 +86,8 @@ var (
 	_ provider.Health      = (*Provider)(nil)
 )
 
-// Scheme is the registry's line for kms://. tlsFor makes the TLS configuration
-// of https URIs (from ssl-client.xml, say); nil trusts the system's roots.
-// negotiate and store are those of Options.
+// Scheme is the registry's entry for kms://. tlsFor makes the TLS configuration for https URIs, e.g. from
+// ssl-client.xml; nil trusts the system's roots. negotiate and store are those of Options.
 func Scheme(tlsFor func(provider.Env) (*tls.Config, error), negotiate Negotiate, store func() string) provider.Scheme {
 	open := func(_ context.Context, uri string, env provider.Env) (provider.Provider, error) {
 		opt, err := optionsOf(env)
@@ -135,15 +132,15 @@ func optionsOf(env provider.Env) (Options, error) {
 	return opt, nil
 }
 
-// New opens the KMS that uri names. It asks nothing of it yet: a KMS that is
-// away now may be there when it is needed.
+// New makes a client of the KMS that uri names. It sends no request: a KMS that is down now may be up when it is
+// needed.
 func New(uri string, opt Options) (*Provider, error) {
 	k, err := provider.ParseKMS(uri)
 	if err != nil {
 		return nil, err
 	}
 	if opt.User == "" {
-		return nil, fmt.Errorf("provider URI %q: no user name to go by at that KMS", secret.Value(uri))
+		return nil, fmt.Errorf("provider URI %q: no user name for the login at that KMS", secret.Value(uri))
 	}
 	orDefault(&opt.Timeout, 60*time.Second)
 	orDefault(&opt.SleepBase, 100*time.Millisecond)
@@ -154,23 +151,23 @@ func New(uri string, opt Options) (*Provider, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Provider{uri: uri, opt: opt, large: make(chan struct{}, largeAtOnce)}
+	p := &Provider{uri: uri, opt: opt, large: make(chan struct{}, maxLarge)}
 	for _, base := range k.BaseURLs() {
 		p.hosts = append(p.hosts, &host{base: base, login: make(chan struct{}, 1)})
 	}
-	//nolint:gosec // it spreads load, no more
+	//nolint:gosec // random only to spread the load
 	rand.Shuffle(len(p.hosts), func(i, j int) { p.hosts[i], p.hosts[j] = p.hosts[j], p.hosts[i] })
-	// HTTP/1.1 only, as every KMS client: a Transport with its own TLS
-	// configuration and dialer does not offer HTTP/2.
+	// Use HTTP/1.1 only, as every KMS client does: a Transport with its own TLS configuration and dialer offers no
+	// HTTP/2.
 	p.client = &http.Client{
-		Transport: named{opt.Store, &http.Transport{
+		Transport: namedTransport{opt.Store, &http.Transport{
 			DialContext: (&net.Dialer{Timeout: min(opt.Timeout, 10*time.Second),
 				KeepAlive: 30 * time.Second}).DialContext,
 			TLSClientConfig:        opt.TLS.Clone(),
 			TLSHandshakeTimeout:    min(opt.Timeout, 10*time.Second),
 			MaxConnsPerHost:        opt.MaxConnsPerHost,
 			MaxIdleConnsPerHost:    opt.MaxConnsPerHost,
-			IdleConnTimeout:        50 * time.Second, // below the KMS's own 60 s (hadoop.http.idle_timeout.ms)
+			IdleConnTimeout:        50 * time.Second, // less than the KMS's 60 s (hadoop.http.idle_timeout.ms)
 			MaxResponseHeaderBytes: 64 << 10,
 			DisableCompression:     true,
 		}},
@@ -180,6 +177,7 @@ func New(uri string, opt Options) (*Provider, error) {
 	return p, nil
 }
 
+// orDefault sets *v to d if it is zero.
 func orDefault[T comparable](v *T, d T) {
 	var zero T
 	if *v == zero {
@@ -187,18 +185,18 @@ func orDefault[T comparable](v *T, d T) {
 	}
 }
 
-// URI is the URI that the provider was opened with.
+// URI returns the URI with which the provider was opened.
 func (p *Provider) URI() string { return p.uri }
 
-// Close ends calls under way and closes the connections.
+// Close cancels running calls, and closes the connections.
 func (p *Provider) Close() error {
 	p.stop()
 	p.client.CloseIdleConnections()
 	return nil
 }
 
-// Check asks for the far KMS's options, authenticated: that costs no right
-// there, and touches none of its keys. It is well where one host is.
+// Check sends an authenticated OPTIONS request. The request needs no right at the KMS, and uses none of its keys. Check
+// succeeds if one host answers.
 func (p *Provider) Check(ctx context.Context) error {
 	_, err := p.do(ctx, request{op: "kmsclient.Check", method: http.MethodOptions, path: "/v1/keys/names", safe: true,
 		status: http.StatusOK, noBody: true})

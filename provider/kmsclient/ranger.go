@@ -8,29 +8,26 @@ import (
 	"time"
 )
 
-// A Ranger KMS speaks Hadoop's protocol, and takes its rules from the policies of
-// Ranger Admin, not from kms-acls.xml. It tells itself apart by one page, open to
-// strangers since Ranger 2.2: GET /kms/api/status answers
+// A Ranger KMS speaks Hadoop's protocol, but has its rules in policies of Ranger Admin, not in kms-acls.xml. Since
+// Ranger 2.2 it can be recognized by one page that needs no login: GET /kms/api/status returns
 //
 //	{"status":"Ranger KMS service is running"}
 //
-// (apache/ranger, RangerKMSRestApi.java, KMSAuthenticationFilter.java). An older one
-// cannot be told from Hadoop's.
+// (apache/ranger, RangerKMSRestApi.java, KMSAuthenticationFilter.java). An older Ranger KMS looks like Hadoop's.
 const (
 	rangerPath    = "/api/status"
-	rangerSays    = "Ranger KMS"
+	rangerText    = "Ranger KMS"
 	rangerTimeout = 3 * time.Second
 )
 
-// What is known of the far KMS, in Provider.kind.
+// The kinds of a KMS, in Provider.kind.
 const (
 	kindUnknown = iota
 	kindHadoop
 	kindRanger
 )
 
-// Ranger reports whether the far KMS says that it is Ranger's. It is asked once; a
-// KMS that does not answer is asked again the next time.
+// Ranger reports whether the KMS is a Ranger KMS. It sends a request until the KMS has answered once.
 func (p *Provider) Ranger(ctx context.Context) bool {
 	if k := p.kind.Load(); k != kindUnknown {
 		return k == kindRanger
@@ -52,7 +49,7 @@ func (p *Provider) Ranger(ctx context.Context) bool {
 			continue
 		}
 		kind := int32(kindHadoop)
-		if resp.StatusCode == http.StatusOK && bytes.Contains(body, []byte(rangerSays)) {
+		if resp.StatusCode == http.StatusOK && bytes.Contains(body, []byte(rangerText)) {
 			kind = kindRanger
 		}
 		p.kind.Store(kind)
@@ -61,8 +58,7 @@ func (p *Provider) Ranger(ctx context.Context) bool {
 	return false
 }
 
-// rangerAccess maps Hadoop's operations to the accesses of a Ranger policy, as
-// Ranger's RangerKmsAuthorizer does.
+// rangerAccess maps Hadoop's operations to the accesses of a Ranger policy, as Ranger's RangerKmsAuthorizer does.
 var rangerAccess = map[string]string{
 	"CREATE_KEY": "create", "DELETE_KEY": "delete", "ROLL_NEW_VERSION": "rollover", "INVALIDATE_CACHE": "rollover",
 	"GET_KEYS": "getkeys", "GET_METADATA": "getmetadata", "GET_KEYS_METADATA": "getmetadata",
@@ -71,8 +67,8 @@ var rangerAccess = map[string]string{
 	"DECRYPT_EEK": "decrypteek",
 }
 
-// rangerAdvice says which policy would admit a user whom a Ranger KMS refused.
-// Requests about no one key are asked of a policy on all of them.
+// rangerAdvice returns advice which policy would allow the operation to the user. Ranger checks an operation without a
+// key against the policies for all keys.
 func rangerAdvice(operation, user, key string) string {
 	access := rangerAccess[operation]
 	if access == "" {
@@ -82,6 +78,6 @@ func rangerAdvice(operation, user, key string) string {
 		key = "*"
 	}
 	return fmt.Sprintf(" (it is a Ranger KMS: a policy of its service in Ranger Admin must allow %s the access %s "+
-		"on key %s, and hadoop.kms.blacklist.%s in its dbks-site.xml must not name him)",
+		"on key %s, and hadoop.kms.blacklist.%s in its dbks-site.xml must not name that user)",
 		user, access, key, aclOf[operation])
 }

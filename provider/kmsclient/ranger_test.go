@@ -9,8 +9,8 @@ import (
 	"claviger/provider/kmsclient"
 )
 
-// TestRangerAdvice: what a Ranger KMS refuses is allowed by a policy of Ranger Admin,
-// and so says the error. Its page of status is asked once.
+// TestRangerAdvice checks that the error of a Ranger KMS's refusal names the policy of Ranger Admin. The status page of
+// the KMS must be requested once only.
 func TestRangerAdvice(t *testing.T) {
 	denied := func(op string) error {
 		return &remoteError{403, "org.apache.hadoop.security.authorize.AuthorizationException",
@@ -19,20 +19,20 @@ func TestRangerAdvice(t *testing.T) {
 	for _, ranger := range []bool{true, false} {
 		f := newFake(t)
 		f.deny["GET_KEYS mig"] = denied("GET_KEYS")
-		var asked atomic.Int32
+		var requests atomic.Int32
 		f.fault = func(w http.ResponseWriter, r *http.Request) bool {
 			if r.URL.Path != "/kms/api/status" {
 				return false
 			}
-			asked.Add(1)
+			requests.Add(1)
 			if r.URL.RawQuery != "" || r.Header.Get("Cookie") != "" {
-				t.Error("an identity was sent to the page of status")
+				t.Error("an identity was sent to the status page")
 			}
 			if ranger {
-				json200(`{"status":"Ranger KMS service is running"}`)(w) // as RangerKMSRestApi.java writes it
+				json200(`{"status":"Ranger KMS service is running"}`)(w) // the text of RangerKMSRestApi.java
 				return true
 			}
-			return false // Hadoop's asks who we are
+			return false // Hadoop's KMS requires a login
 		}
 		p := open(t, uriOf(serve(t, f)), kmsclient.Options{})
 		for range 2 {
@@ -40,15 +40,15 @@ func TestRangerAdvice(t *testing.T) {
 			if err == nil {
 				t.Fatal("not refused")
 			}
-			if says := strings.Contains(err.Error(), "getkeys on key *"); says != ranger {
+			if found := strings.Contains(err.Error(), "getkeys on key *"); found != ranger {
 				t.Errorf("Ranger %v: %v", ranger, err)
 			}
-			if says := strings.Contains(err.Error(), "kms-acls.xml"); says == ranger {
+			if found := strings.Contains(err.Error(), "kms-acls.xml"); found == ranger {
 				t.Errorf("Ranger %v: %v", ranger, err)
 			}
 		}
-		if n := asked.Load(); n != 1 {
-			t.Errorf("Ranger %v: asked %d times", ranger, n)
+		if n := requests.Load(); n != 1 {
+			t.Errorf("Ranger %v: the status page was requested %d times", ranger, n)
 		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"claviger/kmswire"
 )
 
-// The operations that the texts of errors are told apart by.
+// The operations that the table texts uses.
 const (
 	opCreate    = "kmsclient.Create"
 	opRoll      = "kmsclient.Roll"
@@ -20,9 +20,8 @@ const (
 	opReencrypt = "kmsclient.Reencrypt"
 )
 
-// escape writes a name as a part of a path: as Java's URLEncoder, except for
-// the space. Java sends that as '+', which a KMS does not turn back: the request
-// would go to another key.
+// escape escapes a name for a path as Java's URLEncoder does, except for the space. Java sends a space as '+'. A KMS
+// does not decode that, so the request would be about another key.
 func escape(name string) string {
 	return strings.NewReplacer("+", "%20", "~", "%7E", "%2A", "*").Replace(url.QueryEscape(name))
 }
@@ -40,36 +39,34 @@ func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	return read(op, "", body, kmswire.ReadNames)
 }
 
-// maxNames bounds the names in one URL, as Hadoop's client does (getKeysMetadata):
-// so many bytes, escaped.
+// maxNames bounds the names in one URL, in escaped bytes, as Hadoop's client does (getKeysMetadata).
 const maxNames = 1500
 
-// Metadata returns one entry per name, by as many requests as the length of the
-// names takes. An error about one of several names does not say which: ask for each
-// by itself then.
+// Metadata returns one entry for each name. It sends several requests if the names do not fit into one URL. An error
+// about one of several names does not say which name: call Metadata for each name alone then.
 func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
 	const op = "kmsclient.Metadata"
 	if p.ctx.Err() != nil {
 		return nil, closedError(op, "")
 	}
 	out := make([]*claviger.Metadata, len(names))
-	var ask []string
-	var place []int
+	var batch []string
+	var index []int // of each name of batch in names
 	size := 0
 	flush := func() error {
-		list, err := p.metadata(ctx, ask)
+		list, err := p.metadata(ctx, batch)
 		if err != nil {
 			return err
 		}
 		for i, m := range list {
-			out[place[i]] = m
+			out[index[i]] = m
 		}
-		ask, place, size = nil, nil, 0
+		batch, index, size = nil, nil, 0
 		return nil
 	}
 	for i, name := range names {
 		if name == "" {
-			continue // no key has that name, and a KMS refuses it in some places
+			continue // no key has that name, and some requests with it fail
 		}
 		n := len(url.QueryEscape(name))
 		if size+n > maxNames {
@@ -77,7 +74,7 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 				return nil, err
 			}
 		}
-		ask, place, size = append(ask, name), append(place, i), size+n
+		batch, index, size = append(batch, name), append(index, i), size+n
 	}
 	if err := flush(); err != nil {
 		return nil, err
@@ -85,21 +82,22 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 	return out, nil
 }
 
-// metadata is one request. A single name that the KMS answers oddly for is looked
-// up in its list of names.
+// metadata is Metadata in one request. If the answer about a single name is odd, it looks for the name in the list of
+// names.
 func (p *Provider) metadata(ctx context.Context, names []string) ([]*claviger.Metadata, error) {
 	const op = "kmsclient.Metadata"
 	if len(names) == 0 {
 		return nil, nil
 	}
-	list, err := p.askMetadata(ctx, op, names)
+	list, err := p.requestMetadata(ctx, op, names)
 	if err != nil && len(names) == 1 && odd(err) && p.unlisted(ctx, names[0]) {
 		return []*claviger.Metadata{nil}, nil
 	}
 	return list, err
 }
 
-func (p *Provider) askMetadata(ctx context.Context, op string, names []string) ([]*claviger.Metadata, error) {
+// requestMetadata sends the request of metadata.
+func (p *Provider) requestMetadata(ctx context.Context, op string, names []string) ([]*claviger.Metadata, error) {
 	r := request{op: op, method: http.MethodGet, path: "/v1/keys/metadata", query: url.Values{"key": names}, safe: true,
 		status: http.StatusOK, most: min(maxBody, int64(len(names))*smallBody)}
 	if len(names) == 1 {
@@ -114,13 +112,13 @@ func (p *Provider) askMetadata(ctx context.Context, op string, names []string) (
 		return nil, err
 	}
 	if len(list) != len(names) {
-		return nil, claviger.Errorf(op, claviger.Internal, r.key, "KMS %s: %d entries for %d keys", p.uri, len(list),
-			len(names))
+		return nil, claviger.Errorf(op, claviger.Internal, r.key, "KMS %s sent %d entries for %d keys", p.uri,
+			len(list), len(names))
 	}
 	for i, m := range list {
 		if m != nil && m.Name != names[i] {
-			return nil, claviger.Errorf(op, claviger.Internal, names[i], "KMS %s: the entry of another key, %q", p.uri,
-				m.Name)
+			return nil, claviger.Errorf(op, claviger.Internal, names[i], "KMS %s sent the entry of another key, %q",
+				p.uri, m.Name)
 		}
 	}
 	return list, nil
@@ -182,15 +180,14 @@ func (p *Provider) Version(ctx context.Context, version string) (claviger.KeyVer
 	}
 	key, ok := claviger.KeyOfVersion(version)
 	if !ok {
-		// A KMS over a Java keystore answers the name of a key here with 500.
+		// Send no request: a KMS with a Java keystore would answer 500.
 		return claviger.KeyVersion{}, claviger.E(op, claviger.VersionNotFound, version, nil)
 	}
 	return p.version(ctx, request{op: op, key: version, path: "/v1/keyversion/" + escape(version)}, key,
 		claviger.VersionNotFound)
 }
 
-// version makes a request for one version of key; missing is the kind of an
-// empty answer.
+// version sends a request for one version of key. missing is the kind of error for an empty answer.
 func (p *Provider) version(ctx context.Context, r request, key string,
 	missing claviger.Kind) (claviger.KeyVersion, error) {
 	var none claviger.KeyVersion
@@ -216,8 +213,7 @@ func (p *Provider) version(ctx context.Context, r request, key string,
 	return checkVersion(r.op, key, v, bits)
 }
 
-// bitLength asks for the length of a key, which the JSON of a version tells by
-// its material only.
+// bitLength requests the length of a key. The JSON of a version has no length besides that of its material.
 func (p *Provider) bitLength(ctx context.Context, op, key string) (int, error) {
 	list, err := p.Metadata(ctx, key)
 	if err != nil {
@@ -229,9 +225,8 @@ func (p *Provider) bitLength(ctx context.Context, op, key string) (int, error) {
 	return list[0].BitLength, nil
 }
 
-// Describe tells of the key of that name and of the deleted ones of that name that
-// the user may undelete or purge. Kinds KeyNotFound, Denied, KeyDenied; Unsupported
-// where the KMS isn't claviger.
+// Describe returns descriptions of the key of that name, and of the deleted keys of that name that the user may
+// undelete or purge. Kinds KeyNotFound, Denied, KeyDenied; Unsupported if the KMS is not claviger.
 func (p *Provider) Describe(ctx context.Context, key string) ([]kmswire.KeyDescription, error) {
 	if p.ctx.Err() != nil {
 		return nil, closedError(opDescribe, key)

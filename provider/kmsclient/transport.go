@@ -21,70 +21,67 @@ import (
 )
 
 const (
-	// maxBody bounds an answer: 100,000 EDEKs, or a million key names, fit.
+	// maxBody bounds every answer. 100,000 EDEKs or a million key names fit.
 	maxBody = 64 << 20
-	// smallBody bounds an answer about one key, version or EDEK. Clients choose how many of
-	// those are asked for at a time, so a source that answers with much must not fill the
-	// memory.
+	// smallBody bounds an answer about one key, version or EDEK. Clients choose how many of these requests run at the
+	// same time, so long answers of a source must not fill the memory.
 	smallBody = 1 << 20
-	// entryBody is what an answer may have beside smallBody for each thing that was asked
-	// for, beside the key's name.
+	// entryBody is the additional length of an answer for each requested entry, without the key's name.
 	entryBody = 2 << 10
-	// maxVersions of a key are listed, about.
+	// maxVersions is about the largest number of versions of a key that fit into an answer.
 	maxVersions = 10_000
-	// largeAtOnce is how many answers of more than smallBody are read at a time.
-	largeAtOnce = 4
+	// maxLarge is how many answers longer than smallBody are read at the same time.
+	maxLarge = 4
 	// maxErrorBody bounds an answer that is an error.
 	maxErrorBody = 64 << 10
-	// restPeriod is how long a host that could not be reached is asked last.
+	// restPeriod is how long a host that could not be reached is the last one to be tried.
 	restPeriod = 5 * time.Second
 	authCookie = "hadoop.auth"
 )
 
-// host is one of the far KMS's hosts.
+// host is one of the KMS's hosts.
 type host struct {
 	base string // "https://h1:9600/kms"
 
-	restUntil atomic.Int64 // by monotonic; see restPeriod
+	restUntil atomic.Int64 // time of monotonic(); see restPeriod
 
-	login  chan struct{} // holds one token: one handshake at a time
+	login  chan struct{} // capacity 1: one handshake at a time
 	cookie atomic.Pointer[string]
 }
 
 // request is a call of the REST API.
 type request struct {
-	op     string // of ours, for errors
+	op     string // our operation, for errors
 	key    string // key or version name, for errors
 	method string
-	path   string // escaped, from "/v1"
+	path   string // escaped, begins with "/v1"
 	query  url.Values
 	body   []byte // JSON, or nil
 	as     string // doAs
 	status int    // the status that means success
-	noBody bool   // success has no JSON
-	most   int64  // bytes that an answer may have; 0 is smallBody
-	// safe: may be sent again though a host may have acted on it.
+	noBody bool   // a success has no JSON
+	most   int64  // limit of the answer in bytes; 0 means smallBody
+	// safe is true if the request may be repeated after a host may have executed it.
 	safe bool
 }
 
-// failure is an attempt that gave no answer to return.
+// failure is the result of a failed attempt.
 type failure struct {
 	err error
-	// untouched: the host has not acted on the request, for certain.
+	// untouched is true if the host certainly did not execute the request.
 	untouched bool
-	// final: no other host would say anything else.
+	// final is true if every other host would give the same answer.
 	final bool
-	// answered: the host is there, and says that it could not do it. Another host may.
+	// answered is true if the host answered that it could not execute the request. Another host may be able to.
 	answered bool
-	// busy: the KMS itself, and no balancer before it, says that it cannot serve this now,
-	// perhaps for a limit of the user alone.
+	// busy is true if the KMS itself, and not a balancer, answered that it cannot serve the request now. The reason may
+	// be a limit of the user alone.
 	busy bool
 }
 
 func (f *failure) Error() string { return f.err.Error() }
 
-// do sends the request to one host after the other until one answers, and
-// returns the body. Errors are *claviger.Error.
+// do sends the request to one host after the other until one answers, and returns the body. Errors are *claviger.Error.
 func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 	if p.ctx.Err() != nil {
 		return nil, closedError(r.op, r.key)
@@ -98,16 +95,7 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 
 	hosts := p.order()
 	attempts := max(len(hosts), p.opt.MaxRetries+1)
-	var failed, tried []string // what failed; at which hosts
-	var answer error           // of a host that answered, but could not do it
-	var busy bool              // a host has said so
-	var login *provider.LoginError
-	unavailable := func(err error) error {
-		if busy {
-			err = provider.Answered(err)
-		}
-		return claviger.E(r.op, claviger.Unavailable, r.key, err)
-	}
+	c := call{p: p, r: r}
 	for i := range attempts {
 		if i > 0 && i%len(hosts) == 0 {
 			if err := sleep(ctx, pause.NextBackOff()); err != nil {
@@ -116,64 +104,109 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 		}
 		h := hosts[i%len(hosts)]
 		body, f := p.attempt(ctx, h, r)
-		busy = busy || f != nil && f.busy
-		switch {
-		case f == nil:
+		if f == nil {
 			h.restUntil.Store(0)
-			if len(failed) > 0 { // where every host fails, the error says so
-				what := "KMS host failed, and another answered"
-				if slices.Contains(tried, h.base) {
-					what = "KMS host failed, and answered when it was asked again"
-				}
-				p.opt.Log.Warn(what, "failed", strings.Join(failed, "; "), "answered", h.base, "attempt", i+1, "op",
-					r.op)
-			}
+			c.logFailover(h, i+1)
 			return body, nil
-		case p.ctx.Err() != nil:
-			return nil, closedError(r.op, r.key)
-		case f.final:
-			return nil, f.err
-		case ctx.Err() != nil && (f.untouched || r.safe):
-			return nil, unavailable(fmt.Errorf("KMS %s: %w", h.base, context.Cause(ctx)))
-		case !f.untouched && !r.safe:
-			return nil, claviger.Errorf(r.op, claviger.Internal, r.key,
-				"KMS %s: %w; the request was sent, and whether it was done is not known: look before it is sent again",
-				h.base, f.err)
+		}
+		c.busy = c.busy || f.busy
+		if err := c.end(ctx, h, f); err != nil {
+			return nil, err
 		}
 		if f.untouched {
 			h.restUntil.Store(int64(monotonic() + restPeriod))
 		}
-		if f.answered {
-			answer = f.err
-		}
-		_ = errors.As(f.err, &login) // it stays nil where none failed at that
-		tried = append(tried, h.base)
-		if i < len(hosts) { // each host once, however often it is tried
-			failed = append(failed, fmt.Sprintf("%s: %v", h.base, f.err))
-		}
+		c.record(h, f, i < len(hosts))
 	}
-	if p.ctx.Err() != nil {
-		return nil, closedError(r.op, r.key)
-	}
-	if login != nil {
-		return nil, unavailable(
-			&provider.LoginError{Err: fmt.Errorf("no login at the KMS: %s", strings.Join(failed, "; "))})
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, unavailable(fmt.Errorf("%w; no host of the KMS answered: %s", err, strings.Join(failed, "; ")))
-	}
-	if answer != nil {
-		return nil, answer
-	}
-	return nil, unavailable(fmt.Errorf("no host of the KMS answered: %s", strings.Join(failed, "; ")))
+	return nil, c.err(ctx)
 }
 
-// loaded is the moment from which monotonic counts: steps of the clock are none of it.
-var loaded = time.Now()
+// call has the failed attempts of a request.
+type call struct {
+	p      *Provider
+	r      request
+	failed []string             // the first failure of each host
+	tried  []string             // the host of each failure
+	answer error                // of a host that answered that it could not execute the request
+	busy   bool                 // a host answered that it is busy
+	login  *provider.LoginError // the last failure of a login
+}
 
-func monotonic() time.Duration { return time.Since(loaded) }
+// logFailover logs the failures of other attempts after h has answered. If no host answers, the error has them.
+func (c *call) logFailover(h *host, attempt int) {
+	if len(c.failed) == 0 {
+		return
+	}
+	message := "KMS host failed, and another answered"
+	if slices.Contains(c.tried, h.base) {
+		message = "KMS host failed, and answered a retry"
+	}
+	c.p.opt.Log.Warn(message, "failed", strings.Join(c.failed, "; "), "answered", h.base, "attempt", attempt, "op",
+		c.r.op)
+}
 
-// order returns the hosts in turn, those that lately could not be reached last.
+// end returns the error of the call if no other attempt may follow f, and nil otherwise.
+func (c *call) end(ctx context.Context, h *host, f *failure) error {
+	switch {
+	case c.p.ctx.Err() != nil:
+		return closedError(c.r.op, c.r.key)
+	case f.final:
+		return f.err
+	case ctx.Err() != nil && (f.untouched || c.r.safe):
+		return c.unavailable(fmt.Errorf("KMS %s: %w", h.base, context.Cause(ctx)))
+	case !f.untouched && !c.r.safe:
+		return claviger.Errorf(c.r.op, claviger.Internal, c.r.key,
+			"KMS %s: %w; the request was sent, and may have been executed: check that before you send it again",
+			h.base, f.err)
+	}
+	return nil
+}
+
+// record records a failed attempt. first is true for the first attempt at the host.
+func (c *call) record(h *host, f *failure, first bool) {
+	if f.answered {
+		c.answer = f.err
+	}
+	_ = errors.As(f.err, &c.login) // login stays as it is if f is no failure of a login
+	c.tried = append(c.tried, h.base)
+	if first {
+		c.failed = append(c.failed, fmt.Sprintf("%s: %v", h.base, f.err))
+	}
+}
+
+// err returns the error of the call after all attempts have failed.
+func (c *call) err(ctx context.Context) error {
+	failed := strings.Join(c.failed, "; ")
+	if c.p.ctx.Err() != nil {
+		return closedError(c.r.op, c.r.key)
+	}
+	if c.login != nil {
+		return c.unavailable(&provider.LoginError{Err: fmt.Errorf("no login at the KMS: %s", failed)})
+	}
+	if err := ctx.Err(); err != nil {
+		return c.unavailable(fmt.Errorf("%w; no host of the KMS answered: %s", err, failed))
+	}
+	if c.answer != nil {
+		return c.answer
+	}
+	return c.unavailable(fmt.Errorf("no host of the KMS answered: %s", failed))
+}
+
+// unavailable returns an error of kind Unavailable. It is marked with ErrAnswered if a host answered that it is busy.
+func (c *call) unavailable(err error) error {
+	if c.busy {
+		err = provider.Answered(err)
+	}
+	return claviger.E(c.r.op, claviger.Unavailable, c.r.key, err)
+}
+
+var processStart = time.Now()
+
+// monotonic returns the time since processStart. Steps of the system clock do not change it.
+func monotonic() time.Duration { return time.Since(processStart) }
+
+// order returns the hosts in the order to try, each time from the next host on. Hosts that could not be reached in the
+// last restPeriod come last.
 func (p *Provider) order() []*host {
 	start := int(p.next.Add(1) % uint32(len(p.hosts)))
 	now := int64(monotonic())
@@ -201,8 +234,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// attempt sends the request to one host, logging in first where there is no
-// cookie, and again where the cookie is no longer taken.
+// attempt sends the request to one host. It logs in first if there is no cookie, and once again if the host rejects the
+// cookie.
 func (p *Provider) attempt(ctx context.Context, h *host, r request) ([]byte, *failure) {
 	ctx, cancel := context.WithTimeout(ctx, p.opt.Timeout)
 	defer cancel()
@@ -227,9 +260,35 @@ func (p *Provider) attempt(ctx context.Context, h *host, r request) ([]byte, *fa
 	}
 }
 
-// send sends the request. stale: the cookie was not taken, and so nothing was
-// done.
+// send sends the request. stale is true if the host rejected the cookie, and so did not execute the request.
 func (p *Provider) send(ctx context.Context, h *host, r request, cookie string) (body []byte, f *failure, stale bool) {
+	connected := false // if false, the request cannot have reached the host
+	ctx = httptrace.WithClientTrace(
+		ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected = true }})
+	req, err := r.http(ctx, h, cookie)
+	if err != nil {
+		return nil, &failure{err: claviger.E(r.op, claviger.Internal, r.key, err), untouched: true, final: true}, false
+	}
+	resp, err := p.client.Do(req)
+	if f := itselfFailure(h, r, err); f != nil {
+		return nil, f, false
+	}
+	if err != nil {
+		return nil, &failure{err: explain(h, err), untouched: !connected}, false
+	}
+	defer drain(resp)
+	if resp.StatusCode != r.status {
+		return nil, p.refused(ctx, h, r, resp), staleCookie(resp)
+	}
+	if r.noBody {
+		return nil, nil, false
+	}
+	body, f = p.readBody(ctx, h, r, resp)
+	return body, f, false
+}
+
+// http makes the HTTP request for a host.
+func (r *request) http(ctx context.Context, h *host, cookie string) (*http.Request, error) {
 	target := h.base + r.path
 	q := r.query
 	if r.as != "" {
@@ -245,56 +304,44 @@ func (p *Provider) send(ctx context.Context, h *host, r request, cookie string) 
 	if r.body != nil {
 		in = bytes.NewReader(r.body)
 	}
-	connected := false // else the request cannot have reached the host
-	ctx = httptrace.WithClientTrace(
-		ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected = true }})
 	req, err := http.NewRequestWithContext(ctx, r.method, target, in)
 	if err != nil {
-		return nil, &failure{err: claviger.E(r.op, claviger.Internal, r.key, err), untouched: true, final: true}, false
+		return nil, err
 	}
 	if r.body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	req.Header.Set("Accept", "application/json, */*;q=0.2")
 	req.Header.Set("Cookie", authCookie+`="`+cookie+`"`)
-	resp, err := p.client.Do(req)
-	if f := itself(h, r, err); f != nil {
-		return nil, f, false
-	}
-	if err != nil {
-		return nil, &failure{err: explain(h, err), untouched: !connected}, false
-	}
-	defer drain(resp)
-	if resp.StatusCode != r.status {
-		return nil, p.refused(ctx, h, r, resp), staleCookie(resp)
-	}
-	if r.noBody {
-		return nil, nil, false
-	}
-	// The request is done; what is wrong with the answer no other host mends.
-	bad := func(format string, args ...any) *failure {
+	return req, nil
+}
+
+// readBody reads the body of a successful answer. The request has been executed, so another host cannot mend an invalid
+// answer.
+func (p *Provider) readBody(ctx context.Context, h *host, r request, resp *http.Response) ([]byte, *failure) {
+	invalid := func(format string, args ...any) *failure {
 		return &failure{err: claviger.Errorf(r.op, claviger.Internal, r.key, "KMS %s: "+format,
 			append([]any{h.base}, args...)...), final: true}
 	}
 	if ct := resp.Header.Get("Content-Type"); resp.ContentLength != 0 &&
 		!strings.HasPrefix(strings.ToLower(ct), "application/json") {
-		return nil, bad("the answer is %q, not application/json: is the path of the URI that of the KMS?", ct), false
+		return nil, invalid("the answer is %q, not application/json: does the URI have the path of the KMS?", ct)
 	}
 	most := max(r.most, smallBody)
-	body, err = p.readAnswer(ctx, resp, most)
+	body, err := p.readAnswer(ctx, resp, most)
 	switch {
 	case err == nil && len(body) == 0:
-		return nil, bad("answered %s with an empty body", resp.Status), false
+		return nil, invalid("answered %s with an empty body", resp.Status)
 	case errors.Is(err, errTooLong):
-		return nil, bad("the answer is longer than %d bytes, which is more than there can be to say", most), false
+		return nil, invalid("the answer is longer than %d bytes, the limit for this request", most)
 	case err != nil:
-		return nil, &failure{err: fmt.Errorf("reading the answer: %w", err)}, false
+		return nil, &failure{err: fmt.Errorf("reading the answer: %w", err)}
 	}
-	return body, nil, false
+	return body, nil
 }
 
-// staleCookie tells the answers upon which Hadoop's clients authenticate again:
-// 401, and 403 with one of two reason phrases.
+// staleCookie reports whether the answer means that the client must log in again. As for Hadoop's clients, that is 401,
+// and 403 with one of two reason phrases.
 func staleCookie(resp *http.Response) bool {
 	switch resp.StatusCode {
 	case http.StatusUnauthorized:
@@ -308,8 +355,7 @@ func staleCookie(resp *http.Response) bool {
 
 var errTooLong = errors.New("too long")
 
-// readAll is io.ReadAll with a limit, beyond which it gives errTooLong, and what it has
-// read.
+// readAll is io.ReadAll with a limit. Beyond the limit it returns errTooLong, and limit+1 bytes.
 func readAll(r io.Reader, limit int64) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err == nil && int64(len(b)) > limit {
@@ -318,14 +364,12 @@ func readAll(r io.Reader, limit int64) ([]byte, error) {
 	return b, err
 }
 
-// entries is how long an answer about n things of a key may be. JSON may need six bytes
-// for one of a name.
+// entries returns the limit for an answer with n entries of a key. JSON may need six bytes for one byte of a name.
 func entries(n int, key string) int64 {
 	return min(maxBody, smallBody+int64(n)*int64(entryBody+6*len(key)))
 }
 
-// readAnswer reads an answer of at most so many bytes. Of long ones few are read at a
-// time.
+// readAnswer reads an answer of at most most bytes. It reads at most maxLarge long answers at the same time.
 func (p *Provider) readAnswer(ctx context.Context, resp *http.Response, most int64) ([]byte, error) {
 	body, err := readAll(resp.Body, smallBody)
 	if !errors.Is(err, errTooLong) || most <= smallBody {
@@ -342,25 +386,24 @@ func (p *Provider) readAnswer(ctx context.Context, resp *http.Response, most int
 		return nil, err
 	}
 	whole := append(body, rest...)
-	clear(rest) // they may hold keys, as may the shorter array behind body
+	clear(rest) // rest may contain keys, and so may the old array of body
 	if len(body) > 0 && &whole[0] != &body[0] {
 		clear(body)
 	}
 	return whole, nil
 }
 
-// drain reads what is left of an answer, if it is short, so that the connection
-// can be used again.
+// drain reads the rest of a short answer, so that the connection can be used again.
 func drain(resp *http.Response) {
 	_, _ = io.CopyN(io.Discard, resp.Body, maxErrorBody)
 	_ = resp.Body.Close()
 }
 
-// explain puts into words what a transport's error means for who wrote the URI.
+// explain adds to a transport's error how to correct the URI or the truststore.
 func explain(h *host, err error) error {
 	var u *url.Error
 	if errors.As(err, &u) {
-		err = u.Err // without the URL: it may be long, and names who acts for whom
+		err = u.Err // leave out the URL: it may be long, and names users
 	}
 	switch {
 	case errors.Is(err, http.ErrSchemeMismatch):
@@ -374,11 +417,11 @@ func explain(h *host, err error) error {
 	return err
 }
 
-// truststoreName says where the authorities stand whom this client trusts.
+// truststoreName names the file with the authorities that this client trusts.
 const truststoreName = "the truststore (ssl.client.truststore.location of ssl-client.xml, or claviger.ssl.truststore)"
 
-// refusedScheme tells the 400 with which Go's and others' TLS servers answer a
-// plain request.
+// refusedScheme returns an error if the answer is the 400 with which a TLS server answers a request without TLS. resp
+// and text are the answer and its body.
 func refusedScheme(h *host, resp *http.Response, text []byte) error {
 	if resp.StatusCode != http.StatusBadRequest || !strings.HasPrefix(h.base, "http://") {
 		return nil

@@ -12,8 +12,8 @@ import (
 	"claviger/provider/kmsclient"
 )
 
-// TestTrusteeKinds: what a KMS says of deleted keys comes back as its kind, with
-// what would lift a refusal.
+// TestTrusteeKinds checks the kinds of the errors of operations on deleted keys. The error of a refusal must name the
+// ACL that would allow the operation.
 func TestTrusteeKinds(t *testing.T) {
 	server, _ := serveOurs(t, false)
 	p := open(t, "kms://"+strings.Replace(server.URL, "://", "@", 1)+"/kms", kmsclient.Options{User: "alice"})
@@ -22,33 +22,33 @@ func TestTrusteeKinds(t *testing.T) {
 	if _, err := p.Create(ctx, provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
 		t.Fatal(err)
 	}
-	refused := func(what string, err error, kind claviger.Kind, says string) {
+	wantError := func(call string, err error, kind claviger.Kind, text string) {
 		t.Helper()
-		if !claviger.Is(err, kind) || !strings.Contains(err.Error(), says) {
-			t.Errorf("%s: %v, want kind %v and %q", what, err, kind, says)
+		if !claviger.Is(err, kind) || !strings.Contains(err.Error(), text) {
+			t.Errorf("%s: %v, want kind %v and %q", call, err, kind, text)
 		}
 	}
 	_, err := p.DeletedKeys(ctx)
-	refused("DeletedKeys", err, claviger.Denied, "keytrustee.kms.acl.PURGE")
-	refused("Undelete", p.Undelete(ctx, key, ""), claviger.Denied,
+	wantError("DeletedKeys", err, claviger.Denied, "keytrustee.kms.acl.PURGE")
+	wantError("Undelete", p.Undelete(ctx, key, ""), claviger.Denied,
 		"(keytrustee.kms.acl.UNDELETE in that KMS's kms-acls.xml must admit alice)")
-	refused("Purge", p.Purge(ctx, key, ""), claviger.Denied, "(keytrustee.kms.acl.PURGE in")
-	refused("Undelete of no name", p.Undelete(ctx, "", ""), claviger.KeyNotFound, "")
+	wantError("Purge", p.Purge(ctx, key, ""), claviger.Denied, "(keytrustee.kms.acl.PURGE in")
+	wantError("Undelete of no name", p.Undelete(ctx, "", ""), claviger.KeyNotFound, "")
 
 	if list, err := p.Describe(ctx, key); err != nil || len(list) != 1 || list[0].Name != key ||
 		len(list[0].Versions) != 1 || list[0].Length != 128 {
 		t.Errorf("Describe: %+v, %v", list, err)
 	}
 	_, err = p.Describe(ctx, "none")
-	refused("Describe of none", err, claviger.KeyNotFound, "Key none not found")
+	wantError("Describe of none", err, claviger.KeyNotFound, "Key none not found")
 	_, err = p.Migrate(ctx, key)
-	refused("Migrate without a source", err, claviger.Unsupported, "this server has no source")
+	wantError("Migrate without a source", err, claviger.Unsupported, "this server has no source")
 
 	soft, keys := serveSoft(t)
 	p = open(t, "kms://"+strings.Replace(soft.URL, "://", "@", 1)+"/kms", kmsclient.Options{User: "alice"})
 	spec := provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}
-	refused("Undelete of none", p.Undelete(ctx, key, ""), claviger.KeyNotFound, "No deleted key "+key)
-	refused("Purge of none", p.Purge(ctx, key, ""), claviger.KeyNotFound, "No deleted key "+key)
+	wantError("Undelete of none", p.Undelete(ctx, key, ""), claviger.KeyNotFound, "No deleted key "+key)
+	wantError("Purge of none", p.Purge(ctx, key, ""), claviger.KeyNotFound, "No deleted key "+key)
 	if _, err := p.Create(ctx, spec); err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func TestTrusteeKinds(t *testing.T) {
 	if _, err := p.Create(ctx, spec); err != nil {
 		t.Fatal(err)
 	}
-	refused("Undelete", p.Undelete(ctx, key, ""), claviger.KeyExists, "already exists")
+	wantError("Undelete", p.Undelete(ctx, key, ""), claviger.KeyExists, "already exists")
 	if err := p.Delete(ctx, key); err != nil {
 		t.Fatal(err)
 	}
@@ -75,15 +75,14 @@ func TestTrusteeKinds(t *testing.T) {
 	if err := p.Close(); err != nil {
 		t.Error(err)
 	}
-	refused("after Close", p.Purge(ctx, key, ""), claviger.Closed, "")
+	wantError("after Close", p.Purge(ctx, key, ""), claviger.Closed, "")
 	if n := keys.Objects(); n != 1 {
-		t.Errorf("%d versions at the KMS, want the key that is back", n)
+		t.Errorf("%d versions at the KMS, want 1 of the undeleted key", n)
 	}
 }
 
-// TestDescribeElsewhere: a KMS of Hadoop's own has no such path, and says so as
-// Jersey does.
-func TestDescribeElsewhere(t *testing.T) {
+// TestDescribeAtHadoop checks Describe at Hadoop's own KMS. It does not have the path, and answers as Jersey does.
+func TestDescribeAtHadoop(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodOptions { // the login
 			http.SetCookie(w, &http.Cookie{Name: "hadoop.auth", Value: "u=alice&p=alice&t=simple&e=4102444800000&s=x",

@@ -4,7 +4,7 @@ import (
 	"claviger"
 )
 
-// read decodes an answer. Its error is without the answer, which may hold keys.
+// read decodes an answer. Its error never quotes the answer, which may contain keys.
 func read[T any](op, about string, body []byte, decode func([]byte) (T, error)) (T, error) {
 	v, err := decode(body)
 	if err != nil {
@@ -13,8 +13,7 @@ func read[T any](op, about string, body []byte, decode func([]byte) (T, error)) 
 	return v, nil
 }
 
-// checkVersion demands that a KMS's answer is a version of key. bits is its
-// length where the answer shows no material that tells.
+// checkVersion demands that v is a version of key. bits is its length if v has no material.
 func checkVersion(op, key string, v *claviger.KeyVersion, bits int) (claviger.KeyVersion, error) {
 	if v == nil {
 		return claviger.KeyVersion{},
@@ -22,7 +21,7 @@ func checkVersion(op, key string, v *claviger.KeyVersion, bits int) (claviger.Ke
 	}
 	if k, ok := claviger.KeyOfVersion(v.Name); !ok || k != key {
 		return claviger.KeyVersion{}, claviger.Errorf(op, claviger.Internal, key,
-			"the KMS answered with version %q, which is of another key", v.Name)
+			"the KMS answered with version %q of another key", v.Name)
 	}
 	v.Key = key
 	if v.Material == nil {

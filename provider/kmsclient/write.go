@@ -19,7 +19,7 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.Key
 	if p.ctx.Err() != nil {
 		return none, closedError(opCreate, spec.Name)
 	}
-	// Asked here, because Hadoop's KMS puts a default in the place of a 0.
+	// Check the spec here, because Hadoop's KMS replaces a length of 0 by a default.
 	if err := provider.CheckSpec(opCreate, spec); err != nil {
 		return none, err
 	}
@@ -48,8 +48,8 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 	if key == "" {
 		return none, claviger.E(opRoll, claviger.KeyNotFound, key, nil)
 	}
-	// The answer tells the length only to who may see the material; and after the
-	// rollover nothing may fail any more.
+	// Request the length before the rollover, because nothing may fail after it. The answer to the rollover shows the
+	// length only if the user may read the material.
 	bits, err := p.bitLength(ctx, opRoll, key)
 	if err != nil {
 		return none, err
@@ -75,7 +75,7 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 	return checkVersion(opRoll, key, v, bits)
 }
 
-// Delete ends a key.
+// Delete deletes a key.
 func (p *Provider) Delete(ctx context.Context, key string) error {
 	if p.ctx.Err() != nil {
 		return closedError(opDelete, key)
@@ -91,16 +91,14 @@ func (p *Provider) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-// invalidateTimeout bounds how long a host that is away holds up a rollover.
+// invalidateTimeout bounds how long a host that does not answer delays a rollover.
 const invalidateTimeout = 5 * time.Second
 
-// invalidate has each host forget what it has cached of a key, as Hadoop's
-// client does after a rollover and a deletion. A host that cannot be told will
-// know by itself when its caches expire; the key has been changed all the same,
-// and so that is no error.
+// invalidate makes each host drop the key from its caches, as Hadoop's client does after a rollover and a deletion. A
+// host that cannot be reached is no error, because the key has been changed, and the host's caches expire.
 func (p *Provider) invalidate(ctx context.Context, key string) {
 	if len(p.hosts) == 1 {
-		return // the host that did it has forgotten by itself
+		return // the host that changed the key has updated its caches
 	}
 	ctx, cancel := context.WithTimeout(ctx, invalidateTimeout)
 	defer cancel()
@@ -119,11 +117,10 @@ func (p *Provider) invalidate(ctx context.Context, key string) {
 	wg.Wait()
 }
 
-// Migrate has the KMS, which is claviger, take the key over from the source of its
-// migration, and returns the full names of the versions that were made for it. It
-// may be called again after an error, and where the key is there already. Kinds
-// KeyNotFound where the source has no such key, KeyDenied, Unsupported where the
-// KMS has no source; Invalid where the key cannot be taken over.
+// Migrate makes the KMS, which must be claviger, take over the key from the source of its migration. It returns the
+// full names of the versions that the KMS made. It may be called again after an error, and after the key was taken
+// over. Kinds KeyNotFound if the source has no such key, KeyDenied, Unsupported if the KMS has no source, Invalid if
+// the key cannot be taken over.
 func (p *Provider) Migrate(ctx context.Context, key string) ([]string, error) {
 	body, err := p.trusteeOp(ctx, opMigrate, kmswire.OpMigrate, key, "")
 	if err != nil {

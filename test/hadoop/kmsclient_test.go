@@ -95,7 +95,7 @@ func TestRefusalsOfJavaKMS(t *testing.T) {
 		text string
 	}{
 		{"blacklisted", second(mig.Unwrap(t.Context(), "open", "", open)), claviger.Denied,
-			"hadoop.kms.blacklist.DECRYPT_EEK not name him"},
+			"hadoop.kms.blacklist.DECRYPT_EEK must not name that user"},
 		{"not a user to act for", second(mig.Unwrap(t.Context(), "open", "mallory", open)), claviger.Denied,
 			"hadoop.kms.proxyuser.mig.users"},
 		{"not from here", second(far.Unwrap(t.Context(), "open", "alice", open)), claviger.Denied,
