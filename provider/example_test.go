@@ -7,7 +7,7 @@ import (
 	"claviger/provider"
 )
 
-// The hosts of a kms:// URI have one port and one path.
+// All hosts of a kms:// URI have the same port and path.
 func ExampleParseKMS() {
 	k, err := provider.ParseKMS("kms://https@kms1;kms2:9600/kms")
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"claviger"
 )
 
-// text returns a property's value; "" where it is not set.
+// text returns a property's value, and "" if the property is not set.
 func (e Env) text(name string) string {
 	if e.Get == nil {
 		return ""
@@ -17,7 +17,7 @@ func (e Env) text(name string) string {
 	return strings.TrimSpace(v)
 }
 
-// Bool reads true or false, in upper or lower case. It returns fallback where the property is not set. The error is a
+// Bool reads true or false, in upper or lower case. It returns fallback if the property is not set. The error is a
 // *claviger.PropertyError.
 func (e Env) Bool(name string, fallback bool) (bool, error) {
 	v := e.text(name)
@@ -32,7 +32,7 @@ func (e Env) Bool(name string, fallback bool) (bool, error) {
 	return false, &claviger.PropertyError{Name: name, Value: v, Want: "it must be true or false"}
 }
 
-// Int reads a whole number between lo and hi. It returns fallback where the property is not set. The error is a
+// Int reads a whole number between lo and hi. It returns fallback if the property is not set. The error is a
 // *claviger.PropertyError.
 func (e Env) Int(name string, fallback, lo, hi int) (int, error) {
 	v := e.text(name)

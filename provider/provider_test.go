@@ -15,8 +15,7 @@ func TestRegistry(t *testing.T) {
 	var opened string
 	scheme := func(name string) provider.Scheme {
 		return provider.Scheme{Name: name, Open: func(_ context.Context, uri string,
-			env provider.Env) (provider.Provider,
-			error) {
+			env provider.Env) (provider.Provider, error) {
 			opened = name + " " + uri + " " + env.User
 			return nil, nil
 		}}
@@ -89,7 +88,7 @@ func TestSplitURIs(t *testing.T) {
 func TestUnnestPath(t *testing.T) {
 	for uri, want := range map[string]string{
 		"jceks://file@/etc/kms.keystore":                 "/etc/kms.keystore",
-		"jceks://file/etc/kms.keystore":                  "/etc/kms.keystore", // Hadoop takes it so
+		"jceks://file/etc/kms.keystore":                  "/etc/kms.keystore", // Hadoop accepts this form too
 		"cloudera.hsmkp://file@//home/x/luna.keystore":   "/home/x/luna.keystore",
 		"cloudera.hsmkp://file@///home//x/luna.keystore": "/home/x/luna.keystore",
 		"jceks://file@/a%20b/c%3Fd%25":                   "/a b/c?d%",
@@ -108,7 +107,7 @@ func TestUnnestPath(t *testing.T) {
 		"jceks:///etc/x":             "does not say where the file is",
 		"jceks://hdfs@nn1:8020/x":    `file system "hdfs" are not supported`,
 		"jceks://s3a@bucket/x":       `"s3a"`,
-		"jceks://file@host/x":        `"host" stands behind`,
+		"jceks://file@host/x":        `there is "host" behind`,
 		"jceks://file@":              "path is missing",
 		"jceks://file@/":             "path is missing",
 		"jceks://file@//":            "path is missing",
@@ -162,13 +161,13 @@ func TestParseKMS(t *testing.T) {
 		"kms:https@h/kms":                  "does not begin with kms://",
 		"kms://h:9600/kms":                 "http@ or https@",
 		"kms://ftp@h:9600/kms":             "http@ or https@",
-		"kms://https@/kms":                 "name is missing",
-		"kms://https@h1;;h2/kms":           "name is missing",
+		"kms://https@/kms":                 "name of a host is missing",
+		"kms://https@h1;;h2/kms":           "name of a host is missing",
 		"kms://https@h1,h2:9600/kms":       "separated by ';'",
-		"kms://https@h1:1;h2:2/kms":        "one port serves for all hosts",
-		"kms://https@h:x/kms":              `"<redacted>" is not a port`, // it may be a password, with the '@' forgotten
+		"kms://https@h1:1;h2:2/kms":        "all hosts have one port",
+		"kms://https@h:x/kms":              `"<redacted>" is not a port`, // a password, if the '@' is missing
 		"kms://https@u:hunter2/kms":        `"<redacted>" is not a port`,
-		"kms://https@u:hunter2.h:9600/kms": "one port serves for all hosts",
+		"kms://https@u:hunter2.h:9600/kms": "all hosts have one port",
 		"kms://https@h:0/kms":              "not a port",
 		"kms://https@h:65536/kms":          "not a port",
 		"kms://https@h:/kms":               "not a port",
@@ -176,7 +175,7 @@ func TestParseKMS(t *testing.T) {
 		"kms://https@[::1:9600/kms":        "brackets",
 		"kms://https@[1.2.3.4]/kms":        "brackets",
 		"kms://https@::1/kms":              "brackets",
-		"kms://https@a b:9600/kms":         "cannot stand in a host's name",
+		"kms://https@a b:9600/kms":         "cannot be in the name of a host",
 		"kms://https@h:9600/kms?x=y":       "query",
 		"kms://https@h:9600/k%zz":          "cannot be read",
 	} {
@@ -201,7 +200,7 @@ func FuzzSplitURIs(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// What was split stays so when it is put together again.
+		// The joined URIs split into the same URIs.
 		again, err := provider.SplitURIs(strings.Join(uris, ","))
 		if err != nil || !slices.Equal(uris, again) {
 			t.Errorf("%q: %q, again: %q, %v", list, uris, again, err)
@@ -240,7 +239,7 @@ func FuzzParseKMS(f *testing.F) {
 	})
 }
 
-// TestNoSecretsInURIs: a URI that holds a secret is refused, and no message quotes it.
+// TestNoSecretsInURIs checks that a URI with a secret is refused, and that no message quotes the secret.
 func TestNoSecretsInURIs(t *testing.T) {
 	r := provider.NewRegistry()
 	for _, uri := range []string{

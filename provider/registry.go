@@ -10,34 +10,34 @@ import (
 	"claviger/secret"
 )
 
-// Env is the surroundings in which a provider is opened.
+// Env has what a provider needs to open.
 type Env struct {
-	// Get returns a Hadoop property with its variables expanded; "" and false where the property is not set and has
-	// no default.
+	// Get returns the value of a Hadoop property with its variables expanded. It returns "" and false if the property
+	// is not set and has no default.
 	Get func(name string) (string, bool)
-	// Getenv reads the process's environment; os.Getenv outside tests.
+	// Getenv reads the process's environment. It is os.Getenv except in tests.
 	Getenv func(string) string
-	// ConfDir is the folder of the *-site.xml files. A password file that is named without a path is read from there.
+	// ConfDir is the folder of the *-site.xml files. A relative path of a password file begins there.
 	ConfDir string
 	// User is this server's user name at another KMS under simple authentication.
 	User string
-	// Source: the provider is a source, which is only read.
+	// Source is true if the provider is a source, which is only read.
 	Source bool
 	Log    *slog.Logger
 }
 
-// Scheme is a line of the registry.
+// Scheme is an entry of the registry.
 type Scheme struct {
 	Name string // of the URI: "jceks", "kms", "pkcs11", ...
-	// Open opens the provider that uri names. For a wrong URI, property or file its error names that and the cure.
+	// Open opens the provider that uri names. If the URI, a property or a file is wrong, the error names it and says
+	// what to do.
 	Open func(ctx context.Context, uri string, env Env) (Provider, error)
 }
 
-// Registry maps URI schemes to providers. It is a value, built in one visible
-// list: package provider/builtin.
+// Registry maps URI schemes to providers. Package provider/builtin has the one list of all schemes.
 type Registry struct{ schemes map[string]Scheme }
 
-// NewRegistry makes a Registry. It panics where two schemes have one name.
+// NewRegistry makes a Registry. It panics if two schemes have the same name.
 func NewRegistry(list ...Scheme) *Registry {
 	r := &Registry{schemes: make(map[string]Scheme, len(list))}
 	for _, s := range list {

@@ -6,8 +6,8 @@ import (
 	"claviger"
 )
 
-// CheckSpec makes the checks of a Spec that are the same for all providers. Kinds Invalid (no name), InvalidKeySize,
-// UnknownCipher (only AES is known, in any mode: the mode matters to HDFS alone), MaterialLength. op is the caller's
+// CheckSpec makes the checks of a Spec that all providers share. Kinds Invalid (no name), InvalidKeySize,
+// UnknownCipher, MaterialLength. The only known cipher is AES, in any mode: only HDFS uses the mode. op is the caller's
 // operation, for the error.
 func CheckSpec(op string, s Spec) error {
 	if s.Name == "" {
@@ -19,8 +19,7 @@ func CheckSpec(op string, s Spec) error {
 	}
 	if algorithm, _, _ := strings.Cut(s.Cipher, "/"); !strings.EqualFold(algorithm, "AES") {
 		return claviger.Errorf(op, claviger.UnknownCipher, s.Name, "cipher is %q; only AES is known, as in %q",
-			s.Cipher,
-			claviger.DefaultCipher)
+			s.Cipher, claviger.DefaultCipher)
 	}
 	if s.Material != nil {
 		return CheckMaterial(op, s.Name, s.BitLength, s.Material)
@@ -28,7 +27,7 @@ func CheckSpec(op string, s Spec) error {
 	return nil
 }
 
-// CheckImport checks the versions that an Import is to make. Kind Invalid.
+// CheckImport checks the numbers of the versions of an Import. Kind Invalid.
 func CheckImport(op, key string, n, first int) error {
 	if n < 1 {
 		return claviger.Errorf(op, claviger.Invalid, key, "a key must have at least 1 version, not %d", n)
@@ -40,7 +39,7 @@ func CheckImport(op, key string, n, first int) error {
 	return nil
 }
 
-// CheckMaterial checks that given material is as long as its key. The text of the error is Hadoop's. Kind
+// CheckMaterial checks that given material has the length of its key. The text of the error is Hadoop's. Kind
 // MaterialLength.
 func CheckMaterial(op, key string, bitLength int, material []byte) error {
 	if got := 8 * len(material); got != bitLength {

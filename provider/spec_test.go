@@ -12,10 +12,10 @@ func TestCheckSpec(t *testing.T) {
 	ok := provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}
 	for name, c := range map[string]struct {
 		change func(*provider.Spec)
-		kind   claviger.Kind // Internal: none wanted
+		kind   claviger.Kind // Internal if no error is wanted
 		text   string
 	}{
-		"as it should be": {func(*provider.Spec) {}, claviger.Internal, ""},
+		"a valid spec":    {func(*provider.Spec) {}, claviger.Internal, ""},
 		"192":             {func(s *provider.Spec) { s.BitLength = 192 }, claviger.Internal, ""},
 		"material":        {func(s *provider.Spec) { s.Material = make(secret.Bytes, 16) }, claviger.Internal, ""},
 		"another mode":    {func(s *provider.Spec) { s.Cipher = "aes/GCM/NoPadding" }, claviger.Internal, ""},

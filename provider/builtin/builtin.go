@@ -13,20 +13,21 @@ import (
 	"claviger/provider/kmsclient"
 )
 
-// Options are what some providers need beside their URI.
+// Options has what some providers need besides their URI.
 type Options struct {
-	// Store opens the node's metastore, for providers that keep metadata beside
-	// their keys. It may be called more than once and returns the same store. Where
-	// there is none yet it asks create before it makes one, and returns its error.
+	// Store opens the node's metastore, for providers that keep metadata outside of their keys. It may be called more
+	// than once and returns the same store. If there is no store yet, it calls create before it makes one. If create
+	// returns an error, Store makes none and returns the error.
 	Store func(ctx context.Context, create func(ctx context.Context, uri string) error) (metastore.Store, error)
 	// Access is what an HSM provider may do.
 	Access hsm.Access
-	// ClientTLS is for https to another KMS or a Key Trustee Server; nil trusts the system's roots.
+	// ClientTLS makes the configuration for https to another KMS or a Key Trustee Server; nil trusts the system's
+	// roots.
 	ClientTLS func(provider.Env) (*tls.Config, error)
-	// ClientKerberos begins a login by Kerberos at another KMS; nil refuses those
-	// that want one.
+	// ClientKerberos begins a login by Kerberos at another KMS. If it is nil, calls to a KMS that requires Kerberos
+	// fail.
 	ClientKerberos kmsclient.Negotiate
-	// StoreName is what another KMS is told of the node's metastore: kmsclient.Options.
+	// StoreName returns the name of the node's metastore, which is sent to another KMS: kmsclient.Options.Store.
 	StoreName func() string
 }
 
@@ -42,11 +43,11 @@ func Registry(o Options) *provider.Registry {
 	)
 }
 
-// hsm opens an HSM, with the node's metastore beside it.
+// hsm opens an HSM and the node's metastore.
 func (o Options) hsm(ctx context.Context, uri string, env provider.Env) (provider.Provider, error) {
 	p, err := hsm.Open(ctx, uri, env, hsm.Options{Store: o.Store, Access: o.Access})
 	if err != nil {
-		return nil, err // not p: a nil pointer in an interface is not nil
+		return nil, err // not p: an interface that holds a nil pointer is not nil
 	}
 	return p, nil
 }

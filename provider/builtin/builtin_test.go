@@ -26,13 +26,13 @@ func TestUnknownScheme(t *testing.T) {
 	}
 }
 
-// TestNothingOnError: whoever closes what he was given must not be given a nil
-// pointer that looks like a provider.
+// TestNothingOnError checks that a failed Open returns a nil interface, and not an interface that holds a nil pointer.
 func TestNothingOnError(t *testing.T) {
 	env := provider.Env{Get: func(string) (string, bool) { return "", false },
 		Getenv: func(string) string { return "" }}
 	for _, uri := range []string{"cloudera.hsmkp://file@/nowhere/luna.keystore", "pkcs11:token=x",
-		"jceks://file@/nowhere/k", "localjceks://file/nowhere/k", "keytrustee://file@/nowhere/.keytrustee", "kms://ftp@x"} {
+		"jceks://file@/nowhere/k", "localjceks://file/nowhere/k", "keytrustee://file@/nowhere/.keytrustee",
+		"kms://ftp@x"} {
 		if p, err := registry().Open(t.Context(), uri, env); err == nil || p != nil {
 			t.Errorf("%s: %v, %v", uri, p, err)
 		}

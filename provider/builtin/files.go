@@ -9,9 +9,9 @@ import (
 	"claviger/provider"
 )
 
-// Files returns the files of a configuration that show which user the server runs as: the metastore, the
-// first provider's keystore file in a Java format, and the file with the PIN of its token. It leaves out
-// what it cannot read; the server's start reports that.
+// Files returns the files of a configuration whose owner is the user that the server runs as: the metastore, the first
+// provider's keystore file in a Java format, and the file with the PIN of its token. It skips files that it cannot
+// read; the server reports them when it starts.
 func Files(conf *hadoopconf.Conf) (files []string) {
 	if place, err := location.Of(conf); err == nil && place.File != "" {
 		files = append(files, place.File)

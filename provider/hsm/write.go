@@ -44,7 +44,7 @@ func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int
 
 // Roll adds a version to a key. The HSM makes its key.
 func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) (claviger.KeyVersion, error) {
-	return p.RollIf(ctx, key, material, provider.Anyway)
+	return p.RollIf(ctx, key, material, provider.AllowAll)
 }
 
 // RollIf is Roll if may returns nil.
@@ -92,7 +92,7 @@ func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes
 // are kept. If it crashes between the two, the next start destroys the objects, or the next step with a key of that
 // name.
 func (p *Provider) Delete(ctx context.Context, key string) error {
-	return p.DeleteIf(ctx, key, provider.Anyway)
+	return p.DeleteIf(ctx, key, provider.AllowAll)
 }
 
 // DeleteIf is Delete if may returns nil.

@@ -246,12 +246,12 @@ func (p *Provider) made(key, name string) claviger.KeyVersion {
 
 // Roll adds a version.
 func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) (claviger.KeyVersion, error) {
-	return p.RollIf(ctx, key, material, provider.Anyway)
+	return p.RollIf(ctx, key, material, provider.AllowAll)
 }
 
-// RollIf is Roll where may allows it.
+// RollIf is Roll, but only if allow returns nil.
 func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes,
-	may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
+	allow func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	const op = "jceks.Roll"
 	var name string
 	err := p.change(ctx, op, key, func(d *draft) error {
@@ -262,7 +262,7 @@ func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes
 		case m == nil:
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
-		if err := may(m.public(key)); err != nil {
+		if err := allow(m.public(key)); err != nil {
 			return err
 		}
 		switch {
@@ -299,11 +299,11 @@ func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes
 
 // Delete removes a key and its versions from the file.
 func (p *Provider) Delete(ctx context.Context, key string) error {
-	return p.DeleteIf(ctx, key, provider.Anyway)
+	return p.DeleteIf(ctx, key, provider.AllowAll)
 }
 
-// DeleteIf is Delete where may allows it.
-func (p *Provider) DeleteIf(ctx context.Context, key string, may func(*claviger.Metadata) error) error {
+// DeleteIf is Delete, but only if allow returns nil.
+func (p *Provider) DeleteIf(ctx context.Context, key string, allow func(*claviger.Metadata) error) error {
 	const op = "jceks.Delete"
 	return p.change(ctx, op, key, func(d *draft) error {
 		m, err := p.openMetadata(d.before, key)
@@ -313,7 +313,7 @@ func (p *Provider) DeleteIf(ctx context.Context, key string, may func(*claviger.
 		if m == nil {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
-		if err := may(m.public(key)); err != nil {
+		if err := allow(m.public(key)); err != nil {
 			return err
 		}
 		for _, n := range d.before.live(key, m, p.file.password) {

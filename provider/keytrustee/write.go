@@ -120,12 +120,12 @@ func (p *Provider) keep(v *claviger.KeyVersion, made int64) {
 
 // Roll adds a version.
 func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes) (claviger.KeyVersion, error) {
-	return p.RollIf(ctx, name, material, provider.Anyway)
+	return p.RollIf(ctx, name, material, provider.AllowAll)
 }
 
-// RollIf is Roll, but only if may returns nil.
+// RollIf is Roll, but only if allow returns nil.
 func (p *Provider) RollIf(ctx context.Context, name string, material secret.Bytes,
-	may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
+	allow func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	const op = "keytrustee.Roll"
 	none := claviger.KeyVersion{}
 	if err := p.ready(ctx, op, name); err != nil {
@@ -160,7 +160,7 @@ func (p *Provider) RollIf(ctx context.Context, name string, material secret.Byte
 			return "", claviger.Errorf(op, claviger.KeyNotFound, name, "the key was deleted in the meantime")
 		}
 		m := k.metadata()
-		if err := may(&m); err != nil {
+		if err := allow(&m); err != nil {
 			return "", err
 		}
 		k.Versions = append(k.Versions, ref)
@@ -278,11 +278,11 @@ func (p *Provider) destroy(ctx context.Context, uuids []string) error {
 
 // Delete purges a key, or with SoftDelete hides it.
 func (p *Provider) Delete(ctx context.Context, name string) error {
-	return p.DeleteIf(ctx, name, provider.Anyway)
+	return p.DeleteIf(ctx, name, provider.AllowAll)
 }
 
-// DeleteIf is Delete, but only if may returns nil.
-func (p *Provider) DeleteIf(ctx context.Context, name string, may func(*claviger.Metadata) error) error {
+// DeleteIf is Delete, but only if allow returns nil.
+func (p *Provider) DeleteIf(ctx context.Context, name string, allow func(*claviger.Metadata) error) error {
 	const op = "keytrustee.Delete"
 	if err := p.ready(ctx, op, name); err != nil {
 		return err
@@ -294,7 +294,7 @@ func (p *Provider) DeleteIf(ctx context.Context, name string, may func(*claviger
 	var deleted *keyDoc
 	err := p.replace(ctx, op, name, nil, func(k *keyDoc) (string, error) {
 		m := k.metadata()
-		if err := may(&m); err != nil {
+		if err := allow(&m); err != nil {
 			return "", err
 		}
 		k.Deleted = p.cfg.Now().UnixMilli()

@@ -8,7 +8,7 @@ import (
 	"claviger/provider"
 )
 
-// Deleted returns the deleted keys that are kept.
+// Deleted returns the deleted keys.
 func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Deleted, error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
@@ -36,8 +36,8 @@ func (k *key) has(name string, versions ...string) bool {
 		func(v *version) bool { return slices.Contains(versions, v.name) })
 }
 
-// Undelete brings back the deleted key that has the version. With sequential ids several keys may have it: then the
-// key that was deleted last.
+// Undelete brings back the deleted key that has the version. With sequential ids several deleted keys may have a
+// version of that name; then it brings back the one that was deleted last.
 func (p *Provider) Undelete(ctx context.Context, name, version string) error {
 	const op = "memory.Undelete"
 	p.mu.Lock()
@@ -53,8 +53,7 @@ func (p *Provider) Undelete(ctx context.Context, name, version string) error {
 			return claviger.E(op, claviger.KeyExists, name, nil)
 		}
 		if p.half[name] != nil {
-			return claviger.Errorf(op, claviger.Unavailable, name, "an import of the key was begun and must be "+
-				"finished first")
+			return claviger.Errorf(op, claviger.Unavailable, name, "an import of the key must be finished first")
 		}
 		// With sequential ids the versions of several deleted keys have the same names.
 		for _, v := range k.versions {
@@ -78,11 +77,11 @@ func (p *Provider) Purge(ctx context.Context, name string, versions ...string) e
 	}
 	before := len(p.deleted)
 	p.deleted = slices.DeleteFunc(p.deleted, func(k *key) bool {
-		gone := k.has(name, versions...)
-		if gone {
+		purge := k.has(name, versions...)
+		if purge {
 			p.wipe(k)
 		}
-		return gone
+		return purge
 	})
 	if len(p.deleted) == before {
 		return claviger.E(op, claviger.KeyNotFound, name, nil)

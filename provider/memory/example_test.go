@@ -9,7 +9,7 @@ import (
 	"claviger/provider/memory"
 )
 
-// A key is made and rolled. Sealed, the provider shows no material, as an HSM.
+// The example makes and rolls a key. A sealed provider returns no material, as an HSM.
 func ExampleNew() {
 	ctx := context.Background()
 	keys := memory.New(memory.Config{Sealed: true})

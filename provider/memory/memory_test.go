@@ -37,7 +37,7 @@ func TestSequentialIDs(t *testing.T) {
 	if v, err = p.Roll(t.Context(), "k", nil); err != nil || v.Name != "k@1" {
 		t.Errorf("second version %q, %v", v.Name, err)
 	}
-	// A key that is made anew has the names again, and other versions.
+	// A new key of the same name has versions of the same names, but with other material.
 	if err := p.EncryptBlocksOf(t.Context(), v, make([]byte, 16)); err != nil {
 		t.Error(err)
 	}
@@ -52,7 +52,7 @@ func TestSequentialIDs(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := p.EncryptBlocksOf(t.Context(), v, make([]byte, 16)); !claviger.Is(err, claviger.VersionNotFound) {
-		t.Errorf("a version of the key before: %v", err)
+		t.Errorf("a version of the deleted key: %v", err)
 	}
 }
 
@@ -64,7 +64,7 @@ func TestScheme(t *testing.T) {
 	_ = p.Close()
 }
 
-// A half-made key's name is taken, and said to be so.
+// TestCreateDuringImport checks that Create refuses the name of a key whose import is not finished.
 func TestCreateDuringImport(t *testing.T) {
 	p := memory.New(memory.Config{})
 	defer func() { _ = p.Close() }()
@@ -77,7 +77,7 @@ func TestCreateDuringImport(t *testing.T) {
 		t.Errorf("Create of a key that is being imported: %v", err)
 	}
 
-	// What an import of another shape left is not used.
+	// An import with another length does not use the versions of the unfinished import.
 	m.BitLength = 256
 	vs, err := p.Import(t.Context(), m, 1, 0, nil)
 	if err != nil || len(vs) != 1 || vs[0].BitLength != 256 || len(vs[0].Material) != 32 || p.Objects() != 1 {

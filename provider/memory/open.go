@@ -1,5 +1,4 @@
-// Package memory is a provider that keeps its keys in the process's memory, for tests and demos. Its keys are gone
-// after Close.
+// Package memory is a provider that keeps its keys in the process's memory, for tests and demos. Close wipes the keys.
 package memory
 
 import (
@@ -12,19 +11,19 @@ import (
 	"claviger/secret"
 )
 
-// Config is the behaviour of a memory provider. With the zero value it shows its material, takes material, and
-// numbers its versions as the HSM provider does: no number is used twice for a name.
+// Config is the configuration of a memory provider. With the zero value the provider returns its material, accepts
+// given material, and numbers its versions as the HSM provider does: it never uses a number twice for a name.
 type Config struct {
-	// URI names the provider in messages; "memory:" where it is empty.
+	// URI names the provider in messages; empty means "memory:".
 	URI string
-	// SequentialIDs: versions are key@0, key@1, ... as a Java keystore's, also those
-	// of a key that was made anew.
+	// SequentialIDs is true if versions are key@0, key@1, ... as in a Java keystore. A new key with the name of a
+	// deleted key also begins with 0.
 	SequentialIDs bool
-	// OpaqueIDs: versions have random ids, as a Key Trustee KMS's.
+	// OpaqueIDs is true if versions have random ids, as in a Key Trustee KMS.
 	OpaqueIDs bool
-	// SoftDelete: Delete keeps a key until it is purged.
+	// SoftDelete is true if Delete keeps a key until it is purged.
 	SoftDelete bool
-	// Sealed: material is neither shown nor taken, as by an HSM.
+	// Sealed is true if the provider neither returns nor accepts material, as an HSM.
 	Sealed bool
 }
 
@@ -37,16 +36,16 @@ type Provider struct {
 	mu       sync.RWMutex
 	closed   bool
 	keys     map[string]*key
-	versions map[string]*version // by full name, half-made ones included
-	half     map[string]*key     // imports that were begun, by key name
-	deleted  []*key              // softly, longest deleted first
-	next     map[string]int      // the next number of a version, by key name; stays when the key goes
+	versions map[string]*version // by full name, with those of unfinished imports
+	half     map[string]*key     // keys of unfinished imports, by name
+	deleted  []*key              // soft-deleted, longest deleted first
+	next     map[string]int      // next number of a version, by key name; kept after Delete
 }
 
 type key struct {
 	meta     claviger.Metadata
 	versions []*version // oldest first
-	since    time.Time  // of its deletion
+	since    time.Time  // time of its deletion
 }
 
 type version struct {
@@ -54,7 +53,7 @@ type version struct {
 	name     string
 	bits     int
 	material secret.Bytes
-	visible  bool // false while the import that made it is not committed, and while its key is deleted
+	visible  bool // false before the import of its key is committed, and while its key is deleted
 }
 
 var (
@@ -76,7 +75,7 @@ func New(cfg Config) *Provider {
 		next: map[string]int{}}
 }
 
-// Scheme is the registry's line for URIs "memory:".
+// Scheme is the registry's entry for URIs "memory:".
 func Scheme() provider.Scheme {
 	open := func(_ context.Context, uri string, _ provider.Env) (provider.Provider, error) {
 		return New(Config{URI: uri}), nil
@@ -105,7 +104,7 @@ func (p *Provider) Close() error {
 	return nil
 }
 
-// ready is the first check of every method. Needs the lock.
+// ready fails if the provider is closed or ctx is done. Every method calls it first, with p.mu held.
 func (p *Provider) ready(ctx context.Context, op, about string) error {
 	if p.closed {
 		return claviger.E(op, claviger.Closed, about, nil)
@@ -116,14 +115,14 @@ func (p *Provider) ready(ctx context.Context, op, about string) error {
 	return nil
 }
 
-// Check never finds anything wrong before Close.
+// Check fails only after Close.
 func (p *Provider) Check(ctx context.Context) error {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	return p.ready(ctx, "memory.Check", "")
 }
 
-// Objects returns the number of key versions, with those of imports that were begun and not finished.
+// Objects returns the number of key versions, including those of unfinished imports.
 func (p *Provider) Objects() int {
 	p.mu.RLock()
 	defer p.mu.RUnlock()

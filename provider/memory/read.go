@@ -35,14 +35,14 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 	return out, nil
 }
 
-// metadata returns a copy of the key's metadata as it is now.
+// metadata returns a copy of the key's metadata.
 func (k *key) metadata() *claviger.Metadata {
 	m := copyMetadata(k.meta)
 	m.Versions = k.count()
 	return &m
 }
 
-// copyMetadata makes a copy that shares nothing with m.
+// copyMetadata returns a copy that shares no memory with m.
 func copyMetadata(m claviger.Metadata) claviger.Metadata {
 	if m.Description != nil {
 		d := *m.Description
@@ -54,8 +54,10 @@ func copyMetadata(m claviger.Metadata) claviger.Metadata {
 	return m
 }
 
+// show returns v with its key's metadata, and with its material unless the provider is sealed.
 func (p *Provider) show(v *version) claviger.KeyVersion { return p.showOf(v, v.of.metadata()) }
 
+// showOf is show with given metadata.
 func (p *Provider) showOf(v *version, of *claviger.Metadata) claviger.KeyVersion {
 	kv := claviger.KeyVersion{Key: of.Name, Name: v.name, BitLength: v.bits, Of: of}
 	if !p.cfg.Sealed {
@@ -125,8 +127,8 @@ func (p *Provider) EncryptBlocks(ctx context.Context, name string, blocks []byte
 	return p.encrypt(ctx, name, nil, blocks)
 }
 
-// EncryptBlocksOf encrypts with the version's material, if the name still means that version. With sequential ids the
-// name may belong to another key by now.
+// EncryptBlocksOf encrypts with the version's material, if the name still belongs to that version. With sequential ids
+// the name may belong to another key by now.
 func (p *Provider) EncryptBlocksOf(ctx context.Context, v claviger.KeyVersion, blocks []byte) error {
 	return p.encrypt(ctx, v.Name, &v, blocks)
 }

@@ -29,8 +29,8 @@ func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int
 	p.importing.Lock()
 	defer p.importing.Unlock()
 
-	// do makes one step under the lock, and calls step without the lock.
-	do := func(what string, f func() error) error {
+	// do makes one step with p.mu held, and then calls step without p.mu.
+	do := func(name string, f func() error) error {
 		p.mu.Lock()
 		err := p.ready(ctx, op, m.Name)
 		if err == nil {
@@ -40,35 +40,20 @@ func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int
 		if err != nil || step == nil {
 			return err
 		}
-		if err := step(what); err != nil {
-			return claviger.Errorf(op, claviger.KindOf(err), m.Name, "import broken off after %q: %w", what, err)
+		if err := step(name); err != nil {
+			return claviger.Errorf(op, claviger.KindOf(err), m.Name, "import broken off after %q: %w", name, err)
 		}
 		return nil
 	}
 
 	var k *key
-	err := do("intent", func() error {
-		if p.keys[m.Name] != nil {
-			return claviger.E(op, claviger.KeyExists, m.Name, nil)
-		}
-		if k = p.half[m.Name]; k == nil {
-			k = &key{}
-			p.half[m.Name] = k
-		}
-		if k.meta.BitLength != m.BitLength || len(k.versions) > 0 && number(k.versions[0].name) < first {
-			p.shorten(k, 0)
-		}
-		p.next[m.Name] = max(p.next[m.Name], first)
-		p.shorten(k, n)
-		k.meta = copyMetadata(m) // of the latest call: the source may have changed
-		return nil
-	})
+	err := do("intent", func() (err error) { k, err = p.begin(op, m, n, first); return err })
 	for i := 0; err == nil && i < n; i++ {
 		if i < len(k.versions) {
 			continue // an earlier call made it
 		}
 		err = do(fmt.Sprintf("generated %d of %d", i+1, n), func() error {
-			p.grow(k, nil)
+			p.addVersion(k, nil)
 			return nil
 		})
 	}
@@ -76,22 +61,44 @@ func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int
 		return nil, err
 	}
 	var versions []claviger.KeyVersion
-	err = do("committed", func() error {
-		for _, v := range k.versions {
-			v.visible = true
-		}
-		p.keys[m.Name] = k
-		delete(p.half, m.Name)
-		versions = p.showAll(k.versions)
-		return nil
-	})
+	err = do("committed", func() error { versions = p.commit(k); return nil })
 	if err != nil {
 		return nil, err
 	}
 	return versions, nil
 }
 
-// shorten removes the versions of a half-made key after the first n. Needs the lock.
+// begin returns the invisible key of an import. It keeps the versions of an interrupted import that the import of n
+// versions from first on can use. p.mu must be held.
+func (p *Provider) begin(op string, m claviger.Metadata, n, first int) (*key, error) {
+	if p.keys[m.Name] != nil {
+		return nil, claviger.E(op, claviger.KeyExists, m.Name, nil)
+	}
+	k := p.half[m.Name]
+	if k == nil {
+		k = &key{}
+		p.half[m.Name] = k
+	}
+	if k.meta.BitLength != m.BitLength || len(k.versions) > 0 && number(k.versions[0].name) < first {
+		p.shorten(k, 0)
+	}
+	p.next[m.Name] = max(p.next[m.Name], first)
+	p.shorten(k, n)
+	k.meta = copyMetadata(m) // use the latest metadata: the source may have changed
+	return k, nil
+}
+
+// commit makes an imported key visible, and returns its versions. p.mu must be held.
+func (p *Provider) commit(k *key) []claviger.KeyVersion {
+	for _, v := range k.versions {
+		v.visible = true
+	}
+	p.keys[k.meta.Name] = k
+	delete(p.half, k.meta.Name)
+	return p.showAll(k.versions)
+}
+
+// shorten removes the versions after the first n of an unfinished key. p.mu must be held.
 func (p *Provider) shorten(k *key, n int) {
 	for _, v := range k.versions[min(n, len(k.versions)):] {
 		v.material.Wipe()
@@ -108,7 +115,7 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.Key
 	if err := p.ready(ctx, op, spec.Name); err != nil {
 		return claviger.KeyVersion{}, err
 	}
-	if err := p.takes(op, spec.Name, spec.Material); err != nil {
+	if err := p.checkSealed(op, spec.Name, spec.Material); err != nil {
 		return claviger.KeyVersion{}, err
 	}
 	if err := provider.CheckSpec(op, spec); err != nil {
@@ -119,7 +126,7 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.Key
 	}
 	if p.half[spec.Name] != nil {
 		return claviger.KeyVersion{}, claviger.Errorf(op, claviger.Unavailable, spec.Name,
-			"an import of the key was begun and must be finished first")
+			"an import of the key must be finished first")
 	}
 	k := &key{meta: copyMetadata(claviger.Metadata{
 		Name: spec.Name, Cipher: spec.Cipher, BitLength: spec.BitLength,
@@ -127,26 +134,27 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.Key
 		Created: time.Now().Truncate(time.Millisecond),
 	})}
 	p.next[spec.Name] = max(p.next[spec.Name], spec.First)
-	v := p.grow(k, spec.Material)
+	v := p.addVersion(k, spec.Material)
 	v.visible = true
 	p.keys[spec.Name] = k
 	return p.show(v), nil
 }
 
-func (p *Provider) takes(op, name string, material secret.Bytes) error {
+// checkSealed refuses given material if the provider is sealed.
+func (p *Provider) checkSealed(op, name string, material secret.Bytes) error {
 	if p.cfg.Sealed && material != nil {
-		return claviger.Errorf(op, claviger.Unsupported, name, "this provider makes its key material itself and takes "+
-			"none")
+		return claviger.Errorf(op, claviger.Unsupported, name, "this provider makes its key material itself, and does "+
+			"not accept given material")
 	}
 	return nil
 }
 
-// grow adds a version that is not visible yet. Needs the lock.
-func (p *Provider) grow(k *key, material secret.Bytes) *version {
+// addVersion adds an invisible version. p.mu must be held.
+func (p *Provider) addVersion(k *key, material secret.Bytes) *version {
 	v := &version{of: k, bits: k.meta.BitLength}
 	if material == nil {
 		v.material = make(secret.Bytes, v.bits/8)
-		_, _ = rand.Read(v.material) // never fails: crypto/rand
+		_, _ = rand.Read(v.material) // Read never fails
 	} else {
 		v.material = slices.Clone(material)
 	}
@@ -156,7 +164,7 @@ func (p *Provider) grow(k *key, material secret.Bytes) *version {
 	return v
 }
 
-// id makes the id of a key's next version. Needs the lock.
+// id returns the id of a key's next version. p.mu must be held.
 func (p *Provider) id(k *key) string {
 	switch {
 	case p.cfg.SequentialIDs:
@@ -171,7 +179,7 @@ func (p *Provider) id(k *key) string {
 	return strconv.Itoa(n)
 }
 
-// number returns the number of a version's name, -1 for an opaque one.
+// number returns the number of a version, and -1 for a random id.
 func number(version string) int {
 	if n, ok := claviger.VersionNumber(version); ok {
 		return n
@@ -187,26 +195,26 @@ func (k *key) count() int {
 
 // Roll adds a version.
 func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes) (claviger.KeyVersion, error) {
-	return p.RollIf(ctx, name, material, provider.Anyway)
+	return p.RollIf(ctx, name, material, provider.AllowAll)
 }
 
-// RollIf is Roll where may allows it.
+// RollIf is Roll, but only if allow returns nil.
 func (p *Provider) RollIf(ctx context.Context, name string, material secret.Bytes,
-	may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
+	allow func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	const op = "memory.Roll"
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.ready(ctx, op, name); err != nil {
 		return claviger.KeyVersion{}, err
 	}
-	if err := p.takes(op, name, material); err != nil {
+	if err := p.checkSealed(op, name, material); err != nil {
 		return claviger.KeyVersion{}, err
 	}
 	k := p.keys[name]
 	if k == nil {
 		return claviger.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, name, nil)
 	}
-	if err := may(k.metadata()); err != nil {
+	if err := allow(k.metadata()); err != nil {
 		return claviger.KeyVersion{}, err
 	}
 	if material != nil {
@@ -214,18 +222,18 @@ func (p *Provider) RollIf(ctx context.Context, name string, material secret.Byte
 			return claviger.KeyVersion{}, err
 		}
 	}
-	v := p.grow(k, material)
+	v := p.addVersion(k, material)
 	v.visible = true
 	return p.show(v), nil
 }
 
 // Delete wipes a key, or hides it.
 func (p *Provider) Delete(ctx context.Context, name string) error {
-	return p.DeleteIf(ctx, name, provider.Anyway)
+	return p.DeleteIf(ctx, name, provider.AllowAll)
 }
 
-// DeleteIf is Delete where may allows it.
-func (p *Provider) DeleteIf(ctx context.Context, name string, may func(*claviger.Metadata) error) error {
+// DeleteIf is Delete, but only if allow returns nil.
+func (p *Provider) DeleteIf(ctx context.Context, name string, allow func(*claviger.Metadata) error) error {
 	const op = "memory.Delete"
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -236,7 +244,7 @@ func (p *Provider) DeleteIf(ctx context.Context, name string, may func(*claviger
 	if k == nil {
 		return claviger.E(op, claviger.KeyNotFound, name, nil)
 	}
-	if err := may(k.metadata()); err != nil {
+	if err := allow(k.metadata()); err != nil {
 		return err
 	}
 	delete(p.keys, name)
@@ -252,11 +260,11 @@ func (p *Provider) DeleteIf(ctx context.Context, name string, may func(*claviger
 	return nil
 }
 
-// wipe wipes a key's versions. Needs the lock.
+// wipe wipes a key's versions. p.mu must be held.
 func (p *Provider) wipe(k *key) {
 	for _, v := range k.versions {
 		v.material.Wipe()
-		if p.versions[v.name] == v { // with sequential ids, a newer key's may have the name
+		if p.versions[v.name] == v { // with sequential ids, a version of a newer key may have the name
 			delete(p.versions, v.name)
 		}
 	}
