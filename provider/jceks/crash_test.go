@@ -5,8 +5,7 @@ import (
 	"testing"
 )
 
-// crashStates are the states in which a write of ours can leave the files.
-// after says whether the write has happened.
+// crashStates are the states in which a crash can leave the files of our write. after is true if the new state counts.
 var crashStates = []struct {
 	name  string
 	after bool

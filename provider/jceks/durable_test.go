@@ -15,8 +15,8 @@ import (
 	"claviger/provider"
 )
 
-// TestWriteLasts fails and cuts off each step of a write: a key that was said to be
-// made is there after the power is back, and the keystore always opens.
+// TestWriteLasts makes each step of a write fail, and cuts the power after each step. A key whose Create succeeded must
+// exist after the power cut, and the keystore must always open.
 func TestWriteLasts(t *testing.T) {
 	ctx := context.Background()
 	create := func(dir string, names ...string) (err error) {
@@ -25,7 +25,7 @@ func TestWriteLasts(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		p.iterations = 10000 // of the entries' protection
+		p.iterations = 10000 // for the protection of entries
 		defer func() { err = errors.Join(err, p.Close()) }()
 		for _, name := range names {
 			_, err := p.Create(ctx, provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128})
@@ -51,8 +51,8 @@ func TestWriteLasts(t *testing.T) {
 		spare int
 	}{
 		{"first key", nil, 0},
-		// The removals of leftovers, of Hadoop's checksums and of the backup may be done
-		// again after a power cut, and the backup's name is needed before one alone.
+		// A power cut may undo the removals of leftovers, of Hadoop's checksums and of the backup, and the backup's
+		// name is needed only before a power cut.
 		{"another key", func(dir string) error { return create(dir, "first") }, 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -66,7 +66,7 @@ func TestWriteLasts(t *testing.T) {
 	}
 }
 
-// unsynced is a disk on which the folder is not synced once, after a keystore got its name.
+// unsynced is a disk where one sync of the folder fails after a keystore got its name.
 type unsynced struct {
 	durable.OS
 	renamed, failed bool
@@ -85,9 +85,9 @@ func (u *unsynced) SyncFolder(name string) error {
 	return u.OS.SyncFolder(name)
 }
 
-// TestTakenBack: a keystore that may not last in its new state is put back, and the caller is
-// told that the key was not made. It is not there afterwards, in this process or the next.
-func TestTakenBack(t *testing.T) {
+// TestRestored checks that the old keystore is restored if the new one may not be durable. Create must fail, and the
+// key must not exist afterwards, neither in this process nor in the next one.
+func TestRestored(t *testing.T) {
 	for _, before := range [][]string{nil, {"first"}} {
 		dir := t.TempDir()
 		open := func() *Provider {
@@ -124,7 +124,7 @@ func TestTakenBack(t *testing.T) {
 			}
 		}
 		if err := errors.Join(create(p, "second"), next.Close(), p.Close()); err != nil {
-			t.Errorf("after %q, once more: %v", before, err)
+			t.Errorf("after %q, second Create: %v", before, err)
 		}
 	}
 }

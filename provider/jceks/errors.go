@@ -10,8 +10,7 @@ import (
 	"claviger/keystore"
 )
 
-// contentError is the error of a keystore file that could be read from disk, and whose content is wrong. Its text is
-// for the operator.
+// contentError is the error of a keystore file that was read, but has a wrong content. Its text is for the operator.
 type contentError struct {
 	path string
 	err  error
@@ -24,9 +23,8 @@ func (e *contentError) Error() string {
 		return text + "; the password is that of the environment variable " + passwordEnv +
 			", else of the file that the property " + passwordFileProperty + " names, else \"none\""
 	case e.other() != "":
-		return text +
-			"; name the keystore that Hadoop's KMS has written, or a file that is not there yet, to begin a new one. A " +
-			"key that Java's keytool made is no key of Hadoop's in any keystore"
+		return text + "; name the keystore that Hadoop's KMS has written, or a file that does not exist yet to begin " +
+			"a new one. Hadoop cannot use a key that Java's keytool made, in any keystore"
 	case errors.As(e.err, new(*keystore.DamagedError)) || e.corrupt():
 		return text + "; put back a backup of the file"
 	}
@@ -35,14 +33,14 @@ func (e *contentError) Error() string {
 
 func (e *contentError) Unwrap() error { return e.err }
 
-// corrupt reports whether the file cannot be parsed: then Hadoop, too, takes the file for damaged, and not the
-// password for wrong.
+// corrupt reports whether the file cannot be parsed. Hadoop also takes such a file for damaged, and not the password
+// for wrong.
 func (e *contentError) corrupt() bool {
 	var format *keystore.FormatError
 	return errors.As(e.err, &format)
 }
 
-// other names the kind of a keystore of another kind.
+// other returns the format of a keystore that is no JCEKS, and "" otherwise.
 func (e *contentError) other() keystore.Format {
 	var format *keystore.FormatError
 	if !errors.As(e.err, &format) {
@@ -56,14 +54,15 @@ func isCorrupt(err error) bool {
 	return errors.As(err, &c) && c.corrupt()
 }
 
-// doubtError: a write failed after its result was in place, and the result could not be taken back.
+// doubtError is the error of a write that failed after the new file was in place, if the old file could not be
+// restored.
 type doubtError struct{ err error }
 
 func (e *doubtError) Error() string { return e.err.Error() }
 
 func (e *doubtError) Unwrap() error { return e.err }
 
-// writeError adds to the error of a write what to do about it.
+// writeError adds to the error of a write what to do.
 func (p *Provider) writeError(err error) error {
 	cure := ""
 	switch {
@@ -75,13 +74,13 @@ func (p *Provider) writeError(err error) error {
 		cure = "; the file system is mounted read-only"
 	}
 	if errors.As(err, new(*doubtError)) {
-		return fmt.Errorf("keystore %s was written, but may not outlast a power cut: %w; see the kernel's log for the "+
-			"disk, and look at the key before doing it again", p.file.path, err)
+		return fmt.Errorf("keystore %s was written, but the change may be lost in a power cut: %w; see the kernel's "+
+			"log for errors of the disk, and check the key before you repeat the change", p.file.path, err)
 	}
 	return fmt.Errorf("keystore %s could not be written, and nothing was changed: %w%s", p.file.path, err, cure)
 }
 
-// internal makes an error of kind Internal. nil stays nil.
+// internal makes an error of kind Internal. It returns nil for nil.
 func internal(op, key string, err error) error {
 	if err == nil {
 		return nil
@@ -89,6 +88,7 @@ func internal(op, key string, err error) error {
 	return claviger.E(op, claviger.Internal, key, err)
 }
 
+// explainOpen adds the path to an error of Open, and says what to do.
 func explainOpen(err error, path string) error {
 	if errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("keystore %s: %w; the server's user must be allowed to read it", path, err)
@@ -100,12 +100,12 @@ func explainOpen(err error, path string) error {
 	return err
 }
 
-// complain logs why the file cannot be read, once for the same reason. It needs the gate.
-func (p *Provider) complain(err error) {
-	if text := err.Error(); text != p.complaint {
-		p.complaint = text
-		p.log.Error("keystore cannot be read; what was read before is used, and nothing is written", "file",
-			p.file.path,
+// logReadError logs why the file cannot be read, unless it logged the same reason before. The caller must hold the
+// gate.
+func (p *Provider) logReadError(err error) {
+	if text := err.Error(); text != p.lastReadError {
+		p.lastReadError = text
+		p.log.Error("keystore cannot be read; its last state is used, and nothing is written", "file", p.file.path,
 			"reason", err)
 	}
 }

@@ -21,8 +21,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// golden compares what a user sees with testdata/NAME.golden. The folder of the
-// test stands there as DIR.
+// golden compares the message for the user with testdata/NAME.golden. DIR there means the folder of the test.
 func golden(t *testing.T, name, dir string, err error) {
 	t.Helper()
 	if err == nil {
@@ -39,8 +38,7 @@ func golden(t *testing.T, name, dir string, err error) {
 	}
 }
 
-// asNobody runs f as a user who is not root, if we are. The thread is not used
-// again.
+// asNobody runs f as user nobody if the test runs as root. The thread is not used again.
 func asNobody(t *testing.T, dir string, f func()) {
 	t.Helper()
 	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // t.TempDir's own parent
@@ -58,14 +56,14 @@ func asNobody(t *testing.T, dir string, f func()) {
 	<-done
 }
 
-// TestOpenErrors: a keystore that cannot be used is said to be so at the start,
-// with the reason and the cure, and nothing is changed.
+// TestOpenErrors checks that Open fails for a keystore that cannot be used, with the reason and the cure, and that it
+// changes no file.
 func TestOpenErrors(t *testing.T) {
 	good, err := os.ReadFile("testdata/hadoop.jceks")
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := os.ReadFile("../../keystore/testdata/secretkeyspec.jceks") // of another password
+	other, err := os.ReadFile("../../keystore/testdata/secretkeyspec.jceks") // with another password
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +109,7 @@ func TestOpenErrors(t *testing.T) {
 			}
 			p, err := Open(t.Context(), strings.ReplaceAll(tc.uri, "DIR", dir), env(tc.password))
 			if p != nil {
-				t.Error("a provider came with the error")
+				t.Error("Open returned a provider and an error")
 			}
 			golden(t, tc.name, dir, err)
 			for name, data := range tc.files {
@@ -135,7 +133,7 @@ func TestOpenErrors(t *testing.T) {
 	})
 }
 
-// TestPasswordFile looks for the password where Hadoop does.
+// TestPasswordFile checks that Open finds the password in the same places as Hadoop.
 func TestPasswordFile(t *testing.T) {
 	dir := t.TempDir()
 	copyFile(t, "testdata/hadoop.jceks", filepath.Join(dir, "kms.keystore"))
@@ -148,7 +146,7 @@ func TestPasswordFile(t *testing.T) {
 		return Open(t.Context(), "localjceks://file"+dir+"/kms.keystore", e)
 	}
 	for _, tc := range []struct{ property, variable string }{
-		{"pw", ""}, {filepath.Join(dir, "pw"), ""}, {"missing", hadoopPassword}, // the variable wins
+		{"pw", ""}, {filepath.Join(dir, "pw"), ""}, {"missing", hadoopPassword}, // the variable has precedence
 	} {
 		if _, err := with(tc.property, tc.variable); err != nil {
 			t.Errorf("%+v: %v", tc, err)
@@ -161,8 +159,8 @@ func TestPasswordFile(t *testing.T) {
 	}
 }
 
-// TestWriteErrors: a change that cannot be written has not happened, is said to
-// be so, and the provider goes on.
+// TestWriteErrors checks that a change that cannot be written changes nothing and says so, and that the provider still
+// works.
 func TestWriteErrors(t *testing.T) {
 	setup := func(t *testing.T) (*Provider, string) {
 		dir := t.TempDir()
@@ -189,8 +187,8 @@ func TestWriteErrors(t *testing.T) {
 			t.Errorf("the file was changed, %v", err)
 		}
 		entries, err := os.ReadDir(dir)
-		if err != nil || len(entries) != 2 { // the keystore and its lock
-			t.Errorf("left behind: %v, %v", entries, err)
+		if err != nil || len(entries) != 2 { // the keystore and its lock file
+			t.Errorf("files in the folder: %v, %v", entries, err)
 		}
 		if keys, err := p.Keys(t.Context()); err != nil || len(keys) != 1 {
 			t.Errorf("keys %q, %v", keys, err)
@@ -224,7 +222,7 @@ func mustCreate(t testing.TB, p *Provider, name string) claviger.KeyVersion {
 	return v
 }
 
-// TestSpecErrors: Hadoop's answers, by its recordings.
+// TestSpecErrors compares errors with the recorded errors of Hadoop.
 func TestSpecErrors(t *testing.T) {
 	p := openFile(t, filepath.Join(t.TempDir(), "kms.keystore"), hadoopPassword)
 	for _, tc := range []struct {
@@ -244,17 +242,17 @@ func TestSpecErrors(t *testing.T) {
 		{provider.Spec{Name: "k", Cipher: "FOO/CTR/NoPadding", BitLength: 128}, claviger.UnknownCipher, ""},
 		{provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128,
 			Attributes: map[string]string{"a": strings.Repeat("x", maxText)}}, claviger.Invalid,
-			"cipher, description and attributes are 131090 bytes long; at most 131072 are taken"},
+			"cipher, description and attributes are 131090 bytes long; at most 131072 are allowed"},
 	} {
 		_, err := p.Create(t.Context(), tc.spec)
 		if !claviger.Is(err, tc.kind) || !strings.HasSuffix(err.Error(), ": "+tc.text) && tc.text != "" {
 			t.Errorf("%+v: %v, want kind %v, %q", tc.spec, err, tc.kind, tc.text)
 		}
 	}
-	longest := strings.Repeat("\x01", maxText-len(claviger.DefaultCipher)) // six bytes each in JSON
+	longest := strings.Repeat("\x01", maxText-len(claviger.DefaultCipher)) // JSON needs six bytes for each byte
 	if _, err := p.Create(t.Context(), provider.Spec{Name: "longest", Cipher: claviger.DefaultCipher, BitLength: 128,
 		Description: &longest}); err != nil {
-		t.Errorf("as much text as is taken: %v", err)
+		t.Errorf("text of the largest allowed length: %v", err)
 	}
 	if v, err := p.Create(t.Context(), provider.Spec{Name: "kcbc", Cipher: "AES/CBC/NoPadding",
 		BitLength: 128}); err != nil || v.Name != "kcbc@0" {
@@ -262,7 +260,7 @@ func TestSpecErrors(t *testing.T) {
 	}
 }
 
-// fullDisk has no room for what is written.
+// fullDisk is a disk without free space.
 type fullDisk struct{ durable.OS }
 
 type fullFile struct{ durable.File }

@@ -11,7 +11,7 @@ import (
 	"claviger/provider/jceks"
 )
 
-// A key is made in a keystore file, which Hadoop's own KMS can read.
+// The example makes a key in a keystore file that Hadoop's own KMS can read.
 func ExampleOpen() {
 	dir, err := os.MkdirTemp("", "jceks")
 	if err != nil {
@@ -21,7 +21,7 @@ func ExampleOpen() {
 	ctx := context.Background()
 	env := provider.Env{
 		Get:    func(string) (string, bool) { return "", false },
-		Getenv: func(string) string { return "" }, // no password is set, so it is Hadoop's "none"
+		Getenv: func(string) string { return "" }, // no password is set, so Hadoop's default "none" is used
 	}
 	keys, err := jceks.Open(ctx, "jceks://file@"+filepath.Join(dir, "kms.keystore"), env)
 	if err != nil {

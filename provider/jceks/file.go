@@ -25,14 +25,14 @@ import (
 // file is the keystore's file with the files beside it. For /etc/kms.keystore:
 //
 //	kms.keystore_NEW            Hadoop's new state, before its rename to kms.keystore
-//	kms.keystore_OLD            the state before, while a write is under way
-//	kms.keystore_..._ORPHANED_<ms>  a _NEW or _OLD that a later write found in its way
-//	kms.keystore_CORRUPTED_<ms> a damaged file that _OLD took the place of
+//	kms.keystore_OLD            the old state, during a write
+//	kms.keystore_..._ORPHANED_<ms>  a _NEW or _OLD that a later write found and renamed
+//	kms.keystore_CORRUPTED_<ms> a damaged file that was replaced by _OLD
 //	.kms.keystore.crc           checksums of Hadoop's LocalFileSystem, see flush
-//	.kms.keystore.tmp-...       what we write before we rename it to kms.keystore
-//	.kms.keystore.lock          the locks of our writers and of the server that has the file; never removed
+//	.kms.keystore.tmp-...       our new state, before its rename to kms.keystore
+//	.kms.keystore.lock          the locks of our writers and of the server that uses the file; never removed
 //
-// A crash may cut off an update anywhere: load can read every state in which this program or Hadoop can leave these
+// A crash may end a write at any point. load can read every state in which this program or Hadoop can leave these
 // files.
 type file struct {
 	path     string
@@ -42,20 +42,20 @@ type file struct {
 
 func (f *file) suffixed(s string) string { return f.path + s }
 
-// beside returns the path of a hidden file that belongs to another file, as Hadoop and this program name it.
+// beside returns the path of the hidden file with that suffix that belongs to the file path.
 func beside(path, suffix string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+suffix)
 }
 
-// identity distinguishes the states of a file. Each write makes a new file, so even two writes within the clock's
-// resolution differ in the inode.
+// identity distinguishes the states of a file. Each write makes a new file, so the inode differs even if two writes
+// have the same time.
 type identity struct {
 	dev, inode   uint64
 	size         int64
 	mtime, ctime int64 // ns
 }
 
-// identify returns the zero identity where there is no file.
+// identify returns the zero identity if there is no file.
 func identify(path string) (identity, error) {
 	var st unix.Stat_t
 	err := unix.Stat(path, &st)
@@ -76,10 +76,9 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// read parses the file of that name, and returns the identity of what it read.
+// read parses the file, and returns the identity of the state that it read.
 func (f *file) read(path string) (*keystore.JCEKS, identity, error) {
-	// The file may be replaced between stat and open. Then the identities differ,
-	// and the new file is read.
+	// The file may be replaced between stat and open. Then the identities differ, and the new file is read.
 	for range 10 {
 		before, err := identify(path)
 		if err != nil {
@@ -98,7 +97,7 @@ func (f *file) read(path string) (*keystore.JCEKS, identity, error) {
 		}
 		return s, before, nil
 	}
-	return nil, identity{}, fmt.Errorf("%s changes all the time", path)
+	return nil, identity{}, fmt.Errorf("%s was changed again and again while it was read", path)
 }
 
 func readLimited(path string) ([]byte, error) {
@@ -117,22 +116,22 @@ func readLimited(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(r, keystore.MaxJCEKS+1))
 }
 
-// settled reports whether no write is under way, and none was cut off: then the file can be read as it is.
+// settled reports whether the file can be read without recovery: no write is running, and none was interrupted.
 func (f *file) settled() bool {
 	return exists(f.path) && !exists(f.suffixed("_NEW")) && !exists(f.suffixed("_OLD"))
 }
 
-// load reads the keystore, and finishes or takes back a change that a crash cut off. It needs the lock. The order is
-// that of Hadoop's locateKeystore. Where there is no file, load returns the zero identity and an empty store. A file
-// that load renames gets another identity, so the next call reads it a second time.
+// load reads the keystore, and finishes or undoes a change that a crash interrupted. The caller must hold the lock.
+// load looks for the files in the order of Hadoop's locateKeystore. If there is no file, it returns the zero identity
+// and an empty store. A file that load renames gets another identity, so the next call reads it a second time.
 func (f *file) load() (*keystore.JCEKS, identity, error) {
 	newPath, oldPath := f.suffixed("_NEW"), f.suffixed("_OLD")
 	if exists(f.path) {
 		if exists(newPath) {
 			return nil, identity{},
 				fmt.Errorf("keystore %s: it and %s should not exist together: one of them is from a backup or was "+
-					"written after a crash; look which holds the right keys and move the other one "+
-					"away", f.path, newPath)
+					"written after a crash; find out which one has the right keys, and move the other one away",
+					f.path, newPath)
 		}
 		s, id, err := f.read(f.path)
 		switch {
@@ -143,12 +142,11 @@ func (f *file) load() (*keystore.JCEKS, identity, error) {
 		}
 		s, id, errOld := f.read(oldPath)
 		if errOld != nil {
-			return nil, identity{}, fmt.Errorf("%w; nor can the state before be used: %w", err, errOld)
+			return nil, identity{}, fmt.Errorf("%w; the old state cannot be used either: %w", err, errOld)
 		}
 		parked := f.stamped("_CORRUPTED_")
 		f.log.Warn("keystore is damaged; the state before the last write is used", "file", f.path, "reason", err,
-			"parked",
-			parked)
+			"parked", parked)
 		if err := f.rename(f.path, parked); err != nil {
 			return nil, identity{}, err
 		}
@@ -170,7 +168,7 @@ func (f *file) load() (*keystore.JCEKS, identity, error) {
 		if err != nil {
 			return nil, identity{}, err
 		}
-		f.log.Warn("a write of the keystore was cut off; it is completed", "file", f.path, "from", p.use)
+		f.log.Warn("a write of the keystore was interrupted; it is completed now", "file", f.path, "from", p.use)
 		if err := f.rename(p.use, f.path); err != nil {
 			return nil, identity{}, err
 		}
@@ -180,17 +178,18 @@ func (f *file) load() (*keystore.JCEKS, identity, error) {
 		return s, id, nil
 	}
 	if broken != nil && exists(oldPath) {
-		// Hadoop would begin an empty store here, and every key would seem to be gone.
+		// Hadoop would begin an empty store here, and all keys would seem to be lost.
 		return nil, identity{}, fmt.Errorf("%w; the file %s itself is missing", broken, f.path)
 	}
 	return keystore.NewJCEKS(), identity{}, nil
 }
 
+// stamped returns the path with a suffix and the time in milliseconds.
 func (f *file) stamped(suffix string) string {
 	return f.suffixed(suffix + strconv.FormatInt(time.Now().UnixMilli(), 10))
 }
 
-// rename moves a file, and Hadoop's checksums with it.
+// rename renames a file and Hadoop's checksums of it.
 func (f *file) rename(from, to string) error {
 	if err := durable.Remove(beside(to, ".crc")); err != nil {
 		return err
@@ -204,12 +203,12 @@ func (f *file) rename(from, to string) error {
 	return nil
 }
 
-// remove removes a file, which need not exist, and Hadoop's checksums of it.
+// remove removes a file and Hadoop's checksums of it. Neither need exist.
 func (f *file) remove(path string) error {
 	return durable.Remove(path, beside(path, ".crc"))
 }
 
-// sweep removes the temporary files of killed writers. It needs the lock.
+// sweep removes the temporary files of killed writers. The caller must hold the lock.
 func (f *file) sweep() error {
 	entries, err := os.ReadDir(filepath.Dir(f.path))
 	if err != nil {
@@ -224,17 +223,17 @@ func (f *file) sweep() error {
 	return durable.Remove(left...)
 }
 
-// flush replaces the keystore by s, durably, or changes nothing. It needs the lock.
+// flush replaces the keystore by s, durably, or changes nothing. The caller must hold the lock.
 //
-// Hadoop renames the file to _OLD, writes _NEW, renames _NEW to the file, and removes _OLD; in between there is no
-// keystore under its name. We write a file that Hadoop does not read, keep the old state as _OLD (a hard link), and
-// put the new state in place with one rename. So at every moment, after a crash or while a Java process reads, there
-// is a whole keystore, in a state that Hadoop's own loader knows.
+// Hadoop renames the file to _OLD, writes _NEW, renames _NEW to the file, and removes _OLD. In between the keystore
+// does not exist under its name. This program writes a temporary file, which Hadoop does not read, keeps the old state
+// as _OLD (a hard link), and puts the new state in place with one rename. So there is always a complete keystore that
+// Hadoop's loader can read, even after a crash, and while a Java process reads it.
 //
 // Hadoop's LocalFileSystem keeps checksums of the file in .NAME.crc. It refuses a file that does not match them, and
-// reads a file without checksums unchecked. Two files cannot be replaced at once, so the checksums are removed first,
-// and not written again: the keystore ends in a stronger check of its own. Java writes checksums again with its next
-// change.
+// does not check a file without checksums. Two files cannot be replaced in one step, so flush removes the checksums
+// first, and does not write them again: the keystore ends with its own, stronger check. Java writes checksums again
+// with its next change.
 func (f *file) flush(s *keystore.JCEKS) (identity, error) {
 	data, err := s.Marshal(f.password)
 	if err != nil {
@@ -251,21 +250,20 @@ func (f *file) flush(s *keystore.JCEKS) (identity, error) {
 		return identity{}, err
 	}
 	mode := fs.FileMode(0o600)
-	owned := filepath.Dir(f.path)
+	ownerFrom := filepath.Dir(f.path)
 	if st, err := os.Stat(f.path); err == nil {
-		mode, owned = st.Mode().Perm(), f.path
+		mode, ownerFrom = st.Mode().Perm(), f.path
 	}
 	next, err := durable.Prepare(f.path, 0o600, func(w io.Writer) error { _, err := w.Write(data); return err },
-		func(w durable.File) error { f.handOver(w, owned); return w.Chmod(mode) })
+		func(w durable.File) error { f.copyOwner(w, ownerFrom); return w.Chmod(mode) })
 	if err != nil {
-		return identity{}, errors.Unwrap(err) // without the path, which the caller names
+		return identity{}, errors.Unwrap(err) // without the path, which the caller adds
 	}
 	oldPath := f.suffixed("_OLD")
 	err = durable.Remove(beside(f.path, ".crc"))
 	before, backup := inode(f.path), false
 	if err == nil && before != (identity{}) {
-		// On a file system without hard links there is no backup: the rename below
-		// happens as a whole or not at all.
+		// A file system without hard links allows no backup. That is no danger: the rename below is atomic.
 		if errLink := durable.Link(f.path, oldPath); errLink == nil {
 			backup = true
 		} else {
@@ -277,27 +275,26 @@ func (f *file) flush(s *keystore.JCEKS) (identity, error) {
 	}
 	if err != nil {
 		_ = next.Discard() // the first error counts
-		if err := f.takeBack(before, backup); err != nil {
+		if err := f.restore(before, backup); err != nil {
 			return identity{}, &doubtError{err}
 		}
 		return identity{}, err
 	}
-	// The new state is in place, and durable: an error after this must not look like a
-	// failed write.
+	// The new state is in place and durable. An error after this must not look like a failed write.
 	if err := f.remove(oldPath); err != nil {
 		f.log.Warn("backup of the keystore could not be removed", "file", oldPath, "reason", err)
 	}
-	// Where this fails, the next call finds the file changed, and reads it.
+	// If this fails, the next call takes the file for changed, and reads it.
 	id, _ := identify(f.path)
 	return id, nil
 }
 
-// takeBack puts the old state back in place after a failed write: the new state may be in place, and not durable.
-func (f *file) takeBack(before identity, backup bool) error {
+// restore puts the old state back after a failed write. The new state may be in place without being durable.
+func (f *file) restore(before identity, backup bool) error {
 	switch {
-	case inode(f.path) == before: // the new one is not there
+	case inode(f.path) == before: // the old state is still in place
 		if backup {
-			_ = f.remove(f.suffixed("_OLD")) // the next write moves it aside
+			_ = f.remove(f.suffixed("_OLD")) // if it stays, the next write renames it
 		}
 		return nil
 	case backup:
@@ -305,44 +302,45 @@ func (f *file) takeBack(before identity, backup bool) error {
 	case before == identity{}:
 		return durable.Remove(f.path)
 	}
-	return errors.New("the file system made no backup to go back to")
+	return errors.New("there is no backup of the old state, because the file system has no hard links")
 }
 
-// inode is the part of a file's identity that a second name does not change.
+// inode returns the part of a file's identity that does not change when the file gets a second name.
 func inode(path string) identity {
-	id, _ := identify(path) // none where that fails
+	id, _ := identify(path) // the zero identity if that fails
 	return identity{dev: id.dev, inode: id.inode}
 }
 
-// handOver gives a file the owner of another file. Only root can do that. The keystore must still belong to the
-// server's user after an administrator's command changed it as root.
-func (f *file) handOver(w interface{ Chown(uid, gid int) error }, from string) {
+// copyOwner gives a file the owner of the file from, if the process runs as root. So the keystore still belongs to the
+// server's user after an administrator has changed it as root.
+func (f *file) copyOwner(w interface{ Chown(uid, gid int) error }, from string) {
 	st, err := os.Stat(from)
 	if err != nil || os.Geteuid() != 0 {
 		return
 	}
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
 		if err := w.Chown(int(sys.Uid), int(sys.Gid)); err != nil {
-			f.log.Warn("owner of the keystore could not be kept", "file", f.path, "reason", err)
+			f.log.Warn("could not set the owner of the keystore", "file", f.path, "reason", err)
 		}
 	}
 }
 
-// openLock opens the file that carries the locks.
+// openLock opens the lock file.
 func (f *file) openLock() (*os.File, error) {
 	name := beside(f.path, ".lock")
 	created := !exists(name)
 	w, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err == nil && created {
-		f.handOver(w, filepath.Dir(f.path))
+		f.copyOwner(w, filepath.Dir(f.path))
 	}
 	return w, err
 }
 
-// Claim claims the keystore for a process, until release is called or the process ends: for the process alone, or
-// beside other servers. The error of a conflicting claim is an *owner.InUseError; among says whether other servers
-// had the keystore before. Writers exclude each other without a claim.
-func (p *Provider) Claim(o owner.Owner, alone bool) (release func(), among bool, err error) {
+// Claim claims the keystore for a process, until release is called or the process ends. If alone is true, no other
+// process may claim it; otherwise other servers may. If another claim conflicts, the error is an *owner.InUseError.
+// shared reports whether other servers had claimed the keystore before. Writers exclude each other even without a
+// claim.
+func (p *Provider) Claim(o owner.Owner, alone bool) (release func(), shared bool, err error) {
 	w, err := p.file.openLock()
 	if err != nil {
 		return nil, false, fmt.Errorf("keystore %s: %w", p.file.path, err)
@@ -353,16 +351,16 @@ func (p *Provider) Claim(o owner.Owner, alone bool) (release func(), among bool,
 		release, err = owner.Claim(w.Name(), name, o)
 		return release, false, err
 	}
-	_, among, err = owner.Of(w.Name())
+	_, shared, err = owner.Of(w.Name())
 	if err != nil {
 		return nil, false, err
 	}
 	release, err = owner.Share(w.Name(), name, o)
-	return release, among, err
+	return release, shared, err
 }
 
-// lock takes the lock of all writers of this program. It is an open-file-description lock: it ends with its holder's
-// process, and two providers in one process exclude each other as two processes do.
+// lock takes the lock that all writers of this program take. It is an open-file-description lock: the system releases
+// it when the process ends, and it also excludes two providers in one process from each other.
 func (f *file) lock(ctx context.Context) (unlock func(), err error) {
 	w, err := f.openLock()
 	if err != nil {

@@ -22,11 +22,10 @@ import (
 
 const hadoopPassword = "secretpw"
 
-// hadoopRun returns a function that runs commands of testdata/java/HadoopKeys.java,
-// which goes through Hadoop's own JavaKeyStoreProvider. One JVM serves all tests: a
-// JVM for each run took half of the time of this package. CLAVIGER_HADOOP_JARS names
-// the folder of Hadoop's jars; scripts/hadoop-jars prints one. Without it the test is
-// skipped, or fails if CLAVIGER_REQUIRE_HADOOP says that there must be one.
+// hadoopRun returns a function that runs commands of testdata/java/HadoopKeys.java, which uses Hadoop's own
+// JavaKeyStoreProvider. One JVM serves all tests, because starting JVMs took half of the time of this package.
+// CLAVIGER_HADOOP_JARS names the folder of Hadoop's jars; scripts/hadoop-jars prints one. Without it the test is
+// skipped, or fails if CLAVIGER_REQUIRE_HADOOP is 1.
 func hadoopRun(t *testing.T) func(path string, commands ...string) (string, error) {
 	t.Helper()
 	jars := os.Getenv("CLAVIGER_HADOOP_JARS")
@@ -34,8 +33,7 @@ func hadoopRun(t *testing.T) func(path string, commands ...string) (string, erro
 		if os.Getenv("CLAVIGER_REQUIRE_HADOOP") == "1" {
 			t.Fatalf("CLAVIGER_HADOOP_JARS is %q, java: %v", jars, err)
 		}
-		t.Skip("CLAVIGER_HADOOP_JARS does not name a folder with Hadoop's jars: the exchange with a real Hadoop is " +
-			"left out")
+		t.Skip("CLAVIGER_HADOOP_JARS does not name a folder with Hadoop's jars, which this test needs")
 	}
 	h, err := hadoopKeys()
 	if err != nil {
@@ -44,28 +42,28 @@ func hadoopRun(t *testing.T) func(path string, commands ...string) (string, erro
 	return h.run
 }
 
-// hadoopProcess is a JVM with HadoopKeys, for one goroutine at a time.
+// hadoopProcess is a JVM that runs HadoopKeys. One goroutine at a time may use it.
 type hadoopProcess struct {
 	stdin   io.Writer
 	answers *bufio.Reader
-	stderr  strings.Builder // read once the JVM has ended
+	stderr  strings.Builder // to be read after the JVM has ended
 	wait    func() error
 }
 
-// hadoopKeys compiles HadoopKeys and starts it. The JVM ends with the test binary,
-// which closes its standard input.
+// hadoopKeys compiles HadoopKeys and starts it. The JVM ends when the test binary ends and so closes its standard
+// input.
 var hadoopKeys = sync.OnceValues(func() (*hadoopProcess, error) {
 	jars := os.Getenv("CLAVIGER_HADOOP_JARS")
 	dir, err := os.MkdirTemp("", "hadoopkeys")
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir) // the JVM has loaded its one class when the first answer comes
+	defer os.RemoveAll(dir) // the JVM has loaded its only class before the first answer
 	config := filepath.Join(dir, "log4j.properties")
 	if err := os.WriteFile(config, []byte("log4j.rootLogger=OFF\n"), 0o600); err != nil {
 		return nil, err
 	}
-	ctx := context.Background() // of all tests
+	ctx := context.Background() // all tests share the JVM
 	out, err := exec.CommandContext(ctx, "javac", "-J-XX:TieredStopAtLevel=1", "-J-XX:+UseSerialGC", "-cp", jars+"/*",
 		"-d", dir, "testdata/java/HadoopKeys.java").CombinedOutput()
 	if err != nil {
@@ -91,8 +89,7 @@ var hadoopKeys = sync.OnceValues(func() (*hadoopProcess, error) {
 	return h, err
 })
 
-// run runs commands on the keystore at a path and returns what they printed, and the
-// error that ended them, with its text.
+// run runs commands on the keystore at path, and returns their output and the error that ended them.
 func (h *hadoopProcess) run(path string, commands ...string) (string, error) {
 	var words []string
 	for _, w := range append([]string{"jceks://file@" + path}, commands...) {
@@ -105,39 +102,57 @@ func (h *hadoopProcess) run(path string, commands ...string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("the JVM ended: %w\n%s", h.wait(), h.stderr.String())
 	}
-	how, encoded, _ := strings.Cut(strings.TrimSpace(line), " ")
+	status, encoded, _ := strings.Cut(strings.TrimSpace(line), " ")
 	text, err := base64.StdEncoding.DecodeString(encoded)
-	if err == nil && how != "ok" {
+	if err == nil && status != "ok" {
 		err = errors.New("an exception in Hadoop")
 	}
 	return string(text), err
 }
 
-// TestHadoopExchange: Hadoop reads what we wrote, changes it, and we read and
-// change that, several times over, on one file. Our provider stays open
-// throughout and sees each of Hadoop's changes.
-func TestHadoopExchange(t *testing.T) {
+// exchange is a keystore file that Hadoop and an open provider change in turn.
+type exchange struct {
+	t    *testing.T
+	path string
+	run  func(path string, commands ...string) (string, error)
+	p    *Provider
+}
+
+func newExchange(t *testing.T) *exchange {
+	t.Helper()
 	run := hadoopRun(t)
 	path := filepath.Join(t.TempDir(), "kms.keystore")
-	hadoop := func(commands ...string) string {
-		t.Helper()
-		out, err := run(path, commands...)
-		if err != nil {
-			t.Fatalf("Hadoop, %q: %v\n%s", commands, err, out)
-		}
-		return out
+	return &exchange{t, path, run, openFile(t, path, hadoopPassword)}
+}
+
+// hadoop runs commands in Hadoop, and returns their output.
+func (e *exchange) hadoop(commands ...string) string {
+	e.t.Helper()
+	out, err := e.run(e.path, commands...)
+	if err != nil {
+		e.t.Fatalf("Hadoop, %q: %v\n%s", commands, err, out)
 	}
-	p := openFile(t, path, hadoopPassword)
-	agree := func(extra ...string) {
-		t.Helper()
-		commands := []string{}
-		for _, n := range extra {
-			commands = append(commands, "name="+n)
-		}
-		if got, want := hadoop(append(commands, "dump")...), dump(t, p, extra...); got != want {
-			t.Fatalf("Hadoop reads\n%s\nwe read\n%s", got, want)
-		}
+	return out
+}
+
+// wantEqual demands that Hadoop and the provider read the same. Hadoop's list of keys lacks at@1, so its name is given.
+func (e *exchange) wantEqual() {
+	e.t.Helper()
+	if got, want := e.hadoop("name=at@1", "dump"), dump(e.t, e.p, "at@1"); got != want {
+		e.t.Fatalf("Hadoop reads\n%s\nwe read\n%s", got, want)
 	}
+}
+
+func (e *exchange) roll(key string) {
+	e.t.Helper()
+	if _, err := e.p.Roll(e.t.Context(), key, nil); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// create makes keys of all kinds.
+func (e *exchange) create() {
+	e.t.Helper()
 	description := "Größe <&> \u2028 \"鍵\""
 	long := strings.Repeat("long ", 1000)
 	for _, s := range []provider.Spec{
@@ -148,24 +163,29 @@ func TestHadoopExchange(t *testing.T) {
 		{Name: "at@1", Cipher: claviger.DefaultCipher, BitLength: 128},
 		{Name: "späť/a b", Cipher: claviger.DefaultCipher, BitLength: 128, Material: secret.Bytes("0123456789abcdef")},
 	} {
-		if _, err := p.Create(t.Context(), s); err != nil {
-			t.Fatal(err)
+		if _, err := e.p.Create(e.t.Context(), s); err != nil {
+			e.t.Fatal(err)
 		}
 	}
-	p.iterations = 0 // as outside of tests
-	if _, err := p.Roll(t.Context(), "full", nil); err != nil {
-		t.Fatal(err)
-	}
-	agree("at@1")
+}
 
-	// Hadoop writes: now there are checksums beside the file, which our next
-	// write must not leave stale.
+// TestHadoopExchange changes one file in turn with Hadoop and with a provider that stays open. Each must read the
+// changes of the other.
+func TestHadoopExchange(t *testing.T) {
+	e := newExchange(t)
+	p, path := e.p, e.path
+	e.create()
+	p.iterations = 0 // as outside of tests
+	e.roll("full")
+	e.wantEqual()
+
+	// After Hadoop's write there are checksums beside the file. The provider's next write must not leave them stale.
 	material := strings.Repeat("ab", 16)
-	hadoop("roll=plain:"+material, "create=theirs:AES/CTR/NoPadding:"+material)
+	e.hadoop("roll=plain:"+material, "create=theirs:AES/CTR/NoPadding:"+material)
 	if !exists(beside(path, ".crc")) {
-		t.Error("Hadoop wrote no checksums; this test shows less than it should")
+		t.Error("Hadoop wrote no checksums, so this test checks less than it should")
 	}
-	agree("at@1")
+	e.wantEqual()
 	got, err := p.Version(t.Context(), "plain@1")
 	if err != nil || hex.EncodeToString(got.Material) != material {
 		t.Errorf("Hadoop's version: %v", err)
@@ -174,35 +194,30 @@ func TestHadoopExchange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.Roll(t.Context(), "theirs", nil); err != nil {
-		t.Fatal(err)
-	}
+	e.roll("theirs")
 	if err := p.Delete(t.Context(), "long"); err != nil {
 		t.Fatal(err)
 	}
-	agree("at@1")
-	hadoop("delete=plain", "roll=theirs:"+material, "roll=full:"+strings.Repeat("cd", 32))
-	agree("at@1")
+	e.wantEqual()
+	e.hadoop("delete=plain", "roll=theirs:"+material, "roll=full:"+strings.Repeat("cd", 32))
+	e.wantEqual()
 	if m, err := p.Metadata(t.Context(), "plain", "theirs"); err != nil || m[0] != nil || m[1].Versions != 3 {
 		t.Errorf("after Hadoop's changes: %+v, %v", m, err)
 	}
 
-	// What Hadoop does with stale checksums, to know that they matter.
+	// Hadoop refuses a file with stale checksums, so the provider must remove them.
 	if err := os.WriteFile(beside(path, ".crc"), stale, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := run(path, "dump"); err == nil || !strings.Contains(out, "ChecksumException") &&
+	if out, err := e.run(path, "dump"); err == nil || !strings.Contains(out, "ChecksumException") &&
 		!strings.Contains(out, "FileNotFoundException") {
-		t.Errorf("Hadoop takes a file with stale checksums: %v\n%s", err, out)
+		t.Errorf("Hadoop accepts a file with stale checksums: %v\n%s", err, out)
 	}
-	if _, err := p.Roll(t.Context(), "theirs", nil); err != nil {
-		t.Fatal(err)
-	}
-	agree("at@1")
+	e.roll("theirs")
+	e.wantEqual()
 }
 
-// TestHadoopReadsImported: an imported key's versions do not begin at 0, and
-// Hadoop goes on from there.
+// TestHadoopReadsImported checks that Hadoop reads and rolls an imported key whose versions do not begin at 0.
 func TestHadoopReadsImported(t *testing.T) {
 	run := hadoopRun(t)
 	path := filepath.Join(t.TempDir(), "kms.keystore")
@@ -234,8 +249,8 @@ func TestHadoopReadsImported(t *testing.T) {
 	}
 }
 
-// TestHadoopAfterCrash: Hadoop starts from every state in which our write can be
-// cut off, with the keys of before or of after.
+// TestHadoopAfterCrash checks that Hadoop reads the keystore in every state in which a crash can leave our write. It
+// must see all keys of the old state or of the new one.
 func TestHadoopAfterCrash(t *testing.T) {
 	run := hadoopRun(t)
 	dir := t.TempDir()
@@ -272,12 +287,12 @@ func TestHadoopAfterCrash(t *testing.T) {
 	for i, tc := range crashStates {
 		if second := strings.Contains(dumps[i], "\nsecond "); !strings.Contains(dumps[i], "\nfirst ") ||
 			second != tc.after {
-			t.Errorf("%s: Hadoop reads, want the keys of after: %v\n%s", tc.name, tc.after, dumps[i])
+			t.Errorf("%s: want the keys of the new state: %v; Hadoop reads\n%s", tc.name, tc.after, dumps[i])
 		}
 	}
 }
 
-// TestHadoopKeytool: what keytool alone has made opens, or is refused, as by Hadoop.
+// TestHadoopKeytool checks that keystores that keytool made open or are refused as in Hadoop.
 func TestHadoopKeytool(t *testing.T) {
 	run := hadoopRun(t)
 	dir := t.TempDir()
@@ -316,7 +331,7 @@ func TestHadoopKeytool(t *testing.T) {
 		t.Errorf("Hadoop opens a PKCS#12 file: %s", out)
 	}
 
-	// Java's JCEKS opens JKS files, and makes JCEKS files of them.
+	// Java's JCEKS opens a JKS file, and writes it as a JCEKS file.
 	jks := filepath.Join(dir, "pair.jks")
 	keytool("-genkeypair", "-alias", "rsa", "-keyalg", "RSA", "-dname", "CN=x", "-storetype", "JKS", "-keystore", jks,
 		"-keypass", hadoopPassword)
@@ -335,6 +350,6 @@ func TestHadoopKeytool(t *testing.T) {
 	if keys, err := p.Keys(t.Context()); err != nil || strings.Join(keys, " ") != "ours theirs" {
 		t.Errorf("keys %q, %v", keys, err)
 	}
-	// The private key is still there, and opens under its password.
+	// The private key still exists, and opens with its password.
 	keytool("-certreq", "-alias", "rsa", "-storetype", "JCEKS", "-keystore", jks, "-keypass", hadoopPassword)
 }

@@ -19,7 +19,7 @@ func copyFile(t testing.TB, from, to string) {
 	}
 }
 
-// dumpKeys prints keys as testdata/java/HadoopKeys.java does.
+// dumpKeys prints keys in the format of testdata/java/HadoopKeys.java.
 func dumpKeys(t *testing.T, p *Provider, names []string) string {
 	t.Helper()
 	slices.Sort(names)

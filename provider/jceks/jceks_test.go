@@ -15,7 +15,7 @@ import (
 	"claviger/provider/providertest"
 )
 
-// fewIterations keeps the tests fast; it is the least that Java reads and writes.
+// fewIterations keeps the tests fast. It is the smallest number that Java reads and writes.
 const fewIterations = keystore.MinIterations
 
 func env(password string) provider.Env {
@@ -42,8 +42,8 @@ func openFile(t testing.TB, path, password string) *Provider {
 	return p
 }
 
-// conformingNames are the suite's odd names without upper case, which Hadoop
-// refuses, and without '@', whose keys Keys does not list (TestAtInName).
+// conformingNames returns the suite's odd names without those with upper case, which Hadoop refuses, and without those
+// with '@'. TestAtInName tests these.
 func conformingNames() []string {
 	var names []string
 	for _, n := range providertest.DefaultNames {
@@ -101,7 +101,7 @@ func TestProvider(t *testing.T) {
 	})
 }
 
-// dump prints a keystore in the words of testdata/java/HadoopKeys.java.
+// dump prints a keystore in the format of testdata/java/HadoopKeys.java.
 func dump(t *testing.T, p *Provider, extra ...string) string {
 	t.Helper()
 	names, err := p.Keys(t.Context())
@@ -113,8 +113,7 @@ func dump(t *testing.T, p *Provider, extra ...string) string {
 	return dumpKeys(t, p, slices.Compact(names))
 }
 
-// TestReadHadoop reads the keystore that Hadoop wrote and compares all of it with
-// what Hadoop said of it.
+// TestReadHadoop reads a keystore that Hadoop wrote, and compares all of it with Hadoop's own dump.
 func TestReadHadoop(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "hadoop.jceks")
 	copyFile(t, "testdata/hadoop.jceks", path)

@@ -11,20 +11,20 @@ import (
 	"claviger"
 )
 
-// metadata is Hadoop's KeyProvider.Metadata in its serialised form: the fields in this order, absent where null or 0.
-// Hadoop fails on any other field.
+// metadata is the serialised form of Hadoop's KeyProvider.Metadata. The fields have this order, and are absent if they
+// are null or 0. Hadoop fails on any other field.
 type metadata struct {
 	Cipher      string            `json:"cipher,omitempty"`
 	BitLength   int               `json:"bitLength,omitempty"`
 	Created     int64             `json:"created,omitempty"` // ms since 1970
 	Description *string           `json:"description,omitempty"`
 	Attributes  map[string]string `json:"attributes,omitempty"`
-	// Versions is the next version's number. It is not always the number of versions: Hadoop skips missing numbers,
-	// and Import leaves some out.
+	// Versions is the next version's number. It may be larger than the number of versions: Hadoop skips missing
+	// numbers, and Import skips some.
 	Versions int `json:"versions,omitempty"`
 }
 
-// maxVersions bounds a version's number, so that it stays an int for Java.
+// maxVersions bounds a version's number, so that it fits into a Java int.
 const maxVersions = 1<<31 - 1
 
 func parseMetadata(data []byte) (*metadata, error) {
@@ -33,7 +33,7 @@ func parseMetadata(data []byte) (*metadata, error) {
 		return nil, fmt.Errorf("the metadata is not Hadoop's JSON: %w", err)
 	}
 	if m.Versions < 0 || m.Versions > maxVersions || m.BitLength < 0 {
-		return nil, errors.New("the metadata holds a negative number")
+		return nil, errors.New("the metadata contains an impossible number")
 	}
 	return &m, nil
 }
@@ -48,7 +48,7 @@ func (m *metadata) marshal() ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-// public makes the metadata that a Reader returns. They belong to the caller.
+// public makes the metadata that a Reader returns. The caller owns it.
 func (m *metadata) public(name string) *claviger.Metadata {
 	out := &claviger.Metadata{
 		Name: name, Cipher: m.Cipher, BitLength: m.BitLength, Attributes: map[string]string{},

@@ -1,17 +1,17 @@
-// Package jceks is a provider over Hadoop's own keystore files, those of
-// org.apache.hadoop.crypto.key.JavaKeyStoreProvider behind jceks://file@/path. It reads and writes them, so a site
-// can come from such a store and go back to it.
+// Package jceks is a provider for Hadoop's own keystore files: those of
+// org.apache.hadoop.crypto.key.JavaKeyStoreProvider, with the URI jceks://file@/path. It reads and writes them, so a
+// site can migrate from such a file and back.
 //
-// Two things are as in Hadoop. A version's id is a running number (k@0, k@1, ...). And a key is two kinds of entries:
-// its metadata under its name, as JSON in a serialised Java object, and each version under the version's name. The
-// keystore lower-cases its aliases, so Hadoop refuses upper-case key names. A key may have a name that a version of
-// another key could have (k@1). Hadoop's roll of key k overwrites that key; here versions of k skip its number, so
-// that both stay. Hadoop's list of names leaves out each key with an '@' in its name; Keys does not.
+// The content is as in Hadoop. A version's id is a running number (k@0, k@1, ...). A key has two kinds of entries: its
+// metadata under its name, as JSON in a serialised Java object, and each version under the version's name. The keystore
+// lower-cases its aliases, so Hadoop refuses upper-case key names. A key may have a name that a version of another key
+// could have (k@1). Hadoop's roll of key k overwrites that key. This package skips the number for versions of k, so
+// both stay. Hadoop's list of names omits keys with an '@' in their name; Keys has them.
 //
-// Entries are decrypted at their first use (60 to 80 ms each) and stay decrypted in memory, cipher included, for as
-// long as the file holds them; the file's size limit (keystore.MaxJCEKS) bounds that. Each call compares the file's
-// identity with the one that was read, so that the next call sees a change by another process. Writers of this
-// program exclude each other, in all processes, by a lock on a side file; Hadoop's writers do not know the lock.
+// An entry is decrypted at its first use (60 to 80 ms) and stays decrypted in memory, with its cipher, as long as it is
+// in the file. The size limit of the file (keystore.MaxJCEKS) bounds the memory. Each call compares the file's identity
+// with the identity that was read, so it sees every change by another process. Writers of this program exclude each
+// other in all processes, by a lock on a separate file. Hadoop's writers do not use that lock.
 package jceks
 
 import (
@@ -44,15 +44,16 @@ type Provider struct {
 	uri        string
 	file       *file
 	log        *slog.Logger
-	iterations int // of the entries that we write; 0 means Java's default
+	iterations int // of new entries; 0 means Java's default
 
 	closed atomic.Bool
 	state  atomic.Pointer[state]
 
-	gate      chan struct{} // holds one token: who has it may change what follows, and state
-	complaint string        // the reason that was last logged
-	badID     identity      // of a file that cannot be used, for the reason badErr
-	badErr    error
+	// gate is a lock of capacity 1. It guards the next fields, and the changes of state.
+	gate          chan struct{}
+	lastReadError string   // the error that was last logged
+	badID         identity // of a file that cannot be used because of badErr
+	badErr        error
 }
 
 var (
@@ -64,14 +65,13 @@ var (
 	_ provider.Health         = (*Provider)(nil)
 )
 
-// Schemes are the registry's lines: jceks://file@/path, and localjceks://file/path
-// for the same.
+// Schemes returns the registry's entries for jceks://file@/path, and for localjceks://file/path, which means the same.
 func Schemes() []provider.Scheme {
 	return []provider.Scheme{{Name: "jceks", Open: Open}, {Name: "localjceks", Open: Open}}
 }
 
-// Open opens the keystore that uri names. The file need not exist, its folder must: the first key that is made makes
-// the file, with mode 0600. A change that a crash cut off is finished first.
+// Open opens the keystore that uri names. The folder must exist. The file need not exist: the first new key makes it,
+// with mode 0600. Open first finishes a change that a crash interrupted.
 func Open(ctx context.Context, uri string, env provider.Env) (provider.Provider, error) {
 	p, err := open(ctx, uri, env)
 	if err != nil {
@@ -102,28 +102,27 @@ func open(ctx context.Context, uri string, env provider.Env) (*Provider, error) 
 	}
 	p := &Provider{uri: uri, file: &file{path: path, password: password, log: log}, log: log,
 		gate: make(chan struct{}, 1)}
-	st, err := p.file.first(ctx)
+	st, err := p.file.readFirst(ctx)
 	if err != nil {
 		return nil, explainOpen(err, path)
 	}
 	p.state.Store(st)
 	if foreign := st.foreign(); len(foreign) > 0 {
-		log.Warn("keystore holds private keys or certificates, which are no keys of Hadoop's; they stay as they are",
-			"file",
-			path, "entries", foreign)
+		log.Warn("keystore contains private keys or certificates, which Hadoop does not use; they are not changed",
+			"file", path, "entries", foreign)
 	}
 	return p, nil
 }
 
-// first reads the keystore as Open finds it.
-func (f *file) first(ctx context.Context) (*state, error) {
+// readFirst reads the keystore for Open.
+func (f *file) readFirst(ctx context.Context) (*state, error) {
 	if !f.settled() {
 		if !exists(f.path) && !exists(f.suffixed("_NEW")) && !exists(f.suffixed("_OLD")) {
 			return newState(keystore.NewJCEKS(), identity{}, nil), nil
 		}
 		unlock, err := f.lock(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("keystore %s: a write was cut off, which must be completed: %w", f.path, err)
+			return nil, fmt.Errorf("keystore %s: a write was interrupted and must be completed: %w", f.path, err)
 		}
 		defer unlock()
 		s, id, err := f.load()
@@ -154,8 +153,8 @@ func checkFolder(path string) error {
 	return nil
 }
 
-// findPassword takes the password from the places that Hadoop uses, in order: the environment, the password file, the
-// well-known default.
+// findPassword returns the password from the first of Hadoop's places that has one: the environment, the password file,
+// the well-known default.
 func findPassword(env provider.Env, log *slog.Logger) (secret.Bytes, error) {
 	source := "the environment variable " + passwordEnv
 	var password secret.Bytes
@@ -168,7 +167,7 @@ func findPassword(env provider.Env, log *slog.Logger) (secret.Bytes, error) {
 			name, _ = env.Get(passwordFileProperty)
 		}
 		if name = strings.TrimSpace(name); name == "" {
-			log.Warn("keystore password is not set, Hadoop's default is used: "+
+			log.Warn("keystore password is not set, so Hadoop's default is used: "+
 				"set "+passwordEnv+" or "+passwordFileProperty,
 				"password", "the word \"none\"")
 			return secret.Bytes(defaultPassword), nil
@@ -207,7 +206,7 @@ func readPassword(name string) (secret.Bytes, error) {
 	if len(data) > maxPasswordFile {
 		return nil, fmt.Errorf("it is longer than %d bytes, so it cannot be the right file", maxPasswordFile)
 	}
-	// As String.trim does: a newline at the end, above all.
+	// Trim as String.trim does. Most files end with a newline.
 	start, end := 0, len(data)
 	for start < end && data[start] <= ' ' {
 		start++
@@ -221,14 +220,14 @@ func readPassword(name string) (secret.Bytes, error) {
 // URI names the provider.
 func (p *Provider) URI() string { return p.uri }
 
-// Close ends the provider. No change is left to be written; calls under way finish with the state with which they
+// Close closes the provider. All changes are already written. Running calls finish with the state with which they
 // began.
 func (p *Provider) Close() error {
 	p.closed.Store(true)
 	return nil
 }
 
-// enter takes the gate, which writers and readers of a changed file need.
+// enter takes the gate. Writers need it, and readers that reload a changed file.
 func (p *Provider) enter(ctx context.Context) (leave func(), err error) {
 	select {
 	case p.gate <- struct{}{}:

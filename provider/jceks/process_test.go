@@ -19,8 +19,8 @@ import (
 	"claviger/provider"
 )
 
-// workerEnv turns the test binary into a process that makes keys in a keystore,
-// and prints the name of each when it is made: path, prefix, number.
+// workerEnv makes the test binary a process that makes keys in a keystore, and prints each name after Create has
+// returned. Its value is the path, a prefix and the number of keys.
 const workerEnv = "CLAVIGER_TEST_JCEKS_WORKER"
 
 func TestMain(m *testing.M) {
@@ -62,8 +62,8 @@ func worker(t *testing.T, path, prefix string, n int) *exec.Cmd {
 	return cmd
 }
 
-// TestProcesses: several processes write one file at once, and no key is lost.
-// A provider that stays open sees them all.
+// TestProcesses checks that no key is lost if several processes write the same file at the same time, and that an open
+// provider sees all keys.
 func TestProcesses(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "kms.keystore")
 	p := openFile(t, path, hadoopPassword)
@@ -91,8 +91,8 @@ func TestProcesses(t *testing.T) {
 	}
 }
 
-// TestKill: whatever moment a writing process is killed at, each key that it
-// said it made is there, and the keystore can be read and written.
+// TestKill kills a writing process at random times. Each key that it printed must exist, and the keystore must be
+// readable and writable.
 func TestKill(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "kms.keystore")
 	said := []string{}
@@ -109,7 +109,7 @@ func TestKill(t *testing.T) {
 		for lines.Scan() {
 			said = append(said, lines.Text())
 			if strings.HasPrefix(lines.Text(), fmt.Sprintf("r%d-2", round)) {
-				// Somewhere in the next key, which takes some milliseconds.
+				// Kill it during the next key, which takes some milliseconds.
 				time.AfterFunc(time.Duration(round)*1700*time.Microsecond, func() { _ = cmd.Process.Kill() })
 			}
 		}
@@ -123,7 +123,7 @@ func TestKill(t *testing.T) {
 		}
 		for _, name := range said {
 			if !slices.Contains(names, name) {
-				t.Errorf("round %d: key %q was made and is gone", round, name)
+				t.Errorf("round %d: key %q was made and does not exist", round, name)
 			}
 		}
 		name := fmt.Sprintf("after-%d", round)
@@ -135,12 +135,12 @@ func TestKill(t *testing.T) {
 	}
 	if exists(path+"_OLD") || exists(path+"_NEW") || slices.ContainsFunc(list(t, filepath.Dir(path)),
 		func(name string) bool { return strings.Contains(name, ".tmp") }) {
-		t.Error("the last write left something behind")
+		t.Error("the last write left files behind")
 	}
 }
 
-// TestTwoProviders: what one changes, another over the same file sees with its
-// next call, also where only the material is new.
+// TestTwoProviders checks that a provider sees the changes of another provider of the same file at its next call, even
+// if only the material differs.
 func TestTwoProviders(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "kms.keystore")
 	a, b := openFile(t, path, hadoopPassword), openFile(t, path, hadoopPassword)
@@ -162,10 +162,10 @@ func TestTwoProviders(t *testing.T) {
 	}
 	second := mustCreate(t, a, "k") // k@0 again, another key
 	if first.Material.Equal(second.Material) {
-		t.Fatal("the same material twice")
+		t.Fatal("the new key has the old material")
 	}
 	if got := encrypt(b); bytes.Equal(got, old) || !bytes.Equal(got, encrypt(a)) {
-		t.Error("the other provider goes on with a deleted key's material")
+		t.Error("the other provider still uses the material of a deleted key")
 	}
 	if _, err := b.Roll(t.Context(), "k", nil); err != nil {
 		t.Fatal(err)
@@ -179,8 +179,7 @@ func TestTwoProviders(t *testing.T) {
 	}
 }
 
-// TestLockHonoursContext: a writer that must wait does so no longer than its
-// caller.
+// TestLockHonoursContext checks that a writer that waits for the lock ends with its context.
 func TestLockHonoursContext(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "kms.keystore")
 	p := openFile(t, path, hadoopPassword)

@@ -14,8 +14,8 @@ import (
 	"claviger/keystore"
 )
 
-// fresh returns the state of the file as it is now. Where a changed file cannot be read, readers get the state before
-// the change, because it holds the keys of encrypted files. The log says so once.
+// fresh returns the current state of the file. If a changed file cannot be read, it returns the last state, because
+// readers need the keys of encrypted files, and logs the error once.
 func (p *Provider) fresh(ctx context.Context, op, about string) (*state, error) {
 	if p.closed.Load() {
 		return nil, claviger.E(op, claviger.Closed, about, nil)
@@ -34,12 +34,12 @@ func (p *Provider) fresh(ctx context.Context, op, about string) (*state, error) 
 	}
 	defer unlock()
 	if err := p.reload(); err != nil {
-		p.complain(err)
+		p.logReadError(err)
 	}
 	return p.state.Load(), nil
 }
 
-// reload reads the file if it has changed since it was last read. It needs the gate.
+// reload reads the file if it has changed. The caller must hold the gate.
 func (p *Provider) reload() error {
 	st := p.state.Load()
 	id, err := identify(p.file.path)
@@ -47,12 +47,12 @@ func (p *Provider) reload() error {
 	case err != nil:
 		return err
 	case id == st.id:
-		p.complaint = ""
+		p.lastReadError = ""
 		return nil
 	case id == identity{} && (exists(p.file.suffixed("_NEW")) || exists(p.file.suffixed("_OLD"))):
-		return fmt.Errorf("keystore %s: a write by Hadoop is under way, or was cut off", p.file.path)
+		return fmt.Errorf("keystore %s: a write by Hadoop is running, or was interrupted", p.file.path)
 	case id == identity{}:
-		return p.gone()
+		return p.missing()
 	}
 	if id == p.badID {
 		return p.badErr
@@ -66,18 +66,18 @@ func (p *Provider) reload() error {
 		return err
 	}
 	p.state.Store(newState(s, id, st))
-	p.complaint = ""
+	p.lastReadError = ""
 	return nil
 }
 
-// openMetadata returns a key's metadata, nil where there is no such key. A secret key under a key's name is an error,
-// as for Hadoop: the entry exists, and is no key of Hadoop's.
+// openMetadata returns a key's metadata, and nil if there is no such key. An entry of that name that is a secret key
+// without metadata is an error, as for Hadoop.
 func (p *Provider) openMetadata(st *state, name string) (*metadata, error) {
 	s := st.slots[name]
 	if s == nil {
 		return nil, nil
 	}
-	// An alias with an '@' may be a version's. That can be found without decryption.
+	// An alias with an '@' may be that of a version. This check needs no decryption.
 	if _, _, isVersion := versionNumber(name); isVersion && len(st.versions[name]) == 0 {
 		return nil, nil
 	}
@@ -87,18 +87,18 @@ func (p *Provider) openMetadata(st *state, name string) (*metadata, error) {
 	}
 	if _, _, isVersion := versionNumber(name); o.meta == nil && !isVersion {
 		return nil,
-			fmt.Errorf("keystore %s: entry %q is a secret key without the metadata that Hadoop keeps of each key, as "+
-				"keytool makes one: Hadoop does not use it either; move it to a keystore of its own (keytool "+
-				"-importkeystore, then -delete)",
-				p.file.path, name)
+			fmt.Errorf("keystore %s: entry %q is a secret key without the metadata that Hadoop stores for each key, "+
+				"as keytool makes one: Hadoop cannot use it; move it to another keystore (keytool "+
+				"-importkeystore, then -delete)", p.file.path, name)
 	}
-	return o.meta, nil // nil in a version's entry
+	return o.meta, nil // o.meta is nil if the entry is a version
 }
 
+// unreadable returns the error of an entry that cannot be opened.
 func (p *Provider) unreadable(err error) error {
 	if errors.Is(err, keystore.ErrPassword) {
 		return errors.New("keystore " + p.file.path + ": " + err.Error() +
-			"; an entry of Hadoop's has the password of the whole keystore")
+			"; Hadoop protects each entry with the password of the whole keystore")
 	}
 	return errors.New("keystore " + p.file.path + ": " + err.Error())
 }
@@ -124,8 +124,8 @@ func keyVersion(key, name string, o *opened, of *claviger.Metadata) claviger.Key
 		Of: of}
 }
 
-// of returns the metadata whose rules guard a key's versions in that state. Where the metadata of a version entry are
-// gone, the rules of the key's name guard it.
+// of returns the metadata of a version's key in that state. If the keystore has the version but lacks the metadata, the
+// result has only the name, so that the rules for that name apply.
 func (p *Provider) of(st *state, op, key string) (*claviger.Metadata, error) {
 	m, err := p.openMetadata(st, key)
 	if err != nil {
@@ -137,7 +137,7 @@ func (p *Provider) of(st *state, op, key string) (*claviger.Metadata, error) {
 	return m.public(key), nil
 }
 
-// Keys returns the names of all keys. Hadoop leaves out names with an '@'; then a migration would not find these
+// Keys returns the names of all keys, also those with an '@'. Hadoop omits these, so a migration would not find the
 // keys.
 func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	st, err := p.fresh(ctx, "jceks.Keys", "")
@@ -147,7 +147,7 @@ func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	return st.keys(p.file.password), nil
 }
 
-// each runs f for 0 to n-1, one at a time on each processor.
+// each calls f for 0 to n-1, with as many calls at the same time as there are processors.
 func each(ctx context.Context, op string, n int, f func(i int) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
@@ -235,8 +235,8 @@ func (p *Provider) Current(ctx context.Context, key string) (claviger.KeyVersion
 	o, err := p.version(st, op, name)
 	if claviger.Is(err, claviger.VersionNotFound) {
 		return claviger.KeyVersion{}, claviger.Errorf(op, claviger.Internal, key,
-			"keystore %s: the key's metadata counts %d versions, but there is no entry "+
-				"%q", p.file.path, m.Versions, name)
+			"keystore %s: the key's metadata counts %d versions, but there is no entry %q",
+			p.file.path, m.Versions, name)
 	}
 	if err != nil {
 		return claviger.KeyVersion{}, err
@@ -263,18 +263,19 @@ func (p *Provider) Version(ctx context.Context, name string) (claviger.KeyVersio
 	return keyVersion(key, name, o, of), nil
 }
 
-// EncryptBlocks encrypts with the version's material. After a version's first
-// use it costs AES, one stat of the file, and no lock.
+// EncryptBlocks encrypts with the version's material. After the first use of a version, a call needs one stat of the
+// file and takes no lock.
 func (p *Provider) EncryptBlocks(ctx context.Context, name string, blocks []byte) error {
 	return p.encrypt(ctx, name, nil, blocks)
 }
 
-// EncryptBlocksOf is EncryptBlocks while the entry of the version's name holds
-// the version's material: numbers begin anew with a key that is made anew.
+// EncryptBlocksOf is EncryptBlocks if the entry with the version's name still has the version's material. A new key
+// with the name of a deleted key uses the same version names.
 func (p *Provider) EncryptBlocksOf(ctx context.Context, v claviger.KeyVersion, blocks []byte) error {
 	return p.encrypt(ctx, v.Name, &v, blocks)
 }
 
+// encrypt encrypts under the version of that name. If only is not nil, the version must have the material of only.
 func (p *Provider) encrypt(ctx context.Context, name string, only *claviger.KeyVersion, blocks []byte) error {
 	const op = "jceks.EncryptBlocks"
 	st, err := p.fresh(ctx, op, name)
@@ -300,7 +301,7 @@ func (p *Provider) encrypt(ctx context.Context, name string, only *claviger.KeyV
 	return nil
 }
 
-// Check is an error where the file cannot be read, or is not the one that is served.
+// Check fails if the file cannot be read, so that calls use an older state.
 func (p *Provider) Check(ctx context.Context) error {
 	const op = "jceks.Check"
 	if _, err := p.fresh(ctx, op, ""); err != nil {

@@ -15,7 +15,7 @@ import (
 	"claviger/secret"
 )
 
-// state is one state of the keystore in memory. It does not change, except that slots are opened.
+// state is one state of the keystore in memory. Only the opened contents of its slots change.
 type state struct {
 	id       identity
 	store    *keystore.JCEKS
@@ -23,14 +23,15 @@ type state struct {
 	versions map[string][]int // numbers of the version entries by key name, ascending
 }
 
-// newState indexes the store. It takes over the slots of entries that before has too, with what was opened in them.
+// newState indexes the store. It reuses the slots of entries that did not change since before, so that they need not be
+// decrypted again.
 func newState(s *keystore.JCEKS, id identity, before *state) *state {
 	aliases := s.Aliases()
 	st := &state{id: id, store: s, slots: make(map[string]*slot, len(aliases)), versions: make(map[string][]int)}
 	for _, alias := range aliases {
 		e := s.Entry(alias)
 		if e.Kind != keystore.SecretKeyEntry {
-			continue // not ours; the store carries it over
+			continue // not ours; the store keeps it
 		}
 		var kept *slot
 		if before != nil {
@@ -50,7 +51,7 @@ func newState(s *keystore.JCEKS, id identity, before *state) *state {
 	return st
 }
 
-// versionNumber parses a version's name whose id is a number in the one form that Hadoop writes.
+// versionNumber parses the name of a version whose id is a number in Hadoop's form.
 func versionNumber(name string) (key string, n int, ok bool) {
 	key, ok = claviger.KeyOfVersion(name)
 	if !ok {
@@ -63,22 +64,22 @@ func versionNumber(name string) (key string, n int, ok bool) {
 
 func numberedVersion(key string, n int) string { return claviger.VersionName(key, strconv.Itoa(n)) }
 
-// slot is an entry, with its content once it is opened.
+// slot is an entry with its opened content.
 type slot struct {
 	entry  *keystore.Entry
-	mu     sync.Mutex // held while the entry is decrypted: once, however many ask
-	opened atomic.Pointer[opened]
+	mu     sync.Mutex             // held during the decryption, so that it happens once
+	opened atomic.Pointer[opened] // nil before the first use
 }
 
-// opened is the content of an entry: metadata or material, or the error why it cannot be opened, which is permanent.
+// opened is the content of an entry: metadata or material, or the permanent error of its decryption.
 type opened struct {
 	meta     *metadata
 	material secret.Bytes
-	block    cipher.Block // nil where the material is no AES key
+	block    cipher.Block // nil if the material is no AES key
 	err      error
 }
 
-// open decrypts the entry the first time.
+// open returns the content of the entry. The first call decrypts it.
 func (s *slot) open(password secret.Bytes) *opened {
 	if o := s.opened.Load(); o != nil {
 		return o
@@ -112,8 +113,8 @@ func openedMaterial(material secret.Bytes) *opened {
 	return o
 }
 
-// isKey reports whether the alias, which holds an '@', is a key's name. Where a version could have the alias, the
-// entry is opened: a version's entry holds material.
+// isKey reports whether the alias, which contains an '@', is a key's name. If a version could also have the alias,
+// isKey opens the entry: the entry of a version has material.
 func (st *state) isKey(alias string, password secret.Bytes) bool {
 	s := st.slots[alias]
 	if s == nil || len(st.versions[alias]) == 0 {
@@ -137,7 +138,7 @@ func (st *state) keys(password secret.Bytes) []string {
 	return names
 }
 
-// foreign returns some of the aliases of entries that hold no secret key.
+// foreign returns the first aliases of entries that are no secret keys.
 func (st *state) foreign() []string {
 	const most = 10
 	var aliases []string
@@ -149,18 +150,18 @@ func (st *state) foreign() []string {
 	return aliases
 }
 
-// live returns the numbers of a key's versions that its metadata counts, without versions whose names other keys
-// have.
+// live returns the numbers of a key's versions. It leaves out numbers that the metadata does not count, and entries
+// that are other keys.
 func (st *state) live(key string, m *metadata, password secret.Bytes) []int {
 	list := st.versions[key]
 	n, _ := slices.BinarySearch(list, m.Versions)
 	return slices.DeleteFunc(slices.Clone(list[:n]), func(n int) bool {
-		return st.isKey(numberedVersion(key, n),
-			password)
+		return st.isKey(numberedVersion(key, n), password)
 	})
 }
 
-// free returns the lowest number, first or above, from which n versions of the key would have no other key's name.
+// free returns the lowest number, at least first, from which n consecutive versions of the key would not have the name
+// of another key.
 func (st *state) free(key string, first, n int, password secret.Bytes) int {
 	for _, taken := range st.versions[key] {
 		if taken >= first && taken < first+n && st.isKey(numberedVersion(key, taken), password) {

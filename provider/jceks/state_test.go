@@ -37,7 +37,7 @@ func storeWith(t *testing.T, names ...string) []byte {
 
 var stamp = regexp.MustCompile(`\d{13}`)
 
-// files lists the folder, times in names put as MS, without the lock.
+// files lists the names in the folder, without the lock file. It replaces times by MS.
 func files(t *testing.T, dir string) string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -54,8 +54,8 @@ func files(t *testing.T, dir string) string {
 	return strings.Join(names, " ")
 }
 
-// TestLoadStates starts from the states in which Hadoop leaves its files, and
-// from ours. after is what lies there when the keystore is open.
+// TestLoadStates opens the keystore in every state in which Hadoop or this program can leave the files. after has the
+// files after Open.
 func TestLoadStates(t *testing.T) {
 	one, two := storeWith(t, "first"), storeWith(t, "first", "second")
 	cut := two[:len(two)/2]
@@ -64,19 +64,19 @@ func TestLoadStates(t *testing.T) {
 		files map[string][]byte
 		keys  string
 		after string
-		write string // what lies there after a write, if it differs
+		write string // the files after a write; "" if they are those of after
 	}{
 		{"nothing", nil, "", "", "ks"},
 		{"main", map[string][]byte{"ks": one}, "first", "ks", ""},
 		{"main with old", map[string][]byte{"ks": two, "ks_OLD": one, ".ks_OLD.crc": {1}}, "first second", "ks", ""},
 		{"damaged main with old", map[string][]byte{"ks": cut, ".ks.crc": {2}, "ks_OLD": one, ".ks_OLD.crc": {1}},
-			"first",
-			".ks.crc .ks_CORRUPTED_MS.crc ks ks_CORRUPTED_MS", ".ks_CORRUPTED_MS.crc ks ks_CORRUPTED_MS"},
+			"first", ".ks.crc .ks_CORRUPTED_MS.crc ks ks_CORRUPTED_MS", ".ks_CORRUPTED_MS.crc ks ks_CORRUPTED_MS"},
 		{"new alone", map[string][]byte{"ks_NEW": two, ".ks_NEW.crc": {1}}, "first second", ".ks.crc ks", "ks"},
 		{"new and old", map[string][]byte{"ks_NEW": two, "ks_OLD": one}, "first second", "ks", ""},
 		{"half new and old", map[string][]byte{"ks_NEW": cut, "ks_OLD": one}, "first", "ks", ""},
 		{"old alone", map[string][]byte{"ks_OLD": one}, "first", "ks", ""},
-		{"half new alone", map[string][]byte{"ks_NEW": cut}, "", "ks_NEW", "ks ks_NEW_ORPHANED_MS"}, // of a first write ever
+		{"half new alone, of the very first write", map[string][]byte{"ks_NEW": cut}, "", "ks_NEW",
+			"ks ks_NEW_ORPHANED_MS"},
 		{"our temporary file", map[string][]byte{"ks": one, ".ks.tmp": cut}, "first", ".ks.tmp ks", "ks"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -124,9 +124,9 @@ func TestLoadStates(t *testing.T) {
 	}
 }
 
-// TestBrokenUnderfoot: while the file on disk is damaged, or away, what was read
-// before serves readers, nothing is written over it, and Check says why.
-func TestBrokenUnderfoot(t *testing.T) {
+// TestDamagedWhileOpen checks an open provider whose file is damaged or missing: readers get the last state, the file
+// is not overwritten, and Check fails with the reason.
+func TestDamagedWhileOpen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ks")
 	p := openFile(t, path, hadoopPassword)
 	mustCreate(t, p, "k")
@@ -153,7 +153,7 @@ func TestBrokenUnderfoot(t *testing.T) {
 			path) {
 			t.Errorf("%s: Check: %v", name, err)
 		}
-		if name != "while Hadoop writes" { // that a write finishes, as Hadoop would
+		if name != "while Hadoop writes" { // our write completes that write, as Hadoop would
 			if _, err := p.Roll(t.Context(), "k", nil); !claviger.Is(err, claviger.Unavailable) {
 				t.Errorf("%s: Roll: %v, want kind Unavailable", name, err)
 			}
@@ -169,8 +169,7 @@ func TestBrokenUnderfoot(t *testing.T) {
 	}
 }
 
-// TestModes: a new keystore is its owner's alone; one that is there keeps its
-// mode.
+// TestModes checks that only the owner can read a new keystore, and that an existing keystore keeps its mode.
 func TestModes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ks")
 	p := openFile(t, path, hadoopPassword)
@@ -189,8 +188,7 @@ func TestModes(t *testing.T) {
 	want(0o640)
 }
 
-// TestSymbolicLink: the keystore that a link points to is written, and the link
-// stays one.
+// TestSymbolicLink checks that a change through a symbolic link writes the target and keeps the link.
 func TestSymbolicLink(t *testing.T) {
 	dir := t.TempDir()
 	target, link := filepath.Join(dir, "target"), filepath.Join(dir, "link")
@@ -200,7 +198,7 @@ func TestSymbolicLink(t *testing.T) {
 	}
 	mustCreate(t, openFile(t, link, hadoopPassword), "second")
 	if st, err := os.Lstat(link); err != nil || st.Mode()&fs.ModeSymlink == 0 {
-		t.Errorf("the link is one no more: %v", err)
+		t.Errorf("the link is no longer a symbolic link: %v", err)
 	}
 	keys, err := openFile(t, target, hadoopPassword).Keys(t.Context())
 	if err != nil || len(keys) != 2 {
@@ -208,14 +206,11 @@ func TestSymbolicLink(t *testing.T) {
 	}
 }
 
-// TestAtInName: a key whose name could be a version's is used and listed as any other,
-// and is not in the way of the key whose version it seems to be, whichever was first.
-func TestAtInName(t *testing.T) {
-	p := openFile(t, filepath.Join(t.TempDir(), "ks"), hadoopPassword)
-	spec := func(name string) provider.Spec {
-		return provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}
-	}
-	// no version has such a name
+// newAtKeys makes the keys at, and keys whose names versions of at, new and into could have. It returns these keys'
+// first versions, by key name.
+func newAtKeys(t *testing.T, p *Provider) map[string]claviger.KeyVersion {
+	t.Helper()
+	// No version can have these names.
 	for _, name := range []string{"v@01", "v@+1", "v@-1", "v@x", "a@in@name", "v@2147483648"} {
 		mustCreate(t, p, name)
 	}
@@ -224,46 +219,64 @@ func TestAtInName(t *testing.T) {
 	for _, name := range []string{"at@1", "at@2", "new@0", "into@4", "into@6"} {
 		others[name] = mustCreate(t, p, name)
 	}
-	versionNames := func(key string) (list []string) {
-		t.Helper()
-		vs, err := p.Versions(t.Context(), key)
-		if err != nil {
-			t.Errorf("versions of %q: %v", key, err)
-		}
-		for _, v := range vs {
-			list = append(list, v.Name)
-		}
-		return list
-	}
+	return others
+}
+
+// addAtVersions makes versions of at, new and into. They must skip the names of other keys.
+func addAtVersions(t *testing.T, p *Provider) {
+	t.Helper()
 	if v, err := p.Roll(t.Context(), "at", nil); err != nil || v.Name != "at@3" {
 		t.Errorf("roll: %q, %v", v.Name, err)
 	}
 	if v, err := p.Roll(t.Context(), "at", nil); err != nil || v.Name != "at@4" {
-		t.Errorf("roll again: %q, %v", v.Name, err)
+		t.Errorf("second roll: %q, %v", v.Name, err)
 	}
-	if v, err := p.Create(t.Context(), spec("new")); err != nil || v.Name != "new@1" {
+	if v, err := p.Create(t.Context(), specOf("new")); err != nil || v.Name != "new@1" {
 		t.Errorf("create: %q, %v", v.Name, err)
 	}
 	if _, err := p.Import(t.Context(), claviger.Metadata{Name: "into", Cipher: claviger.DefaultCipher,
-		BitLength: 128}, 3,
-		2, nil); err != nil {
+		BitLength: 128}, 3, 2, nil); err != nil {
 		t.Error(err)
 	}
-	for key, want := range map[string][]string{"at": {"at@0", "at@3", "at@4"}, "new": {"new@1"},
-		"into": {"into@7", "into@8", "into@9"}} {
-		if got := versionNames(key); !slices.Equal(got, want) {
-			t.Errorf("versions of %q: %q, want %q", key, got, want)
-		}
-		ms, err := p.Metadata(t.Context(), key)
-		cur, curErr := p.Current(t.Context(), key)
-		if err := errors.Join(err, curErr); err != nil || cur.Name != want[len(want)-1] ||
-			numberedVersion(key, ms[0].Versions-1) != cur.Name {
-			t.Errorf("current version of %q: %q, %v", key, cur.Name, err)
-		}
+}
+
+func specOf(name string) provider.Spec {
+	return provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}
+}
+
+// wantVersionNames demands these versions of the key, and the last one as the current version.
+func wantVersionNames(t *testing.T, p *Provider, key string, want ...string) {
+	t.Helper()
+	vs, err := p.Versions(t.Context(), key)
+	if err != nil {
+		t.Errorf("versions of %q: %v", key, err)
 	}
+	var got []string
+	for _, v := range vs {
+		got = append(got, v.Name)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("versions of %q: %q, want %q", key, got, want)
+	}
+	ms, err := p.Metadata(t.Context(), key)
+	cur, curErr := p.Current(t.Context(), key)
+	if err := errors.Join(err, curErr); err != nil || cur.Name != want[len(want)-1] ||
+		numberedVersion(key, ms[0].Versions-1) != cur.Name {
+		t.Errorf("current version of %q: %q, %v", key, cur.Name, err)
+	}
+}
+
+// TestAtInName checks a key with a name that a version of another key could have. It can be used and is listed as any
+// other key, and neither of the two keys overwrites the other, whichever was made first.
+func TestAtInName(t *testing.T) {
+	p := openFile(t, filepath.Join(t.TempDir(), "ks"), hadoopPassword)
+	others := newAtKeys(t, p)
+	addAtVersions(t, p)
+	wantVersionNames(t, p, "at", "at@0", "at@3", "at@4")
+	wantVersionNames(t, p, "new", "new@1")
+	wantVersionNames(t, p, "into", "into@7", "into@8", "into@9")
 	all := []string{"a@in@name", "at", "at@1", "at@2", "into", "into@4", "into@6", "new", "new@0", "v@+1", "v@-1",
-		"v@01",
-		"v@2147483648", "v@x"}
+		"v@01", "v@2147483648", "v@x"}
 	if keys, err := p.Keys(t.Context()); err != nil || !slices.Equal(keys, all) {
 		t.Errorf("keys %q, %v; want %q", keys, err, all)
 	}
@@ -287,7 +300,7 @@ func TestAtInName(t *testing.T) {
 		}
 	}
 	mustCreate(t, p, "b")
-	if _, err := p.Create(t.Context(), spec("b@0")); !claviger.Is(err, claviger.KeyExists) {
+	if _, err := p.Create(t.Context(), specOf("b@0")); !claviger.Is(err, claviger.KeyExists) {
 		t.Errorf("a key that has the name of a version: %v", err)
 	}
 	if list, err := p.Metadata(t.Context(), "b@0", "b"); err != nil || list[0] != nil || list[1] == nil {
@@ -295,8 +308,8 @@ func TestAtInName(t *testing.T) {
 	}
 }
 
-// TestForeignEntries: a keystore of keytool's, with keys of other kinds, is used
-// beside them, and they stay.
+// TestForeignEntries checks that a keystore with keytool's entries of other kinds can be used, and that changes keep
+// these entries.
 func TestForeignEntries(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ks")
 	copyFile(t, "../../keystore/testdata/keytool.jceks", path)
@@ -329,15 +342,15 @@ func TestForeignEntries(t *testing.T) {
 	}
 }
 
-// TestOpenedOnce: however many ask at once for a version that was not used yet,
-// it is decrypted once, and a reload leaves it decrypted.
+// TestOpenedOnce checks that parallel first uses of a version decrypt it once, and that it stays decrypted after a
+// reload.
 func TestOpenedOnce(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ks")
 	copyFile(t, "testdata/hadoop.jceks", path)
 	p := openFile(t, path, hadoopPassword)
 	slotOf := func() *slot { return p.state.Load().slots["finance@1"] }
 	if slotOf().opened.Load() != nil {
-		t.Fatal("opened before it was asked for")
+		t.Fatal("the entry was decrypted before its first use")
 	}
 	got := make([]*opened, 32)
 	var wg sync.WaitGroup
@@ -347,7 +360,7 @@ func TestOpenedOnce(t *testing.T) {
 	wg.Wait()
 	for _, o := range got {
 		if o != got[0] || o.err != nil {
-			t.Fatalf("opened more than once, or not: %v", o.err)
+			t.Fatalf("decrypted more than once, or not at all: %v", o.err)
 		}
 	}
 	mustCreate(t, openFile(t, path, hadoopPassword), "another")
@@ -356,11 +369,11 @@ func TestOpenedOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	if slotOf().opened.Load() != got[0] {
-		t.Errorf("a change of another key made this one be decrypted again (%v)", time.Since(start))
+		t.Errorf("this key was decrypted again after a change of another key (%v)", time.Since(start))
 	}
 }
 
-// TestNothingShared: what goes in and out belongs to the caller.
+// TestNothingShared checks that the caller owns given and returned material.
 func TestNothingShared(t *testing.T) {
 	p := openFile(t, filepath.Join(t.TempDir(), "ks"), hadoopPassword)
 	v := mustCreate(t, p, "k")
@@ -368,7 +381,7 @@ func TestNothingShared(t *testing.T) {
 	v.Material.Wipe()
 	again, err := p.Version(t.Context(), "k@0")
 	if err != nil || !again.Material.Equal(kept) {
-		t.Errorf("wiping what was returned wiped the key, %v", err)
+		t.Errorf("wiping the returned material wiped the key, %v", err)
 	}
 }
 

@@ -19,12 +19,12 @@ type draft struct {
 	p      *Provider
 	before *state
 	store  *keystore.JCEKS
-	opened map[string]*opened // what the new entries hold, so that nobody need decrypt them
+	opened map[string]*opened // contents of the new entries, so that they need not be decrypted
 	now    time.Time
 }
 
-// change makes one change of the file's newest state, while no other process changes the file. When it returns nil,
-// the whole change is durable; else nothing has changed.
+// change makes one change of the file's newest state, while no other process can change the file. If it returns nil,
+// the whole change is durable; otherwise nothing has changed.
 func (p *Provider) change(ctx context.Context, op, key string, f func(*draft) error) error {
 	unavailable := func(err error) error { return claviger.E(op, claviger.Unavailable, key, err) }
 	if p.closed.Load() {
@@ -68,8 +68,8 @@ func (p *Provider) change(ctx context.Context, op, key string, f func(*draft) er
 	return nil
 }
 
-// catchUp reads the file's state into memory, and finishes or takes back a change that a crash cut off. It needs the
-// gate and the lock.
+// catchUp reads the file's state into memory, and finishes or undoes a change that a crash interrupted. The caller must
+// hold the gate and the lock.
 func (p *Provider) catchUp() error {
 	st := p.state.Load()
 	id, err := identify(p.file.path)
@@ -82,22 +82,23 @@ func (p *Provider) catchUp() error {
 	case !leftOver && (id == st.id || neverWritten):
 		return nil
 	case !leftOver && id == identity{}:
-		return p.gone()
+		return p.missing()
 	}
 	s, id, err := p.file.load()
 	if err != nil {
 		return err
 	}
 	p.state.Store(newState(s, id, st))
-	p.complaint = ""
+	p.lastReadError = ""
 	return nil
 }
 
-func (p *Provider) gone() error {
-	return fmt.Errorf("keystore %s is gone since it was read; put it back", p.file.path)
+// missing returns the error of a file that does not exist any more.
+func (p *Provider) missing() error {
+	return fmt.Errorf("keystore %s no longer exists; put it back", p.file.path)
 }
 
-// setVersion puts a version into the draft, which owns material from then on.
+// setVersion puts a version into the draft. From then on the draft owns material.
 func (d *draft) setVersion(name, cipher string, material secret.Bytes) error {
 	if err := d.store.SetKey(name, cipher, material, d.p.file.password, d.now); err != nil {
 		return err
@@ -118,17 +119,17 @@ func (d *draft) setMetadata(name string, m *metadata) error {
 	return nil
 }
 
-// materialOf returns a copy of given material, or new material.
+// materialOf returns a copy of given, or new random material if given is nil.
 func materialOf(given secret.Bytes, bits int) secret.Bytes {
 	if given != nil {
 		return slices.Clone(given)
 	}
 	m := make(secret.Bytes, bits/8)
-	_, _ = rand.Read(m) // never fails: crypto/rand
+	_, _ = rand.Read(m) // Read never fails
 	return m
 }
 
-// checkName refuses a name that a JCEKS cannot hold as an alias. The first text is Hadoop's.
+// checkName refuses a name that cannot be an alias of a JCEKS. The text of the first error is Hadoop's.
 func checkName(op, name string) error {
 	if name != claviger.FoldName(name) {
 		return claviger.Errorf(op, claviger.Invalid, name, "Uppercase key names are unsupported: %s", name)
@@ -139,12 +140,12 @@ func checkName(op, name string) error {
 	return nil
 }
 
-// maxText is the longest text of a key's metadata, in bytes. It is less than the 1 MiB of an entry even where JSON
-// makes six bytes of one.
+// maxText bounds the text of a key's metadata, in bytes. JSON may need six bytes for one, and the result must fit into
+// an entry of 1 MiB.
 const maxText = 128 << 10
 
-// javaLength is the number of bits that Java's key generator makes for the lengths that it takes: the material has
-// parity bits, which the length does not count. So Hadoop can never generate such a key, and says so.
+// javaLength has the number of bits that Java's key generator makes for each length of DES. The material also has
+// parity bits, which the length does not count. So Hadoop can never generate such a key, and returns an error.
 var javaLength = map[string]map[int]int{
 	"DES":    {56: 64},
 	"DESEDE": {112: 192, 168: 192},
@@ -170,13 +171,13 @@ func checkSpec(op string, spec provider.Spec) error {
 	}
 	if n > maxText {
 		return claviger.Errorf(op, claviger.Invalid, spec.Name,
-			"cipher, description and attributes are %d bytes long; at most %d are taken", n, maxText)
+			"cipher, description and attributes are %d bytes long; at most %d are allowed", n, maxText)
 	}
 	return checkName(op, spec.Name)
 }
 
-// free refuses a new key where an entry has its name, or the name of one of its versions: that entry would be lost,
-// and with it the files that were encrypted under it.
+// free refuses a new key if an entry has its name, or the name of one of its versions. The new key would overwrite that
+// entry, and the files that were encrypted under it would be lost.
 func (d *draft) free(op, name string, versions ...string) error {
 	if d.store.Entry(name) != nil {
 		return claviger.E(op, claviger.KeyExists, name, nil)
@@ -184,12 +185,13 @@ func (d *draft) free(op, name string, versions ...string) error {
 	return d.freeVersions(op, name, versions...)
 }
 
+// freeVersions is free for the names of versions.
 func (d *draft) freeVersions(op, name string, versions ...string) error {
 	for _, v := range versions {
 		if d.store.Entry(v) != nil {
 			return claviger.Errorf(op, claviger.Invalid, name,
-				"the keystore has an entry %q already, which this would overwrite: "+
-					"another key's, or what is left of a deleted one", v)
+				"the keystore already has an entry %q, which this change would overwrite: it belongs "+
+					"to another key, or is left of a deleted key", v)
 		}
 	}
 	return nil
@@ -227,17 +229,17 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.Key
 	if err != nil {
 		return claviger.KeyVersion{}, err
 	}
-	return p.made(spec.Name, name), nil
+	return p.newVersion(spec.Name, name), nil
 }
 
-// made returns a version that was just made. Where another process has deleted it meanwhile, the caller's next call
-// fails.
-func (p *Provider) made(key, name string) claviger.KeyVersion {
+// newVersion returns a version that was just made. If another process has deleted it in the meantime, it returns only
+// the name; the caller's next call fails then.
+func (p *Provider) newVersion(key, name string) claviger.KeyVersion {
 	kv := claviger.KeyVersion{Key: key, Name: name}
 	st := p.state.Load()
 	if s := st.slots[name]; s != nil {
 		if o := s.open(p.file.password); o.err == nil && o.meta == nil {
-			of, _ := p.of(st, "jceks.made", key) // it was written a moment ago
+			of, _ := p.of(st, "jceks.newVersion", key) // no error: the entry was just written
 			kv = keyVersion(key, name, o, of)
 		}
 	}
@@ -294,7 +296,7 @@ func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes
 	if err != nil {
 		return claviger.KeyVersion{}, err
 	}
-	return p.made(key, name), nil
+	return p.newVersion(key, name), nil
 }
 
 // Delete removes a key and its versions from the file.
@@ -324,7 +326,8 @@ func (p *Provider) DeleteIf(ctx context.Context, key string, allow func(*clavige
 	})
 }
 
-// Import makes a key with given metadata, in one change of the file. Hadoop skips the missing numbers.
+// Import makes a key with given metadata, in one change of the file. The numbers below first are missing; Hadoop skips
+// them.
 func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int,
 	step func(string) error) ([]claviger.KeyVersion, error) {
 	const op = "jceks.Import"
@@ -368,7 +371,7 @@ func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int
 	}
 	out := make([]claviger.KeyVersion, n)
 	for i, name := range names {
-		out[i] = p.made(m.Name, name)
+		out[i] = p.newVersion(m.Name, name)
 	}
 	return out, nil
 }
