@@ -176,7 +176,7 @@ func TestKilledAtTheFirstOpening(t *testing.T) {
 	for i := range 40 {
 		path := filepath.Join(dir, fmt.Sprint(i, ".db"))
 		child := exec.CommandContext(t.Context(), os.Args[0])
-		child.Env = append(os.Environ(), "CLAVIGER_STORETEST_WHERE="+path, "CLAVIGER_STORETEST_FIRST=0")
+		child.Env = append(os.Environ(), "CLAVIGER_STORETEST_LOCATION="+path, "CLAVIGER_STORETEST_FIRST=0")
 		if err := child.Start(); err != nil {
 			t.Fatal(err)
 		}

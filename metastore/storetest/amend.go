@@ -9,7 +9,7 @@ import (
 	"claviger/metastore"
 )
 
-// testAmend: description, attributes and creation time of one key change, and nothing else.
+// testAmend checks that Amend changes the description, attributes and creation time of one key, and nothing else.
 func testAmend(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
 	must(t, s.Insert(ctx, key("k", "3", "4")))
@@ -29,10 +29,10 @@ func testAmend(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	}
 	if k.Cipher != was.Cipher || k.BitLength != was.BitLength || k.Versions != was.Versions || len(k.List) != 2 ||
 		k.List[0].ID != "3" || k.List[1].Object != was.List[1].Object {
-		t.Errorf("the key is %+v, and was %+v", k, was)
+		t.Errorf("the key is %+v, before Amend it was %+v", k, was)
 	}
 	if o, was := after[1], before[1]; !o.Created.Equal(was.Created) || !maps.Equal(o.Attributes, was.Attributes) {
-		t.Errorf("another key is %+v, and was %+v", o, was)
+		t.Errorf("another key is %+v, before Amend it was %+v", o, was)
 	}
 	want.Description, want.Attributes = nil, nil
 	must(t, s.Amend(ctx, want))

@@ -14,8 +14,7 @@ import (
 	"claviger/secret"
 )
 
-// Delegations is the suite of metastore.Delegations. open makes an empty store and
-// returns what two nodes have of it.
+// Delegations is the suite of metastore.Delegations. open makes an empty store and returns it as two nodes open it.
 func Delegations(t *testing.T, open func(t *testing.T) (a, b metastore.Delegations)) {
 	for _, tt := range []struct {
 		name string
@@ -29,7 +28,7 @@ func Delegations(t *testing.T, open func(t *testing.T) (a, b metastore.Delegatio
 		{"RenewTogether", testRenewTogether},
 		{"Expiry", testExpiry},
 		{"Identifiers", testIdentifiers},
-		{"Clocks", func(t *testing.T, a, _ metastore.Delegations) { testClockOf(t, a) }},
+		{"Clocks", func(t *testing.T, a, _ metastore.Delegations) { checkClocks(t, a) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a, b := open(t)
@@ -42,7 +41,7 @@ func testSequences(t *testing.T, a, b metastore.Delegations) {
 	ctx := t.Context()
 	const batches, size = 10, 7
 	var mu sync.Mutex
-	had := make(map[int32]bool)
+	given := make(map[int32]bool)
 	var group errgroup.Group
 	for _, node := range []metastore.Delegations{a, a, b, b} {
 		group.Go(func() error {
@@ -53,10 +52,10 @@ func testSequences(t *testing.T, a, b metastore.Delegations) {
 				}
 				mu.Lock()
 				for n := first; n < first+size; n++ {
-					if had[n] || n <= 0 {
-						t.Errorf("sequence number %d twice, or not positive", n)
+					if given[n] || n <= 0 {
+						t.Errorf("sequence number %d was given twice, or is not positive", n)
 					}
-					had[n] = true
+					given[n] = true
 				}
 				mu.Unlock()
 			}
@@ -68,29 +67,29 @@ func testSequences(t *testing.T, a, b metastore.Delegations) {
 	}
 	for _, n := range []int32{0, -1} {
 		if first, err := a.NextSequences(ctx, n); err == nil {
-			t.Errorf("%d sequence numbers begin at %d", n, first)
+			t.Errorf("NextSequences(%d) returned %d, want an error", n, first)
 		}
 	}
 }
 
 func testKeyIDs(t *testing.T, a, b metastore.Delegations) {
-	had := make(map[int32]bool)
+	given := make(map[int32]bool)
 	for range 3 {
 		for _, node := range []metastore.Delegations{a, b} {
 			id, err := node.NextKeyID(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			if had[id] || id <= 0 {
-				t.Errorf("key id %d twice, or not positive", id)
+			if given[id] || id <= 0 {
+				t.Errorf("key id %d was given twice, or is not positive", id)
 			}
-			had[id] = true
+			given[id] = true
 		}
 	}
 }
 
-// day is a time as stores keep it, some days from now.
-func day(n int) time.Time {
+// inDays returns the time n days from now, in whole milliseconds, as stores keep it.
+func inDays(n int) time.Time {
 	return time.UnixMilli(time.Now().Add(time.Duration(n) * 24 * time.Hour).UnixMilli())
 }
 
@@ -101,16 +100,16 @@ func testMasterKeys(t *testing.T, a, b metastore.Delegations) {
 		t.Fatalf("an empty store has keys %v (%v)", none, err)
 	}
 	want := []metastore.MasterKey{
-		{ID: 2, Expires: day(1), Key: secret.Bytes("eight by")},
-		{ID: 10, Expires: day(2), Key: bytes.Repeat([]byte{0, 255}, 32)},
-		{ID: 300, Expires: day(3), Key: secret.Bytes("x")},
+		{ID: 2, Expires: inDays(1), Key: secret.Bytes("eight by")},
+		{ID: 10, Expires: inDays(2), Key: bytes.Repeat([]byte{0, 255}, 32)},
+		{ID: 300, Expires: inDays(3), Key: secret.Bytes("x")},
 	}
 	for _, i := range []int{2, 0, 1} {
 		if err := a.PutMasterKey(ctx, want[i]); err != nil {
 			t.Fatal(err)
 		}
 	}
-	want[1].Expires = day(5)
+	want[1].Expires = inDays(5)
 	if err := b.PutMasterKey(ctx, want[1]); err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +128,7 @@ func testMasterKeys(t *testing.T, a, b metastore.Delegations) {
 	}
 	check(a)
 	check(b)
-	for range 2 { // the second time there is none
+	for range 2 { // the second call finds no key
 		if err := b.RemoveMasterKey(ctx, 10); err != nil {
 			t.Fatal(err)
 		}
@@ -138,7 +137,7 @@ func testMasterKeys(t *testing.T, a, b metastore.Delegations) {
 	check(a)
 }
 
-// token is one whose identifier has the form that Hadoop gives it.
+// token returns a token whose identifier has Hadoop's format.
 func token(sequence int32, renew time.Time) metastore.Delegation {
 	return metastore.Delegation{
 		Sequence:   sequence,
@@ -163,14 +162,14 @@ func checkToken(t *testing.T, node metastore.Delegations, want metastore.Delegat
 func checkNoToken(t *testing.T, node metastore.Delegations, sequence int32) {
 	t.Helper()
 	if got, ok, err := node.Delegation(t.Context(), sequence); err != nil || ok {
-		t.Errorf("there is a token %d: %+v, %v", sequence, got, err)
+		t.Errorf("token %d exists: %+v, %v", sequence, got, err)
 	}
 }
 
 func checkCount(t *testing.T, node metastore.Delegations, want int) {
 	t.Helper()
 	if n, err := node.CountDelegations(t.Context()); err != nil || n != want {
-		t.Errorf("%d tokens are counted, want %d (%v)", n, want, err)
+		t.Errorf("CountDelegations returned %d, want %d (%v)", n, want, err)
 	}
 }
 
@@ -178,7 +177,7 @@ func testTokens(t *testing.T, a, b metastore.Delegations) {
 	ctx := t.Context()
 	checkNoToken(t, a, 1)
 	checkCount(t, a, 0)
-	one, two := token(1, day(1)), token(2, day(2))
+	one, two := token(1, inDays(1)), token(2, inDays(2))
 	for _, d := range []metastore.Delegation{one, two} {
 		if err := a.PutDelegation(ctx, d); err != nil {
 			t.Fatal(err)
@@ -190,13 +189,13 @@ func testTokens(t *testing.T, a, b metastore.Delegations) {
 	checkCount(t, a, 2)
 	checkCount(t, b, 2)
 
-	one.Renew = day(4)
+	one.Renew = inDays(4)
 	if ok, err := b.RenewDelegation(ctx, 1, one.Renew); err != nil || !ok {
 		t.Fatalf("renew: %v, %v", ok, err)
 	}
 	checkToken(t, a, one)
 	checkToken(t, b, one)
-	two.Renew, two.Password = day(3), secret.Bytes("another")
+	two.Renew, two.Password = inDays(3), secret.Bytes("another")
 	if err := b.PutDelegation(ctx, two); err != nil {
 		t.Fatal(err)
 	}
@@ -217,15 +216,15 @@ func testTokens(t *testing.T, a, b metastore.Delegations) {
 func testRenewCancelled(t *testing.T, a, b metastore.Delegations) {
 	ctx := t.Context()
 	for sequence := int32(1); sequence <= 20; sequence++ {
-		d := token(sequence, day(1))
+		d := token(sequence, inDays(1))
 		if err := a.PutDelegation(ctx, d); err != nil {
 			t.Fatal(err)
 		}
 		checkToken(t, a, d)
 		var group errgroup.Group
 		group.Go(func() error {
-			for { // until it is gone
-				ok, err := a.RenewDelegation(ctx, sequence, day(2))
+			for { // until the token is removed
+				ok, err := a.RenewDelegation(ctx, sequence, inDays(2))
 				if err != nil || !ok {
 					return err
 				}
@@ -244,17 +243,17 @@ func testRenewCancelled(t *testing.T, a, b metastore.Delegations) {
 
 func testRenewTogether(t *testing.T, a, b metastore.Delegations) {
 	ctx := t.Context()
-	want := token(1, day(1))
+	want := token(1, inDays(1))
 	if err := a.PutDelegation(ctx, want); err != nil {
 		t.Fatal(err)
 	}
-	want.Renew = day(2)
+	want.Renew = inDays(2)
 	var group errgroup.Group
 	for _, node := range []metastore.Delegations{a, b, a, b, a, b} {
 		group.Go(func() error {
 			for range 5 {
 				if ok, err := node.RenewDelegation(ctx, 1, want.Renew); err != nil || !ok {
-					return errors.Join(err, errors.New("a renewal was not done"))
+					return errors.Join(err, errors.New("a renewal found no token"))
 				}
 			}
 			return nil
@@ -268,11 +267,11 @@ func testRenewTogether(t *testing.T, a, b metastore.Delegations) {
 
 func testExpiry(t *testing.T, a, b metastore.Delegations) {
 	ctx := t.Context()
-	if n, err := a.RemoveExpired(ctx, day(0)); err != nil || n != 0 {
-		t.Fatalf("an empty store loses %d tokens (%v)", n, err)
+	if n, err := a.RemoveExpired(ctx, inDays(0)); err != nil || n != 0 {
+		t.Fatalf("RemoveExpired removed %d tokens from an empty store (%v)", n, err)
 	}
 	const each = 20
-	edge := day(0)
+	edge := inDays(0)
 	for i := range int32(each) {
 		for j, renew := range []time.Time{edge.Add(-time.Millisecond), edge} {
 			if err := a.PutDelegation(ctx, token(2*i+int32(j)+1, renew)); err != nil {
@@ -292,7 +291,7 @@ func testExpiry(t *testing.T, a, b metastore.Delegations) {
 		t.Fatal(err)
 	}
 	if sum := counts[0] + counts[1] + counts[2] + counts[3]; sum != each {
-		t.Errorf("%v tokens were removed, together %d, not %d", counts, sum, each)
+		t.Errorf("%v tokens were removed, %d in total, want %d", counts, sum, each)
 	}
 	for i := range int32(each) {
 		checkNoToken(t, b, 2*i+1)
@@ -302,7 +301,7 @@ func testExpiry(t *testing.T, a, b metastore.Delegations) {
 
 func testIdentifiers(t *testing.T, a, b metastore.Delegations) {
 	ctx := t.Context()
-	list := func(of metastore.Delegations) []string {
+	identifiers := func(of metastore.Delegations) []string {
 		t.Helper()
 		var all []string
 		if err := of.Identifiers(ctx, func(id []byte) { all = append(all, string(id)) }); err != nil {
@@ -311,32 +310,32 @@ func testIdentifiers(t *testing.T, a, b metastore.Delegations) {
 		slices.Sort(all)
 		return all
 	}
-	if got := list(a); len(got) != 0 {
+	if got := identifiers(a); len(got) != 0 {
 		t.Fatalf("an empty store has %q", got)
 	}
 	var want []string
 	for i := range int32(40) {
-		d := token(i+1, day(1))
+		d := token(i+1, inDays(1))
 		if err := a.PutDelegation(ctx, d); err != nil {
 			t.Fatal(err)
 		}
 		want = append(want, string(d.Identifier))
 	}
 	slices.Sort(want)
-	if got := list(b); !slices.Equal(got, want) {
+	if got := identifiers(b); !slices.Equal(got, want) {
 		t.Errorf("another node lists %q, want %q", got, want)
 	}
 	if ok, err := b.RemoveDelegation(ctx, 7); err != nil || !ok {
 		t.Fatal(ok, err)
 	}
-	gone := string(token(7, day(1)).Identifier)
-	if got := list(a); len(got) != len(want)-1 || slices.Contains(got, gone) {
-		t.Errorf("with one token cancelled by another node: %d tokens, the cancelled one among them: %v", len(got),
-			slices.Contains(got, gone))
+	cancelled := string(token(7, inDays(1)).Identifier)
+	if got := identifiers(a); len(got) != len(want)-1 || slices.Contains(got, cancelled) {
+		t.Errorf("after another node cancelled a token: %d tokens; the cancelled one is listed: %v", len(got),
+			slices.Contains(got, cancelled))
 	}
 }
 
-// Signers is the suite of metastore.Signers. open is as that of Delegations.
+// Signers is the suite of metastore.Signers. open makes an empty store and returns it as two nodes open it.
 func Signers(t *testing.T, open func(t *testing.T) (a, b metastore.Signers)) {
 	t.Run("Swap", func(t *testing.T) {
 		a, b := open(t)
@@ -354,11 +353,11 @@ func testSwap(t *testing.T, a, b metastore.Signers) {
 		t.Fatalf("an empty store has secrets: %v, %v", s, err)
 	}
 	if ok, err := a.SwapSignerSecrets(ctx, metastore.SignerSecrets{Next: secret.Bytes("n"), Current: secret.Bytes("c"),
-		Rollover: day(1), Version: 1}); err != nil || ok {
-		t.Errorf("what is not there was replaced (%v)", err)
+		Rollover: inDays(1), Version: 1}); err != nil || ok {
+		t.Errorf("SwapSignerSecrets replaced secrets that do not exist (%v)", err)
 	}
 	want := metastore.SignerSecrets{Next: bytes.Repeat([]byte{0, 1}, 16), Current: bytes.Repeat([]byte{255}, 32),
-		Rollover: day(1)}
+		Rollover: inDays(1)}
 	swap := func(node metastore.Signers) {
 		t.Helper()
 		if ok, err := node.SwapSignerSecrets(ctx, want); err != nil || !ok {
@@ -377,7 +376,7 @@ func testSwap(t *testing.T, a, b metastore.Signers) {
 			if got.Version == 0 || got.Version == want.Version {
 				t.Errorf("version %d after a write over version %d", got.Version, want.Version)
 			}
-			if reader == b { // the last that is asked
+			if reader == b { // the last reader
 				want.Version = got.Version
 			}
 		}
@@ -385,13 +384,13 @@ func testSwap(t *testing.T, a, b metastore.Signers) {
 	swap(a)
 	stale := want
 	want.Next, want.Current, want.Previous = secret.Bytes("third secret"), want.Next, want.Current
-	want.Rollover = day(2)
+	want.Rollover = inDays(2)
 	swap(b)
 	swap(a)
 	for _, version := range []int64{0, stale.Version} {
 		stale.Version = version
 		if ok, err := b.SwapSignerSecrets(ctx, stale); err != nil || ok {
-			t.Errorf("version %d was written over (%v)", version, err)
+			t.Errorf("SwapSignerSecrets accepted the old version %d (%v)", version, err)
 		}
 	}
 }
@@ -406,7 +405,7 @@ func testOneWins(t *testing.T, a, b metastore.Signers) {
 			group.Go(func() (err error) {
 				one := byte(round*len(won) + i)
 				won[i], err = node.SwapSignerSecrets(ctx,
-					metastore.SignerSecrets{Next: secret.Bytes{one}, Current: secret.Bytes{one}, Rollover: day(1),
+					metastore.SignerSecrets{Next: secret.Bytes{one}, Current: secret.Bytes{one}, Rollover: inDays(1),
 						Version: version})
 				return err
 			})
@@ -425,7 +424,7 @@ func testOneWins(t *testing.T, a, b metastore.Signers) {
 			}
 		}
 		if len(winners) != 1 || s.Current[0] != byte(round*len(won)+winners[0]) {
-			t.Fatalf("round %d: %v won, and the secret is that of %d", round, winners,
+			t.Fatalf("round %d: the calls %v won, and the secret is that of call %d", round, winners,
 				int(s.Current[0])-round*len(won))
 		}
 		version = s.Version

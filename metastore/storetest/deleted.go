@@ -18,25 +18,37 @@ func shelved(t *testing.T, s metastore.Store) []metastore.Shelved {
 	return list
 }
 
-func testShelf(t *testing.T, b Backend, s metastore.Store, where string) {
+// shelve inserts keys and shelves each of them, in order.
+func shelve(t *testing.T, s metastore.Store, keys ...metastore.Key) {
+	t.Helper()
+	for _, k := range keys {
+		must(t, s.Insert(t.Context(), k))
+		must(t, s.Shelve(t.Context(), k.Name))
+	}
+}
+
+// wantLive demands that a live key has that name, and that the key is want.
+func wantLive(t *testing.T, s metastore.Store, want metastore.Key) {
+	t.Helper()
+	got, err := s.Get(t.Context(), want.Name)
+	must(t, err)
+	wantKey(t, got[0], want)
+}
+
+func testShelve(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
 	wantKind(t, s.Shelve(ctx, "k"), claviger.KeyNotFound)
 	wantKind(t, s.Unshelve(ctx, "k", "01"), claviger.KeyNotFound)
 	_, err := s.Discard(ctx, "k", "01")
 	wantKind(t, err, claviger.KeyNotFound)
 
-	first := key("k", "03", "01", "02")
 	other := key("other", "0a")
-	must(t, s.Insert(ctx, first))
 	must(t, s.Insert(ctx, other))
-	before := time.Now().Add(-10 * time.Second)
-	must(t, s.Shelve(ctx, "k"))
-	got, err := s.Get(ctx, "k", "other")
-	must(t, err)
-	if got[0] != nil {
-		t.Errorf("shelved key is seen: %+v", got[0])
+	shelve(t, s, key("k", "03", "01", "02"))
+	if got, err := s.Get(ctx, "k"); err != nil || got[0] != nil {
+		t.Errorf("Get returns a shelved key: %+v, %v", got[0], err)
 	}
-	wantKey(t, got[1], other)
+	wantLive(t, s, other)
 	if names, err := s.Names(ctx); err != nil || !slices.Equal(names, []string{"other"}) {
 		t.Errorf("Names %q, %v", names, err)
 	}
@@ -49,14 +61,16 @@ func testShelf(t *testing.T, b Backend, s metastore.Store, where string) {
 	_, err = s.Remove(ctx, "k")
 	wantKind(t, err, claviger.KeyNotFound)
 	wantKind(t, s.Append(ctx, "k", version("05", 1)), claviger.KeyNotFound)
+}
 
-	// The name is free; a key that comes back must not push another out.
-	second := key("k", "04")
-	must(t, s.Insert(ctx, second))
-	wantKind(t, s.Unshelve(ctx, "k", "01"), claviger.KeyExists)
-	must(t, s.Shelve(ctx, "k"))
+func testShelved(t *testing.T, b Backend, s metastore.Store, location string) {
+	ctx := t.Context()
+	before := time.Now().Add(-10 * time.Second)
+	must(t, s.Insert(ctx, key("other", "0a")))
+	first, second := key("k", "03", "01", "02"), key("k", "04")
+	shelve(t, s, first, second)
 	must(t, s.Close())
-	s = b.open(t, where)
+	s = b.open(t, location)
 	list := shelved(t, s)
 	if len(list) != 2 {
 		t.Fatalf("shelved keys: %+v", list)
@@ -75,25 +89,38 @@ func testShelf(t *testing.T, b Backend, s metastore.Store, where string) {
 			t.Errorf("shelved keys of the names %q: %+v, %v; want %d", names, some, err, want)
 		}
 	}
-	// Of several keys of a name it is the one that has the version, older or younger.
+}
+
+// testUnshelve checks that Unshelve picks the shelved key that has the given version, whether another key of the name
+// was shelved earlier or later, and that Unshelve does not replace a live key.
+func testUnshelve(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	ctx := t.Context()
+	first, second := key("k", "03", "01", "02"), key("k", "04")
+	must(t, s.Insert(ctx, key("other", "0a")))
+	shelve(t, s, first)
+	must(t, s.Insert(ctx, second))
+	wantKind(t, s.Unshelve(ctx, "k", "01"), claviger.KeyExists)
+	must(t, s.Shelve(ctx, "k"))
 	for _, none := range []string{"", "05", "0a", "k@01", "\xff", "a\x00"} {
 		wantKind(t, s.Unshelve(ctx, "k", none), claviger.KeyNotFound)
 	}
 	wantKind(t, s.Unshelve(ctx, "other", "01"), claviger.KeyNotFound)
 	must(t, s.Unshelve(ctx, "k", "01"))
-	got, err = s.Get(ctx, "k")
-	must(t, err)
-	wantKey(t, got[0], first)
-	must(t, s.Shelve(ctx, "k")) // it is now the younger one
+	wantLive(t, s, first)
+	must(t, s.Shelve(ctx, "k")) // now first is the key that was shelved later
 	must(t, s.Unshelve(ctx, "k", "04"))
-	got, err = s.Get(ctx, "k")
-	must(t, err)
-	wantKey(t, got[0], second)
+	wantLive(t, s, second)
 	must(t, s.Append(ctx, "k", version("05", 1)))
 	wantKind(t, s.Unshelve(ctx, "k", "02"), claviger.KeyExists)
+}
 
-	// What is discarded is what was named, by an intent; without a name nothing is.
-	_, err = s.Discard(ctx, "k")
+// testDiscard checks that Discard removes the shelved key that has a given version, that the removal is written as an
+// intent, and that the live key of the same name stays.
+func testDiscard(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	ctx := t.Context()
+	shelve(t, s, key("k", "03", "01", "02"))
+	must(t, s.Insert(ctx, key("k", "04", "05")))
+	_, err := s.Discard(ctx, "k")
 	wantKind(t, err, claviger.KeyNotFound)
 	_, err = s.Discard(ctx, "k", "04", "05", "k@01", "\xff")
 	wantKind(t, err, claviger.KeyNotFound)
@@ -110,10 +137,16 @@ func testShelf(t *testing.T, b Backend, s metastore.Store, where string) {
 		t.Errorf("shelved keys after Discard: %+v", list)
 	}
 	if _, v, err := s.ByVersion(ctx, "k@05"); err != nil || v.ID != "05" {
-		t.Errorf("version of the key that is there: %+v, %v", v, err)
+		t.Errorf("version of the live key after Discard: %+v, %v", v, err)
 	}
+}
 
-	// No step under way is forgotten.
+// testShelfDuringStep checks that no key is shelved, unshelved or discarded while a step of its name is unfinished.
+func testShelfDuringStep(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	ctx := t.Context()
+	must(t, s.Insert(ctx, key("k", "04", "05")))
+	_, err := s.Begin(ctx, metastore.Intent{Key: "k", Op: "delete", Refs: refs("01")})
+	must(t, err)
 	wantKind(t, s.Shelve(ctx, "k"), claviger.Unavailable)
 	must(t, s.Drop(ctx, "k"))
 	must(t, s.Shelve(ctx, "k"))
@@ -125,22 +158,22 @@ func testShelf(t *testing.T, b Backend, s metastore.Store, where string) {
 	if list := shelved(t, s); len(list) != 1 || len(list[0].List) != 2 {
 		t.Errorf("shelved keys after refusals: %+v", list)
 	}
-	must(t, s.Drop(ctx, "k"))
-	// Several keys of a name go together, and into a deletion that is there already. One
-	// that is not named stays.
-	must(t, s.Insert(ctx, key("k", "09")))
-	must(t, s.Shelve(ctx, "k"))
-	must(t, s.Insert(ctx, key("k", "07")))
-	must(t, s.Shelve(ctx, "k"))
-	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "delete", Refs: refs("08")})
+}
+
+// testDiscardSeveral checks that one Discard can remove several keys of a name, that it adds their refs to a deletion
+// that was begun before, and that the keys that were not given stay.
+func testDiscardSeveral(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	ctx := t.Context()
+	shelve(t, s, key("k", "04", "05"), key("k", "09"), key("k", "07"))
+	_, err := s.Begin(ctx, metastore.Intent{Key: "k", Op: "delete", Refs: refs("08")})
 	must(t, err)
-	in, err = s.Discard(ctx, "k", "07", "05")
+	in, err := s.Discard(ctx, "k", "07", "05")
 	must(t, err)
 	if !slices.Equal(in.Refs, refs("08", "04", "05", "07")) {
 		t.Errorf("Discard of two keys: refs %q", in.Refs)
 	}
 	if list := shelved(t, s); len(list) != 1 || list[0].List[0].ID != "09" {
-		t.Errorf("shelved keys after a Discard of others: %+v", list)
+		t.Errorf("shelved keys after a Discard of two others: %+v", list)
 	}
 }
 
@@ -149,7 +182,7 @@ func testLastUses(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	_, since, err := s.LastUses(ctx)
 	must(t, err)
 	if d := time.Since(since); d < -time.Minute || d > time.Hour {
-		t.Errorf("last uses are kept since %v", since)
+		t.Errorf("the recording of last uses began at %v", since)
 	}
 	must(t, s.Touch(ctx, []metastore.LastUse{{Version: "k@01", Last: at(5)}, {Version: "k@02", Last: at(9)},
 		{Version: "k@03", Last: at(7)}}))
@@ -163,7 +196,7 @@ func testLastUses(t *testing.T, _ Backend, s metastore.Store, _ string) {
 		}
 	}
 	want([]string{"k@02", "none", "k@01", "k@02"}, at(9), time.Time{}, at(8), at(9))
-	// What goes for ever takes its times along, by either way.
+	// Discard and Remove both remove the times of the versions that they remove.
 	must(t, s.Insert(ctx, key("k", "01")))
 	must(t, s.Shelve(ctx, "k"))
 	want([]string{"k@01"}, at(8))
@@ -176,8 +209,8 @@ func testLastUses(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	want([]string{"k@01", "k@02", "k@03"}, time.Time{}, time.Time{}, at(7))
 }
 
-// testNeverUsed: that a version was never used is known until the first Touch, and outlasts
-// the version; nothing is certain of what no Begin has numbered.
+// testNeverUsed checks that NeverUsed is true until the first Touch, also after the version is removed, and that it is
+// false for a version that no Begin has numbered.
 func testNeverUsed(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
 	want := func(when string, never ...string) {
@@ -188,47 +221,47 @@ func testNeverUsed(t *testing.T, _ Backend, s metastore.Store, _ string) {
 			}
 		}
 	}
-	want("empty")
+	want("in an empty store")
 	in, err := s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", Refs: numbered(2)})
 	must(t, err)
 	must(t, s.Insert(ctx, metastore.Key{Metadata: key("k", "01").Metadata, List: listOf(in)}))
-	must(t, s.Insert(ctx, key("old", "0"))) // as an adoption makes it
-	want("made", "k@0", "k@1")
+	must(t, s.Insert(ctx, key("old", "0"))) // a recovered key, which no Begin has numbered
+	want("after the creation", "k@0", "k@1")
 	must(t, s.Touch(ctx, []metastore.LastUse{{Version: "k@1", Last: at(5)}, {Version: "old@0", Last: at(5)}}))
-	want("used", "k@0")
+	want("after a use", "k@0")
 	must(t, s.Shelve(ctx, "k"))
-	want("deleted", "k@0")
+	want("after the deletion", "k@0")
 	_, err = s.Discard(ctx, "k", "0")
 	must(t, err)
 	must(t, s.Drop(ctx, "k"))
-	want("purged", "k@0")
+	want("after the purge", "k@0")
 	in, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", Refs: numbered(1)})
 	must(t, err)
 	again, err := s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", Refs: numbered(1)})
 	must(t, err)
 	if !slices.Equal(in.Refs, again.Refs) {
-		t.Errorf("%v, and %v", in.Refs, again.Refs)
+		t.Errorf("Begin returned %v, and again %v", in.Refs, again.Refs)
 	}
 	must(t, s.Insert(ctx, metastore.Key{Metadata: key("k", "01").Metadata, List: listOf(in)}))
-	want("made anew", "k@0", "k@2")
+	want("after another creation", "k@0", "k@2")
 	_, err = s.Remove(ctx, "k")
 	must(t, err)
-	want("removed", "k@0", "k@2")
+	want("after the removal", "k@0", "k@2")
 	must(t, s.ForgetUnused(ctx))
-	want("forgotten")
+	want("after ForgetUnused")
 }
 
-// testClocks: the clocks of this process and of its store, on one machine here, agree.
-func testClocks(t *testing.T, _ Backend, s metastore.Store, _ string) { testClockOf(t, s) }
+// testClocks checks that the clocks of this process and of its store agree. Here both are on one machine.
+func testClocks(t *testing.T, _ Backend, s metastore.Store, _ string) { checkClocks(t, s) }
 
-func testClockOf(t *testing.T, s metastore.Clock) {
+func checkClocks(t *testing.T, s metastore.Clock) {
 	t.Helper()
-	for range 2 { // the clock goes on
+	for range 2 { // the second reading must be later
 		begun := time.Now()
 		c, err := s.Clocks(t.Context())
 		must(t, err)
 		if ended := time.Now(); c.Here.Before(begun) || c.Here.After(ended) {
-			t.Errorf("our clock shows %v, between %v and %v", c.Here, begun, ended)
+			t.Errorf("this process's clock shows %v, want a time between %v and %v", c.Here, begun, ended)
 		}
 		if c.There.Sub(c.Here).Abs() > 10*time.Second || c.Ahead.Abs() > time.Second || c.Apart() != nil ||
 			c.Whose == "" {
@@ -238,7 +271,7 @@ func testClockOf(t *testing.T, s metastore.Clock) {
 	}
 }
 
-// shelfCalls is what Shelf and LastUses add to calls.
+// shelfCalls returns the calls of Shelf, LastUses and Clock, as in calls.
 func shelfCalls(s metastore.Store) map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
 		"Shelve":   func(ctx context.Context) error { return s.Shelve(ctx, "k") },
@@ -246,8 +279,7 @@ func shelfCalls(s metastore.Store) map[string]func(context.Context) error {
 		"Unshelve": func(ctx context.Context) error { return s.Unshelve(ctx, "k", "01") },
 		"Discard":  func(ctx context.Context) error { _, err := s.Discard(ctx, "k", "01"); return err },
 		"Touch": func(ctx context.Context) error {
-			return s.Touch(ctx,
-				[]metastore.LastUse{{Version: "k@01"}})
+			return s.Touch(ctx, []metastore.LastUse{{Version: "k@01"}})
 		},
 		"LastUses":     func(ctx context.Context) error { _, _, err := s.LastUses(ctx, "k@01"); return err },
 		"Clocks":       func(ctx context.Context) error { _, err := s.Clocks(ctx); return err },

@@ -6,57 +6,58 @@ import (
 	"claviger/metastore"
 )
 
-// EpochStore is what the suite of epochs needs.
+// EpochStore has the methods that the suite of epochs calls.
 type EpochStore interface {
 	metastore.Keys
 	metastore.Shelf
 	metastore.Epochs
 }
 
-// Epochs is the suite of metastore.Epochs. open is as that of Notices.
+// Epochs is the suite of metastore.Epochs. open makes an empty store and returns it as two nodes open it.
 func Epochs(t *testing.T, open func(t *testing.T) (a, b EpochStore)) {
 	a, b := open(t)
 	ctx := t.Context()
-	had := map[int64]string{0: "there is no such key"}
-	fresh := func(after string) {
+	// seen holds each epoch that was returned, with the change before it.
+	seen := map[int64]string{0: "the key did not exist"}
+	wantNew := func(after string) {
 		t.Helper()
 		epoch, err := a.Epoch(ctx, "k")
 		must(t, err)
-		if before, again := had[epoch]; again {
-			t.Errorf("epoch %d after %s, as when %s", epoch, after, before)
+		if before, again := seen[epoch]; again {
+			t.Errorf("epoch %d after %s; it was already %[1]d after %[3]s", epoch, after, before)
 		}
-		had[epoch] = after
+		seen[epoch] = after
 		for _, s := range []EpochStore{b, a} {
 			same, err := s.Epoch(ctx, "k")
 			must(t, err)
 			if same != epoch {
-				t.Errorf("epoch %d, then %d, without a change", epoch, same)
+				t.Errorf("epoch %d, then %d, without a change between them", epoch, same)
 			}
 		}
 	}
-	absent := func() {
+	wantNone := func() {
 		t.Helper()
 		for _, name := range []string{"k", "", "\x00", "\xff"} {
 			if epoch, err := a.Epoch(ctx, name); err != nil || epoch != 0 {
-				t.Errorf("epoch %d of %q, which is not there (%v)", epoch, name, err)
+				t.Errorf("epoch %d of %q, which does not exist (%v)", epoch, name, err)
 			}
 		}
 	}
-	absent()
+	wantNone()
 	must(t, b.Insert(ctx, key("other", "cc")))
 	must(t, b.Insert(ctx, key("k", "aa")))
-	fresh("it was created")
+	wantNew("the key was created")
 	must(t, b.Append(ctx, "k", version("bb", 1)))
-	fresh("it was rolled")
+	wantNew("the key was rolled")
 	must(t, b.Amend(ctx, key("k", "aa").Metadata))
-	fresh("it was amended")
+	wantNew("the key was amended")
 	must(t, b.Shelve(ctx, "k"))
-	absent()
+	wantNone()
 	must(t, b.Unshelve(ctx, "k", "aa"))
-	fresh("it was undeleted")
+	wantNew("the key was undeleted")
 	_, err := b.Remove(ctx, "k")
 	must(t, err)
-	absent()
+	wantNone()
 	must(t, b.Insert(ctx, key("k", "dd")))
-	fresh("it was made anew")
+	wantNew("the key was created again")
 }

@@ -14,16 +14,20 @@ import (
 )
 
 func testConcurrency(t *testing.T, _ Backend, s metastore.Store, _ string) {
-	concurrently(t, s, s)
+	writeConcurrently(t, s, s)
 }
 
-// testTwoStores is two processes' worth of stores on one place.
-func testTwoStores(t *testing.T, b Backend, s metastore.Store, where string) {
-	concurrently(t, s, b.open(t, where))
+// testTwoStores writes through two stores at one location, like two processes.
+func testTwoStores(t *testing.T, b Backend, s metastore.Store, location string) {
+	writeConcurrently(t, s, b.open(t, location))
 }
 
-func concurrently(t *testing.T, stores ...metastore.Store) {
-	const workers, rounds = 8, 12
+// workers write at the same time, each of them in this number of rounds.
+const workers, rounds = 8, 12
+
+// writeConcurrently writes from many goroutines, which use the stores in turn, and then checks the content of each
+// store. The stores have one location.
+func writeConcurrently(t *testing.T, stores ...metastore.Store) {
 	ctx := t.Context()
 	must(t, stores[0].Insert(ctx, key("shared", "00")))
 	var wg sync.WaitGroup
@@ -37,33 +41,7 @@ func concurrently(t *testing.T, stores ...metastore.Store) {
 				t.Errorf("insert: %v", err)
 			}
 			for r := range rounds {
-				id := fmt.Sprintf("%02d%02d", w, r)
-				if _, err := s.Begin(ctx, metastore.Intent{Key: "own" + id, Op: "create",
-					Refs: refs("f" + id)}); err != nil {
-					t.Errorf("begin: %v", err)
-				}
-				if err := s.Append(ctx, "shared", version(id, int64(r))); err != nil {
-					t.Errorf("append: %v", err)
-				}
-				if err := s.AddUse(ctx, []metastore.Use{{Source: "s", Version: "v", Op: "decrypt", Count: 1,
-					Last: at(int64(r))}}); err != nil {
-					t.Errorf("use: %v", err)
-				}
-				got, err := s.Get(ctx, "shared")
-				if err != nil {
-					t.Errorf("get: %v", err)
-					continue
-				}
-				if k := got[0]; k.Versions != len(k.List) ||
-					!slices.ContainsFunc(k.List, func(v metastore.Version) bool { return v.ID == id }) {
-					t.Errorf("own write not seen, or a torn key: %d, %v", k.Versions, k.List)
-				}
-				if _, _, err := s.ByVersion(ctx, "shared@"+id); err != nil {
-					t.Errorf("by version: %v", err)
-				}
-				if err := s.Insert(ctx, key("own"+id, "f"+id)); err != nil {
-					t.Errorf("insert: %v", err)
-				}
+				writeRound(t, s, w, r)
 			}
 		})
 	}
@@ -72,37 +50,75 @@ func concurrently(t *testing.T, stores ...metastore.Store) {
 		t.Errorf("%d workers made the same key", len(inserted))
 	}
 	for _, s := range stores {
-		got, err := s.Get(ctx, "shared")
-		must(t, err)
-		if n := len(got[0].List); n != 1+workers*rounds {
-			t.Errorf("%d versions, want %d", n, 1+workers*rounds)
+		checkConcurrent(t, s)
+	}
+}
+
+// writeRound is round r of worker w. It creates a key, and adds a version to the key "shared".
+func writeRound(t *testing.T, s metastore.Store, w, r int) {
+	ctx := t.Context()
+	id := fmt.Sprintf("%02d%02d", w, r)
+	if _, err := s.Begin(ctx, metastore.Intent{Key: "own" + id, Op: "create", Refs: refs("f" + id)}); err != nil {
+		t.Errorf("begin: %v", err)
+	}
+	if err := s.Append(ctx, "shared", version(id, int64(r))); err != nil {
+		t.Errorf("append: %v", err)
+	}
+	if err := s.AddUse(ctx, []metastore.Use{{Source: "s", Version: "v", Op: "decrypt", Count: 1,
+		Last: at(int64(r))}}); err != nil {
+		t.Errorf("use: %v", err)
+	}
+	got, err := s.Get(ctx, "shared")
+	if err != nil {
+		t.Errorf("get: %v", err)
+		return
+	}
+	if k := got[0]; k.Versions != len(k.List) ||
+		!slices.ContainsFunc(k.List, func(v metastore.Version) bool { return v.ID == id }) {
+		t.Errorf("Get misses a version that this worker wrote, or counts wrongly: %d, %v", k.Versions, k.List)
+	}
+	if _, _, err := s.ByVersion(ctx, "shared@"+id); err != nil {
+		t.Errorf("by version: %v", err)
+	}
+	if err := s.Insert(ctx, key("own"+id, "f"+id)); err != nil {
+		t.Errorf("insert: %v", err)
+	}
+}
+
+// checkConcurrent checks a store after all workers have ended.
+func checkConcurrent(t *testing.T, s metastore.Store) {
+	t.Helper()
+	ctx := t.Context()
+	got, err := s.Get(ctx, "shared")
+	must(t, err)
+	if n := len(got[0].List); n != 1+workers*rounds {
+		t.Errorf("%d versions, want %d", n, 1+workers*rounds)
+	}
+	// The versions of one worker are in the order in which this worker wrote them.
+	last := make(map[string]string)
+	for _, v := range got[0].List[1:] {
+		if w := v.ID[:2]; last[w] >= v.ID {
+			t.Errorf("version %s is after %s", v.ID, last[w])
+		} else {
+			last[w] = v.ID
 		}
-		// Each worker's own appends are in his order.
-		last := make(map[string]string)
-		for _, v := range got[0].List[1:] {
-			if w := v.ID[:2]; last[w] >= v.ID {
-				t.Errorf("version %s stands after %s", v.ID, last[w])
-			} else {
-				last[w] = v.ID
-			}
-		}
-		if us, err := s.Uses(ctx); err != nil || len(us) != 1 || us[0].Count != workers*rounds ||
-			!us[0].Last.Equal(at(rounds-1)) {
-			t.Errorf("uses %v, %v", us, err)
-		}
-		if names, err := s.Names(ctx); err != nil || len(names) != 2+workers*rounds {
-			t.Errorf("%d names, %v", len(names), err)
-		}
-		if p, err := s.Pending(ctx); err != nil || len(p) != 0 {
-			t.Errorf("intents %v, %v", p, err)
-		}
+	}
+	if us, err := s.Uses(ctx); err != nil || len(us) != 1 || us[0].Count != workers*rounds ||
+		!us[0].Last.Equal(at(rounds-1)) {
+		t.Errorf("uses %v, %v", us, err)
+	}
+	if names, err := s.Names(ctx); err != nil || len(names) != 2+workers*rounds {
+		t.Errorf("%d names, %v", len(names), err)
+	}
+	if p, err := s.Pending(ctx); err != nil || len(p) != 0 {
+		t.Errorf("intents %v, %v", p, err)
 	}
 }
 
 func testReopen(t *testing.T, b Backend, _ metastore.Store, _ string) {
 	ctx := t.Context()
-	where := b.New(t)
-	s, err := b.Open(ctx, where)
+	location := b.New(t)
+	s, err := b.Open(ctx, location)
 	must(t, err)
 	k := key("k", "02", "01")
 	must(t, s.Insert(ctx, k))
@@ -115,15 +131,15 @@ func testReopen(t *testing.T, b Backend, _ metastore.Store, _ string) {
 	uri := s.URI()
 	must(t, s.Close())
 
-	s = b.open(t, where)
+	s = b.open(t, location)
 	if s.URI() != uri {
-		t.Errorf("URI %q, was %q", s.URI(), uri)
+		t.Errorf("URI %q, before the reopening %q", s.URI(), uri)
 	}
 	got, err := s.Get(ctx, "k", "gone")
 	must(t, err)
 	wantKey(t, got[0], k)
 	if got[1] != nil {
-		t.Error("a removed key is back")
+		t.Error("a removed key exists again")
 	}
 	if p, err := s.Pending(ctx); err != nil || len(p) != 1 || p[0].Key != "gone" ||
 		!slices.Equal(p[0].Refs, gone.Refs) {
@@ -140,7 +156,7 @@ func testReopen(t *testing.T, b Backend, _ metastore.Store, _ string) {
 	}
 }
 
-// calls is every method that takes a context, with arguments that are in order.
+// calls returns a call of each method that takes a context, with valid arguments, by the method's name.
 func calls(s metastore.Store) map[string]func(context.Context) error {
 	all := map[string]func(context.Context) error{
 		"Names":     func(ctx context.Context) error { _, err := s.Names(ctx); return err },
@@ -197,16 +213,16 @@ func testCancelled(t *testing.T, _ Backend, s metastore.Store, _ string) {
 				claviger.Unavailable)
 		}
 	}
-	// Nothing happened, and the store is as good as before.
+	// No call changed anything, and the store still works.
 	got, err := s.Get(t.Context(), "k", "new")
 	must(t, err)
 	wantKey(t, got[0], want)
 	if got[1] != nil {
-		t.Error("a cancelled insert came through")
+		t.Error("a cancelled Insert wrote the key")
 	}
 	free, ok, err := s.TryLock(t.Context(), "l")
 	if !ok || err != nil {
-		t.Fatalf("lock after cancelled ones: %v, %v", ok, err)
+		t.Fatalf("TryLock after cancelled calls: %v, %v", ok, err)
 	}
 	free()
 }

@@ -14,26 +14,13 @@ import (
 	"claviger/owner"
 )
 
-func testClaims(t *testing.T, b Backend, s metastore.Store, where string) {
+func testClaims(t *testing.T, b Backend, s metastore.Store, location string) {
 	ctx := t.Context()
-	other := b.open(t, where)
-	owners := func(want ...string) {
+	other := b.open(t, location)
+	wantOwners := func(want ...string) {
 		t.Helper()
-		for _, s := range []metastore.Store{s, other} {
-			got, err := s.Owners(ctx)
-			must(t, err)
-			var names []string
-			for _, o := range got {
-				names = append(names, o.What)
-				if host, _ := os.Hostname(); o.ID != owner.Self("", "").ID || o.ID == "" || o.PID != os.Getpid() ||
-					o.Host != host || time.Since(o.Since).Abs() > time.Minute {
-					t.Errorf("owner is %+v", o)
-				}
-			}
-			if strings.Join(names, ",") != strings.Join(want, ",") {
-				t.Errorf("owners are %q, want %q", names, want)
-			}
-		}
+		checkOwners(t, s, want...)
+		checkOwners(t, other, want...)
 	}
 	refused := func(alone bool, names string) {
 		t.Helper()
@@ -44,39 +31,57 @@ func testClaims(t *testing.T, b Backend, s metastore.Store, where string) {
 			t.Errorf("a second claim: %v", err)
 		}
 	}
-	owners()
+	wantOwners()
 	release, err := s.Claim(ctx, owner.Self("claviger first", ""), false)
 	must(t, err)
-	owners("claviger first")
+	wantOwners("claviger first")
 	refused(true, "claviger first")
 	if b.Nodes {
-		also, err := other.Claim(ctx, owner.Self("claviger node", ""), false)
+		releaseNode, err := other.Claim(ctx, owner.Self("claviger node", ""), false)
 		must(t, err)
-		owners("claviger first", "claviger node")
-		also()
-		owners("claviger first")
+		wantOwners("claviger first", "claviger node")
+		releaseNode()
+		wantOwners("claviger first")
 	} else {
 		refused(false, "claviger first")
 	}
 	release()
 	release()
-	owners()
+	wantOwners()
 	release, err = s.Claim(ctx, owner.Self("claviger alone", ""), true)
 	must(t, err)
-	owners("claviger alone")
+	wantOwners("claviger alone")
 	refused(false, "claviger alone")
 	refused(true, "claviger alone")
 	release()
-	// The end of a store ends its claims.
-	third, err := b.Open(ctx, where)
+	// Close ends the claims of a store.
+	third, err := b.Open(ctx, location)
 	must(t, err)
 	_, err = third.Claim(ctx, owner.Self("claviger third", ""), true)
 	must(t, err)
 	must(t, third.Close())
-	owners()
+	wantOwners()
 }
 
-// claimCalls are the methods of Claims, for the tests of all methods.
+// checkOwners demands that this process has the claims want on a store, and that no other claim exists.
+func checkOwners(t *testing.T, s metastore.Store, want ...string) {
+	t.Helper()
+	got, err := s.Owners(t.Context())
+	must(t, err)
+	var names []string
+	for _, o := range got {
+		names = append(names, o.What)
+		if host, _ := os.Hostname(); o.ID != owner.Self("", "").ID || o.ID == "" || o.PID != os.Getpid() ||
+			o.Host != host || time.Since(o.Since).Abs() > time.Minute {
+			t.Errorf("owner is %+v", o)
+		}
+	}
+	if strings.Join(names, ",") != strings.Join(want, ",") {
+		t.Errorf("owners are %q, want %q", names, want)
+	}
+}
+
+// claimCalls returns the calls of Claims, as in calls.
 func claimCalls(s metastore.Store) map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
 		"Claim": func(ctx context.Context) error {
@@ -87,14 +92,14 @@ func claimCalls(s metastore.Store) map[string]func(context.Context) error {
 	}
 }
 
-func testLocks(t *testing.T, b Backend, s metastore.Store, where string) {
+func testLocks(t *testing.T, b Backend, s metastore.Store, location string) {
 	ctx := t.Context()
-	other := b.open(t, where)
+	other := b.open(t, location)
 	for _, second := range []metastore.Store{s, other} {
 		unlock, err := s.Lock(ctx, "migration")
 		must(t, err)
 		if _, ok, err := second.TryLock(ctx, "migration"); ok || err != nil {
-			t.Fatalf("a lock that is held was taken again: %v, %v", ok, err)
+			t.Fatalf("TryLock took a lock that is held: %v, %v", ok, err)
 		}
 		short, cancel := context.WithTimeout(ctx, 60*time.Millisecond)
 		_, err = second.Lock(short, "migration")
@@ -118,7 +123,7 @@ func testLocks(t *testing.T, b Backend, s metastore.Store, where string) {
 			got <- u
 		}()
 		unlock()
-		unlock() // a second call does nothing, above all not to the next holder
+		unlock() // a second call does nothing; it must not free the lock of the next holder
 		next := <-got
 		unlock()
 		if _, ok, err := s.TryLock(ctx, "migration"); ok || err != nil {
@@ -131,8 +136,8 @@ func testLocks(t *testing.T, b Backend, s metastore.Store, where string) {
 		}
 		free()
 	}
-	// The end of a store frees what it held.
-	third, err := b.Open(ctx, where)
+	// Close frees the locks that a store holds.
+	third, err := b.Open(ctx, location)
 	must(t, err)
 	unlock, err := third.Lock(ctx, "migration")
 	must(t, err)

@@ -13,50 +13,50 @@ import (
 	"claviger/metastore"
 )
 
-// NoticeStore is what the suite of notices needs: keys, whose changes are told.
+// NoticeStore has the methods that the suite of notices calls: the changes of keys, and the notices of them.
 type NoticeStore interface {
 	metastore.Keys
 	metastore.Shelf
 	metastore.Notices
 }
 
-// heard is what a watcher was told.
-type heard struct {
+// received collects the notices that one Watch has passed on.
+type received struct {
 	mu  sync.Mutex
 	all []metastore.Notice
 }
 
-func (h *heard) add(n metastore.Notice) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.all = append(h.all, n)
+func (r *received) add(n metastore.Notice) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all = append(r.all, n)
 }
 
-func (h *heard) list() []metastore.Notice {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return slices.Clone(h.all)
+func (r *received) list() []metastore.Notice {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.all)
 }
 
-// patience is how long a notice may take on a busy machine.
-const patience = 15 * time.Second
+// noticeTimeout is the longest time that a notice may take on a busy machine.
+const noticeTimeout = 15 * time.Second
 
-func (h *heard) wait(t *testing.T, want metastore.Notice) {
+func (r *received) wait(t *testing.T, want metastore.Notice) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !slices.Contains(h.list(), want); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(noticeTimeout); !slices.Contains(r.list(), want); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("no notice %+v within %v; there came %+v", want, patience, h.list())
+			t.Fatalf("no notice %+v within %v; received %+v", want, noticeTimeout, r.list())
 		}
 	}
 }
 
-// watch watches until the test ends, and is sure that it hears.
-func watch(t *testing.T, s NoticeStore) *heard {
+// watch calls Watch until the test ends. It returns after the first notice has arrived, so later ones are not missed.
+func watch(t *testing.T, s NoticeStore) *received {
 	t.Helper()
-	h := new(heard)
+	r := new(received)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- s.Watch(ctx, h.add) }()
+	go func() { done <- s.Watch(ctx, r.add) }()
 	t.Cleanup(func() {
 		cancel()
 		select {
@@ -64,32 +64,32 @@ func watch(t *testing.T, s NoticeStore) *heard {
 			if err != nil {
 				t.Errorf("Watch: %v", err)
 			}
-		case <-time.After(patience):
+		case <-time.After(noticeTimeout):
 			t.Error("Watch did not end with its context")
 		}
 	})
 	hello := metastore.Notice{Key: "hello", Change: metastore.Invalidated}
-	for deadline := time.Now().Add(patience); !slices.Contains(h.list(), hello); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(noticeTimeout); !slices.Contains(r.list(), hello); {
 		if time.Now().After(deadline) {
-			t.Fatal("nothing is heard")
+			t.Fatal("Watch passes on no notice")
 		}
 		must(t, s.Announce(t.Context(), hello))
+		time.Sleep(20 * time.Millisecond)
 	}
-	return h
+	return r
 }
 
-// Notices is the suite of metastore.Notices, for a store whose changes of keys
-// are told by their key's name. open makes an empty store and returns what two
-// nodes have of it.
+// Notices is the suite of metastore.Notices, for a store that announces its changes of keys itself. open makes an empty
+// store and returns it as two nodes open it.
 func Notices(t *testing.T, open func(t *testing.T) (a, b NoticeStore)) {
 	for _, tt := range []struct {
 		name string
 		test func(t *testing.T, a, b NoticeStore)
 	}{
 		{"Changes", testNoticeChanges},
-		{"NotOfWhatFailed", testNoticeFailed},
-		{"OneAfterTheOther", testNoticeOrder},
-		{"Ends", testNoticeEnds},
+		{"FailedChanges", testNoticeFailed},
+		{"OneAtATime", testNoticeOrder},
+		{"EndOfWatch", testNoticeEnds},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a, b := open(t)
@@ -100,11 +100,11 @@ func Notices(t *testing.T, open func(t *testing.T) (a, b NoticeStore)) {
 
 func testNoticeChanges(t *testing.T, a, b NoticeStore) {
 	ctx := t.Context()
-	here, there := watch(t, a), watch(t, b)
+	ofA, ofB := watch(t, a), watch(t, b)
 	both := func(n metastore.Notice) {
 		t.Helper()
-		here.wait(t, n)
-		there.wait(t, n)
+		ofA.wait(t, n)
+		ofB.wait(t, n)
 	}
 	const name = "zone \"é\" \x01/'\\"
 	must(t, a.Insert(ctx, key(name, "aa")))
@@ -129,15 +129,15 @@ func testNoticeChanges(t *testing.T, a, b NoticeStore) {
 func testNoticeFailed(t *testing.T, a, b NoticeStore) {
 	ctx := t.Context()
 	must(t, a.Insert(ctx, key("k", "aa")))
-	h := watch(t, b)
+	r := watch(t, b)
 	wantKind(t, a.Insert(ctx, key("k", "bb")), claviger.KeyExists)
 	wantKind(t, a.Append(ctx, "none", version("cc", 1)), claviger.KeyNotFound)
 	_, err := a.Remove(ctx, "none")
 	wantKind(t, err, claviger.KeyNotFound)
 	end := metastore.Notice{Key: "end", Change: metastore.Invalidated}
 	must(t, a.Announce(ctx, end))
-	h.wait(t, end)
-	for _, n := range h.list() {
+	r.wait(t, end)
+	for _, n := range r.list() {
 		if n.Key == "none" || n.Key == "k" {
 			t.Errorf("notice %+v of a change that failed", n)
 		}
@@ -156,7 +156,7 @@ func testNoticeOrder(t *testing.T, a, b NoticeStore) {
 			mu.Lock()
 			running, count = running+1, count+1
 			if running > 1 {
-				t.Error("two notices at one time")
+				t.Error("Watch passed on two notices at the same time")
 			}
 			mu.Unlock()
 			time.Sleep(time.Millisecond)
@@ -165,7 +165,7 @@ func testNoticeOrder(t *testing.T, a, b NoticeStore) {
 			mu.Unlock()
 		})
 	}()
-	for deadline := time.Now().Add(patience); ; {
+	for deadline := time.Now().Add(noticeTimeout); ; {
 		var group errgroup.Group
 		for _, s := range []NoticeStore{a, b, a, b} {
 			group.Go(func() error { return s.Announce(ctx, metastore.Notice{Key: "k", Change: metastore.Rolled}) })
@@ -197,7 +197,7 @@ func testNoticeEnds(t *testing.T, a, _ NoticeStore) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(patience):
-		t.Error("Watch goes on after its context")
+	case <-time.After(noticeTimeout):
+		t.Error("Watch did not end with its context")
 	}
 }

@@ -8,8 +8,7 @@ import (
 	"claviger/metastore"
 )
 
-// testPrepend: a version that was lost comes back before the others, which stay as
-// they are, and the next one is still the newest.
+// testPrepend checks that Prepend writes versions before all others, and that a later Append still writes the newest.
 func testPrepend(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
 	must(t, s.Insert(ctx, key("k", "3", "4")))
@@ -34,10 +33,10 @@ func testPrepend(t *testing.T, _ Backend, s metastore.Store, _ string) {
 		t.Errorf("the next number is %d, %v", next, err)
 	}
 	if given, err := s.Numbered(ctx, "k", 1); err != nil || !given {
-		t.Errorf("the number of the version that came back was given: %t, %v", given, err)
+		t.Errorf("Numbered of the version that Prepend wrote: %t, %v; want true", given, err)
 	}
 	wantKind(t, s.Prepend(ctx, "missing", version("7", 1)), claviger.KeyNotFound)
 	if err := s.Prepend(ctx, "k", version("4", 1)); err == nil {
-		t.Error("a version is there twice")
+		t.Error("Prepend accepted a version that the key has already")
 	}
 }

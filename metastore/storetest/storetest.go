@@ -1,6 +1,6 @@
-// Package storetest is the suite that every metastore passes: each method's
-// promise, order, conflicts, concurrency, locks, use after Close, cancelled
-// contexts, what survives a reopening, and what survives a SIGKILL.
+// Package storetest is the suite that every metastore passes. It tests the contract of each method, the order of
+// results, conflicts, concurrency, locks, calls after Close, cancelled contexts, and which data survives a
+// reopening and a SIGKILL.
 package storetest
 
 import (
@@ -17,22 +17,22 @@ import (
 	"claviger/metastore"
 )
 
-// Backend is how the suite gets at stores.
+// Backend makes and opens the stores that the suite tests.
 type Backend struct {
-	// New returns where a new, empty store will be: a file's path, a database's
-	// URL. What it needs is cleaned up with t.
-	New func(t *testing.T) (where string)
-	// Open opens that store, any number of times.
-	Open func(ctx context.Context, where string) (metastore.Store, error)
+	// New returns the location of a new, empty store: a file's path, or a database's URL. The end of t removes
+	// the store.
+	New func(t *testing.T) (location string)
+	// Open opens the store at a location. Several stores may be open at the same location.
+	Open func(ctx context.Context, location string) (metastore.Store, error)
 	// Nodes says that several servers may use one store.
 	Nodes bool
 }
 
-func (b Backend) open(t *testing.T, where string) metastore.Store {
+func (b Backend) open(t *testing.T, location string) metastore.Store {
 	t.Helper()
-	s, err := b.Open(t.Context(), where)
+	s, err := b.Open(t.Context(), location)
 	if err != nil {
-		t.Fatalf("open %s: %v", where, err)
+		t.Fatalf("open %s: %v", location, err)
 	}
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
@@ -42,12 +42,11 @@ func (b Backend) open(t *testing.T, where string) metastore.Store {
 	return s
 }
 
-// Run runs the suite. The test binary's TestMain must call Main, for the crash
-// test starts the binary again.
+// Run runs the suite. The test binary's TestMain must call Main, because the test Kill starts the binary again.
 func Run(t *testing.T, b Backend) {
 	for _, tt := range []struct {
 		name string
-		test func(t *testing.T, b Backend, s metastore.Store, where string)
+		test func(t *testing.T, b Backend, s metastore.Store, location string)
 	}{
 		{"Empty", testEmpty},
 		{"InsertGet", testInsertGet},
@@ -59,9 +58,13 @@ func Run(t *testing.T, b Backend) {
 		{"Amend", testAmend},
 		{"Intents", testIntents},
 		{"Numbers", testNumbers},
-		{"NumbersTogether", testNumbersTogether},
+		{"NumbersOfDeletedKeys", testNumbersOfDeletedKeys},
+		{"NumbersOfOtherStores", testNumbersOfOtherStores},
+		{"LastNumber", testLastNumber},
+		{"NumbersConcurrency", testNumbersConcurrency},
 		{"Usage", testUsage},
-		{"LongNames", testLongNames},
+		{"LongKeyName", testLongKeyName},
+		{"LongNamesInRecords", testLongNamesInRecords},
 		{"Journal", testJournal},
 		{"Settings", testSettings},
 		{"Locks", testLocks},
@@ -69,7 +72,12 @@ func Run(t *testing.T, b Backend) {
 		{"Concurrency", testConcurrency},
 		{"TwoStores", testTwoStores},
 		{"Reopen", testReopen},
-		{"Shelf", testShelf},
+		{"Shelve", testShelve},
+		{"Shelved", testShelved},
+		{"Unshelve", testUnshelve},
+		{"Discard", testDiscard},
+		{"DiscardSeveral", testDiscardSeveral},
+		{"ShelfDuringStep", testShelfDuringStep},
 		{"ShelfByName", testShelfByName},
 		{"LastUses", testLastUses},
 		{"NeverUsed", testNeverUsed},
@@ -79,18 +87,18 @@ func Run(t *testing.T, b Backend) {
 		{"Kill", testKill},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			where := b.New(t)
-			tt.test(t, b, b.open(t, where), where)
+			location := b.New(t)
+			tt.test(t, b, b.open(t, location), location)
 		})
 	}
 }
 
-// at is a moment with milliseconds, which is what a store keeps.
+// at returns a time in whole milliseconds, because a store keeps no smaller unit.
 func at(ms int64) time.Time { return time.UnixMilli(1_700_000_000_000 + ms).UTC() }
 
 func text(s string) *string { return &s }
 
-// key makes a key whose versions have the ids given.
+// key returns a key whose versions have the given ids.
 func key(name string, ids ...string) metastore.Key {
 	k := metastore.Key{Metadata: claviger.Metadata{
 		Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 256, Description: text("zone of " + name),
@@ -109,8 +117,8 @@ func version(id string, n int64) metastore.Version {
 		Check: []byte{byte(n), 0xff, 0, 4, 5, 6, 7, 8}}
 }
 
-// object is the HSM object that the suite gives to the version of an id. Ids that
-// are used for one name alone are opaque ("01" is no number).
+// object returns the HSM object of the version with that id. The store demands unique objects, so a test gives each
+// id to one key only. An id like "01" is opaque: it is not a number, because of the leading zero.
 func object(id string) string { return "0b" + id }
 
 func refs(ids ...string) []metastore.Ref {
@@ -138,7 +146,7 @@ func wantKind(t *testing.T, err error, kind claviger.Kind) {
 func wantKey(t *testing.T, got *metastore.Key, want metastore.Key) {
 	t.Helper()
 	if got == nil {
-		t.Errorf("no key %q", want.Name)
+		t.Errorf("key %q is missing", want.Name)
 		return
 	}
 	want.Versions = metastore.CountVersions(want.List)
@@ -182,7 +190,7 @@ func testEmpty(t *testing.T, _ Backend, s metastore.Store, _ string) {
 		t.Errorf("Names: %q, %v", names, err)
 	}
 	if ks, err := s.Get(ctx); err != nil || len(ks) != 0 {
-		t.Errorf("Get of nothing: %v, %v", ks, err)
+		t.Errorf("Get without names: %v, %v", ks, err)
 	}
 	if ks, err := s.Get(ctx, "a", "b"); err != nil || len(ks) != 2 || ks[0] != nil || ks[1] != nil {
 		t.Errorf("Get of missing keys: %v, %v", ks, err)
@@ -231,7 +239,7 @@ func testInsertGet(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	}
 	k := key("none")
 	if err := s.Insert(ctx, k); err == nil {
-		t.Error("a key without a version was inserted")
+		t.Error("Insert accepted a key without a version")
 	}
 	for _, v := range []metastore.Version{{ID: "1"}, {Object: "0b10"}} {
 		k := metastore.Key{Metadata: key("none").Metadata, List: []metastore.Version{v}}
@@ -262,13 +270,14 @@ func testByVersion(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	}
 }
 
-// testVersionOrder: opaque ids sort by nothing, the order of writing is the order.
+// testVersionOrder checks that versions stay in the order in which they were written, whatever their ids and
+// creation times are.
 func testVersionOrder(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
 	want := key("k", "ff", "00", "7a")
 	must(t, s.Insert(ctx, want))
 	for i, id := range []string{"fe", "01", "80", "02"} {
-		v := version(id, int64(-i)) // each created before the one before it
+		v := version(id, int64(-i)) // created earlier than the version before it
 		must(t, s.Append(ctx, "k", v))
 		want.List = append(want.List, v)
 		got, err := s.Get(ctx, "k")
@@ -293,14 +302,14 @@ func testConflicts(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	wantKind(t, s.Append(ctx, "missing", version("08", 1)), claviger.KeyNotFound)
 	_, err := s.Remove(ctx, "missing")
 	wantKind(t, err, claviger.KeyNotFound)
-	// What failed has changed nothing, the intent included.
+	// The failed calls have changed nothing, and the intent is still there.
 	got, err := s.Get(ctx, "k")
 	must(t, err)
 	wantKey(t, got[0], k)
 	if p, err := s.Pending(ctx); err != nil || len(p) != 1 {
 		t.Errorf("intents after failures: %v, %v", p, err)
 	}
-	// Names differ by case.
+	// Names that differ only in case are different names.
 	must(t, s.Insert(ctx, key("K", "0a")))
 }
 
@@ -326,7 +335,7 @@ func testRemove(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	_, err = s.Remove(ctx, "k")
 	wantKind(t, err, claviger.KeyNotFound)
 
-	// The name is free again once the deletion is finished, not before.
+	// The name is free only after the deletion is finished.
 	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", Refs: refs("04")})
 	wantKind(t, err, claviger.Unavailable)
 	must(t, s.Drop(ctx, "k"))
@@ -334,7 +343,7 @@ func testRemove(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	must(t, err)
 	must(t, s.Insert(ctx, key("k", "04")))
 
-	// No step under way is forgotten: its HSM objects would be lost.
+	// A key with an unfinished step is not removed, because the store would lose the refs of the step's HSM objects.
 	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "roll", Refs: refs("05")})
 	must(t, err)
 	_, err = s.Remove(ctx, "k")
@@ -349,7 +358,7 @@ func testRemove(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	must(t, err)
 	slices.SortFunc(in.Refs, func(a, b metastore.Ref) int { return cmp.Compare(a.ID, b.ID) })
 	if !slices.Equal(in.Refs, refs("04", "05")) {
-		t.Errorf("deletion that was begun before: refs %q, want both", in.Refs)
+		t.Errorf("Remove after Begin of a deletion returned refs %q, want the refs of both", in.Refs)
 	}
 	p, err = s.Pending(ctx)
 	must(t, err)
@@ -371,7 +380,7 @@ func testIntents(t *testing.T, _ Backend, s metastore.Store, _ string) {
 		}
 	}
 	same(got, first)
-	// The same step again: the one that is there is what counts.
+	// A second Begin of the same step returns the first intent.
 	got, err = s.Begin(ctx, metastore.Intent{Key: "z", Op: "import", Refs: refs("09"), Begun: at(9),
 		Payload: []byte("x")})
 	must(t, err)
@@ -409,7 +418,7 @@ func testIntents(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	must(t, s.Append(ctx, "m", version("m2", 2)))
 	keys("a")
 	if _, err := s.Begin(ctx, metastore.Intent{Op: "create"}); err == nil {
-		t.Error("an intent without a key was taken")
+		t.Error("Begin accepted an intent without a key")
 	}
 }
 
@@ -421,7 +430,7 @@ func testUsage(t *testing.T, _ Backend, s metastore.Store, _ string) {
 		{Source: "kms://a", Version: "k@1", Op: "decrypt", Count: 1, Last: at(10)},
 		{Source: "kms://a", Version: "k@1", Op: "decrypt", Count: 2, Last: at(20)},
 	}))
-	// late news
+	// The counter of kms://b is already at a later time; Last must not move back.
 	must(t, s.AddUse(ctx, []metastore.Use{{Source: "kms://b", Version: "k@0", Op: "decrypt", Count: 4, Last: at(40)}}))
 	must(t, s.AddUse(ctx, []metastore.Use{{Source: "kms://a", Version: "k@1", Op: "reencrypt", Count: 1,
 		Last: at(11)}}))
@@ -457,7 +466,7 @@ func testJournal(t *testing.T, _ Backend, s metastore.Store, _ string) {
 		for _, r := range rs {
 			got = append(got, r.Item+"="+string(r.Data))
 			if r.At.Before(begin) || r.At.After(time.Now().Add(time.Second)) {
-				t.Errorf("record %q is of %v", r.Item, r.At)
+				t.Errorf("record %q has the time %v", r.Item, r.At)
 			}
 		}
 		if !slices.Equal(got, want) {
@@ -472,7 +481,7 @@ func testJournal(t *testing.T, _ Backend, s metastore.Store, _ string) {
 		t.Errorf("runs %q", runs)
 	}
 	if err := s.Put(ctx, "", "k", []byte("x")); err == nil {
-		t.Error("a record without a run was taken")
+		t.Error("Put accepted a record without a run")
 	}
 }
 
