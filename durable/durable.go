@@ -162,7 +162,7 @@ func (p *Pending) Create() error {
 // the name is taken, the error is an *AlreadyError, and temp stays.
 func Publish(temp, path string) error {
 	if err := SyncFile(temp); err != nil {
-		return err
+		return named("made", path, err)
 	}
 	return (&Pending{path: path, temp: temp}).Create()
 }

@@ -19,8 +19,9 @@ import (
 // holds a lock of it, which the kernel frees when that process ends. So the next process recognizes
 // the files that killed processes have left, and removes them.
 type Work struct {
-	Path string
-	lock *os.File
+	Path   string
+	beside string
+	lock   *os.File
 }
 
 // workNames matches the names of work files and of the files beside them.
@@ -36,10 +37,11 @@ const workLock = math.MaxInt64 - 1
 func NewWork(beside, what string) (*Work, error) {
 	sweep(filepath.Dir(beside))
 	for {
-		w := &Work{Path: filepath.Join(filepath.Dir(beside), "."+filepath.Base(beside)+"."+what+"-"+rand.Text()[:12])}
+		name := "." + filepath.Base(beside) + "." + what + "-" + rand.Text()[:12]
+		w := &Work{Path: filepath.Join(filepath.Dir(beside), name), beside: beside}
 		var err error
 		if w.lock, err = os.OpenFile(w.Path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600); err != nil {
-			return nil, err
+			return nil, w.Named(err)
 		}
 		// Another process may be about to remove the file as one that was left. On a file system
 		// without locks, files are neither locked nor removed.
@@ -49,10 +51,19 @@ func NewWork(beside, what string) (*Work, error) {
 		}
 		if err := w.giveAway(beside); err != nil {
 			w.Discard()
-			return nil, err
+			return nil, w.Named(err)
 		}
 		return w, nil
 	}
+}
+
+// Named replaces the name of the work file in an error by the name of the file beside, which the operator knows.
+func (w *Work) Named(err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) && p.Path == w.Path {
+		return &fs.PathError{Op: p.Op, Path: w.beside, Err: p.Err}
+	}
+	return err
 }
 
 // giveAway gives the file to the owner of the file that it is beside, or of the folder.

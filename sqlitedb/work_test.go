@@ -8,8 +8,21 @@ import (
 	"testing"
 )
 
-// TestLeftovers: what a killed process has left is removed by the next one, in the same
-// folder, and nothing else is.
+// TestWorkErrorNamesNoWorkFile checks that an error of NewWork names the file that the operator gave.
+func TestWorkErrorNamesNoWorkFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "missing", "monday.db")
+	w, err := NewWork(path, "backup")
+	if err == nil {
+		w.Discard()
+		t.Fatal("NewWork made a file in a folder that does not exist")
+	}
+	if want := "open " + path + ": no such file or directory"; err.Error() != want {
+		t.Errorf("error %q, want %q", err, want)
+	}
+}
+
+// TestLeftovers checks that NewWork removes the work files that killed processes have left in the same folder, and
+// removes nothing else.
 func TestLeftovers(t *testing.T) {
 	dir := t.TempDir()
 	put := func(name string, mode fs.FileMode, text string) string {
@@ -23,9 +36,9 @@ func TestLeftovers(t *testing.T) {
 	put(".monday.db.backup-ABCDEFGHIJKL-journal", 0o600, "any")
 	put(".tuesday.db.new-ABCDEFGHIJKM", 0o600, "")
 	put(".tuesday.db.restore-ABCDEFGHIJKN", 0o600, "\x00\x00\x00")
-	put(".friday.db.new-ABCDEFGHIJKO.lock", 0o600, "") // of a file that has its last name
+	put(".friday.db.new-ABCDEFGHIJKO.lock", 0o600, "") // its work file was renamed
 	keep := []string{
-		put(".another.backup-ABCDEFGHIJKL", 0o600, "a text of another program's"),
+		put(".another.backup-ABCDEFGHIJKL", 0o600, "a text of another program"),
 		put(".another.backup-ABCDEFGHIJKM", 0o640, magic),
 		put(".short.backup-ABC", 0o600, magic),
 		put("seen.backup-ABCDEFGHIJKL", 0o600, magic),
