@@ -35,7 +35,7 @@ func Clock(ctx context.Context, conf *hadoopconf.Conf, right bool, log *slog.Log
 		return t, err
 	}
 	if file, ok := store.(*sqlite.Store); ok && right {
-		t.Set, err = file.EndFuture(ctx)
+		t.Set, err = file.ResetFutureTimes(ctx)
 		t.Now = time.Now().UTC()
 		return t, err
 	}

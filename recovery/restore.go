@@ -70,7 +70,7 @@ func Restore(ctx context.Context, conf *hadoopconf.Conf, file string, o RestoreO
 		return nil, err
 	}
 	self := owner.Self("claviger metastore restore", conf.Dir())
-	release, err := sqlite.Occupy(r.place.File, self)
+	release, err := sqlite.ClaimFile(r.place.File, self)
 	if err != nil {
 		return nil, r.place.Wrap(stopFirst(err, self))
 	}

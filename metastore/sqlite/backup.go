@@ -19,12 +19,12 @@ import (
 	"claviger/sqlitedb"
 )
 
-// Facts are what a file tells of itself.
+// Facts describe the file of a store.
 type Facts struct {
 	File   string    `json:"file"`
 	Schema int64     `json:"schema"`
-	Made   time.Time `json:"made,omitzero"` // by Backup; zero: it is no backup
-	// The token that the store belongs to.
+	Made   time.Time `json:"made,omitzero"` // when Backup made the file; zero if the file is not a backup
+	// The token to which the store belongs.
 	TokenSerial string `json:"tokenSerial,omitempty"`
 	TokenLabel  string `json:"tokenLabel,omitempty"`
 	Keys        int    `json:"keys"`
@@ -34,10 +34,9 @@ type Facts struct {
 	Runs        int    `json:"migrationRuns"`
 }
 
-// Backup writes a copy of the store in the file from into the file to, which it
-// never overwrites. Servers go on meanwhile; the copy is of one moment, whole or
-// not there, mode 0600. It holds no delegation tokens and none of the keys that
-// made them: they are secrets, and a copy would bring back what was cancelled.
+// Backup writes a copy of the store in the file from into the file to, which it never overwrites. Servers may use the
+// store meanwhile. The copy has the content of one moment and mode 0600, and exists completely or not at all. It has no
+// delegation tokens and no master keys: they are secrets, and a restored copy would bring back cancelled tokens.
 func Backup(ctx context.Context, from, to string) (f Facts, err error) {
 	if _, err := os.Lstat(to); err == nil {
 		return f, &durable.AlreadyError{Path: to}
@@ -45,15 +44,9 @@ func Backup(ctx context.Context, from, to string) (f Facts, err error) {
 	if from, err = filepath.Abs(from); err != nil {
 		return f, err
 	}
-	if err := checkHead(from); err != nil {
+	if err := checkHead(from, from); err != nil {
 		return f, err
 	}
-	return backup(ctx, from, to)
-}
-
-// backup is Backup of a file that may be open in this process: it opens and closes the
-// file by SQLite alone, for any other close would end SQLite's locks of the file.
-func backup(ctx context.Context, from, to string) (f Facts, err error) {
 	work, err := sqlitedb.NewWork(to, "backup")
 	if err != nil {
 		return f, err
@@ -65,8 +58,8 @@ func backup(ctx context.Context, from, to string) (f Facts, err error) {
 	return f, durable.Publish(work.Path, to)
 }
 
-// copyInto writes a sealed copy of the store from into the file work, which is to be
-// named to.
+// copyInto writes a copy of the store from, without tokens, into the file work. The file gets the name to later, and
+// errors use that name.
 func copyInto(ctx context.Context, from, to, work string) (f Facts, err error) {
 	db, err := sqlitedb.Connect(from, busyTimeout, "mode=rw")
 	if err != nil {
@@ -74,21 +67,19 @@ func copyInto(ctx context.Context, from, to, work string) (f Facts, err error) {
 	}
 	_, err = db.ExecContext(ctx, "VACUUM INTO ?", work)
 	if err = errors.Join(err, db.Close()); err != nil {
-		return f, config(from).Fail(from, "metastore/sqlite.Backup", "", unwritten(to, err))
+		return f, config(from).Fail(from, "metastore/sqlite.Backup", "", outputError(to, err))
 	}
-	if err := seal(ctx, work); err != nil {
-		return f, fmt.Errorf("the copy of %s: %w", from, unwritten(to, err))
+	if err := sanitize(ctx, work); err != nil {
+		return f, fmt.Errorf("the copy of %s: %w", from, outputError(to, err))
 	}
-	if f, err = Inspect(ctx, work); err != nil {
+	if f, err = inspect(ctx, work, to); err != nil {
 		return f, fmt.Errorf("the copy of %s: %w", from, err)
 	}
-	f.File = to
 	return f, nil
 }
 
-// unwritten names the backup where the disk is full: of the two files, SQLite writes to
-// that one alone.
-func unwritten(to string, err error) error {
+// outputError names the backup if the disk is full, because SQLite writes to this file only.
+func outputError(to string, err error) error {
 	if !sqlitedb.Full(err) {
 		return err
 	}
@@ -97,9 +88,9 @@ func unwritten(to string, err error) error {
 			"room in %s, or name a file on another disk", to, err, filepath.Dir(to))
 }
 
-// seal takes the secrets out of a copy, and marks it.
-func seal(ctx context.Context, work string) (err error) {
-	// secure_delete: what is deleted is overwritten.
+// sanitize removes the secrets from a copy, and marks the copy as a backup.
+func sanitize(ctx context.Context, work string) (err error) {
+	// secure_delete: SQLite overwrites the deleted rows in the file.
 	db, err := sqlitedb.Connect(work, busyTimeout, "_pragma=secure_delete(1)", "_pragma=journal_mode(DELETE)")
 	if err != nil {
 		return err
@@ -127,24 +118,34 @@ func hasTable(ctx context.Context, db *sql.DB, name string) (has bool, err error
 	return has, err
 }
 
-// Inspect checks a file: that it is whole, a metastore, and of a schema that this
-// program knows. It changes nothing; a server may have the file open.
+// Inspect checks that a file is complete and undamaged, that it is a metastore, and that this program knows its schema.
+// It changes nothing. A server may have the file open.
 func Inspect(ctx context.Context, path string) (f Facts, err error) {
-	f.File = path
+	shown := path
 	if path, err = filepath.Abs(path); err != nil {
 		return f, err
 	}
-	if err := checkHead(path); err != nil {
+	f, err = inspect(ctx, path, path)
+	f.File = shown
+	return f, err
+}
+
+// inspect is Inspect. Facts and errors have the name shown for the file.
+func inspect(ctx context.Context, path, shown string) (f Facts, err error) {
+	f.File = shown
+	if err := checkHead(path, shown); err != nil {
 		return f, err
 	}
-	db, err := sqlitedb.OpenReadOnly(path, config(path))
+	c := config(path)
+	c.Shown = shown
+	db, err := sqlitedb.OpenReadOnly(path, c)
 	if err != nil {
 		return f, err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	if f.Schema, err = db.Version(ctx); err == nil && f.Schema > SchemaVersion {
 		return f, fmt.Errorf("%s has schema version %d, this program knows versions up to %d: "+
-			"a newer claviger has written it; run that version or a newer one", path, f.Schema, SchemaVersion)
+			"a newer claviger has written it; run that version or a newer one", shown, f.Schema, SchemaVersion)
 	}
 	if err == nil {
 		err = integrity(ctx, db.Reader)
@@ -155,15 +156,14 @@ func Inspect(ctx context.Context, path string) (f Facts, err error) {
 	return f, db.Fail("metastore/sqlite.Inspect", "", err)
 }
 
-// integrity has SQLite look at every page, index and reference.
+// integrity checks every page, index and reference of the file.
 func integrity(ctx context.Context, db *sql.DB) error {
 	first, err := sqlitedb.Fault(ctx, db, "integrity_check")
 	if err != nil {
 		return err
 	}
 	if first != "" {
-		return fmt.Errorf("it is damaged: %s; a store is restored from a backup, a backup is taken anew; the keys "+
-			"in the HSM are not touched by this", first)
+		return fmt.Errorf("it is damaged: %s; %s", first, damagedCure)
 	}
 	var broken bool
 	if err := db.QueryRowContext(ctx,
@@ -171,13 +171,15 @@ func integrity(ctx context.Context, db *sql.DB) error {
 		return err
 	}
 	if broken {
-		return errors.New("it is damaged: versions belong to no key; a store is restored from a backup, a backup is " +
-			"taken anew; the keys in the HSM are not touched by this")
+		return errors.New("it is damaged: it has versions that belong to no key; " + damagedCure)
 	}
 	return nil
 }
 
-// count reads the figures. A table that an older schema lacks counts nothing.
+const damagedCure = "if it is a store, restore it from a backup; if it is a backup, make another one; neither " +
+	"changes the keys in the HSM"
+
+// count counts the rows. A table that an older schema does not have counts as empty.
 func (f *Facts) count(ctx context.Context, db *sql.DB) error {
 	for table, n := range map[string]*int{"ez_key": &f.Keys, "key_version": &f.Versions, "deleted_key": &f.Deleted,
 		"intent": &f.Pending} {
@@ -208,9 +210,9 @@ func (f *Facts) count(ctx context.Context, db *sql.DB) error {
 	return err
 }
 
-// checkHead refuses a file that is no whole metastore, by the first 100 bytes:
-// https://www.sqlite.org/fileformat.html#the_database_header
-func checkHead(path string) error {
+// checkHead reads the first 100 bytes of a file, and refuses a file that is not a metastore or is cut short. Errors
+// have the name shown for the file. https://www.sqlite.org/fileformat.html#the_database_header
+func checkHead(path, shown string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -221,44 +223,43 @@ func checkHead(path string) error {
 		return err
 	}
 	if !st.Mode().IsRegular() {
-		return fmt.Errorf("%s is not a regular file: name the file of a metastore", path)
+		return fmt.Errorf("%s is not a regular file: name the file of a metastore", shown)
 	}
 	head := make([]byte, 100)
 	if _, err := io.ReadFull(f, head); err != nil || string(head[:16]) != "SQLite format 3\x00" {
 		return fmt.Errorf("%s is no metastore: it is not an SQLite database, or its head is damaged; name a file "+
-			"that claviger metastore backup has written", path)
+			"that claviger metastore backup has written", shown)
 	}
 	if id := binary.BigEndian.Uint32(head[68:]); id != applicationID {
 		return fmt.Errorf("%s is no metastore but the SQLite database of another program (application id %#x, ours "+
-			"is %#x); name a file that claviger metastore backup has written", path, id, applicationID)
+			"is %#x); name a file that claviger metastore backup has written", shown, id, applicationID)
 	}
 	page := int64(binary.BigEndian.Uint16(head[16:]))
 	if page == 1 {
 		page = 65536
 	}
 	pages := int64(binary.BigEndian.Uint32(head[28:]))
-	fresh := binary.BigEndian.Uint32(head[24:]) == binary.BigEndian.Uint32(head[92:]) // else the count may be old
-	if fresh && st.Size() < page*pages {
+	// If these two counters differ, an old SQLite has written the file, and the count of pages may be wrong.
+	valid := binary.BigEndian.Uint32(head[24:]) == binary.BigEndian.Uint32(head[92:])
+	if valid && st.Size() < page*pages {
 		return fmt.Errorf("%s is cut short: it has %d bytes, and its head says %d; copy it again, or take another "+
-			"backup", path, st.Size(), page*pages)
+			"backup", shown, st.Size(), page*pages)
 	}
 	return nil
 }
 
-// Staged is a backup that waits beside a store to take its place.
+// Staged is a copy of a backup. It is beside a store, and Replace puts it in the store's place.
 type Staged struct {
-	// Store holds what the backup holds, in this program's schema.
+	// Store is the copy, in this program's schema.
 	Store *Store
 	Facts Facts
 	work  *sqlitedb.Work
 	path  string
 }
 
-// Stage copies a backup beside the store in the file path, brings the copy up to
-// date, and checks it; nothing of the store is touched. Of a file that Backup has
-// not made nobody knows whether it is whole: it may have been copied from under a
-// server, without its -wal; plain takes it nevertheless, with the -wal that is
-// beside it.
+// Stage copies a backup to a file beside the store in the file path, upgrades the copy, and checks it. It does not
+// change the store. A file that Backup has not made may be incomplete, if it was copied without its -wal while a server
+// used it. Stage refuses such a file unless plain is true; then it copies a -wal beside the file too.
 func Stage(ctx context.Context, from, path string, plain bool) (s *Staged, err error) {
 	if from, err = filepath.Abs(from); err != nil {
 		return nil, err
@@ -269,8 +270,8 @@ func Stage(ctx context.Context, from, path string, plain bool) (s *Staged, err e
 	}
 	if facts.Made.IsZero() && !plain {
 		return nil, fmt.Errorf("%s was not written by claviger metastore backup: a copy of the file alone may lack "+
-			"what its -wal held; take a file of metastore backup, or, if no server had the store when it was copied "+
-			"or the -wal is beside it, say --plain-copy", from)
+			"the changes in its -wal; use a file of claviger metastore backup, or, if no server used the store when "+
+			"it was copied or the -wal is beside the copy, add --plain-copy", from)
 	}
 	work, err := sqlitedb.NewWork(path, "restore")
 	if err != nil {
@@ -287,11 +288,11 @@ func Stage(ctx context.Context, from, path string, plain bool) (s *Staged, err e
 	}
 	for _, part := range parts {
 		if err := copyFile(from+part, work.Path+part); err != nil && (part == "" || !errors.Is(err, fs.ErrNotExist)) {
-			return nil, err
+			return nil, work.Named(err)
 		}
 	}
 	c := config(from)
-	c.Shown, c.Schema.Before = from, nil // from is the copy
+	c.Shown, c.Schema.Before = from, nil // the upgrade needs to keep no copy, because the backup stays
 	store, err := open(ctx, work.Path, c)
 	if err != nil {
 		return nil, err
@@ -307,9 +308,8 @@ func Stage(ctx context.Context, from, path string, plain bool) (s *Staged, err e
 	return s, nil
 }
 
-// SkipNumbersOf raises the numbers of versions above all that another store has
-// given: EDEKs may name versions that the backup does not know, and a number is
-// never used twice.
+// SkipNumbersOf raises the next number of each name above all numbers that another store has given. EDEKs may name
+// versions that are not in the backup, and no number may be given twice.
 func (s *Staged) SkipNumbersOf(ctx context.Context, other *Store) error {
 	next, err := other.nextNumbers(ctx)
 	if err != nil {
@@ -342,22 +342,22 @@ func (s *Store) nextNumbers(ctx context.Context) (next map[string]int, err error
 	return next, rows.Err()
 }
 
-// Discard removes the copy, unless it has taken the store's place.
+// Discard removes the copy, unless Replace has put it in the store's place.
 func (s *Staged) Discard() error {
 	err := s.Store.Close()
 	s.work.Discard()
 	return err
 }
 
-// Replace puts the copy in the store's place. The store that was there stays
-// beside it, whole, under the name that is returned ("" for none). The caller has
-// a claim on the store. A power cut leaves the one store or the other.
+// Replace puts the copy in the store's place. The old store stays beside it, complete, under the name aside ("" if
+// there was none). The caller must have a claim on the store. After a power cut either the old store or the copy is in
+// place.
 func (s *Staged) Replace(ctx context.Context) (aside string, err error) {
 	if err := s.Store.Close(); err != nil { // moves its -wal into the file
 		return "", err
 	}
 	if err := durable.SyncFile(s.work.Path); err != nil {
-		return "", err
+		return "", s.work.Named(err)
 	}
 	if _, err := os.Lstat(s.path); err == nil {
 		aside = s.path + ".replaced-" + time.Now().UTC().Format("20060102T150405.000Z")
@@ -366,16 +366,17 @@ func (s *Staged) Replace(ctx context.Context) (aside string, err error) {
 		}
 	}
 	err = durable.Rename(s.work.Path, s.path)
-	// Now, since the store may be opened next: to close the file would end SQLite's locks.
+	// Release closes a descriptor of the file. A later close would end SQLite's locks, if the store is open again.
 	s.work.Release()
 	return aside, err
 }
 
-// putAside gives the store that is to be replaced a second name, and takes its
-// -wal away: SQLite would play it into the new file.
+// putAside gives the old store a second name, and removes the old names of its -wal and -shm. Otherwise SQLite would
+// apply the -wal to the new file.
 func (s *Staged) putAside(ctx context.Context, aside string) error {
 	if old, err := sqlitedb.Connect(s.path, busyTimeout, "mode=rw"); err == nil {
-		// So that the file alone holds all. One that is damaged is kept as it is.
+		// The checkpoint moves all changes into the file. It fails if the file is damaged; then -wal and file stay as
+		// they are.
 		_, _ = old.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
 		_ = old.Close()
 	}
@@ -410,11 +411,11 @@ func copyFile(from, to string) error {
 	return errors.Join(err, out.Close())
 }
 
-// Occupy claims the store in a file that need not be whole, or there.
-func Occupy(path string, o owner.Owner) (release func(), err error) {
+// ClaimFile claims the store in a file that may be damaged, or may not exist.
+func ClaimFile(path string, o owner.Owner) (release func(), err error) {
 	release, err = owner.Claim(sqlitedb.LockFile(path), "metastore sqlite://"+path, o)
 	if err != nil {
-		return nil, claviger.E("metastore/sqlite.Occupy", claviger.Unavailable, "", err)
+		return nil, claviger.E("metastore/sqlite.ClaimFile", claviger.Unavailable, "", err)
 	}
 	return release, nil
 }

@@ -21,8 +21,8 @@ import (
 	"claviger/sqlitedb"
 )
 
-// fill makes keys named NAME0, NAME1 and so on.
-func fill(ctx context.Context, s *Store, name string, from, to int) error {
+// insertKeys inserts keys named NAME<from>, NAME<from+1>, up to NAME<to-1>.
+func insertKeys(ctx context.Context, s *Store, name string, from, to int) error {
 	for i := from; i < to; i++ {
 		k := testKey(fmt.Sprint(name, i), "0")
 		k.List[0].Object = fmt.Sprintf("%s%015d", name[:1], i)
@@ -33,7 +33,8 @@ func fill(ctx context.Context, s *Store, name string, from, to int) error {
 	return nil
 }
 
-// TestBackupWhileWriting: each copy is of one moment, and holds none of the secrets.
+// TestBackupWhileWriting checks that each copy has the content of one moment and none of the secrets, while another
+// goroutine writes.
 func TestBackupWhileWriting(t *testing.T) {
 	ctx := t.Context()
 	s, path := newStore(t)
@@ -59,7 +60,7 @@ func TestBackupWhileWriting(t *testing.T) {
 				return
 			default:
 			}
-			if err := fill(ctx, s, "k", i, i+1); err != nil {
+			if err := insertKeys(ctx, s, "k", i, i+1); err != nil {
 				t.Error(err)
 				return
 			}
@@ -90,124 +91,147 @@ func TestBackupWhileWriting(t *testing.T) {
 		}
 		last = f.Keys
 		if _, err := Backup(ctx, path, to); !errors.Is(err, fs.ErrExist) {
-			t.Errorf("overwritten: %v", err)
+			t.Errorf("Backup overwrote a file: %v", err)
 		}
 	}
 	close(ends)
 	group.Wait()
 	if keys, err := s.MasterKeys(ctx); err != nil || len(keys) != 1 {
-		t.Errorf("the store itself has %v, %v", keys, err)
+		t.Errorf("the store itself has the master keys %v, %v", keys, err)
 	}
 	if names, err := filepath.Glob(filepath.Join(filepath.Dir(path), ".*")); err != nil || len(names) != 0 {
 		t.Errorf("left behind: %q", names)
 	}
 }
 
-// TestNoBackup: what is no backup is refused with the file's name and a cure, and
-// leaves nothing behind.
-func TestNoBackup(t *testing.T) {
-	ctx := t.Context()
-	dir := t.TempDir()
-	store := filepath.Join(dir, "store.db")
-	s, err := Open(ctx, store)
+// storeWithBackup returns the path of a store with 50 keys, which are in the -wal, and the content of a backup of it.
+func storeWithBackup(t *testing.T) (s *Store, path string, backup []byte) {
+	t.Helper()
+	s, path = newStore(t)
+	if err := insertKeys(t.Context(), s, "k", 0, 50); err != nil {
+		t.Fatal(err)
+	}
+	to := filepath.Join(t.TempDir(), "backup")
+	if _, err := Backup(t.Context(), path, to); err != nil {
+		t.Fatal(err)
+	}
+	return s, path, readFile(t, to)
+}
+
+func readFile(t *testing.T, path string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// withSchema returns a backup as a program with another schema version would have written it.
+func withSchema(t *testing.T, backup []byte, version int) []byte {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "other")
+	if err := os.WriteFile(path, backup, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", sqlitedb.URI(path, busyTimeout))
 	if err == nil {
-		err = fill(ctx, s, "k", 0, 50)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	good := filepath.Join(dir, "good")
-	if _, err := Backup(ctx, store, good); err != nil {
-		t.Fatal(err)
-	}
-	whole, err := os.ReadFile(good)
-	if err != nil {
-		t.Fatal(err)
-	}
-	half, err := os.ReadFile(store) // its -wal has the keys
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	damaged := bytes.Clone(whole)
-	for i := 5 * 4096; i < 6*4096; i++ {
-		damaged[i] = 0xff
-	}
-	foreign := bytes.Clone(whole)
-	binary.BigEndian.PutUint32(foreign[68:], 0x12345678)
-	newer := filepath.Join(dir, "newer")
-	if err := os.WriteFile(newer, whole, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	db, err := sql.Open("sqlite", sqlitedb.URI(newer, busyTimeout))
-	if err == nil {
-		_, err = db.ExecContext(ctx, "INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, 1)")
+		_, err = db.ExecContext(t.Context(),
+			"INSERT INTO goose_db_version (version_id, is_applied) VALUES (?, 1)", version)
 	}
 	if err = errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
 	}
-	tooNew, err := os.ReadFile(newer)
-	if err != nil {
-		t.Fatal(err)
+	return readFile(t, path)
+}
+
+// TestNoBackup checks that Stage refuses a file that is not a good backup, with the file's name and a cure, and leaves
+// no file behind.
+func TestNoBackup(t *testing.T) {
+	_, store, good := storeWithBackup(t)
+	withoutWAL := readFile(t, store) // the keys are in the -wal
+	damaged := bytes.Clone(good)
+	for i := 5 * 4096; i < 6*4096; i++ {
+		damaged[i] = 0xff
 	}
+	foreign := bytes.Clone(good)
+	binary.BigEndian.PutUint32(foreign[68:], 0x12345678)
 	for name, c := range map[string]struct {
 		data []byte
 		want string
 	}{
-		"empty":   {nil, "is no metastore"},
-		"text":    {bytes.Repeat([]byte("text "), 100), "is no metastore"},
-		"short":   {whole[:len(whole)-4096], "is cut short: it has"},
-		"damaged": {damaged, "damaged"},
-		"foreign": {foreign, "database of another program (application id 0x12345678"},
-		"newer":   {tooNew, "has schema version 99, this program knows versions up to"},
-		"half": {half, "was not written by claviger metastore backup: a copy of the file alone may lack what its " +
-			"-wal held"},
+		"empty":           {nil, "is no metastore"},
+		"text":            {bytes.Repeat([]byte("text "), 100), "is no metastore"},
+		"short":           {good[:len(good)-4096], "is cut short: it has"},
+		"damaged":         {damaged, "damaged"},
+		"another program": {foreign, "database of another program (application id 0x12345678"},
+		"newer schema":    {withSchema(t, good, 99), "has schema version 99, this program knows versions up to"},
+		"copy without -wal": {withoutWAL, "was not written by claviger metastore backup: a copy of the file alone " +
+			"may lack the changes in its -wal"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			place := t.TempDir()
-			file := filepath.Join(place, "the backup")
+			dir := t.TempDir()
+			file := filepath.Join(dir, "the backup")
 			if err := os.WriteFile(file, c.data, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			_, err := Stage(ctx, file, filepath.Join(place, "store.db"), false)
+			_, err := Stage(t.Context(), file, filepath.Join(dir, "store.db"), false)
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), file) ||
 				strings.Contains(err.Error(), ".restore-") {
 				t.Errorf("error %v, want %q and the file's name", err, c.want)
 			}
-			if entries, err := os.ReadDir(place); err != nil || len(entries) != 1 {
+			if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
 				t.Errorf("left behind: %v, %v", entries, err)
 			}
 		})
 	}
-	// A plain copy with its -wal is taken where the operator says so.
-	copied, err := Stage(ctx, store, filepath.Join(dir, "other.db"), true)
+}
+
+// TestPlainCopy checks that Stage accepts a plain copy with its -wal if plain is true.
+func TestPlainCopy(t *testing.T) {
+	s, store, _ := storeWithBackup(t)
+	dir := t.TempDir()
+	copied := filepath.Join(dir, "copy.db")
+	err := errors.Join(copyFile(store, copied), copyFile(store+"-wal", copied+"-wal"), s.Close())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if names, err := copied.Store.Names(ctx); err != nil || len(names) != 50 {
+	staged, err := Stage(t.Context(), copied, filepath.Join(dir, "other.db"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if names, err := staged.Store.Names(t.Context()); err != nil || len(names) != 50 {
 		t.Errorf("%d names, %v", len(names), err)
 	}
-	if err := copied.Discard(); err != nil {
+	if err := staged.Discard(); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestReplace: the store is the one of before or the restored one, wherever the
-// power goes, and what it was is beside it.
-func TestReplace(t *testing.T) {
-	ctx := context.Background()
-	// Of a server that was stopped, and of one that was killed, whose last keys are in
-	// the -wal.
-	stopped, killed := t.TempDir(), t.TempDir()
+// TestBackupNamesItsOutput checks that the error of a backup that cannot be written names the file that the operator
+// gave, and not the hidden file in which Backup collects the copy.
+func TestBackupNamesItsOutput(t *testing.T) {
+	_, path := newStore(t)
+	to := filepath.Join(t.TempDir(), "missing", "backup.db")
+	_, err := Backup(t.Context(), path, to)
+	if err == nil || !strings.Contains(err.Error(), to) || strings.Contains(err.Error(), "/.") {
+		t.Errorf("error %v, want one that names %s", err, to)
+	}
+}
+
+// replaceFolders returns two folders that have a store "store.db" and an older backup of it, "backup". In the folder
+// stopped the server has closed the store; in killed it was killed, so the last keys are in the -wal.
+func replaceFolders(t *testing.T) (stopped, killed string) {
+	t.Helper()
+	ctx := t.Context()
+	stopped, killed = t.TempDir(), t.TempDir()
 	s, path := newStore(t)
-	err := fill(ctx, s, "k", 0, 3)
+	err := insertKeys(ctx, s, "k", 0, 3)
 	if err == nil {
 		_, err = Backup(ctx, path, filepath.Join(stopped, "backup"))
 	}
 	if err == nil {
-		err = fill(ctx, s, "late", 0, 2)
+		err = insertKeys(ctx, s, "late", 0, 2)
 	}
 	for _, part := range []string{"", "-wal"} {
 		if err == nil {
@@ -226,83 +250,92 @@ func TestReplace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	setup := func(from string) func(string) error {
-		return func(dir string) error { return os.CopyFS(dir, os.DirFS(from)) }
+	return stopped, killed
+}
+
+func copyFolder(from string) func(string) error {
+	return func(dir string) error { return os.CopyFS(dir, os.DirFS(from)) }
+}
+
+// restoreIn replaces the store in a folder of replaceFolders by the backup.
+func restoreIn(dir string) error {
+	ctx := context.Background()
+	staged, err := Stage(ctx, filepath.Join(dir, "backup"), filepath.Join(dir, "store.db"), false)
+	if err != nil {
+		return err
 	}
-	look := func(path string) (string, error) {
-		s, err := Open(ctx, path)
-		if err != nil {
-			return "", err
-		}
-		names, err := s.Names(ctx)
-		return fmt.Sprint(names), errors.Join(err, s.Close())
-	}
-	c := durabletest.Case{
-		Setup: setup(stopped),
-		Do: func(dir string) error {
-			path := filepath.Join(dir, "store.db")
-			staged, err := Stage(ctx, filepath.Join(dir, "backup"), path, false)
-			if err != nil {
-				return err
-			}
-			_, err = staged.Replace(ctx)
-			return errors.Join(err, staged.Discard())
-		},
+	_, err = staged.Replace(ctx)
+	return errors.Join(err, staged.Discard())
+}
+
+// TestReplaceSurvivesPowerCuts checks that a power cut at any step of Replace leaves the old store or the restored one.
+func TestReplaceSurvivesPowerCuts(t *testing.T) {
+	stopped, _ := replaceFolders(t)
+	for _, fault := range durabletest.Faults(t, durabletest.Case{
+		Setup: copyFolder(stopped),
+		Do:    restoreIn,
 		Look: func(dir string) (string, error) {
-			f, err := Inspect(ctx, filepath.Join(dir, "store.db"))
+			f, err := Inspect(context.Background(), filepath.Join(dir, "store.db"))
 			return fmt.Sprint(f.Keys), err
 		},
 		NoRetry: true,
-	}
-	for _, fault := range durabletest.Faults(t, c) {
+	}) {
 		t.Error(fault)
-	}
-
-	for name, from := range map[string]string{"stopped": stopped, "killed": killed} {
-		dir := t.TempDir()
-		if err := errors.Join(setup(from)(dir), c.Do(dir)); err != nil {
-			t.Fatal(err)
-		}
-		aside, err := filepath.Glob(filepath.Join(dir, "store.db.replaced-*Z"))
-		if err != nil || len(aside) != 1 {
-			t.Fatalf("%s: kept beside it: %q, %v", name, aside, err)
-		}
-		if was, err := look(aside[0]); err != nil || was != "[k0 k1 k2 late0 late1]" {
-			t.Errorf("%s: it holds %s, %v", name, was, err)
-		}
-		if is, err := look(filepath.Join(dir, "store.db")); err != nil || is != "[k0 k1 k2]" {
-			t.Errorf("%s: restored: %s, %v", name, is, err)
-		}
-		if f, err := Inspect(ctx, filepath.Join(dir, "store.db")); err != nil || !f.Made.IsZero() {
-			t.Errorf("%s: a store is marked as a backup: %+v, %v", name, f, err)
-		}
-	}
-
-	// Where SQLite cannot move the -wal into the file, it is kept with that file, and is not
-	// played into the restored one.
-	dir := t.TempDir()
-	store := filepath.Join(dir, "store.db")
-	if err := errors.Join(setup(killed)(dir), os.Mkdir(store+"-shm", 0o700), c.Do(dir)); err != nil {
-		t.Fatal(err)
-	}
-	if is, err := look(store); err != nil || is != "[k0 k1 k2]" {
-		t.Errorf("restored beside a -wal: %s, %v", is, err)
-	}
-	aside, err := filepath.Glob(store + ".replaced-*Z")
-	if err != nil || len(aside) != 1 {
-		t.Fatalf("kept beside it: %q, %v", aside, err)
-	}
-	if was, err := look(aside[0]); err != nil || was != "[k0 k1 k2 late0 late1]" {
-		t.Errorf("kept with its -wal: %s, %v", was, err)
 	}
 }
 
-// TestNumbersAfterRestore: a number that was given after the backup is not given
-// again.
+// TestReplace checks that Replace keeps the old store beside the restored one, complete and with its -wal.
+func TestReplace(t *testing.T) {
+	stopped, killed := replaceFolders(t)
+	for _, tt := range []struct {
+		name, from string
+		breakWAL   bool // SQLite cannot move the -wal into the file
+	}{
+		{"stopped server", stopped, false},
+		{"killed server", killed, false},
+		{"-wal that cannot be moved", killed, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			store := filepath.Join(dir, "store.db")
+			err := copyFolder(tt.from)(dir)
+			if tt.breakWAL {
+				err = errors.Join(err, os.Mkdir(store+"-shm", 0o700))
+			}
+			if err = errors.Join(err, restoreIn(dir)); err != nil {
+				t.Fatal(err)
+			}
+			aside, err := filepath.Glob(store + ".replaced-*Z")
+			if err != nil || len(aside) != 1 {
+				t.Fatalf("the old store is kept as %q, %v", aside, err)
+			}
+			wantNames(t, aside[0], "[k0 k1 k2 late0 late1]")
+			wantNames(t, store, "[k0 k1 k2]")
+			if f, err := Inspect(t.Context(), store); err != nil || !f.Made.IsZero() {
+				t.Errorf("the restored store is marked as a backup: %+v, %v", f, err)
+			}
+		})
+	}
+}
+
+// wantNames opens a store and demands the names of its keys.
+func wantNames(t *testing.T, path, want string) {
+	t.Helper()
+	s, err := Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := s.Names(t.Context())
+	if err = errors.Join(err, s.Close()); err != nil || fmt.Sprint(names) != want {
+		t.Errorf("%s has the keys %v, want %s (%v)", path, names, want, err)
+	}
+}
+
+// TestNumbersAfterRestore checks that a number that was given after the backup is not given again after the restore.
 func TestNumbersAfterRestore(t *testing.T) {
 	ctx := t.Context()
 	s, path := newStore(t)
-	if err := fill(ctx, s, "k", 0, 1); err != nil {
+	if err := insertKeys(ctx, s, "k", 0, 1); err != nil {
 		t.Fatal(err)
 	}
 	backup := filepath.Join(t.TempDir(), "backup")
@@ -330,9 +363,8 @@ func TestNumbersAfterRestore(t *testing.T) {
 	}
 }
 
-// TestBackupOnAFullDisk: the backup's disk is full, not the store's, and the message
-// names the backup.
-func TestBackupOnAFullDisk(t *testing.T) {
+// TestBackupToFullDisk checks that the error names the backup if the backup's disk is full, and not the store's.
+func TestBackupToFullDisk(t *testing.T) {
 	s, path := newStore(t)
 	if err := s.Put(t.Context(), "run", "a", bytes.Repeat([]byte("x"), 1<<20)); err != nil {
 		t.Fatal(err)

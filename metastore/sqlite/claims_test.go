@@ -17,7 +17,7 @@ import (
 	"claviger/sqlitedb"
 )
 
-// TestUpgradeInUse: the schema does not change under a server.
+// TestUpgradeInUse checks that Open does not upgrade the schema while a server uses the store.
 func TestUpgradeInUse(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "old.db")
 	db, err := sql.Open("sqlite", sqlitedb.URI(path, busyTimeout))
@@ -45,7 +45,7 @@ func TestUpgradeInUse(t *testing.T) {
 	if _, err := Open(t.Context(), path); err == nil ||
 		!strings.Contains(err.Error(), "in use by claviger kms, process") ||
 		!strings.Contains(err.Error(), "stop that process first") {
-		t.Errorf("the schema was changed under a server: %v", err)
+		t.Errorf("the schema was upgraded while a server used the store: %v", err)
 	}
 	release()
 	s, err := Open(t.Context(), path)
@@ -57,8 +57,8 @@ func TestUpgradeInUse(t *testing.T) {
 	}
 }
 
-// TestHardLinks: a file with two names is not claimed under either of them; the other is
-// named. With one name it is claimed again.
+// TestHardLinks checks that a file with two names cannot be claimed under either name, and that the error helps to find
+// the other name. With one name the file can be claimed again.
 func TestHardLinks(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "claviger.db")
@@ -79,7 +79,7 @@ func TestHardLinks(t *testing.T) {
 			t.Fatal(err)
 		}
 		for name, wants := range map[string]string{path: beside, other: path} {
-			want := "one is " + wants
+			want := "one of them is " + wants
 			if other == elsewhere {
 				want = "find / -xdev -inum"
 			}

@@ -8,14 +8,14 @@ import (
 	"claviger/metastore"
 )
 
-// newestTime is, in SQL, the newest of the times that were written by the clock. The tables
-// that grow with the keys have an index for it. EndFuture changes the same ones.
+// newestTime is an SQL expression: the newest time that a clock has written into the store. The tables that grow with
+// use have an index for it. ResetFutureTimes changes the same columns.
 const newestTime = `max(coalesce((SELECT max(last) FROM version_use), 0),
 	coalesce((SELECT max(since) FROM deleted_key), 0),
 	coalesce((SELECT max(last) FROM source_use), 0), coalesce((SELECT max(at) FROM journal), 0))`
 
-// Clocks compares this host's clock with the newest time in the store, which it cannot be
-// behind unless it is, or was, wrong. That it is ahead does not show.
+// Clocks compares this host's clock with the newest time in the store. If the clock is behind that time, it is wrong
+// now, or it was wrong when the time was written. Clocks cannot detect a clock that is ahead.
 func (s *Store) Clocks(ctx context.Context) (c metastore.Clocks, err error) {
 	const op = "metastore/sqlite.Clocks"
 	if err := s.usable(op); err != nil {
@@ -27,7 +27,7 @@ func (s *Store) Clocks(ctx context.Context) (c metastore.Clocks, err error) {
 	}
 	now := time.Now()
 	there := now
-	if at := when(newest); at.After(now) {
+	if at := fromMillis(newest); at.After(now) {
 		there = at
 	}
 	c = metastore.Compare(now, there, now, "the newest time in the metastore")
@@ -35,11 +35,10 @@ func (s *Store) Clocks(ctx context.Context) (c metastore.Clocks, err error) {
 	return c, nil
 }
 
-// EndFuture sets the times that the clock wrote into the store and that have not come yet to
-// now, and returns how many there were. Each of them was written before, so now is not too
-// early, unless this host's clock is behind.
-func (s *Store) EndFuture(ctx context.Context) (n int64, err error) {
-	err = s.update(ctx, "metastore/sqlite.EndFuture", "", func(tx *sql.Tx) error {
+// ResetFutureTimes sets all times in the store that are in the future to the current time, and returns their number.
+// They were written in the past, so the current time is not too early, unless this host's clock is behind.
+func (s *Store) ResetFutureTimes(ctx context.Context) (n int64, err error) {
+	err = s.update(ctx, "metastore/sqlite.ResetFutureTimes", "", func(tx *sql.Tx) error {
 		to := millis(now())
 		for _, statement := range []string{
 			`UPDATE version_use SET last = ?1 WHERE last > ?1`,

@@ -11,8 +11,8 @@ import (
 	"claviger/metastore/sqlite"
 )
 
-// TestClockBehind: a clock that is behind the newest time in the store is known to be
-// wrong, and a key that is deleted by it counts as deleted no earlier than that time.
+// TestClockBehind checks that a clock that is behind the newest time in the store counts as wrong, and that a key which
+// is deleted then counts as deleted at that time.
 func TestClockBehind(t *testing.T) {
 	const month = 30 * 24 * time.Hour
 	to := time.Now().Add(month).Truncate(time.Millisecond)
@@ -50,13 +50,13 @@ func TestClockBehind(t *testing.T) {
 		if list, err := s.Shelved(t.Context()); err != nil || len(list) != 1 || !list[0].Since.Equal(to) {
 			t.Errorf("%s: deleted %+v, want %v (%v)", what, list, to, err)
 		}
-		// The clock is right: what it wrote while it was ahead is of now, and the purge's bounds too.
+		// If the clock is right now, it was ahead before. ResetFutureTimes then corrects the times that it wrote.
 		since := strconv.FormatInt(to.UnixMilli(), 10)
 		if err := s.SetSetting(t.Context(), metastore.SettingLastUsesSince, since); err != nil {
 			t.Fatal(err)
 		}
-		if n, err := s.EndFuture(t.Context()); err != nil || n != 3 {
-			t.Errorf("%s: set %d times, %v; want this one, the deletion and the begin of the record", what, n, err)
+		if n, err := s.ResetFutureTimes(t.Context()); err != nil || n != 3 {
+			t.Errorf("%s: set %d times, %v; want the use, the deletion and the begin of the record", what, n, err)
 		}
 		if c, err := s.Clocks(t.Context()); err != nil || c.Apart() != nil {
 			t.Errorf("%s: %v, %v", what, err, c.Apart())

@@ -12,13 +12,13 @@ import (
 
 var _ metastore.Movable = (*Store)(nil)
 
-// Content reads all that the store holds.
+// Content reads the whole content, see metastore.Movable.
 func (s *Store) Content(ctx context.Context) (*metastore.Content, error) {
 	const op = "metastore/sqlite.Content"
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
-	tx, err := s.db.Reader.BeginTx(ctx, nil) // one moment
+	tx, err := s.db.Reader.BeginTx(ctx, nil) // so that all tables are read at one moment
 	if err != nil {
 		return nil, s.fail(op, "", err)
 	}
@@ -46,7 +46,7 @@ func contentOf(ctx context.Context, tx *sql.Tx) (*metastore.Content, error) {
 			err := r.Scan(to...)
 			for i, v := range row {
 				if b, bytes := v.([]byte); (bytes || v == nil) && len(b) == 0 && t.Columns[i] != "description" {
-					row[i] = []byte{} // the driver makes nil of it, and no other column is ever NULL
+					row[i] = []byte{} // the driver returns an empty blob as nil; only description can be NULL
 				}
 			}
 			return row, err
@@ -65,7 +65,7 @@ func contentOf(ctx context.Context, tx *sql.Tx) (*metastore.Content, error) {
 	return c, nil
 }
 
-// Fill writes another store's content into this one, which is empty.
+// Fill writes the content of another store into this one, which must be empty.
 func (s *Store) Fill(ctx context.Context, c *metastore.Content) error {
 	const op = "metastore/sqlite.Fill"
 	return s.update(ctx, op, "", func(tx *sql.Tx) error {
@@ -77,7 +77,7 @@ func (s *Store) Fill(ctx context.Context, c *metastore.Content) error {
 			return claviger.Errorf(op, claviger.Invalid, "", "metastore %s is not empty", s.URI())
 		}
 		for _, t := range metastore.Tables {
-			// nolint:gosec // names of ours
+			// nolint:gosec // the names are constants of ours
 			insert := fmt.Sprintf("INSERT OR REPLACE INTO %s (%s) VALUES (?%s)", t.Name, strings.Join(t.Columns, ", "),
 				strings.Repeat(", ?", len(t.Columns)-1))
 			for _, row := range c.Rows[t.Name] {

@@ -11,7 +11,7 @@ import (
 	"claviger/metastore"
 )
 
-// One node shares tokens with nobody but itself after a restart.
+// A store of one node keeps tokens so that they survive a restart of the server.
 var _ metastore.Delegations = (*Store)(nil)
 
 // NextSequences reserves n sequence numbers.
@@ -24,10 +24,10 @@ func (s *Store) NextKeyID(ctx context.Context) (id int32, err error) {
 	return s.next(ctx, "metastore/sqlite.NextKeyID", "master key", 1)
 }
 
-// next takes n numbers from a counter.
+// next takes n numbers from a counter, and returns the first.
 func (s *Store) next(ctx context.Context, op, counter string, n int32) (first int32, err error) {
 	if n <= 0 {
-		return 0, claviger.Errorf(op, claviger.Invalid, "", "%d numbers were asked for", n)
+		return 0, claviger.Errorf(op, claviger.Invalid, "", "%d numbers cannot be reserved: it must be at least 1", n)
 	}
 	err = s.update(ctx, op, "", func(tx *sql.Tx) error {
 		var next int64
@@ -71,13 +71,13 @@ func (s *Store) MasterKeys(ctx context.Context) (all []metastore.MasterKey, err 
 		if err := rows.Scan(&k.ID, &expires, (*[]byte)(&k.Key)); err != nil {
 			return nil, s.fail(op, "", err)
 		}
-		k.Expires = when(expires)
+		k.Expires = fromMillis(expires)
 		all = append(all, k)
 	}
 	return all, s.fail(op, "", rows.Err())
 }
 
-// RemoveMasterKey takes a key away.
+// RemoveMasterKey removes a key.
 func (s *Store) RemoveMasterKey(ctx context.Context, id int32) error {
 	_, err := s.exec(ctx, "metastore/sqlite.RemoveMasterKey", `DELETE FROM master_key WHERE id = ?`, id)
 	return err
@@ -93,14 +93,14 @@ func (s *Store) PutDelegation(ctx context.Context, d metastore.Delegation) error
 	return err
 }
 
-// RenewDelegation changes Renew of a token that is still there.
+// RenewDelegation changes Renew of a token that still exists.
 func (s *Store) RenewDelegation(ctx context.Context, sequence int32, renew time.Time) (ok bool, err error) {
 	n, err := s.exec(ctx, "metastore/sqlite.RenewDelegation", `UPDATE delegation SET renew = ? WHERE sequence = ?`,
 		millis(renew), sequence)
 	return n == 1, err
 }
 
-// Delegation returns a token as it is now.
+// Delegation returns the current state of a token.
 func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Delegation, ok bool, err error) {
 	const op = "metastore/sqlite.Delegation"
 	if err := s.usable(op); err != nil {
@@ -115,17 +115,17 @@ func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Del
 	if err != nil {
 		return metastore.Delegation{}, false, s.fail(op, "", err)
 	}
-	d.Sequence, d.Renew = sequence, when(renew)
+	d.Sequence, d.Renew = sequence, fromMillis(renew)
 	return d, true, nil
 }
 
-// RemoveDelegation takes a token away.
+// RemoveDelegation removes a token.
 func (s *Store) RemoveDelegation(ctx context.Context, sequence int32) (ok bool, err error) {
 	n, err := s.exec(ctx, "metastore/sqlite.RemoveDelegation", `DELETE FROM delegation WHERE sequence = ?`, sequence)
 	return n == 1, err
 }
 
-// RemoveExpired takes expired tokens away.
+// RemoveExpired removes the expired tokens.
 func (s *Store) RemoveExpired(ctx context.Context, before time.Time) (int, error) {
 	n, err := s.exec(ctx, "metastore/sqlite.RemoveExpired", `DELETE FROM delegation WHERE renew < ?`, millis(before))
 	return int(n), err
@@ -162,7 +162,7 @@ func (s *Store) Identifiers(ctx context.Context, fn func(identifier []byte)) err
 	return s.fail(op, "", rows.Err())
 }
 
-// exec runs one statement that changes rows, and returns how many.
+// exec runs one statement that changes rows, and returns the number of changed rows.
 func (s *Store) exec(ctx context.Context, op, statement string, args ...any) (n int64, err error) {
 	err = s.update(ctx, op, "", func(tx *sql.Tx) error {
 		r, err := tx.ExecContext(ctx, statement, args...)

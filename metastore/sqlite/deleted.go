@@ -15,15 +15,14 @@ import (
 	"claviger/sqlitedb"
 )
 
-// Shelve moves a key to the deleted ones.
+// Shelve moves a key to the deleted keys.
 func (s *Store) Shelve(ctx context.Context, key string) error {
 	const op = "metastore/sqlite.Shelve"
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
 		var id int64
 		err := tx.QueryRowContext(ctx, `
 			INSERT INTO deleted_key (name, since, cipher, bit_length, description, attributes, created)
-			SELECT name, max(?,
-				`+newestTime+`), cipher, bit_length, description, attributes, created
+			SELECT name, max(?, `+newestTime+`), cipher, bit_length, description, attributes, created
 				FROM ez_key WHERE name = ? RETURNING id`, millis(now()), key).Scan(&id)
 		if errors.Is(err, sql.ErrNoRows) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
@@ -31,7 +30,7 @@ func (s *Store) Shelve(ctx context.Context, key string) error {
 		if err != nil {
 			return err
 		}
-		if err := noStep(ctx, tx, op, key, "deletion"); err != nil {
+		if err := requireNoStep(ctx, tx, op, key, "deletion"); err != nil {
 			return err
 		}
 		if _, err := tx.ExecContext(ctx, `
@@ -45,17 +44,17 @@ func (s *Store) Shelve(ctx context.Context, key string) error {
 	})
 }
 
-// noStep refuses where a step of the key is under way.
-func noStep(ctx context.Context, tx *sql.Tx, op, key, what string) error {
-	there, err := collect(ctx, tx, scanIntent, selectIntent, key)
-	if err != nil || len(there) == 0 {
+// requireNoStep returns an error if a step of the key is unfinished. what is the operation that the caller refuses.
+func requireNoStep(ctx context.Context, tx *sql.Tx, op, key, what string) error {
+	pending, err := collect(ctx, tx, scanIntent, selectIntent, key)
+	if err != nil || len(pending) == 0 {
 		return err
 	}
 	return claviger.Errorf(op, claviger.Unavailable, key, "a %s of this key, begun %s, must be finished before its %s",
-		there[0].Op, there[0].Begun.Format(time.RFC3339), what)
+		pending[0].Op, pending[0].Begun.Format(time.RFC3339), what)
 }
 
-// Shelved returns the deleted keys of these names, or all.
+// Shelved returns the deleted keys of these names, or all deleted keys if there are no names.
 func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelved, error) {
 	const op = "metastore/sqlite.Shelved"
 	if err := s.usable(op); err != nil {
@@ -66,16 +65,16 @@ func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelv
 		key metastore.Shelved
 		v   metastore.Version
 	}
-	which, args := "", []any(nil)
+	where, args := "", []any(nil)
 	if len(names) > 0 {
-		// no key has such a name
+		// JSON cannot hold a name that is not UTF-8, and no key has such a name.
 		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !utf8.ValidString(n) })
 		list, err := json.Marshal(names)
 		if err != nil {
 			return nil, claviger.E(op, claviger.Internal, "", err)
 		}
-		// a text of its own, so that the index is used
-		which, args = "WHERE k.name IN (SELECT value FROM json_each(?)) ", []any{string(list)}
+		// Without names the query has no such condition, because SQLite would not use the index for an optional one.
+		where, args = "WHERE k.name IN (SELECT value FROM json_each(?)) ", []any{string(list)}
 	}
 	rows, err := collect(ctx, s.db.Reader, func(r *sql.Rows) (row, error) {
 		var x row
@@ -87,12 +86,13 @@ func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelv
 			return x, err
 		}
 		md, err := m.metadata(name)
-		x.key, x.v.Created = metastore.Shelved{Key: metastore.Key{Metadata: md}, Since: when(since)}, when(created)
+		x.key = metastore.Shelved{Key: metastore.Key{Metadata: md}, Since: fromMillis(since)}
+		x.v.Created = fromMillis(created)
 		return x, err
 	}, `
 		SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.object,
 			v.created, v.check_value
-		FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id `+which+`ORDER BY k.id, v.seq`, args...)
+		FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id `+where+`ORDER BY k.id, v.seq`, args...)
 	if err != nil {
 		return nil, s.fail(op, "", err)
 	}
@@ -109,7 +109,7 @@ func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelv
 	return all, nil
 }
 
-// Unshelve moves the deleted key with that version back.
+// Unshelve moves the deleted key that has that version back to the live keys.
 func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 	const op = "metastore/sqlite.Unshelve"
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
@@ -133,7 +133,7 @@ func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 		if err != nil {
 			return err
 		}
-		if err := noStep(ctx, tx, op, key, "undeletion"); err != nil {
+		if err := requireNoStep(ctx, tx, op, key, "undeletion"); err != nil {
 			return err
 		}
 		if _, err := tx.ExecContext(ctx, `
@@ -147,8 +147,7 @@ func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 	})
 }
 
-// Discard takes deleted keys of a name away and leaves an intent to delete their HSM
-// objects.
+// Discard removes deleted keys of a name, and writes an intent to delete their HSM objects.
 func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in metastore.Intent, err error) {
 	const op = "metastore/sqlite.Discard"
 	list, err := json.Marshal(ids)
@@ -156,22 +155,22 @@ func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in meta
 		return metastore.Intent{}, claviger.E(op, claviger.Internal, key, err)
 	}
 	err = s.update(ctx, op, key, func(tx *sql.Tx) error {
-		const which = `SELECT k.id FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id WHERE k.name = ?
+		const selectKeys = `SELECT k.id FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id WHERE k.name = ?
 			AND v.id IN (SELECT value FROM json_each(?))`
 		refs, err := collect(ctx, tx, scanRef,
 			`SELECT id, object FROM deleted_version
-				WHERE key_id IN (`+which+`) ORDER BY key_id, seq`, key, string(list))
+				WHERE key_id IN (`+selectKeys+`) ORDER BY key_id, seq`, key, string(list))
 		if err != nil {
 			return err
 		}
 		if len(refs) == 0 {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM deleted_key WHERE id IN (`+which+`)`, key,
+		if _, err := tx.ExecContext(ctx, `DELETE FROM deleted_key WHERE id IN (`+selectKeys+`)`, key,
 			string(list)); err != nil {
 			return err
 		}
-		in, err = condemn(ctx, tx, op, key, refs)
+		in, err = beginDelete(ctx, tx, op, key, refs)
 		return err
 	})
 	if err != nil {
@@ -180,7 +179,7 @@ func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in meta
 	return in, nil
 }
 
-// Touch moves last uses forward, all in one transaction.
+// Touch moves the times of last uses forward, all in one transaction.
 func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
 	const op = "metastore/sqlite.Touch"
 	if len(uses) == 0 {
@@ -211,8 +210,7 @@ func (s *Store) LastUses(ctx context.Context, versions ...string) (last []time.T
 	ms, err := strconv.ParseInt(value, 10, 64)
 	if err != nil {
 		return nil, time.Time{}, claviger.Errorf(op, claviger.Internal, "", "metastore %s: setting %s: %w",
-			s.db.Path(),
-			metastore.SettingLastUsesSince, err)
+			s.db.Path(), metastore.SettingLastUsesSince, err)
 	}
 	last = make([]time.Time, len(versions))
 	for i, v := range versions {
@@ -220,16 +218,16 @@ func (s *Store) LastUses(ctx context.Context, versions ...string) (last []time.T
 		err := s.db.Reader.QueryRowContext(ctx, `SELECT last FROM version_use WHERE version = ?`, v).Scan(&ms)
 		switch {
 		case err == nil:
-			last[i] = when(ms)
+			last[i] = fromMillis(ms)
 		case !errors.Is(err, sql.ErrNoRows):
 			return nil, time.Time{}, s.fail(op, v, err)
 		}
 	}
-	return last, when(ms), nil
+	return last, fromMillis(ms), nil
 }
 
-// NeverUsed tells whether no version of that name can have been used. A server of before
-// this record that goes on beside an upgrade tells of uses by their times alone.
+// NeverUsed reports whether it is certain that the version was never used. It reads both tables: a server of an older
+// program, which still runs after an upgrade, records a use in version_use only.
 func (s *Store) NeverUsed(ctx context.Context, version string) (never bool, err error) {
 	const op = "metastore/sqlite.NeverUsed"
 	if err := s.usable(op); err != nil {
@@ -240,7 +238,7 @@ func (s *Store) NeverUsed(ctx context.Context, version string) (never bool, err 
 	return never, s.fail(op, version, err)
 }
 
-// ForgetUnused has every version count as one that may have been used.
+// ForgetUnused makes NeverUsed false for every version.
 func (s *Store) ForgetUnused(ctx context.Context) error {
 	_, err := s.exec(ctx, "metastore/sqlite.ForgetUnused", `DELETE FROM version_unused`)
 	return err

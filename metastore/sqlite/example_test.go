@@ -10,7 +10,7 @@ import (
 	"claviger/metastore/sqlite"
 )
 
-// What a method has written is there when the store is opened again.
+// A value that was set is still there after the store is opened again.
 func ExampleOpen() {
 	dir, err := os.MkdirTemp("", "sqlite")
 	if err != nil {

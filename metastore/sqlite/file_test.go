@@ -36,8 +36,7 @@ func testKey(name, id string) metastore.Key {
 		List: []metastore.Version{{ID: id, Object: id + "0b", Check: []byte("12345678")}}}
 }
 
-// TestSchemaVersion holds the constant that start-up compares with to the files
-// that goose would run.
+// TestSchemaVersion checks that SchemaVersion is the number of the newest migration.
 func TestSchemaVersion(t *testing.T) {
 	files, err := fs.Glob(migrations, "migrations/*.sql")
 	if err != nil || len(files) == 0 {
@@ -50,7 +49,7 @@ func TestSchemaVersion(t *testing.T) {
 	}
 }
 
-// TestOlderSchema opens a file of the first schema, which has a key in it.
+// TestOlderSchema opens a file of the first schema that has a key.
 func TestOlderSchema(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "old.db")
 	db, err := sql.Open("sqlite", sqlitedb.URI(path, busyTimeout))
@@ -93,7 +92,7 @@ func TestOlderSchema(t *testing.T) {
 	}
 }
 
-// TestNumbersUsedUp: a number that is not an int32 is no answer.
+// TestNumbersUsedUp checks that NextSequences fails before it would return a number above the largest int32.
 func TestNumbersUsedUp(t *testing.T) {
 	s, _ := newStore(t)
 	if _, err := s.db.Writer.ExecContext(t.Context(), `UPDATE counter SET next = ?`, math.MaxInt32-1); err != nil {
@@ -108,8 +107,8 @@ func TestNumbersUsedUp(t *testing.T) {
 	}
 }
 
-// TestDamage: a page that is damaged is found at the start, and where a server has the
-// file open already, when it is read.
+// TestDamage checks that Open reports a damaged page, and that a Store which has the file open reports it when it reads
+// the page.
 func TestDamage(t *testing.T) {
 	s, path := newStore(t)
 	for i := range 200 {
@@ -121,7 +120,7 @@ func TestDamage(t *testing.T) {
 	if err := s.db.Reader.QueryRow(`SELECT rootpage FROM sqlite_schema WHERE name = 'ez_key'`).Scan(&root); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Close(); err != nil { // all is in the file
+	if err := s.Close(); err != nil { // Close moves the -wal into the file
 		t.Fatal(err)
 	}
 	s, err := Open(t.Context(), path)
@@ -147,8 +146,7 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// TestFull lets SQLite itself come to the end of its room: the same code and
-// path as a full disk.
+// TestFull limits the number of pages. SQLite then returns the same error code as on a full disk.
 func TestFull(t *testing.T) {
 	s, path := newStore(t)
 	ctx := t.Context()
@@ -171,33 +169,32 @@ func TestFull(t *testing.T) {
 	}
 	got, err := s.Get(ctx, "before", "big")
 	if err != nil || got[0] == nil || got[1] != nil {
-		t.Errorf("after it: %v, %v", got, err)
+		t.Errorf("after the failed insert: %v, %v", got, err)
 	}
 	if err := s.db.Writer.QueryRow("PRAGMA max_page_count = 1000000").Scan(&limit); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Insert(ctx, big); err != nil {
-		t.Errorf("once there is room: %v", err)
+		t.Errorf("insert after there is room again: %v", err)
 	}
 }
 
-// TestVersionIDsAreUnique: an id is an HSM object, which two keys must not
-// share.
+// TestObjectsAreUnique checks that two keys cannot have the same HSM object.
 func TestObjectsAreUnique(t *testing.T) {
 	s, _ := newStore(t)
 	if err := s.Insert(t.Context(), testKey("a", "01")); err != nil {
 		t.Fatal(err)
 	}
 	err := s.Insert(t.Context(), testKey("b", "01"))
-	if err == nil || !strings.Contains(err.Error(), "version b@01 or HSM object 010b is in use already") {
+	if err == nil || !strings.Contains(err.Error(), "version b@01 or HSM object 010b is already in use") {
 		t.Errorf("error %v", err)
 	}
 	if got, err := s.Get(t.Context(), "b"); err != nil || got[0] != nil {
-		t.Errorf("half of the key was kept: %v, %v", got, err)
+		t.Errorf("a part of the key was written: %v, %v", got, err)
 	}
 }
 
-// TestNoGoroutineIsLeft also opens what fails to open.
+// TestNoGoroutineIsLeft checks that Close ends all goroutines, and that a failed Open leaves none.
 func TestNoGoroutineIsLeft(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	path := filepath.Join(t.TempDir(), "m.db")
@@ -217,12 +214,11 @@ func TestNoGoroutineIsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := Open(t.Context(), path); err == nil {
-		t.Error("opened")
+		t.Error("Open accepted a file that is not a database")
 	}
 }
 
-// BenchmarkOpen is what the metastore costs at the start of a server: an
-// existing store of a thousand keys.
+// BenchmarkOpen measures the opening of a store with 1000 keys, as at the start of a server.
 func BenchmarkOpen(b *testing.B) {
 	path := filepath.Join(b.TempDir(), "m.db")
 	s, err := Open(b.Context(), path)
@@ -248,7 +244,7 @@ func BenchmarkOpen(b *testing.B) {
 	}
 }
 
-// BenchmarkByVersion is the lookup of an EDEK's key version.
+// BenchmarkByVersion measures the lookup of the key version of an EDEK.
 func BenchmarkByVersion(b *testing.B) {
 	s, err := Open(b.Context(), filepath.Join(b.TempDir(), "m.db"))
 	if err != nil {

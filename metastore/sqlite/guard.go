@@ -21,93 +21,93 @@ import (
 )
 
 const (
-	// lookEvery lies between two looks at the file. docs/backup.md states it.
-	lookEvery = time.Second
-	// settle is how long a change stays in the -wal alone: changes come in numbers.
-	settle = 100 * time.Millisecond
-	// unknown is the size of a file that is not in its place.
-	unknown = -1
-	// nextChange counts one more, and returns the count.
+	// checkInterval is the time between two checks of the file. docs/backup.md states it.
+	checkInterval = time.Second
+	// debounce is the time between a change and the checkpoint after it, so that one checkpoint serves many changes.
+	debounce = 100 * time.Millisecond
+	// unknownSize is the size in the state of a file that is not at its path.
+	unknownSize = -1
+	// nextChange raises the count of changes by one, and returns the new count.
 	nextChange = `INSERT INTO setting (name, value) VALUES ('` + metastore.SettingChanges + `', '1')
 		ON CONFLICT DO UPDATE SET value = CAST(value AS INTEGER) + 1 RETURNING CAST(value AS INTEGER)`
 	readChanges = `SELECT CAST(value AS INTEGER) FROM setting WHERE name = '` + metastore.SettingChanges + `'`
 )
 
-// mark is how a file stood when it was looked at.
-type mark struct {
+// fileState identifies a file, and shows whether its content may have changed.
+type fileState struct {
 	dev, ino uint64
 	size     int64
 	modified unix.Timespec
 }
 
-func markOf(path string) (mark, error) {
+func stateOf(path string) (fileState, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
-		return mark{}, &fs.PathError{Op: "stat", Path: path, Err: err}
+		return fileState{}, &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
-	return markOfStat(&st), nil
+	return stateOfStat(&st), nil
 }
 
-func markOfStat(st *unix.Stat_t) mark {
+func stateOfStat(st *unix.Stat_t) fileState {
 	// nolint:unconvert // not uint64 everywhere
-	return mark{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, modified: st.Mtim}
+	return fileState{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, modified: st.Mtim}
 }
 
-func (m mark) sameFile(o mark) bool { return m.dev == o.dev && m.ino == o.ino }
+func (s fileState) sameFile(o fileState) bool { return s.dev == o.dev && s.ino == o.ino }
 
-// place notices that the file of a store is not the one that this process left: taken
-// away, replaced by another, or written over in place. SQLite notices none of these.
+// guard detects that a store's file was moved, replaced by another file, or overwritten in place by another
+// program. SQLite detects none of these.
 //
-// The process that has a claim is the only one that moves the -wal into the file, which
-// happens soon after each change. So size and time of the file change by its doing alone,
-// and the -wal is empty but for a moment: a file that is put in the store's place is
-// never mixed with changes of the old one, not at the next start either.
-type place struct {
-	path string // of the file; real where path leads to it by links
-	real string
+// Only the process with the claim runs checkpoints: it moves the -wal into the file soon after each change. So no
+// other process changes the size or time of the file, and the -wal is empty most of the time. Therefore changes of the
+// old file do not get into a file that an operator puts in its place, also not at the next start.
+type guard struct {
+	path string // of the file
+	real string // path without symbolic links
 	log  *slog.Logger
 
-	mu   sync.Mutex           // of the file's writer, and of what follows from a loss
-	file atomic.Pointer[mark] // as this process left it; nil before it is open
-	// content is what the file held then.
+	mu   sync.Mutex                // held during a checkpoint, and while a loss is handled
+	file atomic.Pointer[fileState] // after the last checkpoint of this process; nil before the file is open
+	// content is the checksum of the file in that state.
 	content content
-	// besides are the marks of -wal and -shm, nil where they are not there yet.
-	besides [2]*mark
-	// kept: this process alone moves the -wal into the file.
-	kept atomic.Bool
-	// changes is the highest count that this process has seen.
+	// sidecars are the states of -wal and -shm; nil for a file that does not exist yet.
+	sidecars [2]*fileState
+	// claimed: this process has the claim, so it alone runs checkpoints.
+	claimed atomic.Bool
+	// changes is the highest count of changes that this process has seen.
 	changes atomic.Int64
-	// foreign is why nothing may be read or written: the file was written over.
-	foreign atomic.Pointer[string]
-	// apart is why nothing may be written, though what is open is as it was.
-	apart atomic.Pointer[string]
+	// overwritten says how the file was overwritten; nil if it was not. Then nothing is read or written.
+	overwritten atomic.Pointer[string]
+	// displaced says why the open file is not at its path; nil if it is. Then nothing is written. Reads go on, because
+	// the open file has not changed.
+	displaced atomic.Pointer[string]
 
-	wrote chan struct{} // a change is in the -wal
+	changed chan struct{} // receives after a change, which is then in the -wal
 }
 
-// beside are the ends of the names of SQLite's own files.
-var beside = [2]string{"-wal", "-shm"}
+// sidecarSuffixes are the suffixes of the names of SQLite's own files.
+var sidecarSuffixes = [2]string{"-wal", "-shm"}
 
-// placeAnswer is what a client reads.
-const placeAnswer = "this server's metastore was moved, replaced or written over while the server used it, so " +
+// guardAnswer is the text that a client gets.
+const guardAnswer = "this server's metastore was moved, replaced or written over while the server used it, so " +
 	"nothing is changed; an operator must stop the server, put the right file in its place, and start the server " +
 	"again"
 
-// inPlace refuses to read from a file that was written over, and to write to one that is
-// not in its place: what is written then is lost, or destroys what was put there.
-func (s *Store) inPlace(op, key string, write bool) error {
-	p := &s.place
-	if p.file.Load() == nil {
+// checkPlace returns an error if the file was overwritten, and for a write also if the file is not at its path: the
+// write would be lost, or would damage the file that is there now.
+func (s *Store) checkPlace(op, key string, write bool) error {
+	g := &s.guard
+	if g.file.Load() == nil {
 		return nil
 	}
-	if !p.asLeft() {
-		p.mu.Lock()
-		s.lookAgain()
-		p.mu.Unlock()
+	if !g.unchanged() {
+		g.mu.Lock()
+		s.recheck()
+		g.mu.Unlock()
 	}
-	why := p.foreign.Load()
+	why := g.overwritten.Load()
 	if why == nil && write {
-		why = p.apart.Load()
+		why = g.displaced.Load()
 	}
 	if why == nil {
 		return nil
@@ -119,141 +119,140 @@ func (s *Store) refusal(op, key, why string) error {
 	return claviger.Answer(claviger.Errorf(op, claviger.Unavailable, key,
 		"metastore %s %s; stop the server, put the right file in its place, see that claviger metastore verify "+
 			"finds nothing, and start again",
-		s.db.Path(), why), placeAnswer)
+		s.db.Path(), why), guardAnswer)
 }
 
-// asLeft tells whether the file is as this process left it, and nothing is known
-// against it.
-func (p *place) asLeft() bool {
-	if p.foreign.Load() != nil || p.apart.Load() != nil {
+// unchanged reports whether the file is as this process left it, and no earlier check has found a loss.
+func (g *guard) unchanged() bool {
+	if g.overwritten.Load() != nil || g.displaced.Load() != nil {
 		return false
 	}
-	now, err := markOf(p.path)
-	was := p.file.Load()
-	return err == nil && (now == *was || !p.kept.Load() && now.sameFile(*was))
+	now, err := stateOf(g.path)
+	last := g.file.Load()
+	return err == nil && (now == *last || !g.claimed.Load() && now.sameFile(*last))
 }
 
-// lookAgain finds out what has become of the file. mu is held.
-func (s *Store) lookAgain() {
-	p := &s.place
-	if p.foreign.Load() != nil {
+// recheck finds out what has happened to the file, and sets overwritten or displaced. mu is held.
+func (s *Store) recheck() {
+	g := &s.guard
+	if g.overwritten.Load() != nil {
 		return
 	}
-	was := p.file.Load()
-	now, err := markOf(p.path)
-	if err == nil && now.sameFile(*was) && was.size == unknown {
-		was = &now
-		p.file.Store(was)
+	last := g.file.Load()
+	now, err := stateOf(g.path)
+	if err == nil && now.sameFile(*last) && last.size == unknownSize {
+		last = &now
+		g.file.Store(last)
 	}
 	switch {
-	case err != nil, !now.sameFile(*was):
-		p.setApart("is no longer the file that this process has open: it was moved, removed or replaced meanwhile, " +
-			"and what is written now would be lost")
-	case p.kept.Load() && now != *was && p.holdsTheSame(now):
-		p.log.Info("the metastore's file has another time and the same content; it is used as before", "file", p.path,
-			"time", stamp(now))
-		p.file.Store(&now)
-		p.content.of = now
-	case p.kept.Load() && now != *was:
-		s.setForeign(fmt.Sprintf("was written over in place by another program (%d bytes of %s, and this server "+
-			"left %d bytes of %s)", now.size, stamp(now), was.size, stamp(*was)))
-	case p.kept.Load() && !p.besidesHold():
-		p.setApart("was parted from its " + filepath.Base(p.real) + "-wal or -shm, which was removed or replaced " +
-			"meanwhile, and what is written now could be lost")
+	case err != nil, !now.sameFile(*last):
+		g.setDisplaced("is no longer the file that this process has open: it was moved, removed or replaced " +
+			"meanwhile, and what is written now would be lost")
+	case g.claimed.Load() && now != *last && g.sameContent(now):
+		g.log.Info("the time of the metastore's file was changed, but not its content; the file is used as before",
+			"file", g.path, "time", stamp(now))
+		g.file.Store(&now)
+		g.content.of = now
+	case g.claimed.Load() && now != *last:
+		s.setOverwritten(fmt.Sprintf("was written over in place by another program (%d bytes of %s, and this server "+
+			"left %d bytes of %s)", now.size, stamp(now), last.size, stamp(*last)))
+	case g.claimed.Load() && !g.sidecarsUnchanged():
+		g.setDisplaced("has lost its " + filepath.Base(g.real) + "-wal or -shm file: another program removed or " +
+			"replaced it, and what is written now could be lost")
 	default:
-		if p.apart.Swap(nil) != nil {
-			p.log.Info("the metastore is in its place again", "metastore", s.URI())
+		if g.displaced.Swap(nil) != nil {
+			g.log.Info("the metastore is at its path again, and is used as before", "metastore", s.URI())
 		}
 	}
 }
 
-func stamp(m mark) string { return time.Unix(m.modified.Unix()).UTC().Format(time.RFC3339Nano) }
+func stamp(s fileState) string { return time.Unix(s.modified.Unix()).UTC().Format(time.RFC3339Nano) }
 
-// besidesHold compares SQLite's own files, once they are there. mu is held.
-func (p *place) besidesHold() bool {
-	for i, end := range beside {
-		now, err := markOf(p.real + end)
+// sidecarsUnchanged reports whether SQLite's own files are still the same. It stores the state of a file that did not
+// exist before. mu is held.
+func (g *guard) sidecarsUnchanged() bool {
+	for i, suffix := range sidecarSuffixes {
+		now, err := stateOf(g.real + suffix)
 		switch {
-		case p.besides[i] == nil && err == nil:
-			p.besides[i] = &now
-		case p.besides[i] != nil && (err != nil || !now.sameFile(*p.besides[i])):
+		case g.sidecars[i] == nil && err == nil:
+			g.sidecars[i] = &now
+		case g.sidecars[i] != nil && (err != nil || !now.sameFile(*g.sidecars[i])):
 			return false
 		}
 	}
 	return true
 }
 
-func (p *place) setApart(why string) {
-	if was := p.apart.Swap(&why); was == nil {
-		p.log.Error("the metastore is not in its place; no key is made, rolled or deleted until it is", "file", p.path,
+func (g *guard) setDisplaced(why string) {
+	if before := g.displaced.Swap(&why); before == nil {
+		g.log.Error("the metastore is not at its path; no key is made, rolled or deleted until it is", "file", g.path,
 			"why", "it "+why)
 	}
 }
 
-// setForeign keeps everything from a file that was written over, and takes the -wal away
-// from it, if it holds anything: the next start would play it into that file. mu is held.
-func (s *Store) setForeign(why string) {
-	p := &s.place
-	wal := p.real + beside[0]
-	if now, err := markOf(wal); err == nil && p.besides[0] != nil && now.sameFile(*p.besides[0]) && now.size > 0 {
+// setOverwritten stops all reads and writes. It moves a -wal with changes away, because the next start would apply the
+// changes to the file that is there now. mu is held.
+func (s *Store) setOverwritten(why string) {
+	g := &s.guard
+	wal := g.real + sidecarSuffixes[0]
+	if now, err := stateOf(wal); err == nil && g.sidecars[0] != nil && now.sameFile(*g.sidecars[0]) && now.size > 0 {
 		aside := wal + ".replaced-" + time.Now().UTC().Format("20060102T150405.000Z")
 		if err := durable.Rename(wal, aside); err != nil {
-			why += fmt.Sprintf("; remove %s before the next start, for its changes do not belong to the file that "+
+			why += fmt.Sprintf("; remove %s before the next start, because its changes do not belong to the file that "+
 				"is there now (%s)", wal, err)
 		} else {
-			why += "; changes of the last moment, which do not belong to that file, are in " + aside
+			why += "; the last changes, which do not belong to that file, are in " + aside
 		}
 	}
-	p.foreign.Store(&why)
-	p.log.Error("the metastore was written over; nothing is read from it or written to it, and key versions that "+
-		"are in memory are served", "file", p.path, "why", "it "+why)
-	s.writes.note(time.Now(), s.refusal("metastore/sqlite.place", "", why))
+	g.overwritten.Store(&why)
+	g.log.Error("the metastore was written over; nothing is read from it or written to it, and key versions that "+
+		"are in memory are served", "file", g.path, "why", "it "+why)
+	s.writes.record(time.Now(), s.refusal("metastore/sqlite.guard", "", why))
 }
 
-// counted compares the count of a change with the highest that this process has seen:
-// one that is not higher was counted in an older copy.
-func (s *Store) counted(n, atLeast int64) bool {
+// checkCount compares the count n of a change with the least count that this process expects. A lower count means that
+// the file was replaced by an older copy: then checkCount returns false.
+func (s *Store) checkCount(n, atLeast int64) bool {
 	if n >= atLeast {
 		return true
 	}
-	s.place.mu.Lock()
-	defer s.place.mu.Unlock()
-	if s.place.foreign.Load() == nil {
-		s.setForeign(fmt.Sprintf("was replaced by an older copy (it counts %d changes, and this server has seen %d)",
-			n,
-			atLeast))
+	s.guard.mu.Lock()
+	defer s.guard.mu.Unlock()
+	if s.guard.overwritten.Load() == nil {
+		s.setOverwritten(fmt.Sprintf("was replaced by an older copy (it counts %d changes, and this server has "+
+			"seen %d)", n, atLeast))
 	}
 	return false
 }
 
-// unreadable looks at why the count could not be read: a file that was written over in the
-// moment in which this process noted how it stands is found by that.
-func (s *Store) unreadable(err error) {
+// checkUnreadable handles the error of reading the count. It detects a file that was overwritten while this process
+// read its state after a checkpoint: recheck compares states, so it does not detect this file.
+func (s *Store) checkUnreadable(err error) {
 	if !sqlitedb.Damaged(err) {
 		return
 	}
-	s.place.mu.Lock()
-	defer s.place.mu.Unlock()
-	if s.place.foreign.Load() == nil {
-		s.setForeign(fmt.Sprintf("was written over in place by another program, or is damaged: its count of changes "+
-			"cannot be read (%v)", err))
+	s.guard.mu.Lock()
+	defer s.guard.mu.Unlock()
+	if s.guard.overwritten.Load() == nil {
+		s.setOverwritten(fmt.Sprintf("was written over in place by another program, or is damaged: its count of "+
+			"changes cannot be read (%v)", err))
 	}
 }
 
-// saw remembers a count of changes.
-func (p *place) saw(n int64) {
+// recordCount stores a count of changes if it is the highest so far.
+func (g *guard) recordCount(n int64) {
 	for {
-		was := p.changes.Load()
-		if n <= was || p.changes.CompareAndSwap(was, n) {
+		highest := g.changes.Load()
+		if n <= highest || g.changes.CompareAndSwap(highest, n) {
 			return
 		}
 	}
 }
 
-// keep has this process look after the file until release is called: it has the claim.
-func (s *Store) keep(ctx context.Context) (release func(), err error) {
-	p := &s.place
-	db, err := sqlitedb.Connect(s.place.path, 0, "_pragma=synchronous(FULL)", "_pragma=wal_autocheckpoint(0)")
+// startChecks starts the regular checks and checkpoints of the file. The caller has the claim. release ends them.
+func (s *Store) startChecks(ctx context.Context) (release func(), err error) {
+	g := &s.guard
+	db, err := sqlitedb.Connect(s.guard.path, 0, "_pragma=synchronous(FULL)", "_pragma=wal_autocheckpoint(0)")
 	if err != nil {
 		return nil, s.fail("metastore/sqlite.Claim", "", err)
 	}
@@ -261,37 +260,37 @@ func (s *Store) keep(ctx context.Context) (release func(), err error) {
 	if err := db.QueryRowContext(ctx, readChanges).Scan(&n); err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return nil, errors.Join(s.fail("metastore/sqlite.Claim", "", err), db.Close())
 	}
-	p.saw(n)
-	p.mu.Lock()
-	p.besides = [2]*mark{}
-	p.besidesHold()
-	_ = s.fold(ctx, db) // a full disk is told by the next look
-	p.kept.Store(true)
-	p.sumUp()
-	p.mu.Unlock()
+	g.recordCount(n)
+	g.mu.Lock()
+	g.sidecars = [2]*fileState{}
+	g.sidecarsUnchanged()
+	_ = s.checkpoint(ctx, db) // the next check reports an error that persists, like a full disk
+	g.claimed.Store(true)
+	g.updateSum()
+	g.mu.Unlock()
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		s.lookAfter(db, stop)
+		s.checkLoop(db, stop)
 	}()
 	return sync.OnceFunc(func() {
 		close(stop)
 		<-done
-		if p.foreign.Load() == nil { // else its last connection would write to the file, see Close
+		if g.overwritten.Load() == nil { // Close of the last connection would write to the file
 			_ = db.Close()
 		}
 	}), nil
 }
 
-// lookAfter looks at the file each second and after each change.
-func (s *Store) lookAfter(db *sql.DB, stop <-chan struct{}) {
+// checkLoop checks the file each second, after each change, and once before it ends.
+func (s *Store) checkLoop(db *sql.DB, stop <-chan struct{}) {
 	for ended := false; !ended; {
-		pause := settle
+		pause := debounce
 		select {
 		case <-stop:
 			ended, pause = true, 0
-		case <-s.place.wrote:
-		case <-time.After(lookEvery):
+		case <-s.guard.changed:
+		case <-time.After(checkInterval):
 			pause = 0
 		}
 		select {
@@ -299,66 +298,66 @@ func (s *Store) lookAfter(db *sql.DB, stop <-chan struct{}) {
 			ended = true
 		case <-time.After(pause):
 		}
-		s.lookOnce(context.Background(), db) // at the end, too: what follows writes without a look
+		s.checkOnce(context.Background(), db) // also at the end, because Close writes to the file without a check
 	}
-	s.place.kept.Store(false) // others may have it now
+	s.guard.claimed.Store(false) // another process may claim the store now
 }
 
-// lookOnce looks at the file, and moves the -wal into it where all is well.
-func (s *Store) lookOnce(ctx context.Context, db *sql.DB) {
-	p := &s.place
-	p.mu.Lock()
-	s.lookAgain()
-	foreign := p.foreign.Load() != nil
+// checkOnce checks the file, and runs a checkpoint unless the file was overwritten.
+func (s *Store) checkOnce(ctx context.Context, db *sql.DB) {
+	g := &s.guard
+	g.mu.Lock()
+	s.recheck()
+	overwritten := g.overwritten.Load() != nil
 	began := time.Now()
 	var err error
-	if !foreign { // a file that was moved gets the last changes, too
-		err = s.fold(ctx, db)
-		p.sumUp()
+	if !overwritten { // a file that was moved also gets its last changes
+		err = s.checkpoint(ctx, db)
+		g.updateSum()
 	}
-	p.mu.Unlock()
-	if foreign {
+	g.mu.Unlock()
+	if overwritten {
 		return
 	}
 	if err != nil {
-		s.writes.note(began, s.fail("metastore/sqlite.fold", "", err))
+		s.writes.record(began, s.fail("metastore/sqlite.checkpoint", "", err))
 		return
 	}
-	if err := s.inPlace("metastore/sqlite.place", "", true); err != nil {
-		s.writes.note(began, err)
+	if err := s.checkPlace("metastore/sqlite.guard", "", true); err != nil {
+		s.writes.record(began, err)
 		return
 	}
-	atLeast := p.changes.Load()
+	atLeast := g.changes.Load()
 	var n int64
-	// What the connection remembers of pages may be older than the file.
+	// The connection may have older pages in its cache than the file has.
 	if _, err := db.ExecContext(ctx, "PRAGMA shrink_memory"); err == nil {
 		if err = db.QueryRowContext(ctx, readChanges).Scan(&n); err == nil || errors.Is(err, sql.ErrNoRows) {
-			s.counted(n, atLeast)
+			s.checkCount(n, atLeast)
 		}
-		s.unreadable(err)
+		s.checkUnreadable(err)
 	}
 }
 
-// fold moves the -wal into the file, if there is anything in it that nobody reads, and
-// notes how the file stands then. mu is held.
-func (s *Store) fold(ctx context.Context, db *sql.DB) error {
-	p := &s.place
-	wal, err := markOf(p.real + beside[0])
-	if p.kept.Load() && (err == nil && wal.size == 0) {
+// checkpoint moves the -wal into the file, as far as no reader needs it, and stores the state of the file after that.
+// mu is held.
+func (s *Store) checkpoint(ctx context.Context, db *sql.DB) error {
+	g := &s.guard
+	wal, err := stateOf(g.real + sidecarSuffixes[0])
+	if g.claimed.Load() && (err == nil && wal.size == 0) {
 		return nil
 	}
-	for _, how := range []string{"PASSIVE", "TRUNCATE"} {
+	for _, mode := range []string{"PASSIVE", "TRUNCATE"} {
 		var busy, pages, moved int64
-		err = db.QueryRowContext(ctx, "PRAGMA wal_checkpoint("+how+")").Scan(&busy, &pages, &moved)
+		err = db.QueryRowContext(ctx, "PRAGMA wal_checkpoint("+mode+")").Scan(&busy, &pages, &moved)
 		if err != nil || busy != 0 || pages != moved {
 			break
 		}
 	}
-	was := p.file.Load()
-	now, serr := markOf(p.path)
-	if serr != nil || !now.sameFile(*was) { // it was moved, and written to where it is
-		now = mark{dev: was.dev, ino: was.ino, size: unknown}
+	last := g.file.Load()
+	now, statErr := stateOf(g.path)
+	if statErr != nil || !now.sameFile(*last) { // the file was moved, and the checkpoint wrote to the moved file
+		now = fileState{dev: last.dev, ino: last.ino, size: unknownSize}
 	}
-	p.file.Store(&now) // also where it failed half-way
+	g.file.Store(&now) // also after an error, because the checkpoint may have written a part
 	return err
 }

@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,8 +17,8 @@ import (
 	"claviger/owner"
 )
 
-// served is a store that a server has: with keys old and young, of which the copy that
-// is returned knows old alone.
+// served returns a store that is claimed as by a server, with the keys old and young. copied is the path of a backup
+// that has only the key old.
 func served(t *testing.T) (s *Store, path, copied string) {
 	t.Helper()
 	s, path = newStore(t)
@@ -41,20 +41,20 @@ func mustInsert(t *testing.T, s *Store, name, id string) {
 	}
 }
 
-// folded waits until the file alone holds everything.
-func folded(t *testing.T, path string) {
+// waitCheckpoint waits until a checkpoint has moved all changes into the file.
+func waitCheckpoint(t *testing.T, path string) {
 	t.Helper()
 	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 		if st, err := os.Stat(path + "-wal"); err == nil && st.Size() == 0 {
 			return
 		}
 		if time.Since(began) > 30*time.Second {
-			t.Fatal("the -wal is not moved into the file")
+			t.Fatal("no checkpoint has moved the -wal into the file")
 		}
 	}
 }
 
-// overwrite is cp: the file keeps its inode.
+// overwrite copies a file like cp: the file to keeps its inode.
 func overwrite(t *testing.T, from, to string) {
 	t.Helper()
 	if err := copyFile(from, to); err != nil {
@@ -62,8 +62,8 @@ func overwrite(t *testing.T, from, to string) {
 	}
 }
 
-// noticed waits until the store itself, which nobody asks meanwhile, has noticed.
-func noticed(t *testing.T, s *Store, texts ...string) {
+// waitDetected waits until the regular checks have detected a loss. The error must contain the texts.
+func waitDetected(t *testing.T, s *Store, texts ...string) {
 	t.Helper()
 	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
 		seen, ok := s.LastWrite()
@@ -76,7 +76,7 @@ func noticed(t *testing.T, s *Store, texts ...string) {
 			return
 		}
 		if time.Since(began) > 30*time.Second {
-			t.Fatal("the store does not notice")
+			t.Fatal("the checks have not detected the loss")
 		}
 	}
 }
@@ -89,11 +89,11 @@ func wantRefused(t *testing.T, what string, err error) {
 	}
 }
 
-// wantKeys wants a file to be whole and to know these keys, by its own and what lies
-// beside it, as the next start would see it.
+// wantKeys demands that a file is a complete store with these keys. It reads a copy of the file and its -wal, like the
+// next start of the server.
 func wantKeys(t *testing.T, path string, names ...string) {
 	t.Helper()
-	to := filepath.Join(t.TempDir(), "look.db")
+	to := filepath.Join(t.TempDir(), "copy.db")
 	for _, end := range []string{"", "-wal"} {
 		if err := copyFile(path+end, to+end); err != nil && (end == "" || !errors.Is(err, fs.ErrNotExist)) {
 			t.Fatal(err)
@@ -105,53 +105,46 @@ func wantKeys(t *testing.T, path string, names ...string) {
 	}
 	defer s.Close()
 	if got, err := s.Names(t.Context()); err != nil || strings.Join(got, " ") != strings.Join(names, " ") {
-		t.Errorf("%s knows %q, %v; want %q", path, got, err, names)
+		t.Errorf("%s has the keys %q, %v; want %q", path, got, err, names)
 	}
 }
 
-// TestWrittenOver: a file that is copied over the store of a running server is noticed,
-// is not read as the server's own, and stays as it was copied, after the end too.
+// TestWrittenOver copies a file over the store of a running server. The server must detect this, must not read the file
+// as its own, and must not change the file, also not when it ends.
 func TestWrittenOver(t *testing.T) {
-	for name, at := range map[string]struct {
-		late bool // after the -wal was moved into the file
-		with func(t *testing.T, copied string) string
+	for _, tt := range []struct {
+		name            string
+		data            []byte // nil: the backup of served
+		afterCheckpoint bool
 	}{
-		"an old copy": {late: true, with: func(_ *testing.T,
-			copied string) string {
-			return copied
-		}},
-		"an old copy, just after change": {with: func(_ *testing.T, copied string) string { return copied }},
-		"any file": {late: true, with: func(t *testing.T, _ string) string {
-			path := filepath.Join(t.TempDir(), "any")
-			if err := os.WriteFile(path, bytes.Repeat([]byte("any"), 10000), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			return path
-		}},
-		"nothing": {late: true, with: func(t *testing.T, _ string) string {
-			path := filepath.Join(t.TempDir(), "empty")
-			if err := os.WriteFile(path, nil, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			return path
-		}},
+		{name: "an old copy", afterCheckpoint: true},
+		{name: "an old copy, right after a change"},
+		{name: "a file that is no database", data: bytes.Repeat([]byte("any"), 10000), afterCheckpoint: true},
+		{name: "an empty file", data: []byte{}, afterCheckpoint: true},
 	} {
-		t.Run(name, func(t *testing.T) {
-			s, path, copied := served(t)
-			with := at.with(t, copied)
-			if at.late {
-				folded(t, path)
-				summed(t, s) // and how it stands then is noted
+		t.Run(tt.name, func(t *testing.T) {
+			s, path, with := served(t)
+			if tt.data != nil {
+				if err := os.WriteFile(with, tt.data, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tt.afterCheckpoint {
+				waitCheckpoint(t, path)
+				waitSum(t, s)
 			} else {
 				mustInsert(t, s, "youngest", "03")
 			}
 			overwrite(t, with, path)
 			_, err := s.Names(t.Context())
 			wantRefused(t, "reading", err)
-			noticed(t, s, path, "was written over in place")
-			for what, err := range map[string]error{"insert": s.Insert(t.Context(), testKey("lost", "04")),
-				"delete": s.Shelve(t.Context(),
-					"old"), "readiness": s.Check(t.Context()), "readiness for changes": s.CheckWrites(t.Context())} {
+			waitDetected(t, s, path, "was written over in place")
+			for what, err := range map[string]error{
+				"insert":                s.Insert(t.Context(), testKey("lost", "04")),
+				"delete":                s.Shelve(t.Context(), "old"),
+				"readiness":             s.Check(t.Context()),
+				"readiness for changes": s.CheckWrites(t.Context()),
+			} {
 				wantRefused(t, what, err)
 			}
 			if err := s.Close(); err != nil {
@@ -162,21 +155,20 @@ func TestWrittenOver(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
-				t.Errorf("the file that was put there was changed (%v)", err)
+				t.Errorf("the server changed the file that was copied there (%v)", err)
 			}
 			if st, err := os.Stat(path + "-wal"); err == nil && st.Size() > 0 {
-				t.Error("the next start would play the -wal into the file")
+				t.Error("there is a -wal, which the next start would apply to the copied file")
 			}
-			if with == copied {
+			if tt.data == nil {
 				wantKeys(t, path, "old")
 			}
 		})
 	}
 }
 
-// TestWrittenOverAtTheEnd: a file that is copied over the store right before the server
-// ends stays as it was copied.
-func TestWrittenOverAtTheEnd(t *testing.T) {
+// TestWrittenOverBeforeClose copies a file over the store right before the server ends. Close must not change the file.
+func TestWrittenOverBeforeClose(t *testing.T) {
 	s, path, copied := served(t)
 	want, err := os.ReadFile(copied)
 	if err != nil {
@@ -188,21 +180,21 @@ func TestWrittenOverAtTheEnd(t *testing.T) {
 		t.Error(err)
 	}
 	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
-		t.Errorf("the file that was put there was changed (%v)", err)
+		t.Errorf("the server changed the file that was copied there (%v)", err)
 	}
 	wantKeys(t, path, "old")
 }
 
-// TestWrittenOverWithWAL: copies of all of SQLite's files, whose store counts fewer
-// changes, over those of a running server.
+// TestWrittenOverWithWAL copies an older -wal and -shm over the files of a running server. The count of changes is then
+// lower than before.
 func TestWrittenOverWithWAL(t *testing.T) {
 	s, path, _ := served(t)
-	folded(t, path)
-	reader, err := s.db.Reader.BeginTx(t.Context(), nil) // keeps the -wal as it is
+	waitCheckpoint(t, path)
+	reader, err := s.db.Reader.BeginTx(t.Context(), nil) // a reader prevents checkpoints
 	if err != nil {
 		t.Fatal(err)
 	}
-	// nolint:rowserrcheck,sqlclosecheck // to have begun
+	// nolint:rowserrcheck,sqlclosecheck // the query only begins the transaction
 	if _, err := reader.QueryContext(t.Context(), "SELECT name FROM ez_key"); err != nil {
 		t.Fatal(err)
 	}
@@ -212,18 +204,18 @@ func TestWrittenOverWithWAL(t *testing.T) {
 		overwrite(t, path+end, filepath.Join(dir, "c"+end))
 	}
 	mustInsert(t, s, "fourth", "04")
-	for _, end := range []string{"-wal", "-shm"} { // the file itself was not changed
+	for _, end := range []string{"-wal", "-shm"} { // no checkpoint has changed the file itself
 		overwrite(t, filepath.Join(dir, "c"+end), path+end)
 	}
 	if err := reader.Rollback(); err != nil {
 		t.Fatal(err)
 	}
-	noticed(t, s, "was replaced by an older copy")
+	waitDetected(t, s, "was replaced by an older copy")
 	wantRefused(t, "insert", s.Insert(t.Context(), testKey("lost", "05")))
 }
 
-// TestTakenAway: a store that is moved, removed or replaced by another file gets the last
-// changes, is read on, and takes no more. Back in its place it goes on.
+// TestTakenAway moves the file of a running server, or replaces it by another file. The moved file must get the last
+// changes, and the server must go on reading it, but not write to it. After the file is moved back, writes work again.
 func TestTakenAway(t *testing.T) {
 	for name, put := range map[string]func(path, copied string) error{
 		"moved":    func(string, string) error { return nil },
@@ -242,7 +234,7 @@ func TestTakenAway(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			noticed(t, s, "is no longer the file that this process has open")
+			waitDetected(t, s, "is no longer the file that this process has open")
 			wantRefused(t, "insert", s.Insert(t.Context(), testKey("lost", "04")))
 			if names, err := s.Names(t.Context()); err != nil || len(names) != 2 {
 				t.Errorf("reading: %q, %v", names, err)
@@ -262,18 +254,18 @@ func TestTakenAway(t *testing.T) {
 				t.Error(err)
 			}
 			if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
-				t.Errorf("the file that was put there was changed (%v)", err)
+				t.Errorf("the server changed the file that was copied there (%v)", err)
 			}
 			wantKeys(t, path, "old")
 			wantKeys(t, path+".moved", "old", "young")
 		})
 	}
-	t.Run("its -wal", func(t *testing.T) {
+	t.Run("-wal removed", func(t *testing.T) {
 		s, path, _ := served(t)
 		if err := os.Remove(path + "-wal"); err != nil {
 			t.Fatal(err)
 		}
-		noticed(t, s, "-wal or -shm")
+		waitDetected(t, s, "-wal or -shm")
 		wantRefused(t, "insert", s.Insert(t.Context(), testKey("lost", "04")))
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -282,13 +274,13 @@ func TestTakenAway(t *testing.T) {
 	})
 }
 
-// TestTouched: a file whose time alone was changed is used as before, and SQLite's locks
-// of it stay. One that is written over afterwards is found nevertheless.
+// TestTouched changes the time of a store's file, but not its content. The store must go on using the file, and must
+// keep SQLite's locks. If the file is overwritten afterwards, the store must still detect that.
 func TestTouched(t *testing.T) {
 	for name, touch := range map[string]func(t *testing.T, path string){
 		"touch": func(*testing.T, string) {},
-		"the same content, copied over it": func(t *testing.T, path string) {
-			// Another process: what this one closes would end SQLite's locks.
+		"the same content is copied over the file": func(t *testing.T, path string) {
+			// Another process copies, because a close of the file by this process would end SQLite's locks.
 			err := exec.CommandContext(t.Context(), "sh", "-c", `cp "$0" "$0.same" && cp "$0.same" "$0"`, path).Run()
 			if err != nil {
 				t.Fatal(err)
@@ -296,18 +288,18 @@ func TestTouched(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, path := newStore(t) // not served, which opens and closes the file
+			s, path := newStore(t) // served would open and close the file, which ends SQLite's locks
 			if _, err := s.Claim(t.Context(), owner.Self("claviger kms", ""), false); err != nil {
 				t.Fatal(err)
 			}
 			mustInsert(t, s, "old", "01")
 			mustInsert(t, s, "young", "02")
-			folded(t, path)
-			summed(t, s)
+			waitCheckpoint(t, path)
+			waitSum(t, s)
 			touch(t, path)
 			locks := locksOf(t, path)
 			if locks == "" {
-				t.Fatal("SQLite has no locks of the file")
+				t.Fatal("SQLite has no locks on the file")
 			}
 			stamp := time.Now().Add(time.Hour)
 			if err := os.Chtimes(path, stamp, stamp); err != nil {
@@ -317,27 +309,27 @@ func TestTouched(t *testing.T) {
 				t.Errorf("reading: %q, %v", names, err)
 			}
 			mustInsert(t, s, "third", "03")
-			folded(t, path)
-			summed(t, s)
+			waitCheckpoint(t, path)
+			waitSum(t, s)
 			if got := locksOf(t, path); got != locks {
-				t.Errorf("SQLite's locks of the file were %s, and are %s", locks, got)
+				t.Errorf("SQLite's locks on the file are now %s, before they were %s", got, locks)
 			}
 			if seen, ok := s.LastWrite(); !ok || seen.Err != nil {
-				t.Errorf("%+v", seen)
+				t.Errorf("LastWrite: %+v, %v", seen, ok)
 			}
 			copied := filepath.Join(t.TempDir(), "copy.db")
 			if _, err := Backup(t.Context(), path, copied); err != nil {
 				t.Fatal(err)
 			}
 			overwrite(t, copied, path)
-			noticed(t, s, "was written over in place")
+			waitDetected(t, s, "was written over in place")
 			wantRefused(t, "insert", s.Insert(t.Context(), testKey("lost", "04")))
 		})
 	}
 	t.Run("one byte differs", func(t *testing.T) {
 		s, path, _ := served(t)
-		folded(t, path)
-		summed(t, s)
+		waitCheckpoint(t, path)
+		waitSum(t, s)
 		f, err := os.OpenFile(path, os.O_WRONLY, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -353,47 +345,59 @@ func TestTouched(t *testing.T) {
 	})
 }
 
-// summed waits until the content is known as the file stands.
-func summed(t *testing.T, s *Store) {
+// waitSum waits until the store has a checksum of the file in its current state.
+func waitSum(t *testing.T, s *Store) {
 	t.Helper()
 	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		s.place.mu.Lock()
-		known := s.place.content.of == *s.place.file.Load()
-		s.place.mu.Unlock()
+		s.guard.mu.Lock()
+		known := s.guard.content.of == *s.guard.file.Load()
+		s.guard.mu.Unlock()
 		if known {
 			return
 		}
 		if time.Since(began) > 30*time.Second {
-			t.Fatal("the content is not summed")
+			t.Fatal("the store has no checksum of its file")
 		}
 	}
 }
 
-// locksOf is the system's list of locks on a file.
+// locksOf returns the locks that this process holds on a file. It reads them from the file's descriptors, because
+// /proc/locks lists the locks of all processes: its order changes, and a file of another disk can have the same inode.
 func locksOf(t *testing.T, path string) string {
 	t.Helper()
-	is, err := markOf(path)
+	state, err := stateOf(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	list, err := os.ReadFile("/proc/locks")
+	open, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out []string
-	for _, line := range strings.Split(string(list), "\n") {
-		if strings.Contains(line, fmt.Sprintf(":%d ", is.ino)) {
-			_, lock, _ := strings.Cut(line, ":") // without the line's number
-			out = append(out, lock)
+	var locks []string
+	for _, fd := range open {
+		if s, err := stateOf(filepath.Join("/proc/self/fd", fd.Name())); err != nil || !s.sameFile(state) {
+			continue // another file, or a descriptor that was closed meanwhile
+		}
+		info, err := os.ReadFile(filepath.Join("/proc/self/fdinfo", fd.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(info)) {
+			if lock, ok := strings.CutPrefix(line, "lock:"); ok {
+				_, lock, _ = strings.Cut(lock, ":") // without the number in this list
+				locks = append(locks, strings.TrimSpace(lock))
+			}
 		}
 	}
-	return strings.Join(out, "\n")
+	slices.Sort(locks)
+	return strings.Join(locks, "\n")
 }
 
-// TestOthersAreNoHarm: what other processes do to a store rightly is not taken for harm.
-func TestOthersAreNoHarm(t *testing.T) {
+// TestChangesByOtherProcesses checks that a store accepts what other processes may do: write through SQLite, make a
+// backup, add a hard link and change the mode.
+func TestChangesByOtherProcesses(t *testing.T) {
 	s, path, _ := served(t)
-	other, err := Open(t.Context(), path) // as a migration that writes its journal
+	other, err := Open(t.Context(), path) // like a migration, which writes its journal
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -404,25 +408,25 @@ func TestOthersAreNoHarm(t *testing.T) {
 		}
 		mustInsert(t, s, end, "1"+string(rune('0'+i)))
 	}
-	folded(t, path)
+	waitCheckpoint(t, path)
 	if err := other.Put(t.Context(), "run", "d", big); err != nil {
 		t.Fatal(err)
 	}
 	if err := other.Close(); err != nil {
 		t.Fatal(err)
 	}
-	folded(t, path)
+	waitCheckpoint(t, path)
 	if _, err := Backup(t.Context(), path, path+".copy"); err != nil {
 		t.Fatal(err)
 	}
-	// nolint:gosec // it is what others do
+	// nolint:gosec // the mode that an operator may set
 	if err := errors.Join(os.Link(path, path+".link"), os.Chmod(path, 0o640)); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(lookEvery + lookEvery/2) // the store checks its file meanwhile, and is to find nothing
+	time.Sleep(checkInterval + checkInterval/2) // at least one check runs, and must find no loss
 	mustInsert(t, s, "last", "09")
 	if seen, ok := s.LastWrite(); !ok || seen.Err != nil {
-		t.Errorf("%+v", seen)
+		t.Errorf("LastWrite: %+v, %v", seen, ok)
 	}
 	if err := s.Check(context.Background()); err != nil {
 		t.Error(err)

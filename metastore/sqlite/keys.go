@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// One statement a key, so that a key and its versions are always of one
-	// moment. A key has a version at least, hence the inner join.
+	// One statement reads a key with its versions, so both are of the same moment. The inner join is right because
+	// every key has a version.
 	selectByName = `
 		SELECT k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.object, v.created, v.check_value
 		FROM ez_key k JOIN key_version v ON v.key_id = k.id
@@ -63,7 +63,7 @@ func (s *Store) get(ctx context.Context, name string) (*metastore.Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = rows.Close() }() // Err below tells what went wrong
+	defer func() { _ = rows.Close() }() // Err below returns the error
 	var k *metastore.Key
 	for rows.Next() {
 		var m metadataRow
@@ -80,7 +80,7 @@ func (s *Store) get(ctx context.Context, name string) (*metastore.Key, error) {
 			}
 			k = &metastore.Key{Metadata: md}
 		}
-		v.Created = when(created)
+		v.Created = fromMillis(created)
 		k.List = append(k.List, v)
 	}
 	if k != nil {
@@ -117,7 +117,7 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 		return nil, metastore.Version{}, s.fail(op, version, err)
 	}
 	md.Versions = claviger.CountVersions(newest, count)
-	v.Created = when(created)
+	v.Created = fromMillis(created)
 	return &md, v, nil
 }
 
@@ -125,7 +125,7 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 	const op = "metastore/sqlite.Insert"
 	if len(k.List) == 0 {
-		return claviger.Errorf(op, claviger.Invalid, k.Name, "a key needs one version at least")
+		return claviger.Errorf(op, claviger.Invalid, k.Name, "a key needs at least one version")
 	}
 	attributes, err := encodeAttributes(k.Attributes)
 	if err != nil {
@@ -157,20 +157,19 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 func insertVersion(ctx context.Context, tx *sql.Tx, op, name string, key int64, seq int, v metastore.Version) error {
 	if v.ID == "" || v.Object == "" {
 		return claviger.Errorf(op, claviger.Invalid, name,
-			"a version needs an id and an HSM object, and has %q and %q",
-			v.ID, v.Object)
+			"a version needs an id and an HSM object; this one has %q and %q", v.ID, v.Object)
 	}
 	_, err := tx.ExecContext(ctx,
 		`INSERT INTO key_version (key_id, seq, id, object, created, check_value) VALUES (?, ?, ?, ?, ?, ?)`,
 		key, seq, v.ID, v.Object, millis(v.Created), notNil(v.Check))
 	if sqlitedb.NotUnique(err) {
-		return fmt.Errorf("version %s or HSM object %s is in use already, and two versions can share neither: %w",
+		return fmt.Errorf("version %s or HSM object %s is already in use by another version: %w",
 			claviger.VersionName(name, v.ID), v.Object, err)
 	}
 	if err != nil {
 		return err
 	}
-	return took(ctx, tx, name, v.ID)
+	return recordNumber(ctx, tx, name, v.ID)
 }
 
 // Append adds a version and drops the key's intent.
@@ -186,12 +185,11 @@ func (s *Store) Append(ctx context.Context, key string, v metastore.Version) err
 	})
 }
 
-// addVersion gives a key one more version. The query place tells the key's id and the
-// version's place.
-func addVersion(ctx context.Context, tx *sql.Tx, op, key, place string, v metastore.Version) error {
+// addVersion adds a version to a key. query returns the key's id, and the seq of the new version.
+func addVersion(ctx context.Context, tx *sql.Tx, op, key, query string, v metastore.Version) error {
 	var id int64
 	var seq int
-	err := tx.QueryRowContext(ctx, place, key).Scan(&id, &seq)
+	err := tx.QueryRowContext(ctx, query, key).Scan(&id, &seq)
 	if errors.Is(err, sql.ErrNoRows) {
 		return claviger.E(op, claviger.KeyNotFound, key, nil)
 	}
@@ -231,7 +229,7 @@ func (s *Store) Amend(ctx context.Context, m claviger.Metadata) error {
 	})
 }
 
-// Remove takes a key away and leaves an intent to delete its HSM objects.
+// Remove removes a key, and writes an intent to delete its HSM objects.
 func (s *Store) Remove(ctx context.Context, key string) (metastore.Intent, error) {
 	const op = "metastore/sqlite.Remove"
 	var in metastore.Intent
@@ -248,7 +246,7 @@ func (s *Store) Remove(ctx context.Context, key string) (metastore.Intent, error
 		if _, err := tx.ExecContext(ctx, `DELETE FROM ez_key WHERE name = ?`, key); err != nil {
 			return err
 		}
-		in, err = condemn(ctx, tx, op, key, refs)
+		in, err = beginDelete(ctx, tx, op, key, refs)
 		return err
 	})
 	if err != nil {
@@ -262,24 +260,24 @@ func scanRef(r *sql.Rows) (ref metastore.Ref, err error) {
 	return ref, err
 }
 
-// condemn writes the intent to delete a key's HSM objects. A delete that was begun
-// before may know of fewer.
-func condemn(ctx context.Context, tx *sql.Tx, op, key string, refs []metastore.Ref) (metastore.Intent, error) {
+// beginDelete writes the intent to delete a key's HSM objects. If a delete of the key was begun before, beginDelete
+// adds the refs that its intent lacks.
+func beginDelete(ctx context.Context, tx *sql.Tx, op, key string, refs []metastore.Ref) (metastore.Intent, error) {
 	in, err := begin(ctx, tx, op, metastore.Intent{Key: key, Op: "delete", Refs: refs, Begun: now()})
 	if err != nil {
 		return in, err
 	}
-	var more bool
+	var added bool
 	for _, ref := range refs {
 		if !slices.Contains(in.Refs, ref) {
-			in.Refs, more = append(in.Refs, ref), true
+			in.Refs, added = append(in.Refs, ref), true
 		}
 		if _, err := tx.ExecContext(ctx, `DELETE FROM version_use WHERE version = ?`,
 			claviger.VersionName(key, ref.ID)); err != nil {
 			return in, err
 		}
 	}
-	if !more {
+	if !added {
 		return in, nil
 	}
 	ids, objects, err := encodeRefs(in.Refs)
@@ -290,7 +288,7 @@ func condemn(ctx context.Context, tx *sql.Tx, op, key string, refs []metastore.R
 	return in, err
 }
 
-// metadataRow is the part of a row that becomes claviger.Metadata.
+// metadataRow holds the columns of a row that become claviger.Metadata.
 type metadataRow struct {
 	cipher      string
 	bits        int
@@ -300,7 +298,7 @@ type metadataRow struct {
 }
 
 func (r *metadataRow) metadata(name string) (claviger.Metadata, error) {
-	m := claviger.Metadata{Name: name, Cipher: r.cipher, BitLength: r.bits, Created: when(r.created)}
+	m := claviger.Metadata{Name: name, Cipher: r.cipher, BitLength: r.bits, Created: fromMillis(r.created)}
 	if r.description.Valid {
 		m.Description = &r.description.String
 	}
@@ -318,7 +316,7 @@ func encodeAttributes(a map[string]string) (string, error) {
 	return string(b), err
 }
 
-// notNil makes nil an empty blob: the columns are NOT NULL.
+// notNil turns nil into an empty blob, because the columns are NOT NULL.
 func notNil(b []byte) []byte {
 	if b == nil {
 		return []byte{}
@@ -338,7 +336,7 @@ func collect[T any](ctx context.Context, q querier, scan func(*sql.Rows) (T, err
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = rows.Close() }() // Err below tells what went wrong
+	defer func() { _ = rows.Close() }() // Err below returns the error
 	var all []T
 	for rows.Next() {
 		t, err := scan(rows)

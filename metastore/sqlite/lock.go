@@ -12,7 +12,7 @@ import (
 	"claviger/owner"
 )
 
-// Lock takes the named lock, and waits for it until ctx is done.
+// Lock takes the named lock, see metastore.Store.
 func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error) {
 	if err := s.usable("metastore/sqlite.Lock"); err != nil {
 		return nil, err
@@ -20,7 +20,7 @@ func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error
 	return s.db.Lock(ctx, name)
 }
 
-// TryLock takes the named lock if it is free.
+// TryLock takes the named lock if it is free, see metastore.Store.
 func (s *Store) TryLock(ctx context.Context, name string) (unlock func(), ok bool, err error) {
 	if err := s.usable("metastore/sqlite.TryLock"); err != nil {
 		return nil, false, err
@@ -28,7 +28,8 @@ func (s *Store) TryLock(ctx context.Context, name string) (unlock func(), ok boo
 	return s.db.TryLock(ctx, name)
 }
 
-// Claim takes the store for a process. There is one claim at a time.
+// Claim claims the store, see metastore.Claims. A store has one claim at a time, so alone makes no difference. While
+// the claim is held, this process checks the file regularly.
 func (s *Store) Claim(ctx context.Context, o owner.Owner, _ bool) (release func(), err error) {
 	const op = "metastore/sqlite.Claim"
 	if s.db.InMemory() {
@@ -40,14 +41,14 @@ func (s *Store) Claim(ctx context.Context, o owner.Owner, _ bool) (release func(
 	if err := ctx.Err(); err != nil {
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "metastore %s: %w", s.db.Path(), err)
 	}
-	if err := s.oneName(op); err != nil {
+	if err := s.refuseHardLinks(op); err != nil {
 		return nil, err
 	}
 	free, err := owner.Claim(s.db.LockFile(), s.URI(), o)
 	if err != nil {
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "metastore %w", err)
 	}
-	end, err := s.keep(ctx)
+	stop, err := s.startChecks(ctx)
 	if err != nil {
 		free()
 		return nil, err
@@ -55,42 +56,41 @@ func (s *Store) Claim(ctx context.Context, o owner.Owner, _ bool) (release func(
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		end()
+		stop()
 		free()
 		return nil, claviger.Errorf(op, claviger.Closed, "", "metastore %s is closed", s.db.Path())
 	}
-	s.claims, s.keeps = append(s.claims, free), append(s.keeps, end)
-	return func() { end(); free() }, nil
+	s.claims, s.stops = append(s.claims, free), append(s.stops, stop)
+	return func() { stop(); free() }, nil
 }
 
-// oneName refuses a file that has several names (hard links). Locks and -wal are beside each
-// name, so that two servers would write to one file unnoticed.
-func (s *Store) oneName(op string) error {
+// refuseHardLinks refuses a file that has several names (hard links). SQLite makes locks and -wal for each name, so two
+// servers that use different names would both write to the file, and would not notice it.
+func (s *Store) refuseHardLinks(op string) error {
 	var st unix.Stat_t
-	here, err := markOf(s.place.real)
+	here, err := stateOf(s.guard.real)
 	if err == nil {
-		err = unix.Stat(s.place.real, &st)
+		err = unix.Stat(s.guard.real, &st)
 	}
 	if err != nil || st.Nlink < 2 {
-		return nil //nolint:nilerr // that the file is not there is told by those who read it
+		return nil //nolint:nilerr // a missing file is an error of the reads that follow
 	}
-	dir := filepath.Dir(s.place.real)
-	others := "they are in other folders: find them by find / -xdev -inum " + strconv.FormatUint(here.ino, 10)
-	list, _ := os.ReadDir(dir) // where it cannot be read find tells
+	dir := filepath.Dir(s.guard.real)
+	others := "the others are in other folders: find them with find / -xdev -inum " + strconv.FormatUint(here.ino, 10)
+	list, _ := os.ReadDir(dir) // if the folder cannot be read, the operator gets the find command
 	for _, e := range list {
 		path := filepath.Join(dir, e.Name())
-		if m, err := markOf(path); err == nil && m.sameFile(here) && e.Type().IsRegular() && path != s.place.real {
-			others = "one is " + path
+		if m, err := stateOf(path); err == nil && m.sameFile(here) && e.Type().IsRegular() && path != s.guard.real {
+			others = "one of them is " + path
 			break
 		}
 	}
-	return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s has %d names (hard links), under each of "+
-		"which another server could use it; %s; remove the other names, with no server running, and keep %[1]s with "+
-		"its -wal", s.db.Path(), st.Nlink,
-		others)
+	return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s has %d names (hard links), and another server "+
+		"could use it under another name; %s; stop all servers, remove the other names, and keep %[1]s with its -wal",
+		s.db.Path(), st.Nlink, others)
 }
 
-// Owners returns the process that has the store, if one has.
+// Owners returns the process that has the claim; nil if the store is not claimed.
 func (s *Store) Owners(ctx context.Context) ([]owner.Owner, error) {
 	const op = "metastore/sqlite.Owners"
 	if s.db.InMemory() {

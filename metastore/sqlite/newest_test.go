@@ -6,9 +6,9 @@ import (
 	"testing"
 )
 
-// TestNewestTimeReadsNoTable: the newest time is asked for at each deletion and each
-// comparison of clocks, so it must not read every use and every record of the journal.
-func TestNewestTimeReadsNoTable(t *testing.T) {
+// TestNewestTimeUsesIndexes checks that the query of the newest time does not read whole tables: each deletion and each
+// comparison of clocks runs it.
+func TestNewestTimeUsesIndexes(t *testing.T) {
 	s, err := Open(t.Context(), filepath.Join(t.TempDir(), "meta.db"))
 	if err != nil {
 		t.Fatal(err)

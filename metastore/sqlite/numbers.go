@@ -14,7 +14,7 @@ const (
 	selectNumbered = `SELECT EXISTS (SELECT 1 FROM key_number WHERE name = ? AND first <= ? AND next > ?)`
 )
 
-// NextNumber returns the next number of a version of that name.
+// NextNumber returns the next number of a name, see metastore.Numbers.
 func (s *Store) NextNumber(ctx context.Context, key string) (next int, err error) {
 	const op = "metastore/sqlite.NextNumber"
 	if err := s.usable(op); err != nil {
@@ -24,7 +24,7 @@ func (s *Store) NextNumber(ctx context.Context, key string) (next int, err error
 	return next, s.fail(op, key, err)
 }
 
-// SkipNumbers raises the next number of a name.
+// SkipNumbers raises the next number of a name, see metastore.Numbers.
 func (s *Store) SkipNumbers(ctx context.Context, key string, next int) error {
 	const op = "metastore/sqlite.SkipNumbers"
 	if next < 0 || next > claviger.MaxVersion {
@@ -41,7 +41,7 @@ func (s *Store) SkipNumbers(ctx context.Context, key string, next int) error {
 	})
 }
 
-// Numbered tells whether the number was given to a version of that name.
+// Numbered reports whether a version of that name got the number, see metastore.Numbers.
 func (s *Store) Numbered(ctx context.Context, key string, n int) (given bool, err error) {
 	const op = "metastore/sqlite.Numbered"
 	if err := s.usable(op); err != nil {
@@ -51,8 +51,8 @@ func (s *Store) Numbered(ctx context.Context, key string, n int) (given bool, er
 	return given, s.fail(op, key, err)
 }
 
-// number gives the next numbers of a name to the refs that have no id.
-func number(ctx context.Context, tx *sql.Tx, op, name string, refs []metastore.Ref) error {
+// assignNumbers gives the next numbers of a name to the refs that have no id.
+func assignNumbers(ctx context.Context, tx *sql.Tx, op, name string, refs []metastore.Ref) error {
 	for i := range refs {
 		if refs[i].ID == "" {
 			var next int
@@ -70,15 +70,15 @@ func number(ctx context.Context, tx *sql.Tx, op, name string, refs []metastore.R
 				return err
 			}
 		}
-		if err := took(ctx, tx, name, refs[i].ID); err != nil {
+		if err := recordNumber(ctx, tx, name, refs[i].ID); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// took notes that a version of the name has that id, where it is a number.
-func took(ctx context.Context, tx *sql.Tx, name, id string) error {
+// recordNumber records that a version of the name has that id. It does nothing for an id that is not a number.
+func recordNumber(ctx context.Context, tx *sql.Tx, name, id string) error {
 	n, ok := claviger.NumberOfID(id)
 	if !ok {
 		return nil
@@ -91,7 +91,7 @@ func took(ctx context.Context, tx *sql.Tx, name, id string) error {
 	if err != nil {
 		return err
 	}
-	if there, err := r.RowsAffected(); err != nil || there > 0 {
+	if extended, err := r.RowsAffected(); err != nil || extended > 0 {
 		return err
 	}
 	_, err = tx.ExecContext(ctx, `INSERT INTO key_number (name, first, next) VALUES (?, ?, ?)`, name, n, n+1)

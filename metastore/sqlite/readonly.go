@@ -10,10 +10,9 @@ import (
 	"claviger/sqlitedb"
 )
 
-// OpenReadOnly opens a store that is there already, for a caller who only reads: it makes
-// no file, changes none, and needs no more than to read. A server may have it open
-// meanwhile. Methods that write fail with kind Unavailable; so does the opening of a
-// schema other than this program's.
+// OpenReadOnly opens an existing store for reading. It makes and changes no file, and needs only the right to read. A
+// server may have the store open. Methods that write fail with kind Unavailable. OpenReadOnly itself fails with this
+// kind if the schema is not this program's.
 func OpenReadOnly(ctx context.Context, path string) (*Store, error) {
 	const op = "metastore/sqlite.OpenReadOnly"
 	path, err := filepath.Abs(path)
@@ -29,7 +28,7 @@ func OpenReadOnly(ctx context.Context, path string) (*Store, error) {
 	if err == nil && version != SchemaVersion {
 		err = claviger.Errorf(op, claviger.Unavailable, "",
 			"metastore %s has schema version %d, this program reads version %d: %s",
-			path, version, SchemaVersion, oddVersion(version))
+			path, version, SchemaVersion, versionCure(version))
 	}
 	if err == nil {
 		err = s.prepare(ctx)
@@ -40,16 +39,15 @@ func OpenReadOnly(ctx context.Context, path string) (*Store, error) {
 	return s, nil
 }
 
-func oddVersion(version int64) string {
+func versionCure(version int64) string {
 	if version < SchemaVersion {
-		return "start the server once, which brings it up to date"
+		return "start the server once; it upgrades the file"
 	}
 	return fmt.Sprintf("run the claviger that has written version %d", version)
 }
 
-// OpenEmpty returns an empty store that is kept in memory and stands for the file
-// path, which is not there. It is for who only looks; what is written to it is gone
-// with Close.
+// OpenEmpty returns an empty store in memory, for a command that only reads and finds no file at path. Close removes
+// everything that was written to it.
 func OpenEmpty(ctx context.Context, path string) (*Store, error) {
 	db, err := sqlitedb.OpenMemory(ctx, path, config(path))
 	if err != nil {

@@ -13,18 +13,18 @@ import (
 	"claviger/metastore/sqlite"
 )
 
-// TestOpenReadOnly looks at a store that nobody has open, in a folder that must not
-// be written, and at one that is being written.
+// TestOpenReadOnly reads a store that another Store has open for writing, and a closed store in a folder in which this
+// process may not write.
 func TestOpenReadOnly(t *testing.T) {
 	ctx := t.Context()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "a b%?.db")
 	if _, err := sqlite.OpenReadOnly(ctx, path); !claviger.Is(err, claviger.Unavailable) ||
 		!strings.Contains(err.Error(), "no such file") {
-		t.Errorf("a store that is not there: %v", err)
+		t.Errorf("a store that does not exist: %v", err)
 	}
 	if files := list(t, dir); len(files) != 0 {
-		t.Errorf("looking has made %q", files)
+		t.Errorf("OpenReadOnly made %q", files)
 	}
 	s, err := sqlite.Open(ctx, path)
 	if err != nil {
@@ -39,7 +39,7 @@ func TestOpenReadOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	names := func(want ...string) {
+	wantNames := func(want ...string) {
 		t.Helper()
 		r, err := sqlite.OpenReadOnly(ctx, path)
 		if err != nil {
@@ -60,7 +60,7 @@ func TestOpenReadOnly(t *testing.T) {
 		}
 	}
 	add("k1")
-	names("k1") // while it is open, and the key is in the WAL alone
+	wantNames("k1") // the store is open, and the key is only in the -wal
 	add("k2")
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -69,7 +69,7 @@ func TestOpenReadOnly(t *testing.T) {
 	if err := os.Chmod(dir, 0o500); err != nil {
 		t.Fatal(err)
 	}
-	names("k1", "k2")
+	wantNames("k1", "k2")
 	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestOpenReadOnly(t *testing.T) {
 	}
 }
 
-// list names a folder's files with their times.
+// list returns the names of a folder's files with their times.
 func list(t *testing.T, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)

@@ -1,8 +1,9 @@
-// Package sqlite is the metastore of one node: one SQLite file, opened by package
-// sqlitedb. What a method has returned from survives a power cut.
+// Package sqlite is the metastore of one node: one SQLite file, opened by package sqlitedb. A change survives a power
+// cut after the method has returned.
 //
-// It keeps delegation tokens beside the keys, so jobs survive a restart. It notices a
-// file that was replaced or overwritten (place.go) by comparing the content (sum.go).
+// The store keeps delegation tokens beside the keys, so running jobs survive a restart of the server. It detects that
+// its file was moved, replaced or overwritten (guard.go), and compares the file's content if its time has changed
+// (sum.go).
 package sqlite
 
 import (
@@ -29,54 +30,52 @@ const (
 	SchemaVersion = 5
 	// applicationID marks the file as ours in SQLite's header: "CLAV".
 	applicationID = 0x434c4156
-	// busyTimeout is how long a write waits for another process's write.
+	// busyTimeout is how long a write waits for the write of another process.
 	busyTimeout = 5 * time.Second
 )
 
 // Store is a metastore in one SQLite file.
 type Store struct {
 	db    *sqlitedb.DB
-	place place
+	guard guard
 
 	byName    *sql.Stmt
 	byVersion *sql.Stmt
 
 	mu     sync.Mutex
 	closed bool     // guarded by mu
-	claims []func() // release them; guarded by mu
-	keeps  []func() // end what looks after the file; guarded by mu
+	claims []func() // each releases a claim; guarded by mu
+	stops  []func() // each ends the checks of the file; guarded by mu
 
 	writes writes
 }
 
 var _ metastore.Store = (*Store)(nil)
 
-// config is how the metastore in the file path is kept.
+// config returns the settings of the database in the file path.
 func config(path string) sqlitedb.Config {
 	return sqlitedb.Config{
 		What: "metastore", Readers: 4, Busy: busyTimeout, KeepWAL: true,
-		Damaged: "restore the file from a backup (claviger metastore restore); the keys in the HSM are not touched " +
-			"by this, and claviger hsm adopt brings back what the backup does not know",
+		Damaged: "restore the file from a backup (claviger metastore restore); this does not change the keys in the " +
+			"HSM; then claviger hsm adopt adds the keys that the backup does not have",
 		Schema: sqlitedb.Schema{
 			ApplicationID: applicationID, Migrations: migrations, Version: SchemaVersion,
-			Back: fmt.Sprintf("put the copy that was kept at the upgrade (%s.schema-%d, or the newest that is named "+
-				"so) in its place while no server runs", path, SchemaVersion),
+			Back: fmt.Sprintf("put the copy that the upgrade kept (%s.schema-%d, or the newest copy with this name "+
+				"and a number) in its place while no server runs", path, SchemaVersion),
 			Before: sqlitedb.KeepCopy(sqlitedb.Copies{
-				Seal: seal, Except: map[string]string{"setting": "name = '" + metastore.SettingBackup + "'"},
+				Seal: sanitize, Except: map[string]string{"setting": "name = '" + metastore.SettingBackup + "'"},
 			}),
 		},
 	}
 }
 
-// Open opens the store in the file path, which it makes, with mode 0600, where
-// there is none; the folder must exist. It brings an older schema up to date,
-// and refuses a newer one, a damaged file and a file that is not a metastore,
-// each with an error that names the file and the cure.
+// Open opens the store in the file path. If the file does not exist, Open makes it, with mode 0600; the folder must
+// exist. Open upgrades an older schema. It refuses a newer schema, a damaged file and a file that is not a metastore;
+// the error names the file and the cure.
 //
-// A new store is there whole or not at all, however this process ends. One of an older
-// schema is brought up to date. A copy of it as it was stays beside it, named by its schema
-// (claviger.db.schema-3, or -3-2 where a copy of another content has that name), for the
-// program that wrote it.
+// A new store exists completely or not at all, also if the process is killed meanwhile. Before an upgrade, Open keeps a
+// copy of the file for the older program. The copy is beside the file, and its name has the schema:
+// claviger.db.schema-3, or claviger.db.schema-3-2 if a copy with other content has that name.
 func Open(ctx context.Context, path string) (*Store, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -89,7 +88,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	return open(ctx, path, c)
 }
 
-// open opens the store in the file path, which is there.
+// open opens the store in the file path, which must exist.
 func open(ctx context.Context, path string, c sqlitedb.Config) (*Store, error) {
 	db, err := sqlitedb.Open(ctx, path, c)
 	if err != nil {
@@ -98,9 +97,9 @@ func open(ctx context.Context, path string, c sqlitedb.Config) (*Store, error) {
 	s := storeOf(db, path)
 	err = s.prepare(ctx)
 	if err == nil {
-		var now mark
-		if now, err = markOf(path); err == nil {
-			s.place.file.Store(&now)
+		var now fileState
+		if now, err = stateOf(path); err == nil { // from here on the guard checks the file
+			s.guard.file.Store(&now)
 		}
 	}
 	if err != nil {
@@ -109,13 +108,13 @@ func open(ctx context.Context, path string, c sqlitedb.Config) (*Store, error) {
 	return s, nil
 }
 
-// storeOf makes a store of a database, whose file is path.
+// storeOf returns a store with a database whose file is path.
 func storeOf(db *sqlitedb.DB, path string) *Store {
 	s := &Store{db: db}
-	s.place.path, s.place.real, s.place.wrote = path, path, make(chan struct{}, 1)
-	s.place.log = slog.New(slog.DiscardHandler)
+	s.guard.path, s.guard.real, s.guard.changed = path, path, make(chan struct{}, 1)
+	s.guard.log = slog.New(slog.DiscardHandler) // see LogTo
 	if real, err := filepath.EvalSymlinks(path); err == nil {
-		s.place.real = real
+		s.guard.real = real
 	}
 	return s
 }
@@ -128,10 +127,10 @@ func (s *Store) prepare(ctx context.Context) (err error) {
 	return err
 }
 
-// URI is "sqlite://" and the absolute path, as the configuration has it.
+// URI returns "sqlite://" and the absolute path, as in the configuration.
 func (s *Store) URI() string { return "sqlite://" + s.db.Path() }
 
-// Check reads the schema's version.
+// Check reads the version of the schema.
 func (s *Store) Check(ctx context.Context) error {
 	const op = "metastore/sqlite.Check"
 	if err := s.usable(op); err != nil {
@@ -141,19 +140,19 @@ func (s *Store) Check(ctx context.Context) error {
 	return s.fail(op, "", err)
 }
 
-// Close waits for calls under way, moves the WAL into the database file and
-// gives up the locks that are still held. A second Close does nothing.
+// Close waits for running calls, moves the -wal into the file, and frees the locks and claims that are still held. A
+// second Close does nothing.
 func (s *Store) Close() error {
 	s.mu.Lock()
-	keeps := s.keeps
-	s.keeps, s.closed = nil, true
+	stops := s.stops
+	s.stops, s.closed = nil, true
 	s.mu.Unlock()
-	for _, end := range keeps {
-		end()
+	for _, stop := range stops {
+		stop()
 	}
 	for _, st := range []*sql.Stmt{s.byName, s.byVersion} {
 		if st != nil {
-			_ = st.Close() // closing the pool below closes them anyhow
+			_ = st.Close() // the Close of the database below closes it in any case
 		}
 	}
 	err := s.db.Close()
@@ -166,24 +165,23 @@ func (s *Store) Close() error {
 	return err
 }
 
-// LogTo has the store write there what it notices while nothing is asked of it. It is for
-// before the store is used.
-func (s *Store) LogTo(log *slog.Logger) { s.place.log = log }
+// LogTo sets the log for faults that the regular checks of the file find. Call it before the store is used.
+func (s *Store) LogTo(log *slog.Logger) { s.guard.log = log }
 
-// usable is the check at the head of every method that reads.
+// usable returns an error if the store is closed or its file was overwritten. Every method that reads calls it first.
 func (s *Store) usable(op string) error {
 	if err := s.db.Usable(op); err != nil {
 		return err
 	}
-	return s.inPlace(op, "", false)
+	return s.checkPlace(op, "", false)
 }
 
-// fail makes an error of ours of what SQLite said. A file that was taken away explains
-// what cannot be read.
+// fail turns an error of SQLite into one of ours. If SQLite calls the file damaged, and the file was overwritten, the
+// error says that instead.
 func (s *Store) fail(op, key string, err error) error {
 	var own *claviger.Error
 	if sqlitedb.Damaged(err) && !errors.As(err, &own) {
-		if err := s.inPlace(op, key, false); err != nil {
+		if err := s.checkPlace(op, key, false); err != nil {
 			return err
 		}
 	}
@@ -196,11 +194,11 @@ func (s *Store) update(ctx context.Context, op, key string, f func(*sql.Tx) erro
 		return err
 	}
 	began := time.Now()
-	defer func() { s.writes.note(began, err) }()
-	if err := s.inPlace(op, key, true); err != nil {
+	defer func() { s.writes.record(began, err) }()
+	if err := s.checkPlace(op, key, true); err != nil {
 		return err
 	}
-	atLeast := s.place.changes.Load() + 1
+	atLeast := s.guard.changes.Load() + 1
 	var n int64
 	err = s.db.Update(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		if err := f(tx); err != nil {
@@ -209,23 +207,23 @@ func (s *Store) update(ctx context.Context, op, key string, f func(*sql.Tx) erro
 		if err := tx.QueryRowContext(ctx, nextChange).Scan(&n); err != nil {
 			return err
 		}
-		if !s.counted(n, atLeast) {
-			return s.inPlace(op, key, true)
+		if !s.checkCount(n, atLeast) {
+			return s.checkPlace(op, key, true)
 		}
 		return nil
 	})
 	if err != nil {
 		return s.fail(op, key, err)
 	}
-	s.place.saw(n)
+	s.guard.recordCount(n)
 	select {
-	case s.place.wrote <- struct{}{}:
-	default: // it is looked at soon anyhow
+	case s.guard.changed <- struct{}{}:
+	default: // a check is already due
 	}
-	// Another file may have come meanwhile, of which the change is no part.
-	return s.inPlace(op, key, true)
+	// The file may have been replaced during the transaction. Then the file that is there now lacks the change.
+	return s.checkPlace(op, key, true)
 }
 
-// millis and when are how times are stored: milliseconds since 1970, UTC.
-func millis(t time.Time) int64 { return t.UnixMilli() }
-func when(ms int64) time.Time  { return time.UnixMilli(ms).UTC() }
+// Times are stored as milliseconds since 1970, UTC.
+func millis(t time.Time) int64      { return t.UnixMilli() }
+func fromMillis(ms int64) time.Time { return time.UnixMilli(ms).UTC() }

@@ -18,13 +18,13 @@ import (
 	"claviger/metastore/storetest"
 )
 
-func open(ctx context.Context, where string) (metastore.Store, error) { return sqlite.Open(ctx, where) }
+func open(ctx context.Context, path string) (metastore.Store, error) { return sqlite.Open(ctx, path) }
 
 func TestMain(m *testing.M) { os.Exit(storetest.Main(m, open)) }
 
 func TestStore(t *testing.T) {
 	storetest.Run(t, storetest.Backend{
-		// The name has everything that a path in a URI could stumble over.
+		// The name has all characters that have a meaning in a URI.
 		New:  func(t *testing.T) string { return filepath.Join(t.TempDir(), "meta store?a=b#c%41.db") },
 		Open: open,
 	})
@@ -46,7 +46,7 @@ func TestDelegations(t *testing.T) {
 	})
 }
 
-// TestUpgraded opens a store of the time before versions had numbers.
+// TestUpgraded opens a store of an older program, in which versions had no numbers.
 func TestUpgraded(t *testing.T) {
 	dump, err := os.ReadFile("testdata/schema3.sql")
 	if err != nil {
@@ -57,7 +57,8 @@ func TestUpgraded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, q := range []string{string(dump), "PRAGMA application_id = 0x434c4156"} { // .dump leaves the latter out
+	// .dump does not write the application id.
+	for _, q := range []string{string(dump), "PRAGMA application_id = 0x434c4156"} {
 		if _, err := db.ExecContext(t.Context(), q); err != nil {
 			t.Fatal(err)
 		}
@@ -73,16 +74,16 @@ func TestUpgraded(t *testing.T) {
 	storetest.Upgraded(t, s)
 	if f, err := sqlite.Inspect(t.Context(), path+".schema-3"); err != nil || f.Schema != 3 || f.Keys == 0 ||
 		f.Pending != 2 {
-		t.Errorf("the copy that is kept: %+v, %v", f, err)
+		t.Errorf("the copy that the upgrade kept: %+v, %v", f, err)
 	}
 
-	// A server of then that was not stopped writes its steps as it did.
-	beside, err := sql.Open("sqlite", path)
+	// A server of the older program, which still runs, writes intents in the old format.
+	old, err := sql.Open("sqlite", path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = beside.Close() }()
-	if _, err := beside.ExecContext(t.Context(),
+	defer func() { _ = old.Close() }()
+	if _, err := old.ExecContext(t.Context(),
 		`INSERT INTO intent (key, op, ids, begun, payload)
 			VALUES ('late', 'create', '["a1f1000000000009"]', 1, x'')`); err != nil {
 		t.Fatal(err)
@@ -97,8 +98,8 @@ func TestUpgraded(t *testing.T) {
 	}
 }
 
-// TestUpgradedAgain: after the way back, the next upgrade keeps a copy too, beside the
-// first. One that was broken off after its copy leaves no second of the same content.
+// TestUpgradedAgain checks which copies the upgrades keep. After a return to the older program, the next upgrade keeps
+// another copy beside the first, unless both have the same content.
 func TestUpgradedAgain(t *testing.T) {
 	dump, err := os.ReadFile("testdata/schema3.sql")
 	if err != nil {
@@ -127,7 +128,7 @@ func TestUpgradedAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	back := func() {
+	goBack := func() {
 		t.Helper()
 		text, err := os.ReadFile(path + ".schema-3")
 		if err == nil {
@@ -137,7 +138,7 @@ func TestUpgradedAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	copies := func(want ...string) {
+	wantCopies := func(want ...string) {
 		t.Helper()
 		got, err := filepath.Glob(filepath.Join(filepath.Dir(path), "old.db.schema-*"))
 		for i := range got {
@@ -149,13 +150,13 @@ func TestUpgradedAgain(t *testing.T) {
 	}
 	run(path, string(dump), "PRAGMA application_id = 0x434c4156")
 	upgrade()
-	back()
+	goBack()
 	upgrade()
-	copies("old.db.schema-3")
-	back()
-	run(path, `INSERT INTO setting (name, value) VALUES ('since', 'then')`)
+	wantCopies("old.db.schema-3")
+	goBack()
+	run(path, `INSERT INTO setting (name, value) VALUES ('example', 'changed')`)
 	upgrade()
-	copies("old.db.schema-3", "old.db.schema-3-2")
+	wantCopies("old.db.schema-3", "old.db.schema-3-2")
 	db, err := sql.Open("sqlite", path+".schema-3-2")
 	if err != nil {
 		t.Fatal(err)
@@ -163,16 +164,16 @@ func TestUpgradedAgain(t *testing.T) {
 	defer func() { _ = db.Close() }()
 	var value string
 	if err := db.QueryRowContext(t.Context(),
-		`SELECT value FROM setting WHERE name = 'since'`).Scan(&value); err != nil || value != "then" {
+		`SELECT value FROM setting WHERE name = 'example'`).Scan(&value); err != nil || value != "changed" {
 		t.Errorf("the second copy holds %q, %v", value, err)
 	}
 }
 
-// TestKilledAtTheFirstOpening: a process that is killed while it makes a store leaves a
-// whole one of this schema, or none, and the next one removes what else is left.
-func TestKilledAtTheFirstOpening(t *testing.T) {
+// TestKilledDuringFirstOpen kills processes that make a store. Each store must be complete or missing, and the next
+// Open removes the other files that a killed process left.
+func TestKilledDuringFirstOpen(t *testing.T) {
 	dir := t.TempDir()
-	none := 0
+	missing := 0
 	for i := range 40 {
 		path := filepath.Join(dir, fmt.Sprint(i, ".db"))
 		child := exec.CommandContext(t.Context(), os.Args[0])
@@ -180,30 +181,30 @@ func TestKilledAtTheFirstOpening(t *testing.T) {
 		if err := child.Start(); err != nil {
 			t.Fatal(err)
 		}
-		begun := func() bool {
-			left, _ := filepath.Glob(filepath.Join(dir, "*"+fmt.Sprint(i, ".db*")))
-			return len(left) > 0
+		started := func() bool {
+			files, _ := filepath.Glob(filepath.Join(dir, "*"+fmt.Sprint(i, ".db*")))
+			return len(files) > 0
 		}
-		for began := time.Now(); !begun() && time.Since(began) < 10*time.Second; {
+		for began := time.Now(); !started() && time.Since(began) < 10*time.Second; {
 			time.Sleep(time.Millisecond)
 		}
-		time.Sleep(time.Duration(i) * time.Millisecond) // each child is killed at another moment
+		time.Sleep(time.Duration(i) * time.Millisecond) // each child is killed at a different moment
 		if err := child.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		_ = child.Wait() // it was killed
+		_ = child.Wait() // the error says that it was killed
 		s, err := sqlite.OpenReadOnly(t.Context(), path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			none++
+			missing++
 		case err != nil:
 			t.Errorf("killed after %d ms: %v", i, err)
 		default:
 			_ = s.Close()
 		}
 	}
-	if none == 0 {
-		t.Error("no child was killed before it had made its store: the test tells nothing")
+	if missing == 0 {
+		t.Error("no child was killed before its store was complete, so this test has checked nothing")
 	}
 	s, err := sqlite.Open(t.Context(), filepath.Join(dir, "last.db"))
 	if err != nil {

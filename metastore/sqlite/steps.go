@@ -37,20 +37,20 @@ func (s *Store) Begin(ctx context.Context, i metastore.Intent) (metastore.Intent
 }
 
 func begin(ctx context.Context, tx *sql.Tx, op string, i metastore.Intent) (metastore.Intent, error) {
-	there, err := collect(ctx, tx, scanIntent, selectIntent, i.Key)
+	pending, err := collect(ctx, tx, scanIntent, selectIntent, i.Key)
 	if err != nil {
 		return i, err
 	}
-	if len(there) == 1 {
-		if there[0].Op == i.Op {
-			return there[0], nil
+	if len(pending) == 1 {
+		if pending[0].Op == i.Op {
+			return pending[0], nil
 		}
 		return i, claviger.Errorf(op, claviger.Unavailable, i.Key, "a %s of this key, begun %s, must be finished "+
 			"before its %s can begin",
-			there[0].Op, there[0].Begun.Format(time.RFC3339), i.Op)
+			pending[0].Op, pending[0].Begun.Format(time.RFC3339), i.Op)
 	}
 	i.Refs = slices.Clone(i.Refs)
-	if err := number(ctx, tx, op, i.Key, i.Refs); err != nil {
+	if err := assignNumbers(ctx, tx, op, i.Key, i.Refs); err != nil {
 		return i, err
 	}
 	ids, objects, err := encodeRefs(i.Refs)
@@ -62,7 +62,7 @@ func begin(ctx context.Context, tx *sql.Tx, op string, i metastore.Intent) (meta
 			VALUES (?, ?, ?, ?, ?, ?)`, i.Key, i.Op, ids, objects, millis(i.Begun), notNil(i.Payload)); err != nil {
 		return i, err
 	}
-	i.Begun = when(millis(i.Begun)) // as it will be read back
+	i.Begun = fromMillis(millis(i.Begun)) // as the store returns it later
 	return i, nil
 }
 
@@ -74,14 +74,14 @@ func scanIntent(r *sql.Rows) (i metastore.Intent, err error) {
 	if err := r.Scan(&i.Key, &i.Op, &ids, &objects, &begun, &i.Payload); err != nil {
 		return i, err
 	}
-	i.Begun = when(begun)
+	i.Begun = fromMillis(begun)
 	if i.Refs, err = decodeRefs(ids, objects); err != nil {
 		return i, fmt.Errorf("intent of key %q is damaged: %w", i.Key, err)
 	}
 	return i, nil
 }
 
-// encodeRefs makes the two JSON lists of a row.
+// encodeRefs returns the two JSON lists of a row.
 func encodeRefs(refs []metastore.Ref) (ids, objects string, err error) {
 	lists := [2][]string{make([]string, len(refs)), make([]string, len(refs))}
 	for i, r := range refs {
@@ -104,8 +104,8 @@ func decodeRefs(ids, objects string) ([]metastore.Ref, error) {
 		}
 	}
 	if len(lists[1]) == 0 {
-		// A server from before numbered versions that went on beside the upgrade wrote
-		// it: its ids were the CKA_IDs.
+		// A server of an older program, which still ran after the upgrade, wrote this row. Before versions were
+		// numbered, their ids were the CKA_IDs.
 		lists[1] = lists[0]
 	}
 	if len(lists[0]) != len(lists[1]) {
@@ -129,7 +129,7 @@ func (s *Store) Pending(ctx context.Context) ([]metastore.Intent, error) {
 	return all, s.fail(op, "", err)
 }
 
-// Drop ends an intent; dropping what is not there does nothing.
+// Drop ends an intent. It does nothing if there is none.
 func (s *Store) Drop(ctx context.Context, key string) error {
 	return s.update(ctx, "metastore/sqlite.Drop", key, func(tx *sql.Tx) error { return dropIntent(ctx, tx, key) })
 }
@@ -152,7 +152,7 @@ func (s *Store) AddUse(ctx context.Context, uses []metastore.Use) error {
 		if err != nil {
 			return err
 		}
-		defer func() { _ = st.Close() }() // the transaction's end closes it anyhow
+		defer func() { _ = st.Close() }() // the end of the transaction closes it in any case
 		for _, u := range uses {
 			if _, err := st.ExecContext(ctx, u.Source, u.Version, u.Op, u.Count, millis(u.Last)); err != nil {
 				return err
@@ -171,14 +171,13 @@ func (s *Store) Uses(ctx context.Context) ([]metastore.Use, error) {
 	all, err := collect(ctx, s.db.Reader, func(r *sql.Rows) (u metastore.Use, err error) {
 		var last int64
 		err = r.Scan(&u.Source, &u.Version, &u.Op, &u.Count, &last)
-		u.Last = when(last)
+		u.Last = fromMillis(last)
 		return u, err
 	}, `SELECT source, version, op, count, last FROM source_use ORDER BY source, version, op`)
 	return all, s.fail(op, "", err)
 }
 
-// Put writes or replaces a record of the journal; a replaced one keeps its
-// place.
+// Put writes or replaces a record of the journal. A replaced record keeps its position.
 func (s *Store) Put(ctx context.Context, run, item string, record []byte) error {
 	const op = "metastore/sqlite.Put"
 	if run == "" {
@@ -202,7 +201,7 @@ func (s *Store) Records(ctx context.Context, run string) ([]metastore.Record, er
 	all, err := collect(ctx, s.db.Reader, func(r *sql.Rows) (rec metastore.Record, err error) {
 		var at int64
 		err = r.Scan(&rec.Item, &rec.Data, &at)
-		rec.At = when(at)
+		rec.At = fromMillis(at)
 		return rec, err
 	}, `SELECT item, data, at FROM journal WHERE run = ? ORDER BY seq`, run)
 	return all, s.fail(op, "", err)

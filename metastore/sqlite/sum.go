@@ -11,53 +11,53 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sumShare bounds what summing costs: at most one part in sumShare of the time.
+// sumShare limits the cost of checksums: they take at most one part in sumShare of the time.
 const sumShare = 20
 
-// content is what the file held when it stood so. It tells a file whose time alone was
-// changed (touch, a copy put back with the same bytes) from one that was written over.
+// content is a checksum of the file. It distinguishes a file of which only the time was changed (by touch, or by a copy
+// of the same bytes) from a file that was overwritten.
 type content struct {
-	of   mark // the zero mark: nothing was summed
+	of   fileState // when sum was computed; the zero state means that there is no sum
 	sum  uint64
-	at   time.Time     // when it was summed
-	took time.Duration // and how long that took
+	at   time.Time     // when sum was computed
+	took time.Duration // by the computation
 }
 
-// sumUp notes what the file holds as this process left it, unless it was summed a
-// moment ago: then a later look does it. mu is held.
-func (p *place) sumUp() {
-	is := *p.file.Load()
-	if !p.kept.Load() || is == p.content.of || time.Since(p.content.at) < sumShare*p.content.took {
+// updateSum computes the checksum of the file as this process left it. It does nothing if the last computation was too
+// recent, see sumShare; then a later check does it. mu is held.
+func (g *guard) updateSum() {
+	is := *g.file.Load()
+	if !g.claimed.Load() || is == g.content.of || time.Since(g.content.at) < sumShare*g.content.took {
 		return
 	}
 	began := time.Now()
-	sum, err := p.sumOf(is)
+	sum, err := g.sumOf(is)
 	if err != nil {
-		is = mark{} // then a file whose time was changed counts as written over
+		is = fileState{} // without a sum, a file of another time counts as overwritten
 	}
-	p.content = content{of: is, sum: sum, at: time.Now(), took: time.Since(began)}
+	g.content = content{of: is, sum: sum, at: time.Now(), took: time.Since(began)}
 }
 
-// holdsTheSame tells whether the file, which stands otherwise now than this process left
-// it, holds what it held then. mu is held.
-func (p *place) holdsTheSame(now mark) bool {
-	was := *p.file.Load()
-	if !now.sameFile(was) || now.size != was.size || p.content.of != was {
+// sameContent reports whether the file, whose state has changed to now, still has the content that this process left.
+// mu is held.
+func (g *guard) sameContent(now fileState) bool {
+	last := *g.file.Load()
+	if !now.sameFile(last) || now.size != last.size || g.content.of != last {
 		return false
 	}
-	sum, err := p.sumOf(now)
-	return err == nil && sum == p.content.sum
+	sum, err := g.sumOf(now)
+	return err == nil && sum == g.content.sum
 }
 
-// seed is this process's: sums are never kept.
+// seed is different in each process: sums are never stored.
 var seed = maphash.MakeSeed()
 
-// sumOf sums the file's bytes, which must stand as is before and after.
+// sumOf computes the checksum of the file, which must be in the state is before and after.
 //
-// It reads by a descriptor that SQLite has open, and opens none: POSIX ends all locks
-// that a process has on a file when the process closes any descriptor of the file
+// It reads through a descriptor that SQLite has open, and opens none itself. POSIX ends all locks that a process has on
+// a file when the process closes any descriptor of the file
 // (https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
-func (p *place) sumOf(is mark) (uint64, error) {
+func (g *guard) sumOf(is fileState) (uint64, error) {
 	fd, err := descriptorOf(is)
 	if err != nil {
 		return 0, err
@@ -71,14 +71,14 @@ func (p *place) sumOf(is mark) (uint64, error) {
 			continue
 		}
 		if err != nil || n == 0 {
-			return 0, fmt.Errorf("reading %s at %d: %w", p.path, at, errors.Join(err, errChanged))
+			return 0, fmt.Errorf("reading %s at %d: %w", g.path, at, errors.Join(err, errChanged))
 		}
 		_, _ = h.Write(buffer[:n]) // never fails
 		at += int64(n)
 	}
-	// The descriptor could have become another file's meanwhile, and the file another.
+	// Meanwhile the file may have changed, and SQLite may have closed the descriptor, which is then another file's.
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || markOfStat(&st) != is {
+	if err := unix.Fstat(fd, &st); err != nil || stateOfStat(&st) != is {
 		return 0, errors.Join(err, errChanged)
 	}
 	return h.Sum64(), nil
@@ -86,8 +86,8 @@ func (p *place) sumOf(is mark) (uint64, error) {
 
 var errChanged = errors.New("the file changed while it was read")
 
-// descriptorOf finds a descriptor of this process that is open on the file.
-func descriptorOf(is mark) (int, error) {
+// descriptorOf returns a descriptor with which this process has the file open.
+func descriptorOf(is fileState) (int, error) {
 	open, err := os.ReadDir("/dev/fd")
 	if err != nil {
 		return 0, err
@@ -95,7 +95,7 @@ func descriptorOf(is mark) (int, error) {
 	for _, entry := range open {
 		fd, err := strconv.Atoi(entry.Name())
 		var st unix.Stat_t
-		if err == nil && unix.Fstat(fd, &st) == nil && markOfStat(&st).sameFile(is) {
+		if err == nil && unix.Fstat(fd, &st) == nil && stateOfStat(&st).sameFile(is) {
 			return fd, nil
 		}
 	}

@@ -11,8 +11,8 @@ import (
 	"claviger/owner"
 )
 
-// refusing has the store refuse each change of a table, in the middle of a transaction.
-func refusing(t *testing.T, s *Store, table string) {
+// refuseInserts makes each INSERT into a table fail, in the middle of a transaction.
+func refuseInserts(t *testing.T, s *Store, table string) {
 	t.Helper()
 	_, err := s.db.Writer.ExecContext(t.Context(), `CREATE TRIGGER refusing BEFORE INSERT ON `+table+
 		` BEGIN SELECT RAISE(FAIL, 'refused by the test'); END`)
@@ -21,30 +21,20 @@ func refusing(t *testing.T, s *Store, table string) {
 	}
 }
 
-func fresh(t *testing.T) *Store {
-	t.Helper()
-	s, err := Open(t.Context(), filepath.Join(t.TempDir(), "meta.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close() })
-	return s
-}
-
-// TestHalfAnUndeletion: where the versions of a deleted key cannot be brought back, the key is not, and stays
-// on the shelf.
-func TestHalfAnUndeletion(t *testing.T) {
-	s, ctx := fresh(t), t.Context()
+// TestUnshelveIsAtomic checks that Unshelve changes nothing if it cannot write the versions: the key stays deleted.
+func TestUnshelveIsAtomic(t *testing.T) {
+	s, _ := newStore(t)
+	ctx := t.Context()
 	mustInsert(t, s, "k", "01")
 	if err := s.Shelve(ctx, "k"); err != nil {
 		t.Fatal(err)
 	}
-	refusing(t, s, "key_version")
+	refuseInserts(t, s, "key_version")
 	if err := s.Unshelve(ctx, "k", "01"); err == nil || !strings.Contains(err.Error(), "refused by the test") {
 		t.Errorf("undeletion: %v", err)
 	}
 	if keys, err := s.Get(ctx, "k"); err != nil || keys[0] != nil {
-		t.Errorf("after half an undeletion: %+v, %v", keys[0], err)
+		t.Errorf("after a failed undeletion: %+v, %v", keys[0], err)
 	}
 	if _, err := s.db.Writer.ExecContext(ctx, `DROP TRIGGER refusing`); err != nil {
 		t.Fatal(err)
@@ -57,19 +47,21 @@ func TestHalfAnUndeletion(t *testing.T) {
 	}
 }
 
-// TestNumberThatIsNotNoted: no step begins with a number of which the store does not know that it was given.
-func TestNumberThatIsNotNoted(t *testing.T) {
-	s, ctx := fresh(t), t.Context()
-	refusing(t, s, "version_unused")
+// TestBeginNeedsRecordedNumber checks that Begin fails if the store cannot record the number that it gives.
+func TestBeginNeedsRecordedNumber(t *testing.T) {
+	s, _ := newStore(t)
+	ctx := t.Context()
+	refuseInserts(t, s, "version_unused")
 	step := metastore.Intent{Key: "k", Op: "create", Refs: []metastore.Ref{{Object: "01"}}}
 	if i, err := s.Begin(ctx, step); err == nil || !strings.Contains(err.Error(), "refused by the test") {
 		t.Errorf("begun: %+v, %v", i, err)
 	}
 }
 
-// TestClosedTokens: a store that is closed says so of tokens, and not that there are none.
+// TestClosedTokens checks that the methods for tokens fail after Close, instead of returning that no token exists.
 func TestClosedTokens(t *testing.T) {
-	s, ctx := fresh(t), t.Context()
+	s, _ := newStore(t)
+	ctx := t.Context()
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -87,21 +79,21 @@ func TestClosedTokens(t *testing.T) {
 	}
 }
 
-// TestOccupiedTwice: a store that one process occupies is not occupied by another command.
-func TestOccupiedTwice(t *testing.T) {
+// TestClaimFileTwice checks that ClaimFile fails while another claim is held.
+func TestClaimFileTwice(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "meta.db")
-	release, err := Occupy(path, owner.Self("one", ""))
+	release, err := ClaimFile(path, owner.Self("one", ""))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := Occupy(path, owner.Self("two", "")); !claviger.Is(err, claviger.Unavailable) {
-		t.Errorf("occupied twice: %v", err)
+	if again, err := ClaimFile(path, owner.Self("two", "")); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("a second claim: %v", err)
 		if again != nil {
 			again()
 		}
 	}
 	release()
-	again, err := Occupy(path, owner.Self("two", ""))
+	again, err := ClaimFile(path, owner.Self("two", ""))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,23 +13,23 @@ import (
 
 var _ metastore.Watched = (*Store)(nil)
 
-// writes is what changes saw last.
+// writes holds the result of the last change.
 type writes struct {
 	last atomic.Pointer[metastore.Seen]
 }
 
-// note remembers how a change ended, unless that tells of the key alone.
-func (w *writes) note(began time.Time, err error) {
-	if err != nil && !sqlitedb.Reported(err) && claviger.AnswerOf(err) == "" { // that of a file which was replaced
+// record stores the result of a change. It ignores errors that say nothing about the store, like a missing key.
+func (w *writes) record(began time.Time, err error) {
+	if err != nil && !sqlitedb.Reported(err) && claviger.AnswerOf(err) == "" { // the guard's errors have an answer
 		return
 	}
 	w.last.Store(&metastore.Seen{At: time.Now(), Took: time.Since(began), Err: err})
 }
 
-// LastRead tells nothing: to ask the file costs no more.
+// LastRead returns no result: a read of the file costs no more than a stored result.
 func (s *Store) LastRead() (metastore.Seen, bool) { return metastore.Seen{}, false }
 
-// LastWrite is what changes of the store saw last.
+// LastWrite returns the result of the last change.
 func (s *Store) LastWrite() (metastore.Seen, bool) {
 	if seen := s.writes.last.Load(); seen != nil {
 		return *seen, true
@@ -37,8 +37,7 @@ func (s *Store) LastWrite() (metastore.Seen, bool) {
 	return metastore.Seen{}, false
 }
 
-// CheckWrites commits a small change, which takes room on the disk and a file that may
-// be written.
+// CheckWrites commits a small change. It fails if the disk is full, or if this process may not write to the file.
 func (s *Store) CheckWrites(ctx context.Context) error {
 	return s.update(ctx, "metastore/sqlite.CheckWrites", "", func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx,
