@@ -130,7 +130,7 @@ func (e *epochs) close() {
 // leased returns c, a cache of keys that other nodes may change; once the lease is over it returns nil, which keeps
 // nothing: then each request reads the store.
 func leased[V any](r *Ring, c *cache[V]) *cache[V] {
-	if r.cfg.Shared == nil || r.cfg.Lease <= 0 || time.Since(r.cfg.Shared.Heard()) < r.cfg.Lease {
+	if r.cfg.Shared == nil || r.cfg.Lease <= 0 || time.Since(r.cfg.Shared.NoticesUntil()) < r.cfg.Lease {
 		return c
 	}
 	return nil
@@ -142,7 +142,7 @@ func (r *Ring) Leased() error {
 	if r.cfg.Shared == nil || r.cfg.Lease <= 0 {
 		return nil
 	}
-	heard := r.cfg.Shared.Heard()
+	heard := r.cfg.Shared.NoticesUntil()
 	switch {
 	case heard.IsZero():
 		return claviger.Errorf("keyring.Leased", claviger.Unavailable, "", "the metastore has not been heard from yet")

@@ -68,7 +68,7 @@ func (s *sharedKeys) Watch(ctx context.Context, _ func(metastore.Notice)) error 
 	return nil
 }
 
-func (s *sharedKeys) Heard() time.Time {
+func (s *sharedKeys) NoticesUntil() time.Time {
 	if at := s.heard.Load(); at != nil {
 		return *at
 	}

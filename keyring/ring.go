@@ -113,7 +113,7 @@ type Config struct {
 type Shared interface {
 	metastore.Epochs
 	metastore.Notices
-	metastore.Hearing
+	metastore.NoticeProgress
 }
 
 // Defaults of Config, and limits.

@@ -10,9 +10,9 @@ import (
 // aliasPrefix begins the names of the settings that Alias reads.
 const aliasPrefix = "alias."
 
-// SetAlias records that the key of that name came from a source that folds case. Such a source lists "finance"
-// and answers to "Finance" too, and an EDEK has the spelling that its zone was made with. The migration writes
-// the alias before it imports the key, so no such key lacks it:
+// SetAlias records that the key of that name came from a source that folds case. Such a source lists "finance", and
+// also accepts "Finance". An EDEK has the spelling with which its zone was created. The migration writes the alias
+// before it imports the key, so every such key has an alias:
 //
 //	setting "alias.finance" = "Finance"
 //
@@ -21,13 +21,13 @@ func SetAlias(ctx context.Context, s Settings, name string) error {
 	return s.SetSetting(ctx, aliasPrefix+claviger.FoldName(name), name)
 }
 
-// Alias returns, for any spelling of a name, the name of the key that was migrated from a source that folds case;
-// ok is false where there is none. The key itself may have been deleted since. Callers try the exact name first.
+// Alias returns the name of the key that was migrated from a source that folds case, for any spelling of that name. ok
+// is false if there is no such key. The key may have been deleted since. Callers try the exact name first.
 func Alias(ctx context.Context, s Settings, name string) (here string, ok bool, err error) {
 	fold := claviger.FoldName(name)
 	here, ok, err = s.Setting(ctx, aliasPrefix+fold)
 	if before := strings.ToLower(name); err == nil && !ok && before != fold {
-		// Older programs folded names otherwise than Java.
+		// Older programs folded names in another way than Java does.
 		if here, ok, err = s.Setting(ctx, aliasPrefix+before); ok && claviger.FoldName(here) != fold {
 			here, ok = "", false
 		}

@@ -8,8 +8,8 @@ import (
 	"claviger/metastore/sqlite"
 )
 
-// TestAlias: a key of a source that folds case is found by any spelling, after a
-// restart too, and no other key is.
+// TestAlias checks that Alias finds a key of a source that folds case by any spelling, also after a restart, and that
+// it finds no other key.
 func TestAlias(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metastore.db")
 	store, err := sqlite.Open(t.Context(), path)

@@ -7,7 +7,7 @@ import (
 	"claviger/metastore"
 )
 
-// settings are those of a store.
+// settings implements metastore.Settings.
 type settings map[string]string
 
 func (s settings) Setting(_ context.Context, name string) (string, bool, error) {
@@ -20,8 +20,8 @@ func (s settings) SetSetting(_ context.Context, name, value string) error {
 	return nil
 }
 
-// TestAliasAsJava: a key is found by the spellings that its source answers to, and by no other,
-// also where the alias is from before names were folded as Java folds them.
+// TestAliasAsJava checks that Alias finds a key only by the spellings that its source accepts. Some of the aliases are
+// from an older program, which did not fold names like Java.
 func TestAliasAsJava(t *testing.T) {
 	s := settings{"alias.οδοσ": "ΟΔΟΣ", "alias.isis": "isis", "alias.i": "\u0130"}
 	if err := metastore.SetAlias(t.Context(), s, "Finance"); err != nil {

@@ -11,39 +11,40 @@ const ClockMargin = time.Minute
 
 // Clock compares this process's clock with the clock of a store, which all its users share.
 type Clock interface {
-	// Clocks reads both.
+	// Clocks reads both clocks.
 	Clocks(ctx context.Context) (Clocks, error)
 }
 
-// Clocks are two clocks that were read together.
+// Clocks are the times of two clocks that were read together.
 type Clocks struct {
-	Here time.Time // this process's
-	// There is the store's. For a store without a clock it is the newest time that was
+	Here time.Time // this process's clock
+	// There is the store's clock. For a store without a clock it is the newest time that was
 	// written into the store, a lower bound of the true time.
 	There time.Time
-	Whose string // names There: "PostgreSQL's clock"
-	// Bound: There is such a lower bound. This host's own clock may have written it while
-	// that clock was ahead.
+	Whose string // whose clock There is, for messages: "PostgreSQL's"
+	// Bound says that There is such a lower bound. This host's own clock may have written it
+	// while that clock was ahead.
 	Bound bool
-	// Ahead is by how much, at least, this process's clock is ahead of the store's: the
-	// time of the round trip is not counted. Negative: it is behind.
+	// Ahead is how far this process's clock is ahead of the store's clock, at least: the true
+	// difference may be greater by the time of the round trip. It is negative if the clock is
+	// behind.
 	Ahead time.Duration
 }
 
-// Compare returns the clocks when the store's clock, called whose, showed the time there at some moment
-// between asked and answered, which this process's clock showed.
-func Compare(asked, there, answered time.Time, whose string) Clocks {
-	c := Clocks{Here: answered, There: there, Whose: whose}
+// Compare returns the result of reading the store's clock, which showed the time there. This process's clock showed
+// sent before the query, and received after its answer.
+func Compare(sent, there, received time.Time, whose string) Clocks {
+	c := Clocks{Here: received, There: there, Whose: whose}
 	switch {
-	case there.Before(asked):
-		c.Ahead = asked.Sub(there)
-	case there.After(answered):
-		c.Ahead = answered.Sub(there)
+	case there.Before(sent):
+		c.Ahead = sent.Sub(there)
+	case there.After(received):
+		c.Ahead = received.Sub(there)
 	}
 	return c
 }
 
-// Earliest is the earlier of the two: a time that is before it is past by both clocks.
+// Earliest returns the earlier of the two times. A time before it is in the past for both clocks.
 func (c Clocks) Earliest() time.Time {
 	if c.There.Before(c.Here) {
 		return c.There
@@ -51,7 +52,7 @@ func (c Clocks) Earliest() time.Time {
 	return c.Here
 }
 
-// Latest is the later of the two.
+// Latest returns the later of the two times.
 func (c Clocks) Latest() time.Time {
 	if c.There.After(c.Here) {
 		return c.There
@@ -59,7 +60,7 @@ func (c Clocks) Latest() time.Time {
 	return c.Here
 }
 
-// Apart returns nil, or *ClocksApartError where the clocks are more than ClockMargin apart.
+// Apart returns *ClocksApartError if the clocks differ by more than ClockMargin, and nil otherwise.
 func (c Clocks) Apart() error {
 	if c.Ahead.Abs() <= ClockMargin {
 		return nil
@@ -67,13 +68,13 @@ func (c Clocks) Apart() error {
 	return &ClocksApartError{c}
 }
 
-// ClocksApartError says that this process's clock or its store's is wrong.
+// ClocksApartError says that this process's clock or the store's clock is wrong.
 type ClocksApartError struct{ Clocks Clocks }
 
 func (e *ClocksApartError) Error() string {
-	way, layout := "ahead of", time.RFC3339
+	direction, layout := "ahead of", time.RFC3339
 	if e.Clocks.Ahead < 0 {
-		way = "behind"
+		direction = "behind"
 	}
 	cure := "set the one that is wrong (chronyc tracking)"
 	if e.Clocks.Bound {
@@ -81,6 +82,6 @@ func (e *ClocksApartError) Error() string {
 			"stop the server, and run claviger metastore clock --conf DIR --right"
 	}
 	return fmt.Sprintf("the clock of this host is %v %s %s (%s here, %s there): %s",
-		e.Clocks.Ahead.Abs().Round(time.Second), way, e.Clocks.Whose, e.Clocks.Here.UTC().Format(layout),
+		e.Clocks.Ahead.Abs().Round(time.Second), direction, e.Clocks.Whose, e.Clocks.Here.UTC().Format(layout),
 		e.Clocks.There.UTC().Format(layout), cure)
 }

@@ -8,13 +8,13 @@ import (
 	"claviger/metastore"
 )
 
-// TestCompare: what the round trip leaves open is taken for no difference, and clocks are
-// apart beyond the margin alone.
+// TestCompare checks that a difference within the time of the round trip counts as none, and that Apart fails only if
+// the difference exceeds ClockMargin.
 func TestCompare(t *testing.T) {
-	asked := time.Unix(1_700_000_000, 0)
-	answered := asked.Add(10 * time.Second)
+	sent := time.Unix(1_700_000_000, 0)
+	received := sent.Add(10 * time.Second)
 	for _, tt := range []struct {
-		there, ahead time.Duration // after asked
+		there, ahead time.Duration // after sent
 		apart        string
 	}{
 		{0, 0, ""},
@@ -25,7 +25,7 @@ func TestCompare(t *testing.T) {
 		{10*time.Second + metastore.ClockMargin + time.Second, -metastore.ClockMargin - time.Second,
 			"1m1s behind Whose's"},
 	} {
-		c := metastore.Compare(asked, asked.Add(tt.there), answered, "Whose's")
+		c := metastore.Compare(sent, sent.Add(tt.there), received, "Whose's")
 		if c.Ahead != tt.ahead {
 			t.Errorf("%v: ahead %v, want %v", tt.there, c.Ahead, tt.ahead)
 		}
@@ -33,11 +33,11 @@ func TestCompare(t *testing.T) {
 			!strings.Contains(err.Error(), tt.apart) {
 			t.Errorf("%v: apart: %v, want %q", tt.there, err, tt.apart)
 		}
-		early, late := answered, answered
+		early, late := received, received
 		if tt.there < 10*time.Second {
-			early = asked.Add(tt.there)
+			early = sent.Add(tt.there)
 		} else {
-			late = asked.Add(tt.there)
+			late = sent.Add(tt.there)
 		}
 		if !c.Earliest().Equal(early) || !c.Latest().Equal(late) {
 			t.Errorf("%v: from %v to %v, want %v to %v", tt.there, c.Earliest(), c.Latest(), early, late)

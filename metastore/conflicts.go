@@ -11,9 +11,10 @@ import (
 // settingConflicts is the setting of Conflicts: a JSON object of lists.
 const settingConflicts = "sources.conflicts"
 
-// Conflicts returns, by the URI of the source, the versions of migrated keys whose names the source has given
-// to versions of its own since the migration: an EDEK with such a name may belong to either. Each comparison
-// with the source stores them, because the source may not answer, or not be configured, when the EDEK comes.
+// Conflicts returns the conflicting versions of each source, by the source's URI. A version of a migrated key conflicts
+// if the source has made a version of the same name since the migration: an EDEK with that name may belong to either.
+// Each comparison with the source stores the conflicts, because the source may be unreachable, or no longer configured,
+// when such an EDEK is decrypted.
 func Conflicts(ctx context.Context, s Settings) (map[string][]string, error) {
 	text, ok, err := s.Setting(ctx, settingConflicts)
 	if err != nil || !ok {
@@ -36,9 +37,9 @@ func SetConflicts(ctx context.Context, s Settings, bySource map[string][]string)
 	return s.SetSetting(ctx, settingConflicts, string(text))
 }
 
-// MayHaveUsed reports whether EDEKs of that version name may be of a version that this store had: the store gave
-// the number, and it is not certain that the version was never used. Whether the version is still there does not
-// matter. A version with an opaque id shares its name with no version of a source.
+// MayHaveUsed reports whether an EDEK with that version name may belong to a version of this store: the store gave the
+// number, and it is not certain that the version was never used. It does not matter whether the version still exists. A
+// version with an opaque id never has the name of a source's version.
 func MayHaveUsed(ctx context.Context, numbers Numbers, uses LastUses, version claviger.VersionRef) (bool, error) {
 	n, ok := version.Number()
 	if !ok {

@@ -11,30 +11,30 @@ import (
 	"claviger"
 )
 
-// Settings that belong to a store and not to what it holds.
+// Settings of a store itself. They are not part of its content.
 const (
 	// SettingMoved says where a store was moved to (JSON of Moved). No server uses the store
 	// after that.
 	SettingMoved = "store.moved"
 	// SettingChanges counts the changes of a store in a file.
 	SettingChanges = "store.changes"
-	// SettingProbe is written to test whether a store takes changes.
+	// SettingProbe is written to test whether a store accepts changes.
 	SettingProbe = "probe.write"
 	// SettingBackup marks a file that was written as a backup, with the time (RFC 3339).
 	SettingBackup = "backup.made"
 )
 
-// Table is a table that the stores have in common. It is copied row by row, with the numbers that the store
-// gave its rows, because their order has a meaning.
+// Table is a table that all stores have. It is copied row by row, with the numbers that the store gave to the rows,
+// because the order of rows has a meaning.
 type Table struct {
 	Name    string
 	Columns []string
-	Order   string // of its rows; the same in each store
+	Order   string // ORDER BY of the rows; it sorts alike in each store
 	Serial  string // the column that the store numbers; "" for none
 }
 
-// Tables are the tables that are copied, each after the tables that its rows refer to. Columns that hold a list
-// (ids and objects of intents) are JSON.
+// Tables are the tables that are copied, each after the tables that its rows refer to. A column with a list (ids and
+// objects of intents) is JSON.
 var Tables = []Table{
 	{"ez_key", []string{"id", "name", "cipher", "bit_length", "description", "attributes", "created"}, "id", "id"},
 	{"key_version", []string{"key_id", "seq", "id", "object", "created", "check_value"}, "key_id, seq", ""},
@@ -52,31 +52,32 @@ var Tables = []Table{
 	{"delegation", []string{"sequence", "identifier", "password", "renew"}, "sequence", ""},
 }
 
-// Content is all that a store holds at one moment, including delegation tokens and the keys that made them. It
-// is as secret as the store.
+// Content is the whole content of a store at one moment, including delegation tokens and master keys. It is as secret
+// as the store.
 type Content struct {
-	// Rows are the rows of each table, in its order; a value is an int64, string, []byte or nil.
+	// Rows are the rows of each table, in the table's order; a value is an int64, string,
+	// []byte or nil.
 	Rows map[string][][]any
-	// NextToken and NextMasterKey are the next numbers of delegation tokens and their keys.
+	// NextToken and NextMasterKey are the next numbers of delegation tokens and master keys.
 	NextToken, NextMasterKey int64
 }
 
-// Movable is a store whose content can go to another.
+// Movable is a store whose content can be copied to another store.
 type Movable interface {
-	// Content reads all of it, at one moment.
+	// Content reads the whole content, at one moment.
 	Content(ctx context.Context) (*Content, error)
-	// Fill writes all of it, or nothing. Kind Invalid where the store is not empty.
+	// Fill writes the whole content, or nothing. Kind Invalid if the store is not empty.
 	Fill(ctx context.Context, c *Content) error
 }
 
-// Tidy removes the settings of the store itself.
+// Tidy removes the settings of the store itself from the content.
 func (c *Content) Tidy() {
 	c.Rows["setting"] = slices.DeleteFunc(c.Rows["setting"], func(row []any) bool {
 		return slices.Contains([]any{SettingMoved, SettingChanges, SettingProbe, SettingBackup}, row[0])
 	})
 }
 
-// Empty reports whether there is nothing but the content of a new store.
+// Empty reports whether the content is that of a new store.
 func (c *Content) Empty() bool {
 	for name, rows := range c.Rows {
 		for _, row := range rows {
@@ -88,7 +89,8 @@ func (c *Content) Empty() bool {
 	return true
 }
 
-// Differ returns the tables in which the copy o differs; nil for none. The next numbers of o may be higher.
+// Differ returns the names of the tables in which the copy o differs; nil if it is equal. The next numbers of o may be
+// higher.
 func (c *Content) Differ(o *Content) (tables []string) {
 	for _, t := range Tables {
 		if len(c.Rows[t.Name])+len(o.Rows[t.Name]) > 0 && !reflect.DeepEqual(c.Rows[t.Name], o.Rows[t.Name]) {
@@ -125,7 +127,8 @@ func ParseMoved(text string) (*Moved, error) {
 	return m, nil
 }
 
-// ClearMoved removes the mark of a move, so that servers may use the store again: the other place is lost.
+// ClearMoved removes the mark of a move, so that servers may use the store again. It is for a store whose new location
+// is lost.
 func ClearMoved(ctx context.Context, s Settings) error { return s.SetSetting(ctx, SettingMoved, "") }
 
 // SetMoved marks a store as moved, so that no server uses it any more.

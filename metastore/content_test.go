@@ -16,13 +16,14 @@ import (
 	"claviger/metastore/sqlite"
 )
 
-// full is a store with something in each of its tables.
+// full has the methods to fill each table of a store.
 type full interface {
 	metastore.Store
 	metastore.Movable
 	metastore.Delegations
 }
 
+// fill writes at least one row into each table.
 func fill(t *testing.T, s full) {
 	t.Helper()
 	ctx := t.Context()
@@ -87,53 +88,53 @@ func fill(t *testing.T, s full) {
 	}
 }
 
-// seenBy is what users of a store see of it.
-func seenBy(t *testing.T, s full) map[string]any {
+// readAll returns the results of the methods that read, by a short name.
+func readAll(t *testing.T, s full) map[string]any {
 	t.Helper()
 	ctx := t.Context()
-	seen := map[string]any{}
-	note := func(what string, v any, err error) {
+	results := map[string]any{}
+	add := func(what string, v any, err error) {
 		t.Helper()
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
-		seen[what] = v
+		results[what] = v
 	}
 	names, err := s.Names(ctx)
-	note("names", names, err)
+	add("names", names, err)
 	keys, err := s.Get(ctx, "zone", "old")
-	note("keys", keys, err)
+	add("keys", keys, err)
 	shelved, err := s.Shelved(ctx)
-	note("shelved", shelved, err)
+	add("shelved", shelved, err)
 	for _, name := range []string{"zone", "old", "gone", "elsewhere", "begun"} {
 		next, err := s.NextNumber(ctx, name)
-		note("next "+name, next, err)
+		add("next "+name, next, err)
 		given, err := s.Numbered(ctx, name, 1)
-		note("given "+name, given, err)
+		add("given "+name, given, err)
 	}
 	pending, err := s.Pending(ctx)
-	note("pending", pending, err)
+	add("pending", pending, err)
 	runs, err := s.Runs(ctx)
-	note("runs", runs, err)
+	add("runs", runs, err)
 	records, err := s.Records(ctx, "migration-1")
-	note("records", records, err)
+	add("records", records, err)
 	uses, err := s.Uses(ctx)
-	note("uses", uses, err)
+	add("uses", uses, err)
 	last, since, err := s.LastUses(ctx, "zone@7", "zone@3")
-	note("last", last, err)
-	note("since", since, err)
+	add("last", last, err)
+	add("since", since, err)
 	id, _, err := s.Setting(ctx, "store.id")
-	note("id", id, err)
+	add("id", id, err)
 	masters, err := s.MasterKeys(ctx)
-	note("masters", masters, err)
+	add("masters", masters, err)
 	token, ok, err := s.Delegation(ctx, 12)
-	note("token", token, err)
-	note("token is there", ok, nil)
-	return seen
+	add("token", token, err)
+	add("token exists", ok, nil)
+	return results
 }
 
-// TestContent: a store's content goes to each kind of store, and is the same there to
-// all who use it; what comes next gets numbers and places after it.
+// TestContent copies the content of each kind of store to each kind of store. All reads must return the same from the
+// copy, and the next rows of the copy must get higher numbers than the copied rows.
 func TestContent(t *testing.T) {
 	kinds := map[string]func(*testing.T) full{
 		"sqlite": func(t *testing.T) full {
@@ -165,7 +166,7 @@ func TestContent(t *testing.T) {
 				}
 				for _, table := range metastore.Tables {
 					if len(c.Rows[table.Name]) == 0 {
-						t.Errorf("nothing in table %s", table.Name)
+						t.Errorf("table %s is empty", table.Name)
 					}
 				}
 				if err := metastore.SetMoved(ctx, a, b.URI()); err != nil {
@@ -178,7 +179,7 @@ func TestContent(t *testing.T) {
 					got.NextMasterKey != c.NextMasterKey {
 					t.Errorf("%v, differing in %q: %v", err, c.Differ(got), got)
 				}
-				if want, got := seenBy(t, a), seenBy(t, b); !reflect.DeepEqual(got, want) {
+				if want, got := readAll(t, a), readAll(t, b); !reflect.DeepEqual(got, want) {
 					for what := range want {
 						if !reflect.DeepEqual(got[what], want[what]) {
 							t.Errorf("%s is %+v, want %+v", what, got[what], want[what])
@@ -189,19 +190,19 @@ func TestContent(t *testing.T) {
 					t.Errorf("%+v, %v", m, err)
 				}
 				if m, err := metastore.MovedTo(ctx, b); err != nil || m != nil {
-					t.Errorf("the copy is marked: %+v, %v", m, err)
+					t.Errorf("the copy is marked as moved: %+v, %v", m, err)
 				}
 				if err := b.Fill(ctx, c); !claviger.Is(err, claviger.Invalid) {
-					t.Errorf("a store that is not empty: %v", err)
+					t.Errorf("Fill of a store that is not empty: %v", err)
 				}
-				goesOn(ctx, t, b)
+				useCopy(ctx, t, b)
 			})
 		}
 	}
 }
 
-// goesOn uses a store that was filled.
-func goesOn(ctx context.Context, t *testing.T, s full) {
+// useCopy adds rows to a store that was filled with the content of another store.
+func useCopy(ctx context.Context, t *testing.T, s full) {
 	t.Helper()
 	if first, err := s.NextSequences(ctx, 1); err != nil || first != 13 {
 		t.Errorf("the next token is %d, %v", first, err)
@@ -228,8 +229,8 @@ func goesOn(ctx context.Context, t *testing.T, s full) {
 	}
 }
 
-// TestTextThatPostgreSQLCannotKeep: the row is named, and nothing is written. A NUL in an
-// attribute goes along.
+// TestTextThatPostgreSQLCannotKeep checks that Fill of a text with a NUL names the row, and writes nothing. A NUL in an
+// attribute is no problem, because attributes are JSON.
 func TestTextThatPostgreSQLCannotKeep(t *testing.T) {
 	ctx := t.Context()
 	lite, err := sqlite.Open(ctx, filepath.Join(t.TempDir(), "m.db"))

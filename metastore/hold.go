@@ -2,12 +2,11 @@ package metastore
 
 import "context"
 
-// Holder is implemented by a store that can lose a lock while it is held, because the store is reached over a
-// network.
+// Holder is implemented by a store that can lose a held lock, because it is reached over a network.
 type Holder interface {
-	// Hold is Lock, or TryLock where wait is false, for work that must stop when the lock
-	// is lost: held ends then, with a cause of kind Unavailable that names the lock.
-	// It also ends with ctx, and at unlock.
+	// Hold is Lock, or TryLock if wait is false, for work that must stop when the lock is
+	// lost. held is a context that ends when the lock is lost, with a cause of kind
+	// Unavailable that names the lock. It also ends with ctx, and at unlock.
 	Hold(ctx context.Context, name string, wait bool) (held context.Context, unlock func(), ok bool, err error)
 }
 
@@ -17,8 +16,8 @@ type Locks interface {
 	TryLock(ctx context.Context, name string) (unlock func(), ok bool, err error)
 }
 
-// Hold takes a named lock of a store and returns the context for the work under it, which ends when the lock is
-// lost. ok is false where the lock is taken and wait is false.
+// Hold takes a named lock of a store. held is the context for the work that needs the lock; it ends when the lock is
+// lost. ok is false if the lock is taken and wait is false.
 func Hold(ctx context.Context, s Locks, name string, wait bool) (held context.Context, unlock func(), ok bool,
 	err error) {
 	if h, can := s.(Holder); can {

@@ -1,6 +1,6 @@
-// Package metastore is the contract of the store beside an HSM: the keys, their versions in order, the check
-// values of the versions, the steps that are not finished, the migration's journal, and the uses of sources.
-// It never holds key material. Every implementation passes the suite in metastore/storetest.
+// Package metastore is the contract of the store beside an HSM: the keys, their versions in order, the check values of
+// the versions, unfinished steps, the journal of migrations, and the uses of sources. The store never holds key
+// material. Every implementation passes the suite in metastore/storetest.
 //
 // Deleted keys (deleted.go) have tables of their own, so that no query for a live key can return a deleted one
 // by mistake. cluster.go is the contract of the data that nodes share beside the keys: secrets and delegation
@@ -21,8 +21,8 @@ type Version struct {
 	ID      string
 	Object  string // the HSM object's CKA_ID in hex; unique in the store
 	Created time.Time
-	// Check is the key check value: the first 8 bytes of SHA-256 over the
-	// encryption of a fixed block. It shows that a key is the wrong one, and nothing else.
+	// Check is the key check value: the first 8 bytes of SHA-256 over the encryption of a fixed block. It shows that an
+	// HSM object has another key than expected, and reveals nothing about the key.
 	Check []byte
 }
 
@@ -40,27 +40,27 @@ func CountVersions(list []Version) int {
 	return claviger.CountVersions(list[len(list)-1].ID, len(list))
 }
 
-// Ref names a version, and the HSM object that holds its key.
+// Ref names a version, and the HSM object that holds its key. The fields are those of Version.
 type Ref struct {
-	ID     string // of the version, as in Version
-	Object string // of its HSM object, as in Version
+	ID     string
+	Object string
 }
 
-// Intent is a step that was begun: its versions may or may not exist in the HSM yet. The intent is written
-// before the HSM is changed, and removed in the transaction that makes the versions visible.
+// Intent is a step that was begun. Its versions may exist in the HSM or not. The intent is written before the HSM is
+// changed, and removed in the transaction that makes the versions visible.
 type Intent struct {
 	Key     string
 	Op      string // "create", "roll", "import", "delete"
 	Refs    []Ref
 	Begun   time.Time
-	Payload []byte // JSON of the caller's own, for the process that finishes the step
+	Payload []byte // JSON, whose form the caller defines, for the process that finishes the step
 }
 
-// Keys is what the HSM provider needs. Errors are *claviger.Error.
+// Keys has the methods that the HSM provider needs. Errors are *claviger.Error.
 //
-// Insert and Append raise the key name's next number (see Numbers) above the numbers that they write. So a key
-// that this store did not number (an older program made it, or it was adopted from the token) gets no number
-// twice. Both refuse a version without an Object.
+// Insert and Append raise the next number of the key's name (see Numbers) above the numbers that they write. So no
+// number is given twice, also if an older program made the key, or if the key was recovered from the token. Both refuse
+// a version without an Object.
 type Keys interface {
 	// Names returns all key names, sorted.
 	Names(ctx context.Context) ([]string, error)
@@ -69,33 +69,33 @@ type Keys interface {
 	// ByVersion returns the key that has the version with that full name, and
 	// that version. Kind VersionNotFound.
 	ByVersion(ctx context.Context, version string) (*claviger.Metadata, Version, error)
-	// Insert adds a key with its versions and drops the key's intent. Kind
-	// KeyExists.
+	// Insert adds a key with its versions, and drops the key's intent. Kinds KeyExists;
+	// Invalid if there is no version, or a version without an ID or Object.
 	Insert(ctx context.Context, k Key) error
-	// Append adds a version, which becomes the newest, and drops the key's
-	// intent. Kind KeyNotFound.
+	// Append adds a version, which becomes the newest, and drops the key's intent. Kinds
+	// KeyNotFound; Invalid if the version has no ID or Object.
 	Append(ctx context.Context, key string, v Version) error
-	// Prepend adds a version that was lost, before all others of its key: the newest version
-	// stays the newest. Kinds KeyNotFound; Invalid as in Append.
+	// Prepend adds a version that was lost, before all other versions of its key. The newest
+	// version stays the newest. Kinds KeyNotFound; Invalid as in Append.
 	Prepend(ctx context.Context, key string, v Version) error
 	// Amend gives the key m.Name the description, attributes and creation time of m. Its
 	// versions, cipher and length stay. Kind KeyNotFound.
 	Amend(ctx context.Context, m claviger.Metadata) error
-	// Remove removes a key with its versions, and in the same transaction writes an intent
-	// of Op "delete" with their refs, or adds the refs to such an intent that exists.
-	// Kinds KeyNotFound; Unavailable where a step of another Op is not finished, as in Begin.
+	// Remove removes a key with its versions. In the same transaction it writes an intent of
+	// Op "delete" with their refs, or adds the refs to such an intent that exists already.
+	// Kinds KeyNotFound; Unavailable if a step of another Op is unfinished, as in Begin.
 	Remove(ctx context.Context, key string) (Intent, error)
 }
 
-// Numbers keeps, for each name that a key ever had here, the next number of a version. The number only rises:
-// no number is given twice for a name, not after the step that reserved it was dropped, nor after the key was
-// deleted, shelved, discarded or made anew. EDEKs hold the names of such versions for ever.
+// Numbers keeps the next version number of each name that a key ever had in this store. The next number only rises. No
+// number is given twice for a name, also not after the step that reserved it was dropped, or after the key was deleted,
+// shelved, discarded or created again, because EDEKs keep the names of such versions for ever.
 type Numbers interface {
 	// NextNumber returns the lowest number that no version of that name has had or
 	// reserved; 0 for a name that was never numbered.
 	NextNumber(ctx context.Context, key string) (int, error)
 	// SkipNumbers raises the next number of a name to at least next, because lower numbers
-	// name versions elsewhere. Kind Invalid where next is negative or above
+	// name versions elsewhere. Kind Invalid if next is negative or above
 	// claviger.MaxVersion.
 	SkipNumbers(ctx context.Context, key string, next int) error
 	// Numbered reports whether Begin, Insert or Append has given the number to a version
@@ -103,13 +103,14 @@ type Numbers interface {
 	Numbered(ctx context.Context, key string, n int) (bool, error)
 }
 
-// Intents are the steps that are not finished, some of them left over from a crash: at most one per key.
+// Intents keeps the unfinished steps, at most one per key. After a crash a step stays unfinished until a process
+// finishes it.
 type Intents interface {
 	// Begin writes an intent, and in the same transaction gives each of its refs that
-	// has no ID the next number of the key's name, in order. Where an intent of the same
-	// key and Op exists, Begin returns that one unchanged and uses no number. Where one of
-	// another Op exists, the error of kind Unavailable says which step must be finished
-	// first. Kind Unsupported where the name has no number left.
+	// has no ID the next number of the key's name, in order. If an intent of the same key
+	// and Op exists, Begin returns it unchanged and uses no number. If an intent of another
+	// Op exists, the error of kind Unavailable says which step must be finished first. Kind
+	// Unsupported if the name has no number left.
 	Begin(ctx context.Context, i Intent) (Intent, error)
 	// Pending returns all intents, oldest first.
 	Pending(ctx context.Context) ([]Intent, error)
@@ -136,8 +137,8 @@ type Usage interface {
 
 // Journal keeps the records of migrations. They are small JSON documents that package migrate makes.
 type Journal interface {
-	// Put writes or replaces the record under (run, item). run "" is not allowed;
-	// item "" is the run's own record.
+	// Put writes or replaces the record of (run, item). run must not be ""; item "" is the
+	// record of the run itself.
 	Put(ctx context.Context, run, item string, record []byte) error
 	// Records returns the run's records by item, in order of first writing.
 	Records(ctx context.Context, run string) ([]Record, error)
@@ -149,17 +150,17 @@ type Journal interface {
 type Record struct {
 	Item string
 	Data []byte
-	At   time.Time // of the last Put
+	At   time.Time // when Put last wrote it
 }
 
-// Settings are a few named values, as the token that the store belongs to.
+// Settings are a few named values, for example the token to which the store belongs.
 type Settings interface {
 	Setting(ctx context.Context, name string) (value string, ok bool, err error)
 	SetSetting(ctx context.Context, name, value string) error
 }
 
-// Store is a whole metastore. It has many methods because a store is one file or one database; code that uses
-// it takes the narrow interface that it needs.
+// Store is a complete metastore. It has many methods because one file or database implements all of them. Code that
+// uses a store declares the smaller interface that it needs.
 type Store interface {
 	Keys
 	Numbers
@@ -171,11 +172,11 @@ type Store interface {
 	LastUses
 	Clock
 	Claims
-	// Lock takes a named lock that all processes on this store respect. The lock is free
-	// again soon after its holder's process ends, however that ends. Lock waits until ctx
-	// is done; then the error of kind Unavailable names the lock.
+	// Lock takes a named lock. Only one holder, in all processes that use the store, has the
+	// lock. If the process of the holder ends, the lock is free soon after. Lock waits until
+	// ctx is done; then the error of kind Unavailable names the lock.
 	Lock(ctx context.Context, name string) (unlock func(), err error)
-	// TryLock is Lock without waiting; ok is false where the lock is taken.
+	// TryLock is Lock without waiting; ok is false if the lock is taken.
 	TryLock(ctx context.Context, name string) (unlock func(), ok bool, err error)
 	// URI names the store in messages, without secrets.
 	URI() string

@@ -43,14 +43,14 @@ func key(name string, ids ...string) metastore.Key {
 	return k
 }
 
-// TestServerRestarts: calls wait for a server that is started again, and fail with
-// kind Unavailable and the property's name where it is not.
+// TestServerRestarts checks that a call waits for a server that restarts, and that it fails with kind Unavailable and
+// the property's name if the server does not come back in time.
 func TestServerRestarts(t *testing.T) {
 	const patience = 300 * time.Millisecond
 	ctx := t.Context()
 	server := pgtest.Start(t)
 	s := openConfig(t, postgres.Config{URI: server.Database(t), Property: "the.property", Patience: patience})
-	patient := openConfig(t, postgres.Config{URI: s.URI() + "?sslmode=disable", Patience: 14 * time.Second})
+	longRetry := openConfig(t, postgres.Config{URI: s.URI() + "?sslmode=disable", Patience: 14 * time.Second})
 	if err := s.Insert(ctx, key("before", "aa")); err != nil {
 		t.Fatal(err)
 	}
@@ -70,9 +70,9 @@ func TestServerRestarts(t *testing.T) {
 		}
 		inserted := make(chan error, 1)
 		name := fmt.Sprintf("meanwhile%d", i)
-		go func() { inserted <- patient.Insert(ctx, key(name, name)) }()
-		time.Sleep(50 * time.Millisecond) // so that the insert meets no server; later, it meets one
-		// That it is away is remembered: no call waits again.
+		go func() { inserted <- longRetry.Insert(ctx, key(name, name)) }()
+		time.Sleep(50 * time.Millisecond) // so that the first attempt of the insert finds no server
+		// The store remembers that the server is away, so later calls do not wait.
 		begun := time.Now()
 		for range 20 {
 			if _, err := s.Get(ctx, "before"); !claviger.Is(err, claviger.Unavailable) ||
@@ -85,9 +85,9 @@ func TestServerRestarts(t *testing.T) {
 		}
 		server.Start(t)
 		if err := <-inserted; err != nil {
-			t.Errorf("a patient insert: %v", err)
+			t.Errorf("an insert that retries for 14 s: %v", err)
 		}
-		eventually(t, "it is noticed that the server is back",
+		eventually(t, "the store finds the server again",
 			func() bool { _, err := s.Get(ctx, "before"); return err == nil })
 		keys, err := s.Get(ctx, "before", "never", name)
 		if err != nil || keys[0] == nil || keys[1] != nil || keys[2] == nil {
@@ -96,9 +96,8 @@ func TestServerRestarts(t *testing.T) {
 	}
 }
 
-// TestServerSwallows: a server that takes packets and answers none does not hold
-// a call longer than its context, nor without one for long.
-func TestServerSwallows(t *testing.T) {
+// TestServerDoesNotAnswer checks that a call ends with its context if the server accepts packets but does not answer.
+func TestServerDoesNotAnswer(t *testing.T) {
 	server := pgtest.Start(t)
 	s := openConfig(t, postgres.Config{URI: server.Database(t)})
 	if err := s.Insert(t.Context(), key("k", "aa")); err != nil {
@@ -121,36 +120,36 @@ func TestServerSwallows(t *testing.T) {
 	}
 }
 
-// synced is a buffer for many goroutines.
-type synced struct {
+// syncBuffer is a buffer that several goroutines may use.
+type syncBuffer struct {
 	mu sync.Mutex
 	b  strings.Builder
 }
 
-func (s *synced) Write(p []byte) (int, error) {
+func (s *syncBuffer) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.b.Write(p)
 }
 
-func (s *synced) String() string {
+func (s *syncBuffer) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.b.String()
 }
 
-// TestNoticesAfterBreak: a watcher whose connection broke is told that any key may
-// have changed, and hears again.
+// TestNoticesAfterBreak breaks the connection of Watch. Watch must then report that any key may have changed, and must
+// report notices again.
 func TestNoticesAfterBreak(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	server := pgtest.Start(t)
-	var log synced
+	var log syncBuffer
 	s := openConfig(t, postgres.Config{URI: server.Database(t), Log: slog.New(slog.NewTextHandler(&log, nil))})
-	heard := make(chan metastore.Notice, 1000)
+	notices := make(chan metastore.Notice, 1000)
 	done := make(chan error, 1)
-	go func() { done <- s.Watch(ctx, func(n metastore.Notice) { heard <- n }) }()
-	until := func(want metastore.Notice, again func()) {
+	go func() { done <- s.Watch(ctx, func(n metastore.Notice) { notices <- n }) }()
+	waitFor := func(want metastore.Notice, again func()) {
 		t.Helper()
 		deadline := time.After(20 * time.Second)
 		for {
@@ -158,7 +157,7 @@ func TestNoticesAfterBreak(t *testing.T) {
 				again()
 			}
 			select {
-			case n := <-heard:
+			case n := <-notices:
 				if n == want {
 					return
 				}
@@ -170,18 +169,18 @@ func TestNoticesAfterBreak(t *testing.T) {
 	}
 	hello := metastore.Notice{Key: "k", Change: metastore.Invalidated}
 	announce := func() { _ = s.Announce(ctx, hello) } // it may fail while the server starts
-	until(hello, announce)
+	waitFor(hello, announce)
 	server.Kill(t)
 	time.Sleep(time.Second) // several attempts
 	server.Start(t)
-	until(metastore.Notice{Change: metastore.Invalidated}, nil)
-	until(hello, announce)
-	// An hour without the server must not fill the log.
-	if said := log.String(); strings.Count(said, "do not come") != 1 || strings.Count(said, "come again") != 1 {
-		t.Errorf("the log says\n%s", said)
+	waitFor(metastore.Notice{Change: metastore.Invalidated}, nil)
+	waitFor(hello, announce)
+	// The log must have one line for the loss and one for the return, also after a long time without the server.
+	if text := log.String(); strings.Count(text, "do not come") != 1 || strings.Count(text, "come again") != 1 {
+		t.Errorf("the log has\n%s", text)
 	}
 	server.Exec(t, "test1", `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'`)
-	until(metastore.Notice{Change: metastore.Invalidated}, nil)
+	waitFor(metastore.Notice{Change: metastore.Invalidated}, nil)
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
@@ -191,15 +190,14 @@ func TestNoticesAfterBreak(t *testing.T) {
 			t.Errorf("Watch of a closed store: %v", err)
 		}
 	case <-time.After(5 * time.Second):
-		t.Error("Watch goes on after Close")
+		t.Error("Watch did not end after Close")
 	}
 }
 
-// TestLockIsLost: who holds a lock hears that its session was lost, and another
-// may have it.
+// TestLockIsLost checks that the context of a held lock ends when its session is lost, and that the lock is then free.
 func TestLockIsLost(t *testing.T) {
 	uri := pgtest.Database(t)
-	// twice that is enough for an answer
+	// A ping has twice this time for its answer.
 	s := openConfig(t, postgres.Config{URI: uri, LockCheck: 250 * time.Millisecond})
 	held, unlock, ok, err := metastore.Hold(t.Context(), s, "migration", true)
 	if err != nil || !ok {
@@ -215,7 +213,7 @@ func TestLockIsLost(t *testing.T) {
 	select {
 	case <-held.Done():
 	case <-time.After(20 * time.Second):
-		t.Fatal("the holder does not hear of it")
+		t.Fatal("the context of the holder did not end")
 	}
 	if err := context.Cause(held); !claviger.Is(err, claviger.Unavailable) ||
 		!strings.Contains(err.Error(), `"migration"`) {
@@ -236,14 +234,14 @@ func exec(t *testing.T, uri, statement string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = conn.Close(context.Background()) }() // it is over either way
+	defer func() { _ = conn.Close(context.Background()) }() // an error does not matter
 	if _, err := conn.Exec(t.Context(), statement); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// TestKilledUnderLoad: inserts while all connections are cut over and over are
-// done once, whatever was lost on the way; none is told of and not there.
+// TestKilledUnderLoad cuts all connections again and again while versions are added. Each version must be added exactly
+// once, also if the answer of its commit was lost.
 func TestKilledUnderLoad(t *testing.T) {
 	uri := pgtest.Database(t)
 	s := openConfig(t, postgres.Config{URI: uri, Patience: 14 * time.Second})
@@ -253,8 +251,8 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 	const least, enough, most = 100, 30, 5000
 	var cuts atomic.Int64
-	// While one append lasts, each pause between two cuts is twice the pause before.
-	// Without that, a slow machine never gets through a new connection in time.
+	// During one append, each pause between two cuts is twice the pause before. Otherwise a slow machine could not
+	// complete a call between two cuts.
 	var cutsOfAppend atomic.Int64
 	cutting, stop := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -298,7 +296,7 @@ func TestKilledUnderLoad(t *testing.T) {
 		t.Errorf("versions %v, want %v", got, want)
 	}
 	if cuts.Load() < enough {
-		t.Errorf("%d connections were cut: nothing was tested", cuts.Load())
+		t.Errorf("only %d connections were cut, so this test has checked too little", cuts.Load())
 	}
 	t.Logf("%d connections were cut in %d appends", cuts.Load(), appends)
 }
@@ -328,7 +326,7 @@ func TestOpenRefuses(t *testing.T) {
 			claviger.Unavailable, "cannot be read: open /proc/self/mem/pass: not a directory"},
 		{"no line for the role", server.URI("guarded", "postgres") + "&passfile=/dev/null", claviger.Unavailable,
 			"check the role, its password file"},
-		{"nobody there", "postgresql://u@127.0.0.1:1/d", claviger.Unavailable, "the.property"},
+		{"no server", "postgresql://u@127.0.0.1:1/d", claviger.Unavailable, "the.property"},
 		{"newer schema", newer, claviger.Unavailable, "newer claviger"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -336,10 +334,10 @@ func TestOpenRefuses(t *testing.T) {
 				Patience: 500 * time.Millisecond})
 			if err == nil {
 				_ = s.Close()
-				t.Fatal("it was opened")
+				t.Fatal("Open succeeded")
 			}
-			if claviger.IsAway(err) != (c.name == "nobody there") {
-				t.Errorf("is it to be waited for? %t: %v", claviger.IsAway(err), err)
+			if claviger.IsAway(err) != (c.name == "no server") {
+				t.Errorf("IsAway: %t: %v", claviger.IsAway(err), err)
 			}
 			if !claviger.Is(err, c.kind) || !strings.Contains(err.Error(), c.text) {
 				t.Errorf("%v, want kind %v and %q", err, c.kind, c.text)

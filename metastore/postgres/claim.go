@@ -15,16 +15,14 @@ import (
 	"claviger/pgdb"
 )
 
-// claimLock is the advisory lock that processes share which use the store, and
-// that a process which wants it alone has to itself.
+// claimLock is the advisory lock of the claims. A claim takes it in shared mode, and a claim alone in exclusive mode.
 var claimLock = lockID("claim")
 
-// claimMark begins the name of a claim's session, which pg_stat_activity shows.
-// PostgreSQL keeps 63 bytes of it.
-const claimMark = "claviger claim "
+// claimPrefix begins the application name of a claim's session. PostgreSQL keeps 63 bytes of the name, and shows it in
+// pg_stat_activity.
+const claimPrefix = "claviger claim "
 
-// Claim takes the store for a process, which shares it with others unless it
-// wants it alone.
+// Claim claims the store, see metastore.Claims.
 func (s *Store) Claim(ctx context.Context, o owner.Owner, alone bool) (release func(), err error) {
 	const op = "metastore/postgres.Claim"
 	if err := s.db.Usable(op); err != nil {
@@ -40,20 +38,20 @@ func (s *Store) Claim(ctx context.Context, o owner.Owner, alone bool) (release f
 		return nil, s.db.Fail(op, "", fmt.Errorf("claim: %w", err))
 	}
 	if !ok {
-		who, err := s.Owners(ctx)
+		owners, err := s.Owners(ctx)
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "metastore %w",
-			errors.Join(&owner.InUseError{Store: s.db.URI(), Owners: who}, err))
+			errors.Join(&owner.InUseError{Store: s.db.URI(), Owners: owners}, err))
 	}
 	if alone {
 		s.exclusive.Store(true)
 	}
-	watching, stop := context.WithCancel(s.alive)
+	keeping, stop := context.WithCancel(s.alive)
 	done := make(chan struct{})
-	s.claims.Add(1)
+	s.background.Add(1)
 	go func() {
-		defer s.claims.Done()
+		defer s.background.Done()
 		defer close(done)
-		s.keepClaim(watching, conn, o, alone)
+		s.keepClaim(keeping, conn, o, alone)
 	}()
 	return func() {
 		if alone {
@@ -64,25 +62,24 @@ func (s *Store) Claim(ctx context.Context, o owner.Owner, alone bool) (release f
 	}, nil
 }
 
-// claim makes a session that has the lock; ok is false where others have it.
+// claim opens a session and takes the lock. ok is false if another process's lock prevents that.
 func (s *Store) claim(ctx context.Context, o owner.Owner, alone bool) (conn *pgx.Conn, ok bool, err error) {
 	cfg := s.db.Conn()
 	cfg.RuntimeParams["application_name"] = claimName(o)
 	if conn, err = pgx.ConnectConfig(ctx, cfg); err != nil {
 		return nil, false, err
 	}
-	ask := `SELECT pg_try_advisory_lock_shared($1)`
+	query := `SELECT pg_try_advisory_lock_shared($1)`
 	if alone {
-		ask = `SELECT pg_try_advisory_lock($1)`
+		query = `SELECT pg_try_advisory_lock($1)`
 	}
-	if err := conn.QueryRow(ctx, ask, claimLock).Scan(&ok); err != nil || !ok {
-		return nil, false, errors.Join(err, closeNow(conn))
+	if err := conn.QueryRow(ctx, query, claimLock).Scan(&ok); err != nil || !ok {
+		return nil, false, errors.Join(err, closeConn(conn))
 	}
 	return conn, true, nil
 }
 
-// keepClaim holds a claim until ctx ends. Where the session is lost it makes
-// another.
+// keepClaim holds a claim until ctx ends. If the session is lost, keepClaim opens another one.
 func (s *Store) keepClaim(ctx context.Context, conn *pgx.Conn, o owner.Owner, alone bool) {
 	for {
 		select {
@@ -91,7 +88,7 @@ func (s *Store) keepClaim(ctx context.Context, conn *pgx.Conn, o owner.Owner, al
 				end, cancel := context.WithTimeout(context.Background(), pgdb.ConnectTimeout)
 				_, _ = conn.Exec(end, `SELECT pg_advisory_unlock_all()`) // a lost session has no lock
 				cancel()
-				_ = closeNow(conn)
+				_ = closeConn(conn)
 			}
 			return
 		case <-time.After(pgdb.Jitter(s.cfg.LockCheck)):
@@ -99,32 +96,33 @@ func (s *Store) keepClaim(ctx context.Context, conn *pgx.Conn, o owner.Owner, al
 		check, cancel := context.WithTimeout(ctx, 2*s.cfg.LockCheck)
 		if conn != nil {
 			if err := conn.Ping(check); err != nil && ctx.Err() == nil {
-				_ = closeNow(conn)
+				_ = closeConn(conn)
 				conn = nil
 			}
 		}
 		if conn == nil {
-			again, ok, err := s.claim(check, o, alone)
+			next, ok, err := s.claim(check, o, alone)
 			if ok {
-				conn = again
+				conn = next
 			} else if err == nil {
-				s.log.Warn("the store is in use by a process that wants it alone, and so is not shown as used by "+
-					"this one", "metastore", s.db.URI())
+				s.log.Warn("this process has lost its claim on the metastore, and cannot claim it again: another "+
+					"process allows no other claims", "metastore", s.db.URI())
 			}
 		}
 		cancel()
 	}
 }
 
-// claimName is "claviger claim PID WHAT#ID@HOST", cut off at PostgreSQL's limit, which leaves
-// the ID whole.
+// claimName returns "claviger claim PID WHAT#ID@HOST", cut off at PostgreSQL's limit. The ID is before the host, so it
+// is always complete.
 func claimName(o owner.Owner) string {
-	name := claimMark + strconv.Itoa(o.PID) + " " + strings.TrimPrefix(o.What, "claviger ") + "#" + o.ID + "@" + o.Host
+	what := strings.TrimPrefix(o.What, "claviger ")
+	name := claimPrefix + strconv.Itoa(o.PID) + " " + what + "#" + o.ID + "@" + o.Host
 	return name[:min(len(name), 63)]
 }
 
-// Owners returns the processes that have a claim. Those of another database user have no
-// Since (it is now), unless this one may read all of pg_stat_activity.
+// Owners returns the processes that have a claim. For a process of another database user, Since is the current time,
+// unless this user may read all of pg_stat_activity.
 func (s *Store) Owners(ctx context.Context) (all []owner.Owner, err error) {
 	const op = "metastore/postgres.Owners"
 	if err := s.db.Usable(op); err != nil {
@@ -157,12 +155,12 @@ func (s *Store) Owners(ctx context.Context) (all []owner.Owner, err error) {
 
 func parseClaim(name, addr string, since time.Time) owner.Owner {
 	o := owner.Owner{What: "claviger", Host: addr, Since: since.UTC()}
-	rest, ours := strings.CutPrefix(name, claimMark)
+	rest, ours := strings.CutPrefix(name, claimPrefix)
 	pid, what, ok := strings.Cut(rest, " ")
 	if !ours || !ok {
 		return o
 	}
-	o.PID, _ = strconv.Atoi(pid) // 0 where it is none
+	o.PID, _ = strconv.Atoi(pid) // 0 if it is not a number
 	what, host, _ := strings.Cut(what, "@")
 	what, o.ID, _ = strings.Cut(what, "#")
 	o.What = "claviger " + what

@@ -9,15 +9,15 @@ import (
 	"claviger/owner"
 )
 
-// TestClaimsOfContainers: processes of one host name and PID are told apart by their IDs, also
-// where PostgreSQL cuts their names off.
+// TestClaimsOfContainers checks that processes with the same host name and PID have different IDs, also if PostgreSQL
+// cuts their names off.
 func TestClaimsOfContainers(t *testing.T) {
 	for _, what := range []string{"claviger kms", "claviger metastore restore"} {
 		ctx, uri := t.Context(), pgtest.Database(t)
 		var want []owner.Owner
 		for range 2 {
 			o := owner.Self(what, "")
-			o.Host, o.PID = strings.Repeat("kms", 20), 1<<22 // Linux's greatest
+			o.Host, o.PID = strings.Repeat("kms", 20), 1<<22 // the highest PID of Linux
 			o.ID = o.ID[:11] + string(rune('g'+len(want)))
 			if _, err := openConfig(t, postgres.Config{URI: uri}).Claim(ctx, o, false); err != nil {
 				t.Fatal(err)
@@ -37,7 +37,7 @@ func TestClaimsOfContainers(t *testing.T) {
 	}
 }
 
-// TestClaimsOfOtherUsers: the name of a process is shown to another database user, too.
+// TestClaimsOfOtherUsers checks that another database user sees the name of a process with a claim.
 func TestClaimsOfOtherUsers(t *testing.T) {
 	server := pgtest.Start(t)
 	node := openConfig(t, postgres.Config{URI: server.Database(t)})

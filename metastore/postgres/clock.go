@@ -7,7 +7,7 @@ import (
 	"claviger/metastore"
 )
 
-// clockMillis is the database server's clock in SQL, as times are stored.
+// clockMillis is an SQL expression: the time of the database server's clock, in the form in which times are stored.
 const clockMillis = `(extract(epoch FROM clock_timestamp()) * 1000)::bigint`
 
 // Clocks compares this host's clock with the database server's.
@@ -18,8 +18,8 @@ func (s *Store) Clocks(ctx context.Context) (c metastore.Clocks, err error) {
 		if err := s.db.Pool().QueryRow(ctx, `SELECT `+clockMillis).Scan(&there); err != nil {
 			return err
 		}
-		// The store's clock is read to the millisecond.
-		c = metastore.Compare(asked.Truncate(time.Millisecond), when(there), time.Now(), "PostgreSQL's")
+		// Both times need the same precision, and the store's clock has milliseconds.
+		c = metastore.Compare(asked.Truncate(time.Millisecond), fromMillis(there), time.Now(), "PostgreSQL's")
 		return nil
 	})
 	return c, err

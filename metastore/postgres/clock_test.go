@@ -11,8 +11,7 @@ import (
 	"claviger/metastore/postgres"
 )
 
-// shiftedClock makes a database whose clock is off by an interval, as sessions with this
-// URI read it.
+// shiftedClock returns the URI of a database in which clock_timestamp() is off by an interval.
 func shiftedClock(t *testing.T, by string) (uri string) {
 	t.Helper()
 	uri = pgtest.Database(t)
@@ -29,8 +28,8 @@ func shiftedClock(t *testing.T, by string) (uri string) {
 	return u.String()
 }
 
-// TestClocks: a server whose clock differs from ours is told by how much, and the time of
-// a deletion is the later of both, a use no later than the server's.
+// TestClocks checks a database whose clock differs from this host's. Clocks returns the difference, the time of a
+// deletion is the later of both clocks, and the time of a use is not later than the database's clock.
 func TestClocks(t *testing.T) {
 	const month = 30 * 24 * time.Hour
 	for by, ahead := range map[string]time.Duration{"30 days": -month, "-30 days": month} {

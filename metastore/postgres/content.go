@@ -16,50 +16,52 @@ import (
 
 var _ metastore.Movable = (*Store)(nil)
 
-// sequences give the numbers of delegation tokens and of the keys that make them.
+// The sequences give the numbers of delegation tokens and of master keys.
 const tokenSequence, masterKeySequence = "token_sequence", "master_key_id"
 
-// Content reads all that the store holds.
+// Content reads the whole content, see metastore.Movable.
 func (s *Store) Content(ctx context.Context) (c *metastore.Content, err error) {
 	const op = "metastore/postgres.Content"
-	if err := s.whole(op, ""); err != nil {
+	if err := s.checkComplete(op, ""); err != nil {
 		return nil, err
 	}
-	var lost []mark
-	err = s.db.Update(ctx, op, "", pgx.RepeatableRead, func(ctx context.Context, tx pgx.Tx) (err error) { // one moment
+	var lost []changeRecord
+	// All queries of a repeatable-read transaction see the same moment.
+	err = s.db.Update(ctx, op, "", pgx.RepeatableRead, func(ctx context.Context, tx pgx.Tx) (err error) {
 		rows, _ := tx.Query(ctx, selectLost) // the rows carry the error
-		if lost, err = pgx.CollectRows(rows, scanMark); err == nil {
+		if lost, err = pgx.CollectRows(rows, scanChange); err == nil {
 			c, err = contentOf(ctx, tx)
 		}
 		return err
 	})
-	if err == nil && len(lost) > 0 { // what other nodes have found missing
-		s.lose(lost)
-		err = s.whole(op, "")
+	if err == nil && len(lost) > 0 { // other nodes have found changes missing
+		s.setLost(lost)
+		err = s.checkComplete(op, "")
 	}
 	return c, err
 }
 
-// settingHistory is the setting of a content with the changes that the table change has, as a
-// JSON list: nodes that have seen them demand them of the copy, too. A store in a file keeps
-// it as any other setting, so that it comes back with the content.
+// settingHistory is a setting that exists only in a Content: the rows of the table change, as a JSON list. A node that
+// has seen these changes demands them of the copy too. A store in a file keeps the setting like any other, so a later
+// copy to a database has the changes again.
 const settingHistory = "history.changes"
 
 // addHistory adds settingHistory to a content.
 func addHistory(ctx context.Context, tx pgx.Tx, c *metastore.Content) error {
 	rows, _ := tx.Query(ctx, `SELECT seq, id, key, at, change FROM change ORDER BY seq`) // the rows carry the error
-	marks, err := pgx.CollectRows(rows, scanMark)
-	if err != nil || len(marks) == 0 {
+	changes, err := pgx.CollectRows(rows, scanChange)
+	if err != nil || len(changes) == 0 {
 		return err
 	}
-	// An older program takes a content from a file without knowing the setting.
+	// An older program may have copied the setting from a file into the table, because it does not know the setting.
 	c.Rows["setting"] = slices.DeleteFunc(c.Rows["setting"], func(row []any) bool { return row[0] == settingHistory })
-	text, err := json.Marshal(marks)
+	text, err := json.Marshal(changes)
 	if err != nil {
 		return err
 	}
 	row := []any{settingHistory, string(text)}
-	at, _ := slices.BinarySearchFunc(c.Rows["setting"], row, func(a, b []any) int { // in the order of contentOf
+	// contentOf has sorted the settings by name.
+	at, _ := slices.BinarySearchFunc(c.Rows["setting"], row, func(a, b []any) int {
 		return strings.Compare(fmt.Sprint(a[0]), fmt.Sprint(b[0]))
 	})
 	c.Rows["setting"] = slices.Insert(c.Rows["setting"], at, row)
@@ -68,12 +70,12 @@ func addHistory(ctx context.Context, tx pgx.Tx, c *metastore.Content) error {
 
 // fillHistory writes the changes of settingHistory into their table.
 func fillHistory(ctx context.Context, tx pgx.Tx, text string) error {
-	var marks []mark
-	if err := json.Unmarshal([]byte(text), &marks); err != nil {
+	var changes []changeRecord
+	if err := json.Unmarshal([]byte(text), &changes); err != nil {
 		return fmt.Errorf("setting %s: %w", settingHistory, err)
 	}
-	rows := make([][]any, len(marks))
-	for i, m := range marks {
+	rows := make([][]any, len(changes))
+	for i, m := range changes {
 		rows[i] = []any{m.Seq, m.ID, m.Key, m.Change, m.At}
 	}
 	return fillTable(ctx, tx, metastore.Table{Name: "change", Columns: []string{"seq", "id", "key", "change", "at"},
@@ -86,8 +88,7 @@ func contentOf(ctx context.Context, tx pgx.Tx) (*metastore.Content, error) {
 		columns := strings.Join(t.Columns, ", ")
 		if t.Name == "intent" {
 			columns = strings.Replace(columns, "ids, objects",
-				"array_to_json(ids)::text, array_to_json(objects)::text",
-				1)
+				"array_to_json(ids)::text, array_to_json(objects)::text", 1)
 		}
 		// the rows carry the error
 		rows, _ := tx.Query(ctx, fmt.Sprintf("SELECT %s FROM %s ORDER BY %s", columns, t.Name, t.Order))
@@ -114,10 +115,10 @@ func contentOf(ctx context.Context, tx pgx.Tx) (*metastore.Content, error) {
 	return c, addHistory(ctx, tx, c)
 }
 
-// Fill writes another store's content into this one, which is empty.
+// Fill writes the content of another store into this one, which must be empty.
 func (s *Store) Fill(ctx context.Context, c *metastore.Content) error {
 	const op = "metastore/postgres.Fill"
-	if err := s.whole(op, ""); err != nil {
+	if err := s.checkComplete(op, ""); err != nil {
 		return err
 	}
 	return s.db.Update(ctx, op, "", pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
@@ -150,14 +151,14 @@ func fillTable(ctx context.Context, tx pgx.Tx, t metastore.Table, rows [][]any) 
 		for i, value := range row {
 			if text, ok := value.(string); ok && (!utf8.ValidString(text) || strings.ContainsRune(text, 0)) {
 				return claviger.Errorf("metastore/postgres.Fill", claviger.Invalid, "",
-					"the row of %s has in column %s a text that PostgreSQL cannot keep, "+
-						"since it is not UTF-8 or holds a NUL: change it in the old metastore, while nothing uses that",
+					"the row of %s has in column %s a text that PostgreSQL cannot store, because it is not UTF-8 or "+
+						"has a NUL character: change it in the old metastore, while no process uses that one",
 					claviger.Printable(fmt.Sprint(row[name])), t.Columns[i])
 			}
 		}
 	}
 	switch t.Name {
-	case "setting": // some are there
+	case "setting": // an empty store already has some settings
 		for _, row := range rows {
 			if text, _ := row[1].(string); row[0] == settingHistory {
 				if err := fillHistory(ctx, tx, text); err != nil {
@@ -171,7 +172,7 @@ func fillTable(ctx context.Context, tx pgx.Tx, t metastore.Table, rows [][]any) 
 				return err
 			}
 		}
-	case "intent": // lists are arrays here
+	case "intent": // the JSON lists become arrays
 		for _, row := range rows {
 			if _, err := tx.Exec(ctx, `INSERT INTO intent (seq, key, op, ids, objects, begun,
 				payload) OVERRIDING SYSTEM VALUE
@@ -185,7 +186,7 @@ func fillTable(ctx context.Context, tx pgx.Tx, t metastore.Table, rows [][]any) 
 			return err
 		}
 	}
-	if t.Serial != "" && len(rows) > 0 { // the next row comes after these
+	if t.Serial != "" && len(rows) > 0 { // the next row must get a higher number than these
 		_, err = tx.Exec(ctx, fmt.Sprintf("SELECT setval(pg_get_serial_sequence('%[1]s', '%[2]s'), (SELECT "+
 			"max(%[2]s) FROM %[1]s))", t.Name, t.Serial))
 	}

@@ -15,15 +15,14 @@ import (
 	"claviger/pgdb"
 )
 
-// Shelve moves a key to the deleted ones, and tells of it as of any deletion.
+// Shelve moves a key to the deleted keys, and announces a deletion.
 func (s *Store) Shelve(ctx context.Context, key string) error {
 	const op = "metastore/postgres.Shelve"
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		var id int64
 		err := tx.QueryRow(ctx, `
 			INSERT INTO deleted_key (name, since, cipher, bit_length, description, attributes, created)
-			SELECT name, greatest($1,
-				`+clockMillis+`), cipher, bit_length, description, attributes, created
+			SELECT name, greatest($1, `+clockMillis+`), cipher, bit_length, description, attributes, created
 				FROM ez_key WHERE name = $2 RETURNING id`, millis(now()), key).Scan(&id)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
@@ -31,7 +30,7 @@ func (s *Store) Shelve(ctx context.Context, key string) error {
 		if err != nil {
 			return err
 		}
-		if err := noStep(ctx, tx, op, key, "deletion"); err != nil {
+		if err := requireNoStep(ctx, tx, op, key, "deletion"); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `
@@ -47,26 +46,28 @@ func (s *Store) Shelve(ctx context.Context, key string) error {
 	})
 }
 
-// noStep refuses where a step of the key is under way.
-func noStep(ctx context.Context, tx pgx.Tx, op, key, what string) error {
+// requireNoStep returns an error if a step of the key is unfinished. what is the operation that the caller refuses.
+func requireNoStep(ctx context.Context, tx pgx.Tx, op, key, what string) error {
 	rows, _ := tx.Query(ctx, selectIntent, key) // the rows carry the error
-	there, err := pgx.CollectRows(rows, scanIntent)
-	if err != nil || len(there) == 0 {
+	pending, err := pgx.CollectRows(rows, scanIntent)
+	if err != nil || len(pending) == 0 {
 		return err
 	}
 	return claviger.Errorf(op, claviger.Unavailable, key, "a %s of this key, begun %s, must be finished before its %s",
-		there[0].Op, there[0].Begun.Format(time.RFC3339), what)
+		pending[0].Op, pending[0].Begun.Format(time.RFC3339), what)
 }
 
-// Shelved returns the deleted keys of these names, or all.
+// Shelved returns the deleted keys of these names, or all deleted keys if there are no names.
 func (s *Store) Shelved(ctx context.Context, names ...string) (all []metastore.Shelved, err error) {
-	which, args := "", []any(nil)
+	where, args := "", []any(nil)
 	if len(names) > 0 {
 		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !storable(n) })
 		if len(names) == 0 {
 			return nil, s.db.Usable("metastore/postgres.Shelved")
 		}
-		which, args = "WHERE k.name = ANY($1) ", []any{names} // a text of its own, so that the index is used
+		// Without names the query has no such condition, because PostgreSQL would not use the index for an optional
+		// one.
+		where, args = "WHERE k.name = ANY($1) ", []any{names}
 	}
 	err = s.db.Read(ctx, "metastore/postgres.Shelved", "", func(ctx context.Context) error {
 		all = nil
@@ -74,7 +75,7 @@ func (s *Store) Shelved(ctx context.Context, names ...string) (all []metastore.S
 			SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id,
 				v.object, v.created, v.check_value
 			FROM deleted_key k
-				JOIN deleted_version v ON v.key_id = k.id `+which+`ORDER BY k.id, v.seq`,
+				JOIN deleted_version v ON v.key_id = k.id `+where+`ORDER BY k.id, v.seq`,
 			args...) // the rows carry the error
 		defer rows.Close()
 		var last int64
@@ -92,9 +93,10 @@ func (s *Store) Shelved(ctx context.Context, names ...string) (all []metastore.S
 				if err != nil {
 					return err
 				}
-				all, last = append(all, metastore.Shelved{Key: metastore.Key{Metadata: md}, Since: when(since)}), id
+				all = append(all, metastore.Shelved{Key: metastore.Key{Metadata: md}, Since: fromMillis(since)})
+				last = id
 			}
-			v.Created = when(created)
+			v.Created = fromMillis(created)
 			k := &all[len(all)-1]
 			k.List = append(k.List, v)
 			k.Versions = metastore.CountVersions(k.List)
@@ -104,8 +106,7 @@ func (s *Store) Shelved(ctx context.Context, names ...string) (all []metastore.S
 	return all, err
 }
 
-// Unshelve moves the deleted key with that version back, and tells of it as of a new
-// one.
+// Unshelve moves the deleted key that has that version back to the live keys, and announces a creation.
 func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 	const op = "metastore/postgres.Unshelve"
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
@@ -132,7 +133,7 @@ func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 		if err != nil {
 			return err
 		}
-		if err := noStep(ctx, tx, op, key, "undeletion"); err != nil {
+		if err := requireNoStep(ctx, tx, op, key, "undeletion"); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `
@@ -148,8 +149,8 @@ func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 	})
 }
 
-// Discard takes deleted keys of a name away and leaves an intent to delete their HSM
-// objects. No node served them before, so no node needs a notice.
+// Discard removes deleted keys of a name, and writes an intent to delete their HSM objects. It records the change of
+// the key, so that a node finds it missing after a failover to an older standby.
 func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in metastore.Intent, err error) {
 	const op = "metastore/postgres.Discard"
 	ids = slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return !storable(id) })
@@ -157,11 +158,11 @@ func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in meta
 		if !storable(key) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
-		const which = `SELECT k.id FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id WHERE k.name = $1
+		const selectKeys = `SELECT k.id FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id WHERE k.name = $1
 			AND v.id = ANY($2)`
 		// the rows carry the error
 		rows, _ := tx.Query(ctx,
-			`SELECT id, object FROM deleted_version WHERE key_id IN (`+which+`) ORDER BY key_id, seq`, key, ids)
+			`SELECT id, object FROM deleted_version WHERE key_id IN (`+selectKeys+`) ORDER BY key_id, seq`, key, ids)
 		refs, err := pgx.CollectRows(rows, pgx.RowToStructByPos[metastore.Ref])
 		if err != nil {
 			return err
@@ -169,10 +170,10 @@ func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in meta
 		if len(refs) == 0 {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
-		if _, err := tx.Exec(ctx, `DELETE FROM deleted_key WHERE id IN (`+which+`)`, key, ids); err != nil {
+		if _, err := tx.Exec(ctx, `DELETE FROM deleted_key WHERE id IN (`+selectKeys+`)`, key, ids); err != nil {
 			return err
 		}
-		if in, err = condemn(ctx, tx, op, key, refs); err != nil {
+		if in, err = beginDelete(ctx, tx, op, key, refs); err != nil {
 			return err
 		}
 		return notify(ctx, tx, metastore.Notice{Key: key, Change: metastore.Deleted})
@@ -183,22 +184,21 @@ func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in meta
 	return in, nil
 }
 
-// Touch moves last uses forward, all in one transaction, and none beyond the server's
-// clock: a node whose own is ahead would write a time that stays.
+// Touch moves the times of last uses forward, all in one transaction, but not beyond the database server's clock. A
+// node whose clock is ahead would otherwise write a time that later uses cannot move forward.
 func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
 	const op = "metastore/postgres.Touch"
 	if len(uses) == 0 {
 		return s.db.Usable(op)
 	}
-	// Nodes that take the rows in one order don't wait for each other in a circle.
+	// All nodes lock the rows in the same order, so they cannot deadlock.
 	sorted := slices.Clone(uses)
 	slices.SortFunc(sorted, func(a, b metastore.LastUse) int { return cmp.Compare(a.Version, b.Version) })
-	return s.fenced(ctx, op, "", func(ctx context.Context, tx pgx.Tx) error {
+	return s.updateFenced(ctx, op, "", func(ctx context.Context, tx pgx.Tx) error {
 		var batch pgx.Batch
 		for _, u := range sorted {
 			batch.Queue(`INSERT INTO version_use AS u (version, last)
-				VALUES ($1, least($2,
-					`+clockMillis+`)) ON CONFLICT (`+digestVersion+`)
+				VALUES ($1, least($2, `+clockMillis+`)) ON CONFLICT (`+digestVersion+`)
 					DO UPDATE SET last = greatest(u.last, excluded.last)`, u.Version, millis(u.Last))
 			batch.Queue(`DELETE FROM version_unused WHERE version = $1`, u.Version)
 		}
@@ -233,14 +233,14 @@ func (s *Store) LastUses(ctx context.Context, versions ...string) (last []time.T
 	last = make([]time.Time, len(versions))
 	for i, v := range versions {
 		if at, ok := found[v]; ok {
-			last[i] = when(at)
+			last[i] = fromMillis(at)
 		}
 	}
-	return last, when(ms), nil
+	return last, fromMillis(ms), nil
 }
 
-// NeverUsed tells whether no version of that name can have been used. A node of before
-// this record that goes on beside an upgrade tells of uses by their times alone.
+// NeverUsed reports whether it is certain that the version was never used. It reads both tables: a node with an older
+// program, which still runs after an upgrade, records a use in version_use only.
 func (s *Store) NeverUsed(ctx context.Context, version string) (never bool, err error) {
 	err = s.db.Read(ctx, "metastore/postgres.NeverUsed", version, func(ctx context.Context) error {
 		if !storable(version) {
@@ -252,7 +252,7 @@ func (s *Store) NeverUsed(ctx context.Context, version string) (never bool, err 
 	return never, err
 }
 
-// ForgetUnused has every version count as one that may have been used.
+// ForgetUnused makes NeverUsed false for every version.
 func (s *Store) ForgetUnused(ctx context.Context) error {
 	_, err := s.write(ctx, "metastore/postgres.ForgetUnused", "", `DELETE FROM version_unused`)
 	return err

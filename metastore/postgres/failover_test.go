@@ -14,7 +14,7 @@ import (
 	"claviger/metastore/postgres"
 )
 
-// pair is a primary and its standby, with a database in which a store has its schema.
+// pair is a primary and its standby, with a database that has the schema of a store.
 type pair struct{ primary, standby *pgtest.Server }
 
 func newPair(t *testing.T) pair {
@@ -36,16 +36,16 @@ func openOnce(t *testing.T, uri string) {
 	}
 }
 
-// uri names both, the old primary first.
+// uri returns a URI with both hosts, the old primary first.
 func (p pair) uri() string {
 	return fmt.Sprintf("postgresql://%s@%s,%s/test1?sslmode=disable", pgtest.Superuser, p.primary.Addr, p.standby.Addr)
 }
 
-// watched opens a store as a server does, which hears of changes.
+// watched opens a store and watches it, like a server.
 func (p pair) watched(t *testing.T, uri string) *postgres.Store {
 	t.Helper()
 	s := openConfig(t, postgres.Config{URI: uri, Property: "the.property", Patience: 3 * time.Second,
-		Log: slog.New(slog.NewTextHandler(&synced{}, nil))})
+		Log: slog.New(slog.NewTextHandler(&syncBuffer{}, nil))})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Watch(ctx, func(metastore.Notice) {}) }()
@@ -55,34 +55,34 @@ func (p pair) watched(t *testing.T, uri string) *postgres.Store {
 			t.Error(err)
 		}
 	})
-	eventually(t, "it hears of changes", func() bool { return !s.Heard().IsZero() })
+	eventually(t, "the store reads the changes", func() bool { return !s.NoticesUntil().IsZero() })
 	return s
 }
 
+// eventually waits until f returns true. what says for which condition.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !f(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("within 30 s never: %s", what)
+			t.Fatalf("not within 30 s: %s", what)
 		}
 	}
 }
 
-// TestPromotedBehind: a standby that lacks an acknowledged key and an acknowledged
-// version takes over. No node changes anything, or calls the lost ones missing, until
-// an operator gives them up; a node that has not seen them neither. What is there is
-// served.
+// TestPromotedBehind promotes a standby that lacks an acknowledged key and an acknowledged version. Until an operator
+// gives them up, no node may change a key or report the lost ones as missing, also a node that has not seen them. The
+// other keys are served.
 func TestPromotedBehind(t *testing.T) {
 	ctx := t.Context()
 	p := newPair(t)
 	one, two := p.watched(t, p.uri()), p.watched(t, p.uri())
-	// That is what puts them at risk, and it is reported.
+	// Without synchronous_standby_names, acknowledged changes may get lost. Replication reports that.
 	eventually(t, "readiness names synchronous_standby_names", func() bool {
 		err := one.Replication(ctx)
 		return err != nil && strings.Contains(err.Error(), "synchronous_standby_names")
 	})
 	p.primary.Exec(t, "postgres", `ALTER SYSTEM SET synchronous_standby_names = '*'`, `SELECT pg_reload_conf()`)
-	eventually(t, "readiness has nothing to say", func() bool { return one.Replication(ctx) == nil })
+	eventually(t, "readiness reports no fault", func() bool { return one.Replication(ctx) == nil })
 	p.primary.Exec(t, "postgres", `ALTER SYSTEM RESET synchronous_standby_names`, `SELECT pg_reload_conf()`)
 	for _, k := range []metastore.Key{key("old", "aa"), key("rolled", "bb")} {
 		if err := one.Insert(ctx, k); err != nil {
@@ -109,8 +109,7 @@ func TestPromotedBehind(t *testing.T) {
 			"a roll":                 func() error { return s.Append(ctx, "rolled", key("rolled", "ab").List[0]) },
 			"a deletion":             func() error { return s.Shelve(ctx, "old") },
 			"the step of a change": func() error {
-				_,
-					err := s.Begin(ctx, metastore.Intent{Key: "other", Op: "create"})
+				_, err := s.Begin(ctx, metastore.Intent{Key: "other", Op: "create"})
 				return err
 			},
 			"the lost version":          func() error { _, _, err := s.ByVersion(ctx, "new@cc"); return err },
@@ -125,12 +124,12 @@ func TestPromotedBehind(t *testing.T) {
 			}
 		}
 		if keys, err := s.Get(ctx, "old"); err != nil || keys[0] == nil {
-			t.Errorf("%s: a key that is there: %v, %v", what, keys, err)
+			t.Errorf("%s: a key that was not lost: %v, %v", what, keys, err)
 		}
 	}
 	refuses(one, "the node that made the key")
 	refuses(two, "the node that made the version")
-	eventually(t, "both have told the others", func() bool {
+	eventually(t, "both nodes have reported their lost changes", func() bool {
 		lost, err := two.Lost(ctx)
 		return err == nil && len(lost) >= 2
 	})
@@ -141,18 +140,17 @@ func TestPromotedBehind(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, s := range []*postgres.Store{one, two, late} {
-		eventually(t, "changes are made again", func() bool {
-			return s.Insert(ctx,
-				key(fmt.Sprint("again", i), fmt.Sprint("9", i))) == nil
+		eventually(t, "the node changes keys again", func() bool {
+			return s.Insert(ctx, key(fmt.Sprint("again", i), fmt.Sprint("9", i))) == nil
 		})
 		if keys, err := s.Get(ctx, "new"); err != nil || keys[0] != nil {
-			t.Errorf("what was given up: %v, %v", keys, err)
+			t.Errorf("the key that was given up: %v, %v", keys, err)
 		}
 	}
 }
 
-// TestOldPrimaryComesBack: a primary that was replaced, and takes writes again since
-// nothing fences it off, is used by no node that can see or has seen its successor.
+// TestOldPrimaryComesBack starts an old primary again after its standby was promoted. It accepts writes, because
+// nothing fences it off. A node that sees the new primary, or has seen it before, must not use the old one.
 func TestOldPrimaryComesBack(t *testing.T) {
 	ctx := t.Context()
 	p := newPair(t)
@@ -164,14 +162,14 @@ func TestOldPrimaryComesBack(t *testing.T) {
 	p.primary.Kill(t)
 	p.standby.Promote(t)
 	eventually(t, "the standby is used", func() bool { return running.Insert(ctx, key("after", "bb")) == nil })
-	p.primary.Start(t) // it takes writes, and is the first of the URI
+	p.primary.Start(t) // it accepts writes, and is the first host of the URI
 	started := p.watched(t, p.uri())
 	for i, s := range []*postgres.Store{running, started} {
 		if err := s.Insert(ctx, key(fmt.Sprint("both", i), fmt.Sprint("c", i))); err != nil {
 			t.Fatal(err)
 		}
 		if keys, err := s.Get(ctx, "after"); err != nil || keys[0] == nil {
-			t.Errorf("node %d has taken the old primary: %v, %v", i, keys, err)
+			t.Errorf("node %d uses the old primary: %v, %v", i, keys, err)
 		}
 	}
 	eventually(t, "readiness names the old primary", func() bool {
@@ -182,8 +180,8 @@ func TestOldPrimaryComesBack(t *testing.T) {
 	p.standby.Kill(t)
 	if err := running.Insert(ctx, key("never", "dd")); !claviger.Is(err, claviger.Unavailable) ||
 		!strings.Contains(err.Error(), "fence it off") {
-		t.Errorf("with the old primary alone: %v", err)
+		t.Errorf("while only the old primary runs: %v", err)
 	}
 	p.standby.Start(t)
-	eventually(t, "changes are made again", func() bool { return running.Insert(ctx, key("again", "ee")) == nil })
+	eventually(t, "the node changes keys again", func() bool { return running.Insert(ctx, key("again", "ee")) == nil })
 }

@@ -13,8 +13,8 @@ import (
 
 var errFenced = errors.New("nothing is changed")
 
-// fenced runs f in one transaction that the fence lets pass. f changes no key: see update.
-func (s *Store) fenced(ctx context.Context, op, key string, f func(context.Context, pgx.Tx) error) error {
+// updateFenced runs f in one transaction, after fence has allowed it. f must not change a key; update is for keys.
+func (s *Store) updateFenced(ctx context.Context, op, key string, f func(context.Context, pgx.Tx) error) error {
 	return s.db.Update(ctx, op, key, pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
 		if err := s.fence(ctx, tx, op, key); err != nil {
 			return err
@@ -23,10 +23,9 @@ func (s *Store) fenced(ctx context.Context, op, key string, f func(context.Conte
 	})
 }
 
-// write runs one statement that the fence lets pass, and tells how many rows it concerned: 0
-// with an error.
+// write runs one statement in updateFenced, and returns the number of changed rows.
 func (s *Store) write(ctx context.Context, op, key, statement string, args ...any) (rows int, err error) {
-	err = s.fenced(ctx, op, key, func(ctx context.Context, tx pgx.Tx) error {
+	err = s.updateFenced(ctx, op, key, func(ctx context.Context, tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, statement, args...)
 		rows = int(tag.RowsAffected())
 		return err
@@ -37,14 +36,15 @@ func (s *Store) write(ctx context.Context, op, key, statement string, args ...an
 	return rows, nil
 }
 
-// fence refuses a change while another process has the store alone, and after the store
-// was moved to another place. A node's claim is a session, which ends with a restart of
-// the database, or while the node stands still or is cut off; another process may then
-// have taken the store. So each change takes the claim's lock for its own transaction.
+// fence returns an error if another process has claimed the store alone, or if the store was moved.
+//
+// The claim of a node is a session. The session ends if the database restarts, if the node stops for a while, or if the
+// network fails; then another process may claim the store alone. So each change takes the lock of the claims again, in
+// its own transaction.
 func (s *Store) fence(ctx context.Context, tx pgx.Tx, op, key string) error {
-	free := s.exclusive.Load() // the lock is this process's own
+	free := s.exclusive.Load() // this process has claimed the store alone
 	var moved string
-	batch := &pgx.Batch{} // one round trip
+	batch := &pgx.Batch{} // both queries in one round trip
 	if !free {
 		batch.Queue(`SELECT pg_try_advisory_xact_lock_shared($1)`,
 			claimLock).QueryRow(func(row pgx.Row) error { return row.Scan(&free) })
@@ -59,8 +59,8 @@ func (s *Store) fence(ctx context.Context, tx pgx.Tx, op, key string) error {
 		return err
 	}
 	if !free {
-		return claviger.Errorf(op, claviger.Unavailable, key, "%w: metastore %s is in use by a process that has it "+
-			"alone", errFenced, s.db.URI())
+		return claviger.Errorf(op, claviger.Unavailable, key, "%w: metastore %s is in use by a process that allows no "+
+			"other process to change it", errFenced, s.db.URI())
 	}
 	if moved == "" {
 		return nil
@@ -70,7 +70,6 @@ func (s *Store) fence(ctx context.Context, tx pgx.Tx, op, key string) error {
 		return err
 	}
 	return claviger.Errorf(op, claviger.Unavailable, key, "%w: metastore %s was moved to %s at %s (claviger "+
-		"metastore copy); name that one by %s, and start this process anew",
-		errFenced, s.db.URI(), m.To, m.At.Format(time.RFC3339),
-		s.cfg.Property)
+		"metastore copy); set %s to the new location, and restart this process",
+		errFenced, s.db.URI(), m.To, m.At.Format(time.RFC3339), s.cfg.Property)
 }

@@ -12,12 +12,11 @@ import (
 	"claviger/owner"
 )
 
-// TestFence: a node whose claim ended, since its session was cut, changes nothing while
-// another process has the store alone, nor after the store was moved; and it says so
-// before anybody changes a key.
+// TestFence ends the session of a node's claim. Then the node must change nothing while another process has a claim
+// alone, or after the store was moved. CheckWrites must report that.
 func TestFence(t *testing.T) {
 	ctx, uri := t.Context(), pgtest.Database(t)
-	// The claim of the node is not made anew within the test.
+	// With this LockCheck, the node does not renew its claim during the test.
 	node := openConfig(t, postgres.Config{URI: uri, LockCheck: time.Hour, Property: "the.property"})
 	alone := openConfig(t, postgres.Config{URI: uri})
 	if _, err := node.Claim(ctx, owner.Self("claviger kms", ""), false); err != nil {
@@ -45,7 +44,7 @@ func TestFence(t *testing.T) {
 	must(alone.PutMasterKey(ctx, metastore.MasterKey{ID: 1, Expires: time.Now(), Key: []byte("k")}))
 	must(alone.SetSetting(ctx, "a", "b"))
 	must(alone.Put(ctx, "run", "item", []byte("r")))
-	of := func(_ any, err error) error { return err }
+	errorOf := func(_ any, err error) error { return err }
 	refused := func(text string) {
 		t.Helper()
 		for what, err := range map[string]error{
@@ -56,14 +55,14 @@ func TestFence(t *testing.T) {
 			"a probe":  node.CheckWrites(ctx),
 
 			"a token":           node.PutDelegation(ctx, token),
-			"a renewal":         of(node.RenewDelegation(ctx, 1, time.Now())),
-			"a cancellation":    of(node.RemoveDelegation(ctx, 1)),
-			"an expiry":         of(node.RemoveExpired(ctx, time.Now().Add(2*time.Hour))),
-			"a sequence number": of(node.NextSequences(ctx, 1)),
+			"a renewal":         errorOf(node.RenewDelegation(ctx, 1, time.Now())),
+			"a cancellation":    errorOf(node.RemoveDelegation(ctx, 1)),
+			"an expiry":         errorOf(node.RemoveExpired(ctx, time.Now().Add(2*time.Hour))),
+			"a sequence number": errorOf(node.NextSequences(ctx, 1)),
 			"a master key": node.PutMasterKey(ctx,
 				metastore.MasterKey{ID: 2, Expires: time.Now(), Key: []byte("k")}),
 			"a master key's removal": node.RemoveMasterKey(ctx, 1),
-			"signer secrets":         of(node.SwapSignerSecrets(ctx, secrets)),
+			"signer secrets":         errorOf(node.SwapSignerSecrets(ctx, secrets)),
 			"a setting":              node.SetSetting(ctx, "a", "c"),
 			"a record":               node.Put(ctx, "run", "item", []byte("s")),
 			"the end of a step":      node.Drop(ctx, "before"),
@@ -77,9 +76,9 @@ func TestFence(t *testing.T) {
 			t.Errorf("the last change: %+v, %t", last, ok)
 		}
 	}
-	refused("a process that has it alone")
+	refused("a process that allows no other process to change it")
 	if err := alone.Insert(ctx, key("its own", "cc")); err != nil {
-		t.Errorf("the process that has it alone: %v", err)
+		t.Errorf("the process with the claim alone: %v", err)
 	}
 	if err := metastore.SetMoved(ctx, alone, "sqlite:///new.db"); err != nil {
 		t.Fatal(err)

@@ -22,99 +22,97 @@ import (
 )
 
 const (
-	// pollEvery is how often the changes are read beside the notices, which may not
-	// come; pollTimeout bounds one reading.
-	pollEvery   = 2 * time.Second
-	pollTimeout = 2 * time.Second
-	// recentChanges is how many are read: more than can be on their way at once.
+	// pollInterval is the time between two reads of the newest changes. Notices report changes too, but may get lost.
+	// pollTimeout limits one read.
+	pollInterval = 2 * time.Second
+	pollTimeout  = 2 * time.Second
+	// recentChanges is the number of changes that one read returns. More transactions are never open at the same time.
 	recentChanges = 64
-	// keptChanges is how many the table keeps, and pruneEvery how often others go.
-	keptChanges = 10_000
-	pruneEvery  = time.Hour
-	// rememberedChanges is how many a node demands to find again. Several, since
-	// numbers are given in another order than that of commits.
+	// keptChanges is the number of changes that the table keeps. The older ones are removed every pruneInterval.
+	keptChanges   = 10_000
+	pruneInterval = time.Hour
+	// rememberedChanges is the number of changes that a node remembers, and that the database must have. One is not
+	// enough, because transactions get their numbers in another order than they commit.
 	rememberedChanges = 16
 )
 
-// settingAccepted is when an operator took the store as it was, with what it lacked.
+// settingAccepted is the setting with the time at which an operator gave up the changes that the store lacked.
 const settingAccepted = "history.accepted"
 
-// mark is one change, as it is in the table.
-type mark struct {
+// changeRecord is a row of the table change: one committed change of a key.
+type changeRecord struct {
 	Seq int64  `json:"seq"`
 	ID  string `json:"id"`
 	Key string `json:"key"`
 	At  int64  `json:"at"` // milliseconds since 1970, by the server's clock
-	// Change is what was done; "" where an older program has remembered it.
+	// Change is the kind of change; "" if an older program has recorded it.
 	Change string `json:"change,omitempty"`
 }
 
-// history is what a node remembers of the changes that were committed.
+// history holds the committed changes that a node has seen.
 type history struct {
 	mu     sync.Mutex
-	known  map[int64]string // recent changes by number, of which Watch has been told
-	newest int64            // of known
-	seen   []mark           // the newest ones, oldest first, each of which must be there
-	loaded bool             // known was read from the store
+	known  map[int64]string // the ids of recent changes that Watch has reported, by number
+	newest int64            // the highest number in known
+	seen   []changeRecord   // the newest changes, oldest first; the database must have each of them
+	loaded bool             // catchUp has read the changes before Watch began
 
-	lost  atomic.Pointer[lostChanges]
-	heard atomic.Int64 // when the last reading that was answered began, since start
+	lost   atomic.Pointer[lostChanges]
+	polled atomic.Int64 // when the last successful read of the changes began, in nanoseconds since start
 }
 
-// lostChanges says that the store lacks what was acknowledged.
+// lostChanges are the acknowledged changes that the store lacks.
 type lostChanges struct {
-	marks []mark
+	changes []changeRecord
 }
 
-// changeTx is a transaction that changes a key, with the change.
+// changeTx is a transaction that changes a key, and the change that it has recorded.
 type changeTx struct {
 	pgx.Tx
-	store *Store
-	made  *mark
+	store    *Store
+	recorded *changeRecord
 }
 
-// update runs f, which changes a key, in one transaction, and remembers the change
-// once it is committed. Nothing is changed where the store lacks changes that were
-// acknowledged.
+// update runs f, which changes a key, in one transaction, and remembers the change after the commit. It changes nothing
+// if the store lacks acknowledged changes.
 func (s *Store) update(ctx context.Context, op, key string, level pgx.TxIsoLevel,
 	f func(context.Context, pgx.Tx) error) error {
-	var made mark
+	var recorded changeRecord
 	began := time.Now()
-	// An older dump may have been restored under the connections since the last look. Not
-	// in the transaction: serializable ones would be in each other's way at this table.
+	// An operator may have restored an older dump since the last check, while the connections stayed open. The check
+	// runs before the transaction: if serializable transactions read this table, they would conflict with each other.
 	err := s.db.Read(ctx, op, key, func(ctx context.Context) error {
 		_, err := s.compare(ctx, s.db.Pool())
 		return err
 	})
 	if err == nil {
-		err = s.accompanied(ctx, op, key)
+		err = s.requireStandby(ctx, op, key)
 	}
 	if err != nil {
-		s.noteWrite(began, err)
+		s.recordWrite(began, err)
 		return err
 	}
 	err = s.db.Update(ctx, op, key, level, func(ctx context.Context, tx pgx.Tx) error {
-		made = mark{}
-		// The database has been asked for the changes that this node has seen. What
-		// others miss is asked for where the change is written down.
-		if err := s.whole(op, key); err != nil {
+		recorded = changeRecord{}
+		// This uses the result of compare above. The changes that other nodes miss are checked by insertChange.
+		if err := s.checkComplete(op, key); err != nil {
 			return err
 		}
 		if err := s.fence(ctx, tx, op, key); err != nil {
 			return err
 		}
-		return f(ctx, &changeTx{tx, s, &made})
+		return f(ctx, &changeTx{tx, s, &recorded})
 	})
-	if err == nil && made.ID != "" {
-		s.saw(made)
+	if err == nil && recorded.ID != "" {
+		s.remember(recorded)
 	}
-	s.noteWrite(began, err)
+	s.recordWrite(began, err)
 	return err
 }
 
-// writeDown adds a change to the table, unless a node misses one, and tells all who
-// watch when the transaction is committed.
-const writeDown = `
+// insertChange adds a change to the table, unless a node misses a change. The commit of the transaction sends a notice
+// to all nodes.
+const insertChange = `
 	WITH made AS (
 		INSERT INTO change (id, key, change, at) SELECT $1, $2, $3, ` + clockMillis + `
 		WHERE NOT EXISTS (SELECT FROM lost_change) RETURNING seq, at)
@@ -122,56 +120,56 @@ const writeDown = `
 		'mark', json_build_object('seq', made.seq, 'id', $1::text, 'key', $5::text, 'at', made.at, 'change',
 			$3::text))::text) FROM made`
 
-// record writes a change down.
+// record adds a change to the table.
 func (t *changeTx) record(ctx context.Context, n metastore.Notice) error {
 	id := make([]byte, 8)
 	if _, err := rand.Read(id); err != nil {
 		return err
 	}
-	m := mark{ID: hex.EncodeToString(id), Key: n.Key, Change: string(n.Change)}
-	told := n.Key
-	if len(told) > maxKey {
-		told = "" // any key
+	m := changeRecord{ID: hex.EncodeToString(id), Key: n.Key, Change: string(n.Change)}
+	noticeKey := n.Key
+	if len(noticeKey) > maxNoticeKey {
+		noticeKey = "" // any key
 	}
-	err := t.QueryRow(ctx, writeDown, m.ID, m.Key, string(n.Change), channel, told).Scan(&m.Seq, &m.At, nil)
+	err := t.QueryRow(ctx, insertChange, m.ID, m.Key, string(n.Change), channel, noticeKey).Scan(&m.Seq, &m.At, nil)
 	if errors.Is(err, pgx.ErrNoRows) {
 		rows, _ := t.Query(ctx, selectLost) // the rows carry the error
-		others, err := pgx.CollectRows(rows, scanMark)
+		lost, err := pgx.CollectRows(rows, scanChange)
 		if err != nil {
 			return err
 		}
-		t.store.lose(others)
-		return t.store.whole("metastore/postgres.change", n.Key)
+		t.store.setLost(lost)
+		return t.store.checkComplete("metastore/postgres.change", n.Key)
 	}
-	*t.made = m
+	*t.recorded = m
 	return err
 }
 
 const selectLost = `SELECT seq, id, key, at, change FROM lost_change ORDER BY at`
 
-func scanMark(r pgx.CollectableRow) (m mark, err error) {
+func scanChange(r pgx.CollectableRow) (m changeRecord, err error) {
 	err = r.Scan(&m.Seq, &m.ID, &m.Key, &m.At, &m.Change)
 	return m, err
 }
 
-// saw remembers changes that are committed.
-func (s *Store) saw(marks ...mark) {
+// remember adds committed changes to the changes that the database must have.
+func (s *Store) remember(changes ...changeRecord) {
 	h := &s.history
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, m := range marks {
+	for _, m := range changes {
 		if !slices.Contains(h.seen, m) {
 			h.seen = append(h.seen, m)
 		}
 	}
-	slices.SortFunc(h.seen, func(a, b mark) int { return cmp.Compare(a.Seq, b.Seq) })
+	slices.SortFunc(h.seen, func(a, b changeRecord) int { return cmp.Compare(a.Seq, b.Seq) })
 	if n := len(h.seen) - rememberedChanges; n > 0 {
 		h.seen = slices.Delete(h.seen, 0, n)
 	}
 }
 
-// fresh tells whether Watch has not been told of a change before.
-func (h *history) fresh(m mark) bool {
+// isNew reports whether Watch has not reported the change yet, and records that it is reported now.
+func (h *history) isNew(m changeRecord) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.known == nil {
@@ -192,25 +190,25 @@ func (h *history) fresh(m mark) bool {
 	return true
 }
 
-// connected compares a new connection's database with what this node has seen. It may
-// be another server than before, which its standby had not caught up with.
+// connected checks that the database of a new connection has the changes that this node has seen. The server may be
+// another one than before: a standby that was promoted, and that lacks the newest changes.
 func (s *Store) connected(ctx context.Context, conn *pgx.Conn) error {
 	missing, err := s.compare(ctx, conn)
-	for _, m := range missing { // the other nodes are to know at once; where this fails, catchUp does it
-		_, _ = conn.Exec(ctx, tellLost, pgx.QueryExecModeExec, m.ID, m.Seq, m.Key, m.At, millis(now()), m.Change,
+	for _, m := range missing { // tells the other nodes at once; after an error, catchUp does it
+		_, _ = conn.Exec(ctx, insertLost, pgx.QueryExecModeExec, m.ID, m.Seq, m.Key, m.At, millis(now()), m.Change,
 			settingAccepted)
 	}
 	return err
 }
 
-// rower asks for one row: a connection, or a pool.
-type rower interface {
+// rowQuerier is a connection or a pool.
+type rowQuerier interface {
 	QueryRow(ctx context.Context, query string, args ...any) pgx.Row
 }
 
-// compare looks whether the database has each change that this node has seen, and returns
-// those that are missing and not given up.
-func (s *Store) compare(ctx context.Context, q rower) (missing []mark, err error) {
+// compare checks that the database has each change that this node has seen. It returns the changes that are missing,
+// and that no operator has given up.
+func (s *Store) compare(ctx context.Context, q rowQuerier) (missing []changeRecord, err error) {
 	h := &s.history
 	h.mu.Lock()
 	seen := slices.Clone(h.seen)
@@ -222,104 +220,101 @@ func (s *Store) compare(ctx context.Context, q rower) (missing []mark, err error
 	for i, m := range seen {
 		numbers[i] = m.Seq
 	}
-	var there []string
-	var oldest int64 // of the table, which forgets
+	var present []string
+	var oldest int64 // in the table, which does not keep all changes
 	var until string
 	err = q.QueryRow(ctx, `SELECT ARRAY(SELECT id FROM change WHERE seq = ANY($1)), (SELECT coalesce(min(seq), 0)
 		FROM change), coalesce((SELECT value FROM setting WHERE name = $2), '0')`,
-		pgx.QueryExecModeExec, numbers, settingAccepted).Scan(&there, &oldest, &until)
-	if err != nil && pgdb.Code(err) != pgdb.UndefinedTable { // a schema that is older than all that was seen
+		pgx.QueryExecModeExec, numbers, settingAccepted).Scan(&present, &oldest, &until)
+	if err != nil && pgdb.Code(err) != pgdb.UndefinedTable { // without the table, the database lacks all changes
 		return nil, err
 	}
-	accepted, _ := strconv.ParseInt(until, 10, 64) // only ever written by Accept
-	var given []mark
+	accepted, _ := strconv.ParseInt(until, 10, 64) // only Accept writes it
+	var givenUp []changeRecord
 	for _, m := range seen {
 		switch {
-		case slices.Contains(there, m.ID):
+		case slices.Contains(present, m.ID):
 		case m.At <= accepted:
-			given = append(given, m)
+			givenUp = append(givenUp, m)
 		case oldest == 0 || m.Seq >= oldest:
 			missing = append(missing, m)
 		}
 	}
-	if len(given) > 0 { // of the time before a restart; their numbers may be given anew
+	if len(givenUp) > 0 { // this node saw them before its restart; other changes may get their numbers
 		h.mu.Lock()
-		h.seen = slices.DeleteFunc(h.seen, func(m mark) bool { return slices.Contains(given, m) })
+		h.seen = slices.DeleteFunc(h.seen, func(m changeRecord) bool { return slices.Contains(givenUp, m) })
 		h.mu.Unlock()
 	}
 	if len(missing) > 0 {
-		s.lose(missing)
+		s.setLost(missing)
 	}
 	return missing, nil
 }
 
-// tellLost tells the other nodes of a change that is missing, unless it was given up
-// meanwhile.
-const tellLost = `INSERT INTO lost_change (id, seq, key, at, told, change) SELECT $1, $2, $3, $4, $5, $6
+// insertLost tells the other nodes about a change that is missing, unless an operator has given it up meanwhile.
+const insertLost = `INSERT INTO lost_change (id, seq, key, at, told, change) SELECT $1, $2, $3, $4, $5, $6
 	WHERE $4 > coalesce((SELECT value::bigint FROM setting WHERE name = $7), 0) ON CONFLICT DO NOTHING`
 
-// lose has this node change nothing any more.
-func (s *Store) lose(missing []mark) {
+// setLost makes this node refuse all changes, because the store lacks these.
+func (s *Store) setLost(missing []changeRecord) {
 	if !s.history.lost.CompareAndSwap(nil, &lostChanges{missing}) {
 		return
 	}
-	s.log.Error("the metastore lacks changes that were acknowledged; nothing is changed until they are back or "+
-		"given up", "error", s.whole("metastore/postgres.history", ""))
+	s.log.Error("the metastore lacks changes that were acknowledged; this node changes no key until they are back or "+
+		"given up", "error", s.checkComplete("metastore/postgres.history", ""))
 }
 
-// whole tells what the store is known to lack.
-func (s *Store) whole(op, key string) error {
+// checkComplete returns an error if the store is known to lack acknowledged changes.
+func (s *Store) checkComplete(op, key string) error {
 	lost := s.history.lost.Load()
 	if lost == nil {
 		return nil
 	}
 	var keys []string
-	for _, m := range lost.marks {
+	for _, m := range lost.changes {
 		if !slices.Contains(keys, m.Key) {
 			keys = append(keys, m.Key)
 		}
 	}
-	const told = 10
+	const maxKeys = 10
 	more := ""
-	if n := len(keys) - told; n > 0 {
-		keys, more = keys[:told], fmt.Sprintf(" and %d more", n)
+	if n := len(keys) - maxKeys; n > 0 {
+		keys, more = keys[:maxKeys], fmt.Sprintf(" and %d more", n)
 	}
-	newest := lost.marks[len(lost.marks)-1]
+	newest := lost.changes[len(lost.changes)-1]
 	return claviger.Errorf(op, claviger.Unavailable, key,
 		"metastore %s (property %s) lacks changes that were acknowledged, the newest at %s, of the keys %q%s: its "+
-			"server was replaced by a standby that was behind, or by an older copy; nothing is changed, and what is "+
-			"not found is not called missing; bring the server back that has them; or give up what is missing by "+
-			"claviger metastore accept, and rebuild the records of keys from the HSM by claviger hsm adopt",
-		s.db.URI(), s.cfg.Property, when(newest.At).Format(time.RFC3339), keys, more)
+			"server was replaced by a standby that was behind, or by an older copy; until this is solved, no key is "+
+			"changed, and no key is reported as missing; bring back the server that has these changes; or give them "+
+			"up with claviger metastore accept, and restore the records of keys from the HSM with claviger hsm adopt",
+		s.db.URI(), s.cfg.Property, fromMillis(newest.At).Format(time.RFC3339), keys, more)
 }
 
-// absent is the answer to a question for what the store does not have: err, unless
-// the store is known to lack something.
-func (s *Store) absent(ctx context.Context, op, key string, err error) error {
+// notFound returns the error for something that the store does not have: err, or the error of checkComplete if the
+// store is known to lack changes.
+func (s *Store) notFound(ctx context.Context, op, key string, err error) error {
 	if metastore.IsAsItIs(ctx) {
 		return err
 	}
-	if lost := s.whole(op, key); lost != nil {
+	if lost := s.checkComplete(op, key); lost != nil {
 		return lost
 	}
 	return err
 }
 
-// start is the moment from which Heard counts.
+// start is the base of history.polled.
 var start = time.Now()
 
-// Heard is the time before which each change, whichever node made it, has been told
-// to Watch's fn; zero where Watch has not read any yet.
-func (s *Store) Heard() time.Time {
-	at := s.history.heard.Load()
+// NoticesUntil returns the time of the last read of the changes, see metastore.NoticeProgress.
+func (s *Store) NoticesUntil() time.Time {
+	at := s.history.polled.Load()
 	if at == 0 {
 		return time.Time{}
 	}
 	return start.Add(time.Duration(at))
 }
 
-// poll reads the changes until ctx ends, and tells fn of those that it has not heard
-// of by a notice.
+// poll reads the newest changes regularly until ctx ends, and calls fn for those that no notice has reported.
 func (s *Store) poll(ctx context.Context, fn func(metastore.Notice)) {
 	var pruned time.Time
 	for first := true; ; first = false {
@@ -327,7 +322,7 @@ func (s *Store) poll(ctx context.Context, fn func(metastore.Notice)) {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(pgdb.Jitter(pollEvery)):
+			case <-time.After(pgdb.Jitter(pollInterval)):
 			}
 		}
 		begun := time.Since(start)
@@ -338,13 +333,13 @@ func (s *Store) poll(ctx context.Context, fn func(metastore.Notice)) {
 			return
 		}
 		if err != nil {
-			continue // what is remembered is not believed for long; see Heard
+			continue // NoticesUntil stays as it is, so callers stop trusting their caches
 		}
-		s.history.heard.Store(max(1, int64(begun)))
-		if time.Since(pruned) > pruneEvery {
+		s.history.polled.Store(max(1, int64(begun)))
+		if time.Since(pruned) > pruneInterval {
 			pruned = time.Now()
-			// next time
-			_ = s.change(ctx, "metastore/postgres.poll", "",
+			// After an error, the next prune removes the rows.
+			_ = s.execRepeatable(ctx, "metastore/postgres.poll", "",
 				`DELETE FROM change WHERE seq < (SELECT max(seq) FROM change) - $1`, keptChanges)
 		}
 	}
@@ -353,30 +348,30 @@ func (s *Store) poll(ctx context.Context, fn func(metastore.Notice)) {
 // catchUp reads the newest changes once.
 func (s *Store) catchUp(ctx context.Context, fn func(metastore.Notice)) error {
 	const op = "metastore/postgres.catchUp"
-	var rows, others []mark
-	var given int64
+	var recent, lost []changeRecord
+	var accepted int64
 	err := s.db.Read(ctx, op, "", func(ctx context.Context) (err error) {
 		// the rows carry the error
 		r, _ := s.db.Pool().Query(ctx, `SELECT seq, id, key, at, change FROM change ORDER BY seq DESC LIMIT $1`,
 			recentChanges)
-		if rows, err = pgx.CollectRows(r, scanMark); err != nil {
+		if recent, err = pgx.CollectRows(r, scanChange); err != nil {
 			return err
 		}
-		r, _ = s.db.Pool().Query(ctx, selectLost) // as above
-		if others, err = pgx.CollectRows(r, scanMark); err != nil {
+		r, _ = s.db.Pool().Query(ctx, selectLost) // the rows carry the error
+		if lost, err = pgx.CollectRows(r, scanChange); err != nil {
 			return err
 		}
 		if err := s.db.Pool().QueryRow(ctx, `SELECT coalesce((SELECT value::bigint FROM setting WHERE name = $1), 0)`,
-			settingAccepted).Scan(&given); err != nil {
+			settingAccepted).Scan(&accepted); err != nil {
 			return err
 		}
-		_, err = s.compare(ctx, s.db.Pool()) // connections outlive a dump that is restored
+		_, err = s.compare(ctx, s.db.Pool()) // a dump may have been restored while the connections stayed open
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	resumed, err := s.settle(ctx, others, given)
+	resumed, err := s.syncLost(ctx, lost, accepted)
 	if err != nil {
 		return err
 	}
@@ -388,53 +383,54 @@ func (s *Store) catchUp(ctx context.Context, fn func(metastore.Notice)) error {
 	loaded := h.loaded
 	h.loaded = true
 	h.mu.Unlock()
-	told := 0
-	for _, c := range slices.Backward(rows) {
-		if !h.fresh(c) {
+	reported := 0
+	for _, c := range slices.Backward(recent) {
+		if !h.isNew(c) {
 			continue
 		}
-		s.saw(c)
-		if loaded { // what was changed before that is not remembered otherwise
+		s.remember(c)
+		if loaded { // no cache is older than the first read, so that read reports no changes
 			fn(metastore.Notice{Key: c.Key, Change: metastore.Change(c.Change)})
-			told++
+			reported++
 		}
 	}
-	if told == recentChanges { // there may be others before them
+	if reported == recentChanges { // there may be more new changes, which were not read
 		fn(metastore.Notice{Change: metastore.Invalidated})
 	}
 	return nil
 }
 
-// settle tells the other nodes of what this one misses, learns what they miss, and
-// goes on where an operator has given it up.
-func (s *Store) settle(ctx context.Context, others []mark, given int64) (resumed bool, err error) {
+// syncLost exchanges lost changes with the other nodes: inTable are the ones in the table lost_change. This node begins
+// to refuse changes if the table has some, and adds its own. It resumes after all of them are back, or after an
+// operator has given them up: accepted is the time of that.
+func (s *Store) syncLost(ctx context.Context, inTable []changeRecord, accepted int64) (resumed bool, err error) {
 	lost := s.history.lost.Load()
 	if lost == nil {
-		if len(others) > 0 {
-			s.lose(others)
+		if len(inTable) > 0 {
+			s.setLost(inTable)
 		}
 		return false, nil
 	}
-	if len(others) == 0 {
-		back, err := s.back(ctx, lost.marks, given)
-		if back {
+	if len(inTable) == 0 {
+		resolved, err := s.allResolved(ctx, lost.changes, accepted)
+		if resolved {
 			h := &s.history
 			h.mu.Lock()
 			h.seen, h.known, h.loaded = nil, nil, false
 			h.mu.Unlock()
 			s.history.lost.Store(nil)
-			s.log.Warn("what the metastore lacked is back, or was given up by an operator; this node changes keys "+
-				"again", "metastore", s.db.URI())
+			s.log.Warn("the changes that the metastore lacked are back, or an operator has given them up; this node "+
+				"changes keys again", "metastore", s.db.URI())
 		}
-		if back || err != nil {
-			return back, err
+		if resolved || err != nil {
+			return resolved, err
 		}
 	}
-	for _, m := range lost.marks {
-		if m.At <= given || slices.Contains(others, m) {
+	for _, m := range lost.changes {
+		if m.At <= accepted || slices.Contains(inTable, m) {
 			continue
 		}
-		if err := s.change(ctx, "metastore/postgres.settle", m.Key, tellLost,
+		if err := s.execRepeatable(ctx, "metastore/postgres.syncLost", m.Key, insertLost,
 			m.ID, m.Seq, m.Key, m.At, millis(now()), m.Change, settingAccepted); err != nil {
 			return false, err
 		}
@@ -442,47 +438,47 @@ func (s *Store) settle(ctx context.Context, others []mark, given int64) (resumed
 	return false, nil
 }
 
-// back tells whether all changes are in the store again, or were given up.
-func (s *Store) back(ctx context.Context, marks []mark, given int64) (bool, error) {
+// allResolved reports whether the store has all changes again, except those that an operator gave up.
+func (s *Store) allResolved(ctx context.Context, changes []changeRecord, accepted int64) (bool, error) {
 	var ids []string
-	for _, m := range marks {
-		if m.At > given {
+	for _, m := range changes {
+		if m.At > accepted {
 			ids = append(ids, m.ID)
 		}
 	}
-	var there int
-	err := s.db.Read(ctx, "metastore/postgres.back", "", func(ctx context.Context) error {
-		return s.db.Pool().QueryRow(ctx, `SELECT count(*) FROM change WHERE id = ANY($1)`, ids).Scan(&there)
+	var present int
+	err := s.db.Read(ctx, "metastore/postgres.allResolved", "", func(ctx context.Context) error {
+		return s.db.Pool().QueryRow(ctx, `SELECT count(*) FROM change WHERE id = ANY($1)`, ids).Scan(&present)
 	})
-	return there == len(ids), err
+	return present == len(ids), err
 }
 
-// LostChange is a change that a node has seen and that the store lacks.
+// LostChange is a change that a node has seen, and that the store lacks.
 type LostChange struct {
 	Key    string
 	At     time.Time
-	Change metastore.Change // "" where an older program has told of it
+	Change metastore.Change // "" if an older program has recorded the change
 }
 
-// Lost returns what nodes have found missing, oldest first.
+// Lost returns the changes that any node has found missing, oldest first.
 func (s *Store) Lost(ctx context.Context) (all []LostChange, err error) {
 	err = s.db.Read(ctx, "metastore/postgres.Lost", "", func(ctx context.Context) error {
 		rows, _ := s.db.Pool().Query(ctx, selectLost) // the rows carry the error
-		marks, err := pgx.CollectRows(rows, scanMark)
+		changes, err := pgx.CollectRows(rows, scanChange)
 		all = nil
-		for _, m := range marks {
-			all = append(all, LostChange{m.Key, when(m.At), metastore.Change(m.Change)})
+		for _, m := range changes {
+			all = append(all, LostChange{m.Key, fromMillis(m.At), metastore.Change(m.Change)})
 		}
 		return err
 	})
 	return all, err
 }
 
-// Accept gives up what the store lacks: every node changes keys again, soon.
+// Accept gives up the changes that the store lacks. Every node changes keys again after its next read of the changes.
 func (s *Store) Accept(ctx context.Context) error {
 	return s.db.Update(ctx, "metastore/postgres.Accept", "", pgx.ReadCommitted,
 		func(ctx context.Context, tx pgx.Tx) error {
-			// The clock of the server that is gone may have been ahead of this one's.
+			// The times of the lost changes are from the clock of the old server, which may have been ahead.
 			if _, err := tx.Exec(ctx, `INSERT INTO setting (name, value)
 			SELECT $1, greatest((extract(epoch FROM clock_timestamp()) * 1000)::bigint, max(at))::text FROM lost_change
 			ON CONFLICT (`+digestName+`) DO UPDATE SET value = excluded.value`, settingAccepted); err != nil {
@@ -493,23 +489,24 @@ func (s *Store) Accept(ctx context.Context) error {
 		})
 }
 
-// payload is a notice on its way.
+// payload is the payload of a notification.
 type payload struct {
 	Key    string           `json:"key"`
 	Change metastore.Change `json:"change"`
-	Mark   *mark            `json:"mark,omitempty"` // nil where nothing was changed
+	Record *changeRecord    `json:"mark,omitempty"` // nil if no key was changed
 }
 
-// hear reads a notice's payload. fresh is false where it was told before.
-func (s *Store) hear(text string) (n metastore.Notice, fresh bool) {
+// parseNotice reads the payload of a notification. isNew is false if the change was reported before.
+func (s *Store) parseNotice(text string) (n metastore.Notice, isNew bool) {
 	var p payload
 	if json.Unmarshal([]byte(text), &p) != nil {
-		return metastore.Notice{Change: metastore.Invalidated}, true // someone else's: to forget too much does no harm
+		// Another program has sent it. An invalidation of all keys is always correct.
+		return metastore.Notice{Change: metastore.Invalidated}, true
 	}
-	fresh = true
-	if p.Mark != nil {
-		fresh = s.history.fresh(*p.Mark)
-		s.saw(*p.Mark)
+	isNew = true
+	if p.Record != nil {
+		isNew = s.history.isNew(*p.Record)
+		s.remember(*p.Record)
 	}
-	return metastore.Notice{Key: p.Key, Change: p.Change}, fresh
+	return metastore.Notice{Key: p.Key, Change: p.Change}, isNew
 }

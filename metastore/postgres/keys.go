@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// One statement, so that all keys and their versions are of one moment. A key
-	// has a version at least, hence the inner join.
+	// One statement reads all keys with their versions, so all are of the same moment. The inner join is right because
+	// every key has a version.
 	selectByName = `
 		SELECT k.name, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.object, v.created,
 			v.check_value
@@ -32,8 +32,8 @@ const (
 		WHERE k.name = $1 AND v.id = $2`
 )
 
-// The unique indexes of names are over their digests, see 00006_names.sql. ON CONFLICT
-// must say them as they are there.
+// The unique indexes of names are indexes of their digests, see 00006_names.sql. ON CONFLICT must have the same
+// expressions as the indexes.
 const (
 	digestName    = `sha256(replace(name, '\', '\\')::bytea)`
 	digestSource  = `sha256(replace(source, '\', '\\')::bytea)`
@@ -41,8 +41,7 @@ const (
 	digestItem    = `sha256(replace(item, '\', '\\')::bytea)`
 )
 
-// storable tells whether PostgreSQL can hold a text. What it can't hold is not
-// there either.
+// storable reports whether PostgreSQL can store a text. A name that it cannot store does not exist.
 func storable(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
 
 // Names returns all key names, sorted by bytes.
@@ -52,8 +51,8 @@ func (s *Store) Names(ctx context.Context) (names []string, err error) {
 		names, err = pgx.CollectRows(rows, pgx.RowTo[string])
 		return err
 	})
-	if err == nil && !metastore.IsAsItIs(ctx) { // a list that lacks names says of them that they are not there
-		err = s.whole("metastore/postgres.Names", "")
+	if err == nil && !metastore.IsAsItIs(ctx) { // a list without a name says that this key does not exist
+		err = s.checkComplete("metastore/postgres.Names", "")
 	}
 	return names, err
 }
@@ -61,14 +60,14 @@ func (s *Store) Names(ctx context.Context) (names []string, err error) {
 // Get returns the keys of those names, nil for a missing one.
 func (s *Store) Get(ctx context.Context, names ...string) ([]*metastore.Key, error) {
 	var found map[string]*metastore.Key
-	asked := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !storable(name) })
+	queried := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !storable(name) })
 	one := ""
 	if len(names) == 1 {
 		one = names[0]
 	}
 	err := s.db.Read(ctx, "metastore/postgres.Get", one, func(ctx context.Context) error {
 		found = make(map[string]*metastore.Key, len(names))
-		rows, _ := s.db.Pool().Query(ctx, selectByName, asked) // the rows carry the error
+		rows, _ := s.db.Pool().Query(ctx, selectByName, queried) // the rows carry the error
 		defer rows.Close()
 		for rows.Next() {
 			if err := scanKey(rows, found); err != nil {
@@ -80,21 +79,21 @@ func (s *Store) Get(ctx context.Context, names ...string) ([]*metastore.Key, err
 	if err != nil {
 		return nil, err
 	}
-	if len(found) < len(asked) {
-		if err := s.absent(ctx, "metastore/postgres.Get", one, nil); err != nil {
+	if len(found) < len(queried) {
+		if err := s.notFound(ctx, "metastore/postgres.Get", one, nil); err != nil {
 			return nil, err
 		}
 	}
 	keys := make([]*metastore.Key, len(names))
-	had := make(map[*metastore.Key]bool, len(found))
+	returned := make(map[*metastore.Key]bool, len(found))
 	for i, name := range names {
 		k := found[name]
-		if had[k] { // asked for twice: no two callers' parts may share a slice
+		if returned[k] { // a name that occurs twice: the two results must not share a slice or map
 			c := *k
 			c.List, c.Attributes = slices.Clone(k.List), cloneAttributes(k.Attributes)
 			k = &c
 		} else if k != nil {
-			had[k] = true
+			returned[k] = true
 		}
 		keys[i] = k
 	}
@@ -109,7 +108,7 @@ func cloneAttributes(a map[string]string) map[string]string {
 	return c
 }
 
-// scanKey adds a row of selectByName to what was found.
+// scanKey adds a row of selectByName to the keys that were found.
 func scanKey(rows pgx.Rows, found map[string]*metastore.Key) error {
 	var m metadataRow
 	var v metastore.Version
@@ -128,7 +127,7 @@ func scanKey(rows pgx.Rows, found map[string]*metastore.Key) error {
 		k = &metastore.Key{Metadata: md}
 		found[name] = k
 	}
-	v.Created = when(created)
+	v.Created = fromMillis(created)
 	k.List = append(k.List, v)
 	k.Versions = metastore.CountVersions(k.List)
 	return nil
@@ -153,7 +152,7 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 		err := s.db.Pool().QueryRow(ctx, selectByVersion, key, v.ID).Scan(&m.cipher, &m.bits, &m.description,
 			&m.attributes, &m.created, &newest, &count, &v.Object, &created, &v.Check)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return s.absent(ctx, op, version, claviger.E(op, claviger.VersionNotFound, version, nil))
+			return s.notFound(ctx, op, version, claviger.E(op, claviger.VersionNotFound, version, nil))
 		}
 		return err
 	})
@@ -165,12 +164,11 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 		return nil, metastore.Version{}, s.db.Fail(op, version, err)
 	}
 	md.Versions = claviger.CountVersions(newest, count)
-	v.Created = when(created)
+	v.Created = fromMillis(created)
 	return &md, v, nil
 }
 
-// Epoch returns a number that differs after each change of the key; 0 where there
-// is none.
+// Epoch returns a number that differs after each change of the key, see metastore.Epochs.
 func (s *Store) Epoch(ctx context.Context, key string) (epoch int64, err error) {
 	err = s.db.Read(ctx, "metastore/postgres.Epoch", key, func(ctx context.Context) error {
 		if !storable(key) {
@@ -178,18 +176,18 @@ func (s *Store) Epoch(ctx context.Context, key string) (epoch int64, err error) 
 		}
 		err := s.db.Pool().QueryRow(ctx, `SELECT epoch FROM ez_key WHERE name = $1`, key).Scan(&epoch)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return s.absent(ctx, "metastore/postgres.Epoch", key, nil)
+			return s.notFound(ctx, "metastore/postgres.Epoch", key, nil)
 		}
 		return err
 	})
 	return epoch, err
 }
 
-// Insert adds a key, drops its intent, and tells of it.
+// Insert adds a key, drops its intent, and announces the change.
 func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 	const op = "metastore/postgres.Insert"
 	if len(k.List) == 0 {
-		return claviger.Errorf(op, claviger.Invalid, k.Name, "a key needs one version at least")
+		return claviger.Errorf(op, claviger.Invalid, k.Name, "a key needs at least one version")
 	}
 	attributes, err := encodeAttributes(k.Attributes)
 	if err != nil {
@@ -216,7 +214,7 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 	})
 }
 
-// encodeAttributes writes attributes as the column keeps them.
+// encodeAttributes returns the value of the column attributes.
 func encodeAttributes(attributes map[string]string) (string, error) {
 	if attributes == nil {
 		return "{}", nil
@@ -225,7 +223,7 @@ func encodeAttributes(attributes map[string]string) (string, error) {
 	return string(data), err
 }
 
-// finish drops the key's intent and tells of its change.
+// finish drops the key's intent and announces the change.
 func finish(ctx context.Context, tx pgx.Tx, key string, change metastore.Change) error {
 	if _, err := tx.Exec(ctx, `DELETE FROM intent WHERE key = $1`, key); err != nil {
 		return err
@@ -236,8 +234,7 @@ func finish(ctx context.Context, tx pgx.Tx, key string, change metastore.Change)
 func insertVersion(ctx context.Context, tx pgx.Tx, op, name string, key int64, seq int, v metastore.Version) error {
 	if v.ID == "" || v.Object == "" {
 		return claviger.Errorf(op, claviger.Invalid, name,
-			"a version needs an id and an HSM object, and has %q and %q",
-			v.ID, v.Object)
+			"a version needs an id and an HSM object; this one has %q and %q", v.ID, v.Object)
 	}
 	check := v.Check
 	if check == nil {
@@ -247,16 +244,16 @@ func insertVersion(ctx context.Context, tx pgx.Tx, op, name string, key int64, s
 		`INSERT INTO key_version (key_id, seq, id, object, created, check_value)
 			VALUES ($1, $2, $3, $4, $5, $6)`, key, seq, v.ID, v.Object, millis(v.Created), check)
 	if pgdb.UniqueOn(err, "key_version_object_key") || pgdb.UniqueOn(err, "key_version_key_id_id_key") {
-		return fmt.Errorf("version %s or HSM object %s is in use already, and two versions can share neither: %w",
+		return fmt.Errorf("version %s or HSM object %s is already in use by another version: %w",
 			claviger.VersionName(name, v.ID), v.Object, err)
 	}
 	if err != nil {
 		return err
 	}
-	return took(ctx, tx, name, v.ID)
+	return recordNumber(ctx, tx, name, v.ID)
 }
 
-// Append adds a version, drops the key's intent, and tells of it.
+// Append adds a version, drops the key's intent, and announces the change.
 func (s *Store) Append(ctx context.Context, key string, v metastore.Version) error {
 	const op = "metastore/postgres.Append"
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
@@ -268,11 +265,11 @@ func (s *Store) Append(ctx context.Context, key string, v metastore.Version) err
 	})
 }
 
-// addVersion gives a key one more version, at the place that a query tells.
-func addVersion(ctx context.Context, tx pgx.Tx, op, key, place string, v metastore.Version) error {
+// addVersion adds a version to a key. seqQuery returns the seq of the new version.
+func addVersion(ctx context.Context, tx pgx.Tx, op, key, seqQuery string, v metastore.Version) error {
 	var id int64
 	var seq int
-	// The row's lock makes two who roll one key wait for each other.
+	// The update locks the row, so a second transaction that rolls the key waits for this one.
 	err := tx.QueryRow(ctx, `UPDATE ez_key SET epoch = nextval('key_epoch') WHERE name = $1 RETURNING id`,
 		key).Scan(&id)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -281,13 +278,13 @@ func addVersion(ctx context.Context, tx pgx.Tx, op, key, place string, v metasto
 	if err != nil {
 		return err
 	}
-	if err := tx.QueryRow(ctx, place, id).Scan(&seq); err != nil {
+	if err := tx.QueryRow(ctx, seqQuery, id).Scan(&seq); err != nil {
 		return err
 	}
 	return insertVersion(ctx, tx, op, key, id, seq, v)
 }
 
-// Prepend adds a version before all others, and tells of it.
+// Prepend adds a version before all others, and announces the change.
 func (s *Store) Prepend(ctx context.Context, key string, v metastore.Version) error {
 	const op = "metastore/postgres.Prepend"
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
@@ -299,7 +296,7 @@ func (s *Store) Prepend(ctx context.Context, key string, v metastore.Version) er
 	})
 }
 
-// Amend changes a key's description, attributes and creation time, and tells of it.
+// Amend changes a key's description, attributes and creation time, and announces the change.
 func (s *Store) Amend(ctx context.Context, m claviger.Metadata) error {
 	const op = "metastore/postgres.Amend"
 	attributes, err := encodeAttributes(m.Attributes)
@@ -321,8 +318,7 @@ func (s *Store) Amend(ctx context.Context, m claviger.Metadata) error {
 	})
 }
 
-// Remove takes a key away, leaves an intent to delete its HSM objects, and tells
-// of it.
+// Remove removes a key, writes an intent to delete its HSM objects, and announces the change.
 func (s *Store) Remove(ctx context.Context, key string) (in metastore.Intent, err error) {
 	const op = "metastore/postgres.Remove"
 	err = s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
@@ -340,7 +336,7 @@ func (s *Store) Remove(ctx context.Context, key string) (in metastore.Intent, er
 		if _, err := tx.Exec(ctx, `DELETE FROM ez_key WHERE name = $1`, key); err != nil {
 			return err
 		}
-		if in, err = condemn(ctx, tx, op, key, refs); err != nil {
+		if in, err = beginDelete(ctx, tx, op, key, refs); err != nil {
 			return err
 		}
 		return notify(ctx, tx, metastore.Notice{Key: key, Change: metastore.Deleted})
@@ -351,9 +347,9 @@ func (s *Store) Remove(ctx context.Context, key string) (in metastore.Intent, er
 	return in, nil
 }
 
-// condemn writes the intent to delete a key's HSM objects. A delete that was begun
-// before may know of fewer.
-func condemn(ctx context.Context, tx pgx.Tx, op, key string, refs []metastore.Ref) (metastore.Intent, error) {
+// beginDelete writes the intent to delete a key's HSM objects. If a delete of the key was begun before, beginDelete
+// adds the refs that its intent lacks.
+func beginDelete(ctx context.Context, tx pgx.Tx, op, key string, refs []metastore.Ref) (metastore.Intent, error) {
 	in, err := begin(ctx, tx, op, metastore.Intent{Key: key, Op: "delete", Refs: refs, Begun: now()})
 	if err != nil {
 		return in, err
@@ -377,7 +373,7 @@ func condemn(ctx context.Context, tx pgx.Tx, op, key string, refs []metastore.Re
 	return in, err
 }
 
-// metadataRow is the part of a row that becomes claviger.Metadata.
+// metadataRow holds the columns of a row that become claviger.Metadata.
 type metadataRow struct {
 	cipher      string
 	bits        int
@@ -388,7 +384,7 @@ type metadataRow struct {
 
 func (r *metadataRow) metadata(name string) (claviger.Metadata, error) {
 	m := claviger.Metadata{Name: name, Cipher: r.cipher, BitLength: r.bits, Description: r.description,
-		Created: when(r.created)}
+		Created: fromMillis(r.created)}
 	if err := json.Unmarshal([]byte(r.attributes), &m.Attributes); err != nil {
 		return m, fmt.Errorf("attributes of the key are damaged: %w", err)
 	}

@@ -14,41 +14,41 @@ import (
 	"claviger/pgdb"
 )
 
-// lockPoll is how often a waiting Lock tries again. A waiting pg_advisory_lock
-// would keep a session for each who waits.
-const lockPoll = 50 * time.Millisecond
+// lockRetryInterval is how often a waiting Lock tries again. A waiting pg_advisory_lock would keep a session open for
+// each caller that waits.
+const lockRetryInterval = 50 * time.Millisecond
 
-// lock is a held advisory lock. Its session is its own: PostgreSQL frees the lock
-// when the session ends, however it ends.
+// lock is a held advisory lock. Each lock has its own session: PostgreSQL frees the lock when the session ends,
+// whatever ends it.
 type lock struct {
 	store *Store
 	name  string
 	conn  *pgx.Conn
 	lost  context.CancelCauseFunc
 	stop  context.CancelFunc
-	done  chan struct{} // closed when the watch has ended
+	done  chan struct{} // closed when checkSession has ended
 	once  sync.Once
 }
 
-// lockID stands for a name among the database's advisory locks. Two names with
-// one id would exclude each other, which is safe.
+// lockID returns the number of the advisory lock for a name. If two names had the same number, their locks would
+// exclude each other, which is safe.
 func lockID(name string) int64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte("claviger\x00" + name)) // never fails
 	return int64(h.Sum64())
 }
 
-// Lock takes the named lock, and waits for it until ctx is done.
+// Lock takes the named lock, see metastore.Store.
 func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error) {
 	_, unlock, _, err = s.Hold(ctx, name, true)
 	return unlock, err
 }
 
-// Hold is Lock, or TryLock, for who must stop where the lock is lost.
+// Hold takes the named lock, and tells the holder if the lock is lost, see metastore.Holder.
 func (s *Store) Hold(ctx context.Context, name string, wait bool) (held context.Context, unlock func(), ok bool,
 	err error) {
 	for {
-		held, unlock, ok, err := s.try(ctx, name)
+		held, unlock, ok, err := s.tryLock(ctx, name)
 		if err != nil || ok || !wait {
 			return held, unlock, ok, err
 		}
@@ -57,18 +57,18 @@ func (s *Store) Hold(ctx context.Context, name string, wait bool) (held context.
 			return nil, nil, false, claviger.Errorf("metastore/postgres.Lock", claviger.Unavailable, "",
 				"lock %q of metastore %s is held by another node, process or task: %w", name, s.db.URI(),
 				context.Cause(ctx))
-		case <-time.After(pgdb.Jitter(lockPoll)):
+		case <-time.After(pgdb.Jitter(lockRetryInterval)):
 		}
 	}
 }
 
-// TryLock takes the named lock if it is free.
+// TryLock takes the named lock if it is free, see metastore.Store.
 func (s *Store) TryLock(ctx context.Context, name string) (unlock func(), ok bool, err error) {
-	_, unlock, ok, err = s.try(ctx, name)
+	_, unlock, ok, err = s.tryLock(ctx, name)
 	return unlock, ok, err
 }
 
-func (s *Store) try(ctx context.Context, name string) (held context.Context, unlock func(), ok bool, err error) {
+func (s *Store) tryLock(ctx context.Context, name string) (held context.Context, unlock func(), ok bool, err error) {
 	const op = "metastore/postgres.Lock"
 	if err := s.db.Usable(op); err != nil {
 		return nil, nil, false, err
@@ -80,7 +80,7 @@ func (s *Store) try(ctx context.Context, name string) (held context.Context, unl
 			return err
 		}
 		if err := c.QueryRow(ctx, `SELECT pg_try_advisory_lock($1)`, lockID(name)).Scan(&ok); err != nil || !ok {
-			return errors.Join(err, closeNow(c))
+			return errors.Join(err, closeConn(c))
 		}
 		conn = c
 		return nil
@@ -92,7 +92,7 @@ func (s *Store) try(ctx context.Context, name string) (held context.Context, unl
 		return nil, nil, false, err
 	}
 	held, lost := context.WithCancelCause(ctx)
-	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
+	checking, stop := context.WithCancel(context.WithoutCancel(ctx))
 	l := &lock{store: s, name: name, conn: conn, lost: lost, stop: stop, done: make(chan struct{})}
 	s.mu.Lock()
 	closed := s.db.Usable("metastore/postgres.Lock") != nil
@@ -100,7 +100,7 @@ func (s *Store) try(ctx context.Context, name string) (held context.Context, unl
 		s.locks[l] = struct{}{}
 	}
 	s.mu.Unlock()
-	go l.watch(watching)
+	go l.checkSession(checking)
 	if closed {
 		l.release()
 		return nil, nil, false, s.db.Usable(op)
@@ -108,8 +108,8 @@ func (s *Store) try(ctx context.Context, name string) (held context.Context, unl
 	return held, l.release, true, nil
 }
 
-// watch asks the session now and then whether it is still there.
-func (l *lock) watch(ctx context.Context) {
+// checkSession pings the session regularly, until ctx ends or the session is lost.
+func (l *lock) checkSession(ctx context.Context) {
 	defer close(l.done)
 	tick := time.NewTicker(l.store.cfg.LockCheck)
 	defer tick.Stop()
@@ -141,20 +141,19 @@ func (l *lock) release() {
 		l.store.mu.Lock()
 		delete(l.store.locks, l)
 		l.store.mu.Unlock()
-		// Unlocked by a statement: a session that is merely closed holds its locks
-		// until the server has noticed.
+		// After a mere close, the session would hold its locks until the server has noticed the close.
 		ctx, cancel := context.WithTimeout(context.Background(), pgdb.ConnectTimeout)
 		defer cancel()
 		if !l.conn.IsClosed() {
 			_, _ = l.conn.Exec(ctx, `SELECT pg_advisory_unlock_all()`) // a lost session has no lock
 		}
-		_ = closeNow(l.conn)
+		_ = closeConn(l.conn)
 		l.lost(context.Canceled)
 	})
 }
 
-// closeNow ends a session, whose end nobody waits for long.
-func closeNow(c *pgx.Conn) error {
+// closeConn closes a connection, and waits at most a second for that.
+func closeConn(c *pgx.Conn) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	return c.Close(ctx)

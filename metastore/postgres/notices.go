@@ -15,43 +15,41 @@ import (
 )
 
 const (
-	// channel is that of LISTEN and NOTIFY; channels are a database's own.
+	// channel is the channel of LISTEN and NOTIFY. Each database has channels of its own.
 	channel = "claviger"
-	// maxKey is how long a name may be to be told, in bytes, each of which JSON may make
-	// six of: PostgreSQL takes payloads of less than 8000 bytes. A name is in it twice.
-	maxKey = 600
-	// watchPing is how often a quiet watching connection is asked whether it is
-	// still there.
-	watchPing = 10 * time.Second
-	// warnEvery is how often the log says that notices do not come.
-	warnEvery = time.Minute
+	// maxNoticeKey is the longest key name in a notice, in bytes. PostgreSQL allows payloads of less than 8000 bytes, a
+	// payload has the name twice, and JSON may need six bytes for one.
+	maxNoticeKey = 600
+	// idlePing is the time without a notification after which a listening connection is pinged.
+	idlePing = 10 * time.Second
+	// warnInterval is how often the log warns that no notices arrive.
+	warnInterval = time.Minute
 )
 
-// notify writes a change down, and tells all who watch when the transaction is
-// committed.
+// notify records a change of a key. The commit of the transaction sends a notice to all nodes.
 func notify(ctx context.Context, tx pgx.Tx, n metastore.Notice) error {
 	change, ok := tx.(*changeTx)
 	if !ok {
-		return errors.New("a key is changed in a transaction that leaves no record of it")
+		return errors.New("a key is changed in a transaction that does not record the change")
 	}
 	return change.record(ctx, n)
 }
 
-// Announce tells all who watch.
+// Announce sends a notice to all nodes.
 func (s *Store) Announce(ctx context.Context, n metastore.Notice) error {
-	if len(n.Key) > maxKey {
+	if len(n.Key) > maxNoticeKey {
 		n.Key = "" // any key
 	}
 	text, err := json.Marshal(payload{Key: n.Key, Change: n.Change})
 	if err != nil {
 		return s.db.Fail("metastore/postgres.Announce", n.Key, err)
 	}
-	return s.change(ctx, "metastore/postgres.Announce", n.Key, `SELECT pg_notify($1, $2)`, channel, string(text))
+	return s.execRepeatable(ctx, "metastore/postgres.Announce", n.Key, `SELECT pg_notify($1, $2)`, channel,
+		string(text))
 }
 
-// Watch calls fn for each notice, until ctx ends or the store is closed. Beside them it
-// reads the table of changes now and then, by another connection: a notice that does
-// not come delays what it would have told by some seconds.
+// Watch calls fn for each notice, until ctx ends or the store is closed. It also reads the table of changes every few
+// seconds, through another connection. So if a notice is lost, fn gets the change some seconds later.
 func (s *Store) Watch(ctx context.Context, fn func(metastore.Notice)) error {
 	const op = "metastore/postgres.Watch"
 	if err := s.db.Usable(op); err != nil {
@@ -61,23 +59,23 @@ func (s *Store) Watch(ctx context.Context, fn func(metastore.Notice)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.alive, cancel)()
-	var one sync.Mutex
-	told := fn
+	var mu sync.Mutex // one call of fn at a time
+	unlocked := fn
 	fn = func(n metastore.Notice) {
-		one.Lock()
-		defer one.Unlock()
-		told(n)
+		mu.Lock()
+		defer mu.Unlock()
+		unlocked(n)
 	}
-	var reading sync.WaitGroup
-	defer reading.Wait()
-	defer cancel() // before the wait
-	reading.Go(func() { s.poll(ctx, fn) })
+	var polling sync.WaitGroup
+	defer polling.Wait()
+	defer cancel() // runs before Wait
+	polling.Go(func() { s.poll(ctx, fn) })
 	first := true
-	var warned time.Time // zero while all is well
+	var warned time.Time // zero while the connection works
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		err := s.listen(ctx, func() {
 			if !first {
-				fn(metastore.Notice{Change: metastore.Invalidated}) // some may have been lost meanwhile
+				fn(metastore.Notice{Change: metastore.Invalidated}) // notices may have been lost before this
 			}
 			if !warned.IsZero() {
 				s.log.Info("notices of other nodes' changes come again", "metastore", s.db.URI())
@@ -93,33 +91,34 @@ func (s *Store) Watch(ctx context.Context, fn func(metastore.Notice)) error {
 		if first && !pgdb.Unreachable(err) && !errors.Is(err, context.DeadlineExceeded) {
 			return s.db.Fail(op, "", err)
 		}
-		if time.Since(warned) > warnEvery {
+		if time.Since(warned) > warnInterval {
 			warned = time.Now()
 			s.log.Warn("notices of other nodes' changes do not come: the connection to the metastore is broken; "+
-				"what is remembered is checked at each use until it is back", "metastore", s.db.URI(), "error", err)
+				"until it is back, each use of a cached key is checked in the metastore", "metastore", s.db.URI(),
+				"error", err)
 		}
-		first = false // what happens until we listen is lost
+		first = false // notices until the next listen are lost
 		select {
-		case <-ctx.Done(): // told apart above
+		case <-ctx.Done(): // handled above, in the next round
 		case <-time.After(pgdb.Jitter(wait)):
 		}
 	}
 }
 
-// listen receives over one connection until it breaks. begun is called when
-// nothing is lost any more.
-func (s *Store) listen(ctx context.Context, begun func(), fn func(metastore.Notice)) error {
+// listen receives notifications through one connection until the connection breaks. It calls listening when
+// notifications begin to arrive.
+func (s *Store) listen(ctx context.Context, listening func(), fn func(metastore.Notice)) error {
 	connect, cancel := context.WithTimeout(ctx, pgdb.CallTimeout)
 	defer cancel()
 	conn, err := pgx.ConnectConfig(connect, s.db.Conn())
 	if err != nil {
 		return err
 	}
-	defer func() { _ = closeNow(conn) }() // it is broken, or not needed any more
+	defer func() { _ = closeConn(conn) }() // an error does not matter
 	if _, err := conn.Exec(connect, "LISTEN "+channel); err != nil {
 		return err
 	}
-	begun()
+	listening()
 	for {
 		n, err := s.next(ctx, conn)
 		if err != nil {
@@ -128,16 +127,16 @@ func (s *Store) listen(ctx context.Context, begun func(), fn func(metastore.Noti
 		if n == nil {
 			continue
 		}
-		if told, fresh := s.hear(n.Payload); fresh {
-			fn(told)
+		if notice, isNew := s.parseNotice(n.Payload); isNew {
+			fn(notice)
 		}
 	}
 }
 
-// next waits for a notice; nil where the connection was asked instead, and is
-// there.
+// next waits for a notification. It returns nil if none has arrived for a while, and the connection has answered a
+// ping.
 func (s *Store) next(ctx context.Context, conn *pgx.Conn) (*pgconn.Notification, error) {
-	quiet, cancel := context.WithTimeout(ctx, watchPing)
+	quiet, cancel := context.WithTimeout(ctx, idlePing)
 	defer cancel()
 	n, err := conn.WaitForNotification(quiet)
 	if err == nil || ctx.Err() != nil || quiet.Err() == nil {

@@ -15,7 +15,7 @@ const (
 	selectNumbered = `SELECT EXISTS (SELECT 1 FROM key_number WHERE name = $1 AND first <= $2 AND next > $2)`
 )
 
-// NextNumber returns the next number of a version of that name.
+// NextNumber returns the next number of a name, see metastore.Numbers.
 func (s *Store) NextNumber(ctx context.Context, key string) (next int, err error) {
 	err = s.db.Read(ctx, "metastore/postgres.NextNumber", key, func(ctx context.Context) error {
 		if !storable(key) {
@@ -26,7 +26,7 @@ func (s *Store) NextNumber(ctx context.Context, key string) (next int, err error
 	return next, err
 }
 
-// SkipNumbers raises the next number of a name.
+// SkipNumbers raises the next number of a name, see metastore.Numbers.
 func (s *Store) SkipNumbers(ctx context.Context, key string, next int) error {
 	const op = "metastore/postgres.SkipNumbers"
 	if next < 0 || next > claviger.MaxVersion {
@@ -43,7 +43,7 @@ func (s *Store) SkipNumbers(ctx context.Context, key string, next int) error {
 	})
 }
 
-// Numbered tells whether the number was given to a version of that name.
+// Numbered reports whether a version of that name got the number, see metastore.Numbers.
 func (s *Store) Numbered(ctx context.Context, key string, n int) (given bool, err error) {
 	err = s.db.Read(ctx, "metastore/postgres.Numbered", key, func(ctx context.Context) error {
 		if !storable(key) || n < 0 || n > claviger.MaxVersion {
@@ -54,8 +54,8 @@ func (s *Store) Numbered(ctx context.Context, key string, n int) (given bool, er
 	return given, err
 }
 
-// number gives the next numbers of a name to the refs that have no id.
-func number(ctx context.Context, tx pgx.Tx, op, name string, refs []metastore.Ref) error {
+// assignNumbers gives the next numbers of a name to the refs that have no id.
+func assignNumbers(ctx context.Context, tx pgx.Tx, op, name string, refs []metastore.Ref) error {
 	for i := range refs {
 		if refs[i].ID == "" {
 			var next int
@@ -73,15 +73,15 @@ func number(ctx context.Context, tx pgx.Tx, op, name string, refs []metastore.Re
 				return err
 			}
 		}
-		if err := took(ctx, tx, name, refs[i].ID); err != nil {
+		if err := recordNumber(ctx, tx, name, refs[i].ID); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// took notes that a version of the name has that id, where it is a number.
-func took(ctx context.Context, tx pgx.Tx, name, id string) error {
+// recordNumber records that a version of the name has that id. It does nothing for an id that is not a number.
+func recordNumber(ctx context.Context, tx pgx.Tx, name, id string) error {
 	n, ok := claviger.NumberOfID(id)
 	if !ok {
 		return nil

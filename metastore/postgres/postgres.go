@@ -1,10 +1,9 @@
-// Package postgres is the metastore of several nodes: one PostgreSQL database
-// that all of them use, version 13 or newer.
+// Package postgres is the metastore of several nodes: one PostgreSQL database, version 13 or newer, that all of them
+// use.
 //
-// Transactions that change keys are serializable, see package pgdb. Named locks are advisory locks of sessions
-// of their own, so
-// they go when their holder does. Notices are LISTEN and NOTIFY, sent by the
-// transaction that makes the change.
+// Transactions that change keys are serializable, see package pgdb. A named lock is an advisory lock with a session of
+// its own, so PostgreSQL frees the lock when its holder ends. A notice is a NOTIFY in the transaction that makes the
+// change.
 package postgres
 
 import (
@@ -23,7 +22,7 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// parts are the schema's constraints and indexes.
+// parts lists the schema's constraints and indexes.
 //
 //go:embed parts.txt
 var parts string
@@ -31,25 +30,24 @@ var parts string
 // schemaVersion is the number of the newest file in migrations.
 const schemaVersion = 8
 
-// Config is how a store is opened.
+// Config has the settings of a store.
 type Config struct {
-	// URI is libpq's, without a password.
+	// URI is a URI of libpq, without a password.
 	URI string
-	// Property is the name that errors give to where the URI stands.
+	// Property is the property that has the URI, for errors.
 	Property string
-	Log      *slog.Logger // nil discards
-	// Patience is how long a call tries to get through while the database cannot
-	// be reached, as in a failover; 0 is 5 s. A call's own context may end sooner.
+	Log      *slog.Logger // nil: no log
+	// Patience is how long a call retries while the database cannot be reached, for example during a failover; 0 is
+	// 5 s. The context of a call may end it sooner.
 	Patience time.Duration
-	// LockCheck is how often the session of a held lock is asked whether it is
-	// still there; 0 is 2 s.
+	// LockCheck is how often the session of a held lock is pinged; 0 is 2 s.
 	LockCheck time.Duration
-	// Seen is a file in which a node keeps what it has seen of the database, so that it
-	// notices after its restart, too, that changes were lost; "" keeps nothing. The file
-	// is one node's. SeenProperty names it in messages.
+	// Seen is a file in which a node stores which changes and servers it has seen. With it, the node detects lost
+	// changes also after its restart. Each node needs a file of its own; "" is none. SeenProperty is the property that
+	// names the file, for messages.
 	Seen, SeenProperty string
-	// ReadOnly is for who only looks: no session may write, a standby will do, and the
-	// schema is taken as it is, if it is this program's.
+	// ReadOnly is for a command that only reads: no session can write, a standby is accepted as server, and the schema
+	// is not upgraded but must be this program's.
 	ReadOnly bool
 }
 
@@ -64,8 +62,8 @@ type Store struct {
 	mu    sync.Mutex
 	locks map[*lock]struct{} // held now; guarded by mu
 
-	claims    sync.WaitGroup // and what else runs until Close
-	exclusive atomic.Bool    // this process has the store to itself
+	background sync.WaitGroup // goroutines that run until Close
+	exclusive  atomic.Bool    // this process has a claim alone
 
 	history history
 	writes  writes
@@ -73,9 +71,8 @@ type Store struct {
 
 var _ metastore.Store = (*Store)(nil)
 
-// Open opens the store in the database that the URI names, and brings its schema
-// up to date, one node at a time. It refuses a schema that is newer than this
-// program.
+// Open opens the store in the database of the URI, and upgrades an older schema, one node at a time. It refuses a newer
+// schema.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.Property == "" {
 		c.Property = "claviger.metastore.uri"
@@ -87,46 +84,47 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		c.LockCheck = 2 * time.Second
 	}
 	s := &Store{cfg: c, log: c.Log, locks: map[*lock]struct{}{}}
-	was, err := c.recall()
+	before, err := c.loadSeen()
 	if err != nil {
 		return nil, err
 	}
 	db, err := pgdb.Open(ctx, pgdb.Config{
-		URI: c.URI, What: "metastore", Where: "property " +
-			c.Property, Log: c.Log, Patience: c.Patience, ReadOnly: c.ReadOnly,
-		Doubt: "look at the key before doing it again: the same step made again finishes what was begun",
-		// Two first intents of one key collide at the index rather than in their reads.
+		URI: c.URI, What: "metastore", Where: "property " + c.Property, Log: c.Log, Patience: c.Patience,
+		ReadOnly: c.ReadOnly,
+		Doubt: "see whether the key was changed before you repeat the step; an unfinished step is then finished, not " +
+			"begun again",
+		// Two transactions that write the first row of a name conflict in these indexes, not in their reads.
 		Conflicts: []string{"intent_key_digest", "key_number_name_digest"},
 		Connected: s.connected,
-		Newest:    was.Servers, Forget: c.forget(),
+		Newest:    before.Servers, Forget: c.forgetCure(),
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.db = db
-	s.saw(was.Changes...)
+	s.remember(before.Changes...)
 	s.alive, s.end = context.WithCancel(context.Background())
 	err = db.Migrate(ctx, pgdb.Schema{Migrations: migrations, Version: schemaVersion, Table: "goose_db_version",
 		Parts: parts, Lock: func(ctx context.Context) (func(), error) { return s.Lock(ctx, "schema") }})
 	if err != nil {
-		_ = s.Close() // the error tells more
+		_ = s.Close() // the first error matters
 		return nil, err
 	}
 	if c.Seen != "" {
-		s.claims.Go(s.keepSeen)
+		s.background.Go(s.writeSeen)
 	}
 	return s, nil
 }
 
-// URI is the database's, without secrets.
+// URI returns the URI of the database, without secrets.
 func (s *Store) URI() string { return s.db.URI() }
 
-// Check reads from the table of keys. The server must be the primary.
+// Check reads from the table of keys, and demands that the server is the primary.
 func (s *Store) Check(ctx context.Context) error {
 	const op = "metastore/postgres.Check"
 	standby, err := s.db.Standby(ctx, op)
 	if err == nil && standby {
-		s.db.Pool().Reset() // whoever comes next looks for the primary
+		s.db.Pool().Reset() // the next call connects again, and so finds the primary
 		return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s (property %s): the server is a standby "+
 			"and takes no writes; name all hosts in the URI, as in postgresql://USER@HOST1,HOST2/DATABASE", s.db.URI(),
 			s.cfg.Property)
@@ -140,14 +138,13 @@ func (s *Store) Check(ctx context.Context) error {
 	})
 }
 
-// Close ends all connections, and with them the locks that are still held. A
-// second Close does nothing.
+// Close ends all connections, and so frees the locks that are still held. A second Close does nothing.
 func (s *Store) Close() error {
 	if !s.db.End() {
 		return nil
 	}
 	s.end()
-	s.claims.Wait()
+	s.background.Wait()
 	s.mu.Lock()
 	held := make([]*lock, 0, len(s.locks))
 	for l := range s.locks {
@@ -161,7 +158,7 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// millis and when are how times are stored: milliseconds since 1970, UTC.
-func millis(t time.Time) int64 { return t.UnixMilli() }
-func when(ms int64) time.Time  { return time.UnixMilli(ms).UTC() }
-func now() time.Time           { return time.Now().UTC().Truncate(time.Millisecond) }
+// Times are stored as milliseconds since 1970, UTC.
+func millis(t time.Time) int64      { return t.UnixMilli() }
+func fromMillis(ms int64) time.Time { return time.UnixMilli(ms).UTC() }
+func now() time.Time                { return time.Now().UTC().Truncate(time.Millisecond) }

@@ -14,8 +14,8 @@ import (
 	"claviger/pgdb/pgdbtest"
 )
 
-func open(ctx context.Context, where string) (metastore.Store, error) {
-	return postgres.Open(ctx, postgres.Config{URI: where})
+func open(ctx context.Context, uri string) (metastore.Store, error) {
+	return postgres.Open(ctx, postgres.Config{URI: uri})
 }
 
 func TestMain(m *testing.M) {
@@ -30,13 +30,13 @@ func TestStore(t *testing.T) {
 	})
 }
 
-// two opens an empty store twice.
-func two(t *testing.T) (a, b *postgres.Store) {
+// openTwice returns an empty store, opened by two nodes.
+func openTwice(t *testing.T) (a, b *postgres.Store) {
 	t.Helper()
-	where := pgtest.Database(t)
+	uri := pgtest.Database(t)
 	var stores [2]*postgres.Store
 	for i := range stores {
-		s, err := postgres.Open(t.Context(), postgres.Config{URI: where})
+		s, err := postgres.Open(t.Context(), postgres.Config{URI: uri})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -51,34 +51,33 @@ func two(t *testing.T) (a, b *postgres.Store) {
 }
 
 func TestDelegations(t *testing.T) {
-	storetest.Delegations(t, func(t *testing.T) (a, b metastore.Delegations) { return two(t) })
+	storetest.Delegations(t, func(t *testing.T) (a, b metastore.Delegations) { return openTwice(t) })
 }
 
 func TestSigners(t *testing.T) {
-	storetest.Signers(t, func(t *testing.T) (a, b metastore.Signers) { return two(t) })
+	storetest.Signers(t, func(t *testing.T) (a, b metastore.Signers) { return openTwice(t) })
 }
 
 func TestNotices(t *testing.T) {
-	storetest.Notices(t, func(t *testing.T) (a, b storetest.NoticeStore) { return two(t) })
+	storetest.Notices(t, func(t *testing.T) (a, b storetest.NoticeStore) { return openTwice(t) })
 }
 
 func TestEpochs(t *testing.T) {
-	storetest.Epochs(t, func(t *testing.T) (a, b storetest.EpochStore) { return two(t) })
+	storetest.Epochs(t, func(t *testing.T) (a, b storetest.EpochStore) { return openTwice(t) })
 }
 
-// TestReadOnly: nothing is made in an empty database, and nothing is written into
-// one that has a schema.
+// TestReadOnly checks that a read-only store makes no schema in an empty database, and cannot write.
 func TestReadOnly(t *testing.T) {
 	ctx := t.Context()
-	where := pgtest.Database(t)
-	look := func() (*postgres.Store, error) {
-		return postgres.Open(ctx, postgres.Config{URI: where, ReadOnly: true})
+	uri := pgtest.Database(t)
+	openReadOnly := func() (*postgres.Store, error) {
+		return postgres.Open(ctx, postgres.Config{URI: uri, ReadOnly: true})
 	}
-	if _, err := look(); !claviger.Is(err, claviger.Unavailable) ||
+	if _, err := openReadOnly(); !claviger.Is(err, claviger.Unavailable) ||
 		!strings.Contains(err.Error(), "start a server once") {
 		t.Fatalf("an empty database: %v", err)
 	}
-	s, err := postgres.Open(ctx, postgres.Config{URI: where})
+	s, err := postgres.Open(ctx, postgres.Config{URI: uri})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +85,7 @@ func TestReadOnly(t *testing.T) {
 	if err := s.SetSetting(ctx, "x", "1"); err != nil {
 		t.Fatal(err)
 	}
-	r, err := look()
+	r, err := openReadOnly()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,15 +98,15 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// TestUpgraded opens a store of the time before versions had numbers.
+// TestUpgraded opens a store of an older program, in which versions had no numbers.
 func TestUpgraded(t *testing.T) {
-	where := pgtest.Database(t)
+	uri := pgtest.Database(t)
 	dump, err := os.ReadFile("testdata/schema2.sql")
 	if err != nil {
 		t.Fatal(err)
 	}
-	exec(t, where, string(dump))
-	s, err := postgres.Open(t.Context(), postgres.Config{URI: where})
+	exec(t, uri, string(dump))
+	s, err := postgres.Open(t.Context(), postgres.Config{URI: uri})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,15 +11,14 @@ import (
 )
 
 const (
-	// standbyPatience is how long a change waits for a standby to follow, and unfollowedHolds
-	// how long one that waited in vain spares the next ones that wait.
-	standbyPatience = 5 * time.Second
-	unfollowedHolds = time.Minute
+	// standbyTimeout is how long a change waits until a standby follows. After a change has waited in vain, the changes
+	// of the next noStandbyTTL do not wait.
+	standbyTimeout = 5 * time.Second
+	noStandbyTTL   = time.Minute
 )
 
-// Replication tells what puts acknowledged changes at risk where PostgreSQL has
-// standbys: commits that wait for none of them, and hosts that do not agree on which of
-// them is the primary.
+// Replication returns an error if acknowledged changes may get lost in a failover: commits wait for no standby, or more
+// than one host of the URI is a primary.
 func (s *Store) Replication(ctx context.Context) error {
 	const op = "metastore/postgres.Replication"
 	if err := s.db.Lineage(); err != nil {
@@ -30,7 +29,7 @@ func (s *Store) Replication(ctx context.Context) error {
 		return err
 	}
 	if standbys.Waiting {
-		return s.unfollowed(op, "", standbys)
+		return s.noStandby(op, "", standbys)
 	}
 	hosts := s.db.Hosts()
 	if standbys.Names != "" || standbys.Following == 0 && hosts == 1 {
@@ -41,19 +40,20 @@ func (s *Store) Replication(ctx context.Context) error {
 		what = fmt.Sprintf("its URI names %d hosts", hosts)
 	}
 	return claviger.Errorf(op, claviger.Unavailable, "",
-		"metastore %s (property %s): %s, and synchronous_standby_names is empty: a commit waits for none of them, "+
-			"so that keys and versions which were acknowledged are lost where a standby that is behind takes over; "+
-			"set synchronous_standby_names on every server, see docs/nodes.md",
+		"metastore %s (property %s): %s, and synchronous_standby_names is empty, so a commit waits for no standby: if "+
+			"a standby that is behind takes over, acknowledged keys and versions are lost; set "+
+			"synchronous_standby_names on every server, see docs/nodes.md",
 		s.db.URI(), s.cfg.Property, what)
 }
 
-// followPause lies between two looks at how far the standbys are.
-const followPause = 20 * time.Millisecond
+// followInterval is the time between two queries of the standbys' positions.
+const followInterval = 20 * time.Millisecond
 
-// Followed is metastore.Replicated. A standby that is promoted replays all that it has written,
-// so that is what counts. Only a role with pg_read_all_stats is told.
-func (s *Store) Followed(ctx context.Context) error {
-	const op = "metastore/postgres.Followed"
+// WaitForStandbys implements metastore.Replicated. It waits until the standbys have written the changes to disk,
+// because a standby replays everything that it has written before it is promoted. Only a role with pg_read_all_stats
+// can see the positions of standbys.
+func (s *Store) WaitForStandbys(ctx context.Context) error {
+	const op = "metastore/postgres.WaitForStandbys"
 	upTo, err := s.db.Written(ctx, op)
 	for err == nil {
 		var behind int
@@ -63,30 +63,30 @@ func (s *Store) Followed(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return claviger.Errorf(op, claviger.Unavailable, "",
-				"%d standbys of metastore %s (property %s) lack the newest: %w", behind, s.db.URI(), s.cfg.Property,
-				ctx.Err())
-		case <-time.After(pgdb.Jitter(followPause)):
+				"%d standbys of metastore %s (property %s) lack the newest changes: %w", behind, s.db.URI(),
+				s.cfg.Property, ctx.Err())
+		case <-time.After(pgdb.Jitter(followInterval)):
 		}
 	}
 	return err
 }
 
-// unfollowed is the error of a server whose commits wait for a standby that is not there.
-func (s *Store) unfollowed(op, key string, standbys pgdb.Standbys) error {
+// noStandby returns the error for a server whose commits wait for a standby that does not follow.
+func (s *Store) noStandby(op, key string, standbys pgdb.Standbys) error {
 	return claviger.Errorf(op, claviger.Unavailable, key,
 		"metastore %s (property %s): %v, so no change of a key can be acknowledged; nothing was changed; bring a "+
-			"standby back (after a failover: make the old primary a standby), or take what is gone out of "+
+			"standby back (after a failover: make the old primary a standby), or remove the missing standbys from "+
 			"synchronous_standby_names and reload the server's configuration, see docs/nodes.md",
 		s.db.URI(), s.cfg.Property, standbys)
 }
 
-// accompanied refuses a change whose commit could not be acknowledged, after a moment in
-// which a standby that is restarted comes back. Without it each change would wait for
-// CallTimeout, and nobody could say what became of it.
-func (s *Store) accompanied(ctx context.Context, op, key string) error {
-	patience := cmp.Or(s.cfg.Patience, standbyPatience)
-	if last := s.writes.unfollowed.Load(); last != nil && time.Since(*last) < unfollowedHolds {
-		patience = 0
+// requireStandby returns an error if a commit could not be acknowledged because no standby follows. First it waits for
+// some seconds, because a standby that is restarted comes back in this time. Without this check, each change would wait
+// for CallTimeout, and its result would be unknown.
+func (s *Store) requireStandby(ctx context.Context, op, key string) error {
+	timeout := cmp.Or(s.cfg.Patience, standbyTimeout)
+	if last := s.writes.noStandby.Load(); last != nil && time.Since(*last) < noStandbyTTL {
+		timeout = 0
 	}
 	for began := time.Now(); ; {
 		standbys, err := s.db.Standbys(ctx, op)
@@ -94,17 +94,17 @@ func (s *Store) accompanied(ctx context.Context, op, key string) error {
 			return err
 		}
 		if !standbys.Waiting {
-			s.writes.unfollowed.Store(nil)
+			s.writes.noStandby.Store(nil)
 			return nil
 		}
-		if time.Since(began) >= patience {
+		if time.Since(began) >= timeout {
 			now := time.Now()
-			s.writes.unfollowed.Store(&now)
-			return s.unfollowed(op, key, standbys)
+			s.writes.noStandby.Store(&now)
+			return s.noStandby(op, key, standbys)
 		}
 		select {
 		case <-ctx.Done():
-			return s.unfollowed(op, key, standbys)
+			return s.noStandby(op, key, standbys)
 		case <-time.After(pgdb.Jitter(250 * time.Millisecond)):
 		}
 	}

@@ -15,53 +15,54 @@ import (
 	"claviger/pgdb"
 )
 
-// keepEvery is how often what was seen is written down, where it is new. A node that is
-// killed forgets what it saw since.
-const keepEvery = time.Second
+// seenInterval is the time between two writes of the file, if there is something new. A killed node forgets the changes
+// after the last write.
+const seenInterval = time.Second
 
-// seenMost bounds the file: 16 changes with names of keys, and a few servers.
-const seenMost = 1 << 20
+// seenMaxSize limits the file, which has at most 16 changes with names of keys, and a few servers.
+const seenMaxSize = 1 << 20
 
-// seen is what a node keeps on its disk of the database.
+// seen is the content of the file Config.Seen.
 type seen struct {
-	Changes []mark                 `json:"changes"` // the newest, each of which must be there
-	Servers map[string]pgdb.Newest `json:"servers"` // by system
+	Changes []changeRecord         `json:"changes"` // the newest changes; the database must have each of them
+	Servers map[string]pgdb.Newest `json:"servers"` // by system identifier
 }
 
-// recall reads what this node has seen before it was started.
-func (c *Config) recall() (was seen, err error) {
+// loadSeen reads the file that this node has written before its restart. Without a file the result is empty.
+func (c *Config) loadSeen() (loaded seen, err error) {
 	if c.Seen == "" {
-		return was, nil
+		return loaded, nil
 	}
 	text, err := readSeen(c.Seen)
 	if errors.Is(err, fs.ErrNotExist) {
-		return was, nil
+		return loaded, nil
 	}
 	if err == nil {
-		was, err = parseSeen(text)
+		loaded, err = parseSeen(text)
 	}
 	if err == nil {
-		return was, nil
+		return loaded, nil
 	}
 	cure := "it is damaged, or another file: see that the property names the right place, or move it away"
 	if errors.Is(err, fs.ErrPermission) {
 		cure = "give it to the user that the server runs as, or move it away"
 	}
 	return seen{}, claviger.Errorf("metastore/postgres.Open", claviger.Invalid, "",
-		"the file %s (property %s) keeps what this node has seen of the metastore, and cannot be used: %w; %s; "+
-			"without it the node does not notice what was lost before its start", c.Seen, c.SeenProperty, err, cure)
+		"the file %s (property %s), in which this node records the changes of the metastore that it has seen, cannot "+
+			"be used: %w; %s; without the file, the node does not notice changes that were lost before its start",
+		c.Seen, c.SeenProperty, err, cure)
 }
 
-// readSeen reads the file, which has a bound.
+// readSeen reads the file if it is a regular file of at most seenMaxSize bytes.
 func readSeen(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = f.Close() }() // it is read alone
+	defer func() { _ = f.Close() }() // the file is only read
 	st, err := f.Stat()
-	if err == nil && (!st.Mode().IsRegular() || st.Size() > seenMost) {
-		err = fmt.Errorf("a node writes a regular file of %d bytes at most", seenMost)
+	if err == nil && (!st.Mode().IsRegular() || st.Size() > seenMaxSize) {
+		err = fmt.Errorf("it must be a regular file of at most %d bytes", seenMaxSize)
 	}
 	if err != nil {
 		return nil, err
@@ -69,81 +70,82 @@ func readSeen(path string) ([]byte, error) {
 	return io.ReadAll(f)
 }
 
-// parseSeen takes what keepSeen writes, and nothing else: a file that says less would
-// have the node forget what it has seen.
-func parseSeen(text []byte) (was seen, err error) {
+// parseSeen accepts only what writeSeen writes. With an incomplete file the node would forget changes that it has seen.
+func parseSeen(text []byte) (loaded seen, err error) {
 	var both struct {
-		Changes json.RawMessage `json:"changes"` // null where none was seen
+		Changes json.RawMessage `json:"changes"` // null if no change was seen
 		Servers json.RawMessage `json:"servers"`
 	}
 	if err := decodeAll(text, &both); err != nil {
-		return was, err
+		return loaded, err
 	}
 	if both.Changes == nil || both.Servers == nil || string(both.Servers) == "null" {
-		return was, errors.New("a node writes an object with changes and servers")
+		return loaded, errors.New("it must be a JSON object with changes and servers")
 	}
-	if err := errors.Join(decodeAll(both.Changes, &was.Changes), decodeAll(both.Servers, &was.Servers)); err != nil {
-		return was, err
+	err = errors.Join(decodeAll(both.Changes, &loaded.Changes), decodeAll(both.Servers, &loaded.Servers))
+	if err != nil {
+		return loaded, err
 	}
-	for _, m := range was.Changes {
+	for _, m := range loaded.Changes {
 		if m.Seq <= 0 || m.ID == "" {
-			return was, errors.New("a change in it has no number, or no id")
+			return loaded, errors.New("it has a change without a number or an id")
 		}
 	}
-	for system, s := range was.Servers {
+	for system, s := range loaded.Servers {
 		if system == "" || s.Host == "" || s.Timeline == 0 {
-			return was, errors.New("a server in it has no system, host or timeline")
+			return loaded, errors.New("it has a server without a system, host or timeline")
 		}
 	}
-	return was, nil
+	return loaded, nil
 }
 
-// decodeAll decodes one JSON value that has no fields but those of v, and nothing after it.
+// decodeAll decodes text, which must be one JSON value without fields that v does not have.
 func decodeAll(text []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
-		return fmt.Errorf("it is no JSON as a node writes it: %w", err)
+		return fmt.Errorf("it is not the JSON that a node writes: %w", err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("something stands behind its JSON")
+		return errors.New("it has text after the JSON value")
 	}
 	return nil
 }
 
-// forget says how the node is made to forget what it has seen.
-func (c *Config) forget() string {
+// forgetCure says how an operator can make the node forget what it has seen.
+func (c *Config) forgetCure() string {
 	if c.Seen == "" {
 		return ""
 	}
 	return fmt.Sprintf("restart this node without the file %s (property %s)", c.Seen, c.SeenProperty)
 }
 
-// keepSeen writes down what is seen, until the store is closed.
-func (s *Store) keepSeen() {
-	var kept []byte
+// writeSeen writes the file regularly until the store is closed, and once more then.
+func (s *Store) writeSeen() {
+	var written []byte
 	var warned time.Time
 	for ended := false; !ended; {
 		select {
 		case <-s.alive.Done():
 			ended = true
-		case <-time.After(keepEvery):
+		case <-time.After(seenInterval):
 		}
 		s.history.mu.Lock()
 		text, err := json.Marshal(seen{s.history.seen, s.db.Newest()})
 		s.history.mu.Unlock()
-		if err == nil && bytes.Equal(text, kept) {
+		if err == nil && bytes.Equal(text, written) {
 			continue
 		}
 		if err == nil {
 			err = durable.Replace(s.cfg.Seen, text, 0o600)
 		}
 		if err == nil {
-			kept = text
-		} else if time.Since(warned) > warnEvery {
+			written = text
+		} else if time.Since(warned) > warnInterval {
 			warned = time.Now()
-			s.log.Warn("what this node has seen of the metastore is not kept, so it would not notice after a "+
-				"restart what was lost before", "file", s.cfg.Seen, "property", s.cfg.SeenProperty, "err", err)
+			s.log.Warn("this node cannot write the file in which it records the changes of the metastore; without "+
+				"this record it does not notice changes that are lost before its next start", "file", s.cfg.Seen,
+				"property", s.cfg.SeenProperty, "err", err)
 		}
 	}
 }

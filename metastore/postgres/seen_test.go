@@ -17,48 +17,63 @@ import (
 	"claviger/metastore/postgres"
 )
 
-// TestSeenBeforeARestart: a node that saw changes, and is started anew after a standby
-// that lacks them has taken over, notices; and it does not take an old primary that it
-// has seen replaced. What an operator gives up stays given up.
-func TestSeenBeforeARestart(t *testing.T) {
+// seenNode is a node with a file of what it has seen. Its pair lost the key "new" in a failover.
+type seenNode struct {
+	pair
+	file string
+}
+
+func (n seenNode) config(uri string) postgres.Config {
+	return postgres.Config{URI: uri, Seen: n.file, SeenProperty: "the.file", Patience: 2 * time.Second}
+}
+
+func (n seenNode) open(t *testing.T) *postgres.Store {
+	t.Helper()
+	s, err := postgres.Open(t.Context(), n.config(n.uri()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// failedOver starts a node that inserts the keys "old" and "new", and stops it. Then it promotes a standby that has
+// only the key "old".
+func failedOver(t *testing.T) seenNode {
+	t.Helper()
 	ctx := t.Context()
-	p := newPair(t)
-	file := filepath.Join(t.TempDir(), "seen.json")
-	config := func(uri string) postgres.Config {
-		return postgres.Config{URI: uri, Seen: file, SeenProperty: "the.file", Patience: 2 * time.Second}
-	}
-	open := func() *postgres.Store {
-		t.Helper()
-		s, err := postgres.Open(ctx, config(p.uri()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
-	node := open()
-	if err := node.Insert(ctx, key("old", "aa")); err != nil {
+	n := seenNode{newPair(t), filepath.Join(t.TempDir(), "seen.json")}
+	s := n.open(t)
+	if err := s.Insert(ctx, key("old", "aa")); err != nil {
 		t.Fatal(err)
 	}
-	p.standby.CatchUp(t, p.primary)
-	p.standby.Stop(t)
-	if err := node.Insert(ctx, key("new", "bb")); err != nil {
+	n.standby.CatchUp(t, n.primary)
+	n.standby.Stop(t)
+	if err := s.Insert(ctx, key("new", "bb")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it is on the disk, also of a node that is killed", func() bool {
-		text, _ := os.ReadFile(file)
+	eventually(t, "a running node has written the change to its file", func() bool {
+		text, _ := os.ReadFile(n.file)
 		return strings.Contains(string(text), `"key":"new"`)
 	})
-	if err := node.Close(); err != nil {
+	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if st, err := os.Stat(file); err != nil || st.Mode().Perm() != 0o600 {
+	n.primary.Kill(t)
+	n.standby.Start(t)
+	n.standby.Promote(t)
+	return n
+}
+
+// TestSeenBeforeARestart checks that a node which has seen a change detects after its restart that the promoted standby
+// lacks the change.
+func TestSeenBeforeARestart(t *testing.T) {
+	ctx := t.Context()
+	n := failedOver(t)
+	if st, err := os.Stat(n.file); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", st, err)
 	}
-	p.primary.Kill(t)
-	p.standby.Start(t)
-	p.standby.Promote(t)
-
-	node = open()
+	s := n.open(t)
+	defer func() { _ = s.Close() }()
 	lacks := func(what string, err error) {
 		t.Helper()
 		if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "lacks changes") ||
@@ -66,51 +81,59 @@ func TestSeenBeforeARestart(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	lacks("a change", node.Insert(ctx, key("other", "cc")))
-	_, err := node.Get(ctx, "new")
+	lacks("a change", s.Insert(ctx, key("other", "cc")))
+	_, err := s.Get(ctx, "new")
 	lacks("the lost key", err)
-	if keys, err := node.Get(ctx, "old"); err != nil || keys[0] == nil {
-		t.Errorf("a key that is there: %v, %v", keys, err)
+	if keys, err := s.Get(ctx, "old"); err != nil || keys[0] == nil {
+		t.Errorf("the key that was not lost: %v, %v", keys, err)
 	}
-	var has []string
-	if err := metastore.Each(ctx, node, func(k *metastore.Key) { has = append(has, k.Name) }); err != nil ||
-		!slices.Equal(has, []string{"old"}) {
-		t.Errorf("what the store has: %v, %v", has, err)
+	var names []string
+	if err := metastore.Each(ctx, s, func(k *metastore.Key) { names = append(names, k.Name) }); err != nil ||
+		!slices.Equal(names, []string{"old"}) {
+		t.Errorf("the keys of the store: %v, %v", names, err)
 	}
-	if lost, err := node.Lost(ctx); err != nil || len(lost) != 1 || lost[0].Key != "new" {
-		t.Errorf("what other nodes learn: %v, %v", lost, err)
+	if lost, err := s.Lost(ctx); err != nil || len(lost) != 1 || lost[0].Key != "new" {
+		t.Errorf("the lost changes that other nodes read: %v, %v", lost, err)
 	}
-	if err := node.Accept(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := node.Close(); err != nil {
-		t.Fatal(err)
-	}
-	node = open()
-	if err := node.Insert(ctx, key("after", "dd")); err != nil {
-		t.Errorf("what was given up is asked for again: %v", err)
-	}
-	if err := node.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if text, err := os.ReadFile(file); err != nil || strings.Contains(string(text), `"key":"new"`) ||
-		!strings.Contains(string(text), `"key":"after"`) {
-		t.Errorf("kept: %s, %v", text, err)
-	}
-
-	// The old primary, alone: nothing that can be asked tells of its successor.
-	p.standby.Kill(t)
-	p.primary.Start(t)
-	alone, _, _ := strings.Cut(p.uri(), ",")
-	alone += "/test1?sslmode=disable"
-	if s, err := postgres.Open(ctx, config(alone)); !claviger.Is(err, claviger.Unavailable) ||
-		!strings.Contains(err.Error(), "fence it off") || !strings.Contains(err.Error(), file) {
-		t.Errorf("an old primary that this node has seen replaced: %v, %v", s, err)
-	}
-	openOnce(t, alone) // without the file it is taken
 }
 
-// TestSeenFileDamaged: a file that cannot be read is named, with the cure.
+// TestAcceptedBeforeARestart checks that changes which an operator gave up stay given up after a restart of the node.
+// It also checks that the node remembers which servers were replaced.
+func TestAcceptedBeforeARestart(t *testing.T) {
+	ctx := t.Context()
+	n := failedOver(t)
+	s := n.open(t)
+	if err := s.Accept(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = n.open(t)
+	if err := s.Insert(ctx, key("after", "dd")); err != nil {
+		t.Errorf("a change after the restart: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(n.file); err != nil || strings.Contains(string(text), `"key":"new"`) ||
+		!strings.Contains(string(text), `"key":"after"`) {
+		t.Errorf("the file has %s, %v", text, err)
+	}
+
+	// Only the old primary runs, so no server tells the node that it was replaced.
+	n.standby.Kill(t)
+	n.primary.Start(t)
+	onlyOld, _, _ := strings.Cut(n.uri(), ",")
+	onlyOld += "/test1?sslmode=disable"
+	if s, err := postgres.Open(ctx, n.config(onlyOld)); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "fence it off") || !strings.Contains(err.Error(), n.file) {
+		t.Errorf("an old primary that this node has seen replaced: %v, %v", s, err)
+	}
+	openOnce(t, onlyOld) // a node without the file accepts it
+}
+
+// TestSeenFileDamaged checks that Open refuses a damaged file, and that the error names the file and the cure.
 func TestSeenFileDamaged(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "seen.json")
 	open := func() error {
@@ -142,14 +165,15 @@ func TestSeenFileDamaged(t *testing.T) {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := open(); err == nil || strings.Contains(err.Error(), file) { // there is no database
+		// The file is good, so the error is about the database, which does not exist.
+		if err := open(); err == nil || strings.Contains(err.Error(), file) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
 }
 
-// fresh is a database of the shared server, and its name.
-func fresh(t *testing.T) (server *pgtest.Server, uri, database string) {
+// newDatabase makes a database on the shared server, and returns its URI and name.
+func newDatabase(t *testing.T) (server *pgtest.Server, uri, database string) {
 	t.Helper()
 	server = pgtest.Shared(t)
 	uri = server.Database(t)
@@ -160,12 +184,11 @@ func fresh(t *testing.T) (server *pgtest.Server, uri, database string) {
 	return server, uri, strings.TrimPrefix(u.Path, "/")
 }
 
-// TestRestoredUnderANode: an older dump is restored under a node that runs, whose
-// connections stay. The node changes nothing any more, at once, and tells what was done
-// to each key since the dump.
+// TestRestoredUnderANode restores an older dump while a node runs and its connections stay open. The node must refuse
+// the next change, and must report which changes of which keys are lost.
 func TestRestoredUnderANode(t *testing.T) {
 	ctx := t.Context()
-	server, uri, database := fresh(t)
+	server, uri, database := newDatabase(t)
 	node := openConfig(t, postgres.Config{URI: uri})
 	for name, id := range map[string]string{"rolled": "aa", "deleted": "bb", "kept": "cc"} {
 		if err := node.Insert(ctx, key(name, id)); err != nil {
@@ -190,10 +213,10 @@ func TestRestoredUnderANode(t *testing.T) {
 	}
 	watched, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go func() { _ = node.Watch(watched, func(metastore.Notice) {}) }() // ends with the test
+	go func() { _ = node.Watch(watched, func(metastore.Notice) {}) }() // its error does not matter
 	want := map[string]metastore.Change{"rolled": metastore.Rolled, "deleted": metastore.Deleted,
 		"made": metastore.Created}
-	eventually(t, "others learn what was done", func() bool {
+	eventually(t, "the store has the lost changes, for other nodes", func() bool {
 		lost, err := node.Lost(ctx)
 		got := map[string]metastore.Change{}
 		for _, l := range lost {
@@ -203,21 +226,21 @@ func TestRestoredUnderANode(t *testing.T) {
 	})
 }
 
-// TestRestoredUnderAQuietNode: rows are gone under a node, and nobody changes anything: the node finds out by
-// itself.
+// TestRestoredUnderAQuietNode removes rows while a node runs. The node must detect this without a change of a key.
 func TestRestoredUnderAQuietNode(t *testing.T) {
 	ctx := t.Context()
-	server, uri, database := fresh(t)
-	node := openConfig(t, postgres.Config{URI: uri + "&pool_max_conns=1"}) // no new connection finds out
+	server, uri, database := newDatabase(t)
+	node := openConfig(t, postgres.Config{URI: uri + "&pool_max_conns=1"}) // so that no new connection detects it
 	watched, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go func() { _ = node.Watch(watched, func(metastore.Notice) {}) }() // ends with the test
-	eventually(t, "it hears of changes", func() bool { return !node.Heard().IsZero() })
+	go func() { _ = node.Watch(watched, func(metastore.Notice) {}) }() // its error does not matter
+	eventually(t, "the store reads the changes", func() bool { return !node.NoticesUntil().IsZero() })
 	if err := node.Insert(ctx, key("made", "ee")); err != nil {
 		t.Fatal(err)
 	}
-	server.Exec(t, database, `TRUNCATE ez_key, change CASCADE`) // as before a dump of rows alone is restored
-	eventually(t, "it answers no more that the key is absent", func() bool {
+	// An operator does this before restoring a dump that has only rows.
+	server.Exec(t, database, `TRUNCATE ez_key, change CASCADE`)
+	eventually(t, "the node no longer reports the key as missing", func() bool {
 		_, err := node.Get(ctx, "made")
 		return err != nil && strings.Contains(err.Error(), "lacks changes")
 	})

@@ -12,20 +12,19 @@ import (
 )
 
 var (
-	_ metastore.Cluster = (*Store)(nil)
-	_ metastore.Epochs  = (*Store)(nil)
-	_ metastore.Hearing = (*Store)(nil)
-	_ metastore.Holder  = (*Store)(nil)
+	_ metastore.Cluster        = (*Store)(nil)
+	_ metastore.Epochs         = (*Store)(nil)
+	_ metastore.NoticeProgress = (*Store)(nil)
+	_ metastore.Holder         = (*Store)(nil)
 )
 
-// NextSequences reserves n sequence numbers. The sequence's own lock makes the
-// reservation of several one step: nextval and setval apart would not be.
+// NextSequences reserves n sequence numbers. nextval and setval are two steps, so an advisory lock makes them one.
 func (s *Store) NextSequences(ctx context.Context, n int32) (first int32, err error) {
 	const op = "metastore/postgres.NextSequences"
 	if n <= 0 {
-		return 0, claviger.Errorf(op, claviger.Invalid, "", "%d sequence numbers were asked for", n)
+		return 0, claviger.Errorf(op, claviger.Invalid, "", "%d numbers cannot be reserved: it must be at least 1", n)
 	}
-	err = s.fenced(ctx, op, "", func(ctx context.Context, tx pgx.Tx) error {
+	err = s.updateFenced(ctx, op, "", func(ctx context.Context, tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, lockID("token sequence")); err != nil {
 			return err
 		}
@@ -38,7 +37,7 @@ func (s *Store) NextSequences(ctx context.Context, n int32) (first int32, err er
 
 // NextKeyID returns an id that no master key has had.
 func (s *Store) NextKeyID(ctx context.Context) (id int32, err error) {
-	// an id that gets lost is no harm
+	// Read repeats a query whose answer was lost. An id that is skipped does not matter.
 	err = s.db.Read(ctx, "metastore/postgres.NextKeyID", "", func(ctx context.Context) error {
 		return s.db.Pool().QueryRow(ctx, `SELECT nextval('master_key_id')`).Scan(&id)
 	})
@@ -62,7 +61,7 @@ func (s *Store) MasterKeys(ctx context.Context) (all []metastore.MasterKey, err 
 		all, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (k metastore.MasterKey, err error) {
 			var expires int64
 			err = r.Scan(&k.ID, &expires, (*[]byte)(&k.Key))
-			k.Expires = when(expires)
+			k.Expires = fromMillis(expires)
 			return k, err
 		})
 		return err
@@ -70,7 +69,7 @@ func (s *Store) MasterKeys(ctx context.Context) (all []metastore.MasterKey, err 
 	return all, err
 }
 
-// RemoveMasterKey takes a key away.
+// RemoveMasterKey removes a key.
 func (s *Store) RemoveMasterKey(ctx context.Context, id int32) error {
 	_, err := s.write(ctx, "metastore/postgres.RemoveMasterKey", "", `DELETE FROM master_key WHERE id = $1`, id)
 	return err
@@ -86,14 +85,14 @@ func (s *Store) PutDelegation(ctx context.Context, d metastore.Delegation) error
 	return err
 }
 
-// RenewDelegation changes Renew of a token that is still there.
+// RenewDelegation changes Renew of a token that still exists.
 func (s *Store) RenewDelegation(ctx context.Context, sequence int32, renew time.Time) (ok bool, err error) {
 	n, err := s.write(ctx, "metastore/postgres.RenewDelegation", "",
 		`UPDATE delegation SET renew = $2 WHERE sequence = $1`, sequence, millis(renew))
 	return n == 1, err
 }
 
-// Delegation returns a token as it is now.
+// Delegation returns the current state of a token.
 func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Delegation, ok bool, err error) {
 	err = s.db.Read(ctx, "metastore/postgres.Delegation", "", func(ctx context.Context) error {
 		var renew int64
@@ -102,22 +101,21 @@ func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Del
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
 		}
-		d.Sequence, d.Renew, ok = sequence, when(renew), err == nil
+		d.Sequence, d.Renew, ok = sequence, fromMillis(renew), err == nil
 		return err
 	})
 	return d, ok, err
 }
 
-// RemoveDelegation takes a token away. Of a removal whose answer was lost it is
-// found out what became of it, so that ok is true once.
+// RemoveDelegation removes a token. If the answer of the commit is lost, write finds out whether the commit succeeded,
+// so exactly one caller gets ok.
 func (s *Store) RemoveDelegation(ctx context.Context, sequence int32) (ok bool, err error) {
 	n, err := s.write(ctx, "metastore/postgres.RemoveDelegation", "", `DELETE FROM delegation WHERE sequence = $1`,
 		sequence)
 	return n == 1, err
 }
 
-// RemoveExpired takes expired tokens away. Rows that another node is removing are
-// left to it.
+// RemoveExpired removes the expired tokens. It skips rows that another node is removing at the same time.
 func (s *Store) RemoveExpired(ctx context.Context, before time.Time) (n int, err error) {
 	return s.write(ctx, "metastore/postgres.RemoveExpired", "",
 		`DELETE FROM delegation WHERE sequence IN (SELECT sequence FROM delegation
@@ -134,7 +132,7 @@ func (s *Store) CountDelegations(ctx context.Context) (n int, err error) {
 
 // Identifiers calls fn with the identifier of each token.
 func (s *Store) Identifiers(ctx context.Context, fn func(identifier []byte)) error {
-	var all [][]byte // fn must not be called again where the read is
+	var all [][]byte // Read may repeat the query, but fn must be called once for each token
 	err := s.db.Read(ctx, "metastore/postgres.Identifiers", "", func(ctx context.Context) (err error) {
 		rows, _ := s.db.Pool().Query(ctx, `SELECT identifier FROM delegation`) // the rows carry the error
 		all, err = pgx.CollectRows(rows, pgx.RowTo[[]byte])
@@ -149,7 +147,7 @@ func (s *Store) Identifiers(ctx context.Context, fn func(identifier []byte)) err
 	return nil
 }
 
-// SignerSecrets returns what is there.
+// SignerSecrets returns the current secrets.
 func (s *Store) SignerSecrets(ctx context.Context) (out metastore.SignerSecrets, ok bool, err error) {
 	err = s.db.Read(ctx, "metastore/postgres.SignerSecrets", "", func(ctx context.Context) error {
 		var rollover int64
@@ -158,13 +156,13 @@ func (s *Store) SignerSecrets(ctx context.Context) (out metastore.SignerSecrets,
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
 		}
-		out.Rollover, ok = when(rollover), err == nil
+		out.Rollover, ok = fromMillis(rollover), err == nil
 		return err
 	})
 	return out, ok, err
 }
 
-// SwapSignerSecrets writes v if the version is still v.Version.
+// SwapSignerSecrets writes v if the store's version is still v.Version.
 func (s *Store) SwapSignerSecrets(ctx context.Context, v metastore.SignerSecrets) (ok bool, err error) {
 	statement := `UPDATE signer_secrets SET version = version + 1, next = $2, current = $3, previous = $4, rollover = $5
 		WHERE version = $1`

@@ -35,20 +35,20 @@ func (s *Store) Begin(ctx context.Context, i metastore.Intent) (out metastore.In
 
 func begin(ctx context.Context, tx pgx.Tx, op string, i metastore.Intent) (metastore.Intent, error) {
 	rows, _ := tx.Query(ctx, selectIntent, i.Key) // the rows carry the error
-	there, err := pgx.CollectRows(rows, scanIntent)
+	pending, err := pgx.CollectRows(rows, scanIntent)
 	if err != nil {
 		return i, err
 	}
-	if len(there) == 1 {
-		if there[0].Op == i.Op {
-			return there[0], nil
+	if len(pending) == 1 {
+		if pending[0].Op == i.Op {
+			return pending[0], nil
 		}
 		return i, claviger.Errorf(op, claviger.Unavailable, i.Key, "a %s of this key, begun %s, must be finished "+
 			"before its %s can begin",
-			there[0].Op, there[0].Begun.Format(time.RFC3339), i.Op)
+			pending[0].Op, pending[0].Begun.Format(time.RFC3339), i.Op)
 	}
 	i.Refs = slices.Clone(i.Refs)
-	if err := number(ctx, tx, op, i.Key, i.Refs); err != nil {
+	if err := assignNumbers(ctx, tx, op, i.Key, i.Refs); err != nil {
 		return i, err
 	}
 	ids, objects := splitRefs(i.Refs)
@@ -61,7 +61,7 @@ func begin(ctx context.Context, tx pgx.Tx, op string, i metastore.Intent) (metas
 			VALUES ($1, $2, $3, $4, $5, $6)`, i.Key, i.Op, ids, objects, millis(i.Begun), payload); err != nil {
 		return i, err
 	}
-	i.Begun = when(millis(i.Begun)) // as it will be read back
+	i.Begun = fromMillis(millis(i.Begun)) // as the store returns it later
 	return i, nil
 }
 
@@ -73,15 +73,15 @@ func scanIntent(r pgx.CollectableRow) (i metastore.Intent, err error) {
 	if err := r.Scan(&i.Key, &i.Op, &ids, &objects, &begun, &i.Payload); err != nil {
 		return i, err
 	}
-	i.Begun = when(begun)
-	i.Refs = make([]metastore.Ref, len(ids)) // objects is as long: the table's CHECK
+	i.Begun = fromMillis(begun)
+	i.Refs = make([]metastore.Ref, len(ids)) // a CHECK of the table demands that objects has the same length
 	for n := range ids {
 		i.Refs[n] = metastore.Ref{ID: ids[n], Object: objects[n]}
 	}
 	return i, nil
 }
 
-// splitRefs makes the two columns of a row, never nil.
+// splitRefs returns the two columns of a row, which are never nil.
 func splitRefs(refs []metastore.Ref) (ids, objects []string) {
 	ids, objects = make([]string, len(refs)), make([]string, len(refs))
 	for i, r := range refs {
@@ -101,15 +101,16 @@ func (s *Store) Pending(ctx context.Context) (all []metastore.Intent, err error)
 	return all, err
 }
 
-// Drop ends an intent; dropping what is not there does nothing.
+// Drop ends an intent. It does nothing if there is none.
 func (s *Store) Drop(ctx context.Context, key string) error {
 	_, err := s.write(ctx, "metastore/postgres.Drop", key, `DELETE FROM intent WHERE key = $1`, key)
 	return err
 }
 
-// change runs one statement that may be done twice, as a transaction of its own. What it
-// writes is no part of the store's content, or says where that is: the fence is not asked.
-func (s *Store) change(ctx context.Context, op, key, statement string, args ...any) error {
+// execRepeatable runs one statement in its own transaction. After a lost answer the statement is repeated, so it must
+// be harmless to run it twice. It does not check the fence, so it is only for data that does not belong to the store's
+// content, and for the mark that the store was moved.
+func (s *Store) execRepeatable(ctx context.Context, op, key, statement string, args ...any) error {
 	return s.db.Read(ctx, op, key, func(ctx context.Context) error {
 		_, err := s.db.Pool().Exec(ctx, statement, args...)
 		return err
@@ -122,12 +123,12 @@ func (s *Store) AddUse(ctx context.Context, uses []metastore.Use) error {
 	if len(uses) == 0 {
 		return s.db.Usable(op)
 	}
-	// Nodes that take the rows in one order don't wait for each other in a circle.
+	// All nodes lock the rows in the same order, so they cannot deadlock.
 	sorted := slices.Clone(uses)
 	slices.SortFunc(sorted, func(a, b metastore.Use) int {
 		return cmp.Or(cmp.Compare(a.Source, b.Source), cmp.Compare(a.Version, b.Version), cmp.Compare(a.Op, b.Op))
 	})
-	return s.fenced(ctx, op, "", func(ctx context.Context, tx pgx.Tx) error {
+	return s.updateFenced(ctx, op, "", func(ctx context.Context, tx pgx.Tx) error {
 		var batch pgx.Batch
 		for _, u := range sorted {
 			batch.Queue(`
@@ -149,7 +150,7 @@ func (s *Store) Uses(ctx context.Context) (all []metastore.Use, err error) {
 		all, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (u metastore.Use, err error) {
 			var last int64
 			err = r.Scan(&u.Source, &u.Version, &u.Op, &u.Count, &last)
-			u.Last = when(last)
+			u.Last = fromMillis(last)
 			return u, err
 		})
 		return err
@@ -157,8 +158,7 @@ func (s *Store) Uses(ctx context.Context) (all []metastore.Use, err error) {
 	return all, err
 }
 
-// Put writes or replaces a record of the journal; a replaced one keeps its
-// place.
+// Put writes or replaces a record of the journal. A replaced record keeps its position.
 func (s *Store) Put(ctx context.Context, run, item string, record []byte) error {
 	const op = "metastore/postgres.Put"
 	if run == "" {
@@ -169,8 +169,8 @@ func (s *Store) Put(ctx context.Context, run, item string, record []byte) error 
 	}
 	_, err := s.write(ctx, op, item, `
 		INSERT INTO journal (run, item, data, at) VALUES ($1, $2, $3, $4)
-		ON CONFLICT (run,
-			`+digestItem+`) DO UPDATE SET data = excluded.data, at = excluded.at`, run, item, record, millis(now()))
+		ON CONFLICT (run, `+digestItem+`) DO UPDATE SET data = excluded.data, at = excluded.at`, run, item, record,
+		millis(now()))
 	return err
 }
 
@@ -182,7 +182,7 @@ func (s *Store) Records(ctx context.Context, run string) (all []metastore.Record
 		all, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (rec metastore.Record, err error) {
 			var at int64
 			err = r.Scan(&rec.Item, &rec.Data, &at)
-			rec.At = when(at)
+			rec.At = fromMillis(at)
 			return rec, err
 		})
 		return err
@@ -220,7 +220,7 @@ func (s *Store) SetSetting(ctx context.Context, name, value string) error {
 	statement := `INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (` + digestName +
 		`) DO UPDATE SET value = excluded.value`
 	if name == metastore.SettingMoved {
-		return s.change(ctx, op, "", statement, name, value)
+		return s.execRepeatable(ctx, op, "", statement, name, value)
 	}
 	_, err := s.write(ctx, op, "", statement, name, value)
 	return err

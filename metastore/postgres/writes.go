@@ -15,21 +15,21 @@ import (
 
 var _ metastore.Watched = (*Store)(nil)
 
-// The sizes of what CheckWrites writes. After a full disk it is more than finds room in
-// pages that the table has already.
+// CheckWrites writes a value of one of these sizes, in bytes. After a full disk it writes the large one, for which
+// PostgreSQL must add pages to the table.
 const probeSmall, probeLarge = 32, 64 << 10
 
-// writes is what changes saw last.
+// writes holds results of changes.
 type writes struct {
 	last atomic.Pointer[metastore.Seen]
 	full atomic.Bool // the last change found the disk full
-	// unfollowed is when a change last found that no standby follows; nil where one does.
-	unfollowed atomic.Pointer[time.Time]
+	// noStandby is when a change last waited in vain for a standby; nil if a standby follows.
+	noStandby atomic.Pointer[time.Time]
 }
 
-// noteWrite remembers how a change ended, unless that tells of the key alone.
-func (s *Store) noteWrite(began time.Time, err error) {
-	if err != nil && s.writes.unfollowed.Load() == nil && pgdb.Code(err) == "" && !pgdb.Unreachable(err) &&
+// recordWrite stores the result of a change. It ignores errors that say nothing about the store, like a missing key.
+func (s *Store) recordWrite(began time.Time, err error) {
+	if err != nil && s.writes.noStandby.Load() == nil && pgdb.Code(err) == "" && !pgdb.Unreachable(err) &&
 		!errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errFenced) && s.history.lost.Load() == nil {
 		return
 	}
@@ -37,7 +37,7 @@ func (s *Store) noteWrite(began time.Time, err error) {
 	s.writes.last.Store(&metastore.Seen{At: time.Now(), Took: time.Since(began), Err: err})
 }
 
-// LastWrite is what changes of keys saw last.
+// LastWrite returns the result of the last change of a key.
 func (s *Store) LastWrite() (metastore.Seen, bool) {
 	if seen := s.writes.last.Load(); seen != nil {
 		return *seen, true
@@ -45,23 +45,22 @@ func (s *Store) LastWrite() (metastore.Seen, bool) {
 	return metastore.Seen{}, false
 }
 
-// LastRead is what saw the database last, whatever was asked.
+// LastRead returns the result of the last query of any kind.
 func (s *Store) LastRead() (metastore.Seen, bool) {
 	at, took, err := s.db.Last()
 	return metastore.Seen{At: at, Took: took, Err: err}, !at.IsZero()
 }
 
-// CheckWrites tells whether keys can be changed: nothing is missing, and a small change
-// is committed, which takes a primary that is not read-only, room on its disk, and its
-// synchronous standbys.
+// CheckWrites returns an error if keys cannot be changed. It checks that no changes are missing, and commits a small
+// change. The commit needs a primary that is not read-only, room on its disk, and its synchronous standbys.
 func (s *Store) CheckWrites(ctx context.Context) error {
 	const op = "metastore/postgres.CheckWrites"
-	if err := s.whole(op, ""); err != nil {
+	if err := s.checkComplete(op, ""); err != nil {
 		return err
 	}
 	standbys, err := s.db.Standbys(ctx, op)
 	if err == nil && standbys.Waiting {
-		err = s.unfollowed(op, "", standbys)
+		err = s.noStandby(op, "", standbys)
 	}
 	if err != nil {
 		return err
@@ -84,7 +83,7 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 	}
 	if err != nil && errors.Is(err, context.DeadlineExceeded) && standbys.Names != "" {
 		err = fmt.Errorf("%w; commits wait for a standby (synchronous_standby_names is %q), and %d standbys follow: "+
-			"see that those which are named do (pg_stat_replication)", err, standbys.Names, standbys.Following)
+			"make the named standbys follow (see pg_stat_replication)", err, standbys.Names, standbys.Following)
 	}
 	return err
 }

@@ -274,7 +274,7 @@ func (p *Provider) awaitStandbys(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, standbyTimeout)
 	defer cancel()
-	if err := r.Followed(ctx); err != nil {
+	if err := r.WaitForStandbys(ctx); err != nil {
 		p.log.Warn("a standby lacks what was just written to the metastore; where it takes over before it has that, "+
 			"no key is made until an operator has decided", "within", standbyTimeout, "decides", p.accept(), "err", err)
 	}
