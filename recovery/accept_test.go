@@ -14,6 +14,7 @@ import (
 	"claviger"
 	"claviger/hadoopconf"
 	"claviger/internal/pgtest"
+	"claviger/kms/kmstest"
 	"claviger/metastore"
 	"claviger/metastore/postgres"
 )
@@ -29,7 +30,7 @@ func TestAccept(t *testing.T) {
 	}
 	defer func() { _ = store.Close() }() // its end is no matter
 	dir := t.TempDir()
-	conf := siteConf(t, map[string]string{
+	conf := kmstest.Conf(t, map[string]string{
 		hadoopconf.ProviderURI:  "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"),
 		hadoopconf.MetastoreURI: uri,
 	})

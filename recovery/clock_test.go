@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
 	"claviger/metastore"
 	"claviger/metastore/sqlite"
 	"claviger/owner"
@@ -19,7 +20,7 @@ import (
 func TestClock(t *testing.T) {
 	ctx, dir := t.Context(), t.TempDir()
 	file := filepath.Join(dir, "meta.db")
-	conf := siteConf(t, map[string]string{
+	conf := kmstest.Conf(t, map[string]string{
 		hadoopconf.ProviderURI:  "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"),
 		hadoopconf.MetastoreURI: "sqlite://" + file,
 	})

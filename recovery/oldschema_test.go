@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
 	"claviger/metastore/sqlite"
 	"claviger/provider/hsm"
 )
@@ -36,7 +37,7 @@ func TestOldSchema(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	conf := siteConf(t, map[string]string{
+	conf := kmstest.Conf(t, map[string]string{
 		hadoopconf.ProviderURI:  "cloudera.hsmkp://file@/nowhere/luna.keystore",
 		hadoopconf.MetastoreURI: "sqlite://" + now,
 	})

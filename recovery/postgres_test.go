@@ -13,6 +13,7 @@ import (
 	"claviger"
 	"claviger/hadoopconf"
 	"claviger/internal/pgtest"
+	"claviger/kms/kmstest"
 	"claviger/metastore"
 	"claviger/metastore/postgres"
 )
@@ -59,7 +60,7 @@ func TestVerifyPostgres(t *testing.T) {
 	}
 	dir := t.TempDir()
 	site := func(uri string) *hadoopconf.Conf {
-		return siteConf(t, map[string]string{
+		return kmstest.Conf(t, map[string]string{
 			hadoopconf.ProviderURI:  "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"),
 			hadoopconf.MetastoreURI: uri,
 		})

@@ -1,5 +1,5 @@
-// Package location says where a configuration has its metastore, and opens it there: an
-// SQLite file, or a database in PostgreSQL. It is the one list of stores.
+// Package location finds the metastore of a configuration, and opens it: an SQLite file, or a PostgreSQL database. It
+// is the only package that lists the kinds of stores.
 package location
 
 import (
@@ -22,13 +22,13 @@ import (
 	"claviger/provider"
 )
 
-// FileName is the name of a metastore file that no property names.
+// FileName is the default name of a metastore file.
 const FileName = "claviger.db"
 
-// Location is where a configuration has its metastore.
+// Location is the location of a configuration's metastore.
 type Location struct {
 	URI      string
-	File     string // of an SQLite store; "" otherwise
+	File     string // the file of an SQLite store; "" for PostgreSQL
 	property hadoopconf.Property
 }
 
@@ -40,7 +40,7 @@ func (p Location) Wrap(err error) error {
 	return fmt.Errorf("%s: property %s: %w", p.Where(), hadoopconf.MetastoreURI, err)
 }
 
-// Where names the line that sets the location, or says that it is the default.
+// Where returns the line that sets the location, or says that it is the default.
 func (p Location) Where() string {
 	if p.property.File == "" {
 		return "built-in default, beside the keystore file of " + hadoopconf.ProviderURI
@@ -65,17 +65,16 @@ func Of(conf *hadoopconf.Conf) (Location, error) {
 	if !set {
 		return byDefault(conf)
 	}
-	place, err := Parse(uri)
+	loc, err := Parse(uri)
 	if err != nil {
 		return Location{}, fmt.Errorf("%s: property %s %w", p.Where(), hadoopconf.MetastoreURI, err)
 	}
-	place.property = p
-	return place, nil
+	loc.property = p
+	return loc, nil
 }
 
-// Parse returns the location that a URI names. Its error continues a sentence that names the URI's
-// origin. It does not repeat the URI, which may be a line of a password file, or hold a password
-// that no rule can tell from a host.
+// Parse returns the location of a URI. The caller puts the origin of the URI before the error, which begins with "has".
+// The error does not repeat the URI: it may be a line of a password file, or have a password that looks like a host.
 func Parse(uri string) (Location, error) {
 	path, file := strings.CutPrefix(uri, "sqlite://")
 	switch {
@@ -109,13 +108,13 @@ func byDefault(conf *hadoopconf.Conf) (Location, error) {
 		return Location{}, conf.Refuse(hadoopconf.MetastoreURI,
 			"the first provider, of scheme "+scheme+", names no file beside which the metastore could be; "+cure)
 	}
-	place := Location{File: filepath.Join(filepath.Dir(keystore), FileName)}
-	place.URI = "sqlite://" + place.File
-	return place, place.notForgotten()
+	loc := Location{File: filepath.Join(filepath.Dir(keystore), FileName)}
+	loc.URI = "sqlite://" + loc.File
+	return loc, loc.notForgotten()
 }
 
-// notForgotten refuses the default location where it holds no store and the user's home folder, the default of
-// earlier versions, holds one.
+// notForgotten returns an error if the default location has no store, but the user's home folder has one. The home
+// folder was the default of earlier versions.
 func (p Location) notForgotten() error {
 	if !p.Missing() {
 		return nil
@@ -144,39 +143,39 @@ func homes() []string {
 	return list
 }
 
-// A Creator is asked before Open makes a store where there is none. Its error prevents that.
+// Creator is called before Open makes a store that does not exist yet. Its error prevents that.
 type Creator func(ctx context.Context, uri string) error
 
 // Options say how Open opens a metastore.
 type Options struct {
 	Create Creator // nil: a missing store is always made
-	Seen   string  // file in which a node records what it has seen of a PostgreSQL metastore; "" records nothing
+	Seen   string  // file in which a node records what it has seen of a PostgreSQL metastore; "" for none
 	Log    *slog.Logger
 }
 
 // Open opens the metastore that the configuration names, for changes.
 func Open(ctx context.Context, conf *hadoopconf.Conf, o Options) (metastore.Store, error) {
-	place, err := Of(conf)
+	loc, err := Of(conf)
 	if err != nil {
 		return nil, err
 	}
-	if o.Create != nil && place.Missing() {
-		if err := o.Create(ctx, place.URI); err != nil {
-			return nil, place.Wrap(err)
+	if o.Create != nil && loc.Missing() {
+		if err := o.Create(ctx, loc.URI); err != nil {
+			return nil, loc.Wrap(err)
 		}
 	}
 	var st metastore.Store
-	if place.File != "" {
+	if loc.File != "" {
 		var file *sqlite.Store
-		if file, err = sqlite.Open(ctx, place.File); err == nil {
+		if file, err = sqlite.Open(ctx, loc.File); err == nil {
 			file.LogTo(o.Log)
 			st = file
 		}
 	} else {
-		st, err = postgres.Open(ctx, postgres.Config{URI: place.URI, Property: hadoopconf.MetastoreURI,
+		st, err = postgres.Open(ctx, postgres.Config{URI: loc.URI, Property: hadoopconf.MetastoreURI,
 			Seen: o.Seen, SeenProperty: hadoopconf.MetastoreSeen, Log: o.Log})
 	}
-	return place.unlessMoved(ctx, st, err)
+	return loc.unlessMoved(ctx, st, err)
 }
 
 // ErrNone says that there is no metastore.
@@ -187,46 +186,46 @@ func MakeNone(_ context.Context, uri string) error {
 	return fmt.Errorf("%w at %s", ErrNone, strings.TrimPrefix(uri, "sqlite://"))
 }
 
-// OpenExisting opens the metastore for changes. Where there is none, the error is ErrNone.
+// OpenExisting opens the metastore for changes. If there is none, the error is ErrNone.
 func OpenExisting(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (metastore.Store, error) {
 	return Open(ctx, conf, Options{Create: MakeNone, Log: log})
 }
 
-// OpenReadOnly opens the metastore for a command that only reads. Another user than the server's may run such a
-// command, so it writes nothing and makes no file. Where there is no metastore, the error is ErrNone.
+// OpenReadOnly opens the metastore for a command that only reads. A user who is not the server's user may run such a
+// command, so OpenReadOnly writes nothing and makes no file. If there is no metastore, the error is ErrNone.
 func OpenReadOnly(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (metastore.Store, error) {
-	place, err := Of(conf)
+	loc, err := Of(conf)
 	if err != nil {
 		return nil, err
 	}
-	if place.Missing() {
-		return nil, place.Wrap(MakeNone(ctx, place.URI))
+	if loc.Missing() {
+		return nil, loc.Wrap(MakeNone(ctx, loc.URI))
 	}
 	var st metastore.Store
-	if place.File != "" {
-		st, err = sqlite.OpenReadOnly(ctx, place.File)
+	if loc.File != "" {
+		st, err = sqlite.OpenReadOnly(ctx, loc.File)
 	} else {
-		st, err = postgres.Open(ctx, postgres.Config{URI: place.URI, Property: hadoopconf.MetastoreURI, Log: log,
+		st, err = postgres.Open(ctx, postgres.Config{URI: loc.URI, Property: hadoopconf.MetastoreURI, Log: log,
 			ReadOnly: true})
 	}
-	return place.unlessMoved(ctx, st, err)
+	return loc.unlessMoved(ctx, st, err)
 }
 
-// OpenEmpty returns an empty store for a command that reads where there is no metastore.
+// OpenEmpty returns an empty store in memory, for a command that only reads and finds no metastore.
 func OpenEmpty(ctx context.Context, conf *hadoopconf.Conf) (metastore.Store, error) {
-	place, err := Of(conf)
+	loc, err := Of(conf)
 	if err != nil {
 		return nil, err
 	}
-	return sqlite.OpenEmpty(ctx, place.File)
+	return sqlite.OpenEmpty(ctx, loc.File)
 }
 
-// IsPostgres says whether uri names a PostgreSQL database.
+// IsPostgres reports whether uri names a PostgreSQL database.
 func IsPostgres(uri string) bool {
 	return strings.HasPrefix(uri, "postgresql://") || strings.HasPrefix(uri, "postgres://")
 }
 
-// Read opens the metastore read-only for the function work. Where there is none, the error is ErrNone.
+// Read opens the metastore read-only, calls work, and closes the metastore. If there is none, the error is ErrNone.
 func Read(ctx context.Context, conf *hadoopconf.Conf, work func(metastore.Store) error) error {
 	store, err := OpenReadOnly(ctx, conf, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -235,7 +234,8 @@ func Read(ctx context.Context, conf *hadoopconf.Conf, work func(metastore.Store)
 	return errors.Join(work(store), store.Close())
 }
 
-// unlessMoved returns the result of opening the store, but closes and refuses a store that was moved.
+// unlessMoved returns st and err, the result of opening a store. If the store was moved, unlessMoved closes it and
+// returns an error.
 func (p Location) unlessMoved(ctx context.Context, st metastore.Store, err error) (metastore.Store, error) {
 	if err != nil {
 		return nil, p.Wrap(err)
@@ -246,13 +246,13 @@ func (p Location) unlessMoved(ctx context.Context, st metastore.Store, err error
 	return st, nil
 }
 
-// notMoved refuses a store that was moved: keys that it got now would be missing in the other store.
+// notMoved returns an error if the store was moved: the new store would lack keys that are added to this one.
 func (p Location) notMoved(ctx context.Context, st metastore.Store) error {
 	m, err := metastore.MovedTo(ctx, st)
 	if err != nil || m == nil {
 		return p.Wrap(err)
 	}
-	return p.Wrap(fmt.Errorf("metastore %s was moved to %s at %s (claviger metastore copy): name that one by %s. "+
-		"Where it is lost, with its backups, this one can be used again (docs/nodes.md, From SQLite to PostgreSQL, and "+
-		"back)", st.URI(), m.To, m.At.Format(time.RFC3339), hadoopconf.MetastoreURI))
+	return p.Wrap(fmt.Errorf("metastore %s was moved to %s at %s (claviger metastore copy): set %s to the new "+
+		"location. If the new metastore and its backups are lost, this one can be used again (docs/nodes.md, From "+
+		"SQLite to PostgreSQL, and back)", st.URI(), m.To, m.At.Format(time.RFC3339), hadoopconf.MetastoreURI))
 }

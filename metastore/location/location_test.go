@@ -7,36 +7,18 @@ import (
 	"testing"
 
 	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
 )
 
-// siteConf is a configuration folder with one kms-site.xml.
-func siteConf(t *testing.T, site map[string]string) *hadoopconf.Conf {
-	t.Helper()
-	dir := t.TempDir()
-	text := "<configuration>\n"
-	for name, value := range site {
-		text += "<property><name>" + name + "</name><value>" + value + "</value></property>\n"
-	}
-	if err := os.WriteFile(filepath.Join(dir, "kms-site.xml"), []byte(text+"</configuration>\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return conf
-}
-
-// TestLocation: without the property the metastore is beside the file that the
-// first provider names, for every caller, HOME and working folder.
+// TestLocation checks that without the property the metastore is beside the file of the first provider, and that HOME
+// and the working folder make no difference.
 func TestLocation(t *testing.T) {
 	dir := t.TempDir()
 	for name, c := range map[string]struct{ provider, property, want, refusal string }{
-		"an HSM": {"cloudera.hsmkp://file@" + dir + "/luna.keystore", "", "sqlite://" + dir +
-			"/claviger.db", ""},
-		"a Java keystore": {"jceks://file@" + dir + "/kms.jceks,kms://http@h:1/kms", "", "sqlite://" + dir +
-			"/claviger.db", ""},
-		"named":         {"pkcs11:token=x", "sqlite:///srv/x.db", "sqlite:///srv/x.db", ""},
+		"an HSM": {"cloudera.hsmkp://file@" + dir + "/luna.keystore", "", "sqlite://" + dir + "/claviger.db", ""},
+		"a Java keystore": {"jceks://file@" + dir + "/kms.jceks,kms://http@h:1/kms", "",
+			"sqlite://" + dir + "/claviger.db", ""},
+		"a property":    {"pkcs11:token=x", "sqlite:///srv/x.db", "sqlite:///srv/x.db", ""},
 		"several nodes": {"pkcs11:token=x", "postgresql://u@h:1/d", "postgresql://u@h:1/d", ""},
 		"a token by a URI": {"pkcs11:token=x?module-path=/l.so", "", "",
 			"of scheme pkcs11, names no file beside which the metastore could be; set it in kms-site.xml to " +
@@ -51,7 +33,7 @@ func TestLocation(t *testing.T) {
 			if c.property != "" {
 				site[hadoopconf.MetastoreURI] = c.property
 			}
-			conf := siteConf(t, site)
+			conf := kmstest.Conf(t, site)
 			for range 2 {
 				t.Setenv("HOME", t.TempDir())
 				t.Chdir(t.TempDir())
@@ -70,23 +52,27 @@ func TestLocation(t *testing.T) {
 	}
 }
 
-// TestShowsNoPassword: a value that names no metastore is refused, and no part of it but a known
-// scheme is repeated.
+// TestShowsNoPassword checks the error of a value that names no metastore. It may repeat a known scheme, but no other
+// part of the value, which may be a password.
 func TestShowsNoPassword(t *testing.T) {
-	for uri, want := range map[string]string{
-		"db1:5432:claviger:claviger:hunter2":            " has a value that names no metastore (not shown",
-		"*:*:*:claviger:hunter2":                        " has a value that names no metastore (not shown",
-		"host=db1 user=a password hunter2":              " has a value that names no metastore (not shown",
-		"host=db1 user=a pa ssword=hunter2":             " has a value that names no metastore (not shown",
-		"hunter2:x":                                     " has a value that names no metastore (not shown",
-		"hunter2":                                       " has a value that names no metastore (not shown",
-		"postgresql:/claviger/hunter2@db1:5432":         " has a value of the scheme postgresql that names no metastore",
-		"POSTGRESQL://claviger@hunter2@db1/c":           " has a value of the scheme postgresql that names no metastore",
-		"jdbc:postgresql://db1/c;user=a;hunter2":        " has a value of the scheme jdbc that names no metastore",
-		"mysql://claviger/hunter2@db1/claviger":         " has a value of the scheme mysql that names no metastore",
-		"sqlite:/var/lib/claviger/claviger.db?hunter2=": " has a value of the scheme sqlite that names no metastore",
+	for uri, scheme := range map[string]string{
+		"db1:5432:claviger:claviger:hunter2":            "",
+		"*:*:*:claviger:hunter2":                        "",
+		"host=db1 user=a password hunter2":              "",
+		"host=db1 user=a pa ssword=hunter2":             "",
+		"hunter2:x":                                     "",
+		"hunter2":                                       "",
+		"postgresql:/claviger/hunter2@db1:5432":         "postgresql",
+		"POSTGRESQL://claviger@hunter2@db1/c":           "postgresql",
+		"jdbc:postgresql://db1/c;user=a;hunter2":        "jdbc",
+		"mysql://claviger/hunter2@db1/claviger":         "mysql",
+		"sqlite:/var/lib/claviger/claviger.db?hunter2=": "sqlite",
 	} {
-		conf := siteConf(t, map[string]string{hadoopconf.MetastoreURI: uri})
+		want := " has a value that names no metastore (not shown"
+		if scheme != "" {
+			want = " has a value of the scheme " + scheme + " that names no metastore"
+		}
+		conf := kmstest.Conf(t, map[string]string{hadoopconf.MetastoreURI: uri})
 		_, err := Of(conf)
 		p, _ := conf.Lookup(hadoopconf.MetastoreURI)
 		if err == nil || !strings.HasPrefix(err.Error(), p.Where()+": property claviger.metastore.uri"+want) ||
@@ -101,21 +87,21 @@ func TestShowsNoPassword(t *testing.T) {
 	}
 }
 
-// TestForgottenStore: a store at the default place of earlier versions is not passed
-// over for a new one.
+// TestForgottenStore checks that Of refuses the default location if there is no store, but one at the default location
+// of earlier versions.
 func TestForgottenStore(t *testing.T) {
 	home, dir := t.TempDir(), t.TempDir()
 	t.Setenv("HOME", home)
-	conf := siteConf(t, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + dir + "/kms.jceks"})
+	conf := kmstest.Conf(t, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + dir + "/kms.jceks"})
 	old, now := filepath.Join(home, FileName), filepath.Join(dir, FileName)
 	for _, c := range []struct {
 		old, now, refused bool
 	}{{false, false, false}, {true, false, true}, {true, true, false}, {false, true, false}} {
-		for path, there := range map[string]bool{old: c.old, now: c.now} {
+		for path, exists := range map[string]bool{old: c.old, now: c.now} {
 			if err := os.RemoveAll(path); err != nil {
 				t.Fatal(err)
 			}
-			if there {
+			if exists {
 				if err := os.WriteFile(path, nil, 0o600); err != nil {
 					t.Fatal(err)
 				}
@@ -129,7 +115,7 @@ func TestForgottenStore(t *testing.T) {
 			continue
 		}
 		if err == nil {
-			t.Fatalf("old %t, new %t: taken", c.old, c.now)
+			t.Fatalf("old %t, new %t: accepted", c.old, c.now)
 		}
 		for _, want := range []string{hadoopconf.MetastoreURI, old, now, "set the property to sqlite://" + old} {
 			if !strings.Contains(err.Error(), want) {

@@ -20,15 +20,16 @@ import (
 )
 
 const (
-	// SeenName is the name of the file that no property names.
+	// SeenName is the default name of the file.
 	SeenName = "claviger.seen.json"
-	// seenNone is the value of the property that turns the recording off.
+	// seenNone is the value of the property that turns recording off.
 	seenNone = "none"
 )
 
-// SeenFile returns the file in which this node records what it has seen of a metastore of several nodes; "" where
-// it records nothing. Where a property names the file, its folder must exist and be writable. Where none does, a
-// folder that is not writable means "": a keystore file may be in a folder to which the server does not write.
+// SeenFile returns the file in which this node records what it has seen of a metastore of several nodes; "" if it
+// records nothing. If a property names the file, its folder must exist and be writable. By default the file is beside
+// the keystore file, and a folder that is not writable means "", because a server need not write to the keystore's
+// folder.
 func SeenFile(conf *hadoopconf.Conf, log *slog.Logger) (string, error) {
 	if !IsPostgres(conf.String(hadoopconf.MetastoreURI)) {
 		return "", nil
@@ -49,8 +50,8 @@ func SeenFile(conf *hadoopconf.Conf, log *slog.Logger) (string, error) {
 			return "", conf.Refuse(hadoopconf.MetastoreSeen, err.Error()+"; name a file in a folder that the server "+
 				"may write to, as in /var/lib/claviger/"+SeenName+", or none")
 		}
-		log.Warn("this node does not keep what it sees of the metastore, so it would not notice after a restart "+
-			"what was lost before: name a file in a folder that the server may write to",
+		log.Warn("this node cannot record the changes of the metastore that it sees, so it does not notice changes "+
+			"that are lost before its next start: name a file in a folder that the server may write to",
 			"property", hadoopconf.MetastoreSeen, "file", path, "err", err)
 		return "", nil
 	}
@@ -60,13 +61,13 @@ func SeenFile(conf *hadoopconf.Conf, log *slog.Logger) (string, error) {
 // UsesName is the name of the file of Uses, which is in the folder of SeenFile.
 const UsesName = "claviger.uses.json"
 
-// usesMost bounds the file of Uses, in bytes: it has room for all counters with long names.
-const usesMost = 64 << 20
+// usesMaxSize is the maximal size of the file of Uses, in bytes. It is enough for all counters with long names.
+const usesMaxSize = 64 << 20
 
-// Uses is the file in which a node keeps the uses of sources that the metastore did not take.
+// Uses is the file in which a node keeps the uses of sources that it could not write into the metastore.
 type Uses struct{ path string }
 
-// OpenUses returns the node's file of uses; false where SeenFile is "".
+// OpenUses returns the node's file of uses; false if SeenFile is "".
 func OpenUses(conf *hadoopconf.Conf) (Uses, bool, error) {
 	seen, err := SeenFile(conf, slog.New(slog.DiscardHandler)) // opening the store has logged its warnings
 	if err != nil || seen == "" {
@@ -85,18 +86,18 @@ func (u Uses) Load() (list []metastore.Use, err error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }() // the file is only read
-	text, err := io.ReadAll(io.LimitReader(f, usesMost))
+	text, err := io.ReadAll(io.LimitReader(f, usesMaxSize))
 	if err == nil {
 		err = json.Unmarshal(text, &list)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w; restore the file, or move it away and look in the audit log for uses of the "+
+		return nil, fmt.Errorf("%s: %w; restore the file, or move it away and search the audit log for uses of the "+
 			"source", u.path, err)
 	}
 	return list, nil
 }
 
-// Keep replaces the file, or removes it.
+// Keep writes the list into the file, or removes the file if the list is empty.
 func (u Uses) Keep(list []metastore.Use) error {
 	if len(list) == 0 {
 		return durable.Remove(u.path)
@@ -108,8 +109,8 @@ func (u Uses) Keep(list []metastore.Use) error {
 	return durable.Replace(u.path, text, 0o600)
 }
 
-// besideKeystore returns the path of a file beside the keystore file of the first provider; "" where the
-// provider's URI names no file. Opening the provider reports a URI that is wrong.
+// besideKeystore returns the path of a file beside the keystore file of the first provider; "" if the provider's URI
+// names no file. It reports no wrong URI, because the opening of the provider does.
 func besideKeystore(conf *hadoopconf.Conf, name string) string {
 	list, err := provider.SplitURIs(conf.String(hadoopconf.ProviderURI))
 	if err != nil || len(list) == 0 {
@@ -123,14 +124,14 @@ func besideKeystore(conf *hadoopconf.Conf, name string) string {
 	return filepath.Join(filepath.Dir(keystore), name)
 }
 
-// writableFolder returns an error where this process cannot make a file in a folder.
+// writableFolder returns an error if this process cannot make a file in the folder path.
 func writableFolder(path string) error {
 	st, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
 	if !st.IsDir() {
-		return errors.New(path + " is no folder")
+		return errors.New(path + " is not a folder")
 	}
 	const write, search = 2, 1 // access(2)
 	if err := syscall.Access(path, write|search); err != nil {

@@ -13,11 +13,12 @@ import (
 	"time"
 
 	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
 	"claviger/metastore"
 )
 
-// TestSeenFile: where a node keeps what it has seen of its metastore; a place that
-// cannot be written to is refused where a property names it, and told of where none does.
+// TestSeenFile checks in which file a node records what it has seen of its metastore. If the node cannot write there,
+// SeenFile fails if a property names the file, and logs a warning otherwise.
 func TestSeenFile(t *testing.T) {
 	dir := t.TempDir()
 	keystore := filepath.Join(dir, "luna.keystore")
@@ -34,7 +35,7 @@ func TestSeenFile(t *testing.T) {
 		{uri: hsm, store: pg, value: filepath.Join(dir, "mine.json"), want: filepath.Join(dir, "mine.json")},
 		{uri: hsm, store: pg, value: "none"},
 		{uri: hsm, store: pg, value: "mine.json", refused: "absolute path"},
-		{uri: hsm, store: pg, value: filepath.Join(file, "mine.json"), refused: "is no folder"},
+		{uri: hsm, store: pg, value: filepath.Join(file, "mine.json"), refused: "is not a folder"},
 		{uri: hsm, store: "sqlite://" + dir + "/claviger.db"},
 		{uri: hsm, store: "sqlite://" + dir + "/claviger.db", value: "mine.json"},
 		{uri: "pkcs11:token=x", store: pg},
@@ -46,7 +47,7 @@ func TestSeenFile(t *testing.T) {
 			props[hadoopconf.MetastoreSeen] = c.value
 		}
 		var log bytes.Buffer
-		got, err := SeenFile(siteConf(t, props), slog.New(slog.NewTextHandler(&log, nil)))
+		got, err := SeenFile(kmstest.Conf(t, props), slog.New(slog.NewTextHandler(&log, nil)))
 		if c.refused != "" {
 			if err == nil || !strings.Contains(err.Error(), c.refused) ||
 				!strings.Contains(err.Error(), hadoopconf.MetastoreSeen) ||
@@ -64,11 +65,10 @@ func TestSeenFile(t *testing.T) {
 	}
 }
 
-// TestUsesKept: uses of sources that the metastore did not take outlast the process, in a
-// file beside what the node has seen, and are written by the next one, once.
+// TestUsesKept checks the file of the uses that a node could not write into the metastore.
 func TestUsesKept(t *testing.T) {
 	dir := t.TempDir()
-	loaded := siteConf(t, map[string]string{
+	loaded := kmstest.Conf(t, map[string]string{
 		hadoopconf.ProviderURI:  "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"),
 		hadoopconf.MetastoreURI: "postgresql://claviger@db1/claviger"})
 	kept, _, err := OpenUses(loaded)
@@ -76,7 +76,7 @@ func TestUsesKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	if list, err := kept.Load(); err != nil || list != nil {
-		t.Errorf("at first: %v, %v", list, err)
+		t.Errorf("Load without a file: %v, %v", list, err)
 	}
 	want := []metastore.Use{{Source: "kms://http@old:9600/kms", Version: "k@0", Op: "decrypt", Count: 3,
 		Last: time.Unix(1700000000, 0).UTC()}}
@@ -94,12 +94,12 @@ func TestUsesKept(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the file is left: %v", err)
+		t.Errorf("Keep of an empty list left the file: %v", err)
 	}
 	if err := os.WriteFile(file, []byte("[{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := kept.Load(); err == nil || !strings.Contains(err.Error(), file) {
-		t.Errorf("a file that is cut: %v", err)
+		t.Errorf("Load of a file that is cut short: %v", err)
 	}
 }
