@@ -1,0 +1,383 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/metastore/sqlite"
+	"claviger/provider"
+	"claviger/provider/memory"
+)
+
+// errInjected is the error of the one call that fails.
+var errInjected = errors.New("injected fault")
+
+// calls are the calls that an operation makes to the primary, the source, the
+// store and the journal. From one of them on, all calls of its name can be made
+// to fail.
+type calls struct {
+	mu   sync.Mutex
+	list []string
+	fail int // the first call that fails, from 1; 0: none
+}
+
+// counted marks the context of the operation: the Ring's own work beside it is
+// not counted.
+type counted struct{}
+
+func (c *calls) at(ctx context.Context, name string) error {
+	if ctx.Value(counted{}) == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.list = append(c.list, name)
+	if c.fail > 0 && len(c.list) >= c.fail && name == c.list[c.fail-1] {
+		return claviger.E("test", claviger.Unavailable, "", errInjected)
+	}
+	return nil
+}
+
+type callsPrimary struct {
+	*counting
+	c *calls
+}
+
+func (p *callsPrimary) Keys(ctx context.Context) ([]string, error) {
+	if err := p.c.at(ctx, "Keys"); err != nil {
+		return nil, err
+	}
+	return p.counting.Keys(ctx)
+}
+
+func (p *callsPrimary) Deleted(ctx context.Context, names ...string) ([]provider.Deleted, error) {
+	if err := p.c.at(ctx, "Deleted"); err != nil {
+		return nil, err
+	}
+	return p.counting.Deleted(ctx, names...)
+}
+
+func (p *callsPrimary) Undelete(ctx context.Context, key, version string) error {
+	if err := p.c.at(ctx, "Undelete"); err != nil {
+		return err
+	}
+	return p.counting.Undelete(ctx, key, version)
+}
+
+func (p *callsPrimary) Purge(ctx context.Context, key string, versions ...string) error {
+	if err := p.c.at(ctx, "Purge"); err != nil {
+		return err
+	}
+	return p.counting.Purge(ctx, key, versions...)
+}
+
+type callsStore struct {
+	*sqlite.Store
+	c *calls
+}
+
+func (s *callsStore) Setting(ctx context.Context, name string) (string, bool, error) {
+	if err := s.c.at(ctx, "Setting"); err != nil {
+		return "", false, err
+	}
+	return s.Store.Setting(ctx, name)
+}
+
+func (s *callsStore) SetSetting(ctx context.Context, name, value string) error {
+	if err := s.c.at(ctx, "SetSetting"); err != nil {
+		return err
+	}
+	return s.Store.SetSetting(ctx, name, value)
+}
+
+func (s *callsStore) NextNumber(ctx context.Context, key string) (int, error) {
+	if err := s.c.at(ctx, "NextNumber"); err != nil {
+		return 0, err
+	}
+	return s.Store.NextNumber(ctx, key)
+}
+
+func (s *callsStore) SkipNumbers(ctx context.Context, key string, next int) error {
+	if err := s.c.at(ctx, "SkipNumbers"); err != nil {
+		return err
+	}
+	return s.Store.SkipNumbers(ctx, key, next)
+}
+
+func (s *callsStore) Numbered(ctx context.Context, key string, n int) (bool, error) {
+	if err := s.c.at(ctx, "Numbered"); err != nil {
+		return false, err
+	}
+	return s.Store.Numbered(ctx, key, n)
+}
+
+func (s *callsStore) LastUses(ctx context.Context, versions ...string) ([]time.Time, time.Time, error) {
+	if err := s.c.at(ctx, "LastUses"); err != nil {
+		return nil, time.Time{}, err
+	}
+	return s.Store.LastUses(ctx, versions...)
+}
+
+func (s *callsStore) NeverUsed(ctx context.Context, version string) (bool, error) {
+	if err := s.c.at(ctx, "NeverUsed"); err != nil {
+		return false, err
+	}
+	return s.Store.NeverUsed(ctx, version)
+}
+
+func (s *callsStore) Touch(ctx context.Context, uses []metastore.LastUse) error {
+	if err := s.c.at(ctx, "Touch"); err != nil {
+		return err
+	}
+	return s.Store.Touch(ctx, uses)
+}
+
+func (s *callsStore) Uses(ctx context.Context) ([]metastore.Use, error) {
+	if err := s.c.at(ctx, "Uses"); err != nil {
+		return nil, err
+	}
+	return s.Store.Uses(ctx)
+}
+
+func (s *callsStore) Clocks(ctx context.Context) (metastore.Clocks, error) {
+	if err := s.c.at(ctx, "Clocks"); err != nil {
+		return metastore.Clocks{}, err
+	}
+	return s.Store.Clocks(ctx)
+}
+
+type callsHistory struct {
+	*journal
+	c *calls
+}
+
+func (h *callsHistory) Origins(ctx context.Context) ([]Origin, error) {
+	if err := h.c.at(ctx, "Origins"); err != nil {
+		return nil, err
+	}
+	return h.journal.Origins(ctx)
+}
+
+func (h *callsHistory) Alias(ctx context.Context, name string) (string, bool, error) {
+	if err := h.c.at(ctx, "Alias"); err != nil {
+		return "", false, err
+	}
+	return h.journal.Alias(ctx, name)
+}
+
+// eachWorld is a Ring with a source, whose key "payroll" was taken over and
+// whose key "theirs" was not; "own" was made here, "gone" was made and deleted
+// here.
+type eachWorld struct {
+	*lab
+	c   *calls
+	far *farKMS
+	// EDEKs: of a key made here, of the source's key, and of the key that was taken
+	// over, under its version here and under the source's.
+	own, foreign, ours, older claviger.EDEK
+}
+
+func newEachWorld(t *testing.T) *eachWorld {
+	t.Helper()
+	w := &eachWorld{c: &calls{}, far: newFarKMS(t, farURI, "payroll", "theirs")}
+	primary := &counting{Provider: memory.New(memory.Config{Sealed: true, SoftDelete: true}), before: w.c.at}
+	past := &journal{aliases: map[string]string{}}
+	past.takeOver(t, w.far, primary, "payroll")
+	past.list[0].Numbered, past.list[0].Counted = true, 1
+	store := &callsStore{openStore(t), w.c}
+	w.lab = newLab(t, func(c *Config) {
+		c.Primary, c.Reencryption = &callsPrimary{primary, w.c}, true
+		c.History = &callsHistory{past, w.c}
+		c.Sources = []Source{{Provider: w.far, Reencryption: true}}
+		c.Migrator = mover{t, past, w.far, primary}
+		c.Settings, c.Numbers, c.LastUses, c.Usage, c.Clock = store, store, store, store, store
+		c.PurgeMinUnused = time.Nanosecond
+		c.MayDestroy = func(ctx context.Context, _ bool) error { return w.c.at(ctx, "MayDestroy") }
+		c.Policy = rules(t, trusteeRules("keytrustee.kms.acl.UNDELETE", "*", "keytrustee.kms.acl.PURGE", "*",
+			"key.acl.theirs.MIGRATE", "u", "key.acl.theirs.ALL", "*")...)
+		c.CacheEnable, c.QueueFillers = false, 1
+	})
+	w.primary = primary
+	ctx, u := t.Context(), caller("u")
+	for _, name := range []string{"own", "gone"} {
+		if _, err := w.Create(ctx, u, provider.Spec{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Delete(ctx, u, "gone"); err != nil {
+		t.Fatal(err)
+	}
+	edek := func(by provider.BlockEncrypter, key string, r provider.Reader) claviger.EDEK {
+		v, err := r.Current(ctx, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		es, _ := made(t, by, v.Name, 1)
+		return es[0]
+	}
+	w.ours, w.own = edek(primary.Provider, "payroll", primary), edek(primary.Provider, "own", primary)
+	w.foreign, w.older = edek(w.far.blocks, "theirs", w.far), edek(w.far.blocks, "payroll", w.far)
+	w.far.setFail(func(ctx context.Context) error { return w.c.at(ctx, "source") })
+	return w
+}
+
+// An eachOperation is what a request, or the work beside requests, does.
+type eachOperation struct {
+	name    string
+	prepare func(t *testing.T, w *eachWorld) // nil: nothing
+	run     func(ctx context.Context, w *eachWorld) error
+}
+
+// only returns the error beside a result that is not looked at.
+func only[T any](_ T, err error) error { return err }
+
+func manageOperations() []eachOperation {
+	u := caller("u")
+	softly := func(t *testing.T, w *eachWorld) {
+		t.Helper()
+		if err := w.Delete(t.Context(), u, "payroll"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return []eachOperation{
+		{"create", nil, func(ctx context.Context, w *eachWorld) error {
+			return only(w.Create(ctx, u, provider.Spec{Name: "new"}))
+		}},
+		{"create beside a deleted key", nil, func(ctx context.Context, w *eachWorld) error {
+			return only(w.Create(ctx, u, provider.Spec{Name: "gone"}))
+		}},
+		{"roll", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Roll(ctx, u, "own", nil)) }},
+		{"roll migrated", rolledThere, func(ctx context.Context, w *eachWorld) error {
+			return only(w.Roll(ctx, u, "payroll", nil))
+		}},
+		{"delete", nil, func(ctx context.Context, w *eachWorld) error { return w.Delete(ctx, u, "own") }},
+		{"undelete", nil, func(ctx context.Context, w *eachWorld) error { return w.Undelete(ctx, u, "gone", "") }},
+		{"undelete migrated", softly, func(ctx context.Context, w *eachWorld) error {
+			return w.Undelete(ctx, u, "payroll", "")
+		}},
+		{"purge", nil, func(ctx context.Context, w *eachWorld) error { return w.Purge(ctx, u, "gone", "") }},
+		{"purge migrated", softly, func(ctx context.Context, w *eachWorld) error {
+			return w.Purge(ctx, u, "payroll", "")
+		}},
+		{"purge all", nil, func(ctx context.Context, w *eachWorld) error { return w.PurgeAll(ctx, u, "gone") }},
+		{"migrate", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Migrate(ctx, u, "theirs")) }},
+		{"invalidate", nil, func(ctx context.Context, w *eachWorld) error { return w.Invalidate(ctx, u, "own") }},
+	}
+}
+
+func readOperations() []eachOperation {
+	u := caller("u")
+	return []eachOperation{
+		{"deleted", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Deleted(ctx, u)) }},
+		{"describe", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Describe(ctx, u, "own")) }},
+		{"describe deleted", nil, func(ctx context.Context, w *eachWorld) error {
+			return only(w.Describe(ctx, u, "gone"))
+		}},
+		{"names", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Names(ctx, u)) }},
+		{"metadata of keys", nil, func(ctx context.Context, w *eachWorld) error {
+			return only(w.KeysMetadata(ctx, u, []string{"own", "payroll", "theirs"}))
+		}},
+		{"metadata", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Metadata(ctx, u, "own")) }},
+		{"current", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Current(ctx, u, "own")) }},
+		{"version", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Version(ctx, u, w.own.Version)) }},
+		{"versions", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Versions(ctx, u, "own")) }},
+	}
+}
+
+func edekOperations() []eachOperation {
+	u := caller("u")
+	return []eachOperation{
+		{"generate", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Generate(ctx, u, "own", 1)) }},
+		{"decrypt", nil, func(ctx context.Context, w *eachWorld) error {
+			return only(w.Decrypt(ctx, u, "own", true, w.own))
+		}},
+		{"decrypt migrated", nil, func(ctx context.Context, w *eachWorld) error {
+			return only(w.Decrypt(ctx, u, "payroll", true, w.ours))
+		}},
+		{"decrypt migrated, older", nil, func(ctx context.Context, w *eachWorld) error {
+			return only(w.Decrypt(ctx, u, "payroll", true, w.older))
+		}},
+		{"decrypt foreign", nil, func(ctx context.Context, w *eachWorld) error {
+			return only(w.Decrypt(ctx, u, "theirs", true, w.foreign))
+		}},
+		{"reencrypt", nil, func(ctx context.Context, w *eachWorld) error {
+			return only(w.Reencrypt(ctx, u, "own", true, w.own))
+		}},
+		{"reencrypt migrated", nil, func(ctx context.Context, w *eachWorld) error {
+			return only(w.ReencryptBatch(ctx, u, "payroll", []claviger.EDEK{w.ours, w.older}))
+		}},
+	}
+}
+
+func sourceOperations() []eachOperation {
+	return []eachOperation{
+		{"check names", nil, func(ctx context.Context, w *eachWorld) error { return w.CheckNames(ctx) }},
+		{"check migrations", nil, func(ctx context.Context, w *eachWorld) error { return w.CheckMigrations(ctx) }},
+		{"compare sources", nil, func(ctx context.Context, w *eachWorld) error { return w.CompareSources(ctx) }},
+		{"compare rolled sources", rolledThere, func(ctx context.Context, w *eachWorld) error {
+			return w.CompareSources(ctx)
+		}},
+		{"source use", nil, func(ctx context.Context, w *eachWorld) error { return only(w.SourceUse(ctx)) }},
+		{"check source", nil, func(ctx context.Context, w *eachWorld) error { return w.CheckSource(ctx, 0) }},
+	}
+}
+
+// rolledThere rolls the key that was taken over at the source.
+func rolledThere(t *testing.T, w *eachWorld) {
+	t.Helper()
+	if _, err := w.far.Roll(t.Context(), "payroll", nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// mayFail are calls, by their place, that an operation can do without, with the
+// reason.
+var mayFail = map[string]string{
+	"current 2 NeverUsed":                 "a reading uses no version",
+	"version 2 NeverUsed":                 "a reading uses no version",
+	"undelete migrated 2 source":          "a source that does not answer blocks no return of its own key",
+	"undelete migrated 3 Setting":         "the comparison with the source is repeated every 30 s",
+	"undelete migrated 4 source":          "the comparison with the source is repeated every 30 s",
+	"compare rolled sources 5 source":     "a version that the source may have counts as its version",
+	"compare rolled sources 10 Version":   "the cure in a log line",
+	"compare rolled sources 11 Versions":  "the cure in a log line",
+	"compare rolled sources 12 NeverUsed": "the cure in a log line",
+}
+
+// TestEachCallFails: if a call of an operation fails, the operation fails with
+// that error. It answers nothing that it does not know.
+func TestEachCallFails(t *testing.T) {
+	for _, o := range slices.Concat(manageOperations(), readOperations(), edekOperations(), sourceOperations()) {
+		t.Run(o.name, func(t *testing.T) {
+			try := func(fail int) (calls []string, err error) {
+				w := newEachWorld(t)
+				if o.prepare != nil {
+					o.prepare(t, w)
+				}
+				w.c.fail = fail
+				err = o.run(context.WithValue(t.Context(), counted{}, true), w)
+				return slices.Clone(w.c.list), err
+			}
+			all, err := try(0)
+			if err != nil {
+				t.Fatalf("without a fault: %v", err)
+			}
+			t.Log(strings.Join(all, ", "))
+			for i, call := range all {
+				_, err := try(i + 1)
+				optional := mayFail[fmt.Sprintf("%s %d %s", o.name, i+1, call)] != ""
+				if (err == nil) != optional || err != nil && !strings.Contains(err.Error(), errInjected.Error()) {
+					t.Errorf("call %d (%s) fails: the operation returns %v", i+1, call, err)
+				}
+			}
+		})
+	}
+}
