@@ -1,8 +1,8 @@
 // Package postgres keeps a Key Trustee Server's organizations, clients and deposits in a PostgreSQL
 // database, version 13 or newer. Several servers of one identity may use one database.
 //
-// The second copy is PostgreSQL's own streaming replication: a server whose database is a standby
-// answers reads and refuses changes, as the passive one of two servers does.
+// PostgreSQL's streaming replication makes the second copy. A server whose database is a standby answers
+// reads and refuses changes, like the passive one of two servers.
 package postgres
 
 import (
@@ -39,17 +39,18 @@ const (
 	schemaLock = 0x434c5452
 )
 
-// Config says how a store is opened.
+// Config is the configuration of a store.
 type Config struct {
-	// URI is libpq's, without a password. A single host in it may be a standby. Of several hosts,
-	// the one that takes writes is used, unless target_session_attrs says otherwise.
+	// URI is the URI of the database in the form of libpq, without a password. A single host may be a
+	// standby. If there are several hosts, the primary is used, unless target_session_attrs says
+	// otherwise.
 	URI string
-	// Where is the place of the URI, in errors.
+	// Where says where the URI is configured, for errors.
 	Where string
-	// Identity is the server's fingerprint: a database belongs to one identity.
+	// Identity is the fingerprint of the server. A database belongs to one identity.
 	Identity string
-	// Claim takes a database that belongs to no identity yet. Otherwise such a database is kind
-	// Invalid.
+	// Claim gives the identity a database that belongs to no identity. If it is false, such a database
+	// is an error of kind Invalid.
 	Claim bool
 	Log   *slog.Logger // nil discards
 	// Patience is how long a call tries to reach the database; 0 is 5 s.
@@ -70,7 +71,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	const op = "trustee/server/postgres.Open"
 	db, err := pgdb.Open(ctx, pgdb.Config{
 		URI: c.URI, What: "trustee's store", Where: c.Where, Log: c.Log, Patience: c.Patience, Standby: true,
-		Doubt: "the client asks again, and is told what became of it",
+		Doubt: "the client repeats the request, and learns the outcome",
 	})
 	if err != nil {
 		return nil, err
@@ -97,7 +98,7 @@ func (s *Store) prepare(ctx context.Context, c Config) error {
 	if errors.Is(err, pgx.ErrNoRows) {
 		if !c.Claim {
 			return claviger.Errorf(op, claviger.Invalid, "", "%s: the database %s is no Key Trustee Server's yet: "+
-				"claviger trustee init --store URI takes it", c.Where, s.db.URI())
+				"claviger trustee init --store URI gives it to this one", c.Where, s.db.URI())
 		}
 		err = s.db.Update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, `INSERT INTO trustee_identity VALUES (true, $1) ON CONFLICT DO NOTHING`,
@@ -109,13 +110,13 @@ func (s *Store) prepare(ctx context.Context, c Config) error {
 	}
 	if err == nil && owner != c.Identity {
 		err = claviger.Errorf(op, claviger.Invalid, "", "%s: the database %s belongs to the Key Trustee Server %s, "+
-			"and this one is %s: name a database of its own, or copy the folder of that one", c.Where, s.db.URI(),
+			"but this one is %s: name a database of its own, or copy the folder of the other", c.Where, s.db.URI(),
 			owner, c.Identity)
 	}
 	return err
 }
 
-// lockSchema takes a lock of a session, which ends with the session.
+// lockSchema takes a lock that belongs to a session, and ends with the session.
 func (s *Store) lockSchema(ctx context.Context) (func(), error) {
 	conn, err := s.db.Pool().Acquire(ctx)
 	if err != nil {
@@ -125,7 +126,7 @@ func (s *Store) lockSchema(ctx context.Context) (func(), error) {
 	unlock := func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pgdb.ConnectTimeout)
 		defer cancel()
-		_ = own.Close(ctx) // a session that is lost has no lock
+		_ = own.Close(ctx) // if the session is lost, so is its lock
 	}
 	if _, err := own.Exec(ctx, `SELECT pg_advisory_lock($1)`, schemaLock); err != nil {
 		unlock()
@@ -134,7 +135,7 @@ func (s *Store) lockSchema(ctx context.Context) (func(), error) {
 	return unlock, nil
 }
 
-// URI is the database's, without secrets.
+// URI returns the URI of the database, without secrets.
 func (s *Store) URI() string { return s.db.URI() }
 
 // Close ends all connections.
@@ -149,7 +150,7 @@ func (s *Store) Check(ctx context.Context) error {
 	return err
 }
 
-// Role is RolePassive for a standby, and RoleActive for a primary.
+// Role returns RolePassive for a standby, and RoleActive for a primary.
 func (s *Store) Role(ctx context.Context) (server.Role, error) {
 	const op = "trustee/server/postgres.Role"
 	standby, err := s.db.Standby(ctx, op)
@@ -159,7 +160,7 @@ func (s *Store) Role(ctx context.Context) (server.Role, error) {
 	return server.RoleActive, s.fail(op, "", err)
 }
 
-// Release empties the database, which then belongs to no identity.
+// Release empties the database. It then belongs to no identity.
 func (s *Store) Release(ctx context.Context) error {
 	const op = "trustee/server/postgres.Release"
 	return s.change(ctx, op, "", server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
@@ -168,7 +169,7 @@ func (s *Store) Release(ctx context.Context) error {
 	})
 }
 
-// promoteTimeout bounds how long a standby takes to become a primary.
+// promoteTimeout is how long a standby may take to become a primary.
 const promoteTimeout = 60 * time.Second
 
 // Promote makes the database, a standby, a primary. The role needs EXECUTE on the function
@@ -191,7 +192,7 @@ func (s *Store) Promote(ctx context.Context) error {
 	})
 }
 
-// Deposits counts the live deposits, and the deleted ones that can be brought back.
+// Deposits counts the live deposits, and the deleted deposits that are not purged.
 func (s *Store) Deposits(ctx context.Context) (live, deleted int64, err error) {
 	const op = "trustee/server/postgres.Deposits"
 	err = s.db.Read(ctx, op, "", func(ctx context.Context) error {
@@ -201,8 +202,7 @@ func (s *Store) Deposits(ctx context.Context) (live, deleted int64, err error) {
 	return live, deleted, s.fail(op, "", err)
 }
 
-// Wrapped calls f for each live deposit that a Keeper has wrapped, with the first bytes
-// of its content.
+// Wrapped calls f for each live deposit that a Keeper has wrapped, with the first bytes of its content.
 func (s *Store) Wrapped(ctx context.Context, bytes int, f func(uuid string, head []byte)) error {
 	const op = "trustee/server/postgres.Wrapped"
 	err := s.db.Read(ctx, op, "", func(ctx context.Context) error {
@@ -223,8 +223,8 @@ func (s *Store) Wrapped(ctx context.Context, bytes int, f func(uuid string, head
 	return s.fail(op, "", err)
 }
 
-// CheckWrites commits a record of PostgreSQL's log that changes nothing. That needs a primary that
-// may be written, and room on its disk.
+// CheckWrites commits a message into PostgreSQL's write-ahead log. That changes no table, but needs a
+// writable primary with room on its disk.
 func (s *Store) CheckWrites(ctx context.Context) error {
 	if role, err := s.Role(ctx); err != nil || role == server.RolePassive {
 		return err
@@ -240,7 +240,7 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 // probeRoom is how many bytes CheckWrites writes.
 const probeRoom = 8 << 10
 
-// Failures is how often the store failed. A refusal is no failure.
+// Failures returns how often the store failed. A refusal is no failure.
 func (s *Store) Failures() int64 { return s.failures.Load() }
 
 // fail turns an error into one of ours, and counts it if the store is at fault.
@@ -259,8 +259,8 @@ func (s *Store) fail(op, key string, err error) error {
 	return err
 }
 
-// change runs f in one transaction. ctx counts until the transaction begins: a client that
-// disconnects does not stop a running change.
+// change runs f in one transaction. The end of ctx stops it only before the transaction begins: a client
+// that disconnects does not stop a running change.
 func (s *Store) change(ctx context.Context, op, key string, once server.Once,
 	f func(ctx context.Context, tx pgx.Tx) error) error {
 	if err := ctx.Err(); err != nil {
@@ -330,8 +330,8 @@ func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once
 				return err
 			}
 			if waiting >= server.MaxPending {
-				return claviger.Errorf(op, claviger.Denied, c.Fingerprint, "%d clients of organization %s wait for "+
-					"an operator already: claviger orgtool clients shows them", waiting, c.Org)
+				return claviger.Errorf(op, claviger.Denied, c.Fingerprint, "%d clients of organization %s already "+
+					"wait for an operator: claviger orgtool clients shows them", waiting, c.Org)
 			}
 		}
 		_, err := tx.Exec(ctx, insertClient+` ON CONFLICT DO NOTHING`, clientArgs(&c)...)
@@ -357,7 +357,7 @@ func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once
 	return c, nil
 }
 
-// SetState lets a client in, or keeps it out.
+// SetState sets the state of a client.
 func (s *Store) SetState(ctx context.Context, fingerprint string, state server.State) error {
 	const op = "trustee/server/postgres.SetState"
 	return s.change(ctx, op, fingerprint, server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
@@ -366,7 +366,7 @@ func (s *Store) SetState(ctx context.Context, fingerprint string, state server.S
 	})
 }
 
-// Put makes a deposit live.
+// Put adds a deposit.
 func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once server.Once) error {
 	const op = "trustee/server/postgres.Put"
 	return s.change(ctx, op, r.Label, once, func(ctx context.Context, tx pgx.Tx) error {
@@ -381,9 +381,8 @@ func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once ser
 	})
 }
 
-// each changes all named deposits of the owner, or none. All callers take them in the same order:
-// transactions that wait for each other in a ring would each wait for the server's
-// deadlock_timeout.
+// each changes all named deposits of the owner, or none. All callers change them in the same order, so
+// that two transactions never wait for each other. They would wait for deadlock_timeout.
 func (s *Store) each(ctx context.Context, op, owner string, uuids []string, once server.Once, query string,
 	further ...any) error {
 	uuids = slices.Sorted(slices.Values(uuids))
@@ -403,19 +402,19 @@ func (s *Store) Delete(ctx context.Context, owner string, uuids []string, at tim
 		`UPDATE trustee_deposit SET deleted = $3 WHERE uuid = $1 AND owner = $2 AND deleted IS NULL`, at.UnixMilli())
 }
 
-// Undelete brings deposits back.
+// Undelete makes deleted deposits live again.
 func (s *Store) Undelete(ctx context.Context, owner string, uuids []string, once server.Once) error {
 	return s.each(ctx, "trustee/server/postgres.Undelete", owner, uuids, once,
 		`UPDATE trustee_deposit SET deleted = NULL WHERE uuid = $1 AND owner = $2 AND deleted IS NOT NULL`)
 }
 
-// Purge removes deposits.
+// Purge destroys deleted deposits.
 func (s *Store) Purge(ctx context.Context, owner string, uuids []string, once server.Once) error {
 	return s.each(ctx, "trustee/server/postgres.Purge", owner, uuids, once,
 		`DELETE FROM trustee_deposit WHERE uuid = $1 AND owner = $2 AND deleted IS NOT NULL`)
 }
 
-// Forget drops what is past.
+// Forget removes expired records.
 func (s *Store) Forget(ctx context.Context, now time.Time) error {
 	return s.change(ctx, "trustee/server/postgres.Forget", "", server.Once{},
 		func(ctx context.Context, tx pgx.Tx) error {

@@ -30,12 +30,12 @@ func open(t *testing.T, uri string) *Store {
 }
 
 func TestStore(t *testing.T) {
-	pgtest.Shared(t) // what it runs as stays
+	pgtest.Shared(t) // its goroutines do not end with the test
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	storetest.Run(t, func(t *testing.T) server.Store { return open(t, pgtest.Database(t)) })
 }
 
-// TestOtherIdentity: a database serves one trustee, and those of its identity.
+// TestOtherIdentity: several servers of one identity may use a database, but no server of another identity.
 func TestOtherIdentity(t *testing.T) {
 	uri := pgtest.Database(t)
 	a := open(t, uri)
@@ -43,11 +43,11 @@ func TestOtherIdentity(t *testing.T) {
 	storetest.Fill(t, a)
 	b := open(t, uri)
 	defer b.Close() //nolint:errcheck // it never fails
-	if err := b.Put(t.Context(), storetest.Row(9), "u0", storetest.Until("b")); err != nil {
+	if err := b.Put(t.Context(), storetest.Row(9), "u0", storetest.Request("b")); err != nil {
 		t.Error(err)
 	}
 	if storetest.Digest(t, a) != storetest.Digest(t, b) {
-		t.Error("two of one identity see different things")
+		t.Error("two servers of one identity see different records")
 	}
 	_, err := Open(t.Context(), Config{URI: uri, Where: "keytrustee.conf, DB_CONNECT", Identity: "CD34", Claim: true})
 	if !claviger.Is(err, claviger.Invalid) {
@@ -60,7 +60,7 @@ func TestOtherIdentity(t *testing.T) {
 	}
 }
 
-// TestUnclaimed: only who says so takes a database.
+// TestUnclaimed: only a caller with Claim opens a database that belongs to no identity.
 func TestUnclaimed(t *testing.T) {
 	uri := pgtest.Database(t)
 	c := Config{URI: uri, Where: "keytrustee.conf, DB_CONNECT", Identity: "AB12"}
@@ -77,65 +77,66 @@ func TestUnclaimed(t *testing.T) {
 	_ = s.Close() // it never fails
 }
 
-// TestRestart: a call waits for a server that is started again; without one it
-// says where that is sought, and counts as a failure.
+// TestRestart: a call waits for a server that is started again. If there is no server, the error names the address
+// and its configuration, and counts as a failure.
 func TestRestart(t *testing.T) {
 	ctx := t.Context()
 	pg := pgtest.Start(t)
 	uri := pg.Database(t)
-	hasty, err := Open(ctx, Config{URI: uri, Where: "keytrustee.conf, DB_CONNECT", Identity: "AB12", Claim: true,
+	impatient, err := Open(ctx, Config{URI: uri, Where: "keytrustee.conf, DB_CONNECT", Identity: "AB12", Claim: true,
 		Patience: 300 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer hasty.Close() //nolint:errcheck // it never fails
+	defer impatient.Close() //nolint:errcheck // it never fails
 	patient, err := Open(ctx, Config{URI: uri, Identity: "AB12", Claim: true, Patience: 14 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer patient.Close() //nolint:errcheck // it never fails
-	storetest.Fill(t, hasty)
+	storetest.Fill(t, impatient)
 	for i, end := range []func(testing.TB){pg.Kill, pg.Stop} {
-		before := hasty.Failures()
+		before := impatient.Failures()
 		end(t)
 		for what, call := range map[string]func() error{
-			"Get":    func() error { _, err := hasty.Get(ctx, "u0"); return err },
-			"Put":    func() error { return hasty.Put(ctx, storetest.Row(60), "", storetest.Until("never")) },
-			"Check":  func() error { return hasty.Check(ctx) },
-			"Export": func() error { return hasty.Export(ctx, func(server.Record) error { return nil }) },
+			"Get":    func() error { _, err := impatient.Get(ctx, "u0"); return err },
+			"Put":    func() error { return impatient.Put(ctx, storetest.Row(60), "", storetest.Request("never")) },
+			"Check":  func() error { return impatient.Check(ctx) },
+			"Export": func() error { return impatient.Export(ctx, func(server.Record) error { return nil }) },
 		} {
 			if err := call(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "DB_CONNECT") ||
 				!strings.Contains(err.Error(), pg.Addr) {
 				t.Errorf("%s without a server: %v", what, err)
 			}
 		}
-		if hasty.Failures() != before+4 {
-			t.Errorf("%d failures are counted, not 4", hasty.Failures()-before)
+		if impatient.Failures() != before+4 {
+			t.Errorf("%d failures are counted, not 4", impatient.Failures()-before)
 		}
 		put := make(chan error, 1)
-		go func() { put <- patient.Put(ctx, storetest.Row(70+i), "", storetest.Until("meanwhile")) }()
+		go func() { put <- patient.Put(ctx, storetest.Row(70+i), "", storetest.Request("meanwhile")) }()
 		time.Sleep(50 * time.Millisecond) // so that the put meets no server; later, it meets one
 		pg.Start(t)
 		err := <-put
-		if i == 0 && err != nil || i == 1 && !claviger.Is(err, claviger.Invalid) { // what was told of is remembered
+		// The second put repeats a request whose digest is recorded.
+		if i == 0 && err != nil || i == 1 && !claviger.Is(err, claviger.Invalid) {
 			t.Errorf("a patient put: %v", err)
 		}
 	}
-	// That the server was away is remembered, until the next question in the background.
-	for deadline := time.Now().Add(30 * time.Second); hasty.Check(ctx) != nil && time.Now().Before(deadline); {
+	// Calls fail until a probe in the background finds the server.
+	for deadline := time.Now().Add(30 * time.Second); impatient.Check(ctx) != nil && time.Now().Before(deadline); {
 		time.Sleep(20 * time.Millisecond)
 	}
-	if _, err := hasty.Get(ctx, "u70"); err != nil {
+	if _, err := impatient.Get(ctx, "u70"); err != nil {
 		t.Error(err)
 	}
-	_, err = hasty.Get(ctx, "u60")
+	_, err = impatient.Get(ctx, "u60")
 	if !claviger.Is(err, claviger.KeyNotFound) {
-		t.Errorf("what was refused: %v", err)
+		t.Errorf("a refused deposit: %v", err)
 	}
 }
 
-// TestStandby: on a standby the trustee answers reads, and refuses changes as a
-// passive one does, until the standby is promoted.
+// TestStandby: a trustee on a standby answers reads and refuses changes, like a passive server, until the standby
+// is promoted.
 func TestStandby(t *testing.T) {
 	ctx := t.Context()
 	primary := pgtest.StartReplicated(t)
@@ -151,7 +152,7 @@ func TestStandby(t *testing.T) {
 	if role, err := passive.Role(ctx); err != nil || role != server.RolePassive {
 		t.Errorf("the standby: %v, %v", role, err)
 	}
-	if err := active.Put(ctx, storetest.Row(80), "", storetest.Until("p")); err != nil {
+	if err := active.Put(ctx, storetest.Row(80), "", storetest.Request("p")); err != nil {
 		t.Fatal(err)
 	}
 	follow := time.Now().Add(20 * time.Second)
@@ -166,10 +167,10 @@ func TestStandby(t *testing.T) {
 		time.Sleep(20 * time.Millisecond)
 	}
 	if storetest.Digest(t, active) != storetest.Digest(t, passive) {
-		t.Error("the standby holds something else")
+		t.Error("the standby holds other records")
 	}
 	for what, err := range map[string]error{
-		"put":    passive.Put(ctx, storetest.Row(81), "", storetest.Until("q")),
+		"put":    passive.Put(ctx, storetest.Row(81), "", storetest.Request("q")),
 		"forget": passive.Forget(ctx, time.UnixMilli(1)),
 		"import": passive.Import(ctx, storetest.NextOf(nil)),
 	} {
@@ -187,7 +188,7 @@ func TestStandby(t *testing.T) {
 	if role, err := passive.Role(ctx); err != nil || role != server.RoleActive {
 		t.Errorf("after the promotion: %v, %v", role, err)
 	}
-	if err := passive.Put(ctx, storetest.Row(81), "", storetest.Until("q")); err != nil {
+	if err := passive.Put(ctx, storetest.Row(81), "", storetest.Request("q")); err != nil {
 		t.Error(err)
 	}
 	if err := passive.Promote(ctx); err == nil {

@@ -14,8 +14,7 @@ import (
 	"claviger/trustee/server"
 )
 
-// What a row of each table is read and written by; what is read of a deposit goes
-// on with its content, or NULL in its place.
+// The queries of each table. After selectDeposit comes content or NULL, and then FROM.
 const (
 	selectOrg     = `SELECT name, uuid, contacts, auth, created FROM trustee_org `
 	selectClient  = `SELECT fingerprint, org, public_key, state, created FROM trustee_client `
@@ -36,7 +35,7 @@ type queryer interface {
 }
 
 func collect[T any](ctx context.Context, q queryer, query string, scan pgx.RowToFunc[T], args ...any) ([]T, error) {
-	rows, _ := q.Query(ctx, query, args...) // the rows carry the error
+	rows, _ := q.Query(ctx, query, args...) // CollectRows returns the error
 	return pgx.CollectRows(rows, scan)
 }
 
@@ -79,7 +78,7 @@ func clientArgs(c *server.Client) []any {
 	return []any{c.Fingerprint, c.Org, filled(c.PublicKey), string(c.State), c.Created.UnixMilli()}
 }
 
-// filled is b where nil would be NULL.
+// filled returns an empty slice for nil, which would be stored as NULL.
 func filled(b []byte) []byte { return append([]byte{}, b...) }
 
 func millis(t time.Time) *int64 {
@@ -90,7 +89,7 @@ func millis(t time.Time) *int64 {
 	return &ms
 }
 
-// statement is what adds a record.
+// statement returns the query that adds a record.
 func statement(r *server.Record) (query string, args []any, err error) {
 	switch {
 	case r.Org != nil:
@@ -110,7 +109,7 @@ func statement(r *server.Record) (query string, args []any, err error) {
 	case r.Once != nil:
 		return insertOnce, []any{r.Once.Digest, r.Once.Until.UnixMilli()}, nil
 	}
-	return "", nil, errors.New("a record that holds nothing")
+	return "", nil, errors.New("an empty record")
 }
 
 func insert(ctx context.Context, tx pgx.Tx, r server.Record) error {
@@ -121,8 +120,7 @@ func insert(ctx context.Context, tx pgx.Tx, r server.Record) error {
 	return err
 }
 
-// list answers a question; the first where only is set, which is missing with kind
-// KeyNotFound.
+// list returns the rows of a query.
 func list[T any](ctx context.Context, s *Store, op, key, query string, scan pgx.RowToFunc[T], args ...any) (found []T,
 	err error) {
 	err = s.db.Read(ctx, op, key, func(ctx context.Context) error {
@@ -132,7 +130,7 @@ func list[T any](ctx context.Context, s *Store, op, key, query string, scan pgx.
 	return found, s.fail(op, key, err)
 }
 
-// first is list of what is there once.
+// first returns the first row of a query. Kind KeyNotFound if there is none.
 func first[T any](ctx context.Context, s *Store, op, key, query string, scan pgx.RowToFunc[T], args ...any) (none T,
 	err error) {
 	found, err := list(ctx, s, op, key, query, scan, args...)
@@ -150,7 +148,7 @@ func (s *Store) Orgs(ctx context.Context) ([]server.Org, error) {
 	return list(ctx, s, "trustee/server/postgres.Orgs", "", selectOrg+`ORDER BY name`, scanOrg)
 }
 
-// Org returns one.
+// Org returns an organization.
 func (s *Store) Org(ctx context.Context, name string) (server.Org, error) {
 	return first(ctx, s, "trustee/server/postgres.Org", name, selectOrg+`WHERE name = $1`, scanOrg, name)
 }
@@ -161,7 +159,7 @@ func (s *Store) Client(ctx context.Context, fingerprint string) (server.Client, 
 		scanClient, fingerprint)
 }
 
-// Clients returns those of an organization.
+// Clients returns the clients of an organization.
 func (s *Store) Clients(ctx context.Context, org string) ([]server.Client, error) {
 	return list(ctx, s, "trustee/server/postgres.Clients", org,
 		selectClient+`WHERE org = $1 OR $1 = '' ORDER BY fingerprint`, scanClient, org)
@@ -191,12 +189,12 @@ func (s *Store) List(ctx context.Context, owner string, a trustee.ListArgs) ([]s
 	}
 	label, uuid, _ := strings.Cut(a.After, "\x00")
 	if strings.Contains(a.Prefix+uuid, "\x00") {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "a label holds no zero byte")
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "a label must not contain a zero byte")
 	}
 	return list(ctx, s, op, a.Prefix, query, scanDeposit, owner, a.Prefix, label, uuid, a.Limit)
 }
 
-// Export calls f with all that the store held at one moment.
+// Export calls f with all records that the store held at one moment.
 func (s *Store) Export(ctx context.Context, f func(server.Record) error) error {
 	const op = "trustee/server/postgres.Export"
 	err := s.db.Once(ctx, op, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly},
@@ -232,7 +230,7 @@ func (s *Store) Export(ctx context.Context, f func(server.Record) error) error {
 	return s.fail(op, "", err)
 }
 
-// export hands out rows as they come: a store need not fit into memory.
+// export calls f with each row as it arrives, so that the store need not fit into memory.
 func export(ctx context.Context, tx pgx.Tx, query string, scan pgx.RowToFunc[server.Record],
 	f func(server.Record) error) error {
 	rows, err := tx.Query(ctx, query)
@@ -252,15 +250,16 @@ func export(ctx context.Context, tx pgx.Tx, query string, scan pgx.RowToFunc[ser
 	return rows.Err()
 }
 
-// importBatch is how many records are on the way to the server at once.
+// importBatch is how many records Import sends to the server at once.
 const importBatch = 200
 
-// Import replaces all that the store holds.
+// Import replaces all records of the store.
 func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) error {
 	const op = "trustee/server/postgres.Import"
 	err := s.db.Once(ctx, op, pgx.TxOptions{}, func(ctx context.Context, tx pgx.Tx) error {
 		// A change that another process makes meanwhile would be lost.
-		_, err := tx.Exec(ctx, `LOCK TABLE trustee_org, trustee_client, trustee_deposit, trustee_once IN EXCLUSIVE MODE`)
+		_, err := tx.Exec(ctx,
+			`LOCK TABLE trustee_org, trustee_client, trustee_deposit, trustee_once IN EXCLUSIVE MODE`)
 		if err != nil {
 			return err
 		}
@@ -282,7 +281,7 @@ func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) 
 				}
 				query, args, err := statement(&r)
 				if err != nil {
-					return claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be taken: %w", n+batch.Len(),
+					return claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be imported: %w", n+batch.Len(),
 						err)
 				}
 				batch.Queue(query, args...)
@@ -290,7 +289,7 @@ func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) 
 			results := tx.SendBatch(ctx, &batch)
 			for i := range batch.Len() {
 				if _, err := results.Exec(); err != nil {
-					return errors.Join(claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be taken: %w", n+i,
+					return errors.Join(claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be imported: %w", n+i,
 						err), results.Close())
 				}
 			}

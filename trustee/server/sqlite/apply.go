@@ -11,19 +11,12 @@ import (
 	"claviger/trustee/server"
 )
 
-// apply makes a change and remembers its request. The result depends on ch and the tables alone: on
-// a second store of the same state it is the same. Of ch, apply changes only Client, to the client
-// as it is stored.
+// apply makes a change and records the digest of its request. The result depends only on ch and the
+// tables, so it is the same at a second store with the same records. apply changes only the field Client
+// of ch, to the stored client.
 func apply(ctx context.Context, tx *sql.Tx, op string, ch *replica.Change) error {
-	if ch.Once.Digest != "" {
-		res, err := tx.ExecContext(ctx, "INSERT INTO once (digest, until) VALUES (?, ?) ON CONFLICT DO NOTHING",
-			ch.Once.Digest, ch.Once.Until.UnixMilli())
-		if err != nil {
-			return err
-		}
-		if n, err := res.RowsAffected(); err != nil || n == 0 {
-			return claviger.E(op, claviger.Invalid, "", trustee.ErrReplay)
-		}
+	if err := record(ctx, tx, op, ch.Once); err != nil {
+		return err
 	}
 	exec := func(key, query string, args ...any) error {
 		res, err := tx.ExecContext(ctx, query, args...)
@@ -78,10 +71,26 @@ func apply(ctx context.Context, tx *sql.Tx, op string, ch *replica.Change) error
 		}
 		return err
 	}
-	return claviger.Errorf(op, claviger.Internal, "", "a change %q that is not known, or lacks what it is about", ch.Op)
+	return claviger.Errorf(op, claviger.Internal, "", "a change %q is unknown, or lacks its arguments", ch.Op)
 }
 
-// addClient adds a client, and sets c to what is stored of it.
+// record records the digest of a request, and refuses a request whose digest is recorded.
+func record(ctx context.Context, tx *sql.Tx, op string, once server.Once) error {
+	if once.Digest == "" {
+		return nil
+	}
+	res, err := tx.ExecContext(ctx, "INSERT INTO once (digest, until) VALUES (?, ?) ON CONFLICT DO NOTHING",
+		once.Digest, once.Until.UnixMilli())
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 0 {
+		return claviger.E(op, claviger.Invalid, "", trustee.ErrReplay)
+	}
+	return nil
+}
+
+// addClient adds a client, and sets c to the stored client.
 func addClient(ctx context.Context, tx *sql.Tx, op string, c *server.Client) error {
 	if c.State == server.Pending {
 		var waiting int
@@ -90,8 +99,8 @@ func addClient(ctx context.Context, tx *sql.Tx, op string, c *server.Client) err
 			return err
 		}
 		if waiting >= server.MaxPending {
-			return claviger.Errorf(op, claviger.Denied, c.Fingerprint, "%d clients of organization %s wait for an "+
-				"operator already: claviger orgtool clients shows them", waiting, c.Org)
+			return claviger.Errorf(op, claviger.Denied, c.Fingerprint, "%d clients of organization %s already wait "+
+				"for an operator: claviger orgtool clients shows them", waiting, c.Org)
 		}
 	}
 	_, err := tx.ExecContext(ctx, "INSERT INTO client (fingerprint, org, public_key, state, created) VALUES (?, ?, "+

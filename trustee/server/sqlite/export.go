@@ -11,9 +11,9 @@ import (
 	"claviger/trustee/server"
 )
 
-var errEmptyRecord = errors.New("a record that holds nothing")
+var errEmptyRecord = errors.New("an empty record")
 
-// Export calls f with all that the store held at one moment.
+// Export calls f with all records that the store held at one moment.
 func (s *Store) Export(ctx context.Context, f func(server.Record) error) error {
 	return s.snapshot(ctx, "trustee/server/sqlite.Export", func(tx *sql.Tx) error { return export(ctx, tx, f) })
 }
@@ -65,8 +65,8 @@ func export(ctx context.Context, tx *sql.Tx, f func(server.Record) error) error 
 	return nil
 }
 
-// Import replaces everything that the store holds. The log of one of two begins anew: the peer then
-// needs a whole copy, and the peer loses no change without an operator.
+// Import replaces all records of the store. If the server is one of two, a new log begins, so the peer
+// needs a whole copy. The peer loses changes only if an operator agrees.
 func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) error {
 	const op = "trustee/server/sqlite.Import"
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
@@ -101,7 +101,7 @@ func replace(ctx context.Context, tx *sql.Tx, op string, next func() (server.Rec
 			return err
 		}
 		if err := insert(ctx, tx, r); err != nil {
-			return claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be taken: %w", n, err)
+			return claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be imported: %w", n, err)
 		}
 	}
 }

@@ -5,7 +5,7 @@ import (
 	"database/sql"
 )
 
-// Deposits counts the live deposits, and the deleted ones that can be brought back.
+// Deposits counts the live deposits, and the deleted deposits that are not purged.
 func (s *Store) Deposits(ctx context.Context) (live, deleted int64, err error) {
 	const op = "trustee/server/sqlite.Deposits"
 	err = s.db.Reader.QueryRowContext(ctx, "SELECT count(*) FILTER (WHERE deleted IS NULL), count(deleted) FROM "+
@@ -33,5 +33,5 @@ func (s *Store) Wrapped(ctx context.Context, bytes int, f func(uuid string, head
 	return nil
 }
 
-// Failures is how often the store failed. A refusal is no failure.
+// Failures returns how often the store failed. A refusal is no failure.
 func (s *Store) Failures() int64 { return s.failures.Load() }

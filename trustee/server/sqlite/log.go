@@ -15,9 +15,10 @@ import (
 	"claviger/trustee/server"
 )
 
-// How many entries of the log are kept. keepShared counts if the peer has them: the peer may be
-// restored to an older state. keepAlone counts while the peer is away. A peer that lacks more gets
-// a whole copy. A purged deposit is gone from the log after as many changes.
+// How many entries of the log are kept. keepShared is for entries that the peer has: the peer may be
+// restored to an older state. keepAlone is for the time while the peer does not answer. A peer that
+// lacks more entries gets a whole copy. A purged deposit stays in the log until that many further
+// changes were made.
 const (
 	keepShared = 100
 	keepAlone  = 10_000
@@ -52,7 +53,7 @@ func (s *Store) Position(ctx context.Context) (replica.Position, error) {
 	return st, nil
 }
 
-// Role is the store's role.
+// Role returns the store's role.
 func (s *Store) Role(ctx context.Context) (server.Role, error) {
 	st, err := s.Position(ctx)
 	return st.Role, err
@@ -109,7 +110,7 @@ func (s *Store) mutate(ctx context.Context, op, key string, ch *replica.Change) 
 	})
 }
 
-// logged adds an entry.
+// logged adds an entry to the log.
 func logged(ctx context.Context, tx *sql.Tx, st *replica.Position, e replica.Entry, shared bool) error {
 	if _, err := tx.ExecContext(ctx, "INSERT INTO change (seq, epoch, digest, payload) VALUES (?, ?, ?, ?)", e.Seq,
 		e.Epoch, e.Digest, []byte(e.Change)); err != nil {
@@ -126,8 +127,8 @@ func logged(ctx context.Context, tx *sql.Tx, st *replica.Position, e replica.Ent
 	return writePosition(ctx, tx, st)
 }
 
-// prune keeps the newest entries, and the entry at which the peer went away: it proves that a peer
-// which comes back there has nothing that this store lacks.
+// prune keeps the newest entries, and the last entry that the peer has. If the peer returns with a log
+// that ends there, that entry proves that the peer has nothing that this store lacks.
 func prune(ctx context.Context, tx *sql.Tx, st *replica.Position, keep uint64) error {
 	_, err := tx.ExecContext(ctx, "DELETE FROM change WHERE seq + ?1 <= ?2 AND seq + 1 <> ?3", keep, st.Head.Seq,
 		st.Unshared)
@@ -165,8 +166,8 @@ func (s *Store) Entries(ctx context.Context, after replica.Head, limit, bytes in
 		if err != nil && !errors.Is(err, enough) {
 			return err
 		}
-		// The digests were computed again from after's. If the last one equals the digest in the
-		// log, the whole chain is proved.
+		// The loop computed the digests again, starting at after. If the last digest equals the digest
+		// in the log, all entries follow after.
 		had, err := has(ctx, tx, &st, before)
 		if err == nil && (len(list) == 0 || !had) {
 			err = broken
@@ -179,7 +180,7 @@ func (s *Store) Entries(ctx context.Context, after replica.Head, limit, bytes in
 	return list, nil
 }
 
-// Apply makes changes that the peer has logged.
+// Apply makes changes from the log of the peer.
 func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []replica.Entry) error {
 	const op = "trustee/server/sqlite.Apply"
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
@@ -206,8 +207,8 @@ func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []
 				return claviger.Errorf(op, claviger.Invalid, "", "change %d cannot be read: %w", e.Seq, err)
 			}
 			if err := apply(ctx, tx, op, &ch); err != nil {
-				return claviger.Errorf(op, claviger.Invalid, "", "change %d, which the peer could make, cannot be "+
-					"made here, so that the two are not equal: %w: %w", e.Seq, replica.ErrChain, err)
+				return claviger.Errorf(op, claviger.Invalid, "", "change %d, which the peer has made, cannot be made "+
+					"here, so the two stores are not equal: %w: %w", e.Seq, replica.ErrChain, err)
 			}
 			if as == server.RolePassive {
 				st.Unshared = 0 // the active server has every change before e
@@ -220,7 +221,7 @@ func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []
 	})
 }
 
-// has reports whether the log holds that entry.
+// has reports whether the log has an entry with this head.
 func has(ctx context.Context, tx *sql.Tx, st *replica.Position, h replica.Head) (bool, error) {
 	if h == st.Head {
 		return true, nil
@@ -233,7 +234,7 @@ func has(ctx context.Context, tx *sql.Tx, st *replica.Position, h replica.Head) 
 	return digest == h.Digest, err
 }
 
-// Has reports whether the log holds that head.
+// Has reports whether the log has an entry with this head.
 func (s *Store) Has(ctx context.Context, h replica.Head) (had bool, err error) {
 	const op = "trustee/server/sqlite.Has"
 	err = s.snapshot(ctx, op, func(tx *sql.Tx) error {
@@ -246,7 +247,7 @@ func (s *Store) Has(ctx context.Context, h replica.Head) (had bool, err error) {
 	return had, err
 }
 
-// Snapshot is Export with the log's head.
+// Snapshot is Export with the head of the log.
 func (s *Store) Snapshot(ctx context.Context, head func(replica.Head) error, f func(server.Record) error) error {
 	return s.snapshot(ctx, "trustee/server/sqlite.Snapshot", func(tx *sql.Tx) error {
 		st, err := readPosition(ctx, tx)
@@ -260,7 +261,7 @@ func (s *Store) Snapshot(ctx context.Context, head func(replica.Head) error, f f
 	})
 }
 
-// Load replaces everything by a peer's snapshot.
+// Load replaces all records with a peer's snapshot.
 func (s *Store) Load(ctx context.Context, epoch uint64, head replica.Head, next func() (server.Record, error)) error {
 	const op = "trustee/server/sqlite.Load"
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
@@ -281,8 +282,8 @@ func (s *Store) Load(ctx context.Context, epoch uint64, head replica.Head, next 
 	})
 }
 
-// Save copies the store to a file beside it, which the owner alone may read. The copy exists whole
-// or not at all.
+// Save copies the store to a file beside it, which only the owner may read. The copy is complete, or
+// does not exist.
 func (s *Store) Save(ctx context.Context, why string) (string, error) {
 	const op = "trustee/server/sqlite.Save"
 	name := fmt.Sprintf("%s.%s-%s", s.db.Path(), why, time.Now().UTC().Format("20060102T150405.000000000Z"))

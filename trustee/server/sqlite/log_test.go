@@ -31,7 +31,7 @@ func head(t *testing.T, s *Store) replica.Head {
 	return st.Head
 }
 
-// loaded makes a passive that is a store's equal.
+// loaded makes a passive store that is equal to a store.
 func loaded(t *testing.T, from *Store) *Store {
 	t.Helper()
 	to := opened(t)
@@ -54,7 +54,7 @@ func equal(t *testing.T, a, b *Store) {
 	}
 }
 
-// TestLog: what one store logs makes a second its equal, whatever the change.
+// TestLog: the changes in the log of one store make a second store equal, whatever the changes are.
 func TestLog(t *testing.T) {
 	ctx, a := t.Context(), filled(t)
 	if st := as(t, a, server.RoleActive, 1); st.Head.Seq != 1 || len(st.Head.Digest) != 64 {
@@ -65,16 +65,16 @@ func TestLog(t *testing.T) {
 	start := head(t, a)
 	at := time.UnixMilli(1700000000999)
 	_, err := a.AddClient(ctx, server.Client{Fingerprint: "EE", Org: "EMPTY", PublicKey: []byte{2},
-		State: server.Pending, Created: at}, storetest.Until("n1"))
+		State: server.Pending, Created: at}, storetest.Request("n1"))
 	check(t, err)
 	for _, err := range []error{
 		a.AddOrg(ctx, server.Org{Name: "NEW", UUID: "n", Contacts: []string{"<&>"}, Created: at}),
 		a.SetAuth(ctx, "NEW", "\u2028"),
 		a.SetState(ctx, "EE", server.Active),
-		a.Put(ctx, storetest.Row(10), "u0", storetest.Until("n2")),
-		a.Delete(ctx, "FF", []string{"u2", "u10"}, at, storetest.Until("n3")),
-		a.Undelete(ctx, "FF", []string{"u10"}, storetest.Until("n4")),
-		a.Purge(ctx, "FF", []string{"u1", "u2"}, storetest.Until("n5")),
+		a.Put(ctx, storetest.Row(10), "u0", storetest.Request("n2")),
+		a.Delete(ctx, "FF", []string{"u2", "u10"}, at, storetest.Request("n3")),
+		a.Undelete(ctx, "FF", []string{"u10"}, storetest.Request("n4")),
+		a.Purge(ctx, "FF", []string{"u1", "u2"}, storetest.Request("n5")),
 		a.Forget(ctx, time.UnixMilli(1700003600124)),
 	} {
 		check(t, err)
@@ -83,8 +83,8 @@ func TestLog(t *testing.T) {
 	if err != nil || len(list) != 9 || list[8].Head != head(t, a) {
 		t.Fatalf("%d, %v", len(list), err)
 	}
-	if few, err := a.Entries(ctx, start, 100, 1); err != nil || len(few) != 1 || few[0].Head != list[0].Head {
-		t.Errorf("%d, %v", len(few), err)
+	if one, err := a.Entries(ctx, start, 100, 1); err != nil || len(one) != 1 || one[0].Head != list[0].Head {
+		t.Errorf("%d, %v", len(one), err)
 	}
 	if none, err := a.Entries(ctx, head(t, a), 100, 1); err != nil || len(none) != 0 {
 		t.Errorf("%d, %v", len(none), err)
@@ -106,7 +106,7 @@ func TestLog(t *testing.T) {
 	if err := b.Apply(ctx, server.RoleActive, 1, list); !claviger.Is(err, claviger.Denied) {
 		t.Errorf("as another role: %v", err)
 	}
-	for range 2 { // it may come twice
+	for range 2 { // the entries may be sent twice
 		check(t, b.Apply(ctx, server.RolePassive, 3, list))
 	}
 	equal(t, a, b)
@@ -121,7 +121,7 @@ func TestLog(t *testing.T) {
 		t.Errorf("a change of the passive: %v", err)
 	}
 	equal(t, a, b)
-	// Restored from a backup, a store goes on from nobody's log.
+	// The log of a store that was restored from a backup follows no other log.
 	check(t, a.Import(ctx, storetest.NextOf(storetest.Records(t, a))))
 	if h := head(t, a); h.Seq != list[8].Seq+1 || storetest.Digest(t, a) != storetest.Digest(t, b) {
 		t.Errorf("%+v", h)
@@ -131,8 +131,8 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// TestGuard: a change comes about only where the guard lets it, and who went away
-// meanwhile does not undo what the peer has.
+// TestGuard: a change is made only if the guard allows it. If the caller cancels after the peer has the change,
+// the change is still made.
 func TestGuard(t *testing.T) {
 	a := filled(t)
 	as(t, a, server.RoleActive, 1)
@@ -161,7 +161,7 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-// TestPrune: the log does not grow for ever, and keeps what the peer lacks.
+// TestPrune: the log has a limited length, and keeps the entries that the peer lacks.
 func TestPrune(t *testing.T) {
 	ctx, a := t.Context(), filled(t)
 	count := func() (n int) {
@@ -190,7 +190,7 @@ func TestPrune(t *testing.T) {
 	}
 }
 
-// TestSave: the copy holds all, and is nobody else's to read.
+// TestSave: the copy holds all records, and only its owner can read it.
 func TestSave(t *testing.T) {
 	a := filled(t)
 	name, err := a.Save(t.Context(), "dropped")

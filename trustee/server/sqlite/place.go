@@ -9,17 +9,17 @@ import (
 	"claviger"
 )
 
-// place remembers the file that was opened. SQLite goes on using a file that was moved, removed or
-// replaced, and the changes that it acknowledges then are lost with that file.
+// place holds the file that was opened. SQLite continues to use a file that was moved, removed or
+// replaced. Changes that it acknowledges then would be lost with that file.
 type place struct {
 	opened os.FileInfo
 
 	mu      sync.Mutex
-	rescued string // the copy that was made when the file was first missed
+	rescued string // the copy that rescue has made; "" before
 }
 
-// inPlace is an error, of kind Unavailable, if the file at the store's path is not the file that
-// was opened.
+// inPlace returns an error of kind Unavailable if the store's path does not name the file that was
+// opened.
 func (s *Store) inPlace(op, key string) error {
 	now, err := os.Stat(s.db.Path())
 	if err == nil && os.SameFile(now, s.place.opened) {
@@ -32,17 +32,17 @@ func (s *Store) inPlace(op, key string) error {
 	s.failures.Add(1)
 	s.place.mu.Lock()
 	defer s.place.mu.Unlock()
-	kept := "nothing of it could be copied"
+	kept := "it could not be copied"
 	if s.place.rescued != "" {
 		kept = "a copy of all that this server holds is " + s.place.rescued
 	}
 	return claviger.Errorf(op, claviger.Unavailable, key, "the trustee's store %s %s while this server uses it, so "+
-		"no change is taken any more; %s. Put the file back, with its -wal, or stop this server and put the copy in "+
-		"its place", s.db.Path(), what, kept)
+		"this server accepts no changes; %s. Put the file back, with its -wal, or stop this server and put the copy "+
+		"in its place", s.db.Path(), what, kept)
 }
 
-// rescue makes one copy of everything that this process can still read of a file that is not in its
-// place any more. It cannot know whether the file was moved or removed.
+// rescue makes one copy of a file that was moved, removed or replaced. This process can still read the
+// file, which may be its last copy.
 func (s *Store) rescue(ctx context.Context) {
 	s.place.mu.Lock()
 	done := s.place.rescued != ""

@@ -10,8 +10,8 @@ import (
 	"claviger/trustee/server/storetest"
 )
 
-// TestNotInPlace: a store whose file was moved, removed or replaced takes no change and
-// is not ready; what the server holds is copied, and the file may be put back.
+// TestNotInPlace: a store whose file was moved, removed or replaced accepts no change and is not ready. A copy of
+// its records is made. If the file is put back, the store works again.
 func TestNotInPlace(t *testing.T) {
 	for name, away := range map[string]func(path string) error{
 		"moved": func(path string) error { return os.Rename(path, path+".away") },
@@ -41,7 +41,7 @@ func TestNotInPlace(t *testing.T) {
 					t.Errorf("%s: %v", what, err)
 				}
 			}
-			kept, _ := filepath.Glob(a.db.Path() + ".rescued-*") // the pattern is a good one
+			kept, _ := filepath.Glob(a.db.Path() + ".rescued-*") // the pattern is valid
 			if len(kept) != 1 {
 				t.Fatalf("%q", kept)
 			}

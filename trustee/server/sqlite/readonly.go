@@ -10,9 +10,9 @@ import (
 	"claviger/sqlitedb"
 )
 
-// OpenReadOnly opens an existing store for a caller who only reads, and changes nothing of the
-// file. release closes it. A store with an older schema is copied into a folder for temporary
-// files, and the copy is upgraded. Kind Invalid if the file is empty or not the store of a trustee.
+// OpenReadOnly opens an existing store for a caller that only reads, and does not change the file.
+// release closes the store. A store with an older schema is copied into a folder for temporary files,
+// and the copy is upgraded. Kind Invalid if the file is empty or not the store of a trustee.
 func OpenReadOnly(ctx context.Context, path string) (_ *Store, release func() error, err error) {
 	const op = "trustee/server/sqlite.OpenReadOnly"
 	info, err := os.Stat(path)
@@ -21,7 +21,7 @@ func OpenReadOnly(ctx context.Context, path string) (_ *Store, release func() er
 		return nil, nil, claviger.Errorf(op, claviger.Invalid, "", "the trustee's store: %w", err)
 	case info.Size() == 0:
 		return nil, nil, claviger.Errorf(op, claviger.Invalid, "", "%s is empty: it is no trustee's store, and "+
-			"nothing can be read from it. Copy the file anew from where it was made", path)
+			"nothing can be read from it. Copy the file again from its source", path)
 	}
 	db, err := sqlitedb.OpenReadOnly(path, config)
 	if err != nil {
@@ -61,8 +61,8 @@ func (s *Store) known(ctx context.Context) (int64, error) {
 	version, err := s.db.Version(ctx)
 	if err == nil && version == 0 {
 		err = claviger.Errorf("trustee/server/sqlite.OpenReadOnly", claviger.Invalid, "",
-			"%s is no trustee's store, or its copy was "+
-				"broken off: name the file that a trustee's server left, or copy it anew", s.db.Path())
+			"%s is no trustee's store, or an unfinished copy: name the file that a trustee's server left, or copy it "+
+				"again", s.db.Path())
 	}
 	return version, err
 }

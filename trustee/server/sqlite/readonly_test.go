@@ -44,8 +44,8 @@ func olderStore(t *testing.T, path string) {
 	}
 }
 
-// TestOpenReadOnly: no file is changed, and what is no store is told from one that holds
-// nothing; a store of an older version is read.
+// TestOpenReadOnly: no file is changed. A file that is no store is refused. A store with an older schema can be
+// read.
 func TestOpenReadOnly(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("TMPDIR", t.TempDir())
@@ -67,7 +67,7 @@ func TestOpenReadOnly(t *testing.T) {
 		"empty": "is empty", "text": "not a database", "missing": "no such file", "older": "", "now": "",
 	} {
 		file := filepath.Join(dir, name)
-		before, _ := os.ReadFile(file) // missing has none
+		before, _ := os.ReadFile(file) // one file does not exist
 		s, release, err := OpenReadOnly(t.Context(), file)
 		switch {
 		case want != "" && (err == nil || !strings.Contains(err.Error(), want)):

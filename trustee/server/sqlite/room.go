@@ -9,8 +9,8 @@ import (
 	"claviger"
 )
 
-// probeRoom is how much room CheckWrites needs on the store's disk: a deposit of the greatest
-// length takes it in the log of changes, and once more in the store.
+// probeRoom is how many bytes CheckWrites needs on the disk. A deposit of the greatest size needs room
+// in the log of changes, and once more in the store.
 const probeRoom = 2 << 20
 
 // CheckWrites checks that there is room beside the store's file, and commits a change that changes
@@ -19,8 +19,8 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 	const op = "trustee/server/sqlite.CheckWrites"
 	if err := s.room(); err != nil {
 		s.failures.Add(1)
-		return claviger.Errorf(op, claviger.Unavailable, "", "beside the trustee's store %s no %d bytes can be "+
-			"written: %w", s.db.Path(), probeRoom, err)
+		return claviger.Errorf(op, claviger.Unavailable, "", "%d bytes cannot be written beside the trustee's store "+
+			"%s: %w", probeRoom, s.db.Path(), err)
 	}
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "UPDATE standing SET epoch = epoch")
@@ -28,8 +28,8 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 	})
 }
 
-// room writes a file beside the store and removes it, so it is not synced by package durable. A
-// file that a killed process left is overwritten.
+// room writes a file beside the store and removes it. The file need not be durable, so room does not
+// use package durable. It overwrites a file that a killed process left.
 func (s *Store) room() (err error) {
 	s.probe.Lock()
 	defer s.probe.Unlock()

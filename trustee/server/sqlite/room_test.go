@@ -7,9 +7,8 @@ import (
 	"testing"
 )
 
-// TestCheckWritesAtOnce: readiness, the other trustee and an operator's status may all ask
-// at one moment whether the store takes changes. None of them is told that it does not,
-// and no file is left beside the store.
+// TestCheckWritesAtOnce: readiness, the other trustee and an operator's status may call CheckWrites at the same
+// time. All calls succeed, and leave no file beside the store.
 func TestCheckWritesAtOnce(t *testing.T) {
 	s := filled(t)
 	before, err := os.ReadDir(filepath.Dir(s.db.Path()))

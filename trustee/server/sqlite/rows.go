@@ -9,7 +9,7 @@ import (
 	"claviger/trustee/server"
 )
 
-// The queries of each table. That of a deposit goes on with its content, or NULL, and FROM.
+// The queries of each table. After selectDeposit comes content or NULL, and then FROM.
 const (
 	selectOrg     = "SELECT name, uuid, contacts, auth, created FROM org "
 	selectClient  = "SELECT fingerprint, org, public_key, state, created FROM client "
@@ -120,7 +120,7 @@ func insertDeposit(ctx context.Context, tx *sql.Tx, r *server.Row) error {
 	return err
 }
 
-// millis is a time in the form in which it is stored.
+// millis returns the stored form of a time.
 func millis(t time.Time) any {
 	if t.IsZero() {
 		return nil

@@ -28,19 +28,19 @@ const (
 	schemaVersion = 3
 	// applicationID marks the file as ours in SQLite's header: "CLTR".
 	applicationID = 0x434c5452
-	// busyTimeout is how long a write waits for another process's write. It is several times the
-	// time of a server's guard, so that orgtool can write beside a busy server.
+	// busyTimeout is how long a write waits for another process's write. It is several times longer
+	// than the guard of a server takes, so that orgtool can write beside a busy server.
 	busyTimeout = 15 * time.Second
 )
 
-// config is how a trustee's store is kept. A running change may have reached the peer already, so
-// it is not broken off.
+// config is the configuration of the database. A running change finishes even if its context ends,
+// because the peer may already have the change.
 var config = sqlitedb.Config{
 	What: "the trustee's store", Readers: 4, Busy: busyTimeout, Finish: true,
-	Damaged: "restore it from a backup, or bring it up anew from the other trustee",
+	Damaged: "restore it from a backup, or make it again from the other trustee",
 	Schema: sqlitedb.Schema{
 		ApplicationID: applicationID, Migrations: migrations, Version: schemaVersion,
-		Back: "put the copy that was kept at the upgrade (the newest file that is named after the store and " +
+		Back: "put the copy that was made before the upgrade (the newest file that is named after the store and " +
 			".schema-NUMBER) in its place while no server runs",
 		Before: sqlitedb.KeepCopy(sqlitedb.Copies{}),
 	},
@@ -67,9 +67,9 @@ func Open(ctx context.Context, path string, make bool) (*Store, error) {
 			return nil, err
 		}
 	} else if _, err := os.Stat(path); err != nil {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "the trustee's store: %w. Where it has held deposits, "+
-			"put the file back, restore a backup (claviger trustee restore), or bring this host up as the passive one "+
-			"of two; `claviger trustee init` makes an empty one", err)
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "the trustee's store: %w. If it has held deposits, "+
+			"put the file back, restore a backup (claviger trustee restore), or start this host as the passive one of "+
+			"two; `claviger trustee init` makes an empty one", err)
 	}
 	return open(ctx, path, config)
 }
@@ -90,7 +90,7 @@ func open(ctx context.Context, path string, c sqlitedb.Config) (*Store, error) {
 // Close closes the file.
 func (s *Store) Close() error { return s.db.Close() }
 
-// Check reads one row, and checks that the file is in its place.
+// Check reads one row, and checks that the path still names the opened file.
 func (s *Store) Check(ctx context.Context) error {
 	if s.inPlace("trustee/server/sqlite.Check", "") != nil {
 		s.rescue(ctx)
@@ -111,7 +111,7 @@ func (s *Store) fail(op, key string, err error) error {
 		return err
 	case sqlitedb.NotUnique(err):
 		return claviger.E(op, claviger.KeyExists, key, nil)
-	case !errors.Is(err, context.Canceled): // a caller that has gone is no fault of the store
+	case !errors.Is(err, context.Canceled): // a cancelled call is no fault of the store
 		s.failures.Add(1)
 	}
 	if sqlitedb.Reported(err) {
@@ -120,7 +120,7 @@ func (s *Store) fail(op, key string, err error) error {
 	return claviger.Errorf(op, claviger.Unavailable, key, "the trustee's store %s: %w", s.db.Path(), err)
 }
 
-// change runs f in one transaction. ctx counts until the transaction begins.
+// change runs f in one transaction. The end of ctx stops it only before the transaction begins.
 func (s *Store) change(ctx context.Context, op, key string, f func(ctx context.Context, tx *sql.Tx) error) error {
 	if s.inPlace(op, key) != nil {
 		s.rescue(ctx)
@@ -138,7 +138,7 @@ func (s *Store) change(ctx context.Context, op, key string, f func(ctx context.C
 	return nil
 }
 
-// changed demands that exactly n rows were changed.
+// changed returns an error of kind KeyNotFound unless exactly n rows were changed.
 func changed(op, key string, res sql.Result, n int) error {
 	if got, err := res.RowsAffected(); err != nil {
 		return err
@@ -159,7 +159,7 @@ func (s *Store) Orgs(ctx context.Context) ([]server.Org, error) {
 	return s.orgs(ctx, "trustee/server/sqlite.Orgs", "", "")
 }
 
-// Org returns one.
+// Org returns an organization.
 func (s *Store) Org(ctx context.Context, name string) (server.Org, error) {
 	const op = "trustee/server/sqlite.Org"
 	list, err := s.orgs(ctx, op, name, "WHERE name = ?", name)
@@ -213,7 +213,7 @@ func (s *Store) Client(ctx context.Context, fingerprint string) (server.Client, 
 	return list[0], nil
 }
 
-// Clients returns those of an organization.
+// Clients returns the clients of an organization.
 func (s *Store) Clients(ctx context.Context, org string) ([]server.Client, error) {
 	return s.clients(ctx, "trustee/server/sqlite.Clients", org, "WHERE org = ?1 OR ?1 = ''", org)
 }
@@ -231,13 +231,13 @@ func (s *Store) clients(ctx context.Context, op, key, where string, args ...any)
 	return list, nil
 }
 
-// SetState lets a client in, or keeps it out.
+// SetState sets the state of a client.
 func (s *Store) SetState(ctx context.Context, fingerprint string, state server.State) error {
 	return s.mutate(ctx, "trustee/server/sqlite.SetState", fingerprint,
 		&replica.Change{Op: replica.OpSetState, Name: fingerprint, State: state})
 }
 
-// Put makes a deposit live.
+// Put adds a deposit.
 func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once server.Once) error {
 	return s.mutate(ctx, "trustee/server/sqlite.Put", r.Label, &replica.Change{Op: replica.OpPut, Deposit: &r,
 		Replaces: replaces, Once: once})
@@ -293,19 +293,19 @@ func (s *Store) Delete(ctx context.Context, owner string, uuids []string, at tim
 		&replica.Change{Op: replica.OpDelete, Owner: owner, UUIDs: uuids, At: at, Once: once})
 }
 
-// Undelete brings deposits back.
+// Undelete makes deleted deposits live again.
 func (s *Store) Undelete(ctx context.Context, owner string, uuids []string, once server.Once) error {
 	return s.mutate(ctx, "trustee/server/sqlite.Undelete", strings.Join(uuids, " "),
 		&replica.Change{Op: replica.OpUndelete, Owner: owner, UUIDs: uuids, Once: once})
 }
 
-// Purge removes deposits.
+// Purge destroys deleted deposits.
 func (s *Store) Purge(ctx context.Context, owner string, uuids []string, once server.Once) error {
 	return s.mutate(ctx, "trustee/server/sqlite.Purge", strings.Join(uuids, " "),
 		&replica.Change{Op: replica.OpPurge, Owner: owner, UUIDs: uuids, Once: once})
 }
 
-// Forget drops what is past.
+// Forget removes expired records.
 func (s *Store) Forget(ctx context.Context, now time.Time) error {
 	return s.mutate(ctx, "trustee/server/sqlite.Forget", "", &replica.Change{Op: replica.OpForget, At: now})
 }

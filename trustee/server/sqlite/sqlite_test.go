@@ -15,7 +15,7 @@ import (
 	"claviger/trustee/server/storetest"
 )
 
-// TestOpenRefuses: what is not a trustee's store stays as it is.
+// TestOpenRefuses: Open refuses a file that is not a trustee's store, and does not change the file.
 func TestOpenRefuses(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }
@@ -53,7 +53,7 @@ func TestOpenRefuses(t *testing.T) {
 		"newer":   {claviger.Unavailable, "newer claviger"},
 		"missing": {claviger.Invalid, "claviger trustee init"},
 	} {
-		before, _ := os.ReadFile(file(name)) // missing has none
+		before, _ := os.ReadFile(file(name)) // one file does not exist
 		s, err := Open(t.Context(), file(name), false)
 		if !claviger.Is(err, c.kind) || !strings.Contains(err.Error(), c.want) ||
 			!strings.Contains(err.Error(), file(name)) {
@@ -68,7 +68,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// TestSchemaVersion: the constant goes with the files.
+// TestSchemaVersion: schemaVersion is the number of the newest migration.
 func TestSchemaVersion(t *testing.T) {
 	s, err := Open(t.Context(), filepath.Join(t.TempDir(), "trustee.db"), true)
 	if err != nil {
@@ -80,7 +80,7 @@ func TestSchemaVersion(t *testing.T) {
 	}
 }
 
-// TestUpgradeKeepsACopy: the first opening of an older store keeps a copy of it as it was.
+// TestUpgradeKeepsACopy: Open makes a copy of a store with an older schema before it upgrades the store.
 func TestUpgradeKeepsACopy(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "trustee.db")
 	olderStore(t, path)
@@ -123,7 +123,7 @@ func TestDamagedStore(t *testing.T) {
 	}
 }
 
-// TestTwoProcesses: orgtool works beside a server that runs.
+// TestTwoProcesses: orgtool works beside a running server.
 func TestTwoProcesses(t *testing.T) {
 	ctx, path := t.Context(), filepath.Join(t.TempDir(), "trustee.db")
 	running, err := Open(ctx, path, true)
@@ -159,8 +159,8 @@ func TestTwoProcesses(t *testing.T) {
 	}
 }
 
-// TestFull: where the disk is full a deposit is refused in those words, nothing that
-// is there suffers, and it goes on once there is room.
+// TestFull: if the disk is full, the error about a deposit says so, and the store keeps its records. It accepts
+// the deposit when there is room again.
 func TestFull(t *testing.T) {
 	ctx, s := t.Context(), filled(t)
 	var pages int
@@ -174,7 +174,7 @@ func TestFull(t *testing.T) {
 	put := func(i int) error {
 		r := storetest.Row(i)
 		r.Sealed.Content = make([]byte, 10<<10)
-		return s.Put(ctx, r, "", storetest.Until(fmt.Sprint("f", i)))
+		return s.Put(ctx, r, "", storetest.Request(fmt.Sprint("f", i)))
 	}
 	var err error
 	n := 100
@@ -186,7 +186,7 @@ func TestFull(t *testing.T) {
 		t.Fatalf("after %d deposits: %v", n-100, err)
 	}
 	if s.Failures() == 0 {
-		t.Error("it is not counted")
+		t.Error("the failure is not counted")
 	}
 	for i := 100; i < n-1; i++ {
 		if _, err := s.Get(ctx, fmt.Sprint("u", i)); err != nil {
@@ -194,7 +194,7 @@ func TestFull(t *testing.T) {
 		}
 	}
 	if _, err := s.Get(ctx, fmt.Sprint("u", n-1)); !claviger.Is(err, claviger.KeyNotFound) {
-		t.Errorf("what was refused: %v", err)
+		t.Errorf("a refused deposit: %v", err)
 	}
 	limit(pages + 100)
 	check(t, put(n-1)) // the same request

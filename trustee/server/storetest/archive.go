@@ -10,7 +10,8 @@ import (
 	"claviger/trustee/server"
 )
 
-// exportImport: what one store exports makes another its equal, through JSON too.
+// exportImport: after an import of the records that a store exported, another store is equal. The records may be
+// converted to JSON and back.
 func exportImport(t *testing.T, from, to server.Store) {
 	ctx := t.Context()
 	Fill(t, from)
@@ -47,14 +48,14 @@ func exportImport(t *testing.T, from, to server.Store) {
 	if got, _ := json.Marshal(Records(t, to)); string(got) != string(text) {
 		t.Errorf("%s\n%s", got, text)
 	}
-	// What was done is still known, so that it is not done again.
-	if err := to.Put(ctx, Row(7), "", Until("d1")); !errors.Is(err, trustee.ErrReplay) {
+	// The copy has the digests of requests, too, and refuses those requests.
+	if err := to.Put(ctx, Row(7), "", Request("d1")); !errors.Is(err, trustee.ErrReplay) {
 		t.Error(err)
 	}
 	if err := from.Export(ctx, func(server.Record) error { return broken }); !errors.Is(err, broken) {
 		t.Error(err)
 	}
-	// More than goes at once.
+	// More records than one batch of an import.
 	const many = 1000
 	large := append([]server.Record{}, want[:3]...)
 	for i := range many {
@@ -67,32 +68,32 @@ func exportImport(t *testing.T, from, to server.Store) {
 	}
 }
 
-// digestBites: no change of what counts goes unseen, and onces do not count.
-func digestBites(t *testing.T, s server.Store) {
+// digestChanges: each change of an organization, client or deposit changes the digest.
+func digestChanges(t *testing.T, s server.Store) {
 	ctx := t.Context()
 	Fill(t, s)
-	seen := map[string]string{Digest(t, s): "as it was"}
+	seen := map[string]string{Digest(t, s): "no change"}
 	for _, c := range []struct {
 		name string
 		do   func() error
 	}{
 		{"auth", func() error { return s.SetAuth(ctx, Org, "y") }},
 		{"state", func() error { return s.SetState(ctx, Owner, server.Disabled) }},
-		{"put", func() error { return s.Put(ctx, Row(6), "u2", Until("e1")) }},
-		{"delete", func() error { return s.Delete(ctx, Owner, []string{"u4"}, time.UnixMilli(5), Until("e2")) }},
-		{"undelete", func() error { return s.Undelete(ctx, Owner, []string{"u1"}, Until("e3")) }},
-		{"purge", func() error { return s.Purge(ctx, Owner, []string{"u4"}, Until("e4")) }},
+		{"put", func() error { return s.Put(ctx, Row(6), "u2", Request("e1")) }},
+		{"delete", func() error { return s.Delete(ctx, Owner, []string{"u4"}, time.UnixMilli(5), Request("e2")) }},
+		{"undelete", func() error { return s.Undelete(ctx, Owner, []string{"u1"}, Request("e3")) }},
+		{"purge", func() error { return s.Purge(ctx, Owner, []string{"u4"}, Request("e4")) }},
 	} {
 		check(t, c.do())
 		d := Digest(t, s)
 		if other, ok := seen[d]; ok {
-			t.Errorf("after %s the digest is that of %s", c.name, other)
+			t.Errorf("the digest after %s is the digest after %s", c.name, other)
 		}
 		seen[d] = c.name
 	}
 	before := Digest(t, s)
 	check(t, s.Forget(ctx, at.Add(time.Hour+time.Millisecond)))
 	if Digest(t, s) == before { // u3 has expired
-		t.Error("forget is not seen")
+		t.Error("forget does not change the digest")
 	}
 }

@@ -16,24 +16,24 @@ func clients(t *testing.T, s server.Store) {
 	check(t, s.AddOrg(ctx, server.Org{Name: "one", UUID: "1"}))
 	check(t, s.AddOrg(ctx, server.Org{Name: "two", UUID: "2"}))
 	c := server.Client{Fingerprint: "AA", Org: "one", PublicKey: []byte{0, 1, 0xff}, State: server.Active, Created: at}
-	got, err := s.AddClient(ctx, c, Until("1"))
+	got, err := s.AddClient(ctx, c, Request("1"))
 	if err != nil || !reflect.DeepEqual(got, c) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	check(t, s.SetState(ctx, "AA", server.Disabled))
 	again := c
 	again.Created = at.Add(time.Hour)
-	if got, err := s.AddClient(ctx, again, Until("2")); err != nil || got.State != server.Disabled ||
+	if got, err := s.AddClient(ctx, again, Request("2")); err != nil || got.State != server.Disabled ||
 		!got.Created.Equal(at) {
-		t.Errorf("one who registers again is told %+v, %v: a disabled one stays so", got, err)
+		t.Errorf("a disabled client registers again: %+v, %v; it must stay disabled", got, err)
 	}
 	again.Org = "two"
-	_, err = s.AddClient(ctx, again, Until("3"))
+	_, err = s.AddClient(ctx, again, Request("3"))
 	wants(t, "a client of another organization", err, claviger.KeyExists)
 	again.Org, again.Fingerprint = "none", "BB"
-	_, err = s.AddClient(ctx, again, Until("4"))
+	_, err = s.AddClient(ctx, again, Request("4"))
 	if err == nil {
-		t.Error("a client of no organization")
+		t.Error("a client of an unknown organization was added")
 	}
 	got, err = s.Client(ctx, "AA")
 	if err != nil || got.State != server.Disabled || !got.Created.Equal(at) ||
@@ -44,7 +44,7 @@ func clients(t *testing.T, s server.Store) {
 	wants(t, "no client", err, claviger.KeyNotFound)
 	wants(t, "state of none", s.SetState(ctx, "BB", server.Active), claviger.KeyNotFound)
 	_, err = s.AddClient(ctx, server.Client{Fingerprint: "0B", Org: "two", PublicKey: []byte{1}, State: server.Active},
-		Until("5"))
+		Request("5"))
 	check(t, err)
 	for org, want := range map[string][]string{"": {"0B", "AA"}, "one": {"AA"}, "two": {"0B"}, "none": nil} {
 		list, err := s.Clients(ctx, org)
@@ -58,7 +58,7 @@ func clients(t *testing.T, s server.Store) {
 	}
 }
 
-// pending: no more than MaxPending wait, also where all come at once.
+// pending: at most MaxPending clients are pending, even if many register at once.
 func pending(t *testing.T, s server.Store) {
 	ctx := t.Context()
 	check(t, s.AddOrg(ctx, server.Org{Name: Org, UUID: "o"}))
@@ -68,7 +68,7 @@ func pending(t *testing.T, s server.Store) {
 	fill := func(from, to int) {
 		for i := from; i < to; i++ {
 			_, errs[i] = s.AddClient(ctx, server.Client{Fingerprint: fmt.Sprintf("%04X", i), Org: Org,
-				PublicKey: []byte{1}, State: server.Pending, Created: at}, Until(fmt.Sprint(i)))
+				PublicKey: []byte{1}, State: server.Pending, Created: at}, Request(fmt.Sprint(i)))
 		}
 	}
 	fill(0, server.MaxPending-4)
@@ -79,20 +79,20 @@ func pending(t *testing.T, s server.Store) {
 	refused := 0
 	for _, err := range errs {
 		if err != nil {
-			wants(t, "one too many", err, claviger.Denied)
+			wants(t, "too many pending clients", err, claviger.Denied)
 			refused++
 		}
 	}
 	if all, err := s.Clients(ctx, Org); err != nil || len(all) != server.MaxPending || refused != more {
-		t.Errorf("%d clients wait, %d were refused, %v", len(all), refused, err)
+		t.Errorf("%d clients are pending, %d were refused, %v", len(all), refused, err)
 	}
-	// One who waits already may ask again; one who has the secret is let in.
+	// A pending client may register again. A client with the secret becomes active.
 	if _, err := s.AddClient(ctx, server.Client{Fingerprint: "0000", Org: Org, PublicKey: []byte{1},
-		State: server.Pending}, Until("x")); err != nil {
+		State: server.Pending}, Request("x")); err != nil {
 		t.Error(err)
 	}
 	if _, err := s.AddClient(ctx, server.Client{Fingerprint: "FFFF", Org: Org, PublicKey: []byte{1},
-		State: server.Active}, Until("y")); err != nil {
+		State: server.Active}, Request("y")); err != nil {
 		t.Error(err)
 	}
 }
