@@ -181,7 +181,7 @@ func parseKeystore(path string, data []byte) (FileConfig, error) {
 	var c FileConfig
 	const form = "a keystore file has lines like \"module = /path/of/library.so\"; claviger hsm init writes one"
 	if len(data) > maxFile || bytes.IndexByte(data, 0) >= 0 {
-		return c, fmt.Errorf("%s is no keystore file of claviger's (a Java keystore?); %s", path, form)
+		return c, fmt.Errorf("%s is not a keystore file of claviger (a Java keystore?); %s", path, form)
 	}
 	seen := map[string]bool{}
 	lines := bufio.NewScanner(bytes.NewReader(data))
@@ -202,39 +202,10 @@ func parseKeystore(path string, data []byte) (FileConfig, error) {
 		case value == "":
 			return fail("%s has no value; give it one or take the line out", name)
 		case seen[name]:
-			return fail("%s stands there twice; keep one", name)
+			return fail("%s is there twice; keep one", name)
 		}
 		seen[name] = true
-		var err error
-		switch name {
-		case "module":
-			c.Module = value
-		case "token":
-			c.Token = value
-		case "serial":
-			c.Serial = value
-		case "slot":
-			c.Slot, err = parseSlot(value)
-		case "pin-file":
-			c.PINFile = value
-		case "pin-env":
-			c.PINEnv = value
-		case "credential":
-			c.Credential = value
-		case "pin":
-			return fail("a PIN must not stand in this file; put it into a file of its own (mode 0400) and name that: " +
-				"pin-file = PATH")
-		case "profile":
-			c.Profile, err = ParseProfile(value)
-		case "max-sessions":
-			if c.MaxSessions, err = strconv.Atoi(value); err != nil || c.MaxSessions < 1 || c.MaxSessions > 4096 {
-				return fail("max-sessions has the value %q; it must be a number from 1 to 4096", value)
-			}
-		default:
-			return fail("%q is not known; known are module, token, serial, slot, pin-file, pin-env, credential, "+
-				"profile, max-sessions", name)
-		}
-		if err != nil {
+		if err := c.set(name, value); err != nil {
 			return fail("%v", err)
 		}
 	}
@@ -242,6 +213,39 @@ func parseKeystore(path string, data []byte) (FileConfig, error) {
 		return c, fmt.Errorf("%s: %w", path, err)
 	}
 	return c, c.check(path)
+}
+
+// set stores the value of one line of a keystore file.
+func (c *FileConfig) set(name, value string) (err error) {
+	switch name {
+	case "module":
+		c.Module = value
+	case "token":
+		c.Token = value
+	case "serial":
+		c.Serial = value
+	case "slot":
+		c.Slot, err = parseSlot(value)
+	case "pin-file":
+		c.PINFile = value
+	case "pin-env":
+		c.PINEnv = value
+	case "credential":
+		c.Credential = value
+	case "pin":
+		return errors.New("a PIN must not be in this file; put it into a file of its own (mode 0400) and name " +
+			"that: pin-file = PATH")
+	case "profile":
+		c.Profile, err = ParseProfile(value)
+	case "max-sessions":
+		if c.MaxSessions, err = strconv.Atoi(value); err != nil || c.MaxSessions < 1 || c.MaxSessions > 4096 {
+			return fmt.Errorf("max-sessions has the value %q; it must be a number from 1 to 4096", value)
+		}
+	default:
+		return fmt.Errorf("%q is not known; known are module, token, serial, slot, pin-file, pin-env, credential, "+
+			"profile, max-sessions", name)
+	}
+	return err
 }
 
 func parseSlot(value string) (*uint, error) {

@@ -49,10 +49,10 @@ func TestKeystoreFileErrors(t *testing.T) {
 		"module\n": `:1: there is no '=' in this line; a keystore file has ` +
 			`lines like "module = /path/of/library.so"; claviger hsm init writes one`,
 		"\n# x\nmodule =\n":  `:3: module has no value; give it one or take the line out`,
-		good + "token = x\n": `:4: token stands there twice; keep one`,
+		good + "token = x\n": `:4: token is there twice; keep one`,
 		good + "libary = /x.so": `:4: "libary" is not known; known are module, token, ` +
 			`serial, slot, pin-file, pin-env, credential, profile, max-sessions`,
-		good + "pin = 1234\n": `:4: a PIN must not stand in this file; put it into a ` +
+		good + "pin = 1234\n": `:4: a PIN must not be in this file; put it into a ` +
 			`file of its own (mode 0400) and name that: pin-file = PATH`,
 		good + "profile = lunar": `:4: unknown profile "lunar"; known ones: [luna ncipher ` +
 			`softhsm generic]`,
@@ -71,9 +71,9 @@ func TestKeystoreFileErrors(t *testing.T) {
 			`pin-file, pin-env or credential`,
 		good + "pin-env = PIN\n": `: the place of the PIN must be named once, by one of ` +
 			`pin-file, pin-env or credential`,
-		"\xfe\xed\xfe\xed\x00\x00\x00\x02": ` is no keystore file of claviger's (a Java keystore?); ` +
+		"\xfe\xed\xfe\xed\x00\x00\x00\x02": ` is not a keystore file of claviger (a Java keystore?); ` +
 			`a keystore file has lines like "module = /path/of/library.so"; claviger hsm init writes one`,
-		strings.Repeat("# a comment\n", maxFile/12) + good: ` is no keystore file of claviger's (a Java keystore?); ` +
+		strings.Repeat("# a comment\n", maxFile/12) + good: ` is not a keystore file of claviger (a Java keystore?); ` +
 			`a keystore file has lines like "module = /path/of/library.so"; claviger hsm init writes one`,
 	} {
 		path := write(t, "x.keystore", content, 0o640)
@@ -227,7 +227,7 @@ func TestParseURI(t *testing.T) {
 	for uri, want := range map[string]string{
 		"jceks://file@/x":               `"jceks://file@/x" is no pkcs11: URI`,
 		"pkcs11:token" + rest:           `"token" is no attribute; one is name=value`,
-		"pkcs11:token=a;token=b" + rest: `attribute token stands there twice`,
+		"pkcs11:token=a;token=b" + rest: `attribute token is there twice`,
 		"pkcs11:token=%zz" + rest:       `attribute token: invalid URL escape "%zz"`,
 		"pkcs11:token=" + rest: `attribute token has the value ""; give it one or ` +
 			`take it out`,

@@ -47,18 +47,19 @@ func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, bloc
 	case err := <-w.done:
 		return err
 	case <-ctx.Done():
-		if w.state.CompareAndSwap(waiting, left) {
+		if w.state.CompareAndSwap(waiting, abandoned) {
 			return claviger.Errorf(op, claviger.Unavailable, label, "the HSM did not answer in time: %w", ctx.Err())
 		}
 		return <-w.done // the result is being written into blocks
 	}
 }
 
-// States of a waiter. The goroutine that changes the state from waiting to another owns the waiter's blocks.
+// States of a waiter; an abandoned waiter is one whose caller gave up. The goroutine that changes the state from
+// waiting to another owns the waiter's blocks.
 const (
 	waiting int32 = iota
 	served
-	left
+	abandoned
 )
 
 // waiter is one caller of EncryptBlocks. The HSM calls work on a copy of the blocks, since the caller may give up
@@ -72,7 +73,7 @@ type waiter struct {
 	done   chan error
 }
 
-// finish gives the waiter the encrypted blocks, or err, unless it has left or has its answer already. No running
+// finish gives the waiter the encrypted blocks, or err, unless it was abandoned or has its answer already. No running
 // call may use w.in.
 func (w *waiter) finish(err error) {
 	if w.state.CompareAndSwap(waiting, served) {
@@ -134,14 +135,14 @@ func (g *gatherer) queue(w *waiter) {
 }
 
 // next takes the parts for one C_Encrypt off the queues. It returns nil, and ends the run, if no waiter is queued.
-// Waiters that have left are dropped.
+// It drops abandoned waiters.
 func (g *gatherer) next() []part {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.small = dropLeft(g.small)
-	g.large = dropLeft(g.large)
-	most := max(int(g.token.maxData.Load())/blockSize*blockSize, blockSize)
-	limit := min(most, gatherLimit)
+	g.small = dropAbandoned(g.small)
+	g.large = dropAbandoned(g.large)
+	maxSize := max(int(g.token.maxData.Load())/blockSize*blockSize, blockSize)
+	limit := min(maxSize, gatherLimit)
 	share := limit // of the small waiters
 	if len(g.large) > 0 {
 		share = limit / 2
@@ -153,7 +154,7 @@ func (g *gatherer) next() []part {
 		batch = append(batch, part{w, w.at, len(w.in)})
 		size += len(w.in)
 	}
-	room := most // for the first large waiter: alone, it may fill the call
+	room := maxSize // for the first large waiter: alone, it may fill the call
 	if size > 0 {
 		room = (limit - size) / blockSize * blockSize
 	}
@@ -187,8 +188,8 @@ func shift(q *[]*waiter) *waiter {
 	return w
 }
 
-// dropLeft removes the waiters that have left from a queue.
-func dropLeft(q []*waiter) []*waiter {
+// dropAbandoned removes the abandoned waiters from a queue.
+func dropAbandoned(q []*waiter) []*waiter {
 	return slices.DeleteFunc(q, func(w *waiter) bool {
 		if w.state.Load() == waiting {
 			return false
@@ -210,8 +211,8 @@ func (g *gatherer) run() {
 // gatherMore yields to goroutines that are about to queue a request, as long as the queues grow. Without it,
 // requests to a quick HSM would just miss a shared call. On an idle machine it takes no time.
 func (g *gatherer) gatherMore() {
-	const most = 64 // with more waiters a block gets hardly cheaper
-	for before := g.waiting(); before < most; {
+	const enough = 64 // with more waiters a block gets hardly cheaper
+	for before := g.waiting(); before < enough; {
 		runtime.Gosched()
 		after := g.waiting()
 		if after == before {

@@ -67,7 +67,7 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 				return err
 			}
 			if len(ours) == 1 {
-				return t.asOrdered(s, ours[0], label, bits)
+				return t.checkNewKey(s, ours[0], label, bits)
 			}
 		}
 		if len(found) > 0 {
@@ -100,13 +100,13 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 		if err != nil {
 			return err
 		}
-		return t.asOrdered(s, object, label, bits)
+		return t.checkNewKey(s, object, label, bits)
 	})
 }
 
-// asOrdered destroys a new key whose attributes differ from the request, and returns an error. A policy of the HSM
+// checkNewKey destroys a new key whose attributes differ from the request, and returns an error. A policy of the HSM
 // may have overruled the template.
-func (t *Token) asOrdered(s p11.SessionHandle, object p11.ObjectHandle, label string, bits int) error {
+func (t *Token) checkNewKey(s p11.SessionHandle, object p11.ObjectHandle, label string, bits int) error {
 	k, err := t.describe(s, object)
 	if err == nil {
 		err = t.noOtherUse(s, object)
@@ -307,12 +307,12 @@ func (t *Token) search(s p11.SessionHandle, template []*p11.Attribute) ([]p11.Ob
 	const page = 256
 	var all []p11.ObjectHandle
 	for {
-		some, _, err := t.b.FindObjects(s, page)
+		batch, _, err := t.b.FindObjects(s, page)
 		if err != nil {
 			return nil, errors.Join(err, t.b.FindObjectsFinal(s))
 		}
-		all = append(all, some...)
-		if len(some) < page {
+		all = append(all, batch...)
+		if len(batch) < page {
 			break
 		}
 	}

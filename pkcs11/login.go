@@ -155,18 +155,19 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 	if err != nil {
 		return nil, err
 	}
-	who := found.String()
+	name := found.String()
 	switch flags := found.info.Flags; {
 	case flags&flagPINLocked != 0:
 		return nil, refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries; the HSM's security "+
-			"officer must reset it", who), true}
+			"officer must reset it", name), true}
 	case flags&flagPINInitialized == 0:
-		return nil, refusal{fmt.Errorf("token %s %w; the HSM's security officer must set one", who, errNoUserPIN), true}
+		return nil, refusal{fmt.Errorf("token %s %w; the HSM's security officer must set one", name, errNoUserPIN),
+			true}
 	case flags&flagPINFinalTry != 0:
 		return nil, refusal{fmt.Errorf("token %s would lock at one more wrong PIN, so it is not tried; log in once "+
-			"with the HSM's own tool and the right PIN, then start again", who), true}
+			"with the HSM's own tool and the right PIN, then start again", name), true}
 	case flags&flagPINCountLow != 0:
-		t.log.Warn("a wrong PIN was tried at the token before", "token", who)
+		t.log.Warn("a wrong PIN was tried at the token before", "token", name)
 	}
 	pin, err := t.cfg.PIN()
 	if err != nil {
@@ -177,7 +178,7 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 	err = refusedPINs.try(ctx, t.module.resolved, found, pin, func() error {
 		session, err := t.b.OpenSession(found.slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
 		if err != nil {
-			return fmt.Errorf("opening a session on token %s: %w", who, err)
+			return fmt.Errorf("opening a session on token %s: %w", name, err)
 		}
 		err = t.b.Login(session, p11.CKU_USER, string(pin))
 		if err == nil || errors.Is(err, p11.Error(p11.CKR_USER_ALREADY_LOGGED_IN)) {
@@ -185,17 +186,18 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 			return nil
 		}
 		_ = t.b.CloseSession(session) // only the login's error matters
-		return fmt.Errorf("logging in to token %s: %w", who, err)
+		return fmt.Errorf("logging in to token %s: %w", name, err)
 	})
 	switch {
 	case err == nil:
 		return l, nil
 	case errors.Is(err, p11.Error(p11.CKR_PIN_LOCKED)):
 		return nil, refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries (%w); the HSM's "+
-			"security officer must reset it, then start again", who, codeOf(err)), true}
+			"security officer must reset it, then start again", name, codeOf(err)), true}
 	case isPIN(err):
 		return nil, refusal{fmt.Errorf("token %s refuses the PIN of %s (%w); it was tried once and is not tried "+
-			"again, lest the token lock: correct the PIN, then start again", who, t.cfg.PINSource, codeOf(err)), true}
+			"again, so that the token does not lock: correct the PIN, then start again", name, t.cfg.PINSource,
+			codeOf(err)), true}
 	}
 	return nil, err
 }
@@ -220,12 +222,12 @@ func codeOf(err error) error {
 }
 
 // refusedPINs are the PINs that tokens refused in this process.
-var refusedPINs = pinBook{trials: map[[sha256.Size]byte]*flight{}}
+var refusedPINs = pinRefusals{trials: map[[sha256.Size]byte]*flight{}}
 
-// pinBook remembers the PINs that a token refused. After a few wrong PINs a token locks, and a process opens one
-// token many times: at each reload, for each provider, and after each loss of the token. The book holds no PIN, but
-// a keyed hash of each. The key of the hash exists only in this process.
-type pinBook struct {
+// pinRefusals remembers the PINs that a token refused. After a few wrong PINs a token locks, and a process opens one
+// token many times: at each reload, for each provider, and after each loss of the token. It holds no PIN, but a keyed
+// hash of each. The key of the hash exists only in this process.
+type pinRefusals struct {
 	once   sync.Once
 	key    [sha256.Size]byte
 	mu     sync.Mutex
@@ -234,7 +236,7 @@ type pinBook struct {
 
 // try calls attempt, unless the token refused the same PIN before: then it returns the earlier error. Of several
 // callers with one PIN, one calls attempt and the others wait for its result.
-func (b *pinBook) try(ctx context.Context, module string, token candidate, pin secret.Bytes,
+func (b *pinRefusals) try(ctx context.Context, module string, token candidate, pin secret.Bytes,
 	attempt func() error) error {
 	b.once.Do(func() { _, _ = rand.Read(b.key[:]) }) // it never fails
 	h := hmac.New(sha256.New, b.key[:])

@@ -14,12 +14,12 @@ import (
 )
 
 const (
-	// drainPatience is the time that a reset waits for running calls, and blocks new ones. A call that runs longer
+	// drainTimeout is the time that a reset waits for running calls, and blocks new ones. A call that runs longer
 	// counts as hung.
-	drainPatience = 3 * time.Second
-	// gatePatience is the time that a call waits for the end of a reset, counted from the start of the reset. It is
-	// longer than drainPatience by the time that a library may need to initialise.
-	gatePatience = 10 * time.Second
+	drainTimeout = 3 * time.Second
+	// gateTimeout is the time that a call waits for the end of a reset, counted from the start of the reset. It is
+	// longer than drainTimeout by the time that a library may need to initialise.
+	gateTimeout = 10 * time.Second
 )
 
 // module is a loaded library. A process may load and initialise each library only once, so all tokens of a library
@@ -54,9 +54,9 @@ type gate struct {
 	err   error         // result of the reset; read it after open is closed
 }
 
-// wait waits until the reset ends, up to gatePatience, because C_Finalize may hang.
+// wait waits until the reset ends, up to gateTimeout, because C_Finalize may hang.
 func (g *gate) wait(ctx context.Context) error {
-	timer := time.NewTimer(time.Until(g.since.Add(gatePatience)))
+	timer := time.NewTimer(time.Until(g.since.Add(gateTimeout)))
 	defer timer.Stop()
 	select {
 	case <-g.open:
@@ -98,7 +98,7 @@ func openModule(path string) (*module, error) {
 	b := p11.New(path)
 	if b == nil {
 		return nil, fmt.Errorf("PKCS#11 module %s cannot be loaded: it is no PKCS#11 library for this machine, or a "+
-			"library that it needs is missing (ldd %s tells)", path, path)
+			"library that it needs is missing (ldd %s shows which)", path, path)
 	}
 	if err := initialize(b); err != nil {
 		b.Destroy()
@@ -106,7 +106,7 @@ func openModule(path string) (*module, error) {
 			return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised: %w", path, fault)
 		}
 		return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised: %w; the HSM client's own log or check "+
-			"program tells more", path, err)
+			"program says more", path, err)
 	}
 	m := &module{path: path, resolved: resolved, b: b, users: 1, generation: 1}
 	modules[resolved] = m
@@ -234,7 +234,7 @@ func (m *module) reset(ctx context.Context, seen uint64, b Boundary) error {
 	}
 	m.mu.Unlock()
 
-	timer := time.NewTimer(drainPatience)
+	timer := time.NewTimer(drainTimeout)
 	defer timer.Stop()
 	select {
 	case <-quiet:

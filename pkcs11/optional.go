@@ -22,19 +22,19 @@ func (t *Token) withOptional(generate func(optional []*p11.Attribute) error, use
 		optional = append([]uint{p11.CKA_MODIFIABLE}, optional...)
 	}
 	var first error
-	for _, spared := range sparings(t.refused(), optional) {
+	for _, omitted := range omissionSets(t.refused(), optional) {
 		var attributes []*p11.Attribute
 		for _, a := range optional {
-			if !slices.Contains(spared, a) {
+			if !slices.Contains(omitted, a) {
 				attributes = append(attributes, p11.NewAttribute(a, false))
 			}
 		}
 		err := generate(attributes)
 		switch {
 		case err == nil && first != nil:
-			t.spared.Store(&spared)
+			t.omitted.Store(&omitted)
 			t.log.Warn("the token refuses attributes that a key can do without; keys are made without them", "token",
-				t.Info().Label, "attributes", attributeList(spared), "err", first)
+				t.Info().Label, "attributes", attributeList(omitted), "err", first)
 			return nil
 		case err == nil || !refusesTemplate(err):
 			return err
@@ -47,16 +47,16 @@ func (t *Token) withOptional(generate func(optional []*p11.Attribute) error, use
 
 // refused returns the attributes that the token refused before.
 func (t *Token) refused() []uint {
-	if p := t.spared.Load(); p != nil {
+	if p := t.omitted.Load(); p != nil {
 		return *p
 	}
 	return nil
 }
 
-// sparings returns the sets of attributes to leave out, in the order of the tries: the known ones; the known ones
+// omissionSets returns the sets of attributes to leave out, in the order of the tries: the known ones; the known ones
 // and one other; the known ones, the first other and one more; all. Most tokens refuse only one attribute. An
 // attribute that is left out without need may get an unwanted value.
-func sparings(known, optional []uint) [][]uint {
+func omissionSets(known, optional []uint) [][]uint {
 	sets := [][]uint{known}
 	rest := slices.DeleteFunc(slices.Clone(optional), func(a uint) bool { return slices.Contains(known, a) })
 	for _, a := range rest {

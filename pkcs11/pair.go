@@ -59,7 +59,7 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 				return err
 			}
 			if len(ours) == 1 {
-				return t.pairAsOrdered(s, ours[0], 0, id, label, bits)
+				return t.checkNewPair(s, ours[0], 0, id, label, bits)
 			}
 		}
 		public, err := t.findPublic(s, id)
@@ -92,7 +92,7 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 		if err != nil {
 			return err
 		}
-		return t.pairAsOrdered(s, private, publicKey, id, label, bits)
+		return t.checkNewPair(s, private, publicKey, id, label, bits)
 	})
 }
 
@@ -119,9 +119,9 @@ func privateTemplate(id []byte, label string) []*p11.Attribute {
 	}
 }
 
-// pairAsOrdered destroys a new pair whose attributes differ from the request, and returns an error. public is 0 if
+// checkNewPair destroys a new pair whose attributes differ from the request, and returns an error. public is 0 if
 // the handle of the public key is not known.
-func (t *Token) pairAsOrdered(s p11.SessionHandle, private, public p11.ObjectHandle, id []byte, label string,
+func (t *Token) checkNewPair(s p11.SessionHandle, private, public p11.ObjectHandle, id []byte, label string,
 	bits int) error {
 	k, err := t.describePair(s, private)
 	if err == nil && (k.Public.N.BitLen() != bits || !bytes.Equal(k.ID, id) || !k.Sensitive || k.Extractable ||

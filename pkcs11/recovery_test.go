@@ -241,7 +241,7 @@ func TestHungOpenSession(t *testing.T) {
 			wg.Wait()
 			within(t, 20*time.Second, "Info", func() { tok.Info() })
 			within(t, 20*time.Second, "OnReset", func() { tok.OnReset(func() {}) })
-			tok.patience = 200 * time.Millisecond
+			tok.closeTimeout = 200 * time.Millisecond
 			within(t, 30*time.Second, "Close", func() {
 				if err := tok.Close(); err == nil {
 					t.Error("Close says nothing of a call that hangs")
@@ -271,7 +271,7 @@ func TestAfterHungClose(t *testing.T) {
 	tok, m := open(t)
 	release := m.Hang("GenerateRandom")
 	pingHangs(t, tok, m, "GenerateRandom")
-	tok.patience = 200 * time.Millisecond
+	tok.closeTimeout = 200 * time.Millisecond
 	if err := tok.Close(); err == nil {
 		t.Error("the library was unloaded under a call")
 	}

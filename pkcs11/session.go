@@ -177,11 +177,11 @@ func (t *Token) attempt(ctx context.Context, f func(*login, p11.SessionHandle) e
 	for try := 0; try < 2; try++ {
 		var generation uint64
 		generation, err = t.runOnce(ctx, f)
-		how := damageOf(err)
-		if how <= suspect {
+		severity := damageOf(err)
+		if severity <= suspect {
 			return err
 		}
-		if how == lost {
+		if severity == lost {
 			if rerr := t.reset(ctx, generation); rerr != nil {
 				return fmt.Errorf("%w (%w)", err, rerr)
 			}
@@ -202,17 +202,17 @@ func (t *Token) runOnce(ctx context.Context, f func(*login, p11.SessionHandle) e
 	}
 	defer t.module.leave(visit)
 	generation = t.module.current()
-	l, s, err := t.take(ctx)
+	l, s, err := t.acquireSession(ctx)
 	if err != nil {
 		return generation, err
 	}
 	err = f(l, s)
-	t.giveBack(l, s, damageOf(err))
+	t.releaseSession(l, s, damageOf(err))
 	return generation, err
 }
 
-// take logs in if necessary, and returns an idle session or a new one.
-func (t *Token) take(ctx context.Context) (*login, p11.SessionHandle, error) {
+// acquireSession logs in if necessary, and returns an idle session or a new one.
+func (t *Token) acquireSession(ctx context.Context) (*login, p11.SessionHandle, error) {
 	l, err := t.loggedIn(ctx)
 	if err != nil {
 		return nil, 0, err
@@ -236,16 +236,16 @@ func (t *Token) take(ctx context.Context) (*login, p11.SessionHandle, error) {
 	return l, s, err
 }
 
-// giveBack keeps a session for the next call, or closes it. It closes the session before a reset, because the reset
-// may fail.
-func (t *Token) giveBack(l *login, s p11.SessionHandle, how damage) {
-	if how >= gone {
+// releaseSession keeps a session for the next call, or closes it. It closes the session before a reset, because the
+// reset may fail.
+func (t *Token) releaseSession(l *login, s p11.SessionHandle, severity damage) {
+	if severity >= gone {
 		// In some libraries a handle is valid only while the session that found it is open. A logout affects all
 		// sessions at once.
 		t.retire(l)
 	}
 	t.mu.Lock()
-	if how == none && t.login == l && !t.closed {
+	if severity == none && t.login == l && !t.closed {
 		l.idle = append(l.idle, s)
 		t.mu.Unlock()
 		return

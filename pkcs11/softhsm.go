@@ -32,7 +32,7 @@ func softHSMFault(c *Config) error {
 	if !isSoftHSM(c.Module) {
 		return nil
 	}
-	folders, shut, err := tokenFolders()
+	folders, unreadable, err := tokenFolders()
 	if err != nil {
 		if !errors.Is(err, fs.ErrPermission) {
 			return nil
@@ -52,7 +52,7 @@ func softHSMFault(c *Config) error {
 				"token.object back from a backup of the folder; make no new token", f.path)
 		}
 	}
-	if len(shut) == 0 {
+	if len(unreadable) == 0 {
 		return nil
 	}
 	maker := "softhsm2-util --init-token --free --label LABEL"
@@ -62,22 +62,22 @@ func softHSMFault(c *Config) error {
 	return fmt.Errorf("SoftHSM shows a token only to users who may read its files, and this user may not read all of "+
 		"them (%w): either it is the token in %s, so run as that user or give this user rights to the folder (%s); "+
 		"or it was not made yet, so make it as this user (%s)",
-		shut[0].err, strings.Join(named(shut), ", "), secret.Admit(shut[0].err), maker)
+		unreadable[0].err, strings.Join(named(unreadable), ", "), secret.Admit(unreadable[0].err), maker)
 }
 
 const (
-	// writtenWithin is the longest time that Open waits while another process writes a token's file. A write takes
+	// writeTimeout is the longest time that Open waits while another process writes a token's file. A write takes
 	// milliseconds, and longer if many processes start at once.
-	writtenWithin = time.Second
-	// writtenPause is the first pause between two attempts.
-	writtenPause = 10 * time.Millisecond
+	writeTimeout = time.Second
+	// firstPause is the first pause between two attempts.
+	firstPause = 10 * time.Millisecond
 )
 
-// readWhileWritten reports whether err, of an attempt to find a token and to log in, may come from a token.object
+// readDuringWrite reports whether err, of an attempt to find a token and to log in, may come from a token.object
 // that was read while another process wrote it. SoftHSM 2.6 writes the file at each login, and empties it before it
 // locks it. A process that reads the file at that moment finds no token, or a token without label or PIN, or gets
 // CKR_GENERAL_ERROR. If so, the file is now still empty, or it is whole and the token's folder has no fault.
-func readWhileWritten(c *Config, err error) bool {
+func readDuringWrite(c *Config, err error) bool {
 	var hidden notShown
 	if !isSoftHSM(c.Module) || !errors.As(err, &hidden) && !errors.Is(err, errNoUserPIN) &&
 		!errors.Is(err, p11.Error(p11.CKR_USER_PIN_NOT_INITIALIZED)) &&
@@ -103,21 +103,21 @@ type tokenFolder struct {
 	err   error  // why token.object cannot be read
 }
 
-// shutShown is the largest number of folders of other users that a message names.
-const shutShown = 3
+// unreadableNamed is the largest number of folders of other users that a message names.
+const unreadableNamed = 3
 
 func named(folders []tokenFolder) (list []string) {
 	for i, f := range folders {
-		if i == shutShown {
+		if i == unreadableNamed {
 			return append(list, fmt.Sprintf("and %d more", len(folders)-i))
 		}
-		list = append(list, f.path+ownedBy(f.path))
+		list = append(list, f.path+ownerNote(f.path))
 	}
 	return list
 }
 
-// ownedBy names the owner of a file in brackets; "" if the owner is not known.
-func ownedBy(path string) string {
+// ownerNote names the owner of a file in brackets; "" if the owner is not known.
+func ownerNote(path string) string {
 	if secret.Rights(path) == "" {
 		return ""
 	}
@@ -165,7 +165,7 @@ func (f tokenFolder) fault() error {
 		return fmt.Errorf("SoftHSM cannot change the token: %w; let the server write to that folder (systemd: "+
 			"ReadWritePaths=%s), or mount it writable", err, filepath.Dir(f.path))
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("SoftHSM cannot change the token: %w%s; cure: %s", err, ownedBy(f.path), f.take())
+		return fmt.Errorf("SoftHSM cannot change the token: %w%s; cure: %s", err, ownerNote(f.path), f.cure())
 	}
 	return nil
 }
@@ -178,7 +178,7 @@ func (f tokenFolder) unread() error {
 		return nil // the token was destroyed meanwhile; rights are not the reason
 	}
 	if err != nil {
-		return fmt.Errorf("SoftHSM cannot read the token's folder: %w%s; cure: %s", err, ownedBy(f.path), f.take())
+		return fmt.Errorf("SoftHSM cannot read the token's folder: %w%s; cure: %s", err, ownerNote(f.path), f.cure())
 	}
 	var first error
 	n, objects := 0, 0
@@ -194,7 +194,7 @@ func (f tokenFolder) unread() error {
 		}
 		// name an object rather than its lock file
 		if first == nil || objects == 1 && strings.HasSuffix(path, ".object") {
-			first = fmt.Errorf("%w%s", err, ownedBy(path))
+			first = fmt.Errorf("%w%s", err, ownerNote(path))
 		}
 	}
 	if n == 0 {
@@ -202,13 +202,13 @@ func (f tokenFolder) unread() error {
 	}
 	return fmt.Errorf("SoftHSM keeps each object in a file, and user %s may not read %d files of the token's folder, "+
 		"whose objects are there and not shown: %w; cure: %s",
-		secret.Ourselves(), n, first, f.take())
+		secret.Ourselves(), n, first, f.cure())
 }
 
-// take returns the cure if this user lacks rights to the token's files. SoftHSM makes each file with mode 0600, so
+// cure returns the cure if this user lacks rights to the token's files. SoftHSM makes each file with mode 0600, so
 // another mode of the folder or a group does not help. If the folder belongs to a user other than root, the token
 // is mostly that user's.
-func (f tokenFolder) take() string {
+func (f tokenFolder) cure() string {
 	chown := fmt.Sprintf("chown -R %s %s", secret.Ourselves(), f.path)
 	info, err := os.Stat(f.path)
 	if err != nil {
@@ -275,9 +275,9 @@ func (t *Token) explained(err error) error {
 	return err
 }
 
-// tokenFolders returns the folders of all tokens. shut are the folders whose token.object this process may not read;
-// they are in all too. err means that the settings or the folder of all tokens cannot be read.
-func tokenFolders() (all, shut []tokenFolder, err error) {
+// tokenFolders returns the folders of all tokens. unreadable are the folders whose token.object this process may not
+// read; they are in all too. err means that the settings or the folder of all tokens cannot be read.
+func tokenFolders() (all, unreadable []tokenFolder, err error) {
 	conf, err := softHSMConf()
 	if err != nil {
 		return nil, nil, err
@@ -299,11 +299,11 @@ func tokenFolders() (all, shut []tokenFolder, err error) {
 		f := tokenFolder{path: filepath.Join(tokens, e.Name())}
 		f.label, f.err = readStart(filepath.Join(f.path, "token.object"))
 		if errors.Is(f.err, fs.ErrPermission) {
-			shut = append(shut, f)
+			unreadable = append(unreadable, f)
 		}
 		all = append(all, f)
 	}
-	return all, shut, nil
+	return all, unreadable, nil
 }
 
 // tokenDirectory reads the folder of all tokens from SoftHSM's settings, as SoftHSM's SimpleConfigLoader does: a '#'

@@ -96,7 +96,7 @@ func TestTurns(t *testing.T) {
 // TestQueueForgetsWhoLeft: no call serves a waiter that has left.
 func TestQueueForgetsWhoLeft(t *testing.T) {
 	g, all := queued(32<<10, 32, 16000, 32)
-	all[0].state.Store(left)
+	all[0].state.Store(abandoned)
 	all[1].state.Store(served)
 	batch := g.next()
 	if len(batch) != 1 || batch[0].w != all[2] || g.waiting() != 0 {
@@ -115,8 +115,8 @@ func TestQueuedCopiesAreWiped(t *testing.T) {
 		copy(w.in, bytes.Repeat([]byte{0xff}, len(w.in)))
 		w.blocks = make([]byte, len(w.in))
 	}
-	all[0].state.Store(left)
-	all[1].state.Store(left)
+	all[0].state.Store(abandoned)
+	all[1].state.Store(abandoned)
 	g.next()
 	all[2].finish(nil)
 	all[3].finish(errHung)

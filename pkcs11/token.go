@@ -26,12 +26,12 @@ type Token struct {
 	slots  chan struct{} // one element for each running call
 	end    chan struct{} // closed by Close
 
-	mechanism uint
-	maxData   atomic.Int64           // largest number of bytes for one C_Encrypt; encrypt may reduce it
-	spared    atomic.Pointer[[]uint] // attributes of new keys that the token refuses, see withOptional
-	inFlight  int                    // largest number of calls with one key at the same time
-	limit     time.Duration          // callLimit; shorter in tests
-	patience  time.Duration          // closePatience; shorter in tests
+	mechanism    uint
+	maxData      atomic.Int64           // largest number of bytes for one C_Encrypt; encrypt may reduce it
+	omitted      atomic.Pointer[[]uint] // attributes of new keys that the token refuses, see withOptional
+	inFlight     int                    // largest number of calls with one key at the same time
+	limit        time.Duration          // callLimit; shorter in tests
+	closeTimeout time.Duration          // closeTimeout; shorter in tests
 
 	// No C call is made while mu is held: a C call may hang, and Info and Close must not.
 	mu         sync.Mutex
@@ -69,7 +69,7 @@ func Open(ctx context.Context, cfg Config) (*Token, error) {
 	if cfg.PIN == nil {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "no source of the PIN is given")
 	}
-	t := &Token{cfg: cfg, log: cfg.Log, end: make(chan struct{}), limit: callLimit, patience: closePatience}
+	t := &Token{cfg: cfg, log: cfg.Log, end: make(chan struct{}), limit: callLimit, closeTimeout: closeTimeout}
 	ctx, cancel := t.limited(ctx)
 	defer cancel()
 	err := t.start(ctx)
@@ -114,7 +114,7 @@ func (t *Token) start(ctx context.Context) error {
 			}
 		}()
 		return fmt.Errorf("PKCS#11 module %s did not come up in time: %w; the HSM client's own log or check program "+
-			"tells more", t.cfg.Module, ctx.Err())
+			"says more", t.cfg.Module, ctx.Err())
 	}
 	t.b = t.module.b
 	if t.cfg.Wrap != nil {
@@ -122,7 +122,7 @@ func (t *Token) start(ctx context.Context) error {
 	}
 	t.b = traced{t.b, &t.onFunction}
 	done := make(chan error, 1)
-	go func() { done <- plain(t.firstLogin(ctx)) }()
+	go func() { done <- withoutDomainError(t.firstLogin(ctx)) }()
 	select {
 	case err := <-done:
 		return err
@@ -134,8 +134,8 @@ func (t *Token) start(ctx context.Context) error {
 // firstLogin logs in. If SoftHSM read the token's file while another process wrote it, firstLogin initialises the
 // library anew, since the library reads tokens only then.
 func (t *Token) firstLogin(ctx context.Context) error {
-	until := time.Now().Add(writtenWithin)
-	for pause := writtenPause; ; pause *= 2 {
+	until := time.Now().Add(writeTimeout)
+	for pause := firstPause; ; pause *= 2 {
 		visit, err := t.module.enter(ctx)
 		if err != nil {
 			return err
@@ -143,7 +143,7 @@ func (t *Token) firstLogin(ctx context.Context) error {
 		seen := t.module.current()
 		_, err = t.loggedIn(ctx)
 		t.module.leave(visit)
-		if err == nil || time.Now().Add(pause).After(until) || !readWhileWritten(&t.cfg, err) {
+		if err == nil || time.Now().Add(pause).After(until) || !readDuringWrite(&t.cfg, err) {
 			return err
 		}
 		select {
@@ -157,9 +157,9 @@ func (t *Token) firstLogin(ctx context.Context) error {
 	}
 }
 
-// plain removes the *claviger.Error around an error of the first login. No client gets this error and no code
-// retries it, so its operation and kind do not matter.
-func plain(err error) error {
+// withoutDomainError removes the *claviger.Error around an error of the first login. No client gets this error and no
+// code retries it, so its operation and kind do not matter.
+func withoutDomainError(err error) error {
 	var e *claviger.Error
 	if errors.As(err, &e) && e.Err != nil {
 		return e.Err
@@ -223,11 +223,11 @@ func (t *Token) Ping(ctx context.Context) error {
 	})
 }
 
-// closePatience is the time that Close waits for running calls, and then again for the library.
-const closePatience = 5 * time.Second
+// closeTimeout is the time that Close waits for running calls, and then again for the library.
+const closeTimeout = 5 * time.Second
 
 // Close closes the sessions, which logs out. With the last token of a library, it unloads the library. It waits up
-// to closePatience for running calls. A second Close does nothing.
+// to closeTimeout for running calls. A second Close does nothing.
 func (t *Token) Close() error {
 	t.mu.Lock()
 	if t.closed {
@@ -235,13 +235,13 @@ func (t *Token) Close() error {
 		return nil
 	}
 	t.closed = true
-	who := t.found.String()
+	name := t.found.String()
 	close(t.end)
 	t.mu.Unlock()
 	if !t.drain() {
-		t.log.Warn("a call to the HSM did not return before the token was closed", "token", who)
+		t.log.Warn("a call to the HSM did not return before the token was closed", "token", name)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), t.patience)
+	ctx, cancel := context.WithTimeout(context.Background(), t.closeTimeout)
 	defer cancel()
 	done := make(chan error, 1)
 	go func() {
@@ -260,13 +260,13 @@ func (t *Token) Close() error {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("PKCS#11 module %s: the library does not let go of token %s", t.cfg.Module, who)
+		return fmt.Errorf("PKCS#11 module %s: the library does not let go of token %s", t.cfg.Module, name)
 	}
 }
 
 // drain takes all slots of the pool. It returns false if a running call keeps its slot.
 func (t *Token) drain() bool {
-	deadline := time.NewTimer(t.patience)
+	deadline := time.NewTimer(t.closeTimeout)
 	defer deadline.Stop()
 	for range cap(t.slots) {
 		select {

@@ -18,83 +18,21 @@ func ParseURI(uri string) (c Config, warnings []string, err error) {
 		return c, nil, fmt.Errorf("%q is no pkcs11: URI", uri)
 	}
 	path, query, _ := strings.Cut(rest, "?")
-	f, moduleName := FileConfig{}, ""
-	seen := map[string]bool{}
-	attr := func(part string) error {
-		if strings.HasPrefix(part, "pin-value") { // first, so that no other message shows it
-			return errors.New("pkcs11: URI: pin-value would put the PIN into configuration files, process lists and " +
-				"logs; use pin-source=file:/path")
-		}
-		name, raw, ok := strings.Cut(part, "=")
-		if !ok {
-			return fmt.Errorf("pkcs11: URI: %q is no attribute; one is name=value", part)
-		}
-		if seen[name] {
-			return fmt.Errorf("pkcs11: URI: attribute %s stands there twice", name)
-		}
-		seen[name] = true
-		value, err := url.PathUnescape(raw)
-		if err != nil {
-			return fmt.Errorf("pkcs11: URI: attribute %s: %w", name, err)
-		}
-		switch name {
-		case "token", "serial", "slot-id", "module-path", "module-name", "pin-source", "x-claviger-profile":
-		default:
-			warnings = append(warnings, fmt.Sprintf("pkcs11: URI: attribute %s is not used", name))
-			return nil
-		}
-		if value == "" || strings.ContainsRune(value, 0) {
-			return fmt.Errorf("pkcs11: URI: attribute %s has the value %q; give it one or take it out", name, value)
-		}
-		switch name {
-		case "token":
-			f.Token = value
-		case "serial":
-			f.Serial = value
-		case "slot-id":
-			f.Slot, err = parseSlot(value)
-		case "module-path":
-			f.Module = value
-		case "module-name":
-			moduleName = value
-		case "pin-source":
-			file, ok := strings.CutPrefix(value, "file:")
-			f.PINFile = strings.TrimPrefix(file, "//")
-			if !ok || !filepath.IsAbs(f.PINFile) {
-				return fmt.Errorf("pkcs11: URI: pin-source has the value %q; it must be file: and an absolute path",
-					value)
-			}
-		case "x-claviger-profile":
-			f.Profile, err = ParseProfile(value)
-		}
-		if err != nil {
-			return fmt.Errorf("pkcs11: URI: %w", err)
-		}
-		return nil
-	}
+	p := uriParser{seen: map[string]bool{}}
 	for _, list := range []struct{ text, sep string }{{path, ";"}, {query, "&"}} {
 		for _, part := range strings.Split(list.text, list.sep) {
 			if part == "" {
 				continue
 			}
-			if err := attr(part); err != nil {
+			if err := p.attribute(part); err != nil {
 				return Config{}, nil, err
 			}
 		}
 	}
-	switch {
-	case moduleName != "" && f.Module != "":
-		return Config{}, nil, errors.New("pkcs11: URI: module-path and module-name both name the library; keep one")
-	case moduleName != "":
-		if f.Module, err = moduleByName(moduleName); err != nil {
-			return Config{}, nil, fmt.Errorf("pkcs11: URI: %w", err)
-		}
-	case f.Module == "":
-		return Config{}, nil, errors.New("pkcs11: URI: module-path is missing: the path of the HSM's PKCS#11 library")
-	case !filepath.IsAbs(f.Module):
-		return Config{}, nil, fmt.Errorf("pkcs11: URI: module-path has the value %q; it must be an absolute path",
-			f.Module)
+	if err := p.findModule(); err != nil {
+		return Config{}, nil, err
 	}
+	f := &p.file
 	switch {
 	case f.Serial != "" && f.Slot != nil:
 		return Config{}, nil, errors.New("pkcs11: URI: serial and slot-id both name the token; keep one")
@@ -108,7 +46,91 @@ func ParseURI(uri string) (c Config, warnings []string, err error) {
 	if c, err = f.Config("/"); err != nil {
 		return Config{}, nil, fmt.Errorf("pkcs11: URI: %w", err)
 	}
-	return c, warnings, nil
+	return c, p.warnings, nil
+}
+
+// uriParser collects the attributes of a pkcs11: URI.
+type uriParser struct {
+	file       FileConfig
+	moduleName string
+	seen       map[string]bool // names of the attributes so far
+	warnings   []string
+}
+
+// attribute reads one attribute, "name=value".
+func (p *uriParser) attribute(part string) error {
+	if strings.HasPrefix(part, "pin-value") { // first, so that no other message shows it
+		return errors.New("pkcs11: URI: pin-value would put the PIN into configuration files, process lists and " +
+			"logs; use pin-source=file:/path")
+	}
+	name, raw, ok := strings.Cut(part, "=")
+	if !ok {
+		return fmt.Errorf("pkcs11: URI: %q is no attribute; one is name=value", part)
+	}
+	if p.seen[name] {
+		return fmt.Errorf("pkcs11: URI: attribute %s is there twice", name)
+	}
+	p.seen[name] = true
+	value, err := url.PathUnescape(raw)
+	if err != nil {
+		return fmt.Errorf("pkcs11: URI: attribute %s: %w", name, err)
+	}
+	switch name {
+	case "token", "serial", "slot-id", "module-path", "module-name", "pin-source", "x-claviger-profile":
+	default:
+		p.warnings = append(p.warnings, fmt.Sprintf("pkcs11: URI: attribute %s is not used", name))
+		return nil
+	}
+	if value == "" || strings.ContainsRune(value, 0) {
+		return fmt.Errorf("pkcs11: URI: attribute %s has the value %q; give it one or take it out", name, value)
+	}
+	if err := p.set(name, value); err != nil {
+		return fmt.Errorf("pkcs11: URI: %w", err)
+	}
+	return nil
+}
+
+// set stores the value of a known attribute.
+func (p *uriParser) set(name, value string) (err error) {
+	switch name {
+	case "token":
+		p.file.Token = value
+	case "serial":
+		p.file.Serial = value
+	case "slot-id":
+		p.file.Slot, err = parseSlot(value)
+	case "module-path":
+		p.file.Module = value
+	case "module-name":
+		p.moduleName = value
+	case "pin-source":
+		file, ok := strings.CutPrefix(value, "file:")
+		p.file.PINFile = strings.TrimPrefix(file, "//")
+		if !ok || !filepath.IsAbs(p.file.PINFile) {
+			return fmt.Errorf("pin-source has the value %q; it must be file: and an absolute path", value)
+		}
+	case "x-claviger-profile":
+		p.file.Profile, err = ParseProfile(value)
+	}
+	return err
+}
+
+// findModule makes sure that the URI names one library, by its path or by its name.
+func (p *uriParser) findModule() (err error) {
+	f := &p.file
+	switch {
+	case p.moduleName != "" && f.Module != "":
+		return errors.New("pkcs11: URI: module-path and module-name both name the library; keep one")
+	case p.moduleName != "":
+		if f.Module, err = moduleByName(p.moduleName); err != nil {
+			return fmt.Errorf("pkcs11: URI: %w", err)
+		}
+	case f.Module == "":
+		return errors.New("pkcs11: URI: module-path is missing: the path of the HSM's PKCS#11 library")
+	case !filepath.IsAbs(f.Module):
+		return fmt.Errorf("pkcs11: URI: module-path has the value %q; it must be an absolute path", f.Module)
+	}
+	return nil
 }
 
 // moduleFolders are the folders where distributions put PKCS#11 libraries, or links to them.

@@ -155,7 +155,7 @@ func TestReadWhileWritten(t *testing.T) {
 			_ = opened.Close()
 			t.Fatalf("%s: opened", name)
 		}
-		if took := time.Since(began); took > 10*writtenWithin {
+		if took := time.Since(began); took > 10*writeTimeout {
 			t.Errorf("%s: refused after %v", name, took)
 		}
 		if n := m.Count("GetSlotList"); lists > 0 && n != lists {

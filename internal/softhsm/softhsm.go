@@ -1,6 +1,5 @@
-// Package softhsm makes SoftHSM 2 tokens, for the demo and for tests. A token is
-// a folder of files; which folder, a process learns from SOFTHSM2_CONF when it
-// initialises the library.
+// Package softhsm makes SoftHSM 2 tokens, for the demo and for tests. A token is a folder of files. A process reads
+// from the file that SOFTHSM2_CONF names which folder that is, when it initialises the library.
 package softhsm
 
 import (
@@ -15,7 +14,7 @@ import (
 	"time"
 )
 
-// modulePaths are where distributions put the library.
+// modulePaths are the places where distributions put the library.
 var modulePaths = []string{
 	"/usr/lib/softhsm/libsofthsm2.so",
 	"/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
@@ -26,19 +25,19 @@ var modulePaths = []string{
 	"/opt/homebrew/lib/softhsm/libsofthsm2.so",
 }
 
-// utilTimeout bounds the making of one token.
+// utilTimeout bounds one call of softhsm2-util.
 const utilTimeout = 30 * time.Second
 
-// pin is the user's and the security officer's PIN: a token lives in a scratch folder.
+// pin is the PIN of the user and of the security officer. It is no secret, because tokens are made in scratch folders.
 const pin = "12345678"
 
-// Token is a token that was made.
+// Token describes a token that Create has made.
 type Token struct {
 	Module  string   // path of the library
-	Label   string   // of the token
-	Serial  string   // its serial number, 16 hexadecimal digits
+	Label   string   // label of the token
+	Serial  string   // serial number of the token, 16 hexadecimal digits
 	PINFile string   // file with the user's PIN, mode 0600
-	Env     []string // what a process that uses the token needs in its environment
+	Env     []string // environment variables that a process needs to use the token
 }
 
 // Module finds the library. SOFTHSM2_MODULE names another place.
@@ -59,8 +58,8 @@ func Module() (string, error) {
 			"to the path of libsofthsm2.so")
 }
 
-// Create makes a token in the folder dir, which is made where it is missing.
-// More tokens may be made in one folder; each needs a label of its own.
+// Create makes a token in the folder dir. If the folder is missing it makes the folder. One folder may hold several
+// tokens; each needs a label of its own.
 func Create(dir, label string) (Token, error) {
 	module, err := Module()
 	if err != nil {
@@ -106,8 +105,8 @@ func Create(dir, label string) (Token, error) {
 	return t, nil
 }
 
-// Wipe initialises the token anew, as the maker's tool does beside a running server: its
-// objects are gone, and its serial number and PIN stay.
+// Wipe initialises the token again with SoftHSM's own tool, as an operator may do beside a running server. Its objects
+// are destroyed; its serial number and PIN stay.
 func (t Token) Wipe() error {
 	_, err := t.util("--init-token", "--serial", t.Serial, "--label", t.Label, "--so-pin", pin, "--pin", pin)
 	return err

@@ -9,8 +9,8 @@ import (
 	"claviger/internal/softhsm"
 )
 
-// Small is New, for a token whose files lie on a disk of their own. fill takes all room that
-// is left there, and free gives it back.
+// Small makes a token as New does, and puts its files on a small file system. fill fills that file system, and free
+// makes room again.
 func Small(t testing.TB) (token softhsm.Token, fill, free func()) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "softhsm")
@@ -24,14 +24,14 @@ func Small(t testing.TB) (token softhsm.Token, fill, free func()) {
 	t.Cleanup(func() { _ = syscall.Unmount(tokens, syscall.MNT_DETACH) })
 	filler := filepath.Join(tokens, "filler")
 	fill = func() {
-		f, err := os.Create(filler) //nolint:gosec // of a test
+		f, err := os.Create(filler) //nolint:gosec // a file of a test
 		if err != nil {
 			t.Fatal(err)
 		}
 		for err == nil {
 			_, err = f.Write(make([]byte, 4096))
 		}
-		_ = f.Close() // it is full
+		_ = f.Close() // the file system is full
 	}
 	free = func() {
 		if err := os.Remove(filler); err != nil {

@@ -9,18 +9,17 @@ import (
 	"claviger/internal/softhsm"
 )
 
-// New makes a token that this process can open. Where SoftHSM is missing the
-// test fails with a line that says what to install: nothing here is worth
-// testing without an HSM.
+// New makes a token that this process can open. If SoftHSM is not installed the test fails with a line that says what
+// to install, because these tests mean nothing without an HSM.
 //
-// SoftHSM reads its configuration when the library is initialised, so a token
-// that was made earlier must be closed before New is called.
+// SoftHSM reads its configuration when the library is initialised. So a token that was opened earlier must be closed
+// before New is called.
 func New(t testing.TB) softhsm.Token {
 	t.Helper()
 	return In(t, filepath.Join(t.TempDir(), "softhsm"), "claviger-test")
 }
 
-// In makes a token with that label in a folder, beside those that are there.
+// In makes a token with that label in a folder that may already hold other tokens.
 func In(t testing.TB, dir, label string) softhsm.Token {
 	t.Helper()
 	token, err := softhsm.Create(dir, label)
