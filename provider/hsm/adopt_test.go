@@ -16,7 +16,7 @@ import (
 	"claviger/provider/hsm"
 )
 
-// keystream is what a version makes of a block of zeros.
+// keystream returns a block of zeros, encrypted with a version.
 func keystream(t *testing.T, p *hsm.Provider, version string) []byte {
 	t.Helper()
 	block := make([]byte, 16)
@@ -26,7 +26,7 @@ func keystream(t *testing.T, p *hsm.Provider, version string) []byte {
 	return block
 }
 
-// adoptAll adopts every candidate as a command does.
+// adoptAll adopts every candidate, as the command does.
 func (b *backing) adoptAll(t *testing.T, a hsm.Adoption) {
 	t.Helper()
 	b.access = hsm.Repair
@@ -47,13 +47,13 @@ func (b *backing) adoptAll(t *testing.T, a hsm.Adoption) {
 	b.access = hsm.Serve
 }
 
-// TestAdoptAll: with the whole store lost, the records are made anew from the token:
-// old versions encrypt as before, the newest is the current one, and numbers go on.
+// TestAdoptAll: the whole store is lost, and its records are made again from the token. Old versions encrypt as before,
+// the newest version is the current one, and numbers go on from there.
 func TestAdoptAll(t *testing.T) {
 	b := newBacking(t)
 	p := b.mustOpen(t)
 	create(t, p, "k")
-	for range 11 { // so that order by text is another than by number
+	for range 11 { // enough versions that the order of texts and of numbers differs
 		if _, err := p.Roll(t.Context(), "k", nil); err != nil {
 			t.Fatal(err)
 		}
@@ -73,7 +73,7 @@ func TestAdoptAll(t *testing.T) {
 		t.Errorf("candidates: %+v, %v", list, err)
 	}
 	mustClose(t, p)
-	b.adoptAll(t, hsm.Adoption{By: "root", OneKey: true}) // which the two of old need
+	b.adoptAll(t, hsm.Adoption{By: "root", OneKey: true}) // the two versions of old need OneKey
 	p = b.mustOpen(t)
 	for v, want := range was {
 		if got := keystream(t, p, v); !bytes.Equal(got, want) {
@@ -106,7 +106,7 @@ func TestAdoptAll(t *testing.T) {
 	})
 }
 
-// TestAdoptACLName: attributes that an operator knows are kept with the key.
+// TestAdoptACLName: an adopted key keeps the attributes that an operator gives.
 func TestAdoptACLName(t *testing.T) {
 	b := newBacking(t)
 	b.create(t, "k")
@@ -121,20 +121,13 @@ func TestAdoptACLName(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestAdoptMadeAnew: a key that was deleted, and another that was made under its name, are
-// never made one of: they are listed apart, each is adopted alone, and versions of one are
-// not added to the other, unless an operator says that they are of one key.
-func TestAdoptMadeAnew(t *testing.T) {
-	b := newBacking(t)
+// remadeKey makes a key k with the versions k@0 and k@1, deletes it, and makes another key k with k@2 and k@3. copied
+// is the store's file from before k@3 was made; streams has the key streams of k@2 and k@3.
+func remadeKey(t *testing.T) (b *backing, copied []byte, streams map[string][]byte) {
+	t.Helper()
+	b = newBacking(t)
 	b.soft = "true"
 	p := b.mustOpen(t)
-	roll := func() {
-		t.Helper()
-		if _, err := p.Roll(t.Context(), "k", nil); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// The first key, which was migrated, has k@0 and k@1.
 	if _, err := p.Import(t.Context(), claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}, 2,
 		0, nil); err != nil {
 		t.Fatal(err)
@@ -150,19 +143,22 @@ func TestAdoptMadeAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	p = b.mustOpen(t)
-	roll() // the second has k@2 and k@3
-	was := map[string][]byte{}
-	for _, v := range []string{"k@2", "k@3"} {
-		was[v] = keystream(t, p, v)
+	if _, err := p.Roll(t.Context(), "k", nil); err != nil {
+		t.Fatal(err)
 	}
+	streams = map[string][]byte{"k@2": keystream(t, p, "k@2"), "k@3": keystream(t, p, "k@3")}
 	mustClose(t, p)
 	b.closeStores(t)
+	return b, copied, streams
+}
 
-	// An old copy of the store, which has the key: what it lacks of it is added. Where it has
-	// it as a deleted one, that one has to be brought back before.
+// TestAdoptBesideDeletedKey: an old copy of the store that has the key gets the versions that it lacks. If it has the
+// key as a deleted key, adopting is refused until that key is brought back.
+func TestAdoptBesideDeletedKey(t *testing.T) {
+	b, copied, _ := remadeKey(t)
 	b.putUnnoticed(t, copied)
 	b.access = hsm.Repair
-	p = b.mustOpen(t)
+	p := b.mustOpen(t)
 	if c := only(t, p); !c.Known || c.Keys != nil || len(c.Versions) != 1 {
 		t.Errorf("%+v", c)
 	}
@@ -176,13 +172,19 @@ func TestAdoptMadeAnew(t *testing.T) {
 	p = b.mustOpen(t)
 	if err := p.Adopt(t.Context(), only(t, p), hsm.Adoption{OneKey: true}); !claviger.Is(err, claviger.Invalid) ||
 		!strings.Contains(err.Error(), "belong to the deleted key that has k@2") {
-		t.Errorf("adopted beside a deleted key that it is of: %v", err)
+		t.Errorf("adopted versions of a deleted key: %v", err)
 	}
 	mustClose(t, p)
+}
 
-	// All is lost.
-	b.db += ".new"
-	p = b.mustOpen(t)
+// TestAdoptRemadeKey: a deleted key and a later key of the same name are never adopted as one key. They are listed
+// separately, each is adopted alone, and versions of one are not added to the other, unless an operator says that all
+// belong to one key.
+func TestAdoptRemadeKey(t *testing.T) {
+	b, _, streams := remadeKey(t)
+	b.access = hsm.Repair
+	b.db += ".new" // the whole store is lost
+	p := b.mustOpen(t)
 	c := only(t, p)
 	if want := [][]string{{"k@0", "k@1"}, {"k@2", "k@3"}}; !reflect.DeepEqual(c.Keys, want) || c.Known {
 		t.Fatalf("%+v, want %v", c, want)
@@ -203,12 +205,12 @@ func TestAdoptMadeAnew(t *testing.T) {
 	if err := p.Adopt(t.Context(), newer, hsm.Adoption{}); err != nil {
 		t.Fatal(err)
 	}
-	for v, want := range was {
+	for v, want := range streams {
 		if got := keystream(t, p, v); !bytes.Equal(got, want) {
 			t.Errorf("%s encrypts to %x, before to %x", v, got, want)
 		}
 	}
-	// What is left is not added to it.
+	// The other versions are not added to that key.
 	older := only(t, p)
 	if want := [][]string{{"k@0", "k@1"}}; !older.Known || !reflect.DeepEqual(older.Keys, want) {
 		t.Errorf("%+v, want %v", older, want)
@@ -226,7 +228,7 @@ func TestAdoptMadeAnew(t *testing.T) {
 	mustClose(t, p)
 }
 
-// only returns the one candidate that there is.
+// only returns the candidate, and demands that there is just one.
 func only(t *testing.T, p *hsm.Provider) hsm.Candidate {
 	t.Helper()
 	list, err := p.Candidates(t.Context())
@@ -236,7 +238,7 @@ func only(t *testing.T, p *hsm.Provider) hsm.Candidate {
 	return list[0]
 }
 
-// oldCopy makes keys before and after the store was copied, and puts the copy back.
+// oldCopy makes a key, copies the store, makes a version and another key, and puts the copy back.
 func oldCopy(t *testing.T) *backing {
 	t.Helper()
 	b := newBacking(t)
@@ -259,9 +261,8 @@ func oldCopy(t *testing.T) *backing {
 	return b
 }
 
-// TestOldCopy: with an old copy of the store, what it does not know is named, is
-// answered with "unavailable", and is not hidden behind new versions, until it is
-// adopted.
+// TestOldCopy: the store is an old copy. Keys that it does not know are named, and requests for them get Unavailable.
+// No new version hides them until they are adopted.
 func TestOldCopy(t *testing.T) {
 	b := oldCopy(t)
 	p := b.mustOpen(t)
@@ -321,7 +322,7 @@ func TestOldCopy(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestSetAside: what is set aside counts as not there, and can be adopted later.
+// TestSetAside: a version that was set aside counts as missing, and can be adopted later.
 func TestSetAside(t *testing.T) {
 	b := oldCopy(t)
 	b.access = hsm.Repair
@@ -347,7 +348,7 @@ func TestSetAside(t *testing.T) {
 		t.Errorf("made %s", v)
 	}
 	mustClose(t, p)
-	b.adoptAll(t, hsm.Adoption{OneKey: true}) // they are two
+	b.adoptAll(t, hsm.Adoption{OneKey: true}) // later@0 and later@1 belong to two keys
 	p = b.mustOpen(t)
 	wantMarks(t, p, map[string]hsm.Mark{"k@0": hsm.InUse, "k@1": hsm.InUse, "later@0": hsm.InUse,
 		"later@1": hsm.InUse})
@@ -358,9 +359,8 @@ func TestSetAside(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestLostWhileServing: a version that another node made, and a store then forgot, is
-// looked for on the token at a miss alone, once a minute; never "not found" while the
-// token holds it.
+// TestLostWhileServing: another node made a version, and the store then lost it. The version is looked up on the token
+// only if the store does not have it, and once a minute. It is never "not found" while the token holds it.
 func TestLostWhileServing(t *testing.T) {
 	b := newBacking(t)
 	p := b.mustOpen(t)
@@ -390,8 +390,7 @@ func TestLostWhileServing(t *testing.T) {
 			t.Errorf("%s: %d searches, want %d", version, n, want)
 		}
 	}
-	// The token away: what the store has numbers of is in doubt, other names are left
-	// to the sources.
+	// While the token is away, versions of keys in the store get Unavailable. Other names are left to the sources.
 	b.meter.Fail("FindObjectsInit", 100, p11.Error(p11.CKR_FUNCTION_CANCELED))
 	for version, want := range map[string]claviger.Kind{"k@7": claviger.Unavailable,
 		"away@5": claviger.VersionNotFound} {
@@ -403,8 +402,7 @@ func TestLostWhileServing(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestAdoptKilled: broken off at each call of the store, an adoption is finished by
-// the next.
+// TestAdoptKilled: an adoption is killed at each call of the store. The next adoption finishes it.
 func TestAdoptKilled(t *testing.T) {
 	for at := 1; at < 4; at++ {
 		b := oldCopy(t)

@@ -10,8 +10,7 @@ import (
 	"claviger/provider/hsm"
 )
 
-// appendFails is a store that is killed at the n-th writing of the journal, of which
-// an adoption makes two a key.
+// appendFails is a store that is killed at the n-th write to the journal. An adoption makes two writes for each key.
 type appendFails struct {
 	metastore.Store
 	at, n int
@@ -37,11 +36,10 @@ func (f *prependFails) Prepend(ctx context.Context, key string, v metastore.Vers
 	return f.Store.Prepend(ctx, key, v)
 }
 
-// TestAdoptOlder: versions that are older than those of the key which is there come before
-// them, in their order, also where the adoption is killed between two of them. The current
-// version stays.
+// TestAdoptOlder: adopted versions that are older than the key's versions come before them, in order, even if the
+// adoption is killed between two of them. The current version stays.
 func TestAdoptOlder(t *testing.T) {
-	for at := range 4 { // 0: it is not killed
+	for at := range 4 { // with 0 it is not killed
 		b := newBacking(t)
 		b.access = hsm.Repair
 		p := b.mustOpen(t)
@@ -92,8 +90,7 @@ type rollFails struct{ metastore.Store }
 
 func (rollFails) Append(context.Context, string, metastore.Version) error { return errKilled }
 
-// TestAdoptRoll: a roll that was broken off ends where its version is adopted, and the next
-// roll makes another one.
+// TestAdoptRoll: adopting the version of an interrupted roll ends that roll, and the next roll makes another version.
 func TestAdoptRoll(t *testing.T) {
 	b := newBacking(t)
 	b.create(t, "k")

@@ -36,9 +36,9 @@ func stepsOf(t *testing.T, text string, attributes map[string]string,
 	}
 }
 
-// TestAdoptStep: versions of a creation or migration that was broken off are adopted with the attributes,
-// description and time of creation that the step asked for, and so under the rules that these name. That holds
-// too where the adoption is killed and repeated.
+// TestAdoptStep: versions of an interrupted creation or migration are adopted with the attributes, description and
+// creation time that the step asked for, and so under the rules that these name. That holds too if the adoption is
+// killed and repeated.
 func TestAdoptStep(t *testing.T) {
 	text, made := "finance's", time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)
 	attributes := map[string]string{claviger.ACLNameAttribute: "finance", "owner": "x"}
@@ -52,7 +52,7 @@ func TestAdoptStep(t *testing.T) {
 		}
 		mustClose(t, p)
 		b.access = hsm.Repair
-		p = b.mustOpen(t) // the adoption is killed, too
+		p = b.mustOpen(t) // the adoption is killed too
 		list, err := p.Candidates(t.Context())
 		if err != nil || len(list) != 1 || list[0].Step == nil || list[0].Step.Op != op ||
 			!maps.Equal(list[0].Step.Attributes, attributes) {
@@ -78,8 +78,8 @@ func TestAdoptStep(t *testing.T) {
 	}
 }
 
-// TestAdoptStepOfOldCopy: a step that made some of a key's versions says nothing about the others. An old copy
-// of the store has a step whose object was set aside since; another user has made the key, under other rules.
+// TestAdoptStepOfOldCopy: a step that made some of a key's versions says nothing about the others. An old copy of the
+// store has a step whose object was set aside later; then another user made the key, under other rules.
 func TestAdoptStepOfOldCopy(t *testing.T) {
 	b := newBacking(t)
 	b.create(t, "other")

@@ -19,8 +19,7 @@ import (
 	"claviger/provider/hsm"
 )
 
-// TestOtherToken: a metastore is refused at a token that has not its keys, and
-// belongs to its own as before.
+// TestOtherToken: a metastore is refused at a token that lacks its keys. It still belongs to its own token.
 func TestOtherToken(t *testing.T) {
 	b := newBacking(t)
 	version := b.create(t, "k")
@@ -45,8 +44,8 @@ func TestOtherToken(t *testing.T) {
 	mustClose(t, b.mustOpen(t))
 }
 
-// TestOtherTokenWithoutKeys: a metastore without a key may go to another token,
-// but not if keys were begun on the first.
+// TestOtherTokenWithoutKeys: a metastore without keys may move to another token, unless a step began to make keys on
+// the first.
 func TestOtherTokenWithoutKeys(t *testing.T) {
 	b := newBacking(t)
 	mustClose(t, b.mustOpen(t))
@@ -81,8 +80,7 @@ func TestOtherTokenWithoutKeys(t *testing.T) {
 	serial("elsewhere", false)
 }
 
-// TestClone: a token with another serial number and the same keys is one that was
-// cloned or restored.
+// TestClone: a token with another serial number and the same keys counts as a clone or a restored backup.
 func TestClone(t *testing.T) {
 	b := newBacking(t)
 	version := b.create(t, "k")
@@ -103,10 +101,9 @@ func TestClone(t *testing.T) {
 	})
 }
 
-// TestKeysThatDoNotFit: a key that is gone, or is another under the same name, is
-// refused and named, and others are served; where none is left the provider does
-// not start.
-func TestKeysThatDoNotFit(t *testing.T) {
+// TestMissingOrOtherKeys: a key that is missing, or that is another key of the same name, is refused and named. Other
+// keys are served. If no key is left, the provider does not start.
+func TestMissingOrOtherKeys(t *testing.T) {
 	b := newBacking(t)
 	version, other := b.create(t, "k"), b.create(t, "another")
 	id, label := b.object(t, version)
@@ -130,7 +127,7 @@ func TestKeysThatDoNotFit(t *testing.T) {
 			}
 		})
 		p := b.mustOpen(t)
-		for range 2 { // at start, and after its use
+		for range 2 { // at start, and after a use
 			if err := p.CheckKeys(t.Context()); !claviger.Is(err, claviger.Unavailable) ||
 				!strings.Contains(err.Error(), label) || strings.Contains(err.Error(), otherLabel) {
 				t.Errorf("%s: the check of keys says %v", c.name, err)
@@ -160,7 +157,7 @@ func TestKeysThatDoNotFit(t *testing.T) {
 	}
 }
 
-// TestRefusedIsDeleted: a key that was refused and is deleted is refused no more.
+// TestRefusedIsDeleted: once a refused key is deleted, it is no longer named as refused.
 func TestRefusedIsDeleted(t *testing.T) {
 	b := newBacking(t)
 	id, label := b.object(t, b.create(t, "k"))
@@ -183,8 +180,7 @@ func TestRefusedIsDeleted(t *testing.T) {
 	mustClose(t, p)
 }
 
-// interrupted is a store that lets something happen when it is asked for its
-// intents.
+// interrupted is a store that calls a function when its intents are read.
 type interrupted struct {
 	metastore.Store
 	meanwhile func()
@@ -196,9 +192,8 @@ func (i *interrupted) Pending(ctx context.Context) ([]metastore.Intent, error) {
 	return list, err
 }
 
-// TestObjectsMeanwhile: what another node begins or ends while the token is
-// listed is no orphan.
-func TestObjectsMeanwhile(t *testing.T) {
+// TestObjectsChangedMeanwhile: steps that another node begins or ends while the token is listed leave no orphan.
+func TestObjectsChangedMeanwhile(t *testing.T) {
 	b := newBacking(t)
 	b.create(t, "ending")
 	failed := &failing{at: 2} // at Insert
@@ -231,8 +226,8 @@ func TestObjectsMeanwhile(t *testing.T) {
 	}
 }
 
-// TestDeleteFinishedAtStart: a deletion whose objects could not be destroyed is
-// one for every caller, and is finished at the next start.
+// TestDeleteFinishedAtStart: a deletion whose objects could not be destroyed succeeds for every caller. The next start
+// finishes it.
 func TestDeleteFinishedAtStart(t *testing.T) {
 	b := newBacking(t)
 	version := b.create(t, "k")
@@ -255,8 +250,7 @@ func TestDeleteFinishedAtStart(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestRollCrashes is TestCrashes for Roll, after whose crash one version more may
-// stand there than the caller heard of.
+// TestRollCrashes is TestCrashes for Roll. After a crash there may be one version more than the caller knows.
 func TestRollCrashes(t *testing.T) {
 	b := newBacking(t)
 	var store *failing
@@ -309,8 +303,8 @@ func TestRollCrashes(t *testing.T) {
 	}
 }
 
-// TestTwoNodes: two providers on one store and one token make one key where both
-// create it, and lose no version where both roll it.
+// TestTwoNodes: two providers on one store and one token make one key if both create it, and lose no version if both
+// roll it.
 func TestTwoNodes(t *testing.T) {
 	b := newBacking(t)
 	nodes := []*hsm.Provider{b.mustOpen(t), b.mustOpen(t)}
@@ -341,7 +335,7 @@ func TestTwoNodes(t *testing.T) {
 	if made.Load() != 1 || err != nil || len(vs) != 9 || len(objects(t, nodes[1])) != 9 {
 		t.Errorf("made %d times, %d versions, %v", made.Load(), len(vs), err)
 	}
-	// Each uses what the other made, and hears of its end.
+	// Each provider uses what the other made, and notices its deletion.
 	for _, p := range nodes {
 		for _, v := range vs {
 			if err := p.EncryptBlocks(ctx, v.Name, make([]byte, 16)); err != nil {
@@ -362,8 +356,7 @@ func TestTwoNodes(t *testing.T) {
 	}
 }
 
-// TestURIs: both schemes lead to the same token, and a file that is not there is
-// named.
+// TestURIs: both schemes lead to the same token. The error for a missing file names the file.
 func TestURIs(t *testing.T) {
 	b := newBacking(t)
 	version := b.create(t, "k")

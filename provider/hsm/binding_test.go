@@ -41,8 +41,8 @@ func (b *backing) setting(t *testing.T, name, value string) (was string) {
 	return was
 }
 
-// TestBinding: a token and a store are bound at their first use, by an id that both
-// keep; a second store is refused there, and both are named.
+// TestBinding: a token and a store are bound at their first use, by an id that both keep. A second store is refused at
+// that token, and the error names both stores.
 func TestBinding(t *testing.T) {
 	b := newBacking(t)
 	b.access = hsm.Inspect
@@ -78,7 +78,7 @@ func TestBinding(t *testing.T) {
 			}
 		}
 	}
-	// The second may have it, if an operator says so; then the first is refused.
+	// If an operator decides so, the second store gets the token, and the first is refused.
 	b.access = hsm.Repair
 	p := b.mustOpen(t)
 	if err := p.Rebind(t.Context()); err != nil {
@@ -97,9 +97,8 @@ func TestBinding(t *testing.T) {
 	}
 }
 
-// TestBindingOfOldStores: stores and tokens from before the binding are bound by what
-// they hold, two on one token as well; nothing on a shared token is an orphan. A clone
-// without the object is bound anew.
+// TestBindingOfOldStores: stores and tokens from before there were bindings are bound by the keys that they hold, also
+// two stores on one token. Nothing on a shared token is an orphan. A clone without the object is bound again.
 func TestBindingOfOldStores(t *testing.T) {
 	b := newBacking(t)
 	unbind := func() {
@@ -115,7 +114,7 @@ func TestBindingOfOldStores(t *testing.T) {
 			}
 		})
 	}
-	older := func() { // as a store was before it had an id
+	older := func() { // makes the store like one from before stores had ids
 		b.withStore(t, func(s metastore.Store) {
 			err := errors.Join(s.SetSetting(t.Context(), "store.id", ""),
 				s.SetSetting(t.Context(), "store.incarnations", ""))
@@ -131,7 +130,7 @@ func TestBindingOfOldStores(t *testing.T) {
 		t.Fatalf("a clone: %+v", list)
 	}
 	unbind()
-	// The second store comes into being while the token looks empty to it.
+	// The second store is created while the token looks empty to it.
 	first := b.db
 	b.db += ".second"
 	b.access = hsm.Repair
@@ -156,8 +155,7 @@ func TestBindingOfOldStores(t *testing.T) {
 	mustClose(t, b.mustOpen(t))
 }
 
-// TestNoDataObjects: a token that keeps no data objects is served, and nothing on it
-// is an orphan.
+// TestNoDataObjects: a token that keeps no data objects is served, and nothing on it is an orphan.
 func TestNoDataObjects(t *testing.T) {
 	b := newBacking(t)
 	b.meter.Fail("CreateObject", 100, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED))
@@ -174,9 +172,9 @@ func TestNoDataObjects(t *testing.T) {
 	}
 }
 
-// TestLostObject: where the object that binds the token is gone, a copy of the store from before
-// a key was made does not take its place, neither at a start nor while it serves; it serves what it
-// knows. The store that knows all keys takes it. An operator turns that round.
+// TestLostObject: the object that binds the token is gone. A copy of the store from before a key was made does not get
+// the token, neither at a start nor while it serves; it serves the keys that it knows. The store that knows all keys
+// gets the token. An operator can decide otherwise.
 func TestLostObject(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
@@ -184,8 +182,8 @@ func TestLostObject(t *testing.T) {
 	other := b.beside(t, b.copyStore(t))
 	serving := other.mustOpen(t)
 	b.closeStores(t)
-	// The other has the token, until the first takes it up.
-	takeUp(t, b)
+	// The copy has the token, until the first store accepts it.
+	acceptCopy(t, b)
 	b.create(t, "z")
 	b.unbind(t)
 	wantStopped(t, serving, "k", "is gone", "z@0", "claviger metastore accept", "claviger hsm adopt")
@@ -243,17 +241,17 @@ func TestLostObject(t *testing.T) {
 	wantStale(t, b, other)
 }
 
-// TestStartWithoutTheObject: a server whose token has lost the object that binds it, and holds a key
-// that nobody has adopted, starts where its store was used last: keys that are there are served, a key
-// that is lost is refused and named, the unknown key is named, and nothing is made or destroyed. A copy
-// of the store at another place, which was never used there, starts not.
+// TestStartWithoutTheObject: the token has lost the object that binds it, and holds a key that nobody has adopted. A
+// server starts at the place where its store was last used. It serves the keys that are there, refuses and names a lost
+// key, names the unknown key, and makes and destroys nothing. A copy of the store at another place, which was never
+// used there, does not start.
 func TestStartWithoutTheObject(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
 	for _, key := range []string{"k", "lost", "unadopted"} {
 		b.create(t, key)
 	}
-	b.withStore(t, func(s metastore.Store) { // which leaves the object, and no note of it
+	b.withStore(t, func(s metastore.Store) { // deletes the records only, so that the object stays and is not noted
 		_, err := s.Remove(ctx, "unadopted")
 		if err = errors.Join(err, s.Drop(ctx, "unadopted")); err != nil {
 			t.Fatal(err)
@@ -290,7 +288,7 @@ func TestStartWithoutTheObject(t *testing.T) {
 	if list := bound(t, b); len(list) != 0 {
 		t.Errorf("bound: %s", list)
 	}
-	// The operator decides on one after the other, at the other place.
+	// At the other place, the operator decides one thing after the other.
 	b = other
 	b.access = hsm.Repair
 	p := b.mustOpen(t)
@@ -309,8 +307,8 @@ func TestStartWithoutTheObject(t *testing.T) {
 	wantMarks(t, p, map[string]hsm.Mark{"k@0": hsm.InUse, "new@0": hsm.InUse, "unadopted@0": hsm.Unknown})
 }
 
-// TestRestartOnAFullDisk: a start while the disk under SoftHSM is full leaves the token bound as
-// it was, and serves; keys are made when there is room again.
+// TestRestartOnAFullDisk: the disk under SoftHSM is full at a start. The token stays bound as it was, and is served.
+// Keys are made once there is room again.
 func TestRestartOnAFullDisk(t *testing.T) {
 	token, fill, free := softhsmtest.Small(t)
 	b := newBackingAt(t, token)
@@ -329,7 +327,7 @@ func TestRestartOnAFullDisk(t *testing.T) {
 	}
 	p = b.mustOpen(t)
 	free()
-	if err := p.SurveyNow(t.Context()); err != nil { // the server's own is 30 seconds later
+	if err := p.SurveyNow(t.Context()); err != nil { // the server's own check comes 30 seconds later
 		t.Error(err)
 	}
 	create(t, p, "new")

@@ -17,7 +17,7 @@ import (
 	"claviger/provider/hsm"
 )
 
-// files are the object files of the token, whose folder ends with its serial number.
+// files returns the object files of the token. The name of its folder ends with its serial number.
 func (b *backing) files(t *testing.T) []string {
 	t.Helper()
 	list, err := filepath.Glob(filepath.Join(filepath.Dir(b.token.PINFile), "tokens", "*", "*.object"))
@@ -30,9 +30,8 @@ func (b *backing) files(t *testing.T) []string {
 	})
 }
 
-// double gives the token a second object with the id and label of the object in a file:
-// a copy of it, or another key, as a second attempt at one step makes where SoftHSM hides
-// the first's.
+// double gives the token a second object with the id and label of the object in a file: a copy of that object, or
+// another key. A second attempt at a step makes such an object if SoftHSM hides the first one.
 func (b *backing) double(t *testing.T, file string, id []byte, label string, another bool) {
 	t.Helper()
 	data, err := os.ReadFile(file)
@@ -62,7 +61,7 @@ func (b *backing) double(t *testing.T, file string, id []byte, label string, ano
 	})
 }
 
-// made is the file of the one object that f makes.
+// made returns the file of the one object that f makes.
 func (b *backing) made(t *testing.T, f func()) string {
 	t.Helper()
 	before := b.files(t)
@@ -74,13 +73,13 @@ func (b *backing) made(t *testing.T, f func()) string {
 	return after[0]
 }
 
-// TestCopies: of several objects with one id and label the one is used whose check value
-// the metastore has, also after a new login, and a deletion destroys them all.
+// TestCopies: of several objects with one id and label, the object with the right check value is used, also after a new
+// login. A deletion destroys all of them.
 func TestCopies(t *testing.T) {
 	for name, another := range map[string]bool{"a restored backup": false, "another key": true} {
 		t.Run(name, func(t *testing.T) {
 			b := newBacking(t)
-			p := b.mustOpen(t) // which makes the data object
+			p := b.mustOpen(t) // makes the data object
 			create(t, p, "first")
 			file := b.made(t, func() { create(t, p, "k") })
 			want := keystream(t, p, "k@0")
@@ -113,7 +112,7 @@ func TestCopies(t *testing.T) {
 	}
 }
 
-// TestCopiesOfNone: where none of several objects has the right check value none is used.
+// TestCopiesOfNone: if none of several objects has the right check value, none is used.
 func TestCopiesOfNone(t *testing.T) {
 	b := newBacking(t)
 	p := b.mustOpen(t)
@@ -122,7 +121,7 @@ func TestCopiesOfNone(t *testing.T) {
 	mustClose(t, p)
 	id, label := b.object(t, "k@0")
 	other := b.made(t, func() { b.double(t, file, id, label, true) })
-	if err := os.Remove(file); err != nil { // the right one
+	if err := os.Remove(file); err != nil { // the object with the right check value
 		t.Fatal(err)
 	}
 	b.double(t, other, id, label, true)
@@ -137,9 +136,9 @@ func TestCopiesOfNone(t *testing.T) {
 	keystream(t, p, "first@0")
 }
 
-// TestCopiesOfOneStep: what several attempts at one step have made is made anew, for no
-// version stands on any of it. On a token that keeps no data objects the store may be an old
-// copy, in which the step is done and used: there nothing is destroyed.
+// TestCopiesOfOneStep: several attempts at one step left several objects. The object is made again, because no version
+// uses any of them. If the token keeps no data objects, the store may be an old copy in which the step has not ended
+// yet, so nothing is destroyed.
 func TestCopiesOfOneStep(t *testing.T) {
 	for name, keepsNone := range map[string]bool{"bound": false, "a token that keeps no data objects": true} {
 		t.Run(name, func(t *testing.T) {
@@ -199,8 +198,8 @@ func TestCopiesOfOneStep(t *testing.T) {
 	}
 }
 
-// TestDeletionThatCannotBeFinished keeps no server from serving the other keys: it is
-// tried again at the next start.
+// TestDeletionThatCannotBeFinished: a deletion that cannot be finished does not prevent a server from serving the other
+// keys. The next start tries again.
 func TestDeletionThatCannotBeFinished(t *testing.T) {
 	b := newBacking(t)
 	b.create(t, "other")
@@ -229,8 +228,8 @@ func TestDeletionThatCannotBeFinished(t *testing.T) {
 	}
 }
 
-// TestDamagedToken: a SoftHSM token whose token.object is empty is named as damaged. Nobody
-// is told to make another in its place.
+// TestDamagedToken: the error for a SoftHSM token whose token.object is empty says that it is damaged. It does not
+// advise to make another token.
 func TestDamagedToken(t *testing.T) {
 	b := newBacking(t)
 	b.create(t, "k")

@@ -12,9 +12,8 @@ import (
 	"claviger/provider/hsm"
 )
 
-// TestRollWithoutTheCurrentVersion: a node whose token lacks the current version, or
-// holds another key in its place, makes no new version, though it had verified the
-// version before. Other keys are rolled.
+// TestRollWithoutTheCurrentVersion: a node whose token lacks the current version, or holds another key in its place,
+// makes no new version, even if it verified the version before. Other keys are rolled.
 func TestRollWithoutTheCurrentVersion(t *testing.T) {
 	for name, again := range map[string]bool{"missing": false, "another key": true} {
 		t.Run(name, func(t *testing.T) {
@@ -64,8 +63,8 @@ func TestRollWithoutTheCurrentVersion(t *testing.T) {
 			}
 			mustClose(t, p)
 
-			// Given up by an operator, it keeps the key from being rolled no more. A key in
-			// its place is no loss that could be given up.
+			// Once an operator has given the version up, the key can be rolled. Another key in its place cannot be
+			// given up, because the version is not missing.
 			if again {
 				return
 			}

@@ -2,7 +2,6 @@ package hsm_test
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"testing"
 
@@ -26,7 +25,7 @@ func (f *failing) Discard(ctx context.Context, key string, ids ...string) (out m
 	return out, err
 }
 
-// undelete brings the deleted key k back, and purge ends it; either may be called again.
+// undelete brings the deleted key k back. It may be called again.
 func undelete(ctx context.Context, p *hsm.Provider) error {
 	list, err := p.Deleted(ctx, "k")
 	if err != nil {
@@ -50,10 +49,9 @@ func purge(ctx context.Context, p *hsm.Provider) error {
 	return p.Purge(ctx, "k", versions...)
 }
 
-// TestDeletedCrashes breaks off a soft deletion, an undeletion and a purge at each
-// write to the metastore and at each kind of HSM call, opens the provider anew, and
-// makes the step again: it ends as without the crash, and no object is without a
-// key that knows it.
+// TestDeletedCrashes interrupts a soft deletion, an undeletion and a purge at each write to the metastore and at each
+// kind of HSM call, opens the provider again and makes the step again. It ends as without the crash, and each object
+// belongs to a key.
 func TestDeletedCrashes(t *testing.T) {
 	b := newBacking(t)
 	b.soft = "true"
@@ -73,28 +71,12 @@ func TestDeletedCrashes(t *testing.T) {
 	}
 	var store *failing
 	b.around = func(s metastore.Store) metastore.Store { store.Store = s; return store }
-	faults := map[string]func(){"none": func() {}}
-	for at := 1; at <= 3; at++ {
-		for _, after := range []bool{false, true} {
-			faults[fmt.Sprintf("store write %d, after=%t", at, after)] = func() {
-				store.at, store.after, store.n = at,
-					after, 0
-			}
-		}
-	}
-	for _, call := range []string{"DestroyObject", "Encrypt", "FindObjectsInit"} {
-		for skip := range 2 {
-			faults[fmt.Sprintf("%s %d", call, skip)] = func() {
-				b.meter.Fail(call, skip, nil)
-				b.meter.Fail(call, 2, errKilled)
-			}
-		}
-	}
+	faults := b.crashes(&store, "DestroyObject", "Encrypt", "FindObjectsInit")
 	for _, s := range []struct {
 		name             string
 		before, do       func(context.Context, *hsm.Provider) error
-		again            claviger.Kind // what a second call may say where the first had in fact ended
-		mark             hsm.Mark      // of the objects at the end
+		again            claviger.Kind // error of a second call if the first had finished
+		mark             hsm.Mark      // of all objects at the end
 		objects, deleted int
 	}{
 		{"delete", made, func(ctx context.Context, p *hsm.Provider) error { return p.Delete(ctx, "k") },
@@ -149,8 +131,8 @@ func TestDeletedCrashes(t *testing.T) {
 	}
 }
 
-// TestPurgeFailed: a purge that the token refuses is an error, and the same call
-// made again ends it, in the same process, too.
+// TestPurgeFailed: a purge fails if the token refuses to destroy an object. The same call, made again, finishes it,
+// also in the same process.
 func TestPurgeFailed(t *testing.T) {
 	b := newBacking(t)
 	b.soft = "true"
@@ -173,7 +155,7 @@ func TestPurgeFailed(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestPruneLeavesDeleted: what can be brought back is no orphan.
+// TestPruneLeavesDeleted: the objects of a key that can come back are no orphans.
 func TestPruneLeavesDeleted(t *testing.T) {
 	b := newBacking(t)
 	b.soft = "true"
@@ -200,8 +182,8 @@ func TestPruneLeavesDeleted(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestUndeleteLost: a key of which the token lacks a version stays deleted, and
-// binds the metastore to its token like any other.
+// TestUndeleteLost: a key stays deleted if the token lacks one of its versions. A deleted key binds the metastore to
+// its token like any other key.
 func TestUndeleteLost(t *testing.T) {
 	b := newBacking(t)
 	b.soft = "true"
@@ -220,7 +202,7 @@ func TestUndeleteLost(t *testing.T) {
 		})
 	}
 	elsewhere()
-	mustClose(t, b.mustOpen(t)) // the token has the deleted key: it is a clone
+	mustClose(t, b.mustOpen(t)) // the token has the deleted key, so it counts as a clone
 	b.withToken(t, func(tok *pkcs11.Token) {
 		if err := tok.Destroy(t.Context(), id, label); err != nil {
 			t.Fatal(err)
@@ -245,7 +227,7 @@ func TestUndeleteLost(t *testing.T) {
 	}
 }
 
-// TestDeletedSetting: the property that chooses must be true or false.
+// TestDeletedSetting: the property for soft deletion must be true or false.
 func TestDeletedSetting(t *testing.T) {
 	b := newBacking(t)
 	b.soft = "maybe"

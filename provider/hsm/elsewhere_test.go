@@ -14,9 +14,9 @@ import (
 	"claviger/provider/hsm"
 )
 
-// TestCommandAtACopy: a command at a copy of a store beside the serving original takes the token
-// from it neither where it does nothing nor where there is something to do, before an operator says so.
-func TestCommandAtACopy(t *testing.T) {
+// TestCommandOnACopy: a command runs on a copy of a store while a server uses the original. The command does not take
+// the token from the server, whether it changes keys or not, before an operator decides so.
+func TestCommandOnACopy(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
 	b.create(t, "k")
@@ -31,7 +31,7 @@ func TestCommandAtACopy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	create(t, server, "since") // within the hour of the server's incarnation
+	create(t, server, "since") // the server writes its next incarnation only within the hour
 	c := b.beside(t, data)
 	spec := provider.Spec{Name: "new", Cipher: claviger.DefaultCipher, BitLength: 256}
 	made := 0
@@ -83,7 +83,7 @@ func TestCommandAtACopy(t *testing.T) {
 		mustClose(t, p)
 		goesOn(fmt.Sprint("access ", access))
 	}
-	takeUp(t, c)
+	acceptCopy(t, c)
 	c.access = hsm.Make
 	p := c.mustOpen(t)
 	create(t, p, "new")
@@ -93,9 +93,9 @@ func TestCommandAtACopy(t *testing.T) {
 	wantStale(t, b, c)
 }
 
-// TestTakeUpOfAFullToken: where the token takes nothing, the store has an operator's decision all the
-// same, and the caller hears that the token has it not.
-func TestTakeUpOfAFullToken(t *testing.T) {
+// TestAcceptCopyOnFullToken: the token has no room. AcceptCopy still records the operator's decision in the store, and
+// reports that the token does not have it.
+func TestAcceptCopyOnFullToken(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
 	b.create(t, "k")
@@ -118,9 +118,9 @@ func TestTakeUpOfAFullToken(t *testing.T) {
 	create(t, p, "new")
 }
 
-// TestPutBack: a server on an older state of the store at its own place opens what it knows, and makes and
-// destroys nothing before an operator has decided. Commands that change keys are refused.
-func TestPutBack(t *testing.T) {
+// TestOlderStateAtSamePlace: a server on an older state of the store, at its own place, serves the keys that it knows.
+// It makes and destroys nothing before an operator has decided. Commands that change keys are refused.
+func TestOlderStateAtSamePlace(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
 	b.create(t, "k")

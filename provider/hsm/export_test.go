@@ -5,17 +5,17 @@ import (
 	"testing"
 )
 
-// Look is what a server does once an hour.
+// SurveyNow surveys the token, as a server does once an hour.
 func (p *Provider) SurveyNow(ctx context.Context) error { return p.surveyToken(ctx) }
 
-// Watch is one round of what a server does every 30 seconds.
+// Watch makes one periodic check, as a server does every 30 seconds.
 func (p *Provider) Watch(ctx context.Context) error {
 	err := p.checkFit(ctx, nextKeys)
 	p.retryRefused(ctx)
 	return err
 }
 
-// SetManyNames has steps take their sample from remembered names from n names on.
+// SetManyNames sets the number of names from which on steps take their sample from remembered names.
 func SetManyNames(t *testing.T, n int) {
 	was := manyNames
 	manyNames = n

@@ -14,7 +14,7 @@ import (
 	"claviger/provider/hsm"
 )
 
-// unbind takes the object that binds the token away, and nothing else.
+// unbind destroys the object that binds the token, and nothing else.
 func (b *backing) unbind(t *testing.T) {
 	t.Helper()
 	b.withToken(t, func(tok *pkcs11.Token) {
@@ -43,8 +43,8 @@ func (b *backing) lose(t *testing.T, versions ...string) {
 	}
 }
 
-// wantStopped wants creations and rolls refused, with an answer for the client and all
-// of texts in the log's words.
+// wantStopped demands that creations and rolls are refused, with an answer for the client, and with all of texts in the
+// error for the log.
 func wantStopped(t *testing.T, p *hsm.Provider, key string, texts ...string) {
 	t.Helper()
 	_, create := p.Create(t.Context(), provider.Spec{Name: "young", Cipher: claviger.DefaultCipher, BitLength: 256})
@@ -71,8 +71,8 @@ func wantStopped(t *testing.T, p *hsm.Provider, key string, texts ...string) {
 	}
 }
 
-// TestWipedToken: a token that is initialised anew under a running server gets no key,
-// is not ready, and is not bound anew until an operator gives the keys up.
+// TestWipedToken: a token is initialised again under a running server. The server makes no key on it and is not ready.
+// The token is not bound again until an operator gives the keys up.
 func TestWipedToken(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
@@ -101,8 +101,7 @@ func TestWipedToken(t *testing.T) {
 	wantMarks(t, p, map[string]hsm.Mark{})
 	mustClose(t, p)
 
-	// A key that is younger than the loss is no proof, with the serial number as it was
-	// or another.
+	// A key that was made after the loss is no proof, whether the serial number is the same or another.
 	b.access = hsm.Repair
 	p = b.mustOpen(t)
 	if err := p.Misfit(); err == nil || !strings.Contains(err.Error(), "a@0") {
@@ -132,7 +131,7 @@ func TestWipedToken(t *testing.T) {
 		t.Errorf("the token was bound: %+v", list)
 	}
 
-	// The operator gives them up.
+	// The operator gives the lost keys up.
 	b.access = hsm.Repair
 	p = b.mustOpen(t)
 	if h, err := p.Holdings(ctx); err != nil || strings.Join(h.Lost, " ") != "a@0 b@0" || h.Versions != 3 {
@@ -154,11 +153,10 @@ func TestWipedToken(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestBindingAlone: where the object alone is gone, as on a member of an HA group to
-// which the vendor's tools have copied the keys, it is made anew: by a running server,
-// and at a start. Where one key is missing too it is not, and keys that are there are
-// served, by both.
-func TestBindingAlone(t *testing.T) {
+// TestOnlyObjectMissing: only the object that binds the token is missing, as on a member of an HA group to which the
+// vendor's tools copied the keys. A running server and a start each make the object again. If one key is missing too
+// they do not; both serve the keys that are there.
+func TestOnlyObjectMissing(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
 	b.soft = "true"
@@ -186,7 +184,7 @@ func TestBindingAlone(t *testing.T) {
 	keystream(t, p, "a@0")
 	wantStopped(t, p, "a", "no object that binds it", "lacks these key versions of it: b@0;")
 	mustClose(t, p)
-	// It is cured when the key is there again, which stands for a restored backup.
+	// Once the key is there again, as after restoring a backup, keys are made again.
 	b.withStore(t, func(s metastore.Store) {
 		if _, err := s.Remove(ctx, "b"); err != nil {
 			t.Error(err)
@@ -197,7 +195,7 @@ func TestBindingAlone(t *testing.T) {
 		t.Errorf("a clone: %+v", list)
 	}
 	b.unbind(t)
-	b.withStore(t, func(s metastore.Store) { // a deleted key that cannot come back is a loss too
+	b.withStore(t, func(s metastore.Store) { // a deleted key that cannot come back counts as a loss too
 		list, err := s.Shelved(ctx)
 		if err != nil || len(list) != 1 {
 			t.Fatalf("%+v, %v", list, err)
@@ -220,9 +218,8 @@ func TestBindingAlone(t *testing.T) {
 	}
 }
 
-// TestMostKeysLost: with the object there, or on a token that keeps none, the loss of
-// most keys stops creations, under a running server and from the start. Keys that are
-// there are served.
+// TestMostKeysLost: the loss of most keys stops creations, under a running server and from the start, if the token has
+// the object or keeps no objects. Keys that are there are served.
 func TestMostKeysLost(t *testing.T) {
 	for name, none := range map[string]bool{"bound": false, "no data objects": true} {
 		t.Run(name, func(t *testing.T) {
@@ -235,7 +232,7 @@ func TestMostKeysLost(t *testing.T) {
 				create(t, p, key)
 			}
 			b.lose(t, "a@0")
-			create(t, p, "d") // few are no reason
+			create(t, p, "d") // the loss of a few keys does not stop creations
 			b.lose(t, "b@0", "c@0")
 			for range 2 {
 				wantStopped(t, p, "d", "lacks 3 of 4 key versions", "a@0, b@0, c@0")
@@ -251,7 +248,7 @@ func TestMostKeysLost(t *testing.T) {
 	}
 }
 
-// TestStoreReplaced: a store that is replaced under a running server gets no key.
+// TestStoreReplaced: a store is replaced under a running server. The server makes no key.
 func TestStoreReplaced(t *testing.T) {
 	t.Run("another id", func(t *testing.T) {
 		b := newBacking(t)
@@ -279,7 +276,7 @@ func TestStoreReplaced(t *testing.T) {
 		if err := os.Rename(b.db, b.db+".moved"); err != nil {
 			t.Fatal(err)
 		}
-		for range 2 { // gone, and then another
+		for range 2 { // first it is missing, then another store is there
 			if _, err := p.Create(t.Context(), provider.Spec{Name: "young", Cipher: claviger.DefaultCipher,
 				BitLength: 256}); !claviger.Is(err, claviger.Unavailable) ||
 				!strings.Contains(err.Error(), "is no longer the file that this process has open") {

@@ -10,41 +10,52 @@ import (
 	"claviger"
 	"claviger/pkcs11"
 	"claviger/provider"
+	"claviger/provider/hsm"
 )
 
-// always is more often than any test calls.
+// always is more calls than any test makes.
 const always = 10_000
 
-// TestCheckEncrypts: readiness is what encryptions do. It fails where each of them
-// fails, whatever the code, and holds where random numbers alone fail, or one key.
-func TestCheckEncrypts(t *testing.T) {
-	ctx := t.Context()
-	b := newBacking(t)
-	p := b.mustOpen(t)
-	if err := p.Check(ctx); err != nil {
+// twoKeys opens a provider with two keys, and encrypts with both.
+func twoKeys(t *testing.T) (b *backing, p *hsm.Provider, versions []string) {
+	t.Helper()
+	b = newBacking(t)
+	p = b.mustOpen(t)
+	if err := p.Check(t.Context()); err != nil {
 		t.Fatalf("a token without keys: %v", err)
 	}
-	var versions []string
 	for _, key := range []string{"one", "two"} {
-		v, err := p.Create(ctx, provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128})
+		v, err := p.Create(t.Context(), provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128})
 		if err != nil {
 			t.Fatal(err)
 		}
 		versions = append(versions, v.Name)
 	}
 	if _, ok := p.Last(); ok {
-		t.Error("an encryption was seen before there was a request")
+		t.Error("an encryption was recorded before there was a request")
 	}
-	encrypt := func(version string) error { return p.EncryptBlocks(ctx, version, make([]byte, 16)) }
 	for _, v := range versions {
-		if err := encrypt(v); err != nil {
+		if err := encryptBlock(t, p, v); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if last, ok := p.Last(); !ok || last.Err != nil || time.Since(last.At) > time.Minute || last.Took <= 0 ||
-		last.Took > time.Minute {
-		t.Errorf("after encryptions: %+v, %t", last, ok)
-	}
+	return b, p, versions
+}
+
+func encryptBlock(t *testing.T, p *hsm.Provider, version string) error {
+	return p.EncryptBlocks(t.Context(), version, make([]byte, 16))
+}
+
+// waitAlive waits until the last success no longer counts as a sign that the token is alive.
+func waitAlive() {
+	time.Sleep(1100 * time.Millisecond) // longer than aliveWindow, which is measured with the real clock
+}
+
+// TestCheckEncrypts: Check fails if every encryption fails, whatever the error code is. It succeeds if only random
+// numbers fail.
+func TestCheckEncrypts(t *testing.T) {
+	ctx := t.Context()
+	b, p, _ := twoKeys(t)
 	b.meter.Fail("GenerateRandom", always, p11.Error(p11.CKR_FUNCTION_FAILED))
 	if err := p.Check(ctx); err != nil {
 		t.Errorf("random numbers alone fail: %v", err)
@@ -65,10 +76,22 @@ func TestCheckEncrypts(t *testing.T) {
 			}
 		}
 	}
-	time.Sleep(1100 * time.Millisecond) // no encryption for a request has gone well about that time
+	mustClose(t, p)
+}
+
+// TestLastEncryption: Last returns the last result of a request, and CheckEncryptions names the version that failed,
+// until it encrypts again.
+func TestLastEncryption(t *testing.T) {
+	ctx := t.Context()
+	b, p, versions := twoKeys(t)
+	if last, ok := p.Last(); !ok || last.Err != nil || time.Since(last.At) > time.Minute || last.Took <= 0 ||
+		last.Took > time.Minute {
+		t.Errorf("after encryptions: %+v, %t", last, ok)
+	}
+	waitAlive()
 	b.meter.Fail("EncryptInit", always, p11.Error(p11.CKR_FUNCTION_FAILED))
-	if err := encrypt(versions[0]); err == nil {
-		t.Fatal("it was encrypted")
+	if err := encryptBlock(t, p, versions[0]); err == nil {
+		t.Fatal("the encryption succeeded")
 	}
 	if last, ok := p.Last(); !ok || last.Err == nil || !strings.Contains(last.Err.Error(), "CKR_FUNCTION_FAILED") {
 		t.Errorf("after a failure: %+v, %t", last, ok)
@@ -78,21 +101,28 @@ func TestCheckEncrypts(t *testing.T) {
 		t.Errorf("after a failure with %s: %v", versions[0], err)
 	}
 	b.meter.Heal()
-	if err := encrypt(versions[0]); err != nil {
+	if err := encryptBlock(t, p, versions[0]); err != nil {
 		t.Fatal(err)
 	}
 	if last, ok := p.Last(); !ok || last.Err != nil || p.CheckEncryptions(ctx) != nil {
 		t.Errorf("after it works again: %+v, %v", last, p.CheckEncryptions(ctx))
 	}
+	mustClose(t, p)
+}
+
+// TestCheckWithMissingKey: while the token has another key, a missing key is no fault of the token.
+func TestCheckWithMissingKey(t *testing.T) {
+	ctx := t.Context()
+	b, p, versions := twoKeys(t)
 	id, label := b.object(t, versions[0])
 	b.withToken(t, func(tok *pkcs11.Token) {
 		if err := tok.Destroy(ctx, id, label); err != nil {
 			t.Fatal(err)
 		}
 	})
-	time.Sleep(1100 * time.Millisecond) // no encryption for a request has gone well about that time
-	if err := encrypt(versions[0]); err == nil {
-		t.Fatal("it was encrypted without a key")
+	waitAlive()
+	if err := encryptBlock(t, p, versions[0]); err == nil {
+		t.Fatal("the encryption succeeded without a key")
 	}
 	if err := p.Check(ctx); err != nil {
 		t.Errorf("one key of two is missing: %v", err)
@@ -102,14 +132,14 @@ func TestCheckEncrypts(t *testing.T) {
 	}
 	mustClose(t, p)
 	p = b.mustOpen(t)
-	if err := encrypt(versions[0]); err == nil {
-		t.Fatal("it was encrypted without a key")
+	if err := encryptBlock(t, p, versions[0]); err == nil {
+		t.Fatal("the encryption succeeded without a key")
 	}
 	if err := p.Check(ctx); err != nil {
-		t.Errorf("of two keys one is missing, and the other was never used: %v", err)
+		t.Errorf("one key of two is missing, and the other was never used: %v", err)
 	}
 	if last, ok := p.Last(); ok {
-		t.Errorf("a missing key is taken for a fault of the HSM: %+v", last)
+		t.Errorf("a missing key counts as a fault of the HSM: %+v", last)
 	}
 	mustClose(t, p)
 }

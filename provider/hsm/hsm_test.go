@@ -29,7 +29,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(withDatabase{m}) }
 
-// withDatabase are the tests, after which the PostgreSQL server of some of them ends.
+// withDatabase runs the tests, and then ends the PostgreSQL server that some of them started.
 type withDatabase struct{ *testing.M }
 
 func (w withDatabase) Run() int { return pgtest.Main(w.M.Run) }
@@ -39,10 +39,9 @@ type backing struct {
 	token softhsm.Token
 	file  string // keystore file
 	db    string
-	pg    string // the store's URI in PostgreSQL, in the place of the file db
+	pg    string // URI of a store in PostgreSQL, used instead of the file db
 	meter pkcs11.Meter
-	// These are put around the store and the library, or in the place of the URI and
-	// of no log, where they are set.
+	// These replace or wrap the default, if they are set: around wraps the store, wrap the library.
 	around func(metastore.Store) metastore.Store
 	wrap   func(pkcs11.Boundary) pkcs11.Boundary
 	uri    string
@@ -60,7 +59,7 @@ func newBacking(t testing.TB) *backing {
 	return newBackingAt(t, softhsmtest.New(t))
 }
 
-// newBackingAt is newBacking for a token that is there.
+// newBackingAt is newBacking for a token that exists already.
 func newBackingAt(t testing.TB, token softhsm.Token) *backing {
 	t.Helper()
 	dir := t.TempDir()
@@ -130,7 +129,7 @@ func (b *backing) mustOpen(t testing.TB) *hsm.Provider {
 	return p
 }
 
-// withToken opens a backing's token by itself, while no provider has it open.
+// withToken opens a backing's token without a provider. No provider may have it open.
 func (b *backing) withToken(t *testing.T, f func(*pkcs11.Token)) {
 	t.Helper()
 	cfg, _, err := pkcs11.ReadKeystoreFile(b.file)
@@ -147,7 +146,7 @@ func (b *backing) withToken(t *testing.T, f func(*pkcs11.Token)) {
 	}
 }
 
-// withStore opens a backing's metastore by itself.
+// withStore opens a backing's metastore without a provider.
 func (b *backing) withStore(t *testing.T, f func(metastore.Store)) {
 	t.Helper()
 	s, err := sqlite.Open(t.Context(), b.db)
@@ -167,7 +166,7 @@ func mustClose(t *testing.T, p *hsm.Provider) {
 	}
 }
 
-// object is what the token knows a version by.
+// object returns the CKA_ID and CKA_LABEL of a version.
 func (b *backing) object(t *testing.T, version string) (id []byte, label string) {
 	t.Helper()
 	b.withStore(t, func(s metastore.Store) {
@@ -204,7 +203,7 @@ func objects(t *testing.T, p *hsm.Provider) []hsm.Object {
 
 func TestConformance(t *testing.T) {
 	b := newBacking(t)
-	b.soft = "true" // as by default; other tests destroy at once
+	b.soft = "true" // the default of a server; other tests destroy at once
 	providertest.Run(t, providertest.Suite{
 		New: func(t *testing.T) provider.Provider { return b.mustOpen(t) },
 		Reopen: func(t *testing.T, p provider.Provider) provider.Provider {
@@ -225,8 +224,7 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// failing is a store whose k-th writing call fails, before or after its work,
-// as a process that is killed there would leave it.
+// failing is a store whose at-th write fails, before or after its work, as if the process was killed there.
 type failing struct {
 	metastore.Store
 	at, n int
@@ -269,9 +267,31 @@ func (f *failing) Drop(ctx context.Context, key string) error {
 	return f.do(func() error { return f.Store.Drop(ctx, key) })
 }
 
-// TestCrashes breaks each step off at each write to the metastore and at each
-// kind of HSM call, opens the provider anew, makes the step again, and counts:
-// as many objects on the token as without a crash, each of them in use.
+// crashes returns functions, by name, that each prepare one crash: at a write to the metastore, before or after the
+// write, or at one of these calls of the HSM. store is the store of the open provider.
+func (b *backing) crashes(store **failing, calls ...string) map[string]func() {
+	crashes := map[string]func(){"none": func() {}}
+	for at := 1; at <= 3; at++ {
+		for _, after := range []bool{false, true} {
+			crashes[fmt.Sprintf("store write %d, after=%t", at, after)] = func() {
+				s := *store
+				s.at, s.after, s.n = at, after, 0
+			}
+		}
+	}
+	for _, call := range calls {
+		for skip := range 2 {
+			crashes[fmt.Sprintf("%s %d", call, skip)] = func() {
+				b.meter.Fail(call, skip, nil)
+				b.meter.Fail(call, 2, errKilled)
+			}
+		}
+	}
+	return crashes
+}
+
+// TestCrashes interrupts each step at each write to the metastore and at each kind of HSM call, opens the provider
+// again and makes the step again. Then the token has as many objects as without a crash, and each of them is in use.
 func TestCrashes(t *testing.T) {
 	b := newBacking(t)
 	spec := provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}
@@ -279,7 +299,7 @@ func TestCrashes(t *testing.T) {
 		name     string
 		before   func(context.Context, *hsm.Provider) error
 		do       func(context.Context, *hsm.Provider) error
-		again    claviger.Kind // what a second call may say where the first had in fact ended
+		again    claviger.Kind // error of a second call if the first had finished
 		versions int
 	}{
 		{"create", nil, func(ctx context.Context, p *hsm.Provider) error { _, err := p.Create(ctx, spec); return err },
@@ -292,25 +312,9 @@ func TestCrashes(t *testing.T) {
 		{"delete", func(ctx context.Context, p *hsm.Provider) error { _, err := p.Create(ctx, spec); return err },
 			func(ctx context.Context, p *hsm.Provider) error { return p.Delete(ctx, "k") }, claviger.KeyNotFound, 0},
 	}
-	faults := map[string]func(){"none": func() {}}
 	var store *failing
 	b.around = func(s metastore.Store) metastore.Store { store.Store = s; return store }
-	for at := 1; at <= 3; at++ {
-		for _, after := range []bool{false, true} {
-			faults[fmt.Sprintf("store write %d, after=%t", at, after)] = func() {
-				store.at, store.after, store.n = at,
-					after, 0
-			}
-		}
-	}
-	for _, call := range []string{"GenerateKey", "DestroyObject", "Encrypt", "FindObjectsInit"} {
-		for skip := range 2 {
-			faults[fmt.Sprintf("%s %d", call, skip)] = func() {
-				b.meter.Fail(call, skip, nil)
-				b.meter.Fail(call, 2, errKilled)
-			}
-		}
-	}
+	faults := b.crashes(&store, "GenerateKey", "DestroyObject", "Encrypt", "FindObjectsInit")
 	for _, s := range steps {
 		for name, fault := range faults {
 			t.Run(s.name+"/"+name, func(t *testing.T) {

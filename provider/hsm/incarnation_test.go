@@ -25,7 +25,7 @@ import (
 	"claviger/provider/hsm"
 )
 
-// beside is another configuration for the token of a backing, with a copy of its store.
+// beside returns another backing for the same token, with data as a copy of the store.
 func (b *backing) beside(t *testing.T, data []byte) *backing {
 	t.Helper()
 	c := newBackingAt(t, b.token)
@@ -35,8 +35,8 @@ func (b *backing) beside(t *testing.T, data []byte) *backing {
 	return c
 }
 
-// wantStale wants a store refused at its token by all who would serve or change keys, with
-// the place of the copy that has it.
+// wantStale demands that every access that serves or changes keys is refused to b's store, and that the error names the
+// copy that has the token.
 func wantStale(t *testing.T, b, by *backing) {
 	t.Helper()
 	for _, access := range []hsm.Access{hsm.Serve, hsm.Read, hsm.Journal, hsm.Destroy} {
@@ -58,7 +58,8 @@ func wantStale(t *testing.T, b, by *backing) {
 	b.access = hsm.Serve
 }
 
-func takeUp(t *testing.T, b *backing) {
+// acceptCopy decides, as an operator does, that a stale copy goes on.
+func acceptCopy(t *testing.T, b *backing) {
 	t.Helper()
 	b.access = hsm.Repair
 	p := b.mustOpen(t)
@@ -86,110 +87,7 @@ func takeUp(t *testing.T, b *backing) {
 	b.access = hsm.Serve
 }
 
-// TestTwoCopies: of two copies of a store on one token the one goes on that was started last.
-// The other opens what it knows, and makes, rolls, deletes, purges and prunes nothing; it does
-// not start again. An operator turns that round.
-func TestTwoCopies(t *testing.T) {
-	ctx := t.Context()
-	spec := provider.Spec{Name: "new", Cipher: claviger.DefaultCipher, BitLength: 256}
-	b := newBacking(t)
-	for _, key := range []string{"k", "shelved", "orphan"} {
-		b.create(t, key)
-	}
-	b.soft = "true"
-	p := b.mustOpen(t)
-	if err := p.Delete(ctx, "shelved"); err != nil {
-		t.Fatal(err)
-	}
-	mustClose(t, p)
-	b.soft = ""
-	b.forget(t, "orphan")
-	b.access = hsm.Destroy
-	pruner := b.mustOpen(t)
-	found, err := pruner.Prunable(ctx, 0)
-	if err != nil || len(found.Orphans) != 1 {
-		t.Fatalf("%+v, %v", found, err)
-	}
-	b.access = hsm.Serve
-	server := b.mustOpen(t)
-	copied := filepath.Join(t.TempDir(), "copy.db")
-	if _, err := sqlite.Backup(ctx, b.db, copied); err != nil {
-		t.Fatal(err)
-	}
-	data, err := os.ReadFile(copied)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(server.CheckFit(ctx), pruner.Stale(ctx)); err != nil {
-		t.Fatal(err)
-	}
-
-	c := b.beside(t, data)
-	other := c.mustOpen(t)
-	create(t, other, "new")
-	if _, err := other.Roll(ctx, "k", nil); err != nil {
-		t.Fatal(err)
-	}
-	keystream(t, server, "k@0")
-	before := len(objects(t, other))
-	wantStopped(t, server, "k", "is a copy of the metastore", c.db)
-	if err := server.Watch(ctx); !hsm.IsStale(err) {
-		t.Errorf("the server's own look: %v", err)
-	}
-	if _, err := server.Create(ctx, spec); !hsm.IsStale(err) {
-		t.Errorf("create: %v", err)
-	}
-	if err := server.Delete(ctx, "k"); !hsm.IsStale(err) {
-		t.Errorf("delete: %v", err)
-	}
-	if err := server.Purge(ctx, "shelved", "shelved@0"); !hsm.IsStale(err) {
-		t.Errorf("purge: %v", err)
-	}
-	if gone, err := pruner.Prune(ctx, found.Orphans); !hsm.IsStale(err) || len(gone) != 0 {
-		t.Errorf("prune: %v, %v", gone, err)
-	}
-	for _, o := range objects(t, server) {
-		if o.Mark == hsm.Orphan {
-			t.Errorf("%+v", o)
-		}
-	}
-	keystream(t, server, "k@0")
-	if vs, err := server.Versions(ctx, "k"); err != nil || len(vs) != 1 {
-		t.Errorf("%+v, %v", vs, err)
-	}
-	if n := len(objects(t, other)); n != before {
-		t.Errorf("%d objects, before %d", n, before)
-	}
-	if err := other.CheckFit(ctx); err != nil {
-		t.Errorf("the other: %v", err)
-	}
-	mustClose(t, server)
-	mustClose(t, pruner)
-	wantStale(t, b, c)
-
-	// The first is to go on. What it once had destroyed is no orphan any more.
-	takeUp(t, b)
-	server = b.mustOpen(t)
-	wantMarks(t, server, map[string]hsm.Mark{"k@0": hsm.InUse, "shelved@0": hsm.Deleted, "orphan@0": hsm.Unknown,
-		"new@0": hsm.Unknown, "k@1": hsm.Unknown})
-	create(t, server, "mine")
-	wantStopped(t, other, "k", "is a copy of the metastore", b.db)
-	keystream(t, other, "new@0")
-	mustClose(t, other)
-	wantStale(t, c, b)
-	b.forgetWhole(t, server, "mine")
-	wantMarks(t, server, map[string]hsm.Mark{"k@0": hsm.InUse, "shelved@0": hsm.Deleted, "orphan@0": hsm.Unknown,
-		"new@0": hsm.Unknown, "k@1": hsm.Unknown, "mine@0": hsm.Orphan})
-	mustClose(t, server)
-	// Rebinding is the same decision.
-	c.rebind(t)
-	other = c.mustOpen(t)
-	create(t, other, "again")
-	mustClose(t, other)
-	wantStale(t, b, c)
-}
-
-// rebind gives the token to a store by the operator's word, and gives up what it lacks.
+// rebind gives the token to a backing's store, as an operator decides, and gives up the keys that the token lacks.
 func (b *backing) rebind(t *testing.T) {
 	t.Helper()
 	b.access = hsm.Rebind
@@ -201,7 +99,7 @@ func (b *backing) rebind(t *testing.T) {
 	b.access = hsm.Serve
 }
 
-// forgetWhole deletes a key of which the token shows an object again afterwards.
+// forgetWhole deletes a key. Later the token shows its object again.
 func (b *backing) forgetWhole(t *testing.T, p *hsm.Provider, key string) {
 	t.Helper()
 	b.meter.Fail("DestroyObject", 1, errKilled)
@@ -215,14 +113,13 @@ func (b *backing) forgetWhole(t *testing.T, p *hsm.Provider, key string) {
 	})
 }
 
-// TestKilledBetweenTheWrites: a start that was killed before, between or after the writes of
-// its incarnation harms nothing, though a version is lost; and the copy that was made before is
-// refused where the token has a new one.
+// TestKilledBetweenTheWrites: a start is killed before, between or after the writes of its incarnation. That does no
+// harm, even if a version is lost. A copy that was made before is refused once the token has a new incarnation.
 func TestKilledBetweenTheWrites(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		fault   func(*backing, *settingFails)
-		written bool // to the token
+		written bool // whether the token has the incarnation
 	}{
 		{"before the history", func(_ *backing, s *settingFails) { s.at = 1 }, false},
 		{"before the token", func(b *backing, _ *settingFails) { b.meter.Fail("CreateObject", 1000, errKilled) },
@@ -265,7 +162,7 @@ func TestKilledBetweenTheWrites(t *testing.T) {
 	}
 }
 
-// settingFails is a store that is killed at the n-th writing of the history, and does not come back.
+// settingFails is a store that is killed at the n-th write of the history. All later writes fail too.
 type settingFails struct {
 	metastore.Store
 	at, n int
@@ -280,8 +177,7 @@ func (f *settingFails) SetSetting(ctx context.Context, name, value string) error
 	return f.Store.SetSetting(ctx, name, value)
 }
 
-// TestTokenThatTakesNoIncarnation: a token without room serves, and makes no key before it
-// has taken one.
+// TestTokenThatTakesNoIncarnation: a token without room is served. No key is made before it has taken an incarnation.
 func TestTokenThatTakesNoIncarnation(t *testing.T) {
 	b := newBacking(t)
 	b.create(t, "k")
@@ -299,8 +195,8 @@ func TestTokenThatTakesNoIncarnation(t *testing.T) {
 	}
 }
 
-// TestHistoryKeepsTheTokensOwn: neither refused changes nor starts that fail push out the
-// incarnation that the token has, also where a process was killed before it noted that.
+// TestHistoryKeepsTheTokensOwn: neither refused changes nor failed starts push the token's incarnation out of the
+// history, even if a process was killed before it recorded that the token has it.
 func TestHistoryKeepsTheTokensOwn(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
@@ -330,7 +226,7 @@ func TestHistoryKeepsTheTokensOwn(t *testing.T) {
 	b.setting(t, "store.incarnations", string(data))
 	b.meter.Fail("CreateObject", 10000, errKilled)
 	p := b.mustOpen(t)
-	for range 520 { // more than the history keeps
+	for range 520 { // more entries than the history keeps
 		if _, err := p.Create(ctx, provider.Spec{Name: "x", Cipher: claviger.DefaultCipher,
 			BitLength: 256}); !errors.Is(err, errKilled) {
 			t.Fatal(err)
@@ -353,8 +249,8 @@ func TestHistoryKeepsTheTokensOwn(t *testing.T) {
 	mustClose(t, b.mustOpen(t))
 }
 
-// TestTokenThatReplacesNoObjects: on a token whose policy keeps the data object as it is keys are
-// made all the same, and another copy of the store is noticed where that could replace it.
+// TestTokenThatReplacesNoObjects: the policy of a token forbids to replace its data object. Keys are made all the same.
+// Another copy of the store is noticed if it could replace the object.
 func TestTokenThatReplacesNoObjects(t *testing.T) {
 	b := newBacking(t)
 	b.create(t, "k")
@@ -407,8 +303,8 @@ func TestIncarnationOfOlderPrograms(t *testing.T) {
 	wantStale(t, b.beside(t, data), b)
 }
 
-// TestCopyFromBeforeChanges: a copy that was made while the store was served is refused where
-// keys were changed since, once the server has ended or an hour has passed; not otherwise.
+// TestCopyFromBeforeChanges: a copy was made while the store was served. It is refused if keys were changed since, once
+// the server has ended or an hour has passed. Otherwise it is not refused.
 func TestCopyFromBeforeChanges(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
@@ -459,7 +355,7 @@ func TestCopyFromBeforeChanges(t *testing.T) {
 	}
 }
 
-// TestStartsSideBySide: nodes that start at once know each other's incarnations.
+// TestStartsSideBySide: nodes that start at the same time have each other's incarnations in their history.
 func TestStartsSideBySide(t *testing.T) {
 	b := newBacking(t)
 	b.create(t, "k")
@@ -485,8 +381,7 @@ func TestStartsSideBySide(t *testing.T) {
 	}
 }
 
-// TestTwoDatabases is TestTwoCopies for nodes on PostgreSQL, and a dump that was restored in
-// another database.
+// TestTwoDatabases is TestTwoCopies for nodes on PostgreSQL, with a dump that was restored into another database.
 func TestTwoDatabases(t *testing.T) {
 	ctx := t.Context()
 	server := pgtest.Shared(t)
@@ -543,12 +438,12 @@ func TestTwoDatabases(t *testing.T) {
 		mustClose(t, p)
 	}
 	mustClose(t, other)
-	// The server can drop no database that is in use.
+	// The server cannot drop a database that is in use.
 	b.closeStores(t)
 	c.closeStores(t)
 }
 
-// TestHistoryIsBounded: the oldest incarnations are forgotten, but for the newest of each token.
+// TestHistoryIsBounded: the oldest incarnations leave the history, except the newest of each token.
 func TestHistoryIsBounded(t *testing.T) {
 	b := newBacking(t)
 	b.create(t, "k")

@@ -12,7 +12,7 @@ import (
 	"claviger/provider/hsm"
 )
 
-// ofName asks all that is an error where there is no key of that name.
+// ofName makes every request that fails if there is no key of that name.
 func ofName(t *testing.T, p *hsm.Provider, key string) map[string]error {
 	t.Helper()
 	errs := map[string]error{}
@@ -22,7 +22,7 @@ func ofName(t *testing.T, p *hsm.Provider, key string) map[string]error {
 	return errs
 }
 
-// wantLost checks that a key is "unavailable" for each question by its name.
+// wantLost demands that each request for a key by its name gets Unavailable.
 func wantLost(t *testing.T, p *hsm.Provider, key, version string) {
 	t.Helper()
 	errs := ofName(t, p, key)
@@ -37,7 +37,7 @@ func wantLost(t *testing.T, p *hsm.Provider, key, version string) {
 	}
 }
 
-// wantNoKey checks that a key is not there for each question by its name.
+// wantNoKey demands that each request for a key by its name gets KeyNotFound, or no entry.
 func wantNoKey(t *testing.T, p *hsm.Provider, key string) {
 	t.Helper()
 	for what, err := range ofName(t, p, key) {
@@ -53,15 +53,14 @@ func wantNoKey(t *testing.T, p *hsm.Provider, key string) {
 	}
 }
 
-// TestLostNameWhileServing: a name that the store has lost is looked for on the token at
-// a miss alone, once a minute; deleted keys are not lost; names of sources are answered
-// while the token is away.
+// TestLostNameWhileServing: a name that the store has lost is looked up on the token only if the store does not have
+// it, and once a minute. Deleted keys are not lost. Names of sources are answered while the token is away.
 func TestLostNameWhileServing(t *testing.T) {
 	for _, soft := range []string{"true", "false"} {
 		b := newBacking(t)
 		b.soft = soft
 		b.create(t, "k")
-		b.generate(t, "other@7") // not the number that would be given next: the survey tells
+		b.generate(t, "other@7") // not the number that would be given next, so only the survey finds it
 		p := b.mustOpen(t)
 		create(t, p, "gone")
 		if err := p.Delete(t.Context(), "gone"); err != nil {
@@ -97,8 +96,8 @@ func TestLostNameWhileServing(t *testing.T) {
 	}
 }
 
-// TestSeenWhileAway: what a survey has seen is "unavailable" also while the token is away.
-func TestSeenWhileAway(t *testing.T) {
+// TestSurveyedNamesWhileAway: a lost name that a survey has found gets Unavailable also while the token is away.
+func TestSurveyedNamesWhileAway(t *testing.T) {
 	b := newBacking(t)
 	b.create(t, "k")
 	b.generate(t, "other@7")

@@ -12,9 +12,8 @@ import (
 	"claviger/provider/hsm"
 )
 
-// mending opens a second provider on the same token and store, as claviger hsm adopt
-// does beside nodes that serve.
-func (b *backing) mending(t *testing.T) (*hsm.Provider, map[string]hsm.Candidate) {
+// openRepair opens a second provider on the same token and store, as claviger hsm adopt does while nodes serve.
+func (b *backing) openRepair(t *testing.T) (*hsm.Provider, map[string]hsm.Candidate) {
 	t.Helper()
 	was := b.access
 	b.access = hsm.Repair
@@ -31,8 +30,8 @@ func (b *backing) mending(t *testing.T) (*hsm.Provider, map[string]hsm.Candidate
 	return p, all
 }
 
-// TestAdoptBesideANode: a candidate that is another by the time that it is adopted, for
-// a node serves meanwhile, is refused, and nothing is done with it.
+// TestAdoptBesideANode: a node changes a key after an operator saw the candidate. The adoption is refused, and changes
+// nothing.
 func TestAdoptBesideANode(t *testing.T) {
 	b := newBacking(t)
 	b.soft = "true"
@@ -40,11 +39,11 @@ func TestAdoptBesideANode(t *testing.T) {
 	create(t, p, "deleted")
 	create(t, p, "k")
 	b.generate(t, "deleted@1", "k@1", "twice@0", "made@0", "aside@0", "free@0")
-	m, was := b.mending(t)
+	m, was := b.openRepair(t)
 	if len(was) != 6 {
 		t.Fatalf("candidates: %+v", was)
 	}
-	other, _ := b.mending(t)
+	other, _ := b.openRepair(t)
 	if err := other.Adopt(t.Context(), was["twice"], hsm.Adoption{}); err != nil {
 		t.Fatal(err)
 	}
@@ -102,16 +101,16 @@ func TestAdoptBesideANode(t *testing.T) {
 	}
 }
 
-// TestHeed: what a node remembers of names that the store does not know goes with a
-// notice, and a key that was adopted is soon unknown no more.
-func TestHeed(t *testing.T) {
+// TestHandleNotice: a notice makes a node forget what it remembers about names that the store does not have. A key that
+// was adopted is soon no longer unknown.
+func TestHandleNotice(t *testing.T) {
 	b := newBacking(t)
 	b.create(t, "k")
 	p := b.mustOpen(t)
 	b.generate(t, "fresh@0", "left@0")
 	wantLost(t, p, "fresh", "fresh@0")
 	wantLost(t, p, "left", "left@0")
-	m, was := b.mending(t)
+	m, was := b.openRepair(t)
 	if err := m.SetAside(t.Context(), was["left"], hsm.Adoption{}); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +118,7 @@ func TestHeed(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustClose(t, m)
-	wantLost(t, p, "left", "left@0") // remembered
+	wantLost(t, p, "left", "left@0") // the node remembers it
 	p.HandleNotice(metastore.Notice{Key: "left", Change: metastore.Invalidated})
 	wantNoKey(t, p, "left")
 	p.HandleNotice(metastore.Notice{Key: "fresh", Change: metastore.Created})
@@ -132,7 +131,7 @@ func TestHeed(t *testing.T) {
 		}
 	}
 
-	// A version that was not there, and is.
+	// A version that was missing, and is there now.
 	if _, err := p.Version(t.Context(), "late@0"); !claviger.Is(err, claviger.VersionNotFound) {
 		t.Errorf("not there yet: %v", err)
 	}

@@ -18,9 +18,8 @@ import (
 	"claviger/provider/hsm"
 )
 
-// TestVersionNames: a version is NAME@N in the store and as its object's label, with a
-// random CKA_ID, whatever is in the key's name and however long that is; and no N comes
-// twice for a name, whatever becomes of the key.
+// TestVersionNames: the name of a version is NAME@N, in the store and as its object's label, and its CKA_ID is random,
+// whatever the key's name contains and however long it is. A name never gets the same N twice.
 func TestVersionNames(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
@@ -46,7 +45,7 @@ func TestVersionNames(t *testing.T) {
 		}
 		create(0)
 		roll(1)
-		do(p.Delete) // onto the shelf
+		do(p.Delete) // a soft deletion
 		create(2)
 		do(p.Delete)
 		do(func(ctx context.Context, name string) error { return p.Undelete(ctx, name, name+"@2") })
@@ -54,7 +53,7 @@ func TestVersionNames(t *testing.T) {
 		do(p.Delete)
 		do(func(ctx context.Context, name string) error { return p.Purge(ctx, name, name+"@0", name+"@3") })
 		create(4)
-		// A step that breaks off gives its number up only if another step follows.
+		// The number of an interrupted step is given up only if another step follows.
 		b.meter.Fail("GenerateKey", 1, errKilled)
 		if _, err := p.Roll(ctx, name, nil); !errors.Is(err, errKilled) {
 			t.Errorf("roll: %v", err)
@@ -72,8 +71,8 @@ func TestVersionNames(t *testing.T) {
 	mustClose(t, p)
 }
 
-// wantVersion demands that v is the current version, has that number, encrypts, and is
-// the one that clients compute from the metadata.
+// wantVersion demands that v is the current version, has that number, encrypts, and is the version that clients compute
+// from the metadata.
 func wantVersion(t *testing.T, p *hsm.Provider, v claviger.KeyVersion, err error, key string, n int) {
 	t.Helper()
 	ms, merr := p.Metadata(t.Context(), key)
@@ -90,13 +89,11 @@ func wantVersion(t *testing.T, p *hsm.Provider, v claviger.KeyVersion, err error
 	}
 }
 
-// TestKeysWithoutNumbers: keys of the time before numbers, with the CKA_ID in their
-// versions' names, are used as before; the next roll gives the number that clients
-// compute. What a creation of that time left half-made is made anew under a number.
-func TestKeysWithoutNumbers(t *testing.T) {
+// withoutNumbers gives a backing a key k of an older program, whose versions have the CKA_IDs old in their names, and
+// the interrupted creation of a key half.
+func (b *backing) withoutNumbers(t *testing.T, old []string) {
+	t.Helper()
 	ctx := t.Context()
-	b := newBacking(t)
-	old := []string{"00000000000000a1", "00000000000000a2", "1234567890123456"}
 	key := metastore.Key{Metadata: claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128,
 		Created: time.UnixMilli(5)}}
 	b.withToken(t, func(tok *pkcs11.Token) {
@@ -126,11 +123,21 @@ func TestKeysWithoutNumbers(t *testing.T) {
 		_, err := s.Begin(ctx, metastore.Intent{Key: "half", Op: "create",
 			Refs: []metastore.Ref{{ID: "00000000000000b1",
 				Object: "00000000000000b1"}}, Payload: []byte(`{"bits":128}`)})
-		// as the schema's migration does
+		// SkipNumbers as the migration of the schema does
 		if err := errors.Join(err, s.Insert(ctx, key), s.SkipNumbers(ctx, "k", len(old))); err != nil {
 			t.Fatal(err)
 		}
 	})
+}
+
+// TestKeysWithoutNumbers: keys from before there were numbers, with the CKA_ID in the names of their versions, are used
+// as before. The next roll gives the number that clients compute. If a creation from that time was interrupted, the key
+// is made again, with a number.
+func TestKeysWithoutNumbers(t *testing.T) {
+	ctx := t.Context()
+	b := newBacking(t)
+	old := []string{"00000000000000a1", "00000000000000a2", "1234567890123456"}
+	b.withoutNumbers(t, old)
 	p := b.mustOpen(t)
 	for _, o := range objects(t, p) {
 		if want := map[bool]hsm.Mark{true: hsm.InUse, false: hsm.Pending}[strings.HasPrefix(o.Label,
@@ -180,8 +187,8 @@ func TestKeysWithoutNumbers(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestImportAbove: an import that was broken off, and whose numbers the source has used
-// since, is made anew above them, once what it made was set aside.
+// TestImportAbove: an import was interrupted, and the source has used its numbers since. Once its objects were set
+// aside, the import is made again with higher numbers.
 func TestImportAbove(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)

@@ -20,8 +20,8 @@ import (
 	"claviger/provider/hsm"
 )
 
-// generate makes keys on a backing's token that no store knows, each with a CKA_ID of
-// its own, or with the one that its old label names.
+// generate makes keys on a backing's token that the store does not know. Each gets a CKA_ID of its own, or the CKA_ID
+// in its label, if that is an old one.
 func (b *backing) generate(t *testing.T, labels ...string) {
 	t.Helper()
 	b.withToken(t, func(tok *pkcs11.Token) {
@@ -39,8 +39,7 @@ func (b *backing) generate(t *testing.T, labels ...string) {
 	})
 }
 
-// forget takes a key out of the store as if it had been destroyed, and leaves its
-// objects.
+// forget removes a key from the store as if it had been destroyed, and leaves its objects on the token.
 func (b *backing) forget(t *testing.T, key string) {
 	t.Helper()
 	b.withStore(t, func(s metastore.Store) {
@@ -57,8 +56,7 @@ func (b *backing) forget(t *testing.T, key string) {
 	})
 }
 
-// closeStores closes the stores of providers that are closed, so that the file holds
-// all of each.
+// closeStores closes the stores of closed providers, so that the file contains everything.
 func (b *backing) closeStores(t *testing.T) {
 	t.Helper()
 	for _, s := range b.stores {
@@ -94,7 +92,7 @@ func create(t *testing.T, p *hsm.Provider, key string) string {
 	return v.Name
 }
 
-// setAside has an operator set aside what the token holds of a key.
+// setAside sets aside the versions of a key on the token, as an operator does.
 func (b *backing) setAside(t *testing.T, key string) {
 	t.Helper()
 	was := b.access
@@ -112,8 +110,8 @@ func (b *backing) setAside(t *testing.T, key string) {
 	b.access = was
 }
 
-// TestMarks: what is on the token is told apart. Prune destroys what this store has
-// destroyed before and nothing refers to, once it is old enough, and nothing else.
+// TestMarks: objects on the token get the right marks. Prune destroys only objects that this store has destroyed
+// before, that nothing refers to, and that are old enough.
 func TestMarks(t *testing.T) {
 	b := newBacking(t)
 	b.soft = "true"
@@ -156,7 +154,7 @@ func TestMarks(t *testing.T) {
 		list.Orphans[0].Since == nil {
 		t.Fatalf("%+v, %v", list, err)
 	}
-	// What has changed since it was listed is not destroyed.
+	// An object that has changed since it was listed is not destroyed.
 	doctored := slices.Clone(list.Orphans)
 	for label := range all {
 		if label != "gone@0" {
@@ -173,8 +171,8 @@ func TestMarks(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestNameOfADeletedKey: what carries the version name of a deleted key is no orphan,
-// though this store has had that very object destroyed.
+// TestNameOfADeletedKey: an object with the version name of a deleted key is no orphan, even if this store has had that
+// object destroyed.
 func TestNameOfADeletedKey(t *testing.T) {
 	b := newBacking(t)
 	b.soft = "true"
@@ -196,13 +194,13 @@ func TestNameOfADeletedKey(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestOrphanAge: how long an orphan has been one is remembered.
+// TestOrphanAge: the time since when an object is an orphan is stored.
 func TestOrphanAge(t *testing.T) {
 	b := newBacking(t)
 	b.create(t, "k")
 	b.create(t, "gone")
 	b.forget(t, "gone")
-	mustClose(t, b.mustOpen(t)) // a server surveys the token
+	mustClose(t, b.mustOpen(t)) // the start surveys the token
 	b.withStore(t, func(s metastore.Store) {
 		text, _, err := s.Setting(t.Context(), "hsm.orphans")
 		if err != nil {
@@ -231,8 +229,8 @@ func TestOrphanAge(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestEmptyStore: a store that is new, or older than all keys, is refused beside a
-// token with keys, which are named; no file is made. A look is no refusal.
+// TestEmptyStore: a store that is new, or older than all keys, is refused at a token with keys, and the error names the
+// keys. No file is made. Inspect is not refused.
 func TestEmptyStore(t *testing.T) {
 	b := newBacking(t)
 	mustClose(t, b.mustOpen(t))
@@ -281,9 +279,8 @@ func TestEmptyStore(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestDamagedObjects: what SoftHSM leaves of a key whose making was killed is damaged; a
-// whole key is not. Where a version of the store is such a one, it is refused, and others are
-// served.
+// TestDamagedObjects: SoftHSM was killed while it made a key. The object that it leaves is damaged; a complete key is
+// not. If a version of the store has such an object it is refused, and others are served.
 func TestDamagedObjects(t *testing.T) {
 	b := newBacking(t)
 	p := b.mustOpen(t)
@@ -306,9 +303,9 @@ func TestDamagedObjects(t *testing.T) {
 	}
 }
 
-// rewrite drops attributes from a SoftHSM object file: a generation of 8
-// bytes, then for each attribute its type and the kind of its value (1: a byte, 2: a number
-// of 8 bytes, others: a length and that many bytes), numbers of 8 bytes, big-endian.
+// rewrite removes attributes from a SoftHSM object file. The file has a generation (8 bytes), and then for each
+// attribute its type, the kind of its value, and the value: 1 is a byte, 2 a number, others a length and that many
+// bytes. All numbers have 8 bytes, big-endian.
 func rewrite(t *testing.T, file string, kept func(kind uint64) bool) {
 	t.Helper()
 	data, err := os.ReadFile(file)
@@ -331,9 +328,8 @@ func rewrite(t *testing.T, file string, kept func(kind uint64) bool) {
 	}
 }
 
-// TestDestroyedComesBack: an object that was destroyed, and that the token shows again after
-// any number of starts (a backup of it was restored), is an orphan: it is named for prune,
-// and adopt does not offer it.
+// TestDestroyedComesBack: the token shows an object again that was destroyed (a backup was restored), after any number
+// of starts. It is an orphan: prune names it, and adopt does not offer it.
 func TestDestroyedComesBack(t *testing.T) {
 	b := newBacking(t)
 	version := b.create(t, "k")

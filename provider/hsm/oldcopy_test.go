@@ -13,7 +13,7 @@ import (
 	"claviger/provider/hsm"
 )
 
-// copyStore returns the store's file as it is while nothing has it open.
+// copyStore returns the content of the store's file. No provider may have it open.
 func (b *backing) copyStore(t *testing.T) []byte {
 	t.Helper()
 	b.closeStores(t)
@@ -33,8 +33,8 @@ func (b *backing) putStore(t *testing.T, data []byte) {
 	}
 }
 
-// putUnnoticed puts a copy back that knows the incarnations since, so that nothing tells it
-// from the store: as on a token that keeps no data objects.
+// putUnnoticed puts a copy back and adds the newer incarnations to it. Then nothing shows that it is a copy, as on a
+// token that keeps no data objects.
 func (b *backing) putUnnoticed(t *testing.T, data []byte) {
 	t.Helper()
 	known := b.setting(t, "store.incarnations", "")
@@ -42,23 +42,22 @@ func (b *backing) putUnnoticed(t *testing.T, data []byte) {
 	b.setting(t, "store.incarnations", known)
 }
 
-// TestOldCopyWithSteps: in a copy of the store from before a creation and a roll were done
-// these are pending, and what they made is in use. No step of a user destroys it, and adopt
-// brings it back.
+// TestOldCopyWithSteps: a copy of the store is from before a creation and a roll ended. In the copy they are pending,
+// although their objects are in use. No step of a user destroys these objects, and adopt brings them back.
 func TestOldCopyWithSteps(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
 	b.soft = "true"
 	b.create(t, "kk")
 	p := b.mustOpen(t)
-	b.meter.Fail("Encrypt", 2, errKilled) // the objects are made, and not looked at
+	b.meter.Fail("Encrypt", 2, errKilled) // the objects are made, and their check values are not read
 	spec := provider.Spec{Name: "x", Cipher: claviger.DefaultCipher, BitLength: 256}
 	if _, err := p.Create(ctx, spec); err == nil {
 		t.Fatal("created")
 	}
 	b.meter.Heal()
 	mustClose(t, p)
-	b.withStore(t, func(s metastore.Store) { // a roll that goes no further than its intent
+	b.withStore(t, func(s metastore.Store) { // a roll that ends after its intent
 		if _, err := s.Begin(ctx, metastore.Intent{Key: "kk", Op: "roll",
 			Refs: []metastore.Ref{{Object: "00112233aabbccdd"}}, Payload: []byte(`{"bits":256}`)}); err != nil {
 			t.Fatal(err)
@@ -66,7 +65,7 @@ func TestOldCopyWithSteps(t *testing.T) {
 	})
 	old := b.copyStore(t)
 
-	// Both steps are done, and used.
+	// Both steps end, and their objects are used.
 	p = b.mustOpen(t)
 	want := map[string][]byte{}
 	v, err := p.Create(ctx, spec)
@@ -81,7 +80,7 @@ func TestOldCopyWithSteps(t *testing.T) {
 	}
 	mustClose(t, p)
 
-	// Back to the copy.
+	// The copy is put back.
 	b.putUnnoticed(t, old)
 	p = b.mustOpen(t)
 	if _, err := p.Create(ctx, provider.Spec{Name: "x", Cipher: claviger.DefaultCipher,
@@ -125,8 +124,8 @@ func TestOldCopyWithSteps(t *testing.T) {
 	}
 }
 
-// TestNumberGivenByACopy: a copy of the store gives a number again that the store gave to
-// a key that is gone. Back at the store the key of the copy is unknown, and no orphan.
+// TestNumberGivenByACopy: a copy of the store gives a number again that the store gave to a key that was deleted. In
+// the store, the copy's key is unknown and no orphan.
 func TestNumberGivenByACopy(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
@@ -156,9 +155,8 @@ func TestNumberGivenByACopy(t *testing.T) {
 	}
 }
 
-// TestEndSteps: in a restored copy nothing is pending. What a creation made is unknown,
-// what a deletion was about to destroy is an orphan, unless the store that the copy
-// replaces uses it.
+// TestEndSteps: in a restored copy no step is pending. Objects of a creation are unknown. Objects that a deletion was
+// about to destroy are orphans, unless the store that the copy replaces uses them.
 func TestEndSteps(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
@@ -210,15 +208,15 @@ func TestEndSteps(t *testing.T) {
 		"revived@0": hsm.Unknown})
 }
 
-// TestLostEndOfAStep: a store that lost the end of a creation beside a server, which has
-// surveyed the token before, gives the name to nobody.
+// TestLostEndOfAStep: a store lost the end of a creation while a server ran that had surveyed the token before. The
+// server gives the name to no new key.
 func TestLostEndOfAStep(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
 	p := b.mustOpen(t)
 	create(t, p, "other")
 	create(t, p, "x")
-	b.withStore(t, func(s metastore.Store) { // as if Insert had not come through
+	b.withStore(t, func(s metastore.Store) { // as if Insert had not reached the store
 		_, err := s.Remove(ctx, "x")
 		if err = errors.Join(err, s.Drop(ctx, "x")); err != nil {
 			t.Fatal(err)

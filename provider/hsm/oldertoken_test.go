@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// folder is the token's folder, with the content of its files.
+// folder is the token's folder with the content of its files.
 func (b *backing) folder(t *testing.T) (path string, files map[string][]byte) {
 	t.Helper()
 	path = filepath.Dir(b.files(t)[0])
@@ -40,15 +40,15 @@ func (b *backing) putFolder(t *testing.T, files map[string][]byte) {
 	}
 }
 
-// TestOlderToken: on a token that was restored from a backup which lacks a key no key is made:
-// the restoration of the newer backup would lose it. One that lacks nothing is used on.
+// TestOlderToken: a token was restored from a backup that lacks a key. No key is made on it, because restoring the
+// newer backup would lose that key. If a restored token lacks no key, it is used as before.
 func TestOlderToken(t *testing.T) {
 	b := newBacking(t)
 	for _, key := range []string{"a", "b", "c"} {
 		b.create(t, key)
 	}
 	_, old := b.folder(t)
-	mustClose(t, b.mustOpen(t)) // after which the copy of the token is not the newest
+	mustClose(t, b.mustOpen(t)) // from here on the copy of the token is not the newest
 	b.putFolder(t, old)
 	p := b.mustOpen(t)
 	create(t, p, "d")
@@ -70,7 +70,7 @@ func TestOlderToken(t *testing.T) {
 		t.Errorf("%+v", list)
 	}
 
-	// The newer backup is lost, and the key given up.
+	// The newer backup is lost, and the key is given up.
 	b.putFolder(t, old)
 	b.rebind(t)
 	p = b.mustOpen(t)

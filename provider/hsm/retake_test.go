@@ -11,9 +11,8 @@ import (
 	"claviger/provider/hsm"
 )
 
-// TestAdoptedKeys: a key counts as adopted while its record is the one that an adoption
-// made. A key whose record was there before, one that a user made, and one that a user made
-// under an adopted key's name do not.
+// TestAdoptedKeys: a key counts as adopted while an adoption's record is its record. A key whose record existed before,
+// a key that a user made, and a key that a user made later under the name of an adopted key do not count.
 func TestAdoptedKeys(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
@@ -55,12 +54,12 @@ func TestAdoptedKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	want("k")
-	// By a token that keeps dates, two keys may have been made at one time.
+	// On a token that keeps dates, two keys may have the same creation time.
 	if err := b.stores[len(b.stores)-1].Amend(ctx, *was[0]); err != nil {
 		t.Fatal(err)
 	}
 	want("k")
-	if _, err := p.Version(ctx, "k@0"); err != nil { // known to the cache
+	if _, err := p.Version(ctx, "k@0"); err != nil { // puts the version into the cache
 		t.Fatal(err)
 	}
 	text := "as at the source"

@@ -6,9 +6,9 @@ import (
 	"testing"
 )
 
-// TestEveryKeyHasItsTurn: the server's own looks come to every key, and to those that
-// have lost a version each time.
-func TestEveryKeyHasItsTurn(t *testing.T) {
+// TestWatchReachesEveryKey: the periodic checks reach every key in turn, and each time the keys that have lost a
+// version.
+func TestWatchReachesEveryKey(t *testing.T) {
 	p := &Provider{}
 	p.fit.holdings.Lost = []string{"key3@0", "key3@1"}
 	var names, seen []string

@@ -13,9 +13,39 @@ import (
 	"claviger/provider/hsm"
 )
 
-// TestSearchesAreLimited: users who ask for names and versions that never existed have
-// the token searched a few times, and leave searches to others; what surveys know of is
-// looked after as before.
+// flood makes a user ask for that many names, or for versions of them, that never existed. It returns how often the
+// token was searched.
+func (b *backing) flood(t *testing.T, p *hsm.Provider, user, ask string, names int) (searches int) {
+	t.Helper()
+	ctx := provider.WithCaller(t.Context(), user)
+	b.meter.Reset()
+	var asking sync.WaitGroup
+	for part := range 4 {
+		asking.Go(func() {
+			for i := range names / 4 {
+				name := fmt.Sprintf("%s%d-%d", user, part, i)
+				var err error
+				want := claviger.KeyNotFound
+				switch ask {
+				case "name":
+					_, err = p.Current(ctx, name)
+				case "version":
+					want = claviger.VersionNotFound
+					_, err = p.Version(ctx, name+"@3")
+				}
+				if !claviger.Is(err, want) {
+					t.Errorf("%s %s: %v", ask, name, err)
+					return
+				}
+			}
+		})
+	}
+	asking.Wait()
+	return b.meter.Count("FindObjectsInit")
+}
+
+// TestSearchesAreLimited: a user who asks for names and versions that never existed causes only a few searches of the
+// token, and other users still get searches. Lost keys that a survey found are reported as before.
 func TestSearchesAreLimited(t *testing.T) {
 	b := newBacking(t)
 	b.most = "16"
@@ -28,31 +58,7 @@ func TestSearchesAreLimited(t *testing.T) {
 
 	flood := func(user, ask string, names int) (searches int) {
 		t.Helper()
-		ctx := provider.WithCaller(t.Context(), user)
-		b.meter.Reset()
-		var asking sync.WaitGroup
-		for part := range 4 {
-			asking.Go(func() {
-				for i := range names / 4 {
-					name := fmt.Sprintf("%s%d-%d", user, part, i)
-					var err error
-					want := claviger.KeyNotFound
-					switch ask {
-					case "name":
-						_, err = p.Current(ctx, name)
-					case "version":
-						want = claviger.VersionNotFound
-						_, err = p.Version(ctx, name+"@3")
-					}
-					if !claviger.Is(err, want) {
-						t.Errorf("%s %s: %v", ask, name, err)
-						return
-					}
-				}
-			})
-		}
-		asking.Wait()
-		return b.meter.Count("FindObjectsInit")
+		return b.flood(t, p, user, ask, names)
 	}
 	if n := flood("mallory", "name", 2000); n < 4 || n > 8 {
 		t.Errorf("%d searches for 2000 names, want 8", n)
@@ -66,7 +72,7 @@ func TestSearchesAreLimited(t *testing.T) {
 	if n := flood("alice", "version", 8); n < 2 || n > 4 {
 		t.Errorf("%d searches for alice, want 4", n)
 	}
-	// A version of a key that is here is never "not found" without a search.
+	// For a version of a key in use, "not found" is never answered without a search.
 	mallory := provider.WithCaller(t.Context(), "mallory")
 	b.meter.Reset()
 	if _, err := p.Version(mallory, "gone@9"); !claviger.Is(err, claviger.VersionNotFound) ||
@@ -74,7 +80,7 @@ func TestSearchesAreLimited(t *testing.T) {
 		t.Errorf("a key in use at the last survey: %v, %d searches", err, b.meter.Count("FindObjectsInit"))
 	}
 	wantLost(t, p, "other", "other@7")
-	create(t, p, "new") // in use since the last survey
+	create(t, p, "new") // it was made after the last survey
 	if _, err := p.Version(mallory, "new@9"); !claviger.Is(err, claviger.Unavailable) ||
 		!strings.Contains(err.Error(), hsm.PropertyMaxSearches) {
 		t.Errorf("a number that the key has not had yet: %v", err)
@@ -93,7 +99,7 @@ func TestSearchesAreLimited(t *testing.T) {
 		t.Errorf("no search is left for a newcomer: %v", err)
 	}
 
-	// A source's version whose key is here, too, is asked of the store once.
+	// For a version of a source whose key was here too, the store is asked once.
 	if err := p.Delete(t.Context(), "new"); err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +115,7 @@ func TestSearchesAreLimited(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestBadSearchLimit: a limit that is none is refused at the start.
+// TestBadSearchLimit: a limit that is not a number in the allowed range is refused at the start.
 func TestBadSearchLimit(t *testing.T) {
 	b := newBacking(t)
 	for _, bad := range []string{"0", "-1", "many", "1000001"} {
@@ -121,7 +127,7 @@ func TestBadSearchLimit(t *testing.T) {
 	}
 }
 
-// countsNumbers counts how often the store is asked for a next number.
+// countsNumbers is a store that counts calls of NextNumber.
 type countsNumbers struct {
 	metastore.Store
 	mu    sync.Mutex

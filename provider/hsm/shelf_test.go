@@ -16,7 +16,7 @@ import (
 
 type oneStep struct{}
 
-// reading counts readings of the whole store within one step, whose context has oneStep.
+// reading counts reads of the whole store within one step. The step's context contains oneStep.
 type reading struct {
 	metastore.Store
 	whole *atomic.Int32
@@ -45,9 +45,8 @@ func (r *reading) Runs(ctx context.Context) ([]string, error) {
 	return r.Store.Runs(ctx)
 }
 
-// TestStepsReadOneName: no creation, roll, deletion, undeletion or purge, and no look for a
-// version that is not there, reads the keys of other names: one user's many keys, deleted or
-// not, do not make the steps of others slow.
+// TestStepsReadOneName: a creation, roll, deletion, undeletion or purge, and a lookup of a missing version, do not read
+// the keys of other names. So many keys of one user, deleted or not, do not slow down the steps of others.
 func TestStepsReadOneName(t *testing.T) {
 	hsm.SetManyNames(t, 1)
 	b := newBacking(t)
@@ -56,7 +55,7 @@ func TestStepsReadOneName(t *testing.T) {
 	b.around = func(s metastore.Store) metastore.Store { return &reading{s, &whole} }
 	p := b.mustOpen(t)
 	create(t, p, "other")
-	if err := p.CheckFit(t.Context()); err != nil { // reads the names, as the server does itself twice a minute
+	if err := p.CheckFit(t.Context()); err != nil { // reads the names, as the server does twice a minute
 		t.Fatal(err)
 	}
 	ctx := context.WithValue(t.Context(), oneStep{}, true)
@@ -97,15 +96,15 @@ func TestStepsReadOneName(t *testing.T) {
 			t.Errorf("%s: the whole store was read, in %d calls", s.what, n)
 		}
 	}
-	// The counter counts.
+	// The counter works.
 	if _, err := p.Objects(ctx); err != nil || whole.Load() == 0 {
 		t.Errorf("a list of all objects: %d readings of the whole store, %v", whole.Load(), err)
 	}
 	mustClose(t, p)
 }
 
-// BenchmarkCreateBesideShelf makes keys whose names were deleted before, beside 0 and 3,000
-// other deleted keys of 16 KiB each.
+// BenchmarkCreateBesideShelf creates keys whose names were deleted before, beside 0 and 3,000 other deleted keys of 16
+// KiB each.
 func BenchmarkCreateBesideShelf(b *testing.B) {
 	for _, n := range []int{0, 3000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
@@ -134,7 +133,7 @@ func BenchmarkCreateBesideShelf(b *testing.B) {
 			for b.Loop() {
 				i++
 				name := fmt.Sprintf("k%d", i)
-				for range 2 { // the second time the token holds what the first one has left
+				for range 2 { // the second time, the token holds objects of the first time
 					if _, err := p.Create(b.Context(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher,
 						BitLength: 128}); err != nil {
 						b.Fatal(err)

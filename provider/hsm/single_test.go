@@ -14,7 +14,7 @@ import (
 	"claviger/provider"
 )
 
-// hiding is a library whose token has lost the objects with these labels for a while.
+// hiding is a library whose token does not show the objects with these labels for a while.
 type hiding struct {
 	pkcs11.Boundary
 	mu     sync.Mutex
@@ -49,9 +49,9 @@ func (h *hiding) EncryptInit(s p11.SessionHandle, m []*p11.Mechanism, o p11.Obje
 	return h.Boundary.EncryptInit(s, m, o)
 }
 
-// TestSingleVersionsLost: a running server finds out that single versions are gone from
-// the token while nobody asks for them, an older version too. It says so to who uses
-// their keys and to readiness, and serves the others. Brought back, they are served.
+// TestSingleVersionsLost: single versions are lost on the token while no request uses them, also an older version. A
+// running server finds that out. It reports them to users of their keys and to readiness, and serves the others.
+// Versions that are brought back are served.
 func TestSingleVersionsLost(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
@@ -103,7 +103,7 @@ func TestSingleVersionsLost(t *testing.T) {
 	}
 	keystream(t, p, "b@0")
 
-	// What was given up is no reason to call anybody any more, used or not.
+	// A version that was given up is no longer reported, whether it is used or not.
 	b.lose(t, "b@0")
 	if err := p.Watch(ctx); err != nil {
 		t.Error(err)

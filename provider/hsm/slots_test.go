@@ -11,8 +11,8 @@ import (
 	"claviger/shares"
 )
 
-// TestSearchesInTurn: a user with many searches, each of them slow, has one at a time, and
-// another user's search does not wait behind them.
+// TestSearchesInTurn: a user makes many slow searches. One of them runs at a time, and another user's search does not
+// wait behind them.
 func TestSearchesInTurn(t *testing.T) {
 	p := &Provider{searches: searches{max: 10_000, slots: shares.New(searchConcurrency, true)}}
 	as := func(user string) context.Context { return provider.WithCaller(t.Context(), user) }
@@ -29,7 +29,7 @@ func TestSearchesInTurn(t *testing.T) {
 			}
 		})
 	}
-	time.Sleep(10 * time.Millisecond) // most of them wait
+	time.Sleep(10 * time.Millisecond) // most of the searches wait by then
 	for range 5 {
 		soon, stop := context.WithTimeout(as("alice"), 5*time.Second)
 		turn, err := p.acquireSearchSlot(soon, "k")

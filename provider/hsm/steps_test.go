@@ -9,9 +9,8 @@ import (
 	"claviger"
 )
 
-// TestUnusableObject: a process that is killed within C_GenerateKey of SoftHSM
-// leaves an object that looks right and cannot encrypt. The same step makes it
-// anew, and leaves alone what it cannot use for another reason.
+// TestUnusableObject: a process that is killed within C_GenerateKey of SoftHSM leaves an object that looks right and
+// cannot encrypt. The same step makes it again. It does not touch an object that cannot be used for another reason.
 func TestUnusableObject(t *testing.T) {
 	b := newBacking(t)
 	ctx := t.Context()
@@ -32,7 +31,7 @@ func TestUnusableObject(t *testing.T) {
 		t.Fatalf("%+v", before)
 	}
 
-	// The token answers that it is busy: that says nothing of the object.
+	// The token answers that it is busy. That says nothing about the object.
 	b.meter.Fail("EncryptInit", 4, p11.Error(p11.CKR_DEVICE_ERROR))
 	if _, err := p.Import(ctx, m, 2, 0, nil); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("with a token that is away: %v", err)

@@ -17,8 +17,8 @@ import (
 	"claviger/pkcs11"
 )
 
-// TestVerifiedLater: versions beyond those that are verified at start are never
-// used unverified, and the background tells of them.
+// TestVerifiedLater: versions that are not verified at the start are never used unverified. The verification in the
+// background logs them.
 func TestVerifiedLater(t *testing.T) {
 	b := newBacking(t)
 	p := b.mustOpen(t)
@@ -64,8 +64,7 @@ func TestVerifiedLater(t *testing.T) {
 	mustClose(t, p)
 }
 
-// swapping is a library that finds another key than the one looked for, once the
-// token was lost.
+// swapping is a library that finds another key than the requested one, after the token was lost.
 type swapping struct {
 	pkcs11.Boundary
 	swap  *atomic.Bool
@@ -80,8 +79,8 @@ func (s *swapping) FindObjectsInit(h p11.SessionHandle, template []*p11.Attribut
 	return s.Boundary.FindObjectsInit(h, template)
 }
 
-// TestAnotherKeyCameBack: the very call that brought a lost token back gives
-// nothing that was encrypted with a key other than the version's.
+// TestAnotherKeyCameBack: a call brings a lost token back, and the token now holds another key. The call returns
+// nothing that was encrypted with that key.
 func TestAnotherKeyCameBack(t *testing.T) {
 	b := newBacking(t)
 	version, other := b.create(t, "k"), b.create(t, "other")
@@ -104,7 +103,7 @@ func TestAnotherKeyCameBack(t *testing.T) {
 		}
 	}
 	swap.Store(false)
-	b.meter.Fail("EncryptInit", 1, p11.Error(p11.CKR_SESSION_CLOSED)) // forget the handle
+	b.meter.Fail("EncryptInit", 1, p11.Error(p11.CKR_SESSION_CLOSED)) // makes the token forget the handle
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		got := make([]byte, 16)
 		err := p.EncryptBlocks(t.Context(), version, got)
@@ -121,7 +120,7 @@ func TestAnotherKeyCameBack(t *testing.T) {
 	mustClose(t, p)
 }
 
-// counting counts the look-ups of versions.
+// counting is a store that counts the lookups of versions.
 type counting struct {
 	metastore.Store
 	n atomic.Int64
@@ -132,8 +131,8 @@ func (c *counting) ByVersion(ctx context.Context, version string) (*claviger.Met
 	return c.Store.ByVersion(ctx, version)
 }
 
-// TestStoreIsNotAsked: using a version does not touch the metastore but once.
-func TestStoreIsNotAsked(t *testing.T) {
+// TestStoreReadOnce: using a version reads the metastore only once.
+func TestStoreReadOnce(t *testing.T) {
 	b := newBacking(t)
 	version := b.create(t, "k")
 	var store *counting

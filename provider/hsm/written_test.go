@@ -10,9 +10,9 @@ import (
 	"claviger/provider"
 )
 
-// TestTokenWithoutRoom: once a token has refused to make a key, readiness for changes is
-// red until it makes one; keys that are there are used.
-func TestTokenWithoutRoom(t *testing.T) {
+// TestFullToken: once a token has refused to make a key, readiness for changes fails until it makes one. Keys that are
+// there are used.
+func TestFullToken(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
 	p := b.mustOpen(t)
@@ -22,7 +22,7 @@ func TestTokenWithoutRoom(t *testing.T) {
 	}
 	for _, code := range []p11.Error{p11.CKR_DEVICE_MEMORY, p11.CKR_FUNCTION_FAILED} {
 		b.meter.Fail("GenerateKey", 1, code)
-		if code == p11.CKR_FUNCTION_FAILED { // it is tried anew with another session
+		if code == p11.CKR_FUNCTION_FAILED { // it is tried again with another session
 			b.meter.Fail("GenerateKey", 5, code)
 		}
 		if _, err := p.Create(ctx, provider.Spec{Name: "b", Cipher: claviger.DefaultCipher,
