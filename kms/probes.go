@@ -171,8 +171,8 @@ func rulesHere(conf *hadoopconf.Conf) (migrate.Check, migrate.Decide) {
 	c.Measured = file + " is read"
 	if n := len(warnings); n > 0 {
 		c.Status = migrate.Warning
-		c.Measured += fmt.Sprintf("; odd in it: %d", n)
-		c.Cure = "see what: claviger acl check --conf " + conf.Dir()
+		c.Measured += fmt.Sprintf("; warnings about it: %d", n)
+		c.Cure = "read the warnings: claviger acl check --conf " + conf.Dir()
 	}
 	return c, func(user, request, aclName string) (may bool, by, cure string) {
 		r, _, _ := authz.FindRequest(request)

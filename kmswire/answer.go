@@ -68,8 +68,8 @@ func appendNullable(b []byte, s *string) []byte {
 	return appendString(b, *s)
 }
 
-// AppendKeyVersion appends a key version; nil is one that does not exist.
-// Material that is nil is withheld and written as null.
+// AppendKeyVersion appends a key version; nil is one that does not exist. Nil material
+// is written as null: the caller may not see it.
 func AppendKeyVersion(b []byte, v *claviger.KeyVersion) []byte {
 	if v == nil {
 		return append(b, "{}"...)
@@ -91,7 +91,7 @@ func appendVersion(b []byte, key, version string, material secret.Bytes) []byte 
 	return append(b, '}')
 }
 
-// AppendList appends a list of n things, of which item appends each.
+// AppendList appends a list of n items. item appends the i-th.
 func AppendList(b []byte, n int, item func([]byte, int) []byte) []byte {
 	b = append(b, '[')
 	for i := range n {
@@ -103,7 +103,7 @@ func AppendList(b []byte, n int, item func([]byte, int) []byte) []byte {
 	return append(b, ']')
 }
 
-// AppendDEK appends an unwrapped DEK of a key.
+// AppendDEK appends a decrypted DEK of a key.
 func AppendDEK(b []byte, key string, dek secret.Bytes) []byte {
 	if dek == nil {
 		dek = secret.Bytes{}
@@ -111,8 +111,7 @@ func AppendDEK(b []byte, key string, dek secret.Bytes) []byte {
 	return appendVersion(b, key, EK, dek)
 }
 
-// AppendEDEK appends one EDEK. The inner name is the key's, or null where key is
-// nil.
+// AppendEDEK appends one EDEK. The inner name is the key's, or null if key is nil.
 func AppendEDEK(b []byte, key *string, e *claviger.EDEK) []byte {
 	b = append(b, `{"versionName":`...)
 	b = appendString(b, e.Version)
@@ -130,9 +129,8 @@ func AppendEDEKs(b []byte, key string, es []claviger.EDEK) []byte {
 	return AppendList(b, len(es), func(b []byte, i int) []byte { return AppendEDEK(b, &key, &es[i]) })
 }
 
-// AppendReencrypted appends what a batch's answer says of one EDEK. One that came back
-// under the version that it was sent with was left as it is; Hadoop writes null for
-// its inner name.
+// AppendReencrypted appends one EDEK of the answer to a batch. If its version has not
+// changed, the EDEK was not re-encrypted; Hadoop then writes null for its inner name.
 func AppendReencrypted(b []byte, key string, sent, fresh *claviger.EDEK) []byte {
 	if fresh.Version == sent.Version {
 		return AppendEDEK(b, nil, fresh)
@@ -179,16 +177,16 @@ func AppendDelegationToken(b []byte, text string) []byte {
 	return append(b, "}}"...)
 }
 
-// AppendLong appends the answer to a renewal: when the token expires, in
-// milliseconds since the epoch.
+// AppendLong appends the answer to a renewal: when the token expires, in milliseconds
+// since 1970.
 func AppendLong(b []byte, millis int64) []byte {
 	b = append(b, `{"long":`...)
 	b = strconv.AppendInt(b, millis, 10)
 	return append(b, '}')
 }
 
-// AppendException appends a RemoteException answer. Its message ends at the
-// first line's end, as Hadoop's does.
+// AppendException appends a RemoteException answer. As in Hadoop, it has only the
+// first line of the message.
 func AppendException(b []byte, e *Exception) []byte {
 	b = append(b, `{"RemoteException":{"message":`...)
 	if e.NoMessage {

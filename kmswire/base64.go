@@ -5,12 +5,13 @@ import (
 	"errors"
 )
 
-// urlSafe is how everything is written: URL-safe and without padding.
+// urlSafe is the encoding of all output: URL-safe and without padding.
 var urlSafe = base64.RawURLEncoding
 
 var errBase64 = errors.New("not base64")
 
-// base64Values maps both alphabets to values; 0xff is no digit.
+// base64Values maps the characters of both alphabets to values; 0xff is for all other
+// characters.
 var base64Values = func() (t [256]byte) {
 	for i := range t {
 		t[i] = 0xff
@@ -23,11 +24,11 @@ var base64Values = func() (t [256]byte) {
 	return t
 }()
 
-// appendBase64 decodes s and appends the result to dst. It takes both alphabets,
-// even mixed, with and without padding, and white space, since clients send
-// every dialect: Hadoop's own the standard one for generate and decrypt and the
-// URL-safe one for batches, others as they like. Anything else is refused, where
-// Hadoop (commons-codec) passes over what it does not know.
+// appendBase64 decodes s and appends the result to dst. It accepts both alphabets,
+// even mixed, with and without padding, and white space, because clients differ:
+// Hadoop's client uses the standard alphabet for generate and decrypt, and the
+// URL-safe one for batches. Other characters are an error; Hadoop (commons-codec)
+// ignores them.
 func appendBase64[T string | []byte](dst []byte, s T) ([]byte, error) {
 	var acc uint32
 	n := 0 // digits so far
@@ -68,7 +69,7 @@ func appendBase64[T string | []byte](dst []byte, s T) ([]byte, error) {
 	return dst, nil
 }
 
-// decodeBase64 is appendBase64 into bytes of their own. The result is never nil.
+// decodeBase64 is appendBase64 to a new slice. The result is never nil.
 func decodeBase64[T string | []byte](s T) ([]byte, error) {
 	return appendBase64(make([]byte, 0, len(s)*3/4), s)
 }

@@ -46,7 +46,8 @@ func AppendCreate(b []byte, s Create) []byte {
 	return append(b, '}')
 }
 
-// AppendRoll appends the body of POST /v1/key/{name}; nil material is none.
+// AppendRoll appends the body of POST /v1/key/{name}. If material is nil, the server
+// makes it.
 func AppendRoll(b []byte, material secret.Bytes) []byte {
 	if material == nil {
 		return append(b, "{}"...)
@@ -70,7 +71,7 @@ func AppendOpen(b []byte, key string, e *claviger.EDEK) []byte {
 // AppendBatch appends the body of a batch re-encryption.
 func AppendBatch(b []byte, key string, es []claviger.EDEK) []byte { return AppendEDEKs(b, key, es) }
 
-// keyVersionJSON is a key version as a server answers it.
+// keyVersionJSON is a key version in an answer.
 type keyVersionJSON struct {
 	Name        *string `json:"name"`
 	VersionName *string `json:"versionName"`
@@ -95,8 +96,8 @@ func (j *keyVersionJSON) version() (*claviger.KeyVersion, error) {
 	return v, nil
 }
 
-// errNull is what an answer of null gets: json.Unmarshal takes it for an empty
-// value, and so what was not told would be read as absent.
+// errNull is the error for an answer of null. json.Unmarshal makes an empty value of
+// null, so the client would take an unknown result for an empty one.
 var errNull = errors.New("the answer is null")
 
 // unmarshal is json.Unmarshal for an answer that must not be null.
@@ -110,9 +111,9 @@ func unmarshal(body []byte, to any) error {
 	return nil
 }
 
-// ReadKeyVersion decodes a key version; nil without an error where the answer is
-// {}, which is how absence is told. BitLength is set only where the material is
-// shown.
+// ReadKeyVersion decodes a key version. The answer {} means that it does not exist:
+// the result is nil without an error. BitLength is set only if the answer has the
+// material.
 func ReadKeyVersion(body []byte) (*claviger.KeyVersion, error) {
 	var j keyVersionJSON
 	if err := unmarshal(body, &j); err != nil {
@@ -121,7 +122,7 @@ func ReadKeyVersion(body []byte) (*claviger.KeyVersion, error) {
 	return j.version()
 }
 
-// ReadKeyVersions decodes a list of them.
+// ReadKeyVersions decodes a list of key versions.
 func ReadKeyVersions(body []byte) ([]claviger.KeyVersion, error) {
 	var js []keyVersionJSON
 	if err := unmarshal(body, &js); err != nil {
@@ -178,7 +179,7 @@ func ReadEDEK(body []byte) (claviger.EDEK, error) {
 	return b.edeks[0], nil
 }
 
-// metadataJSON is a key's metadata as a server answers it.
+// metadataJSON is a key's metadata in an answer.
 type metadataJSON struct {
 	Name        *string           `json:"name"`
 	Cipher      string            `json:"cipher"`
@@ -201,8 +202,8 @@ func (j *metadataJSON) metadata() *claviger.Metadata {
 	return m
 }
 
-// ReadMetadata decodes a key's metadata; nil without an error where there is
-// none.
+// ReadMetadata decodes a key's metadata. If the key does not exist, the result is nil
+// without an error.
 func ReadMetadata(body []byte) (*claviger.Metadata, error) {
 	var j metadataJSON
 	if err := json.Unmarshal(body, &j); err != nil {
@@ -211,7 +212,7 @@ func ReadMetadata(body []byte) (*claviger.Metadata, error) {
 	return j.metadata(), nil
 }
 
-// ReadMetadataList decodes one entry per key asked for, nil for missing ones.
+// ReadMetadataList decodes one entry for each requested key; nil for a missing key.
 func ReadMetadataList(body []byte) ([]*claviger.Metadata, error) {
 	var js []*metadataJSON
 	if err := unmarshal(body, &js); err != nil {
@@ -224,8 +225,8 @@ func ReadMetadataList(body []byte) ([]*claviger.Metadata, error) {
 	return ms, nil
 }
 
-// ReadNames decodes a list of key names. An answer of null, or a name of null, is
-// an error: a list that cannot be read must not pass for a shorter one.
+// ReadNames decodes a list of key names. An answer of null, or a name of null, is an
+// error: the client must not take it for a shorter list.
 func ReadNames(body []byte) ([]string, error) {
 	var list []*string
 	if err := unmarshal(body, &list); err != nil {
@@ -241,7 +242,7 @@ func ReadNames(body []byte) ([]string, error) {
 	return names, nil
 }
 
-// ReadException decodes a RemoteException answer; nil where the body is none.
+// ReadException decodes a RemoteException answer; nil if the body is another one.
 func ReadException(body []byte) *Exception {
 	var j struct {
 		RemoteException *struct {
@@ -251,7 +252,7 @@ func ReadException(body []byte) *Exception {
 		}
 	}
 	if err := json.Unmarshal(body, &j); err != nil || j.RemoteException == nil {
-		return nil //nolint:nilerr // what is no such answer is told by nil
+		return nil //nolint:nilerr // nil means that it is another answer
 	}
 	r := j.RemoteException
 	e := &Exception{Class: r.JavaClassName, NoMessage: r.Message == nil}

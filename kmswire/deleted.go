@@ -2,32 +2,32 @@ package kmswire
 
 import "encoding/json"
 
-// The values of trusteeOp, by which a Key Trustee KMS's clients bring back deleted
-// keys, and end them. The third is ours: it has a key taken over from the source of
-// a migration.
+// Values of the parameter trusteeOp. With the first two, clients of a Key Trustee KMS
+// undelete and purge deleted keys. OpMigrate is our own: it takes a key over from the
+// source of a migration.
 const (
 	OpUndelete = "undelete"
 	OpPurge    = "purge"
 	OpMigrate  = "migrate"
 
-	// These two are ours as well: undelete and purge of the deleted key that has the
-	// version of ParamVersion. They are values of their own, so that a server that does
-	// not know them refuses, and does not take another key of the name.
+	// These two are our own, too: they undelete and purge the deleted key that has the
+	// version of ParamVersion. They are separate values, so that a server that does not
+	// know them refuses, instead of using another deleted key of the name.
 	OpUndeleteVersion = "undeleteVersion"
 	OpPurgeVersion    = "purgeVersion"
 	ParamVersion      = "version"
-	// ParamAll, true, has OpPurge end all deleted keys of a name where there are several.
+	// With ParamAll=true, OpPurge purges all deleted keys of a name.
 	ParamAll = "all"
 )
 
-// MigratedKey answers OpMigrate.
+// MigratedKey is the answer to OpMigrate.
 type MigratedKey struct {
 	Name     string   `json:"name"`
-	Versions []string `json:"versions"` // full names of those made, oldest first
+	Versions []string `json:"versions"` // full names of the versions that were made, oldest first
 }
 
-// DeletedKey is one entry of the list of deleted keys, which is no part of Hadoop's
-// protocol. Times are milliseconds since 1970.
+// DeletedKey is one entry of the list of deleted keys, which Hadoop's protocol does
+// not have. Times are milliseconds since 1970.
 type DeletedKey struct {
 	Name        string            `json:"name"`
 	Cipher      string            `json:"cipher"`
@@ -40,8 +40,8 @@ type DeletedKey struct {
 	LastUse     int64             `json:"lastUse,omitempty"` // absent: no use is recorded
 }
 
-// KeyDescription is all that a KMS of ours tells of one key; it is no part of
-// Hadoop's protocol. Times are milliseconds since 1970, 0 where there is none.
+// KeyDescription is a description of one key, which Hadoop's protocol does not have.
+// Times are milliseconds since 1970; 0 is none.
 type KeyDescription struct {
 	Name        string               `json:"name"`
 	Provider    string               `json:"provider"` // URI
@@ -52,7 +52,7 @@ type KeyDescription struct {
 	Created     int64                `json:"created"`
 	Deleted     int64                `json:"deleted,omitempty"`
 	Versions    []VersionDescription `json:"versions"`            // oldest first
-	UsesSince   int64                `json:"usesSince,omitempty"` // when the record of uses began; absent: none is kept
+	UsesSince   int64                `json:"usesSince,omitempty"` // when the record of uses began; absent: there is no record
 }
 
 // VersionDescription is one version of a KeyDescription.
@@ -64,8 +64,8 @@ type VersionDescription struct {
 	ID      string `json:"id,omitempty"`    // CKA_ID, in hex
 }
 
-// AppendJSON appends what encoding/json makes of a value of this package, which holds
-// strings, numbers and lists of them alone, so that it cannot fail.
+// AppendJSON appends a value with encoding/json. That cannot fail, because these types
+// hold only strings, numbers and lists of these.
 func AppendJSON[T DeletedKey | KeyDescription | MigratedKey](b []byte, v T) []byte {
 	text, err := json.Marshal(v)
 	if err != nil {

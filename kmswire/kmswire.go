@@ -1,13 +1,12 @@
-// Package kmswire is the JSON of Hadoop's KMS protocol, both ways: what a
-// server reads and writes, and what a client does. It knows shapes, not
-// statuses and not rights.
+// Package kmswire reads and writes the JSON of Hadoop's KMS protocol, for a server
+// and for a client. It knows no HTTP statuses and no rights.
 //
-// What a reader returns shares no memory with the body that it read, so that a
-// body may be wiped and used again.
+// The results of readers share no memory with the body that was read, so the body may
+// be wiped and used again.
 //
 // The shapes are those of org.apache.hadoop.crypto.key.kms.server.KMSUtil and
-// KMSClientProvider (Hadoop 3.4). What is written differs from Java's in white
-// space alone: there is none.
+// KMSClientProvider (Hadoop 3.4). The output differs from Java's only in white space:
+// it has none.
 package kmswire
 
 import (
@@ -18,10 +17,10 @@ import (
 	"claviger/secret"
 )
 
-// Names that stand where a version name stands, for things that have none.
+// Version names of DEKs, which have no version.
 const (
-	EEK = "EEK" // a wrapped DEK
-	EK  = "EK"  // an unwrapped one
+	EEK = "EEK" // an encrypted DEK
+	EK  = "EK"  // a decrypted DEK
 )
 
 // Values of the query parameter eek_op.
@@ -31,7 +30,7 @@ const (
 	OpReencrypt = "reencrypt"
 )
 
-// Java classes of exceptions that clients and tests look at.
+// Java classes of exceptions.
 const (
 	IOException              = "java.io.IOException"
 	IllegalArgument          = "java.lang.IllegalArgumentException"
@@ -52,13 +51,13 @@ const (
 	mismatchedInputException = "com.fasterxml.jackson.databind.exc.MismatchedInputException"
 )
 
-// Exception is the content of a RemoteException answer. As an error it is what
-// a decoder makes of a body that Hadoop's KMS would throw at, or what a client
-// was answered.
+// Exception is the content of a RemoteException answer. Readers return it as the error
+// for a body for which Hadoop's KMS would throw that exception. A client gets it from
+// an answer.
 type Exception struct {
 	Class   string // full Java class name
 	Message string
-	// NoMessage: the message is JSON null.
+	// NoMessage means that the message is JSON null.
 	NoMessage bool
 }
 
@@ -72,13 +71,12 @@ func (e *Exception) Error() string {
 	return e.Class + ": " + e.Message
 }
 
-// Simple is the class name without its package, as the field "exception" has
-// it.
+// Simple returns the class name without its package, as in the field "exception".
 func (e *Exception) Simple() string {
 	return e.Class[strings.LastIndexAny(e.Class, ".$")+1:]
 }
 
-// required is what Hadoop's KMSClientProvider.checkNotNull throws.
+// required returns the exception of Hadoop's KMSClientProvider.checkNotNull.
 func required(parameter string) *Exception {
 	return Throw(IllegalArgument, "Parameter '"+parameter+"' cannot be null")
 }
@@ -86,13 +84,13 @@ func required(parameter string) *Exception {
 // Create is the body of POST /v1/keys.
 type Create struct {
 	Name        string
-	Cipher      string // "" where absent or null
-	Length      int    // 0 where absent or null
+	Cipher      string // "" if absent or null
+	Length      int    // 0 if absent or null
 	Description *string
-	Attributes  map[string]string // nil where absent
-	Material    secret.Bytes      // nil where absent; empty where it is no base64
-	// BadAttribute: an attribute's value is no string. Hadoop notices only when it
-	// stores the key, after all else was checked.
+	Attributes  map[string]string // nil if absent
+	Material    secret.Bytes      // nil if absent; empty if it is not base64
+	// BadAttribute means that an attribute's value is not a string. Hadoop notices that
+	// only when it stores the key, after all other checks.
 	BadAttribute bool
 }
 
@@ -103,15 +101,15 @@ type Roll struct{ Material secret.Bytes }
 type Open struct {
 	Name    string
 	HasName bool
-	IV      []byte // empty where it is no base64
-	// Material is the wrapped DEK.
+	IV      []byte // empty if it is not base64
+	// Material is the encrypted DEK.
 	Material []byte
 }
 
 // Batch is the body of a batch re-encryption.
 type Batch []claviger.EDEK
 
-// tooMany refuses a list that is longer than the server takes.
+// tooMany is the error for a list that is longer than the server's limit.
 func tooMany(most int) *Exception {
 	return Throw(IllegalArgument, fmt.Sprintf("more than %d EDEKs in one request; send them in parts", most))
 }

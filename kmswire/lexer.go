@@ -8,21 +8,21 @@ import (
 	"unicode/utf8"
 )
 
-// maxDepth is how deep a value that nobody asked for may nest.
+// maxDepth is how deep a value of an unknown field may nest.
 const maxDepth = 64
 
-// lexer reads JSON from a whole body, without allocating for what is skipped or
-// holds no escape. Its errors are *Exception, worded near to Jackson's.
+// lexer reads JSON from a whole body. It does not allocate for values that it skips,
+// nor for strings without escapes. Its errors are *Exception, with texts similar to
+// Jackson's.
 //
-// Package encoding/json would do; but a NameNode sends bodies of a thousand
-// EDEKs, and reading those was most of the time that a batch took. The two are
-// held equal by FuzzRequests.
+// It replaces encoding/json because a NameNode sends bodies of a thousand EDEKs, and
+// parsing them took most of a batch's time. FuzzRequests compares the two.
 type lexer struct {
 	data []byte
 	pos  int
 }
 
-// newLexer reads a body. A byte order mark, which Jackson skips, is left out.
+// newLexer makes a lexer for a body. Like Jackson it skips a byte order mark.
 func newLexer(body []byte) *lexer {
 	return &lexer{data: bytes.TrimPrefix(body, []byte("\ufeff"))}
 }
@@ -138,7 +138,7 @@ func (l *lexer) str() ([]byte, error) {
 	return nil, l.eof(" in VALUE_STRING")
 }
 
-// slowString reads a string that holds escapes or text beyond ASCII.
+// slowString reads a string with escapes or characters outside ASCII.
 func (l *lexer) slowString(start, i int) ([]byte, error) {
 	escaped := false
 	for ; i < len(l.data); i++ {
@@ -170,7 +170,7 @@ func (l *lexer) slowString(start, i int) ([]byte, error) {
 	return nil, l.eof(" in VALUE_STRING")
 }
 
-// word reads the literal that begins here.
+// word reads a literal: true, false or null.
 func (l *lexer) word(w string) error {
 	if !bytes.HasPrefix(l.data[l.pos:], []byte(w)) {
 		return l.unexpected("expected a value")
@@ -179,8 +179,8 @@ func (l *lexer) word(w string) error {
 	return nil
 }
 
-// number reads a number token by JSON's grammar; integer tells whether it has
-// neither fraction nor exponent.
+// number reads a number token by JSON's grammar. integer is true if it has neither
+// fraction nor exponent.
 func (l *lexer) number() (text []byte, integer bool, err error) {
 	start := l.pos
 	digits := func() bool {
@@ -221,7 +221,7 @@ func (l *lexer) number() (text []byte, integer bool, err error) {
 	return l.data[start:l.pos], integer, nil
 }
 
-// skip reads a value of any kind and returns what Java would make of it.
+// skip reads a value of any kind and returns the Java class of it; "" for null.
 func (l *lexer) skip(depth int) (java string, err error) {
 	if depth > maxDepth {
 		return "", Throw(jsonParseException, fmt.Sprintf("JSON is nested more than %d deep", maxDepth))
@@ -253,7 +253,7 @@ func (l *lexer) skip(depth int) (java string, err error) {
 	return "", l.unexpected("expected a value")
 }
 
-// javaNumber is the class that Jackson gives a number.
+// javaNumber returns the class that Jackson uses for a number.
 func javaNumber(text []byte, integer bool) string {
 	if !integer {
 		return "java.lang.Double"
@@ -268,26 +268,26 @@ func javaNumber(text []byte, integer bool) string {
 	return javaInteger
 }
 
-// cannotCast is what Java says of a value of the wrong kind.
+// cannotCast is Java's error for a value of the wrong kind.
 func cannotCast(from, to string) error {
-	return Throw(ClassCast,
-		fmt.Sprintf("class %[1]s cannot be cast to class %[2]s (%[1]s and %[2]s are in module java.base of loader 'bootstrap')", from, to))
+	return Throw(ClassCast, fmt.Sprintf("class %[1]s cannot be cast to class %[2]s "+
+		"(%[1]s and %[2]s are in module java.base of loader 'bootstrap')", from, to))
 }
 
 // Java's classes of JSON values, as Jackson makes them.
 const (
 	javaString  = "java.lang.String"
 	javaInteger = "java.lang.Integer"
-	javaMap     = "java.util.Map"           // what Hadoop casts an object to
-	javaObject  = "java.util.LinkedHashMap" // what it is
+	javaMap     = "java.util.Map"           // Hadoop casts an object to it
+	javaObject  = "java.util.LinkedHashMap" // Jackson's class for an object
 )
 
-// value is a field's value as it was read last. Hadoop's KMS parses a body whole,
-// keeps the last of fields of one name, and casts a field when it uses it: so a
-// value of the wrong kind is no error before somebody asks for it.
+// value is the value of a field. Hadoop's KMS parses the whole body, keeps the last of
+// several fields with one name, and casts a field when it uses it. So a value of the
+// wrong kind is an error only when it is used.
 type value struct {
-	java string // its class; "" for null, and for what is absent
-	text []byte // the content of a string; else the value as it was written
+	java string // its class; "" for null and for an absent field
+	text []byte // the content of a string; otherwise the JSON text
 }
 
 // value reads a value of any kind.
@@ -325,7 +325,7 @@ func (v value) integer() (int, error) {
 	return 0, cannotCast(v.java, javaInteger)
 }
 
-// fields reads an object into the values that its names stand for.
+// fields reads an object. find returns where to store a field's value; nil skips it.
 func (l *lexer) fields(find func(name []byte) *value) error {
 	return l.object(func(name []byte) error {
 		if v := find(name); v != nil {

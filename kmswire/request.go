@@ -5,8 +5,7 @@ import (
 	"claviger/secret"
 )
 
-// begin checks that a body holds a value of the wanted kind, and returns false
-// for null.
+// begin checks that a body starts with the byte open, and returns false for null.
 func (l *lexer) begin(open byte, java string) (ok bool, err error) {
 	c := l.peek()
 	switch {
@@ -32,8 +31,8 @@ func (l *lexer) begin(open byte, java string) (ok bool, err error) {
 	return false, Throw(mismatchedInputException, "Cannot deserialize value of type `"+java+"` from "+token)
 }
 
-// body reads a request body that is an object. parameter is the Java variable
-// that a null body makes null.
+// body reads a body that is an object. parameter is the name of Hadoop's variable for
+// the body, for the error of a null body.
 func (l *lexer) body(parameter string, find func(name []byte) *value) error {
 	ok, err := l.begin('{', "java.util.LinkedHashMap<java.lang.Object,java.lang.Object>")
 	if err != nil {
@@ -45,9 +44,8 @@ func (l *lexer) body(parameter string, find func(name []byte) *value) error {
 	return l.fields(find)
 }
 
-// material decodes a base64 field of a creation or a roll; nil where there is
-// none. What is no base64 is empty, as with Hadoop, whose length check then
-// refuses it.
+// material decodes a base64 field of a creation or a roll; nil if it is absent. As in
+// Hadoop, a text that is not base64 becomes empty, and the length check refuses it.
 func (v value) material() (secret.Bytes, error) {
 	s, ok, err := v.string()
 	if err != nil || !ok {
@@ -55,13 +53,13 @@ func (v value) material() (secret.Bytes, error) {
 	}
 	b, err := decodeBase64(s)
 	if err != nil {
-		return secret.Bytes{}, nil //nolint:nilerr // see above: the length check speaks
+		return secret.Bytes{}, nil //nolint:nilerr // the length check returns the error, see above
 	}
 	return b, nil
 }
 
-// ReadCreate decodes the body of POST /v1/keys. Errors are *Exception, here and
-// below.
+// ReadCreate decodes the body of POST /v1/keys. Like the other readers of this file it
+// returns only errors of type *Exception.
 func ReadCreate(body []byte) (Create, error) {
 	l := newLexer(body)
 	var name, cipher, material, length, description, attributes value
@@ -118,8 +116,8 @@ func ReadCreate(body []byte) (Create, error) {
 	return c, nil
 }
 
-// attributes returns a map of strings, or nil for null. bad tells of a value of
-// another kind.
+// attributes returns a map of strings, or nil for null. bad is true if a value is not
+// a string.
 func (v value) attributes() (m map[string]string, bad bool, err error) {
 	switch v.java {
 	case "":
@@ -197,7 +195,7 @@ func ReadOpen(body []byte) (o Open, err error) {
 		return Open{}, required("material")
 	}
 	o = Open{Name: string(key), HasName: hasName}
-	buf := make([]byte, 0, len(ivText)+len(text)) // both decode into one piece
+	buf := make([]byte, 0, len(ivText)+len(text)) // one buffer for both
 	o.IV, buf = decodeInto(buf, ivText)
 	if o.Material, _, hasMaterial = decodeStrict(buf, text); !hasMaterial {
 		return Open{}, errMaterial
@@ -205,12 +203,12 @@ func ReadOpen(body []byte) (o Open, err error) {
 	return o, nil
 }
 
-// errMaterial: Hadoop decodes what it can of such a text and opens that; the
-// result could only be rubbish.
+// errMaterial is the error for material that is not base64. Hadoop ignores the wrong
+// characters and decrypts the rest, which cannot be a useful DEK.
 var errMaterial = Throw(IllegalArgument, "Parameter 'material' is not base64")
 
-// decodeStrict appends the bytes of s to buf, and returns them and the rest of
-// buf; ok is false for what is no base64.
+// decodeStrict appends the decoded bytes of s to buf. It returns them as value, and
+// the extended buf as rest. ok is false if s is not base64.
 func decodeStrict(buf, s []byte) (value, rest []byte, ok bool) {
 	start := len(buf)
 	buf, err := appendBase64(buf, s)
@@ -220,8 +218,8 @@ func decodeStrict(buf, s []byte) (value, rest []byte, ok bool) {
 	return buf[start:len(buf):len(buf)], buf, true
 }
 
-// decodeInto is decodeStrict for a field whose length is checked later: what is
-// no base64 is empty.
+// decodeInto is decodeStrict for a field whose length is checked later: if s is not
+// base64, value is empty.
 func decodeInto(buf, s []byte) (value, rest []byte) {
 	value, rest, ok := decodeStrict(buf, s)
 	if !ok {
@@ -230,8 +228,8 @@ func decodeInto(buf, s []byte) (value, rest []byte) {
 	return value, rest
 }
 
-// ReadBatch decodes the body of POST /v1/key/{name}/_reencryptbatch. More than
-// most EDEKs are refused. The EDEKs share one piece of memory.
+// ReadBatch decodes the body of POST /v1/key/{name}/_reencryptbatch. More than most
+// EDEKs are an error. The EDEKs share one buffer.
 func ReadBatch(body []byte, most int) (Batch, error) {
 	l := newLexer(body)
 	ok, err := l.begin('[', "java.util.ArrayList<java.lang.Object>")
@@ -267,15 +265,16 @@ func ReadBatch(body []byte, most int) (Batch, error) {
 type batchReader struct {
 	*lexer
 	edeks   Batch
-	buf     []byte // decoded bytes of all EDEKs; where it grows, those before stay where they are
-	version string // the last one, since nearly all are the same
-	// Hadoop parses the body whole, then looks at its items, then at the version
-	// names inside of them. These are the first that were wrong.
+	buf     []byte // decoded bytes of the EDEKs; when it grows, earlier EDEKs keep their old array
+	version string // of the last EDEK; nearly all have the same, so they share one string
+	// Hadoop parses the whole body, then checks all items, then their inner version names.
+	// So wrong is the error of the first wrong item, and notEEK that of the first wrong
+	// inner name.
 	wrong, notEEK error
 }
 
 // item reads {"versionName":..,"iv":..,"encryptedKeyVersion":{"versionName":"EEK","material":..}}.
-// It returns errors of syntax; the item's own are in b.
+// It returns errors of syntax; other errors of the item are stored in b.
 func (b *batchReader) item() error {
 	if b.peek() != '{' {
 		java, err := b.skip(0)
@@ -283,9 +282,9 @@ func (b *batchReader) item() error {
 		case err != nil:
 			return err
 		case java == "":
-			b.note(Throw(IllegalArgument, "Parameter 'valueMap' cannot be null"))
+			b.setWrong(Throw(IllegalArgument, "Parameter 'valueMap' cannot be null"))
 		default:
-			b.note(cannotCast(java, javaMap))
+			b.setWrong(cannotCast(java, javaMap))
 		}
 		return nil
 	}
@@ -303,7 +302,7 @@ func (b *batchReader) item() error {
 				return err
 			}
 			wrapped.java = javaMap
-			// Not by fields: a thousand items would put their values on the heap.
+			// It does not use fields, which would put the values of a thousand items on the heap.
 			return b.object(func(field []byte) (err error) {
 				switch string(field) {
 				case "versionName":
@@ -321,19 +320,20 @@ func (b *batchReader) item() error {
 		return err
 	})
 	if err == nil && b.wrong == nil {
-		b.note(b.keep(version, iv, wrapped, inner, material))
+		b.setWrong(b.addEDEK(version, iv, wrapped, inner, material))
 	}
 	return err
 }
 
-func (b *batchReader) note(err error) {
+// setWrong stores the first error of an item.
+func (b *batchReader) setWrong(err error) {
 	if b.wrong == nil {
 		b.wrong = err
 	}
 }
 
-// keep appends the EDEK that an item's values make.
-func (b *batchReader) keep(version, iv, wrapped, inner, material value) error {
+// addEDEK appends the EDEK with an item's values.
+func (b *batchReader) addEDEK(version, iv, wrapped, inner, material value) error {
 	versionName, err := version.required("versionName")
 	if err != nil {
 		return err
@@ -373,7 +373,7 @@ func (b *batchReader) keep(version, iv, wrapped, inner, material value) error {
 	return nil
 }
 
-// required returns a string that must be there.
+// required returns a string; null or an absent field is an error.
 func (v value) required(parameter string) ([]byte, error) {
 	s, ok, err := v.string()
 	if err == nil && !ok {

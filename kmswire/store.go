@@ -1,11 +1,11 @@
 package kmswire
 
-// Headers by which a server finds out that a KMS which it asks for the keys of others is
-// itself, or another node of its own metastore. Other KMSs know neither.
+// With these headers a server finds out that one of its sources is the server itself, or
+// another node of its own metastore. Other KMSs do not know the headers.
 const (
-	// StoreHeader is set on requests to a source: a name of the asking server's metastore.
+	// StoreHeader is a header of requests to a source: a name of the client's metastore.
 	StoreHeader = "X-Claviger-Store"
-	// SameStoreHeader is set on the answer, which is a refusal, where the metastore is that
-	// of the server that was asked.
+	// SameStoreHeader is a header of the answer, a refusal, if the source has the same
+	// metastore as the client.
 	SameStoreHeader = "X-Claviger-Same-Store"
 )

@@ -14,15 +14,15 @@ import (
 	"claviger/metastore/location"
 )
 
-// Doubts are rules that need an operator's attention.
+// Doubts are the rules that an operator should check.
 type Doubts struct {
 	File   string   `json:"file"`
 	Doubts []string `json:"doubts"`
 	Notes  []string `json:"notes,omitempty"`
 }
 
-// Check finds rules that are misspelt, that can admit nobody, that shut out other operations of a key, and that
-// are for keys which the metastore does not have.
+// Check finds rules that are misspelled, rules that admit nobody, rules that exclude other operations of a key, and
+// rules for keys that the metastore does not have.
 func Check(ctx context.Context, conf *hadoopconf.Conf) (*Doubts, error) {
 	policy, warnings, notes, err := kms.LoadPolicy(conf)
 	if err != nil {
@@ -62,7 +62,7 @@ func knownACLNames(ctx context.Context, conf *hadoopconf.Conf) (known []string, 
 		}
 		keys, err := s.Get(ctx, names...)
 		for _, k := range keys {
-			if k != nil { // else it was deleted in between
+			if k != nil { // nil: it was deleted since Names
 				known = append(known, k.ACLName())
 			}
 		}
@@ -71,13 +71,13 @@ func knownACLNames(ctx context.Context, conf *hadoopconf.Conf) (known []string, 
 	return slices.Compact(slices.Sorted(slices.Values(known))), err
 }
 
-// rulesByKey reports whether rules guard keys. A value that cannot be read stops the server, so it counts as true.
+// rulesByKey reports whether rules protect keys. A value that cannot be read stops the server, so it counts as true.
 func rulesByKey(conf *hadoopconf.Conf) bool {
 	byKey, err := conf.Bool("hadoop.kms.key.authorization.enable")
 	return err != nil || byKey
 }
 
-// noACLFile says what a missing kms-acls.xml means.
+// noACLFile returns a text that says what a missing kms-acls.xml means.
 func noACLFile(conf *hadoopconf.Conf) string {
 	if !rulesByKey(conf) {
 		return "there is no " + kms.ACLFile(conf) + ": everybody may do everything with every key; write the file, " +

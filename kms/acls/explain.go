@@ -1,6 +1,6 @@
-// Package acls answers questions of an operator about the rules of kms-acls.xml: whether a user may do something
-// and which line decides (Explain), and which rules do nothing, or something else than probably meant (Check).
-// It reads the configuration files and the metastore, and not the running server.
+// Package acls explains the rules of kms-acls.xml to an operator: whether a user may do something, and which rule
+// decides (Explain); and which rules have no effect, or probably not the intended one (Check). It reads the
+// configuration files and the metastore, not the running server.
 package acls
 
 import (
@@ -22,10 +22,10 @@ import (
 type Question struct {
 	User    string
 	Real    string   // the user who impersonates User; "" for none
-	Groups  []string // of User; nil: the configured group mapping knows them
+	Groups  []string // of User; nil: use the configured group mapping
 	Request authz.Request
 	Key     string // "" for none
-	ACLName string // of the key; "": the metastore knows it
+	ACLName string // of the key; "": read it from the metastore
 }
 
 // Explain finds whether the rules of a configuration allow a request.
@@ -39,7 +39,7 @@ func Explain(ctx context.Context, conf *hadoopconf.Conf, q Question) (*Explanati
 		return nil, err
 	}
 	if len(warnings) > 0 {
-		notes = append(notes, fmt.Sprintf("odd in the file: %d; `claviger acl check` names what", len(warnings)))
+		notes = append(notes, fmt.Sprintf("warnings about the file: %d; `claviger acl check` shows them", len(warnings)))
 	}
 	groups := func(string) []string { return q.Groups }
 	if q.Groups == nil {
@@ -66,18 +66,18 @@ func Explain(ctx context.Context, conf *hadoopconf.Conf, q Question) (*Explanati
 	return x, nil
 }
 
-// aclName returns the ACL name whose rules count, "" where no rule of a key does; a note says why. byKey: rules
-// of keys count at all.
+// aclName returns the ACL name whose rules apply; "" if no rule of a key applies, and then it adds a note with the
+// reason. byKey is hadoop.kms.key.authorization.enable.
 func (x *Explanation) aclName(ctx context.Context, conf *hadoopconf.Conf, q Question, byKey bool) (string, error) {
 	switch {
 	case q.Request.Key == "" && q.Key != "":
-		x.note("%s asks no rule of a key", q.Request.Name)
+		x.addNote("%s uses no rule of a key", q.Request.Name)
 	case q.Request.Key == "":
 	case !byKey && q.Request.Key != authz.KeyMigrate:
 		p, _ := conf.Lookup("hadoop.kms.key.authorization.enable")
-		x.note("hadoop.kms.key.authorization.enable is false (%s): the rules of keys are not asked", p.Where())
+		x.addNote("hadoop.kms.key.authorization.enable is false (%s): the rules of keys are not used", p.Where())
 	case q.Key == "":
-		x.note("no key is named: the rules of keys, which are asked as well, are left out")
+		x.addNote("no key is named: the rules of keys, which the server also checks, are left out")
 	case q.ACLName != "":
 		return q.ACLName, nil
 	default:
@@ -100,15 +100,15 @@ type Explanation struct {
 	Notes     []string    `json:"notes,omitempty"`
 }
 
-func (x *Explanation) note(format string, args ...any) {
+func (x *Explanation) addNote(format string, args ...any) {
 	x.Notes = append(x.Notes, fmt.Sprintf(format, args...))
 }
 
-// findACLName reads the key's ACL name from the metastore. Where there is no metastore it returns the key's own
-// name, which is the ACL name of nearly all keys. Where the metastore cannot be read there is no answer.
+// findACLName reads the key's ACL name from the metastore. Without a metastore it returns the key's own name, which
+// is the ACL name of nearly all keys. If the metastore cannot be read, it returns an error.
 func (x *Explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r authz.Request) (string, error) {
 	var key *metastore.Key
-	var names []string // of all keys, where this one is not among them
+	var names []string // of all keys, if this key does not exist
 	err := location.Read(ctx, conf, func(s metastore.Store) error {
 		found, err := s.Get(ctx, x.Key)
 		if err != nil {
@@ -121,18 +121,18 @@ func (x *Explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r 
 	})
 	switch {
 	case err != nil && !errors.Is(err, location.ErrNone):
-		return "", fmt.Errorf("which rules guard key %s is not known, for the metastore cannot be read: %w; run "+
-			"this command as the server's user, or tell the key's attribute key.acl.name by --acl-name", x.Key, err)
+		return "", fmt.Errorf("which rules protect key %s is not known, because the metastore cannot be read: %w; "+
+			"run this command as the server's user, or pass the key's attribute key.acl.name as --acl-name", x.Key, err)
 	case err != nil:
-		x.note("key %s could not be looked up (%v): its ACL name is taken to be its own; --acl-name tells another",
-			x.Key, err)
+		x.addNote("key %s could not be looked up (%v): its own name is used as its ACL name; if it has another, "+
+			"pass --acl-name", x.Key, err)
 	case key == nil && r.Name == "CREATE_KEY":
 	case key == nil && r.Key == authz.KeyMigrate:
-		x.note("key %s is not here yet: its ACL name at the source, which counts, is taken to be its own; "+
-			"--acl-name tells another", x.Key)
+		x.addNote("key %s is not here yet: its own name is used as its ACL name; if it has another one at the "+
+			"source, pass --acl-name", x.Key)
 	case key == nil:
-		x.note("the metastore has no key %s: its ACL name is taken to be its own; --acl-name tells another%s", x.Key,
-			typo.DidYouMean(x.Key, names, claviger.Printable))
+		x.addNote("the metastore has no key %s: its own name is used as its ACL name; if it has another, pass "+
+			"--acl-name%s", x.Key, typo.DidYouMean(x.Key, names, claviger.Printable))
 	default:
 		return key.ACLName(), nil
 	}
