@@ -115,10 +115,10 @@ func (e *Engine) rolledInto(ctx context.Context, a away, theirs *claviger.Metada
 // whyRolledInto returns the text for an operator about a version that rolledInto found.
 func (e *Engine) whyRolledInto(version string, a away) string {
 	return fmt.Sprintf("%s is one key at the source, which was rolled since, and another key in %s, into which the "+
-		"key was taken over at %s, and an EDEK names its version by that name alone, so no EDEK of that name is opened or "+
-		"re-encrypted here: stop rolls at the source; copy the files that were made while the server used that other "+
-		"target, from a server that uses it and not the source; then set %s to %s, %s: then the source opens all "+
-		"EDEKs of that name",
+		"key was taken over at %s, and an EDEK names its version by that name alone, so no EDEK of that name is "+
+		"opened or re-encrypted here: stop rolls at the source; copy the files that were made while the server used "+
+		"that other target, from a server that uses it and not the source; then set %s to %s, %s: then the source "+
+		"opens all EDEKs of that name",
 		claviger.Printable(version), a.target, a.began.UTC().Format(time.RFC3339), PropTheirs,
 		claviger.NamesWith(e.cfg.Theirs, version), thenRun)
 }
@@ -151,8 +151,8 @@ func (e *Engine) recordTwice(ctx context.Context, twice []VersionConflict) error
 func (e *Engine) whyTwice(ctx context.Context, version string, a away) string {
 	key := claviger.Printable(a.Key)
 	return fmt.Sprintf("%s is one key here and another key in %s, into which the key was taken over too, at %s, and "+
-		"an EDEK names its version by that name alone: delete neither; roll key %s here, so that new files can be read, "+
-		"and copy the files that were made while the server used that other target, from a server that uses it; "+
+		"an EDEK names its version by that name alone: delete neither; roll key %s here, so that new files can be "+
+		"read, and copy the files that were made while the server used that other target, from a server that uses it; "+
 		"then set %s to %s and restart",
 		claviger.Printable(version), a.target,
 		a.began.UTC().Format(time.RFC3339), key, PropOurs, e.oursWith(ctx, version, nil))

@@ -15,44 +15,71 @@ import (
 
 const keystoreURI = "jceks://file@/var/lib/claviger/kms.keystore"
 
-// TestElsewhere: a key that a run took over into another target is not one that was deleted
-// here, nor one that is done: EDEKs of its versions open there alone, so that target must be
-// named first. Then the key gets numbers above those that it has there.
-func TestElsewhere(t *testing.T) {
+// elsewhereBench is a bench whose source has the keys finance and later, which a run took over into a keystore. Then
+// the configuration got an HSM as the target.
+type elsewhereBench struct {
+	*bench
+	hsm, keystore *memory.Provider
+}
+
+func newElsewhereBench(t *testing.T) *elsewhereBench {
+	t.Helper()
 	b := newBench(t)
 	b.add(t, "finance", 3)
 	b.add(t, "later", 1)
-	hsm := b.target
-	slip := memory.New(memory.Config{URI: keystoreURI, Sealed: true})
-	t.Cleanup(func() { must(t, slip.Close()) })
-	b.cfg.Target = slip
+	e := &elsewhereBench{bench: b, hsm: b.target,
+		keystore: memory.New(memory.Config{URI: keystoreURI, Sealed: true})}
+	t.Cleanup(func() { must(t, e.keystore.Close()) })
+	b.cfg.Target = e.keystore
 	if r := b.run(t); !r.Complete() {
 		t.Fatalf("%+v", r)
 	}
-	if got := versions(t, slip, "finance"); !slices.Equal(got, []string{"finance@3"}) {
+	if got := versions(t, e.keystore, "finance"); !slices.Equal(got, []string{"finance@3"}) {
 		t.Fatalf("made in the keystore: %q", got)
 	}
-	_, err := slip.Roll(t.Context(), "finance", nil)
+	_, err := e.keystore.Roll(t.Context(), "finance", nil)
 	must(t, err)
+	b.cfg.Target = e.hsm
+	return e
+}
 
-	b.cfg.Target = hsm
-	origins := func() (atSource, atKeystore migrate.Origin) {
-		list, err := migrate.Origins(t.Context(), b.store, hsm.URI())
-		must(t, err)
-		for _, o := range list {
-			switch {
-			case o.Key == "finance" && o.Source == b.source.URI():
-				atSource = o
-			case o.Key == "finance" && o.Source == keystoreURI:
-				atKeystore = o
-			}
+// origins returns the origins of finance at the source and at the keystore.
+func (e *elsewhereBench) origins(t *testing.T) (atSource, atKeystore migrate.Origin) {
+	t.Helper()
+	list, err := migrate.Origins(t.Context(), e.store, e.hsm.URI())
+	must(t, err)
+	for _, o := range list {
+		switch {
+		case o.Key == "finance" && o.Source == e.source.URI():
+			atSource = o
+		case o.Key == "finance" && o.Source == keystoreURI:
+			atKeystore = o
 		}
-		return atSource, atKeystore
 	}
-	if s, k := origins(); s.Key == "" || s.TakenOver || len(s.Made) > 0 || k.Key == "" || k.TakenOver ||
+	return atSource, atKeystore
+}
+
+// notHere checks that the origins have finance only at the source and at the keystore.
+func (e *elsewhereBench) notHere(t *testing.T) {
+	t.Helper()
+	if s, k := e.origins(t); s.Key == "" || s.TakenOver || len(s.Made) > 0 || k.Key == "" || k.TakenOver ||
 		k.Metadata.Versions != 4 {
 		t.Errorf("origins %+v, %+v", s, k)
 	}
+}
+
+func (e *elsewhereBench) finish(t *testing.T) *migrate.Ending {
+	t.Helper()
+	f, err := e.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true})
+	must(t, err)
+	return f
+}
+
+// TestElsewhere: a key that a run took over into another target is neither done nor deleted here. EDEKs of its
+// versions open only there, so each command says that this target must be configured first.
+func TestElsewhere(t *testing.T) {
+	b := newElsewhereBench(t)
+	b.notHere(t)
 	wants := func(what, text string) {
 		t.Helper()
 		for _, want := range []string{"was taken over into " + keystoreURI, "finance@3", "keep the key at its source",
@@ -71,90 +98,91 @@ func TestElsewhere(t *testing.T) {
 		t.Errorf("plan %+v", plan)
 	}
 	wants("plan", plan.Keys[0].Why)
-	if r := b.run(t); r.Complete() || r.Keys[0].State != migrate.Elsewhere || len(versions(t, hsm, "later")) != 0 {
+	if r := b.run(t); r.Complete() || r.Keys[0].State != migrate.Elsewhere || len(versions(t, b.hsm, "later")) != 0 {
 		t.Errorf("run %+v", r)
 	} else {
 		wants("run", r.Err().Error())
 	}
-	standing, err := b.engine(t).Status(t.Context())
+	status, err := b.engine(t).Status(t.Context())
 	must(t, err)
-	if len(standing.Keys) != 2 || standing.Keys[0].State != migrate.Elsewhere || standing.Counts.Blocked != 2 ||
-		standing.Counts.Done != 0 {
-		t.Fatalf("status %+v", standing)
+	if len(status.Keys) != 2 || status.Keys[0].State != migrate.Elsewhere || status.Counts.Blocked != 2 ||
+		status.Counts.Done != 0 {
+		t.Fatalf("status %+v", status)
 	}
-	wants("status", standing.Keys[0].Why)
+	wants("status", status.Keys[0].Why)
 	v, err := b.engine(t).Verify(t.Context())
 	must(t, err)
 	if v.Different != 2 || len(v.Keys[0].Remarks) != 1 {
 		t.Fatalf("verify %+v", v)
 	}
 	wants("verify", v.Keys[0].Remarks[0])
-	ending, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true})
-	must(t, err)
+	ending := b.finish(t)
 	if ending.Finished || len(ending.Refusals) == 0 {
 		t.Fatalf("finish %+v", ending)
 	}
 	wants("finish", ending.Refusals[0])
+	b.notHere(t)
+}
 
-	if s, k := origins(); s.Key == "" || s.TakenOver || len(s.Made) > 0 || k.Key == "" || k.TakenOver ||
-		k.Metadata.Versions != 4 {
-		t.Errorf("origins %+v, %+v", s, k)
+// TestElsewhereAsSource: once the other target is configured as a source, a run takes the key over, with numbers
+// above those that the key has there.
+func TestElsewhereAsSource(t *testing.T) {
+	b := newElsewhereBench(t)
+	if r := b.run(t); r.Complete() {
+		t.Fatalf("%+v", r)
 	}
-
-	// Status and finish tell by the journal alone, though the keystore cannot be asked.
-	b.cfg.Beside = []migrate.Source{mute{slip}}
-	if standing, err = b.engine(t).Status(t.Context()); err != nil ||
-		!strings.Contains(standing.Keys[0].Why, "which is a source now: run the migration again") {
-		t.Errorf("status %+v, %v", standing, err)
+	// Status and Finish read the journal only, so they work although the keystore does not answer.
+	b.cfg.Beside = []migrate.Source{unreachable{b.keystore}}
+	const again = "which is a source now: run the migration again"
+	if status, err := b.engine(t).Status(t.Context()); err != nil || !strings.Contains(status.Keys[0].Why, again) {
+		t.Errorf("status %+v, %v", status, err)
 	}
-	ending, err = b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true})
-	if err != nil || ending.Finished || !strings.Contains(ending.Refusals[0],
-		"which is a source now: run the migration again") {
-		t.Errorf("finish %+v, %v", ending, err)
+	if ending := b.finish(t); ending.Finished || !strings.Contains(ending.Refusals[0], again) {
+		t.Errorf("finish %+v", ending)
 	}
-	if _, err = b.engine(t).Run(t.Context()); err == nil || !strings.Contains(err.Error(),
+	if _, err := b.engine(t).Run(t.Context()); err == nil || !strings.Contains(err.Error(),
 		"but the number of its versions there cannot be read") {
 		t.Errorf("run: %v", err)
 	}
 
-	b.cfg.Beside = []migrate.Source{slip}
+	b.cfg.Beside = []migrate.Source{b.keystore}
 	if r := b.run(t); !r.Complete() {
 		t.Fatalf("%+v", r)
 	}
-	if got := versions(t, hsm, "finance"); !slices.Equal(got, []string{"finance@5"}) {
-		t.Errorf("made with the keystore named: %q", got)
+	if got := versions(t, b.hsm, "finance"); !slices.Equal(got, []string{"finance@5"}) {
+		t.Errorf("made with the keystore as a source: %q", got)
 	}
-	if s, k := origins(); !s.TakenOver || !slices.Equal(s.Made, []string{"finance@5"}) || !k.TakenOver || !k.Numbered {
+	if s, k := b.origins(t); !s.TakenOver || !slices.Equal(s.Made, []string{"finance@5"}) || !k.TakenOver ||
+		!k.Numbered {
 		t.Errorf("origins %+v, %+v", s, k)
 	}
-	b.cfg.Beside = nil // its EDEKs are re-encrypted
-	v, err = b.engine(t).Verify(t.Context())
+	b.cfg.Beside = nil // the keystore's EDEKs are re-encrypted
+	v, err := b.engine(t).Verify(t.Context())
 	must(t, err)
 	if v.Different != 0 || v.Same != 2 {
 		t.Errorf("verify %+v", v)
 	}
-	if ending, err = b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true}); err != nil ||
-		len(ending.Refusals) > 0 {
-		t.Errorf("finish %+v, %v", ending, err)
+	if ending := b.finish(t); len(ending.Refusals) > 0 {
+		t.Errorf("finish %+v", ending)
 	}
 }
 
-// mute is a source that gives no answer.
-type mute struct{ migrate.Source }
+// unreachable is a source that does not answer.
+type unreachable struct{ migrate.Source }
 
-func (mute) Metadata(context.Context, ...string) ([]*claviger.Metadata, error) {
+func (unreachable) Metadata(context.Context, ...string) ([]*claviger.Metadata, error) {
 	return nil, claviger.Errorf("test", claviger.SourceUnreachable, "", "no answer")
 }
 
-// TestElsewhereTwice: a version that a key has here, and that was made for it in another
-// target too, is in conflict: by plan, run, verify and finish, and for the server.
+// TestElsewhereTwice: a version that a key has here, and that was made for the key in another target too, is in
+// conflict. Plan, run, verify and finish say so, and the server opens no EDEK of it.
 func TestElsewhereTwice(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "payroll", 1)
 	r := b.run(t)
 	records, err := b.store.Records(t.Context(), r.Run.Name)
 	must(t, err)
-	for _, rec := range records { // as a claviger before this one wrote it
+	for _, rec := range records { // as older versions of claviger wrote it
 		data := rec.Data
 		if rec.Item == "" {
 			run := r.Run
@@ -190,38 +218,40 @@ func TestElsewhereTwice(t *testing.T) {
 	}
 	b.cfg.Ours = map[string]bool{"payroll@1": true}
 	if r := b.run(t); !r.Complete() {
-		t.Errorf("run by the operator's word: %+v", r)
+		t.Errorf("run after the operator's decision: %+v", r)
 	}
 }
 
-// TestElsewhereRolled: the source rolls to the number of a version that was made for a key in
-// another target. No order of the commands has "room" for it, nor calls the migration complete
-// or finished, until an operator decides.
+// TestElsewhereRolled: the source rolls to the number of a version that was made for a key in another target. No
+// command calls the number free, and no command calls the migration complete or finished, until an operator decides.
 func TestElsewhereRolled(t *testing.T) {
 	for _, when := range []string{"before the keystore is named", "after the key is here"} {
 		t.Run(when, func(t *testing.T) { elsewhereRolled(t, when == "after the key is here") })
 	}
 }
 
+// needDecision fails the test unless text says which decision about pin@1 the operator must make.
+func needDecision(t *testing.T, what, text string) {
+	t.Helper()
+	const want = "pin@1 is one key at the source, which was rolled since, and another key in " + keystoreURI
+	const cure = "set claviger.migration.theirs to pin@1"
+	if !strings.Contains(text, want) || !strings.Contains(text, cure) || strings.Contains(text, "free here") {
+		t.Errorf("%s: %s", what, text)
+	}
+}
+
+// elsewhereRolled is TestElsewhereRolled with one order: late means that the source rolls after the key is here.
 func elsewhereRolled(t *testing.T, late bool) {
 	b := newBench(t)
 	b.add(t, "pin", 1)
 	hsm := b.target
-	slip := memory.New(memory.Config{URI: keystoreURI, Sealed: true})
-	t.Cleanup(func() { must(t, slip.Close()) })
-	b.cfg.Target = slip
+	keystore := memory.New(memory.Config{URI: keystoreURI, Sealed: true})
+	t.Cleanup(func() { must(t, keystore.Close()) })
+	b.cfg.Target = keystore
 	if r := b.run(t); !r.Complete() { // makes pin@1
 		t.Fatalf("%+v", r)
 	}
 	b.cfg.Target = hsm
-	const want = "pin@1 is one key at the source, which was rolled since, and another key in " + keystoreURI
-	const cure = "set claviger.migration.theirs to pin@1"
-	says := func(what, text string) {
-		t.Helper()
-		if !strings.Contains(text, want) || !strings.Contains(text, cure) || strings.Contains(text, "free here") {
-			t.Errorf("%s: %s", what, text)
-		}
-	}
 	roll := func() {
 		t.Helper()
 		_, err := b.source.Roll(t.Context(), "pin", nil)
@@ -231,9 +261,9 @@ func elsewhereRolled(t *testing.T, late bool) {
 		roll()
 		plan, err := b.engine(t).Plan(t.Context())
 		must(t, err)
-		says("plan, elsewhere", plan.Keys[0].Why)
+		needDecision(t, "plan, elsewhere", plan.Keys[0].Why)
 	}
-	b.cfg.Beside = []migrate.Source{slip}
+	b.cfg.Beside = []migrate.Source{keystore}
 	if late {
 		if r := b.run(t); !r.Complete() {
 			t.Fatalf("%+v", r)
@@ -242,65 +272,77 @@ func elsewhereRolled(t *testing.T, late bool) {
 	}
 	plan, err := b.engine(t).Plan(t.Context())
 	must(t, err)
-	says("plan", plan.Keys[0].Why)
+	needDecision(t, "plan", plan.Keys[0].Why)
 	if plan.Complete || late && plan.Ready() {
 		t.Errorf("plan %+v", plan)
 	}
-	if late { // no run and no server has noted it
+	if late { // no run and no server has recorded the conflict
 		v, err := b.engine(t).Verify(t.Context())
 		must(t, err)
-		says("verify before the run", strings.Join(v.Keys[0].Remarks, " "))
+		needDecision(t, "verify before the run", strings.Join(v.Keys[0].Remarks, " "))
 	}
 	if r := b.run(t); r.Complete() || len(versions(t, hsm, "pin")) != 1 {
 		t.Errorf("run %+v", r)
 	} else {
-		says("run", r.Keys[0].Why)
+		needDecision(t, "run", r.Keys[0].Why)
 	}
+	rolledUndecided(t, b)
+	rolledOrigins(t, b)
+	b.cfg.Theirs = map[string]bool{"pin@1": true}
+	if r := b.run(t); !r.Complete() {
+		t.Errorf("run after the operator's decision: %+v", r)
+	}
+	ending, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true,
+		SourceRolled: true})
+	if err != nil || strings.Contains(strings.Join(ending.Refusals, "\n"), "pin@1") {
+		t.Errorf("finish after the operator's decision: %+v, %v", ending, err)
+	}
+}
+
+// rolledUndecided checks the recorded conflict, and what status, verify and finish say, after the run.
+func rolledUndecided(t *testing.T, b *bench) {
+	t.Helper()
 	got, err := metastore.Conflicts(t.Context(), b.store)
 	if err != nil || !slices.Equal(got[b.source.URI()], []string{"pin@1"}) {
 		t.Errorf("conflicts %q, %v", got, err)
 	}
-	standing, err := b.engine(t).Status(t.Context())
+	status, err := b.engine(t).Status(t.Context())
 	must(t, err)
-	if len(standing.Conflicts) != 1 {
-		t.Fatalf("status %+v", standing)
+	if len(status.Conflicts) != 1 {
+		t.Fatalf("status %+v", status)
 	}
-	says("status", standing.Conflicts[0].Why)
+	needDecision(t, "status", status.Conflicts[0].Why)
 	v, err := b.engine(t).Verify(t.Context())
 	must(t, err)
 	if v.Different != 1 {
 		t.Errorf("verify %+v", v)
 	}
-	says("verify", strings.Join(v.Keys[0].Remarks, " "))
+	needDecision(t, "verify", strings.Join(v.Keys[0].Remarks, " "))
 	b.cfg.Beside = nil
-	must(t, metastore.SetConflicts(t.Context(), b.store, nil)) // finish compares for itself
+	must(t, metastore.SetConflicts(t.Context(), b.store, nil)) // finish compares by itself
 	ending, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true})
 	must(t, err)
 	if ending.Finished {
 		t.Errorf("finish %+v", ending)
 	}
-	says("finish", strings.Join(ending.Refusals, "\n"))
+	needDecision(t, "finish", strings.Join(ending.Refusals, "\n"))
+}
+
+// rolledOrigins checks that the keystore is an origin of pin@1, under the URI by which the server names it.
+func rolledOrigins(t *testing.T, b *bench) {
+	t.Helper()
 	const other = "localjceks://file/var/lib/claviger/kms.keystore"
 	for _, sources := range [][]string{{b.source.URI()}, {b.source.URI(), other}} {
-		list, err := migrate.Origins(t.Context(), b.store, hsm.URI(), sources...)
+		list, err := migrate.Origins(t.Context(), b.store, b.target.URI(), sources...)
 		must(t, err)
 		at := keystoreURI
 		if len(sources) > 1 {
-			at = other // as the server calls it
+			at = other
 		}
 		if !slices.ContainsFunc(list, func(o migrate.Origin) bool {
 			return o.Source == at && slices.Equal(o.MadeThere, []string{"pin@1"})
 		}) {
-			t.Errorf("origins beside %q: %+v", sources, list)
+			t.Errorf("origins with sources %q: %+v", sources, list)
 		}
-	}
-	b.cfg.Theirs = map[string]bool{"pin@1": true}
-	if r := b.run(t); !r.Complete() {
-		t.Errorf("run by the operator's word: %+v", r)
-	}
-	ending, err = b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true,
-		SourceRolled: true})
-	if err != nil || strings.Contains(strings.Join(ending.Refusals, "\n"), "pin@1") {
-		t.Errorf("finish by the operator's word: %+v, %v", ending, err)
 	}
 }

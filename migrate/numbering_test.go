@@ -261,7 +261,7 @@ func TestNoCollisionByCount(t *testing.T) {
 		t.Errorf("without an answer the count decides: %s", got)
 	}
 	src.kind = 0
-	if got := why(); strings.Contains(got, "another one here") ||
+	if got := why(); strings.Contains(got, "another key here") ||
 		!strings.Contains(got, "rolled at the source since the migration: 1 more;") {
 		t.Errorf("a source that has no version of that name: %s", got)
 	}

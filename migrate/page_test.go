@@ -11,28 +11,45 @@ import (
 	"claviger/migrate/report"
 )
 
-// TestPage: what docs/migration.md shows of status, verify, finish and free is what they
-// print.
-func TestPage(t *testing.T) {
-	page, err := os.ReadFile("../docs/migration.md")
+// page is docs/migration.md.
+type page string
+
+func readPage(t *testing.T) page {
+	t.Helper()
+	text, err := os.ReadFile("../docs/migration.md")
 	must(t, err)
-	shows := func(what, text string) {
-		t.Helper()
-		if !strings.Contains(string(page), "\n"+strings.TrimSuffix(text, "\n")+"\n") {
-			t.Errorf("docs/migration.md does not show this of %s:\n%s", what, text)
-		}
+	return page(text)
+}
+
+// shows checks that the page has the output of a command.
+func (p page) shows(t *testing.T, command, text string) {
+	t.Helper()
+	if !strings.Contains(string(p), "\n"+strings.TrimSuffix(text, "\n")+"\n") {
+		t.Errorf("docs/migration.md does not show this of %s:\n%s", command, text)
 	}
-	at := func(clock string) time.Time {
-		t.Helper()
-		when, err := time.Parse("2006-01-02T15:04:05.999Z", clock)
-		must(t, err)
-		return when
-	}
-	ptr := func(when time.Time) *time.Time { return &when }
-	const source, target = "kms://http@127.0.0.1:46057/kms", "cloudera.hsmkp://file@/var/lib/claviger/luna.keystore"
-	run := migrate.Run{Name: "migration-20261128T225813.394Z", State: migrate.Complete, Source: source, Host: "kms-2",
-		Started: at("2026-11-28T22:58:13.394Z"), Ended: ptr(at("2026-11-28T22:58:14Z"))}
-	last := ptr(at("2026-11-28T22:58:28Z"))
+}
+
+func clock(t *testing.T, text string) time.Time {
+	t.Helper()
+	when, err := time.Parse("2006-01-02T15:04:05.999Z", text)
+	must(t, err)
+	return when
+}
+
+func ptr(when time.Time) *time.Time { return &when }
+
+// The source and target on the page.
+const (
+	pageSource = "kms://http@127.0.0.1:46057/kms"
+	pageTarget = "cloudera.hsmkp://file@/var/lib/claviger/luna.keystore"
+)
+
+// TestPage: the output of status, verify and plan in docs/migration.md is what these commands print.
+func TestPage(t *testing.T) {
+	p := readPage(t)
+	run := migrate.Run{Name: "migration-20261128T225813.394Z", State: migrate.Complete, Source: pageSource,
+		Host: "kms-2", Started: clock(t, "2026-11-28T22:58:13.394Z"), Ended: ptr(clock(t, "2026-11-28T22:58:14Z"))}
+	last := ptr(clock(t, "2026-11-28T22:58:28Z"))
 	used := func(version string, n int64) migrate.VersionMapping {
 		return migrate.VersionMapping{Source: version, LastUse: last, Decrypted: n, Reencrypted: n}
 	}
@@ -41,19 +58,36 @@ func TestPage(t *testing.T) {
 		f2 = "finance@c7d6226a7411528c1ecb5bf856ff8da2"
 		w1 = "web-logs@084d11d9659e4ed2455b5f3a504830a6"
 	)
-	standing := migrate.StatusReport{Runs: []migrate.Run{run}, Counts: migrate.Counts{Total: 2, Done: 2}, LastUse: last,
+	status := migrate.StatusReport{Runs: []migrate.Run{run}, Counts: migrate.Counts{Total: 2, Done: 2}, LastUse: last,
 		Keys: []migrate.KeyStatus{
 			{Key: "finance", State: migrate.Done, Versions: []migrate.VersionMapping{{Target: "finance@0"},
 				{Target: "finance@1"}, used(f1, 200), used(f2, 200)}},
 			{Key: "web-logs", State: migrate.Done, Versions: []migrate.VersionMapping{{Target: "web-logs@0"},
 				used(w1, 400)}},
 		}}
-	shows("status", textOf(report.Status, &standing))
-	verified := migrate.Verification{At: at("2026-11-28T22:58:29Z"), Source: source, Target: target, Same: 2,
-		Keys: []migrate.KeyDiff{{Key: "finance", Same: true}, {Key: "web-logs", Same: true}}}
-	shows("verify", textOf(report.Verification, &verified))
+	p.shows(t, "status", textOf(report.Status, &status))
+	verified := migrate.Verification{At: clock(t, "2026-11-28T22:58:29Z"), Source: pageSource, Target: pageTarget,
+		Same: 2, Keys: []migrate.KeyDiff{{Key: "finance", Same: true}, {Key: "web-logs", Same: true}}}
+	p.shows(t, "verify", textOf(report.Verification, &verified))
 
-	// From the journal of a real migration: the words of a refusal, and of the end.
+	// A plan of two keys: its head, its table and its end.
+	plan := migrate.Plan{At: clock(t, "2026-11-28T22:58:12Z"), Source: pageSource, Target: pageTarget, Read: true,
+		Counts: migrate.Counts{Total: 2, Planned: 2, NewVersions: 3}}
+	for i, key := range []string{"finance", "web-logs"} {
+		fields := migrate.Fields{Cipher: "AES/CTR/NoPadding", Length: 256 / (i + 1),
+			Created: clock(t, "2026-11-28T22:58:10Z")}
+		plan.Keys = append(plan.Keys, migrate.KeyLine{Key: key, State: migrate.Planned, Versions: 2 - i,
+			Source: &fields})
+	}
+	head, rest, _ := strings.Cut(textOf(report.Plan, &plan), "Checks\n")
+	p.shows(t, "plan", head+"Checks")
+	p.shows(t, "plan", rest)
+	p.shows(t, "plan", fmt.Sprintf("  %-9s  %s", migrate.OK, "rights at the source: all 2 keys are readable"))
+}
+
+// TestPageOfTheEnd: the same of finish and free. The refusal and the end come from the journal of a real migration.
+func TestPageOfTheEnd(t *testing.T) {
+	p := readPage(t)
 	b := newBench(t)
 	b.add(t, "k", 1)
 	b.run(t)
@@ -62,37 +96,23 @@ func TestPage(t *testing.T) {
 	if n := len(refused.Refusals); n != 1 {
 		t.Fatalf("%d refusals: %q", n, refused.Refusals)
 	}
-	shows("finish", "  - "+refused.Refusals[0])
-	finished, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: at("2026-11-29T23:10:31Z"),
+	p.shows(t, "finish", "  - "+refused.Refusals[0])
+	finished, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: clock(t, "2026-11-29T23:10:31Z"),
 		EDEKsDone: true, Get: func(name string) (string, string, bool) {
 			if name != "hadoop.kms.key.provider.uri" {
 				return "", "", false
 			}
-			return target, "", true
+			return pageTarget, "", true
 		}})
 	must(t, err)
-	finished.Compared = ptr(at("2026-11-30T23:05:30Z"))
+	finished.Compared = ptr(clock(t, "2026-11-30T23:05:30Z"))
 	finished.Leftovers = []migrate.Leftover{
 		{Path: "/var/lib/kms-keytrustee/keytrustee/.keytrustee",
 			What: "a copy of the Key Trustee KMS's .keytrustee folder, with its private OpenPGP keys", Secret: true},
 		{Path: "/etc/claviger/kts-site.xml", What: "a copy of kts-site.xml, with the organization's auth secret",
 			Secret: true},
 	}
-	shows("finish", textOf(report.Ending, finished))
+	p.shows(t, "finish", textOf(report.Ending, finished))
 	freed := migrate.FreedNames{Freed: []migrate.Freed{{Key: "web-logs"}}}
-	shows("free", textOf(report.Freed, &freed))
-
-	// A plan of two keys: its head, its table and its end.
-	plan := migrate.Plan{At: at("2026-11-28T22:58:12Z"), Source: source, Target: target, Read: true,
-		Counts: migrate.Counts{Total: 2, Planned: 2, NewVersions: 3}}
-	for i, key := range []string{"finance", "web-logs"} {
-		fields := migrate.Fields{Cipher: "AES/CTR/NoPadding", Length: 256 / (i + 1),
-			Created: at("2026-11-28T22:58:10Z")}
-		plan.Keys = append(plan.Keys, migrate.KeyLine{Key: key, State: migrate.Planned, Versions: 2 - i,
-			Source: &fields})
-	}
-	head, rest, _ := strings.Cut(textOf(report.Plan, &plan), "Checks\n")
-	shows("plan", head+"Checks")
-	shows("plan", rest)
-	shows("plan", fmt.Sprintf("  %-9s  %s", migrate.OK, "rights at the source: all 2 keys are readable"))
+	p.shows(t, "free", textOf(report.Freed, &freed))
 }

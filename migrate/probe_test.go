@@ -89,10 +89,12 @@ func TestProbe(t *testing.T) {
 		{"http", plain.URL + "/kms", nil, "", ""},
 		{"https", secure.URL + "/kms/", trust, "", ""},
 		{"http where https answers", "http" + strings.TrimPrefix(secure.URL, "https") + "/kms", nil,
-			"the port speaks https, but the URI has http", "write https in hadoop.kms.key.provider.reencryption.source.uri: " +
+			"the port speaks https, but the URI has http",
+			"write https in hadoop.kms.key.provider.reencryption.source.uri: " +
 				"kms://https@127.0.0.1:"},
 		{"https where http answers", "https" + strings.TrimPrefix(plain.URL, "http") + "/kms", nil,
-			"the port speaks http, but the URI has https", "write http in hadoop.kms.key.provider.reencryption.source.uri: " +
+			"the port speaks http, but the URI has https",
+			"write http in hadoop.kms.key.provider.reencryption.source.uri: " +
 				"kms://http@127.0.0.1:"},
 		{"unknown authority", secure.URL + "/kms", x509.NewCertPool(), "certificate signed by unknown authority",
 			"truststore"},
@@ -182,60 +184,118 @@ func TestStartWithWrongScheme(t *testing.T) {
 	}
 }
 
-// TestChecks makes every check come out each way.
-func TestChecks(t *testing.T) {
-	addr := netip.MustParseAddr
-	here := func() ([]netip.Addr, error) { return []netip.Addr{addr("192.0.2.1")}, nil }
-	host := func(name, ip string, ahead time.Duration) migrate.HostFacts {
-		return migrate.HostFacts{Base: "https://" + name + ":16000/kms", Host: name, Addrs: []netip.Addr{addr(ip)},
-			Asked: noon, Took: 4 * time.Millisecond, Date: noon.Add(ahead), DateAsked: noon,
-			DateTook: 4 * time.Millisecond, Server: "Jetty(9.4)"}
+func localAddr() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil }
+
+// hostFacts are the facts of a host that answered, whose clock is ahead of ours.
+func hostFacts(name, ip string, ahead time.Duration) migrate.HostFacts {
+	return migrate.HostFacts{Base: "https://" + name + ":16000/kms", Host: name,
+		Addrs: []netip.Addr{netip.MustParseAddr(ip)}, Asked: noon, Took: 4 * time.Millisecond, Date: noon.Add(ahead),
+		DateAsked: noon, DateTook: 4 * time.Millisecond, Server: "Jetty(9.4)"}
+}
+
+var hostDown = migrate.HostFacts{Base: "https://kms-2:16000/kms", Host: "kms-2",
+	Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.8")}, Err: io.ErrUnexpectedEOF, Cure: "see that the KMS runs"}
+
+func sourceFacts(facts ...migrate.HostFacts) func(context.Context) []migrate.HostFacts {
+	return func(context.Context) []migrate.HostFacts { return facts }
+}
+
+func latencies(times ...time.Duration) func(context.Context) ([]time.Duration, error) {
+	return func(context.Context) ([]time.Duration, error) { return times, nil }
+}
+
+func roomFor(n int, known bool, err error) func(context.Context) (int, bool, error) {
+	return func(context.Context) (int, bool, error) { return n, known, err }
+}
+
+func hdfsProperty(name, value string) func(string) (string, bool) {
+	return func(n string) (string, bool) { return value, n == name }
+}
+
+func lookupNames(_ context.Context, host string) ([]netip.Addr, error) {
+	a, ok := map[string]string{"new": "192.0.2.1", "service.example.com": "192.0.2.1", "kms-1": "192.0.2.7",
+		"alias-1": "192.0.2.7", "kms-2": "192.0.2.8", "localhost": "127.0.0.1", "debian": "127.0.1.1"}[host]
+	if !ok {
+		return nil, errors.New("no such host")
 	}
-	down := migrate.HostFacts{Base: "https://kms-2:16000/kms", Host: "kms-2", Addrs: []netip.Addr{addr("192.0.2.8")},
-		Err: io.ErrUnexpectedEOF, Cure: "see that the KMS runs"}
-	source := func(facts ...migrate.HostFacts) func(context.Context) []migrate.HostFacts {
-		return func(context.Context) []migrate.HostFacts { return facts }
-	}
-	latency := func(times ...time.Duration) func(context.Context) ([]time.Duration, error) {
-		return func(context.Context) ([]time.Duration, error) { return times, nil }
-	}
-	room := func(n int, known bool, err error) func(context.Context) (int, bool, error) {
-		return func(context.Context) (int, bool, error) { return n, known, err }
-	}
-	hdfs := func(name, value string) func(string) (string, bool) {
-		return func(n string) (string, bool) { return value, n == name }
-	}
-	const path, pointed = "hadoop.security.key.provider.path", "HDFS not yet pointed here"
-	names := func(_ context.Context, host string) ([]netip.Addr, error) {
-		a, ok := map[string]string{"new": "192.0.2.1", "service.example.com": "192.0.2.1", "kms-1": "192.0.2.7",
-			"alias-1": "192.0.2.7", "kms-2": "192.0.2.8", "localhost": "127.0.0.1", "debian": "127.0.1.1"}[host]
-		if !ok {
-			return nil, errors.New("no such host")
+	return []netip.Addr{netip.MustParseAddr(a)}, nil
+}
+
+// checkTest is a check of a plan with these probes, and the result that it must have.
+type checkTest struct {
+	name     string
+	probes   migrate.Probes
+	check    string
+	status   migrate.Status
+	measured string // a part of it
+	cure     string // a part of it
+}
+
+func (tt checkTest) run(t *testing.T) {
+	b := newBench(t)
+	b.add(t, "k", 2)
+	b.cfg.Probes = tt.probes
+	p, err := b.engine(t).Plan(t.Context())
+	must(t, err)
+	found, failures := 0, 0
+	for _, c := range p.Checks {
+		if c.Status == migrate.Failure {
+			failures++
 		}
-		return []netip.Addr{addr(a)}, nil
+		if c.Name != tt.check {
+			continue
+		}
+		found++
+		if c.Status != tt.status || !strings.Contains(c.Measured, tt.measured) || !strings.Contains(c.Cure, tt.cure) {
+			t.Errorf("%+v, want %v, %q, %q", c, tt.status, tt.measured, tt.cure)
+		}
+		if tt.status == migrate.OK && c.Cure != "" {
+			t.Errorf("a cure although the check passed: %q", c.Cure)
+		}
 	}
-	away := claviger.Errorf("pkcs11.Ping", claviger.Unavailable, "", "CKR_DEVICE_REMOVED")
-	for _, tt := range []struct {
-		name     string
-		probes   migrate.Probes
-		check    string
-		status   migrate.Status
-		measured string
-		cure     string
-	}{
-		{"fast", migrate.Probes{Latency: latency(3*time.Millisecond, time.Millisecond, 2*time.Millisecond)},
+	if found != 1 {
+		t.Errorf("%d checks of that name in %+v", found, p.Checks)
+	}
+	if p.Ready() != (failures == 0) {
+		t.Errorf("ready is %v with %d failures", p.Ready(), failures)
+	}
+}
+
+// TestChecksOfHSM: each result of the checks of the HSM's latency and room.
+func TestChecksOfHSM(t *testing.T) {
+	errAway := claviger.Errorf("pkcs11.Ping", claviger.Unavailable, "", "CKR_DEVICE_REMOVED")
+	for _, tt := range []checkTest{
+		{"fast", migrate.Probes{Latency: latencies(3*time.Millisecond, time.Millisecond, 2*time.Millisecond)},
 			"latency of the HSM", migrate.OK, "p50 2.00 ms, p99 3.00 ms of 3 round trips", ""},
-		{"slow", migrate.Probes{Latency: latency(time.Millisecond, 31*time.Millisecond)}, "latency of the HSM",
+		{"slow", migrate.Probes{Latency: latencies(time.Millisecond, 31*time.Millisecond)}, "latency of the HSM",
 			migrate.Warning, "p99 31.00 ms", "encrypted.key.cache.size"},
-		{"HSM away", migrate.Probes{Latency: func(context.Context) ([]time.Duration, error) { return nil, away }},
+		{"HSM away", migrate.Probes{Latency: func(context.Context) ([]time.Duration, error) { return nil, errAway }},
 			"latency of the HSM", migrate.Failure, "CKR_DEVICE_REMOVED", "hsm inspect"},
-		{"no round trip", migrate.Probes{Latency: latency()}, "latency of the HSM", migrate.Failure, "no round trip",
+		{"no round trip", migrate.Probes{Latency: latencies()}, "latency of the HSM", migrate.Failure, "no round trip",
 			""},
-		{"alive", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 0))}, "source alive", migrate.OK,
+		{"room", migrate.Probes{Room: roomFor(1, true, nil)}, "room in the HSM", migrate.OK, "1 new keys, room for 1",
+			""},
+		{"no room", migrate.Probes{Room: roomFor(0, true, nil)}, "room in the HSM", migrate.Failure,
+			"1 new keys, room for 0", "--versions current"},
+		{"room unknown", migrate.Probes{Room: roomFor(0, false, nil)}, "room in the HSM", migrate.NotTried,
+			"does not report", ""},
+		{"room not asked", migrate.Probes{Room: roomFor(0, false, errAway)}, "room in the HSM", migrate.Failure,
+			"CKR_DEVICE_REMOVED", "reached"},
+	} {
+		t.Run(tt.name, tt.run)
+	}
+}
+
+// TestChecksOfSource: each result of the checks of the source's hosts and clocks.
+func TestChecksOfSource(t *testing.T) {
+	for _, tt := range []checkTest{
+		{"alive", migrate.Probes{Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", 0))}, "source alive", migrate.OK,
 			"https://kms-1:16000/kms answers in 4.00 ms (Jetty(9.4))", ""},
-		{"one of two", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 0), down)}, "source alive",
+		{"one of two", migrate.Probes{Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", 0), hostDown)},
+			"source alive",
 			migrate.Warning, "unexpected EOF", "see that the KMS runs"},
-		{"dead", migrate.Probes{Source: source(down, down)}, "source alive", migrate.Failure, "unexpected EOF",
+		{"dead", migrate.Probes{Source: sourceFacts(hostDown, hostDown)}, "source alive", migrate.Failure,
+			"unexpected EOF",
 			"see that the KMS runs"},
 		{"elsewhere", migrate.Probes{Alive: func(context.Context) error { return nil }}, "source alive", migrate.OK,
 			"which answers", ""},
@@ -243,104 +303,84 @@ func TestChecks(t *testing.T) {
 		{"elsewhere, dead", migrate.Probes{Alive: func(context.Context) error {
 			return claviger.Errorf("t", claviger.Unavailable, "", "no trustee answers")
 		}}, "source alive", migrate.Failure, "no trustee answers", "can be reached"},
-		{"other host", migrate.Probes{LocalAddrs: here, Source: source(host("kms-1", "192.0.2.7", 0))},
+		{"other host", migrate.Probes{LocalAddrs: localAddr, Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", 0))},
 			"source on another host", migrate.OK, "kms-1 is 192.0.2.7", ""},
-		{"this host", migrate.Probes{LocalAddrs: here, Source: source(host("kms-1", "192.0.2.1", 0))},
+		{"this host", migrate.Probes{LocalAddrs: localAddr, Source: sourceFacts(hostFacts("kms-1", "192.0.2.1", 0))},
 			"source on another host", migrate.Warning, "is this host", "on different hosts"},
-		{"this very server, not started", migrate.Probes{Own: []string{"new:16000"}, Lookup: names,
-			Source: source(host("alias", "192.0.2.1",
+		{"this very server, not started", migrate.Probes{Own: []string{"new:16000"}, Lookup: lookupNames,
+			Source: sourceFacts(hostFacts("alias", "192.0.2.1",
 				0))}, "source is another server", migrate.Failure, "https://alias:16000/kms is the address and port " +
 			"of this server", "another port"},
-		{"loopback", migrate.Probes{Source: source(host("localhost", "127.0.0.1", 0))}, "source on another host",
+		{"loopback", migrate.Probes{Source: sourceFacts(hostFacts("localhost", "127.0.0.1", 0))},
+			"source on another host",
 			migrate.Warning, "is this host", ""},
-		{"clocks agree", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", time.Second))}, "clocks", migrate.OK,
+		{"clocks agree", migrate.Probes{Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", time.Second))}, "clocks",
+			migrate.OK,
 			"agrees with ours", ""},
-		{"clock behind", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", -45*time.Second))}, "clocks",
+		{"clock behind", migrate.Probes{Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", -45*time.Second))},
+			"clocks",
 			migrate.Warning, "45s behind ours", "NTP"},
-		{"clock ahead", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 10*time.Minute))}, "clocks",
+		{"clock ahead", migrate.Probes{Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", 10*time.Minute))}, "clocks",
 			migrate.Failure, "10m0s ahead of ours", "NTP"},
-		{"no clock", migrate.Probes{Source: source(down)}, "clocks", migrate.NotTried, "no answer with a date", ""},
-		{"HDFS there", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
-			HDFS: hdfs(path, "kms://https@kms-1;kms-2:16000/kms")}, pointed, migrate.OK, path + " is kms://", ""},
-		{"HDFS at the source by another name", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
-			Source: source(host("kms-1", "192.0.2.7", 0)), HDFS: hdfs(path,
-				"kms://https@alias-1:16000/kms")}, pointed, migrate.OK, "", ""},
-		{"HDFS at a third", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
-			Source: source(host("kms-1", "192.0.2.7", 0)), HDFS: hdfs(path,
-				"kms://https@kms-2:16000/kms")}, pointed, migrate.Warning,
-			"kms-2:16000 is neither", "is the KMS that HDFS uses"},
-		{"HDFS at another port of the source", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
-			Source: source(host("kms-1", "192.0.2.7", 0)), HDFS: hdfs(path,
-				"kms://https@kms-1:9292/kms")}, pointed, migrate.Warning, "neither", ""},
-		{"HDFS here", migrate.Probes{Own: []string{"new2:9600"}, Lookup: names,
-			HDFS: hdfs(path,
-				"kms://https@new1;NEW2:9600/kms")}, pointed, migrate.Failure, "", "HDFS uses NEW2:9600 already"},
-		{"HDFS here, old name", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
-			HDFS: hdfs("dfs.encryption.key.provider.uri",
-				"kms://http@new:9600/kms")}, pointed, migrate.Failure, "dfs.encryption", "already"},
-		{"HDFS here by an alias", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
-			HDFS: hdfs(path,
-				"kms://https@kms-1;service.example.com:9600/kms")}, pointed, migrate.Failure,
-			"service.example.com:9600 is this server", "already"},
-		{"HDFS here by an address", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
-			HDFS: hdfs(path, "kms://http@192.0.2.1:9600/kms")}, pointed, migrate.Failure, "", "already"},
-		{"HDFS here by an address of a server that listens at all", migrate.Probes{Own: []string{"127.0.0.1:9600"},
-			LocalAddrs: here, Lookup: names, HDFS: hdfs(path,
-				"kms://http@service.example.com:9600/kms")}, pointed, migrate.Failure, "", "already"},
-		{"HDFS here by Debian's own name", migrate.Probes{Own: []string{"localhost:9600"}, LocalAddrs: here,
-			Lookup: names, HDFS: hdfs(path, "kms://http@debian:9600/kms")}, pointed, migrate.Failure, "", "already"},
-		{"HDFS at another port of this host", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
-			HDFS: hdfs(path, "kms://http@new:9601/kms")}, pointed, migrate.OK, "", ""},
-		{"HDFS at a name that is none here", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
-			HDFS: hdfs(path,
-				"kms://http@nowhere:9600/kms")}, pointed, migrate.NotTried,
-			"nowhere:9600 cannot be resolved", "name service"},
-		{"HDFS, and a port that is not known", migrate.Probes{Lookup: names,
-			HDFS: hdfs(path,
-				"kms://http@new:9600/kms")}, pointed, migrate.NotTried, "not known", "hadoop.kms.http.port"},
-		{"HDFS without", migrate.Probes{HDFS: hdfs("", "")}, pointed, migrate.NotTried, "no key provider", path},
-		{"room", migrate.Probes{Room: room(1, true, nil)}, "room in the HSM", migrate.OK, "1 new keys, room for 1", ""},
-		{"no room", migrate.Probes{Room: room(0, true, nil)}, "room in the HSM", migrate.Failure,
-			"1 new keys, room for 0", "--versions current"},
-		{"room unknown", migrate.Probes{Room: room(0, false, nil)}, "room in the HSM", migrate.NotTried,
-			"does not report", ""},
-		{"room not asked", migrate.Probes{Room: room(0, false, away)}, "room in the HSM", migrate.Failure,
-			"CKR_DEVICE_REMOVED", "reached"},
+		{"no clock", migrate.Probes{Source: sourceFacts(hostDown)}, "clocks", migrate.NotTried, "no answer with a date",
+			""},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			b := newBench(t)
-			b.add(t, "k", 2)
-			b.cfg.Probes = tt.probes
-			p, err := b.engine(t).Plan(t.Context())
-			must(t, err)
-			found, failures := 0, 0
-			for _, c := range p.Checks {
-				if c.Status == migrate.Failure {
-					failures++
-				}
-				if c.Name != tt.check {
-					continue
-				}
-				found++
-				if c.Status != tt.status || !strings.Contains(c.Measured, tt.measured) ||
-					!strings.Contains(c.Cure, tt.cure) {
-					t.Errorf("%+v, want %v, %q, %q", c, tt.status, tt.measured, tt.cure)
-				}
-				if tt.status == migrate.OK && c.Cure != "" {
-					t.Errorf("a cure for what is well: %q", c.Cure)
-				}
-			}
-			if found != 1 {
-				t.Errorf("%d checks of that name in %+v", found, p.Checks)
-			}
-			if p.Ready() != (failures == 0) {
-				t.Errorf("ready is %v with %d failures", p.Ready(), failures)
-			}
-		})
+		t.Run(tt.name, tt.run)
 	}
 }
 
-// TestPlanWithoutSource: the checks are told though the keys cannot be.
+// TestChecksOfHDFS: each result of the check of the KMS that HDFS uses.
+func TestChecksOfHDFS(t *testing.T) {
+	const path, pointed = "hadoop.security.key.provider.path", "HDFS not yet pointed here"
+	for _, tt := range []checkTest{
+		{"HDFS there", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
+			HDFS: hdfsProperty(path, "kms://https@kms-1;kms-2:16000/kms")}, pointed, migrate.OK, path + " is kms://",
+			""},
+		{"HDFS at the source by another name", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
+			Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", 0)), HDFS: hdfsProperty(path,
+				"kms://https@alias-1:16000/kms")}, pointed, migrate.OK, "", ""},
+		{"HDFS at a third", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
+			Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", 0)), HDFS: hdfsProperty(path,
+				"kms://https@kms-2:16000/kms")}, pointed, migrate.Warning,
+			"kms-2:16000 is neither", "is the KMS that HDFS uses"},
+		{"HDFS at another port of the source", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
+			Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", 0)), HDFS: hdfsProperty(path,
+				"kms://https@kms-1:9292/kms")}, pointed, migrate.Warning, "neither", ""},
+		{"HDFS here", migrate.Probes{Own: []string{"new2:9600"}, Lookup: lookupNames,
+			HDFS: hdfsProperty(path,
+				"kms://https@new1;NEW2:9600/kms")}, pointed, migrate.Failure, "", "HDFS uses NEW2:9600 already"},
+		{"HDFS here, old name", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
+			HDFS: hdfsProperty("dfs.encryption.key.provider.uri",
+				"kms://http@new:9600/kms")}, pointed, migrate.Failure, "dfs.encryption", "already"},
+		{"HDFS here by an alias", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
+			HDFS: hdfsProperty(path,
+				"kms://https@kms-1;service.example.com:9600/kms")}, pointed, migrate.Failure,
+			"service.example.com:9600 is this server", "already"},
+		{"HDFS here by an address", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
+			HDFS: hdfsProperty(path, "kms://http@192.0.2.1:9600/kms")}, pointed, migrate.Failure, "", "already"},
+		{"HDFS here by an address of a server that listens at all", migrate.Probes{Own: []string{"127.0.0.1:9600"},
+			LocalAddrs: localAddr, Lookup: lookupNames, HDFS: hdfsProperty(path,
+				"kms://http@service.example.com:9600/kms")}, pointed, migrate.Failure, "", "already"},
+		{"HDFS here by Debian's own name", migrate.Probes{Own: []string{"localhost:9600"}, LocalAddrs: localAddr,
+			Lookup: lookupNames, HDFS: hdfsProperty(path, "kms://http@debian:9600/kms")}, pointed, migrate.Failure, "",
+			"already"},
+		{"HDFS at another port of this host", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
+			HDFS: hdfsProperty(path, "kms://http@new:9601/kms")}, pointed, migrate.OK, "", ""},
+		{"HDFS at a name that is none here", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
+			HDFS: hdfsProperty(path,
+				"kms://http@nowhere:9600/kms")}, pointed, migrate.NotTried,
+			"nowhere:9600 cannot be resolved", "name service"},
+		{"HDFS, and a port that is not known", migrate.Probes{Lookup: lookupNames,
+			HDFS: hdfsProperty(path,
+				"kms://http@new:9600/kms")}, pointed, migrate.NotTried, "not known", "hadoop.kms.http.port"},
+		{"HDFS without", migrate.Probes{HDFS: hdfsProperty("", "")}, pointed, migrate.NotTried, "no key provider",
+			path},
+	} {
+		t.Run(tt.name, tt.run)
+	}
+}
+
+// TestPlanWithoutSource: the plan has the checks even if the keys cannot be read.
 func TestPlanWithoutSource(t *testing.T) {
 	b := newBench(t)
 	b.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Unavailable, "",
@@ -362,7 +402,7 @@ func TestPlanWithoutSource(t *testing.T) {
 	}
 }
 
-// TestBusy: a plan beside a run says so.
+// TestBusy: a plan warns of a run that is in progress.
 func TestBusy(t *testing.T) {
 	b := newBench(t)
 	unlock, err := b.store.Lock(t.Context(), migrate.LockName)

@@ -14,95 +14,111 @@ import (
 	"claviger/provider/memory"
 )
 
-// TestRolledSince: when the source has made or lost versions of a key since the run, verify
-// says so and finish refuses, however the source names its versions and whether or not it
-// shows the names. A further run changes nothing about that; an operator's word does.
+// rolledSince is what every report says about one new version, and lostSince about one lost version.
+const (
+	rolledSince = "rolled at the source since the migration: 1 more"
+	lostSince   = "the source has lost 1 versions since the migration"
+)
+
+// TestRolledSince: if the source has made or lost versions of a key since the run, verify says so and finish refuses.
+// It does not matter how the source names its versions, and whether it shows the names. A further run changes nothing
+// about that; the operator's statement does.
 func TestRolledSince(t *testing.T) {
-	const rolled, lost = "rolled at the source since the migration: 1 more", "the source has lost 1 versions since " +
-		"the migration"
-	for _, tt := range []struct {
-		name   string
-		opaque bool
-		hidden bool
-		gap    int
-		lose   bool
-		want   string // "" is no difference
-	}{
-		{"opaque names", true, false, 0, false, rolled + " (k@"},
-		{"opaque names that are not shown", true, true, 0, false, rolled + ";"},
+	for _, tt := range []rolledTest{
+		{"opaque names", true, false, 0, false, rolledSince + " (k@"},
+		{"opaque names that are not shown", true, true, 0, false, rolledSince + ";"},
 		{"numbers, with room", false, false, 10, false, ""},
-		{"opaque names, lost", true, false, 0, true, lost},
-		{"opaque names that are not shown, lost", true, true, 0, true, lost},
-		{"numbers, lost", false, false, 10, true, lost},
+		{"opaque names, lost", true, false, 0, true, lostSince},
+		{"opaque names that are not shown, lost", true, true, 0, true, lostSince},
+		{"numbers, lost", false, false, 10, true, lostSince},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			b := newBench(t)
-			b.source = memory.New(memory.Config{OpaqueIDs: tt.opaque, SequentialIDs: !tt.opaque, URI: b.source.URI()})
-			src := &farKMS{stub: stub{Source: b.source, noNames: tt.hidden}}
-			b.cfg.Source, b.cfg.Gap = src, tt.gap
-			b.add(t, "k", 2)
-			b.add(t, "quiet", 2)
-			if r := b.run(t); !r.Complete() {
-				t.Fatalf("%+v", r.Keys)
+		t.Run(tt.name, tt.run)
+	}
+}
+
+// rolledTest is a case of TestRolledSince.
+type rolledTest struct {
+	name   string
+	opaque bool
+	hidden bool
+	gap    int
+	lose   bool
+	want   string // "": no difference
+}
+
+func (tt rolledTest) run(t *testing.T) {
+	b := newBench(t)
+	b.source = memory.New(memory.Config{OpaqueIDs: tt.opaque, SequentialIDs: !tt.opaque, URI: b.source.URI()})
+	src := &farKMS{stub: stub{Source: b.source, noNames: tt.hidden}}
+	b.cfg.Source, b.cfg.Gap = src, tt.gap
+	b.add(t, "k", 2)
+	b.add(t, "quiet", 2)
+	if r := b.run(t); !r.Complete() {
+		t.Fatalf("%+v", r.Keys)
+	}
+	verify := func() *migrate.Verification {
+		t.Helper()
+		v, err := b.engine(t).Verify(t.Context())
+		must(t, err)
+		return v
+	}
+	if v := verify(); v.Different != 0 {
+		t.Fatalf("before: %+v", v.Keys)
+	}
+	if tt.lose {
+		src.change = func(m *claviger.Metadata) {
+			if m.Name == "k" {
+				m.Versions--
 			}
-			finish := func(known bool) *migrate.Ending {
-				t.Helper()
-				f, err := b.engine(t).Finish(t.Context(),
-					migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceRolled: known, Get: nothingSet})
-				must(t, err)
-				return f
+		}
+	} else if _, err := b.source.Roll(t.Context(), "k", nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, when := range []string{"at once", "after a further run"} {
+		v := verify()
+		remarks := strings.Join(v.Keys[0].Remarks, "\n")
+		if tt.want == "" {
+			if v.Different != 0 || !strings.Contains(remarks, rolledSince) {
+				t.Errorf("%s: %+v", when, v.Keys)
 			}
-			verify := func() *migrate.Verification {
-				t.Helper()
-				v, err := b.engine(t).Verify(t.Context())
-				must(t, err)
-				return v
-			}
-			if v := verify(); v.Different != 0 {
-				t.Fatalf("before: %+v", v.Keys)
-			}
-			if tt.lose {
-				src.change = func(m *claviger.Metadata) {
-					if m.Name == "k" {
-						m.Versions--
-					}
-				}
-			} else if _, err := b.source.Roll(t.Context(), "k", nil); err != nil {
-				t.Fatal(err)
-			}
-			for _, when := range []string{"at once", "after a further run"} {
-				v := verify()
-				remarks := strings.Join(v.Keys[0].Remarks, "\n")
-				if tt.want == "" {
-					if v.Different != 0 || !strings.Contains(remarks, rolled) {
-						t.Errorf("%s: %+v", when, v.Keys)
-					}
-				} else if v.Different != 1 || v.Keys[0].Same || !strings.Contains(remarks, tt.want) || !v.Keys[1].Same {
-					t.Errorf("%s: %+v", when, v.Keys)
-				}
-				b.run(t)
-			}
-			if tt.want == "" {
-				if f := finish(false); !f.Finished {
-					t.Errorf("refused: %q", f.Refusals)
-				}
-				return
-			}
-			if f := finish(false); f.Finished || f.Compared != nil ||
-				!strings.Contains(strings.Join(f.Refusals, "\n"), "key k: "+tt.want[:20]) {
-				t.Errorf("not refused: %+v", f)
-			}
-			// Without the source nobody knows better than before.
-			source := b.cfg.Source
-			b.cfg.Source = nil
-			if f := finish(false); f.Finished {
-				t.Error("ended, as the source was taken out of the configuration")
-			}
-			b.cfg.Source = source
-			if f := finish(true); !f.Finished || f.Compared == nil {
-				t.Errorf("by the operator's word: %q", f.Refusals)
-			}
-		})
+		} else if v.Different != 1 || v.Keys[0].Same || !strings.Contains(remarks, tt.want) || !v.Keys[1].Same {
+			t.Errorf("%s: %+v", when, v.Keys)
+		}
+		b.run(t)
+	}
+	tt.finish(t, b)
+}
+
+// finish checks that the migration can be finished only if the operator has confirmed the change, or if the new
+// versions have free numbers.
+func (tt rolledTest) finish(t *testing.T, b *bench) {
+	t.Helper()
+	finish := func(confirmed bool) *migrate.Ending {
+		t.Helper()
+		f, err := b.engine(t).Finish(t.Context(),
+			migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceRolled: confirmed, Get: nothingSet})
+		must(t, err)
+		return f
+	}
+	if tt.want == "" {
+		if f := finish(false); !f.Finished {
+			t.Errorf("refused: %q", f.Refusals)
+		}
+		return
+	}
+	if f := finish(false); f.Finished || f.Compared != nil ||
+		!strings.Contains(strings.Join(f.Refusals, "\n"), "key k: "+tt.want[:20]) {
+		t.Errorf("not refused: %+v", f)
+	}
+	// Without the source nothing new is known.
+	source := b.cfg.Source
+	b.cfg.Source = nil
+	if f := finish(false); f.Finished {
+		t.Error("finished, because the source was removed from the configuration")
+	}
+	b.cfg.Source = source
+	if f := finish(true); !f.Finished || f.Compared == nil {
+		t.Errorf("after the operator's statement: %q", f.Refusals)
 	}
 }
 

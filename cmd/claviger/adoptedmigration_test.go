@@ -129,7 +129,7 @@ func TestAdoptedKeyIsTakenOverAgain(t *testing.T) {
 	}
 
 	out := wants(t, false, run, "do not delete it: files may be under it", "run claviger migrate run --adopted ledger")
-	if strings.Contains(out, "delete the one") {
+	if strings.Contains(out, "delete the key that") {
 		t.Errorf("it advises to delete the key:\n%s", out)
 	}
 	during(func(url string) {
