@@ -11,68 +11,67 @@ import (
 	"claviger"
 )
 
-// With SASL, the content of our nodes is accepted only if no other user could have written it: a user who reads or
-// writes the secrets of cookies or the passwords of tokens can act as any user. ZooKeeper checks the ACL of a node
-// when it is read or written, and the ACL of its parent when it is made or removed. So this file checks both. The
-// chroot and the nodes above it belong to the operator.
+// With SASL, the content of our nodes is accepted only if no other user could have written it. If another user could
+// read or write the secrets of cookies or the passwords of tokens, that user could act as any user. ZooKeeper checks
+// the ACL of a node when the node is read or written, and the ACL of its parent when the node is made or removed. So
+// this file checks both. The chroot and the nodes above it belong to the operator.
 
 const (
-	// aclBelieved is the time for which a checked ACL of a parent is not read again.
-	aclBelieved = time.Minute
+	// aclTTL is the time for which a checked ACL of a parent is not read again.
+	aclTTL = time.Minute
 	// maxACLs is the largest number of nodes whose ACL is remembered. The ACL of a token that was dropped is read
 	// again.
 	maxACLs = 1 << 14
 )
 
-// acls remembers the nodes that only this user can change.
+// acls remembers nodes whose ACL was checked: only this user can change them.
 type acls struct {
-	mu   sync.Mutex
-	good map[string]seenACL
+	mu      sync.Mutex
+	checked map[string]checkedACL
 }
 
-// seenACL records when an ACL was found good. The ACL is unchanged if the node is still the same and its ACL
-// version is equal.
-type seenACL struct {
+// checkedACL records when an ACL was checked. The ACL is unchanged if created and aversion are unchanged.
+type checkedACL struct {
 	created  int64
 	aversion int32
 	at       time.Time
 }
 
-func (a *acls) seen(path string) seenACL {
+func (a *acls) get(path string) checkedACL {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.good[path]
+	return a.checked[path]
 }
 
-func (a *acls) keep(path string, s seenACL) {
+func (a *acls) store(path string, s checkedACL) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.good) >= maxACLs || a.good == nil {
-		a.good = make(map[string]seenACL)
+	if len(a.checked) >= maxACLs || a.checked == nil {
+		a.checked = make(map[string]checkedACL)
 	}
-	a.good[path] = s
+	a.checked[path] = s
 }
 
-// ours returns an error if the ACL of a node that was read, or of a node above it, admits everybody.
-func (c *Client) ours(ctx context.Context, op, path string, n node) error {
+// checkACL returns an error if the ACL of a node that was read, or of a node above it, admits everybody.
+func (c *Client) checkACL(ctx context.Context, op, path string, n node) error {
 	if c.conf.Owner == "" {
 		return nil
 	}
-	if s := c.acls.seen(path); s.at.IsZero() || s.created != n.created || s.aversion != n.aversion {
+	if s := c.acls.get(path); s.at.IsZero() || s.created != n.created || s.aversion != n.aversion {
 		acl, err := c.aclOf(ctx, op, path)
 		if err != nil {
 			return err
 		}
 		if admitsAll(acl, zk.PermAll) {
-			return c.isOpen(op, path)
+			return c.openACLError(op, path)
 		}
-		c.acls.keep(path, seenACL{n.created, n.aversion, time.Now()})
+		c.acls.store(path, checkedACL{n.created, n.aversion, time.Now()})
 	}
-	return c.parentsOurs(ctx, op, path)
+	return c.checkParentACLs(ctx, op, path)
 }
 
-// parentsOurs returns an error if a node above path lets everybody make or remove its children.
-func (c *Client) parentsOurs(ctx context.Context, op, path string) error {
+// checkParentACLs returns an error if a node above path lets everybody make or remove its children.
+func (c *Client) checkParentACLs(ctx context.Context, op, path string) error {
 	if c.conf.Owner == "" {
 		return nil
 	}
@@ -81,20 +80,20 @@ func (c *Client) parentsOurs(ctx context.Context, op, path string) error {
 			continue
 		}
 		parent := path[:i]
-		if time.Since(c.acls.seen(parent).at) < aclBelieved {
+		if time.Since(c.acls.get(parent).at) < aclTTL {
 			continue
 		}
 		acl, err := c.aclOf(ctx, op, parent)
 		switch {
-		case errors.Is(err, zk.ErrNoNode): // we make it, with our ACL
+		case errors.Is(err, zk.ErrNoNode): // create will make it, with our ACL
 			return nil
-		case errors.Is(err, zk.ErrNoAuth): // then everybody may not read it either
+		case errors.Is(err, zk.ErrNoAuth): // we may not read the ACL, so it does not let everybody read it either
 		case err != nil:
 			return err
 		case admitsAll(acl, zk.PermCreate|zk.PermDelete|zk.PermAdmin):
-			return c.isOpen(op, parent)
+			return c.openACLError(op, parent)
 		}
-		c.acls.keep(parent, seenACL{at: time.Now()})
+		c.acls.store(parent, checkedACL{at: time.Now()})
 	}
 	return nil
 }
@@ -119,10 +118,10 @@ func admitsAll(acl []zk.ACL, rights int32) bool {
 	return false
 }
 
-func (c *Client) isOpen(op, path string) error {
+func (c *Client) openACLError(op, path string) error {
 	return claviger.Errorf(op, claviger.Unavailable, "",
-		"ZooKeeper at %s (%s): the ACL of %s%s admits everybody, so what is there is not believed: whoever reads or "+
-			"writes it can be any user. Stop every KMS, remove the node with deleteall, and start them with SASL; "+
-			"they make it again, for sasl:%s alone",
+		"ZooKeeper at %s (%s): the ACL of %s%s admits everybody, so its content is not used: a user who can read or "+
+			"write it could act as any user. Stop every KMS, remove the node with deleteall, and start them with "+
+			"SASL; they make it again, only for sasl:%s",
 		c.conf.Ensemble, c.conf.Property, c.conf.Ensemble.Chroot, path, c.conf.Owner)
 }

@@ -10,8 +10,8 @@ import (
 	"claviger/secret"
 )
 
-// BenchmarkDelegation looks tokens up, as each request that brings one does: one
-// token after the other, one token from many goroutines, many tokens from many.
+// BenchmarkDelegation measures the lookup of a token, which each request with a token does: in one goroutine, in many
+// goroutines with the same token, and in many goroutines with different tokens.
 func BenchmarkDelegation(b *testing.B) {
 	server := zktest.Start(b, zktest.Options{})
 	d := tokens(b, open(b, server.Addr, nil))
@@ -23,21 +23,21 @@ func BenchmarkDelegation(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	look := func(b *testing.B, sequence int32) {
+	lookUp := func(b *testing.B, sequence int32) {
 		if _, ok, err := d.Delegation(b.Context(), sequence); err != nil || !ok {
 			b.Error(ok, err)
 		}
 	}
 	b.Run("one", func(b *testing.B) {
 		for b.Loop() {
-			look(b, 1)
+			lookUp(b, 1)
 		}
 	})
 	b.Run("one token, many goroutines", func(b *testing.B) {
 		b.SetParallelism(many)
 		b.RunParallel(func(p *testing.PB) {
 			for p.Next() {
-				look(b, 1)
+				lookUp(b, 1)
 			}
 		})
 	})
@@ -47,7 +47,7 @@ func BenchmarkDelegation(b *testing.B) {
 		b.RunParallel(func(p *testing.PB) {
 			mine := next.Add(1) % many
 			for p.Next() {
-				look(b, mine)
+				lookUp(b, mine)
 			}
 		})
 	})

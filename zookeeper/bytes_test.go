@@ -34,9 +34,7 @@ func TestParseEnsemble(t *testing.T) {
 	}
 	for _, text := range []string{
 		"", " ", ",", "/chroot", "h:0", "h:65536", "h:x", "h:1/a//b", "h:1/a/", "h:1/../b", "h:1/a\x00",
-		":2181", "h o:1",
-		"a:b:c:d",
-		"#HOSTNAME#:#PORT#,...", strings.Repeat("h,", 200),
+		":2181", "h o:1", "a:b:c:d", "#HOSTNAME#:#PORT#,...", strings.Repeat("h,", 200),
 	} {
 		if got, err := ParseEnsemble(text); !claviger.Is(err, claviger.Invalid) {
 			t.Errorf("%q is %+v (%v)", text, got, err)
@@ -44,8 +42,7 @@ func TestParseEnsemble(t *testing.T) {
 	}
 }
 
-// TestBytes holds data of nodes of which every number is known; TestJavaTokens
-// shows that Hadoop writes the same.
+// TestBytes compares the bytes of nodes with known bytes. TestJavaTokens shows that Hadoop writes the same bytes.
 func TestBytes(t *testing.T) {
 	unhex := func(s string) []byte {
 		b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))
@@ -54,8 +51,8 @@ func TestBytes(t *testing.T) {
 		}
 		return b
 	}
-	// owner alice, renewer yarn, no real user; issued 1700000000000, good until
-	// 1700604800000; sequence 1, key 2; renewed until 1700086400000.
+	// Owner alice, renewer yarn, no real user; issued at 1700000000000, valid until 1700604800000 at most; sequence 1,
+	// key 2; renewed until 1700086400000.
 	token := unhex("00 05616c696365 047961726e 00 8a018bcfe56800 8a018bf3f1ec00 01 02" +
 		"0000018bd50bc400 00000004 70617373")
 	d, err := parseDelegation(token)
@@ -77,35 +74,35 @@ func TestBytes(t *testing.T) {
 		b := unhex("00000000 00000001 6e 00000002 6363" + previous + "0000018bd50bc400")
 		s, err := parseSecrets(b)
 		if err != nil || string(s.Next) != "n" || string(s.Current) != "cc" ||
-			(s.Previous == nil) != (name == "none") ||
-			s.Rollover.UnixMilli() != 1700086400000 {
+			(s.Previous == nil) != (name == "none") || s.Rollover.UnixMilli() != 1700086400000 {
 			t.Errorf("%s: %+v, %v", name, s, err)
 		}
 		if back := appendSecrets(s); !bytes.Equal(back, b) {
 			t.Errorf("%s: %x becomes %x", name, b, back)
 		}
 	}
-	// Whatever is cut off is refused.
+	// Data that was cut is refused.
 	for n := range token {
 		if _, err := parseDelegation(token[:n]); err == nil {
-			t.Errorf("%d bytes of a token are one", n)
+			t.Errorf("%d bytes of a token are accepted", n)
 		}
 	}
 	for n := range key {
 		if _, err := parseMasterKey(key[:n]); err == nil {
-			t.Errorf("%d bytes of a key are one", n)
+			t.Errorf("%d bytes of a key are accepted", n)
 		}
 	}
 	secrets := appendSecrets(metastore.SignerSecrets{Next: secret.Bytes("n"), Current: secret.Bytes("c"),
 		Rollover: time.UnixMilli(1)})
 	for n := range secrets {
 		if _, err := parseSecrets(secrets[:n]); err == nil {
-			t.Errorf("%d bytes of secrets are some", n)
+			t.Errorf("%d bytes of secrets are accepted", n)
 		}
 	}
 }
 
-func seeded(f *testing.F, name string) {
+// requireSeeds fails if a fuzz target has no seeds.
+func requireSeeds(f *testing.F, name string) {
 	f.Helper()
 	if seeds, err := os.ReadDir("testdata/fuzz/" + name); err != nil || len(seeds) == 0 {
 		f.Fatalf("no seeds of %s: %v", name, err)
@@ -113,7 +110,7 @@ func seeded(f *testing.F, name string) {
 }
 
 func FuzzToken(f *testing.F) {
-	seeded(f, "FuzzToken")
+	requireSeeds(f, "FuzzToken")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		d, err := parseDelegation(b)
 		if err != nil {
@@ -127,7 +124,7 @@ func FuzzToken(f *testing.F) {
 }
 
 func FuzzMasterKey(f *testing.F) {
-	seeded(f, "FuzzMasterKey")
+	requireSeeds(f, "FuzzMasterKey")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		k, err := parseMasterKey(b)
 		if err != nil {
@@ -141,7 +138,7 @@ func FuzzMasterKey(f *testing.F) {
 }
 
 func FuzzSecrets(f *testing.F) {
-	seeded(f, "FuzzSecrets")
+	requireSeeds(f, "FuzzSecrets")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := parseSecrets(b)
 		if err != nil {
@@ -155,7 +152,7 @@ func FuzzSecrets(f *testing.F) {
 }
 
 func FuzzEnsemble(f *testing.F) {
-	seeded(f, "FuzzEnsemble")
+	requireSeeds(f, "FuzzEnsemble")
 	f.Fuzz(func(t *testing.T, s string) {
 		e, err := ParseEnsemble(s)
 		if err != nil {
@@ -168,37 +165,36 @@ func FuzzEnsemble(f *testing.F) {
 	})
 }
 
-// TestFlights: an answer is never older than the question, and who asks together
-// is answered together.
+// TestFlights: a result is never older than its request, and concurrent requests share results.
 func TestFlights(t *testing.T) {
 	var f flights[string, int64]
 	var now, calls atomic.Int64
 	fn := func() (int64, error) {
 		calls.Add(1)
 		seen := now.Load()
-		time.Sleep(time.Millisecond) // how long the answer takes
+		time.Sleep(time.Millisecond) // the duration of a call
 		return seen, nil
 	}
 	var group sync.WaitGroup
 	for range 8 {
 		group.Go(func() {
 			for range 50 {
-				asked := now.Add(1)
-				if seen, err := f.do(t.Context(), "", fn); err != nil || seen < asked {
-					t.Errorf("asked at %d, answered from %d (%v)", asked, seen, err)
+				requested := now.Add(1)
+				if seen, err := f.do(t.Context(), "", fn); err != nil || seen < requested {
+					t.Errorf("requested at %d, the result is from %d (%v)", requested, seen, err)
 				}
 			}
 		})
 	}
 	group.Wait()
 	if n := calls.Load(); n > 200 {
-		t.Errorf("400 questions took %d calls", n)
+		t.Errorf("400 requests needed %d calls", n)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	blocked := make(chan struct{})
 	if _, err := f.do(ctx, "b", func() (int64, error) { <-blocked; return 0, nil }); !errors.Is(err, context.Canceled) {
-		t.Errorf("a caller who does not wait: %v", err)
+		t.Errorf("a caller whose context has ended: %v", err)
 	}
 	close(blocked)
 	if _, err := f.do(t.Context(), "b", fn); err != nil {

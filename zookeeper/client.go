@@ -22,14 +22,14 @@ import (
 // Config describes the connection to an ensemble.
 type Config struct {
 	Ensemble Ensemble
-	// Property names the property that holds the connection string, for errors.
+	// Property is the name of the property with the connection string, for errors.
 	Property string
 	// SessionTimeout is the session timeout that the client requests. ConnectTimeout limits each attempt to
 	// connect, with TLS and SASL.
 	SessionTimeout, ConnectTimeout time.Duration
 	// Patience is the time for which an operation is retried while there is no connection, or no answer.
 	Patience time.Duration
-	TLS      *tls.Config // nil: none
+	TLS      *tls.Config // nil: no TLS
 	// SASL makes the client's side of a Kerberos context with the server on a host; nil means no authentication.
 	// With SASL, only Owner may read and change the nodes that we make. Owner is our user name at the servers: the
 	// first component of our principal.
@@ -38,19 +38,18 @@ type Config struct {
 	Log   *slog.Logger // nil: none
 }
 
-// Client is a connection to an ensemble. Its methods may be called from many
-// goroutines.
+// Client is a connection to an ensemble. Its methods may be called from many goroutines.
 type Client struct {
 	conf   Config
-	acl    []zk.ACL // of the nodes that we make
-	acls   acls     // of those that are there
+	acl    []zk.ACL // of new nodes
+	acls   acls     // of existing nodes
 	zk     *zk.Conn
 	dialer *dialer
 	stop   context.CancelFunc
 	closed chan struct{} // closed when Close begins
 	once   sync.Once
 	done   chan struct{} // closed when the library has ended
-	slots  chan struct{} // one for each operation under way
+	slots  chan struct{} // one element for each running operation
 	// stalled is the time limit for an answer. After it the connection is closed.
 	stalled time.Duration
 	// down is the error of the last operation that got no answer within its patience; nil after an answer. While it
@@ -87,24 +86,21 @@ func Open(conf Config) (*Client, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	c := &Client{
 		conf: conf, acl: zk.WorldACL(zk.PermAll), stop: stop,
-		dialer:  &dialer{ctx: ctx, timeout: conf.ConnectTimeout, tls: conf.TLS, sasl: conf.SASL},
-		closed:  make(chan struct{}),
-		done:    make(chan struct{}),
-		slots:   make(chan struct{}, maxOperations),
+		dialer: &dialer{ctx: ctx, timeout: conf.ConnectTimeout, tls: conf.TLS, sasl: conf.SASL},
+		closed: make(chan struct{}), done: make(chan struct{}), slots: make(chan struct{}, maxOperations),
 		stalled: max(conf.Patience/3, 50*time.Millisecond),
 	}
 	if conf.Owner != "" {
 		c.acl = []zk.ACL{{Perms: zk.PermAll, Scheme: "sasl", ID: conf.Owner}}
 	}
 	conn, events, err := zk.Connect(conf.Ensemble.Servers, conf.SessionTimeout, zk.WithDialer(c.dialer.dial),
-		zk.WithHostProvider(&hosts{}),
-		zk.WithLogger(debugLog{conf.Log}), zk.WithMaxBufferSize(maxFrame))
+		zk.WithHostProvider(&hosts{}), zk.WithLogger(debugLog{conf.Log}), zk.WithMaxBufferSize(maxFrame))
 	if err != nil {
 		stop()
 		return nil, claviger.E(op, claviger.Invalid, "", err)
 	}
 	c.zk = conn
-	go c.follow(events)
+	go c.logEvents(events)
 	return c, nil
 }
 
@@ -115,16 +111,16 @@ func (l debugLog) Printf(format string, args ...any) {
 	l.log.Debug("ZooKeeper client: " + fmt.Sprintf(format, args...))
 }
 
-// follow logs the start and the end of each session, until the library ends.
-func (c *Client) follow(events <-chan zk.Event) {
+// logEvents logs the start and the end of each session, until the library ends.
+func (c *Client) logEvents(events <-chan zk.Event) {
 	defer close(c.done)
-	var told error
+	var logged error
 	up := false
 	for e := range events {
 		switch e.State {
 		case zk.StateHasSession:
-			up, told = true, nil
-			c.conf.Log.Info("ZooKeeper session is there", "server", e.Server)
+			up, logged = true, nil
+			c.conf.Log.Info("ZooKeeper session established", "server", e.Server)
 		case zk.StateExpired:
 			c.conf.Log.Info("ZooKeeper session expired; making a new one")
 		case zk.StateConnecting, zk.StateDisconnected:
@@ -132,8 +128,8 @@ func (c *Client) follow(events <-chan zk.Event) {
 				up = false
 				c.conf.Log.Warn("connection to ZooKeeper lost; making a new one")
 			}
-			if err := c.dialer.lastError(); err != nil && (told == nil || err.Error() != told.Error()) {
-				told = err
+			if err := c.dialer.lastError(); err != nil && (logged == nil || err.Error() != logged.Error()) {
+				logged = err
 				c.conf.Log.Warn("no connection to ZooKeeper", "property", c.conf.Property, "err", err)
 			}
 		}
@@ -145,7 +141,7 @@ func (c *Client) Close() error {
 	c.once.Do(func() {
 		close(c.closed)
 		if c.zk.State() != zk.StateHasSession {
-			c.stop() // a dial under way
+			c.stop() // ends a running dial
 			c.dialer.drop()
 		}
 		c.zk.Close()
@@ -184,7 +180,7 @@ func do[T any](ctx context.Context, c *Client, op, path string, fn func(path str
 	trial := false
 	if why := c.down.Load(); why != nil && !c.isClosed() {
 		if c.zk.State() != zk.StateHasSession || !c.trying.CompareAndSwap(false, true) {
-			return value, false, c.failed(op, *why)
+			return value, false, c.noAnswer(op, *why)
 		}
 		defer c.trying.Store(false)
 		trial = true
@@ -202,17 +198,17 @@ func do[T any](ctx context.Context, c *Client, op, path string, fn func(path str
 			}
 			return value, unsure, err
 		case errors.Is(err, zk.ErrNoAuth), errors.Is(err, zk.ErrAuthFailed), errors.Is(err, zk.ErrInvalidACL):
-			return value, unsure, c.refused(op, full, err)
+			return value, unsure, c.notAllowed(op, full, err)
 		case c.isClosed():
 			return value, unsure, claviger.Errorf(op, claviger.Closed, path, "the connection to ZooKeeper is closed")
 		case !temporary(err):
-			return value, unsure, c.failed(op, err)
+			return value, unsure, c.noAnswer(op, err)
 		}
 		if errors.Is(err, errStalled) {
-			c.dialer.drop() // the library knows only after most of a session timeout
+			c.dialer.drop() // the library would wait for most of a session timeout
 		}
 		if trial {
-			return value, true, c.failed(op, err)
+			return value, true, c.noAnswer(op, err)
 		}
 		select {
 		case <-time.After(pause.NextBackOff()):
@@ -224,7 +220,7 @@ func do[T any](ctx context.Context, c *Client, op, path string, fn func(path str
 				why := err
 				c.down.Store(&why)
 			}
-			return value, unsure, c.failed(op, err)
+			return value, unsure, c.noAnswer(op, err)
 		}
 	}
 }
@@ -291,22 +287,21 @@ func temporary(err error) bool {
 	return err.Error() == "unknown error: -4" || err.Error() == "unknown error: -7"
 }
 
-// failed returns the error for an operation without an answer. It contains the reason why there is no connection.
-func (c *Client) failed(op string, err error) error {
-	why := ""
+// noAnswer returns the error for an operation without an answer. It contains the reason why there is no connection.
+func (c *Client) noAnswer(op string, err error) error {
+	cure := ""
 	if last := c.dialer.lastError(); last != nil {
 		err = last
 	}
 	if err.Error() == "unknown error: -124" {
-		why = "; the servers demand SASL: set the authentication type to sasl, with keytab and principal"
+		cure = "; the servers demand SASL: set the authentication type to sasl, with keytab and principal"
 	}
-	told := claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper at %s (%s): %w%s", c.conf.Ensemble,
-		c.conf.Property,
-		err, why)
+	result := claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper at %s (%s): %w%s", c.conf.Ensemble,
+		c.conf.Property, err, cure)
 	if notReached(err) {
-		return claviger.Away(told)
+		return claviger.Away(result)
 	}
-	return told
+	return result
 }
 
 // notReached reports whether an error goes away when the servers can be reached again. A host name that does not
@@ -321,16 +316,16 @@ func notReached(err error) bool {
 		temporary(err)
 }
 
-// refused returns the error for a node that we may not read or change.
-func (c *Client) refused(op, path string, err error) error {
-	who := "it was made by a node that authenticates; set the authentication type to sasl here too"
+// notAllowed returns the error for a node that we may not read or change.
+func (c *Client) notAllowed(op, path string, err error) error {
+	cure := "it was made by a node that authenticates; set the authentication type to sasl here too"
 	if c.conf.Owner != "" {
-		who = fmt.Sprintf("its ACL must name sasl:%s, and the servers must know us as %q: they need "+
-			"kerberos.removeHostFromPrincipal=true and kerberos.removeRealmFromPrincipal=true; a node that was made "+
-			"without SASL keeps its ACL until it is removed", c.conf.Owner, c.conf.Owner)
+		cure = fmt.Sprintf("its ACL must name sasl:%s, and our user name at the servers must be %q: set "+
+			"kerberos.removeHostFromPrincipal=true and kerberos.removeRealmFromPrincipal=true there; a node that was "+
+			"made without SASL keeps its ACL until it is removed", c.conf.Owner, c.conf.Owner)
 	}
 	return claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper at %s (%s): %w: %s: %s", c.conf.Ensemble,
-		c.conf.Property, err, path, who)
+		c.conf.Property, err, path, cure)
 }
 
 // node is the content of a node, and a part of its state.
@@ -402,20 +397,19 @@ func (c *Client) setTimed(ctx context.Context, op, path string, data []byte, ver
 // remove removes a node if it has that version; -1 means any. unsure is as in do.
 func (c *Client) remove(ctx context.Context, op, path string, version int32) (unsure bool, err error) {
 	_, unsure, err = do(ctx, c, op, path, func(path string) (struct{}, error) {
-		return struct{}{},
-			c.zk.Delete(path, version)
+		return struct{}{}, c.zk.Delete(path, version)
 	})
 	return unsure, err
 }
 
 // create makes a persistent node, and the missing nodes above it. unsure is as in do.
 func (c *Client) create(ctx context.Context, op, path string, data []byte) (unsure bool, err error) {
-	one := func(path string, data []byte) (bool, error) {
+	createNode := func(path string, data []byte) (bool, error) {
 		_, unsure, err := do(ctx, c, op, path,
 			func(path string) (string, error) { return c.zk.Create(path, data, 0, c.acl) })
 		return unsure, err
 	}
-	if unsure, err = one(path, data); !errors.Is(err, zk.ErrNoNode) {
+	if unsure, err = createNode(path, data); !errors.Is(err, zk.ErrNoNode) {
 		return unsure, err
 	}
 	full := c.conf.Ensemble.Chroot + path
@@ -423,14 +417,14 @@ func (c *Client) create(ctx context.Context, op, path string, data []byte) (unsu
 		if r != '/' || i == 0 {
 			continue
 		}
-		// The nodes of the chroot are among the nodes above.
+		// The missing nodes may include nodes of the chroot.
 		_, _, err := do(ctx, c, op, path, func(string) (string, error) { return c.zk.Create(full[:i], nil, 0, c.acl) })
 		if err != nil && !errors.Is(err, zk.ErrNodeExists) {
 			return false, err
 		}
 	}
-	return one(path, data)
+	return createNode(path, data)
 }
 
-// join puts the parts of a path together.
+// join joins the parts of a path.
 func join(parts ...string) string { return "/" + strings.Trim(strings.Join(parts, "/"), "/") }

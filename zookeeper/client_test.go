@@ -35,8 +35,7 @@ func open(t testing.TB, servers string, change func(*Config)) *Client {
 		t.Fatal(err)
 	}
 	conf := Config{Ensemble: e, Property: "the.property", SessionTimeout: 6 * time.Second,
-		ConnectTimeout: 5 * time.Second,
-		Patience:       15 * time.Second}
+		ConnectTimeout: 5 * time.Second, Patience: 15 * time.Second}
 	if change != nil {
 		change(&conf)
 	}
@@ -70,8 +69,7 @@ func signers(t testing.TB, c *Client) *Signers {
 	return s
 }
 
-// TestContracts runs the suites of the contracts, each test under a chroot of its
-// own that is not there before.
+// TestContracts runs the suites of the contracts. Each test has its own chroot, which does not exist before.
 func TestContracts(t *testing.T) {
 	t.Parallel()
 	server := zktest.Start(t, zktest.Options{})
@@ -111,7 +109,7 @@ func TestContracts(t *testing.T) {
 	})
 }
 
-// testForeignNodes puts nodes there that are none of ours.
+// testForeignNodes tests nodes that are not in our format.
 func testForeignNodes(t *testing.T, c *Client) {
 	ctx := t.Context()
 	d := tokens(t, c)
@@ -126,10 +124,10 @@ func testForeignNodes(t *testing.T, c *Client) {
 	}
 	for _, n := range []int32{7, 8} {
 		if got, ok, err := d.Delegation(ctx, n); ok || err != nil {
-			t.Errorf("rubbish is a token: %v, %v", got, err)
+			t.Errorf("other data is a token: %v, %v", got, err)
 		}
 		if ok, err := d.RenewDelegation(ctx, n, time.Now()); ok || err != nil {
-			t.Errorf("rubbish was renewed: %v, %v", ok, err)
+			t.Errorf("other data was renewed: %v, %v", ok, err)
 		}
 	}
 	if keys, err := d.MasterKeys(ctx); err != nil || len(keys) != 0 {
@@ -140,7 +138,7 @@ func testForeignNodes(t *testing.T, c *Client) {
 	}
 	if err := d.PutDelegation(ctx, metastore.Delegation{Sequence: 1, Identifier: []byte("no identifier"),
 		Password: secret.Bytes("p")}); !claviger.Is(err, claviger.Invalid) {
-		t.Errorf("a token without an identifier is put: %v", err)
+		t.Errorf("PutDelegation accepts a token without an identifier: %v", err)
 	}
 	if _, err := c.create(ctx, "test", "/zkdtsm/ZKDTSMRoot/ZKDTSMSeqNumRoot", []byte("many bytes")); err != nil {
 		t.Fatal(err)
@@ -158,8 +156,8 @@ func testForeignNodes(t *testing.T, c *Client) {
 	}
 }
 
-// TestRestart kills the server while nodes are at work, and starts it again: work
-// waits and goes on, no number is given twice, nothing that was written is lost.
+// TestRestart kills the server while nodes use it, and starts it again. The operations wait and then continue; no
+// number is used twice, and no token is lost.
 func TestRestart(t *testing.T) {
 	t.Parallel()
 	server := zktest.Start(t, zktest.Options{})
@@ -169,7 +167,7 @@ func TestRestart(t *testing.T) {
 	stop := make(chan struct{})
 	var group sync.WaitGroup
 	var mu sync.Mutex
-	had := make(map[int32]bool)
+	used := make(map[int32]bool)
 	for range 2 {
 		d := tokens(t, open(t, server.Addr, patient))
 		group.Go(func() {
@@ -181,8 +179,7 @@ func TestRestart(t *testing.T) {
 				}
 				first, err := d.NextSequences(ctx, 1)
 				if err == nil {
-					err = d.PutDelegation(ctx, metastore.Delegation{Sequence: first, Identifier: []byte{0, 0, 0, 0, 0,
-						0, 0, 0},
+					err = d.PutDelegation(ctx, metastore.Delegation{Sequence: first, Identifier: make([]byte, 8),
 						Password: secret.Bytes("p"), Renew: time.Now()})
 				}
 				if err != nil {
@@ -190,54 +187,53 @@ func TestRestart(t *testing.T) {
 					return
 				}
 				mu.Lock()
-				if had[first] {
+				if used[first] {
 					t.Errorf("number %d twice", first)
 				}
-				had[first] = true
+				used[first] = true
 				mu.Unlock()
 			}
 		})
 	}
-	at := func(n int) {
+	waitForTokens := func(n int) {
 		t.Helper()
 		for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 			mu.Lock()
-			done := len(had) >= n
+			done := len(used) >= n
 			mu.Unlock()
 			if done {
 				return
 			}
 			if time.Now().After(deadline) || t.Failed() {
-				t.Fatalf("%d tokens were never made", n)
+				t.Fatalf("there are not %d tokens after a minute", n)
 			}
 		}
 	}
-	at(50)
+	waitForTokens(50)
 	server.Kill()
 	server.Start()
 	mu.Lock()
-	n := len(had)
+	n := len(used)
 	mu.Unlock()
-	at(n + 50)
+	waitForTokens(n + 50)
 	close(stop)
 	group.Wait()
 	d := tokens(t, open(t, server.Addr, nil))
-	for sequence := range had {
+	for sequence := range used {
 		if _, ok, err := d.Delegation(ctx, sequence); err != nil || !ok {
 			t.Fatalf("token %d is lost: %v", sequence, err)
 		}
 	}
 }
 
-// TestStall holds the server up: an operation gives up in time, and the next one
-// is done when the server goes on.
+// TestStall pauses the server: an operation fails when its time ends, and another one succeeds when the server resumes.
 func TestStall(t *testing.T) {
 	t.Parallel()
 	server := zktest.Start(t, zktest.Options{})
 	c := open(t, server.Addr, func(c *Config) { c.Patience = 500 * time.Millisecond })
 	longer := open(t, server.Addr, func(c *Config) { c.Patience = time.Minute })
 	for _, c := range []*Client{c, longer} {
-		for i := 0; ; i++ { // the first connection may take longer than that patience
+		for i := 0; ; i++ { // the first connection may take longer than Patience
 			if err := c.Check(t.Context()); err == nil {
 				break
 			} else if i == 200 {
@@ -250,12 +246,12 @@ func TestStall(t *testing.T) {
 	begin := time.Now()
 	err := c.Check(t.Context())
 	if took := time.Since(begin); !claviger.Is(err, claviger.Unavailable) || took > 10*time.Second {
-		t.Errorf("a server that is held up: %v after %v", err, took)
+		t.Errorf("a paused server: %v after %v", err, took)
 	}
 	if err == nil || !strings.Contains(err.Error(), "the.property") || !strings.Contains(err.Error(), server.Addr) {
-		t.Errorf("the error should name property and ensemble: %v", err)
+		t.Errorf("the error must name property and ensemble: %v", err)
 	}
-	atOnce(t, c) // by then the library may believe in its connection
+	checkFailsFast(t, c) // even if the library still has its connection
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if err := longer.Check(ctx); !errors.Is(err, context.DeadlineExceeded) {
@@ -263,33 +259,34 @@ func TestStall(t *testing.T) {
 	}
 	waiting := make(chan error, 1)
 	go func() { waiting <- longer.Check(t.Context()) }()
-	time.Sleep(200 * time.Millisecond) // so that the call meets a stalled server
+	time.Sleep(200 * time.Millisecond) // the call must begin while the server is paused
 	server.Resume()
 	if err := <-waiting; err != nil {
-		t.Errorf("after the server went on: %v", err)
+		t.Errorf("after the server has resumed: %v", err)
 	}
 	for deadline := time.Now().Add(30 * time.Second); c.Check(t.Context()) != nil; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("it is not noticed that the server answers again: %v", c.Check(t.Context()))
+			t.Fatalf("still an error after the server has resumed: %v", c.Check(t.Context()))
 		}
 	}
 }
 
-// atOnce demands that a client which knows that the servers are away makes few of many
-// callers wait. On a busy machine callers come late by themselves, but not each time.
-func atOnce(t *testing.T, c *Client) {
+// checkFailsFast checks that most of many callers do not wait, because the client knows that the servers do not answer.
+// It tries several times, because on a busy machine callers can be slow by themselves.
+func checkFailsFast(t *testing.T, c *Client) {
 	t.Helper()
 	var n int32
 	for range 5 {
-		if n = quickCallers(t, c); n >= 45 {
+		if n = fastFailures(t, c); n >= 45 {
 			return
 		}
 	}
-	t.Errorf("%d of 50 callers were answered at once by a client that knows that the servers are away", n)
+	t.Errorf("only %d of 50 callers failed at once, although the client knows that the servers do not answer", n)
 }
 
-// quickCallers has 50 callers ask servers that are away, and counts those who are answered at once.
-func quickCallers(t *testing.T, c *Client) int32 {
+// fastFailures makes 50 concurrent calls to servers that do not answer, and returns the number of calls that failed at
+// once.
+func fastFailures(t *testing.T, c *Client) int32 {
 	t.Helper()
 	var group sync.WaitGroup
 	var quick atomic.Int32
@@ -297,7 +294,7 @@ func quickCallers(t *testing.T, c *Client) int32 {
 	for range 50 {
 		group.Go(func() {
 			if err := c.Check(t.Context()); !claviger.Is(err, claviger.Unavailable) {
-				t.Errorf("servers that are away: %v", err)
+				t.Errorf("servers that do not answer: %v", err)
 			}
 			if time.Since(begun) < c.stalled/2 {
 				quick.Add(1)
@@ -308,16 +305,16 @@ func quickCallers(t *testing.T, c *Client) int32 {
 	return quick.Load()
 }
 
-// TestFailover has a dead server first in the list.
+// TestFailover: if some servers of the list do not answer, another one is used.
 func TestFailover(t *testing.T) {
 	t.Parallel()
 	server := zktest.Start(t, zktest.Options{})
-	l, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and never answers
+	l, err := net.Listen("tcp", "127.0.0.1:0") // accepts connections, and never answers
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	for range 3 { // the library goes through the servers in random order
+	for range 3 { // the library tries the servers in random order
 		c := open(t, l.Addr().String()+",127.0.0.1:1,"+server.Addr,
 			func(c *Config) { c.ConnectTimeout = 300 * time.Millisecond })
 		if err := c.Check(t.Context()); err != nil {
@@ -326,8 +323,8 @@ func TestFailover(t *testing.T) {
 	}
 }
 
-// TestEnsemble has nodes at different servers of an ensemble, each of which is
-// killed once, the leader too. What one node has done the others see at once.
+// TestEnsemble: nodes use different servers of an ensemble, and each node sees the changes of the others at once. Two
+// servers are killed and restarted, one of them the leader.
 func TestEnsemble(t *testing.T) {
 	t.Parallel()
 	servers := zktest.StartEnsemble(t, zktest.Options{})
@@ -342,9 +339,8 @@ func TestEnsemble(t *testing.T) {
 	}
 	put := func(node *Tokens, sequence int32) metastore.Delegation {
 		t.Helper()
-		d := metastore.Delegation{Sequence: sequence, Identifier: []byte{0, 0, 0, 0, 0, 0, 0, 0},
-			Password: secret.Bytes("p"),
-			Renew:    time.Now()}
+		d := metastore.Delegation{Sequence: sequence, Identifier: make([]byte, 8), Password: secret.Bytes("p"),
+			Renew: time.Now()}
 		if err := node.PutDelegation(t.Context(), d); err != nil {
 			t.Fatal(err)
 		}
@@ -367,21 +363,21 @@ func TestEnsemble(t *testing.T) {
 		}
 	}
 	moving := tokens(t, open(t, strings.Join(addresses, ","), patient))
-	had := make(map[int32]bool)
-	// The last is elected where all begin alike; then another one leads.
+	used := make(map[int32]bool)
+	// At first the last server is the leader; then another one is.
 	for round, s := range []*zktest.Server{servers[2], servers[0]} {
 		s.Kill()
 		for range 10 {
 			n, err := moving.NextSequences(t.Context(), 1)
-			if err != nil || had[n] {
-				t.Fatalf("with the %d. server killed: number %d, twice: %v; %v", round+1, n, had[n], err)
+			if err != nil || used[n] {
+				t.Fatalf("with the %d. server killed: number %d, twice: %v; %v", round+1, n, used[n], err)
 			}
-			had[n] = true
+			used[n] = true
 			put(moving, n)
 		}
 		s.Start()
 	}
-	for n := range had {
+	for n := range used {
 		for i, node := range nodes {
 			if _, ok, err := node.Delegation(t.Context(), n); err != nil || !ok {
 				t.Errorf("server %d has lost token %d (%v)", i+1, n, err)
@@ -424,14 +420,14 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-func TestNobodyThere(t *testing.T) {
+func TestNoServer(t *testing.T) {
 	c := open(t, "127.0.0.1:1", func(c *Config) { c.Patience = 300 * time.Millisecond })
 	err := c.Check(t.Context())
 	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "the.property") ||
 		!strings.Contains(err.Error(), "connection refused") {
-		t.Errorf("nobody there: %v", err)
+		t.Errorf("without a server: %v", err)
 	}
-	atOnce(t, c)
+	checkFailsFast(t, c)
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
@@ -440,7 +436,7 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
-// TestHostileServer answers connections with what a server never sends.
+// TestHostileServer answers connections with bytes that no ZooKeeper server sends.
 func TestHostileServer(t *testing.T) {
 	t.Parallel()
 	connected := "\x00\x00\x00\x25" + strings.Repeat("\x00", 7) + "\x10" + "\x00\x00\x00\x00\x00\x00\x00\x07" +
@@ -463,8 +459,8 @@ func TestHostileServer(t *testing.T) {
 					if err != nil {
 						return
 					}
-					_, _ = io.WriteString(conn, answer)      // the client may be gone
-					_, _ = io.CopyN(io.Discard, conn, 1<<10) // until it hangs up
+					_, _ = io.WriteString(conn, answer)      // fails if the client has disconnected
+					_, _ = io.CopyN(io.Discard, conn, 1<<10) // until the client disconnects
 					_ = conn.Close()
 				}
 			})

@@ -13,13 +13,13 @@ import (
 	"time"
 )
 
-// hosts gives the library one server after the other, by name. Names are resolved at each connection, so a server
-// with a new address is found. TLS and Kerberos need the name of the server.
+// hosts gives the library one server after the other, by name. Each connection resolves the name again, so a server
+// may get a new address. TLS and Kerberos need the name of the server.
 type hosts struct {
 	mu      sync.Mutex
 	servers []string
 	next    int
-	tried   int // since the last one that was connected
+	tried   int // servers since the last connection
 }
 
 // Init sets the servers, in the library's random order.
@@ -57,8 +57,8 @@ func (h *hosts) Connected() {
 // the library only logs.
 type dialer struct {
 	ctx     context.Context //nolint:containedctx // of the Client's life: the library passes none
-	timeout time.Duration   // for all of it: TCP, TLS, SASL
-	tls     *tls.Config     // nil: none
+	timeout time.Duration   // for TCP, TLS and SASL together
+	tls     *tls.Config     // nil: no TLS
 	sasl    func(ctx context.Context, host string) (Initiator, error)
 
 	mu   sync.Mutex
@@ -69,10 +69,10 @@ type dialer struct {
 func (d *dialer) dial(network, address string, _ time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(d.ctx, d.timeout)
 	defer cancel()
-	d.drop() // of an expired session, which the library leaves open
+	d.drop() // the library leaves the connection of an expired session open
 	c, err := d.connect(ctx, network, address)
 	if err != nil {
-		d.failed(fmt.Errorf("%s: %w", address, err))
+		d.setErr(fmt.Errorf("%s: %w", address, err))
 		return nil, err
 	}
 	d.mu.Lock()
@@ -86,13 +86,13 @@ func (d *dialer) connect(ctx context.Context, network, address string) (*conn, e
 	if err != nil {
 		return nil, err
 	}
-	host, _, _ := net.SplitHostPort(address) // ParseEnsemble joined it
+	host, _, _ := net.SplitHostPort(address) // cannot fail: ParseEnsemble made it with JoinHostPort
 	if d.tls != nil {
 		conf := d.tls.Clone()
 		conf.ServerName = host
 		secure := tls.Client(raw, conf)
 		if err := secure.HandshakeContext(ctx); err != nil {
-			_ = raw.Close() // the handshake's error tells more
+			_ = raw.Close() // the error of the handshake is more useful
 			return nil, fmt.Errorf("TLS: %w", err)
 		}
 		raw = secure
@@ -107,11 +107,11 @@ func (d *dialer) drop() {
 	d.conn = nil
 	d.mu.Unlock()
 	if c != nil {
-		_ = c.Close() // it may be closed already
+		_ = c.Close() // an error means that it is closed already
 	}
 }
 
-func (d *dialer) failed(err error) {
+func (d *dialer) setErr(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.err = err
@@ -124,24 +124,24 @@ func (d *dialer) lastError() error {
 	return d.err
 }
 
-// Frames of the protocol: int32 length, then as many bytes. Everything is
-// big-endian. The first one that a server sends answers the connect request:
+// A frame of the protocol is an int32 length, then so many bytes. All numbers are big-endian. The server's first
+// frame is the answer to the connect request:
 //
 //	int32 version | int32 timeout | int64 session | int32 length, password | bool read-only
 //
-// and each later one begins with a reply header: int32 xid | int64 zxid | int32 error.
+// Each later frame begins with a reply header: int32 xid | int64 zxid | int32 error.
 const (
 	frameHeader    = 4
 	replyHeader    = 16
 	sessionOffset  = 8  // of the session's id in the answer to a connect request
-	minConnect     = 20 // with an empty password, without the last bool, as servers before 3.4 answer
+	minConnect     = 20 // servers before 3.4: an empty password, and no bool
 	maxConnect     = 256
-	maxFrame       = 32 << 20 // a list of a million tokens is half of it
-	sessionExpired = 0        // as session id: the session that was to be continued is over
+	maxFrame       = 32 << 20 // a list of a million tokens has half of this
+	sessionExpired = 0        // session id if the session to continue has expired
 )
 
-// conn is the connection that the library gets. The library reads only whole frames within limits from it; by
-// itself it would allocate any length that a server sends. SASL is done before the first frame.
+// conn is the connection that the library gets. It gives the library only frames within limits, because the library
+// allocates any length that a server sends. conn does SASL before the library's first request.
 type conn struct {
 	net.Conn
 	r       *bufio.Reader
@@ -149,19 +149,19 @@ type conn struct {
 	address string
 	d       *dialer
 
-	begun   bool
-	pending []byte // read and not yet given to the library
-	body    int    // bytes of the frame under way that are still to be read
+	started bool
+	pending []byte // bytes that were read, and are not yet given to the library
+	body    int    // bytes of the current frame that are not read yet
 }
 
 // Read returns bytes of the frames that the server sent.
 func (c *conn) Read(p []byte) (int, error) {
-	if !c.begun {
-		if err := c.begin(); err != nil {
-			c.d.failed(fmt.Errorf("%s: %w", c.address, err))
+	if !c.started {
+		if err := c.startSession(); err != nil {
+			c.d.setErr(fmt.Errorf("%s: %w", c.address, err))
 			return 0, err
 		}
-		c.begun = true
+		c.started = true
 	}
 	if len(c.pending) == 0 && c.body == 0 {
 		n, err := readFrameLength(c.r, replyHeader, maxFrame)
@@ -180,10 +180,9 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// begin reads the answer to the connect request that the library has just written, and then does SASL, before the
-// first request.
-func (c *conn) begin() error {
-	// The library's own limit is several session timeouts.
+// startSession reads the answer to the connect request that the library has just written, and then does SASL.
+func (c *conn) startSession() error {
+	// The library's own time limit is several session timeouts, which is too long.
 	deadline := time.Now().Add(c.d.timeout)
 	if err := c.SetDeadline(deadline); err != nil {
 		return err
@@ -204,15 +203,15 @@ func (c *conn) begin() error {
 				return fmt.Errorf("SASL: %w", err)
 			}
 		}
-		c.d.failed(nil)
+		c.d.setErr(nil)
 	}
 	c.pending = append(binary.BigEndian.AppendUint32(nil, uint32(n)), body...) //nolint:gosec // at most maxConnect
 	return c.SetDeadline(time.Time{})
 }
 
-var errFrame = errors.New("what it sends is not ZooKeeper's protocol")
+var errFrame = errors.New("the server does not use ZooKeeper's protocol")
 
-// readFrameLength reads the length of a frame.
+// readFrameLength reads the length of a frame. least and most are the limits in bytes.
 func readFrameLength(r io.Reader, least, most int) (int, error) {
 	var head [frameHeader]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
@@ -220,7 +219,7 @@ func readFrameLength(r io.Reader, least, most int) (int, error) {
 	}
 	n := int64(binary.BigEndian.Uint32(head[:]))
 	if n < int64(least) || n > int64(most) {
-		return 0, fmt.Errorf("%w: a frame of %d bytes where %d to %d are expected", errFrame, n, least, most)
+		return 0, fmt.Errorf("%w: a frame has %d bytes, %d to %d are expected", errFrame, n, least, most)
 	}
 	return int(n), nil
 }

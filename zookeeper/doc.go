@@ -1,7 +1,6 @@
-// Package zookeeper keeps what several nodes share in Apache ZooKeeper, in the
-// layout that Hadoop's own classes have there, so that a Java KMS and ours serve
-// side by side: the secrets that sign cookies (ZKSignerSecretProvider) and the
-// delegation tokens with their keys (ZKDelegationTokenSecretManager).
+// Package zookeeper stores the data that several nodes share in Apache ZooKeeper: the secrets that sign cookies, and
+// the delegation tokens with their keys. The layout is that of Hadoop's own classes (ZKSignerSecretProvider and
+// ZKDelegationTokenSecretManager), so a Java KMS and this server can run side by side.
 // A Client is one connection to an ensemble. It survives lost sessions, restarted servers and networks that lose
 // packets: it retries an operation until its time ends, and closes a connection that does not answer. It sets no
 // watches and makes no ephemeral nodes, so nothing depends on a session. Data that must be current is read at each

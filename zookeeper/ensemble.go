@@ -11,8 +11,8 @@ import (
 
 // Ensemble is a parsed connection string, "h1:2181,h2:2181,[::1]:2181/chroot".
 type Ensemble struct {
-	Servers []string // "host:port" each
-	// Chroot is the node under which all paths lie, "" or "/a/b".
+	Servers []string // each is "host:port"
+	// Chroot is the node above all paths, "" or "/a/b".
 	Chroot string
 }
 
@@ -27,7 +27,7 @@ const maxServers = 128
 func ParseEnsemble(s string) (Ensemble, error) {
 	bad := func(why string) (Ensemble, error) {
 		return Ensemble{}, claviger.Errorf("zookeeper.ParseEnsemble", claviger.Invalid, "",
-			"%q is no list of ZooKeeper servers: %s; write HOST:PORT,HOST:PORT or HOST:PORT,HOST:PORT/CHROOT", s, why)
+			"%q is not a list of ZooKeeper servers: %s; write HOST:PORT,HOST:PORT or HOST:PORT,HOST:PORT/CHROOT", s, why)
 	}
 	hosts, chroot, found := strings.Cut(s, "/")
 	var e Ensemble
@@ -42,17 +42,17 @@ func ParseEnsemble(s string) (Ensemble, error) {
 			continue
 		}
 		host, port, err := net.SplitHostPort(server)
-		if err != nil { // no port, or not understood
+		if err != nil { // there is no port, or the form is wrong
 			host, port = strings.TrimSuffix(strings.TrimPrefix(server, "["), "]"), defaultPort
 			if strings.Contains(host, ":") && net.ParseIP(host) == nil {
-				return bad(fmt.Sprintf("%q is no host with a port", server))
+				return bad(fmt.Sprintf("%q is not a host with a port", server))
 			}
 		}
 		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-			return bad(fmt.Sprintf("port %q is no number from 1 to 65535", port))
+			return bad(fmt.Sprintf("port %q is not a number from 1 to 65535", port))
 		}
 		if host == "" || strings.ContainsAny(host, " \t\r\n#/[]\\\"'") {
-			return bad(fmt.Sprintf("host %q is no host name", host))
+			return bad(fmt.Sprintf("host %q is not a host name", host))
 		}
 		e.Servers = append(e.Servers, net.JoinHostPort(host, port))
 	}
@@ -76,7 +76,7 @@ func checkPath(path string) error {
 	for _, part := range strings.Split(path[1:], "/") {
 		if part == "" || part == "." || part == ".." || strings.ContainsFunc(part,
 			func(r rune) bool { return r < 0x20 || r >= 0x7f && r <= 0x9f || r == 0xfffd }) {
-			return fmt.Errorf("path %q has the part %q, which ZooKeeper does not take", path, part)
+			return fmt.Errorf("path %q has the part %q, which ZooKeeper does not allow", path, part)
 		}
 	}
 	return nil

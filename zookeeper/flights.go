@@ -8,8 +8,8 @@ import (
 // flights lets callers share a result that must not be older than their request. A caller that comes while a call
 // runs waits for the next call, and shares that with all other such callers.
 type flights[K comparable, V any] struct {
-	mu    sync.Mutex
-	under map[K]*flight[V]
+	mu      sync.Mutex
+	running map[K]*flight[V]
 }
 
 // flight is the running call for one key. next is the call after it; nil if no caller waits for one.
@@ -26,18 +26,18 @@ type call[V any] struct {
 func (f *flights[K, V]) do(ctx context.Context, key K, fn func() (V, error)) (V, error) {
 	f.mu.Lock()
 	var c *call[V]
-	if now := f.under[key]; now == nil {
-		if f.under == nil {
-			f.under = make(map[K]*flight[V])
+	if current := f.running[key]; current == nil {
+		if f.running == nil {
+			f.running = make(map[K]*flight[V])
 		}
 		c = &call[V]{done: make(chan struct{})}
-		f.under[key] = new(flight[V])
+		f.running[key] = new(flight[V])
 		go f.run(key, c, fn)
 	} else {
-		if now.next == nil {
-			now.next = &call[V]{done: make(chan struct{})}
+		if current.next == nil {
+			current.next = &call[V]{done: make(chan struct{})}
 		}
-		c = now.next
+		c = current.next
 	}
 	f.mu.Unlock()
 	select {
@@ -55,10 +55,10 @@ func (f *flights[K, V]) run(key K, c *call[V], fn func() (V, error)) {
 		c.value, c.err = fn()
 		close(c.done)
 		f.mu.Lock()
-		c = f.under[key].next
-		f.under[key].next = nil
+		c = f.running[key].next
+		f.running[key].next = nil
 		if c == nil {
-			delete(f.under, key)
+			delete(f.running, key)
 		}
 		f.mu.Unlock()
 	}

@@ -47,8 +47,12 @@ func startPeer(t testing.TB, connection string, validity time.Duration) *peer {
 		}
 	}
 	log4j := filepath.Join(t.TempDir(), "log4j.properties")
-	if err := os.WriteFile(log4j,
-		[]byte("log4j.rootLogger=WARN,e\nlog4j.appender.e=org.apache.log4j.ConsoleAppender\nlog4j.appender.e.target=System.err\nlog4j.appender.e.layout=org.apache.log4j.SimpleLayout\n"), 0o600); err != nil {
+	const log4jConf = `log4j.rootLogger=WARN,e
+log4j.appender.e=org.apache.log4j.ConsoleAppender
+log4j.appender.e.target=System.err
+log4j.appender.e.layout=org.apache.log4j.SimpleLayout
+`
+	if err := os.WriteFile(log4j, []byte(log4jConf), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx192m",
@@ -71,8 +75,8 @@ func startPeer(t testing.TB, connection string, validity time.Duration) *peer {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill() // it may have ended
-		_ = cmd.Wait()         // by the signal
+		_ = cmd.Process.Kill() // fails if the process has ended
+		_ = cmd.Wait()         // the error is the signal
 		if t.Failed() {
 			t.Logf("log of Hadoop's classes:\n%s", p.log)
 		}
@@ -80,8 +84,8 @@ func startPeer(t testing.TB, connection string, validity time.Duration) *peer {
 	return p
 }
 
-// ask returns what the process answers.
-func (p *peer) ask(words ...string) (string, error) {
+// call sends a command to the process, and returns its answer.
+func (p *peer) call(words ...string) (string, error) {
 	p.t.Helper()
 	if _, err := fmt.Fprintln(p.in, strings.Join(words, " ")); err != nil {
 		p.t.Fatalf("%v: %v", words, err)
@@ -99,21 +103,21 @@ func (p *peer) ask(words ...string) (string, error) {
 
 func (p *peer) must(words ...string) string {
 	p.t.Helper()
-	result, err := p.ask(words...)
+	result, err := p.call(words...)
 	if err != nil {
 		p.t.Fatalf("%v: %v", words, err)
 	}
 	return result
 }
 
-// urlToken is a token as clients have it.
+// urlToken returns a token in the form that clients send.
 func urlToken(d metastore.Delegation) string {
 	b := append(writable.AppendLong(nil, int64(len(d.Identifier))), d.Identifier...)
 	b = append(writable.AppendLong(b, int64(len(d.Password))), d.Password...)
 	return base64.RawURLEncoding.EncodeToString(writable.AppendText(writable.AppendText(b, "kms-dt"), ""))
 }
 
-// sequenceOf is the sequence number in a token.
+// sequenceOf returns the sequence number in a token.
 func sequenceOf(t testing.TB, text string) int32 {
 	t.Helper()
 	b, err := base64.RawURLEncoding.DecodeString(text)
@@ -131,8 +135,8 @@ func sequenceOf(t testing.TB, text string) int32 {
 	return r.Int()
 }
 
-// TestJavaTokens has Hadoop's ZKDelegationTokenSecretManager at work on the same
-// nodes: each takes, renews and cancels the other's tokens.
+// TestJavaTokens: Hadoop's ZKDelegationTokenSecretManager uses the same nodes, and each side accepts, renews and
+// cancels the other's tokens.
 func TestJavaTokens(t *testing.T) {
 	t.Parallel()
 	server := zktest.Start(t, zktest.Options{})
@@ -144,7 +148,7 @@ func TestJavaTokens(t *testing.T) {
 	ourTokens(t, ours, java, d.Sequence, keys)
 }
 
-// theirTokens has us read, renew and look for a token of Hadoop's, and returns it with Hadoop's keys.
+// theirTokens tests how we read and renew a token of Hadoop. It returns the token and Hadoop's keys.
 func theirTokens(t *testing.T, c *Client, ours *Tokens, java *peer) (metastore.Delegation, []metastore.MasterKey) {
 	t.Helper()
 	ctx := t.Context()
@@ -175,7 +179,7 @@ func theirTokens(t *testing.T, c *Client, ours *Tokens, java *peer) (metastore.D
 	}
 	later := time.UnixMilli(time.Now().Add(time.Hour).UnixMilli())
 	if ok, err := ours.RenewDelegation(ctx, d.Sequence, later); err != nil || !ok {
-		t.Errorf("renewing Hadoop's: %v, %v", ok, err)
+		t.Errorf("renewing Hadoop's token: %v, %v", ok, err)
 	}
 	until, err := strconv.ParseInt(java.must("renew", text, "yarn"), 10, 64)
 	if err != nil {
@@ -186,12 +190,12 @@ func theirTokens(t *testing.T, c *Client, ours *Tokens, java *peer) (metastore.D
 	}
 	java.must("cancel", text, "alice")
 	if _, ok, err := ours.Delegation(ctx, d.Sequence); err != nil || ok {
-		t.Errorf("Hadoop cancelled its token, and we find it (%v)", err)
+		t.Errorf("Hadoop cancelled its token, but we still find it (%v)", err)
 	}
 	return d, keys
 }
 
-// tokenOfBob is a token as Hadoop makes it, which yarn may renew.
+// tokenOfBob returns a token of bob in Hadoop's form. Its renewer is yarn.
 func tokenOfBob(sequence, keyID int32, key secret.Bytes, renew time.Time) metastore.Delegation {
 	id := []byte{0}
 	for _, s := range []string{"bob", "yarn", ""} {
@@ -206,8 +210,8 @@ func tokenOfBob(sequence, keyID int32, key secret.Bytes, renew time.Time) metast
 	return metastore.Delegation{Sequence: sequence, Identifier: id, Password: mac.Sum(nil), Renew: renew}
 }
 
-// ourTokens has Hadoop read, renew and cancel tokens that we made with a key of ours. last is the
-// sequence number of Hadoop's token.
+// ourTokens tests how Hadoop reads, renews and cancels tokens that we made with our own key. last is the sequence
+// number of Hadoop's token.
 func ourTokens(t *testing.T, ours *Tokens, java *peer, last int32, keys []metastore.MasterKey) {
 	t.Helper()
 	ctx := t.Context()
@@ -229,45 +233,45 @@ func ourTokens(t *testing.T, ours *Tokens, java *peer, last int32, keys []metast
 	if err != nil || first <= last {
 		t.Fatalf("sequence %d after Hadoop's %d (%v)", first, last, err)
 	}
-	make1 := func(sequence int32) metastore.Delegation {
+	makeToken := func(sequence int32) metastore.Delegation {
 		d := tokenOfBob(sequence, keyID, key, later)
 		if err := ours.PutDelegation(ctx, d); err != nil {
 			t.Fatal(err)
 		}
 		return d
 	}
-	d := make1(first)
-	if who := java.must("verify", urlToken(d)); who != "bob" {
-		t.Errorf("Hadoop takes bob's token for %s's", who)
+	d := makeToken(first)
+	if user := java.must("verify", urlToken(d)); user != "bob" {
+		t.Errorf("for Hadoop, bob's token is a token of %s", user)
 	}
 	until, err := strconv.ParseInt(java.must("renew", urlToken(d), "yarn"), 10, 64)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got, ok, err := ours.Delegation(ctx, first); err != nil || !ok || got.Renew.UnixMilli() != until {
-		t.Errorf("Hadoop renewed ours until %d, we see %v (%v, %v)", until, got.Renew, ok, err)
+		t.Errorf("Hadoop renewed our token until %d, we see %v (%v, %v)", until, got.Renew, ok, err)
 	}
 	java.must("cancel", urlToken(d), "bob")
 	if _, ok, err := ours.Delegation(ctx, first); err != nil || ok {
-		t.Errorf("Hadoop cancelled our token, and we find it (%v)", err)
+		t.Errorf("Hadoop cancelled our token, but we still find it (%v)", err)
 	}
-	d = make1(first + 1)
+	d = makeToken(first + 1)
 	if ok, err := ours.RemoveDelegation(ctx, first+1); err != nil || !ok {
-		t.Fatalf("cancelling ours: %v, %v", ok, err)
+		t.Fatalf("cancelling our token: %v, %v", ok, err)
 	}
-	// Hadoop learns of it by a watch
+	// Hadoop gets the removal from a watch, some time later.
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if _, err := java.ask("verify", urlToken(d)); err != nil &&
+		if _, err := java.call("verify", urlToken(d)); err != nil &&
 			strings.Contains(err.Error(), "can't be found in cache") {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("Hadoop goes on taking a token that we cancelled")
+			t.Fatal("Hadoop still accepts a token that we cancelled")
 		}
 	}
 	text := java.must("new", "carol", "yarn")
 	if n := sequenceOf(t, text); n >= first && n < first+100 {
-		t.Errorf("Hadoop uses sequence number %d, of those that are ours", n)
+		t.Errorf("Hadoop uses sequence number %d, which is one of ours", n)
 	}
 }
 
@@ -277,15 +281,15 @@ func random() secret.Bytes {
 	return b
 }
 
-// TestJavaSecrets has Hadoop's ZKSignerSecretProvider sign and check with the same
-// node, while it and we roll the secrets.
+// TestJavaSecrets: Hadoop's ZKSignerSecretProvider signs and verifies with the same node, while both sides roll the
+// secrets.
 func TestJavaSecrets(t *testing.T) {
 	t.Parallel()
 	server := zktest.Start(t, zktest.Options{})
 	const validity = time.Second
 	java := startPeer(t, server.Addr, validity)
-	if _, err := java.ask("are-you-there"); err == nil { // it takes seconds to start
-		t.Fatal("Peer knows a command that it should not")
+	if _, err := java.call("no-such-command"); err == nil { // waits for the start, which takes seconds
+		t.Fatal("Peer accepts an unknown command")
 	}
 	c := open(t, server.Addr, nil)
 	ours := signers(t, c)
@@ -296,7 +300,7 @@ func TestJavaSecrets(t *testing.T) {
 		return text + "&s=" + base64.StdEncoding.EncodeToString(mac.Sum(nil))
 	}
 
-	// We are first; Hadoop takes what is there.
+	// We write the secrets first; Hadoop uses them.
 	if ok, err := ours.SwapSignerSecrets(ctx, metastore.SignerSecrets{Next: random(), Current: random(),
 		Rollover: time.Now().Add(4 * time.Second).Truncate(time.Millisecond)}); err != nil || !ok {
 		t.Fatalf("%v, %v", ok, err)
@@ -308,13 +312,13 @@ func TestJavaSecrets(t *testing.T) {
 	}
 	if got, want := java.must("sign", "u=alice&p=alice&t=simple-dt&e=1"),
 		signed("u=alice&p=alice&t=simple-dt&e=1", s.Current); got != want {
-		t.Errorf("Hadoop signs %s, we %s", got, want)
+		t.Errorf("Hadoop's signature is %s, ours is %s", got, want)
 	}
 	if got := java.must("verify-signed", signed("u=bob", s.Current)); got != "u=bob" {
-		t.Errorf("Hadoop reads %q of our cookie", got)
+		t.Errorf("Hadoop reads %q in our cookie", got)
 	}
 
-	// We roll before Hadoop's time comes; Hadoop then finds that it is done.
+	// We roll before Hadoop does; Hadoop then does not roll again.
 	rolled := metastore.SignerSecrets{Next: random(), Current: s.Next, Previous: s.Current,
 		Rollover: s.Rollover.Add(validity), Version: s.Version}
 	if ok, err := ours.SwapSignerSecrets(ctx, rolled); err != nil || !ok {
@@ -324,15 +328,15 @@ func TestJavaSecrets(t *testing.T) {
 	for deadline := time.Now().Add(30 * time.Second); java.must("sign", "u=x") != signed("u=x",
 		rolled.Current); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("Hadoop does not sign with the secret that is current after our roll")
+			t.Fatal("Hadoop does not sign with the secret that is current after our rollover")
 		}
 		if now, _, err := ours.SignerSecrets(ctx); err != nil || now.Version > rolled.Version+1 {
-			t.Fatalf("Hadoop rolled although we had: version %d (%v)", now.Version, err)
+			t.Fatalf("Hadoop rolled again after our rollover: version %d (%v)", now.Version, err)
 		}
 	}
 	java.must("verify-signed", signed("u=old", s.Current))
 
-	// From now on Hadoop rolls; each time our view is that of its signatures.
+	// From now on only Hadoop rolls; each time we read the secret that it signs with.
 	version := rolled.Version + 1
 	for range 2 {
 		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
@@ -349,7 +353,7 @@ func TestJavaSecrets(t *testing.T) {
 		version = s.Version
 		if got, want := java.must("sign", "u=y"), signed("u=y", s.Current); got != want &&
 			java.must("sign", "u=y") == got {
-			t.Errorf("after its roll Hadoop signs %s, we %s", got, want)
+			t.Errorf("after its rollover, Hadoop's signature is %s, ours is %s", got, want)
 		}
 		if s.Previous == nil || len(s.Next) != 32 {
 			t.Errorf("Hadoop wrote %v", s)

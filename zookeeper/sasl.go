@@ -20,21 +20,21 @@ type Initiator interface {
 	Close() error
 }
 
-// SASL in ZooKeeper: requests of type 102, each with a token, each answered with
-// a token, after the session is there and before anything else is asked.
+// In ZooKeeper, SASL uses requests of type 102, directly after the session is established. Each request and each
+// answer has a token.
 //
 //	request: int32 xid | int32 102 | int32 length, token
 //	answer:  int32 xid | int64 zxid | int32 error | int32 length (-1: none), token
 //
-// The mechanism is GSSAPI of RFC 4752: the tokens of the context; then the
-// server offers security layers, and the client takes "none".
+// The mechanism is GSSAPI of RFC 4752. First the tokens of the context are exchanged. Then the server offers security
+// layers, and the client chooses "none".
 const (
 	opSASL        = 102
-	maxSASLFrame  = 64 << 10
-	maxSASLSteps  = 8 // the mechanism needs three or four
+	maxSASLFrame  = 64 << 10 // bytes
+	maxSASLSteps  = 8        // the mechanism needs three or four
 	authFailed    = -115
-	noLayer       = 1 // bit of the first byte of the offer
-	layersMessage = 4 // bytes: layers, and the largest message, which counts for layers only
+	noLayer       = 1 // bit of the offer's first byte
+	layersMessage = 4 // bytes of the offer: the layers, and the largest message, which only layers use
 )
 
 // authenticate does the SASL exchange. The deadline of the connection limits its time.
@@ -47,7 +47,7 @@ func (c *conn) authenticate(ctx context.Context) (err error) {
 	var challenge []byte
 	for step, done := 0, false; !done; step++ {
 		if step == maxSASLSteps {
-			return fmt.Errorf("the server asks for more than %d tokens", maxSASLSteps)
+			return fmt.Errorf("the server wants more than %d tokens", maxSASLSteps)
 		}
 		var token []byte
 		if token, done, err = in.Step(challenge); err != nil {
@@ -64,7 +64,7 @@ func (c *conn) authenticate(ctx context.Context) (err error) {
 	case len(offer) != layersMessage:
 		return fmt.Errorf("the server's offer of security layers has %d bytes, not %d", len(offer), layersMessage)
 	case offer[0]&noLayer == 0:
-		return errors.New("the server demands a security layer, which ZooKeeper's protocol has no use for; set " +
+		return errors.New("the server demands a security layer, which ZooKeeper's protocol does not have; set " +
 			"sasl.qop=auth at the server")
 	}
 	choice, err := in.Wrap([]byte{noLayer, 0, 0, 0})
@@ -77,8 +77,8 @@ func (c *conn) authenticate(ctx context.Context) (err error) {
 
 // exchange sends a token, and returns the token of the answer.
 func (c *conn) exchange(token []byte) ([]byte, error) {
-	frame := binary.BigEndian.AppendUint32(nil, uint32(12+len(token))) //nolint:gosec // tokens are ours: some kilobytes
-	frame = binary.BigEndian.AppendUint32(frame, 0)                    // xid: there is nothing else to be told from
+	frame := binary.BigEndian.AppendUint32(nil, uint32(12+len(token))) //nolint:gosec // we made the token: some kB
+	frame = binary.BigEndian.AppendUint32(frame, 0)                    // xid 0: only one request runs
 	frame = binary.BigEndian.AppendUint32(frame, opSASL)
 	frame = binary.BigEndian.AppendUint32(frame, uint32(len(token))) //nolint:gosec // as above
 	if _, err := c.Conn.Write(append(frame, token...)); err != nil {
@@ -87,7 +87,7 @@ func (c *conn) exchange(token []byte) ([]byte, error) {
 	n, err := readFrameLength(c.r, replyHeader, maxSASLFrame)
 	if err != nil {
 		if errors.Is(err, io.EOF) {
-			err = errRefused // it hangs up on whom it does not want
+			err = errRefused // the server closes the connection if authentication fails
 		}
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func (c *conn) exchange(token []byte) ([]byte, error) {
 	}
 	body = body[replyHeader:]
 	if len(body) < 4 {
-		return nil, fmt.Errorf("%w: an answer without a token", errFrame)
+		return nil, fmt.Errorf("%w: an answer has no token", errFrame)
 	}
 	size := int32(binary.BigEndian.Uint32(body)) //nolint:gosec // a signed number
 	body = body[4:]
@@ -117,5 +117,5 @@ func (c *conn) exchange(token []byte) ([]byte, error) {
 	return body[:size], nil
 }
 
-var errRefused = errors.New("the server refuses our Kerberos ticket; its log says why (often: the key of its " +
-	"principal in its keytab is not the KDC's)")
+var errRefused = errors.New("the server refuses our Kerberos ticket; the server's log has the reason (often, the key " +
+	"in the server's keytab is not the KDC's)")

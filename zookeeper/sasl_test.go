@@ -14,8 +14,7 @@ import (
 	"claviger"
 )
 
-// initiator speaks a mechanism like GSSAPI's: two tokens for the context, and
-// messages between brackets.
+// initiator implements a mechanism like GSSAPI: two tokens for the context, and wrapped messages are in brackets.
 type initiator struct {
 	steps  int
 	closed *int
@@ -31,7 +30,7 @@ func (i *initiator) Step(in []byte) ([]byte, bool, error) {
 	case string(in) == "more":
 		return []byte("more"), false, nil
 	}
-	return nil, false, errors.New("a token that nobody expects: " + string(in))
+	return nil, false, errors.New("an unexpected token: " + string(in))
 }
 func (i *initiator) Wrap(m []byte) ([]byte, error) { return []byte("[" + string(m) + "]"), nil }
 func (i *initiator) Unwrap(t []byte) ([]byte, error) {
@@ -42,8 +41,8 @@ func (i *initiator) Unwrap(t []byte) ([]byte, error) {
 }
 func (i *initiator) Close() error { *i.closed++; return nil }
 
-// saslServer takes one connection and answers its SASL requests: first the
-// connect request, then token after token; a nil answer hangs up.
+// saslServer serves one connection. It answers the connect request, then each SASL request with the next of answers. At
+// a nil answer, it closes the connection.
 func saslServer(conn net.Conn, answers [][]byte) (got []string, err error) {
 	read := func() ([]byte, error) {
 		var head [4]byte
@@ -71,7 +70,7 @@ func saslServer(conn net.Conn, answers [][]byte) (got []string, err error) {
 			return got, err
 		}
 		if len(b) < 12 || binary.BigEndian.Uint32(b[4:]) != opSASL {
-			return got, errors.New("a request that is no SASL")
+			return got, errors.New("the request is not SASL")
 		}
 		got = append(got, string(b[12:]))
 		if a == nil {
@@ -84,7 +83,7 @@ func saslServer(conn net.Conn, answers [][]byte) (got []string, err error) {
 	return got, nil
 }
 
-// token is an answer with a token and an error code.
+// tokenAnswer returns an answer with an error code and a token.
 func tokenAnswer(code int32, token string) []byte {
 	b := binary.BigEndian.AppendUint32(make([]byte, 12), uint32(code)) //nolint:gosec // a signed number
 	return append(binary.BigEndian.AppendUint32(b, uint32(len(token))), token...)
@@ -97,22 +96,22 @@ func TestSASLExchange(t *testing.T) {
 		answers [][]byte
 		want    string // of the error; "" is none
 	}{
-		"as it should be": {[][]byte{tokenAnswer(0, "proof"), offer, tokenAnswer(0, "")}, ""},
+		"success": {[][]byte{tokenAnswer(0, "proof"), offer, tokenAnswer(0, "")}, ""},
 		"no token at the end": {[][]byte{tokenAnswer(0, "proof"), offer,
 			binary.BigEndian.AppendUint32(make([]byte, 16), 0xffffffff)}, ""},
-		"it hangs up":          {[][]byte{nil}, "refuses our Kerberos ticket"},
-		"it refuses":           {[][]byte{tokenAnswer(authFailed, "")}, "refuses our Kerberos ticket"},
+		"connection closed":    {[][]byte{nil}, "refuses our Kerberos ticket"},
+		"refused":              {[][]byte{tokenAnswer(authFailed, "")}, "refuses our Kerberos ticket"},
 		"another error":        {[][]byte{tokenAnswer(-5, "")}, "error -5"},
-		"a false proof":        {[][]byte{tokenAnswer(0, "liar")}, "a token that nobody expects"},
+		"a false proof":        {[][]byte{tokenAnswer(0, "liar")}, "an unexpected token"},
 		"an offer not wrapped": {[][]byte{tokenAnswer(0, "proof"), tokenAnswer(0, "\x01\x00\x00\x00")}, "not wrapped"},
 		"a short offer":        {[][]byte{tokenAnswer(0, "proof"), tokenAnswer(0, "[\x01]")}, "has 1 bytes, not 4"},
 		"layers only": {[][]byte{tokenAnswer(0, "proof"), tokenAnswer(0, "[\x06\x00\x00\x00]")},
 			"sasl.qop=auth"},
 		"a choice refused": {[][]byte{tokenAnswer(0, "proof"), offer, tokenAnswer(authFailed, "")},
 			"refuses our Kerberos ticket"},
-		"an answer of a header": {[][]byte{make([]byte, 16)}, "an answer without a token"},
-		"a token beyond it":     {[][]byte{append(make([]byte, 16), 0x7f, 0, 0, 0)}, "a token of"},
-		"a long answer":         {[][]byte{make([]byte, maxSASLFrame+1)}, "not ZooKeeper's protocol"},
+		"only a header":    {[][]byte{make([]byte, 16)}, "an answer has no token"},
+		"too long a token": {[][]byte{append(make([]byte, 16), 0x7f, 0, 0, 0)}, "a token of"},
+		"a long answer":    {[][]byte{make([]byte, maxSASLFrame+1)}, "does not use ZooKeeper's protocol"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -129,13 +128,13 @@ func TestSASLExchange(t *testing.T) {
 					if err != nil {
 						return
 					}
-					got, _ := saslServer(raw, c.answers) // the client hangs up where it does not like an answer
+					got, _ := saslServer(raw, c.answers) // fails if the client closes the connection
 					mu.Lock()
 					if first == nil {
 						first = got
 					}
 					mu.Unlock()
-					_ = raw.Close() // nothing more is served
+					_ = raw.Close() // the library's requests are not served
 				}
 			})
 			opened, closed := 0, 0
@@ -151,7 +150,7 @@ func TestSASLExchange(t *testing.T) {
 			})
 			err = client.Check(t.Context())
 			if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("%v should hold %q", err, c.want)
+				t.Errorf("%v, want it to contain %q", err, c.want)
 			}
 			if err := client.Close(); err != nil {
 				t.Error(err)
@@ -162,13 +161,13 @@ func TestSASLExchange(t *testing.T) {
 				t.Errorf("%d contexts opened, %d closed", opened, closed)
 			}
 			if c.want == "" && strings.Join(first, "|") != "ticket||[\x01\x00\x00\x00]" {
-				t.Errorf("the server was sent %q", first)
+				t.Errorf("the server got %q", first)
 			}
 		})
 	}
 }
 
-// TestSASLNoContext: what the Kerberos library says is what the operator reads.
+// TestSASLNoContext: the error contains the message of the Kerberos library.
 func TestSASLNoContext(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -181,7 +180,7 @@ func TestSASLNoContext(t *testing.T) {
 			if err != nil {
 				return
 			}
-			_, _ = saslServer(raw, nil) // the client goes away
+			_, _ = saslServer(raw, nil) // the client disconnects
 			_ = raw.Close()
 		}
 	})
@@ -192,7 +191,7 @@ func TestSASLNoContext(t *testing.T) {
 	err = client.Check(t.Context())
 	for _, want := range []string{"SASL", "no such principal", l.Addr().String(), "the.property"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v should hold %q", err, want)
+			t.Errorf("%v, want it to contain %q", err, want)
 		}
 	}
 	if err := client.Close(); err != nil {

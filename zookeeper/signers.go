@@ -15,15 +15,14 @@ import (
 	"claviger/secret"
 )
 
-// Signers keeps the secrets that sign cookies, in one node, as Hadoop's
-// ZKSignerSecretProvider does:
+// Signers stores the secrets that sign cookies in one node, as Hadoop's ZKSignerSecretProvider does:
 //
 //	int32 0 (version of the format) | int32 length, next secret |
 //	int32 length, current secret | int32 length, previous secret (0: none) |
 //	int64 rollover, milliseconds since the epoch
 //
-// all big-endian. The version of metastore.SignerSecrets is the node's, which
-// ZooKeeper counts from 0, plus one.
+// All numbers are big-endian. The version of metastore.SignerSecrets is the node's version plus one, because
+// ZooKeeper counts from 0.
 type Signers struct {
 	client *Client
 	path   string
@@ -31,7 +30,7 @@ type Signers struct {
 
 var _ metastore.Signers = (*Signers)(nil)
 
-// NewSigners keeps secrets in the node path. The error is of kind Invalid if path is not a valid path.
+// NewSigners makes a Signers for the node path. The error is of kind Invalid if path is not a valid path.
 func NewSigners(c *Client, path string) (*Signers, error) {
 	if err := checkPath(path); err != nil {
 		return nil, claviger.E("zookeeper.NewSigners", claviger.Invalid, "", err)
@@ -42,17 +41,17 @@ func NewSigners(c *Client, path string) (*Signers, error) {
 // SignerSecrets implements metastore.Signers.
 func (s *Signers) SignerSecrets(ctx context.Context) (metastore.SignerSecrets, bool, error) {
 	const op = "zookeeper.SignerSecrets"
-	// Without a sync, our server may return the secrets from before another node's roll. Then we would refuse that
-	// node's cookies until the next roll.
+	// Without a sync, our ZooKeeper server may return the secrets from before another node's rollover. Then we would
+	// refuse that node's cookies until the next rollover.
 	if err := s.client.sync(ctx, op, s.path); err != nil {
 		return metastore.SignerSecrets{}, false, err
 	}
 	n, err := s.client.get(ctx, op, s.path)
 	switch {
 	case errors.Is(err, zk.ErrNoNode):
-		return metastore.SignerSecrets{}, false, wrap(op, s.client.parentsOurs(ctx, op, s.path))
+		return metastore.SignerSecrets{}, false, wrap(op, s.client.checkParentACLs(ctx, op, s.path))
 	case err == nil:
-		err = s.client.ours(ctx, op, s.path, n)
+		err = s.client.checkACL(ctx, op, s.path, n)
 	}
 	if err != nil {
 		return metastore.SignerSecrets{}, false, wrap(op, err)
@@ -60,7 +59,7 @@ func (s *Signers) SignerSecrets(ctx context.Context) (metastore.SignerSecrets, b
 	secrets, err := parseSecrets(n.data)
 	if err != nil {
 		return metastore.SignerSecrets{}, false, claviger.Errorf(op, claviger.Unavailable, "",
-			"ZooKeeper node %s: %w; remove the node, and every KMS makes new secrets when it is restarted", s.path, err)
+			"ZooKeeper node %s: %w; remove the node and restart each KMS, which makes new secrets", s.path, err)
 	}
 	secrets.Version = int64(n.version) + 1
 	return secrets, true, nil
@@ -75,19 +74,20 @@ func (s *Signers) SwapSignerSecrets(ctx context.Context, secrets metastore.Signe
 	if secrets.Version == 0 {
 		unsure, err = s.client.create(ctx, op, s.path, data)
 	} else {
-		unsure, err = s.client.set(ctx, op, s.path, data, int32(secrets.Version-1)) //nolint:gosec // what we made of an int32
+		version := int32(secrets.Version - 1) //nolint:gosec // SignerSecrets made Version from an int32
+		unsure, err = s.client.set(ctx, op, s.path, data, version)
 	}
 	switch {
 	case err == nil:
 		return true, nil
-	case errors.Is(err, zk.ErrNoNode): // removed by hand: who starts next makes it anew
+	case errors.Is(err, zk.ErrNoNode): // removed by hand: the next node that starts makes it again
 		return false, nil
 	case !errors.Is(err, zk.ErrNodeExists) && !errors.Is(err, zk.ErrBadVersion):
 		return false, wrap(op, err)
 	case !unsure:
 		return false, nil
 	}
-	// The change may be our own, by an attempt whose answer was lost.
+	// The node may have changed by our own earlier attempt, whose answer was lost.
 	n, err := s.client.get(ctx, op, s.path)
 	if err != nil {
 		return false, wrap(op, err)
@@ -95,7 +95,7 @@ func (s *Signers) SwapSignerSecrets(ctx context.Context, secrets metastore.Signe
 	return bytes.Equal(n.data, data), nil
 }
 
-// wrap makes a *claviger.Error from other errors: an error about a node, which the contract does not know, or the
+// wrap makes a *claviger.Error from any other error: an error about a node, which the contract does not have, or the
 // error of the caller's ctx. It returns nil for nil.
 func wrap(op string, err error) error {
 	var ours *claviger.Error
@@ -103,15 +103,15 @@ func wrap(op string, err error) error {
 	case err == nil || errors.As(err, &ours):
 		return err
 	case aboutNode(err):
-		return claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper: %w; is another program at work on "+
-			"our nodes?", err)
+		return claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper: %w; does another program change "+
+			"the nodes of the KMS?", err)
 	}
 	return claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper has not answered: %w", err)
 }
 
 const (
 	secretsFormat = 0
-	// maxSecret in bytes; Hadoop's are 32.
+	// maxSecret is the maximum length in bytes; Hadoop's secrets have 32.
 	maxSecret = 4096
 )
 
@@ -121,16 +121,17 @@ func appendSecrets(s metastore.SignerSecrets) []byte {
 		b = binary.BigEndian.AppendUint32(b, uint32(len(one))) //nolint:gosec // a secret is short
 		b = append(b, one...)
 	}
-	return binary.BigEndian.AppendUint64(b, uint64(s.Rollover.UnixMilli())) //nolint:gosec // a signed number, as Java writes it
+	rollover := uint64(s.Rollover.UnixMilli()) //nolint:gosec // a signed number, as Java writes it
+	return binary.BigEndian.AppendUint64(b, rollover)
 }
 
-// parseSecrets reads the node's data. As Hadoop does, it refuses a newer version of the format.
+// parseSecrets reads the node's data. Like Hadoop, it refuses a newer version of the format.
 func parseSecrets(b []byte) (s metastore.SignerSecrets, err error) {
 	if len(b) < 4 {
-		return s, fmt.Errorf("its %d bytes hold no signer secrets", len(b))
+		return s, fmt.Errorf("its %d bytes are not signer secrets", len(b))
 	}
 	if v := int32(binary.BigEndian.Uint32(b)); v > secretsFormat || v < 0 { //nolint:gosec // a signed number
-		return s, fmt.Errorf("it is of version %d of the format; versions up to %d are known", v, secretsFormat)
+		return s, fmt.Errorf("its format has version %d; this program can read versions up to %d", v, secretsFormat)
 	}
 	b = b[4:]
 	for i, one := range []*secret.Bytes{&s.Next, &s.Current, &s.Previous} {
@@ -140,12 +141,12 @@ func parseSecrets(b []byte) (s metastore.SignerSecrets, err error) {
 		n := binary.BigEndian.Uint32(b)
 		b = b[4:]
 		if n > maxSecret || int(n) > len(b) {
-			return s, fmt.Errorf("a secret of %d bytes, where %d are left", n, len(b))
+			return s, fmt.Errorf("a secret has %d bytes by its length, but %d are left", n, len(b))
 		}
 		if n > 0 {
 			*one = bytes.Clone(b[:n])
 		} else if i < 2 {
-			return s, errors.New("it lacks a secret")
+			return s, errors.New("the current or the next secret is missing")
 		}
 		b = b[n:]
 	}

@@ -29,7 +29,7 @@ func parseMasterKey(b []byte) (k metastore.MasterKey, err error) {
 	k.Expires = time.UnixMilli(r.Long())
 	n := r.Int()
 	if n > maxMasterKey {
-		return k, fmt.Errorf("a key of %d bytes", n)
+		return k, fmt.Errorf("its key has %d bytes, more than %d", n, maxMasterKey)
 	}
 	if n <= 0 { // -1 is Hadoop's null
 		return k, errors.New("it has no key")
@@ -41,7 +41,7 @@ func parseMasterKey(b []byte) (k metastore.MasterKey, err error) {
 	return k, nil
 }
 
-// identifierLength is how long the identifier at the beginning of b is:
+// identifierLength returns the length in bytes of the identifier at the beginning of b:
 //
 //	byte 0 | Text owner | Text renewer | Text realUser | VLong issueDate |
 //	VLong maxDate | VInt sequenceNumber | VInt masterKeyId
@@ -58,15 +58,16 @@ func identifierLength(b []byte) (int, error) {
 		r.Int()
 	}
 	if r.Failed || version[0] != 0 {
-		return 0, errors.New("it begins with no identifier of Hadoop's form")
+		return 0, errors.New("it does not begin with an identifier in Hadoop's format")
 	}
 	return len(b) - len(r.Rest), nil
 }
 
 func appendDelegation(d metastore.Delegation) []byte {
 	b := append([]byte(nil), d.Identifier...)
-	b = binary.BigEndian.AppendUint64(b, uint64(d.Renew.UnixMilli())) //nolint:gosec // a signed number, as Java writes it
-	b = binary.BigEndian.AppendUint32(b, uint32(len(d.Password)))     //nolint:gosec // a password is short
+	renew := uint64(d.Renew.UnixMilli()) //nolint:gosec // a signed number, as Java writes it
+	b = binary.BigEndian.AppendUint64(b, renew)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(d.Password))) //nolint:gosec // a password is short
 	return append(b, d.Password...)
 }
 
@@ -78,11 +79,11 @@ func parseDelegation(b []byte) (d metastore.Delegation, err error) {
 	}
 	rest := b[n:]
 	if len(rest) < 12 {
-		return d, errors.New("it ends behind the identifier")
+		return d, errors.New("it ends after the identifier")
 	}
 	size := binary.BigEndian.Uint32(rest[8:])
 	if size > maxPassword || int(size) > len(rest)-12 {
-		return d, fmt.Errorf("a password of %d bytes, where %d are left", size, len(rest)-12)
+		return d, fmt.Errorf("a password has %d bytes by its length, but %d are left", size, len(rest)-12)
 	}
 	d.Identifier = append([]byte(nil), b[:n]...)
 	d.Renew = time.UnixMilli(int64(binary.BigEndian.Uint64(rest))) //nolint:gosec // a signed number

@@ -20,20 +20,18 @@ import (
 	"claviger/metastore"
 )
 
-// Tokens keeps delegation tokens and their keys as Hadoop's
-// ZKDelegationTokenSecretManager does, under <working path>/ZKDTSMRoot:
+// Tokens stores delegation tokens and their keys as Hadoop's ZKDelegationTokenSecretManager does, under
+// <working path>/ZKDTSMRoot:
 //
 //	ZKDTSMSeqNumRoot, ZKDTSMKeyIdRoot   counters: int32
 //	ZKDTSMMasterKeyRoot/DK_<key id>     VInt id | VLong expiry | VInt length (-1: none), key
 //	ZKDTSMTokensRoot/DT_<sequence>      identifier | int64 expiry | int32 length, password
 //
-// where int is big-endian, VInt and VLong are package writable's, and dates are
-// milliseconds since the epoch.
+// int is big-endian, VInt and VLong are those of package writable, and dates are milliseconds since the epoch.
 //
-// Hadoop's class answers from a copy that it keeps up to date by watches. Here a
-// token is read whenever it is asked for, by a server that has caught up with the
-// leader: then a token that one node has cancelled is refused by the others from
-// the next request on. Requests with one token at the same time share a reading.
+// Hadoop's class answers from a copy that watches update. Here each use of a token reads it, after a sync with the
+// leader. So when one node has cancelled a token, the other nodes refuse the next request with it. Concurrent requests
+// with one token share a read.
 type Tokens struct {
 	client *Client
 	root   string
@@ -44,7 +42,7 @@ type Tokens struct {
 
 var _ metastore.Delegations = (*Tokens)(nil)
 
-// names of the nodes.
+// Names of the nodes.
 const (
 	rootNode     = "ZKDTSMRoot"
 	sequenceNode = "/ZKDTSMSeqNumRoot"
@@ -55,7 +53,7 @@ const (
 	tokenPrefix  = "DT_"
 )
 
-// NewTokens keeps tokens under a working path such as "zkdtsm". Slashes at its ends are ignored. The error is of
+// NewTokens makes a Tokens for a working path such as "zkdtsm". Slashes at its ends are ignored. The error is of
 // kind Invalid if it is not a valid path.
 func NewTokens(c *Client, workingPath string) (*Tokens, error) {
 	root := join(workingPath, rootNode)
@@ -80,34 +78,35 @@ const counterSize = 4
 func (t *Tokens) NextSequences(ctx context.Context, n int32) (first int32, err error) {
 	const op = "zookeeper.NextSequences"
 	if n <= 0 {
-		return 0, claviger.Errorf(op, claviger.Invalid, "", "%d sequence numbers are asked for", n)
+		return 0, claviger.Errorf(op, claviger.Invalid, "",
+			"%d sequence numbers were requested; the count must be positive", n)
 	}
-	last, _, err := t.count(ctx, op, t.root+sequenceNode, n)
+	last, _, err := t.addToCounter(ctx, op, t.root+sequenceNode, n)
 	return last + 1, err
 }
 
 // NextKeyID implements metastore.Delegations.
 func (t *Tokens) NextKeyID(ctx context.Context) (int32, error) {
-	last, _, err := t.count(ctx, "zookeeper.NextKeyID", t.root+keyIDNode, 1)
+	last, _, err := t.addToCounter(ctx, "zookeeper.NextKeyID", t.root+keyIDNode, 1)
 	return last + 1, err
 }
 
 // Clocks implements metastore.Clock. ZooKeeper returns its leader's time only for a write. So Clocks writes the
-// counter of keys without a change. A Java KMS that counts at that moment retries by itself.
+// counter of keys with the same value. If a Java KMS changes the counter at that moment, it retries by itself.
 func (t *Tokens) Clocks(ctx context.Context) (metastore.Clocks, error) {
-	_, written, err := t.count(ctx, "zookeeper.Clocks", t.root+keyIDNode, 0)
+	_, written, err := t.addToCounter(ctx, "zookeeper.Clocks", t.root+keyIDNode, 0)
 	if err != nil {
 		return metastore.Clocks{}, err
 	}
-	return metastore.Compare(written.asked.Truncate(time.Millisecond), written.at, written.answered, "ZooKeeper's"), nil
+	return metastore.Compare(written.sent.Truncate(time.Millisecond), written.at, written.answered, "ZooKeeper's"), nil
 }
 
 // write is the time of a write: by our clock before and after it, and by the leader's clock.
-type write struct{ asked, at, answered time.Time }
+type write struct{ sent, at, answered time.Time }
 
-// count adds n to a counter. It returns the value before, and the time of the write. If the answer to an attempt
-// was lost, it adds n again, so some numbers are never used.
-func (t *Tokens) count(ctx context.Context, op, path string, n int32) (before int32, written write, err error) {
+// addToCounter adds n to a counter. It returns the earlier value, and the time of the write. If the answer to an
+// attempt was lost, it adds n again, so some numbers are never used.
+func (t *Tokens) addToCounter(ctx context.Context, op, path string, n int32) (before int32, written write, err error) {
 	for {
 		now, err := t.client.get(ctx, op, path)
 		if errors.Is(err, zk.ErrNoNode) {
@@ -118,23 +117,23 @@ func (t *Tokens) count(ctx context.Context, op, path string, n int32) (before in
 			continue
 		}
 		if err == nil {
-			err = t.client.ours(ctx, op, path, now)
+			err = t.client.checkACL(ctx, op, path, now)
 		}
 		if err != nil {
 			return 0, written, wrap(op, err)
 		}
 		if len(now.data) != counterSize {
-			return 0, written, claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper node %s holds %d bytes, not "+
-				"a counter's %d", path,
-				len(now.data), counterSize)
+			return 0, written, claviger.Errorf(op, claviger.Unavailable, "",
+				"ZooKeeper node %s has %d bytes, and a counter has %d", path, len(now.data), counterSize)
 		}
 		before = int32(binary.BigEndian.Uint32(now.data)) //nolint:gosec // a signed number
 		if before > math.MaxInt32-n {
 			return 0, written, claviger.Errorf(op, claviger.Unavailable, "",
-				"ZooKeeper node %s is at %d, at the end of its numbers; stop every KMS and remove %s",
+				"ZooKeeper node %s has the value %d, and no numbers are left; stop every KMS and remove %s",
 				path, before, t.root)
 		}
-		written, err = t.client.setTimed(ctx, op, path, binary.BigEndian.AppendUint32(nil, uint32(before+n)), now.version) //nolint:gosec // as above
+		data := binary.BigEndian.AppendUint32(nil, uint32(before+n)) //nolint:gosec // a signed number
+		written, err = t.client.setTimed(ctx, op, path, data, now.version)
 		switch {
 		case err == nil:
 			return before, written, nil
@@ -166,7 +165,7 @@ func (t *Tokens) put(ctx context.Context, op, path string, data []byte) error {
 // PutMasterKey implements metastore.Delegations.
 func (t *Tokens) PutMasterKey(ctx context.Context, k metastore.MasterKey) error {
 	const op = "zookeeper.PutMasterKey"
-	if err := t.client.parentsOurs(ctx, op, t.key(k.ID)); err != nil {
+	if err := t.client.checkParentACLs(ctx, op, t.key(k.ID)); err != nil {
 		return wrap(op, err)
 	}
 	return t.put(ctx, op, t.key(k.ID), appendMasterKey(k))
@@ -188,7 +187,7 @@ func (t *Tokens) MasterKeys(ctx context.Context) ([]metastore.MasterKey, error) 
 	err := t.each(ctx, op, t.root+keysNode, keyPrefix, func(path string, n node) error {
 		k, err := parseMasterKey(n.data)
 		if err != nil {
-			t.log.Warn("a ZooKeeper node is no master key of delegation tokens", "path", path, "err", err)
+			t.log.Warn("a ZooKeeper node is not a master key of delegation tokens", "path", path, "err", err)
 			return nil
 		}
 		keys = append(keys, k)
@@ -198,13 +197,13 @@ func (t *Tokens) MasterKeys(ctx context.Context) ([]metastore.MasterKey, error) 
 	return keys, err
 }
 
-// readers is the number of nodes that are read at the same time.
-const readers = 16
+// parallelReads is the number of nodes that are read at the same time.
+const parallelReads = 16
 
 // each reads the children of a node whose names are prefix and a number, and calls fn for one after the other. A
 // node that is removed meanwhile is left out.
 func (t *Tokens) each(ctx context.Context, op, parent, prefix string, fn func(path string, n node) error) error {
-	if err := t.catchUp(ctx); err != nil {
+	if err := t.sync(ctx); err != nil {
 		return wrap(op, err)
 	}
 	names, err := t.client.children(ctx, op, parent)
@@ -215,12 +214,12 @@ func (t *Tokens) each(ctx context.Context, op, parent, prefix string, fn func(pa
 		return wrap(op, err)
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(readers)
+	group.SetLimit(parallelReads)
 	var mu sync.Mutex
 	for _, name := range names {
 		number, ok := strings.CutPrefix(name, prefix)
 		if _, err := strconv.ParseInt(number, 10, 32); !ok || err != nil {
-			continue // none of ours
+			continue // another program's node
 		}
 		group.Go(func() error {
 			path := parent + "/" + name
@@ -239,8 +238,9 @@ func (t *Tokens) each(ctx context.Context, op, parent, prefix string, fn func(pa
 	return group.Wait()
 }
 
-// catchUp waits until our server has all changes until now. All callers that wait for a sync share the next one.
-func (t *Tokens) catchUp(ctx context.Context) error {
+// sync waits until our ZooKeeper server has all changes until now. All callers that wait for a sync share the next
+// one.
+func (t *Tokens) sync(ctx context.Context) error {
 	_, err := t.syncs.do(ctx, "", func() (struct{}, error) {
 		return struct{}{}, t.client.sync(context.WithoutCancel(ctx), "zookeeper.Sync", t.root)
 	})
@@ -251,13 +251,13 @@ func (t *Tokens) catchUp(ctx context.Context) error {
 // the executors of a job use the same token at the same time.
 func (t *Tokens) read(ctx context.Context, op string, sequence int32) (node, error) {
 	return t.reads.do(ctx, sequence, func() (node, error) {
-		ctx := context.WithoutCancel(ctx) // it is not this caller's alone; Config.Patience bounds it
-		if err := t.catchUp(ctx); err != nil {
+		ctx := context.WithoutCancel(ctx) // other callers share the read; Config.Patience limits its time
+		if err := t.sync(ctx); err != nil {
 			return node{}, err
 		}
 		n, err := t.client.get(ctx, op, t.token(sequence))
 		if err == nil {
-			err = t.client.ours(ctx, op, t.token(sequence), n)
+			err = t.client.checkACL(ctx, op, t.token(sequence), n)
 		}
 		return n, err
 	})
@@ -269,7 +269,7 @@ func (t *Tokens) PutDelegation(ctx context.Context, d metastore.Delegation) erro
 	if n, err := identifierLength(d.Identifier); err != nil || n != len(d.Identifier) {
 		return claviger.Errorf(op, claviger.Invalid, "", "token %d: its identifier is not of Hadoop's form", d.Sequence)
 	}
-	if err := t.client.parentsOurs(ctx, op, t.token(d.Sequence)); err != nil {
+	if err := t.client.checkParentACLs(ctx, op, t.token(d.Sequence)); err != nil {
 		return wrap(op, err)
 	}
 	return t.put(ctx, op, t.token(d.Sequence), appendDelegation(d))
@@ -286,8 +286,8 @@ func (t *Tokens) Delegation(ctx context.Context, sequence int32) (metastore.Dele
 		return metastore.Delegation{}, false, wrap(op, err)
 	}
 	d, err := parseDelegation(n.data)
-	if err != nil { // Hadoop takes an empty node for none
-		t.log.Warn("a ZooKeeper node is no delegation token", "path", t.token(sequence), "err", err)
+	if err != nil { // for Hadoop, an empty node means that there is no token
+		t.log.Warn("a ZooKeeper node is not a delegation token", "path", t.token(sequence), "err", err)
 		return metastore.Delegation{}, false, nil
 	}
 	d.Sequence = sequence
@@ -302,7 +302,7 @@ func (t *Tokens) RenewDelegation(ctx context.Context, sequence int32, renew time
 		if err == nil {
 			var d metastore.Delegation
 			if d, err = parseDelegation(n.data); err != nil {
-				t.log.Warn("a ZooKeeper node is no delegation token", "path", t.token(sequence), "err", err)
+				t.log.Warn("a ZooKeeper node is not a delegation token", "path", t.token(sequence), "err", err)
 				return false, nil
 			}
 			d.Renew = renew
@@ -327,7 +327,7 @@ func (t *Tokens) RemoveDelegation(ctx context.Context, sequence int32) (bool, er
 	const op = "zookeeper.RemoveDelegation"
 	unsure, err := t.client.remove(ctx, op, t.token(sequence), -1)
 	if errors.Is(err, zk.ErrNoNode) {
-		return unsure, nil // gone by an attempt of ours whose answer was lost, as far as one can tell
+		return unsure, nil // if unsure, our earlier attempt has probably removed it, and its answer was lost
 	}
 	return err == nil, wrap(op, err)
 }
@@ -339,7 +339,7 @@ func (t *Tokens) RemoveExpired(ctx context.Context, before time.Time) (int, erro
 	err := t.each(ctx, op, t.root+tokensNode, tokenPrefix, func(path string, n node) error {
 		d, err := parseDelegation(n.data)
 		if err != nil {
-			t.log.Warn("a ZooKeeper node is no delegation token", "path", path, "err", err)
+			t.log.Warn("a ZooKeeper node is not a delegation token", "path", path, "err", err)
 			return nil
 		}
 		if !d.Renew.Before(before) {
@@ -359,15 +359,14 @@ func (t *Tokens) RemoveExpired(ctx context.Context, before time.Time) (int, erro
 // CountDelegations implements metastore.Delegations.
 func (t *Tokens) CountDelegations(ctx context.Context) (int, error) {
 	const op = "zookeeper.CountDelegations"
-	if err := t.catchUp(ctx); err != nil {
+	if err := t.sync(ctx); err != nil {
 		return 0, wrap(op, err)
 	}
 	n, err := t.client.countChildren(ctx, op, t.root+tokensNode)
 	return n, wrap(op, err)
 }
 
-// Identifiers implements metastore.Delegations. Hadoop's layout has no owners, so each
-// token is read.
+// Identifiers implements metastore.Delegations. Hadoop's layout has no list of owners, so each token is read.
 func (t *Tokens) Identifiers(ctx context.Context, fn func(identifier []byte)) error {
 	return t.each(ctx, "zookeeper.Identifiers", t.root+tokensNode, tokenPrefix, func(_ string, n node) error {
 		if d, err := parseDelegation(n.data); err == nil {
