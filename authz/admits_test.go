@@ -7,7 +7,7 @@ import (
 	"claviger/authz"
 )
 
-// TestAdmitsToKeys: a rule at key level counts only where it admits somebody, wherever it stands.
+// TestAdmitsToKeys: a rule at key level, of any kind, counts only if it admits a user.
 func TestAdmitsToKeys(t *testing.T) {
 	for _, c := range []struct {
 		name, value string
@@ -30,8 +30,7 @@ func TestAdmitsToKeys(t *testing.T) {
 	}
 }
 
-// TestMayMigrateAny: a caller may have some key taken over only where a rule of MIGRATE names the
-// caller.
+// TestMayMigrateAny: a caller may migrate some key only if a rule of MIGRATE names the caller.
 func TestMayMigrateAny(t *testing.T) {
 	nobody := func(string) []string { return nil }
 	for _, name := range []string{"key.acl.k.MIGRATE", "default.key.acl.MIGRATE", "whitelist.key.acl.MIGRATE"} {
@@ -49,8 +48,7 @@ func TestMayMigrateAny(t *testing.T) {
 	}
 }
 
-// TestDoubtsSayWhere: a doubt about a default names the file and line of the default, or says that it
-// is in no file.
+// TestDoubtsSayWhere: a doubt about a default has the file and line of the default, or says that it is not in a file.
 func TestDoubtsSayWhere(t *testing.T) {
 	for where, want := range map[string]string{"acls:7": "(acls:7)", "": "(not in a file)"} {
 		policy, _ := authz.Parse([]authz.Property{
@@ -58,16 +56,15 @@ func TestDoubtsSayWhere(t *testing.T) {
 			{Name: "default.key.acl.READ", Value: "*", Where: where},
 		})
 		if got := strings.Join(policy.Doubts([]string{"k"}), "\n"); !strings.Contains(got, want) {
-			t.Errorf("%q: %q says nothing of %s", where, got, want)
+			t.Errorf("%q: %q does not contain %s", where, got, want)
 		}
 	}
 }
 
-// TestExplainBlacklist: the steps say whether a blacklist is set, and that it does not shut the caller
-// out.
+// TestExplainBlacklist: the steps say whether a blacklist is set, and that it does not exclude the caller.
 func TestExplainBlacklist(t *testing.T) {
 	r, _, _ := authz.FindRequest("DECRYPT_EEK")
-	for value, want := range map[string]string{"": "not set: nobody is shut out",
+	for value, want := range map[string]string{"": "not set: nobody is excluded",
 		"hdfs": "alice (in no group) is not in it"} {
 		props := []authz.Property{{Name: "key.acl.k.DECRYPT_EEK", Value: "alice"}}
 		if value != "" {
@@ -87,7 +84,7 @@ func TestExplainBlacklist(t *testing.T) {
 	}
 }
 
-// TestMigrateNames: MIGRATE is the last word of a property, behind a dot and a key's name.
+// TestMigrateNames: MIGRATE is the last word of a property, after a key's name and a dot.
 func TestMigrateNames(t *testing.T) {
 	nobody := func(string) []string { return nil }
 	for name, want := range map[string]bool{
@@ -101,8 +98,8 @@ func TestMigrateNames(t *testing.T) {
 	}
 }
 
-// TestPrincipalInAList: a principal in a list of users is warned of; what begins with a slash has no short
-// name that could be written in its place.
+// TestPrincipalInAList: a principal in a list of users causes a warning. A name that begins with a slash does not,
+// because there is no short name to suggest.
 func TestPrincipalInAList(t *testing.T) {
 	for value, want := range map[string]string{"nn/host@R": "write nn unless", "a@R": "write a unless", "/alice": "",
 		`\alice`: "write alice", `R\alice`: "write alice"} {

@@ -1,11 +1,9 @@
-// Package authz decides what a caller may do, by the rules of Hadoop's
-// kms-acls.xml. What a Policy answers is a pure function of it, a principal and
-// his groups; a Watcher keeps the Policy that is in force. A rule keeps the file and
-// line that it comes from; `claviger acl explain` prints them.
+// Package authz decides what a caller may do, by the rules of Hadoop's kms-acls.xml. A decision depends only on the
+// Policy, the principal and the principal's groups. A Watcher reloads the Policy when the file changes. Each rule has
+// the file and line that it comes from; `claviger acl explain` prints them.
 package authz
 
-// Op is an operation-level right: hadoop.kms.acl.<OP> and
-// hadoop.kms.blacklist.<OP>.
+// Op is an operation-level right: hadoop.kms.acl.<OP> and hadoop.kms.blacklist.<OP>.
 type Op string
 
 // The operation-level rights.
@@ -21,15 +19,14 @@ const (
 	DecryptEEK     Op = "DECRYPT_EEK"
 )
 
-// Rights over deleted keys, as a Key Trustee KMS has them: keytrustee.kms.acl.<OP>.
-// Unlike Hadoop's, they are nobody's where they are not set, and have no blacklist.
+// Rights over deleted keys, as in a Key Trustee KMS: keytrustee.kms.acl.<OP>. Unlike Hadoop's rights, nobody has them
+// if they are not set, and there is no blacklist for them.
 const (
 	Undelete Op = "UNDELETE"
 	Purge    Op = "PURGE"
 )
 
-// KeyOp is a key-level right: key.acl.<name>.<OP>, default.key.acl.<OP>,
-// whitelist.key.acl.<OP>.
+// KeyOp is a key-level right: key.acl.<name>.<OP>, default.key.acl.<OP>, whitelist.key.acl.<OP>.
 type KeyOp string
 
 // The key-level rights.
@@ -41,8 +38,7 @@ const (
 	KeyDecryptEEK  KeyOp = "DECRYPT_EEK"
 )
 
-// KeyMigrate is the right of a Key Trustee KMS to have a key taken over into the
-// HSM. It stands beside Hadoop's: ALL does not contain it, and its rules neither
-// close a key to the other rights nor are closed by theirs, so that granting it
-// takes nothing from those who read. It is nobody's where it is not set.
+// KeyMigrate is the right to migrate a key into the HSM, as in a Key Trustee KMS. It is independent of Hadoop's rights:
+// ALL does not contain it; its rules do not close a key to other rights, and rules of other rights do not close a key
+// to it. So granting it takes no right from other users. Nobody has it if it is not set.
 const KeyMigrate KeyOp = "MIGRATE"

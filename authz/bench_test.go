@@ -6,7 +6,7 @@ import (
 	"claviger/authz"
 )
 
-// decryptRules has, for a DECRYPT_EEK, each kind of rule that a decision passes.
+// decryptRules has each kind of rule that a decision about DECRYPT_EEK applies.
 func decryptRules() *authz.Policy {
 	p, _ := authz.Parse([]authz.Property{
 		{Name: "hadoop.kms.acl.DECRYPT_EEK", Value: "alice,bob staff,ops"},
@@ -23,8 +23,7 @@ func ofStaff() func(string) []string {
 	return func(string) []string { return groups }
 }
 
-// BenchmarkDecide is what the rules cost a decrypt: once at operation level, once at
-// key level.
+// BenchmarkDecide measures the rules for a decrypt: once at operation level, once at key level.
 func BenchmarkDecide(b *testing.B) {
 	p, groups, who := decryptRules(), ofStaff(), user("carol")
 	b.ReportAllocs()
@@ -35,7 +34,7 @@ func BenchmarkDecide(b *testing.B) {
 	}
 }
 
-// TestDecisionAllocatesNothing: the words of an explanation are made only for Explain.
+// TestDecisionAllocatesNothing: only Explain makes the texts of an explanation.
 func TestDecisionAllocatesNothing(t *testing.T) {
 	p, groups := decryptRules(), ofStaff()
 	for _, name := range []string{"carol", "hdfs", "bob"} {

@@ -8,24 +8,24 @@ import (
 	"claviger"
 )
 
-// Step is one rule that was looked at on the way to a decision.
+// Step is one rule that was evaluated for a decision.
 type Step struct {
 	Level    string `json:"level"`           // "operation" or "key"
-	Property string `json:"property"`        // the one that was looked for
-	Set      bool   `json:"set"`             // is it set?
-	Where    string `json:"where,omitempty"` // file and line, where it is set
+	Property string `json:"property"`        // the name of the rule's property
+	Set      bool   `json:"set"`             // the property is set
+	Where    string `json:"where,omitempty"` // file and line, if it is set
 	Value    string `json:"value,omitempty"`
-	Says     string `json:"says"` // what follows from it, in words
+	Says     string `json:"says"` // the result, in words
 	Decides  bool   `json:"decides"`
 }
 
-// Decision is an answer with its reasons, in the order of evaluation.
+// Decision is a decision with its steps, in the order of evaluation.
 type Decision struct {
 	Allowed bool   `json:"allowed"`
 	Steps   []Step `json:"steps"`
 }
 
-// DecidedBy returns the step that decided; false where a request needs no rule.
+// DecidedBy returns the step that decided; false if the request needed no rule.
 func (d Decision) DecidedBy() (Step, bool) {
 	for i := len(d.Steps) - 1; i >= 0; i-- {
 		if d.Steps[i].Decides {
@@ -35,9 +35,9 @@ func (d Decision) DecidedBy() (Step, bool) {
 	return Step{}, false
 }
 
-// Explain decides as May, MayKey and MayMigrate do, and says by which rules.
-// aclName is the key's; with "" the key-level rules are not asked, as where
-// hadoop.kms.key.authorization.enable is false; those of KeyMigrate always are.
+// Explain decides as May, MayKey and MayMigrate do, and returns the rules that decided. aclName is the ACL name of the
+// key. If it is "", the key-level rules are not evaluated, as if hadoop.kms.key.authorization.enable were false; but
+// the rules of KeyMigrate always are.
 func (p *Policy) Explain(r Request, aclName string, who claviger.Principal,
 	groups func(user string) []string) Decision {
 	w := p.walk(who, groups)
@@ -58,8 +58,8 @@ func (p *Policy) Explain(r Request, aclName string, who claviger.Principal,
 	return Decision{Allowed: allowed, Steps: w.recorder.steps}
 }
 
-// recorder puts the steps of a walk into words. The methods that a walk calls do
-// nothing on nil. by and group are what the rule answered.
+// recorder records the steps of a walk in words. The methods that a walk calls do nothing if the recorder is nil. Their
+// parameters by and group are the result of the rule.
 type recorder struct {
 	who    claviger.Principal
 	groups func(user string) []string
@@ -72,8 +72,8 @@ const (
 	atKey       = "key"
 )
 
-// unsettle takes the decision from the steps so far.
-func (c *recorder) unsettle() {
+// clearDecision removes the decision from the steps so far.
+func (c *recorder) clearDecision() {
 	for i := range c.steps {
 		c.steps[i].Decides = false
 	}
@@ -82,13 +82,13 @@ func (c *recorder) unsettle() {
 // add appends a step. If decides is true, it decides until another step does.
 func (c *recorder) add(level, property string, r *rule, decides bool, format string, args ...any) {
 	if decides {
-		c.unsettle()
+		c.clearDecision()
 	}
 	c.steps = append(c.steps, Step{Level: level, Property: property, Set: r.set(), Where: r.from.Where,
 		Value: r.from.Value, Says: fmt.Sprintf(format, args...), Decides: decides})
 }
 
-// operation records the list of an operation; known is false where there are no rules.
+// operation records the list of an operation; known is false if there are no rules.
 func (c *recorder) operation(op Op, r *rule, known bool, by admission, group string) {
 	if c == nil {
 		return
@@ -97,9 +97,9 @@ func (c *recorder) operation(op Op, r *rule, known bool, by admission, group str
 	switch {
 	case !known:
 		c.add(atOperation, name, r, true, "there are no rules: denied")
-	case by == byNothing && !r.set():
+	case by == notAdmitted && !r.set():
 		c.add(atOperation, name, r, true, "not set: closed to everybody, unlike Hadoop's own operations")
-	case by == byNothing:
+	case by == notAdmitted:
 		c.add(atOperation, name, r, true, "%s: denied", c.absent())
 	case !r.set():
 		c.add(atOperation, name, r, true, "not set: open to everybody at operation level")
@@ -108,8 +108,7 @@ func (c *recorder) operation(op Op, r *rule, known bool, by admission, group str
 	}
 }
 
-// blacklist records the blacklist of an operation; those of package variable trustee
-// have none.
+// blacklist records the blacklist of an operation. The operations of the variable trustee have none.
 func (c *recorder) blacklist(op Op, r *rule, by admission, group string) {
 	if c == nil || slices.Contains(trustee, op) {
 		return
@@ -117,15 +116,15 @@ func (c *recorder) blacklist(op Op, r *rule, by admission, group string) {
 	name := blacklistPrefix + string(op)
 	switch {
 	case !r.set():
-		c.add(atOperation, name, r, false, "not set: nobody is shut out")
-	case by != byNothing:
-		c.add(atOperation, name, r, true, "%s: shut out, denied", c.present(by, group))
+		c.add(atOperation, name, r, false, "not set: nobody is excluded")
+	case by != notAdmitted:
+		c.add(atOperation, name, r, true, "%s: excluded, denied", c.present(by, group))
 	default:
-		c.add(atOperation, name, r, false, "%s: not shut out", c.absent())
+		c.add(atOperation, name, r, false, "%s: not excluded", c.absent())
 	}
 }
 
-// noKeyRule records that no rule concerns a right on a key.
+// noKeyRule records that there is no rule for a right on a key.
 func (c *recorder) noKeyRule(aclName string, op KeyOp) {
 	if c == nil {
 		return
@@ -134,14 +133,13 @@ func (c *recorder) noKeyRule(aclName string, op KeyOp) {
 		"neither a key.acl.%s.* nor %s%s nor %s%s is set: denied", aclName, defaultPrefix, op, whitelistPrefix, op)
 }
 
-// keyRule records the key's own rule of an operation, or the default where own is
-// false.
+// keyRule records the key's own rule of an operation, or the default if own is false.
 func (c *recorder) keyRule(aclName string, own bool, op KeyOp, r *rule, by admission, group string) {
 	switch {
 	case c == nil:
 	case own && !r.set():
 		c.add(atKey, keyPrefix+aclName+"."+string(op), r, false,
-			"not set, and as key.acl.%s.* has another operation, the defaults do not count: not admitted by it",
+			"not set, and the defaults do not apply because key.acl.%s.* has another operation: not admitted by it",
 			aclName)
 	case own:
 		c.listed(keyPrefix+aclName+"."+string(op), r, by, group)
@@ -157,8 +155,7 @@ func (c *recorder) whitelist(op KeyOp, r *rule, by admission, group string) {
 	}
 }
 
-// shared records a rule that is for every key. ALL cannot have one, so that it is
-// not missed.
+// shared records a rule for all keys. There is no such rule for ALL, so a missing one is not recorded.
 func (c *recorder) shared(prefix string, op KeyOp, r *rule, by admission, group string) {
 	switch {
 	case r.set():
@@ -170,30 +167,29 @@ func (c *recorder) shared(prefix string, op KeyOp, r *rule, by admission, group 
 
 // listed records a key-level rule that is set.
 func (c *recorder) listed(name string, r *rule, by admission, group string) {
-	if by == byNothing {
+	if by == notAdmitted {
 		c.add(atKey, name, r, false, "%s: not admitted by it", c.absent())
 		return
 	}
 	c.add(atKey, name, r, true, "%s: admitted", c.present(by, group))
 }
 
-// keyRefused makes the first key-level step the one that decides: that is the rule
-// of the right itself, rather than of ALL.
+// keyRefused makes the first key-level step decide. That is the rule of the right itself, not of ALL.
 func (c *recorder) keyRefused() {
 	if c == nil {
 		return
 	}
-	c.unsettle()
+	c.clearDecision()
 	if i := slices.IndexFunc(c.steps, func(s Step) bool { return s.Level == atKey }); i >= 0 {
 		c.steps[i].Decides = true
 	}
 }
 
-// migrate records a rule of KeyMigrate; the first one decides where none admits.
+// migrate records a rule of KeyMigrate. If no rule admits, the first one decides.
 func (c *recorder) migrate(name string, first bool, r *rule, by admission, group string) {
 	switch {
 	case c == nil:
-	case by != byNothing:
+	case by != notAdmitted:
 		c.add(atKey, name, r, true, "%s: admitted", c.present(by, group))
 	case !r.set():
 		c.add(atKey, name, r, first, "not set: closed to everybody, unlike Hadoop's own rights")
@@ -217,8 +213,8 @@ func (c *recorder) present(by admission, group string) string {
 	return c.who.Short + " is named"
 }
 
-// absent says that a list does not hold the caller. It names the caller's groups, which
-// are the usual surprise.
+// absent returns the text for a list that does not contain the caller. It has the caller's groups, because they are
+// often not what the administrator expects.
 func (c *recorder) absent() string {
 	var of []string
 	if c.groups != nil {

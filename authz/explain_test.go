@@ -32,14 +32,14 @@ func TestExplain(t *testing.T) {
 		{"alice", "", "get", "", true, "acls:1", "alice is named"},
 		{"olga", "", "GET_KEY_VERSIONS", "k", true, "acls:7", "* is everybody"},
 		{"bob", "", "get-current-key", "k", false, "acls:1", "bob (in no group) is not in it"},
-		{"hdfs", "", "decrypt_eek", "k.1", false, "acls:4", "hdfs is named: shut out"},
+		{"hdfs", "", "decrypt_eek", "k.1", false, "acls:4", "hdfs is named: excluded"},
 		{"alice", "", "DECRYPT_EEK", "k.1", true, "acls:5", "alice is named"},
 		{"bob", "oozie", "DECRYPT_EEK", "k.1", true, "acls:5", "impersonated by oozie"},
 		{"bob", "", "DECRYPT_EEK", "k.1", false, "acls:5", "is not in it"},
 		{"bob", "", "DECRYPT_EEK", "k", false, "",
 			"neither a key.acl.k.* nor default.key.acl.DECRYPT_EEK nor whitelist"},
 		{"olga", "", "DECRYPT_EEK", "all", true, "acls:6", "olga is in the group ops"},
-		{"alice", "", "GET_METADATA", "k.1", false, "", "the defaults do not count"},
+		{"alice", "", "GET_METADATA", "k.1", false, "", "the defaults do not apply"},
 		{"bob", "", "INVALIDATE_CACHE", "k", false, "", "not set"},
 		{"carol", "", "INVALIDATE_CACHE", "k", false, "acls:3", "is not in it"},
 		{"root", "", "CREATE", "k.1", true, "acls:8", "root is named"},
@@ -76,8 +76,8 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// TestExplainSteps: an explanation names the rules that could have had a say, in the order
-// of evaluation, and none that cannot exist.
+// TestExplainSteps: an explanation has the rules that could decide, in the order of evaluation, and no rule that cannot
+// exist.
 func TestExplainSteps(t *testing.T) {
 	policy, _ := authz.Parse([]authz.Property{
 		{Name: "keytrustee.kms.acl.PURGE", Value: "*"},
@@ -88,7 +88,7 @@ func TestExplainSteps(t *testing.T) {
 		request, acl string
 		want         string
 	}{
-		// UNDELETE and PURGE have no blacklist; no default and no whitelist has ALL.
+		// UNDELETE and PURGE have no blacklist. ALL has no default and no whitelist.
 		{"PURGE_KEY", "z", "keytrustee.kms.acl.PURGE default.key.acl.MANAGEMENT whitelist.key.acl.MANAGEMENT"},
 		{"GET_METADATA", "k", "hadoop.kms.acl.GET_METADATA hadoop.kms.blacklist.GET_METADATA " +
 			"key.acl.k.READ whitelist.key.acl.READ key.acl.k.ALL"},
@@ -138,13 +138,13 @@ func TestDoubts(t *testing.T) {
 	for _, c := range []struct {
 		props []authz.Property
 		known []string
-		want  string // the beginning of the only one, or "" for none
+		want  string // the beginning of the only doubt, or "" for none
 	}{
 		{nil, nil, ""},
 		{[]authz.Property{{Name: "hadoop.kms.blacklist.GET", Value: "*", Where: "acls:7"}}, nil,
-			"acls:7: hadoop.kms.blacklist.GET: * shuts out everybody"},
+			"acls:7: hadoop.kms.blacklist.GET: * excludes everybody"},
 		{[]authz.Property{{Name: "hadoop.kms.acl.GET", Value: "a,b"}, {Name: "hadoop.kms.blacklist.GET", Value: "b"}},
-			nil, "hadoop.kms.acl.GET: names b, whom"},
+			nil, "hadoop.kms.acl.GET: names b, but hadoop.kms.blacklist.GET excludes that user"},
 		{[]authz.Property{{Name: "hadoop.kms.acl.GET", Value: "a"}, {Name: "hadoop.kms.blacklist.GET", Value: "b"}},
 			nil, ""},
 		{[]authz.Property{{Name: "key.acl.k.ALL", Value: "a"}}, nil, ""},
@@ -152,7 +152,7 @@ func TestDoubts(t *testing.T) {
 		{[]authz.Property{{Name: "key.acl.keyy.ALL", Value: "a"}}, []string{"key"},
 			"key.acl.keyy.ALL: no key has the ACL name \"keyy\"; did you mean key?"},
 		{[]authz.Property{{Name: "key.acl.k.READ", Value: "a"}, {Name: "default.key.acl.DECRYPT_EEK", Value: "*"}}, nil,
-			"key.acl.k.READ: as key \"k\" has a rule of its own"},
+			"key.acl.k.READ: key \"k\" has its own rule"},
 		{[]authz.Property{{Name: "key.acl.k.READ", Value: "a"}, {Name: "default.key.acl.DECRYPT_EEK", Value: " "}},
 			nil, ""},
 		{[]authz.Property{{Name: "key.acl.k.READ", Value: "a"}, {Name: "default.key.acl.READ", Value: "*"}}, nil, ""},

@@ -7,22 +7,22 @@ import (
 	"claviger/authz"
 )
 
-// TestGroupsAreAskedOnlyIfNamed: groups are looked up where a list names groups and nothing else has
-// decided, and only there: a directory that is slow or away must not concern other rules.
-func TestGroupsAreAskedOnlyIfNamed(t *testing.T) {
+// TestGroupLookups: groups are looked up only if a list names groups and its users do not decide. Otherwise a directory
+// that is slow or down would affect other rules.
+func TestGroupLookups(t *testing.T) {
 	for value, want := range map[string]int{"*": 0, "": 0, "bob": 0, "alice": 0, "alice staff": 0, " staff": 1,
 		"bob staff": 1} {
 		policy, _ := authz.Parse([]authz.Property{{Name: "hadoop.kms.acl.GET", Value: value}})
-		asked := 0
-		policy.May(authz.Get, user("alice"), func(string) []string { asked++; return []string{"staff"} })
-		if asked != want {
-			t.Errorf("%q: the groups were asked for %d times, want %d", value, asked, want)
+		lookups := 0
+		policy.May(authz.Get, user("alice"), func(string) []string { lookups++; return []string{"staff"} })
+		if lookups != want {
+			t.Errorf("%q: %d lookups of groups, want %d", value, lookups, want)
 		}
 	}
 }
 
-// TestUnknownGroups: a user whose groups cannot be looked up is shut out by a blacklist that names groups,
-// and by no other; an explanation says so, and what a list without the user's name is to such a user.
+// TestUnknownGroups: if a user's groups cannot be looked up, a blacklist that names groups excludes the user, and
+// another blacklist does not. An explanation says that the groups cannot be looked up.
 func TestUnknownGroups(t *testing.T) {
 	unknown := func(string) []string { return authz.GroupsUnknown }
 	r, _, _ := authz.FindRequest("GET_KEYS")
@@ -50,7 +50,7 @@ func TestUnknownGroups(t *testing.T) {
 	}
 }
 
-// TestDecidedByNothing: a decision without a step that decides has none.
+// TestDecidedByNothing: DecidedBy returns false if no step decides.
 func TestDecidedByNothing(t *testing.T) {
 	for _, d := range []authz.Decision{{}, {Steps: []authz.Step{{Says: "not set"}}}} {
 		if by, ok := d.DecidedBy(); ok {
@@ -59,7 +59,7 @@ func TestDecidedByNothing(t *testing.T) {
 	}
 }
 
-// TestExplainWithoutRules: without rules the step that decides says so.
+// TestExplainWithoutRules: without rules, the step that decides says that there are none.
 func TestExplainWithoutRules(t *testing.T) {
 	var none *authz.Policy
 	r, _, _ := authz.FindRequest("GET_KEYS")

@@ -10,8 +10,7 @@ import (
 	"claviger/authz"
 )
 
-// TestACLsAsJava asks each ACL string about each user what Hadoop's own
-// AccessControlList was asked.
+// TestACLsAsJava compares, for each ACL string and each user, the result with that of Hadoop's AccessControlList.
 func TestACLsAsJava(t *testing.T) {
 	data, err := os.ReadFile("testdata/acl-java.txt")
 	if err != nil {

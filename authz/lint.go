@@ -9,9 +9,8 @@ import (
 	"claviger/typo"
 )
 
-// Doubts tells which rules do nothing, or probably not what is meant, beside the
-// warnings of Parse; each begins with where the rule is. known are the ACL names
-// that keys have, nil where they are not known.
+// Doubts returns rules that have no effect, or probably not the effect that was meant, in addition to the warnings of
+// Parse. Each begins with the place of the rule. known has the ACL names of the keys; nil if they are not known.
 func (p *Policy) Doubts(known []string) []string {
 	var out []string
 	doubt := func(r rule, format string, args ...any) {
@@ -27,24 +26,24 @@ func (p *Policy) Doubts(known []string) []string {
 			continue
 		}
 		if black.all {
-			doubt(black, "%s: * shuts out everybody, so that %s%s admits nobody", black.from.Name, opPrefix, op)
+			doubt(black, "%s: * excludes everybody, so %s%s admits nobody", black.from.Name, opPrefix, op)
 			continue
 		}
 		for _, u := range slices.Sorted(maps.Keys(black.users)) {
 			if p.ops[op].users[u] {
-				doubt(p.ops[op], "%s: names %s, whom %s shuts out", p.ops[op].from.Name, u, black.from.Name)
+				doubt(p.ops[op], "%s: names %s, but %s excludes that user", p.ops[op].from.Name, u, black.from.Name)
 			}
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.keys)) {
 		rules := p.keys[name]
-		var of []KeyOp // in the order of keyOps
+		var own []KeyOp // operations with a rule, in the order of keyOps
 		for _, op := range keyOps {
 			if _, ok := rules[op]; ok {
-				of = append(of, op)
+				own = append(own, op)
 			}
 		}
-		first := rules[of[0]]
+		first := rules[own[0]]
 		if known != nil && !slices.Contains(known, name) {
 			doubt(first, "%s: no key has the ACL name %q%s", first.from.Name, name,
 				typo.DidYouMean(name, known, claviger.Printable))
@@ -53,18 +52,17 @@ func (p *Policy) Doubts(known []string) []string {
 			continue
 		}
 		for _, op := range keyOps[1:] {
-			if d, ok := p.defaults[op]; ok && !slices.Contains(of, op) && (d.all || len(d.users)+len(d.groups) > 0) {
-				doubt(first, "%s: as key %q has a rule of its own, %s (%s) does not count "+
-					"for it; set %s%s.%s if it should",
-					first.from.Name, name, d.from.Name, orNowhere(d.from.Where), keyPrefix, name, op)
+			if d, ok := p.defaults[op]; ok && !slices.Contains(own, op) && (d.all || len(d.users)+len(d.groups) > 0) {
+				doubt(first, "%s: key %q has its own rule, so %s (%s) does not apply to it; if it should, set %s%s.%s",
+					first.from.Name, name, d.from.Name, whereOrNone(d.from.Where), keyPrefix, name, op)
 			}
 		}
 	}
 	return out
 }
 
-// AdmitsToKeys tells whether any rule at key level admits anybody. Where none does, and
-// key authorization is on, no key can be used.
+// AdmitsToKeys reports whether a rule at key level admits any user. If none does, and key authorization is on, no key
+// can be used.
 func (p *Policy) AdmitsToKeys() bool {
 	admits := func(rules map[KeyOp]rule) bool {
 		for _, r := range rules {
@@ -82,7 +80,7 @@ func (p *Policy) AdmitsToKeys() bool {
 	return admits(p.defaults) || admits(p.whitelist)
 }
 
-func orNowhere(where string) string {
+func whereOrNone(where string) string {
 	if where == "" {
 		return "not in a file"
 	}

@@ -25,19 +25,18 @@ var (
 	keyOps  = []KeyOp{KeyAll, KeyRead, KeyManagement, KeyGenerateEEK, KeyDecryptEEK}
 )
 
-// Policy is a parsed kms-acls.xml. It is immutable. The zero value and nil admit
-// nobody to anything; what an empty file means is Parse(nil).
+// Policy is a parsed kms-acls.xml. It is immutable. The zero value and nil deny everything. For an empty file, use
+// Parse(nil).
 type Policy struct {
 	ops       map[Op]rule
 	blacklist map[Op]rule
 	keys      map[string]map[KeyOp]rule // by ACL name
-	defaults  map[KeyOp]rule            // for ACL names that keys does not hold
-	whitelist map[KeyOp]rule            // in addition, for every ACL name
-	migrate   map[string]rule           // those of KeyMigrate, by property
+	defaults  map[KeyOp]rule            // for ACL names that are not in keys
+	whitelist map[KeyOp]rule            // in addition, for each ACL name
+	migrate   map[string]rule           // the rules of KeyMigrate, by property
 }
 
-// rule is an ACL and the property that it comes from; the property's name is ""
-// where none is set.
+// rule is an ACL and the property that it comes from. The property's name is "" if the property is not set.
 type rule struct {
 	ACL
 	from Property
@@ -45,21 +44,19 @@ type rule struct {
 
 func (r *rule) set() bool { return r.from.Name != "" }
 
-// Property is one name and value of kms-acls.xml, variables expanded, the value
-// not trimmed (a leading space has a meaning in an ACL).
+// Property is a name and a value of kms-acls.xml. Variables in the value are expanded. The value is not trimmed,
+// because a leading space has a meaning in an ACL.
 type Property struct {
 	Name, Value string
-	Where       string // file and line, for people; it may be ""
+	Where       string // file and line, for messages; may be ""
 }
 
-// Parse makes a Policy of kms-acls.xml's properties; of one name given twice the
-// later counts, as in Hadoop. It never fails: what it does not understand admits
-// nobody and is told in a warning that names the property.
+// Parse makes a Policy of the properties of kms-acls.xml. If a name is given twice, the later value counts, as in
+// Hadoop. Parse never fails: a property that it cannot read admits nobody, and causes a warning with its name.
 //
-// An operation without its hadoop.kms.acl property is open to everybody, and
-// without its hadoop.kms.blacklist property closed to nobody. One without its
-// keytrustee.kms.acl property is closed to everybody. At key level what
-// is not named is denied.
+// If its hadoop.kms.acl property is not set, an operation is open to everybody. If its hadoop.kms.blacklist property is
+// not set, nobody is excluded. If its keytrustee.kms.acl property is not set, an operation is closed to everybody. At
+// key level, a user without a rule is denied.
 func Parse(props []Property) (p *Policy, warnings []string) {
 	p = &Policy{
 		ops: make(map[Op]rule), blacklist: make(map[Op]rule),
@@ -72,7 +69,7 @@ func Parse(props []Property) (p *Policy, warnings []string) {
 	for _, op := range trustee {
 		p.ops[op] = rule{}
 	}
-	var foreign []string // what resembles no ACL
+	var foreign []string // warnings about properties that are no ACLs
 	for _, prop := range props {
 		at := prop.Name
 		if prop.Where != "" {
@@ -89,15 +86,15 @@ func Parse(props []Property) (p *Policy, warnings []string) {
 		}
 		if rest, ok := strings.CutPrefix(prop.Name, keyPrefix); ok && strings.Contains(rest, "*") {
 			warnings = append(warnings,
-				fmt.Sprintf("%s: is for the one key %q: there are no wildcards in the names of keys; write a rule "+
-					"for each key, or use %s<OP> or %s<OP>",
+				fmt.Sprintf("%s: applies only to the key %q: there are no wildcards in the names of keys; write a "+
+					"rule for each key, or use %s<OP> or %s<OP>",
 					at, rest[:strings.LastIndexByte(rest, '.')], defaultPrefix, whitelistPrefix))
 		}
-		for _, s := range suspicions(prop.Value) {
+		for _, s := range valueWarnings(prop.Value) {
 			warnings = append(warnings, fmt.Sprintf("%s: value %q: %s", at, prop.Value, s))
 		}
 	}
-	// A file that somebody's program wrote may hold all of Hadoop's defaults.
+	// A file that a program wrote may have all of Hadoop's defaults, so the number of warnings is limited.
 	if n := len(foreign); n > maxForeign {
 		foreign = append(foreign[:maxForeign], fmt.Sprintf("%d more are not properties of kms-acls.xml and are ignored",
 			n-maxForeign))
@@ -105,14 +102,14 @@ func Parse(props []Property) (p *Policy, warnings []string) {
 	return p, append(warnings, foreign...)
 }
 
-// noACL is said of a name that resembles no ACL's, and maxForeign is of how many
-// names at most.
 const (
-	noACL      = "is not a property of kms-acls.xml and is ignored"
+	// noACL is the warning about a property that is not an ACL.
+	noACL = "is not a property of kms-acls.xml and is ignored"
+	// maxForeign is the maximum number of such warnings.
 	maxForeign = 10
 )
 
-// set files one ACL under its property's name; complaint says why it could not.
+// set stores one ACL under its property's name. complaint is the reason if that is not possible.
 func (p *Policy) set(name string, a rule) (complaint string) {
 	if op, ok := strings.CutPrefix(name, opPrefix); ok {
 		return put(p.ops, ops, op, a)
@@ -134,7 +131,7 @@ func (p *Policy) set(name string, a rule) (complaint string) {
 		return putUnlessAll(p.whitelist, op, a)
 	}
 	if rest, ok := strings.CutPrefix(name, keyPrefix); ok {
-		// A key's name may hold dots: the last one ends it.
+		// A key's name may contain dots: the last dot ends it.
 		dot := strings.LastIndexByte(rest, '.')
 		if dot <= 0 {
 			return "names no key and is ignored; the form is key.acl.<key>.<OP>"
@@ -165,20 +162,20 @@ func put[O ~string](into map[O]rule, known []O, op string, a rule) (complaint st
 	if _, ok := any(known).([]KeyOp); ok {
 		words = append(words, string(KeyMigrate))
 	}
-	return fmt.Sprintf("there is no operation %q, so that it is ignored%s", op,
+	return fmt.Sprintf("there is no operation %q, so the property is ignored%s", op,
 		typo.DidYouMean(op, words, claviger.Printable))
 }
 
-// putUnlessAll: Hadoop ignores ALL as a default and in the whitelist.
+// putUnlessAll is put for a default or the whitelist, where Hadoop ignores ALL.
 func putUnlessAll(into map[KeyOp]rule, op string, a rule) (complaint string) {
 	if op == string(KeyAll) {
-		return "ALL is not allowed here, so that it is ignored, as in Hadoop; name READ, MANAGEMENT, " +
-			"GENERATE_EEK, DECRYPT_EEK one by one"
+		return "ALL is not allowed here, so the property is ignored, as in Hadoop; write rules for READ, MANAGEMENT, " +
+			"GENERATE_EEK and DECRYPT_EEK"
 	}
 	return put(into, keyOps, op, a)
 }
 
-// knownNames lists the names that name may be a misspelling of.
+// knownNames returns correct names that name may be a misspelling of.
 func knownNames(name string) []string {
 	var out []string
 	for _, op := range ops {
@@ -196,7 +193,7 @@ func knownNames(name string) []string {
 	return out
 }
 
-// property is the name of the property that grants an operation.
+// property returns the name of the property that grants an operation.
 func (op Op) property() string {
 	if slices.Contains(trustee, op) {
 		return trusteePrefix + string(op)
@@ -204,29 +201,26 @@ func (op Op) property() string {
 	return opPrefix + string(op)
 }
 
-// May reports whether the operation-level rules admit who, blacklists included.
-// groups returns the groups of a user's short name; it is asked only where a
-// rule names groups, and may be nil.
+// May reports whether the operation-level rules, with the blacklists, admit who. groups returns the groups of a user's
+// short name. It is called only if a rule names groups, and may be nil.
 func (p *Policy) May(op Op, who claviger.Principal, groups func(user string) []string) bool {
 	w := p.walk(who, groups)
 	return w.operation(op)
 }
 
-// MayKey is Hadoop's isACLPresent and hasAccessToKey: it reports whether the key-level
-// rules of right, or else those of ALL, admit who. A name with any rule of its
-// own is closed to all operations that it has no rule for: the defaults are not
-// consulted then; the whitelist always is. Where no rule at all concerns the name
-// and the right, the answer is no.
+// MayKey is Hadoop's isACLPresent and hasAccessToKey. It reports whether the key-level rules of right, or else those of
+// ALL, admit who. If a name has any rule of its own, the defaults do not apply to it, so operations without a rule are
+// closed. The whitelist always applies. If there is no rule for the name and the right, the result is false.
 //
-// MayKey calls refused, unless it is nil, with each right whose rules were applied and
-// did not admit the caller: with right, then with ALL.
+// If refused is not nil, MayKey calls it with each right whose rules were applied and did not admit the caller: with
+// right, then with ALL.
 func (p *Policy) MayKey(aclName string, right KeyOp, who claviger.Principal, groups func(user string) []string,
 	refused func(KeyOp)) bool {
 	w := p.walk(who, groups)
 	return w.key(aclName, right, refused)
 }
 
-// isMigrateRule tells the properties of KeyMigrate. A key's name may hold dots.
+// isMigrateRule reports whether name is a property of KeyMigrate. A key's name may contain dots.
 func isMigrateRule(name string) bool {
 	before, ok := strings.CutSuffix(name, string(KeyMigrate))
 	if !ok {
@@ -239,16 +233,15 @@ func isMigrateRule(name string) bool {
 	return ok && len(key) > 1 && strings.HasSuffix(key, ".")
 }
 
-// MayMigrate reports whether the rules of KeyMigrate let who have a key of that
-// ACL name taken over: the key's own, or the default where it has none, or the
-// whitelist.
+// MayMigrate reports whether the rules of KeyMigrate let who migrate a key with that ACL name: the key's own rule, or
+// the default if the key has none, or the whitelist.
 func (p *Policy) MayMigrate(aclName string, who claviger.Principal, groups func(user string) []string) bool {
 	w := p.walk(who, groups)
 	return w.migrate(aclName)
 }
 
-// MayMigrateAny reports whether there is an ACL name under which MayMigrate would
-// say yes, so that others can be refused before a source is asked for the name.
+// MayMigrateAny reports whether MayMigrate is true for any ACL name. Other callers can be refused before the source
+// is called.
 func (p *Policy) MayMigrateAny(who claviger.Principal, groups func(user string) []string) bool {
 	if p == nil {
 		return false

@@ -14,7 +14,7 @@ import (
 	"claviger/authz"
 )
 
-// readACLs is the least of a *-site.xml reader; the real one is hadoopconf's.
+// readACLs is a minimal reader of *-site.xml; the real one is in package hadoopconf.
 func readACLs(path string) ([]authz.Property, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -40,14 +40,13 @@ func user(name string) claviger.Principal { return claviger.Principal{Name: name
 
 func noGroups(string) []string { return nil }
 
-// mayKey asks for a right on a key, and collects the rights that the rules refused.
+// mayKey calls MayKey, and collects the rights that the rules refused.
 func mayKey(p *authz.Policy, aclName string, op authz.KeyOp, who string) (may bool, refused []authz.KeyOp) {
 	may = p.MayKey(aclName, op, user(who), noGroups, func(op authz.KeyOp) { refused = append(refused, op) })
 	return may, refused
 }
 
-// opOf is the operation-level right that Hadoop's KMS asks for an audited
-// operation.
+// opOf has the operation-level rights that Hadoop's KMS needs for an audited operation.
 var opOf = map[string][]authz.Op{
 	"CREATE_KEY": {authz.Create}, "DELETE_KEY": {authz.Delete}, "ROLL_NEW_VERSION": {authz.Rollover},
 	"INVALIDATE_CACHE": {authz.Rollover, authz.Delete}, "GET_KEYS": {authz.GetKeys},
@@ -57,7 +56,7 @@ var opOf = map[string][]authz.Op{
 	"REENCRYPT_EEK": {authz.GenerateEEK}, "REENCRYPT_EEK_BATCH": {authz.GenerateEEK},
 }
 
-// keyOpOf is the key-level right behind it.
+// keyOpOf has the key-level right for an audited operation.
 var keyOpOf = map[string]authz.KeyOp{
 	"CREATE_KEY": authz.KeyManagement, "DELETE_KEY": authz.KeyManagement, "ROLL_NEW_VERSION": authz.KeyManagement,
 	"INVALIDATE_CACHE": authz.KeyManagement, "GET_METADATA": authz.KeyRead, "GET_KEY_VERSION": authz.KeyRead,
@@ -66,8 +65,8 @@ var keyOpOf = map[string]authz.KeyOp{
 	"REENCRYPT_EEK_BATCH": authz.KeyGenerateEEK,
 }
 
-// TestAsRecorded takes every decision that a real Java KMS left in its audit
-// log under the recorded kms-acls.xml, and demands the same.
+// TestAsRecorded compares each decision in the audit log of a real Java KMS with our decision by the same
+// kms-acls.xml.
 func TestAsRecorded(t *testing.T) {
 	props, err := readACLs("testdata/acl-kms-acls.xml")
 	if err != nil {
@@ -93,14 +92,14 @@ func TestAsRecorded(t *testing.T) {
 		mayOp := slices.ContainsFunc(opOf[op], func(o authz.Op) bool { return p.May(o, who, noGroups) })
 		switch {
 		case m[1] == "OK" && key == "other":
-			// created with key.acl.name=ka, which is what is asked then
+			// The key other was created with key.acl.name=ka, so the rules of ka apply.
 			key = "ka"
 			fallthrough
 		case m[1] == "OK":
 			allowed++
-			// [] re-encrypts nothing and is not asked about, nor is a missing key
-			keyAsked := key != "" && key != "nokey" && !strings.Contains(s.Text(), "reencrypted 0 keys")
-			may := !keyAsked || p.MayKey(key, keyOpOf[op], who, noGroups, nil)
+			// The key-level rules are not applied for a missing key, or if there was nothing to re-encrypt.
+			applied := key != "" && key != "nokey" && !strings.Contains(s.Text(), "reencrypted 0 keys")
+			may := !applied || p.MayKey(key, keyOpOf[op], who, noGroups, nil)
 			if !mayOp || !may {
 				t.Errorf("denied (op level %v, key level %v): %s", mayOp, may, s.Text())
 			}
@@ -112,7 +111,7 @@ func TestAsRecorded(t *testing.T) {
 			}
 		case strings.HasPrefix(op, "CREATE") || strings.HasPrefix(op, "ROLL"):
 			denied++
-			// mat and creator gave material, which asks for a second right
+			// The users mat and creator sent material, which needs a second right.
 			if mayOp && p.May(authz.SetKeyMaterial, who, noGroups) {
 				t.Errorf("allowed: %s", s.Text())
 			}
@@ -128,7 +127,7 @@ func TestAsRecorded(t *testing.T) {
 	}
 	// acl-create-unlisted-key: "User [alice] is not authorized to create key !!"
 	if may, refused := mayKey(p, "unlisted", authz.KeyManagement, "alice"); may || len(refused) > 0 {
-		t.Errorf("a rule for MANAGEMENT of an unlisted key: %v, refused %v", may, refused)
+		t.Errorf("MANAGEMENT of an unlisted key: %v, refused %v", may, refused)
 	}
 }
 
@@ -141,33 +140,33 @@ func TestParse(t *testing.T) {
 		p.Real = &r
 		return p
 	}
-	type ask struct {
+	type check struct {
 		who  claviger.Principal
 		want bool
 	}
 	for name, c := range map[string]struct {
-		value string
-		asks  []ask
+		value  string
+		checks []check
 	}{
-		"everybody":           {"*", []ask{{user("x"), true}}},
-		"everybody, padded":   {"  * ", []ask{{user("x"), true}}},
-		"everybody by groups": {"alice *", []ask{{user("x"), true}}},
-		"nobody":              {"", []ask{{user("x"), false}, {user(""), false}}},
-		"nobody, a space":     {" ", []ask{{user("x"), false}, {user(""), false}}},
-		"users": {"alice,bob", []ask{{user("alice"), true}, {user("bob"), true}, {user("carol"), false},
+		"everybody":           {"*", []check{{user("x"), true}}},
+		"everybody, padded":   {"  * ", []check{{user("x"), true}}},
+		"everybody by groups": {"alice *", []check{{user("x"), true}}},
+		"nobody":              {"", []check{{user("x"), false}, {user(""), false}}},
+		"nobody, a space":     {" ", []check{{user("x"), false}, {user(""), false}}},
+		"users": {"alice,bob", []check{{user("alice"), true}, {user("bob"), true}, {user("carol"), false},
 			{user("Alice"), false}, {user("alice,bob"), false}}},
-		"groups": {" staff", []ask{{user("gina"), true}, {user("staff"), false}, {user("hdfs"), false}}},
-		"both": {"alice ops,hadoop", []ask{{user("alice"), true}, {user("gina"), true}, {user("hdfs"), true},
+		"groups": {" staff", []check{{user("gina"), true}, {user("staff"), false}, {user("hdfs"), false}}},
+		"both": {"alice ops,hadoop", []check{{user("alice"), true}, {user("gina"), true}, {user("hdfs"), true},
 			{user("bob"), false}}},
-		"space after comma": {"alice, hdfs", []ask{{user("alice"), true}, {user("hdfs"), false}}},
-		"* in a list":       {"alice,*", []ask{{user("alice"), true}, {user("bob"), false}, {user("*"), true}}},
-		"real user": {"alice,~oozie", []ask{{through("bob", "oozie"), true}, {user("oozie"), false},
+		"space after comma": {"alice, hdfs", []check{{user("alice"), true}, {user("hdfs"), false}}},
+		"* in a list":       {"alice,*", []check{{user("alice"), true}, {user("bob"), false}, {user("*"), true}}},
+		"real user": {"alice,~oozie", []check{{through("bob", "oozie"), true}, {user("oozie"), false},
 			{user("bob"), false}, {through("bob", "hive"), false}, {through("oozie", "hive"), false}}},
-		"newlines in list": {"alice,\n\tbob\n", []ask{{user("bob"), true}, {user("alice"), true}}},
+		"newlines in list": {"alice,\n\tbob\n", []check{{user("bob"), true}, {user("alice"), true}}},
 	} {
 		p, _ := authz.Parse([]authz.Property{{Name: "hadoop.kms.acl.GET", Value: c.value}})
 		black, _ := authz.Parse([]authz.Property{{Name: "hadoop.kms.blacklist.GET", Value: c.value}})
-		for _, a := range c.asks {
+		for _, a := range c.checks {
 			if got := p.May(authz.Get, a.who, groups); got != a.want {
 				t.Errorf("%s: %q as ACL for %q: %v", name, c.value, a.who.Short, got)
 			}
@@ -195,15 +194,15 @@ func TestKeyRules(t *testing.T) {
 		present, want bool
 	}{
 		{"a.b.c", authz.KeyRead, "alice", true, true},
-		{"a.b.c", authz.KeyRead, "bob", true, false},             // the default is not consulted
-		{"a.b.c", authz.KeyManagement, "alice", true, false},     // nor is another operation open
-		{"a.b.c", authz.KeyDecryptEEK, "spark", true, true},      // but the whitelist counts
+		{"a.b.c", authz.KeyRead, "bob", true, false},             // the default does not apply
+		{"a.b.c", authz.KeyManagement, "alice", true, false},     // other operations are closed
+		{"a.b.c", authz.KeyDecryptEEK, "spark", true, true},      // the whitelist applies
 		{"shut", authz.KeyRead, "alice", true, false},            //
 		{"shut", authz.KeyDecryptEEK, "spark", true, true},       //
-		{"a.b", authz.KeyRead, "bob", true, true},                // another name: the default
+		{"a.b", authz.KeyRead, "bob", true, true},                // another name: the default applies
 		{"a.b", authz.KeyDecryptEEK, "bob", true, false},         //
-		{"a.b", authz.KeyManagement, "alice", false, false},      // deny by default
-		{"a.b", authz.KeyAll, "alice", false, false},             // ALL is ignored in both
+		{"a.b", authz.KeyManagement, "alice", false, false},      // denied without a rule
+		{"a.b", authz.KeyAll, "alice", false, false},             // ALL is ignored in default and whitelist
 		{"other", authz.KeyGenerateEEK, "alice", false, false},   //
 		{"other", authz.KeyDecryptEEK, "spark", true, true},      //
 		{"other", authz.KeyOp("NONSENSE"), "x", false, false},    //
@@ -214,7 +213,7 @@ func TestKeyRules(t *testing.T) {
 		if got != c.want {
 			t.Errorf("MayKey(%q, %s, %s) = %v", c.key, c.op, c.who, got)
 		}
-		// A right that no rule concerns is denied without a refusal by a rule.
+		// If there is no rule for a right, it is denied without a refusal by a rule.
 		var want []authz.KeyOp
 		if c.present && !c.want {
 			want = []authz.KeyOp{c.op, authz.KeyAll}
@@ -223,7 +222,7 @@ func TestKeyRules(t *testing.T) {
 			t.Errorf("MayKey(%q, %s, %s) refused %v, want %v", c.key, c.op, c.who, refused, want)
 		}
 	}
-	// ALL admits whom the right itself refuses, and the refusal is known.
+	// The rule of ALL admits a user whom the right's own rule refuses. MayKey reports that refusal.
 	may, refused := mayKey(p, "open", authz.KeyRead, "alice")
 	if !may || !slices.Equal(refused, []authz.KeyOp{authz.KeyRead}) {
 		t.Errorf("by ALL: %v, refused %v", may, refused)
@@ -239,11 +238,11 @@ func TestDefaults(t *testing.T) {
 		authz.SetKeyMaterial, authz.GenerateEEK, authz.DecryptEEK}
 	for _, op := range all {
 		if !empty.May(op, user("x"), nil) {
-			t.Errorf("%s is shut by an empty file", op)
+			t.Errorf("%s is closed with an empty file", op)
 		}
 		for _, none := range []*authz.Policy{nil, {}} {
 			if none.May(op, user("x"), nil) {
-				t.Errorf("%s is open without any policy", op)
+				t.Errorf("%s is open without a policy", op)
 			}
 		}
 	}
@@ -255,7 +254,7 @@ func TestDefaults(t *testing.T) {
 			t.Errorf("a key without a rule: %v, refused %v", may, refused)
 		}
 	}
-	// Of one name given twice the later counts.
+	// If a name is given twice, the later value counts.
 	twice, _ := authz.Parse([]authz.Property{{Name: "hadoop.kms.acl.GET", Value: "alice"},
 		{Name: "hadoop.kms.acl.GET", Value: "bob"}})
 	if twice.May(authz.Get, user("alice"), nil) || !twice.May(authz.Get, user("bob"), nil) {
@@ -284,18 +283,18 @@ func TestWarnings(t *testing.T) {
 		{"hadoop.kms.acl.GET", "alice,*", "* inside a list admits nobody"},
 		{"hadoop.kms.acl.GET", "alice staff,*", "* inside a list admits nobody"},
 		{"hadoop.kms.acl.GET", "bob,alice@EXAMPLE.COM",
-			`"alice@EXAMPLE.COM" is a principal, but users are known by the short names that ` +
-				`auth_to_local makes of them; write alice`},
+			`"alice@EXAMPLE.COM" is a principal, but rules need the short names that auth_to_local makes; ` +
+				`write alice`},
 		{"hadoop.kms.acl.GET", "~hive/h1@EXAMPLE.COM", `"hive/h1@EXAMPLE.COM" is a principal`},
-		{"key.acl.k.ALL", `EXAMPLE\bob`, "names a domain, but users are known by their short names; write bob"},
+		{"key.acl.k.ALL", `EXAMPLE\bob`, "has a domain, but rules need short names of users; write bob"},
 		{"hadoop.kms.acl.GET", "@ops",
-			`groups stand behind the first blank of the value, without a sign: write "USER,USER ops"`},
+			`groups come after the first blank of the value, without a sign: write "USER,USER ops"`},
 		{"hadoop.kms.acl.GET", "alice @ops",
-			`"@ops" is taken as a group's name, its first character with it; write ops`},
+			`"@ops" is taken as a group's name, with its first character; write ops`},
 		{"hadoop.kms.acl.GET", "svc_*", `"svc_*" is taken as the name of one user: there are no wildcards`},
 		{"hadoop.kms.acl.GET", "alice ops*", `"ops*" is taken as the name of one group: there are no wildcards`},
-		{"key.acl.fin*.ALL", "alice", `is for the one key "fin*": there are no wildcards in the names of keys`},
-		{"key.acl.fin*.MIGRATE", "alice", `is for the one key "fin*"`},
+		{"key.acl.fin*.ALL", "alice", `applies only to the key "fin*": there are no wildcards in the names of keys`},
+		{"key.acl.fin*.MIGRATE", "alice", `applies only to the key "fin*"`},
 		{"hadoop.kms.acl.GET", "${admins}", "the variable is not set"},
 		{"hadoop.kms.acl.GET", "alice,bob staff,ops", ""},
 		{"hadoop.kms.acl.GET", " staff", ""},
@@ -311,7 +310,7 @@ func TestWarnings(t *testing.T) {
 			t.Errorf("%s=%q: warnings %q, want %q", c.name, c.value, warnings, c.want)
 		}
 	}
-	// A file full of other properties does not bury a misspelt one.
+	// In a file with many other properties, the warning about a misspelt one comes first.
 	var many []authz.Property
 	for i := range 1500 {
 		many = append(many, authz.Property{Name: fmt.Sprintf("dfs.setting%d", i), Value: "1"})
@@ -322,7 +321,7 @@ func TestWarnings(t *testing.T) {
 		!strings.HasPrefix(warnings[11], "1490 more are not") {
 		t.Errorf("of 1500 foreign properties: %q", warnings)
 	}
-	// What is misspelt opens nothing.
+	// A misspelt rule admits nobody.
 	p, _ := authz.Parse([]authz.Property{{Name: "key.acl.k.read", Value: "*"},
 		{Name: "default.key.acl.READS", Value: "*"}})
 	if may, refused := mayKey(p, "k", authz.KeyRead, "x"); may || len(refused) > 0 {

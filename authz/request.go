@@ -7,17 +7,16 @@ import (
 	"claviger/typo"
 )
 
-// Request is one of the KMS's requests, and the rights that it needs: any one of
-// Any at operation level, and Key at key level.
+// Request is a request to the KMS, with the rights that it needs: one right of Any at operation level, and Key at key
+// level.
 type Request struct {
-	Name string // Hadoop's name of it in the audit log
-	Any  []Op   // none: no operation-level rule is asked
-	Key  KeyOp  // "" where the rules of no key are asked
+	Name string // Hadoop's name in the audit log
+	Any  []Op   // empty: no operation-level right is needed
+	Key  KeyOp  // "": no key-level right is needed
 }
 
-// requests are the KMS's, each under the name that the audit log gives it.
-// Hadoop's class KMS has the rights at operation level, its
-// KeyAuthorizationKeyProvider those at key level.
+// requests has the requests to the KMS, by their names in the audit log. In Hadoop, the class KMS has the rights at
+// operation level, and KeyAuthorizationKeyProvider has those at key level.
 var requests = []Request{
 	{"CREATE_KEY", []Op{Create}, KeyManagement},
 	{"DELETE_KEY", []Op{Delete}, KeyManagement},
@@ -33,24 +32,23 @@ var requests = []Request{
 	{"DECRYPT_EEK", []Op{DecryptEEK}, KeyDecryptEEK},
 	{"REENCRYPT_EEK", []Op{GenerateEEK}, KeyGenerateEEK},
 	{"REENCRYPT_EEK_BATCH", []Op{GenerateEEK}, KeyGenerateEEK},
-	// Ours, after the Key Trustee KMS.
+	// Requests of this program, after the model of the Key Trustee KMS.
 	{"UNDELETE_KEY", []Op{Undelete}, KeyManagement},
 	{"PURGE_KEY", []Op{Purge}, KeyManagement},
 	{"GET_DELETED_KEYS", []Op{Undelete, Purge}, ""},
 	{"MIGRATE_KEY", nil, KeyMigrate},
-	// Asked for beside CREATE or ROLLOVER where a request brings material.
+	// Needed in addition to CREATE or ROLLOVER if a request contains material.
 	{"SET_KEY_MATERIAL", []Op{SetKeyMaterial}, ""},
 }
 
-// aliases are the rights, by which kms-acls.xml calls the requests.
+// aliases has requests by the rights that kms-acls.xml uses.
 var aliases = map[string]string{
 	"CREATE": "CREATE_KEY", "DELETE": "DELETE_KEY", "ROLLOVER": "ROLL_NEW_VERSION", "GET": "GET_KEY_VERSION",
 	"UNDELETE": "UNDELETE_KEY", "PURGE": "PURGE_KEY", "MIGRATE": "MIGRATE_KEY",
 }
 
-// FindRequest finds a request by its name in the audit log, or by the right that
-// it needs; capitals and '-' for '_' do not matter. Where there is none, near is
-// the name that was probably meant, or "".
+// FindRequest finds a request by its name in the audit log, or by the right that it needs. Case does not matter, and
+// '-' is the same as '_'. If there is no such request, near is the name that was probably meant, or "".
 func FindRequest(name string) (r Request, near string, ok bool) {
 	word := strings.ReplaceAll(strings.ToUpper(name), "-", "_")
 	if full, ok := aliases[word]; ok {
@@ -64,7 +62,7 @@ func FindRequest(name string) (r Request, near string, ok bool) {
 	return Request{}, near, false
 }
 
-// RequestNames lists what FindRequest finds, without aliases.
+// RequestNames returns the names that FindRequest finds, without aliases.
 func RequestNames() []string {
 	out := make([]string, len(requests))
 	for i, r := range requests {

@@ -7,8 +7,8 @@ import (
 	"claviger/authz"
 )
 
-// TestTrusteeRights: the rights over deleted keys are nobody's by default, also
-// where all else is open, and have no blacklist.
+// TestTrusteeRights: by default nobody has the rights over deleted keys, even if all other operations are open. There
+// is no blacklist for them.
 func TestTrusteeRights(t *testing.T) {
 	alice := user("alice")
 	for _, tt := range []struct {
@@ -44,7 +44,7 @@ func TestTrusteeRights(t *testing.T) {
 	}
 	var none *authz.Policy
 	if none.May(authz.Purge, alice, nil) {
-		t.Error("no policy admits to PURGE")
+		t.Error("a nil policy allows PURGE")
 	}
 	for name, want := range map[string]string{
 		"keytrustee.kms.acl.UNDELET":    "did you mean UNDELETE?",
@@ -62,8 +62,8 @@ func TestTrusteeRights(t *testing.T) {
 	}
 }
 
-// TestMigrateRight goes through every combination of the three properties: each
-// not set, set and naming the user, set and naming somebody else.
+// TestMigrateRight tests each combination of the three properties. Each is not set, names the user, or names another
+// user.
 func TestMigrateRight(t *testing.T) {
 	alice := user("alice")
 	migrate, _, ok := authz.FindRequest("migrate")
@@ -103,12 +103,12 @@ func TestMigrateRight(t *testing.T) {
 	}
 	var none *authz.Policy
 	if none.MayMigrate("k", alice, nil) || none.Explain(migrate, "k", alice, nil).Allowed {
-		t.Error("no policy lets a key be taken over")
+		t.Error("a nil policy allows a migration")
 	}
 }
 
-// TestMigrateStandsApart: the right is in no other, and takes none away.
-func TestMigrateStandsApart(t *testing.T) {
+// TestMigrateIsIndependent: no other right contains MIGRATE, and a rule of MIGRATE changes no other right.
+func TestMigrateIsIndependent(t *testing.T) {
 	alice := user("alice")
 	p, _ := authz.Parse([]authz.Property{
 		{Name: "key.acl.k.ALL", Value: "*"}, {Name: "default.key.acl.READ", Value: "alice"},
@@ -118,9 +118,9 @@ func TestMigrateStandsApart(t *testing.T) {
 		t.Error("ALL contains MIGRATE")
 	}
 	if !p.MayKey("m", authz.KeyRead, alice, nil, nil) {
-		t.Error("key.acl.m.MIGRATE closes m to those whom the default lets read")
+		t.Error("with key.acl.m.MIGRATE, the default for READ does not apply to m")
 	}
 	if d := p.Doubts([]string{"k"}); len(d) > 0 {
-		t.Errorf("a rule for a key that is yet to come is doubted: %q", d)
+		t.Errorf("doubts about a rule for a key that does not exist yet: %q", d)
 	}
 }

@@ -2,8 +2,8 @@ package authz
 
 import "claviger"
 
-// walk decides for one caller. It is the only place where rules are applied: with a
-// recorder it explains the decision too, and the decision is the same.
+// walk decides for one caller. All rules are applied here: with a recorder, walk also explains the decision, so the
+// explanation always matches the decision.
 type walk struct {
 	policy   *Policy
 	who      claviger.Principal
@@ -11,12 +11,12 @@ type walk struct {
 	recorder *recorder // nil: record nothing
 }
 
-// closed is the Policy of those who have none.
-var closed = new(Policy)
+// denyAll is used in the place of a nil Policy.
+var denyAll = new(Policy)
 
 func (p *Policy) walk(who claviger.Principal, groups func(user string) []string) walk {
 	if p == nil {
-		p = closed
+		p = denyAll
 	}
 	return walk{policy: p, who: who, groups: groups}
 }
@@ -26,17 +26,17 @@ func (w *walk) operation(op Op) bool {
 	list, known := w.policy.ops[op]
 	by, group := list.admits(w.who, w.groups)
 	w.recorder.operation(op, &list, known, by, group)
-	if by == byNothing {
+	if by == notAdmitted {
 		return false
 	}
 	black := w.policy.blacklist[op]
-	by, group = black.shutsOut(w.who, w.groups)
+	by, group = black.excludes(w.who, w.groups)
 	w.recorder.blacklist(op, &black, by, group)
-	return by == byNothing
+	return by == notAdmitted
 }
 
-// key applies the rules of right, then those of ALL: the key's own, or the defaults
-// where the key has none, and the whitelist.
+// key applies the rules of right, then those of ALL: the key's own rules, or the defaults if the key has none, and the
+// whitelist.
 func (w *walk) key(aclName string, right KeyOp, refused func(KeyOp)) bool {
 	rules, own := w.policy.keys[aclName]
 	if !own {
@@ -64,18 +64,17 @@ func (w *walk) keyRule(rules map[KeyOp]rule, aclName string, own bool, op KeyOp)
 	r := rules[op]
 	by, group := r.admits(w.who, w.groups)
 	w.recorder.keyRule(aclName, own, op, &r, by, group)
-	return by != byNothing
+	return by != notAdmitted
 }
 
 func (w *walk) whitelist(op KeyOp) bool {
 	r := w.policy.whitelist[op]
 	by, group := r.admits(w.who, w.groups)
 	w.recorder.whitelist(op, &r, by, group)
-	return by != byNothing
+	return by != notAdmitted
 }
 
-// migrate applies the rule of KeyMigrate: the key's own, or the default where the key
-// has none; then the whitelist's.
+// migrate applies the rules of KeyMigrate: the key's own rule, or the default if the key has none; then the whitelist.
 func (w *walk) migrate(aclName string) bool {
 	first := keyPrefix + aclName + "." + string(KeyMigrate)
 	if _, set := w.policy.migrate[first]; !set {
@@ -85,7 +84,7 @@ func (w *walk) migrate(aclName string) bool {
 		r := w.policy.migrate[name]
 		by, group := r.admits(w.who, w.groups)
 		w.recorder.migrate(name, i == 0, &r, by, group)
-		if by != byNothing {
+		if by != notAdmitted {
 			return true
 		}
 	}

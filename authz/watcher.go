@@ -12,17 +12,15 @@ import (
 	"claviger/filestamp"
 )
 
-// CheckInterval is how often a Watcher looks at its file; the same as Hadoop's.
+// CheckInterval is the interval at which a Watcher checks its file, the same as Hadoop's.
 const CheckInterval = time.Second
 
-// settleTime is how long a file must have been left alone before it is read,
-// so that a writer without rename(2) is not caught half way. Hadoop's own
-// threshold is of the same length.
+// settleTime is the time for which a file must be unchanged before it is read. So a file is not read while a program
+// writes it without rename(2). Hadoop uses the same time.
 const settleTime = 100 * time.Millisecond
 
-// Watcher holds the Policy of one kms-acls.xml and follows the file. A change
-// takes effect as a whole or not at all: where the file cannot be read or is
-// broken, the rules in force stay in force and the log says so.
+// Watcher has the Policy of one kms-acls.xml, and reloads it when the file changes. A change takes effect completely or
+// not at all: if the file cannot be read or is invalid, the present rules stay in force, and the log has an error.
 type Watcher struct {
 	path     string
 	read     ReadFunc
@@ -35,27 +33,24 @@ type Watcher struct {
 	status Status
 }
 
-// Status is what has become of the file so far.
+// Status is the state of a Watcher.
 type Status struct {
 	Loaded   time.Time // when the rules in force were loaded
-	Loads    uint64    // that took effect, the first included
+	Loads    uint64    // successful loads, with the first one
 	Failures uint64    // changes of the file that could not take effect
-	// Err is why the rules in force are not those of the file as it is now; nil
-	// where they are.
+	// Err is the reason why the rules in force differ from the present file; nil if they do not differ.
 	Err error
 }
 
-// ReadFunc reads the properties of a file; warnings say what in it is probably
-// not meant. Package hadoopconf does this, which a contract package must not
-// know.
+// ReadFunc reads the properties of a file. warnings are about properties that are probably wrong. Package hadoopconf
+// implements it; a contract package must not import that.
 type ReadFunc func(path string) (props []Property, warnings []string, err error)
 
-// NewWatcher loads the file for the first time. A file that is broken is an
-// error: there are no earlier rules to keep. Where there is no file, the rules
-// are Parse(nil): every operation is open to everybody at operation level, every
-// key is shut at key level; the log warns of it.
+// NewWatcher loads the file for the first time. An invalid file is an error, because there are no earlier rules. If the
+// file does not exist, the rules are Parse(nil): each operation is open to everybody at operation level, and each key
+// is closed at key level. The log has a warning about that.
 //
-// defaults are properties that count wherever the file does not set them.
+// defaults are properties that apply if the file does not set them.
 func NewWatcher(path string, read ReadFunc, log *slog.Logger, defaults ...Property) (*Watcher, error) {
 	w := &Watcher{path: path, read: read, log: log, defaults: defaults}
 	state, err := filestamp.Of(path)
@@ -81,7 +76,7 @@ func NewWatcher(path string, read ReadFunc, log *slog.Logger, defaults ...Proper
 // Policy returns the rules in force.
 func (w *Watcher) Policy() *Policy { return w.policy.Load() }
 
-// Status tells what has become of the file so far.
+// Status returns the present state.
 func (w *Watcher) Status() Status {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -102,7 +97,7 @@ func (w *Watcher) failed(err error) {
 	w.status.Failures++
 }
 
-// Run follows the file until ctx ends. It is called once.
+// Run checks the file at intervals until ctx ends. Call it once.
 func (w *Watcher) Run(ctx context.Context) {
 	tick := time.NewTicker(CheckInterval)
 	defer tick.Stop()
@@ -116,20 +111,19 @@ func (w *Watcher) Run(ctx context.Context) {
 	}
 }
 
-// check reloads the file if it is another one than at the last attempt, or if that failed.
-// Hadoop compares the modification time with the time of its last load, and so misses a
-// file that is put in place with an older time (cp -p, rsync -t).
+// check reloads the file if it has changed since the last attempt, or if that attempt failed. Hadoop compares the
+// modification time with the time of its last load, so it does not see a new file with an older time (cp -p, rsync -t).
 func (w *Watcher) check(now time.Time) {
 	state, err := filestamp.Of(w.path)
 	switch {
 	case err != nil:
-		state = filestamp.Stamp{} // as if it were gone: the rules stay, and it is said once
+		state = filestamp.Stamp{} // as if it did not exist: the rules stay, with one warning
 	case state == w.seen && (w.Status().Err == nil || !state.Exists()):
 		return
 	}
 	if !state.Exists() {
 		if w.seen.Exists() {
-			w.log.Warn("the ACL file cannot be seen any more; the rules that were loaded from it stay in force",
+			w.log.Warn("the ACL file was removed or cannot be read; the rules that were loaded from it stay in force",
 				"file", w.path, "err", err)
 			if err == nil {
 				err = fmt.Errorf("the ACL file %s is gone; the rules that were loaded from it stay in force", w.path)
@@ -144,8 +138,8 @@ func (w *Watcher) check(now time.Time) {
 	}
 	w.seen = state
 	if err := w.load(); err != nil {
-		if was := w.Status().Err; was == nil || was.Error() != err.Error() {
-			w.log.Error("the changed ACL file is not usable; the rules that were loaded before stay in force", "file",
+		if earlier := w.Status().Err; earlier == nil || earlier.Error() != err.Error() {
+			w.log.Error("the changed ACL file cannot be used; the rules that were loaded before stay in force", "file",
 				w.path, "err", err)
 			w.failed(err)
 		}
@@ -155,12 +149,12 @@ func (w *Watcher) check(now time.Time) {
 }
 
 func (w *Watcher) load() error {
-	props, odd, err := w.read(w.path)
+	props, fileWarnings, err := w.read(w.path)
 	if err != nil {
 		return err
 	}
 	p, warnings := Parse(WithDefaults(props, w.defaults))
-	for _, s := range append(odd, warnings...) {
+	for _, s := range append(fileWarnings, warnings...) {
 		w.log.Warn("in the ACL file: "+s, "file", w.path)
 	}
 	w.policy.Store(p)
@@ -168,8 +162,7 @@ func (w *Watcher) load() error {
 	return nil
 }
 
-// WithDefaults returns props, and before them those defaults whose names are not
-// among them.
+// WithDefaults returns those defaults whose names are not in props, then props.
 func WithDefaults(props, defaults []Property) []Property {
 	var all []Property
 	for _, d := range defaults {

@@ -62,35 +62,35 @@ func TestWatcherReloads(t *testing.T) {
 	before := w.Policy()
 	w.check(now)
 	if w.Policy() != before || !w.mayGet("alice") || w.mayGet("bob") {
-		t.Fatal("loaded anew without a change, or wrongly")
+		t.Fatal("reloaded without a change, or wrong rules")
 	}
 
 	write("bob", now)
 	w.check(now.Add(settleTime / 2))
 	if w.Policy() != before {
-		t.Error("a file that was written a moment ago was read")
+		t.Error("a file was read before settleTime had passed")
 	}
 	w.check(now.Add(settleTime))
 	if w.mayGet("alice") || !w.mayGet("bob") {
 		t.Error("the change did not take effect")
 	}
 	if !strings.Contains(log.String(), "odd: bob") {
-		t.Errorf("the reader's warning is not told: %s", log)
+		t.Errorf("the reader's warning is not in the log: %s", log)
 	}
 	if !strings.Contains(log.String(), "loaded anew") {
 		t.Errorf("log: %s", log)
 	}
 
-	write("carol", now.Add(-24*time.Hour)) // as cp -p of an older file leaves it
+	write("carol", now.Add(-24*time.Hour)) // as after cp -p of an older file
 	w.check(now.Add(time.Second))
 	if !w.mayGet("carol") || w.mayGet("bob") {
 		t.Error("a file with an older time did not take effect")
 	}
 
-	write("dave", now.Add(time.Hour)) // as a clock that runs ahead leaves it
+	write("dave", now.Add(time.Hour)) // as with a clock that is ahead
 	w.check(now.Add(2 * time.Second))
 	if !w.mayGet("dave") {
-		t.Error("a file with a time to come did not take effect")
+		t.Error("a file with a time in the future did not take effect")
 	}
 }
 
@@ -104,17 +104,17 @@ func TestWatcherKeepsRulesOfBrokenFile(t *testing.T) {
 	if !w.mayGet("alice") || w.mayGet("bob") {
 		t.Error("the rules changed")
 	}
-	if n := strings.Count(log.String(), "not usable"); n != 1 || !strings.Contains(log.String(), "line 1: broken") {
-		t.Errorf("said %d times: %s", n, log)
+	if n := strings.Count(log.String(), "cannot be used"); n != 1 || !strings.Contains(log.String(), "line 1: broken") {
+		t.Errorf("logged %d times: %s", n, log)
 	}
 	write("bob", now.Add(-time.Second))
 	w.check(now)
 	if !w.mayGet("bob") {
-		t.Error("the mended file did not take effect")
+		t.Error("the repaired file did not take effect")
 	}
 }
 
-func TestWatcherKeepsRulesOfVanishedFile(t *testing.T) {
+func TestWatcherKeepsRulesOfRemovedFile(t *testing.T) {
 	now := time.Now()
 	w, write, log := newTestWatcher(t, "alice")
 	if err := os.Remove(w.path); err != nil {
@@ -125,13 +125,13 @@ func TestWatcherKeepsRulesOfVanishedFile(t *testing.T) {
 	if !w.mayGet("alice") || w.mayGet("bob") {
 		t.Error("the rules changed")
 	}
-	if n := strings.Count(log.String(), "cannot be seen"); n != 1 {
-		t.Errorf("said %d times: %s", n, log)
+	if n := strings.Count(log.String(), "was removed or cannot be read"); n != 1 {
+		t.Errorf("logged %d times: %s", n, log)
 	}
 	write("bob", now.Add(-time.Minute))
 	w.check(now)
 	if !w.mayGet("bob") {
-		t.Error("the file that came back did not take effect")
+		t.Error("the restored file did not take effect")
 	}
 }
 
@@ -146,7 +146,7 @@ func TestWatcherWithoutFile(t *testing.T) {
 	write("alice", time.Now().Add(-time.Minute))
 	w.check(time.Now())
 	if w.mayGet("anybody") || !w.mayGet("alice") {
-		t.Error("the file that appeared did not take effect")
+		t.Error("the new file did not take effect")
 	}
 }
 
@@ -200,12 +200,12 @@ func TestWatcherStatus(t *testing.T) {
 	write("bob", now.Add(-time.Second))
 	w.check(now)
 	if s := w.Status(); s.Loads != 2 || s.Err != nil {
-		t.Errorf("mended: %+v", s)
+		t.Errorf("repaired: %+v", s)
 	}
 }
 
-// TestWatcherStartsWithoutFile: rules that stand for a file that is not there count as loaded; where it
-// cannot be known whether there is a file, the start fails.
+// TestWatcherStartsWithoutFile: the rules for a missing file count as loaded. If it cannot be found out whether the
+// file exists, the start fails.
 func TestWatcherStartsWithoutFile(t *testing.T) {
 	w, _, _ := newTestWatcher(t, "")
 	if s := w.Status(); s.Loads != 1 || s.Err != nil || s.Loaded.IsZero() {
