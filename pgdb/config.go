@@ -22,7 +22,7 @@ const (
 	CallTimeout = 15 * time.Second
 	// maxConns is the pool's size, unless the URI's pool_max_conns says otherwise.
 	maxConns = 8
-	// keepAlive ends a session whose client's machine is gone, and so its locks.
+	// With these settings the server ends a session whose client machine is gone, and so frees its locks.
 	keepAliveIdle, keepAliveInterval, keepAliveCount = "10", "5", "3"
 )
 
@@ -128,16 +128,17 @@ func misplaced(uri string) bool {
 
 func ms(d time.Duration) string { return fmt.Sprint(d.Milliseconds()) }
 
-// commitMode refuses settings with which a commit that was acknowledged may be lost.
-func commitMode(wanted string) string {
-	switch wanted {
+// commitMode returns the value of synchronous_commit: "on" instead of a value with which an acknowledged commit may be
+// lost.
+func commitMode(configured string) string {
+	switch configured {
 	case "local", "remote_write", "remote_apply":
-		return wanted
+		return configured
 	}
 	return "on"
 }
 
-// shown is a URI without anything that may be secret.
+// shown returns a URI without the parts that may be secret.
 func shown(u *url.URL) string {
 	out := url.URL{Scheme: "postgresql", Host: u.Host, Path: u.Path}
 	if name := u.User.Username(); name != "" {

@@ -35,7 +35,7 @@ const (
 	codeInvalidParameter = "22023"
 )
 
-// Code is the SQLSTATE of an error that the server sent, or "".
+// Code returns the SQLSTATE of an error that the server sent, or "".
 func Code(err error) string {
 	var e *pgconn.PgError
 	if errors.As(err, &e) {
@@ -44,24 +44,23 @@ func Code(err error) string {
 	return ""
 }
 
-// DiskFull reports that the server has no room left.
+// DiskFull reports whether the disk of the server is full.
 func DiskFull(err error) bool { return Code(err) == codeDiskFull }
 
-// UniqueOn reports a violation of the named constraint.
+// UniqueOn reports whether an error is a violation of the named unique constraint.
 func UniqueOn(err error, constraint string) bool {
 	var e *pgconn.PgError
 	return errors.As(err, &e) && e.Code == Unique && e.ConstraintName == constraint
 }
 
-// conflict reports that a transaction collided with another one and may be repeated.
+// conflict reports whether a transaction conflicted with another one, and may be repeated.
 func (d *DB) conflict(err error) bool {
 	code := Code(err)
 	return code == codeSerialization || code == codeDeadlock || slices.ContainsFunc(d.cfg.Conflicts,
 		func(name string) bool { return UniqueOn(err, name) })
 }
 
-// Unreachable reports that the server or the connection to it was lost, and that nothing was
-// committed.
+// Unreachable reports whether the server or the connection to it was lost, while nothing was committed.
 func Unreachable(err error) bool {
 	if errors.Is(err, errInDoubt) {
 		return false
@@ -82,7 +81,7 @@ func Unreachable(err error) bool {
 		strings.Contains(err.Error(), "conn closed") // pgconn has no value for it
 }
 
-// Jitter spreads callers that wait for the same event.
+// Jitter returns a random time around d, so that callers do not all retry at the same moment.
 func Jitter(d time.Duration) time.Duration {
 	return d/2 + rand.N(d) //nolint:gosec // not a secret
 }
@@ -103,25 +102,25 @@ func (d *DB) Fail(op, key string, err error) error {
 	case errors.Is(err, errInDoubt):
 		return say(claviger.Unavailable, "; "+d.cfg.Doubt)
 	case d.conflict(err):
-		return say(claviger.Unavailable, "; other nodes were changing the same all the time; nothing was changed")
+		return say(claviger.Unavailable, "; other nodes changed the same rows again and again; nothing was changed")
 	case code == ReadOnly:
-		return claviger.Away(say(claviger.Unavailable, "; the server takes no writes: it is a standby (name all "+
+		return claviger.Away(say(claviger.Unavailable, "; the server accepts no writes: it is a standby (name all "+
 			"hosts in the URI), or default_transaction_read_only is on; nothing was changed"))
 	case Unreachable(err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		err := say(claviger.Unavailable, "")
-		if configured(err) {
+		if wrongConfig(err) {
 			return err
 		}
 		return claviger.Away(err)
 	case code == codeStatementEnded, code == codeLockTimeout:
-		return say(claviger.Unavailable, "; the server did not come to it in time; nothing was changed")
+		return say(claviger.Unavailable, "; the server did not finish the statement in time; nothing was changed")
 	case code == codeDiskFull:
 		return say(claviger.Unavailable, "; the server's disk is full; nothing was changed")
 	case strings.HasPrefix(code, "28"):
 		if unread := passwordFile(d.cfg.URI); unread != nil {
-			return claviger.Errorf(op, claviger.Unavailable, key, "%s %s (%s): %w; no password was sent, since its "+
-				"password file cannot be read: %w; give the user that this process runs as rights to the file (mode "+
-				"0600), or name the right one by ?passfile=",
+			return claviger.Errorf(op, claviger.Unavailable, key, "%s %s (%s): %w; no password was sent, because its "+
+				"password file cannot be read: %w; let the user that this process runs as read the file (mode "+
+				"0600), or name the right file with ?passfile=",
 				d.cfg.What, d.uri, d.cfg.Where, oneLine{err}, unread)
 		}
 		return say(claviger.Unavailable, "; check the role, its password file (passfile in the URI, or PGPASSFILE, "+
@@ -130,33 +129,33 @@ func (d *DB) Fail(op, key string, err error) error {
 		return say(claviger.Unavailable, "; the role must own the database's tables: restore with pg_restore "+
 			"--no-owner --role ROLE, or ALTER TABLE ... OWNER TO ROLE")
 	case code == "3D000":
-		return say(claviger.Unavailable, "; make it by: CREATE DATABASE ... OWNER ...")
+		return say(claviger.Unavailable, "; make it with: CREATE DATABASE ... OWNER ...")
 	case code == codeBadEncoding:
-		return claviger.Errorf(op, claviger.Invalid, key, "a text that is not UTF-8, or holds a zero byte, can't be "+
-			"kept in PostgreSQL: %w", err)
+		return claviger.Errorf(op, claviger.Invalid, key, "PostgreSQL cannot store a text that is not UTF-8, or that "+
+			"has a zero byte: %w", err)
 	}
 	return say(claviger.Internal, "")
 }
 
-// configured reports an error of a connection that a person must correct: a host name that does not
-// exist, a certificate that is not trusted.
-func configured(err error) bool {
+// wrongConfig reports whether an operator must correct the configuration: the host name does not exist, or the server's
+// certificate is not trusted.
+func wrongConfig(err error) bool {
 	var name *net.DNSError
 	var certificate *tls.CertificateVerificationError
 	return errors.As(err, &name) && name.IsNotFound || errors.As(err, &certificate)
 }
 
-// oneLine is an error whose text is one line. The driver writes a line for each attempt, and with
-// some values of sslmode two for each host.
+// oneLine is an error whose text is one line without repetitions. The driver writes a line for each attempt, and with
+// some values of sslmode two attempts for each host.
 type oneLine struct{ error }
 
 func (e oneLine) Error() string {
-	var told []string
+	var lines []string
 	for line := range strings.Lines(e.error.Error()) {
-		if line = strings.Join(strings.Fields(line), " "); line != "" && !slices.Contains(told, line) {
-			told = append(told, line)
+		if line = strings.Join(strings.Fields(line), " "); line != "" && !slices.Contains(lines, line) {
+			lines = append(lines, line)
 		}
 	}
-	return strings.Join(told, " ")
+	return strings.Join(lines, " ")
 }
 func (e oneLine) Unwrap() error { return e.error }

@@ -16,25 +16,25 @@ import (
 	"claviger"
 )
 
-// A server that was replaced by its standby may come back and take writes, because nothing has
-// fenced it off. Its timeline, which grows with each promotion, is lower than the timeline of the
-// new primary. So each new connection is asked for its timeline, and all hosts of the URI are asked
-// regularly. A server with a lower timeline than the highest one seen in its system is not used,
-// for reads neither.
+// A server that was replaced by its standby may start again and accept writes, if nothing fences it off. Its timeline,
+// which grows with each promotion, is lower than the timeline of the new primary. So this package queries the timeline
+// of each new connection, and the timelines of all hosts of the URI regularly. It does not use a server whose timeline
+// is lower than the highest that it has seen in the server's system, also not for reads.
 
 const (
-	// surveyEvery is how often all hosts of a URI are asked.
-	surveyEvery = 10 * time.Second
-	// surveyTimeout bounds one of these requests.
+	// surveyInterval is the time between two queries of all hosts of a URI.
+	surveyInterval = 10 * time.Second
+	// surveyTimeout limits one of these queries.
 	surveyTimeout = 3 * time.Second
 )
 
-// askLineage returns whether a server is a standby, whether it takes writes, its system, and the
-// timeline at which it writes; 0 for a standby.
-const askLineage = `SELECT pg_is_in_recovery()::text, current_setting('transaction_read_only'), (SELECT system_identifier FROM pg_control_system())::text,
+// lineageQuery returns whether a server is a standby, whether it is read-only, its system identifier, and the timeline
+// at which it writes; 0 for a standby.
+const lineageQuery = `SELECT pg_is_in_recovery()::text, current_setting('transaction_read_only'),
+	(SELECT system_identifier FROM pg_control_system())::text,
 	CASE WHEN pg_is_in_recovery() THEN '00000000' ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END`
 
-// Newest is the server with the highest timeline of its system that was seen.
+// Newest is the server with the highest timeline that was seen in its system.
 type Newest struct {
 	Host     string `json:"host"`
 	Timeline uint64 `json:"timeline"`
@@ -51,15 +51,15 @@ func (d *DB) Newest() map[string]Newest {
 	return all
 }
 
-// recall restores what an earlier process found.
-func (l *lineage) recall(all map[string]Newest) {
+// load restores the servers that an earlier process has seen.
+func (l *lineage) load(all map[string]Newest) {
 	l.newest = make(map[string]server, len(all))
 	for system, n := range all {
 		l.newest[system] = server{host: n.Host, system: system, timeline: n.Timeline}
 	}
 }
 
-// server is one host's answer.
+// server is the result of lineageQuery on one host.
 type server struct {
 	host     string
 	standby  bool
@@ -70,38 +70,38 @@ type server struct {
 
 func (s server) writable() bool { return !s.standby && !s.readOnly }
 
-// lineage remembers which servers may be used.
+// lineage remembers the newest servers, and finds out which servers may be used.
 type lineage struct {
 	mu sync.Mutex
 	// newest is the server with the highest timeline of each system.
 	newest map[string]server
-	// trouble is what the last survey found wrong, for Lineage.
-	trouble error
-	// forget says how a node is made to accept a server that was replaced.
+	// fault is the fault that the last survey found, for Lineage; nil if there was none.
+	fault error
+	// forget says how an operator can make the node accept a server that was replaced.
 	forget string
-	// split is true if hosts of different systems take writes.
+	// split is the error if hosts of different systems accept writes; nil otherwise.
 	split error
 }
 
 // errLeftBehind marks a server that was replaced by its standby.
 var errLeftBehind = errors.New("a server that was replaced by its standby still takes writes")
 
-// errStandby refuses a server that only follows another one.
+// errStandby is the error for a server that only follows another server.
 var errStandby = errors.New("the server is a standby and takes no writes")
 
-// fit refuses a server that was replaced, and records a promotion. grown is true for a timeline
-// that was not seen before.
-func (l *lineage) fit(s server) (grown bool, err error) {
+// check returns an error if a server was replaced, and records a promotion. grown is true if the timeline of a known
+// system is higher than before.
+func (l *lineage) check(s server) (grown bool, err error) {
 	if s.standby {
 		return false, nil
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	was, known := l.newest[s.system]
+	newest, known := l.newest[s.system]
 	switch {
-	case known && s.timeline < was.timeline:
-		return false, l.leftBehind(s, was)
-	case known && s.timeline == was.timeline:
+	case known && s.timeline < newest.timeline:
+		return false, l.leftBehind(s, newest)
+	case known && s.timeline == newest.timeline:
 		return false, nil
 	}
 	l.newest[s.system] = s
@@ -110,12 +110,12 @@ func (l *lineage) fit(s server) (grown bool, err error) {
 
 func (l *lineage) leftBehind(s, newest server) error {
 	return fmt.Errorf("%w: %s is at timeline %d, and %s was seen at timeline %d; it is not used: fence it off and "+
-		"make it a standby of the other; if it is the right one, take the other away and %s", errLeftBehind, s.host,
-		s.timeline, newest.host, newest.timeline, l.forget)
+		"make it a standby of the other server; if it is the right primary, stop the other server and %s",
+		errLeftBehind, s.host, s.timeline, newest.host, newest.timeline, l.forget)
 }
 
-// validate checks each new connection before its first use. If primary is true, the server must
-// take writes.
+// validate returns a function that checks each new connection before its first use. If primary is true, the server must
+// accept writes.
 func (d *DB) validate(next pgconn.ValidateConnectFunc, primary bool) pgconn.ValidateConnectFunc {
 	return func(ctx context.Context, conn *pgconn.PgConn) error {
 		if next != nil {
@@ -123,16 +123,16 @@ func (d *DB) validate(next pgconn.ValidateConnectFunc, primary bool) pgconn.Vali
 				return err
 			}
 		}
-		s, err := askServer(ctx, conn)
+		s, err := queryServer(ctx, conn)
 		if err != nil {
 			return err
 		}
 		if primary && s.standby {
 			return errStandby
 		}
-		grown, err := d.lineage.fit(s)
+		grown, err := d.lineage.check(s)
 		if err == nil && primary && s.readOnly {
-			// Of several hosts another may take writes; until then reads are answered.
+			// Another host may accept writes. If none does, this connection is used, and serves reads.
 			err = &pgconn.NotPreferredError{}
 		}
 		if grown {
@@ -143,14 +143,14 @@ func (d *DB) validate(next pgconn.ValidateConnectFunc, primary bool) pgconn.Vali
 	}
 }
 
-func askServer(ctx context.Context, conn *pgconn.PgConn) (server, error) {
+func queryServer(ctx context.Context, conn *pgconn.PgConn) (server, error) {
 	s := server{host: conn.Conn().RemoteAddr().String()}
-	results, err := conn.Exec(ctx, askLineage).ReadAll()
+	results, err := conn.Exec(ctx, lineageQuery).ReadAll()
 	if err != nil {
 		return s, err
 	}
 	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) != 4 {
-		return s, errors.New("the server does not tell its timeline")
+		return s, errors.New("the server does not report its timeline")
 	}
 	row := results[0].Rows[0]
 	s.standby, s.readOnly, s.system = string(row[0]) == "true", string(row[1]) == "on", string(row[2])
@@ -161,18 +161,18 @@ func askServer(ctx context.Context, conn *pgconn.PgConn) (server, error) {
 // hosts returns one configuration for each host of the URI.
 func (d *DB) hosts() []*pgconn.Config {
 	all := d.Conn().Config
-	type place struct {
+	type address struct {
 		host string
 		port uint16
 	}
-	var seen []place
+	var seen []address
 	var list []*pgconn.Config
 	add := func(f pgconn.FallbackConfig) {
-		at := place{f.Host, f.Port}
-		if slices.Contains(seen, at) { // sslmode=prefer names each host twice
+		a := address{f.Host, f.Port}
+		if slices.Contains(seen, a) { // with sslmode=prefer each host occurs twice
 			return
 		}
-		seen = append(seen, at)
+		seen = append(seen, a)
 		one := all.Copy()
 		one.Host, one.Port, one.TLSConfig, one.Fallbacks, one.ValidateConnect = f.Host, f.Port, f.TLSConfig, nil, nil
 		one.ConnectTimeout = surveyTimeout
@@ -185,7 +185,7 @@ func (d *DB) hosts() []*pgconn.Config {
 	return list
 }
 
-// survey asks all hosts of a URI that names several, and records the newest.
+// survey queries all hosts of a URI that names several hosts, and records the newest server.
 func (d *DB) survey(ctx context.Context) {
 	hosts := d.hosts()
 	found := make([]*server, len(hosts))
@@ -196,10 +196,10 @@ func (d *DB) survey(ctx context.Context) {
 			defer cancel()
 			conn, err := pgconn.ConnectConfig(ctx, h)
 			if err != nil {
-				return // a host that does not answer is no trouble here
+				return // a host that does not answer is no fault here
 			}
-			defer func() { _ = conn.Close(ctx) }() // the answer was read, or there is none
-			s, err := askServer(ctx, conn)
+			defer func() { _ = conn.Close(ctx) }() // an error does not matter
+			s, err := queryServer(ctx, conn)
 			if err != nil {
 				return
 			}
@@ -217,59 +217,59 @@ func (d *DB) survey(ctx context.Context) {
 		if s == nil || !s.writable() {
 			continue
 		}
-		g, _ := d.lineage.fit(*s) // replaced servers are found below
+		g, _ := d.lineage.check(*s) // compare finds the replaced servers
 		grown = grown || g
 		servers = append(servers, *s)
 	}
-	if d.lineage.judge(servers) {
-		d.cfg.Log.Error("the hosts of the database do not agree on which of them is the primary", "what", d.cfg.What,
-			"database", d.uri, "error", d.lineage.told())
+	if d.lineage.compare(servers) {
+		d.cfg.Log.Error("more than one host of the database accepts writes", "what", d.cfg.What, "database", d.uri,
+			"error", d.lineage.lastFault())
 	}
 	if grown {
-		d.pool.Reset() // it may have connections to the server that was replaced
+		d.pool.Reset() // the pool may have connections to the server that was replaced
 	}
 }
 
-// judge compares the servers that take writes. changed is true for new trouble.
-func (l *lineage) judge(servers []server) (changed bool) {
+// compare compares the servers that accept writes. changed is true if it finds a fault that the last survey did not.
+func (l *lineage) compare(servers []server) (changed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	was := l.trouble
-	l.trouble, l.split = nil, nil
+	last := l.fault
+	l.fault, l.split = nil, nil
 	for i, s := range servers {
 		if newest := l.newest[s.system]; s.timeline < newest.timeline {
-			l.trouble = l.leftBehind(s, newest)
+			l.fault = l.leftBehind(s, newest)
 		}
 		for _, other := range servers[:i] {
 			if s.system != other.system {
-				l.split = fmt.Errorf("%s and %s both take writes, and are two systems (%s and %s): a change made at "+
-					"one is missing at the other; name in the URI only the primary and its standbys", other.host,
-					s.host, other.system, s.system)
-				l.trouble = l.split
+				l.split = fmt.Errorf("%s and %s both accept writes, but are different systems (%s and %s): a change "+
+					"made at one is missing at the other; name in the URI only the primary and its standbys",
+					other.host, s.host, other.system, s.system)
+				l.fault = l.split
 			}
 		}
 	}
-	return l.trouble != nil && (was == nil || was.Error() != l.trouble.Error())
+	return l.fault != nil && (last == nil || last.Error() != l.fault.Error())
 }
 
-func (l *lineage) told() error {
+func (l *lineage) lastFault() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.trouble
+	return l.fault
 }
 
-// Lineage is an error if the hosts of the URI do not belong together: a server that was replaced
-// takes writes, or two systems do.
+// Lineage returns an error if a server that was replaced still accepts writes, or if hosts of different systems accept
+// writes.
 func (d *DB) Lineage() error {
-	if err := d.lineage.told(); err != nil {
+	if err := d.lineage.lastFault(); err != nil {
 		return claviger.Errorf("pgdb.Lineage", claviger.Unavailable, "", "%s %s (%s): %w", d.cfg.What, d.uri,
 			d.cfg.Where, err)
 	}
 	return nil
 }
 
-// oneSystem refuses changes while the hosts of the URI are two systems.
-func (d *DB) oneSystem(op, key string) error {
+// requireOneSystem returns an error for a change while hosts of different systems accept writes.
+func (d *DB) requireOneSystem(op, key string) error {
 	d.lineage.mu.Lock()
 	err := d.lineage.split
 	d.lineage.mu.Unlock()
@@ -280,24 +280,23 @@ func (d *DB) oneSystem(op, key string) error {
 		d.cfg.Where, err)
 }
 
-// watchHosts surveys the hosts regularly until ctx ends, if there are several.
+// watchHosts surveys the hosts regularly until ctx ends.
 func (d *DB) watchHosts(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(Jitter(surveyEvery)):
+		case <-time.After(Jitter(surveyInterval)):
 		}
 		d.survey(ctx)
 	}
 }
 
-// Standbys are the servers that keep a commit if its server is lost.
+// Standbys are the standbys of a server. They keep a commit if the server is lost.
 type Standbys struct {
-	Names     string // synchronous_standby_names; a commit waits for one of them; "" for none
-	Following int    // how many standbys follow the server
-	// Waiting is true if a commit waits now and cannot end, because no standby follows that it may
-	// wait for.
+	Names     string // synchronous_standby_names: a commit waits for one of these; "" for none
+	Following int    // number of standbys that follow the server
+	// Waiting is true if no standby follows that a commit must wait for, so that commits cannot end.
 	Waiting bool
 }
 
@@ -306,22 +305,24 @@ func (s Standbys) String() string {
 		"follow none is one of these", s.Names, s.Following)
 }
 
-// Standbys asks the server. It does not tell a role without pg_read_all_stats which standbys are
-// synchronous; then each may be.
+// Standbys queries the standbys. A role without pg_read_all_stats cannot see which of them are synchronous; then each
+// counts as synchronous.
 func (d *DB) Standbys(ctx context.Context, op string) (s Standbys, err error) {
 	err = d.Read(ctx, op, "", func(ctx context.Context) error {
-		var may int
+		var synchronous int
 		var local bool
-		err := d.pool.QueryRow(ctx, `SELECT current_setting('synchronous_standby_names'), current_setting('synchronous_commit') IN ('local', 'off'),
-			(SELECT count(*) FROM pg_stat_replication), (SELECT count(*) FROM pg_stat_replication WHERE coalesce(sync_state, '') <> 'async')`).Scan(&s.Names, &local, &s.Following, &may)
+		err := d.pool.QueryRow(ctx, `SELECT current_setting('synchronous_standby_names'),
+			current_setting('synchronous_commit') IN ('local', 'off'), (SELECT count(*) FROM pg_stat_replication),
+			(SELECT count(*) FROM pg_stat_replication WHERE coalesce(sync_state, '') <> 'async')`).
+			Scan(&s.Names, &local, &s.Following, &synchronous)
 		s.Names = strings.TrimSpace(s.Names)
-		s.Waiting = s.Names != "" && !local && may == 0
+		s.Waiting = s.Names != "" && !local && synchronous == 0
 		return err
 	})
 	return s, err
 }
 
-// Written is the end of the server's log. Every commit before the call lies before it.
+// Written returns the end of the server's log. Every commit before the call has a lower position.
 func (d *DB) Written(ctx context.Context, op string) (lsn string, err error) {
 	err = d.Read(ctx, op, "", func(ctx context.Context) error {
 		return d.pool.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&lsn)
@@ -329,9 +330,8 @@ func (d *DB) Written(ctx context.Context, op string) (lsn string, err error) {
 	return lsn, err
 }
 
-// Behind returns how many of the standbys that follow have not written the server's log up to lsn.
-// To a role without pg_read_all_stats the server does not say how far they are; then Behind returns
-// 0.
+// Behind returns the number of following standbys that have not written the server's log up to lsn. A role without
+// pg_read_all_stats cannot see their positions; then Behind returns 0.
 func (d *DB) Behind(ctx context.Context, op, lsn string) (n int, err error) {
 	err = d.Read(ctx, op, "", func(ctx context.Context) error {
 		return d.pool.QueryRow(ctx, `SELECT count(*) FROM pg_stat_replication WHERE flush_lsn < $1::pg_lsn`,
@@ -340,5 +340,5 @@ func (d *DB) Behind(ctx context.Context, op, lsn string) (n int, err error) {
 	return n, err
 }
 
-// Hosts is the number of hosts in the URI.
+// Hosts returns the number of hosts in the URI.
 func (d *DB) Hosts() int { return len(d.hosts()) }

@@ -14,29 +14,27 @@ import (
 )
 
 const (
-	// pingPause is the time between two attempts to reach a database that does not answer.
-	pingPause = 100 * time.Millisecond
-	// telling is how long a call without an answer must have taken before it counts as an outage.
-	telling = time.Second
+	// pingInterval is the time between two attempts to reach a database that does not answer.
+	pingInterval = 100 * time.Millisecond
+	// outageThreshold is how long a call must have waited for an answer before it counts as an outage.
+	outageThreshold = time.Second
 )
 
-// outage remembers that the database cannot be reached. All calls share one patience, which begins
-// with the outage: after that they fail at once, and one goroutine tries to reach the database
-// until it answers.
+// outage records that the database cannot be reached. The time Config.Patience begins with the outage, for all calls
+// together. After that time all calls fail at once, and one goroutine tries to reach the database until it answers.
 type outage struct {
 	mu      sync.Mutex
-	since   time.Time // zero if it was reached last
+	since   time.Time // when the outage began; zero if there is none
 	err     error     // the last failure
 	pinging bool
 
-	lastAt   time.Time // of the last answer or failure
+	lastAt   time.Time // when the last answer or failure came
 	lastTook time.Duration
 	lastErr  error
 }
 
-// Last is how the last call to the database ended: nil for an answer, or an error. An error that
-// the database gives to every call, for example to a role without rights, counts. The time is zero
-// before the first call.
+// Last returns the result of the last call to the database. err is nil if the database answered, unless it refuses
+// every call, for example because the role has no rights. The time is zero before the first call.
 func (d *DB) Last() (at time.Time, took time.Duration, err error) {
 	o := &d.outage
 	o.mu.Lock()
@@ -47,8 +45,8 @@ func (d *DB) Last() (at time.Time, took time.Duration, err error) {
 	return o.lastAt, o.lastTook, err
 }
 
-// failed records that a call which began then did not reach the database. It reports whether
-// patience is over.
+// failed records that a call did not reach the database. begun is when the call began. The result is true if the outage
+// has lasted longer than Config.Patience.
 func (d *DB) failed(begun time.Time, err error) (over bool) {
 	o := &d.outage
 	o.mu.Lock()
@@ -68,7 +66,7 @@ func (d *DB) failed(begun time.Time, err error) (over bool) {
 	return true
 }
 
-// reached ends an outage: a call that began then was answered, perhaps with err.
+// reached records that a call was answered, perhaps with err, and ends an outage. begun is when the call began.
 func (d *DB) reached(begun time.Time, err error) {
 	if !strings.HasPrefix(Code(err), classRefused) {
 		err = nil
@@ -80,7 +78,7 @@ func (d *DB) reached(begun time.Time, err error) {
 	o.lastAt, o.lastTook, o.lastErr = time.Now(), time.Since(begun), err
 }
 
-// answered tells an error that the database itself gave, as an answer.
+// answered reports whether an error is an answer of the database.
 func answered(err error) bool {
 	if Unreachable(err) && Code(err) != ReadOnly || errors.Is(err, errInDoubt) {
 		return false
@@ -89,7 +87,7 @@ func answered(err error) bool {
 	return Code(err) != "" || errors.As(err, &own)
 }
 
-// away is an error if the database was unreachable for longer than patience.
+// away returns an error if the database has been unreachable for longer than Config.Patience.
 func (d *DB) away() error {
 	o := &d.outage
 	o.mu.Lock()
@@ -100,26 +98,26 @@ func (d *DB) away() error {
 	return &awayError{o.since, o.err}
 }
 
-// awayError is the error of a call that has not tried.
+// awayError is the error of a call that failed without an attempt to reach the database.
 type awayError struct {
 	since time.Time
 	cause error
 }
 
 func (e *awayError) Error() string {
-	return fmt.Sprintf("it has not been reached since %s; it is asked again by itself: %v",
+	return fmt.Sprintf("it has not been reached since %s; new attempts are made automatically: %v",
 		e.since.UTC().Format(time.RFC3339), e.cause)
 }
 
 func (e *awayError) Unwrap() error { return e.cause }
 
-// pingOnce uses a connection of its own, because those of the pool may all wait for an answer.
+// pingOnce uses its own connection, because all connections of the pool may be waiting for an answer.
 func (d *DB) pingOnce(ctx context.Context) error {
 	conn, err := pgx.ConnectConfig(ctx, d.Conn())
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close(ctx) }() // the ping has its answer, or none
+	defer func() { _ = conn.Close(ctx) }() // an error does not matter
 	return conn.Ping(ctx)
 }
 
@@ -140,7 +138,7 @@ func (d *DB) ping() {
 		o.mu.Unlock()
 		select {
 		case <-d.alive.Done():
-		case <-time.After(Jitter(pingPause)):
+		case <-time.After(Jitter(pingInterval)):
 		}
 	}
 }

@@ -10,9 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// renew reads the files of the URI again, the password file and those of TLS, so that a new
-// password, client certificate or authority needs no restart. If they cannot be read, the earlier
-// content stays.
+// renew reads the password file and the TLS files of the URI again, so that a new password, client certificate or
+// authority needs no restart. If they cannot be read, the earlier content stays.
 func (d *DB) renew(cfg *pgx.ConnConfig) {
 	now, err := pgx.ParseConfig(d.cfg.URI)
 	if err != nil {
@@ -27,9 +26,8 @@ func (d *DB) renew(cfg *pgx.ConnConfig) {
 	cfg.TLSConfig, cfg.Fallbacks = now.TLSConfig, now.Fallbacks
 }
 
-// passwordFile says what is wrong with the password file of a libpq URI, because the driver ignores
-// a file that it cannot read: the file does not exist, or this process may not open it. It is nil
-// if the file can be read, or if none is named and the default one does not exist.
+// passwordFile returns an error if the password file of a libpq URI does not exist, or if this process may not open it.
+// The driver ignores such a file. The error is nil if no file is named and the default file does not exist.
 func passwordFile(uri string) error {
 	u, err := url.Parse(uri)
 	if err != nil {

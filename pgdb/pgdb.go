@@ -1,10 +1,10 @@
-// Package pgdb is a PostgreSQL database as our stores use it, version 13 or newer: a URI without a
-// password, one pool, and patience during a failover. A transaction is repeated if PostgreSQL
-// reports a conflict with another one, or if the connection was lost before the commit. If the
-// answer to a commit was lost, its outcome is found by the transaction's id.
+// Package pgdb is a PostgreSQL database as our stores use it, version 13 or newer: a URI without a password, one pool,
+// and retries during a failover. A transaction is repeated if PostgreSQL reports a conflict with another one, or if the
+// connection was lost before the commit. If the answer to a commit was lost, pgdb queries the outcome by the
+// transaction's id.
 //
-// outage.go remembers that the server does not answer. lineage.go compares timelines to find out
-// which of several hosts may be used.
+// outage.go records that the server does not answer. lineage.go compares timelines to find out which of several hosts
+// may be used.
 package pgdb
 
 import (
@@ -28,33 +28,33 @@ import (
 	"claviger"
 )
 
-// Config says how a database is opened.
+// Config has the settings of a database.
 type Config struct {
-	// URI is libpq's, without a password.
+	// URI is a URI of libpq, without a password.
 	URI string
-	// What names the content, and Where the place of the URI, in errors: "metastore", "property
+	// What names the content, and Where the origin of the URI, in errors: "metastore", "property
 	// claviger.metastore.uri".
 	What, Where string
-	// Doubt is the advice in an error where the outcome of a commit is not known.
+	// Doubt is the advice in an error if the outcome of a commit is not known.
 	Doubt string
-	Log   *slog.Logger // nil discards
-	// Patience is how long a call tries to reach the database, for example during a failover; 0 is
-	// 5 s. The call's own context may end sooner.
+	Log   *slog.Logger // nil: no log
+	// Patience is how long a call retries while the database cannot be reached, for example during
+	// a failover; 0 is 5 s. The context of a call may end it sooner.
 	Patience time.Duration
-	// ReadOnly is for a caller who only reads: no session may write, a standby is enough, and the
-	// schema is not upgraded.
+	// ReadOnly is for a caller that only reads: no session can write, a standby is accepted, and
+	// the schema is not upgraded.
 	ReadOnly bool
-	// Standby: if the URI names one host alone, that may be a standby. It answers reads and refuses
+	// Standby says that the only host of the URI may be a standby, which answers reads and refuses
 	// writes.
 	Standby bool
-	// Conflicts are unique constraints on which two transactions can collide. Such a transaction
-	// may be repeated.
+	// Conflicts are unique constraints in which two transactions can conflict. Such a transaction
+	// is repeated.
 	Conflicts []string
-	// Connected is called for each new connection of the pool before its first use; nil does
-	// nothing. An error closes the connection.
+	// Connected is called for each new connection of the pool before its first use, if it is not
+	// nil. An error closes the connection.
 	Connected func(ctx context.Context, conn *pgx.Conn) error
-	// Newest is what an earlier process found, as DB.Newest returned it. Forget says how a node is
-	// made to forget it; "" means by a restart.
+	// Newest has the servers that an earlier process has seen, as DB.Newest returned them. Forget
+	// says how an operator can make a node forget them; "" means by a restart.
 	Newest map[string]Newest
 	Forget string
 }
@@ -75,9 +75,8 @@ type DB struct {
 	wg       sync.WaitGroup // goroutines that run until stop
 }
 
-// Open opens the database that the URI names. Kind Invalid if the URI is wrong. A server that does
-// not answer is noticed at the first call. Of several hosts, Open asks each for its timeline, for a
-// moment.
+// Open opens the database of the URI. Kind Invalid if the URI is wrong. If the server does not answer, the first call
+// fails, not Open. If the URI names several hosts, Open queries the timeline of each, with a short timeout.
 func Open(ctx context.Context, c Config) (*DB, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -92,14 +91,14 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	if c.ReadOnly {
 		cfg.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
 	}
-	// Of several hosts, the primary is the one that takes writes, also after a failover. A single
-	// host that is a standby is of no use either. target_session_attrs may say otherwise.
+	// By default the server must be a primary, the only server that accepts writes, also after a failover.
+	// target_session_attrs in the URI may allow other servers.
 	primary := cfg.ConnConfig.ValidateConnect == nil
 	if c.ReadOnly || c.Standby && len(cfg.ConnConfig.Fallbacks) == 0 {
 		cfg.ConnConfig.ValidateConnect, primary = nil, false
 	}
 	d := &DB{cfg: c, uri: uri}
-	d.lineage.recall(c.Newest)
+	d.lineage.load(c.Newest)
 	d.lineage.forget = cmp.Or(c.Forget, "restart this node")
 	cfg.ConnConfig.ValidateConnect = d.validate(cfg.ConnConfig.ValidateConnect, primary)
 	cfg.AfterConnect = c.Connected
@@ -116,14 +115,13 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	return d, nil
 }
 
-// URI is the database's URI without secrets.
+// URI returns the database's URI, without secrets.
 func (d *DB) URI() string { return d.uri }
 
-// Pool is for queries inside the function that is given to Read.
+// Pool returns the pool. Use it only inside a function that is given to Read.
 func (d *DB) Pool() *pgxpool.Pool { return d.pool }
 
-// Conn is the configuration of a connection outside the pool, with the credentials that the files
-// hold now.
+// Conn returns the configuration of a connection outside the pool, with the credentials that the files have now.
 func (d *DB) Conn() *pgx.ConnConfig {
 	cfg := d.pool.Config().ConnConfig
 	d.renew(cfg)
@@ -163,7 +161,7 @@ func (d *DB) Migrate(ctx context.Context, s Schema) error {
 	}
 	if d.cfg.ReadOnly {
 		return claviger.Errorf(op, claviger.Unavailable, "", "%s %s has schema version %d, this program reads "+
-			"version %d: start a server once, which brings it up to date", d.cfg.What, d.uri, version, s.Version)
+			"version %d: start a server once; it upgrades the schema", d.cfg.What, d.uri, version, s.Version)
 	}
 	unlock, err := s.Lock(ctx)
 	if err != nil {
@@ -181,14 +179,13 @@ func (d *DB) Migrate(ctx context.Context, s Schema) error {
 		return d.Fail(op, "", err)
 	}
 	if _, err := p.Up(ctx); err != nil {
-		return d.Fail(op, "", fmt.Errorf("bringing the schema up to date: %w", err))
+		return d.Fail(op, "", fmt.Errorf("upgrade of the schema: %w", err))
 	}
 	return d.needParts(ctx, s)
 }
 
-// needParts refuses a database that lacks parts of its schema. A restoration that was broken off
-// leaves such a database, because constraints and indexes come last. Without them a change could
-// fail halfway, or make twice what may exist once.
+// needParts returns an error if a database lacks parts of its schema. An interrupted restore leaves such a database,
+// because pg_restore makes constraints and indexes last. Without them a row that must be unique could be written twice.
 func (d *DB) needParts(ctx context.Context, s Schema) error {
 	parts, err := d.Parts(ctx, s.Table)
 	if err != nil {
@@ -203,22 +200,25 @@ func (d *DB) needParts(ctx context.Context, s Schema) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	most := missing[:min(len(missing), 5)]
+	named := missing[:min(len(missing), 5)]
 	return claviger.Errorf("pgdb.Migrate", claviger.Unavailable, "", "%s %s lacks %d parts of its schema (%s%s), as "+
-		"after a restoration that was broken off; its rows may lack, too. Restore the dump anew into an empty "+
-		"database, with pg_restore --exit-on-error --single-transaction (docs/backup.md)",
-		d.cfg.What, d.uri, len(missing), strings.Join(most, ", "),
-		map[bool]string{true: " and others"}[len(most) < len(missing)])
+		"after an interrupted restore; rows may be missing too. Restore the dump again into an empty database, with "+
+		"pg_restore --exit-on-error --single-transaction (docs/backup.md)",
+		d.cfg.What, d.uri, len(missing), strings.Join(named, ", "),
+		map[bool]string{true: " and others"}[len(named) < len(missing)])
 }
 
 // Parts lists the constraints ("constraint TABLE.NAME") and valid indexes ("index NAME") in the
 // schema of a table, sorted by bytes.
 func (d *DB) Parts(ctx context.Context, table string) (parts []string, err error) {
-	// Only newer servers make constraints of NOT NULL (n).
-	const list = `WITH ours AS (SELECT oid, relname FROM pg_class WHERE relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass($1)))
-		SELECT 'constraint ' || ours.relname || '.' || c.conname AS part FROM pg_constraint c JOIN ours ON ours.oid = c.conrelid
+	// The types leave out NOT NULL (n), because only newer servers have constraints of this type.
+	const list = `WITH ours AS (SELECT oid, relname FROM pg_class
+			WHERE relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass($1)))
+		SELECT 'constraint ' || ours.relname || '.' || c.conname AS part
+			FROM pg_constraint c JOIN ours ON ours.oid = c.conrelid
 			WHERE c.contype IN ('p', 'u', 'f', 'c') AND c.convalidated
-		UNION ALL SELECT 'index ' || ours.relname FROM pg_index i JOIN ours ON ours.oid = i.indexrelid WHERE i.indisvalid`
+		UNION ALL SELECT 'index ' || ours.relname FROM pg_index i JOIN ours ON ours.oid = i.indexrelid
+			WHERE i.indisvalid`
 	err = d.Read(ctx, "pgdb.Parts", "", func(ctx context.Context) error {
 		rows, err := d.pool.Query(ctx, list, pgx.Identifier{table}.Sanitize())
 		if err != nil {
@@ -302,9 +302,9 @@ func (d *DB) Retry(ctx context.Context, f func(context.Context) error) error {
 			return err
 		}
 		if ctx.Err() != nil {
-			// A caller with a short deadline says nothing about the database; a commit may wait for
-			// a standby while the server answers everything else.
-			if time.Since(begun) >= telling && !errors.Is(err, errInDoubt) {
+			// After a short deadline it is unknown whether the database answers. A commit may also wait for a
+			// standby while the server answers everything else.
+			if time.Since(begun) >= outageThreshold && !errors.Is(err, errInDoubt) {
 				d.failed(begun, err)
 			}
 			return err
@@ -341,7 +341,7 @@ func (d *DB) Update(ctx context.Context, op, key string, level pgx.TxIsoLevel,
 	if err := d.Usable(op); err != nil {
 		return err
 	}
-	if err := d.oneSystem(op, key); err != nil {
+	if err := d.requireOneSystem(op, key); err != nil {
 		return err
 	}
 	return d.Fail(op, key, d.Retry(ctx, func(ctx context.Context) error {
@@ -355,7 +355,7 @@ func (d *DB) Try(ctx context.Context, op string, f func(context.Context, pgx.Tx)
 	if err := d.Usable(op); err != nil {
 		return err
 	}
-	if err := d.oneSystem(op, ""); err != nil {
+	if err := d.requireOneSystem(op, ""); err != nil {
 		return err
 	}
 	return d.Fail(op, "", d.Retry(ctx, func(ctx context.Context) error {
@@ -411,7 +411,7 @@ func (d *DB) transact(ctx context.Context, o pgx.TxOptions, f func(context.Conte
 }
 
 // errInDoubt marks a commit whose outcome is not known.
-var errInDoubt = errors.New("the connection was lost during a commit, and what became of it can't be found out")
+var errInDoubt = errors.New("the connection was lost during a commit, and its outcome cannot be found out")
 
 // abortedError marks a commit that was lost and did not happen.
 type abortedError struct{ cause error }
@@ -419,11 +419,11 @@ type abortedError struct{ cause error }
 func (e *abortedError) Error() string { return e.cause.Error() }
 func (e *abortedError) Unwrap() error { return e.cause }
 
-// outcome finds out what became of a transaction whose commit was not answered. It is worth waiting
-// for, even if the caller's context has ended.
+// outcome finds out whether a transaction was committed, if its commit was not answered. It goes on after the caller's
+// context has ended, because the caller must know the outcome.
 //
-// With synchronous replication, a commit that no client waits for any more may be on the primary
-// alone. It counts here only after a later record has reached the standbys too.
+// With synchronous replication, such a commit may be only on the primary. It counts as committed after a later record
+// has reached the standbys.
 func (d *DB) outcome(ctx context.Context, id string, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.cfg.Patience)
 	defer cancel()
@@ -438,7 +438,8 @@ func (d *DB) outcome(ctx context.Context, id string, cause error) error {
 				return fmt.Errorf("%w (%w)", errInDoubt, cause)
 			}
 		case err == nil && status != nil && *status == "aborted", Code(err) == codeInvalidParameter:
-			// The parameter is an id of the future if the server was killed before it wrote the id.
+			// PostgreSQL refuses an id that is in the future. This happens if the server was killed before it wrote
+			// the id.
 			return &abortedError{cause}
 		case err == nil && status == nil, err != nil && Code(err) != "" && !Unreachable(err):
 			return fmt.Errorf("%w (%w)", errInDoubt, cause)

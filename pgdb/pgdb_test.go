@@ -18,8 +18,8 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m.Run)) }
 
-// TestPasswordIsRefused: a URI that holds a password, also misspelt or in a wrong place, is
-// refused before a server is asked, and the refusal does not repeat it.
+// TestPasswordIsRefused checks that Open refuses a URI with a password, also a misspelt or misplaced one, before it
+// connects, and that the error does not repeat the password.
 func TestPasswordIsRefused(t *testing.T) {
 	for _, uri := range []string{
 		"postgresql://u:hunter2@127.0.0.1:1/db", "postgresql://u%3Ahunter2@127.0.0.1:1/db",
@@ -54,8 +54,8 @@ func TestPasswordIsRefused(t *testing.T) {
 	}
 }
 
-// TestMisplacedPassword: a URI with more parts than it should have is refused before a server
-// or the name service is asked, and no part of it is repeated, since one may be a password.
+// TestMisplacedPassword checks that Open refuses a URI with too many parts before it connects or looks up a host, and
+// that the error repeats no part of the URI, because any part may be a password.
 func TestMisplacedPassword(t *testing.T) {
 	for _, uri := range []string{
 		"postgresql://u@hunter2@127.0.0.1:1/db", "postgresql://u/hunter2@127.0.0.1:1/db",
@@ -90,8 +90,8 @@ func TestMisplacedPassword(t *testing.T) {
 	}
 }
 
-// TestNoStandby: where a commit is to wait for a standby that is not there, it is
-// on the primary's disk, and is not acknowledged for that.
+// TestNoStandby checks that Update fails if a commit waits for a standby that does not exist, although the commit is on
+// the primary's disk.
 func TestNoStandby(t *testing.T) {
 	ctx := t.Context()
 	pg := pgtest.StartReplicated(t)
@@ -117,7 +117,7 @@ func TestNoStandby(t *testing.T) {
 	setting := func(statement string) {
 		t.Helper()
 		pg.Exec(t, "postgres", statement)
-		pg.Stop(t) // a reload would take a moment that nobody tells of
+		pg.Stop(t) // nothing reports when a reload has taken effect
 		pg.Start(t)
 	}
 	setting("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
@@ -131,8 +131,8 @@ func TestNoStandby(t *testing.T) {
 	}
 }
 
-// TestPasswordChanges: a new password in the password file is taken at the next connection,
-// of the pool and beside it, and one that is not there yet is no end.
+// TestPasswordChanges checks that the next connection, in the pool or outside it, uses a new password from the password
+// file, and that a missing file does no harm.
 func TestPasswordChanges(t *testing.T) {
 	ctx := t.Context()
 	pg := pgtest.Start(t)
@@ -153,9 +153,9 @@ func TestPasswordChanges(t *testing.T) {
 	defer db.Close()
 	connect := func() error {
 		db.Pool().Reset()
-		beside, err := pgx.ConnectConfig(ctx, db.Conn())
+		outside, err := pgx.ConnectConfig(ctx, db.Conn())
 		if err == nil {
-			err = beside.Close(ctx)
+			err = outside.Close(ctx)
 		}
 		return errors.Join(err, db.Pool().Ping(ctx))
 	}
@@ -174,6 +174,6 @@ func TestPasswordChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := connect(); err != nil {
-		t.Errorf("without the file, whose password is known: %v", err)
+		t.Errorf("without the file, after it was read before: %v", err)
 	}
 }

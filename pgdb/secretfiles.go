@@ -7,8 +7,7 @@ import (
 	"claviger/secret"
 )
 
-// SecretFiles returns the password file and the private key that a libpq URI, or the
-// environment, names.
+// SecretFiles returns the password file and the private key that a libpq URI or the environment names.
 func SecretFiles(uri string) []secret.File {
 	u, err := url.Parse(uri)
 	if err != nil {

@@ -14,23 +14,23 @@ import (
 
 var update = flag.Bool("update", false, "write parts.txt anew, after a new migration")
 
-// leastParts is fewer than any store's schema has: a query that finds nothing is noticed.
-const leastParts = 5
+// minParts is lower than the number of parts of any store. It detects a query that finds nothing.
+const minParts = 5
 
 // Parts describes a store whose schema is compared with its list of parts.
 type Parts struct {
-	URI   string // of an empty database
-	Table string // with the schema's version
-	File  string // the list of parts, beside the test
+	URI   string // URI of an empty database
+	Table string // table with the schema's version
+	File  string // file with the list of parts, in the folder of the test
 	// Open opens and closes the store.
 	Open func() error
-	// Break are statements that remove parts, and Lacks is what Open then says of them.
+	// Break are statements that remove parts. Lacks is a part of the error of Open after that.
 	Break []string
 	Lacks string
 }
 
-// TestParts demands that File names what a new database has, and that a database which lacks
-// parts, as after a restoration that was broken off, is not opened.
+// TestParts demands that File lists the parts of a new database, and that Open refuses a database without some parts,
+// as after an interrupted restore.
 func TestParts(t *testing.T, p Parts) {
 	ctx := t.Context()
 	if err := p.Open(); err != nil {
@@ -55,7 +55,7 @@ func TestParts(t *testing.T, p Parts) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got != string(want) || len(parts) < leastParts {
+	if got != string(want) || len(parts) < minParts {
 		t.Errorf("a new database has\n%s\n%s has\n%s\nrun go test -run TestParts -update after a new migration",
 			got, p.File, want)
 	}
