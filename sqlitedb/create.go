@@ -12,8 +12,8 @@ import (
 	"claviger/durable"
 )
 
-// Create makes an empty database of mode 0600 in the file path, if the file does not exist; the
-// folder must exist. The file exists whole or not at all, however this process ends.
+// Create makes an empty database of mode 0600 in the file path, if the file does not exist; the folder must exist. If
+// this process ends meanwhile, the file is complete or does not exist.
 func Create(ctx context.Context, path string, c Config) error {
 	const op = "sqlitedb.Create"
 	abs, err := filepath.Abs(path)
@@ -46,7 +46,7 @@ func create(ctx context.Context, path string, c Config) error {
 	// No store is made through a link: the target may be on a disk that is not mounted now, and the
 	// new store would be another one.
 	if target, err := os.Readlink(path); err == nil {
-		return fmt.Errorf("%s is a symbolic link to %s, which is not there: "+
+		return fmt.Errorf("%s is a symbolic link to %s, which does not exist: "+
 			"mount the disk that has it; for a new %s name that path itself", what, target, c.What)
 	}
 	work, err := NewWork(path, "new")
@@ -67,7 +67,7 @@ func create(ctx context.Context, path string, c Config) error {
 // build makes an empty database with this program's schema from an empty file. SQLite gives its
 // -wal and -shm files the mode of the file.
 func build(ctx context.Context, path string, c Config) (err error) {
-	d := at(path, c)
+	d := newDB(path, c)
 	if d.Writer, err = Connect(path, c.Busy, "mode=rw", "_txlock=immediate"); err != nil {
 		return err
 	}

@@ -13,8 +13,8 @@ import (
 	"claviger"
 )
 
-// code is SQLite's result code, or 0 for an error of another origin. The low byte is the primary
-// code: https://www.sqlite.org/rescode.html
+// code returns SQLite's result code, or 0 if the error is not from SQLite. The low byte is the primary code:
+// https://www.sqlite.org/rescode.html
 func code(err error) int {
 	var e *driver.Error
 	if errors.As(err, &e) {
@@ -26,7 +26,7 @@ func code(err error) int {
 // Reported reports whether an error came from SQLite.
 func Reported(err error) bool { return code(err) != 0 }
 
-// NotUnique reports whether a row has the key of another row.
+// NotUnique reports whether a write failed because another row has the same unique value.
 func NotUnique(err error) bool {
 	c := code(err)
 	return c == sqlite3.SQLITE_CONSTRAINT_UNIQUE || c == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
@@ -38,10 +38,10 @@ func Damaged(err error) bool {
 	return c == sqlite3.SQLITE_NOTADB || c == sqlite3.SQLITE_CORRUPT
 }
 
-// Full reports whether there was no room for a write.
+// Full reports whether a write failed because the disk is full.
 func Full(err error) bool { return code(err)&0xff == sqlite3.SQLITE_FULL }
 
-// shown is the path of a file in errors.
+// shown returns the path of a file, as errors show it.
 func (c *Config) shown(path string) string {
 	if c.Shown != "" {
 		return c.Shown
@@ -49,7 +49,7 @@ func (c *Config) shown(path string) string {
 	return path
 }
 
-// named is the subject of errors: "metastore /var/lib/claviger/claviger.db".
+// named returns the subject of errors: "metastore /var/lib/claviger/claviger.db".
 func (c *Config) named(path string) string { return c.What + " " + c.shown(path) }
 
 // Fail turns an error of SQLite into one of ours, which names the file and the cure. nil stays nil,
@@ -72,8 +72,8 @@ func (d *DB) Fail(op, key string, err error) error {
 	return d.cfg.Fail(d.path, op, key, err)
 }
 
-// denied says why this process may not open one of the files; nil if it may. It opens none of them,
-// because closing a file again would end SQLite's locks of it.
+// denied returns an error if this process may not open one of the files. It opens none of them, because the close of a
+// file would end SQLite's locks on it.
 func (d *DB) denied() error {
 	mode := uint32(unix.R_OK | unix.W_OK)
 	if d.readOnly {
@@ -111,7 +111,7 @@ func (c Config) Fail(path, op, key string, err error) error {
 		return say("cannot be written (%w); the file and its folder must belong to the user that the server runs as",
 			err)
 	case sqlite3.SQLITE_INTERRUPT: // the driver's code for a context that ended during a call
-		return say("was not asked to the end: %w", context.Canceled)
+		return say("did not finish the call, because its context ended: %w", context.Canceled)
 	case sqlite3.SQLITE_NOTADB:
 		return say("is not an SQLite database, or its head is damaged (%w); name the right file, or %s", err, c.Damaged)
 	case sqlite3.SQLITE_CORRUPT:

@@ -12,24 +12,23 @@ import (
 	"claviger/owner"
 )
 
-// Copies says how the copy is made that stays beside a file whose schema is upgraded.
+// Copies says how to make the copy that is kept before the upgrade of a schema.
 type Copies struct {
-	// Seal removes from a copy what must not be kept, and marks it; nil changes nothing. It is
-	// called with the path of the copy before the copy has its name.
+	// Seal removes secrets from a copy, and marks the copy; nil changes nothing. It is called with the path of the
+	// copy before the copy gets its name.
 	Seal func(ctx context.Context, path string) error
-	// Except has, for a table, the condition of the rows that Seal writes for each copy anew. Two
-	// copies that differ in these rows alone are equal.
+	// Except has, by table, an SQL condition for the rows that Seal writes into each copy. Two copies that differ only
+	// in these rows are equal.
 	Except map[string]string
 }
 
-// KeepCopy is for Schema.Before. It keeps a copy of the file as it is, with the schema in its
-// name (claviger.db.schema-3), for the program that wrote it: the way back from an upgrade. If a
-// copy of another content has that name already, as after a way back, the new copy gets a number
-// (claviger.db.schema-3-2). If a copy of the same content is there, an earlier upgrade was broken
-// off, and there is no second one.
+// KeepCopy is for Schema.Before. It keeps a copy of the file for the older program, with the schema in its name
+// (claviger.db.schema-3), so that an operator can go back. If a copy with other content has that name, the new copy
+// gets a number (claviger.db.schema-3-2). If a copy with the same content exists, from an upgrade that was interrupted,
+// KeepCopy makes no second one.
 //
-// The upgrade is refused, kind Unavailable, where another process serves the file, and where no
-// copy can be made.
+// KeepCopy prevents the upgrade, with kind Unavailable, if another process uses the file, or if it cannot make the
+// copy.
 func KeepCopy(k Copies) func(ctx context.Context, d *DB, from int64) error {
 	return func(ctx context.Context, d *DB, from int64) error {
 		const op = "sqlitedb.KeepCopy"
@@ -59,14 +58,14 @@ func (k Copies) keep(ctx context.Context, d *DB, name string) error {
 	}
 	defer work.Discard()
 	if err := d.CopyTo(ctx, work.Path); err != nil {
-		return unwritten(name, err)
+		return copyError(name, err)
 	}
 	if k.Seal != nil {
 		if err := k.Seal(ctx, work.Path); err != nil {
-			return unwritten(name, err)
+			return copyError(name, err)
 		}
 	}
-	if err := whole(ctx, work.Path); err != nil {
+	if err := checkIntegrity(ctx, work.Path); err != nil {
 		return err
 	}
 	for n, free := 2, name; ; n, free = n+1, fmt.Sprint(name, "-", n) {
@@ -80,23 +79,22 @@ func (k Copies) keep(ctx context.Context, d *DB, name string) error {
 	}
 }
 
-// CopyTo writes all that the database holds at one moment into the empty file path.
+// CopyTo writes the content of the database at one moment into the empty file path.
 func (d *DB) CopyTo(ctx context.Context, path string) error {
 	_, err := d.Writer.ExecContext(ctx, "VACUUM INTO ?", path)
 	return err
 }
 
-// unwritten says of a full disk that it is the copy's: of the two files, SQLite writes to the
-// copy alone.
-func unwritten(name string, err error) error {
+// copyError names the folder of the copy if a disk is full, because SQLite writes only to the copy.
+func copyError(name string, err error) error {
 	if Full(err) {
 		return fmt.Errorf("the disk of %s is full, or a quota is reached (%w)", filepath.Dir(name), err)
 	}
 	return err
 }
 
-// whole checks every page, index and reference of a file that no process has open.
-func whole(ctx context.Context, path string) (err error) {
+// checkIntegrity checks every page, index and reference of a file that no process has open.
+func checkIntegrity(ctx context.Context, path string) (err error) {
 	db, err := Connect(path, 0, "mode=ro", "immutable=1")
 	if err != nil {
 		return err
@@ -119,8 +117,8 @@ func whole(ctx context.Context, path string) (err error) {
 	return nil
 }
 
-// same reports whether two copies of one schema hold the same rows. A file that cannot be read
-// is not the same.
+// same reports whether two copies with the same schema have the same rows. The result is false if a file cannot be
+// read.
 func (k Copies) same(ctx context.Context, a, b string) bool {
 	db, err := Connect(a, 0, "mode=ro", "immutable=1") // one connection, to which b is attached
 	if err != nil {
@@ -139,10 +137,10 @@ func (k Copies) same(ctx context.Context, a, b string) bool {
 		if except := k.Except[table]; except != "" {
 			where = " WHERE NOT (" + except + ")"
 		}
-		here, there := `SELECT * FROM main."`+table+`"`+where, `SELECT * FROM other."`+table+`"`+where
+		rowsA, rowsB := `SELECT * FROM main."`+table+`"`+where, `SELECT * FROM other."`+table+`"`+where
 		var differ bool
 		err := db.QueryRowContext(ctx,
-			`SELECT EXISTS (`+here+` EXCEPT `+there+`) OR EXISTS (`+there+` EXCEPT `+here+`)`).Scan(&differ)
+			`SELECT EXISTS (`+rowsA+` EXCEPT `+rowsB+`) OR EXISTS (`+rowsB+` EXCEPT `+rowsA+`)`).Scan(&differ)
 		if err != nil || differ {
 			return false
 		}

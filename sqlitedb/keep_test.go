@@ -14,7 +14,7 @@ import (
 	"claviger/owner"
 )
 
-// upgrade opens a file of the first schema with the second, which keeps a copy.
+// upgrade opens a file of the first schema with the program of the second schema, which keeps a copy.
 func upgrade(t *testing.T, path string, k Copies) error {
 	t.Helper()
 	c := testConfig()
@@ -35,8 +35,8 @@ func older(t *testing.T, path, name string) {
 	}
 }
 
-// wayBack puts a copy in the place of the file.
-func wayBack(t *testing.T, path string) {
+// goBack puts a copy in the place of the file.
+func goBack(t *testing.T, path string) {
 	t.Helper()
 	text, err := os.ReadFile(path + ".schema-1")
 	if err == nil {
@@ -47,7 +47,7 @@ func wayBack(t *testing.T, path string) {
 	}
 }
 
-// namesIn are the names of the files in a folder.
+// namesIn returns the names of the files in a folder.
 func namesIn(t *testing.T, dir string) (names []string) {
 	t.Helper()
 	list, err := os.ReadDir(dir)
@@ -60,8 +60,8 @@ func namesIn(t *testing.T, dir string) (names []string) {
 	return names
 }
 
-// TestKeepCopy: each upgrade leaves a copy of the older file, which the older program opens; an
-// upgrade that is repeated leaves no second copy of the same content.
+// TestKeepCopy checks that each upgrade keeps a copy which the older program can open, but no second copy with the same
+// content.
 func TestKeepCopy(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
 	older(t, path, "first")
@@ -84,7 +84,7 @@ func TestKeepCopy(t *testing.T) {
 		if names := namesIn(t, filepath.Dir(path)); !slices.Equal(names, want[:3+round/2]) {
 			t.Errorf("round %d: %q", round, names)
 		}
-		wayBack(t, path)
+		goBack(t, path)
 		if round == 1 {
 			d := created(t, path, firstSchema(testConfig()))
 			if err := errors.Join(insert(t.Context(), d, "second", 2), d.Close()); err != nil {
@@ -92,7 +92,7 @@ func TestKeepCopy(t *testing.T) {
 			}
 		}
 	}
-	for end, rows := range map[string]int{".schema-1": 2, ".schema-1-2": 3} { // each with its mark
+	for end, rows := range map[string]int{".schema-1": 2, ".schema-1-2": 3} { // one of the rows is the mark
 		info, err := os.Stat(path + end)
 		if err != nil || info.Mode() != 0o600 {
 			t.Errorf("%s: %v, %v", end, info, err)
@@ -103,8 +103,8 @@ func TestKeepCopy(t *testing.T) {
 	}
 }
 
-// TestNoUpgradeWithoutCopy: a file that another process serves, or of which no copy can be made,
-// stays as it was.
+// TestNoUpgradeWithoutCopy checks that a file is not upgraded while another process uses it, or if no good copy can be
+// made.
 func TestNoUpgradeWithoutCopy(t *testing.T) {
 	for name, c := range map[string]struct {
 		k     Copies
@@ -156,7 +156,7 @@ func damage(_ context.Context, path string) error {
 	return err
 }
 
-// orphan adds a row that refers to none.
+// orphan adds a row that refers to a row which does not exist.
 func orphan(ctx context.Context, path string) error {
 	db, err := Connect(path, 0)
 	for _, q := range []string{"CREATE TABLE part (thing TEXT REFERENCES thing (name))",

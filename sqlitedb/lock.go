@@ -14,18 +14,18 @@ import (
 	"claviger/owner"
 )
 
-// lockPoll is how often a waiting Lock tries again. The waiting form of the kernel, F_OFD_SETLKW,
-// cannot be ended by a context.
-const lockPoll = 25 * time.Millisecond
+// lockRetryInterval is how often a waiting Lock tries again. A context cannot end F_OFD_SETLKW, the call of the kernel
+// that waits.
+const lockRetryInterval = 25 * time.Millisecond
 
-// LockFile is the file with the database's locks.
+// LockFile returns the path of the file with the database's locks.
 func (d *DB) LockFile() string { return d.lockFile }
 
 // Lock takes the named lock, and waits for it until ctx is done.
 //
-// A lock is one byte of the file "<database>.lock", locked through its own open file description
-// (F_OFD_SETLK). Two holders exclude each other within a process as well as between processes, and
-// the kernel frees the lock when its holder dies.
+// A lock is one locked byte of the file "<database>.lock". Each lock has its own open file description (F_OFD_SETLK),
+// so two holders exclude each other also within a process. The kernel frees the lock when the process of its holder
+// ends.
 func (d *DB) Lock(ctx context.Context, name string) (unlock func(), err error) {
 	for {
 		unlock, ok, err := d.TryLock(ctx, name)
@@ -36,7 +36,7 @@ func (d *DB) Lock(ctx context.Context, name string) (unlock func(), err error) {
 		case <-ctx.Done():
 			return nil, claviger.Errorf("sqlitedb.Lock", claviger.Unavailable, "",
 				"lock %q of %s is held by another process or task: %w", name, d.cfg.named(d.path), context.Cause(ctx))
-		case <-time.After(lockPoll):
+		case <-time.After(lockRetryInterval):
 		}
 	}
 }
@@ -51,7 +51,7 @@ func (d *DB) TryLock(ctx context.Context, name string) (unlock func(), ok bool, 
 		return nil, false, claviger.Errorf(op, claviger.Unavailable, "", "lock %q of %s: %w", name, d.cfg.named(d.path),
 			err)
 	}
-	if d.memory { // no other process can reach it
+	if d.memory { // no other process can use the database
 		return func() {}, true, nil
 	}
 	f, err := owner.Open(d.lockFile)
@@ -87,8 +87,8 @@ func (d *DB) unlock(f *os.File) {
 	}
 }
 
-// lockByte locks the byte for a name: a 62-bit hash of it. Two names with the same byte would
-// exclude each other, which is safe.
+// lockByte locks the byte for a name, whose position is a 62-bit hash of the name. If two names had the same byte,
+// their locks would exclude each other, which is safe.
 func lockByte(f *os.File, name string) (ok bool, err error) {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(name)) // never fails

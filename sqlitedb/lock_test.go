@@ -12,7 +12,7 @@ import (
 	"claviger"
 )
 
-// TestMemory: a store in memory has the schema, locks, and no file.
+// TestMemory checks that a database in memory has the schema and locks, but no file.
 func TestMemory(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
 	d, err := OpenMemory(t.Context(), path, testConfig())
@@ -33,8 +33,8 @@ func TestMemory(t *testing.T) {
 	}
 }
 
-// TestLocks: a lock excludes others of its name, in this process too, also where the file
-// is reached by a link; it ends with the DB.
+// TestLocks checks that two holders of a named lock exclude each other, also within a process, and also if one of them
+// opens the file through a link. Close frees the locks.
 func TestLocks(t *testing.T) {
 	dir := t.TempDir()
 	path, link := filepath.Join(dir, "s.db"), filepath.Join(t.TempDir(), "link.db")
@@ -55,7 +55,7 @@ func TestLocks(t *testing.T) {
 	} else {
 		other()
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*lockPoll)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*lockRetryInterval)
 	defer cancel()
 	_, err = b.Lock(ctx, "x")
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), `lock "x" of test store`) {

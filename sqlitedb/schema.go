@@ -19,17 +19,16 @@ type Schema struct {
 	// newest.
 	Migrations fs.FS
 	Version    int64
-	// Back tells an operator how to go back to the schema of this program.
+	// Back tells an operator how to go back to the schema of this program, for errors.
 	Back string
-	// Before is called before an older schema is upgraded, while no other process upgrades it; nil
-	// does nothing. After an error the file stays as it is. KeepCopy makes one.
+	// Before is called before an older schema is upgraded, while no other process upgrades it; nil does nothing. Its
+	// error prevents the upgrade. KeepCopy returns such a function.
 	Before func(ctx context.Context, d *DB, from int64) error
 }
 
-// Version returns the schema's version, or 0 for a new file. Kind Invalid for the file of another
-// program.
+// Version returns the version of the schema, or 0 for a new file. Kind Invalid for the file of another program.
 //
-// It is called at each start, so it makes a few small queries instead of goose's slower inspection.
+// Version is called at each start, so it uses two small queries, which are faster than goose.
 func (d *DB) Version(ctx context.Context) (int64, error) {
 	const op = "sqlitedb.Version"
 	var app uint32
@@ -45,7 +44,7 @@ func (d *DB) Version(ctx context.Context) (int64, error) {
 			"%s is an SQLite database of another program (application id %#x, ours is %#x): name another file",
 			d.cfg.named(d.path), app, want)
 	}
-	if !made { // new, or the process was killed right after it had marked the file
+	if !made { // the file is new, or its process was killed right after it had set the application id
 		return 0, nil
 	}
 	version, err := VersionOf(ctx, d.Writer)
@@ -94,12 +93,12 @@ func (d *DB) upgrade(ctx context.Context) error {
 		return err
 	}
 	if _, err := p.Up(ctx); err != nil {
-		return fmt.Errorf("bringing the schema up to date: %w", err)
+		return fmt.Errorf("upgrade of the schema: %w", err)
 	}
 	return nil
 }
 
-// older reports whether the schema must be upgraded, and refuses a newer one.
+// older reports whether the schema must be upgraded. It returns an error for a newer schema.
 func (d *DB) older(ctx context.Context) (bool, error) {
 	known := d.cfg.Schema.Version
 	version, err := d.Version(ctx)

@@ -1,12 +1,12 @@
-// Package sqlitedb is an SQLite file as our stores use it: made whole or not at all, readable by
-// its owner alone, in WAL mode and with synchronous=FULL, so that a committed transaction survives
-// a power cut. One connection writes and a few read.
+// Package sqlitedb is an SQLite file as our stores use it. The file is made completely or not at all, and only its
+// owner can read it. It is in WAL mode with synchronous=FULL, so a committed transaction survives a power cut. One
+// connection writes, and several read.
 //
-// Beside the file are SQLite's "-wal" and "-shm" files while it is open, and "<file>.lock", which
-// carries the named locks and the claim of package owner. Errors name the cure.
+// While the file is open, SQLite's "-wal" and "-shm" files are beside it. The file "<file>.lock" has the named locks
+// and the claim of package owner. Errors name the cure.
 //
-// One process at a time upgrades the schema, and keeps a copy of the older file (keep.go). A work
-// file (work.go) that a killed process left is removed by the next process.
+// One process at a time upgrades the schema, and keeps a copy of the older file (keep.go). The next process removes
+// work files (work.go) that a killed process left.
 package sqlitedb
 
 import (
@@ -28,7 +28,7 @@ import (
 	"claviger/owner"
 )
 
-// Config says what a database holds and how it is used.
+// Config has the settings of a database.
 type Config struct {
 	// What names the content in errors: "metastore".
 	What string
@@ -40,11 +40,11 @@ type Config struct {
 	Busy time.Duration
 	// Damaged is the cure of a damaged file, for errors.
 	Damaged string
-	// Shown is the path in errors; "" is the file's own.
+	// Shown is the path in errors; "" means the path of the file.
 	Shown string
-	// KeepWAL: the store itself moves the -wal into the file.
+	// KeepWAL turns SQLite's automatic checkpoints off, because the store itself moves the -wal into the file.
 	KeepWAL bool
-	// Finish: a transaction that has begun goes on when its context ends.
+	// Finish lets a transaction that has begun go on after its context has ended.
 	Finish bool
 }
 
@@ -65,12 +65,12 @@ type DB struct {
 	locks map[*os.File]struct{} // held now; guarded by mu
 }
 
-func at(path string, c Config) *DB {
+func newDB(path string, c Config) *DB {
 	return &DB{cfg: c, path: path, lockFile: LockFile(path), locks: make(map[*os.File]struct{})}
 }
 
-// LockFile returns the file with the locks of the database in the file path. It is beside the file
-// itself, even if path is a link.
+// LockFile returns the path of the file with the locks of a database. If path is a link, the lock file is beside the
+// target of the link.
 func LockFile(path string) string {
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real
@@ -78,16 +78,15 @@ func LockFile(path string) string {
 	return path + ".lock"
 }
 
-// Open opens the database in the file path, which must exist, upgrades an older schema, and reads
-// every page. It refuses a newer schema, a damaged file and another program's file, and changes
-// none of them.
+// Open opens the database in the file path, which must exist, upgrades an older schema, and checks every page. It
+// returns an error for a newer schema, a damaged file and the file of another program, and does not change them.
 func Open(ctx context.Context, path string, c Config) (*DB, error) {
 	const op = "sqlitedb.Open"
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "%s %q: %w", c.What, path, err)
 	}
-	d := at(abs, c)
+	d := newDB(abs, c)
 	if err := d.connect(); err != nil {
 		return nil, d.Fail(op, "", err)
 	}
@@ -98,7 +97,7 @@ func Open(ctx context.Context, path string, c Config) (*DB, error) {
 }
 
 func (d *DB) connect() (err error) {
-	// rw: SQLite must not make a file, which would have another mode.
+	// mode=rw: SQLite must not make the file, because it would have a wrong mode.
 	params := []string{"mode=rw", "_txlock=immediate", "_pragma=synchronous(FULL)", "_pragma=foreign_keys(1)"}
 	if d.cfg.KeepWAL {
 		params = append(params, "_pragma=wal_autocheckpoint(0)")
@@ -126,14 +125,13 @@ func (d *DB) prepare(ctx context.Context) error {
 		return claviger.Errorf("sqlitedb.Open", claviger.Unavailable, "", "%s is damaged (%s); %s",
 			d.cfg.named(d.path), fault, d.cfg.Damaged)
 	}
-	// Only now, when the file is known to be ours: the mode is written into it.
+	// This writes to the file, so it comes after the checks that the file is ours.
 	_, err = d.Writer.ExecContext(ctx, "PRAGMA journal_mode = WAL")
 	return err
 }
 
-// OpenReadOnly opens a database that exists, with any schema. It makes and changes no file, and
-// needs no more than the right to read. A server may have the file open. Changes fail with kind
-// Unavailable.
+// OpenReadOnly opens an existing database, with any schema. It makes and changes no file, and needs only the right to
+// read. A server may have the file open. Changes fail with kind Unavailable.
 func OpenReadOnly(path string, c Config) (*DB, error) {
 	const op = "sqlitedb.OpenReadOnly"
 	abs, err := filepath.Abs(path)
@@ -143,7 +141,7 @@ func OpenReadOnly(path string, c Config) (*DB, error) {
 	if _, err := os.Stat(abs); err != nil {
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "%s: %w", c.What, err)
 	}
-	d := at(abs, c)
+	d := newDB(abs, c)
 	d.readOnly = true
 	params := []string{"mode=ro"}
 	if d.alone() {
@@ -156,8 +154,8 @@ func OpenReadOnly(path string, c Config) (*DB, error) {
 	return d, nil
 }
 
-// alone reports whether no process has the file open, so that the file holds everything. A reader
-// of a file that is not immutable would make -wal and -shm, or fail where it may not.
+// alone reports whether no other process has the file open, so that all changes are in the file. Then the file can be
+// opened as immutable. Otherwise a reader makes -wal and -shm, or fails if it has no right to make them.
 func (d *DB) alone() bool {
 	if _, err := os.Stat(d.path + "-wal"); !errors.Is(err, fs.ErrNotExist) {
 		return false
@@ -170,7 +168,7 @@ func (d *DB) alone() bool {
 // Its content is gone after Close.
 func OpenMemory(ctx context.Context, path string, c Config) (*DB, error) {
 	const op = "sqlitedb.OpenMemory"
-	d := at(path, c)
+	d := newDB(path, c)
 	d.memory = true
 	var err error
 	if d.Writer, err = sql.Open("sqlite", ":memory:?_pragma=foreign_keys(1)"); err != nil {
@@ -184,7 +182,7 @@ func OpenMemory(ctx context.Context, path string, c Config) (*DB, error) {
 	return d, nil
 }
 
-// Connect opens one connection to the file path besides those of a DB, with SQLite's URI parameters
+// Connect opens one connection to the file path, outside of a DB. params are SQLite's URI parameters
 // (https://www.sqlite.org/uri.html) and "_pragma=NAME(VALUE)".
 func Connect(path string, busy time.Duration, params ...string) (*sql.DB, error) {
 	db, err := sql.Open("sqlite", URI(path, busy, params...))
@@ -214,10 +212,10 @@ func Fault(ctx context.Context, db *sql.DB, check string) (fault string, err err
 	return fault, err
 }
 
-// Path is the path of the file, as errors show it.
+// Path returns the path of the file, as errors show it.
 func (d *DB) Path() string { return d.cfg.shown(d.path) }
 
-// InMemory reports whether there is no file.
+// InMemory reports whether the database is in memory, without a file.
 func (d *DB) InMemory() bool { return d.memory }
 
 // Update runs f in one transaction of the writing connection. The error is f's or SQLite's; Fail
@@ -227,7 +225,7 @@ func (d *DB) Update(ctx context.Context, f func(ctx context.Context, tx *sql.Tx)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close() }() // it goes back to the pool
+	defer func() { _ = conn.Close() }() // returns the connection to the pool
 	if d.cfg.Finish {
 		ctx = context.WithoutCancel(ctx)
 	}
@@ -241,7 +239,7 @@ func (d *DB) Snapshot(ctx context.Context, f func(ctx context.Context, tx *sql.T
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close() }() // it goes back to the pool
+	defer func() { _ = conn.Close() }() // returns the connection to the pool
 	return transact(ctx, conn, f)
 }
 
@@ -263,7 +261,7 @@ func (d *DB) Close() error {
 	if d.closed.Swap(true) {
 		return nil
 	}
-	// Readers first: the last connection to close moves the -wal, and readers may not write.
+	// The last connection that closes moves the -wal into the file. Readers may not write, so they close first.
 	err := errors.Join(d.Reader.Close(), d.Writer.Close())
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -277,7 +275,7 @@ func (d *DB) Close() error {
 	return nil
 }
 
-// Usable is kind Closed after Close.
+// Usable returns an error of kind Closed after Close.
 func (d *DB) Usable(op string) error {
 	if d.closed.Load() {
 		return claviger.Errorf(op, claviger.Closed, "", "%s is closed", d.cfg.named(d.path))

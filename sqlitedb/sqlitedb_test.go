@@ -20,7 +20,7 @@ import (
 
 const up = "-- +goose Up\n"
 
-// testConfig is a store of one table. Its newest schema is 2.
+// testConfig returns the settings of a database with one table. Its newest schema is 2.
 func testConfig() Config {
 	return Config{
 		What: "test store", Readers: 2, Busy: 5 * time.Second, Damaged: "mend it",
@@ -35,7 +35,7 @@ func testConfig() Config {
 	}
 }
 
-// firstSchema is the schema that an earlier program wrote.
+// firstSchema returns the settings of an older program, whose schema is 1.
 func firstSchema(c Config) Config {
 	files := fstest.MapFS{}
 	files["migrations/00001_thing.sql"] = c.Schema.Migrations.(fstest.MapFS)["migrations/00001_thing.sql"]
@@ -76,7 +76,7 @@ func count(t *testing.T, d *DB) (n int) {
 	return n
 }
 
-// TestFileModes: all files are their owner's alone, whatever the umask lets others do.
+// TestFileModes checks that only the owner may read and write the files, whatever the umask is.
 func TestFileModes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
 	d := created(t, path, testConfig())
@@ -98,13 +98,14 @@ func TestFileModes(t *testing.T) {
 	}
 }
 
-// TestDurability: what was committed outlasts a power cut, and readers cannot write.
+// TestDurability checks the settings with which a committed transaction survives a power cut, and that readers cannot
+// write.
 func TestDurability(t *testing.T) {
 	for _, keep := range []bool{false, true} {
 		c := testConfig()
 		c.KeepWAL = keep
 		d := created(t, filepath.Join(t.TempDir(), "s.db"), c)
-		pages := "1000" // SQLite's own
+		pages := "1000" // SQLite's default
 		if keep {
 			pages = "0"
 		}
@@ -123,8 +124,8 @@ func TestDurability(t *testing.T) {
 	}
 }
 
-// TestRefused is the files and places that Create and Open refuse, each with words that
-// name it and the cure, and without a change to it.
+// TestRefused checks the files that Create and Open refuse. The error must name the file and the cure, and the file
+// must not be changed.
 func TestRefused(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name string, data []byte) string {
@@ -163,11 +164,11 @@ func TestRefused(t *testing.T) {
 		return p
 	}
 	damaged := append([]byte(nil), image...)
-	for i := 0; i < len(damaged); i += 4096 { // the head of every page but the first's first 100 bytes
+	for i := 0; i < len(damaged); i += 4096 { // the head of every page, but not the head of the file (100 bytes)
 		copy(damaged[max(i, 100):], "\xde\xad\xbe\xef\xde\xad\xbe\xef\xde\xad\xbe\xef")
 	}
 	late := append([]byte(nil), image...)
-	for i := len(late) - 4096; i < len(late); i++ { // read by no question of the start
+	for i := len(late) - 4096; i < len(late); i++ { // only the check of all pages reads the last page
 		late[i] = 0xff
 	}
 	if err := os.Mkdir(filepath.Join(dir, "folder"), 0o700); err != nil {
@@ -200,13 +201,13 @@ func TestRefused(t *testing.T) {
 // refused demands that Create or Open refuses a file, names it, and does not change it.
 func refused(t *testing.T, path, want string, kind claviger.Kind) {
 	t.Helper()
-	before, _ := os.ReadFile(path) // nil for what is no file
+	before, _ := os.ReadFile(path) // nil if path is not a file
 	err := Create(t.Context(), path, testConfig())
 	if err == nil {
 		var d *DB
 		if d, err = Open(t.Context(), path, testConfig()); err == nil {
 			_ = d.Close()
-			t.Fatal("opened")
+			t.Fatal("Open succeeded")
 		}
 	}
 	text := err.Error()
@@ -219,7 +220,7 @@ func refused(t *testing.T, path, want string, kind claviger.Kind) {
 	}
 }
 
-// TestDamagedLater: a page that is damaged while the file is open is found when it is read.
+// TestDamagedLater checks that a read reports a page that was damaged while the file was open.
 func TestDamagedLater(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
 	d := created(t, path, testConfig())
@@ -248,12 +249,11 @@ func TestDamagedLater(t *testing.T) {
 	}
 	if again, err := Open(t.Context(), path, testConfig()); err == nil || !strings.Contains(err.Error(), path+" is "+
 		"damaged") {
-		t.Errorf("opened: %v, %v", again, err)
+		t.Errorf("Open of the damaged file: %v, %v", again, err)
 	}
 }
 
-// TestKilledWhileNew: a process that died between marking the file as ours and
-// the first migration.
+// TestKilledWhileNew opens a file whose process was killed before the first migration.
 func TestKilledWhileNew(t *testing.T) {
 	for _, statement := range []string{"PRAGMA application_id = 0x54455354", "PRAGMA journal_mode = WAL", "SELECT 1"} {
 		path := filepath.Join(t.TempDir(), "s.db")
@@ -271,8 +271,8 @@ func TestKilledWhileNew(t *testing.T) {
 	}
 }
 
-// TestOpenTogether: several processes that start on a file that is not there yet, or has
-// an older schema. One of them makes the file, and one prepares the upgrade.
+// TestOpenTogether opens a file from several goroutines at the same time. The file does not exist yet, or has an older
+// schema. One goroutine must make the file, and one must call Before.
 func TestOpenTogether(t *testing.T) {
 	for _, older := range []bool{false, true} {
 		path := filepath.Join(t.TempDir(), "s.db")
@@ -285,9 +285,9 @@ func TestOpenTogether(t *testing.T) {
 		var upgrades atomic.Int32
 		c.Schema.Before = func(_ context.Context, d *DB, from int64) error {
 			if upgrades.Add(1); from != 1 || d.Path() != path {
-				t.Errorf("%s is brought up to date from %d", d.Path(), from)
+				t.Errorf("%s is upgraded from %d", d.Path(), from)
 			}
-			time.Sleep(50 * time.Millisecond) // the others come to the lock
+			time.Sleep(50 * time.Millisecond) // so that the others wait for the lock
 			return nil
 		}
 		const n = 6
@@ -311,10 +311,10 @@ func TestOpenTogether(t *testing.T) {
 		}
 		d := created(t, path, c)
 		if got := count(t, d); got != n {
-			t.Errorf("%d of %d changes are there", got, n)
+			t.Errorf("%d changes were written, want %d", got, n)
 		}
 		if got := upgrades.Load(); (got == 1) != older || got > 1 {
-			t.Errorf("prepared %d times", got)
+			t.Errorf("Before was called %d times", got)
 		}
 		if v, err := d.Version(t.Context()); err != nil || v != 2 {
 			t.Errorf("version %d, %v", v, err)
@@ -322,7 +322,7 @@ func TestOpenTogether(t *testing.T) {
 	}
 }
 
-// TestUpgradeRefused: an upgrade that its store refuses leaves the file as it was.
+// TestUpgradeRefused checks that an error of Before leaves the file unchanged.
 func TestUpgradeRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
 	if err := created(t, path, firstSchema(testConfig())).Close(); err != nil {
@@ -342,8 +342,8 @@ func TestUpgradeRefused(t *testing.T) {
 	}
 }
 
-// TestLinkToNothing: no store is made through a link whose target is missing, as on a disk
-// that is not mounted: it would not be the one that is there.
+// TestLinkToNothing checks that Create makes no database through a link whose target does not exist. The target may be
+// on a disk that is not mounted, and has a database then.
 func TestLinkToNothing(t *testing.T) {
 	dir := t.TempDir()
 	target, link := filepath.Join(dir, "target.db"), filepath.Join(dir, "s.db")
@@ -359,8 +359,8 @@ func TestLinkToNothing(t *testing.T) {
 	}
 }
 
-// TestOpenMakesNone: Open makes no file.
-func TestOpenMakesNone(t *testing.T) {
+// TestOpenMakesNoFile checks that Open does not make a missing file.
+func TestOpenMakesNoFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
 	if d, err := Open(t.Context(), path, testConfig()); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("%v, %v", d, err)
@@ -369,12 +369,12 @@ func TestOpenMakesNone(t *testing.T) {
 		t.Errorf("%v, %v", d, err)
 	}
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Error("a file was made")
+		t.Error("Open made the file")
 	}
 }
 
-// TestOpenReadOnly: a reader sees what is in the -wal of a process that has the file open,
-// and makes no file beside one that no process has open.
+// TestOpenReadOnly checks that a reader sees the changes in the -wal of another DB, and that it makes no file beside a
+// file which no process has open.
 func TestOpenReadOnly(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "s.db")
@@ -410,8 +410,8 @@ func TestOpenReadOnly(t *testing.T) {
 	}
 }
 
-// TestOpenReadOnlyClaimed: where a process has claimed the file, a reader sees what that
-// process writes afterwards, though there was no -wal when the reader came.
+// TestOpenReadOnlyClaimed checks that a reader of a claimed file sees later changes, although there was no -wal when
+// the reader opened the file.
 func TestOpenReadOnlyClaimed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
 	if err := created(t, path, testConfig()).Close(); err != nil {
@@ -428,18 +428,17 @@ func TestOpenReadOnlyClaimed(t *testing.T) {
 	}
 	defer r.Close()
 	if got := count(t, r); got != 0 {
-		t.Errorf("%d before", got)
+		t.Errorf("%d rows before the change", got)
 	}
 	if err := insert(t.Context(), created(t, path, testConfig()), "a", 1); err != nil {
 		t.Fatal(err)
 	}
 	if got := count(t, r); got != 1 {
-		t.Errorf("%d afterwards", got)
+		t.Errorf("%d rows after the change", got)
 	}
 }
 
-// TestFinish: with Finish the end of a context does not break off a transaction that has
-// begun; without it the transaction comes to nothing.
+// TestFinish checks that the end of a context rolls back a running transaction, unless Finish is set.
 func TestFinish(t *testing.T) {
 	for _, finish := range []bool{true, false} {
 		c := testConfig()
@@ -460,7 +459,7 @@ func TestFinish(t *testing.T) {
 	}
 }
 
-// TestFail is the kinds and words of errors.
+// TestFail checks the kinds and texts of errors.
 func TestFail(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
 	c := testConfig()
@@ -468,11 +467,11 @@ func TestFail(t *testing.T) {
 	d := created(t, path, c)
 	ctx := t.Context()
 	if d.Fail("x", "", nil) != nil {
-		t.Error("an error of none")
+		t.Error("Fail made an error of nil")
 	}
 	own := claviger.E("y", claviger.KeyNotFound, "k", nil)
 	if got := d.Fail("x", "", own); !errors.Is(got, own) || !claviger.Is(got, claviger.KeyNotFound) {
-		t.Errorf("ours: %v", got)
+		t.Errorf("Fail of our own error: %v", got)
 	}
 	check := func(what string, err error, kind claviger.Kind, want string) {
 		t.Helper()
@@ -487,17 +486,17 @@ func TestFail(t *testing.T) {
 	}
 	twice := insert(ctx, d, "a", 1)
 	if !NotUnique(twice) || !Reported(twice) || Damaged(twice) || Full(twice) {
-		t.Errorf("a second of the name: %v", twice)
+		t.Errorf("a second row with the same name: %v", twice)
 	}
-	check("a second of the name", twice, claviger.Internal, "UNIQUE")
-	var pages, was int
+	check("a second row with the same name", twice, claviger.Internal, "UNIQUE")
+	var pages, limit int
 	if err := d.Writer.QueryRow("PRAGMA page_count").Scan(&pages); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Writer.QueryRow(fmt.Sprintf("PRAGMA max_page_count = %d", pages)).Scan(&was); err != nil {
+	if err := d.Writer.QueryRow(fmt.Sprintf("PRAGMA max_page_count = %d", pages)).Scan(&limit); err != nil {
 		t.Fatal(err)
 	}
-	full := insert(ctx, d, strings.Repeat("x", 100_000), 1) // SQLite fails as it does at ENOSPC
+	full := insert(ctx, d, strings.Repeat("x", 100_000), 1) // the same error code as on a full disk
 	if !Full(full) {
 		t.Errorf("a full disk: %v", full)
 	}
@@ -508,24 +507,25 @@ func TestFail(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = other.Update(ctx, func(context.Context, *sql.Tx) error { return insert(ctx, d, "b", 1) })
-	check("another's write", err, claviger.Unavailable, "another process has been writing to it for more than 50ms")
+	check("a write of another connection", err, claviger.Unavailable,
+		"another process has been writing to it for more than 50ms")
 	if err := other.Close(); err != nil {
 		t.Error(err)
 	}
 	ended, cancel := context.WithCancel(ctx)
 	cancel()
 	check("a context that ended", insert(ended, d, "b", 1), claviger.Unavailable, "context canceled")
-	check("any other", errors.New("odd"), claviger.Internal, "odd")
+	check("another error", errors.New("odd"), claviger.Internal, "odd")
 	text := filepath.Join(t.TempDir(), "text")
 	if err := os.WriteFile(text, []byte(strings.Repeat("no database ", 1000)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Open(ctx, text, c); !Damaged(err) || Full(err) || NotUnique(err) {
-		t.Errorf("a file that is no database: %v", err)
+		t.Errorf("Open of a file that is not a database: %v", err)
 	}
 	c.Shown = "/shown"
 	if err := c.Fail(path, "x", "", errors.New("odd")); !strings.Contains(err.Error(), "test store /shown") {
-		t.Errorf("shown: %v", err)
+		t.Errorf("Fail with Shown: %v", err)
 	}
 	if err := d.Close(); err != nil {
 		t.Error(err)
@@ -533,8 +533,8 @@ func TestFail(t *testing.T) {
 	check("after Close", insert(ctx, d, "b", 1), claviger.Closed, "is closed")
 }
 
-// TestRootGivesAway: what root makes belongs to the folder's owner, whose server must be
-// able to open it.
+// TestRootGivesAway checks that files which root makes belong to the owner of the folder, so that the owner's server
+// can open them.
 func TestRootGivesAway(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give files away")
@@ -562,7 +562,7 @@ func TestRootGivesAway(t *testing.T) {
 	}
 }
 
-// TestDenied names the file that the user may not open, which SQLite does not.
+// TestDenied checks that the error names the file that the user may not open. SQLite's own error does not name it.
 func TestDenied(t *testing.T) {
 	if os.Geteuid() == 0 {
 		t.Skip("root may open all files")

@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Work is a file that is made beside another file, under its own name, until it is whole. Its maker
-// holds a lock of it, which the kernel frees when that process ends. So the next process recognizes
-// the files that killed processes have left, and removes them.
+// Work is a file beside another file, with a hidden name, until its content is complete. The process that writes it
+// holds a lock on it, which the kernel frees when the process ends. So the next process recognizes the work files that
+// killed processes have left, and removes them.
 type Work struct {
 	Path   string
 	beside string
@@ -27,13 +27,13 @@ type Work struct {
 // workNames matches the names of work files and of the files beside them.
 var workNames = regexp.MustCompile(`^(\..+\.(?:backup|restore|new)-[A-Z2-7]{12})(-wal|-shm|-journal|\.lock)?$`)
 
-// workLock is the byte that is locked. It is far from the bytes that SQLite locks, at 0x40000000
+// workLock is the position of the locked byte. It is not one of the bytes that SQLite locks, which are at 0x40000000
 // (https://www.sqlite.org/fileformat.html#the_lock_byte_page).
 const workLock = math.MaxInt64 - 1
 
-// NewWork makes an empty work file of mode 0600. The file gets the owner of the file beside, or of
-// the folder, so that a command run by root leaves the server its files. First NewWork removes the
-// work files that killed processes have left in the folder. what is "backup", "restore" or "new".
+// NewWork makes an empty work file of mode 0600 for the file beside. If root calls it, the work file gets the owner of
+// the file beside, or of the folder, so that the server can read it. First NewWork removes the work files that killed
+// processes have left in the folder. what is "backup", "restore" or "new".
 func NewWork(beside, what string) (*Work, error) {
 	sweep(filepath.Dir(beside))
 	for {
@@ -43,8 +43,8 @@ func NewWork(beside, what string) (*Work, error) {
 		if w.lock, err = os.OpenFile(w.Path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600); err != nil {
 			return nil, w.Named(err)
 		}
-		// Another process may be about to remove the file as one that was left. On a file system
-		// without locks, files are neither locked nor removed.
+		// Before the lock is taken, another process may remove the file, because it looks like a file of a killed
+		// process. On a file system without locks, files are neither locked nor removed.
 		if err := lockWork(w.lock); held(err) || !sameFile(w.lock, w.Path) {
 			w.Discard()
 			continue
@@ -66,7 +66,7 @@ func (w *Work) Named(err error) error {
 	return err
 }
 
-// giveAway gives the file to the owner of the file that it is beside, or of the folder.
+// giveAway gives the work file to the owner of the file beside, or of the folder.
 func (w *Work) giveAway(beside string) error {
 	if os.Geteuid() != 0 {
 		return nil
@@ -81,25 +81,25 @@ func (w *Work) giveAway(beside string) error {
 	return err
 }
 
-// Discard removes the file, unless it has another name now, and the files that SQLite and the locks
-// have put beside it.
+// Discard removes the work file and the files that SQLite and the locks have made beside it. A file that was renamed
+// stays.
 func (w *Work) Discard() {
 	removeWork(w.Path)
 	w.Release()
 }
 
-// Release frees the lock of a file that has got another name. Call it before the file is opened as
-// a database: closing the file afterwards would end SQLite's locks.
+// Release frees the lock of a work file that was renamed. Call it before the file is opened as a database, because
+// Release closes a descriptor of the file, and a close ends SQLite's locks.
 func (w *Work) Release() { _ = w.lock.Close() }
 
 func removeWork(path string) {
-	for _, end := range []string{"-wal", "-shm", "-journal", ".lock", ""} { // the file last: it leads to the others
-		_ = os.Remove(path + end) // most are not there
+	// The work file is last: if this process is killed, sweep finds the others by it.
+	for _, suffix := range []string{"-wal", "-shm", "-journal", ".lock", ""} {
+		_ = os.Remove(path + suffix) // most of these do not exist
 	}
 }
 
-// sweep removes the work files in a folder that this user made and that no process holds. A file
-// that cannot be removed does not matter.
+// sweep removes the work files in a folder that belong to this user, and that no process has locked. It ignores errors.
 func sweep(dir string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -117,8 +117,8 @@ func sweep(dir string) {
 	}
 }
 
-// sweepBeside removes a file beside a work file that has got its last name or is gone: the maker
-// was killed, or is about to remove the file.
+// sweepBeside removes a file that was beside a work file, if the work file was renamed or removed. Then its process was
+// killed, or is about to remove the file itself.
 func sweepBeside(path, beside string) {
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		return
@@ -139,8 +139,8 @@ func sweepOne(path string) {
 	}
 }
 
-// madeHere reports whether a file belongs to this user and is what a broken-off backup leaves:
-// nothing, zeros, or an SQLite database.
+// madeHere reports whether a file belongs to this user and has the content of an interrupted backup: nothing, zeros, or
+// an SQLite database.
 func madeHere(f *os.File) bool {
 	st, err := f.Stat()
 	sys, ok := sysOf(st, err)
