@@ -1,11 +1,8 @@
-// Package demo walks the whole procedure of Cloudera's page "Migrating from a
-// Key Trustee KMS to an HSM KMS" on one machine: a Key Trustee Server with a Key
-// HSM on a SoftHSM token, a Key Trustee KMS with keys and EDEKs in use, an HSM KMS
-// beside it on another token, the migration at its start, the re-encryption, the
-// end of the source. It plays the parts of the
-// administrator, of the NameNode and of the users; the servers are real
-// processes of this very binary. Each step says what it does and what it saw,
-// and anything that is not as it should be ends the demo with an error.
+// Package demo runs the whole procedure of Cloudera's page "Migrating from a Key Trustee KMS to an HSM KMS" on one
+// machine. It starts a Key Trustee Server with a Key HSM on a SoftHSM token, a Key Trustee KMS with keys and EDEKs in
+// use, and an HSM KMS on another token, which migrates the keys at its start. Then it re-encrypts the EDEKs and removes
+// the source. The demo acts as the administrator, the NameNode and the users. The servers are processes of the same
+// binary. Each step prints what it does and what it found. A wrong result ends the demo with an error.
 package demo
 
 import (
@@ -22,20 +19,19 @@ import (
 	"claviger/secret"
 )
 
-// KMS is what the demo's people use: a Hadoop KMS over its REST protocol.
+// KMS is a Hadoop KMS, used through its REST protocol.
 type KMS interface {
 	provider.Provider
 	provider.EDEKService
 }
 
-// Options say where and with what.
+// Options configure a demo.
 type Options struct {
-	Exe   string    // the claviger binary; each role is a process of it
-	Dir   string    // an empty folder for everything that the demo makes
-	Out   io.Writer // the story
-	EDEKs int       // how many EDEKs each zone has at the source
-	// NewToken makes a SoftHSM token with that label in dir and returns how it is
-	// reached. Env holds what a process needs in its environment to see it.
+	Exe   string    // the claviger binary; each server is a process of it
+	Dir   string    // an empty folder for all files of the demo
+	Out   io.Writer // gets the text of the steps
+	EDEKs int       // number of EDEKs of each zone at the source
+	// NewToken makes a SoftHSM token with that label in dir.
 	NewToken func(dir, label string) (Token, error)
 	// Connect opens a KMS as the given user.
 	Connect func(ctx context.Context, uri, user string) (KMS, error)
@@ -46,11 +42,10 @@ type Token struct {
 	Module  string   // path of the PKCS#11 library
 	Label   string   // of the token
 	PINFile string   // file with the user's PIN
-	Env     []string // NAME=value
+	Env     []string // environment that a process needs to find the token, as NAME=value
 }
 
-// file is one file in an encryption zone, as far as a KMS is concerned: its
-// EDEK, and the DEK that its content was encrypted with.
+// file is one file in an encryption zone, without its content: its EDEK, and the DEK that encrypts its content.
 type file struct {
 	zone string
 	edek claviger.EDEK
@@ -64,20 +59,20 @@ type run struct {
 	token  Token // of the HSM KMS
 	keyhsm *server
 	trust  *server // the Key Trustee Server
-	secret string  // of the organization there
+	secret string  // of the organization at the Key Trustee Server
 	source *server
 	hsm    *server
 	files  []file
 }
 
-// Users of the demo, by the parts they play.
+// Users of the demo.
 const (
 	namenode = "hdfs"  // makes and re-encrypts EDEKs; may not decrypt
 	reader   = "alice" // opens files
 	keyadmin = "keyadmin"
 )
 
-// zones are the two keys that the source has, with their lengths in bits.
+// zones are the two encryption zones of the source. bits is the length of the key.
 var zones = []struct {
 	name string
 	bits int
@@ -88,7 +83,7 @@ var zones = []struct {
 	{"web-logs", 128, "", "web"},
 }
 
-// Run plays the demo. The processes that it started are gone when it returns.
+// Run runs the demo. It stops the processes that it has started before it returns.
 func Run(ctx context.Context, o Options) (err error) {
 	r := &run{Options: o, began: time.Now()}
 	defer func() {
@@ -104,18 +99,18 @@ func Run(ctx context.Context, o Options) (err error) {
 		title string
 		do    func(context.Context) error
 	}{
-		{"Before: a Key Trustee Server, its deposits wrapped by a Key HSM on a token", r.stageTrustee},
-		{"Before: a Key Trustee KMS in use, with two zones' keys and their files", r.stageSource},
+		{"Before: a Key Trustee Server, its deposits wrapped by a Key HSM on a token", r.stepTrustee},
+		{"Before: a Key Trustee KMS in use, with the keys of two zones and their files", r.stepSource},
 		{"Steps 1-2: kts-site.xml and the .keytrustee folder", r.stepTrusteeFiles},
-		{"Steps 3-4: TLS trust towards the Key Trustee Server", r.stepTrust},
-		{"Step 5: the HSM KMS's configuration, and a token behind it", r.stepConfigure},
-		{"Step 6: plan, then ask for the migration on this node", r.stepPlan},
+		{"Steps 3-4: trust the TLS certificate of the Key Trustee Server", r.stepTrust},
+		{"Step 5: the configuration of the HSM KMS, and its token", r.stepConfigure},
+		{"Step 6: plan, then set the migration for this node", r.stepPlan},
 		{"Steps 7-8: cache sizes, and ZooKeeper under Kerberos", r.stepCaches},
 		{"Steps 9-10: start the HSM KMS, which migrates at its start, and point HDFS at it", r.stepStart},
-		{"After the migration: the keys are the same, the versions are not", r.stepCompare},
-		{"Old files open with the trustee's keys, new files come from the HSM", r.stepServe},
+		{"After the migration: the keys are the same, the versions are new", r.stepCompare},
+		{"Old files open with the trustee's keys, new files with keys of the HSM", r.stepServe},
 		{"Re-encryption, in batches, as a NameNode does it", r.stepReencrypt},
-		{"Step 11: initiatemigration off; may the source go?", r.stepMayItGo},
+		{"Step 11: initiatemigration off; can the source be removed?", r.stepStatus},
 		{"KT KMS, trustee and Key HSM stop; every file still opens", r.stepSourceGone},
 		{"Steps 12-14: clean up, and serve from the HSM alone", r.stepFinish},
 	}
@@ -128,8 +123,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	return r.report(ctx)
 }
 
-// say prints one line of the story.
-func (r *run) say(format string, args ...any) {
+// printf prints one line about a step.
+func (r *run) printf(format string, args ...any) {
 	fmt.Fprintf(r.Out, "   "+format+"\n", args...)
 }
 
@@ -142,17 +137,17 @@ func (r *run) connect(ctx context.Context, s *server, user string) (KMS, error) 
 	return k, nil
 }
 
-// as runs f with a connection to s of the given user.
+// as calls f with a connection of a user to s.
 func (r *run) as(ctx context.Context, s *server, user string, f func(KMS) error) error {
 	k, err := r.connect(ctx, s, user)
 	if err != nil {
 		return err
 	}
-	defer k.Close() //nolint:errcheck // nothing is lost with a connection
+	defer k.Close() //nolint:errcheck // closing a connection loses no data
 	return f(k)
 }
 
-// openAll lets the reader open every file at s and compares the DEKs.
+// openAll opens every file at s as the reader, and compares the DEKs.
 func (r *run) openAll(ctx context.Context, s *server) error {
 	return r.as(ctx, s, reader, func(k KMS) error {
 		began := time.Now()
@@ -167,14 +162,14 @@ func (r *run) openAll(ctx context.Context, s *server) error {
 					continue
 				}
 				if !f.dek.Equal(deks[i]) {
-					return fmt.Errorf("file %d of zone %s, EDEK of %s: the %s gives another DEK than the file was written with", i,
-						zone, f.edek.Version, s.name)
+					return fmt.Errorf("file %d of zone %s, EDEK of %s: the %s returns another DEK than the one that "+
+						"encrypts the file", i, zone, f.edek.Version, s.name)
 				}
 				deks[i].Wipe()
 				i++
 			}
 		}
-		r.say("%s opened all %d files at the %s in %v: every DEK is the one that its file was written with", reader,
+		r.printf("%s opened all %d files at the %s in %v: each DEK is the one that encrypts the file", reader,
 			len(r.files), s.name, since(began))
 		return nil
 	})
@@ -189,8 +184,7 @@ func (r *run) byZone() map[string][]claviger.EDEK {
 	return m
 }
 
-// write makes n new files in a zone at s: the NameNode gets the EDEKs, the user
-// opens them.
+// write makes n new files in a zone at s. The NameNode generates the EDEKs, and the reader opens them.
 func (r *run) write(ctx context.Context, s *server, zone string, n int) error {
 	var edeks []claviger.EDEK
 	err := r.as(ctx, s, namenode, func(k KMS) (err error) {
@@ -223,6 +217,7 @@ func (r *run) versions(zone string) map[string]int {
 	return m
 }
 
+// since returns the time after t, rounded for people.
 func since(t time.Time) time.Duration { return time.Since(t).Round(100 * time.Microsecond) }
 
 // conf writes a configuration folder.

@@ -14,15 +14,15 @@ import (
 	"time"
 )
 
-// How long a process may take to serve, and to stop when asked.
+// How long a process may take to start, and to stop after SIGTERM.
 const (
 	startLimit = 30 * time.Second
 	stopLimit  = 20 * time.Second
 )
 
-// server is one running role.
+// server is one running server.
 type server struct {
-	name string // for the story
+	name string // for people
 	uri  string // of a KMS: kms://http@localhost:PORT/kms
 	base string // URL, as http://localhost:PORT/kms
 	log  string // its standard error
@@ -42,8 +42,7 @@ func (r *run) startKMS(ctx context.Context, name, conf string) (*server, error) 
 	return s, nil
 }
 
-// start runs a role and waits until it serves. Its log goes into dir; env is added
-// to the environment.
+// start runs a server and waits until it serves. Its log goes into dir; env is added to the environment.
 func (r *run) start(ctx context.Context, name, dir string, env []string, args ...string) (*server, error) {
 	s := &server{name: name, log: filepath.Join(dir, args[0]+".log"), done: make(chan error, 1)}
 	ready := filepath.Join(dir, "ready")
@@ -70,13 +69,13 @@ func (r *run) start(ctx context.Context, name, dir string, env []string, args ..
 		select {
 		case err := <-s.done:
 			s.done <- err
-			return nil, fmt.Errorf("the %s ended before it served (%w); its log says:\n%s", name, err, tail(s.log))
+			return nil, fmt.Errorf("the %s ended before it served (%w); its log:\n%s", name, err, tail(s.log))
 		case <-ctx.Done():
 			return nil, errors.Join(ctx.Err(), s.stop())
 		case <-time.After(5 * time.Millisecond):
 		}
 		if time.Since(began) > startLimit {
-			return nil, errors.Join(fmt.Errorf("the %s did not serve within %v; its log says:\n%s", name, startLimit,
+			return nil, errors.Join(fmt.Errorf("the %s did not serve within %v; its log:\n%s", name, startLimit,
 				tail(s.log)), s.stop())
 		}
 	}
@@ -84,7 +83,7 @@ func (r *run) start(ctx context.Context, name, dir string, env []string, args ..
 	return s, nil
 }
 
-// stop asks the process to end and waits. It may be called again, and on nil.
+// stop ends the process with SIGTERM, and waits. It may be called again, and on nil.
 func (s *server) stop() error {
 	if s == nil || s.cmd == nil {
 		return nil
@@ -96,7 +95,7 @@ func (s *server) stop() error {
 	select {
 	case err := <-s.done:
 		if err != nil {
-			return fmt.Errorf("the %s ended with %w; its log says:\n%s", s.name, err, tail(s.log))
+			return fmt.Errorf("the %s ended with %w; its log:\n%s", s.name, err, tail(s.log))
 		}
 		return nil
 	case <-time.After(stopLimit):
@@ -104,7 +103,7 @@ func (s *server) stop() error {
 	}
 }
 
-// command prepares a process of this very binary.
+// command returns a process of the claviger binary that is not started yet.
 func (r *run) command(ctx context.Context, env []string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, r.Exe, args...)
 	cmd.Env = append(os.Environ(), env...)
@@ -113,21 +112,20 @@ func (r *run) command(ctx context.Context, env []string, args ...string) *exec.C
 	return cmd
 }
 
-// cli runs a subcommand to its end, shows the command line and what it printed,
-// and checks its exit status.
+// cli runs a subcommand to its end. It shows the command line and the output, and checks the exit status.
 func (r *run) cli(ctx context.Context, wantExit int, args ...string) (string, error) {
 	return r.cliWith(ctx, r.token.Env, "", wantExit, args...)
 }
 
-// cliWith is cli with another environment, that of another token, and with what is typed.
+// cliWith is cli with the environment of another token, and with typed as standard input.
 func (r *run) cliWith(ctx context.Context, env []string, typed string, wantExit int, args ...string) (string, error) {
-	r.say("$ claviger %s", strings.Join(args, " "))
+	r.printf("$ claviger %s", strings.Join(args, " "))
 	var out bytes.Buffer
 	cmd := r.command(ctx, env, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(typed), &out, &out
 	err := cmd.Run()
 	for _, line := range strings.Split(strings.TrimRight(out.String(), "\n"), "\n") {
-		r.say("  %s", line)
+		r.printf("  %s", line)
 	}
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -152,7 +150,7 @@ func tail(path string) string {
 	return strings.Join(lines, "\n")
 }
 
-// properties are a *-site.xml file, in order.
+// properties are the properties of a *-site.xml file, in order.
 type properties []property
 
 type property struct{ name, value string }
@@ -162,7 +160,7 @@ func (p properties) xml() []byte {
 	b.WriteString("<?xml version=\"1.0\"?>\n<configuration>\n")
 	for _, kv := range p {
 		b.WriteString("  <property><name>")
-		_ = xml.EscapeText(&b, []byte(kv.name)) // a bytes.Buffer takes everything
+		_ = xml.EscapeText(&b, []byte(kv.name)) // a bytes.Buffer returns no error
 		b.WriteString("</name><value>")
 		_ = xml.EscapeText(&b, []byte(kv.value))
 		b.WriteString("</value></property>\n")
@@ -171,7 +169,7 @@ func (p properties) xml() []byte {
 	return b.Bytes()
 }
 
-// with returns the properties with some set anew, and some taken out (value "").
+// with returns the properties with some changes. A value of "" removes a property.
 func (p properties) with(changes ...property) properties {
 	var out properties
 	for _, kv := range p {

@@ -15,37 +15,37 @@ import (
 	"claviger/provider"
 )
 
-// batch is how many EDEKs a NameNode sends for re-encryption at once
+// batch is the number of EDEKs that a NameNode sends for re-encryption in one request
 // (dfs.namenode.reencrypt.batch.size).
 const batch = 1000
 
-// acls are the rights at either KMS: the NameNode makes EDEKs and opens none,
-// users open what they may read, keyadmin manages, and self is the HSM KMS in
-// its own name.
+// acls are the rules of both KMSs: the NameNode makes EDEKs and opens none, the reader opens EDEKs, and keyadmin
+// manages keys. self is the user of the HSM KMS.
 func acls(self string) properties {
-	people := namenode + "," + reader + "," + keyadmin
+	users := namenode + "," + reader + "," + keyadmin
 	return properties{
 		{"hadoop.kms.acl.CREATE", keyadmin},
 		{"hadoop.kms.acl.DELETE", keyadmin},
 		{"hadoop.kms.acl.ROLLOVER", keyadmin},
 		{"hadoop.kms.acl.GET", keyadmin},
-		{"hadoop.kms.acl.GET_KEYS", people + "," + self},
-		{"hadoop.kms.acl.GET_METADATA", people + "," + self},
+		{"hadoop.kms.acl.GET_KEYS", users + "," + self},
+		{"hadoop.kms.acl.GET_METADATA", users + "," + self},
 		{"hadoop.kms.acl.SET_KEY_MATERIAL", keyadmin},
-		{"hadoop.kms.acl.GENERATE_EEK", namenode + "," + self}, // for the plan: it tries an EDEK of each key
+		{"hadoop.kms.acl.GENERATE_EEK", namenode + "," + self}, // plan tries an EDEK of each key
 		{"hadoop.kms.acl.DECRYPT_EEK", reader + "," + self},
 		{"hadoop.kms.blacklist.DECRYPT_EEK", namenode},
 		{"default.key.acl.MANAGEMENT", keyadmin},
 		{"default.key.acl.GENERATE_EEK", namenode},
 		{"default.key.acl.DECRYPT_EEK", reader},
-		{"default.key.acl.READ", people},
+		{"default.key.acl.READ", users},
 		{"whitelist.key.acl.READ", self},
 		{"whitelist.key.acl.DECRYPT_EEK", self},
 		{"whitelist.key.acl.GENERATE_EEK", self},
 	}
 }
 
-func (r *run) stageSource(ctx context.Context) error {
+// stepSource starts the KT KMS, and makes the keys and the files of its zones.
+func (r *run) stepSource(ctx context.Context) error {
 	self, err := user.Current()
 	if err != nil {
 		return err
@@ -70,11 +70,22 @@ func (r *run) stageSource(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.say("the KT KMS makes its OpenPGP identity at its first start, and registers with organization %s", org)
+	r.printf("the KT KMS makes its OpenPGP identity at its first start, and registers with organization %s", org)
 	if r.source, err = r.startKMS(ctx, "KT KMS", dir); err != nil {
 		return err
 	}
-	r.say("the KT KMS serves at %s, %v after its start", r.source.uri, r.source.took.Round(time.Millisecond))
+	r.printf("the KT KMS serves at %s, %v after its start", r.source.uri, r.source.took.Round(time.Millisecond))
+	if err := r.makeZones(ctx); err != nil {
+		return err
+	}
+	for _, z := range zones {
+		r.printf("key %s, %d bits: %s", z.name, z.bits, counts(r.versions(z.name)))
+	}
+	return nil
+}
+
+// makeZones makes the keys and the files of the zones at the source. The key of the first zone has two versions.
+func (r *run) makeZones(ctx context.Context) error {
 	for _, z := range zones {
 		spec := provider.Spec{Name: z.name, Cipher: claviger.DefaultCipher, BitLength: z.bits,
 			Attributes: map[string]string{"team": z.team}}
@@ -92,7 +103,7 @@ func (r *run) stageSource(ctx context.Context) error {
 			return err
 		}
 	}
-	err = r.as(ctx, r.source, keyadmin, func(k KMS) error {
+	err := r.as(ctx, r.source, keyadmin, func(k KMS) error {
 		_, err := k.Roll(ctx, zones[0].name, nil)
 		return err
 	})
@@ -103,7 +114,6 @@ func (r *run) stageSource(ctx context.Context) error {
 		if err := r.write(ctx, r.source, z.name, r.EDEKs-r.EDEKs/2); err != nil {
 			return err
 		}
-		r.say("key %s, %d bits: %s", z.name, z.bits, counts(r.versions(z.name)))
 	}
 	return nil
 }
@@ -115,16 +125,16 @@ func (r *run) stepTrusteeFiles(context.Context) error {
 		if err := copyFile(filepath.Join(from, f), filepath.Join(to, f)); err != nil {
 			return err
 		}
-		r.say("copied %s", f)
+		r.printf("copied %s", f)
 	}
-	r.say("by these the HSM KMS opens old EDEKs with the trustee's keys itself, also when the KT KMS is down")
+	r.printf("with these files the HSM KMS itself opens old EDEKs with the trustee's keys, even if the KT KMS is down")
 	return nil
 }
 
 func (r *run) stepTrust(context.Context) error {
 	to := filepath.Join(r.Dir, "hsm", "trustee.pem")
-	r.say("the trustee's certificate goes into the HSM KMS's truststore, %s; keytool's JKS and PKCS#12 stores do as well",
-		to)
+	r.printf("the trustee's certificate goes into the truststore of the HSM KMS, %s; JKS and PKCS#12 stores of "+
+		"keytool work too", to)
 	return copyFile(r.trusteeCert(), to)
 }
 
@@ -138,7 +148,8 @@ func (r *run) stepConfigure(ctx context.Context) error {
 		return fmt.Errorf("making a SoftHSM token: %w", err)
 	}
 	r.token = token
-	dir, err := r.conf("hsm", map[string]properties{"kms-site.xml": r.siteDuring(), "kms-acls.xml": acls(self.Username)})
+	dir, err := r.conf("hsm", map[string]properties{"kms-site.xml": r.siteDuring(),
+		"kms-acls.xml": acls(self.Username)})
 	if err != nil {
 		return err
 	}
@@ -148,12 +159,12 @@ func (r *run) stepConfigure(ctx context.Context) error {
 		return err
 	}
 	for _, p := range r.siteDuring() {
-		r.say("%s = %s", p.name, p.value)
+		r.printf("%s = %s", p.name, p.value)
 	}
 	return nil
 }
 
-// siteAfter is the HSM KMS's kms-site.xml when all is done.
+// siteAfter is the kms-site.xml of the HSM KMS after the migration.
 func (r *run) siteAfter() properties {
 	dir := filepath.Join(r.Dir, "hsm")
 	return properties{
@@ -164,7 +175,7 @@ func (r *run) siteAfter() properties {
 	}
 }
 
-// siteDuring is the same with the safety valves of step 5.
+// siteDuring is siteAfter with the source of the migration, as in step 5.
 func (r *run) siteDuring() properties {
 	dir := filepath.Join(r.Dir, "hsm")
 	return r.siteAfter().with(
@@ -177,23 +188,24 @@ func (r *run) siteDuring() properties {
 	)
 }
 
-// rewrite puts another kms-site.xml into the HSM KMS's folder.
+// rewrite writes another kms-site.xml into the folder of the HSM KMS.
 func (r *run) rewrite(site properties) (dir string, err error) {
 	return r.conf("hsm", map[string]properties{"kms-site.xml": site})
 }
 
 func (r *run) stepPlan(ctx context.Context) error {
-	if _, err := r.cli(ctx, 0, "migrate", "plan", "--conf", filepath.Join(r.Dir, "hsm"), "--as-user", reader); err != nil {
+	_, err := r.cli(ctx, 0, "migrate", "plan", "--conf", filepath.Join(r.Dir, "hsm"), "--as-user", reader)
+	if err != nil {
 		return err
 	}
-	_, err := r.rewrite(r.siteDuring().with(property{hadoopconf.InitiateMigration, "true"}))
-	r.say("%s = true", hadoopconf.InitiateMigration)
+	_, err = r.rewrite(r.siteDuring().with(property{hadoopconf.InitiateMigration, "true"}))
+	r.printf("%s = true", hadoopconf.InitiateMigration)
 	return err
 }
 
 func (r *run) stepCaches(context.Context) error {
-	r.say("not needed: a batch is one HSM call however large, so the caches need not be small for a distant HSM;")
-	r.say("one node and no Kerberos here, so no ZooKeeper either")
+	r.printf("not needed: a batch is one call of the HSM, so large caches work also with a distant HSM;")
+	r.printf("ZooKeeper is not needed either: there is one node, without Kerberos")
 	return nil
 }
 
@@ -201,8 +213,9 @@ func (r *run) stepStart(ctx context.Context) (err error) {
 	if r.hsm, err = r.startKMS(ctx, "HSM KMS", filepath.Join(r.Dir, "hsm")); err != nil {
 		return err
 	}
-	r.say("the HSM KMS migrated and serves at %s, %v after its start", r.hsm.uri, r.hsm.took.Round(time.Millisecond))
-	r.say("from here on the NameNode and the users talk to it alone")
+	r.printf("the HSM KMS has migrated the keys and serves at %s, %v after its start", r.hsm.uri,
+		r.hsm.took.Round(time.Millisecond))
+	r.printf("from now on the NameNode and the users send requests to the HSM KMS only")
 	return nil
 }
 
@@ -223,33 +236,43 @@ func (r *run) stepCompare(ctx context.Context) error {
 			}
 			for i, name := range names {
 				if was[i] == nil || is[i] == nil {
-					return fmt.Errorf("key %s is missing: at the source %t, at the HSM KMS %t", name, was[i] == nil, is[i] == nil)
+					return fmt.Errorf("key %s is missing: at the source %t, at the HSM KMS %t", name, was[i] == nil,
+						is[i] == nil)
 				}
 				if a, b := describe(was[i]), describe(is[i]); a != b {
 					return fmt.Errorf("key %s is\n  %s\nat the source, and\n  %s\nat the HSM KMS", name, a, b)
 				}
-				old, err := src.Versions(ctx, name)
-				if err != nil {
+				r.printf("%s", describe(is[i]))
+				if err := r.compareVersions(ctx, name, src, dst); err != nil {
 					return err
 				}
-				fresh, err := dst.Versions(ctx, name)
-				if err != nil {
-					return err
-				}
-				for _, v := range fresh {
-					if v.Material != nil {
-						return fmt.Errorf("the HSM KMS gave material of %s away", v.Name)
-					}
-					if slices.ContainsFunc(old, func(o claviger.KeyVersion) bool { return o.Name == v.Name }) {
-						return fmt.Errorf("version %s is on both sides", v.Name)
-					}
-				}
-				r.say("%s", describe(is[i]))
-				r.say("  %s at the source, %s in the HSM", versionNames(old), versionNames(fresh))
 			}
 			return nil
 		})
 	})
+}
+
+// compareVersions checks that the source and the HSM KMS share no version of a key, and that the HSM KMS returns no
+// material.
+func (r *run) compareVersions(ctx context.Context, name string, src, dst KMS) error {
+	old, err := src.Versions(ctx, name)
+	if err != nil {
+		return err
+	}
+	fresh, err := dst.Versions(ctx, name)
+	if err != nil {
+		return err
+	}
+	for _, v := range fresh {
+		if v.Material != nil {
+			return fmt.Errorf("the HSM KMS returned material of %s", v.Name)
+		}
+		if slices.ContainsFunc(old, func(o claviger.KeyVersion) bool { return o.Name == v.Name }) {
+			return fmt.Errorf("version %s is at the source and at the HSM KMS", v.Name)
+		}
+	}
+	r.printf("  %s at the source, %s in the HSM", versionNames(old), versionNames(fresh))
+	return nil
 }
 
 func (r *run) stepServe(ctx context.Context) error {
@@ -260,24 +283,24 @@ func (r *run) stepServe(ctx context.Context) error {
 		if err := r.write(ctx, r.hsm, z.name, r.EDEKs/4); err != nil {
 			return err
 		}
-		r.say("new files in %s: %s", z.name, counts(r.versions(z.name)))
+		r.printf("new files in %s: %s", z.name, counts(r.versions(z.name)))
 	}
-	// The NameNode's user must not be able to open what it stores.
+	// The NameNode's user must not open the EDEKs that it stores.
 	err := r.as(ctx, r.hsm, namenode, func(k KMS) error {
 		_, err := k.Unwrap(ctx, r.files[0].zone, "", []claviger.EDEK{r.files[0].edek})
 		return err
 	})
 	if !claviger.Is(err, claviger.Denied) {
-		return fmt.Errorf("the NameNode's user opened an EDEK, or was refused in another way than by the ACL: %w", err)
+		return fmt.Errorf("the NameNode's user must be refused by the ACL, and was not: %w", err)
 	}
-	r.say("%s may not open files, neither here nor by way of the source", namenode)
+	r.printf("%s may not open files, here and through the source", namenode)
 	return nil
 }
 
 func (r *run) stepReencrypt(ctx context.Context) error {
 	return r.as(ctx, r.hsm, namenode, func(k KMS) error {
 		for _, z := range zones {
-			var at []int // places of the zone's files in r.files
+			var at []int // indexes of the zone's files in r.files
 			for i, f := range r.files {
 				if f.zone == z.name {
 					at = append(at, i)
@@ -302,15 +325,15 @@ func (r *run) stepReencrypt(ctx context.Context) error {
 			}
 			vs := r.versions(z.name)
 			if len(vs) != 1 {
-				return fmt.Errorf("zone %s is not at one version after its re-encryption: %s", z.name, counts(vs))
+				return fmt.Errorf("zone %s has more than one version after its re-encryption: %s", z.name, counts(vs))
 			}
-			r.say("%s: %s, in %v", z.name, counts(vs), since(began))
+			r.printf("%s: %s, in %v", z.name, counts(vs), since(began))
 		}
 		return nil
 	})
 }
 
-func (r *run) stepMayItGo(ctx context.Context) error {
+func (r *run) stepStatus(ctx context.Context) error {
 	dir, err := r.rewrite(r.siteDuring())
 	if err != nil {
 		return err
@@ -321,15 +344,15 @@ func (r *run) stepMayItGo(ctx context.Context) error {
 	if r.hsm, err = r.startKMS(ctx, "HSM KMS", dir); err != nil {
 		return err
 	}
-	r.say("restarted without %s; it serves %v after its start", hadoopconf.InitiateMigration,
+	r.printf("restarted without %s; it serves %v after its start", hadoopconf.InitiateMigration,
 		r.hsm.took.Round(time.Millisecond))
 	for _, sub := range []string{"status", "verify"} {
 		if _, err := r.cli(ctx, 0, "migrate", sub, "--conf", dir); err != nil {
 			return err
 		}
 	}
-	r.say("")
-	r.say("versions of the source were asked for moments ago, so this is refused:")
+	r.printf("")
+	r.printf("versions of the source were used a moment ago, so finish is refused:")
 	_, err = r.cli(ctx, 3, "migrate", "finish", "--conf", dir)
 	return err
 }
@@ -338,7 +361,7 @@ func (r *run) stepSourceGone(ctx context.Context) error {
 	if err := errors.Join(r.source.stop(), r.trust.stop(), r.keyhsm.stop()); err != nil {
 		return err
 	}
-	r.say("KT KMS, Key Trustee Server and Key HSM are stopped")
+	r.printf("KT KMS, Key Trustee Server and Key HSM are stopped")
 	return r.openAll(ctx, r.hsm)
 }
 
@@ -350,8 +373,9 @@ func (r *run) stepFinish(ctx context.Context) error {
 	if err := r.hsm.stop(); err != nil {
 		return err
 	}
-	// The folder was copied in step 2; only who copied it can say that no KMS needs it.
-	typed := "no KMS needs the private key in " + filepath.Join(dir, ".keytrustee") + "\n" + filepath.Join(dir, ktsSite) + "\n"
+	// The folder was copied in step 2. Only the administrator knows that no KMS uses the copy, and types so.
+	typed := "no KMS needs the private key in " + filepath.Join(dir, ".keytrustee") + "\n" +
+		filepath.Join(dir, ktsSite) + "\n"
 	if _, err := r.cliWith(ctx, r.token.Env, typed, 0, "migrate", "finish", "--conf", dir, "--edeks-done",
 		"--unused-for", "0s", "--shred"); err != nil {
 		return err
@@ -365,18 +389,18 @@ func (r *run) stepFinish(ctx context.Context) error {
 func (r *run) report(ctx context.Context) error {
 	fmt.Fprintf(r.Out, "\n== Report\n")
 	for _, z := range zones {
-		r.say("%-10s %4d files, all at %s", z.name, len(r.byZone()[z.name]), counts(r.versions(z.name)))
+		r.printf("%-10s %4d files, all at %s", z.name, len(r.byZone()[z.name]), counts(r.versions(z.name)))
 	}
 	if _, err := r.cli(ctx, 0, "migrate", "status", "--conf", filepath.Join(r.Dir, "hsm")); err != nil {
 		return err
 	}
-	r.say("")
-	r.say("done in %v: no key material came into the HSM or left it, and no file was unreadable at any time",
+	r.printf("")
+	r.printf("done in %v: no key material was moved into the HSM or out of it, and no file was unreadable at any time",
 		time.Since(r.began).Round(10*time.Millisecond))
 	return nil
 }
 
-// describe is a key's metadata as one line.
+// describe returns the metadata of a key as one line.
 func describe(m *claviger.Metadata) string {
 	desc := "no description"
 	if m.Description != nil {
@@ -392,6 +416,7 @@ func describe(m *claviger.Metadata) string {
 		strings.Join(attrs, " "))
 }
 
+// versionNames returns the names of versions, separated by commas.
 func versionNames(vs []claviger.KeyVersion) string {
 	names := make([]string, len(vs))
 	for i, v := range vs {
@@ -400,7 +425,7 @@ func versionNames(vs []claviger.KeyVersion) string {
 	return strings.Join(names, ", ")
 }
 
-// counts is "150 x k@0, 150 x k@1".
+// counts formats numbers of files by version, as "150 x k@0, 150 x k@1".
 func counts(m map[string]int) string {
 	var parts []string
 	for v, n := range m {

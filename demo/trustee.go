@@ -22,9 +22,8 @@ func (r *run) trusteeCert() string {
 	return filepath.Join(r.trusteeDir(), ".ssl", "ssl-cert-keytrustee.pem")
 }
 
-// stageTrustee starts a Key HSM on a token of its own, and the Key Trustee Server
-// in front of it.
-func (r *run) stageTrustee(ctx context.Context) error {
+// stepTrustee starts a Key HSM on its own token, and the Key Trustee Server that uses it.
+func (r *run) stepTrustee(ctx context.Context) error {
 	dir, hsm := r.trusteeDir(), filepath.Join(r.Dir, "keyhsm")
 	if _, err := r.cli(ctx, 0, "trustee", "init", "--confdir", dir, "--hostname", "localhost", "--hostname",
 		"127.0.0.1"); err != nil {
@@ -35,8 +34,8 @@ func (r *run) stageTrustee(ctx context.Context) error {
 		return fmt.Errorf("making a SoftHSM token: %w", err)
 	}
 	for _, args := range [][]string{
-		{"setup", "softhsm", "--conf", hsm, "--module", token.Module, "--token", token.Label, "--pin-file", token.PINFile,
-			"--host", "127.0.0.1", "--listen", "127.0.0.1:9090"},
+		{"setup", "softhsm", "--conf", hsm, "--module", token.Module, "--token", token.Label,
+			"--pin-file", token.PINFile, "--host", "127.0.0.1", "--listen", "127.0.0.1:9090"},
 		{"trust", "--conf", hsm, r.trusteeCert()},
 		{"validate", "--conf", hsm},
 	} {
@@ -44,13 +43,13 @@ func (r *run) stageTrustee(ctx context.Context) error {
 			return err
 		}
 	}
-	// Its usual port may be another's on this machine.
+	// The default port may be in use on this machine.
 	if r.keyhsm, err = r.start(ctx, "Key HSM", hsm, token.Env, "keyhsm", "start", "--conf", hsm, "--listen",
 		"127.0.0.1:0"); err != nil {
 		return err
 	}
-	r.say("the Key HSM serves at %s", r.keyhsm.base)
-	out, err := r.secretly(ctx, "orgtool", "add", "--confdir", dir, "-n", org, "-c", "ops@example.com")
+	r.printf("the Key HSM serves at %s", r.keyhsm.base)
+	out, err := r.hiddenOutput(ctx, "orgtool", "add", "--confdir", dir, "-n", org, "-c", "ops@example.com")
 	if err != nil {
 		return err
 	}
@@ -61,18 +60,18 @@ func (r *run) stageTrustee(ctx context.Context) error {
 		"--listen", "127.0.0.1:0",
 		"--keyhsm", r.keyhsm.base, "--keyhsm-cert", filepath.Join(hsm, "server.crt"))
 	if err == nil {
-		r.say("the Key Trustee Server serves at %s", r.trust.base)
+		r.printf("the Key Trustee Server serves at %s", r.trust.base)
 	}
 	return err
 }
 
-// authSecret takes the organization's secret out of what orgtool prints.
+// authSecret returns the organization's secret from the output of orgtool.
 func authSecret(out []byte) (string, error) {
 	var orgs map[string]struct {
 		AuthSecret string `json:"auth_secret"`
 	}
 	if err := json.Unmarshal(out, &orgs); err != nil {
-		return "", fmt.Errorf("what orgtool printed: %w", err)
+		return "", fmt.Errorf("the output of orgtool: %w", err)
 	}
 	if orgs[org].AuthSecret == "" {
 		return "", fmt.Errorf("orgtool printed no secret of organization %s", org)
@@ -80,18 +79,18 @@ func authSecret(out []byte) (string, error) {
 	return orgs[org].AuthSecret, nil
 }
 
-// secretly runs a subcommand whose output is nobody's business.
-func (r *run) secretly(ctx context.Context, args ...string) ([]byte, error) {
-	r.say("$ claviger %s", strings.Join(args, " "))
+// hiddenOutput runs a subcommand and does not print its output, because it holds a secret.
+func (r *run) hiddenOutput(ctx context.Context, args ...string) ([]byte, error) {
+	r.printf("$ claviger %s", strings.Join(args, " "))
 	out, err := r.command(ctx, nil, args...).Output()
 	if err != nil {
 		return nil, fmt.Errorf("claviger %s: %w", args[0], err)
 	}
-	r.say("  (the organization's secret)")
+	r.printf("  (the organization's secret)")
 	return out, nil
 }
 
-// copyFile copies a file for its owner alone.
+// copyFile copies a file. Only its owner can read the copy.
 func copyFile(from, to string) error {
 	b, err := os.ReadFile(from)
 	if err != nil {
