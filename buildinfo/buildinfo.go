@@ -1,4 +1,4 @@
-// Package buildinfo tells which build of claviger this program is: version, commit, date and platform.
+// Package buildinfo describes the build of the running program: version, commit, date and platform.
 package buildinfo
 
 import (
@@ -11,7 +11,7 @@ import (
 	"claviger/console"
 )
 
-// release is set by the linker where a release is built (-X claviger/buildinfo.release=1.2.3).
+// release is the version of a release. The linker sets it: -X claviger/buildinfo.release=1.2.3.
 var release string
 
 // Info describes the running program. A field that the build did not record is "unknown".
@@ -52,15 +52,18 @@ func (b Info) String() string {
 	if b.Modified {
 		modified = ", changed since"
 	}
-	return fmt.Sprintf("claviger %s (commit %s of %s%s; %s, %s)", b.Version, b.Commit, b.Date, modified, b.Go, b.Platform)
+	return fmt.Sprintf("claviger %s (commit %s of %s%s; %s, %s)", b.Version, b.Commit, b.Date, modified, b.Go,
+		b.Platform)
 }
 
 // Log writes the first line of a server's log.
 func (b Info) Log(log *slog.Logger) {
-	log.Info("claviger", "version", b.Version, "commit", b.Commit, "date", b.Date, "modified", b.Modified, "go", b.Go, "platform", b.Platform)
+	log.Info("claviger", "version", b.Version, "commit", b.Commit, "date", b.Date, "modified", b.Modified,
+		"go", b.Go, "platform", b.Platform)
 }
 
 // Metric adds the gauge claviger_build_info to m.
 func (b Info) Metric(m *console.Metrics) {
-	m.Info("claviger_build_info", "Which program this is.", map[string]string{"version": b.Version, "commit": b.Commit, "date": b.Date, "go": b.Go})
+	m.Info("claviger_build_info", "The build of the running program.",
+		map[string]string{"version": b.Version, "commit": b.Commit, "date": b.Date, "go": b.Go})
 }

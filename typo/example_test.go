@@ -6,7 +6,7 @@ import (
 	"claviger/typo"
 )
 
-// A misspelt word is found, and a word that is far from all others is not.
+// Nearest finds the word for a misspelt one, and nothing for a word that is far from all others.
 func ExampleNearest() {
 	known := []string{"DECRYPT_EEK", "GENERATE_EEK", "ROLLOVER"}
 	for _, word := range []string{"DECRYPT_EKK", "PURGE"} {

@@ -1,5 +1,5 @@
-// Package typo measures how many edits lie between two words. It finds the known word that a misspelt one
-// probably means, for the "did you mean" of a message.
+// Package typo finds the known word that a misspelt word probably means, for the "did you mean" of a message. It counts
+// the edits that turn one word into the other.
 package typo
 
 import (
@@ -7,14 +7,14 @@ import (
 	"unicode/utf8"
 )
 
-// Nearest returns the known word that a misspelt word most probably means. Case is ignored. Up to one edit is
-// forgiven, and one more for every eight letters of the word; of two words at the same distance the first
-// wins. A word that begins a known one ("DECRYPT" of "DECRYPT_EEK") counts as near, too. ok is false where no
-// known word is near. Nearest is for unknown words: it does not check that word is one of known.
+// Nearest returns the known word that a misspelt word most probably means. Case is ignored. A known word is near if at
+// most one edit separates the two, and one more edit for every eight letters of word. If two known words have the same
+// distance, the first one is returned. A known word that begins with word ("DECRYPT_EEK" for "DECRYPT") is near, too.
+// ok is false if no known word is near. Nearest is for unknown words: it does not check whether word is in known.
 func Nearest(word string, known []string) (nearest string, ok bool) {
-	const shortestBeginning = 3 // letters; more words begin with fewer than could be meant
+	const shortestBeginning = 3 // letters; too many known words begin with one or two given letters
 	w := strings.ToLower(word)
-	best := 2 + len(w)/8 // one more than is forgiven
+	best := 2 + len(w)/8 // one more than the allowed edits
 	beginning := ""
 	for _, k := range known {
 		lower := strings.ToLower(k)
@@ -31,8 +31,8 @@ func Nearest(word string, known []string) (nearest string, ok bool) {
 	return nearest, ok
 }
 
-// DidYouMean returns the end of a message that names an unknown word: "; did you mean X?", with X as show
-// writes it; "" where no known word is near.
+// DidYouMean returns the end of a message about an unknown word: "; did you mean X?", where show formats X. It returns
+// "" if no known word is near.
 func DidYouMean(word string, known []string, show func(string) string) string {
 	if near, ok := Nearest(word, known); ok {
 		return "; did you mean " + show(near) + "?"
@@ -40,9 +40,8 @@ func DidYouMean(word string, known []string, show func(string) string) string {
 	return ""
 }
 
-// Distance returns the number of edits that turn a into b, or limit where there are limit or more. An edit adds
-// a letter, removes one, replaces one, or swaps two neighbours; no letter is edited twice (the optimal string
-// alignment distance).
+// Distance returns the number of edits that turn a into b, but at most limit. An edit adds, removes or replaces a
+// letter, or swaps two neighbours. No letter is edited twice (the optimal string alignment distance).
 func Distance(a, b string, limit int) int {
 	if d := utf8.RuneCountInString(a) - utf8.RuneCountInString(b); d >= limit || -d >= limit {
 		return limit

@@ -13,7 +13,7 @@ func TestNearest(t *testing.T) {
 	for _, c := range []struct {
 		word  string
 		known []string
-		want  string // "" where nothing is near
+		want  string // "" if nothing is near
 	}{
 		{"read", ops, "READ"},
 		{"REED", ops, "READ"},
@@ -26,7 +26,7 @@ func TestNearest(t *testing.T) {
 		{"", ops, ""},
 		{"READ", nil, ""},
 		{"hadoop.kms.http.prot", props, "hadoop.kms.http.port"},
-		{"hadoop.kms.http.post", props, "hadoop.kms.http.port"}, // host is as near; the first wins
+		{"hadoop.kms.http.post", props, "hadoop.kms.http.port"}, // host has the same distance; port is first
 		{"hadoop.kms.http_host", props, "hadoop.kms.http.host"},
 		{"hadoop.kms.key.provider.url", props, "hadoop.kms.key.provider.uri"},
 		{"hadoop.kms.colour", props, ""},
@@ -44,7 +44,7 @@ func TestDidYouMean(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	if got := typo.DidYouMean("omega", known, strconv.Quote); got != "" {
-		t.Errorf("got %q for a word that is near to none", got)
+		t.Errorf("got %q for a word that is near to no known word", got)
 	}
 }
 
@@ -55,14 +55,14 @@ func TestDistance(t *testing.T) {
 		want int
 	}{
 		{"", "", 0}, {"", "ab", 2}, {"password", "passwrod", 1}, {"passphrase", "pasphrasse", 2}, {"ca", "abc", 3},
-		{"schlüssel", "schlussel", 1}, // letters count, and not the bytes of UTF-8
+		{"schlüssel", "schlussel", 1}, // letters are counted, not bytes of UTF-8
 		{"secret", "unrelated words", limit},
 	} {
 		if got := typo.Distance(c.a, c.b, limit); got != c.want {
 			t.Errorf("Distance(%q, %q) = %d; want %d", c.a, c.b, got, c.want)
 		}
 		if got, back := typo.Distance(c.a, c.b, 2), typo.Distance(c.b, c.a, 2); got != min(c.want, 2) || back != got {
-			t.Errorf("Distance(%q, %q) below 2 = %d, and %d the other way round; want %d", c.a, c.b, got, back,
+			t.Errorf("Distance(%q, %q) with limit 2 = %d, and %d in the other direction; want %d", c.a, c.b, got, back,
 				min(c.want, 2))
 		}
 	}
