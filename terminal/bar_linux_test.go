@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pseudoTerminal returns a terminal of 120 columns, and a function that returns all that was written to it
-// once it is closed.
+// pseudoTerminal returns a terminal of 120 columns. After it is closed, the function returns all text that was written
+// to it.
 func pseudoTerminal(t *testing.T) (*os.File, func() string) {
 	t.Helper()
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
@@ -38,14 +38,14 @@ func pseudoTerminal(t *testing.T) (*os.File, func() string) {
 	t.Cleanup(func() { _ = terminal.Close() })
 	all := make(chan string, 1)
 	go func() {
-		b, _ := io.ReadAll(master) // it ends with an error: the other side is closed
+		b, _ := io.ReadAll(master) // it ends with an error when the other side is closed
 		all <- string(b)
 	}()
 	return terminal, func() string { return <-all }
 }
 
-// TestBar: a terminal gets a bar, which a broken-off run leaves where it was. What comes after it is not
-// overwritten.
+// TestBar: a terminal gets a bar. If the work stops early, the bar stays as it is and does not overwrite the text after
+// it.
 func TestBar(t *testing.T) {
 	terminal, shown := pseudoTerminal(t)
 	p := NewProgress(terminal, "keys", false)
@@ -63,11 +63,11 @@ func TestBar(t *testing.T) {
 		}
 	}
 	if !strings.HasSuffix(strings.TrimSpace(text), "the end") {
-		t.Errorf("%q does not end as written", text)
+		t.Errorf("%q does not end with the text after the bar", text)
 	}
 }
 
-// TestConfirmAtATerminal: a person confirms a list by its length.
+// TestConfirmAtATerminal: a person confirms a list by typing its length.
 func TestConfirmAtATerminal(t *testing.T) {
 	for typed, ok := range map[string]bool{"2\n": true, "3\n": false, "y\n": false} {
 		terminal, _ := pseudoTerminal(t)

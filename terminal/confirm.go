@@ -19,13 +19,13 @@ type Prompt struct {
 	terminal bool
 }
 
-// NewPrompt returns the prompt of a command. A command has one, since a prompt reads ahead.
+// NewPrompt returns the prompt of a command. Make only one for a command, since a prompt reads ahead.
 func NewPrompt(cmd *cobra.Command) *Prompt {
 	in := cmd.InOrStdin()
 	return &Prompt{bufio.NewReader(io.LimitReader(in, 64<<10)), cmd.ErrOrStderr(), IsTerminal(in)}
 }
 
-// Ask writes a question and returns the line that answers it, which is empty at the end of the input.
+// Ask writes a question and returns the next line of input. At the end of the input the line is empty.
 func (p *Prompt) Ask(format string, args ...any) (string, error) {
 	if err := Fprintf(p.out, format, args...); err != nil {
 		return "", err
@@ -37,28 +37,28 @@ func (p *Prompt) Ask(format string, args ...any) (string, error) {
 	return strings.TrimRight(line, "\r\n"), nil
 }
 
-// ConfirmList returns nil where a person confirms a list of n entries that the command has shown: by given,
-// which must be the list's digest, or at a terminal by typing n. The words in what say what is done to the
-// entries. Any other answer is a claviger.RefusedError.
+// ConfirmList returns nil if a person confirms a list of n entries that the command has shown. given is the digest that
+// the person passed by a flag; it must be the list's digest. If it is "", a person at a terminal must type n. what says
+// what happens to the entries. Any other answer is a claviger.RefusedError.
 func (p *Prompt) ConfirmList(given, digest string, n int, what string) error {
 	switch {
 	case given == digest:
 		return nil
 	case given != "":
-		return claviger.Refuse("--confirm %s is of another list: this one has the digest %s; nothing was done",
+		return claviger.Refuse("--confirm %s is for another list: this list has the digest %s; nothing was done",
 			given, digest)
 	case !p.terminal:
-		return claviger.Refuse("nothing was done; to %s, say --confirm %s", what, digest)
+		return claviger.Refuse("nothing was done; to %s, pass --confirm %s", what, digest)
 	}
-	typed, err := p.Ask("To %s, type how many they are (%d): ", what, n)
+	typed, err := p.Ask("To %s, type their number (%d): ", what, n)
 	if err == nil && strings.TrimSpace(typed) != strconv.Itoa(n) {
 		err = claviger.Refuse("not confirmed; nothing was done")
 	}
 	return err
 }
 
-// ConfirmName returns nil where a person types a name once more, or gives it by a flag. The verb says what
-// was not done otherwise, as "purged". Another name is a claviger.RefusedError.
+// ConfirmName returns nil if a person types a name again, or has passed it by a flag (given). For another name it
+// returns a claviger.RefusedError, which says with verb what was not done, as "purged".
 func (p *Prompt) ConfirmName(name string, given *string, verb, question string) error {
 	var typed string
 	if given != nil {

@@ -21,7 +21,7 @@ func prompt(typed string) *terminal.Prompt {
 
 func refused(err error) bool { return errors.As(err, new(*claviger.RefusedError)) }
 
-// TestConfirmList: off a terminal only the digest of the list that was shown confirms it.
+// TestConfirmList: without a terminal, only the digest of the shown list confirms it.
 func TestConfirmList(t *testing.T) {
 	if err := prompt("").ConfirmList("d1", "d1", 2, "destroy them"); err != nil {
 		t.Error(err)
@@ -35,16 +35,23 @@ func TestConfirmList(t *testing.T) {
 	}
 }
 
-// TestConfirmName: only the name itself confirms, typed or given.
+// TestConfirmName: only the name itself confirms, typed or by the flag.
 func TestConfirmName(t *testing.T) {
 	name, other := "k", "K"
 	for _, c := range []struct {
 		typed string
 		given *string
 		ok    bool
-	}{{"k\n", nil, true}, {"k\r\n", nil, true}, {"k", nil, true}, {"", &name, true}, {"K\n", nil,
-		false}, {"k \n", nil, false},
-		{"", nil, false}, {"k\n", &other, false}} {
+	}{
+		{"k\n", nil, true},
+		{"k\r\n", nil, true},
+		{"k", nil, true},
+		{"", &name, true},
+		{"K\n", nil, false},
+		{"k \n", nil, false},
+		{"", nil, false},
+		{"k\n", &other, false},
+	} {
 		if err := prompt(c.typed).ConfirmName("k", c.given, "purged", "?"); (err == nil) != c.ok ||
 			err != nil && !refused(err) {
 			t.Errorf("%+v: %v", c, err)

@@ -6,7 +6,7 @@ import (
 	"claviger/terminal"
 )
 
-// What moves the cursor, or turns the direction of writing, is shown as an escape.
+// Characters that move the cursor or change the direction of writing are escaped.
 func ExampleSafe() {
 	fmt.Println(terminal.Safe("key \x1b[2J\u202e"))
 	// Output: key \u001b[2J\u202e

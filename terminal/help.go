@@ -11,9 +11,9 @@ import (
 // HelpWidth is the number of columns that a help text may take.
 const HelpWidth = 80
 
-// Wrap breaks the paragraphs of a text into lines of at most width columns. An empty line ends a paragraph.
-// Each following line of a paragraph begins with indent. Lines that begin with a blank stay as they are:
-// they are tables or examples. Line ends at the end of the text are left out.
+// Wrap breaks the paragraphs of a text into lines of at most width columns. An empty line ends a paragraph. Each line
+// of a paragraph after the first begins with indent. Lines that begin with a blank do not change: they are tables,
+// lists or examples. Wrap removes line ends at the end of the text.
 func Wrap(text string, width int, indent string) string {
 	var b strings.Builder
 	var words []string
@@ -37,6 +37,7 @@ func Wrap(text string, width int, indent string) string {
 	return strings.TrimRight(b.String(), "\n")
 }
 
+// writeWords writes the words of one paragraph.
 func writeWords(b *strings.Builder, words []string, width int, indent string) {
 	if len(words) == 0 {
 		return
@@ -59,12 +60,13 @@ func writeWords(b *strings.Builder, words []string, width int, indent string) {
 	b.WriteByte('\n')
 }
 
-// Help lays the help texts of a command and of its subcommands out for HelpWidth columns.
+// Help formats the help texts of a command and of its subcommands for HelpWidth columns.
 func Help(root *cobra.Command) {
 	root.SetUsageFunc(usage)
 	wrapLong(root)
 }
 
+// wrapLong wraps the long help text of each command.
 func wrapLong(cmd *cobra.Command) {
 	if cmd.Long == "" {
 		cmd.Long = cmd.Short
@@ -75,7 +77,7 @@ func wrapLong(cmd *cobra.Command) {
 	}
 }
 
-// usage writes what cobra's template writes, in HelpWidth columns.
+// usage writes the same as cobra's usage template, in HelpWidth columns.
 func usage(cmd *cobra.Command) error {
 	var b strings.Builder
 	b.WriteString("Usage:\n")
@@ -103,16 +105,16 @@ func usage(cmd *cobra.Command) error {
 	return err
 }
 
-// flagOverhang is how far pflag goes beyond its width to spare a short last line.
+// flagOverhang is the number of columns by which pflag exceeds its width to avoid a short last line.
 const flagOverhang = 5
 
-// indented is a line of usage, on several lines where it is long.
+// indented returns a line of usage, indented. A long line is broken into several.
 func indented(line string) string {
 	const indent = "  "
 	return indent + strings.ReplaceAll(Wrap(line, HelpWidth-len(indent), "    "), "\n", "\n"+indent) + "\n"
 }
 
-// entry is a line of the list of commands.
+// entry returns a line of the list of commands.
 func entry(name string, padding int, short string) string {
 	column := strings.Repeat(" ", max(padding-len(name), 0)+1)
 	text := "  " + name + column

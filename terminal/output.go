@@ -12,7 +12,7 @@ import (
 	"claviger"
 )
 
-// Format is a form in which a command writes its data. It is the value of the flag -o.
+// Format is the format of a command's output. It is the value of the flag -o.
 type Format string
 
 // The formats.
@@ -21,7 +21,7 @@ const (
 	JSON Format = "json"
 )
 
-// Set takes the value of the flag.
+// Set sets the value of the flag.
 func (f *Format) Set(value string) error {
 	switch Format(value) {
 	case Text, JSON:
@@ -34,18 +34,18 @@ func (f *Format) Set(value string) error {
 // String returns the value of the flag.
 func (f *Format) String() string { return string(*f) }
 
-// Type names the kind of value in a help text.
+// Type returns the type of the value, for a help text.
 func (f *Format) Type() string { return "string" }
 
-// Output writes the data of one command to its standard output, in the format that the flag -o chooses.
-// Flag, or JSONFlag, must be called when the command is made.
+// Output writes the data of one command to its standard output, in the format that the flag -o chooses. Call Flag or
+// JSONFlag when the command is made.
 type Output struct {
 	cmd    *cobra.Command
 	format Format
-	w      io.Writer // where there is no command
+	w      io.Writer // used if cmd is nil
 }
 
-// To returns the output, as text, of work that no command line started.
+// To returns an output that writes text to w. It is for work without a command line.
 func To(w io.Writer) *Output { return &Output{w: w, format: Text} }
 
 func (o *Output) writer() io.Writer {
@@ -55,11 +55,11 @@ func (o *Output) writer() io.Writer {
 	return o.cmd.OutOrStdout()
 }
 
-// Flag gives a command the flag -o, with Text as its default.
+// Flag gives a command the flag -o, with Text as the default.
 func (o *Output) Flag(cmd *cobra.Command) { o.flag(cmd, Text) }
 
-// JSONFlag gives a command the flag -o, with JSON as its default. It is for commands whose model in another
-// product prints JSON only.
+// JSONFlag gives a command the flag -o, with JSON as the default. It is for commands of another product that print JSON
+// only there.
 func (o *Output) JSONFlag(cmd *cobra.Command) { o.flag(cmd, JSON) }
 
 func (o *Output) flag(cmd *cobra.Command, def Format) {
@@ -90,7 +90,7 @@ func (o *Output) Write(v any, text func(io.Writer)) error {
 	return w.Flush()
 }
 
-// Printf writes a remark for people to standard output, and nothing where the output is JSON.
+// Printf writes a remark for people to standard output. If the output is JSON, it writes nothing.
 func (o *Output) Printf(format string, args ...any) error {
 	if o.JSON() {
 		return nil
@@ -104,6 +104,6 @@ func Fprintf(w io.Writer, format string, args ...any) error {
 	return err
 }
 
-// Safe escapes what a terminal must not be shown, and keeps line ends and tabs. JSON stays the same JSON:
-// its strings alone can hold characters that are escaped.
+// Safe escapes characters that are unsafe on a terminal. It keeps line ends and tabs. The meaning of JSON does not
+// change: only strings in it can hold such characters.
 func Safe(text string) string { return claviger.Escape(text, "\n\t") }

@@ -11,24 +11,25 @@ import (
 	"golang.org/x/term"
 )
 
-// between is the time between two lines of progress in a log.
-const between = 10 * time.Second
+// logInterval is the time between two lines of progress in a log.
+const logInterval = 10 * time.Second
 
-// Progress shows how far a command's work has come: as a bar on a terminal, as a line now and then where the
-// output goes to a log. It is not for concurrent use.
+// Progress shows the progress of a command's work: as a bar on a terminal, or as a line every logInterval in a log. It
+// is not for concurrent use.
 type Progress struct {
 	out   io.Writer // nil: the progress is not shown
 	unit  string    // "keys"
-	bar   *mpb.Bar  // nil: a log, or no step yet
+	bar   *mpb.Bar  // nil for a log, and before the first step
 	group *mpb.Progress
-	step  atomic.Pointer[string] // what the bar shows at its end
+	step  atomic.Pointer[string] // text after the bar
 
-	terminal   bool
-	now        func() time.Time
-	began, was time.Time // when the work began; when the last line was written
+	terminal    bool
+	now         func() time.Time
+	began, last time.Time // when the work began; when the last line was written
 }
 
-// NewProgress returns the progress of work that is counted in units, as "keys". With quiet it shows nothing.
+// NewProgress returns the progress of work that is counted in units, for instance "keys". If quiet is true, it shows
+// nothing.
 func NewProgress(out io.Writer, unit string, quiet bool) *Progress {
 	p := &Progress{out: out, unit: unit, terminal: IsTerminal(out), now: time.Now}
 	if quiet {
@@ -43,8 +44,8 @@ func IsTerminal(stream any) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// Show shows that done of total units are done, and the step that is under way. Until total is known, which
-// is until it is above 0, nothing is shown.
+// Show shows that done of total units are done, and the current step. It shows nothing while total is 0, which means
+// that the total is not known yet.
 func (p *Progress) Show(done, total int, step string) {
 	if p.out == nil || total == 0 {
 		return
@@ -66,21 +67,21 @@ func (p *Progress) Show(done, total int, step string) {
 	p.bar.SetCurrent(int64(done))
 }
 
-// line writes a line of a log, where the last one is long enough ago. Short work writes none.
+// line writes a line to a log, if logInterval has passed since the last line. Short work writes no line.
 func (p *Progress) line(done, total int, step string) {
 	now := p.now()
 	if p.began.IsZero() {
-		p.began, p.was = now, now
+		p.began, p.last = now, now
 	}
-	if now.Sub(p.was) < between {
+	if now.Sub(p.last) < logInterval {
 		return
 	}
-	p.was = now
+	p.last = now
 	// A log that cannot be written must not end the work.
 	_ = Fprintf(p.out, "%d of %d %s, after %v: %s\n", done, total, p.unit, now.Sub(p.began).Round(time.Second), step)
 }
 
-// End ends the bar where it is. It must be called before anything else is written to the terminal.
+// End stops the bar. Call it before you write anything else to the terminal.
 func (p *Progress) End() {
 	if p.bar == nil {
 		return

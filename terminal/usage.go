@@ -19,11 +19,11 @@ func (e *UsageError) Error() string { return e.Err.Error() }
 // Unwrap returns Err.
 func (e *UsageError) Unwrap() error { return e.Err }
 
-// CheckUsage makes each error about the command line a UsageError that says what is wrong or missing: for a
-// command and all its subcommands.
+// CheckUsage turns each error about the command line into a UsageError, which says what is wrong or missing. It does so
+// for a command and all its subcommands.
 func CheckUsage(root *cobra.Command) {
 	root.Args = func(cmd *cobra.Command, args []string) error {
-		if len(args) > 0 { // not a help page with exit status 0
+		if len(args) > 0 { // cobra would print the help and exit with 0
 			return unknownCommand(cmd, args[0])
 		}
 		return nil
@@ -33,7 +33,7 @@ func CheckUsage(root *cobra.Command) {
 	checkUsage(root)
 }
 
-// strconvText matches the words that package strconv puts before its reason. They repeat the flag's value.
+// strconvText matches the text that package strconv writes before its reason. It repeats the flag's value.
 var strconvText = regexp.MustCompile(`strconv\.\w+: parsing "(?:[^"\\]|\\.)*": `)
 
 // withoutStrconv returns the error of a flag without the name of the Go function that has refused its value.
@@ -44,6 +44,7 @@ func withoutStrconv(err error) error {
 	return err
 }
 
+// checkUsage is CheckUsage for one command and its subcommands.
 func checkUsage(c *cobra.Command) {
 	if check := c.Args; check != nil {
 		c.Args = func(cmd *cobra.Command, args []string) error {
@@ -64,8 +65,8 @@ func checkUsage(c *cobra.Command) {
 	}
 }
 
-// unknownCommand refuses a word that is no command of a group. It names the command that was probably meant.
-// The group's annotations name commands of other programs for words that users try.
+// unknownCommand returns an error for a word that is not a command of a group. It suggests similar commands. The
+// group's annotations name commands of other programs, for words that users try.
 func unknownCommand(group *cobra.Command, word string) error {
 	group.SuggestionsMinimumDistance = 2
 	text := fmt.Sprintf("unknown command %q for %q", word, group.CommandPath())
@@ -77,12 +78,12 @@ func unknownCommand(group *cobra.Command, word string) error {
 	return &UsageError{errors.New(text)}
 }
 
-// Misspelt finds a word that is no command before cobra reads the flags behind it as those of the group,
-// which would refuse them first. It returns the group, and a UsageError where there is such a word.
+// Misspelt finds a word that should be a command and is not. Without it, cobra would refuse the flags after the word
+// first, because the group has no such flags. It returns the group, and a UsageError if there is such a word.
 func Misspelt(root *cobra.Command, args []string) (*cobra.Command, error) {
 	cmd, rest, err := root.Find(args)
 	if err != nil || !cmd.HasSubCommands() || len(rest) == 0 || strings.HasPrefix(rest[0], "-") {
-		return cmd, nil //nolint:nilerr // the command says so itself
+		return cmd, nil //nolint:nilerr // cobra reports it
 	}
 	if cmd == root && (rest[0] == "help" || strings.HasPrefix(rest[0], "__")) { // cobra adds these when it runs
 		return cmd, nil
@@ -90,7 +91,7 @@ func Misspelt(root *cobra.Command, args []string) (*cobra.Command, error) {
 	return cmd, unknownCommand(cmd, rest[0])
 }
 
-// newHelpCommand returns cobra's command help, which also refuses a word that is no command.
+// newHelpCommand returns the command help of cobra, which also refuses a word that is not a command.
 func newHelpCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [command]",
@@ -109,11 +110,10 @@ func newHelpCommand() *cobra.Command {
 	}
 }
 
-// usageWord matches a part of a command's Use: a group in brackets, a flag with its
-// value, or an argument.
+// usageWord matches a part of a command's Use: a group in brackets, a flag with its value, or an argument.
 var usageWord = regexp.MustCompile(`\[[^\]]*\](?:\.\.\.)?|\([^)]*\)|--?\S+(?: [A-Z][A-Z0-9@]*)?|\S+`)
 
-// arguments returns the arguments that a command's Use demands.
+// arguments returns the arguments that a command's Use requires.
 func arguments(use string) (names []string) {
 	_, use, _ = strings.Cut(use, " ")
 	for _, word := range usageWord.FindAllString(use, -1) {
@@ -124,10 +124,11 @@ func arguments(use string) (names []string) {
 	return names
 }
 
-// quoted matches a flag's name in cobra's error.
+// quoted matches the name of a flag in cobra's error.
 var quoted = regexp.MustCompile(`"([^"]+)"`)
 
-// nameMissing names the arguments and flags that a command line lacks. Where it lacks none, it returns err.
+// nameMissing returns an error that names the missing arguments and flags of a command line. If none is missing, it
+// returns err.
 func nameMissing(cmd *cobra.Command, args []string, err error) error {
 	want := arguments(cmd.Use)
 	if len(args) >= len(want) {

@@ -29,8 +29,7 @@ func newACLCommand() *cobra.Command {
 	return cmd
 }
 
-// noAnswer marks an error of `claviger acl`: status 1 is "no", and so can't also
-// be "don't know".
+// noAnswer gives an error exit status 3. For these commands status 1 would be an answer, for instance "no".
 func noAnswer(err error) error {
 	var coded *exitError
 	if err == nil || errors.As(err, &coded) {
@@ -50,15 +49,18 @@ func newACLExplain() *cobra.Command {
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "explain USER OPERATION [KEY] --conf DIR",
-		Short: "Tell whether a user may do something, and which line of which file decides",
-		Long: `explain tells whether the rules of DIR's kms-acls.xml admit USER (a short name) to OPERATION on KEY,
-and goes through the rules in the order in which the server does. OPERATION is a right, such as DECRYPT_EEK, or a
-request's name in the audit log; capitals do not matter:
-` + wrapped(authz.RequestNames(), 130) + `
-Without KEY, only the rules at operation level are asked. It reads the
-files, not the running server: a server takes a change over within about a second, and keeps its rules where a file
-is broken. Exit status: 0 he may, 1 he may not, 2 the command line is wrong, 3 there is no answer, for instance as a
-file is broken.`,
+		Short: "Show whether a user has a right, and which line of which file decides",
+		Long: `explain shows whether the rules in DIR's kms-acls.xml allow USER (a short name) to do OPERATION on KEY.
+It checks the rules in the same order as the server. Without KEY, only the rules at operation level count.
+
+OPERATION is a right, such as DECRYPT_EEK, or the name of a request in the audit log. Small letters are allowed too.
+The requests are:
+` + wrapped(authz.RequestNames(), 110) + `
+
+explain reads the files, not the running server. A server applies a change within about a second. If a file is broken,
+it keeps its old rules.
+
+Exit status: 0 allowed; 1 not allowed; 2 the command line is wrong; 3 no answer, for instance if a file is broken.`,
 		Args: cobra.RangeArgs(2, 3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			x, err := explain(cmd.Context(), f, cmd.Flags().Changed("groups"), args)
@@ -77,13 +79,14 @@ file is broken.`,
 	flags := cmd.Flags()
 	flags.StringVar(&f.conf, "conf", "", "configuration folder")
 	out.Flag(cmd)
-	flags.StringVar(&f.real, "real-user", "", "the user who impersonates USER by doAs, as Oozie or Hive does")
-	flags.StringSliceVar(&f.groups, "groups", nil, "USER's groups, instead of those that the group mapping tells")
-	flags.StringVar(&f.aclName, "acl-name", "", "KEY's attribute key.acl.name, instead of that in the metastore")
+	flags.StringVar(&f.real, "real-user", "", "the user who impersonates USER with doAs, as Oozie or Hive does")
+	flags.StringSliceVar(&f.groups, "groups", nil, "USER's groups, instead of those of the group mapping")
+	flags.StringVar(&f.aclName, "acl-name", "", "KEY's attribute key.acl.name, instead of the one in the metastore")
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
 	return cmd
 }
 
+// wrapped joins words by commas, and breaks lines after width characters.
 func wrapped(words []string, width int) string {
 	var b strings.Builder
 	line := 0
@@ -100,7 +103,7 @@ func wrapped(words []string, width int) string {
 	return b.String() + "."
 }
 
-// explain finds the answer. With givenGroups the flag --groups has the groups.
+// explain finds the answer. givenGroups means that --groups was given.
 func explain(ctx context.Context, f explainFlags, givenGroups bool, args []string) (*acls.Explanation, error) {
 	request, near, ok := authz.FindRequest(args[1])
 	if !ok {
@@ -125,7 +128,7 @@ func explain(ctx context.Context, f explainFlags, givenGroups bool, args []strin
 	return acls.Explain(ctx, conf, q)
 }
 
-// explanationText writes the answer for people; the arrow marks the rule that decided.
+// explanationText writes the answer for people. An arrow marks the rule that decides.
 func explanationText(w io.Writer, x *acls.Explanation) {
 	answer, what := "no", x.Request
 	if x.Allowed {
@@ -145,9 +148,9 @@ func explanationText(w io.Writer, x *acls.Explanation) {
 	if by := x.DecidedBy; by != nil && by.Where != "" {
 		fmt.Fprintf(w, "decided by %s: %s\n", by.Where, by.Property)
 	} else if by != nil {
-		fmt.Fprintf(w, "decided by the want of a rule: %s\n", by.Property)
+		fmt.Fprintf(w, "decided because no rule is set: %s\n", by.Property)
 	}
-	fmt.Fprintf(w, "\n\tLEVEL\tPROPERTY\tWHERE\tVALUE\tSO\n")
+	fmt.Fprintf(w, "\n\tLEVEL\tPROPERTY\tWHERE\tVALUE\tRESULT\n")
 	for _, s := range x.Steps {
 		mark, where, value := "", "not set", ""
 		if s.Decides {
@@ -172,10 +175,11 @@ func newACLCheck() *cobra.Command {
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "check --conf DIR",
-		Short: "Name the rules of kms-acls.xml that do nothing, or not what is probably meant",
-		Long: `check reads DIR's kms-acls.xml as the server does and names rules that are misspelt, that can admit
-nobody, that shut a key's other operations, and that are for keys which the metastore does not have. Exit status: 0
-nothing was found, 2 the command line is wrong, 3 something was found, or the file cannot be used.`,
+		Short: "List rules of kms-acls.xml that are probably wrong",
+		Long: `check reads DIR's kms-acls.xml as the server does. It lists rules that are misspelt, that allow nobody,
+that close the other operations of a key, or that are for keys which the metastore does not have.
+
+Exit status: 0 nothing was found; 2 the command line is wrong; 3 something was found, or the file cannot be used.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			site, err := hadoopconf.LoadKMS(conf, os.LookupEnv)

@@ -37,31 +37,35 @@ func newAuditVerify() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify FILE...",
 		Short: "Find removed, changed and reordered records of a JSON audit log",
-		Long: `verify reads the files of one node's JSON audit log, rotated ones included, in any order, and finds
-each place where a record was removed, changed or moved. What was cut off at the end is found up to the last head
-that was noted outside of the log: in FILE.head, which is read where it is there, in files named with --head, and in
-the metastore of --conf. Exit status: 0 nothing found, 1 a file cannot be read, 2 wrong usage, 3 something found.`,
+		Long: `verify reads the files of one node's JSON audit log in any order, also rotated files. It finds each
+place where a record was removed, changed or moved.
+
+It also finds records that were cut off at the end, up to the newest head. A head identifies the last record of the
+log, and is stored outside of the log. verify reads heads from FILE.head, if that file exists, from files given by
+--head, and from the metastore of --conf.
+
+Exit status: 0 nothing was found; 1 a file cannot be read; 2 the command line is wrong; 3 something was found.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return verifyAudit(cmd, args, f, &out) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.key, "key-file", "", "file with the key of claviger.audit.json.key.file")
-	flags.StringVar(&f.conf, "conf", "", "configuration folder of the node, in whose metastore the head is noted")
+	flags.StringVar(&f.conf, "conf", "", "configuration folder of the node; its metastore has the head")
 	out.Flag(cmd)
-	flags.StringArrayVar(&f.heads, "head", nil, "file with a head that was noted")
-	flags.BoolVar(&f.noHead, "no-head-file", false, "do not look for FILE.head")
+	flags.StringArrayVar(&f.heads, "head", nil, "file with a head")
+	flags.BoolVar(&f.noHead, "no-head-file", false, "do not read FILE.head")
 	return cmd
 }
 
 func verifyAudit(cmd *cobra.Command, paths []string, f auditVerifyFlags, out *terminal.Output) error {
 	isHead := func(path string) bool { return strings.HasSuffix(path, ".head") }
-	for _, path := range paths { // as audit.json* in a shell names it too
+	for _, path := range paths { // audit.json* in a shell includes heads
 		if isHead(path) {
 			f.heads = append(f.heads, path)
 		}
 	}
 	if paths = slices.DeleteFunc(slices.Clone(paths), isHead); len(paths) == 0 {
-		return &exitError{exitUsage, errors.New("no file of the log is named, only heads")}
+		return &exitError{exitUsage, errors.New("only heads are given: name a file of the log too")}
 	}
 	var cfg audit.VerifyConfig
 	var err error
@@ -99,7 +103,7 @@ func printReport(w io.Writer, r *audit.Report, heads int) {
 	case len(r.Findings) > 0:
 		fmt.Fprintf(w, "%d findings\n", len(r.Findings)+r.More)
 	case heads == 0:
-		fmt.Fprint(w, "an unbroken chain; no head was given, so that a cut at the end would not be seen\n")
+		fmt.Fprint(w, "an unbroken chain; there is no head, so records may be missing at the end\n")
 	default:
 		fmt.Fprint(w, "an unbroken chain\n")
 	}
@@ -135,7 +139,7 @@ func auditHeads(ctx context.Context, f auditVerifyFlags, paths []string) ([]audi
 	for _, source := range from {
 		h, ok, err := source.Load(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("the head noted in %s: %w", source.Name(), err)
+			return nil, fmt.Errorf("the head in %s: %w", source.Name(), err)
 		}
 		if ok && !slices.Contains(heads, h) {
 			heads = append(heads, h)

@@ -15,14 +15,17 @@ type connectionFlags struct {
 }
 
 func (f *connectionFlags) define(cmd *cobra.Command) {
-	cmd.Flags().Int64Var(&f.total, "max-connections", 1024, "connections at once; one more is closed at once")
+	cmd.Flags().Int64Var(&f.total, "max-connections", 1024,
+		"highest number of connections; any more are closed at once")
 	cmd.Flags().Int64Var(&f.perAddress, "max-connections-per-address", -1,
-		"most of them of one IPv4 address, or one /64 network of IPv6; 0 is no limit (default: half of all)")
+		"highest number of connections of one IPv4 address or one IPv6 /64 network; 0: no limit (default: half of "+
+			"--max-connections)")
 	cmd.Flags().StringVar(&f.unlimited, "unlimited-addresses", web.Loopback,
-		"comma list of addresses and networks without that limit")
+		"comma-separated addresses and networks without the limit per address")
+	hideDefault(cmd, "max-connections-per-address")
 }
 
-// limits checks the flags.
+// limits checks the flags and returns the limits.
 func (f *connectionFlags) limits() (web.ConnectionLimits, error) {
 	l := web.ConnectionLimits{Total: f.total, TotalName: "--max-connections",
 		PerAddressName: "--max-connections-per-address", UnlimitedName: "--unlimited-addresses"}

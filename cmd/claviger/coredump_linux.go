@@ -6,13 +6,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// allowCoreDumps is an environment variable that, set to 1, leaves a process as it
-// is: for who hunts a crash with keys that are worth nothing.
+// allowCoreDumps is an environment variable. With the value 1, core dumps stay possible, to find the cause of a crash
+// with test keys.
 const allowCoreDumps = "CLAVIGER_ALLOW_CORE_DUMPS"
 
-// noCoreDumps keeps PINs and DEKs out of core files, and debuggers of the same
-// user away. The limit alone would not do: where core_pattern is a pipe, as with
-// systemd-coredump, the kernel does not look at it.
+// noCoreDumps keeps PINs and DEKs out of core files, and stops debuggers of the same user. The limit is not sufficient:
+// the kernel ignores it if core_pattern is a pipe, as with systemd-coredump.
 func noCoreDumps() error {
 	if os.Getenv(allowCoreDumps) == "1" {
 		return nil

@@ -2,5 +2,5 @@
 
 package main
 
-// noCoreDumps knows how on Linux only.
+// noCoreDumps does nothing: it is implemented on Linux only.
 func noCoreDumps() error { return nil }

@@ -18,11 +18,11 @@ func newDemoCommand() *cobra.Command {
 	var edeks int
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Play the whole migration on this machine, on SoftHSM",
-		Long: `demo plays Cloudera's procedure "Migrating from a Key Trustee KMS to an HSM KMS" on this machine: a
-Key Trustee Server with a Key HSM, a Key Trustee KMS with keys and EDEKs in use, an HSM KMS on another SoftHSM2
-token, the migration at its start, the re-encryption, the end of the source. Each step prints what it does and what
-it found. A finding that is not as it should be ends the demo with exit status 1.`,
+		Short: "Run the whole migration on this machine, with SoftHSM",
+		Long: `demo runs Cloudera's procedure "Migrating from a Key Trustee KMS to an HSM KMS" on this machine. It
+starts a Key Trustee Server with a Key HSM, a Key Trustee KMS with keys and EDEKs in use, and an HSM KMS on another
+SoftHSM2 token. The HSM KMS migrates the keys at its start. Then the demo re-encrypts the EDEKs and removes the
+source. Each step prints what it does and what it found. A wrong result ends the demo with exit status 1.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if edeks < 4 || edeks > 100_000 {
@@ -32,11 +32,12 @@ it found. A finding that is not as it should be ends the demo with exit status 1
 		},
 	}
 	cmd.Flags().StringVar(&dir, "dir", "",
-		"keep what the demo makes in this folder, which must be empty; otherwise it is deleted")
-	cmd.Flags().IntVar(&edeks, "edeks", 400, "how many EDEKs each zone has at the source")
+		"empty folder in which to keep the demo's files (default: a temporary folder, which is deleted)")
+	cmd.Flags().IntVar(&edeks, "edeks", 400, "number of EDEKs of each zone at the source")
 	return cmd
 }
 
+// playDemo runs the demo in dir, or in a temporary folder if dir is "".
 func playDemo(cmd *cobra.Command, dir string, edeks int) error {
 	exe, err := os.Executable()
 	if err != nil {
@@ -46,7 +47,7 @@ func playDemo(cmd *cobra.Command, dir string, edeks int) error {
 		if dir, err = os.MkdirTemp("", "claviger-demo-"); err != nil {
 			return err
 		}
-		defer os.RemoveAll(dir) //nolint:errcheck // a leftover in the temporary folder hurts nobody
+		defer os.RemoveAll(dir) //nolint:errcheck // files left in the temporary folder do no damage
 	} else if list, err := os.ReadDir(dir); err != nil {
 		return &exitError{exitUsage, fmt.Errorf("--dir: %w", err)}
 	} else if len(list) > 0 {

@@ -21,10 +21,10 @@ import (
 	"claviger/terminal"
 )
 
-// hsmTimeout bounds one command's work on the token.
+// hsmTimeout is how long one command may work on the token.
 const hsmTimeout = 5 * time.Minute
 
-// hsmLatency is the latency that Cloudera's procedure recommends at most.
+// hsmLatency is the highest latency that Cloudera's procedure recommends.
 const hsmLatency = 30 * time.Millisecond
 
 func newHSMCommand() *cobra.Command {
@@ -43,10 +43,10 @@ func newHSMInit() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "init --module LIBRARY (--token LABEL | --serial SERIAL | --slot N) " +
 			"(--pin-file FILE | --pin-env NAME | --credential NAME) FILE",
-		Short: "Write the small file that names the token for claviger",
-		Long: `init writes FILE, which a provider URI names: cloudera.hsmkp://file@/path/of/FILE. The file holds no
-secret: the PIN stays where it is. Before it writes, init opens the token, makes a key there, encrypts with it and
-destroys it; --no-check leaves that out. FILE is never overwritten.`,
+		Short: "Write the file that names the token for claviger",
+		Long: `init writes FILE, which a provider URI names: cloudera.hsmkp://file@/path/of/FILE. FILE holds no secret,
+and never the PIN. Before it writes FILE, init opens the token, makes a key there, encrypts with the key and destroys
+it; --no-check skips this. An existing FILE is never overwritten.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if slot >= 0 {
@@ -75,11 +75,12 @@ destroys it; --no-check leaves that out. FILE is never overwritten.`,
 	f.StringVar(&c.Token, "token", "", "label of the token")
 	f.StringVar(&c.Serial, "serial", "", "serial number of the token")
 	f.IntVar(&slot, "slot", -1, "slot of the token")
+	hideDefault(cmd, "slot")
 	f.StringVar(&c.PINFile, "pin-file", "", "file that holds the user's PIN and nothing else")
 	f.StringVar(&c.PINEnv, "pin-env", "", "environment variable that holds the PIN")
 	f.StringVar(&c.Credential, "credential", "", "systemd credential that holds the PIN")
-	f.StringVar(&profile, "profile", "", "luna, ncipher, softhsm or generic; otherwise by the token's maker")
-	f.IntVar(&c.MaxSessions, "max-sessions", 0, "concurrent calls; otherwise by the profile")
+	f.StringVar(&profile, "profile", "", "luna, ncipher, softhsm or generic (default: from the token's maker)")
+	f.IntVar(&c.MaxSessions, "max-sessions", 0, "concurrent calls (default: from the profile)")
 	f.BoolVar(&noCheck, "no-check", false, "write the file without opening the token")
 	_ = cmd.MarkFlagRequired("module") // the flag is defined above
 	return cmd
@@ -100,9 +101,9 @@ func (i *initialized) text(w io.Writer) {
 	fmt.Fprintf(w, "wrote %s; in kms-site.xml: hadoop.kms.key.provider.uri = %s\n", i.File, i.URI)
 }
 
-// initHSM checks everything that can fail before it writes the file.
+// initHSM makes all checks before it writes the file.
 func initHSM(ctx context.Context, path string, c pkcs11.FileConfig, check bool) (*initialized, error) {
-	if err := c.Check(path); err != nil { // a try of the PIN would be wasted
+	if err := c.Check(path); err != nil { // before the PIN is tried: the HSM counts wrong PINs
 		return nil, &exitError{exitUsage, err}
 	}
 	if err := pkcs11.CheckNew(path); err != nil {
@@ -129,7 +130,7 @@ func initHSM(ctx context.Context, path string, c pkcs11.FileConfig, check bool) 
 	return done, pkcs11.WriteKeystoreFile(path, c)
 }
 
-// hsmCommand is a subcommand that works on the token of a configuration folder.
+// hsmCommand returns a subcommand that works on the token of a configuration folder.
 func hsmCommand(use, short, long string, access hsm.Access,
 	run func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error) *cobra.Command {
 	var conf string
@@ -144,14 +145,14 @@ func hsmCommand(use, short, long string, access hsm.Access,
 	return cmd
 }
 
-// withHSM has work use the token of a configuration folder.
+// withHSM calls work with the token of a configuration folder.
 func withHSM(cmd *cobra.Command, conf string, access hsm.Access,
 	work func(context.Context, *hsm.Provider) error) error {
 	return withHSMService(cmd, conf, access,
 		func(ctx context.Context, _ *kms.Service, p *hsm.Provider) error { return work(ctx, p) })
 }
 
-// withHSMService is withHSM for work that needs more of the service than its HSM.
+// withHSMService is withHSM for work that also needs the service.
 func withHSMService(cmd *cobra.Command, conf string, access hsm.Access,
 	work func(context.Context, *kms.Service, *hsm.Provider) error) error {
 	log, err := newLogger("warn")
@@ -166,8 +167,8 @@ func withHSMService(cmd *cobra.Command, conf string, access hsm.Access,
 	}
 	p, ok := svc.Primary.(*hsm.Provider)
 	if !ok {
-		err := fmt.Errorf("the first provider is %s, which is no HSM; give the configuration folder of a server with "+
-			"an HSM (cloudera.hsmkp:// or pkcs11:) by --conf. The keys of this one are listed by claviger key list "+
+		err := fmt.Errorf("the first provider is %s, which is no HSM. With --conf, name the configuration folder of a "+
+			"server with an HSM (cloudera.hsmkp:// or pkcs11:). To list the keys of this server: claviger key list "+
 			"--provider kms://https@HOST:9600/kms",
 			svc.Primary.URI())
 		return errors.Join(svc.Blame(hadoopconf.ProviderURI, err), svc.Close())
@@ -179,24 +180,24 @@ func newHSMList() *cobra.Command {
 	return hsmCommand("list --conf DIR", "List the AES keys on the token",
 		`list shows every AES key on the token with its state:
 
-  in use     a version that the metastore knows uses it
-  deleted    its key was deleted, and can be brought back (claviger key
-             undelete) or destroyed (claviger key purge)
-  pending    it belongs to a step that was interrupted; the next run of that
-             step uses it
-  unknown    it is named like ours, and this metastore does not know it: the
-             metastore is older than the token, or the key is another
-             metastore's (claviger hsm adopt)
-  set aside  it is unknown, and an operator has left it so
-  orphan     this metastore once numbered it, and nothing refers to it any
-             more (claviger hsm prune)
-  foreign    it is not ours
+  in use     a key version of the metastore uses it
+  deleted    it belongs to a deleted key, which can be brought back (claviger
+             key undelete) or destroyed (claviger key purge)
+  pending    it belongs to an interrupted step; the next run of that step
+             uses it
+  unknown    its name is like those of claviger, but this metastore has no
+             record of it: the metastore is older than the token, or the key
+             belongs to another metastore (claviger hsm adopt)
+  set aside  it is unknown, and an operator has set it aside
+  orphan     this metastore once made it, and nothing refers to it any more
+             (claviger hsm prune)
+  foreign    it is not a key of claviger
 
-DAMAGED marks what a process left that was killed while the token made a key. Nothing was ever encrypted with it:
-destroy it with the HSM's own tool.
+DAMAGED marks the remains of a key: a process was killed while the token made it. Nothing was ever encrypted with it.
+Destroy it with the HSM's own tool.
 
-Exit status 3: the token and the metastore do not fit together, or the token lacks keys of the metastore. list names
-these.`,
+Exit status 3: the token and the metastore do not fit together, or the token lacks keys of the metastore. list
+names these keys.`,
 		hsm.Inspect,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
 			objects, err := p.Objects(ctx)
@@ -208,7 +209,7 @@ these.`,
 		})
 }
 
-// misfit returns an error where the token and the metastore do not fit together, or the token lacks keys.
+// misfit returns an error if the token and the metastore do not fit together, or if the token lacks keys.
 func misfit(ctx context.Context, p *hsm.Provider) error {
 	if err := p.Misfit(); err != nil {
 		return &exitError{exitRefused, err}
@@ -243,11 +244,11 @@ func objectTable(w io.Writer, objects []hsm.Object) {
 	}
 }
 
-// alarm returns a warning about a key that is less protected than it should be.
+// alarm returns a warning about a damaged key, or about a key that the token does not protect.
 func alarm(o hsm.Object) string {
 	switch {
 	case o.Damaged:
-		return "  DAMAGED: no whole key, so nothing is encrypted with it; destroy it with the HSM's own tool"
+		return "  DAMAGED: an incomplete key, which has encrypted nothing; destroy it with the HSM's own tool"
 	case o.Extractable:
 		return "  EXTRACTABLE!"
 	case !o.Sensitive:
@@ -272,12 +273,12 @@ func (i *inspection) text(w io.Writer) {
 	for _, m := range hsm.Marks() {
 		fmt.Fprintf(w, "keys %s\t%d\n", m, i.Keys[m])
 	}
-	fmt.Fprintf(w, "of ours not sensitive, or extractable\t%d\n", i.Unguarded)
+	fmt.Fprintf(w, "keys of claviger that are not sensitive, or extractable\t%d\n", i.Unguarded)
 }
 
 func newHSMInspect() *cobra.Command {
 	return hsmCommand("inspect --conf DIR", "Show the token, its mechanism, and whether its keys are protected",
-		"inspect shows which token is used and how, and says how many of its keys could leave it.", hsm.Inspect,
+		"inspect shows the token and how claviger uses it. It counts the keys that could leave the token.", hsm.Inspect,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
 			objects, err := p.Objects(ctx)
 			if err != nil {
@@ -298,7 +299,7 @@ func newHSMInspect() *cobra.Command {
 			}
 			if n := found.Unguarded; n > 0 {
 				return &exitError{exitRefused, fmt.Errorf("%d keys could leave the token: "+
-					"roll the EZ keys they belong to, and find out who changed them", n)}
+					"roll their EZ keys, and find out who changed them", n)}
 			}
 			return nil
 		})
@@ -315,10 +316,10 @@ type benchResult struct {
 }
 
 func newHSMBench() *cobra.Command {
-	return hsmCommand("bench --conf DIR", "Measure the token's latency and the gain of batches",
-		`bench encrypts with the newest version of some key of the metastore, and fails where there is no key. It
-prints the latency of calls for one EDEK and for a NameNode's batch of 1,000. Exit status 3: the median is above the
-30 ms that Cloudera's procedure recommends at most.`, hsm.Read,
+	return hsmCommand("bench --conf DIR", "Measure the token's latency, for one EDEK and for a batch",
+		`bench encrypts with the newest version of any key of the metastore. It fails if the metastore has no key. It
+prints the latency of calls for one EDEK, and for a NameNode's batch of 1,000. Exit status 3: the median latency is
+above 30 ms, the highest that Cloudera's procedure recommends.`, hsm.Read,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
 			var results []benchResult
 			for _, b := range []struct {

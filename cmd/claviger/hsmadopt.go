@@ -18,6 +18,39 @@ import (
 	"claviger/terminal"
 )
 
+const hsmAdoptHelp = `adopt is for a metastore that was lost, or that was restored from a copy older than the token.
+Without names it lists the keys that have versions on the token and not in the metastore. With names, or --all, it
+makes the missing records: of whole keys, or of newer versions of an existing key. It first shows what it would do,
+and does it only if you confirm. At a terminal, type the number of keys. Otherwise repeat the command with --confirm
+and the digest that adopt prints.
+
+The token holds the names, version numbers and lengths, and adopt computes the check values. The token does not hold
+the description, the attributes, the cipher and the time of creation. It does not show which keys were deleted either,
+and an adopted key can be used again. So choose the names with care.
+
+The rules for a key follow its attribute key.acl.name. Without this attribute they follow the key's own name.
+--acl-name sets the attribute, and --description the description. If an interrupted creation or migration has made all
+versions of a key, and the metastore has its record, the key gets the attributes and the description of that request.
+
+A key that was deleted and made again is another key, with other rules. Versions whose CKA_IDs begin differently may
+belong to several keys. adopt lists them separately and does not make one key of them. Name the versions of one key
+(NAME@VERSION), and set the others aside. Older programs gave each version of a key another beginning: for such a key,
+use --one-key.
+
+--aside sets versions aside. Requests for them are answered as before, and new versions get higher numbers. To adopt
+them later, name each version (NAME@VERSION). --all skips versions that are set aside, and keys that adopt cannot
+adopt without a decision. It adopts the other keys, prints the commands for each skipped key, and ends with exit
+status 3.
+
+If nodes share a metastore in PostgreSQL, they can serve meanwhile, and they use the keys at once. With a metastore in
+SQLite, and with --rebind, adopt is refused while a server uses the metastore.
+
+--rebind binds the token to this metastore, if the token is bound to a metastore that is lost. If the token lacks keys
+of the metastore, the token was initialized again or the keys were destroyed. --rebind lists these keys as LOST and
+gives them up, so that new keys can be made.
+
+Exit status 0: done, or nothing to do; 3: there are keys to adopt, and they are not confirmed or cannot be adopted.`
+
 func newHSMAdopt() *cobra.Command {
 	var c recovery.Choice
 	var conf, description, confirm string
@@ -25,26 +58,8 @@ func newHSMAdopt() *cobra.Command {
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "adopt --conf DIR [NAME | NAME@VERSION]... [--all] [--confirm DIGEST]",
-		Short: "Make the records of keys anew that the token holds and the metastore does not know",
-		Long: `adopt is for a metastore that was lost, or restored from a copy that is older than the token. Without names it lists the keys of which the
-token holds versions that the metastore does not know. With names, or --all, it makes their records: of whole keys, or of newer versions of a
-key that is there. It shows what it would do, and does it only where that is confirmed: at a terminal by typing how many keys they are,
-otherwise by --confirm with the digest that it prints.
-
-The token tells names, numbers and lengths; the check values are computed. It does not tell description, attributes, cipher, the time of
-creation, nor which versions belonged to keys that were deleted and could have come back: choose the names with care, a key that is adopted
-can be used. A key that was deleted and made anew is another one, with other rules: versions whose CKA_IDs do not begin alike may be of several
-keys. They are listed apart, and are not made one key of, unless --one-key says that they are (older programs gave each version another
-beginning). Name the versions of one of them (NAME@VERSION), and set the others aside. Without its attribute key.acl.name a key is guarded by the rules of its own name; --acl-name gives it another. Where a creation
-or a migration that was broken off has made all of a key's versions, and the metastore has it, the key gets what that asked for. --aside leaves
-versions as they are: requests for them are answered as before they were made, new versions get higher numbers, and they can be adopted later,
-by the names of the versions (NAME@VERSION) alone. --all leaves out what was set aside, and keys that cannot be adopted as they are: it adopts
-the others, lists these with the commands for each, and ends with exit status 3.
-
-Nodes that share a metastore in PostgreSQL may serve meanwhile: they open the keys at once. With a metastore in SQLite, and with --rebind,
-adopt refuses while a server uses the metastore. --rebind gives the token to this metastore where it is bound to one that is lost. Where the
-token lacks keys that the metastore knows, it was initialised anew or they were destroyed: --rebind lists them as LOST, and gives them up, so
-that new keys can be made. Exit status 0: done, or nothing to do; 3: there is something to adopt, and it is not confirmed, or cannot be adopted.`,
+		Short: "Recover the metastore's records of keys that the token holds",
+		Long:  hsmAdoptHelp,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c.Names, c.By = args, kms.OwnCaller().Name
@@ -53,7 +68,7 @@ that new keys can be made. Exit status 0: done, or nothing to do; 3: there is so
 		}
 		if (c.ACLName != "" || c.Description != nil) && (len(args) != 1 || c.All || c.Aside) {
 			return &exitError{exitUsage, errors.New(
-				"--acl-name and --description are for one key: name it, and nothing else")}
+				"--acl-name and --description are for one key: give exactly one name")}
 		}
 		if c.All && len(args) > 0 {
 			return &exitError{exitUsage, errors.New("--all and names exclude each other")}
@@ -78,22 +93,22 @@ that new keys can be made. Exit status 0: done, or nothing to do; 3: there is so
 	flags := cmd.Flags()
 	flags.StringVar(&conf, "conf", "", "configuration folder")
 	out.Flag(cmd)
-	flags.BoolVar(&c.All, "all", false, "all keys that are listed, but for those set aside and "+
-		"those of which you must decide")
+	flags.BoolVar(&c.All, "all", false, "adopt all listed keys, except those that are set aside and "+
+		"those that need a decision")
 	flags.BoolVar(&c.Aside, "aside", false, "set the versions aside instead of adopting them")
 	flags.BoolVar(&c.OneKey, "one-key", false,
-		"the versions of each name are of one key, though their CKA_IDs do not say so")
-	flags.BoolVar(&c.Rebind, "rebind", false, "give the token to this metastore, where it is bound to one "+
-		"that is lost or has lost keys")
-	flags.BoolVar(&dryRun, "dry-run", false, "show what would be done, and change nothing")
-	flags.StringVar(&c.ACLName, "acl-name", "", "the key's attribute key.acl.name, as it was")
-	flags.StringVar(&description, "description", "", "the key's description, as it was")
-	flags.StringVar(&confirm, "confirm", "", "digest of the list that is to be adopted")
+		"all versions of a name belong to one key, although their CKA_IDs begin differently")
+	flags.BoolVar(&c.Rebind, "rebind", false, "bind the token to this metastore, and give up the keys "+
+		"that the token lacks")
+	flags.BoolVar(&dryRun, "dry-run", false, "show what adopt would do, and change nothing")
+	flags.StringVar(&c.ACLName, "acl-name", "", "the former value of the key's attribute key.acl.name")
+	flags.StringVar(&description, "description", "", "the former description of the key")
+	flags.StringVar(&confirm, "confirm", "", "digest of the list of keys to adopt")
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
 	return cmd
 }
 
-// surveyKeys opens the metastore for reading: a survey must not make a metastore that is not there.
+// surveyKeys lists what can be adopted. It only reads, so that it does not make a metastore that is missing.
 func surveyKeys(cmd *cobra.Command, conf string, c recovery.Choice) (a *recovery.Adoption, err error) {
 	err = withHSMService(cmd, conf, hsm.Inspect, func(ctx context.Context, svc *kms.Service, p *hsm.Provider) (err error) {
 		if a, err = recovery.Survey(ctx, p, c); err != nil {
@@ -107,7 +122,7 @@ func surveyKeys(cmd *cobra.Command, conf string, c recovery.Choice) (a *recovery
 	return a, err
 }
 
-// adoptKeys opens the metastore for changes once the survey is confirmed, and adopts.
+// adoptKeys adopts the keys of a survey after the user has confirmed it. It opens the metastore for writing then.
 func adoptKeys(cmd *cobra.Command, conf string, a *recovery.Adoption, confirm string, out *terminal.Output) error {
 	idle, err := a.Check(conf)
 	if err != nil {
@@ -140,7 +155,7 @@ func adoptKeys(cmd *cobra.Command, conf string, a *recovery.Adoption, confirm st
 	return a.LeftOut(conf)
 }
 
-// adoptedText says what was done.
+// adoptedText describes what was done.
 func adoptedText(a *recovery.Adoption, conf string) string {
 	verb := "adopted"
 	if a.Aside {
@@ -151,8 +166,8 @@ func adoptedText(a *recovery.Adoption, conf string) string {
 		text += fmt.Sprintf("given up: %d key versions that the token lacks\n", lost)
 	}
 	if a.Source != "" && !a.Aside && len(a.Done) > 0 {
-		text += fmt.Sprintf("next: claviger migrate plan --conf %s tells which of them the source %s has too; those "+
-			"that were migrated from it before are taken over again by claviger migrate run --adopted NAME\n", conf,
+		text += fmt.Sprintf("next: claviger migrate plan --conf %s shows which of them the source %s has too; for "+
+			"keys that were migrated from it before, use claviger migrate run --adopted NAME\n", conf,
 			a.Source)
 	}
 	if a.Rebound {
@@ -161,9 +176,9 @@ func adoptedText(a *recovery.Adoption, conf string) string {
 	return text
 }
 
-// severalKeysText writes a row for each of the keys to which a candidate's versions may belong.
+// severalKeysText writes a row for each key to which versions of a candidate may belong.
 func severalKeysText(w io.Writer, c hsm.Candidate, known string) {
-	rest := make([]string, 0, len(c.Versions)) // those of the metastore's key
+	rest := make([]string, 0, len(c.Versions)) // versions of the metastore's key
 	row := func(names []string, note string) {
 		for i, name := range names {
 			names[i] = claviger.Printable(name[len(c.Key):])
@@ -177,17 +192,17 @@ func severalKeysText(w io.Writer, c hsm.Candidate, known string) {
 		}
 	}
 	if len(rest) > 0 {
-		row(rest, "versions of the metastore's key: name them to adopt them alone")
+		row(rest, "versions of the metastore's key: name them to adopt only them")
 	}
 	aside := func(name string) bool {
 		return slices.ContainsFunc(c.Versions, func(o hsm.Object) bool {
 			return o.Label == name && o.Mark == hsm.Aside
 		})
 	}
-	note := "perhaps a key of its own, which had this name before or after the others: name " +
-		"its versions, or say --one-key"
+	note := "perhaps a separate key, which had this name before or after the others: name " +
+		"its versions, or use --one-key"
 	if c.Known {
-		note = "perhaps another key than the metastore's: set it aside, or say --one-key"
+		note = "perhaps another key than the metastore's: set it aside, or use --one-key"
 	}
 	for _, names := range c.Keys {
 		if slices.ContainsFunc(names, aside) {
@@ -200,7 +215,6 @@ func severalKeysText(w io.Writer, c hsm.Candidate, known string) {
 
 // adoptionText writes a survey for people, before anything is done.
 func adoptionText(w io.Writer, r *recovery.Adoption) {
-	described := r.Choice.Description != nil
 	list := slices.Concat(r.Chosen, r.Left)
 	if len(list) == 0 {
 		list = r.Candidates
@@ -217,52 +231,66 @@ func adoptionText(w io.Writer, r *recovery.Adoption) {
 	}
 	fmt.Fprintln(w, "KEY\tBITS\tVERSIONS\tIN THE METASTORE\tNOTE")
 	for _, c := range list {
-		labels := make([]string, len(c.Versions))
-		for i, o := range c.Versions {
-			labels[i] = o.Label[len(c.Key):]
-		}
-		aclName, asked := c.Key, ""
-		if c.Step != nil {
-			aclName = cmp.Or(c.Step.Attributes[claviger.ACLNameAttribute], aclName)
-			asked = fmt.Sprintf("; attributes, description and time of creation are those of the "+
-				"step %q, which was broken off", c.Step.Op)
-		}
-		if r.Choice.ACLName != "" && len(r.Chosen) > 0 {
-			aclName = r.Choice.ACLName
-		}
-		known, note := "no", "guarded by "+claviger.Printable("key.acl."+aclName+".*")+", or the default rules"+asked
-		switch {
-		case c.Known && (r.Choice.ACLName != "" || described):
-			known, note = "yes", "its versions are added to those that are there; it keeps its attributes: "+
-				"--acl-name and --description are of new records alone"
-		case c.Known:
-			known, note = "yes", "its versions are added to those that are there"
-		}
-		if c.Unordered {
-			note = "which of them is the newest is not known: roll the key afterwards"
-		}
-		if c.Why != "" {
-			note = "cannot be adopted: " + c.Why
-		} else if len(c.Keys) > 0 && !r.Choice.OneKey && !r.Aside {
-			severalKeysText(w, c, known)
-			continue
-		}
-		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", claviger.Printable(c.Key), c.Versions[0].Bits,
-			strings.Join(labels, " "), known, note)
+		candidateText(w, r, c)
 	}
-	untold := "description, attributes (key.acl.name)"
-	switch {
-	case !slices.ContainsFunc(list, func(c hsm.Candidate) bool { return c.Step == nil }):
-		fmt.Fprintf(w, "Not told by the token: cipher (taken to be %s), and which of them were deleted\n",
-			claviger.DefaultCipher)
+	fromSteps := !slices.ContainsFunc(list, func(c hsm.Candidate) bool { return c.Step == nil })
+	fmt.Fprintf(w, "Not on the token: %s\n", missingFacts(r.Choice, fromSteps))
+}
+
+// candidateText writes a candidate of a survey: one row, or a row for each key to which its versions may belong.
+func candidateText(w io.Writer, r *recovery.Adoption, c hsm.Candidate) {
+	known, note := "no", rulesNote(r, c)
+	if c.Known {
+		known, note = "yes", "its versions are added to the existing ones"
+		if r.Choice.ACLName != "" || r.Choice.Description != nil {
+			note += "; it keeps its attributes and its description: --acl-name and --description apply to new " +
+				"records only"
+		}
+	}
+	if c.Unordered {
+		note = "it is not known which version is the newest: roll the key afterwards"
+	}
+	if c.Why != "" {
+		note = "cannot be adopted: " + c.Why
+	} else if len(c.Keys) > 0 && !r.Choice.OneKey && !r.Aside {
+		severalKeysText(w, c, known)
 		return
-	case r.Choice.ACLName != "" && described:
-		untold = "attributes but key.acl.name"
-	case r.Choice.ACLName != "":
-		untold = "description, attributes but key.acl.name"
-	case described:
-		untold = "attributes (key.acl.name)"
 	}
-	fmt.Fprintf(w, "Not told by the token: %s, cipher (taken to be %s), time of creation, "+
-		"and which of them were deleted\n", untold, claviger.DefaultCipher)
+	numbers := make([]string, len(c.Versions))
+	for i, o := range c.Versions {
+		numbers[i] = o.Label[len(c.Key):]
+	}
+	fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", claviger.Printable(c.Key), c.Versions[0].Bits,
+		strings.Join(numbers, " "), known, note)
+}
+
+// rulesNote says which rules apply to a candidate that becomes a key.
+func rulesNote(r *recovery.Adoption, c hsm.Candidate) string {
+	aclName, step := c.Key, ""
+	if c.Step != nil {
+		aclName = cmp.Or(c.Step.Attributes[claviger.ACLNameAttribute], aclName)
+		step = fmt.Sprintf("; attributes, description and time of creation come from the interrupted step %q",
+			c.Step.Op)
+	}
+	if r.Choice.ACLName != "" && len(r.Chosen) > 0 {
+		aclName = r.Choice.ACLName
+	}
+	return "guarded by " + claviger.Printable("key.acl."+aclName+".*") + ", or the default rules" + step
+}
+
+// missingFacts lists what adopted keys lack. With fromSteps, an interrupted step has the rest for each key.
+func missingFacts(choice recovery.Choice, fromSteps bool) string {
+	cipher := fmt.Sprintf("cipher (assumed: %s)", claviger.DefaultCipher)
+	const deleted = ", and which keys were deleted"
+	if fromSteps {
+		return cipher + deleted
+	}
+	facts := "attributes (key.acl.name), "
+	if choice.ACLName != "" {
+		facts = "attributes except key.acl.name, "
+	}
+	if choice.Description == nil {
+		facts = "description, " + facts
+	}
+	return facts + cipher + ", time of creation" + deleted
 }

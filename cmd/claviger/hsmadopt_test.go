@@ -8,9 +8,9 @@ import (
 	"claviger/recovery"
 )
 
-// TestAdoptionSaysWhatIsNotKnown: the list that is to be confirmed says what the token
-// does not tell, and where it does not tell which version is the newest.
-func TestAdoptionSaysWhatIsNotKnown(t *testing.T) {
+// TestAdoptionNamesMissingFacts: the list of keys to adopt says which facts the token lacks, also if it lacks the
+// order of the versions.
+func TestAdoptionNamesMissingFacts(t *testing.T) {
 	object := func(label string) hsm.Object { return hsm.Object{ID: "00000000000000aa", Label: label, Bits: 128} }
 	var b strings.Builder
 	adoptionText(&b, &recovery.Adoption{Candidates: []hsm.Candidate{
@@ -20,10 +20,10 @@ func TestAdoptionSaysWhatIsNotKnown(t *testing.T) {
 	}})
 	lines := strings.Split(b.String(), "\n")
 	for i, want := range []string{"", "guarded by key.acl.numbered.*",
-		"which of them is the newest is not known: roll the key afterwards",
-		"Not told by the token: description, attributes (key.acl.name), cipher"} {
+		"it is not known which version is the newest: roll the key afterwards",
+		"Not on the token: description, attributes (key.acl.name), cipher"} {
 		if i >= len(lines) || !strings.Contains(lines[i], want) {
-			t.Errorf("line %d of %q does not say %q", i, lines, want)
+			t.Errorf("line %d of %q lacks %q", i, lines, want)
 		}
 	}
 	b.Reset()
@@ -31,10 +31,10 @@ func TestAdoptionSaysWhatIsNotKnown(t *testing.T) {
 	adoptionText(&b, &recovery.Adoption{Candidates: []hsm.Candidate{
 		{Key: "pending", Versions: []hsm.Object{object("pending@0")}, Step: step}}})
 	for _, want := range []string{"guarded by key.acl.finance.*, or the default rules; attributes, description and " +
-		"time of creation are those of the step \"create\", which was broken off",
-		"Not told by the token: cipher (taken to be AES/CTR/NoPadding), and which of them were deleted"} {
+		"time of creation come from the interrupted step \"create\"",
+		"Not on the token: cipher (assumed: AES/CTR/NoPadding), and which keys were deleted"} {
 		if !strings.Contains(b.String(), want) {
-			t.Errorf("%q does not say %q", b.String(), want)
+			t.Errorf("%q lacks %q", b.String(), want)
 		}
 	}
 }

@@ -20,23 +20,24 @@ type pruned struct {
 	Destroyed []hsm.Object `json:"destroyed"`
 }
 
+const hsmPruneHelp = `prune destroys the keys that hsm list shows as orphans and that became orphans more than
+--older-than ago. It lists them first, and destroys them only if you confirm the list. At a terminal, type the number
+of keys. Otherwise repeat the command with --confirm and the digest of the list, which prune prints.
+
+An orphan is a key that this metastore once made and that nothing refers to any more. Its token is bound to this
+metastore only. prune never destroys a key that the metastore does not know, that the journal names, that belongs to
+an interrupted step, or that was deleted and can be brought back. It is refused while a server uses the metastore.
+
+Exit status 3: there are keys to destroy and they are not confirmed, or the token and the metastore do not fit
+together.`
+
 func newHSMPrune() *cobra.Command {
 	var confirm string
 	var older time.Duration
 	var prompt *terminal.Prompt
 	cmd := hsmCommand("prune --conf DIR [--older-than TIME] [--confirm DIGEST]",
-		"Destroy orphans on the token, for ever",
-		`prune destroys the keys that hsm list shows as orphans, and that have been orphans for a time. It lists
-them first, and destroys them only where you confirm the list: at a terminal by typing how many they are, otherwise
-by --confirm with the list's digest, which prune prints.
-
-An orphan is a key that this metastore once numbered and that nothing refers to any more, on a token that is bound
-to this metastore alone. prune never destroys keys that the metastore does not know, that the journal names, that
-belong to an interrupted step, or that were deleted and can come back. It refuses while a server uses the metastore.
-
-Exit status 3: there is something to destroy, and it is not confirmed; or the token and the metastore do not fit
-together.`,
-		hsm.Destroy,
+		"Destroy orphaned keys on the token for ever",
+		hsmPruneHelp, hsm.Destroy,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) (err error) {
 			if err := misfit(ctx, p); err != nil {
 				return fmt.Errorf("nothing was destroyed: %w", err)
@@ -45,11 +46,10 @@ together.`,
 			if err != nil {
 				return err
 			}
-			sortObjects(found.Orphans)
 			report := pruned{Prunable: found}
 			if n := len(found.Orphans); n > 0 {
 				if !out.JSON() {
-					// What is to be confirmed must be seen.
+					// The user must see what to confirm.
 					if err := out.Write(nil, func(w io.Writer) { objectTable(w, found.Orphans) }); err != nil {
 						return err
 					}
@@ -63,7 +63,7 @@ together.`,
 					fmt.Fprintf(w, "destroyed\t%s\t%s\n", o.ID, claviger.Printable(o.Label))
 				}
 				fmt.Fprintf(w,
-					"%d of %d orphans destroyed; spared: %d younger than %v, %d that this metastore does not know\n",
+					"%d of %d orphans destroyed; kept: %d younger than %v, %d that this metastore does not know\n",
 					len(report.Destroyed), len(found.Orphans)+len(found.Young), len(found.Young),
 					older, len(found.Unknown))
 			}))
@@ -77,9 +77,9 @@ together.`,
 		return run(cmd, args)
 	}
 	f := cmd.Flags()
-	f.StringVar(&confirm, "confirm", "", "digest of the list that is to be destroyed")
-	f.DurationVar(&older, "older-than", 7*24*time.Hour, "spare what has been an orphan for less than this")
-	f.Bool("yes", false, "no longer enough: see --confirm")
-	_ = f.MarkDeprecated("yes", "it does not say which keys; --confirm does") // the flag is defined above
+	f.StringVar(&confirm, "confirm", "", "digest of the list of keys to destroy")
+	f.DurationVar(&older, "older-than", 7*24*time.Hour, "keep keys that became orphans less than this time ago")
+	f.Bool("yes", false, "not sufficient any more: see --confirm")
+	_ = f.MarkDeprecated("yes", "it does not name the keys; use --confirm") // the flag is defined above
 	return cmd
 }

@@ -22,7 +22,7 @@ import (
 	"claviger/terminal"
 )
 
-// keyTimeout bounds a command about keys.
+// keyTimeout is how long a command about keys may take.
 const keyTimeout = 2 * time.Minute
 
 // keyFlags are the flags of all subcommands of key.
@@ -44,7 +44,7 @@ func newKeyCommand() *cobra.Command {
 	return cmd
 }
 
-// keyCommand makes a subcommand that works with a KMS.
+// keyCommand returns a subcommand that works with a KMS.
 func keyCommand(use, short, long string, args cobra.PositionalArgs, run func(ctx context.Context,
 	cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output, args []string) error) *cobra.Command {
 	var f keyFlags
@@ -61,14 +61,14 @@ func keyCommand(use, short, long string, args cobra.PositionalArgs, run func(ctx
 	}
 	cmd.Flags().StringVar(&f.provider, "provider", "", "the KMS, as in kms://https@HOST:9600/kms")
 	cmd.Flags().StringVar(&f.conf, "conf", "",
-		"configuration folder with the truststore of ssl-client.xml and the login of "+
-			"claviger.client.kerberos.*; without it, the system's roots and the tickets of kinit")
+		"configuration folder: its ssl-client.xml names the truststore, and claviger.client.kerberos.* the login "+
+			"(default: the system's roots and the tickets of kinit)")
 	out.Flag(cmd)
 	_ = cmd.MarkFlagRequired("provider") // the flag is defined above
 	return cmd
 }
 
-// open opens the KMS as the user of the process, or of HADOOP_USER_NAME.
+// open opens the KMS as the process's user, or as HADOOP_USER_NAME.
 func (f keyFlags) open() (*kmsclient.Provider, error) {
 	log, err := newLogger("warn")
 	if err != nil {
@@ -102,7 +102,8 @@ func newKeyList() *cobra.Command {
 	var deleted bool
 	cmd := keyCommand("list --provider URI [--deleted]", "List the names of keys, or the deleted keys",
 		`list lists the keys of the KMS. --deleted lists the deleted keys that can be brought back and that you may
-manage, longest deleted first; keytrustee.kms.acl.UNDELETE or keytrustee.kms.acl.PURGE must admit the user.`,
+manage, the oldest deletion first. For --deleted, keytrustee.kms.acl.UNDELETE or keytrustee.kms.acl.PURGE must allow the
+user.`,
 		cobra.NoArgs,
 		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *terminal.Output, _ []string) error {
 			if deleted {
@@ -141,17 +142,17 @@ func listDeleted(ctx context.Context, kms *kmsclient.Provider, out *terminal.Out
 	})
 }
 
-// clock returns a time in milliseconds since 1970 as text.
+// clock formats a time that is given in milliseconds since 1970.
 func clock(ms int64) string { return time.UnixMilli(ms).UTC().Format(time.RFC3339) }
 
-// versionFlag defines the flag that chooses a deleted key among those of one name.
+// versionFlag defines the flag that chooses one of several deleted keys with the same name.
 func versionFlag(cmd *cobra.Command, version *string) {
 	cmd.Flags().StringVar(version, "key-version", "",
-		"full name of a version of the deleted key that is meant, as in NAME@3: see key list --deleted")
+		"full name of any version of the deleted key, as in NAME@3, to choose that key: see key list --deleted")
 }
 
-// givenVersion refuses a version that is given and empty, as by an unset variable of a script. Without a
-// version, the command could take another deleted key.
+// givenVersion returns an error if the flag is given with an empty version, as by an unset variable of a script.
+// Without a version, the command could choose another deleted key.
 func givenVersion(cmd *cobra.Command, version string) error {
 	if version == "" && cmd.Flags().Changed("key-version") {
 		return &exitError{exitUsage,
@@ -163,10 +164,11 @@ func givenVersion(cmd *cobra.Command, version string) error {
 func newKeyUndelete() *cobra.Command {
 	var version string
 	cmd := keyCommand("undelete NAME --provider URI [--key-version NAME@N]", "Bring back a deleted key",
-		`undelete brings back the deleted key NAME with all of its versions. --key-version chooses among several
-deleted keys of that name; without it, undelete takes the key that was deleted last of those that you may manage.
-Where a key of that name exists, undelete is refused: delete the existing key first. That one can be undeleted as
-well.`, cobra.ExactArgs(1),
+		`undelete brings back the deleted key NAME with all of its versions. If several deleted keys have that name,
+--key-version chooses one. Without it, undelete takes the key that was deleted last, of those that you may manage.
+
+If a key with that name exists, undelete is refused: delete the existing key first. You can undelete that key later,
+too.`, cobra.ExactArgs(1),
 		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output,
 			args []string) error {
 			if err := givenVersion(cmd, version); err != nil {
@@ -182,7 +184,7 @@ well.`, cobra.ExactArgs(1),
 	return cmd
 }
 
-// newestVersion returns a version that only this one of the deleted keys of a name has.
+// newestVersion returns the newest version of a deleted key. No other deleted key with that name has this version.
 func newestVersion(k kmswire.DeletedKey) string {
 	if len(k.Versions) == 0 {
 		return "-"

@@ -16,11 +16,11 @@ import (
 )
 
 func newKeyDescribe() *cobra.Command {
-	return keyCommand("describe NAME --provider URI", "Show all that is known of a key, without its material",
-		`describe shows cipher, length, description, attributes and the versions of the key NAME, oldest first. For
-each version it shows when it was made, when it was last used, and the object in the HSM that holds it. Users who
-may undelete or purge see the same of the deleted keys of that name. The user needs GET_METADATA and the key's READ.
-A KMS that is not claviger returns the key's metadata only. describe never asks for material.`, cobra.ExactArgs(1),
+	return keyCommand("describe NAME --provider URI", "Show everything about a key except its material",
+		`describe shows cipher, length, description, attributes and versions of the key NAME, the oldest version
+first. For each version it shows when it was made, when it was last used, and its object in the HSM. Users who may
+undelete or purge also see the deleted keys with that name. The user needs GET_METADATA, and READ for the key. A KMS
+that is not claviger returns the key's metadata only. describe never requests key material.`, cobra.ExactArgs(1),
 		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *terminal.Output,
 			args []string) error {
 			keys, err := kms.Describe(ctx, args[0])
@@ -41,8 +41,8 @@ A KMS that is not claviger returns the key's metadata only. describe never asks 
 		})
 }
 
-// describeForeign describes a key of any Hadoop KMS. Such a KMS returns the names of versions only together with
-// their material, so they are left out.
+// describeForeign describes a key of any Hadoop KMS. Such a KMS returns the names of versions only with their material,
+// so the description has no versions.
 func describeForeign(ctx context.Context, kms *kmsclient.Provider, name string) ([]kmswire.KeyDescription, error) {
 	ms, err := kms.Metadata(ctx, name)
 	if err != nil {
@@ -58,6 +58,7 @@ func describeForeign(ctx context.Context, kms *kmsclient.Provider, name string) 
 	return []kmswire.KeyDescription{d}, nil
 }
 
+// describeKey writes a key for people.
 func describeKey(w io.Writer, k kmswire.KeyDescription) {
 	fmt.Fprintf(w, "key\t%s\n", claviger.Printable(k.Name))
 	state := "live"
@@ -75,7 +76,7 @@ func describeKey(w io.Writer, k kmswire.KeyDescription) {
 		fmt.Fprintf(w, "attribute\t%s = %q\n", claviger.Printable(name), k.Attributes[name])
 	}
 	if len(k.Versions) == 0 {
-		fmt.Fprintln(w, "versions\tnot told without their material")
+		fmt.Fprintln(w, "versions\tthis KMS shows them only with their material")
 		return
 	}
 	fmt.Fprintln(w, "\nVERSION\tCREATED\tLAST USED\tCKA_LABEL\tCKA_ID")
@@ -85,7 +86,7 @@ func describeKey(w io.Writer, k kmswire.KeyDescription) {
 	}
 }
 
-// lastUsed words what the record of uses proves.
+// lastUsed says what the record of uses proves about the last use of a version.
 func lastUsed(k kmswire.KeyDescription, v kmswire.VersionDescription) string {
 	switch {
 	case v.LastUse != 0:

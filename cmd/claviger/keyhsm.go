@@ -16,18 +16,18 @@ import (
 )
 
 func newKeyHSMCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "keyhsm", Short: "Wrap a trustee's deposits by a key that stays in the HSM",
+	cmd := &cobra.Command{Use: "keyhsm", Short: "Wrap a trustee's deposits with a key that stays in the HSM",
 		Args: cobra.NoArgs,
-		Long: `keyhsm is Key HSM: a server beside a Key Trustee Server that encrypts each deposit once more, under a
-data key that an RSA pair in the HSM wraps. When that pair is destroyed, the deposits are unreadable. Its verbs are
-those of Cloudera's "service keyhsm".`,
+		Long: `keyhsm is Key HSM: a server beside a Key Trustee Server. It encrypts each deposit once more, with a data
+key. An RSA key pair in the HSM wraps the data keys. If the pair is destroyed, nobody can read the deposits. The
+subcommands have the names of Cloudera's "service keyhsm".`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	cmd.AddCommand(newKeyHSMSetup(), newKeyHSMTrust(), newKeyHSMValidate(), newKeyHSMSettings(),
 		newKeyHSMStart(), newKeyHSMStatus(), newKeyHSMReload())
 	return cmd
 }
 
-// keyHSMConf adds the flag that all its subcommands have.
+// keyHSMConf adds the flag --conf, which each subcommand of keyhsm has.
 func keyHSMConf(cmd *cobra.Command, conf *string) {
 	cmd.Flags().StringVar(conf, "conf", "", "folder of "+keyhsm.SettingsFile)
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
@@ -40,12 +40,15 @@ func newKeyHSMSetup() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "setup (luna | ncipher | softhsm | generic) --conf DIR (--token LABEL | --serial SERIAL | " +
 			"--slot N) --pin-file FILE",
-		Short: "Make the pair in the token, and write the settings",
-		Long: `setup makes an RSA pair in the token, whose private key never leaves it, has it wrap and unwrap once,
-and writes DIR/` + keyhsm.SettingsFile + `. Unless --certificate and --key name others, it makes DIR/` +
-			keyhsm.CertificateFile + ` and DIR/` + keyhsm.PrivateKeyFile + `;
-give the first of them to the trustees. With --key-id, an existing pair is used: for a second Key HSM at the same
-HSM, or after a move. Nothing is ever overwritten.`,
+		Short: "Make the key pair on the token, and write the settings",
+		Long: `setup makes an RSA key pair on the token, wraps and unwraps with it once, and writes DIR/` +
+			keyhsm.SettingsFile + `. The private key never leaves the token.
+
+setup also makes DIR/` + keyhsm.CertificateFile + ` and DIR/` + keyhsm.PrivateKeyFile + `, unless --certificate and
+--key name other files. Give the certificate to the trustees.
+
+With --key-id it uses an existing pair: for a second Key HSM at the same HSM, or after a move to another host. setup
+never overwrites anything.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
@@ -63,40 +66,41 @@ HSM, or after a move. Nothing is ever overwritten.`,
 	out.Flag(cmd)
 	f := cmd.Flags()
 	f.StringVar(&s.Settings.Module, "module", "",
-		"path of the HSM's PKCS#11 library; otherwise where its client puts it")
+		"path of the HSM's PKCS#11 library (default: the path that the HSM's client installs)")
 	f.StringVar(&s.Settings.Token, "token", "", "label of the token")
 	f.StringVar(&s.Settings.Serial, "serial", "", "serial number of the token")
 	f.IntVar(&slot, "slot", -1, "slot of the token")
+	hideDefault(cmd, "slot")
 	f.StringVar(&s.Settings.PINFile, "pin-file", "", "file that holds the user's PIN and nothing else")
-	f.StringVar(&s.Settings.KeyLabel, "key-label", "claviger-keyhsm", "label of the pair")
-	f.StringVar(&s.Settings.KeyID, "key-id", "", "CKA_ID, in hexadecimal, of a pair that is there already")
+	f.StringVar(&s.Settings.KeyLabel, "key-label", "claviger-keyhsm", "label of the key pair")
+	f.StringVar(&s.Settings.KeyID, "key-id", "", "CKA_ID of an existing key pair, in hexadecimal")
 	f.IntVar(&s.Bits, "bits", 3072, "bits of the new pair: 2048, 3072 or 4096")
-	f.StringVar(&s.Settings.Listen, "listen", keyhsm.DefaultListen, "address and port to listen at")
+	f.StringVar(&s.Settings.Listen, "listen", keyhsm.DefaultListen, "address and port of the server")
 	f.StringSliceVar(&s.Hosts, "host", nil,
-		"name or address that the new certificate is good for; otherwise this host's")
+		"name or address in the new certificate (default: this host's name)")
 	f.StringVar(&s.Settings.Certificate, "certificate", "", "PEM file of the server's certificate")
-	f.StringVar(&s.Settings.PrivateKey, "key", "", "PEM file of its private key")
+	f.StringVar(&s.Settings.PrivateKey, "key", "", "PEM file of the server's private key")
 	_ = cmd.MarkFlagRequired("pin-file") // the flag is defined above
 	return cmd
 }
 
-// setupKeyHSM makes the folder of a Key HSM, and prints each step.
+// setupKeyHSM sets up the folder of a Key HSM, and prints each step.
 func setupKeyHSM(ctx context.Context, out *terminal.Output, s *keyhsmhost.Setup) error {
 	if err := s.Complete(); err != nil {
 		return &exitError{exitUsage, err}
 	}
 	ctx, cancel := context.WithTimeout(ctx, hsmTimeout)
 	defer cancel()
-	var unwritten error
-	report := func(text string) { unwritten = errors.Join(unwritten, out.Printf("%s\n", text)) }
+	var writeErr error
+	report := func(text string) { writeErr = errors.Join(writeErr, out.Printf("%s\n", text)) }
 	if err := s.Run(ctx, report); err != nil {
 		return err
 	}
-	set, _, err := keyhsm.ReadSettings(s.Folder) // as keyhsm settings shows them, with what is assumed
+	set, _, err := keyhsm.ReadSettings(s.Folder) // with the defaults, as keyhsm settings prints them
 	if err != nil {
 		return err
 	}
-	return errors.Join(unwritten, out.Write(set, func(io.Writer) {})) // people have seen the steps
+	return errors.Join(writeErr, out.Write(set, func(io.Writer) {})) // the text output has shown the steps already
 }
 
 func newKeyHSMTrust() *cobra.Command {
@@ -105,9 +109,9 @@ func newKeyHSMTrust() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "trust --conf DIR FILE",
 		Short: "Trust the certificate of a trustee",
-		Long: `trust takes the certificate in FILE (PEM or DER; of a chain, the first) for that of a trustee, who
-may then have deposits wrapped and unwrapped. It is that very certificate: one that replaces it must be trusted
-anew. A server that runs learns of it by: claviger keyhsm reload.`,
+		Long: `trust accepts the certificate in FILE as that of a trustee. The trustee can then have deposits wrapped
+and unwrapped. FILE is PEM or DER; of a chain, the first certificate counts. If the trustee gets another certificate,
+trust that one too. A running server accepts the certificate after: claviger keyhsm reload.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			set, err := readKeyHSM(cmd.ErrOrStderr(), conf)
@@ -142,7 +146,7 @@ type trustedCertificate struct {
 	Added   bool      `json:"added"` // false: it was trusted before
 }
 
-// readKeyHSM reads the settings, and tells what in them is odd.
+// readKeyHSM reads the settings, and writes its warnings to w.
 func readKeyHSM(w io.Writer, dir string) (keyhsm.Settings, error) {
 	set, warnings, err := keyhsm.ReadSettings(dir)
 	for _, warning := range warnings {
@@ -156,8 +160,8 @@ func newKeyHSMSettings() *cobra.Command {
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use: "settings --conf DIR", Short: "Show the settings in force", Args: cobra.NoArgs,
-		Long: "settings shows what " + keyhsm.SettingsFile +
-			" says, and what is assumed where it says nothing. There is no secret in it.",
+		Long: "settings shows the settings of " + keyhsm.SettingsFile +
+			", and the default of each setting that is missing there. It shows no secret.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := readKeyHSM(cmd.ErrOrStderr(), conf)
 			if err != nil {

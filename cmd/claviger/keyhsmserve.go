@@ -17,9 +17,9 @@ func newKeyHSMStart() *cobra.Command {
 	var logs logFlags
 	cmd := &cobra.Command{
 		Use: "start --conf DIR", Short: "Serve in the foreground", Args: cobra.NoArgs,
-		Long: `start serves until SIGTERM or SIGINT, then lets requests under way end. SIGHUP, or claviger keyhsm
-reload, has it take over the certificates, its own and those it trusts, without a restart. One server runs with a
-folder at a time.`,
+		Long: `start serves until SIGTERM or SIGINT. Then it completes the requests that it has received, and ends. On
+SIGHUP, or claviger keyhsm reload, it reads its own certificate and the trusted certificates again, without a restart.
+Only one server can run with a folder at a time.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, _, err := logs.open()
 			if err != nil {
@@ -31,8 +31,9 @@ folder at a time.`,
 	}
 	keyHSMConf(cmd, &c.Folder)
 	flags := cmd.Flags()
-	flags.StringVar(&c.Listen, "listen", "", "listen there instead of keyhsm.listen; port 0 takes any free one")
-	flags.StringVar(&c.ReadyFile, "ready-file", "", "write the base URL into this file once requests are served")
+	flags.StringVar(&c.Listen, "listen", "",
+		"address and port to use instead of keyhsm.listen; port 0 chooses a free one")
+	flags.StringVar(&c.ReadyFile, "ready-file", "", readyFileHelp)
 	flags.StringVar(&c.Metrics, "metrics-listen", "", metricsListenHelp)
 	logs.define(cmd)
 	return cmd
@@ -42,9 +43,9 @@ func newKeyHSMStatus() *cobra.Command {
 	var conf string
 	var out terminal.Output
 	cmd := &cobra.Command{
-		Use: "status --conf DIR", Short: "Show how the server is that runs", Args: cobra.NoArgs,
-		Long: "status asks the server that runs with DIR, which has its pair wrap and unwrap once. Exit " +
-			"status 3 where it cannot, or where none runs.",
+		Use: "status --conf DIR", Short: "Show the state of the running server", Args: cobra.NoArgs,
+		Long: "status sends a request to the server that runs with DIR. The server wraps and unwraps once with its " +
+			"key pair. Exit status 3: this failed, or no server runs.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			set, err := readKeyHSM(cmd.ErrOrStderr(), conf)
 			if err != nil {
@@ -98,9 +99,9 @@ func newKeyHSMReload() *cobra.Command {
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use: "reload --conf DIR", Args: cobra.NoArgs,
-		Short: "Have the server that runs take over its certificates anew",
-		Long: "reload sends SIGHUP to the server that runs with DIR, and waits until it has read its own " +
-			"certificate and those that it trusts. Where it cannot read them, those in force stay.",
+		Short: "Make the running server read its certificates again",
+		Long: "reload sends SIGHUP to the server that runs with DIR. It waits until the server has read its own " +
+			"certificate and the trusted ones. If the server cannot read them, it keeps the old ones.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			set, err := readKeyHSM(cmd.ErrOrStderr(), conf)
 			if err != nil {

@@ -22,13 +22,14 @@ func newKeyHSMValidate() *cobra.Command {
 	var conf, dir string
 	var out terminal.Output
 	cmd := &cobra.Command{
-		Use: "validate --conf DIR [--trustee DIR]", Short: "Check the settings, the token, the pair and the " +
-			"certificates", Args: cobra.NoArgs,
-		Long: "validate opens the token as the server does, and has the pair wrap and unwrap. It may be used beside " +
-			"a server that runs. Exit status 3 where a check fails.\n\nA pair that works need not be the one that a " +
-			"trustee's deposits are wrapped by. With --trustee, the folder of a trustee on this host, which may run, " +
-			"it counts its wrapped deposits by pair, and opens one of each. Its folder must be readable for this " +
-			"user, and may belong to another.",
+		Use: "validate --conf DIR [--trustee DIR]", Short: "Check the settings, the token, the key pair and " +
+			"the certificates", Args: cobra.NoArgs,
+		Long: `validate opens the token as the server does, and wraps and unwraps with the key pair. It can be used
+while a server runs. Exit status 3: a check failed.
+
+A key pair that works is not always the pair that wraps a trustee's deposits. --trustee gives the folder of a trustee
+on this host, which may run. validate then counts the wrapped deposits of each pair, and opens one deposit of each.
+This user must be able to read the folder; the folder may belong to another user.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			set, err := readKeyHSM(cmd.ErrOrStderr(), conf)
 			if err != nil {
@@ -45,42 +46,17 @@ func newKeyHSMValidate() *cobra.Command {
 					return openDeposits(ctx, keeper, dir)
 				}
 			}
-			checks := keyhsmhost.Validate(ctx, &set, deposits)
-			failed, tried := 0, 0
-			for _, c := range checks {
-				if c.NotTried {
-					continue
-				}
-				if tried++; !c.OK {
-					failed++
-				}
-			}
-			err = out.Write(map[string]any{"ok": failed == 0, "checks": checks}, func(w io.Writer) {
-				for _, c := range checks {
-					word := "ok"
-					switch {
-					case c.NotTried:
-						word = "-"
-					case !c.OK:
-						word = "FAILED"
-					}
-					fmt.Fprintf(w, "%s\t%s\t%s\n", word, c.Name, c.Detail)
-				}
-			})
-			if err == nil && failed > 0 {
-				err = &exitError{exitRefused, fmt.Errorf("%d of %d checks failed", failed, tried)}
-			}
-			return err
+			return printChecks(&out, keyhsmhost.Validate(ctx, &set, deposits))
 		},
 	}
 	keyHSMConf(cmd, &conf)
 	cmd.Flags().StringVar(&dir, "trustee", "",
-		"folder of a trustee whose wrapped deposits are to be opened, as "+trusteeFolder)
+		"folder of a trustee whose wrapped deposits are checked, as "+trusteeFolder)
 	out.Flag(cmd)
 	return cmd
 }
 
-// openDeposits opens one deposit of each pair that deposits of a trustee are wrapped by.
+// openDeposits opens one deposit of each key pair that wraps deposits of a trustee.
 func openDeposits(ctx context.Context, keeper *keyhsm.Keeper, dir string) (text string, err error) {
 	folder, err := location.Load(dir)
 	if err != nil {
@@ -103,4 +79,33 @@ func openDeposits(ctx context.Context, keeper *keyhsm.Keeper, dir string) (text 
 		text += fmt.Sprintf("%d wrapped by %s, ", counts[id], id)
 	}
 	return text + "one of each was opened", errors.Join(w.Unopened(ctx)...)
+}
+
+// printChecks prints the checks. It returns an error if one of them failed.
+func printChecks(out *terminal.Output, checks []keyhsmhost.Check) error {
+	failed, tried := 0, 0
+	for _, c := range checks {
+		if c.NotTried {
+			continue
+		}
+		if tried++; !c.OK {
+			failed++
+		}
+	}
+	err := out.Write(map[string]any{"ok": failed == 0, "checks": checks}, func(w io.Writer) {
+		for _, c := range checks {
+			result := "ok"
+			switch {
+			case c.NotTried:
+				result = "-"
+			case !c.OK:
+				result = "FAILED"
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\n", result, c.Name, c.Detail)
+		}
+	})
+	if err == nil && failed > 0 {
+		err = &exitError{exitRefused, fmt.Errorf("%d of %d checks failed", failed, tried)}
+	}
+	return err
 }

@@ -19,19 +19,19 @@ import (
 type purgeFlags struct {
 	name, version string
 	all           bool
-	yes           *string // the name once more; nil: a prompt asks for it
+	yes           *string // the name again; nil: a prompt asks for it
 }
 
 func newKeyPurge() *cobra.Command {
 	var p purgeFlags
 	var yes string
-	cmd := keyCommand("purge NAME --provider URI [--key-version NAME@N | --all]", "End a deleted key for ever",
-		`purge destroys the deleted key NAME in the HSM. Nothing that it encrypted can be read again. Where you may
-manage several deleted keys of that name, purge lists them and does nothing, unless --key-version chooses one or
---all means all of them.
+	cmd := keyCommand("purge NAME --provider URI [--key-version NAME@N | --all]", "Destroy a deleted key for ever",
+		`purge destroys the deleted key NAME in the HSM. Data that the key encrypted can never be read again. If you may
+manage several deleted keys with that name, purge lists them and does nothing, unless --key-version chooses one or --all
+chooses all.
 
-purge lists the keys that it would destroy, and asks you to type the name once more; scripts say --yes-purge NAME.
-The KMS refuses while the key was deleted, or used, within its claviger.purge.min.unused.`, cobra.ExactArgs(1),
+purge lists the keys that it would destroy, and asks you to type the name again; scripts use --yes-purge NAME. The KMS
+refuses if the key was deleted or used less than claviger.purge.min.unused ago.`, cobra.ExactArgs(1),
 		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output,
 			args []string) error {
 			if err := givenVersion(cmd, p.version); err != nil {
@@ -39,8 +39,8 @@ The KMS refuses while the key was deleted, or used, within its claviger.purge.mi
 			}
 			if p.all && p.version != "" {
 				return &exitError{exitUsage,
-					errors.New("--all and --key-version do not go together: all deleted keys of the name are " +
-						"meant, or the one that has the version")}
+					errors.New("--all and --key-version exclude each other: --all chooses all deleted keys with the " +
+						"name, --key-version one of them")}
 			}
 			p.name = args[0]
 			if cmd.Flags().Changed("yes-purge") {
@@ -48,19 +48,20 @@ The KMS refuses while the key was deleted, or used, within its claviger.purge.mi
 			}
 			return purgeKeys(ctx, cmd, kms, out, p)
 		})
-	cmd.Flags().StringVar(&yes, "yes-purge", "", "the key's name once more, instead of typing it")
-	cmd.Flags().BoolVar(&p.all, "all", false, "all deleted keys of the name that you may manage")
+	cmd.Flags().StringVar(&yes, "yes-purge", "", "the key's name again, instead of typing it")
+	cmd.Flags().BoolVar(&p.all, "all", false, "all deleted keys with the name that you may manage")
 	versionFlag(cmd, &p.version)
 	return cmd
 }
 
-// purged is the report: the keys that were destroyed, or the keys of which the user must choose.
+// purged is the report: the keys that were destroyed, or the keys from which the user must choose.
 type purged struct {
 	Purged  string               `json:"purged,omitempty"`
 	Refused string               `json:"refused,omitempty"`
 	Keys    []kmswire.DeletedKey `json:"keys"`
 }
 
+// purgeKeys lists the keys, has the user confirm them, and purges them.
 func purgeKeys(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output,
 	p purgeFlags) error {
 	list, err := kms.DeletedKeys(ctx)
@@ -77,8 +78,8 @@ func purgeKeys(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider,
 	}
 	if len(keys) > 1 && p.version == "" && !p.all {
 		err := &exitError{exitRefused,
-			fmt.Errorf("nothing was purged: %d deleted keys have the name %s, listed above; name one of them "+
-				"by --key-version NAME@N, or say --all", len(keys), claviger.Printable(p.name))}
+			fmt.Errorf("nothing was purged: %d deleted keys have the name %s, listed above; choose one "+
+				"with --key-version NAME@N, or all with --all", len(keys), claviger.Printable(p.name))}
 		if out.JSON() {
 			return errors.Join(out.Write(purged{Refused: p.name, Keys: keys}, nil), err)
 		}
@@ -86,15 +87,15 @@ func purgeKeys(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider,
 	}
 	if len(keys) > 0 || p.version == "" {
 		if err := terminal.NewPrompt(cmd).ConfirmName(p.name, p.yes, "purged",
-			fmt.Sprintf("%d deleted keys will be destroyed, and all that they encrypted is lost. "+
+			fmt.Sprintf("%d deleted keys will be destroyed, and all data that they encrypted is lost. "+
 				"Type the key's name to purge: ", len(keys))); err != nil {
 			return err
 		}
 	}
-	if len(keys) == 0 { // what an earlier purge has left is ended, or the KMS says what is wrong
+	if len(keys) == 0 { // the KMS completes an earlier purge, or returns the error
 		err = kms.Purge(ctx, p.name, p.version)
 	}
-	for i, k := range keys { // those that were listed, and no other
+	for i, k := range keys { // only the keys that were listed
 		if err = kms.Purge(ctx, p.name, k.Versions[len(k.Versions)-1]); err != nil {
 			if i > 0 {
 				err = fmt.Errorf("%d of %d were purged, then: %w", i, len(keys), err)
@@ -106,5 +107,5 @@ func purgeKeys(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider,
 		return err
 	}
 	return out.Write(purged{Purged: p.name, Keys: keys},
-		func(w io.Writer) { fmt.Fprintf(w, "key %s is gone for ever\n", claviger.Printable(p.name)) })
+		func(w io.Writer) { fmt.Fprintf(w, "key %s is destroyed for ever\n", claviger.Printable(p.name)) })
 }

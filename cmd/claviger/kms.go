@@ -14,8 +14,8 @@ func newKMSCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kms --conf DIR",
 		Short: "Serve Hadoop's KMS protocol",
-		Long: `kms serves Hadoop's KMS protocol by the files in DIR: core-site.xml, kms-site.xml, kms-acls.xml, ssl-server.xml.
-It ends on SIGTERM or SIGINT when the requests under way are served.`,
+		Long: `kms serves Hadoop's KMS protocol. It reads its configuration from DIR: core-site.xml, kms-site.xml,
+kms-acls.xml and ssl-server.xml. On SIGTERM or SIGINT it completes the requests that it has received, and ends.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if cmd.Flags().Changed("http-port") && (o.Port < 0 || o.Port > 65535) {
@@ -29,11 +29,12 @@ It ends on SIGTERM or SIGINT when the requests under way are served.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.Dir, "conf", "", "configuration folder")
-	flags.IntVar(&o.Port, "http-port", -1, "listen at this port instead of hadoop.kms.http.port; 0 takes any free one")
-	flags.StringVar(&o.ReadyFile, "ready-file", "", "write the base URL into this file once requests are served")
-	flags.BoolVar(&o.TLS, "tls", false, "serve https, as hadoop.kms.ssl.enabled does")
+	flags.IntVar(&o.Port, "http-port", -1, "port to use instead of hadoop.kms.http.port; 0 chooses a free one")
+	flags.StringVar(&o.ReadyFile, "ready-file", "", readyFileHelp)
+	flags.BoolVar(&o.TLS, "tls", false, "serve https, as with hadoop.kms.ssl.enabled")
+	hideDefault(cmd, "http-port")
 	log.define(cmd)
-	flags.Lookup("log-level").Usage += "; /logLevel changes it"
+	flags.Lookup("log-level").Usage += "; /logLevel changes it at run time"
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
 	return cmd
 }

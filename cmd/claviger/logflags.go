@@ -20,7 +20,7 @@ func (f *logFlags) define(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.format, "log-format", "text", "text or json")
 }
 
-// open returns a logger to standard error, and its level.
+// open returns a logger that writes to standard error, and its level.
 func (f *logFlags) open() (*slog.Logger, *slog.LevelVar, error) {
 	log, level, err := web.NewLogger(os.Stderr, f.level, f.format)
 	if err != nil {
@@ -29,7 +29,7 @@ func (f *logFlags) open() (*slog.Logger, *slog.LevelVar, error) {
 	return log, level, nil
 }
 
-// newLogger returns the logger of a command that is not a server.
+// newLogger returns a logger for a command that is not a server.
 func newLogger(level string) (*slog.Logger, error) {
 	log, _, err := web.NewLogger(os.Stderr, level, "text")
 	return log, err

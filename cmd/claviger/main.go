@@ -1,6 +1,5 @@
-// Command claviger is a Hadoop-compatible key management server whose
-// encryption-zone keys are born in an HSM and never leave it, and the way
-// there from any other Hadoop KMS. One binary, one file a subcommand.
+// Command claviger is a Hadoop-compatible key management server. Its encryption-zone keys are made in an HSM and never
+// leave it. It also migrates from any other Hadoop KMS. There is one file for each subcommand.
 package main
 
 import (
@@ -28,13 +27,13 @@ import (
 // Exit codes. They are part of the command line's contract.
 const (
 	exitOK      = 0
-	exitFailed  = 1 // the work was not done; standard error says why
-	exitUsage   = 2 // the command line itself is wrong
-	exitRefused = 3 // the work was refused, or found something that a person must decide
-	exitPIN     = 4 // the HSM has refused the PIN; after a few more tries it locks the PIN
+	exitFailed  = 1 // an error; standard error says which
+	exitUsage   = 2 // the command line is wrong
+	exitRefused = 3 // the work was refused, or a person must decide something
+	exitPIN     = 4 // the HSM has refused the PIN; it locks the PIN after a few wrong ones
 )
 
-// exitError carries an exit code through cobra. Its error is nil where the output has said everything.
+// exitError carries an exit code through cobra. Its err is nil if the output has said everything.
 type exitError struct {
 	code int
 	err  error
@@ -51,7 +50,7 @@ func (e *exitError) Unwrap() error { return e.err }
 
 func main() { os.Exit(run(os.Args[1:])) }
 
-// run is main without the exit, so that scripts in tests can call it.
+// run runs a command line and returns the exit code. Tests call it too.
 func run(args []string) int {
 	if err := noCoreDumps(); err != nil {
 		fmt.Fprintf(os.Stderr, "claviger: secrets could get into a core file: %v\n", err)
@@ -73,14 +72,15 @@ func run(args []string) int {
 	if errors.As(err, &coded) && coded.err == nil {
 		return code
 	}
-	_ = terminal.Fprintf(cmd.ErrOrStderr(), "claviger: %v%s\n", err, asWhom(err)) // there is nowhere else to write
+	// An error of standard error cannot be reported.
+	_ = terminal.Fprintf(cmd.ErrOrStderr(), "claviger: %v%s\n", err, processUser(err))
 	if code == exitUsage {
 		fmt.Fprintf(cmd.ErrOrStderr(), "Run '%s --help' for usage.\n", cmd.CommandPath())
 	}
 	return code
 }
 
-// exitCode is the exit code for an error.
+// exitCode returns the exit code for an error.
 func exitCode(err error) int {
 	var coded *exitError
 	switch {
@@ -96,9 +96,9 @@ func exitCode(err error) int {
 	return exitFailed
 }
 
-// asWhom names the user that this process runs as, where the system refused this user, and says how the user
-// gets the right unless the error says that itself. The same command may work for another user.
-func asWhom(err error) string {
+// processUser returns the user of this process as a part of a message, if the system has refused something to this
+// user; the same command may work for another user. It adds how to get the right, unless the error says it.
+func processUser(err error) string {
 	if !errors.Is(err, fs.ErrPermission) {
 		return ""
 	}
@@ -107,8 +107,8 @@ func asWhom(err error) string {
 	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
 		text = fmt.Sprintf(" (this process runs as user %s, uid %d", u.Username, uid)
 	}
-	if cure := secret.Admit(err); cure != "" && !strings.Contains(err.Error(), "chown ") {
-		text += "; " + cure
+	if remedy := secret.Admit(err); remedy != "" && !strings.Contains(err.Error(), "chown ") {
+		text += "; " + remedy
 	}
 	return text + ")"
 }
@@ -116,9 +116,9 @@ func asWhom(err error) string {
 func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "claviger",
-		Short: "A Hadoop KMS whose keys are born in an HSM, and the way there",
-		Long: `claviger is a key management server for Hadoop: HDFS, Spark, Hive and 'hadoop key' talk to it
-unchanged. Its encryption-zone keys are born in a hardware security module and never leave it.`,
+		Short: "A Hadoop KMS with keys in an HSM, and the migration to it",
+		Long: `claviger is a key management server for Hadoop. HDFS, Spark, Hive and 'hadoop key' use it without
+changes. Its encryption-zone keys are made in a hardware security module (HSM) and never leave it.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },

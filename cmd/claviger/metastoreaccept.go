@@ -20,16 +20,23 @@ func newMetastoreAccept() *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
 		Use:   "accept --conf DIR [--yes]",
-		Short: "Give up acknowledged changes that PostgreSQL has lost, or take a token up that another copy has used",
-		Long: fmt.Sprintf(`accept lists the changes of keys that nodes have seen and that the metastore lacks, since its server was replaced by a standby that was behind, or by an older copy:
-what was done to each key, and what store and token tell of the key now. A key that was deleted since is back: delete it again.
-It says, too, whether another copy of the metastore has used the token since: then no server starts on this one, or
-makes keys. With --yes it gives the changes up, and has the metastore take the token up: every node changes keys again
-within %d seconds, and the other copy does no more. Stop the other copy first. Nodes on PostgreSQL may serve
-meanwhile. Rebuild what the HSM still holds then: claviger hsm adopt.
-Exit codes: 0 nothing is missing, or it was given up; 1 failed; 3 something is missing and --yes was not given.`, int(hsm.DecidedWithin.Seconds())),
+		Short: "Accept that PostgreSQL has lost changes, or that another copy has used the token",
+		Long: fmt.Sprintf(`accept lists the changes of keys that nodes have seen and that the metastore lacks.
+PostgreSQL loses changes if it is replaced by a standby that was behind, or by an older copy. accept shows the lost
+change of each key, and what the metastore and the token have of the key now. A deleted key may exist again: delete it
+once more.
+
+accept also shows whether another copy of the metastore has used the token. Then no server starts on this metastore or
+makes keys.
+
+With --yes it gives up the lost changes, and lets the metastore use the token again. Every node changes keys again
+within %d seconds, and the other copy makes no more keys. Stop the other copy first. Nodes on PostgreSQL can serve
+meanwhile. Then recover the keys that the HSM still holds: claviger hsm adopt.
+
+Exit status: 0 nothing is lost, or it was given up; 1 an error; 3 something is lost and --yes was not given.`,
+			int(hsm.DecidedWithin.Seconds())),
 	}
-	cmd.Flags().BoolVar(&yes, "yes", false, "give up what is missing, and take the token up")
+	cmd.Flags().BoolVar(&yes, "yes", false, "give up the lost changes, and use the token again")
 	return metastoreCommand(cmd, func(ctx context.Context, conf *hadoopconf.Conf, _ []string, out *terminal.Output,
 		log *slog.Logger) error {
 		l, err := recovery.Accept(ctx, conf, yes, log)
@@ -40,10 +47,10 @@ Exit codes: 0 nothing is missing, or it was given up; 1 failed; 3 something is m
 	})
 }
 
-// lossesText writes for people what is missing, and what became of it; done: all of it was given up.
+// lossesText writes for people what is lost. done means that all of it was given up.
 func lossesText(w io.Writer, l *recovery.Losses, done bool) {
 	if l.Tracked && len(l.Lost) == 0 {
-		fmt.Fprintf(w, "No node has told of a change that %s lacks.\n", l.Store)
+		fmt.Fprintf(w, "%s lacks no change that a node has recorded.\n", l.Store)
 	}
 	if !l.Tracked && !l.Found() && l.TokenUnknown == "" {
 		fmt.Fprintf(w, "There is nothing to accept for %s. Only a metastore in PostgreSQL can lack changes that its "+
@@ -53,7 +60,7 @@ func lossesText(w io.Writer, l *recovery.Losses, done bool) {
 		lostChanges(w, l)
 	}
 	if l.TokenUnknown != "" {
-		fmt.Fprintf(w, "Whether another copy of the metastore has used the token since is not known: %s\n",
+		fmt.Fprintf(w, "It is not known whether another copy of the metastore has used the token: %s\n",
 			l.TokenUnknown)
 	}
 	if l.Stale != "" {
@@ -62,12 +69,12 @@ func lossesText(w io.Writer, l *recovery.Losses, done bool) {
 	if l.TakenFrom != "" {
 		fmt.Fprintf(w, "The token, which the metastore at %s used last, was taken up by this one.\n", l.TakenFrom)
 		if !l.Written {
-			fmt.Fprintln(w, "The token was not changed by this, since it has lost its object or "+
-				"keys; a start of a server on this metastore changes it once no key is missing.")
+			fmt.Fprintln(w, "The token was not changed, since it has lost its object or keys. The next start of a "+
+				"server on this metastore changes it, when no key is missing.")
 		}
 	}
 	if done && l.Found() {
-		fmt.Fprintf(w, "Adopt what the HSM holds now (claviger hsm adopt). Nodes that run change "+
+		fmt.Fprintf(w, "Now recover the keys of the HSM: claviger hsm adopt. Running nodes change "+
 			"keys again within %d seconds.\n", int(hsm.DecidedWithin.Seconds()))
 	}
 }
@@ -78,16 +85,16 @@ func lostChanges(w io.Writer, l *recovery.Losses) {
 	for _, c := range l.Lost {
 		at, change := c.At, cmp.Or(c.Change, "not known")
 		if at == "" {
-			at, change = "-", "no node remembers one"
+			at, change = "-", "no node has recorded one"
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", claviger.Printable(c.Key), at, change, cmp.Or(c.Now, "as above"))
 	}
 	if l.NotCompared != "" {
-		fmt.Fprintf(w, "What the token tells is left out: %s.\n", l.NotCompared)
+		fmt.Fprintf(w, "The token's keys are not shown: %s.\n", l.NotCompared)
 	}
 	if l.GivenUp {
 		fmt.Fprintln(w, "Given up.")
 	} else {
-		fmt.Fprintln(w, "These are the newest of the changes that are missing; there may be others.")
+		fmt.Fprintln(w, "These are the newest lost changes. There may be older ones.")
 	}
 }

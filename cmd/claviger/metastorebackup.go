@@ -20,10 +20,13 @@ func newMetastoreBackup() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:   "backup --conf DIR --out FILE",
-		Short: "Write a copy of the SQLite store, while servers go on",
-		Long: `backup writes the SQLite store that DIR configures, as it is at one moment, into FILE, which is never overwritten: whole, checked and of mode 0600,
-or not at all. Where root runs it, FILE is given to the owner of the store. A server may run. FILE holds no key material, no delegation token and none of the keys that sign them. The HSM's own backup
-belongs to it: FILE is of no use without the keys that it names.`,
+		Short: "Write a copy of the SQLite store, while servers run",
+		Long: `backup writes a copy of the SQLite store that DIR configures into FILE. A server may run. The copy has
+the state of one moment. FILE gets mode 0600, is checked, and is either complete or not written; an existing FILE is
+never overwritten. If root runs backup, FILE belongs to the owner of the store.
+
+FILE holds no key material, no delegation token and no key that signs tokens. It is of no use without the keys in the
+HSM, so keep the HSM's own backup too.`,
 	}
 	cmd.Flags().StringVar(&file, "out", "", "file to write")
 	_ = cmd.MarkFlagRequired("out") // the flag is defined above
@@ -35,7 +38,7 @@ belongs to it: FILE is of no use without the keys that it names.`,
 		}
 		return out.Write(b, func(w io.Writer) {
 			if m := b.Moved; m != nil {
-				fmt.Fprintf(w, "NOTE  this metastore was moved to %s at %s: back that one up\n", m.To,
+				fmt.Fprintf(w, "NOTE  this metastore was moved to %s at %s: make a backup of that one\n", m.To,
 					m.At.Format(time.RFC3339))
 			}
 			fmt.Fprintf(w, "wrote %s: %d keys with %d versions, %d deleted keys, of token %q "+
@@ -49,23 +52,33 @@ func newMetastoreRestore() *cobra.Command {
 	var o recovery.RestoreOptions
 	cmd := &cobra.Command{
 		Use:   "restore --conf DIR FILE",
-		Short: "Put a backup in the place of the SQLite store",
-		Long: `restore puts a FILE that metastore backup has written in the place of the SQLite store that DIR configures. It checks FILE first, and compares it with the
-store that is there and with the token: versions of keys that either has and FILE does not know would be lost, and are listed as LOST. Keys that were
-deleted since FILE was written would come back, and are listed as REVIVED; keys that were brought back since are listed as DELETED, and keys
-whose attributes or description are others now as CHANGED. Where another copy of the store has used the token since, that is a NOTE, and the restored store
-takes the token up. A store that metastore copy has moved to another place is listed as MOVED: restore that one, unless it is lost. Steps that were pending when FILE was written are ended: what they made on the token may
-have been used since, and is LOST until it is adopted. Where anything is listed nothing is written unless --lose-keys says so. It refuses while a server has the store. The store that was there is kept beside it.
+		Short: "Replace the SQLite store by a backup",
+		Long: `restore replaces the SQLite store that DIR configures by FILE, which metastore backup has written. It
+first checks FILE, and compares it with the existing store and with the token. It lists:
 
-Exit status: 0 restored, 1 FILE or the store cannot be used, 3 keys would be lost, or changes undone.`,
+  LOST     key versions that the store or the token has, and FILE lacks
+  REVIVED  keys that were deleted after FILE was written: they would exist again
+  DELETED  keys that were brought back after FILE was written
+  CHANGED  keys with other attributes or another description now
+  MOVED    metastore copy has moved the store to another place: restore that
+           store, unless it is lost
+  NOTE     another copy of the store has used the token; the restored store
+           uses the token again
+
+If anything but a NOTE is listed, restore writes nothing unless you pass --lose-keys. Steps that were pending when
+FILE was written end. Keys that they made on the token may be in use, and are LOST until they are adopted.
+
+restore is refused while a server uses the store. The old store is kept beside the new one.
+
+Exit status: 0 restored; 1 FILE or the store cannot be used; 3 keys would be lost, or changes undone.`,
 		Args: cobra.ExactArgs(1),
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&o.LoseKeys, "lose-keys", false,
-		"restore although the keys that are listed are lost by it, or come back")
-	flags.BoolVar(&o.NoToken, "no-token", false, "do not ask the token which keys it has")
+		"restore, although listed keys are lost or exist again")
+	flags.BoolVar(&o.NoToken, "no-token", false, "do not compare with the token")
 	flags.BoolVar(&o.PlainCopy, "plain-copy", false,
-		"FILE is a copy made by other means while no server had it, or its -wal is beside it")
+		"FILE is a plain copy of a store: no server used it then, or its -wal file is beside it")
 	return metastoreCommand(cmd, func(ctx context.Context, conf *hadoopconf.Conf, args []string, out *terminal.Output,
 		log *slog.Logger) error {
 		r, err := recovery.Restore(ctx, conf, args[0], o, log)
@@ -76,7 +89,7 @@ Exit status: 0 restored, 1 FILE or the store cannot be used, 3 keys would be los
 	})
 }
 
-// withReport returns the error of the work, and that of writing its report, if any.
+// withReport joins the error of some work with the error of writing its report.
 func withReport(written, err error) error {
 	if written == nil {
 		return err
@@ -84,15 +97,15 @@ func withReport(written, err error) error {
 	return errors.Join(err, written)
 }
 
-// restoredText writes for people what restoring a file found and did.
+// restoredText writes the report of a restoration for people.
 func restoredText(w io.Writer, r *recovery.Restored, file, dir string) {
 	if r.Incomparable != "" {
-		fmt.Fprintf(w, "the store that is there cannot be compared, so a key that was deleted "+
-			"since the backup was written comes back unnoticed: %s\n", r.Incomparable)
+		fmt.Fprintf(w, "the existing store cannot be compared, so a key that was deleted after the "+
+			"backup can exist again without notice: %s\n", r.Incomparable)
 	}
 	if r.TakenFrom != "" {
-		fmt.Fprintf(w, "NOTE  the token was used last by the metastore at %s; once a server has "+
-			"started on the restored one, that one makes no key any more: stop what uses it\n", r.TakenFrom)
+		fmt.Fprintf(w, "NOTE  the metastore at %s has used the token last; when a server has started on "+
+			"the restored metastore, the other one makes no key any more: stop its servers\n", r.TakenFrom)
 	}
 	for _, line := range r.Undone {
 		fmt.Fprintln(w, line)
@@ -104,12 +117,12 @@ func restoredText(w io.Writer, r *recovery.Restored, file, dir string) {
 		return
 	}
 	if r.Kept != "" {
-		fmt.Fprintf(w, "kept the store that was there: %s\n", r.Kept)
+		fmt.Fprintf(w, "kept the old store: %s\n", r.Kept)
 	}
 	f := r.Facts
 	if f.Schema < sqlite.SchemaVersion {
-		fmt.Fprintf(w, "the copy was of schema version %d and is of %d now: the older claviger "+
-			"that wrote it cannot use it any more\n", f.Schema, sqlite.SchemaVersion)
+		fmt.Fprintf(w, "the schema version was %d and is %d now: the older claviger "+
+			"that wrote the backup cannot use it any more\n", f.Schema, sqlite.SchemaVersion)
 	}
 	made := "an unknown time"
 	if !f.Made.IsZero() {
@@ -118,8 +131,8 @@ func restoredText(w io.Writer, r *recovery.Restored, file, dir string) {
 	fmt.Fprintf(w, "restored %s from %s: %d keys with %d versions, %d deleted keys, as of %s\n"+
 		"next: claviger metastore verify --conf %s\n", r.Store, file, f.Keys, f.Versions, f.Deleted, made, dir)
 	if r.MustAccept {
-		fmt.Fprintf(w, "The token was not asked, and the store that was there could not be "+
-			"read: where the token was used since the copy was written, this metastore changes no key "+
-			"before you say that it goes on: claviger metastore accept --conf %s --yes\n", dir)
+		fmt.Fprintf(w, "The token was not compared, and the old store could not be read. If the token was used "+
+			"after the backup, this metastore changes no key before you run: "+
+			"claviger metastore accept --conf %s --yes\n", dir)
 	}
 }

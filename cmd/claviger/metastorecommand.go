@@ -12,8 +12,12 @@ import (
 )
 
 func newMetastoreCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "metastore", Short: "Look after the store of key metadata", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd := &cobra.Command{
+		Use:   "metastore",
+		Short: "Check, back up, restore and move the store of key metadata",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
 	cmd.AddCommand(newMetastoreBackup(), newMetastoreVerify(), newMetastoreRestore(), newMetastoreAccept(),
 		newMetastoreCopy(), newMetastoreClock())
 	return cmd
@@ -43,7 +47,7 @@ func metastoreCommand(cmd *cobra.Command, work metastoreWork) *cobra.Command {
 	return cmd
 }
 
-// quietConf loads a configuration, and makes a logger of warnings.
+// quietConf loads a configuration, and returns a logger that writes warnings only.
 func quietConf(dir string) (*hadoopconf.Conf, *slog.Logger, error) {
 	log, err := newLogger("warn")
 	if err != nil {

@@ -20,16 +20,20 @@ func newMetastoreCopy() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "copy --conf DIR --to URI",
 		Short: "Move the store to another place, in SQLite or PostgreSQL",
-		Long: `copy writes all that the metastore of DIR holds into the one that URI names, which is empty, in one transaction: keys, versions, check values, numbers,
-steps that were begun, deleted keys, uses, journals of migrations, delegation tokens, the changes that nodes have seen, and the id by which the
-token knows its metastore. It reads the copy again, compares the two, and marks the old one as moved: no server starts on it any more. It refuses while a server has either of them.
-Run again it finishes what was broken off, or says that nothing is to be done. Name the new one by ` + hadoopconf.MetastoreURI + ` then.
+		Long: `copy moves the metastore of DIR to the empty metastore that URI names, in one transaction. It copies
+keys, versions, check values, numbers, started steps, deleted keys, uses, journals of migrations, delegation tokens,
+the changes that nodes have seen, and the id by which the token identifies its metastore. Then it reads the copy,
+compares the two, and marks the old metastore as moved: no server starts on it any more. copy is refused while a
+server uses either of them.
 
-Exit status: 0 moved, 1 one of the two cannot be used, 3 nothing was done, and the message says why.`,
+If copy was interrupted, run it again: it completes the work, or says that nothing is to do. Then set
+` + hadoopconf.MetastoreURI + ` to the new metastore.
+
+Exit status: 0 moved; 1 one of the two metastores cannot be used; 3 nothing was done, and the message says why.`,
 	}
 	cmd.Flags().StringVar(&uri, "to", "",
-		"where the metastore goes: postgresql://USER@HOST:PORT/DATABASE, with ?passfile=FILE for a password; "+
-			"or sqlite:// and an absolute path")
+		"new place: postgresql://USER@HOST:PORT/DATABASE, with ?passfile=FILE for a password; or sqlite:// and an "+
+			"absolute path")
 	_ = cmd.MarkFlagRequired("to") // the flag is defined above
 	return metastoreCommand(cmd, func(ctx context.Context, conf *hadoopconf.Conf, _ []string, out *terminal.Output,
 		log *slog.Logger) error {
@@ -45,7 +49,7 @@ Exit status: 0 moved, 1 one of the two cannot be used, 3 nothing was done, and t
 	})
 }
 
-// copiedText writes for people what was copied.
+// copiedText writes the report of a copy for people.
 func copiedText(w io.Writer, c recovery.Copied, dir string) {
 	if b := c.Before; b != nil {
 		fmt.Fprintf(w, "%s was moved to %s at %s already; nothing to do\n", c.From, b.To, b.At.Format(time.RFC3339))

@@ -20,14 +20,15 @@ func newMetastoreVerify() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify --conf DIR [--no-token] [FILE]",
 		Short: "Check the store, or a backup of it, and compare it with the token",
-		Long: `verify reads the metastore that DIR configures, or a FILE that metastore backup has written: whether it is whole, its schema, the token that it
-belongs to, and how much it holds. It asks the token which keys it has, and names those that one side lacks. It changes nothing, and a server
-may run.
+		Long: `verify reads the metastore that DIR configures, or a FILE that metastore backup has written. It checks
+that the metastore is complete, and shows its schema, its token and how much it holds. It compares the metastore with
+the token, and lists keys that only one of them has. verify changes nothing. A server may run.
 
-Exit status: 0 store and token fit, 1 the store cannot be used, 3 one of them lacks keys of the other, or the store was moved.`,
+Exit status: 0 the store and the token fit together; 1 the store cannot be used; 3 one of them lacks keys of the
+other, or the store was moved.`,
 		Args: cobra.MaximumNArgs(1),
 	}
-	cmd.Flags().BoolVar(&noToken, "no-token", false, "do not ask the token")
+	cmd.Flags().BoolVar(&noToken, "no-token", false, "do not compare with the token")
 	return metastoreCommand(cmd, func(ctx context.Context, conf *hadoopconf.Conf, args []string, out *terminal.Output,
 		log *slog.Logger) error {
 		file := ""
@@ -39,7 +40,7 @@ Exit status: 0 store and token fit, 1 the store cannot be used, 3 one of them la
 			return err
 		}
 		if t := r.Token; t != nil && t.Hidden != nil {
-			t.Unread = t.Hidden.Error() + asWhom(t.Hidden)
+			t.Unread = t.Hidden.Error() + processUser(t.Hidden)
 		}
 		if err := out.Write(r, func(w io.Writer) { storeText(w, r) }); err != nil {
 			return err
@@ -51,7 +52,7 @@ Exit status: 0 store and token fit, 1 the store cannot be used, 3 one of them la
 	})
 }
 
-// storeText writes a report for people.
+// storeText writes the report of verify for people.
 func storeText(w io.Writer, r *recovery.Report) {
 	row := rowsOf(w)
 	row("store", "%s", r.Store)
@@ -72,7 +73,7 @@ func storeText(w io.Writer, r *recovery.Report) {
 	}
 	t := r.Token
 	if t == nil {
-		row("token", "not asked")
+		row("token", "not compared")
 		return
 	}
 	row("token", "%q, serial %s: lacks %d versions of the store, and holds %d keys that the store does not know",
@@ -85,7 +86,7 @@ func rowsOf(w io.Writer) func(name, format string, args ...any) {
 	return func(name, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
 }
 
-// tokenText writes how a token differs from the store.
+// tokenText writes the differences between a token and a store.
 func tokenText(row func(name, format string, args ...any), t *recovery.Token) {
 	if t.Misfit != "" {
 		row("MISFIT", "%s", t.Misfit)
@@ -98,18 +99,18 @@ func tokenText(row func(name, format string, args ...any), t *recovery.Token) {
 	}
 	for _, name := range t.Missing {
 		if t.Unread != "" {
-			row("MISSING", "%s is not shown: it may be in a file that this user may not read", claviger.Printable(name))
+			row("MISSING", "%s is not shown: it may be in a file that this user cannot read", claviger.Printable(name))
 			continue
 		}
-		row("MISSING", "%s is not on the token: restore the token, or look whether this store is of another",
+		row("MISSING", "%s is not on the token: restore the token, or check whether this store belongs to another one",
 			claviger.Printable(name))
 	}
 	for _, name := range t.GivenUp {
-		row("GIVEN UP", "%s is not on the token, and was given up: where it is its key's newest version roll the "+
-			"key; delete the key only where it has no other", claviger.Printable(name))
+		row("GIVEN UP", "%s is not on the token, and was given up: if it is the newest version of its key, roll the "+
+			"key; delete the key only if it has no other version", claviger.Printable(name))
 	}
 	for _, name := range t.Unknown {
-		row("UNKNOWN", "%s is on the token: this store is older than it, or of another; restore a "+
-			"newer store, or adopt it: %s %s", claviger.Printable(name), t.Adopt, claviger.Printable(name))
+		row("UNKNOWN", "%s is on the token: this store is older than the token, or belongs to another token; restore "+
+			"a newer store, or adopt the version: %s %s", claviger.Printable(name), t.Adopt, claviger.Printable(name))
 	}
 }

@@ -42,14 +42,15 @@ type migrateFlags struct {
 func newMigrateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
-		Short: "Take over the key metadata of another KMS, and say when it may go",
-		Long: `migrate takes over the metadata of encryption-zone keys from a running Hadoop KMS into the HSM, where
-each key gets new versions. Key material never moves, and the source is only read. The usual order: plan, run (or
-cloudera.hsmkp.initiatemigration, by which the server does it at its start), verify; re-encrypt the zones; status,
-finish.
+		Short: "Take over the key metadata of another KMS, and say when that KMS can be removed",
+		Long: `migrate takes over the metadata of encryption-zone keys from a running Hadoop KMS, the source, into the
+HSM. Each key gets new versions there. Key material never moves. The source is only read.
 
-Exit status: 0 all is well, 1 it could not be done, 2 the command line is wrong, 3 something stands against it that
-a person decides: keys that cannot be imported, a difference, a source that is still needed.`,
+The usual order: plan, run (or cloudera.hsmkp.initiatemigration, which has the server do it at its start), verify;
+re-encrypt the zones; status, finish.
+
+Exit status: 0 all is well; 1 an error; 2 the command line is wrong; 3 a person must decide something: a key cannot
+be imported, a key differs, or the source is still needed.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -60,20 +61,21 @@ a person decides: keys that cannot be imported, a difference, a source that is s
 
 func newMigratePlan() *cobra.Command {
 	return migrateCommand("plan --conf DIR", "Say what a run would do, and check what the procedure requires",
-		"plan changes nothing. It measures what the procedure requires, and lists for each key of the source "+
-			"what a run would do with it.", hsm.Read,
+		"plan changes nothing. It checks each requirement of the procedure. For each key of the source it shows "+
+			"what a run would do.", hsm.Read,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			versionsFlag(cmd, f)
 			cmd.Flags().StringVar(&f.hdfs, "hdfs-conf", "", "folder with the cluster's core-site.xml and hdfs-site.xml")
 			cmd.Flags().StringVar(&f.asUser, "as-user", "",
-				"short name of a user who reads files in encryption zones, for whom an EDEK is opened at the source")
+				"short name of a user who reads files in encryption zones; plan opens an EDEK at the source for this "+
+					"user")
 			cmd.Flags().StringVar(&f.nameNode, "namenode-user", "",
-				"short name that the NameNode comes as (default: by its principal in --hdfs-conf, else "+
+				"short name of the NameNode's user (default: from its principal in --hdfs-conf, else "+
 					"claviger.kms.hdfs.superusers)")
 		},
 		func(m *migration) error {
 			plan, err := m.engine.Plan(m.ctx)
-			if plan != nil { // the checks tell more than the error does
+			if plan != nil { // its checks say more than the error
 				if failed := write(m, plan, report.Plan); failed != nil {
 					return errors.Join(failed, err)
 				}
@@ -97,41 +99,42 @@ func (s shown) Error() string {
 func (s shown) Unwrap() error { return s.error }
 
 func newMigrateRun() *cobra.Command {
-	return migrateCommand("run --conf DIR", "Import every key that is not here yet",
-		`run imports every key of the source that is not here yet. It may be run again at any time, after a crash
-too: what is done is not done twice, what was begun is gone on with. A key that cannot be imported does not keep the
-others from it.
+	return migrateCommand("run --conf DIR", "Import every key of the source that is missing here",
+		`run imports every key of the source that is missing here. You can repeat it at any time, also after a crash:
+finished work is not done twice, and started work is continued. A key that cannot be imported does not stop the
+others.
 
-A key that was migrated, lost with the metastore and brought back by claviger hsm adopt has lost its attributes and
-its time of creation, and is a conflict. --adopted NAME is your word that it was migrated from this source: it gets
-the source's description, attributes and time of creation, and keeps its versions. Do not say it of a key that was
-made here: the source's rules would guard it.
+A key that was migrated, lost with the metastore and recovered by claviger hsm adopt has lost its attributes and its
+time of creation. It is a conflict. With --adopted NAME you state that the key was migrated from this source: it gets
+the source's description, attributes and time of creation, and keeps its versions. Never use it for a key that was
+made here: the rules of the source's key would then decide who may use it.
 
-Each key is audited as the server audits; what the server writes to its standard output goes to standard error here.
-Who may read the configuration needs no right of kms-acls.xml. Beside a running server that has the store to itself
-(SQLite) it refuses: there keys are taken over by claviger key migrate.`,
+Each key is audited as by the server. Audit lines that the server writes to standard output go to standard error.
+Any user who can read the configuration can run this; no right in kms-acls.xml is needed.
+
+A running server with a metastore in SQLite has that store alone. run is then refused: use claviger key migrate.`,
 		hsm.Make,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			versionsFlag(cmd, f)
 			cmd.Flags().StringSliceVar(&f.adopted, "adopted", nil,
-				"keys that claviger hsm adopt brought back, and that were migrated from this source before: they are "+
-					"taken over with the versions that are here")
+				"keys that claviger hsm adopt has recovered and that were migrated from this source before; they keep "+
+					"their versions")
 			cmd.Flags().BoolVar(&f.quiet, "quiet", false, "show no progress on standard error")
 			cmd.Flags().BoolVar(&f.allAdopted, "all-adopted", false,
-				"--adopted with each key that claviger hsm adopt brought back and the source lists")
+				"--adopted for each key that claviger hsm adopt has recovered and that the source has")
 		},
 		func(m *migration) (err error) {
-			if err := m.mayMake(); err != nil {
+			if err := m.checkToken(); err != nil {
 				return err
 			}
 			progress := terminal.NewProgress(m.stderr, "keys", m.flags.quiet)
 			m.cfg.Progress = func(p migrate.Progress) { progress.Show(p.Keys, p.KeysTotal, progressStep(p)) }
-			end, err := m.audited()
+			closeAudit, err := m.openAudit()
 			if err != nil {
 				return err
 			}
 			defer func() {
-				if failed := end(); failed != nil {
+				if failed := closeAudit(); failed != nil {
 					err = errors.Join(err, failed)
 				}
 			}()
@@ -153,7 +156,7 @@ Who may read the configuration needs no right of kms-acls.xml. Beside a running 
 		})
 }
 
-// progressStep names the step of a run that is under way.
+// progressStep describes the current step of a run.
 func progressStep(p migrate.Progress) string {
 	if p.Key == "" {
 		return p.Step
@@ -162,17 +165,18 @@ func progressStep(p migrate.Progress) string {
 }
 
 func newMigrateStatus() *cobra.Command {
-	return migrateCommand("status --conf DIR", "Show the runs, the keys, and when the source was last needed",
-		"status reads the journal. It does not ask the source, and works when that is gone.", hsm.Read, nil,
+	return migrateCommand("status --conf DIR", "Show the runs, the keys, and when the source was last used",
+		"status reads the journal. It sends no request to the source, so it also works without the source.",
+		hsm.Read, nil,
 		func(m *migration) error {
-			standing, err := m.engine.Status(m.ctx)
+			status, err := m.engine.Status(m.ctx)
 			if err != nil {
 				return err
 			}
-			if err := write(m, standing, report.Status); err != nil {
+			if err := write(m, status, report.Status); err != nil {
 				return err
 			}
-			if slices.ContainsFunc(standing.Keys,
+			if slices.ContainsFunc(status.Keys,
 				func(k migrate.KeyStatus) bool { return k.State == migrate.Elsewhere }) {
 				return &exitError{code: exitRefused}
 			}
@@ -182,8 +186,8 @@ func newMigrateStatus() *cobra.Command {
 
 func newMigrateVerify() *cobra.Command {
 	return migrateCommand("verify --conf DIR", "Compare every field of every key with the source",
-		"verify changes nothing. It asks the running source for all metadata, and compares it with what is "+
-			"here.", hsm.Read, nil,
+		"verify changes nothing. It reads all metadata from the running source, and compares it with the "+
+			"metadata here.", hsm.Read, nil,
 		func(m *migration) error {
 			v, err := m.engine.Verify(m.ctx)
 			if err != nil {
@@ -203,12 +207,15 @@ func newMigrateVerify() *cobra.Command {
 }
 
 func newMigrateFree() *cobra.Command {
-	cmd := migrateCommand("free NAME... --conf DIR", "Let keys be made under names that the journal keeps",
-		`free lets users make keys under names that the journal of a finished migration keeps: names of keys that
-were deleted here, or that were never taken over. A name is kept since the source may be named again, and then the
-rules of a new key of that name would shut the users of the source's key out. Free a name when the source and the
-backups of its keys are gone for good. A running server notices within seconds. The journal keeps which user freed
-which name, and when.`, hsm.Journal, nil,
+	cmd := migrateCommand("free NAME... --conf DIR", "Allow new keys under names that the journal reserves",
+		`free allows users to make keys under names that the journal of a finished migration reserves: names of keys
+that were deleted here, or that were never taken over.
+
+A name is reserved because the source may be configured again. Then the rules of the new key with that name would
+refuse the users of the source's key. Free a name only when the source and the backups of its keys are gone for good.
+
+A running server sees the change within seconds. The journal records which user freed which name, and when.`,
+		hsm.Journal, nil,
 		func(m *migration) error {
 			freed, err := m.engine.FreeNames(m.ctx, kms.OSUser(), m.args...)
 			if err != nil {
@@ -222,11 +229,11 @@ which name, and when.`, hsm.Journal, nil,
 
 func versionsFlag(cmd *cobra.Command, f *migrateFlags) {
 	cmd.Flags().StringVar(&f.versions, "versions", "",
-		"auto: one new version a key where the source numbers its versions, else as many as it counts; all: "+
-			"as many as it counts; current: one a key (default claviger.migration.versions)")
+		"how many versions each key gets: auto: one if the source numbers its versions, else as many as at the "+
+			"source; all: as many as at the source; current: one (default claviger.migration.versions)")
 }
 
-// migration is the state of a subcommand.
+// migration is the state of a subcommand of migrate.
 type migration struct {
 	ctx    context.Context
 	args   []string
@@ -239,8 +246,8 @@ type migration struct {
 	stderr io.Writer
 }
 
-// mayMake refuses a run whose every key would fail for the same reason.
-func (m *migration) mayMake() error {
+// checkToken returns an error if the token would refuse every key of a run.
+func (m *migration) checkToken() error {
 	p, ok := m.svc.Primary.(*hsm.Provider)
 	if !ok {
 		return nil
@@ -251,11 +258,11 @@ func (m *migration) mayMake() error {
 	return p.Stale(m.ctx)
 }
 
-// audited makes the engine anew, so that it audits. The function end closes the log.
-func (m *migration) audited() (end func() error, err error) {
+// openAudit replaces the engine by one that writes to the audit log. The caller calls closeAudit at the end.
+func (m *migration) openAudit() (closeAudit func() error, err error) {
 	trail, err := m.svc.OpenAudit(m.ctx, m.stderr)
 	if err != nil {
-		return nil, fmt.Errorf("%w (where a server is running here, it can take the keys over itself: "+
+		return nil, fmt.Errorf("%w (if a server runs here, it can take the keys over: "+
 			"claviger key migrate NAME --provider URI)", err)
 	}
 	m.cfg.Audit, m.cfg.Caller = trail, kms.OwnCaller()
@@ -266,12 +273,12 @@ func (m *migration) audited() (end func() error, err error) {
 	return func() error { return errors.Join(trail.Err(), trail.Close()) }, nil
 }
 
-// write writes what the engine found in the format that the flag -o chooses.
-func write[T any](m *migration, found *T, text func(io.Writer, *T)) error {
-	return m.out.Write(found, func(w io.Writer) { text(w, found) })
+// write writes a result of the engine in the format that the flag -o chooses.
+func write[T any](m *migration, result *T, text func(io.Writer, *T)) error {
+	return m.out.Write(result, func(w io.Writer) { text(w, result) })
 }
 
-// migrateCommand is a subcommand on the KMS that a folder configures.
+// migrateCommand returns a subcommand that works on the KMS of a configuration folder.
 func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobra.Command, *migrateFlags),
 	work func(*migration) error) *cobra.Command {
 	var f migrateFlags
@@ -296,7 +303,7 @@ func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobr
 		}
 		err = work(m)
 		if claviger.Is(err, claviger.SourceRefused) || errors.Is(err, migrate.ErrNoSource) {
-			err = &exitError{exitRefused, err} // a person must grant, or name, something
+			err = &exitError{exitRefused, err} // a person must grant a right, or configure the source
 		}
 		return kms.RefuseMisfit(err)
 	}
@@ -309,7 +316,7 @@ func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobr
 	return cmd
 }
 
-// config returns the part of the engine's configuration that flags give. Its errors are about the command line.
+// config returns the engine's configuration as far as it comes from flags. Its errors are usage errors.
 func (f *migrateFlags) config() (migrate.Config, error) {
 	cfg := migrate.Config{Versions: migrate.Versions(f.versions), Adopted: f.adopted, AllAdopted: f.allAdopted}
 	if f.allAdopted && len(f.adopted) > 0 {
@@ -320,7 +327,7 @@ func (f *migrateFlags) config() (migrate.Config, error) {
 			migrate.Current)
 	}
 	if f.unused < 0 {
-		return cfg, fmt.Errorf("--unused-for %v: it must not be negative; 0s asks for no time at all", f.unused)
+		return cfg, fmt.Errorf("--unused-for %v: it must not be negative; 0s requires no waiting", f.unused)
 	}
 	cfg.Probes.AsUser, cfg.Probes.NameNode.User = f.asUser, f.nameNode
 	if f.hdfs == "" {

@@ -17,33 +17,40 @@ import (
 )
 
 func newMigrateFinish() *cobra.Command {
-	return migrateCommand("finish --conf DIR", "Say whether the source may go, and end the migration",
-		`finish refuses while the source is still needed: a version of it was used lately, a key is not here or
-cannot be used, the source has rolled a key since the run (something may use it still), or nobody has said that all
-EDEKs are re-encrypted, those in snapshots too. It must have asked the source for its keys once, after the run,
-while that was still configured. Otherwise it lists the properties to remove from kms-site.xml, each with the file
-and line where it still stands, and once they are gone it writes the end into the journal. It changes no file of the
-configuration.
+	return migrateCommand("finish --conf DIR", "Say whether the source can be removed, and end the migration",
+		`finish ends the migration when the source is no longer needed. It is refused if:
+  - a version of the source was used within --unused-for
+  - a key is missing here or cannot be used
+  - the source has rolled a key since the run, so that clients may still use
+    the new version
+  - --edeks-done does not state that all EDEKs are re-encrypted, also in
+    snapshots
+  - the source was never read after the run, while it was still configured
 
-It names what the procedure has left on this host: the copy of the Key Trustee KMS's .keytrustee folder, with its
-private keys, and that of kts-site.xml, with the organization's auth secret. --shred, on each host once all else is
-done, overwrites and removes these, after you have typed the path of each; of a folder only the files that are
-known, following no link. Nothing proves that a folder is a copy, and not the one from which a Key Trustee KMS runs,
-so that you type a sentence in place of its path, also with --yes. A folder from which a KMS runs, or was started as
-it is, is refused. A path that the configuration never named is given by --leftover. A run that was killed is
-finished by the next.`, hsm.Journal,
+Otherwise finish lists the properties to remove from kms-site.xml, each with its file and line. When they are removed,
+run finish again: it writes the end into the journal. finish changes no file of the configuration.
+
+finish also lists the secrets that the procedure has left on this host: the copy of the Key Trustee KMS's .keytrustee
+folder, which holds private keys, and the copy of kts-site.xml, which holds the organization's auth secret. --shred
+overwrites and removes them; use it on each host when all else is done. finish asks you to type the path of each copy.
+In a folder it removes known files only, and follows no link. To name a path that the configuration never named, use
+--leftover. If a run is killed, the next run completes it.
+
+Nothing proves that a folder is a copy and not the original that a Key Trustee KMS uses. So for a folder you type a
+sentence instead of its path, also with --yes. A folder is refused if a running KMS uses it, or if a KMS was started
+from it in its present state.`, hsm.Journal,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			cmd.Flags().BoolVar(&f.edeksDone, "edeks-done", false,
-				"all EDEKs, those in snapshots and copies too, are re-encrypted or deleted")
+				"all EDEKs are re-encrypted or deleted, also in snapshots and copies")
 			cmd.Flags().BoolVar(&f.sourceGone, "source-gone", false,
-				"the source is gone for good, and with it what keys it has got since the run")
+				"the source is gone for good, with all keys that it got after the run")
 			cmd.Flags().BoolVar(&f.sourceRolled, "source-rolled", false,
-				"versions that the source has made, or lost, since the run are known, and EDEKs of them re-encrypted")
+				"you know which versions the source has made or lost since the run, and their EDEKs are re-encrypted")
 			cmd.Flags().DurationVar(&f.unused, "unused-for", 24*time.Hour,
-				"for how long no version of the source may have been used")
+				"time in which no version of the source must have been used")
 			cmd.Flags().BoolVar(&f.shred, "shred", false,
 				"overwrite and remove the copies of the source's secrets on this host")
-			cmd.Flags().BoolVar(&f.yes, "yes", false, "with --shred: do not ask, but for folders with private keys")
+			cmd.Flags().BoolVar(&f.yes, "yes", false, "with --shred: ask for folders with private keys only")
 			cmd.Flags().StringArrayVar(&f.leftovers, "leftover", nil,
 				"another copy of a .keytrustee folder or of kts-site.xml; may be given several times")
 		}, finishMigration)
@@ -86,7 +93,7 @@ func finishMigration(m *migration) error {
 	return shredErr
 }
 
-// shred shreds the leftovers that are known to be copies of secrets.
+// shred shreds the leftovers that hold secrets.
 func (m *migration) shred(f *migrate.Ending) error {
 	refuse := func(format string, args ...any) error {
 		return &exitError{exitRefused, fmt.Errorf("nothing was shredded: "+format, args...)}
@@ -114,7 +121,7 @@ func (m *migration) shred(f *migrate.Ending) error {
 			fmt.Fprintln(m.stderr, shred.Overwriting+".")
 			warned = true
 		}
-		err := shred.Leftover(l, func(doubt string) (bool, error) { return m.agreed(l, doubt, prompt) })
+		err := shred.Leftover(l, func(doubt string) (bool, error) { return m.confirmShred(l, doubt, prompt) })
 		failed = errors.Join(failed, err)
 	}
 	for _, l := range f.Leftovers {
@@ -125,14 +132,14 @@ func (m *migration) shred(f *migrate.Ending) error {
 	return failed
 }
 
-// agreed asks the operator whether a leftover may be shredded. A folder may be the only one with a KMS's
-// private key: then neither --yes nor the path is an answer, but only a sentence.
-func (m *migration) agreed(l *migrate.Leftover, doubt string, prompt *terminal.Prompt) (bool, error) {
+// confirmShred asks the operator to confirm that a leftover is shredded. A non-empty doubt says why a folder may be
+// the only one with a KMS's private key. Then only a sentence confirms it, not --yes or the path.
+func (m *migration) confirmShred(l *migrate.Leftover, doubt string, prompt *terminal.Prompt) (bool, error) {
 	want, what := l.Path, "its path"
 	question := fmt.Sprintf("%s\n%s\nType its path to shred it: ", l.Path, l.What)
 	switch {
 	case doubt != "":
-		want, what = unneeded(l.Path), "that sentence"
+		want, what = shredSentence(l.Path), "that sentence"
 		if m.flags.yes {
 			l.Left = append(l.Left, "nothing proves that it is a copy ("+doubt+"), so --yes does not shred it: "+
 				"call this again without --yes, and type the sentence that is asked for")
@@ -149,11 +156,11 @@ func (m *migration) agreed(l *migrate.Leftover, doubt string, prompt *terminal.P
 		return false, err
 	}
 	if typed != want {
-		l.Left = append(l.Left, fmt.Sprintf("%q is not %s, so it was not touched", typed, what))
+		l.Left = append(l.Left, fmt.Sprintf("%q is not %s, so nothing was changed", typed, what))
 		return false, nil
 	}
 	return true, nil
 }
 
-// unneeded is the sentence that an operator types to take responsibility for a folder.
-func unneeded(dir string) string { return "no KMS needs the private key in " + dir }
+// shredSentence is what an operator types to take responsibility for shredding a folder.
+func shredSentence(dir string) string { return "no KMS needs the private key in " + dir }

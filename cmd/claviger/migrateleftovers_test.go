@@ -97,7 +97,7 @@ func TestShredSparesTheOriginal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l, err := finish(dir, unneeded(dir), false); err == nil || !strings.Contains(err.Error(),
+	if l, err := finish(dir, shredSentence(dir), false); err == nil || !strings.Contains(err.Error(),
 		"is in use by a Key Trustee KMS, process ") || l.Shredded || !whole(dir) {
 		t.Errorf("one from which a KMS runs: %+v, %v", l, err)
 	}
@@ -116,7 +116,7 @@ func TestShredSparesTheOriginal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if l, err := finish(dir, unneeded(dir), false); err == nil ||
+		if l, err := finish(dir, shredSentence(dir), false); err == nil ||
 			!strings.Contains(err.Error(), "is no copy") || l.Shredded || !whole(dir) {
 			t.Errorf("a mark in %s: %+v, %v", in, l, err)
 		}
@@ -132,10 +132,10 @@ func TestShredSparesTheOriginal(t *testing.T) {
 	if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
-	if l, err := finish(copied, unneeded(dir), false); !refused(err) || l.Shredded || !whole(copied) {
+	if l, err := finish(copied, shredSentence(dir), false); !refused(err) || l.Shredded || !whole(copied) {
 		t.Errorf("the sentence of another folder: %+v, %v", l, err)
 	}
-	if l, err := finish(copied, unneeded(copied), false); err != nil || !l.Shredded {
+	if l, err := finish(copied, shredSentence(copied), false); err != nil || !l.Shredded {
 		t.Errorf("a copy: %+v, %v", l, err)
 	}
 	// What has no private key any more, as a run that was killed leaves it, takes no sentence.

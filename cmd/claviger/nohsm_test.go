@@ -9,7 +9,7 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// TestNoHSM: a command on a token says what to give where the configuration has none.
+// TestNoHSM: a command on a token says what to pass if the configuration has no token.
 func TestNoHSM(t *testing.T) {
 	dir := t.TempDir()
 	kmstest.WriteSite(t, dir, map[string]string{
@@ -17,7 +17,7 @@ func TestNoHSM(t *testing.T) {
 	for _, name := range []string{"list", "inspect"} {
 		out, err := command(t, "hsm", name, "--conf", dir)
 		if err == nil || !strings.Contains(out, "kms-site.xml") ||
-			!strings.Contains(out, "is no HSM; give the configuration folder of a server with an HSM") ||
+			!strings.Contains(out, "is no HSM. With --conf, name the configuration folder of a server with an HSM") ||
 			!strings.Contains(out, "claviger key list --provider") {
 			t.Errorf("hsm %s: %v\n%s", name, err, out)
 		}

@@ -22,9 +22,9 @@ import (
 func newOrgtoolCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "orgtool",
-		Short: "Organizations of a Key Trustee Server, their secrets and clients",
-		Long: `orgtool works on the store of the Key Trustee Server of this host. The server may run meanwhile.
-Subcommands and options are those of keytrustee-orgtool; the subcommand clients is new.`,
+		Short: "Manage organizations of a Key Trustee Server, their secrets and clients",
+		Long: `orgtool works on the store of this host's Key Trustee Server. The server may run. Subcommands and
+options are those of keytrustee-orgtool; the subcommand clients is new.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -34,7 +34,7 @@ Subcommands and options are those of keytrustee-orgtool; the subcommand clients 
 	return cmd
 }
 
-// orgCommand is a subcommand that works on the store.
+// orgCommand returns a subcommand that works on the store.
 func orgCommand(use, short, long string, work func(ctx context.Context, store server.Store) error) *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
@@ -59,7 +59,7 @@ func readSecretLine(in io.Reader) (string, error) {
 	const most = 4 << 10
 	b, err := io.ReadAll(io.LimitReader(in, most+1))
 	if err == nil && len(b) > most {
-		err = fmt.Errorf("a secret of more than %d bytes", most)
+		err = fmt.Errorf("the secret has more than %d bytes", most)
 	}
 	return strings.TrimRight(string(b), "\r\n"), err
 }
@@ -68,7 +68,7 @@ func newOrgAdd() *cobra.Command {
 	var name, contacts string
 	var out terminal.Output
 	cmd := orgCommand("add -n NAME -c CONTACT[,CONTACT...]", "Add an organization",
-		"add makes an organization with a fresh secret, and prints it as list does.",
+		"add makes an organization with a new secret, and prints it as list does.",
 		func(ctx context.Context, store server.Store) error {
 			o, err := server.NewOrg(name, splitContacts(contacts))
 			if err != nil {
@@ -124,7 +124,7 @@ type listedOrg struct {
 	UUID       string   `json:"uuid"`
 }
 
-// orgTime is the form of times in that JSON, without a zone. Ours are UTC.
+// orgTime is the format of times in that JSON. It has no zone; claviger writes UTC.
 const orgTime = "2006-01-02T15:04:05"
 
 func printOrgs(out *terminal.Output, orgs []server.Org) error {
@@ -152,7 +152,7 @@ func printOrgs(out *terminal.Output, orgs []server.Org) error {
 	})
 }
 
-// listedClient is a client in the JSON of orgtool clients, which is ours.
+// listedClient is a client in the JSON of orgtool clients. keytrustee-orgtool has no such command.
 type listedClient struct {
 	Fingerprint string       `json:"fingerprint"`
 	Org         string       `json:"org"`
@@ -164,7 +164,7 @@ func newOrgClients() *cobra.Command {
 	var name string
 	var out terminal.Output
 	cmd := orgCommand("clients [-n NAME]", "Show the clients and their states",
-		"clients shows which clients are pending, too.",
+		"clients also shows clients that are pending.",
 		func(ctx context.Context, store server.Store) error {
 			if name != "" { // without this, a misspelt name looks like an organization without clients
 				if _, err := store.Org(ctx, name); err != nil {
@@ -187,11 +187,12 @@ func newOrgClients() *cobra.Command {
 			})
 		})
 	out.JSONFlag(cmd)
-	cmd.Flags().StringVarP(&name, "name", "n", "", "the organization's name; otherwise all")
+	cmd.Flags().StringVarP(&name, "name", "n", "", "the organization's name (default: all organizations)")
 	return cmd
 }
 
-// noOrg words an error of the store about an organization. Where it does not exist, near names are suggested.
+// noOrg returns an error of the store about an organization. If there is no such organization, it suggests similar
+// names.
 func noOrg(ctx context.Context, store server.Store, name string, err error) error {
 	if !claviger.Is(err, claviger.KeyNotFound) {
 		return err
@@ -206,7 +207,7 @@ func noOrg(ctx context.Context, store server.Store, name string, err error) erro
 			name, typo.DidYouMean(name, names, claviger.Printable)), err)}
 }
 
-// changedClient is the result of a change of a client's state.
+// changedClient is the report of a change of a client's state.
 type changedClient struct {
 	Fingerprint string       `json:"fingerprint"`
 	State       server.State `json:"state"`
@@ -230,7 +231,7 @@ func newOrgState(use, short string, state server.State) *cobra.Command {
 		return out.Write(changedClient{f, state}, func(w io.Writer) { fmt.Fprintf(w, "client %s is %s\n", f, state) })
 	})
 	out.Flag(cmd)
-	cmd.Flags().StringVar(&fingerprint, "fingerprint", "", "of the client's OpenPGP key")
+	cmd.Flags().StringVar(&fingerprint, "fingerprint", "", "fingerprint of the client's OpenPGP key")
 	_ = cmd.MarkFlagRequired("fingerprint") // the flag is defined above
 	return cmd
 }
@@ -238,10 +239,10 @@ func newOrgState(use, short string, state server.State) *cobra.Command {
 func newOrgSetAuth() *cobra.Command {
 	var name, secret string
 	var cmd *cobra.Command
-	cmd = orgCommand("set-auth -n NAME -s SECRET", "Set the secret by which clients register",
-		`set-auth sets the secret. With an empty one (-s '') each new client is pending until enable-client.
-Registered clients stay registered. Other users of this host see SECRET in the list of processes; with -s - it is
-read from standard input.`,
+	cmd = orgCommand("set-auth -n NAME -s SECRET", "Set the secret with which clients register",
+		`set-auth sets the secret. With an empty secret (-s '') each new client is pending until enable-client.
+Registered clients stay registered. Other users of this host can see SECRET in the list of processes. To avoid this,
+use -s -, which reads the secret from standard input.`,
 		func(ctx context.Context, store server.Store) error {
 			if secret == "-" {
 				var err error

@@ -21,11 +21,11 @@ import (
 	"claviger/trustee/server"
 )
 
-// trusteeFolder is where Cloudera keeps a trustee's folder.
+// trusteeFolder is the path of a trustee's folder in Cloudera's installation.
 const trusteeFolder = "/var/lib/keytrustee/.keytrustee"
 
 const trusteeStoreHelp = "PostgreSQL database for the deposits, as postgresql://USER@HOST:PORT/DATABASE, without a " +
-	"password; otherwise the file " + location.FileName
+	"password (default: the file " + location.FileName + ")"
 
 func newTrusteeCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "trustee", Short: "Set up and run a Key Trustee Server", Args: cobra.NoArgs,
@@ -47,18 +47,25 @@ func newTrusteeInit() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init [--confdir DIR] [--hostname NAME]... [--store URI] [--empty-store]",
 		Short: "Make a trustee's identity, certificate and store",
-		Long: `init makes DIR: the OpenPGP identity that signs answers (4096 bits, which takes some seconds), a store, and a self-signed TLS certificate, unless
-one lies in DIR/` + trustee.TLSCert + ` and DIR/` + trustee.TLSKey + ` already. An identity that is there is never overwritten; init may be called again after
-it was broken off. Where a trustee has served a store from DIR that is gone, an empty one is made with --empty-store alone.
+		Long: `init makes DIR with three things:
+  - the OpenPGP identity that signs the server's answers (4096 bits, which
+    takes some seconds)
+  - a store for the deposits
+  - a self-signed TLS certificate, unless DIR/` + trustee.TLSCert + `
+    and its key exist
 
-The store is the file DIR/` + location.FileName + `, or with --store a PostgreSQL database (postgresql://USER@HOST:PORT/DATABASE?sslmode=verify-full), which DB_CONNECT in DIR/` + trustee.ConfFile + ` then names. On the host of a
-standby, with DIR copied from the other trustee, --store names the standby.`,
+An existing identity is never overwritten. If init was interrupted, run it again. If a trustee has served a store from
+DIR and that store is gone, init makes an empty one only with --empty-store.
+
+The store is the file DIR/` + location.FileName + `. With --store it is a PostgreSQL database
+(postgresql://USER@HOST:PORT/DATABASE?sslmode=verify-full), which DB_CONNECT in DIR/` + trustee.ConfFile + ` names. On
+the host of a standby, with a copy of the other trustee's DIR, --store names the standby.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(hosts) == 0 {
 				host, err := os.Hostname()
 				if err != nil {
-					return fmt.Errorf("this host has no name (%w): give one by --hostname", err)
+					return fmt.Errorf("this host has no name (%w): give a name with --hostname", err)
 				}
 				hosts = []string{host}
 			}
@@ -72,9 +79,9 @@ standby, with DIR copied from the other trustee, --store names the standby.`,
 	out.Flag(cmd)
 	cmd.Flags().StringVar(&store, "store", "", trusteeStoreHelp)
 	cmd.Flags().BoolVar(&empty, "empty-store", false,
-		"make an empty store in the place of one that was served and is gone")
-	cmd.Flags().StringArrayVar(&hosts, "hostname", nil, "a name or address by which clients know this host; may be "+
-		"given several times, the first being its own; otherwise the system's")
+		"make an empty store, although a trustee has served another one from this folder")
+	cmd.Flags().StringArrayVar(&hosts, "hostname", nil, "a name or address that clients use for this host; can be "+
+		"repeated, with this host's own name first (default: the system's host name)")
 	return cmd
 }
 
@@ -85,7 +92,7 @@ type initializedTrustee struct {
 	Expires     *time.Time `json:"expires,omitempty"`
 }
 
-// initTrustee makes what is missing in a folder, and prints what it made.
+// initTrustee makes the missing parts of a folder, and prints what it made.
 func initTrustee(ctx context.Context, out *terminal.Output, dir string, o location.InitOptions) error {
 	done, err := location.Init(ctx, dir, o)
 	if err != nil {
@@ -99,7 +106,7 @@ func initTrustee(ctx context.Context, out *terminal.Output, dir string, o locati
 		fmt.Fprintf(w, "Initialized directory for %s\n", report.Identity)
 		if report.Expires != nil {
 			fmt.Fprintf(w, "self-signed certificate for %s, good until %s: %s; clients must "+
-				"trust it, or put one of your authority in its place\n", strings.Join(o.Hosts, ", "),
+				"trust it, or replace it with a certificate of your authority\n", strings.Join(o.Hosts, ", "),
 				report.Expires.UTC().Format(time.DateOnly), report.Certificate)
 		}
 	})
@@ -135,13 +142,14 @@ func newTrusteeServe() *cobra.Command {
 	}
 	trusteeDirFlag(cmd, &f.dir)
 	cmd.Flags().StringVar(&f.listen, "listen", ":"+strconv.Itoa(trustee.Port),
-		"address and port; port 0 is any that is free")
-	cmd.Flags().StringVar(&f.ready, "ready-file", "", "file that gets the base URL when requests are taken")
+		"address and port; port 0 chooses a free one")
+	cmd.Flags().StringVar(&f.ready, "ready-file", "", readyFileHelp)
 	cmd.Flags().StringVar(&f.keyhsm, "keyhsm", "", "URL of the Key HSM that wraps each new deposit, as "+
-		"https://localhost:9090; it must trust the trustee's certificate")
-	cmd.Flags().StringVar(&f.keyhsmCert, "keyhsm-cert", "", "file with the Key HSM's certificate, its server.crt")
+		"https://localhost:9090; the Key HSM must trust the trustee's certificate")
+	cmd.Flags().StringVar(&f.keyhsmCert, "keyhsm-cert", "",
+		"file with the Key HSM's certificate, a copy of its server.crt")
 	cmd.Flags().BoolVar(&f.withoutKeyHSM, "without-keyhsm", false,
-		"serve although a Key HSM has wrapped deposits in the store; they are not opened")
+		"serve without a Key HSM, although it has wrapped deposits in the store; they cannot be opened")
 	cmd.Flags().StringVar(&f.metrics, "metrics-listen", "", metricsListenHelp)
 	f.connections.define(cmd)
 	cmd.MarkFlagsRequiredTogether("keyhsm", "keyhsm-cert")

@@ -26,14 +26,17 @@ func newTrusteeAdopt() *cobra.Command {
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "adopt --conf DIR [NAME@VERSION]...",
-		Short: "Merge versions that recover has kept into their keys, at the KT KMS",
-		Long: `adopt is for a host of the KT KMS, whose server may run. claviger trustee recover keeps versions that no key names: the KT KMS alone can read and sign
-the documents of keys. adopt merges the versions that are named into the keys of their names, each before the current one, so that their EDEKs open at
-once, by the rules for that key. It refuses a version whose length is not the key's.
+		Short: "Merge key versions that recover has kept into their keys, at the KT KMS",
+		Long: `claviger trustee recover keeps key versions that belong to no key: only the KT KMS can read and sign the
+documents of keys. adopt runs on a host of the KT KMS, whose server may run. It merges the given versions into the keys
+of their names, each before the current version. Then the EDEKs of these versions open, by the rules for that key. A
+version whose length differs from the key's is refused.
 
-Where two keys of one name were made, each at one trustee, look whether the attributes and the ACLs of the one that is there suit both.
+If two keys with one name were made, one at each trustee, check that the attributes and the ACLs of the existing key are
+right for both.
 
-Without names it lists the versions that are kept. A change that was broken off may have left one of them; nobody has EDEKs of such a version.`,
+Without names, adopt lists the versions that can be adopted. An interrupted change may have left one of them; such a
+version has no EDEKs.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := openKeyTrustee(cmd.Context(), conf)
 			if err != nil {
@@ -48,9 +51,9 @@ Without names it lists the versions that are kept. A change that was broken off 
 	return cmd
 }
 
-// openKeyTrustee opens the KT KMS that a configuration names first, beside the server that
-// serves it: as a source, which makes no identity, and is opened although the Key Trustee
-// Server lacks what it acknowledged, since adopt is what mends that.
+// openKeyTrustee opens the KT KMS that a configuration names first. Its server may run. The KT KMS is opened as a
+// source: it makes no identity then, and opens although the Key Trustee Server lacks acknowledged deposits, which
+// adopt repairs.
 func openKeyTrustee(ctx context.Context, dir string) (*keytrustee.Provider, error) {
 	log, err := newLogger("warn")
 	if err != nil {
@@ -84,7 +87,7 @@ func openKeyTrustee(ctx context.Context, dir string) (*keytrustee.Provider, erro
 	}
 	p, ok := opened.(*keytrustee.Provider)
 	if !ok {
-		return nil, errors.Join(fmt.Errorf("%s is no KT KMS", list[0]), opened.Close())
+		return nil, errors.Join(fmt.Errorf("%s is not a KT KMS", list[0]), opened.Close())
 	}
 	return p, nil
 }
@@ -101,7 +104,7 @@ func adoptVersions(ctx context.Context, out *terminal.Output, p *keytrustee.Prov
 				fmt.Fprintf(w, "%s\tmade %s\n", a.Version, a.Made.UTC().Format(time.RFC3339))
 			}
 			if len(list) == 0 {
-				fmt.Fprintln(w, "the Key Trustee Server keeps no version that no key names")
+				fmt.Fprintln(w, "the Key Trustee Server has no version to adopt")
 			}
 		})
 	}

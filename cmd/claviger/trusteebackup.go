@@ -20,16 +20,20 @@ import (
 	"claviger/trustee/server"
 )
 
+const trusteeBackupHelp = `backup writes the identity, the certificate and the store of a trustee, with a manifest,
+into one OpenPGP message. The message is encrypted to the public keys in KEYFILE (the output of gpg --export); no part
+of it is ever written unencrypted. The trustee may run. With --keytrustee, backup writes the folder of a KT KMS, which
+has no store. Without its secring.gpg nobody can read that KMS's deposits. An existing FILE is never overwritten; - is
+standard output.`
+
 func newTrusteeBackup() *cobra.Command {
 	var dir, client, recipient, file string
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "backup (--confdir DIR | --keytrustee DIR) --recipient KEYFILE --out FILE",
-		Short: "Write a trustee, or a KT KMS's identity, as one encrypted file",
-		Long: `backup writes the identity, certificate and store of a trustee into one OpenPGP message to the public keys in KEYFILE (as gpg --export writes
-them), with a manifest; nothing of it is in the clear on the way. The trustee may run. With --keytrustee it is the folder of a KT KMS, which has
-no store: without its secring.gpg nobody can read that KMS's deposits. FILE is never overwritten; - is standard output.`,
-		Args: cobra.NoArgs,
+		Short: "Write a trustee, or the identity of a KT KMS, into one encrypted file",
+		Long:  trusteeBackupHelp,
+		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ring, err := os.Open(recipient)
 			if err != nil {
@@ -41,39 +45,20 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 				return fmt.Errorf("--recipient %s: %w; give the output of gpg --export", recipient, err)
 			}
 			var store server.Store
-			passive := ""
 			if client != "" {
 				dir = client
 				if err := location.RefuseServer(dir); err != nil {
 					return err
 				}
 			} else {
-				folder, err := location.Load(dir)
-				if err != nil {
+				if store, err = openForBackup(cmd, dir); err != nil {
 					return err
 				}
-				s, err := location.Open(cmd.Context(), folder, nil)
-				if err != nil {
-					return err
-				}
-				defer s.Close() //nolint:errcheck // it was only read
-				store = s
-				if logged, ok := s.(replica.Logged); ok {
-					st, err := logged.Position(cmd.Context())
-					if err != nil {
-						return err
-					}
-					if st.Role == server.RolePassive {
-						passive = fmt.Sprintf("this is the passive one of two Key Trustee Servers, at change %d of "+
-							"epoch %d: the active one may hold more; claviger trustee status tells\n",
-							st.Head.Seq, st.Head.Epoch)
-					}
-				}
+				defer store.Close() //nolint:errcheck // it was only read
 			}
 			write := func(w io.Writer) (backup.Manifest, error) {
 				return backup.Write(cmd.Context(), w, to, dir, store, time.Now())
 			}
-			fmt.Fprint(cmd.ErrOrStderr(), passive)
 			if file == "-" {
 				_, err := write(cmd.OutOrStdout())
 				return err
@@ -90,9 +75,9 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 		},
 	}
 	trusteeDirFlag(cmd, &dir)
-	cmd.Flags().StringVar(&client, "keytrustee", "", "the .keytrustee folder of a KT KMS, in place of a trustee's")
+	cmd.Flags().StringVar(&client, "keytrustee", "", "the .keytrustee folder of a KT KMS, instead of a trustee's")
 	cmd.Flags().StringVar(&recipient, "recipient", "",
-		"file with the OpenPGP public keys that the backup is encrypted to")
+		"file with the OpenPGP public keys to encrypt the backup to")
 	out.Flag(cmd)
 	cmd.Flags().StringVar(&file, "out", "", "file to write; - is standard output")
 	cmd.MarkFlagsMutuallyExclusive("confdir", "keytrustee")
@@ -102,6 +87,32 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 	return cmd
 }
 
+// openForBackup opens the store of a trustee. It warns if that trustee is the passive one of two.
+func openForBackup(cmd *cobra.Command, dir string) (server.Store, error) {
+	folder, err := location.Load(dir)
+	if err != nil {
+		return nil, err
+	}
+	store, err := location.Open(cmd.Context(), folder, nil)
+	if err != nil {
+		return nil, err
+	}
+	logged, ok := store.(replica.Logged)
+	if !ok {
+		return store, nil
+	}
+	p, err := logged.Position(cmd.Context())
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	if p.Role == server.RolePassive {
+		fmt.Fprintf(cmd.ErrOrStderr(), "this is the passive one of two Key Trustee Servers, at change %d of epoch %d: "+
+			"the active one may have more; see claviger trustee status\n", p.Head.Seq, p.Head.Epoch)
+	}
+	return store, nil
+}
+
+// printBackup prints a manifest for people.
 func printBackup(w io.Writer, what string, m backup.Manifest) {
 	fmt.Fprintf(w, "%s: %s, of %s, made at %s on %s\n", what, m.Identity,
 		map[bool]string{true: "a trustee", false: "a client"}[m.Store != nil], m.Made.Format(time.RFC3339), m.Host)
@@ -111,26 +122,32 @@ func printBackup(w io.Writer, what string, m backup.Manifest) {
 	}
 }
 
-// restoredNote says what a restoration leaves open.
-const restoredNote = "What clients deposited after %s is not in it. A KT KMS whose key was made or rolled since " +
-	"says so, changes no key, and answers 503 for EDEKs of the versions that are lost; " +
-	"restart NameNodes, whose queues hold such EDEKs. The other trustee, a newer backup or a store beside the old " +
-	"one may have them: claviger trustee recover FILE"
+// restoredNote says what is missing after a restoration.
+const restoredNote = "Deposits made after %s are not in it. A KT KMS that made or rolled a key since then " +
+	"reports this, changes no key, and answers 503 for EDEKs of the lost versions. Restart the NameNodes, because " +
+	"their queues hold such EDEKs. The other trustee, a newer backup or a file beside the old store may have the " +
+	"deposits: claviger trustee recover FILE"
 
 func newTrusteeRestore() *cobra.Command {
 	var r restoreFlags
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "restore --confdir DIR [--identity KEYRING] [--store URI] FILE",
-		Short: "Restore what backup wrote",
-		Long: `restore puts a trustee, or a KT KMS's folder, back into DIR, which must not be there or be empty. KEYRING holds the private key without a
-passphrase, as gpg --export-secret-keys writes it; without --identity, FILE is taken for decrypted already, as in
+		Short: "Restore a backup",
+		Long: `restore puts a trustee, or the folder of a KT KMS, back into DIR, which must be missing or empty.
+KEYRING holds the private key without a passphrase (the output of gpg --export-secret-keys). Without --identity, FILE
+must be decrypted already:
 
   gpg --decrypt FILE | claviger trustee restore --confdir DIR -
 
-All of it is compared with the manifest, the store as it then is too, before DIR is there; a restoration that fails or is killed leaves no DIR.
-With --store the deposits go into a PostgreSQL database, which must be empty, or filled by a restoration of this backup that was killed; without it into DIR/` + location.FileName + `, wherever they were: backup and
-restore take them from one store to the other. A trustee that was one of two starts by itself; give it its partner anew by trustee serve --peer.`,
+restore compares everything with the manifest, also the store that it made, before it creates DIR. A restoration that
+fails or is killed leaves no DIR.
+
+With --store the deposits go into a PostgreSQL database. The database must be empty, or filled by a killed restoration
+of the same backup. Without --store they go into DIR/` + location.FileName + `. The backup may come from either kind of
+store: so backup and restore move deposits from one kind to the other.
+
+A trustee that was one of two starts alone. Connect it to its partner again with trustee serve --peer.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return restoreTrustee(cmd, &out, r, args[0])
@@ -139,7 +156,7 @@ restore take them from one store to the other. A trustee that was one of two sta
 	trusteeDirFlag(cmd, &r.dir)
 	out.Flag(cmd)
 	cmd.Flags().StringVar(&r.uri, "store", "", trusteeStoreHelp)
-	cmd.Flags().StringVar(&r.identity, "identity", "", "file with the private key that opens the backup")
+	cmd.Flags().StringVar(&r.identity, "identity", "", "file with the private key that decrypts the backup")
 	_ = cmd.MarkFlagRequired("confdir") // the flag is defined above
 	return cmd
 }

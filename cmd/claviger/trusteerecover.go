@@ -18,29 +18,41 @@ import (
 	"claviger/trustee/server"
 )
 
+const trusteeRecoverHelp = `recover adds to the store the things that FILE has and the store lacks. FILE is one of
+these:
+  - a store that resync --drop left (` + location.FileName + `.dropped-*)
+  - a file that a server saved because its store was moved or removed
+    (` + location.FileName + `.rescued-*)
+  - another copy of a trustee's store
+
+Run recover on the host of the active trustee. Its server may run. FILE may come from the other host. FILE is only
+read, and no entry of the store changes.
+
+recover works key by key. A key that the store has deleted is not added, and is listed as REVIVED; --revive adds it. If
+the store has the key in another state, or has another key with that name, recover keeps the missing versions in the
+store and lists them. EDEKs of these versions stay unreadable until claviger trustee adopt, on a host of the KT KMS,
+merges the versions into the key.
+
+The store has no record of purged keys. recover treats a key as purged if the key is older than the newest deposit that
+FILE and the store share. A purged key that is newer than that is added: check the names that recover prints.
+
+A KT KMS uses the added keys at once, and changes keys again within a minute. EDEKs of versions that no FILE has cannot
+be opened: see docs/trustee.md.
+
+Without FILE, recover lists the files beside the store, and what the store lacks of each.
+
+Exit status 3: something was not added, or must be adopted; or FILE has nothing of a name that --revive gives, and
+nothing was changed.`
+
 func newTrusteeRecover() *cobra.Command {
 	var dir string
 	var revive []string
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "recover [--confdir DIR] [--revive KEY]... [FILE]",
-		Short: "Bring back what a trustee's store has dropped",
-		Long: `recover adds to the store what it lacks of FILE: a store that resync --drop left (` + location.FileName + `.dropped-*), that a server saved of a file which was
-moved or removed (` + location.FileName + `.rescued-*), or another copy of a trustee's store. It is for the host of the active trustee, whose server may run; FILE
-may come from the other host. FILE is only read, and nothing that the store holds is changed.
-
-It works by keys. A key that the store has deleted is left and named (REVIVED); --revive adds it. Where the store has the key in another state, or
-another key of that name, the versions that the store lacks are kept in it, and named: their EDEKs stay unreadable until claviger trustee adopt, on a
-host of the KT KMS, merges them into the key.
-
-Of a key that was purged the store knows nothing. recover takes a key for purged where it is older than the newest deposit that FILE and the store
-share. A key that is newer than all they share, and was purged, is added: look at the names that are printed.
-
-What it adds, a KT KMS uses at once, and it changes keys again within a minute. EDEKs of key versions that no FILE has open nowhere: docs/trustee.md.
-
-Without FILE it lists the files beside the store, and what the store lacks of each. Exit status 3: something was left, or must be adopted; or FILE holds
-nothing of a name that --revive gives, and nothing was changed.`,
-		Args: cobra.MaximumNArgs(1),
+		Short: "Restore deposits that a trustee's store has lost",
+		Long:  trusteeRecoverHelp,
+		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			folder, err := location.Load(dir)
 			if err != nil {
@@ -56,7 +68,7 @@ nothing of a name that --revive gives, and nothing was changed.`,
 			defer func() { err = errors.Join(err, store.Close()) }()
 			if len(args) == 0 {
 				if len(revive) > 0 {
-					return &exitError{exitUsage, errors.New("--revive is for a FILE: name the one that holds the key")}
+					return &exitError{exitUsage, errors.New("--revive needs FILE: name the file that has the key")}
 				}
 				return listDropped(cmd.Context(), &out, store, folder)
 			}
@@ -65,11 +77,11 @@ nothing of a name that --revive gives, and nothing was changed.`,
 	}
 	trusteeDirFlag(cmd, &dir)
 	out.Flag(cmd)
-	cmd.Flags().StringArrayVar(&revive, "revive", nil, "add this key although the store has deleted it")
+	cmd.Flags().StringArrayVar(&revive, "revive", nil, "add this key, although the store has deleted it")
 	return cmd
 }
 
-// droppedFile is a file beside the store, and the number of things that the store lacks of it.
+// droppedFile is a file beside the store, with the number of its things that the store lacks.
 type droppedFile struct {
 	File  string       `json:"file"`
 	Lacks replica.Loss `json:"lacks"`
@@ -91,7 +103,7 @@ func listDropped(ctx context.Context, out *terminal.Output, store server.Store, 
 	}
 	return out.Write(list, func(w io.Writer) {
 		for _, f := range list {
-			text := "the store holds all of it"
+			text := "the store has all of it"
 			if !f.Lacks.None() {
 				text = "the store lacks " + f.Lacks.String()
 			}
@@ -99,7 +111,7 @@ func listDropped(ctx context.Context, out *terminal.Output, store server.Store, 
 		}
 		if len(list) == 0 {
 			file := filepath.Join(folder.Path, location.FileName)
-			fmt.Fprintf(w, "there is no %s.dropped-* and no %s.rescued-*\n", file, file)
+			fmt.Fprintf(w, "there is no file %s.dropped-* and no file %s.rescued-*\n", file, file)
 		}
 	})
 }
@@ -107,10 +119,10 @@ func listDropped(ctx context.Context, out *terminal.Output, store server.Store, 
 // recovered is the report of a recovery.
 type recovered struct {
 	Added replica.Loss `json:"added"`
-	Names []string     `json:"names,omitempty"` // of what was added
-	Left  []string     `json:"left,omitempty"`  // what was not added, each with its reason
+	Names []string     `json:"names,omitempty"` // names that were added
+	Left  []string     `json:"left,omitempty"`  // names that were not added, each with the reason
 	Kept  []string     `json:"kept,omitempty"`  // full names of versions that must be adopted
-	Idle  []string     `json:"idle,omitempty"`  // names of --revive of which the store lacks nothing
+	Idle  []string     `json:"idle,omitempty"`  // names of --revive that the store has completely
 }
 
 func recoverFrom(ctx context.Context, out *terminal.Output, store server.Store, name string, revive []string) error {
@@ -118,13 +130,13 @@ func recoverFrom(ctx context.Context, out *terminal.Output, store server.Store, 
 	begun := r != nil && !(r.Added.None() && len(r.Aside) == 0)
 	switch {
 	case err == nil:
-	case begun: // a second call reports only what it adds itself
-		return errors.Join(fmt.Errorf("%w; what was added before stays, and the command may be repeated", err),
+	case begun: // the next call reports only what that call adds
+		return errors.Join(fmt.Errorf("%w; the things added before that stay: run the command again", err),
 			printRecovered(out, r))
 	case errors.Is(err, trustee.ErrPassive):
 		return &exitError{exitRefused,
-			fmt.Errorf("%w; nothing was changed: copy %s to the host of the active one and run "+
-				"this there, or run claviger trustee promote here first", err, name)}
+			fmt.Errorf("%w; nothing was changed: copy %s to the host of the active trustee and run "+
+				"this command there, or run claviger trustee promote here first", err, name)}
 	case claviger.Is(err, claviger.KeyNotFound):
 		return &exitError{exitRefused, fmt.Errorf("%w; nothing was changed", err)}
 	default:
@@ -135,7 +147,7 @@ func recoverFrom(ctx context.Context, out *terminal.Output, store server.Store, 
 	}
 	var errs []error
 	if len(r.Left) > 0 {
-		errs = append(errs, fmt.Errorf("%d of them were not added; %s alone has these: keep that file", len(r.Left),
+		errs = append(errs, fmt.Errorf("%d of them were not added; only %s has them: keep that file", len(r.Left),
 			name))
 	}
 	if len(r.Aside) > 0 {
@@ -152,10 +164,10 @@ func printRecovered(out *terminal.Output, r *replica.Recovered) error {
 	report := recovered{r.Added, r.Names, r.Left, r.Aside, r.Idle}
 	return out.Write(report, func(w io.Writer) {
 		for _, name := range r.Idle {
-			fmt.Fprintf(w, "nothing to revive of %s: the store holds all of it\n", claviger.Printable(name))
+			fmt.Fprintf(w, "nothing to revive of %s: the store has all of it\n", claviger.Printable(name))
 		}
 		if r.Lacked.None() {
-			fmt.Fprintln(w, "the store holds all of it: nothing was changed")
+			fmt.Fprintln(w, "the store has all of it: nothing was changed")
 			return
 		}
 		if n := &r.Added; !n.None() {
@@ -168,8 +180,8 @@ func printRecovered(out *terminal.Output, r *replica.Recovered) error {
 			fmt.Fprintf(w, "left %s\n", left)
 		}
 		for _, version := range r.Aside {
-			fmt.Fprintf(w, "kept version %q, which no key names: its EDEKs stay unreadable "+
-				"until, on a host of the KT KMS, claviger trustee adopt --conf DIR %q\n", version, version)
+			fmt.Fprintf(w, "kept version %q, which belongs to no key: its EDEKs stay unreadable until you run, on a "+
+				"host of the KT KMS: claviger trustee adopt --conf DIR %q\n", version, version)
 		}
 	})
 }

@@ -70,8 +70,8 @@ func TestRecoverBrokenOff(t *testing.T) {
 		err          error
 		added, whole string // what is printed, and the error
 	}{
-		{1, full, `added deposit "one"`, "the disk is full; what was added before stays"},
-		{2, passive, `added deposit "two"`, "what was added before stays"}, // made passive meanwhile
+		{1, full, `added deposit "one"`, "the disk is full; the things added before that stay"},
+		{2, passive, `added deposit "two"`, "the things added before that stay"}, // it became passive meanwhile
 		{0, passive, "", "nothing was changed: copy"},
 		{0, full, "", "the disk is full; nothing was changed"},
 	} {

@@ -17,27 +17,28 @@ import (
 	"claviger/trustee/server"
 )
 
-// peerFlags name the other of two trustees.
+// peerFlags are the flags of a trustee that is one of two.
 type peerFlags struct {
 	url, cert, role string
 }
 
 func (p *peerFlags) define(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&p.url, "peer", "", "URL of the other of two Key Trustee Servers, as "+
-		"https://HOST:11371; it has the same identity")
-	cmd.Flags().StringVar(&p.cert, "peer-cert", "", "file with the other's certificate, a copy of its "+trustee.TLSCert)
-	cmd.Flags().StringVar(&p.role, "role", "", "active or passive: at the first start with --peer; afterwards "+
+	cmd.Flags().StringVar(&p.url, "peer", "", "URL of the other Key Trustee Server of a pair, as "+
+		"https://HOST:11371; both have the same identity")
+	cmd.Flags().StringVar(&p.cert, "peer-cert", "",
+		"file with the other server's certificate, a copy of its "+trustee.TLSCert)
+	cmd.Flags().StringVar(&p.role, "role", "", "active or passive, for the first start with --peer; later "+
 		"claviger trustee promote changes it")
 	cmd.MarkFlagsRequiredTogether("peer", "peer-cert")
 }
 
-// pair is what the flags say.
+// pair returns the pair that the flags describe.
 func (p *peerFlags) pair() replica.Pair {
 	return replica.Pair{URL: p.url, Cert: p.cert, First: server.Role(p.role)}
 }
 
-// askTrustee sends an operator's request to the server of this host.
-func askTrustee(ctx context.Context, folder *trustee.Folder, url, verb string, args, into any) error {
+// callTrustee sends an operator's request to the server of this host. It stores the answer in into.
+func callTrustee(ctx context.Context, folder *trustee.Folder, url, verb string, args, into any) error {
 	conf, err := replica.OperatorConfig(folder, url)
 	if err != nil {
 		return err
@@ -54,11 +55,11 @@ func askTrustee(ctx context.Context, folder *trustee.Folder, url, verb string, a
 	return err
 }
 
-// trusteeCommand is a subcommand that asks the server of this host, or works on its
-// database where the deposits are in one.
+// trusteeCommand returns a subcommand that sends requests to the server of this host (work), or that works on its
+// PostgreSQL database if the deposits are there (database).
 func trusteeCommand(use, short, long string, args cobra.PositionalArgs,
 	database func(cmd *cobra.Command, args []string, folder *trustee.Folder) error,
-	work func(cmd *cobra.Command, args []string, ask func(verb string, args, into any) error) error) *cobra.Command {
+	work func(cmd *cobra.Command, args []string, call func(verb string, args, into any) error) error) *cobra.Command {
 	var dir, url string
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: args,
 		RunE: func(cmd *cobra.Command, a []string) error {
@@ -70,7 +71,7 @@ func trusteeCommand(use, short, long string, args cobra.PositionalArgs,
 				return database(cmd, a, folder)
 			}
 			return work(cmd, a, func(verb string, args, into any) error {
-				return askTrustee(cmd.Context(), folder, url, verb, args, into)
+				return callTrustee(cmd.Context(), folder, url, verb, args, into)
 			})
 		}}
 	trusteeDirFlag(cmd, &dir)
@@ -82,15 +83,15 @@ func newTrusteeStatus() *cobra.Command {
 	var digest bool
 	var out terminal.Output
 	cmd := trusteeCommand("status [--digest] [-o json]",
-		"Show which of two trustees is active, and whether they are in step",
-		`Exit status: 0 the other trustee holds everything, or there is none; 3 the other does not answer, the two are not in
-step, or a store takes no changes.`, cobra.NoArgs,
+		"Show which of two trustees is active, and whether they are equal",
+		`status shows the state of both trustees. Exit status: 0 the other trustee has everything, or there is none; 3
+the other trustee does not answer, the two are not in step, or a store accepts no changes.`, cobra.NoArgs,
 		func(cmd *cobra.Command, _ []string, folder *trustee.Folder) error {
 			return printDatabaseStatus(cmd.Context(), &out, folder, digest)
 		},
-		func(_ *cobra.Command, _ []string, ask func(string, any, any) error) error {
+		func(_ *cobra.Command, _ []string, call func(string, any, any) error) error {
 			var report replica.StatusReport
-			err := ask(trustee.VerbStatus, replica.StatusArgs{Digest: digest}, &report)
+			err := call(trustee.VerbStatus, replica.StatusArgs{Digest: digest}, &report)
 			if server.IsSingle(err) {
 				return printSingle(&out, server.SingleFault(err))
 			}
@@ -103,20 +104,20 @@ step, or a store takes no changes.`, cobra.NoArgs,
 			}
 			return err
 		})
-	cmd.Flags().BoolVar(&digest, "digest", false, "compare everything that both hold, by digest")
+	cmd.Flags().BoolVar(&digest, "digest", false, "compare both stores by digest")
 	out.Flag(cmd)
 	return cmd
 }
 
-// printSingle shows a trustee that has no other. A fault is why its store takes no changes.
+// printSingle shows a trustee that is not one of two. fault says why its store accepts no changes; "" if it does.
 func printSingle(out *terminal.Output, fault string) error {
 	single := struct {
 		Fault string `json:"fault,omitempty"`
 		Role  string `json:"role"`
 	}{fault, "single"}
-	text := "it answers, and has no other Key Trustee Server that it could be compared with"
+	text := "it answers, and is not one of two Key Trustee Servers"
 	if fault != "" {
-		text = "its store takes no changes: " + fault
+		text = "its store accepts no changes: " + fault
 	}
 	err := out.Write(single, func(w io.Writer) { fmt.Fprintf(w, "this   single: %s\n", text) })
 	if err == nil && fault != "" {
@@ -133,7 +134,7 @@ func printTrusteeStatus(w io.Writer, r *replica.StatusReport) {
 		}
 		fmt.Fprintln(w)
 		if st.Fault != "" {
-			fmt.Fprintf(w, "       its store takes no changes: %s\n", st.Fault)
+			fmt.Fprintf(w, "       its store accepts no changes: %s\n", st.Fault)
 		}
 	}
 	line("this", &r.Position, r.Digest)
@@ -143,19 +144,19 @@ func printTrusteeStatus(w io.Writer, r *replica.StatusReport) {
 		fmt.Fprintf(w, "other  does not answer: %s\n", r.PeerError)
 	}
 	if r.Lag > 0 {
-		fmt.Fprintf(w, "the passive lacks %d changes\n", r.Lag)
+		fmt.Fprintf(w, "the passive trustee lacks %d changes\n", r.Lag)
 	}
 	if r.Peer != nil && r.Peer.Role == r.Role && r.Role == server.RolePassive {
-		fmt.Fprintln(w, "both are passive, so that neither takes changes: claviger trustee promote "+
-			"at the one whose deposits count")
+		fmt.Fprintln(w, "both are passive, so neither accepts changes: run claviger trustee promote "+
+			"on the host of the trustee whose deposits are right")
 	}
 	if r.Why != "" && (r.Diverged || r.Role == server.RoleActive && !r.Synced) {
 		fmt.Fprintf(w, "not in step: %s\n", r.Why)
 	}
 }
 
-// printStanding shows the state of this host's server after a change.
-func printStanding(out *terminal.Output, st *replica.Position) error {
+// printPosition shows the state of this host's server after a change.
+func printPosition(out *terminal.Output, st *replica.Position) error {
 	return out.Write(st, func(w io.Writer) { fmt.Fprintf(w, "%s, epoch %d, alone %t\n", st.Role, st.Epoch, st.Alone) })
 }
 
@@ -163,44 +164,46 @@ func newTrusteePromote() *cobra.Command {
 	var force bool
 	var out terminal.Output
 	cmd := trusteeCommand("promote [--force]", "Make the passive trustee of this host the active one",
-		`promote asks the active trustee to yield, takes over the changes that only that one has, and makes this one active. The
-other is passive from then on. Where the other does not answer, promote is refused, since the other may have acknowledged
-deposits alone; --force promotes nevertheless. While the other is away, changes need claviger trustee alone on too.
+		`promote asks the active trustee to become passive, copies the changes that only that trustee has, and makes the
+trustee of this host active. If the other trustee does not answer, promote is refused, since the other one may have
+acknowledged deposits alone. --force promotes nevertheless. While the other trustee is away, changes also need claviger
+trustee alone on.
 
-Where the deposits are in PostgreSQL, the standby that this trustee uses becomes the primary. That needs --force, since a
-standby cannot ask its primary to yield, and EXECUTE on the function pg_promote.`, cobra.NoArgs,
+If the deposits are in PostgreSQL, the standby of this trustee becomes the primary. This needs --force, since a standby
+cannot ask its primary to stop, and the right EXECUTE on the function pg_promote.`, cobra.NoArgs,
 		func(cmd *cobra.Command, _ []string, folder *trustee.Folder) error {
 			return promoteDatabase(cmd.Context(), &out, folder, force)
 		},
-		func(_ *cobra.Command, _ []string, ask func(string, any, any) error) error {
+		func(_ *cobra.Command, _ []string, call func(string, any, any) error) error {
 			var st replica.Position
-			if err := ask(trustee.VerbPromote, replica.PromoteArgs{Force: force}, &st); err != nil {
+			if err := call(trustee.VerbPromote, replica.PromoteArgs{Force: force}, &st); err != nil {
 				if claviger.Is(err, claviger.Unavailable) {
 					return &exitError{exitRefused, err}
 				}
 				return err
 			}
-			return printStanding(&out, &st)
+			return printPosition(&out, &st)
 		})
-	cmd.Flags().BoolVar(&force, "force", false, "promote even where the other does not answer or does not agree")
+	cmd.Flags().BoolVar(&force, "force", false, "promote even if the other trustee does not answer or does not agree")
 	out.Flag(cmd)
 	return cmd
 }
 
 func newTrusteeAlone() *cobra.Command {
 	var out terminal.Output
-	cmd := trusteeCommand("alone on|off", "Let the active trustee of this host go on without the passive",
-		`alone on lets the active trustee acknowledge deposits that it alone has, while the passive is away. It ends by itself as
-soon as the passive has everything again, or by alone off.`, cobra.ExactArgs(1), notOfDatabase,
-		func(_ *cobra.Command, args []string, ask func(string, any, any) error) error {
+	cmd := trusteeCommand("alone on|off", "Let the active trustee of this host work without the passive one",
+		`alone on allows the active trustee to acknowledge deposits that the passive one does not have yet, while the
+passive one is away. The permission ends when the passive trustee has everything again, or with alone off.`,
+		cobra.ExactArgs(1), refuseForDatabase,
+		func(_ *cobra.Command, args []string, call func(string, any, any) error) error {
 			if args[0] != "on" && args[0] != "off" {
-				return &exitError{exitUsage, fmt.Errorf("%q: on or off", args[0])}
+				return &exitError{exitUsage, fmt.Errorf("%q: it must be on or off", args[0])}
 			}
 			var st replica.Position
-			if err := ask(trustee.VerbAlone, replica.AloneArgs{On: args[0] == "on"}, &st); err != nil {
+			if err := call(trustee.VerbAlone, replica.AloneArgs{On: args[0] == "on"}, &st); err != nil {
 				return err
 			}
-			return printStanding(&out, &st)
+			return printPosition(&out, &st)
 		})
 	out.Flag(cmd)
 	return cmd
@@ -211,27 +214,27 @@ func newTrusteeResync() *cobra.Command {
 	var out terminal.Output
 	cmd := trusteeCommand("resync [--drop]", "Bring the passive trustee up to date from the active "+
 		"one, and compare them by digest",
-		`resync, on the host of the active trustee, does at once what that trustee does by itself. Where the passive holds
-organizations, clients or deposits that the active lacks, or another state of them, resync names these and changes nothing.
-With --drop the passive loses them; a copy of the passive's store stays beside it, from which claviger trustee recover brings
-things back.`, cobra.NoArgs, notOfDatabase,
-		func(_ *cobra.Command, _ []string, ask func(string, any, any) error) error {
+		`resync runs on the host of the active trustee. It does at once what that trustee does regularly. If the
+passive trustee has organizations, clients or deposits that the active one lacks, or another state of them, resync
+lists them and changes nothing. With --drop the passive trustee loses them. A copy of the passive trustee's store
+stays beside it; claviger trustee recover restores things from that copy.`, cobra.NoArgs, refuseForDatabase,
+		func(_ *cobra.Command, _ []string, call func(string, any, any) error) error {
 			var r replica.ResyncResult
-			if err := ask(trustee.VerbResync, replica.ResyncArgs{Drop: drop}, &r); err != nil {
+			if err := call(trustee.VerbResync, replica.ResyncArgs{Drop: drop}, &r); err != nil {
 				return err
 			}
 			return out.Write(r, func(w io.Writer) {
 				if !r.Dropped.None() {
-					fmt.Fprintf(w, "dropped at the passive: %s\n", r.Dropped)
+					fmt.Fprintf(w, "removed from the passive trustee: %s\n", r.Dropped)
 				}
 				if r.Kept != "" {
-					fmt.Fprintf(w, "what the passive held before is in %s on its host; claviger "+
-						"trustee recover lists it there, and with its name at the active one brings it back\n", r.Kept)
+					fmt.Fprintf(w, "the passive trustee's former store is %s on its host; claviger trustee "+
+						"recover lists it there, and restores its deposits on the host of the active trustee\n", r.Kept)
 				}
 				fmt.Fprintf(w, "equal by digest, at change %d\n", r.Head.Seq)
 			})
 		})
-	cmd.Flags().BoolVar(&drop, "drop", false, "even where the passive holds what the active lacks")
+	cmd.Flags().BoolVar(&drop, "drop", false, "also remove from the passive trustee what the active one lacks")
 	out.Flag(cmd)
 	return cmd
 }
@@ -260,10 +263,10 @@ func promoteDatabase(ctx context.Context, out *terminal.Output, f *trustee.Folde
 	})
 }
 
-// notOfDatabase refuses what PostgreSQL's replication does by itself.
-func notOfDatabase(*cobra.Command, []string, *trustee.Folder) error {
+// refuseForDatabase refuses a command for work that PostgreSQL's replication does.
+func refuseForDatabase(*cobra.Command, []string, *trustee.Folder) error {
 	return &exitError{exitUsage,
-		errors.New("the deposits of this trustee are in PostgreSQL, whose replication keeps the " +
-			"second copy: synchronous_standby_names says whether a deposit waits for it, and " +
-			"pg_basebackup or pg_rewind brings a standby back")}
+		errors.New("the deposits of this trustee are in PostgreSQL, whose replication keeps the second copy: " +
+			"synchronous_standby_names sets whether a deposit waits for that copy, and pg_basebackup or pg_rewind " +
+			"restores a standby")}
 }

@@ -14,7 +14,7 @@ func newVersionCommand() *cobra.Command {
 	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "Say which claviger this is: version, commit, date",
+		Short: "Show version, commit and date of this claviger",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b := buildinfo.Read()
