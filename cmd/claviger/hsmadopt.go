@@ -110,7 +110,8 @@ func newHSMAdopt() *cobra.Command {
 
 // surveyKeys lists what can be adopted. It only reads, so that it does not make a metastore that is missing.
 func surveyKeys(cmd *cobra.Command, conf string, c recovery.Choice) (a *recovery.Adoption, err error) {
-	err = withHSMService(cmd, conf, hsm.Inspect, func(ctx context.Context, svc *kms.Service, p *hsm.Provider) (err error) {
+	err = withHSMService(cmd, conf, hsm.Inspect, func(ctx context.Context, svc *kms.Service, p *hsm.Provider) error {
+		var err error
 		if a, err = recovery.Survey(ctx, p, c); err != nil {
 			return err
 		}
