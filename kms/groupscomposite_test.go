@@ -62,26 +62,73 @@ cn: apollo
 member: uid=alice,ou=people,dc=example,dc=com
 `
 
-// TestCompositeGroupsMapping: a composite mapping gives the groups that Hadoop's own class
-// gives for the same file, but where a provider fails: Hadoop leaves its groups out.
-func TestCompositeGroupsMapping(t *testing.T) {
+// hadoopGroups runs Hadoop's own group mapping.
+type hadoopGroups struct{ jars, classes string }
+
+// newHadoopGroups compiles the program that prints Hadoop's groups. Without Hadoop's jars
+// it skips the test.
+func newHadoopGroups(t *testing.T) hadoopGroups {
+	t.Helper()
 	jars := os.Getenv("CLAVIGER_HADOOP_JARS")
 	if jars == "" {
 		if os.Getenv("CLAVIGER_REQUIRE_HADOOP") == "1" {
 			t.Fatal("CLAVIGER_HADOOP_JARS is not set: name the folder with Hadoop's jars")
 		}
-		t.Skip("CLAVIGER_HADOOP_JARS does not name a folder with Hadoop's jars: Hadoop's own mapping is not asked")
+		t.Skip("CLAVIGER_HADOOP_JARS does not name a folder with Hadoop's jars")
 	}
-	classes := t.TempDir()
-	if out, err := exec.CommandContext(t.Context(), "javac", "-cp", jars+"/*", "-d", classes,
+	h := hadoopGroups{jars, t.TempDir()}
+	if out, err := exec.CommandContext(t.Context(), "javac", "-cp", jars+"/*", "-d", h.classes,
 		"testdata/java/GroupsOf.java").CombinedOutput(); err != nil {
 		t.Fatalf("javac: %v\n%s", err, out)
 	}
-	s := ldaptest.Start(t, groupsLDIF)
-	password := filepath.Join(classes, "bind.password")
-	if err := os.WriteFile(password, []byte(ldaptest.Password+"\n"), 0o600); err != nil {
+	return h
+}
+
+// of returns the groups of users by the core-site.xml in dir, a line for each user.
+func (h hadoopGroups) of(t *testing.T, dir string, users ...string) string {
+	t.Helper()
+	args := append([]string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", dir + ":" + h.classes + ":" +
+		h.jars + "/*", "GroupsOf"}, users...)
+	cmd := exec.CommandContext(t.Context(), "java", args...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("java: %v\n%s", err, stderr.String())
+	}
+	return string(out)
+}
+
+// ourGroups returns the groups of users by the kms-site.xml in dir, in the form of
+// hadoopGroups; "?" if they are not known.
+func ourGroups(t *testing.T, dir string, users ...string) string {
+	t.Helper()
+	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+	if err != nil {
 		t.Fatal(err)
 	}
+	groups, err := NewGroups(conf, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	for _, u := range users {
+		of := groups.Of(u)
+		if slices.Equal(of, authz.GroupsUnknown) {
+			of = []string{"?"}
+		}
+		fmt.Fprintf(&b, "%s: %s\n", u, strings.Join(slices.Sorted(slices.Values(of)), " "))
+	}
+	return b.String()
+}
+
+// TestCompositeGroupsMapping: a composite mapping gives the same groups as Hadoop's own class
+// for the same file, unless a provider fails: Hadoop then leaves out its groups.
+func TestCompositeGroupsMapping(t *testing.T) {
+	hadoop := newHadoopGroups(t)
+	s := ldaptest.Start(t, groupsLDIF)
+	password := filepath.Join(t.TempDir(), "bind.password")
+	kmstest.WriteFile(t, password, ldaptest.Password+"\n")
 	const m = hadoopconf.GroupMapping
 	common := map[string]string{
 		hadoopconf.ProviderURI: "jceks://file@/k.jceks", m: compositeClass,
@@ -100,7 +147,7 @@ func TestCompositeGroupsMapping(t *testing.T) {
 	users := []string{"alice", "root", "mallory"}
 	for name, test := range map[string]struct {
 		own          map[string]string
-		want, hadoop string // of alice, root and mallory; hadoop is empty where it is the same
+		want, hadoop string // of alice, root and mallory; hadoop is empty if it is the same
 	}{
 		"combined": {
 			map[string]string{m + ".providers": "shell,staff,projects", m +
@@ -109,7 +156,8 @@ func TestCompositeGroupsMapping(t *testing.T) {
 		},
 		"first": {map[string]string{m + ".providers": "projects,shell,staff", m +
 			".providers.combined": "false"}, "alice: APOLLO\nroot: root\nmallory: \n", ""},
-		"first, turned": {map[string]string{m + ".providers": "staff,projects", m + ".providers.combined": "false"},
+		"first, other order": {map[string]string{m + ".providers": "staff,projects", m +
+			".providers.combined": "false"},
 			"alice: analysts\nroot: analysts\nmallory: \n", ""},
 		"provider fails": {
 			map[string]string{m + ".providers": "staff,projects", m +
@@ -122,44 +170,18 @@ func TestCompositeGroupsMapping(t *testing.T) {
 			props := maps.Clone(common)
 			maps.Copy(props, test.own)
 			kmstest.WriteSite(t, dir, props)
-			conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
-			if err != nil {
-				t.Fatal(err)
+			if got := ourGroups(t, dir, users...); got != test.want {
+				t.Errorf("groups\n%swant\n%s", got, test.want)
 			}
-			groups, err := NewGroups(conf, slog.New(slog.DiscardHandler))
-			if err != nil {
-				t.Fatal(err)
-			}
-			var got strings.Builder
-			for _, u := range users {
-				of := groups.Of(u)
-				if slices.Equal(of, authz.GroupsUnknown) {
-					of = []string{"?"}
-				}
-				fmt.Fprintf(&got, "%s: %s\n", u, strings.Join(slices.Sorted(slices.Values(of)), " "))
-			}
-			if got.String() != test.want {
-				t.Errorf("groups\n%swant\n%s", got.String(), test.want)
-			}
-
 			if err := os.Rename(filepath.Join(dir, "kms-site.xml"), filepath.Join(dir, "core-site.xml")); err != nil {
 				t.Fatal(err)
-			}
-			args := append([]string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", dir + ":" + classes + ":" +
-				jars + "/*", "GroupsOf"}, users...)
-			cmd := exec.CommandContext(t.Context(), "java", args...)
-			var stderr strings.Builder
-			cmd.Stderr = &stderr
-			out, err := cmd.Output()
-			if err != nil {
-				t.Fatalf("java: %v\n%s", err, stderr.String())
 			}
 			want := test.hadoop
 			if want == "" {
 				want = test.want
 			}
-			if string(out) != want {
-				t.Errorf("Hadoop's groups\n%swant\n%s%s", out, want, stderr.String())
+			if got := hadoop.of(t, dir, users...); got != want {
+				t.Errorf("Hadoop's groups\n%swant\n%s", got, want)
 			}
 		})
 	}

@@ -15,12 +15,45 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// TestLogrotate has the real logrotate rotate by the file in packaging, while events
-// come: no record is missing, and the chain verifies over all files.
+// logrotateConf writes a configuration of logrotate for logs in dir: the file in packaging,
+// with paths and users of this test.
+func logrotateConf(t *testing.T, dir string) (conf string) {
+	t.Helper()
+	current, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	group, err := user.LookupGroupId(current.Gid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sample, err := os.ReadFile("../packaging/logrotate/claviger")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(sample)
+	for from, to := range map[string]string{
+		"/var/log/claviger":                     dir,
+		"su claviger claviger":                  "su " + current.Username + " " + group.Name,
+		"systemctl reload claviger-kms.service": fmt.Sprintf("kill -HUP %d", os.Getpid()),
+		"dateformat -%Y%m%d-%s":                 "dateformat -%Y%m%d-%s",
+	} {
+		if !strings.Contains(text, from) {
+			t.Fatalf("the sample does not contain %q", from)
+		}
+		text = strings.ReplaceAll(text, from, to)
+	}
+	conf = filepath.Join(dir, "logrotate.conf")
+	kmstest.WriteFile(t, conf, text)
+	return conf
+}
+
+// TestLogrotate runs the real logrotate with the file in packaging while events are logged:
+// no record is missing, and the chain verifies over all files.
 func TestLogrotate(t *testing.T) {
 	program, err := exec.LookPath("logrotate")
 	if err != nil {
-		program = "/usr/sbin/logrotate" // which is not in every PATH
+		program = "/usr/sbin/logrotate" // this folder is not in every PATH
 	}
 	if _, err := os.Stat(program); err != nil {
 		if os.Getenv("CLAVIGER_REQUIRE_LOGROTATE") == "1" {
@@ -32,35 +65,7 @@ func TestLogrotate(t *testing.T) {
 	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	me, err := user.Current()
-	if err != nil {
-		t.Fatal(err)
-	}
-	group, err := user.LookupGroupId(me.Gid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sample, err := os.ReadFile("../packaging/logrotate/claviger")
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := string(sample)
-	for from, to := range map[string]string{
-		"/var/log/claviger":                     dir,
-		"su claviger claviger":                  "su " + me.Username + " " + group.Name,
-		"systemctl reload claviger-kms.service": fmt.Sprintf("kill -HUP %d", os.Getpid()),
-		"dateformat -%Y%m%d-%s":                 "dateformat -%Y%m%d-%s",
-	} {
-		if !strings.Contains(text, from) {
-			t.Fatalf("the sample does not say %q", from)
-		}
-		text = strings.ReplaceAll(text, from, to)
-	}
-	conf := filepath.Join(dir, "logrotate.conf")
-	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-
+	conf := logrotateConf(t, dir)
 	set, trail, stop := trailOnHangup(t, dir)
 	ctx := t.Context()
 	const rotations, each = 3, 50
@@ -68,7 +73,7 @@ func TestLogrotate(t *testing.T) {
 		for i := range each {
 			trail.Log(ctx, audit.Event{Status: audit.OK, Op: audit.GetKeys, Key: fmt.Sprint(i)})
 		}
-		// all before is on the disk
+		// Begin writes all earlier events to the disk.
 		if err := trail.Begin(ctx, audit.Event{Op: audit.CreateKey, Key: "k"}); err != nil {
 			t.Fatal(err)
 		}
@@ -102,7 +107,7 @@ func TestLogrotate(t *testing.T) {
 	}
 }
 
-// filesOf are the files of a log, those that are compressed too.
+// filesOf returns the files of a log, with the compressed ones.
 func filesOf(t *testing.T, log string) []string {
 	t.Helper()
 	names, err := filepath.Glob(log + "*")
@@ -112,8 +117,7 @@ func filesOf(t *testing.T, log string) []string {
 	return slices.DeleteFunc(names, func(name string) bool { return strings.HasSuffix(name, ".head") })
 }
 
-// TestRotatesByDefault: without a setting audit files are put aside, and none is
-// removed.
+// TestRotatesByDefault: by default audit files are rotated, and none is removed.
 func TestRotatesByDefault(t *testing.T) {
 	r := &reader{conf: kmstest.Conf(t, map[string]string{"hadoop.kms.key.provider.uri": "jceks://file@/x"})}
 	set := r.audit()

@@ -18,8 +18,9 @@ import (
 	"claviger/trustee"
 )
 
-// filesOfOthers are properties of a KMS that name files without a secret.
-var filesOfOthers = map[string]string{
+// filesWithoutSecrets are properties of a KMS that name a path without a secret, and what is
+// there.
+var filesWithoutSecrets = map[string]string{
 	"claviger.ssl.truststore": "certificates", "hadoop.security.group.mapping.ldap.ssl.truststore": "certificates",
 	"hadoop.kms.authentication.signer.secret.provider.zookeeper.ssl.truststore.location": "certificates",
 	"hadoop.kms.authentication.zk-dt-secret-manager.ssl.truststore.location":             "certificates",
@@ -32,25 +33,39 @@ var filesOfOthers = map[string]string{
 	"hadoop.kms.authentication.cookie.path":                           "of a URL",
 }
 
-// TestSecretFiles: there is a warning for each file with a secret that everybody may
-// read, whichever property names it, and none where only its group may.
-func TestSecretFiles(t *testing.T) {
+// secretProperties are properties of a KMS, and the file with a secret that each names in
+// the test.
+var secretProperties = map[string]string{
+	"hadoop.kms.authentication.signature.secret.file":                                  "signature.secret",
+	"claviger.audit.json.key.file":                                                     "audit.key",
+	"hadoop.kms.authentication.kerberos.keytab":                                        "http.keytab",
+	"claviger.client.kerberos.keytab":                                                  "client.keytab",
+	"hadoop.kms.authentication.signer.secret.provider.zookeeper.kerberos.keytab":       "zk.keytab",
+	"hadoop.kms.authentication.signer.secret.provider.zookeeper.ssl.keystore.location": "zk.jks",
+	"hadoop.kms.authentication.zk-dt-secret-manager.kerberos.keytab":                   "dt.keytab",
+	"hadoop.kms.authentication.zk-dt-secret-manager.ssl.keystore.location":             "dt.jks",
+	"hadoop.security.keystore.java-keystore-provider.password-file":                    "kms.password",
+	"hadoop.security.credstore.java-keystore-provider.password-file":                   "cred.password",
+	"hadoop.security.group.mapping.ldap.bind.password.file":                            "ldap.password",
+	hadoopconf.GroupProviderPrefix + "ad.ldap.bind.password.file":                      "ad.password",
+}
+
+// secretLab is a configuration folder whose properties name many files with secrets.
+type secretLab struct {
+	t     *testing.T
+	dir   string
+	props map[string]string
+	files []string // with secrets, by name
+	conf  *hadoopconf.Conf
+}
+
+// privateRing is a file that even its group must not read.
+var privateRing = filepath.Join(".keytrustee", trustee.PrivateRing)
+
+func newSecretLab(t *testing.T) *secretLab {
+	t.Helper()
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
-	named := map[string]string{ // the files that a property's value names
-		"hadoop.kms.authentication.signature.secret.file":                                  "signature.secret",
-		"claviger.audit.json.key.file":                                                     "audit.key",
-		"hadoop.kms.authentication.kerberos.keytab":                                        "http.keytab",
-		"claviger.client.kerberos.keytab":                                                  "client.keytab",
-		"hadoop.kms.authentication.signer.secret.provider.zookeeper.kerberos.keytab":       "zk.keytab",
-		"hadoop.kms.authentication.signer.secret.provider.zookeeper.ssl.keystore.location": "zk.jks",
-		"hadoop.kms.authentication.zk-dt-secret-manager.kerberos.keytab":                   "dt.keytab",
-		"hadoop.kms.authentication.zk-dt-secret-manager.ssl.keystore.location":             "dt.jks",
-		"hadoop.security.keystore.java-keystore-provider.password-file":                    "kms.password",
-		"hadoop.security.credstore.java-keystore-provider.password-file":                   "cred.password",
-		"hadoop.security.group.mapping.ldap.bind.password.file":                            "ldap.password",
-		hadoopconf.GroupProviderPrefix + "ad.ldap.bind.password.file":                      "ad.password",
-	}
 	props := map[string]string{
 		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + in("luna.keystore") + ",jceks://file@" + in("old.jceks") +
 			",keytrustee://file@" + in(".keytrustee"),
@@ -61,15 +76,14 @@ func TestSecretFiles(t *testing.T) {
 	}
 	files := []string{"old.jceks", "claviger.db", "claviger.db-wal", "claviger.db-shm", "ccache", "cred.jceks",
 		"kts-site.xml", "pin", "server.jks", "client.jks", "ssl-server.xml", "org.auth"}
-	for property, name := range named {
+	for property, name := range secretProperties {
 		props[property] = in(name)
 		files = append(files, name)
 	}
-	ring := filepath.Join(".keytrustee", trustee.PrivateRing)
 	if err := os.Mkdir(in(".keytrustee"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range append(files, ring) {
+	for _, name := range append(files, privateRing) {
 		kmstest.WriteFile(t, in(name), "")
 	}
 	kmstest.WriteFile(t, in("ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location", in("server.jks"),
@@ -77,91 +91,113 @@ func TestSecretFiles(t *testing.T) {
 	kmstest.WriteFile(t, in("ssl-client.xml"), kmstest.SiteXML("ssl.client.keystore.location", in("client.jks")))
 	kmstest.WriteFile(t, in("kts-site.xml"), kmstest.SiteXML("cloudera.trustee.keyprovider.hostname-ACTIVE", "kts1",
 		"cloudera.trustee.keyprovider.auth.file", in("org.auth")))
-	// the secret is in the other file
+	// kts-site.xml has no secret here: org.auth has it.
 	files = slices.DeleteFunc(files, func(name string) bool { return name == "kts-site.xml" })
 	if err := pkcs11.WriteKeystoreFile(in("luna.keystore"), pkcs11.FileConfig{Module: "/lib/x.so", Token: "kms",
 		PINFile: in("pin"), Profile: pkcs11.Luna}); err != nil {
 		t.Fatal(err)
 	}
 	kmstest.WriteFile(t, in("kms-acls.xml"), kmstest.SiteXML())
-	kmstest.WriteSite(t, dir, props)
-	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+	l := &secretLab{t: t, dir: dir, props: props, files: files}
+	l.load()
+	return l
+}
+
+// path returns the path of a file.
+func (l *secretLab) path(name string) string { return filepath.Join(l.dir, name) }
+
+// load writes and loads the configuration.
+func (l *secretLab) load() {
+	l.t.Helper()
+	kmstest.WriteSite(l.t, l.dir, l.props)
+	var err error
+	if l.conf, err = hadoopconf.LoadKMS(l.dir, os.LookupEnv); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// exposed returns the warnings about files that others can read or write.
+func (l *secretLab) exposed() []string { return secret.Exposed(secretFiles(l.conf)...) }
+
+// exposedWith is exposed while a file has another mode.
+func (l *secretLab) exposedWith(name string, mode os.FileMode) []string {
+	l.t.Helper()
+	before, err := os.Stat(l.path(name))
 	if err != nil {
-		t.Fatal(err)
+		l.t.Fatal(err)
 	}
-	exposed := func() []string { return secret.Exposed(secretFiles(conf)...) }
-	if got := exposed(); len(got) > 0 {
-		t.Fatalf("before anything is open: %q", got)
+	if err := os.Chmod(l.path(name), mode); err != nil {
+		l.t.Fatal(err)
 	}
-	told := func(name string, mode os.FileMode) []string {
-		t.Helper()
-		before, err := os.Stat(in(name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chmod(in(name), mode); err != nil {
-			t.Fatal(err)
-		}
-		defer os.Chmod(in(name), before.Mode().Perm()) //nolint:errcheck // the next check sees it
-		return exposed()
+	defer os.Chmod(l.path(name), before.Mode().Perm()) //nolint:errcheck // the next check finds it
+	return l.exposed()
+}
+
+// TestSecretFiles: there is a warning for each file with a secret that everybody may read,
+// whichever property names it, and none if only its group may read it.
+func TestSecretFiles(t *testing.T) {
+	l := newSecretLab(t)
+	if got := l.exposed(); len(got) > 0 {
+		t.Fatalf("before a file is open to others: %q", got)
 	}
-	for _, name := range files {
-		if got := told(name, 0o604); len(got) != 1 || !strings.Contains(got[0],
-			in(name)+" may be read by everybody (mode 0604)") {
+	for _, name := range l.files {
+		if got := l.exposedWith(name, 0o604); len(got) != 1 || !strings.Contains(got[0],
+			l.path(name)+" may be read by everybody (mode 0604)") {
 			t.Errorf("%s, open to everybody: %q", name, got)
 		}
-		if got := told(name, 0o440); len(got) > 0 {
+		if got := l.exposedWith(name, 0o440); len(got) > 0 {
 			t.Errorf("%s, open to its group: %q", name, got)
 		}
 	}
-	if got := told(ring, 0o640); len(got) != 1 || !strings.Contains(got[0], "read by its group") {
+	if got := l.exposedWith(privateRing, 0o640); len(got) != 1 || !strings.Contains(got[0], "read by its group") {
 		t.Errorf("the private ring, open to its group: %q", got)
 	}
-	// These hold no secret: others may read them, and must not write them.
+	// These files have no secret: others may read them, but must not write them.
 	for _, name := range []string{"kms-site.xml", "kms-acls.xml", "luna.keystore"} {
-		if got := told(name, 0o644); len(got) > 0 {
+		if got := l.exposedWith(name, 0o644); len(got) > 0 {
 			t.Errorf("%s, which has no secret: %q", name, got)
 		}
-		writable := told(name, 0o606)
-		if name == "luna.keystore" { // the server refuses it, and with it the way to the PIN
+		writable := l.exposedWith(name, 0o606)
+		if name == "luna.keystore" { // the server refuses such a file
 			continue
 		}
-		if len(writable) != 1 || !strings.Contains(writable[0], in(name)+" may be written by everybody") {
+		if len(writable) != 1 || !strings.Contains(writable[0], l.path(name)+" may be written by everybody") {
 			t.Errorf("%s, which everybody may write: %q", name, writable)
 		}
 	}
-	props["hadoop.security.group.mapping.ldap.bind.password"] = "in clear"
-	kmstest.WriteSite(t, dir, props)
-	if conf, err = hadoopconf.LoadKMS(dir, os.LookupEnv); err != nil {
-		t.Fatal(err)
-	}
-	if got := told("kms-site.xml", 0o644); len(got) != 1 || !strings.Contains(got[0],
+	l.props["hadoop.security.group.mapping.ldap.bind.password"] = "in clear"
+	l.load()
+	if got := l.exposedWith("kms-site.xml", 0o644); len(got) != 1 || !strings.Contains(got[0],
 		"and holds the value of hadoop.security.group.mapping.ldap.bind.password") || strings.Contains(got[0],
 		"in clear") {
 		t.Errorf("kms-site.xml with a password: %q", got)
 	}
+}
 
-	// A property that names a file is in this test, or has a reason not to be.
+// TestSecretFilesHasAllProperties: each property that names a file is in TestSecretFiles, or
+// in filesWithoutSecrets.
+func TestSecretFilesHasAllProperties(t *testing.T) {
+	props := newSecretLab(t).props
 	for _, k := range hadoopconf.KMS {
-		if strings.HasPrefix(k.Doc, "taken and not used") || named[k.Name] != "" || props[k.Name] != "" ||
-			filesOfOthers[k.Name] != "" {
+		if strings.HasPrefix(k.Doc, "taken and not used") || secretProperties[k.Name] != "" || props[k.Name] != "" ||
+			filesWithoutSecrets[k.Name] != "" {
 			continue
 		}
 		for _, end := range []string{"file", "path", "keytab", "location", "truststore", "keystore"} {
 			if strings.HasSuffix(k.Name, end) {
-				t.Errorf("%s: does this file hold a secret? Then it belongs into secretFiles", k.Name)
+				t.Errorf("%s: does this file hold a secret? Then add it to secretFiles", k.Name)
 			}
 		}
 	}
 }
 
-// TestSecretFilesTold: what others can read is named in the log, once. /readyz, which
-// everybody may ask, shows that there is something, and the node stays ready.
-func TestSecretFilesTold(t *testing.T) {
+// TestSecretFilesLogged: the log names a file that others can read, once. /readyz, which
+// everybody may read, shows only that there is such a file, and the node stays ready.
+func TestSecretFilesLogged(t *testing.T) {
 	dir := t.TempDir()
 	signature := filepath.Join(dir, "signature.secret")
 	kmstest.WriteFile(t, signature, "secret")
-	if err := os.Chmod(signature, 0o644); err != nil { //nolint:gosec // it is what is tested
+	if err := os.Chmod(signature, 0o644); err != nil { //nolint:gosec // the test needs a file that everybody may read
 		t.Fatal(err)
 	}
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*"))
@@ -183,6 +219,6 @@ func TestSecretFilesTold(t *testing.T) {
 		t.Error(err)
 	}
 	if n := strings.Count(log.String(), want); n != 1 {
-		t.Errorf("told %d times in the log:\n%s", n, log.String())
+		t.Errorf("%d times in the log:\n%s", n, log.String())
 	}
 }

@@ -18,9 +18,15 @@ import (
 	"claviger/provider/jceks"
 )
 
-// TestNoMaterialWhileKeysAreMade: a user without rights requests the current version of a key on many connections while
-// alice creates it, on a real keystore. Each answer says that there is no such key, or refuses; none holds material.
-func TestNoMaterialWhileKeysAreMade(t *testing.T) {
+// raceLab is a server on a real keystore. Only alice may read keys.
+type raceLab struct {
+	t      *testing.T
+	addr   string
+	client *http.Client
+}
+
+func newRaceLab(t *testing.T) *raceLab {
+	t.Helper()
 	primary, err := jceks.Open(t.Context(), "jceks://file@"+filepath.Join(t.TempDir(), "kms.keystore"), provider.Env{
 		Getenv: func(string) string { return "" }, Log: slog.New(slog.DiscardHandler),
 	})
@@ -36,37 +42,47 @@ func TestNoMaterialWhileKeysAreMade(t *testing.T) {
 	addr := start(t, stack{Primary: primary, Policy: policy, KeyAuthorization: true,
 		Limits: kmsapi.Limits{MaxKeys: 10, MaxBatch: 10, MaxBody: 1 << 16}})
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}, Timeout: 20 * time.Second}
-	defer client.CloseIdleConnections()
-	do := func(method, path, user, body string) (int, []byte) {
-		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+addr+"/kms/v1/"+path+"user.name="+user,
-			strings.NewReader(body))
-		if err != nil {
-			t.Error(err)
-			return 0, nil
-		}
-		req.Header.Set("Content-Type", "application/json")
-		resp, err := client.Do(req)
-		if err != nil {
-			if t.Context().Err() == nil {
-				t.Error(err)
-			}
-			return 0, nil
-		}
-		defer resp.Body.Close()
-		text, _ := io.ReadAll(resp.Body)
-		return resp.StatusCode, text
+	t.Cleanup(client.CloseIdleConnections)
+	return &raceLab{t, addr, client}
+}
+
+func (l *raceLab) do(method, path, user, body string) (int, []byte) {
+	t := l.t
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+l.addr+"/kms/v1/"+path+"user.name="+user,
+		strings.NewReader(body))
+	if err != nil {
+		t.Error(err)
+		return 0, nil
 	}
-	// So many that some are always between two readings: where the rules are asked of one and
-	// the answer is taken from another, mallory is shown one key in three.
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := l.client.Do(req)
+	if err != nil {
+		if t.Context().Err() == nil {
+			t.Error(err)
+		}
+		return 0, nil
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, text
+}
+
+// TestNoMaterialWhileKeysAreMade: mallory, a user without rights, requests the current version of
+// a key on many connections while alice creates it. Each answer says that the key does not exist,
+// or refuses; none has material.
+func TestNoMaterialWhileKeysAreMade(t *testing.T) {
+	l := newRaceLab(t)
+	// With so many requests, some run at the moment of a creation. If the server checked the rules
+	// before it, and read the key after it, mallory would see about one key in three.
 	const keys, polls = 14, 48
 	var mu sync.Mutex
 	now := "key0"
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for i := range polls {
-		ask := "key/%s/_currentversion?"
+		path := "key/%s/_currentversion?"
 		if i == 0 {
-			ask = "key/%s/_versions?"
+			path = "key/%s/_versions?"
 		}
 		wg.Go(func() {
 			for {
@@ -78,7 +94,7 @@ func TestNoMaterialWhileKeysAreMade(t *testing.T) {
 				mu.Lock()
 				name := now
 				mu.Unlock()
-				status, body := do(http.MethodGet, fmt.Sprintf(ask, name), "mallory", "")
+				status, body := l.do(http.MethodGet, fmt.Sprintf(path, name), "mallory", "")
 				if status == http.StatusOK && strings.Contains(string(body), "material") {
 					t.Errorf("mallory was shown a version of %s", name)
 					return
@@ -92,11 +108,11 @@ func TestNoMaterialWhileKeysAreMade(t *testing.T) {
 		now = name
 		mu.Unlock()
 		body, _ := json.Marshal(map[string]any{"name": name, "length": 128})
-		if status, text := do(http.MethodPost, "keys?", "alice", string(body)); status != http.StatusCreated {
+		if status, text := l.do(http.MethodPost, "keys?", "alice", string(body)); status != http.StatusCreated {
 			t.Errorf("creation of %s: %d %s", name, status, text)
 		}
 	}
-	if status, text := do(http.MethodGet, "key/key0/_currentversion?", "alice", ""); status != http.StatusOK ||
+	if status, text := l.do(http.MethodGet, "key/key0/_currentversion?", "alice", ""); status != http.StatusOK ||
 		!strings.Contains(string(text), "material") {
 		t.Errorf("alice is not shown her key: %d %s", status, text)
 	}
