@@ -19,8 +19,9 @@ import (
 	"claviger/provider/hsm"
 )
 
-// TestNodesWithOtherSettings: a node tells of another that serves with other settings, by
-// their names and without their values; of one that has gone it tells nothing.
+// TestNodesWithOtherSettings: a node reports another node that serves with other settings.
+// The report has the names of the settings, not their values. It does not report a node that
+// has ended.
 func TestNodesWithOtherSettings(t *testing.T) {
 	ctx := t.Context()
 	uri := pgtest.Database(t)
@@ -54,15 +55,15 @@ func TestNodesWithOtherSettings(t *testing.T) {
 	two, gone := node(2, map[string]string{hadoopconf.SourceURI: "kms://http@old.example:9600/kms",
 		"hadoop.kms.proxyuser.hive.hosts": "*"})
 	three, _ := node(3, nil)
-	for i, a := range []*agreement{one, three, one} { // their keystore files have other places
+	for i, a := range []*agreement{one, three, one} { // the paths of their keystore files differ
 		if err := a.check(ctx); err != nil {
-			t.Errorf("look %d, nodes with the same settings: %v", i, err)
+			t.Errorf("check %d, nodes with the same settings: %v", i, err)
 		}
 	}
 	want := "the node on kms1 (process 2) has other values of " + hadoopconf.SourceURI + ", hadoop.kms.proxyuser.*"
 	if err := two.check(ctx); err == nil || strings.Contains(err.Error(), "old.example") ||
 		!strings.Contains(err.Error(), "process 1") || !strings.Contains(err.Error(), "process 3") {
-		t.Errorf("the node with others: %v", err)
+		t.Errorf("the node with other settings: %v", err)
 	}
 	for range 2 {
 		if err := one.check(ctx); err == nil || !strings.Contains(err.Error(), want) {
@@ -77,17 +78,17 @@ func TestNodesWithOtherSettings(t *testing.T) {
 			"hadoop.kms.proxyuser.hive.hosts": "*"})
 	if err := one.check(ctx); err == nil || strings.Contains(err.Error(), want) || !strings.Contains(err.Error(),
 		strings.TrimSuffix(want, ", hadoop.kms.proxyuser.*")) {
-		t.Errorf("rules that are taken without a restart: %v", err)
+		t.Errorf("rules that take effect without a restart: %v", err)
 	}
 	gone()
 	if err := three.check(ctx); err == nil || !strings.Contains(err.Error(), "process 1") ||
 		strings.Contains(err.Error(), "process 2") {
-		t.Errorf("after that node has gone: %v", err)
+		t.Errorf("after that node has ended: %v", err)
 	}
 }
 
-// TestNodesThatLookAlike: two containers on two hosts have one host name and process number.
-// Each sees the other's settings, and none destroys keys that the other keeps.
+// TestNodesThatLookAlike: two containers on two hosts have the same host name and process
+// number. Each reads the other's settings, and neither destroys keys that the other keeps.
 func TestNodesThatLookAlike(t *testing.T) {
 	ctx, uri := t.Context(), pgtest.Database(t)
 	node := func(id, soft string) (*agreement, func()) {
@@ -122,19 +123,20 @@ func TestNodesThatLookAlike(t *testing.T) {
 		}
 	}
 	if err := destroys.mayDestroy(ctx, false); err == nil || !strings.Contains(err.Error(), want) {
-		t.Errorf("a deletion that destroys: %v", err)
+		t.Errorf("a deletion that destroys a key: %v", err)
 	}
 	if err := destroys.mayDestroy(ctx, true); err != nil {
-		t.Errorf("a purge, of which both hold the same: %v", err)
+		t.Errorf("a purge, for which both have the same setting: %v", err)
 	}
 	gone()
 	if err := destroys.mayDestroy(ctx, false); err != nil {
-		t.Errorf("after the other has gone: %v", err)
+		t.Errorf("after the other node has ended: %v", err)
 	}
 }
 
-// TestAlikeAreKnown: a property that is misspelt would never differ; and the page lists all.
-func TestAlikeAreKnown(t *testing.T) {
+// TestAlikeProperties: each property in alike exists, because a misspelled one would never
+// differ; and docs/nodes.md lists each.
+func TestAlikeProperties(t *testing.T) {
 	page, err := os.ReadFile("../docs/nodes.md")
 	if err != nil {
 		t.Fatal(err)

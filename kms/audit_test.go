@@ -11,7 +11,7 @@ import (
 	"claviger/audit"
 )
 
-// trailOnHangup opens an audit trail in a folder, which opens its files anew on SIGHUP until stop is called.
+// trailOnHangup opens an audit trail in a folder. The trail reopens its files on SIGHUP until stop is called.
 func trailOnHangup(t *testing.T, dir string) (set auditSettings, trail *AuditTrail, stop func()) {
 	t.Helper()
 	set = auditSettings{hadoop: true, file: filepath.Join(dir, "kms-audit.log"),
@@ -23,7 +23,7 @@ func trailOnHangup(t *testing.T, dir string) (set auditSettings, trail *AuditTra
 	return set, trail, trail.reopenOnHangup()
 }
 
-// TestHangup sends what logrotate sends.
+// TestHangup sends SIGHUP, as logrotate does.
 func TestHangup(t *testing.T) {
 	dir := t.TempDir()
 	set, trail, stop := trailOnHangup(t, dir)
@@ -38,7 +38,7 @@ func TestHangup(t *testing.T) {
 	missing := func() bool { return !there(set.file) || !there(set.json) }
 	for end := time.Now().Add(20 * time.Second); missing(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("the files are not opened anew")
+			t.Fatal("the files are not reopened")
 		}
 		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 			t.Fatal(err)

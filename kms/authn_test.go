@@ -11,8 +11,8 @@ import (
 	"claviger/hadoopconf"
 )
 
-// authConf is a configuration of authentication; the names lack
-// hadoop.kms.authentication., unless they begin with another family.
+// authConf loads a configuration of authentication. A name in props gets the prefix
+// hadoop.kms.authentication., unless it has another known prefix.
 func authConf(t *testing.T, props map[string]string) *hadoopconf.Conf {
 	t.Helper()
 	dir := t.TempDir()
@@ -80,7 +80,7 @@ func TestAuthenticationRefusedAtStart(t *testing.T) {
 	} {
 		_, err := newHandler(t, c.props)
 		if err == nil {
-			t.Errorf("%v is taken", c.props)
+			t.Errorf("%v is accepted", c.props)
 			continue
 		}
 		for _, want := range c.want {
@@ -98,7 +98,7 @@ func newHandler(t *testing.T, props map[string]string) (logged string, err error
 	return log.String(), err
 }
 
-// TestRulesOfConfiguration: which property the rules come from, and the realm.
+// TestRulesOfConfiguration: which property has the rules, and which has the realm.
 func TestRulesOfConfiguration(t *testing.T) {
 	krb5 := filepath.Join(t.TempDir(), "krb5.conf")
 	if err := os.WriteFile(krb5, []byte("[libdefaults]\n default_realm = R\n"), 0o600); err != nil {
@@ -126,7 +126,7 @@ func TestRulesOfConfiguration(t *testing.T) {
 			t.Errorf("%v: %s is %q, %v; want %q", c.props, c.name, got, err, c.want)
 		}
 	}
-	// Type kerberos has rules of its own, and says so where others are set.
+	// Type kerberos has its own property of rules, and warns if only the other one is set.
 	var log bytes.Buffer
 	conf := authConf(t, map[string]string{"type": "kerberos", "hadoop.security.auth_to_local": "RULE:[2:$2]"})
 	rules, err := kerberosRules(conf, slog.New(slog.NewTextHandler(&log, nil)))

@@ -20,7 +20,7 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// serverPEM writes a file with a key and a certificate that is good between two times.
+// serverPEM writes a file with a key and a certificate that is valid between two times.
 func serverPEM(t *testing.T, path string, from, to time.Time) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -46,8 +46,8 @@ func serverPEM(t *testing.T, path string, from, to time.Time) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// TestCertificates: the check looks at the certificate that the server shows to clients. A
-// file that the next start could not use is a fault of its own.
+// TestCertificates: the check reads the certificate that the server presents to clients. A
+// file that the next start could not use is another error.
 func TestCertificates(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "server.pem")
@@ -64,7 +64,7 @@ func TestCertificates(t *testing.T) {
 	svc.certificateCheck.served = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &served, nil }
 	look := func(when string, texts ...string) {
 		t.Helper()
-		svc.certificateCheck.at = time.Time{} // not as of a minute ago
+		svc.certificateCheck.at = time.Time{} // do not reuse the last result
 		list, _, err := svc.certificates()
 		if err != nil || len(list) != 1 || list[0].Store != "ssl.server.keystore.location" ||
 			list[0].NotAfter.IsZero() {

@@ -22,8 +22,9 @@ import (
 	"claviger/metastore/location"
 )
 
-// TestClockOfANode: a node whose clock is two days ahead of PostgreSQL's says so in /readyz
-// and /metrics, serves, and has no client take a token for expired that may be good.
+// TestClockOfANode: a node whose clock is two days ahead of PostgreSQL's reports that in
+// /readyz and /metrics, and serves. It does not say that a token has expired, because the token
+// may be valid.
 func TestClockOfANode(t *testing.T) {
 	uri := pgtest.Database(t)
 	u, err := url.Parse(uri)
@@ -44,7 +45,7 @@ func TestClockOfANode(t *testing.T) {
 	if err := json.Unmarshal([]byte(body), &issued); err != nil || issued.Token.URLString == "" {
 		t.Fatalf("%s: %v", body, err)
 	}
-	// Tokens are judged by a comparison of their own, which is believed for a second.
+	// The check of tokens compares the clocks itself, and reuses the result for a second.
 	use := func(want int, says string) {
 		t.Helper()
 		var status int
@@ -57,7 +58,7 @@ func TestClockOfANode(t *testing.T) {
 		}
 		t.Errorf("%d %s, want %d and %q", status, body, want, says)
 	}
-	// clocks waits until the answers of before are too old to be given again.
+	// clocks waits until earlier answers are too old to be reused.
 	clocks := func(ok bool, ahead time.Duration) {
 		t.Helper()
 		var got kmstest.Check
@@ -78,11 +79,11 @@ func TestClockOfANode(t *testing.T) {
 		m := regexp.MustCompile(`(?m)^claviger_clock_ahead_seconds\{clock="metastore"\} (\S+)$`).FindStringSubmatch(
 			text)
 		if m == nil {
-			t.Fatalf("no figure in %s", text)
+			t.Fatalf("no value in %s", text)
 		}
 		if s, err := strconv.ParseFloat(m[1], 64); err != nil ||
 			(time.Duration(s*float64(time.Second))-ahead).Abs() > 10*time.Second {
-			t.Errorf("the figure is %s, want %v", m[1], ahead)
+			t.Errorf("the value is %s, want %v", m[1], ahead)
 		}
 	}
 	clocks(true, 0)
@@ -97,7 +98,7 @@ func TestClockOfANode(t *testing.T) {
 	use(http.StatusForbidden, "has expired")
 }
 
-// setClock is a clock that is ahead by what it is set to, or away.
+// setClock is a clock that a test sets ahead, or that does not answer.
 type setClock struct {
 	ahead time.Duration
 	err   error
@@ -108,8 +109,8 @@ func (c *setClock) Clocks(context.Context) (metastore.Clocks, error) {
 	return metastore.Compare(now.Add(c.ahead), now, now.Add(c.ahead), "PostgreSQL's"), c.err
 }
 
-// TestClockIsLogged: the log says once that a clock is wrong, and once that it is right
-// again; of two clocks one that cannot be asked makes nothing right.
+// TestClockIsLogged: the log says once that a clock is wrong, and once that the clocks agree
+// again. It does not say so while one of two clocks does not answer.
 func TestClockIsLogged(t *testing.T) {
 	var log logtest.Buffer
 	one, two := &setClock{}, &setClock{}

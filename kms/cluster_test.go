@@ -19,7 +19,7 @@ import (
 	"claviger/zookeeper"
 )
 
-// with is a site that is right but for some properties.
+// with returns the properties of base, with some of them replaced.
 func with(base map[string]string, pairs ...string) map[string]string {
 	site := map[string]string{}
 	for name, value := range base {
@@ -37,8 +37,8 @@ var (
 		"zkAuthType": "none"}
 )
 
-// TestClusterRefused: what can't work is refused before anything is opened, by
-// property, value and cure.
+// TestClusterRefused: settings that cannot work are refused before anything is opened. The
+// error names property, value and cure.
 func TestClusterRefused(t *testing.T) {
 	keytab := filepath.Join(t.TempDir(), "kms.keytab")
 	if err := os.WriteFile(keytab, nil, 0o600); err != nil {
@@ -90,7 +90,7 @@ func TestClusterRefused(t *testing.T) {
 				if err := c1.Close(); err != nil {
 					t.Error(err)
 				}
-				t.Fatal("it was taken")
+				t.Fatal("it was accepted")
 			}
 			for _, want := range c.want {
 				if !strings.Contains(err.Error(), want) {
@@ -101,9 +101,9 @@ func TestClusterRefused(t *testing.T) {
 	}
 }
 
-// TestClusterTaken: one connection where the signer's is there for the tokens too,
-// and warnings of what has no effect.
-func TestClusterTaken(t *testing.T) {
+// TestClusterAccepted: tokens use the signer's connection, if there is one. Settings without
+// effect cause warnings.
+func TestClusterAccepted(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "claviger.db")
 	for name, c := range map[string]struct {
 		site            map[string]string
@@ -126,7 +126,7 @@ func TestClusterTaken(t *testing.T) {
 			var log bytes.Buffer
 			got, err := openCluster(t.Context(), kmstest.Conf(t, c.site), slog.New(slog.NewTextHandler(&log,
 				&slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-					if a.Key == "err" || a.Key == slog.TimeKey { // that nobody answers is no matter here
+					if a.Key == "err" || a.Key == slog.TimeKey { // no server answers in this test
 						return slog.Attr{}
 					}
 					return a
@@ -141,7 +141,7 @@ func TestClusterTaken(t *testing.T) {
 				len(got.checks) != c.connections {
 				t.Errorf("signers %v, tokens %v, %d connections", got.signers, got.tokens, len(got.checks))
 			}
-			// A Java KMS, with which ZooKeeper may be shared, needs the passwords.
+			// A Java KMS that shares ZooKeeper needs the passwords.
 			if _, zk := got.tokens.(*zookeeper.Tokens); c.tokens && got.digests == zk {
 				t.Errorf("a store %T gets digests: %v", got.tokens, got.digests)
 			}
@@ -152,8 +152,7 @@ func TestClusterTaken(t *testing.T) {
 	}
 }
 
-// TestClusterUnreachable: where nobody answers, the error names property, servers
-// and reason.
+// TestClusterUnreachable: if no server answers, the error names property, servers and reason.
 func TestClusterUnreachable(t *testing.T) {
 	conf := kmstest.Conf(t, with(tokensSite, tokensPrefix+"zkConnectionTimeout", "300"))
 	shared, err := openCluster(t.Context(), conf, slog.New(slog.DiscardHandler))
@@ -168,7 +167,7 @@ func TestClusterUnreachable(t *testing.T) {
 		}
 	}
 	if !claviger.IsAway(err) {
-		t.Errorf("a start does not wait for it: %v", err)
+		t.Errorf("this error does not make a start wait: %v", err)
 	}
 	if _, err := shared.rollingSecrets(t.Context(), kmstest.Conf(t, map[string]string{signerKind: "string"}), time.Hour,
 		slog.Default()); err == nil || !strings.Contains(err.Error(), "zookeeper or sql") {
@@ -186,8 +185,8 @@ func TestWithHost(t *testing.T) {
 	}
 }
 
-// TestZooKeeperTLSPasswords: those of the stores come from credential stores, as
-// all passwords do.
+// TestZooKeeperTLSPasswords: the passwords of the TLS stores may be in credential stores, like
+// all passwords.
 func TestZooKeeperTLSPasswords(t *testing.T) {
 	dir := t.TempDir()
 	authority := certtest.New(t, dir)

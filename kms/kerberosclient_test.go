@@ -9,7 +9,7 @@ import (
 	"claviger/gssapi"
 )
 
-// TestClientLogin: who we are at a KMS that wants Kerberos.
+// TestClientLogin: the login of this server at a KMS that requires Kerberos.
 func TestClientLogin(t *testing.T) {
 	keytab := filepath.Join(t.TempDir(), "mig.keytab")
 	if err := os.WriteFile(keytab, []byte{5, 2}, 0o600); err != nil {

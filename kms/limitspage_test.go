@@ -12,14 +12,13 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// comeLater are figures of docs/limits.md by labels, which are there from the first event
-// on: what waited, and what was refused. How full a class is they do not tell.
+// comeLater are metrics of docs/limits.md that appear only with their first event: those of
+// requests that waited, or were refused.
 var comeLater = []string{"claviger_kms_turn_wait_seconds", "claviger_kms_turn_refused_total",
 	"claviger_kms_refused_total"}
 
-// TestLimitsPage: each property of docs/limits.md is one that this program knows, each
-// figure is in /metrics before its limit was ever reached, and each check is one of
-// /readyz.
+// TestLimitsPage: each property of docs/limits.md exists, each metric is in /metrics before
+// its limit is reached, and each check is in /readyz.
 func TestLimitsPage(t *testing.T) {
 	page, err := os.ReadFile("../docs/limits.md")
 	if err != nil {
@@ -27,7 +26,7 @@ func TestLimitsPage(t *testing.T) {
 	}
 	quoted := regexp.MustCompile("`[^`\n]+`").FindAllString(string(page), -1)
 	props, figures, checks := map[string]string{}, []string{}, []string{}
-	full := "" // the figure that a bare _suffix goes on from
+	full := "" // the metric before a bare _suffix
 	for _, q := range quoted {
 		q = strings.Trim(q, "`")
 		switch {
@@ -67,7 +66,7 @@ func TestLimitsPage(t *testing.T) {
 	for _, f := range figures {
 		name, suffix, cut := strings.Cut(f, " ")
 		if strings.HasPrefix(name, "claviger_trustee_") || slices.Contains(comeLater, name) {
-			continue // of another server, or later
+			continue // it is of another server, or appears later
 		}
 		found := shown[name]
 		for cut && !found && name != "claviger" { // "_max" may stand for the end of the name

@@ -14,8 +14,8 @@ import (
 	"claviger/pkcs11"
 )
 
-// onHSM runs a KMS on a SoftHSM token, with properties over what it needs, and
-// returns its address and its configuration folder.
+// onHSM runs a KMS on a SoftHSM token, with additional properties. It returns the address and
+// the configuration folder.
 func onHSM(t *testing.T, props map[string]string) (kms, dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -40,11 +40,11 @@ func onHSM(t *testing.T, props map[string]string) (kms, dir string) {
 	return serve(t, dir), dir
 }
 
-// TestMetrics: what a server on an HSM shows after a batch.
+// TestMetrics: the metrics of a server on an HSM after a batch.
 func TestMetrics(t *testing.T) {
 	kms, _ := onHSM(t, map[string]string{"claviger.audit.json.stdout": "true"})
 	resp, err := http.Post(kms+"/v1/keys?user.name=a", "application/json",
-		strings.NewReader(`{"name":"k"}`)) //nolint:noctx // of a server of this test
+		strings.NewReader(`{"name":"k"}`)) //nolint:noctx // the server runs in this test
 	if err != nil {
 		t.Fatal(err)
 	}

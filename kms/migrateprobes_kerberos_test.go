@@ -10,17 +10,17 @@ import (
 	"claviger/provider"
 )
 
-// asksForTickets is a source that wants Kerberos, or does not.
-type asksForTickets struct {
+// ticketSource is a source that may require Kerberos.
+type ticketSource struct {
 	provider.Provider
 	kerberos bool
 }
 
-func (asksForTickets) URI() string           { return "kms://https@old.example.com:16000/kms" }
-func (s asksForTickets) WantsKerberos() bool { return s.kerberos }
+func (ticketSource) URI() string           { return "kms://https@old.example.com:16000/kms" }
+func (s ticketSource) WantsKerberos() bool { return s.kerberos }
 
-// TestSimpleBeforeKerberos: a plan fails where this server would open for any name what
-// its source opens for tickets alone.
+// TestSimpleBeforeKerberos: a plan fails if this server would decrypt for any user name what
+// its source decrypts only for a ticket.
 func TestSimpleBeforeKerberos(t *testing.T) {
 	for _, c := range []struct {
 		here     string
@@ -32,7 +32,7 @@ func TestSimpleBeforeKerberos(t *testing.T) {
 		if c.here != "" {
 			conf.Override(authType, c.here, "--flag")
 		}
-		s := &Service{Conf: conf, Sources: []keyring.Source{{Provider: asksForTickets{kerberos: c.kerberos}}}}
+		s := &Service{Conf: conf, Sources: []keyring.Source{{Provider: ticketSource{kerberos: c.kerberos}}}}
 		checks := s.simpleBeforeKerberos()
 		if got := len(checks) > 0; got != c.fails {
 			t.Errorf("%+v: %+v", c, checks)

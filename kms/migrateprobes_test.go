@@ -14,8 +14,8 @@ import (
 	"claviger/migrate"
 )
 
-// TestPlanTriesTrustees: TLS to each Key Trustee Server of kts-site.xml is tried with
-// the truststore that is configured, and nothing else is called trusted.
+// TestPlanTriesTrustees: a plan tries TLS to each Key Trustee Server of kts-site.xml with the
+// configured truststore. It calls no other server trusted.
 func TestPlanTriesTrustees(t *testing.T) {
 	for _, name := range javaOptions {
 		t.Setenv(name, "")
@@ -27,7 +27,7 @@ func TestPlanTriesTrustees(t *testing.T) {
 		t.Fatal(err)
 	}
 	port := listenTLS(t, &tls.Config{Certificates: []tls.Certificate{pair}})
-	dead := listenTLS(t, &tls.Config{}) // without a certificate no handshake ends well
+	dead := listenTLS(t, &tls.Config{}) // without a certificate every handshake fails
 	other := certtest.New(t, t.TempDir()).CA
 	for _, tt := range []struct {
 		name     string

@@ -9,8 +9,8 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// TestNoSecretIsShown: a URI with a password in the place of any property's value reaches
-// neither the log nor the error of the start.
+// TestNoSecretIsShown: if the value of any property is a URI with a password, neither the log
+// nor the error of the start shows the password.
 func TestNoSecretIsShown(t *testing.T) {
 	dir := t.TempDir()
 	settings := wrongSettings(t, dir)
@@ -25,7 +25,7 @@ func TestNoSecretIsShown(t *testing.T) {
 			n = 4
 		}
 		for j := range n {
-			value := kmstest.PasswordURIs[(i+4*j)%len(kmstest.PasswordURIs)] // all, over the properties
+			value := kmstest.PasswordURIs[(i+4*j)%len(kmstest.PasswordURIs)] // over all properties, each URI is used
 			log, err := startWith(t, dir, settings[with], strings.Replace(k.Name, "*", "x", 1), value)
 			if err != nil {
 				log += "\n" + err.Error()

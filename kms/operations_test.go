@@ -10,7 +10,7 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// TestOperations: a configuration folder decides what the servlets show, and to whom.
+// TestOperations: the configuration decides what the servlets show, and to which users.
 func TestOperations(t *testing.T) {
 	dir := t.TempDir()
 	kmstest.WriteSite(t, dir, map[string]string{

@@ -16,9 +16,8 @@ import (
 	"claviger/provider/hsm"
 )
 
-// TestNoOtherKeys: keys are served, and taken over, from the place that is named and no
-// other: not from Hadoop's default, and not from a keystore file beside the metastore of an
-// HSM, named or in its default place.
+// TestNoOtherKeys: a server uses only keys of the configured provider: not those of Hadoop's
+// default provider, and not those of a keystore file if the metastore holds keys of an HSM.
 func TestNoOtherKeys(t *testing.T) {
 	dir := t.TempDir()
 	jceks := "jceks://file@" + filepath.Join(dir, "kms.keystore")
@@ -74,7 +73,7 @@ func TestNoOtherKeys(t *testing.T) {
 		"built-in default"})
 }
 
-// wantOpen opens what the properties name; want are parts of the error, nil: there is none.
+// wantOpen opens a configuration. want are parts of the error; nil means no error.
 func wantOpen(t *testing.T, dir string, site map[string]string, access hsm.Access, want []string) {
 	t.Helper()
 	kmstest.WriteSite(t, dir, site)

@@ -21,28 +21,28 @@ import (
 	"claviger/pkcs11"
 )
 
-// wrongText is no number, no time, no word of any list, no URI and no file.
+// wrongText is a wrong value for numbers, times, lists of words, URIs and files.
 const wrongText = "bogus value"
 
-// wrongValue is how a property of hadoopconf.KMS gets a value that cannot be right.
+// wrongValue is a wrong value of a property of hadoopconf.KMS.
 type wrongValue struct {
-	name  string // instead of the pattern that stands in the table
-	value string // "": wrongText
-	with  string // the setting under which it is read, see wrongSettings; "": plain
-	// warned: the server starts, and warns of it.
+	name  string // replaces a pattern in the table
+	value string // "" means wrongText
+	with  string // the settings with which the server reads it, see wrongSettings; "" means plain
+	// warned means that the server starts, with a warning.
 	warned bool
-	// free says why every text is right; then nothing is tried.
+	// free is the reason why every text is right. Then the test tries no value.
 	free   string
-	hidden bool // it may hold a password, and is not shown
+	hidden bool // the value may be a password, so errors do not show it
 }
 
-// Reasons for which every text is right.
+// Reasons why every text is right.
 const (
 	freeName     = "a name that the site chose"
 	freeACL      = "names of users and groups"
-	freeTheirs   = "the other side alone can judge it"
+	freeTheirs   = "only the other side can check it"
 	freePassword = "every text can be a password"
-	freeText     = "it is shown, and no more"
+	freeText     = "the server only shows it"
 )
 
 const (
@@ -52,8 +52,8 @@ const (
 	kmsClient = "hadoop.security.kms.client."
 )
 
-// wrongValues are the properties for which it takes more than wrongText in the
-// kms-site.xml of a server with a keystore file.
+// wrongValues are the properties that need another value than wrongText, or other settings
+// than those of a server with a keystore file.
 var wrongValues = map[string]wrongValue{
 	"hadoop.kms.http.administrators":  {free: freeACL},
 	hadoopconf.SensitiveKeys:          {value: "(", with: "plain"},
@@ -160,7 +160,8 @@ var wrongValues = map[string]wrongValue{
 	"claviger.audit.json.key.file": {value: noFile, with: "json"},
 }
 
-// wrongSettings are the properties beside the wrong one, which replaces its own.
+// wrongSettings returns settings by their names in wrongValue.with. The wrong value replaces
+// its property.
 func wrongSettings(t *testing.T, dir string) map[string]map[string]string {
 	t.Helper()
 	plain := map[string]string{
@@ -235,7 +236,7 @@ func wrongSettings(t *testing.T, dir string) map[string]map[string]string {
 	return set
 }
 
-// startLog is the log of a server that is stopped once it serves, or waits to.
+// startLog is the log of a server. It stops the server when that serves, or waits for a part.
 type startLog struct {
 	slog.Handler
 	stop context.CancelFunc
@@ -248,7 +249,7 @@ func (l startLog) Handle(ctx context.Context, r slog.Record) error {
 	return l.Handler.Handle(ctx, r)
 }
 
-// startOnce starts a server, and stops it as soon as it serves or waits to, or at the end of limit.
+// startOnce starts a server, and stops it as soon as it serves or waits for a part, or after limit.
 func startOnce(t *testing.T, dir string, limit time.Duration) (log string, err error) {
 	t.Helper()
 	ctx, stop := context.WithTimeout(t.Context(), limit)
@@ -259,7 +260,7 @@ func startOnce(t *testing.T, dir string, limit time.Duration) (log string, err e
 	return text.String(), err
 }
 
-// startWith is startOnce with these settings, but for one property, which stands in line 2.
+// startWith is startOnce with these settings and one other property, which is in line 2 of the file.
 func startWith(t *testing.T, dir string, settings map[string]string, name, value string) (log string, err error) {
 	t.Helper()
 	pairs := []string{name, value}
@@ -273,15 +274,15 @@ func startWith(t *testing.T, dir string, settings map[string]string, name, value
 	}
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-site.xml"), kmstest.SiteXML(pairs...))
 	limit := 10 * time.Second
-	if settings[signerKind] == "zookeeper" { // which is not there: the server asks for secrets until it is stopped
+	if settings[signerKind] == "zookeeper" { // no server answers: the KMS tries to get secrets until it is stopped
 		limit = 2 * time.Second
 	}
 	return startOnce(t, dir, limit)
 }
 
-// TestWrongValues: of each property that is known, a value that cannot be right keeps
-// the server from starting, and the error names file, line, property and value; or it
-// says why every value is right.
+// TestWrongValues: a wrong value of any property keeps the server from starting, and the error
+// names file, line, property and value. For the others the table has the reason why every value
+// is right.
 func TestWrongValues(t *testing.T) {
 	dir := t.TempDir()
 	settings := wrongSettings(t, dir)
@@ -290,7 +291,7 @@ func TestWrongValues(t *testing.T) {
 	}
 	for _, with := range slices.Sorted(maps.Keys(settings)) {
 		if with == "keytrustee" || with == "secret file" || strings.HasPrefix(with, "zookeeper") {
-			continue // these ask servers that are not there, or want what the wrong value stands for
+			continue // these need servers that do not run, or the property that gets the wrong value
 		}
 		if log, err := start(with, "x", "y"); err != nil {
 			t.Errorf("%s: %v\n%s", with, err, log)
@@ -317,7 +318,7 @@ func TestWrongValues(t *testing.T) {
 		if settings[with] == nil {
 			t.Fatalf("%s: no settings %q", name, with)
 		}
-		name = strings.Replace(name, "*", "x", 1) // of a family that has no effect
+		name = strings.Replace(name, "*", "x", 1) // of a group of properties without effect
 		log, err := start(with, name, value)
 		unused := strings.HasPrefix(k.Doc, "taken and not used") || w.warned
 		if why := otherType(k.Name, err); why != "" {

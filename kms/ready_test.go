@@ -17,8 +17,8 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// TestReadiness: each part that a server stands on is a check by its name; rules
-// that cannot be read do not take it out of service, and are told.
+// TestReadiness: each part that a server needs has a check. Rules that cannot be read are
+// reported, and do not take the server out of service.
 func TestReadiness(t *testing.T) {
 	source := "jceks://file@" + filepath.Join(t.TempDir(), "old.keystore")
 	kms, dir := onHSM(t, map[string]string{hadoopconf.SourceURI: source})
@@ -26,7 +26,7 @@ func TestReadiness(t *testing.T) {
 	var names []string
 	for _, c := range r.Checks {
 		names = append(names, c.Name)
-		if !c.OK && c.Name != "certificates" { // the server's lasts a few days
+		if !c.OK && c.Name != "certificates" { // the test's certificate ends in a few days
 			t.Errorf("%s: %s", c.Name, c.Error)
 		}
 	}
@@ -68,12 +68,12 @@ func TestReadiness(t *testing.T) {
 			return
 		}
 		if time.Since(began) > 20*time.Second {
-			t.Fatal("a broken kms-acls.xml is not told")
+			t.Fatal("a broken kms-acls.xml is not reported")
 		}
 	}
 }
 
-// TestReadinessOfASource: what requests saw last of a source is what /readyz says of it.
+// TestReadinessOfASource: for a source, /readyz reports the result of the last request to it.
 func TestReadinessOfASource(t *testing.T) {
 	dir := t.TempDir()
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.READ", "*"))
@@ -92,7 +92,7 @@ func TestReadinessOfASource(t *testing.T) {
 		t.Fatalf("%d %s", status, body)
 	}
 	if c := said(); !c.OK || c.By != "request" {
-		t.Errorf("a request was answered by it: %+v", c)
+		t.Errorf("after a request that the source answered: %+v", c)
 	}
 	if err := end(); err != nil {
 		t.Fatal(err)
@@ -101,12 +101,13 @@ func TestReadinessOfASource(t *testing.T) {
 		t.Fatalf("%d %s", status, body)
 	}
 	if c := said(); c.OK || c.By != "request" || !strings.Contains(c.Error, "connection refused") {
-		t.Errorf("a request has just failed with it: %+v", c)
+		t.Errorf("after a request that failed at the source: %+v", c)
 	}
 }
 
-// TestStrangersReadNoNames: from an address that claviger.console.details does not name,
-// /readyz and /metrics say what a balancer and an alarm need, and name no key, file or host.
+// TestStrangersReadNoNames: for an address that claviger.console.details does not name,
+// /readyz and /metrics show what a balancer and an alarm need, and no name of a key, file or
+// host.
 func TestStrangersReadNoNames(t *testing.T) {
 	source := "jceks://file@" + filepath.Join(t.TempDir(), "old.keystore")
 	kms, dir := onHSM(t, map[string]string{hadoopconf.SourceURI: source,
@@ -157,20 +158,20 @@ func TestReadinessOfAKeystoreSource(t *testing.T) {
 			}
 			return
 		case time.Since(began) > 30*time.Second:
-			t.Fatal("a damaged keystore is not told")
+			t.Fatal("a damaged keystore is not reported")
 		}
 	}
 }
 
-// TestReadinessWithoutDatabase: while PostgreSQL is down decrypts go on, and /readyz says
-// so: what a balancer asks is green, and what needs PostgreSQL is red.
+// TestReadinessWithoutDatabase: while PostgreSQL is down, decrypts still work. /readyz is green
+// for the purpose decrypt, and red for the purposes that need PostgreSQL.
 func TestReadinessWithoutDatabase(t *testing.T) {
 	server := pgtest.Start(t)
 	kms, _ := onHSM(t, map[string]string{hadoopconf.MetastoreURI: server.Database(t)})
 	post := func(path, body string) int {
 		t.Helper()
 		resp, err := http.Post(kms+"/v1/"+path+"user.name=a", "application/json",
-			strings.NewReader(body)) //nolint:noctx // of a server of this test
+			strings.NewReader(body)) //nolint:noctx // the server runs in this test
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -211,8 +212,8 @@ func TestReadinessWithoutDatabase(t *testing.T) {
 		}
 	}
 	become("with PostgreSQL", map[string]int{"decrypt": 200, "generate": 200, "write": 200})
-	// The notice of the creation, which has the node read the key anew, may come late: it
-	// serves what it has used since.
+	// The notice of the creation may arrive late, and makes the node forget the key. It serves
+	// only what it has used since.
 	for began := time.Now(); time.Since(began) < 6*time.Second; time.Sleep(100 * time.Millisecond) {
 		if status := decrypts(); status != http.StatusOK {
 			t.Fatalf("a decrypt: %d", status)
@@ -221,7 +222,7 @@ func TestReadinessWithoutDatabase(t *testing.T) {
 	server.Stop(t)
 	without := map[string]int{"decrypt": 200, "generate": 503, "write": 503}
 	become("without it", without)
-	// until what a request saw before is not believed any more
+	// Wait until the result of an earlier request is not reused any more.
 	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
 		_, r := kmstest.Readyz(t, kms)
 		if !r.Checks[slices.IndexFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == "metastore" })].OK {
@@ -244,7 +245,7 @@ func TestReadinessWithoutDatabase(t *testing.T) {
 }
 
 // TestReadinessAfterARestartWithoutDatabase: a node that has used no version since its start
-// opens nothing while PostgreSQL is away, and says so to balancers.
+// decrypts nothing while PostgreSQL does not answer, and /readyz tells balancers.
 func TestReadinessAfterARestartWithoutDatabase(t *testing.T) {
 	dir, site := kmstest.HSM(t)
 	server := pgtest.Start(t)
@@ -253,7 +254,7 @@ func TestReadinessAfterARestartWithoutDatabase(t *testing.T) {
 	post := func(url, body string) int {
 		t.Helper()
 		resp, err := http.Post(url+"user.name=a", "application/json",
-			strings.NewReader(body)) //nolint:noctx // of a server of this test
+			strings.NewReader(body)) //nolint:noctx // the server runs in this test
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -298,8 +299,8 @@ func TestReadinessAfterARestartWithoutDatabase(t *testing.T) {
 	become("with it again", http.StatusOK)
 }
 
-// TestNotReady: a node that cannot audit says why, is out of service for what must be
-// audited, and makes no key; users go on reading.
+// TestNotReady: a node that cannot audit reports the reason, is out of service for operations
+// that must be audited, and makes no key. Users can still read.
 func TestNotReady(t *testing.T) {
 	dir := t.TempDir()
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*"))
@@ -328,19 +329,19 @@ func TestNotReady(t *testing.T) {
 		}
 	}
 	resp, err := http.Post(kms+"/v1/keys?user.name=a", "application/json",
-		strings.NewReader(`{"name":"k"}`)) //nolint:noctx // of a server of this test
+		strings.NewReader(`{"name":"k"}`)) //nolint:noctx // the server runs in this test
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = resp.Body.Close()
 	if resp.StatusCode != http.StatusServiceUnavailable {
-		t.Errorf("a key is to be made though nobody could tell later: %d", resp.StatusCode)
+		t.Errorf("a key was made without an audit record: %d", resp.StatusCode)
 	}
 	if status, names := kmstest.Get(t, kms, "/kms/v1/keys/names", "a"); status != http.StatusOK ||
 		strings.TrimSpace(names) != "[]" {
 		t.Errorf("reading: %d %s", status, names)
 	}
 	if err := end(); err == nil || !strings.Contains(err.Error(), "/dev/full: no space left") {
-		t.Errorf("a lost audit line is not told at the end: %v", err)
+		t.Errorf("the end does not report a lost audit line: %v", err)
 	}
 }

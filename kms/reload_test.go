@@ -15,8 +15,8 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// watchedSite is a site file as a server reads it at its start, with an authenticator by
-// its rules of proxy users.
+// watchedSite is a site file that a server has read at its start, with an authenticator that
+// uses its rules of proxy users.
 type watchedSite struct {
 	conf    *hadoopconf.Conf
 	auth    *authn.Authenticator
@@ -48,7 +48,7 @@ func noGroups(string) []string { return nil }
 
 func (s *watchedSite) watch() *siteWatcher { return newSiteWatcher(s.conf, s.proxies, noGroups, s.log) }
 
-// allowed tells whether oozie may act for alice.
+// allowed reports whether oozie may act for alice.
 func (s *watchedSite) allowed(t *testing.T) bool {
 	t.Helper()
 	res := s.auth.Authenticate(t.Context(), authn.Request{RawQuery: "user.name=oozie&doAs=alice",
@@ -56,8 +56,8 @@ func (s *watchedSite) allowed(t *testing.T) bool {
 	return res.Principal != nil
 }
 
-// A changed kms-site.xml changes who may act for whom, as a whole or not at all;
-// anything else in it waits for a start.
+// TestSiteWatcher: a changed kms-site.xml changes the rules of proxy users, all of them or none.
+// Other changes take effect at the next start.
 func TestSiteWatcher(t *testing.T) {
 	dir := t.TempDir()
 	const provider, hosts, users = hadoopconf.ProviderURI, authn.ProxyUserPrefix + "oozie.hosts",
@@ -85,10 +85,10 @@ func TestSiteWatcher(t *testing.T) {
 	w.check(later)
 	w.check(later)
 	if !site.allowed(t) {
-		t.Error("a broken file took the rules away")
+		t.Error("a broken file removed the rules")
 	}
 	if n := strings.Count(site.logged.String(), "is not usable"); n != 1 {
-		t.Errorf("the broken file is complained of %d times:\n%s", n, site.logged.String())
+		t.Errorf("the broken file is logged %d times:\n%s", n, site.logged.String())
 	}
 
 	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "10.0.0.0/8",
@@ -98,12 +98,13 @@ func TestSiteWatcher(t *testing.T) {
 		t.Error("oozie may still act from anywhere")
 	}
 	if !strings.Contains(site.logged.String(), "started anew") || !strings.Contains(site.logged.String(), provider) {
-		t.Errorf("the provider needs a start:\n%s", site.logged.String())
+		t.Errorf("the log does not say that the provider needs a restart:\n%s", site.logged.String())
 	}
 	if strings.Contains(site.logged.String(), "http.port") {
-		t.Errorf("a flag is no change of the files:\n%s", site.logged.String())
+		t.Errorf("a property of a flag is reported as a change of the files:\n%s", site.logged.String())
 	}
-	// Moved away by an editor: nothing changes, and it is told until it is back.
+	// An editor has moved the file away: nothing changes, and the error remains until the file is
+	// back.
 	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "*", users: "alice"})
 	w.check(later)
 	file := filepath.Join(dir, "kms-site.xml")
@@ -126,7 +127,7 @@ func TestSiteWatcher(t *testing.T) {
 		users: "alice"})
 	w.check(later)
 
-	// Just written: the writer may not be done.
+	// The file was written just now: the writer may not have finished.
 	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "*", users: "alice"})
 	w.check(time.Now())
 	if site.allowed(t) {
@@ -138,24 +139,24 @@ func TestSiteWatcher(t *testing.T) {
 	}
 }
 
-// TestSiteChangedBeforeTheStart: what the files say is in force, too, where they were
-// changed between their reading and the start, which waits for other machines.
+// TestSiteChangedBeforeTheStart: a change of the files takes effect even if it is made after
+// they were read, while the start waits for other machines.
 func TestSiteChangedBeforeTheStart(t *testing.T) {
 	dir := t.TempDir()
 	const hosts, users = authn.ProxyUserPrefix + "oozie.hosts", authn.ProxyUserPrefix + "oozie.users"
 	site := newWatchedSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@/k.jceks", hosts: "*",
 		users: "alice"})
 	if !site.allowed(t) {
-		t.Fatal("oozie may not act for alice") // else this tests nothing
+		t.Fatal("oozie may not act for alice") // otherwise the rest tests nothing
 	}
 	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@/other.jceks"})
 	w := site.watch()
 	w.check(time.Now().Add(time.Hour))
 	if site.allowed(t) {
-		t.Error("the rule that was taken away stays in force")
+		t.Error("the removed rule stays in force")
 	}
 	if text := site.logged.String(); !strings.Contains(text, "started anew") ||
 		!strings.Contains(text, hadoopconf.ProviderURI) || strings.Contains(text, "http.port") {
-		t.Errorf("what needs a start:\n%s", text)
+		t.Errorf("properties that need a restart:\n%s", text)
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// TestMigrationSettings: properties of migrations that cannot be used stop the start,
-// also where there is no source yet.
+// TestMigrationSettings: wrong properties of migrations stop the start, even if there is no
+// source yet.
 func TestMigrationSettings(t *testing.T) {
 	for _, c := range []struct{ name, value, want string }{
 		{"claviger.migration.versions", "bogus", "it must be auto, all or current"},

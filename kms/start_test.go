@@ -21,7 +21,7 @@ import (
 	"claviger/pkcs11"
 )
 
-// starting is a node of a configuration folder, at a port of its own.
+// starting is a node with a configuration folder and its own port.
 type starting struct {
 	t    *testing.T
 	dir  string
@@ -42,7 +42,7 @@ func newStarting(t *testing.T, dir string) *starting {
 	return &starting{t: t, dir: dir, port: port, kms: fmt.Sprintf("http://127.0.0.1:%d/kms", port)}
 }
 
-// begin starts the node and returns its log, and what ends it.
+// begin starts the node. It returns its log, and a function that ends the node.
 func (s *starting) begin() (log *logtest.Buffer, end func() error) {
 	ctx, stop := context.WithCancel(context.Background())
 	log = &logtest.Buffer{}
@@ -58,13 +58,13 @@ func (s *starting) until(what string, f func() bool) {
 	s.t.Helper()
 	for deadline := time.Now().Add(60 * time.Second); !f(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			s.t.Fatalf("within a minute never: %s", what)
+			s.t.Fatalf("not within a minute: %s", what)
 		}
 	}
 }
 
 func (s *starting) listens() bool {
-	resp, err := http.Get(strings.TrimSuffix(s.kms, "/kms") + "/healthz") //nolint:noctx // of a server of this test
+	resp, err := http.Get(strings.TrimSuffix(s.kms, "/kms") + "/healthz") //nolint:noctx // the server runs in this test
 	if err != nil {
 		return false
 	}
@@ -77,9 +77,9 @@ func (s *starting) ready() bool {
 	return status == http.StatusOK
 }
 
-// TestStartWaits: a node that starts while PostgreSQL is away waits, says so, sends
-// clients to other nodes, and serves when PostgreSQL is there. One that was stopped
-// meanwhile ends.
+// TestStartWaits: a node that starts while PostgreSQL is down waits, reports that, makes clients
+// try other nodes, and serves when PostgreSQL answers. A node that is stopped while it waits
+// ends.
 func TestStartWaits(t *testing.T) {
 	server := pgtest.Start(t)
 	uri := server.Database(t)
@@ -115,7 +115,7 @@ func TestStartWaits(t *testing.T) {
 		t.Errorf("a client: %d %s", status, body)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "ready")); err == nil {
-		t.Error("the ready file is there")
+		t.Error("the ready file exists")
 	}
 	server.Start(t)
 	node.until("it serves", node.ready)
@@ -130,7 +130,7 @@ func TestStartWaits(t *testing.T) {
 		t.Error(err)
 	}
 
-	// What a person must mend is not waited for.
+	// A node does not wait if a person must solve the problem.
 	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file,
 		hadoopconf.MetastoreURI: server.URI("nobody_here", "test1"), "hadoop.kms.http.host": "127.0.0.1"})
 	if err := Serve(t.Context(), Options{Dir: dir, Port: node.port, Log: slog.New(slog.DiscardHandler),
@@ -139,7 +139,7 @@ func TestStartWaits(t *testing.T) {
 	}
 }
 
-// TestStartWaitsForZooKeeper: the same where ZooKeeper is away, which has the secrets of
+// TestStartWaitsForZooKeeper: a node also waits for ZooKeeper, which keeps the secrets of
 // cookies and the delegation tokens.
 func TestStartWaitsForZooKeeper(t *testing.T) {
 	server := zktest.Start(t, zktest.Options{})

@@ -77,7 +77,7 @@ func tlsFolder(t *testing.T) string {
 	return dir
 }
 
-// tlsServer is a server on the folder, whose TLS alone is looked at.
+// tlsServer makes a server with the folder, for tests of its TLS.
 func tlsServer(t *testing.T, dir string, log *slog.Logger, site ...string) *server {
 	t.Helper()
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-site.xml"), kmstest.SiteXML(append([]string{
@@ -92,7 +92,7 @@ func tlsServer(t *testing.T, dir string, log *slog.Logger, site ...string) *serv
 	return &server{conf: conf, log: log, set: settings{tls: true}, svc: &Service{Conf: conf, Log: log}}
 }
 
-// listenTLS answers each connection with its version, suite and whether it was
+// listenTLS answers each connection with its TLS version, its suite, and whether it was
 // resumed.
 func listenTLS(t *testing.T, conf *tls.Config) (port string) {
 	t.Helper()
@@ -122,7 +122,7 @@ func listenTLS(t *testing.T, conf *tls.Config) (port string) {
 	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port) //nolint:forcetypeassert // a TCP listener
 }
 
-// TestTLS shares one folder of stores, which keytool takes seconds to make.
+// TestTLS uses one folder of stores for all its parts, because keytool takes seconds to make it.
 func TestTLS(t *testing.T) {
 	dir := tlsFolder(t)
 	t.Run("Java client", func(t *testing.T) { javaTLSClient(t, dir) })
@@ -143,8 +143,8 @@ func TestTLS(t *testing.T) {
 	t.Run("client's trust", func(t *testing.T) { clientTrust(t, dir) })
 }
 
-// javaTLSClient has Java connect: both versions, resumption, weak suites, a
-// suite that is left out, and client certificates.
+// javaTLSClient lets a Java client connect: with both TLS versions, resumption, weak suites, an
+// excluded suite, and client certificates.
 func javaTLSClient(t *testing.T, dir string) {
 	const excluded = "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"
 	kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location",
@@ -178,8 +178,8 @@ func javaTLSClient(t *testing.T, dir string) {
 	defer served.Close()
 	port := listenTLS(t, served.Config)
 	expect(client(port, "TLSv1.3", "-", "-"), "TLS 1.3 TLS_", "resumed=true")
-	// Go's tickets of TLS 1.2 have the lifetime hint 0, with which Java throws them
-	// away: it resumes with TLS 1.3 only. Others resume with 1.2 too.
+	// Go's tickets of TLS 1.2 have the lifetime hint 0, so Java discards them and resumes only with
+	// TLS 1.3. Other clients also resume with 1.2.
 	expect(client(port, "TLSv1.2", "-", "-"), "TLS 1.2 TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384", "resumed=false")
 	resumes(t, dir, port)
 	expect(client(port, "TLSv1.2", excluded, "-"), "refused", "refused")
@@ -212,7 +212,7 @@ func javaTLSClient(t *testing.T, dir string) {
 	}
 }
 
-// resumes connects twice with TLS 1.2, and demands that the second is resumed.
+// resumes connects twice with TLS 1.2; the second connection must resume the first.
 func resumes(t *testing.T, dir, port string) {
 	t.Helper()
 	roots, err := keystore.TLSFile{Path: filepath.Join(dir, "trust.jks")}.Roots()
@@ -234,7 +234,7 @@ func resumes(t *testing.T, dir, port string) {
 	}
 }
 
-// tlsRefused: settings that can't be used end the start, by name.
+// tlsRefused: wrong settings stop the start, and the error names them.
 func tlsRefused(t *testing.T, dir string) {
 	for _, test := range []struct {
 		site, server []string
@@ -246,7 +246,7 @@ func tlsRefused(t *testing.T, dir string) {
 		{nil, []string{"ssl.server.exclude.cipher.list", "TLS_("},
 			`"TLS_(" is neither a cipher suite nor a regular expression`},
 		{nil, []string{"ssl.server.exclude.cipher.list", "TLS_ECDHE_.*"}, "it leaves no cipher suite"},
-		{nil, []string{"ssl.server.keystore.password", "clear"}, ""}, // the credential store's goes first
+		{nil, []string{"ssl.server.keystore.password", "clear"}, ""}, // the password in the credential store is used first
 		{[]string{keystore.CredentialPathProperty, "localjceks://file/nowhere/none.jceks"},
 			[]string{"ssl.server.keystore.password", "clear"}, keystore.CredentialFallbackProperty + "=false forbids"},
 	} {
@@ -265,8 +265,8 @@ func tlsRefused(t *testing.T, dir string) {
 	}
 }
 
-// clientTrust: the order in which settings count, and a truststore without a
-// password, as the seed of migrations names it.
+// clientTrust: the priority of the settings, and a truststore without a password, as a migrated
+// configuration has it.
 func clientTrust(t *testing.T, dir string) {
 	trust, none := filepath.Join(dir, "trust.jks"), filepath.Join(dir, "none.jks")
 	trusts := func(site []string) (bool, error) {

@@ -15,8 +15,7 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// serveWith runs a KMS with properties over what it needs, and returns its
-// address.
+// serveWith runs a KMS with additional properties, and returns its address.
 func serveWith(t *testing.T, props map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -40,12 +39,12 @@ func dial(t *testing.T, addr string) net.Conn {
 	return conn
 }
 
-// status sends a request and returns the status of the answer, 0 where the
-// connection is closed without one.
+// status sends a request and returns the status of the answer; 0 if the connection is closed
+// without an answer.
 func status(t *testing.T, addr, request string) int {
 	t.Helper()
 	conn := dial(t, addr)
-	_, _ = io.WriteString(conn, request) // the server may have closed it half way
+	_, _ = io.WriteString(conn, request) // the server may close the connection early
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		return 0
@@ -56,8 +55,8 @@ func status(t *testing.T, addr, request string) int {
 
 const goodRequest = "GET /healthz HTTP/1.1\r\nHost: kms\r\n\r\n"
 
-// TestRequestShapes: what may be two requests to two servers is refused, and so
-// is what is too long.
+// TestRequestShapes: the server refuses a request that another server could take for two
+// requests, and one that is too long.
 func TestRequestShapes(t *testing.T) {
 	addr := serveWith(t, nil)
 	const post = "POST /kms/v1/keys?user.name=a HTTP/1.1\r\nHost: kms\r\nContent-Type: application/json\r\n"
@@ -69,7 +68,7 @@ func TestRequestShapes(t *testing.T) {
 		"8 KiB x 200 headers": {"GET /healthz HTTP/1.1\r\nHost: kms\r\n" + strings.Repeat("X-Long: "+strings.Repeat("a",
 			8<<10)+"\r\n", 200) + "\r\n", []int{431}},
 		"a long request line": {"GET /" + strings.Repeat("a", 100<<10) + " HTTP/1.1\r\nHost: kms\r\n\r\n", []int{431}},
-		// RFC 9112, section 6.3: chunks count, and here they hold nothing.
+		// RFC 9112, section 6.3: the chunks count, not the length; here they are empty.
 		"length and chunks": {post + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 			[]int{500}},
 		"two lengths":            {post + "Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}x", []int{400}},
@@ -98,8 +97,8 @@ func TestRequestShapes(t *testing.T) {
 	}
 }
 
-// TestKMSLimits: the properties of connections and headers reach the server, its metrics and
-// its readiness.
+// TestKMSLimits: the server, its metrics and its readiness use the properties of connections
+// and headers.
 func TestKMSLimits(t *testing.T) {
 	addr := serveWith(t, map[string]string{maxConnectionsName: "8", perAddressName: "3", unlimitedName: "127.0.0.8/30",
 		detailsName: "127.0.0.0/8", headerPrefix + "X-Frame-Options": "DENY"})
@@ -110,14 +109,14 @@ func TestKMSLimits(t *testing.T) {
 	for tries := 0; !strings.Contains(page(t, other, "/metrics"), "claviger_http_connections_of_one_address "+
 		"3\n"); tries++ {
 		if tries == 500 {
-			t.Fatal("three connections of one address are not counted")
+			t.Fatal("three connections of one address do not count")
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
 	if got := page(t, from(t, "127.0.0.2", addr), "/healthz"); got != "" {
 		t.Errorf("one address has one more than its limit: %q", got)
 	}
-	for range 2 { // more than a limited address gets now
+	for range 2 { // more connections than the limit of one address
 		if got := page(t, from(t, "127.0.0.9", addr), "/healthz"); got != "ok\n" {
 			t.Errorf("an unlimited address: %q", got)
 		}
@@ -200,7 +199,7 @@ func from(t *testing.T, source, addr string) net.Conn {
 	return conn
 }
 
-// page asks for a page over the connection; "" where it was closed.
+// page requests a page over the connection; "" if the connection was closed.
 func page(t *testing.T, conn net.Conn, path string) string {
 	t.Helper()
 	_, _ = io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: kms\r\n\r\n") // the server may have closed it
