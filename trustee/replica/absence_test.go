@@ -11,7 +11,7 @@ import (
 	"claviger/trustee/replica"
 )
 
-// absent asks a half alone for a label, and says how it answers.
+// absent requests a label from one server, and returns what the answer means.
 func (h *half) absent(label string) string {
 	h.t.Helper()
 	c := h.client(identities()[1])
@@ -29,8 +29,8 @@ func (h *half) absent(label string) string {
 	return fmt.Sprint(err, " / ", lerr)
 }
 
-// TestAbsence: a server says that something is not there only where it knows that the
-// other does not hold it either, or an operator has said that it goes on alone.
+// TestAbsence: a server says that a deposit does not exist only if it knows that the other server does not hold it
+// either, or if an operator lets it work alone.
 func TestAbsence(t *testing.T) {
 	a, b, client := started(t)
 	want := func(when string, h *half, label, how string) {
@@ -46,7 +46,7 @@ func TestAbsence(t *testing.T) {
 	}
 	a.stop()
 	if _, err := b.client(identities()[1]).List(t.Context(), "", false, "", 10); err != nil {
-		t.Errorf("a list of a passive that lacked nothing: %v", err)
+		t.Errorf("a list of a passive server that lacked nothing: %v", err)
 	}
 	a.start()
 	a.await("being in step", inStep)
@@ -66,7 +66,7 @@ func TestAbsence(t *testing.T) {
 	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{Force: true}))
 	want("a passive promoted by force", b, "late", "unsure")
 	must(t, b.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
-	want("an operator's word", b, "late", "not there")
+	want("a server that an operator lets work alone", b, "late", "not there")
 	must(t, put(t, b.client(identities()[1]), "of B", "z"))
 	a.start()
 	b.await("the warning", func(r replica.StatusReport) bool { return strings.Contains(r.Why, `deposit "late"`) })
@@ -75,11 +75,11 @@ func TestAbsence(t *testing.T) {
 	want("the passive that lacks something", a, "of B", "unsure")
 	if d, err := b.client(identities()[1], a.web.URL).Find(t.Context(), "late"); err != nil ||
 		string(d.Content) != "y" {
-		t.Errorf("of both: %+v, %v", d, err)
+		t.Errorf("from both servers: %+v, %v", d, err)
 	}
 	must(t, b.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
 	b.await("being in step", inStep)
 	for _, h := range []*half{a, b} {
-		h.await("knowing it", func(replica.StatusReport) bool { return h.absent("late") == "not there" })
+		h.await("a sure answer", func(replica.StatusReport) bool { return h.absent("late") == "not there" })
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"claviger/trustee/server"
 )
 
-// positionStore is a store of which only Position is asked.
+// positionStore is a store that has only Position.
 type positionStore struct {
 	Logged
 	st Position
@@ -16,9 +16,8 @@ type positionStore struct {
 
 func (s *positionStore) Position(context.Context) (Position, error) { return s.st, nil }
 
-// TestCheckNamesAReason: the active fails with the reason why the two are not in step, and
-// not at all where there is none, as before the first question and just after one that found
-// them in step.
+// TestCheckNamesAReason: at the active server, Check returns the reason why the two servers are not in step. It
+// returns no error if there is no reason: before the first check, and after a check that found them in step.
 func TestCheckNamesAReason(t *testing.T) {
 	r := &Replica{store: &positionStore{st: Position{Role: server.RoleActive}}}
 	for _, r.tried = range []bool{false, true} {

@@ -10,22 +10,22 @@ import (
 )
 
 const (
-	// currentTime is how long a passive server answers before it asks the active server again
-	// whether it lacks anything. It is longer than a tick, in which it is brought up to date.
-	currentTime = 2 * time.Second
-	// aloneTime is the same while the active server does not answer.
-	aloneTime = 5 * time.Second
-	// currentAsk bounds that request; readers wait for it.
-	currentAsk = time.Second
+	// currentLife is how long Current returns the same result. It is longer than a tick, in which the
+	// active server brings the passive one up to date.
+	currentLife = 2 * time.Second
+	// unreachedLife is the same at a passive server while the active server does not answer.
+	unreachedLife = 5 * time.Second
+	// currentTimeout is the timeout of the request to the active server. Reads wait for it.
+	currentTimeout = time.Second
 )
 
-// Current reports what may be answered from this server's store; see server.Replica.
+// Current returns what the answers of this server's store mean; see server.Replica.
 //
-// An active server is sure of what it lacks if it was equal to the passive server since its start,
-// or if an operator lets it go on alone, and if it knows of nothing that only the passive server
-// holds. A passive server is sure if the active server says so now: an active server that does not
-// answer may have gone on alone. Even then the passive server answers lists, if it was complete
-// when it last reached the active server since its start.
+// An active server is sure if it was equal to the passive server at some time since its start, or if an
+// operator lets it work alone, and if it knows of no record that only the passive server holds. A passive
+// server is sure if the active server confirms it now: an active server that does not answer may be
+// working alone. Even then the passive server answers lists, if it was complete when it last reached the
+// active server since its start.
 func (r *Replica) Current(ctx context.Context) (server.Knowledge, error) {
 	const op = "replica.Current"
 	if c := r.learned.Load(); c != nil && time.Now().Before(c.until) {
@@ -36,12 +36,12 @@ func (r *Replica) Current(ctx context.Context) (server.Knowledge, error) {
 	if c := r.learned.Load(); c != nil && time.Now().Before(c.until) {
 		return c.Knowledge, nil
 	}
-	// An event from here on clears r.learned after this call has stored it.
+	// An event after this line clears r.learned after this call has set it.
 	st, err := r.store.Position(ctx)
 	if err != nil {
 		return server.Knowledge{}, err
 	}
-	c := &learned{until: time.Now().Add(currentTime)}
+	c := &learned{until: time.Now().Add(currentLife)}
 	if st.Role == server.RoleActive {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -54,14 +54,14 @@ func (r *Replica) Current(ctx context.Context) (server.Knowledge, error) {
 		return c.Knowledge, nil
 	}
 	var p Position
-	// Others wait for this request, so it does not end with its own client.
-	if err := r.request(context.WithoutCancel(ctx), currentAsk, trustee.VerbPeerHello, st, &p); err != nil {
-		c.until = time.Now().Add(aloneTime)
+	// Other calls wait for this request, so it does not end with the context of its own client.
+	if err := r.request(context.WithoutCancel(ctx), currentTimeout, trustee.VerbPeerHello, st, &p); err != nil {
+		c.until = time.Now().Add(unreachedLife)
 		c.Lists = r.wasComplete.Load()
 		r.learned.Store(c)
 		return c.Knowledge, nil
 	}
-	if st, err = r.store.Position(ctx); err == nil { // it may have got changes meanwhile
+	if st, err = r.store.Position(ctx); err == nil { // it may have changed meanwhile
 		c.Sure, err = r.complete(ctx, &st, &p)
 	}
 	if err != nil {
@@ -73,7 +73,7 @@ func (r *Replica) Current(ctx context.Context) (server.Knowledge, error) {
 	return c.Knowledge, nil
 }
 
-// learned is an answer of Current, and how long it may be repeated.
+// learned is a result of Current, and until when Current returns it.
 type learned struct {
 	server.Knowledge
 	until time.Time
@@ -89,9 +89,9 @@ func (r *Replica) complete(ctx context.Context, st, p *Position) (bool, error) {
 		return had, err
 	}
 	r.mu.Lock()
-	apart := r.offer.mine == st.Head && !r.offer.less.None()
+	diverged := r.compared.mine == st.Head && !r.compared.less.None()
 	r.mu.Unlock()
-	if !apart && (p.Head.Epoch > st.Head.Epoch || p.Head.Epoch == st.Head.Epoch && p.Head.Seq > st.Head.Seq) {
+	if !diverged && (p.Head.Epoch > st.Head.Epoch || p.Head.Epoch == st.Head.Epoch && p.Head.Seq > st.Head.Seq) {
 		return false, claviger.E("replica.Current", claviger.Unavailable, "", server.ErrBehind)
 	}
 	return false, nil

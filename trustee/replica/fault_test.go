@@ -15,7 +15,7 @@ import (
 	"claviger/trustee/server"
 )
 
-// smallDisk is a folder on a disk of 16 MiB.
+// smallDisk returns a folder on a disk of 16 MiB.
 func smallDisk(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -30,7 +30,7 @@ func smallDisk(t *testing.T) string {
 	return dir
 }
 
-// fill fills a disk, until the file is removed.
+// fill fills a disk with a file.
 func fill(t *testing.T, dir string) (file string) {
 	t.Helper()
 	file = filepath.Join(dir, "filler")
@@ -50,8 +50,8 @@ func fill(t *testing.T, dir string) (file string) {
 	return file
 }
 
-// TestFullDisk: a disk that is full at one of two servers is told by the status of both,
-// no change is acknowledged, and reads go on; once there is room all goes on by itself.
+// TestFullDisk: the disk of one of two servers is full. The status of both says so, no change is acknowledged, and
+// reads succeed. When there is room again, changes succeed without an operator.
 func TestFullDisk(t *testing.T) {
 	for _, where := range []string{"the active's", "the passive's"} {
 		t.Run(where, func(t *testing.T) {
@@ -73,8 +73,10 @@ func TestFullDisk(t *testing.T) {
 				t.Errorf("the check: %v", err)
 			}
 			must(t, other.store.CheckWrites(t.Context()))
-			full.await("its own word", func(r replica.StatusReport) bool { return strings.Contains(r.Fault, "no space left") })
-			other.await("the other's word", func(r replica.StatusReport) bool {
+			full.await("its own fault", func(r replica.StatusReport) bool {
+				return strings.Contains(r.Fault, "no space left")
+			})
+			other.await("the fault of the other", func(r replica.StatusReport) bool {
 				return r.Fault == "" && r.Peer != nil && strings.Contains(r.Peer.Fault, "no space left") &&
 					(r.Role == server.RolePassive || !r.Synced && strings.Contains(r.Why, "no space left"))
 			})
@@ -86,9 +88,11 @@ func TestFullDisk(t *testing.T) {
 				t.Errorf("a read: %+v, %v", d, err)
 			}
 			must(t, os.Remove(file))
-			a.await("being in step", func(r replica.StatusReport) bool { return inStep(r) && r.Fault == "" && r.Peer.Fault == "" })
+			a.await("being in step", func(r replica.StatusReport) bool {
+				return inStep(r) && r.Fault == "" && r.Peer.Fault == ""
+			})
 			if _, err := c.Put(t.Context(), trustee.Deposit{Label: "after", Content: []byte("y")}, ""); err != nil {
-				t.Errorf("once there is room: %v", err)
+				t.Errorf("after there is room again: %v", err)
 			}
 		})
 	}

@@ -11,21 +11,21 @@ import (
 	"claviger/trustee/server"
 )
 
-// namedLosses is how many records a Loss names. It counts the others.
+// namedLosses is how many records a Loss names. It counts all records.
 const namedLosses = 5
 
-// Loss is what one store holds that another store lacks or holds in another state.
+// Loss describes the records of one store that another store lacks, or holds in another state.
 type Loss struct {
 	Orgs     int      `json:"orgs"`
 	Clients  int      `json:"clients"`
 	Deposits int      `json:"deposits"`
-	Names    []string `json:"names"` // of the first records, for people
+	Names    []string `json:"names"` // readable names of the first records
 }
 
-// None reports whether nothing is lost.
+// None reports whether there are no such records.
 func (l *Loss) None() bool { return l == nil || l.Orgs+l.Clients+l.Deposits == 0 }
 
-// String counts and names what is lost.
+// String returns the counts and the names.
 func (l *Loss) String() string {
 	all := l.Orgs + l.Clients + l.Deposits
 	text := fmt.Sprintf("%d organizations, %d clients and %d deposits: %s", l.Orgs, l.Clients, l.Deposits,
@@ -36,8 +36,8 @@ func (l *Loss) String() string {
 	return text
 }
 
-// held is hashed as the state of a record.
-type held struct {
+// recordState is the state of a record. Its hash is compared.
+type recordState struct {
 	Names   []string
 	Lists   [][]string
 	Bytes   [][]byte
@@ -47,31 +47,31 @@ type held struct {
 
 func list(l []string) []string { return append([]string{}, l...) } // nil and empty are equal
 
-// holdings are the records of a store without the contents of deposits: a digest of the state of
-// each record, by kind and name.
+// holdings are the records of a store without the contents of deposits: the hash of the state of each
+// record, by kind and name.
 type holdings map[string][sha256.Size]byte
 
-// holding returns a record's key and state in holdings, and its name for people. ok is false for
-// records that may be dropped: remembered requests and expired deposits. A deposit's uuid stands for
-// its content, which the owner has signed.
+// holding returns the key and the state of a record in holdings, and a readable name. ok is false for
+// records that may be lost: recorded requests and expired deposits. The state does not contain the
+// content of a deposit, because the owner has signed the content together with the uuid.
 func holding(r server.Record, now time.Time) (key, name string, state [sha256.Size]byte, ok bool, err error) {
-	var s held
+	var s recordState
 	switch {
 	case r.Org != nil:
 		o := r.Org
 		key, name = "org "+o.Name, fmt.Sprintf("organization %q", o.Name)
-		s = held{Names: []string{o.UUID, o.Auth}, Lists: [][]string{list(o.Contacts)}}
+		s = recordState{Names: []string{o.UUID, o.Auth}, Lists: [][]string{list(o.Contacts)}}
 	case r.Client != nil:
 		c := r.Client
 		key, name = "client "+c.Fingerprint, "client "+c.Fingerprint
-		s = held{Names: []string{c.Org, string(c.State)}, Bytes: [][]byte{c.PublicKey}}
+		s = recordState{Names: []string{c.Org, string(c.State)}, Bytes: [][]byte{c.PublicKey}}
 	case r.Deposit != nil:
 		d := r.Deposit
 		if !d.Expires.IsZero() && !d.Expires.After(now) {
 			return "", "", state, false, nil
 		}
 		key, name = "deposit "+d.UUID, fmt.Sprintf("deposit %.200q", d.Label)
-		s = held{Names: []string{d.Owner, d.Org, d.Label}, Lists: [][]string{list(d.Access)},
+		s = recordState{Names: []string{d.Owner, d.Org, d.Label}, Lists: [][]string{list(d.Access)},
 			Deleted: d.Sealed.Deleted != nil}
 		if !d.Expires.IsZero() {
 			s.Expires = d.Expires.UnixMilli()
@@ -95,7 +95,7 @@ func (h holdings) add(r server.Record, now time.Time) error {
 	return err
 }
 
-// lacks counts a record of another store in lost if h does not hold it in the same state.
+// lacks counts a record of another store in lost unless h holds it in the same state.
 func (h holdings) lacks(r server.Record, now time.Time, lost *Loss) error {
 	key, name, state, ok, err := holding(r, now)
 	if err != nil || !ok {

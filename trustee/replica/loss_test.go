@@ -17,7 +17,7 @@ import (
 	"claviger/trustee/server/storetest"
 )
 
-// replaceStore gives a half that is stopped another store, which fill makes.
+// replaceStore gives a stopped server another store, which fill makes.
 func (h *half) replaceStore(fill func(path string)) {
 	h.t.Helper()
 	must(h.t, h.store.Close())
@@ -33,7 +33,7 @@ func (h *half) replaceStore(fill func(path string)) {
 	}
 }
 
-// restored is a store that claviger trustee restore makes of these records.
+// restored returns a function that makes a store from records, like claviger trustee restore.
 func restored(t *testing.T, list []server.Record) func(path string) {
 	return func(path string) {
 		s, err := sqlite.Open(t.Context(), path, true)
@@ -51,7 +51,7 @@ func (h *half) copyTo(path string) {
 }
 
 func (h *half) dropped() []string {
-	kept, _ := filepath.Glob(h.path + ".dropped-*") // the pattern is a good one
+	kept, _ := filepath.Glob(h.path + ".dropped-*") // the pattern is valid
 	return kept
 }
 
@@ -62,9 +62,9 @@ func digestOf(t *testing.T, s server.Store) string {
 	return d
 }
 
-// TestNothingIsReplaced: an active server whose store is not what it was (lost and made
-// anew, restored from an older backup, an older copy, another organization's, half of
-// it) replaces nothing that the passive holds, until an operator says so.
+// TestNothingIsReplaced: the store of an active server was replaced: it was lost and made again, restored from an
+// older backup, replaced by an older copy or by that of another organization, or has lost records. The active
+// server replaces no record of the passive server before an operator says so.
 func TestNothingIsReplaced(t *testing.T) {
 	for name, c := range replacements() {
 		t.Run(name, func(t *testing.T) {
@@ -76,12 +76,12 @@ func TestNothingIsReplaced(t *testing.T) {
 
 // replacement is an active server whose store was replaced.
 type replacement struct {
-	older   bool // the store is of before the last changes
+	older   bool // the store has the records before the last changes
 	fill    func(t *testing.T, records []server.Record, copied string) func(path string)
-	alone   bool   // it has made a change alone before the passive is there
-	says    string // of what would be lost
-	keeps   bool   // the store is one of two already
-	promote string // what promote at the passive says; "": it does it
+	alone   bool   // the active server makes a change alone, before the passive server starts
+	says    string // the message about the records that would be lost
+	keeps   bool   // the store belongs to one of two servers already
+	promote string // the error of promote at the passive server; "" for success
 }
 
 func replacements() map[string]replacement {
@@ -150,22 +150,22 @@ func (c *replacement) test(t *testing.T) {
 			"here") && !r.Synced
 	})
 	if c.keeps {
-		// The head is one that the passive knows, or the two histories are told apart.
+		// The passive server has this head, or the logs have diverged, so its status says nothing about it.
 	} else if r := b.status(); !r.Diverged || !strings.Contains(r.Why, c.says) ||
 		!strings.Contains(r.Why, "claviger trustee promote here") {
 		t.Errorf("the passive's status: %+v", r)
 	}
 	err := a.operator(trustee.VerbResync, replica.ResyncArgs{})
 	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), c.says) {
-		t.Errorf("resync without a word: %v", err)
+		t.Errorf("resync without --drop: %v", err)
 	}
 	if digestOf(t, b.store) != was || len(b.dropped()) > 0 {
-		t.Fatal("the passive has lost something")
+		t.Fatal("the passive server has lost something")
 	}
 	if d, err := b.client(identities()[1]).Find(t.Context(), "late"); err != nil || string(d.Content) != "3" {
-		t.Errorf("the passive does not answer: %+v, %v", d, err)
+		t.Errorf("the passive server does not answer: %+v, %v", d, err)
 	}
-	// The cure that is named. What the other alone holds is not dropped by it.
+	// The cure in the message drops nothing that only the active server holds.
 	err = b.operator(trustee.VerbPromote, replica.PromoteArgs{})
 	if c.promote == "" {
 		must(t, err)
@@ -173,7 +173,7 @@ func (c *replacement) test(t *testing.T) {
 	} else if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), c.promote) {
 		t.Errorf("promote of the passive: %v", err)
 	} else {
-		// The operator's word for the active one's store.
+		// The operator decides for the store of the active server.
 		must(t, a.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
 		a.await("being in step", inStep)
 		kept := b.dropped()
@@ -184,18 +184,18 @@ func (c *replacement) test(t *testing.T) {
 		must(t, err)
 		defer old.Close()
 		if _, err := old.Find(t.Context(), owner, "late"); err != nil || digestOf(t, old) != was {
-			t.Errorf("what was dropped is not kept: %v", err)
+			t.Errorf("the file lacks dropped records: %v", err)
 		}
 		return
 	}
 	if digestOf(t, a.store) != was || digestOf(t, b.store) != was {
-		t.Error("the two do not hold what the passive held")
+		t.Error("the two servers lack records that the passive server held")
 	}
 }
 
-// TestActiveLostAfterPromotions: the store that was made anew begins at epoch 1, and
-// steps down before the passive's. Both are passive then; the one that holds all is
-// promoted without force, and the other is not.
+// TestActiveLostAfterPromotions: a new store begins at epoch 1, so its server becomes passive when it meets the
+// higher epoch of the other. Then both are passive. The server that holds all records can be promoted without
+// --force, and the other cannot.
 func TestActiveLostAfterPromotions(t *testing.T) {
 	a, b, client := started(t)
 	must(t, put(t, client, "one", "1"))
@@ -210,7 +210,7 @@ func TestActiveLostAfterPromotions(t *testing.T) {
 	err := a.operator(trustee.VerbPromote, replica.PromoteArgs{})
 	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "1 organizations, 1 clients and 1 "+
 		"deposits") {
-		t.Errorf("promote of the empty one: %v", err)
+		t.Errorf("promote of the empty server: %v", err)
 	}
 	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{}))
 	b.await("being in step", inStep)
@@ -219,9 +219,8 @@ func TestActiveLostAfterPromotions(t *testing.T) {
 	}
 }
 
-// TestFirstStartKeepsBoth: a server with deposits of its own that is made passive by its
-// first start keeps them until an operator says otherwise; and a restored store that
-// lacks nothing needs no word.
+// TestFirstStartKeepsBoth: a server with records of its own is made passive at its first start. It keeps them until
+// an operator says otherwise. A restored store that lacks nothing needs no operator.
 func TestFirstStartKeepsBoth(t *testing.T) {
 	a, b := two(t)
 	b.replaceStore(restored(t, []server.Record{{Org: &server.Org{Name: "OTHER", UUID: "u2",
@@ -232,7 +231,7 @@ func TestFirstStartKeepsBoth(t *testing.T) {
 	must(t, a.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
 	a.await("being in step", inStep)
 	if kept := b.dropped(); len(kept) != 1 {
-		t.Errorf("what the passive held is not kept: %q", kept)
+		t.Errorf("the records of the passive server are not kept: %q", kept)
 	}
 	records := storetest.Records(t, a.store)
 	a.stop()
@@ -241,8 +240,8 @@ func TestFirstStartKeepsBoth(t *testing.T) {
 	a.await("being in step", inStep)
 }
 
-// TestLongAway: a passive that was away for more changes than the log keeps gets a whole
-// copy without a word, though the active has purged meanwhile what the passive holds.
+// TestLongAway: a passive server was away for more changes than the log keeps. It gets a whole copy without an
+// operator, although the active server has replaced a deposit that the passive server holds.
 func TestLongAway(t *testing.T) {
 	a, b, client := started(t)
 	must(t, put(t, client, "old", "1"))
@@ -255,7 +254,7 @@ func TestLongAway(t *testing.T) {
 	if _, err := here.Put(t.Context(), trustee.Deposit{Label: "old", Content: []byte("2")}, d.UUID); err != nil {
 		t.Fatal(err)
 	}
-	// The log forgets what is between, as after 10,000 changes.
+	// Remove an entry from the log, as after 10,000 changes.
 	must(t, here.Delete(t.Context(), func() string {
 		d, err := here.Find(t.Context(), "old")
 		must(t, err)

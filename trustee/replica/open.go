@@ -16,19 +16,19 @@ import (
 	"claviger/trustee/server"
 )
 
-// requestTimeout bounds the longest request to a server: one over its whole store.
+// requestTimeout is the timeout of a request to a server. The longest request reads a whole store.
 const requestTimeout = time.Minute
 
-// Pair says which server is the other one of two.
+// Pair names the other one of two servers.
 type Pair struct {
-	URL  string // "" for a server that is alone
+	URL  string // "" for a server that is not one of two
 	Cert string // the file with the other server's certificate
 	// First is the role of this server at its first start with a peer; see New.
 	First server.Role
 }
 
-// Open makes the server of a folder one of two, as New does. Without a URL it returns nil, and
-// fails where the store says that the server is one of two. close ends the connections.
+// Open makes the server of a folder one of two, like New. If p has no URL, Open returns nil, or an error
+// if the store says that the server is one of two. closePeer closes the connections.
 func Open(ctx context.Context, f *trustee.Folder, held server.Store, p Pair, log *slog.Logger) (
 	_ *Replica, closePeer func(), err error) {
 	none := func() {}
@@ -38,10 +38,10 @@ func Open(ctx context.Context, f *trustee.Folder, held server.Store, p Pair, log
 		return nil, none, nil
 	case !ok:
 		return nil, none, errors.New("--peer and --role are not for a trustee whose deposits are in PostgreSQL: " +
-			"streaming replication keeps the second copy; run the other trustee on a standby, which makes it the " +
+			"streaming replication makes the second copy; run the other trustee on a standby, which makes it the " +
 			"passive one")
 	case p.URL == "":
-		return nil, none, mustBeAlone(ctx, store)
+		return nil, none, checkSingle(ctx, store)
 	}
 	text, err := os.ReadFile(p.Cert)
 	if err != nil {
@@ -67,8 +67,8 @@ func Open(ctx context.Context, f *trustee.Folder, held server.Store, p Pair, log
 	return r, peer.Close, nil
 }
 
-// mustBeAlone is an error where a store belongs to one of two servers.
-func mustBeAlone(ctx context.Context, store server.Store) error {
+// checkSingle returns an error if a store belongs to one of two servers.
+func checkSingle(ctx context.Context, store server.Store) error {
 	role, err := store.Role(ctx)
 	if err != nil || role == server.RoleSingle {
 		return err
@@ -77,13 +77,13 @@ func mustBeAlone(ctx context.Context, store server.Store) error {
 	if role == server.RolePassive {
 		promote = "claviger trustee promote --force, "
 	}
-	return fmt.Errorf("this Key Trustee Server is the %s one of two: name the other by --peer and --peer-cert. Where "+
-		"that is lost for good, start this one with both options all the same, and then: %sclaviger trustee alone on",
-		role, promote)
+	return fmt.Errorf("this Key Trustee Server is the %s one of two: name the other by --peer and --peer-cert. If "+
+		"the other is lost forever, start this one with both options all the same, and then: %sclaviger trustee "+
+		"alone on", role, promote)
 }
 
-// OperatorConfig is for a client that sends an operator's requests to the server of this host: with
-// the identity in the folder, and over TLS to a server that has the folder's certificate.
+// OperatorConfig returns the configuration of a client that sends an operator's requests to the server of
+// this host. The client has the identity in the folder, and trusts only the certificate in the folder.
 func OperatorConfig(f *trustee.Folder, url string) (c trustee.ClientConfig, err error) {
 	file := filepath.Join(f.Path, trustee.TLSCert)
 	text, err := os.ReadFile(file)

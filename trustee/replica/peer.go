@@ -15,30 +15,31 @@ import (
 	"claviger/trustee/server"
 )
 
-// Arguments of an operator.
+// Arguments and results of the verbs of an operator.
 type (
-	// StatusArgs request the status: with Digest, both stores are read as a whole.
+	// StatusArgs are the arguments of trustee.VerbStatus. Digest requests the digests of both stores,
+	// which reads all their records.
 	StatusArgs struct {
 		Digest bool `json:"digest"`
 	}
-	// PromoteArgs make the server active: with Force even if the other server does not answer or
-	// holds more.
+	// PromoteArgs are the arguments of trustee.VerbPromote. With Force, the server becomes active even if
+	// the other server does not answer, or holds records that this server lacks.
 	PromoteArgs struct {
 		Force bool `json:"force"`
 	}
-	// AloneArgs let the active server go on without the passive server, until that has every
-	// change again; or end this.
+	// AloneArgs are the arguments of trustee.VerbAlone. With On, the active server works without the
+	// passive server until that has every change again.
 	AloneArgs struct {
 		On bool `json:"on"`
 	}
-	// ResyncArgs bring the passive server up to date. With Drop, it loses what the active server
-	// lacks.
+	// ResyncArgs are the arguments of trustee.VerbResync. With Drop, the passive server loses the records
+	// that the active server lacks.
 	ResyncArgs struct {
 		Drop bool `json:"drop"`
 	}
-	// ResyncResult is the active server's position afterwards. Dropped is what the passive server
-	// held and the active server does not, or nil; Kept is the file on the passive server's host
-	// that has it.
+	// ResyncResult is the position of the active server after trustee.VerbResync. Dropped describes the
+	// records that the passive server has lost, or is nil. Kept is the file on the passive server's host
+	// that has them.
 	ResyncResult struct {
 		Position
 		Dropped *Loss  `json:"dropped,omitempty"`
@@ -62,14 +63,14 @@ type (
 		Head    Head              `json:"head"`
 		Records []json.RawMessage `json:"records"`
 		Last    bool              `json:"last"`
-		// Drop lets the copy replace records that it does not hold.
+		// Drop makes the server load the copy even if its store holds records that the copy lacks.
 		Drop bool `json:"drop,omitempty"`
-		// Compare has the copy compared only, and not taken.
+		// Compare makes the server compare the copy with its store, and not load it.
 		Compare bool `json:"compare,omitempty"`
 	}
-	// loadResult is the passive server's position after a copy. Lost is what the server holds and
-	// the copy does not; without Drop the copy was refused, and nothing was changed. Kept is the
-	// file with what the copy has replaced.
+	// loadResult is the passive server's position after a copy. Lost describes the records that the copy
+	// lacks. If Lost is not empty and Drop is false, the server refused the copy and changed nothing. Kept
+	// is the file with the records that the copy has replaced.
 	loadResult struct {
 		Position
 		Lost *Loss  `json:"lost,omitempty"`
@@ -85,7 +86,7 @@ type (
 	none struct{}
 )
 
-// peerVerbs answer the requests that only the servers' own identity may send.
+// peerVerbs are the functions that handle the requests of the servers' own identity.
 var peerVerbs = map[string]func(*Replica, context.Context, *trustee.Request) (any, error){
 	trustee.VerbStatus: with((*Replica).status),
 	trustee.VerbPromote: with(func(r *Replica, ctx context.Context, a PromoteArgs) (any, error) {
@@ -107,16 +108,16 @@ var peerVerbs = map[string]func(*Replica, context.Context, *trustee.Request) (an
 	}),
 }
 
-// Do answers a request of the other server, or of an operator.
+// Do handles a request of the other server or of an operator.
 func (r *Replica) Do(ctx context.Context, req *trustee.Request) (any, error) {
 	do := peerVerbs[req.Verb]
 	if do == nil {
-		return nil, claviger.Errorf("replica.Do", claviger.Internal, "", "there is no verb %q", req.Verb)
+		return nil, claviger.Errorf("replica.Do", claviger.Internal, "", "unknown verb %q", req.Verb)
 	}
 	return do(r, ctx, req)
 }
 
-// with makes an answering function that gets its arguments decoded.
+// with returns a function that decodes the arguments of a request for f.
 func with[A any](f func(*Replica, context.Context, A) (any, error)) func(*Replica, context.Context,
 	*trustee.Request) (any, error) {
 	return func(r *Replica, ctx context.Context, req *trustee.Request) (any, error) {
@@ -135,20 +136,20 @@ func (r *Replica) request(ctx context.Context, limit time.Duration, verb string,
 	return r.peer.Request(ctx, verb, args, into)
 }
 
-// hello sends the peer this server's position, and returns the peer's.
+// hello sends the peer this server's position, and returns the position of the peer.
 func (r *Replica) hello(ctx context.Context, st Position) (*Position, error) {
 	var p Position
-	return &p, r.request(ctx, shipTime, trustee.VerbPeerHello, st, &p)
+	return &p, r.request(ctx, sendTimeout, trustee.VerbPeerHello, st, &p)
 }
 
 func (r *Replica) append(ctx context.Context, epoch uint64, list []Entry) (*Position, error) {
 	var p Position
-	return &p, r.request(ctx, shipTime, trustee.VerbPeerAppend, appendArgs{epoch, list}, &p)
+	return &p, r.request(ctx, sendTimeout, trustee.VerbPeerAppend, appendArgs{epoch, list}, &p)
 }
 
 func (r *Replica) peerDigest(ctx context.Context) (digestResult, error) {
 	var d digestResult
-	return d, r.request(ctx, longTime, trustee.VerbPeerDigest, none{}, &d)
+	return d, r.request(ctx, wholeTimeout, trustee.VerbPeerDigest, none{}, &d)
 }
 
 func (r *Replica) onHello(ctx context.Context, from Position) (any, error) {
@@ -165,13 +166,13 @@ func (r *Replica) onHello(ctx context.Context, from Position) (any, error) {
 		}
 		r.wasComplete.Store(had)
 	}
-	st.Fault = r.faults.Fault(ctx, r.store, time.Now())
+	st.Fault = r.writeProbe.Fault(ctx, r.store, time.Now())
 	return st, err
 }
 
 func (r *Replica) onAppend(ctx context.Context, a appendArgs) (any, error) {
 	if err := r.store.Apply(ctx, server.RolePassive, a.Epoch, a.Entries); err != nil {
-		r.faults.Forget()
+		r.writeProbe.Forget()
 		return nil, err
 	}
 	return r.store.Position(ctx)
@@ -204,9 +205,9 @@ type incoming struct {
 	file    *os.File
 }
 
-// onLoad collects the pages of a copy, and takes the copy when it is whole. It refuses a copy that
-// would lose something, unless an operator of the active server said --drop. What this server held
-// stays in a file beside the store.
+// onLoad collects the pages of a copy, and loads the copy when it is complete. It refuses a copy that
+// lacks records of this store, unless an operator of the active server said --drop. It first saves the
+// records of this store in a file beside the store.
 func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 	const op = "replica.load"
 	st, err := r.store.Position(ctx)
@@ -224,7 +225,7 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 	in := r.incoming
 	r.incoming = nil
 	defer in.drop()
-	lost, held, err := r.losses(ctx, in, offered{head: a.Head, mine: st.Head})
+	lost, held, err := r.compare(ctx, in, comparison{head: a.Head, mine: st.Head})
 	if err != nil {
 		return nil, err
 	}
@@ -241,8 +242,8 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 		if res.Kept, err = r.store.Save(ctx, "dropped"); err != nil {
 			return nil, err
 		}
-		r.log.Warn("this Key Trustee Server gets a whole copy from the active one; what it held before is kept "+
-			"(claviger trustee recover): remove the file when nothing of it is needed", "file", res.Kept, "seq",
+		r.log.Warn("this Key Trustee Server gets a whole copy from the active one; a file has its records before the "+
+			"copy (claviger trustee recover): remove the file when you do not need them", "file", res.Kept, "seq",
 			st.Head.Seq, "dropped", lost, "acknowledged alone from", st.Unshared)
 	}
 	next, err := in.records()
@@ -273,7 +274,8 @@ func (r *Replica) collect(a *loadArgs) error {
 	}
 	in := r.incoming
 	if in == nil || in.session != a.Session || in.next != a.Page {
-		return claviger.Errorf(op, claviger.Invalid, "", "page %d of a copy does not follow the pages before it", a.Page)
+		return claviger.Errorf(op, claviger.Invalid, "", "page %d of a copy does not follow the pages before it",
+			a.Page)
 	}
 	for _, line := range a.Records {
 		if _, err := in.file.Write(append(line, '\n')); err != nil {
@@ -301,10 +303,9 @@ func (i *incoming) records() (func() (server.Record, error), error) {
 	}, nil
 }
 
-// losses compares this server's store with a copy. lost is what the store holds and the copy does
-// not, and held is true if the store holds anything. It stores lost and the opposite, what only the
-// copy holds, in r.offer for promote and status.
-func (r *Replica) losses(ctx context.Context, in *incoming, offer offered) (lost *Loss, held bool, err error) {
+// compare compares this server's store with a copy, and stores the result in r.compared, for promote and
+// status. lost is what the copy lacks, or nil. held is true if the store holds any record.
+func (r *Replica) compare(ctx context.Context, in *incoming, c comparison) (lost *Loss, held bool, err error) {
 	now := time.Now()
 	theirs, mine := holdings{}, holdings{}
 	each := func(f func(server.Record) error) error {
@@ -331,12 +332,12 @@ func (r *Replica) losses(ctx context.Context, in *incoming, offer offered) (lost
 	if err != nil {
 		return nil, false, err
 	}
-	if err := each(func(rec server.Record) error { return mine.lacks(rec, now, &offer.more) }); err != nil {
+	if err := each(func(rec server.Record) error { return mine.lacks(rec, now, &c.more) }); err != nil {
 		return nil, false, err
 	}
-	offer.less = *lost
+	c.less = *lost
 	r.mu.Lock()
-	r.offer = offer
+	r.compared = c
 	r.mu.Unlock()
 	if lost.None() {
 		lost = nil
@@ -344,7 +345,7 @@ func (r *Replica) losses(ctx context.Context, in *incoming, offer offered) (lost
 	return lost, held, nil
 }
 
-// alone lets the active server go on without the passive server, or ends this.
+// alone lets the active server work without the passive server, or ends this.
 func (r *Replica) alone(ctx context.Context, a AloneArgs) (any, error) {
 	const op = "replica.alone"
 	r.op.Lock()
@@ -355,15 +356,15 @@ func (r *Replica) alone(ctx context.Context, a AloneArgs) (any, error) {
 	if a.On && synced {
 		if st, err := r.store.Position(ctx); err == nil && st.Role == server.RoleActive {
 			if _, err := r.hello(ctx, st); err == nil {
-				return nil, claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server answers and "+
-					"has all: there is nothing to go on without")
+				return nil, claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server answers and has "+
+					"every change, so this one need not work alone; nothing was changed")
 			}
 		}
 	}
 	st, err := r.store.UpdatePosition(ctx, func(st *Position) error {
 		if st.Role != server.RoleActive {
-			return claviger.Errorf(op, claviger.Invalid, "", "this Key Trustee Server is passive: the active one "+
-				"goes on alone, or this one after claviger trustee promote")
+			return claviger.Errorf(op, claviger.Invalid, "", "this Key Trustee Server is passive: only an active one "+
+				"works alone; claviger trustee promote makes this one active")
 		}
 		st.Alone = a.On
 		return nil
@@ -374,17 +375,17 @@ func (r *Replica) alone(ctx context.Context, a AloneArgs) (any, error) {
 	r.mu.Lock()
 	r.synced = false
 	if r.why == nil {
-		r.why = fmt.Errorf("the passive has to be asked first")
+		r.why = fmt.Errorf("this server must reach the passive one first")
 	}
 	r.mu.Unlock()
 	r.learned.Store(nil)
 	r.wake()
-	r.log.Warn("an operator has said whether this Key Trustee Server goes on without the passive", "alone", a.On)
+	r.log.Warn("an operator has decided whether this Key Trustee Server works without the passive one", "alone", a.On)
 	return st, nil
 }
 
-// resync brings the passive server up to date now. It drops what only the passive server holds if
-// a.Drop is true.
+// resync brings the passive server up to date now. If a.Drop is true, the passive server loses the
+// records that this server lacks.
 func (r *Replica) resync(ctx context.Context, a ResyncArgs) (any, error) {
 	r.op.Lock()
 	defer r.op.Unlock()
@@ -396,14 +397,14 @@ func (r *Replica) resync(ctx context.Context, a ResyncArgs) (any, error) {
 		return nil, claviger.Errorf("replica.resync", claviger.Invalid, "",
 			"this Key Trustee Server is passive: claviger trustee resync is for the active one")
 	}
-	r.refused = refusal{}
-	r.dropped = loadResult{}
+	r.refused = refusedCopy{}
+	r.loaded = loadResult{}
 	err = r.sync(ctx, a.Drop)
 	r.report(err)
 	if err != nil {
 		return nil, err
 	}
-	res := ResyncResult{Dropped: r.dropped.Lost, Kept: r.dropped.Kept}
+	res := ResyncResult{Dropped: r.loaded.Lost, Kept: r.loaded.Kept}
 	res.Position, err = r.store.Position(ctx)
 	return res, err
 }

@@ -27,15 +27,15 @@ const (
 	OpForget    = "forget"
 )
 
-// A Change describes one change of a Store by the arguments of the method that Op names. It has the
-// same effect on every store of the same state.
+// A Change describes one change of a Store by the arguments of the method that Op names. It has the same
+// effect on every store with the same records.
 type Change struct {
 	Op       string         `json:"op"`
 	Org      *server.Org    `json:"org,omitempty"`
 	Client   *server.Client `json:"client,omitempty"`
 	Deposit  *server.Row    `json:"deposit,omitempty"`
 	Replaces string         `json:"replaces,omitempty"`
-	Name     string         `json:"name,omitempty"` // an organization's, or a client's fingerprint
+	Name     string         `json:"name,omitempty"` // of an organization, or the fingerprint of a client
 	Auth     string         `json:"auth,omitempty"`
 	State    server.State   `json:"state,omitempty"`
 	Owner    string         `json:"owner,omitempty"`
@@ -62,22 +62,22 @@ type Entry struct {
 func (h Head) Next(epoch uint64, change []byte) Entry {
 	seq := h.Seq + 1
 	sum := sha256.New()
-	_, _ = fmt.Fprintf(sum, "%s\n%d\n%d\n", h.Digest, seq, epoch) // a hash takes all
+	_, _ = fmt.Fprintf(sum, "%s\n%d\n%d\n", h.Digest, seq, epoch) // a hash never fails
 	_, _ = sum.Write(change)
 	return Entry{Head{seq, epoch, hex.EncodeToString(sum.Sum(nil))}, change}
 }
 
-// Anew makes a head that no other log has, for a state that was not made by the changes in this log.
+// Anew makes a head that no other log has, for records that were not made by the changes in this log.
 func (h Head) Anew(epoch uint64) Head {
 	var b [sha256.Size]byte
 	_, _ = rand.Read(b[:]) // it never fails
 	return Head{h.Seq + 1, epoch, hex.EncodeToString(b[:])}
 }
 
-// Position is a store's role as one of two, and the end of its log.
+// Position is the role of a store as one of two, and the end of its log.
 type Position struct {
 	Role server.Role `json:"role"`
-	// Epoch counts promotions. Of two active servers, the one with the lower epoch was replaced.
+	// Epoch counts promotions. If both servers are active, the one with the lower epoch was replaced.
 	Epoch uint64 `json:"epoch"`
 	// Alone is true if an operator lets the active server make changes that the passive server
 	// does not have.
@@ -86,19 +86,19 @@ type Position struct {
 	// has every change.
 	Unshared uint64 `json:"unshared,omitempty"`
 	Head     Head   `json:"head"`
-	// Fault says why the store takes no changes, or is "". The server fills it in; no store keeps it.
+	// Fault says why the store accepts no changes, or is "". The server fills it in. It is not stored.
 	Fault string `json:"fault,omitempty"`
 }
 
-// A Guard is called in the transaction of a change, before its commit. The change is committed if
-// and only if err is nil. shared is true if the peer has the change. before is the store's position
-// without e.
+// A Guard is called in the transaction of a change, before its commit. The change is committed if and
+// only if err is nil. shared is true if the peer has the change. before is the store's position without
+// the change.
 type Guard func(ctx context.Context, before Position, e Entry) (shared bool, err error)
 
-// Admit decides whether a store at s may commit a change, which the caller has made in an open
-// transaction. It returns the change's entry in the log. shared is true if the peer has every
-// change up to e; else s.Unshared is the first that the peer may lack. g is nil for a process
-// without a Replica, as orgtool is: its changes reach the peer later.
+// Admit decides whether a store at position s may commit a change, which the caller has made in an open
+// transaction. It returns the entry of the change for the log. shared is true if the peer has every
+// change up to e. Otherwise s.Unshared becomes the first change that the peer may lack. g is nil for a
+// process without a Replica, like orgtool: its changes reach the peer later.
 func (s *Position) Admit(ctx context.Context, g *Guard, change []byte) (e Entry, shared bool, err error) {
 	e = s.Head.Next(s.Epoch, change)
 	if g != nil {
@@ -112,41 +112,41 @@ func (s *Position) Admit(ctx context.Context, g *Guard, change []byte) (e Entry,
 	return e, shared && s.Unshared == 0, nil
 }
 
-// ErrChain is in the error, of kind Invalid, of entries that do not follow the entries of a log.
+// ErrChain is in the error of kind Invalid for entries that do not follow the entries of a log.
 var ErrChain = errors.New("the changes do not follow those that this Key Trustee Server has")
 
-// Logged is a Store that keeps a log of its changes, from which a second store is kept equal. Every
-// change of a store whose role is not RoleSingle goes into the log, whichever process makes it.
+// Logged is a Store with a log of its changes, which keeps a second store equal. If the role is not
+// RoleSingle, every change of any process goes into the log.
 type Logged interface {
 	server.Store
 	// Position returns the store's position after its last change.
 	Position(ctx context.Context) (Position, error)
-	// UpdatePosition changes the position by f, durably; f must not change Head. A single store
-	// that becomes active begins its log. After an error of f nothing is changed.
+	// UpdatePosition changes the position by f, durably. f must not change Head. The log of a single
+	// store begins when the store becomes active. After an error of f nothing has changed.
 	UpdatePosition(ctx context.Context, f func(*Position) error) (Position, error)
 	// Guard makes the store call g for each change that this process makes.
 	Guard(g Guard)
-	// Entries returns the entries that follow after: at most limit entries, and at most bytes of
-	// changes, but one at least if there is one. ErrChain if the log does not go back so far, or
+	// Entries returns the entries that follow after: at most limit entries, and at most bytes bytes of
+	// changes, but at least one entry if there is one. ErrChain if the log lacks the entry at after, or
 	// has another digest there.
 	Entries(ctx context.Context, after Head, limit, bytes int) ([]Entry, error)
-	// Has reports whether the log holds that head, so that it is in this store's past. The
-	// opposite proves nothing, because a log drops its oldest entries.
+	// Has reports whether the log has an entry with this head. If it has, this store was once in that
+	// state. If it has not, that proves nothing, because a log loses its oldest entries.
 	Has(ctx context.Context, h Head) (bool, error)
-	// Apply makes changes that the peer has logged, in one transaction, and skips changes that
-	// this log has already. The store's role must be as. A passive store takes no changes of an
-	// epoch below its own, and takes over a higher epoch. Kind Denied for the wrong role or
-	// epoch; ErrChain.
+	// Apply makes changes from the log of the peer, in one transaction, and skips changes that this log
+	// already has. The store's role must be as. A passive store refuses changes of an epoch below its
+	// own, and takes the value of a higher epoch. Kind Denied for the wrong role or epoch; ErrChain.
 	Apply(ctx context.Context, as server.Role, epoch uint64, list []Entry) error
-	// Snapshot is Export, and calls head first with the log's head of the same moment.
+	// Snapshot is Export. It first calls head with the head of the log at the same moment.
 	Snapshot(ctx context.Context, head func(Head) error, f func(server.Record) error) error
-	// Load is Import of the peer's Snapshot into a passive store. Kind Denied as for Apply.
+	// Load is Import of a Snapshot of the peer into a passive store. Kind Denied as for Apply.
 	Load(ctx context.Context, epoch uint64, head Head, next func() (server.Record, error)) error
-	// Save writes a copy of the whole store beside it, with why in its name, and returns the name.
+	// Save writes a copy of the whole store into a file beside it, with why in the name of the file, and
+	// returns the name.
 	Save(ctx context.Context, why string) (string, error)
 }
 
-// MayApply is an error if a store at this position does not take the peer's changes.
+// MayApply returns an error if a store at this position does not accept the changes of the peer.
 func (s *Position) MayApply(op string, as server.Role, epoch uint64) error {
 	switch {
 	case s.Role != as:

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestAdmit: a change counts as shared only if the peer has it and every change before it. A change
-// that the guard refuses is not admitted, and nothing is noted of it.
+// TestAdmit: a change counts as shared only if the peer has it and every change before it. A change that the guard
+// refuses is not admitted, and does not change the position.
 func TestAdmit(t *testing.T) {
 	no := errors.New("no")
 	guard := func(shared bool, err error) *Guard {
@@ -21,12 +21,12 @@ func TestAdmit(t *testing.T) {
 		err      error
 		after    uint64 // Unshared
 	}{
-		"without a replica":           {guard: nil, after: 8},
-		"alone":                       {guard: guard(false, nil), after: 8},
-		"alone again":                 {guard: guard(false, nil), unshared: 5, after: 5},
-		"shared":                      {guard: guard(true, nil), shared: true},
-		"shared after one that isn't": {guard: guard(true, nil), unshared: 5, after: 5},
-		"refused":                     {guard: guard(false, no), err: no},
+		"without a replica":            {guard: nil, after: 8},
+		"alone":                        {guard: guard(false, nil), after: 8},
+		"alone again":                  {guard: guard(false, nil), unshared: 5, after: 5},
+		"shared":                       {guard: guard(true, nil), shared: true},
+		"shared after an unshared one": {guard: guard(true, nil), unshared: 5, after: 5},
+		"refused":                      {guard: guard(false, no), err: no},
 	} {
 		p := Position{Epoch: 2, Unshared: c.unshared, Head: Head{Seq: 7, Epoch: 1, Digest: "d"}}
 		e, shared, err := p.Admit(t.Context(), c.guard, []byte("x"))

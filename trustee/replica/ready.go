@@ -7,8 +7,8 @@ import (
 	"claviger/trustee/server"
 )
 
-// Check is an error while this server is the active one and the two are not in step, so that it
-// makes no changes.
+// Check returns an error if this server is the active one and the two servers are not in step, so that it
+// refuses changes.
 func (r *Replica) Check(ctx context.Context) error {
 	st, synced, err := r.State(ctx)
 	if err != nil || st.Role != server.RoleActive || synced {
@@ -17,13 +17,13 @@ func (r *Replica) Check(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.why == nil {
-		return nil // the server has just started, or the two are in step since
+		return nil // the server has just started, or the two servers are in step again
 	}
 	return claviger.Errorf("replica.Check", claviger.Unavailable, "", "the two Key Trustee Servers are not in step: %w",
 		r.why)
 }
 
-// peerFault is an error if the passive server's store takes no changes.
+// peerFault returns an error if the store of the passive server accepts no changes.
 func peerFault(op string, p *Position) error {
 	if p.Fault == "" {
 		return nil

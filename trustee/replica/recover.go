@@ -15,18 +15,18 @@ import (
 	"claviger/typo"
 )
 
-// Recovered is what Recover found and did.
+// Recovered is the result of Recover.
 type Recovered struct {
-	// Lacked is what the store lacked or held in another state. It leaves out what the store has
-	// replaced by something newer.
+	// Lacked counts the records that the store lacked or held in another state. It does not count
+	// records that the store has replaced by newer ones.
 	Lacked Loss
-	// Added is what was added and can be used. Names names all of it, for people.
+	// Added counts the records that were added and can be used. Names has their readable names.
 	Added Loss
 	Names []string
-	// Aside are the full names of key versions that the store holds as deleted, because no key
-	// document names them. Their EDEKs open after the KT KMS has adopted them.
+	// Aside are the full names of key versions that the store holds as deleted, because no key document
+	// names them. Their EDEKs open after the KT KMS has adopted them.
 	Aside []string
-	// Left says, for people, why parts of Lacked were not added.
+	// Left says, in readable form, why parts of Lacked were not added.
 	Left []string
 	// Idle are the names in Revive of which the store lacks nothing.
 	Idle []string
@@ -34,26 +34,25 @@ type Recovered struct {
 
 // RecoverOptions are the options of Recover.
 type RecoverOptions struct {
-	// Dry changes nothing.
+	// Dry makes Recover change nothing.
 	Dry bool
-	// Revive names keys, or labels of other deposits, that are added even if the store has deleted
-	// them.
+	// Revive names keys, or labels of other deposits, to add even if the store has deleted them.
 	Revive []string
 }
 
-// Recover adds to the store into what it lacks of the store from, which kept what was dropped. It
-// changes nothing that the store holds. The deposits of a key go together:
+// Recover adds the records to the store into that it lacks of the store from, which is a saved copy of
+// dropped records. It changes no record of the store. The deposits of a key belong together:
 //
 //   - A key of which the store holds nothing is added, its versions before its document.
 //   - A key that the store has deleted is not added, unless Revive names it.
-//   - If the store has the key in another state, or another key of that name, the document is not
-//     added. The versions that the store lacks are added as deleted ones, Aside: they look like
-//     no remains of a change that was broken off, and the owner, who alone can read and sign
-//     documents, can merge them into the key.
+//   - If the store has the key in another state, or another key of that name, the document is not added.
+//     The versions that the store lacks are added as deleted deposits, Aside. A KT KMS does not take
+//     deleted deposits for the remains of an interrupted change. Only the owner can read and sign
+//     documents, so only the owner can merge the versions into the key.
 //
 // A deposit that is older than the newest deposit in both stores was once in both. If the store lacks
-// it, the store has deleted or replaced it. Kind KeyNotFound, and nothing is changed, if Revive has a
-// name of which the other store holds nothing.
+// it, the store has deleted or replaced it. Kind KeyNotFound if Revive has a name that the other store
+// does not hold; then nothing is changed.
 func Recover(ctx context.Context, into, from server.Store, o RecoverOptions) (*Recovered, error) {
 	r := &recovery{into: into, now: time.Now(), revive: o.Revive, dry: o.Dry, mine: holdings{}, res: new(Recovered),
 		kept: map[string]kept{}, theirs: map[string]bool{}, groups: map[depositsOf]*depositGroup{},
@@ -76,7 +75,7 @@ func Recover(ctx context.Context, into, from server.Store, o RecoverOptions) (*R
 		return nil, err
 	}
 	for _, rec := range lacked {
-		if err := r.take(ctx, rec); err != nil {
+		if err := r.takeRecord(ctx, rec); err != nil {
 			return r.res, err
 		}
 	}
@@ -88,7 +87,8 @@ func Recover(ctx context.Context, into, from server.Store, o RecoverOptions) (*R
 	return r.res, r.deposits(ctx)
 }
 
-// checkRevive refuses a name to revive of which the other store holds nothing. The name is misspelt.
+// checkRevive refuses a name in Revive that the other store does not hold, because it is probably
+// misspelt.
 func (r *recovery) checkRevive() error {
 	for _, name := range r.revive {
 		if !r.names[name] {
@@ -100,7 +100,7 @@ func (r *recovery) checkRevive() error {
 	return nil
 }
 
-// lacksAny reports whether the store lacks anything of that name.
+// lacksAny reports whether the store lacks any deposit of a name.
 func (r *recovery) lacksAny(name string) bool {
 	for of := range r.groups {
 		if of.name == name {
@@ -123,10 +123,10 @@ type recovery struct {
 	// theirs is true for the live deposits of the other store; names are the names of all its deposits.
 	theirs map[string]bool
 	names  map[string]bool
-	// parted is when the newest deposit in both stores was made.
+	// parted is the creation time of the newest deposit in both stores.
 	parted time.Time
 	groups map[depositsOf]*depositGroup
-	// put has the versions that were added before their key's document.
+	// put has the versions that were added before the document of their key.
 	put map[depositsOf][]*server.Row
 }
 
@@ -138,13 +138,13 @@ type kept struct {
 	made time.Time
 }
 
-// depositsOf names deposits that belong together: those of a key, or of another label.
+// depositsOf names deposits that belong together: the deposits of a key, or those with another label.
 type depositsOf struct {
 	owner, name string
 	key         bool
 }
 
-// depositGroup is what the store lacks of deposits that belong together.
+// depositGroup holds the deposits that the store lacks and that belong together.
 type depositGroup struct {
 	of   depositsOf
 	rows []lackedRow
@@ -156,8 +156,8 @@ type lackedRow struct {
 	made time.Time
 }
 
-// sorted returns what a deposit belongs to.
-func sorted(d *server.Row) (kind string, of depositsOf) {
+// groupOf returns the group of a deposit, and the kind of its label.
+func groupOf(d *server.Row) (kind string, of depositsOf) {
 	kind, key := trustee.KeyOfLabel(d.Label)
 	if kind == "" {
 		return "", depositsOf{d.Owner, d.Label, false}
@@ -172,7 +172,7 @@ func (r *recovery) holds(rec server.Record) error {
 		if err != nil {
 			return err
 		}
-		kind, of := sorted(d)
+		kind, of := groupOf(d)
 		r.kept[d.UUID] = kept{of, kind, d.Sealed.Deleted == nil, made}
 	}
 	return r.mine.add(rec, r.now)
@@ -181,7 +181,7 @@ func (r *recovery) holds(rec server.Record) error {
 // lacks adds a record of the other store, and reports whether the store lacks it.
 func (r *recovery) lacks(rec server.Record) (bool, error) {
 	if d := rec.Deposit; d != nil {
-		_, of := sorted(d)
+		_, of := groupOf(d)
 		r.names[of.name] = true
 		r.theirs[d.UUID] = d.Sealed.Deleted == nil
 		if k, there := r.kept[d.UUID]; there && k.made.After(r.parted) {
@@ -197,8 +197,8 @@ func (r *recovery) left(format string, args ...any) {
 	r.res.Left = append(r.res.Left, fmt.Sprintf(format, args...))
 }
 
-// take adds an organization or client, and puts a deposit into its group.
-func (r *recovery) take(ctx context.Context, rec server.Record) error {
+// takeRecord adds an organization or client to the store, or a deposit to its group.
+func (r *recovery) takeRecord(ctx context.Context, rec server.Record) error {
 	key, name, _, _, err := holding(rec, r.now)
 	if err != nil {
 		return err
@@ -207,7 +207,7 @@ func (r *recovery) take(ctx context.Context, rec server.Record) error {
 	if _, there := r.mine[key]; there {
 		r.res.Lacked.count(rec, name)
 		if kind := trustee.LabelVersion; d != nil && d.Sealed.Deleted == nil && r.kept[d.UUID].kind == kind {
-			r.aside(d) // by an earlier call
+			r.aside(d) // an earlier call has added it as deleted
 		} else {
 			r.left("%s: the store holds it in another state (deleted or not, disabled or not, another secret)", name)
 		}
@@ -218,7 +218,7 @@ func (r *recovery) take(ctx context.Context, rec server.Record) error {
 		if err != nil {
 			return err
 		}
-		kind, of := sorted(d)
+		kind, of := groupOf(d)
 		if r.groups[of] == nil {
 			r.groups[of] = &depositGroup{of: of}
 		}
@@ -243,7 +243,8 @@ func (r *recovery) take(ctx context.Context, rec server.Record) error {
 	return err
 }
 
-// outcome reports whether a record was added. A record that the store refuses goes into Left.
+// outcome reports whether a record was added. If the store has refused the record, outcome adds the
+// reason to Left.
 func (r *recovery) outcome(name string, err error) (added bool, _ error) {
 	switch {
 	case claviger.Is(err, claviger.KeyExists):
@@ -258,6 +259,7 @@ func (r *recovery) outcome(name string, err error) (added bool, _ error) {
 	return false, nil
 }
 
+// aside adds a version to Aside.
 func (r *recovery) aside(d *server.Row) {
 	r.res.Aside = append(r.res.Aside, strings.TrimPrefix(d.Label, trustee.LabelVersion))
 }
@@ -265,13 +267,13 @@ func (r *recovery) aside(d *server.Row) {
 // step adds a deposit.
 type step struct {
 	lackedRow
-	after time.Time // its place among the steps
-	aside bool
+	after time.Time // by which steps are sorted
+	aside bool      // add the version as deleted
 }
 
-// deposits decides on each group, and adds deposits in the order in which they were made. If that is
-// broken off, every deposit that is still lacking is newer than those that were added, so the next
-// call does not take it for deleted.
+// deposits decides on each group, and adds deposits in the order of their creation. After an
+// interruption, every deposit that the store still lacks is newer than those that were added. So the
+// next call does not take it for deleted.
 func (r *recovery) deposits(ctx context.Context) error {
 	groups := make([]*depositGroup, 0, len(r.groups))
 	for _, g := range r.groups {
@@ -303,9 +305,9 @@ func (r *recovery) deposits(ctx context.Context) error {
 	return nil
 }
 
-// state is what the store holds of a key or of another label.
+// state says what the store holds of a group.
 type state struct {
-	live    bool // the key's document, or a deposit of that label
+	live    bool // the document of the key, or a live deposit with the label
 	deleted bool // a document of the deleted key, which the other store lacks
 }
 
@@ -331,7 +333,7 @@ func (r *recovery) group(g *depositGroup, has state) (steps []step) {
 	for _, l := range g.rows {
 		deleted, version := l.row.Sealed.Deleted != nil, l.kind == trustee.LabelVersion
 		if has.live && l.kind != trustee.LabelDeleted && !version && !deleted && r.ended(l) {
-			continue // the store has replaced it by what it holds
+			continue // the store has replaced it by the live deposit
 		}
 		r.count(&r.res.Lacked, l.row)
 		s := step{lackedRow: l, after: l.made}
@@ -355,7 +357,7 @@ func (r *recovery) group(g *depositGroup, has state) (steps []step) {
 			r.left("deposit %.200q: the store has another of that name by now", l.row.Label)
 			continue
 		default:
-			s.after = last // after its versions, whatever the clocks of their hosts say
+			s.after = last // after its versions, even if the clocks of the hosts differ
 		}
 		steps = append(steps, s)
 	}
@@ -363,7 +365,7 @@ func (r *recovery) group(g *depositGroup, has state) (steps []step) {
 	return steps
 }
 
-// rank puts versions before what names them.
+// rank puts versions before the documents that name them.
 func rank(s step) int {
 	if s.kind == trustee.LabelVersion {
 		return 0
@@ -371,16 +373,16 @@ func rank(s step) int {
 	return 1
 }
 
-// ended reports whether the store has deleted or replaced the deposit that it lacks.
+// ended reports whether the store has deleted or replaced a deposit that it lacks.
 func (r *recovery) ended(l lackedRow) bool { return l.made.Before(r.parted) }
 
-// refuse puts a group that the store has deleted into Left.
+// refuse adds a group that the store has deleted to Left.
 func (r *recovery) refuse(g *depositGroup) {
 	var versions []string
 	live := false
 	for _, l := range g.rows {
 		if l.row.Sealed.Deleted != nil {
-			continue // it was deleted in both
+			continue // deleted in both stores
 		}
 		live = true
 		r.count(&r.res.Lacked, l.row)
@@ -403,7 +405,7 @@ func (r *recovery) refuse(g *depositGroup) {
 
 func nameOf(d *server.Row) string { return strings.TrimPrefix(d.Label, trustee.LabelVersion) }
 
-// count counts a deposit under its name for people.
+// count counts a deposit under its readable name.
 func (r *recovery) count(l *Loss, d *server.Row) {
 	l.count(server.Record{Deposit: d}, fmt.Sprintf("deposit %.200q", d.Label))
 }
@@ -415,9 +417,9 @@ func (r *recovery) add(ctx context.Context, s step) error {
 		row.Sealed.Deleted = &r.now
 	}
 	added, err := r.outcome(fmt.Sprintf("deposit %.200q", row.Label), r.into.Put(ctx, row, "", server.Once{}))
-	_, of := sorted(&row)
+	_, of := groupOf(&row)
 	if !added && err == nil && s.kind == trustee.LabelKey {
-		return r.faster(ctx, of)
+		return r.deleteVersions(ctx, of)
 	}
 	if !added || err != nil {
 		return err
@@ -433,16 +435,16 @@ func (r *recovery) add(ctx context.Context, s step) error {
 	case s.kind == trustee.LabelDeleted && row.Sealed.Deleted == nil:
 		r.res.Names = append(r.res.Names, fmt.Sprintf("deleted key %q", key))
 	case s.kind == trustee.LabelVersion && row.Sealed.Deleted == nil:
-		r.put[of] = append(r.put[of], s.row) // its key names it, and is named
+		r.put[of] = append(r.put[of], s.row) // Names gets the name of its key
 	default:
 		r.res.Names = append(r.res.Names, fmt.Sprintf("deposit %.200q", row.Label))
 	}
 	return nil
 }
 
-// faster sets the versions of a key aside whose document could not be added because the KT KMS made a
-// key of that name meanwhile.
-func (r *recovery) faster(ctx context.Context, of depositsOf) error {
+// deleteVersions deletes the versions of a key that were added, and adds them to Aside. The document of
+// the key could not be added, because the KT KMS made a key of that name meanwhile.
+func (r *recovery) deleteVersions(ctx context.Context, of depositsOf) error {
 	var uuids []string
 	for _, row := range r.put[of] {
 		uuids = append(uuids, row.UUID)

@@ -13,8 +13,8 @@ import (
 	"claviger/trustee/server/sqlite"
 )
 
-// TestRecover: what resync has dropped is added to the active's store, and reaches the
-// passive; what has another in its place is left and named; the passive takes nothing.
+// TestRecover: records that resync has dropped are added to the store of the active server, and reach the passive
+// server. A deposit whose label is taken is not added, and is named. The passive server refuses changes.
 func TestRecover(t *testing.T) {
 	a, b, c := started(t)
 	must(t, put(t, c, "both", "x"))
@@ -46,7 +46,7 @@ func TestRecover(t *testing.T) {
 
 	if r, err := replica.Recover(t.Context(), b.store, from, replica.RecoverOptions{Dry: true}); err != nil ||
 		r.Lacked.Deposits != 3 || !r.Added.None() {
-		t.Errorf("a look: %+v, %v", r, err)
+		t.Errorf("a dry run: %+v, %v", r, err)
 	}
 	if _, err := replica.Recover(t.Context(), a.store, from, replica.RecoverOptions{}); !errors.Is(err,
 		trustee.ErrPassive) {
@@ -71,7 +71,7 @@ func TestRecover(t *testing.T) {
 			t.Errorf("taken: %+v, %v", d, err)
 		}
 		if _, err := one.Find(t.Context(), "deleted"); !claviger.Is(err, claviger.KeyNotFound) {
-			t.Errorf("what was deleted: %v", err)
+			t.Errorf("a deleted deposit: %v", err)
 		}
 	}
 	must(t, b.client(identities()[1]).Undelete(t.Context(), d.UUID))

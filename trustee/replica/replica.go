@@ -17,31 +17,32 @@ import (
 )
 
 const (
-	// shipTime bounds how long the passive server may take to commit a change. The store of the
-	// active server is locked meanwhile, for orgtool too, so shipTime must be shorter than the
+	// sendTimeout is how long the passive server may take to commit a change. The store of the active
+	// server is locked meanwhile, for orgtool too. So sendTimeout must be shorter than the time that the
 	// store waits for another process.
-	shipTime = 4 * time.Second
-	// longTime bounds a request over a whole store.
-	longTime = 50 * time.Second
-	// readyTime bounds how long a change waits until the passive server is up to date.
-	readyTime = 3 * time.Second
+	sendTimeout = 4 * time.Second
+	// wholeTimeout is the timeout of a request that concerns a whole store.
+	wholeTimeout = 50 * time.Second
+	// readyTimeout is how long a change waits until the passive server is up to date.
+	readyTimeout = 3 * time.Second
 	// tick is how often the active server checks whether the passive server lacks changes.
 	tick = time.Second
-	// idle is how often the active server probes the passive server when it has nothing to send.
-	idle = 10 * time.Second
+	// probeEvery is how often the active server probes the passive server when it has nothing to send.
+	probeEvery = 10 * time.Second
 	// pageEntries is the largest number of log entries in one request.
 	pageEntries = 500
-	// pageBytes ends a page early: in base64 twice it is well within trustee.MaxBody.
+	// pageBytes is the size limit of a page. Encoded in base64 twice, a page is smaller than
+	// trustee.MaxBody.
 	pageBytes = 768 << 10
 )
 
-// Config is what a Replica is made of.
+// Config is the configuration of a Replica.
 type Config struct {
 	Identity *trustee.Identity // of both servers
 	Store    Logged
 	// Peer sends requests to the other server, signed by Identity.
 	Peer *trustee.Client
-	// Spool is the folder for a whole copy from the other server, until all its pages are here.
+	// Spool is the folder for a copy from the other server, until all its pages have arrived.
 	Spool string
 	Log   *slog.Logger
 }
@@ -55,60 +56,59 @@ type Replica struct {
 	log    *slog.Logger
 	wakeup chan struct{}
 
-	faults server.WriteProbe
+	writeProbe server.WriteProbe
 
-	op     sync.Mutex // one synchronization, or operator's command, at a time
+	op     sync.Mutex // held by a synchronization, and by a command of an operator
 	probed time.Time  // when the peer was last probed; guarded by op
-	// refused is the last copy that the passive server refused; dropped is what the last copy that
-	// it took has replaced. Both are guarded by op.
-	refused refusal
-	dropped loadResult
+	// refused is the last copy that the passive server refused. loaded is the result of the last copy
+	// that the passive server loaded. Both are guarded by op.
+	refused refusedCopy
+	loaded  loadResult
 
 	mu sync.Mutex
-	// synced is true if the passive server has every change up to peerHead and can take the next.
+	// synced is true if the passive server has every change up to peerHead and can commit the next.
 	synced   bool
 	peerHead Head
-	tried    bool // the peer was asked since the start
-	// equal is true if this server, as the active one, was equal to the passive server since its
-	// start. lacking is true if it knows that the passive server holds what it lacks.
+	tried    bool // a check has ended since the start
+	// equal is true if this server, as the active one, was equal to the passive server at some time since
+	// its start. lacking is true if it knows that the passive server holds records that it lacks.
 	equal, lacking bool
-	why            error // why it is not synced
-	round          chan struct{}
-	logged         string // the text of why that was logged last
-	// unanswered is the last change that was refused because the passive server did not answer. A
-	// passive server whose log ends there has acknowledged nothing with it.
+	why            error         // why synced is false
+	round          chan struct{} // closed at the end of the next check
+	logged         string        // the text of why that was logged last
+	// unanswered is the last change that was refused because the passive server did not answer. A passive
+	// server whose log ends there has acknowledged nothing to a client.
 	unanswered Head
-	// offer is the last copy that came, to be taken or to be compared.
-	offer offered
+	// compared is the last comparison with a copy from the other server.
+	compared comparison
 
-	learning sync.Mutex // one request at a time that finds out whether this server lacks anything
-	// learned is what Current answered last; nil for nothing.
+	learning sync.Mutex // held by a request that finds out whether this server lacks anything
+	// learned is the last result of Current; nil for none.
 	learned atomic.Pointer[learned]
-	// wasComplete is true if this server, as the passive one, lacked nothing when it last reached
-	// the active server since its start.
+	// wasComplete is true if this server, as the passive one, lacked nothing when it last reached the
+	// active server since its start.
 	wasComplete atomic.Bool
 
-	arriving sync.Mutex
+	arriving sync.Mutex // guards incoming
 	incoming *incoming
 }
 
-// refusal is a copy that the passive server refused, because it holds what the copy lacks.
-type refusal struct {
-	mine, theirs Head
+// refusedCopy is a copy that the passive server refused, because the copy lacks records of its store.
+type refusedCopy struct {
+	mine, theirs Head // of the two logs
 	at           time.Time
 	err          error
 }
 
-// offered is a copy of the other server's store, with the head of its log. less is what the copy
-// lacks of this store, whose head was mine; more is what the copy has beyond this store.
-type offered struct {
+// comparison is a comparison of this store, whose log ended at mine, with a copy of the other server's
+// store, whose log ended at head. less is what the copy lacks, and more is what this store lacks.
+type comparison struct {
 	head, mine Head
 	less, more Loss
 }
 
-// New makes a server one of two. At its first start the server gets the role first. New sets the
-// store's guard. Kind Invalid where the store has no role yet and first is neither active nor
-// passive.
+// New makes a server one of two. At its first start, the server gets the role first. New sets the guard
+// of the store. Kind Invalid if the store has no role and first is neither active nor passive.
 func New(ctx context.Context, cfg Config, first server.Role) (*Replica, error) {
 	const op = "replica.New"
 	r := &Replica{id: cfg.Identity, store: cfg.Store, peer: cfg.Peer, spool: cfg.Spool, log: cfg.Log,
@@ -116,7 +116,7 @@ func New(ctx context.Context, cfg Config, first server.Role) (*Replica, error) {
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
-	// A server that was killed while a copy came has left the pages of it.
+	// A server that was killed while a copy arrived has left the pages of the copy.
 	left, err := filepath.Glob(filepath.Join(r.spool, incomingFiles))
 	for _, file := range left {
 		err = errors.Join(err, os.Remove(file))
@@ -131,8 +131,8 @@ func New(ctx context.Context, cfg Config, first server.Role) (*Replica, error) {
 	switch {
 	case st.Role == server.RoleSingle && first != server.RoleActive && first != server.RolePassive:
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "this is the first start with a peer: say by --role "+
-			"whether this Key Trustee Server is the active one, whose deposits count, or the passive one, which "+
-			"takes them over")
+			"whether this Key Trustee Server is the active one, whose deposits are kept, or the passive one, which "+
+			"gets a copy of them")
 	case st.Role == server.RoleSingle:
 		st, err = r.store.UpdatePosition(ctx, func(st *Position) error {
 			st.Role = first
@@ -176,7 +176,7 @@ func (r *Replica) check(ctx context.Context) {
 		synced, at := r.synced, r.peerHead
 		r.mu.Unlock()
 		switch {
-		case synced && at == st.Head && st.Unshared == 0 && time.Since(r.probed) < idle:
+		case synced && at == st.Head && st.Unshared == 0 && time.Since(r.probed) < probeEvery:
 			return
 		case synced && at == st.Head && st.Unshared == 0:
 			r.probed = time.Now()
@@ -192,7 +192,7 @@ func (r *Replica) check(ctx context.Context) {
 	}
 }
 
-// probe asks a passive server that should have every change whether it has.
+// probe checks that a passive server which should have every change has it, and can commit the next.
 func (r *Replica) probe(ctx context.Context, st Position) error {
 	p, err := r.hello(ctx, st)
 	switch {
@@ -204,13 +204,13 @@ func (r *Replica) probe(ctx context.Context, st Position) error {
 		return peerFault("replica.probe", p)
 	case p.Role != server.RolePassive || p.Head.Seq < st.Head.Seq: // the passive server has each change first
 		return claviger.Errorf("replica.probe", claviger.Unavailable, "", "the other Key Trustee Server was the "+
-			"passive one with change %d, and is %s with change %d now; it will be brought up to date", st.Head.Seq,
+			"passive one with change %d, but now it is %s with change %d; it will be brought up to date", st.Head.Seq,
 			p.Role, p.Head.Seq)
 	}
 	return nil
 }
 
-// report stores how a check ended, wakes the changes that wait for it, and logs a new error.
+// report stores the result of a check, wakes the changes that wait for it, and logs a new error.
 func (r *Replica) report(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -237,7 +237,7 @@ func (r *Replica) wake() {
 	}
 }
 
-// uncommitted is the error of a change that the passive server may have or not have.
+// uncommitted returns the error of a change that the passive server may or may not have.
 func (r *Replica) uncommitted(err error) error {
 	r.mu.Lock()
 	r.synced, r.why = false, err
@@ -246,16 +246,16 @@ func (r *Replica) uncommitted(err error) error {
 	return claviger.Errorf("replica.guard", claviger.Unavailable, "", "%w (%w)", server.ErrAway, err)
 }
 
-// Ready waits up to readyTime until changes can be made. Kind Unavailable, with
-// trustee.ErrPassive or server.ErrAway in it, where they cannot.
+// Ready waits up to readyTimeout until changes can be made. If they cannot, the error is of kind
+// Unavailable, with trustee.ErrPassive or server.ErrAway in it.
 func (r *Replica) Ready(ctx context.Context) error {
 	const op = "replica.Ready"
-	limit := time.NewTimer(readyTime)
+	limit := time.NewTimer(readyTimeout)
 	defer limit.Stop()
 	away := func(why error) error {
 		return claviger.Errorf(op, claviger.Unavailable, "", "%w (%w)", server.ErrAway, errors.Join(why))
 	}
-	// The first check that ends may have begun before this call, so the second one decides.
+	// The first check that ends may have begun before this call, so only the second counts.
 	for checks := 0; ; checks++ {
 		st, err := r.store.Position(ctx)
 		if err != nil {
@@ -265,9 +265,9 @@ func (r *Replica) Ready(ctx context.Context) error {
 			return claviger.E(op, claviger.Unavailable, "", trustee.ErrPassive)
 		}
 		r.mu.Lock()
-		way, why, round := r.wayOf(&st), r.why, r.round
+		mode, why, round := r.modeOf(&st), r.why, r.round
 		r.mu.Unlock()
-		if way != noWay {
+		if mode != refuse {
 			return nil
 		}
 		if checks >= 2 && why != nil {
@@ -284,58 +284,59 @@ func (r *Replica) Ready(ctx context.Context) error {
 	}
 }
 
-// A way is how the active server may commit its next change.
-type way int
+// A mode is how the active server may commit its next change.
+type mode int
 
 const (
-	noWay way = iota // not at all
-	both             // after the passive server has committed it
-	alone            // without the passive server
+	refuse mode = iota // not at all
+	both               // after the passive server has committed it
+	alone              // without the passive server
 )
 
-// wayOf is the one rule by which a change is admitted. The active server goes on alone only where
-// an operator says so, and only after it has asked the passive server since its start: the passive
-// server may have been promoted meanwhile. The caller holds r.mu.
-func (r *Replica) wayOf(st *Position) way {
+// modeOf is the only rule that admits a change. The active server works alone only if an operator allows
+// it, and only after a check since its start has tried to reach the passive server, which may have been
+// promoted meanwhile. The caller holds r.mu.
+func (r *Replica) modeOf(st *Position) mode {
 	switch {
 	case r.synced:
 		return both
 	case r.tried && st.Alone:
 		return alone
 	}
-	return noWay
+	return refuse
 }
 
 // guard makes the passive server commit a change before the active server does. A client that
 // disconnects does not stop it.
 func (r *Replica) guard(ctx context.Context, before Position, e Entry) (shared bool, err error) {
 	r.mu.Lock()
-	way, why, at := r.wayOf(&before), r.why, r.peerHead
+	mode, why, at := r.modeOf(&before), r.why, r.peerHead
 	r.mu.Unlock()
-	switch way {
+	switch mode {
 	case alone:
 		return false, nil
-	case noWay:
+	case refuse:
 		r.wake()
 		return false, claviger.Errorf("replica.guard", claviger.Unavailable, "", "%w (%w)", server.ErrAway,
 			errors.Join(why))
 	}
-	if err := r.ship(ctx, before, at, &e); err != nil {
+	if err := r.sendEntries(ctx, before, at, &e); err != nil {
 		return false, err
 	}
 	return true, nil
 }
 
-// ship sends the passive server, whose log ends at the head at, the entries up to before, and then
-// e unless it is nil. It is called in a transaction of the store, so no other change comes between.
-func (r *Replica) ship(ctx context.Context, before Position, at Head, e *Entry) (err error) {
+// sendEntries sends the passive server, whose log ends at the head at, the entries up to before, and then
+// e unless it is nil. The caller is in a transaction of the store, so no other change can be made
+// meanwhile.
+func (r *Replica) sendEntries(ctx context.Context, before Position, at Head, e *Entry) (err error) {
 	var list []Entry
-	if before.Head != at { // orgtool made changes meanwhile
+	if before.Head != at { // orgtool has made changes
 		if list, err = r.store.Entries(ctx, at, pageEntries, pageBytes); err != nil {
 			return r.uncommitted(err)
 		}
 		if n := len(list); n == 0 || list[n-1].Head != before.Head {
-			return r.uncommitted(errors.New("the passive lacks more than one page of changes"))
+			return r.uncommitted(errors.New("the passive server lacks more than one page of changes"))
 		}
 	}
 	head := before.Head
@@ -358,17 +359,17 @@ func (r *Replica) ship(ctx context.Context, before Position, at Head, e *Entry) 
 	return nil
 }
 
-// sendTrailing sends the passive server the changes that orgtool made. The passive server has all
-// others.
+// sendTrailing sends the passive server the changes that orgtool has made. The passive server has all
+// other changes.
 func (r *Replica) sendTrailing(ctx context.Context) error {
 	_, err := r.store.UpdatePosition(ctx, func(st *Position) error {
 		r.mu.Lock()
 		synced, at := r.synced, r.peerHead
 		r.mu.Unlock()
 		if !synced || st.Role != server.RoleActive {
-			return nil // the next check does the rest
+			return nil // the next check synchronizes
 		}
-		if err := r.ship(ctx, *st, at, nil); err != nil {
+		if err := r.sendEntries(ctx, *st, at, nil); err != nil {
 			return err
 		}
 		st.Unshared = 0
@@ -377,8 +378,8 @@ func (r *Replica) sendTrailing(ctx context.Context) error {
 	return err
 }
 
-// State returns the server's position, without asking the other server. synced is true for an
-// active server which knows that the passive server has every change.
+// State returns the server's position, without a request to the other server. synced is true for an
+// active server that knows that the passive server has every change.
 func (r *Replica) State(ctx context.Context) (st Position, synced bool, err error) {
 	if st, err = r.store.Position(ctx); err != nil {
 		return st, false, err
@@ -391,7 +392,7 @@ func (r *Replica) State(ctx context.Context) (st Position, synced bool, err erro
 // StatusReport is the result of trustee.VerbStatus.
 type StatusReport struct {
 	Position
-	// Synced is true for an active server which knows that the passive server has every change.
+	// Synced is true for an active server that knows that the passive server has every change.
 	Synced bool `json:"synced"`
 	// Peer is nil if the other server does not answer; PeerError says why.
 	Peer      *Position `json:"peer,omitempty"`
@@ -406,8 +407,8 @@ type StatusReport struct {
 	PeerDigest string `json:"peerDigest,omitempty"`
 }
 
-// InStep reports whether the two servers hold the same and both take changes. It is false where that
-// is not known.
+// InStep reports whether the two servers are equal and both accept changes. It is false if that is not
+// known.
 func (s *StatusReport) InStep() bool {
 	return s.Fault == "" && s.Peer != nil && s.Peer.Fault == "" && s.Peer.Role != s.Role && s.Lag == 0 && !s.Diverged &&
 		(s.Role != server.RoleActive || s.Synced) && s.Digest == s.PeerDigest
@@ -418,7 +419,7 @@ func (r *Replica) status(ctx context.Context, a StatusArgs) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	st.Fault = r.faults.Fault(ctx, r.store, time.Now())
+	st.Fault = r.writeProbe.Fault(ctx, r.store, time.Now())
 	report := StatusReport{Position: st, Synced: synced}
 	r.mu.Lock()
 	if r.why != nil {
@@ -451,8 +452,8 @@ func (r *Replica) status(ctx context.Context, a StatusArgs) (any, error) {
 	return report, nil
 }
 
-// diverged compares the heads of the two logs at the passive server. The active server knows
-// whether the two are in step.
+// diverged compares the heads of the two logs, at the passive server. The active server knows whether the
+// two are in step.
 func (r *Replica) diverged(ctx context.Context, report *StatusReport) error {
 	if report.Role != server.RolePassive || report.Peer == nil || report.Peer.Role != server.RoleActive ||
 		report.Lag > 0 {
@@ -464,21 +465,21 @@ func (r *Replica) diverged(ctx context.Context, report *StatusReport) error {
 	}
 	report.Diverged = true
 	r.mu.Lock()
-	offer := r.offer
+	compared := r.compared
 	r.mu.Unlock()
 	report.Why = "the active Key Trustee Server does not have the changes that this one has"
-	if offer.head == report.Peer.Head && !offer.less.None() {
+	if compared.head == report.Peer.Head && !compared.less.None() {
 		report.Why = fmt.Sprintf("the active Key Trustee Server lacks what this one holds, %s; its copy was refused: "+
-			"%s", &offer.less, curePassive)
+			"%s", &compared.less, curePassive)
 	}
 	return nil
 }
 
-// curePassive is the cure at a passive server that holds what the active server lacks.
-const curePassive = "where this server's store is the right one, claviger trustee promote here; where the other's " +
-	"is, claviger trustee resync --drop there, which drops this one's"
+// curePassive is the cure at a passive server that holds records that the active server lacks.
+const curePassive = "if this server's store is the right one, claviger trustee promote here; if the other's is, " +
+	"claviger trustee resync --drop there, which drops this one's"
 
-// forgetIncoming drops the pages of a copy that have come.
+// forgetIncoming removes the pages of a copy that is arriving.
 func (r *Replica) forgetIncoming() {
 	r.arriving.Lock()
 	defer r.arriving.Unlock()

@@ -28,7 +28,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// identities are the servers' and a client's. They are made once: RSA keys take their time.
+// identities returns the identity of the servers and that of a client. They are made once, because RSA keys take
+// time.
 var identities = sync.OnceValue(func() (ids [2]*trustee.Identity) {
 	for i := range ids {
 		var err error
@@ -40,8 +41,7 @@ var identities = sync.OnceValue(func() (ids [2]*trustee.Identity) {
 	return ids
 })
 
-// half is one of two servers. Its web server stays where it is while the replica
-// behind is stopped and started.
+// half is one of two servers. Its web server runs, at the same address, while the replica is stopped and started.
 type half struct {
 	t       *testing.T
 	path    string
@@ -49,20 +49,20 @@ type half struct {
 	web     *httptest.Server
 	role    server.Role
 	other   *half
-	handler atomic.Pointer[server.Server] // nil: it is down
-	lose    atomic.Int64                  // so many answers to peer-append are lost
-	cut     atomic.Bool                   // the other does not reach it
+	handler atomic.Pointer[server.Server] // nil while the replica is stopped
+	lose    atomic.Int64                  // how many answers to peer-append are lost
+	cut     atomic.Bool                   // the other server cannot reach this one
 	stop    func()
 	spool   string
 }
 
-// two makes an active and a passive, with an organization; they are not started.
+// two makes an active and a passive server with an organization, and does not start them.
 func two(t *testing.T) (a, b *half) {
 	t.Helper()
 	return twoAt(t, t.TempDir(), t.TempDir())
 }
 
-// twoAt is two with the stores in these folders.
+// twoAt is like two, with the stores in these folders.
 func twoAt(t *testing.T, folders ...string) (a, b *half) {
 	t.Helper()
 	a, b = &half{t: t, role: server.RoleActive}, &half{t: t, role: server.RolePassive}
@@ -140,9 +140,9 @@ func (h *half) start() {
 	h.handler.Store(server.New(server.Config{Identity: identities()[0], Store: h.store, Replica: r}))
 }
 
-// operator does what the command of that name does.
+// operator sends a request of an operator.
 func (h *half) operator(verb string, args any) error {
-	var st replica.ResyncResult // whose fields those of a Position are
+	var st replica.ResyncResult // it has the fields of the other results, too
 	return h.client(identities()[0]).Request(h.t.Context(), verb, args, &st)
 }
 
@@ -163,7 +163,7 @@ func (h *half) await(what string, ok func(replica.StatusReport) bool) {
 			return
 		}
 	}
-	h.t.Fatalf("%s did not come about: %+v", what, r)
+	h.t.Fatalf("waited too long for %s: %+v", what, r)
 }
 
 func inStep(r replica.StatusReport) bool {
@@ -184,14 +184,14 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// started are two in step, and a client that is registered.
+// started returns two servers in step, and a registered client.
 func started(t *testing.T) (a, b *half, c *trustee.Client) {
 	t.Helper()
 	a, b = two(t)
 	return a, b, begun(t, a, b)
 }
 
-// begun starts two, and registers a client.
+// begun starts two servers, and registers a client.
 func begun(t *testing.T, a, b *half) *trustee.Client {
 	t.Helper()
 	a.start()
@@ -204,14 +204,14 @@ func begun(t *testing.T, a, b *half) *trustee.Client {
 	return c
 }
 
-// TestReplica: the passive has what was acknowledged, whole deposits of several
-// pages in the first copy too, and what orgtool does beside; both answer reads.
+// TestReplica: the passive server has all acknowledged deposits, also after a first copy of several pages, and the
+// changes of orgtool. Both servers answer reads.
 func TestReplica(t *testing.T) {
 	a, b := two(t)
 	a.start()
 	c := a.client(identities()[1])
 	err := put(t, c, "l", "x")
-	if !claviger.Is(err, claviger.Unavailable) { // the passive may know this client
+	if !claviger.Is(err, claviger.Unavailable) { // the client may be registered at the passive server
 		t.Error(err)
 	}
 	if _, err := c.Register(t.Context(), "ORG", "s3cret", false); !claviger.Is(err, claviger.Unavailable) ||
@@ -219,7 +219,7 @@ func TestReplica(t *testing.T) {
 		t.Errorf("without the passive: %v", err)
 	}
 	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
-	if err := put(t, c, "l", "x"); !claviger.Is(err, claviger.Denied) { // whoever is not registered learns no more
+	if err := put(t, c, "l", "x"); !claviger.Is(err, claviger.Denied) { // the client is not registered
 		t.Error(err)
 	}
 	if _, err := c.Register(t.Context(), "ORG", "s3cret", false); err != nil {
@@ -234,7 +234,7 @@ func TestReplica(t *testing.T) {
 	b.start()
 	a.await("the copy", inStep)
 	if left, err := os.ReadDir(b.spool); err != nil || len(left) > 0 {
-		t.Errorf("%v, %v are left of a copy", left, err)
+		t.Errorf("files of a copy are left: %v, %v", left, err)
 	}
 	if r := a.status(); r.Alone {
 		t.Error("alone has not ended")
@@ -260,12 +260,12 @@ func TestReplica(t *testing.T) {
 		t.Errorf("%+v, %v", o, err)
 	}
 	if err := a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}); !claviger.Is(err, claviger.Invalid) {
-		t.Errorf("alone while the passive is there: %v", err)
+		t.Errorf("alone while the passive server answers: %v", err)
 	}
 }
 
-// TestReplicaLostAnswer: the passive has the change, and its answer does not come.
-// The client's second question finds it done, once, and at both.
+// TestReplicaLostAnswer: the passive server commits a change, and its answer is lost. When the client repeats the
+// request, the change is made once, at both servers.
 func TestReplicaLostAnswer(t *testing.T) {
 	a, b, c := started(t)
 	b.lose.Store(1)
@@ -279,10 +279,10 @@ func TestReplicaLostAnswer(t *testing.T) {
 			t.Errorf("%+v, %v", d, err)
 		}
 	}
-	// The active is gone before it learns of it: the passive, promoted, has it.
+	// The active server stops before it repeats the request. After its promotion, the passive server has the change.
 	b.lose.Store(1)
 	b.cut.Store(false)
-	_ = put(t, a.client(identities()[1]), "m", "y") // its outcome is not known
+	_ = put(t, a.client(identities()[1]), "m", "y") // its outcome is unknown
 	a.stop()
 	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{Force: true}))
 	if d, err := b.client(identities()[1]).Find(t.Context(), "m"); err != nil || string(d.Content) != "y" {
@@ -290,30 +290,30 @@ func TestReplicaLostAnswer(t *testing.T) {
 	}
 }
 
-// TestReplicaBehind: a passive that comes back while the active has gone on alone
-// says of nothing that it is not there: its clients go on to the active. Once it has
-// all it answers, and where the active is away it answers from what it has.
+// TestReplicaBehind: a passive server returns while the active server works alone. It does not say that a deposit
+// does not exist, so its clients try the active server. It answers when it has every change, also if the active
+// server then stops.
 func TestReplicaBehind(t *testing.T) {
 	a, b, c := started(t)
 	must(t, put(t, c, "both", "x"))
 	b.stop()
 	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	must(t, put(t, a.client(identities()[1]), "later", "y"))
-	b.cut.Store(true) // the active does not reach it yet
+	b.cut.Store(true) // the active server does not reach it yet
 	b.start()
 	onlyB := b.client(identities()[1])
 	if _, err := onlyB.Find(t.Context(), "later"); !claviger.Is(err, claviger.Unavailable) ||
 		!strings.Contains(err.Error(), "lacks changes") {
-		t.Errorf("from a passive that lacks it: %v", err)
+		t.Errorf("from a passive server that lacks the deposit: %v", err)
 	}
 	if d, err := b.client(identities()[1], a.web.URL).Find(t.Context(), "later"); err != nil ||
 		string(d.Content) != "y" {
-		t.Errorf("of the passive, then the active: %+v, %v", d, err)
+		t.Errorf("from the passive, then the active server: %+v, %v", d, err)
 	}
 	b.cut.Store(false)
 	a.await("the return", inStep)
 	if d, err := b.client(identities()[1]).Find(t.Context(), "later"); err != nil || string(d.Content) != "y" {
-		t.Errorf("from a passive that has all: %+v, %v", d, err)
+		t.Errorf("from a passive server that has every change: %+v, %v", d, err)
 	}
 	b.stop()
 	a.stop()
@@ -323,8 +323,8 @@ func TestReplicaBehind(t *testing.T) {
 	}
 }
 
-// TestReplicaDiverged: both have acknowledged alone. Nothing is dropped until an
-// operator says so, and then it stays in a file.
+// TestReplicaDiverged: both servers have acknowledged changes alone. Nothing is dropped before an operator says so.
+// The dropped records stay in a file.
 func TestReplicaDiverged(t *testing.T) {
 	a, b, c := started(t)
 	must(t, put(t, c, "both", "x"))
@@ -340,23 +340,23 @@ func TestReplicaDiverged(t *testing.T) {
 	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{Force: true}))
 	must(t, b.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	must(t, put(t, b.client(identities()[1]), "of B", "b"))
-	// It was alone, and would go on so had it not been replaced.
+	// The first server was alone. It does not work alone any more, because it was replaced.
 	a.start()
 	if err := put(t, a.client(identities()[1]), "too late", "a"); !claviger.Is(err, claviger.Unavailable) {
-		t.Errorf("the one that was replaced: %v", err)
+		t.Errorf("the server that was replaced: %v", err)
 	}
 	b.await("the warning", func(r replica.StatusReport) bool {
 		return strings.Contains(r.Why, `deposit "of A" (it has acknowledged changes alone, from`) &&
 			strings.Contains(r.Why, "claviger trustee resync --drop here") && r.Peer != nil &&
 			r.Peer.Role == server.RolePassive
 	})
-	must(t, put(t, b.client(identities()[1]), "of B again", "b")) // it goes on alone
+	must(t, put(t, b.client(identities()[1]), "of B again", "b")) // the second server still works alone
 	if err := a.operator(trustee.VerbResync, struct{}{}); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("resync at the passive: %v", err)
 	}
 	if err := a.operator(trustee.VerbPromote, replica.PromoteArgs{}); !claviger.Is(err, claviger.Invalid) ||
 		!strings.Contains(err.Error(), "resync") {
-		t.Errorf("promote of one that lacks changes: %v", err)
+		t.Errorf("promote of a server that lacks changes: %v", err)
 	}
 	must(t, b.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
 	b.await("being in step", inStep)
@@ -376,8 +376,7 @@ func TestReplicaDiverged(t *testing.T) {
 	}
 }
 
-// TestReplicaAloneTakesOver: what the active has acknowledged alone is fetched by a
-// promotion.
+// TestReplicaAloneTakesOver: a promotion fetches the changes that the active server has acknowledged alone.
 func TestReplicaAloneTakesOver(t *testing.T) {
 	a, b, c := started(t)
 	b.cut.Store(true)
@@ -398,7 +397,7 @@ func TestReplicaAloneTakesOver(t *testing.T) {
 	}
 }
 
-// TestReplicaUnequal: a passive that was tampered with is found out by its digest.
+// TestReplicaUnequal: the digest shows that somebody has changed the store of the passive server.
 func TestReplicaUnequal(t *testing.T) {
 	a, b, c := started(t)
 	must(t, put(t, c, "l", "x"))
@@ -407,10 +406,10 @@ func TestReplicaUnequal(t *testing.T) {
 	must(t, err)
 	_, err = db.Exec("UPDATE deposit SET content = x'00'") //nolint:noctx // a file of this test's own
 	must(t, errors.Join(err, db.Close()))
-	_ = put(t, c, "m", "y") // it is refused, and learns that the passive is away
+	_ = put(t, c, "m", "y") // it is refused, and the active server learns that the passive one is away
 	b.start()
 	if r := b.status(); r.Digest == r.PeerDigest {
-		t.Fatal("the change of the file is not seen")
+		t.Fatal("the digest does not show the change of the file")
 	}
 	a.await("being in step", inStep)
 	if d, err := b.client(identities()[1]).Find(t.Context(), "l"); err != nil || string(d.Content) != "x" {
@@ -418,18 +417,18 @@ func TestReplicaUnequal(t *testing.T) {
 	}
 }
 
-// TestReplicaIdle: an active that has nothing to do learns that the passive is gone,
-// and that it is back.
+// TestReplicaIdle: without any request, the active server learns that the passive one is away, and that it is back.
 func TestReplicaIdle(t *testing.T) {
 	a, b, _ := started(t)
 	b.stop()
-	a.await("learning of it", func(r replica.StatusReport) bool { return !r.Synced && r.Peer == nil && r.Why != "" })
+	a.await("the active server to learn it", func(r replica.StatusReport) bool {
+		return !r.Synced && r.Peer == nil && r.Why != ""
+	})
 	b.start()
 	a.await("being in step", inStep)
 }
 
-// TestPeerVerbs: nobody but the servers' own identity may ask for them, and that
-// for nothing else.
+// TestPeerVerbs: only the servers' own identity may use these verbs, and it may use no others.
 func TestPeerVerbs(t *testing.T) {
 	a, _, c := started(t)
 	for _, verb := range []string{trustee.VerbStatus, trustee.VerbPromote, trustee.VerbAlone, trustee.VerbResync,
@@ -445,7 +444,7 @@ func TestPeerVerbs(t *testing.T) {
 	single.handler.Store(server.New(server.Config{Identity: identities()[0], Store: single.store}))
 	err := single.operator(trustee.VerbPromote, replica.PromoteArgs{})
 	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "--peer") {
-		t.Errorf("a single one: %v", err)
+		t.Errorf("a single server: %v", err)
 	}
 	_, err = replica.New(t.Context(), replica.Config{Identity: identities()[0], Store: single.store}, "")
 	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "--role") {

@@ -12,13 +12,13 @@ import (
 	"claviger/trustee/server"
 )
 
-// syncRounds bounds the pages that one synchronization sends. If changes are made faster than they
-// can be sent, the next synchronization goes on.
+// syncRounds is how many pages one synchronization sends at most. If changes are made faster than they
+// can be sent, the next synchronization continues.
 const syncRounds = 10_000
 
-// sync brings the passive server up to date and proves by digest that it is equal. With discard it
-// drops what the passive server acknowledged without this server; a copy stays beside its store.
-// The caller holds r.op.
+// sync brings the passive server up to date and proves by digest that it is equal. If discard is true,
+// the passive server loses the records that it acknowledged without this server; a copy of them stays
+// beside its store. The caller holds r.op.
 func (r *Replica) sync(ctx context.Context, discard bool) error {
 	const op = "replica.sync"
 	st, err := r.store.Position(ctx)
@@ -35,7 +35,7 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 	case p.Role == server.RoleActive:
 		return claviger.Errorf(op, claviger.Invalid, "", "both Key Trustee Servers are active, in epoch %d, this one "+
 			"at change %d and the other at change %d: neither follows the other; claviger trustee promote --force at "+
-			"the one whose deposits count makes the other passive", p.Epoch, st.Head.Seq, p.Head.Seq)
+			"the one whose deposits you want to keep makes the other passive", p.Epoch, st.Head.Seq, p.Head.Seq)
 	}
 	if err := peerFault(op, p); err != nil {
 		return err
@@ -44,7 +44,7 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 		return err
 	}
 	alone := false
-	// From now on no change is made that the passive server lacks.
+	// From now on, this server makes no change that the passive server lacks.
 	if _, err := r.store.UpdatePosition(ctx,
 		func(st *Position) error { alone, st.Alone = st.Alone, false; return nil }); err != nil {
 		return err
@@ -61,7 +61,7 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 		})
 	}
 	if err != nil {
-		if alone { // the operator's decision stays
+		if alone { // the operator's decision stays in force
 			_, again := r.store.UpdatePosition(ctx,
 				func(st *Position) error { st.Alone = st.Role == server.RoleActive; return nil })
 			err = errors.Join(err, again)
@@ -73,7 +73,7 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 	r.synced, r.peerHead, r.equal, r.lacking = true, head, true, false
 	r.mu.Unlock()
 	if !was {
-		r.log.Info("the passive Key Trustee Server is equal, by digest", "seq", head.Seq, "alone no more", alone)
+		r.log.Info("the passive Key Trustee Server is equal, by digest", "seq", head.Seq, "was alone", alone)
 	}
 	return nil
 }
@@ -94,7 +94,7 @@ func (r *Replica) stepDown(ctx context.Context, epoch uint64) error {
 	return nil
 }
 
-// forget drops what this server knew as the active one.
+// forget clears what this server knew as the active one.
 func (r *Replica) forget() {
 	r.mu.Lock()
 	r.synced, r.equal, r.lacking = false, false, false
@@ -103,8 +103,8 @@ func (r *Replica) forget() {
 	r.learned.Store(nil)
 }
 
-// catchUp sends what the passive server lacks, or fetches what it has ahead, until both logs end at
-// the same head.
+// catchUp sends the changes that the passive server lacks, or fetches the changes that only the passive
+// server has, until both logs end at the same head.
 func (r *Replica) catchUp(ctx context.Context, p Position, discard bool) (*Position, error) {
 	for range syncRounds {
 		st, err := r.store.Position(ctx)
@@ -132,12 +132,12 @@ func (r *Replica) catchUp(ctx context.Context, p Position, discard bool) (*Posit
 		p = *next
 	}
 	return nil, claviger.Errorf("replica.catchUp", claviger.Unavailable, "",
-		"changes are made faster than the passive Key Trustee Server takes them")
+		"changes are made faster than the passive Key Trustee Server commits them")
 }
 
-// inOurPast reports whether a passive server whose log ends at h has acknowledged nothing that this
-// store lacks: h is in this store's log, whose entries after it were dropped, or h is the change that
-// this server refused because the passive server did not answer.
+// inOurPast reports whether a passive server whose log ends at h has acknowledged nothing that this store
+// lacks. That is true if h is in this store's log, which has lost the next entries since, or if h is the
+// change that this server refused because the passive server did not answer.
 func (r *Replica) inOurPast(ctx context.Context, h Head) (bool, error) {
 	r.mu.Lock()
 	unanswered := r.unanswered
@@ -149,8 +149,8 @@ func (r *Replica) inOurPast(ctx context.Context, h Head) (bool, error) {
 	if err != nil || !had {
 		return false, err
 	}
-	// If the log has the entries after h, the passive server was sent them and could not take them,
-	// so its records were not made by this log.
+	// If the log has the entries after h, the passive server got them and could not apply them, so its
+	// records were not made by this log.
 	_, err = r.store.Entries(ctx, h, 1, 1)
 	if errors.Is(err, ErrChain) {
 		return true, nil
@@ -158,9 +158,9 @@ func (r *Replica) inOurPast(ctx context.Context, h Head) (bool, error) {
 	return false, err
 }
 
-// follow moves one log by a page of entries: the passive server's, or this server's, since the
-// passive server may have committed a change whose answer was lost. Kind Invalid if neither log
-// follows the other.
+// follow adds a page of entries to the passive server's log, or to this server's log, because the passive
+// server may have committed a change whose answer was lost. Kind Invalid if neither log follows the
+// other.
 func (r *Replica) follow(ctx context.Context, st, p Position) (*Position, error) {
 	list, err := r.store.Entries(ctx, p.Head, pageEntries, pageBytes)
 	if err == nil {
@@ -175,7 +175,7 @@ func (r *Replica) follow(ctx context.Context, st, p Position) (*Position, error)
 // fetch applies one page of the entries that the peer has after st.
 func (r *Replica) fetch(ctx context.Context, st Position, as server.Role) error {
 	var list []Entry
-	if err := r.request(ctx, shipTime, trustee.VerbPeerEntries, entriesArgs{st.Head}, &list); err != nil {
+	if err := r.request(ctx, sendTimeout, trustee.VerbPeerEntries, entriesArgs{st.Head}, &list); err != nil {
 		return err
 	}
 	if len(list) == 0 {
@@ -184,7 +184,7 @@ func (r *Replica) fetch(ctx context.Context, st Position, as server.Role) error 
 	return r.store.Apply(ctx, as, st.Epoch, list)
 }
 
-// prove compares both stores by digest. If they differ, the passive server gets a whole copy, once.
+// prove compares both stores by digest. If they differ, it sends the passive server a whole copy, once.
 func (r *Replica) prove(ctx context.Context, p Position, discard bool) (Head, error) {
 	const op = "replica.prove"
 	for round := range 3 {
@@ -201,14 +201,14 @@ func (r *Replica) prove(ctx context.Context, p Position, discard bool) (Head, er
 		switch {
 		case err != nil:
 			return Head{}, err
-		case theirs.Head != mine.Head: // orgtool made a change
+		case theirs.Head != mine.Head: // orgtool has made a change
 			p.Head = theirs.Head
 			continue
 		case theirs.Digest == mine.Digest:
 			return mine.Head, nil
 		}
-		r.log.Error("the two Key Trustee Servers have made the same changes and do not hold the same: the passive "+
-			"gets all anew", "seq", mine.Head.Seq, "digest", mine.Digest, "passive", theirs.Digest)
+		r.log.Error("the two Key Trustee Servers have made the same changes and are not equal: the passive one gets "+
+			"a whole copy", "seq", mine.Head.Seq, "digest", mine.Digest, "passive", theirs.Digest)
 		if round > 0 {
 			break
 		}
@@ -234,12 +234,12 @@ func (r *Replica) digest(ctx context.Context) (digestResult, error) {
 	return res, err
 }
 
-// refusedFor is how long a copy that the passive server refused is not sent again, if the passive
+// refusedFor is how long load does not repeat a copy that the passive server refused, if the passive
 // server has not changed.
 const refusedFor = time.Minute
 
-// load sends the passive server a whole copy. The passive server refuses the copy if it holds what
-// the copy lacks, unless drop is true. The caller holds r.op.
+// load sends the passive server a whole copy. The passive server refuses the copy if the copy lacks
+// records of its store, unless drop is true. The caller holds r.op.
 func (r *Replica) load(ctx context.Context, st, was Position, drop bool) (*Position, error) {
 	const op = "replica.load"
 	if no := r.refused; !drop && no.err != nil && no.theirs == was.Head &&
@@ -258,28 +258,28 @@ func (r *Replica) load(ctx context.Context, st, was Position, drop bool) (*Posit
 			alone = fmt.Sprintf(" (it has acknowledged changes alone, from %d on)", was.Unshared)
 		}
 		err := claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server holds what this one lacks, "+
-			"%s%s; nothing was changed. Where the passive's store is the right one, as after this one's was lost or "+
-			"restored from an older backup, claviger trustee promote there; where this one's is, claviger "+
+			"%s%s; nothing was changed. If the passive's store is the right one, as after this one's was lost or "+
+			"restored from an older backup, claviger trustee promote there; if this one's is, claviger "+
 			"trustee resync --drop here drops that, and a copy stays beside the passive's store", res.Lost,
 			alone)
-		r.refused = refusal{mine: st.Head, theirs: was.Head, at: time.Now(), err: err}
+		r.refused = refusedCopy{mine: st.Head, theirs: was.Head, at: time.Now(), err: err}
 		r.mu.Lock()
 		r.lacking = true
 		r.mu.Unlock()
 		r.learned.Store(nil)
 		return nil, err
 	}
-	r.refused, r.dropped = refusal{}, *res
+	r.refused, r.loaded = refusedCopy{}, *res
 	r.log.Info("the passive Key Trustee Server has the copy", "took", time.Since(begun).Round(time.Millisecond))
 	return &res.Position, nil
 }
 
-// send sends the peer a copy of one moment, in pages.
+// send sends the peer a copy of all records at one moment, in pages.
 func (r *Replica) send(ctx context.Context, a loadArgs) (*loadResult, error) {
 	a.Session = trustee.NewUUID()
 	size := 0
 	page := func(into any) error {
-		err := r.request(ctx, longTime, trustee.VerbPeerLoad, a, into)
+		err := r.request(ctx, wholeTimeout, trustee.VerbPeerLoad, a, into)
 		a.Page, a.Records, size = a.Page+1, nil, 0
 		return err
 	}
@@ -305,8 +305,8 @@ func (r *Replica) send(ctx context.Context, a loadArgs) (*loadResult, error) {
 	return &res, page(&res)
 }
 
-// promote makes the passive server active. First it takes over what only the active server has; with
-// force it does so as far as it can.
+// promote makes the passive server active. It first fetches the changes that only the active server has.
+// If that fails and force is true, it continues without them.
 func (r *Replica) promote(ctx context.Context, force bool) (*Position, error) {
 	const op = "replica.promote"
 	r.op.Lock()
@@ -320,8 +320,8 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Position, error) {
 	switch {
 	case err != nil && !force:
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server does not answer: "+
-			"whether it has acknowledged changes alone, which this one lacks, is not known; where an operator knows "+
-			"that it has not, or that it is lost: --force (%w)", err)
+			"it may have acknowledged changes alone, which this one lacks; if you know that it has not, or that it is "+
+			"lost: --force (%w)", err)
 	case err == nil:
 		epoch = max(st.Epoch, p.Epoch) + 1
 		if st.Role == server.RoleActive && (p.Role != server.RoleActive || p.Epoch < st.Epoch) {
@@ -331,8 +331,8 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Position, error) {
 		if all = err == nil; !all && !force {
 			return nil, err
 		} else if !all {
-			r.log.Warn("this Key Trustee Server becomes active without all that the other has: claviger trustee "+
-				"resync --drop, once both run, drops that", "err", err)
+			r.log.Warn("this Key Trustee Server becomes active without some records of the other: claviger trustee "+
+				"resync --drop, when both run, drops those records", "err", err)
 		}
 	}
 	st, err = r.store.UpdatePosition(ctx, func(st *Position) error {
@@ -356,8 +356,8 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Position, error) {
 	return &st, nil
 }
 
-// takeOver fetches the active server's changes, makes it yield, and fetches the rest. Without an
-// error, this server has everything that the active server has acknowledged.
+// takeOver fetches the changes of the active server, makes it passive, and fetches the last changes. If
+// there is no error, this server has everything that the active server has acknowledged.
 func (r *Replica) takeOver(ctx context.Context, epoch uint64) error {
 	for yielded := false; ; {
 		p, err := r.hello(ctx, Position{Role: server.RolePassive})
@@ -373,7 +373,7 @@ func (r *Replica) takeOver(ctx context.Context, epoch uint64) error {
 				break
 			}
 			if _, err = r.store.Entries(ctx, p.Head, 1, 1); err == nil {
-				break // it has no more changes than this server
+				break // the active server has no changes that this server lacks
 			}
 			if err := r.fetch(ctx, st, st.Role); claviger.Is(err, claviger.Invalid) {
 				if err := r.mayTakeOver(ctx, p); err != nil {
@@ -390,32 +390,32 @@ func (r *Replica) takeOver(ctx context.Context, epoch uint64) error {
 		if yielded {
 			return nil
 		}
-		if err := r.request(ctx, shipTime, trustee.VerbPeerYield, yieldArgs{epoch}, nil); err != nil {
+		if err := r.request(ctx, sendTimeout, trustee.VerbPeerYield, yieldArgs{epoch}, nil); err != nil {
 			return err
 		}
 		yielded = true
 	}
 }
 
-// mayTakeOver is nil if this server may become active without the history of the other server,
-// because that holds nothing that this server lacks.
+// mayTakeOver returns nil if this server may become active although its log does not follow the log of
+// the other server, because the other server holds no record that this server lacks.
 func (r *Replica) mayTakeOver(ctx context.Context, p *Position) error {
 	const op = "replica.takeOver"
-	if err := r.request(ctx, longTime, trustee.VerbPeerCompare, none{}, nil); err != nil {
+	if err := r.request(ctx, wholeTimeout, trustee.VerbPeerCompare, none{}, nil); err != nil {
 		return err
 	}
 	r.mu.Lock()
-	offer := r.offer
+	compared := r.compared
 	r.mu.Unlock()
 	switch {
-	case offer.head != p.Head:
+	case compared.head != p.Head:
 		return claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server has changed while the two "+
 			"were compared: try again")
-	case !offer.more.None():
+	case !compared.more.None():
 		return claviger.Errorf(op, claviger.Invalid, "", "the other Key Trustee Server holds what this one lacks, "+
 			"%s, and this one cannot follow its changes. claviger trustee resync there brings this one up to date, "+
 			"unless that loses something; claviger trustee promote --force here, and claviger trustee resync "+
-			"--drop afterwards, drops it, and a copy stays beside the other's store", &offer.more)
+			"--drop afterwards, drops it, and a copy stays beside the other's store", &compared.more)
 	}
 	return nil
 }
