@@ -1,10 +1,9 @@
-// Package backup writes a .keytrustee folder, and the store of a Key Trustee
-// Server, as one OpenPGP message, and reads them back.
+// Package backup writes a .keytrustee folder, and the store of a Key Trustee Server, as one OpenPGP
+// message, and reads them back.
 //
-// The message holds a tar archive: the folder's files, the store's records as
-// lines of JSON in pieces, and last of all a manifest with the digest of each and
-// of the store. Nothing of it is in the clear on the way; what is restored is
-// compared with the manifest before it takes its place.
+// The message holds a tar archive: the files of the folder, the records of the store as lines of JSON in
+// several files, and at the end a manifest with the digests of all files and of the store. The archive is
+// never written unencrypted. A restoration is compared with the manifest before it gets its final name.
 package backup
 
 import (
@@ -40,16 +39,15 @@ const (
 	manifestName = "manifest.json"
 	folderPrefix = "folder/"
 	storePrefix  = "store/"
-	// piece is about how many bytes of records are in one file of the archive: tar
-	// wants to know a size beforehand.
+	// piece is about how many bytes of records are in one file of the archive. A tar header needs the
+	// size of the file.
 	piece = 1 << 20
-	// maxFile bounds what is read of one file of an archive; the longest record is a
-	// deposit at its limits.
+	// maxFile is the size limit of a file of an archive. A deposit of the greatest size is far smaller.
 	maxFile = 16 << 20
 )
 
-// files are what a folder may hold, and nothing else of it is taken: rings, their
-// configuration, certificates.
+// files are the files of a folder that a backup holds: the rings, the configuration, and certificates. A
+// backup holds no other file.
 var files = []string{
 	trustee.ConfFile, trustee.PublicRing, trustee.PrivateRing,
 	".ssl/ssl-cert-keytrustee.pem", ".ssl/ssl-cert-keytrustee-pk.pem", ".ssl/ssl-cert-keytrustee-ca.pem",
@@ -62,17 +60,17 @@ type Manifest struct {
 	Host     string    `json:"host"`
 	Identity string    `json:"identity"` // "4096R/<40 hex digits>"
 	Files    []File    `json:"files"`
-	Store    *Store    `json:"store,omitempty"` // nil: of a client's folder
+	Store    *Store    `json:"store,omitempty"` // nil for the folder of a client
 }
 
-// File is one of the archive, in its order.
+// File is a file of the archive. Files are in the order of the archive.
 type File struct {
 	Name   string `json:"name"`
 	Size   int64  `json:"size"`
 	SHA256 string `json:"sha256"`
 }
 
-// Store counts the store's records. Digest is server.Digester's.
+// Store counts the records of the store. Digest is that of server.Digester.
 type Store struct {
 	Orgs     int    `json:"orgs"`
 	Clients  int    `json:"clients"`
@@ -80,8 +78,7 @@ type Store struct {
 	Digest   string `json:"digest"`
 }
 
-// Recipients reads OpenPGP public keys, binary or armored, as gpg --export writes
-// them.
+// Recipients reads OpenPGP public keys, binary or armored, as gpg --export writes them.
 func Recipients(r io.Reader) (openpgp.EntityList, error) { return keys(r) }
 
 // keys reads a ring of at most 4 MiB.
@@ -103,7 +100,7 @@ func keys(r io.Reader) (openpgp.EntityList, error) {
 	return list, err
 }
 
-// writer is an archive on its way.
+// writer writes an archive.
 type writer struct {
 	tar *tar.Writer
 	m   Manifest
@@ -120,8 +117,8 @@ func (w *writer) add(name string, data []byte) error {
 	return err
 }
 
-// Write writes the folder in dir, and store where it is not nil, to out, encrypted
-// to the recipients. The store may be in use.
+// Write writes the folder in dir, and store if it is not nil, to out, encrypted to the recipients. The
+// store may be in use.
 func Write(ctx context.Context, out io.Writer, to openpgp.EntityList, dir string, store server.Store,
 	now time.Time) (Manifest, error) {
 	folder, err := trustee.LoadFolder(dir)
@@ -130,8 +127,8 @@ func Write(ctx context.Context, out io.Writer, to openpgp.EntityList, dir string
 	}
 	for _, e := range to {
 		if strings.EqualFold(fmt.Sprintf("%X", e.PrimaryKey.Fingerprint), folder.Identity.Fingerprint()) {
-			return Manifest{}, fmt.Errorf("encrypt to the recipient: %s is the identity that is to be saved, and its "+
-				"private key would be in the backup alone: give a key that is kept elsewhere", folder.Identity)
+			return Manifest{}, fmt.Errorf("encrypt to the recipient: %s is the identity in the folder, so the backup "+
+				"itself would hold the only key that opens it: give a key that is kept elsewhere", folder.Identity)
 		}
 	}
 	host, err := os.Hostname()
@@ -149,7 +146,7 @@ func Write(ctx context.Context, out io.Writer, to openpgp.EntityList, dir string
 	for _, name := range files {
 		b, err := os.ReadFile(filepath.Join(dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // LoadFolder has found those that must be there
+			continue // LoadFolder has found all required files
 		}
 		if err == nil {
 			err = w.add(folderPrefix+name, b)
@@ -167,7 +164,7 @@ func Write(ctx context.Context, out io.Writer, to openpgp.EntityList, dir string
 	text, err := json.MarshalIndent(w.m, "", "  ")
 	if err == nil {
 		err = w.add(manifestName, text)
-		w.m.Files = w.m.Files[:len(w.m.Files)-1] // it does not name itself
+		w.m.Files = w.m.Files[:len(w.m.Files)-1] // the manifest does not name itself
 	}
 	if err == nil {
 		err = w.tar.Close()
@@ -207,8 +204,8 @@ func (w *writer) records(ctx context.Context, store server.Store) error {
 	return err
 }
 
-// Decrypt returns what is in a backup, by the first of the keys that opens it.
-// Whoever reads it to its end learns whether it is whole.
+// Decrypt returns a reader of the archive in a backup. It uses the first key of the ring that opens the
+// backup. At the end, the reader returns an error if the backup was altered or cut short.
 func Decrypt(in io.Reader, ring io.Reader) (io.Reader, error) {
 	list, err := keys(ring)
 	if err != nil {
@@ -235,7 +232,7 @@ func Decrypt(in io.Reader, ring io.Reader) (io.Reader, error) {
 	}
 	md, err := openpgp.ReadMessage(in, list, nil, nil)
 	if err != nil {
-		return nil, fmt.Errorf("the backup is not one that this key ring opens: %w", err)
+		return nil, fmt.Errorf("this key ring does not open the backup: %w", err)
 	}
 	return md.UnverifiedBody, nil
 }
@@ -243,17 +240,17 @@ func Decrypt(in io.Reader, ring io.Reader) (io.Reader, error) {
 // Open makes the store of a folder that is being restored.
 type Open func(ctx context.Context, dir string) (server.Store, error)
 
-// Read restores into dir, which must not be there or be empty, what Write wrote and
-// in holds in the clear. It works in a folder beside it, which takes dir's place
-// when all of it agrees with the manifest; where it does not, or the caller is
-// killed, dir is as it was, and the next run removes what that one has left. open
-// makes the store's place, for a backup with one; where a store is wanted, a backup
-// without one is refused.
+// Read restores the decrypted archive in, which Write wrote, into dir, which must be missing or empty. It
+// works in a folder beside dir, and renames that folder to dir when everything agrees with the manifest.
+// After an error, or if the caller is killed, dir has not changed, and the next run removes the work folder
+// of a killed run. open makes the store, if the backup has one. If wanted is true, Read refuses a backup
+// without a store.
 func Read(ctx context.Context, in io.Reader, dir string, open Open, wanted bool) (m Manifest, err error) {
 	dir = filepath.Clean(dir)
 	if list, err := os.ReadDir(dir); len(list) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return m, fmt.Errorf("%s is not empty: nothing is overwritten, since what was encrypted to an identity is "+
-			"lost with it; name another folder, or move that one away (%w)", dir, errors.Join(fs.ErrExist, err))
+		return m, fmt.Errorf("%s is not empty, and was not overwritten, because everything that was encrypted to an "+
+			"identity is lost with it; name another folder, or move that one away (%w)", dir,
+			errors.Join(fs.ErrExist, err))
 	}
 	if err := durable.MakeFolder(filepath.Dir(dir), 0o700); err != nil {
 		return m, err
@@ -285,7 +282,7 @@ func Read(ctx context.Context, in io.Reader, dir string, open Open, wanted bool)
 	if err := r.all(ctx, open); err != nil {
 		return m, err
 	}
-	// The cipher's check of the whole message is behind its last byte.
+	// The check of the whole message comes after its last byte.
 	if _, err := io.Copy(io.Discard, in); err != nil {
 		return m, fmt.Errorf("the backup was altered or is cut short: %w", err)
 	}
@@ -294,10 +291,10 @@ func Read(ctx context.Context, in io.Reader, dir string, open Open, wanted bool)
 		return m, err
 	}
 	if folder.Identity.String() != r.m.Identity {
-		return m, fmt.Errorf("the backup's folder is of %s, its manifest of %s", folder.Identity, r.m.Identity)
+		return m, fmt.Errorf("the backup has the folder of %s, but its manifest names %s", folder.Identity, r.m.Identity)
 	}
 	if wanted && r.m.Store == nil {
-		return m, errors.New("the backup is of a client's folder, and holds no deposits for a store")
+		return m, errors.New("the backup has the folder of a client, and no deposits for a store")
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // it is empty
 		return m, err
@@ -305,11 +302,11 @@ func Read(ctx context.Context, in io.Reader, dir string, open Open, wanted bool)
 	return r.m, durable.Rename(r.dir, dir)
 }
 
-// workPattern names the folders in which a restoration works.
+// workPattern is the pattern of the names of work folders of restorations.
 const workPattern = ".claviger-restore-*"
 
-// removeKilled removes what restorations into dir that were killed have left, which
-// may hold private keys. One that still runs holds a lock.
+// removeKilled removes the work folders of killed restorations in dir, which may hold private keys. A
+// running restoration locks its folder.
 func removeKilled(dir string) error {
 	list, err := os.ReadDir(dir)
 	if err != nil {
@@ -322,7 +319,7 @@ func removeKilled(dir string) error {
 		work := filepath.Join(dir, entry.Name())
 		f, err := os.OpenFile(work, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-			continue // gone meanwhile, or none of ours
+			continue // removed meanwhile, or not a work folder
 		}
 		if err != nil {
 			return err
@@ -339,7 +336,7 @@ func removeKilled(dir string) error {
 	return nil
 }
 
-// reader is a restoration on its way.
+// reader reads an archive.
 type reader struct {
 	tar  *tar.Reader
 	dir  string
@@ -347,14 +344,14 @@ type reader struct {
 	seen []File
 }
 
-// next returns the next file. Its name is one that Write makes.
+// next returns the next file of the archive.
 func (r *reader) next() (name string, data []byte, err error) {
 	h, err := r.tar.Next()
 	if errors.Is(err, io.EOF) {
-		return "", nil, errors.New("the backup ends before its manifest: it is cut short, or none")
+		return "", nil, errors.New("the backup ends before its manifest: it is cut short, or no backup")
 	}
 	if err != nil {
-		return "", nil, fmt.Errorf("this is no backup of claviger's, or it was altered: %w", err)
+		return "", nil, fmt.Errorf("this is no backup of claviger, or it was altered: %w", err)
 	}
 	if h.Typeflag != tar.TypeReg || h.Size > maxFile {
 		return "", nil, fmt.Errorf("the backup holds %q, of %d bytes, which claviger does not write", h.Name, h.Size)
@@ -390,7 +387,7 @@ func (r *reader) all(ctx context.Context, open Open) (err error) {
 		}
 		err = store.Import(ctx, r.records(&name, &data))
 		if err == nil {
-			// What is in the store now counts, not what was read.
+			// Use the records in the store now, not the records that were read.
 			digest = new(server.Digester)
 			err = store.Export(ctx, digest.Add)
 		}
@@ -408,8 +405,8 @@ func (r *reader) all(ctx context.Context, open Open) (err error) {
 	return r.agree(digest)
 }
 
-// records hands out the records of the store's pieces, and leaves in name and data
-// what follows them.
+// records returns a function that returns the records in the files of the store, one by one. It then sets
+// name and data to the file that follows.
 func (r *reader) records(name *string, data *[]byte) func() (server.Record, error) {
 	dec := json.NewDecoder(bytes.NewReader(*data))
 	return func() (rec server.Record, err error) {
@@ -437,15 +434,15 @@ func (r *reader) write(name string, data []byte) error {
 	return durable.Create(file, data, 0o600)
 }
 
-// agree compares what was read with the manifest.
+// agree compares the archive and the restored store with the manifest.
 func (r *reader) agree(digest *server.Digester) error {
 	switch {
 	case r.m.Format != format:
-		return fmt.Errorf("the backup has format %d, this version of claviger knows %d", r.m.Format, format)
+		return fmt.Errorf("the backup has format %d, but this version of claviger reads only %d", r.m.Format, format)
 	case !slices.Equal(r.m.Files, r.seen):
 		return errors.New("the backup's files are not those of its manifest: it was altered")
 	case (r.m.Store == nil) != (digest == nil):
-		return errors.New("the backup's manifest and its content differ on whether there is a store")
+		return errors.New("either the backup or its manifest has a store, but not both")
 	case digest == nil:
 		return nil
 	}
@@ -458,7 +455,7 @@ func (r *reader) agree(digest *server.Digester) error {
 	return nil
 }
 
-// strict reads JSON that has no names that this version does not know.
+// strict decodes JSON, and refuses unknown names.
 func strict(data []byte, into any) error {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()

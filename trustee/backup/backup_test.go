@@ -24,7 +24,7 @@ import (
 	"claviger/trustee/server/sqlite"
 )
 
-// escrow is whom backups are encrypted to.
+// escrow returns the key that backups are encrypted to.
 var escrow = sync.OnceValue(func() *openpgp.Entity {
 	e, err := openpgp.NewEntity("escrow", "", "escrow@example.com", &packet.Config{Algorithm: packet.PubKeyAlgoRSA,
 		RSABits: 2048})
@@ -47,7 +47,7 @@ func open(ctx context.Context, dir string) (server.Store, error) {
 	return sqlite.Open(ctx, filepath.Join(dir, "keytrustee.db"), true)
 }
 
-// site is a trustee's folder with a store of n deposits.
+// site makes the folder of a trustee, and a store with n deposits.
 func site(t *testing.T, n int) (dir string, store server.Store) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), ".keytrustee")
@@ -132,7 +132,7 @@ func TestBothWays(t *testing.T) {
 		}
 	}
 	to := filepath.Join(t.TempDir(), "restored", ".keytrustee")
-	if err := os.MkdirAll(to, 0o700); err != nil { // an empty folder is no reason
+	if err := os.MkdirAll(to, 0o700); err != nil { // an empty folder is accepted
 		t.Fatal(err)
 	}
 	if _, err := read(t, sealed, to); err != nil {
@@ -160,7 +160,7 @@ func TestBothWays(t *testing.T) {
 	if list, err := os.ReadDir(filepath.Dir(to)); err != nil || len(list) != 1 {
 		t.Errorf("left beside it: %v, %v", list, err)
 	}
-	// What is there is not touched.
+	// A folder that exists is not changed.
 	if _, err := read(t, sealed, to); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a second restoration: %v", err)
 	}
@@ -193,8 +193,7 @@ func TestClientFolder(t *testing.T) {
 	}
 }
 
-// TestAfterKill: what a restoration that was killed has left goes with the next, and
-// what one at work has does not.
+// TestAfterKill: a restoration removes the work folder of a killed restoration, but not that of a running one.
 func TestAfterKill(t *testing.T) {
 	dir, store := site(t, 1)
 	sealed, _ := write(t, dir, store)
@@ -224,7 +223,7 @@ func TestAfterKill(t *testing.T) {
 	}
 }
 
-// TestRefused: what was altered, cut short or is of others leaves nothing behind.
+// TestRefused: a backup that was altered or cut short, or that is not ours, is refused, and leaves no files.
 func TestRefused(t *testing.T) {
 	dir, store := site(t, 5)
 	sealed, _ := write(t, dir, store)
@@ -249,7 +248,7 @@ func TestRefused(t *testing.T) {
 		!strings.Contains(err.Error(), "not one that this key ring opens") {
 		t.Errorf("another's key: %v", err)
 	}
-	// A tar that anybody can make.
+	// An archive that anybody can make.
 	if _, err := backup.Read(t.Context(), strings.NewReader(strings.Repeat("\x00", 1024)),
 		filepath.Join(t.TempDir(), "x"), open, false); err == nil || !strings.Contains(err.Error(),
 		"before its manifest") {
@@ -264,7 +263,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestGnuPG: gpg opens a backup, so that its key may be where only gpg reaches it.
+// TestGnuPG: gpg opens a backup, so its key may be where only gpg can use it.
 func TestGnuPG(t *testing.T) {
 	for _, program := range []string{"gpg", "gpg1"} {
 		t.Run(program, func(t *testing.T) {
@@ -274,13 +273,13 @@ func TestGnuPG(t *testing.T) {
 				}
 				t.Skipf("%s is missing; `make test` has it", program)
 			}
-			home, err := os.MkdirTemp("", "gpg") // a short path: the agent's socket is in it
+			home, err := os.MkdirTemp("", "gpg") // the path of the agent's socket must be short
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() {
 				if program == "gpg" {
-					_ = exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run() // it may have started none
+					_ = exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run() // no agent may run
 				}
 				if err := os.RemoveAll(home); err != nil {
 					t.Error(err)

@@ -16,8 +16,8 @@ import (
 	"claviger/trustee/backup"
 )
 
-// TestRestoredLasts fails and cuts off each step of a restoration: a folder that is
-// there is whole, with its private key.
+// TestRestoredLasts fails and interrupts each step of a restoration. If the folder exists afterwards, it is
+// complete, with its private key.
 func TestRestoredLasts(t *testing.T) {
 	from, store := site(t, 1)
 	id, err := trustee.LoadFolder(from)
@@ -37,8 +37,8 @@ func TestRestoredLasts(t *testing.T) {
 	}
 }
 
-// restoredLasts restores a backup of that identity. The store is written by SQLite, of whose
-// file only the name is looked for.
+// restoredLasts restores a backup of an identity. SQLite writes the file of the store, so the test only checks
+// that the file exists.
 func restoredLasts(t *testing.T, text []byte, id *trustee.Identity, store bool) {
 	c := durabletest.Case{
 		Do: func(dir string) error {

@@ -1,5 +1,5 @@
-// Package host runs a Key Trustee Server on one host: it opens what a trustee's folder names,
-// and serves the deposits, the metrics and the readiness checks.
+// Package host runs a Key Trustee Server on one host: it opens the store and the Key HSM of a trustee, and
+// serves deposits, metrics and readiness checks.
 package host
 
 import (
@@ -29,22 +29,22 @@ import (
 	"claviger/web"
 )
 
-// Config is what Run needs.
+// Config is the configuration of Run.
 type Config struct {
 	Folder string
-	// Listen is the address and port; port 0 is any free one.
+	// Listen is the address and port. Port 0 is any free port.
 	Listen string
-	// ReadyFile gets the base URL when requests are served; "" is no file.
+	// ReadyFile gets the base URL when the server accepts requests; "" for no file.
 	ReadyFile   string
 	Connections web.ConnectionLimits
-	// KeyHSM is the URL of the Key HSM that wraps each new deposit, and KeyHSMCertificate the
-	// file with its certificate; "" is none.
+	// KeyHSM is the URL of the Key HSM that wraps each new deposit, and KeyHSMCertificate the file with
+	// its certificate; "" for none.
 	KeyHSM, KeyHSMCertificate string
-	// WithoutKeyHSM serves a store with wrapped deposits although KeyHSM is "".
+	// WithoutKeyHSM allows a store with wrapped deposits although KeyHSM is "".
 	WithoutKeyHSM bool
-	// Pair is the other of two trustees.
+	// Pair names the other of two trustees.
 	Pair replica.Pair
-	// Metrics is the address of a console of its own, and MetricsName its flag; "" is none.
+	// Metrics is the address of a separate console, and MetricsName the flag of that address; "" for none.
 	Metrics, MetricsName string
 	Log                  *slog.Logger
 }
@@ -53,7 +53,8 @@ type Config struct {
 var limits = web.Limits{HeadBytes: 16 << 10, Head: 10 * time.Second, Request: time.Minute, Answer: time.Minute,
 	Idle: 2 * time.Minute, Stop: 15 * time.Second}
 
-// Run serves until ctx ends, then lets requests under way end. SIGHUP changes nothing: files are read when they change.
+// Run serves until ctx ends, then waits for running requests. SIGHUP changes nothing, because the server reads
+// its files when they change.
 func Run(ctx context.Context, c Config) (err error) {
 	log := c.Log
 	buildinfo.Read().Log(log)
@@ -106,9 +107,9 @@ type running struct {
 	folder      *trustee.Folder
 	store       server.Store
 	tls         *web.TLS
-	keeper      *keyhsm.Client // nil: none
+	keeper      *keyhsm.Client // or nil
 	wrapped     *server.Wrapped
-	replica     *replica.Replica // nil: not one of two
+	replica     *replica.Replica // nil unless it is one of two
 	secrets     *console.SecretFiles
 	connections *web.Connections
 }
@@ -138,12 +139,12 @@ func (r *running) serve(ctx context.Context, c Config) (err error) {
 	cure := "replace " + filepath.Join(c.Folder, trustee.TLSCert) + " and its key beside it; the server reads them " +
 		"without a restart; have clients trust the new certificate first"
 	group.Go(func() { web.WarnOfExpiry(background, r.tls.Certificate, cure, c.Log) })
-	// Tools send SIGHUP to have files read again or logs reopened. It must not end the server.
+	// Tools send SIGHUP to make a server read its files again or reopen its logs. It must not end the server.
 	defer web.OnHangup(func() {
 		c.Log.Info("SIGHUP: nothing to do; the server reads its certificate when the files change")
 	})()
-	// The replica calls the other trustee only when this server has its address: a second instance, started by
-	// mistake, fails before that.
+	// The replica sends requests to the other trustee only after this server has opened its address. A second
+	// instance, started by mistake, fails before that.
 	ready := func(string) error {
 		if r.replica != nil {
 			group.Go(func() { r.replica.Run(background) })
@@ -152,17 +153,18 @@ func (r *running) serve(ctx context.Context, c Config) (err error) {
 	}
 	return (&web.Server{
 		Address: c.Listen, AddressName: "--listen", Connections: r.connections, Limits: limits, TLS: r.tls.Config,
-		Handler: handler, OnReady: ready, ReadyFile: c.ReadyFile, About: []any{"identity", r.folder.Identity}, Log: c.Log,
+		Handler: handler, OnReady: ready, ReadyFile: c.ReadyFile, About: []any{"identity", r.folder.Identity},
+		Log: c.Log,
 	}).Run(ctx)
 }
 
-// serverTLS reads the certificate, and follows its files.
+// serverTLS reads the certificate, and reads it again when its files change.
 func serverTLS(dir string, log *slog.Logger) (*web.TLS, error) {
 	cert, key := filepath.Join(dir, trustee.TLSCert), filepath.Join(dir, trustee.TLSKey)
 	for _, file := range []string{cert, key} {
 		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%s is missing: a copy without .ssl, as rsync --exclude .ssl makes it, needs a "+
-				"certificate of this host's own; claviger trustee init makes one", file)
+			return nil, fmt.Errorf("%s is missing: a copy of a folder without .ssl, as rsync --exclude .ssl makes it, "+
+				"needs its own certificate for this host; claviger trustee init makes one", file)
 		}
 	}
 	load := func() (tls.Certificate, error) { return tls.LoadX509KeyPair(cert, key) }
@@ -173,8 +175,8 @@ func serverTLS(dir string, log *slog.Logger) (*web.TLS, error) {
 	return t, nil
 }
 
-// openKeeper returns the client of the Key HSM; nil if none is configured. It requests the
-// status once, so that a trustee does not start if it could open no deposit.
+// openKeeper returns the client of the Key HSM, or nil if no Key HSM is configured. It requests the status
+// of the Key HSM, so that a trustee does not start if it could open no deposit.
 func openKeeper(ctx context.Context, c Config, own *tls.Config) (*keyhsm.Client, error) {
 	if c.KeyHSM == "" {
 		return nil, nil
@@ -206,8 +208,8 @@ func openKeeper(ctx context.Context, c Config, own *tls.Config) (*keyhsm.Client,
 	return client, nil
 }
 
-// checkWrapped refuses to serve wrapped deposits without a Key HSM, and logs deposits that the
-// Key HSM does not open.
+// checkWrapped refuses to serve wrapped deposits without a Key HSM. It logs an error if the Key HSM cannot
+// open all deposits.
 func checkWrapped(ctx context.Context, c Config, store server.Store, keeper *keyhsm.Client) (*server.Wrapped, error) {
 	wrapped := server.NewWrapped(store, nil)
 	if keeper != nil {

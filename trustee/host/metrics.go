@@ -13,8 +13,8 @@ import (
 	"claviger/trustee/server"
 )
 
-// metrics makes the metrics of a trustee. It sets cfg.Observe, which counts requests, and wraps
-// cfg.Keeper, to measure the Key HSM.
+// metrics makes the metrics of a trustee. It sets cfg.Observe to count requests, and wraps cfg.Keeper to
+// measure the Key HSM.
 func (r *running) metrics(cfg *server.Config) *console.Metrics {
 	m := console.NewServiceMetrics("trustee")
 	buildinfo.Read().Metric(m)
@@ -48,7 +48,7 @@ func (r *running) metrics(cfg *server.Config) *console.Metrics {
 	return m
 }
 
-// replicaMetrics adds the state of one of two trustees.
+// replicaMetrics adds the metrics of one of two trustees.
 func replicaMetrics(m *console.Metrics, r *replica.Replica) {
 	for name, metric := range map[string]struct {
 		help  string
@@ -101,7 +101,7 @@ func (k *timedKeeper) Unwrap(ctx context.Context, uuid string, wrapped []byte) (
 	return content, err
 }
 
-// resultOf is "ok" or the kind of an error.
+// resultOf returns "ok" or the kind of an error.
 func resultOf(err error) string {
 	if err == nil {
 		return "ok"
@@ -109,8 +109,8 @@ func resultOf(err error) string {
 	return claviger.KindOf(err).String()
 }
 
-// checks are the readiness checks of a trustee. Without its Key HSM, a trustee accepts no
-// deposit and opens no wrapped one.
+// checks returns the readiness checks of a trustee. If its Key HSM does not answer, a trustee accepts no
+// deposit and opens no wrapped deposit.
 func (r *running) checks() []console.Check {
 	checks := []console.Check{
 		{Name: "store", Run: r.store.Check},

@@ -18,7 +18,8 @@ type DatabaseStatus struct {
 	Digest   string      `json:"digest,omitempty"`
 }
 
-// StatusOf asks the database that a folder names. digest reads the whole store.
+// StatusOf returns the status of the database that a folder names. If digest is true, it reads the whole
+// store.
 func StatusOf(ctx context.Context, f *trustee.Folder, digest bool) (st DatabaseStatus, err error) {
 	store, err := openDatabase(ctx, f, nil)
 	if err != nil {
@@ -38,8 +39,8 @@ func StatusOf(ctx context.Context, f *trustee.Folder, digest bool) (st DatabaseS
 	return st, err
 }
 
-// Promote makes the standby that a folder names a primary, and returns its URI without secrets.
-// It is refused for a primary, and without force, since a standby cannot have its primary yield.
+// Promote makes the standby that a folder names a primary, and returns its URI without secrets. It refuses
+// to promote a primary. Without force it refuses to promote a standby, because it cannot stop the primary.
 func Promote(ctx context.Context, f *trustee.Folder, force bool) (uri string, err error) {
 	store, err := openDatabase(ctx, f, nil)
 	if err != nil {
@@ -53,8 +54,8 @@ func Promote(ctx context.Context, f *trustee.Folder, force bool) (uri string, er
 	case role == server.RoleActive:
 		return "", claviger.Refuse("%s is a primary: this trustee is the active one", store.URI())
 	case !force:
-		return "", claviger.Refuse("a standby cannot ask its primary to yield: stop that first, so that no deposit "+
-			"is made there any more, then claviger trustee promote --force makes %s the primary", store.URI())
+		return "", claviger.Refuse("a standby cannot stop its primary: stop the primary first, so that it accepts no "+
+			"more deposits, then claviger trustee promote --force makes %s the primary", store.URI())
 	}
 	return store.URI(), store.Promote(ctx)
 }

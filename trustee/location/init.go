@@ -23,27 +23,27 @@ import (
 // certificateLife is the life of the certificate that Init makes.
 const certificateLife = 2 * 365 * 24 * time.Hour
 
-// InitOptions are what a folder is made for.
+// InitOptions are the options of Init.
 type InitOptions struct {
-	// Hosts are the names and addresses of this host; the first is its own.
+	// Hosts are the names and addresses of this host. The first is its own name.
 	Hosts []string
 	// Store is the URI of a database in PostgreSQL, or "" for the file in the folder.
 	Store string
-	// Empty makes an empty store in the place of a store that was served and is gone.
+	// Empty makes Init replace a missing store, which a server has used, by an empty store.
 	Empty bool
 }
 
 // Initialized is a folder after Init.
 type Initialized struct {
 	Folder *trustee.Folder
-	// Certificate is the self-signed certificate that Init made, and Expires its end; "" if one
-	// was there.
+	// Certificate is the self-signed certificate that Init made, or "" if a certificate existed. Expires
+	// is the end of its validity.
 	Certificate string
 	Expires     time.Time
 }
 
-// Init makes what a Key Trustee Server's folder does not have yet: identity, certificate, store.
-// It may be repeated after it was broken off, and never overwrites an identity.
+// Init makes the parts that the folder of a Key Trustee Server lacks: identity, certificate, store. It may
+// be repeated after an interruption. It never overwrites an identity.
 func Init(ctx context.Context, dir string, o InitOptions) (done Initialized, err error) {
 	if err := owner.RefuseRoot(dir); err != nil {
 		return done, err
@@ -53,9 +53,9 @@ func Init(ctx context.Context, dir string, o InitOptions) (done Initialized, err
 	}
 	cert, key := filepath.Join(dir, trustee.TLSCert), filepath.Join(dir, trustee.TLSKey)
 	if _, err := os.Stat(key); errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Stat(cert); err == nil && !brokenOff(done.Folder) {
-			return done, fmt.Errorf("%s is there without its key %s: put that beside it, or remove the certificate "+
-				"to have a new one made", cert, key)
+		if _, err := os.Stat(cert); err == nil && !interrupted(done.Folder) {
+			return done, fmt.Errorf("%s exists without its key %s: put the key there, or remove the certificate to "+
+				"get a new one", cert, key)
 		}
 		if err := selfSigned(cert, key, o.Hosts); err != nil {
 			return done, err
@@ -86,14 +86,14 @@ func initFolder(dir, host string) (*trustee.Folder, error) {
 	return trustee.NewFolder(dir, id)
 }
 
-// brokenOff reports whether an earlier Init was broken off: it makes the store last. A
-// certificate without a key is its own then.
-func brokenOff(f *trustee.Folder) bool {
+// interrupted reports whether an earlier Init was interrupted before it made the store, which comes last.
+// Then that Init has made a certificate without a key.
+func interrupted(f *trustee.Folder) bool {
 	_, err := os.Stat(file(f))
 	return f.Store == "" && errors.Is(err, fs.ErrNotExist)
 }
 
-// selfSigned makes a certificate. The key comes last and whole, because Init looks for the key.
+// selfSigned makes a certificate and then its key, completely, because Init checks whether the key exists.
 func selfSigned(certFile, keyFile string, hosts []string) error {
 	cert, key, err := keystore.SelfSigned(hosts[0], hosts, certificateLife)
 	if err != nil {
@@ -109,8 +109,8 @@ func selfSigned(certFile, keyFile string, hosts []string) error {
 	return durable.Create(keyFile, key, 0o600)
 }
 
-// initStore makes the store of a folder if it is missing. A database that o.Store names is
-// written into the folder's configuration.
+// initStore makes the store of a folder if it is missing. If o.Store names a database, initStore writes it
+// into the configuration of the folder.
 func initStore(ctx context.Context, f *trustee.Folder, o InitOptions) error {
 	if o.Store == "" && f.Store == "" {
 		return initFile(ctx, f, o.Empty)
@@ -120,11 +120,11 @@ func initStore(ctx context.Context, f *trustee.Folder, o InitOptions) error {
 	case o.Store == "":
 		conf.URI, conf.Where, conf.Claim = f.Store, whereStore(f), true
 	case f.Store == "" && err == nil:
-		return fmt.Errorf("--store: this trustee's deposits are in %s; to take them along: claviger trustee backup, "+
-			"then claviger trustee restore --store into another folder", file(f))
+		return fmt.Errorf("--store: this trustee's deposits are in %s; to move them: claviger trustee backup, then "+
+			"claviger trustee restore --store into another folder", file(f))
 	default:
-		// A database that the folder does not name yet must belong to this identity already: a
-		// standby, or the same database under another name.
+		// If the folder names another database, the new one must already belong to this identity: a
+		// standby, or the same database with another URI.
 		conf.Claim = f.Store == "" || f.Store == o.Store
 	}
 	store, err := postgres.Open(ctx, conf)
@@ -138,8 +138,8 @@ func initStore(ctx context.Context, f *trustee.Folder, o InitOptions) error {
 	return f.Save()
 }
 
-// initFile makes the SQLite store of a folder. If a store was served from the folder and is gone,
-// initFile makes none unless empty is true.
+// initFile makes the SQLite store of a folder. If a server has used a store that is missing now, initFile
+// refuses unless empty is true.
 func initFile(ctx context.Context, f *trustee.Folder, empty bool) error {
 	path := file(f)
 	left, err := servedBefore(f)
@@ -147,14 +147,13 @@ func initFile(ctx context.Context, f *trustee.Folder, empty bool) error {
 		return err
 	}
 	if len(left) > 0 && !empty {
-		return claviger.Refuse("%s is gone, and a trustee has served it from this folder before: %s. An empty store "+
-			"would answer that no deposit is there, so none was made. Put the file back, a copy that is named here "+
-			"in its place, or restore a backup into another folder (claviger trustee restore). Where the other of "+
-			"two trustees holds the deposits, or none is needed: claviger trustee init --empty-store, and of two "+
-			"start this one with --role passive",
-			path, strings.Join(left, ", "))
+		return claviger.Refuse("%s is missing, but these files show that a trustee has served it: %s. With an empty "+
+			"store, the trustee would answer that no deposit exists, so none was made. Put the file back, or one of "+
+			"these copies in its place, or restore a backup into another folder (claviger trustee restore). If the "+
+			"other of two trustees holds the deposits, or you need none: claviger trustee init --empty-store; of two, "+
+			"then start this one with --role passive", path, strings.Join(left, ", "))
 	}
-	// SQLite would remove the log of changes of the store that is gone.
+	// SQLite would remove the write-ahead log of the missing store, which may hold changes.
 	if slices.Contains(left, path+"-wal") {
 		aside := path + ".left-" + time.Now().UTC().Format("20060102T150405Z") + "-wal"
 		if err := durable.Rename(path+"-wal", aside); err != nil {

@@ -12,8 +12,8 @@ import (
 	"claviger/trustee"
 )
 
-// TestTrusteeKeyLasts fails and cuts off each step of making a trustee's certificate:
-// where its private key is, it is whole, and belongs to the certificate.
+// TestTrusteeKeyLasts fails and interrupts each step of selfSigned. If the private key exists afterwards, it is
+// complete and belongs to the certificate.
 func TestTrusteeKeyLasts(t *testing.T) {
 	files := func(dir string) (cert, key string) {
 		return filepath.Join(dir, trustee.TLSCert), filepath.Join(dir, trustee.TLSKey)
@@ -22,7 +22,7 @@ func TestTrusteeKeyLasts(t *testing.T) {
 		Do: func(dir string) error {
 			cert, key := files(dir)
 			if _, err := os.Stat(key); err == nil {
-				return nil // as init does
+				return nil // like Init
 			}
 			return selfSigned(cert, key, []string{"localhost"})
 		},
@@ -34,7 +34,7 @@ func TestTrusteeKeyLasts(t *testing.T) {
 			_, err := tls.LoadX509KeyPair(cert, key)
 			return "both", err
 		},
-		NoRetry: true, // a folder whose name was lost is made again by init
-		Spare:   1,    // the certificate's name lasts with the key's
+		NoRetry: true, // Init makes a folder again whose name was lost
+		Spare:   1,    // the sync for the key's name is also for the certificate's name
 	})
 }

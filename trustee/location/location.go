@@ -1,6 +1,5 @@
-// Package location says which store a Key Trustee Server's folder names, and opens it: an SQLite
-// file in the folder, or a database in PostgreSQL. It makes the folder, and is the one list of
-// stores.
+// Package location makes the folder of a Key Trustee Server, and opens the store that the folder names: an
+// SQLite file in the folder, or a database in PostgreSQL. No other package chooses between the stores.
 package location
 
 import (
@@ -22,11 +21,11 @@ import (
 	"claviger/trustee/server/sqlite"
 )
 
-// FileName is the store in a folder whose keytrustee.conf names no database.
+// FileName is the name of the store in a folder whose keytrustee.conf names no database.
 const FileName = "keytrustee.db"
 
-// Load reads a Key Trustee Server's folder. A folder of a Key Trustee KMS, which has the same
-// files, is refused.
+// Load reads the folder of a Key Trustee Server. It refuses the folder of a Key Trustee KMS, which has the
+// same files.
 func Load(dir string) (*trustee.Folder, error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s does not exist. Make it with: claviger trustee init --confdir %s; or copy the "+
@@ -49,8 +48,8 @@ func refuseClient(f *trustee.Folder) error {
 		f.Path, trustee.ConfFile, f.Path)
 }
 
-// RefuseServer refuses the folder of a Key Trustee Server. A backup of its files alone would not
-// have the deposits.
+// RefuseServer refuses the folder of a Key Trustee Server, because a backup of its files would not have the
+// deposits.
 func RefuseServer(dir string) error {
 	f, err := trustee.LoadFolder(dir)
 	if err != nil {
@@ -68,7 +67,7 @@ func RefuseServer(dir string) error {
 		"the backup: nothing was written. claviger trustee backup --confdir %s saves them, too", dir, dir)
 }
 
-// file is the SQLite file of a folder.
+// file returns the path of the SQLite file of a folder.
 func file(f *trustee.Folder) string { return filepath.Join(f.Path, FileName) }
 
 // Open opens the store that a folder names. log may be nil.
@@ -90,9 +89,8 @@ func Open(ctx context.Context, f *trustee.Folder, log *slog.Logger) (server.Stor
 	return store, nil
 }
 
-// OpenReadOnly opens the store that a folder names, for a caller who only reads. The schema of a
-// store in SQLite is not upgraded, since an older server may have the file open. release closes
-// the store.
+// OpenReadOnly opens the store that a folder names, for a caller that only reads. It does not upgrade the
+// schema of a store in SQLite, because an older server may have the file open. release closes the store.
 func OpenReadOnly(ctx context.Context, f *trustee.Folder) (_ server.Store, release func() error, err error) {
 	if f.Store == "" {
 		return sqlite.OpenReadOnly(ctx, file(f))
@@ -111,14 +109,14 @@ func openDatabase(ctx context.Context, f *trustee.Folder, log *slog.Logger) (*po
 	})
 }
 
-// whereStore is where the URI of a folder's database is written, for errors.
+// whereStore says where the URI of a folder's database is configured, for errors.
 func whereStore(f *trustee.Folder) string {
 	return filepath.Join(f.Path, trustee.ConfFile) + ", DB_CONNECT"
 }
 
-// Claim gives the SQLite store of a folder to this process, as its only server. Other commands
-// need no claim: each of their changes is one transaction, and nothing is cached. A database in
-// PostgreSQL is not claimed, because several servers may use it.
+// Claim makes this process the only server of the SQLite store of a folder. Other commands need no claim,
+// because each of their changes is one transaction, and they cache nothing. A database in PostgreSQL needs
+// no claim, because several servers may use it.
 func Claim(f *trustee.Folder) (release func(), err error) {
 	if f.Store != "" {
 		return func() {}, nil
@@ -129,22 +127,21 @@ func Claim(f *trustee.Folder) (release func(), err error) {
 	}
 	release, err = owner.Claim(path+".lock", "the trustee's store "+path, owner.Self("claviger trustee", ""))
 	if errors.As(err, new(*owner.InUseError)) {
-		err = fmt.Errorf("%w; one trustee serves it at a time: stop that one, or give this one a folder of its own "+
+		err = fmt.Errorf("%w; only one trustee may serve it: stop that one, or give this one a folder of its own "+
 			"(--confdir)", err)
 	}
 	return release, err
 }
 
-// servedBefore returns the files in a folder which show that a store was served from it and is
-// gone.
+// servedBefore returns the files in a folder that show that a server has used a store which is missing now.
 func servedBefore(f *trustee.Folder) (files []string, err error) {
 	if _, err := os.Stat(file(f)); !errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // opening it says more
+		return nil, nil // the file exists, or the error of Open says more
 	}
 	return beside(f, ".lock", "-wal", ".schema-*", ".dropped-*", ".rescued-*")
 }
 
-// beside returns the files beside the store that have one of these endings, which are patterns.
+// beside returns the files beside the store with one of these endings. An ending is a pattern.
 func beside(f *trustee.Folder, endings ...string) (files []string, err error) {
 	for _, ending := range endings {
 		list, err := filepath.Glob(escape(file(f)) + ending)
@@ -156,17 +153,17 @@ func beside(f *trustee.Folder, endings ...string) (files []string, err error) {
 	return files, nil
 }
 
-// escape makes a pattern that matches a path alone.
+// escape makes a pattern that matches only a path.
 func escape(path string) string {
 	return strings.NewReplacer("\\", "\\\\", "*", "\\*", "?", "\\?", "[", "\\[").Replace(path)
 }
 
-// Dropped returns the stores beside a folder's store that hold what it may lack: those that
-// resync --drop kept, and those that a server rescued.
+// Dropped returns the stores beside a folder's store that may hold records which the store lacks: the
+// stores that resync --drop kept, and those that a server rescued.
 func Dropped(f *trustee.Folder) (files []string, err error) {
 	list, err := beside(f, ".dropped-*", ".rescued-*")
 	for _, name := range list {
-		// SQLite's own files, beside a copy that another process has open.
+		// SQLite makes such files beside a copy that another process has open.
 		if !strings.HasSuffix(name, "-wal") && !strings.HasSuffix(name, "-shm") {
 			files = append(files, name)
 		}
@@ -174,7 +171,7 @@ func Dropped(f *trustee.Folder) (files []string, err error) {
 	return files, err
 }
 
-// Recover is replica.Recover from a store in the file path, which is only read.
+// Recover calls replica.Recover with the store in the file path, which it only reads.
 func Recover(ctx context.Context, into server.Store, path string, o replica.RecoverOptions) (
 	_ *replica.Recovered, err error) {
 	from, release, err := sqlite.OpenReadOnly(ctx, path)
@@ -185,8 +182,8 @@ func Recover(ctx context.Context, into server.Store, path string, o replica.Reco
 	if orgs, err := from.Orgs(ctx); err != nil {
 		return nil, err
 	} else if len(orgs) == 0 {
-		return nil, fmt.Errorf("%s is a trustee's store that holds nothing, no organization either: name the file "+
-			"that has the deposits", path)
+		return nil, fmt.Errorf("%s is an empty store of a trustee, even without an organization: name the file that "+
+			"has the deposits", path)
 	}
 	return replica.Recover(ctx, into, from, o)
 }

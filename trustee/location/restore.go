@@ -13,9 +13,9 @@ import (
 	"claviger/trustee/server/sqlite"
 )
 
-// OpenRestored opens the empty store of a folder that is being restored: in the folder, or in the
-// database that uri names. undo empties the database again. A database that holds what is
-// restored, and nothing else, is taken as it is.
+// OpenRestored opens the empty store of a folder that is being restored: in the folder, or in the database
+// that uri names. undo empties the database again. A database that already holds exactly the records of the
+// backup is accepted.
 func OpenRestored(ctx context.Context, dir, uri string) (_ server.Store, undo func(context.Context) error, err error) {
 	folder, err := trustee.LoadFolder(dir)
 	if err != nil {
@@ -28,7 +28,7 @@ func OpenRestored(ctx context.Context, dir, uri string) (_ server.Store, undo fu
 			return nil, nil, err
 		}
 	}
-	undo = func(context.Context) error { return nil } // a file goes with its folder
+	undo = func(context.Context) error { return nil } // a store in the folder is removed with the folder
 	if uri == "" {
 		store, err := sqlite.Open(ctx, filepath.Join(dir, FileName), true)
 		return store, undo, err
@@ -40,7 +40,7 @@ func OpenRestored(ctx context.Context, dir, uri string) (_ server.Store, undo fu
 	}
 	full := errors.New("not empty")
 	switch err := store.Export(ctx, func(server.Record) error { return full }); {
-	case errors.Is(err, full): // a restoration may have been killed after it had filled the database
+	case errors.Is(err, full): // a killed restoration may have filled the database
 		return &restoredBefore{Store: store, uri: store.URI()}, undo, nil
 	case err != nil:
 		return nil, nil, errors.Join(err, store.Close())
@@ -56,14 +56,14 @@ func OpenRestored(ctx context.Context, dir, uri string) (_ server.Store, undo fu
 	return store, undo, nil
 }
 
-// restoredBefore is a database that holds deposits already. If a restoration was killed after it
-// had filled the database, a second restoration of the same backup finishes it.
+// restoredBefore is a database that already holds deposits. If a restoration was killed after it had filled
+// the database, a second restoration of the same backup completes it.
 type restoredBefore struct {
 	server.Store
 	uri string
 }
 
-// Import writes nothing. It compares what the database holds with what is restored.
+// Import writes nothing. It compares the records of the database with those of the backup.
 func (s *restoredBefore) Import(ctx context.Context, next func() (server.Record, error)) error {
 	given, held := new(server.Digester), new(server.Digester)
 	for {
@@ -82,9 +82,9 @@ func (s *restoredBefore) Import(ctx context.Context, next func() (server.Record,
 		return err
 	}
 	if given.Sum() != held.Sum() {
-		return fmt.Errorf("--store: %s holds deposits of this trustee already (%d, where the backup has %d), and "+
-			"other ones than the backup: nothing is overwritten; name an empty database, or point this folder to it "+
-			"by claviger trustee init --store", s.uri, held.Deposits, given.Deposits)
+		return fmt.Errorf("--store: %s already holds deposits of this trustee (%d, and the backup has %d), and "+
+			"other ones than the backup: nothing was overwritten; name an empty database, or let this folder use "+
+			"this database by claviger trustee init --store", s.uri, held.Deposits, given.Deposits)
 	}
 	return nil
 }
