@@ -2,8 +2,9 @@ package claviger
 
 import "errors"
 
-// Away marks an error of a part that another machine runs, as a database or an HSM: the part is not reached or not
-// ready, and may come back without a change of the configuration. A start waits for such a part. nil stays nil.
+// Away marks an error of a part that runs on another machine, such as a database or an HSM. The part cannot be reached
+// or is not ready, and may work again without a change of the configuration. A server that starts waits for such a
+// part. Away(nil) is nil.
 func Away(err error) error {
 	if err == nil {
 		return nil

@@ -15,8 +15,8 @@ import (
 	"claviger/internal/certtest"
 )
 
-// TestCertificateCure: of each certificate that a client does not take, in real handshakes,
-// the cure is the one that helps: another truststore renews no certificate.
+// TestCertificateCure: in real handshakes, each certificate that a client refuses has its own cure. For example,
+// another truststore does not help against an expired certificate.
 func TestCertificateCure(t *testing.T) {
 	const trust = "the truststore"
 	now := time.Now()
@@ -28,15 +28,15 @@ func TestCertificateCure(t *testing.T) {
 		cure         string
 	}{
 		{name: "trusted", host: "127.0.0.1", trusted: true},
-		{name: "unknown authority", host: "127.0.0.1", cure: "put the certificate of its authority, or its own where " +
+		{name: "unknown authority", host: "127.0.0.1", cure: "put the certificate of its authority, or its own if " +
 			"it is self-signed, into " + trust},
-		{name: "another host", host: "elsewhere.example.com", trusted: true, cure: "name the host as its certificate " +
-			"does"},
+		{name: "another host", host: "elsewhere.example.com", trusted: true, cure: "use the host name that its " +
+			"certificate has"},
 		{name: "ended", host: "127.0.0.1", trusted: true, begins: now.Add(-time.Hour), ends: now.Add(-time.Minute),
-			cure: "the certificate CN=ended ended at " + now.Add(-time.Minute).UTC().Format(time.RFC3339) + ": have it " +
-				"renewed at that server"},
+			cure: "the certificate CN=ended expired at " + now.Add(-time.Minute).UTC().Format(time.RFC3339) +
+				": have it renewed at that server"},
 		{name: "early", host: "127.0.0.1", trusted: true, begins: now.Add(time.Hour), ends: now.Add(2 * time.Hour),
-			cure: "set the clock of this host"},
+			cure: "correct the clock of this host"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()

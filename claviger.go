@@ -1,9 +1,9 @@
-// Package claviger holds the words that all packages of the key management server share: encryption-zone (EZ) keys
-// and their metadata, key versions and their names, encrypted data encryption keys (EDEKs), callers, and the one
-// domain error.
+// Package claviger has the types that all packages of the key management server share: encryption-zone (EZ) keys and
+// their metadata, key versions and their names, encrypted data encryption keys (EDEKs), callers, and the one domain
+// error.
 //
-// It imports the standard library and package secret. Nothing in it does I/O, and
-// key material stands in it as secret.Bytes alone.
+// It imports only the standard library and package secret. Nothing in it does I/O. Key material always has the type
+// secret.Bytes.
 package claviger
 
 import (
@@ -16,22 +16,21 @@ import (
 	"claviger/secret"
 )
 
-// ACLNameAttribute is the metadata attribute that names the ACL which guards a key. Hadoop's KMS sets it at creation,
-// and uses it from then on.
+// ACLNameAttribute is the metadata attribute with the name of the ACL that guards a key. Hadoop's KMS sets it when a
+// key is created, and uses it from then on.
 const ACLNameAttribute = "key.acl.name"
 
-// DefaultCipher and DefaultBitLength are Hadoop's values for a creation request without them
+// DefaultCipher and DefaultBitLength are Hadoop's values for a request that creates a key without them
 // (hadoop.security.key.default.cipher and hadoop.security.key.default.bitlength).
 const (
 	DefaultCipher    = "AES/CTR/NoPadding"
 	DefaultBitLength = 128
 )
 
-// IVSize is the length in bytes of an EDEK's initialisation vector, and of a
-// counter block.
+// IVSize is the length in bytes of an EDEK's initialisation vector, and of a counter block.
 const IVSize = 16
 
-// Metadata describes one EZ key. A migration moves it. It never holds material.
+// Metadata describes one EZ key. A migration moves it. It never has key material.
 type Metadata struct {
 	Name        string
 	Cipher      string            // as HDFS compares it, e.g. "AES/CTR/NoPadding"
@@ -39,13 +38,13 @@ type Metadata struct {
 	Description *string           // nil is JSON null, which differs from ""
 	Attributes  map[string]string // never nil in what a provider returns
 	Created     time.Time         // to the millisecond; Hadoop's "created"
-	// Versions is the newest version's number + 1 where versions are numbered, so NAME@(Versions-1) is the current
-	// version: clients compute that name. It is the number of versions where their ids are opaque.
+	// Versions is the newest version's number + 1 if versions are numbered, so NAME@(Versions-1) is the current
+	// version: clients compute that name. If the ids are opaque, it is the number of versions.
 	Versions int
 }
 
-// ACLName is the name under which kms-acls.xml guards the key: the
-// key.acl.name attribute, else the key's own name.
+// ACLName returns the name under which kms-acls.xml guards the key: the attribute key.acl.name, else the key's own
+// name.
 func (m *Metadata) ACLName() string {
 	if n, ok := m.Attributes[ACLNameAttribute]; ok {
 		return n
@@ -58,19 +57,16 @@ type KeyVersion struct {
 	Key       string       // name of the EZ key
 	Name      string       // full version name, "<key>@<id>"
 	BitLength int          // length of the key, and of the DEKs that it wraps
-	Material  secret.Bytes // nil where the provider withholds it
-	// Of is the metadata of the version's key, from the same reading as the version. The
-	// rules of that metadata guard the version, so a caller never sees a version of another
-	// key that took the name in between. Of is shared and must not be changed. A version
-	// whose key has lost its metadata (Java keystores have such versions) has a Metadata
-	// with the name alone. Of is nil only where a provider cannot read both at once, as a
-	// KMS elsewhere.
+	Material  secret.Bytes // nil if the provider does not give it
+	// Of is the metadata of the version's key, from the same reading as the version. The rules of that metadata guard
+	// the version, so a caller never sees a version of another key that took the name in between. Of is shared and
+	// must not be changed. If the key of a version has lost its metadata (this happens in Java keystores), Of has only
+	// the name. Of is nil only if the provider cannot read both at once, as another KMS.
 	Of *Metadata
 }
 
-// EDEK is an encrypted data encryption key as HDFS stores it beside a file:
-// the wrapped bytes, the IV, and the full name of the key version that wrapped
-// them. Material is DEK xor keystream; there is no integrity check in it.
+// EDEK is an encrypted data encryption key as HDFS stores it with a file: the wrapped bytes, the IV, and the full name
+// of the key version that wrapped them. Material is DEK xor keystream; it has no integrity check.
 type EDEK struct {
 	Version  string // full version name, "<key>@<id>"
 	IV       []byte // IVSize bytes in every well-formed EDEK
@@ -78,10 +74,10 @@ type EDEK struct {
 }
 
 // VersionRef is the name of a key version, parsed once: the key's name is the part before the last '@', the id the
-// part after it. The NameNode relies on that rule. A name that does not have this form has an empty Key and no
-// version is called by it.
+// part after it. The NameNode relies on that rule. If a name does not have this form, Key is empty, and no version
+// has the name.
 type VersionRef struct {
-	Key string // of the EZ key; "" where the name cannot be that of a version
+	Key string // name of the EZ key; "" if no version can have the name
 	ID  string // a number, or an opaque id; see NumberOfID
 
 	name string
@@ -110,8 +106,7 @@ func (v VersionRef) Number() (n int, ok bool) {
 	return NumberOfID(v.ID)
 }
 
-// KeyOfVersion returns the key's name in a version name; see VersionRef. ok is false where no version can have the
-// name.
+// KeyOfVersion returns the key's name in a version name; see VersionRef. ok is false if no version can have the name.
 func KeyOfVersion(version string) (key string, ok bool) {
 	v := ParseVersion(version)
 	return v.Key, v.Valid()
@@ -124,12 +119,12 @@ const (
 	MaxVersionName = MaxName + 1 + 20
 )
 
-// BadName says why no new key may have the name, in words that follow "the name"; "" where a key may have it. It is
-// not for names of keys that exist already.
+// BadName returns the reason why no new key may have the name, in words that follow "the name", or "" if a key may have
+// it. It is not for names of keys that exist already.
 func BadName(name string) (why string) {
 	switch {
 	case name == "":
-		return "" // each caller has an error of its own for it
+		return "" // each caller has its own error for an empty name
 	case len(name) > MaxName:
 		return "is longer than " + strconv.Itoa(MaxName) + " bytes"
 	case !utf8.ValidString(name):
@@ -143,12 +138,12 @@ func BadName(name string) (why string) {
 // VersionName joins a key name and a version id.
 func VersionName(key, id string) string { return key + "@" + id }
 
-// MaxVersion is the highest number that a version can have: clients read the
-// metadata's "versions", which is one more, as a Java int.
+// MaxVersion is the highest number that a version can have: "versions" in the metadata is one more, and clients read it
+// as a Java int.
 const MaxVersion = math.MaxInt32 - 1
 
-// NumberOfID returns the number that a version id is: decimal, without leading
-// zeros, at most MaxVersion. ok is false for an opaque id.
+// NumberOfID returns the number that a version id is: decimal, without leading zeros, at most MaxVersion. ok is false
+// for an opaque id.
 func NumberOfID(id string) (n int, ok bool) {
 	n, err := strconv.Atoi(id)
 	if err != nil || n < 0 || n > MaxVersion || strconv.Itoa(n) != id {
@@ -157,11 +152,11 @@ func NumberOfID(id string) (n int, ok bool) {
 	return n, true
 }
 
-// VersionNumber returns N of a version name "<key>@N"; ok is false for an opaque
-// name.
+// VersionNumber returns N of a version name "<key>@N"; ok is false for an opaque name.
 func VersionNumber(version string) (n int, ok bool) { return ParseVersion(version).Number() }
 
-// CountVersions returns Metadata.Versions of a key with the id of its newest version and the number of its versions.
+// CountVersions returns Metadata.Versions of a key. newest is the id of its newest version, count the number of its
+// versions.
 func CountVersions(newest string, count int) int {
 	if n, ok := NumberOfID(newest); ok {
 		return n + 1
@@ -186,5 +181,5 @@ type Principal struct {
 type Caller struct {
 	Principal
 	RemoteAddr string // IP address of the peer, without port
-	RequestID  string // unique in this process's life
+	RequestID  string // unique while this process runs
 }

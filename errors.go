@@ -6,11 +6,10 @@ import (
 	"strings"
 )
 
-// Kind is the class of an error. Each outward face has one file that maps kinds to its own wire form.
+// Kind is the class of an error. Each package that answers clients has one file that maps kinds to its wire form.
 type Kind int
 
-// The kinds. "Key" below is Error.Key, which holds a key name or a full
-// version name as the kind says.
+// The kinds. "Key" below is Error.Key: a key name or a full version name.
 const (
 	// Internal is a fault of this program: its text goes to the log, never to a caller.
 	Internal Kind = iota
@@ -18,18 +17,16 @@ const (
 	Invalid
 	// InvalidKeySize: a bit length other than 128, 192, 256. Key: key name.
 	InvalidKeySize
-	// MaterialLength: given material does not have the key's length. Err's text
-	// is for the caller ("Wrong key length. Required 128, but got 0").
+	// MaterialLength: the given material does not have the key's length. Err's text is for the caller ("Wrong key
+	// length. Required 128, but got 0").
 	MaterialLength
-	// UnknownCipher: the algorithm of a cipher such as "FOO/CTR/NoPadding" is
-	// unknown. Key: key name.
+	// UnknownCipher: the algorithm of a cipher such as "FOO/CTR/NoPadding" is unknown. Key: key name.
 	UnknownCipher
 	// KeyNotFound: no key of that name. Key: key name.
 	KeyNotFound
 	// KeyExists: a key of that name exists already. Key: key name.
 	KeyExists
-	// VersionNotFound: no version of that name, neither here nor (where sources
-	// are configured) at any source. Key: version name.
+	// VersionNotFound: no version of that name, neither here nor at any configured source. Key: version name.
 	VersionNotFound
 	// WrongKey: a version that does not belong to the named key. Err's text is for the caller.
 	WrongKey
@@ -67,10 +64,10 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind %d", int(k))
 }
 
-// Error is the one error type that crosses package borders. Its text has Key and Err, and not Op, which a log shows
-// apart (LogHandler).
+// Error is the one error type that crosses package borders. Its text has Key and Err, but not Op; a log shows Op in an
+// attribute of its own (LogHandler).
 type Error struct {
-	Op   string // "package.Operation", with the path of a package whose name is not unique; shown in the log alone
+	Op   string // "package.Operation", with the path if the package's name is not unique; only for the log
 	Key  string // a key or version name, see Kind
 	Kind Kind
 	Err  error // may be nil where Kind and Key say everything
@@ -91,7 +88,8 @@ func (e *Error) Error() string {
 	if e.Err != nil {
 		text = e.Err.Error()
 	}
-	if inner, ok := e.Err.(*Error); e.Key == "" || ok && inner.Key == e.Key { //nolint:errorlint // only what its text begins with
+	inner, ok := e.Err.(*Error) //nolint:errorlint // only the outermost error puts its key in front of the text
+	if e.Key == "" || ok && inner.Key == e.Key {
 		return text
 	}
 	return fmt.Sprintf("%q: %s", e.Key, text)
@@ -99,10 +97,10 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Reason is the text of err without its key, for a sentence that names the key itself.
+// Reason returns the text of err without its key, for a sentence that names the key itself.
 func Reason(err error) string {
 	for {
-		e, ok := err.(*Error) //nolint:errorlint // only the outermost error: one that wraps an *Error says more
+		e, ok := err.(*Error) //nolint:errorlint // only the outermost error: an error that wraps an *Error says more
 		if !ok {
 			return err.Error()
 		}
@@ -113,8 +111,8 @@ func Reason(err error) string {
 	}
 }
 
-// Ops are the operations that err went through, outermost first, as in
-// "keyring.Decrypt hsm.Unwrap"; empty where err has no *Error.
+// Ops returns the operations that err went through, outermost first, as in "keyring.Decrypt hsm.Unwrap"; "" if err has
+// no *Error.
 func Ops(err error) string {
 	var ops []string
 	for e := (*Error)(nil); errors.As(err, &e); err = e.Err {
@@ -126,8 +124,8 @@ func Ops(err error) string {
 	return strings.Join(ops, " ")
 }
 
-// Answer gives an error of kind Unavailable a text for the caller, beside its own text, which is for the log. nil
-// stays nil.
+// Answer gives an error of kind Unavailable a text for the caller, in addition to its own text, which is for the log.
+// Answer(nil, text) is nil.
 func Answer(err error, text string) error {
 	if err == nil {
 		return nil
@@ -135,7 +133,7 @@ func Answer(err error, text string) error {
 	return &answered{err, text}
 }
 
-// AnswerOf returns the text that Answer gave the error; "" where there is none.
+// AnswerOf returns the text that Answer gave the error, or "".
 func AnswerOf(err error) string {
 	var a *answered
 	if errors.As(err, &a) {
@@ -151,8 +149,8 @@ type answered struct {
 
 func (a *answered) Unwrap() error { return a.error }
 
-// KindOf returns the kind of the first *Error in err's chain; Internal for any
-// other error. It must not be called with nil.
+// KindOf returns the kind of the first *Error in err's chain, and Internal for any other error. It must not be called
+// with nil.
 func KindOf(err error) Kind {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Kind

@@ -11,8 +11,8 @@ import (
 	"claviger"
 )
 
-// TestErrorText: what an error says has its key once and the name of no function
-// of ours, however many packages it went through.
+// TestErrorText: the text of an error has the key once, and no names of functions, even if the error went through
+// several packages.
 func TestErrorText(t *testing.T) {
 	inner := claviger.E("sqlite.Get", claviger.Unavailable, "k", errors.New("the disk is full"))
 	for _, c := range []struct {
@@ -68,12 +68,12 @@ level=ERROR msg=failed node=1 err=<nil> n=1
 	}
 }
 
-// TestIsAllocatesNothing: each decrypt asks it about an error that is nil.
+// TestIsAllocatesNothing: each decrypt calls Is with a nil error.
 func TestIsAllocatesNothing(t *testing.T) {
 	wrapped := fmt.Errorf("x: %w", claviger.E("op", claviger.Unavailable, "", nil))
 	if n := testing.AllocsPerRun(100, func() {
 		if claviger.Is(nil, claviger.VersionNotFound) || !claviger.Is(wrapped, claviger.Unavailable) {
-			t.Error("it errs")
+			t.Error("Is returned a wrong value")
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)

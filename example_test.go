@@ -14,7 +14,7 @@ func ExampleParseVersion() {
 	// Output: finance@eu 3 true
 }
 
-// A kind says what a caller can do about an error; it survives wrapping.
+// A kind tells a caller what to do about an error. It survives wrapping.
 func ExampleKindOf() {
 	err := fmt.Errorf("reading: %w", claviger.E("provider.Current", claviger.KeyNotFound, "finance", nil))
 	fmt.Println(claviger.KindOf(err) == claviger.KeyNotFound)

@@ -10,7 +10,7 @@ import (
 // FoldName returns the one spelling of a key's name in stores that keep names in lower case. It is Java's
 // String.toLowerCase for English, which Java's keystores (JCEKS, and so Hadoop's Java KMS) and Ranger's store use. It
 // is not strings.ToLower: U+0130 becomes two characters, and a capital sigma depends on its place in a word. Two
-// names are one key in such a store exactly where FoldName returns the same.
+// names mean one key in such a store if, and only if, FoldName returns the same for both.
 func FoldName(name string) string {
 	for i := range len(name) {
 		if name[i] >= utf8.RuneSelf {
@@ -33,7 +33,7 @@ func foldUnicode(name string) string {
 		switch {
 		case r == utf8.RuneError:
 			_, n := utf8.DecodeRuneInString(name[i:])
-			b.WriteString(name[i : i+n]) // as it is: two broken names stay two names
+			b.WriteString(name[i : i+n]) // unchanged, so that two different malformed names stay different
 		case r == dottedI:
 			b.WriteString("i\u0307")
 		case r == bigSigma && endsWord(name, i):
@@ -47,8 +47,8 @@ func foldUnicode(name string) string {
 	return b.String()
 }
 
-// javaWord matches one word of Java's BreakIterator: words and numbers with nothing in between, and the punctuation
-// that may stand inside of either.
+// javaWord matches one word of Java's BreakIterator: words and numbers with nothing between them, and the punctuation
+// that may be inside a word or a number.
 var javaWord = func() *regexp.Regexp {
 	const (
 		ignored = `[\p{Mn}\p{Me}\p{Cf}]*`
@@ -62,7 +62,7 @@ var javaWord = func() *regexp.Regexp {
 	return re
 }()
 
-// endsWord reports whether the letter at i is the last cased letter of its word, and not the only one.
+// endsWord reports whether the letter at i is the last cased letter of its word, and not the only cased letter.
 func endsWord(name string, i int) bool {
 	for start := 0; start <= i; {
 		n := len(javaWord.FindString(name[start:]))

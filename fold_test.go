@@ -10,12 +10,14 @@ import (
 	"unicode"
 )
 
-// TestFoldName has Java's answers for the letters whose lower case is not one letter's.
+// TestFoldName has Java's results for letters whose lower case is not a single letter.
 func TestFoldName(t *testing.T) {
 	for name, want := range map[string]string{
-		"": "", "Finance": "finance", "\u0130sis": "i\u0307sis", "\u0131I": "\u0131i", "\u212aELVIN": "kelvin", "\u017f": "\u017f", "\u00df": "\u00df",
+		"": "", "Finance": "finance", "\u0130sis": "i\u0307sis", "\u0131I": "\u0131i", "\u212aELVIN": "kelvin",
+		"\u017f": "\u017f", "\u00df": "\u00df",
 		"\u1e9e": "\u00df", "\u212bngstr\u00d6m": "\u00e5ngstr\u00f6m", "\u01c5": "\u01c6", "\u01c4": "\u01c6",
-		"ΟΔΟΣ": "οδος", "οδος": "οδος", "οδοσ": "οδοσ", "ΣΟΦΟΣ": "σοφος", "Σ": "σ", "ΑΣ-Α": "ασ-α", "Α_Σ": "α_ς", "Α@Σ": "α@σ", "ΑΣ@1": "ας@1", "1Σ": "1σ",
+		"ΟΔΟΣ": "οδος", "οδος": "οδος", "οδοσ": "οδοσ", "ΣΟΦΟΣ": "σοφος", "Σ": "σ", "ΑΣ-Α": "ασ-α", "Α_Σ": "α_ς",
+		"Α@Σ": "α@σ", "ΑΣ@1": "ας@1", "1Σ": "1σ",
 		"\xff": "\xff", "É\xffÉ": "é\xffé",
 	} {
 		if got := FoldName(name); got != want {
@@ -25,17 +27,17 @@ func TestFoldName(t *testing.T) {
 			t.Errorf("FoldName(%+q) = %+q", want, got)
 		}
 	}
-	// Names that Java keeps apart, though Go or Unicode's folding has them alike.
+	// Names that differ in Java, although Go or Unicode folds them to the same text.
 	for a, b := range map[string]string{"\u0130sis": "isis", "\u017f": "s", "οδος": "οδοσ", "\u00df": "ss",
 		"\u0131": "i"} {
 		if FoldName(a) == FoldName(b) {
-			t.Errorf("%+q and %+q fold alike", a, b)
+			t.Errorf("%+q and %+q fold to the same text", a, b)
 		}
 	}
 }
 
-// TestFoldNameAsJava compares with a real Java: letters that have a case, and all words of
-// up to four signs that have a sigma.
+// TestFoldNameAsJava compares with a real Java: letters that have a case, and all words of up to four characters that
+// have a sigma.
 func TestFoldNameAsJava(t *testing.T) {
 	if _, err := exec.LookPath("java"); err != nil {
 		if os.Getenv("CLAVIGER_REQUIRE_JAVA") != "" {
@@ -45,8 +47,8 @@ func TestFoldNameAsJava(t *testing.T) {
 	}
 	var names []string
 	for r := rune('!'); r < 0x2c00; r++ {
-		// Java versions know different versions of Unicode: old letters alone are compared, and a sigma
-		// is put beside those of the scripts that have a case.
+		// Versions of Java have different versions of Unicode, so only old letters are compared. Letters of scripts
+		// that have a case are also compared next to a sigma.
 		if unicode.IsUpper(r) || unicode.IsTitle(r) || unicode.IsLower(r) {
 			names = append(names, string(r))
 		}

@@ -5,8 +5,8 @@ import (
 	"log/slog"
 )
 
-// LogHandler passes records on to next. Where an attribute is an error with operations, it adds them as the attribute
-// "op", for readers of the source: the texts of errors have no names of our functions.
+// LogHandler passes records to next. If an attribute is an error with operations (Ops), LogHandler adds them as the
+// attribute "op". They are for developers; the texts of errors have no names of functions.
 func LogHandler(next slog.Handler) slog.Handler { return opHandler{next} }
 
 type opHandler struct{ next slog.Handler }

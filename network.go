@@ -5,12 +5,12 @@ import (
 	"net/netip"
 )
 
-// networkBits is the length of the part of an IPv6 address by which a client is counted: one host has all addresses
+// networkBits is the number of bits of an IPv6 address that identify a client in counts: one host may use all addresses
 // of a network of 64 bits.
 const networkBits = 64
 
-// Network returns the text by which a client's address is counted: an IPv4 address as it is, of an IPv6 address its
-// network. The port is left out. A text that is no address stays as it is.
+// Network returns the text that identifies a client in counts: the IPv4 address, or the network of the IPv6 address,
+// without the port. It returns a text that is no address unchanged.
 func Network(address string) string {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {

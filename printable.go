@@ -8,9 +8,9 @@ import (
 	"unicode/utf8"
 )
 
-// Printable returns a name, or another text that users choose, as a table or a message can show it. A plain
-// name stays as it is. A name that could be taken for another one is quoted, with Go's escapes: one that
-// holds characters that mislead (see Escape), begins with a quote, begins or ends with a blank, or is empty.
+// Printable returns a name, or another text that users choose, in a form for tables and messages. A plain name stays as
+// it is. A name that a reader could confuse with another name is quoted, with Go's escapes: a name that has misleading
+// characters (see Misleads), begins with a quote, begins or ends with a blank, or is empty.
 func Printable(s string) string {
 	plain := s != "" && s[0] != '"' && strings.TrimSpace(s) == s && utf8.ValidString(s) &&
 		!strings.ContainsFunc(s, Misleads)
@@ -20,15 +20,14 @@ func Printable(s string) string {
 	return strconv.Quote(s)
 }
 
-// Misleads reports whether a reader of a line could miss r, or take the line for another one. Such are
-// control characters and line ends, which move a terminal's cursor and make lines; characters that cannot
-// be seen; and characters that turn the direction of writing. They are the characters that strconv.Quote
-// escapes, so that a quoted text has none.
+// Misleads reports whether r can mislead a reader. Control characters and line ends move a terminal's cursor and make
+// lines; other characters are invisible, or change the direction of writing. These are the characters that
+// strconv.Quote escapes, so a quoted text has none.
 func Misleads(r rune) bool { return !unicode.IsPrint(r) }
 
-// Escape returns s with each character that misleads written as JSON and Java write it: \n, \r, \t, or
-// \uXXXX, twice for a character beyond U+FFFF. Characters in keep stay. Bytes that are not UTF-8 become
-// U+FFFD. Escape adds no quotes, so Escape of JSON with its line ends kept is the same JSON.
+// Escape returns s with each misleading character written as in JSON and Java: \n, \r, \t, or \uXXXX, twice for a
+// character above U+FFFF. Characters in keep stay. Bytes that are not UTF-8 become U+FFFD. Escape adds no quotes: if it
+// keeps the line ends of JSON, the result is the same JSON.
 func Escape(s, keep string) string {
 	escaped := func(r rune) bool { return Misleads(r) && !strings.ContainsRune(keep, r) }
 	if utf8.ValidString(s) && !strings.ContainsFunc(s, escaped) {

@@ -12,13 +12,14 @@ import (
 	"claviger"
 )
 
-// TestPrintable: a name that is shown as it is cannot be mistaken for another one.
+// TestPrintable: a name that stays as it is cannot be confused with another name.
 func TestPrintable(t *testing.T) {
 	for name, want := range map[string]string{
 		"k1": "k1", "größe": "größe", "鍵": "鍵", "a b": "a b", `a"b`: `a"b`, "key@3": "key@3",
 		"": `""`, " k": `" k"`, "k ": `"k "`, "\u00a0k": `"\u00a0k"`, "k\u3000": `"k\u3000"`, `"k"`: `"\"k\""`,
 		"a\nb": `"a\nb"`, "a\rb": `"a\rb"`, "a\tb": `"a\tb"`, "a\x1b[2Jb": `"a\x1b[2Jb"`,
-		"a\u202eb": `"a\u202eb"`, "a\u0085b": `"a\u0085b"`, "a\u2028b": `"a\u2028b"`, "a\u200bb": `"a\u200bb"`, "a\xffb": `"a\xffb"`,
+		"a\u202eb": `"a\u202eb"`, "a\u0085b": `"a\u0085b"`, "a\u2028b": `"a\u2028b"`,
+		"a\u200bb": `"a\u200bb"`, "a\xffb": `"a\xffb"`,
 	} {
 		if got := claviger.Printable(name); got != want {
 			t.Errorf("%q is shown as %s, want %s", name, got, want)
@@ -26,7 +27,7 @@ func TestPrintable(t *testing.T) {
 	}
 }
 
-// TestEscape: no character that misleads is left but those to keep, and everything else stays.
+// TestEscape: only the misleading characters that are not kept change.
 func TestEscape(t *testing.T) {
 	for _, c := range []struct{ text, keep, want string }{
 		{"a key", "", "a key"}, {"", "", ""}, {"größe 鍵", "", "größe 鍵"},
@@ -40,7 +41,7 @@ func TestEscape(t *testing.T) {
 	}
 }
 
-// TestEscapeKeepsJSON: JSON that is escaped holds the same text as before, and no character that misleads.
+// TestEscapeKeepsJSON: escaped JSON has the same meaning, and no misleading characters.
 func TestEscapeKeepsJSON(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		text := rapid.String().Draw(t, "text")
@@ -60,7 +61,7 @@ func TestEscapeKeepsJSON(t *testing.T) {
 	})
 }
 
-// TestQuoteLeavesNothing: a text that is quoted, as by %q, holds no character that misleads.
+// TestQuoteLeavesNothing: a quoted text, as %q makes it, has no misleading characters.
 func TestQuoteLeavesNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		text := rapid.String().Draw(t, "text")

@@ -7,13 +7,13 @@ import (
 	"strings"
 )
 
-// PropertyError says that the value of a property of the configuration cannot be used. The package that reads the
-// value does not know where it was set. The code that opened the configuration adds file and line.
+// PropertyError is the error for a value of a property of the configuration that cannot be used. The package that reads
+// the value does not know where it was set, so the code that opened the configuration adds file and line.
 type PropertyError struct {
 	Name  string
-	Value string // as it was read; "" where Want has it
+	Value string // as it was read; "" if Want has it
 	Want  string // the values that can be used, or what to do
-	Err   error  // the cause; may be nil. Want says it too
+	Err   error  // the cause, which Want has too; may be nil
 }
 
 // BadProperty makes a PropertyError whose Want has the value.

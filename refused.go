@@ -2,8 +2,8 @@ package claviger
 
 import "fmt"
 
-// RefusedError is work that was refused, or that found something which a person must decide. A command
-// that ends by it has exit status 3.
+// RefusedError is the error of work that was refused, or that needs a decision of a person. A command that ends with it
+// has exit status 3.
 type RefusedError struct{ Err error }
 
 func (e *RefusedError) Error() string { return e.Err.Error() }

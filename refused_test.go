@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestRefuse: a refusal has the text that it is made of, and keeps the cause.
+// TestRefuse: a refusal has the formatted text, and keeps the cause.
 func TestRefuse(t *testing.T) {
 	err := Refuse("nothing was done: %w", fs.ErrNotExist)
 	if err.Error() != "nothing was done: file does not exist" || !errors.Is(err, fs.ErrNotExist) ||

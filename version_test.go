@@ -6,13 +6,14 @@ import (
 	"claviger"
 )
 
-// TestVersionNumber: a number is decimal as Java prints it, and "versions", one more, is
-// an int there. All else is opaque, the 16 digits of an id that happen to be decimal too.
+// TestVersionNumber: a number is decimal as Java prints it, and the number + 1 must fit into a Java int. All other ids
+// are opaque, also an id of 16 hexadecimal digits that are all decimal.
 func TestVersionNumber(t *testing.T) {
 	for version, want := range map[string]int{
 		"k@0": 0, "k@7": 7, "k@10": 10, "a@5@3": 3, "@@1": 1, "k@2147483646": 2147483646,
 		"k@2147483647": -1, "k@2147483648": -1, "k@99999999999999999999": -1, "k@1234567890123456": -1,
-		"k@": -1, "@0": -1, "k": -1, "": -1, "k@00": -1, "k@01": -1, "k@+1": -1, "k@-1": -1, "k@-0": -1, "k@1 ": -1, "k@0x1": -1, "k@1e1": -1, "k@١": -1, "k@a0f1000000000001": -1,
+		"k@": -1, "@0": -1, "k": -1, "": -1, "k@00": -1, "k@01": -1, "k@+1": -1, "k@-1": -1, "k@-0": -1, "k@1 ": -1,
+		"k@0x1": -1, "k@1e1": -1, "k@١": -1, "k@a0f1000000000001": -1,
 	} {
 		n, ok := claviger.VersionNumber(version)
 		if ok != (want >= 0) || ok && n != want {
@@ -29,7 +30,7 @@ func TestVersionNumber(t *testing.T) {
 	}
 }
 
-// TestParseVersion: the last '@' parts key and id, and the name's bytes survive whatever they are.
+// TestParseVersion: the last '@' separates key and id, and Name returns the same bytes.
 func TestParseVersion(t *testing.T) {
 	for name, want := range map[string][2]string{
 		"k@0": {"k", "0"}, "a@b@c": {"a@b", "c"}, "@@1": {"@", "1"}, "k@00112233aabbccdd": {"k", "00112233aabbccdd"},
@@ -42,7 +43,7 @@ func TestParseVersion(t *testing.T) {
 				v.Name(), want)
 		}
 		if v.Valid() && claviger.VersionName(v.Key, v.ID) != name {
-			t.Errorf("key and id of %q do not make the name again", name)
+			t.Errorf("key and id of %q do not give the name again", name)
 		}
 	}
 }

@@ -171,21 +171,25 @@ func TestKeyOfOpaqueNamesMadeAnew(t *testing.T) {
 	}
 }
 
-// TestMissingAtOneNode: a source of several nodes says at one that it has no version of a name
-// that it counts. That is no final answer; after long enough it is. What it does not count is
-// not found at once, and so is a version of a key that is gone, whatever it said before.
-func TestMissingAtOneNode(t *testing.T) {
+// missingLab is a lab whose source has several nodes. The node that answers lacks the version *lacks.
+type missingLab struct {
+	*twice
+	lacks *string
+	ops   map[string]func(claviger.EDEK) error
+}
+
+func newMissingLab(t *testing.T) *missingLab {
+	t.Helper()
 	w := newTwice(t)
 	for range 2 {
 		if _, err := w.far.Roll(t.Context(), "payroll", nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	e, want := made(t, w.far.blocks, "payroll@3", 1)
 	lacks := "payroll@3"
 	node := missing{w.far, &lacks}
 	w.sources.list[0].crypter, w.sources.list[0].Provider = remote{node, node}, node
-	ops := map[string]func(claviger.EDEK) error{
+	return &missingLab{w, &lacks, map[string]func(claviger.EDEK) error{
 		"decrypt": func(e claviger.EDEK) error { _, err := w.decrypt(t, e); return err },
 		"re-encrypt": func(e claviger.EDEK) error {
 			_, err := w.Reencrypt(t.Context(), caller("nn"), "payroll", true, e)
@@ -198,72 +202,92 @@ func TestMissingAtOneNode(t *testing.T) {
 			}
 			return err
 		},
-	}
-	all := func(when, outcome string, e claviger.EDEK) {
-		t.Helper()
-		for what, op := range ops {
-			if err := op(e); outcomeOf(err) != outcome {
-				t.Errorf("%s: %s: %s (%v), want %s", when, what, outcomeOf(err), err, outcome)
-			}
+	}}
+}
+
+// all checks that all operations with the EDEK have the outcome.
+func (w *missingLab) all(t *testing.T, when, outcome string, e claviger.EDEK) {
+	t.Helper()
+	for what, op := range w.ops {
+		if err := op(e); outcomeOf(err) != outcome {
+			t.Errorf("%s: %s: %s (%v), want %s", when, what, outcomeOf(err), err, outcome)
 		}
 	}
+}
+
+// count lets the source say how many versions the key has.
+func (w *missingLab) count(t *testing.T) {
+	t.Helper()
+	if _, err := w.sources.list[0].metadata(t.Context(), "payroll"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestMissingAtOneNode: one node of a source says that it lacks a version which the source counts. Another node may
+// have the version, so the answer is 503. A version that the source does not count is not found at once.
+func TestMissingAtOneNode(t *testing.T) {
+	w := newMissingLab(t)
+	e, want := made(t, w.far.blocks, "payroll@3", 1)
 	for range 3 {
-		all("at one node", "503", e[0])
+		w.all(t, "at one node", "503", e[0])
 	}
 	_, err := w.decrypt(t, e[0])
 	if err == nil || !strings.Contains(err.Error(), farURI+" counts 4 versions") ||
 		strings.Contains(claviger.AnswerOf(err), farURI) {
 		t.Errorf("%v; the caller is shown %q", err, claviger.AnswerOf(err))
 	}
-	lacks = ""
+	*w.lacks = ""
 	if dek, err := w.decrypt(t, e[0]); err != nil || !dek.Equal(want[0]) {
 		t.Errorf("at another node: %v", err)
 	}
 	more := e[0]
 	more.Version = "payroll@4"
-	all("not counted", "404", more)
-	counts := func() { // by what it said a moment ago
-		t.Helper()
-		if _, err := w.sources.list[0].metadata(t.Context(), "payroll"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	counts()
+	w.all(t, "not counted", "404", more)
+}
+
+// TestMissingForLong: if a source has said for long enough that it lacks a version, the version is not found. A version
+// of a deleted key is not found at once.
+func TestMissingForLong(t *testing.T) {
+	w := newMissingLab(t)
+	e, _ := made(t, w.far.blocks, "payroll@3", 1)
+	more := e[0]
+	more.Version = "payroll@4"
+	w.all(t, "not counted", "404", more)
+	w.count(t)
 	if _, err := w.far.Roll(t.Context(), "payroll", nil); err != nil {
 		t.Fatal(err)
 	}
-	lacks = more.Version
-	all("rolled since", "503", more)
+	*w.lacks = more.Version
+	w.all(t, "rolled since", "503", more)
 
-	// One that says so each time, for long enough, has none.
 	settles := absentSettles
 	defer func() { absentSettles = settles }()
 	absentSettles = 0
-	all("after long enough", "404", more)
-	lacks = ""
+	w.all(t, "after long enough", "404", more)
+	*w.lacks = ""
 	if _, err := w.decrypt(t, more); err != nil {
 		t.Error(err)
 	}
-	lacks = more.Version
-	if err := ops["decrypt"](more); outcomeOf(err) != "503" {
-		t.Errorf("it had it a moment ago: %v", err)
+	*w.lacks = more.Version
+	if err := w.ops["decrypt"](more); outcomeOf(err) != "503" {
+		t.Errorf("the source had the version a moment ago: %v", err)
 	}
 	absentSettles = settles
 
-	numbers := func(does bool) {
+	numbered := func(is bool) {
 		w.past.mu.Lock()
-		w.past.list[0].Numbered = does
+		w.past.list[0].Numbered = is
 		w.past.mu.Unlock()
 		w.origins.forget()
 	}
-	numbers(false)
-	all("a source that numbers none", "404", more)
-	numbers(true)
-	counts()
+	numbered(false)
+	w.all(t, "a source that numbers no versions", "404", more)
+	numbered(true)
+	w.count(t)
 	if err := w.far.Delete(t.Context(), "payroll"); err != nil {
 		t.Fatal(err)
 	}
-	all("deleted there a moment ago", "404", more)
+	w.all(t, "deleted there a moment ago", "404", more)
 }
 
 // missing is a source that lacks a version at the node that is asked.

@@ -109,11 +109,11 @@ func TestUndeleteUnsupported(t *testing.T) {
 	wantKind(t, err, claviger.Unsupported)
 }
 
-// clocks is a metastore.Clock that shows what it is set to.
+// clocks is a metastore.Clock that a test sets.
 type clocks struct {
 	there time.Duration // how far the store's clock is ahead of the true time
-	here  time.Duration // the same of this process's
-	bound bool          // there is none, but a bound of one
+	here  time.Duration // how far this process's clock is ahead
+	bound bool          // metastore.Clocks.Bound
 	err   error
 }
 
@@ -124,11 +124,31 @@ func (c *clocks) Clocks(context.Context) (metastore.Clocks, error) {
 	return both, c.err
 }
 
-// later has both clocks show a time to come.
+// later sets both clocks ahead.
 func (c *clocks) later(d time.Duration) { c.here, c.there = d, d }
 
-// TestPurgeUnused: a key is not purged for a while after its deletion, whatever kind of
-// use it had and whether one is recorded, also after a restart.
+// usesOf returns the kinds of use of a key.
+func usesOf(t *testing.T, l *lab) map[string]func(key string) {
+	t.Helper()
+	return map[string]func(key string){
+		"generated": func(key string) { l.edeks(t, key, 1) },
+		"decrypted": func(key string) {
+			es, _ := made(t, l.primary, versionOf(t, l, key), 1)
+			if _, err := l.Decrypt(t.Context(), caller("u"), key, true, es[0]); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"reencrypted": func(key string) {
+			es, _ := made(t, l.primary, versionOf(t, l, key), 2)
+			if _, err := l.ReencryptBatch(t.Context(), caller("u"), key, es); err != nil {
+				t.Fatal(err)
+			}
+		},
+	}
+}
+
+// TestPurgeUnused: a key is not purged for some time after its deletion, after any kind of use, recorded or not, and
+// also after a restart.
 func TestPurgeUnused(t *testing.T) {
 	store := openStore(t)
 	const limit = time.Hour
@@ -143,21 +163,7 @@ func TestPurgeUnused(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	uses := map[string]func(key string){
-		"generated": func(key string) { l.edeks(t, key, 1) },
-		"decrypted": func(key string) {
-			es, _ := made(t, l.primary, versionOf(t, l, key), 1)
-			if _, err := l.Decrypt(ctx, caller("u"), key, true, es[0]); err != nil {
-				t.Fatal(err)
-			}
-		},
-		"reencrypted": func(key string) {
-			es, _ := made(t, l.primary, versionOf(t, l, key), 2)
-			if _, err := l.ReencryptBatch(ctx, caller("u"), key, es); err != nil {
-				t.Fatal(err)
-			}
-		},
-	}
+	uses := usesOf(t, l)
 	for name, use := range uses {
 		create(t, l.primary, name)
 		use(name)
@@ -170,7 +176,7 @@ func TestPurgeUnused(t *testing.T) {
 	}
 	create(t, l.primary, "unused")
 	gone("unused")
-	wantKind(t, l.Purge(ctx, caller("reaper"), "unused", ""), claviger.Invalid) // as far as this node knows
+	wantKind(t, l.Purge(ctx, caller("reaper"), "unused", ""), claviger.Invalid) // perhaps another node used it
 	at.later(limit + time.Minute)
 	if err := l.Purge(ctx, caller("reaper"), "unused", ""); err != nil {
 		t.Errorf("a key that was deleted long ago: %v", err)
@@ -180,7 +186,7 @@ func TestPurgeUnused(t *testing.T) {
 		t.Errorf("audit %q", got)
 	}
 
-	// Another node, or this one after a restart, knows as much.
+	// Another node, and this node after a restart, decide in the same way.
 	if err := l.used.flush(); err != nil {
 		t.Fatal(err)
 	}
@@ -211,8 +217,8 @@ func TestPurgeUnused(t *testing.T) {
 	}
 }
 
-// TestPurgeUnknownUse: a key that is older than the record of uses may have been
-// used until that began; without a record, until it was deleted.
+// TestPurgeUnknownUse: a key that is older than the record of uses may have been used until the record began. Without
+// a record, a key may have been used until it was deleted.
 func TestPurgeUnknownUse(t *testing.T) {
 	for name, store := range map[string]metastore.LastUses{"old key": openStore(t), "no record": nil} {
 		l := softLab(t, func(c *Config) { c.PurgeMinUnused, c.LastUses = time.Hour, store })

@@ -10,149 +10,156 @@ import (
 	"claviger/provider"
 )
 
-// TestNamesOfDeletedKeys is the table of docs/acls.md: who may do what with a name that
-// deleted keys had. alice and bob each may do all with keys of their own rules, root with
-// both's, and every user has every right of an operation.
+// deletedNamesRules: alice and bob may do everything with keys of their own ACL names, root with both users' keys, and
+// every user has every right of an operation.
+var deletedNamesRules = []string{"key.acl.hers.ALL", "alice,root", "key.acl.his.ALL", "bob,root",
+	"default.key.acl.MANAGEMENT", "root", "keytrustee.kms.acl.UNDELETE", "*", "keytrustee.kms.acl.PURGE", "*"}
+
+// deletedNameTest is a request about a name that deleted keys had.
+type deletedNameTest struct {
+	deleted string // ACL names of the deleted keys, longest deleted first
+	live    string // ACL name of the key that has the name
+	user    string
+	op      string // create, with the user's ACL name; undelete or purge, also with the index of a deleted key
+	want    claviger.Kind
+	left    string // ACL names of the deleted keys afterwards
+	now     string // ACL name of the key that has the name afterwards
+}
+
+func reportsSpec(acl string) provider.Spec {
+	return provider.Spec{Name: "reports", Cipher: claviger.DefaultCipher, BitLength: 128,
+		Attributes: map[string]string{claviger.ACLNameAttribute: acl}}
+}
+
+// TestNamesOfDeletedKeys is the table of docs/acls.md: which user may do what with a name that deleted keys had.
 func TestNamesOfDeletedKeys(t *testing.T) {
-	policy := rules(t, "key.acl.hers.ALL", "alice,root", "key.acl.his.ALL", "bob,root", "default.key.acl.MANAGEMENT",
-		"root",
-		"keytrustee.kms.acl.UNDELETE", "*", "keytrustee.kms.acl.PURGE", "*")
-	const (
-		yes     = claviger.Kind(-1)
-		denied  = claviger.KeyDenied
-		absent  = claviger.KeyNotFound
-		exists  = claviger.KeyExists
-		invalid = claviger.Invalid
-	)
-	for _, tt := range []struct {
-		deleted string // ACL names of the deleted keys, longest deleted first
-		live    string // that of the key that is there
-		user    string
-		op      string // create with the user's rules; undelete or purge; undelete or purge and which of the deleted
-		want    claviger.Kind
-		left    string // ACL names of the deleted keys afterwards
-		now     string // that of the key that is there afterwards
-	}{
-		// A name of deleted keys is for those who may manage all of them.
-		{"", "", "bob", "create", yes, "", "his"},
-		{"hers", "", "bob", "create", denied, "hers", ""},
-		{"hers", "", "alice", "create", yes, "hers", "hers"},
-		{"hers", "", "root", "create", yes, "hers", "own"},
-		{"hers,hers", "", "alice", "create", yes, "hers,hers", "hers"},
-		{"hers,his", "", "alice", "create", denied, "hers,his", ""},
-		{"hers,his", "", "bob", "create", denied, "hers,his", ""},
-		{"hers,his", "", "root", "create", yes, "hers,his", "own"},
-		{"gone", "", "alice", "create", denied, "gone", ""}, // no rule names it
-		{"gone", "", "root", "create", yes, "gone", "own"},
-		{"hers", "his", "alice", "create", exists, "hers", "his"},
-		// Each user brings the last of his own back.
-		{"hers", "", "alice", "undelete", yes, "", "hers"},
-		{"hers", "", "bob", "undelete", denied, "hers", ""},
-		{"hers,his", "", "alice", "undelete", yes, "his", "hers"},
-		{"hers,his", "", "bob", "undelete", yes, "hers", "his"},
-		{"hers,his", "", "root", "undelete", yes, "hers", "his"},
-		{"hers,his", "", "root", "undelete 0", yes, "his", "hers"},
-		{"hers,his", "", "bob", "undelete 0", denied, "hers,his", ""},
-		{"hers,his", "", "alice", "undelete 1", denied, "hers,his", ""},
-		{"hers,his", "", "alice", "undelete 2", absent, "hers,his", ""},
-		{"hers,hers,hers", "", "alice", "undelete 1", yes, "hers,hers", "hers"},
-		{"hers", "his", "alice", "undelete", exists, "hers", "his"},
-		{"", "hers", "alice", "undelete", absent, "", "hers"},
-		// Each user ends his own, and one who may end keys of others names which.
-		{"hers", "", "bob", "purge", denied, "hers", ""},
-		{"hers,his,hers", "", "alice", "purge", invalid, "hers,his,hers", ""},
-		{"hers,his,hers", "", "alice", "purge all", yes, "his", ""},
-		{"hers,his,hers", "", "bob", "purge", yes, "hers,hers", ""},
-		{"hers,his", "", "root", "purge", invalid, "hers,his", ""},
-		{"hers,his", "", "root", "purge all", yes, "", ""},
-		{"hers", "", "bob", "purge all", denied, "hers", ""},
-		{"hers,his", "", "root", "purge 1", yes, "hers", ""},
-		{"hers,his", "", "bob", "purge 0", denied, "hers,his", ""},
-		{"hers,his", "", "bob", "purge 1", yes, "hers", ""},
-		{"hers,hers", "", "root", "purge", invalid, "hers,hers", ""},
-		{"hers,hers", "", "alice", "purge 0", yes, "hers", ""},
-		{"his,hers", "his", "bob", "purge", yes, "hers", "his"},
+	for _, tt := range []deletedNameTest{
+		// Only a user who may manage all deleted keys of the name may take the name.
+		{"", "", "bob", "create", noError, "", "his"},
+		{"hers", "", "bob", "create", claviger.KeyDenied, "hers", ""},
+		{"hers", "", "alice", "create", noError, "hers", "hers"},
+		{"hers", "", "root", "create", noError, "hers", "own"},
+		{"hers,hers", "", "alice", "create", noError, "hers,hers", "hers"},
+		{"hers,his", "", "alice", "create", claviger.KeyDenied, "hers,his", ""},
+		{"hers,his", "", "bob", "create", claviger.KeyDenied, "hers,his", ""},
+		{"hers,his", "", "root", "create", noError, "hers,his", "own"},
+		{"gone", "", "alice", "create", claviger.KeyDenied, "gone", ""}, // no rule names it
+		{"gone", "", "root", "create", noError, "gone", "own"},
+		{"hers", "his", "alice", "create", claviger.KeyExists, "hers", "his"},
+		// Each user may bring back the last of his own keys.
+		{"hers", "", "alice", "undelete", noError, "", "hers"},
+		{"hers", "", "bob", "undelete", claviger.KeyDenied, "hers", ""},
+		{"hers,his", "", "alice", "undelete", noError, "his", "hers"},
+		{"hers,his", "", "bob", "undelete", noError, "hers", "his"},
+		{"hers,his", "", "root", "undelete", noError, "hers", "his"},
+		{"hers,his", "", "root", "undelete 0", noError, "his", "hers"},
+		{"hers,his", "", "bob", "undelete 0", claviger.KeyDenied, "hers,his", ""},
+		{"hers,his", "", "alice", "undelete 1", claviger.KeyDenied, "hers,his", ""},
+		{"hers,his", "", "alice", "undelete 2", claviger.KeyNotFound, "hers,his", ""},
+		{"hers,hers,hers", "", "alice", "undelete 1", noError, "hers,hers", "hers"},
+		{"hers", "his", "alice", "undelete", claviger.KeyExists, "hers", "his"},
+		{"", "hers", "alice", "undelete", claviger.KeyNotFound, "", "hers"},
+		// Each user may purge his own keys. A user who may purge several must name the version.
+		{"hers", "", "bob", "purge", claviger.KeyDenied, "hers", ""},
+		{"hers,his,hers", "", "alice", "purge", claviger.Invalid, "hers,his,hers", ""},
+		{"hers,his,hers", "", "alice", "purge all", noError, "his", ""},
+		{"hers,his,hers", "", "bob", "purge", noError, "hers,hers", ""},
+		{"hers,his", "", "root", "purge", claviger.Invalid, "hers,his", ""},
+		{"hers,his", "", "root", "purge all", noError, "", ""},
+		{"hers", "", "bob", "purge all", claviger.KeyDenied, "hers", ""},
+		{"hers,his", "", "root", "purge 1", noError, "hers", ""},
+		{"hers,his", "", "bob", "purge 0", claviger.KeyDenied, "hers,his", ""},
+		{"hers,his", "", "bob", "purge 1", noError, "hers", ""},
+		{"hers,hers", "", "root", "purge", claviger.Invalid, "hers,hers", ""},
+		{"hers,hers", "", "alice", "purge 0", noError, "hers", ""},
+		{"his,hers", "his", "bob", "purge", noError, "hers", "his"},
 	} {
-		t.Run(fmt.Sprintf("deleted %s live %s: %s %s", tt.deleted, tt.live, tt.user, tt.op), func(t *testing.T) {
-			ctx := t.Context()
-			l := softLab(t, func(c *Config) { c.Policy = policy })
-			of := func(acl string) provider.Spec {
-				return provider.Spec{Name: "reports", Cipher: claviger.DefaultCipher, BitLength: 128,
-					Attributes: map[string]string{claviger.ACLNameAttribute: acl}}
-			}
-			var versions []string
-			for acl := range strings.SplitSeq(tt.deleted, ",") {
-				if acl == "" {
-					continue
-				}
-				v, err := l.primary.Provider.Create(ctx, of(acl))
-				if err != nil {
-					t.Fatal(err)
-				}
-				versions = append(versions, v.Name)
-				if err := l.primary.Delete(ctx, "reports"); err != nil {
-					t.Fatal(err)
-				}
-			}
-			versions = append(versions, "reports@none", "reports@none")
-			if tt.live != "" {
-				if _, err := l.primary.Provider.Create(ctx, of(tt.live)); err != nil {
-					t.Fatal(err)
-				}
-			}
-			op, version := tt.op, ""
-			if name, i, ok := strings.Cut(tt.op, " "); ok && i == "all" {
-				op = tt.op
-			} else if ok {
-				op, version = name, versions[i[0]-'0']
-			}
-			var err error
-			switch op {
-			case "create":
-				acl := map[string]string{"alice": "hers", "bob": "his", "root": "own"}[tt.user]
-				_, err = l.Create(ctx, caller(tt.user), of(acl))
-			case "undelete":
-				err = l.Undelete(ctx, caller(tt.user), "reports", version)
-			case "purge":
-				err = l.Purge(ctx, caller(tt.user), "reports", version)
-			case "purge all":
-				err = l.PurgeAll(ctx, caller(tt.user), "reports")
-			}
-			switch {
-			case tt.want == yes && err != nil:
-				t.Errorf("refused: %v", err)
-			case tt.want != yes:
-				wantKind(t, err, tt.want)
-			}
-			if op == "create" && err != nil && (strings.Contains(err.Error(), "hers") || strings.Contains(err.Error(),
-				"gone")) {
-				t.Errorf("the refusal tells the ACL name of another user's key: %v", err)
-			}
-			list, err := l.primary.Deleted(ctx)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var left []string
-			for _, k := range list {
-				left = append(left, k.ACLName())
-			}
-			ms, err := l.primary.Metadata(ctx, "reports")
-			if err != nil {
-				t.Fatal(err)
-			}
-			now := ""
-			if ms[0] != nil {
-				now = ms[0].ACLName()
-			}
-			if got := strings.Join(left, ","); got != tt.left || now != tt.now {
-				t.Errorf("deleted keys %q, key %q; want %q and %q", got, now, tt.left, tt.now)
-			}
-		})
+		t.Run(fmt.Sprintf("deleted %s live %s: %s %s", tt.deleted, tt.live, tt.user, tt.op), tt.run)
 	}
 }
 
-// TestDeletedKeyComesBack: what bob does after alice's key was deleted does not keep it
-// from coming back, not even where he made his key by an older server.
+func (tt deletedNameTest) run(t *testing.T) {
+	ctx := t.Context()
+	l := softLab(t, func(c *Config) { c.Policy = rules(t, deletedNamesRules...) })
+	versions := tt.makeKeys(t, l)
+	op, version := tt.op, ""
+	if name, i, ok := strings.Cut(tt.op, " "); ok && i == "all" {
+		op = tt.op
+	} else if ok {
+		op, version = name, versions[i[0]-'0']
+	}
+	var err error
+	switch op {
+	case "create":
+		acl := map[string]string{"alice": "hers", "bob": "his", "root": "own"}[tt.user]
+		_, err = l.Create(ctx, caller(tt.user), reportsSpec(acl))
+	case "undelete":
+		err = l.Undelete(ctx, caller(tt.user), "reports", version)
+	case "purge":
+		err = l.Purge(ctx, caller(tt.user), "reports", version)
+	case "purge all":
+		err = l.PurgeAll(ctx, caller(tt.user), "reports")
+	}
+	switch {
+	case tt.want == noError && err != nil:
+		t.Errorf("refused: %v", err)
+	case tt.want != noError:
+		wantKind(t, err, tt.want)
+	}
+	if op == "create" && err != nil && (strings.Contains(err.Error(), "hers") || strings.Contains(err.Error(),
+		"gone")) {
+		t.Errorf("the refusal shows the ACL name of another user's key: %v", err)
+	}
+	list, err := l.primary.Deleted(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, k := range list {
+		left = append(left, k.ACLName())
+	}
+	ms, err := l.primary.Metadata(ctx, "reports")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := ""
+	if ms[0] != nil {
+		now = ms[0].ACLName()
+	}
+	if got := strings.Join(left, ","); got != tt.left || now != tt.now {
+		t.Errorf("deleted keys %q, key %q; want %q and %q", got, now, tt.left, tt.now)
+	}
+}
+
+// makeKeys makes the deleted keys and the live key, and returns the versions of the deleted keys, followed by names
+// that no version has.
+func (tt deletedNameTest) makeKeys(t *testing.T, l *lab) []string {
+	t.Helper()
+	ctx := t.Context()
+	var versions []string
+	for acl := range strings.SplitSeq(tt.deleted, ",") {
+		if acl == "" {
+			continue
+		}
+		v, err := l.primary.Provider.Create(ctx, reportsSpec(acl))
+		if err != nil {
+			t.Fatal(err)
+		}
+		versions = append(versions, v.Name)
+		if err := l.primary.Delete(ctx, "reports"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if tt.live != "" {
+		if _, err := l.primary.Provider.Create(ctx, reportsSpec(tt.live)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return append(versions, "reports@none", "reports@none")
+}
+
+// TestDeletedKeyComesBack: after alice's key was deleted, nothing that bob does keeps her key from coming back, even if
+// an older server has let him make his key.
 func TestDeletedKeyComesBack(t *testing.T) {
 	ctx := t.Context()
 	l := softLab(t, func(c *Config) {

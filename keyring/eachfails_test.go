@@ -287,7 +287,9 @@ func readOperations() []eachOperation {
 		}},
 		{"metadata", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Metadata(ctx, u, "own")) }},
 		{"current", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Current(ctx, u, "own")) }},
-		{"version", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Version(ctx, u, w.own.Version)) }},
+		{"version", nil, func(ctx context.Context, w *eachWorld) error {
+			return only(w.Version(ctx, u, w.own.Version))
+		}},
 		{"versions", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Versions(ctx, u, "own")) }},
 	}
 }

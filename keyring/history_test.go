@@ -55,16 +55,22 @@ func (j *journal) takeOver(t testing.TB, from provider.Reader, to provider.Impor
 		ACLName: ms[0].ACLName()})
 }
 
-// TestOtherSpellings: a zone keeps the spelling that it was made with, "Finance",
-// of a key that its source listed as "finance". All that HDFS asks for goes on.
-func TestOtherSpellings(t *testing.T) {
+// spellingLab is a lab with the key k, whose source answers to every spelling. Only nn has rights.
+func spellingLab(t *testing.T) *lab {
+	t.Helper()
 	l, _ := withSource(t, func(c *Config) {
 		c.CacheEnable = true
 		c.Policy = rules(t, "key.acl.k.ALL", "nn")
 	}, "k")
 	l.past.aliases = map[string]string{"k": "k"}
-	nn := caller("nn")
-	for range 2 { // not remembered yet, and remembered
+	return l
+}
+
+// TestOtherSpellings: a zone keeps the spelling with which it was made, "Finance", of a key that its source listed as
+// "finance". All requests of HDFS work with that spelling.
+func TestOtherSpellings(t *testing.T) {
+	l, nn := spellingLab(t), caller("nn")
+	for range 2 { // with an empty cache, then from the cache
 		es, err := l.Generate(t.Context(), nn, "K", 2)
 		if err != nil || len(es) != 2 {
 			t.Fatal(err)
@@ -96,66 +102,81 @@ func TestOtherSpellings(t *testing.T) {
 			t.Errorf("invalidate: %v", err)
 		}
 	}
-	// The rules are the key's own.
+	// The rules are those of the key.
 	_, err := l.Generate(t.Context(), caller("bob"), "K", 1)
 	wantKind(t, err, claviger.KeyDenied)
 	_, err = l.Current(t.Context(), caller("bob"), "K")
 	wantKind(t, err, claviger.KeyDenied)
-	// Each operation asks them of the key that a spelling leads to, and does nothing to it
-	// for another user: remembered spelling or not.
-	for _, remembered := range []bool{true, false} {
-		if !remembered {
-			l.forgetAll()
-			l.aliased.Store(false)
-		}
-		for _, spelt := range []string{"K", "k"} {
-			if _, err := l.Generate(t.Context(), nn, "k", 1); err != nil {
-				t.Fatal(err)
-			}
-			bob := caller("bob")
-			for op, do := range map[string]func() error{
-				"invalidate": func() error {
-					for end := time.Now().Add(10 * time.Second); l.Queued() == 0 &&
-						time.Now().Before(end); time.Sleep(time.Millisecond) {
-						if _, err := l.Generate(t.Context(), nn, "k", 1); err != nil {
-							t.Fatal(err)
-						}
-					}
-					before := l.Queued()
-					err := l.Invalidate(t.Context(), bob, spelt)
-					if after := l.Queued(); after < before || before == 0 {
-						t.Errorf("invalidate of %s, remembered %t: %d ready-made EDEKs, %d before", spelt, remembered,
-							after, before)
-					}
-					return err
-				},
-				"roll":     func() error { _, err := l.Roll(t.Context(), bob, spelt, nil); return err },
-				"versions": func() error { _, err := l.Versions(t.Context(), bob, spelt); return err },
-				"metadata": func() error { _, err := l.Metadata(t.Context(), bob, spelt); return err },
-				"current":  func() error { _, err := l.Current(t.Context(), bob, spelt); return err },
-				"generate": func() error { _, err := l.Generate(t.Context(), bob, spelt, 1); return err },
-				"describe": func() error {
-					if spelt == "K" {
-						return claviger.E("", claviger.KeyDenied, "", nil) // wants the exact name
-					}
-					_, err := l.Describe(t.Context(), bob, spelt)
-					return err
-				},
-			} {
-				if err := do(); !claviger.Is(err, claviger.KeyDenied) {
-					t.Errorf("%s of %s, remembered %t, by a user without rights: %v", op, spelt, remembered, err)
-				}
-			}
-		}
-	}
-	// What ends a key wants its name.
+	// Only the key's own name deletes it.
 	wantKind(t, l.Delete(t.Context(), nn, "K"), claviger.KeyNotFound)
-	// Other names are nothing but themselves.
+	// Another name is no spelling of the key.
 	_, err = l.Generate(t.Context(), nn, "kk", 1)
 	wantKind(t, err, claviger.KeyNotFound)
 }
 
-// TestMissingByTheJournal: "not found" tells what the journal knows.
+// TestOtherSpellingsOfOthers: each operation checks the rules of the key that a spelling means, and does nothing to it
+// for a user without rights, with and without the spelling in the cache.
+func TestOtherSpellingsOfOthers(t *testing.T) {
+	l, nn := spellingLab(t), caller("nn")
+	if _, err := l.Generate(t.Context(), nn, "K", 1); err != nil {
+		t.Fatal(err)
+	}
+	for _, cached := range []bool{true, false} {
+		if !cached {
+			l.forgetAll()
+			l.aliased.Store(false)
+		}
+		for _, spelling := range []string{"K", "k"} {
+			if _, err := l.Generate(t.Context(), nn, "k", 1); err != nil {
+				t.Fatal(err)
+			}
+			for op, do := range operationsOf(t, l, caller("bob"), spelling) {
+				if err := do(); !claviger.Is(err, claviger.KeyDenied) {
+					t.Errorf("%s of %s, cached %t, by a user without rights: %v", op, spelling, cached, err)
+				}
+			}
+		}
+	}
+}
+
+// operationsOf returns requests of a user for the key k under a spelling of its name.
+func operationsOf(t *testing.T, l *lab, user claviger.Caller, spelling string) map[string]func() error {
+	t.Helper()
+	return map[string]func() error{
+		"invalidate": func() error { return keepsQueue(t, l, user, spelling) },
+		"roll":       func() error { _, err := l.Roll(t.Context(), user, spelling, nil); return err },
+		"versions":   func() error { _, err := l.Versions(t.Context(), user, spelling); return err },
+		"metadata":   func() error { _, err := l.Metadata(t.Context(), user, spelling); return err },
+		"current":    func() error { _, err := l.Current(t.Context(), user, spelling); return err },
+		"generate":   func() error { _, err := l.Generate(t.Context(), user, spelling, 1); return err },
+		"describe": func() error {
+			if spelling == "K" {
+				return claviger.E("", claviger.KeyDenied, "", nil) // describe demands the exact name
+			}
+			_, err := l.Describe(t.Context(), user, spelling)
+			return err
+		},
+	}
+}
+
+// keepsQueue calls Invalidate, and checks that the ready-made EDEKs are still there.
+func keepsQueue(t *testing.T, l *lab, user claviger.Caller, spelling string) error {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); l.Queued() == 0 &&
+		time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if _, err := l.Generate(t.Context(), caller("nn"), "k", 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := l.Queued()
+	err := l.Invalidate(t.Context(), user, spelling)
+	if after := l.Queued(); after < before || before == 0 {
+		t.Errorf("invalidate of %s: %d ready-made EDEKs, %d before", spelling, after, before)
+	}
+	return err
+}
+
+// TestMissingByTheJournal: an error "not found" has the facts that the journal has about the key.
 func TestMissingByTheJournal(t *testing.T) {
 	l := softLab(t, func(c *Config) { c.History = &journal{} })
 	j, _ := l.cfg.History.(*journal)

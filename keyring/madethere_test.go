@@ -9,24 +9,40 @@ import (
 	"claviger/provider/memory"
 )
 
-// TestMadeAtAFormerPrimary: a key was taken over into a keystore, and later here, with the
-// keystore as a source. The source that it came from then rolls to the number that it got there.
-// No EDEK of that name is opened or re-encrypted by a guess, in whichever order the two are
-// asked, nor where the keystore is no source, until an operator decides.
+// TestMadeAtAFormerPrimary: a key was taken over into a keystore, and later here, with the keystore as a source. Then
+// its first source rolls the key to a number that the key has in the keystore. No EDEK of that name is opened or
+// re-encrypted by a guess until an operator decides. It does not matter which of the two is requested first, or whether
+// the keystore is a source.
 func TestMadeAtAFormerPrimary(t *testing.T) {
-	for _, order := range []string{"keystore first", "keystore last", "keystore not named"} {
+	for _, order := range []string{keystoreFirst, keystoreLast, noKeystore} {
 		t.Run(order, func(t *testing.T) { madeAtAFormerPrimary(t, order) })
 	}
 }
 
-func madeAtAFormerPrimary(t *testing.T, order string) {
-	const key, version, place = "pin", "pin@1", "jceks://file@/var/lib/claviger/kms.keystore"
+// The orders of the sources in TestMadeAtAFormerPrimary.
+const (
+	keystoreFirst = "keystore first"
+	keystoreLast  = "keystore last"
+	noKeystore    = "keystore not named"
+)
+
+// The key of TestMadeAtAFormerPrimary, its version in two places, and the URI of the keystore.
+const formerKey, formerVersion, formerPlace = "pin", "pin@1", "jceks://file@/var/lib/claviger/kms.keystore"
+
+// formerLab is a lab whose key was taken over from far into a keystore, and later into the primary.
+type formerLab struct {
+	*lab
+	far, keystore *farKMS
+}
+
+func newFormerLab(t *testing.T, order string) *formerLab {
+	t.Helper()
 	ctx := t.Context()
-	far := newFarKMS(t, farURI, key)
-	file := memory.New(memory.Config{URI: place})
+	far := newFarKMS(t, farURI, formerKey)
+	file := memory.New(memory.Config{URI: formerPlace})
 	t.Cleanup(func() { _ = file.Close() })
-	store := &farKMS{Provider: file, blocks: file, uri: place}
-	ms, err := far.Metadata(ctx, key)
+	keystore := &farKMS{Provider: file, blocks: file, uri: formerPlace}
+	ms, err := far.Metadata(ctx, formerKey)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,82 +55,95 @@ func madeAtAFormerPrimary(t *testing.T, order string) {
 			t.Fatal(err)
 		}
 	}
-	imports(store.Provider, 1)
+	imports(keystore.Provider, 1)
 	imports(primary, 2)
-	of := Origin{Key: key, TakenOver: true, Created: ms[0].Created, ACLName: ms[0].ACLName(), Numbered: true}
+	of := Origin{Key: formerKey, TakenOver: true, Created: ms[0].Created, ACLName: ms[0].ACLName(), Numbered: true}
 	there, here := of, of
 	here.Source, here.Counted = farURI, 1
-	there.Source, there.Counted, there.MadeThere = place, 2, []string{version}
+	there.Source, there.Counted, there.MadeThere = formerPlace, 2, []string{formerVersion}
 	l := newLab(t, func(c *Config) {
 		c.Primary, c.Reencryption = primary, true
 		c.History = &journal{list: []Origin{here, there}}
 		switch order {
-		case "keystore first":
-			c.Sources = []Source{{Provider: store}, {Provider: far, Reencryption: true}}
-		case "keystore last":
-			c.Sources = []Source{{Provider: far, Reencryption: true}, {Provider: store}}
+		case keystoreFirst:
+			c.Sources = []Source{{Provider: keystore}, {Provider: far, Reencryption: true}}
+		case keystoreLast:
+			c.Sources = []Source{{Provider: far, Reencryption: true}, {Provider: keystore}}
 		default:
 			c.Sources = []Source{{Provider: far, Reencryption: true}}
 		}
 	})
-	ours, deks := made(t, store.blocks, version, 1)
-	opens := func(when string, e claviger.EDEK, dek []byte) {
-		t.Helper()
-		if got, err := l.Decrypt(ctx, caller("u"), key, true, e); err != nil || !got.Equal(dek) {
-			t.Errorf("%s: decrypt: %v", when, err)
+	return &formerLab{l, far, keystore}
+}
+
+// opens checks that the EDEK is opened and re-encrypted with the right DEK.
+func (l *formerLab) opens(t *testing.T, when string, e claviger.EDEK, dek []byte) {
+	t.Helper()
+	ctx := t.Context()
+	if got, err := l.Decrypt(ctx, caller("u"), formerKey, true, e); err != nil || !got.Equal(dek) {
+		t.Errorf("%s: decrypt: %v", when, err)
+	}
+	out, err := l.Reencrypt(ctx, caller("u"), formerKey, true, e)
+	if err != nil {
+		t.Errorf("%s: re-encryption: %v", when, err)
+		return
+	}
+	if got, err := l.Decrypt(ctx, caller("u"), formerKey, true, out); err != nil || !got.Equal(dek) {
+		t.Errorf("%s: after the re-encryption: %v", when, err)
+	}
+}
+
+// refuses checks that the EDEKs are neither opened nor re-encrypted, and that the error has the cure.
+func (l *formerLab) refuses(t *testing.T, when string, edeks map[string]claviger.EDEK) {
+	t.Helper()
+	for what, e := range edeks {
+		_, err := l.Decrypt(t.Context(), caller("u"), formerKey, true, e)
+		if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(),
+			"claviger.migration.theirs to "+formerVersion) {
+			t.Errorf("%s: decrypt of %s: %v", when, what, err)
 		}
-		out, err := l.Reencrypt(ctx, caller("u"), key, true, e)
-		if err != nil {
-			t.Errorf("%s: re-encryption: %v", when, err)
-			return
-		}
-		if got, err := l.Decrypt(ctx, caller("u"), key, true, out); err != nil || !got.Equal(dek) {
-			t.Errorf("%s: after the re-encryption: %v", when, err)
+		_, err = l.Reencrypt(t.Context(), caller("u"), formerKey, true, e)
+		if !claviger.Is(err, claviger.Invalid) {
+			t.Errorf("%s: re-encryption of %s: %v", when, what, err)
 		}
 	}
-	if order != "keystore not named" {
-		opens("before the roll", ours[0], deks[0])
+}
+
+func madeAtAFormerPrimary(t *testing.T, order string) {
+	ctx := t.Context()
+	l := newFormerLab(t, order)
+	inKeystore, deks := made(t, l.keystore.blocks, formerVersion, 1)
+	if order != noKeystore {
+		l.opens(t, "before the roll", inKeystore[0], deks[0])
 	}
-	if v, err := far.Roll(ctx, key, nil); err != nil || v.Name != version {
+	if v, err := l.far.Roll(ctx, formerKey, nil); err != nil || v.Name != formerVersion {
 		t.Fatal(v.Name, err)
 	}
-	l.forget(key) // what a source says is believed for a while
-	theirs, theirDEKs := made(t, far.blocks, version, 1)
-	refuses := func(when string) {
-		t.Helper()
-		for what, e := range map[string]claviger.EDEK{"the keystore's": ours[0], "the source's": theirs[0]} {
-			_, err := l.Decrypt(ctx, caller("u"), key, true, e)
-			if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(),
-				"claviger.migration.theirs to "+version) {
-				t.Errorf("%s: decrypt of %s: %v", when, what, err)
-			}
-			if _, err = l.Reencrypt(ctx, caller("u"), key, true, e); !claviger.Is(err, claviger.Invalid) {
-				t.Errorf("%s: re-encryption of %s: %v", when, what, err)
-			}
-		}
-	}
-	refuses("rolled")
+	l.forget(formerKey) // the answers of a source are cached for some time
+	atSource, sourceDEKs := made(t, l.far.blocks, formerVersion, 1)
+	edeks := map[string]claviger.EDEK{"the keystore's": inKeystore[0], "the source's": atSource[0]}
+	l.refuses(t, "rolled", edeks)
 	if err := l.CompareSources(ctx); err != nil {
 		t.Error(err)
 	}
-	err = l.CheckConflicts(ctx)
-	if err == nil || !strings.Contains(err.Error(), version+" of "+farURI) ||
-		!strings.Contains(err.Error(), "claviger.migration.theirs to "+version) {
+	err := l.CheckConflicts(ctx)
+	if err == nil || !strings.Contains(err.Error(), formerVersion+" of "+farURI) ||
+		!strings.Contains(err.Error(), "claviger.migration.theirs to "+formerVersion) {
 		t.Errorf("readiness: %v", err)
 	}
-	refuses("compared")
-	if order != "keystore not named" {
-		far.setFail(failing(claviger.Unavailable, "connection refused"))
-		if _, err := l.Decrypt(ctx, caller("u"), key, true, ours[0]); err == nil {
-			t.Error("the source is silent, and the conflict is forgotten")
+	l.refuses(t, "compared", edeks)
+	if order != noKeystore {
+		l.far.setFail(failing(claviger.Unavailable, "connection refused"))
+		if _, err := l.Decrypt(ctx, caller("u"), formerKey, true, inKeystore[0]); err == nil {
+			t.Error("the source does not answer, and the conflict is forgotten")
 		}
-		far.setFail(nil)
+		l.far.setFail(nil)
 	}
-	l.cfg.Theirs = map[string]bool{version: true}
-	for _, s := range l.sources.list { // the failure above has it left alone
-		s.keys.drop(key)
+	l.cfg.Theirs = map[string]bool{formerVersion: true}
+	for _, s := range l.sources.list { // the failure above was cached
+		s.keys.drop(formerKey)
 	}
-	opens("by the operator's word", theirs[0], theirDEKs[0])
+	l.opens(t, "after the operator's decision", atSource[0], sourceDEKs[0])
 	if err := l.CompareSources(ctx); err != nil || l.CheckConflicts(ctx) != nil {
 		t.Errorf("decided: %v, %v", err, l.CheckConflicts(ctx))
 	}

@@ -232,52 +232,24 @@ func (r *Ring) readVersions(ctx context.Context, q *request, named *string, b *b
 // each version, at the primary and at the sources, and then wrapped under the current version by one call.
 func (r *Ring) reencryptForeign(ctx context.Context, q *request, current claviger.KeyVersion,
 	b *batch) ([]claviger.EDEK, error) {
-	const op = "keyring.Reencrypt"
-	key := current.Key
 	if !r.cfg.Reencryption {
-		return nil, claviger.Errorf(op, claviger.Invalid, key,
-			"key '%s': EDEKs of another KMS's key versions are not brought under a version of this one: "+
-				"hadoop.kms.reencryption.crypto.enable is false; set it to true in kms-site.xml and restart", key)
+		return nil, claviger.Errorf("keyring.Reencrypt", claviger.Invalid, current.Key,
+			"key '%s': EDEKs of another KMS's key versions are not re-encrypted here, because "+
+				"hadoop.kms.reencryption.crypto.enable is false; set it to true in kms-site.xml and restart",
+			current.Key)
 	}
-	if _, err := r.primary.Wrap(ctx, current, nil, nil); err != nil { // before a source is asked in vain
+	// If the primary cannot wrap, requests to sources would be useless.
+	if _, err := r.primary.Wrap(ctx, current, nil, nil); err != nil {
 		return nil, err
 	}
 	old, at := notUnder(current.Name, b.edeks)
-	byVersion, groups := groupByVersion(old)
 	deks := make([]secret.Bytes, len(old))
 	defer wipeAll(deks)
-	for i := range b.own {
-		g := byVersion[b.own[i].Name]
-		if g == nil {
-			continue // the current version: its EDEKs stay as they are
-		}
-		opened, err := r.primary.Unwrap(ctx, b.own[i], "", g.edeks)
-		r.drainUnusable(err, key)
-		if err != nil {
-			return nil, err
-		}
-		g.put(opened, deks)
-	}
-	guard := func(m *claviger.Metadata) error { return r.needSameOrigin(ctx, q, &current, m) }
-	err := r.waitForSource(ctx, op, key, func() error {
-		for _, g := range groups {
-			v, foreign := b.foreign[g.version]
-			if !foreign {
-				continue
-			}
-			opened, err := r.openAtSource(ctx, q, useReencrypt, v, "", guard, g.edeks)
-			if err != nil {
-				return err
-			}
-			g.put(opened, deks)
-		}
-		return nil
-	})
-	if err != nil {
+	if err := r.unwrapOld(ctx, q, current, b, old, deks); err != nil {
 		return nil, err
 	}
 	if err := checkOpened(old, deks); err != nil {
-		return nil, err // no EDEK of an empty DEK takes the place of one that was not opened
+		return nil, err // an EDEK of an empty DEK must not replace an EDEK that was not opened
 	}
 	ivs := make([][]byte, len(old))
 	for i := range old {
@@ -292,6 +264,40 @@ func (r *Ring) reencryptForeign(ctx context.Context, q *request, current clavige
 		out[at[i]] = e
 	}
 	return out, nil
+}
+
+// unwrapOld unwraps the EDEKs in old, at the primary and at the sources, and puts the DEKs into deks, which the caller
+// wipes.
+func (r *Ring) unwrapOld(ctx context.Context, q *request, current claviger.KeyVersion, b *batch, old []claviger.EDEK,
+	deks []secret.Bytes) error {
+	byVersion, groups := groupByVersion(old)
+	for i := range b.own {
+		g := byVersion[b.own[i].Name]
+		if g == nil {
+			continue // the current version: its EDEKs stay as they are
+		}
+		opened, err := r.primary.Unwrap(ctx, b.own[i], "", g.edeks)
+		r.drainUnusable(err, current.Key)
+		if err != nil {
+			return err
+		}
+		g.put(opened, deks)
+	}
+	guard := func(m *claviger.Metadata) error { return r.needSameOrigin(ctx, q, &current, m) }
+	return r.waitForSource(ctx, "keyring.Reencrypt", current.Key, func() error {
+		for _, g := range groups {
+			v, foreign := b.foreign[g.version]
+			if !foreign {
+				continue
+			}
+			opened, err := r.openAtSource(ctx, q, useReencrypt, v, "", guard, g.edeks)
+			if err != nil {
+				return err
+			}
+			g.put(opened, deks)
+		}
+		return nil
+	})
 }
 
 // group is the EDEKs of one version, and their places in the whole.

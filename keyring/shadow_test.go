@@ -211,8 +211,8 @@ func (m mover) RunKey(ctx context.Context, key string) ([]string, error) {
 var migrates = map[string]string{"present": "ok", "absent": "none", "silent": "503", "refusing": "no",
 	"gone": "unsupported", "newer": "no"}
 
-// migratedByItsUser checks that alice can migrate her key. bob, who may migrate keys of "scratch", can neither migrate it
-// nor open EDEKs of it afterwards.
+// migratedByItsUser checks that alice can migrate her key. bob, who may migrate keys of "scratch", can neither migrate
+// it nor open EDEKs of it afterwards.
 func (s *shadowLab) migratedByItsUser(t *testing.T, here, source, spelt string) {
 	t.Helper()
 	outcome, bobs := migrates[source], "no"
@@ -352,6 +352,27 @@ func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadow
 	}
 	primary := &counting{Provider: memory.New(memory.Config{Sealed: true, SoftDelete: true})}
 	past := &journal{aliases: map[string]string{}}
+	putHere(t, far, primary, past, here, folds)
+	changeSource(t, far, source)
+	l := newLab(t, func(c *Config) {
+		c.Primary, c.History, c.Reencryption = primary, past, true
+		if source != "gone" {
+			c.Sources = []Source{{Provider: src, Reencryption: !listed}}
+			c.Migrator = mover{t, past, src, primary}
+		}
+		c.Policy = rules(t, "keytrustee.kms.acl.UNDELETE", "root", "keytrustee.kms.acl.PURGE", "alice,bob",
+			"key.acl.payroll.MIGRATE", "alice", "key.acl.scratch.MIGRATE", "bob", "key.acl.payroll.ALL", "alice",
+			"key.acl.payroll.GENERATE_EEK", "alice,nn", "key.acl.payroll.MANAGEMENT", "alice,root",
+			"key.acl.scratch.ALL", "bob", "key.acl.scratch.GENERATE_EEK", "bob,nn", "key.acl.scratch.MANAGEMENT",
+			"bob,root")
+	})
+	l.primary, l.past = primary, past
+	return &shadowLab{l, far, es[0], deks[0]}
+}
+
+// putHere makes the target and the journal as the case here demands.
+func putHere(t *testing.T, far *farKMS, primary *counting, past *journal, here string, folds bool) {
+	t.Helper()
 	switch here {
 	case migrated, ended, softly, purged, endedSoftly, endedPurged, endedFreed:
 		past.takeOver(t, far, primary, "payroll")
@@ -377,7 +398,7 @@ func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadow
 			}
 		}
 	case before, beforeSame:
-		time.Sleep(2 * time.Millisecond) // two keys that two users make differ in this
+		time.Sleep(2 * time.Millisecond) // the creation times of two keys differ
 		if _, err := primary.Provider.Create(t.Context(), provider.Spec{Name: "payroll",
 			Cipher: claviger.DefaultCipher, BitLength: 128,
 			Attributes: map[string]string{claviger.ACLNameAttribute: "scratch"}}); err != nil {
@@ -388,6 +409,11 @@ func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadow
 	case endedNever:
 		past.list = append(past.list, Origin{Key: "payroll", Source: farURI, Folded: folds, Finished: time.Now()})
 	}
+}
+
+// changeSource makes the source as the case source demands.
+func changeSource(t *testing.T, far *farKMS, source string) {
+	t.Helper()
 	switch source {
 	case "absent":
 		if err := far.Delete(t.Context(), "payroll"); err != nil {
@@ -397,7 +423,7 @@ func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadow
 		if err := far.Delete(t.Context(), "payroll"); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(2 * time.Millisecond) // two keys differ in the time of their creation
+		time.Sleep(2 * time.Millisecond) // the creation times of two keys differ
 		if _, err := far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher,
 			BitLength: 128, Attributes: map[string]string{claviger.ACLNameAttribute: "carol"}}); err != nil {
 			t.Fatal(err)
@@ -407,23 +433,9 @@ func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadow
 	case "refusing":
 		far.setFail(failing(claviger.KeyDenied, "User [kms] is not authorized (whitelist.key.acl.READ)"))
 	}
-	l := newLab(t, func(c *Config) {
-		c.Primary, c.History, c.Reencryption = primary, past, true
-		if source != "gone" {
-			c.Sources = []Source{{Provider: src, Reencryption: !listed}}
-			c.Migrator = mover{t, past, src, primary}
-		}
-		c.Policy = rules(t, "keytrustee.kms.acl.UNDELETE", "root", "keytrustee.kms.acl.PURGE", "alice,bob",
-			"key.acl.payroll.MIGRATE", "alice", "key.acl.scratch.MIGRATE", "bob", "key.acl.payroll.ALL", "alice",
-			"key.acl.payroll.GENERATE_EEK", "alice,nn", "key.acl.payroll.MANAGEMENT", "alice,root",
-			"key.acl.scratch.ALL", "bob", "key.acl.scratch.GENERATE_EEK", "bob,nn", "key.acl.scratch.MANAGEMENT",
-			"bob,root")
-	})
-	l.primary, l.past = primary, past
-	return &shadowLab{l, far, es[0], deks[0]}
 }
 
-// onlyAliceOpens: what a re-encryption made is guarded as the source's key is.
+// onlyAliceOpens checks that the rules of the source's key guard the result of a re-encryption.
 func (s *shadowLab) onlyAliceOpens(t *testing.T, key string, e claviger.EDEK) {
 	t.Helper()
 	if dek, err := s.Decrypt(t.Context(), caller("alice"), key, true, e); err != nil || !dek.Equal(s.dek) {
@@ -433,8 +445,8 @@ func (s *shadowLab) onlyAliceOpens(t *testing.T, key string, e claviger.EDEK) {
 	wantKind(t, err, claviger.KeyDenied)
 }
 
-// bobHasNothing: bob has made a key of the name, and the source gets its key back,
-// its answers or its place in the configuration. Nothing of alice's opens for him.
+// bobHasNothing checks that bob cannot open alice's EDEKs. He has made a key of the name, and then the source has its
+// key again, or answers again, or is configured again.
 func (s *shadowLab) bobHasNothing(t *testing.T, key string) {
 	t.Helper()
 	if len(s.sources.list) == 0 {
@@ -446,7 +458,7 @@ func (s *shadowLab) bobHasNothing(t *testing.T, key string) {
 		!claviger.Is(err, claviger.KeyExists) {
 		t.Fatal(err)
 	}
-	s.forgetAll() // as time does
+	s.forgetAll() // the caches expire
 	for _, v := range []string{key + "@0", key + "@1"} {
 		e := s.edek
 		e.Version = v

@@ -452,7 +452,7 @@ func TestSchemeMismatch(t *testing.T) {
 			"it speaks http, but the URI says https: write kms://http@"},
 		"unknown authority": {uriOf(secure), "ssl.client.truststore.location"},
 		"wrong name": {strings.Replace(uriOf(secure), "127.0.0.1", "127.0.0.3", 1),
-			"name the host as its certificate does"},
+			"use the host name that its certificate has"},
 	} {
 		opt := kmsclient.Options{}
 		if name == "wrong name" {
