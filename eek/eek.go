@@ -1,10 +1,10 @@
-// Package eek is the arithmetic of encrypted data encryption keys (EDEKs), as
-// Hadoop's CryptoCodec does it, in batches; and the queue of ready-made EDEKs.
+// Package eek makes and opens encrypted data encryption keys (EDEKs) in batches, as Hadoop's CryptoCodec does. It also
+// has the queue of ready-made EDEKs.
 //
-// An EDEK's material is DEK xor keystream. The keystream is AES, under the EZ key, of consecutive 128-bit big-endian
-// counter blocks that begin at the EDEK's IV with every byte xored with 0xff (Hadoop's EncryptedKeyVersion.deriveIV).
-// So the holder of the EZ key always has the same work: to encrypt counter blocks. This package lays the counter
-// blocks of any number of EDEKs of one key version side by side, has one call encrypt them, and xors the result
+// An EDEK's material is DEK xor keystream. The keystream consists of consecutive 128-bit big-endian counter blocks,
+// each encrypted with AES under the EZ key. The first counter block is the EDEK's IV with every byte xored with 0xff
+// (Hadoop's EncryptedKeyVersion.deriveIV). So a provider only ever encrypts counter blocks. This package puts the
+// counter blocks of all EDEKs of one key version into one slice, encrypts them with one call, and xors the result
 // itself. No provider ever gets a DEK.
 package eek
 
@@ -22,15 +22,14 @@ import (
 
 const blockSize = claviger.IVSize
 
-// BlockEncrypter is what this package needs of a provider; provider.BlockEncrypter says
-// how it behaves.
+// BlockEncrypter is the part of a provider that this package needs. provider.BlockEncrypter has the contract.
 type BlockEncrypter interface {
 	EncryptBlocks(ctx context.Context, version string, blocks []byte) error
 }
 
 // Generate makes n EDEKs of random DEKs of dekLen bytes under the version, with one EncryptBlocks call. random is the
-// source of IVs and DEKs; nil means crypto/rand. No DEK is left in memory when Generate returns. n <= 0 makes none,
-// without a call.
+// source of IVs and DEKs; nil means crypto/rand. No DEK is left in memory when Generate returns. If n <= 0, it makes no
+// EDEK and no call.
 func Generate(ctx context.Context, enc BlockEncrypter, version string, dekLen, n int,
 	random io.Reader) ([]claviger.EDEK, error) {
 	const op = "eek.Generate"
@@ -43,7 +42,7 @@ func Generate(ctx context.Context, enc BlockEncrypter, version string, dekLen, n
 	if random == nil {
 		random = rand.Reader
 	}
-	// One array holds IV and DEK of every EDEK; the DEKs turn into EDEKs in place.
+	// One array has the IV and the DEK of every EDEK. The DEKs are encrypted in place.
 	size := blockSize + dekLen
 	all := make([]byte, n*size)
 	if _, err := io.ReadFull(random, all); err != nil {
@@ -71,9 +70,9 @@ func Generate(ctx context.Context, enc BlockEncrypter, version string, dekLen, n
 	return edeks, nil
 }
 
-// Wrap makes one EDEK of each DEK, with the IV at the same place of ivs, under the version, with one EncryptBlocks
-// call. It also brings a DEK that another KMS unwrapped under a version of ours, with the IV that it had. The caller
-// still owns, and wipes, deks. Kind BadIV.
+// Wrap makes one EDEK from each DEK under the version, with the IV of the same index, in one EncryptBlocks call. With
+// the old IVs, it re-encrypts DEKs that another KMS has unwrapped. The caller still owns deks, and wipes them. Kind
+// BadIV.
 func Wrap(ctx context.Context, enc BlockEncrypter, version string, ivs [][]byte,
 	deks []secret.Bytes) ([]claviger.EDEK, error) {
 	const op = "eek.Wrap"
@@ -95,9 +94,10 @@ func Wrap(ctx context.Context, enc BlockEncrypter, version string, ivs [][]byte,
 	return edeks, nil
 }
 
-// Unwrap returns the DEK of each EDEK, in order. The EDEKs may be of several versions; each version costs one
-// EncryptBlocks call. An EDEK without material has an empty DEK, and a version that has only such EDEKs costs no
-// call. It fails as a whole. Kinds BadIV (before any call) and those of EncryptBlocks. The caller wipes the DEKs.
+// Unwrap returns the DEK of each EDEK, in order. The EDEKs may be of several versions; each version needs one
+// EncryptBlocks call. An EDEK without material has an empty DEK, and a version with only such EDEKs needs no call. If
+// one EDEK fails, the whole call fails. Kinds BadIV (before any call) and those of EncryptBlocks. The caller wipes the
+// DEKs.
 func Unwrap(ctx context.Context, enc BlockEncrypter, edeks []claviger.EDEK) ([]secret.Bytes, error) {
 	l, err := plan("eek.Unwrap", edeks)
 	if err != nil {
@@ -117,17 +117,16 @@ func Unwrap(ctx context.Context, enc BlockEncrypter, edeks []claviger.EDEK) ([]s
 	return deks, nil
 }
 
-// Reencrypt brings EDEKs under another version: same IV, same DEK. from holds
-// the versions that they are under, to holds version. It costs one
-// EncryptBlocks call for each version that they are under and one for the new
-// one. An EDEK that is under version already comes back as it is. It fails as a
-// whole, with the kinds of Unwrap.
+// Reencrypt re-encrypts EDEKs under another version, with the same IV and the same DEK. from encrypts under the old
+// versions, to under version. It makes one EncryptBlocks call for each old version and one for the new version. An EDEK
+// that already is under version is returned unchanged. If one EDEK fails, the whole call fails, with the kinds of
+// Unwrap.
 //
-// No DEK exists here: the two keystreams are xored with each other first, and the EDEK with the result.
+// No DEK is computed: Reencrypt xors the two keystreams with each other first, and then the EDEK with the result.
 func Reencrypt(ctx context.Context, from, to BlockEncrypter, version string,
 	edeks []claviger.EDEK) ([]claviger.EDEK, error) {
 	old := make([]claviger.EDEK, 0, len(edeks))
-	place := make([]int, 0, len(edeks)) // the index in edeks of each of old
+	place := make([]int, 0, len(edeks)) // index in edeks of each element of old
 	for i, e := range edeks {
 		if e.Version != version {
 			old, place = append(old, e), append(place, i)
@@ -160,26 +159,26 @@ func Reencrypt(ctx context.Context, from, to BlockEncrypter, version string,
 	return out, nil
 }
 
-// layout is the counter blocks of a batch of EDEKs in one array: those of one
-// version side by side, versions in the order in which they first occur.
+// layout has the counter blocks of a batch of EDEKs in one array. The blocks of one version are contiguous. The
+// versions are in the order of their first EDEKs.
 type layout struct {
 	blocks []byte
-	offset []int // of each EDEK's first block
-	bytes  int   // of all materials together
+	offset []int // offset in blocks of each EDEK's first block
+	bytes  int   // length of all materials together
 	groups []group
-	index  map[string]int // of groups, by version; nil up to linearVersions groups
+	index  map[string]int // index in groups by version; nil up to linearVersions groups
 }
 
 type group struct {
 	version string
-	size    int // bytes of blocks
-	next    int // where the next EDEK's blocks go, while the layout is made
+	size    int // length of its blocks in bytes
+	next    int // offset of the next EDEK's blocks, while the layout is made
 }
 
-// plan checks the IVs and lays out the counter blocks.
+// plan checks the IVs and makes the layout.
 func plan(op string, edeks []claviger.EDEK) (*layout, error) {
 	l := &layout{offset: make([]int, len(edeks))}
-	// offset holds each EDEK's group first, then the place of its blocks.
+	// offset has each EDEK's group first, and later the offset of its blocks.
 	last, total := -1, 0
 	for i := range edeks {
 		e := &edeks[i]
@@ -212,11 +211,11 @@ func plan(op string, edeks []claviger.EDEK) (*layout, error) {
 	return l, nil
 }
 
-// linearVersions is the number of versions up to which a walk along them is quicker than a map. A batch of a
-// NameNode has one or two.
+// linearVersions is the number of versions up to which a linear search is faster than a map. A batch of a NameNode has
+// one or two versions.
 const linearVersions = 4
 
-// groupOf returns the index of the version's group, and makes the group where there is none.
+// groupOf returns the index of the version's group. It adds the group if there is none.
 func (l *layout) groupOf(version string) int {
 	if l.index == nil {
 		for i := range l.groups {
@@ -241,7 +240,7 @@ func (l *layout) groupOf(version string) int {
 	return i
 }
 
-// encryptEach turns the counter blocks into keystream, those of each version by one call. On an error it wipes all
+// encryptEach encrypts the counter blocks to keystream, with one call for each version. On an error it wipes all
 // blocks.
 func (l *layout) encryptEach(ctx context.Context, enc BlockEncrypter) error {
 	off := 0
@@ -255,8 +254,8 @@ func (l *layout) encryptEach(ctx context.Context, enc BlockEncrypter) error {
 	return nil
 }
 
-// rewrap xors each EDEK's material with its place in l.blocks into one new
-// array, sets the version and copies the IV; then it wipes l.blocks.
+// rewrap xors each EDEK's material with its part of l.blocks, sets the version and copies the IV. IVs and materials are
+// in one new array. Then it wipes l.blocks.
 func (l *layout) rewrap(version string, edeks []claviger.EDEK) {
 	all := make([]byte, l.bytes+len(edeks)*claviger.IVSize)
 	for i := range edeks {
@@ -270,7 +269,7 @@ func (l *layout) rewrap(version string, edeks []claviger.EDEK) {
 	clear(l.blocks)
 }
 
-// encrypt is EncryptBlocks, without a call where there are no blocks. After an error the blocks are wiped.
+// encrypt calls EncryptBlocks, unless there are no blocks. After an error it wipes the blocks.
 func encrypt(ctx context.Context, enc BlockEncrypter, version string, blocks []byte) error {
 	if len(blocks) == 0 {
 		return nil
@@ -282,11 +281,11 @@ func encrypt(ctx context.Context, enc BlockEncrypter, version string, blocks []b
 	return nil
 }
 
-// blocksOf is the number of bytes of the blocks that cover n bytes.
+// blocksOf returns the length in bytes of the blocks that cover n bytes.
 func blocksOf(n int) int { return (n + blockSize - 1) / blockSize * blockSize }
 
-// putCounters fills blocks with the consecutive counter blocks of an EDEK's IV.
-// All 128 bits count: an IV of zeros begins at ff..ff and goes on at 00..00.
+// putCounters fills blocks with the consecutive counter blocks of an EDEK's IV. The counter has 128 bits: for an IV of
+// zeros, the first block is ff..ff and the second one is 00..00.
 func putCounters(blocks, iv []byte) {
 	hi := ^binary.BigEndian.Uint64(iv[:8])
 	lo := ^binary.BigEndian.Uint64(iv[8:])

@@ -21,14 +21,13 @@ import (
 	"claviger/secret"
 )
 
-// keys is a provider's key arithmetic over known material that writes down its
-// calls.
+// keys is a BlockEncrypter with known material that records its calls.
 type keys struct {
 	material map[string][]byte // by version name
 
 	mu    sync.Mutex
 	calls []string // version of each call
-	last  []byte   // the slice of the last call, to see what becomes of it
+	last  []byte   // the slice of the last call, to check that it is wiped
 }
 
 var _ provider.BlockEncrypter = (*keys)(nil)
@@ -55,7 +54,7 @@ func (k *keys) EncryptBlocks(ctx context.Context, version string, blocks []byte)
 	return nil
 }
 
-// ctr is the reference: crypto/cipher's CTR from IV xor 0xff.
+// ctr is the reference implementation: crypto/cipher's CTR with IV xor 0xff.
 func ctr(t interface{ Fatal(...any) }, material, iv, in []byte) []byte {
 	c, err := aes.NewCipher(material)
 	if err != nil {
@@ -72,8 +71,7 @@ func ctr(t interface{ Fatal(...any) }, material, iv, in []byte) []byte {
 
 var (
 	genMaterial = rapid.OneOf(bytesOf(16), bytesOf(24), bytesOf(32))
-	// IVs at random, and those whose counter, which begins at the complement,
-	// overflows its low 64 bits or all 128 within a few blocks.
+	// Random IVs, and IVs whose counter overflows its low 64 bits or all 128 bits within a few blocks.
 	genIV = rapid.OneOf(
 		bytesOf(16),
 		rapid.Custom(func(t *rapid.T) []byte {
@@ -126,8 +124,7 @@ func TestUnwrapIsCTR(t *testing.T) {
 	})
 }
 
-// wantOneCallEach demands one call for each version that has anything to
-// encrypt.
+// wantOneCallEach demands exactly one call for each version with material.
 func wantOneCallEach(t *rapid.T, k *keys, edeks []claviger.EDEK) {
 	need := map[string]bool{}
 	for _, e := range edeks {
@@ -137,7 +134,7 @@ func wantOneCallEach(t *rapid.T, k *keys, edeks []claviger.EDEK) {
 	}
 	for _, v := range k.calls {
 		if !need[v] {
-			t.Fatalf("calls %q: one too many for %s", k.calls, v)
+			t.Fatalf("calls %q: more than one for %s", k.calls, v)
 		}
 		delete(need, v)
 	}
@@ -180,7 +177,7 @@ func TestGenerate(t *testing.T) {
 			}
 			return
 		}
-		// A known source: IVs and DEKs must be what it gave, and nothing else.
+		// With a known source, all IVs and DEKs must be its bytes.
 		source := bytesOf(n*(16+dekLen)).Draw(t, "random")
 		got, err := eek.Generate(t.Context(), k, "k@0", dekLen, n, bytes.NewReader(source))
 		if err != nil {
@@ -197,9 +194,9 @@ func TestGenerate(t *testing.T) {
 				t.Fatalf("EDEK %d is %+v", i, e)
 			}
 		}
-		// They stay apart: to append to one must not write into the next.
+		// An append to one slice must not write into the next EDEK.
 		if cap(got[0].IV) != 16 || cap(got[0].Material) != dekLen {
-			t.Fatal("EDEKs reach into each other")
+			t.Fatal("an append changed the next EDEK")
 		}
 	})
 }
@@ -290,10 +287,10 @@ func TestErrors(t *testing.T) {
 		}
 	}
 	if len(k.calls) != 0 {
-		t.Errorf("a bad IV cost calls: %q", k.calls)
+		t.Errorf("calls with a bad IV: %q", k.calls)
 	}
 	if _, err := eek.Wrap(t.Context(), k, "k@0", nil, []secret.Bytes{{1}}); err == nil {
-		t.Error("Wrap took a DEK without an IV")
+		t.Error("Wrap accepts a DEK without an IV")
 	}
 	if _, err := eek.Generate(t.Context(), k, "k@0", -1, 1, nil); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("DEK of -1 bytes: %v", err)
@@ -328,7 +325,7 @@ func TestErrors(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
-// Keystream and EDEK together are the DEK: none of it may stay behind.
+// TestKeystreamIsWiped checks that no keystream is left in memory, because keystream and EDEK together give the DEK.
 func TestKeystreamIsWiped(t *testing.T) {
 	k := &keys{material: map[string][]byte{"k@0": make([]byte, 16), "k@1": make([]byte, 32)}}
 	wiped := func(what string) {
@@ -357,7 +354,7 @@ func TestKeystreamIsWiped(t *testing.T) {
 	wiped("Wrap")
 	from := &keys{material: k.material}
 	if _, err = eek.Reencrypt(t.Context(), from, k, "k@7", edeks); err == nil {
-		t.Fatal("k@7 found")
+		t.Fatal("Unwrap under the missing version k@7 succeeded")
 	}
 	k.last = from.last
 	wiped("a failed Reencrypt")

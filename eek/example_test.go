@@ -10,7 +10,7 @@ import (
 	"claviger/provider/memory"
 )
 
-// Two EDEKs are made, and opened again, with one call of the provider each time.
+// The example makes two EDEKs and opens them, each time with one call of the provider.
 func Example() {
 	ctx := context.Background()
 	keys := memory.New(memory.Config{})

@@ -11,8 +11,8 @@ import (
 	"claviger"
 )
 
-// filled is a queue of which key k is full, and the number of calls of its fill function.
-func filled(t *testing.T) (*Queue, *atomic.Int32) {
+// newFilled returns a queue with all EDEKs of key k, and the number of calls of its fill function.
+func newFilled(t *testing.T) (*Queue, *atomic.Int32) {
 	t.Helper()
 	calls := new(atomic.Int32)
 	q, err := NewQueue(QueueConfig{Size: 100, LowWatermark: 0.3, Expiry: time.Hour, Workers: 1,
@@ -40,10 +40,10 @@ func filled(t *testing.T) (*Queue, *atomic.Int32) {
 	return q, calls
 }
 
-// TestHandedOutIsForgotten: the array of what is ready keeps nothing of what was handed out.
-func TestHandedOutIsForgotten(t *testing.T) {
+// TestTakenIsForgotten checks that the array of ready EDEKs keeps no reference to an EDEK that was taken.
+func TestTakenIsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q, _ := filled(t)
+		q, _ := newFilled(t)
 		ready := q.keys["k"].ready
 		if _, err := q.Take(t.Context(), "k", 5); err != nil {
 			t.Fatal(err)
@@ -56,10 +56,10 @@ func TestHandedOutIsForgotten(t *testing.T) {
 	})
 }
 
-// TestFullLineIsNotRefilled: a refill that comes when a Take has filled the line makes nothing.
+// TestFullLineIsNotRefilled checks that a refill makes nothing if a Take has filled the line in the meantime.
 func TestFullLineIsNotRefilled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q, calls := filled(t)
+		q, calls := newFilled(t)
 		q.mu.Lock()
 		q.refill("k", q.keys["k"])
 		q.mu.Unlock()
@@ -69,15 +69,15 @@ func TestFullLineIsNotRefilled(t *testing.T) {
 	})
 }
 
-// TestDrainedKeysAreForgotten: a key that holds nothing, and that nobody uses, takes no room.
+// TestDrainedKeysAreForgotten checks that a key without EDEKs that no call uses needs no memory.
 func TestDrainedKeysAreForgotten(t *testing.T) {
 	for name, drain := range map[string]func(*Queue){
 		"one": func(q *Queue) { q.Drain("k") },
 		"all": (*Queue).DrainAll,
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			q, _ := filled(t)
-			if _, err := q.Take(t.Context(), "k", 1); err != nil { // the first one had another way
+			q, _ := newFilled(t)
+			if _, err := q.Take(t.Context(), "k", 1); err != nil { // the first Take of a key works differently
 				t.Fatal(err)
 			}
 			if drain(q); q.Keys() != 0 {
@@ -87,7 +87,7 @@ func TestDrainedKeysAreForgotten(t *testing.T) {
 	}
 }
 
-// TestCloseWaits: when Close returns, no fill is under way.
+// TestCloseWaits checks that no fill is running when Close returns.
 func TestCloseWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var filling, ended atomic.Bool
@@ -109,12 +109,12 @@ func TestCloseWaits(t *testing.T) {
 		}
 		synctest.Wait()
 		if q.Close(); !ended.Load() {
-			t.Error("Close returned while a refill was under way")
+			t.Error("Close returned while a refill was running")
 		}
 	})
 }
 
-// TestFailedRefillIsForgotten: a key of which nothing is left takes no room after its refill failed.
+// TestFailedRefillIsForgotten checks that a key without EDEKs needs no memory after its refill failed.
 func TestFailedRefillIsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		calls := 0
@@ -130,7 +130,7 @@ func TestFailedRefillIsForgotten(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer q.Close()
-		if _, err := q.Take(t.Context(), "k", 5); err != nil { // all of the first fill
+		if _, err := q.Take(t.Context(), "k", 5); err != nil { // takes all EDEKs of the first fill
 			t.Fatal(err)
 		}
 		synctest.Wait()

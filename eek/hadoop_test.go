@@ -12,8 +12,8 @@ import (
 	"claviger/secret"
 )
 
-// TestHadoopEDEKs opens, wraps and re-encrypts what Hadoop's own classes made;
-// testdata/README.md says how.
+// TestHadoopEDEKs opens, wraps and re-encrypts EDEKs that Hadoop's own classes made. testdata/README.md says how they
+// were made.
 func TestHadoopEDEKs(t *testing.T) {
 	text, err := os.ReadFile("testdata/hadoop-3.4.2-edeks.txt")
 	if err != nil {
@@ -32,7 +32,7 @@ func TestHadoopEDEKs(t *testing.T) {
 	k := &keys{material: map[string][]byte{}}
 	var edeks []claviger.EDEK
 	var deks []secret.Bytes
-	renewed := map[string][2][]claviger.EDEK{} // old and new ones, by new version
+	renewed := map[string][2][]claviger.EDEK{} // old and new EDEKs by new version
 	for line := range strings.Lines(string(text)) {
 		f := strings.Fields(line)
 		switch {
@@ -54,14 +54,14 @@ func TestHadoopEDEKs(t *testing.T) {
 		t.Fatalf("%d versions, %d EDEKs, %d re-encryptions", len(k.material), len(edeks), len(renewed))
 	}
 
-	// All of them, of three keys, in one batch.
+	// One batch with all EDEKs, of three keys.
 	got, err := eek.Unwrap(t.Context(), k, edeks)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i, e := range edeks {
 		if !got[i].Equal(deks[i]) {
-			t.Errorf("EDEK %x of %s with IV %x opens to %x, at Hadoop to %x", e.Material, e.Version, e.IV,
+			t.Errorf("EDEK %x of %s with IV %x opens to %x, in Hadoop to %x", e.Material, e.Version, e.IV,
 				[]byte(got[i]),
 				[]byte(deks[i]))
 		}
@@ -72,7 +72,7 @@ func TestHadoopEDEKs(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(w[0].Material, e.Material) {
-			t.Errorf("DEK %x under %s with IV %x is wrapped as %x, at Hadoop as %x", []byte(deks[i]), e.Version, e.IV,
+			t.Errorf("DEK %x under %s with IV %x is wrapped to %x, in Hadoop to %x", []byte(deks[i]), e.Version, e.IV,
 				w[0].Material, e.Material)
 		}
 	}
@@ -87,7 +87,7 @@ func TestHadoopEDEKs(t *testing.T) {
 		for i, want := range pair[1] {
 			if now[i].Version != version || !bytes.Equal(now[i].IV, want.IV) || !bytes.Equal(now[i].Material,
 				want.Material) {
-				t.Errorf("re-encrypted to %+v, at Hadoop to %+v", now[i], want)
+				t.Errorf("re-encrypted to %+v, in Hadoop to %+v", now[i], want)
 			}
 		}
 	}

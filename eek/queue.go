@@ -9,70 +9,69 @@ import (
 	"claviger"
 )
 
-// FillFunc makes exactly n EDEKs of a key's current version, with as few calls
-// to the provider as it takes.
+// FillFunc makes exactly n EDEKs of a key's current version, with as few calls to the provider as possible.
 type FillFunc func(ctx context.Context, key string, n int) ([]claviger.EDEK, error)
 
-// QueueConfig is what a Queue is made of. The property names are Hadoop's,
-// after hadoop.security.kms.encrypted.key.cache.
+// QueueConfig is the configuration of a Queue. The comments have the names of Hadoop's properties, without the prefix
+// hadoop.security.kms.encrypted.key.cache.
 type QueueConfig struct {
 	Fill         FillFunc
 	Size         int           // size: EDEKs per key after a refill
-	LowWatermark float64       // low.watermark: share of Size below which a refill begins, in (0, 1]
-	Expiry       time.Duration // expiry: the queue drops a key that no Take used for that long
-	Workers      int           // num.fill.threads: refills under way at once, over all keys
-	// FillTimeout limits a refill in the background.
+	LowWatermark float64       // low.watermark: fraction of Size below which a refill begins, in (0, 1]
+	Expiry       time.Duration // expiry: the queue drops a key that no Take has used for this time
+	Workers      int           // num.fill.threads: refills that run at the same time, for all keys together
+	// FillTimeout bounds a refill in the background.
 	FillTimeout time.Duration
-	// OnError is called with the error of a refill in the background; nil ignores it. A Take that finds the queue
-	// empty returns the error of its own fill.
+	// OnError is called with the error of a refill in the background. nil ignores these errors. A Take that fills the
+	// queue itself returns the error.
 	OnError func(key string, err error)
 }
 
-// Queue holds ready-made EDEKs, by key, so that a Take need not wait for the provider. Its methods may be called from
-// many goroutines.
+// Queue has ready-made EDEKs of each key, so that a Take need not wait for the provider. Many goroutines may call its
+// methods at the same time.
 //
-// A key costs memory only while the queue holds EDEKs of it, or a fill or a Take of it is under way: a name for which
-// no EDEK can be made leaves nothing behind.
+// A key needs memory only while the queue has EDEKs of it, or a fill or a Take of it is running. So names for which no
+// EDEK can be made do not fill the memory.
 type Queue struct {
 	cfg QueueConfig
 	low int // Size * LowWatermark
 
-	ctx  context.Context // of the background; ends with Close
+	ctx  context.Context // of background refills; cancelled by Close
 	stop context.CancelFunc
-	wg   sync.WaitGroup // workers and the sweeper
+	wg   sync.WaitGroup // workers and sweep
 
 	mu      sync.Mutex
 	keys    map[string]*line
-	waiting []string // keys whose refill waits for a worker; each at most once
-	workers int      // running
+	waiting []string // keys whose refill waits for a worker; no key twice
+	workers int      // running workers
 	closed  bool
 }
 
-// line is the queue's EDEKs of one key.
+// line has the queue's EDEKs of one key.
 type line struct {
 	ready []claviger.EDEK
-	gen   uint64    // counts Drains: EDEKs of a fill that began before the last Drain are dropped
-	used  time.Time // last Take
-	users int       // Takes under way
-	// refill: a refill waits for a worker or is under way.
+	gen   uint64    // number of Drains; EDEKs of a fill that began before the last Drain are dropped
+	used  time.Time // time of the last Take
+	users int       // running Takes
+	// refill is true while a refill waits for a worker or is running.
 	refill bool
-	// first is not nil while the first fill is under way. Later Takes of the key wait for it rather than make fills
-	// of their own.
+	// first is not nil while the first fill is running. Later Takes of the key wait for it, and make no fill
+	// themselves.
 	first *firstFill
 }
 
 type firstFill struct {
-	done   chan struct{} // closed at the end; read the other fields after that
-	err    error         // shared by all Takes that waited
-	gaveUp bool          // err is only of the Take that made the fill: its context ended
+	done   chan struct{} // closed after the fill; the other fields may be read only after that
+	err    error         // result for all Takes that waited
+	gaveUp bool          // the context of the filling Take ended, so err is not for the Takes that waited
 }
 
-// NewQueue starts a queue. Kind Invalid where the figures cannot work; the text names the figure.
+// NewQueue starts a queue. Kind Invalid if a value of cfg is impossible; the text names the value.
 func NewQueue(cfg QueueConfig) (*Queue, error) {
 	invalid := func(format string, args ...any) error {
 		return claviger.Errorf("eek.NewQueue", claviger.Invalid, "", format, args...)
 	}
-	// In single precision, as Hadoop does: 100 * 0.29 is 29, not 28.
+	// Compute in single precision, as Hadoop does: 100 * 0.29 is 29, not 28.
 	low := int(float32(cfg.Size) * float32(cfg.LowWatermark))
 	switch {
 	case cfg.Fill == nil:
@@ -98,11 +97,9 @@ func NewQueue(cfg QueueConfig) (*Queue, error) {
 	return q, nil
 }
 
-// Take returns exactly n EDEKs: what is ready, and the rest made by one call of
-// the fill function, within ctx. The first Take of a key makes Size times
-// LowWatermark of them at least. An EDEK whose making began before a Drain of the
-// key is not returned after it.
-// n <= 0 takes none. Kind Closed after Close; else the fill function's errors.
+// Take returns exactly n EDEKs: ready ones, and the rest from one call of the fill function, within ctx. The first Take
+// of a key makes at least Size times LowWatermark EDEKs. After a Drain of the key, Take returns no EDEK of a fill that
+// began before the Drain. If n <= 0, it returns none. Kind Closed after Close; otherwise the fill function's errors.
 func (q *Queue) Take(ctx context.Context, key string, n int) ([]claviger.EDEK, error) {
 	if n <= 0 {
 		return []claviger.EDEK{}, nil
@@ -118,11 +115,11 @@ func (q *Queue) Take(ctx context.Context, key string, n int) ([]claviger.EDEK, e
 		q.keys[key] = l
 		l.first = &firstFill{done: make(chan struct{})}
 		l.users++
-		defer q.leave(key, l)
+		defer q.endTake(key, l)
 		return q.takeFirst(ctx, key, l, n)
 	}
 	l.users++
-	defer q.leave(key, l)
+	defer q.endTake(key, l)
 	for f := l.first; f != nil; f = l.first {
 		if err := q.await(ctx, key, f); err != nil {
 			return nil, err
@@ -133,7 +130,7 @@ func (q *Queue) Take(ctx context.Context, key string, n int) ([]claviger.EDEK, e
 		if !f.gaveUp {
 			return nil, f.err
 		}
-		if l.first == nil { // the Take that made it gave up, so this one makes the first fill
+		if l.first == nil { // the filling Take gave up, so this Take makes the first fill
 			l.first = &firstFill{done: make(chan struct{})}
 			return q.takeFirst(ctx, key, l, n)
 		}
@@ -141,7 +138,7 @@ func (q *Queue) Take(ctx context.Context, key string, n int) ([]claviger.EDEK, e
 	return q.take(ctx, key, l, n)
 }
 
-// await waits, without the lock, for another Take's first fill.
+// await waits for another Take's first fill. It releases the lock while it waits.
 func (q *Queue) await(ctx context.Context, key string, f *firstFill) error {
 	q.mu.Unlock()
 	defer q.mu.Lock()
@@ -153,10 +150,10 @@ func (q *Queue) await(ctx context.Context, key string, f *firstFill) error {
 	}
 }
 
-// takeFirst makes the first fill of a key. The lock is held at both ends.
+// takeFirst makes the first fill of a key. The caller holds the lock.
 func (q *Queue) takeFirst(ctx context.Context, key string, l *line, n int) ([]claviger.EDEK, error) {
 	f := l.first
-	f.gaveUp = true // unless the fill comes to an end
+	f.gaveUp = true // if the fill panics
 	defer func() {
 		l.first = nil
 		close(f.done)
@@ -172,14 +169,14 @@ func (q *Queue) takeFirst(ctx context.Context, key string, l *line, n int) ([]cl
 	return out, nil
 }
 
-// take returns n EDEKs: the ready ones, and the rest made by one fill. The lock is held at both ends.
+// take returns n EDEKs: ready ones, and the rest from one fill. The caller holds the lock.
 func (q *Queue) take(ctx context.Context, key string, l *line, n int) ([]claviger.EDEK, error) {
 	for {
 		gen := l.gen
 		have := min(n, len(l.ready))
 		out := make([]claviger.EDEK, n)
 		copy(out, l.ready[:have])
-		clear(l.ready[:have]) // the array lives on; EDEKs that were given out must not
+		clear(l.ready[:have]) // drop the references to returned EDEKs: the array lives on
 		l.ready = l.ready[have:]
 		q.touch(key, l)
 		if have == n {
@@ -196,13 +193,13 @@ func (q *Queue) take(ctx context.Context, key string, l *line, n int) ([]clavige
 			copy(out[have:], made)
 			return out, nil
 		}
-		// Drained meanwhile: made began after the Drain, the head of out before it.
+		// There was a Drain in the meantime: made is from after the Drain, and the first part of out from before it.
 		l.ready = append(l.ready, made...)
 	}
 }
 
-// fill calls the fill function, again where a Drain came in between, so that the fill that it returns began after the
-// last Drain.
+// fill calls the fill function. It calls it again if there was a Drain in the meantime, so that the returned EDEKs are
+// always from after the last Drain.
 func (q *Queue) fill(ctx context.Context, key string, l *line, n int) ([]claviger.EDEK, error) {
 	for {
 		gen := l.gen
@@ -216,8 +213,7 @@ func (q *Queue) fill(ctx context.Context, key string, l *line, n int) ([]clavige
 	}
 }
 
-// callFill calls the fill function without the lock, which is held at both
-// ends, even where it panics.
+// callFill releases the lock, calls the fill function, and takes the lock again, even if the fill function panics.
 func (q *Queue) callFill(ctx context.Context, key string, n int) ([]claviger.EDEK, error) {
 	q.mu.Unlock()
 	defer q.mu.Lock()
@@ -229,13 +225,13 @@ func (q *Queue) callFill(ctx context.Context, key string, n int) ([]claviger.EDE
 		return nil, err
 	}
 	if len(made) != n {
-		return nil, claviger.Errorf("eek.Take", claviger.Internal, key, "fill function made %d EDEKs of %d",
+		return nil, claviger.Errorf("eek.Take", claviger.Internal, key, "the fill function made %d EDEKs, want %d",
 			len(made), n)
 	}
 	return made, nil
 }
 
-// touch records a use, and requests a refill below the watermark. Needs the lock.
+// touch records a use, and requests a refill below the watermark. The caller holds the lock.
 func (q *Queue) touch(key string, l *line) {
 	l.used = time.Now()
 	if len(l.ready) >= q.low || l.refill || q.closed {
@@ -250,20 +246,20 @@ func (q *Queue) touch(key string, l *line) {
 	}
 }
 
-// leave ends a Take's use of the line. Needs the lock.
-func (q *Queue) leave(key string, l *line) {
+// endTake ends a Take's use of the line. The caller holds the lock.
+func (q *Queue) endTake(key string, l *line) {
 	l.users--
-	q.forgetIfIdle(key, l)
+	q.dropIfIdle(key, l)
 }
 
-// forgetIfIdle drops a line that holds no EDEKs and that no Take and no refill uses. Needs the lock.
-func (q *Queue) forgetIfIdle(key string, l *line) {
+// dropIfIdle drops a line without EDEKs that no Take and no refill uses. The caller holds the lock.
+func (q *Queue) dropIfIdle(key string, l *line) {
 	if l.users == 0 && !l.refill && len(l.ready) == 0 {
 		delete(q.keys, key)
 	}
 }
 
-// work refills keys until no refill waits.
+// work refills keys until no refill is waiting.
 func (q *Queue) work() {
 	defer q.wg.Done()
 	q.mu.Lock()
@@ -272,12 +268,12 @@ func (q *Queue) work() {
 	for len(q.waiting) > 0 && !q.closed {
 		key := q.waiting[0]
 		q.waiting = q.waiting[1:]
-		// The line exists: a line that waits for a refill is not dropped.
+		// The line exists, because dropIfIdle keeps a line that waits for a refill.
 		q.refill(key, q.keys[key])
 	}
 }
 
-// refill fills a line up to Size by one call. The lock is held at both ends.
+// refill fills a line up to Size with one call. The caller holds the lock.
 func (q *Queue) refill(key string, l *line) {
 	gen, n := l.gen, q.cfg.Size-len(l.ready)
 	if n > 0 {
@@ -294,21 +290,21 @@ func (q *Queue) refill(key string, l *line) {
 		}
 	}
 	l.refill = false
-	q.forgetIfIdle(key, l)
+	q.dropIfIdle(key, l)
 }
 
-// Drain drops the EDEKs of a key. After it has returned, no EDEK whose making began before it is given out: the EDEKs
-// of fills under way are dropped, and made again where a Take waits for them.
+// Drain drops the EDEKs of a key. After Drain has returned, no Take returns an EDEK of a fill that began before Drain.
+// The EDEKs of running fills are dropped, and a waiting Take makes them again.
 func (q *Queue) Drain(key string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	l := q.keys[key]
 	if l == nil {
-		return // no EDEKs, and no fill under way
+		return // no EDEKs, and no running fill
 	}
 	l.gen++
 	l.ready = nil
-	q.forgetIfIdle(key, l)
+	q.dropIfIdle(key, l)
 }
 
 // DrainAll is Drain for all keys.
@@ -318,7 +314,7 @@ func (q *Queue) DrainAll() {
 	for key, l := range q.keys {
 		l.gen++
 		l.ready = nil
-		q.forgetIfIdle(key, l)
+		q.dropIfIdle(key, l)
 	}
 }
 
@@ -343,7 +339,7 @@ func (q *Queue) Ready() int {
 	return n
 }
 
-// Keys returns the number of keys that the queue holds.
+// Keys returns the number of keys in the queue.
 func (q *Queue) Keys() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -353,7 +349,7 @@ func (q *Queue) Keys() int {
 // sweep drops keys that were not used for Expiry.
 func (q *Queue) sweep() {
 	defer q.wg.Done()
-	// A key stays at most an eighth longer than Expiry.
+	// With this interval, a key is dropped at most an eighth of Expiry too late.
 	tick := time.NewTicker(max(q.cfg.Expiry/8, time.Millisecond))
 	defer tick.Stop()
 	for {
@@ -366,20 +362,21 @@ func (q *Queue) sweep() {
 	}
 }
 
+// expire drops keys that were not used for Expiry before now.
 func (q *Queue) expire(now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for key, l := range q.keys {
 		if l.users == 0 && now.Sub(l.used) >= q.cfg.Expiry {
-			l.gen++ // a refill under way must not bring the key back
+			l.gen++ // a running refill must not bring the key back
 			l.ready = nil
-			q.forgetIfIdle(key, l)
+			q.dropIfIdle(key, l)
 		}
 	}
 }
 
-// Close drops all EDEKs, ends refills, and waits for the workers. Takes that are under way come to their end. A
-// second Close does nothing.
+// Close drops all EDEKs, cancels refills, and waits for the workers. Running Takes finish normally. A second Close does
+// nothing.
 func (q *Queue) Close() {
 	q.mu.Lock()
 	q.closed = true

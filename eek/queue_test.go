@@ -20,12 +20,12 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// maker is a fill function that numbers its EDEKs and notes its calls.
+// maker has a fill function that numbers its EDEKs and records its calls.
 type maker struct {
 	mu    sync.Mutex
 	calls []string // "key:n"
 	next  int
-	epoch map[string]int // version made for a key
+	epoch map[string]int // number of the current version, by key
 	err   error
 	delay time.Duration
 }
@@ -52,8 +52,8 @@ func (m *maker) fill(ctx context.Context, key string, n int) ([]claviger.EDEK, e
 
 func (m *maker) set(f func()) { m.mu.Lock(); defer m.mu.Unlock(); f() }
 
-// took returns the calls since the last took.
-func (m *maker) took() string {
+// takeCalls returns the recorded calls, and clears them.
+func (m *maker) takeCalls() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := strings.Join(m.calls, " ")
@@ -96,32 +96,32 @@ func TestQueueWatermarks(t *testing.T) {
 			t.Helper()
 			take(t, q, "k", n)
 			synctest.Wait()
-			if got := m.took(); got != wantCalls {
+			if got := m.takeCalls(); got != wantCalls {
 				t.Errorf("Take(%d) made the calls %q, want %q", n, got, wantCalls)
 			}
 			if got := q.Len("k"); got != wantReady {
 				t.Errorf("after Take(%d) %d ready, want %d", n, got, wantReady)
 			}
 		}
-		step(1, "k:30 k:71", 100) // first use: the watermark, then in the background up to the size
-		step(70, "", 30)          // at the watermark: enough
-		step(1, "k:71", 100)      // below it
-		step(100, "k:100", 100)   // all of it
+		step(1, "k:30 k:71", 100) // the first Take fills up to the watermark, and a refill up to the size
+		step(70, "", 30)          // at the watermark: no refill
+		step(1, "k:71", 100)      // below the watermark
+		step(100, "k:100", 100)   // all ready EDEKs
 		step(500, "k:400 k:100", 100)
 		step(0, "", 100)
 		step(-1, "", 100)
 
-		// A first use that asks for more than the watermark costs one call too.
+		// A first Take of more than the watermark also makes one call.
 		take(t, q, "big", 150)
 		synctest.Wait()
-		if got := m.took(); got != "big:150 big:100" {
-			t.Errorf("first use of 150 made the calls %q", got)
+		if got := m.takeCalls(); got != "big:150 big:100" {
+			t.Errorf("first Take of 150 made the calls %q", got)
 		}
 	})
 }
 
-// Every EDEK is handed out once, whoever asks.
-func TestQueueHandsOutOnce(t *testing.T) {
+// TestQueueReturnsOnce checks that no EDEK is returned twice.
+func TestQueueReturnsOnce(t *testing.T) {
 	m := &maker{}
 	q := newQueue(t, config(m))
 	var seen sync.Map
@@ -138,7 +138,7 @@ func TestQueueHandsOutOnce(t *testing.T) {
 				}
 				for _, e := range got {
 					if _, twice := seen.LoadOrStore(string(e.IV), true); twice {
-						t.Errorf("%s handed out twice", e.IV)
+						t.Errorf("%s was returned twice", e.IV)
 					}
 					if e.Version != key+"@0" {
 						t.Errorf("%s for %s", e.Version, key)
@@ -150,7 +150,7 @@ func TestQueueHandsOutOnce(t *testing.T) {
 	wg.Wait()
 }
 
-// One task per key, no more than Workers of them at once, whatever is asked.
+// TestQueueBoundsWorkers checks that at most Workers refills run at the same time, and at most one for each key.
 func TestQueueBoundsWorkers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var now, most atomic.Int32
@@ -180,14 +180,14 @@ func TestQueueBoundsWorkers(t *testing.T) {
 			}
 		}
 		if d := time.Since(start); d != 0 {
-			t.Errorf("Takes of what is ready waited %v", d)
+			t.Errorf("Takes of ready EDEKs waited %v", d)
 		}
 		time.Sleep(20 * time.Second)
 		if most.Load() != 2 {
 			t.Errorf("%d refills at once, want 2", most.Load())
 		}
 		for i := range 10 {
-			if n := q.Len(fmt.Sprint("k", i)); n < 90 { // a refill counts when it begins
+			if n := q.Len(fmt.Sprint("k", i)); n < 90 { // a refill computes its size when it begins
 				t.Errorf("k%d has %d ready", i, n)
 			}
 		}
@@ -219,7 +219,7 @@ func TestQueueDrain(t *testing.T) {
 		want(take(t, q, "k", 1), "k@1")
 		synctest.Wait()
 
-		// While a refill is under way: what it makes is thrown away.
+		// During a refill: its EDEKs are dropped.
 		m.set(func() { m.delay = time.Second })
 		want(take(t, q, "k", 90), "k@1")
 		time.Sleep(time.Millisecond)
@@ -227,7 +227,7 @@ func TestQueueDrain(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		want(take(t, q, "k", 100), "k@2")
 
-		// While a Take makes the rest itself: that too, and what it had of the old.
+		// During the fill of a Take: its EDEKs are dropped, and also the ready ones that the Take had.
 		time.Sleep(2 * time.Second)
 		done := make(chan []claviger.EDEK)
 		go func() {
@@ -245,7 +245,7 @@ func TestQueueDrain(t *testing.T) {
 		}
 		want(got, "k@3")
 
-		// While the first fill is under way, with others waiting for it.
+		// During the first fill, while other Takes wait for it.
 		time.Sleep(time.Minute)
 		roll()
 		for range 3 {
@@ -262,13 +262,13 @@ func TestQueueDrain(t *testing.T) {
 		for range 3 {
 			want(<-done, "k@5")
 		}
-		q.Drain("never heard of")
+		q.Drain("never failures of")
 	})
 }
 
-// Drain against Takes and refills of all kinds at once, in real time.
+// TestQueueDrainRace calls Drain while Takes and refills of all kinds run, in real time.
 func TestQueueDrainRace(t *testing.T) {
-	var epoch atomic.Int64 // version that is current
+	var epoch atomic.Int64 // number of the current version
 	cfg := config(nil)
 	cfg.Size = 20
 	cfg.Fill = func(_ context.Context, _ string, n int) ([]claviger.EDEK, error) {
@@ -283,7 +283,7 @@ func TestQueueDrainRace(t *testing.T) {
 		return out, nil
 	}
 	q := newQueue(t, cfg)
-	var drained atomic.Int64 // epoch whose Drain has returned
+	var drained atomic.Int64 // epoch of the last Drain that has returned
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
 	for range 4 {
@@ -331,11 +331,11 @@ func TestQueueFirstFillIsShared(t *testing.T) {
 		}
 		wg.Wait()
 		synctest.Wait()
-		if got := m.took(); !strings.HasPrefix(got, "k:30 k:") || strings.Count(got, "k:") != 2 {
+		if got := m.takeCalls(); !strings.HasPrefix(got, "k:30 k:") || strings.Count(got, "k:") != 2 {
 			t.Errorf("20 first Takes made the calls %q", got)
 		}
 
-		// Its error is shared too ...
+		// All Takes get its error.
 		boom := errors.New("boom")
 		m.set(func() { m.err = boom })
 		for range 20 {
@@ -346,24 +346,24 @@ func TestQueueFirstFillIsShared(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if got := m.took(); got != "bad:30" {
+		if got := m.takeCalls(); got != "bad:30" {
 			t.Errorf("20 first Takes made the calls %q", got)
 		}
 
-		// ... but not that the one who made it went away.
+		// But if the context of the filling Take ends, the other Takes do not get that error.
 		m.set(func() { m.err = nil })
 		short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
 		wg.Go(func() {
 			if _, err := q.Take(short, "left", 1); err == nil {
-				t.Error("no error for who went away")
+				t.Error("no error for the Take whose context ended")
 			}
 		})
 		synctest.Wait()
 		for range 5 {
 			wg.Go(func() { take(t, q, "left", 2) })
 		}
-		// One who waits for it may go away himself.
+		// The context of a waiting Take may also end.
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 			defer cancel()
@@ -372,7 +372,7 @@ func TestQueueFirstFillIsShared(t *testing.T) {
 			}
 		})
 		wg.Wait()
-		if got := m.took(); !strings.HasPrefix(got, "left:30 left:30") {
+		if got := m.takeCalls(); !strings.HasPrefix(got, "left:30 left:30") {
 			t.Errorf("calls %q", got)
 		}
 	})
@@ -382,8 +382,8 @@ func TestQueueErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &maker{err: claviger.E("test", claviger.KeyNotFound, "k", nil)}
 		cfg := config(m)
-		var heard []string
-		cfg.OnError = func(key string, err error) { heard = append(heard, key+": "+err.Error()) }
+		var failures []string
+		cfg.OnError = func(key string, err error) { failures = append(failures, key+": "+err.Error()) }
 		q := newQueue(t, cfg)
 		for i := range 1000 {
 			if _, err := q.Take(t.Context(), fmt.Sprint("no", i), 1); !claviger.Is(err, claviger.KeyNotFound) {
@@ -391,14 +391,14 @@ func TestQueueErrors(t *testing.T) {
 			}
 		}
 		if q.Keys() != 0 {
-			t.Errorf("%d names that do not exist are remembered", q.Keys())
+			t.Errorf("the queue has %d names of missing keys", q.Keys())
 		}
 
-		// An error loses nothing of what was ready.
+		// An error loses no ready EDEK.
 		m.set(func() { m.err = nil })
 		first := take(t, q, "k", 1)
 		synctest.Wait()
-		m.took()
+		m.takeCalls()
 		m.set(func() { m.err = errors.New("HSM is away") })
 		if _, err := q.Take(t.Context(), "k", 101); err == nil || q.Len("k") != 100 {
 			t.Errorf("%v; %d left", err, q.Len("k"))
@@ -408,8 +408,8 @@ func TestQueueErrors(t *testing.T) {
 		}
 		take(t, q, "k", 80)
 		synctest.Wait()
-		if len(heard) == 0 || heard[0] != "k: HSM is away" {
-			t.Errorf("heard of refills: %q", heard)
+		if len(failures) == 0 || failures[0] != "k: HSM is away" {
+			t.Errorf("errors of refills: %q", failures)
 		}
 		m.set(func() { m.err = nil })
 		take(t, q, "k", 1) // the next Take tries the refill again
@@ -427,7 +427,7 @@ func TestQueueErrors(t *testing.T) {
 	}
 }
 
-// A fill function that panics takes its request down, not the queue.
+// TestQueueSurvivesPanic checks that the queue works after a panic of the fill function.
 func TestQueueSurvivesPanic(t *testing.T) {
 	m := &maker{}
 	cfg := config(m)
@@ -446,7 +446,7 @@ func TestQueueSurvivesPanic(t *testing.T) {
 		_, _ = q.Take(t.Context(), "k", 1)
 	}()
 	if q.Keys() != 0 {
-		t.Error("the key is remembered")
+		t.Error("the queue still has the key")
 	}
 	take(t, q, "k", 1)
 }
@@ -464,10 +464,10 @@ func TestQueueExpiry(t *testing.T) {
 		if q.Len("idle") != 0 || q.Keys() != 1 || q.Len("busy") == 0 {
 			t.Errorf("idle has %d, busy %d, %d keys", q.Len("idle"), q.Len("busy"), q.Keys())
 		}
-		m.took()
+		m.takeCalls()
 		take(t, q, "idle", 1)
 		synctest.Wait()
-		if got := m.took(); got != "idle:30 idle:71" {
+		if got := m.takeCalls(); got != "idle:30 idle:71" {
 			t.Errorf("an expired key's next Take made the calls %q", got)
 		}
 	})
@@ -482,7 +482,7 @@ func TestQueueClose(t *testing.T) {
 		take(t, q, "k", 1)
 		synctest.Wait()
 		m.set(func() { m.delay = time.Second })
-		take(t, q, "k", 90) // begins a refill, which Close ends
+		take(t, q, "k", 90) // begins a refill, which Close cancels
 		done := make(chan error)
 		go func() { _, err := q.Take(t.Context(), "other", 1); done <- err }()
 		synctest.Wait()
@@ -493,14 +493,14 @@ func TestQueueClose(t *testing.T) {
 			t.Errorf("Close took %v", d)
 		}
 		if err := <-done; err != nil {
-			t.Errorf("a Take under way at Close: %v", err)
+			t.Errorf("a Take during Close: %v", err)
 		}
 		if _, err := q.Take(t.Context(), "k", 1); !claviger.Is(err, claviger.Closed) {
 			t.Errorf("Take after Close: %v", err)
 		}
 		q.Drain("k")
 		if q.Len("k") != 0 || q.Keys() != 0 {
-			t.Error("something is held after Close")
+			t.Error("the queue has EDEKs after Close")
 		}
 	})
 }
@@ -509,8 +509,8 @@ func TestQueueFillTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &maker{}
 		cfg := config(m)
-		var heard error
-		cfg.OnError = func(_ string, err error) { heard = err }
+		var failures error
+		cfg.OnError = func(_ string, err error) { failures = err }
 		q := newQueue(t, cfg)
 		take(t, q, "k", 1)
 		synctest.Wait()
@@ -518,8 +518,8 @@ func TestQueueFillTimeout(t *testing.T) {
 		take(t, q, "k", 90)
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		if !errors.Is(heard, context.DeadlineExceeded) {
-			t.Errorf("a refill that hangs: %v", heard)
+		if !errors.Is(failures, context.DeadlineExceeded) {
+			t.Errorf("a refill that hangs: %v", failures)
 		}
 	})
 }
@@ -541,13 +541,13 @@ func TestNewQueueRefuses(t *testing.T) {
 			t.Errorf("want %q, got %v", text, err)
 		}
 	}
-	// As Hadoop counts, in single precision: 100 * 0.29 is 29.
+	// In single precision, as in Hadoop, 100 * 0.29 is 29.
 	m := &maker{}
 	cfg := config(m)
 	cfg.LowWatermark = 0.29
 	q := newQueue(t, cfg)
 	take(t, q, "k", 1)
-	if got := m.took(); !strings.HasPrefix(got, "k:29") {
+	if got := m.takeCalls(); !strings.HasPrefix(got, "k:29") {
 		t.Errorf("first fill %q", got)
 	}
 }

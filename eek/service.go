@@ -8,28 +8,29 @@ import (
 	"claviger/secret"
 )
 
-// Pinned is what this package needs of a provider that may give the name of a version to another key's version;
-// provider.Pinned says how it behaves.
+// Pinned is the part that this package needs of a provider that may use the name of a deleted version again.
+// provider.Pinned has the contract.
 type Pinned interface {
 	EncryptBlocksOf(ctx context.Context, v claviger.KeyVersion, blocks []byte) error
 }
 
-// ErrReplaced marks the error of a version that was deleted after it was read; its name may belong to another
-// version by now.
-var ErrReplaced = errors.New("the version was deleted since it was read")
+// ErrReplaced marks the error of a version that was deleted after it was read. Its name may belong to another version
+// now.
+var ErrReplaced = errors.New("the version was deleted after it was read")
 
-// Service makes, opens and re-wraps EDEKs under versions that its caller has read, by a provider that encrypts
-// blocks. Its methods may be called from many goroutines. Their errors are those of the functions of the same
-// name. A pinned Service also returns kind VersionNotFound with ErrReplaced.
+// Service makes, opens and re-encrypts EDEKs under versions that its caller has read, with a provider that encrypts
+// blocks. Many goroutines may call its methods at the same time. Their errors are those of the functions with the same
+// names. A pinned Service also returns kind VersionNotFound with ErrReplaced.
 type Service struct {
 	blocks BlockEncrypter
-	pinned Pinned // nil: the name of a version suffices to find it
+	pinned Pinned // nil if the provider never uses the name of a version again
 }
 
 // NewService makes a Service that finds versions by their names.
 func NewService(blocks BlockEncrypter) *Service { return &Service{blocks: blocks} }
 
-// NewPinnedService makes a Service that encrypts under the very versions that were read.
+// NewPinnedService makes a Service that encrypts only under the versions that were read, even if their names belong to
+// other versions now.
 func NewPinnedService(pinned Pinned) *Service { return &Service{pinned: pinned} }
 
 // Generate makes n EDEKs under v.
@@ -37,60 +38,60 @@ func (s *Service) Generate(ctx context.Context, v claviger.KeyVersion, n int) ([
 	return Generate(ctx, s.under(v), v.Name, v.BitLength/8, n, nil)
 }
 
-// Unwrap opens EDEKs of v. The user on whose behalf it is done does not matter here.
+// Unwrap opens EDEKs of v. The third argument, the user on whose behalf they are opened, is not used.
 func (s *Service) Unwrap(ctx context.Context, v claviger.KeyVersion, _ string,
 	edeks []claviger.EDEK) ([]secret.Bytes, error) {
 	return Unwrap(ctx, s.under(v), edeks)
 }
 
-// Wrap makes one EDEK of each DEK under v.
+// Wrap makes one EDEK from each DEK under v.
 func (s *Service) Wrap(ctx context.Context, v claviger.KeyVersion, ivs [][]byte,
 	deks []secret.Bytes) ([]claviger.EDEK, error) {
 	return Wrap(ctx, s.under(v), v.Name, ivs, deks)
 }
 
-// Reencrypt brings EDEKs of the versions from under the version to.
+// Reencrypt re-encrypts EDEKs of the versions from under the version to.
 func (s *Service) Reencrypt(ctx context.Context, from []claviger.KeyVersion, to claviger.KeyVersion,
 	edeks []claviger.EDEK) ([]claviger.EDEK, error) {
 	return Reencrypt(ctx, s.underEach(from), s.under(to), to.Name, edeks)
 }
 
-// under returns what encrypts under v.
+// under returns the BlockEncrypter for v.
 func (s *Service) under(v claviger.KeyVersion) BlockEncrypter {
 	if s.pinned == nil {
 		return s.blocks
 	}
-	return pin{s.pinned, v}
+	return pinnedVersion{s.pinned, v}
 }
 
-// underEach returns what encrypts under several versions.
+// underEach returns the BlockEncrypter for several versions.
 func (s *Service) underEach(versions []claviger.KeyVersion) BlockEncrypter {
 	if s.pinned == nil {
 		return s.blocks
 	}
-	return pins{s.pinned, versions}
+	return pinnedVersions{s.pinned, versions}
 }
 
-// pin encrypts under one version.
-type pin struct {
+// pinnedVersion encrypts under one version.
+type pinnedVersion struct {
 	Pinned
 	version claviger.KeyVersion
 }
 
-func (p pin) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
+func (p pinnedVersion) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
 	if version != p.version.Name {
 		return notRead(version)
 	}
 	return encryptOf(ctx, p.Pinned, p.version, blocks)
 }
 
-// pins encrypts under a few versions.
-type pins struct {
+// pinnedVersions encrypts under a few versions.
+type pinnedVersions struct {
 	Pinned
 	versions []claviger.KeyVersion
 }
 
-func (p pins) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
+func (p pinnedVersions) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
 	for i := range p.versions {
 		if p.versions[i].Name == version {
 			return encryptOf(ctx, p.Pinned, p.versions[i], blocks)
@@ -100,7 +101,7 @@ func (p pins) EncryptBlocks(ctx context.Context, version string, blocks []byte) 
 }
 
 func notRead(version string) error {
-	return claviger.Errorf("eek.encrypt", claviger.Internal, version, "it was not read before it is used")
+	return claviger.Errorf("eek.encrypt", claviger.Internal, version, "the version was not read before its use")
 }
 
 func encryptOf(ctx context.Context, p Pinned, v claviger.KeyVersion, blocks []byte) error {

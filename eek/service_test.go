@@ -10,10 +10,10 @@ import (
 	"claviger/secret"
 )
 
-// keystreams is a provider whose keystream is a version's creation time, and that knows versions by their
-// names, or by what was read of them.
+// keystreams is a provider whose keystream depends on a version's creation time. It finds versions by their names, or
+// uses the versions that were read.
 type keystreams struct {
-	names []string // under which it encrypted
+	names []string // of the versions of all calls
 	err   error
 }
 
@@ -29,8 +29,8 @@ func (k *keystreams) EncryptBlocksOf(_ context.Context, v claviger.KeyVersion, b
 	return k.err
 }
 
-// TestService: each operation encrypts under the versions that it was given; a pinned Service under what was
-// read of them, and under no other.
+// TestService checks that each operation encrypts under the given versions. A pinned Service must encrypt only under
+// the versions that were read.
 func TestService(t *testing.T) {
 	ctx := t.Context()
 	old := claviger.KeyVersion{Name: "k@0", BitLength: 128}
@@ -66,8 +66,8 @@ func TestService(t *testing.T) {
 	}
 }
 
-// TestPinnedService: a version that was not read is not used, and one that was deleted since is said to be
-// replaced; other errors stay what they are.
+// TestPinnedService checks that a version that was not read is not used, and that the error of a version that was
+// deleted after it was read is ErrReplaced. Other errors must not change.
 func TestPinnedService(t *testing.T) {
 	ctx := t.Context()
 	v := claviger.KeyVersion{Name: "k@0", BitLength: 128}
@@ -89,11 +89,11 @@ func TestPinnedService(t *testing.T) {
 	}
 	k.err = claviger.E("test", claviger.Unavailable, "k@0", nil)
 	if _, err := s.Generate(ctx, v, 1); errors.Is(err, ErrReplaced) || !claviger.Is(err, claviger.Unavailable) {
-		t.Errorf("an HSM that is away: %v", err)
+		t.Errorf("an HSM that does not answer: %v", err)
 	}
 }
 
-// countedQueue returns a queue, open until the test ends, and how often it was filled.
+// countedQueue returns a queue, which is closed after the test, and its number of fills.
 func countedQueue(t *testing.T, size int) (q *Queue, fills *int) {
 	t.Helper()
 	fills = new(int)
@@ -109,7 +109,7 @@ func countedQueue(t *testing.T, size int) (q *Queue, fills *int) {
 	return q, fills
 }
 
-// TestEndedContext: a caller that has gone has nothing made for it.
+// TestEndedContext checks that a Take with an ended context makes no EDEK.
 func TestEndedContext(t *testing.T) {
 	q, calls := countedQueue(t, 10)
 	ctx, cancel := context.WithCancel(t.Context())

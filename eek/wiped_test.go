@@ -12,10 +12,10 @@ import (
 
 var errBroken = errors.New("broken")
 
-// leaky keeps what it is given to fill and to encrypt, and fails in the middle of it.
+// leaky keeps the buffers that it gets to fill and to encrypt, and fails after a number of calls.
 type leaky struct {
 	kept              [][]byte
-	reads, encrypts   int // how many go well
+	reads, encrypts   int // number of successful calls
 	readBy, encrypted int
 }
 
@@ -42,7 +42,7 @@ func (l *leaky) EncryptBlocks(_ context.Context, _ string, blocks []byte) error 
 func (l *leaky) wantWiped(t *testing.T, when string) {
 	t.Helper()
 	if len(l.kept) == 0 {
-		t.Errorf("%s: nothing was kept", when)
+		t.Errorf("%s: no buffer was kept", when)
 	}
 	for i, b := range l.kept {
 		if len(bytes.Trim(b, "\x00")) > 0 {
@@ -51,7 +51,7 @@ func (l *leaky) wantWiped(t *testing.T, when string) {
 	}
 }
 
-// TestNothingIsLeft: DEKs and keystream are wiped where an operation fails, and keystream where it does not.
+// TestNothingIsLeft checks that a failed operation wipes DEKs and keystream, and a successful one wipes keystream.
 func TestNothingIsLeft(t *testing.T) {
 	ctx := t.Context()
 	iv := bytes.Repeat([]byte{1}, claviger.IVSize)
@@ -101,7 +101,7 @@ func TestNothingIsLeft(t *testing.T) {
 		}
 		l.wantWiped(t, when)
 	}
-	// What a good generate leaves of its random bytes are IVs; its keystream is gone.
+	// After a successful Generate, the buffer of random bytes has the IVs and no DEK, and the keystream is wiped.
 	l := &leaky{reads: 1, encrypts: 1}
 	made, err := Generate(ctx, l, "k@0", 32, 2, l)
 	if err != nil || len(l.kept) != 2 {
@@ -111,12 +111,12 @@ func TestNothingIsLeft(t *testing.T) {
 	l.wantWiped(t, "generate")
 	for _, e := range made {
 		if bytes.Equal(e.Material, bytes.Repeat([]byte{0xab}, 32)) {
-			t.Error("an EDEK is its DEK")
+			t.Error("the EDEK equals its DEK")
 		}
 	}
 }
 
-// TestSmallestQueue: a queue of one EDEK works, and taking none asks for none.
+// TestSmallestQueue checks that a queue of one EDEK works, and that a Take of none makes no EDEK.
 func TestSmallestQueue(t *testing.T) {
 	q, calls := countedQueue(t, 1)
 	for _, n := range []int{0, -1} {
@@ -125,6 +125,6 @@ func TestSmallestQueue(t *testing.T) {
 		}
 	}
 	if *calls != 0 || q.Keys() != 0 {
-		t.Errorf("%d calls for nothing, %d keys", *calls, q.Keys())
+		t.Errorf("%d calls for no EDEKs, %d keys", *calls, q.Keys())
 	}
 }
