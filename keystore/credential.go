@@ -29,8 +29,8 @@ const (
 	defaultCredentialPassword = "none"
 )
 
-// CredentialPassword returns the password of credential stores by Hadoop's rules: from the environment, else from
-// the file, else Hadoop's default. A relative file name is relative to dir.
+// CredentialPassword returns the password of credential stores by Hadoop's rules: from the environment, or else from
+// the file, or else Hadoop's default. A relative file name is relative to dir.
 func CredentialPassword(env func(string) (string, bool), file, dir string) (secret.Bytes, error) {
 	if p, ok := env(CredentialPasswordEnv); ok {
 		return secret.Bytes(p), nil
@@ -79,8 +79,7 @@ func OpenCredentials(path string, password secret.Bytes) (c *Credentials, missin
 		entries, err := ParseJCEKS(data, password)
 		if errors.Is(err, ErrPassword) {
 			err = fmt.Errorf("%w; its password comes from the environment variable %s, or from the file "+
-				"that %s names", err,
-				CredentialPasswordEnv, CredentialPasswordProperty)
+				"that %s names", err, CredentialPasswordEnv, CredentialPasswordProperty)
 		}
 		var format *FormatError
 		if errors.As(err, &format) && format.Is != "" {
@@ -103,8 +102,8 @@ func CredentialFiles(path string) ([]string, error) {
 			continue
 		}
 		if scheme, _, _ := strings.Cut(uri, "://"); strings.EqualFold(scheme, "user") {
-			// user:// means the credentials of a Java process's login. A server has none, so we use the next store,
-			// as Hadoop does.
+			// user:// means the credentials of a Java process's login. A server has none, so the next store counts, as
+			// in Hadoop.
 			continue
 		}
 		file, err := credentialFile(uri)
@@ -120,23 +119,23 @@ func CredentialFiles(path string) ([]string, error) {
 func credentialFile(uri string) (string, error) {
 	scheme, rest, ok := strings.Cut(uri, "://")
 	if !ok {
-		return "", errors.New("it is no URI; it must be like localjceks://file/etc/hadoop/credentials.jceks")
+		return "", errors.New("it is no URI; write it as in localjceks://file/etc/hadoop/credentials.jceks")
 	}
 	switch strings.ToLower(scheme) {
 	case "jceks", "localjceks":
 	case "bcfks", "localbcfks":
-		return "", errors.New("BouncyCastle's keystores are not read; make the store with localjceks://file/PATH")
+		return "", errors.New("BouncyCastle's keystores are not supported; make the store with localjceks://file/PATH")
 	default:
-		return "", fmt.Errorf("scheme %q is not known; localjceks://file/PATH and jceks://file/PATH are", scheme)
+		return "", fmt.Errorf("scheme %q is not known; the known URIs are localjceks://file/PATH and "+
+			"jceks://file/PATH", scheme)
 	}
 	authority, file, _ := strings.Cut(rest, "/")
 	switch authority {
 	case "file", "file@":
 		return "/" + file, nil
 	}
-	return "", fmt.Errorf("only local files are read, not a store on %q; copy it here and name it "+
-		"localjceks://file/PATH",
-		strings.TrimSuffix(authority, "@"))
+	return "", fmt.Errorf("only local files are supported, not a store on %q; copy it to this host and name it "+
+		"localjceks://file/PATH", strings.TrimSuffix(authority, "@"))
 }
 
 // Get returns the credential of a name. ok is false if no store has one.
@@ -157,12 +156,12 @@ func (c *Credentials) Get(name string) (value secret.Bytes, ok bool, err error) 
 
 // Passwords finds passwords as Hadoop's Configuration.getPassword does.
 type Passwords struct {
-	Credentials *Credentials // nil: there are none
+	Credentials *Credentials // nil if there are no stores
 	// ClearText means that the configuration may contain passwords.
 	ClearText bool
 }
 
-// Get returns the password of a property: from the credential stores, else from conf if ClearText allows it. It
+// Get returns the password of a property: from the credential stores, or else from conf if ClearText allows that. It
 // returns nil if there is none.
 func (p *Passwords) Get(name string, conf func(name string) (string, bool)) (secret.Bytes, error) {
 	if p.Credentials != nil {
@@ -178,7 +177,7 @@ func (p *Passwords) Get(name string, conf func(name string) (string, bool)) (sec
 	if !p.ClearText {
 		return nil,
 			fmt.Errorf("property %s has its value in the configuration, which %s=false forbids, and no credential "+
-				"store has one; write it with `hadoop credential create %s -provider localjceks://file/PATH`",
+				"store has a value; store it with `hadoop credential create %s -provider localjceks://file/PATH`",
 				name, CredentialFallbackProperty, name)
 	}
 	return secret.Bytes(v), nil

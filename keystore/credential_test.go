@@ -13,15 +13,14 @@ import (
 
 func noEnv(string) (string, bool) { return "", false }
 
-// TestRealCredentials reads what `hadoop credential create` of a real Hadoop
-// writes.
+// TestRealCredentials reads credential stores that `hadoop credential create` of a real Hadoop writes.
 func TestRealCredentials(t *testing.T) {
 	jars := os.Getenv("CLAVIGER_HADOOP_JARS")
 	if jars == "" {
 		if os.Getenv("CLAVIGER_REQUIRE_HADOOP") == "1" {
 			t.Fatal("CLAVIGER_HADOOP_JARS is not set: name the folder with Hadoop's jars")
 		}
-		t.Skip("CLAVIGER_HADOOP_JARS does not name a folder with Hadoop's jars: no real credential store is read")
+		t.Skip("CLAVIGER_HADOOP_JARS does not name a folder with Hadoop's jars, which this test needs")
 	}
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "store.pw"), []byte(" from-a-file\n"), 0o600); err != nil {
@@ -130,7 +129,7 @@ func TestPasswords(t *testing.T) {
 		!strings.Contains(err.Error(), CredentialPasswordEnv) {
 		t.Errorf("with a wrong password: %v", err)
 	}
-	// What a Java process's login holds is nothing in a server: the next store counts.
+	// user:// means the login of a Java process. A server has none, so the next store counts.
 	if c, missing, err := OpenCredentials("user:///,localjceks://file"+path, secret.Bytes("none")); err == nil {
 		if v, ok, err := c.Get("p"); err != nil || !ok || string(v) != "stored" || len(missing) > 0 {
 			t.Errorf("behind user:///: %q %t %v", v, ok, err)
@@ -155,6 +154,6 @@ func TestPasswords(t *testing.T) {
 	}
 	if _, err := CredentialPassword(noEnv, "nosuch.pw", t.TempDir()); err == nil ||
 		!strings.Contains(err.Error(), CredentialPasswordProperty) {
-		t.Errorf("a password file that is not there: %v", err)
+		t.Errorf("a missing password file: %v", err)
 	}
 }

@@ -5,18 +5,17 @@ import (
 	"fmt"
 )
 
-// ErrPassword means that a check with the password failed. The check of a keystore depends on the password, so a
-// wrong password and a damaged file give the same result, unless ParseJCEKS finds the difference (see
-// DamagedError).
+// ErrPassword means that a check with the password failed. The check of a keystore depends on the password, so the
+// reason may be a wrong password or a damaged file. ParseJCEKS can distinguish some damaged files (see DamagedError).
 var ErrPassword = errors.New("wrong password or damaged file")
 
 // FormatError means that bytes do not have the expected form: they are not a keystore, or the file is cut short,
 // damaged, or above a limit.
 type FormatError struct {
 	Format string // "JCEKS", "Java serialisation", ...
-	Offset int    // of the byte at which reading stopped
+	Offset int    // offset of the byte at which reading stopped
 	What   string // what was found and what was expected
-	Is     Format // what a whole file is instead, where that is known
+	Is     Format // the real format of the file, if it is known
 }
 
 func (e *FormatError) Error() string {
@@ -26,7 +25,7 @@ func (e *FormatError) Error() string {
 // DamagedError means that the password of a keystore is right and its content is damaged: an entry opens, but the
 // check over the whole file fails.
 type DamagedError struct {
-	Alias string // of the entry that the password opened
+	Alias string // alias of the entry that the password opened
 }
 
 func (e *DamagedError) Error() string {

@@ -9,7 +9,7 @@ import (
 	"claviger/secret"
 )
 
-// A key is put into a Java keystore of type JCEKS, and read back.
+// The example writes a key into a Java keystore of type JCEKS, and reads it.
 func ExampleJCEKS() {
 	password := secret.Bytes("none")
 	store := keystore.NewJCEKS()

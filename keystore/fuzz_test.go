@@ -9,8 +9,8 @@ import (
 	"claviger/secret"
 )
 
-// seeds fails a fuzz target whose seed folder is empty: the seeds are what Java
-// wrote, and without them it would only ever see rubbish.
+// seeds fails a fuzz target with fewer seeds than least. The seeds are files that Java wrote. Without them, the fuzzer
+// would hardly find valid input.
 func seeds(f *testing.F, least int) {
 	f.Helper()
 	list, err := os.ReadDir(filepath.Join("testdata", "fuzz", f.Name()))
@@ -19,9 +19,8 @@ func seeds(f *testing.F, least int) {
 	}
 }
 
-// FuzzJCEKS: what is read of a keystore is written and read again as the same.
-// The check at the end is made to fit, and no entry is decrypted: that would
-// take all the time.
+// FuzzJCEKS checks that a keystore that was read is the same after it was written and read again. It corrects the check
+// at the end of the input, and decrypts no entry, which would be too slow.
 func FuzzJCEKS(f *testing.F) {
 	seeds(f, 4)
 	password := secret.Bytes("password")
@@ -33,7 +32,7 @@ func FuzzJCEKS(f *testing.F) {
 		sum := jceksDigest(password, data[:r.off])
 		s, err := ParseJCEKS(append(bytes.Clone(data[:r.off]), sum[:]...), password)
 		if err != nil {
-			t.Fatalf("read without its check, not with it: %v", err)
+			t.Fatalf("the keystore was read without its check, but not with it: %v", err)
 		}
 		out, err := s.Marshal(password)
 		if err != nil {
@@ -54,8 +53,8 @@ func FuzzJCEKS(f *testing.F) {
 	})
 }
 
-// FuzzJavaSerialization: no input costs more than its length, or crashes; and a
-// key that is read is written so that it is read again.
+// FuzzJavaSerialization checks that no input crashes the reader, and that a key that was read is the same after it was
+// written and read again.
 func FuzzJavaSerialization(f *testing.F) {
 	seeds(f, 5)
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -73,7 +72,7 @@ func FuzzJavaSerialization(f *testing.F) {
 			out, err = encodeSecretKey(s.Algorithm, s.Material)
 		}
 		if err != nil {
-			return // longer than what we write
+			return // longer than our limit for writing
 		}
 		again, err := decodeSecret(out)
 		if err != nil || again.Algorithm != s.Algorithm || !again.Material.Equal(s.Material) ||
@@ -85,7 +84,7 @@ func FuzzJavaSerialization(f *testing.F) {
 	})
 }
 
-// FuzzMUTF8: Java's text is read into Go's and back.
+// FuzzMUTF8 checks that text that was decoded is the same after it was encoded and decoded again.
 func FuzzMUTF8(f *testing.F) {
 	seeds(f, 4)
 	f.Fuzz(func(t *testing.T, data []byte) {

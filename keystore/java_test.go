@@ -12,9 +12,8 @@ import (
 	"claviger/secret"
 )
 
-// java returns a function that runs one of Java's programs. Where there is no
-// JDK the test is skipped, or fails if CLAVIGER_REQUIRE_JAVA says that there
-// must be one.
+// java returns a function that runs one of Java's programs. Without a JDK the test is skipped, or fails if
+// CLAVIGER_REQUIRE_JAVA is 1.
 func java(t *testing.T) func(program string, args ...string) string {
 	t.Helper()
 	for _, program := range []string{"java", "keytool"} {
@@ -22,7 +21,7 @@ func java(t *testing.T) func(program string, args ...string) string {
 			if os.Getenv("CLAVIGER_REQUIRE_JAVA") == "1" {
 				t.Fatalf("%s is not installed: %v", program, err)
 			}
-			t.Skipf("%s is not installed: what we write is not read by Java in this run", program)
+			t.Skipf("%s is not installed, so Java cannot read our files in this run", program)
 		}
 	}
 	return func(program string, args ...string) string {
@@ -42,8 +41,7 @@ func java(t *testing.T) func(program string, args ...string) string {
 	}
 }
 
-// TestJavaReads has Java read a store that we began, and one of keytool's that
-// we added to.
+// TestJavaReads checks that Java reads a store that we made, and a store of keytool to which we added a key.
 func TestJavaReads(t *testing.T) {
 	run := java(t)
 	password := secret.Bytes("ABC ~xyz")
@@ -88,12 +86,12 @@ func TestJavaReads(t *testing.T) {
 	for _, line := range []string{"Your keystore contains 5 entries", "added, ", "SecretKeyEntry", "rsa, ",
 		"PrivateKeyEntry", "trusted, ", "trustedCertEntry"} {
 		if !strings.Contains(got, line) {
-			t.Errorf("keytool does not say %q:\n%s", line, got)
+			t.Errorf("keytool does not print %q:\n%s", line, got)
 		}
 	}
 }
 
-// TestReadJavaNow reads what the installed Java writes, whatever its version.
+// TestReadJavaNow reads a keystore that the installed version of Java writes.
 func TestReadJavaNow(t *testing.T) {
 	run := java(t)
 	name := filepath.Join(t.TempDir(), "store.jceks")
@@ -109,8 +107,8 @@ func TestReadJavaNow(t *testing.T) {
 	}
 }
 
-// TestReadOldJava reads an entry with the 20 iterations that Java wrote until
-// 8u151; no current Java writes one, so it is made here.
+// TestReadOldJava reads an entry with 20 iterations, as Java before 8u151 wrote. No current Java writes such an entry,
+// so the test makes it.
 func TestReadOldJava(t *testing.T) {
 	plain, err := encodeSecretKey("AES", []byte("0123456789abcdef"))
 	if err != nil {

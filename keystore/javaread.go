@@ -5,13 +5,13 @@ import (
 	"fmt"
 )
 
-// Limits of a serialised Java object. The objects of a keystore are nested three deep, and have ten handles and at
-// most four fields.
+// Limits of a serialised Java object. The objects of a keystore have a depth of three, ten handles and at most four
+// fields.
 const (
 	maxJavaDepth   = 16
 	maxJavaHandles = 128
 	maxJavaFields  = 16
-	maxJavaArray   = 1 << 20 // bytes; Hadoop's metadata, attributes included, lies in one
+	maxJavaArray   = 1 << 20 // bytes; one array has all of Hadoop's metadata with its attributes
 )
 
 // Java Object Serialization Specification, 6.4.2.
@@ -37,8 +37,8 @@ const (
 	baseWireHandle = 0x7e0000
 )
 
-// The classes that a keystore may hold. Java filters them in the same way
-// (jceks.key.serialFilter); Hadoop adds its own to that filter.
+// The allowed classes in a keystore. Java has the same filter (jceks.key.serialFilter), and Hadoop adds its own class
+// to it.
 const (
 	classSealedForProtector = "com.sun.crypto.provider.SealedObjectForKeyProtector"
 	classSealed             = "javax.crypto.SealedObject"
@@ -53,8 +53,7 @@ const (
 func javaClassAllowed(name string) bool {
 	switch name {
 	case classSealedForProtector, classSealed, classByteArray, classSecretKeySpec, classKeyRep,
-		classKeyRepType, classEnum,
-		classHadoopMetadata:
+		classKeyRepType, classEnum, classHadoopMetadata:
 		return true
 	}
 	return false
@@ -76,7 +75,7 @@ type javaClass struct {
 type javaObject struct {
 	class  *javaClass
 	fields map[string]any // string, []byte, *javaObject or nil, by field name
-	blocks []byte         // what its class's writeObject wrote
+	blocks []byte         // block data of its class's writeObject
 	value  string
 }
 
@@ -105,7 +104,7 @@ func readJavaObject(b []byte) (*javaObject, int, error) {
 	}
 	o, ok := v.(*javaObject)
 	if !ok || o.value != "" {
-		return nil, r.off, r.errorf("holds no object")
+		return nil, r.off, r.errorf("contains no object")
 	}
 	return o, r.off, nil
 }
@@ -177,7 +176,7 @@ func (r *javaReader) reference() (any, error) {
 		return nil, err
 	}
 	if h < baseWireHandle || h-baseWireHandle >= uint32(len(r.handles)) {
-		return nil, r.errorf("reference to object %#x, which is not there", h)
+		return nil, r.errorf("reference to object %#x, which does not exist", h)
 	}
 	return r.handles[h-baseWireHandle], nil
 }
@@ -236,7 +235,7 @@ func (r *javaReader) byteArray() (any, error) {
 		return nil, err
 	}
 	if n > maxJavaArray {
-		return nil, r.errorf("byte array of %d bytes, at most %d are taken", n, maxJavaArray)
+		return nil, r.errorf("byte array of %d bytes, at most %d are allowed", n, maxJavaArray)
 	}
 	v, err := r.take(int(n))
 	if err != nil {
@@ -282,12 +281,12 @@ func (r *javaReader) object() (any, error) {
 	if _, err := r.handle(o); err != nil {
 		return nil, err
 	}
-	var line []*javaClass // superclass last
+	var classes []*javaClass // superclass last
 	for c := class; c != nil; c = c.super {
-		line = append(line, c)
+		classes = append(classes, c)
 	}
-	for i := len(line) - 1; i >= 0; i-- {
-		if err := r.classData(o, line[i]); err != nil {
+	for i := len(classes) - 1; i >= 0; i-- {
+		if err := r.classData(o, classes[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -391,13 +390,13 @@ func (r *javaReader) newClass() (*javaClass, error) {
 		return nil, err
 	}
 	if !javaClassAllowed(c.name) {
-		return nil, r.errorf("class %.100q, which no key entry may hold", c.name)
+		return nil, r.errorf("class %.100q, which is not allowed in a key entry", c.name)
 	}
-	if _, err = r.take(8); err != nil { // serialVersionUID; the class's name is enough
+	if _, err = r.take(8); err != nil { // skip serialVersionUID: the name identifies the class
 		return nil, err
 	}
-	// The handle refers to the class only when the class is complete. So a class that names itself as its
-	// superclass, without an end, is a bad reference.
+	// The handle refers to the class only after the class is complete. So a class that refers to itself as its
+	// superclass is a bad reference, and not an endless loop.
 	h, err := r.handle(nil)
 	if err != nil {
 		return nil, err
@@ -429,7 +428,7 @@ func (r *javaReader) fieldDescs() ([]javaField, error) {
 		return nil, err
 	}
 	if n > maxJavaFields {
-		return nil, r.errorf("class of %d fields, at most %d are taken", n, maxJavaFields)
+		return nil, r.errorf("class of %d fields, at most %d are allowed", n, maxJavaFields)
 	}
 	fields := make([]javaField, n)
 	for i := range fields {
@@ -443,7 +442,7 @@ func (r *javaReader) fieldDescs() ([]javaField, error) {
 		if f.name, err = r.utf(); err != nil {
 			return nil, err
 		}
-		v, err := r.content() // the type's name; says nothing that the value does not
+		v, err := r.content() // skip the type's name: the value shows its type
 		if err != nil {
 			return nil, err
 		}

@@ -6,7 +6,7 @@ import (
 )
 
 // javaWriter writes the three kinds of objects in our keystores, byte for byte as ObjectOutputStream does. It keeps
-// its first error.
+// its errors for done.
 type javaWriter struct {
 	b   []byte
 	err error
@@ -35,7 +35,7 @@ func (w *javaWriter) ref(handle uint32) {
 	w.b = binary.BigEndian.AppendUint32(w.b, baseWireHandle+handle)
 }
 
-// class begins a class description; fields and endClass follow.
+// class begins a class description. Its fields and its end must follow.
 func (w *javaWriter) class(name string, serialVersionUID uint64, flags byte, fields uint16) {
 	w.raw(tcClassDesc)
 	w.utf(name)
@@ -61,6 +61,7 @@ func (w *javaWriter) byteArrayClass() {
 	w.raw(tcEndBlockData, tcNull)
 }
 
+// done returns the written bytes.
 func (w *javaWriter) done() ([]byte, error) {
 	if w.err == nil && len(w.b) > maxJavaArray {
 		return nil, errors.New("key entry is larger than 1 MiB")
@@ -115,8 +116,8 @@ func encodeSecretKey(algorithm string, material []byte) ([]byte, error) {
 	return w.done()
 }
 
-// encodeHadoopMetadata writes a JavaKeyStoreProvider$KeyMetadata. Its one field is declared but never written;
-// writeObject writes the length and the JSON.
+// encodeHadoopMetadata writes a JavaKeyStoreProvider$KeyMetadata. The class declares one field, but never writes it.
+// Its writeObject writes the length and the JSON.
 func encodeHadoopMetadata(json []byte) ([]byte, error) {
 	w := newJavaWriter()
 	w.raw(tcObject)
@@ -126,7 +127,7 @@ func encodeHadoopMetadata(json []byte) ([]byte, error) {
 	w.raw(tcEndBlockData, tcNull)
 	block := binary.BigEndian.AppendUint32(nil, uint32(len(json)))
 	block = append(block, json...)
-	for len(block) > 0 { // ObjectOutputStream cuts at 1024
+	for len(block) > 0 { // ObjectOutputStream writes blocks of at most 1024 bytes
 		n := min(len(block), 1024)
 		if n < 256 {
 			w.raw(tcBlockData, byte(n))
@@ -204,7 +205,7 @@ func decodeSecret(b []byte) (Secret, error) {
 		return Secret{Algorithm: alg, Material: append([]byte{}, key...)}, nil
 	case classHadoopMetadata:
 		if len(o.blocks) < 4 || uint64(binary.BigEndian.Uint32(o.blocks)) != uint64(len(o.blocks)-4) {
-			return bad("Hadoop's metadata does not have the length that it gives")
+			return bad("the length of Hadoop's metadata is wrong")
 		}
 		return Secret{HadoopMetadata: append([]byte{}, o.blocks[4:]...)}, nil
 	}

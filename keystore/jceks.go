@@ -25,7 +25,7 @@ const (
 	// MaxJCEKS is the largest size of a keystore file, in bytes. It is enough for about 100,000 key versions.
 	MaxJCEKS = 64 << 20
 
-	// jceksMinEntry is the shortest entry: tag, empty alias, date, a length.
+	// jceksMinEntry is the length of the shortest entry: tag, empty alias, date, a length.
 	jceksMinEntry  = 4 + 2 + 8 + 4
 	maxCertificate = 1 << 20
 	maxChain       = 100
@@ -41,7 +41,8 @@ const (
 	SecretKeyEntry   EntryKind = 3
 )
 
-// Secret is the content of a secret-key entry: a key, or Hadoop's metadata of a key if HadoopMetadata is not nil.
+// Secret is the content of a secret-key entry: Hadoop's metadata of a key if HadoopMetadata is not nil, and otherwise a
+// key.
 type Secret struct {
 	Algorithm      string // as given to SecretKeySpec; Hadoop puts the full cipher here
 	Material       secret.Bytes
@@ -54,7 +55,7 @@ type Entry struct {
 	Created time.Time // millisecond precision
 	Kind    EntryKind
 
-	raw    []byte   // the entry's own bytes, after the date
+	raw    []byte   // the bytes of the entry after the date
 	sealed sealed   // of a SecretKeyEntry
 	chain  [][]byte // DER, of the other kinds
 	key    []byte   // EncryptedPrivateKeyInfo of a PrivateKeyEntry
@@ -69,7 +70,7 @@ func (e *Entry) Equal(o *Entry) bool {
 // ErrPassword (wrapped) if the password is wrong.
 func (e *Entry) Open(password secret.Bytes) (Secret, error) {
 	if e.Kind != SecretKeyEntry {
-		return Secret{}, fmt.Errorf("entry %q holds no secret key", e.Alias)
+		return Secret{}, fmt.Errorf("entry %q is no secret key", e.Alias)
 	}
 	params, err := parsePBEParams(e.sealed.params)
 	if err != nil {
@@ -82,7 +83,7 @@ func (e *Entry) Open(password secret.Bytes) (Secret, error) {
 	defer clear(plain)
 	s, err := decodeSecret(plain)
 	if err != nil {
-		if !bytes.HasPrefix(plain, []byte{0xac, 0xed}) { // one wrong password in 256 gets so far
+		if !bytes.HasPrefix(plain, []byte{0xac, 0xed}) { // one of 256 wrong passwords gives valid padding
 			err = ErrPassword
 		}
 		return Secret{}, fmt.Errorf("entry %q: %w", e.Alias, err)
@@ -93,11 +94,11 @@ func (e *Entry) Open(password secret.Bytes) (Secret, error) {
 // oidPBE is com.sun.crypto.provider.KeyProtector's PBE_WITH_MD5_AND_DES3_CBC_OID.
 var oidPBE = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 42, 2, 19, 1}
 
-// PrivateKey decrypts a private-key entry and returns its PKCS#8 form and its
-// certificates, the key's own first.
+// PrivateKey decrypts a private-key entry. It returns the key's PKCS#8 form and the certificate chain, which begins
+// with the key's own certificate.
 func (e *Entry) PrivateKey(password secret.Bytes) (pkcs8 secret.Bytes, chain [][]byte, err error) {
 	if e.Kind != PrivateKeyEntry {
-		return nil, nil, fmt.Errorf("entry %q holds no private key", e.Alias)
+		return nil, nil, fmt.Errorf("entry %q is no private key", e.Alias)
 	}
 	var info struct {
 		Algorithm pkix.AlgorithmIdentifier
@@ -124,8 +125,7 @@ func (e *Entry) PrivateKey(password secret.Bytes) (pkcs8 secret.Bytes, chain [][
 // JCEKS is a keystore in memory. No other goroutine may use it while one changes it. Clone is cheap, so make
 // changes on a copy.
 type JCEKS struct {
-	// Iterations is the PBE iteration count of entries set from now on; 0 means
-	// DefaultIterations.
+	// Iterations is the PBE iteration count of new entries; 0 means DefaultIterations.
 	Iterations int
 
 	entries map[string]*Entry // by alias in lower case, as Java looks them up
@@ -206,7 +206,7 @@ func (s *JCEKS) seal(alias string, plain []byte, password secret.Bytes, created 
 }
 
 // jceksDigest returns the check at the end of the file: SHA-1 of the password in UTF-16BE, a fixed phrase, and all
-// bytes before.
+// other bytes of the file.
 func jceksDigest(password secret.Bytes, body []byte) [sha1.Size]byte {
 	h := sha1.New()
 	for _, u := range utf16.Encode([]rune(string(password))) {
@@ -234,15 +234,15 @@ func (s *JCEKS) Marshal(password secret.Bytes) ([]byte, error) {
 	}
 	sum := jceksDigest(password, b)
 	if b = append(b, sum[:]...); len(b) > MaxJCEKS {
-		return nil, fmt.Errorf("keystore of %d bytes: at most %d are written", len(b), MaxJCEKS)
+		return nil, fmt.Errorf("the keystore would have %d bytes, at most %d are allowed", len(b), MaxJCEKS)
 	}
 	return b, nil
 }
 
-// ParseJCEKS reads a keystore and checks it with the password. As Java does, it also reads a JKS file, which has
-// the same form and no secret keys; Marshal then makes a JCEKS of it. If the check fails, ParseJCEKS decrypts a few
-// entries, to decide between a wrong password (ErrPassword) and a changed file (*DamagedError). Otherwise it
-// decrypts no entry. For a file of another form, or one that is cut short, it returns a *FormatError.
+// ParseJCEKS reads a keystore and checks it with the password. As Java does, it also reads a JKS file, which has the
+// same form and no secret keys; Marshal then makes a JCEKS of it. If the check fails, ParseJCEKS decrypts a few
+// entries, to decide between a wrong password (ErrPassword) and a damaged file (*DamagedError). Otherwise it decrypts
+// no entry. For a file of another format or a file that ends too early, it returns a *FormatError.
 func ParseJCEKS(data []byte, password secret.Bytes) (*JCEKS, error) {
 	if len(data) > MaxJCEKS {
 		return nil, &FormatError{Format: "JCEKS", Offset: MaxJCEKS, What: "the file is larger than " +
@@ -255,17 +255,18 @@ func ParseJCEKS(data []byte, password secret.Bytes) (*JCEKS, error) {
 	}
 	body, sum := data[:r.off], data[r.off:]
 	if len(sum) != sha1.Size {
-		return nil, r.errorf("%d bytes after the last entry, must be the %d of a SHA-1 check", len(sum), sha1.Size)
+		return nil, r.errorf("%d bytes after the last entry, want the %d bytes of a SHA-1 check", len(sum), sha1.Size)
 	}
 	want := jceksDigest(password, body)
 	if subtle.ConstantTimeCompare(want[:], sum) != 1 {
-		return nil, s.whyDigest(password)
+		return nil, s.digestError(password)
 	}
 	return s, nil
 }
 
-// whyDigest tries the password on a few entries, to find which of the two reasons a failed check has.
-func (s *JCEKS) whyDigest(password secret.Bytes) error {
+// digestError returns the error of a failed check. It tries the password on a few entries, to decide between a wrong
+// password and a damaged file.
+func (s *JCEKS) digestError(password secret.Bytes) error {
 	tries := 0
 	for _, alias := range s.Aliases() {
 		e := s.Entry(alias)
@@ -273,7 +274,7 @@ func (s *JCEKS) whyDigest(password secret.Bytes) error {
 			continue
 		}
 		if params, err := parsePBEParams(e.sealed.params); err != nil || params.Iterations > DefaultIterations {
-			continue // not worth the time
+			continue // skip an entry that takes too long
 		}
 		if got, err := e.Open(password); err == nil {
 			got.Material.Wipe()
@@ -354,7 +355,7 @@ func (r *jceksReader) store() (*JCEKS, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.entries[claviger.FoldName(e.Alias)] = e // of two, the later counts, as for Java
+		s.entries[claviger.FoldName(e.Alias)] = e // of two equal aliases the later counts, as in Java
 	}
 	return s, nil
 }
@@ -414,7 +415,7 @@ func (r *jceksReader) privateKey(e *Entry) error {
 		return err
 	}
 	if n > maxCertificate {
-		return r.errorf("%s: private key of %d bytes, at most %d are taken", what, n, maxCertificate)
+		return r.errorf("%s: private key of %d bytes, at most %d are allowed", what, n, maxCertificate)
 	}
 	if e.key, err = r.take(uint64(n), what); err != nil {
 		return err
@@ -423,7 +424,7 @@ func (r *jceksReader) privateKey(e *Entry) error {
 		return err
 	}
 	if n > maxChain {
-		return r.errorf("%s: chain of %d certificates, at most %d are taken", what, n, maxChain)
+		return r.errorf("%s: chain of %d certificates, at most %d are allowed", what, n, maxChain)
 	}
 	for range n {
 		cert, err := r.certificate(e.Alias)
@@ -445,10 +446,10 @@ func (r *jceksReader) certificate(alias string) ([]byte, error) {
 		return nil, err
 	}
 	if n > maxCertificate {
-		return nil, r.errorf("%s: certificate of %d bytes, at most %d are taken", what, n, maxCertificate)
+		return nil, r.errorf("%s: certificate of %d bytes, at most %d are allowed", what, n, maxCertificate)
 	}
 	return r.take(uint64(n), what)
 }
 
-// quote returns text of a file for messages: short, and without control characters.
+// quote returns text of a file for messages: shortened, and without control characters.
 func quote(s string) string { return fmt.Sprintf("%.100q", s) }

@@ -33,8 +33,7 @@ func mustParse(t testing.TB, data []byte, password string) *JCEKS {
 	return s
 }
 
-// TestReadJava reads what keytool and Java wrote; testdata/README.md has the
-// commands.
+// TestReadJava reads keystores that keytool and Java wrote. testdata/README.md has the commands.
 func TestReadJava(t *testing.T) {
 	type want struct{ algorithm, hex string }
 	for _, tc := range []struct {
@@ -82,7 +81,7 @@ func TestReadKeytool(t *testing.T) {
 	if err != nil || aes.Algorithm != "AES" || len(aes.Material) != 32 {
 		t.Errorf("aes: %v, %d bytes, %v", aes.Algorithm, len(aes.Material), err)
 	}
-	// keytool writes a DESede key as java.security.KeyRep, with an enum in it.
+	// keytool writes a DESede key as a java.security.KeyRep with an enum.
 	des, err := s.Entry("des3").Open(secret.Bytes("otherpassword"))
 	if err != nil || des.Algorithm != "DESede" || len(des.Material) != 24 {
 		t.Errorf("des3: %v, %d bytes, %v", des.Algorithm, len(des.Material), err)
@@ -91,7 +90,7 @@ func TestReadKeytool(t *testing.T) {
 		t.Errorf("des3 with the store's password: %v, want ErrPassword", err)
 	}
 	if _, err := s.Entry("rsa").Open(secret.Bytes("changeit")); err == nil {
-		t.Error("a private key was opened as a secret key")
+		t.Error("Open accepts a private key")
 	}
 	pkcs8, chain, err := s.Entry("rsa").PrivateKey(secret.Bytes("changeit"))
 	if err != nil || len(chain) != 1 || len(pkcs8) < 1000 {
@@ -111,7 +110,7 @@ func TestReadHadoop(t *testing.T) {
 	}
 	for alias, text := range map[string]string{
 		"finance": `"description":"Größe <&>","attributes":{`,
-		"long":    `long description long description`, // several blocks of block data
+		"long":    `long description long description`, // needs several blocks of block data
 		"at@1":    `{"cipher":"AES/CTR/NoPadding","bitLength":192,"created":1`,
 	} {
 		got, err := s.Entry(alias).Open(secret.Bytes("secretpw"))
@@ -124,8 +123,7 @@ func TestReadHadoop(t *testing.T) {
 	}
 }
 
-// TestWriteAsJava demands that what we write differs from Java's only where it
-// is random: salt, and what is encrypted under it.
+// TestWriteAsJava checks that our entries differ from Java's only in the random salt and the encrypted content.
 func TestWriteAsJava(t *testing.T) {
 	for _, tc := range []struct{ file, password, alias string }{
 		{"secretkeyspec.jceks", "changeit", "größe𝄞"},
@@ -176,9 +174,9 @@ func TestWriteAsJava(t *testing.T) {
 	}
 }
 
-// TestCarryOver: a store that is read and written again, with one entry added,
-// keeps all others byte for byte, those of other kinds and passwords too.
-func TestCarryOver(t *testing.T) {
+// TestKeepsEntries checks that a store that is read, changed and written keeps all other entries byte for byte,
+// including entries of other kinds and with other passwords.
+func TestKeepsEntries(t *testing.T) {
 	s := mustParse(t, testFile(t, "keytool.jceks"), "changeit")
 	before := s.Clone()
 	if err := s.SetKey("New", "AES/CTR/NoPadding", secret.Bytes("0123456789abcdef"), secret.Bytes("changeit"),
@@ -195,7 +193,7 @@ func TestCarryOver(t *testing.T) {
 	again := mustParse(t, data, "changeit")
 	for _, alias := range before.Aliases() {
 		if e := again.Entry(alias); e == nil || !e.Equal(before.Entry(alias)) {
-			t.Errorf("entry %q was not carried over as it was", alias)
+			t.Errorf("entry %q was changed", alias)
 		}
 	}
 	got, err := again.Entry("new").Open(secret.Bytes("changeit"))
@@ -208,8 +206,8 @@ func TestCarryOver(t *testing.T) {
 	}
 }
 
-// TestPBEVectors: the vectors are from Java (testdata/README.md). Equal salt
-// halves are a case of their own in the JDK.
+// TestPBEVectors uses test vectors of Java (testdata/README.md). The JDK has a special case for equal halves of the
+// salt.
 func TestPBEVectors(t *testing.T) {
 	for _, tc := range []struct {
 		salt       string
@@ -247,7 +245,7 @@ func TestPasswordASCII(t *testing.T) {
 	}
 }
 
-// TestDamage: each way in which a file can be wrong has its own error.
+// TestDamage checks the error of each kind of wrong file.
 func TestDamage(t *testing.T) {
 	good := testFile(t, "hadoop.jceks")
 	change := func(f func(b []byte) []byte) []byte { return f(bytes.Clone(good)) }
@@ -268,7 +266,7 @@ func TestDamage(t *testing.T) {
 		{"cut short in an entry", good[:1000], "secretpw",
 			`JCEKS: byte 285: entry "long": ends too early: 2965 bytes are missing`},
 		{"cut short in the check", good[:len(good)-1], "secretpw",
-			"19 bytes after the last entry, must be the 20 of a SHA-1 check"},
+			"19 bytes after the last entry, want the 20 bytes of a SHA-1 check"},
 		{"without the check", good[:len(good)-20], "secretpw", "0 bytes after the last entry"},
 		{"bytes after it", append(bytes.Clone(good), 0), "secretpw", "21 bytes after the last entry"},
 		{"empty", nil, "secretpw", "the file is empty, so it is no keystore"},
@@ -284,7 +282,7 @@ func TestDamage(t *testing.T) {
 		{"foreign class", change(func(b []byte) []byte {
 			return bytes.Replace(b, []byte("javax.crypto.SealedObject"), []byte("javax.crypto.SealedObjecu"), 1)
 		}),
-			"secretpw", `class "javax.crypto.SealedObjecu", which no key entry may hold`},
+			"secretpw", `class "javax.crypto.SealedObjecu", which is not allowed in a key entry`},
 	} {
 		_, err := ParseJCEKS(tc.data, secret.Bytes(tc.password))
 		if err == nil || !strings.Contains(err.Error(), tc.want) {
@@ -296,7 +294,7 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// TestIterationLimits: a count out of a file must not cost hours.
+// TestIterationLimits checks that a large iteration count of a file is refused, because it would take hours.
 func TestIterationLimits(t *testing.T) {
 	for _, n := range []int{0, -1, MaxIterations + 1, 1 << 40} {
 		der, err := asn1.Marshal(pbeParams{Salt: make([]byte, 8), Iterations: n})
@@ -311,6 +309,6 @@ func TestIterationLimits(t *testing.T) {
 	s := NewJCEKS()
 	s.Iterations = MinIterations - 1
 	if err := s.SetKey("k", "AES", make(secret.Bytes, 16), nil, time.Now()); err == nil {
-		t.Error("a key was written with fewer iterations than Java takes")
+		t.Error("a key was written with fewer iterations than Java accepts")
 	}
 }

@@ -6,13 +6,14 @@ import (
 	"unicode/utf8"
 )
 
-// Java's "modified UTF-8" (java.io.DataInput): UTF-16 code units, each in one to
-// three bytes; NUL is C0 80; a character beyond the BMP is two units of three
-// bytes. A length of two bytes stands before it, hence the limit.
+// maxMUTF8 is the longest text in Java's "modified UTF-8" (java.io.DataInput), because a length of two bytes comes
+// before it. The text consists of UTF-16 code units, each in one to three bytes. NUL is C0 80. A character beyond the
+// BMP is two units of three bytes.
 const maxMUTF8 = 0xffff
 
 var errMUTF8 = errors.New("malformed modified UTF-8")
 
+// appendMUTF8 appends s in modified UTF-8, with its length in front.
 func appendMUTF8(dst []byte, s string) ([]byte, error) {
 	if !utf8.ValidString(s) {
 		return nil, errors.New("text is not UTF-8")
@@ -38,7 +39,7 @@ func appendMUTF8(dst []byte, s string) ([]byte, error) {
 }
 
 // decodeMUTF8 reads the result of appendMUTF8, without the length. It refuses half a surrogate pair, which Java
-// accepts, because no Go string can hold it.
+// accepts, because no valid Go string can contain it.
 func decodeMUTF8(b []byte) (string, error) {
 	units := make([]uint16, 0, len(b))
 	for i := 0; i < len(b); {

@@ -12,17 +12,17 @@ import (
 	"claviger/secret"
 )
 
-// The JDK's PBEWithMD5AndTripleDES is a scheme of com.sun.crypto.provider (PBES1Core) and of no standard. MD5
-// chains over each half of the salt give a 3DES key and an IV.
+// The JDK's PBEWithMD5AndTripleDES is a scheme of com.sun.crypto.provider (PBES1Core), and not of a standard. A chain
+// of MD5 sums over each half of the salt gives a 3DES key and an IV.
 const (
 	pbeAlgorithm = "PBEWithMD5AndTripleDES"
 	pbeSaltSize  = 8
 
 	// DefaultIterations is the iteration count of current JDKs (KeyProtector's default for jceks.iterationCount).
-	// With it an entry opens in 400,000 MD5 rounds, 60 to 80 ms. JDKs before 8u151 wrote 20.
+	// With it an entry opens in 400,000 MD5 rounds, 60 to 80 ms. JDKs before 8u151 used 20.
 	DefaultIterations = 200_000
-	// MinIterations and MaxIterations are the JDK's own limits for
-	// jceks.iterationCount. The upper one also bounds what is read.
+	// MinIterations and MaxIterations are the JDK's own limits for jceks.iterationCount. MaxIterations is also the
+	// limit for entries that are read.
 	MinIterations = 10_000
 	MaxIterations = 5_000_000
 )
@@ -31,8 +31,7 @@ const (
 // U+007E are allowed. With another password Hadoop fails at its first new key ("Password is not ASCII").
 var ErrPasswordNotASCII = errors.New("a JCEKS entry's password must consist of ASCII characters (space to ~)")
 
-// CheckPassword returns ErrPasswordNotASCII for a password that Java could not
-// use for a JCEKS entry.
+// CheckPassword returns ErrPasswordNotASCII for a password that Java cannot use for a JCEKS entry.
 func CheckPassword(password secret.Bytes) error {
 	for _, c := range password {
 		if c < 0x20 || c > 0x7e {
@@ -57,7 +56,7 @@ func newPBEParams(iterations int) (pbeParams, error) {
 			MaxIterations)
 	}
 	p := pbeParams{Salt: make([]byte, pbeSaltSize), Iterations: iterations}
-	_, _ = rand.Read(p.Salt) // never fails, see crypto/rand
+	_, _ = rand.Read(p.Salt) // Read never fails
 	return p, nil
 }
 
@@ -68,7 +67,7 @@ func parsePBEParams(der []byte) (pbeParams, error) {
 	case err != nil || len(rest) != 0:
 		return p, errors.New("encryption parameters are not a DER sequence of salt and iteration count")
 	case len(p.Salt) != pbeSaltSize:
-		return p, fmt.Errorf("salt of %d bytes, must be %d", len(p.Salt), pbeSaltSize)
+		return p, fmt.Errorf("salt of %d bytes, want %d", len(p.Salt), pbeSaltSize)
 	case p.Iterations < 1 || p.Iterations > MaxIterations:
 		return p, fmt.Errorf("iteration count %d is not between 1 and %d", p.Iterations, MaxIterations)
 	}
@@ -83,7 +82,7 @@ func (p pbeParams) derive(password secret.Bytes) (cipher.Block, []byte, error) {
 	var salt [pbeSaltSize]byte
 	copy(salt[:], p.Salt)
 	if [4]byte(salt[:4]) == [4]byte(salt[4:]) {
-		// Equal halves would give the same digest chain.
+		// Equal halves would give equal chains of MD5 sums. The JDK reverses one half in this way.
 		salt[0], salt[1], salt[2], salt[3] = salt[3], salt[2], salt[1], salt[0]
 	}
 	var out [2 * md5.Size]byte
@@ -126,7 +125,7 @@ func (p pbeParams) encrypt(password secret.Bytes, plain []byte) ([]byte, error) 
 // the others the plain text is no Java serialisation.
 func (p pbeParams) decrypt(password secret.Bytes, sealed []byte) ([]byte, error) {
 	if len(sealed) == 0 || len(sealed)%des.BlockSize != 0 {
-		return nil, fmt.Errorf("encrypted content of %d bytes, must be a multiple of %d", len(sealed), des.BlockSize)
+		return nil, fmt.Errorf("encrypted content of %d bytes, want a multiple of %d", len(sealed), des.BlockSize)
 	}
 	block, iv, err := p.derive(password)
 	if err != nil {

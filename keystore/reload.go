@@ -15,12 +15,12 @@ import (
 // ReloadInterval is the interval at which Hadoop checks its TLS stores for changes.
 const ReloadInterval = 10 * time.Second
 
-// Reloader holds a value that was loaded from files, and loads it again when one of the files changes. If the new
-// files cannot be loaded, it logs that and keeps the old value, so a half-copied certificate does not stop the
-// server.
-// It checks the files' stamps at an interval. So it finds a file that is written in place, a file that is renamed
-// over another, a symbolic link to a new folder (as Kubernetes does), and changes on a network file system, which
-// sends no events.
+// Reloader has a value that was loaded from files, and loads it again when one of the files changes. If the new files
+// cannot be loaded, it logs the error and keeps the old value, so a half-copied certificate does not stop the server.
+//
+// It compares the files' stamps at an interval. So it notices a file that is written in place, a file that is renamed
+// over another, a symbolic link to a new folder (as in Kubernetes), and changes on a network file system, which sends
+// no events.
 type Reloader[T any] struct {
 	load    func() (T, error)
 	files   []string
@@ -37,7 +37,7 @@ type Reloader[T any] struct {
 func NewReloader[T any](files []string, load func() (T, error), interval time.Duration, log *slog.Logger) (*Reloader[T],
 	error) {
 	r := &Reloader[T]{load: load, files: files, log: log, stop: make(chan struct{}), done: make(chan struct{})}
-	// The stamps are read before the files, so that a change in between is found.
+	// Read the stamps before the files, so that a change in between is noticed.
 	seen := r.stamps()
 	v, err := load()
 	if err != nil {
@@ -60,7 +60,7 @@ func (r *Reloader[T]) Close() {
 func (r *Reloader[T]) stamps() []filestamp.Stamp {
 	list := make([]filestamp.Stamp, len(r.files))
 	for i, f := range r.files {
-		list[i], _ = filestamp.Of(f) // zero: not there, or out of reach
+		list[i], _ = filestamp.Of(f) // zero if the file does not exist or cannot be reached
 	}
 	return list
 }
@@ -85,7 +85,7 @@ func (r *Reloader[T]) watch(seen []filestamp.Stamp, interval time.Duration) {
 		v, err := r.load()
 		if err != nil {
 			if failed != err.Error() {
-				r.log.Error("changed file cannot be loaded, what was loaded before stays in use", "files",
+				r.log.Error("changed file cannot be loaded, so the old content stays in use", "files",
 					strings.Join(r.files, ", "), "reason", err)
 			}
 			failed = err.Error()
@@ -97,7 +97,7 @@ func (r *Reloader[T]) watch(seen []filestamp.Stamp, interval time.Duration) {
 	}
 }
 
-// GetCertificate returns a function for tls.Config.GetCertificate that uses a reloader.
+// GetCertificate returns a function for tls.Config.GetCertificate that returns the reloader's certificate.
 func GetCertificate(r *Reloader[tls.Certificate]) func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return r.current.Load(), nil }
 }

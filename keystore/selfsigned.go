@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// SelfSigned makes a key (ECDSA, P-256) and a certificate that is its own authority, for servers and clients. The
-// certificate is valid for hosts (names and addresses) and for the time life. Both results are PEM. A peer that
-// should trust the certificate needs the certificate itself. The caller wipes the key.
+// SelfSigned makes a key (ECDSA, P-256) and a self-signed certificate for servers and clients. The certificate is valid
+// for hosts (names and addresses) and for the time life. Both results are PEM. Peers need the certificate itself to
+// trust it. The caller wipes the key.
 func SelfSigned(commonName string, hosts []string, life time.Duration) (certificate, privateKey []byte, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -26,9 +26,9 @@ func TestSelfSigned(t *testing.T) {
 	}
 	if _, err := pair.Leaf.Verify(x509.VerifyOptions{Roots: roots,
 		CurrentTime: time.Now().Add(2 * time.Hour)}); err == nil {
-		t.Error("it is good for ever")
+		t.Error("the certificate is valid after its life")
 	}
 	if _, _, err := SelfSigned("", []string{"not ascii: \u00e9"}, time.Hour); err == nil {
-		t.Error("a host name that is none was taken")
+		t.Error("SelfSigned accepts an invalid host name")
 	}
 }

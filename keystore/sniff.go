@@ -20,7 +20,7 @@ const (
 
 const jksMagic = 0xfeedfeed
 
-// Sniff returns a keystore's format by its first bytes; "" if the format is not known.
+// Sniff recognises a keystore's format by its content. It returns "" for an unknown format.
 func Sniff(data []byte) Format {
 	if len(data) >= 4 {
 		switch binary.BigEndian.Uint32(data) {
@@ -50,7 +50,7 @@ func noJCEKS(data []byte) error {
 	switch e.Is = Sniff(data); {
 	case e.Is == PKCS12Format:
 		e.What = "this is a PKCS#12 file, which keytool makes unless -storetype says otherwise; Java's jceks " +
-			"keystores are JCEKS and JKS files alone"
+			"keystores are only JCEKS and JKS files"
 	case e.Is != "":
 		e.What = fmt.Sprintf("this is a %s file, not a JCEKS keystore", e.Is)
 	case len(data) == 0:

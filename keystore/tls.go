@@ -28,13 +28,13 @@ const maxTLSFile = 16 << 20
 // of ssl-server.xml, and ssl.client.* of ssl-client.xml, do.
 type TLSFile struct {
 	Path string
-	// Type is "jks", "jceks", "pkcs12" or "pem", in upper or lower case; "" means that the content decides. If Type
-	// and content differ, the content counts, as in Java, whose "jks" also reads PKCS#12.
+	// Type is "jks", "jceks", "pkcs12" or "pem", in upper or lower case; "" means any. If Type and
+	// content differ, the content counts, as in Java, whose "jks" also reads PKCS#12.
 	Type string
 	// Password is the password of the file. PEM files have none.
 	Password secret.Bytes
 	// TypeProperty and PasswordProperty are the properties that set Type and Password, for messages; "" if none.
-	TypeProperty     string // that names Type, for messages; "" where none does
+	TypeProperty     string
 	PasswordProperty string
 	// KeyPassword is the password of the private key in the file; empty means Password.
 	KeyPassword secret.Bytes
@@ -89,7 +89,7 @@ func (f TLSFile) open() ([]byte, Format, error) {
 	return data, format, nil
 }
 
-// explain adds the file and the cure to an error.
+// explain adds to an error the file, and what to do.
 func (f TLSFile) explain(format Format, err error) error {
 	if !errors.Is(err, ErrPassword) && !errors.Is(err, pkcs12.ErrIncorrectPassword) &&
 		!errors.Is(err, pkcs12.ErrDecryption) {
@@ -98,17 +98,17 @@ func (f TLSFile) explain(format Format, err error) error {
 	if len(f.Password) == 0 {
 		property := f.PasswordProperty
 		if property == "" {
-			property = "the property that ends with .password beside the one that names this file"
+			property = "the .password property of this file"
 		}
-		return fmt.Errorf("keystore %s (%s): no password is set, and it cannot be read without its own: set %s (or a "+
-			"credential of that name in a store of %s)", f.Path, format, property, CredentialPathProperty)
+		return fmt.Errorf("keystore %s (%s): no password is set, and the file cannot be read without its password: "+
+			"set %s (or a credential of that name in a store of %s)", f.Path, format, property, CredentialPathProperty)
 	}
 	return fmt.Errorf("keystore %s (%s): %w; check the passwords of the keystore and of its key", f.Path, format,
 		ErrPassword)
 }
 
-// Certificate loads a private key and its certificate chain. If a file has several keys, it uses the first by
-// alias.
+// Certificate loads a private key and its certificate chain. If a file has several keys, it uses the one whose alias
+// sorts first.
 func (f TLSFile) Certificate() (tls.Certificate, error) {
 	data, format, err := f.open()
 	if err != nil {
@@ -138,9 +138,9 @@ func (f TLSFile) keyPassword() secret.Bytes {
 	return f.Password
 }
 
-var errNoKey = errors.New("there is no private key with a certificate in it")
+var errNoKey = errors.New("the file has no private key with a certificate")
 
-// certificate joins a key and its chain. It returns an error if they do not belong together.
+// certificate joins a key and its chain. It returns an error if the key is not that of the first certificate.
 func certificate(key any, chain [][]byte) (tls.Certificate, error) {
 	if len(chain) == 0 {
 		return tls.Certificate{}, errNoKey
@@ -154,7 +154,7 @@ func certificate(key any, chain [][]byte) (tls.Certificate, error) {
 		return tls.Certificate{}, fmt.Errorf("a private key of type %T cannot sign", key)
 	}
 	if public, ok := signer.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(leaf.PublicKey) {
-		return tls.Certificate{}, errors.New("the private key is not that of the certificate")
+		return tls.Certificate{}, errors.New("the private key does not belong to the certificate")
 	}
 	return tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf}, nil
 }
@@ -179,7 +179,7 @@ func (f TLSFile) jksCertificate(data []byte) (tls.Certificate, error) {
 		}
 		e, err := ks.GetPrivateKeyEntry(alias, f.keyPassword())
 		if err != nil {
-			// the library's own text says "digest"
+			// Replace the error: the library's text says only "digest".
 			return tls.Certificate{}, fmt.Errorf("entry %q: %w", alias, ErrPassword)
 		}
 		key, err := x509.ParsePKCS8PrivateKey(e.PrivateKey)
@@ -245,16 +245,16 @@ func (f TLSFile) pemCertificate(data []byte) (tls.Certificate, error) {
 			break
 		}
 		if block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "" {
-			return tls.Certificate{}, errors.New("the private key is encrypted, which is not supported in PEM files: " +
-				"keep it in a PKCS#12 file (openssl pkcs12 -export), or unencrypted in a file that only the server's " +
+			return tls.Certificate{}, errors.New("the private key is encrypted, which is not supported in PEM " +
+				"files: put it into a PKCS#12 file (openssl pkcs12 -export), or unencrypted in a file that only the server's " +
 				"user can read")
 		}
 	}
 	return tls.X509KeyPair(data, keyData)
 }
 
-// Roots loads the certificates that a trust store trusts: its trusted certificates and, as in Java, the
-// certificates of its private keys.
+// Roots loads the certificates that a trust store trusts: its trusted certificates, and, as in Java, the certificates
+// of its private keys.
 func (f TLSFile) Roots() (*x509.CertPool, error) {
 	data, format, err := f.open()
 	if err != nil {
@@ -271,8 +271,8 @@ func (f TLSFile) Roots() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// unchecked replaces the check at the end of a JKS or JCEKS store by the check for an empty password, if no
-// password is given. Java reads the trusted certificates of such a store without a check, and
+// unchecked makes a JKS or JCEKS store readable if no password is given: it replaces the check at the end by the check
+// for an empty password. Java also reads the trusted certificates of a store without a check then, and
 // -Djavax.net.ssl.trustStore is mostly set without a password.
 func (f TLSFile) unchecked(data []byte) []byte {
 	if len(f.Password) > 0 || len(data) < sha1.Size {

@@ -36,8 +36,7 @@ func pemFile(t *testing.T, c tls.Certificate) string {
 	return name
 }
 
-// TestTLS makes a handshake with each kind of keystore and each kind of trust
-// store that keytool writes.
+// TestTLS makes a handshake with each kind of keystore and each kind of trust store that keytool writes.
 func TestTLS(t *testing.T) {
 	changeit := secret.Bytes("changeit")
 	first := TLSFile{Path: "testdata/tls/server.jks", Type: "jks", Password: changeit,
@@ -49,7 +48,7 @@ func TestTLS(t *testing.T) {
 	inPEM := pemFile(t, c)
 	for _, tc := range []struct{ server, trust TLSFile }{
 		{first, TLSFile{Path: "testdata/tls/trust.jks", Password: changeit}},
-		{first, TLSFile{Path: "testdata/tls/server.jks", Password: changeit}}, // a key's own certificate is trusted
+		{first, TLSFile{Path: "testdata/tls/server.jks", Password: changeit}}, // trusts a key's certificate
 		{TLSFile{Path: inPEM}, TLSFile{Path: "testdata/tls/server.pem", Type: "PEM"}},
 		{TLSFile{Path: "testdata/tls/server.pem", KeyPath: inPEM}, TLSFile{Path: "testdata/tls/server.pem"}},
 		{TLSFile{Path: "testdata/tls/server.pkcs12", Type: "jks", Password: changeit},
@@ -107,12 +106,12 @@ func TestTLSErrors(t *testing.T) {
 		{"jks password", TLSFile{Path: "testdata/tls/server.jks", Password: wrong},
 			"testdata/tls/server.jks (jks): wrong password or damaged file"},
 		{"jks without", TLSFile{Path: "testdata/tls/server.jks", PasswordProperty: "ssl.server.keystore.password"},
-			"testdata/tls/server.jks (jks): no password is set, and it cannot be read without its own: set " +
-				"ssl.server.keystore.password (or a credential"},
+			"testdata/tls/server.jks (jks): no password is set, and the file cannot be read without its password: " +
+				"set ssl.server.keystore.password (or a credential"},
 		{"jceks without", TLSFile{Path: "testdata/keytool.jceks"}, "testdata/keytool.jceks (jceks): no " +
 			"password is set"},
 		{"pkcs12 without", TLSFile{Path: "testdata/tls/server.pkcs12", PasswordProperty: "p"},
-			"no password is set, and it cannot be read without its own: set p (or"},
+			"no password is set, and the file cannot be read without its password: set p (or"},
 		{"jks key password", TLSFile{Path: "testdata/tls/server.jks", Password: changeit},
 			"testdata/tls/server.jks (jks): wrong password or damaged file; check the passwords of the keystore and " +
 				"of its key"},
@@ -121,7 +120,7 @@ func TestTLSErrors(t *testing.T) {
 		{"pkcs12 password", TLSFile{Path: "testdata/tls/server.pkcs12", Password: wrong},
 			"testdata/tls/server.pkcs12 (pkcs12): wrong password or damaged file"},
 		{"no key", TLSFile{Path: "testdata/tls/trust.jks", Password: changeit},
-			"there is no private key with a certificate in it"},
+			"the file has no private key with a certificate"},
 		{"no key in pem", TLSFile{Path: "testdata/tls/server.pem"}, "server.pem (pem): "},
 		{"encrypted pem",
 			TLSFile{Path: write("enc.pem",
@@ -144,12 +143,12 @@ func TestTLSErrors(t *testing.T) {
 	}{
 		{"jks password", TLSFile{Path: "testdata/tls/trust.jks", Password: wrong}, "wrong password or damaged file"},
 		{"pkcs12 without", TLSFile{Path: "testdata/tls/trust.pkcs12"},
-			"testdata/tls/trust.pkcs12 (pkcs12): no password is set, and it cannot be read without its own: set the " +
-				"property that ends with .password"},
+			"testdata/tls/trust.pkcs12 (pkcs12): no password is set, and the file cannot be read without its " +
+				"password: set the .password property of this file"},
 		{"pkcs12 password", TLSFile{Path: "testdata/tls/trust.pkcs12", Password: wrong},
 			"wrong password or damaged file"},
 		{"nothing trusted", TLSFile{Path: "testdata/secretkeyspec.jceks", Password: changeit},
-			"there is no trusted certificate in it"},
+			"the file has no trusted certificate"},
 	} {
 		if _, err := tc.file.Roots(); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("trust store, %s: %v, want %q", tc.name, err, tc.want)
@@ -191,9 +190,9 @@ func TestReloader(t *testing.T) {
 	}
 	first := get()
 	put([]byte("broken"))
-	time.Sleep(50 * time.Millisecond) // nothing is to happen meanwhile
+	time.Sleep(50 * time.Millisecond) // give the reloader time for a wrong reload
 	if !get().Equal(first) {
-		t.Error("a broken file ended the use of the certificate before it")
+		t.Error("after a broken file the old certificate is not used")
 	}
 	put(load("server.pkcs12"))
 	for deadline := time.Now().Add(20 * time.Second); get().Equal(first); time.Sleep(5 * time.Millisecond) {
@@ -203,7 +202,7 @@ func TestReloader(t *testing.T) {
 	}
 	r.Close()
 
-	// A file that could not be loaded for another reason is tried again as it is.
+	// A file that could not be loaded is tried again even if it did not change.
 	var tries atomic.Int32
 	again, err := NewReloader([]string{name}, func() (int32, error) {
 		if n := tries.Add(1); n == 2 || n == 3 {
@@ -218,7 +217,7 @@ func TestReloader(t *testing.T) {
 	put(load("server.jks"))
 	for deadline := time.Now().Add(20 * time.Second); again.Get() != 4; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("it was loaded %d times", tries.Load())
+			t.Fatalf("the file was loaded %d times", tries.Load())
 		}
 	}
 	if get() == nil {
@@ -226,6 +225,6 @@ func TestReloader(t *testing.T) {
 	}
 	if _, err := NewReloader([]string{name}, TLSFile{Path: name + "-missing"}.Certificate, time.Second,
 		slog.New(slog.DiscardHandler)); err == nil {
-		t.Error("the first load failed, and the reloader did not")
+		t.Error("NewReloader succeeded although the first load failed")
 	}
 }

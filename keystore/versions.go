@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// Protocols converts hadoop.ssl.enabled.protocols to a range of TLS versions. Versions before TLS 1.2 are left out,
-// and unsafe names them. It returns an error for an unknown name, or if no version is left.
+// Protocols converts hadoop.ssl.enabled.protocols to a range of TLS versions. It drops versions before TLS 1.2, and
+// returns their names in unsafe. It returns an error for an unknown name, or if no version is left.
 func Protocols(names []string) (lowest, highest uint16, unsafe []string, err error) {
 	var versions []uint16
 	for _, name := range names {
@@ -24,18 +24,18 @@ func Protocols(names []string) (lowest, highest uint16, unsafe []string, err err
 		case "sslv2hello", "sslv3", "tlsv1", "tlsv1.0", "tlsv1.1":
 			unsafe = append(unsafe, name)
 		default:
-			return 0, 0, nil, fmt.Errorf("%q is no protocol; TLSv1.2 and TLSv1.3 are", name)
+			return 0, 0, nil, fmt.Errorf("%q is not a known protocol; the known ones are TLSv1.2 and TLSv1.3", name)
 		}
 	}
 	if len(versions) == 0 {
-		return 0, 0, unsafe, errors.New("it must name TLSv1.2 or TLSv1.3: older ones are not safe and not spoken here")
+		return 0, 0, unsafe, errors.New("it must name TLSv1.2 or TLSv1.3: older ones are not safe and not supported")
 	}
 	return slices.Min(versions), slices.Max(versions), unsafe, nil
 }
 
-// Suites returns the safe cipher suites of TLS 1.2 (ephemeral keys, authenticated encryption), without the suites
-// of ssl.server.exclude.cipher.list. As for Jetty, an entry of that list is a Java name or a regular expression for
-// Java names. The suites of TLS 1.3 are all safe and cannot be left out; fixed names those that an entry matches.
+// Suites returns the safe cipher suites of TLS 1.2 (ephemeral keys, authenticated encryption), without the suites of
+// ssl.server.exclude.cipher.list. As for Jetty, an entry of that list is a Java name or a regular expression for Java
+// names. The suites of TLS 1.3 are all safe and cannot be excluded; fixed has the names of those that an entry matches.
 func Suites(exclude []string) (suites []uint16, fixed []string, err error) {
 	var patterns []*regexp.Regexp
 	for _, e := range exclude {
@@ -58,13 +58,13 @@ func Suites(exclude []string) (suites []uint16, fixed []string, err error) {
 		}
 	}
 	if len(suites) == 0 {
-		return nil, fixed, errors.New("it leaves no cipher suite for TLS 1.2")
+		return nil, fixed, errors.New("it excludes all cipher suites of TLS 1.2")
 	}
 	return suites, fixed, nil
 }
 
-// Certificates returns all certificates of a store: the chain of its private key if it has one, else its trusted
-// certificates. Operators must know when they expire (NotAfter).
+// Certificates returns all certificates of a store, so that their expiry can be checked (NotAfter): the chain of its
+// private key if it has one, and otherwise its trusted certificates.
 func (f TLSFile) Certificates() ([]*x509.Certificate, error) {
 	data, format, err := f.open()
 	if err != nil {
@@ -102,7 +102,7 @@ func (f TLSFile) roots(data []byte, format Format) (list []*x509.Certificate, er
 		}
 	}
 	if err == nil && len(certs) == 0 {
-		err = errors.New("there is no trusted certificate in it")
+		err = errors.New("the file has no trusted certificate")
 	}
 	if err != nil {
 		return nil, f.explain(format, err)

@@ -242,10 +242,10 @@ func tlsRefused(t *testing.T, dir string) {
 	}{
 		{[]string{"hadoop.ssl.enabled.protocols", "TLSv1,SSLv2Hello"}, nil,
 			`hadoop.ssl.enabled.protocols has the value "TLSv1,SSLv2Hello"; it must name TLSv1.2 or TLSv1.3`},
-		{[]string{"hadoop.ssl.enabled.protocols", "TLSv1.4"}, nil, `"TLSv1.4" is no protocol`},
+		{[]string{"hadoop.ssl.enabled.protocols", "TLSv1.4"}, nil, `"TLSv1.4" is not a known protocol`},
 		{nil, []string{"ssl.server.exclude.cipher.list", "TLS_("},
 			`"TLS_(" is neither a cipher suite nor a regular expression`},
-		{nil, []string{"ssl.server.exclude.cipher.list", "TLS_ECDHE_.*"}, "it leaves no cipher suite"},
+		{nil, []string{"ssl.server.exclude.cipher.list", "TLS_ECDHE_.*"}, "it excludes all cipher suites"},
 		{nil, []string{"ssl.server.keystore.password", "clear"}, ""}, // the password in the credential store is used first
 		{[]string{keystore.CredentialPathProperty, "localjceks://file/nowhere/none.jceks"},
 			[]string{"ssl.server.keystore.password", "clear"}, keystore.CredentialFallbackProperty + "=false forbids"},
