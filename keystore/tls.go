@@ -245,9 +245,9 @@ func (f TLSFile) pemCertificate(data []byte) (tls.Certificate, error) {
 			break
 		}
 		if block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "" {
-			return tls.Certificate{}, errors.New("the private key is encrypted, which is not supported in PEM " +
-				"files: put it into a PKCS#12 file (openssl pkcs12 -export), or unencrypted in a file that only the server's " +
-				"user can read")
+			return tls.Certificate{}, errors.New("the private key is encrypted, which is not supported in PEM files: " +
+				"put it into a PKCS#12 file (openssl pkcs12 -export), or unencrypted into a file that only the " +
+				"server's user can read")
 		}
 	}
 	return tls.X509KeyPair(data, keyData)
