@@ -28,7 +28,7 @@ func secretFiles(conf *hadoopconf.Conf) []secret.File {
 	l.clear(conf)
 	for _, name := range []string{"core-site.xml", "kms-site.xml", filepath.Base(ACLFile(conf))} {
 		l.put(secret.File{Path: filepath.Join(conf.Dir(), name), Deny: 0o002,
-			Harm: "who could change who may use which key"})
+			Risk: "who could change who may use which key"})
 	}
 	l.providers()
 	l.metastore()
@@ -89,7 +89,7 @@ func (l *secretList) path(property, what string) {
 // clear adds the files of a configuration that contain secrets in clear text.
 func (l *secretList) clear(c *hadoopconf.Conf) {
 	for file, property := range c.ClearSecrets() {
-		l.put(secret.File{Path: file, Harm: "and holds the value of " + property})
+		l.put(secret.File{Path: file, Risk: "and holds the value of " + property})
 	}
 }
 

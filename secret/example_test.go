@@ -6,7 +6,7 @@ import (
 	"claviger/secret"
 )
 
-// Secret bytes print redacted, under every verb, until they are wiped.
+// Secret bytes print redacted under every verb.
 func ExampleBytes() {
 	pin := secret.Bytes("1234")
 	fmt.Printf("%s %v %x\n", pin, pin, pin)

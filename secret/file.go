@@ -12,14 +12,14 @@ import (
 	"syscall"
 )
 
-// File is a file that others on this machine must not read or change.
+// File is a file that other users of this machine must not read or change.
 type File struct {
 	Path string
-	What string // what it is, before its path in messages; "" for nothing
-	// Deny are the bits that its mode must not have; 0 stands for 0o007. A group may
-	// mostly read: Hadoop's keytabs are root:hadoop 0440.
+	What string // kind of file, for messages, where it comes before the path; may be empty
+	// Deny has the bits that the mode must not have; 0 means 0o007. In most cases the group may read: Hadoop's keytabs
+	// are root:hadoop 0440.
 	Deny fs.FileMode
-	Harm string // what others could do, behind the fault of the mode; may be empty
+	Risk string // what others could do with a denied bit, for messages; may be empty
 }
 
 func (f File) name() string {
@@ -29,8 +29,7 @@ func (f File) name() string {
 	return f.What + " " + f.Path
 }
 
-// Refuse returns an error where the file's mode gives others what Deny names. A file
-// that is not there is an error that wraps fs.ErrNotExist.
+// Refuse returns an error if the file's mode has a bit of Deny. For a missing file, the error wraps fs.ErrNotExist.
 func (f File) Refuse() error {
 	info, err := os.Stat(f.Path)
 	if err != nil {
@@ -42,12 +41,12 @@ func (f File) Refuse() error {
 	return nil
 }
 
-// Exposed says what others could do with files: by their modes and owners, and by the
-// folders that they lie in, each of which is named once. A file that is not there, or
-// cannot be asked about, is left out.
+// Exposed returns messages about files that other users could read or change, because of the mode or owner of a file or
+// of a folder above it. There is one message for each folder. Files that do not exist or cannot be inspected are
+// skipped.
 func Exposed(files ...File) []string {
 	var faults, folders []string
-	within := make(map[string][]string) // names of files by folder
+	within := make(map[string][]string) // names of the files below each folder
 	for _, f := range files {
 		info, err := os.Stat(f.Path)
 		if err != nil {
@@ -56,12 +55,12 @@ func Exposed(files ...File) []string {
 		if text := f.modeFault(info); text != "" {
 			faults = append(faults, text)
 		}
-		if owner := stranger(info); owner != "" {
+		if owner := otherOwner(info); owner != "" {
 			faults = append(faults,
 				fmt.Sprintf("%s belongs to the user %s, who can read and change it; cure: chown %s %s",
 					f.name(), owner, ourselves(), f.Path))
 		}
-		for _, dir := range above(f.Path) {
+		for _, dir := range foldersOf(f.Path) {
 			if within[dir] == nil {
 				folders = append(folders, dir)
 			}
@@ -73,26 +72,26 @@ func Exposed(files ...File) []string {
 		if err != nil {
 			continue
 		}
-		what := within[dir][0]
+		content := within[dir][0]
 		if more := len(within[dir]) - 1; more > 0 {
-			what += fmt.Sprintf(" and %d more files", more)
+			content += fmt.Sprintf(" and %d more files", more)
 		}
-		// In a folder with the sticky bit, such as /tmp, each user moves his own files alone.
+		// In a folder with the sticky bit, such as /tmp, users can replace only their own files.
 		if info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
 			faults = append(faults,
 				fmt.Sprintf("folder %s may be written by everybody (mode %04o), who can "+
-					"replace %s; cure: chmod o-w %s", dir, info.Mode().Perm(), what, dir))
+					"replace %s; cure: chmod o-w %s", dir, info.Mode().Perm(), content, dir))
 		}
-		if owner := stranger(info); owner != "" {
+		if owner := otherOwner(info); owner != "" {
 			faults = append(faults,
 				fmt.Sprintf("folder %s belongs to the user %s, who can replace %s; cure: chown %s %s", dir,
-					owner, what, ourselves(), dir))
+					owner, content, ourselves(), dir))
 		}
 	}
 	return faults
 }
 
-// modeFault says what of Deny a mode has.
+// modeFault returns a message if the mode has a bit of Deny, and "" otherwise.
 func (f File) modeFault(info fs.FileInfo) string {
 	mode := info.Mode()
 	deny := f.Deny
@@ -103,9 +102,9 @@ func (f File) modeFault(info fs.FileInfo) string {
 	if bad == 0 {
 		return ""
 	}
-	who, class, bits := "everybody", "o", bad&0o007
+	users, class, bits := "everybody", "o", bad&0o007
 	if bits == 0 {
-		who, class, bits = "its group", "g", bad>>3&0o007
+		users, class, bits = "its group", "g", bad>>3&0o007
 	}
 	act, right := "run", "x"
 	switch {
@@ -121,17 +120,16 @@ func (f File) modeFault(info fs.FileInfo) string {
 	case 0o077:
 		cure = "go="
 	}
-	text := fmt.Sprintf("%s may be %s by %s (mode %04o)", f.name(), act, who, mode.Perm())
-	if f.Harm != "" {
-		text += ", " + f.Harm
+	text := fmt.Sprintf("%s may be %s by %s (mode %04o)", f.name(), act, users, mode.Perm())
+	if f.Risk != "" {
+		text += ", " + f.Risk
 	}
-	return text + "; cure: " + f.closing(info, deny, "chmod "+cure+" "+f.Path)
+	return text + "; cure: " + f.cure(info, deny, "chmod "+cure+" "+f.Path)
 }
 
-// closing is the cure of a mode. Where this process reads the file by the very bits that
-// must go, chmod alone would shut it out: the file has to be given to its user or group
-// first.
-func (f File) closing(info fs.FileInfo, deny fs.FileMode, chmod string) string {
+// cure returns the commands that correct a mode. If this process reads the file by the denied bits, chmod alone would
+// deny it the file. Then the file must get another owner or group first.
+func (f File) cure(info fs.FileInfo, deny fs.FileMode, chmod string) string {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if us := os.Geteuid(); !ok || us == 0 || int(stat.Uid) == us {
 		return chmod
@@ -140,16 +138,16 @@ func (f File) closing(info fs.FileInfo, deny fs.FileMode, chmod string) string {
 	if inGroup(int(stat.Gid)) && after&0o040 != 0 {
 		return chmod
 	}
-	if deny&0o040 != 0 { // the owner alone may read it
+	if deny&0o040 != 0 { // only the owner may read it
 		return fmt.Sprintf("chown %s %s, then %s", ourselves(), f.Path, chmod)
 	}
-	return fmt.Sprintf("chgrp %s %s, then chmod 0640 %[2]s (%s, of which %s is no member)", groupName(os.Getegid()),
+	return fmt.Sprintf("chgrp %s %s, then chmod 0640 %[2]s (%s, and %s is not in that group)", groupName(os.Getegid()),
 		f.Path, Rights(f.Path), ourselves())
 }
 
-// above are the folders in which a file lies, the nearest first: those of its name, and
-// where symbolic links lead elsewhere, those of the file itself.
-func above(path string) []string {
+// foldersOf returns the folders above a file, the nearest first. If the path has symbolic links, the folders above the
+// target follow.
+func foldersOf(path string) []string {
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return nil
@@ -169,9 +167,9 @@ func above(path string) []string {
 	return list
 }
 
-// stranger names the owner of a file that belongs neither to root nor to the user that
-// this process runs as. Root cannot tell: the files may be a server's, which runs as another.
-func stranger(info fs.FileInfo) string {
+// otherOwner returns the owner of a file, unless that is root or the user of this process; then it returns "". If this
+// process runs as root, it also returns "", because the files may belong to a server that runs as another user.
+func otherOwner(info fs.FileInfo) string {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	us := os.Geteuid()
 	if !ok || us == 0 || stat.Uid == 0 || int(stat.Uid) == us {
@@ -180,12 +178,13 @@ func stranger(info fs.FileInfo) string {
 	return userName(int(stat.Uid))
 }
 
+// ourselves returns the name of the user that this process runs as.
 func ourselves() string { return userName(os.Geteuid()) }
 
-// Ourselves names the user that this process runs as.
+// Ourselves returns the name of the user that this process runs as.
 func Ourselves() string { return ourselves() }
 
-// Owner names the user that a file belongs to; "" where the system does not say.
+// Owner returns the name of a file's owner, and "" if the system has no owners.
 func Owner(info fs.FileInfo) string {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
@@ -194,6 +193,7 @@ func Owner(info fs.FileInfo) string {
 	return userName(int(stat.Uid))
 }
 
+// userName returns the name of a user, or the number if there is no name that a shell can use.
 func userName(uid int) string {
 	id := strconv.Itoa(uid)
 	if u, err := user.LookupId(id); err == nil && !strings.ContainsAny(u.Username, " \n") {

@@ -14,7 +14,7 @@ import (
 	"claviger/secret"
 )
 
-// asOther names, for the test binary run as another user, the file to ask about.
+// asOther is the variable with the file for Exposed, for the test binary when it runs as another user.
 const asOther = "CLAVIGER_TEST_EXPOSED"
 
 func TestMain(m *testing.M) {
@@ -27,18 +27,18 @@ func TestMain(m *testing.M) {
 		if err == nil {
 			err = f.Close()
 		}
-		os.Stdout.WriteString(secret.Admit(err)) //nolint:errcheck // the test sees it
+		os.Stdout.WriteString(secret.Admit(err)) //nolint:errcheck // the test checks the output
 		os.Exit(0)
 	}
 	if path := os.Getenv(asOther); path != "" {
-		//nolint:errcheck // the test sees it
+		//nolint:errcheck // the test checks the output
 		os.Stdout.WriteString(strings.Join(secret.Exposed(secret.File{Path: path, What: "keytab"}), "\n"))
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
 
-// TestFileModes: what Deny names is refused, and nothing else.
+// TestFileModes checks that exactly the modes with a bit of Deny are refused.
 func TestFileModes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -49,7 +49,7 @@ func TestFileModes(t *testing.T) {
 		want       string
 	}{
 		{0o600, 0, ""},
-		{0o440, 0, ""}, // Hadoop's keytabs
+		{0o440, 0, ""}, // as Hadoop's keytabs
 		{0o660, 0, ""},
 		{0o604, 0, "keytab PATH may be read by everybody (mode 0604), so that they are us; cure: chmod o= PATH"},
 		{0o606, 0, "keytab PATH may be read by everybody (mode 0606), so that they are us; cure: chmod o= PATH"},
@@ -66,7 +66,7 @@ func TestFileModes(t *testing.T) {
 		if err := os.Chmod(path, test.mode); err != nil {
 			t.Fatal(err)
 		}
-		f := secret.File{Path: path, What: "keytab", Deny: test.deny, Harm: "so that they are us"}
+		f := secret.File{Path: path, What: "keytab", Deny: test.deny, Risk: "so that they are us"}
 		got := ""
 		if err := f.Refuse(); err != nil {
 			got = err.Error()
@@ -81,15 +81,15 @@ func TestFileModes(t *testing.T) {
 	}
 	missing := secret.File{Path: path + "x"}
 	if err := missing.Refuse(); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a file that is not there: %v", err)
+		t.Errorf("a missing file: %v", err)
 	}
 	if got := secret.Exposed(missing); len(got) > 0 {
-		t.Errorf("a file that is not there: %q", got)
+		t.Errorf("a missing file: %q", got)
 	}
 }
 
-// TestExposedFolders: a folder that everybody may write, at any height and on either side
-// of a symbolic link, is named once, with how many files are in it.
+// TestExposedFolders checks that Exposed reports each folder above a file that everybody may write, on both sides of a
+// symbolic link, once and with the number of files.
 func TestExposedFolders(t *testing.T) {
 	dir := t.TempDir()
 	open, link := filepath.Join(dir, "open"), filepath.Join(dir, "links")
@@ -138,10 +138,10 @@ func TestExposedFolders(t *testing.T) {
 			"DIR/links/a; cure: chmod o-w DIR/links", linked, a)
 }
 
-// programForOthers is this test's program in a folder that every user may enter.
+// programForOthers copies the test binary to a folder that every user may enter.
 func programForOthers(t *testing.T) (dir, program string) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "exposed") // below folders that every user may enter
+	dir, err := os.MkdirTemp("", "exposed") // every user may enter the folders above
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func programForOthers(t *testing.T) (dir, program string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	//nolint:gosec // it is to be run
+	//nolint:gosec // other users must be able to run it
 	if err := errors.Join(os.WriteFile(program, data, 0o700), os.Chmod(program, 0o755),
 		os.Chmod(dir, 0o755)); err != nil {
 		t.Fatal(err)
@@ -159,8 +159,8 @@ func programForOthers(t *testing.T) (dir, program string) {
 	return dir, program
 }
 
-// TestExposedOwner: run as another user than root, a file or a folder of a third one is
-// named; those of root and of the user himself are not.
+// TestExposedOwner checks that Exposed, for a user other than root, reports files and folders of third users, and not
+// those of root and of the user itself.
 func TestExposedOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give files away")

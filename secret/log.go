@@ -6,8 +6,8 @@ import (
 	"log/slog"
 )
 
-// LogHandler hands records on to next without the credentials that Mask finds, in
-// whichever attribute: errors quote URLs, and texts of clients.
+// LogHandler returns a handler that masks credentials (see Mask) in messages and in all attributes, and passes the
+// records to next. Attributes may have credentials because errors quote URLs and texts of clients.
 func LogHandler(next slog.Handler) slog.Handler { return handler{next} }
 
 type handler struct{ next slog.Handler }
@@ -47,8 +47,7 @@ func maskAttr(a slog.Attr) slog.Attr {
 		}
 		a.Value = slog.GroupValue(clean...)
 	case slog.KindAny:
-		// A handler may encode the value in another way than it prints; only what
-		// holds a credential is changed.
+		// Replace only a value with a credential: a handler may encode other values in its own way.
 		text := fmt.Sprint(a.Value.Any())
 		if b, ok := a.Value.Any().([]byte); ok {
 			text = string(b)

@@ -9,18 +9,17 @@ import (
 	"strings"
 )
 
-// masked is written in a credential's place.
+// masked replaces a credential.
 const masked = "***"
 
-// shortest is how long a text must be to hold a delegation token or a cookie.
-// With one letter for each name a token is longer than 70 characters.
+// shortest is the smallest length of a text that Mask searches for a delegation token or a cookie. A token with names
+// of one letter is longer than 70 characters.
 const shortest = 40
 
-// Mask returns the text without the credentials of a request: delegation tokens
-// of Hadoop, hadoop.auth cookies, and what follows "Negotiate" in a header. They
-// are found by their own form, wherever they stand and however often they are
-// percent-encoded, so that a text which a client made up may go to a log. A text
-// without any comes back as it is.
+// Mask returns the text without the credentials of a request: Hadoop's delegation tokens, hadoop.auth cookies, and the
+// token behind "Negotiate" in a header. It finds them by their form, anywhere in the text, even if they are
+// percent-encoded several times. So any text of a client may be logged. Mask returns a text without credentials
+// unchanged.
 func Mask(s string) string {
 	if len(s) < shortest {
 		return s
@@ -32,7 +31,7 @@ func Mask(s string) string {
 	return replace(s, found, masked)
 }
 
-// replace returns s with by in the place of what was found.
+// replace returns s with by in place of each found range.
 func replace(s string, found [][2]int, by string) string {
 	if len(found) == 0 {
 		return s
@@ -49,15 +48,14 @@ func replace(s string, found [][2]int, by string) string {
 	return b.String() + s[end:]
 }
 
-// maxDecoded is how often a text is percent-decoded. One that is encoded more often
-// was made to deceive.
+// maxDecoded is how often a text is percent-decoded. A text that is encoded more often is an attempt to deceive, and is
+// masked completely.
 const maxDecoded = 6
 
-// decodedPlaces are the places in s that find finds, in s as it is and percent-decoded
-// once or several times.
+// decodedPlaces returns the ranges of s that find finds in s itself, or in s percent-decoded once or several times.
 func decodedPlaces(s string, find func([]byte) [][2]int) (found [][2]int) {
 	text := []byte(s)
-	var at []int // where in s each byte of text begins, and the end; nil: the same
+	var at []int // position in s of each byte of text, and of its end; nil if text is s
 	for range maxDecoded {
 		for _, p := range find(text) {
 			if at != nil {
@@ -73,8 +71,8 @@ func decodedPlaces(s string, find func([]byte) [][2]int) (found [][2]int) {
 	return [][2]int{{0, len(s)}}
 }
 
-// widen takes in what stands before and behind as a part of the same word: an
-// escape that was cut, or that ate the first characters.
+// widen extends a range to the whole word. Before or behind it there may be an incomplete escape, or an escape that
+// contains the first characters of the credential.
 func widen(s string, p [2]int) [2]int {
 	part := func(c byte) bool { return c == '%' || sextet(c) >= 0 }
 	for p[0] > 0 && part(s[p[0]-1]) {
@@ -86,7 +84,8 @@ func widen(s string, p [2]int) [2]int {
 	return p
 }
 
-// percentDecode decodes the whole escapes of text once.
+// percentDecode decodes the complete escapes of text once. at has the positions of text, see decodedPlaces; it returns
+// those of the result.
 func percentDecode(text []byte, at []int) (_ []byte, _ []int, changed bool) {
 	if bytes.IndexByte(text, '%') < 0 {
 		return text, at, false
@@ -113,13 +112,13 @@ func percentDecode(text []byte, at []int) (_ []byte, _ []int, changed bool) {
 }
 
 var (
-	// signature is that of a hadoop.auth cookie, behind the fields that it signs.
+	// signature matches the end of a hadoop.auth cookie: the expiry, and the signature.
 	signature = regexp.MustCompile(`&e=-?\d+&s=([A-Za-z0-9+/_=-]+)`)
-	// ticket is what a client proves itself with in an Authorization header.
+	// ticket matches the credential of an Authorization header.
 	ticket = regexp.MustCompile(`(?i)\b(?:negotiate|bearer)\s+([A-Za-z0-9+/_=.-]{20,})`)
 )
 
-// places are those of text that hold a credential in plain.
+// places returns the ranges of text with a credential that is not percent-encoded.
 func places(text []byte) (found [][2]int) {
 	if bytes.Contains(text, []byte("&s=")) {
 		found = groups(found, signature, text)
@@ -149,7 +148,7 @@ func groups(found [][2]int, re *regexp.Regexp, text []byte) [][2]int {
 	return found
 }
 
-// sextet is the value of a character of base64, URL-safe or not; -1 for others.
+// sextet returns the value of a character of either base64 alphabet, and -1 for other characters.
 func sextet(c byte) int8 { return sextets[c] }
 
 var sextets = func() (t [256]int8) {
@@ -164,8 +163,8 @@ var sextets = func() (t [256]int8) {
 	return t
 }()
 
-// isToken tells whether a run of base64 holds a delegation token. What stands
-// before the token may be of the same alphabet, so all four alignments are tried.
+// isToken reports whether a run of base64 characters contains a delegation token. Text before the token may be of the
+// same alphabet, so isToken tries all four alignments.
 func isToken(run []byte) bool {
 	plain := make([]byte, 0, len(run))
 	for _, c := range run {
@@ -182,10 +181,10 @@ func isToken(run []byte) bool {
 	decoded := make([]byte, len(plain))
 	for skip := range min(4, len(plain)) {
 		part := plain[skip:]
-		if len(part)%4 == 1 { // no whole byte in the last
+		if len(part)%4 == 1 { // the last character has no complete byte
 			part = part[:len(part)-1]
 		}
-		n, _ := base64.RawURLEncoding.Decode(decoded, part) // all of the alphabet
+		n, _ := base64.RawURLEncoding.Decode(decoded, part) // no error: part has only characters of the alphabet
 		if hasDates(decoded[:n]) {
 			return true
 		}
@@ -193,11 +192,10 @@ func isToken(run []byte) bool {
 	return false
 }
 
-// hasDates looks for what each delegation token of Hadoop holds: the times of its
-// issue and of the end of its life, which WritableUtils writes as 0x8a and six
-// bytes. Of milliseconds between 2004 and 2074 the first byte is 1 or 2. The
-// password comes behind them, so a token that was cut is found as long as it is
-// of use.
+// hasDates reports whether b contains two consecutive dates, as each delegation token of Hadoop does: the times of its
+// issue and of the end of its life. WritableUtils writes each as 0x8a and six bytes. For times between 2004 and 2074,
+// the first of these bytes is 1 or 2. The password of the token comes after the dates, so a token that was cut is found
+// if it still has a part of the password.
 func hasDates(b []byte) bool {
 	const long, size = 0x8a, 7
 	date := func(b []byte) bool { return b[0] == long && (b[1] == 1 || b[1] == 2) }

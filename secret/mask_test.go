@@ -13,7 +13,7 @@ import (
 	"claviger/secret"
 )
 
-// aToken was issued by a KMS of a test; its store is gone.
+// aToken was issued by a KMS in a test. It is no longer valid.
 const aToken = "HgAFYWxpY2UFYWxpY2UAigGiIrHneIoBoka-a3gBARSUcP-chFvUeqa-b_BQEXarDCBaqAZrbXMtZHQA"
 
 const aCookie = "u=alice&p=alice@EXAMPLE.COM&t=kerberos&e=1795903200000&s=6fZtUaTqmq0nFQ3W6Z5gUnk3Jw6WcB0v2aYc9Jm6E7s="
@@ -23,7 +23,7 @@ func TestMask(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{aToken, "***"},
 		{standard, "***"},
-		{aToken[:60], "***"}, // its password begins at 40
+		{aToken[:60], "***"}, // the password begins at 40
 		{aToken[:50] + "\r\n" + aToken[50:], "***"},
 		{"GET " + aToken + " refused", "GET *** refused"},
 		{"a=" + aToken + "&b=" + aToken + "&c=d", "a=***&b=***&c=d"},

@@ -9,43 +9,41 @@ import (
 	"claviger/typo"
 )
 
-// What follows looks for secrets in texts that no rule of value.go knows: misspelt URIs and
-// misspelt names. Nothing tells there what was meant, so that what may be a password is not
-// shown, and what stands beside it neither.
+// This file finds secrets that the rules of value.go do not find: in misspelt URIs, and behind misspelt names. There it
+// is not certain what the author meant, so everything that may be a password is hidden, with the text next to it.
 
 var (
-	// schemeColons are the beginnings of URIs, also of those whose scheme is written with
-	// blanks, or in letters that no scheme has, or that lack a slash.
+	// schemeColons matches the beginnings of URIs, also of misspelt ones: with blanks around the scheme, with letters
+	// that no scheme has, or with one slash only.
 	schemeColons = regexp.MustCompile(`(?:^|[\s,;="'(<])(?:jdbc:)?[^\s,;="'(<:/@\\]+\s*:\s*[/\\]`)
-	// port is one of a URI, which may be left out; elsewhere a colon may have a port of a list
-	// of hosts behind it, or permissions of ZooKeeper.
+	// port matches the port of a URI, which may be empty. ofAList matches what else may be behind a colon: a port in a
+	// list of hosts, or permissions of ZooKeeper.
 	port    = regexp.MustCompile(`^\d{0,5}(?:$|[/,;\s?#"')>])`)
 	ofAList = regexp.MustCompile(`^(?:\d{1,5}(?:$|[/,;\s?#"')>][^\s,;@]*(?:$|[\s,;]))|[cdrwa]{1,5}(?:$|[\s,;]))`)
-	// authorityEnd ends the part of a URI that has user and host.
+	// authorityEnd matches the end of the part of a URI that has user and host.
 	authorityEnd = regexp.MustCompile(`[/?#\s,;]`)
 	address6     = regexp.MustCompile(`\[[0-9A-Fa-f:.%]*\]`)
-	// variable stands for a port.
+	// variable matches a variable or "*" in place of a port.
 	variable    = regexp.MustCompile(`^(?:\$\{|\*)`)
 	authToLocal = regexp.MustCompile(`^\s*(?:RULE:\[|DEFAULT\b)`)
-	// cutShort is a password of which a part was found, for it has an '@' itself.
+	// cutShort matches a password that was hidden only in part, because it contains an '@'.
 	cutShort    = regexp.MustCompile(`^` + Redacted + `@[^:@]*@`)
 	userOfKnown = regexp.MustCompile(`^[^\s:@/\\]*:` + Redacted + `@`)
 	pkcs11Path  = regexp.MustCompile(`^[a-z-]+=`)
 	wordBefore  = regexp.MustCompile(`[^\s,;="'(<:]*$`)
 )
 
-// unclearPassword is the place of what may be the password of a URI that valueSecrets does
-// not know as one: from the first colon that is neither a scheme's, nor a port's, nor one of
-// the other things that are known to have one, to the last '@'; to the end of the text where
-// the '@' was forgotten.
+// unclearPassword returns the range of a possible password that valueSecrets does not find. It begins at the first
+// colon that does not belong to a scheme, a port or another known form. It ends at the last '@', or at the end of the
+// text if the '@' is missing.
 func unclearPassword(text []byte) [][2]int {
 	if authToLocal.Match(text) {
 		return nil
 	}
-	known := map[int]bool{} // the colons that say nothing
-	var uris [][]int        // where URIs have their schemes
+	known := map[int]bool{} // colons that do not begin a password
+	var uris [][]int        // ranges of the URIs' schemes
 	for _, m := range schemeColons.FindAllIndex(text, -1) {
-		// Within the authority of a URI another "://" is a part of the password.
+		// Another "://" inside the authority of a URI is a part of the password.
 		if open := bytes.LastIndex(text[:m[0]], []byte("//")); open >= 0 && !authorityEnd.Match(text[open+2:m[0]+1]) {
 			continue
 		}
@@ -83,7 +81,7 @@ func unclearPassword(text []byte) [][2]int {
 		switch {
 		case zooKeeperACL.Match(before), noPassword.Match(bytes.TrimLeft(rest, "/")) &&
 			!bytes.ContainsRune(before, '/'):
-		case bytes.IndexByte(text, ':') == c && userOfKnown.Match(rest): // a scheme without its slashes
+		case bytes.IndexByte(text, ':') == c && userOfKnown.Match(rest): // a scheme without slashes
 		case otherScheme(before, rest):
 		case last > c:
 			return [][2]int{{c + 1, last}}
@@ -94,7 +92,7 @@ func unclearPassword(text []byte) [][2]int {
 	return nil
 }
 
-// inAuthority tells whether a URI has its user or host at the end of text.
+// inAuthority reports whether the end of text is inside the authority of a URI.
 func inAuthority(text []byte) bool {
 	for _, open := range []string{"//", Redacted + "@"} {
 		if at := bytes.LastIndex(text, []byte(open)); at >= 0 && !authorityEnd.Match(text[at+len(open):]) {
@@ -105,25 +103,25 @@ func inAuthority(text []byte) bool {
 }
 
 var (
-	// name is that of a value, value what follows it, as inValue has them.
+	// name matches the name of a value, and value the value behind it, as in inValue.
 	name  = regexp.MustCompile(`(\p{L}[\p{L}\p{N}_.-]*)["']?\s*[=:]\s*`)
 	value = regexp.MustCompile(`^(?:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.|\'\')*'?|\{[^}]*\}?|[^&\s]+)`)
-	// parameter begins one of the query of a URI; '&' or the end ends it.
+	// parameter matches the beginning of a parameter in the query of a URI. It ends at '&' or at the end.
 	parameter = regexp.MustCompile(`[?&;]([^=&?;]+)=`)
-	// secretParameter are names of parameters that may hold a secret, plainParameter those of
-	// them that name where it is.
+	// secretParameter matches names of parameters that may have a secret as their value. plainParameter matches the
+	// exceptions, whose values only say where the secret is.
 	secretParameter = regexp.MustCompile(`(?i)pas|psw|pw|secr|cred|tok|key|auth|sig|sas|pin`)
 	plainParameter  = regexp.MustCompile(`(?i)^(?:passfile|sslkey|pin-source|keyserver|require_auth)$`)
-	// pin is a parameter that ';' ends, too (RFC 7512).
+	// pin matches parameters that also end at ';' (RFC 7512).
 	pin = regexp.MustCompile(`(?i)^pin`)
-	// shortNames are misspelt and shortened names that are too short to be compared.
+	// shortNames matches misspelt and shortened names that are too short for a comparison with longNames.
 	shortNames = regexp.MustCompile(`^(?:ps?swo?r?d?|pas?wo?rd|pass?w|pword|pwrd|passcode|pincode)$`)
-	// longNames are those that others are compared with.
+	// longNames are the names of secrets with which other names are compared.
 	longNames = []string{"password", "passwd", "passphrase", "secret", "credential", "credentials", "accesskey",
 		"privatekey", "signature"}
 )
 
-// misspeltNames are the places of values whose names are like those of secrets.
+// misspeltNames returns the ranges of values whose names are similar to those of secrets.
 func misspeltNames(text []byte) (found [][2]int) {
 	for _, m := range name.FindAllSubmatchIndex(text, -1) {
 		v := value.FindIndex(text[m[1]:])
@@ -152,8 +150,8 @@ func misspeltNames(text []byte) (found [][2]int) {
 	return found
 }
 
-// LikeSecret tells whether a name is perhaps a misspelt one of a secret: its last word is one edit
-// away from one that has six letters, or two from a longer one.
+// LikeSecret reports whether a name may be the misspelt name of a secret: whether its last word, or all its words
+// together, differ from such a name in one letter, or in two letters if the name is longer than seven letters.
 func LikeSecret(name string) bool {
 	words := strings.FieldsFunc(strings.ToLower(name), func(r rune) bool { return strings.ContainsRune("._- ", r) })
 	for _, word := range append(words[max(0, len(words)-1):], strings.Join(words, "")) {
@@ -161,8 +159,8 @@ func LikeSecret(name string) bool {
 			return true
 		}
 		for _, long := range longNames {
-			forgiven := min(2, (len(long)-4)/2)
-			if typo.Distance(word, long, forgiven+1) <= forgiven {
+			allowed := min(2, (len(long)-4)/2) // edits
+			if typo.Distance(word, long, allowed+1) <= allowed {
 				return true
 			}
 		}

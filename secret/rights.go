@@ -13,8 +13,8 @@ import (
 	"syscall"
 )
 
-// Rights says to whom a file belongs: "root:softhsm, mode 0770"; "" where the system does
-// not say.
+// Rights returns the owner, group and mode of a file, as in "root:softhsm, mode 0770". It returns "" if it cannot read
+// them.
 func Rights(path string) string {
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -27,15 +27,15 @@ func Rights(path string) string {
 	return fmt.Sprintf("%s:%s, mode %04o", userName(int(stat.Uid)), groupName(int(stat.Gid)), info.Mode().Perm())
 }
 
-// Admit says of a refusal by the system which file or folder above it keeps this process's
-// user out, to whom that belongs, what the user needs, and how to have it; "" where it is
-// none, or nothing keeps the user out any more.
+// Admit returns advice for an error of kind "permission denied": which file or folder denies access to this process's
+// user, its owner, the missing right, and commands that grant it. It returns "" for other errors, and if the access is
+// allowed now.
 func Admit(err error) string {
 	var at *fs.PathError
 	if !errors.Is(err, fs.ErrPermission) || !errors.As(err, &at) {
 		return ""
 	}
-	path, need := shutAt(at.Path)
+	path, need := missingRight(at.Path)
 	if path == "" {
 		return ""
 	}
@@ -47,14 +47,14 @@ func Admit(err error) string {
 	if !ok {
 		return ""
 	}
-	return fmt.Sprintf("%s belongs to %s, and user %s needs to %s it: %s", path, Rights(path), ourselves(), need.what,
+	return fmt.Sprintf("%s belongs to %s, and user %s needs to %s it: %s", path, Rights(path), ourselves(), need.verb,
 		ways(path, info, int(stat.Uid), int(stat.Gid), need))
 }
 
-// right is what a process needs of a file: the bits of one class.
+// right is a right to a file.
 type right struct {
-	what string
-	bits fs.FileMode
+	verb string      // for messages
+	bits fs.FileMode // mode bits of one class
 }
 
 var (
@@ -65,8 +65,9 @@ var (
 	toMake  = right{"make files in", 7}
 )
 
-// shutAt finds what this process lacks on the way to a file; "" is nothing.
-func shutAt(path string) (string, right) {
+// missingRight returns the first folder above a file, or the file, to which this process lacks a right, and that right.
+// It returns "" if no right is missing.
+func missingRight(path string) (string, right) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return "", right{}
@@ -102,19 +103,18 @@ func shutAt(path string) (string, right) {
 	return "", right{}
 }
 
-// denied asks the system whether it refuses this process a right to a file: 4 to read, 2 to
-// write, 1 to enter, or their sum.
+// denied reports whether the system denies this process a right to a file: 4 to read, 2 to write, 1 to enter, or their
+// sum.
 func denied(path string, bits uint32) bool {
 	return errors.Is(syscall.Access(path, bits), fs.ErrPermission)
 }
 
-// nobody is a user that several services may share: it is given no right to a file.
+// nobody is the number of the user nobody. Several services may run as nobody, so no command grants it a right.
 const nobody = 65534
 
-// ways are the commands by which this process's user gets a right to a file, the narrowest
-// first. A mode alone helps only the owner and members of the group: a group that the user
-// is not in has to be changed, or joined. Where another user seems to be the server's, to
-// run as that one comes first, and the rest is for where it is not.
+// ways returns commands that give this process's user a right to a file, beginning with the one that changes least. A
+// mode helps only the owner and the members of the group. Otherwise the file needs another group, or the user must join
+// the group. If another user seems to be the server's user, the first advice is to run as that user.
 func ways(path string, info fs.FileInfo, uid, gid int, need right) string {
 	us := ourselves()
 	if uid == os.Geteuid() {
@@ -138,9 +138,9 @@ func ways(path string, info fs.FileInfo, uid, gid int, need right) string {
 	case inGroup(gid):
 		list = append(list, fmt.Sprintf("chmod g+%s %s", letters(need.bits), path))
 	case granted && gid != 0:
-		list = append(list, fmt.Sprintf("usermod -aG %s %s, and start the process anew", group, us))
+		list = append(list, fmt.Sprintf("usermod -aG %s %s, and restart the process", group, us))
 	case uid == 0 && (need == toEnter || need == toRead && filepath.Ext(path) == ".xml"):
-		// Configuration stays root's: the server need not be able to change it.
+		// Root stays the owner of configuration, because the server need not change it.
 		list = append(list, fmt.Sprintf("chgrp %[1]s %[3]s && chmod g+%[2]s %[3]s", groupName(os.Getegid()),
 			letters(need.bits), path))
 	}
@@ -151,8 +151,8 @@ func ways(path string, info fs.FileInfo, uid, gid int, need right) string {
 	return fmt.Sprintf("%s; or, where %s is the server's user, %s", first, us, rest)
 }
 
-// groupsUser returns the user of a group's name, where that is another one than this
-// process's and not root.
+// groupsUser returns the name of a group. ok is true if there is a user of that name other than root and this process's
+// user.
 func groupsUser(gid int) (name string, ok bool) {
 	g, err := user.LookupGroupId(strconv.Itoa(gid))
 	if err != nil || gid == 0 {
@@ -162,7 +162,7 @@ func groupsUser(gid int) (name string, ok bool) {
 	return g.Name, err == nil && u.Uid != strconv.Itoa(os.Geteuid())
 }
 
-// letters are bits as chmod has them: 5 is "rx".
+// letters returns bits in the form of chmod: 5 is "rx".
 func letters(bits fs.FileMode) string {
 	text := ""
 	for i, l := range []string{"r", "w", "x"} {
@@ -173,6 +173,7 @@ func letters(bits fs.FileMode) string {
 	return text
 }
 
+// inGroup reports whether this process is in a group.
 func inGroup(gid int) bool {
 	if gid == os.Getegid() {
 		return true
@@ -181,6 +182,7 @@ func inGroup(gid int) bool {
 	return err == nil && slices.Contains(groups, gid)
 }
 
+// groupName returns the name of a group, or the number if there is no name that a shell can use.
 func groupName(gid int) string {
 	id := strconv.Itoa(gid)
 	if g, err := user.LookupGroupId(id); err == nil && !strings.ContainsAny(g.Name, " \n") {

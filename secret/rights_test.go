@@ -14,112 +14,131 @@ import (
 	"testing"
 )
 
-// asOpener names, for the test binary run as another user, the file to open.
+// asOpener is the variable with the file to open, for the test binary when it runs as another user.
 const asOpener = "CLAVIGER_TEST_OPEN"
 
-// TestAdmit: each command that a message gives for a file that was refused is run, and the
-// file opens then. A mode is no cure for who is neither owner nor in the group.
+const (
+	admitUser = 1 // daemon, with a group of its name
+	admitBin  = 2 // bin, with a group of its name
+)
+
+// admitCase is a file that admitUser cannot open.
+type admitCase struct {
+	name             string
+	dirUID, dirGID   int
+	dirMode          fs.FileMode
+	fileUID, fileGID int
+	fileMode         fs.FileMode
+	write            bool
+	culprit, need    string // DIR or FILE, and the missing right
+	ways             []string
+}
+
+// TestAdmit runs each command that Admit advises for a file that cannot be opened. The file must open after it.
 func TestAdmit(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("runs commands as root, and a program as another user; `make test` as root has it")
 	}
-	const us, group, other, named = 1, 54321, 12345, 2 // 1 and 2 are daemon and bin, each with a group of its name
+	const us, group, other, named = admitUser, 54321, 12345, admitBin
 	base, binary := programForOthers(t)
 	self, err := user.LookupId(strconv.Itoa(us))
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Join(base, "dir")
-	file := filepath.Join(dir, "file")
-	for _, tt := range []struct {
-		name             string
-		dirUID, dirGID   int
-		dirMode          fs.FileMode
-		fileUID, fileGID int
-		fileMode         fs.FileMode
-		write            bool
-		culprit, need    string
-		ways             []string
-	}{
-		{"root's", 0, 0, 0o755, 0, 0, 0o600, false, file, "read", []string{"chown US FILE"}},
-		{"another group's", 0, 0, 0o755, 0, group, 0o640, false, file, "read",
-			[]string{"usermod -aG 54321 US, and start the process anew", "chown US FILE"}},
-		{"the group's of another user's name", 0, 0, 0o755, 0, named, 0o640, false, file, "read",
+	for _, tt := range []admitCase{
+		{"root's", 0, 0, 0o755, 0, 0, 0o600, false, "FILE", "read", []string{"chown US FILE"}},
+		{"another group's", 0, 0, 0o755, 0, group, 0o640, false, "FILE", "read",
+			[]string{"usermod -aG 54321 US, and restart the process", "chown US FILE"}},
+		{"a group with another user's name", 0, 0, 0o755, 0, named, 0o640, false, "FILE", "read",
 			[]string{"run as the server's user (sudo -u bin)",
-				"where US is the server's user, usermod -aG bin US, and start the process anew", "chown US FILE"}},
-		{"our group's, without the bit", 0, 0, 0o755, 0, us, 0o600, false, file, "read",
+				"where US is the server's user, usermod -aG bin US, and restart the process", "chown US FILE"}},
+		{"our group's, without the bit", 0, 0, 0o755, 0, us, 0o600, false, "FILE", "read",
 			[]string{"chmod g+r FILE", "chown US FILE"}},
-		{"ours, without the bit", 0, 0, 0o755, us, us, 0o200, false, file, "read", []string{"chmod u+r FILE"}},
-		{"another user's", 0, 0, 0o755, other, other, 0o600, false, file, "read",
+		{"ours, without the bit", 0, 0, 0o755, us, us, 0o200, false, "FILE", "read", []string{"chmod u+r FILE"}},
+		{"another user's", 0, 0, 0o755, other, other, 0o600, false, "FILE", "read",
 			[]string{"run as its owner (sudo -u 12345)", "where US is the server's user, chown US FILE"}},
-		{"read-only", 0, 0, 0o755, 0, us, 0o640, true, file, "write to",
+		{"read-only", 0, 0, 0o755, 0, us, 0o640, true, "FILE", "write to",
 			[]string{"chmod g+rw FILE", "chown US FILE"}},
-		{"in a folder of root's", 0, 0, 0o700, us, us, 0o600, false, dir, "enter",
+		{"in a folder of root's", 0, 0, 0o700, us, us, 0o600, false, "DIR", "enter",
 			[]string{"chgrp US DIR && chmod g+x DIR", "chown US DIR"}},
-		{"in a folder of another group's", 0, group, 0o750, us, us, 0o600, false, dir, "enter",
-			[]string{"usermod -aG 54321 US, and start the process anew", "chown US DIR"}},
+		{"in a folder of another group's", 0, group, 0o750, us, us, 0o600, false, "DIR", "enter",
+			[]string{"usermod -aG 54321 US, and restart the process", "chown US DIR"}},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			arrange := func() {
-				t.Helper()
-				if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700), os.WriteFile(file, nil, 0o600),
-					os.Chown(file, tt.fileUID, tt.fileGID), os.Chmod(file, tt.fileMode),
-					os.Chown(dir, tt.dirUID, tt.dirGID), os.Chmod(dir, tt.dirMode)); err != nil {
-					t.Fatal(err)
-				}
-			}
-			open := func(groups ...uint32) string {
-				t.Helper()
-				cmd := exec.CommandContext(t.Context(), binary)
-				cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s", asOpener, file),
-					fmt.Sprintf("CLAVIGER_TEST_WRITE=%v", tt.write))
-				cmd.Dir = "/"
-				cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: us, Gid: us,
-					Groups: groups}}
-				out, err := cmd.Output()
-				if err != nil {
-					t.Fatal(err)
-				}
-				return string(out)
-			}
-			arrange()
-			text := open()
-			head, list, _ := strings.Cut(text, " it: ")
-			if !strings.HasPrefix(head, tt.culprit+" belongs to ") || !strings.Contains(head, ", mode 0") ||
-				!strings.HasSuffix(head, "user "+self.Username+" needs to "+tt.need) {
-				t.Fatalf("%q", text)
-			}
-			ways := strings.NewReplacer("FILE", file, "DIR", dir, "US", self.Username).
-				Replace(strings.ReplaceAll(strings.Join(tt.ways, "; or "), "; or where ", "; or, where "))
-			if list != ways {
-				t.Errorf("%q, want %q", list, ways)
-			}
-			for way := range strings.SplitSeq(strings.ReplaceAll(list, "; or, ", "; or "), "; or ") {
-				arrange()
-				var groups []uint32
-				if _, conditional, ok := strings.Cut(way, " is the server's user, "); ok {
-					way = conditional
-				}
-				switch command, _, _ := strings.Cut(way, ","); {
-				case strings.HasPrefix(way, "run as"):
-					continue
-				case strings.HasPrefix(way, "usermod"): // as if the user were in it
-					groups = []uint32{group, named}
-				default:
-					if out, err := exec.CommandContext(t.Context(), "sh", "-c", command).CombinedOutput(); err != nil {
-						t.Fatalf("%s: %v %s", command, err, out)
-					}
-				}
-				if still := open(groups...); still != "" {
-					t.Errorf("after %q: %q", way, still)
-				}
-			}
-		})
+		dir := filepath.Join(base, "dir")
+		a := admitTest{tt, binary, dir, filepath.Join(dir, "file"), self.Username}
+		t.Run(tt.name, func(t *testing.T) { a.run(t, group, named) })
 	}
 }
 
-// TestAdmitKeepsOwners: a site file stays root's and is opened to the server's group; a user
-// that services share is given nothing.
+type admitTest struct {
+	admitCase
+	binary, dir, file, user string
+}
+
+// arrange makes the folder and the file of the case.
+func (a *admitTest) arrange(t *testing.T) {
+	t.Helper()
+	if err := errors.Join(os.RemoveAll(a.dir), os.Mkdir(a.dir, 0o700), os.WriteFile(a.file, nil, 0o600),
+		os.Chown(a.file, a.fileUID, a.fileGID), os.Chmod(a.file, a.fileMode),
+		os.Chown(a.dir, a.dirUID, a.dirGID), os.Chmod(a.dir, a.dirMode)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// open opens the file as admitUser with additional groups, and returns the advice of Admit.
+func (a *admitTest) open(t *testing.T, groups ...uint32) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), a.binary)
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s", asOpener, a.file),
+		fmt.Sprintf("CLAVIGER_TEST_WRITE=%v", a.write))
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: admitUser, Gid: admitUser,
+		Groups: groups}}
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+// run compares the advice, and follows each way of it. A way with usermod is tested with groups.
+func (a *admitTest) run(t *testing.T, groups ...uint32) {
+	a.arrange(t)
+	text := a.open(t)
+	names := strings.NewReplacer("FILE", a.file, "DIR", a.dir, "US", a.user)
+	head, list, _ := strings.Cut(text, " it: ")
+	if !strings.HasPrefix(head, names.Replace(a.culprit)+" belongs to ") || !strings.Contains(head, ", mode 0") ||
+		!strings.HasSuffix(head, "user "+a.user+" needs to "+a.need) {
+		t.Fatalf("%q", text)
+	}
+	ways := names.Replace(strings.ReplaceAll(strings.Join(a.ways, "; or "), "; or where ", "; or, where "))
+	if list != ways {
+		t.Errorf("%q, want %q", list, ways)
+	}
+	for way := range strings.SplitSeq(strings.ReplaceAll(list, "; or, ", "; or "), "; or ") {
+		a.arrange(t)
+		var member []uint32
+		if _, conditional, ok := strings.Cut(way, " is the server's user, "); ok {
+			way = conditional
+		}
+		switch command, _, _ := strings.Cut(way, ","); {
+		case strings.HasPrefix(way, "run as"):
+			continue
+		case strings.HasPrefix(way, "usermod"):
+			member = groups
+		default:
+			if out, err := exec.CommandContext(t.Context(), "sh", "-c", command).CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v %s", command, err, out)
+			}
+		}
+		if advice := a.open(t, member...); advice != "" {
+			t.Errorf("after %q: %q", way, advice)
+		}
+	}
+}
+
+// TestAdmitKeepsOwners checks that Admit advises to give a site file to the server's group and not to its user, and to
+// give nothing to a user that several services share.
 func TestAdmitKeepsOwners(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("gives files to other users, and runs a program as them; `make test` as root has it")
@@ -153,9 +172,9 @@ func TestAdmitKeepsOwners(t *testing.T) {
 	}
 }
 
-// TestClosingKeepsUsIn: a server reads a file by the bit of all others; what closes it to
-// them must leave the server in.
-func TestClosingKeepsUsIn(t *testing.T) {
+// TestCureKeepsAccess has a server that reads a file by the bits for all users. After the advised commands, the server
+// must still be able to read the file, and other users must not.
+func TestCureKeepsAccess(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("runs a program as another user; `make test` as root has it")
 	}
@@ -170,7 +189,7 @@ func TestClosingKeepsUsIn(t *testing.T) {
 			os.Chmod(file, tt.mode)); err != nil {
 			t.Fatal(err)
 		}
-		ask := func(name string) string {
+		runAs := func(name string) string {
 			t.Helper()
 			cmd := exec.CommandContext(t.Context(), binary)
 			cmd.Env = append(os.Environ(), name+"="+file)
@@ -182,7 +201,7 @@ func TestClosingKeepsUsIn(t *testing.T) {
 			}
 			return string(out)
 		}
-		fault := ask(asOther)
+		fault := runAs(asOther)
 		_, cure, ok := strings.Cut(fault, "; cure: ")
 		if !ok {
 			t.Fatalf("mode %04o, group %d: %q", tt.mode, tt.gid, fault)
@@ -192,10 +211,10 @@ func TestClosingKeepsUsIn(t *testing.T) {
 			strings.ReplaceAll(cure, ", then ", " && ")).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v %s", cure, err, out)
 		}
-		if got := ask(asOpener); got != "" {
+		if got := runAs(asOpener); got != "" {
 			t.Errorf("mode %04o, group %d, after %q: %s", tt.mode, tt.gid, cure, got)
 		}
-		if got := ask(asOther); got != "" {
+		if got := runAs(asOther); got != "" {
 			t.Errorf("mode %04o, group %d, after %q: %s", tt.mode, tt.gid, cure, got)
 		}
 	}

@@ -1,5 +1,5 @@
-// Package secret holds byte strings that must not be seen: they print
-// redacted under every verb and encoder, and can be wiped.
+// Package secret has a type for secret bytes, which every verb and encoder prints redacted, and which can be wiped. It
+// also removes secrets from texts, and checks the rights of files with secrets.
 package secret
 
 import (
@@ -11,8 +11,8 @@ import (
 
 const redacted = "[redacted]"
 
-// Bytes is secret material: a DEK, a key version's material, a PIN. The zero
-// value (nil) means "none", which is how a withheld material is told.
+// Bytes is secret material: a DEK, a key version's material, a PIN. nil means that there is none, or that it is
+// withheld.
 type Bytes []byte
 
 var (
@@ -21,21 +21,20 @@ var (
 	_ slog.LogValuer = Bytes(nil)
 )
 
-// Format prints the redaction mark whatever the verb.
+// Format prints the redaction mark for every verb.
 func (b Bytes) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte(redacted)) }
 
-// MarshalJSON writes the redaction mark. What must go over the wire is encoded
-// by package kmswire, which asks for the bytes by name.
+// MarshalJSON writes the redaction mark. Package kmswire encodes secrets for the wire explicitly.
 func (b Bytes) MarshalJSON() ([]byte, error) { return json.Marshal(redacted) }
 
 // MarshalText writes the redaction mark.
 func (b Bytes) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// LogValue is the redaction mark.
+// LogValue returns the redaction mark.
 func (b Bytes) LogValue() slog.Value { return slog.StringValue(redacted) }
 
 // Equal compares in constant time for equal lengths.
 func (b Bytes) Equal(o Bytes) bool { return subtle.ConstantTimeCompare(b, o) == 1 }
 
-// Wipe overwrites the bytes. Copies that were made earlier are not reached.
+// Wipe overwrites the bytes. It does not overwrite copies.
 func (b Bytes) Wipe() { clear(b) }

@@ -37,7 +37,7 @@ func TestNeverPrints(t *testing.T) {
 func TestWipeAndEqual(t *testing.T) {
 	b := secret.Bytes{1, 2, 3}
 	if !b.Equal(secret.Bytes{1, 2, 3}) || b.Equal(secret.Bytes{1, 2}) || b.Equal(secret.Bytes{1, 2, 4}) {
-		t.Error("Equal is wrong")
+		t.Error("Equal returns a wrong result")
 	}
 	if b.Wipe(); !bytes.Equal(b, []byte{0, 0, 0}) {
 		t.Errorf("not wiped: %d", []byte(b))

@@ -7,37 +7,35 @@ import (
 	"strings"
 )
 
-// Redacted is what Hadoop's ConfigRedactor shows in a value's place.
+// Redacted replaces a secret, as in Hadoop's ConfigRedactor.
 const Redacted = "<redacted>"
 
-// inValue finds secrets within a value that is otherwise fit to be seen:
-// parameters of URIs, connection strings, JAAS and JSON. A bare value ends at a
-// blank or '&' alone: a password may hold ';' and ','. Only a pin-value (RFC 7512)
-// may not. A login to ZooKeeper is "digest:USER:PASSWORD", and a list of them has commas.
+// inValue matches secrets inside a value: in parameters of URIs, connection strings, JAAS and JSON. A value without
+// quotes ends only at a blank or '&', because a password may contain ';' and ','. A pin-value (RFC 7512) cannot contain
+// these. A login to ZooKeeper is "digest:USER:PASSWORD", and a list of logins is separated by commas.
 var inValue = regexp.MustCompile(`(?i)(?:(?:passw(?:or)?d|passphrase|pass|pwd|\bpw|secret|credentials?|access_?key|` +
 	`account_?key|private_?key|api_?key|access_?token|auth_?token|delegation|sig|signature)["']?\s*[=:]\s*)` +
 	`("(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.|\'\')*'?|\{[^}]*\}?|[^&\s]+)` +
 	`|(?:\bpin(?:[-_]?value)?\s*[=:]\s*|\bbearer\s+)([^&;?\s]+)` +
 	`|(?:^|[\s,;="'])digest:[^:\s,]+:([^,]+)`)
 
-// inQuery is the same for what follows the '?' of a URI, where a blank ends nothing.
+// inQuery matches a URI up to its '?'. Behind that, a blank does not end a value.
 var inQuery = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*:[^?]*\?`)
 
-// uriStart is where the authority of a URI begins.
+// uriStart matches the beginning of a URI up to its authority.
 var uriStart = regexp.MustCompile(`(?:[A-Za-z][A-Za-z0-9+.-]*:|^|[\s,;="'(<])//`)
 
 // Spellings of a URI that lacks a part of its "scheme://", each with a password.
 var (
-	// wrongStart lacks the ':' or a '/', or has them turned round. At the beginning of a
-	// text all that follows may be the password, elsewhere a blank ends it.
+	// wrongStart matches a URI that lacks the ':' or a '/', or has a backslash. At the beginning of a text the password
+	// may contain blanks; elsewhere a blank ends it.
 	wrongStart       = regexp.MustCompile(`(?s)^\s*[A-Za-z][A-Za-z0-9+.-]*(?:/{2,}|:/|:\\+)(?:[^:/][^:]*)?:(.*)@`)
 	wrongStartInside = regexp.MustCompile(`(?:^|[\s,;="'(<])(?:[A-Za-z][A-Za-z0-9+.-]*(?:/+|:/|` +
 		`:\\+)|/)(?:[^:/\s][^:\s]*)?:(\S*)@`)
-	// withoutSlashes lacks the "//".
+	// withoutSlashes matches a URI that lacks the "//".
 	withoutSlashes = regexp.MustCompile(`(?s)^\s*([A-Za-z][A-Za-z0-9+.-]*):[^/\s:@\[]*:([^/\s].*)@`)
-	// withoutScheme lacks all of it. What begins like that and is none is an ACL of
-	// ZooKeeper ("sasl:kms@EXAMPLE:cdrwa"), a port, or lacks but its slashes
-	// ("kms:https@host/kms").
+	// withoutScheme matches a URI that lacks the whole "scheme://". It also matches other texts: an ACL of ZooKeeper
+	// ("sasl:kms@EXAMPLE:cdrwa"), a port, and a URI without slashes and password ("kms:https@host/kms").
 	withoutScheme       = regexp.MustCompile(`(?s)^\s*([A-Za-z0-9._%+-]+):([^\[/\s].*)@`)
 	withoutSchemeInside = regexp.MustCompile(`(?:^|[\s,;])([A-Za-z0-9._%+-]+):([^\[/\s,;][^\s,;]*)@`)
 
@@ -45,10 +43,9 @@ var (
 	noPassword   = regexp.MustCompile(`^(?i:(?:https?|file|hdfs)(?:@|$)|\d{1,5}(?:[,;\s]|$))`)
 )
 
-// uriPasswords are the places between the first ':' and the last '@' of each URI: a
-// password that should have been escaped may hold '@', '/', '?', '#' and blanks, so the
-// end of the authority cannot be trusted. An '@' before the ':' ends a user or a nested
-// scheme (kms://https@host:9600/kms, jceks://file@/path).
+// uriPasswords returns the ranges between the first ':' and the last '@' of each URI. A password that was not escaped
+// may contain '@', '/', '?', '#' and blanks, so the range may go beyond the authority. An '@' before the ':' ends a
+// user or a nested scheme (kms://https@host:9600/kms, jceks://file@/path).
 func uriPasswords(text []byte) (found [][2]int) {
 	starts := uriStart.FindAllIndex(text, -1)
 	for i, at := range starts {
@@ -68,7 +65,7 @@ func uriPasswords(text []byte) (found [][2]int) {
 	return append(found, misspeltPasswords(text)...)
 }
 
-// misspeltPasswords are those of URIs that nothing but a person would take for one.
+// misspeltPasswords returns the ranges of passwords in misspelt URIs, which only a person would recognise as URIs.
 func misspeltPasswords(text []byte) (found [][2]int) {
 	if m := wrongStart.FindSubmatchIndex(text); m != nil {
 		return append(found, [2]int{m[2], m[3]})
@@ -92,14 +89,14 @@ func misspeltPasswords(text []byte) (found [][2]int) {
 	return found
 }
 
-// otherScheme tells a scheme that has no "//" behind it, by what follows: PKCS#11, in which
-// an '@' may stand in a label, and JDBC, which has another URI there.
+// otherScheme reports whether a text is a URI whose scheme has no "//" behind it: PKCS#11, where a label may contain an
+// '@', or JDBC, where another URI follows.
 func otherScheme(scheme, rest []byte) bool {
 	return strings.EqualFold(string(scheme), "pkcs11") && pkcs11Path.Match(rest) ||
 		strings.EqualFold(string(scheme), "jdbc") && uriStart.Match(rest)
 }
 
-// valueSecrets are the places of text that hold a secret in plain.
+// valueSecrets returns the ranges of secrets in text that are not percent-encoded.
 func valueSecrets(text []byte) [][2]int {
 	found := uriPasswords(text)
 	query := len(text)
@@ -124,18 +121,16 @@ func valueSecrets(text []byte) [][2]int {
 	return found
 }
 
-// Holds tells whether a value certainly holds a secret. Of what Value does not show, some is
-// not shown since it may be one.
+// Holds reports whether a value certainly contains a secret. Value also hides text that may be a secret.
 func Holds(value string) bool {
 	return len(decodedPlaces(value, valueSecrets))+len(decodedPlaces(value, misspeltNames)) > 0
 }
 
-// maxUnclear is how many passwords that must be guessed a value may hold and be shown.
+// maxUnclear is the number of possible passwords in a value above which Value hides all of it.
 const maxUnclear = 8
 
-// Value is a configuration's value, or a URI, as it may be shown: without the passwords
-// and other secrets that it holds, also where it is percent-encoded, once or several times.
-// Where a URI or a name is misspelt, more may be left out than the secret.
+// Value returns a configuration's value, or a URI, with its passwords and other secrets replaced, even if they are
+// percent-encoded once or several times. If a URI or a name is misspelt, Value may replace more than the secret.
 func Value(value string) string {
 	value = replace(value, decodedPlaces(value, valueSecrets), Redacted)
 	value = replace(value, decodedPlaces(value, misspeltNames), Redacted)
@@ -148,18 +143,18 @@ func Value(value string) string {
 	return Redacted
 }
 
-// shortestSecret is how long a secret must be to be looked for in other texts.
+// shortestSecret is the smallest length of a secret that Without replaces.
 const shortestSecret = 3
 
-// Without is a text that may quote a configuration's value or parts of it, as it may be
-// shown: without the secrets of the value, also where they stand by themselves.
+// Without returns a text with the secrets of a configuration's value replaced. The text may quote the whole value, or
+// parts of it.
 func Without(text, value string) string {
 	all := func(text []byte) [][2]int {
 		return slices.Concat(valueSecrets(text), misspeltNames(text), unclearPassword(text))
 	}
 	for _, p := range decodedPlaces(value, all) {
-		if found := value[p[0]:p[1]]; len(found) >= shortestSecret {
-			text = strings.ReplaceAll(text, found, Redacted)
+		if secret := value[p[0]:p[1]]; len(secret) >= shortestSecret {
+			text = strings.ReplaceAll(text, secret, Redacted)
 		}
 	}
 	return text

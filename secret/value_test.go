@@ -10,11 +10,10 @@ import (
 	"claviger/secret"
 )
 
-// marker stands in each password of a test; no part of a message may have it.
+// marker is a part of each password in the tests. No message may contain it.
 const marker = "hunter2"
 
-// TestMisspelt: passwords in spellings that people make are not shown, and as little else as
-// can be.
+// TestMisspelt checks that passwords in typical misspellings are hidden, with as little other text as possible.
 func TestMisspelt(t *testing.T) {
 	for _, c := range []struct{ value, want string }{
 		{"postgresql ://u:hunter2@h/db", "postgresql ://u:<redacted>@h/db"},
@@ -35,7 +34,7 @@ func TestMisspelt(t *testing.T) {
 		{"postgresql ://u%20x:hunter2@hunter2,@h/db", "postgresql ://u%20x:<redacted>@h/db"},
 		{"host=h passowrd=hunter2 port=1", "host=h passowrd=<redacted> port=1"},
 		{"host=h user=u paswd='hunter2 x' port=1", "host=h user=u paswd=<redacted> port=1"},
-		{"pаssword=hunter2", "pаssword=<redacted>"}, // a Cyrillic a
+		{"pаssword=hunter2", "pаssword=<redacted>"}, // with a Cyrillic a
 		{"h;pswd=hunter2", "h;pswd=<redacted>"},
 		{"db.passwort: hunter2", "db.passwort: <redacted>"},
 		{"secert=hunter2", "secert=<redacted>"},
@@ -53,7 +52,7 @@ func TestMisspelt(t *testing.T) {
 		{"pkcs11:token=kms;pin:hunter2;object=a", "pkcs11:token=kms;pin:<redacted>;object=a"},
 	} {
 		if got := secret.Value(c.value); got != c.want {
-			t.Errorf("%s is shown as %s, want %s", c.value, got, c.want)
+			t.Errorf("%s becomes %s, want %s", c.value, got, c.want)
 		}
 		if got := secret.Without("it is "+c.value, c.value); strings.Contains(got, marker) {
 			t.Errorf("the error about %s shows %s", c.value, got)
@@ -71,15 +70,15 @@ func TestMisspelt(t *testing.T) {
 		"-Xlog:gc -Dx=y", "(&(objectClass=user)(sAMAccountName={0}))", "a:b:c",
 	} {
 		if got := secret.Value(plain); got != plain {
-			t.Errorf("%s is shown as %s", plain, got)
+			t.Errorf("%s becomes %s", plain, got)
 		}
 	}
 }
 
 var likePort = regexp.MustCompile(`^\d{0,5}[/,;?#\s"')>]`)
 
-// TestAnySpelling: however the frame of a password is misspelt, and whatever the password is
-// made of, no part of it that a person would know is shown.
+// TestAnySpelling checks that no recognisable part of a password is shown, for any misspelling around it and any
+// characters in it.
 func TestAnySpelling(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		pick := func(what string, from ...string) string { return rapid.SampledFrom(from).Draw(t, what) }
@@ -88,7 +87,7 @@ func TestAnySpelling(t *testing.T) {
 		}
 		const any = "abZ019:/@?#,;=&%+ .-_~!$*()[]{}<>\"'\\|^`äж"
 		password := bits("before", any) + marker + bits("between", any) + marker + bits("behind", any)
-		if likePort.MatchString(password) { // and what follows may be another URI
+		if likePort.MatchString(password) { // the text behind it may be another URI
 			password = "p" + password
 		}
 		scheme := pick("scheme", "postgresql", "kms", "jdbc:postgresql", "syslog+tcp", "ldap", "pοstgres", "пг",
@@ -100,27 +99,28 @@ func TestAnySpelling(t *testing.T) {
 		list := pick("list", "", "kms://https@h1;h2:9600/kms,", "jceks://file@/etc/x, ")
 		value := list + quote + scheme + join + user + ":" + password + "@" + tail + quote
 		if got := secret.Value(value); strings.Contains(got, marker) {
-			t.Fatalf("%q is shown as %q", value, got)
+			t.Fatalf("%q becomes %q", value, got)
 		}
-		// The '@' was forgotten. What begins as a port cannot be told from one.
+		// Without the '@', a password that begins with digits looks like a port.
 		value = quote + scheme + pick("join", "://", " ://", ": //") + user + ":p" +
 			strings.ReplaceAll(password, "@", "") + "." + tail + quote
 		if got := secret.Value(value); strings.Contains(got, marker) {
-			t.Fatalf("%q is shown as %q", value, got)
+			t.Fatalf("%q becomes %q", value, got)
 		}
 		name := pick("name", "password", "passowrd", "pasword", "pwd", "pswd", "passwort", "passwd", "secrte",
 			"pаssword", "Pass", "passphrsae", "credentails", "db.passwrd")
-		inQuery := strings.NewReplacer("&", "", "%", "").Replace(password) // '&' ends it, and escapes may make one
+		// '&' ends the value, and an escape may decode to '&'.
+		inQuery := strings.NewReplacer("&", "", "%", "").Replace(password)
 		value = quote + scheme + "://h/db?" + pick("first", "", "user=u&", "sslmode=require&") + name + "=" + inQuery +
 			pick("next", "", "&x=1")
 		if got := secret.Value(value); strings.Contains(got, marker) {
-			t.Fatalf("%q is shown as %q", value, got)
+			t.Fatalf("%q becomes %q", value, got)
 		}
 		plain := strings.NewReplacer("&", "", " ", "", "\"", "", "'", "", "{", "", "%", "").Replace(password)
 		value = pick("first", "", "host=h ", "h;") + name + pick("is", "=", " = ", ": ") + plain +
 			pick("next", "", " port=1")
 		if got := secret.Value(value); strings.Contains(got, marker) {
-			t.Fatalf("%q is shown as %q", value, got)
+			t.Fatalf("%q becomes %q", value, got)
 		}
 	})
 }

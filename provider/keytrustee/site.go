@@ -102,7 +102,7 @@ func Hosts(place, confDir string) (hosts []string, insecure bool, err error) {
 
 // secretFile describes a file that holds the named secret.
 func secretFile(path, name string) secret.File {
-	return secret.File{Path: path, Harm: "and holds a secret (" + name + ")"}
+	return secret.File{Path: path, Risk: "and holds a secret (" + name + ")"}
 }
 
 // SecretFiles returns the file that holds the organization's secret: kts-site.xml, or the file that kts-site.xml names.
