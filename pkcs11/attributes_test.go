@@ -12,15 +12,14 @@ import (
 	"claviger/internal/softhsm/softhsmtest"
 )
 
-// laconic is a token that does not know all attributes, or has its own mind
-// about them.
-type laconic struct {
+// sparseToken is a token that does not know all attributes, or reports wrong values for them.
+type sparseToken struct {
 	Boundary
 	unknown uint
-	changed uint // a boolean attribute whose value is turned round
+	changed uint // a boolean attribute that is reported with the opposite value
 }
 
-func (l laconic) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle,
+func (l sparseToken) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle,
 	ask []*p11.Attribute) ([]*p11.Attribute, error) {
 	for _, a := range ask {
 		if a.Type == l.unknown {
@@ -36,28 +35,28 @@ func (l laconic) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle,
 	return list, err
 }
 
-// TestAttributes: a new key is kept if the token says that it is guarded. Two of
-// the attributes say no more than the others do, and need not be known.
+// TestAttributes: a new key is kept if the token reports that it is protected. Two of the attributes only repeat the
+// others; the token need not know them.
 func TestAttributes(t *testing.T) {
 	const nothing = ^uint(0)
 	made := softhsmtest.New(t)
 	for _, c := range []struct {
 		name string
-		lib  laconic
+		lib  sparseToken
 		kept bool
 	}{
-		{"as asked for", laconic{unknown: nothing, changed: nothing}, true},
-		{"never extractable unknown", laconic{unknown: p11.CKA_NEVER_EXTRACTABLE, changed: nothing}, true},
-		{"local unknown", laconic{unknown: p11.CKA_LOCAL, changed: nothing}, true},
-		{"sensitive unknown", laconic{unknown: p11.CKA_SENSITIVE, changed: nothing}, false},
-		{"extractable unknown", laconic{unknown: p11.CKA_EXTRACTABLE, changed: nothing}, false},
-		{"length unknown", laconic{unknown: p11.CKA_VALUE_LEN, changed: nothing}, false},
-		{"not sensitive", laconic{unknown: nothing, changed: p11.CKA_SENSITIVE}, false},
-		{"extractable", laconic{unknown: nothing, changed: p11.CKA_EXTRACTABLE}, false},
-		{"was extractable", laconic{unknown: nothing, changed: p11.CKA_NEVER_EXTRACTABLE}, false},
-		{"imported", laconic{unknown: nothing, changed: p11.CKA_LOCAL}, false},
-		{"not to encrypt", laconic{unknown: nothing, changed: p11.CKA_ENCRYPT}, false},
-		{"to decrypt", laconic{unknown: nothing, changed: p11.CKA_DECRYPT}, false},
+		{"as asked for", sparseToken{unknown: nothing, changed: nothing}, true},
+		{"never extractable unknown", sparseToken{unknown: p11.CKA_NEVER_EXTRACTABLE, changed: nothing}, true},
+		{"local unknown", sparseToken{unknown: p11.CKA_LOCAL, changed: nothing}, true},
+		{"sensitive unknown", sparseToken{unknown: p11.CKA_SENSITIVE, changed: nothing}, false},
+		{"extractable unknown", sparseToken{unknown: p11.CKA_EXTRACTABLE, changed: nothing}, false},
+		{"length unknown", sparseToken{unknown: p11.CKA_VALUE_LEN, changed: nothing}, false},
+		{"not sensitive", sparseToken{unknown: nothing, changed: p11.CKA_SENSITIVE}, false},
+		{"extractable", sparseToken{unknown: nothing, changed: p11.CKA_EXTRACTABLE}, false},
+		{"was extractable", sparseToken{unknown: nothing, changed: p11.CKA_NEVER_EXTRACTABLE}, false},
+		{"imported", sparseToken{unknown: nothing, changed: p11.CKA_LOCAL}, false},
+		{"not to encrypt", sparseToken{unknown: nothing, changed: p11.CKA_ENCRYPT}, false},
+		{"to decrypt", sparseToken{unknown: nothing, changed: p11.CKA_DECRYPT}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			conf := config(made)
@@ -85,18 +84,17 @@ func TestAttributes(t *testing.T) {
 	}
 }
 
-// choosy is a token that refuses attributes in templates, as AWS CloudHSM does
-// CKA_MODIFIABLE.
-type choosy struct {
+// refuser is a token that refuses attributes in templates, as AWS CloudHSM refuses CKA_MODIFIABLE.
+type refuser struct {
 	Boundary
 	refuses []uint
-	with    uint // the error
-	forces  uint // this one it sets to true where it is not in the template
+	with    uint // the error of a refusal
+	forces  uint // an attribute that is set to true if the template does not have it
 	tries   *int
 	armed   *bool
 }
 
-func (c choosy) refuse(templates ...[]*p11.Attribute) error {
+func (c refuser) refuse(templates ...[]*p11.Attribute) error {
 	if !*c.armed {
 		return nil
 	}
@@ -109,7 +107,7 @@ func (c choosy) refuse(templates ...[]*p11.Attribute) error {
 	return nil
 }
 
-func (c choosy) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.Attribute) (p11.ObjectHandle, error) {
+func (c refuser) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.Attribute) (p11.ObjectHandle, error) {
 	if err := c.refuse(a); err != nil {
 		return 0, err
 	}
@@ -119,7 +117,7 @@ func (c choosy) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.At
 	return c.Boundary.GenerateKey(s, m, a)
 }
 
-func (c choosy) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism,
+func (c refuser) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism,
 	public, private []*p11.Attribute) (p11.ObjectHandle, p11.ObjectHandle, error) {
 	if err := c.refuse(public, private); err != nil {
 		return 0, 0, err
@@ -127,36 +125,35 @@ func (c choosy) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism,
 	return c.Boundary.GenerateKeyPair(s, m, public, private)
 }
 
-// TestRefusedAttributes: a token that refuses what a key can do without makes keys
-// and pairs without it, says so once, and asks in vain once. One that refuses what
-// guards the key makes none.
+// TestRefusedAttributes: a token refuses attributes that a key can do without. Keys and pairs are made without them,
+// with one warning and one failed try. If the token refuses an attribute that protects the key, no key is made.
 func TestRefusedAttributes(t *testing.T) {
 	made := softhsmtest.New(t)
 	for _, c := range []struct {
 		name   string
-		lib    choosy
+		lib    refuser
 		kept   bool
-		tries  int    // of three keys
-		warned string // "" not
+		tries  int    // number of tries for three keys
+		warned string // part of the warning; "" if there must be none
 	}{
-		{"nothing", choosy{}, true, 3, ""},
-		{"modifiable", choosy{refuses: []uint{p11.CKA_MODIFIABLE}, with: p11.CKR_ATTRIBUTE_VALUE_INVALID}, true, 4,
+		{"nothing", refuser{}, true, 3, ""},
+		{"modifiable", refuser{refuses: []uint{p11.CKA_MODIFIABLE}, with: p11.CKR_ATTRIBUTE_VALUE_INVALID}, true, 4,
 			"CKA_MODIFIABLE"},
-		{"derive", choosy{refuses: []uint{p11.CKA_DERIVE}, with: p11.CKR_ATTRIBUTE_TYPE_INVALID}, true,
+		{"derive", refuser{refuses: []uint{p11.CKA_DERIVE}, with: p11.CKR_ATTRIBUTE_TYPE_INVALID}, true,
 			9, "CKA_DERIVE"},
-		{"modifiable and derive", choosy{refuses: []uint{p11.CKA_MODIFIABLE, p11.CKA_DERIVE},
+		{"modifiable and derive", refuser{refuses: []uint{p11.CKA_MODIFIABLE, p11.CKA_DERIVE},
 			with: p11.CKR_TEMPLATE_INCONSISTENT}, true, 14, "CKA_MODIFIABLE, CKA_DERIVE"},
-		{"sensitive", choosy{refuses: []uint{p11.CKA_SENSITIVE}, with: p11.CKR_ATTRIBUTE_READ_ONLY}, false, 39, ""},
-		{"another fault", choosy{refuses: []uint{p11.CKA_MODIFIABLE}, with: p11.CKR_FUNCTION_NOT_SUPPORTED}, false, 3,
+		{"sensitive", refuser{refuses: []uint{p11.CKA_SENSITIVE}, with: p11.CKR_ATTRIBUTE_READ_ONLY}, false, 39, ""},
+		{"another fault", refuser{refuses: []uint{p11.CKA_MODIFIABLE}, with: p11.CKR_FUNCTION_NOT_SUPPORTED}, false, 3,
 			""},
-		{"unwrap, and sets it", choosy{refuses: []uint{p11.CKA_UNWRAP}, with: p11.CKR_ATTRIBUTE_TYPE_INVALID,
+		{"unwrap, and sets it", refuser{refuses: []uint{p11.CKA_UNWRAP}, with: p11.CKR_ATTRIBUTE_TYPE_INVALID,
 			forces: p11.CKA_UNWRAP}, false, 8, "CKA_UNWRAP"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var log bytes.Buffer
 			tries, armed := 0, false
 			conf := config(made)
-			conf.Profile = Generic // which has all of them
+			conf.Profile = Generic // its template has all attributes
 			conf.Log = slog.New(slog.NewTextHandler(&log, nil))
 			c.lib.tries, c.lib.armed = &tries, &armed
 			conf.Wrap = func(b Boundary) Boundary { c.lib.Boundary = b; return c.lib }
@@ -165,7 +162,7 @@ func TestRefusedAttributes(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer tok.Close()
-			armed = true // what Open makes to try the token has no such attributes
+			armed = true // the key with which Open tries the token has no such attributes
 			for i := range 3 {
 				id := []byte{byte(i), 7}
 				if err := tok.GenerateKey(t.Context(), id, "k@0", 256); (err == nil) != c.kept {

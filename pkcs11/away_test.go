@@ -10,8 +10,8 @@ import (
 	"claviger/internal/softhsm/softhsmtest"
 )
 
-// TestAway: an HSM that does not answer may be there later, so that a start waits for it;
-// a PIN, a name or a library that is wrong gets no better by itself.
+// TestAway: an HSM that does not answer may be back later, so a start waits for it. A wrong PIN, name or library stays
+// wrong, so a start does not wait.
 func TestAway(t *testing.T) {
 	tok := softhsmtest.New(t)
 	var meter Meter
@@ -37,7 +37,7 @@ func TestAway(t *testing.T) {
 		{"OpenSession", p11.CKR_DEVICE_REMOVED, true},
 		{"Login", p11.CKR_DEVICE_ERROR, true}, {"Login", p11.CKR_VENDOR_DEFINED + 5, true},
 		{"Login", p11.CKR_ARGUMENTS_BAD, false},
-		{"Login", p11.CKR_PIN_EXPIRED, false}, // last: this PIN is not tried again
+		{"Login", p11.CKR_PIN_EXPIRED, false}, // comes last, because this PIN is not tried again
 	} {
 		meter.Fail(c.call, 100, p11.Error(c.code))
 		err := open(as)

@@ -11,7 +11,7 @@ import (
 	"claviger/internal/softhsm/softhsmtest"
 )
 
-// benchToken opens a fresh token with one key that was used before.
+// benchToken opens a new token with one key that was used before.
 func benchToken(b *testing.B) (tok *Token, m *Meter, id []byte, label string) {
 	b.Helper()
 	c := config(softhsmtest.New(b))
@@ -37,8 +37,8 @@ func benchToken(b *testing.B) (tok *Token, m *Meter, id []byte, label string) {
 	return tok, m, id, label
 }
 
-// BenchmarkOneBlock is one caller with one block: what our pool and gathering
-// cost beside SoftHSM's own work.
+// BenchmarkOneBlock encrypts one block for one caller. It measures the cost of the pool and of gathering, beside
+// SoftHSM's own work.
 func BenchmarkOneBlock(b *testing.B) {
 	tok, _, id, label := benchToken(b)
 	blocks := make([]byte, blockSize)
@@ -50,7 +50,7 @@ func BenchmarkOneBlock(b *testing.B) {
 	}
 }
 
-// BenchmarkBoundary is the same C calls without this package.
+// BenchmarkBoundary makes the same C calls without this package.
 func BenchmarkBoundary(b *testing.B) {
 	tok, _, id, label := benchToken(b)
 	blocks := make([]byte, blockSize)
@@ -71,7 +71,7 @@ func BenchmarkBoundary(b *testing.B) {
 	}
 }
 
-// BenchmarkBatch is 2,000 blocks in one call: 1,000 EDEKs with DEKs of 256 bits.
+// BenchmarkBatch encrypts 2,000 blocks in one call: 1,000 EDEKs with DEKs of 256 bits.
 func BenchmarkBatch(b *testing.B) {
 	tok, m, id, label := benchToken(b)
 	blocks := make([]byte, 2000*blockSize)
@@ -85,9 +85,8 @@ func BenchmarkBatch(b *testing.B) {
 	b.ReportMetric(float64(m.Count("Encrypt"))/float64(b.N), "C_Encrypt/op")
 }
 
-// BenchmarkGathered is 16 callers of one key, each with the two blocks of one
-// EDEK, on SoftHSM as it is and with the 5 ms of a network HSM on each C call.
-// C_Encrypt/op below one is what gathering saves.
+// BenchmarkGathered runs 16 callers of one key, each with the two blocks of one EDEK, on SoftHSM as it is and with 5 ms
+// for each C call, as of a network HSM. C_Encrypt/op below one shows what gathering saves.
 func BenchmarkGathered(b *testing.B) {
 	for _, c := range []struct {
 		name    string

@@ -8,7 +8,7 @@ import (
 	p11 "github.com/miekg/pkcs11"
 )
 
-// TestOnCall: one telling for each encryption, with what it was.
+// TestOnCall: OnCall gets one Call for each encryption, with its figures.
 func TestOnCall(t *testing.T) {
 	tok, m := open(t)
 	id := []byte{1, 2, 3}
@@ -27,7 +27,7 @@ func TestOnCall(t *testing.T) {
 			}
 		})
 	}
-	for i := range tok.inFlight { // each takes a call
+	for i := range tok.inFlight { // each of them makes a call
 		encrypt(100)
 		for {
 			if used, _ := tok.Sessions(); used > i {

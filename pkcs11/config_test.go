@@ -15,7 +15,7 @@ func write(t *testing.T, name, content string, mode os.FileMode) string {
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(path, mode); err != nil { // WriteFile's mode goes through the umask
+	if err := os.Chmod(path, mode); err != nil { // the umask changes the mode that WriteFile gets
 		t.Fatal(err)
 	}
 	return path
@@ -34,7 +34,7 @@ max-sessions = 30
 	if err != nil || len(warnings) > 0 {
 		t.Fatal(err, warnings)
 	}
-	pin := filepath.Join(filepath.Dir(path), "luna.pin") // beside the file, for it has no folder
+	pin := filepath.Join(filepath.Dir(path), "luna.pin") // a relative path is relative to the keystore file
 	if c.Module != "/usr/safenet/lunaclient/lib/libCryptoki2_64.so" || c.Serial != "1238696044953" ||
 		c.TokenLabel != "" || c.Slot != nil ||
 		c.PINSource != "file "+pin || c.PINFile != pin || c.Profile != Luna || c.MaxSessions != 30 {
@@ -42,7 +42,7 @@ max-sessions = 30
 	}
 }
 
-// TestKeystoreFileErrors: each names the file, the line, the value and what to do.
+// TestKeystoreFileErrors: each error names the file, the line, the value and what to do.
 func TestKeystoreFileErrors(t *testing.T) {
 	const good = "module = /x.so\ntoken = kms\npin-file = /pin\n"
 	for content, want := range map[string]string{
@@ -136,7 +136,7 @@ func TestWriteKeystoreFile(t *testing.T) {
 		}
 	}
 	for _, c := range []FileConfig{
-		{Module: "/x.so", Token: "t\nprofile = luna", PINFile: "/pin"}, // would be another file than the one meant
+		{Module: "/x.so", Token: "t\nprofile = luna", PINFile: "/pin"}, // the file would have another content
 		{Module: "/x.so", Token: " t", PINFile: "/pin"},
 		{Module: "/x.so", Token: "t", PINFile: "/pin", MaxSessions: -1},
 		{Module: "x.so", Token: "t", PINFile: "/pin"},
@@ -286,8 +286,8 @@ func TestModuleName(t *testing.T) {
 	}
 }
 
-// TestSettingsOfAnotherShell: where a shell lacks what the server's unit sets, the message
-// says so, and leads to no second token and to no blind command.
+// TestSettingsOfAnotherShell: a shell lacks a variable that the server's unit sets. The message says so. It does not
+// lead the user to make a second token or to run a command blindly.
 func TestSettingsOfAnotherShell(t *testing.T) {
 	t.Setenv("CREDENTIALS_DIRECTORY", "")
 	c := FileConfig{Module: "/m.so", Token: "kms", Credential: "pin"}

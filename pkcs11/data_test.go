@@ -12,8 +12,8 @@ import (
 	"claviger/internal/softhsm/softhsmtest"
 )
 
-// TestData: a data object is found by its application, replaced by its label, and
-// outlives the login. Keys are not mixed up with it.
+// TestData: a data object is found by its application, replaced by its label, and still there after the next login.
+// Keys are not listed as data objects.
 func TestData(t *testing.T) {
 	tok, m := open(t)
 	ctx := t.Context()
@@ -49,7 +49,7 @@ func TestData(t *testing.T) {
 		t.Errorf("%d keys, %v", len(keys), err)
 	}
 
-	// The object that replaces another is there before the other goes.
+	// The new object exists before the old one is destroyed.
 	m.Fail("DestroyObject", 2, p11.Error(p11.CKR_DEVICE_ERROR))
 	if err := tok.PutData(ctx, Data{"claviger", "store a", []byte("third")}); err == nil {
 		t.Error("the old object could not be destroyed, and nothing is said")
@@ -59,7 +59,7 @@ func TestData(t *testing.T) {
 	if err != nil || len(got) == 0 {
 		t.Errorf("a replacement that was broken off left %d objects, %v", len(got), err)
 	}
-	for range 2 { // the second time there is none, which is no error
+	for range 2 { // the second time there is no object, and that is no error
 		if err := tok.DestroyData(ctx, "claviger", "store a"); err != nil {
 			t.Error(err)
 		}
@@ -70,8 +70,8 @@ func TestData(t *testing.T) {
 	}
 }
 
-// TestDataRefused: a token that keeps no data objects is told apart from one that is
-// away, and one that keeps public ones alone gets a public one.
+// TestDataRefused: the error for a token that keeps no data objects differs from that for a token that is away. A token
+// that keeps only public data objects gets a public one.
 func TestDataRefused(t *testing.T) {
 	tok, m := open(t)
 	put := func() error { return tok.PutData(t.Context(), Data{"claviger", "l", []byte("v")}) }
@@ -90,12 +90,12 @@ func TestDataRefused(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := tok.ListData(ctx, "claviger"); !claviger.Is(err, claviger.Unavailable) {
-		t.Errorf("not asked: %v", err)
+		t.Errorf("the token was not called: %v", err)
 	}
 }
 
-// TestDataOnAFullDisk: SoftHSM answers CKR_OK for an object for which its disk has no room.
-// The object that was there before stays, and is replaced when there is room again.
+// TestDataOnAFullDisk: SoftHSM returns CKR_OK for an object although its disk is full. The old object stays, and is
+// replaced once there is room.
 func TestDataOnAFullDisk(t *testing.T) {
 	token, fill, free := softhsmtest.Small(t)
 	tok, m := openAs(t, config(token))
@@ -124,7 +124,7 @@ func TestDataOnAFullDisk(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	if m.Count("CreateObject") != 1 {
-		t.Errorf("SoftHSM was asked %v", m.Counts())
+		t.Errorf("SoftHSM got the calls %v", m.Counts())
 	}
 	shown("first")
 	again, _ := openAs(t, config(token))

@@ -10,8 +10,7 @@ import (
 	"claviger/durable/durabletest"
 )
 
-// TestKeystoreFileLasts fails and cuts off each step of writing the file that names
-// the token.
+// TestKeystoreFileLasts makes each step of writing the keystore file fail, and interrupts each step.
 func TestKeystoreFileLasts(t *testing.T) {
 	durabletest.Run(t, durabletest.Case{
 		Do: func(dir string) error {

@@ -11,16 +11,16 @@ import (
 	p11 "github.com/miekg/pkcs11"
 )
 
-// TestOnFunction: each call of the library is told once, with its result and time;
-// one that is made again is two.
+// TestOnFunction: OnFunction gets each call of the library once, with its result and duration. A call that is made
+// again is reported again.
 func TestOnFunction(t *testing.T) {
 	tok, m := open(t)
 	var mu sync.Mutex
-	told, slowest := map[string]int{}, time.Duration(0)
+	reported, slowest := map[string]int{}, time.Duration(0)
 	tok.OnFunction(func(f Function) {
 		mu.Lock()
 		defer mu.Unlock()
-		told[f.Name+" "+f.Result]++
+		reported[f.Name+" "+f.Result]++
 		slowest = max(slowest, f.Took)
 	})
 	id, label := generate(t, tok, 1, 256)
@@ -36,18 +36,18 @@ func TestOnFunction(t *testing.T) {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	// A lost token is looked for anew, and its key as well.
+	// After the token is lost, the token and its key are searched again.
 	for call, want := range map[string]int{
 		"C_GenerateKey CKR_OK": 1, "C_Encrypt CKR_DEVICE_ERROR": 1, "C_Encrypt CKR_OK": 1, "C_EncryptInit CKR_OK": 2,
 		"C_Initialize CKR_OK": 1, "C_Login CKR_OK": 1, "C_GenerateRandom CKR_OK": 0,
 	} {
-		if told[call] != want {
-			t.Errorf("%s is told %d times, want %d", call, told[call], want)
+		if reported[call] != want {
+			t.Errorf("%s is reported %d times, want %d", call, reported[call], want)
 		}
 	}
-	for call := range told {
+	for call := range reported {
 		if !regexp.MustCompile(`^C_\w+ CKR_\w+$`).MatchString(call) {
-			t.Errorf("%q is told", call)
+			t.Errorf("%q is reported", call)
 		}
 	}
 	if slowest < latency {

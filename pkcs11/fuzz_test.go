@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// seeds fails a fuzz target whose seed folder is empty.
+// seeds makes a fuzz target fail if its seed folder is empty.
 func seeds(f *testing.F, least int) {
 	f.Helper()
 	list, err := os.ReadDir(filepath.Join("testdata", "fuzz", f.Name()))
@@ -16,8 +16,8 @@ func seeds(f *testing.F, least int) {
 	}
 }
 
-// FuzzKeystoreFile: a file that is read says all that a use needs, and is
-// written so that the same is read again.
+// FuzzKeystoreFile: a file that is accepted has everything that a use needs. Written and read again, it has the same
+// content.
 func FuzzKeystoreFile(f *testing.F) {
 	seeds(f, 5)
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -39,7 +39,7 @@ func FuzzKeystoreFile(f *testing.F) {
 	})
 }
 
-// FuzzParseURI: what is accepted names a library, a token and a PIN.
+// FuzzParseURI: an accepted URI names a library, a token and a PIN.
 func FuzzParseURI(f *testing.F) {
 	seeds(f, 5)
 	f.Fuzz(func(t *testing.T, uri string) {

@@ -38,7 +38,7 @@ type KeyInfo struct {
 
 // objects locks the token's list of objects for a call that changes or searches it, if the profile needs that. A
 // search of SoftHSM also reads a file that C_GenerateKey is writing in another session. The result is two objects
-// for one key, or an object that does not work, or CKR_GENERAL_ERROR (seen with 2.6.1; TestMakeTogether). Calls
+// for one key, or an object that does not work, or CKR_GENERAL_ERROR (seen with 2.6.1; TestConcurrentGenerate). Calls
 // that use keys take no lock.
 func (t *Token) objects() (unlock func()) {
 	if !profiles[t.cfg.Profile].oneObjectCall {

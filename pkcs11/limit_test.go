@@ -12,14 +12,14 @@ import (
 	p11 "github.com/miekg/pkcs11"
 )
 
-// TestDefaultLimit: a caller without a deadline is not left waiting for ever, and
-// what the call that hangs works on stays as it is until it is back.
+// TestDefaultLimit: a caller without a deadline does not wait for ever. The buffers of a call that hangs stay unchanged
+// until it returns.
 func TestDefaultLimit(t *testing.T) {
 	seen := make(chan []byte, 1)
 	made := softhsmtest.New(t)
 	m := new(Meter)
 	c := config(made)
-	c.Wrap = func(b Boundary) Boundary { return m.Wrap(spy{b, seen}) }
+	c.Wrap = func(b Boundary) Boundary { return m.Wrap(inputRecorder{b, seen}) }
 	tok, err := Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -27,7 +27,7 @@ func TestDefaultLimit(t *testing.T) {
 	defer tok.Close() //nolint:errcheck // the calls below are what is tested
 	id, label := generate(t, tok, 1, 256)
 	select {
-	case <-seen: // of the probe
+	case <-seen: // the call of the probe
 	default:
 	}
 	tok.limit = 100 * time.Millisecond
@@ -59,13 +59,13 @@ func TestDefaultLimit(t *testing.T) {
 	}
 }
 
-// spy keeps what C_Encrypt is given.
-type spy struct {
+// inputRecorder keeps the input of C_Encrypt.
+type inputRecorder struct {
 	Boundary
 	seen chan []byte
 }
 
-func (s spy) Encrypt(h p11.SessionHandle, data []byte) ([]byte, error) {
+func (s inputRecorder) Encrypt(h p11.SessionHandle, data []byte) ([]byte, error) {
 	select {
 	case s.seen <- bytes.Clone(data):
 	default:
@@ -73,13 +73,13 @@ func (s spy) Encrypt(h p11.SessionHandle, data []byte) ([]byte, error) {
 	return s.Boundary.Encrypt(h, data)
 }
 
-// TestDataLimit: where the token takes less in one call than the profile says,
-// the limit shrinks until it does.
+// TestDataLimit: the token takes less data in one call than the profile says. The limit is reduced until a call
+// succeeds.
 func TestDataLimit(t *testing.T) {
-	const takes = 1000 // bytes; no multiple of a block
+	const accepted = 1000 // bytes; not a multiple of the block size
 	c := config(softhsmtest.New(t))
 	m := new(Meter)
-	c.Wrap = func(b Boundary) Boundary { return m.Wrap(narrow{b, takes}) }
+	c.Wrap = func(b Boundary) Boundary { return m.Wrap(sizeLimitedToken{b, accepted}) }
 	tok, err := Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -99,8 +99,8 @@ func TestDataLimit(t *testing.T) {
 		}
 	}
 	limit := tok.Info().MaxData
-	if limit > takes || limit < takes/2-blockSize || limit%blockSize != 0 {
-		t.Errorf("the limit is %d bytes, the token takes %d", limit, takes)
+	if limit > accepted || limit < accepted/2-blockSize || limit%blockSize != 0 {
+		t.Errorf("the limit is %d bytes, the token takes %d", limit, accepted)
 	}
 	if n, want := m.Count("Encrypt"), (32_000+limit-1)/limit; n != want {
 		t.Errorf("the second time it took %d calls, want %d", n, want)

@@ -26,7 +26,7 @@ type login struct {
 }
 
 // refusal marks an error of a login that failed, or was not tried, for a reason that does not go away when the
-// library is initialised anew.
+// library is initialised again.
 type refusal struct {
 	error
 	pin bool // see IsPINRefused

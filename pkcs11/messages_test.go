@@ -22,8 +22,7 @@ var (
 	blanks = regexp.MustCompile(`\(empty: slot [\d, ]+\)`)
 )
 
-// golden holds a message that a user sees. What differs from run to run is
-// replaced.
+// golden compares a message with its golden file. Parts that differ from run to run are replaced.
 func golden(t *testing.T, name string, err error, tok softhsm.Token) {
 	t.Helper()
 	if err == nil {
@@ -47,7 +46,7 @@ func golden(t *testing.T, name string, err error, tok softhsm.Token) {
 	}
 }
 
-// flagged is a library whose tokens show other flags, or that shows none at all.
+// flagged is a library whose tokens have other flags, or that shows no token.
 type flagged struct {
 	Boundary
 	set, clear uint
@@ -67,7 +66,7 @@ func (f flagged) GetTokenInfo(slot uint) (p11.TokenInfo, error) {
 	return info, err
 }
 
-// TestMessages: for each wrong setting the message names the setting and the cure.
+// TestMessages: for each wrong setting, the message names the setting and the cure.
 func TestMessages(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "softhsm")
 	tok := softhsmtest.In(t, dir, "one")
@@ -75,12 +74,12 @@ func TestMessages(t *testing.T) {
 	softhsmtest.In(t, dir, "twin")
 	text := write(t, "no-library.so", "not a library", 0o600)
 	other := filepath.Join(t.TempDir(), "other.so")
-	// #nosec G204 -- a constant command; cgo needs it anyway
+	// #nosec G204 -- a constant command; cgo needs the compiler anyway
 	if out, err := exec.CommandContext(t.Context(), "cc", "-shared", "-o", other, "-x", "c",
 		os.DevNull).CombinedOutput(); err != nil {
 		t.Fatalf("cc: %v: %s", err, out)
 	}
-	blank := uint(3) // SoftHSM's free slot comes after the tokens
+	blank := uint(3) // the empty slot of SoftHSM, after the tokens
 	as := func(f flagged) func(*Config) {
 		return func(c *Config) {
 			c.Wrap = func(b Boundary) Boundary {
@@ -101,7 +100,7 @@ func TestMessages(t *testing.T) {
 		"pin-locked":           as(flagged{set: flagPINLocked}),
 		"pin-last-try":         as(flagged{set: flagPINFinalTry}),
 		"pin-unset":            as(flagged{clear: flagPINInitialized}),
-		"pin-locked-unseen": func(c *Config) { // by a token that does not show the flag
+		"pin-locked-unseen": func(c *Config) { // the token does not set the flag for a locked PIN
 			m := new(Meter)
 			m.Fail("Login", 1, p11.Error(p11.CKR_PIN_LOCKED))
 			c.Wrap = m.Wrap
@@ -126,7 +125,7 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-// TestKeystoreMessages holds what is said of keystore files.
+// TestKeystoreMessages compares the messages about keystore files.
 func TestKeystoreMessages(t *testing.T) {
 	for name, content := range map[string]string{
 		"keystore-java":        "\xfe\xed\xfe\xed\x00\x00\x00\x02",

@@ -64,7 +64,7 @@ func (g *gate) wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-timer.C:
-		return errors.New("the PKCS#11 library does not come back from being initialised anew")
+		return errors.New("the PKCS#11 library does not come back from being initialised again")
 	}
 }
 
@@ -91,7 +91,7 @@ func openModule(path string) (*module, error) {
 	}
 	if m, ok := modules[resolved]; ok {
 		if err := m.join(); err != nil {
-			return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised anew: %w", path, err)
+			return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised again: %w", path, err)
 		}
 		return m, nil
 	}
@@ -122,7 +122,7 @@ func initialize(b Boundary) error {
 }
 
 // join adds a user. A module without users is still loaded only because a call hung in the library. Once that call
-// has left, join initialises the library anew.
+// has left, join initialises the library again.
 func (m *module) join() error {
 	m.mu.Lock()
 	unused, seen := m.users == 0 && m.active == 0 && m.gate == nil, m.generation
@@ -202,10 +202,10 @@ func (m *module) leave(visit uint64) {
 }
 
 // errHung is the error of a reset that cannot run because calls hang in the library.
-var errHung = errors.New("calls hang in the HSM's library, so it cannot be initialised anew; if they stay, " +
+var errHung = errors.New("calls hang in the HSM's library, so it cannot be initialised again; if they stay, " +
 	"restart claviger")
 
-// reset initialises the library anew, unless another reset did so after generation seen. The caller must not be
+// reset initialises the library again, unless another reset did so after generation seen. The caller must not be
 // between enter and leave.
 func (m *module) reset(ctx context.Context, seen uint64, b Boundary) error {
 	m.mu.Lock()

@@ -135,7 +135,7 @@ func (t *Token) openOAEP(s p11.SessionHandle, key p11.ObjectHandle, hash crypto.
 }
 
 // opensOwn reports whether the token works: whether it decrypts a message that this process encrypts now. Without
-// this check, one damaged message would make the library start anew.
+// this check, one damaged message would make the library start again.
 func (t *Token) opensOwn(s p11.SessionHandle, key p11.ObjectHandle, hash crypto.Hash) bool {
 	k, err := t.describePair(s, key)
 	return err == nil && t.roundTrip(s, key, k.Public, hash) == nil

@@ -17,7 +17,7 @@ import (
 	"claviger/secret"
 )
 
-// pair makes a pair; 2048 bits, as a larger one takes SoftHSM seconds.
+// pair makes a pair of 2048 bits; SoftHSM needs seconds for a larger pair.
 func pair(t *testing.T, tok *Token, n byte) (id []byte, label string, public *rsa.PublicKey) {
 	t.Helper()
 	id, label = []byte{9, n}, fmt.Sprintf("pair-%d", n)
@@ -89,7 +89,7 @@ func TestPair(t *testing.T) {
 	if _, err := tok.DecryptOAEP(ctx, id, label, hash, sealed); err != nil {
 		t.Errorf("a pair went by another's label: %v", err)
 	}
-	for range 2 { // the second time it is gone, which is no error
+	for range 2 { // the second time there is no pair, and that is no error
 		if err := tok.DestroyPair(ctx, id, label); err != nil {
 			t.Error(err)
 		}
@@ -113,7 +113,7 @@ func TestPairBesideKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	sealed := seal(t, public, secret.Bytes("x"))
-	for range 2 { // the second time from the cache of handles
+	for range 2 { // the second time with a handle from the cache
 		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
 			t.Error(err)
 		}
@@ -126,7 +126,7 @@ func TestPairBesideKey(t *testing.T) {
 	}
 }
 
-// TestTwoPairs: more than one match is no match.
+// TestTwoPairs: if two pairs match, none is used.
 func TestTwoPairs(t *testing.T) {
 	tok, _ := open(t)
 	id, label, public := pair(t, tok, 1)
@@ -150,8 +150,8 @@ func TestTwoPairs(t *testing.T) {
 	}
 }
 
-// TestDamagedSeal: what was not made for the key is the caller's fault, and does
-// not make the token be taken for lost, whatever it says of it.
+// TestDamagedSeal: data that was not made for the key is the caller's fault. The token does not count as lost, whatever
+// error it returns.
 func TestDamagedSeal(t *testing.T) {
 	tok, m := open(t)
 	id, label, public := pair(t, tok, 1)
@@ -169,13 +169,13 @@ func TestDamagedSeal(t *testing.T) {
 		}
 	}
 	if c := m.Counts(); c["Initialize"] != 0 || c["Login"] != 0 {
-		t.Errorf("the library was initialised anew: %v", c)
+		t.Errorf("the library was initialised again: %v", c)
 	}
 	if _, err := tok.DecryptOAEP(t.Context(), id, label, crypto.SHA1, sealed); err != nil {
 		t.Error(err)
 	}
-	// The same word of a token that is not well.
-	m.Fail("Decrypt", 1, p11.Error(p11.CKR_GENERAL_ERROR)) // and C_DecryptInit is in force, so that the check fails too
+	// A token that does not work returns the same error.
+	m.Fail("Decrypt", 1, p11.Error(p11.CKR_GENERAL_ERROR)) // C_DecryptInit stays active, so that the check fails too
 	m.Reset()
 	if got, err := tok.DecryptOAEP(t.Context(), id, label, crypto.SHA1, sealed); err != nil || string(got) != "x" {
 		t.Errorf("after the token was lost: %s, %v", []byte(got), err)
@@ -185,7 +185,7 @@ func TestDamagedSeal(t *testing.T) {
 	}
 }
 
-// TestPairRecovery: the token goes away under many callers, and comes back.
+// TestPairRecovery: the token is lost while many callers use it, and comes back.
 func TestPairRecovery(t *testing.T) {
 	tok, m := open(t)
 	id, label, public := pair(t, tok, 1)

@@ -13,8 +13,8 @@ import (
 	"claviger/internal/softhsm/softhsmtest"
 )
 
-// wrongPIN is the configuration of a fresh token, with a PIN that it refuses. It
-// returns the file that the PIN is in, too, and a Meter before the token.
+// wrongPIN returns the configuration of a new token with a wrong PIN, the file of the PIN, and a Meter before the
+// token.
 func wrongPIN(t *testing.T) (c Config, file, right string, m *Meter) {
 	t.Helper()
 	made := softhsmtest.New(t)
@@ -36,8 +36,8 @@ func writePIN(t *testing.T, file, pin string) {
 	}
 }
 
-// TestWrongPINOnce: a wrong PIN is tried once in a process, however often and by
-// however many the token is opened; another PIN is tried at once.
+// TestWrongPINOnce: a process tries a wrong PIN once, however often and by however many callers the token is opened. It
+// tries another PIN at once.
 func TestWrongPINOnce(t *testing.T) {
 	c, file, right, m := wrongPIN(t)
 	const opens = 4
@@ -73,9 +73,8 @@ func TestWrongPINOnce(t *testing.T) {
 	}
 }
 
-// TestPINChanged: the PIN becomes wrong while the token is open. It is tried
-// once, callers hear why, the library is not initialised anew for it, and the
-// right PIN is taken without a restart.
+// TestPINChanged: the PIN becomes wrong while the token is open. It is tried once, callers get the reason, and the
+// library is not initialised again for it. The right PIN is accepted without a restart.
 func TestPINChanged(t *testing.T) {
 	c, file, right, m := wrongPIN(t)
 	writePIN(t, file, right)
@@ -85,7 +84,7 @@ func TestPINChanged(t *testing.T) {
 	}
 	defer tok.Close() //nolint:errcheck // the calls below are what is tested
 	id, label := generate(t, tok, 1, 256)
-	// SoftHSM would take any session for logged in while another is.
+	// While another session is logged in, SoftHSM counts every session as logged in.
 	if err := tok.module.b.Logout(tok.login.session); err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +105,7 @@ func TestPINChanged(t *testing.T) {
 	}
 }
 
-// TestPINOnlyIfRefused: an error that says nothing of the PIN is no refusal.
+// TestPINOnlyIfRefused: an error that is not about the PIN does not count as a refusal of the PIN.
 func TestPINOnlyIfRefused(t *testing.T) {
 	c := config(softhsmtest.New(t))
 	m := new(Meter)

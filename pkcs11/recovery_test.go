@@ -29,7 +29,7 @@ func within(t *testing.T, d time.Duration, what string, f func()) {
 	}
 }
 
-// eventually retries f for as long as a token may take to come back.
+// eventually calls f again until it succeeds, for as long as a token may need to come back.
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
@@ -43,8 +43,7 @@ func eventually(t *testing.T, f func() error) {
 	}
 }
 
-// pingHangs leaves a call of that name behind, which hangs already: its caller goes away when
-// it is in the library.
+// pingHangs starts a call of that name that hangs in the library. Its caller gives up once the call is in the library.
 func pingHangs(t *testing.T, tok *Token, m *Meter, call string) {
 	t.Helper()
 	ctx, leave := context.WithCancel(t.Context())
@@ -64,37 +63,36 @@ func pingHangs(t *testing.T, tok *Token, m *Meter, call string) {
 	}
 }
 
-// live returns a function that counts the open sessions. It must be called on a fresh token.
-func live(tok *Token, m *Meter) func() int {
+// sessionCounter returns a function that counts the open sessions. It must be called on a fresh token.
+func sessionCounter(tok *Token, m *Meter) func() int {
 	tok.mu.Lock()
 	defer tok.mu.Unlock()
 	first := 1 + len(tok.login.idle)
 	return func() int { return first + m.Count("OpenSession") - m.Count("CloseSession") }
 }
 
-// away is a token that is gone until the library is initialised anew.
-type away struct {
+// goneToken is a token that is lost until the library is initialised again.
+type goneToken struct {
 	Boundary
 	gone *atomic.Bool
 }
 
-func (a away) EncryptInit(s p11.SessionHandle, m []*p11.Mechanism, o p11.ObjectHandle) error {
-	time.Sleep(5 * time.Millisecond) // how long the token takes
+func (a goneToken) EncryptInit(s p11.SessionHandle, m []*p11.Mechanism, o p11.ObjectHandle) error {
+	time.Sleep(5 * time.Millisecond) // the duration of a call
 	if a.gone.Load() {
 		return p11.Error(p11.CKR_DEVICE_REMOVED)
 	}
 	return a.Boundary.EncryptInit(s, m, o)
 }
 
-func (a away) Finalize() error {
+func (a goneToken) Finalize() error {
 	a.gone.Store(false)
 	return a.Boundary.Finalize()
 }
 
-// GenerateRandom works all the time, and takes long enough that there is always
-// one under way.
-func (a away) GenerateRandom(s p11.SessionHandle, n int) ([]byte, error) {
-	time.Sleep(20 * time.Millisecond) // how long the token takes
+// GenerateRandom works all the time, and takes so long that a call of it is always running.
+func (a goneToken) GenerateRandom(s p11.SessionHandle, n int) ([]byte, error) {
+	time.Sleep(20 * time.Millisecond) // the duration of a call
 	return a.Boundary.GenerateRandom(s, n)
 }
 
@@ -103,7 +101,7 @@ func TestRecoveryUnderLoad(t *testing.T) {
 	c := config(softhsmtest.New(t))
 	c.MaxSessions = 12
 	gone := new(atomic.Bool)
-	c.Wrap = func(b Boundary) Boundary { return away{b, gone} }
+	c.Wrap = func(b Boundary) Boundary { return goneToken{b, gone} }
 	tok, err := Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -125,7 +123,7 @@ func TestRecoveryUnderLoad(t *testing.T) {
 			defer served()
 			for ctx.Err() == nil {
 				if tok.EncryptBlocks(ctx, []byte{1, 2, 3, byte(i)}, fmt.Sprintf("k@%d", i), make([]byte, 16)) == nil {
-					served() // and stay a load to the others
+					served() // and go on, as load for the others
 				}
 			}
 		})
@@ -145,12 +143,11 @@ func TestRecoveryUnderLoad(t *testing.T) {
 	wg.Wait()
 }
 
-// TestHungCall: a call that hangs keeps a lost token from coming back, since the
-// library cannot be finalised under it; but the others hear so soon, and when
-// the call is back, so is the token.
+// TestHungCall: a call hangs, so the library cannot be finalised and a lost token does not come back. The other callers
+// get an error soon. When the call returns, the token comes back.
 func TestHungCall(t *testing.T) {
 	tok, m := open(t)
-	sessions := live(tok, m)
+	sessions := sessionCounter(tok, m)
 	id, label := generate(t, tok, 1, 256)
 	other, otherLabel := generate(t, tok, 2, 256)
 	for range 2 {
@@ -168,7 +165,7 @@ func TestHungCall(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
-	// Without a reset: the login was taken out of use, and a new one may do.
+	// No reset is needed: the login was retired, and a new login may work.
 	if err := tok.EncryptBlocks(t.Context(), other, otherLabel, make([]byte, 16)); err != nil {
 		t.Error(err)
 	}
@@ -176,7 +173,7 @@ func TestHungCall(t *testing.T) {
 		t.Errorf("%d sessions are open, want the login's, an idle one, and the one that hangs", n)
 	}
 	// The same call does not block other calls a second time.
-	time.Sleep(firstBackoff + 50*time.Millisecond) // the token is tried again after that
+	time.Sleep(firstBackoff + 50*time.Millisecond) // after that pause the token is tried again
 	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
 	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !errors.Is(err, errHung) ||
 		tok.module.epoch != 1 {
@@ -187,9 +184,8 @@ func TestHungCall(t *testing.T) {
 	eventually(t, func() error { return tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)) })
 }
 
-// TestGate: while C_Finalize hangs, callers leave when their time is up, and go
-// on when it is back.
-func TestGate(t *testing.T) {
+// TestHungFinalize: while C_Finalize hangs, callers return when their time ends. When it returns, calls work again.
+func TestHungFinalize(t *testing.T) {
 	tok, m := open(t)
 	id, label := generate(t, tok, 1, 256)
 	release := m.Hang("Finalize")
@@ -207,12 +203,12 @@ func TestGate(t *testing.T) {
 	eventually(t, func() error { return tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)) })
 }
 
-// TestHungOpenSession: nothing but the calls that need a session waits for one.
+// TestHungOpenSession: a call of C_OpenSession hangs. Only calls that need a new session wait for it.
 func TestHungOpenSession(t *testing.T) {
 	for _, loggedIn := range []bool{true, false} {
 		t.Run(map[bool]string{true: "pool", false: "login"}[loggedIn], func(t *testing.T) {
 			tok, m := open(t)
-			open := live(tok, m)
+			open := sessionCounter(tok, m)
 			tok.mu.Lock()
 			idle := tok.login.idle
 			tok.login.idle = nil
@@ -248,8 +244,7 @@ func TestHungOpenSession(t *testing.T) {
 				}
 			})
 			release()
-			// The late session must not stay; when it is gone the library is free for the
-			// next test.
+			// The session that opens late must be closed. Then the library is free for the next test.
 			eventually(t, func() error {
 				tok.module.mu.Lock()
 				defer tok.module.mu.Unlock()
@@ -265,8 +260,7 @@ func TestHungOpenSession(t *testing.T) {
 	}
 }
 
-// TestAfterHungClose: a library that could not be unloaded is taken up again, and
-// shows what has changed meanwhile.
+// TestAfterHungClose: a library could not be unloaded. It is used again, and shows what has changed meanwhile.
 func TestAfterHungClose(t *testing.T) {
 	tok, m := open(t)
 	release := m.Hang("GenerateRandom")
@@ -284,7 +278,7 @@ func TestAfterHungClose(t *testing.T) {
 		}
 		return nil
 	})
-	made := softhsmtest.New(t) // in another folder
+	made := softhsmtest.New(t) // a token in another folder
 	again, _ := openAs(t, config(made))
 	if got := again.Info().Serial; got != made.Serial {
 		t.Errorf("opened token %s, want %s", got, made.Serial)
@@ -297,8 +291,7 @@ func TestAfterHungClose(t *testing.T) {
 	}
 }
 
-// TestSuspectSession: a session is used again only after errors that are known
-// to leave it clean.
+// TestSuspectSession: a session is used again only after errors that surely leave it in order.
 func TestSuspectSession(t *testing.T) {
 	tok, m := open(t)
 	id, label := generate(t, tok, 1, 128)
@@ -324,7 +317,7 @@ func TestSuspectSession(t *testing.T) {
 				t.Errorf("%d sessions closed, want %d", n, c.closed)
 			}
 			if m.Count("Login")+m.Count("Initialize") > 0 {
-				t.Error("logged in anew")
+				t.Error("logged in again")
 			}
 			if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
 				t.Error(err)
@@ -347,25 +340,25 @@ func TestLoggedOut(t *testing.T) {
 		t.Error(err)
 	}
 	if resets != 1 {
-		t.Errorf("%d resets told", resets)
+		t.Errorf("%d resets reported", resets)
 	}
 	if err := tok.EncryptBlocks(t.Context(), []byte("nil"), "no@1", make([]byte, 16)); !claviger.Is(err,
 		claviger.KeyNotFound) {
 		t.Errorf("a key that is not there: %v", err)
 	}
 	if resets != 1 {
-		t.Errorf("logged in anew for a key that is not there")
+		t.Errorf("logged in again for a key that does not exist")
 	}
 }
 
-// TestTwoTokens: each token of a library hears of a reset that another made.
+// TestTwoTokens: each token of a library notices a reset that another token caused.
 func TestTwoTokens(t *testing.T) {
 	made := softhsmtest.New(t)
 	a, m := openAs(t, config(made))
 	b, _ := openAs(t, config(made))
 	id, label := generate(t, a, 1, 256)
-	told := 0
-	b.OnReset(func() { told++ })
+	resets := 0
+	b.OnReset(func() { resets++ })
 	if err := b.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
 		t.Fatal(err)
 	}
@@ -375,12 +368,12 @@ func TestTwoTokens(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if told != 1 {
-		t.Errorf("the other token was told of %d resets", told)
+	if resets != 1 {
+		t.Errorf("the other token noticed %d resets", resets)
 	}
 }
 
-// TestPing: a sign of life comes from the HSM, not from its library's memory.
+// TestPing: Ping gets its answer from the HSM, not from the memory of the library.
 func TestPing(t *testing.T) {
 	tok, m := open(t)
 	if err := tok.Ping(t.Context()); err != nil || m.Count("GenerateRandom") != 1 {
@@ -405,13 +398,13 @@ func TestPing(t *testing.T) {
 	})
 }
 
-// TestMadeAnyway: C_GenerateKey made a key and then said that the device had failed. The second
-// try takes that key where it is what was ordered, and no other.
-func TestMadeAnyway(t *testing.T) {
+// TestKeyMadeDespiteError: C_GenerateKey made a key and then returned that the device had failed. The second try uses
+// that key if it has the requested attributes, and no other key.
+func TestKeyMadeDespiteError(t *testing.T) {
 	for _, c := range []struct {
 		name   string
-		change map[uint]any // of the order, before the token sees it
-		keys   int          // that are left on the token
+		change map[uint]any // attributes of the template that the token changes
+		keys   int          // keys on the token at the end
 		text   string
 	}{
 		{"as ordered", nil, 1, ""},
@@ -419,13 +412,13 @@ func TestMadeAnyway(t *testing.T) {
 		{"extractable", map[uint]any{p11.CKA_EXTRACTABLE: true}, 0, "not what was asked for"},
 		{"not sensitive", map[uint]any{p11.CKA_SENSITIVE: false}, 0, "not what was asked for"},
 		{"decrypts", map[uint]any{p11.CKA_DECRYPT: true}, 0, "not what was asked for"},
-		// Another process may have made it under the same id.
+		// Another process may have made a key with the same id.
 		{"another label", map[uint]any{p11.CKA_LABEL: "other@0"}, 1, "already"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := config(softhsmtest.New(t))
 			first := true
-			cfg.Wrap = func(b Boundary) Boundary { return &liar{b, &first, c.change} }
+			cfg.Wrap = func(b Boundary) Boundary { return &misreporter{b, &first, c.change} }
 			tok, err := Open(t.Context(), cfg)
 			if err != nil {
 				t.Fatal(err)
@@ -452,14 +445,15 @@ func TestMadeAnyway(t *testing.T) {
 	}
 }
 
-// liar makes the first key with other attributes, and then says that the device has failed.
-type liar struct {
+// misreporter makes the first key with other attributes, and then returns that the device has failed.
+type misreporter struct {
 	Boundary
 	first  *bool
 	change map[uint]any
 }
 
-func (l *liar) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.Attribute) (p11.ObjectHandle, error) {
+func (l *misreporter) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism,
+	a []*p11.Attribute) (p11.ObjectHandle, error) {
 	if !*l.first || !slices.ContainsFunc(a, func(x *p11.Attribute) bool { return x.Type == p11.CKA_ID }) {
 		return l.Boundary.GenerateKey(s, m, a)
 	}
@@ -477,15 +471,15 @@ func (l *liar) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.Att
 	return 0, p11.Error(p11.CKR_DEVICE_ERROR)
 }
 
-// narrow refuses calls with more than limit bytes.
-type narrow struct {
+// sizeLimitedToken refuses calls with more than limit bytes.
+type sizeLimitedToken struct {
 	Boundary
 	limit int
 }
 
-func (n narrow) Encrypt(s p11.SessionHandle, data []byte) ([]byte, error) {
+func (n sizeLimitedToken) Encrypt(s p11.SessionHandle, data []byte) ([]byte, error) {
 	if len(data) > n.limit {
-		// The operation must end, as it would have.
+		// The operation must end, as a real token ends it.
 		if _, err := n.Boundary.Encrypt(s, data); err != nil {
 			return nil, err
 		}

@@ -254,7 +254,7 @@ func (t *Token) releaseSession(l *login, s p11.SessionHandle, severity damage) {
 	_ = t.b.CloseSession(s) // the library may have closed it already
 }
 
-// reset initialises the library anew after the token was lost in that generation. Its intervals grow. The next call
+// reset initialises the library again after the token was lost in that generation. Its intervals grow. The next call
 // logs in again.
 func (t *Token) reset(ctx context.Context, generation uint64) error {
 	t.mu.Lock()
@@ -278,10 +278,10 @@ func (t *Token) reset(ctx context.Context, generation uint64) error {
 	t.resetting = f
 	t.mu.Unlock()
 
-	t.log.Warn("the token was lost; initialising the PKCS#11 library anew", "module", t.cfg.Module)
+	t.log.Warn("the token was lost; initialising the PKCS#11 library again", "module", t.cfg.Module)
 	err := t.module.reset(ctx, generation, t.b)
 	if err != nil {
-		err = fmt.Errorf("initialising %s anew: %w", t.cfg.Module, err)
+		err = fmt.Errorf("initialising %s again: %w", t.cfg.Module, err)
 	}
 	t.mu.Lock()
 	t.resetting = nil

@@ -27,8 +27,8 @@ func TestTokenDirectory(t *testing.T) {
 	}
 }
 
-// TestTokenFolderFits: a folder is known by the serial number in its name and by its
-// label, which SoftHSM fills up with blanks to 32 bytes, and not characters.
+// TestTokenFolderFits: a folder is recognised by the serial number in its name and by its label. SoftHSM fills the
+// label up with blanks to 32 bytes (not characters).
 func TestTokenFolderFits(t *testing.T) {
 	folder := func(label string) tokenFolder {
 		padded := label + strings.Repeat(" ", 32-len(label))
@@ -51,7 +51,7 @@ func TestTokenFolderFits(t *testing.T) {
 		{"kms", Config{Serial: serial}, true},
 		{"kms", Config{Serial: "0" + serial[1:]}, false},
 		{"kms", Config{Serial: serial, TokenLabel: "other"}, false},
-		{"kms", Config{}, false}, // by its slot, which no folder tells
+		{"kms", Config{}, false}, // named by its slot, which a folder does not show
 		{"kms", Config{TokenLabel: strings.Repeat("k", 40)}, false},
 	} {
 		if got := folder(c.of).fits(&c.by); got != c.wants {

@@ -28,14 +28,14 @@ func queued(maxData int64, sizes ...int) (*gatherer, []*waiter) {
 	return g, all
 }
 
-// TestFewGoBeforeMany: a request for one EDEK is in the next call, however many requests wait. Each call also takes
+// TestSmallRequestsFirst: a request for one EDEK is in the next call, however many requests wait. Each call also takes
 // a part of the large requests.
-func TestFewGoBeforeMany(t *testing.T) {
+func TestSmallRequestsFirst(t *testing.T) {
 	var sizes []int
 	for range 500 {
 		sizes = append(sizes, 500*32)
 	}
-	sizes = append(sizes, 32, 3_200_000, 32) // a single one comes last
+	sizes = append(sizes, 32, 3_200_000, 32) // a request for one EDEK comes last
 	g, all := queued(32<<10, sizes...)
 	batch := g.next()
 	if len(batch) < 3 || batch[0].w != all[500] || batch[1].w != all[502] || batch[2].w != all[0] ||
@@ -51,8 +51,9 @@ func TestFewGoBeforeMany(t *testing.T) {
 	}
 }
 
-// TestManyAreNotStarved: a flood of single EDEKs leaves half of each call to a large request that does not fit in it.
-func TestManyAreNotStarved(t *testing.T) {
+// TestLargeRequestsGetHalf: under a flood of single EDEKs, half of each call is left for a large request that does not
+// fit.
+func TestLargeRequestsGetHalf(t *testing.T) {
 	sizes := []int{1000 * 32}
 	for range 5000 {
 		sizes = append(sizes, 32)
@@ -78,8 +79,8 @@ func TestManyAreNotStarved(t *testing.T) {
 	}
 }
 
-// TestTurns: a very large request does not delay the other large requests.
-func TestTurns(t *testing.T) {
+// TestLargeRequestsInTurn: a very large request does not delay the other large requests.
+func TestLargeRequestsInTurn(t *testing.T) {
 	g, all := queued(32<<10, 3_200_000, 16000)
 	first := g.next()
 	if len(first) != 1 || first[0].w != all[0] || first[0].size() != 32<<10 {
@@ -93,8 +94,8 @@ func TestTurns(t *testing.T) {
 	}
 }
 
-// TestQueueForgetsWhoLeft: no call serves a waiter that has left.
-func TestQueueForgetsWhoLeft(t *testing.T) {
+// TestAbandonedWaiters: no call serves an abandoned waiter.
+func TestAbandonedWaiters(t *testing.T) {
 	g, all := queued(32<<10, 32, 16000, 32)
 	all[0].state.Store(abandoned)
 	all[1].state.Store(served)
@@ -103,12 +104,12 @@ func TestQueueForgetsWhoLeft(t *testing.T) {
 		t.Errorf("%d parts, %d wait", len(batch), g.waiting())
 	}
 	if g.next() != nil || g.running != 0 {
-		t.Error("the call goes on without anybody")
+		t.Error("the call goes on without a waiter")
 	}
 }
 
-// TestQueuedCopiesAreWiped: the copy of a waiter's blocks is wiped when the waiter has its result, and when it has
-// left before that.
+// TestQueuedCopiesAreWiped: the copy of a waiter's blocks is wiped when the waiter has its result, and when it was
+// abandoned before that.
 func TestQueuedCopiesAreWiped(t *testing.T) {
 	g, all := queued(32<<10, 32, 16000, 32, 32)
 	for _, w := range all {
@@ -130,15 +131,15 @@ func TestQueuedCopiesAreWiped(t *testing.T) {
 	}
 }
 
-// keeper keeps the buffers that go to the library and come from it.
-type keeper struct {
+// bufferRecorder keeps the buffers that go to the library and come from it.
+type bufferRecorder struct {
 	Boundary
 	on   *atomic.Bool
 	mu   *sync.Mutex
 	kept *[][]byte
 }
 
-func (k keeper) Encrypt(h p11.SessionHandle, data []byte) ([]byte, error) {
+func (k bufferRecorder) Encrypt(h p11.SessionHandle, data []byte) ([]byte, error) {
 	out, err := k.Boundary.Encrypt(h, data)
 	if k.on.Load() {
 		k.mu.Lock()
@@ -148,15 +149,15 @@ func (k keeper) Encrypt(h p11.SessionHandle, data []byte) ([]byte, error) {
 	return out, err
 }
 
-// TestBuffersAreWiped: counter blocks and keystream do not stay in the buffers of a call, whether
-// it is one caller's, several callers', or cut into parts.
+// TestBuffersAreWiped: counter blocks and keystream do not stay in the buffers of a call, whether the call is for one
+// caller or for several, or is a part of a larger request.
 func TestBuffersAreWiped(t *testing.T) {
 	var on atomic.Bool
 	var mu sync.Mutex
 	var kept [][]byte
 	meter := new(Meter)
 	c := config(softhsmtest.New(t))
-	c.Wrap = func(b Boundary) Boundary { return keeper{meter.Wrap(b), &on, &mu, &kept} }
+	c.Wrap = func(b Boundary) Boundary { return bufferRecorder{meter.Wrap(b), &on, &mu, &kept} }
 	tok, err := Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -178,7 +179,7 @@ func TestBuffersAreWiped(t *testing.T) {
 		}
 		wg.Wait()
 		meter.SetLatency(0)
-		// A caller has its blocks before the call has wiped its copies.
+		// A caller gets its blocks before the call wipes its copies.
 		eventually(t, func() error {
 			mu.Lock()
 			defer mu.Unlock()
@@ -195,9 +196,8 @@ func TestBuffersAreWiped(t *testing.T) {
 
 func zero(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
 
-// TestStorm: batches of all sizes, cut into parts or not, come back as they do
-// one by one.
-func TestStorm(t *testing.T) {
+// TestConcurrentBatches: batches of all sizes, cut into parts or not, give the same result as one by one.
+func TestConcurrentBatches(t *testing.T) {
 	tok, _ := open(t)
 	tok.maxData.Store(8 << 10)
 	id, label := generate(t, tok, 1, 256)

@@ -7,11 +7,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// TestMakeTogether makes, finds and uses keys in many goroutines at once. SoftHSM
-// 2.6 itself fails at this: a search beside C_GenerateKey reads the half-written
-// file of the new key, and from then on there are two objects, or none that
-// works.
-func TestMakeTogether(t *testing.T) {
+// TestConcurrentGenerate makes, finds and uses keys in many goroutines. SoftHSM 2.6 itself fails here: a search beside
+// C_GenerateKey reads the half-written file of the new key. From then on there are two objects, or none that works.
+func TestConcurrentGenerate(t *testing.T) {
 	tok, _ := open(t)
 	const makers, each = 6, 10
 	g, ctx := errgroup.WithContext(t.Context())

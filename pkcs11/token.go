@@ -132,7 +132,7 @@ func (t *Token) start(ctx context.Context) error {
 }
 
 // firstLogin logs in. If SoftHSM read the token's file while another process wrote it, firstLogin initialises the
-// library anew, since the library reads tokens only then.
+// library again, since the library reads tokens only then.
 func (t *Token) firstLogin(ctx context.Context) error {
 	until := time.Now().Add(writeTimeout)
 	for pause := firstPause; ; pause *= 2 {
@@ -201,7 +201,7 @@ func (t *Token) Info() TokenInfo {
 }
 
 // OnReset adds f to the functions that are called at each new login after the first, before the token is used
-// again. Whatever the caller knows about the token's keys may then be wrong, and must be verified anew. f must not
+// again. Whatever the caller knows about the token's keys may then be wrong, and must be verified again. f must not
 // call the token.
 func (t *Token) OnReset(f func()) {
 	t.mu.Lock()

@@ -32,7 +32,7 @@ func config(tok softhsm.Token) Config {
 		tok.PINFile, Profile: SoftHSM}
 }
 
-// open opens a fresh token, with a Meter before it.
+// open opens a new token, with a Meter before it.
 func open(t *testing.T) (*Token, *Meter) {
 	t.Helper()
 	return openAs(t, config(softhsmtest.New(t)))
@@ -93,7 +93,7 @@ func TestKeys(t *testing.T) {
 	}
 	id := []byte{1, 2, 3, 1}
 	if day, err := tok.StartDate(ctx, id, "k@1"); err != nil || !day.IsZero() {
-		t.Errorf("a date that nobody gave: %v, %v", day, err)
+		t.Errorf("a date that was not set: %v, %v", day, err)
 	}
 	if err := tok.Destroy(ctx, id, "another label"); err != nil {
 		t.Error(err)
@@ -101,7 +101,7 @@ func TestKeys(t *testing.T) {
 	if k, err := tok.Find(ctx, id); err != nil || k == nil {
 		t.Errorf("a key went by another's label: %v, %v", k, err)
 	}
-	for range 2 { // the second time it is gone, which is no error
+	for range 2 { // the second time there is no key, and that is no error
 		if err := tok.Destroy(ctx, id, "k@1"); err != nil {
 			t.Error(err)
 		}
@@ -114,11 +114,11 @@ func TestKeys(t *testing.T) {
 	}
 }
 
-// TestLadder: every mechanism gives the same bytes.
-func TestLadder(t *testing.T) {
+// TestMechanisms: every mechanism gives the same bytes.
+func TestMechanisms(t *testing.T) {
 	tok, _ := open(t)
 	id, label := generate(t, tok, 1, 256)
-	// Two runs of counters; the second wraps in all 128 bits.
+	// Two runs of counters. The second run wraps in all 128 bits.
 	blocks := make([]byte, 0, 16*6)
 	for _, b := range []byte{0, 1, 2} {
 		blocks = append(append(blocks, make([]byte, 15)...), b)
@@ -145,8 +145,7 @@ func TestLadder(t *testing.T) {
 	}
 }
 
-// TestGathering is the promise of the group commit: 64 callers of one key, with
-// 30 ms on each call, are at most 4 calls.
+// TestGathering: with 30 ms for each call, 64 callers of one key need at most 4 calls.
 func TestGathering(t *testing.T) {
 	tok, m := open(t)
 	id, label := generate(t, tok, 1, 128)
@@ -178,8 +177,8 @@ func TestGathering(t *testing.T) {
 	}
 }
 
-// TestLeaver: a caller whose ctx ends returns, and the other callers get their results.
-func TestLeaver(t *testing.T) {
+// TestCallerGivesUp: a caller whose ctx ends returns, and the other callers get their results.
+func TestCallerGivesUp(t *testing.T) {
 	tok, m := open(t)
 	id, label := generate(t, tok, 1, 128)
 	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
@@ -226,7 +225,7 @@ func TestOneCallHoweverLong(t *testing.T) {
 	}
 }
 
-// TestRecovery: what goes wrong once is mended without the caller's noticing.
+// TestRecovery: an error that happens once is repaired, and the caller does not notice it.
 func TestRecovery(t *testing.T) {
 	for _, code := range []uint{p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_CLOSED, p11.CKR_USER_NOT_LOGGED_IN,
 		p11.CKR_OBJECT_HANDLE_INVALID,
@@ -257,8 +256,7 @@ func TestRecovery(t *testing.T) {
 	}
 }
 
-// TestTokenAway: while the token is gone, calls fail at once and say so; when it
-// is back they succeed.
+// TestTokenAway: while the token is lost, calls fail at once with that reason. When it is back they succeed.
 func TestTokenAway(t *testing.T) {
 	tok, m := open(t)
 	id, label := generate(t, tok, 1, 256)
@@ -298,7 +296,7 @@ func TestClosed(t *testing.T) {
 	}
 }
 
-// TestWrongPIN: tried once, and never again by this process.
+// TestWrongPIN: a wrong PIN is tried once, and never again by this process.
 func TestWrongPIN(t *testing.T) {
 	made := softhsmtest.New(t)
 	wrong := filepath.Join(t.TempDir(), "pin")

@@ -6,7 +6,7 @@ import (
 	"claviger/internal/softhsm/softhsmtest"
 )
 
-// TestTry: a try leaves nothing on the token.
+// TestTry: Try leaves nothing on the token.
 func TestTry(t *testing.T) {
 	made := softhsmtest.New(t)
 	info, err := Try(t.Context(), config(made))

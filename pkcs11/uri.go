@@ -36,7 +36,7 @@ func ParseURI(uri string) (c Config, warnings []string, err error) {
 	switch {
 	case f.Serial != "" && f.Slot != nil:
 		return Config{}, nil, errors.New("pkcs11: URI: serial and slot-id both name the token; keep one")
-	case f.Token == "" && f.Serial == "" && f.Slot == nil: // a label may stand beside one of the others
+	case f.Token == "" && f.Serial == "" && f.Slot == nil: // a label may be given beside one of the others
 		return Config{}, nil, errors.New("pkcs11: URI: the token is not named; name it by token (its label), serial " +
 			"or slot-id")
 	case f.PINFile == "":

@@ -16,8 +16,8 @@ import (
 	"claviger/internal/softhsm/softhsmtest"
 )
 
-// envOpen has this binary open the SoftHSM token of that label, and end; envModule and envPIN name
-// the library and the file of the PIN.
+// envOpen makes this binary open the SoftHSM token of that label, and end. envModule and envPIN name the library and
+// the file of the PIN.
 const envOpen, envModule, envPIN = "CLAVIGER_TEST_OPEN", "CLAVIGER_TEST_MODULE", "CLAVIGER_TEST_PIN"
 
 func openAndEnd() int {
@@ -33,9 +33,9 @@ func openAndEnd() int {
 	return 0
 }
 
-// TestStartsAtOnce: processes that open one SoftHSM token at once all get it. Each login writes the
-// token's file, and the others read it.
-func TestStartsAtOnce(t *testing.T) {
+// TestConcurrentStarts: processes that open one SoftHSM token at the same time all succeed. Each login writes the
+// token's file, and the other processes read it.
+func TestConcurrentStarts(t *testing.T) {
 	tok := softhsmtest.New(t)
 	for range 10 {
 		var g errgroup.Group
@@ -61,13 +61,13 @@ func failsOnce(call string, err error) func(Boundary) Boundary {
 	return m.Wrap
 }
 
-// unflagged is a library that first shows a token without a user's PIN.
-type unflagged struct {
+// lateFlagsLibrary is a library that first shows a token without a PIN of the user.
+type lateFlagsLibrary struct {
 	Boundary
 	seen bool
 }
 
-func (u *unflagged) GetTokenInfo(slot uint) (p11.TokenInfo, error) {
+func (u *lateFlagsLibrary) GetTokenInfo(slot uint) (p11.TokenInfo, error) {
 	info, err := u.Boundary.GetTokenInfo(slot)
 	if !u.seen {
 		info.Flags &^= flagPINInitialized
@@ -76,15 +76,14 @@ func (u *unflagged) GetTokenInfo(slot uint) (p11.TokenInfo, error) {
 	return info, err
 }
 
-// TestFailedOnce: a login that fails once, as beside another process that writes the token's file, is
-// tried again.
-func TestFailedOnce(t *testing.T) {
+// TestLoginRetried: a login that fails once, because another process writes the token's file, is tried again.
+func TestLoginRetried(t *testing.T) {
 	tok := softhsmtest.New(t)
 	for name, wrap := range map[string]func(Boundary) Boundary{
 		"a general error": failsOnce("Login", p11.Error(p11.CKR_GENERAL_ERROR)),
 		"no PIN":          failsOnce("Login", p11.Error(p11.CKR_USER_PIN_NOT_INITIALIZED)),
 		"no flag of a PIN": func(b Boundary) Boundary {
-			return &unflagged{Boundary: b}
+			return &lateFlagsLibrary{Boundary: b}
 		},
 	} {
 		c := config(tok)
@@ -98,13 +97,13 @@ func TestFailedOnce(t *testing.T) {
 	}
 }
 
-// listed is a library that calls then after it has first listed its slots.
-type listed struct {
+// listHook is a library that calls then after it has listed its slots for the first time.
+type listHook struct {
 	Boundary
 	then func()
 }
 
-func (l *listed) GetSlotList(present bool) ([]uint, error) {
+func (l *listHook) GetSlotList(present bool) ([]uint, error) {
 	slots, err := l.Boundary.GetSlotList(present)
 	if l.then != nil {
 		l.then()
@@ -113,9 +112,9 @@ func (l *listed) GetSlotList(present bool) ([]uint, error) {
 	return slots, err
 }
 
-// TestReadWhileWritten: Open opens a token whose file is empty or half written for a moment. It soon refuses a token
+// TestReadDuringWrite: Open opens a token whose file is empty or half written for a moment. It soon refuses a token
 // whose file stays so, or that does not exist.
-func TestReadWhileWritten(t *testing.T) {
+func TestReadDuringWrite(t *testing.T) {
 	tok := softhsmtest.New(t)
 	files, err := filepath.Glob(filepath.Join(filepath.Dir(tok.PINFile), "tokens", "*", "token.object"))
 	if err != nil || len(files) != 1 {
@@ -132,7 +131,7 @@ func TestReadWhileWritten(t *testing.T) {
 		written := make(chan error, 1)
 		c := config(tok)
 		c.Wrap = func(b Boundary) Boundary { // the library has read the file by then
-			return &listed{b, func() { written <- os.WriteFile(files[0], whole, 0o600) }}
+			return &listHook{b, func() { written <- os.WriteFile(files[0], whole, 0o600) }}
 		}
 		opened, err := Open(t.Context(), c)
 		if err != nil {
@@ -159,7 +158,7 @@ func TestReadWhileWritten(t *testing.T) {
 			t.Errorf("%s: refused after %v", name, took)
 		}
 		if n := m.Count("GetSlotList"); lists > 0 && n != lists {
-			t.Errorf("%s: looked for %d times", name, n)
+			t.Errorf("%s: searched %d times", name, n)
 		}
 	}
 	c := config(tok)
