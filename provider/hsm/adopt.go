@@ -58,11 +58,12 @@ func (p *Provider) stepOf(ctx context.Context, key string, versions []Object) (*
 				return nil, nil // no such step
 			}
 		}
-		var asked stepPlan
-		if err := json.Unmarshal(i.Payload, &asked); err != nil || asked.Attributes == nil && asked.Created.IsZero() {
+		var planned stepPlan
+		err := json.Unmarshal(i.Payload, &planned)
+		if err != nil || planned.Attributes == nil && planned.Created.IsZero() {
 			return nil, nil //nolint:nilerr // an older program began it; it says nothing about the key
 		}
-		return &Step{i.Op, asked.Attributes, asked.Description, asked.Created}, nil
+		return &Step{i.Op, planned.Attributes, planned.Description, planned.Created}, nil
 	}
 	return nil, nil // no such step
 }
@@ -277,10 +278,10 @@ func (p *Provider) recheck(ctx context.Context, op string, c Candidate) (Candida
 		switch {
 		case at < 0:
 			return c, claviger.Errorf(op, claviger.Invalid, c.Key, "the token does not hold %s any more; nothing "+
-				"was done with key %s; look again", was.Label, c.Key)
+				"was done with key %s; list the keys again (claviger hsm adopt)", was.Label, c.Key)
 		case !marked[at].adoptable():
-			return c, claviger.Errorf(op, claviger.Invalid, c.Key, "%s is %q by now; nothing was done with key %s; "+
-				"look again", was.Label, marked[at].Mark, c.Key)
+			return c, claviger.Errorf(op, claviger.Invalid, c.Key, "%s has the mark %q now; nothing was done with "+
+				"key %s; list the keys again (claviger hsm adopt)", was.Label, marked[at].Mark, c.Key)
 		}
 		versions[i] = marked[at]
 	}
@@ -289,11 +290,11 @@ func (p *Provider) recheck(ctx context.Context, op string, c Candidate) (Candida
 	case err != nil:
 		return c, err
 	case c.Known && !now.Known:
-		return c, claviger.Errorf(op, claviger.Invalid, c.Key, "key %s was deleted since it was looked at; nothing "+
-			"was done with it; look again", c.Key)
+		return c, claviger.Errorf(op, claviger.Invalid, c.Key, "key %s was deleted after it was listed; nothing was "+
+			"done with it; list the keys again (claviger hsm adopt)", c.Key)
 	case !c.Known && now.Known:
-		return c, claviger.Errorf(op, claviger.Invalid, c.Key, "a key of the name %s was made since it was looked "+
-			"at; nothing was done with it; look again", c.Key)
+		return c, claviger.Errorf(op, claviger.Invalid, c.Key, "a key named %s was made after the keys were listed; "+
+			"nothing was done with it; list the keys again (claviger hsm adopt)", c.Key)
 	}
 	return now, nil
 }
@@ -502,7 +503,7 @@ func (p *Provider) Bindings(ctx context.Context) (list []Binding, bound bool, er
 		return nil, false, err
 	}
 	list, err = bindings(ctx, p.tok)
-	if claviger.Is(err, claviger.Unsupported) || err == nil && p.keepsNone.Load() {
+	if claviger.Is(err, claviger.Unsupported) || err == nil && p.keepsNoData.Load() {
 		return nil, true, nil
 	}
 	return list, slices.ContainsFunc(list, func(b Binding) bool { return b.Store == id }), err

@@ -112,7 +112,7 @@ func TestAdoptRoll(t *testing.T) {
 	mustClose(t, p)
 	b.withStore(t, func(s metastore.Store) {
 		if pending, err := s.Pending(t.Context()); err != nil || len(pending) != 0 {
-			t.Errorf("steps that are left: %+v, %v", pending, err)
+			t.Errorf("remaining steps: %+v, %v", pending, err)
 		}
 	})
 }

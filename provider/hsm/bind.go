@@ -162,7 +162,7 @@ func (p *Provider) noneFits(ctx context.Context, err error) error {
 				"metastore %s: %s; they may be in these files: %w",
 				tokenName(p.tok.Info()), p.store.URI(), h.Names(), hidden)
 		}
-		cure += "; if these keys are lost for good, " + p.adopt("--rebind") + " gives them up by name"
+		cure += "; if these keys are lost for good, " + p.adoptCommandLine("--rebind") + " gives them up by name"
 	}
 	return claviger.Errorf("hsm.Open", claviger.Invalid, "", "metastore %s and token %s do not fit together%s: %w; %s",
 		p.store.URI(), tokenName(p.tok.Info()), lacks, err, cure)
@@ -364,7 +364,7 @@ func (p *Provider) verifyLater(ctx context.Context, versions []string) {
 		switch {
 		case err == nil, ctx.Err() != nil, claviger.Is(err, claviger.VersionNotFound): // the last: deleted meanwhile
 		case claviger.Is(err, claviger.Unavailable) && !isUnusable(err):
-			p.log.Warn("a key version could not be verified; it will be before its first use", "version", v, "err",
+			p.log.Warn("a key version could not be verified; it is verified before its first use", "version", v, "err",
 				err)
 		default:
 			p.log.Error("a key version on the token is not as the metastore says; it is not used", "version", v, "err",

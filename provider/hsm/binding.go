@@ -109,7 +109,7 @@ func (p *Provider) bindIDs(ctx context.Context, r relation) error {
 	if !p.access.makesKeys() || p.access == Make && len(b.mine) > 0 {
 		return nil // a command writes to the token before its first change, see claimToken
 	}
-	if p.keepsNone.Load() {
+	if p.keepsNoData.Load() {
 		p.warnKeepsNone()
 		return nil
 	}
@@ -132,7 +132,7 @@ func (p *Provider) checkBinding(ctx context.Context, id string, r relation, boun
 			return b, err
 		}
 	}
-	p.keepsNone.Store(keepsNone)
+	p.keepsNoData.Store(keepsNone)
 	if len(b.mine) == 0 && !keepsNone {
 		if err := p.mayBind(ctx, r, b); err != nil {
 			return b, err
@@ -168,7 +168,7 @@ func (p *Provider) refusedObjectBefore(ctx context.Context, b bindingState) (boo
 // warnKeepsNone logs that the token keeps no data objects.
 func (p *Provider) warnKeepsNone(attrs ...any) {
 	p.log.Warn("the token keeps no data objects, so that it cannot be bound to its metastore: two new "+
-		"metastores on it are not told apart before one of them has a key, and no key is taken for an orphan",
+		"metastores on it are not told apart before one of them has a key, and no key counts as an orphan",
 		append([]any{"token", tokenName(p.tok.Info())}, attrs...)...)
 }
 
@@ -236,7 +236,7 @@ func (p *Provider) refuseLostObject(ctx context.Context, b bindingState, list []
 		"them; two copies would destroy each other's keys, so nothing is made or destroyed with this one; if it is "+
 		"an old copy, name the right one by claviger.metastore.uri; if it is the one to go on, see that no other is "+
 		"used, and give the token to it: %s; then %s makes records of what it does not know",
-		tokenName(info), p.store.URI(), summarize(labels), p.accept(), p.adopt(""))
+		tokenName(info), p.store.URI(), summarize(labels), p.acceptCommandLine(), p.adoptCommandLine(""))
 	if p.usedAtThisPlace(list) {
 		return samePlaceError{err}
 	}
@@ -276,7 +276,7 @@ func (p *Provider) mayBind(ctx context.Context, r relation, b bindingState) erro
 // boundElsewhere is the refusal of a store at a token that belongs to another store.
 func boundElsewhere(info pkcs11.TokenInfo, other Binding, uri, confDir string) error {
 	if uri == other.URI {
-		uri += ", at the same place but another: it was lost, or put there in place of the first"
+		uri += ", another one at the same place: the first one was lost or replaced"
 	}
 	return claviger.Errorf("hsm.Open", claviger.Invalid, "",
 		"token %s belongs to the metastore %s, and this is the metastore %s: two metastores on one token cannot "+
@@ -324,7 +324,7 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine []Binding, alone 
 		return err
 	}
 	p.alone.Store(alone)
-	p.keepsNone.Store(false)
+	p.keepsNoData.Store(false)
 	p.putIncarnation.Store(true)
 	if err := p.endIncarnation(ctx, incarnation); err != nil {
 		return err
@@ -371,7 +371,7 @@ func (p *Provider) bindWithoutObject(ctx context.Context, hasObject bool, refusa
 			"notice this process", "token", tokenName(p.tok.Info()), "err", refusal)
 		return nil
 	}
-	p.keepsNone.Store(true)
+	p.keepsNoData.Store(true)
 	if err := p.store.SetSetting(ctx, settingKeepsNone, p.tok.Info().Serial); err != nil {
 		return err
 	}

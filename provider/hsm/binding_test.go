@@ -48,7 +48,7 @@ func TestBinding(t *testing.T) {
 	b.access = hsm.Inspect
 	mustClose(t, b.mustOpen(t))
 	if list := bound(t, b); len(list) != 0 {
-		t.Errorf("a look bound the token: %+v", list)
+		t.Errorf("an access that only reads bound the token: %+v", list)
 	}
 	b.access = hsm.Serve
 	for range 2 {
@@ -93,7 +93,7 @@ func TestBinding(t *testing.T) {
 	b.db = first
 	if p, err := b.open(t.Context()); err == nil {
 		mustClose(t, p)
-		t.Error("the first store is taken all the same")
+		t.Error("the first store is accepted")
 	}
 }
 
@@ -188,7 +188,7 @@ func TestLostObject(t *testing.T) {
 	b.unbind(t)
 	wantStopped(t, serving, "k", "is gone", "z@0", "claviger metastore accept", "claviger hsm adopt")
 	if err := serving.Watch(ctx); !hsm.IsStale(err) {
-		t.Errorf("the server's own look: %v", err)
+		t.Errorf("the periodic check: %v", err)
 	}
 	keystream(t, serving, "k@0")
 	mustClose(t, serving)

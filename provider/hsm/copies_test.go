@@ -254,7 +254,7 @@ func TestDamagedToken(t *testing.T) {
 	p, err := b.open(t.Context())
 	if err == nil {
 		mustClose(t, p)
-		t.Fatal("it was opened")
+		t.Fatal("the token was opened")
 	}
 	if !strings.Contains(err.Error(), "is damaged") || !strings.Contains(err.Error(), "make no new token") ||
 		strings.Contains(err.Error(), "--init-token") {

@@ -52,7 +52,7 @@ func TestRollWithoutTheCurrentVersion(t *testing.T) {
 			}
 			b.withStore(t, func(s metastore.Store) {
 				if pending, err := s.Pending(ctx); err != nil || len(pending) != 0 {
-					t.Errorf("steps %v are left (%v)", pending, err)
+					t.Errorf("steps %v remain (%v)", pending, err)
 				}
 			})
 			if err := p.CheckKeys(ctx); err == nil || !strings.Contains(err.Error(), versions[0]) {
@@ -71,7 +71,7 @@ func TestRollWithoutTheCurrentVersion(t *testing.T) {
 			b.access = hsm.Repair
 			p = b.mustOpen(t)
 			if given, err := p.GivenUp(ctx, versions); err != nil || len(given) != 0 {
-				t.Errorf("given up before it was: %q, %v", given, err)
+				t.Errorf("given up too early: %q, %v", given, err)
 			}
 			if err := p.Rebind(ctx); err != nil {
 				t.Fatal(err)

@@ -143,7 +143,7 @@ func TestPurgeFailed(t *testing.T) {
 	}
 	b.meter.Fail("DestroyObject", 1, errKilled)
 	if err := purge(t.Context(), p); err == nil {
-		t.Error("a purge that destroyed nothing was one")
+		t.Error("a purge that destroyed nothing succeeded")
 	}
 	b.meter.Heal()
 	if err := purge(t.Context(), p); err != nil {
@@ -217,7 +217,7 @@ func TestUndeleteLost(t *testing.T) {
 		t.Errorf("deleted: %+v, %v", list, err)
 	}
 	if err := p.CheckKeys(t.Context()); err != nil {
-		t.Errorf("a version that nobody can ask for is told of: %v", err)
+		t.Errorf("a version that no client can request is reported: %v", err)
 	}
 	mustClose(t, p)
 	elsewhere()

@@ -81,8 +81,8 @@ func (h *Holdings) All() []string { return slices.Concat(h.Lost, h.LostDeleted) 
 // Names names a few of the lost versions, for a message.
 func (h *Holdings) Names() string { return summarize(h.All()) }
 
-// most reports whether the token lacks more of the live versions than it holds.
-func (h *Holdings) most() bool { return 2*len(h.Lost) > h.Versions }
+// mostLost reports whether the token lacks more of the live versions than it holds.
+func (h *Holdings) mostLost() bool { return 2*len(h.Lost) > h.Versions }
 
 // storedVersion is a version in the store.
 type storedVersion struct {
@@ -172,12 +172,12 @@ func (p *Provider) Holdings(ctx context.Context) (h Holdings, err error) {
 // withoutDeleted returns the list without the versions that the token lacks and that have left the store since.
 func (p *Provider) withoutDeleted(ctx context.Context, list []storedVersion,
 	lacks func(storedVersion) bool) ([]storedVersion, error) {
-	now, err := p.storedVersions(ctx)
+	current, err := p.storedVersions(ctx)
 	if err != nil {
 		return nil, err
 	}
-	known := make(map[string]bool, len(now))
-	for _, v := range now {
+	known := make(map[string]bool, len(current))
+	for _, v := range current {
 		known[v.object] = true
 	}
 	return slices.DeleteFunc(list, func(v storedVersion) bool { return lacks(v) && !known[v.object] }), nil
@@ -257,13 +257,13 @@ func (p *Provider) checkFit(ctx context.Context, scope sampleScope) error {
 		return err
 	}
 	if err == nil && p.access == Serve && len(b.mine) > 0 && !b.tokenOlder && !p.putIncarnation.Load() &&
-		!p.keepsNone.Load() {
+		!p.keepsNoData.Load() {
 		if err = p.renewIncarnation(ctx); err != nil && !IsMisfit(err) {
 			return err
 		}
 	}
 	if err == nil {
-		bound := len(b.mine) > 0 || p.keepsNone.Load()
+		bound := len(b.mine) > 0 || p.keepsNoData.Load()
 		all := scope == allKeys || bad != nil || !bound || b.tokenOlder
 		if !all {
 			if all, err = p.sampleDiffers(ctx, scope); err != nil {
@@ -301,7 +301,7 @@ func (p *Provider) checkFit(ctx context.Context, scope sampleScope) error {
 // bindingHolds compares the ids and the incarnations again. mine is empty if the object is gone, or if the token keeps
 // no objects.
 func (p *Provider) bindingHolds(ctx context.Context) (b bindingState, err error) {
-	if p.keepsNone.Load() {
+	if p.keepsNoData.Load() {
 		return b, nil
 	}
 	id, _, err := p.store.Setting(ctx, SettingID)
@@ -335,23 +335,23 @@ func (p *Provider) bindingHolds(ctx context.Context) (b bindingState, err error)
 func (p *Provider) recordComparison(has Holdings) {
 	f := &p.fit
 	f.mu.Lock()
-	was, onLost := f.holdings.Lost, f.onLost
+	before, onLost := f.holdings.Lost, f.onLost
 	f.holdings = has
 	f.mu.Unlock()
-	var news []string
+	var newlyLost []string
 	for _, version := range has.Lost {
-		if _, known := slices.BinarySearch(was, version); known {
+		if _, known := slices.BinarySearch(before, version); known {
 			continue
 		}
-		news = append(news, version)
+		newlyLost = append(newlyLost, version)
 		p.versions.Delete(version)
 		if key, ok := claviger.KeyOfVersion(version); ok && onLost != nil {
 			onLost(key)
 		}
 	}
-	if len(news) > 0 {
+	if len(newlyLost) > 0 {
 		p.log.Error("the token has lost key versions of the metastore; they are refused, others are served", "token",
-			tokenName(p.tok.Info()), "metastore", p.store.URI(), "lost", summarize(news), "cure", p.CureLost())
+			tokenName(p.tok.Info()), "metastore", p.store.URI(), "lost", summarize(newlyLost), "cure", p.CureLost())
 	}
 }
 
@@ -365,10 +365,10 @@ func (p *Provider) assess(ctx context.Context, bound, older bool, h *Holdings) e
 		return nil
 	case bound && older:
 		p.log.Warn("the token is older than the metastore (a restored backup, or a clone), and every key is there; "+
-			"it is used on",
+			"the server goes on using it",
 			"token", tokenName(p.tok.Info()), "metastore", p.store.URI())
 		return p.renewIncarnation(ctx)
-	case bound && !h.most():
+	case bound && !h.mostLost():
 		return nil
 	case bound:
 		return p.misfit("token %s lacks %d of %d key versions of metastore %s: %s; keys that are there are served; %s",
@@ -376,7 +376,8 @@ func (p *Provider) assess(ctx context.Context, bound, older bool, h *Holdings) e
 	case len(h.All()) > 0:
 		return p.misfit("%s", p.notBound(h))
 	}
-	p.log.Warn("the object that binds the token to its metastore was gone, and every key was there; it is made anew",
+	p.log.Warn("the object that binds the token to its metastore was gone, and every key was there; the object is "+
+		"made again",
 		"token", tokenName(p.tok.Info()), "metastore", p.store.URI())
 	ctx, unlock, err := p.bindingLock(ctx)
 	if err != nil {
@@ -389,7 +390,7 @@ func (p *Provider) assess(ctx context.Context, bound, older bool, h *Holdings) e
 // notBound is the message for a token that has no object of the store and lacks keys of the store.
 func (p *Provider) notBound(h *Holdings) string {
 	return fmt.Sprintf("token %s has no object that binds it to metastore %s, and lacks these key versions of it: "+
-		"%s; it was initialised anew, or it is another; keys that were made since are no proof; %s",
+		"%s; it was initialised again, or it is another token; keys that were made since prove nothing; %s",
 		tokenName(p.tok.Info()), p.store.URI(), h.Names(), p.CureLost())
 }
 
@@ -399,19 +400,19 @@ func (p *Provider) CureLost() string {
 		return "they may be in these files: " + hidden.Error()
 	}
 	return "restore the HSM from its backup, or name the right token in the keystore file; if these keys are lost " +
-		"for good, " + p.adopt("--rebind") + " gives them up by name"
+		"for good, " + p.adoptCommandLine("--rebind") + " gives them up by name"
 }
 
 // Hidden returns the result of pkcs11.Token.Hidden.
 func (p *Provider) Hidden() error { return p.tok.Hidden() }
 
-// adopt returns the command line of claviger hsm adopt, with these flags.
-func (p *Provider) adopt(flags string) string { return adoptCommand(p.confDir, flags) }
+// adoptCommandLine returns the command line of claviger hsm adopt, with these flags.
+func (p *Provider) adoptCommandLine(flags string) string { return adoptCommand(p.confDir, flags) }
 
-func adoptCommand(confDir, flags string) string { return ourCommand("hsm adopt", confDir, flags) }
+func adoptCommand(confDir, flags string) string { return commandLine("hsm adopt", confDir, flags) }
 
-// ourCommand returns the command line of a command of claviger, with these flags.
-func ourCommand(command, confDir, flags string) string {
+// commandLine returns the command line of a command of claviger, with these flags.
+func commandLine(command, confDir, flags string) string {
 	command = "claviger " + command
 	if confDir != "" {
 		command += " --conf " + confDir
@@ -457,7 +458,7 @@ func (p *Provider) watch(background context.Context) {
 		case <-time.After(watchPause):
 		}
 		if err := p.checkFit(background, nextKeys); err != nil && !IsMisfit(err) && background.Err() == nil {
-			p.log.Warn("whether the token and the metastore fit together could not be seen; the next attempt follows",
+			p.log.Warn("claviger could not check whether the token and the metastore fit together; it tries again",
 				"err", err, "in", watchPause)
 		}
 		p.retryRefused(background)
@@ -466,10 +467,10 @@ func (p *Provider) watch(background context.Context) {
 
 // retryRefused verifies refused versions again. They may be back on the token, and no request may ask for them.
 func (p *Provider) retryRefused(ctx context.Context) {
-	tried := 0
+	n := 0
 	for k := range p.refused.Range {
 		name, _ := k.(string)
-		if tried++; tried > watchSample || ctx.Err() != nil {
+		if n++; n > watchSample || ctx.Err() != nil {
 			return
 		}
 		if e, err := p.entry(ctx, name); err == nil {

@@ -90,7 +90,7 @@ func TestWipedToken(t *testing.T) {
 	wantStopped(t, p, "a", "lacks these key versions", "a@0, b@0", "claviger hsm adopt --rebind")
 	if next, err := b.open(ctx); err == nil {
 		mustClose(t, next)
-		t.Error("a start, though no key is there")
+		t.Error("the provider started although no key is there")
 	}
 	for name, check := range map[string]error{"generate": p.CheckCurrent(ctx), "decrypt": p.CheckAny(ctx),
 		"keys": p.CheckKeys(ctx)} {
@@ -105,7 +105,7 @@ func TestWipedToken(t *testing.T) {
 	b.access = hsm.Repair
 	p = b.mustOpen(t)
 	if err := p.Misfit(); err == nil || !strings.Contains(err.Error(), "a@0") {
-		t.Errorf("the misfit is not told: %v", err)
+		t.Errorf("the misfit is not reported: %v", err)
 	}
 	create(t, p, "young")
 	mustClose(t, p)
@@ -113,7 +113,7 @@ func TestWipedToken(t *testing.T) {
 		b.access = access
 		if p, err := b.open(ctx); err == nil {
 			mustClose(t, p)
-			t.Errorf("access %d: bound anew on the word of a young key", access)
+			t.Errorf("access %d: bound again because of a key that was made after the loss", access)
 		} else if !hsm.IsMisfit(err) || !strings.Contains(err.Error(), "a@0, b@0") ||
 			!strings.Contains(err.Error(), "claviger hsm adopt --rebind") ||
 			strings.Contains(err.Error(), "young@0,") {
@@ -214,7 +214,7 @@ func TestOnlyObjectMissing(t *testing.T) {
 	wantStopped(t, p, "a", "deleted@0")
 	mustClose(t, p)
 	if list := bound(t, b); len(list) != 0 {
-		t.Errorf("bound anew though keys are lost: %+v", list)
+		t.Errorf("bound again although keys are lost: %+v", list)
 	}
 }
 
@@ -263,7 +263,7 @@ func TestStoreReplaced(t *testing.T) {
 		wantStopped(t, p, "a", "was replaced while this server used it", was)
 		if err := p.Purge(t.Context(), "deleted", "deleted@0"); !claviger.Is(err, claviger.Unavailable) ||
 			!hsm.IsMisfit(err) {
-			t.Errorf("what may be another store's is destroyed: %v", err)
+			t.Errorf("an object that may belong to another store is destroyed: %v", err)
 		}
 		wantMarks(t, p, map[string]hsm.Mark{"a@0": hsm.InUse, "deleted@0": hsm.Deleted})
 		keystream(t, p, "a@0")
@@ -280,7 +280,7 @@ func TestStoreReplaced(t *testing.T) {
 			if _, err := p.Create(t.Context(), provider.Spec{Name: "young", Cipher: claviger.DefaultCipher,
 				BitLength: 256}); !claviger.Is(err, claviger.Unavailable) ||
 				!strings.Contains(err.Error(), "is no longer the file that this process has open") {
-				t.Errorf("a key was made in a file that nobody finds again: %v", err)
+				t.Errorf("a key was made in a file that is no longer used: %v", err)
 			}
 			keystream(t, p, "a@0")
 			if err := os.WriteFile(b.db, nil, 0o600); err != nil {

@@ -185,7 +185,7 @@ func (p *Provider) used() (versions []string) {
 func (p *Provider) unused(ctx context.Context, tried []string) (versions []string, err error) {
 	names, err := p.store.Names(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("which keys the token could be asked for is not known: %w", err)
+		return nil, fmt.Errorf("the names of the keys to try could not be read: %w", err)
 	}
 	keys, err := p.store.Get(ctx, names[:min(len(names), probeKeys+len(tried))]...)
 	if err != nil {

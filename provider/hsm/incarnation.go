@@ -33,8 +33,8 @@ const (
 	// pendingAtMost is how many incarnations that were perhaps never written to a token are kept for each token. An
 	// HSM may still execute the call of a process that gave up waiting.
 	pendingAtMost = 16
-	// settingTaken is the setting with the incarnation that an operator last added to a store that lacked it.
-	settingTaken = "store.taken"
+	// settingAccepted is the setting with the incarnation that an operator last added to a store that lacked it.
+	settingAccepted = "store.taken"
 	// readAttempts is how often a token is read if other nodes write to it meanwhile.
 	readAttempts = 3
 	// standbyTimeout bounds the wait for the standbys of the store before the token is written.
@@ -177,20 +177,22 @@ func (p *Provider) staleCopy(b Binding) error {
 			"same path"
 	}
 	err := stalef("metastore %s is a copy of the metastore %s (or an older state of it) that has used token %s "+
-		"since %s, which this one does not know of: %s; two copies would destroy each other's keys, so nothing is "+
-		"made or destroyed with this one; if it is an old copy, name the other by claviger.metastore.uri; if this "+
-		"is the one to go on, stop the other, and give the token to this one: %s; then %s makes records of what the "+
-		"other has made",
+		"since %s, and this metastore has no record of that: %s; two copies would destroy each other's keys, so "+
+		"nothing is made or destroyed with this one; if it is an old copy, name the other by claviger.metastore.uri; "+
+		"if this is the one to go on, stop the other, and give the token to this one: %s; then %s makes records of "+
+		"what the other has made",
 		p.store.URI(), where, tokenName(p.tok.Info()), b.served().UTC().Format(time.RFC3339), why,
-		p.accept(), p.adopt(""))
+		p.acceptCommandLine(), p.adoptCommandLine(""))
 	if here {
 		return samePlaceError{err}
 	}
 	return err
 }
 
-// accept returns the command line that makes a store take the token over.
-func (p *Provider) accept() string { return ourCommand("metastore accept", p.confDir, "--yes") }
+// acceptCommandLine returns the command line that makes a store take the token over.
+func (p *Provider) acceptCommandLine() string {
+	return commandLine("metastore accept", p.confDir, "--yes")
+}
 
 // refuseElsewhere refuses a command that would change keys with a store if a store at another place was used last, and
 // no operator has decided between them: a server may still use the other store. mine are the objects of this store that
@@ -204,18 +206,18 @@ func (p *Provider) refuseElsewhere(ctx context.Context, mine []Binding) error {
 		"that one; a command on it would stop a server that uses the other, so nothing is made, destroyed or "+
 		"adopted with it; if it is a copy, name the other by claviger.metastore.uri; if this is the one to go on, "+
 		"stop the other, and give the token to this one: %s (or start a server on it)",
-		tokenName(p.tok.Info()), b.URI, b.served().UTC().Format(time.RFC3339), p.store.URI(), p.accept())
+		tokenName(p.tok.Info()), b.URI, b.served().UTC().Format(time.RFC3339), p.store.URI(), p.acceptCommandLine())
 }
 
 // lastUsedElsewhere returns the object of this store that was written at another place. It returns nil if an object
 // names this place, or if an operator has decided.
 func (p *Provider) lastUsedElsewhere(ctx context.Context, mine []Binding) (*Binding, error) {
-	taken, _, err := p.store.Setting(ctx, settingTaken)
+	accepted, _, err := p.store.Setting(ctx, settingAccepted)
 	if err != nil {
 		return nil, err
 	}
 	for _, b := range mine {
-		if b.URI == p.store.URI() || b.Incarnation == "" || b.Incarnation == taken {
+		if b.URI == p.store.URI() || b.Incarnation == "" || b.Incarnation == accepted {
 			return nil, nil //nolint:nilnil // no such object
 		}
 	}
@@ -228,8 +230,8 @@ func (p *Provider) lastUsedElsewhere(ctx context.Context, mine []Binding) (*Bind
 // olderToken is the misfit that the token was restored from a backup and lacks keys.
 func (p *Provider) olderToken(h *Holdings) error {
 	return p.misfit("token %s is older than metastore %s: it was restored from a backup, or is a clone that was made "+
-		"before these key versions, which it lacks: %s; what is made on it now would be lost with the restoration "+
-		"of a newer backup; keys that are there are served; %s",
+		"before these key versions, which it lacks: %s; a key that is made on it now would be lost when a newer "+
+		"backup is restored; keys that are there are served; %s",
 		tokenName(p.tok.Info()), p.store.URI(), h.Names(), p.CureLost())
 }
 
@@ -275,8 +277,9 @@ func (p *Provider) awaitStandbys(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, standbyTimeout)
 	defer cancel()
 	if err := r.WaitForStandbys(ctx); err != nil {
-		p.log.Warn("a standby lacks what was just written to the metastore; where it takes over before it has that, "+
-			"no key is made until an operator has decided", "within", standbyTimeout, "decides", p.accept(), "err", err)
+		p.log.Warn("a standby lacks the newest write to the metastore; if it takes over without that write, no key "+
+			"is made until an operator has decided", "within", standbyTimeout, "decides", p.acceptCommandLine(),
+			"err", err)
 	}
 }
 
@@ -312,7 +315,7 @@ func (p *Provider) renewIncarnation(ctx context.Context) error {
 // claimToken writes an incarnation of a command to the token, just before the command's first change. It does not take
 // the token over from a store at another place, unless the command itself is the operator's decision to do so.
 func (p *Provider) claimToken(ctx context.Context) error {
-	if p.access == Serve || !p.access.Changes() || p.putIncarnation.Load() || p.keepsNone.Load() {
+	if p.access == Serve || !p.access.Changes() || p.putIncarnation.Load() || p.keepsNoData.Load() {
 		return nil
 	}
 	ctx, unlock, err := p.bindingLock(ctx)
@@ -343,7 +346,7 @@ func (p *Provider) claimToken(ctx context.Context) error {
 // renewAfterChanges writes a new incarnation to the token if keys were changed since the last one. Then a copy of the
 // store from before the changes is recognised as a copy.
 func (p *Provider) renewAfterChanges(ctx context.Context) {
-	if !p.access.Changes() || p.keepsNone.Load() || !p.putIncarnation.Load() || !p.changed.Swap(false) {
+	if !p.access.Changes() || p.keepsNoData.Load() || !p.putIncarnation.Load() || !p.changed.Swap(false) {
 		return
 	}
 	if err := p.renewIncarnation(ctx); err != nil && !IsMisfit(err) {
@@ -429,30 +432,30 @@ func (p *Provider) acceptCopy(ctx context.Context) (from string, err error) {
 		return "", err
 	}
 	mine, others := splitBindings(all, id)
-	taken := ""
+	accepted := ""
 	switch b, err := p.lastUsedElsewhere(ctx, mine); {
 	case err != nil:
 		return "", err
 	case b != nil:
-		taken, from = b.Incarnation, b.URI
+		accepted, from = b.Incarnation, b.URI
 	}
 	for _, b := range mine {
 		if b.Incarnation == "" || slices.ContainsFunc(list,
 			func(e incarnation) bool { return e.ID == b.Incarnation }) {
 			continue
 		}
-		taken, from = b.Incarnation, b.URI
+		accepted, from = b.Incarnation, b.URI
 		list = append(list, incarnation{ID: b.Incarnation, Serial: p.tok.Info().Serial, Put: true, URI: p.store.URI()})
 	}
 	if lost := p.refuseLostObject(ctx, bindingState{mine: mine, others: others}, list); IsStale(lost) {
-		taken, from = p.forgetWritten(list), "a place that is not known"
+		accepted, from = p.forgetWritten(list), "a place that is not known"
 	} else if lost != nil {
 		return "", lost
 	}
-	if taken == "" {
+	if accepted == "" {
 		return "", nil
 	}
-	if err := p.store.SetSetting(ctx, settingTaken, taken); err != nil {
+	if err := p.store.SetSetting(ctx, settingAccepted, accepted); err != nil {
 		return "", err
 	}
 	if err := EndSteps(ctx, p.store); err != nil {

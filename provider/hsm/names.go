@@ -59,8 +59,8 @@ func (p *Provider) missingKey(ctx context.Context, op, key string) error {
 		switch label, err = p.lostVersion(ctx, key, next, seen); {
 		case err == nil:
 		case label != "" || len(seen) > 0:
-			return claviger.Errorf(op, claviger.Unavailable, key, "the metastore does not know the key, and whether "+
-				"the token still holds versions of it that it has lost cannot be found out: %w", err)
+			return claviger.Errorf(op, claviger.Unavailable, key, "the metastore does not know the key, and the "+
+				"token does not answer whether it holds versions that the metastore has lost: %w", err)
 		default:
 			return none
 		}
@@ -70,7 +70,7 @@ func (p *Provider) missingKey(ctx context.Context, op, key string) error {
 	}
 	return claviger.Errorf(op, claviger.Unavailable, key,
 		"%w: the token holds %s, and metastore %s does not know the key, so it is older than the token; restore the "+
-			"newest one, or have the key's records made anew by claviger hsm adopt", provider.ErrLost, label,
+			"newest metastore, or make the key's records again with claviger hsm adopt", provider.ErrLost, label,
 		p.store.URI())
 }
 

@@ -69,8 +69,8 @@ func TestAdoptBesideANode(t *testing.T) {
 			}
 		}
 	})
-	for key, why := range map[string]string{"twice": "in use", "made": "was made since",
-		"deleted": "was deleted since",
+	for key, why := range map[string]string{"twice": "in use", "made": "was made after",
+		"deleted": "was deleted after",
 		"free":    "does not hold free@0 any more"} {
 		if err := m.Adopt(t.Context(), was[key], hsm.Adoption{}); !claviger.Is(err, claviger.Invalid) ||
 			!strings.Contains(err.Error(), why) {

@@ -165,7 +165,7 @@ func TestKeysWithoutNumbers(t *testing.T) {
 	half := provider.Spec{Name: "half", Cipher: claviger.DefaultCipher, BitLength: 128}
 	if _, err := p.Create(ctx, half); !claviger.Is(err, claviger.Invalid) ||
 		!strings.Contains(err.Error(), "claviger hsm adopt half") {
-		t.Errorf("over what an old program's step has made: %v", err)
+		t.Errorf("a key over the objects of an old program's step: %v", err)
 	}
 	mustClose(t, p)
 	b.setAside(t, "half")

@@ -127,9 +127,9 @@ func noteDestroyed(ctx context.Context, s metastore.Settings, object, label stri
 // between two copies of the store (see AcceptCopy), earlier values no longer count: the other copy may have used the
 // object.
 func destroyedNote(ctx context.Context, s metastore.Settings, label string) (string, error) {
-	taken, _, err := s.Setting(ctx, settingTaken)
-	if taken != "" {
-		label += " " + taken
+	accepted, _, err := s.Setting(ctx, settingAccepted)
+	if accepted != "" {
+		label += " " + accepted
 	}
 	return label, err
 }
@@ -197,7 +197,7 @@ func (p *Provider) markWith(ctx context.Context, keys []pkcs11.KeyInfo, r *recor
 
 // markUnreferenced marks an object to which no key, no deleted key and no step refers.
 func (p *Provider) markUnreferenced(ctx context.Context, k pkcs11.KeyInfo, o Object, r *records) (Mark, error) {
-	if _, _, named := ours(k); !named {
+	if !isOurs(k) {
 		return Foreign, nil
 	}
 	// A deleted key may have come back while the records were read.

@@ -116,7 +116,7 @@ func TestMarks(t *testing.T) {
 	b := newBacking(t)
 	b.soft = "true"
 	p := b.mustOpen(t)
-	for _, key := range []string{"k", "deleted", "gone", "told"} {
+	for _, key := range []string{"k", "deleted", "gone", "noted"} {
 		create(t, p, key)
 	}
 	if err := p.Delete(t.Context(), "deleted"); err != nil {
@@ -130,9 +130,9 @@ func TestMarks(t *testing.T) {
 	b.meter.Heal()
 	mustClose(t, p)
 	b.forget(t, "gone")
-	b.forget(t, "told")
+	b.forget(t, "noted")
 	b.withStore(t, func(s metastore.Store) {
-		if err := s.Put(t.Context(), "migration-1", "told", []byte(`{"targetVersions":["told@0"]}`)); err != nil {
+		if err := s.Put(t.Context(), "migration-1", "noted", []byte(`{"targetVersions":["noted@0"]}`)); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -140,7 +140,7 @@ func TestMarks(t *testing.T) {
 	b.access = hsm.Destroy
 	p = b.mustOpen(t)
 	all := map[string]hsm.Mark{
-		"k@0": hsm.InUse, "deleted@0": hsm.Deleted, "half@0": hsm.Pending, "gone@0": hsm.Orphan, "told@0": hsm.Unknown,
+		"k@0": hsm.InUse, "deleted@0": hsm.Deleted, "half@0": hsm.Pending, "gone@0": hsm.Orphan, "noted@0": hsm.Unknown,
 		"k@1": hsm.Unknown, "k@00000000000000aa": hsm.Unknown, "other@7": hsm.Unknown,
 		"somebody's": hsm.Foreign, "k@00": hsm.Foreign, "k@01": hsm.Foreign, "k@4294967296": hsm.Foreign,
 	}

@@ -67,8 +67,8 @@ type Provider struct {
 	access Access
 	// alone: the token is bound to this store and to no other store.
 	alone atomic.Bool
-	// keepsNone: the token does not keep data objects.
-	keepsNone atomic.Bool
+	// keepsNoData: the token does not keep data objects.
+	keepsNoData atomic.Bool
 	// putIncarnation: this process has written an incarnation to the token.
 	putIncarnation atomic.Bool
 	// lastIncarnation is the newest incarnation that this process has written to the store's history. The binding
@@ -95,10 +95,10 @@ type Provider struct {
 	// epoch counts how often the token came back. A version that was verified in an earlier epoch is verified again.
 	epoch atomic.Uint64
 
-	closed atomic.Bool
-	once   sync.Once
-	stop   context.CancelFunc
-	sweep  sync.WaitGroup
+	closed     atomic.Bool
+	closeOnce  sync.Once
+	stop       context.CancelFunc
+	background sync.WaitGroup
 }
 
 var (
@@ -255,11 +255,11 @@ func newProvider(ctx context.Context, uri, confDir string, tok *pkcs11.Token, st
 		stop()
 		return nil, err
 	}
-	p.sweep.Go(func() { p.verifyLater(background, later) })
+	p.background.Go(func() { p.verifyLater(background, later) })
 	if access.makesKeys() {
 		p.searches.slots = shares.New(searchConcurrency, true)
 		p.beginSurveys(ctx, background)
-		p.sweep.Go(func() { p.watch(background) })
+		p.background.Go(func() { p.watch(background) })
 	}
 	return p, nil
 }
@@ -327,10 +327,10 @@ const closeTimeout = 5 * time.Second
 // Close closes the token.
 func (p *Provider) Close() error {
 	var err error
-	p.once.Do(func() {
+	p.closeOnce.Do(func() {
 		p.closed.Store(true)
 		p.stop()
-		p.sweep.Wait()
+		p.background.Wait()
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
 		p.renewAfterChanges(ctx)

@@ -27,16 +27,16 @@ func (p *Provider) recordSince(ctx context.Context, orphans []Object) ([]Object,
 	if err != nil {
 		return nil, err
 	}
-	was, now := map[string]int64{}, map[string]int64{}
+	before, now := map[string]int64{}, map[string]int64{}
 	if text != "" {
-		if err := json.Unmarshal([]byte(text), &was); err != nil {
+		if err := json.Unmarshal([]byte(text), &before); err != nil {
 			return nil, claviger.Errorf("hsm.Prune", claviger.Internal, "", "setting %s of metastore %s: %w",
 				settingOrphans, p.store.URI(), err)
 		}
 	}
 	list := slices.Clone(orphans)
 	for i, o := range list {
-		ms, ok := was[o.ID]
+		ms, ok := before[o.ID]
 		if !ok {
 			ms = time.Now().UnixMilli()
 		}
@@ -53,7 +53,7 @@ func (p *Provider) recordSince(ctx context.Context, orphans []Object) ([]Object,
 		}
 		list[i].Since = &t
 	}
-	if !p.access.Changes() || maps.Equal(was, now) {
+	if !p.access.Changes() || maps.Equal(before, now) {
 		return list, nil
 	}
 	data, err := json.Marshal(now)

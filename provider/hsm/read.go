@@ -96,15 +96,15 @@ func (p *Provider) entry(ctx context.Context, version string) (*entry, error) {
 
 func newEntry(m *claviger.Metadata, v metastore.Version) (*entry, error) {
 	name := claviger.VersionName(m.Name, v.ID)
-	id, err := objectID("hsm.entry", name, v.Object)
+	id, err := decodeID("hsm.entry", name, v.Object)
 	if err != nil {
 		return nil, err
 	}
 	return &entry{key: m.Name, name: name, id: id, bits: m.BitLength, check: v.Check}, nil
 }
 
-// objectID decodes a CKA_ID of the metastore.
-func objectID(op, version, object string) ([]byte, error) {
+// decodeID decodes a CKA_ID of the metastore.
+func decodeID(op, version, object string) ([]byte, error) {
 	id, err := hex.DecodeString(object)
 	if err != nil || len(id) == 0 {
 		return nil, claviger.Errorf(op, claviger.Internal, version, "the metastore holds the CKA_ID %q, which is "+

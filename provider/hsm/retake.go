@@ -56,7 +56,7 @@ func (p *Provider) Retake(ctx context.Context, m claviger.Metadata) error {
 		return err
 	case !madeBy(k, records[m.Name]):
 		return claviger.Errorf(op, claviger.Invalid, m.Name, "key %s was not brought back by claviger hsm adopt, or "+
-			"was made anew since", claviger.Printable(m.Name))
+			"was created again since", claviger.Printable(m.Name))
 	case k.Cipher != m.Cipher || k.BitLength != m.BitLength:
 		return claviger.Errorf(op, claviger.Invalid, m.Name, "key %s has cipher %s and %d bits here, and %s and %d "+
 			"bits there", claviger.Printable(m.Name), k.Cipher, k.BitLength, m.Cipher, m.BitLength)

@@ -27,7 +27,7 @@ func TestAdoptedKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	create(t, p, "k")
-	create(t, p, "anew")
+	create(t, p, "recreated")
 	mustClose(t, p)
 	b.closeStores(t)
 	b.putUnnoticed(t, copied)
@@ -35,21 +35,21 @@ func TestAdoptedKeys(t *testing.T) {
 	p = b.mustOpen(t)
 	want := func(names ...string) {
 		t.Helper()
-		got, err := p.Adopted(ctx, "k", "anew", "known", "mine", "none")
+		got, err := p.Adopted(ctx, "k", "recreated", "known", "mine", "none")
 		if err != nil || !slices.Equal(got, names) {
 			t.Errorf("adopted: %v, %v; want %v", got, err, names)
 		}
 	}
-	want("k", "anew")
-	was, err := p.Metadata(ctx, "anew")
+	want("k", "recreated")
+	was, err := p.Metadata(ctx, "recreated")
 	if err != nil {
 		t.Fatal(err)
 	}
 	create(t, p, "mine")
-	if err := p.Delete(ctx, "anew"); err != nil {
+	if err := p.Delete(ctx, "recreated"); err != nil {
 		t.Fatal(err)
 	}
-	create(t, p, "anew")
+	create(t, p, "recreated")
 	if _, err := p.Roll(ctx, "k", nil); err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestAdoptedKeys(t *testing.T) {
 		}
 	}
 	want()
-	for _, name := range []string{"k", "anew", "known", "mine"} {
+	for _, name := range []string{"k", "recreated", "known", "mine"} {
 		m.Name = name
 		if err := p.Retake(ctx, m); !claviger.Is(err, claviger.Invalid) {
 			t.Errorf("%s: %v, want Invalid", name, err)

@@ -18,13 +18,13 @@ func TestWatchReachesEveryKey(t *testing.T) {
 	for range 2 {
 		list := p.sampleNames(slices.Clone(names), nextKeys)
 		if len(list) > watchSample+1 || !slices.Contains(list, "key3") {
-			t.Errorf("a look at %q", list)
+			t.Errorf("a check of %q", list)
 		}
 		seen = append(seen, list...)
 	}
 	for _, n := range names {
 		if !slices.Contains(seen, n) {
-			t.Errorf("two looks have not come to %s", n)
+			t.Errorf("two checks have not reached %s", n)
 		}
 	}
 }

@@ -67,7 +67,7 @@ func TestSearchesAreLimited(t *testing.T) {
 		t.Errorf("%d more searches for 2000 versions", n)
 	}
 	if err := p.CheckSearches(t.Context()); err != nil {
-		t.Errorf("others are left searches: %v", err)
+		t.Errorf("searches remain for others: %v", err)
 	}
 	if n := flood("alice", "version", 8); n < 2 || n > 4 {
 		t.Errorf("%d searches for alice, want 4", n)
@@ -86,7 +86,7 @@ func TestSearchesAreLimited(t *testing.T) {
 		t.Errorf("a number that the key has not had yet: %v", err)
 	}
 	if v, err := p.Version(mallory, "new@0"); err != nil || v.Key != "new" {
-		t.Errorf("what is there: %+v, %v", v, err)
+		t.Errorf("a version of the store: %+v, %v", v, err)
 	}
 	for _, user := range []string{"bob", "carol", "dave", "erin"} {
 		flood(user, "name", 8)
@@ -96,7 +96,7 @@ func TestSearchesAreLimited(t *testing.T) {
 		t.Errorf("figures: %+v", f)
 	}
 	if err := p.CheckSearches(t.Context()); err == nil || !strings.Contains(err.Error(), hsm.PropertyMaxSearches) {
-		t.Errorf("no search is left for a newcomer: %v", err)
+		t.Errorf("no search remains for a new user: %v", err)
 	}
 
 	// For a version of a source whose key was here too, the store is asked once.
@@ -110,7 +110,7 @@ func TestSearchesAreLimited(t *testing.T) {
 		}
 	}
 	if n := counted.reset(); n != 1 {
-		t.Errorf("the store was asked %d times for the next number", n)
+		t.Errorf("the store was read %d times for the next number", n)
 	}
 	mustClose(t, p)
 }
@@ -131,19 +131,19 @@ func TestBadSearchLimit(t *testing.T) {
 type countsNumbers struct {
 	metastore.Store
 	mu    sync.Mutex
-	asked int
+	calls int
 }
 
 func (c *countsNumbers) NextNumber(ctx context.Context, key string) (int, error) {
 	c.mu.Lock()
-	c.asked++
+	c.calls++
 	c.mu.Unlock()
 	return c.Store.NextNumber(ctx, key)
 }
 
-func (c *countsNumbers) reset() (asked int) {
+func (c *countsNumbers) reset() (calls int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	asked, c.asked = c.asked, 0
-	return asked
+	calls, c.calls = c.calls, 0
+	return calls
 }

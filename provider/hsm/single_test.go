@@ -67,8 +67,8 @@ func TestSingleVersionsLost(t *testing.T) {
 	for _, v := range []string{"rolled@0", "b@0", "c@0"} {
 		keystream(t, p, v)
 	}
-	var told []string
-	p.OnLost(func(key string) { told = append(told, key) })
+	var lostKeys []string
+	p.OnLost(func(key string) { lostKeys = append(lostKeys, key) })
 	if err := errors.Join(p.Watch(ctx), p.CheckKeys(ctx)); err != nil {
 		t.Fatal(err)
 	}
@@ -78,8 +78,8 @@ func TestSingleVersionsLost(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if slices.Sort(told); strings.Join(told, " ") != "b rolled" {
-		t.Errorf("the losses of %q were told", told)
+	if slices.Sort(lostKeys); strings.Join(lostKeys, " ") != "b rolled" {
+		t.Errorf("OnLost got %q", lostKeys)
 	}
 	if err := p.CheckKeys(ctx); !claviger.Is(err, claviger.Unavailable) ||
 		!strings.Contains(err.Error(), "b@0, rolled@0;") {

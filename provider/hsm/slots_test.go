@@ -31,21 +31,21 @@ func TestSearchesInTurn(t *testing.T) {
 	}
 	time.Sleep(10 * time.Millisecond) // most of the searches wait by then
 	for range 5 {
-		soon, stop := context.WithTimeout(as("alice"), 5*time.Second)
-		turn, err := p.acquireSearchSlot(soon, "k")
+		limited, stop := context.WithTimeout(as("alice"), 5*time.Second)
+		slot, err := p.acquireSearchSlot(limited, "k")
 		stop()
 		if err != nil {
 			t.Fatalf("alice: %v", err)
 		}
-		turn.release()
+		slot.release()
 	}
 	cancel()
 	wg.Wait()
 	first.release()
 	if err := p.CheckSearches(t.Context()); err != nil {
-		t.Errorf("with room for others: %v", err)
+		t.Errorf("while a slot is free: %v", err)
 	}
 	if used, _ := p.searches.slots.Figures(); used != 0 {
-		t.Errorf("%d places are not given back", used)
+		t.Errorf("%d slots were not released", used)
 	}
 }

@@ -178,7 +178,7 @@ func (p *Provider) beginStep(ctx context.Context, kind, key string, planned step
 		if i.Op == kind && len(i.Refs) == n && numberedFrom(first, i.Refs) &&
 			json.Unmarshal(i.Payload, &earlier) == nil && earlier.Bits == planned.Bits &&
 			maps.Equal(earlier.Attributes, planned.Attributes) {
-			p.log.Info("a step that was broken off is taken up again", "key", key, "step", kind, "begun", i.Begun)
+			p.log.Info("a step that was broken off is continued", "key", key, "step", kind, "begun", i.Begun)
 			return i, nil
 		}
 		if err := p.endStep(ctx, i); err != nil {
@@ -222,13 +222,13 @@ func (p *Provider) endStep(ctx context.Context, i metastore.Intent) error {
 		return err
 	}
 	if len(made) > 0 {
-		var was stepPlan
-		_ = json.Unmarshal(i.Payload, &was) // intents of older programs have none
+		var planned stepPlan
+		_ = json.Unmarshal(i.Payload, &planned) // intents of older programs have none
 		return claviger.Errorf("hsm.end", claviger.Invalid, i.Key,
 			"the step %q of key %q was broken off, and the token holds what it made: %s; something may be encrypted "+
 				"with it, if the metastore is an old copy. Make the same step again (%d bits, %d versions, the same "+
 				"attributes), or have an operator adopt it (claviger hsm adopt %s) or set it aside (with --aside)",
-			i.Op, i.Key, summarize(made), was.Bits, len(i.Refs), i.Key)
+			i.Op, i.Key, summarize(made), planned.Bits, len(i.Refs), i.Key)
 	}
 	return p.store.Drop(ctx, i.Key)
 }
@@ -238,7 +238,7 @@ func (p *Provider) endStep(ctx context.Context, i metastore.Intent) error {
 func (p *Provider) workingObjects(ctx context.Context, i metastore.Intent) (names []string, err error) {
 	for _, ref := range i.Refs {
 		name := claviger.VersionName(i.Key, ref.ID)
-		raw, err := objectID("hsm.made", name, ref.Object)
+		raw, err := decodeID("hsm.made", name, ref.Object)
 		if err != nil {
 			return nil, err
 		}
@@ -268,7 +268,7 @@ func (p *Provider) destroyObjects(ctx context.Context, i metastore.Intent) error
 	}
 	for _, ref := range i.Refs {
 		name := claviger.VersionName(i.Key, ref.ID)
-		raw, err := objectID("hsm.clear", name, ref.Object)
+		raw, err := decodeID("hsm.clear", name, ref.Object)
 		if err != nil {
 			return err
 		}
@@ -332,7 +332,7 @@ func keyLock(key string) string { return "key " + key }
 func (p *Provider) ensureObject(ctx context.Context, op, key string, ref metastore.Ref,
 	bits int) (metastore.Version, error) {
 	name := claviger.VersionName(key, ref.ID)
-	raw, err := objectID(op, name, ref.Object)
+	raw, err := decodeID(op, name, ref.Object)
 	if err != nil {
 		return metastore.Version{}, err
 	}
@@ -372,14 +372,14 @@ func (p *Provider) ensureObject(ctx context.Context, op, key string, ref metasto
 func (p *Provider) removeSeveral(ctx context.Context, op, key string, ref metastore.Ref, raw []byte,
 	several error) (*pkcs11.KeyInfo, error) {
 	name := claviger.VersionName(key, ref.ID)
-	if p.keepsNone.Load() {
+	if p.keepsNoData.Load() {
 		return nil, claviger.Errorf(op, claviger.Invalid, key,
 			"the token holds several objects of a step with key %q that was broken off (version %s, CKA_ID "+
 				"%s); something may be encrypted with one of them, if the metastore is an old copy, "+
-				"and this token keeps no data objects that would tell; destroy those that are not used with "+
+				"and this token keeps no data objects that would show it; destroy those that are not used with "+
 				"the HSM's own tool, and make the same step again", key, name, ref.Object)
 	}
-	p.log.Warn("the token holds several objects of a step that was broken off; it is made anew", "version", name,
+	p.log.Warn("the token holds several objects of a step that was broken off; the key is made again", "version", name,
 		"err", several)
 	if err := p.mayDestroy(ctx); err != nil {
 		return nil, err
@@ -394,7 +394,7 @@ func (p *Provider) removeSeveral(ctx context.Context, op, key string, ref metast
 // SoftHSM, killed within C_GenerateKey, leaves an object with all attributes but its value. No data was ever encrypted
 // with it, because no version uses it yet.
 func (p *Provider) remakeObject(ctx context.Context, name string, raw []byte, bits int, broken error) ([]byte, error) {
-	p.log.Warn("the token holds an unusable object of a step that was broken off; it is made anew", "version",
+	p.log.Warn("the token holds an unusable object of a step that was broken off; the key is made again", "version",
 		name, "err", broken)
 	if err := p.mayDestroy(ctx); err != nil {
 		return nil, err

@@ -105,7 +105,7 @@ func TestTwoCopies(t *testing.T) {
 		t.Errorf("%d objects, before %d", n, before)
 	}
 	if err := other.CheckFit(ctx); err != nil {
-		t.Errorf("the other: %v", err)
+		t.Errorf("the second copy: %v", err)
 	}
 	mustClose(t, server)
 	mustClose(t, s.pruner)

@@ -27,18 +27,18 @@ const (
 	surveyAtStart = 5 * time.Second
 )
 
-// ours reports whether a key on a token is named like a key of claviger, whichever store it belongs to: NAME@N, or
+// isOurs reports whether a key on a token is named like a key of claviger, whichever store it belongs to: NAME@N, or
 // NAME@ID of older versions, where ID is CKA_ID in hex.
-func ours(k pkcs11.KeyInfo) (key, id string, ok bool) {
-	key, ok = claviger.KeyOfVersion(k.Label)
+func isOurs(k pkcs11.KeyInfo) bool {
+	key, ok := claviger.KeyOfVersion(k.Label)
 	if !ok || len(k.ID) != idSize {
-		return "", "", false
+		return false
 	}
-	id = k.Label[len(key)+1:]
+	id := k.Label[len(key)+1:]
 	if _, numbered := claviger.NumberOfID(id); numbered {
-		return key, id, true
+		return true
 	}
-	return key, id, id == fmt.Sprintf("%x", k.ID)
+	return id == fmt.Sprintf("%x", k.ID)
 }
 
 // summarize names a few of the labels, and counts the others.
@@ -62,7 +62,7 @@ func mayBeMade(ctx context.Context, tok token, uri, confDir string) error {
 	}
 	var labels []string
 	for _, k := range keys {
-		if _, _, ok := ours(k); ok {
+		if isOurs(k) {
 			labels = append(labels, k.Label)
 		}
 	}
@@ -200,16 +200,17 @@ func (p *Provider) surveyToken(ctx context.Context) error {
 		}
 		return err
 	}
-	var news []string
+	var newlyFound []string
 	for id, o := range unknown {
 		if _, was := s.unknown[id]; !was {
-			news = append(news, o.Label)
+			newlyFound = append(newlyFound, o.Label)
 		}
 	}
-	if len(news) > 0 {
-		p.log.Error("the token holds keys of claviger that the metastore does not know: it is older than the token, "+
-			"or another's; see claviger hsm list and claviger hsm adopt",
-			"token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "count", len(news), "keys", summarize(news))
+	if len(newlyFound) > 0 {
+		p.log.Error("the token holds keys of claviger that the metastore does not know: the metastore is older than "+
+			"the token, or the keys belong to another metastore; see claviger hsm list and claviger hsm adopt",
+			"token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "count", len(newlyFound), "keys",
+			summarize(newlyFound))
 	}
 	if s.finished.IsZero() {
 		close(s.first)
@@ -222,7 +223,7 @@ func (p *Provider) surveyToken(ctx context.Context) error {
 func (p *Provider) beginSurveys(ctx, background context.Context) {
 	p.survey.first, p.survey.wake = make(chan struct{}), make(chan struct{}, 1)
 	done := make(chan struct{})
-	p.sweep.Go(func() {
+	p.background.Go(func() {
 		epoch := p.epoch.Load()
 		err := p.surveyToken(background)
 		close(done)
@@ -277,8 +278,8 @@ func (p *Provider) CheckUnknown(context.Context) error {
 	}
 	return claviger.Errorf("hsm.CheckUnknown", claviger.Unavailable, "",
 		"token %s holds %d keys of claviger that metastore %s does not know: %s; the metastore is older than the "+
-			"token, or the keys are another's; requests for them are answered with 503; restore the newest metastore, "+
-			"or look at claviger hsm adopt",
+			"token, or the keys belong to another metastore; requests for them are answered with 503; restore the "+
+			"newest metastore, or look at claviger hsm adopt",
 		tokenName(p.tok.Info()), len(labels), p.store.URI(), summarize(labels))
 }
 
@@ -439,7 +440,7 @@ func (p *Provider) searchToken(ctx context.Context, key, version string) (bool, 
 	}
 	found, err := p.tok.FindLabel(ctx, version)
 	for _, k := range found {
-		if _, _, named := ours(k); named {
+		if isOurs(k) {
 			return true, err
 		}
 	}
@@ -469,7 +470,7 @@ func (p *Provider) lostVersionError(ctx context.Context, op, version string, err
 	}
 	return claviger.Errorf(op, claviger.Unavailable, version,
 		"the token holds this version, and metastore %s does not know it: it is older than the token; restore the "+
-			"newest one, or have the version's record made anew by claviger hsm adopt", p.store.URI())
+			"newest metastore, or make the version's record again with claviger hsm adopt", p.store.URI())
 }
 
 // oldID reports whether a version id is from before there were numbers.

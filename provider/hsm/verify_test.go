@@ -55,11 +55,11 @@ func TestVerifiedLater(t *testing.T) {
 	for deadline := time.Now().Add(30 * time.Second); !strings.Contains(log.String(),
 		"is not as the metastore says; it is not used\" version="+wrong); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("the background has not told: %s", log)
+			t.Fatalf("the verification in the background has logged nothing: %s", log)
 		}
 	}
 	if strings.Contains(log.String(), right) {
-		t.Errorf("it tells of a version that is right: %s", log)
+		t.Errorf("it logs a version that is right: %s", log)
 	}
 	mustClose(t, p)
 }
@@ -144,7 +144,7 @@ func TestStoreReadOnce(t *testing.T) {
 		}
 	}
 	if n := store.n.Load(); n != 1 {
-		t.Errorf("asked %d times", n)
+		t.Errorf("the store was read %d times", n)
 	}
 	mustClose(t, p)
 }

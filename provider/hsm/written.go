@@ -75,7 +75,7 @@ func (p *Provider) LastWrite() (s Outcome, ok bool) {
 	if s.Err != nil {
 		s.Err = claviger.Errorf("hsm.CheckWrites", claviger.Unavailable, "",
 			"token %s refused to make an object at %s: %w; make room on it (SoftHSM: in the file system of "+
-				"directories.tokendir); a minute passes at most until that is tried again",
+				"directories.tokendir); claviger tries again within a minute",
 			tokenName(p.tok.Info()), s.At.UTC().Format(time.RFC3339), s.Err)
 	}
 	return s, !s.At.IsZero()
