@@ -27,7 +27,7 @@ func keystream(t *testing.T, p *hsm.Provider, version string) []byte {
 }
 
 // adoptAll adopts every candidate, as the command does.
-func (b *backing) adoptAll(t *testing.T, a hsm.Adoption) {
+func (b *testSite) adoptAll(t *testing.T, a hsm.Adoption) {
 	t.Helper()
 	b.access = hsm.Repair
 	p := b.mustOpen(t)
@@ -50,7 +50,7 @@ func (b *backing) adoptAll(t *testing.T, a hsm.Adoption) {
 // TestAdoptAll: the whole store is lost, and its records are made again from the token. Old versions encrypt as before,
 // the newest version is the current one, and numbers go on from there.
 func TestAdoptAll(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	p := b.mustOpen(t)
 	create(t, p, "k")
 	for range 11 { // enough versions that the order of texts and of numbers differs
@@ -108,7 +108,7 @@ func TestAdoptAll(t *testing.T) {
 
 // TestAdoptACLName: an adopted key keeps the attributes that an operator gives.
 func TestAdoptACLName(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "k")
 	b.db += ".new"
 	text := "as it was"
@@ -123,9 +123,9 @@ func TestAdoptACLName(t *testing.T) {
 
 // remadeKey makes a key k with the versions k@0 and k@1, deletes it, and makes another key k with k@2 and k@3. copied
 // is the store's file from before k@3 was made; streams has the key streams of k@2 and k@3.
-func remadeKey(t *testing.T) (b *backing, copied []byte, streams map[string][]byte) {
+func remadeKey(t *testing.T) (b *testSite, copied []byte, streams map[string][]byte) {
 	t.Helper()
-	b = newBacking(t)
+	b = newSite(t)
 	b.soft = "true"
 	p := b.mustOpen(t)
 	if _, err := p.Import(t.Context(), claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}, 2,
@@ -239,9 +239,9 @@ func only(t *testing.T, p *hsm.Provider) hsm.Candidate {
 }
 
 // oldCopy makes a key, copies the store, makes a version and another key, and puts the copy back.
-func oldCopy(t *testing.T) *backing {
+func oldCopy(t *testing.T) *testSite {
 	t.Helper()
-	b := newBacking(t)
+	b := newSite(t)
 	p := b.mustOpen(t)
 	create(t, p, "k")
 	mustClose(t, p)
@@ -362,7 +362,7 @@ func TestSetAside(t *testing.T) {
 // TestLostWhileServing: another node made a version, and the store then lost it. The version is looked up on the token
 // only if the store does not have it, and once a minute. It is never "not found" while the token holds it.
 func TestLostWhileServing(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	p := b.mustOpen(t)
 	create(t, p, "k")
 	b.generate(t, "k@1", "fresh@0")

@@ -40,7 +40,7 @@ func (f *prependFails) Prepend(ctx context.Context, key string, v metastore.Vers
 // adoption is killed between two of them. The current version stays.
 func TestAdoptOlder(t *testing.T) {
 	for at := range 4 { // with 0 it is not killed
-		b := newBacking(t)
+		b := newSite(t)
 		b.access = hsm.Repair
 		p := b.mustOpen(t)
 		b.generate(t, "k@0", "k@1", "k@2")
@@ -92,7 +92,7 @@ func (rollFails) Append(context.Context, string, metastore.Version) error { retu
 
 // TestAdoptRoll: adopting the version of an interrupted roll ends that roll, and the next roll makes another version.
 func TestAdoptRoll(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "k")
 	b.around = func(s metastore.Store) metastore.Store { return rollFails{s} }
 	p := b.mustOpen(t)

@@ -43,7 +43,7 @@ func TestAdoptStep(t *testing.T) {
 	text, made := "finance's", time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)
 	attributes := map[string]string{claviger.ACLNameAttribute: "finance", "owner": "x"}
 	for op, step := range stepsOf(t, text, attributes, made) {
-		b := newBacking(t)
+		b := newSite(t)
 		b.around = func(s metastore.Store) metastore.Store { return insertFails{s} }
 		p := b.mustOpen(t)
 		began := time.Now().Truncate(time.Millisecond)
@@ -81,7 +81,7 @@ func TestAdoptStep(t *testing.T) {
 // TestAdoptStepOfOldCopy: a step that made some of a key's versions says nothing about the others. An old copy of the
 // store has a step whose object was set aside later; then another user made the key, under other rules.
 func TestAdoptStepOfOldCopy(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "other")
 	b.around = func(s metastore.Store) metastore.Store { return insertFails{s} }
 	p := b.mustOpen(t)

@@ -21,7 +21,7 @@ import (
 
 // TestOtherToken: a metastore is refused at a token that lacks its keys. It still belongs to its own token.
 func TestOtherToken(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	version := b.create(t, "k")
 	own, other := b.token, softhsmtest.In(t, filepath.Dir(b.token.PINFile), "other")
 	file := b.file
@@ -47,7 +47,7 @@ func TestOtherToken(t *testing.T) {
 // TestOtherTokenWithoutKeys: a metastore without keys may move to another token, unless a step began to make keys on
 // the first.
 func TestOtherTokenWithoutKeys(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	mustClose(t, b.mustOpen(t))
 	serial := func(want string, set bool) {
 		t.Helper()
@@ -82,7 +82,7 @@ func TestOtherTokenWithoutKeys(t *testing.T) {
 
 // TestClone: a token with another serial number and the same keys counts as a clone or a restored backup.
 func TestClone(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	version := b.create(t, "k")
 	b.withStore(t, func(s metastore.Store) {
 		if err := s.SetSetting(t.Context(), "hsm.token.serial", "elsewhere"); err != nil {
@@ -104,7 +104,7 @@ func TestClone(t *testing.T) {
 // TestMissingOrOtherKeys: a key that is missing, or that is another key of the same name, is refused and named. Other
 // keys are served. If no key is left, the provider does not start.
 func TestMissingOrOtherKeys(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	version, other := b.create(t, "k"), b.create(t, "another")
 	id, label := b.object(t, version)
 	otherID, otherLabel := b.object(t, other)
@@ -159,7 +159,7 @@ func TestMissingOrOtherKeys(t *testing.T) {
 
 // TestRefusedIsDeleted: once a refused key is deleted, it is no longer named as refused.
 func TestRefusedIsDeleted(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	id, label := b.object(t, b.create(t, "k"))
 	b.create(t, "another")
 	b.withToken(t, func(tok *pkcs11.Token) {
@@ -194,7 +194,7 @@ func (i *interrupted) Pending(ctx context.Context) ([]metastore.Intent, error) {
 
 // TestObjectsChangedMeanwhile: steps that another node begins or ends while the token is listed leave no orphan.
 func TestObjectsChangedMeanwhile(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "ending")
 	failed := &failing{at: 2} // at Insert
 	b.around = func(s metastore.Store) metastore.Store { failed.Store = s; return failed }
@@ -229,7 +229,7 @@ func TestObjectsChangedMeanwhile(t *testing.T) {
 // TestDeleteFinishedAtStart: a deletion whose objects could not be destroyed succeeds for every caller. The next start
 // finishes it.
 func TestDeleteFinishedAtStart(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	version := b.create(t, "k")
 	p := b.mustOpen(t)
 	b.meter.Fail("DestroyObject", 1, errKilled)
@@ -252,7 +252,7 @@ func TestDeleteFinishedAtStart(t *testing.T) {
 
 // TestRollCrashes is TestCrashes for Roll. After a crash there may be one version more than the caller knows.
 func TestRollCrashes(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	var store *failing
 	b.around = func(s metastore.Store) metastore.Store { store = &failing{Store: s}; return store }
 	for _, c := range []struct {
@@ -306,7 +306,7 @@ func TestRollCrashes(t *testing.T) {
 // TestTwoNodes: two providers on one store and one token make one key if both create it, and lose no version if both
 // roll it.
 func TestTwoNodes(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	nodes := []*hsm.Provider{b.mustOpen(t), b.mustOpen(t)}
 	ctx := t.Context()
 	var made atomic.Int64
@@ -358,7 +358,7 @@ func TestTwoNodes(t *testing.T) {
 
 // TestURIs: both schemes lead to the same token. The error for a missing file names the file.
 func TestURIs(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	version := b.create(t, "k")
 	for _, uri := range []string{
 		"cloudera.hsmkp://file@" + b.file,

@@ -16,7 +16,7 @@ import (
 	"claviger/provider/hsm"
 )
 
-func bound(t *testing.T, b *backing) (list []pkcs11.Data) {
+func bound(t *testing.T, b *testSite) (list []pkcs11.Data) {
 	t.Helper()
 	b.withToken(t, func(tok *pkcs11.Token) {
 		var err error
@@ -27,7 +27,7 @@ func bound(t *testing.T, b *backing) (list []pkcs11.Data) {
 	return list
 }
 
-func (b *backing) setting(t *testing.T, name, value string) (was string) {
+func (b *testSite) setting(t *testing.T, name, value string) (was string) {
 	t.Helper()
 	b.withStore(t, func(s metastore.Store) {
 		var err error
@@ -44,7 +44,7 @@ func (b *backing) setting(t *testing.T, name, value string) (was string) {
 // TestBinding: a token and a store are bound at their first use, by an id that both keep. A second store is refused at
 // that token, and the error names both stores.
 func TestBinding(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.access = hsm.Inspect
 	mustClose(t, b.mustOpen(t))
 	if list := bound(t, b); len(list) != 0 {
@@ -100,7 +100,7 @@ func TestBinding(t *testing.T) {
 // TestBindingOfOldStores: stores and tokens from before there were bindings are bound by the keys that they hold, also
 // two stores on one token. Nothing on a shared token is an orphan. A clone without the object is bound again.
 func TestBindingOfOldStores(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	unbind := func() {
 		b.withToken(t, func(tok *pkcs11.Token) {
 			list, err := tok.ListData(t.Context(), "claviger")
@@ -157,7 +157,7 @@ func TestBindingOfOldStores(t *testing.T) {
 
 // TestNoDataObjects: a token that keeps no data objects is served, and nothing on it is an orphan.
 func TestNoDataObjects(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.meter.Fail("CreateObject", 100, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED))
 	p := b.mustOpen(t)
 	create(t, p, "k")
@@ -177,7 +177,7 @@ func TestNoDataObjects(t *testing.T) {
 // gets the token. An operator can decide otherwise.
 func TestLostObject(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "k")
 	other := b.beside(t, b.copyStore(t))
 	serving := other.mustOpen(t)
@@ -247,7 +247,7 @@ func TestLostObject(t *testing.T) {
 // used there, does not start.
 func TestStartWithoutTheObject(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	for _, key := range []string{"k", "lost", "unadopted"} {
 		b.create(t, key)
 	}
@@ -311,7 +311,7 @@ func TestStartWithoutTheObject(t *testing.T) {
 // Keys are made once there is room again.
 func TestRestartOnAFullDisk(t *testing.T) {
 	token, fill, free := softhsmtest.Small(t)
-	b := newBackingAt(t, token)
+	b := newSiteAt(t, token)
 	b.create(t, "k")
 	before := bound(t, b)
 	fill()

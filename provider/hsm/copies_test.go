@@ -18,7 +18,7 @@ import (
 )
 
 // files returns the object files of the token. The name of its folder ends with its serial number.
-func (b *backing) files(t *testing.T) []string {
+func (b *testSite) files(t *testing.T) []string {
 	t.Helper()
 	list, err := filepath.Glob(filepath.Join(filepath.Dir(b.token.PINFile), "tokens", "*", "*.object"))
 	if err != nil {
@@ -32,7 +32,7 @@ func (b *backing) files(t *testing.T) []string {
 
 // double gives the token a second object with the id and label of the object in a file: a copy of that object, or
 // another key. A second attempt at a step makes such an object if SoftHSM hides the first one.
-func (b *backing) double(t *testing.T, file string, id []byte, label string, another bool) {
+func (b *testSite) double(t *testing.T, file string, id []byte, label string, another bool) {
 	t.Helper()
 	data, err := os.ReadFile(file)
 	if err != nil {
@@ -62,7 +62,7 @@ func (b *backing) double(t *testing.T, file string, id []byte, label string, ano
 }
 
 // made returns the file of the one object that f makes.
-func (b *backing) made(t *testing.T, f func()) string {
+func (b *testSite) made(t *testing.T, f func()) string {
 	t.Helper()
 	before := b.files(t)
 	f()
@@ -78,7 +78,7 @@ func (b *backing) made(t *testing.T, f func()) string {
 func TestCopies(t *testing.T) {
 	for name, another := range map[string]bool{"a restored backup": false, "another key": true} {
 		t.Run(name, func(t *testing.T) {
-			b := newBacking(t)
+			b := newSite(t)
 			p := b.mustOpen(t) // makes the data object
 			create(t, p, "first")
 			file := b.made(t, func() { create(t, p, "k") })
@@ -114,7 +114,7 @@ func TestCopies(t *testing.T) {
 
 // TestCopiesOfNone: if none of several objects has the right check value, none is used.
 func TestCopiesOfNone(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	p := b.mustOpen(t)
 	create(t, p, "first")
 	file := b.made(t, func() { create(t, p, "k") })
@@ -142,7 +142,7 @@ func TestCopiesOfNone(t *testing.T) {
 func TestCopiesOfOneStep(t *testing.T) {
 	for name, keepsNone := range map[string]bool{"bound": false, "a token that keeps no data objects": true} {
 		t.Run(name, func(t *testing.T) {
-			b := newBacking(t)
+			b := newSite(t)
 			fail := func() {
 				if keepsNone {
 					b.meter.Fail("CreateObject", 1000, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED))
@@ -201,7 +201,7 @@ func TestCopiesOfOneStep(t *testing.T) {
 // TestDeletionThatCannotBeFinished: a deletion that cannot be finished does not prevent a server from serving the other
 // keys. The next start tries again.
 func TestDeletionThatCannotBeFinished(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "other")
 	b.create(t, "k")
 	refused := p11.Error(p11.CKR_ACTION_PROHIBITED)
@@ -231,7 +231,7 @@ func TestDeletionThatCannotBeFinished(t *testing.T) {
 // TestDamagedToken: the error for a SoftHSM token whose token.object is empty says that it is damaged. It does not
 // advise to make another token.
 func TestDamagedToken(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "k")
 	objects := b.files(t)
 	if len(objects) == 0 {

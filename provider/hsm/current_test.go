@@ -18,7 +18,7 @@ func TestRollWithoutTheCurrentVersion(t *testing.T) {
 	for name, again := range map[string]bool{"missing": false, "another key": true} {
 		t.Run(name, func(t *testing.T) {
 			ctx := t.Context()
-			b := newBacking(t)
+			b := newSite(t)
 			p := b.mustOpen(t)
 			var versions []string
 			for _, key := range []string{"lacks", "holds"} {

@@ -53,7 +53,7 @@ func purge(ctx context.Context, p *hsm.Provider) error {
 // kind of HSM call, opens the provider again and makes the step again. It ends as without the crash, and each object
 // belongs to a key.
 func TestDeletedCrashes(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.soft = "true"
 	made := func(ctx context.Context, p *hsm.Provider) error {
 		if _, err := p.Create(ctx, provider.Spec{Name: "k", Cipher: claviger.DefaultCipher,
@@ -134,7 +134,7 @@ func TestDeletedCrashes(t *testing.T) {
 // TestPurgeFailed: a purge fails if the token refuses to destroy an object. The same call, made again, finishes it,
 // also in the same process.
 func TestPurgeFailed(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.soft = "true"
 	b.create(t, "k")
 	p := b.mustOpen(t)
@@ -157,7 +157,7 @@ func TestPurgeFailed(t *testing.T) {
 
 // TestPruneLeavesDeleted: the objects of a key that can come back are no orphans.
 func TestPruneLeavesDeleted(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.soft = "true"
 	version := b.create(t, "k")
 	p := b.mustOpen(t)
@@ -185,7 +185,7 @@ func TestPruneLeavesDeleted(t *testing.T) {
 // TestUndeleteLost: a key stays deleted if the token lacks one of its versions. A deleted key binds the metastore to
 // its token like any other key.
 func TestUndeleteLost(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.soft = "true"
 	version := b.create(t, "k")
 	id, label := b.object(t, version)
@@ -229,7 +229,7 @@ func TestUndeleteLost(t *testing.T) {
 
 // TestDeletedSetting: the property for soft deletion must be true or false.
 func TestDeletedSetting(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.soft = "maybe"
 	if _, err := b.open(t.Context()); !claviger.Is(err, claviger.Invalid) ||
 		!strings.Contains(err.Error(), hsm.PropertySoftDelete) {

@@ -18,7 +18,7 @@ import (
 // the token from the server, whether it changes keys or not, before an operator decides so.
 func TestCommandOnACopy(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "k")
 	b.create(t, "orphan")
 	b.forget(t, "orphan")
@@ -97,7 +97,7 @@ func TestCommandOnACopy(t *testing.T) {
 // reports that the token does not have it.
 func TestAcceptCopyOnFullToken(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "k")
 	c := b.beside(t, b.copyStore(t))
 	mustClose(t, c.mustOpen(t))
@@ -122,7 +122,7 @@ func TestAcceptCopyOnFullToken(t *testing.T) {
 // It makes and destroys nothing before an operator has decided. Commands that change keys are refused.
 func TestOlderStateAtSamePlace(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "k")
 	data := b.copyStore(t)
 	b.create(t, "since")

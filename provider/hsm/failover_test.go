@@ -16,7 +16,7 @@ import (
 
 // tokenWatch opens providers and watches whether the token gets a new incarnation.
 type tokenWatch struct {
-	b     *backing
+	b     *testSite
 	value []byte    // of the token's data object, when changed was last called
 	began time.Time // when open was last called
 }
@@ -63,7 +63,7 @@ func (w *tokenWatch) wait(t *testing.T, opened chan *hsm.Provider, limit time.Du
 // behind, and does not wait for one that is away.
 func TestFailoverAfterAStart(t *testing.T) {
 	primary := pgtest.StartReplicated(t)
-	b := newBacking(t)
+	b := newSite(t)
 	b.pg = primary.Database(t)
 	b.create(t, "k")
 	standby := primary.Standby(t)

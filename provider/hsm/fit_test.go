@@ -15,7 +15,7 @@ import (
 )
 
 // unbind destroys the object that binds the token, and nothing else.
-func (b *backing) unbind(t *testing.T) {
+func (b *testSite) unbind(t *testing.T) {
 	t.Helper()
 	b.withToken(t, func(tok *pkcs11.Token) {
 		list, err := tok.ListData(t.Context(), "claviger")
@@ -31,7 +31,7 @@ func (b *backing) unbind(t *testing.T) {
 }
 
 // lose destroys the objects of versions on the token.
-func (b *backing) lose(t *testing.T, versions ...string) {
+func (b *testSite) lose(t *testing.T, versions ...string) {
 	t.Helper()
 	for _, v := range versions {
 		id, label := b.object(t, v)
@@ -75,7 +75,7 @@ func wantStopped(t *testing.T, p *hsm.Provider, key string, texts ...string) {
 // The token is not bound again until an operator gives the keys up.
 func TestWipedToken(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	p := b.mustOpen(t)
 	for _, key := range []string{"a", "b"} {
 		create(t, p, key)
@@ -158,7 +158,7 @@ func TestWipedToken(t *testing.T) {
 // they do not; both serve the keys that are there.
 func TestOnlyObjectMissing(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	b.soft = "true"
 	p := b.mustOpen(t)
 	for _, key := range []string{"a", "b", "c", "deleted"} {
@@ -223,7 +223,7 @@ func TestOnlyObjectMissing(t *testing.T) {
 func TestMostKeysLost(t *testing.T) {
 	for name, none := range map[string]bool{"bound": false, "no data objects": true} {
 		t.Run(name, func(t *testing.T) {
-			b := newBacking(t)
+			b := newSite(t)
 			if none {
 				b.meter.Fail("CreateObject", 100, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED))
 			}
@@ -251,7 +251,7 @@ func TestMostKeysLost(t *testing.T) {
 // TestStoreReplaced: a store is replaced under a running server. The server makes no key.
 func TestStoreReplaced(t *testing.T) {
 	t.Run("another id", func(t *testing.T) {
-		b := newBacking(t)
+		b := newSite(t)
 		b.soft = "true"
 		p := b.mustOpen(t)
 		create(t, p, "a")
@@ -270,7 +270,7 @@ func TestStoreReplaced(t *testing.T) {
 		mustClose(t, p)
 	})
 	t.Run("another file", func(t *testing.T) {
-		b := newBacking(t)
+		b := newSite(t)
 		p := b.mustOpen(t)
 		create(t, p, "a")
 		if err := os.Rename(b.db, b.db+".moved"); err != nil {

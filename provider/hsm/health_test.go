@@ -17,9 +17,9 @@ import (
 const always = 10_000
 
 // twoKeys opens a provider with two keys, and encrypts with both.
-func twoKeys(t *testing.T) (b *backing, p *hsm.Provider, versions []string) {
+func twoKeys(t *testing.T) (b *testSite, p *hsm.Provider, versions []string) {
 	t.Helper()
-	b = newBacking(t)
+	b = newSite(t)
 	p = b.mustOpen(t)
 	if err := p.Check(t.Context()); err != nil {
 		t.Fatalf("a token without keys: %v", err)

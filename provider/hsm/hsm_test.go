@@ -34,8 +34,8 @@ type withDatabase struct{ *testing.M }
 
 func (w withDatabase) Run() int { return pgtest.Main(w.M.Run) }
 
-// backing is a token and the path of a metastore beside it.
-type backing struct {
+// testSite is a token and the path of a metastore beside it.
+type testSite struct {
 	token softhsm.Token
 	file  string // keystore file
 	db    string
@@ -54,16 +54,16 @@ type backing struct {
 	stores []metastore.Store
 }
 
-func newBacking(t testing.TB) *backing {
+func newSite(t testing.TB) *testSite {
 	t.Helper()
-	return newBackingAt(t, softhsmtest.New(t))
+	return newSiteAt(t, softhsmtest.New(t))
 }
 
-// newBackingAt is newBacking for a token that exists already.
-func newBackingAt(t testing.TB, token softhsm.Token) *backing {
+// newSiteAt is newSite for a token that exists already.
+func newSiteAt(t testing.TB, token softhsm.Token) *testSite {
 	t.Helper()
 	dir := t.TempDir()
-	b := &backing{token: token, file: filepath.Join(dir, "luna.keystore"), db: filepath.Join(dir, "claviger.db")}
+	b := &testSite{token: token, file: filepath.Join(dir, "luna.keystore"), db: filepath.Join(dir, "claviger.db")}
 	if err := pkcs11.WriteKeystoreFile(b.file, pkcs11.FileConfig{Module: b.token.Module, Token: b.token.Label,
 		PINFile: b.token.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
@@ -78,7 +78,7 @@ func newBackingAt(t testing.TB, token softhsm.Token) *backing {
 	return b
 }
 
-func (b *backing) open(ctx context.Context) (*hsm.Provider, error) {
+func (b *testSite) open(ctx context.Context) (*hsm.Provider, error) {
 	uri, wrap := "cloudera.hsmkp://file@"+b.file, b.meter.Wrap
 	if b.uri != "" {
 		uri = b.uri
@@ -107,7 +107,7 @@ func (b *backing) open(ctx context.Context) (*hsm.Provider, error) {
 		hsm.Options{Store: store, Access: b.access, Wrap: wrap})
 }
 
-func (b *backing) openStore(ctx context.Context, create func(context.Context, string) error) (metastore.Store, error) {
+func (b *testSite) openStore(ctx context.Context, create func(context.Context, string) error) (metastore.Store, error) {
 	if b.pg != "" {
 		return postgres.Open(ctx, postgres.Config{URI: b.pg})
 	}
@@ -119,7 +119,7 @@ func (b *backing) openStore(ctx context.Context, create func(context.Context, st
 	return sqlite.Open(ctx, b.db)
 }
 
-func (b *backing) mustOpen(t testing.TB) *hsm.Provider {
+func (b *testSite) mustOpen(t testing.TB) *hsm.Provider {
 	t.Helper()
 	p, err := b.open(t.Context())
 	if err != nil {
@@ -129,8 +129,8 @@ func (b *backing) mustOpen(t testing.TB) *hsm.Provider {
 	return p
 }
 
-// withToken opens a backing's token without a provider. No provider may have it open.
-func (b *backing) withToken(t *testing.T, f func(*pkcs11.Token)) {
+// withToken opens a site's token without a provider. No provider may have it open.
+func (b *testSite) withToken(t *testing.T, f func(*pkcs11.Token)) {
 	t.Helper()
 	cfg, _, err := pkcs11.ReadKeystoreFile(b.file)
 	if err != nil {
@@ -146,8 +146,8 @@ func (b *backing) withToken(t *testing.T, f func(*pkcs11.Token)) {
 	}
 }
 
-// withStore opens a backing's metastore without a provider.
-func (b *backing) withStore(t *testing.T, f func(metastore.Store)) {
+// withStore opens a site's metastore without a provider.
+func (b *testSite) withStore(t *testing.T, f func(metastore.Store)) {
 	t.Helper()
 	s, err := sqlite.Open(t.Context(), b.db)
 	if err != nil {
@@ -167,7 +167,7 @@ func mustClose(t *testing.T, p *hsm.Provider) {
 }
 
 // object returns the CKA_ID and CKA_LABEL of a version.
-func (b *backing) object(t *testing.T, version string) (id []byte, label string) {
+func (b *testSite) object(t *testing.T, version string) (id []byte, label string) {
 	t.Helper()
 	b.withStore(t, func(s metastore.Store) {
 		_, v, err := s.ByVersion(t.Context(), version)
@@ -181,7 +181,7 @@ func (b *backing) object(t *testing.T, version string) (id []byte, label string)
 	return id, version
 }
 
-func (b *backing) create(t *testing.T, key string) (version string) {
+func (b *testSite) create(t *testing.T, key string) (version string) {
 	t.Helper()
 	p := b.mustOpen(t)
 	v, err := p.Create(t.Context(), provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 256})
@@ -202,7 +202,7 @@ func objects(t *testing.T, p *hsm.Provider) []hsm.Object {
 }
 
 func TestConformance(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.soft = "true" // the default of a server; other tests destroy at once
 	providertest.Run(t, providertest.Suite{
 		New: func(t *testing.T) provider.Provider { return b.mustOpen(t) },
@@ -269,7 +269,7 @@ func (f *failing) Drop(ctx context.Context, key string) error {
 
 // crashes returns functions, by name, that each prepare one crash: at a write to the metastore, before or after the
 // write, or at one of these calls of the HSM. store is the store of the open provider.
-func (b *backing) crashes(store **failing, calls ...string) map[string]func() {
+func (b *testSite) crashes(store **failing, calls ...string) map[string]func() {
 	crashes := map[string]func(){"none": func() {}}
 	for at := 1; at <= 3; at++ {
 		for _, after := range []bool{false, true} {
@@ -293,7 +293,7 @@ func (b *backing) crashes(store **failing, calls ...string) map[string]func() {
 // TestCrashes interrupts each step at each write to the metastore and at each kind of HSM call, opens the provider
 // again and makes the step again. Then the token has as many objects as without a crash, and each of them is in use.
 func TestCrashes(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	spec := provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}
 	steps := []struct {
 		name     string

@@ -25,10 +25,10 @@ import (
 	"claviger/provider/hsm"
 )
 
-// beside returns another backing for the same token, with data as a copy of the store.
-func (b *backing) beside(t *testing.T, data []byte) *backing {
+// beside returns another site for the same token, with data as a copy of the store.
+func (b *testSite) beside(t *testing.T, data []byte) *testSite {
 	t.Helper()
-	c := newBackingAt(t, b.token)
+	c := newSiteAt(t, b.token)
 	if err := os.WriteFile(c.db, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +37,7 @@ func (b *backing) beside(t *testing.T, data []byte) *backing {
 
 // wantStale demands that every access that serves or changes keys is refused to b's store, and that the error names the
 // copy that has the token.
-func wantStale(t *testing.T, b, by *backing) {
+func wantStale(t *testing.T, b, by *testSite) {
 	t.Helper()
 	for _, access := range []hsm.Access{hsm.Serve, hsm.Read, hsm.Journal, hsm.Destroy} {
 		b.access = access
@@ -59,7 +59,7 @@ func wantStale(t *testing.T, b, by *backing) {
 }
 
 // acceptCopy decides, as an operator does, that a stale copy goes on.
-func acceptCopy(t *testing.T, b *backing) {
+func acceptCopy(t *testing.T, b *testSite) {
 	t.Helper()
 	b.access = hsm.Repair
 	p := b.mustOpen(t)
@@ -87,8 +87,8 @@ func acceptCopy(t *testing.T, b *backing) {
 	b.access = hsm.Serve
 }
 
-// rebind gives the token to a backing's store, as an operator decides, and gives up the keys that the token lacks.
-func (b *backing) rebind(t *testing.T) {
+// rebind gives the token to a site's store, as an operator decides, and gives up the keys that the token lacks.
+func (b *testSite) rebind(t *testing.T) {
 	t.Helper()
 	b.access = hsm.Rebind
 	p := b.mustOpen(t)
@@ -100,7 +100,7 @@ func (b *backing) rebind(t *testing.T) {
 }
 
 // forgetWhole deletes a key. Later the token shows its object again.
-func (b *backing) forgetWhole(t *testing.T, p *hsm.Provider, key string) {
+func (b *testSite) forgetWhole(t *testing.T, p *hsm.Provider, key string) {
 	t.Helper()
 	b.meter.Fail("DestroyObject", 1, errKilled)
 	if err := p.Delete(t.Context(), key); err != nil {
@@ -118,20 +118,20 @@ func (b *backing) forgetWhole(t *testing.T, p *hsm.Provider, key string) {
 func TestKilledBetweenTheWrites(t *testing.T) {
 	for _, c := range []struct {
 		name    string
-		fault   func(*backing, *settingFails)
+		fault   func(*testSite, *settingFails)
 		written bool // whether the token has the incarnation
 	}{
-		{"before the history", func(_ *backing, s *settingFails) { s.at = 1 }, false},
-		{"before the token", func(b *backing, _ *settingFails) { b.meter.Fail("CreateObject", 1000, errKilled) },
+		{"before the history", func(_ *testSite, s *settingFails) { s.at = 1 }, false},
+		{"before the token", func(b *testSite, _ *settingFails) { b.meter.Fail("CreateObject", 1000, errKilled) },
 			false},
-		{"before the old object is destroyed", func(b *backing,
+		{"before the old object is destroyed", func(b *testSite,
 			_ *settingFails) {
 			b.meter.Fail("DestroyObject", 1, errKilled)
 		}, true},
-		{"before the note", func(_ *backing, s *settingFails) { s.at = 2 }, true},
+		{"before the note", func(_ *testSite, s *settingFails) { s.at = 2 }, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b := newBacking(t)
+			b := newSite(t)
 			for _, key := range []string{"k", "k2", "k3", "lost"} {
 				b.create(t, key)
 			}
@@ -179,7 +179,7 @@ func (f *settingFails) SetSetting(ctx context.Context, name, value string) error
 
 // TestTokenThatTakesNoIncarnation: a token without room is served. No key is made before it has taken an incarnation.
 func TestTokenThatTakesNoIncarnation(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "k")
 	b.meter.Fail("CreateObject", 1000, errKilled)
 	p := b.mustOpen(t)
@@ -199,7 +199,7 @@ func TestTokenThatTakesNoIncarnation(t *testing.T) {
 // history, even if a process was killed before it recorded that the token has it.
 func TestHistoryKeepsTheTokensOwn(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "k")
 	type entry struct {
 		ID     string `json:"id"`
@@ -252,7 +252,7 @@ func TestHistoryKeepsTheTokensOwn(t *testing.T) {
 // TestTokenThatReplacesNoObjects: the policy of a token forbids to replace its data object. Keys are made all the same.
 // Another copy of the store is noticed if it could replace the object.
 func TestTokenThatReplacesNoObjects(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "k")
 	before := bound(t, b)
 	other := b.beside(t, b.copyStore(t))
@@ -277,7 +277,7 @@ func TestTokenThatReplacesNoObjects(t *testing.T) {
 
 // TestIncarnationOfOlderPrograms: an object without an incarnation is taken over once.
 func TestIncarnationOfOlderPrograms(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "k")
 	data := b.copyStore(t)
 	b.withToken(t, func(tok *pkcs11.Token) {
@@ -307,7 +307,7 @@ func TestIncarnationOfOlderPrograms(t *testing.T) {
 // the server has ended or an hour has passed. Otherwise it is not refused.
 func TestCopyFromBeforeChanges(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	b.soft = "true"
 	b.create(t, "k")
 	for name, c := range map[string]struct {
@@ -357,7 +357,7 @@ func TestCopyFromBeforeChanges(t *testing.T) {
 
 // TestStartsSideBySide: nodes that start at the same time have each other's incarnations in their history.
 func TestStartsSideBySide(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "k")
 	var g errgroup.Group
 	nodes := make([]*hsm.Provider, 4)
@@ -385,7 +385,7 @@ func TestStartsSideBySide(t *testing.T) {
 func TestTwoDatabases(t *testing.T) {
 	ctx := t.Context()
 	server := pgtest.Shared(t)
-	b := newBacking(t)
+	b := newSite(t)
 	b.pg = server.Database(t)
 	b.create(t, "k")
 	b.closeStores(t)
@@ -395,7 +395,7 @@ func TestTwoDatabases(t *testing.T) {
 	}
 	name := strings.TrimPrefix(u.Path, "/")
 	server.Exec(t, "postgres", "CREATE DATABASE "+name+"_copy TEMPLATE "+name)
-	c := newBackingAt(t, b.token)
+	c := newSiteAt(t, b.token)
 	c.pg = strings.Replace(b.pg, "/"+name, "/"+name+"_copy", 1)
 
 	nodes := make([]*hsm.Provider, 2)
@@ -445,7 +445,7 @@ func TestTwoDatabases(t *testing.T) {
 
 // TestHistoryIsBounded: the oldest incarnations leave the history, except the newest of each token.
 func TestHistoryIsBounded(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "k")
 	type entry struct {
 		ID, Serial string

@@ -69,9 +69,9 @@ func (p *Provider) missingKey(ctx context.Context, op, key string) error {
 		return none
 	}
 	return claviger.Errorf(op, claviger.Unavailable, key,
-		"%w: the token holds %s, and metastore %s does not know the key, so it is older than the token; restore the "+
-			"newest metastore, or make the key's records again with claviger hsm adopt", provider.ErrLost, label,
-		p.store.URI())
+		"%w: the token holds %s, and metastore %s does not know the key, so the metastore is older than the "+
+			"token; restore the newest metastore, or make the key's records again with claviger hsm adopt",
+		provider.ErrLost, label, p.store.URI())
 }
 
 // errorIfLost is missingKey for calls that return no error if there is no key.

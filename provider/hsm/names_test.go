@@ -57,7 +57,7 @@ func wantNoKey(t *testing.T, p *hsm.Provider, key string) {
 // it, and once a minute. Deleted keys are not lost. Names of sources are answered while the token is away.
 func TestLostNameWhileServing(t *testing.T) {
 	for _, soft := range []string{"true", "false"} {
-		b := newBacking(t)
+		b := newSite(t)
 		b.soft = soft
 		b.create(t, "k")
 		b.generate(t, "other@7") // not the number that would be given next, so only the survey finds it
@@ -98,7 +98,7 @@ func TestLostNameWhileServing(t *testing.T) {
 
 // TestSurveyedNamesWhileAway: a lost name that a survey has found gets Unavailable also while the token is away.
 func TestSurveyedNamesWhileAway(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "k")
 	b.generate(t, "other@7")
 	p := b.mustOpen(t)

@@ -13,7 +13,7 @@ import (
 )
 
 // openRepair opens a second provider on the same token and store, as claviger hsm adopt does while nodes serve.
-func (b *backing) openRepair(t *testing.T) (*hsm.Provider, map[string]hsm.Candidate) {
+func (b *testSite) openRepair(t *testing.T) (*hsm.Provider, map[string]hsm.Candidate) {
 	t.Helper()
 	was := b.access
 	b.access = hsm.Repair
@@ -33,7 +33,7 @@ func (b *backing) openRepair(t *testing.T) (*hsm.Provider, map[string]hsm.Candid
 // TestAdoptBesideANode: a node changes a key after an operator saw the candidate. The adoption is refused, and changes
 // nothing.
 func TestAdoptBesideANode(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.soft = "true"
 	p := b.mustOpen(t)
 	create(t, p, "deleted")
@@ -104,7 +104,7 @@ func TestAdoptBesideANode(t *testing.T) {
 // TestHandleNotice: a notice makes a node forget what it remembers about names that the store does not have. A key that
 // was adopted is soon no longer unknown.
 func TestHandleNotice(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "k")
 	p := b.mustOpen(t)
 	b.generate(t, "fresh@0", "left@0")

@@ -22,7 +22,7 @@ import (
 // whatever the key's name contains and however long it is. A name never gets the same N twice.
 func TestVersionNames(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	b.soft = "true"
 	p := b.mustOpen(t)
 	ids := map[string]bool{}
@@ -89,9 +89,9 @@ func wantVersion(t *testing.T, p *hsm.Provider, v claviger.KeyVersion, err error
 	}
 }
 
-// withoutNumbers gives a backing a key k of an older program, whose versions have the CKA_IDs old in their names, and
+// withoutNumbers gives a site a key k of an older program, whose versions have the CKA_IDs old in their names, and
 // the interrupted creation of a key half.
-func (b *backing) withoutNumbers(t *testing.T, old []string) {
+func (b *testSite) withoutNumbers(t *testing.T, old []string) {
 	t.Helper()
 	ctx := t.Context()
 	key := metastore.Key{Metadata: claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128,
@@ -135,7 +135,7 @@ func (b *backing) withoutNumbers(t *testing.T, old []string) {
 // is made again, with a number.
 func TestKeysWithoutNumbers(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	old := []string{"00000000000000a1", "00000000000000a2", "1234567890123456"}
 	b.withoutNumbers(t, old)
 	p := b.mustOpen(t)
@@ -191,7 +191,7 @@ func TestKeysWithoutNumbers(t *testing.T) {
 // aside, the import is made again with higher numbers.
 func TestImportAbove(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	p := b.mustOpen(t)
 	m := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}
 	stop := errors.New("stop")

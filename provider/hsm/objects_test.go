@@ -20,9 +20,9 @@ import (
 	"claviger/provider/hsm"
 )
 
-// generate makes keys on a backing's token that the store does not know. Each gets a CKA_ID of its own, or the CKA_ID
+// generate makes keys on a site's token that the store does not know. Each gets a CKA_ID of its own, or the CKA_ID
 // in its label, if that is an old one.
-func (b *backing) generate(t *testing.T, labels ...string) {
+func (b *testSite) generate(t *testing.T, labels ...string) {
 	t.Helper()
 	b.withToken(t, func(tok *pkcs11.Token) {
 		for _, label := range labels {
@@ -40,7 +40,7 @@ func (b *backing) generate(t *testing.T, labels ...string) {
 }
 
 // forget removes a key from the store as if it had been destroyed, and leaves its objects on the token.
-func (b *backing) forget(t *testing.T, key string) {
+func (b *testSite) forget(t *testing.T, key string) {
 	t.Helper()
 	b.withStore(t, func(s metastore.Store) {
 		i, err := s.Remove(t.Context(), key)
@@ -57,7 +57,7 @@ func (b *backing) forget(t *testing.T, key string) {
 }
 
 // closeStores closes the stores of closed providers, so that the file contains everything.
-func (b *backing) closeStores(t *testing.T) {
+func (b *testSite) closeStores(t *testing.T) {
 	t.Helper()
 	for _, s := range b.stores {
 		if err := s.Close(); err != nil {
@@ -93,7 +93,7 @@ func create(t *testing.T, p *hsm.Provider, key string) string {
 }
 
 // setAside sets aside the versions of a key on the token, as an operator does.
-func (b *backing) setAside(t *testing.T, key string) {
+func (b *testSite) setAside(t *testing.T, key string) {
 	t.Helper()
 	was := b.access
 	b.access = hsm.Repair
@@ -113,7 +113,7 @@ func (b *backing) setAside(t *testing.T, key string) {
 // TestMarks: objects on the token get the right marks. Prune destroys only objects that this store has destroyed
 // before, that nothing refers to, and that are old enough.
 func TestMarks(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.soft = "true"
 	p := b.mustOpen(t)
 	for _, key := range []string{"k", "deleted", "gone", "noted"} {
@@ -174,7 +174,7 @@ func TestMarks(t *testing.T) {
 // TestNameOfADeletedKey: an object with the version name of a deleted key is no orphan, even if this store has had that
 // object destroyed.
 func TestNameOfADeletedKey(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.soft = "true"
 	p := b.mustOpen(t)
 	create(t, p, "k")
@@ -196,7 +196,7 @@ func TestNameOfADeletedKey(t *testing.T) {
 
 // TestOrphanAge: the time since when an object is an orphan is stored.
 func TestOrphanAge(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "k")
 	b.create(t, "gone")
 	b.forget(t, "gone")
@@ -232,7 +232,7 @@ func TestOrphanAge(t *testing.T) {
 // TestEmptyStore: a store that is new, or older than all keys, is refused at a token with keys, and the error names the
 // keys. No file is made. Inspect is not refused.
 func TestEmptyStore(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	mustClose(t, b.mustOpen(t))
 	b.closeStores(t)
 	old, err := os.ReadFile(b.db)
@@ -282,7 +282,7 @@ func TestEmptyStore(t *testing.T) {
 // TestDamagedObjects: SoftHSM was killed while it made a key. The object that it leaves is damaged; a complete key is
 // not. If a version of the store has such an object it is refused, and others are served.
 func TestDamagedObjects(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	p := b.mustOpen(t)
 	create(t, p, "k")
 	file := b.made(t, func() { create(t, p, "half") })
@@ -331,7 +331,7 @@ func rewrite(t *testing.T, file string, kept func(kind uint64) bool) {
 // TestDestroyedComesBack: the token shows an object again that was destroyed (a backup was restored), after any number
 // of starts. It is an orphan: prune names it, and adopt does not offer it.
 func TestDestroyedComesBack(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	version := b.create(t, "k")
 	id, label := b.object(t, version)
 	p := b.mustOpen(t)

@@ -14,7 +14,7 @@ import (
 )
 
 // copyStore returns the content of the store's file. No provider may have it open.
-func (b *backing) copyStore(t *testing.T) []byte {
+func (b *testSite) copyStore(t *testing.T) []byte {
 	t.Helper()
 	b.closeStores(t)
 	data, err := os.ReadFile(b.db)
@@ -25,7 +25,7 @@ func (b *backing) copyStore(t *testing.T) []byte {
 }
 
 // putStore puts a copy back, as cp does.
-func (b *backing) putStore(t *testing.T, data []byte) {
+func (b *testSite) putStore(t *testing.T, data []byte) {
 	t.Helper()
 	b.closeStores(t)
 	if err := os.WriteFile(b.db, data, 0o600); err != nil {
@@ -35,7 +35,7 @@ func (b *backing) putStore(t *testing.T, data []byte) {
 
 // putUnnoticed puts a copy back and adds the newer incarnations to it. Then nothing shows that it is a copy, as on a
 // token that keeps no data objects.
-func (b *backing) putUnnoticed(t *testing.T, data []byte) {
+func (b *testSite) putUnnoticed(t *testing.T, data []byte) {
 	t.Helper()
 	known := b.setting(t, "store.incarnations", "")
 	b.putStore(t, data)
@@ -46,7 +46,7 @@ func (b *backing) putUnnoticed(t *testing.T, data []byte) {
 // although their objects are in use. No step of a user destroys these objects, and adopt brings them back.
 func TestOldCopyWithSteps(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	b.soft = "true"
 	b.create(t, "kk")
 	p := b.mustOpen(t)
@@ -128,7 +128,7 @@ func TestOldCopyWithSteps(t *testing.T) {
 // the store, the copy's key is unknown and no orphan.
 func TestNumberGivenByACopy(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "other")
 	copied := b.copyStore(t)
 	b.create(t, "x")
@@ -159,7 +159,7 @@ func TestNumberGivenByACopy(t *testing.T) {
 // about to destroy are orphans, unless the store that the copy replaces uses them.
 func TestEndSteps(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "kept")
 	for _, key := range []string{"gone", "revived"} {
 		b.create(t, key)
@@ -212,7 +212,7 @@ func TestEndSteps(t *testing.T) {
 // server gives the name to no new key.
 func TestLostEndOfAStep(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	p := b.mustOpen(t)
 	create(t, p, "other")
 	create(t, p, "x")

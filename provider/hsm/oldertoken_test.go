@@ -7,7 +7,7 @@ import (
 )
 
 // folder is the token's folder with the content of its files.
-func (b *backing) folder(t *testing.T) (path string, files map[string][]byte) {
+func (b *testSite) folder(t *testing.T) (path string, files map[string][]byte) {
 	t.Helper()
 	path = filepath.Dir(b.files(t)[0])
 	list, err := os.ReadDir(path)
@@ -25,7 +25,7 @@ func (b *backing) folder(t *testing.T) (path string, files map[string][]byte) {
 	return path, files
 }
 
-func (b *backing) putFolder(t *testing.T, files map[string][]byte) {
+func (b *testSite) putFolder(t *testing.T, files map[string][]byte) {
 	t.Helper()
 	path, now := b.folder(t)
 	for name := range now {
@@ -43,7 +43,7 @@ func (b *backing) putFolder(t *testing.T, files map[string][]byte) {
 // TestOlderToken: a token was restored from a backup that lacks a key. No key is made on it, because restoring the
 // newer backup would lose that key. If a restored token lacks no key, it is used as before.
 func TestOlderToken(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	for _, key := range []string{"a", "b", "c"} {
 		b.create(t, key)
 	}

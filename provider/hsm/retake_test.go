@@ -15,7 +15,7 @@ import (
 // a key that a user made, and a key that a user made later under the name of an adopted key do not count.
 func TestAdoptedKeys(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	b.create(t, "known")
 	b.closeStores(t)
 	copied, err := os.ReadFile(b.db)

@@ -15,7 +15,7 @@ import (
 
 // flood makes a user ask for that many names, or for versions of them, that never existed. It returns how often the
 // token was searched.
-func (b *backing) flood(t *testing.T, p *hsm.Provider, user, ask string, names int) (searches int) {
+func (b *testSite) flood(t *testing.T, p *hsm.Provider, user, ask string, names int) (searches int) {
 	t.Helper()
 	ctx := provider.WithCaller(t.Context(), user)
 	b.meter.Reset()
@@ -47,7 +47,7 @@ func (b *backing) flood(t *testing.T, p *hsm.Provider, user, ask string, names i
 // TestSearchesAreLimited: a user who asks for names and versions that never existed causes only a few searches of the
 // token, and other users still get searches. Lost keys that a survey found are reported as before.
 func TestSearchesAreLimited(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	b.most = "16"
 	b.create(t, "k")
 	b.create(t, "gone")
@@ -117,7 +117,7 @@ func TestSearchesAreLimited(t *testing.T) {
 
 // TestBadSearchLimit: a limit that is not a number in the allowed range is refused at the start.
 func TestBadSearchLimit(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	for _, bad := range []string{"0", "-1", "many", "1000001"} {
 		b.most = bad
 		if _, err := b.open(t.Context()); !claviger.Is(err, claviger.Invalid) ||

@@ -49,7 +49,7 @@ func (r *reading) Runs(ctx context.Context) ([]string, error) {
 // the keys of other names. So many keys of one user, deleted or not, do not slow down the steps of others.
 func TestStepsReadOneName(t *testing.T) {
 	hsm.SetManyNames(t, 1)
-	b := newBacking(t)
+	b := newSite(t)
 	b.soft = "true"
 	var whole atomic.Int32
 	b.around = func(s metastore.Store) metastore.Store { return &reading{s, &whole} }
@@ -108,7 +108,7 @@ func TestStepsReadOneName(t *testing.T) {
 func BenchmarkCreateBesideShelf(b *testing.B) {
 	for _, n := range []int{0, 3000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			back := newBacking(b)
+			back := newSite(b)
 			back.soft = "true"
 			p := back.mustOpen(b)
 			store := back.stores[0]

@@ -54,7 +54,7 @@ func (h *hiding) EncryptInit(s p11.SessionHandle, m []*p11.Mechanism, o p11.Obje
 // Versions that are brought back are served.
 func TestSingleVersionsLost(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	lib := &hiding{}
 	b.wrap = func(c pkcs11.Boundary) pkcs11.Boundary { lib.Boundary = c; return lib }
 	p := b.mustOpen(t)

@@ -12,7 +12,7 @@ import (
 // TestUnusableObject: a process that is killed within C_GenerateKey of SoftHSM leaves an object that looks right and
 // cannot encrypt. The same step makes it again. It does not touch an object that cannot be used for another reason.
 func TestUnusableObject(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	ctx := t.Context()
 	m := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}
 	p := b.mustOpen(t)

@@ -14,7 +14,7 @@ import (
 
 // twoCopies is a token and two copies of one store on it. The second copy was started last.
 type twoCopies struct {
-	first, second *backing
+	first, second *testSite
 	server        *hsm.Provider // serves the first copy; it was started before the second
 	pruner        *hsm.Provider // claviger hsm prune on the first copy
 	orphans       []hsm.Object  // found by pruner
@@ -26,7 +26,7 @@ type twoCopies struct {
 func newTwoCopies(t *testing.T) *twoCopies {
 	t.Helper()
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	for _, key := range []string{"k", "shelved", "orphan"} {
 		b.create(t, key)
 	}

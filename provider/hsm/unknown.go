@@ -469,8 +469,8 @@ func (p *Provider) lostVersionError(ctx context.Context, op, version string, err
 		}
 	}
 	return claviger.Errorf(op, claviger.Unavailable, version,
-		"the token holds this version, and metastore %s does not know it: it is older than the token; restore the "+
-			"newest metastore, or make the version's record again with claviger hsm adopt", p.store.URI())
+		"the token holds this version, and metastore %s does not know it: the metastore is older than the token; "+
+			"restore the newest metastore, or make the version's record again with claviger hsm adopt", p.store.URI())
 }
 
 // oldID reports whether a version id is from before there were numbers.

@@ -20,7 +20,7 @@ import (
 // TestVerifiedLater: versions that are not verified at the start are never used unverified. The verification in the
 // background logs them.
 func TestVerifiedLater(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	p := b.mustOpen(t)
 	const n = 66 // the current one and the 63 oldest are verified at start
 	vs, err := p.Import(t.Context(), claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}, n,
@@ -82,7 +82,7 @@ func (s *swapping) FindObjectsInit(h p11.SessionHandle, template []*p11.Attribut
 // TestAnotherKeyCameBack: a call brings a lost token back, and the token now holds another key. The call returns
 // nothing that was encrypted with that key.
 func TestAnotherKeyCameBack(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	version, other := b.create(t, "k"), b.create(t, "other")
 	id, label := b.object(t, other)
 	var swap atomic.Bool
@@ -133,7 +133,7 @@ func (c *counting) ByVersion(ctx context.Context, version string) (*claviger.Met
 
 // TestStoreReadOnce: using a version reads the metastore only once.
 func TestStoreReadOnce(t *testing.T) {
-	b := newBacking(t)
+	b := newSite(t)
 	version := b.create(t, "k")
 	var store *counting
 	b.around = func(s metastore.Store) metastore.Store { store = &counting{Store: s}; return store }

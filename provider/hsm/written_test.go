@@ -14,7 +14,7 @@ import (
 // there are used.
 func TestFullToken(t *testing.T) {
 	ctx := t.Context()
-	b := newBacking(t)
+	b := newSite(t)
 	p := b.mustOpen(t)
 	create(t, p, "a")
 	if err := p.CheckWrites(ctx); err != nil {
