@@ -22,45 +22,46 @@ type acceptor interface {
 	Accept(ctx context.Context) error
 }
 
-// Losses is what Accept found, and what it gave up. Accept returns it with an error too, as far as it came, and
-// nil where the store could not be opened.
+// Losses are the changes that Accept has found, and whether it gave them up. Accept returns them with an error too, as
+// far as it has come. They are nil if the store could not be opened.
 type Losses struct {
 	Store string `json:"store"` // URI
-	// Tracked: the store can say which acknowledged changes it lacks.
-	Tracked bool   `json:"tracked"`
-	Lost    []Loss `json:"lost"` // in the order in which nodes saw the changes; then keys that no node remembers
-	// NotCompared says why Now leaves the token out; "" where it does not.
+	// Tracked says that the store knows which acknowledged changes it lacks.
+	Tracked bool `json:"tracked"`
+	// Lost has the changes in the order in which nodes saw them, and then the keys of which no node remembers a change.
+	Lost []Loss `json:"lost"`
+	// NotCompared says why Now does not mention the token; "" if it does.
 	NotCompared string `json:"notCompared,omitempty"`
 	GivenUp     bool   `json:"givenUp"`
 
 	// TokenUnknown says why it is not known whether another copy of the store has used the token.
 	TokenUnknown string `json:"tokenUnknown,omitempty"`
-	// Stale says that another copy has used the token since, and was not replaced; "" if not.
+	// Stale says that another copy of the store has used the token since, and that it was not replaced; "" otherwise.
 	Stale string `json:"stale,omitempty"`
-	// TakenFrom is the URI of the copy from which this store has taken the token up; "" if it has not.
+	// TakenFrom is the URI of the copy from which this store has taken over the token; "" if it has not.
 	TakenFrom string `json:"takenFrom,omitempty"`
-	// Written: the token says so too.
+	// Written says that this is also written to the token.
 	Written bool `json:"written"`
 
-	stale bool // another copy had used the token
+	stale bool // another copy of the store has used the token
 }
 
 // Loss is a change of a key that the store lacks.
 type Loss struct {
 	Key string `json:"key"`
-	At  string `json:"at"` // RFC 3339; "" where no node remembers a change
-	// Change is what was done; "" where an older program did not record it.
+	At  string `json:"at"` // RFC 3339; "" if no node remembers a change
+	// Change is the kind of change; "" if an older program did not record it.
 	Change string `json:"change,omitempty"`
-	// Now says what store and token have of the key now; "" where an earlier Loss of the key says it.
+	// Now says what the store and the token have of the key now; "" if an earlier Loss of the key says it.
 	Now string `json:"now,omitempty"`
 }
 
 // Found reports whether there is, or was, something to accept.
 func (l *Losses) Found() bool { return len(l.Lost) > 0 || l.stale }
 
-// Accept lists the acknowledged changes that the configured store lacks, and says whether another copy of the
-// store has used the token since. With giveUp it gives the changes up, and the store takes the token up; nodes
-// that share the store may go on.
+// Accept lists the acknowledged changes that the configured store lacks, and says whether another copy of the store has
+// used the token since. With giveUp it gives the changes up, and the store takes over the token. Nodes that share the
+// store may run meanwhile.
 func Accept(ctx context.Context, conf *hadoopconf.Conf, giveUp bool, log *slog.Logger) (l *Losses, err error) {
 	l = &Losses{Lost: []Loss{}}
 	store, err := openStore(ctx, conf, "claviger metastore accept", giveUp, false, log)
@@ -76,7 +77,8 @@ func Accept(ctx context.Context, conf *hadoopconf.Conf, giveUp bool, log *slog.L
 		return l, err
 	}
 	if l.Found() && !giveUp {
-		return l, claviger.Refuse("repeat this with --yes, and then adopt what the HSM holds: claviger hsm adopt")
+		return l, claviger.Refuse("nothing was given up; to give it up, repeat the command with --yes, and then " +
+			"adopt the keys of the HSM with claviger hsm adopt")
 	}
 	return l, nil
 }
@@ -94,7 +96,7 @@ func (l *Losses) acceptChanges(ctx context.Context, conf *hadoopconf.Conf, store
 	if err := l.list(ctx, conf, store, lost); err != nil || !giveUp {
 		return err
 	}
-	// The ends of steps may be among the lost changes.
+	// The lost changes may include the end of a step, so the store has steps that are already finished.
 	if err := hsm.EndSteps(ctx, store); err != nil {
 		return err
 	}
@@ -103,8 +105,8 @@ func (l *Losses) acceptChanges(ctx context.Context, conf *hadoopconf.Conf, store
 	return err
 }
 
-// acceptToken finds whether another copy of the store has used the token since this one. With giveUp the
-// store takes the token up.
+// acceptToken finds out whether another copy of the store has used the token since this one. With giveUp the store
+// takes over the token.
 func (l *Losses) acceptToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store, giveUp bool,
 	log *slog.Logger) (err error) {
 	access := hsm.Inspect
@@ -131,20 +133,20 @@ func (l *Losses) acceptToken(ctx context.Context, conf *hadoopconf.Conf, store m
 	l.stale = true
 	from, written, err := p.AcceptCopy(ctx)
 	if from != "" && err != nil {
-		return fmt.Errorf("this metastore may use the token again, but that was not written to the token, so "+
-			"another copy that runs makes keys until a server has started on this one, or this command succeeds: %w",
-			err)
+		return fmt.Errorf("this metastore may use the token again, but that was not written to the token: a server "+
+			"that runs with another copy can make keys until a server has started with this metastore, or until "+
+			"this command succeeds: %w", err)
 	}
 	l.TakenFrom, l.Written = from, written
 	return err
 }
 
-// list describes, key by key, the changes that the store lacks, and what store and token have of the key now.
+// list describes the changes that the store lacks, key by key, with the current state of the key in store and token.
 func (l *Losses) list(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store,
 	lost []postgres.LostChange) error {
 	token, notCompared := compareToken(ctx, conf, store, false, slog.New(slog.DiscardHandler))
 	if notCompared == nil && token == nil {
-		notCompared = errors.New("the first provider is no HSM")
+		notCompared = errors.New("the first provider is not an HSM")
 	}
 	if notCompared != nil {
 		l.NotCompared = notCompared.Error()
@@ -166,7 +168,7 @@ func (l *Losses) list(ctx context.Context, conf *hadoopconf.Conf, store metastor
 			return err
 		}
 	}
-	for _, key := range differingKeys(token) { // nodes remember the newest changes only
+	for _, key := range differingKeys(token) { // nodes remember only the newest changes
 		if slices.Contains(listed, key) {
 			continue
 		}
@@ -177,7 +179,7 @@ func (l *Losses) list(ctx context.Context, conf *hadoopconf.Conf, store metastor
 	return nil
 }
 
-// keyNow says what store and token have of a key whose changes the store lacks.
+// keyNow describes what the store and the token have of a key now. The store lacks changes of this key.
 func keyNow(ctx context.Context, store metastore.Store, token *Token, lost []postgres.LostChange, key string) (
 	string, error) {
 	keys, err := store.Get(metastore.AsItIs(ctx), key)
@@ -191,29 +193,29 @@ func keyNow(ctx context.Context, store metastore.Store, token *Token, lost []pos
 		}
 	}
 	k := keys[0]
-	var says []string
+	var parts []string
 	if here := inStore(k, key, last); here != "" {
-		says = append(says, here)
+		parts = append(parts, here)
 	}
 	if token == nil {
-		return strings.Join(says, "; "), nil
+		return strings.Join(parts, "; "), nil
 	}
 	for _, name := range ofKey(token.Unknown, key) {
-		says = append(says, fmt.Sprintf("the token holds %s, which the store does not know: made or rolled since "+
+		parts = append(parts, fmt.Sprintf("the token holds %s, which the store does not know: made or rolled since "+
 			"(claviger hsm adopt)", claviger.Printable(name)))
 	}
 	for _, name := range ofKey(token.Missing, key) {
-		says = append(says, fmt.Sprintf("the token lacks %s: destroyed since, by a deletion or a purge",
+		parts = append(parts, fmt.Sprintf("the token lacks %s: destroyed since, by a deletion or a purge",
 			claviger.Printable(name)))
 	}
-	if len(says) == 1 && k != nil && last == "" {
-		says = append(says, "the token holds the same versions: rules, attributes or a soft deletion may be what "+
-			"was changed")
+	if len(parts) == 1 && k != nil && last == "" {
+		parts = append(parts, "the token holds the same versions: the lost change may be of attributes or rules, or a "+
+			"soft deletion")
 	}
-	return strings.Join(says, "; "), nil
+	return strings.Join(parts, "; "), nil
 }
 
-// inStore says what the store has of a key (nil: nothing) whose last lost change is last.
+// inStore describes what the store has of a key. k is nil if it has nothing; last is the last lost change of the key.
 func inStore(k *metastore.Key, key string, last metastore.Change) string {
 	switch {
 	case k == nil && last == metastore.Deleted:
@@ -221,7 +223,7 @@ func inStore(k *metastore.Key, key string, last metastore.Change) string {
 	case k == nil:
 		return "not in the store"
 	case last == metastore.Deleted:
-		return "BACK, and open to the users whom its rules of then allow: delete it again (hadoop key delete)"
+		return "BACK, so the users that its old ACL allows can use it: delete it again (hadoop key delete)"
 	case len(k.List) > 0:
 		newest := claviger.VersionName(key, k.List[len(k.List)-1].ID)
 		return "in the store, newest version " + claviger.Printable(newest)
@@ -229,7 +231,7 @@ func inStore(k *metastore.Key, key string, last metastore.Change) string {
 	return ""
 }
 
-// differingKeys names the keys of which store and token have different versions.
+// differingKeys returns the names of the keys of which the store and the token have different versions.
 func differingKeys(token *Token) (keys []string) {
 	if token == nil {
 		return nil
@@ -243,7 +245,7 @@ func differingKeys(token *Token) (keys []string) {
 	return slices.Compact(keys)
 }
 
-// ofKey returns the version names that belong to a key.
+// ofKey returns the names that are versions of a key.
 func ofKey(names []string, key string) (of []string) {
 	for _, name := range names {
 		if k, ok := claviger.KeyOfVersion(name); ok && k == key {

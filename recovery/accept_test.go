@@ -19,7 +19,7 @@ import (
 	"claviger/metastore/postgres"
 )
 
-// TestAccept: the changes that nodes have found missing are listed, and given up only where the caller says so.
+// TestAccept checks that Accept lists the changes that nodes have found missing, and gives them up only with giveUp.
 func TestAccept(t *testing.T) {
 	ctx := t.Context()
 	server := pgtest.Shared(t)
@@ -28,7 +28,7 @@ func TestAccept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = store.Close() }() // its end is no matter
+	defer func() { _ = store.Close() }() // an error does not matter
 	dir := t.TempDir()
 	conf := kmstest.Conf(t, map[string]string{
 		hadoopconf.ProviderURI:  "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"),
@@ -53,7 +53,7 @@ func TestAccept(t *testing.T) {
 	if err := store.Insert(ctx, zone3); err != nil {
 		t.Fatal(err)
 	}
-	const ahead = 4102444800000 // by the clock of a server that is gone
+	const ahead = 4102444800000 // the clock of the lost server was ahead
 	for _, row := range []string{
 		`'aa', 7, 'zone1', 1700000000000, 1700000001000, ''`,
 		fmt.Sprintf(`'bb', 8, 'zone2', %d, 1700000001000, ''`, ahead),
@@ -76,16 +76,16 @@ func TestAccept(t *testing.T) {
 	if !slices.ContainsFunc(l.Lost, func(c Loss) bool {
 		return c.Key == "zone3" && c.Change == "deleted" && strings.Contains(c.Now, "delete it again")
 	}) {
-		t.Errorf("that zone3 is back is not in %+v", l.Lost)
+		t.Errorf("%+v does not say that zone3 is back", l.Lost)
 	}
 	if lost, err := store.Lost(ctx); err != nil || len(lost) != 3 {
-		t.Errorf("without giving up it was given up: %v, %v", lost, err)
+		t.Errorf("without giveUp the changes were given up: %v, %v", lost, err)
 	}
 	if l, err := run(true); err != nil || !l.GivenUp || !l.Found() {
 		t.Errorf("giving up: %+v, %v", l, err)
 	}
 	if lost, err := store.Lost(ctx); err != nil || len(lost) != 0 {
-		t.Errorf("it was not given up: %v, %v", lost, err)
+		t.Errorf("the changes were not given up: %v, %v", lost, err)
 	}
 	if given, _, err := store.Setting(ctx, "history.accepted"); err != nil || given < fmt.Sprint(ahead) {
 		t.Errorf("given up until %q, %v", given, err)

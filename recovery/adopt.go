@@ -10,7 +10,7 @@ import (
 	"claviger/provider/hsm"
 )
 
-// Binds reports whether the choice gives the token to this store.
+// Binds reports whether the choice binds the token to this store.
 func (a *Adoption) Binds() bool { return a.Choice.Rebind && a.unbound }
 
 // GivesUp returns the versions that the choice gives up.
@@ -21,8 +21,8 @@ func (a *Adoption) GivesUp() []string {
 	return nil
 }
 
-// Check finds whether the choice can be done. idle says that there is nothing to do, and why; it is "" where
-// there is something. conf is the configuration folder, for the commands in the error.
+// Check returns an error if the choice cannot be carried out. idle says why there is nothing to do; it is "" if there
+// is something to do. conf is the configuration folder, for the commands in the error.
 func (a *Adoption) Check(conf string) (idle string, err error) {
 	none := len(a.Chosen) == 0 && !a.Binds()
 	switch {
@@ -37,12 +37,11 @@ func (a *Adoption) Check(conf string) (idle string, err error) {
 	case hsm.IsStale(a.misfit) && !a.Choice.Rebind:
 		return "", claviger.Refuse("nothing was done: %w", a.misfit)
 	case a.BoundTo != "" && !a.Choice.Rebind:
-		return "", claviger.Refuse("nothing was done; the token is bound to the metastore %s; if that is the one "+
-			"that this server should use, name it by claviger.metastore.uri; if it is lost, say --rebind as well",
-			a.BoundTo)
+		return "", claviger.Refuse("nothing was done; the token is bound to the metastore %s; if this server should "+
+			"use that metastore, set claviger.metastore.uri to it; if it is lost, say --rebind as well", a.BoundTo)
 	case none:
-		return "", claviger.Refuse("nothing was done; name the keys that are to be used (a deleted one looks like " +
-			"the others), or say --all")
+		return "", claviger.Refuse("nothing was done; name the keys to adopt (a deleted key looks like the others), " +
+			"or say --all")
 	case a.Aside:
 		return "", nil
 	}
@@ -55,31 +54,32 @@ func (a *Adoption) Check(conf string) (idle string, err error) {
 	return "", nil
 }
 
-// idle says that there was nothing to do, and what was left.
+// idle says that there was nothing to do, and which keys were not adopted.
 func (a *Adoption) idle() string {
 	if !a.Choice.Rebind || len(a.known) > 0 || len(a.Candidates) == 0 {
 		return "nothing to do"
 	}
 	return "nothing was done: the token belongs to this metastore already and lacks none of its keys, " +
-		"so there is nothing to rebind; the keys above were not adopted: name those that are to be used, or say --all"
+		"so there is nothing to rebind; the keys above were not adopted: name the keys to adopt, or say --all"
 }
 
-// Adopt makes the records of the chosen keys, one key after the other. It refuses where the choice would now
-// be another one than the survey found. p may have been opened anew, for changes.
+// Adopt makes the records of the chosen keys, one key at a time. It refuses if the same choice now selects other keys
+// than in Survey. p may be another provider than in Survey, opened for changes.
 func (a *Adoption) Adopt(ctx context.Context, p *hsm.Provider) error {
 	now, err := survey(ctx, p, a.Choice)
 	if err != nil {
 		return err
 	}
 	if now.Digest != a.Digest {
-		return claviger.Refuse("the token or the metastore has changed meanwhile; nothing was done; look again")
+		return claviger.Refuse("the token or the metastore has changed meanwhile; nothing was done; list the keys " +
+			"again")
 	}
-	do := p.Adopt
+	adopt := p.Adopt
 	if a.Aside {
-		do = p.SetAside
+		adopt = p.SetAside
 	}
 	for _, c := range now.Chosen {
-		if err := do(ctx, c, a.Choice.adoption()); err != nil {
+		if err := adopt(ctx, c, a.Choice.adoption()); err != nil {
 			return err
 		}
 		a.Done = append(a.Done, c.Key)
@@ -87,7 +87,7 @@ func (a *Adoption) Adopt(ctx context.Context, p *hsm.Provider) error {
 	if !a.Choice.Rebind {
 		return nil
 	}
-	// Rebind is last: until then the next call finds the same.
+	// Rebind is the last step, so that after an error the next call finds the same state.
 	if err := p.Rebind(ctx); err != nil {
 		return err
 	}
@@ -95,8 +95,8 @@ func (a *Adoption) Adopt(ctx context.Context, p *hsm.Provider) error {
 	return nil
 }
 
-// LeftOut is the error for the keys that All has left out; nil where there are none. It lists the commands
-// among which the operator chooses.
+// LeftOut returns the error for the keys that All has left out; nil if there are none. It lists the commands from which
+// the operator chooses.
 func (a *Adoption) LeftOut(conf string) error {
 	if len(a.Left) == 0 {
 		return nil
@@ -110,7 +110,7 @@ func (a *Adoption) LeftOut(conf string) error {
 		b.String())
 }
 
-// decisions returns the commands, one a line, among which an operator chooses for a candidate.
+// decisions returns the commands from which an operator chooses for a candidate, one on each line.
 func decisions(conf string, c hsm.Candidate) string {
 	var b strings.Builder
 	line := func(flag string, names []string) {
@@ -124,7 +124,7 @@ func decisions(conf string, c hsm.Candidate) string {
 	rest := slices.DeleteFunc(labels(c), func(name string) bool {
 		return slices.ContainsFunc(c.Keys, func(names []string) bool { return slices.Contains(names, name) })
 	})
-	if len(rest) > 0 { // they are of the metastore's key
+	if len(rest) > 0 { // these versions belong to the metastore's key
 		line("", rest)
 	}
 	aside := ""

@@ -13,17 +13,16 @@ import (
 	"claviger/owner"
 )
 
-// Written is a backup.
+// Written describes a backup that was written.
 type Written struct {
 	sqlite.Facts
 	Path string `json:"path"` // absolute
-	// Moved: the store was moved, and was not in use since; nil if not.
+	// Moved says that the store was moved, and so is not in use any more; nil otherwise.
 	Moved *metastore.Moved `json:"moved,omitempty"`
 }
 
-// Backup writes a copy of the configured SQLite store into a new file. Servers may run. Where root calls it,
-// the file belongs to the store's user, who verifies and restores it. Root is not refused, because a backup
-// is better than none.
+// Backup writes a copy of the configured SQLite store into a new file. Servers may run. Root may call it too, because
+// any backup is better than none. Then the file gets the owner of the store, who verifies and restores it.
 func Backup(ctx context.Context, conf *hadoopconf.Conf, file string) (w Written, err error) {
 	place, err := sqliteLocation(conf, ownTools)
 	if err != nil {

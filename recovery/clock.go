@@ -10,17 +10,17 @@ import (
 	"claviger/metastore/sqlite"
 )
 
-// Times is what Clock found, and what it set.
+// Times is the result of Clock.
 type Times struct {
 	// Apart says that this host's clock is behind the newest time in the store; "" if it is not.
 	Apart string    `json:"apart,omitempty"`
-	Set   int64     `json:"set"`          // how many times that had not come yet were set
-	Now   time.Time `json:"now,omitzero"` // to this time
+	Set   int64     `json:"set"`          // number of times in the future that were changed
+	Now   time.Time `json:"now,omitzero"` // their new value
 }
 
-// Clock compares this host's clock with the newest time in the configured SQLite store. With right, the clock
-// is right, and Clock sets each time in the store that has not come yet to now; it refuses while a process
-// uses the store.
+// Clock compares this host's clock with the newest time in the configured SQLite store. If right is true, the operator
+// has said that the clock is right: then Clock sets each time in the future to the current time. It refuses this while
+// a process uses the store.
 func Clock(ctx context.Context, conf *hadoopconf.Conf, right bool, log *slog.Logger) (t Times, err error) {
 	if _, err := sqliteLocation(conf, "which has a clock of its own"); err != nil {
 		return t, err

@@ -14,9 +14,8 @@ import (
 	"claviger/owner"
 )
 
-// TestClock: a time that was written while the clock was ahead prevents purges, and the error names the
-// command that ends this. The command changes nothing while a server has the store, or before the operator has
-// said that the clock is right.
+// TestClock checks a store with a time in the future, which prevents purges. The error of the clocks names the command
+// that corrects this. The command must change nothing while a server uses the store, or without --right.
 func TestClock(t *testing.T) {
 	ctx, dir := t.Context(), t.TempDir()
 	file := filepath.Join(dir, "meta.db")
@@ -28,10 +27,10 @@ func TestClock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = store.Close() }() // its end is no matter
+	defer func() { _ = store.Close() }() // an error does not matter
 	run := func(right bool) (Times, error) { return Clock(ctx, conf, right, slog.New(slog.DiscardHandler)) }
 	if got, err := run(false); err != nil || got.Apart != "" {
-		t.Errorf("nothing is to come: %+v, %v", got, err)
+		t.Errorf("a store without times in the future: %+v, %v", got, err)
 	}
 	use := metastore.LastUse{Version: "k@0", Last: time.Now().AddDate(1, 0, 0)}
 	if err := store.Touch(ctx, []metastore.LastUse{use}); err != nil {
@@ -46,21 +45,21 @@ func TestClock(t *testing.T) {
 		return c.Apart()
 	}
 	if err := behind(); err == nil || !strings.Contains(err.Error(), "claviger metastore clock --conf DIR --right") {
-		t.Errorf("the check of /readyz and a refused purge say %v", err)
+		t.Errorf("the error of /readyz and of a refused purge is %v", err)
 	}
 	release, err := store.Claim(ctx, owner.Self("claviger kms", dir), false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got, err := run(true); err == nil || !strings.Contains(err.Error(), "stop it first") {
-		t.Errorf("while a server has it: %+v, %v", got, err)
+		t.Errorf("while a server uses the store: %+v, %v", got, err)
 	}
 	release()
 	if got, err := run(false); err != nil || !strings.Contains(got.Apart, "behind the newest time") {
 		t.Errorf("the clock may be wrong: %+v, %v", got, err)
 	}
 	if behind() == nil {
-		t.Error("it was set although the clock may be wrong")
+		t.Error("the time was set, although the clock may be wrong")
 	}
 	if got, err := run(true); err != nil || got.Set != 1 || behind() != nil {
 		t.Errorf("the clock is right: %+v, %v, %v", got, err, behind())

@@ -19,13 +19,13 @@ import (
 	"claviger/provider/hsm"
 )
 
-// movable is a store that Copy takes.
+// movable is a store that Copy can copy from or to.
 type movable interface {
 	metastore.Store
 	metastore.Movable
 }
 
-// openMovable opens a store for Copy, which has it alone.
+// openMovable opens a store for Copy, and claims it alone.
 func openMovable(ctx context.Context, place location.Location, property string, self owner.Owner,
 	log *slog.Logger) (movable, error) {
 	if place.File != "" {
@@ -43,11 +43,11 @@ func openMovable(ctx context.Context, place location.Location, property string, 
 	return claimed[movable](ctx, st, self, true)
 }
 
-// Copied is a move of a store.
+// Copied is the result of Copy.
 type Copied struct {
 	From string `json:"from"` // URI
 	To   string `json:"to"`
-	// Before: an earlier call had moved the store already; nil if this one did it.
+	// Before says that an earlier call has already moved the store; nil otherwise.
 	Before   *metastore.Moved `json:"before,omitempty"`
 	Keys     int              `json:"keys"`
 	Versions int              `json:"versions"`
@@ -57,9 +57,9 @@ type Copied struct {
 	Tokens   int              `json:"delegationTokens"`
 }
 
-// Copy moves the configured store to another location, which is empty: it writes all rows there in one
-// transaction, reads them again, compares, and marks the first store as moved, so that no server starts on it.
-// It refuses while a process uses one of the two. Called again, it finishes what was broken off.
+// Copy moves the configured store to another location, which must be empty. It writes all rows there in one
+// transaction, reads them again, compares them, and marks the old store as moved, so that no server uses it. It refuses
+// while another process uses one of the two stores. If a call was interrupted, the next call finishes it.
 func Copy(ctx context.Context, conf *hadoopconf.Conf, to location.Location, log *slog.Logger) (done Copied,
 	err error) {
 	from, err := location.Of(conf)
@@ -102,9 +102,9 @@ func moveStore(ctx context.Context, from, to movable) (done Copied, err error) {
 		return done, err
 	}
 	if was != nil && was.To != to.URI() {
-		return done, refuseMove("metastore %s was moved to %s at %s: copy that one, or name it by %s. Where it is "+
-			"lost, with its backups, see docs/nodes.md, From SQLite to PostgreSQL, and back", from.URI(), was.To,
-			was.At.Format(time.RFC3339), hadoopconf.MetastoreURI)
+		return done, refuseMove("metastore %s was moved to %s at %s: copy the new one, or set %s to it. If the new "+
+			"metastore and its backups are lost, see docs/nodes.md, From SQLite to PostgreSQL, and back", from.URI(),
+			was.To, was.At.Format(time.RFC3339), hadoopconf.MetastoreURI)
 	}
 	if gone, err := metastore.MovedTo(ctx, to); err != nil || gone != nil {
 		if err != nil {
@@ -126,16 +126,16 @@ func moveStore(ctx context.Context, from, to movable) (done Copied, err error) {
 	if done.Before, err = transfer(ctx, from, to, c, has, was); err != nil || done.Before != nil {
 		return done, err
 	}
-	// A call that is broken off before this line is finished by the next call.
+	// If this call is interrupted before SetMoved, the next call finishes the move.
 	if err := metastore.SetMoved(ctx, from, to.URI()); err != nil {
-		return done, fmt.Errorf("the copy is made, and %s could not be marked as moved: %w; say the same once more",
-			from.URI(), err)
+		return done, fmt.Errorf("the copy is complete, but %s could not be marked as moved: %w; run the same command "+
+			"again", from.URI(), err)
 	}
 	return done, nil
 }
 
-// transfer fills the store to, which has the content has, with the content c of from. was is the mark of an
-// earlier move of from to the same place, or nil. It returns was where there is nothing to do any more.
+// transfer fills the store to with the content c of from. has is the content of to before. was is the mark of an
+// earlier move of from to the same location, or nil. The result is was if that move is complete.
 func transfer(ctx context.Context, from, to movable, c, has *metastore.Content, was *metastore.Moved) (
 	*metastore.Moved, error) {
 	switch {
@@ -143,7 +143,7 @@ func transfer(ctx context.Context, from, to movable, c, has *metastore.Content, 
 		return nil, refuseMove("metastore %s was moved to %s at %s, which is empty now: restore that one from its "+
 			"backup", from.URI(), was.To, was.At.Format(time.RFC3339))
 	case c.Empty():
-		return nil, refuseMove("metastore %s holds nothing: name the new one by %s at once", from.URI(),
+		return nil, refuseMove("metastore %s is empty: set %s to the new one, without a copy", from.URI(),
 			hadoopconf.MetastoreURI)
 	case has.Empty():
 		return nil, fillEmpty(ctx, from, to, c)
@@ -156,21 +156,21 @@ func transfer(ctx context.Context, from, to movable, c, has *metastore.Content, 
 		}
 		return nil, refuseMove("metastore %s is not empty: it holds %s; make it empty, or name another", to.URI(), what)
 	}
-	return nil, nil //nolint:nilnil // the copy is whole, and only the mark is missing
+	return nil, nil //nolint:nilnil // the copy is complete, and only the mark is missing
 }
 
-// fillEmpty writes a content into an empty store, reads it again and compares.
+// fillEmpty writes a content into an empty store, reads it again and compares both.
 func fillEmpty(ctx context.Context, from, to movable, c *metastore.Content) error {
 	if err := to.Fill(ctx, c); err != nil {
 		return fmt.Errorf("the copy was not made: %w", err)
 	}
 	has, err := to.Content(ctx)
 	if err != nil {
-		return fmt.Errorf("the copy cannot be read again: %w; say the same once more", err)
+		return fmt.Errorf("the copy cannot be read again: %w; run the same command again", err)
 	}
 	if differ := c.Differ(has); differ != nil {
-		return fmt.Errorf("the copy %s differs from %s in %s, and is not used; make it empty, and say the same once "+
-			"more", to.URI(), from.URI(), strings.Join(differ, ", "))
+		return fmt.Errorf("the copy %s differs from %s in %s, and is not used; make it empty, and run the same "+
+			"command again", to.URI(), from.URI(), strings.Join(differ, ", "))
 	}
 	return nil
 }
@@ -179,7 +179,7 @@ func refuseMove(format string, args ...any) error {
 	return claviger.Refuse(format+"; nothing was done", args...)
 }
 
-// settingOf returns a setting of a content, or "".
+// settingOf returns a setting of a content; "" if it has none.
 func settingOf(c *metastore.Content, name string) string {
 	for _, row := range c.Rows["setting"] {
 		if value, ok := row[1].(string); ok && row[0] == name {

@@ -14,8 +14,8 @@ import (
 	"claviger/provider/hsm"
 )
 
-// TestOldSchema: before an upgrade Verify says what to do. A restored copy that is older than store ids keeps
-// the id of the store that it replaces, because the token is bound to that id.
+// TestOldSchema checks the error of Verify for a store of an older schema. It also checks that a restored copy without
+// a store id gets the id of the store that it replaces, because the token is bound to that id.
 func TestOldSchema(t *testing.T) {
 	dump, err := os.ReadFile("../metastore/sqlite/testdata/schema3.sql")
 	if err != nil {

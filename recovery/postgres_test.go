@@ -18,7 +18,7 @@ import (
 	"claviger/metastore/postgres"
 )
 
-// TestVerifyPostgres restores a dump, as docs/backup.md says, and verifies it.
+// TestVerifyPostgres restores a dump as docs/backup.md describes, and verifies the database.
 func TestVerifyPostgres(t *testing.T) {
 	ctx := t.Context()
 	server := pgtest.Shared(t)
@@ -51,7 +51,7 @@ func TestVerifyPostgres(t *testing.T) {
 			"--exclude-table-data=delegation", "--exclude-table-data=signer_secrets", from},
 		{"pg_restore", "--exit-on-error", "--single-transaction", "--no-owner", "--role=" + pgtest.Superuser,
 			"--dbname=" + to, dump},
-		// As a restoration does that is broken off before the end: all rows are there.
+		// Like an interrupted restore: all rows exist, but no constraints and indexes.
 		{"pg_restore", "--section=pre-data", "--section=data", "--no-owner", "--dbname=" + half, dump},
 	} {
 		if out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
@@ -77,6 +77,6 @@ func TestVerifyPostgres(t *testing.T) {
 	_, err = Verify(context.WithoutCancel(ctx), site(half), "", false, slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "parts of its schema") ||
 		!strings.Contains(err.Error(), "--single-transaction") {
-		t.Errorf("a restoration that was broken off: %v", err)
+		t.Errorf("Verify after an interrupted restore: %v", err)
 	}
 }

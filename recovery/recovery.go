@@ -1,8 +1,9 @@
-// Package recovery brings a metastore and the token that it belongs to together again: it backs an SQLite
-// store up and restores it, checks a store against the token, moves a store to another place, gives up changes
-// that a failover of PostgreSQL has lost, sets times that have not come yet, and adopts the keys of a token
-// that the store does not know. Each function is the work of one command, which parses the flags and prints
-// what the function returns. Work that a person must decide about first ends with a *claviger.RefusedError.
+// Package recovery makes a metastore and its token agree again. It backs up and restores an SQLite store, compares a
+// store with the token, moves a store to another location, gives up changes that a failover of PostgreSQL has lost,
+// corrects times in the future, and adopts the keys of a token that the store does not have.
+//
+// Each exported function does the work of one command. The command parses the flags, and prints the result. If an
+// operator must decide something first, the error is a *claviger.RefusedError.
 package recovery
 
 import (
@@ -18,9 +19,9 @@ import (
 	"claviger/provider/builtin"
 )
 
-// openStore opens the configured metastore. A command that only reads makes and changes nothing, and other
-// processes may use the store. A command that changes the store does not run as root beside another user's
-// files; it claims the store until it closes it, alone or beside the nodes that share it.
+// openStore opens the configured metastore. If change is false, the command only reads: it makes and changes nothing,
+// and other processes may use the store. A command that changes the store must not run as root if the files belong to
+// another user. It claims the store until it closes the store; alone says whether nodes may use the store meanwhile.
 func openStore(ctx context.Context, conf *hadoopconf.Conf, command string, change, alone bool,
 	log *slog.Logger) (metastore.Store, error) {
 	if !change {
@@ -36,7 +37,7 @@ func openStore(ctx context.Context, conf *hadoopconf.Conf, command string, chang
 	return claimed(ctx, store, owner.Self(command, conf.Dir()), alone)
 }
 
-// claimed claims a store, and closes it where that fails.
+// claimed claims a store. After an error it closes the store.
 func claimed[S metastore.Store](ctx context.Context, store S, self owner.Owner, alone bool) (S, error) {
 	if _, err := store.Claim(ctx, self, alone); err != nil {
 		var none S
@@ -53,8 +54,8 @@ func stopFirst(err error, self owner.Owner) error {
 	return fmt.Errorf("%w; %s changes what that process relies on: stop it first", err, self.What)
 }
 
-// sqliteLocation returns the location of a store that must be an SQLite file. otherwise says what to use for
-// a store in PostgreSQL.
+// sqliteLocation returns the location of a store that must be an SQLite file. otherwise is the advice for a store in
+// PostgreSQL.
 func sqliteLocation(conf *hadoopconf.Conf, otherwise string) (location.Location, error) {
 	place, err := location.Of(conf)
 	if err == nil && place.File == "" {
@@ -63,6 +64,6 @@ func sqliteLocation(conf *hadoopconf.Conf, otherwise string) (location.Location,
 	return place, err
 }
 
-// ownTools is what replaces Backup and Restore in PostgreSQL.
-const ownTools = "whose own tools back it up and restore it (docs/backup.md); claviger metastore verify checks what " +
-	"was restored"
+// ownTools is the advice for a backup or restore of a store in PostgreSQL.
+const ownTools = "whose own tools back it up and restore it (docs/backup.md); claviger metastore verify checks the " +
+	"restored database"

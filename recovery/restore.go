@@ -18,29 +18,29 @@ import (
 	"claviger/provider/hsm"
 )
 
-// RestoreOptions say how Restore works.
+// RestoreOptions are the options of Restore.
 type RestoreOptions struct {
-	PlainCopy bool // the file was copied by other means than Backup, while no server had it
-	LoseKeys  bool // restore although Lost or Undone are not empty
+	PlainCopy bool // allow a file that Backup has not written
+	LoseKeys  bool // restore also if Lost or Undone are not empty
 	NoToken   bool // do not compare with the token
 }
 
-// Restored is what Restore found and did. Restore returns it with an error too, once the backup was compared. A
-// comparison that was broken off is not returned: its lists would look complete.
+// Restored is the result of Restore. Restore returns it with an error too, but only after the comparison is complete,
+// because incomplete lists would look complete.
 type Restored struct {
-	// Incomparable says why the store that is there could not be compared; "" where it was, or is missing.
+	// Incomparable says why the current store could not be compared; "" if it was compared, or does not exist.
 	Incomparable string `json:"incomparable,omitempty"`
 	// TakenFrom is the URI of another copy of the store, which used the token last; "" if there is none.
 	TakenFrom string   `json:"takenFrom,omitempty"`
-	Undone    []string `json:"undone"` // the changes since the backup that it undoes, as lines
-	// Lost are the versions that the store or the token has, and the backup does not know.
+	Undone    []string `json:"undone"` // the changes since the backup that the restore undoes, as lines
+	// Lost are the versions that the store or the token has, and that the backup does not have.
 	Lost  []string     `json:"lost"`
 	Done  bool         `json:"done"`           // the store was replaced
-	Kept  string       `json:"kept,omitempty"` // file in which the replaced store was kept; "" where there was none
+	Kept  string       `json:"kept,omitempty"` // file with the replaced store; "" if there was none
 	Store string       `json:"store"`          // file
 	Facts sqlite.Facts `json:"backup"`
-	// MustAccept: neither the token nor the replaced store was compared, so the restored store may change no
-	// key before it takes the token up.
+	// MustAccept says that neither the token nor the replaced store was compared, so the restored store may change no
+	// key before it takes over the token.
 	MustAccept bool `json:"mustAccept,omitempty"`
 }
 
@@ -52,13 +52,12 @@ type restoration struct {
 	place  location.Location
 	staged *sqlite.Staged
 	log    *slog.Logger
-	blind  bool // neither the store that is there nor a token was compared
+	blind  bool // neither the current store nor a token was compared
 }
 
-// Restore puts a backup in the place of the configured SQLite store. It checks the backup first, and compares
-// it with the store that is there and with the token. It refuses, and changes nothing, while a process uses
-// the store, and where versions would be lost or changes undone, unless LoseKeys allows that. The replaced
-// store is kept.
+// Restore replaces the configured SQLite store by a backup. First it checks the backup, and compares it with the
+// current store and with the token. It refuses, and changes nothing, while a process uses the store. It also refuses if
+// versions would be lost or changes undone, unless LoseKeys allows that. The replaced store is kept.
 func Restore(ctx context.Context, conf *hadoopconf.Conf, file string, o RestoreOptions,
 	log *slog.Logger) (done *Restored, err error) {
 	r := &restoration{RestoreOptions: o, conf: conf, log: log, blind: true,
@@ -90,7 +89,7 @@ func Restore(ctx context.Context, conf *hadoopconf.Conf, file string, o RestoreO
 	return &r.Restored, err
 }
 
-// prepare changes the staged copy so that it can take the store's place, and finds what that would lose.
+// prepare changes the staged copy so that it can replace the store, and lists the versions and changes that this loses.
 func (r *restoration) prepare(ctx context.Context) error {
 	if err := r.keepStoreID(ctx); err != nil {
 		return err
@@ -127,30 +126,30 @@ func (r *restoration) mayReplace(file string) error {
 	case r.LoseKeys:
 		return nil
 	case r.blind && !r.place.Missing():
-		return claviger.Refuse("neither the store that is there nor a token can tell which keys the backup lacks; " +
-			"nothing was changed. Let the token be asked (leave out --no-token), or say --lose-keys")
+		return claviger.Refuse("neither the current store nor a token was compared, so it is not known which keys " +
+			"the backup lacks; nothing was changed. Compare with the token (leave out --no-token), or say --lose-keys")
 	case len(r.Lost) > 0:
 		return claviger.Refuse("%s does not know %d versions of keys, listed above, that the store or the token "+
-			"has; what is encrypted with them could no longer be read. Nothing was changed. Restore a newer backup; "+
-			"or say --lose-keys, then have the records of those on the token made again by claviger hsm adopt",
+			"has; data that is encrypted with them could no longer be read. Nothing was changed. Restore a newer "+
+			"backup; or say --lose-keys, and then adopt the versions that are on the token with claviger hsm adopt",
 			file, len(r.Lost))
 	case len(r.Undone) > 0:
 		return claviger.Refuse("%s undoes %d changes, listed above, that were made since it was written: a deleted "+
-			"key that comes back can be used by whom the rules of then allow. Nothing was changed. Restore a newer "+
-			"backup; or say --lose-keys, then delete again what was deleted", file, len(r.Undone))
+			"key that comes back can be used by the users that its old ACL allows. Nothing was changed. Restore a "+
+			"newer backup; or say --lose-keys, and then delete these keys again", file, len(r.Undone))
 	}
 	return nil
 }
 
-// keepStoreID gives a copy that is older than store ids the id of the store whose place it takes: the token
-// is bound to that id.
+// keepStoreID gives the copy the id of the store that it replaces, because the token is bound to that id. It does this
+// only for a copy of an older schema, which has no id.
 func (r *restoration) keepStoreID(ctx context.Context) error {
 	if _, has, err := r.staged.Store.Setting(ctx, hsm.SettingID); err != nil || has || r.place.Missing() {
 		return err
 	}
 	current, err := sqlite.OpenReadOnly(ctx, r.place.File)
 	if err != nil {
-		return nil //nolint:nilerr // it is damaged, and so it is replaced
+		return nil //nolint:nilerr // a damaged store is a usual reason for a restore
 	}
 	id, has, err := current.Setting(ctx, hsm.SettingID)
 	if err = errors.Join(err, current.Close()); err != nil || !has {
@@ -159,8 +158,8 @@ func (r *restoration) keepStoreID(ctx context.Context) error {
 	return r.staged.Store.SetSetting(ctx, hsm.SettingID, id)
 }
 
-// compareStore compares the copy with the store that is there, and takes over from it what must not be
-// forgotten. A store that cannot be compared is no error: it may be damaged.
+// compareStore compares the copy with the current store, and copies from it the data that must not get lost. If the
+// current store cannot be read, that is no error, because it may be damaged.
 func (r *restoration) compareStore(ctx context.Context) error {
 	if r.place.Missing() {
 		return nil
@@ -175,8 +174,8 @@ func (r *restoration) compareStore(ctx context.Context) error {
 	return nil
 }
 
-// takeOver lists what the copy lacks of the current store, and gives the copy the history, the numbers and
-// the marks of use of the current store.
+// takeOver lists the versions and changes of the current store that the copy lacks, and gives the copy the history, the
+// numbers and the marks of the current store.
 func (r *restoration) takeOver(ctx context.Context, current *sqlite.Store) error {
 	copied := r.staged.Store
 	missing, err := missingIn(ctx, copied, current)
@@ -205,14 +204,14 @@ func (r *restoration) takeOver(ctx context.Context, current *sqlite.Store) error
 	return err
 }
 
-// compareToken compares the copy with the token, which the copy takes up.
+// compareToken compares the copy with the token. The copy takes over the token.
 func (r *restoration) compareToken(ctx context.Context) error {
 	if r.NoToken {
 		return nil
 	}
 	t, err := compareToken(ctx, r.conf, r.staged.Store, true, r.log)
 	if err != nil {
-		return fmt.Errorf("%w; mend that, or compare with the store alone: --no-token", err)
+		return fmt.Errorf("%w; solve that, or compare only with the store: --no-token", err)
 	}
 	if t == nil {
 		return nil
@@ -228,7 +227,7 @@ func (r *restoration) compareToken(ctx context.Context) error {
 	return nil
 }
 
-// skipLostNumbers keeps later versions from getting the numbers of lost ones.
+// skipLostNumbers prevents that later versions get the numbers of lost versions.
 func (r *restoration) skipLostNumbers(ctx context.Context) error {
 	for _, name := range r.Lost {
 		key, id, ok := cutVersion(name)
@@ -244,14 +243,13 @@ func (r *restoration) skipLostNumbers(ctx context.Context) error {
 	return nil
 }
 
-// movedLine says that a store was moved, so that later changes of keys are known at the other place only.
+// movedLine says that a store was moved, so that only the store at the other location has the later changes of keys.
 func movedLine(m *metastore.Moved) string {
 	return fmt.Sprintf("MOVED  to %s at %s (claviger metastore copy): keys that were made, rolled or deleted there "+
 		"since are not known here", m.To, m.At.Format(time.RFC3339))
 }
 
-// forgetDestroyed removes from a backup the marks that say a key is destroyed, for keys that the store which
-// the backup replaces still uses.
+// forgetDestroyed removes the marks of destroyed HSM objects from a backup, for objects that the current store uses.
 func forgetDestroyed(ctx context.Context, backup, current *sqlite.Store) error {
 	all, err := versionsOf(ctx, current)
 	if err != nil {

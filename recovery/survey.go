@@ -14,7 +14,8 @@ import (
 	"claviger/typo"
 )
 
-// Choice says which of the keys that a token holds and the store does not know are adopted, and how.
+// Choice says which keys are adopted, and how. The candidates are the keys that the token holds and the store does not
+// know.
 type Choice struct {
 	Names       []string // of keys, or of versions
 	All         bool     // every key that can be adopted and was not set aside
@@ -26,33 +27,33 @@ type Choice struct {
 	By          string   // user who adopts
 }
 
-// adoption is how the provider adopts by this choice.
+// adoption returns the provider's options for this choice.
 func (c *Choice) adoption() hsm.Adoption {
 	return hsm.Adoption{OneKey: c.OneKey, ACLName: c.ACLName, Description: c.Description, By: c.By}
 }
 
-// Adoption is what Survey found, and what Adopt did.
+// Adoption is the result of Survey and Adopt.
 type Adoption struct {
 	Misfit     string          `json:"misfit,omitempty"`  // why token and metastore do not fit together
-	Candidates []hsm.Candidate `json:"candidates"`        // all that there are
+	Candidates []hsm.Candidate `json:"candidates"`        // all candidates
 	Lost       []string        `json:"lost"`              // versions that the token lacks; Rebind gives them up
 	BoundTo    string          `json:"boundTo,omitempty"` // the other metastore to which the token is bound
 	Chosen     []hsm.Candidate `json:"chosen"`
-	Left       []hsm.Candidate `json:"left,omitempty"`    // All leaves them out: an operator must decide
-	Digest     string          `json:"digest,omitempty"`  // of the choice
-	Done       []string        `json:"done"`              // keys
-	Aside      bool            `json:"aside"`             // they were set aside
+	Left       []hsm.Candidate `json:"left,omitempty"`    // All leaves these out, because an operator must decide
+	Digest     string          `json:"digest,omitempty"`  // see digest
+	Done       []string        `json:"done"`              // names of the keys that were adopted or set aside
+	Aside      bool            `json:"aside"`             // the keys were set aside, and not adopted
 	Rebound    bool            `json:"rebound,omitempty"` // the token belongs to this metastore now
 	Source     string          `json:"source,omitempty"`  // URI of the source from which keys may have been migrated
 
 	Choice  Choice   `json:"-"`
-	misfit  error    // behind Misfit
-	unbound bool     // Rebind has something to do
+	misfit  error    // the error whose text is Misfit
+	unbound bool     // Rebind would change the token
 	known   []string // chosen names that the store knows already
 }
 
-// Survey lists the keys that the token holds and the store does not know, and finds those that c chooses.
-// It refuses where the missing keys of the store may be in files of the token that this user cannot read.
+// Survey lists the keys that the token holds and the store does not know, and the keys that c chooses. It refuses if
+// keys are missing on the token, but may be in files of the token that this user cannot read.
 func Survey(ctx context.Context, p *hsm.Provider, c Choice) (*Adoption, error) {
 	a, err := survey(ctx, p, c)
 	if err != nil || len(a.Lost) == 0 {
@@ -93,20 +94,20 @@ func survey(ctx context.Context, p *hsm.Provider, c Choice) (*Adoption, error) {
 	return a, err
 }
 
-// choose fills Chosen, and Left.
+// choose sets Chosen and Left.
 func (a *Adoption) choose(ctx context.Context, p *hsm.Provider) (err error) {
 	switch {
 	case a.Choice.All && a.Aside:
 		a.Chosen = a.Candidates
 	case a.Choice.All:
-		err = a.chooseClear(ctx, p)
+		err = a.chooseAdoptable(ctx, p)
 	default:
 		err = a.chooseNamed(ctx, p)
 	}
 	if err != nil || !a.Aside {
 		return err
 	}
-	// What was set aside before is done.
+	// Candidates that were set aside before need nothing.
 	a.Chosen = slices.DeleteFunc(slices.Clone(a.Chosen), func(c hsm.Candidate) bool {
 		done := !slices.ContainsFunc(c.Versions, notAside)
 		if done {
@@ -117,7 +118,7 @@ func (a *Adoption) choose(ctx context.Context, p *hsm.Provider) (err error) {
 	return nil
 }
 
-// digest is a digest of the choice, and of all that it was made from.
+// digest returns a digest of the choice, the chosen versions and the lost versions.
 func (a *Adoption) digest() (string, error) {
 	h := sha256.New()
 	description := ""
@@ -143,8 +144,8 @@ func (a *Adoption) digest() (string, error) {
 	return hex.EncodeToString(h.Sum(nil)[:8]), nil
 }
 
-// chooseClear chooses all candidates that can be adopted, but for what was set aside.
-func (a *Adoption) chooseClear(ctx context.Context, p *hsm.Provider) error {
+// chooseAdoptable chooses all candidates that can be adopted, without the versions that were set aside.
+func (a *Adoption) chooseAdoptable(ctx context.Context, p *hsm.Provider) error {
 	for _, c := range a.Candidates {
 		if !slices.ContainsFunc(c.Versions, notAside) {
 			a.known = append(a.known, c.Key)
@@ -165,8 +166,8 @@ func (a *Adoption) chooseClear(ctx context.Context, p *hsm.Provider) error {
 
 func notAside(o hsm.Object) bool { return o.Mark != hsm.Aside }
 
-// chooseNamed chooses the candidates that the names mean, whole or by version. Names that the store knows were
-// adopted before. Versions that were set aside are adopted by their own names only.
+// chooseNamed chooses candidates by the names of keys and versions. A name that the store knows was adopted before. A
+// version that was set aside is chosen only by its own name, not by the name of its key.
 func (a *Adoption) chooseNamed(ctx context.Context, p *hsm.Provider) error {
 	for _, c := range a.Candidates {
 		c, chosen, err := a.named(ctx, p, c)
@@ -201,23 +202,23 @@ func (a *Adoption) chooseNamed(ctx context.Context, p *hsm.Provider) error {
 	return nil
 }
 
-// named returns what the names choose of a candidate; false where they choose nothing.
+// named returns the part of a candidate that the names choose; false if they choose no version of it.
 func (a *Adoption) named(ctx context.Context, p *hsm.Provider, c hsm.Candidate) (hsm.Candidate, bool, error) {
-	whole := slices.Contains(a.Choice.Names, c.Key)
-	if whole && a.Aside {
+	wholeKey := slices.Contains(a.Choice.Names, c.Key)
+	if wholeKey && a.Aside {
 		return c, true, nil
 	}
-	wanted := func(o hsm.Object) bool {
-		return slices.Contains(a.Choice.Names, o.Label) || whole && notAside(o)
+	chosen := func(o hsm.Object) bool {
+		return slices.Contains(a.Choice.Names, o.Label) || wholeKey && notAside(o)
 	}
-	switch some := slices.ContainsFunc(c.Versions, wanted); {
-	case !some && whole:
+	switch some := slices.ContainsFunc(c.Versions, chosen); {
+	case !some && wholeKey:
 		return c, false, claviger.Refuse("all versions of %s that the metastore does not know were set aside; "+
 			"nothing was done; name those that are to be adopted: %s", c.Key, strings.Join(labels(c), " "))
 	case !some:
 		return c, false, nil
 	}
-	c, err := p.Restrict(ctx, c, wanted)
+	c, err := p.Restrict(ctx, c, chosen)
 	return c, true, err
 }
 

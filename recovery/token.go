@@ -15,30 +15,30 @@ import (
 	"claviger/provider/hsm"
 )
 
-// Token compares a store with the token.
+// Token is the result of comparing a store with the token.
 type Token struct {
 	Serial string `json:"serial"`
 	Label  string `json:"label"`
-	// Unknown are keys on the token, named like ours, that the store does not know.
+	// Unknown are the labels of keys on the token that the store does not know. The labels look like names of versions.
 	Unknown []string `json:"unknownToTheStore"`
-	// Adopt is the command that makes records of them, without their names.
+	// Adopt is the command that adopts them, without their names.
 	Adopt string `json:"adopt,omitempty"`
 	// Misfit says why token and store do not fit together.
 	Misfit string `json:"misfit,omitempty"`
-	// Older says that the token was used since a backup was made, as is usual.
+	// Older says that the token was used after a backup was made, which is usual.
 	Older string `json:"older,omitempty"`
 	// Missing are versions of the store whose key is not on the token.
 	Missing []string `json:"missingOnTheToken"`
-	// Unread names the files of the token that this user may not read: they may hold the missing keys.
+	// Unread names the files of the token that this user may not read. They may have the missing keys.
 	Unread string `json:"unreadable,omitempty"`
 	// GivenUp are the missing versions that an operator has given up.
 	GivenUp []string `json:"givenUpOnTheToken"`
 
-	// Hidden is the error behind Unread.
+	// Hidden is the error whose text is Unread.
 	Hidden error `json:"-"`
 
 	stale     bool   // Misfit says that another copy of the store has used the token
-	takenFrom string // URI of that copy, where the store has taken the token up
+	takenFrom string // URI of that copy, if the store has taken over the token
 }
 
 // Fits reports whether the token and the store have the same keys, as far as this user can read them.
@@ -46,7 +46,7 @@ func (t *Token) Fits() bool {
 	return len(t.Unknown)+len(t.Missing) == 0 && t.Hidden == nil && t.Misfit == ""
 }
 
-// openToken opens the token of the first provider with a store; nil where the first provider has no token.
+// openToken opens the token of the first provider with a store. The result is nil if the first provider has no token.
 func openToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store, access hsm.Access,
 	log *slog.Logger) (*hsm.Provider, error) {
 	list, err := provider.SplitURIs(conf.String(hadoopconf.ProviderURI))
@@ -70,8 +70,8 @@ func openToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store
 	return p, nil
 }
 
-// compareToken compares a store with the token of the first provider; nil where that has no token. With takeUp
-// the store takes the token up, because it replaces another store; that writes nothing to the token.
+// compareToken compares a store with the token of the first provider. The result is nil if that provider has no token.
+// With takeUp the store takes over the token, because it replaces another store; this writes nothing to the token.
 func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store, takeUp bool,
 	log *slog.Logger) (t *Token, err error) {
 	p, err := openToken(ctx, conf, store, hsm.Inspect, log)
@@ -92,7 +92,7 @@ func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.St
 	i := p.Info()
 	t = &Token{Serial: i.Serial, Label: i.Label, Unknown: []string{}, Missing: []string{}, takenFrom: from}
 	for _, o := range objects {
-		if o.Mark == hsm.Unknown { // the marks of hsm list, and what adopt takes
+		if o.Mark == hsm.Unknown { // hsm list shows the same marks, and hsm adopt adopts these objects
 			t.Unknown = append(t.Unknown, o.Label)
 		}
 	}

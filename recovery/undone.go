@@ -10,12 +10,12 @@ import (
 	"claviger/metastore"
 )
 
-// undone is what a restored backup would undo of the changes that were made since it was written. Versions
-// that the backup does not know are not part of it.
+// undone has the changes since a backup that its restore would undo. It does not have versions that the backup does not
+// know.
 type undone struct {
-	revived []string // versions that were deleted since, and could be used again
-	deleted []string // versions that were brought back since, and would be deleted again
-	changed []string // keys whose metadata were set since, as sentences
+	revived []string // versions that were deleted since; they could be used again
+	deleted []string // versions that were brought back since; they would be deleted again
+	changed []string // changes of metadata, as sentences
 }
 
 // lines returns the undone changes as restore lists them.
@@ -33,7 +33,7 @@ func (u undone) lines() (list []string) {
 	return list
 }
 
-// undoes compares a backup with the store that it would replace.
+// undoes compares a backup with the current store, which it would replace.
 func undoes(ctx context.Context, backup, current metastore.Store) (u undone, err error) {
 	then, thenAt, err := versionStates(ctx, backup)
 	if err != nil {
@@ -70,8 +70,8 @@ func undoes(ctx context.Context, backup, current metastore.Store) (u undone, err
 	return u, nil
 }
 
-// mayHaveHad reports whether a store that lacks a version may have had it: the store has given that number
-// to the key, or the version is older than numbers. Other versions are newer than the store.
+// mayHaveHad reports whether a store that lacks a version may have had it before: the store has given the number, or
+// the version is from an older program and has no number. Other versions are newer than the store.
 func mayHaveHad(ctx context.Context, s metastore.Store, version string) (bool, error) {
 	n, numbered := claviger.VersionNumber(version)
 	if !numbered {
@@ -81,7 +81,7 @@ func mayHaveHad(ctx context.Context, s metastore.Store, version string) (bool, e
 	return s.Numbered(ctx, key, n)
 }
 
-// differences says how a key's metadata in a backup differ from the current ones.
+// differences describes how the metadata of a key in a backup differ from the current metadata.
 func differences(then, now *claviger.Metadata) (list []string) {
 	differ := func(what, was, is string) {
 		if was != is {

@@ -12,9 +12,8 @@ import (
 	"claviger/metastore/sqlite"
 )
 
-// TestUndoes: what a backup would undo is named: keys that were deleted, brought back,
-// purged or made anew since it was written, and other metadata. What is newer than the
-// store that is there is no revival.
+// TestUndoes checks the list of changes that a restore would undo: keys that were deleted, brought back, purged or made
+// again since the backup, and changed metadata. A key that is newer than the current store is not in the list.
 func TestUndoes(t *testing.T) {
 	ctx := t.Context()
 	var backup, current *sqlite.Store
@@ -74,6 +73,6 @@ func TestUndoes(t *testing.T) {
 		t.Errorf("changed: %q, want %q", u.changed, changed)
 	}
 	if u, err := undoes(ctx, current, current); err != nil || len(u.lines()) != 0 {
-		t.Errorf("a store undoes %q of itself, %v", u.lines(), err)
+		t.Errorf("a store compared with itself undoes %q, %v", u.lines(), err)
 	}
 }

@@ -12,16 +12,16 @@ import (
 	"claviger/metastore/sqlite"
 )
 
-// Report says what a store holds, and whether it fits the token.
+// Report is the result of Verify.
 type Report struct {
 	Store string `json:"store"`
 	sqlite.Facts
-	Token *Token           `json:"token,omitempty"` // nil: it was not asked
-	Moved *metastore.Moved `json:"moved,omitempty"` // by Copy
+	Token *Token           `json:"token,omitempty"` // nil if the token was not compared
+	Moved *metastore.Moved `json:"moved,omitempty"` // if Copy has moved the store
 }
 
-// Verify checks the configured store, or a backup of it in file, and with token compares it with the token.
-// It changes nothing, and a server may run.
+// Verify checks the configured store, or a backup in file. With token it also compares the store or backup with the
+// token. It changes nothing, and a server may run.
 func Verify(ctx context.Context, conf *hadoopconf.Conf, file string, token bool, log *slog.Logger) (
 	r *Report, err error) {
 	r = &Report{Store: file}
@@ -46,14 +46,14 @@ func Verify(ctx context.Context, conf *hadoopconf.Conf, file string, token bool,
 	r.Token, err = compareToken(ctx, conf, store, false, log)
 	if t := r.Token; t != nil && backup && t.stale {
 		t.Misfit = ""
-		t.Older = "the token was used since this backup was made, as is usual; metastore restore has the restored " +
-			"store take the token up"
+		t.Older = "the token was used after this backup was made, which is usual; after metastore restore, the " +
+			"restored store can use the token"
 	}
 	return r, err
 }
 
-// open opens the store in file, or the configured one where file is "", and fills the report. It may return
-// an error beside the store.
+// open opens the store in file, or the configured store if file is "", and sets Facts and Moved. It may return both a
+// store and an error.
 func (r *Report) open(ctx context.Context, conf *hadoopconf.Conf, file string, log *slog.Logger) (
 	metastore.Store, error) {
 	if file == "" {
@@ -69,13 +69,13 @@ func (r *Report) open(ctx context.Context, conf *hadoopconf.Conf, file string, l
 	}
 	store, err := sqlite.OpenReadOnly(ctx, file)
 	if err != nil {
-		return nil, err // not store: a nil pointer in an interface is not nil
+		return nil, err // a nil *sqlite.Store in the interface would not be nil
 	}
 	r.Moved, err = metastore.MovedTo(ctx, store)
 	return store, err
 }
 
-// factsOf counts what a store outside an SQLite file holds.
+// factsOf returns the facts of a store that was opened by its location.
 func factsOf(ctx context.Context, s metastore.Store) (f sqlite.Facts, err error) {
 	versions, err := versionsOf(ctx, s)
 	if err != nil {

@@ -14,7 +14,7 @@ type storedVersion struct {
 	shelved bool
 }
 
-// versionsOf returns all versions of a store, those of deleted keys too.
+// versionsOf returns all versions of a store, including those of deleted keys.
 func versionsOf(ctx context.Context, s metastore.Store) (all []storedVersion, err error) {
 	err = metastore.Each(ctx, s, func(k *metastore.Key) {
 		for _, v := range k.List {
@@ -36,7 +36,7 @@ func versionsOf(ctx context.Context, s metastore.Store) (all []storedVersion, er
 	return all, nil
 }
 
-// state is what a store has of a version.
+// state is the state of a version in a store.
 type state int
 
 const (
@@ -64,7 +64,7 @@ func versionStates(ctx context.Context, s metastore.Store) (keys map[string]*met
 	return keys, states, err
 }
 
-// missingIn returns the versions of one store that another does not know.
+// missingIn returns the versions of the store of that the store in does not have.
 func missingIn(ctx context.Context, in, of metastore.Store) (missing []string, err error) {
 	have, err := versionsOf(ctx, in)
 	if err != nil {
