@@ -1,17 +1,15 @@
-// Package durable writes files that must outlast a power cut.
+// Package durable writes files that must survive a power cut.
 //
-// A file lasts when its content was synced, and its name was synced with the
-// folder that holds it. Every function here does both before it returns nil.
-// After an error the file is as it was, or as it was to be, and whole in both
-// cases; which of the two is known only after the next success.
+// A file survives if its content was synced, and if the folder that has its name was synced. Every function here syncs
+// both before it returns nil. After an error the file has the old or the new content, and is complete in both cases.
+// Which of the two it has is certain only after the next success.
 //
-// All access to the disk goes through one seam, FS, so that the suite in
-// durable/durabletest can fail or cut off each step. The suite also demands that a
-// test notices each sync that is left out.
+// All access to the disk goes through the interface FS, so that the suite in durable/durabletest can make each step
+// fail or cut the power before it. The suite also demands that a test fails for each sync that is left out.
 //
-// google/renameio and natefinch/atomic write whole files too. Neither syncs the
-// folder (natefinch/atomic does not sync the file either), neither can create a file
-// without overwriting one, and neither has a seam for faults.
+// google/renameio and natefinch/atomic write complete files too. Neither syncs the folder (natefinch/atomic does not
+// sync the file either), neither can create a file without overwriting one, and neither has an interface for injected
+// faults.
 package durable
 
 import (
@@ -32,18 +30,18 @@ func (e *AlreadyError) Error() string {
 	return e.Path + " already exists and was not overwritten; choose another name, or move it away"
 }
 
-// Is makes it an fs.ErrExist.
+// Is reports whether target is fs.ErrExist.
 func (e *AlreadyError) Is(target error) bool { return target == fs.ErrExist }
 
-// Create writes a file that does not exist yet, whole or not at all. If the file exists, the error
-// is an *AlreadyError, and the file is not touched.
+// Create writes a file that does not exist yet, completely or not at all. If the file exists, the error is an
+// *AlreadyError, and the file is not changed.
 func Create(path string, data []byte, mode fs.FileMode) error {
 	return CreateFrom(path, mode, write(data))
 }
 
 // CreateFrom is Create with a function that writes the content.
 func CreateFrom(path string, mode fs.FileMode, content func(io.Writer) error) error {
-	if _, err := os.Lstat(path); err == nil { // early; the check below decides
+	if _, err := os.Lstat(path); err == nil { // saves the work; p.Create checks again
 		return &AlreadyError{path}
 	}
 	p, err := Prepare(path, mode, content)
@@ -57,8 +55,8 @@ func CreateFrom(path string, mode fs.FileMode, content func(io.Writer) error) er
 	return nil
 }
 
-// Replace writes a file, whole or not at all, whether it exists or not. If root replaces another
-// user's file, the file stays that user's.
+// Replace writes a file completely or not at all, whether it exists or not. If root replaces the file of another user,
+// the new file belongs to that user too.
 func Replace(path string, data []byte, mode fs.FileMode) error {
 	p, err := Prepare(path, mode, write(data), ownerOf(path))
 	if err != nil {
@@ -78,8 +76,8 @@ func write(data []byte) func(io.Writer) error {
 	}
 }
 
-// ownerOf gives a new file the owner of the file that it will replace. Only root can do that, and
-// only root needs it: an administrator's command must not take a file away from the server's user.
+// ownerOf returns a function that gives a new file the owner of the file path, which it will replace. Only root can do
+// that, and only root needs it: after a command of root, the server's user must still own the file.
 func ownerOf(path string) func(File) error {
 	return func(f File) error {
 		if os.Geteuid() != 0 {
@@ -87,7 +85,7 @@ func ownerOf(path string) func(File) error {
 		}
 		st, err := os.Lstat(path)
 		if err != nil {
-			return nil //nolint:nilerr // a new file belongs to its maker
+			return nil //nolint:nilerr // there is no file yet, so the new file belongs to root
 		}
 		sys, ok := st.Sys().(*syscall.Stat_t)
 		if !ok || sys.Uid == 0 && sys.Gid == 0 {
@@ -97,7 +95,7 @@ func ownerOf(path string) func(File) error {
 	}
 }
 
-// Pending is a whole file on the disk, under a temporary name, that waits for its own name.
+// Pending is a complete file on the disk with a temporary name. Create or Replace gives it its final name.
 type Pending struct{ path, temp string }
 
 // Prepare writes a file beside path. finish is called before the file is synced.
@@ -123,8 +121,8 @@ func Prepare(path string, mode fs.FileMode, content func(io.Writer) error, finis
 	return p, nil
 }
 
-// open makes the temporary file. Its name is new, so two writers do not collide, and files that
-// killed writers left do not matter.
+// open makes the temporary file. Its name is random, so it differs from the names of other writers, and from the names
+// that killed writers have left.
 func (p *Pending) open(mode fs.FileMode) (File, error) {
 	temp := filepath.Join(filepath.Dir(p.path), "."+filepath.Base(p.path)+".tmp-"+rand.Text()[:12])
 	f, err := system(temp).OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
@@ -152,7 +150,7 @@ func (p *Pending) Create() error {
 		err = SyncFolder(filepath.Dir(p.path))
 	}
 	if err != nil {
-		_ = system(p.path).Remove(p.path) // so that a second try is not refused
+		_ = system(p.path).Remove(p.path) // otherwise a retry would fail with AlreadyError
 		return named("made", p.path, err)
 	}
 	return nil
@@ -167,7 +165,8 @@ func Publish(temp, path string) error {
 	return (&Pending{path: path, temp: temp}).Create()
 }
 
-// claim is Create without hard links: an empty file takes the name and is then replaced.
+// claim is Create for file systems without hard links: it makes an empty file with the name, and then replaces that
+// file.
 func (p *Pending) claim() error {
 	f, err := system(p.path).OpenFile(p.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
@@ -182,7 +181,7 @@ func (p *Pending) claim() error {
 	return p.Replace()
 }
 
-// Replace gives the file its name, also if another file has it, and syncs the folder.
+// Replace gives the file its name, also if another file has that name, and syncs the folder.
 func (p *Pending) Replace() error {
 	if err := system(p.path).Rename(p.temp, p.path); err != nil {
 		return named("replaced", p.path, err)
@@ -206,7 +205,7 @@ func (p *Pending) Discard() error {
 	return nil
 }
 
-// named removes the temporary name from an error, because it means nothing to the reader.
+// named replaces the temporary name in an error by path, which the reader knows.
 func named(what, path string, err error) error {
 	var p *fs.PathError
 	var l *os.LinkError

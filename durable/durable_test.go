@@ -16,8 +16,8 @@ import (
 	"claviger/durable/durabletest"
 )
 
-// look reads a file, and says "none" where there is none.
-func look(name string) func(string) (string, error) {
+// content returns a function that reads a file; the result is "none" if the file does not exist.
+func content(name string) func(string) (string, error) {
 	return func(dir string) (string, error) {
 		data, err := os.ReadFile(filepath.Join(dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
@@ -34,21 +34,21 @@ func put(name, text string) func(string) error {
 var cases = map[string]durabletest.Case{
 	"Create": {
 		Do:   func(dir string) error { return durable.Create(filepath.Join(dir, "f"), []byte("new"), 0o600) },
-		Look: look("f"),
+		Look: content("f"),
 	},
 	"Publish": {
 		Do: func(dir string) error {
-			if err := put("other", "new")(dir); err != nil { // by another library
+			if err := put("other", "new")(dir); err != nil { // another library writes this file
 				return err
 			}
 			return durable.Publish(filepath.Join(dir, "other"), filepath.Join(dir, "f"))
 		},
-		Look: look("f"),
+		Look: content("f"),
 	},
 	"Replace": {
 		Setup: put("f", "old"),
 		Do:    func(dir string) error { return durable.Replace(filepath.Join(dir, "f"), []byte("new"), 0o600) },
-		Look:  look("f"),
+		Look:  content("f"),
 	},
 	"Rename": {
 		Setup: put("f", "old"),
@@ -59,12 +59,12 @@ var cases = map[string]durabletest.Case{
 			}
 			return durable.Rename(f, filepath.Join(dir, "g"))
 		},
-		Look: look("g"),
+		Look: content("g"),
 	},
 	"Remove": {
 		Setup: put("f", "old"),
 		Do:    func(dir string) error { return durable.Remove(filepath.Join(dir, "f"), filepath.Join(dir, "absent")) },
-		Look:  look("f"),
+		Look:  content("f"),
 	},
 	"MakeFolder": {
 		Do: func(dir string) error {
@@ -73,8 +73,8 @@ var cases = map[string]durabletest.Case{
 			}
 			return durable.Create(filepath.Join(dir, "a", "b", "f"), []byte("new"), 0o600)
 		},
-		Look: look("a/b/f"),
-		// Once a/b exists nobody makes it again, so the second attempt syncs no more than its own folder.
+		Look: content("a/b/f"),
+		// If a/b exists already, a second attempt syncs only a/b, and not the folders above it.
 		NoRetry: true,
 	},
 	"OpenLog": {
@@ -89,12 +89,12 @@ var cases = map[string]durabletest.Case{
 			}
 			return errors.Join(err, f.Close())
 		},
-		// A log may end in the middle of a line, and is empty before its first.
+		// After a power cut the log may end in the middle of a line, and may be empty.
 		Between: []string{""},
 		Look: func(dir string) (string, error) {
-			text, err := look("log")(dir)
+			text, err := content("log")(dir)
 			if strings.HasPrefix(text, "line\n") {
-				text = "line" // once or, done again, twice
+				text = "line" // a second attempt writes the line again
 			}
 			return text, err
 		},
@@ -107,7 +107,7 @@ func TestDurable(t *testing.T) {
 	}
 }
 
-// TestSuiteBites shows the suite writers with one mistake each.
+// TestSuiteBites checks that the suite finds the mistake of each of these writers.
 func TestSuiteBites(t *testing.T) {
 	writeTo := func(f durable.File, sync bool) error {
 		_, err := f.Write([]byte("new"))
@@ -147,7 +147,7 @@ func TestSuiteBites(t *testing.T) {
 			}
 			return err
 		},
-		"old one removed first": func(dir string) error {
+		"old file removed first": func(dir string) error {
 			if err := durable.Remove(filepath.Join(dir, "f")); err != nil {
 				return err
 			}
@@ -155,9 +155,9 @@ func TestSuiteBites(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := durabletest.Case{Setup: put("f", "old"), Do: do, Look: look("f")}
+			c := durabletest.Case{Setup: put("f", "old"), Do: do, Look: content("f")}
 			if faults := durabletest.Faults(t, c); len(faults) == 0 {
-				t.Error("the suite finds nothing wrong")
+				t.Error("the suite finds no fault")
 			} else {
 				t.Log(len(faults), faults[0])
 			}
@@ -176,7 +176,7 @@ func TestCreateKeeps(t *testing.T) {
 	if !errors.As(err, &already) || already.Path != path || !errors.Is(err, fs.ErrExist) {
 		t.Errorf("error is %v", err)
 	}
-	// The check before the work may come too early.
+	// Another process may make the file after the first check of Create.
 	p, err := durable.Prepare(path, 0o600, func(w io.Writer) error { return nil })
 	if err != nil {
 		t.Fatal(err)
@@ -188,12 +188,13 @@ func TestCreateKeeps(t *testing.T) {
 		t.Error(err)
 	}
 	if data, _ := os.ReadFile(path); string(data) != "first" {
-		t.Errorf("it holds %q", data)
+		t.Errorf("the file holds %q", data)
 	}
-	only(t, dir, "f")
+	wantFiles(t, dir, "f")
 }
 
-func only(t *testing.T, dir string, want ...string) {
+// wantFiles demands that a folder has these files, and no others.
+func wantFiles(t *testing.T, dir string, want ...string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -231,12 +232,12 @@ func TestCreateWithoutLinks(t *testing.T) {
 		t.Errorf("error is %v", err)
 	}
 	if data, _ := os.ReadFile(path); string(data) != "first" {
-		t.Errorf("it holds %q", data)
+		t.Errorf("the file holds %q", data)
 	}
-	only(t, dir, "f")
+	wantFiles(t, dir, "f")
 }
 
-// full is a disk without room.
+// full is a file system on a full disk.
 type full struct{ durable.OS }
 
 type fullFile struct{ durable.File }
@@ -250,8 +251,7 @@ func (fullFile) Sync() error {
 	return &fs.PathError{Op: "sync", Path: "/x/.f.tmp-ABC", Err: syscall.ENOSPC}
 }
 
-// TestMessages demands that an error names the file, and never the temporary one,
-// which is removed.
+// TestMessages checks that an error names the file, and not the temporary file, and that the temporary file is removed.
 func TestMessages(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "f")
@@ -264,10 +264,10 @@ func TestMessages(t *testing.T) {
 			t.Errorf("error is %v", err)
 		}
 	}
-	only(t, dir)
+	wantFiles(t, dir)
 }
 
-// TestOwner: root's command leaves a file to its owner.
+// TestOwner checks that a file still belongs to its owner after root has replaced it.
 func TestOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give a file away")
@@ -284,9 +284,9 @@ func TestOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	if sys := st.Sys().(*syscall.Stat_t); sys.Uid != 12345 || sys.Gid != 12346 {
-		t.Errorf("it belongs to %d:%d now", sys.Uid, sys.Gid)
+		t.Errorf("the file belongs to %d:%d now", sys.Uid, sys.Gid)
 	}
 	if data, err := os.ReadFile(path); err != nil || !bytes.Equal(data, []byte("new")) {
-		t.Errorf("it holds %q: %v", data, err)
+		t.Errorf("the file holds %q: %v", data, err)
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"syscall"
 )
 
-// FS is what this package uses of the disk. Errors are those of package os.
+// FS has the operations of a file system that this package uses. Errors are those of package os.
 type FS interface {
 	OpenFile(name string, flag int, mode fs.FileMode) (File, error)
 	Mkdir(name string, mode fs.FileMode) error
@@ -43,7 +43,7 @@ var _ FS = OS{}
 func (OS) OpenFile(name string, flag int, mode fs.FileMode) (File, error) {
 	f, err := os.OpenFile(name, flag, mode)
 	if err != nil {
-		return nil, err // a nil *os.File would be no nil File
+		return nil, err // a nil *os.File in a File would not be nil
 	}
 	return f, nil
 }
@@ -67,14 +67,14 @@ func (OS) SyncFolder(name string) error {
 		return err
 	}
 	err = d.Sync()
-	// fsync(2): the file system cannot sync a folder, and there is nothing else to call
+	// EINVAL means that the file system cannot sync a folder (fsync(2)). Then no other call can do it.
 	if errors.Is(err, syscall.EINVAL) {
 		err = nil
 	}
 	return errors.Join(err, d.Close())
 }
 
-// mount is an FS in the place of a folder.
+// mount is an FS that replaces the operating system's file system in a folder.
 type mount struct {
 	folder string
 	fs     FS
@@ -82,7 +82,7 @@ type mount struct {
 
 var mounts atomic.Pointer[[]mount]
 
-// Mount makes fs do the work in a folder and below it, until unmount is called. It is for tests.
+// Mount makes this package use fs for a folder and everything below it, until unmount is called. It is for tests.
 func Mount(folder string, fs FS) (unmount func()) {
 	m := mount{filepath.Clean(folder), fs}
 	change(func(list []mount) []mount { return append([]mount{m}, list...) })
@@ -107,7 +107,7 @@ func change(f func([]mount) []mount) {
 	}
 }
 
-// system is the FS for a path.
+// system returns the FS for a path.
 func system(path string) FS {
 	list := mounts.Load()
 	if list == nil || len(*list) == 0 {

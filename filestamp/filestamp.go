@@ -1,8 +1,7 @@
 // Package filestamp finds out whether a file has changed, without reading it.
 //
-// Times and sizes alone do not show it: a deployment may give every file the same time, and a new
-// right to read a file changes neither. So the inode counts too, and the time of its last change,
-// which no program can set.
+// Time and size are not enough: a deployment may give every file the same time, and a change of a file's mode changes
+// neither. So a stamp also has the inode, and the time of the inode's last change, which no program can set.
 package filestamp
 
 import (
@@ -13,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stamp is the state of a file. If two stamps are equal, nothing has touched the file in between.
-// The zero Stamp stands for a file that does not exist.
+// Stamp is the state of a file. If two stamps are equal, the file was not changed between them. The zero Stamp means
+// that the file does not exist.
 type Stamp struct {
 	ModTime time.Time // in UTC
 	size    int64
@@ -33,7 +32,7 @@ func Of(path string) (Stamp, error) {
 	for {
 		err := unix.Stat(path, &st)
 		switch {
-		case errors.Is(err, unix.EINTR): // on a network file system
+		case errors.Is(err, unix.EINTR): // possible on a network file system
 			continue
 		case errors.Is(err, fs.ErrNotExist):
 			return Stamp{}, nil

@@ -7,8 +7,7 @@ import (
 	"time"
 )
 
-// TestOf: each way in which a file can become another one is seen, with its time and size
-// as they were.
+// TestOf checks that each kind of change gives another stamp, although time and size stay the same.
 func TestOf(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "file")
@@ -22,7 +21,7 @@ func TestOf(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	look := func() Stamp {
+	stamp := func() Stamp {
 		t.Helper()
 		s, err := Of(path)
 		if err != nil {
@@ -30,13 +29,13 @@ func TestOf(t *testing.T) {
 		}
 		return s
 	}
-	if s := look(); s.Exists() || s != (Stamp{}) {
+	if s := stamp(); s.Exists() || s != (Stamp{}) {
 		t.Errorf("no file: %+v", s)
 	}
 	write(path, "alice")
-	before := look()
-	if !before.Exists() || !before.ModTime.Equal(at) || look() != before {
-		t.Errorf("%+v, then %+v", before, look())
+	before := stamp()
+	if !before.Exists() || !before.ModTime.Equal(at) || stamp() != before {
+		t.Errorf("%+v, then %+v", before, stamp())
 	}
 	for what, change := range map[string]func(){
 		"written in place": func() { write(path, "carol") },
@@ -46,26 +45,26 @@ func TestOf(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
-		"a right that was given": func() {
+		"mode changed": func() {
 			if err := os.Chmod(path, 0o640); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"gone": func() {
+		"removed": func() {
 			if err := os.Remove(path); err != nil {
 				t.Fatal(err)
 			}
 		},
 	} {
 		write(path, "alice")
-		before := look()
-		time.Sleep(20 * time.Millisecond) // a kernel's clock of files has ticks
+		before := stamp()
+		time.Sleep(20 * time.Millisecond) // the kernel's clock for file times advances in ticks
 		change()
-		if look() == before {
-			t.Errorf("%s: not seen", what)
+		if stamp() == before {
+			t.Errorf("%s: the stamp is the same", what)
 		}
 	}
 	if _, err := Of(filepath.Join(dir, "file\x00")); err == nil {
-		t.Error("a name that no file can have is no error")
+		t.Error("Of accepted a name that no file can have")
 	}
 }

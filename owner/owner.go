@@ -1,8 +1,8 @@
-// Package owner says which process has a file to itself, as the server of a store that one process
-// may change at a time, and which processes share a file.
+// Package owner records which process has claimed a file. For example a server claims its store, because only one
+// process at a time may change it. Several processes can also share a file.
 //
-// A claim is a lock on a file beside the store (F_OFD_SETLK). The kernel frees it when the process
-// ends, also after SIGKILL, so no claim is ever left over.
+// A claim is a lock on a file beside the store (F_OFD_SETLK). The kernel frees the lock when the process ends, also
+// after SIGKILL, so no claim is left over.
 package owner
 
 import (
@@ -31,18 +31,18 @@ type Owner struct {
 	// ID is random for each start of a process, because containers on two hosts may have the same
 	// host name and PID. Hex; "" if it is not known.
 	ID string `json:"id,omitempty"`
-	// What is the command, as "claviger kms".
+	// What is the command, for example "claviger kms".
 	What  string    `json:"what"`
 	Host  string    `json:"host"`
 	PID   int       `json:"pid"`
 	Since time.Time `json:"since"`
-	// Conf is the configuration folder that the process was started with.
+	// Conf is the configuration folder of the process.
 	Conf string `json:"conf,omitempty"`
 }
 
-// start is this process's ID. It is short, because a claim's name in PostgreSQL has at most 63
+// processID returns the ID of this process. It is short, because the name of a claim in PostgreSQL has at most 63
 // bytes.
-var start = sync.OnceValue(func() string {
+var processID = sync.OnceValue(func() string {
 	id := make([]byte, 6)
 	_, _ = rand.Read(id) // it cannot fail
 	return hex.EncodeToString(id)
@@ -54,8 +54,8 @@ func Self(what, conf string) Owner {
 	if err != nil {
 		host = "this host"
 	}
-	return Owner{ID: start(), What: what, Host: host, PID: os.Getpid(), Since: time.Now().UTC().Truncate(time.Second),
-		Conf: conf}
+	return Owner{ID: processID(), What: what, Host: host, PID: os.Getpid(),
+		Since: time.Now().UTC().Truncate(time.Second), Conf: conf}
 }
 
 func (o Owner) String() string {
@@ -66,9 +66,9 @@ func (o Owner) String() string {
 	return s
 }
 
-// InUseError says that another process has what was to be claimed.
+// InUseError says that another process has a claim already.
 type InUseError struct {
-	Store  string // its URI, or the file's path
+	Store  string // the URI of the store, or the path of the file
 	Owners []Owner
 }
 
@@ -84,21 +84,21 @@ func (e *InUseError) Error() string {
 	return e.Store + " is in use by " + by
 }
 
-// The byte of the lock file that a claim locks lies behind all named locks of a
-// metastore, which may have the same file.
+// claimed is the position of the byte that a claim locks. A metastore has its named locks in the same file, at lower
+// positions.
 const claimed = math.MaxInt64 - 1
 
-// maxRecord bounds what a lock file may say about its owner.
+// maxRecord is the maximal length of the record in a lock file, in bytes.
 const maxRecord = 4 << 10
 
-// Claim gives the file to this process until release is called or the process ends. store names the
-// store in errors. If another process has a claim, the error is an *InUseError.
+// Claim claims the file for this process, until release is called or the process ends. store names the store in errors.
+// If another process has a claim, the error is an *InUseError.
 func Claim(file, store string, o Owner) (release func(), err error) {
 	return claim(file, store, o, unix.F_WRLCK)
 }
 
-// Share is Claim for several processes that share the file. It excludes Claim alone. The file names
-// the process that came last.
+// Share is Claim for several processes that share the file. It excludes Claim, but not other calls of Share. The lock
+// file names the process that called Share last.
 func Share(file, store string, o Owner) (release func(), err error) {
 	return claim(file, store, o, unix.F_RDLCK)
 }
@@ -126,13 +126,13 @@ func claim(file, store string, o Owner, kind int16) (release func(), err error) 
 	}
 	return func() {
 		if last, err := read(f); err == nil && last == o {
-			_ = f.Truncate(0) // the text would name a process that is gone
+			_ = f.Truncate(0) // the record would name a process that has ended
 		}
-		_ = f.Close() // which frees the lock; a second call does nothing
+		_ = f.Close() // frees the lock; a second call does nothing
 	}, nil
 }
 
-// cure says what an operator does about a lock file that cannot be opened.
+// cure says what an operator can do if a lock file cannot be opened.
 func cure(file string) string {
 	info, err := os.Stat(file)
 	if err != nil {
@@ -149,8 +149,8 @@ func cure(file string) string {
 		whose, info.Mode().Perm())
 }
 
-// Open opens a lock file. If it does not exist, Open makes it with mode 0600. A file that root
-// makes belongs to the owner of the folder, whose server must be able to open it.
+// Open opens a lock file. If it does not exist, Open makes it with mode 0600. A file that root makes gets the owner of
+// the folder, so that the owner's server can open it.
 func Open(file string) (*os.File, error) {
 	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
@@ -190,8 +190,8 @@ func read(f *os.File) (o Owner, err error) {
 	return o, json.Unmarshal(data, &o)
 }
 
-// Of returns the process that has the file; ok is false if there is none. Of needs only the right
-// to read, and makes no file.
+// Of returns the process that has claimed the file; ok is false if there is none. Of needs only the right to read, and
+// makes no file.
 func Of(file string) (o Owner, ok bool, err error) {
 	f, err := os.Open(file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -208,7 +208,7 @@ func Of(file string) (o Owner, ok bool, err error) {
 	if lock.Type == unix.F_UNLCK {
 		return o, false, nil
 	}
-	if o, err = read(f); err != nil { // it is being written, or one that shared the file has ended
+	if o, err = read(f); err != nil { // the record is being written, or a process that shared the file has removed it
 		o = Owner{What: "another process"}
 	}
 	return o, true, nil

@@ -15,7 +15,7 @@ import (
 	"claviger/owner"
 )
 
-// TestMain makes of the binary a process that claims a file and waits.
+// TestMain makes the binary a process that claims a file and waits, if the environment names the file.
 func TestMain(m *testing.M) {
 	if file := os.Getenv("CLAIM_FILE"); file != "" {
 		_, err := owner.Claim(file, "sqlite://x", owner.Self("claviger kms", "/etc/c"))
@@ -37,19 +37,19 @@ func child(t *testing.T, file string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "claimed <nil>\n" {
-		t.Fatalf("child said %q, %v", line, err)
+		t.Fatalf("the child wrote %q, %v", line, err)
 	}
 	return cmd
 }
 
-// TestClaim has another process claim, and die by SIGKILL.
+// TestClaim claims a file in another process, and ends that process with SIGKILL.
 func TestClaim(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "x.lock")
 	if _, ok, err := owner.Of(file); ok || err != nil {
 		t.Fatalf("no file: %v %v", ok, err)
 	}
 	if _, err := os.Stat(file); err == nil {
-		t.Error("asking has made the file")
+		t.Error("Of made the file")
 	}
 	cmd := child(t, file)
 	got, ok, err := owner.Of(file)
@@ -71,7 +71,7 @@ func TestClaim(t *testing.T) {
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_ = cmd.Wait() // it was killed
+	_ = cmd.Wait() // the error says that it was killed
 	if got, ok, err := owner.Of(file); ok || err != nil {
 		t.Errorf("after SIGKILL: %v %v %v", got, ok, err)
 	}
@@ -79,7 +79,7 @@ func TestClaim(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Within one process, too.
+	// A claim also excludes other claims of the same process.
 	if _, err := owner.Claim(file, "sqlite://x", owner.Self("b", "")); !errors.As(err, &in) ||
 		in.Owners[0].What != "a" {
 		t.Errorf("second claim: %v", err)
@@ -91,8 +91,8 @@ func TestClaim(t *testing.T) {
 	}
 }
 
-// TestShare: those that share a file do not exclude each other, and exclude Claim
-// until the last of them has ended.
+// TestShare checks that processes which share a file do not exclude each other, and that they exclude Claim until the
+// last of them has released the file.
 func TestShare(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "x.lock")
 	first, err := owner.Share(file, "keystore x", owner.Self("first", ""))
@@ -107,7 +107,7 @@ func TestShare(t *testing.T) {
 		var in *owner.InUseError
 		if _, err := owner.Claim(file, "keystore x", owner.Self("command", "")); !errors.As(err, &in) ||
 			in.Owners[0].What != who {
-			t.Fatalf("claim beside them: %v", err)
+			t.Fatalf("Claim while others share the file: %v", err)
 		}
 		if o, ok, err := owner.Of(file); err != nil || !ok || o.What != who {
 			t.Errorf("owner is %v, %v, %v", o, ok, err)
@@ -121,16 +121,16 @@ func TestShare(t *testing.T) {
 	}
 	defer release()
 	if _, err := owner.Share(file, "keystore x", owner.Self("third", "")); !errors.As(err, new(*owner.InUseError)) {
-		t.Errorf("share beside a claim: %v", err)
+		t.Errorf("Share while another has a claim: %v", err)
 	}
 }
 
-// TestLockOfAnother: a lock file that is there and cannot be opened is blamed on its
-// owner, and not on the folder, which may well be writable.
-func TestLockOfAnother(t *testing.T) {
+// TestLockFileOfAnotherUser checks the cure for a lock file that exists but cannot be opened: it must name the file's
+// owner, and not the folder, which may be writable.
+func TestLockFileOfAnotherUser(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "x.lock")
-	if err := os.Mkdir(file, 0o700); err != nil { // what root cannot open either
+	if err := os.Mkdir(file, 0o700); err != nil { // also root cannot open a folder for writing
 		t.Fatal(err)
 	}
 	me, err := user.Current()
@@ -140,10 +140,10 @@ func TestLockOfAnother(t *testing.T) {
 	_, err = owner.Claim(file, "sqlite://x", owner.Self("claviger kms", ""))
 	if err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(),
 		"belongs to "+me.Username+" (mode 0700)") || strings.Contains(err.Error(), "its folder") {
-		t.Errorf("a lock file that is there: %v", err)
+		t.Errorf("a lock file that exists: %v", err)
 	}
 	_, err = owner.Claim(filepath.Join(dir, "nowhere", "x.lock"), "sqlite://x", owner.Self("claviger kms", ""))
 	if err == nil || !strings.Contains(err.Error(), "must be able to make files in its folder") {
-		t.Errorf("a folder that is not there: %v", err)
+		t.Errorf("a folder that does not exist: %v", err)
 	}
 }

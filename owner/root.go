@@ -9,11 +9,11 @@ import (
 	"syscall"
 )
 
-// RootError says that root does not write beside a file of another user.
+// RootError says that a command of root was refused, because a file belongs to another user.
 type RootError struct {
 	File string
-	name string // of the file's user
-	sudo string // the user as sudo -u takes it
+	name string // name of the file's owner
+	sudo string // the owner, in the form of sudo -u
 }
 
 func (e *RootError) Error() string {
@@ -22,11 +22,13 @@ func (e *RootError) Error() string {
 		"-u '%s' ...), or, where root is to run the server, chown -R root %[1]s", e.File, e.name, e.sudo)
 }
 
-// RefuseRoot returns a *RootError where root is about to write beside files of another user. What root
-// makes is root's: a keystore file that is replaced, a store that is restored, the objects of a token that
-// keeps them in files, as SoftHSM does. The server, as that other user, could not read them, and a PKCS#11
-// library would report such objects as absent. A missing file counts by its folder. Any other user passes:
-// the system refuses what he may not write.
+// RefuseRoot returns a *RootError if this process runs as root, and one of the files belongs to another user. For a
+// file that does not exist, the owner of its folder counts. It returns nil for any other user, because the system
+// refuses writes without the right to them.
+//
+// Root owns the files that it makes: a keystore file that it replaces, a store that it restores, the objects of a token
+// that keeps them in files, like SoftHSM. A server of the other user could not read them, and a PKCS#11 library would
+// report such objects as absent.
 func RefuseRoot(files ...string) error { return refuseRoot(os.Geteuid(), files) }
 
 // refuseRoot is RefuseRoot for a process of the user uid.
@@ -55,7 +57,7 @@ func refuseRoot(uid int, files []string) error {
 	return nil
 }
 
-// GiveFromRoot gives the file made, where this process runs as root, to the user of the file like.
+// GiveFromRoot gives the file made to the owner of the file like, if this process runs as root.
 func GiveFromRoot(made, like string) error {
 	if os.Geteuid() != 0 {
 		return nil

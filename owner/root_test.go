@@ -11,8 +11,8 @@ import (
 // nobody is a user without rights to anything.
 const nobody = 65534
 
-// TestRefuseRoot: root does not write beside files of another user, nor in a folder of that user where the
-// file is missing. Files of root's own, and a folder in which everybody writes, are no reason.
+// TestRefuseRoot checks that RefuseRoot refuses files of another user, and missing files in a folder of another user.
+// It must accept root's own files, and missing files in a sticky folder, in which every user writes.
 func TestRefuseRoot(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can give files to another user")

@@ -6,12 +6,12 @@ import (
 	"claviger/shares"
 )
 
-// One caller gets half of what is there, and a second one half of the rest.
+// The first caller gets half of the units, and the second caller half of the rest.
 func ExampleShares_Try() {
-	places := shares.New(8, false)
+	units := shares.New(8, false)
 	for _, caller := range []string{"alice", "bob"} {
 		n := 0
-		for granted, _ := places.Try(caller, 1); granted > 0; granted, _ = places.Try(caller, 1) {
+		for granted, _ := units.Try(caller, 1); granted > 0; granted, _ = units.Try(caller, 1) {
 			n++
 		}
 		fmt.Println(caller, n)

@@ -1,5 +1,5 @@
-// Package shares has a weighted semaphore in which one caller cannot take what others
-// need. It limits what users can make a server do at a time.
+// Package shares has a weighted semaphore in which one caller cannot take the units that others need. It limits the
+// work that users can make a server do at the same time.
 package shares
 
 import (
@@ -8,10 +8,10 @@ import (
 	"sync"
 )
 
-// Shares is a weighted semaphore in which one caller cannot take what others need. A caller never
-// holds more than is left for all others: the first caller half, a second caller a quarter, and so
-// on. Waiting requests are served caller by caller, so a caller with many waiting requests does not
-// delay a caller with few.
+// Shares is a weighted semaphore in which one caller cannot take the units that others need. A caller never holds more
+// units than are left for all others: the first caller holds at most half, a second caller a quarter, and so on.
+// Waiting requests are served caller by caller, so a caller with many waiting requests does not delay a caller with
+// few.
 type Shares struct {
 	size  int64
 	exact bool // see New
@@ -36,14 +36,14 @@ type waiter struct {
 	ready              chan struct{}
 }
 
-// New makes a semaphore of that size. If exact is true, a request gets what it asks for or nothing.
-// Otherwise it may get less, if it asks for more than a caller can have.
+// New makes a semaphore with size units. If exact is true, a request gets all its units or nothing. Otherwise it may
+// get fewer, if it needs more units than a caller can have.
 func New(size int64, exact bool) *Shares {
 	return &Shares{size: size, exact: exact, callers: make(map[string]*holder)}
 }
 
-// Acquire waits for n units, and returns how many it got, which Release gives back. own is true if
-// it got nothing because the caller holds units already.
+// Acquire waits for n units, and returns how many the caller got. The caller gives them back with Release. wait returns
+// the context that limits the waiting. own is true if the caller got nothing because it already holds units.
 func (s *Shares) Acquire(caller string, n int64, wait func() (context.Context, context.CancelFunc)) (granted int64,
 	own bool, err error) {
 	s.mu.Lock()
@@ -76,12 +76,12 @@ func (s *Shares) Acquire(caller string, n int64, wait func() (context.Context, c
 	}
 	own = h.held > 0
 	h.queue = slices.DeleteFunc(h.queue, func(other *waiter) bool { return other == w })
-	s.settle(h)
-	s.dispatch() // requests behind it may go on
+	s.forget(h)
+	s.dispatch() // requests behind the removed one may be served now
 	return 0, own, context.Cause(ctx)
 }
 
-// Size is the number of all units.
+// Size returns the number of all units.
 func (s *Shares) Size() int64 { return s.size }
 
 // Try is Acquire without waiting. granted is 0 if Acquire would wait.
@@ -99,12 +99,12 @@ func (s *Shares) Release(caller string, n int64) {
 	h := s.callers[caller]
 	h.held -= n
 	s.used -= n
-	s.settle(h)
+	s.forget(h)
 	s.dispatch()
 }
 
-// settle removes a caller that neither waits nor holds units. s.mu is held.
-func (s *Shares) settle(h *holder) {
+// forget removes a caller that neither waits nor holds units. s.mu is held.
+func (s *Shares) forget(h *holder) {
 	if len(h.queue) > 0 {
 		return
 	}
@@ -114,9 +114,9 @@ func (s *Shares) settle(h *holder) {
 	}
 }
 
-// dispatch serves the requests that it can. A caller that holds nothing and needs more than is free
-// lets smaller requests pass, until these have got half of all units: small requests must not pass
-// a large one for ever. s.mu is held.
+// dispatch serves waiting requests. If a caller holds nothing and needs more units than are free, smaller requests
+// behind it are served first, until they have got half of all units. After that they wait, because a large request must
+// not wait for ever. s.mu is held.
 func (s *Shares) dispatch() {
 	var large []*waiter
 	for i := 0; i < len(s.waiting); {
@@ -150,15 +150,15 @@ func (s *Shares) dispatch() {
 	}
 }
 
-// grantable is how many units a caller gets that asks for n; 0 if none yet. s.mu is held.
+// grantable returns how many units a request for n gets now; 0 if it must wait. s.mu is held.
 func (s *Shares) grantable(h *holder, n int64) int64 {
 	free := s.size - s.used
-	room := (free - h.held) / 2 // afterwards the caller holds no more than is left
+	room := (free - h.held) / 2 // so that the caller then holds no more units than are left
 	if h.held == 0 && free > 0 {
 		room = max(room, 1)
 	}
-	n = min(n, max(1, s.size/2)) // more than a caller may have is cut to that
-	const least = 8              // a large request takes 1/8 of all units or more
+	n = min(n, max(1, s.size/2)) // a caller may have at most half
+	const least = 8              // a large request gets at least 1/8 of all units
 	switch {
 	case n <= room:
 		return n

@@ -11,13 +11,12 @@ import (
 	"time"
 )
 
-// briefly is how long the tests wait for what does not come.
-func briefly(ctx context.Context) func() (context.Context, context.CancelFunc) {
+// shortWait is the wait of requests that will not be served.
+func shortWait(ctx context.Context) func() (context.Context, context.CancelFunc) {
 	return func() (context.Context, context.CancelFunc) { return context.WithTimeout(ctx, 10*time.Millisecond) }
 }
 
-// TestSharesLeaveRoom: whatever one caller, or a few, hold for ever, others are served
-// at once.
+// TestSharesLeaveRoom checks that another caller is served at once, however many units a few callers hold for ever.
 func TestSharesLeaveRoom(t *testing.T) {
 	for _, weight := range []int64{1, 3, 200} {
 		s := New(64, false)
@@ -25,24 +24,25 @@ func TestSharesLeaveRoom(t *testing.T) {
 			name := fmt.Sprint("mallory", i)
 			var held int64
 			for range 200 {
-				n, _, err := s.Acquire(name, weight, briefly(t.Context()))
+				n, _, err := s.Acquire(name, weight, shortWait(t.Context()))
 				if err != nil {
 					break
 				}
 				held += n
 			}
 			if weight == 200 && i == 3 {
-				continue // it is content with an eighth of all, not with less
+				continue // a large request gets at least an eighth of all units, which is not free
 			}
 			if held > most+most/8 || held == 0 {
 				t.Errorf("weight %d: caller %d holds %d of 64, want at most %d", weight, i, held, most)
 			}
-			if _, own, err := s.Acquire(name, weight, briefly(t.Context())); err == nil || !own {
-				t.Errorf("weight %d: one more is not refused as beyond a share: %v, %v", weight, own, err)
+			if _, own, err := s.Acquire(name, weight, shortWait(t.Context())); err == nil || !own {
+				t.Errorf("weight %d: one more request: own %v, %v; want an error, because of the caller's own units",
+					weight, own, err)
 			}
-			n, _, err := s.Acquire("alice", 1, briefly(t.Context()))
+			n, _, err := s.Acquire("alice", 1, shortWait(t.Context()))
 			if err != nil {
-				t.Fatalf("weight %d: alice gets nothing beside %d others: %v", weight, i+1, err)
+				t.Fatalf("weight %d: alice gets nothing while %d others hold units: %v", weight, i+1, err)
 			}
 			s.Release("alice", n)
 		}
@@ -51,16 +51,16 @@ func TestSharesLeaveRoom(t *testing.T) {
 		}
 	}
 	one := New(1, false)
-	if n, _, err := one.Acquire("a", 500, briefly(t.Context())); n != 1 || err != nil {
-		t.Errorf("of a single place: %d, %v", n, err)
+	if n, _, err := one.Acquire("a", 500, shortWait(t.Context())); n != 1 || err != nil {
+		t.Errorf("the first request for a single unit: %d, %v", n, err)
 	}
-	if _, own, err := one.Acquire("b", 1, briefly(t.Context())); err == nil || own {
-		t.Errorf("a second one of a single place: %v, %v", own, err)
+	if _, own, err := one.Acquire("b", 1, shortWait(t.Context())); err == nil || own {
+		t.Errorf("the second request for a single unit: %v, %v", own, err)
 	}
 }
 
-// TestSharesByCaller: a caller with many waiters does not stand before one with few,
-// and a large request is not passed by small ones for ever.
+// TestSharesByCaller checks that a caller with many waiting requests does not delay a caller with few, and that small
+// requests do not delay a large one for ever.
 func TestSharesByCaller(t *testing.T) {
 	s := New(8, true)
 	long := func() (context.Context, context.CancelFunc) { return context.WithTimeout(t.Context(), 10*time.Second) }
@@ -127,7 +127,7 @@ func TestSharesByCaller(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	if served == 0 {
-		t.Error("with everything free, mallory gets nothing")
+		t.Error("mallory gets nothing, although all units are free")
 	}
 }
 
@@ -140,11 +140,11 @@ func (s *Shares) queued() (n int) {
 	return n
 }
 
-// TestSharesAddUp: in a storm no more is given out than there is, all is given back,
-// and no waiter is forgotten.
+// TestSharesAddUp checks that many concurrent requests never hold more units than there are, and that all units are
+// free and no caller is left at the end.
 func TestSharesAddUp(t *testing.T) {
 	s := New(16, false)
-	var out atomic.Int64
+	var held atomic.Int64
 	var wg sync.WaitGroup
 	for i := range 40 {
 		wg.Go(func() {
@@ -160,23 +160,24 @@ func TestSharesAddUp(t *testing.T) {
 					}
 					continue
 				}
-				if now := out.Add(n); now > s.size {
-					t.Errorf("%d of %d are given out", now, s.size)
+				if now := held.Add(n); now > s.size {
+					t.Errorf("%d of %d units are held", now, s.size)
 				}
-				out.Add(-n)
+				held.Add(-n)
 				s.Release(caller, n)
 			}
 		})
 	}
 	wg.Wait()
 	if used, most := s.Figures(); used != 0 || most != 0 || len(s.callers) != 0 || len(s.waiting) != 0 {
-		t.Errorf("in the end %d are in use, %d callers and %d waiters are known", used, len(s.callers), len(s.waiting))
+		t.Errorf("at the end %d units are in use, %d callers and %d waiting callers are left", used, len(s.callers),
+			len(s.waiting))
 	}
 }
 
-// TestLargeRequestIsPassed: a large request for which there is no room does not hold up
-// small ones, and they do not pass it for ever.
-func TestLargeRequestIsPassed(t *testing.T) {
+// TestSmallRequestsPassLargeOne checks that a large request which must wait does not delay small requests, and that
+// only a limited number of small requests are served before it.
+func TestSmallRequestsPassLargeOne(t *testing.T) {
 	const size = 256
 	s := New(size, true)
 	for i, n := range []int64{128, 64, 32} {
@@ -201,7 +202,7 @@ func TestLargeRequestIsPassed(t *testing.T) {
 		n, own := s.Try("alice", 1)
 		if n == 0 {
 			if own {
-				t.Error("alice is refused as if she had a share")
+				t.Error("alice is refused because of her own units, but she holds none")
 			}
 			break
 		}
@@ -211,13 +212,13 @@ func TestLargeRequestIsPassed(t *testing.T) {
 		}
 	}
 	if passed != size/2 {
-		t.Errorf("%d small requests pass a large one, want %d", passed, size/2)
+		t.Errorf("%d small requests were served before a large one, want %d", passed, size/2)
 	}
 	s.Release("mallory2", 32)
 	if n := <-done; n != 30 {
 		t.Errorf("the large request gets %d", n)
 	}
 	if n, _ := s.Try("alice", 1); n != 1 {
-		t.Error("afterwards alice gets nothing")
+		t.Error("alice gets nothing after the large request was served")
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"claviger/writable"
 )
 
-// A number and a text, as Hadoop's WritableUtils write them.
+// A number and a text, in the format of Hadoop's WritableUtils.
 func Example() {
 	b := writable.AppendText(writable.AppendLong(nil, 1000), "hdfs")
 	fmt.Printf("% x\n", b)

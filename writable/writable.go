@@ -1,6 +1,5 @@
-// Package writable reads and writes the elements of Hadoop's Writables: numbers
-// of variable length, texts, and bytes. Delegation tokens and their keys are made
-// of them, on the wire and in ZooKeeper.
+// Package writable reads and writes the elements of Hadoop's Writables: numbers of variable length, texts and bytes.
+// Delegation tokens and master keys consist of these elements, on the wire and in ZooKeeper.
 //
 // The format is that of org.apache.hadoop.io.WritableUtils and Text.
 package writable
@@ -11,9 +10,9 @@ import (
 	"math/bits"
 )
 
-// AppendLong writes a number as WritableUtils.writeVLong does: one byte for
-// -112..127; else a byte that tells sign and length, and the bytes of the number
-// (of its complement, if it is negative), the highest first. It writes VInts too.
+// AppendLong writes a number like WritableUtils.writeVLong. A number from -112 to 127 is one byte. Any other number is
+// a byte with sign and length, and then the bytes of the number (of its complement if it is negative), highest byte
+// first. The format of a VInt is the same.
 func AppendLong(b []byte, n int64) []byte {
 	if n >= -112 && n <= 127 {
 		return append(b, byte(n))
@@ -24,7 +23,7 @@ func AppendLong(b []byte, n int64) []byte {
 	}
 	size := (bits.Len64(uint64(n)) + 7) / 8 //nolint:gosec // n is not negative here
 	var word [8]byte
-	binary.BigEndian.PutUint64(word[:], uint64(n)) //nolint:gosec // as above
+	binary.BigEndian.PutUint64(word[:], uint64(n)) //nolint:gosec // n is not negative here
 	b = append(b, byte(first-size))
 	return append(b, word[8-size:]...)
 }
@@ -34,14 +33,13 @@ func AppendText(b []byte, s string) []byte {
 	return append(AppendLong(b, int64(len(s))), s...)
 }
 
-// Reader takes elements from the front of Rest. After a failure all it reads is
-// empty.
+// Reader reads elements from the front of Rest. After a failure every result is empty.
 type Reader struct {
 	Rest   []byte
 	Failed bool
 }
 
-// Take returns the next n bytes, which share Rest's memory.
+// Take returns the next n bytes, which share the memory of Rest.
 func (r *Reader) Take(n int64) []byte {
 	if n < 0 || n > int64(len(r.Rest)) || r.Failed {
 		r.Failed, r.Rest = true, nil
@@ -78,7 +76,7 @@ func (r *Reader) Long() int64 {
 	return n
 }
 
-// Int reads a VInt; a number that is none fails.
+// Int reads a VInt. It fails for a number that is not an int32.
 func (r *Reader) Int() int32 {
 	n := r.Long()
 	if n < math.MinInt32 || n > math.MaxInt32 {

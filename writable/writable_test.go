@@ -9,7 +9,7 @@ import (
 	"claviger/writable"
 )
 
-// TestLong holds the bytes that WritableUtils.writeVLong of Hadoop 3.4.2 writes.
+// TestLong compares with the bytes that WritableUtils.writeVLong of Hadoop 3.4.2 writes.
 func TestLong(t *testing.T) {
 	for n, want := range map[int64]string{
 		0: "00", 1: "01", 127: "7f", -1: "ff", -112: "90",
@@ -34,11 +34,11 @@ func TestReaderFails(t *testing.T) {
 		hex  string
 		read func(*writable.Reader)
 	}{
-		"long cut off":        {"8e01", func(r *writable.Reader) { r.Long() }},
-		"no long":             {"", func(r *writable.Reader) { r.Long() }},
-		"text longer than it": {"0461", func(r *writable.Reader) { r.Text() }},
-		"text of less than 0": {"ff61", func(r *writable.Reader) { r.Text() }},
-		"int too large":       {"8b0100000000", func(r *writable.Reader) { r.Int() }},
+		"long cut off":         {"8e01", func(r *writable.Reader) { r.Long() }},
+		"no bytes":             {"", func(r *writable.Reader) { r.Long() }},
+		"text cut off":         {"0461", func(r *writable.Reader) { r.Text() }},
+		"negative text length": {"ff61", func(r *writable.Reader) { r.Text() }},
+		"int too large":        {"8b0100000000", func(r *writable.Reader) { r.Int() }},
 	} {
 		b, err := hex.DecodeString(c.hex)
 		if err != nil {

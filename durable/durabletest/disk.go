@@ -13,75 +13,75 @@ import (
 	"claviger/durable"
 )
 
-// fault is what happens at one step.
+// fault is the kind of an injected fault.
 type fault int
 
 const (
-	none  fault = iota
-	fails       // the step has no effect, and returns an error
-	lies        // the step has no effect, and returns nil: the call was left out
+	none    fault = iota
+	fails         // the step has no effect, and returns an error
+	skipped       // the step has no effect, and returns nil, as if the program left it out
 )
 
-// errPower is what every step after the power cut returns.
+// errPower is the error of every step after the power cut.
 var errPower = errors.New("the power is off")
 
-// errDisk is what a step that fails returns.
+// errDisk is the error of a step that fails.
 var errDisk = fmt.Errorf("injected fault: %w", syscall.EIO)
 
-// disk is a real folder that knows which part of it is on the platter: content
-// that was synced, and names whose folder was synced.
+// disk is a real folder that records which part of it is durable: the content of synced files, and the names in synced
+// folders.
 type disk struct {
 	root string
 
-	mu    sync.Mutex
-	at    int // the step that is faulty, from 1; 0: none
-	fault fault
-	end   int // the step before which the power goes; 0: none
-	steps []string
-	syncs []int // steps that are syncs
-	off   bool
+	mu       sync.Mutex
+	faultAt  int // number of the step with the fault, from 1; 0: no step
+	fault    fault
+	cutAt    int // number of the step before which the power is cut; 0: no step
+	steps    []string
+	syncs    []int // numbers of the steps that are syncs
+	powerOff bool
 
 	inodes map[inode]*node
-	open   []*os.File // of every inode, so that no number is used twice
+	open   []*os.File // one file of every inode, so that the kernel does not reuse its number
 }
 
 type inode struct{ dev, ino uint64 }
 
-// node is a file or folder as it is on the platter.
+// node is the durable state of a file or folder.
 type node struct {
-	live  *os.File
+	live  *os.File // the file or folder itself, with its current state
 	dir   bool
 	mode  fs.FileMode
-	data  []byte           // of a file
-	names map[string]*node // of a folder
+	data  []byte           // content of a file
+	names map[string]*node // content of a folder
 }
 
 var _ durable.FS = (*disk)(nil)
 
-// newDisk takes all that is in a folder for durable.
+// newDisk returns a disk of a folder whose current content is durable.
 func newDisk(root string) (*disk, error) {
 	d := &disk{root: root, inodes: map[inode]*node{}}
-	_, err := d.adopt(root, true)
+	_, err := d.nodeAt(root, true)
 	return d, err
 }
 
 func (d *disk) close() {
 	for _, f := range d.open {
-		_ = f.Close() // they were read
+		_ = f.Close() // the files were only read
 	}
 }
 
-// adopt returns the node of what is at a path. A new one has nothing on the
-// platter, unless all says that all is.
-func (d *disk) adopt(path string, all bool) (*node, error) {
+// nodeAt returns the node of the file or folder at a path. For a new node, durable says whether its content counts as
+// durable.
+func (d *disk) nodeAt(path string, durable bool) (*node, error) {
 	st, err := os.Lstat(path)
 	if err != nil {
 		return nil, err
 	}
-	sys := st.Sys().(*syscall.Stat_t) //nolint:forcetypeassert // of package os
+	sys := st.Sys().(*syscall.Stat_t) //nolint:forcetypeassert // the type that package os returns
 	id := inode{sys.Dev, sys.Ino}
 	n, known := d.inodes[id]
-	if known && !all {
+	if known && !durable {
 		return n, nil
 	}
 	if !known {
@@ -96,7 +96,7 @@ func (d *disk) adopt(path string, all bool) (*node, error) {
 		n = &node{live: f, dir: st.IsDir(), mode: st.Mode().Perm(), names: map[string]*node{}}
 		d.inodes[id] = n
 	}
-	if !all {
+	if !durable {
 		return n, nil
 	}
 	if !n.dir {
@@ -106,14 +106,14 @@ func (d *disk) adopt(path string, all bool) (*node, error) {
 	entries, err := os.ReadDir(path)
 	for _, e := range entries {
 		var err error
-		if n.names[e.Name()], err = d.adopt(filepath.Join(path, e.Name()), true); err != nil {
+		if n.names[e.Name()], err = d.nodeAt(filepath.Join(path, e.Name()), true); err != nil {
 			return nil, err
 		}
 	}
 	return n, err
 }
 
-// content reads a file that may have no name any more.
+// content reads an open file, which may have no name any more.
 func content(f *os.File) ([]byte, error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -127,9 +127,9 @@ func content(f *os.File) ([]byte, error) {
 	return data[:n], err
 }
 
-// step counts a step, and says whether it is to be done.
+// step counts a step. do is true if the step must be executed; otherwise err is the result of the step.
 func (d *disk) step(isSync bool, format string, args ...any) (do bool, err error) {
-	if d.off {
+	if d.powerOff {
 		return false, errPower
 	}
 	d.steps = append(d.steps, fmt.Sprintf(format, args...))
@@ -137,15 +137,15 @@ func (d *disk) step(isSync bool, format string, args ...any) (do bool, err error
 		d.syncs = append(d.syncs, len(d.steps))
 	}
 	switch {
-	case len(d.steps) == d.end:
-		d.off = true
+	case len(d.steps) == d.cutAt:
+		d.powerOff = true
 		return false, errPower
-	case len(d.steps) != d.at:
+	case len(d.steps) != d.faultAt:
 		return true, nil
 	case d.fault == fails:
 		return false, errDisk
 	}
-	return d.fault != lies, nil
+	return d.fault != skipped, nil
 }
 
 func (d *disk) OpenFile(name string, flag int, mode fs.FileMode) (durable.File, error) {
@@ -158,7 +158,7 @@ func (d *disk) OpenFile(name string, flag int, mode fs.FileMode) (durable.File, 
 	if err != nil {
 		return nil, err
 	}
-	n, err := d.adopt(name, false)
+	n, err := d.nodeAt(name, false)
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -173,8 +173,8 @@ func (d *disk) rel(name string) string {
 	return rel
 }
 
-// names does a step that changes names.
-func (d *disk) names(do func() error, format string, args ...any) error {
+// run executes do as one step that is not a sync.
+func (d *disk) run(do func() error, format string, args ...any) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if ok, err := d.step(false, format, args...); !ok {
@@ -184,19 +184,19 @@ func (d *disk) names(do func() error, format string, args ...any) error {
 }
 
 func (d *disk) Mkdir(name string, mode fs.FileMode) error {
-	return d.names(func() error { return os.Mkdir(name, mode) }, "mkdir %s", d.rel(name))
+	return d.run(func() error { return os.Mkdir(name, mode) }, "mkdir %s", d.rel(name))
 }
 
 func (d *disk) Link(from, to string) error {
-	return d.names(func() error { return os.Link(from, to) }, "link %s to %s", d.rel(from), d.rel(to))
+	return d.run(func() error { return os.Link(from, to) }, "link %s to %s", d.rel(from), d.rel(to))
 }
 
 func (d *disk) Rename(from, to string) error {
-	return d.names(func() error { return os.Rename(from, to) }, "rename %s to %s", d.rel(from), d.rel(to))
+	return d.run(func() error { return os.Rename(from, to) }, "rename %s to %s", d.rel(from), d.rel(to))
 }
 
 func (d *disk) Remove(name string) error {
-	return d.names(func() error { return os.Remove(name) }, "remove %s", d.rel(name))
+	return d.run(func() error { return os.Remove(name) }, "remove %s", d.rel(name))
 }
 
 func (d *disk) SyncFolder(name string) error {
@@ -205,7 +205,7 @@ func (d *disk) SyncFolder(name string) error {
 	if do, err := d.step(true, "sync folder %s", d.rel(name)); !do {
 		return err
 	}
-	n, err := d.adopt(name, false)
+	n, err := d.nodeAt(name, false)
 	if err != nil {
 		return err
 	}
@@ -215,7 +215,7 @@ func (d *disk) SyncFolder(name string) error {
 	}
 	clear(n.names)
 	for _, e := range entries {
-		if n.names[e.Name()], err = d.adopt(filepath.Join(name, e.Name()), false); err != nil {
+		if n.names[e.Name()], err = d.nodeAt(filepath.Join(name, e.Name()), false); err != nil {
 			return err
 		}
 	}
@@ -239,7 +239,7 @@ func (f *file) Write(b []byte) (int, error) {
 }
 
 func (f *file) Truncate(size int64) error {
-	return f.d.names(func() error { return f.File.Truncate(size) }, "truncate")
+	return f.d.run(func() error { return f.File.Truncate(size) }, "truncate")
 }
 
 func (f *file) Sync() error {
@@ -249,7 +249,7 @@ func (f *file) Sync() error {
 		return err
 	}
 	data, err := content(f.File)
-	if errors.Is(err, syscall.EBADF) { // it was opened for writing alone
+	if errors.Is(err, syscall.EBADF) { // the file was opened only for writing
 		data, err = content(f.n.live)
 	}
 	if err == nil {
@@ -268,8 +268,8 @@ func (f *file) Close() error {
 	return err
 }
 
-// survival is what of the unsynced a power cut leaves. A kernel writes names and
-// contents back when it likes, in any order.
+// survival says which changes that were not synced survive a power cut. A kernel may write names and contents to the
+// disk at any time and in any order.
 type survival struct {
 	names, data bool
 	text        string
@@ -282,12 +282,12 @@ var survivals = []survival{
 	{true, true, "all survives"},
 }
 
-// cut makes the folder what a machine finds when it has power again.
+// cut changes the folder to the state that a machine finds after a power cut.
 func (d *disk) cut(s survival) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.off = true
-	root, err := d.adopt(d.root, false)
+	d.powerOff = true
+	root, err := d.nodeAt(d.root, false)
 	if err != nil {
 		return err
 	}
@@ -307,7 +307,7 @@ func (d *disk) cut(s survival) error {
 	return tree.write(d.root)
 }
 
-// image is the tree that survives. path is "" for what has lost its name.
+// image returns the tree that survives. path is "" for a file or folder that has no name any more.
 func (d *disk) image(path string, n *node, s survival) (*node, error) {
 	out := &node{dir: n.dir, mode: n.mode, data: n.data, names: map[string]*node{}}
 	if !n.dir {
@@ -325,18 +325,18 @@ func (d *disk) image(path string, n *node, s survival) (*node, error) {
 			return nil, err
 		}
 		for _, e := range entries {
-			if names[e.Name()], err = d.adopt(filepath.Join(path, e.Name()), false); err != nil {
+			if names[e.Name()], err = d.nodeAt(filepath.Join(path, e.Name()), false); err != nil {
 				return nil, err
 			}
 		}
 	}
 	for name, child := range names {
-		at := ""
+		childPath := ""
 		if s.names && path != "" {
-			at = filepath.Join(path, name)
+			childPath = filepath.Join(path, name)
 		}
 		var err error
-		if out.names[name], err = d.image(at, child, s); err != nil {
+		if out.names[name], err = d.image(childPath, child, s); err != nil {
 			return nil, err
 		}
 	}
@@ -345,20 +345,20 @@ func (d *disk) image(path string, n *node, s survival) (*node, error) {
 
 func (n *node) write(path string) error {
 	for name, child := range n.names {
-		at := filepath.Join(path, name)
+		childPath := filepath.Join(path, name)
 		if !child.dir {
-			if err := os.WriteFile(at, child.data, child.mode); err != nil {
+			if err := os.WriteFile(childPath, child.data, child.mode); err != nil {
 				return err
 			}
 			continue
 		}
-		if err := os.Mkdir(at, 0o700); err != nil {
+		if err := os.Mkdir(childPath, 0o700); err != nil {
 			return err
 		}
-		if err := child.write(at); err != nil {
+		if err := child.write(childPath); err != nil {
 			return err
 		}
-		if err := os.Chmod(at, child.mode); err != nil {
+		if err := os.Chmod(childPath, child.mode); err != nil {
 			return err
 		}
 	}

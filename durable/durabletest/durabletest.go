@@ -1,6 +1,5 @@
-// Package durabletest is the suite of all that writes files that must last. It
-// has a writer work on a disk that fails, or loses power, at each step, and
-// looks at what is left.
+// Package durabletest is the suite for code that writes durable files. It runs a writer on a disk on which each step in
+// turn fails, or loses power, and then checks the files that are left.
 package durabletest
 
 import (
@@ -17,28 +16,28 @@ import (
 
 // Case is one writer.
 type Case struct {
-	// Setup makes what is in the folder before; nil: nothing.
+	// Setup makes the files that exist before Do; nil makes none.
 	Setup func(dir string) error
-	// Do writes, and closes what it has opened, unless that is for Close.
+	// Do writes, and closes its files. It may leave files open for Close.
 	Do func(dir string) error
-	// Close, if not nil, closes what Do has left open, after the power was cut: where
-	// Do promises something before it is closed.
+	// Close, if it is not nil, closes the files that Do has left open, after the power cut. It is for a writer whose
+	// files must be durable before they are closed.
 	Close func()
-	// Look reads back what the program would find, as text. Its error means that
-	// the program cannot go on with what it finds.
+	// Look returns the state that the program finds, as text. Its error means that the program cannot continue with
+	// these files.
 	Look func(dir string) (string, error)
-	// Between are texts of Look that are right while Do is under way, beside those
-	// before and after it.
+	// Between are results of Look that are also correct after a power cut during Do. The results before and after Do
+	// are always correct.
 	Between []string
-	// NoRetry leaves out that Do is done again after each fault.
+	// NoRetry says that Do is not called again after each fault.
 	NoRetry bool
-	// Spare is how many syncs may be left out unnoticed: those of what a killed
-	// predecessor may have left, for one.
+	// Spare is the number of syncs that may be missing without a failure of the suite, for example the syncs of files
+	// that a killed process may have left.
 	Spare int
 }
 
-// Run demands that a writer keeps its promise at every fault, and that the test
-// would find every sync that is left out.
+// Run demands that the files are correct after every fault, and that the suite would fail for every sync that is left
+// out.
 func Run(t *testing.T, c Case) {
 	t.Helper()
 	s, err := newSuite(t.TempDir(), c)
@@ -52,17 +51,16 @@ func Run(t *testing.T, c Case) {
 	for _, f := range faults {
 		t.Error(f)
 	}
-	blind, err := s.blind()
+	unneeded, err := s.unneededSyncs()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(blind) > c.Spare {
-		t.Errorf("%d syncs may be left out unnoticed, %d are allowed to: %q", len(blind), c.Spare, blind)
+	if len(unneeded) > c.Spare {
+		t.Errorf("the suite does not fail without %d syncs, %d are allowed: %q", len(unneeded), c.Spare, unneeded)
 	}
 }
 
-// Faults returns the promises that a writer breaks. It does not ask which syncs are
-// missed.
+// Faults returns the faults of a writer. It does not check whether all syncs are needed.
 func Faults(t *testing.T, c Case) []string {
 	t.Helper()
 	s, err := newSuite(t.TempDir(), c)
@@ -79,17 +77,16 @@ func Faults(t *testing.T, c Case) []string {
 // trial is one run of a case.
 type trial struct {
 	*disk
-	err error // of Do
+	err error // the error of Do
 }
 
-// try does a case with a fault at one step, and without power from another on; 0
-// is no step.
-func try(dir string, c Case, at int, f fault, end int) (tr *trial, err error) {
+// try runs a case with a fault at the step faultAt and a power cut before the step cutAt; 0 is no step.
+func try(dir string, c Case, faultAt int, f fault, cutAt int) (tr *trial, err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
 	if c.Setup != nil {
-		if err := quickly(dir, c.Setup); err != nil {
+		if err := withoutSync(dir, c.Setup); err != nil {
 			return nil, fmt.Errorf("Setup: %w", err)
 		}
 	}
@@ -97,26 +94,26 @@ func try(dir string, c Case, at int, f fault, end int) (tr *trial, err error) {
 	if tr.disk, err = newDisk(dir); err != nil {
 		return nil, err
 	}
-	tr.at, tr.fault, tr.end = at, f, end
+	tr.faultAt, tr.fault, tr.cutAt = faultAt, f, cutAt
 	defer durable.Mount(dir, tr.disk)()
 	tr.err = c.Do(dir)
 	return tr, nil
 }
 
-// quick is the operating system without waiting for the disk.
-type quick struct{ durable.OS }
+// noSync is the operating system's file system without syncs, which take time.
+type noSync struct{ durable.OS }
 
-type quickFile struct{ durable.File }
+type noSyncFile struct{ durable.File }
 
-func (*quick) SyncFolder(string) error { return nil }
-func (quickFile) Sync() error          { return nil }
+func (*noSync) SyncFolder(string) error { return nil }
+func (noSyncFile) Sync() error          { return nil }
 
-func (q *quick) OpenFile(name string, flag int, mode fs.FileMode) (durable.File, error) {
-	f, err := q.OS.OpenFile(name, flag, mode)
+func (n *noSync) OpenFile(name string, flag int, mode fs.FileMode) (durable.File, error) {
+	f, err := n.OS.OpenFile(name, flag, mode)
 	if err != nil {
 		return nil, err
 	}
-	return quickFile{f}, nil
+	return noSyncFile{f}, nil
 }
 
 func (c *Case) close() {
@@ -125,20 +122,20 @@ func (c *Case) close() {
 	}
 }
 
-func quickly(dir string, do func(string) error) error {
-	defer durable.Mount(dir, new(quick))()
+func withoutSync(dir string, do func(string) error) error {
+	defer durable.Mount(dir, new(noSync))()
 	return do(dir)
 }
 
-// suite is a case and what it does without a fault.
+// suite is a case, and the results of a run without a fault.
 type suite struct {
 	Case
-	tmp   string
-	after string
-	right []string // what Look may say
-	steps []string
-	syncs []int
-	runs  int
+	tmp     string
+	after   string   // result of Look after Do
+	correct []string // results of Look that are correct
+	steps   []string
+	syncs   []int
+	runs    int
 }
 
 // newSuite runs a case without a fault.
@@ -148,15 +145,16 @@ func newSuite(tmp string, c Case) (*suite, error) {
 		return nil, err
 	}
 	good.close()
-	return &suite{Case: c, tmp: tmp, after: after, right: append([]string{before, after}, c.Between...),
+	return &suite{Case: c, tmp: tmp, after: after, correct: append([]string{before, after}, c.Between...),
 		steps: good.steps, syncs: good.syncs}, nil
 }
 
-// one says what is wrong after one run, and a power cut with what survives it.
-func (s *suite) one(at int, f fault, end int, left *survival) (found []string, err error) {
+// check runs the case once, with a fault and a power cut as in try, and returns what is wrong after that. If left is
+// not nil, the power is also cut at the end, and left says what survives.
+func (s *suite) check(faultAt int, f fault, cutAt int, left *survival) (found []string, err error) {
 	s.runs++
 	dir := filepath.Join(s.tmp, fmt.Sprint(s.runs))
-	tr, err := try(dir, s.Case, at, f, end)
+	tr, err := try(dir, s.Case, faultAt, f, cutAt)
 	if err != nil {
 		return nil, err
 	}
@@ -170,27 +168,27 @@ func (s *suite) one(at int, f fault, end int, left *survival) (found []string, e
 	got, lookErr := s.Look(dir)
 	switch {
 	case lookErr != nil:
-		found = append(found, "nothing can be done with what is left: "+lookErr.Error())
+		found = append(found, "the program cannot continue with the files: "+lookErr.Error())
 	case tr.err == nil && got != s.after:
-		found = append(found, fmt.Sprintf("said to be done, but there is %q, want %q", got, s.after))
-	case !slices.Contains(s.right, got):
-		found = append(found, fmt.Sprintf("there is %q, want one of %q", got, s.right))
+		found = append(found, fmt.Sprintf("Do returned nil, but the state is %q, want %q", got, s.after))
+	case !slices.Contains(s.correct, got):
+		found = append(found, fmt.Sprintf("the state is %q, want one of %q", got, s.correct))
 	case !s.NoRetry && got != s.after:
-		err := quickly(dir, s.Do)
+		err := withoutSync(dir, s.Do)
 		s.close()
 		if err != nil {
-			found = append(found, "cannot be done again: "+err.Error())
+			found = append(found, "a retry failed: "+err.Error())
 		} else if got, err := s.Look(dir); err != nil || got != s.after {
-			found = append(found, fmt.Sprintf("done again, there is %q (%v), want %q", got, err, s.after))
+			found = append(found, fmt.Sprintf("after a retry the state is %q (%v), want %q", got, err, s.after))
 		}
 	}
 	return found, os.RemoveAll(dir)
 }
 
-// all is one with each survival.
-func (s *suite) all(what string, at int, f fault, end int) (found []string, err error) {
+// checkAll is check with each survival.
+func (s *suite) checkAll(what string, faultAt int, f fault, cutAt int) (found []string, err error) {
 	for _, left := range survivals {
-		some, err := s.one(at, f, end, &left)
+		some, err := s.check(faultAt, f, cutAt, &left)
 		if err != nil {
 			return nil, err
 		}
@@ -201,42 +199,42 @@ func (s *suite) all(what string, at int, f fault, end int) (found []string, err 
 	return found, nil
 }
 
-// faults are the promises broken, with a fault at each step.
+// faults returns what is wrong after a fault or a power cut at any step.
 func (s *suite) faults() (faults []string, err error) {
-	faults, err = s.all("no fault, then the power fails", 0, none, 0)
-	for at := 1; at <= len(s.steps) && err == nil; at++ {
-		what := fmt.Sprintf("step %d of %d, %s", at, len(s.steps), s.steps[at-1])
-		var failed, cut, off []string
-		failed, err = s.one(at, fails, 0, nil)
+	faults, err = s.checkAll("no fault, then the power fails", 0, none, 0)
+	for n := 1; n <= len(s.steps) && err == nil; n++ {
+		what := fmt.Sprintf("step %d of %d, %s", n, len(s.steps), s.steps[n-1])
+		var failed, failedThenCut, cut []string
+		failed, err = s.check(n, fails, 0, nil)
 		for i := range failed {
 			failed[i] = what + ", fails: " + failed[i]
 		}
 		if err == nil {
-			cut, err = s.all(what+", fails, then the power fails", at, fails, 0)
+			failedThenCut, err = s.checkAll(what+", fails, then the power fails", n, fails, 0)
 		}
 		if err == nil {
-			off, err = s.all(what+", the power fails", 0, none, at)
+			cut, err = s.checkAll(what+", the power fails", 0, none, n)
 		}
-		faults = slices.Concat(faults, failed, cut, off)
+		faults = slices.Concat(faults, failed, failedThenCut, cut)
 	}
 	return faults, err
 }
 
-// blind are the syncs that are not missed: without them, a power cut at the end or
-// at a later step does not show.
-func (s *suite) blind() (blind []string, err error) {
-	for _, at := range s.syncs {
-		missed := false
-		for end := len(s.steps) + 1; end > at && !missed && err == nil; end-- {
+// unneededSyncs returns the syncs without which the suite does not fail: the files are correct after a power cut at the
+// end or at a later step, although the sync was left out.
+func (s *suite) unneededSyncs() (unneeded []string, err error) {
+	for _, n := range s.syncs {
+		needed := false
+		for cutAt := len(s.steps) + 1; cutAt > n && !needed && err == nil; cutAt-- {
 			var found []string
-			found, err = s.all("", at, lies, end)
-			missed = len(found) > 0
+			found, err = s.checkAll("", n, skipped, cutAt)
+			needed = len(found) > 0
 		}
-		if !missed {
-			blind = append(blind, fmt.Sprintf("step %d, %s", at, s.steps[at-1]))
+		if !needed {
+			unneeded = append(unneeded, fmt.Sprintf("step %d, %s", n, s.steps[n-1]))
 		}
 	}
-	return blind, err
+	return unneeded, err
 }
 
 // plain runs a case without a fault.
@@ -258,7 +256,7 @@ func plain(dir string, c Case) (before, after string, tr *trial, err error) {
 		after, err = c.Look(dir)
 	}
 	if err == nil && before == after {
-		err = errors.New("Look tells nothing of what Do does: " + after)
+		err = errors.New("Look returns the same text before and after Do: " + after)
 	}
 	if err == nil && len(tr.syncs) == 0 {
 		err = errors.New("Do syncs nothing through package durable")
