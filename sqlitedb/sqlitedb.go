@@ -164,8 +164,8 @@ func (d *DB) alone() bool {
 	return err == nil && !used
 }
 
-// OpenMemory makes an empty database in memory that stands for the file path, which does not exist.
-// Its content is gone after Close.
+// OpenMemory makes an empty database in memory. Errors name the file path, which does not exist. Close removes the
+// content.
 func OpenMemory(ctx context.Context, path string, c Config) (*DB, error) {
 	const op = "sqlitedb.OpenMemory"
 	d := newDB(path, c)

@@ -15,7 +15,7 @@ import (
 	"claviger/pgdb"
 )
 
-// claimLock is the advisory lock of the claims. A claim takes it in shared mode, and a claim alone in exclusive mode.
+// claimLock is the advisory lock of the claims. A claim takes it in shared mode, or in exclusive mode if alone is true.
 var claimLock = lockID("claim")
 
 // claimPrefix begins the application name of a claim's session. PostgreSQL keeps 63 bytes of the name, and shows it in

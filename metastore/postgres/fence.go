@@ -36,13 +36,13 @@ func (s *Store) write(ctx context.Context, op, key, statement string, args ...an
 	return rows, nil
 }
 
-// fence returns an error if another process has claimed the store alone, or if the store was moved.
+// fence returns an error if another process has an exclusive claim (see Claim), or if the store was moved.
 //
 // The claim of a node is a session. The session ends if the database restarts, if the node stops for a while, or if the
-// network fails; then another process may claim the store alone. So each change takes the lock of the claims again, in
+// network fails; then another process may get an exclusive claim. So each change takes the lock of the claims again, in
 // its own transaction.
 func (s *Store) fence(ctx context.Context, tx pgx.Tx, op, key string) error {
-	free := s.exclusive.Load() // this process has claimed the store alone
+	free := s.exclusive.Load() // the exclusive claim is this process's own
 	var moved string
 	batch := &pgx.Batch{} // both queries in one round trip
 	if !free {

@@ -63,7 +63,7 @@ type Store struct {
 	locks map[*lock]struct{} // held now; guarded by mu
 
 	background sync.WaitGroup // goroutines that run until Close
-	exclusive  atomic.Bool    // this process has a claim alone
+	exclusive  atomic.Bool    // this process has the only claim, and allows no others
 
 	history history
 	writes  writes

@@ -9,9 +9,9 @@ import (
 	"claviger/metastore"
 )
 
-// testShelfByName checks that Shelved reads only the deleted keys of the given names. Otherwise a user who deletes
-// many large keys would slow down the requests of other users. The test compares durations, with wide limits:
-// reading all keys takes about a hundred times as long as reading one.
+// testShelfByName checks that Shelved reads only the deleted keys of the given names. Otherwise many large deleted keys
+// of one user would slow down the requests of other users. The test compares durations, with wide limits: reading all
+// keys takes about a hundred times as long as reading one.
 func testShelfByName(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
 	const others = 150

@@ -1,9 +1,9 @@
--- Times are milliseconds since 1970 UTC. Names sort by bytes (COLLATE "C"), as
--- in the other stores, whatever the database's own order is.
+-- Times are milliseconds since 1970 UTC. Names sort by bytes (COLLATE "C"), like in the other stores, whatever
+-- collation the database has.
 
 -- +goose Up
--- Each change of a key takes the next epoch: a node that has seen the same epoch
--- knows that what it remembers of the key is still true.
+-- Each change of a key takes the next epoch. If the epoch is the same as before, a node knows that its cached data of
+-- the key is current.
 CREATE SEQUENCE key_epoch AS bigint;
 
 CREATE TABLE ez_key (
@@ -17,8 +17,8 @@ CREATE TABLE ez_key (
     created     bigint NOT NULL
 );
 
--- id is the HSM object's CKA_ID in hex: no two versions, of whichever keys, may
--- share an object, hence UNIQUE over the whole table.
+-- id is the CKA_ID of the HSM object, in hex. It is UNIQUE in the whole table, because two versions cannot have the
+-- same object, whatever their keys are.
 CREATE TABLE key_version (
     key_id      bigint  NOT NULL REFERENCES ez_key (id) ON DELETE CASCADE,
     seq         integer NOT NULL, -- place among the key's versions, 0 the oldest
@@ -60,7 +60,7 @@ CREATE TABLE setting (
     value       text NOT NULL
 );
 
--- What several nodes share beside keys.
+-- The tables below have the data that several nodes share beside keys.
 CREATE SEQUENCE token_sequence AS integer;
 CREATE SEQUENCE master_key_id AS integer;
 

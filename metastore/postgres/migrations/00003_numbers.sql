@@ -1,12 +1,10 @@
--- Versions are numbered: id is a decimal number that is used once for a name, and
--- the HSM object's CKA_ID is a column of its own. Versions that are there keep
--- their ids, which were the CKA_ID in hex.
+-- Versions are numbered: the id of a new version is a decimal number that is given once for a name. The CKA_ID of the
+-- HSM object has its own column. Existing versions keep their ids, which are the CKA_ID in hex.
 
 -- +goose Up
--- Which numbers were given to versions of a name: those from first up to next,
--- next not included. The highest next of a name is the next number to give. A row
--- with first = next gives none: numbers below it name versions elsewhere. No row
--- is ever removed, for EDEKs name versions for ever.
+-- A row says that the numbers from first to next - 1 were given to versions of a name. The highest next of a name is
+-- the next number to give. A row with first = next has no given numbers: lower numbers name versions elsewhere. No row
+-- is ever removed, because EDEKs keep the names of versions for ever.
 CREATE TABLE key_number (
     name        text COLLATE "C" NOT NULL CHECK (name <> ''),
     first       integer NOT NULL CHECK (first >= 0),
@@ -22,7 +20,7 @@ SELECT name, max(n), max(n) FROM (
     UNION ALL
     SELECT k.name, count(*) FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id GROUP BY k.id, k.name
     UNION ALL
-    -- What a migration found at its source: numbers up to that may be in use there.
+    -- The number of versions that a migration found at its source: numbers below it may be in use there.
     SELECT item, (convert_from(data, 'UTF8')::json #>> '{source,versions}')::bigint FROM journal
     WHERE run LIKE 'migration-%' AND item <> ''
 ) AS known
@@ -48,5 +46,4 @@ ALTER TABLE intent ADD COLUMN objects text[] NOT NULL DEFAULT '{}';
 UPDATE intent SET objects = ids;
 ALTER TABLE intent ADD CHECK (cardinality(objects) = cardinality(ids));
 
--- There is no way down: an older program would take a number for the CKA_ID of an
--- object.
+-- There is no way down: an older program would read a number as the CKA_ID of an object.

@@ -1,17 +1,16 @@
--- What was changed of keys, newest last: so that a node can tell a change that it has
--- not heard of, and a database that has lost a change which was acknowledged.
+-- The changes of keys, newest last. With this table a node detects changes of which it got no notice, and a database
+-- that has lost an acknowledged change.
 
 -- +goose Up
 CREATE TABLE change (
-    seq         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, -- in order of writing, which is not that of commits
-    id          text COLLATE "C" NOT NULL,                       -- random: two histories have no change in common by chance
+    seq         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, -- in the order of writing, not of commits
+    id          text COLLATE "C" NOT NULL,                       -- random, so that changes of two databases differ
     key         text COLLATE "C" NOT NULL,
     change      text   NOT NULL,
     at          bigint NOT NULL
 );
 
--- Changes that a node has seen and that this database lacks. Nothing is changed while
--- one is here: every node refuses to.
+-- Changes that a node has seen, and that this database lacks. While the table has a row, every node refuses changes.
 CREATE TABLE lost_change (
     id          text COLLATE "C" PRIMARY KEY,
     seq         bigint NOT NULL,

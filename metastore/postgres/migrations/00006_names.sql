@@ -1,9 +1,9 @@
--- A row of a btree has at most a third of a page, 2,704 bytes, and a name may have more:
--- uniqueness is that of digests, and names are found by hash, which takes any length.
+-- A row of a btree index has at most a third of a page, 2,704 bytes, but a name may be longer. So the unique indexes
+-- have digests of names, and hash indexes, which allow any length, find names.
 
 -- +goose Up
--- Doubled backslashes make a text its bytes again: the usual function for that,
--- convert_to, is not immutable, and one of our own costs each session time.
+-- A cast of a text with doubled backslashes to bytea returns the bytes of the text. The usual function for that,
+-- convert_to, is not immutable, and a function of our own would cost each session time.
 ALTER TABLE ez_key DROP CONSTRAINT ez_key_name_key;
 CREATE UNIQUE INDEX ez_key_name_digest ON ez_key (sha256(replace(name, '\', '\\')::bytea));
 CREATE INDEX ez_key_name_hash ON ez_key USING hash (name);
@@ -30,9 +30,9 @@ CREATE INDEX version_use_hash ON version_use USING hash (version);
 ALTER TABLE journal DROP CONSTRAINT journal_pkey;
 CREATE UNIQUE INDEX journal_item_digest ON journal (run, sha256(replace(item, '\', '\\')::bytea));
 
--- The alias of a key is a setting with the key's name in its own.
+-- The alias of a key is a setting whose name contains the name of the key.
 ALTER TABLE setting DROP CONSTRAINT setting_pkey;
 CREATE UNIQUE INDEX setting_name_digest ON setting (sha256(replace(name, '\', '\\')::bytea));
 CREATE INDEX setting_name_hash ON setting USING hash (name);
 
--- There is no way down: names that are here then need not fit into the indexes of before.
+-- There is no way down: names that were written since may be too long for the older indexes.

@@ -1,8 +1,7 @@
--- What was done to a key by a change that is missing: an operator must know of
--- deletions, which an older database has undone.
+-- The kind of each missing change. An operator must know which deletions an older database has undone.
 
 -- +goose Up
-ALTER TABLE lost_change ADD COLUMN change text NOT NULL DEFAULT ''; -- '' where an older program has told of it
+ALTER TABLE lost_change ADD COLUMN change text NOT NULL DEFAULT ''; -- '' if an older program has written the row
 
 -- +goose Down
 ALTER TABLE lost_change DROP COLUMN change;

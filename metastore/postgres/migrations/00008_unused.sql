@@ -1,6 +1,5 @@
--- Which versions were never used. A row comes with the number of a version, and goes
--- before the first answer that needs the version. What has no row may have been used:
--- all that is older than this table.
+-- The versions that were never used. A row is written when a version gets its number, and removed before the first
+-- answer that uses the version. A version without a row may have been used, for example if it is older than this table.
 
 -- +goose Up
 CREATE TABLE version_unused (

@@ -1,5 +1,4 @@
--- Times are milliseconds since 1970 UTC. Every table is STRICT: SQLite then
--- refuses a value of the wrong type instead of keeping it.
+-- Times are milliseconds since 1970 UTC. Every table is STRICT, so that SQLite refuses a value of a wrong type.
 
 -- +goose Up
 CREATE TABLE ez_key (
@@ -12,8 +11,8 @@ CREATE TABLE ez_key (
     created     INTEGER NOT NULL
 ) STRICT;
 
--- id is the HSM object's CKA_ID in hex: no two versions, of whichever keys, may
--- share an object, hence UNIQUE over the whole table.
+-- id is the CKA_ID of the HSM object, in hex. It is UNIQUE in the whole table, because two versions cannot have the
+-- same object, whatever their keys are.
 CREATE TABLE key_version (
     key_id      INTEGER NOT NULL REFERENCES ez_key (id) ON DELETE CASCADE,
     seq         INTEGER NOT NULL, -- place among the key's versions, 0 the oldest

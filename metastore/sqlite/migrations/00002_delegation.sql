@@ -1,5 +1,5 @@
--- Delegation tokens and the keys that made them. One row of counter for each
--- kind of number, next is the first that nobody has had: SQLite has no sequences.
+-- Delegation tokens and master keys. The table counter replaces sequences, which SQLite does not have: each kind of
+-- number has a row, and next is the next number to give.
 
 -- +goose Up
 CREATE TABLE counter (

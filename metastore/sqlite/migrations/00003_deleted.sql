@@ -1,5 +1,4 @@
--- Keys that were deleted softly, apart from the others, so that no query of a
--- live key can see one by oversight.
+-- Deleted keys have tables of their own, so that no query for a live key can return a deleted one by mistake.
 
 -- +goose Up
 CREATE TABLE deleted_key (

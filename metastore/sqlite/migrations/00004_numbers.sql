@@ -1,12 +1,10 @@
--- Versions are numbered: id is a decimal number that is used once for a name, and
--- the HSM object's CKA_ID is a column of its own. Versions that are there keep
--- their ids, which were the CKA_ID in hex.
+-- Versions are numbered: the id of a new version is a decimal number that is given once for a name. The CKA_ID of the
+-- HSM object has its own column. Existing versions keep their ids, which are the CKA_ID in hex.
 
 -- +goose Up
--- Which numbers were given to versions of a name: those from first up to next,
--- next not included. The highest next of a name is the next number to give. A row
--- with first = next gives none: numbers below it name versions elsewhere. No row
--- is ever removed, for EDEKs name versions for ever.
+-- A row says that the numbers from first to next - 1 were given to versions of a name. The highest next of a name is
+-- the next number to give. A row with first = next has no given numbers: lower numbers name versions elsewhere. No row
+-- is ever removed, because EDEKs keep the names of versions for ever.
 CREATE TABLE key_number (
     name        TEXT    NOT NULL CHECK (name <> ''),
     first       INTEGER NOT NULL CHECK (first >= 0),
@@ -22,7 +20,7 @@ SELECT name, max(n), max(n) FROM (
     UNION ALL
     SELECT k.name, count(*) FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id GROUP BY k.id
     UNION ALL
-    -- What a migration found at its source: numbers up to that may be in use there.
+    -- The number of versions that a migration found at its source: numbers below it may be in use there.
     SELECT item, json_extract(CAST(data AS TEXT), '$.source.versions') FROM journal
     WHERE run LIKE 'migration-%' AND item <> '' AND json_valid(CAST(data AS TEXT))
 )
@@ -60,5 +58,4 @@ ALTER TABLE version_new RENAME TO deleted_version;
 ALTER TABLE intent ADD COLUMN objects TEXT NOT NULL DEFAULT '[]' CHECK (json_type(objects) = 'array');
 UPDATE intent SET objects = ids;
 
--- There is no way down: an older program would take a number for the CKA_ID of an
--- object.
+-- There is no way down: an older program would read a number as the CKA_ID of an object.

@@ -1,13 +1,12 @@
--- Which versions were never used. A row comes with the number of a version, and goes
--- before the first answer that needs the version. What has no row may have been used:
--- all that is older than this table.
+-- The versions that were never used. A row is written when a version gets its number, and removed before the first
+-- answer that uses the version. A version without a row may have been used, for example if it is older than this table.
 
 -- +goose Up
 CREATE TABLE version_unused (
     version TEXT NOT NULL PRIMARY KEY -- full name
 ) STRICT, WITHOUT ROWID;
 
--- The newest time in the store is asked for at each deletion and comparison of clocks.
+-- Each deletion and each comparison of clocks queries the newest time in the store.
 CREATE INDEX version_use_last ON version_use (last);
 CREATE INDEX journal_at ON journal (at);
 
