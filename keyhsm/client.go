@@ -54,7 +54,7 @@ func NewClient(c ClientConfig) (*Client, error) {
 	}
 	if c.Certificate == nil || c.Servers == nil {
 		return nil, claviger.Errorf(op, claviger.Invalid, "",
-			"a Key HSM needs certificates on both sides, and one is not given")
+			"a Key HSM needs certificates on both sides, but one is missing")
 	}
 	if u.Port() == "" {
 		u.Host = net.JoinHostPort(u.Hostname(), fmt.Sprint(Port))
@@ -66,7 +66,7 @@ func NewClient(c ClientConfig) (*Client, error) {
 		c.MaxConnections = 8
 	}
 	t := &http.Transport{
-		Proxy:       nil, // no proxy of the environment sees deposits
+		Proxy:       nil, // deposits never go through a proxy of the environment
 		DialContext: (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSClientConfig: &tls.Config{
 			MinVersion: tls.VersionTLS13, RootCAs: c.Servers, ServerName: c.ServerName,
@@ -109,7 +109,7 @@ func (c *Client) Wrap(ctx context.Context, uuid string, content []byte) ([]byte,
 	if err := c.request(ctx, op, http.MethodPost, "/v1/wrap", wrapRequest{uuid, content}, &a); err != nil {
 		return nil, err
 	}
-	if _, err := ParseEnvelope(a.Wrapped); err != nil { // the trustee would store it, and could never read it
+	if _, err := ParseEnvelope(a.Wrapped); err != nil { // the trustee would store a deposit that it cannot read
 		return nil, claviger.Errorf(op, claviger.Internal, uuid, "Key HSM's answer is %w", err)
 	}
 	return a.Wrapped, nil
@@ -192,22 +192,22 @@ func (c *Client) unreachable(op string, err error) error {
 	var cert *tls.CertificateVerificationError
 	switch {
 	case errors.As(err, &remote) && remote.Op == "remote error": // crypto/tls's form of a TLS alert
-		// net/http puts words between the two errors that depend on the moment of the alert.
+		// net/http adds text between the two errors, and the text depends on the moment of the alert.
 		if errors.As(err, &request) {
 			err = &url.Error{Op: request.Op, URL: request.URL, Err: remote}
 		}
 		return claviger.Errorf(op, claviger.Denied, "",
-			"Key HSM at %s refuses this certificate: %w; its log tells why, "+
+			"Key HSM at %s refuses this certificate: %w; its log says why; "+
 				"cure there: claviger keyhsm trust FILE, then claviger keyhsm reload", c.base, err)
 	case errors.As(err, &cert):
 		if expired := (x509.CertificateInvalidError{}); errors.As(err, &expired) {
 			return claviger.Errorf(op, claviger.Unavailable, "",
-				"the certificate of Key HSM at %s is not taken: %w; %s",
+				"the certificate of Key HSM at %s is not valid: %w; %s",
 				c.base, err, claviger.CertificateCure(err, "--keyhsm-cert"))
 		}
 		return claviger.Errorf(op, claviger.Unavailable, "",
 			"the certificate of Key HSM at %s is not the one expected: %w; "+
-				"give the file of its certificate, or of who issued it", c.base, err)
+				"give the file of its certificate, or of the certificate of its issuer", c.base, err)
 	}
 	return claviger.Errorf(op, claviger.Unavailable, "", "Key HSM at %s does not answer: %w", c.base, err)
 }

@@ -16,8 +16,8 @@ import (
 	"claviger/pkcs11"
 )
 
-// TestFilesLast fails and cuts off each step in which a Key HSM writes its settings, its
-// certificate and key, and a trustee's certificate.
+// TestFilesLast fails and interrupts each step in which a Key HSM writes its settings, its certificate and key, and
+// the certificate of a trustee.
 func TestFilesLast(t *testing.T) {
 	other := filepath.Join(t.TempDir(), "trustee.pem")
 	cert, _, err := keystore.SelfSigned("trustee", []string{"kts"}, time.Hour)
@@ -44,7 +44,7 @@ func TestFilesLast(t *testing.T) {
 			Do: func(dir string) error {
 				hosts := []string{"localhost"}
 				if made, err := HasCertificate(dir, hosts); made || err != nil {
-					return err // as setup does, after it was cut off
+					return err // like setup after an interruption
 				}
 				return CreateCertificate(dir, hosts)
 			},
@@ -57,7 +57,7 @@ func TestFilesLast(t *testing.T) {
 				_, err := s.certificate()
 				return "both", err
 			},
-			Spare: 2, // of three names in one folder: the last sync is for all
+			Spare: 2, // three names are in one folder, and the last sync is for all
 		},
 		"trusted certificate": {
 			Do: func(dir string) error {

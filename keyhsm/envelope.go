@@ -66,7 +66,7 @@ type Envelope struct {
 	head    []byte // everything before sealed
 }
 
-// KeyIDOf is the envelope's key id in hexadecimal, as messages and settings write it.
+// KeyIDOf returns the key id of the envelope in hexadecimal, as messages and settings write it.
 func (e *Envelope) KeyIDOf() string { return hex.EncodeToString(e.KeyID) }
 
 // ParseEnvelope parses a wrapped deposit, without opening it. The parts are slices of data.
@@ -84,7 +84,7 @@ func ParseEnvelope(data []byte) (*Envelope, error) {
 	case string(data[:len(magic)]) != magic:
 		return bad("it does not begin with %q", magic)
 	case data[len(magic)] != version:
-		return bad("it has version %d, and %d is known here", data[len(magic)], version)
+		return bad("it has version %d, but only version %d is supported", data[len(magic)], version)
 	}
 	e := new(Envelope)
 	var ok bool
@@ -116,7 +116,7 @@ func ParseEnvelope(data []byte) (*Envelope, error) {
 	return e, nil
 }
 
-// MaxHead is how many first bytes of an envelope are enough to read its key id.
+// MaxHead is how many bytes of the beginning of an envelope are enough to read its key id.
 const MaxHead = headSize + maxKeyID
 
 // KeyIDOfHead reads the key id, in hexadecimal, from the first MaxHead bytes of an envelope.
@@ -179,7 +179,7 @@ func newGCM(dataKey secret.Bytes) (cipher.AEAD, error) {
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
-// checkUUID refuses what cannot be a uuid of the trustee.
+// checkUUID refuses a uuid that a trustee cannot have made.
 func checkUUID(op, uuid string) error {
 	if uuid == "" || len(uuid) > MaxUUID {
 		return claviger.Errorf(op, claviger.Invalid, "", "the deposit's uuid has %d bytes; 1 to %d are possible",

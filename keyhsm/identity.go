@@ -37,23 +37,23 @@ func CreateCertificate(dir string, hosts []string) error {
 	}
 	defer clear(keyPEM)
 	key, cert := filepath.Join(dir, PrivateKeyFile), filepath.Join(dir, CertificateFile)
-	fresh := key + ".new"
+	newKey := key + ".new"
 	if exists(key) {
 		return &durable.AlreadyError{Path: key}
 	}
 	write := durable.Create
-	if exists(fresh) { // of an interrupted call, whose certificate was never used
+	if exists(newKey) { // an interrupted call left it, and its certificate was never used
 		write = durable.Replace
 	} else if exists(cert) {
 		return &durable.AlreadyError{Path: cert}
 	}
-	if err := durable.Replace(fresh, keyPEM, 0o600); err != nil {
+	if err := durable.Replace(newKey, keyPEM, 0o600); err != nil {
 		return err
 	}
 	if err := write(cert, certPEM, 0o644); err != nil {
 		return err
 	}
-	return durable.Rename(fresh, key)
+	return durable.Rename(newKey, key)
 }
 
 func exists(path string) bool {
@@ -155,7 +155,7 @@ func (s *Settings) Admin(url string) (*Client, error) {
 	c := ClientConfig{URL: url, Certificate: func() (*tls.Certificate, error) { return cert, nil },
 		Servers: x509.NewCertPool(), MaxConnections: 1}
 	c.Servers.AddCert(leaf)
-	// The address that it listens at need not be a name of its certificate.
+	// The certificate need not be valid for the address of the server.
 	switch {
 	case len(leaf.DNSNames) > 0:
 		c.ServerName = strings.Replace(leaf.DNSNames[0], "*", "keyhsm", 1) // a name that matches a wildcard

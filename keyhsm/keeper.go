@@ -14,9 +14,9 @@ import (
 	"claviger/secret"
 )
 
-// ErrKeyGone is wrapped by errors of kind Invalid if the HSM key of a deposit is not on the
-// token. Error.Key is the id of that key. The deposits that the key wrapped cannot be read
-// unless the token, or a backup of it, comes back.
+// ErrKeyGone is in the error of kind Invalid if the HSM key of a deposit is not on the token.
+// Error.Key is the id of that key. The deposits that the key wrapped cannot be read until the token, or
+// a backup of it, is available again.
 var ErrKeyGone = errors.New("the HSM key is gone")
 
 // Keeper wraps and unwraps deposits with a pair of an open token. Its methods may be called
@@ -28,7 +28,7 @@ type Keeper struct {
 
 	mu    sync.Mutex
 	pair  *pair // nil: read it from the token before the next use
-	reset int   // how often the session with the token was lost
+	reset int   // how often the session of the token was lost
 }
 
 // pair is what Wrap needs to know of the token's pair.
@@ -37,10 +37,10 @@ type pair struct {
 	hash   crypto.Hash
 }
 
-// NewKeeper makes a keeper that wraps by the pair with the CKA_ID id, and unwraps by any pair
-// on the token with the same label. So older deposits stay readable after a change of pairs,
-// until the older pair is destroyed. Keys of the token with other labels are never used, even
-// if an envelope names one.
+// NewKeeper makes a keeper that wraps with the pair with the CKA_ID id, and unwraps with any pair of
+// the token that has the same label. So older deposits stay readable after a change of pairs, until the
+// older pair is destroyed. The keeper never uses keys with other labels, even if an envelope names such
+// a key.
 func NewKeeper(token *pkcs11.Token, id []byte, label string) *Keeper {
 	k := &Keeper{token: token, id: id, label: label}
 	token.OnReset(func() {
@@ -52,7 +52,7 @@ func NewKeeper(token *pkcs11.Token, id []byte, label string) *Keeper {
 	return k
 }
 
-// KeyID is the id of the pair that wraps new deposits.
+// KeyID returns the id of the pair that wraps new deposits.
 func (k *Keeper) KeyID() string { return hex.EncodeToString(k.id) }
 
 // Wrap wraps a deposit for its uuid. Before it returns, the token opens the data key once

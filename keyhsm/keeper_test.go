@@ -27,7 +27,7 @@ const (
 	uuid2 = "Zx8kQ2vT9mB4nL7pR1sW6yC3dG"
 )
 
-// openToken opens a fresh SoftHSM token with a Meter before it.
+// openToken opens a new SoftHSM token, and counts its calls with a Meter.
 func openToken(t *testing.T) (*pkcs11.Token, *pkcs11.Meter) {
 	t.Helper()
 	soft := softhsmtest.New(t)
@@ -116,7 +116,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// TestSwappedAndDamaged: an envelope opens only under its own uuid and unchanged. Others do not
+// TestSwappedAndDamaged: an envelope opens only with its own uuid and without a change. Other envelopes do not
 // disturb the token.
 func TestSwappedAndDamaged(t *testing.T) {
 	k, _, m := newKeeper(t)
@@ -130,9 +130,9 @@ func TestSwappedAndDamaged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for n := range len(w) { // each way to cut it short
+	for n := range len(w) { // each length that is too short
 		if n%7 != 0 && n != len(w)-1 {
-			continue // the token opens each data key that is whole, so not too many
+			continue // the token opens each complete data key, so try only some of these lengths
 		}
 		if _, err := k.Unwrap(t.Context(), uuid1, w[:n]); !claviger.Is(err, claviger.Invalid) {
 			t.Errorf("cut to %d bytes: %v", n, err)
@@ -144,24 +144,24 @@ func TestSwappedAndDamaged(t *testing.T) {
 	if _, err := k.Unwrap(t.Context(), uuid1, make([]byte, MaxWrapped+1)); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("oversized: %v", err)
 	}
-	for i := range w { // each byte of the head, and some of the rest
+	for i := range w { // each byte of the head, and some of the others
 		if i > len(e.head)-len(e.DataKey)+8 && i%37 != 0 {
 			continue
 		}
 		bad := bytes.Clone(w)
 		bad[i] ^= 1
 		if _, err := k.Unwrap(t.Context(), uuid1, bad); !claviger.Is(err, claviger.Invalid) {
-			t.Errorf("byte %d turned: %v", i, err)
+			t.Errorf("byte %d changed: %v", i, err)
 		}
 	}
-	// Two envelopes of one uuid, mixed.
+	// A mix of two envelopes of one uuid.
 	other, err := ParseEnvelope(wrap(t, k, uuid1, content))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := k.Unwrap(t.Context(), uuid1, append(bytes.Clone(e.head), other.sealed...)); !claviger.Is(err,
 		claviger.Invalid) {
-		t.Errorf("the head of one with the deposit of another: %v", err)
+		t.Errorf("the head of one envelope with the deposit of another: %v", err)
 	}
 	if m.Count("Initialize") != 0 || m.Count("Login") != 0 {
 		t.Errorf("damaged envelopes disturbed the token: %v", m.Counts())
@@ -202,9 +202,9 @@ func TestKeyGone(t *testing.T) {
 	_, err := second.Unwrap(ctx, uuid1, old)
 	var e *claviger.Error
 	if !claviger.Is(err, claviger.Invalid) || !errors.Is(err, ErrKeyGone) || !errors.As(err, &e) || e.Key != "ab01" {
-		t.Errorf("unwrapping what a destroyed key wrapped: %v", err)
+		t.Errorf("unwrapping a deposit of a destroyed key: %v", err)
 	}
-	// The keeper knows the public key still, and must not use it.
+	// The keeper still has the public key, and must not use it.
 	if w, err := k.Wrap(ctx, uuid1, []byte("lost")); !claviger.Is(err, claviger.Invalid) ||
 		!errors.Is(err, ErrKeyGone) || w != nil {
 		t.Errorf("wrapped by a destroyed key: %v", err)
@@ -254,8 +254,7 @@ func TestTokenComesBack(t *testing.T) {
 	}
 }
 
-// FuzzParseEnvelope: a parsed envelope has all its parts, within their limits, and no other
-// bytes.
+// FuzzParseEnvelope: a parsed envelope has all parts, within their limits, and no other bytes.
 func FuzzParseEnvelope(f *testing.F) {
 	if list, err := os.ReadDir(filepath.Join("testdata", "fuzz", f.Name())); err != nil || len(list) < 5 {
 		f.Fatalf("%d seeds, %v", len(list), err)

@@ -25,12 +25,13 @@ var Limits = web.Limits{HeadBytes: 16 << 10, Head: 10 * time.Second, Request: 30
 
 // Limits of the work on a request.
 const (
-	workLimit = 20 * time.Second // of the HSM
-	// maxInFlight bounds the requests at one time, since each holds its deposit in memory as
-	// JSON, base64, ciphertext and plaintext.
+	// workTimeout is the timeout of a request, from the wait for a slot to the answer of the HSM.
+	workTimeout = 20 * time.Second
+	// maxInFlight limits the requests at one time, because each holds its deposit in memory as JSON,
+	// base64, ciphertext and plaintext.
 	maxInFlight = 32
-	// slotLimit is how long a request waits for one of the maxInFlight slots.
-	slotLimit = 5 * time.Second
+	// slotTimeout is how long a request waits for one of the maxInFlight slots.
+	slotTimeout = 5 * time.Second
 )
 
 // Server offers a Keeper over HTTPS to clients with a trusted certificate.
@@ -38,8 +39,8 @@ type Server struct {
 	keeper   *Keeper
 	load     func() (*Identity, error)
 	log      *slog.Logger
-	slots    chan struct{} // one element for each request under way
-	slotWait time.Duration // slotLimit; tests make it shorter
+	slots    chan struct{} // one element for each running request
+	slotWait time.Duration // slotTimeout; tests make it shorter
 
 	identity atomic.Pointer[Identity]
 	loading  sync.Mutex
@@ -57,7 +58,7 @@ type Server struct {
 // NewServer makes a server. load reads its certificate and those that it trusts; NewServer and
 // Reload call it.
 func NewServer(keeper *Keeper, load func() (*Identity, error), log *slog.Logger) (*Server, error) {
-	s := &Server{keeper: keeper, load: load, log: log, slots: make(chan struct{}, maxInFlight), slotWait: slotLimit,
+	s := &Server{keeper: keeper, load: load, log: log, slots: make(chan struct{}, maxInFlight), slotWait: slotTimeout,
 		started: time.Now()}
 	if err := s.Reload(); err != nil {
 		return nil, err
@@ -65,22 +66,21 @@ func NewServer(keeper *Keeper, load func() (*Identity, error), log *slog.Logger)
 	return s, nil
 }
 
-// OnRequest makes the server call f after each request: with "wrap", "unwrap" or "status", with
-// "ok" or the kind of the error that was answered, and with the duration. A refused handshake
-// is not a request. Call OnRequest before the server starts.
+// OnRequest makes the server call f after each request. op is "wrap", "unwrap" or "status", result is "ok"
+// or the kind of the error in the answer, and took is the duration. A refused handshake is not a request.
+// Call OnRequest before the server starts.
 func (s *Server) OnRequest(f func(op, result string, took time.Duration)) { s.observe = f }
 
-// Refused is the number of refused handshakes and requests.
+// Refused returns the number of refused handshakes and requests.
 func (s *Server) Refused() int64 { return s.refused.Load() }
 
-// Certificate is the certificate that the server shows to clients now.
+// Certificate returns the certificate that the server shows to clients now.
 func (s *Server) Certificate() (*x509.Certificate, error) {
 	return web.Leaf(&s.identity.Load().Certificate)
 }
 
-// Reload reads the certificates again. If they cannot be read, those that were read before stay
-// in force. A client that is no longer trusted is refused at its next request, even on an open
-// connection.
+// Reload reads the certificates again. If that fails, the server keeps the certificates that it had. A
+// client that is no longer trusted is refused at its next request, even on an open connection.
 func (s *Server) Reload() error {
 	s.loading.Lock()
 	defer s.loading.Unlock()
@@ -101,7 +101,7 @@ func (s *Server) Reload() error {
 	return nil
 }
 
-// TLS is the server's side of TLS: version 1.3, and a handshake only with a client whose
+// TLS returns the TLS configuration of the server: version 1.3, and a handshake only with a client whose
 // certificate is trusted at that moment.
 func (s *Server) TLS() *tls.Config {
 	return &tls.Config{
@@ -124,7 +124,7 @@ func (s *Server) TLS() *tls.Config {
 	}
 }
 
-// Handler answers the protocol. It must be served with the configuration of TLS.
+// Handler returns the handler of requests. It must be served with the configuration that TLS returns.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("POST /v1/wrap", s.serve(false, s.serveWrap))
@@ -133,8 +133,8 @@ func (s *Server) Handler() http.Handler {
 	return mux
 }
 
-// serve is the common part of all requests: it checks the peer, waits for a slot, limits the
-// time, and writes the answer of f. admins is whether administrators may make the request.
+// serve returns a handler that checks the peer, waits for a slot, calls f with a timeout, and writes the
+// result of f. admins says whether administrators may make the request.
 func (s *Server) serve(admins bool, f func(context.Context, *http.Request) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began, result := time.Now(), "ok"
@@ -147,15 +147,14 @@ func (s *Server) serve(admins bool, f func(context.Context, *http.Request) (any,
 			result = claviger.KindOf(err).String()
 			s.refused.Add(1)
 			status := writeError(w, err)
-			s.log.Warn("a request was not served", "path", r.URL.Path, "from", r.RemoteAddr, "status", status, "err",
-				err)
+			s.log.Warn("a request has failed", "path", r.URL.Path, "from", r.RemoteAddr, "status", status, "err", err)
 		}
 		if err := s.authorize(r, admins); err != nil {
 			w.Header().Set("Connection", "close")
 			fail(claviger.E("keyhsm.Server", claviger.Denied, "", err))
 			return
 		}
-		ctx, cancel := context.WithTimeout(r.Context(), workLimit)
+		ctx, cancel := context.WithTimeout(r.Context(), workTimeout)
 		defer cancel()
 		release, err := s.slot(ctx)
 		if err != nil {
@@ -173,8 +172,8 @@ func (s *Server) serve(admins bool, f func(context.Context, *http.Request) (any,
 	})
 }
 
-// authorize checks the peer of a request. It does so for each request, since the peer may have
-// lost our trust since the handshake.
+// authorize checks the peer of a request. Each request is checked, because its certificate may have been
+// removed from the trusted ones since the handshake.
 func (s *Server) authorize(r *http.Request, admins bool) error {
 	var peers []*x509.Certificate
 	if r.TLS != nil {
@@ -182,7 +181,7 @@ func (s *Server) authorize(r *http.Request, admins bool) error {
 	}
 	admin, err := s.identity.Load().admits(peers)
 	if err == nil && admin && !admins {
-		err = errors.New("with the server's own certificate, only its status can be requested; use that of a trustee")
+		err = errors.New("the server's own certificate may only request the status; use the certificate of a trustee")
 	}
 	return err
 }
@@ -198,7 +197,7 @@ func (s *Server) slot(ctx context.Context) (release func(), err error) {
 	case <-ctx.Done():
 	}
 	return nil, claviger.Errorf("keyhsm.Server", claviger.Unavailable, "",
-		"%d requests are under way, which is as many as may be", cap(s.slots))
+		"the server is already serving %d requests, which is its limit; try again", cap(s.slots))
 }
 
 func (s *Server) serveStatus(ctx context.Context, _ *http.Request) (any, error) {

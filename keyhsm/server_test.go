@@ -24,8 +24,8 @@ import (
 	"claviger/web"
 )
 
-// running is a Key HSM with certificates of a trustee that it trusts and of a stranger. The same
-// authority has issued both.
+// running is a running Key HSM, with the certificate of a trustee that it trusts and the certificate of a stranger.
+// The same authority has issued both.
 type running struct {
 	*Server
 	keeper                 *Keeper
@@ -84,7 +84,7 @@ func (r *running) serve(t *testing.T, address string) {
 	t.Cleanup(r.stop)
 }
 
-// client is a client with the certificate of a file.
+// client returns a client with the certificate of a file.
 func (r *running) client(t *testing.T, file string) *Client {
 	t.Helper()
 	cert, err := tls.LoadX509KeyPair(file, file)
@@ -135,7 +135,7 @@ func TestServer(t *testing.T) {
 		st.CertificateUntil.Before(time.Now()) || !strings.HasPrefix(st.OAEP, "SHA-") {
 		t.Errorf("%+v, %v", st, err)
 	}
-	// Many at once, and more than connections.
+	// Many requests at once, more than connections.
 	var wg sync.WaitGroup
 	for i := range 40 {
 		wg.Go(func() {
@@ -191,7 +191,7 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestMethods: a method that a path does not have is answered with 405, and never with 5xx.
+// TestMethods: a path answers 405 to a method that it does not support. No request makes the server fail.
 func TestMethods(t *testing.T) {
 	r := start(t)
 	c := r.client(t, r.trustee)
@@ -217,13 +217,13 @@ func TestMethods(t *testing.T) {
 	}
 }
 
-// TestUntrusted: a certificate of the same authority is refused, and so is none. The server's own
-// certificate may request the status only.
+// TestUntrusted: the server refuses another certificate of the same authority, and a client without a certificate.
+// The server's own certificate may only request the status.
 func TestUntrusted(t *testing.T) {
 	r := start(t)
 	ctx := t.Context()
 	stranger := r.client(t, r.stranger)
-	for range 3 { // the alert may be lost behind the reset of the connection
+	for range 3 { // the alert may be lost when the connection is reset
 		_, err := stranger.Wrap(ctx, uuid1, []byte("x"))
 		if !claviger.Is(err, claviger.Denied) && !claviger.Is(err, claviger.Unavailable) {
 			t.Errorf("a stranger: %v", err)
@@ -232,7 +232,7 @@ func TestUntrusted(t *testing.T) {
 	if _, err := stranger.Status(ctx); err == nil {
 		t.Error("a stranger sees the status")
 	}
-	// He gets no further than the handshake: no byte of HTTP from him is read.
+	// After the handshake, the server reads no HTTP from the stranger.
 	strange, err := tls.LoadX509KeyPair(r.stranger, r.stranger)
 	if err != nil {
 		t.Fatal(err)
@@ -240,12 +240,12 @@ func TestUntrusted(t *testing.T) {
 	conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: r.ca.Pool(), ServerName: "localhost",
 		Certificates: []tls.Certificate{strange}}}).DialContext(ctx, "tcp", r.address)
 	if err != nil {
-		t.Fatal(err) // TLS 1.3: the client's side is done before the server has looked
+		t.Fatal(err) // in TLS 1.3, the client completes the handshake before the server checks the certificate
 	}
 	defer conn.Close()
 	var remote *net.OpError
 	if _, err := conn.Read(make([]byte, 1)); !errors.As(err, &remote) || remote.Op != "remote error" {
-		t.Errorf("a stranger after his handshake: %v", err)
+		t.Errorf("a stranger after the handshake: %v", err)
 	}
 	none, err := NewClient(ClientConfig{URL: "https://" + r.address, Servers: r.ca.Pool(),
 		Certificate: func() (*tls.Certificate, error) { return new(tls.Certificate), nil }})
@@ -253,7 +253,7 @@ func TestUntrusted(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := none.Status(ctx); err == nil {
-		t.Error("one without a certificate sees the status")
+		t.Error("a client without a certificate sees the status")
 	}
 	_ = none.Close()
 	own := r.client(t, r.own)
@@ -263,7 +263,7 @@ func TestUntrusted(t *testing.T) {
 	if _, err := own.Wrap(ctx, uuid1, []byte("x")); !claviger.Is(err, claviger.Denied) {
 		t.Errorf("the administrator wraps: %v", err)
 	}
-	// A server that is another's.
+	// A client that trusts another server.
 	cert, err := tls.LoadX509KeyPair(r.trustee, r.trustee)
 	if err != nil {
 		t.Fatal(err)
@@ -283,8 +283,8 @@ func TestUntrusted(t *testing.T) {
 	}
 }
 
-// TestReload: trust changes without a restart, on open connections too. Certificates that cannot
-// be read change nothing.
+// TestReload: the trusted certificates change without a restart, on open connections too. If a certificate cannot
+// be read, nothing changes.
 func TestReload(t *testing.T) {
 	r := start(t)
 	ctx := t.Context()
@@ -313,7 +313,7 @@ func TestReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := trustee.Wrap(ctx, uuid1, []byte("x")); !claviger.Is(err, claviger.Denied) {
-		t.Errorf("no longer trusted, on the connection that was open: %v", err)
+		t.Errorf("no longer trusted, on an open connection: %v", err)
 	}
 	writeFile(t, filepath.Join(r.trustDir, "broken.pem"), "no certificate")
 	if err := r.Reload(); err == nil || !strings.Contains(err.Error(), "broken.pem") {
@@ -325,8 +325,8 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// TestGoneAndBack: a client's errors when the server restarts, the HSM is away, and the key is
-// destroyed.
+// TestGoneAndBack: the errors of a client while the server restarts, while the HSM does not answer, and after the
+// key was destroyed.
 func TestGoneAndBack(t *testing.T) {
 	r := start(t)
 	c := r.client(t, r.trustee)
@@ -381,7 +381,7 @@ func TestBusy(t *testing.T) {
 	}
 	c := r.client(t, r.trustee)
 	if _, err := c.Status(t.Context()); !claviger.Is(err, claviger.Unavailable) ||
-		!strings.Contains(err.Error(), "as many as may be") {
+		!strings.Contains(err.Error(), "is already serving") {
 		t.Errorf("a busy server: %v", err)
 	}
 	for range cap(r.slots) {

@@ -18,7 +18,7 @@ import (
 	"claviger/web"
 )
 
-// SettingsFile is the name of the settings file in a Key HSM's folder. The name is Cloudera's.
+// SettingsFile is the name of the settings file in the folder of a Key HSM. Cloudera uses the same name.
 const SettingsFile = "application.properties"
 
 // DefaultListen is the default address: for a trustee on the same host, as Cloudera advises.
@@ -50,7 +50,8 @@ type Settings struct {
 	// Trust is the folder of the trustees' certificates.
 	Trust          string `json:"trust"`
 	MaxConnections int    `json:"maxConnections"`
-	// MaxPerAddress is the limit of connections of one address; nil is half, 0 is all.
+	// MaxPerAddress is the limit of connections of one address: nil is half of MaxConnections, 0 is no
+	// limit.
 	MaxPerAddress *int `json:"maxConnectionsPerAddress,omitempty"`
 	// Unlimited is a comma list of the addresses and networks without that limit; nil is
 	// web.Loopback.
@@ -126,8 +127,8 @@ func alreadyExists(path string) error {
 		"move it away if they do not, or choose another folder", path)
 }
 
-// WriteSettings writes the settings file into a folder. It never overwrites a file, since
-// deposits depend on the key that the file names.
+// WriteSettings writes the settings file into a folder. It never overwrites a file, because deposits depend
+// on the key that the file names.
 func WriteSettings(dir string, s Settings) error {
 	path := filepath.Join(dir, SettingsFile)
 	data, err := s.format(path)
@@ -141,7 +142,7 @@ func WriteSettings(dir string, s Settings) error {
 	return err
 }
 
-// format returns the bytes of the settings file. It fails if reading them would not give s.
+// format returns the bytes of the settings file. It fails if ReadSettings would refuse the file.
 func (s *Settings) format(path string) ([]byte, error) {
 	var slot, connections, perAddress, unlimited string
 	if s.MaxPerAddress != nil {
@@ -225,9 +226,9 @@ func parseSettings(path string, data []byte) (s Settings, warnings []string, err
 		case !ok:
 			return fail("there is no '=' in this line; lines are like \"%s = /path/of/library.so\"", propModule)
 		case seen[name]:
-			return fail("%s is there twice; keep one", name)
+			return fail("%s is in the file twice; keep one line", name)
 		case value == "":
-			return fail("%s has no value; give it one or take the line out", name)
+			return fail("%s has no value; give it a value or remove the line", name)
 		}
 		seen[name] = true
 		if why, ok := ignored[name]; ok {
@@ -235,8 +236,8 @@ func parseSettings(path string, data []byte) (s Settings, warnings []string, err
 			continue
 		}
 		if name == propPIN { // no message may show its value
-			return fail("%s: a PIN must not stand in this file; put it into a file of its own (mode 0400) and name "+
-				"that: %s = PATH", name, propPINFile)
+			return fail("%s: this file must not contain a PIN; write the PIN into its own file (mode 0400) and name "+
+				"that file: %s = PATH", name, propPINFile)
 		}
 		if known, err := s.set(name, value); err != nil {
 			return fail("%s has the value %q; %v", name, value, err)
@@ -349,5 +350,5 @@ func (s *Settings) ID() []byte {
 func (s *Settings) PKCS11() (pkcs11.Config, error) {
 	c := pkcs11.FileConfig{Module: s.Module, Token: s.Token, Serial: s.Serial, Slot: s.Slot, PINFile: s.PINFile,
 		Profile: s.HSM}
-	return c.Config("/") // the PIN file's path is absolute
+	return c.Config("/") // the path of the PIN file is absolute
 }

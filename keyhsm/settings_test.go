@@ -80,12 +80,12 @@ func TestSettingsRefused(t *testing.T) {
 		"x":                                                    "x:1: there is no '='",
 		"keyhsm.module =":                                      "has no value",
 		"keyhsm.modul = /x":                                    `"keyhsm.modul" is not known`,
-		sample + "keyhsm.token = again\n":                      "is there twice",
+		sample + "keyhsm.token = again\n":                      "is in the file twice",
 		sample + "keyhsm.slot = 3\n":                           "the token must be named once",
 		without("keyhsm.token"):                                "the token must be named once",
 		without("keyhsm.key.label"):                            "keyhsm.key.label is missing",
 		without("keyhsm.trust"):                                "keyhsm.trust is missing",
-		sample + "keyhsm.pin = 1234\n":                         "a PIN must not stand in this file",
+		sample + "keyhsm.pin = 1234\n":                         "this file must not contain a PIN",
 		"keyhsm.hsm = lunar":                                   "unknown profile",
 		"keyhsm.slot = first":                                  "it must be a slot number",
 		"keyhsm.max.connections.per.address = x":               "from 0 (no limit)",
@@ -101,7 +101,7 @@ func TestSettingsRefused(t *testing.T) {
 	}
 	if _, _, err := parseSettings("x", []byte("keyhsm.pin = 31415926\n")); err == nil ||
 		strings.Contains(err.Error(), "31415926") {
-		t.Errorf("a PIN is told of: %v", err)
+		t.Errorf("the error shows a PIN: %v", err)
 	}
 }
 
@@ -117,7 +117,7 @@ func FuzzSettings(f *testing.F) {
 		}
 		out, err := s.format("x")
 		if err != nil {
-			t.Fatalf("%+v is not to be written: %v", s, err)
+			t.Fatalf("%+v cannot be written: %v", s, err)
 		}
 		again, _, err := parseSettings("x", out)
 		if err != nil || !reflect.DeepEqual(again, s) {
@@ -161,7 +161,7 @@ func TestIdentity(t *testing.T) {
 		t.Errorf("a private key for everybody: %v", err)
 	}
 	if err := inTime(leaf, leaf.NotAfter.Add(time.Second)); err == nil ||
-		!strings.Contains(err.Error(), "is good from") {
+		!strings.Contains(err.Error(), "is valid from") {
 		t.Errorf("an old certificate: %v", err)
 	}
 	writeFile(t, filepath.Join(dir, "x.pem"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")

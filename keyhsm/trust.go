@@ -19,7 +19,7 @@ import (
 	"claviger/durable"
 )
 
-// maxPEM bounds the bytes of a file of certificates, and maxTrusted the number of files.
+// maxPEM is the size limit of a file of certificates, and maxTrusted limits the number of files.
 const (
 	maxPEM     = 256 << 10
 	maxTrusted = 1000
@@ -28,13 +28,13 @@ const (
 // fingerprint is the SHA-256 of a certificate.
 type fingerprint [sha256.Size]byte
 
-// Trust is a set of trusted certificates of trustees. A certificate that one of them has issued
-// is not trusted. The zero Trust is empty.
+// Trust is a set of trusted certificates of trustees. A certificate that such a certificate has issued is
+// not trusted. The zero Trust is empty.
 type Trust struct {
 	certs map[fingerprint]*x509.Certificate
 }
 
-// ReadTrust reads all *.pem of a folder. A missing folder is an empty Trust.
+// ReadTrust reads all files *.pem of a folder. If the folder is missing, the Trust is empty.
 func ReadTrust(dir string) (*Trust, error) {
 	names, err := filepath.Glob(filepath.Join(escapeGlob(dir), "*.pem"))
 	if err != nil {
@@ -58,7 +58,7 @@ func escapeGlob(dir string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(dir)
 }
 
-// Len is the number of trusted certificates.
+// Len returns the number of trusted certificates.
 func (t *Trust) Len() int { return len(t.certs) }
 
 // Certificates returns the trusted certificates, in no order.
@@ -82,14 +82,14 @@ func (t *Trust) check(cert *x509.Certificate, now time.Time) error {
 // inTime returns why a certificate is not valid now.
 func inTime(cert *x509.Certificate, now time.Time) error {
 	if now.Before(cert.NotBefore) || now.After(cert.NotAfter) {
-		return fmt.Errorf("certificate %s of %q is good from %s to %s, and it is %s now", shortFingerprint(cert),
+		return fmt.Errorf("certificate %s of %q is valid from %s to %s, and it is %s now", shortFingerprint(cert),
 			cert.Subject, cert.NotBefore.UTC().Format(time.RFC3339), cert.NotAfter.UTC().Format(time.RFC3339),
 			now.UTC().Format(time.RFC3339))
 	}
 	return nil
 }
 
-// shortFingerprint is the beginning of a certificate's fingerprint, in hexadecimal.
+// shortFingerprint returns the beginning of the fingerprint of a certificate, in hexadecimal.
 func shortFingerprint(cert *x509.Certificate) string {
 	sum := sha256.Sum256(cert.Raw)
 	return hex.EncodeToString(sum[:8])
@@ -113,7 +113,7 @@ func AddTrusted(dir, path string) (cert *x509.Certificate, file string, added bo
 	if err := pem.Encode(&out, &pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}); err != nil {
 		return nil, "", false, err
 	}
-	// A reload may come at any time, so the file gets its name only when it is whole.
+	// A server may reload at any time, so the file gets its name only when it is complete.
 	err = durable.Create(file, out.Bytes(), 0o644)
 	if errors.Is(err, fs.ErrExist) {
 		// The process that made the file may have been killed before it synced the folder.
@@ -125,8 +125,8 @@ func AddTrusted(dir, path string) (cert *x509.Certificate, file string, added bo
 	return cert, file, true, nil
 }
 
-// ReadCertificate reads the certificate of a file in PEM or DER. Of several certificates in
-// PEM it returns the first: in a chain, that is the certificate of the peer itself.
+// ReadCertificate reads the certificate of a file in PEM or DER. If a PEM file has several certificates, it
+// returns the first, which in a chain is the certificate of the peer itself.
 func ReadCertificate(path string) (*x509.Certificate, error) {
 	data, err := readFile(path, maxPEM)
 	if err != nil {
@@ -173,8 +173,8 @@ type Identity struct {
 	Trust       *Trust
 }
 
-// admits returns why a server with this identity refuses a peer. A peer that shows the
-// server's own certificate has the server's private key, and is an administrator.
+// admits returns an error if a server with this identity refuses a peer. A peer with the server's own
+// certificate has the server's private key, and is an administrator.
 func (i *Identity) admits(peers []*x509.Certificate) (admin bool, err error) {
 	if len(peers) == 0 {
 		return false, errors.New("the client shows no certificate")

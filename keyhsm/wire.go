@@ -12,8 +12,8 @@ import (
 // Port is the default port of Key HSM.
 const Port = 9090
 
-// maxBody bounds the bodies of requests and answers: the longest envelope in base64, and the
-// JSON around it.
+// maxBody is the size limit of requests and answers: the longest envelope in base64, and the JSON
+// around it.
 const maxBody int64 = int64(MaxWrapped+2)/3*4 + 1<<10
 
 // The bodies of the protocol. encoding/json writes bytes in base64.
@@ -42,7 +42,7 @@ type (
 	}
 )
 
-// Status is what a Server reports of itself.
+// Status is the status of a Server.
 type Status struct {
 	// State is Ready, KeyGone or HSMUnavailable. Detail is the reason if it is not Ready.
 	State  string `json:"state"`
@@ -61,7 +61,7 @@ type Status struct {
 	Trusted          int       `json:"trusted"` // number of trusted certificates
 	CertificateUntil time.Time `json:"certificateUntil"`
 	Started          time.Time `json:"started"`
-	Loaded           time.Time `json:"loaded"` // when certificates were last read, or failed to be
+	Loaded           time.Time `json:"loaded"` // when the server last read certificates, or failed to
 	LoadError        string    `json:"loadError,omitempty"`
 
 	// Counted since the start.
@@ -86,8 +86,8 @@ const (
 	wireInternal    = "internal"
 )
 
-// writeError alone maps an error to an HTTP status and a body. The text of an internal error
-// goes to the log only.
+// writeError maps an error to an HTTP status and a body. The text of an internal error goes only to the
+// log.
 func writeError(w http.ResponseWriter, err error) (status int) {
 	var e *claviger.Error
 	body := errorBody{Kind: wireInternal, Message: "Key HSM failed; see its log for the reason"}
@@ -112,7 +112,7 @@ func writeError(w http.ResponseWriter, err error) (status int) {
 	return status
 }
 
-// text is the text of an error without its Op and Key.
+// text returns the text of an error without its Op and Key.
 func text(e *claviger.Error) string {
 	if e.Err == nil {
 		return e.Kind.String()
@@ -138,7 +138,8 @@ func readError(op string, status int, data []byte) error {
 		}
 	}
 	return claviger.Errorf(op, claviger.Unavailable, "",
-		"Key HSM answered %d, and not in its protocol; is the address that of a Key HSM?", status)
+		"the server answered with status %d, and not in the protocol of Key HSM; is the address that of a Key HSM?",
+		status)
 }
 
 // remoteError is an error message from the server. is, unless nil, is the error that it wraps.

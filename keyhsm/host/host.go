@@ -1,6 +1,5 @@
-// Package host runs a Key HSM on one host: Setup makes its folder, Run serves, Validate
-// checks the parts that Run needs, and Reload makes a running server read its certificates
-// again.
+// Package host runs a Key HSM on one host: Setup makes its folder, Run serves requests, Validate checks the
+// parts that Run needs, and Reload makes a running server read its certificates again.
 package host
 
 import (
@@ -23,25 +22,25 @@ import (
 	"claviger/web"
 )
 
-// Config is what Run needs.
+// Config is the configuration of Run.
 type Config struct {
 	// Folder holds the settings.
 	Folder string
-	// Listen replaces keyhsm.listen, unless it is "". Port 0 is any free one.
+	// Listen replaces keyhsm.listen, unless it is "". Port 0 is any free port.
 	Listen string
-	// ReadyFile gets the base URL when requests are served; "" is no file.
+	// ReadyFile gets the base URL when the server accepts requests; "" for no file.
 	ReadyFile string
-	// Metrics is the address of a console of its own, and MetricsName its flag; "" is none.
+	// Metrics is the address of a separate console, and MetricsName the flag of that address; "" for none.
 	Metrics, MetricsName string
 	Log                  *slog.Logger
 }
 
-// expiryCure is what an operator does about a certificate that ends.
+// expiryCure says what to do about a certificate that expires soon.
 const expiryCure = "claviger keyhsm settings shows which files hold the certificate; replace them, then run " +
 	"claviger keyhsm reload or send SIGHUP; have the trustees trust the new certificate first"
 
-// Run serves until ctx ends, then lets requests under way end. SIGHUP makes it read its
-// certificates again. Only one process serves a folder at a time.
+// Run serves until ctx ends, then waits for running requests. SIGHUP makes it read its certificates again.
+// Only one process serves a folder at a time.
 func Run(ctx context.Context, c Config) (err error) {
 	log := c.Log
 	buildinfo.Read().Log(log)
@@ -54,7 +53,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	secrets := console.WatchSecretFiles(log, func() []secret.File { return set.SecretFiles(c.Folder) })
-	// Before the run file names this process, so that a SIGHUP does not end it.
+	// Catch SIGHUP before the run file names this process, so that Reload cannot end the process.
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
@@ -74,8 +73,8 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	st := keeper.Status(ctx)
 	if st.State != keyhsm.Ready {
-		// The server starts all the same, since older deposits may have another pair, and the HSM
-		// may come back. Without this line, only trustees would notice.
+		// The server starts all the same, because older deposits may have another pair, and the HSM may
+		// become available later. Without this line in the log, only trustees would notice.
 		log.Error("the pair that wraps new deposits does not work", "state", st.State, "detail", st.Detail)
 	}
 	connections := web.NewConnections(limits, log)
@@ -127,7 +126,7 @@ func open(ctx context.Context, set *keyhsm.Settings, log *slog.Logger) (*pkcs11.
 	return tok, keyhsm.NewKeeper(tok, set.ID(), set.KeyLabel), nil
 }
 
-// metrics are the metrics of a Key HSM.
+// metrics returns the metrics of a Key HSM.
 func metrics(s *keyhsm.Server, token *pkcs11.Token, connections *web.Connections) *console.Metrics {
 	m := console.NewServiceMetrics("keyhsm")
 	buildinfo.Read().Metric(m)
@@ -141,7 +140,7 @@ func metrics(s *keyhsm.Server, token *pkcs11.Token, connections *web.Connections
 	return m
 }
 
-// checks are the readiness checks of a Key HSM.
+// checks returns the readiness checks of a Key HSM.
 func checks(s *keyhsm.Server, keeper *keyhsm.Keeper) []console.Check {
 	return []console.Check{
 		{Name: "HSM key", Run: func(ctx context.Context) error {
@@ -162,7 +161,7 @@ func reloadOnHangup(ctx context.Context, hangup <-chan os.Signal, server *keyhsm
 			return
 		case <-hangup:
 			if err := server.Reload(); err != nil {
-				log.Error("the certificates cannot be read again; those read before stay in force", "err", err)
+				log.Error("the certificates cannot be read again; the server keeps those that it had", "err", err)
 			} else {
 				log.Info("certificates were read again")
 			}
@@ -170,7 +169,7 @@ func reloadOnHangup(ctx context.Context, hangup <-chan os.Signal, server *keyhsm
 	}
 }
 
-// Status requests the status of the server of a folder.
+// Status requests the status of the server that serves a folder.
 func Status(ctx context.Context, set *keyhsm.Settings, p Process) (st keyhsm.Status, err error) {
 	c, err := set.Admin(p.URL)
 	if err != nil {
@@ -183,7 +182,7 @@ func Status(ctx context.Context, set *keyhsm.Settings, p Process) (st keyhsm.Sta
 // reloadTimeout is how long Reload waits until the server has read its certificates.
 const reloadTimeout = 15 * time.Second
 
-// Reload sends SIGHUP to the server of a folder, and waits until the server has read its
+// Reload sends SIGHUP to the server that serves a folder, and waits until the server has read its
 // certificates again.
 func Reload(ctx context.Context, set *keyhsm.Settings, p Process) (keyhsm.Status, error) {
 	since := time.Now()

@@ -18,14 +18,14 @@ type Process struct {
 	URL string `json:"url"`
 }
 
-// runFile holds the Process that serves a folder. That process locks the file. The kernel
-// frees the lock when the process ends, so a killed process leaves no wrong record.
+// runFile is the file that names the Process that serves a folder. That process locks the file. The kernel
+// releases the lock when the process ends, so the file of a killed process does not count.
 type runFile struct{ *os.File }
 
 func runPath(dir string) string { return filepath.Join(dir, "keyhsm.run") }
 
-// claim locks the run file of a folder for this process, and empties it: until write, it would
-// name the process that served the folder before.
+// claim locks the run file of a folder for this process, and empties it. Otherwise it would name the
+// process that served the folder before, until write.
 func claim(dir string) (*runFile, error) {
 	f, err := os.OpenFile(runPath(dir), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -65,7 +65,7 @@ func (r *runFile) write(url string) error {
 	return err
 }
 
-// Running returns the process that serves a folder now. It is an error if there is none.
+// Running returns the process that serves a folder now, or an error if there is none.
 func Running(dir string) (Process, error) {
 	var p Process
 	none := fmt.Errorf("no Key HSM runs with the folder %s; start it: claviger keyhsm start --conf %s", dir, dir)
@@ -79,7 +79,7 @@ func Running(dir string) (Process, error) {
 	defer f.Close()
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) //nolint:gosec // a descriptor is small
 	if err == nil {
-		return p, none // closing the file frees the lock
+		return p, none // Close releases the lock
 	}
 	if !errors.Is(err, syscall.EWOULDBLOCK) {
 		return p, err

@@ -6,9 +6,8 @@ import (
 	"testing"
 )
 
-// TestRunningWhileStarting: while a Key HSM starts, its run file names no process, in particular
-// not the one that served the folder before: reload would send SIGHUP to a process that is gone,
-// or to another program with its number.
+// TestRunningWhileStarting: while a Key HSM starts, its run file names no process. If it named the process that
+// served the folder before, reload would send SIGHUP to another program with that process number.
 func TestRunningWhileStarting(t *testing.T) {
 	dir := t.TempDir()
 	before, err := claim(dir)
@@ -21,7 +20,7 @@ func TestRunningWhileStarting(t *testing.T) {
 	if p, err := Running(dir); err != nil || p.PID != os.Getpid() || p.URL != "https://localhost:1" {
 		t.Errorf("while it serves: %+v, %v", p, err)
 	}
-	if err := before.Close(); err != nil { // as the kernel does at a kill
+	if err := before.Close(); err != nil { // like the kernel when a process is killed
 		t.Fatal(err)
 	}
 	if p, err := Running(dir); err == nil || !strings.Contains(err.Error(), "keyhsm start --conf "+dir) {

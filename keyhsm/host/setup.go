@@ -18,7 +18,7 @@ import (
 	"claviger/pkcs11"
 )
 
-// modules are the paths at which the makers' clients install their libraries.
+// modules are the paths where the client software of an HSM installs its library.
 var modules = map[pkcs11.Profile]string{
 	pkcs11.Luna:    "/usr/safenet/lunaclient/lib/libCryptoki2_64.so",
 	pkcs11.NCipher: "/opt/nfast/toolkits/pkcs11/libcknfast.so",
@@ -28,16 +28,16 @@ var modules = map[pkcs11.Profile]string{
 type Setup struct {
 	Folder string
 	Bits   int      // of a new pair
-	Hosts  []string // names and addresses of a new certificate; none: those of this host
-	// Settings are written into the folder. If its KeyID is "", a new pair is made; if its
-	// Certificate is "", a new certificate.
+	Hosts  []string // names and addresses in a new certificate; empty: those of this host
+	// Settings are written into the folder. If KeyID is "", Run makes a new pair. If Certificate is "",
+	// Run makes a new certificate.
 	Settings keyhsm.Settings
 
 	newPair, newCertificate bool
 }
 
-// Complete fills in the settings that were not given. Its errors are mistakes of the caller.
-// Call it once, before Run.
+// Complete fills in the settings that were not given. Its errors are about wrong arguments. Call it once,
+// before Run.
 func (s *Setup) Complete() (err error) {
 	set := &s.Settings
 	if set.Module == "" {
@@ -55,7 +55,7 @@ func (s *Setup) Complete() (err error) {
 		set.KeyID = hex.EncodeToString(id)
 	}
 	if (set.Certificate == "") != (set.PrivateKey == "") {
-		return errors.New("--certificate and --key belong together: give both, or neither to have them made")
+		return errors.New("--certificate and --key belong together: give both, or neither to get new ones")
 	}
 	if s.newCertificate = set.Certificate == ""; s.newCertificate {
 		set.Certificate, set.PrivateKey = keyhsm.CertificateFile, keyhsm.PrivateKeyFile
@@ -69,9 +69,9 @@ func (s *Setup) Complete() (err error) {
 	return err
 }
 
-// Run makes the pair, the certificate and the settings, and calls report with a line of text
-// for each. It first checks what it can without the token, and writes the settings last. When
-// a step fails, it removes what the steps before it made.
+// Run makes the pair, the certificate and the settings, and calls report with a line of text for each. It
+// first checks everything that needs no token, and writes the settings last. If a step fails, Run undoes
+// the steps before it.
 func (s *Setup) Run(ctx context.Context, report func(text string)) error {
 	if err := s.Settings.Check(s.Folder); err != nil {
 		return err
@@ -89,7 +89,7 @@ func (s *Setup) Run(ctx context.Context, report func(text string)) error {
 	return errors.Join(s.onToken(ctx, tok, report), tok.Close())
 }
 
-// onToken is Run with an open token.
+// onToken does the steps of Run that need the open token, and the steps after them.
 func (s *Setup) onToken(ctx context.Context, tok *pkcs11.Token, report func(string)) (err error) {
 	var undo []func() error
 	defer func() {
@@ -134,8 +134,8 @@ func (s *Setup) onToken(ctx context.Context, tok *pkcs11.Token, report func(stri
 	return nil
 }
 
-// makeCertificate makes the certificate and its key, unless an interrupted setup has made
-// them. remove removes the files that this call has made.
+// makeCertificate makes the certificate and its key, unless an interrupted setup has made them. remove
+// removes the files that this call has made.
 func (s *Setup) makeCertificate(report func(string)) (remove func() error, err error) {
 	cert, hosts := filepath.Join(s.Folder, keyhsm.CertificateFile), s.certificateHosts()
 	exists, err := keyhsm.HasCertificate(s.Folder, hosts)

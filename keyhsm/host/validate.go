@@ -15,17 +15,16 @@ type Check struct {
 	Name   string `json:"name"`
 	OK     bool   `json:"ok"`
 	Detail string `json:"detail"`
-	// NotTried: the check was not made, so its subject may be right or wrong.
+	// NotTried is true if the check was not made, so its subject may be right or wrong.
 	NotTried bool `json:"notTried,omitempty"`
 }
 
-// Deposits opens one deposit of each pair that deposits of a trustee are wrapped by, and
-// returns a text for an operator.
+// Deposits opens one deposit of each pair that has wrapped deposits of a trustee, and returns a text for an
+// operator.
 type Deposits func(ctx context.Context, keeper *keyhsm.Keeper) (text string, err error)
 
-// Validate makes the checks of a Key HSM: of its token, its pair and its certificates. A
-// failed check of the token ends the checks of the token. deposits is nil where no trustee
-// is known.
+// Validate checks the token, the pair and the certificates of a Key HSM. After a failed check of the token,
+// it makes no more checks of the token. deposits is nil if no trustee is known.
 func Validate(ctx context.Context, set *keyhsm.Settings, deposits Deposits) []Check {
 	var v validation
 	v.token(ctx, set, deposits)
@@ -44,7 +43,7 @@ func (v *validation) fail(name string, err error) {
 	v.checks = append(v.checks, Check{Name: name, Detail: err.Error()})
 }
 
-// certificates checks the server's certificate and those that it trusts.
+// certificates checks the certificate of the server, and the certificates that it trusts.
 func (v *validation) certificates(set *keyhsm.Settings) {
 	identity, err := set.Identity()
 	if err != nil {
@@ -93,7 +92,7 @@ func (v *validation) token(ctx context.Context, set *keyhsm.Settings, deposits D
 	const name = "deposits"
 	if deposits == nil {
 		v.checks = append(v.checks, Check{Name: name, NotTried: true,
-			Detail: "which pair a trustee's deposits are wrapped by is not known here: --trustee DIR"})
+			Detail: "which pair wraps the deposits of a trustee is not known here: --trustee DIR"})
 		return
 	}
 	if text, err := deposits(ctx, keeper); err != nil {
@@ -103,8 +102,8 @@ func (v *validation) token(ctx context.Context, set *keyhsm.Settings, deposits D
 	}
 }
 
-// open opens the token. The calls that were made tell which step failed. It returns nil
-// after a failed check.
+// open opens the token. If that fails, the calls of PKCS#11 that were made show which step failed, and open
+// returns nil.
 func (v *validation) open(ctx context.Context, set *keyhsm.Settings) *pkcs11.Token {
 	cfg, err := set.PKCS11()
 	if err != nil {

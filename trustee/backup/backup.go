@@ -291,7 +291,8 @@ func Read(ctx context.Context, in io.Reader, dir string, open Open, wanted bool)
 		return m, err
 	}
 	if folder.Identity.String() != r.m.Identity {
-		return m, fmt.Errorf("the backup has the folder of %s, but its manifest names %s", folder.Identity, r.m.Identity)
+		return m, fmt.Errorf("the backup has the folder of %s, but its manifest names %s", folder.Identity,
+			r.m.Identity)
 	}
 	if wanted && r.m.Store == nil {
 		return m, errors.New("the backup has the folder of a client, and no deposits for a store")
