@@ -246,7 +246,7 @@ func tlsRefused(t *testing.T, dir string) {
 		{nil, []string{"ssl.server.exclude.cipher.list", "TLS_("},
 			`"TLS_(" is neither a cipher suite nor a regular expression`},
 		{nil, []string{"ssl.server.exclude.cipher.list", "TLS_ECDHE_.*"}, "it excludes all cipher suites"},
-		{nil, []string{"ssl.server.keystore.password", "clear"}, ""}, // the password in the credential store is used first
+		{nil, []string{"ssl.server.keystore.password", "clear"}, ""}, // the credential store is first
 		{[]string{keystore.CredentialPathProperty, "localjceks://file/nowhere/none.jceks"},
 			[]string{"ssl.server.keystore.password", "clear"}, keystore.CredentialFallbackProperty + "=false forbids"},
 	} {

@@ -16,9 +16,8 @@ import (
 	"claviger/provider/memory"
 )
 
-// auditLines writes events as the audit log would, and leaves out what no two
-// runs share: times, and how long an aggregation took. The window does not end
-// before all has been written.
+// auditLines writes events as the audit log does, without the parts that differ in each run:
+// times, and the length of an aggregation. The aggregation window is longer than the test.
 func auditLines(t *testing.T, events []audit.Event) []string {
 	t.Helper()
 	var b strings.Builder
@@ -51,13 +50,13 @@ func recordedLines(t *testing.T, name string) []string {
 	return withoutTimes(string(text))
 }
 
-// compareAuditLog holds what the replay has left to the whole audit log of the
-// recorded server "acl".
+// compareAuditLog compares the events of the replay with the whole audit log of the recorded
+// server "acl".
 func compareAuditLog(t *testing.T, events []audit.Event) {
 	t.Helper()
-	want := recordedLines(t, "acl-kms-audit.log")[1:] // the first is of a request that was not kept
+	want := recordedLines(t, "acl-kms-audit.log")[1:] // the first line is of a request without a recording
 	got := auditLines(t, events)
-	const aggregated = 3 // written when the window ended, in no order
+	const aggregated = 3 // written at the end of the window, in any order
 	for _, lines := range [][]string{got, want} {
 		slices.Sort(lines[len(lines)-aggregated:])
 	}
@@ -73,9 +72,9 @@ func compareAuditLog(t *testing.T, events []audit.Event) {
 	}
 }
 
-// compareAuditSample looks for the lines that were kept of the audit log of the
-// recorded server "main", as far as they are of one request. ids are of
-// divergences that make them another.
+// compareAuditSample looks for the recorded lines of the audit log of the server "main" that are
+// about one request. Lines that contain a key of differs must be missing; the value is the id of
+// the divergence.
 func compareAuditSample(t *testing.T, events []audit.Event) {
 	t.Helper()
 	differs := map[string]string{
@@ -83,12 +82,12 @@ func compareAuditSample(t *testing.T, events []audit.Event) {
 		"java.lang.ClassCastException":                          "D-key-name-as-version",
 	}
 	got := auditLines(t, events)
-	looked := 0
+	compared := 0
 	for _, line := range recordedLines(t, "kms-audit-sample.log") {
 		if strings.HasPrefix(line, "OK[") {
-			continue // aggregated over what was recorded and what was not
+			continue // an aggregated line also counts requests without a recording
 		}
-		looked++
+		compared++
 		id := ""
 		for part, d := range differs {
 			if strings.Contains(line, part) {
@@ -99,13 +98,13 @@ func compareAuditSample(t *testing.T, events []audit.Event) {
 			t.Errorf("of %q the replay's log has %t (%s)", line, found, id)
 		}
 	}
-	if looked < 20 {
-		t.Errorf("only %d lines were looked at", looked)
+	if compared < 20 {
+		t.Errorf("only %d lines were compared", compared)
 	}
 }
 
-// checkErrorLine: Hadoop writes UNAUTHENTICATED for each 401 but that of the
-// handshake, and ERROR for what it throws, unless a refusal has its own line.
+// checkErrorLine checks the audit line of an error. Hadoop writes UNAUTHENTICATED for each 401
+// except in the handshake, and ERROR for each exception, unless a refusal has its own line.
 func checkErrorLine(t *testing.T, rec recording, got answer, events []audit.Event) {
 	t.Helper()
 	want := "none"
@@ -116,9 +115,9 @@ func checkErrorLine(t *testing.T, rec recording, got answer, events []audit.Even
 		got.header("WWW-Authenticate") != "" && got.status == http.StatusInternalServerError:
 		want = "UNAUTHENTICATED" // D-negotiate-audit
 	case got.status == http.StatusInternalServerError && strings.HasPrefix(got.header("Content-Type"), "text/html"):
-		want = "UNAUTHENTICATED" // D-early-audit: a name that no user has
+		want = "UNAUTHENTICATED" // D-early-audit: a name that no user can have
 	case got.status >= 400 && rec.method == http.MethodHead:
-		return // no body tells what was thrown
+		return // the answer has no body with the exception
 	case got.status >= 400 && got.header("Content-Type") == "application/json":
 		var e thrown
 		if err := json.Unmarshal(got.body, &e); err != nil {
@@ -149,8 +148,8 @@ func checkErrorLine(t *testing.T, rec recording, got answer, events []audit.Even
 var proxyRefused = regexp.MustCompile(`^(User: .* is not allowed to impersonate|` +
 	`Unauthorized connection for super-user: )`)
 
-// TestFaultsAreAudited: a request that the rules allowed, and that then failed,
-// leaves one line whatever it failed of.
+// TestFaultsAreAudited: a request that the rules allow, and that then fails, leaves one audit
+// line, whatever the reason.
 func TestFaultsAreAudited(t *testing.T) {
 	f := &faulty{Provider: memory.New(memory.Config{SequentialIDs: true})}
 	tr := &trail{}
@@ -165,12 +164,12 @@ func TestFaultsAreAudited(t *testing.T) {
 	} {
 		f.fail(func() error { return claviger.Errorf("test", kind, "k", "words for the caller") })
 		before := len(tr.all())
-		a := ask(t, addr, "POST", "/kms/v1/key/k", "{}")
-		_, told := a.thrown(t)
+		a := send(t, addr, "POST", "/kms/v1/key/k", "{}")
+		_, got := a.thrown(t)
 		events := tr.all()[before:]
 		if len(events) != 1 || events[0].Status != audit.Error || events[0].Caller.Name != "alice" ||
-			events[0].Method != "POST" || events[0].Message != told || !strings.HasPrefix(told, message) {
-			t.Errorf("%v: %d %q, audit events %+v", kind, a.status, told, events)
+			events[0].Method != "POST" || events[0].Message != got || !strings.HasPrefix(got, message) {
+			t.Errorf("%v: %d %q, audit events %+v", kind, a.status, got, events)
 		}
 	}
 }

@@ -12,38 +12,38 @@ import (
 	"claviger/provider/memory"
 )
 
-// noting notes for whom it is asked.
-type noting struct {
+// callerRecorder is a provider that records the caller of each lookup.
+type callerRecorder struct {
 	*memory.Provider
 	mu   sync.Mutex
-	from map[string]string // by what is asked for
+	from map[string]string // the caller, by the name of the key or version
 }
 
-func (n *noting) note(ctx context.Context, about string) {
+func (n *callerRecorder) record(ctx context.Context, about string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.from[about] = provider.CallerOf(ctx)
 }
 
-func (n *noting) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
-	n.note(ctx, names[0])
+func (n *callerRecorder) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
+	n.record(ctx, names[0])
 	return n.Provider.Metadata(ctx, names...)
 }
 
-func (n *noting) Current(ctx context.Context, key string) (claviger.KeyVersion, error) {
-	n.note(ctx, key)
+func (n *callerRecorder) Current(ctx context.Context, key string) (claviger.KeyVersion, error) {
+	n.record(ctx, key)
 	return n.Provider.Current(ctx, key)
 }
 
-func (n *noting) Version(ctx context.Context, version string) (claviger.KeyVersion, error) {
-	n.note(ctx, version)
+func (n *callerRecorder) Version(ctx context.Context, version string) (claviger.KeyVersion, error) {
+	n.record(ctx, version)
 	return n.Provider.Version(ctx, version)
 }
 
-// TestProvidersKnowTheCaller: what a request asks of a provider is asked in its user's
-// name, so that the provider can limit what one user makes it do.
+// TestProvidersKnowTheCaller: a provider gets the name of the user whose request it serves, so
+// that it can limit the work for one user.
 func TestProvidersKnowTheCaller(t *testing.T) {
-	primary := &noting{memory.New(memory.Config{}), sync.Mutex{}, map[string]string{}}
+	primary := &callerRecorder{memory.New(memory.Config{}), sync.Mutex{}, map[string]string{}}
 	t.Cleanup(func() { _ = primary.Close() })
 	addr := start(t, stack{Primary: primary, Limits: kmsapi.Limits{MaxKeys: 10, MaxBatch: 10, MaxBody: 1 << 16}})
 	for about, path := range map[string]string{
@@ -65,10 +65,10 @@ func TestProvidersKnowTheCaller(t *testing.T) {
 		}
 		_ = resp.Body.Close()
 		primary.mu.Lock()
-		from, asked := primary.from[about]
+		from, ok := primary.from[about]
 		primary.mu.Unlock()
-		if !asked || from != "user-"+about[:1] {
-			t.Errorf("%s: asked %t, for %q", path, asked, from)
+		if !ok || from != "user-"+about[:1] {
+			t.Errorf("%s: looked up %t, for %q", path, ok, from)
 		}
 	}
 }

@@ -21,7 +21,7 @@ import (
 	"claviger/secret"
 )
 
-// logBuffer is a log that is read while it is written.
+// logBuffer is a log that a test can read while the server writes it.
 type logBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -33,7 +33,7 @@ func (l *logBuffer) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
-// take returns what was written since the last call.
+// take returns the text since the last call.
 func (l *logBuffer) take() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -41,9 +41,8 @@ func (l *logBuffer) take() string {
 	return l.b.String()
 }
 
-// revealed tells whether a text shows the token, or enough of it, however often it
-// is percent-encoded. What a log has escaped (a line break, in Java's way or
-// JSON's) is taken as one.
+// revealed reports whether a text shows the token, or a long part of it, even if it is
+// percent-encoded several times. It ignores line breaks, also escaped ones of Java or JSON.
 func revealed(text, token string) bool {
 	const enough = 60 // characters in one piece; the password alone is 27
 	text = strings.NewReplacer(`\n`, "", `\r`, "", "\n", "", `\u000a`, "").Replace(text)
@@ -72,7 +71,7 @@ func revealed(text, token string) bool {
 	return false
 }
 
-// spelling draws one of the ways to write a text in a URL.
+// spelling draws one way to write a text in a URL.
 func spelling(t *rapid.T, text, label string) string {
 	levels := rapid.IntRange(0, 3).Draw(t, label+" levels")
 	for range levels {
@@ -91,12 +90,13 @@ func spelling(t *rapid.T, text, label string) string {
 		text = b.String()
 	}
 	if rapid.IntRange(0, 9).Draw(t, label+" broken") == 0 {
-		text = "%" + text // no escape, or one that eats the first characters
+		text = "%" + text // not an escape, or one that includes the first characters of text
 	}
 	return text
 }
 
-// writtenBy is what Hadoop's audit log and the chain make of the events, which are forgotten.
+// writtenBy returns what Hadoop's audit log and the chain write for the events, and drops the
+// events.
 func writtenBy(t *testing.T, tr *trail) string {
 	t.Helper()
 	var b bytes.Buffer
@@ -119,10 +119,10 @@ func writtenBy(t *testing.T, tr *trail) string {
 	return b.String()
 }
 
-// placed makes a request with a parameter's name and a value somewhere in it.
+// placed makes a request that contains a parameter's name and a value.
 type placed func(name, value string) (method, target, body string, headers []string)
 
-// tokenPlaces are the places of a request in which a token may stand.
+// tokenPlaces are the places of a request that may contain a token.
 func tokenPlaces(token string) map[string]placed {
 	const (
 		query = "/kms/v1/keys/names?"
@@ -200,9 +200,9 @@ func tokenPlaces(token string) map[string]placed {
 	}
 }
 
-// TestTokensStayOutOfLogs: wherever in a request a live delegation token stands,
-// and however it is spelt, neither Hadoop's audit log nor the chain nor the
-// server's log at level debug shows it.
+// TestTokensStayOutOfLogs: wherever a request contains a valid delegation token, and however it
+// is written, neither Hadoop's audit log, nor the chain, nor the server's log at level debug shows
+// it.
 func TestTokensStayOutOfLogs(t *testing.T) {
 	tr, log := &trail{}, &logBuffer{}
 	addr := withKey(t, stack{
@@ -210,14 +210,14 @@ func TestTokensStayOutOfLogs(t *testing.T) {
 		Auth: authn.Config{Delegations: delegations(t, time.Now)},
 		Log:  secret.LogHandler(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
-	a := ask(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=alice", "")
+	a := send(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=alice", "")
 	var issued struct{ Token struct{ URLString string } }
 	if err := json.Unmarshal(a.body, &issued); err != nil || len(issued.Token.URLString) < 70 {
 		t.Fatalf("%d %s: %v", a.status, a.body, err)
 	}
 	token := issued.Token.URLString
-	if a := askAs(t, addr, "GET", "/kms/v1/keys/names?a=b;delegation="+token, ""); a.status != http.StatusOK {
-		t.Fatalf("the token is not live: %d %s", a.status, a.body)
+	if a := sendAs(t, addr, "GET", "/kms/v1/keys/names?a=b;delegation="+token, ""); a.status != http.StatusOK {
+		t.Fatalf("the token is not valid: %d %s", a.status, a.body)
 	}
 	written := func() string { return writtenBy(t, tr) + log.take() }
 	if text := written(); revealed(text, token) || !strings.Contains(text, "GET_KEYS") {
@@ -245,7 +245,7 @@ func TestTokensStayOutOfLogs(t *testing.T) {
 			value = token
 		}
 		method, target, body, headers := places[place](spelling(rt, name, "name"), value)
-		askAs(t, addr, method, target, body, headers...)
+		sendAs(t, addr, method, target, body, headers...)
 		if text := written(); revealed(text, token) {
 			rt.Fatalf("%s: %s %s: the log shows the token:\n%s", place, method, target, text)
 		}

@@ -10,10 +10,10 @@ import (
 )
 
 var (
-	// delegationToken is a whole one, in a request.
+	// delegationToken matches a delegation token in a request.
 	delegationToken = regexp.MustCompile(`\b[A-Za-z0-9_-]{70,}\b`)
 	issuedToken     = regexp.MustCompile(`"urlString"\s*:\s*"([^"]+)"`)
-	// volatileIdentifier is what no two tokens have in common.
+	// volatileIdentifier matches the parts that differ in all tokens.
 	volatileIdentifier = regexp.MustCompile(`issueDate=\d+, maxDate=\d+, sequenceNumber=\d+, masterKeyId=\d+`)
 )
 
@@ -27,8 +27,8 @@ func delegations(t *testing.T, now func() time.Time) *authn.Delegations {
 	return d
 }
 
-// ownToken puts our token in the place of a recorded one. One that had been
-// altered by a character is altered at the same place.
+// ownToken returns our token for a recorded one. If one character of the recorded token was
+// changed, it changes ours at the same place.
 func (s *server) ownToken(recorded []byte) []byte {
 	if ours, ok := s.tokens[string(recorded)]; ok {
 		return []byte(ours)
@@ -58,8 +58,7 @@ func (s *server) ownToken(recorded []byte) []byte {
 	return recorded
 }
 
-// TestTokenRefused: what a client sees when an owner has too many tokens, and that
-// another owner is served.
+// TestTokenRefused: the answer to an owner who has too many tokens. Another owner is served.
 func TestTokenRefused(t *testing.T) {
 	d, err := authn.NewDelegations(authn.DelegationConfig{KeyUpdate: 24 * time.Hour, MaxLife: 7 * 24 * time.Hour,
 		Renewal: 24 * time.Hour, Scan: time.Hour,
@@ -69,7 +68,7 @@ func TestTokenRefused(t *testing.T) {
 	}
 	addr := start(t, stack{Primary: memory.New(memory.Config{}), Auth: authn.Config{Delegations: d}})
 	get := func(user string) answer {
-		return askAs(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=yarn&user.name="+user, "")
+		return sendAs(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=yarn&user.name="+user, "")
 	}
 	for range 2 {
 		if a := get("mallory"); a.status != 200 {

@@ -18,9 +18,8 @@ import (
 	"claviger/provider/memory"
 )
 
-// beginning sends the beginning of a request, and leaves the connection as it is until
-// the test ends.
-func beginning(t *testing.T, addr, text string) *net.TCPConn {
+// sendPart sends the beginning of a request, and keeps the connection open until the test ends.
+func sendPart(t *testing.T, addr, text string) *net.TCPConn {
 	t.Helper()
 	raw, err := net.Dial("tcp", addr)
 	if err != nil {
@@ -37,8 +36,8 @@ func beginning(t *testing.T, addr, text string) *net.TCPConn {
 	return conn
 }
 
-// ends tells whether the server ends a connection by itself, and soon.
-func ends(conn net.Conn) bool {
+// serverCloses reports whether the server closes a connection within ten seconds.
+func serverCloses(conn net.Conn) bool {
 	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 	buf := make([]byte, 64<<10)
 	for {
@@ -51,8 +50,8 @@ func ends(conn net.Conn) bool {
 
 var impatient = kmsapi.Slow{Grace: 500 * time.Millisecond, Rate: 4 << 20}
 
-// TestUnreadAnswers: a user who asks for large answers and reads none of them keeps
-// neither the turns nor the memory of others, and not for long what is his.
+// TestUnreadAnswers: a user who requests large answers and reads none of them takes neither slots
+// nor memory from others, and loses his own after a short time.
 func TestUnreadAnswers(t *testing.T) {
 	lanes := &kmsapi.Lanes{}
 	var closed sync.Map // by the client's address
@@ -71,14 +70,14 @@ func TestUnreadAnswers(t *testing.T) {
 	})
 	var conns []*net.TCPConn
 	for range 4 {
-		conns = append(conns, beginning(t, addr,
+		conns = append(conns, sendPart(t, addr,
 			"GET /kms/v1/key/k/_eek?eek_op=generate&num_keys=60000&user.name=mallory HTTP/1.1\r\nHost: kms\r\n\r\n"))
 	}
 	for deadline := time.Now().Add(30 * time.Second); lanes.Figures()["large"].Used == 0 &&
 		time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
-	// The places are given back while the answers are still there.
+	// The slots are released while the answers are still in memory.
 	for deadline, seen := time.Now().Add(10*time.Second), 0; seen < 5; time.Sleep(2 * time.Millisecond) {
 		if f := lanes.Figures(); f["large"].Used > 0 && f["generate"].Used == 0 {
 			seen++
@@ -86,11 +85,11 @@ func TestUnreadAnswers(t *testing.T) {
 			seen = 0
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("answers that nobody reads hold places: %+v", lanes.Figures())
+			t.Fatalf("answers that nobody reads hold slots: %+v", lanes.Figures())
 		}
 	}
 	for range 5 {
-		if a := ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=2000", ""); a.status != 200 {
+		if a := send(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=2000", ""); a.status != 200 {
 			t.Errorf("alice beside answers that nobody reads: %d %s", a.status, a.body[:min(len(a.body), 300)])
 		}
 	}
@@ -100,11 +99,11 @@ func TestUnreadAnswers(t *testing.T) {
 	deadline := time.Now().Add(30 * time.Second)
 	for ; lanes.Figures()["large"].Used > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("memory is not given back: %+v", lanes.Figures()["large"])
+			t.Fatalf("memory is not released: %+v", lanes.Figures()["large"])
 		}
 	}
-	// What is in the buffers can be read for a long time yet; the server has let go of the
-	// connections that were sent a long answer. The others were refused, and are idle.
+	// The client could still read the socket's buffers for a long time, but the server has closed
+	// the connections with a long answer. The other connections were refused, and are idle.
 	for deadline, cut := time.Now().Add(10*time.Second), 0; cut == 0; time.Sleep(10 * time.Millisecond) {
 		for _, c := range conns {
 			if _, ok := closed.Load(c.LocalAddr().String()); ok {
@@ -117,8 +116,8 @@ func TestUnreadAnswers(t *testing.T) {
 	}
 }
 
-// TestIdleBodies: bodies of which nothing more comes take no memory from others, and
-// are waited for only so long. A caller without the right is refused before the body.
+// TestIdleBodies: bodies that do not go on take no memory from others, and the server waits for
+// them only for a limited time. A caller without the right is refused before the body is read.
 func TestIdleBodies(t *testing.T) {
 	policy, _ := authz.Parse(append([]authz.Property{{Name: "hadoop.kms.blacklist.GENERATE_EEK", Value: "eve"}},
 		openRules...))
@@ -133,25 +132,25 @@ func TestIdleBodies(t *testing.T) {
 	var conns []*net.TCPConn
 	for i := range 12 {
 		conns = append(conns,
-			beginning(t, addr, fmt.Sprintf(head+"1\r\n[\r\n", fmt.Sprint("mallory", i%3),
+			sendPart(t, addr, fmt.Sprintf(head+"1\r\n[\r\n", fmt.Sprint("mallory", i%3),
 				"Transfer-Encoding: chunked")),
-			beginning(t, addr, fmt.Sprintf(head+"[", fmt.Sprint("mallory", i%3), "Content-Length: 1048576")))
+			sendPart(t, addr, fmt.Sprintf(head+"[", fmt.Sprint("mallory", i%3), "Content-Length: 1048576")))
 	}
 	long := "[" + strings.Repeat(" ", 900<<10) + "]"
 	for range 3 {
-		if a := ask(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch", long); a.status != 200 {
+		if a := send(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch", long); a.status != 200 {
 			t.Errorf("a long body beside idle ones: %d %s", a.status, a.body)
 		}
 	}
-	if a := ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1000", ""); a.status != 200 {
+	if a := send(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1000", ""); a.status != 200 {
 		t.Errorf("a large generate beside idle bodies: %d %s", a.status, a.body)
 	}
 	for i, c := range conns {
-		if !ends(c) {
-			t.Errorf("connection %d is waited for", i)
+		if !serverCloses(c) {
+			t.Errorf("the server still waits for connection %d", i)
 		}
 	}
-	// The last handlers give it back when their answers have been sent.
+	// The last handlers release their memory after they have sent their answers.
 	deadline := time.Now().Add(30 * time.Second)
 	for ; lanes.Figures()["large"].Used != 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -159,7 +158,7 @@ func TestIdleBodies(t *testing.T) {
 		}
 	}
 
-	refused := beginning(t, addr, fmt.Sprintf(head, "eve", "Transfer-Encoding: chunked"))
+	refused := sendPart(t, addr, fmt.Sprintf(head, "eve", "Transfer-Encoding: chunked"))
 	_ = refused.SetReadDeadline(time.Now().Add(10 * time.Second))
 	began := time.Now()
 	resp, err := http.ReadResponse(bufio.NewReader(refused), nil)
@@ -168,11 +167,11 @@ func TestIdleBodies(t *testing.T) {
 	}
 	_ = resp.Body.Close()
 	if took := time.Since(began); took >= impatient.Grace {
-		t.Errorf("the body was waited for first: %v", took)
+		t.Errorf("the server waited for the body first: %v", took)
 	}
 }
 
-// TestFairClasses: a user whose requests hang keeps half of a class at most.
+// TestFairClasses: a user whose requests hang holds at most half of a class.
 func TestFairClasses(t *testing.T) {
 	s := &slow{Provider: memory.New(memory.Config{SequentialIDs: true}), hanging: make(chan struct{}),
 		release: make(chan struct{})}
@@ -181,15 +180,15 @@ func TestFairClasses(t *testing.T) {
 		Batches: 4, Management: 4, Wait: 100 * time.Millisecond}})
 	const one = "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1"
 	const many = "/kms/v1/key/k/_eek?eek_op=generate&num_keys=300&user.name=mallory"
-	if a := ask(t, addr, "GET", one, ""); a.status != 200 { // the first is waited for by the others
+	if a := send(t, addr, "GET", one, ""); a.status != 200 { // the others wait for the first
 		t.Fatal(a.status)
 	}
-	var storm sync.WaitGroup
+	var requests sync.WaitGroup
 	var mu sync.Mutex
 	answers := map[int]int{}
 	for range 8 {
-		storm.Go(func() {
-			a := ask(t, addr, "GET", many, "")
+		requests.Go(func() {
+			a := send(t, addr, "GET", many, "")
 			mu.Lock()
 			defer mu.Unlock()
 			answers[a.status]++
@@ -201,7 +200,7 @@ func TestFairClasses(t *testing.T) {
 	<-s.hanging
 	<-s.hanging
 	for range 4 {
-		if a := ask(t, addr, "GET", one, ""); a.status != 200 {
+		if a := send(t, addr, "GET", one, ""); a.status != 200 {
 			t.Errorf("alice beside mallory: %d %s", a.status, a.body)
 		}
 	}
@@ -209,7 +208,7 @@ func TestFairClasses(t *testing.T) {
 		t.Errorf("figures: %+v", f)
 	}
 	if err := lanes.Full(); err != nil {
-		t.Errorf("it bites nobody else: %v", err)
+		t.Errorf("only mallory was refused, but Full says: %v", err)
 	}
 	for sent := 0; sent < 6; time.Sleep(time.Millisecond) {
 		mu.Lock()
@@ -217,14 +216,14 @@ func TestFairClasses(t *testing.T) {
 		mu.Unlock()
 	}
 	close(s.release)
-	storm.Wait()
+	requests.Wait()
 	if answers[200] != 2 || answers[503] != 6 || lanes.Figures()["generate"].Own == 0 {
 		t.Errorf("mallory was answered %v", answers)
 	}
 }
 
-// TestNamesInBodies: what a path may not hold, a body or a query may not hold either,
-// and no metadata are longer than they need be.
+// TestNamesInBodies: the limits of names in a path hold in a body and in a query, too, and
+// metadata have limits.
 func TestNamesInBodies(t *testing.T) {
 	tr := &trail{}
 	addr := withKey(t, stack{Trail: tr, Limits: kmsapi.Limits{MaxKeys: 1000, MaxBatch: 1000, MaxBody: 4 << 20,
@@ -264,7 +263,7 @@ func TestNamesInBodies(t *testing.T) {
 		"a long name in a query":   {"GET", "/kms/v1/keys/metadata?key=" + long, ""},
 		"many names":               {"GET", "/kms/v1/keys/metadata?" + strings.Repeat("key=k&", 21), ""},
 	} {
-		a := ask(t, addr, c.method, c.target, c.body)
+		a := send(t, addr, c.method, c.target, c.body)
 		if a.status != 400 || !strings.Contains(string(a.body), "IllegalArgumentException") {
 			t.Errorf("%s: %d %s", what, a.status, a.body[:min(len(a.body), 300)])
 		}
@@ -278,12 +277,12 @@ func TestNamesInBodies(t *testing.T) {
 		}
 	}
 	for _, sep := range []string{"&", ";"} {
-		if a := ask(t, addr, "GET", "/kms/v1/keys/metadata?x=1"+strings.Repeat(sep+"x=1", 60), ""); a.status != 400 {
+		if a := send(t, addr, "GET", "/kms/v1/keys/metadata?x=1"+strings.Repeat(sep+"x=1", 60), ""); a.status != 400 {
 			t.Errorf("60 parameters with %s: %d %s", sep, a.status, a.body)
 		}
 	}
-	if a := ask(t, addr, "GET", "/kms/v1/keys/metadata?"+strings.Repeat("key=k&", 20), ""); a.status != 200 {
-		t.Errorf("as many names as may be: %d %s", a.status, a.body)
+	if a := send(t, addr, "GET", "/kms/v1/keys/metadata?"+strings.Repeat("key=k&", 20), ""); a.status != 200 {
+		t.Errorf("the greatest number of names: %d %s", a.status, a.body)
 	}
 }
 
@@ -296,16 +295,16 @@ func jsonOf(t *testing.T, v any) string {
 	return string(b)
 }
 
-// TestLongestNames: a key with a name as long as may be is used as any other.
+// TestLongestNames: a key with the longest allowed name works like any other.
 func TestLongestNames(t *testing.T) {
 	addr := withKey(t, stack{})
 	text := func(v any) string { return jsonOf(t, v) }
 	for _, n := range []int{4075, 4094, 4095, 4096} {
 		name := strings.Repeat("n", n)
-		if a := ask(t, addr, "POST", "/kms/v1/keys", text(map[string]any{"name": name})); a.status != 201 {
+		if a := send(t, addr, "POST", "/kms/v1/keys", text(map[string]any{"name": name})); a.status != 201 {
 			t.Fatalf("a name of %d bytes: %d %s", n, a.status, a.body)
 		}
-		a := ask(t, addr, "GET", "/kms/v1/key/"+name+"/_eek?eek_op=generate&num_keys=1", "")
+		a := send(t, addr, "GET", "/kms/v1/key/"+name+"/_eek?eek_op=generate&num_keys=1", "")
 		var edeks []struct {
 			VersionName, IV     string
 			EncryptedKeyVersion struct{ VersionName, Material string }
@@ -315,29 +314,29 @@ func TestLongestNames(t *testing.T) {
 			t.Fatalf("generate for a name of %d bytes: %d %s, %v", n, a.status, a.body, err)
 		}
 		e := edeks[0]
-		if a := ask(t, addr, "POST", "/kms/v1/keyversion/"+url.PathEscape(e.VersionName)+"/_eek?eek_op=decrypt",
+		if a := send(t, addr, "POST", "/kms/v1/keyversion/"+url.PathEscape(e.VersionName)+"/_eek?eek_op=decrypt",
 			text(map[string]any{"name": name, "iv": e.IV,
 				"material": e.EncryptedKeyVersion.Material})); a.status != 200 {
 			t.Errorf("decrypt for a name of %d bytes: %d %s", n, a.status, a.body)
 		}
 		one := a.body
-		if a := ask(t, addr, "POST", "/kms/v1/key/"+name+"/_reencryptbatch", string(one)); a.status != 200 {
+		if a := send(t, addr, "POST", "/kms/v1/key/"+name+"/_reencryptbatch", string(one)); a.status != 200 {
 			t.Errorf("re-encryption for a name of %d bytes: %d %s", n, a.status, a.body)
 		}
-		if a := ask(t, addr, "GET", "/kms/v1/keyversion/"+url.PathEscape(e.VersionName), ""); a.status != 200 ||
+		if a := send(t, addr, "GET", "/kms/v1/keyversion/"+url.PathEscape(e.VersionName), ""); a.status != 200 ||
 			len(a.body) < n {
 			t.Errorf("version for a name of %d bytes: %d %s", n, a.status, a.body)
 		}
 	}
 }
 
-// TestAuditURLEnds: who has not signed in writes no long lines into the audit log, and a
-// user none without an end.
-func TestAuditURLEnds(t *testing.T) {
+// TestAuditURLIsCut: the audit log cuts the URL of a user, and cuts it shorter for a request that
+// is not authenticated.
+func TestAuditURLIsCut(t *testing.T) {
 	tr := &trail{}
 	addr := start(t, stack{Primary: memory.New(memory.Config{}), Trail: tr})
-	askAs(t, addr, "GET", "/kms/v1/keys/names?x="+strings.Repeat("y", 1000)+"&"+strings.Repeat("doAs=z&", 500), "")
-	ask(t, addr, "GET", "/kms/v1/key/"+strings.Repeat("n", 20_000)+"/_metadata", "")
+	sendAs(t, addr, "GET", "/kms/v1/keys/names?x="+strings.Repeat("y", 1000)+"&"+strings.Repeat("doAs=z&", 500), "")
+	send(t, addr, "GET", "/kms/v1/key/"+strings.Repeat("n", 20_000)+"/_metadata", "")
 	events := tr.all()
 	if len(events) != 2 {
 		t.Fatalf("%d audit events", len(events))
@@ -349,8 +348,8 @@ func TestAuditURLEnds(t *testing.T) {
 	}
 }
 
-// TestManyHalfBodies: a user's many connections, each with a part of a body, take no more
-// memory than one user may.
+// TestManyHalfBodies: many connections of a user, each with a part of a body, take no more memory
+// than one user's limit.
 func TestManyHalfBodies(t *testing.T) {
 	lanes := &kmsapi.Lanes{}
 	addr := withKey(t, stack{
@@ -364,14 +363,14 @@ func TestManyHalfBodies(t *testing.T) {
 	head := fmt.Sprintf("POST /kms/v1/key/k/_reencryptbatch?user.name=mallory HTTP/1.1\r\nHost: "+
 		"kms\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n[%s", 1<<20, strings.Repeat(" ", part))
 	for range 100 {
-		beginning(t, addr, head)
+		sendPart(t, addr, head)
 	}
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		f := lanes.Figures()["large"]
 		if f.Used > f.Size/2 {
 			t.Fatalf("one user has %d of %d bytes", f.Used, f.Size)
 		}
-		if f.Own > 0 { // some of them were refused for the user's share
+		if f.Own > 0 { // some were refused because of the user's limit
 			break
 		}
 		if time.Now().After(deadline) {
@@ -379,24 +378,23 @@ func TestManyHalfBodies(t *testing.T) {
 		}
 	}
 	long := "[" + strings.Repeat(" ", 500<<10) + "]"
-	if a := ask(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch", long); a.status != 200 {
+	if a := send(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch", long); a.status != 200 {
 		t.Errorf("another user's batch: %d %s", a.status, a.body)
 	}
 }
 
-// TestLongMaterial: an EDEK of much more than a DEK's length is refused, alone and in a
-// batch.
+// TestLongMaterial: an EDEK that is much longer than a DEK is refused, alone and in a batch.
 func TestLongMaterial(t *testing.T) {
 	addr := withKey(t, stack{Limits: kmsapi.Limits{MaxKeys: 1000, MaxBatch: 10_000, MaxBody: 1 << 20}})
 	const iv = "AAAAAAAAAAAAAAAAAAAAAA"
 	for bytes, want := range map[int]int{16: 200, 64: 200, 1024: 200, 1025: 400, 300_000: 400} {
 		material := base64.RawURLEncoding.EncodeToString(make([]byte, bytes))
 		for what, a := range map[string]answer{
-			"decrypt": ask(t, addr, "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt",
+			"decrypt": send(t, addr, "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt",
 				fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, iv, material)),
-			"reencrypt": ask(t, addr, "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=reencrypt",
+			"reencrypt": send(t, addr, "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=reencrypt",
 				fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, iv, material)),
-			"batch": ask(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch",
+			"batch": send(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch",
 				fmt.Sprintf(`[{"versionName":"k@0","iv":"%s","encryptedKeyVersion":{"versionName":"EEK",`+
 					`"material":"%s"}}]`, iv, material)),
 		} {

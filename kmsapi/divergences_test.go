@@ -2,12 +2,12 @@ package kmsapi_test
 
 import "strings"
 
-// everywhereIDs are differences that occur in many answers and that no client
-// notices; the replay sees that they still occur.
+// everywhereIDs are differences in many answers that no client notices. The replay checks that
+// they still occur.
 var everywhereIDs = words("D-json-whitespace D-content-length D-date D-servlet-name")
 
-// divergences is what differs, by recording and by what differs in it, with the
-// id of the line in docs/hadoop-divergences.md that says why.
+// divergences holds the known differences: by recording and by the part of the answer that
+// differs, the id of the line in docs/hadoop-divergences.md with the reason.
 var divergences = table(map[string]string{
 	"D-reason-phrase: reason": `auth-cookie-bad-signature auth-cookie-bad-signature-options auth-cookie-empty
 		auth-cookie-empty-value auth-cookie-garbage auth-cookie-unsigned conf-missing jmx-noauth kms-jmx-noauth
@@ -69,7 +69,7 @@ var divergences = table(map[string]string{
 	"D-bad-escape: Content-Type body": `path-bad-escape`,
 })
 
-// table turns rows "ID: what differs" = "recordings" around.
+// table converts rows from "ID: parts that differ" to the names of recordings into divergences.
 func table(rows map[string]string) map[string]map[string]string {
 	byName := map[string]map[string]string{}
 	for row, names := range rows {

@@ -45,8 +45,7 @@ func (t *trail) forget() {
 	t.events = nil
 }
 
-// stack is what a server of the tests is made of; what is zero gets a value that
-// allows everything.
+// stack holds the parts of a test's server. A zero field gets a value that allows everything.
 type stack struct {
 	Primary          provider.Provider
 	Sources          []keyring.Source
@@ -63,13 +62,13 @@ type stack struct {
 	Operations       kmsapi.Operations
 	NotReady         func() string
 	Observe          func(op string, status, edeks int, took time.Duration)
-	Waited           func(class string, took time.Duration, came bool)
+	Waited           func(class string, took time.Duration, granted bool)
 	Refused          func(reason string)
 	Server           func(*http.Server)
-	Log              slog.Handler // discards where nil
+	Log              slog.Handler // nil: the log is discarded
 }
 
-// start serves until the test ends and returns the address.
+// start serves until the test ends, and returns the address.
 func start(t testing.TB, s stack) string {
 	t.Helper()
 	if s.Policy == nil {

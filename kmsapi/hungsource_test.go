@@ -17,15 +17,15 @@ import (
 	"claviger/provider/memory"
 )
 
-// hung is a source that takes questions and answers none.
+// hung is a source that does not answer.
 type hung struct {
 	*memory.Provider
-	asked chan string
+	requests chan string // the key of each request
 }
 
 func (h hung) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
 	select {
-	case h.asked <- names[0]:
+	case h.requests <- names[0]:
 	default:
 	}
 	<-ctx.Done()
@@ -50,7 +50,7 @@ func makeKeys(t *testing.T, p provider.Writer, names ...string) {
 	}
 }
 
-// servedMeanwhile wants requests that need no source to be answered.
+// servedMeanwhile checks that requests that need no source are served.
 func servedMeanwhile(t *testing.T, addr, one, batch string) {
 	t.Helper()
 	for _, c := range []struct {
@@ -60,18 +60,18 @@ func servedMeanwhile(t *testing.T, addr, one, batch string) {
 		{"POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt", one, 200},
 		{"POST", "/kms/v1/key/k/_reencryptbatch", batch, 200},
 		{"POST", "/kms/v1/key/k/_invalidatecache", "", 200},
-		// Without the right the source is not asked at all.
+		// For a user without the right, no request is sent to the source.
 		{"POST", "/kms/v1/trustee/key/yy?trusteeOp=migrate&user.name=stranger", "", 403},
 	} {
-		if a := ask(t, addr, c.method, c.target, c.body); a.status != c.status {
+		if a := send(t, addr, c.method, c.target, c.body); a.status != c.status {
 			t.Errorf("%s %s while the source hangs: %d %s", c.method, c.target, a.status, a.body)
 		}
 	}
 }
 
-// TestHungSourceHoldsNoTurns: with one place in each class, requests that wait for a
-// source that hangs keep none of those away that need no source.
-func TestHungSourceHoldsNoTurns(t *testing.T) {
+// TestHungSourceHoldsNoSlots: each class has one slot. Requests that wait for a source that does
+// not answer do not block requests that need no source.
+func TestHungSourceHoldsNoSlots(t *testing.T) {
 	primary := memory.New(memory.Config{SequentialIDs: true})
 	t.Cleanup(func() { _ = primary.Close() })
 	source := hung{memory.New(memory.Config{URI: "kms://http@old:9600/kms"}), make(chan string, 100)}
@@ -95,31 +95,31 @@ func TestHungSourceHoldsNoTurns(t *testing.T) {
 		return fmt.Sprintf(`[{"versionName":"%s","iv":"%s","encryptedKeyVersion":{"versionName":"EEK",`+
 			`"material":"%s"}}]`, version, e.IV, e.Inner.Material)
 	}
-	var storm sync.WaitGroup
+	var requests sync.WaitGroup
 	waits := func(what, method, target, body string) {
-		storm.Go(func() {
+		requests.Go(func() {
 			begun := time.Now()
-			a := ask(t, addr, method, target, body)
-			// At which clients go to the next node. The reason is in the log alone.
+			a := send(t, addr, method, target, body)
+			// After this answer clients try the next node. Only the log has the reason.
 			class, message := a.thrown(t)
 			if a.status != http.StatusServiceUnavailable || class != "org.apache.hadoop.ipc.StandbyException" ||
 				a.header("Retry-After") == "" ||
 				!strings.Contains(message, "source") || strings.Contains(message, "old:9600") ||
 				strings.Contains(message, "keyring") {
-				t.Errorf("%s of a source that hangs: %d %s %q", what, a.status, class, message)
+				t.Errorf("%s that needs a source that hangs: %d %s %q", what, a.status, class, message)
 			}
 			if took := time.Since(begun); took < 500*time.Millisecond {
 				t.Errorf("%s did not wait for the source: %d %s after %v", what, a.status, a.body, took)
 			}
 		})
 		select {
-		case <-source.asked:
+		case <-source.requests:
 		case <-time.After(20 * time.Second):
-			t.Fatalf("%s has not come to the source", what)
+			t.Fatalf("%s did not reach the source", what)
 		}
 	}
 	waits("a decrypt", "POST", "/kms/v1/keyversion/k@7/_eek?eek_op=decrypt", one)
-	// Another name for each: those who ask for one together ask once.
+	// Each has another name: requests for one name share a request to the source.
 	waits("a re-encryption", "POST", "/kms/v1/keyversion/k3@7/_eek?eek_op=reencrypt", strings.Replace(one, `"k"`,
 		`"k3"`, 1))
 	waits("a version", "GET", "/kms/v1/keyversion/k4@7", "")
@@ -131,14 +131,14 @@ func TestHungSourceHoldsNoTurns(t *testing.T) {
 	if took := time.Since(begun); took > 2900*time.Millisecond {
 		t.Logf("the machine was too busy (%v) to tell whether all of this was served meanwhile", took)
 	}
-	storm.Wait()
-	for len(source.asked) > 0 {
-		if name := <-source.asked; name == "yy" {
-			t.Error("the source was asked for a user without the right")
+	requests.Wait()
+	for len(source.requests) > 0 {
+		if name := <-source.requests; name == "yy" {
+			t.Error("the source got a request of a user without the right")
 		}
 	}
-	// The key that was wanted is named.
-	a := ask(t, addr, "POST", "/kms/v1/keys", `{"name":"fresh2","length":128}`)
+	// The answer names the requested key.
+	a := send(t, addr, "POST", "/kms/v1/keys", `{"name":"fresh2","length":128}`)
 	if class, message := a.thrown(t); a.status != http.StatusServiceUnavailable ||
 		!strings.Contains(class, "StandbyException") ||
 		strings.Contains(message, "old:9600") || !strings.Contains(message, "fresh2") {

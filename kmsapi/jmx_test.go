@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TestMeter holds a meter to com.codahale.metrics' own test (EWMATest): after 3
-// events and one tick the rates are 0.6, and then decay.
+// TestMeter has the values of com.codahale.metrics' own test (EWMATest): after 3 events and one
+// tick the rates are 0.6, and then decay.
 func TestMeter(t *testing.T) {
 	now := time.Unix(1000, 0)
 	m := newMeter(now)
@@ -42,7 +42,7 @@ func TestMeter(t *testing.T) {
 			}
 		}
 	}
-	m.mark(now.Add(1000 * time.Hour)) // a long sleep costs no more than a short one
+	m.mark(now.Add(1000 * time.Hour)) // a long pause takes no more time than a short one
 	if r := m.rates[2]; r != 0 && r > 1e-9 {
 		t.Errorf("after six weeks the rate is %g", r)
 	}
@@ -72,10 +72,10 @@ func TestObjectNames(t *testing.T) {
 	}
 	for _, bad := range []string{"a", "a:", ":", "a:b", "a:b=c,", "a:=c", "a:b=c,b=d", "a:*,*"} {
 		if _, ok := parseObjectName(bad); ok {
-			t.Errorf("%q passes for an object name", bad)
+			t.Errorf("%q is accepted as an object name", bad)
 		}
 	}
 	if wildcard(strings.Repeat("*a", 200), strings.Repeat("a", 199)) {
-		t.Error("a pattern with more letters than the name")
+		t.Error("a pattern with more letters than the name matches")
 	}
 }

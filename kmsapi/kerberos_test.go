@@ -12,8 +12,8 @@ import (
 	"claviger/provider/memory"
 )
 
-// tickets is an acceptor that knows the tokens of the recordings, and answers
-// each as the recorded server did.
+// tickets is an acceptor that has the tokens of the recordings, and gives the answers of the
+// recorded server.
 type tickets map[string]ticket
 
 type ticket struct {
@@ -34,7 +34,7 @@ func (tickets) Check() error { return nil }
 
 var negotiateHeader = regexp.MustCompile(`(?mi)^(Authorization|WWW-Authenticate): Negotiate (\S+)\r?$`)
 
-// withKerberos makes the server that the krb recordings were made of.
+// withKerberos configures the server of the krb recordings.
 func withKerberos(t *testing.T, conf *authn.Config) {
 	t.Helper()
 	files, err := filepath.Glob("testdata/wire/krb-*.http")
@@ -99,9 +99,8 @@ func kerberos(t *testing.T, n authn.Negotiator, whitelist ...string) *authn.Kerb
 	return k
 }
 
-// TestOptionsOutside: at paths that the KMS does not serve clients with an odd
-// provider list ("http://a/kms,kms://http@b/kms") shake hands, and Jetty's
-// default servlet answers.
+// TestOptionsOutside: clients with an unusual provider list ("http://a/kms,kms://http@b/kms")
+// authenticate at paths that the KMS does not serve. Jetty's default servlet answers there.
 func TestOptionsOutside(t *testing.T) {
 	conf := authn.Config{Handler: kerberos(t, tickets{"x": {client: "alice"}})}
 	addr := start(t, stack{Primary: memory.New(memory.Config{}), Auth: conf})

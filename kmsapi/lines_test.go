@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// TestLinesByUser: one user cannot fill the log, nor keep others' lines out of it.
+// TestLinesByUser: one user can neither fill the log nor suppress the lines of others.
 func TestLinesByUser(t *testing.T) {
 	var l lines
 	count := func(user string, n int) (shown int) {
@@ -20,15 +20,15 @@ func TestLinesByUser(t *testing.T) {
 	if n := count("mallory", 10_000); n != linesEach {
 		t.Errorf("%d lines of one user", n)
 	}
-	if silent, ok := l.due("alice"); !ok || silent != 10_000-linesEach {
-		t.Errorf("another user's line: %v, %d left out", ok, silent)
+	if notShown, ok := l.due("alice"); !ok || notShown != 10_000-linesEach {
+		t.Errorf("another user's line: %v, %d not shown", ok, notShown)
 	}
 	all := linesEach + 1
 	for i := range 100 {
 		all += count(fmt.Sprint("user", i), linesEach)
 	}
 	if all != linesAll {
-		t.Errorf("%d lines of all", all)
+		t.Errorf("%d lines of all users", all)
 	}
 	l.began = time.Now().Add(-linesEvery)
 	if n := count("mallory", 1); n != 1 {

@@ -18,7 +18,7 @@ import (
 	"claviger/provider/memory"
 )
 
-// inflated is a name whose JSON is six times as long.
+// inflated returns a name whose JSON is six times as long.
 func inflated(i int) string { return fmt.Sprintf("%04d", i) + strings.Repeat("\x01", 4092) }
 
 // longLists serves keys with the longest names, and key f with the longest metadata.
@@ -42,7 +42,7 @@ func longLists(t *testing.T, keys int, lanes *kmsapi.Lanes) (addr string) {
 	return withKey(t, stack{
 		Primary: p, Lanes: lanes,
 		Limits: kmsapi.Limits{MaxKeys: 5000, MaxBatch: 100_000, MaxBody: 8 << 20, MaxMemory: 32 << 20,
-			// The tests close their connections; a slow machine must not be cut off before.
+			// The tests close their connections. On a slow machine the server must not close them first.
 			Slow: kmsapi.Slow{Grace: time.Minute, Rate: 64 << 20}},
 		Admission: kmsapi.Admission{Decrypts: 64, Generates: 64, Batches: 400, Management: 4, Reads: 512,
 			Wait: 500 * time.Millisecond},
@@ -56,9 +56,9 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// TestUnreadLists: a user without any right who asks for long lists on many connections,
-// and reads none of the answers, takes no more memory than one user may, and what is taken
-// shows. Another user is served beside.
+// TestUnreadLists: a user without any right requests long lists on many connections, and reads
+// no answer. The requests take no more memory than one user's limit, the figures show that
+// memory, and another user is served.
 func TestUnreadLists(t *testing.T) {
 	const most = 80 << 20 // the answers together would be more
 	for what, c := range map[string]struct {
@@ -76,11 +76,11 @@ func TestUnreadLists(t *testing.T) {
 			before := heap()
 			var conns []*net.TCPConn
 			for range c.conns {
-				conns = append(conns, beginning(t, addr,
+				conns = append(conns, sendPart(t, addr,
 					"GET "+c.target+"&user.name=nobody9 HTTP/1.1\r\nHost: kms\r\n\r\n"))
 			}
 			var used, took int64
-			// From the first answer on, the memory is watched for two seconds.
+			// After the first answer the memory is measured for two seconds.
 			began, limit := time.Now(), 30*time.Second
 			for ; time.Since(began) < limit; time.Sleep(50 * time.Millisecond) {
 				f := lanes.Figures()["large"]
@@ -92,7 +92,7 @@ func TestUnreadLists(t *testing.T) {
 				if used > 0 && limit > 2*time.Second {
 					began, limit = time.Now(), 2*time.Second
 				}
-				if used > 0 && f.Own > 0 { // all were begun
+				if used > 0 && f.Own > 0 { // the server has started all of them
 					break
 				}
 			}
@@ -102,7 +102,7 @@ func TestUnreadLists(t *testing.T) {
 			if took > most {
 				t.Errorf("%d MB of heap", took>>20)
 			}
-			if a := ask(t, addr, "GET", "/kms/v1/keys/metadata?key=k", ""); a.status != 200 {
+			if a := send(t, addr, "GET", "/kms/v1/keys/metadata?key=k", ""); a.status != 200 {
 				t.Errorf("another user: %d %s", a.status, a.body)
 			}
 			for _, conn := range conns {
@@ -114,20 +114,20 @@ func TestUnreadLists(t *testing.T) {
 					break
 				}
 				if time.Now().After(deadline) {
-					t.Fatalf("memory is not given back: %+v", f)
+					t.Fatalf("memory is not released: %+v", f)
 				}
 			}
 		})
 	}
 }
 
-// TestLongLists: an answer that is sent in parts is whole, and as long as its head says.
-// The same key is answered as often as it was named.
+// TestLongLists: an answer that is sent in parts is complete, and as long as its head says. A key
+// that the request names several times is in the answer several times.
 func TestLongLists(t *testing.T) {
 	lanes := &kmsapi.Lanes{}
 	addr := longLists(t, 30, lanes)
 	var names []string
-	if a := ask(t, addr, "GET", "/kms/v1/keys/names", ""); json.Unmarshal(a.body, &names) != nil || len(names) != 32 {
+	if a := send(t, addr, "GET", "/kms/v1/keys/names", ""); json.Unmarshal(a.body, &names) != nil || len(names) != 32 {
 		t.Fatalf("%d bytes of names, %d names", len(a.body), len(names))
 	}
 	seen := map[string]bool{}
@@ -145,7 +145,7 @@ func TestLongLists(t *testing.T) {
 	}
 	one := func(target string, into any) {
 		t.Helper()
-		if a := ask(t, addr, "GET", target, ""); a.status != 200 || json.Unmarshal(a.body, into) != nil {
+		if a := send(t, addr, "GET", target, ""); a.status != 200 || json.Unmarshal(a.body, into) != nil {
 			t.Fatalf("%s: %d, %d bytes", target, a.status, len(a.body))
 		}
 	}
@@ -173,31 +173,31 @@ func TestLongLists(t *testing.T) {
 			t.Errorf("%d different EDEKs for %d", len(ivs), n)
 		}
 	}
-	if a := ask(t, addr, "HEAD", "/kms/v1/keys/names", ""); a.status != 200 || len(a.body) != 0 {
+	if a := send(t, addr, "HEAD", "/kms/v1/keys/names", ""); a.status != 200 || len(a.body) != 0 {
 		t.Errorf("HEAD: %d, %d bytes", a.status, len(a.body))
 	}
 	if f := lanes.Figures()["large"]; f.Used != 0 {
-		t.Errorf("%d bytes were not given back", f.Used)
+		t.Errorf("%d bytes were not released", f.Used)
 	}
 }
 
-// TestBatchMemory: a batch counts for what it takes until its answer is read: the EDEKs in
-// it, and the fresh ones.
+// TestBatchMemory: until its answer is read, a batch counts with the memory that it uses: its
+// EDEKs, and the fresh ones.
 func TestBatchMemory(t *testing.T) {
 	lanes := &kmsapi.Lanes{}
 	addr := longLists(t, 0, lanes)
-	const edeks = 60_000 // their answer is longer than what sockets hold
+	const edeks = 60_000 // the answer is longer than the sockets' buffers
 	one := `{"versionName":"k@0","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK",` +
 		`"material":"AAAAAAAAAAAAAAAAAAAAAA"}},`
 	body := "[" + strings.TrimSuffix(strings.Repeat(one, edeks), ",") + "]"
-	roll := ask(t, addr, http.MethodPost, "/kms/v1/key/k", "{}")
+	roll := send(t, addr, http.MethodPost, "/kms/v1/key/k", "{}")
 	if roll.status != 200 {
 		t.Fatalf("%d %s", roll.status, roll.body)
 	}
 	before := heap()
-	conn := beginning(t, addr, fmt.Sprintf("POST /kms/v1/key/k/_reencryptbatch?user.name=mallory HTTP/1.1\r\n"+
+	conn := sendPart(t, addr, fmt.Sprintf("POST /kms/v1/key/k/_reencryptbatch?user.name=mallory HTTP/1.1\r\n"+
 		"Host: kms\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
-	// The answer begins when all of it has been made. The body and the place are given back then.
+	// The answer begins when all EDEKs are made. The body and the slots are released then.
 	if err := conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}

@@ -6,9 +6,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// TestMain lets net/http linger: after an answer that ends a connection the
-// server waits half a second for the client, and that is about as long as goleak
-// waits.
+// TestMain ignores a goroutine of net/http: after an answer that ends a connection, the server
+// waits half a second for the client, which is about as long as goleak waits.
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("net/http.(*conn).closeWriteAndWait"))
 }

@@ -10,10 +10,10 @@ import (
 	"claviger"
 )
 
-// TestReserve: small requests need no memory of the allowance; whatever one caller holds
-// of it, another gets some; all is given back.
+// TestReserve: small requests need no part of the allowance. Whatever one caller holds of it,
+// another caller gets a part. In the end everything is released.
 func TestReserve(t *testing.T) {
-	// the allowance is that of 1 MiB bodies
+	// The allowance is the one for bodies of 1 MiB.
 	a := &api{large: newLargeRequests(Limits{MaxBody: 1}, Admission{Wait: time.Millisecond},
 		slog.New(slog.DiscardHandler))}
 	size := a.large.shares.Size()
@@ -48,13 +48,13 @@ func TestReserve(t *testing.T) {
 	if err := late.reserve(ended, freeMemory); err != nil {
 		t.Errorf("a small request: %v", err)
 	}
-	late.releaseMemory() // has nothing to give back
+	late.releaseMemory() // holds nothing
 	alice.releaseMemory()
 	alice.releaseMemory()
 	for _, c := range held {
 		c.releaseMemory()
 	}
-	// Bytes that come by and by count together.
+	// Several reservations of a request count together.
 	c := by("alice")
 	for range 8 {
 		if err := c.reserve(t.Context(), freeMemory/2); err != nil {
@@ -65,18 +65,18 @@ func TestReserve(t *testing.T) {
 		t.Errorf("%d bytes are reserved for %d", c.reserved, c.taken)
 	}
 	c.releaseMemory()
-	// One that asks for more than there is gets as much as one may have.
+	// A request that needs more than the allowance is charged the limit of one caller.
 	if err := c.reserve(t.Context(), 100*size); err != nil || c.reserved != size/2 {
 		t.Errorf("%d of %d bytes, %v", c.reserved, size, err)
 	}
 	c.releaseMemory()
 	if used, _ := a.large.shares.Figures(); used != 0 {
-		t.Error("something was not given back")
+		t.Error("something was not released")
 	}
 }
 
-// TestMaxMemory: large requests share what the limits say, and four bodies where they
-// say nothing.
+// TestMaxMemory: large requests share the memory of Limits.MaxMemory, or by default that of four
+// bodies.
 func TestMaxMemory(t *testing.T) {
 	for _, c := range []struct {
 		limits Limits
@@ -91,8 +91,8 @@ func TestMaxMemory(t *testing.T) {
 	}
 }
 
-// TestBatchWeight: a batch weighs by its EDEKs, and by their blocks where these are more
-// than DEKs have.
+// TestBatchWeight: the weight of a batch depends on the number of EDEKs, and for long EDEKs on
+// the number of blocks.
 func TestBatchWeight(t *testing.T) {
 	for _, c := range []struct {
 		edeks, bytes int

@@ -17,12 +17,12 @@ import (
 	"claviger/provider/memory"
 )
 
-// allMethods are those of HTTP and WebDAV, and some that are none.
+// allMethods are methods of HTTP and WebDAV, and some that do not exist.
 var allMethods = []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "PROPFIND",
 	"MKCOL", "M-SEARCH", "get", "FOO", "X"}
 
-// TestMethods asks every path by every method: a method that a path does not have is
-// 405 with the list of those that it has, and nothing is a fault of the server.
+// TestMethods sends every method to every path. A method that a path does not have is a 405 with
+// the list of its methods, and no answer is a 5xx.
 func TestMethods(t *testing.T) {
 	primary := memory.New(memory.Config{SequentialIDs: true})
 	t.Cleanup(func() { _ = primary.Close() })
@@ -79,14 +79,14 @@ func TestMethods(t *testing.T) {
 			if r.path == "*" {
 				target = r.path
 			}
-			a := askAs(t, addr, method, target, r.body)
+			a := sendAs(t, addr, method, target, r.body)
 			if a.status >= 500 {
 				t.Errorf("%s %s: %d %s", method, r.path, a.status, a.body)
 			}
 			allow := strings.FieldsFunc(a.header("Allow"), func(c rune) bool { return c == ',' || c == ' ' })
 			has := slices.Contains(strings.Fields(r.methods), method)
 			switch {
-			case r.methods == "404": // of what is not there, any 4xx
+			case r.methods == "404": // for an unknown path, any 4xx is right
 			case method == http.MethodOptions:
 				if a.status != http.StatusOK || len(allow) == 0 {
 					t.Errorf("%s %s: %d, Allow %q", method, r.path, a.status, allow)
@@ -101,10 +101,10 @@ func TestMethods(t *testing.T) {
 	}
 }
 
-// absent is a provider that is away, as an HSM or a store is.
+// absent is a provider that can be unavailable, like an HSM or a store.
 type absent struct {
 	*memory.Provider
-	err func() error // nil result: it is there
+	err func() error // its result nil means that the provider is available
 }
 
 func (a absent) Keys(ctx context.Context) ([]string, error) {
@@ -149,7 +149,7 @@ func (a absent) EncryptBlocks(ctx context.Context, version string, blocks []byte
 	return a.Provider.EncryptBlocks(ctx, version, blocks)
 }
 
-// EncryptBlocksOf is what the keyring calls of a provider that has it.
+// EncryptBlocksOf is called by the keyring instead of EncryptBlocks.
 func (a absent) EncryptBlocksOf(ctx context.Context, v claviger.KeyVersion, blocks []byte) error {
 	return a.EncryptBlocks(ctx, v.Name, blocks)
 }
@@ -176,9 +176,9 @@ func (a absent) DeleteIf(ctx context.Context, key string, may func(*claviger.Met
 	return a.Provider.DeleteIf(ctx, key, may)
 }
 
-// TestAway: each operation that fails since a part is away is answered in the one form at
-// which stock clients go to the next node, and without the part's name.
-func TestAway(t *testing.T) {
+// TestUnavailable: if an operation fails because a part is unavailable, the answer makes stock
+// clients try the next node, and does not name the part.
+func TestUnavailable(t *testing.T) {
 	const secretText = "pkcs11:token=inner refused at 10.0.0.7"
 	var fail error
 	primary := absent{memory.New(memory.Config{SequentialIDs: true}), func() error { return fail }}
@@ -220,11 +220,11 @@ func TestAway(t *testing.T) {
 	} {
 		for _, o := range ops {
 			fail = err
-			a := ask(t, addr, o.method, o.target, o.body)
+			a := send(t, addr, o.method, o.target, o.body)
 			fail = nil
 			class, message := a.thrown(t)
 			if errors.Is(err, context.DeadlineExceeded) && o.changes {
-				// It may have been done.
+				// The change may have been made.
 				if a.status != http.StatusInternalServerError && a.status != http.StatusServiceUnavailable {
 					t.Errorf("%s: %s %s: %d %s", what, o.method, o.target, a.status, message)
 				}

@@ -8,8 +8,8 @@ import (
 	"claviger/kmsapi"
 )
 
-// TestNewVersionsByUser: a user who makes and deletes keys without end is refused after a
-// number of versions; others, and all that makes none, are not.
+// TestNewVersionsByUser: a user who makes and deletes many keys is refused after a number of
+// versions. Other users, and operations that make no version, are not refused.
 func TestNewVersionsByUser(t *testing.T) {
 	var refused atomic.Int64
 	addr := withKey(t, stack{
@@ -17,33 +17,33 @@ func TestNewVersionsByUser(t *testing.T) {
 		Refused: func(reason string) { refused.Add(int64(map[string]int{"new_versions": 1}[reason])) },
 	})
 	create := func(user, name string) answer {
-		return ask(t, addr, "POST", "/kms/v1/keys?user.name="+user, fmt.Sprintf(`{"name":"%s","length":128}`, name))
+		return send(t, addr, "POST", "/kms/v1/keys?user.name="+user, fmt.Sprintf(`{"name":"%s","length":128}`, name))
 	}
 	for i := range 4 {
 		if a := create("mallory", fmt.Sprint("m", i)); a.status != 201 {
 			t.Fatalf("%d %s", a.status, a.body)
 		}
-		if a := ask(t, addr, "DELETE", fmt.Sprintf("/kms/v1/key/m%d?user.name=mallory", i), ""); a.status != 200 {
+		if a := send(t, addr, "DELETE", fmt.Sprintf("/kms/v1/key/m%d?user.name=mallory", i), ""); a.status != 200 {
 			t.Fatalf("delete: %d %s", a.status, a.body)
 		}
 	}
 	const roll = "/kms/v1/key/k?user.name="
-	if a := ask(t, addr, "POST", roll+"mallory", "{}"); a.status != 200 {
+	if a := send(t, addr, "POST", roll+"mallory", "{}"); a.status != 200 {
 		t.Fatalf("roll: %d %s", a.status, a.body)
 	}
-	for _, a := range []answer{create("mallory", "m9"), ask(t, addr, "POST", roll+"mallory", "{}")} {
+	for _, a := range []answer{create("mallory", "m9"), send(t, addr, "POST", roll+"mallory", "{}")} {
 		if class, message := a.thrown(t); a.status != 503 || class != "org.apache.hadoop.ipc.StandbyException" {
-			t.Errorf("beyond the number: %d %s %s", a.status, class, message)
+			t.Errorf("beyond the limit: %d %s %s", a.status, class, message)
 		}
 	}
 	if n := refused.Load(); n != 2 {
-		t.Errorf("%d are counted as refused", n)
+		t.Errorf("%d requests are counted as refused", n)
 	}
 	if a := create("alice", "a"); a.status != 201 {
 		t.Errorf("another user: %d %s", a.status, a.body)
 	}
 	const generate = "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1&user.name=mallory"
-	if a := ask(t, addr, "GET", generate, ""); a.status != 200 {
-		t.Errorf("what makes no version: %d %s", a.status, a.body)
+	if a := send(t, addr, "GET", generate, ""); a.status != 200 {
+		t.Errorf("an operation that makes no version: %d %s", a.status, a.body)
 	}
 }

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// TestQuotaOfManyUsers: many invented users neither fill the memory nor have the node forget
-// what one user has made.
+// TestQuotaOfManyUsers: requests under many invented user names neither fill the memory nor
+// reset the count of another user.
 func TestQuotaOfManyUsers(t *testing.T) {
 	q, now := quota{most: 5}, time.Now()
 	for range 5 {

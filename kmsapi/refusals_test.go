@@ -16,13 +16,13 @@ import (
 	"claviger/provider/memory"
 )
 
-// earlyRefusal is a request that is refused before an operation is known, and what is said of it:
-// by whom it was, why, the label of the metric, and parts of the warning in the log.
+// earlyRefusal is a request that is refused before the operation. The audit record has user, real
+// and reason; label is the metric's; logged are parts of the warning in the log.
 type earlyRefusal struct {
 	what, target, header      string
 	status                    int
 	user, real, reason, label string
-	said                      []string
+	logged                    []string
 }
 
 func negotiate(who string) string {
@@ -61,8 +61,8 @@ func earlyRefusals(token string) []earlyRefusal {
 	}
 }
 
-// TestEarlyRefusals: each refusal before the operation leaves one audit record with
-// who and whom and from where, one warning that names what to change, and a count.
+// TestEarlyRefusals: each refusal before the operation leaves one audit record with both users and
+// the address, one warning that names the property to change, and a count.
 func TestEarlyRefusals(t *testing.T) {
 	proxies, _ := authn.NewProxyUsers(map[string]string{
 		"oozie.users": "bob", "oozie.hosts": "*", "far.users": "*", "far.hosts": "10.0.0.0/8",
@@ -72,7 +72,7 @@ func TestEarlyRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	now, clock := time.Now(), sync.Mutex{}
-	tellTime := func() time.Time {
+	clockNow := func() time.Time {
 		clock.Lock()
 		defer clock.Unlock()
 		return now
@@ -87,9 +87,9 @@ func TestEarlyRefusals(t *testing.T) {
 		Primary: memory.New(memory.Config{}), Trail: tr, Log: slog.NewTextHandler(log, nil),
 		Refused: func(reason string) { n, _ := counts.LoadOrStore(reason, 0); counts.Store(reason, n.(int)+1) },
 		Auth: authn.Config{Handler: kerberos(t, known), Rules: rules, ProxyUsers: proxies, Delegations: delegations(t,
-			tellTime), Now: tellTime},
+			clockNow), Now: clockNow},
 	})
-	a := askAs(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=yarn", "", negotiate("oozie@EXAMPLE.COM"))
+	a := sendAs(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=yarn", "", negotiate("oozie@EXAMPLE.COM"))
 	issued := issuedToken.FindSubmatch(a.body)
 	if issued == nil {
 		t.Fatalf("%d %s", a.status, a.body)
@@ -102,7 +102,7 @@ func TestEarlyRefusals(t *testing.T) {
 			clock.Unlock()
 		}
 		before, _ := counts.LoadOrStore(c.label, 0)
-		a := askAs(t, addr, "GET", c.target, "", c.header)
+		a := sendAs(t, addr, "GET", c.target, "", c.header)
 		events := tr.all()
 		tr.forget()
 		if a.status != c.status || len(events) != 1 {
@@ -122,20 +122,20 @@ func TestEarlyRefusals(t *testing.T) {
 		if after, _ := counts.Load(c.label); after.(int) != before.(int)+1 {
 			t.Errorf("%s: %s is counted %v times, before %v", c.what, c.label, after, before)
 		}
-		said := log.take()
-		if n := strings.Count(said, "level=WARN"); n != map[bool]int{true: 1}[c.said != nil] {
-			t.Errorf("%s: %d warnings: %s", c.what, n, said)
+		logged := log.take()
+		if n := strings.Count(logged, "level=WARN"); n != map[bool]int{true: 1}[c.logged != nil] {
+			t.Errorf("%s: %d warnings: %s", c.what, n, logged)
 		}
-		for _, part := range c.said {
-			if !strings.Contains(said, part) {
-				t.Errorf("%s: the log has no %q: %s", c.what, part, said)
+		for _, part := range c.logged {
+			if !strings.Contains(logged, part) {
+				t.Errorf("%s: the log has no %q: %s", c.what, part, logged)
 			}
 		}
 	}
 }
 
-// TestRefusalsDoNotFlood: a thousand refusals of one kind are one warning, and of
-// made-up names no more than a few hundred.
+// TestRefusalsDoNotFlood: hundreds of refusals of one kind cause one warning, and refusals of
+// many made-up names cause at most 256.
 func TestRefusalsDoNotFlood(t *testing.T) {
 	log := &logBuffer{}
 	addr := start(t, stack{Primary: memory.New(memory.Config{}), Log: slog.NewTextHandler(log, nil)})

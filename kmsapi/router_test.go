@@ -9,9 +9,8 @@ import (
 	"unicode/utf8"
 )
 
-// FuzzPath takes any text for a raw path, and for a key's name in one: a path
-// finds one resource or none, and a name that a client has escaped comes back as
-// it was, whatever it looks like.
+// FuzzPath uses any text as a raw path, and as a key's name in a path. A path matches one resource
+// or none, and a name that a client has escaped is decoded to the same name.
 func FuzzPath(f *testing.F) {
 	if seeds, err := os.ReadDir("testdata/fuzz/FuzzPath"); err != nil || len(seeds) == 0 {
 		f.Fatalf("no seeds: %v", err)
@@ -20,7 +19,7 @@ func FuzzPath(f *testing.F) {
 		cut := withoutMatrix(text) // "/kms;x/v1" is /kms/v1
 		if pattern, raw, ok := match(cut); ok {
 			if !strings.HasPrefix(cut, base+"/v1") {
-				t.Errorf("%q, outside of %s/v1, is %s", text, base, pattern)
+				t.Errorf("%q, outside of %s/v1, matches %s", text, base, pattern)
 			}
 			if allowed(pattern) == "" || raw != "" && !strings.Contains(pattern, "{name}") {
 				t.Errorf("%q is %s with the name %q", text, pattern, raw)
@@ -29,7 +28,7 @@ func FuzzPath(f *testing.F) {
 				t.Errorf("%q is the name %q", raw, name)
 			}
 		} else if pattern != "" || raw != "" {
-			t.Errorf("%q is nothing, but %q and %q", text, pattern, raw)
+			t.Errorf("%q matches nothing, but returns %q and %q", text, pattern, raw)
 		}
 		if !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
 			return
@@ -93,12 +92,12 @@ func TestRawPath(t *testing.T) {
 	}
 }
 
-// TestRoutes: a table of routes that contradicts itself would not be noticed.
+// TestRoutes checks the table of routes for contradictions.
 func TestRoutes(t *testing.T) {
 	seen := map[string]bool{}
 	for _, r := range routes {
 		if key := r.method + " " + r.pattern; seen[key] {
-			t.Errorf("%s is there twice", key)
+			t.Errorf("%s is in the table twice", key)
 		} else {
 			seen[key] = true
 		}
@@ -108,7 +107,8 @@ func TestRoutes(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
-	// of the KMS's fifteen one is OPTIONS; two are about deleted keys, one describes a key, one is Ranger's
+	// Fourteen are of the KMS, whose fifteenth operation is OPTIONS. Two are about deleted keys, one
+	// describes a key, one is Ranger's.
 	if len(seen) != 18 {
 		t.Errorf("%d routes", len(seen))
 	}

@@ -26,8 +26,8 @@ import (
 	"claviger/secret"
 )
 
-// ask sends a request as alice, whose body is JSON.
-func ask(t *testing.T, addr, method, target, body string, headers ...string) answer {
+// send sends a request with a JSON body as alice, if the target names no other user.
+func send(t *testing.T, addr, method, target, body string, headers ...string) answer {
 	t.Helper()
 	sep := "?"
 	if strings.Contains(target, "?") {
@@ -36,10 +36,10 @@ func ask(t *testing.T, addr, method, target, body string, headers ...string) ans
 	if !strings.Contains(target, "user.name=") {
 		target += sep + "user.name=alice"
 	}
-	return askAs(t, addr, method, target, body, headers...)
+	return sendAs(t, addr, method, target, body, headers...)
 }
 
-func askAs(t *testing.T, addr, method, target, body string, headers ...string) answer {
+func sendAs(t *testing.T, addr, method, target, body string, headers ...string) answer {
 	t.Helper()
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: kms:9600\r\n", method, target)
@@ -72,7 +72,7 @@ func withKey(t *testing.T, s stack) string {
 		s.Primary = memory.New(memory.Config{SequentialIDs: true})
 	}
 	addr := start(t, s)
-	if a := ask(t, addr, "POST", "/kms/v1/keys", `{"name":"k","length":128}`); a.status != http.StatusCreated {
+	if a := send(t, addr, "POST", "/kms/v1/keys", `{"name":"k","length":128}`); a.status != http.StatusCreated {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
 	return addr
@@ -118,7 +118,7 @@ func TestLimits(t *testing.T) {
 			`{"name":"k","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"***"}`, 400, illegal, "not base64"},
 	} {
 		t.Run(c.what, func(t *testing.T) {
-			a := ask(t, addr, c.method, c.path, c.body)
+			a := send(t, addr, c.method, c.path, c.body)
 			class, message := a.thrown(t)
 			if a.status != c.status || !strings.HasPrefix(class, c.class) || !strings.Contains(message, c.message) {
 				t.Errorf("%d %s %q, want %d %s %q", a.status, class, message, c.status, c.class, c.message)
@@ -144,12 +144,12 @@ func TestLimits(t *testing.T) {
 			t.Errorf("%d %s", a.status, a.body)
 		}
 	})
-	if a := ask(t, addr, "GET", "/kms/v1/keys/names", ""); string(a.body) != `["k"]` {
+	if a := send(t, addr, "GET", "/kms/v1/keys/names", ""); string(a.body) != `["k"]` {
 		t.Errorf("afterwards there are the keys %s", a.body)
 	}
 }
 
-// TestAnnouncedBody: memory is not given for bytes that have not come.
+// TestAnnouncedBody: the server takes no memory for bytes that have not arrived.
 func TestAnnouncedBody(t *testing.T) {
 	addr := withKey(t, stack{Limits: kmsapi.Limits{MaxKeys: 1, MaxBatch: 1, MaxBody: 1 << 40},
 		Server: func(s *http.Server) { s.ReadTimeout = 500 * time.Millisecond }})
@@ -161,8 +161,8 @@ func TestAnnouncedBody(t *testing.T) {
 	}
 }
 
-// TestSlowClients: one that drips its request, head or body, is cut off at the
-// server's limit, however busy it looks.
+// TestSlowClients: the server closes the connection of a client that sends its head or body very
+// slowly, at the limit of time.
 func TestSlowClients(t *testing.T) {
 	const limit = 400 * time.Millisecond
 	addr := withKey(t, stack{Server: func(s *http.Server) { s.ReadHeaderTimeout, s.ReadTimeout = limit, limit }})
@@ -193,8 +193,8 @@ func TestSlowClients(t *testing.T) {
 			}
 			_ = conn.Close()
 			<-closed
-			// The server's clock runs from when it took the connection, which the
-			// kernel may have set up for it before Dial returned here.
+			// The server measures from the time at which it accepted the connection, which may be before
+			// Dial returned here.
 			if took := time.Since(began); took < limit/2 || took > 15*time.Second {
 				t.Errorf("cut off after %v, with %v", took, err)
 			}
@@ -202,8 +202,8 @@ func TestSlowClients(t *testing.T) {
 	}
 }
 
-// TestBase64: clients send the standard alphabet or the URL-safe one, padded or
-// not; the answer is the same.
+// TestBase64: clients send the standard alphabet or the URL-safe one, with or without padding. The
+// answer is the same.
 func TestBase64(t *testing.T) {
 	addr := withKey(t, stack{})
 	iv := bytes.Repeat([]byte{0xfb, 0xff, 0xbe, 0x3f}, 4)
@@ -214,8 +214,8 @@ func TestBase64(t *testing.T) {
 		open := fmt.Sprintf(`{"name":"k","iv":%q,"material":%q}`, e.EncodeToString(iv), e.EncodeToString(material))
 		batch := fmt.Sprintf(`[{"versionName":"k@0","iv":%q,"encryptedKeyVersion":{"versionName":"EEK",`+
 			`"material":%q}}]`, e.EncodeToString(iv), e.EncodeToString(material))
-		a := ask(t, addr, "POST", "/kms/v1/keyversion/k%400/_eek?eek_op=decrypt", open)
-		b := ask(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch", batch)
+		a := send(t, addr, "POST", "/kms/v1/keyversion/k%400/_eek?eek_op=decrypt", open)
+		b := send(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch", batch)
 		a.body = append(a.body, b.body...)
 		if i == 0 {
 			first = a
@@ -237,7 +237,7 @@ func TestNotReady(t *testing.T) {
 		{"GET", "/kms/v1/keys/names"}, {"OPTIONS", "/kms/v1/keys/names"}, {"POST", "/kms/v1/keys"}, {"GET",
 			"/kms/v1/nothing"}, {"GET", "/kms/jmx"},
 	} {
-		a := ask(t, addr, c.method, c.target, "{}")
+		a := send(t, addr, c.method, c.target, "{}")
 		class, message := a.thrown(t)
 		if a.status != 503 || class != "org.apache.hadoop.ipc.StandbyException" || message != why ||
 			a.header("Retry-After") == "" || a.headers["Set-Cookie"] != nil {
@@ -245,17 +245,17 @@ func TestNotReady(t *testing.T) {
 		}
 	}
 	if events := tr.all(); len(events) > 0 {
-		t.Errorf("audit events of requests that were not served: %+v", events)
+		t.Errorf("there are audit events of requests that were not served: %+v", events)
 	}
 	mu.Lock()
 	why = ""
 	mu.Unlock()
-	if a := ask(t, addr, "GET", "/kms/v1/keys/names", ""); a.status != 200 {
+	if a := send(t, addr, "GET", "/kms/v1/keys/names", ""); a.status != 200 {
 		t.Errorf("once ready: %d %s", a.status, a.body)
 	}
 }
 
-// faulty is a provider that fails as told.
+// faulty is a provider that fails with the error of a function.
 type faulty struct {
 	*memory.Provider
 	mu   sync.Mutex
@@ -325,13 +325,13 @@ func TestFaults(t *testing.T) {
 		t.Run(c.what, func(t *testing.T) {
 			f.fail(c.with)
 			defer f.fail(nil)
-			a := ask(t, addr, "POST", "/kms/v1/key/k", "{}")
+			a := send(t, addr, "POST", "/kms/v1/key/k", "{}")
 			class, message := a.thrown(t)
 			if a.status != c.status || class != c.class || !strings.Contains(message, c.message) {
 				t.Errorf("%d %s %q", a.status, class, message)
 			}
 			if strings.Contains(string(a.body), "1234") {
-				t.Errorf("the error's text leaves the server: %s", a.body)
+				t.Errorf("the client sees the error's text: %s", a.body)
 			}
 			if (a.header("Retry-After") != "") != (a.status == 503) {
 				t.Errorf("Retry-After %q with %d", a.header("Retry-After"), a.status)
@@ -343,13 +343,14 @@ func TestFaults(t *testing.T) {
 			}
 		})
 	}
-	if a := ask(t, addr, "POST", "/kms/v1/key/k", "{}"); a.status != 200 || !strings.Contains(string(a.body), `"k@1"`) {
-		t.Errorf("after all those the first roll: %d %s", a.status, a.body)
+	a := send(t, addr, "POST", "/kms/v1/key/k", "{}")
+	if a.status != 200 || !strings.Contains(string(a.body), `"k@1"`) {
+		t.Errorf("the first roll after all faults: %d %s", a.status, a.body)
 	}
 }
 
-// TestClientGone: that a client did not wait for the answer is no fault of ours,
-// wherever it was noticed.
+// TestClientGone: nothing is logged if a client did not wait for the answer, wherever the server
+// notices that.
 func TestClientGone(t *testing.T) {
 	f := &faulty{Provider: memory.New(memory.Config{SequentialIDs: true})}
 	var log bytes.Buffer
@@ -362,7 +363,7 @@ func TestClientGone(t *testing.T) {
 	for _, kind := range []claviger.Kind{claviger.Unavailable, claviger.Internal} {
 		for cause, logged := range map[error]bool{context.Canceled: false, errors.New("no route to the HSM"): true} {
 			f.fail(func() error { return claviger.Errorf("test", kind, "k", "no answer: %w", cause) })
-			ask(t, addr, "POST", "/kms/v1/key/k", "{}")
+			send(t, addr, "POST", "/kms/v1/key/k", "{}")
 			mu.Lock()
 			if strings.Contains(log.String(), cause.Error()) != logged {
 				t.Errorf("%v, %v: logged %q", kind, cause, log.String())
@@ -392,14 +393,14 @@ func TestObserve(t *testing.T) {
 	edek := `{"name":"k","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"AAAAAAAAAAAAAAAAAAAAAA"}`
 	item := `{"versionName":"k@0","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK",` +
 		`"material":"AAAAAAAAAAAAAAAAAAAAAA"}}`
-	ask(t, addr, "POST", "/kms/v1/keys", `{"name":"k"}`)
-	ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=7", "")
-	ask(t, addr, "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt", edek)
-	ask(t, addr, "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=reencrypt", edek)
-	ask(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch", "["+item+","+item+"]")
-	ask(t, addr, "GET", "/kms/v1/nothing", "")
-	askAs(t, addr, "GET", "/kms/v1/keys/names", "")
-	ask(t, addr, "GET", "/kms/jmx", "")
+	send(t, addr, "POST", "/kms/v1/keys", `{"name":"k"}`)
+	send(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=7", "")
+	send(t, addr, "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt", edek)
+	send(t, addr, "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=reencrypt", edek)
+	send(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch", "["+item+","+item+"]")
+	send(t, addr, "GET", "/kms/v1/nothing", "")
+	sendAs(t, addr, "GET", "/kms/v1/keys/names", "")
+	send(t, addr, "GET", "/kms/jmx", "")
 	mu.Lock()
 	defer mu.Unlock()
 	want := []string{"create_key 201 0", "generate_eek 200 7", "decrypt_eek 200 1", "reencrypt_eek 200 1",
@@ -411,12 +412,13 @@ func TestObserve(t *testing.T) {
 
 func TestJMX(t *testing.T) {
 	addr := withKey(t, stack{})
-	ask(t, addr, "GET", "/kms/v1/keyversion/k@0", "")
-	ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate", "")
-	ask(t, addr, "GET", "/kms/v1/nothing", "")
+	send(t, addr, "GET", "/kms/v1/keyversion/k@0", "")
+	send(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate", "")
+	send(t, addr, "GET", "/kms/v1/nothing", "")
 	for range 2 {
-		if a := askAs(t, addr, "GET", "/jmx", ""); a.status != 401 || a.header("WWW-Authenticate") != authn.PseudoAuth {
-			t.Errorf("nobody: %d %v", a.status, a.headers)
+		a := sendAs(t, addr, "GET", "/jmx", "")
+		if a.status != 401 || a.header("WWW-Authenticate") != authn.PseudoAuth {
+			t.Errorf("without a user: %d %v", a.status, a.headers)
 		}
 	}
 	type beans struct {
@@ -425,7 +427,7 @@ func TestJMX(t *testing.T) {
 	}
 	get := func(query string, status int) beans {
 		t.Helper()
-		a := ask(t, addr, "GET", "/kms/jmx"+query, "")
+		a := send(t, addr, "GET", "/kms/jmx"+query, "")
 		var b beans
 		if err := json.Unmarshal(a.body, &b); err != nil || a.status != status ||
 			a.header("Content-Type") != "application/json; charset=utf8" ||
@@ -480,10 +482,10 @@ func TestJMX(t *testing.T) {
 			t.Errorf("%s: %+v", query, b)
 		}
 	}
-	if a := ask(t, addr, "POST", "/jmx", ""); a.status != 405 {
+	if a := send(t, addr, "POST", "/jmx", ""); a.status != 405 {
 		t.Errorf("POST: %d", a.status)
 	}
-	if a := ask(t, addr, "HEAD", "/jmx", ""); a.status != 200 || a.header("Content-Length") != "0" {
+	if a := send(t, addr, "HEAD", "/jmx", ""); a.status != 200 || a.header("Content-Length") != "0" {
 		t.Errorf("HEAD: %d %v", a.status, a.headers)
 	}
 }
@@ -491,17 +493,17 @@ func TestJMX(t *testing.T) {
 // TestAbsoluteTarget: a target may be a whole URL (RFC 9112, section 3.2.2).
 func TestAbsoluteTarget(t *testing.T) {
 	addr := withKey(t, stack{})
-	if a := ask(t, addr, "GET", "http://kms:9600/kms/v1/keys/names", ""); a.status != 200 || string(a.body) != `["k"]` {
+	a := send(t, addr, "GET", "http://kms:9600/kms/v1/keys/names", "")
+	if a.status != 200 || string(a.body) != `["k"]` {
 		t.Errorf("%d %s", a.status, a.body)
 	}
 }
 
-// TestErrorPages: text of the client's cannot become HTML, nor another line of
-// the audit log.
+// TestErrorPages: the client's text becomes neither HTML nor another line of the audit log.
 func TestErrorPages(t *testing.T) {
 	tr := &trail{}
 	addr := start(t, stack{Primary: memory.New(memory.Config{}), Trail: tr})
-	a := askAs(t, addr, "GET", `/kms/v1/"<script>alert(1)</script>'`, "", `Cookie: hadoop.auth="<script>ü&s=x"`)
+	a := sendAs(t, addr, "GET", `/kms/v1/"<script>alert(1)</script>'`, "", `Cookie: hadoop.auth="<script>ü&s=x"`)
 	if a.status != 401 || bytes.Contains(a.body, []byte("<script>")) || bytes.ContainsFunc(a.body,
 		func(r rune) bool { return r >= 0x80 }) {
 		t.Errorf("%d %s", a.status, a.body)
@@ -510,7 +512,7 @@ func TestErrorPages(t *testing.T) {
 		events[0].Caller.RemoteAddr != "127.0.0.1" {
 		t.Errorf("audit events %+v", events)
 	}
-	a = askAs(t, addr, "GET", "/elsewhere?user.name=alice", "", "Accept: application/json")
+	a = sendAs(t, addr, "GET", "/elsewhere?user.name=alice", "", "Accept: application/json")
 	var page struct{ Message, URL, Status string }
 	if err := json.Unmarshal(a.body, &page); err != nil || a.status != 404 || page.URL != "/elsewhere" ||
 		page.Status != "404" || page.Message != "Not Found" {

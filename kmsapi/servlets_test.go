@@ -18,10 +18,10 @@ import (
 	"claviger/kmsapi"
 )
 
-// asked is ask for a servlet.
-func asked(t *testing.T, addr, target string, headers ...string) answer {
+// getPage gets the page of a servlet.
+func getPage(t *testing.T, addr, target string, headers ...string) answer {
 	t.Helper()
-	return ask(t, addr, "GET", target, "", headers...)
+	return send(t, addr, "GET", target, "", headers...)
 }
 
 func TestConf(t *testing.T) {
@@ -41,24 +41,24 @@ func TestConf(t *testing.T) {
 	var file struct {
 		Properties []property `xml:"property"`
 	}
-	a := asked(t, addr, "/conf")
+	a := getPage(t, addr, "/conf")
 	if err := xml.Unmarshal(a.body, &file); err != nil || len(file.Properties) != 2 ||
 		file.Properties[0] != (property{"a", "${b}<", false}) || !file.Properties[1].Final {
 		t.Errorf("XML: %+v %v in %s", file, err, a.body)
 	}
-	a = asked(t, addr, "/conf", "Accept: application/json")
+	a = getPage(t, addr, "/conf", "Accept: application/json")
 	if got := strings.TrimSpace(string(a.body)); a.header("Content-Type") != "application/json;charset=utf-8" ||
 		got != `{"properties":[{"key":"a","value":"2<","isFinal":false,"resource":"file:/etc/kms-site.xml"},`+
 			`{"key":"b","value":"2","isFinal":true,"resource":"kms-default.xml"}]}` {
 		t.Errorf("JSON: %v %s", a.headers, got)
 	}
-	a = asked(t, addr, "/conf?name=b", "Accept: application/json")
+	a = getPage(t, addr, "/conf?name=b", "Accept: application/json")
 	if got := strings.TrimSpace(string(a.body)); got != `{"property":{"key":"b","value":"2","isFinal":true,`+
 		`"resource":"kms-default.xml"}}` {
 		t.Errorf("one: %s", got)
 	}
 	fail = errors.New("no rule of secrecy")
-	if a := asked(t, addr, "/conf"); a.status != 500 || strings.Contains(string(a.body), "${b}") ||
+	if a := getPage(t, addr, "/conf"); a.status != 500 || strings.Contains(string(a.body), "${b}") ||
 		strings.Contains(string(a.body), "secrecy") {
 		t.Errorf("a failure: %d %s", a.status, a.body)
 	}
@@ -66,7 +66,7 @@ func TestConf(t *testing.T) {
 
 func TestStacks(t *testing.T) {
 	addr := withKey(t, stack{})
-	a := asked(t, addr, "/stacks")
+	a := getPage(t, addr, "/stacks")
 	text := string(a.body)
 	if a.status != 200 || a.header("Content-Type") != "text/plain;charset=utf-8" ||
 		!strings.HasPrefix(text, "Process Thread Dump: \n") {
@@ -84,8 +84,8 @@ func TestStacks(t *testing.T) {
 	}
 }
 
-// TestStacksAreShared: while a dump is made nothing else runs, so many who ask for one
-// get the same, whatever the number of goroutines.
+// TestStacksAreShared: a dump stops the whole process, so requests at about the same time get the
+// same dump, whatever the number of goroutines.
 func TestStacksAreShared(t *testing.T) {
 	addr := withKey(t, stack{})
 	end := make(chan struct{})
@@ -100,7 +100,7 @@ func TestStacksAreShared(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 10 {
-				a := asked(t, addr, "/stacks")
+				a := getPage(t, addr, "/stacks")
 				if a.status != 200 {
 					t.Errorf("status %d", a.status)
 				}
@@ -111,7 +111,7 @@ func TestStacksAreShared(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	// Each is shown for a second at least.
+	// Each dump is shown for at least a second.
 	if most := 1 + int(time.Since(began)/time.Second); len(dumps) > most {
 		t.Errorf("%d dumps were made in %s, want %d at most", len(dumps), time.Since(began), most)
 	}
@@ -122,7 +122,7 @@ func TestStacksAreShared(t *testing.T) {
 	}
 }
 
-// TestLogLevel: the page is the recorded one but for the class of the log.
+// TestLogLevel: the page is the recorded one, except for the class of the log.
 func TestLogLevel(t *testing.T) {
 	level := new(slog.LevelVar)
 	addr := withKey(t, stack{Operations: kmsapi.Operations{Level: level}})
@@ -134,7 +134,7 @@ func TestLogLevel(t *testing.T) {
 	page = strings.Replace(page, "org.slf4j.impl.Reload4jLoggerAdapter", "log/slog.Logger", 1)
 	year := regexp.MustCompile(`, \d{4}\.`)
 	plain := func(page string) string { return strings.TrimSpace(year.ReplaceAllString(page, ", .")) }
-	if got := asked(t, addr, "/logLevel?log=x"); plain(string(got.body)) != plain(page) {
+	if got := getPage(t, addr, "/logLevel?log=x"); plain(string(got.body)) != plain(page) {
 		t.Errorf("got\n%s\nwant\n%s", got.body, page)
 	}
 	for _, c := range []struct {
@@ -147,17 +147,17 @@ func TestLogLevel(t *testing.T) {
 		{"WARN", "Effective Level: <b>WARN</b>", slog.LevelWarn},
 		{"OFF", "Bad Level : <b>OFF</b>", slog.LevelWarn},
 	} {
-		a := asked(t, addr, "/logLevel?log=org.apache.hadoop&level="+c.level)
+		a := getPage(t, addr, "/logLevel?log=org.apache.hadoop&level="+c.level)
 		if !strings.Contains(string(a.body), "<!-- OUTPUT -->"+c.says) || level.Level() != c.then {
 			t.Errorf("%s: %s, level %v", c.level, a.body, level.Level())
 		}
 	}
-	if a := asked(t, withKey(t, stack{}), "/logLevel"); a.status != 404 {
+	if a := getPage(t, withKey(t, stack{}), "/logLevel"); a.status != 404 {
 		t.Errorf("without a level to set: %d", a.status)
 	}
 }
 
-// TestAdministrators: who may see what, by Hadoop's three settings.
+// TestAdministrators: which pages a user may see, by Hadoop's three settings.
 func TestAdministrators(t *testing.T) {
 	alice := func(p claviger.Principal) bool { return p.Short == "alice" }
 	nobody := func(claviger.Principal) bool { return false }
@@ -165,7 +165,7 @@ func TestAdministrators(t *testing.T) {
 		who     func(claviger.Principal) bool
 		all     bool
 		open    string // paths that answer 200 to alice
-		refused string // and those that answer 403
+		refused string // paths that answer 403 to alice
 	}{
 		"authorization off":          {nil, false, "/jmx /kms/jmx /conf /stacks /logLevel /prom", ""},
 		"instrumentation alone":      {nil, true, "/jmx /kms/jmx /conf /stacks /logLevel /prom", ""},
@@ -183,21 +183,21 @@ func TestAdministrators(t *testing.T) {
 			}})
 			for want, paths := range map[int]string{200: c.open, 403: c.refused} {
 				for _, path := range strings.Fields(paths) {
-					if a := asked(t, addr, path); a.status != want {
+					if a := getPage(t, addr, path); a.status != want {
 						t.Errorf("%s: %d, want %d: %s", path, a.status, want, a.body)
 					}
-					if a := askAs(t, addr, "GET", path, ""); a.status != 401 {
+					if a := sendAs(t, addr, "GET", path, ""); a.status != 401 {
 						t.Errorf("%s without credentials: %d", path, a.status)
 					}
 				}
 			}
 		})
 	}
-	// The anonymous are nobody's administrators.
+	// An anonymous caller is never an administrator.
 	addr := withKey(t, stack{Auth: authn.Config{Handler: authn.Simple{Anonymous: true}},
 		Operations: kmsapi.Operations{Level: new(slog.LevelVar),
 			Administrator: func(claviger.Principal) bool { return true }}})
-	if a := askAs(t, addr, "GET", "/logLevel", ""); a.status != 403 {
+	if a := sendAs(t, addr, "GET", "/logLevel", ""); a.status != 403 {
 		t.Errorf("anonymous: %d", a.status)
 	}
 }
@@ -206,15 +206,15 @@ func TestAdministrators(t *testing.T) {
 func TestTokenBean(t *testing.T) {
 	tokens := delegations(t, nil)
 	addr := withKey(t, stack{Auth: authn.Config{Delegations: tokens}})
-	a := ask(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=alice", "")
+	a := send(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=alice", "")
 	var issued struct{ Token struct{ URLString string } }
 	if err := json.Unmarshal(a.body, &issued); err != nil {
 		t.Fatal(err)
 	}
 	for _, op := range []string{"RENEWDELEGATIONTOKEN", "CANCELDELEGATIONTOKEN", "CANCELDELEGATIONTOKEN"} {
-		ask(t, addr, "PUT", "/kms/v1/?op="+op+"&token="+issued.Token.URLString, "")
+		send(t, addr, "PUT", "/kms/v1/?op="+op+"&token="+issued.Token.URLString, "")
 	}
-	a = asked(t, addr, "/kms/jmx?qry=Hadoop:name=DelegationTokenSecretManagerMetrics,*")
+	a = getPage(t, addr, "/kms/jmx?qry=Hadoop:name=DelegationTokenSecretManagerMetrics,*")
 	var got struct{ Beans []map[string]any }
 	if err := json.Unmarshal(a.body, &got); err != nil || len(got.Beans) != 1 {
 		t.Fatalf("%v in %s", err, a.body)

@@ -14,8 +14,8 @@ import (
 
 const badToken = "org.apache.hadoop.security.authentication.client.AuthenticationException"
 
-// wantTokenRefusals has operations on tokens refused, as Hadoop does, that are not for this caller or
-// are none. token is of alice, and yarn may renew it.
+// wantTokenRefusals checks the answers to wrong operations on tokens, which are Hadoop's. token
+// belongs to alice, and yarn may renew it.
 func wantTokenRefusals(t *testing.T, addr, token string) {
 	t.Helper()
 	for _, c := range []struct {
@@ -23,7 +23,7 @@ func wantTokenRefusals(t *testing.T, addr, token string) {
 		status               int
 		class, message       string
 	}{
-		{"nobody", "GET", "/kms/v1/?op=GETDELEGATIONTOKEN", 403, "", ""},
+		{"no user", "GET", "/kms/v1/?op=GETDELEGATIONTOKEN", 403, "", ""},
 		{"a token for a token", "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&delegation=" + token, 403, "", ""},
 		{"the wrong method", "GET", "/kms/v1/?op=RENEWDELEGATIONTOKEN&user.name=yarn&token=" + token, 400,
 			"java.lang.IllegalArgumentException",
@@ -39,7 +39,7 @@ func wantTokenRefusals(t *testing.T, addr, token string) {
 			"Invalid delegation token, cannot cancel"},
 		{"another op", "GET", "/kms/v1/?op=FOO&user.name=alice", 405, "javax.ws.rs.WebApplicationException", ""},
 	} {
-		a := askAs(t, addr, c.method, c.target, "")
+		a := sendAs(t, addr, c.method, c.target, "")
 		if a.status != c.status {
 			t.Errorf("%s: %d %s", c.what, a.status, a.body)
 			continue
@@ -57,8 +57,8 @@ func wantTokenRefusals(t *testing.T, addr, token string) {
 	}
 }
 
-// TestDelegationTokens: the answers recorded as dt-*, whose tokens only their
-// own server takes.
+// TestDelegationTokens has the cases of the recordings dt-*. Only the recorded server accepts the
+// tokens of these, so the test gets its own token.
 func TestDelegationTokens(t *testing.T) {
 	tokens, err := authn.NewDelegations(authn.DelegationConfig{KeyUpdate: time.Hour, MaxLife: 2 * time.Hour,
 		Renewal: time.Hour, Scan: time.Hour})
@@ -67,7 +67,7 @@ func TestDelegationTokens(t *testing.T) {
 	}
 	tr := &trail{}
 	addr := withKey(t, stack{Trail: tr, Auth: authn.Config{Delegations: tokens}})
-	a := ask(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=yarn", "")
+	a := send(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=yarn", "")
 	var issued struct{ Token struct{ URLString string } }
 	if err := json.Unmarshal(a.body, &issued); err != nil || a.status != 200 ||
 		a.header("Content-Type") != "application/json" || a.headers["Set-Cookie"] != nil {
@@ -75,19 +75,19 @@ func TestDelegationTokens(t *testing.T) {
 	}
 	token := issued.Token.URLString
 	use := func() answer {
-		return askAs(t, addr, "GET", "/kms/v1/keys/names", "", "X-Hadoop-Delegation-Token: "+token)
+		return sendAs(t, addr, "GET", "/kms/v1/keys/names", "", "X-Hadoop-Delegation-Token: "+token)
 	}
 	if a := use(); a.status != 200 || string(a.body) != `["k"]` || a.headers["Set-Cookie"] != nil {
 		t.Errorf("with the token: %d %v %s", a.status, a.headers, a.body)
 	}
 	wantTokenRefusals(t, addr, token)
-	a = askAs(t, addr, "PUT", "/kms/v1/?op=RENEWDELEGATIONTOKEN&user.name=yarn&token="+token, "")
+	a = sendAs(t, addr, "PUT", "/kms/v1/?op=RENEWDELEGATIONTOKEN&user.name=yarn&token="+token, "")
 	var renewed struct{ Long int64 }
 	if err := json.Unmarshal(a.body, &renewed); err != nil || a.status != 200 ||
 		time.Until(time.UnixMilli(renewed.Long)) < 30*time.Minute {
 		t.Errorf("renewed: %d %s, %v", a.status, a.body, err)
 	}
-	if a := askAs(t, addr, "PUT", "/kms/v1/?op=CANCELDELEGATIONTOKEN&token="+token, ""); a.status != 200 ||
+	if a := sendAs(t, addr, "PUT", "/kms/v1/?op=CANCELDELEGATIONTOKEN&token="+token, ""); a.status != 200 ||
 		len(a.body) > 0 {
 		t.Errorf("cancelled: %d %s", a.status, a.body)
 	}
@@ -98,7 +98,7 @@ func TestDelegationTokens(t *testing.T) {
 	var done []string
 	for _, e := range tr.all() {
 		if e.Token != 0 || e.Caller.Token != 0 {
-			done = append(done, fmt.Sprintf("%s by %q token %d brought %d", e.Op, e.Caller.Name, e.Token,
+			done = append(done, fmt.Sprintf("%s by %q token %d authenticated by %d", e.Op, e.Caller.Name, e.Token,
 				e.Caller.Token))
 		}
 		if strings.Contains(e.URL, token) {
@@ -109,10 +109,11 @@ func TestDelegationTokens(t *testing.T) {
 		}
 	}
 	if want := []string{
-		`GETDELEGATIONTOKEN by "alice" token 1 brought 0`, `GET_KEYS by "alice" token 0 brought 1`,
-		`RENEWDELEGATIONTOKEN by "yarn" token 1 brought 0`, `CANCELDELEGATIONTOKEN by "" token 1 brought 0`,
+		`GETDELEGATIONTOKEN by "alice" token 1 authenticated by 0`, `GET_KEYS by "alice" token 0 authenticated by 1`,
+		`RENEWDELEGATIONTOKEN by "yarn" token 1 authenticated by 0`,
+		`CANCELDELEGATIONTOKEN by "" token 1 authenticated by 0`,
 	}; !slices.Equal(done, want) {
-		t.Errorf("the audit log has, of tokens,\n%q\nwant\n%q", done, want)
+		t.Errorf("the audit events of tokens are\n%q\nwant\n%q", done, want)
 	}
 	if unauthenticated != 4 {
 		t.Errorf("%d events of status UNAUTHENTICATED, want 4", unauthenticated)

@@ -17,14 +17,14 @@ import (
 	"claviger/provider/memory"
 )
 
-// trusteeKey is the key of a trusteeLab.
+// The key of a trusteeLab, its path, and the parameter of the operations.
 const (
 	trusteeKey  = "a/b c"
 	trusteePath = "trustee/key/a%2Fb%20c"
 	trusteeOp   = "?trusteeOp="
 )
 
-// trusteeLab is a server whose provider keeps deleted keys, with one key.
+// trusteeLab is a server with one key, whose provider keeps deleted keys.
 type trusteeLab struct {
 	t       *testing.T
 	primary *memory.Provider
@@ -55,7 +55,7 @@ func (l *trusteeLab) make() {
 	}
 }
 
-func (l *trusteeLab) ask(user, method, path string) (status int, body string) {
+func (l *trusteeLab) send(user, method, path string) (status int, body string) {
 	l.t.Helper()
 	glue := "?"
 	if strings.Contains(path, "?") {
@@ -66,8 +66,8 @@ func (l *trusteeLab) ask(user, method, path string) (status int, body string) {
 	return a.status, string(a.body)
 }
 
-// TestTrusteeOps walks a key through deletion, undeletion and purge as a client of
-// the Key Trustee KMS does, errors in Hadoop's form.
+// TestTrusteeOps deletes, undeletes and purges a key like a client of the Key Trustee KMS. Errors
+// have Hadoop's form.
 func TestTrusteeOps(t *testing.T) {
 	l := newTrusteeLab(t)
 	const key = trusteeKey
@@ -115,7 +115,7 @@ func TestTrusteeOps(t *testing.T) {
 		{"is back", "alice", http.MethodGet, "key/a%2Fb%20c/_metadata", 200, `"name":"a/b c"`},
 		{"delete again", "alice", http.MethodDelete, "key/a%2Fb%20c", 200, ""},
 	} {
-		status, body := l.ask(tt.user, tt.method, tt.path)
+		status, body := l.send(tt.user, tt.method, tt.path)
 		if status != tt.status || !strings.Contains(body, tt.says) {
 			t.Errorf("%s: %s %s: %d %s, want %d %s", tt.what, tt.method, tt.path, status, body, tt.status, tt.says)
 		}
@@ -125,18 +125,18 @@ func TestTrusteeOps(t *testing.T) {
 	}
 }
 
-// TestPurge: a deleted key's name may be taken; the deleted key is listed and purged beside the new
-// one.
+// TestPurge: a new key may get a deleted key's name. The deleted key is still listed, and can be
+// purged without the new one.
 func TestPurge(t *testing.T) {
 	l := newTrusteeLab(t)
 	const key = trusteeKey
-	l.ask("alice", http.MethodDelete, "key/a%2Fb%20c")
+	l.send("alice", http.MethodDelete, "key/a%2Fb%20c")
 	l.make()
-	if status, body := l.ask("alice", http.MethodPost, trusteePath+trusteeOp+"undelete"); status != 500 ||
+	if status, body := l.send("alice", http.MethodPost, trusteePath+trusteeOp+"undelete"); status != 500 ||
 		!strings.Contains(body, "Key "+key+" already exists in memory:; the deleted key") {
 		t.Errorf("undelete where the name is taken: %d %s", status, body)
 	}
-	status, body := l.ask("alice", http.MethodGet, "trustee/keys/deleted")
+	status, body := l.send("alice", http.MethodGet, "trustee/keys/deleted")
 	var list []kmswire.DeletedKey
 	if err := json.Unmarshal([]byte(body), &list); err != nil || status != 200 || len(list) != 1 ||
 		list[0].Name != key || len(list[0].Versions) != 1 {
@@ -145,10 +145,10 @@ func TestPurge(t *testing.T) {
 	if ago := time.Since(time.UnixMilli(list[0].Deleted)); ago < 0 || ago > time.Minute {
 		t.Errorf("deleted %v ago", ago)
 	}
-	if status, body := l.ask("alice", http.MethodPost, trusteePath+trusteeOp+"purge"); status != 200 {
+	if status, body := l.send("alice", http.MethodPost, trusteePath+trusteeOp+"purge"); status != 200 {
 		t.Errorf("purge: %d %s", status, body)
 	}
-	if status, body := l.ask("alice", http.MethodGet, "trustee/keys/deleted"); status != 200 ||
+	if status, body := l.send("alice", http.MethodGet, "trustee/keys/deleted"); status != 200 ||
 		strings.TrimSpace(body) != "[]" {
 		t.Errorf("after the purge: %d %s", status, body)
 	}
@@ -164,13 +164,13 @@ func TestPurge(t *testing.T) {
 	}
 }
 
-// TestPurgeOfSeveral: of several deleted keys of one name none is purged that was not meant.
+// TestPurgeOfSeveral: if there are several deleted keys of one name, a purge needs all=true.
 func TestPurgeOfSeveral(t *testing.T) {
 	l := newTrusteeLab(t)
-	l.ask("alice", http.MethodDelete, "key/a%2Fb%20c")
+	l.send("alice", http.MethodDelete, "key/a%2Fb%20c")
 	l.make()
-	l.ask("alice", http.MethodDelete, "key/a%2Fb%20c")
-	if status, body := l.ask("alice", http.MethodPost, trusteePath+trusteeOp+"purge"); status != 400 ||
+	l.send("alice", http.MethodDelete, "key/a%2Fb%20c")
+	if status, body := l.send("alice", http.MethodPost, trusteePath+trusteeOp+"purge"); status != 400 ||
 		!strings.Contains(body, "2 deleted keys have the name 'a/b c'") ||
 		!strings.Contains(body, "trusteeOp=purge&all=true") {
 		t.Errorf("purge of two: %d %s", status, body)
@@ -178,13 +178,13 @@ func TestPurgeOfSeveral(t *testing.T) {
 	if n := l.primary.Objects(); n != 2 {
 		t.Errorf("%d versions are left, want both", n)
 	}
-	if status, body := l.ask("alice", http.MethodPost, trusteePath+trusteeOp+"purge&all=true"); status != 200 ||
+	if status, body := l.send("alice", http.MethodPost, trusteePath+trusteeOp+"purge&all=true"); status != 200 ||
 		l.primary.Objects() != 0 {
 		t.Errorf("purge of all: %d %s, %d versions are left", status, body, l.primary.Objects())
 	}
 }
 
-// takenOver is the source of a migration with the key a/b.
+// takenOver is a source of a migration that has the key a/b.
 type takenOver struct{}
 
 func (takenOver) SourceMetadata(_ context.Context, key string) (*claviger.Metadata, error) {
@@ -198,7 +198,7 @@ func (takenOver) RunKey(_ context.Context, key string) ([]string, error) {
 	return []string{key + "@1", key + "@2"}, nil
 }
 
-// TestMigrateOp: a key is taken over for who has the right MIGRATE.
+// TestMigrateOp: only a user with the right MIGRATE can have a key taken over.
 func TestMigrateOp(t *testing.T) {
 	primary := memory.New(memory.Config{})
 	defer func() { _ = primary.Close() }()

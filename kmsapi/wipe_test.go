@@ -13,7 +13,7 @@ import (
 	"claviger/secret"
 )
 
-// keeper keeps the very bytes that it was given.
+// keeper is a provider that keeps the slices that it gets, not copies.
 type keeper struct {
 	*memory.Provider
 	given []secret.Bytes
@@ -30,22 +30,23 @@ func (k *keeper) RollIf(ctx context.Context, key string, material secret.Bytes, 
 	return k.Provider.RollIf(ctx, key, material, may)
 }
 
-// TestGivenMaterialIsWiped: material that a client sends is overwritten once it
-// is stored, and what was stored is what he sent.
+// TestGivenMaterialIsWiped: material that a client sends is overwritten after it is stored, and
+// the stored material is right.
 func TestGivenMaterialIsWiped(t *testing.T) {
 	k := &keeper{Provider: memory.New(memory.Config{SequentialIDs: true})}
 	addr := start(t, stack{Primary: k})
 	for i, target := range []string{"/kms/v1/keys", "/kms/v1/key/k"} {
 		material := base64.RawURLEncoding.EncodeToString(bytes.Repeat([]byte{byte(i + 1)}, 16))
-		if a := ask(t, addr, "POST", target, `{"name":"k","length":128,"material":"`+material+`"}`); a.status/100 != 2 {
+		a := send(t, addr, "POST", target, `{"name":"k","length":128,"material":"`+material+`"}`)
+		if a.status/100 != 2 {
 			t.Fatalf("%d %s", a.status, a.body)
 		}
 		if !k.given[i].Equal(make(secret.Bytes, 16)) {
 			t.Errorf("%s leaves the material in memory", target)
 		}
-		// Twice: what is wiped after the first answer must not be what is kept.
+		// Twice: the server wipes the material after the first answer, and that must be a copy.
 		for range 2 {
-			if a := ask(t, addr, "GET", "/kms/v1/key/k/_currentversion", ""); a.status != http.StatusOK ||
+			if a := send(t, addr, "GET", "/kms/v1/key/k/_currentversion", ""); a.status != http.StatusOK ||
 				!bytes.Contains(a.body, []byte(`"`+material+`"`)) {
 				t.Errorf("%d %s, want material %s", a.status, a.body, material)
 			}

@@ -14,23 +14,22 @@ import (
 	"testing"
 )
 
-// javaClient are the recordings of Hadoop's own clients: all that one of them said
-// and heard while it did one thing.
+// javaClient is the folder with recordings of Hadoop's own clients. Each has all requests and
+// answers of one command.
 const javaClient = "testdata/wire/java-client"
 
-// turn is where one of the two begins to speak, on a connection.
+// turn matches the line before a request (>>>) or an answer (<<<) on a connection.
 var turn = regexp.MustCompile(`^(>>>|<<<) \[conn (\d+)\]$`)
 
-// readJavaClient reads a recording of a client as single exchanges, by when their
-// requests began. Those of which the recording keeps a part only are left out, or
-// have no body to compare where that is the answer's.
+// readJavaClient reads a client's recording as single exchanges, in the order of the requests. It
+// leaves out an exchange whose request was cut. If the answer was cut, its body is not compared.
 func readJavaClient(t *testing.T, server, name string) []recording {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(javaClient, name+".txt"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	type exchange struct{ asked, answered strings.Builder }
+	type exchange struct{ request, answer strings.Builder }
 	var all []*exchange
 	open := map[string]*exchange{} // by connection
 	var to *strings.Builder
@@ -44,43 +43,42 @@ func readJavaClient(t *testing.T, server, name string) []recording {
 			continue
 		}
 		e := open[m[2]]
-		if m[1] == ">>>" && (e == nil || e.answered.Len() > 0) {
+		if m[1] == ">>>" && (e == nil || e.answer.Len() > 0) {
 			e = new(exchange)
 			open[m[2]] = e
 			all = append(all, e)
 		}
 		if e == nil {
-			t.Fatalf("%s: connection %s is answered before anything is asked", name, m[2])
+			t.Fatalf("%s: connection %s has an answer before a request", name, m[2])
 		}
-		if to = &e.asked; m[1] == "<<<" {
-			to = &e.answered
+		if to = &e.request; m[1] == "<<<" {
+			to = &e.answer
 		}
 	}
 	const cut = "... (cut)\n"
 	var list []recording
 	for i, e := range all {
-		asked, answered := e.asked.String(), e.answered.String()
-		if strings.Contains(asked, cut) {
+		request, answer := e.request.String(), e.answer.String()
+		if strings.Contains(request, cut) {
 			continue
 		}
 		each := name + "-" + strconv.Itoa(i+1)
-		if strings.Contains(asked, "eek_op=generate") {
+		if strings.Contains(request, "eek_op=generate") {
 			each += "-generate"
 		}
-		rec := parseRecording(t, server, each, []byte(asked+"\n"+answered+"\n\n"))
-		rec.cut = strings.Contains(answered, cut)
+		rec := parseRecording(t, server, each, []byte(request+"\n"+answer+"\n\n"))
+		rec.cut = strings.Contains(answer, cut)
 		list = append(list, rec)
 	}
 	return list
 }
 
-// replayJavaClient replays a recording of a client. names are told what was
-// replayed.
+// replayJavaClient replays a client's recording, and adds the replayed exchanges to names.
 func (s *server) replayJavaClient(t *testing.T, kind, name string, everywhere, names map[string]bool) {
 	t.Helper()
 	list := readJavaClient(t, kind, name)
 	if len(list) == 0 {
-		t.Fatal("it holds no exchange")
+		t.Fatal("the recording has no exchange")
 	}
 	for _, rec := range list {
 		names[rec.name] = true
@@ -88,8 +86,8 @@ func (s *server) replayJavaClient(t *testing.T, kind, name string, everywhere, n
 	}
 }
 
-// javaTickets adds the tokens with which the recorded clients signed in, and whom
-// the recorded server took them for.
+// javaTickets adds the tokens with which the recorded clients authenticated, and the principal of
+// each on the recorded server.
 func javaTickets(t *testing.T, known tickets) {
 	t.Helper()
 	principal := regexp.MustCompile(`&p=([^&]+)&`)
@@ -106,7 +104,7 @@ func javaTickets(t *testing.T, known tickets) {
 			reply := negotiateHeader.FindStringSubmatch("WWW-Authenticate: " + rec.answer.header("WWW-Authenticate"))
 			who := principal.FindStringSubmatch(rec.answer.header("Set-Cookie"))
 			if reply == nil || who == nil {
-				t.Fatalf("%s: nobody is signed in", rec.name)
+				t.Fatalf("%s: the client did not authenticate", rec.name)
 			}
 			token, err := base64.StdEncoding.DecodeString(string(sent[2]))
 			if err != nil {
@@ -121,8 +119,8 @@ func javaTickets(t *testing.T, known tickets) {
 	}
 }
 
-// withService puts the service that a client wrote into a recorded token into
-// ours: a token that a server issues ends with an empty one.
+// withService adds to our token the service that a client wrote into the recorded one. A server
+// issues tokens with an empty service at their end.
 func (s *server) withService(recorded []byte) []byte {
 	r, err := base64.RawURLEncoding.DecodeString(string(recorded))
 	if err != nil {
@@ -141,7 +139,7 @@ func (s *server) withService(recorded []byte) []byte {
 	return nil
 }
 
-// allJavaClients demands that every recording of a client was replayed.
+// allJavaClients checks that every recording of a client was replayed.
 func allJavaClients(t *testing.T, seen map[string]bool) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(javaClient, "*.txt"))

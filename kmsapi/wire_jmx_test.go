@@ -8,7 +8,7 @@ import (
 	"claviger/kmsapi"
 )
 
-// recordedOperations are the servlets as the recorded server had them.
+// recordedOperations configures the servlets as on the recorded server.
 func recordedOperations() kmsapi.Operations {
 	return kmsapi.Operations{
 		Port: 17600, Level: new(slog.LevelVar),
@@ -22,13 +22,13 @@ func recordedOperations() kmsapi.Operations {
 	}
 }
 
-// notOurs are what the recorded server shows that this one does not, as
-// docs/hadoop-divergences.md says under D-jmx: beans, and BEAN.ATTRIBUTE.
+// notOurs are the beans, and attributes as BEAN.ATTRIBUTE, that only the recorded server shows.
+// docs/hadoop-divergences.md lists them under D-jmx.
 var notOurs = words(`Hadoop:service=KMS,name=UgiMetrics java.lang:type=Memory.ObjectPendingFinalizationCount`)
 
-// sameBeans compares answers of /jmx: the same beans, the same attributes in
-// each, the same kinds of values; and strings that tell what a bean is. It says
-// what differs, or "", and notes what of notOurs was missed.
+// sameBeans compares answers of /jmx. They must have the same beans, attributes and kinds of
+// values, and the same strings. It returns a difference, or "", and adds the missing parts of
+// notOurs to missed.
 func sameBeans(got, want any, missed map[string]bool) string {
 	g, w := beansOf(got), beansOf(want)
 	for name, attributes := range w {
@@ -60,13 +60,13 @@ func sameBeans(got, want any, missed map[string]bool) string {
 		}
 		for a := range ours {
 			if _, ok := attributes[a]; !ok {
-				return "nobody knows " + name + "." + a
+				return "the recording has no " + name + "." + a
 			}
 		}
 	}
 	for name := range g {
 		if w[name] == nil {
-			return "nobody knows the bean " + name
+			return "the recording has no bean " + name
 		}
 	}
 	return ""

@@ -34,13 +34,13 @@ import (
 // recording is one exchange of testdata/wire.
 type recording struct {
 	name, server string
-	request      []byte // as sent, CRLF and all; cookies signed by us
+	request      []byte // as it is sent, with CRLF; the test signs cookies anew
 	method       string
 	answer       answer
-	cut          bool // the answer's body was not kept whole
+	cut          bool // the recording does not have the whole body of the answer
 }
 
-// answer is what came back, or should have.
+// answer is an answer, recorded or received.
 type answer struct {
 	status  int
 	reason  string
@@ -50,7 +50,7 @@ type answer struct {
 
 func (a answer) header(name string) string { return strings.Join(a.headers[name], "; ") }
 
-// signingSecret is the secret of all servers here.
+// signingSecret is the secret of all test servers.
 const signingSecret = "of the replay"
 
 type fixedSecret struct{}
@@ -66,8 +66,8 @@ func sign(text string) string {
 	return text + "&s=" + base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// notGenuine are the recordings whose cookie had been tampered with, or signed
-// with a secret that was no longer good; the others' are signed anew.
+// notGenuine are the recordings whose cookie was changed, or signed with an old secret. The cookies
+// of other recordings are signed anew.
 var notGenuine = words(`auth-cookie-bad-signature auth-cookie-bad-signature-options auth-cookie-bad-with-username
 	auth-token-type auth-cookie-garbage auth-cookie-unsigned auth-cookie-empty-value expired-cookie-secret-rolled`)
 
@@ -98,7 +98,7 @@ func parseRecording(t *testing.T, server, name string, data []byte) recording {
 	}
 	cut := bytes.Index(data, []byte("\nHTTP/1.1 "))
 	if cut < 0 {
-		t.Fatalf("%s holds no answer", name)
+		t.Fatalf("%s has no answer", name)
 	}
 	head, body, _ := bytes.Cut(data[:cut+1], []byte("\n\n"))
 	if !notGenuine[name] {
@@ -117,7 +117,7 @@ func parseRecording(t *testing.T, server, name string, data []byte) recording {
 		}
 		rec.request = append(rec.request, body[:n]...)
 	case bytes.Contains(head, []byte("\nTransfer-Encoding: chunked")):
-		// The recording has kept the CRs of this body.
+		// The recording contains the CRs of this body.
 		rec.request = append(rec.request, bytes.TrimRight(body, "\n")...)
 		rec.request = append(rec.request, '\n')
 	}
@@ -151,7 +151,7 @@ func readHead(t *testing.T, in *bufio.Reader, eol string) answer {
 	}
 }
 
-// exchange sends bytes over a connection of its own and reads one answer.
+// exchange sends bytes over a new connection and reads one answer.
 func exchange(t *testing.T, addr, method string, request []byte) answer {
 	t.Helper()
 	conn, err := net.DialTimeout("tcp", addr, 5*time.Second)
@@ -193,9 +193,9 @@ func exchange(t *testing.T, addr, method string, request []byte) answer {
 	return a
 }
 
-// recordedKeys is a provider that makes the keys of the recordings: where a
-// recorded answer shows the material of a new version, that version gets it.
-// So DEKs of recorded EDEKs can be told exactly.
+// recordedKeys is a provider that makes the keys of the recordings: if a recorded answer shows the
+// material of a new version, the version gets that material. So the test can compare the DEKs of
+// recorded EDEKs.
 type recordedKeys struct {
 	provider.Provider
 	provider.BlockEncrypter
@@ -203,7 +203,7 @@ type recordedKeys struct {
 	uri  string
 }
 
-// URI is what the messages of the recorded server name.
+// URI returns the URI in the messages of the recorded server.
 func (p *recordedKeys) URI() string { return p.uri }
 
 func (p *recordedKeys) Create(ctx context.Context, spec provider.Spec) (claviger.KeyVersion, error) {
@@ -220,13 +220,12 @@ func (p *recordedKeys) Roll(ctx context.Context, key string, material secret.Byt
 	return p.Provider.Roll(ctx, key, material)
 }
 
-// server is our stack, as one of the recorded servers was configured.
+// server is our server with the configuration of a recorded server.
 type server struct {
 	addr  string
 	keys  *recordedKeys
 	trail *trail
-	// tokens are the delegation tokens that we issued, by those that the recorded
-	// server issued to the same request.
+	// tokens are our delegation tokens, by the recorded server's tokens for the same requests.
 	tokens map[string]string
 }
 
@@ -274,7 +273,7 @@ func startRecorded(t *testing.T, name string) *server {
 		uri: "jceks://file@/srv/hadoop/data/kms1.keystore"}
 
 	rules := openRules
-	now := time.UnixMilli(1795442610000) // when the first recording was made
+	now := time.UnixMilli(1795442610000) // the time of the first recording
 	auth := authn.Config{Validity: 10 * time.Hour, Secrets: fixedSecret{}, Now: func() time.Time { return now }}
 	keyAuthorization := true
 	auth.Delegations = delegations(t, auth.Now)
@@ -304,9 +303,9 @@ func startRecorded(t *testing.T, name string) *server {
 	return &server{addr: addr, keys: keys, trail: tr, tokens: map[string]string{}}
 }
 
-// TestWire replays every recording in its order and compares the answers. What
-// differs must be listed in divergences, with an id that
-// docs/hadoop-divergences.md explains; what is listed must differ.
+// TestWire replays the recordings in their order and compares the answers. Each difference must be
+// in divergences, with an id that docs/hadoop-divergences.md explains, and each difference in
+// divergences must occur.
 func TestWire(t *testing.T) {
 	text, err := os.ReadFile("testdata/wire/order.txt")
 	if err != nil {
@@ -380,7 +379,7 @@ func TestWire(t *testing.T) {
 	}
 }
 
-// setup sends a request that is no recording.
+// setup sends a request without a recording.
 func setup(t *testing.T, of func(string) *server, line string) {
 	t.Helper()
 	parts := strings.SplitN(line, " ", 4) // server, method, path, body
@@ -438,7 +437,7 @@ type wireEDEK struct {
 	EncryptedKeyVersion struct{ Material string }
 }
 
-// sameDEKs opens what was sent for re-encryption and what came back.
+// sameDEKs decrypts the EDEKs before and after the re-encryption, and compares the DEKs.
 func (s *server) sameDEKs(t *testing.T, rec recording, got answer) {
 	t.Helper()
 	_, body, _ := bytes.Cut(rec.request, []byte("\r\n\r\n"))
@@ -458,7 +457,7 @@ func (s *server) sameDEKs(t *testing.T, rec recording, got answer) {
 	}
 	for i := range sent {
 		if a, b := s.open(t, sent[i]), s.open(t, back[i]); a != b || len(a) != 22 {
-			t.Errorf("EDEK %d holds DEK %s, after its re-encryption %s", i, a, b)
+			t.Errorf("EDEK %d has the DEK %s, and %s after its re-encryption", i, a, b)
 		}
 	}
 }

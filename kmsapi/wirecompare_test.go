@@ -19,20 +19,19 @@ var (
 	volatileDate   = regexp.MustCompile(`Expires=\w{3}, \d\d-\w{3}-\d{4} \d\d:\d\d:\d\d GMT`)
 )
 
-// servletName is where Jetty's error pages name the servlet.
+// servletName matches the name of the servlet in Jetty's error pages.
 var servletName = regexp.MustCompile(`<tr><th>SERVLET:</th><td>.*</td></tr>\n|"servlet":"[^"]*",?\s*`)
 
-// compared are the headers that a client may read. Of Expires only the presence
-// is compared, of Content-Length only whether it is 0: a body of Hadoop's is
-// laid out otherwise.
+// compared are the headers that a client may read. Of Expires only the presence is compared, and
+// of Content-Length only whether it is 0, because Hadoop's JSON has other white space.
 var compared = []string{
 	"Content-Type", "WWW-Authenticate", "Set-Cookie", "Location", "Allow", "Vary", "Last-Modified", "Retry-After",
 	"Server", "Connection",
 	"Cache-Control", "Pragma", "X-Content-Type-Options", "X-XSS-Protection", "X-Frame-Options", "Content-Encoding",
 }
 
-// compare returns what differs: "status", "reason", "body" or the name of a
-// header, with both values.
+// compare returns the differences: by "status", "reason", "body" or the name of a header, both
+// values.
 func compare(rec recording, got answer, everywhere map[string]bool) map[string]string {
 	want := rec.answer
 	if named := servletName.ReplaceAll(want.body, nil); len(named) != len(want.body) {
@@ -40,27 +39,27 @@ func compare(rec recording, got answer, everywhere map[string]bool) map[string]s
 		everywhere["D-servlet-name"] = true
 	}
 	differs := map[string]string{}
-	note := func(what string, got, want any) { differs[what] = fmt.Sprintf("%v, want %v", got, want) }
+	add := func(what string, got, want any) { differs[what] = fmt.Sprintf("%v, want %v", got, want) }
 	if got.status != want.status {
-		note("status", got.status, want.status)
+		add("status", got.status, want.status)
 	}
 	if got.reason != want.reason {
-		note("reason", got.reason, want.reason)
+		add("reason", got.reason, want.reason)
 	}
 	mask := func(s string) string {
 		return volatileDate.ReplaceAllString(volatileCookie.ReplaceAllString(s, "&e=E&s=S"), "Expires=D")
 	}
 	for _, name := range compared {
 		if g, w := mask(got.header(name)), mask(want.header(name)); g != w {
-			note(name, g, w)
+			add(name, g, w)
 		}
 	}
 	if g, w := len(got.headers["Expires"]), len(want.headers["Expires"]); g != w {
-		note("Expires", g, w)
+		add("Expires", g, w)
 	}
 	chunked := want.header("Transfer-Encoding") == "chunked"
 	if g, w := got.header("Content-Length") == "0", want.header("Content-Length") == "0"; g != w {
-		note("Content-Length", got.header("Content-Length"), want.header("Content-Length"))
+		add("Content-Length", got.header("Content-Length"), want.header("Content-Length"))
 	}
 	if chunked && len(got.headers["Transfer-Encoding"]) == 0 {
 		everywhere["D-content-length"] = true
@@ -71,7 +70,7 @@ func compare(rec recording, got answer, everywhere map[string]bool) map[string]s
 	for name := range got.headers {
 		if len(want.headers[name]) == 0 && !slices.Contains([]string{"Content-Length", "Date", "Expires"}, name) &&
 			!slices.Contains(compared, name) {
-			note(name, got.headers[name], nil)
+			add(name, got.headers[name], nil)
 		}
 	}
 	switch {
@@ -112,19 +111,18 @@ func decode(body []byte, into *any) error {
 	return nil
 }
 
-// fresh tells whether a value of an answer is made for that answer, so that only
-// its shape can be compared.
+// fresh reports whether a value is made for this answer, so that only its shape can be compared.
 func fresh(name, path string) bool {
 	switch {
 	case strings.HasPrefix(name, "generate"), strings.HasSuffix(name, "-generate"), name == "acl-generate-ok":
 		return strings.HasSuffix(path, ".material") || strings.HasSuffix(path, ".iv")
 	case strings.HasPrefix(name, "reencrypt"), name == "acl-decrypt-ok", name == "acl-doas-decrypt":
-		return strings.HasSuffix(path, ".material") // of keys whose material no recording shows; sameDEKs tells more
+		return strings.HasSuffix(path, ".material") // no recording shows these keys' material; sameDEKs checks it
 	}
 	return strings.HasSuffix(path, ".created") || path == ".Token.urlString" || path == ".long"
 }
 
-// same compares JSON values; it says what differs, or "".
+// same compares JSON values. It returns a difference, or "".
 func same(name, path string, got, want any) string {
 	switch w := want.(type) {
 	case map[string]any:
@@ -147,7 +145,7 @@ func same(name, path string, got, want any) string {
 			return fmt.Sprintf("%s is %v, want %v", path, got, want)
 		}
 		if path == "" && len(w) > 0 {
-			if _, names := w[0].(string); names { // a list of keys has no order
+			if _, names := w[0].(string); names { // a list of names has no order
 				g, w = sorted(g), sorted(w)
 			}
 		}
@@ -175,7 +173,7 @@ func same(name, path string, got, want any) string {
 				return ""
 			}
 		case json.Number:
-			// A client reads a Java long, and takes a smaller number for an int.
+			// A client expects a Java long, and would read a smaller number as an int.
 			if n, err := strconv.ParseInt(fmt.Sprint(got), 10, 64); err == nil && n > 1<<31 && len(w) == 13 {
 				return ""
 			}
