@@ -19,24 +19,23 @@ import (
 	"claviger/provider/memory"
 )
 
-// wants runs a command that must end well, or must not, and say each of some words.
-func wants(t *testing.T, well bool, args []string, says ...string) string {
+// wants runs a command that must succeed if ok is true, and must fail otherwise. Its output must hold some texts.
+func wants(t *testing.T, ok bool, args []string, texts ...string) string {
 	t.Helper()
 	out, err := command(t, args...)
-	if (err == nil) != well {
+	if (err == nil) != ok {
 		t.Fatalf("%v: %v\n%s", args, err, out)
 	}
-	for _, s := range says {
-		if !strings.Contains(out, s) {
-			t.Errorf("%v: it does not say %q:\n%s", args, s, out)
+	for _, text := range texts {
+		if !strings.Contains(out, text) {
+			t.Errorf("%v: the output lacks %q:\n%s", args, text, out)
 		}
 	}
 	return out
 }
 
-// restoreAndAdopt restores a backup that is older than the token, and has all that it does
-// not know adopted.
-func restoreAndAdopt(t *testing.T, dir, backup string, says ...string) {
+// restoreAndAdopt restores a backup that is older than the token, and adopts all keys that the backup lacks.
+func restoreAndAdopt(t *testing.T, dir, backup string, texts ...string) {
 	t.Helper()
 	wants(t, true, []string{"metastore", "restore", "--conf", dir, "--lose-keys", backup})
 	adopt := []string{"hsm", "adopt", "--conf", dir, "--all"}
@@ -44,138 +43,45 @@ func restoreAndAdopt(t *testing.T, dir, backup string, says ...string) {
 	if !ok {
 		t.Fatal("no digest is printed")
 	}
-	wants(t, true, append(adopt, "--confirm", strings.Fields(digest)[0]), says...)
+	wants(t, true, append(adopt, "--confirm", strings.Fields(digest)[0]), texts...)
 }
 
-// TestAdoptedKeyIsTakenOverAgain: a backup from before the migration is restored, and the
-// migrated keys are adopted from the token. By the operator's word they are taken over again
-// with the versions that they have: all EDEKs open, those of the source are re-encrypted,
-// and the migration ends. A key that was made here gets no rules of the source's.
-func TestAdoptedKeyIsTakenOverAgain(t *testing.T) {
-	ctx := t.Context()
-	sourceURL, stopSource := numberingSource(t)
-	defer func() {
-		if err := stopSource(); err != nil {
-			t.Error(err)
-		}
-	}()
-	source := clientOf(t, sourceURL)
-	text := "of the treasury"
-	spec := provider.Spec{Name: "ledger", Cipher: claviger.DefaultCipher, BitLength: 128, Description: &text,
-		Attributes: map[string]string{claviger.ACLNameAttribute: "finance"}}
-	open := func(p provider.EDEKService, e claviger.EDEK) (claviger.EDEK, []byte, error) {
-		key, _ := claviger.KeyOfVersion(e.Version)
-		deks, err := p.Unwrap(ctx, key, "", []claviger.EDEK{e})
-		if err != nil {
-			return e, nil, err
-		}
-		return e, deks[0], nil
-	}
-	seal := func(p provider.EDEKService, key, version string) sealed {
-		t.Helper()
-		es, err := p.Generate(ctx, key, 1)
-		if err != nil || es[0].Version != version {
-			t.Fatalf("an EDEK of %s: %+v, %v", version, es, err)
-		}
-		_, dek, err := open(p, es[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-		return sealed{es[0], dek}
-	}
-	_, err := source.Create(ctx, spec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	first := seal(source, "ledger", "ledger@0")
-	if _, err := source.Roll(ctx, "ledger", nil); err != nil {
-		t.Fatal(err)
-	}
-	second := seal(source, "ledger", "ledger@1")
+// adoptedMigration is the state of TestAdoptedKeyIsTakenOverAgain.
+type adoptedMigration struct {
+	t             *testing.T
+	source, here  *node
+	description   string // of the key ledger at the source
+	first, second sealed // EDEKs of the key ledger that the source made
+	after, own    sealed // EDEKs made here: of the migrated key ledger, and of the key own
+}
 
+// TestAdoptedKeyIsTakenOverAgain: a backup from before the migration is restored, and the migrated keys are adopted
+// from the token. With --adopted they are taken over again and keep their versions: all EDEKs open, those of the source
+// are re-encrypted, and the migration ends. A key that was made here does not get the rules of the source.
+func TestAdoptedKeyIsTakenOverAgain(t *testing.T) {
+	a := &adoptedMigration{t: t, source: numberingSource(t), description: "of the treasury"}
+	spec := newKey("ledger", "finance")
+	spec.Description = &a.description
+	makeKey(t, a.source.kms, spec)
+	a.first = seal(t, a.source.kms, "ledger", "ledger@0")
+	rollKey(t, a.source.kms, "ledger")
+	a.second = seal(t, a.source.kms, "ledger", "ledger@1")
 	dir, site := kmstest.HSM(t)
-	site[hadoopconf.SourceURI], site[hadoopconf.ReencryptionEnable] = kmsURI(sourceURL), "true"
+	site[hadoopconf.SourceURI], site[hadoopconf.ReencryptionEnable] = kmsURI(a.source.url), "true"
 	kmstest.WriteSite(t, dir, site)
-	during := func(work func(url string)) {
-		t.Helper()
-		url, end := serveToEnd(t, dir)
-		defer func() {
-			if err := end(); err != nil {
-				t.Error(err)
-			}
-		}()
-		work(url)
-	}
-	during(func(string) {})
+	a.here = startNode(t, dir)
+	a.here.stop()
 	backup := filepath.Join(t.TempDir(), "before.db")
 	wants(t, true, []string{"metastore", "backup", "--conf", dir, "--out", backup})
-	run := []string{"migrate", "run", "--conf", dir}
-	wants(t, true, run)
-	var after, own sealed
-	during(func(url string) {
-		here := clientOf(t, url)
-		after = seal(here, "ledger", "ledger@2")
-		if _, err := here.Create(ctx, provider.Spec{Name: "own", Cipher: claviger.DefaultCipher,
-			BitLength: 128}); err != nil {
-			t.Fatal(err)
-		}
-		own = seal(here, "own", "own@0")
-	})
+	wants(t, true, []string{"migrate", "run", "--conf", dir})
+	a.here.start()
+	a.after = seal(t, a.here.kms, "ledger", "ledger@2")
+	makeKey(t, a.here.kms, newKey("own", ""))
+	a.own = seal(t, a.here.kms, "own", "own@0")
+	a.here.stop()
 	restoreAndAdopt(t, dir, backup, "claviger migrate run --adopted NAME")
-	// A user of the source makes a key of the name of one that was made here.
-	if _, err := source.Create(ctx, provider.Spec{Name: "own", Cipher: claviger.DefaultCipher, BitLength: 128,
-		Attributes: map[string]string{claviger.ACLNameAttribute: "carol"}}); err != nil {
-		t.Fatal(err)
-	}
-
-	out := wants(t, false, run, "do not delete it: files may be under it", "run claviger migrate run --adopted ledger")
-	if strings.Contains(out, "delete the key that") {
-		t.Errorf("it advises to delete the key:\n%s", out)
-	}
-	during(func(url string) {
-		here := clientOf(t, url)
-		if _, dek, err := open(here, after.edek); err != nil || !after.dek.Equal(dek) {
-			t.Errorf("an EDEK of the adopted key: %v", err)
-		}
-		if _, err := here.Reencrypt(ctx, "ledger", []claviger.EDEK{first.edek}); err == nil ||
-			!strings.Contains(err.Error(), "do not delete the key here") {
-			t.Errorf("re-encryption under a key that may be another: %v", err)
-		}
-	})
-	wants(t, false, append(run, "--adopted", "nokey"), "the source does not list that key; nothing was done")
-	wants(t, false, append(run, "--adopted", "ledgr"), "the source does not list that key; did you mean ledger?")
-	wants(t, false, append(run, "--all-adopted"), "1 done", "the source has a version own@0 too", "Do not delete it")
-	during(func(url string) { // the source's own@0 closes no key that was not migrated from it
-		if _, dek, err := open(clientOf(t, url), own.edek); err != nil || !own.dek.Equal(dek) {
-			t.Errorf("an EDEK of a key that was made here: %v", err)
-		}
-	})
-	if err := source.Delete(ctx, "own"); err != nil {
-		t.Fatal(err)
-	}
-	wants(t, true, run)
-	wants(t, true, []string{"migrate", "verify", "--conf", dir})
-	during(func(url string) {
-		here := clientOf(t, url)
-		m, err := here.Metadata(ctx, "ledger", "own")
-		if err != nil || m[0].ACLName() != "finance" || m[0].Description == nil || *m[0].Description != text ||
-			m[1].ACLName() != "own" {
-			t.Errorf("metadata: %+v, %v", m, err)
-		}
-		for _, s := range []sealed{first, second, after} {
-			if _, dek, err := open(here, s.edek); err != nil || !s.dek.Equal(dek) {
-				t.Errorf("an EDEK of %s: %v", s.edek.Version, err)
-			}
-			es, err := here.Reencrypt(ctx, "ledger", []claviger.EDEK{s.edek})
-			if err != nil || es[0].Version != "ledger@2" {
-				t.Errorf("re-encryption of an EDEK of %s: %+v, %v", s.edek.Version, es, err)
-				continue
-			}
-			if _, dek, err := open(here, es[0]); err != nil || !s.dek.Equal(dek) {
-				t.Errorf("an EDEK that was re-encrypted from %s: %v", s.edek.Version, err)
-			}
-		}
-	})
+	a.takeOver()
+	a.checkTakenOver()
 	finish := []string{"migrate", "finish", "--conf", dir, "--edeks-done", "--unused-for", "0s"}
 	wants(t, false, finish, "every key is here and can be used")
 	delete(site, hadoopconf.SourceURI)
@@ -184,10 +90,79 @@ func TestAdoptedKeyIsTakenOverAgain(t *testing.T) {
 	wants(t, true, finish, "The migration is finished")
 }
 
-// TestAdoptedAfterABrokenRun: a migration from a source whose version names are no numbers
-// was killed while a key was pending, and the backup of that moment was restored. The key
-// that was adopted is taken over by the operator's word alone, and by no request of a user;
-// keys that users made are not, whatever the operator says.
+// takeOver takes the adopted key over. Meanwhile a user of the source has a key there with the name of the key own.
+func (a *adoptedMigration) takeOver() {
+	a.t.Helper()
+	makeKey(a.t, a.source.kms, newKey("own", "carol"))
+	run := []string{"migrate", "run", "--conf", a.here.dir}
+	out := wants(a.t, false, run, "do not delete it: files may be under it", "run claviger migrate run --adopted ledger")
+	if strings.Contains(out, "delete the one") {
+		a.t.Errorf("the output advises to delete the key:\n%s", out)
+	}
+	a.here.start()
+	wantOpen(a.t, "of the adopted key", a.here.kms, a.after)
+	if _, err := a.here.kms.Reencrypt(a.t.Context(), "ledger", []claviger.EDEK{a.first.edek}); err == nil ||
+		!strings.Contains(err.Error(), "do not delete the key here") {
+		a.t.Errorf("re-encryption under a key that may be another: %v", err)
+	}
+	a.here.stop()
+	wants(a.t, false, append(run, "--adopted", "nokey"), "the source does not list that key; nothing was done")
+	wants(a.t, false, append(run, "--adopted", "ledgr"), "the source does not list that key; did you mean ledger?")
+	wants(a.t, false, append(run, "--all-adopted"), "1 done", "the source has a version own@0 too", "Do not delete it")
+	// The source's own@0 does not close a key that was not migrated from the source.
+	a.here.start()
+	wantOpen(a.t, "of a key that was made here", a.here.kms, a.own)
+	a.here.stop()
+	deleteKey(a.t, a.source.kms, "own")
+	wants(a.t, true, run)
+	wants(a.t, true, []string{"migrate", "verify", "--conf", a.here.dir})
+}
+
+// checkTakenOver checks the metadata of the keys, and that EDEKs open and are re-encrypted.
+func (a *adoptedMigration) checkTakenOver() {
+	a.t.Helper()
+	ctx := a.t.Context()
+	a.here.start()
+	defer a.here.stop()
+	m, err := a.here.kms.Metadata(ctx, "ledger", "own")
+	if err != nil || m[0].ACLName() != "finance" || m[0].Description == nil || *m[0].Description != a.description ||
+		m[1].ACLName() != "own" {
+		a.t.Errorf("metadata: %+v, %v", m, err)
+	}
+	for _, s := range []sealed{a.first, a.second, a.after} {
+		wantOpen(a.t, "taken over", a.here.kms, s)
+		es, err := a.here.kms.Reencrypt(ctx, "ledger", []claviger.EDEK{s.edek})
+		if err != nil || es[0].Version != "ledger@2" {
+			a.t.Errorf("re-encryption of an EDEK of %s: %+v, %v", s.edek.Version, es, err)
+			continue
+		}
+		wantOpen(a.t, "re-encrypted from "+s.edek.Version, a.here.kms, sealed{es[0], s.dek})
+	}
+}
+
+// errKilled ends a run at a step, as if the process was killed there.
+var errKilled = errors.New("killed")
+
+// killAt returns a function for migrate.Config.OnStep that kills the run at a step. The key "" stands for any key.
+func killAt(key, step string) func(key, step string) error {
+	return func(k, s string) error {
+		if (key == "" || k == key) && s == step {
+			return errKilled
+		}
+		return nil
+	}
+}
+
+// brokenRun is the state of TestAdoptedAfterABrokenRun.
+type brokenRun struct {
+	t      *testing.T
+	dir    string
+	source *memory.Provider
+}
+
+// TestAdoptedAfterABrokenRun: a migration from a source whose version names are not numbers was killed while a key was
+// pending, and the backup of that moment was restored. The adopted key is taken over only if the operator says so, and
+// not at the request of a user. Keys that users made are never taken over, even if the operator says so.
 func TestAdoptedAfterABrokenRun(t *testing.T) {
 	ctx := t.Context()
 	dir, site := kmstest.HSM(t)
@@ -195,103 +170,92 @@ func TestAdoptedAfterABrokenRun(t *testing.T) {
 	source := memory.New(memory.Config{URI: "kms://http@old.example.com:16000/kms", OpaqueIDs: true})
 	t.Cleanup(func() { _ = source.Close() })
 	for _, name := range []string{"m", "mine"} {
-		if _, err := source.Create(ctx, provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128,
-			Attributes: map[string]string{claviger.ACLNameAttribute: "finance"}}); err != nil {
-			t.Fatal(err)
-		}
+		makeKey(t, source, newKey(name, "finance"))
 	}
-	if _, err := source.Roll(ctx, "m", nil); err != nil {
-		t.Fatal(err)
-	}
-	with := func(cfg migrate.Config, work func(*kms.Service, *migrate.Engine)) {
-		t.Helper()
-		svc, err := kms.Open(ctx, dir, "test", hsm.Serve, slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() {
-			if err := svc.Close(); err != nil {
-				t.Error(err)
-			}
-		}()
-		cfg.Source = source
-		e, err := svc.Engine(ctx, cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		work(svc, e)
-	}
-	killed := errors.New("killed")
-	with(migrate.Config{OnStep: func(key, step string) error {
-		if key == "m" && step == "generated 1 of 2" {
-			return killed
-		}
-		return nil
-	}}, func(svc *kms.Service, e *migrate.Engine) {
-		if _, err := svc.Primary.(provider.Writer).Create(ctx,
-			provider.Spec{Name: "mine", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := e.Run(ctx); !errors.Is(err, killed) {
+	rollKey(t, source, "m")
+	b := &brokenRun{t, dir, source}
+	b.with(migrate.Config{OnStep: killAt("m", "generated 1 of 2")}, func(svc *kms.Service, e *migrate.Engine) {
+		makeKey(t, svc.Primary.(provider.Writer), newKey("mine", ""))
+		if _, err := e.Run(ctx); !errors.Is(err, errKilled) {
 			t.Fatalf("the run was not killed: %v", err)
 		}
 	})
 	backup := filepath.Join(t.TempDir(), "pending.db")
 	wants(t, true, []string{"metastore", "backup", "--conf", dir, "--out", backup})
 	restoreAndAdopt(t, dir, backup)
-	want := func(e *migrate.Engine, m migrate.State) *migrate.Result {
-		t.Helper()
-		r, err := e.Run(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := map[string]migrate.State{}
-		for _, k := range r.Keys {
-			got[k.Key] = k.State
-		}
-		if want := map[string]migrate.State{"m": m, "mine": migrate.Conflict}; !maps.Equal(got, want) {
-			t.Errorf("states %v, want %v", got, want)
-		}
-		return r
-	}
-	with(migrate.Config{}, func(_ *kms.Service, e *migrate.Engine) {
-		want(e, migrate.Conflict)
+	b.with(migrate.Config{}, func(_ *kms.Service, e *migrate.Engine) {
+		b.run(e, migrate.Conflict)
 		if _, err := e.RunKey(ctx, "m"); !claviger.Is(err, claviger.Invalid) ||
 			!strings.Contains(err.Error(), "--adopted m") {
 			t.Errorf("at a user's request: %v", err)
 		}
 	})
-	with(migrate.Config{Adopted: []string{"mine"}}, func(_ *kms.Service, e *migrate.Engine) {
+	b.with(migrate.Config{Adopted: []string{"mine"}}, func(_ *kms.Service, e *migrate.Engine) {
 		if _, err := e.Run(ctx); !claviger.Is(err, claviger.Invalid) ||
 			!strings.Contains(err.Error(), "claviger hsm adopt did not bring this key back") {
 			t.Errorf("of a key that a user made: %v", err)
 		}
 	})
-	// Killed between the key's change and the journal's word of it.
-	with(migrate.Config{AllAdopted: true, OnStep: func(_, step string) error {
-		if step == "retaken" {
-			return killed
-		}
-		return nil
-	}}, func(_ *kms.Service, e *migrate.Engine) {
-		if _, err := e.Run(ctx); !errors.Is(err, killed) {
+	// The run is killed after the change of the key, and before the journal records it.
+	b.with(migrate.Config{AllAdopted: true, OnStep: killAt("", "retaken")}, func(_ *kms.Service, e *migrate.Engine) {
+		if _, err := e.Run(ctx); !errors.Is(err, errKilled) {
 			t.Fatalf("the run was not killed: %v", err)
 		}
 	})
-	with(migrate.Config{}, func(svc *kms.Service, e *migrate.Engine) {
-		r := want(e, migrate.Done)
-		i := slices.IndexFunc(r.Keys, func(k migrate.KeyLine) bool { return k.Key == "m" })
-		if got := r.Keys[i].TargetVersions; !slices.Equal(got, []string{"m@0"}) || r.Counts.NewVersions != 0 {
-			t.Errorf("taken over with %v, %d of them new", got, r.Counts.NewVersions)
+	b.with(migrate.Config{}, b.checkTakenOver)
+}
+
+// with opens the KMS, and calls work with an engine.
+func (b *brokenRun) with(cfg migrate.Config, work func(*kms.Service, *migrate.Engine)) {
+	b.t.Helper()
+	svc, err := kms.Open(b.t.Context(), b.dir, "test", hsm.Serve, slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer func() {
+		if err := svc.Close(); err != nil {
+			b.t.Error(err)
 		}
-		theirs, err := source.Metadata(ctx, "m")
-		if err != nil {
-			t.Fatal(err)
-		}
-		ours, err := svc.Primary.Metadata(ctx, "m", "mine")
-		if err != nil || ours[0].ACLName() != "finance" || !ours[0].Created.Equal(theirs[0].Created) ||
-			ours[1].ACLName() != "mine" {
-			t.Errorf("metadata: %+v, %v", ours, err)
-		}
-	})
+	}()
+	cfg.Source = b.source
+	e, err := svc.Engine(b.t.Context(), cfg)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	work(svc, e)
+}
+
+// run runs the migration. The key m must have a state then. The key mine is always in conflict.
+func (b *brokenRun) run(e *migrate.Engine, m migrate.State) *migrate.Result {
+	b.t.Helper()
+	r, err := e.Run(b.t.Context())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	got := map[string]migrate.State{}
+	for _, k := range r.Keys {
+		got[k.Key] = k.State
+	}
+	if want := map[string]migrate.State{"m": m, "mine": migrate.Conflict}; !maps.Equal(got, want) {
+		b.t.Errorf("states %v, want %v", got, want)
+	}
+	return r
+}
+
+// checkTakenOver checks that the key m was taken over with its version, and the key mine was not.
+func (b *brokenRun) checkTakenOver(svc *kms.Service, e *migrate.Engine) {
+	r := b.run(e, migrate.Done)
+	i := slices.IndexFunc(r.Keys, func(k migrate.KeyLine) bool { return k.Key == "m" })
+	if got := r.Keys[i].TargetVersions; !slices.Equal(got, []string{"m@0"}) || r.Counts.NewVersions != 0 {
+		b.t.Errorf("taken over with %v, %d of them new", got, r.Counts.NewVersions)
+	}
+	theirs, err := b.source.Metadata(b.t.Context(), "m")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	ours, err := svc.Primary.Metadata(b.t.Context(), "m", "mine")
+	if err != nil || ours[0].ACLName() != "finance" || !ours[0].Created.Equal(theirs[0].Created) ||
+		ours[1].ACLName() != "mine" {
+		b.t.Errorf("metadata: %+v, %v", ours, err)
+	}
 }

@@ -10,321 +10,186 @@ import (
 
 	"claviger"
 	"claviger/hadoopconf"
-	"claviger/internal/softhsm/softhsmtest"
 	"claviger/kms/kmstest"
-	"claviger/pkcs11"
-	"claviger/provider"
-	"claviger/provider/kmsclient"
-	"claviger/secret"
 )
 
-// TestRolledAtTheSource: a source that numbers its versions rolls a key after it was
-// migrated, so that one name is two keys. The server notices by itself, opens no EDEK of
-// that name, and takes no number of the source's for its own next version. The operator's
-// word ends it; and a gap of numbers keeps it from happening.
-func TestRolledAtTheSource(t *testing.T) {
-	ctx := t.Context()
-	sourceURL, stopSource := numberingSource(t)
-	defer func() {
-		if err := stopSource(); err != nil {
-			t.Error(err)
-		}
-	}()
-	client := func(url string) *kmsclient.Provider { return clientOf(t, url) }
-	open := func(p *kmsclient.Provider, e claviger.EDEK) (secret.Bytes, error) {
-		key, _ := claviger.KeyOfVersion(e.Version)
-		deks, err := p.Unwrap(ctx, key, "", []claviger.EDEK{e})
-		if err != nil {
-			return nil, err
-		}
-		return deks[0], nil
-	}
-	seal := func(p *kmsclient.Provider, key, version string) sealed {
-		t.Helper()
-		es, err := p.Generate(ctx, key, 1)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if version != "" && es[0].Version != version {
-			t.Fatalf("an EDEK is under %s, want %s", es[0].Version, version)
-		}
-		dek, err := open(p, es[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-		return sealed{es[0], dek}
-	}
-	opens := func(what string, p *kmsclient.Provider, s sealed) {
-		t.Helper()
-		if dek, err := open(p, s.edek); err != nil || !dek.Equal(s.dek) {
-			t.Errorf("%s: an EDEK of %s: %v", what, s.edek.Version, err)
-		}
-	}
-	roll := func(p *kmsclient.Provider, key string) {
-		t.Helper()
-		if _, err := p.Roll(ctx, key, nil); err != nil {
-			t.Fatal(err)
-		}
-	}
-	source := client(sourceURL)
-	spec := provider.Spec{Name: "ledger", Cipher: claviger.DefaultCipher, BitLength: 128}
-	if _, err := source.Create(ctx, spec); err != nil {
-		t.Fatal(err)
-	}
-	first := seal(source, "ledger", "ledger@0")
-
-	dir, tok := t.TempDir(), softhsmtest.New(t)
-	file := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label,
-		PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
-		t.Fatal(err)
-	}
-	site := map[string]string{
-		hadoopconf.ProviderURI:  "cloudera.hsmkp://file@" + file,
-		hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"),
-		"hadoop.kms.http.host":  "127.0.0.1", "hadoop.kms.key.authorization.enable": "false",
-		"claviger.audit.file": filepath.Join(dir, "audit.log"),
-		hadoopconf.SourceURI:  kmsURI(sourceURL), hadoopconf.ReencryptionEnable: "true",
-		"claviger.source.compare.interval": "100ms",
-	}
+// conflictSite returns a configuration folder, with its properties, of a KMS that migrates from source. It compares
+// the versions with the source every 100 ms.
+func conflictSite(t *testing.T, source *node) (dir string, site map[string]string) {
+	t.Helper()
+	dir, site = kmstest.HSM(t)
+	site[hadoopconf.SourceURI], site[hadoopconf.ReencryptionEnable] = kmsURI(source.url), "true"
+	site["claviger.source.compare.interval"] = "100ms"
 	kmstest.WriteSite(t, dir, site)
-	migrate := func(want bool, args ...string) string {
-		t.Helper()
-		out, err := command(t, append([]string{"migrate"}, append(args, "--conf", dir)...)...)
-		if (err == nil) != want {
-			t.Fatalf("migrate %v: %v\n%s", args, err, out)
-		}
-		return out
-	}
-	migrate(true, "run")
-	url, end := serveToEnd(t, dir)
-	ended := false
-	defer func() {
-		if !ended {
-			_ = end()
-		}
-	}()
-	here := client(url)
-	ours := seal(here, "ledger", "ledger@1")
-	roll(source, "ledger")
+	return dir, site
+}
+
+// TestRolledAtTheSource: a source that numbers its versions rolls a key after the migration, so that one version name
+// belongs to two keys. The server notices this, opens no EDEK of that name, and gives its next version a number that
+// the source does not have. The operator ends the conflict by a property. A gap of numbers avoids the next conflict.
+func TestRolledAtTheSource(t *testing.T) {
+	source := numberingSource(t)
+	makeKey(t, source.kms, newKey("ledger", ""))
+	first := seal(t, source.kms, "ledger", "ledger@0")
+	dir, site := conflictSite(t, source)
+	wants(t, true, []string{"migrate", "run", "--conf", dir})
+	here := startNode(t, dir)
+	ours := seal(t, here.kms, "ledger", "ledger@1")
+	rollKey(t, source.kms, "ledger")
 	var err error
 	limit := time.Now().Add(20 * time.Second)
 	for ; time.Now().Before(limit) && err == nil; time.Sleep(50 * time.Millisecond) {
-		_, err = open(here, ours.edek)
+		_, err = openEDEK(t, here.kms, ours.edek)
 	}
 	if !claviger.Is(err, claviger.Unavailable) ||
 		!strings.Contains(err.Error(), "'ledger@1' is one key here and another one") {
 		t.Fatalf("an EDEK of a name that is two keys: %v, want a 503", err)
 	}
 	// At a start the sources are compared before anything is opened.
-	if err := end(); err != nil {
-		t.Error(err)
-	}
-	roll(source, "ledger")
-	roll(source, "ledger")
-	url, end = serveToEnd(t, dir)
-	here = client(url)
-	if _, err := open(here, ours.edek); !claviger.Is(err, claviger.Unavailable) {
+	here.stop()
+	rollKey(t, source.kms, "ledger")
+	rollKey(t, source.kms, "ledger")
+	here.start()
+	if _, err := openEDEK(t, here.kms, ours.edek); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("after a restart: %v, want a 503", err)
 	}
-	theirs := seal(source, "ledger", "ledger@3")
-	opens("the source's older version", here, first)
-	opens("a version of the source that is not here", here, theirs)
-	roll(here, "ledger")
-	if n, ok := claviger.VersionNumber(seal(here, "ledger", "").edek.Version); !ok || n < 4 {
+	theirs := seal(t, source.kms, "ledger", "ledger@3")
+	wantOpen(t, "the source's older version", here.kms, first)
+	wantOpen(t, "a version of the source that is not here", here.kms, theirs)
+	rollKey(t, here.kms, "ledger")
+	if n, ok := claviger.VersionNumber(seal(t, here.kms, "ledger", "").edek.Version); !ok || n < 4 {
 		t.Errorf("rolled here to number %d, which the source has too", n)
 	}
+	wantReadyPage(t, here.url, "versions that are two keys", "ledger@1 of kms://")
+	wants(t, false, []string{"migrate", "verify", "--conf", dir}, "set claviger.migration.ours to ledger@1")
+	here.stop()
+	site["claviger.migration.ours"], site["claviger.migration.gap"] = "ledger@1", "10"
+	kmstest.WriteSite(t, dir, site)
+	migrateWithGap(t, source, here, ours)
+}
+
+// wantReadyPage checks that a server is ready, and that its page about this holds some texts.
+func wantReadyPage(t *testing.T, url string, texts ...string) {
+	t.Helper()
 	res, err := http.Get(strings.TrimSuffix(url, "/kms") + "/readyz")
 	if err != nil {
 		t.Fatal(err)
 	}
 	page, err := io.ReadAll(res.Body)
 	_ = res.Body.Close()
-	if err != nil || res.StatusCode != http.StatusOK ||
-		!strings.Contains(string(page), "versions that are two keys") ||
-		!strings.Contains(string(page), "ledger@1 of kms://") {
+	if err != nil || res.StatusCode != http.StatusOK {
 		t.Errorf("%s, %v: %s", res.Status, err, page)
 	}
-	if out := migrate(false, "verify"); !strings.Contains(out, "set claviger.migration.ours to ledger@1") {
-		t.Errorf("verify: %s", out)
-	}
-	ended = true
-	if err := end(); err != nil {
-		t.Error(err)
-	}
-
-	// Nothing was made through the source meanwhile. The next key gets room for rolls.
-	site["claviger.migration.ours"], site["claviger.migration.gap"] = "ledger@1", "10"
-	kmstest.WriteSite(t, dir, site)
-	spec.Name = "books"
-	if _, err := source.Create(ctx, spec); err != nil {
-		t.Fatal(err)
-	}
-	migrate(true, "run")
-	migrate(true, "verify")
-	url, end = serveToEnd(t, dir)
-	defer func() {
-		if err := end(); err != nil {
-			t.Error(err)
+	for _, text := range texts {
+		if !strings.Contains(string(page), text) {
+			t.Errorf("the page lacks %q: %s", text, page)
 		}
-	}()
-	here = client(url)
-	opens("by the operator's word", here, ours)
-	roll(source, "books")
-	opens("rolled at the source, with a gap", here, seal(source, "books", "books@1"))
-	seal(here, "books", "books@11")
-	migrate(true, "verify")
+	}
 }
 
-// TestDeletedForAConflict: two keys came from a source that numbers its versions, and that
-// rolls them to versions with the names of those here. One was used here, one was not, and both
-// are deleted here. The source opens EDEKs of the unused one. Nothing opens or
-// re-encrypts EDEKs of the used one, until the key is back or the operator says whose they are.
+// migrateWithGap migrates another key, which the source can roll: the gap leaves numbers for it. The operator has
+// decided that the version in conflict is ours. Nothing was made through the source meanwhile.
+func migrateWithGap(t *testing.T, source, here *node, ours sealed) {
+	t.Helper()
+	makeKey(t, source.kms, newKey("books", ""))
+	wants(t, true, []string{"migrate", "run", "--conf", here.dir})
+	wants(t, true, []string{"migrate", "verify", "--conf", here.dir})
+	here.start()
+	wantOpen(t, "by the operator's decision", here.kms, ours)
+	rollKey(t, source.kms, "books")
+	wantOpen(t, "rolled at the source, with a gap", here.kms, seal(t, source.kms, "books", "books@1"))
+	seal(t, here.kms, "books", "books@11")
+	wants(t, true, []string{"migrate", "verify", "--conf", here.dir})
+}
+
+// deletedConflict is the state of TestDeletedForAConflict.
+type deletedConflict struct {
+	t            *testing.T
+	source, here *node
+	ours         sealed // of the version used@1 that is here
+	fresh, used  sealed // of fresh@1 and used@1 at the source
+}
+
+// TestDeletedForAConflict: two keys were migrated from a source that numbers its versions. The source then rolls them
+// to versions whose names exist here. One key was used here and one was not, and both are deleted here. EDEKs of the
+// unused one are opened by the source. EDEKs of the used one are neither opened nor re-encrypted, until the operator
+// says to which key they belong.
 func TestDeletedForAConflict(t *testing.T) {
-	ctx := t.Context()
-	sourceURL, stopSource := numberingSource(t)
-	defer func() {
-		if err := stopSource(); err != nil {
-			t.Error(err)
-		}
-	}()
-	source := clientOf(t, sourceURL)
-	open := func(p *kmsclient.Provider, e claviger.EDEK) (secret.Bytes, error) {
-		key, _ := claviger.KeyOfVersion(e.Version)
-		deks, err := p.Unwrap(ctx, key, "", []claviger.EDEK{e})
-		if err != nil {
-			return nil, err
-		}
-		return deks[0], nil
-	}
-	seal := func(p *kmsclient.Provider, version string) sealed {
-		t.Helper()
-		key, _ := claviger.KeyOfVersion(version)
-		es, err := p.Generate(ctx, key, 1)
-		if err != nil || es[0].Version != version {
-			t.Fatalf("%v, %v, want an EDEK of %s", es, err, version)
-		}
-		dek, err := open(p, es[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-		return sealed{es[0], dek}
-	}
+	c := &deletedConflict{t: t, source: numberingSource(t)}
 	for _, key := range []string{"fresh", "used"} {
-		spec := provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}
-		if _, err := source.Create(ctx, spec); err != nil {
-			t.Fatal(err)
-		}
+		makeKey(t, c.source.kms, newKey(key, ""))
 	}
-	dir, tok := t.TempDir(), softhsmtest.New(t)
-	file := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label,
-		PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
-		t.Fatal(err)
-	}
-	site := map[string]string{
-		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, "claviger.audit.file": filepath.Join(dir, "audit.log"),
-		hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"), hadoopconf.SourceURI: kmsURI(sourceURL),
-		"hadoop.kms.http.host": "127.0.0.1", "hadoop.kms.key.authorization.enable": "false",
-		hadoopconf.ReencryptionEnable: "true", "claviger.source.compare.interval": "100ms",
-		"claviger.purge.min.unused": "0",
-	}
+	dir, site := conflictSite(t, c.source)
+	site["claviger.purge.min.unused"] = "0"
 	kmstest.WriteSite(t, dir, site)
 	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"),
 		kmstest.SiteXML("keytrustee.kms.acl.UNDELETE", "*", "keytrustee.kms.acl.PURGE", "*"))
-	migrate := func(want bool, args ...string) string {
-		t.Helper()
-		out, err := command(t, append([]string{"migrate"}, append(args, "--conf", dir)...)...)
-		if (err == nil) != want {
-			t.Fatalf("migrate %v: %v\n%s", args, err, out)
-		}
-		return out
-	}
-	migrate(true, "run")
-	var here *kmsclient.Provider
-	var end func() error
-	running := false
-	start := func() {
-		var url string
-		url, end = serveToEnd(t, dir)
-		here, running = clientOf(t, url), true
-	}
-	stop := func() {
-		if err := end(); err != nil {
-			t.Error(err)
-		}
-		running = false
-	}
-	defer func() {
-		if running {
-			stop()
-		}
-	}()
-	start()
-	ours := seal(here, "used@1")
-	stop()
+	wants(t, true, []string{"migrate", "run", "--conf", dir})
+	c.here = startNode(t, dir)
+	c.ours = seal(t, c.here.kms, "used", "used@1")
+	c.here.stop()
 	for _, key := range []string{"fresh", "used"} {
-		if _, err := source.Roll(ctx, key, nil); err != nil {
-			t.Fatal(err)
-		}
+		rollKey(t, c.source.kms, key)
 	}
-	fresh, used := seal(source, "fresh@1"), seal(source, "used@1")
-	refused := func(when string, kind claviger.Kind) {
-		t.Helper()
-		for what, e := range map[string]claviger.EDEK{"the source's": used.edek, "ours": ours.edek} {
-			if _, err := open(here, e); !claviger.Is(err, kind) {
-				t.Errorf("%s: %s: %v, want a refusal", when, what, err)
-			}
-		}
-	}
-	opens := func(when string, s sealed) {
-		t.Helper()
-		if dek, err := open(here, s.edek); err != nil || !dek.Equal(s.dek) {
-			t.Errorf("%s: an EDEK of %s: %v", when, s.edek.Version, err)
-		}
-	}
-	start()
-	refused("in conflict", claviger.Unavailable)
-	for _, key := range []string{"fresh", "used"} {
-		if err := here.Delete(ctx, key); err != nil {
-			t.Fatal(err)
-		}
-	}
-	refused("deleted", claviger.Unavailable)
-	opens("deleted", fresh)
-	stop()
-	if out := migrate(false, "run"); !strings.Contains(out, "claviger key undelete used") {
-		t.Errorf("run: %s", out)
-	}
-	start()
-	refused("after a restart", claviger.Unavailable)
-	opens("taken over again", fresh)
-	again, err := here.Reencrypt(ctx, "fresh", []claviger.EDEK{fresh.edek})
-	if err != nil || again[0].Version != "fresh@2" {
-		t.Fatalf("re-encrypted: %v, %v", again, err)
-	}
-	opens("re-encrypted", sealed{again[0], fresh.dek})
-	if err := here.Undelete(ctx, "used", ""); err != nil {
-		t.Fatal(err)
-	}
-	refused("back", claviger.Unavailable)
-	if _, err := here.Reencrypt(ctx, "used", []claviger.EDEK{used.edek}); !claviger.Is(err, claviger.Invalid) {
-		t.Errorf("re-encryption of what is in conflict: %v", err)
-	}
-	if err := here.Delete(ctx, "used"); err != nil {
-		t.Fatal(err)
-	}
-	if err := here.Purge(ctx, "used", ""); err != nil {
-		t.Fatal(err)
-	}
-	refused("purged", claviger.Unavailable)
-	stop()
-	out := migrate(false, "finish", "--edeks-done")
-	if !strings.Contains(out, "set claviger.migration.theirs to used@1") {
-		t.Errorf("finish: %s", out)
-	}
+	c.fresh, c.used = seal(t, c.source.kms, "fresh", "fresh@1"), seal(t, c.source.kms, "used", "used@1")
+	c.deleteBoth()
+	c.undeleteAndPurge()
+	wants(t, false, []string{"migrate", "finish", "--edeks-done", "--conf", dir},
+		"set claviger.migration.theirs to used@1")
 	site["claviger.migration.theirs"] = "used@1"
 	kmstest.WriteSite(t, dir, site)
-	start()
-	opens("by the operator's word", used)
+	c.here.start()
+	wantOpen(t, "by the operator's decision", c.here.kms, c.used)
+}
+
+// deleteBoth deletes both keys here. A migration takes over the unused one again.
+func (c *deletedConflict) deleteBoth() {
+	c.t.Helper()
+	c.here.start()
+	c.refused("in conflict")
+	for _, key := range []string{"fresh", "used"} {
+		deleteKey(c.t, c.here.kms, key)
+	}
+	c.refused("deleted")
+	wantOpen(c.t, "deleted", c.here.kms, c.fresh)
+	c.here.stop()
+	wants(c.t, false, []string{"migrate", "run", "--conf", c.here.dir}, "claviger key undelete used")
+	c.here.start()
+	c.refused("after a restart")
+	wantOpen(c.t, "taken over again", c.here.kms, c.fresh)
+	again, err := c.here.kms.Reencrypt(c.t.Context(), "fresh", []claviger.EDEK{c.fresh.edek})
+	if err != nil || again[0].Version != "fresh@2" {
+		c.t.Fatalf("re-encrypted: %v, %v", again, err)
+	}
+	wantOpen(c.t, "re-encrypted", c.here.kms, sealed{again[0], c.fresh.dek})
+}
+
+// undeleteAndPurge brings the used key back, and purges it.
+func (c *deletedConflict) undeleteAndPurge() {
+	c.t.Helper()
+	ctx := c.t.Context()
+	if err := c.here.kms.Undelete(ctx, "used", ""); err != nil {
+		c.t.Fatal(err)
+	}
+	c.refused("back")
+	_, err := c.here.kms.Reencrypt(ctx, "used", []claviger.EDEK{c.used.edek})
+	if !claviger.Is(err, claviger.Invalid) {
+		c.t.Errorf("re-encryption of an EDEK in conflict: %v", err)
+	}
+	deleteKey(c.t, c.here.kms, "used")
+	if err := c.here.kms.Purge(ctx, "used", ""); err != nil {
+		c.t.Fatal(err)
+	}
+	c.refused("purged")
+	c.here.stop()
+}
+
+// refused checks that EDEKs of used@1 are refused, those made here and those of the source.
+func (c *deletedConflict) refused(when string) {
+	c.t.Helper()
+	for what, e := range map[string]claviger.EDEK{"the source's": c.used.edek, "ours": c.ours.edek} {
+		if _, err := openEDEK(c.t, c.here.kms, e); !claviger.Is(err, claviger.Unavailable) {
+			c.t.Errorf("%s: %s: %v, want a refusal", when, what, err)
+		}
+	}
 }

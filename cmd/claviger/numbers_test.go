@@ -2,42 +2,29 @@ package main
 
 import (
 	"fmt"
-	"path/filepath"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
 
-	"claviger"
 	"claviger/hadoopconf"
-	"claviger/internal/softhsm/softhsmtest"
 	"claviger/kms/kmstest"
-	"claviger/pkcs11"
-	"claviger/provider"
 	"claviger/provider/kmsclient"
-	"claviger/secret"
 )
 
-// numberingSource serves a KMS that numbers its versions, and lets the user hsmkms, as whom
-// this process comes from now on, act for all.
-func numberingSource(t *testing.T) (url string, stop func() error) {
-	t.Helper()
-	t.Setenv("HADOOP_USER_NAME", "hsmkms")
-	old := t.TempDir()
-	kmstest.WriteSite(t, old, map[string]string{
-		hadoopconf.ProviderURI:                "jceks://file@" + filepath.Join(old, "kms.keystore"),
-		"hadoop.kms.http.host":                "127.0.0.1",
-		"hadoop.kms.key.authorization.enable": "false", "claviger.audit.file": filepath.Join(old, "audit.log"),
-		"hadoop.kms.proxyuser.hsmkms.users": "*", "hadoop.kms.proxyuser.hsmkms.hosts": "*",
-	})
-	return serveToEnd(t, old)
-}
-
+// kmsURI returns the provider URI of a KMS with a base URL.
 func kmsURI(url string) string { return "kms://" + strings.Replace(url, "://", "@", 1) }
 
-// clientOf is a client of a KMS, as alice.
+// clientOf returns a client of a KMS for the user alice.
 func clientOf(t *testing.T, url string) *kmsclient.Provider {
 	t.Helper()
-	p, err := kmsclient.New(kmsURI(url), kmsclient.Options{User: "alice"})
+	return userClient(t, url, "alice")
+}
+
+// userClient returns a client of a KMS for a user.
+func userClient(t *testing.T, url, user string) *kmsclient.Provider {
+	t.Helper()
+	p, err := kmsclient.New(kmsURI(url), kmsclient.Options{User: user})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,158 +32,89 @@ func clientOf(t *testing.T, url string) *kmsclient.Provider {
 	return p
 }
 
-// sealed is an EDEK, and what it opens to.
-type sealed struct {
-	edek claviger.EDEK
-	dek  secret.Bytes
+// oldVersions is the state of TestOldVersionsStayForeign.
+type oldVersions struct {
+	t            *testing.T
+	source, here *node
+	theirs, ours []sealed // EDEKs of versions of the source, and of versions made here
 }
 
-// TestOldVersionsStayForeign: EDEKs of a source that numbers its versions are opened by
-// the source, or not at all, whatever becomes of the key here: migrated, rolled, deleted,
-// brought back, made anew when the source has gone. A version of ours never has the name
-// of one of theirs, so that an old EDEK never opens to rubbish.
+// TestOldVersionsStayForeign: EDEKs of a source that numbers its versions are opened by the source, or not at all. This
+// stays so when the key is migrated, rolled, deleted, and made again after the source is gone. No version made here has
+// the name of a version of the source, so an old EDEK never opens to a wrong DEK.
 func TestOldVersionsStayForeign(t *testing.T) {
-	ctx := t.Context()
-	sourceURL, stopSource := numberingSource(t)
-	client := func(url string) *kmsclient.Provider { return clientOf(t, url) }
-	seal := func(p *kmsclient.Provider) sealed {
-		t.Helper()
-		es, err := p.Generate(ctx, "ledger", 1)
-		if err != nil {
-			t.Fatal(err)
-		}
-		deks, err := p.Unwrap(ctx, "ledger", "", es)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return sealed{es[0], deks[0]}
-	}
-	// opens demands that each EDEK opens to its DEK, or gives an error.
-	opens := func(when string, p *kmsclient.Provider, want bool, list ...sealed) {
-		t.Helper()
-		for _, s := range list {
-			deks, err := p.Unwrap(ctx, "ledger", "", []claviger.EDEK{s.edek})
-			switch {
-			case err == nil && !deks[0].Equal(s.dek):
-				t.Errorf("%s: an EDEK of %s opens to another DEK", when, s.edek.Version)
-			case (err == nil) != want:
-				t.Errorf("%s: an EDEK of %s: %v, want it to open: %t", when, s.edek.Version, err, want)
-			}
-		}
-	}
-	source := client(sourceURL)
-	var theirs []sealed
+	v := &oldVersions{t: t, source: numberingSource(t)}
+	makeKey(t, v.source.kms, newKey("ledger", ""))
 	for n := range 3 {
-		var err error
-		if n == 0 {
-			_, err = source.Create(ctx, provider.Spec{Name: "ledger", Cipher: claviger.DefaultCipher, BitLength: 128})
-		} else {
-			_, err = source.Roll(ctx, "ledger", nil)
+		if n > 0 {
+			rollKey(t, v.source.kms, "ledger")
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		theirs = append(theirs, seal(source))
-		if v := theirs[n].edek.Version; v != fmt.Sprintf("ledger@%d", n) {
-			t.Fatalf("the source makes %s", v)
-		}
+		v.theirs = append(v.theirs, seal(t, v.source.kms, "ledger", fmt.Sprintf("ledger@%d", n)))
 	}
-
-	dir, tok := t.TempDir(), softhsmtest.New(t)
-	file := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label,
-		PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
-		t.Fatal(err)
+	dir, site := kmstest.HSM(t)
+	withSource := maps.Clone(site)
+	withSource[hadoopconf.SourceURI], withSource[hadoopconf.ReencryptionEnable] = kmsURI(v.source.url), "true"
+	kmstest.WriteSite(t, dir, withSource)
+	wants(t, true, []string{"migrate", "run", "--conf", dir})
+	v.here = startNode(t, dir)
+	v.rollAndDelete()
+	out := wants(t, false, []string{"migrate", "finish", "--conf", dir}, "it is not confirmed")
+	if strings.Contains(out, "was not migrated") {
+		t.Fatal(out)
 	}
-	site := map[string]string{
-		hadoopconf.ProviderURI:  "cloudera.hsmkp://file@" + file,
-		hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"),
-		"hadoop.kms.http.host":  "127.0.0.1", "hadoop.kms.key.authorization.enable": "false",
-		"claviger.audit.file": filepath.Join(dir, "audit.log"),
-	}
-	named := map[string]string{hadoopconf.SourceURI: kmsURI(sourceURL), hadoopconf.ReencryptionEnable: "true"}
-	for k, v := range site {
-		named[k] = v
-	}
-	kmstest.WriteSite(t, dir, named)
-	if out, err := command(t, "migrate", "run", "--conf", dir); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	url, end := serveToEnd(t, dir)
-	here := client(url)
-	wantCurrent := func(when string, n int) {
-		t.Helper()
-		ms, err := here.Metadata(ctx, "ledger")
-		if err != nil || len(ms) != 1 || ms[0] == nil {
-			t.Fatal(ms, err)
-		}
-		if s := seal(here); ms[0].Versions != n+1 || s.edek.Version != fmt.Sprintf("ledger@%d", n) {
-			t.Errorf("%s: the metadata says %d, new EDEKs are of %s; want number %d", when,
-				ms[0].Versions, s.edek.Version, n)
-		}
-	}
-	wantCurrent("migrated", 3)
-	opens("migrated", here, true, theirs...)
-	ours := []sealed{seal(here)}
-	if _, err := here.Roll(ctx, "ledger", nil); err != nil {
-		t.Fatal(err)
-	}
-	wantCurrent("rolled", 4)
-	ours = append(ours, seal(here))
-	all := slices.Concat(theirs, ours)
-	opens("rolled", here, true, all...)
-	if err := here.Delete(ctx, "ledger"); err != nil {
-		t.Fatal(err)
-	}
-	opens("deleted", here, true, theirs...)
-	opens("deleted", here, false, ours...)
-
-	// The source goes, the migration is ended, and somebody takes the name.
-	if out, err := command(t, "migrate", "finish", "--conf", dir); err == nil ||
-		!strings.Contains(out, "it is not confirmed") || strings.Contains(out, "was not migrated") {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	if err := stopSource(); err != nil {
-		t.Error(err)
-	}
-	opens("deleted, without the source", here, false, all...)
-	if err := end(); err != nil {
-		t.Error(err)
-	}
+	all := slices.Concat(v.theirs, v.ours)
+	v.source.stop()
+	wantClosed(t, "deleted, without the source", v.here.kms, all...)
+	v.here.stop()
 	kmstest.WriteSite(t, dir, site)
-	// What is asked for now is noticed by the end: the source is needed.
-	url, end = serveToEnd(t, dir)
-	opens("without the source in the configuration", client(url), false, theirs[1])
-	if err := end(); err != nil {
-		t.Error(err)
+	v.finish()
+	// Nobody may make a key of that name, until an administrator frees it.
+	wants(t, true, []string{"migrate", "free", "--conf", dir, "ledger"})
+	v.here.start()
+	makeKey(t, v.here.kms, newKey("ledger", ""))
+	v.wantNewest("made again", 5)
+	wantClosed(t, "made again", v.here.kms, all...)
+	wantOpen(t, "made again", v.here.kms, seal(t, v.here.kms, "ledger", ""))
+}
+
+// rollAndDelete rolls and deletes the migrated key.
+func (v *oldVersions) rollAndDelete() {
+	v.t.Helper()
+	v.wantNewest("migrated", 3)
+	wantOpen(v.t, "migrated", v.here.kms, v.theirs...)
+	v.ours = []sealed{seal(v.t, v.here.kms, "ledger", "")}
+	rollKey(v.t, v.here.kms, "ledger")
+	v.wantNewest("rolled", 4)
+	v.ours = append(v.ours, seal(v.t, v.here.kms, "ledger", ""))
+	wantOpen(v.t, "rolled", v.here.kms, slices.Concat(v.theirs, v.ours)...)
+	deleteKey(v.t, v.here.kms, "ledger")
+	wantOpen(v.t, "deleted", v.here.kms, v.theirs...)
+	wantClosed(v.t, "deleted", v.here.kms, v.ours...)
+}
+
+// finish ends the migration. A request for an EDEK of the source delays the end: the source is still used.
+func (v *oldVersions) finish() {
+	v.t.Helper()
+	v.here.start()
+	wantClosed(v.t, "without the source in the configuration", v.here.kms, v.theirs[1])
+	v.here.stop()
+	finish := []string{"migrate", "finish", "--conf", v.here.dir, "--edeks-done", "--unused-for"}
+	wants(v.t, false, append(finish, "1h"), "ledger@1 was requested at")
+	wants(v.t, true, []string{"migrate", "status", "--conf", v.here.dir},
+		" EDEKs of the source could not be opened, since it was not configured")
+	wants(v.t, true, append(finish, "0s"))
+}
+
+// wantNewest checks that the newest version of the key here has a number.
+func (v *oldVersions) wantNewest(when string, n int) {
+	v.t.Helper()
+	ms, err := v.here.kms.Metadata(v.t.Context(), "ledger")
+	if err != nil || len(ms) != 1 || ms[0] == nil {
+		v.t.Fatal(ms, err)
 	}
-	if out, err := command(t, "migrate", "finish", "--conf", dir, "--edeks-done", "--unused-for", "1h"); err == nil ||
-		!strings.Contains(out, "ledger@1 was asked for at") {
-		t.Fatalf("%v\n%s", err, out)
+	s := seal(v.t, v.here.kms, "ledger", "")
+	if ms[0].Versions != n+1 || s.edek.Version != fmt.Sprintf("ledger@%d", n) {
+		v.t.Errorf("%s: the metadata says %d, new EDEKs are of %s; want number %d", when,
+			ms[0].Versions, s.edek.Version, n)
 	}
-	if out, err := command(t, "migrate", "status", "--conf", dir); err != nil ||
-		!strings.Contains(out, " EDEKs of the source could not be opened, since it was not configured") {
-		t.Errorf("%v\n%s", err, out)
-	}
-	if out, err := command(t, "migrate", "finish", "--conf", dir, "--edeks-done", "--unused-for", "0s"); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	// Nobody may, until an administrator frees it.
-	if out, err := command(t, "migrate", "free", "--conf", dir, "ledger"); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	url, end = serveToEnd(t, dir)
-	defer func() {
-		if err := end(); err != nil {
-			t.Error(err)
-		}
-	}()
-	here = client(url)
-	if _, err := here.Create(ctx, provider.Spec{Name: "ledger", Cipher: claviger.DefaultCipher,
-		BitLength: 128}); err != nil {
-		t.Fatal(err)
-	}
-	wantCurrent("made anew", 5)
-	opens("made anew", here, false, all...)
-	opens("made anew", here, true, seal(here))
 }
