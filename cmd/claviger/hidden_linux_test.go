@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,14 +16,48 @@ import (
 	"claviger/internal/softhsm"
 	"claviger/kms"
 	"claviger/kms/kmstest"
-	"claviger/provider"
 	"claviger/provider/hsm"
 )
 
-// TestObjectsOfRoot: objects that root made on the token of the server's user are not
-// called missing: each place that misses them names a file, its owner and the cure.
+// TestObjectsOfRoot: root made objects on the token of the server's user. No command calls them missing: each names a
+// file, its owner and the remedy.
 func TestObjectsOfRoot(t *testing.T) {
 	base, program := programOf(t, "give files to another user")
+	conf := tokenWithObjectsOfRoot(t, base)
+	folders, err := filepath.Glob(base + "/token/tokens/*")
+	if err != nil || len(folders) != 1 {
+		t.Fatal(folders, err)
+	}
+	for _, args := range [][]string{{"metastore", "verify"}, {"hsm", "list"}, {"hsm", "inspect"},
+		{"hsm", "adopt", "--rebind"}} {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, program, append(args, "--conf", conf)...)
+		cmd.Dir = base
+		cmd.Env = append(os.Environ(), "HOME="+base)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: stranger, Gid: stranger}}
+		out, err := cmd.CombinedOutput()
+		if code := cmd.ProcessState.ExitCode(); code != exitRefused {
+			t.Errorf("%s: exit status %d, %v\n%s", args, code, err, out)
+		}
+		for _, want := range []string{".object: permission denied (of root:root, mode 0600)",
+			"cure: chown -R nobody " + folders[0]} {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("%s: no %q in:\n%s", args, want, out)
+			}
+		}
+		for _, wrong := range []string{"restore the token", "from its backup", "gives them up", "gives it up"} {
+			if strings.Contains(string(out), wrong) {
+				t.Errorf("%s says %q:\n%s", args, wrong, out)
+			}
+		}
+	}
+}
+
+// tokenWithObjectsOfRoot makes a token with two keys, and the configuration of its server. All files belong to
+// stranger, except the objects of the second key, which belong to root.
+func tokenWithObjectsOfRoot(t *testing.T, base string) (conf string) {
+	t.Helper()
 	token, err := softhsm.Create(filepath.Join(base, "token"), "kms")
 	if err != nil {
 		t.Fatal(err)
@@ -31,94 +66,53 @@ func TestObjectsOfRoot(t *testing.T) {
 		name, value, _ := strings.Cut(kv, "=")
 		t.Setenv(name, value)
 	}
-	conf := filepath.Join(base, "conf")
+	conf = filepath.Join(base, "conf")
 	if err := os.Mkdir(conf, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	keystore := filepath.Join(conf, "luna.keystore")
-	if err := os.WriteFile(keystore,
-		[]byte("module = "+token.Module+"\ntoken = kms\npin-file = "+token.PINFile+"\nprofile = softhsm\n"),
-		0o600); err != nil {
-		t.Fatal(err)
-	}
+	kmstest.WriteFile(t, keystore,
+		"module = "+token.Module+"\ntoken = kms\npin-file = "+token.PINFile+"\nprofile = softhsm\n")
 	kmstest.WriteSite(t, conf, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + keystore,
 		hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(conf, "claviger.db"), "hadoop.kms.http.host": "127.0.0.1"})
-	make1 := func(name string) {
-		t.Helper()
-		svc, err := kms.Open(t.Context(), conf, "claviger kms", hsm.Serve, slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := svc.Primary.Create(t.Context(), provider.Spec{Name: name, Cipher: "AES/CTR/NoPadding",
-			BitLength: 128}); err != nil {
-			t.Error(err)
-		}
-		if err := svc.Close(); err != nil {
-			t.Error(err)
-		}
-	}
-	objects := func() map[string]bool {
+	objects := func() []string {
 		files, err := filepath.Glob(base + "/token/tokens/*/*.object")
 		if err != nil {
 			t.Fatal(err)
 		}
-		set := map[string]bool{}
-		for _, file := range files {
-			set[file] = true
-		}
-		return set
+		return files
 	}
-	make1("theirs")
+	makeKeyOnToken(t, conf, "theirs")
 	theirs := objects()
-	make1("ofroot")
+	makeKeyOnToken(t, conf, "ofroot")
 	all := objects()
 	give(t, base, stranger)
-	for file := range all { // the objects that root made stay root's
-		if theirs[file] {
+	for _, file := range all {
+		if slices.Contains(theirs, file) {
 			continue
 		}
 		if err := os.Chown(file, 0, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return conf
+}
 
-	run := func(args ...string) string {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-		defer cancel()
-		cmd := exec.CommandContext(ctx, program, args...)
-		cmd.Dir = base
-		cmd.Env = append(os.Environ(), "HOME="+base)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: stranger, Gid: stranger}}
-		out, err := cmd.CombinedOutput()
-		if code := cmd.ProcessState.ExitCode(); code != exitRefused {
-			t.Errorf("%s: exit status %d, %v\n%s", args, code, err, out)
-		}
-		return string(out)
+// makeKeyOnToken makes a key as the server of a configuration folder does.
+func makeKeyOnToken(t *testing.T, conf, name string) {
+	t.Helper()
+	svc, err := kms.Open(t.Context(), conf, "claviger kms", hsm.Serve, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
 	}
-	folders, err := filepath.Glob(base + "/token/tokens/*")
-	if err != nil || len(folders) != 1 {
-		t.Fatal(folders, err)
-	}
-	for _, args := range [][]string{{"metastore", "verify"}, {"hsm", "list"}, {"hsm", "inspect"},
-		{"hsm", "adopt", "--rebind"}} {
-		text := run(append(args, "--conf", conf)...)
-		for _, want := range []string{".object: permission denied (of root:root, mode 0600)",
-			"cure: chown -R nobody " + folders[0]} {
-			if !strings.Contains(text, want) {
-				t.Errorf("%s: no %q in:\n%s", args, want, text)
-			}
-		}
-		for _, wrong := range []string{"restore the token", "from its backup", "gives them up", "gives it up"} {
-			if strings.Contains(text, wrong) {
-				t.Errorf("%s says %q:\n%s", args, wrong, text)
-			}
-		}
+	makeKey(t, svc.Primary, newKey(name, ""))
+	if err := svc.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
-// TestReadOnlyToken: a token on a file system that the unit has made read-only is named,
-// with what is wrong, and not the folder of another user's token beside it.
+// TestReadOnlyToken: the unit has made the file system of a token read-only. The message names the token's folder and
+// the fault, and not the folder of another user's token beside it.
 func TestReadOnlyToken(t *testing.T) {
 	base, program := programOf(t, "mount")
 	folders := func() (list []string) {

@@ -15,138 +15,132 @@ import (
 	"claviger"
 	"claviger/hadoopconf"
 	"claviger/internal/logtest"
-	"claviger/internal/softhsm/softhsmtest"
 	"claviger/kms/kmstest"
-	"claviger/pkcs11"
 )
 
-// oddNames are names of keys that Hadoop's KMS takes, and ours too; a keystore's have no
-// upper case. The second and the
-// third of the first three differ from the first by a blank.
+// oddNames are names of keys that Hadoop's KMS accepts, and claviger too. They have no capitals, since a keystore has
+// none. The second and the third name differ from the first by a blank.
 var oddNames = []string{
 	"b", "b ", " b", "c\ncka_id  label", "c\rd", "c\x1b[2jd", "c\u202ed", "c\u0085d",
 	"c\nok[op=delete_key, key=k, user=root, accesscount=1, interval=0ms] ",
 }
 
-// misleads reports whether r may not stand in a line of output.
+// misleads reports whether r must not be in a line of output.
 func misleads(r rune) bool { return r != '\n' && r != '\t' && claviger.Misleads(r) }
 
-// TestNamesStayOnTheirLines: no line of a log, an audit log or a table is made, torn or
-// turned around by a key's name, and names that differ by a blank are told apart.
+// TestNamesStayOnTheirLines: no name of a key makes, breaks or reverses a line of a log, an audit log or a table. Names
+// that differ by a blank are shown differently.
 func TestNamesStayOnTheirLines(t *testing.T) {
-	dir, sourceDir := t.TempDir(), t.TempDir()
-	tok := softhsmtest.New(t)
-	file := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label,
-		PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
-		t.Fatal(err)
+	sourceDir := t.TempDir()
+	kmstest.WriteSite(t, sourceDir, map[string]string{
+		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(sourceDir, "old.jceks"),
+		"hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(sourceDir, "audit.log")})
+	dir, site := kmstest.HSM(t)
+	delete(site, "hadoop.kms.key.authorization.enable")
+	site["claviger.audit.json.file"] = filepath.Join(dir, "audit.json")
+	kmstest.WriteSite(t, dir, site)
+	for _, conf := range []string{sourceDir, dir} {
+		kmstest.WriteFile(t, filepath.Join(conf, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*",
+			"default.key.acl.READ", "*", "default.key.acl.DECRYPT_EEK", "*"))
 	}
-	acls := kmstest.SiteXML("default.key.acl.MANAGEMENT", "*", "default.key.acl.READ", "*",
-		"default.key.acl.DECRYPT_EEK", "*")
-	sites := map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(sourceDir, "old.jceks"),
-		"hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(sourceDir, "audit.log")}
-	kmstest.WriteFile(t, filepath.Join(sourceDir, "kms-acls.xml"), acls)
-	kmstest.WriteSite(t, sourceDir, sites)
 	source := serve(t, sourceDir)
-	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), acls)
-	kmstest.WriteSite(t, dir, map[string]string{
-		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" +
-			filepath.Join(dir, "c.db"), "hadoop.kms.http.host": "127.0.0.1",
-		"claviger.audit.file": filepath.Join(dir, "audit.log"), "claviger.audit.json.file": filepath.Join(dir,
-			"audit.json"),
-	})
 	log := &logtest.Buffer{}
 	kms, end := serveLogged(t, dir, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})))
-	for _, at := range []string{kms, source} {
-		for _, name := range oddNames {
-			if at == source {
-				name += "-old"
-			}
-			body, err := json.Marshal(map[string]string{"name": name})
-			if err != nil {
-				t.Fatal(err)
-			}
-			//nolint:noctx // of a server of this test
-			resp, err := http.Post(at+"/v1/keys?user.name=a", "application/json", bytes.NewReader(body))
-			if err != nil {
-				t.Fatal(err)
-			}
-			_ = resp.Body.Close()
-			if resp.StatusCode != http.StatusCreated {
-				t.Fatalf("creating %q: %s", name, resp.Status)
-			}
-		}
-	}
-	uri := "kms://" + strings.Replace(kms, "://", "@", 1)
-	list := tell(t, "key", "list", "--provider", uri)
-	check := func(what, text string) {
-		t.Helper()
-		for line := range strings.Lines(text) {
-			if i := strings.IndexFunc(line, misleads); i >= 0 {
-				t.Errorf("%s: %q holds %+q", what, line, line[i:min(len(line), i+3)])
-			}
-			for _, forged := range []string{"cka_id  label", "ok[op=delete_key"} {
-				if strings.HasPrefix(line, forged) {
-					t.Errorf("%s: the line %q comes from a name", what, line)
-				}
-			}
-		}
-	}
-	rows := func(what, text string, names ...string) {
-		t.Helper()
-		check(what, text)
-		for _, name := range names {
-			shown := claviger.Printable(name)
-			if n := strings.Count(text, shown); n == 0 {
-				t.Errorf("%s does not show %s:\n%s", what, shown, text)
-			}
-		}
-	}
 	versions := make([]string, len(oddNames))
 	old := make([]string, len(oddNames))
 	for i, name := range oddNames {
 		versions[i], old[i] = name+"@0", name+"-old"
+		makeOddKey(t, kms, name)
+		makeOddKey(t, source, old[i])
 	}
-	rows("key list", list, oddNames...)
+	list := command0or3(t, "key", "list", "--provider", kmsURI(kms))
+	wantNames(t, "key list", list, oddNames...)
 	if n := strings.Count(list, "\n"); n != len(oddNames) {
 		t.Errorf("key list has %d lines for %d keys:\n%s", n, len(oddNames), list)
 	}
-	rows("key describe", tell(t, "key", "describe", "b ", "--provider", uri), "b ", "b @0")
+	wantNames(t, "key describe", command0or3(t, "key", "describe", "b ", "--provider", kmsURI(kms)), "b ", "b @0")
 	if err := end(); err != nil {
 		t.Fatal(err)
 	}
-	check("the log", log.String())
-	objects := tell(t, "hsm", "list", "--conf", dir)
-	rows("hsm list", objects, versions...)
+	wantNoForgery(t, "the log", log.String())
+	objects := command0or3(t, "hsm", "list", "--conf", dir)
+	wantNames(t, "hsm list", objects, versions...)
 	if n := strings.Count(objects, "\n"); n != 1+len(oddNames) {
 		t.Errorf("hsm list has %d lines for %d keys:\n%s", n, len(oddNames), objects)
 	}
+	checkAuditOfNames(t, dir)
+	site[hadoopconf.SourceURI] = kmsURI(source)
+	kmstest.WriteSite(t, dir, site)
+	wantNames(t, "migrate plan", command0or3(t, "migrate", "plan", "--conf", dir), old...)
+	// Another store has no record of these keys.
+	delete(site, hadoopconf.SourceURI)
+	site[hadoopconf.MetastoreURI] = "sqlite://" + filepath.Join(dir, "other.db")
+	kmstest.WriteSite(t, dir, site)
+	wantNames(t, "hsm adopt", command0or3(t, "hsm", "adopt", "--conf", dir), oddNames...)
+}
+
+// makeOddKey makes a key over HTTP.
+func makeOddKey(t *testing.T, url, name string) {
+	t.Helper()
+	body, err := json.Marshal(map[string]string{"name": name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	//nolint:noctx // a server of this test
+	resp, err := http.Post(url+"/v1/keys?user.name=a", "application/json", bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusCreated {
+		t.Fatalf("creating %q: %s", name, resp.Status)
+	}
+}
+
+// wantNoForgery checks that no line of a text holds a misleading character, or comes from a name.
+func wantNoForgery(t *testing.T, what, text string) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if i := strings.IndexFunc(line, misleads); i >= 0 {
+			t.Errorf("%s: %q holds %+q", what, line, line[i:min(len(line), i+3)])
+		}
+		for _, forged := range []string{"cka_id  label", "ok[op=delete_key"} {
+			if strings.HasPrefix(line, forged) {
+				t.Errorf("%s: the line %q comes from a name", what, line)
+			}
+		}
+	}
+}
+
+// wantNames checks that a text shows some names, each on one line.
+func wantNames(t *testing.T, what, text string, names ...string) {
+	t.Helper()
+	wantNoForgery(t, what, text)
+	for _, name := range names {
+		shown := claviger.Printable(name)
+		if n := strings.Count(text, shown); n == 0 {
+			t.Errorf("%s does not show %s:\n%s", what, shown, text)
+		}
+	}
+}
+
+// checkAuditOfNames checks the audit logs in a folder.
+func checkAuditOfNames(t *testing.T, dir string) {
+	t.Helper()
 	for _, name := range []string{"audit.log", "audit.json"} {
 		text, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		check(name, string(text))
+		wantNoForgery(t, name, string(text))
 		if n := strings.Count(string(text), "CREATE_KEY"); n < len(oddNames) {
 			t.Errorf("%s has %d creations", name, n)
 		}
 	}
-	kmstest.WriteSite(t, dir, map[string]string{
-		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" +
-			filepath.Join(dir, "c.db"), "claviger.audit.file": filepath.Join(dir, "audit.log"),
-		hadoopconf.SourceURI: "kms://" + strings.Replace(source, "://", "@", 1),
-	})
-	rows("migrate plan", tell(t, "migrate", "plan", "--conf", dir), old...)
-	// Another store knows none of these keys.
-	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file,
-		hadoopconf.MetastoreURI: "sqlite://" +
-			filepath.Join(dir, "other.db"), "claviger.audit.file": filepath.Join(dir, "audit.log")})
-	rows("hsm adopt", tell(t, "hsm", "adopt", "--conf", dir), oddNames...)
 }
 
-// tell runs a command, and returns what it writes. That it reports a finding by its exit
-// status is no matter here.
-func tell(t *testing.T, args ...string) string {
+// command0or3 runs a command, and returns its output. The exit status must be 0 or exitRefused.
+func command0or3(t *testing.T, args ...string) string {
 	t.Helper()
 	out, err := command(t, args...)
 	var exit *exec.ExitError
