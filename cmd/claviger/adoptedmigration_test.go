@@ -95,7 +95,8 @@ func (a *adoptedMigration) takeOver() {
 	a.t.Helper()
 	makeKey(a.t, a.source.kms, newKey("own", "carol"))
 	run := []string{"migrate", "run", "--conf", a.here.dir}
-	out := wants(a.t, false, run, "do not delete it: files may be under it", "run claviger migrate run --adopted ledger")
+	out := wants(a.t, false, run, "do not delete it: files may be under it",
+		"run claviger migrate run --adopted ledger")
 	if strings.Contains(out, "delete the one") {
 		a.t.Errorf("the output advises to delete the key:\n%s", out)
 	}

@@ -27,7 +27,7 @@ import (
 	"claviger/recovery"
 )
 
-// copySite is a server whose metastore moves.
+// copySite is a server whose metastore is moved.
 type copySite struct {
 	t     *testing.T
 	dir   string
@@ -36,6 +36,7 @@ type copySite struct {
 	end   func() error
 }
 
+// on configures the metastore.
 func (s *copySite) on(store string) {
 	s.t.Helper()
 	s.props[hadoopconf.MetastoreURI] = store
@@ -47,7 +48,7 @@ func (s *copySite) start() {
 	s.kms, s.end = serveToEnd(s.t, s.dir)
 }
 
-// newCopySite makes a site with a token of its own, and no metastore yet.
+// newCopySite makes a site with its own token. It has no metastore yet.
 func newCopySite(t *testing.T) *copySite {
 	t.Helper()
 	dir := t.TempDir()
@@ -71,7 +72,7 @@ func (s *copySite) stop() {
 	}
 }
 
-// want sends a request that is to be answered with that status, and returns the answer.
+// want sends a request. The answer must have a status. It returns the answer.
 func (s *copySite) want(status int, method, path, body string) string {
 	s.t.Helper()
 	req, err := http.NewRequestWithContext(s.t.Context(), method,
@@ -93,12 +94,13 @@ func (s *copySite) want(status int, method, path, body string) string {
 	return string(answer)
 }
 
-// copied runs the command.
+// copied runs claviger metastore copy.
 func (s *copySite) copied(to string) (out string, err error) {
 	s.t.Helper()
 	return s.command("copy", "--conf", s.dir, "--to", to)
 }
 
+// refused checks that a copy to a place fails, with an error that holds some texts.
 func (s *copySite) refused(to string, texts ...string) {
 	s.t.Helper()
 	out, err := s.copied(to)
@@ -109,7 +111,7 @@ func (s *copySite) refused(to string, texts ...string) {
 	}
 }
 
-// startRefused wants no server to start.
+// startRefused checks that no server starts.
 func (s *copySite) startRefused(text string) {
 	s.t.Helper()
 	if svc, err := kms.Open(s.t.Context(), s.dir, kms.Command, hsm.Serve, slog.New(slog.DiscardHandler)); err == nil ||
@@ -121,146 +123,191 @@ func (s *copySite) startRefused(text string) {
 	}
 }
 
-// TestMetastoreCopy moves the metastore of a server with keys to PostgreSQL and back:
-// EDEKs open, versions and deleted keys go on, and no server starts on what was left.
-func TestMetastoreCopy(t *testing.T) {
-	s := newCopySite(t)
-	dir := s.dir
-	server := pgtest.Shared(t)
-	lite, db := "sqlite://"+filepath.Join(dir, "c.db"), server.Database(t)
-	shown, _, _ := strings.Cut(db, "?")
-	s.on(lite)
-	s.start()
-	s.want(201, http.MethodPost, "keys", `{"name":"k","description":"a zone","attributes":{"key.acl.name":"x"}}`)
-	s.want(201, http.MethodPost, "keys", `{"name":"gone"}`)
-	s.want(200, http.MethodDelete, "key/gone", "")
-	var made []struct {
+// movedStore is the state of TestMetastoreCopy.
+type movedStore struct {
+	*copySite
+	lite, db string // the first metastore, in SQLite, and the second, in PostgreSQL
+	shown    string // db in messages
+	eek      struct {
 		VersionName string `json:"versionName"`
 		IV          string `json:"iv"`
 		Encrypted   struct {
 			Material string `json:"material"`
 		} `json:"encryptedKeyVersion"`
 	}
-	if err := json.Unmarshal([]byte(s.want(200, http.MethodGet, "key/k/_eek?eek_op=generate&num_keys=1", "")),
-		&made); err != nil || len(made) != 1 {
-		t.Fatalf("%v, %+v", err, made)
-	}
-	s.want(200, http.MethodPost, "key/k", `{}`)
-	opens := func() string {
-		t.Helper()
-		body, err := json.Marshal(
-			map[string]string{"name": "k", "iv": made[0].IV, "material": made[0].Encrypted.Material})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s.want(200, http.MethodPost, "keyversion/"+made[0].VersionName+"/_eek?eek_op=decrypt", string(body))
-	}
-	dek := opens()
-	s.refused(db, "in use by claviger kms", "stop it first")
-	s.stop()
-
-	other := server.Database(t)
-	if out, err := s.copied(other); err != nil { // a copy that is left to grow old
-		t.Fatal(out, err)
-	}
-	s.unmark(lite)
-	// as after a run that was broken off
-	if out, err := s.copied(other); err != nil || !strings.Contains(out, "moved") {
-		t.Error(out, err)
-	}
-	s.unmark(lite)
-	s.start()
-	s.want(200, http.MethodPost, "key/k", `{}`)
-	s.stop()
-	s.refused(other, "is not empty: it holds a copy of this one that differs from it in ", "key_version")
-
-	out, err := s.copied(db)
-	if err != nil || !strings.Contains(out, "1 keys with 3 versions, 1 deleted keys") ||
-		!strings.Contains(out, "claviger metastore verify --conf "+dir) {
-		t.Fatal(out, err)
-	}
-	if out, err := s.copied(db); err != nil || !strings.Contains(out, "already; nothing to do") {
-		t.Error(out, err)
-	}
-	s.refused(server.Database(t), "was moved to "+shown)
-	s.startRefused("was moved to " + shown)
-	if conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv); err != nil {
-		t.Error(err)
-	} else if r, err := recovery.Verify(t.Context(), conf, "", true, slog.New(slog.DiscardHandler)); err != nil ||
-		r.Moved == nil || r.Moved.To != shown {
-		t.Errorf("verify: %+v, %v", r, err)
-	}
-
-	s.on(db)
-	var log bytes.Buffer
-	s.kms, s.end = serveLogged(t, dir, slog.New(slog.NewTextHandler(&log, nil)))
-	if got := opens(); got != dek {
-		t.Errorf("the EDEK opens to %s, was %s", got, dek)
-	}
-	if v := s.want(200, http.MethodPost, "key/k", `{}`); !strings.Contains(v, `"k@3"`) {
-		t.Errorf("rolled to %s", v)
-	}
-	if m := s.want(200, http.MethodGet, "key/k/_metadata", ""); !strings.Contains(m, `"a zone"`) ||
-		!strings.Contains(m, `"key.acl.name":"x"`) {
-		t.Error(m)
-	}
-	s.want(200, http.MethodPost, "trustee/key/gone?trusteeOp=undelete", "")
-	s.stop()
-	if !strings.Contains(log.String(), "was at another place before") || !strings.Contains(log.String(), "was="+lite) {
-		t.Errorf("the server does not tell of the former place: %s", log.String())
-	}
-
-	// And back, to a file of its own.
-	s.refused(lite, "was itself moved to "+shown)
-	back := "sqlite://" + filepath.Join(dir, "back.db")
-	if out, err := s.copied(back); err != nil || !strings.Contains(out, "2 keys with 5 versions, 0 deleted keys") {
-		t.Fatal(out, err)
-	}
-	s.startRefused("was moved to " + back)
-	s.on(back)
-	s.start()
-	if got := opens(); got != dek {
-		t.Errorf("the EDEK opens to %s, was %s", got, dek)
-	}
-	if v := s.want(200, http.MethodPost, "key/k", `{}`); !strings.Contains(v, `"k@4"`) {
-		t.Errorf("rolled to %s", v)
-	}
-	s.stop()
-	s.refused("mysql://x", "or for several nodes postgresql://")
-	s.refused(back, "--to names the metastore that is configured already")
-
-	// The later places are lost: the first one can be used again, by a word of the operator.
-	s.on(lite)
-	if out, err := s.command("verify", "--conf", dir, "--no-token"); !isRefused(err) ||
-		!strings.Contains(out, "MOVED") {
-		t.Errorf("verify: %v\n%s", err, out)
-	}
-	backup := filepath.Join(dir, "backup.db")
-	if out, err := s.command("backup", "--conf", dir, "--out", backup); err != nil ||
-		!strings.Contains(out, "was moved to "+shown) {
-		t.Errorf("backup: %v\n%s", err, out)
-	}
-	if out, err := s.command("restore", "--conf", dir, backup); !isRefused(err) ||
-		!strings.Contains(out, "MOVED  to "+shown) || !strings.Contains(out, "LOST  k@4") {
-		t.Errorf("restore: %v\n%s", err, out)
-	}
-	s.startRefused("was moved to " + shown)
-	if out, err := s.command("restore", "--conf", dir, "--lose-keys", backup); err != nil ||
-		!strings.Contains(out, "restored") {
-		t.Fatalf("restore: %v\n%s", err, out)
-	}
-	s.start()
-	if got := opens(); got != dek {
-		t.Errorf("the EDEK opens to %s, was %s", got, dek)
-	}
-	s.want(503, http.MethodPost, "keyversion/k@4/_eek?eek_op=decrypt",
-		`{"name":"k","iv":"`+made[0].IV+`","material":"`+made[0].Encrypted.Material+`"}`)
-	s.stop()
+	dek string // the answer to a decrypt of eek
 }
 
-// TestMetastoreCopyKeepsWhatNodesSaw: a node that has seen changes of a metastore in
-// PostgreSQL changes keys at a copy of it without more ado: in another database, and in one
-// that took it from a file. At the place that it left it does not.
+// TestMetastoreCopy moves the metastore of a server with keys to PostgreSQL and back. EDEKs open, new versions get the
+// next numbers, deleted keys can be brought back, and no server starts on the old metastore.
+func TestMetastoreCopy(t *testing.T) {
+	m := &movedStore{copySite: newCopySite(t)}
+	server := pgtest.Shared(t)
+	m.lite, m.db = "sqlite://"+filepath.Join(m.dir, "c.db"), server.Database(t)
+	m.shown, _, _ = strings.Cut(m.db, "?")
+	m.makeKeys()
+	m.interruptedCopy(server.Database(t))
+	m.toPostgreSQL(server.Database(t))
+	m.serveFromPostgreSQL()
+	m.backToSQLite()
+	m.restoreFirst()
+}
+
+// makeKeys makes the key k with an EDEK, and a deleted key. The store cannot be copied while the server runs.
+func (m *movedStore) makeKeys() {
+	m.t.Helper()
+	m.on(m.lite)
+	m.start()
+	m.want(201, http.MethodPost, "keys", `{"name":"k","description":"a zone","attributes":{"key.acl.name":"x"}}`)
+	m.want(201, http.MethodPost, "keys", `{"name":"gone"}`)
+	m.want(200, http.MethodDelete, "key/gone", "")
+	answer := m.want(200, http.MethodGet, "key/k/_eek?eek_op=generate&num_keys=1", "")
+	made := []any{&m.eek}
+	if err := json.Unmarshal([]byte(answer), &made); err != nil || len(made) != 1 {
+		m.t.Fatalf("%v, %s", err, answer)
+	}
+	m.want(200, http.MethodPost, "key/k", `{}`)
+	m.dek = m.decrypt()
+	m.refused(m.db, "in use by claviger kms", "stop it first")
+	m.stop()
+}
+
+// decrypt opens the EDEK.
+func (m *movedStore) decrypt() string {
+	m.t.Helper()
+	body, err := json.Marshal(map[string]string{"name": "k", "iv": m.eek.IV, "material": m.eek.Encrypted.Material})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return m.want(200, http.MethodPost, "keyversion/"+m.eek.VersionName+"/_eek?eek_op=decrypt", string(body))
+}
+
+// wantEDEK checks that the EDEK opens to its DEK.
+func (m *movedStore) wantEDEK() {
+	m.t.Helper()
+	if got := m.decrypt(); got != m.dek {
+		m.t.Errorf("the EDEK opens to %s, was %s", got, m.dek)
+	}
+}
+
+// wantRoll rolls the key k, which must get a version.
+func (m *movedStore) wantRoll(version string) {
+	m.t.Helper()
+	if v := m.want(200, http.MethodPost, "key/k", `{}`); !strings.Contains(v, `"`+version+`"`) {
+		m.t.Errorf("rolled to %s", v)
+	}
+}
+
+// interruptedCopy copies to other, and is interrupted before the old store is marked. The next run completes the copy.
+// A copy that has become old is refused.
+func (m *movedStore) interruptedCopy(other string) {
+	m.t.Helper()
+	if out, err := m.copied(other); err != nil {
+		m.t.Fatal(out, err)
+	}
+	m.unmark(m.lite)
+	if out, err := m.copied(other); err != nil || !strings.Contains(out, "moved") {
+		m.t.Error(out, err)
+	}
+	m.unmark(m.lite)
+	m.start()
+	m.want(200, http.MethodPost, "key/k", `{}`)
+	m.stop()
+	m.refused(other, "is not empty: it holds a copy of this one that differs from it in ", "key_version")
+}
+
+// toPostgreSQL moves the metastore to db. After that, the old metastore cannot be used or moved to another place.
+func (m *movedStore) toPostgreSQL(another string) {
+	m.t.Helper()
+	out, err := m.copied(m.db)
+	if err != nil || !strings.Contains(out, "1 keys with 3 versions, 1 deleted keys") ||
+		!strings.Contains(out, "claviger metastore verify --conf "+m.dir) {
+		m.t.Fatal(out, err)
+	}
+	if out, err := m.copied(m.db); err != nil || !strings.Contains(out, "already; nothing to do") {
+		m.t.Error(out, err)
+	}
+	m.refused(another, "was moved to "+m.shown)
+	m.startRefused("was moved to " + m.shown)
+	conf, err := hadoopconf.LoadKMS(m.dir, os.LookupEnv)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	r, err := recovery.Verify(m.t.Context(), conf, "", true, slog.New(slog.DiscardHandler))
+	if err != nil || r.Moved == nil || r.Moved.To != m.shown {
+		m.t.Errorf("verify: %+v, %v", r, err)
+	}
+}
+
+// serveFromPostgreSQL serves from db. The log names the former place.
+func (m *movedStore) serveFromPostgreSQL() {
+	m.t.Helper()
+	m.on(m.db)
+	var log bytes.Buffer
+	m.kms, m.end = serveLogged(m.t, m.dir, slog.New(slog.NewTextHandler(&log, nil)))
+	m.wantEDEK()
+	m.wantRoll("k@3")
+	if got := m.want(200, http.MethodGet, "key/k/_metadata", ""); !strings.Contains(got, `"a zone"`) ||
+		!strings.Contains(got, `"key.acl.name":"x"`) {
+		m.t.Error(got)
+	}
+	m.want(200, http.MethodPost, "trustee/key/gone?trusteeOp=undelete", "")
+	m.stop()
+	if !strings.Contains(log.String(), "was at another place before") ||
+		!strings.Contains(log.String(), "was="+m.lite) {
+		m.t.Errorf("the log does not name the former place: %s", log.String())
+	}
+}
+
+// backToSQLite moves the metastore to another file.
+func (m *movedStore) backToSQLite() {
+	m.t.Helper()
+	m.refused(m.lite, "was itself moved to "+m.shown)
+	back := "sqlite://" + filepath.Join(m.dir, "back.db")
+	if out, err := m.copied(back); err != nil || !strings.Contains(out, "2 keys with 5 versions, 0 deleted keys") {
+		m.t.Fatal(out, err)
+	}
+	m.startRefused("was moved to " + back)
+	m.on(back)
+	m.start()
+	m.wantEDEK()
+	m.wantRoll("k@4")
+	m.stop()
+	m.refused("mysql://x", "or for several nodes postgresql://")
+	m.refused(back, "--to names the metastore that is configured already")
+}
+
+// restoreFirst restores the first metastore, as if the later ones were lost. That needs --lose-keys.
+func (m *movedStore) restoreFirst() {
+	m.t.Helper()
+	m.on(m.lite)
+	if out, err := m.command("verify", "--conf", m.dir, "--no-token"); !isRefused(err) ||
+		!strings.Contains(out, "MOVED") {
+		m.t.Errorf("verify: %v\n%s", err, out)
+	}
+	backup := filepath.Join(m.dir, "backup.db")
+	if out, err := m.command("backup", "--conf", m.dir, "--out", backup); err != nil ||
+		!strings.Contains(out, "was moved to "+m.shown) {
+		m.t.Errorf("backup: %v\n%s", err, out)
+	}
+	if out, err := m.command("restore", "--conf", m.dir, backup); !isRefused(err) ||
+		!strings.Contains(out, "MOVED  to "+m.shown) || !strings.Contains(out, "LOST  k@4") {
+		m.t.Errorf("restore: %v\n%s", err, out)
+	}
+	m.startRefused("was moved to " + m.shown)
+	if out, err := m.command("restore", "--conf", m.dir, "--lose-keys", backup); err != nil ||
+		!strings.Contains(out, "restored") {
+		m.t.Fatalf("restore: %v\n%s", err, out)
+	}
+	m.start()
+	m.wantEDEK()
+	m.want(503, http.MethodPost, "keyversion/k@4/_eek?eek_op=decrypt",
+		`{"name":"k","iv":"`+m.eek.IV+`","material":"`+m.eek.Encrypted.Material+`"}`)
+	m.stop()
+}
+
+// TestMetastoreCopyKeepsWhatNodesSaw: a node that has seen changes of a metastore in PostgreSQL can change keys in a
+// copy of it: in another database, and in a database that was copied from a file. In the old metastore it cannot.
 func TestMetastoreCopyKeepsWhatNodesSaw(t *testing.T) {
 	s := newCopySite(t)
 	server := pgtest.Shared(t)
@@ -277,7 +324,7 @@ func TestMetastoreCopyKeepsWhatNodesSaw(t *testing.T) {
 		s.stop()
 		if text, err := os.ReadFile(seen); err != nil ||
 			location.IsPostgres(place) && !strings.Contains(string(text), `"key":"`+key+`"`) {
-			t.Fatalf("what the node has seen: %s, %v", text, err)
+			t.Fatalf("the changes that the node has seen: %s, %v", text, err)
 		}
 		if i+1 < len(places) {
 			if out, err := s.copied(places[i+1]); err != nil {
@@ -286,7 +333,7 @@ func TestMetastoreCopyKeepsWhatNodesSaw(t *testing.T) {
 			s.startRefused("was moved to ")
 		}
 	}
-	// Without the mark of the move the first place is a copy that lacks what the node has seen.
+	// Without the mark of the move, the first database is a copy that lacks changes the node has seen.
 	conn, err := pgx.Connect(t.Context(), places[0])
 	if err != nil {
 		t.Fatal(err)
@@ -300,7 +347,7 @@ func TestMetastoreCopyKeepsWhatNodesSaw(t *testing.T) {
 	s.refused(server.Database(t), "lacks changes that were acknowledged")
 }
 
-// TestCopyShowsNoPassword: the refusal of --to does not repeat what it was given.
+// TestCopyShowsNoPassword: an error of --to does not repeat its value.
 func TestCopyShowsNoPassword(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "a.db")
 	kmstest.WriteFile(t, file, "")
@@ -314,7 +361,7 @@ func TestCopyShowsNoPassword(t *testing.T) {
 	}
 }
 
-// isRefused tells whether a command ends with exitRefused.
+// isRefused reports whether a command with this error has the exit status exitRefused.
 func isRefused(err error) bool {
 	return exitCode(err) == exitRefused
 }
@@ -332,7 +379,7 @@ func (s *copySite) command(args ...string) (out string, err error) {
 	return b.String(), err
 }
 
-// unmark takes the mark of a move from an SQLite store, as if the command had ended before it.
+// unmark removes the mark of a move from an SQLite store, as if the command was interrupted before it wrote the mark.
 func (s *copySite) unmark(uri string) {
 	s.t.Helper()
 	file := strings.TrimPrefix(uri, "sqlite://")

@@ -16,110 +16,98 @@ import (
 	"claviger/trustee/server/sqlite"
 )
 
-// TestTrusteeAdopt: recover says which version it has kept and what is to be done, and
-// that command, at the KT KMS, has it open.
-func TestTrusteeAdopt(t *testing.T) {
-	conf := t.TempDir()
-	dir := newTrustee(t)
-	file := filepath.Join(dir, location.FileName)
-	url, stop := startTrustee(t, trusteeFlags{dir: dir})
-	write := func(name string, pairs ...string) {
-		kmstest.WriteFile(t, filepath.Join(conf, name), kmstest.SiteXML(pairs...))
-	}
+// adoptSite is a trustee and a KT KMS that uses it.
+type adoptSite struct {
+	t         *testing.T
+	conf, dir string // the folders of the KT KMS and of the trustee
+	file      string // the trustee's store
+}
+
+// startTrustee starts the trustee, and configures the KT KMS for its address.
+func (a *adoptSite) startTrustee() (stop func()) {
+	a.t.Helper()
+	url, stop := startTrustee(a.t, trusteeFlags{dir: a.dir})
 	const kts = "cloudera.trustee.keyprovider."
-	site := func(url string) {
-		write("kts-site.xml", kts+"hostname-ACTIVE", strings.TrimPrefix(url, "https://"), kts+"org", "ORG",
-			kts+"auth", "walrus", kts+"keylength", "2048", kts+"insecure", "true")
-	}
-	site(url)
-	write("kms-site.xml", "hadoop.kms.key.provider.uri", "keytrustee://file@"+filepath.Join(conf, ".keytrustee"))
-	if _, err := openKeyTrustee(t.Context(), conf); err == nil || !strings.Contains(err.Error(), ".keytrustee") {
-		t.Fatalf("without an identity: %v", err)
-	}
-	// A KMS makes one at its first start.
+	kmstest.WriteFile(a.t, filepath.Join(a.conf, "kts-site.xml"), kmstest.SiteXML(
+		kts+"hostname-ACTIVE", strings.TrimPrefix(url, "https://"), kts+"org", "ORG",
+		kts+"auth", "walrus", kts+"keylength", "2048", kts+"insecure", "true"))
+	return stop
+}
+
+// openKMS opens the KT KMS.
+func (a *adoptSite) openKMS() (*kms.Service, error) {
+	a.t.Helper()
 	log, err := newLogger("error")
 	if err != nil {
-		t.Fatal(err)
+		a.t.Fatal(err)
 	}
-	svc, err := kms.Open(t.Context(), conf, "test", 0, log)
+	return kms.Open(a.t.Context(), a.conf, "test", 0, log)
+}
+
+// change changes keys with work while the trustee runs. Then it saves a copy of the trustee's store, with a suffix.
+func (a *adoptSite) change(suffix string, work func(provider.Writer) (claviger.KeyVersion, error)) {
+	a.t.Helper()
+	stop := a.startTrustee()
+	svc, err := a.openKMS()
 	if err != nil {
-		t.Fatal(err)
+		a.t.Fatal(err)
 	}
-	p := svc.Primary
-	if _, err := p.Create(t.Context(), provider.Spec{Name: "k", Cipher: claviger.DefaultCipher,
-		BitLength: 256}); err != nil {
-		t.Fatal(err)
+	if _, err := work(svc.Primary); err != nil {
+		a.t.Fatal(err)
 	}
 	stop()
-	for _, name := range []string{"before", "after"} {
-		s, err := sqlite.Open(t.Context(), file, false)
-		if err != nil {
-			t.Fatal(err)
-		}
-		kept, err := s.Save(t.Context(), name)
-		if err == nil {
-			err = os.Rename(kept, file+"."+name)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = s.Close()
-		if name == "after" {
-			break
-		}
-		url, stop = startTrustee(t, trusteeFlags{dir: dir})
-		site(url)
-		_ = svc.Close()
-		if svc, err = kms.Open(t.Context(), conf, "test", 0, log); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := svc.Primary.Roll(t.Context(), "k", nil); err != nil {
-			t.Fatal(err)
-		}
-		stop()
-	}
-	version := ""
 	_ = svc.Close()
-	for _, end := range []string{"", "-wal", "-shm"} {
-		_ = os.Remove(file + end)
+	s, err := sqlite.Open(a.t.Context(), a.file, false)
+	if err != nil {
+		a.t.Fatal(err)
 	}
-	if err := os.Rename(file+".before", file); err != nil {
+	kept, err := s.Save(a.t.Context(), suffix)
+	if err == nil {
+		err = os.Rename(kept, a.file+"."+suffix)
+	}
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	_ = s.Close()
+}
+
+// TestTrusteeAdopt: a trustee's store from before a roll is in use. recover keeps the newer version and prints the
+// command that the KT KMS needs. After that command the version can be used.
+func TestTrusteeAdopt(t *testing.T) {
+	dir := newTrustee(t)
+	a := &adoptSite{t, t.TempDir(), dir, filepath.Join(dir, location.FileName)}
+	kmstest.WriteFile(t, filepath.Join(a.conf, "kms-site.xml"), kmstest.SiteXML("hadoop.kms.key.provider.uri",
+		"keytrustee://file@"+filepath.Join(a.conf, ".keytrustee")))
+	if _, err := openKeyTrustee(t.Context(), a.conf); err == nil || !strings.Contains(err.Error(), ".keytrustee") {
+		t.Fatalf("without an identity: %v", err)
+	}
+	// The first start of the KMS makes the identity.
+	a.change("before", func(p provider.Writer) (claviger.KeyVersion, error) {
+		return p.Create(t.Context(), provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256})
+	})
+	a.change("after", func(p provider.Writer) (claviger.KeyVersion, error) { return p.Roll(t.Context(), "k", nil) })
+	for _, end := range []string{"", "-wal", "-shm"} {
+		_ = os.Remove(a.file + end)
+	}
+	if err := os.Rename(a.file+".before", a.file); err != nil {
 		t.Fatal(err)
 	}
-	out, err := command(t, "trustee", "recover", "--confdir", dir, "--revive", "kk", file+".after")
-	if exited(err) != exitRefused ||
-		!strings.Contains(out, "no other deposit, of that name; did you mean k?; nothing was changed") {
-		t.Errorf("a name that the file does not hold: %v: %s", err, out)
-	}
-	if out, err := command(t, "trustee", "recover", "--confdir", dir, "--revive", "k"); exited(err) != exitUsage {
-		t.Errorf("a name without a file: %v: %s", err, out)
-	}
-	out, err = command(t, "trustee", "recover", "--confdir", dir, file+".after")
-	for _, word := range strings.Fields(out) {
-		if strings.HasPrefix(word, `"k@`) {
-			version = strings.Trim(word, `",`)
-		}
-	}
-	if err == nil || version == "" ||
-		!strings.Contains(out, "1 versions cannot be used before they are adopted: keep "+file+".after") {
-		t.Fatalf("%v: %s", err, out)
-	}
-	url, stop = startTrustee(t, trusteeFlags{dir: dir})
-	defer stop()
-	site(url)
-	if svc, err := kms.Open(t.Context(), conf, "test", 0, log); err == nil {
+	version := a.recover()
+	defer a.startTrustee()()
+	if svc, err := a.openKMS(); err == nil {
 		_ = svc.Close()
-		t.Error("the KMS starts although an acknowledged version is in no key")
+		t.Error("the KMS starts although an acknowledged version belongs to no key")
 	}
-	if out, err := command(t, "trustee", "adopt", "--conf", conf); err != nil ||
+	if out, err := command(t, "trustee", "adopt", "--conf", a.conf); err != nil ||
 		!strings.Contains(out, version+"  made 2") {
 		t.Errorf("%v: %s", err, out)
 	}
-	if out, err := command(t, "trustee", "adopt", "--conf", conf, version); err != nil ||
+	if out, err := command(t, "trustee", "adopt", "--conf", a.conf, version); err != nil ||
 		!strings.Contains(out, "adopted "+version) {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if svc, err = kms.Open(t.Context(), conf, "test", 0, log); err != nil {
+	svc, err := a.openKMS()
+	if err != nil {
 		t.Fatal(err)
 	}
 	defer svc.Close()
@@ -128,7 +116,32 @@ func TestTrusteeAdopt(t *testing.T) {
 	}
 }
 
-// exited returns the exit status that err, of command, tells; -1 where it tells none.
+// recover recovers the store from the copy after the roll. It returns the version to adopt.
+func (a *adoptSite) recover() (version string) {
+	a.t.Helper()
+	out, err := command(a.t, "trustee", "recover", "--confdir", a.dir, "--revive", "kk", a.file+".after")
+	if exited(err) != exitRefused ||
+		!strings.Contains(out, "no other deposit, of that name; did you mean k?; nothing was changed") {
+		a.t.Errorf("a name that is not in the file: %v: %s", err, out)
+	}
+	out, err = command(a.t, "trustee", "recover", "--confdir", a.dir, "--revive", "k")
+	if exited(err) != exitUsage {
+		a.t.Errorf("a name without a file: %v: %s", err, out)
+	}
+	out, err = command(a.t, "trustee", "recover", "--confdir", a.dir, a.file+".after")
+	for _, word := range strings.Fields(out) {
+		if strings.HasPrefix(word, `"k@`) {
+			version = strings.Trim(word, `",`)
+		}
+	}
+	if err == nil || version == "" ||
+		!strings.Contains(out, "1 versions cannot be used before they are adopted: keep "+a.file+".after") {
+		a.t.Fatalf("%v: %s", err, out)
+	}
+	return version
+}
+
+// exited returns the exit status of an error of command; -1 if the error has none.
 func exited(err error) int {
 	var e *exec.ExitError
 	if errors.As(err, &e) {

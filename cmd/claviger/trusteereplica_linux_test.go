@@ -247,7 +247,7 @@ func (l *load) reach(n, limit int64) {
 	}
 }
 
-// clientOfHosts is the client id at these hosts, the active first.
+// clientOfHosts returns the client with an identity at some hosts, the active one first.
 func clientOfHosts(t *testing.T, id *trustee.Identity, hosts ...*host) *trustee.Client {
 	t.Helper()
 	cfg := trustee.ClientConfig{
@@ -272,7 +272,7 @@ func clientOfHosts(t *testing.T, id *trustee.Identity, hosts ...*host) *trustee.
 	return c
 }
 
-// twoWithClient are two trustees that are equal, and a registered client of both.
+// twoWithClient starts two trustees, which are equal, and registers a client of both.
 func twoWithClient(t *testing.T) (a, b *host, id *trustee.Identity, c *trustee.Client) {
 	t.Helper()
 	a, b = twoHosts(t)
@@ -290,96 +290,28 @@ func twoWithClient(t *testing.T) (a, b *host, id *trustee.Identity, c *trustee.C
 	return a, b, id, c
 }
 
-// TestTwoTrustees: 200 deposits are made while the passive is killed, the passive
-// is promoted and the other in its place again, the active is killed, and both;
-// what was acknowledged is readable from both, which are equal by digest.
+// TestTwoTrustees: 200 deposits are made. Meanwhile the passive trustee is killed, each trustee is promoted, the active
+// one is killed, and both are killed. All acknowledged deposits can be read from both trustees, which are equal by
+// digest.
 func TestTwoTrustees(t *testing.T) {
 	a, b, id, c := twoWithClient(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	l := startLoad(ctx, t, c)
 	defer func() { cancel(); l.group.Wait() }()
 
-	// SIGHUP ends neither, as it ends no other server.
+	// SIGHUP does not end a trustee, as with the other servers.
 	for _, h := range []*host{a, b} {
 		if err := h.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 			t.Fatal(err)
 		}
 	}
+	killPassive(t, l, a, b)
+	promoteEach(t, l, a, b)
+	killActive(t, l, c, a, b)
 
-	// The passive is killed: nothing is acknowledged until the operator says so.
-	l.reach(40, 60)
-	b.kill()
+	// Both are killed while deposits are made.
 	l.until.Store(1000)
-	for begun := time.Now(); l.refused.Load() == 0; time.Sleep(5 * time.Millisecond) {
-		if time.Since(begun) > 20*time.Second {
-			t.Fatal("nothing was refused while the passive was away")
-		}
-	}
-	before := l.count.Load()
-	time.Sleep(200 * time.Millisecond) // nothing is to happen meanwhile
-	if said, _ := l.said.Load().(string); l.count.Load() != before ||
-		!strings.Contains(said, "claviger trustee alone on") {
-		t.Errorf("%d deposits were acknowledged without the passive; %s", l.count.Load()-before, said)
-	}
-	if out := a.must("alone", "on"); !strings.Contains(out, "active, epoch 1, alone true") {
-		t.Error(out)
-	}
-	l.reach(before+30, before+40)
-	a.await("being alone", false, func(r *replica.StatusReport) bool {
-		return r.Alone && r.Peer == nil && r.PeerError != ""
-	})
-	b.start()
-	a.awaitEqual("the passive's return") // and alone has ended
-
-	// orgtool finds its turn, and each is promoted, under load.
-	refused := l.refused.Load()
-	l.reach(100, 1000)
-	//nolint:gosec // this binary
-	if out, err := exec.CommandContext(ctx, "claviger", "orgtool", "add", "--confdir", a.dir, "-n", "MORE").
-		CombinedOutput(); err != nil {
-		t.Errorf("orgtool: %v\n%s", err, out)
-	}
-	if out := b.must("promote"); !strings.Contains(out, "active, epoch 2, alone false") {
-		t.Error(out)
-	}
-	l.reach(l.count.Load()+20, 1000)
-	if out := a.must("promote"); !strings.Contains(out, "active, epoch 3, alone false") {
-		t.Error(out)
-	}
-	now := l.count.Load()
-	l.reach(now+20, now+30)
-	// Four clients wait for 3 s each before one is refused: more than two each means that
-	// there was no active for long, however slow this machine is.
-	if n := l.refused.Load() - refused; n > 8 {
-		t.Errorf("%d deposits were refused while the roles changed: %v", n, l.said.Load())
-	}
-	a.awaitEqual("equality after both promotions")
-
-	// The active is killed.
-	l.until.Store(1000)
-	time.Sleep(50 * time.Millisecond) // deposits are under way then
-	a.kill()
-	l.acked.Range(func(uuid, label any) bool {
-		if d, err := c.Get(ctx, uuid.(string)); err != nil || d.Label != label {
-			t.Errorf("the passive alone: %s: %v", label, err)
-		}
-		return false // one will do here
-	})
-	out, err := b.do("promote")
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != exitRefused || !strings.Contains(out, "--force") {
-		t.Errorf("%v: %s", err, out)
-	}
-	b.must("promote", "--force")
-	b.must("alone", "on")
-	l.reach(l.count.Load()+20, l.count.Load()+30)
-	a.start() // with the role that it had
-	b.awaitEqual("the return of the one that was active")
-	l.reach(200, 230)
-
-	// Both are killed in the middle of it.
-	l.until.Store(1000)
-	time.Sleep(50 * time.Millisecond) // deposits are under way then
+	time.Sleep(50 * time.Millisecond) // deposits are in progress then
 	a.kill()
 	b.kill()
 	cancel()
@@ -397,20 +329,102 @@ func TestTwoTrustees(t *testing.T) {
 			return true
 		})
 	}
-	for h, want := range map[*host][]string{a: {"claviger_trustee_active 0\n", "claviger_trustee_synced 0\n"},
-		b: {"claviger_trustee_active 1\n", "claviger_trustee_synced 1\n", "claviger_trustee_alone 0\n",
-			"claviger_trustee_epoch 4\n"}} {
-		resp, err := http.Get("http://" + h.metrics + "/metrics") //nolint:noctx // of this test's own server
-		if err != nil {
-			t.Fatal(err)
-		}
-		figures, err := io.ReadAll(resp.Body)
-		_ = resp.Body.Close()
-		for _, w := range want {
-			if err != nil || !strings.Contains(string(figures), "\n"+w) {
-				t.Errorf("%s metrics lack %q, %v:\n%s", h.role, w, err, figures)
-			}
+	a.wantMetrics("claviger_trustee_active 0\n", "claviger_trustee_synced 0\n")
+	b.wantMetrics("claviger_trustee_active 1\n", "claviger_trustee_synced 1\n", "claviger_trustee_alone 0\n",
+		"claviger_trustee_epoch 4\n")
+	t.Logf("%d deposits acknowledged, %d refused; %s", l.count.Load(), l.refused.Load(), b.must("status"))
+}
+
+// killPassive kills b, the passive trustee. No deposit is acknowledged until the operator allows it.
+func killPassive(t *testing.T, l *load, a, b *host) {
+	t.Helper()
+	l.reach(40, 60)
+	b.kill()
+	l.until.Store(1000)
+	for begun := time.Now(); l.refused.Load() == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Since(begun) > 20*time.Second {
+			t.Fatal("no deposit was refused while the passive trustee was away")
 		}
 	}
-	t.Logf("%d deposits acknowledged, %d refused; %s", l.count.Load(), l.refused.Load(), b.must("status"))
+	before := l.count.Load()
+	time.Sleep(200 * time.Millisecond) // no deposit must be acknowledged in this time
+	if said, _ := l.said.Load().(string); l.count.Load() != before ||
+		!strings.Contains(said, "claviger trustee alone on") {
+		t.Errorf("%d deposits were acknowledged without the passive trustee; %s", l.count.Load()-before, said)
+	}
+	if out := a.must("alone", "on"); !strings.Contains(out, "active, epoch 1, alone true") {
+		t.Error(out)
+	}
+	l.reach(before+30, before+40)
+	a.await("being alone", false, func(r *replica.StatusReport) bool {
+		return r.Alone && r.Peer == nil && r.PeerError != ""
+	})
+	b.start()
+	a.awaitEqual("the passive trustee's return") // this ends alone
+}
+
+// promoteEach promotes b, and then a, while deposits are made. orgtool gets its turn meanwhile.
+func promoteEach(t *testing.T, l *load, a, b *host) {
+	t.Helper()
+	refused := l.refused.Load()
+	l.reach(100, 1000)
+	if out, err := command(t, "orgtool", "add", "--confdir", a.dir, "-n", "MORE"); err != nil {
+		t.Errorf("orgtool: %v\n%s", err, out)
+	}
+	if out := b.must("promote"); !strings.Contains(out, "active, epoch 2, alone false") {
+		t.Error(out)
+	}
+	l.reach(l.count.Load()+20, 1000)
+	if out := a.must("promote"); !strings.Contains(out, "active, epoch 3, alone false") {
+		t.Error(out)
+	}
+	now := l.count.Load()
+	l.reach(now+20, now+30)
+	// Each of the four clients waits for 3 s before a deposit is refused. More than two refusals for each client mean
+	// that no trustee was active for long. This holds on a slow machine too.
+	if n := l.refused.Load() - refused; n > 8 {
+		t.Errorf("%d deposits were refused while the roles changed: %v", n, l.said.Load())
+	}
+	a.awaitEqual("equality after both promotions")
+}
+
+// killActive kills a, the active trustee. b can still be read, and is promoted with --force.
+func killActive(t *testing.T, l *load, c *trustee.Client, a, b *host) {
+	t.Helper()
+	l.until.Store(1000)
+	time.Sleep(50 * time.Millisecond) // deposits are in progress then
+	a.kill()
+	l.acked.Range(func(uuid, label any) bool {
+		if d, err := c.Get(t.Context(), uuid.(string)); err != nil || d.Label != label {
+			t.Errorf("the passive trustee alone: %s: %v", label, err)
+		}
+		return false // one deposit is sufficient here
+	})
+	out, err := b.do("promote")
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != exitRefused || !strings.Contains(out, "--force") {
+		t.Errorf("%v: %s", err, out)
+	}
+	b.must("promote", "--force")
+	b.must("alone", "on")
+	l.reach(l.count.Load()+20, l.count.Load()+30)
+	a.start() // in its old role
+	b.awaitEqual("the return of the trustee that was active")
+	l.reach(200, 230)
+}
+
+// wantMetrics checks that the metrics of a trustee have some lines.
+func (h *host) wantMetrics(lines ...string) {
+	h.t.Helper()
+	resp, err := http.Get("http://" + h.metrics + "/metrics") //nolint:noctx // a server of this test
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	figures, err := io.ReadAll(resp.Body)
+	_ = resp.Body.Close()
+	for _, line := range lines {
+		if err != nil || !strings.Contains(string(figures), "\n"+line) {
+			h.t.Errorf("%s metrics lack %q, %v:\n%s", h.role, line, err, figures)
+		}
+	}
 }
