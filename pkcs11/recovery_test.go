@@ -43,13 +43,13 @@ func eventually(t *testing.T, f func() error) {
 	}
 }
 
-// pingHangs starts a call of that name that hangs in the library. Its caller gives up once the call is in the library.
-func pingHangs(t *testing.T, tok *Token, m *Meter, call string) {
+// pingHangs starts a call of that name that hangs in the library. Its caller gives up once more calls than before have
+// been made.
+func pingHangs(t *testing.T, tok *Token, m *Meter, call string, before int) {
 	t.Helper()
 	ctx, leave := context.WithCancel(t.Context())
 	defer leave()
 	pinged := make(chan error, 1)
-	before := m.Count(call)
 	go func() { pinged <- tok.Ping(ctx) }()
 	eventually(t, func() error {
 		if m.Count(call) == before {
@@ -157,7 +157,7 @@ func TestHungCall(t *testing.T) {
 	}
 	release := m.Hang("GenerateRandom")
 	defer release()
-	pingHangs(t, tok, m, "GenerateRandom")
+	pingHangs(t, tok, m, "GenerateRandom", m.Count("GenerateRandom"))
 	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
 	within(t, 20*time.Second, "a lost token beside a call that hangs", func() {
 		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !claviger.Is(err,
@@ -221,6 +221,7 @@ func TestHungOpenSession(t *testing.T) {
 			if !loggedIn {
 				tok.retire(tok.login)
 			}
+			before := m.Count("OpenSession")
 			release := m.Hang("OpenSession")
 			defer release()
 			var wg sync.WaitGroup
@@ -233,7 +234,7 @@ func TestHungOpenSession(t *testing.T) {
 					}
 				})
 			}
-			pingHangs(t, tok, m, "OpenSession")
+			pingHangs(t, tok, m, "OpenSession", before)
 			wg.Wait()
 			within(t, 20*time.Second, "Info", func() { tok.Info() })
 			within(t, 20*time.Second, "OnReset", func() { tok.OnReset(func() {}) })
@@ -264,7 +265,7 @@ func TestHungOpenSession(t *testing.T) {
 func TestAfterHungClose(t *testing.T) {
 	tok, m := open(t)
 	release := m.Hang("GenerateRandom")
-	pingHangs(t, tok, m, "GenerateRandom")
+	pingHangs(t, tok, m, "GenerateRandom", m.Count("GenerateRandom"))
 	tok.closeTimeout = 200 * time.Millisecond
 	if err := tok.Close(); err == nil {
 		t.Error("the library was unloaded under a call")
