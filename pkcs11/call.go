@@ -2,7 +2,7 @@ package pkcs11
 
 import "time"
 
-// Call describes one encryption on the HSM. It is one C_Encrypt, or several where the token's data limit or
+// Call describes one encryption on the HSM. It is one C_Encrypt, or several if the token's data limit or
 // mechanism needs several.
 type Call struct {
 	Callers int           // how many callers shared it

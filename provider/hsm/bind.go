@@ -52,7 +52,7 @@ func (p *Provider) bind(ctx context.Context) (later []string, r relation, err er
 		return nil, r, err
 	}
 	if len(wrong) > 0 {
-		if err := p.judgeWrong(ctx, was, wrong, len(first)); err != nil {
+		if err := p.handleWrong(ctx, was, wrong, len(first)); err != nil {
 			return nil, r, err
 		}
 	}
@@ -89,9 +89,9 @@ func (p *Provider) recordedToken(ctx context.Context) (t recordedToken, err erro
 	return t, err
 }
 
-// judgeWrong decides what follows from versions that are missing on the token or differ there. wrong has their errors;
+// handleWrong decides what follows from versions that are missing on the token or differ there. wrong has their errors;
 // verified counts all versions that were compared. On the store's own token the other versions are served.
-func (p *Provider) judgeWrong(ctx context.Context, was recordedToken, wrong []error, verified int) error {
+func (p *Provider) handleWrong(ctx context.Context, was recordedToken, wrong []error, verified int) error {
 	info := p.tok.Info()
 	if was.known && was.serial != info.Serial {
 		return claviger.Errorf("hsm.Open", claviger.Invalid, "",

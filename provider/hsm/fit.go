@@ -252,35 +252,9 @@ func (p *Provider) checkFit(ctx context.Context, scope sampleScope) error {
 	if bad != nil && scope != allKeys && age < misfitKept {
 		return bad
 	}
-	b, err := p.bindingHolds(ctx)
-	if err != nil && !IsMisfit(err) {
+	compared, err := p.compareFit(ctx, scope, bad != nil)
+	if err != nil && !IsMisfit(err) || err == nil && !compared {
 		return err
-	}
-	if err == nil && p.access == Serve && len(b.mine) > 0 && !b.tokenOlder && !p.putIncarnation.Load() &&
-		!p.keepsNoData.Load() {
-		if err = p.renewIncarnation(ctx); err != nil && !IsMisfit(err) {
-			return err
-		}
-	}
-	if err == nil {
-		bound := len(b.mine) > 0 || p.keepsNoData.Load()
-		all := scope == allKeys || bad != nil || !bound || b.tokenOlder
-		if !all {
-			if all, err = p.sampleDiffers(ctx, scope); err != nil {
-				return err
-			}
-		}
-		if !all {
-			return nil
-		}
-		var holdings Holdings
-		if holdings, err = p.Holdings(ctx); err != nil {
-			return err
-		}
-		p.recordComparison(holdings)
-		if err = p.assess(ctx, bound, b.tokenOlder, &holdings); err != nil && !IsMisfit(err) {
-			return err
-		}
 	}
 	f.mu.Lock()
 	before := f.err
@@ -289,13 +263,38 @@ func (p *Provider) checkFit(ctx context.Context, scope sampleScope) error {
 	switch {
 	case err != nil && before == nil:
 		p.log.Error("the token and the metastore no longer fit together; no key is made or rolled until they do",
-			"err",
-			err)
+			"err", err)
 	case err == nil && before != nil:
 		p.log.Info("the token and the metastore fit together again; keys are made and rolled", "token",
 			tokenName(p.tok.Info()), "metastore", p.store.URI())
 	}
 	return err
+}
+
+// compareFit makes the comparisons of checkFit. hadMisfit says that the last check found a misfit. compared is false if
+// a sample of keys was as before, so that there was no need to compare the whole store.
+func (p *Provider) compareFit(ctx context.Context, scope sampleScope, hadMisfit bool) (compared bool, err error) {
+	b, err := p.bindingHolds(ctx)
+	if err != nil {
+		return false, err
+	}
+	if p.access == Serve && len(b.mine) > 0 && !b.tokenOlder && !p.putIncarnation.Load() && !p.keepsNoData.Load() {
+		if err := p.renewIncarnation(ctx); err != nil {
+			return false, err
+		}
+	}
+	bound := len(b.mine) > 0 || p.keepsNoData.Load()
+	if scope != allKeys && !hadMisfit && bound && !b.tokenOlder {
+		if differs, err := p.sampleDiffers(ctx, scope); err != nil || !differs {
+			return false, err
+		}
+	}
+	holdings, err := p.Holdings(ctx)
+	if err != nil {
+		return false, err
+	}
+	p.recordComparison(holdings)
+	return true, p.assess(ctx, bound, b.tokenOlder, &holdings)
 }
 
 // bindingHolds compares the ids and the incarnations again. mine is empty if the object is gone, or if the token keeps

@@ -39,19 +39,19 @@ func (p *Provider) HandleNotice(n metastore.Notice) {
 	}
 }
 
-// forget forgets the names that which accepts, or all names if which is nil.
-func (l *missingNames) forget(which func(key string) bool) {
+// forget forgets the names for which match returns true, or all names if match is nil.
+func (l *missingNames) forget(match func(key string) bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	maps.DeleteFunc(l.byKey, func(key string, _ missingName) bool { return which == nil || which(key) })
+	maps.DeleteFunc(l.byKey, func(key string, _ missingName) bool { return match == nil || match(key) })
 }
 
-// forget forgets the versions that which accepts, or all versions if which is nil.
-func (a *missingVersions) forget(which func(version string) bool) {
+// forget forgets the versions for which match returns true, or all versions if match is nil.
+func (a *missingVersions) forget(match func(version string) bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for version := range a.until {
-		if which == nil || which(version) {
+		if match == nil || match(version) {
 			delete(a.until, version)
 		}
 	}

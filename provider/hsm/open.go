@@ -130,7 +130,7 @@ type Access int
 const (
 	// Serve may change everything: it binds a store and a token at their first use.
 	Serve Access = iota
-	// Read changes neither the token nor the store. It refuses whatever Serve refuses.
+	// Read changes neither the token nor the store. It refuses everything that Serve refuses.
 	Read
 	// Inspect is Read for commands that show what is on the token. It accepts a store and a token that do not fit
 	// together.

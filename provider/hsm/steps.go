@@ -284,10 +284,10 @@ func (p *Provider) destroyObjects(ctx context.Context, i metastore.Intent) error
 }
 
 // EndSteps ends the pending steps of a store that is, or may be, older than its token: a restored copy, or a database
-// that lost changes. Clients may have used since what these steps made. Objects of a creation or a roll are unknown
-// from then on, and an operator can adopt them. Objects that a deletion was about to destroy are orphans. EndSteps
-// skips steps that a node is making now. It also forgets which versions were never used, because that may have changed
-// too.
+// that lost changes. Clients may have used the objects of these steps since. Objects of a creation or a roll are
+// unknown from then on, and an operator can adopt them. Objects that a deletion was about to destroy are orphans.
+// EndSteps skips steps that a node is making now. It also forgets which versions were never used, because that may have
+// changed too.
 func EndSteps(ctx context.Context, s metastore.Store) error {
 	if err := s.ForgetUnused(ctx); err != nil {
 		return err
