@@ -98,7 +98,7 @@ func (s *Settings) Identity() (*Identity, error) {
 	return &Identity{*cert, trust}, nil
 }
 
-func privateKeyFile(path string) secret.File { return secret.File{Path: path, What: "private key"} }
+func privateKeyFile(path string) secret.File { return secret.File{Path: path, Kind: "private key"} }
 
 // SecretFiles are the files that other users must not read or change. dir is the folder of the
 // settings.

@@ -296,34 +296,34 @@ func (r *jceksReader) errorf(format string, args ...any) error {
 	return &FormatError{Format: "JCEKS", Offset: r.off, What: fmt.Sprintf(format, args...)}
 }
 
-func (r *jceksReader) take(n uint64, what string) ([]byte, error) {
+func (r *jceksReader) take(n uint64, part string) ([]byte, error) {
 	if n > uint64(len(r.b)-r.off) {
-		return nil, r.errorf("the file ends inside %s", what)
+		return nil, r.errorf("the file ends inside %s", part)
 	}
 	s := r.b[r.off : r.off+int(n)]
 	r.off += int(n)
 	return s, nil
 }
 
-func (r *jceksReader) uint32(what string) (uint32, error) {
-	s, err := r.take(4, what)
+func (r *jceksReader) uint32(part string) (uint32, error) {
+	s, err := r.take(4, part)
 	if err != nil {
 		return 0, err
 	}
 	return binary.BigEndian.Uint32(s), nil
 }
 
-func (r *jceksReader) utf(what string) (string, error) {
-	s, err := r.take(2, what)
+func (r *jceksReader) utf(part string) (string, error) {
+	s, err := r.take(2, part)
 	if err != nil {
 		return "", err
 	}
-	if s, err = r.take(uint64(binary.BigEndian.Uint16(s)), what); err != nil {
+	if s, err = r.take(uint64(binary.BigEndian.Uint16(s)), part); err != nil {
 		return "", err
 	}
 	text, err := decodeMUTF8(s)
 	if err != nil {
-		return "", r.errorf("%s: %v", what, err)
+		return "", r.errorf("%s: %v", part, err)
 	}
 	return text, nil
 }
@@ -409,22 +409,22 @@ func (r *jceksReader) locate(err error, alias string) {
 }
 
 func (r *jceksReader) privateKey(e *Entry) error {
-	what := "entry " + quote(e.Alias)
-	n, err := r.uint32(what)
+	part := "entry " + quote(e.Alias)
+	n, err := r.uint32(part)
 	if err != nil {
 		return err
 	}
 	if n > maxCertificate {
-		return r.errorf("%s: private key of %d bytes, at most %d are allowed", what, n, maxCertificate)
+		return r.errorf("%s: private key of %d bytes, at most %d are allowed", part, n, maxCertificate)
 	}
-	if e.key, err = r.take(uint64(n), what); err != nil {
+	if e.key, err = r.take(uint64(n), part); err != nil {
 		return err
 	}
-	if n, err = r.uint32(what); err != nil {
+	if n, err = r.uint32(part); err != nil {
 		return err
 	}
 	if n > maxChain {
-		return r.errorf("%s: chain of %d certificates, at most %d are allowed", what, n, maxChain)
+		return r.errorf("%s: chain of %d certificates, at most %d are allowed", part, n, maxChain)
 	}
 	for range n {
 		cert, err := r.certificate(e.Alias)
@@ -437,18 +437,18 @@ func (r *jceksReader) privateKey(e *Entry) error {
 }
 
 func (r *jceksReader) certificate(alias string) ([]byte, error) {
-	what := "entry " + quote(alias)
-	if _, err := r.utf(what); err != nil { // the type, "X.509"
+	part := "entry " + quote(alias)
+	if _, err := r.utf(part); err != nil { // the type, "X.509"
 		return nil, err
 	}
-	n, err := r.uint32(what)
+	n, err := r.uint32(part)
 	if err != nil {
 		return nil, err
 	}
 	if n > maxCertificate {
-		return nil, r.errorf("%s: certificate of %d bytes, at most %d are allowed", what, n, maxCertificate)
+		return nil, r.errorf("%s: certificate of %d bytes, at most %d are allowed", part, n, maxCertificate)
 	}
-	return r.take(uint64(n), what)
+	return r.take(uint64(n), part)
 }
 
 // quote returns text of a file for messages: shortened, and without control characters.

@@ -77,7 +77,7 @@ func (l *secretList) put(files ...secret.File) {
 	}
 }
 
-func (l *secretList) add(path, what string) { l.put(secret.File{Path: path, What: what}) }
+func (l *secretList) add(path, what string) { l.put(secret.File{Path: path, Kind: what}) }
 
 // path adds the file that a property names.
 func (l *secretList) path(property, what string) {

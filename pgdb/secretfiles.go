@@ -21,7 +21,7 @@ func SecretFiles(uri string) []secret.File {
 			path = os.Getenv(p.env)
 		}
 		if path != "" {
-			list = append(list, secret.File{Path: path, What: p.what})
+			list = append(list, secret.File{Path: path, Kind: p.what})
 		}
 	}
 	return list

@@ -161,11 +161,11 @@ func ReadKeystoreFile(path string) (c Config, warnings []string, err error) {
 // SettingsFile describes a file that names the library to load into the server, and the place of the PIN. The
 // file holds no secret, so other users may read it, but must not write it.
 func SettingsFile(what, path string) secret.File {
-	return secret.File{Path: path, What: what, Deny: 0o002, Risk: "who could have any library loaded"}
+	return secret.File{Path: path, Kind: what, Deny: 0o002, Risk: "who could have any library loaded"}
 }
 
 // PINFile describes a file that holds a PIN.
-func PINFile(path string) secret.File { return secret.File{Path: path, What: "PIN file"} }
+func PINFile(path string) secret.File { return secret.File{Path: path, Kind: "PIN file"} }
 
 // ParseProfile returns the profile of that name. "" is valid: the token's manufacturer then decides the profile.
 func ParseProfile(name string) (Profile, error) {

@@ -15,7 +15,7 @@ import (
 // File is a file that other users of this machine must not read or change.
 type File struct {
 	Path string
-	What string // kind of file, for messages, where it comes before the path; may be empty
+	Kind string // kind of file, for messages, where it comes before the path; may be empty
 	// Deny has the bits that the mode must not have; 0 means 0o007. In most cases the group may read: Hadoop's keytabs
 	// are root:hadoop 0440.
 	Deny fs.FileMode
@@ -23,10 +23,10 @@ type File struct {
 }
 
 func (f File) name() string {
-	if f.What == "" {
+	if f.Kind == "" {
 		return f.Path
 	}
-	return f.What + " " + f.Path
+	return f.Kind + " " + f.Path
 }
 
 // Refuse returns an error if the file's mode has a bit of Deny. For a missing file, the error wraps fs.ErrNotExist.

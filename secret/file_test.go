@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	}
 	if path := os.Getenv(asOther); path != "" {
 		//nolint:errcheck // the test checks the output
-		os.Stdout.WriteString(strings.Join(secret.Exposed(secret.File{Path: path, What: "keytab"}), "\n"))
+		os.Stdout.WriteString(strings.Join(secret.Exposed(secret.File{Path: path, Kind: "keytab"}), "\n"))
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
@@ -51,22 +51,22 @@ func TestFileModes(t *testing.T) {
 		{0o600, 0, ""},
 		{0o440, 0, ""}, // as Hadoop's keytabs
 		{0o660, 0, ""},
-		{0o604, 0, "keytab PATH may be read by everybody (mode 0604), so that they are us; cure: chmod o= PATH"},
-		{0o606, 0, "keytab PATH may be read by everybody (mode 0606), so that they are us; cure: chmod o= PATH"},
-		{0o602, 0, "keytab PATH may be written by everybody (mode 0602), so that they are us; cure: chmod o= PATH"},
-		{0o601, 0, "keytab PATH may be run by everybody (mode 0601), so that they are us; cure: chmod o= PATH"},
+		{0o604, 0, "keytab PATH may be read by everybody (mode 0604), who can act as us; cure: chmod o= PATH"},
+		{0o606, 0, "keytab PATH may be read by everybody (mode 0606), who can act as us; cure: chmod o= PATH"},
+		{0o602, 0, "keytab PATH may be written by everybody (mode 0602), who can act as us; cure: chmod o= PATH"},
+		{0o601, 0, "keytab PATH may be run by everybody (mode 0601), who can act as us; cure: chmod o= PATH"},
 		{0o604, 0o002, ""},
-		{0o646, 0o002, "keytab PATH may be written by everybody (mode 0646), so that " +
-			"they are us; cure: chmod o-w PATH"},
-		{0o620, 0o020, "keytab PATH may be written by its group (mode 0620), so that " +
-			"they are us; cure: chmod g-w PATH"},
-		{0o640, 0o077, "keytab PATH may be read by its group (mode 0640), so that they are us; cure: chmod go= PATH"},
+		{0o646, 0o002, "keytab PATH may be written by everybody (mode 0646), who can " +
+			"act as us; cure: chmod o-w PATH"},
+		{0o620, 0o020, "keytab PATH may be written by its group (mode 0620), who can " +
+			"act as us; cure: chmod g-w PATH"},
+		{0o640, 0o077, "keytab PATH may be read by its group (mode 0640), who can act as us; cure: chmod go= PATH"},
 		{0o600, 0o077, ""},
 	} {
 		if err := os.Chmod(path, test.mode); err != nil {
 			t.Fatal(err)
 		}
-		f := secret.File{Path: path, What: "keytab", Deny: test.deny, Risk: "so that they are us"}
+		f := secret.File{Path: path, Kind: "keytab", Deny: test.deny, Risk: "who can act as us"}
 		got := ""
 		if err := f.Refuse(); err != nil {
 			got = err.Error()

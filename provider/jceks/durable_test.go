@@ -35,7 +35,7 @@ func TestWriteLasts(t *testing.T) {
 		}
 		return nil
 	}
-	look := func(dir string) (string, error) {
+	readNames := func(dir string) (string, error) {
 		p, err := open(ctx, "jceks://file@"+filepath.Join(dir, "kms.keystore"),
 			provider.Env{Getenv: func(string) string { return "" }})
 		if err != nil {
@@ -51,15 +51,15 @@ func TestWriteLasts(t *testing.T) {
 		spare int
 	}{
 		{"first key", nil, 0},
-		// A power cut may undo the removals of leftovers, of Hadoop's checksums and of the backup, and the backup's
-		// name is needed only before a power cut.
+		// Two syncs are not needed: a removal of leftovers, of Hadoop's checksums or of the backup that a power cut
+		// undoes is repeated, and the backup's name need not survive a power cut.
 		{"another key", func(dir string) error { return create(dir, "first") }, 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			durabletest.Run(t, durabletest.Case{
 				Setup: c.setup,
 				Do:    func(dir string) error { return create(dir, "second") },
-				Look:  look,
+				Look:  readNames,
 				Spare: c.spare,
 			})
 		})

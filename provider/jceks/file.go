@@ -214,13 +214,13 @@ func (f *file) sweep() error {
 	if err != nil {
 		return err
 	}
-	var left []string
+	var files []string
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), filepath.Base(beside(f.path, ".tmp"))) {
-			left = append(left, filepath.Join(filepath.Dir(f.path), e.Name()))
+			files = append(files, filepath.Join(filepath.Dir(f.path), e.Name()))
 		}
 	}
-	return durable.Remove(left...)
+	return durable.Remove(files...)
 }
 
 // flush replaces the keystore by s, durably, or changes nothing. The caller must hold the lock.

@@ -25,22 +25,22 @@ type state struct {
 
 // newState indexes the store. It reuses the slots of entries that did not change since before, so that they need not be
 // decrypted again.
-func newState(s *keystore.JCEKS, id identity, before *state) *state {
-	aliases := s.Aliases()
-	st := &state{id: id, store: s, slots: make(map[string]*slot, len(aliases)), versions: make(map[string][]int)}
+func newState(store *keystore.JCEKS, id identity, before *state) *state {
+	aliases := store.Aliases()
+	st := &state{id: id, store: store, slots: make(map[string]*slot, len(aliases)), versions: make(map[string][]int)}
 	for _, alias := range aliases {
-		e := s.Entry(alias)
+		e := store.Entry(alias)
 		if e.Kind != keystore.SecretKeyEntry {
 			continue // not ours; the store keeps it
 		}
-		var kept *slot
+		var s *slot
 		if before != nil {
-			kept = before.slots[alias]
+			s = before.slots[alias]
 		}
-		if kept == nil || kept.entry != e && !kept.entry.Equal(e) {
-			kept = &slot{entry: e}
+		if s == nil || s.entry != e && !s.entry.Equal(e) {
+			s = &slot{entry: e}
 		}
-		st.slots[alias] = kept
+		st.slots[alias] = s
 		if key, n, ok := versionNumber(alias); ok {
 			st.versions[key] = append(st.versions[key], n)
 		}
@@ -140,10 +140,10 @@ func (st *state) keys(password secret.Bytes) []string {
 
 // foreign returns the first aliases of entries that are no secret keys.
 func (st *state) foreign() []string {
-	const most = 10
+	const limit = 10
 	var aliases []string
 	for _, alias := range st.store.Aliases() {
-		if st.slots[alias] == nil && len(aliases) < most {
+		if st.slots[alias] == nil && len(aliases) < limit {
 			aliases = append(aliases, alias)
 		}
 	}

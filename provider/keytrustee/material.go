@@ -19,11 +19,12 @@ type materials struct {
 
 	mu     sync.RWMutex
 	closed bool
-	list   map[string]*kept // by full version name
-	timer  *time.Timer      // of the next sweep; nil if nothing is kept
+	list   map[string]*keptMaterial // by full version name
+	timer  *time.Timer              // of the next sweep; nil if nothing is kept
 }
 
-type kept struct {
+// keptMaterial is the material of one version.
+type keptMaterial struct {
 	material secret.Bytes
 	// block holds the key schedule. Go cannot wipe it, so it lives until it is collected.
 	block cipher.Block
@@ -31,7 +32,7 @@ type kept struct {
 }
 
 func newMaterials(life time.Duration) *materials {
-	return &materials{life: life, list: map[string]*kept{}}
+	return &materials{life: life, list: map[string]*keptMaterial{}}
 }
 
 // block returns the cipher of a version; nil if the version is not kept.
@@ -72,7 +73,7 @@ func (m *materials) keep(version string, material secret.Bytes) error {
 		}
 		m.drop(other)
 	}
-	m.list[version] = &kept{slices.Clone(material), block, time.Now().Add(m.life)}
+	m.list[version] = &keptMaterial{slices.Clone(material), block, time.Now().Add(m.life)}
 	if m.timer == nil {
 		m.timer = time.AfterFunc(m.life, m.sweep)
 	}

@@ -62,8 +62,8 @@ func (p *Provider) absent(ctx context.Context, op, name, version string, k *keyD
 			return claviger.Errorf(op, claviger.Unavailable, version, "the version may have existed: %w", loss)
 		}
 	}
-	made, had := p.seen.find(version)
-	if !had {
+	made, read := p.seen.find(version)
+	if !read {
 		var acknowledged bool
 		if made, acknowledged = p.cfg.memory.acknowledged(version); !acknowledged {
 			return none
@@ -76,21 +76,21 @@ func (p *Provider) absent(ctx context.Context, op, name, version string, k *keyD
 	if k != nil {
 		docs = append(docs, k)
 	}
-	without := false
+	keyExists := false
 	for _, d := range docs {
 		if _, ok := d.find(version); ok {
 			return none // the version was deleted
 		}
-		without = without || d.Created == made
+		keyExists = keyExists || d.Created == made
 	}
 	const restored = "the Key Trustee Server was restored from an older backup: restore a newer backup, or run " +
 		"claviger trustee recover on the server and claviger trustee adopt here. Restart the NameNodes that have " +
 		"EDEKs of this version in their queues"
 	switch {
-	case without: // only the purge of its key removes a version
+	case keyExists: // only the purge of its key removes a version
 		return claviger.Errorf(op, claviger.Unavailable, version, "the Key Trustee Server had this version, and now "+
 			"has its key without it: "+restored)
-	case had:
+	case read:
 		return claviger.Errorf(op, claviger.Unavailable, version, "the Key Trustee Server had this version, and now "+
 			"does not have its key: another host of this KMS has purged the key (then a restart of this process ends "+
 			"this message), or "+restored)

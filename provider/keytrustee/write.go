@@ -400,13 +400,13 @@ func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {
 	}
 	// List the remaining deposits first: a box deletes all or none, and an earlier call may have destroyed some.
 	for _, deleted := range []bool{false, true} {
-		var left []string
+		var remaining []string
 		err := p.list(ctx, versionPrefix+k.Name+"@", deleted, func(d *trustee.Deposit) {
 			if mine[d.UUID] {
-				left = append(left, d.UUID)
+				remaining = append(remaining, d.UUID)
 			}
 		})
-		for batch := range slices.Chunk(left, maxBatch) {
+		for batch := range slices.Chunk(remaining, maxBatch) {
 			if err != nil {
 				break
 			}

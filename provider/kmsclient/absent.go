@@ -21,8 +21,8 @@ func (p *Provider) confirm(ctx context.Context, err error, op, about, key string
 	if err == nil || !odd(err) {
 		return err
 	}
-	list, again := p.metadata(ctx, []string{key})
-	if again == nil && list[0] == nil {
+	list, metaErr := p.metadata(ctx, []string{key})
+	if metaErr == nil && list[0] == nil {
 		return claviger.E(op, missing, about, nil)
 	}
 	return err

@@ -26,7 +26,7 @@ func (p *Provider) DeletedKeys(ctx context.Context) ([]kmswire.DeletedKey, error
 		return nil, closedError(opDeleted, "")
 	}
 	body, err := p.do(ctx, request{op: opDeleted, method: http.MethodGet, path: "/v1/trustee/keys/deleted",
-		status: http.StatusOK, safe: true, most: maxBody})
+		status: http.StatusOK, safe: true, limit: maxBody})
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func (p *Provider) trusteeOp(ctx context.Context, op, value, key, version string
 		query.Set(kmswire.ParamVersion, version)
 	}
 	r := request{op: op, key: key, method: http.MethodPost, path: "/v1/trustee/key/" + escape(key), query: query,
-		status: http.StatusOK, noBody: value != kmswire.OpMigrate, most: entries(maxVersions, key)}
+		status: http.StatusOK, noBody: value != kmswire.OpMigrate, limit: entries(maxVersions, key)}
 	body, err := p.do(ctx, r)
 	if err != nil {
 		return nil, err

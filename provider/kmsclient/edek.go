@@ -36,7 +36,7 @@ func (p *Provider) GenerateAs(ctx context.Context, key, as string, n int) ([]cla
 	}
 	body, err := p.do(ctx, request{
 		op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_eek"), as: as, safe: true,
-		status: http.StatusOK, most: entries(n, key),
+		status: http.StatusOK, limit: entries(n, key),
 		query: url.Values{"eek_op": {kmswire.OpGenerate}, "num_keys": {strconv.Itoa(n)}},
 	})
 	if err != nil {
@@ -140,7 +140,8 @@ func (p *Provider) Reencrypt(ctx context.Context, key string, edeks []claviger.E
 		n := min(maxBatch, len(edeks))
 		in := kmswire.AppendBatch(nil, key, edeks[:n])
 		body, err := p.do(ctx, request{op: opReencrypt, key: key, method: http.MethodPost,
-			path: keyPath(key, "/_reencryptbatch"), body: in, safe: true, status: http.StatusOK, most: entries(n, key)})
+			path: keyPath(key, "/_reencryptbatch"), body: in, safe: true, status: http.StatusOK,
+			limit: entries(n, key)})
 		if err != nil {
 			return nil, err
 		}

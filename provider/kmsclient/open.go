@@ -112,23 +112,23 @@ func Scheme(tlsFor func(provider.Env) (*tls.Config, error), negotiate Negotiate,
 // optionsOf reads the properties of Hadoop's client.
 func optionsOf(env provider.Env) (Options, error) {
 	opt := Options{User: env.User, Log: env.Log}
-	var seconds, base, most int
+	var timeout, base, longest int
 	for _, p := range []struct {
 		name string
 		to   *int
 		max  int
 	}{
-		{propTimeout, &seconds, 24 * 3600}, {propMaxRetries, &opt.MaxRetries, 1000},
-		{propSleepBase, &base, 3_600_000}, {propSleepMax, &most, 3_600_000},
+		{propTimeout, &timeout, 24 * 3600}, {propMaxRetries, &opt.MaxRetries, 1000},
+		{propSleepBase, &base, 3_600_000}, {propSleepMax, &longest, 3_600_000},
 	} {
 		var err error
 		if *p.to, err = env.Int(p.name, *p.to, 0, p.max); err != nil {
 			return opt, err
 		}
 	}
-	opt.Timeout = time.Duration(seconds) * time.Second
+	opt.Timeout = time.Duration(timeout) * time.Second
 	opt.SleepBase = time.Duration(base) * time.Millisecond
-	opt.SleepMax = time.Duration(most) * time.Millisecond
+	opt.SleepMax = time.Duration(longest) * time.Millisecond
 	return opt, nil
 }
 

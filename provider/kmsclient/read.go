@@ -32,7 +32,7 @@ func keyPath(key, sub string) string { return "/v1/key/" + escape(key) + sub }
 func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	const op = "kmsclient.Keys"
 	body, err := p.do(ctx, request{op: op, method: http.MethodGet, path: "/v1/keys/names", safe: true,
-		status: http.StatusOK, most: maxBody})
+		status: http.StatusOK, limit: maxBody})
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +99,7 @@ func (p *Provider) metadata(ctx context.Context, names []string) ([]*claviger.Me
 // requestMetadata sends the request of metadata.
 func (p *Provider) requestMetadata(ctx context.Context, op string, names []string) ([]*claviger.Metadata, error) {
 	r := request{op: op, method: http.MethodGet, path: "/v1/keys/metadata", query: url.Values{"key": names}, safe: true,
-		status: http.StatusOK, most: min(maxBody, int64(len(names))*smallBody)}
+		status: http.StatusOK, limit: min(maxBody, int64(len(names))*smallBody)}
 	if len(names) == 1 {
 		r.key = names[0]
 	}
@@ -134,7 +134,7 @@ func (p *Provider) Versions(ctx context.Context, key string) ([]claviger.KeyVers
 		return []claviger.KeyVersion{}, nil
 	}
 	body, err := p.do(ctx, request{op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_versions"),
-		safe: true, status: http.StatusOK, most: entries(maxVersions, key)})
+		safe: true, status: http.StatusOK, limit: entries(maxVersions, key)})
 	defer clear(body)
 	var list []claviger.KeyVersion
 	if err == nil {

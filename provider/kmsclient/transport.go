@@ -60,7 +60,7 @@ type request struct {
 	as     string // doAs
 	status int    // the status that means success
 	noBody bool   // a success has no JSON
-	most   int64  // limit of the answer in bytes; 0 means smallBody
+	limit  int64  // limit of the answer in bytes; 0 means smallBody
 	// safe is true if the request may be repeated after a host may have executed it.
 	safe bool
 }
@@ -327,13 +327,13 @@ func (p *Provider) readBody(ctx context.Context, h *host, r request, resp *http.
 		!strings.HasPrefix(strings.ToLower(ct), "application/json") {
 		return nil, invalid("the answer is %q, not application/json: does the URI have the path of the KMS?", ct)
 	}
-	most := max(r.most, smallBody)
-	body, err := p.readAnswer(ctx, resp, most)
+	limit := max(r.limit, smallBody)
+	body, err := p.readAnswer(ctx, resp, limit)
 	switch {
 	case err == nil && len(body) == 0:
 		return nil, invalid("answered %s with an empty body", resp.Status)
 	case errors.Is(err, errTooLong):
-		return nil, invalid("the answer is longer than %d bytes, the limit for this request", most)
+		return nil, invalid("the answer is longer than %d bytes, the limit for this request", limit)
 	case err != nil:
 		return nil, &failure{err: fmt.Errorf("reading the answer: %w", err)}
 	}
@@ -369,10 +369,10 @@ func entries(n int, key string) int64 {
 	return min(maxBody, smallBody+int64(n)*int64(entryBody+6*len(key)))
 }
 
-// readAnswer reads an answer of at most most bytes. It reads at most maxLarge long answers at the same time.
-func (p *Provider) readAnswer(ctx context.Context, resp *http.Response, most int64) ([]byte, error) {
+// readAnswer reads an answer of at most limit bytes. It reads at most maxLarge long answers at the same time.
+func (p *Provider) readAnswer(ctx context.Context, resp *http.Response, limit int64) ([]byte, error) {
 	body, err := readAll(resp.Body, smallBody)
-	if !errors.Is(err, errTooLong) || most <= smallBody {
+	if !errors.Is(err, errTooLong) || limit <= smallBody {
 		return body, err
 	}
 	select {
@@ -381,7 +381,7 @@ func (p *Provider) readAnswer(ctx context.Context, resp *http.Response, most int
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	rest, err := readAll(resp.Body, most-int64(len(body)))
+	rest, err := readAll(resp.Body, limit-int64(len(body)))
 	if err != nil {
 		return nil, err
 	}

@@ -179,14 +179,15 @@ func testConditional(t *testing.T, s Suite) {
 	if m := metadata(t, p, sp.Name); calls != 2 || m == nil || m.Versions != 1 || len(versions(t, p, sp.Name)) != 1 {
 		t.Errorf("%d calls; after them the key is %+v", calls, m)
 	}
-	if v, err := c.RollIf(t.Context(), sp.Name, nil, provider.AllowAll); err != nil || len(versions(t, p, sp.Name)) != 2 {
+	v, err := c.RollIf(t.Context(), sp.Name, nil, provider.AllowAll)
+	if err != nil || len(versions(t, p, sp.Name)) != 2 {
 		t.Errorf("RollIf: %v, %v", v, err)
 	}
 	if err := c.DeleteIf(t.Context(), sp.Name, provider.AllowAll); err != nil || metadata(t, p, sp.Name) != nil {
 		t.Errorf("DeleteIf: %v", err)
 	}
 	never := func(*claviger.Metadata) error { t.Error("called for a missing key"); return nil }
-	_, err := c.RollIf(t.Context(), sp.Name, nil, never)
+	_, err = c.RollIf(t.Context(), sp.Name, nil, never)
 	wantKind(t, "RollIf without a key", err, claviger.KeyNotFound)
 	wantKind(t, "DeleteIf without a key", c.DeleteIf(t.Context(), sp.Name, never), claviger.KeyNotFound)
 }

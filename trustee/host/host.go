@@ -226,13 +226,13 @@ func checkWrapped(ctx context.Context, c Config, store server.Store, keeper *key
 
 // secretFiles are the files of a trustee that other users must not read or change.
 func secretFiles(folder *trustee.Folder) []secret.File {
-	key := secret.File{Path: filepath.Join(folder.Path, trustee.TLSKey), What: "private key"}
+	key := secret.File{Path: filepath.Join(folder.Path, trustee.TLSKey), Kind: "private key"}
 	list := append(trustee.SecretFiles(folder.Path), key)
 	if folder.Store != "" {
 		return append(list, pgdb.SecretFiles(folder.Store)...)
 	}
 	for _, path := range sqlitedb.Files(filepath.Join(folder.Path, location.FileName)) {
-		list = append(list, secret.File{Path: path, What: "store"})
+		list = append(list, secret.File{Path: path, Kind: "store"})
 	}
 	return list
 }
