@@ -8,19 +8,21 @@ import (
 // eachChunk is the number of keys that Each reads with one Get.
 const eachChunk = 256
 
-type asItIs struct{}
+type incompleteKey struct{}
 
-// AsItIs returns a context for reads that succeed even if the store is known to lack acknowledged changes, when other
-// reads fail. It is for comparing a store with a token, and never for an answer to a client.
-func AsItIs(ctx context.Context) context.Context { return context.WithValue(ctx, asItIs{}, true) }
+// AllowIncomplete returns a context for reads that succeed even if the store is known to lack acknowledged changes,
+// when other reads fail. It is for comparing a store with a token, and never for an answer to a client.
+func AllowIncomplete(ctx context.Context) context.Context {
+	return context.WithValue(ctx, incompleteKey{}, true)
+}
 
-// IsAsItIs reports whether ctx is from AsItIs. Stores call it.
-func IsAsItIs(ctx context.Context) bool { return ctx.Value(asItIs{}) != nil }
+// AllowsIncomplete reports whether ctx is from AllowIncomplete. Stores call it.
+func AllowsIncomplete(ctx context.Context) bool { return ctx.Value(incompleteKey{}) != nil }
 
-// Each calls fn with every key of a store, sorted by name; see AsItIs. It may omit keys that are created or deleted
-// during the call.
+// Each calls fn with every key of a store, sorted by name; see AllowIncomplete. It may omit keys that are created or
+// deleted during the call.
 func Each(ctx context.Context, s Keys, fn func(*Key)) error {
-	ctx = AsItIs(ctx)
+	ctx = AllowIncomplete(ctx)
 	names, err := s.Names(ctx)
 	if err != nil {
 		return err

@@ -182,7 +182,7 @@ func (l *Losses) list(ctx context.Context, conf *hadoopconf.Conf, store metastor
 // keyNow describes what the store and the token have of a key now. The store lacks changes of this key.
 func keyNow(ctx context.Context, store metastore.Store, token *Token, lost []postgres.LostChange, key string) (
 	string, error) {
-	keys, err := store.Get(metastore.AsItIs(ctx), key)
+	keys, err := store.Get(metastore.AllowIncomplete(ctx), key)
 	if err != nil {
 		return "", err
 	}

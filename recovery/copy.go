@@ -34,13 +34,13 @@ func openMovable(ctx context.Context, place location.Location, property string, 
 			return nil, err
 		}
 		st.LogTo(log)
-		return claimed[movable](ctx, st, self, true)
+		return claimStore[movable](ctx, st, self, true)
 	}
 	st, err := postgres.Open(ctx, postgres.Config{URI: place.URI, Property: property, Log: log})
 	if err != nil {
 		return nil, err
 	}
-	return claimed[movable](ctx, st, self, true)
+	return claimStore[movable](ctx, st, self, true)
 }
 
 // Copied is the result of Copy.
@@ -97,14 +97,14 @@ func Copy(ctx context.Context, conf *hadoopconf.Conf, to location.Location, log 
 // moveStore copies a store into another, compares them, and marks the first as moved.
 func moveStore(ctx context.Context, from, to movable) (done Copied, err error) {
 	done = Copied{From: from.URI(), To: to.URI()}
-	was, err := metastore.MovedTo(ctx, from)
+	earlier, err := metastore.MovedTo(ctx, from)
 	if err != nil {
 		return done, err
 	}
-	if was != nil && was.To != to.URI() {
+	if earlier != nil && earlier.To != to.URI() {
 		return done, refuseMove("metastore %s was moved to %s at %s: copy the new one, or set %s to it. If the new "+
 			"metastore and its backups are lost, see docs/nodes.md, From SQLite to PostgreSQL, and back", from.URI(),
-			was.To, was.At.Format(time.RFC3339), hadoopconf.MetastoreURI)
+			earlier.To, earlier.At.Format(time.RFC3339), hadoopconf.MetastoreURI)
 	}
 	if gone, err := metastore.MovedTo(ctx, to); err != nil || gone != nil {
 		if err != nil {
@@ -123,7 +123,7 @@ func moveStore(ctx context.Context, from, to movable) (done Copied, err error) {
 	if err != nil {
 		return done, err
 	}
-	if done.Before, err = transfer(ctx, from, to, c, has, was); err != nil || done.Before != nil {
+	if done.Before, err = transfer(ctx, from, to, c, has, earlier); err != nil || done.Before != nil {
 		return done, err
 	}
 	// If this call is interrupted before SetMoved, the next call finishes the move.
@@ -134,21 +134,21 @@ func moveStore(ctx context.Context, from, to movable) (done Copied, err error) {
 	return done, nil
 }
 
-// transfer fills the store to with the content c of from. has is the content of to before. was is the mark of an
-// earlier move of from to the same location, or nil. The result is was if that move is complete.
-func transfer(ctx context.Context, from, to movable, c, has *metastore.Content, was *metastore.Moved) (
+// transfer fills the store to with the content c of from. has is the content of to before that. earlier is the mark of
+// an earlier move of from to the same location, or nil. The result is earlier if that move is complete.
+func transfer(ctx context.Context, from, to movable, c, has *metastore.Content, earlier *metastore.Moved) (
 	*metastore.Moved, error) {
 	switch {
-	case has.Empty() && was != nil:
+	case has.Empty() && earlier != nil:
 		return nil, refuseMove("metastore %s was moved to %s at %s, which is empty now: restore that one from its "+
-			"backup", from.URI(), was.To, was.At.Format(time.RFC3339))
+			"backup", from.URI(), earlier.To, earlier.At.Format(time.RFC3339))
 	case c.Empty():
 		return nil, refuseMove("metastore %s is empty: set %s to the new one, without a copy", from.URI(),
 			hadoopconf.MetastoreURI)
 	case has.Empty():
 		return nil, fillEmpty(ctx, from, to, c)
-	case was != nil && settingOf(has, hsm.SettingID) == settingOf(c, hsm.SettingID):
-		return was, nil
+	case earlier != nil && settingOf(has, hsm.SettingID) == settingOf(c, hsm.SettingID):
+		return earlier, nil
 	case c.Differ(has) != nil:
 		what := "another metastore"
 		if id := settingOf(c, hsm.SettingID); id != "" && id == settingOf(has, hsm.SettingID) {

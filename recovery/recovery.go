@@ -34,11 +34,11 @@ func openStore(ctx context.Context, conf *hadoopconf.Conf, command string, chang
 	if err != nil {
 		return nil, err
 	}
-	return claimed(ctx, store, owner.Self(command, conf.Dir()), alone)
+	return claimStore(ctx, store, owner.Self(command, conf.Dir()), alone)
 }
 
-// claimed claims a store. After an error it closes the store.
-func claimed[S metastore.Store](ctx context.Context, store S, self owner.Owner, alone bool) (S, error) {
+// claimStore claims a store. After an error it closes the store.
+func claimStore[S metastore.Store](ctx context.Context, store S, self owner.Owner, alone bool) (S, error) {
 	if _, err := store.Claim(ctx, self, alone); err != nil {
 		var none S
 		return none, errors.Join(stopFirst(err, self), store.Close())

@@ -48,11 +48,11 @@ type Restored struct {
 type restoration struct {
 	RestoreOptions
 	Restored
-	conf   *hadoopconf.Conf
-	place  location.Location
-	staged *sqlite.Staged
-	log    *slog.Logger
-	blind  bool // neither the current store nor a token was compared
+	conf       *hadoopconf.Conf
+	place      location.Location
+	staged     *sqlite.Staged
+	log        *slog.Logger
+	uncompared bool // neither the current store nor a token was compared
 }
 
 // Restore replaces the configured SQLite store by a backup. First it checks the backup, and compares it with the
@@ -60,7 +60,7 @@ type restoration struct {
 // versions would be lost or changes undone, unless LoseKeys allows that. The replaced store is kept.
 func Restore(ctx context.Context, conf *hadoopconf.Conf, file string, o RestoreOptions,
 	log *slog.Logger) (done *Restored, err error) {
-	r := &restoration{RestoreOptions: o, conf: conf, log: log, blind: true,
+	r := &restoration{RestoreOptions: o, conf: conf, log: log, uncompared: true,
 		Restored: Restored{Undone: []string{}, Lost: []string{}}}
 	if r.place, err = sqliteLocation(conf, ownTools); err != nil {
 		return nil, err
@@ -85,7 +85,7 @@ func Restore(ctx context.Context, conf *hadoopconf.Conf, file string, o RestoreO
 		r.Kept, err = r.staged.Replace(ctx)
 		r.Done = err == nil
 	}
-	r.Facts, r.Store, r.MustAccept = r.staged.Facts, r.place.File, r.NoToken && r.blind
+	r.Facts, r.Store, r.MustAccept = r.staged.Facts, r.place.File, r.NoToken && r.uncompared
 	return &r.Restored, err
 }
 
@@ -125,7 +125,7 @@ func (r *restoration) mayReplace(file string) error {
 	switch {
 	case r.LoseKeys:
 		return nil
-	case r.blind && !r.place.Missing():
+	case r.uncompared && !r.place.Missing():
 		return claviger.Refuse("neither the current store nor a token was compared, so it is not known which keys " +
 			"the backup lacks; nothing was changed. Compare with the token (leave out --no-token), or say --lose-keys")
 	case len(r.Lost) > 0:
@@ -168,7 +168,7 @@ func (r *restoration) compareStore(ctx context.Context) error {
 	if err == nil {
 		err = errors.Join(r.takeOver(ctx, current), current.Close())
 	}
-	if r.blind = err != nil; r.blind {
+	if r.uncompared = err != nil; r.uncompared {
 		r.Incomparable = err.Error()
 	}
 	return nil
@@ -216,7 +216,7 @@ func (r *restoration) compareToken(ctx context.Context) error {
 	if t == nil {
 		return nil
 	}
-	r.blind = false
+	r.uncompared = false
 	if t.takenFrom != r.place.URI {
 		r.TakenFrom = t.takenFrom
 	}

@@ -293,7 +293,7 @@ func (s *Store) checkComplete(op, key string) error {
 // notFound returns the error for something that the store does not have: err, or the error of checkComplete if the
 // store is known to lack changes.
 func (s *Store) notFound(ctx context.Context, op, key string, err error) error {
-	if metastore.IsAsItIs(ctx) {
+	if metastore.AllowsIncomplete(ctx) {
 		return err
 	}
 	if lost := s.checkComplete(op, key); lost != nil {

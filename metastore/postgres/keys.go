@@ -51,7 +51,7 @@ func (s *Store) Names(ctx context.Context) (names []string, err error) {
 		names, err = pgx.CollectRows(rows, pgx.RowTo[string])
 		return err
 	})
-	if err == nil && !metastore.IsAsItIs(ctx) { // a list without a name says that this key does not exist
+	if err == nil && !metastore.AllowsIncomplete(ctx) { // a list without a name says that this key does not exist
 		err = s.checkComplete("metastore/postgres.Names", "")
 	}
 	return names, err

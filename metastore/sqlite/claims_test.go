@@ -73,14 +73,14 @@ func TestHardLinks(t *testing.T) {
 	if err := open(path); err != nil {
 		t.Fatal(err)
 	}
-	beside, elsewhere := filepath.Join(dir, "second.db"), filepath.Join(t.TempDir(), "claviger.db")
-	for _, other := range []string{beside, elsewhere} {
+	sameFolder, otherFolder := filepath.Join(dir, "second.db"), filepath.Join(t.TempDir(), "claviger.db")
+	for _, other := range []string{sameFolder, otherFolder} {
 		if err := os.Link(path, other); err != nil {
 			t.Fatal(err)
 		}
-		for name, wants := range map[string]string{path: beside, other: path} {
+		for name, wants := range map[string]string{path: sameFolder, other: path} {
 			want := "one of them is " + wants
-			if other == elsewhere {
+			if other == otherFolder {
 				want = "find / -xdev -inum"
 			}
 			err := open(name)

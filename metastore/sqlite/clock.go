@@ -26,11 +26,11 @@ func (s *Store) Clocks(ctx context.Context) (c metastore.Clocks, err error) {
 		return c, s.fail(op, "", err)
 	}
 	now := time.Now()
-	there := now
+	storeTime := now
 	if at := fromMillis(newest); at.After(now) {
-		there = at
+		storeTime = at
 	}
-	c = metastore.Compare(now, there, now, "the newest time in the metastore")
+	c = metastore.Compare(now, storeTime, now, "the newest time in the metastore")
 	c.Bound = true
 	return c, nil
 }

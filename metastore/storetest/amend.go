@@ -22,17 +22,17 @@ func testAmend(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	must(t, s.Amend(ctx, want))
 	after, err := s.Get(ctx, "k", "other")
 	must(t, err)
-	k, was := after[0], before[0]
+	k, old := after[0], before[0]
 	if k.Description == nil || *k.Description != text || !maps.Equal(k.Attributes, want.Attributes) ||
 		!k.Created.Equal(want.Created) {
 		t.Errorf("the key is %+v", k.Metadata)
 	}
-	if k.Cipher != was.Cipher || k.BitLength != was.BitLength || k.Versions != was.Versions || len(k.List) != 2 ||
-		k.List[0].ID != "3" || k.List[1].Object != was.List[1].Object {
-		t.Errorf("the key is %+v, before Amend it was %+v", k, was)
+	if k.Cipher != old.Cipher || k.BitLength != old.BitLength || k.Versions != old.Versions || len(k.List) != 2 ||
+		k.List[0].ID != "3" || k.List[1].Object != old.List[1].Object {
+		t.Errorf("the key is %+v, before Amend it was %+v", k, old)
 	}
-	if o, was := after[1], before[1]; !o.Created.Equal(was.Created) || !maps.Equal(o.Attributes, was.Attributes) {
-		t.Errorf("another key is %+v, before Amend it was %+v", o, was)
+	if o, old := after[1], before[1]; !o.Created.Equal(old.Created) || !maps.Equal(o.Attributes, old.Attributes) {
+		t.Errorf("another key is %+v, before Amend it was %+v", o, old)
 	}
 	want.Description, want.Attributes = nil, nil
 	must(t, s.Amend(ctx, want))

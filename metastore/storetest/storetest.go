@@ -250,9 +250,9 @@ func testInsertGet(t *testing.T, _ Backend, s metastore.Store, _ string) {
 
 func testByVersion(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
-	k, odd := key("k", "01", "02"), key("k@01", "03")
+	k, withAt := key("k", "01", "02"), key("k@01", "03")
 	must(t, s.Insert(ctx, k))
-	must(t, s.Insert(ctx, odd))
+	must(t, s.Insert(ctx, withAt))
 	m, v, err := s.ByVersion(ctx, "k@02")
 	must(t, err)
 	if diff := metadataDiff(*m, k.Metadata); diff != "" {

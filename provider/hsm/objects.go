@@ -201,7 +201,7 @@ func (p *Provider) markUnreferenced(ctx context.Context, k pkcs11.KeyInfo, o Obj
 		return Foreign, nil
 	}
 	// A deleted key may have come back while the records were read.
-	switch _, v, err := p.store.ByVersion(metastore.AsItIs(ctx), o.Label); {
+	switch _, v, err := p.store.ByVersion(metastore.AllowIncomplete(ctx), o.Label); {
 	case err == nil && v.Object == o.ID:
 		return InUse, nil
 	case err != nil && !claviger.Is(err, claviger.VersionNotFound):
@@ -250,7 +250,7 @@ func (p *Provider) records(ctx context.Context, names ...string) (*records, erro
 		err = metastore.Each(ctx, p.store, live)
 	} else {
 		var keys []*metastore.Key
-		keys, err = p.store.Get(metastore.AsItIs(ctx), names...)
+		keys, err = p.store.Get(metastore.AllowIncomplete(ctx), names...)
 		for _, k := range keys {
 			if k != nil {
 				live(k)
