@@ -31,8 +31,8 @@ func (d dated) Metadata(ctx context.Context, names ...string) ([]*claviger.Metad
 	return ms, err
 }
 
-// anew is a migrated key, journaled as made at then, that was deleted at its source, where another
-// one of its name was made at now, with the same rules.
+// again is a migrated key, journaled as made at then, that was deleted at its source, where another one of its name was
+// made at now, with the same rules.
 type anew struct {
 	*twice
 	newer    claviger.EDEK // under payroll@0 of the other key, as w.edek is under that of the first
@@ -63,11 +63,10 @@ func (a *anew) becomes(p provider.Provider, blocks provider.BlockEncrypter) {
 	a.far.calls()
 }
 
-// TestOlderVersionOfAKeyMadeAnew: a migrated key was deleted at its source, and another of its
-// name was made there. EDEKs of the names of the older one's versions may be of either, and are
-// not opened by a guess: the source does not get them. Where the times of creation do not tell,
-// where the journal does not know that the key was taken over, and by the operator's word, the
-// source opens them.
+// TestOlderVersionOfAKeyMadeAnew: a migrated key was deleted at its source, and another of its name was made there.
+// EDEKs of the names of the older one's versions may be of either, and are not opened by a guess: the source does not
+// get them. If the times of creation do not tell, where the journal does not know that the key was taken over, and by
+// the operator's word, the source opens them.
 func TestOlderVersionOfAKeyMadeAnew(t *testing.T) {
 	then := time.Date(2024, 3, 1, 10, 0, 0, 123e6, time.UTC)
 	later := time.Date(2026, 11, 20, 9, 30, 0, 456e6, time.UTC)

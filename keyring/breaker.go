@@ -13,22 +13,22 @@ import (
 	"claviger/provider"
 )
 
-// blame records whose calls to a source got no answer since the last answer. One user's calls may hang at a source
-// that answers others: a directory hangs at that user's name, a proxy drops requests of that size. The calls of
-// such a user alone must not open the breaker for all.
-type blame struct {
+// unanswered records the users whose calls to a source got no answer since the last answer. A source may answer all
+// users but one: a directory hangs at that user's name, or a proxy drops requests of that size. The calls of one such
+// user must not open the breaker for all users.
+type unanswered struct {
 	mu    sync.Mutex
-	user  string // of the first call without an answer
-	other bool   // a call of another user got no answer either, or a probe
+	user  string // the user the user of the first call without an answer
+	other bool   // a probe or a call of another user got no answer either
 }
 
-// record takes in how a call of a user ended; user is "" for a probe.
-func (b *blame) record(user string, err error) {
+// record records the result of a user's call; user is "" for a probe.
+func (b *unanswered) record(user string, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
 	case errors.Is(err, errLeft):
-	case err == nil || !silent(err):
+	case err == nil || !isUnreachable(err):
 		b.user, b.other = "", false
 	case user == "" || b.user != "" && b.user != user:
 		b.other = true
@@ -37,8 +37,8 @@ func (b *blame) record(user string, err error) {
 	}
 }
 
-// shared reports whether more than one user is without an answer.
-func (b *blame) shared() bool {
+// shared reports whether more than one user got no answer.
+func (b *unanswered) shared() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.other
@@ -50,22 +50,22 @@ type probing struct {
 	done chan struct{} // closed when the probe ends; nil: none is under way
 }
 
-// call calls the source within its time, unless the breaker is open. After a pause of the breaker, and where the
-// calls of one user alone got no answer, the source is probed.
+// call calls the source, with its timeout, unless the breaker is open. After a pause of the breaker, and after calls of
+// only one user got no answer, it probes the source.
 func (s *source) call(ctx context.Context, fn func(context.Context) error) error {
 	if s.health != nil && s.breaker.State() == gobreaker.StateHalfOpen {
 		s.probe(ctx)
 	}
 	err := s.execute(ctx, provider.CallerOf(ctx), fn)
-	if s.health != nil && err != nil && silent(err) && s.breaker.State() == gobreaker.StateClosed &&
+	if s.health != nil && err != nil && isUnreachable(err) && s.breaker.State() == gobreaker.StateClosed &&
 		s.breaker.Counts().ConsecutiveFailures >= s.failures {
 		s.probe(ctx)
 	}
 	return err
 }
 
-// probe checks the source's health in this server's own name, and waits for the end of the check or of ctx. The
-// breaker counts the probe as any call.
+// probe checks the source's health in this server's own name, and waits for the end of the check or of ctx. The breaker
+// counts the probe like a call.
 func (s *source) probe(ctx context.Context) {
 	p := &s.probing
 	p.mu.Lock()
@@ -73,7 +73,7 @@ func (s *source) probe(ctx context.Context) {
 	if done == nil {
 		done = make(chan struct{})
 		p.done = done
-		go func() { //nolint:gosec // the probe outlives the request on purpose: others wait for it
+		go func() { //nolint:gosec // the probe continues after the request: other requests wait for it
 			_ = s.execute(context.Background(), "", s.health.Check)
 			p.mu.Lock()
 			p.done = nil
@@ -88,7 +88,7 @@ func (s *source) probe(ctx context.Context) {
 	}
 }
 
-// execute calls the source for a user within its time, unless the breaker is open.
+// execute calls the source for a user, with its timeout, unless the breaker is open.
 func (s *source) execute(ctx context.Context, user string, fn func(context.Context) error) error {
 	_, err := s.breaker.Execute(func() (struct{}, error) {
 		begun := time.Now()
@@ -101,15 +101,15 @@ func (s *source) execute(ctx context.Context, user string, fn func(context.Conte
 	return err
 }
 
-// withoutAnswer marks the error of a call that got no answer: the call's context ended, or the limit of one call
-// to the source. Any other error is the source's answer.
+// withoutAnswer marks the error of a call that got no answer, because the call's context or the timeout of the source
+// ended. Any other error is the source's answer.
 func (s *source) withoutAnswer(ctx, limited context.Context, begun time.Time, err error) error {
 	switch {
-	case err == nil || !silent(err) && claviger.KindOf(err) != claviger.Internal:
-		return err // an answer, however long it took
+	case err == nil || !isUnreachable(err) && claviger.KindOf(err) != claviger.Internal:
+		return err // an answer, even if it came late
 	case ctx.Err() != nil:
-		// The request ended first. If its deadline did, and the source had much of its own time, the source is to
-		// blame.
+		// The request ended before the source's timeout. If the request's deadline passed, and the source had most of
+		// its timeout, the failure counts as the source's.
 		took := time.Since(begun)
 		if errors.Is(ctx.Err(), context.Canceled) || took < s.timeout/2 {
 			return fmt.Errorf("%w: %w", errLeft, err)
@@ -121,17 +121,17 @@ func (s *source) withoutAnswer(ctx, limited context.Context, begun time.Time, er
 	return err
 }
 
-// record keeps how a call of a user ended. A call that its caller gave up says nothing about the source.
+// record records the result of a user's call. A call that its caller gave up shows nothing about the source.
 func (s *source) record(user string, begun time.Time, err error) {
 	if !errors.Is(err, errLeft) {
 		call := &SourceCall{At: time.Now(), Took: time.Since(begun)}
-		if err != nil && (silent(err) || claviger.KindOf(err) == claviger.Internal) {
+		if err != nil && (isUnreachable(err) || claviger.KindOf(err) == claviger.Internal) {
 			call.Err = errors.New(reason(err))
 		}
 		s.lastCall.Store(call)
-		if err != nil && silent(err) {
+		if err != nil && isUnreachable(err) {
 			s.lastFail.Store(&SourceFailure{At: time.Now(), Err: err})
 		}
 	}
-	s.blame.record(user, err)
+	s.unanswered.record(user, err)
 }

@@ -91,9 +91,8 @@ func failFor(users ...string) func(context.Context) error {
 	}
 }
 
-// TestSilentToOneUser: a source that answers all users but one is not left alone for that
-// user's calls: they make the breaker neither open nor stay open. Where it answers nobody,
-// or not even this server's own question, it is left alone.
+// TestSilentToOneUser: a source that answers all users but one is not left alone for that user's calls: they make the
+// breaker neither open nor stay open. If it answers nobody, or not even this server's own question, it is left alone.
 func TestSilentToOneUser(t *testing.T) {
 	far := &answering{}
 	const pause = 30 * time.Millisecond

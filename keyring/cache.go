@@ -10,9 +10,9 @@ import (
 	"claviger"
 )
 
-// cache keeps readings from a provider for a while. A hit takes one shard's read lock and allocates nothing; misses
-// of one name at the same time share one reading. The cache is bounded: a full shard drops one of its older entries.
-// Errors are never kept, so an absent name is read anew each time, as in Hadoop's CachingKeyProvider.
+// cache keeps values that were read from a provider, for a limited time. A hit takes one shard's read lock and
+// allocates nothing; concurrent misses of one name share one reading. The cache is bounded: a full shard drops one of
+// its older entries. Errors are never kept, so an absent name is read each time, as in Hadoop's CachingKeyProvider.
 //
 // A nil *cache keeps nothing.
 type cache[V any] struct {
@@ -35,7 +35,7 @@ type shard[V any] struct {
 	mu      sync.RWMutex
 	entries map[string]*entry[V]
 	loading map[string]*loading[V]
-	_       [64]byte // keeps two shards' locks off one cache line
+	_       [64]byte // puts the locks of two shards on different cache lines
 }
 
 type entry[V any] struct {
@@ -48,15 +48,15 @@ type loading[V any] struct {
 	done  chan struct{} // closed at the end; read the other fields after that
 	value V
 	err   error
-	// gaveUp: err says something about the reader (its context ended, it panicked), and nothing about the name. Those
-	// that waited read again.
+	// gaveUp: err is about the reader (its context ended, or it panicked), not about the name. The callers that waited
+	// read again.
 	gaveUp bool
 }
 
 // readFunc reads the value of a name.
 type readFunc[V any] func(ctx context.Context, name string) (V, error)
 
-// newCache makes a cache of about size entries; nil where ttl <= 0.
+// newCache makes a cache of about size entries; nil if ttl <= 0.
 func newCache[V any](ttl time.Duration, renewed bool, size int) *cache[V] {
 	if ttl <= 0 {
 		return nil
@@ -99,7 +99,7 @@ func (c *cache[V]) lookup(s *shard[V], name string) (value V, ok bool) {
 	if age >= int64(c.ttl) {
 		return value, false
 	}
-	// A busy entry is not stamped at each hit: all readers share its cache line.
+	// The time of a busy entry is not updated at each hit, because all readers share its cache line.
 	if c.renewed && age > int64(c.ttl/64) {
 		e.stamp.Store(now)
 	}
@@ -176,11 +176,11 @@ func (c *cache[V]) fetch(ctx context.Context, name string, read readFunc[V]) (va
 	}
 }
 
-// load reads, and hands the value to all that wait, even where read panics.
+// load reads, and passes the value to all callers that wait, even if read panics.
 func (c *cache[V]) load(ctx context.Context, s *shard[V], name string, l *loading[V], read readFunc[V]) (V, error) {
 	defer func() {
 		s.mu.Lock()
-		if s.loading[name] == l { // else the name was dropped meanwhile
+		if s.loading[name] == l { // otherwise the name was dropped meanwhile
 			delete(s.loading, name)
 			if !l.gaveUp && l.err == nil {
 				c.store(s, name, l.value)
@@ -225,8 +225,9 @@ func (c *cache[V]) drop(name string) {
 	delete(s.loading, name)
 }
 
-// dropAll removes each name for which toGo is true. It visits all names, so it is for management operations.
-func (c *cache[V]) dropAll(toGo func(name string) bool) {
+// dropAll removes each name for which remove returns true. It visits all names, so it is only for management
+// operations.
+func (c *cache[V]) dropAll(remove func(name string) bool) {
 	if c == nil {
 		return
 	}
@@ -234,12 +235,12 @@ func (c *cache[V]) dropAll(toGo func(name string) bool) {
 		s := &c.shards[i]
 		s.mu.Lock()
 		for name := range s.entries {
-			if toGo(name) {
+			if remove(name) {
 				delete(s.entries, name)
 			}
 		}
 		for name := range s.loading {
-			if toGo(name) {
+			if remove(name) {
 				delete(s.loading, name)
 			}
 		}

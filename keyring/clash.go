@@ -13,7 +13,8 @@ import (
 )
 
 const (
-	// clashesHold is how long the result that no name clashes is used; clashesRetry how long any other result is.
+	// clashesHold is the time for which a result without clashes is used; clashesRetry is the time for any other
+	// result.
 	clashesHold  = 10 * time.Minute
 	clashesRetry = time.Minute
 	// clashesShown is the number of names in a message.
@@ -22,14 +23,14 @@ const (
 
 // clashes is the last result of CheckNames.
 type clashes struct {
-	mu    sync.Mutex // held while the sources are asked
+	mu    sync.Mutex // held while the sources are read
 	until time.Time
 	err   error
 }
 
 // CheckNames names the keys here that have the name of a source's key and were not migrated from it. Such a key may
-// have been made before the source was configured. Its rules guard the source's key too, and may shut the users of
-// that key out. The error is for an operator.
+// have been made before the source was configured. Its rules guard the source's key too, so the users of the source's
+// key may lose access. The error is for an operator.
 func (r *Ring) CheckNames(ctx context.Context) error {
 	if r.sources.none() {
 		return nil
@@ -120,8 +121,8 @@ func (r *Ring) findClashes(ctx context.Context) error {
 		"files to a zone with another key"}
 }
 
-// migratedFrom reports whether a key here was migrated from any source. It may be in conflict with s, which has
-// rolled it since; then CheckConflicts names it.
+// migratedFrom reports whether a key here was migrated from any source. If s has rolled the key since, so that it is in
+// conflict, CheckConflicts names it.
 func (r *Ring) migratedFrom(ctx context.Context, s *source, m *claviger.Metadata) (bool, error) {
 	list, err := r.origins.of(ctx, m.Name)
 	return slices.ContainsFunc(list, func(o Origin) bool {
@@ -166,7 +167,7 @@ func (r *Ring) clashesWith(ctx context.Context, s *source, ours map[string][]str
 			if taken {
 				continue
 			}
-			if !listed[m.Name] { // another spelling: what the source answers to counts
+			if !listed[m.Name] { // another spelling, which counts because the source answers to it
 				switch _, err := s.metadata(ctx, m.Name); {
 				case claviger.Is(err, claviger.KeyNotFound):
 					continue

@@ -27,7 +27,7 @@ func TestNamesClash(t *testing.T) {
 		s := newShadowLab(t, c.here, "present", c.spelt, false)
 		var logged strings.Builder
 		s.log = slog.New(slog.NewTextHandler(&logged, nil))
-		for range 2 { // the second time it is remembered
+		for range 2 { // the second time it is cached
 			err := s.CheckNames(t.Context())
 			if (err != nil) != c.clashes {
 				t.Errorf("%s, %s: %v", c.here, c.spelt, err)

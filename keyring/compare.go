@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	// defaultCompareEvery is the time after which a roll at a source is known here at the latest.
+	// defaultCompareEvery is the longest time until a roll at a source is known here.
 	defaultCompareEvery = 30 * time.Second
-	// comparedAtOnce is the number of keys in one question to a source.
+	// comparedAtOnce is the number of keys in one request to a source.
 	comparedAtOnce = 50
 )
 
@@ -31,14 +31,14 @@ func (r *Ring) WatchSources(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			_ = r.CompareSources(ctx) // a source that does not answer has a check of its own
+			_ = r.CompareSources(ctx) // another check reports a source that does not answer
 		}
 	}
 }
 
 // CompareSources reads from the sources how many versions they count of the keys that were migrated from them, and
-// finds the version names that belong to another version there. What a source does not answer now stays as it
-// answered before.
+// finds the version names that belong to another version there. If a source does not answer, its last answer stays in
+// force.
 func (r *Ring) CompareSources(ctx context.Context) error {
 	c := &r.conflicts
 	c.mu.Lock()
@@ -62,7 +62,7 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 	errs = append(errs, err)
 	rolled, err := r.compareEach(ctx, all, known)
 	errs = append(errs, err)
-	// A conflict stands also where its source was taken out of the configuration, or has another URI now.
+	// A conflict remains even if its source was removed from the configuration, or has another URI now.
 	for uri, versions := range c.last {
 		for v := range versions {
 			if _, found := known[v]; !found {
@@ -109,8 +109,8 @@ func (r *Ring) compareEach(ctx context.Context, all []Origin, known map[string]s
 			errs = append(errs, err)
 			rolled = withBefore(rolled, load(&c.rolled), s.URI())
 		}
-		// A conflict that was found once stands. The source may have lost the version since, or the key, and may be
-		// another KMS today; the EDEKs in question still exist.
+		// A conflict remains once it was found. Even if the source has lost the version or the key since, or is another
+		// KMS now, the EDEKs still exist.
 		before := len(c.last[s.URI()])
 		maps.Copy(now, c.last[s.URI()])
 		if len(now) > before {
@@ -126,7 +126,7 @@ func (r *Ring) compareEach(ctx context.Context, all []Origin, known map[string]s
 	return rolled, errors.Join(errs...)
 }
 
-// setConflicts publishes the versions in conflict, and logs the new ones of those that are here.
+// setConflicts stores the versions in conflict for requests, and logs the new conflicts of versions that are here.
 func (r *Ring) setConflicts(ctx context.Context, known, here map[string]string) {
 	before := load(&r.conflicts.here)
 	r.conflicts.known.Store(&known)
@@ -144,8 +144,8 @@ func (r *Ring) setConflicts(ctx context.Context, known, here map[string]string) 
 type compared struct {
 	counted int       // versions when the key was migrated
 	opaque  bool      // the source names its versions by opaque ids
-	made    time.Time // when it was made at the source
-	any     bool      // the journal does not say when: any key of the name is compared
+	made    time.Time // its creation time at the source
+	any     bool      // the journal has no creation time, so any key of the name is compared
 }
 
 // toCompare returns the keys, by their names at the source, that are compared with it.
@@ -158,14 +158,14 @@ func (r *Ring) toCompare(s *source, all []Origin) map[string]compared {
 		}
 	}
 	for _, o := range all {
-		// The source of this key is not configured any more. s may be the same source under another URI (another
-		// name of the host, TLS, a port, one more node), if it has the very key.
+		// The source of this key is no longer configured. s may be the same source under another URI (another name of
+		// the host, TLS, a port, one more node), if it has the same key.
 		_, known := keys[o.Key]
 		if !known && !r.sources.configured(o.Source) && o.Finished.IsZero() && migrated(o) {
 			keys[o.Key] = compared{counted: o.Counted, opaque: !o.Numbered, made: o.Created}
 		}
 	}
-	for _, o := range all { // versions that were made at a former primary can be in conflict with the source's, too
+	for _, o := range all { // versions that were made at a former primary may also be in conflict with the source's
 		if _, known := keys[o.Key]; !known && len(o.MadeThere) > 0 && o.Source != s.URI() {
 			keys[o.Key] = compared{made: o.Created}
 		}
@@ -174,7 +174,7 @@ func (r *Ring) toCompare(s *source, all []Origin) map[string]compared {
 }
 
 // compareWith returns the versions here that the source has too, of keys that were migrated from it, and the keys that
-// it has rolled since where its ids are opaque. The findings stand beside an error.
+// it has rolled since, if its ids are opaque. It returns what it found even with an error.
 func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[string]bool, []rolledKey, error) {
 	found := map[string]bool{}
 	var rolled []rolledKey
@@ -193,8 +193,8 @@ func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[st
 			if m == nil || m.Versions <= c.counted {
 				continue
 			}
-			// A key that was made anew at the source is not the migrated one. Else any user who may make keys there
-			// could close the migrated key to its users.
+			// A key that was made again at the source is not the migrated key. Otherwise any user who may make keys
+			// there could block the migrated key.
 			if !c.any && c.made.UnixMilli() != m.Created.UnixMilli() {
 				continue
 			}
@@ -226,8 +226,8 @@ func (r *Ring) skipNumbers(ctx context.Context, key string, next int) error {
 	return r.cfg.Numbers.SkipNumbers(ctx, key, min(next, claviger.MaxVersion))
 }
 
-// below returns the versions of a key here whose numbers are below number. Versions of deleted keys of its name are
-// among them: these keys may come back.
+// below returns the versions of a key here whose numbers are below number. It includes versions of deleted keys of the
+// name, because these keys may come back.
 func (r *Ring) below(ctx context.Context, key string, number int) ([]string, error) {
 	all, err := r.primary.versionNames(ctx, key)
 	if err != nil && !claviger.Is(err, claviger.KeyNotFound) {
@@ -246,8 +246,8 @@ func (r *Ring) below(ctx context.Context, key string, number int) ([]string, err
 	}), nil
 }
 
-// stillHere returns those of the versions that a key here has, or that may have been used. A version that cannot be
-// read counts as here.
+// stillHere returns the versions that a key here has, or that may have been used. A version that cannot be read counts
+// as here.
 func (r *Ring) stillHere(ctx context.Context, versions map[string]string) (map[string]string, error) {
 	here := map[string]string{}
 	var errs []error
@@ -270,7 +270,7 @@ func (r *Ring) stillHere(ctx context.Context, versions map[string]string) (map[s
 	return here, errors.Join(errs...)
 }
 
-// readConflicts reads what earlier processes and other nodes have found: a source may be silent now.
+// readConflicts reads the conflicts that earlier processes and other nodes have found. The source may not answer now.
 func (r *Ring) readConflicts(ctx context.Context) (map[string]map[string]bool, error) {
 	last := map[string]map[string]bool{}
 	if r.cfg.Settings == nil {

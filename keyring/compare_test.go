@@ -307,8 +307,8 @@ func (o otherwise) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 	return o.farKMS.Metadata(ctx, strings.ToLower(names[0]))
 }
 
-// TestConflictOfASpelling: a source that has "payroll" and answers to "Payroll", as the
-// key is called here, is compared by what it was asked for.
+// TestConflictOfASpelling: a source that has "payroll" and answers to "Payroll", as the key is called here, is compared
+// by what the source was tried for.
 func TestConflictOfASpelling(t *testing.T) {
 	s := newShadowLab(t, never, "present", "Payroll", false)
 	far := otherwise{folding{s.far}}

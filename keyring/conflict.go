@@ -15,22 +15,22 @@ import (
 // conflictsShown is the number of versions in a message.
 const conflictsShown = 10
 
-// conflicts are the versions of migrated keys that have the name of another version at the source, which has rolled
-// its key since. An EDEK identifies its version by that name alone. So the result of opening such an EDEK here may be
-// no DEK.
+// conflicts are the versions of migrated keys that have the name of another version at the source, which has rolled its
+// key since. An EDEK identifies its version by that name alone. So an EDEK of the other version would open here to a
+// wrong DEK.
 type conflicts struct {
-	// known has the URI of the source, by version. It has versions of keys that were deleted here, too: these keys
-	// may come back, and no version of another key gets the names.
+	// known has the URI of the source, by version. It includes versions of keys that were deleted here: these keys may
+	// come back, and no version of another key gets the names.
 	known atomic.Pointer[map[string]string]
-	// here are those of known that a key here has now, or that may have been used.
+	// here are the versions in known that a key here has now, or that may have been used.
 	here atomic.Pointer[map[string]string]
-	// rolled are migrated keys of sources with opaque ids that count more versions there than were migrated, as each
-	// source last said.
+	// rolled are migrated keys of sources with opaque ids that count more versions there than were migrated, by the
+	// last answer of each source.
 	rolled atomic.Pointer[[]rolledKey]
 
 	mu   sync.Mutex                 // held while sources are compared
 	last map[string]map[string]bool // by URI of the source, the versions in conflict; nil: not read yet
-	used sync.Map                   // the versions in conflict of whose keys a version was used
+	used sync.Map                   // the versions in conflict whose keys have a version that was used
 }
 
 // load returns the value that was stored last; the zero value before that. The value must not be changed.
@@ -80,10 +80,10 @@ func (r *Ring) needNotInConflict(ctx context.Context, op string, v *claviger.Key
 		"was migrated from, so nothing is opened with it; this server's log and /readyz say what to do", v.Name))
 }
 
-// needNoConflict refuses to re-encrypt EDEKs of a version of ours whose name another version at a source may have.
-// Such an EDEK may open to no DEK here, and to replace it by the result would lose the file for good. So each source
-// is asked, whether the key was migrated from it or not. A silent source ends the re-encryption, unless the key came
-// from a source with opaque ids, as a Key Trustee KMS.
+// needNoConflict refuses to re-encrypt EDEKs of a version of ours whose name another version at a source may have. Such
+// an EDEK may open to a wrong DEK here, and a re-encrypted wrong DEK would lose the file for ever. So each source is
+// checked, even if the key was not migrated from it. A source that does not answer ends the re-encryption, unless the
+// key came from a source with opaque ids, such as a Key Trustee KMS.
 func (r *Ring) needNoConflict(ctx context.Context, op string, v *claviger.KeyVersion) error {
 	if err := r.needNoKnownConflict(ctx, op, v); err != nil {
 		return err
@@ -99,7 +99,7 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *claviger.KeyVer
 	}
 	opaque, numbered := false, false
 	for _, o := range origins {
-		if !o.TakenOver && o.Finished.IsZero() { // the journal's newest word
+		if !o.TakenOver && o.Finished.IsZero() { // the journal's newest record
 			return claviger.Errorf(op, claviger.Invalid, v.Name, "key '%s' is in conflict with the one at its source, "+
 				"so EDEKs of '%s' may be of either, and are not re-encrypted: claviger migrate plan says what to "+
 				"do", v.Key, v.Name)
@@ -142,8 +142,8 @@ func (r *Ring) taken(ctx context.Context, op string, v *claviger.KeyVersion, s *
 	return r.notReencrypted(ctx, op, v, s.URI())
 }
 
-// needNoKnownConflict is needNoConflict without a question to a source. It is for the current version, whose EDEKs
-// would be returned as they are, and counted as re-encrypted.
+// needNoKnownConflict is needNoConflict without a request to a source. It is for the current version, whose EDEKs would
+// be returned unchanged, and counted as re-encrypted.
 func (r *Ring) needNoKnownConflict(ctx context.Context, op string, v *claviger.KeyVersion) error {
 	if uri, ok := r.conflictsNow()[v.Name]; ok {
 		return r.notReencrypted(ctx, op, v, uri)
@@ -156,7 +156,7 @@ func (r *Ring) notReencrypted(ctx context.Context, op string, v *claviger.KeyVer
 		"may be of either, and are not re-encrypted: %s", v.Name, uri, r.cureHere(ctx, claviger.ParseVersion(v.Name)))
 }
 
-// otherKey is notReencrypted where the source's key was not rolled, but is another key.
+// otherKey is notReencrypted for a source's key that was not rolled, but is another key.
 func (r *Ring) otherKey(op string, v *claviger.KeyVersion, uri string, theirs *claviger.Metadata) error {
 	return claviger.Errorf(op, claviger.Invalid, v.Name, "the source %s has another key '%s', made %s, than the one "+
 		"here, made %s, and both have a version '%s', so its EDEKs may be of either, and are not re-encrypted: where "+
@@ -166,7 +166,7 @@ func (r *Ring) otherKey(op string, v *claviger.KeyVersion, uri string, theirs *c
 		preciseStamp(theirs.Created), preciseStamp(v.Of.Created), v.Name, r.oursWith(claviger.ParseVersion(v.Name)))
 }
 
-// notKnown is the error where a source does not say whether it has another version of that name.
+// notKnown is the error if it is not known whether a source has another version of that name.
 func notKnown(op string, v *claviger.KeyVersion, s *source, err error) error {
 	err = s.explain(err, aboutMetadata(v.Key, v.Key))
 	switch kind := claviger.KindOf(err); kind {

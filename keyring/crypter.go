@@ -9,26 +9,26 @@ import (
 	"claviger/secret"
 )
 
-// crypter makes, opens and re-wraps EDEKs, whatever kind of provider holds the keys. Versions are as they were
-// read before; where a version was not read, as one of a source, its Key and Name suffice. Each method fails as a
-// whole, and returns as many elements as it was given, in order.
+// crypter makes, opens and re-wraps EDEKs, for each kind of provider. Its methods get versions that were read before;
+// for a version that was not read, such as a source's, Key and Name are enough. Each method fails as a whole, and
+// returns as many elements as it was given, in order.
 type crypter interface {
 	// Generate makes n EDEKs under v, the current version of its key.
 	Generate(ctx context.Context, v claviger.KeyVersion, n int) ([]claviger.EDEK, error)
 	// Unwrap returns the DEKs of EDEKs of v. as is the short name of the user on whose behalf they are opened;
 	// "" means in this server's own name.
 	Unwrap(ctx context.Context, v claviger.KeyVersion, as string, edeks []claviger.EDEK) ([]secret.Bytes, error)
-	// Wrap makes one EDEK of each DEK under v, with the IV at the same place. Kind Unsupported, also for no DEK,
-	// where the provider wraps no DEK that it has not made.
+	// Wrap makes one EDEK of each DEK under v, with the IV at the same place. Kind Unsupported, even without a DEK, if
+	// the provider wraps only DEKs that it has made.
 	Wrap(ctx context.Context, v claviger.KeyVersion, ivs [][]byte, deks []secret.Bytes) ([]claviger.EDEK, error)
-	// Reencrypt brings EDEKs of the versions from under the version to, which is current. EDEKs of to come back
-	// as they are.
+	// Reencrypt re-encrypts EDEKs of the versions from under the version to, which is current. EDEKs of to stay
+	// unchanged.
 	Reencrypt(ctx context.Context, from []claviger.KeyVersion, to claviger.KeyVersion,
 		edeks []claviger.EDEK) ([]claviger.EDEK, error)
 }
 
-// crypterOf returns the one way in which a provider uses its keys. read: its versions are read before they are
-// used, so they can be pinned.
+// crypterOf returns the crypter of a provider. read: the provider's versions are read before they are used, so they can
+// be pinned.
 func crypterOf(p provider.Provider, read bool) (crypter, error) {
 	blocks, encrypts := p.(provider.BlockEncrypter)
 	service, serves := p.(provider.EDEKService)
@@ -45,7 +45,7 @@ func crypterOf(p provider.Provider, read bool) (crypter, error) {
 	return eek.NewService(blocks), nil
 }
 
-// remote is the crypter of a KMS elsewhere.
+// remote is the crypter for another KMS.
 type remote struct {
 	provider provider.Provider
 	service  provider.EDEKService
@@ -97,7 +97,7 @@ func notUnder(version string, es []claviger.EDEK) (old []claviger.EDEK, at []int
 	return old, at
 }
 
-// checkOpened checks that what a provider opened is one DEK for each EDEK, of its length.
+// checkOpened checks that a provider returned one DEK for each EDEK, with the EDEK's length.
 func checkOpened(edeks []claviger.EDEK, deks []secret.Bytes) error {
 	if len(deks) != len(edeks) {
 		return claviger.Errorf("keyring.unwrap", claviger.Internal, edeks[0].Version, "%d DEKs for %d EDEKs",

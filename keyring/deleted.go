@@ -17,8 +17,8 @@ import (
 type DeletedKey struct {
 	provider.Deleted
 	// LastUse is the time of the last recorded use of a version of the key; zero: no use is recorded. Uses of another
-	// node in the last minute, or of a node that could not write, are not recorded: see Purge. Where the key is older
-	// than the record of uses, LastUse is the latest time that is possible.
+	// node in the last minute, or of a node that could not write, are not recorded: see Purge. If the key is older than
+	// the record of uses, LastUse is the latest possible time.
 	LastUse time.Time
 }
 
@@ -52,9 +52,8 @@ func (r *Ring) Deleted(ctx context.Context, c claviger.Caller) ([]DeletedKey, er
 	return list, nil
 }
 
-// Undelete brings back the deleted key of that name that has the version of that full name; where version is "", the
-// key that was deleted last of those that the caller may manage. Kinds Denied, KeyDenied, KeyNotFound, KeyExists,
-// Unsupported.
+// Undelete brings back the deleted key of that name that has the version of that full name. If version is "", it brings
+// back the last deleted key that the caller may manage. Kinds Denied, KeyDenied, KeyNotFound, KeyExists, Unsupported.
 func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version string) error {
 	const op = "keyring.Undelete"
 	q, err := r.enter(ctx, &c, audit.UndeleteKey, &key, authz.Undelete)
@@ -97,8 +96,8 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 		return err
 	}
 	if migrated {
-		// The source may have rolled to a version of the key a moment ago. A source that does
-		// not answer does not end the undeletion.
+		// The source may have rolled to a version of the key a moment ago. A source that does not answer does not stop
+		// the undeletion.
 		err = r.waitForSource(ctx, op, key, func() error { _ = r.CompareSources(ctx); return nil })
 		if err != nil {
 			return err
@@ -113,12 +112,12 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 	return nil
 }
 
-// Purge destroys the deleted key of that name that has the version of that full name; where version is "", the only
-// key of the name that the caller may manage. A key counts as used until its deletion, and for a while beyond it
-// where nodes serve it from memory, unless it is certain that none of its versions was ever used. Kind Invalid where
-// that is within Config.PurgeMinUnused, where no version is given and there are several keys, and where this host's
-// clock is behind a store without a clock; Unavailable where Config.Clock shows otherwise that a clock is wrong; else
-// those of Undelete.
+// Purge destroys the deleted key of that name that has the version of that full name. If version is "", it destroys the
+// only key of the name that the caller may manage. A key counts as used until its deletion, and for some time after it
+// if nodes serve it from memory, unless it is certain that none of its versions was ever used. Kinds: Invalid if the
+// last use is within Config.PurgeMinUnused, if no version is given and there are several keys, or if this host's clock
+// is behind a store without a clock; Unavailable if Config.Clock shows in another way that a clock is wrong; and those
+// of Undelete.
 func (r *Ring) Purge(ctx context.Context, c claviger.Caller, key, version string) error {
 	return r.purge(ctx, c, key, version, false)
 }
@@ -147,7 +146,7 @@ func (r *Ring) purge(ctx context.Context, c claviger.Caller, key, version string
 	if err != nil {
 		return err
 	}
-	if len(keys) == 0 { // an interrupted purge may have left parts of a key, which have the name alone
+	if len(keys) == 0 { // an interrupted purge may have left parts of a key, which have only the name
 		if err := q.needKey(ctx, &claviger.Metadata{Name: key}, authz.KeyManagement); err != nil {
 			return err
 		}
@@ -185,7 +184,7 @@ func (r *Ring) purge(ctx context.Context, c claviger.Caller, key, version string
 }
 
 // needUnshelvedName refuses a new key the name of a deleted key that the caller may not manage: the deleted key could
-// not be undeleted beside a new key of its name. Call it after a reading that found no key of the name: so a key that
+// not be undeleted while a new key has its name. Call it after a reading that found no key of the name. Then a key that
 // is deleted meanwhile is among the deleted keys that are read here.
 func (q *request) needUnshelvedName(ctx context.Context, op, name string) error {
 	if !q.ring.cfg.KeyAuthorization {
@@ -197,7 +196,8 @@ func (q *request) needUnshelvedName(ctx context.Context, op, name string) error 
 	}
 	for _, k := range keys {
 		if !q.mayManage(k.ACLName()) {
-			_ = q.needKey(ctx, &k.Metadata, authz.KeyManagement) // for its audit line; its text has the ACL name
+			// Only for the audit line: the text of this error has the ACL name.
+			_ = q.needKey(ctx, &k.Metadata, authz.KeyManagement)
 			return claviger.Errorf(op, claviger.KeyDenied, name, "User [%s] is not authorized to create key '%s': the "+
 				"name is kept for a deleted key. Choose another name, or have a user who may manage the deleted key "+
 				"create this one, or purge the deleted one", q.caller.Short, name)
@@ -206,8 +206,7 @@ func (q *request) needUnshelvedName(ctx context.Context, op, name string) error 
 	return nil
 }
 
-// manageable returns those of the deleted keys that the caller may manage. Kind KeyDenied where the caller may manage
-// none of them.
+// manageable returns the deleted keys that the caller may manage. Kind KeyDenied if the caller may manage none of them.
 func (q *request) manageable(ctx context.Context, keys []provider.Deleted) ([]provider.Deleted, error) {
 	var own []provider.Deleted
 	for _, k := range keys {
@@ -221,16 +220,16 @@ func (q *request) manageable(ctx context.Context, keys []provider.Deleted) ([]pr
 	return own, nil
 }
 
-// OtherDeletedError names the deleted keys of a name where none has the version of the request. It is for a caller
-// who may manage these keys.
+// OtherDeletedError is the error if no deleted key of a name has the version of the request. It names the newest
+// versions of the deleted keys, for a caller who may manage these keys.
 type OtherDeletedError struct{ asked, newest string }
 
 func (e *OtherDeletedError) Error() string {
 	return "has the version " + e.asked + "; the newest versions of those that are there are " + e.newest
 }
 
-// noDeleted is the error where no deleted key of the name has the version. It names the deleted keys that the caller
-// may manage.
+// noDeleted is the error if no deleted key of the name has the version. It names the deleted keys that the caller may
+// manage.
 func (q *request) noDeleted(ctx context.Context, op, key, version string) error {
 	keys, err := q.ring.primary.deletedOf(ctx, key, "")
 	if err != nil {
@@ -252,7 +251,7 @@ func newest(keys []provider.Deleted) string {
 	return strings.Join(list, ", ")
 }
 
-// newestOf is the name of the newest version, which distinguishes a deleted key from others of its name.
+// newestOf returns the name of the newest version, which distinguishes a deleted key from other keys of its name.
 func newestOf(k *provider.Deleted) string {
 	if len(k.List) == 0 {
 		return ""
@@ -265,7 +264,7 @@ func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 // lastUse returns the latest time at which a use of the key is recorded, or was possible before uses were recorded.
 func (r *Ring) lastUse(ctx context.Context, k provider.Deleted) (time.Time, error) {
 	if r.cfg.LastUses == nil {
-		return k.Since, nil // it may have been used until its deletion
+		return k.Since, nil // the key may have been used until its deletion
 	}
 	times, since, err := r.cfg.LastUses.LastUses(ctx, k.List...)
 	if err != nil {
@@ -283,12 +282,12 @@ func (r *Ring) lastUse(ctx context.Context, k provider.Deleted) (time.Time, erro
 
 // needUnused refuses to purge a deleted key that may have been used within Config.PurgeMinUnused.
 //
-// The first use of a version is written before its answer goes out. So it is certain that a key was never used once
-// no request can be under way that found the key before its deletion.
+// The first use of a version is written before its answer goes out. So it is certain that a key was never used once no
+// request that found the key before its deletion can still be running.
 //
 // For a key that was used, the time of its deletion counts as a use: another node writes its uses once a minute, and
-// none where it was cut off or killed. Kinds Invalid; Unavailable where the clocks differ, because the recorded times
-// then say nothing. Where the store has no clock, no other node can purge either, and the kind is Invalid.
+// loses them if it is cut off or killed. Kinds Invalid; Unavailable if the clocks differ, because the recorded times
+// are then wrong. If the store has no clock, no other node can purge either, and the kind is Invalid.
 func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) error {
 	if r.cfg.PurgeMinUnused <= 0 {
 		return nil
@@ -310,7 +309,7 @@ func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) e
 		now = clocks.Earliest()
 	}
 	created := k.Created
-	if created.After(now) { // by a clock that was ahead; the deletion came later
+	if created.After(now) { // a clock was ahead; the deletion came later
 		created = time.Time{}
 	}
 	never, err := r.neverUsedAny(ctx, k.List)
@@ -346,11 +345,11 @@ func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) e
 		k.Name, stamp(k.Since), stamp(last), r.cfg.PurgeMinUnused, stamp(free.Add(time.Second)), wrong)
 }
 
-// underWay is longer than any request that uses a key.
+// underWay is longer than the longest request that uses a key.
 const underWay = 2 * time.Minute
 
 // servedAfterDeletion is how long another node may serve a key after its deletion: the node may not know of the
-// deletion for the lease, and a request may be under way.
+// deletion for the lease, and a request may still be running.
 func (r *Ring) servedAfterDeletion() time.Duration {
 	if r.cfg.Shared == nil {
 		return 0

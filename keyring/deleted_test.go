@@ -75,8 +75,7 @@ func TestUndelete(t *testing.T) {
 	wantKind(t, l.Undelete(ctx, caller("restorer"), "k", ""), claviger.KeyNotFound)
 }
 
-// TestUndeleteKeyRules: beside the operation the key's own rules are asked, by the
-// ACL name that it had.
+// TestUndeleteKeyRules: beside the operation the key's own rules are checked, by the ACL name that it had.
 func TestUndeleteKeyRules(t *testing.T) {
 	l := softLab(t, func(c *Config) {
 		c.Policy = rules(t, trusteeRules("key.acl.k.MANAGEMENT", "owner")...)

@@ -11,26 +11,26 @@ import (
 	"claviger/provider"
 )
 
-// Version is what an operator may see of a version.
+// Version has the facts about a version that an operator may see.
 type Version struct {
 	provider.VersionFacts
 	// LastUse is the time of its last use, to the minute; zero: no use is known.
 	LastUse time.Time
 }
 
-// Description is all that is known of a key, without its material.
+// Description has all facts about a key, without its material.
 type Description struct {
 	claviger.Metadata
-	Deleted time.Time // zero: it is not
+	Deleted time.Time // zero: not deleted
 	List    []Version // oldest first
-	// UsesSince is when the record of uses began: a version without a recorded use may have been used before. Zero:
-	// uses are not recorded.
+	// UsesSince is the time at which the record of uses began: a version without a recorded use may have been used
+	// before. Zero: uses are not recorded.
 	UsesSince time.Time
 }
 
 // Describe describes the key of that name, and after it the deleted keys of that name, longest deleted first, if the
-// caller may undelete or purge. It needs the rights that Metadata needs. Deleted keys that the caller may not read
-// are left out; where nothing else is left, the kind is KeyDenied. Kinds Denied, KeyDenied, KeyNotFound.
+// caller may undelete or purge. It needs the rights that Metadata needs. Deleted keys that the caller may not read are
+// left out; if no other key is left, the kind is KeyDenied. Kinds Denied, KeyDenied, KeyNotFound.
 func (r *Ring) Describe(ctx context.Context, c claviger.Caller, key string) ([]Description, error) {
 	q, err := r.enter(ctx, &c, audit.GetMetadata, &key, authz.GetMetadata)
 	if err != nil {
@@ -86,7 +86,7 @@ func (r *Ring) describeLive(ctx context.Context, q *request, key string) ([]Desc
 		if err != nil {
 			return nil, err
 		}
-		// The facts of the versions must be of the key whose rules were asked.
+		// The facts of the versions must be those of the key whose rules were checked.
 		if again, err := r.metadataNow(ctx, key); err != nil {
 			return nil, err
 		} else if !sameKey(m, again) {

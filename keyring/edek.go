@@ -15,9 +15,9 @@ import (
 // its clients request 500.
 const MaxGenerate = 100_000
 
-// Generate makes n EDEKs under the key's current version. n <= 0 makes none, asks no rules of the key, and the key
+// Generate makes n EDEKs under the key's current version. n <= 0 makes none, checks no rules of the key, and the key
 // need not exist, as in Hadoop. One call to the provider makes the EDEKs that the queue does not hold. Kinds
-// KeyNotFound, and Invalid where n is above MaxGenerate.
+// KeyNotFound, and Invalid if n is above MaxGenerate.
 func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n int) ([]claviger.EDEK, error) {
 	q, err := r.enter(ctx, &c, audit.GenerateEEK, &key, authz.GenerateEEK)
 	if err != nil {
@@ -43,7 +43,7 @@ func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n in
 	return edeks, nil
 }
 
-// generate asks the rules of the key of the EDEKs that it returns: the queue may have made them under a key that took
+// generate checks the rules of the key of the EDEKs that it returns. The queue may have made them under a key that got
 // the name after the first reading.
 func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]claviger.EDEK, error) {
 	if !r.primary.queued {
@@ -74,7 +74,7 @@ func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]c
 	asked := v.Name
 	for _, e := range edeks {
 		if e.Version == asked {
-			continue // of the version whose rules were asked; usually all EDEKs are
+			continue // its version's rules were checked already, usually for all EDEKs
 		}
 		made, err := r.ownVersion(ctx, e.Version)
 		if err != nil {
@@ -86,8 +86,8 @@ func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]c
 		asked = e.Version
 	}
 	if r.primary.reuses {
-		// Where names are given again, a name proves nothing. The queue's EDEKs were made under a version that was
-		// read before now.
+		// If names are given again, a name proves nothing. The queue's EDEKs were made under a version that was read
+		// earlier.
 		now, err := r.currentVersion(ctx, key)
 		if err != nil {
 			return nil, err
@@ -99,8 +99,8 @@ func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]c
 	return edeks, nil
 }
 
-// needSame asks the rules again where a version that was read later is of another key than the one whose rules were
-// asked.
+// needSame checks the rules again where a version that was read later is of another key than the one whose rules were
+// checked.
 func (q *request) needSame(ctx context.Context, asked, later *claviger.KeyVersion, right authz.KeyOp) error {
 	if sameKey(asked.Of, later.Of) {
 		return nil
@@ -123,7 +123,7 @@ func (r *Ring) makeEDEKs(ctx context.Context, key string, n int) ([]claviger.EDE
 	}
 }
 
-// Decrypt opens one EDEK. key is the key's name in the request; "" with hasKey false where the request has none. The
+// Decrypt opens one EDEK. key is the key's name in the request; "" with hasKey false if the request has none. The
 // caller owns the DEK, and wipes it. Kinds VersionNotFound, WrongKey, BadIV, and where a source is asked
 // SourceUnreachable and SourceRefused.
 func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKey bool,
@@ -143,7 +143,7 @@ func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKe
 	return dek, nil
 }
 
-// decrypt opens an EDEK of the version, wherever that is held.
+// decrypt opens an EDEK of the version, which is here or at a source.
 func (r *Ring) decrypt(ctx context.Context, q *request, named *string, version claviger.VersionRef,
 	e claviger.EDEK) (secret.Bytes, error) {
 	for again := true; ; again = false {
@@ -170,8 +170,8 @@ func nameIf(given bool, key *string) *string {
 	return nil
 }
 
-// decryptOwn opens an EDEK of a version of the primary. With key authorization off the name in the request is not
-// checked, as in Hadoop: it guards nothing then.
+// decryptOwn opens an EDEK of a version of the primary. If key authorization is off, the name in the request is not
+// checked, as in Hadoop, because it protects nothing then.
 func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *claviger.KeyVersion,
 	e claviger.EDEK) (secret.Bytes, error) {
 	if r.cfg.KeyAuthorization {
@@ -195,7 +195,7 @@ func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *cla
 		wipeAll(deks)
 		return nil, err
 	}
-	// A client may make an EDEK by having random bytes opened, as ORC does.
+	// This may make an EDEK: some clients send random bytes and use the result as the DEK, as ORC does.
 	err = r.used.begin(ctx, e.Version)
 	r.opened.record(err)
 	if err != nil {
@@ -205,18 +205,17 @@ func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *cla
 	return deks[0], nil
 }
 
-// drainUnusable drops the ready-made EDEKs of a key where err says that a version of the key is lost: EDEKs under
-// that version could not be opened.
+// drainUnusable drops the ready-made EDEKs of a key if err means that a version of the key is lost: EDEKs under that
+// version could not be opened.
 func (r *Ring) drainUnusable(err error, key string) {
 	if r.queue != nil && errors.Is(err, provider.ErrUnusable) {
 		r.queue.Drain(key)
 	}
 }
 
-// belongs returns nil where the version is of the key that the request names, else Hadoop's error.
+// belongs returns nil if the version belongs to the key that the request names, otherwise Hadoop's error.
 //
-// A source that does not distinguish upper from lower case has one key under many spellings. They are one key here
-// too.
+// If a source ignores case, it has one key under many spellings. They mean one key here too.
 func (r *Ring) belongs(ctx context.Context, version, owner string, named *string) error {
 	if named != nil && *named == owner {
 		return nil

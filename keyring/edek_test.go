@@ -255,7 +255,7 @@ func TestRollUnderLoad(t *testing.T) {
 	wg.Wait()
 }
 
-// TestServicePrimary: a KMS elsewhere as the primary does the work itself.
+// TestServicePrimary: another KMS as the primary does the work itself.
 func TestServicePrimary(t *testing.T) {
 	far := newFarKMS(t, "kms://http@far:9600/kms", "k")
 	r, err := New(config(t, far))

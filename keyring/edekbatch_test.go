@@ -59,8 +59,7 @@ func TestReencryptBatchCalls(t *testing.T) {
 	}
 }
 
-// TestBatchLooksUpOnce: each distinct version, however they are mixed, even where
-// nothing is cached.
+// TestBatchLooksUpOnce: each distinct version, however they are mixed, even if nothing is cached.
 func TestBatchLooksUpOnce(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.CacheEnable = false })
 	create(t, l.primary, "k")

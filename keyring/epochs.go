@@ -12,9 +12,8 @@ import (
 // epochTimeout limits one reading of an epoch.
 const epochTimeout = 15 * time.Second
 
-// epochs keeps the caches as new as the store that other nodes change. All callers that came before a reading of a
-// key's epoch began share that reading. So at most two readings of a key are needed at a time: one under way and the
-// next one.
+// epochs keeps the caches as new as the store that other nodes change. A reading of a key's epoch serves all callers
+// that came before it began. So at most two readings of a key are needed at a time: one in progress and the next one.
 type epochs struct {
 	read   func(ctx context.Context, key string) (int64, error) // from the store
 	forget func(key string)                                     // drops the key from the caches
@@ -28,7 +27,7 @@ type epochs struct {
 	lines map[string]*line // by key, while its epoch is read
 }
 
-// line is the readings of one key's epoch: one is under way, and next, if it is not nil, begins at its end.
+// line is the readings of one key's epoch: one is in progress, and next, if not nil, begins after it.
 type line struct{ next *epochCall }
 
 type epochCall struct {
@@ -99,7 +98,7 @@ func (e *epochs) run(key string, l *line, q *epochCall) {
 	}
 }
 
-// apply drops the key from the caches if its epoch changed. It is called for one reading of a key after the other.
+// apply drops the key from the caches if its epoch changed. Its calls for one key do not overlap.
 func (e *epochs) apply(key string, epoch int64) {
 	e.mu.Lock()
 	known := e.seen[key] == epoch
@@ -127,8 +126,8 @@ func (e *epochs) close() {
 	e.wg.Wait()
 }
 
-// leased returns c, a cache of keys that other nodes may change; once the lease is over it returns nil, which keeps
-// nothing: then each request reads the store.
+// leased returns c, a cache of keys that other nodes may change. After the end of the lease it returns nil, which
+// caches nothing, so each request reads the store.
 func leased[V any](r *Ring, c *cache[V]) *cache[V] {
 	if r.cfg.Shared == nil || r.cfg.Lease <= 0 || time.Since(r.cfg.Shared.NoticesUntil()) < r.cfg.Lease {
 		return c
@@ -136,8 +135,8 @@ func leased[V any](r *Ring, c *cache[V]) *cache[V] {
 	return nil
 }
 
-// Leased returns nil where cached keys may be used. Its error says since when no change of other nodes could be
-// heard.
+// Leased returns nil if cached keys may be used. Its error has the time since which changes by other nodes may be
+// missing.
 func (r *Ring) Leased() error {
 	if r.cfg.Shared == nil || r.cfg.Lease <= 0 {
 		return nil
@@ -154,8 +153,8 @@ func (r *Ring) Leased() error {
 	return nil
 }
 
-// Heed drops from the caches the key that a node has changed; all keys for a notice without a key.
-func (r *Ring) Heed(n metastore.Notice) {
+// HandleNotice drops from the caches the key that a node has changed, or all keys if the notice has no key.
+func (r *Ring) HandleNotice(n metastore.Notice) {
 	if n.Key != "" {
 		r.forget(n.Key)
 		return

@@ -232,12 +232,12 @@ func TestHeed(t *testing.T) {
 		create(t, s, k)
 	}
 	fill()
-	r.Heed(metastore.Notice{Key: "b", Change: metastore.Rolled})
+	r.HandleNotice(metastore.Notice{Key: "b", Change: metastore.Rolled})
 	if l := left(); !slices.Equal(l, []string{"a", "c"}) {
 		t.Errorf("remembered after a notice of b: %v", l)
 	}
 	fill()
-	r.Heed(metastore.Notice{Change: metastore.Invalidated})
+	r.HandleNotice(metastore.Notice{Change: metastore.Invalidated})
 	if l := left(); len(l) > 0 {
 		t.Errorf("remembered after a notice of any key: %v", l)
 	}
@@ -249,8 +249,8 @@ func TestHeed(t *testing.T) {
 	}
 }
 
-// TestLease: what is remembered is used while the store is heard from, and not once
-// the lease is over; then it is used again.
+// TestLease: what is cached is used while the store is heard from, and not once the lease is over; then it is used
+// again.
 func TestLease(t *testing.T) {
 	ctx := t.Context()
 	s := newShared(t)

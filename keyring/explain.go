@@ -14,11 +14,11 @@ import (
 
 var (
 	errTimeout = errors.New("no answer within")
-	// errLeft marks a call that its caller gave up. The error says nothing about the source.
+	// errLeft marks a call that its caller gave up. It shows nothing about the source.
 	errLeft = errors.New("the caller has gone")
 )
 
-// noAnswer reports whether the error means that the source cannot be reached, rather than that it refused.
+// noAnswer reports whether the error means that the source cannot be reached. A refusal is an answer.
 func noAnswer(err error) bool {
 	if errors.Is(err, errTimeout) || errors.Is(err, context.DeadlineExceeded) {
 		return true
@@ -30,13 +30,13 @@ func noAnswer(err error) bool {
 	return false
 }
 
-// silent is noAnswer of a call that reached nothing. A source that answers that it cannot serve one user now is
-// alive: the calls of that user must not open the breaker for all others.
-func silent(err error) bool { return noAnswer(err) && !errors.Is(err, provider.ErrAnswered) }
+// isUnreachable is noAnswer, except for an answer that the source cannot serve one user now. Such a source is alive,
+// and the calls of that user must not open the breaker for all others.
+func isUnreachable(err error) bool { return noAnswer(err) && !errors.Is(err, provider.ErrAnswered) }
 
 // notThere reports whether a source said that it has no such version.
 func notThere(err error) bool {
-	if errors.As(err, new(ruled)) {
+	if errors.As(err, new(ruleError)) {
 		return false
 	}
 	switch claviger.KindOf(err) {
@@ -46,40 +46,41 @@ func notThere(err error) bool {
 	return false
 }
 
-// ruled is a refusal by our own rules in a walk over the sources. It ends the walk, and no source said it.
-type ruled struct{ error }
+// ruleError is a refusal by our own rules while sources are tried. No other source is tried then. It is no answer of a
+// source.
+type ruleError struct{ error }
 
-func (r ruled) Unwrap() error { return r.error }
+func (r ruleError) Unwrap() error { return r.error }
 
-// question is what a source was asked, for messages.
-type question struct {
+// lookup is what was requested from a source, for messages.
+type lookup struct {
 	what string // "key version 'k@0'"
 	name string // Error.Key
 	as   string // the user on whose behalf, "" for ourselves
 }
 
-// aboutVersion is the question for a version, on behalf of the user as.
-func aboutVersion(version, as string) question {
-	return question{what: "key version '" + version + "'", name: version, as: as}
+// aboutVersion is the lookup of a version, on behalf of the user as.
+func aboutVersion(version, as string) lookup {
+	return lookup{what: "key version '" + version + "'", name: version, as: as}
 }
 
-// aboutMetadata is the question for a key's metadata; name is Error.Key.
-func aboutMetadata(key, name string) question {
-	return question{what: "the metadata of key '" + key + "'", name: name}
+// aboutMetadata is the lookup of a key's metadata; name is Error.Key.
+func aboutMetadata(key, name string) lookup {
+	return lookup{what: "the metadata of key '" + key + "'", name: name}
 }
 
-// verdict returns the error that ends a walk over the sources: a refusal by our rules as it is, an error of the
-// source explained.
-func (s *source) verdict(err error, q question) error {
-	var own ruled
+// walkError returns the error after which no other source is tried: a refusal by our rules unchanged, an error of the
+// source with an explanation.
+func (s *source) walkError(err error, q lookup) error {
+	var own ruleError
 	if errors.As(err, &own) {
 		return own.error
 	}
 	return s.explain(err, q)
 }
 
-// explain makes of a source's error what the caller and the operator need.
-func (s *source) explain(err error, q question) error {
+// explain returns a source's error with the text that the caller and the operator need.
+func (s *source) explain(err error, q lookup) error {
 	const op = "keyring.source"
 	switch kind := claviger.KindOf(err); {
 	case errors.Is(err, errLeft):
@@ -107,12 +108,12 @@ func (s *source) explain(err error, q question) error {
 		// Its text is for the log only, see claviger.Internal.
 		s.log.Error("a source of key versions failed", "source", s.URI(), "asked for", q.what, "error", err)
 		return claviger.E(op, claviger.SourceUnreachable, q.name, &brokenSource{uri: s.URI(), what: q.what, err: err})
-	default: // BadIV, WrongKey and the like: of what was asked, not of the source
+	default: // BadIV, WrongKey and others: the request is wrong, not the source
 		return err
 	}
 }
 
-// brokenSource is an error of a source whose own words are not for the caller.
+// brokenSource is an error of a source whose own text is not for the caller.
 type brokenSource struct {
 	uri, what string
 	err       error
@@ -125,26 +126,26 @@ func (b *brokenSource) Error() string {
 
 func (b *brokenSource) Unwrap() error { return b.err }
 
-func (s *source) unreachable(q question, err error, why string) error {
+func (s *source) unreachable(q lookup, err error, why string) error {
 	cure := fmt.Sprintf("check that it runs, that this host reaches it, and the property %s", s.property)
 	if login := (*provider.LoginError)(nil); errors.As(err, &login) {
 		cure = "the cure is at this server's login: claviger.client.kerberos.*"
 	}
 	return claviger.Errorf("keyring.source", claviger.SourceUnreachable, q.name,
 		"%s is not held here, and the source %s, which may hold it, %s: %s; %s",
-		q.what, s.URI(), silence(err), why, cure)
+		q.what, s.URI(), noAnswerText(err), why, cure)
 }
 
-// silence words an error of a source that gave no answer. A source at which our own login fails may answer all
-// others.
-func silence(err error) string {
+// noAnswerText returns the words for a source that gave no answer. If only our own login fails, the source may answer
+// other clients.
+func noAnswerText(err error) string {
 	if login := (*provider.LoginError)(nil); errors.As(err, &login) {
 		return "does not let this server log in"
 	}
 	return "does not answer"
 }
 
-// reason is the first line of what went wrong at a source.
+// reason returns the first line of a source's error.
 func reason(err error) string {
 	line, _, _ := strings.Cut(claviger.Reason(err), "\n")
 	return line

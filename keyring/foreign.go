@@ -10,15 +10,15 @@ import (
 	"claviger/secret"
 )
 
-// mayBeForeign reports whether err, from looking for the version at the primary, leaves it possible that a source
-// has it. That no source has a version is not remembered: a source may roll to it a moment later, and "not found"
-// is a client's final answer. Requests in vain are bounded as all waiting is, see waitForSource.
+// mayBeForeign reports whether a source may have the version, after the primary returned err for it. A result "no
+// source has the version" is not cached: a source may roll to the version a moment later, and a client does not retry
+// after "not found". waitForSource limits such requests.
 func (r *Ring) mayBeForeign(err error, v claviger.VersionRef) bool {
 	return claviger.Is(err, claviger.VersionNotFound) && !r.sources.none() && v.Valid() && !r.cfg.Ours[v.Name()]
 }
 
-// decryptForeign opens an EDEK of the version v, which only a source can know. The rules of the key are asked
-// before the source is.
+// decryptForeign opens an EDEK of the version v, which only a source may have. The rules of the key are checked before
+// the call to the source.
 func (r *Ring) decryptForeign(ctx context.Context, q *request, named *string, v claviger.VersionRef,
 	e claviger.EDEK) (secret.Bytes, error) {
 	if r.cfg.KeyAuthorization {
@@ -42,8 +42,8 @@ func (r *Ring) decryptForeign(ctx context.Context, q *request, named *string, v 
 	return deks[0], nil
 }
 
-// needOurs asks the rules of the key of that name here, if there is one. They guard a source's key of that name
-// beside its own rules.
+// needOurs checks the rules of the key of that name here, if there is one. They guard a source's key of that name in
+// addition to its own rules.
 func (q *request) needOurs(ctx context.Context, key string, right authz.KeyOp) error {
 	ours, err := q.ring.metadataHere(ctx, key)
 	if err != nil {
@@ -52,8 +52,8 @@ func (q *request) needOurs(ctx context.Context, key string, right authz.KeyOp) e
 	return q.needKey(ctx, ours, right)
 }
 
-// openAtSource finds the source that has the version v of all the EDEKs, and has it open them on behalf of the
-// user as ("" = in our own name), if guard does not refuse the source's key.
+// openAtSource finds the source that has the version v of all the EDEKs, and lets it open them on behalf of the user as
+// ("": in our own name), unless guard refuses the source's key.
 func (r *Ring) openAtSource(ctx context.Context, q *request, use string, v claviger.VersionRef, as string,
 	guard func(*claviger.Metadata) error, edeks []claviger.EDEK) ([]secret.Bytes, error) {
 	ours, err := r.mayBeOurs(ctx, v)
@@ -67,7 +67,7 @@ func (r *Ring) openAtSource(ctx context.Context, q *request, use string, v clavi
 	var deks []secret.Bytes
 	s, err := r.sources.find(v.Name(), aboutVersion(v.Name(), as), func(s *source) error {
 		if r.cfg.Theirs[v.Name()] && s.URI() == made {
-			// An operator has said that EDEKs of the name are of another source's version.
+			// An operator has said that EDEKs of the name belong to another source's version.
 			return claviger.E("keyring.source", claviger.VersionNotFound, v.Name(), nil)
 		}
 		m, err := s.guarded(ctx, v.Key, guard)
@@ -77,7 +77,7 @@ func (r *Ring) openAtSource(ctx context.Context, q *request, use string, v clavi
 		twice, err := r.mayBeAnothers(ctx, s, use, v, m, ours)
 		switch {
 		case err != nil:
-			return ruled{err}
+			return ruleError{err}
 		case twice != nil:
 			err = needNotThere(ctx, s, v, twice)
 		default:
@@ -94,9 +94,10 @@ func (r *Ring) openAtSource(ctx context.Context, q *request, use string, v clavi
 	return deks, nil
 }
 
-// needNotCounted takes the outcome err of a question to a source for a version. "No such version" is no final
-// answer where the source counts so many: one of its nodes may not have seen the roll yet, and another node knows
-// the version. Then the kind is SourceUnreachable, until the answer is settled; else err is returned as it is.
+// needNotCounted gets the result err of a lookup of a version at a source. "No such version" is not final if the
+// source's count of versions includes it: one node of the source may not have seen the roll yet, and another node has
+// the version. Then the kind is SourceUnreachable, until the answer is settled. Otherwise needNotCounted returns err
+// unchanged.
 func (r *Ring) needNotCounted(ctx context.Context, s *source, v claviger.VersionRef, err error) error {
 	if err == nil {
 		s.absent.Delete(v.Name())
@@ -108,12 +109,12 @@ func (r *Ring) needNotCounted(ctx context.Context, s *source, v claviger.Version
 	}
 	list, readErr := r.origins.of(ctx, v.Key)
 	if readErr != nil {
-		return ruled{readErr}
+		return ruleError{readErr}
 	}
 	if slices.ContainsFunc(list, func(o Origin) bool { return o.opaqueAt(s) }) {
-		return err // it names no version by a number
+		return err // it has no numbered versions
 	}
-	s.keys.drop(v.Key) // what it said a while ago may be of before a roll, or a deletion
+	s.keys.drop(v.Key) // the cached answer may be older than a roll or a deletion
 	m, again := s.metadata(ctx, v.Key)
 	switch {
 	case again != nil:
@@ -127,12 +128,12 @@ func (r *Ring) needNotCounted(ctx context.Context, s *source, v claviger.Version
 		"that name: another of its nodes may have it. It is asked again, and believed after %v; if all its nodes "+
 		"say so, it has lost the version: restore it there from a backup",
 		v.Name(), s.URI(), m.Versions, absentSettles)
-	return ruled{claviger.Answer(err, fmt.Sprintf("the KMS that may hold key version '%s' counts a version of that "+
-		"name, and says now that it has none; try again", v.Name()))}
+	return ruleError{claviger.Answer(err, fmt.Sprintf("the KMS that may hold key version '%s' counts a version of "+
+		"that name, and says now that it has none; try again", v.Name()))}
 }
 
-// versionAtSource tells of a version that the primary does not know: without material, whatever the source would
-// show.
+// versionAtSource returns a version that the primary does not know, without material, even if the source shows the
+// material.
 func (r *Ring) versionAtSource(ctx context.Context, q *request,
 	version claviger.VersionRef) (*claviger.KeyVersion, error) {
 	notFound := claviger.E("keyring.Version", claviger.VersionNotFound, version.Name(), nil)
@@ -166,7 +167,7 @@ func (r *Ring) versionAtSource(ctx context.Context, q *request,
 	if err != nil {
 		return nil, err
 	}
-	v.Material = nil // not wiped: the source may hold on to it
+	v.Material = nil // not wiped, because the source may still use it
 	q.did.addSource(s.URI())
 	q.ok(ctx, v.Key, "")
 	return &v, nil

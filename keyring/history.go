@@ -12,27 +12,27 @@ import (
 type Origin struct {
 	Key    string // the key's name as the source lists it
 	Source string // URI
-	// TakenOver: the key was made here for the source's key; it may have been deleted since. Else the source had the
-	// key, and no migration has taken it over yet.
+	// TakenOver: the key was made here for the source's key; it may have been deleted since. Otherwise the source had
+	// the key, and no migration has taken it over yet.
 	TakenOver bool
-	// Created and ACLName are the source's, and the taken-over key's.
+	// Created and ACLName are those of the source's key, and so of the key here.
 	Created time.Time
 	ACLName string
-	// Folded: the source takes every spelling of the name, in upper and lower case, for this key.
+	// Folded: the source answers to every spelling of the name, in upper and lower case, with this key.
 	Folded bool
-	// Numbered: versions were made here, and the source numbers its versions. Counted is the number of versions that
-	// the source counted then, also where its ids are opaque. Rolled is the number that it had when the journal
-	// recorded that one of them has the name of a version here; 0 without such a record.
+	// Numbered: versions were made here, and the source numbers its versions. Counted is the source's number of
+	// versions at that time, even if its ids are opaque. Rolled is its number of versions when the journal recorded
+	// that one of them has the name of a version here; 0 without such a record.
 	Numbered        bool
 	Counted, Rolled int
-	// Freed: an administrator allows new keys of the name, once no key here has it.
+	// Freed: an administrator allows new keys of the name, if no key here has it.
 	Freed bool
 	// Made has the full names of the versions that were made here for the source's key.
 	Made []string
 	// MadeThere has the full names of versions that a migration into Source made, when Source was the primary.
 	// Another source's versions may have the same numbers.
 	MadeThere []string
-	// Finished is when the operator ended the migration; zero: the migration goes on.
+	// Finished is the time at which the operator ended the migration; zero: not yet.
 	Finished time.Time
 }
 
@@ -40,13 +40,13 @@ type Origin struct {
 type History interface {
 	// Origins returns the newest record of each key and source.
 	Origins(ctx context.Context) ([]Origin, error)
-	// Alias returns the name that a key has here which came from a source that does not distinguish upper from lower
-	// case; ok is false where no such key has that name in any spelling.
+	// Alias returns the name here of a key that came from a source which ignores case; ok is false if no such key has
+	// that name in any spelling.
 	Alias(ctx context.Context, name string) (here string, ok bool, err error)
 }
 
-// originsTimeout is how long a reading of the journal is used. It is used when a key is made, when EDEKs of a source
-// are re-encrypted, and for the texts of errors.
+// originsTimeout is the time for which a reading of the journal is used: when a key is made, when EDEKs of a source are
+// re-encrypted, and for the texts of errors.
 const originsTimeout = 5 * time.Second
 
 // origins is the journal, read again after originsTimeout.
@@ -93,8 +93,8 @@ func (o *origins) forget() {
 	o.byKey = nil
 }
 
-// alias returns the name that a key has here which was requested by another spelling; the name itself in all other
-// cases. It is called where no key has the name.
+// alias returns the name here of a key that was requested under another spelling, and otherwise the name itself. It is
+// called if no key has the name.
 func (r *Ring) alias(ctx context.Context, name string) (string, error) {
 	if r.origins.history == nil || name == "" {
 		return name, nil
@@ -102,7 +102,7 @@ func (r *Ring) alias(ctx context.Context, name string) (string, error) {
 	here, err := r.aliases.fetch(ctx, name, func(ctx context.Context, name string) (string, error) {
 		here, ok, err := r.origins.history.Alias(ctx, name)
 		if err == nil && !ok {
-			err = claviger.E("keyring.alias", claviger.KeyNotFound, name, nil) // so that it isn't remembered
+			err = claviger.E("keyring.alias", claviger.KeyNotFound, name, nil) // so that the cache does not keep it
 		}
 		return here, err
 	})
@@ -115,7 +115,7 @@ func (r *Ring) alias(ctx context.Context, name string) (string, error) {
 	return here, err
 }
 
-// resolve is alias by the cache alone. It costs nothing where no alias was found yet.
+// resolve is alias from the cache only. It costs nothing while no alias was found yet.
 func (r *Ring) resolve(name string) string {
 	if r.aliased.Load() {
 		if here, ok := r.aliases.get(name); ok {
@@ -139,7 +139,7 @@ func (r *Ring) metadataHere(ctx context.Context, name string) (*claviger.Metadat
 	return r.metadata(ctx, here)
 }
 
-// nameHere returns the name here of the key that a spelling means; the name itself where there is no such key.
+// nameHere returns the name here of the key that a spelling means, or the name itself if there is no such key.
 func (r *Ring) nameHere(ctx context.Context, name string) (string, error) {
 	m, err := r.metadataHere(ctx, name)
 	if m == nil || err != nil {
@@ -173,9 +173,9 @@ func (r *Ring) newest(ctx context.Context, name string) (claviger.KeyVersion, er
 	return r.currentVersion(ctx, here)
 }
 
-// takenOver reports whether a migration made a key here for the source's key, and the source still has that key. A
-// key that a user made under the name, or that was deleted and made anew on either side, has another time of
-// creation, which no user can choose.
+// takenOver reports whether a migration made a key here for the source's key, and the source still has that key. A key
+// that a user made under the name, or that was deleted and made again on either side, has another time of creation,
+// which no user can choose.
 func (r *Ring) takenOver(ctx context.Context, ours, theirs *claviger.Metadata) (bool, error) {
 	if !sameOrigin(ours, theirs.Created, theirs.ACLName()) {
 		return false, nil
@@ -192,8 +192,8 @@ func (r *Ring) takenOver(ctx context.Context, ours, theirs *claviger.Metadata) (
 	return false, nil
 }
 
-// madeHere reports whether a key, live or deleted, is the one that the migration made, also where its source has
-// rolled the key since, so that the two are in conflict.
+// madeHere reports whether the migration made the key, live or deleted. It may be in conflict with the source's key,
+// which was rolled since.
 func (o Origin) madeHere(m *claviger.Metadata) bool {
 	return (o.TakenOver || o.Rolled > 0) && sameOrigin(m, o.Created, o.ACLName)
 }

@@ -11,12 +11,12 @@ import (
 	"claviger/metastore"
 )
 
-// writeUsesEvery is the interval in which last uses are written. A crash can lose those of one interval, and other
-// nodes do not know them. So no purge relies on them alone: see needUnused.
+// writeUsesEvery is the interval in which last uses are written. A crash can lose the uses of one interval, and other
+// nodes do not know these uses. So a purge does not rely only on them: see needUnused.
 const writeUsesEvery = time.Minute
 
-// lastUses records when each of our versions was last used, and writes the times every writeUsesEvery. To record a
-// use takes no lock, and writes nothing to the store, but for the first use of a version.
+// lastUses records when each of our versions was last used, and writes the times every writeUsesEvery. Recording a use
+// takes no lock, and writes to the store only for the first use of a version.
 type lastUses struct {
 	store    metastore.LastUses // nil: nothing is recorded
 	log      *slog.Logger
@@ -26,7 +26,7 @@ type lastUses struct {
 }
 
 type lastUse struct {
-	at      atomic.Int64 // by this node, in milliseconds since 1970; 0: it has not used it
+	at      atomic.Int64 // by this node, in milliseconds since 1970; 0: never
 	written atomic.Int64
 }
 
@@ -39,8 +39,8 @@ func newLastUses(store metastore.LastUses, log *slog.Logger) *lastUses {
 	return u
 }
 
-// begin records a use before its answer goes out. Where no node has used the version before, begin writes the use to
-// the store. From then on an EDEK of its name may be ours, even after the version is deleted (see Ring.mayBeOurs).
+// begin records a use before its answer is sent. If no node has used the version before, begin writes the use to the
+// store. From then on an EDEK of its name may be ours, even after the version is deleted (see Ring.mayBeOurs).
 func (u *lastUses) begin(ctx context.Context, version string) error {
 	if u.store == nil {
 		return nil
@@ -56,9 +56,9 @@ func (u *lastUses) begin(ctx context.Context, version string) error {
 	return nil
 }
 
-// learn takes a version of ours that was read from the store, and that is served from memory while the store is away.
-// It finds out whether the version may have been used, and keeps a yes for good, so that begin needs the store only
-// for versions that were certainly never used.
+// learn is called with a version of ours that was read from the store, and that is served from memory while the store
+// cannot be reached. It finds out whether the version may have been used, and keeps the answer "used" for ever, so that
+// begin needs the store only for versions that were certainly never used.
 func (u *lastUses) learn(ctx context.Context, version string) {
 	if u.store != nil {
 		_, _ = u.neverUsed(ctx, version) // begin repeats it
@@ -77,7 +77,7 @@ func (u *lastUses) neverUsed(ctx context.Context, version string) (bool, error) 
 	return never, err
 }
 
-// record records that a version was used now. It must be one of ours: a name that a client made up would stay in
+// record records that a version was used now. It must be a version of ours: a name that a client made up would stay in
 // memory.
 func (u *lastUses) record(version string) {
 	if u.store == nil {
@@ -88,7 +88,7 @@ func (u *lastUses) record(version string) {
 		v, _ = u.versions.LoadOrStore(version, new(lastUse))
 	}
 	use, _ := v.(*lastUse)
-	// Once a second, so that processors do not fight over a busy key's time.
+	// At most once a second, so that processors do not compete for the cache line of a busy key.
 	if now := time.Now().UnixMilli(); now-use.at.Load() >= 1000 {
 		use.at.Store(now)
 	}
@@ -111,7 +111,7 @@ func (u *lastUses) beginEDEKs(ctx context.Context, edeks []claviger.EDEK,
 	return nil
 }
 
-// at returns when this node used a version last; zero: never.
+// at returns the time at which this node last used a version; zero: never.
 func (u *lastUses) at(version string) time.Time {
 	v, ok := u.versions.Load(version)
 	if !ok {
@@ -176,7 +176,7 @@ func (u *lastUses) flush() error {
 	}, func([]fresh) {})
 }
 
-// close flushes once more, and ends the writing.
+// close flushes a last time, and stops run.
 func (u *lastUses) close() error {
 	if u.store == nil {
 		return nil

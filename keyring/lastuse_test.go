@@ -33,9 +33,9 @@ func (a *awayUses) Touch(ctx context.Context, uses []metastore.LastUse) error {
 	return a.Store.Touch(ctx, uses)
 }
 
-// TestUsedVersionWithoutTheStore: a version that is in memory, and that may have been used by
-// whichever node, is served while the store is away, also where this process has not used it
-// yet. One that was certainly never used is not: its use could not be written first.
+// TestUsedVersionWithoutTheStore: a version that is in memory, and that may have been used by whichever node, is served
+// while the store cannot be reached, even if this process has not used it yet. One that was certainly never used is
+// not: its use could not be written first.
 func TestUsedVersionWithoutTheStore(t *testing.T) {
 	ctx := t.Context()
 	store := &awayUses{Store: openStore(t)}

@@ -46,8 +46,8 @@ type losing struct {
 
 func (p *losing) OnLost(f func(key string)) { p.lost = f }
 
-// TestLostVersionsAreTold: no EDEK of a lost version is handed out, also where no request
-// has asked for that version since it was lost.
+// TestLostVersionsAreTold: no EDEK of a lost version is handed out, even if no request has asked for that version since
+// it was lost.
 func TestLostVersionsAreTold(t *testing.T) {
 	var primary *losing
 	l := newLab(t, func(c *Config) {
@@ -88,7 +88,7 @@ func TestConflictIsNotReencrypted(t *testing.T) {
 		t.Fatalf("before anything is known: %v", err)
 	}
 	s.past.mu.Lock()
-	s.past.list[0].TakenOver = false // the journal's newest word
+	s.past.list[0].TakenOver = false // the journal's newest record
 	s.past.mu.Unlock()
 	s.origins.forget()
 	for what, again := range map[string]func() error{

@@ -8,8 +8,8 @@ import (
 	"claviger"
 )
 
-// madeThere returns the URI of a former primary in which a migration made the version; "" where no migration made it,
-// or where no two keys can share its name.
+// madeThere returns the URI of a former primary in which a migration made the version; "" if no migration made it, or
+// if no two keys can share its name.
 func (r *Ring) madeThere(ctx context.Context, v claviger.VersionRef) (string, error) {
 	if !v.Valid() {
 		return "", nil
@@ -23,9 +23,9 @@ func (r *Ring) madeThere(ctx context.Context, v claviger.VersionRef) (string, er
 	return "", err
 }
 
-// ofTwoSources returns why s does not open EDEKs of a version that was made at a former primary, whose URI is made:
-// another source has a version of that name too, or, for a re-encryption, may have it. A decrypt does not wait for a
-// silent source: as for versions that are here, its last answer counts.
+// ofTwoSources returns the reason why s does not open EDEKs of a version that was made at a former primary (its URI is
+// made): another source has a version of that name too, or, for a re-encryption, may have one. A decrypt does not wait
+// for a source that does not answer; its last answer counts, as for versions that are here.
 func (r *Ring) ofTwoSources(ctx context.Context, s *source, use string, v claviger.VersionRef,
 	made string) (twice, err error) {
 	if s.URI() != made {
@@ -60,7 +60,7 @@ func (r *Ring) ofTwoSources(ctx context.Context, s *source, use string, v clavig
 	return nil, nil
 }
 
-// madeTwice is the error of EDEKs of a version that was made at a former primary and that a source has too.
+// madeTwice is the error for EDEKs of a version that was made at a former primary and that a source has too.
 func (r *Ring) madeTwice(use string, v claviger.VersionRef, made, source string) error {
 	version := v.Name()
 	op, kind := "keyring.Decrypt", claviger.Unavailable
@@ -76,7 +76,7 @@ func (r *Ring) madeTwice(use string, v claviger.VersionRef, made, source string)
 			"re-encrypted with it; this server's log says what to do", version))
 }
 
-// madeTwiceCure says what to do about such a version.
+// madeTwiceCure returns the cure, for an operator, for such a version.
 func (r *Ring) madeTwiceCure(v claviger.VersionRef, made string) string {
 	return fmt.Sprintf("stop rolls at the source. Copy the files that were made while the server had its keys in %s, "+
 		"from a server that has it and not the source; then set claviger.migration.theirs to %s and restart: then the "+

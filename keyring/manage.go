@@ -14,9 +14,8 @@ import (
 	"claviger/secret"
 )
 
-// Create makes a key. spec.Cipher "" and spec.BitLength 0 take the defaults. The
-// version's material is withheld from a caller without the GET right. Kinds
-// Denied, KeyDenied, and those of provider.Writer.
+// Create makes a key. spec.Cipher "" and spec.BitLength 0 mean the defaults. A caller without the GET right does not
+// get the version's material. Kinds Denied, KeyDenied, and those of provider.Writer.
 func (r *Ring) Create(ctx context.Context, c claviger.Caller, spec provider.Spec) (claviger.KeyVersion, error) {
 	if err := checkSpec(spec); err != nil {
 		return claviger.KeyVersion{}, err
@@ -49,7 +48,7 @@ func (r *Ring) Create(ctx context.Context, c claviger.Caller, spec provider.Spec
 	return q.show(v), nil
 }
 
-// needCreate asks the key-level rules for a key that does not exist yet, and returns its attributes with the ACL name
+// needCreate checks the key-level rules for a key that does not exist yet, and returns its attributes with the ACL name
 // that will guard it.
 func (q *request) needCreate(ctx context.Context, key string, attributes map[string]string) (map[string]string, error) {
 	aclName := attributes[claviger.ACLNameAttribute]
@@ -68,7 +67,7 @@ func (q *request) needCreate(ctx context.Context, key string, attributes map[str
 	return attributes, nil
 }
 
-// create checks in Hadoop's order: the length of given material is checked after the key is known to be new.
+// create checks in Hadoop's order: it checks the length of given material only after it has found no key of the name.
 func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (claviger.KeyVersion, error) {
 	const op = "keyring.Create"
 	if spec.Cipher == "" {
@@ -92,7 +91,7 @@ func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (clav
 		if err == nil {
 			return claviger.KeyVersion{}, claviger.E(op, claviger.KeyExists, spec.Name, nil)
 		}
-		// For a key whose records are lost, the provider's own error says why it is not made.
+		// For a key whose records are lost, the provider's own error has the reason.
 		if !claviger.Is(err, claviger.KeyNotFound) && !errors.Is(err, provider.ErrLost) {
 			return claviger.KeyVersion{}, err
 		}
@@ -159,8 +158,8 @@ func (r *Ring) roll(ctx context.Context, q *request, key string, material secret
 	return r.primary.rollIf(ctx, key, material, q.stillMay(ctx, m))
 }
 
-// stillMay asks the rules again, in the step that changes the key, where it is not the key whose rules were asked:
-// another process may have deleted that key and made a new one.
+// stillMay checks the rules again, in the step that changes the key, if that key is not the key whose rules were
+// checked before: another process may have deleted that key and made a new one.
 func (q *request) stillMay(ctx context.Context, asked *claviger.Metadata) func(*claviger.Metadata) error {
 	return func(now *claviger.Metadata) error {
 		if sameKey(asked, now) {
@@ -180,9 +179,8 @@ func (q *request) show(v claviger.KeyVersion) claviger.KeyVersion {
 	return v
 }
 
-// Delete deletes a key. Kinds Denied, KeyDenied, KeyNotFound. Ready-made EDEKs of the key are dropped with it, which
-// Hadoop leaves to the client's invalidation: a file under an EDEK that is given out after the deletion would be
-// lost.
+// Delete deletes a key. Kinds Denied, KeyDenied, KeyNotFound. Ready-made EDEKs of the key are dropped too; Hadoop waits
+// for the client's invalidation. A file under an EDEK that is sent after the deletion would be lost.
 func (r *Ring) Delete(ctx context.Context, c claviger.Caller, key string) error {
 	q, err := r.enter(ctx, &c, audit.DeleteKey, &key, authz.Delete)
 	if err != nil {
@@ -220,8 +218,8 @@ func (r *Ring) mayDestroy(ctx context.Context, purge bool) error {
 	return r.cfg.MayDestroy(ctx, purge)
 }
 
-// needManagement asks the rules of a key that is to be changed, by metadata that are read past the cache: a key that
-// was made anew elsewhere may have another ACL name and another length. Kinds KeyNotFound, KeyDenied.
+// needManagement checks the rules of a key that is to be changed. It reads the metadata without the cache: a key that
+// another node has made again may have another ACL name and another length. Kinds KeyNotFound, KeyDenied.
 func (r *Ring) needManagement(ctx context.Context, q *request, key string) (*claviger.Metadata, error) {
 	m, err := r.readMetadata(ctx, key)
 	if err != nil {

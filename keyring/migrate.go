@@ -18,15 +18,15 @@ type Migrator interface {
 	// SourceUnreachable, SourceRefused.
 	SourceMetadata(ctx context.Context, key string) (*claviger.Metadata, error)
 	// RunKey takes the key over, if it is not here yet, and returns the full names of the versions that were made for
-	// it, oldest first. It may be called again after an error. Kinds, beside those of SourceMetadata: Invalid where
-	// the key cannot be taken over, Unavailable where another process migrates.
+	// it, oldest first. It may be called again after an error. Kinds, beside those of SourceMetadata: Invalid if the
+	// key cannot be taken over, Unavailable if another process migrates.
 	RunKey(ctx context.Context, key string) ([]string, error)
 }
 
-// Migrate takes a key over from the source, and returns the versions made for it. It needs the key-level right
-// MIGRATE alone, under the ACL name that the key has at the source. The right is needed also where key authorization
-// is off: else any user could migrate. A caller without the right does not learn whether the source has the key.
-// Kinds KeyDenied, Unsupported, and those of Migrator.
+// Migrate takes a key over from the source, and returns the versions made for it. It needs only the key-level right
+// MIGRATE, under the ACL name that the key has at the source. The right is needed even if key authorization is off:
+// otherwise any user could migrate. A caller without the right does not learn whether the source has the key. Kinds
+// KeyDenied, Unsupported, and those of Migrator.
 func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]string, error) {
 	const op = "keyring.Migrate"
 	q, err := r.admit(&c, audit.MigrateKey, key)
@@ -40,12 +40,12 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 	refuse := func(aclName string) error {
 		r.cfg.Audit.Log(ctx, audit.Event{Status: audit.Unauthorized, Op: audit.Op(authz.KeyMigrate), KeyRight: true,
 			Key: aclName, Caller: c})
-		// The text has the name in the request also where the key has another ACL name: not every caller may know the
-		// ACL name at the source.
+		// The text has the name in the request even if the key has another ACL name, because not every caller may know
+		// the ACL name at the source.
 		return claviger.Errorf("keyring.access", claviger.KeyDenied, key,
 			"User [%s] is not authorized to perform [%s] on key with ACL name [%s]!!", c.Short, authz.KeyMigrate, key)
 	}
-	// First without a question to the source, which may hang: not every caller may cause one.
+	// The first check needs no request to the source, which may hang: not every caller may cause such a request.
 	if !q.policy.MayMigrateAny(c.Principal, r.cfg.Groups) {
 		return nil, refuse(key)
 	}
@@ -78,7 +78,7 @@ func (r *Ring) migrate(ctx context.Context, q *request, key string) (versions []
 	}
 	defer unlock()
 	if r.primary.keepsDeleted() {
-		// As for Create, unless the key is here.
+		// The same check as for Create, unless the key is here.
 		switch _, err := r.readMetadata(ctx, key); {
 		case claviger.Is(err, claviger.KeyNotFound):
 			if err := q.needUnshelvedName(ctx, op, key); err != nil {
@@ -104,8 +104,8 @@ func (r *Ring) migrate(ctx context.Context, q *request, key string) (versions []
 	return versions, nil
 }
 
-// sourceMetadata reads a key's metadata from the source of the migration: without the request's slot, within the
-// source's time, and not while its breaker is open.
+// sourceMetadata reads a key's metadata from the source of the migration: without the request's slot, with the source's
+// timeout, and not while its breaker is open.
 func (r *Ring) sourceMetadata(ctx context.Context, key string) (m *claviger.Metadata, err error) {
 	src := r.sources.migration()
 	ask := func(ctx context.Context) (err error) {

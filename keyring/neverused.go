@@ -10,7 +10,7 @@ import (
 	"claviger/provider"
 )
 
-// mayBeOurs reports whether EDEKs of that version name may be of a version that this server had: it is not certain
+// mayBeOurs reports whether EDEKs of that name may belong to a version that this server had, because it is not certain
 // that the version was never used.
 func (r *Ring) mayBeOurs(ctx context.Context, version claviger.VersionRef) (bool, error) {
 	if !r.recordsUses() {
@@ -25,9 +25,9 @@ func (r *Ring) mayBeOurs(ctx context.Context, version claviger.VersionRef) (bool
 // recordsUses reports whether the store records which versions were used.
 func (r *Ring) recordsUses() bool { return r.cfg.Numbers != nil && r.cfg.LastUses != nil }
 
-// mayBeAnothers returns why EDEKs of a version may be of another key than the one with which the source would open
-// them, whose metadata is theirs. It returns nil where no record says so, and where an operator has said that the
-// EDEKs are of the source's version. ours: the version may be one of ours.
+// mayBeAnothers returns the reason why EDEKs of a version may belong to another key than the source's key, whose
+// metadata is theirs. It returns nil if no record says so, or if an operator has said that the EDEKs belong to the
+// source's version. ours: the version may be one of ours.
 func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use string, v claviger.VersionRef,
 	theirs *claviger.Metadata, ours bool) (error, error) {
 	if r.cfg.Theirs[v.Name()] {
@@ -72,9 +72,9 @@ func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use string, v clavi
 		"that name, so nothing is opened or re-encrypted with it; this server's log says what to do", version)), nil
 }
 
-// migratedAs returns the time of creation of the source's key that a migration took over under the version's name,
-// where the source has another key of the name by now. It returns zero where the key is the same, where the times do
-// not say, and where no two keys can share the version's name.
+// migratedAs returns the time of creation of the source's key that a migration took over under the version's name, if
+// the source has another key of the name now. It returns zero if the key is the same, if the times do not show it, and
+// if no two keys can share the version's name.
 func (r *Ring) migratedAs(ctx context.Context, s *source, v claviger.VersionRef,
 	now *claviger.Metadata) (time.Time, error) {
 	list, err := r.origins.of(ctx, v.Key)
@@ -101,7 +101,7 @@ func (r *Ring) migratedAs(ctx context.Context, s *source, v claviger.VersionRef,
 	return was, nil
 }
 
-// madeApart reports whether two times of creation cannot be of one key. A time of 0 milliseconds means that the
+// madeApart reports whether two creation times cannot be those of one key. A time of 0 milliseconds means that the
 // source gives none. Times in whole seconds are compared by the second.
 func madeApart(a, b time.Time) bool {
 	x, y := a.UnixMilli(), b.UnixMilli()
@@ -114,21 +114,21 @@ func madeApart(a, b time.Time) bool {
 	return x != y
 }
 
-// preciseStamp writes a time of creation to the millisecond, which distinguishes keys.
+// preciseStamp formats a creation time with milliseconds, because it distinguishes keys.
 func preciseStamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z07:00") }
 
-// needNotThere returns twice, the refusal of EDEKs of a version that may be of another key than the source's, where
-// the source has a version of that name: the source would open EDEKs of either key, perhaps to no DEK. No EDEK is
-// sent to it. Kind VersionNotFound where the source has no such version.
+// needNotThere returns twice if the source has a version of that name. twice is the refusal of EDEKs that may belong to
+// another key than the source's. The source would open EDEKs of both keys, perhaps to a wrong DEK, so no EDEK is sent
+// to it. Kind VersionNotFound if the source has no such version.
 func needNotThere(ctx context.Context, s *source, v claviger.VersionRef, twice error) error {
 	err := s.probeVersion(ctx, v)
 	if err != nil && (notThere(err) || noAnswer(err)) {
 		return err
 	}
-	return ruled{twice}
+	return ruleError{twice}
 }
 
-// deletedCure says what to do about a version in conflict that was used and is deleted.
+// deletedCure returns the cure, for an operator, for a version in conflict that was used and is deleted.
 func (r *Ring) deletedCure(v claviger.VersionRef) string {
 	return fmt.Sprintf("bring key %s back here (claviger key undelete), and do then what the log and /readyz say. "+
 		"Where it was purged, or no file needs what was made here under that version, set "+
@@ -148,7 +148,7 @@ func (r *Ring) oursWith(v claviger.VersionRef) string {
 	return claviger.NamesWith(r.cfg.Ours, more...)
 }
 
-// conflictCure says what to do about a version in conflict.
+// conflictCure returns the cure, for an operator, for a version in conflict.
 func (r *Ring) conflictCure(ctx context.Context, v claviger.VersionRef) string {
 	has, err := provider.MayHave(ctx, r.primary.Provider, v.Name())
 	if err == nil && !has {
@@ -160,8 +160,8 @@ func (r *Ring) conflictCure(ctx context.Context, v claviger.VersionRef) string {
 	return r.cureHere(ctx, v)
 }
 
-// cureHere is conflictCure of a version that is here. Only a key of which no version was ever used may be deleted:
-// EDEKs of a used version would open nowhere. The answer "used" is kept, because for weeks each request for an old
+// cureHere is conflictCure of a version that is here. Only a key whose versions were never used may be deleted: EDEKs
+// of a used version would open nowhere. The answer "used" is kept in memory, because for weeks each request for an old
 // file may be refused with this text.
 func (r *Ring) cureHere(ctx context.Context, v claviger.VersionRef) string {
 	if _, used := r.conflicts.used.Load(v.Name()); !used {

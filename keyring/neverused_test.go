@@ -15,10 +15,10 @@ import (
 	"claviger/provider"
 )
 
-// TestDeletedVersionOfTwoKeys: a version that was used here, and is gone, has the name of one
-// that its source has rolled to, before or since. No EDEK of that name is opened or re-encrypted
-// by a guess, through a restart and a purge, until an operator decides; and once the key is back
-// it is in conflict. Where the version was never used here, the EDEKs are the source's alone.
+// TestDeletedVersionOfTwoKeys: a version that was used here, and is gone, has the name of one that its source has
+// rolled to, before or since. No EDEK of that name is opened or re-encrypted by a guess, through a restart and a purge,
+// until an operator decides; and once the key is back it is in conflict. If the version was never used here, the EDEKs
+// are the source's alone.
 func TestDeletedVersionOfTwoKeys(t *testing.T) {
 	type row struct {
 		used   bool

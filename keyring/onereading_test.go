@@ -181,8 +181,8 @@ func TestMaterialIsOfTheKeyThatWasAsked(t *testing.T) {
 	}
 }
 
-// TestUseIsOfTheKeyThatWasAsked: version names begin anew with a key that is made anew. A user whose rights were asked
-// for the old key opens, makes and re-encrypts nothing under the new key.
+// TestUseIsOfTheKeyThatWasAsked: version names begin again with a key that is made again. A user whose rights were
+// asked for the old key opens, makes and re-encrypts nothing under the new key.
 func TestUseIsOfTheKeyThatWasAsked(t *testing.T) {
 	t.Run("decryption", func(t *testing.T) {
 		for _, cached := range []bool{false, true} {
@@ -223,7 +223,7 @@ func decryptionWhileReplaced(t *testing.T, cached bool) {
 	if _, err := l.Decrypt(t.Context(), mallory, "k", true, e); err == nil {
 		t.Error("an EDEK was opened under the key of alice's")
 	}
-	// And with what is remembered of the old key, against alice's own EDEK.
+	// And with what is cached of the old key, against alice's own EDEK.
 	_, err := l.Decrypt(t.Context(), mallory, "k", true, hers)
 	wantKind(t, err, claviger.KeyDenied)
 	if _, err := l.Decrypt(t.Context(), caller("alice"), "k", true, hers); err != nil {
@@ -270,8 +270,8 @@ func notMallorys(t *testing.T, l *lab, e claviger.EDEK, dek secret.Bytes) {
 	}
 }
 
-// TestChangesAreOfTheKeyThatWasAsked: another process deletes the key and makes one
-// anew after mallory's rights were asked. He rolls and deletes nothing of alice's.
+// TestChangesAreOfTheKeyThatWasAsked: another process deletes the key and makes one again after mallory's rights were
+// asked. He rolls and deletes nothing of alice's.
 func TestChangesAreOfTheKeyThatWasAsked(t *testing.T) {
 	for what, change := range map[string]func(l *lab) error{
 		"roll": func(l *lab) error {

@@ -8,27 +8,27 @@ import (
 )
 
 const (
-	// A node counts as one that opens nothing where unopenedInARow decrypts in a row failed because the store is
-	// away, and none succeeded for openedHolds. So requests of one user for versions that are not in memory put no
-	// node out of service that serves others.
+	// A node counts as unable to open EDEKs if unopenedInARow decrypts in a row failed because the store cannot be
+	// reached, and none succeeded for openedHolds. So one user's requests for versions that are not in memory do not
+	// put a node out of service that serves other users.
 	unopenedInARow = 3
 	openedHolds    = 10 * time.Second
 )
 
-// openings records whether decrypts of own versions were served, as far as that depends on the store.
+// openings records whether decrypts of own versions succeeded, as far as that depends on the store.
 type openings struct {
 	row  atomic.Int64 // failures since the last success
 	well atomic.Int64 // time of the last success, in milliseconds since 1970; 0: none
 }
 
-// record records the outcome of reading a version, or of recording its use.
+// record records the result of reading a version, or of recording its use.
 func (o *openings) record(err error) {
 	switch {
 	case err == nil:
 		if o.row.Load() != 0 {
 			o.row.Store(0)
 		}
-		// Once a second, so that processors do not fight over it.
+		// At most once a second, so that processors do not compete for its cache line.
 		if now := time.Now().UnixMilli(); now-o.well.Load() >= 1000 {
 			o.well.Store(now)
 		}
@@ -37,9 +37,9 @@ func (o *openings) record(err error) {
 	}
 }
 
-// OpensFromMemory returns nil where EDEKs of own versions can be opened while the store is away, as far as this node
-// knows: its cache holds versions, the lease is not over, and not all recent decrypts failed. The error does not say
-// that the store is away.
+// OpensFromMemory returns nil if EDEKs of own versions can be opened while the store cannot be reached, as far as this
+// node knows: its cache holds versions, the lease is not over, and not all recent decrypts failed. The error has no
+// text about the store.
 func (r *Ring) OpensFromMemory() error {
 	if err := r.Leased(); err != nil {
 		return err

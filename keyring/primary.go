@@ -9,20 +9,20 @@ import (
 	"claviger/secret"
 )
 
-// primary is the primary provider with what it can do beyond the contract's core. What it can do is found out
-// once; the rest of the package asks for the work, and not for the kind of provider.
+// primary is the primary provider with its optional abilities. newPrimary finds them out once; the rest of the package
+// does not distinguish kinds of providers.
 type primary struct {
 	provider.Provider
 	crypter
-	// queued: ready-made EDEKs are kept. A KMS elsewhere keeps its own.
+	// queued: ready-made EDEKs are kept here. Another KMS keeps its own.
 	queued bool
-	// reuses: the name of a deleted key's version may be given to another key's.
+	// reuses: a version of another key may get the name of a deleted key's version.
 	reuses bool
 	soft   provider.SoftDeleter // nil: a deleted key is gone
-	strict provider.Conditional // nil: the rules of a key cannot be asked in the step that changes it
-	facts  provider.Describer   // nil: nothing is known of a version but its name
+	strict provider.Conditional // nil: the rules of a key cannot be checked in the step that changes it
+	facts  provider.Describer   // nil: only a version's name is known
 	health provider.Health      // nil: it cannot fail by itself
-	losses provider.Losses      // nil: it finds no losses by itself
+	losses provider.Losses      // nil: it does not report losses
 }
 
 func newPrimary(p provider.Provider) (primary, error) {
@@ -41,8 +41,7 @@ func newPrimary(p provider.Provider) (primary, error) {
 	return r, nil
 }
 
-// rollIf adds a version, if may allows it in the very step; where the provider cannot ask may there, it is not
-// asked again.
+// rollIf adds a version, if may allows that in the same step. If the provider cannot call may there, may is not called.
 func (p *primary) rollIf(ctx context.Context, key string, material secret.Bytes,
 	may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	if p.strict == nil {
@@ -51,7 +50,7 @@ func (p *primary) rollIf(ctx context.Context, key string, material secret.Bytes,
 	return p.strict.RollIf(ctx, key, material, may)
 }
 
-// deleteIf is rollIf of a deletion.
+// deleteIf is rollIf for a deletion.
 func (p *primary) deleteIf(ctx context.Context, key string, may func(*claviger.Metadata) error) error {
 	if p.strict == nil {
 		return p.Delete(ctx, key)
@@ -62,8 +61,8 @@ func (p *primary) deleteIf(ctx context.Context, key string, may func(*claviger.M
 // keepsDeleted reports whether deleted keys are kept.
 func (p *primary) keepsDeleted() bool { return p.soft != nil }
 
-// deletedOf returns the deleted keys of that name, longest deleted first; where version is not "", those that have
-// it. None where deleted keys are not kept.
+// deletedOf returns the deleted keys of that name, longest deleted first; if version is not "", only a key that has the
+// version. It returns none if deleted keys are not kept.
 func (p *primary) deletedOf(ctx context.Context, key, version string) ([]provider.Deleted, error) {
 	if p.soft == nil {
 		return nil, nil
@@ -77,7 +76,7 @@ func (p *primary) deletedOf(ctx context.Context, key, version string) ([]provide
 	}), nil
 }
 
-// softDeleter returns what keeps deleted keys. Kind Unsupported where they are not kept.
+// softDeleter returns the interface to deleted keys. Kind Unsupported if they are not kept.
 func (p *primary) softDeleter(op, key string) (provider.SoftDeleter, error) {
 	if p.soft == nil {
 		return nil, claviger.Errorf(op, claviger.Unsupported, key,
@@ -86,7 +85,7 @@ func (p *primary) softDeleter(op, key string) (provider.SoftDeleter, error) {
 	return p.soft, nil
 }
 
-// describe returns what is known of a key's versions, oldest first.
+// describe returns the facts about a key's versions, oldest first.
 func (p *primary) describe(ctx context.Context, key string) ([]provider.VersionFacts, error) {
 	if p.facts != nil {
 		return p.facts.Describe(ctx, key)
@@ -110,14 +109,14 @@ func (p *primary) versionNames(ctx context.Context, key string) ([]string, error
 	return names, err
 }
 
-// onLost has f called with the name of a key of which a version is newly lost.
+// onLost registers f. It is called with the name of a key when the provider finds that a version of the key is lost.
 func (p *primary) onLost(f func(key string)) {
 	if p.losses != nil {
 		p.losses.OnLost(f)
 	}
 }
 
-// check makes one cheap round trip to the provider's backing, where it has one.
+// check makes one cheap round trip to the provider's backend, if there is one.
 func (p *primary) check(ctx context.Context) error {
 	if p.health == nil {
 		return nil

@@ -23,8 +23,8 @@ func (r *Ring) Names(ctx context.Context, c claviger.Caller) ([]string, error) {
 	return names, nil
 }
 
-// KeysMetadata returns one entry for each key, in order, nil for missing keys. One key that the caller may not read
-// fails the whole.
+// KeysMetadata returns one entry for each key, in order, nil for missing keys. If the caller may not read one of the
+// keys, the whole request fails.
 func (r *Ring) KeysMetadata(ctx context.Context, c claviger.Caller, keys []string) ([]*claviger.Metadata, error) {
 	q, err := r.enter(ctx, &c, audit.GetKeysMetadata, nil, authz.GetMetadata)
 	if err != nil {
@@ -68,7 +68,7 @@ func (r *Ring) Metadata(ctx context.Context, c claviger.Caller, key string) (*cl
 	return &own, nil
 }
 
-// needKey asks the rules of a key by its name, for operations that show nothing of the key.
+// needKey checks the rules of a key by its name, for operations that show nothing of the key.
 func (r *Ring) needKey(ctx context.Context, q *request, key string, right authz.KeyOp) error {
 	if !r.cfg.KeyAuthorization {
 		return nil
@@ -80,7 +80,7 @@ func (r *Ring) needKey(ctx context.Context, q *request, key string, right authz.
 	return q.needKey(ctx, m, right)
 }
 
-// needVersion asks the rules of the key to which the version belonged when it was read.
+// needVersion checks the rules of the key to which the version belonged when it was read.
 func (q *request) needVersion(ctx context.Context, v *claviger.KeyVersion, right authz.KeyOp) error {
 	of := v.Of
 	if of == nil {
@@ -113,8 +113,8 @@ func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (*cla
 	return &v, nil
 }
 
-// Version returns the version of that full name; nil without an error for a missing version, which alone writes no
-// audit line, as in Hadoop. The caller owns the material, and wipes it. A version that only a source knows is
+// Version returns the version of that full name; nil without an error for a missing version. As in Hadoop, this is the
+// only case without an audit line. The caller owns the material, and wipes it. A version that only a source knows is
 // returned without its material.
 func (r *Ring) Version(ctx context.Context, c claviger.Caller, version string) (*claviger.KeyVersion, error) {
 	q, err := r.enter(ctx, &c, audit.GetKeyVersion, nil, authz.Get)

@@ -11,12 +11,11 @@ import (
 	"claviger/secret"
 )
 
-// Reencrypt wraps one EDEK's DEK anew under the current version, same IV. Kinds
-// as of Decrypt; Invalid where the version is a source's and
-// Config.Reencryption is false.
+// Reencrypt wraps the DEK of an EDEK under the current version, with the same IV. Kinds: those of Decrypt; Invalid if
+// the version is a source's and Config.Reencryption is false.
 //
-// The version must belong to the key even with key authorization off, where Hadoop would wrap one key's DEK under
-// another key.
+// The version must belong to the key even with key authorization off, although Hadoop would wrap one key's DEK under
+// another key then.
 func (r *Ring) Reencrypt(ctx context.Context, c claviger.Caller, key string, hasKey bool,
 	e claviger.EDEK) (claviger.EDEK, error) {
 	named := nameIf(hasKey, &key)
@@ -33,8 +32,8 @@ func (r *Ring) Reencrypt(ctx context.Context, c claviger.Caller, key string, has
 	return out[0], nil
 }
 
-// ReencryptBatch re-encrypts many EDEKs, in order. An EDEK of the current version comes back as it was. One that
-// cannot be re-encrypted fails the whole. For an empty batch the key's rules are not asked, as in Hadoop.
+// ReencryptBatch re-encrypts many EDEKs, in order. An EDEK of the current version is returned unchanged. If one EDEK
+// cannot be re-encrypted, the whole batch fails. For an empty batch the key's rules are not checked, as in Hadoop.
 func (r *Ring) ReencryptBatch(ctx context.Context, c claviger.Caller, key string,
 	es []claviger.EDEK) ([]claviger.EDEK, error) {
 	q, err := r.enter(ctx, &c, audit.ReencryptEEKBatch, &key, authz.GenerateEEK)
@@ -52,8 +51,8 @@ func (r *Ring) ReencryptBatch(ctx context.Context, c claviger.Caller, key string
 	return out, nil
 }
 
-// MayReencryptBatch asks the rules that ReencryptBatch asks first. A face calls it before it reads the long body of a
-// request. Kind Denied.
+// MayReencryptBatch checks the rules that ReencryptBatch checks first. Package kmsapi calls it before it reads the long
+// body of a request. Kind Denied.
 func (r *Ring) MayReencryptBatch(ctx context.Context, c claviger.Caller, key string) error {
 	q, err := r.admit(&c, audit.ReencryptEEKBatch, key)
 	if err != nil {
@@ -62,13 +61,12 @@ func (r *Ring) MayReencryptBatch(ctx context.Context, c claviger.Caller, key str
 	return q.need(ctx, &key, authz.GenerateEEK)
 }
 
-// reencrypt brings the EDEKs of one key under its current version. es is not
-// empty.
+// reencrypt re-encrypts the EDEKs of one key under its current version. es is not empty.
 func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []claviger.EDEK) ([]claviger.EDEK, error) {
 	var here string // the key's name
 	if named != nil {
-		// The store's epoch comes before any version is looked up; and Hadoop looks for the
-		// key first where it has no rules to ask.
+		// The store's epoch comes before any version is looked up; and Hadoop looks for the key first if it has no
+		// rules to check.
 		v, err := r.newest(ctx, *named)
 		if here = v.Key; here == "" {
 			here = *named
@@ -91,14 +89,15 @@ func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []cl
 	}
 }
 
-// errTwoKeys: the readings of a key, at different times, are of two keys that had its name one after the other.
+// errTwoKeys: two keys had the name one after the other, and the key was read from both.
 var errTwoKeys = errors.New("the key was deleted and made anew while its EDEKs were re-encrypted")
 
-// reencryptOnce is reencrypt by one reading of each version.
+// reencryptOnce is reencrypt with one reading of each version.
 func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, here string,
 	es []claviger.EDEK) ([]claviger.EDEK, error) {
-	// The first version is read before the rules are asked, since Hadoop says first that a version is not the
-	// key's. The others wait for the rules: a batch may name a hundred thousand, and the sender may have no right.
+	// The first version is read before the rules are checked, because Hadoop first reports that a version does not
+	// belong to the key. The others are read after that: a batch may name a hundred thousand versions, and its sender
+	// may have no right.
 	b := batch{edeks: es}
 	if err := r.readVersions(ctx, q, named, &b, 1); err != nil {
 		return nil, r.missingInBatch(ctx, q, err, len(es))
@@ -136,19 +135,19 @@ func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, her
 	return out, nil
 }
 
-// missingInBatch counts what a source that is not configured may have, and explains the error of a version that is
-// not found.
+// missingInBatch counts EDEKs whose version a source that is not configured may have, and explains the error for a
+// version that is not found.
 func (r *Ring) missingInBatch(ctx context.Context, q *request, err error, edeks int) error {
 	r.countUnserved(ctx, q, err, authz.KeyGenerateEEK, edeks)
 	return r.explainMissing(ctx, err, "")
 }
 
-// needReencryptable refuses versions of ours whose EDEKs must not come under the current version: those of another
-// key, and those whose name may be another key's at a source.
+// needReencryptable refuses versions of ours whose EDEKs must not be re-encrypted under the current version: versions
+// of another key, and versions whose name a version of another key at a source may have.
 func (r *Ring) needReencryptable(ctx context.Context, own []claviger.KeyVersion, current *claviger.KeyVersion) error {
 	const op = "keyring.Reencrypt"
 	for i := range own {
-		// An EDEK of a key that had the name before must not come under the rules of this key.
+		// An EDEK of a key that had the name before must not get the rules of this key.
 		if r.cfg.KeyAuthorization && !sameKey(own[i].Of, current.Of) {
 			return claviger.E(op, claviger.Unavailable, current.Key, errTwoKeys)
 		}
@@ -165,17 +164,16 @@ func (r *Ring) needReencryptable(ctx context.Context, own []claviger.KeyVersion,
 	return nil
 }
 
-// batch is the EDEKs of one re-encryption, and the versions that were read for them.
+// batch has the EDEKs of one re-encryption, and the versions that were read for them.
 type batch struct {
 	edeks   []claviger.EDEK
-	read    int                            // how many of the EDEKs have their versions read
+	read    int                            // the number of EDEKs whose versions were read
 	own     []claviger.KeyVersion          // distinct versions of the primary, in the order of the EDEKs
 	foreign map[string]claviger.VersionRef // by name, versions that may be a source's; nil: none
 	seen    map[string]struct{}            // names of all versions that were read; nil while there is only one
 }
 
-// next returns the version name of the next EDEK up to the first most ones whose version was not read yet; ok is
-// false at the end.
+// next returns the next version name, among the first most EDEKs, that was not returned yet; ok is false at the end.
 func (b *batch) next(most int) (version string, ok bool) {
 	for b.read < most {
 		i := b.read
@@ -199,8 +197,8 @@ func (b *batch) next(most int) (version string, ok bool) {
 	return "", false
 }
 
-// readVersions reads each distinct version of the first most EDEKs that was not read yet, in their order. All must
-// belong to the key.
+// readVersions reads each distinct version of the first most EDEKs that was not read yet, in their order. Each version
+// must belong to the key.
 func (r *Ring) readVersions(ctx context.Context, q *request, named *string, b *batch, most int) error {
 	for {
 		version, ok := b.next(most)
@@ -228,7 +226,7 @@ func (r *Ring) readVersions(ctx context.Context, q *request, named *string, b *b
 	}
 }
 
-// reencryptForeign is reencrypt where versions of the batch are not ours. The DEKs are unwrapped by one call for
+// reencryptForeign is reencrypt for a batch with versions that are not ours. The DEKs are unwrapped by one call for
 // each version, at the primary and at the sources, and then wrapped under the current version by one call.
 func (r *Ring) reencryptForeign(ctx context.Context, q *request, current claviger.KeyVersion,
 	b *batch) ([]claviger.EDEK, error) {
@@ -300,7 +298,7 @@ func (r *Ring) unwrapOld(ctx context.Context, q *request, current claviger.KeyVe
 	})
 }
 
-// group is the EDEKs of one version, and their places in the whole.
+// group has the EDEKs of one version, and their indexes in the batch.
 type group struct {
 	version string
 	edeks   []claviger.EDEK
@@ -323,7 +321,7 @@ func groupByVersion(es []claviger.EDEK) (byVersion map[string]*group, inOrder []
 	return byVersion, inOrder
 }
 
-// put puts the DEKs of the group to their places.
+// put stores the DEKs of the group at their places.
 func (g *group) put(deks, into []secret.Bytes) {
 	for i, dek := range deks {
 		into[g.at[i]] = dek

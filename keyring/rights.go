@@ -10,8 +10,8 @@ import (
 	"claviger/authz"
 )
 
-// request is one request: its caller, and the rules that decide about it. The rules stay the same to its end even
-// where the file changes meanwhile.
+// request is one request: its caller, and the rules that decide about it. The rules stay the same until its end, even
+// if their file changes.
 type request struct {
 	ring   *Ring
 	caller *claviger.Caller
@@ -20,9 +20,9 @@ type request struct {
 	did    work
 }
 
-// work is what the audit log records of a request beside Hadoop's line.
+// work has the facts about a request that the audit log records in addition to Hadoop's line.
 type work struct {
-	version string   // that was used, made or named by the request
+	version string   // the version that was used, made or named by the request
 	from    []string // the versions of the EDEKs before a re-encryption
 	edeks   int
 	sources []string // URIs of the sources that did the work; none: the primary did
@@ -35,8 +35,8 @@ func (w *work) addSource(uri string) {
 	}
 }
 
-// enter asks the operation-level rules, then records the attempt where the audit trail demands that. Any one of the
-// rights suffices. key is the name in messages and in the audit line; nil where the operation has none.
+// enter checks the operation-level rules, then records the attempt if the audit trail demands that. One of the rights
+// is enough. key is the name in messages and in the audit line; nil if the operation has none.
 func (r *Ring) enter(ctx context.Context, c *claviger.Caller, op audit.Op, key *string,
 	rights ...authz.Op) (request, error) {
 	q, err := r.admit(c, op, deref(key))
@@ -57,7 +57,7 @@ func (r *Ring) admit(c *claviger.Caller, op audit.Op, key string) (request, erro
 	return request{ring: r, caller: c, op: op, policy: r.cfg.Policy()}, nil
 }
 
-// begin records the attempt where the audit trail demands a record before anything is done.
+// begin records the attempt, if the audit trail demands a record before anything is done.
 func (q *request) begin(ctx context.Context, key string) error {
 	if q.ring.guard == nil {
 		return nil
@@ -101,8 +101,8 @@ func (q *request) needKey(ctx context.Context, m *claviger.Metadata, right authz
 		"User [%s] is not authorized to perform [%s] on key with ACL name [%s]!!", q.caller.Short, right, aclName)
 }
 
-// hasKey is mayKey with an audit line for each right that the rules refuse, also where ALL then allows the operation,
-// as in Hadoop.
+// hasKey is mayKey with an audit line for each right that the rules refuse, even if the right ALL then allows the
+// operation, as in Hadoop.
 func (q *request) hasKey(ctx context.Context, aclName string, right authz.KeyOp) bool {
 	return q.policy.MayKey(aclName, right, q.caller.Principal, q.ring.cfg.Groups, func(op authz.KeyOp) {
 		q.ring.cfg.Audit.Log(ctx, audit.Event{
@@ -120,8 +120,8 @@ func (q *request) mayKey(aclName string, right authz.KeyOp) bool {
 		q.policy.MayKey(aclName, right, q.caller.Principal, q.ring.cfg.Groups, nil)
 }
 
-// ok writes the audit line of a request that was served. The face writes the lines of kind ERROR, because it knows
-// method and URL.
+// ok writes the audit line of a request that was served. Package kmsapi writes the lines ERROR, because it knows method
+// and URL.
 func (q *request) ok(ctx context.Context, key, message string) {
 	q.log(ctx, audit.OK, q.op, key, message)
 }

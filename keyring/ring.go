@@ -16,71 +16,69 @@ import (
 	"claviger/provider"
 )
 
-// Source is a provider that holds versions which the primary does not know.
+// Source is a provider with versions that the primary does not know.
 type Source struct {
 	provider.Provider
-	// Reencryption: named by hadoop.kms.key.provider.reencryption.source.uri
-	// rather than by the provider list.
+	// Reencryption: hadoop.kms.key.provider.reencryption.source.uri names the source, not the provider list.
 	Reencryption bool
 }
 
-// Config is what a Ring is made of.
+// Config configures a Ring.
 type Config struct {
 	Primary provider.Provider
-	Sources []Source // in the order in which versions are looked for
+	Sources []Source // in the order in which they are tried
 	// Policy returns the ACLs in force; it is called once for each request.
 	Policy func() *authz.Policy
 	// KeyAuthorization is hadoop.kms.key.authorization.enable.
 	KeyAuthorization bool
-	// Groups returns the groups of a user's short name; nil knows none.
+	// Groups returns the groups of a user's short name; nil: no groups.
 	Groups func(user string) []string
 	Audit  audit.Logger
 	Log    *slog.Logger // nil discards
-	// Reencryption is hadoop.kms.reencryption.crypto.enable: may EDEKs of a
-	// source's versions be re-wrapped under ours?
+	// Reencryption is hadoop.kms.reencryption.crypto.enable: EDEKs of a source's versions may be re-encrypted under
+	// ours.
 	Reencryption bool
-	// Usage keeps the counters of source versions; nil keeps none across
-	// restarts.
+	// Usage keeps the counters of source versions; nil: they end with the process.
 	Usage metastore.Usage
-	// UsesKept keeps counts that Usage did not take yet beyond the end of this process; nil: they are lost with the
+	// UsesKept keeps counts that Usage has not accepted yet beyond the end of this process; nil: they end with the
 	// process.
 	UsesKept UsesKept
-	// LastUses keeps when versions of the primary were last used; nil keeps nothing.
+	// LastUses keeps the times of the last uses of the primary's versions; nil: they are not kept.
 	LastUses metastore.LastUses
-	// PurgeMinUnused is how long a key must have been deleted and unused before a purge: claviger.purge.min.unused.
-	// 0: a purge needs no such time.
+	// PurgeMinUnused is the time for which a key must have been deleted and unused before a purge:
+	// claviger.purge.min.unused. 0: no limit.
 	PurgeMinUnused time.Duration
 	// Clock is the store's clock. It dates what Usage keeps, and shows whether the times that a purge compares can be
 	// right; nil: this process's clock is used.
 	Clock metastore.Clock
-	// MayDestroy is called before a deletion, or with purge before a purge, destroys keys. It returns an error of
-	// kind Unavailable where another node's settings would keep the keys; nil: there is no other node.
+	// MayDestroy is called before a deletion, or with purge before a purge, destroys keys. It returns an error of kind
+	// Unavailable if another node's settings would keep the keys; nil: there is no other node.
 	MayDestroy func(ctx context.Context, purge bool) error
 
-	// Migrator takes over keys when users request it; nil where there is no source to migrate from.
+	// Migrator takes over keys when users request it; nil if there is no source to migrate from.
 	Migrator Migrator
 
-	// History reads the records of migrations from the metastore; nil where there is none.
+	// History reads the records of migrations from the metastore; nil if there is none.
 	History History
 
-	// Ours are full names of versions. EDEKs of these names are of this KMS's versions, though a source has other
+	// Ours are full names of versions. EDEKs of these names belong to this KMS's versions, although a source has other
 	// versions of these names: claviger.migration.ours.
 	Ours map[string]bool
 	// Theirs are full names of versions that are deleted here, or that two keys of the source have had. All EDEKs of
-	// these names are of the source's versions: claviger.migration.theirs.
+	// these names belong to the source's versions: claviger.migration.theirs.
 	Theirs map[string]bool
 	// CompareEvery is the interval in which WatchSources compares; 0 is 30 s.
 	CompareEvery time.Duration
-	// Settings keeps the names of versions that are in conflict with a source; nil keeps nothing.
+	// Settings keeps the names of versions that are in conflict with a source; nil: they are not kept.
 	Settings metastore.Settings
-	// Numbers gives no version here a number that a source has used; nil where the primary does not take its numbers
-	// from it.
+	// Numbers are the numbers of the primary's versions. It never gives out a number that a source has used. It is nil
+	// if the primary has another way to number versions.
 	Numbers metastore.Numbers
 
-	// Shared reports changes that other nodes make to the primary's keys; nil where no other node makes any.
+	// Shared reports changes that other nodes make to the primary's keys; nil if there are no other nodes.
 	Shared Shared
-	// Lease is how long cached keys are used after the last word from Shared: claviger.metastore.lease. 0: without
-	// end.
+	// Lease is the time for which cached keys are used after the last contact with Shared: claviger.metastore.lease. 0:
+	// no limit.
 	Lease time.Duration
 
 	DefaultCipher    string // hadoop.security.key.default.cipher; "" is Hadoop's default
@@ -90,8 +88,7 @@ type Config struct {
 	CacheTimeout        time.Duration // hadoop.kms.cache.timeout.ms, after last access
 	CurrentCacheTimeout time.Duration // hadoop.kms.current.key.cache.timeout.ms, after write
 
-	// The queue of ready-made EDEKs. A primary that is a KMS elsewhere has a queue of its own, and these are not
-	// used.
+	// The queue of ready-made EDEKs. They are not used if the primary is another KMS, which has its own queue.
 	QueueSize         int           // hadoop.security.kms.encrypted.key.cache.size
 	QueueLowWatermark float64       // ...low.watermark
 	QueueExpiry       time.Duration // ...expiry
@@ -99,7 +96,7 @@ type Config struct {
 
 	// SourceTimeout is the limit of one call to a source; 0 is 10 s.
 	SourceTimeout time.Duration
-	// SourcePause is how long no call goes to a source that failed SourceFailures calls in a row, before one request
+	// SourcePause is the time without calls to a source after SourceFailures failed calls in a row. Then one request
 	// may try it again; 0 is 5 s.
 	SourcePause time.Duration
 	// SourceWaiting is the number of requests that may wait for sources at a time; 0 is 256.
@@ -130,16 +127,16 @@ const (
 	cachedVersions = 1 << 15
 )
 
-// Ring is the key management service. Its methods may be called from many goroutines. Each takes the caller, asks the
-// rules, and writes audit events as Hadoop's KMS does: UNAUTHORIZED where the rules refuse, OK where the request was
-// served. The face writes ERROR events, because it knows method and URL. Errors are *claviger.Error. After Close they
-// are of kind Closed.
+// Ring is the key management service. Its methods may be called from many goroutines. Each takes the caller, checks the
+// rules, and writes audit events as Hadoop's KMS does: UNAUTHORIZED if the rules refuse, OK if the request was served.
+// Package kmsapi writes ERROR events, because it knows method and URL. Errors are *claviger.Error. After Close they are
+// of kind Closed.
 type Ring struct {
 	cfg     Config
 	log     *slog.Logger
-	guard   audit.Guard // cfg.Audit, where that is one; else nil
+	guard   audit.Guard // cfg.Audit if it is a Guard, otherwise nil
 	primary primary
-	queue   *eek.Queue // nil where the primary keeps ready-made EDEKs itself
+	queue   *eek.Queue // nil if the primary keeps ready-made EDEKs itself
 
 	versions *cache[claviger.KeyVersion]
 	current  *cache[claviger.KeyVersion] // by key
@@ -154,10 +151,10 @@ type Ring struct {
 
 	origins origins
 	clashes clashes
-	// conflicts are versions that have the name of another one at their source.
+	// conflicts are versions whose name another version at the source has too.
 	conflicts conflicts
 	aliases   *cache[string] // by another spelling of a key's name, the name that the key has here
-	aliased   atomic.Bool    // aliases may hold an entry
+	aliased   atomic.Bool    // aliases may have an entry
 
 	epochs *epochs // nil: no other node changes keys
 
@@ -166,8 +163,8 @@ type Ring struct {
 	close  sync.Once
 }
 
-// New builds a Ring and starts its queue. The caller closes the providers, after the Ring. Kind Invalid where the
-// figures cannot work.
+// New builds a Ring and starts its queue. The caller closes the providers, after the Ring. Kind Invalid if the numbers
+// in cfg cannot work.
 func New(cfg Config) (*Ring, error) {
 	const op = "keyring.New"
 	if cfg.Primary == nil || cfg.Policy == nil || cfg.Audit == nil {
@@ -212,7 +209,7 @@ func New(cfg Config) (*Ring, error) {
 	return r, nil
 }
 
-// setDefaults fills in what the caller left out.
+// setDefaults sets fields that the caller left out.
 func (cfg *Config) setDefaults() {
 	if cfg.Groups == nil {
 		cfg.Groups = func(string) []string { return nil }
@@ -250,9 +247,8 @@ func (r *Ring) Queued() int {
 	return r.queue.Ready()
 }
 
-// Close stops the queue and writes the counters. It does not close the providers. Call it when the faces have ended
-// their requests: the counts of a request that is still under way are lost. The error says that the counters could
-// not be written.
+// Close stops the queue and writes the counters. It does not close the providers. Call it after the last request: the
+// counts of a request that is still running are lost. The error means that the counters could not be written.
 func (r *Ring) Close() error {
 	var err error
 	r.close.Do(func() {
@@ -269,8 +265,8 @@ func (r *Ring) Close() error {
 // PrimaryURI names the primary provider as Hadoop's messages do.
 func (r *Ring) PrimaryURI() string { return r.primary.URI() }
 
-// Health checks the primary. The error is for an operator. See Sources for the sources: this service is usable while
-// one is dead.
+// Health checks the primary. The error is for an operator. It does not check the sources (see Sources): the service
+// works while a source is dead.
 func (r *Ring) Health(ctx context.Context) error {
 	if r.closed.Load() {
 		return claviger.E("keyring.Health", claviger.Closed, "", nil)

@@ -116,11 +116,11 @@ type counting struct {
 
 	before func(ctx context.Context, call string) error // nil: nothing
 
-	elsewhere bool // versions come without metadata, as from a KMS elsewhere
+	elsewhere bool // versions come without metadata, as from another KMS
 	orphaned  bool // there is no metadata of any key, as in a keystore from which the entry was taken
 }
 
-// strip takes away what a KMS elsewhere does not give.
+// strip takes away what another KMS does not give.
 func (p *counting) strip(v claviger.KeyVersion, err error) (claviger.KeyVersion, error) {
 	if p.elsewhere {
 		v.Of = nil
@@ -365,7 +365,7 @@ type lab struct {
 	*Ring
 	primary *counting
 	audit   *auditLog
-	past    *journal // nil where there is no source
+	past    *journal // nil if there is no source
 }
 
 // newLab builds a Ring. change, if not nil, changes its Config first.

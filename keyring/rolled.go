@@ -9,8 +9,8 @@ import (
 	"claviger"
 )
 
-// rolledKey is a migrated key that its source, whose ids are opaque, has rolled since. The source's versions have
-// other names than ours, so their EDEKs open through the source; but some client uses the source.
+// rolledKey is a migrated key that its source, whose ids are opaque, has rolled since. The source's versions have other
+// names than ours, so their EDEKs open through the source. But some client still uses the source.
 type rolledKey struct {
 	key, source    string
 	counted, since int
@@ -21,12 +21,12 @@ func (k rolledKey) String() string {
 		claviger.Printable(k.key), k.source, k.counted, k.since)
 }
 
-// rolledCure says what to do about a key that was rolled at a source with opaque ids.
+// rolledCure returns the cure, for an operator, for a key that was rolled at a source with opaque ids.
 const rolledCure = "look whether HDFS, or another cluster, is pointed at the source " +
 	"(hadoop.security.key.provider.path), point it here, stop rolls at the source " +
 	"and re-encrypt the key's zones; claviger migrate finish asks whether that was done"
 
-// setRolled publishes the keys that were rolled at their sources, and logs new ones.
+// setRolled stores the keys that were rolled at their sources for CheckRolled, and logs new ones.
 func (r *Ring) setRolled(all []rolledKey) {
 	c := &r.conflicts
 	slices.SortStableFunc(all, func(a, b rolledKey) int { return strings.Compare(a.source, b.source) })
@@ -41,7 +41,7 @@ func (r *Ring) setRolled(all []rolledKey) {
 	c.rolled.Store(&all)
 }
 
-// withBefore adds the earlier findings of a source that could not be read whole now.
+// withBefore adds the earlier results of a source that could not be read completely now.
 func withBefore(now, before []rolledKey, uri string) []rolledKey {
 	for _, k := range before {
 		again := func(n rolledKey) bool { return n.source == uri && n.key == k.key }

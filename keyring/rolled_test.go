@@ -18,7 +18,7 @@ func TestRolledAtAnOpaqueSource(t *testing.T) {
 	check := func(when string, want bool) {
 		t.Helper()
 		s.origins.forget()
-		_ = s.CompareSources(t.Context()) // a silent source is told by a check of its own
+		_ = s.CompareSources(t.Context()) // a source that does not answer is told by a check of its own
 		err := s.CheckRolled(t.Context())
 		if (err != nil) != want || want &&
 			!strings.Contains(err.Error(), "key payroll of "+farURI+" (1 versions when it was migrated, 1 more now)") {

@@ -13,10 +13,10 @@ import (
 // mayBeTaken reports whether a name here may belong to a key of a source, now or by the journal of a migration.
 func (r *Ring) mayBeTaken() bool { return !r.sources.none() || r.origins.history != nil }
 
-// needFreeName refuses the name of a new key where another key has a claim to it: a key that a source has, or may
-// have while it does not answer; a key in the journal of a migration that goes on; a key that came from a source to
-// which all spellings are one, by another spelling. Else the maker of the new key would choose the rules under which
-// the other key's EDEKs are opened. Kinds Invalid, SourceUnreachable, SourceRefused, Unavailable.
+// needFreeName refuses the name of a new key if the name may belong to another key: a key that a source has, or may
+// have while it does not answer; a key in the journal of a migration that is not finished; a key with another spelling
+// of the name that came from a source which ignores case. Otherwise the user who makes the new key would choose the
+// rules under which the other key's EDEKs are opened. Kinds Invalid, SourceUnreachable, SourceRefused, Unavailable.
 func (r *Ring) needFreeName(ctx context.Context, op, name string) error {
 	if !r.mayBeTaken() {
 		return nil
@@ -61,12 +61,12 @@ func (r *Ring) needNoSource(ctx context.Context, op, name string) error {
 	return nil
 }
 
-// needNoNewer refuses the return of a migrated key whose source has another key of the name by now: the rules of the
-// old key would shut the users of the newer one out, and both number their versions. A source that does not answer
-// blocks no return, because the migrated key is the source's own.
+// needNoNewer refuses the undeletion of a migrated key whose source has another key of the name now: the rules of the
+// old key would block the users of the newer key, and versions of both have numbers. A source that does not answer does
+// not block the undeletion, because the migrated key came from the source.
 func (r *Ring) needNoNewer(ctx context.Context, op string, ours *claviger.Metadata) error {
 	for _, s := range r.sources.list {
-		s.keys.drop(ours.Name) // what it said a moment ago may be of the older key
+		s.keys.drop(ours.Name) // the cached answer may be that of the older key
 		theirs, err := s.metadata(ctx, ours.Name)
 		if err != nil {
 			continue
@@ -83,8 +83,8 @@ func (r *Ring) needNoNewer(ctx context.Context, op string, ours *claviger.Metada
 }
 
 // needUnlisted refuses a name that the journal of a migration, finished or not, has from a source that is not
-// configured now. The source may be configured again, and then the rules of a key that another user made under the
-// name would guard the source's versions and shut their users out. An administrator may free the name.
+// configured now. The source may be configured again, and then the rules of a key that another user made under the name
+// would guard the source's versions and block their users. An administrator may free the name.
 func (r *Ring) needUnlisted(ctx context.Context, op, name string) error {
 	list, err := r.origins.of(ctx, name)
 	if err != nil {
@@ -110,8 +110,8 @@ func (r *Ring) needUnlisted(ctx context.Context, op, name string) error {
 }
 
 // needSameOrigin refuses EDEKs of a source's key for a version of ours, unless a migration made our key for the
-// source's. The caller of a re-encryption need not have the right to decrypt, and a user who may decrypt with our key
-// can read the result.
+// source's. The caller of a re-encryption may lack the right to decrypt, and a user who may decrypt with our key can
+// read the result.
 func (r *Ring) needSameOrigin(ctx context.Context, q *request, current *claviger.KeyVersion,
 	theirs *claviger.Metadata) error {
 	ours := current.Of
@@ -134,12 +134,13 @@ func (r *Ring) needSameOrigin(ctx context.Context, q *request, current *claviger
 	return q.needKey(ctx, theirs, authz.KeyGenerateEEK)
 }
 
-// Taken says what the journal of a migration knows of a version or key that is not here and was at a source.
+// Taken is the error for a version or key that is not here and was at a source, with the facts from the journal of a
+// migration.
 type Taken struct{ text string }
 
 func (t *Taken) Error() string { return t.text }
 
-// explainMissing adds to "not found" what the journal says about the key.
+// explainMissing adds the journal's facts about the key to an error "not found".
 func (r *Ring) explainMissing(ctx context.Context, err error, name string) error {
 	kind := claviger.KindOf(err)
 	if err == nil || kind != claviger.KeyNotFound && kind != claviger.VersionNotFound || r.origins.history == nil {
@@ -148,7 +149,7 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 	key := name
 	if kind == claviger.VersionNotFound {
 		var e *claviger.Error
-		errors.As(err, &e) // the kind is of one
+		errors.As(err, &e) // the kind was that of an *Error
 		name = e.Key
 		if k, ok := claviger.KeyOfVersion(name); ok {
 			key = k
@@ -175,9 +176,9 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 	case slices.ContainsFunc(list, func(o Origin) bool { return slices.Contains(o.Made, name) }):
 		why = fmt.Sprintf("it was made here for key '%s', and is gone for ever: %s never had it", key, o.Source)
 	case o.Finished.IsZero() && r.sources.configured(o.Source):
-		return err // it was asked
+		return err // the source was tried
 	case o.Finished.IsZero():
-		// No final answer: what is encrypted under it is there to be read again.
+		// Not a final answer, because the encrypted files exist and can be readable again.
 		return claviger.Errorf("keyring.history", claviger.SourceUnreachable, name,
 			"'%s' may be a version of key '%s' at %s, whose migration is not finished, and that KMS is not "+
 				"configured here any more: name it in hadoop.kms.key.provider.reencryption.source.uri again, or end "+
@@ -190,8 +191,8 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 	return claviger.E("keyring.history", kind, name, &Taken{why})
 }
 
-// shelvedVersion reports whether a deleted key of that name has the version of that full name. False where that is
-// not known.
+// shelvedVersion reports whether a deleted key of that name has the version of that full name. It returns false if that
+// is not known.
 func (r *Ring) shelvedVersion(ctx context.Context, key, version string) bool {
 	keys, err := r.primary.deletedOf(ctx, key, version)
 	return err == nil && len(keys) > 0

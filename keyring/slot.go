@@ -11,7 +11,7 @@ import (
 	"claviger/shares"
 )
 
-// Slot is a request's place among those that are worked on at once. A face that limits these puts the slot into
+// Slot is a request's place among the requests that run at the same time. A server that limits these puts the slot into
 // the context, so that the request holds no slot while it waits for a source: a source that hangs must not block
 // requests that need no source.
 type Slot interface {
@@ -28,17 +28,17 @@ func WithSlot(ctx context.Context, s Slot) context.Context {
 	return context.WithValue(ctx, slotKey{}, s)
 }
 
-// waits are the requests that wait for sources. A user never has more of them than there is room left for those of
-// all others.
+// waits counts the requests that wait for sources. A user never has more of them than there are free places for all
+// other users.
 type waits struct {
 	places *shares.Shares
 
 	mu   sync.Mutex
-	own  int64     // refused since their user had a share already
-	full time.Time // when a request was last refused whose user had no share
+	own  int64     // refused because their user had a share already
+	full time.Time // the last time that a request was refused whose user had no share
 }
 
-// waitsFull is how long after a refusal CheckSourceWaiting is an error.
+// waitsFull is the time after a refusal for which CheckSourceWaiting returns an error.
 const waitsFull = time.Minute
 
 // refuse counts a refusal, and returns its error. own: the user has a share already.
@@ -57,9 +57,9 @@ func (w *waits) refuse(own bool) error {
 		"%d of them of one user", used, w.places.Size(), most), text)
 }
 
-// waitForSource calls f, which may wait for a source, without the request's slot. After an error the request ends,
-// and takes no slot again. Waiting requests are bounded too, by user: a request without a slot still has its
-// memory. Kind Unavailable.
+// waitForSource calls f, which may wait for a source, without the request's slot. After an error the request ends, and
+// does not take a slot again. The number of waiting requests is limited too, also for each user: a request without a
+// slot still uses memory. Kind Unavailable.
 func (r *Ring) waitForSource(ctx context.Context, op, about string, f func() error) error {
 	if !r.sources.none() {
 		places, user := r.sources.waits.places, provider.CallerOf(ctx)
@@ -80,16 +80,16 @@ func (r *Ring) waitForSource(ctx context.Context, op, about string, f func() err
 	return slot.Acquire(ctx)
 }
 
-// SourceWaiting returns how many requests wait for sources now, how many of these are of the user with most, and
-// how many may.
+// SourceWaiting returns the number of requests that wait for sources now, the number of those of the user with most of
+// them, and the limit.
 func (r *Ring) SourceWaiting() (now, ofOne, most int64) {
 	places := r.sources.waits.places
 	now, ofOne = places.Figures()
 	return now, ofOne, places.Size()
 }
 
-// SourceWaitsRefused returns how many requests were refused so far since their user had a share of those that wait
-// already.
+// SourceWaitsRefused returns the number of requests that were refused so far because their user already had his share
+// of the waiting requests.
 func (r *Ring) SourceWaitsRefused() int64 {
 	w := &r.sources.waits
 	w.mu.Lock()
@@ -97,7 +97,8 @@ func (r *Ring) SourceWaitsRefused() int64 {
 	return w.own
 }
 
-// CheckSourceWaiting is an error where a user of whose requests none waited was refused within the last minute.
+// CheckSourceWaiting returns an error if, within the last minute, a request was refused whose user had no waiting
+// request.
 func (r *Ring) CheckSourceWaiting() error {
 	w := &r.sources.waits
 	w.mu.Lock()

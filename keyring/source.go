@@ -19,40 +19,41 @@ import (
 )
 
 const (
-	// foreignTimeout is how long a source's metadata of a key is used: as long as Hadoop uses a current version.
-	// For that long the old rules may guard a key that was made anew at the source under other rules.
+	// foreignTimeout is the time for which a source's metadata of a key is used: the same for which Hadoop uses a
+	// current version. For that long the old rules may guard a key that was made again at the source under other rules.
 	foreignTimeout = 30 * time.Second
-	// sourceChunk is how many EDEKs go into one call to a source, which has SourceTimeout for them.
+	// sourceChunk is the number of EDEKs in one call to a source, whose limit is SourceTimeout.
 	sourceChunk = 250
 )
 
-// absentSettles is how long a source that numbers its versions must say that it has no version of a name, though
-// it counts so many, before EDEKs of that name are re-encrypted: longer than Hadoop's KMS keeps what it has read
-// (hadoop.kms.cache.timeout.ms). It is a variable for tests.
+// absentSettles is the time for which a source that numbers its versions must say that it has no version of a name,
+// although its count includes the version, before EDEKs of that name are re-encrypted: longer than Hadoop's KMS keeps
+// what it has read (hadoop.kms.cache.timeout.ms). It is a variable for tests.
 var absentSettles = 10 * time.Minute
 
-// source is a provider that is asked for versions which the primary does not know. A circuit breaker keeps
-// requests from waiting for a dead source.
+// source is a provider for versions that the primary does not know. A circuit breaker keeps requests from waiting for a
+// dead source.
 type source struct {
 	provider.Provider
 	crypter
-	remote       bool   // a KMS elsewhere
+	remote       bool   // another KMS
 	reencryption bool   // see Source.Reencryption
-	property     string // of the configuration, that names the source; for messages
+	property     string // the property of the configuration that names the source; for messages
 	log          *slog.Logger
 
-	timeout  time.Duration // of one call
-	failures uint32        // calls in a row without an answer that open the breaker
-	breaker  *gobreaker.CircuitBreaker[struct{}]
-	health   provider.Health // nil: the source cannot be probed
-	blame    blame
-	probing  probing
+	timeout    time.Duration // of one call
+	failures   uint32        // calls in a row without an answer that open the breaker
+	breaker    *gobreaker.CircuitBreaker[struct{}]
+	health     provider.Health // nil: the source cannot be probed
+	unanswered unanswered
+	probing    probing
 
-	keys     *cache[*claviger.Metadata] // what the source said of its keys
+	keys     *cache[*claviger.Metadata] // the source's metadata of its keys
 	lastFail atomic.Pointer[SourceFailure]
 	lastCall atomic.Pointer[SourceCall]
-	// has holds the names of versions that the source was found to have. absent holds those that it says it does
-	// not have, each with the time of the first such answer; an answer that it has the version ends that.
+	// has contains the names of versions that the source was found to have. absent contains those that it says it does
+	// not have, each with the time of the first such answer. When the source is found to have the version, the entry is
+	// removed.
 	has, absent sync.Map
 }
 
@@ -89,9 +90,9 @@ func newSource(s Source, cfg Config, log *slog.Logger) (*source, error) {
 		MaxRequests: 1,
 		Timeout:     cfg.SourcePause,
 		ReadyToTrip: func(n gobreaker.Counts) bool {
-			return n.ConsecutiveFailures >= cfg.SourceFailures && (src.health == nil || src.blame.shared())
+			return n.ConsecutiveFailures >= cfg.SourceFailures && (src.health == nil || src.unanswered.shared())
 		},
-		IsSuccessful: func(err error) bool { return err == nil || !silent(err) },
+		IsSuccessful: func(err error) bool { return err == nil || !isUnreachable(err) },
 		IsExcluded:   func(err error) bool { return errors.Is(err, errLeft) },
 		OnStateChange: func(uri string, from, to gobreaker.State) {
 			log.Warn("circuit breaker of a source of key versions", "source", uri, "from", from.String(), "to",
@@ -101,9 +102,8 @@ func newSource(s Source, cfg Config, log *slog.Logger) (*source, error) {
 	return src, nil
 }
 
-// metadata returns what the source says of a key, for foreignTimeout after the source said it. The source is asked
-// for that very spelling: what a source answers to counts, not what it lists. Kind KeyNotFound, which is not
-// remembered.
+// metadata returns the source's metadata of a key, from the cache for foreignTimeout. The request has exactly this
+// spelling of the name: a source may answer to names that it does not list. Kind KeyNotFound, which is not cached.
 func (s *source) metadata(ctx context.Context, key string) (*claviger.Metadata, error) {
 	return s.keys.fetch(ctx, key, func(ctx context.Context, key string) (m *claviger.Metadata, err error) {
 		err = s.call(ctx, func(ctx context.Context) (err error) {
@@ -114,8 +114,8 @@ func (s *source) metadata(ctx context.Context, key string) (*claviger.Metadata, 
 	})
 }
 
-// guarded returns the source's metadata of a key, unless guard refuses it. A source without the key has no version
-// of it, whatever else it would answer.
+// guarded returns the source's metadata of a key, unless guard refuses it. A source without the key has no version of
+// it, even if it answers otherwise.
 func (s *source) guarded(ctx context.Context, key string,
 	guard func(*claviger.Metadata) error) (*claviger.Metadata, error) {
 	m, err := s.metadata(ctx, key)
@@ -123,14 +123,14 @@ func (s *source) guarded(ctx context.Context, key string,
 		return nil, err
 	}
 	if err := guard(m); err != nil {
-		return nil, ruled{err}
+		return nil, ruleError{err}
 	}
 	return m, nil
 }
 
-// counts returns the source's metadata of keys, which count their versions. A key that the source does not have is
-// not in the map. Where the question fails, each key is asked for by itself: one key that cannot be read makes
-// Hadoop's KMS refuse them all. What was read stands beside an error.
+// counts returns the source's metadata of keys, which count their versions. A key that the source does not have is not
+// in the map. If the request fails, each key is requested by itself, because Hadoop's KMS refuses all keys if one
+// cannot be read. counts returns the metadata that it has read even with an error.
 func (s *source) counts(ctx context.Context, names []string) (map[string]*claviger.Metadata, error) {
 	var ms []*claviger.Metadata
 	err := s.call(ctx, func(ctx context.Context) (err error) {
@@ -163,7 +163,7 @@ func (s *source) counts(ctx context.Context, names []string) (map[string]*clavig
 	return counts, errors.Join(errs...)
 }
 
-// open has the source open EDEKs that are all of the version v, on behalf of the user as ("" = in our own name).
+// open lets the source open EDEKs, all of the version v, on behalf of the user as ("": in our own name).
 func (s *source) open(ctx context.Context, v claviger.VersionRef, as string,
 	edeks []claviger.EDEK) ([]secret.Bytes, error) {
 	deks := make([]secret.Bytes, 0, len(edeks))
@@ -190,14 +190,14 @@ func (s *source) open(ctx context.Context, v claviger.VersionRef, as string,
 	return deks, nil
 }
 
-// unread is a version of which only the name is known.
+// unread returns a version of which only the name is known.
 func unread(v claviger.VersionRef) claviger.KeyVersion {
 	return claviger.KeyVersion{Key: v.Key, Name: v.Name()}
 }
 
-// probeVersion finds out whether the source has a version. A KMS elsewhere opens a made-up EDEK, in our own name: that
-// needs the right that a re-encryption needs, and no other. The version of a block encrypter is read, without a use of
-// its key: a key that the token has lost is no call without an answer. Kind VersionNotFound where the source has no
+// probeVersion finds out whether the source has a version. Another KMS opens a random EDEK, in our own name. That needs
+// only the right that a re-encryption needs. From a block encrypter the version is read, without a use of its key; so a
+// key that the token has lost does not count as a call without an answer. Kind VersionNotFound if the source has no
 // such version.
 func (s *source) probeVersion(ctx context.Context, v claviger.VersionRef) error {
 	return s.call(ctx, func(ctx context.Context) error {
@@ -214,10 +214,10 @@ func (s *source) probeVersion(ctx context.Context, v claviger.VersionRef) error 
 	})
 }
 
-// mayHave reports whether the source has a version of that name. A source that counts so many versions and does
-// not tell their names may name them otherwise: a Key Trustee KMS. So the version is probed; without an answer the
-// count decides. "No" is not remembered as an answer, only its time: a source of several nodes may have been asked
-// at a node that has not seen the roll yet.
+// mayHave reports whether the source has a version of that name. If the source's count includes the version, but the
+// source does not show names, it may not number its versions: it may be a Key Trustee KMS. So the version is probed;
+// without an answer the count decides. The answer "no" is not cached, only its time: one node of the source may not
+// have seen the roll yet.
 func (s *source) mayHave(ctx context.Context, v claviger.VersionRef) bool {
 	if _, has := s.has.Load(v.Name()); has {
 		return true
@@ -234,18 +234,18 @@ func (s *source) mayHave(ctx context.Context, v claviger.VersionRef) bool {
 	return true
 }
 
-// recordAbsent records that the source said now that it has no version of that name.
+// recordAbsent records the time of the source's first answer that it has no version of that name.
 func (s *source) recordAbsent(v claviger.VersionRef) { s.absent.LoadOrStore(v.Name(), time.Now()) }
 
-// settled reports whether the source has said for long enough that it has no version of that name, though it
-// counts so many.
+// settled reports whether the source has said for long enough that it has no version of that name, although its count
+// includes it.
 func (s *source) settled(v claviger.VersionRef) bool {
 	since, ok := s.absent.Load(v.Name())
 	at, _ := since.(time.Time)
 	return ok && time.Since(at) >= absentSettles
 }
 
-// lastError is the last failure; nil where there was none.
+// lastError returns the last failure, or nil.
 func (s *source) lastError() error {
 	if f := s.lastFail.Load(); f != nil {
 		return f.Err

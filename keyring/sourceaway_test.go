@@ -22,7 +22,7 @@ func TestDeadSource(t *testing.T) {
 	theirs, _ := made(t, far.blocks, "k@0", 1)
 	ours, deks := l.edeks(t, "k", 64)
 	if _, err := l.Decrypt(t.Context(), caller("u"), "k", true, theirs[0]); err != nil {
-		t.Fatal(err) // and its metadata is remembered, which all who miss it ask for once
+		t.Fatal(err) // and its metadata is cached, which all who miss it ask for once
 	}
 	far.calls()
 	far.setFail(blackhole(t))

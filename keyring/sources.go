@@ -15,14 +15,14 @@ import (
 	"claviger/shares"
 )
 
-// homeTimeout is how long it is remembered, since the last use, which source served a version. Versions do not
+// homeTimeout is the time, since the last use, for which homes keeps the source that served a version. Versions do not
 // move.
 const homeTimeout = 24 * time.Hour
 
-// sources are the providers that are asked for versions which the primary does not know.
+// sources are the providers for versions that the primary does not know.
 type sources struct {
-	list  []*source       // in the order in which they are asked
-	homes *cache[*source] // which source has served a version; nil where there is no source
+	list  []*source       // in the order in which they are tried
+	homes *cache[*source] // the source that has served a version; nil if there is no source
 	waits waits           // of requests, for sources
 }
 
@@ -49,8 +49,8 @@ func (a *sources) configured(uri string) bool {
 	return slices.ContainsFunc(a.list, func(s *source) bool { return s.URI() == uri })
 }
 
-// migration is the source that keys are migrated from: the one named for re-encryption, or else the last of the
-// provider list; nil where there is no source.
+// migration returns the source from which keys are migrated: the source that is named for re-encryption, or else the
+// last of the provider list; nil if there is no source.
 func (a *sources) migration() *source {
 	for _, s := range a.list {
 		if s.reencryption {
@@ -63,7 +63,7 @@ func (a *sources) migration() *source {
 	return a.list[len(a.list)-1]
 }
 
-// remember takes from the counters which source served which version in earlier runs.
+// remember reads from the counters which source served which version in earlier runs.
 func (a *sources) remember(uses []metastore.Use) {
 	byURI := make(map[string]*source, len(a.list))
 	for _, s := range a.list {
@@ -76,33 +76,33 @@ func (a *sources) remember(uses []metastore.Use) {
 	}
 }
 
-// forget drops what the sources said of a key.
+// forget drops the cached answers of the sources about a key.
 func (a *sources) forget(key string) {
 	for _, s := range a.list {
 		s.keys.drop(key)
 	}
 }
 
-// forgetAll drops what the sources said of all keys.
+// forgetAll drops the cached answers of the sources about all keys.
 func (a *sources) forgetAll() {
 	for _, s := range a.list {
 		s.keys.dropAll(func(string) bool { return true })
 	}
 }
 
-// find calls try with the source that served the version before, or with the sources in order until one does not
-// say "not found". A source that refuses or does not answer ends the walk, see the package comment. Kinds
-// VersionNotFound, SourceUnreachable, SourceRefused, and what else a source may say of the EDEKs.
-func (a *sources) find(version string, q question, try func(*source) error) (*source, error) {
+// find calls try with the source that served the version before, or with the sources in order until one does not say
+// "not found". After a source that refuses or does not answer, no other source is tried (see the package comment).
+// Kinds VersionNotFound, SourceUnreachable, SourceRefused, and a source's other errors about the EDEKs.
+func (a *sources) find(version string, q lookup, try func(*source) error) (*source, error) {
 	if s, ok := a.homes.get(version); ok {
 		err := try(s)
 		if err == nil {
 			return s, nil
 		}
 		if !notThere(err) {
-			return nil, s.verdict(err, q)
+			return nil, s.walkError(err, q)
 		}
-		a.homes.drop(version) // the source was rebuilt, or its key deleted
+		a.homes.drop(version) // the source was restored, or its key was deleted
 	}
 	for _, s := range a.list {
 		err := try(s)
@@ -110,26 +110,26 @@ func (a *sources) find(version string, q question, try func(*source) error) (*so
 			return s, nil
 		}
 		if !notThere(err) {
-			return nil, s.verdict(err, q)
+			return nil, s.walkError(err, q)
 		}
 	}
 	return nil, claviger.E("keyring.source", claviger.VersionNotFound, version, nil)
 }
 
-// SourceState tells how a source does, for consoles and metrics.
+// SourceState is the state of a source, for consoles and metrics.
 type SourceState struct {
 	URI          string
 	Reencryption bool
-	// State is "closed" where calls go to the source, "open" where no call does after failures, "half-open" where
-	// one call may try the source.
+	// State is "closed" if calls go to the source, "open" if no calls go there after failures, "half-open" if one call
+	// may try the source.
 	State string
-	// LastFailure is nil where each call got an answer so far.
+	// LastFailure is nil if each call got an answer so far.
 	LastFailure *SourceFailure
-	// LastCall is nil where there was none.
+	// LastCall is nil if there was none.
 	LastCall *SourceCall
 }
 
-// Sources tells how the sources do, in the order in which they are asked.
+// Sources returns the states of the sources, in the order in which they are tried.
 func (r *Ring) Sources() []SourceState {
 	states := make([]SourceState, len(r.sources.list))
 	for i, s := range r.sources.list {
@@ -141,8 +141,7 @@ func (r *Ring) Sources() []SourceState {
 	return states
 }
 
-// CheckSource probes the source at that place of the order, unless its breaker is open. The error is for an
-// operator.
+// CheckSource probes the source with that index, unless its breaker is open. The error is for an operator.
 func (r *Ring) CheckSource(ctx context.Context, i int) error {
 	s := r.sources.list[i]
 	if s.health == nil {
@@ -158,8 +157,8 @@ func (r *Ring) CheckSource(ctx context.Context, i int) error {
 			why = fmt.Sprintf("%s, the last at %s: %s", why, stamp(f.At), reason(f.Err))
 		}
 		return claviger.Errorf("keyring.CheckSource", claviger.SourceUnreachable, "",
-			"the source %s (property %s) %s: %s", s.URI(), s.property, silence(s.lastError()), why)
+			"the source %s (property %s) %s: %s", s.URI(), s.property, noAnswerText(s.lastError()), why)
 	}
 	return claviger.Errorf("keyring.CheckSource", claviger.SourceUnreachable, "", "the source %s (property %s) %s: %s",
-		s.URI(), s.property, silence(err), reason(err))
+		s.URI(), s.property, noAnswerText(err), reason(err))
 }

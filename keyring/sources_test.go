@@ -436,7 +436,7 @@ func downSecond(t *testing.T) {
 	l := newTwoSources(t, nil)
 	l.b.setFail(down)
 	e, _ := edekOf(t, l.b, "onlyb@0")
-	for range 2 { // and not remembered as missing
+	for range 2 { // and not cached as missing
 		_, err := l.open(t, "onlyb", e)
 		wantKind(t, err, claviger.SourceUnreachable)
 	}

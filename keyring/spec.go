@@ -18,8 +18,8 @@ const (
 	maxAllAttributes  = 32 << 10
 )
 
-// checkSpec refuses a name that no path can hold, and metadata that are too long. The errors name the part, and do
-// not repeat its text. Kind Invalid.
+// checkSpec refuses a name that is too long for a path, and metadata that are too long. The errors name the part, but
+// do not repeat its text. Kind Invalid.
 func checkSpec(spec provider.Spec) error {
 	const op = "keyring.Create"
 	tooLong := func(what string, got, most int) error {

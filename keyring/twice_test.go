@@ -119,8 +119,8 @@ func (w *twice) restart() {
 	w.conflicts.used.Clear()
 }
 
-// staleEverySecond has the source say in every second answer that it has no version of the shared name, while
-// stale is set: metadata come first, then the made-up EDEK. It returns a function that begins to count anew.
+// staleEverySecond has the source say in every second answer that it has no version of the shared name, while stale is
+// set: metadata come first, then the made-up EDEK. It returns a function that begins to count again.
 func (w *twice) staleEverySecond(stale *bool) (again func()) {
 	asked := 0
 	w.far.setFail(func(context.Context) error {

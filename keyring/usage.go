@@ -13,37 +13,37 @@ import (
 	"claviger/metastore"
 )
 
-// What a source's version was used for, as metastore.Use.Op says it.
+// The uses of a source's version, in metastore.Use.Op.
 const (
 	useDecrypt   = "decrypt"
 	useReencrypt = "reencrypt"
-	// UseUnserved: it was requested while its source was not configured.
+	// UseUnserved: the version was requested while its source was not configured.
 	UseUnserved = "unserved"
 )
 
 const (
 	// flushEvery is the interval in which counters are written. A crash can lose those of one interval. The first use
-	// of a version, and the first use after that long, is written before its answer goes out, so the recorded time of
-	// the last use is at most that old.
+	// of a version, and the first use after such an interval, is written before its answer is sent. So the recorded
+	// time of the last use is wrong by at most one interval.
 	flushEvery = time.Second
-	// firstUseWait limits how long an answer waits for that. A store that is away must not block the use of a
-	// source's keys.
+	// firstUseWait is the longest time that an answer waits for that write. A store that cannot be reached must not
+	// block the use of a source's keys.
 	firstUseWait = time.Second
 	// flushTimeout limits one writing of the counters.
 	flushTimeout = 10 * time.Second
-	// countedVersions bounds the counters in memory. Only versions that a source has served are counted, so there are
-	// as many counters as the source has versions. Versions beyond the bound are counted under OtherVersions.
+	// countedVersions is the largest number of counters in memory. Only versions that a source has served are counted,
+	// so there are as many counters as the source has versions. Further versions are counted under OtherVersions.
 	countedVersions = 1 << 16
 )
 
 // OtherVersions is the name under which the versions of a source are counted that have no counter of their own.
 const OtherVersions = "(others)"
 
-// UsesKept keeps uses of source versions that the store did not take, on this host.
+// UsesKept keeps, on this host, uses of source versions that the store has not accepted.
 type UsesKept interface {
 	// Load returns the uses that were kept.
 	Load() ([]metastore.Use, error)
-	// Keep replaces the uses that are kept. An empty list removes them.
+	// Keep replaces the uses that were kept. An empty list removes them.
 	Keep(uses []metastore.Use) error
 }
 
@@ -55,15 +55,15 @@ type usage struct {
 	log   *slog.Logger
 
 	mu      sync.Mutex
-	pending map[useName]*useCount // not written yet; all counters, where store is nil
+	pending map[useName]*useCount // not written yet; if store is nil, all counters
 	limit   int
-	used    map[useName]time.Time // last use in this process: a use soon after it waits for the next interval
-	failing error                 // of the last write; while it is not nil, no answer waits for a write
+	used    map[useName]time.Time // last use in this process; a use soon after it is written in the next interval
+	failing error                 // error of the last write; while it is not nil, no answer waits for a write
 	since   time.Time             // when the first of the failing writes began
 
 	kept     UsesKept           // may be nil
-	total    int64              // of the counts that kept holds; guarded by flushing
-	now      chan chan struct{} // requests a write from run, which then closes the channel that it gets
+	total    int64              // number of the counts in kept; guarded by flushing
+	now      chan chan struct{} // requests a write from run, which closes the received channel after the write
 	flushing sync.Mutex         // one flush or reading of the store at a time
 	stop     chan struct{}
 	stopped  chan struct{}
@@ -81,15 +81,15 @@ func newUsage(store metastore.Usage, clock metastore.Clock, kept UsesKept, log *
 		pending: map[useName]*useCount{},
 		used:    map[useName]time.Time{}, now: make(chan chan struct{})}
 	if store != nil {
-		u.recall()
+		u.loadKept()
 		u.stop, u.stopped = make(chan struct{}), make(chan struct{})
 		go u.run()
 	}
 	return u
 }
 
-// recall takes up the uses that an earlier process could not write.
-func (u *usage) recall() {
+// loadKept reads the uses that an earlier process could not write.
+func (u *usage) loadKept() {
 	if u.kept == nil {
 		return
 	}
@@ -106,8 +106,8 @@ func (u *usage) recall() {
 	}
 }
 
-// keep keeps the pending uses beyond the end of this process. After a crash between a write and the next keep, uses
-// are counted twice; then a source only counts as in use for longer.
+// keep keeps the pending uses beyond the end of this process. After a crash between a write and the next keep, uses are
+// counted twice. The only effect is that a source counts as in use for longer.
 func (u *usage) keep() error {
 	u.flushing.Lock()
 	defer u.flushing.Unlock()
@@ -131,8 +131,8 @@ func (u *usage) keep() error {
 	return err
 }
 
-// behind is the error where counters are not written; it says why.
-func (u *usage) behind() error {
+// unwritten returns an error with the reason if counters could not be written.
+func (u *usage) unwritten() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.failing == nil {
@@ -180,7 +180,7 @@ func (u *usage) writeNow() {
 	}
 }
 
-// merge needs u.mu.
+// merge must be called with u.mu held.
 func (u *usage) merge(name useName, n int64, last time.Time) {
 	c := u.pending[name]
 	if c == nil {
@@ -240,7 +240,7 @@ func (u *usage) write() error {
 	return err
 }
 
-// flush writes the pending uses. Those that could not be written stay pending.
+// flush writes the pending uses. Uses that could not be written stay pending.
 func (u *usage) flush() error {
 	u.flushing.Lock()
 	defer u.flushing.Unlock()
@@ -258,10 +258,10 @@ func (u *usage) flush() error {
 			return err
 		}
 		err = u.store.AddUse(ctx, list)
-		if err == nil || len(list) > 1 || away(err) || list[0].Version == OtherVersions {
+		if err == nil || len(list) > 1 || storeDown(err) || list[0].Version == OtherVersions {
 			return err
 		}
-		// The use of the source must be recorded, whatever the version's name is.
+		// The use of the source must be recorded, even if the store refuses the version's name.
 		other := list[0]
 		other.Version = OtherVersions
 		if u.store.AddUse(ctx, []metastore.Use{other}) != nil {
@@ -279,9 +279,9 @@ func (u *usage) flush() error {
 	})
 }
 
-// dated returns uses with times by the later of this host's clock and the store's: a use with too early a time would
-// count as one before a migration. The age of a use is measured by this process's running time, so it is right also
-// where the clock was set since.
+// dated returns the uses with times by the later of this host's clock and the store's: a use with a time that is too
+// early would count as a use before the migration. The age of a use is measured by the monotonic clock of this process,
+// so it is right even if the host's clock was set since.
 func (u *usage) dated(ctx context.Context, list []metastore.Use) ([]metastore.Use, error) {
 	if u.clock == nil {
 		return list, nil
@@ -297,25 +297,25 @@ func (u *usage) dated(ctx context.Context, list []metastore.Use) ([]metastore.Us
 	return list, nil
 }
 
-// away reports whether the store would take no other record either.
-func away(err error) bool {
+// storeDown reports whether the store would accept no other record either.
+func storeDown(err error) bool {
 	return claviger.Is(err, claviger.Unavailable) || claviger.Is(err, claviger.Closed)
 }
 
-// writeParts writes a list. Where the store refuses the list, it writes each half: a record that the store refuses
-// must not block the other records. A store that is away is not tried again. Records that were not written go to
-// kept.
+// writeParts writes a list. If the store refuses the list, it writes each half: a record that the store refuses must
+// not block the other records. A store that cannot be reached is not tried again. Records that were not written are
+// passed to kept.
 func writeParts[T any](list []T, write func([]T) error, kept func([]T)) error {
 	err := write(list)
 	if err == nil {
 		return nil
 	}
-	if len(list) == 1 || away(err) {
+	if len(list) == 1 || storeDown(err) {
 		kept(list)
 		return err
 	}
 	half := len(list) / 2
-	if err = writeParts(list[:half], write, kept); err != nil && away(err) {
+	if err = writeParts(list[:half], write, kept); err != nil && storeDown(err) {
 		kept(list[half:])
 		return err
 	}
@@ -334,9 +334,9 @@ func uses(counts map[useName]*useCount) []metastore.Use {
 	return list
 }
 
-// all returns the counters, those of earlier runs included.
+// all returns the counters, including those of earlier runs.
 func (u *usage) all(ctx context.Context) ([]metastore.Use, error) {
-	u.flushing.Lock() // else a flush could move counts from the pending ones, not read yet, to the store, read already
+	u.flushing.Lock() // otherwise a flush could move counts from pending, not read yet, to the store, read already
 	defer u.flushing.Unlock()
 	var list []metastore.Use
 	if u.store != nil {
@@ -365,7 +365,7 @@ func (u *usage) all(ctx context.Context) ([]metastore.Use, error) {
 	return list, nil
 }
 
-// close writes once more, and ends the writing.
+// close writes a last time, and stops run.
 func (u *usage) close() error {
 	if u.store == nil {
 		return nil
@@ -375,17 +375,17 @@ func (u *usage) close() error {
 	return u.write()
 }
 
-// CheckUses is an error where uses of sources are not in the store. The error says why, for an operator.
-func (r *Ring) CheckUses(context.Context) error { return r.usage.behind() }
+// CheckUses returns an error if uses of sources are not in the store, with the reason for an operator.
+func (r *Ring) CheckUses(context.Context) error { return r.usage.unwritten() }
 
-// unserved has the versions, by key, that were requested in vain and counted. They are bounded by the number that the
-// source has, because a client may make names up.
+// unserved has the versions, by key, that were requested, not found, and counted. Their number is limited by the
+// source's number of versions, because a client may invent names.
 type unserved struct {
 	mu    sync.Mutex
 	byKey map[string]map[string]bool
 }
 
-// admits reports whether the version may be counted; most is the bound for its key.
+// admits reports whether the version may be counted; most is the limit for its key.
 func (u *unserved) admits(key, version string, most int) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -406,10 +406,10 @@ func (u *unserved) admits(key, version string, most int) bool {
 	return true
 }
 
-// countUnserved counts EDEKs of a version that is not found, where an unfinished migration has the key from a source
-// that is not configured. That source is still needed, and the counter keeps the migration from being finished.
-// Requests of a caller without the right to the key do not count, nor do versions that the source did not have when
-// the key was taken over.
+// countUnserved counts EDEKs of a version that is not found, if an unfinished migration has the key from a source that
+// is not configured. That source is still needed, and the counter prevents the end of the migration. Requests of a
+// caller without the right to the key do not count, nor do versions that the source did not have when the key was taken
+// over.
 func (r *Ring) countUnserved(ctx context.Context, q *request, err error, right authz.KeyOp, n int) {
 	var e *claviger.Error
 	if !claviger.Is(err, claviger.VersionNotFound) || !errors.As(err, &e) {
@@ -435,8 +435,8 @@ func (r *Ring) countUnserved(ctx context.Context, q *request, err error, right a
 	}
 }
 
-// SourceUse returns how often, and when last, each version of a source was used through this service, over all its
-// runs (and, where the metastore is shared, over all its nodes, up to a few seconds ago).
+// SourceUse returns the number of uses, and the last use, of each version of a source through this service. It includes
+// all runs and, if the metastore is shared, all nodes, up to a few seconds ago.
 func (r *Ring) SourceUse(ctx context.Context) ([]metastore.Use, error) {
 	if r.closed.Load() {
 		return nil, claviger.E("keyring.SourceUse", claviger.Closed, "", nil)
@@ -444,8 +444,8 @@ func (r *Ring) SourceUse(ctx context.Context) ([]metastore.Use, error) {
 	return r.usage.all(ctx)
 }
 
-// rememberHomes takes from the counters which source served which version in earlier runs. Where the store cannot be
-// read, the server starts without them: the sources are then asked in order.
+// rememberHomes takes from the counters which source served which version in earlier runs. If the store cannot be read,
+// the server starts without them: the sources are then asked in order.
 func (r *Ring) rememberHomes() {
 	if r.sources.none() || r.cfg.Usage == nil {
 		return

@@ -10,8 +10,8 @@ import (
 	"claviger/provider"
 )
 
-// metadata returns the metadata of a key here; nil without an error for a key that does not exist. They are shared:
-// callers of the Ring get copies.
+// metadata returns the metadata of a key here; nil without an error for a key that does not exist. The result is
+// shared: callers of the Ring get copies.
 func (r *Ring) metadata(ctx context.Context, key string) (*claviger.Metadata, error) {
 	keys := leased(r, r.keys)
 	if m, ok := keys.get(key); ok {
@@ -24,7 +24,7 @@ func (r *Ring) metadata(ctx context.Context, key string) (*claviger.Metadata, er
 	return m, err
 }
 
-// readMetadata reads a key's metadata past the cache. Kind KeyNotFound, which no cache keeps.
+// readMetadata reads a key's metadata without the cache. Kind KeyNotFound, which no cache keeps.
 func (r *Ring) readMetadata(ctx context.Context, key string) (*claviger.Metadata, error) {
 	return oneMetadata(ctx, r.primary.Provider, key)
 }
@@ -100,13 +100,13 @@ func attach(v *claviger.KeyVersion, of *claviger.Metadata) bool {
 	return v.Of != nil
 }
 
-// readings is how often versions and metadata are read from a provider that cannot read both at once, until no change
-// comes in between.
+// readings is the number of attempts to read versions and metadata, without a change between the two, from a provider
+// that cannot read both at once.
 const readings = 5
 
 // withMetadata reads versions of a key together with the metadata that guards them. Most providers give both in one
-// reading. A KMS elsewhere cannot: there the metadata is read before and after, and must be of the same key. Without
-// key authorization no metadata is needed.
+// reading. Another KMS cannot. Then the metadata is read before and after the versions, and both must be of the same
+// key. Without key authorization no metadata is needed.
 func withMetadata[T any](ctx context.Context, r *Ring, key string, read func() (T, error),
 	attached func(*T, *claviger.Metadata) bool) (T, error) {
 	v, err := read()
@@ -138,7 +138,7 @@ func withMetadata[T any](ctx context.Context, r *Ring, key string, read func() (
 		"times while it was read", readings)
 }
 
-// metadataNow is metadata past the cache.
+// metadataNow is metadata without the cache.
 func (r *Ring) metadataNow(ctx context.Context, key string) (*claviger.Metadata, error) {
 	m, err := r.readMetadata(ctx, key)
 	if claviger.Is(err, claviger.KeyNotFound) {
@@ -147,9 +147,9 @@ func (r *Ring) metadataNow(ctx context.Context, key string) (*claviger.Metadata,
 	return m, err
 }
 
-// sameKey reports whether two readings are of one key, and not of two keys that had the name one after the other. A
-// key's time of creation and attributes never change. Two keys that agree in these are guarded by the same rules, so
-// to take one for the other gives nothing away.
+// sameKey reports whether two readings are of one key, not of two keys that had the name one after the other. A key's
+// creation time and attributes never change. Two keys with the same values have the same rules, so a confusion of these
+// two discloses nothing.
 func sameKey(a, b *claviger.Metadata) bool {
 	if a == nil || b == nil {
 		return a == b
@@ -159,7 +159,7 @@ func sameKey(a, b *claviger.Metadata) bool {
 }
 
 // replaced reports whether a version that was read can no longer be used, because another version may have its name.
-// Then it drops the key from the caches, and the caller can try the work a second time.
+// Then it drops the key from the caches, and the caller can try again.
 func (r *Ring) replaced(err error, key string) bool {
 	if !errors.Is(err, eek.ErrReplaced) {
 		return false
@@ -168,7 +168,7 @@ func (r *Ring) replaced(err error, key string) bool {
 	return true
 }
 
-// forget drops a key from the caches, then its ready-made EDEKs: in this order, so that the queue is filled again
+// forget drops a key from the caches, then its ready-made EDEKs. The order matters: the queue is then filled again
 // under the current version.
 func (r *Ring) forget(key string) {
 	ofKey := func(version string) bool {

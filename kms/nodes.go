@@ -79,7 +79,7 @@ func (s *server) watchOtherNodes(ctx context.Context) {
 			if p, ok := s.svc.Primary.(*hsm.Provider); ok {
 				p.HandleNotice(n) // before the ring, which may read from the provider again
 			}
-			s.ring.Heed(n)
+			s.ring.HandleNotice(n)
 		})
 		if ctx.Err() != nil {
 			return
