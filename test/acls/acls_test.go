@@ -29,9 +29,9 @@ var (
 	files = flag.Int("files", 200, "how many kms-acls.xml files are generated")
 )
 
-// TestMatrix generates rules and asks Hadoop's classes and ours the same
-// questions: each user, each right, each key. One process of each side takes all
-// files in turn, by its own reload; one in ten is broken and must change nothing.
+// TestMatrix generates rules, and asks Hadoop's classes and ours the same questions: each user, each right, each
+// key. One process of each side reads all files in turn, with its own reload. One file in ten is broken, and must
+// change nothing.
 func TestMatrix(t *testing.T) {
 	hadoop.Require(t)
 	dir := t.TempDir()
@@ -82,7 +82,7 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
-// askHadoop has the Java program answer; a line for each file and user.
+// askHadoop runs the Java program, and returns one line for each file and user.
 func askHadoop(t *testing.T, dir string) []string {
 	t.Helper()
 	classPath := hadoop.RuntimeClassPath(t)
@@ -124,18 +124,17 @@ func caller(who string) claviger.Caller {
 	return c
 }
 
-// ours is our side.
+// ours answers the questions with our classes.
 type ours struct {
 	groups func(string) []string
 	policy *authz.Policy
-	// open has every right at operation level open, so that a Ring with it answers
-	// by the rules of keys alone, as KeyAuthorizationKeyProvider does.
+	// open allows every operation, so a Ring with it answers only by the rules of keys, like
+	// KeyAuthorizationKeyProvider.
 	open         *authz.Policy
 	ring, inside *keyring.Ring
 }
 
-// unchanging is a provider at which everything succeeds and nothing changes, so
-// that a refusal is the rules'.
+// unchanging is a provider where every change succeeds and changes nothing. So only the rules can refuse.
 type unchanging struct{ *memory.Provider }
 
 func (u unchanging) Create(context.Context, provider.Spec) (claviger.KeyVersion, error) {
@@ -151,7 +150,7 @@ func (u unchanging) DeleteIf(ctx context.Context, key string, may func(*claviger
 	return u.may(ctx, key, may)
 }
 
-// may asks the rules of a key, as each change does.
+// may checks the rules of a key, like each change.
 func (u unchanging) may(ctx context.Context, key string, may func(*claviger.Metadata) error) error {
 	ms, err := u.Metadata(ctx, key)
 	if err != nil {
@@ -204,8 +203,8 @@ func newOurs(t *testing.T) *ours {
 	return o
 }
 
-// reload is what package authz's Watcher does when the file is another one; false
-// where the rules stay.
+// reload reloads a changed file, like the Watcher of package authz. It returns false if the rules have not
+// changed.
 func (o *ours) reload(path string) bool {
 	c := hadoopconf.New(filepath.Dir(path), nil)
 	if c.AddFile(path, false) != nil || c.Check() != nil {
@@ -224,14 +223,14 @@ func (o *ours) reload(path string) bool {
 	return true
 }
 
-// levels are KMSACLs.Type's values, in Java's order.
+// levels are the values of KMSACLs.Type, in the order of Java.
 var levels = []authz.Op{
 	authz.Create, authz.Delete, authz.Rollover, authz.Get, authz.GetKeys, authz.GetMetadata, authz.SetKeyMaterial,
 	authz.GenerateEEK, authz.DecryptEEK,
 }
 
-// questions are those of Matrix.java about a key, each with the request that
-// `claviger acl explain` takes it for.
+// questions are the questions of Matrix.java about a key, each with the name of the request in `claviger acl
+// explain`.
 var questions = []struct {
 	request string
 	ask     func(ctx context.Context, r *keyring.Ring, c claviger.Caller, key, acl string) error
@@ -267,14 +266,14 @@ var questions = []struct {
 		}
 		_, err := r.Create(ctx, c, spec)
 		if claviger.Is(err, claviger.KeyExists) {
-			return nil // the rules were asked before
+			return nil // the operation's own rules were checked before
 		}
 		return err
 	}},
 }
 
-// line answers all questions of one caller, as Matrix.java writes them. Beside
-// that it holds what decides together to what Explain says.
+// line answers all questions of one caller, in the form of Matrix.java. It also compares each answer with the
+// result of Explain.
 func (o *ours) line(t *testing.T, c claviger.Caller) string {
 	t.Helper()
 	var b strings.Builder

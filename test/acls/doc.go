@@ -1,4 +1,3 @@
-// Package acls holds our rules against Hadoop's own: thousands of generated
-// questions about generated kms-acls.xml files are put to the classes of
-// hadoop-kms (KMSACLs, KeyAuthorizationKeyProvider) and to ours.
+// Package acls compares our rules with Hadoop's own: it generates kms-acls.xml files and thousands of questions
+// about them, and asks the classes of hadoop-kms (KMSACLs, KeyAuthorizationKeyProvider) and ours.
 package acls

@@ -7,13 +7,13 @@ import (
 	"strings"
 )
 
-// users are who asks, "user" or "user<TAB>real user".
+// users are the callers, "user" or "user<TAB>real user".
 var users = []string{
 	"alice", "bob", "carol", "olga", "gina", "bobg", "hdfs", "staff", "ops", "~oozie", "Alice", "zoë",
 	"alice\toozie", "bob\toozie", "carol\thive", "olga\thive", "hdfs\thdfs",
 }
 
-// groupsOf is the static mapping that both sides go by.
+// groupsOf is the static mapping that both sides use.
 const groupsOf = "alice=;bob=;carol=;olga=ops,staff;gina=staff;bobg=bob;hdfs=supergroup;staff=;ops=;" +
 	"~oozie=;Alice=Staff;zoë=größe;oozie=ops;hive="
 
@@ -45,7 +45,7 @@ type generator struct{ *rand.Rand }
 
 func pick[T any](g generator, from []T) T { return from[g.IntN(len(from))] }
 
-// value is an ACL, as people write them and as they don't.
+// value returns an ACL in a usual or unusual form.
 func (g generator) value() string {
 	if g.IntN(2) == 0 {
 		return pick(g, wholes)
@@ -66,8 +66,7 @@ func (g generator) value() string {
 	return b.String()
 }
 
-// file is a kms-acls.xml. Each kind of rule is there or not, so that what is not
-// set is asked as well.
+// file returns a kms-acls.xml. Each kind of rule may be missing, so the test covers rules that are not set, too.
 func (g generator) file() string {
 	var b strings.Builder
 	b.WriteString("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<configuration>\n")
@@ -85,7 +84,7 @@ func (g generator) file() string {
 	}
 	b.WriteString("<property><name>who</name><value>alice</value></property>\n")
 	opShare, keyShare := pick(g, []int{0, 30, 80}), pick(g, []int{0, 20, 50})
-	for range 1 + g.IntN(20)/19 { // now and then the same names twice
+	for range 1 + g.IntN(20)/19 { // sometimes the same names twice
 		for _, op := range opNames {
 			some(opShare, func() { add("hadoop.kms.acl."+op, g.value()) })
 			some(opShare/2, func() { add("hadoop.kms.blacklist."+op, g.value()) })
@@ -112,7 +111,7 @@ func (g generator) file() string {
 	return b.String()
 }
 
-// broken is a file that can't be used, each in another way.
+// broken returns a file that cannot be used. Each has another fault.
 func (g generator) broken() string {
 	whole := g.file()
 	return pick(g, []string{
@@ -132,11 +131,11 @@ func (g generator) broken() string {
 
 func write(b *strings.Builder, before, name, between, value, after string) {
 	b.WriteString(before)
-	_ = xml.EscapeText(b, []byte(name)) // a Builder takes all
+	_ = xml.EscapeText(b, []byte(name)) // a Builder never fails
 	b.WriteString(between)
 	_ = xml.EscapeText(b, []byte(value))
 	b.WriteString(after)
 }
 
-// fileName of the i-th file.
+// fileName returns the name of the i-th file.
 func fileName(i int) string { return fmt.Sprintf("%04d.xml", i) }

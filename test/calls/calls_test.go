@@ -27,8 +27,8 @@ type nopCloser struct{ io.Writer }
 
 func (nopCloser) Close() error { return nil }
 
-// newRing is the service over a SoftHSM token, with a Meter at the boundary to
-// the library, and a key "k" of 256 bits.
+// newRing returns the service with a SoftHSM token and a key "k" of 256 bits. A Meter counts the calls of the
+// library.
 func newRing(t *testing.T) (*keyring.Ring, *pkcs11.Meter) {
 	t.Helper()
 	dir, meter := t.TempDir(), new(pkcs11.Meter)
@@ -59,7 +59,7 @@ func newRing(t *testing.T) (*keyring.Ring, *pkcs11.Meter) {
 	ring, err := keyring.New(keyring.Config{
 		Primary: p, Policy: func() *authz.Policy { return policy }, KeyAuthorization: true, Audit: trail,
 		CacheEnable: true, CacheTimeout: time.Minute, CurrentCacheTimeout: time.Minute,
-		// One EDEK in hand: a queue would answer in place of the HSM.
+		// Keep one EDEK in the queue: a longer queue would answer instead of the HSM.
 		QueueSize: 1, QueueLowWatermark: 1, QueueExpiry: time.Hour, QueueFillers: 1,
 	})
 	if err != nil {
@@ -78,7 +78,7 @@ func newRing(t *testing.T) (*keyring.Ring, *pkcs11.Meter) {
 	return ring, meter
 }
 
-// settle waits until no call is made any more: the queue refills by itself.
+// settle waits until no more calls are made, because the queue refills in the background.
 func settle(m *pkcs11.Meter) {
 	for last := -1; last != m.Count("Encrypt"); {
 		last = m.Count("Encrypt")
@@ -96,8 +96,7 @@ func generate(t *testing.T, r *keyring.Ring, n int) []claviger.EDEK {
 	return es
 }
 
-// TestGenerate: 500 EDEKs are one call (the one EDEK that the queue puts in
-// hand is another).
+// TestGenerate: 500 EDEKs need one call. The EDEK of the queue needs another.
 func TestGenerate(t *testing.T) {
 	ring, meter := newRing(t)
 	generate(t, ring, 1)
@@ -110,7 +109,7 @@ func TestGenerate(t *testing.T) {
 	}
 }
 
-// TestReencryptBatch: 1,000 EDEKs of one version are two calls.
+// TestReencryptBatch: 1,000 EDEKs of one version need two calls.
 func TestReencryptBatch(t *testing.T) {
 	ring, meter := newRing(t)
 	old := generate(t, ring, 1000)
@@ -139,8 +138,8 @@ func TestReencryptBatch(t *testing.T) {
 	}
 }
 
-// TestDecryptsTogether: 64 users who open files of one version at the same time
-// cost at most 4 calls, and so about 4 times the HSM's latency.
+// TestDecryptsTogether: 64 users who open files of one version at the same time need at most 4 calls, and so about
+// 4 times the latency of the HSM.
 func TestDecryptsTogether(t *testing.T) {
 	ring, meter := newRing(t)
 	const users = 64
@@ -167,9 +166,9 @@ func TestDecryptsTogether(t *testing.T) {
 	}
 }
 
-// TestDecryptInStorm: while a hundred NameNodes ask for 500 EDEKs each, and one
-// client for very many, an HSM that takes 20 ms for a call opens a single EDEK
-// within a few calls. In the order of their coming it would be some hundred.
+// TestDecryptInStorm: a hundred NameNodes request 500 EDEKs each, and one client requests very many. An HSM that
+// needs 20 ms for a call decrypts a single EDEK within a few calls. In the order of arrival it would take some
+// hundred calls.
 func TestDecryptInStorm(t *testing.T) {
 	ring, meter := newRing(t)
 	edek := generate(t, ring, 1)[0]
@@ -191,7 +190,7 @@ func TestDecryptInStorm(t *testing.T) {
 			}
 		})
 	}
-	for meter.Count("Encrypt") < 3 { // the storm is on
+	for meter.Count("Encrypt") < 3 { // the storm has begun
 		time.Sleep(time.Millisecond)
 	}
 	const tries, most = 10, 5

@@ -1,4 +1,3 @@
-// Package calls counts what the key management service asks of an HSM: the
-// promise that throughput does not hang on the HSM's latency is a promise about
-// the number of calls.
+// Package calls counts the calls that an HSM gets from the key management service. Throughput that does not depend
+// on the latency of the HSM depends on the number of calls.
 package calls

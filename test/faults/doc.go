@@ -1,4 +1,3 @@
-// Package faults provokes every fault that docs/faults.md tells of, with the
-// real program, and holds the message that a user sees in a golden file. The
-// page shows those messages, and this test that it does.
+// Package faults provokes every fault of docs/faults.md with the real program. A golden file has the message that
+// a user sees. The test checks that the page shows the message.
 package faults

@@ -25,8 +25,8 @@ var update = flag.Bool("update", false, "write the golden files")
 
 const timeout = 60 * time.Second
 
-// site is a place where a server could run: a token, a keystore file that names
-// it, and a configuration folder.
+// site has everything that a server needs: a token, a keystore file that names the token, and a configuration
+// folder.
 type site struct {
 	t      *testing.T
 	root   string // everything is below it
@@ -34,7 +34,7 @@ type site struct {
 	token  softhsm.Token
 	props  hadoop.Conf
 	env    []string
-	killed func() // ends the last process that background has started
+	killed func() // ends the last process that background started
 }
 
 func newSite(t *testing.T) *site {
@@ -69,8 +69,7 @@ func (s *site) write(name, text string) string {
 	return s.path(name)
 }
 
-// keystore writes the file that names the token, with a line replaced: "pin-file
-// = x".
+// keystore writes the file that names the token. line replaces a line of the file, for example "pin-file = x".
 func (s *site) keystore(line string) {
 	lines := []string{"module = " + s.token.Module, "token = " + s.token.Label, "pin-file = " + s.token.PINFile,
 		"profile = softhsm"}
@@ -84,7 +83,7 @@ func (s *site) keystore(line string) {
 	s.write("conf/luna.keystore", strings.Join(lines, "\n")+"\n")
 }
 
-// set changes a property; "" takes it away.
+// set sets a property, or removes it if value is "".
 func (s *site) set(name, value string) {
 	if value == "" {
 		delete(s.props, name)
@@ -93,13 +92,13 @@ func (s *site) set(name, value string) {
 	s.props[name] = value
 }
 
-// run runs claviger to its end and returns what it said and its exit status.
+// run runs claviger until it ends, and returns its output and its exit status.
 func (s *site) run(args ...string) (string, int) {
 	s.t.Helper()
 	if _, err := os.Stat(s.path("conf/kms-site.xml")); err != nil {
 		s.props.Write(s.t, s.path("conf/kms-site.xml"))
 	}
-	bin := hadoop.Binary(s.t) // the first call builds it, for as long as that takes
+	bin := hadoop.Binary(s.t) // the first call builds the program
 	ctx, cancel := context.WithTimeout(s.t.Context(), timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, bin, args...)
@@ -116,13 +115,13 @@ func (s *site) run(args ...string) (string, int) {
 	return out.String(), cmd.ProcessState.ExitCode()
 }
 
-// start is the server's command line.
+// start returns the command line of the server.
 func (s *site) start() []string {
 	return []string{"kms", "--conf", s.conf, "--http-port", "0", "--ready-file", s.path("ready")}
 }
 
-// snapshot lists the site's files with what is in them; SQLite's own and the
-// token's, which count logins, are left out.
+// snapshot lists the files of the site with their hashes. It leaves out SQLite's files, and the files of the
+// token, which counts logins.
 func (s *site) snapshot() string {
 	s.t.Helper()
 	var b strings.Builder
@@ -152,7 +151,7 @@ var (
 	request = regexp.MustCompile(`request id [0-9a-f]+-\d+`)
 )
 
-// plain replaces what differs from run to run.
+// plain replaces the parts of a message that differ between runs.
 func (s *site) plain(text string) string {
 	text = logLine.ReplaceAllString(text, "")
 	for _, r := range [][2]string{{s.conf, "/etc/claviger"}, {s.path("token"), "/etc/claviger/token"},
@@ -172,7 +171,7 @@ func (s *site) plain(text string) string {
 	return text
 }
 
-// golden holds a message, and that the page shows it.
+// golden compares a message with its golden file, and checks that the page shows it.
 func golden(t *testing.T, name, text string) {
 	t.Helper()
 	path := filepath.Join("testdata", name+".golden")
@@ -191,7 +190,7 @@ func golden(t *testing.T, name, text string) {
 	shown(t, text)
 }
 
-// shown demands that the page shows a text.
+// shown fails the test unless the page shows a text.
 func shown(t *testing.T, text string) {
 	t.Helper()
 	page, err := os.ReadFile(filepath.Join(hadoop.Root(), "docs", "faults.md"))
@@ -203,8 +202,7 @@ func shown(t *testing.T, text string) {
 	}
 }
 
-// TestElsewhere: messages that a test of their own package provokes, since it
-// takes a full disk.
+// TestElsewhere: the page shows messages that tests of other packages provoke, because they need a full disk.
 func TestElsewhere(t *testing.T) {
 	for _, path := range []string{"provider/jceks/testdata/disk-full.golden"} {
 		text, err := os.ReadFile(filepath.Join(hadoop.Root(), path))
@@ -215,7 +213,7 @@ func TestElsewhere(t *testing.T) {
 	}
 }
 
-// TestEveryGolden: each golden file belongs to a case.
+// TestEveryGolden: each golden file belongs to a fault.
 func TestEveryGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.golden")
 	if err != nil || len(files) == 0 {
@@ -229,8 +227,7 @@ func TestEveryGolden(t *testing.T) {
 	}
 }
 
-// starts are the faults that stop a command. Each sets the fault up and returns
-// the command.
+// starts are the faults that stop a command. Each function makes the fault and returns the command.
 var starts = map[string]func(*site) []string{
 	"wrong-pin": func(s *site) []string {
 		s.keystore("pin-file = " + s.write("conf/pin", "87654321\n"))
@@ -468,14 +465,14 @@ func (s *site) read(name string) string {
 	return string(data)
 }
 
-// serve starts the server, which must start.
+// serve starts the server, and fails the test if it does not start.
 func (s *site) serve() *hadoop.KMS {
 	s.t.Helper()
 	s.props.Write(s.t, s.path("conf/kms-site.xml"))
 	return hadoop.StartClaviger(s.t, hadoop.ClavigerOptions{Conf: s.conf, Env: s.env})
 }
 
-// jceks has the site use a keystore file with a key in it.
+// jceks makes the site use a keystore file with a key.
 func (s *site) jceks() {
 	s.t.Helper()
 	s.set("hadoop.kms.key.provider.uri", "jceks://file@"+s.path("kms.keystore"))
@@ -500,8 +497,8 @@ func TestStarts(t *testing.T) {
 			if _, err := os.Stat(s.path("ready")); err == nil {
 				t.Error("it said that it was ready")
 			}
-			// The first run may have made files that a server needs; a second one
-			// changes nothing, and says the same.
+			// The first run may have made files that a server needs. A second run changes nothing, and prints the
+			// same message.
 			before := s.snapshot()
 			again, _ := s.run(args...)
 			if s.plain(again) != s.plain(out) {
@@ -515,8 +512,8 @@ func TestStarts(t *testing.T) {
 	}
 }
 
-// TestWrongPINDoesNotLock: after many starts with a wrong PIN the right one still
-// opens the token. Their exit status is one that systemd does not restart after.
+// TestWrongPINDoesNotLock: after many starts with a wrong PIN, the right PIN still opens the token. With their
+// exit status, systemd does not restart the server.
 func TestWrongPINDoesNotLock(t *testing.T) {
 	s := newSite(t)
 	s.keystore("pin-file = " + s.write("conf/pin", "87654321\n"))
@@ -529,8 +526,8 @@ func TestWrongPINDoesNotLock(t *testing.T) {
 	s.serve()
 }
 
-// TestNoFunctionNames: what the page shows, which is what all golden files say, has no
-// name of a function of ours, which means nothing to an operator; a peer's text neither.
+// TestNoFunctionNames: the page shows no name of a function in our code, which would mean nothing to an operator,
+// not even in the text of a peer.
 func TestNoFunctionNames(t *testing.T) {
 	page, err := os.ReadFile(filepath.Join(hadoop.Root(), "docs", "faults.md"))
 	if err != nil {
@@ -540,7 +537,7 @@ func TestNoFunctionNames(t *testing.T) {
 		`(?:server|trustee)\.[a-z-]+): .*`)
 	for _, m := range function.FindAllStringSubmatch(string(page), -1) {
 		if p, _, _ := strings.Cut(m[1], "."); p == "java" || p == "org" {
-			continue // classes
+			continue // names of Java classes
 		}
 		t.Errorf("docs/faults.md shows the name of a function: %s", m[0])
 	}

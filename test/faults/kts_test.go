@@ -9,7 +9,7 @@ import (
 	"claviger/test/hadoop"
 )
 
-// ktKMS makes the site a KT KMS, of an organization's secret, at a trustee: HOST:PORT.
+// ktKMS makes the site a KT KMS with an organization's secret. trustee is HOST:PORT.
 func (s *site) ktKMS(trustee, secret string) []string {
 	s.t.Helper()
 	s.set("hadoop.kms.key.provider.uri", "keytrustee://file@"+s.path("kms-keytrustee"))
@@ -19,8 +19,8 @@ func (s *site) ktKMS(trustee, secret string) []string {
 	return s.start()
 }
 
-// served runs a trustee with the organization prod, which waits for an operator
-// where secret is "", and returns its HOST:PORT.
+// served runs a trustee with the organization prod, and returns its HOST:PORT. If secret is "", clients of the
+// organization wait for an operator.
 func (s *site) served(secret string) string {
 	s.t.Helper()
 	s.trustee()
@@ -30,7 +30,7 @@ func (s *site) served(secret string) string {
 			s.t.Fatalf("%d: %s", status, out)
 		}
 	}
-	s.remove("conf/kms-site.xml") // it is written anew, with what is set meanwhile
+	s.remove("conf/kms-site.xml") // the next command writes it again
 	return strings.TrimPrefix(
 		s.background("ready-trustee", s.startTrustee("--ready-file", s.path("ready-trustee"))...), "https://")
 }
@@ -39,7 +39,7 @@ func (s *site) trusts() {
 	s.set("claviger.ssl.truststore", s.path("trustee/.ssl/ssl-cert-keytrustee.pem"))
 }
 
-// database has the trustee's folder name one.
+// database makes the folder of the trustee name a database.
 func (s *site) database(uri string) {
 	s.t.Helper()
 	s.trustee()
@@ -48,7 +48,7 @@ func (s *site) database(uri string) {
 	s.write("trustee/keytrustee.conf", with)
 }
 
-// clients are the faults of a KT KMS, and of a trustee with a database.
+// clients are the faults of a KT KMS, and those of a trustee with a database.
 var clients = map[string]trusteeFault{
 	"kts-site-missing": {1, func(s *site) []string {
 		args := s.ktKMS("kt1.example.com", "walrus")
@@ -89,7 +89,7 @@ var clients = map[string]trusteeFault{
 	}},
 }
 
-// TestTrusteeClients provokes them.
+// TestTrusteeClients provokes the faults in clients.
 func TestTrusteeClients(t *testing.T) {
 	makeTrusteeTemplate(t)
 	for name, fault := range clients {

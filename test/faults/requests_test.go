@@ -21,7 +21,7 @@ import (
 	"claviger/test/hadoop"
 )
 
-// send sends a request to a server as alice and returns the answer.
+// send sends a request to a server as alice, and returns the answer.
 func send(t *testing.T, k *hadoop.KMS, method, path string, body []byte, header ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
@@ -64,7 +64,7 @@ func (s *site) create(k *hadoop.KMS, name string) {
 	}
 }
 
-// tlsServer runs a server that speaks TLS only, and returns its port.
+// tlsServer runs a server that supports only TLS, and returns its port.
 func (s *site) tlsServer() string {
 	s.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -84,14 +84,14 @@ func (s *site) tlsServer() string {
 		s.t.Fatal(err)
 	}
 	server := &http.Server{Handler: http.NotFoundHandler(), ReadHeaderTimeout: timeout, ErrorLog: nil}
-	go func() { _ = server.Serve(l) }() // it ends by Close
+	go func() { _ = server.Serve(l) }() // Close ends it
 	s.t.Cleanup(func() { _ = server.Close() })
 	_, p, _ := net.SplitHostPort(l.Addr().String())
 	return p
 }
 
-// requests are the faults that a running server answers. change sets a limit
-// low, so that the test need not send as much.
+// requests are the faults of requests to a running server. change sets a low limit, so that the test can send
+// less.
 var requests = map[string]struct {
 	change map[string]string
 	send   func(*testing.T, *hadoop.KMS) string
@@ -145,7 +145,7 @@ var requests = map[string]struct {
 	}},
 }
 
-// currentVersion is the name of k1's newest version.
+// currentVersion returns the name of k1's newest version.
 func currentVersion(t *testing.T, k *hadoop.KMS) string {
 	t.Helper()
 	answer := send(t, k, http.MethodGet, "key/k1/_currentversion", nil)

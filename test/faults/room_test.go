@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// TestTokenFull: where the disk under SoftHSM's tokens is full, creations are refused,
-// readiness for changes is red from the first of them on, and the keys that are there are
-// used. It is green again when there is room, without a creation.
+// TestTokenFull: the disk of SoftHSM's tokens is full. The server refuses to create keys, is not ready for changes
+// after the first refusal, and still uses the existing keys. When there is room again, it is ready, without a
+// creation.
 func TestTokenFull(t *testing.T) {
 	s := newSite(t)
 	tokens := s.path("token/tokens")

@@ -14,7 +14,7 @@ import (
 	"claviger/test/hadoop"
 )
 
-// ready is the answer of /readyz for a purpose: its status, and its text.
+// ready returns the status and the text of /readyz for a purpose.
 func ready(t *testing.T, k *hadoop.KMS, purpose string) (status int, text string) {
 	t.Helper()
 	//nolint:noctx,gosec // of a server of this test
@@ -30,10 +30,9 @@ func ready(t *testing.T, k *hadoop.KMS, purpose string) (status int, text string
 	return resp.StatusCode, b.String()
 }
 
-// TestStoreWrittenOver: an old copy of the metastore that is copied over the file of a
-// running server is noticed within seconds; nothing is changed any more, EDEKs of versions
-// in memory are opened, and the copy is as it was put there when the server has ended. The
-// next start names the key that it does not know.
+// TestStoreWrittenOver: somebody copies an old copy of the metastore over the file of a running server. The server
+// notices it within seconds, refuses changes, and decrypts EDEKs of versions in memory. When the server has ended,
+// the copy is unchanged. The next start names the key that the copy lacks.
 func TestStoreWrittenOver(t *testing.T) {
 	s := newSite(t)
 	k := s.serve()
@@ -48,7 +47,7 @@ func TestStoreWrittenOver(t *testing.T) {
 	}
 	copied, err := os.ReadFile(s.path("copy.db"))
 	if err == nil {
-		err = os.WriteFile(s.path("conf/claviger.db"), copied, 0o600) // as cp does
+		err = os.WriteFile(s.path("conf/claviger.db"), copied, 0o600) // like cp
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -92,13 +91,13 @@ func TestStoreWrittenOver(t *testing.T) {
 	}
 }
 
-// decrypt is the request that opens an EDEK.
+// decrypt is a request that decrypts an EDEK.
 type decrypt struct {
 	path string
 	body []byte
 }
 
-// generated makes an EDEK.
+// generated generates an EDEK.
 func generated(t *testing.T, k *hadoop.KMS, key string) decrypt {
 	t.Helper()
 	_, text, _ := strings.Cut(send(t, k, http.MethodGet, "key/"+key+"/_eek?eek_op=generate&num_keys=1", nil), "\n")
@@ -119,8 +118,8 @@ func generated(t *testing.T, k *hadoop.KMS, key string) decrypt {
 	return decrypt{"keyversion/" + list[0].VersionName + "/_eek?eek_op=decrypt", body}
 }
 
-// TestVersionLost: a key version that is gone from the token is answered with 503, and
-// makes readiness for changes red, by which somebody is called; other keys are served.
+// TestVersionLost: the token has lost a key version. The server answers 503 for it, and is not ready for changes,
+// which alerts an operator. It serves other keys.
 func TestVersionLost(t *testing.T) {
 	s := newSite(t)
 	k := s.serve()

@@ -16,8 +16,8 @@ import (
 	"claviger/test/hadoop"
 )
 
-// trusteeFault is a fault of the Key Trustee side: what sets it up returns the
-// command, which ends with that exit status.
+// trusteeFault is a fault of the Key Trustee side. set makes the fault and returns the command, which ends with
+// the exit status.
 type trusteeFault struct {
 	status int
 	set    func(*site) []string
@@ -202,12 +202,12 @@ func (s *site) startTrustee(more ...string) []string {
 	return append([]string{"trustee", "serve", "--confdir", s.path("trustee"), "--listen", "127.0.0.1:0"}, more...)
 }
 
-// peer names another trustee, which does not answer.
+// peer returns the flags for another trustee, which does not answer.
 func (s *site) peer() []string {
 	return []string{"--peer", "https://127.0.0.1:1", "--peer-cert", s.path("trustee/.ssl/ssl-cert-keytrustee.pem")}
 }
 
-// oneOfTwo runs a trustee without its peer, and returns its URL.
+// oneOfTwo runs a trustee without its peer, and returns the URL of the trustee.
 func (s *site) oneOfTwo(role string) string {
 	s.t.Helper()
 	return s.background("ready-trustee",
@@ -219,7 +219,7 @@ func (s *site) setupKeyHSM() []string {
 		s.token.Label, "--pin-file", s.token.PINFile, "--bits", "2048", "--host", "127.0.0.1"}
 }
 
-// keyHSM sets one up in the folder keyhsm.
+// keyHSM makes a Key HSM in the folder keyhsm.
 func (s *site) keyHSM() {
 	s.t.Helper()
 	if out, status := s.run(s.setupKeyHSM()...); status != 0 {
@@ -227,7 +227,7 @@ func (s *site) keyHSM() {
 	}
 }
 
-// settings changes a line of the Key HSM's settings.
+// settings changes a line of the settings of the Key HSM.
 func (s *site) settings(name, value string) {
 	s.t.Helper()
 	line := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` *=.*$`)
@@ -245,8 +245,7 @@ func (s *site) remove(name string) {
 	}
 }
 
-// background runs a server until the test ends, and returns what it writes into the
-// file ready.
+// background runs a server until the test ends, and returns the content of its file ready.
 func (s *site) background(ready string, args ...string) string {
 	s.t.Helper()
 	cmd := exec.CommandContext(s.t.Context(), hadoop.Binary(s.t), args...)
@@ -274,11 +273,11 @@ func (s *site) background(ready string, args ...string) string {
 	return ""
 }
 
-// trusteeTemplate is a folder that trustee init has made. Its identity takes seconds
-// to make, so there is one for all.
+// trusteeTemplate is a folder that trustee init has made. All tests share it, because its identity takes seconds
+// to make.
 var trusteeTemplate string
 
-// trustee puts a copy into the folder trustee.
+// trustee copies the template into the folder trustee.
 func (s *site) trustee() {
 	s.t.Helper()
 	if err := os.CopyFS(s.path("trustee"), os.DirFS(trusteeTemplate)); err != nil {
@@ -300,7 +299,7 @@ var (
 	fingerprint = regexp.MustCompile(`\b[0-9A-F]{40}\b`)
 )
 
-// plainTrustee is plain for what the Key Trustee side says, too.
+// plainTrustee is like plain, for messages of the Key Trustee side.
 func (s *site) plainTrustee(text string) string {
 	text = strings.ReplaceAll(text, s.path("keyhsm"), "/etc/keytrustee-keyhsm")
 	text = strings.ReplaceAll(text, s.path("trustee"), "/var/lib/keytrustee/.keytrustee")
@@ -313,11 +312,11 @@ func (s *site) plainTrustee(text string) string {
 	text = clock.ReplaceAllString(text, "T10:00:00Z")
 	text = day.ReplaceAllString(text, "2036-11-21")
 	text = fingerprint.ReplaceAllString(text, strings.Repeat("AB", 20))
-	text = aligned.ReplaceAllString(text, "  ") // columns are as wide as paths are long
+	text = aligned.ReplaceAllString(text, "  ") // the width of columns depends on the length of paths
 	return s.plain(text)
 }
 
-// makeTrusteeTemplate makes the one for all tests of this one.
+// makeTrusteeTemplate makes the template once.
 func makeTrusteeTemplate(t *testing.T) {
 	t.Helper()
 	trusteeTemplate = filepath.Join(t.TempDir(), ".keytrustee")
@@ -329,7 +328,7 @@ func makeTrusteeTemplate(t *testing.T) {
 	}
 }
 
-// TestTrusteeSide provokes them.
+// TestTrusteeSide provokes the faults in trustees.
 func TestTrusteeSide(t *testing.T) {
 	makeTrusteeTemplate(t)
 	for name, fault := range trustees {
@@ -337,7 +336,7 @@ func TestTrusteeSide(t *testing.T) {
 	}
 }
 
-// provoke holds what a fault of that side is told by.
+// provoke makes a fault, and checks the message and the exit status.
 func provoke(t *testing.T, name string, fault trusteeFault) {
 	t.Helper()
 	s := newSite(t)

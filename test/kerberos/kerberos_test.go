@@ -31,13 +31,13 @@ type kms struct {
 	process *hadoop.Process
 }
 
-// startKMS runs the program with a keytab, under a krb5.conf.
+// startKMS runs the program with a keytab and a krb5.conf.
 func startKMS(t testing.TB, k *kdctest.KDC, krb5conf, keytab string) *kms {
 	t.Helper()
 	return startKMSWith(t, k, krb5conf, keytab, nil)
 }
 
-// startKMSWith is startKMS with further properties.
+// startKMSWith is like startKMS, with further properties.
 func startKMSWith(t testing.TB, k *kdctest.KDC, krb5conf, keytab string, further hadoop.Conf) *kms {
 	t.Helper()
 	dir := t.TempDir()
@@ -68,7 +68,7 @@ func startKMSWith(t testing.TB, k *kdctest.KDC, krb5conf, keytab string, further
 	return s
 }
 
-// names is the URL of a request that anybody who gets in may make.
+// names returns the URL of a request that every authenticated client may send.
 func (s *kms) names() string { return s.url + "/v1/keys/names" }
 
 // send sends a token and returns the status and the body.
@@ -93,7 +93,7 @@ func (s *kms) send(method, token string) (int, string) {
 	return resp.StatusCode, string(body)
 }
 
-// negotiate gets in by our own initiator, and has the server prove itself.
+// negotiate logs in with our own initiator, and checks that the server authenticates itself.
 func (s *kms) negotiate(conf gssapi.InitiatorConfig) error {
 	i, err := gssapi.NewInitiator(conf)
 	if err != nil {
@@ -119,7 +119,7 @@ func (s *kms) negotiate(conf gssapi.InitiatorConfig) error {
 	if err != nil || resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("status %d; %w", resp.StatusCode, err)
 	}
-	// In the form of the question: NegTokenResp, or a bare AP-REP.
+	// The answer has the form of the request: NegTokenResp, or a bare AP-REP.
 	form := []byte{0x60}
 	if conf.SPNEGO {
 		form = []byte{0xa1}
@@ -133,7 +133,7 @@ func (s *kms) negotiate(conf gssapi.InitiatorConfig) error {
 	return nil
 }
 
-// since is what a file got beyond an offset.
+// since returns the text of a file after an offset.
 func since(t testing.TB, file string, offset int) string {
 	t.Helper()
 	b, err := os.ReadFile(file)
@@ -143,7 +143,7 @@ func since(t testing.TB, file string, offset int) string {
 	return string(b[min(offset, len(b)):])
 }
 
-// java runs Login with a ticket.
+// java runs the Java class Login with a ticket.
 func java(t testing.TB, k *kdctest.KDC, ccache, principal string, args ...string) string {
 	t.Helper()
 	cp := hadoop.RuntimeClassPath(t)
@@ -213,8 +213,7 @@ func TestWhoGetsIn(t *testing.T) {
 	}
 }
 
-// TestMultiScheme: Hadoop's multi-scheme handler with the scheme negotiate lets the
-// same clients in.
+// TestMultiScheme: Hadoop's multi-scheme handler with the scheme negotiate accepts the same clients.
 func TestMultiScheme(t *testing.T) {
 	hadoop.Require(t)
 	const scheme = "hadoop.kms.authentication.multi-scheme-auth-handler."
@@ -244,8 +243,8 @@ func TestMultiScheme(t *testing.T) {
 	}
 }
 
-// refused wants a token to be refused: with reason to the client and in one line of the audit log, with
-// explanation in the log alone.
+// refused fails the test unless the server refuses a token: the client and one line of the audit log get reason,
+// and only the log gets explanation.
 func refused(t *testing.T, s *kms, method, token string, status int, reason, explanation string) {
 	t.Helper()
 	lines, logged := len(since(t, s.audit, 0)), len(since(t, s.process.Log, 0))
@@ -259,7 +258,7 @@ func refused(t *testing.T, s *kms, method, token string, status int, reason, exp
 		strings.Count(line, "\n") != 1 {
 		t.Errorf("audit lines %q, want one with %s", line, reason)
 	}
-	// The same warning comes once a minute.
+	// The same warning is logged once a minute.
 	if log := since(t, s.process.Log, 0); !strings.Contains(log, explanation) {
 		t.Errorf("log %q, want %q", log[logged:], explanation)
 	}
@@ -278,7 +277,7 @@ func TestWhoDoesNot(t *testing.T) {
 	token := func(service string, more ...string) string {
 		return java(t, k, alice, "alice", append([]string{"token", service}, more...)...)
 	}
-	// It expires while the others are tried.
+	// This token expires while the other tokens are tried.
 	const life = 15 * time.Second
 	begun := time.Now()
 	brief := java(t, k, k.LoginFor(users, "alice", life), "alice", "token", "HTTP/localhost@"+realm)
@@ -308,7 +307,7 @@ func TestWhoDoesNot(t *testing.T) {
 				"foo/localhost@EXAMPLE.COM", "the ticket of foo/localhost@EXAMPLE.COM is good, but")
 	})
 	t.Run("a forged realm", func(t *testing.T) {
-		// Somebody's own KDC, which calls itself as it likes.
+		// A KDC of an attacker, with the same realm name.
 		evil := kdctest.StartRealm(t, realm)
 		own := evil.Keytab("own.keytab", "hdfs", "HTTP/localhost")
 		forged := java(t, evil, evil.Login(own, "hdfs"), "hdfs", "token", "HTTP/localhost@"+realm)
@@ -322,7 +321,7 @@ func TestWhoDoesNot(t *testing.T) {
 	})
 	t.Run("an expired ticket", func(t *testing.T) {
 		strict := startKMS(t, k, k.Conf("strict.conf", time.Second), keytab)
-		time.Sleep(time.Until(begun.Add(life + 2*time.Second))) // it expires by the clock of another process
+		time.Sleep(time.Until(begun.Add(life + 2*time.Second))) // the clock of another process decides
 		refused(t, strict, http.MethodGet, brief, http.StatusForbidden, failure+"Ticket expired (32))",
 			"the client has to log in anew")
 	})
@@ -330,7 +329,7 @@ func TestWhoDoesNot(t *testing.T) {
 		k.Admin("change_password -randkey HTTP/localhost")
 		refused(t, s, http.MethodGet, java(t, k, k.LoginFor(users, "alice", 30*time.Minute), "alice", "token",
 			"HTTP/localhost@"+realm), http.StatusForbidden, failure+"Checksum failed", "the keytab lacks the key")
-		// The new key is taken from the keytab without a restart.
+		// The server reads the new key from the keytab without a restart.
 		k.Admin("ktadd -norandkey -k " + keytab + " HTTP/localhost")
 		if status, body := s.send(http.MethodGet, java(t, k, k.LoginFor(users, "alice", 29*time.Minute), "alice",
 			"token", "HTTP/localhost@"+realm)); status != http.StatusOK {
@@ -339,7 +338,7 @@ func TestWhoDoesNot(t *testing.T) {
 	})
 }
 
-// readyz returns whether the server says that it is ready, and what is wrong with one check.
+// readyz returns whether the server says that it is ready, and the fault of one check.
 func (s *kms) readyz(check string) (ready bool, wrong string) {
 	s.t.Helper()
 	r, err := http.Get(strings.TrimSuffix(s.url, "/kms") + "/readyz") //nolint:noctx // of a server of this test
@@ -363,7 +362,7 @@ func (s *kms) readyz(check string) (ready bool, wrong string) {
 	return false, ""
 }
 
-// loginLab is a KMS whose keytab changes.
+// loginLab is a KMS whose keytab the test changes.
 type loginLab struct {
 	t             *testing.T
 	realm         *kdctest.KDC
@@ -385,11 +384,11 @@ func (l *loginLab) put(from string) {
 	}
 }
 
-// login has alice log in with a new ticket.
+// login logs alice in with a new ticket.
 func (l *loginLab) login() (status int, body string) {
 	t := l.t
 	t.Helper()
-	l.life -= time.Minute // a file of its own: its ticket is of the key that the KDC has now
+	l.life -= time.Minute // a new ticket file: its ticket has the KDC's current key
 	i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{CCache: "FILE:" + l.realm.LoginFor(l.users, "alice", l.life),
 		Target: "HTTP@localhost", SPNEGO: true})
 	if err != nil {
@@ -403,7 +402,7 @@ func (l *loginLab) login() (status int, body string) {
 	return l.kms.send(http.MethodGet, base64.StdEncoding.EncodeToString(token))
 }
 
-// check waits, for a probe holds for a second.
+// check waits until a check of /readyz has a result. The server keeps a result for a second.
 func (l *loginLab) check(what, name string, ready bool, want string) {
 	t := l.t
 	t.Helper()
@@ -420,8 +419,8 @@ func (l *loginLab) check(what, name string, ready bool, want string) {
 	}
 }
 
-// TestReadinessOfLogins: a server that no client can log in at says so, by its keytab or by
-// what the last logins came to; and its refusals name no file of its host.
+// TestReadinessOfLogins: a server at which no client can log in is not ready, because of its keytab or because the
+// last logins failed. Its refusals name no file of its host.
 func TestReadinessOfLogins(t *testing.T) {
 	hadoop.Require(t)
 	k := kdctest.StartRealm(t, realm)
@@ -460,7 +459,7 @@ func TestReadinessOfLogins(t *testing.T) {
 		}
 	}
 
-	// The KDC has a newer key than the keytab: the service is in it, and nobody gets in.
+	// The KDC has a newer key than the keytab. The keytab has the service, but no client can log in.
 	k.Admin("change_password -randkey HTTP/localhost")
 	for range 3 {
 		check("before three refusals", "logins of clients", true, "")

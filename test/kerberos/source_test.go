@@ -22,8 +22,8 @@ import (
 	"claviger/test/hadoop"
 )
 
-// TestSourceWantsKerberos puts one server before another, which wants Kerberos:
-// it has to get in by a keytab of its own, and by the tickets of its user.
+// TestSourceWantsKerberos: the source of a server requires Kerberos. The server logs in with its own keytab, or
+// with the tickets of its user.
 func TestSourceWantsKerberos(t *testing.T) {
 	hadoop.Require(t)
 	k := kdctest.StartRealm(t, realm)
@@ -34,7 +34,7 @@ func TestSourceWantsKerberos(t *testing.T) {
 		what string
 		conf hadoop.Conf
 		env  string
-		want string // in the source's audit log; or, where the status is not 200, in the front's own
+		want string // in the source's audit log if the status is 200, otherwise in the front's log
 		code int
 	}{
 		{"a keytab", hadoop.Conf{"claviger.client.kerberos.principal": "mig",
@@ -97,9 +97,8 @@ func get(t testing.TB, url string) (int, string) {
 	return resp.StatusCode, string(body)
 }
 
-// TestPlanNamesOurLogin: where our own login fails, a plan says that and its cure, and not
-// that the source is away; and cures name the user as whom the source sees us, whichever
-// user of this system the command is run by.
+// TestPlanNamesOurLogin: if our own login fails, a plan says so and names the cure. It does not say that the
+// source is away. The cures name the user that the source sees, not the system user that runs the command.
 func TestPlanNamesOurLogin(t *testing.T) {
 	hadoop.Require(t)
 	k := kdctest.StartRealm(t, realm)

@@ -1,4 +1,3 @@
-// Package nodes tests several `claviger kms` processes on one real PostgreSQL and
-// one HSM: what one of them does to a key, the others serve from then on, and any
-// of them may be killed at any moment.
+// Package nodes tests several `claviger kms` processes with one real PostgreSQL and one HSM. After a change of a
+// key at one node, the other nodes serve the changed key. Any node may be killed at any moment.
 package nodes

@@ -20,10 +20,10 @@ import (
 	"claviger/test/hadoop"
 )
 
-// TestLostByAFailover: a standby that lacks an acknowledged key and an acknowledged roll
-// takes over. At no node, of those that run and of one that starts, are the lost ones
-// "not found", nor is a key made in their place; what is given up is adopted from the
-// HSM while the nodes serve, and opens at each of them what was sealed with it.
+// TestLostByAFailover: a standby that lacks an acknowledged key and an acknowledged roll takes over. No node,
+// neither a running nor a starting one, answers "not found" for the lost key and version, or makes a new key in
+// their place. After an operator accepts the loss, they are adopted from the HSM while the nodes serve, and each
+// node decrypts their EDEKs.
 func TestLostByAFailover(t *testing.T) {
 	ctx := t.Context()
 	primary := pgtest.StartReplicated(t)
@@ -79,7 +79,7 @@ func TestLostByAFailover(t *testing.T) {
 	}
 
 	acceptLoss(t, s)
-	// Now the store lacks nothing that it knows of: the token alone tells. The nodes go on.
+	// Now the store lacks nothing that it knows of, and only the token shows the loss. The nodes still run.
 	nodes := map[string]*node{"a node that runs": second, "a node that was started after the failover": third}
 	for what, n := range nodes {
 		writesAgain(t, what, n)
@@ -105,7 +105,7 @@ func TestLostByAFailover(t *testing.T) {
 	}
 }
 
-// sealedBy has a node make an EDEK of a key, and open it.
+// sealedBy makes an EDEK of a key at a node, and decrypts it.
 func sealedBy(t *testing.T, n *kmsclient.Provider, key string) ([]claviger.EDEK, secret.Bytes) {
 	t.Helper()
 	e, err := n.Generate(t.Context(), key, 1)
@@ -119,7 +119,7 @@ func sealedBy(t *testing.T, n *kmsclient.Provider, key string) ([]claviger.EDEK,
 	return e, dek[0]
 }
 
-// acceptLoss gives the lost changes up, as an operator does.
+// acceptLoss accepts the loss of the changes, like an operator.
 func acceptLoss(t *testing.T, s *site) {
 	t.Helper()
 	gone := regexp.MustCompile(
@@ -133,8 +133,8 @@ func acceptLoss(t *testing.T, s *site) {
 	}
 }
 
-// closedAt wants a node to know that key new and the second version of key rolled were lost: neither is
-// "not found", and nothing is made in their place.
+// closedAt fails the test unless a node knows that key new and the second version of key rolled were lost: the
+// node does not answer "not found", and makes nothing in their place.
 func closedAt(t *testing.T, what string, n *kmsclient.Provider, sealed map[string][]claviger.EDEK) {
 	t.Helper()
 	ctx := t.Context()
@@ -150,7 +150,7 @@ func closedAt(t *testing.T, what string, n *kmsclient.Provider, sealed map[strin
 			t.Errorf("%s, a DEK of %s: %v", what, e[0].Version, err)
 		}
 	}
-	// What is asked for by the name, as clients ask before they write.
+	// Requests with the name of the key, which clients send before they write.
 	_, current := n.Current(ctx, "new")
 	_, metadata := n.Metadata(ctx, "new")
 	_, versions := n.Versions(ctx, "new")
@@ -187,7 +187,7 @@ func writesAgain(t *testing.T, what string, n *node) {
 	}
 }
 
-// listsKept wants a node to list what the failover has left.
+// listsKept fails the test unless a node lists the keys that are left after the failover.
 func listsKept(t *testing.T, what string, n *kmsclient.Provider) {
 	t.Helper()
 	ctx := t.Context()
@@ -200,7 +200,7 @@ func listsKept(t *testing.T, what string, n *kmsclient.Provider) {
 	}
 }
 
-// adoptedAt wants a node to open what was sealed before the failover.
+// adoptedAt fails the test unless a node decrypts the EDEKs that were made before the failover.
 func adoptedAt(t *testing.T, what string, n *kmsclient.Provider, sealed map[string][]claviger.EDEK,
 	opened map[string]secret.Bytes) {
 	t.Helper()
@@ -219,8 +219,7 @@ func adoptedAt(t *testing.T, what string, n *kmsclient.Provider, sealed map[stri
 	}
 }
 
-// keptSeen waits until a node has written down, beside the keystore file, that it has seen
-// changes of keys.
+// keptSeen waits until a node has recorded, beside the keystore file, that it has seen the changes of keys.
 func keptSeen(t *testing.T, s *site, keys ...string) {
 	t.Helper()
 	file := filepath.Join(filepath.Dir(strings.TrimPrefix(s.hsm.URI, "cloudera.hsmkp://file@")), "claviger.seen.json")

@@ -19,21 +19,20 @@ import (
 	"claviger/test/hadoop"
 )
 
-// worker does things to a key of its own, at whichever node answers, and
-// remembers what it was told.
+// worker changes and uses its own key, at any node that answers, and records the acknowledged changes.
 type worker struct {
 	key    string
 	t      *testing.T
 	nodes  []*kmsclient.Provider
 	there  bool
-	acked  []string // versions that a node has told of, oldest first
+	acked  []string // versions that a node has acknowledged, oldest first
 	sealed []claviger.EDEK
 	opened []secret.Bytes
-	doubt  bool // the last change failed: it may or may not have been made
-	failed int  // calls that were answered by an error, or not at all
+	doubt  bool // the last change failed, and may or may not have been made
+	failed int  // calls with an error or without an answer
 }
 
-// one returns a node.
+// one returns a random node.
 func (w *worker) one() *kmsclient.Provider { return w.nodes[rand.N(len(w.nodes))] } //nolint:gosec // a test
 
 func (w *worker) step(ctx context.Context) {
@@ -64,7 +63,7 @@ func (w *worker) gone() {
 	w.there, w.doubt, w.acked, w.sealed, w.opened = false, false, nil, nil, nil
 }
 
-// create makes the key; where a change is in doubt it is made certain first.
+// create creates the key. If the outcome of a change is unknown, it first finds out.
 func (w *worker) create(ctx context.Context) {
 	if w.doubt {
 		vs, err := w.one().Versions(ctx, w.key)
@@ -94,8 +93,7 @@ func (w *worker) create(ctx context.Context) {
 	w.there, w.acked = true, []string{v.Name}
 }
 
-// use makes an EDEK at one node, under the version that was told of last, and
-// opens it at another.
+// use makes an EDEK at one node, which must use the last acknowledged version, and decrypts it at another node.
 func (w *worker) use(ctx context.Context) {
 	e, err := w.one().Generate(ctx, w.key, 1)
 	if err != nil {
@@ -113,7 +111,7 @@ func (w *worker) use(ctx context.Context) {
 	w.sealed, w.opened = append(w.sealed, e[0]), append(w.opened, dek[0])
 }
 
-// check opens all that was sealed, at each node.
+// check decrypts all EDEKs at each node.
 func (w *worker) check(ctx context.Context) {
 	if w.doubt {
 		w.create(ctx)
@@ -147,13 +145,12 @@ func (w *worker) check(ctx context.Context) {
 	}
 }
 
-// TestKill: two nodes under load, killed over and over at any moment and started
-// again. What a client was told of is there, on both; nothing is served twice or
-// half; the token holds a key for each version and no other.
+// TestKill: two nodes under load are killed again and again, at any moment, and started again. Both nodes have all
+// acknowledged changes. The token has exactly one key for each version.
 func TestKill(t *testing.T) {
 	const workers, rounds = 6, 8
 	s := newSite(t, nil)
-	s.start(t).Kill() // so that the two below don't make the schema at one time, which another test does
+	s.start(t).Kill() // it makes the schema; another test has two nodes make it at the same time
 	ports := hadoop.FreePorts(t, 2)
 	nodes := []*node{s.startAt(t, ports[0]), s.startAt(t, ports[1])}
 	clients := []*kmsclient.Provider{nodes[0].client(t), nodes[1].client(t)}
@@ -167,7 +164,7 @@ func TestKill(t *testing.T) {
 		all[i] = w
 		group.Go(func() {
 			for load.Err() == nil {
-				w.step(ctx) // a step is done to its end
+				w.step(ctx) // a step is always completed
 			}
 		})
 	}
@@ -196,20 +193,19 @@ func TestKill(t *testing.T) {
 	t.Logf("%d calls failed, %d EDEKs held, %d versions", failed, used, versions)
 }
 
-// checkConsistent makes each unfinished step done, and compares the token with the
-// metastore.
+// checkConsistent completes each unfinished step, and compares the token with the metastore.
 func (s *site) checkConsistent(ctx context.Context, t *testing.T, all []*worker) {
 	t.Helper()
-	n := s.start(t) // which finishes deletes that were broken off
+	n := s.start(t) // it completes interrupted deletes
 	c := n.client(t)
-	for _, w := range all { // and deleting all finishes the rest
+	for _, w := range all { // the delete of all keys completes the rest
 		if w.there {
 			if err := c.Delete(ctx, w.key); err != nil {
 				t.Error(err)
 			}
 			continue
 		}
-		// A create that was broken off is finished by the same create.
+		// The same create completes an interrupted create.
 		if _, err := c.Create(ctx, provider.Spec{Name: w.key, Cipher: claviger.DefaultCipher,
 			BitLength: 128}); err != nil {
 			t.Error(err)
@@ -223,7 +219,7 @@ func (s *site) checkConsistent(ctx context.Context, t *testing.T, all []*worker)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = store.Close() }() // nothing was written
+	defer func() { _ = store.Close() }() // it was only read
 	names, err := store.Names(ctx)
 	if err != nil || len(names) > 0 {
 		t.Errorf("keys %v are left (%v)", names, err)
@@ -235,10 +231,9 @@ func (s *site) checkConsistent(ctx context.Context, t *testing.T, all []*worker)
 	s.checkToken(t)
 }
 
-// checkToken demands a token without keys, but for what SoftHSM itself hides: two
-// processes that make an object at one moment count its token's generation up to
-// the same number, so neither sees the other's object until the next is made. A
-// delete in that time finds nothing to destroy. An HSM has one view.
+// checkToken fails the test if the token has keys that SoftHSM does not hide. If two processes make an object at
+// the same moment, both count the generation of the token up to the same number, so neither sees the object of the
+// other before the next object is made. A delete in that time finds nothing to destroy. An HSM has no such gap.
 func (s *site) checkToken(t *testing.T) {
 	t.Helper()
 	const hidden = 3

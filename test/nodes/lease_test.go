@@ -15,7 +15,7 @@ import (
 	"claviger/test/hadoop"
 )
 
-// through is a site whose metastore is reached through a proxy.
+// through returns a site that reaches its metastore through a proxy.
 func (s *site) through(t *testing.T, more hadoop.Conf) (*site, *pgtest.Proxy) {
 	t.Helper()
 	u, err := url.Parse(s.store)
@@ -29,13 +29,13 @@ func (s *site) through(t *testing.T, more hadoop.Conf) (*site, *pgtest.Proxy) {
 	return other, proxy
 }
 
-// TestDeletedKeyCloses: a key that one node deletes is closed at another whose notices
-// hang within seconds, and at one that is cut off from PostgreSQL when its lease is
-// over; until then that one serves what it has used.
+// TestDeletedKeyCloses: one node deletes a key. Another node whose notifications hang refuses the key within
+// seconds. A node that is cut off from PostgreSQL refuses the key when its lease ends, and uses the keys that it
+// knows until then.
 func TestDeletedKeyCloses(t *testing.T) {
 	ctx := t.Context()
 	const lease = 5 * time.Second
-	soft := hadoop.Conf{"claviger.delete.soft": "true"} // else the HSM closes the key
+	soft := hadoop.Conf{"claviger.delete.soft": "true"} // otherwise the HSM refuses the key
 	s := newSite(t, soft)
 	apart, proxy := s.through(t, hadoop.Conf{"claviger.metastore.lease": "5s"}.With(soft))
 	node2 := apart.start(t)
@@ -59,7 +59,7 @@ func TestDeletedKeyCloses(t *testing.T) {
 	if err := here.Delete(ctx, "listen"); err != nil {
 		t.Fatal(err)
 	}
-	const bound = 10 * time.Second // two readings of the changes, on a busy machine
+	const bound = 10 * time.Second // two reads of the changes, on a busy machine
 	closes(t, there, "listen", edeks["listen"], bound)
 
 	cut := time.Now()
@@ -70,7 +70,7 @@ func TestDeletedKeyCloses(t *testing.T) {
 	served := opens(t, there, "stays", edeks["stays"])
 	ready, why := node2.ready(t, "decrypt")
 	switch {
-	case time.Since(cut) > lease/2: // the lease was up to half over when the node was cut off
+	case time.Since(cut) > lease/2: // half of the lease may have passed when the node was cut off
 		t.Log("the machine was too busy to tell what is served within the lease")
 	case served != nil:
 		t.Errorf("within its lease a node that is cut off serves nothing: %v", served)
@@ -112,7 +112,7 @@ func TestDeletedKeyCloses(t *testing.T) {
 	}
 }
 
-// closes wants a key to be closed at a node within a time after its deletion.
+// closes fails the test unless a node refuses a key within a time after its deletion.
 func closes(t *testing.T, at *kmsclient.Provider, key string, e []claviger.EDEK, bound time.Duration) {
 	t.Helper()
 	begun := time.Now()
@@ -139,7 +139,7 @@ func opens(t *testing.T, at *kmsclient.Provider, key string, e []claviger.EDEK) 
 	return err
 }
 
-// ready asks a node whether it can do something.
+// ready returns whether a node is ready for a purpose, and the text of the answer.
 func (n *node) ready(t *testing.T, what string) (bool, string) {
 	t.Helper()
 	at := strings.TrimSuffix(n.url, "/kms") + "/readyz?for=" + what
@@ -147,7 +147,7 @@ func (n *node) ready(t *testing.T, what string) (bool, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = resp.Body.Close() }() // it is read
+	defer func() { _ = resp.Body.Close() }() // it was only read
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
 		t.Fatal(err)

@@ -13,7 +13,7 @@ import (
 	"claviger/test/hadoop"
 )
 
-// database runs statements in the site's database.
+// database runs statements in the database of the site.
 func (s *site) database(t *testing.T, statements ...string) {
 	t.Helper()
 	u, err := url.Parse(s.store)
@@ -23,13 +23,12 @@ func (s *site) database(t *testing.T, statements ...string) {
 	pgtest.Shared(t).Exec(t, strings.TrimPrefix(u.Path, "/"), statements...)
 }
 
-// TestPurgeSeesOtherNodes: a key that one node used a moment ago, and deleted, is not
-// purged at another one, which has no record of that use, nor after the one was killed. It
-// is where its deletion is long ago, and the clocks agree; a key that was never used is at
-// once.
+// TestPurgeSeesOtherNodes: one node has just used a key and deletes it. Another node, which has no record of that
+// use, does not purge the key, not even after the first node was killed. It purges a key whose deletion is long
+// ago, if the clocks agree, and a key that was never used at once.
 func TestPurgeSeesOtherNodes(t *testing.T) {
 	ctx := t.Context()
-	// The clock of the database's server, which the test sets.
+	// The clock of the database server, which the test sets.
 	s := newSite(t, nil)
 	s.database(t, `CREATE SCHEMA clock`, `CREATE TABLE clock.shift (by interval)`,
 		`INSERT INTO clock.shift VALUES ('0')`,
@@ -56,7 +55,7 @@ func TestPurgeSeesOtherNodes(t *testing.T) {
 		}
 		e[key] = edek
 	}
-	// What is recorded is long ago; what one uses now, two does not know.
+	// The recorded use is long ago. Node one uses the key now, and node two does not know it.
 	const longAgo = ` - 9 * 24 * 3600 * 1000::bigint`
 	s.database(t, `UPDATE version_use SET last = last`+longAgo, `UPDATE ez_key SET created = created`+longAgo,
 		`UPDATE setting SET value = (value::bigint`+longAgo+`)::text WHERE name = 'version.use.since'`)

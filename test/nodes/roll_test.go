@@ -9,10 +9,10 @@ import (
 	"claviger/provider"
 )
 
-// TestRollIsSeenElsewhere: a generate at node 2 that is sent after a roll at node
-// 1 has returned uses the new version, a thousand times.
+// TestRollIsSeenElsewhere: after a roll at node 1 has returned, a generate at node 2 uses the new version, a
+// thousand times.
 func TestRollIsSeenElsewhere(t *testing.T) {
-	// SoftHSM looks at all of its objects each time, so there are never many.
+	// SoftHSM reads all its objects each time, so the test keeps them few.
 	const keys, rolls = 20, 50
 	ctx := t.Context()
 	s := newSite(t, nil)
@@ -25,7 +25,7 @@ func TestRollIsSeenElsewhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range rolls {
-			old, err := two.Generate(ctx, key, 2) // so that it remembers the old version
+			old, err := two.Generate(ctx, key, 2) // so that node two caches the old version
 			if err != nil {
 				t.Fatal(err)
 			}

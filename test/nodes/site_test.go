@@ -17,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m.Run)) }
 
-// site is what nodes share: a database, a token and a configuration.
+// site is what the nodes share: a database, a token and a configuration.
 type site struct {
 	conf  string
 	hsm   hadoop.HSM
@@ -31,14 +31,14 @@ func newSite(t *testing.T, more hadoop.Conf) *site {
 	return s
 }
 
-// write writes the site's configuration.
+// write writes the configuration of the site.
 func (s *site) write(t *testing.T, more hadoop.Conf) {
 	t.Helper()
 	hadoop.Conf{
 		"hadoop.kms.http.host":        "127.0.0.1",
 		"hadoop.kms.key.provider.uri": s.hsm.URI,
 		"claviger.metastore.uri":      s.store,
-		// Deletes that reach the token have more moments in which to be broken off.
+		// Deletes that reach the token can be interrupted at more moments.
 		"claviger.delete.soft": "false",
 	}.With(more).Write(t, filepath.Join(s.conf, "kms-site.xml"))
 	hadoop.OpenACLs().Write(t, filepath.Join(s.conf, "kms-acls.xml"))
@@ -56,7 +56,7 @@ func (s *site) start(t *testing.T) *node {
 	return s.startAt(t, 0)
 }
 
-// startAt starts a node, or tells why it ended.
+// startAt starts a node. If the node ends, the test fails with the reason.
 func (s *site) startAt(t *testing.T, port int) *node {
 	t.Helper()
 	ready := filepath.Join(t.TempDir(), "ready")
@@ -72,7 +72,7 @@ func (s *site) startAt(t *testing.T, port int) *node {
 	return n
 }
 
-// client is a Hadoop client that knows this node alone.
+// client returns a Hadoop client that uses only this node.
 func (n *node) client(t *testing.T) *kmsclient.Provider {
 	t.Helper()
 	p, err := kmsclient.New(hadoop.ProviderURI(n.url),

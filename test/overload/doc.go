@@ -1,3 +1,3 @@
-// Package overload shows that stock clients go to another node where one has as
-// many requests as it takes.
+// Package overload shows that stock clients try another node if one node already serves as many requests as it
+// accepts.
 package overload

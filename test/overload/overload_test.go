@@ -25,11 +25,11 @@ import (
 	"claviger/test/hadoop"
 )
 
-// node is one KMS; the nodes share their keys.
+// node is one KMS. The nodes share their keys.
 type node struct {
 	*memory.Provider
-	hang    chan struct{} // closed: generates of many hang no more
-	hanging chan struct{} // one for each that hangs
+	hang    chan struct{} // closed when large generates must not hang any more
+	hanging chan struct{} // gets one element for each generate that hangs
 	refused atomic.Int64  // generates
 	served  atomic.Int64
 }
@@ -55,7 +55,7 @@ func (noAudit) Log(context.Context, audit.Event) {}
 func (noAudit) Err() error                       { return nil }
 func (noAudit) Close() error                     { return nil }
 
-// start serves at address until the test ends.
+// start serves at the address of l until the test ends.
 func (n *node) start(t *testing.T, l net.Listener) {
 	t.Helper()
 	policy, _ := authz.Parse([]authz.Property{
@@ -101,9 +101,8 @@ func (n *node) start(t *testing.T, l net.Listener) {
 	})
 }
 
-// TestStockClientFailsOver: one of two nodes has all the generates that it takes.
-// Hadoop's own client gets every EDEK from the other, and opens it wherever it
-// comes by.
+// TestStockClientFailsOver: one of two nodes already serves as many generates as it accepts. Hadoop's own client
+// gets every EDEK from the other node, and decrypts it at any node.
 func TestStockClientFailsOver(t *testing.T) {
 	hadoop.Require(t)
 	keys := memory.New(memory.Config{SequentialIDs: true})
@@ -111,7 +110,7 @@ func TestStockClientFailsOver(t *testing.T) {
 		BitLength: 128}); err != nil {
 		t.Fatal(err)
 	}
-	// A kms:// URI names several hosts and one port.
+	// A kms:// URI has several hosts and one port.
 	first, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

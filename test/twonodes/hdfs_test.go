@@ -13,8 +13,8 @@ import (
 	"claviger/test/hadoop"
 )
 
-// hdfs writes and reads files in a zone of a secured HDFS while each node is killed
-// and started again: neither the NameNode nor its client fails at anything.
+// hdfs writes and reads files in a zone of a secured HDFS while each node is killed and started again. Neither the
+// NameNode nor its client sees an error.
 func (s *site) hdfs(shell *hadoop.Client) {
 	s.t.Helper()
 	shell.KeyShell("create", "hdfs", "-size", "256")
@@ -24,7 +24,7 @@ func (s *site) hdfs(shell *hadoop.Client) {
 		Keystore: s.certs.Keystore("hdfs", "localhost"), KeystorePassword: certtest.Password,
 		SSLClient: s.sslClient(), Flags: s.flags,
 	}, hadoop.Conf{
-		// The NameNode has few EDEKs in store, so it asks for more all the time.
+		// The NameNode caches few EDEKs, so it requests new ones all the time.
 		"hadoop.security.kms.client.encrypted.key.cache.size":          "2",
 		"hadoop.security.kms.client.encrypted.key.cache.low-watermark": "0.5",
 	})

@@ -16,18 +16,18 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m.Run)) }
 
-// The nodes' names, which only Java's clients and curl are told of, and where they
-// are. A kms:// URI has one port for all.
+// The names of the nodes, which only Java's clients and curl resolve, and their addresses. A kms:// URI has one
+// port for all nodes.
 var hosts = []struct{ name, address string }{
 	{"kms1.example.test", "127.0.0.1"},
 	{"kms2.example.test", "127.0.0.2"},
 }
 
-// site is a cluster's key management.
+// site is the key management of a cluster.
 type site struct {
 	t     *testing.T
 	kdc   *kdctest.KDC
-	users string // keytab of alice, who uses keys, keyadmin, who makes them, and yarn, who renews
+	users string // keytab of alice, who uses keys, keyadmin, who makes keys, and yarn, who renews tokens
 	certs *certtest.Authority
 	hsm   hadoop.HSM
 	port  int
@@ -35,7 +35,7 @@ type site struct {
 	flags []string // of JVMs
 }
 
-// node is one of the two.
+// node is one of the two nodes.
 type node struct {
 	*hadoop.KMS
 	s           *site
@@ -43,14 +43,14 @@ type node struct {
 	conf        string // folder
 }
 
-// newSite starts both nodes with what more says of each.
+// newSite starts both nodes with further properties.
 func newSite(t *testing.T, kdc *kdctest.KDC, more hadoop.Conf) *site {
 	t.Helper()
 	dir := t.TempDir()
 	s := &site{t: t, kdc: kdc, users: filepath.Join(kdc.Dir, "users.keytab"), certs: certtest.New(t, dir),
 		hsm: hadoop.NewHSM(t), port: hadoop.FreePorts(t, 1)[0]}
 	store := pgtest.Database(t)
-	// With a file, Java asks nothing else for names: it has to know this machine's own.
+	// With this file, Java uses no other source of names, so the file must have the name of this machine, too.
 	self, err := os.Hostname()
 	if err != nil {
 		t.Fatal(err)
@@ -89,38 +89,38 @@ func newSite(t *testing.T, kdc *kdctest.KDC, more hadoop.Conf) *site {
 	return s
 }
 
-// start starts a node, again too.
+// start starts a node, also after it has ended.
 func (n *node) start() {
 	n.s.t.Helper()
 	n.KMS = hadoop.StartClaviger(n.s.t, hadoop.ClavigerOptions{Conf: n.conf, Port: n.s.port,
 		Env: append(n.s.kdc.Env(), n.s.hsm.Env...)})
 }
 
-// base is the node's URL for those who know its name.
+// base returns the URL of the node, with its name.
 func (n *node) base() string { return fmt.Sprintf("https://%s:%d/kms", n.name, n.s.port) }
 
-// uri is both nodes for Hadoop's clients.
+// uri returns the URI of both nodes for Hadoop's clients.
 func (s *site) uri() string {
 	return fmt.Sprintf("kms://https@%s;%s:%d/kms", hosts[0].name, hosts[1].name, s.port)
 }
 
-// client is what a program of Hadoop's needs for both nodes.
+// client returns the options of a Hadoop program that uses both nodes.
 func (s *site) client() hadoop.ProgramOptions {
 	return hadoop.ProgramOptions{
 		Conf: hadoop.Conf{
 			"hadoop.security.authentication":    "kerberos",
 			"hadoop.security.key.provider.path": s.uri(),
-			// Each EDEK is asked for when it is needed.
+			// Each EDEK is requested when it is needed.
 			"hadoop.security.kms.client.encrypted.key.cache.size":          "2",
 			"hadoop.security.kms.client.encrypted.key.cache.low-watermark": "0.5",
-			"hadoop.security.kms.client.timeout":                           "3", // seconds, for a node that hangs
+			"hadoop.security.kms.client.timeout":                           "3", // seconds
 		},
 		SSL:   s.sslClient(),
 		Flags: append(s.flags, "-Djava.security.krb5.conf="+s.kdc.Krb5Conf),
 	}
 }
 
-// sslClient is the ssl-client.xml of those who trust the nodes.
+// sslClient returns the ssl-client.xml of a client that trusts the nodes.
 func (s *site) sslClient() hadoop.Conf {
 	return hadoop.Conf{
 		"ssl.client.truststore.location": s.certs.Truststore(),
@@ -129,7 +129,7 @@ func (s *site) sslClient() hadoop.Conf {
 	}
 }
 
-// shell is the command line of keyadmin, who has run kinit.
+// shell returns the command line of keyadmin, who has run kinit.
 func (s *site) shell() *hadoop.Client {
 	s.t.Helper()
 	o := s.client()
@@ -137,7 +137,7 @@ func (s *site) shell() *hadoop.Client {
 	return hadoop.StartClient(s.t, "keyadmin", o)
 }
 
-// job is a program of alice's, yarn's and nobody's.
+// job starts a program that can act as alice, as yarn, and without a user.
 func (s *site) job() *hadoop.Program {
 	s.t.Helper()
 	o := s.client()
@@ -149,7 +149,7 @@ func (s *site) job() *hadoop.Program {
 	return hadoop.StartProgram(s.t, o)
 }
 
-// startKDC makes a realm with all who take part.
+// startKDC makes a realm with all principals.
 func startKDC(t *testing.T) *kdctest.KDC {
 	t.Helper()
 	kdc := kdctest.Start(t)
@@ -159,8 +159,8 @@ func startKDC(t *testing.T) *kdctest.KDC {
 	return kdc
 }
 
-// zookeeper starts ZooKeeper, which lets in whom Kerberos names, and says how the
-// nodes share by it.
+// zookeeper starts a ZooKeeper that requires Kerberos, and returns the properties with which the nodes share data
+// there.
 func zookeeper(t *testing.T, kdc *kdctest.KDC) hadoop.Conf {
 	t.Helper()
 	server := zktest.Start(t, zktest.Options{Jars: hadoop.Jars(t), SASL: &zktest.SASL{

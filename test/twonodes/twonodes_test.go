@@ -14,7 +14,7 @@ import (
 	"claviger/test/hadoop"
 )
 
-// TestTwoNodes is the whole of it, once for each way to share.
+// TestTwoNodes runs all parts, once for each way to share data.
 func TestTwoNodes(t *testing.T) {
 	hadoop.Require(t)
 	kdc := startKDC(t)
@@ -48,8 +48,7 @@ func TestTwoNodes(t *testing.T) {
 	})
 }
 
-// cookies logs in at either node, by curl, and goes to the other one with nothing
-// but the cookie.
+// cookies logs in at each node with curl, and sends a request to the other node with only the cookie.
 func (s *site) cookies() {
 	s.t.Helper()
 	tickets := s.kdc.Login(s.users, "alice")
@@ -84,10 +83,10 @@ func (s *site) cookies() {
 	}
 }
 
-// setCookie matches the header of who has logged in over https.
+// setCookie matches the header of a login over https.
 var setCookie = regexp.MustCompile(`(?m)^Set-Cookie: (hadoop\.auth="u=alice&p=alice@[^;]*); Secure;? ?HttpOnly`)
 
-// keys is what `hadoop key` does: it goes to one node after the other.
+// keys runs `hadoop key`, which uses one node after the other.
 func (s *site) keys(shell *hadoop.Client) {
 	s.t.Helper()
 	shell.KeyShell("create", "zone", "-size", "128")
@@ -96,8 +95,8 @@ func (s *site) keys(shell *hadoop.Client) {
 	s.versions(shell, 2, s.nodes[0], s.nodes[1])
 }
 
-// versions asks for the key's metadata until each of the nodes has told it:
-// Hadoop's client begins with any of them.
+// versions requests the metadata of the key until each of the nodes has answered. Hadoop's client begins with any
+// node.
 func (s *site) versions(shell *hadoop.Client, n int, nodes ...*node) {
 	s.t.Helper()
 	begin := make(map[*node]int)
@@ -129,8 +128,8 @@ func (n *node) auditLog() string {
 	return string(b)
 }
 
-// load is Hadoop's client, which is generating EDEKs of the key "zone" and opening
-// them, and a job that has nothing but a delegation token.
+// load is Hadoop's client, which generates and decrypts EDEKs of the key "zone", and a job that has only a
+// delegation token.
 type load struct {
 	*site
 	job *hadoop.Program
@@ -145,7 +144,7 @@ func (s *site) load(job *hadoop.Program) load {
 	return l
 }
 
-// end ends it; a cancelled token is good for nothing.
+// end ends the load. A cancelled token cannot be used.
 func (l load) end() {
 	l.t.Helper()
 	l.t.Logf("%d EDEKs were opened", l.opened("stop"))
@@ -156,7 +155,7 @@ func (l load) end() {
 	}
 }
 
-// opened is how many EDEKs were opened. That it failed is an error of the test's.
+// opened returns how many EDEKs were decrypted. It fails the test if the client saw an error.
 func (l load) opened(command string) int {
 	l.t.Helper()
 	answer := l.job.Ask(command)
@@ -168,7 +167,7 @@ func (l load) opened(command string) int {
 	return opened
 }
 
-// more waits until n more were opened.
+// more waits until n more EDEKs were decrypted.
 func (l load) more(n int) {
 	l.t.Helper()
 	begin := l.opened("count")
@@ -179,7 +178,7 @@ func (l load) more(n int) {
 	}
 }
 
-// without has the load go on, and the job, where one node is away.
+// without continues the load and the job while one node is away.
 func (l load) without() {
 	l.t.Helper()
 	l.more(50)
@@ -187,7 +186,7 @@ func (l load) without() {
 	l.until(l.job.Ask("job-renew", "yarn"))
 }
 
-// comesTo waits until a node has served it since its audit log had so many bytes.
+// comesTo waits until a node has served the load, after its audit log had a size of begin.
 func (l load) comesTo(n *node, begin int) {
 	l.t.Helper()
 	n.WaitFor("a generate and a decrypt of the load", func() bool {
@@ -214,8 +213,8 @@ func (l load) kills(shell *hadoop.Client) {
 		l.without()
 		made := "made-without-" + victim.name
 		shell.KeyShell("create", made, "-size", "128")
-		// Hadoop's client rolls at one node and has each drop its caches then: it
-		// complains of the one that is away, though the roll is done.
+		// Hadoop's client rolls at one node, and then makes each node clear its caches. It reports an error about
+		// the node that is away, although the roll has succeeded.
 		if out := shell.MustFail("key", "roll", "zone"); !strings.Contains(out,
 			victim.base()+"/v1/key/zone/_invalidatecache") {
 			l.t.Errorf("hadoop key roll: %s", out)
@@ -226,7 +225,7 @@ func (l load) kills(shell *hadoop.Client) {
 	}
 }
 
-// updates stops one node after the other, as an operator does.
+// updates stops and starts one node after the other, like an operator at an update.
 func (l load) updates() {
 	l.t.Helper()
 	for _, n := range l.nodes {
@@ -238,8 +237,8 @@ func (l load) updates() {
 	}
 }
 
-// expires waits until cookies have ended at both nodes, and the secret that signs
-// them has changed: the client logs in anew.
+// expires waits until the cookies of both nodes have expired, and the secret that signs them has changed. The
+// client logs in again.
 func (l load) expires() {
 	l.t.Helper()
 	begin := []int{len(l.nodes[0].auditLog()), len(l.nodes[1].auditLog())}
@@ -251,7 +250,7 @@ func (l load) expires() {
 	l.more(50)
 }
 
-// hangs holds a node up. That costs clients their time limit, and no more.
+// hangs pauses a node. That delays clients by their timeout, and not longer.
 func (l load) hangs() {
 	l.t.Helper()
 	n := l.nodes[0]
@@ -276,7 +275,7 @@ func (s *site) refused(answer, why string) {
 	}
 }
 
-// until is the answer of a renewal: a time in ms.
+// until returns the time in the answer to a renewal, in ms.
 func (s *site) until(answer string) int64 {
 	s.t.Helper()
 	n, err := strconv.ParseInt(answer, 10, 64)
@@ -286,7 +285,7 @@ func (s *site) until(answer string) int64 {
 	return n
 }
 
-// tokens takes a delegation token from node to node.
+// tokens uses a delegation token of one node at the other.
 func (s *site) tokens(job *hadoop.Program) {
 	s.t.Helper()
 	one, two := s.nodes[0].base(), s.nodes[1].base()
@@ -294,7 +293,7 @@ func (s *site) tokens(job *hadoop.Program) {
 	s.must(job.Ask("use", two), "200 ")
 	s.must(job.Ask("use", one), "200 ")
 	first := s.until(job.Ask("renew", "yarn", one))
-	time.Sleep(10 * time.Millisecond) // the times of renewals are to differ
+	time.Sleep(10 * time.Millisecond) // the times of two renewals must differ
 	if second := s.until(job.Ask("renew", "yarn", two)); second <= first {
 		s.t.Errorf("renewed until %d, then until %d", first, second)
 	}

@@ -7,13 +7,13 @@ import (
 	"claviger/zookeeper"
 )
 
-// initiator is a client's side of Kerberos, by a keytab.
+// initiator returns the client side of Kerberos, with a keytab.
 func initiator(keytab, principal, target string) (zookeeper.Initiator, error) {
 	return gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: keytab, Principal: principal,
 		Target: target, Mutual: true})
 }
 
-// initiate makes one for whatever host.
+// initiate ignores the host.
 func initiate(in func() (zookeeper.Initiator, error)) func(context.Context, string) (zookeeper.Initiator, error) {
 	return func(context.Context, string) (zookeeper.Initiator, error) { return in() }
 }

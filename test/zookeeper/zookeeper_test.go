@@ -24,18 +24,18 @@ const (
 	auth   = "hadoop.kms.authentication."
 	signer = auth + "signer.secret.provider"
 	tokens = auth + "zk-dt-secret-manager."
-	// secretNode is where kms-default.xml has the secrets.
+	// secretNode is the default path of the secrets in kms-default.xml.
 	secretNode = "/hadoop-kms/hadoop-auth-signature-secret"
 )
 
-// sharing is what kms-site.xml of each server says of ZooKeeper.
+// sharing returns the properties about ZooKeeper in the kms-site.xml of each server.
 func sharing(servers, authType string) hadoop.Conf {
 	return hadoop.Conf{
 		signer:                                  "zookeeper",
 		signer + ".zookeeper.connection.string": servers,
 		signer + ".zookeeper.auth.type":         authType,
 		tokens + "enable":                       "true",
-		// the Java KMS looks at it, though the connection is the signer's
+		// The Java KMS reads this property, although the signer makes the connection.
 		tokens + "zkAuthType": authType, auth + "token.validity": "600",
 		"hadoop.kms.audit.aggregation.window.ms": "100",
 		"hadoop.kms.proxyuser.alice.hosts":       "*",
@@ -43,8 +43,7 @@ func sharing(servers, authType string) hadoop.Conf {
 	}
 }
 
-// startOurs runs claviger kms on a keystore of its own, where what is asked of it
-// is who sends a request.
+// startOurs runs claviger kms with a new keystore file. Its answers show who sent the request.
 func startOurs(t *testing.T, site hadoop.Conf, env ...string) (k *hadoop.KMS, again func() *hadoop.KMS) {
 	t.Helper()
 	dir := t.TempDir()
@@ -58,7 +57,7 @@ func startOurs(t *testing.T, site hadoop.Conf, env ...string) (k *hadoop.KMS, ag
 	return start(), start
 }
 
-// answer is what a server said.
+// answer is the answer of a server.
 type answer struct {
 	status int
 	body   string
@@ -94,7 +93,7 @@ func send(t *testing.T, method, target string, header ...string) answer {
 
 const names = "/v1/keys/names"
 
-// cookie logs in at a server.
+// cookie logs in at a server and returns the cookie.
 func cookie(t *testing.T, k *hadoop.KMS) string {
 	t.Helper()
 	a := send(t, http.MethodGet, k.URL+names+"?user.name=alice")
@@ -104,8 +103,8 @@ func cookie(t *testing.T, k *hadoop.KMS) string {
 	return a.cookie
 }
 
-// takesCookie tries a cookie, several times: a server whose timer is late takes
-// the new secret a moment after the others, and clients log in again then.
+// takesCookie tries a cookie several times. A server with a late timer gets a new secret a moment after the
+// others, and then clients log in again.
 func takesCookie(t *testing.T, from, at *hadoop.KMS) {
 	t.Helper()
 	var a answer
@@ -118,7 +117,7 @@ func takesCookie(t *testing.T, from, at *hadoop.KMS) {
 	t.Errorf("%s refuses a cookie of %s: %+v", at.Name, from.Name, a)
 }
 
-// delegation gets a token.
+// delegation requests a delegation token.
 func delegation(t *testing.T, k *hadoop.KMS) string {
 	t.Helper()
 	a := send(t, http.MethodGet, k.URL+"/v1/?op=GETDELEGATIONTOKEN&renewer=yarn&user.name=alice")
@@ -129,7 +128,7 @@ func delegation(t *testing.T, k *hadoop.KMS) string {
 	return token.Token.URLString
 }
 
-// use says how a server answers a request that brings nothing but a token.
+// use returns the answer to a request with only a token.
 func use(t *testing.T, k *hadoop.KMS, token string) answer {
 	t.Helper()
 	return send(t, http.MethodGet, k.URL+names, "X-Hadoop-Delegation-Token", token)
@@ -145,7 +144,7 @@ func renew(t *testing.T, k *hadoop.KMS, token string) int64 {
 	return until.Long
 }
 
-// tokensAmong takes tokens from each server through the others.
+// tokensAmong uses, renews and cancels the tokens of each server at the others.
 func tokensAmong(t *testing.T, servers ...*hadoop.KMS) {
 	t.Helper()
 	for i, from := range servers {
@@ -155,7 +154,7 @@ func tokensAmong(t *testing.T, servers ...*hadoop.KMS) {
 			if a := use(t, k, token); a.status != http.StatusOK {
 				t.Errorf("%s refuses a token of %s: %+v", k.Name, from.Name, a)
 			}
-			time.Sleep(10 * time.Millisecond) // the times of renewals are to differ
+			time.Sleep(10 * time.Millisecond) // the times of two renewals must differ
 			next := renew(t, k, token)
 			if next <= until {
 				t.Errorf("%s renews a token until %d, where it was good until %d", k.Name, next, until)
@@ -169,7 +168,7 @@ func tokensAmong(t *testing.T, servers ...*hadoop.KMS) {
 		}
 		for _, k := range servers {
 			a := use(t, k, token)
-			// The Java KMS learns of it by a watch; ours has to know at once.
+			// The Java KMS learns of the cancellation by a watch. Our server must know at once.
 			for try := 0; try < 100 && k.Name == "java-kms" && a.status == http.StatusOK; try++ {
 				time.Sleep(50 * time.Millisecond)
 				a = use(t, k, token)
@@ -181,7 +180,7 @@ func tokensAmong(t *testing.T, servers ...*hadoop.KMS) {
 	}
 }
 
-// view opens the secrets as a node of our own does, with SASL where in is set.
+// view opens the secrets like one of our nodes, with SASL unless in is nil.
 func view(t *testing.T, servers, owner string, in func() (zookeeper.Initiator, error)) *zookeeper.Signers {
 	t.Helper()
 	s, err := zookeeper.NewSigners(open(t, servers, owner, in), secretNode)
@@ -249,7 +248,7 @@ func TestSideBySide(t *testing.T) {
 	}
 	tokensAmong(t, java, one, two)
 
-	// A killed node's tokens are good at the others; a node that starts knows them.
+	// The other servers accept the tokens of a killed node, and so does a node that starts.
 	token := delegation(t, one)
 	one.Kill()
 	one, _ = startOurs(t, site)
@@ -259,7 +258,7 @@ func TestSideBySide(t *testing.T) {
 		}
 	}
 
-	// Without ZooKeeper cookies are good; a token may be or not, and nobody knows.
+	// Without ZooKeeper, cookies are accepted. Nobody can know whether a token is still valid.
 	before := cookie(t, one)
 	server.Kill()
 	if a := send(t, http.MethodGet, two.URL+names, "Cookie", before); a.status != http.StatusOK {
@@ -282,8 +281,8 @@ func TestSideBySide(t *testing.T) {
 	tokensAmong(t, one, two)
 }
 
-// TestRolling has a secret that lives for three seconds: each server rolls it for
-// the other while that is away.
+// TestRolling: the secret has a lifetime of three seconds. Each server rolls the secret for both while the other
+// is away.
 func TestRolling(t *testing.T) {
 	hadoop.Require(t)
 	server := zktest.Start(t, zktest.Options{Jars: hadoop.Jars(t)})
@@ -311,8 +310,8 @@ func TestRolling(t *testing.T) {
 	both()
 }
 
-// TestSASL is step 8 of the migration: the servers log in to ZooKeeper by
-// Kerberos, and what they share is theirs alone.
+// TestSASL tests step 8 of the migration: the servers log in to ZooKeeper with Kerberos, and only they can read
+// the shared data.
 func TestSASL(t *testing.T) {
 	hadoop.Require(t)
 	kdc := kdctest.Start(t)
@@ -337,7 +336,7 @@ func TestSASL(t *testing.T) {
 	takesCookie(t, ours, java)
 	tokensAmong(t, java, ours)
 
-	// A restarted ZooKeeper is logged in to anew.
+	// The servers log in again to a restarted ZooKeeper.
 	server.Stop()
 	server.Start()
 	tokensAmong(t, ours, java)
@@ -359,8 +358,8 @@ func TestSASL(t *testing.T) {
 	refusesOpenNodes(t, server.Addr, open(t, servers, "kms", as("kms/localhost")))
 }
 
-// refusesOpenNodes: what somebody without a name has put where we keep secrets and
-// tokens, or may put there, is refused.
+// refusesOpenNodes: our server refuses secrets and tokens that a client without a login has written, or could
+// write.
 func refusesOpenNodes(t *testing.T, addr string, ours *zookeeper.Client) {
 	t.Helper()
 	nobody, _, err := zk.Connect([]string{addr}, 10*time.Second, zk.WithLogger(quiet{}))
@@ -381,7 +380,7 @@ func refusesOpenNodes(t *testing.T, addr string, ours *zookeeper.Client) {
 			t.Errorf("%s: %v; want a refusal that names %s", what, err, path)
 		}
 	}
-	// Two secrets of 4 bytes, none before them, a rollover in 2100.
+	// Two secrets of 4 bytes, no earlier secret, and a rollover in 2100.
 	secrets := []byte("\x00\x00\x00\x00" + "\x00\x00\x00\x04next" + "\x00\x00\x00\x04mine" + "\x00\x00\x00\x00" +
 		"\x00\x00\x03\xbb\x2c\xc3\xd8\x00")
 	signers := func(path string) error {
@@ -437,7 +436,7 @@ func refusesOpenNodes(t *testing.T, addr string, ours *zookeeper.Client) {
 	refused("a token to be put where everybody may read its neighbours' names", "/open", err)
 }
 
-// quiet drops the log of ZooKeeper's library.
+// quiet discards the log of the ZooKeeper library.
 type quiet struct{}
 
 func (quiet) Printf(string, ...any) {}
