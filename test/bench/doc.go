@@ -1,8 +1,7 @@
-// Package bench measures servers under one load, in one run: claviger on an HSM
-// and on a keystore, Hadoop's own KMS, and a net/http server that does nothing,
-// which is what a Go server can reach at best. docs/performance.md shows a run.
+// Package bench measures servers with the same load, in one run: claviger with an HSM and with a keystore,
+// Hadoop's own KMS, and a net/http server that does nothing, which shows the upper limit of a Go server.
+// docs/performance.md shows a run.
 //
-// What is compared is work per CPU-second of the server's process, read from
-// the system: the load generator shares the machine's cores, so that requests
-// per second would say little.
+// It compares the work per CPU-second of the server's process, which the system counts. Requests per second would
+// mean little, because the load generator shares the cores of the machine.
 package bench

@@ -24,14 +24,13 @@ import (
 	"claviger/test/hadoop"
 )
 
-// clients is how many connections the load comes over.
+// clients is the number of connections of the load.
 const clients = 16
 
-// batch is what a NameNode re-encrypts at once.
+// batch is the size of a re-encryption request of a NameNode.
 const batch = 1000
 
-// The role that this very binary plays as a child: a server with an empty
-// handler.
+// The environment variable that makes this binary a server with an empty handler, as a child process.
 const roleEnv, roleEmpty = "CLAVIGER_BENCH_ROLE", "empty"
 
 func TestMain(m *testing.M) {
@@ -42,8 +41,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// serveEmpty reads a request's body and answers with as many bytes as a decrypt
-// does.
+// serveEmpty reads the body of a request, and answers with as many bytes as a decrypt.
 func serveEmpty() {
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a child's whole life
 	if err != nil {
@@ -52,7 +50,7 @@ func serveEmpty() {
 	fmt.Println("http://" + l.Addr().String() + "/kms")
 	body := []byte(`{"material":"iUSaK8pgqrlk4oenxBS8jQ","name":"k1","versionName":"EK"}`)
 	h := func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body) // a body that breaks off is its sender's loss
+		_, _ = io.Copy(io.Discard, r.Body) // an incomplete body is the fault of its sender
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(body)
 	}
@@ -106,15 +104,14 @@ func (t *target) do(method, path string, body []byte) ([]byte, error) {
 	return answer, err
 }
 
-// cpu is the process's user and system time so far. The system counts in
-// hundredths of a second.
+// cpu returns the user and system time of the process until now. The system counts hundredths of a second.
 func (t *target) cpu(b *testing.B) time.Duration {
 	b.Helper()
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", t.pid))
 	if err != nil {
 		b.Fatal(err)
 	}
-	// The second field is the command in parentheses and may hold blanks.
+	// The second field is the command in parentheses, and may contain spaces.
 	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	user, err1 := strconv.Atoi(f[11])
 	system, err2 := strconv.Atoi(f[12])
@@ -124,7 +121,7 @@ func (t *target) cpu(b *testing.B) time.Duration {
 	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
-// rss is the most memory that the process has had, in MiB.
+// rss returns the maximum memory of the process, in MiB.
 func (t *target) rss(b *testing.B) float64 {
 	b.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", t.pid))
@@ -144,8 +141,7 @@ func (t *target) rss(b *testing.B) float64 {
 	return 0
 }
 
-// load sends one request b.N times over all connections and reports the work
-// per CPU-second.
+// load sends one request b.N times over all connections, and reports the work per CPU-second.
 func (t *target) load(b *testing.B, unit, path string, body []byte) {
 	b.Helper()
 	before := t.cpu(b)
@@ -183,8 +179,8 @@ func (t *target) send(b *testing.B, path string, body []byte, n int) {
 	}
 }
 
-// requests makes a key at t with two versions, and returns a decrypt of an EDEK
-// of the first and a batch of its EDEKs.
+// requests makes a key with two versions at t, and returns a decrypt of an EDEK of the first version, and a batch
+// of such EDEKs.
 func (t *target) requests(b *testing.B) (decryptPath string, decryptBody []byte, batchPath string, batchBody []byte) {
 	b.Helper()
 	must := func(method, path string, body string) []byte {
@@ -215,7 +211,7 @@ func (t *target) requests(b *testing.B) (decryptPath string, decryptBody []byte,
 		"/v1/key/" + key + "/_reencryptbatch", batchBody
 }
 
-// startEmpty runs the server that does nothing.
+// startEmpty starts the server that does nothing.
 func startEmpty(b *testing.B) *target {
 	b.Helper()
 	exe, err := os.Executable()
@@ -238,7 +234,7 @@ func startEmpty(b *testing.B) *target {
 	return newTarget(b, strings.TrimSpace(string(line[:n])), p.PID(), time.Since(began))
 }
 
-// startClaviger runs ours: on a SoftHSM token, or on a keystore file.
+// startClaviger starts our server, with a SoftHSM token or with a keystore file.
 func startClaviger(b *testing.B, hsm bool) *target {
 	b.Helper()
 	dir := b.TempDir()
@@ -261,9 +257,9 @@ func startClaviger(b *testing.B, hsm bool) *target {
 	}
 	site.Write(b, filepath.Join(dir, "kms-site.xml"))
 	hadoop.OpenACLs().Write(b, filepath.Join(dir, "kms-acls.xml"))
-	hadoop.Binary(b) // its build is no part of the start
+	hadoop.Binary(b) // its build does not count as part of the start
 	hadoop.StartClaviger(b, hadoop.ClavigerOptions{Conf: dir, Env: env}).Stop()
-	began := time.Now() // of a start on an existing store
+	began := time.Now() // of a start with an existing store
 	k := hadoop.StartClaviger(b, hadoop.ClavigerOptions{Conf: dir, Env: env})
 	return newTarget(b, k.URL, k.PID(), time.Since(began))
 }
@@ -275,7 +271,7 @@ func startJava(b *testing.B) *target {
 	return newTarget(b, k.URL, k.PID(), time.Since(began))
 }
 
-// The warm-ups. A JVM compiles what it has run ten thousand times.
+// The warm-ups. A JVM compiles code that it has run ten thousand times.
 const (
 	warmRequests = 20_000
 	warmBatches  = 100

@@ -63,14 +63,13 @@ var methods = []string{
 const serialFilter = `-Djceks.key.serialFilter=java.lang.Enum;java.security.KeyRep;java.security.KeyRep$Type;` +
 	`javax.crypto.spec.SecretKeySpec;org.apache.hadoop.crypto.key.JavaKeyStoreProvider$KeyMetadata;!*`
 
-// Hadoop asks the JDK's internals for the default realm, even where Kerberos is
-// not used.
+// Hadoop asks JDK internals for the default realm, even without Kerberos.
 const (
 	openKerberos   = "--add-opens=java.security.jgss/sun.security.krb5=ALL-UNNAMED"
 	exportKerberos = "--add-exports=java.security.jgss/sun.security.krb5=ALL-UNNAMED"
 )
 
-// outcome is how one JUnit test ended.
+// outcome is the result of one JUnit test.
 type outcome struct {
 	name    string
 	how     string // PASS, FAIL, SKIP
@@ -78,8 +77,7 @@ type outcome struct {
 	trace   string
 }
 
-// zookeeperMethods are those of TestKMSWithZK: two servers share the secrets of
-// their cookies in a ZooKeeper.
+// zookeeperMethods are the tests of TestKMSWithZK: two servers share the secrets of their cookies in a ZooKeeper.
 var zookeeperMethods = []string{"testMultipleKMSInstancesWithZKSigner"}
 
 // kmsTests and hdfsTests are the artifacts of the test classes.
@@ -96,10 +94,9 @@ func TestHadoopKMSTestsWithZooKeeper(t *testing.T) {
 	testHadoop(t, kmsTests, "org.apache.hadoop.crypto.key.kms.server.TestKMSWithZK", zookeeperMethods)
 }
 
-// TestHDFSZones runs HDFS's own tests of encryption zones, with a NameNode and
-// DataNodes in the JVM and our server as their KMS. Of two classes some methods are
-// left out, which no server in a process of its own can pass, a Java KMS included:
-// they count on rules for proxy users that the NameNode sets in the same JVM.
+// TestHDFSZones runs HDFS's own tests of encryption zones, with a NameNode and DataNodes in the JVM and our server
+// as their KMS. It leaves out some methods of two classes, which no server in a separate process can pass, not
+// even a Java KMS: they need rules for proxy users that the NameNode sets in the same JVM.
 func TestHDFSZones(t *testing.T) {
 	if !*zones {
 		t.Skip("takes some minutes: run with -zones, as `make conformance` does")
@@ -124,9 +121,8 @@ func TestHDFSZones(t *testing.T) {
 	}
 }
 
-// testHadoop demands of our server what a test class of Hadoop's, in the test jar
-// of an artifact, demands of Hadoop's own. It returns how many tests passed. No
-// methods: all.
+// testHadoop runs a test class of Hadoop, from the test jar of an artifact, against our server, and returns how
+// many tests passed. If methods is nil, it runs all tests.
 func testHadoop(t *testing.T, artifact, class string, methods []string) (passed int) {
 	hadoop.Require(t)
 	log := filepath.Join(t.TempDir(), "kms-server.log")
@@ -162,8 +158,7 @@ func testHadoop(t *testing.T, artifact, class string, methods []string) (passed 
 	return passed
 }
 
-// runJUnit runs the methods and returns how each ended, and all that was
-// printed.
+// runJUnit runs the methods, and returns their results and the whole output.
 func runJUnit(t *testing.T, artifact, class, serverLog string, methods []string) ([]outcome, string) {
 	t.Helper()
 	jars := hadoop.Jars(t)
@@ -199,14 +194,14 @@ func runJUnit(t *testing.T, artifact, class, serverLog string, methods []string)
 	var output strings.Builder
 	cmd.Stdout = &output
 	p := hadoop.Start(t, "junit", cmd)
-	if !p.Wait(12 * time.Minute) { // a third of that where the machine does little else
+	if !p.Wait(12 * time.Minute) { // a third of that on an idle machine
 		t.Errorf("the JVM did not end within 12 minutes")
 		p.Kill()
 	}
 	return parse(output.String()), output.String()
 }
 
-// serverCommand is what the shim starts in the place of Hadoop's own server.
+// serverCommand returns the command that the shim starts instead of Hadoop's own server.
 func serverCommand(t *testing.T, all, log4j string) []string {
 	t.Helper()
 	if !*reference {
@@ -222,8 +217,7 @@ func serverCommand(t *testing.T, all, log4j string) []string {
 	}
 }
 
-// unpackTests puts Hadoop's test classes into a folder: they write files beside
-// their class, which a jar does not allow.
+// unpackTests unpacks Hadoop's test classes into a folder, because they write files beside their class.
 func unpackTests(t *testing.T, jars, artifact, dir string) {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(jars, artifact+"-[0-9]*-tests.jar"))
@@ -262,7 +256,7 @@ func unpack(t *testing.T, f *zip.File, file string) {
 	}
 }
 
-// parse reads what RunTests prints.
+// parse reads the output of RunTests.
 func parse(output string) []outcome {
 	var all []outcome
 	for _, line := range strings.Split(output, "\n") {

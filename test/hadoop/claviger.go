@@ -24,7 +24,7 @@ var binary = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// One name for each checkout, so that two of them do not test each other's.
+	// Each checkout has its own name, so that one does not test the program of another.
 	dir := filepath.Join(cache, "claviger", fmt.Sprintf("bin-%x", sha256.Sum256([]byte(Root())))[:20])
 	bin := filepath.Join(dir, "claviger")
 	args := []string{"build", "-buildvcs=false"}
@@ -35,7 +35,7 @@ var binary = sync.OnceValues(func() (string, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
-	// The first of several test binaries builds; the others wait, and find it built.
+	// The first of several test binaries builds the program. The others wait, and find the program.
 	lock, err := os.OpenFile(bin+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return "", err
@@ -54,8 +54,8 @@ var binary = sync.OnceValues(func() (string, error) {
 	return bin, nil
 })
 
-// Binary is the program under test, built from this checkout, with the race
-// detector in it where the test has it. CLAVIGER_BIN names one to use instead.
+// Binary returns the path of the program, built from this checkout, with the race detector if the test has it.
+// CLAVIGER_BIN names another program to test.
 func Binary(t testing.TB) string {
 	t.Helper()
 	bin, err := binary()
@@ -65,17 +65,16 @@ func Binary(t testing.TB) string {
 	return bin
 }
 
-// Claviger runs one command of ours that has to succeed and returns its
-// standard output.
+// Claviger runs a command of our program that must succeed, and returns its standard output.
 func Claviger(t testing.TB, env []string, args ...string) string {
 	t.Helper()
 	return ClavigerExit(t, env, 0, args...)
 }
 
-// ClavigerExit is Claviger for a command that must end with that exit status.
+// ClavigerExit is like Claviger, for a command that must end with an exit status.
 func ClavigerExit(t testing.TB, env []string, code int, args ...string) string {
 	t.Helper()
-	bin := Binary(t) // the first call builds it, for as long as that takes
+	bin := Binary(t) // the first call builds the program
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, bin, args...)
@@ -89,14 +88,14 @@ func ClavigerExit(t testing.TB, env []string, code int, args ...string) string {
 	return out.String()
 }
 
-// ClavigerOptions say how `claviger kms` is to run.
+// ClavigerOptions are the options of StartClaviger.
 type ClavigerOptions struct {
 	Conf string   // configuration folder
-	Port int      // 0 takes any free one
-	Env  []string // on top of the test's
+	Port int      // 0 is any free port
+	Env  []string // added to the environment of the test
 }
 
-// startOurs is Start for a process of our program: a data race in it fails the test.
+// startOurs is like Start, for a process of our program. A data race in the process fails the test.
 func startOurs(t testing.TB, name string, cmd *exec.Cmd) *Process {
 	t.Helper()
 	p := Start(t, name, cmd)

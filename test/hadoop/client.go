@@ -11,17 +11,16 @@ import (
 	"time"
 )
 
-// Client is one user's Hadoop client: the stock command-line classes in one
-// JVM, which runs one command after the other, since starting a JVM for each
-// takes longer than the commands do. What Hadoop keeps in a process (key
-// providers, connections to a NameNode) therefore lives as long as the Client:
-// make a new one after a restart.
+// Client is the Hadoop client of one user: the stock command-line classes in one JVM. The JVM runs one command
+// after the other, because the start of a JVM takes longer than a command. What Hadoop caches in a process (key
+// providers, connections to a NameNode) lives as long as the Client, so make a new Client after a restart of a
+// server.
 type Client struct {
 	*Program
 	user string
 }
 
-// Result is how a command ended.
+// Result is the result of a command.
 type Result struct {
 	Exit   int
 	Stdout string
@@ -35,16 +34,16 @@ func NewClient(t testing.TB, user string, conf Conf) *Client {
 	return StartClient(t, user, ProgramOptions{Conf: conf})
 }
 
-// StartClient starts a client that user stands for. Under Kerberos it is whose
-// tickets o.Env names (KRB5CCNAME). Main and Sources of the options are set here.
+// StartClient starts a client with the name user in messages. Under Kerberos, it uses the tickets that o.Env names
+// (KRB5CCNAME). StartClient sets Main and Sources of the options.
 func StartClient(t testing.TB, user string, o ProgramOptions) *Client {
 	t.Helper()
 	o.Main, o.Sources, o.User = "Shell", filepath.Join(Root(), "test", "hadoop", "java"), user
 	return &Client{Program: StartProgram(t, o), user: user}
 }
 
-// Run runs one command and returns how it ended. tool is "key", "crypto", "fs",
-// "dfsadmin", "dtutil", or "tokens": "FILE RENEWER" collects delegation tokens.
+// Run runs one command and returns its result. tool is "key", "crypto", "fs", "dfsadmin", "dtutil", or "tokens",
+// whose arguments FILE RENEWER collect delegation tokens.
 func (c *Client) Run(tool string, args ...string) Result {
 	c.t.Helper()
 	words := []string{}
@@ -88,7 +87,7 @@ func (c *Client) describe(tool string, args []string) string {
 	return fmt.Sprintf("%s as %s: %s", tool, c.user, strings.Join(args, " "))
 }
 
-// Must runs a command that has to succeed and returns its standard output.
+// Must runs a command that must succeed, and returns its standard output.
 func (c *Client) Must(tool string, args ...string) string {
 	c.t.Helper()
 	r := c.Run(tool, args...)
@@ -98,7 +97,7 @@ func (c *Client) Must(tool string, args ...string) string {
 	return r.Stdout
 }
 
-// MustFail runs a command that has to fail and returns all that it printed.
+// MustFail runs a command that must fail, and returns its whole output.
 func (c *Client) MustFail(tool string, args ...string) string {
 	c.t.Helper()
 	r := c.Run(tool, args...)
@@ -108,22 +107,21 @@ func (c *Client) MustFail(tool string, args ...string) string {
 	return r.Stdout + r.Stderr
 }
 
-// KeyShell runs `hadoop key`, which has to succeed.
+// KeyShell runs `hadoop key`, which must succeed.
 func (c *Client) KeyShell(args ...string) string { c.t.Helper(); return c.Must("key", args...) }
 
-// CryptoAdmin runs `hdfs crypto`, which has to succeed.
+// CryptoAdmin runs `hdfs crypto`, which must succeed.
 func (c *Client) CryptoAdmin(args ...string) string { c.t.Helper(); return c.Must("crypto", args...) }
 
-// FsShell runs `hdfs dfs`, which has to succeed.
+// FsShell runs `hdfs dfs`, which must succeed.
 func (c *Client) FsShell(args ...string) string { c.t.Helper(); return c.Must("fs", args...) }
 
-// DFSAdmin runs `hdfs dfsadmin`, which has to succeed.
+// DFSAdmin runs `hdfs dfsadmin`, which must succeed.
 func (c *Client) DFSAdmin(args ...string) string { c.t.Helper(); return c.Must("dfsadmin", args...) }
 
 var versionInInfo = regexp.MustCompile(`keyName: (\S+), ezKeyVersionName: (\S+)\}`)
 
-// FileKey returns the key of an encrypted file and the version of it that its
-// EDEK is under.
+// FileKey returns the key of an encrypted file, and the version of the key for the file's EDEK.
 func (c *Client) FileKey(path string) (key, version string) {
 	c.t.Helper()
 	out := c.CryptoAdmin("-getFileEncryptionInfo", "-path", path)

@@ -13,7 +13,7 @@ import (
 // Conf is the content of a *-site.xml.
 type Conf map[string]string
 
-// With returns a copy of c with the properties of the others on top.
+// With returns a copy of c with the properties of others, which replace those of c.
 func (c Conf) With(others ...Conf) Conf {
 	all := maps.Clone(c)
 	if all == nil {
@@ -32,7 +32,7 @@ func (c Conf) Write(t testing.TB, file string) {
 	b.WriteString("<?xml version=\"1.0\"?>\n<configuration>\n")
 	for _, name := range slices.Sorted(maps.Keys(c)) {
 		b.WriteString("  <property><name>")
-		_ = xml.EscapeText(&b, []byte(name)) // a strings.Builder takes everything
+		_ = xml.EscapeText(&b, []byte(name)) // a strings.Builder never fails
 		b.WriteString("</name><value>")
 		_ = xml.EscapeText(&b, []byte(c[name]))
 		b.WriteString("</value></property>\n")
@@ -43,8 +43,8 @@ func (c Conf) Write(t testing.TB, file string) {
 	}
 }
 
-// writeSites writes c as core-site.xml and, once more, as hdfs-site.xml: Hadoop
-// lets hdfs-default.xml win over a dfs.* property in core-site.xml.
+// writeSites writes c as core-site.xml and also as hdfs-site.xml, because a dfs.* property of hdfs-default.xml
+// replaces the one in core-site.xml.
 func (c Conf) writeSites(t testing.TB, dir string) {
 	t.Helper()
 	c.Write(t, filepath.Join(dir, "core-site.xml"))
@@ -62,8 +62,7 @@ log4j.logger.com.sun.jersey=OFF
 log4j.logger.org.glassfish.jersey=OFF
 `
 
-// writeLog4j puts a log4j.properties with the given root level into a conf
-// folder. The Java KMS does not start without one.
+// writeLog4j writes a log4j.properties with a root level into a conf folder. The Java KMS needs one to start.
 func writeLog4j(t testing.TB, dir, level string) {
 	t.Helper()
 	text := strings.Replace(log4j, "LEVEL", level, 1)
@@ -72,6 +71,5 @@ func writeLog4j(t testing.TB, dir, level string) {
 	}
 }
 
-// noGroups keeps Hadoop from running `id` for each user of a test, none of
-// whom the machine knows.
+// noGroups stops Hadoop from running `id` for each user of a test. The machine has no such users.
 var noGroups = Conf{"hadoop.security.group.mapping": "org.apache.hadoop.security.NullGroupsMapping"}

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// HDFSUser is who the NameNode and the DataNode run as: the superuser.
+// HDFSUser is the user of the NameNode and the DataNode: the superuser.
 const HDFSUser = "hdfs"
 
 // Cluster is an HDFS of one NameNode and one DataNode.
@@ -22,8 +22,8 @@ type Cluster struct {
 	dataNode *Process
 }
 
-// NewCluster formats an HDFS whose key provider is the KMS at keyProvider
-// ("kms://http@..."). It does not start it.
+// NewCluster formats an HDFS whose key provider is the KMS at keyProvider ("kms://http@..."). It does not start
+// the HDFS.
 func NewCluster(t testing.TB, keyProvider string, extra Conf) *Cluster {
 	t.Helper()
 	return newCluster(t, "127.0.0.1", keyProvider, extra, nil)
@@ -45,13 +45,13 @@ func newCluster(t testing.TB, host, keyProvider string, extra Conf, security *Se
 		"dfs.datanode.address":      at(2),
 		"dfs.datanode.http.address": at(3),
 		"dfs.datanode.ipc.address":  at(4),
-		// else 30 s of refused writes after each restart
+		// Otherwise, writes are refused for 30 s after each restart.
 		"dfs.namenode.safemode.extension":                           "0",
-		"dfs.namenode.reencrypt.sleep.interval":                     "1s", // else the handler looks once a minute
+		"dfs.namenode.reencrypt.sleep.interval":                     "1s", // otherwise once a minute
 		"dfs.heartbeat.interval":                                    "1",
 		"dfs.namenode.fs-limits.min-block-size":                     "4096",
 		"dfs.client.block.write.replace-datanode-on-failure.enable": "false",
-		// Hadoop's own codec wants libhadoop; say so once instead of at every file.
+		// Hadoop's own codec needs libhadoop. Without this property, each file logs a warning.
 		"hadoop.security.crypto.codec.classes.aes.ctr.nopadding": "org.apache.hadoop.crypto.JceAesCtrCryptoCodec",
 	}, extra)}
 	c.SetKeyProvider(keyProvider)
@@ -71,13 +71,12 @@ func newCluster(t testing.TB, host, keyProvider string, extra Conf, security *Se
 	return c
 }
 
-// SetKeyProvider points HDFS and its clients at another KMS; it takes effect
-// with the next Start, and with clients made afterwards.
+// SetKeyProvider makes HDFS and its clients use another KMS, after the next Start, and in new clients.
 func (c *Cluster) SetKeyProvider(uri string) {
 	c.conf["hadoop.security.key.provider.path"] = uri
 }
 
-// Conf is what a client of this cluster needs.
+// Conf returns the configuration of a client of this cluster.
 func (c *Cluster) Conf() Conf { return c.conf.With() }
 
 func (c *Cluster) writeConf() {
@@ -96,8 +95,7 @@ func (c *Cluster) java(name, main string, args ...string) java {
 	j := java{
 		name: name,
 		conf: filepath.Join(c.dir, "conf"),
-		// The servers demand folders "webapps/..." on the class path, which
-		// their jars do not bring.
+		// The servers need folders "webapps/..." on the class path, which their jars do not have.
 		classPath: []string{filepath.Join(c.dir, "web")},
 		main:      main,
 		args:      args,
@@ -122,14 +120,14 @@ func (c *Cluster) Start() {
 	c.nameNode.WaitLog("STATE\\* Leaving safe mode|STATE\\* Safe mode is OFF")
 }
 
-// Stop ends both servers, at once: an HDFS must survive that.
+// Stop kills both servers. An HDFS must survive that.
 func (c *Cluster) Stop() {
 	c.t.Helper()
 	c.dataNode.Kill()
 	c.nameNode.Kill()
 }
 
-// Restart is Stop and Start, as after a change of configuration.
+// Restart stops and starts the servers, as after a change of configuration.
 func (c *Cluster) Restart() {
 	c.t.Helper()
 	begun := time.Now()

@@ -8,14 +8,13 @@ import (
 	"claviger/pkcs11"
 )
 
-// HSM is a token of SoftHSM's as a site has it: with a keystore file that names
-// it. Its Env goes to each process that uses it.
+// HSM is a SoftHSM token with a keystore file that names it. Each process that uses the token needs Env.
 type HSM struct {
 	softhsm.Token
 	URI string // of the key provider: "cloudera.hsmkp://file@PATH"
 }
 
-// NewHSM makes an empty one.
+// NewHSM makes an empty token.
 func NewHSM(t testing.TB) HSM {
 	t.Helper()
 	dir := t.TempDir()

@@ -7,7 +7,7 @@ import (
 	"claviger/internal/softhsm"
 )
 
-// hsmOnly is the kms-site.xml of a server that is past its migration.
+// hsmOnly returns the kms-site.xml of a server after its migration.
 func hsmOnly(dir string) Conf {
 	return Conf{
 		"hadoop.kms.http.host":        "127.0.0.1",
@@ -16,9 +16,8 @@ func hsmOnly(dir string) Conf {
 	}
 }
 
-// clavigerConf makes the configuration folder of an HSM KMS that is to take
-// over from source, with the properties of the procedure, and returns it with
-// the environment of the server.
+// clavigerConf makes the configuration folder of an HSM KMS that migrates from source, with the properties of the
+// procedure. It returns the folder and the environment of the server.
 func clavigerConf(t *testing.T, source origin) (dir string, env []string) {
 	t.Helper()
 	dir = t.TempDir()

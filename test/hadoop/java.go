@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// Require skips the test under -short and fails it where there is no JDK.
+// Require skips the test under -short, and fails the test if there is no JDK.
 func Require(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
@@ -29,8 +29,7 @@ func Require(t testing.TB) {
 	}
 }
 
-// Root is the project's top folder: the nearest one, from where the test runs
-// upwards, that holds a go.mod.
+// Root returns the top folder of the project: the nearest folder, from that of the test upwards, with a go.mod.
 func Root() string {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -59,7 +58,7 @@ var jarFolder = sync.OnceValues(func() (string, error) {
 	return strings.TrimSpace(string(out)), err
 })
 
-// cacheDir is the folder that scripts/cache-dir prints; it exists.
+// cacheDir returns the folder that scripts/cache-dir prints.
 func cacheDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.UserCacheDir()
@@ -73,8 +72,7 @@ func cacheDir(t testing.TB) string {
 	return dir
 }
 
-// Jars is the folder with Hadoop's jars; the first call on a machine fetches
-// them.
+// Jars returns the folder with Hadoop's jars. The first call on a machine fetches the jars.
 func Jars(t testing.TB) string {
 	t.Helper()
 	dir, err := jarFolder()
@@ -84,9 +82,8 @@ func Jars(t testing.TB) string {
 	return dir
 }
 
-// RuntimeClassPath lists what the processes and clients of Hadoop need. The
-// jars of Hadoop's tests stay out: the configuration files in them would win
-// over Hadoop's own.
+// RuntimeClassPath returns the class path of Hadoop's processes and clients. It leaves out the jars of Hadoop's
+// tests, because their configuration files would replace Hadoop's own.
 func RuntimeClassPath(t testing.TB) string {
 	t.Helper()
 	jars, err := filepath.Glob(filepath.Join(Jars(t), "*.jar"))
@@ -104,9 +101,8 @@ func RuntimeClassPath(t testing.TB) string {
 	return strings.Join(keep, string(os.PathListSeparator))
 }
 
-// Javac compiles every .java file under the source folders against classPath
-// and returns the folder of the classes, which is kept in the cache for as long
-// as sources and class path stay the same.
+// Javac compiles every .java file in the source folders with classPath, and returns the folder of the classes. The
+// folder stays in the cache, and is used again if the sources and the class path have not changed.
 func Javac(t testing.TB, classPath string, sources ...string) string {
 	t.Helper()
 	sum := sha256.New()
@@ -138,24 +134,23 @@ func Javac(t testing.TB, classPath string, sources ...string) string {
 	defer os.RemoveAll(part)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	// Jersey 1, in the KMS, reads class files itself and knows no newer format
-	// than Java 8's.
+	// Jersey 1, in the KMS, reads class files itself. It reads the format of Java 8, and no newer one.
 	args := append([]string{"--release", "8", "-nowarn", "-proc:none", "-J-XX:TieredStopAtLevel=1",
 		"-J-XX:+UseSerialGC", "-d", part, "-cp", classPath}, files...)
 	if msg, err := exec.CommandContext(ctx, "javac", args...).CombinedOutput(); err != nil {
 		t.Fatalf("javac: %v\n%s", err, msg)
 	}
-	// Another process may have been faster; its result is the same.
+	// Another process may have made the same folder meanwhile.
 	if err := os.Rename(part, done); err != nil && !errors.Is(err, fs.ErrExist) {
 		t.Fatal(err)
 	}
 	return done
 }
 
-// fastJVM makes short-lived JVMs start quickly and stay small.
+// fastJVM are flags that make short-lived JVMs start quickly and stay small.
 var fastJVM = []string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx256m"}
 
-// java is one JVM to be: the conf folder comes first on its class path.
+// java describes a JVM. The conf folder comes first on its class path.
 type java struct {
 	name      string   // of the process, for logs and messages
 	conf      string   // folder with *-site.xml and log4j.properties
@@ -163,7 +158,7 @@ type java struct {
 	flags     []string
 	main      string
 	args      []string
-	user      string // HADOOP_USER_NAME, the user under simple authentication
+	user      string // HADOOP_USER_NAME: the user, with simple authentication
 	env       []string
 }
 
@@ -183,7 +178,7 @@ func (j java) command(ctx context.Context, t testing.TB) *exec.Cmd {
 	return cmd
 }
 
-// cleanEnv is the environment without what would change Hadoop's behaviour.
+// cleanEnv returns the environment without variables that change Hadoop's behaviour.
 func cleanEnv() []string {
 	var env []string
 	for _, kv := range os.Environ() {

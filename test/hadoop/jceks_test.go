@@ -17,8 +17,8 @@ import (
 	"time"
 )
 
-// rest makes one call of Hadoop's REST protocol as keyAdmin and decodes the
-// answer, which has to be a 200.
+// rest sends one request of Hadoop's REST protocol as keyAdmin, and decodes the answer, which must have status
+// 200.
 func rest(t *testing.T, kms *KMS, method, path string, body, answer any) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -57,8 +57,8 @@ func rest(t *testing.T, kms *KMS, method, path string, body, answer any) {
 	}
 }
 
-// keyContent is all that a KMS tells of a key: metadata and, for every
-// version, name and material.
+// keyContent is everything that a KMS returns about a key: metadata, and the name and the material of each
+// version.
 type keyContent struct {
 	Metadata map[string]any
 	Versions []map[string]any
@@ -83,7 +83,7 @@ func content(t *testing.T, kms *KMS) map[string]keyContent {
 	return all
 }
 
-// edek is one encrypted key as the REST protocol carries it.
+// edek is an EDEK in the form of the REST protocol.
 type edek struct {
 	VersionName         string `json:"versionName"`
 	IV                  string `json:"iv"`
@@ -108,7 +108,7 @@ func decrypt(t *testing.T, kms *KMS, key string, e edek) string {
 var reference = flag.Bool("reference", false, "let the real Java KMS stand in for claviger in the tests of "+
 	"keystore files, to prove the tests")
 
-// oursOnJCEKS starts our server over a keystore file, alone, open to all.
+// oursOnJCEKS starts our server with a keystore file, without a migration and open to everybody.
 func oursOnJCEKS(t *testing.T, keystore string) *KMS {
 	t.Helper()
 	if *reference {
@@ -125,8 +125,7 @@ func oursOnJCEKS(t *testing.T, keystore string) *KMS {
 	return StartClaviger(t, ClavigerOptions{Conf: dir})
 }
 
-// TestKeyShellOnJCEKS runs the stock `hadoop key` against our server over a
-// keystore file.
+// TestKeyShellOnJCEKS runs the stock `hadoop key` with our server and a keystore file.
 func TestKeyShellOnJCEKS(t *testing.T) {
 	Require(t)
 	ours := oursOnJCEKS(t, filepath.Join(t.TempDir(), "kms.keystore"))
@@ -185,9 +184,8 @@ func TestKeyShellOnJCEKS(t *testing.T) {
 	}
 }
 
-// TestJCEKSBothWays passes one keystore file back and forth between our server
-// and Hadoop's: each must find all that the other wrote, material included, and
-// leave a file that the other reads.
+// TestJCEKSBothWays uses one keystore file with our server and Hadoop's in turn. Each must read everything that
+// the other wrote, with the material, and write a file that the other reads.
 func TestJCEKSBothWays(t *testing.T) {
 	Require(t)
 	keystore := filepath.Join(t.TempDir(), "kms.keystore")
@@ -214,7 +212,7 @@ func TestJCEKSBothWays(t *testing.T) {
 	}
 	ours.Stop()
 
-	// The file itself, read by Hadoop's provider without any server.
+	// Hadoop's provider reads the file without a server.
 	out := NewClient(t, keyAdmin, nil).KeyShell("list", "-metadata", "-provider", uri)
 	if !strings.Contains(out, "plain : cipher: AES/CTR/NoPadding, length: 128") ||
 		!strings.Contains(out, "description: Grüße, 鍵") {
@@ -248,8 +246,8 @@ func TestJCEKSBothWays(t *testing.T) {
 	shell.Close()
 	ours.Stop()
 
-	// Hadoop's file system keeps a checksum file beside the keystore: it must
-	// fit what we wrote over a file of Hadoop's.
+	// Hadoop's file system writes a checksum file beside the keystore. The checksum must fit a keystore that we
+	// wrote over Hadoop's.
 	var left []string
 	for line := range strings.Lines(NewClient(t, keyAdmin, nil).KeyShell("list", "-provider", uri)) {
 		if name := strings.TrimSpace(line); strings.HasPrefix(name, "java") {

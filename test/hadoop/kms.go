@@ -10,12 +10,12 @@ import (
 	"time"
 )
 
-// operations are those that kms-acls.xml knows.
+// operations are the operations of kms-acls.xml.
 var operations = strings.Fields("CREATE DELETE ROLLOVER GET GET_KEYS GET_METADATA " +
 	"SET_KEY_MATERIAL GENERATE_EEK DECRYPT_EEK")
 
-// OpenACLs is a kms-acls.xml that lets everybody do everything. Without the
-// default.key.acl entries a KMS refuses every operation on a key.
+// OpenACLs is a kms-acls.xml that allows everybody everything. Without the default.key.acl entries, a KMS refuses
+// every operation on a key.
 func OpenACLs() Conf {
 	c := Conf{}
 	for _, op := range operations {
@@ -27,9 +27,8 @@ func OpenACLs() Conf {
 	return c
 }
 
-// SiteACLs is a kms-acls.xml as a site has it: the key administrator sees no
-// EDEK, the HDFS superuser may have EDEKs made and is kept from decrypting, and
-// nobody sees key material.
+// SiteACLs is the kms-acls.xml of a typical site: the key administrator gets no EDEK, the HDFS superuser may
+// generate EDEKs and may not decrypt them, and nobody gets key material.
 func SiteACLs(keyAdmin, reader string) Conf {
 	return Conf{
 		"hadoop.kms.acl.CREATE":            keyAdmin,
@@ -49,10 +48,9 @@ func SiteACLs(keyAdmin, reader string) Conf {
 	}
 }
 
-// GrantMigration adds to a site's kms-acls.xml exactly what docs/migration.md says
-// that a source must grant to the server that takes over: it lists keys, reads
-// metadata, and decrypts in its own name for re-encryption. It never gets the
-// operation GET, which would show it key material.
+// GrantMigration adds to the kms-acls.xml of a source exactly the rights that, as docs/migration.md says, the
+// server of a migration needs: it lists keys, reads metadata, and decrypts in its own name for re-encryption. It
+// never gets the operation GET, which returns key material.
 func GrantMigration(acls Conf, migrator string) {
 	for _, op := range []string{"GET_KEYS", "GET_METADATA", "DECRYPT_EEK"} {
 		acls["hadoop.kms.acl."+op] += "," + migrator
@@ -61,36 +59,34 @@ func GrantMigration(acls Conf, migrator string) {
 	acls["whitelist.key.acl.DECRYPT_EEK"] = migrator
 }
 
-// KMSOptions say how a Java KMS is to run. The zero value serves a fresh
-// keystore to everybody.
+// KMSOptions are the options of a Java KMS. The zero value is a new keystore that is open to everybody.
 type KMSOptions struct {
-	Keystore string // file; a fresh one where empty
-	ACLs     Conf   // kms-acls.xml; OpenACLs where nil
-	Site     Conf   // on top of what the harness puts into kms-site.xml
+	Keystore string // file; "" is a new keystore
+	ACLs     Conf   // kms-acls.xml; nil is OpenACLs
+	Site     Conf   // further properties of kms-site.xml
 	Env      []string
-	Krb5Conf string // where it wants Kerberos: the configuration of the realm. It then is localhost
+	Krb5Conf string // for Kerberos: the configuration of the realm. The host is then localhost
 }
 
 // KMS is a running key management server, Hadoop's or ours.
 type KMS struct {
 	*Process
-	// URL is where it answers: "http://127.0.0.1:PORT/kms".
+	// URL is the base URL: "http://127.0.0.1:PORT/kms".
 	URL string
-	// Keystore is its JCEKS file, where it has one.
+	// Keystore is the JCEKS file, or "".
 	Keystore string
 }
 
-// ProviderURI is the server as a Hadoop key provider:
-// "kms://http@127.0.0.1:PORT/kms".
+// ProviderURI returns the URI of the server as a Hadoop key provider: "kms://http@127.0.0.1:PORT/kms".
 func (k *KMS) ProviderURI() string { return ProviderURI(k.URL) }
 
-// ProviderURI turns a KMS's base URL into the URI that Hadoop's clients take.
+// ProviderURI converts the base URL of a KMS to the URI for Hadoop's clients.
 func ProviderURI(base string) string {
 	scheme, rest, _ := strings.Cut(base, "://")
 	return "kms://" + scheme + "@" + rest
 }
 
-// StartJavaKMS runs Hadoop's own KMS over a JCEKS keystore.
+// StartJavaKMS runs Hadoop's own KMS with a JCEKS keystore.
 func StartJavaKMS(t testing.TB, o KMSOptions) *KMS {
 	t.Helper()
 	Require(t)
@@ -103,8 +99,8 @@ func StartJavaKMS(t testing.TB, o KMSOptions) *KMS {
 	}
 	port := FreePorts(t, 1)[0]
 	core := noGroups.With(Conf{"hadoop.tmp.dir": filepath.Join(dir, "tmp")})
-	// JAXB inside Jersey 1 reflects into java.lang. Without this the port is
-	// bound, the context fails, and connections hang for ever.
+	// JAXB in Jersey 1 uses reflection on java.lang. Without this flag, the port is open, but the context fails,
+	// and connections hang forever.
 	flags := []string{"--add-opens=java.base/java.lang=ALL-UNNAMED", "-Dkms.config.dir=" + dir}
 	host := "127.0.0.1"
 	if o.Krb5Conf != "" {
@@ -132,8 +128,7 @@ func StartJavaKMS(t testing.TB, o KMSOptions) *KMS {
 	return k
 }
 
-// Answers reports whether a KMS at base answers a request at all; that it asks
-// who we are is answer enough.
+// Answers reports whether a KMS at base answers a request. A request to authenticate counts as an answer.
 func Answers(base string) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()

@@ -12,12 +12,11 @@ import (
 	"claviger/secret"
 )
 
-// TestProviderOverJavaKMS runs the conformance suite of providers against a
-// Java KMS behind a kms:// URI.
+// TestProviderOverJavaKMS runs the conformance suite of providers on a Java KMS with a kms:// URI.
 func TestProviderOverJavaKMS(t *testing.T) {
 	kms := StartJavaKMS(t, KMSOptions{
-		// The keystore is written anew at each change, each entry of it sealed by so
-		// many rounds; 200,000 unless told.
+		// Each change writes the whole keystore again, and seals each entry with this number of rounds. The
+		// default is 200,000.
 		Env: []string{"JAVA_TOOL_OPTIONS=-Djdk.jceks.iterationCount=10000"},
 	})
 	opener := func(t *testing.T) provider.Provider { return openJava(t, kms, "mig") }
@@ -48,8 +47,8 @@ func openJava(t *testing.T, kms *KMS, user string) *kmsclient.Provider {
 	return p
 }
 
-// TestRefusalsOfJavaKMS: what a Java KMS refuses, by ACL or proxy rule, comes
-// out with the property that would allow it; and with that, it is allowed.
+// TestRefusalsOfJavaKMS: an error about a refusal of a Java KMS, by ACL or by proxy rule, names the property that
+// would allow the request. With that property, the request is allowed.
 func TestRefusalsOfJavaKMS(t *testing.T) {
 	acls := OpenACLs().With(Conf{
 		"hadoop.kms.blacklist.DECRYPT_EEK": "mig",
@@ -79,7 +78,7 @@ func TestRefusalsOfJavaKMS(t *testing.T) {
 	}
 	open, closed := create("open"), create("closed")
 
-	// The proxy is blacklisted; the user's own rights count.
+	// The proxy user is blacklisted, but only the rights of the user count.
 	want, err := root.Unwrap(t.Context(), "open", "", open)
 	if err != nil {
 		t.Fatal(err)
@@ -120,8 +119,7 @@ func TestRefusalsOfJavaKMS(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
-// TestWrongSchemeToJavaKMS: a Jetty that speaks plain HTTP is told from one that
-// is gone, when the URI says https.
+// TestWrongSchemeToJavaKMS: if the URI says https, the error shows whether a Jetty supports only HTTP or is down.
 func TestWrongSchemeToJavaKMS(t *testing.T) {
 	kms := StartJavaKMS(t, KMSOptions{})
 	uri := strings.Replace(kms.ProviderURI(), "kms://http@", "kms://https@", 1)

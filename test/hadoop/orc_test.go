@@ -10,17 +10,16 @@ import (
 	"claviger"
 )
 
-// orc writes and reads the keys of ORC's column encryption, by ORC's own classes. A
-// file's footer holds a key's name, the NUMBER of its version, and an encrypted local
-// key; the version's name is computed from them.
+// orc writes and reads keys of ORC's column encryption, with ORC's own classes. The footer of a file holds the
+// name of a key, the NUMBER of its version, and an encrypted local key. ORC computes the name of the version from
+// the key and the number.
 type orc struct {
 	t     *testing.T
 	jvm   *Program
 	files []orcFile
 }
 
-// orcFile is the footer of a file, and the local key that its columns are encrypted
-// with.
+// orcFile is the footer of a file, and the local key of the columns.
 type orcFile struct {
 	key       string
 	version   int
@@ -34,7 +33,7 @@ func startORC(t *testing.T, user string) *orc {
 		Main: "Orc", User: user})}
 }
 
-// write makes a file under the key's current version, which must have that number.
+// write makes a file with the current version of the key, which must have this number.
 func (o *orc) write(provider, key string, version int) orcFile {
 	o.t.Helper()
 	words := strings.Fields(o.jvm.Ask("write", provider, key))
@@ -46,7 +45,7 @@ func (o *orc) write(provider, key string, version int) orcFile {
 	return f
 }
 
-// read reads a file again, and returns the error; the local key must be the same.
+// read reads a file again, and returns the error. The local key must be the same.
 func (o *orc) read(provider string, f orcFile) string {
 	o.t.Helper()
 	answer := o.jvm.Ask("read", provider, f.key, strconv.Itoa(f.version), f.algorithm, f.encrypted)
@@ -60,14 +59,14 @@ func (o *orc) read(provider string, f orcFile) string {
 	return ""
 }
 
-// readAll reads all files; those of versions below first[key], which are the
-// source's, only where the source is there.
+// readAll reads all files. Files with versions below first[key] belong to the source, and can be read only while
+// the source runs.
 func (o *orc) readAll(provider string, first map[string]int, source bool) {
 	o.t.Helper()
 	for _, f := range o.files {
 		err := o.read(provider, f)
 		if old := f.version < first[f.key]; old && !source {
-			// The text is Hadoop's where the server says that it has no such version.
+			// Hadoop makes this text if the server says that it has no such version.
 			if !strings.Contains(err, f.name()) {
 				o.t.Errorf("ORC reads a file under %s of the source, which has gone: %q", f.name(), err)
 			}

@@ -15,12 +15,11 @@ import (
 	"time"
 )
 
-// startTimeout bounds the start of one process. A JVM needs two to four
-// seconds; on two cores that do other things too, much more.
+// startTimeout is how long the start of a process may take. A JVM needs two to four seconds, and much more on a
+// busy machine with two cores.
 const startTimeout = 90 * time.Second
 
-// Process is a server or a client that a test started. It lives until Stop, or
-// until the test ends.
+// Process is a server or client that a test has started. It runs until Stop, or until the test ends.
 type Process struct {
 	Name string
 	Log  string // file with its standard output and error
@@ -30,8 +29,8 @@ type Process struct {
 	exited chan struct{} // closed once cmd.Wait returned
 }
 
-// Start runs cmd in a process group of its own, with standard output (unless
-// cmd.Stdout is set) and error in a log file. The test's end kills the group.
+// Start runs cmd in its own process group, and writes its standard error and its standard output (unless
+// cmd.Stdout is set) into a log file. The end of the test kills the group.
 func Start(t testing.TB, name string, cmd *exec.Cmd) *Process {
 	t.Helper()
 	p := &Process{Name: name, Log: filepath.Join(t.TempDir(), name+".log"), t: t, cmd: cmd, exited: make(chan struct{})}
@@ -44,8 +43,8 @@ func Start(t testing.TB, name string, cmd *exec.Cmd) *Process {
 		cmd.Stdout = log
 	}
 	cmd.Stderr = log
-	// Pdeathsig: where the test binary itself is killed (its timeout, an
-	// interrupt) no cleanup runs, and a JVM would live on.
+	// Pdeathsig: if the test binary itself is killed (by its timeout or an interrupt), no cleanup runs, and a JVM
+	// would continue to run.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("%s: %v", name, err)
@@ -63,11 +62,10 @@ func Start(t testing.TB, name string, cmd *exec.Cmd) *Process {
 	return p
 }
 
-// PID is the process's id.
+// PID returns the process id.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Stop asks the process to end by SIGTERM, gives it ten seconds, and returns
-// its exit status; -1 where it had to be killed or died of a signal.
+// Stop sends SIGTERM, waits ten seconds, and returns the exit status, or -1 if the process was killed by a signal.
 func (p *Process) Stop() int {
 	p.t.Helper()
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
@@ -80,14 +78,13 @@ func (p *Process) Stop() int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
-// Kill ends the process and what it started, at once.
+// Kill kills the process and its children.
 func (p *Process) Kill() {
 	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 	<-p.exited
 }
 
-// Pause holds the process up: connections stay open and nothing answers. Resume
-// lets it go on.
+// Pause stops the process with SIGSTOP: connections stay open, but nothing answers. Resume continues the process.
 func (p *Process) Pause() { p.t.Helper(); p.signal(syscall.SIGSTOP) }
 
 // Resume ends a Pause.
@@ -100,8 +97,7 @@ func (p *Process) signal(sig syscall.Signal) {
 	}
 }
 
-// Wait waits for the process to end by itself and reports whether it did so
-// within d.
+// Wait waits at most d for the process to end by itself, and reports whether it has ended.
 func (p *Process) Wait(d time.Duration) bool {
 	select {
 	case <-p.exited:
@@ -121,8 +117,8 @@ func (p *Process) Alive() bool {
 	}
 }
 
-// WaitFor calls ready every few milliseconds until it is true, and fails the
-// test where the process ends or the time is up before.
+// WaitFor calls ready every few milliseconds until it returns true. It fails the test if the process ends before
+// that, or after a timeout.
 func (p *Process) WaitFor(what string, ready func() bool) {
 	p.t.Helper()
 	deadline := time.Now().Add(startTimeout)
@@ -161,10 +157,8 @@ func (p *Process) tail(n int) []byte {
 	return b
 }
 
-// FreePorts returns n loopback ports that nobody listens on, and that no other call
-// of a test gets until all of ours were given. They lie below the range from which
-// systems take the ports of outgoing connections: a server that is restarted must
-// find its port free again.
+// FreePorts returns n free loopback ports. No other call of a test gets them until all our ports were given. The
+// ports are below the range of outgoing connections, because a restarted server must find its port free again.
 func FreePorts(t testing.TB, n int) []int {
 	t.Helper()
 	ours.Lock()
@@ -178,7 +172,7 @@ func FreePorts(t testing.TB, n int) []int {
 	for range portsEach {
 		ours.last = ours.last%(portsEach-1) + 1
 		if l, err := listen(ours.first + ours.last); err == nil {
-			_ = l.Close() // nothing was sent
+			_ = l.Close() // it was only opened
 			if ports = append(ports, ours.first+ours.last); len(ports) == n {
 				return ports
 			}
@@ -188,18 +182,18 @@ func FreePorts(t testing.TB, n int) []int {
 	return nil
 }
 
-// portsEach is how many ports one test binary has to itself: several run at once.
+// portsEach is how many ports each test binary has, because several run at once.
 const portsEach = 500
 
 // ours are the ports of this test binary.
 var ours struct {
 	sync.Mutex
-	first int          // shows the others that it and those after it are taken
-	held  net.Listener // at first, until the process ends
-	last  int          // of those after first that was given
+	first int          // the first port of this test binary
+	held  net.Listener // listens at first until the process ends, so that other test binaries take other ports
+	last  int          // the last port after first that was given
 }
 
-// takePorts finds ports that no other test binary has.
+// takePorts finds ports that no other test binary uses.
 func takePorts() error {
 	const low, high = 12000, 32000
 	for _, i := range rand.Perm((high - low) / portsEach) {

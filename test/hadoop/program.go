@@ -11,24 +11,23 @@ import (
 	"time"
 )
 
-// commandTimeout bounds one answer. Hadoop's clients retry for long; nothing in a
-// test should need it.
+// commandTimeout is the timeout of one answer. Hadoop's clients retry for long, but no test should need that.
 const commandTimeout = 60 * time.Second
 
-// ProgramOptions say how a Java program runs on Hadoop's jars.
+// ProgramOptions are the options of a Java program that uses Hadoop's jars.
 type ProgramOptions struct {
 	Sources string // folder with its .java files
 	Main    string // class
 	Args    []string
-	User    string   // who it is under simple authentication
+	User    string   // the user, with simple authentication
 	Conf    Conf     // core-site.xml and hdfs-site.xml
 	SSL     Conf     // ssl-client.xml
 	Flags   []string // of the JVM
-	Env     []string // on top of the test's
+	Env     []string // added to the environment of the test
 }
 
-// Program is a Java program that answers each line of its standard input with one
-// of its standard output. Its methods are for one goroutine at a time.
+// Program is a Java program that reads a line from its standard input, writes one line to its standard output, and
+// so on. Only one goroutine may use it at a time.
 type Program struct {
 	t       testing.TB
 	process *Process
@@ -36,7 +35,7 @@ type Program struct {
 	answers chan string
 }
 
-// StartProgram compiles a program if need be, and starts it.
+// StartProgram compiles a program if necessary, and starts it.
 func StartProgram(t testing.TB, o ProgramOptions) *Program {
 	t.Helper()
 	Require(t)
@@ -98,7 +97,7 @@ func (p *Program) ask(line string) (string, error) {
 	}
 }
 
-// Ask sends a command, words with a space between, and returns the answer.
+// Ask sends a command, words separated by spaces, and returns the answer.
 func (p *Program) Ask(words ...string) string {
 	p.t.Helper()
 	answer, err := p.ask(strings.Join(words, " "))

@@ -5,30 +5,29 @@ import (
 	"testing"
 )
 
-// Security is what a secured cluster and its clients need of their realm.
+// Security is the realm of a secured cluster and its clients.
 type Security struct {
 	Realm    string
 	Krb5Conf string   // file of the realm's configuration
 	Env      []string // of its processes
 	// Keytab holds the keys of nn/localhost, dn/localhost and HTTP/localhost.
 	Keytab string
-	// Keystore is a PKCS#12 file, under KeystorePassword, by which the web
-	// servers of NameNode and DataNode prove that they are localhost.
+	// Keystore is a PKCS#12 file, with KeystorePassword, with the certificate of the web servers of the NameNode
+	// and the DataNode, for localhost.
 	Keystore, KeystorePassword string
 	SSLClient                  Conf     // ssl-client.xml, where the key provider is behind https
 	Flags                      []string // of every JVM
 }
 
-// AuthToLocal are the rules of a secured cluster: its servers are the
-// superuser, everybody else of the realm is their own first name.
+// AuthToLocal are the rules of a secured cluster: its servers become the superuser, and every other principal of
+// the realm becomes its first name.
 const AuthToLocal = "RULE:[2:$1/$2](nn/localhost)s/.*/" + HDFSUser + "/\n" +
 	"RULE:[2:$1/$2](dn/localhost)s/.*/" + HDFSUser + "/\n" +
 	"DEFAULT"
 
-// NewSecureCluster is NewCluster with Kerberos everywhere, service
-// authorization, block access tokens, and a DataNode without privileged ports,
-// which starts only where it authenticates its clients by SASL and serves
-// nothing by plain HTTP.
+// NewSecureCluster is like NewCluster, with Kerberos everywhere, service authorization, block access tokens, and a
+// DataNode without privileged ports, which starts only if it authenticates its clients with SASL and uses no plain
+// HTTP.
 func NewSecureCluster(t testing.TB, keyProvider string, s *Security, extra Conf) *Cluster {
 	t.Helper()
 	const host = "localhost" // as in the principals
@@ -51,7 +50,7 @@ func NewSecureCluster(t testing.TB, keyProvider string, s *Security, extra Conf)
 	}.With(extra), s)
 }
 
-// sslServer is the ssl-server.xml of the web servers.
+// sslServer returns the ssl-server.xml of the web servers.
 func (s *Security) sslServer() Conf {
 	return Conf{
 		"ssl.server.keystore.location":    s.Keystore,
@@ -61,20 +60,20 @@ func (s *Security) sslServer() Conf {
 	}
 }
 
-// flags are those of every JVM in the realm.
+// flags returns the flags of every JVM in the realm.
 func (s *Security) flags() []string {
 	return append([]string{"-Djava.security.krb5.conf=" + s.Krb5Conf}, s.Flags...)
 }
 
-// env is the environment of a process that finds no tickets, those of who runs
-// the test least of all.
+// env returns the environment of a process without tickets, in particular without those of the user who runs the
+// test.
 func (s *Security) env() []string {
 	return append(append([]string{}, s.Env...),
 		"KRB5CCNAME=FILE:"+filepath.Join(filepath.Dir(s.Krb5Conf), "no-tickets"))
 }
 
-// SecureClient starts a client of a secured cluster with the tickets in a file,
-// or with none; env is on top of the realm's.
+// SecureClient starts a client of a secured cluster with the tickets in a file, or without tickets. env is added
+// to the environment of the realm.
 func (c *Cluster) SecureClient(name, tickets string, env ...string) *Client {
 	c.t.Helper()
 	env = append(c.security.env(), env...)

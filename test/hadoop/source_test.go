@@ -25,10 +25,9 @@ import (
 	"claviger/secret"
 )
 
-// TestJavaKMSAsOddSource migrates from a Java KMS whose keystore has an entry that
-// keytool made, which no KMS can tell of, and a key that was made under a name with a
-// capital letter, as Ranger has them: the one is a row with its reason and keeps no
-// other back, the other is taken over as it was named.
+// TestJavaKMSAsOddSource migrates from a Java KMS whose keystore has an entry of keytool, which no KMS can return,
+// and a key whose name has a capital letter, as Ranger makes them. The entry is a row with its reason, and does
+// not stop other keys. The key is migrated with its name.
 func TestJavaKMSAsOddSource(t *testing.T) {
 	quick := []string{"JAVA_TOOL_OPTIONS=-Djdk.jceks.iterationCount=10000"}
 	file := filepath.Join(t.TempDir(), "kms.keystore")
@@ -91,7 +90,7 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 		t.Errorf("verify: %+v, %v", v, err)
 	}
 
-	// An EDEK has the spelling that it was asked for with, and leads to the key.
+	// An EDEK has the spelling of its request, and leads to the key.
 	edeks, err := source.Generate(t.Context(), "FINANCE", 1)
 	if err != nil {
 		t.Fatal(err)
@@ -109,8 +108,8 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 	rolledThere(t, engine, source, target, store)
 }
 
-// rolledThere has key plain rolled at the source: "plain@1" is two keys then. That is found by a made-up
-// EDEK, and not opened. "Finance" was not rolled, and is not shut.
+// rolledThere rolls the key plain at the source, so "plain@1" names two keys. A made-up EDEK shows that, and is
+// not decrypted. "Finance" was not rolled, and stays usable.
 func rolledThere(t *testing.T, engine *migrate.Engine, source *kmsclient.Provider, target *memory.Provider,
 	store *sqlite.Store) {
 	t.Helper()
@@ -143,15 +142,15 @@ func rolledThere(t *testing.T, engine *migrate.Engine, source *kmsclient.Provide
 	}
 }
 
-// addForeignEntry puts a secret key into a keystore as keytool -genseckey does: under
-// a name of its own, without Hadoop's metadata.
+// addForeignEntry adds a secret key to a keystore, like keytool -genseckey: with its own name and without Hadoop's
+// metadata.
 func addForeignEntry(t *testing.T, file, alias string) {
 	t.Helper()
 	data, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	password := secret.Bytes("none") // Hadoop's, where none is configured
+	password := secret.Bytes("none") // Hadoop's default password
 	store, err := keystore.ParseJCEKS(data, password)
 	if err != nil {
 		t.Fatal(err)
@@ -165,7 +164,7 @@ func addForeignEntry(t *testing.T, file, alias string) {
 	if err := os.WriteFile(file, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// Hadoop's own sum of the file, which is as good as none where there is none.
+	// Remove Hadoop's checksum of the file. Without it, Hadoop does not check the file.
 	if err := os.Remove(filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+".crc")); err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,7 @@ import (
 	"claviger/provider"
 )
 
-// past is the ring's view of what a migration left, as the program makes it.
+// past returns the history of a migration to the ring, like the program.
 type past struct {
 	store  metastore.Store
 	target string // URI
@@ -41,9 +41,8 @@ type closer struct{ io.Writer }
 
 func (closer) Close() error { return nil }
 
-// servesEverySpelling: after the migration from a KMS that folds case, zones go on
-// under the spelling that they were made with, by the rules of the one key; and
-// nobody else gets a key under any spelling. The key is here as "Finance".
+// servesEverySpelling: after the migration from a KMS that ignores case, a zone works with the spelling of its
+// key, by the rules of the one key. Nobody else gets a key by any spelling. The key is here as "Finance".
 func servesEverySpelling(t *testing.T, source, target provider.Provider, store metastore.Store) {
 	t.Helper()
 	policy, warnings := authz.Parse([]authz.Property{

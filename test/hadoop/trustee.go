@@ -12,10 +12,10 @@ import (
 	"claviger/trustee"
 )
 
-// organization is that of a test's KMS at its Key Trustee Server.
+// organization is the organization of a test's KMS at its Key Trustee Server.
 const organization = "SITE"
 
-// storePassword is that of the truststores that keytool makes.
+// storePassword is the password of the truststores that keytool makes.
 const storePassword = "changeit"
 
 // Trustee is a running Key Trustee Server of ours.
@@ -52,8 +52,8 @@ func StartTrustee(t testing.TB) *Trustee {
 	return k
 }
 
-// Truststore makes a store of keytool's of that type, "JKS" or "PKCS12", with the
-// server's certificate, and returns the properties by which a KMS trusts it.
+// Truststore makes a truststore with keytool, of the type "JKS" or "PKCS12", with the certificate of the server.
+// It returns the properties that make a KMS trust the server.
 func (k *Trustee) Truststore(t testing.TB, storeType string) Conf {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "truststore."+strings.ToLower(storeType))
@@ -77,20 +77,20 @@ func (k *Trustee) WriteSite(t testing.TB, dir string) {
 		prefix + "hostname-ACTIVE": k.Host,
 		prefix + "org":             organization,
 		prefix + "auth":            k.Auth,
-		prefix + "keylength":       "2048", // 4096 take seconds
+		prefix + "keylength":       "2048", // 4096 bits take seconds
 	}.Write(t, filepath.Join(dir, "kts-site.xml"))
 }
 
-// TrusteeKMS is a KMS whose keys are at a Key Trustee Server.
+// TrusteeKMS is a KMS with its keys at a Key Trustee Server.
 type TrusteeKMS struct {
 	*KMS
 	Folder string // .keytrustee
 	conf   string
 }
 
-// StartTrusteeKMS runs a Key Trustee KMS of ours: kts-site.xml is beside its
-// kms-site.xml, which gets the properties of site, and folder, the .keytrustee, is
-// made where there is none. env is added to its environment.
+// StartTrusteeKMS runs a Key Trustee KMS of ours. kts-site.xml is beside its kms-site.xml, which gets the
+// properties of site. folder is the .keytrustee folder, and is made if it is missing. env is added to the
+// environment.
 func (k *Trustee) StartTrusteeKMS(t testing.TB, folder string, acls, site Conf, env ...string) *TrusteeKMS {
 	t.Helper()
 	dir := t.TempDir()
@@ -105,8 +105,8 @@ func (k *Trustee) StartTrusteeKMS(t testing.TB, folder string, acls, site Conf, 
 	return &TrusteeKMS{KMS: StartClaviger(t, ClavigerOptions{Conf: dir, Env: env}), Folder: folder, conf: dir}
 }
 
-// CopyTo puts copies of the KMS's folder and of its kts-site.xml into dir, as an
-// operator takes them to another host, and returns that of the folder.
+// CopyTo copies the folder of the KMS and its kts-site.xml into dir, like an operator who copies them to another
+// host. It returns the copy of the folder.
 func (k *TrusteeKMS) CopyTo(t testing.TB, dir string) string {
 	t.Helper()
 	folder := filepath.Join(dir, ".keytrustee")

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestTrusteeKMSKeyShell is `hadoop key` at a Key Trustee KMS, which trusts its
-// server by a truststore of either type.
+// TestTrusteeKMSKeyShell runs `hadoop key` with a Key Trustee KMS, which trusts its server by a truststore of
+// either type.
 func TestTrusteeKMSKeyShell(t *testing.T) {
 	Require(t)
 	kt := StartTrustee(t)
@@ -33,7 +33,7 @@ func TestTrusteeKMSKeyShell(t *testing.T) {
 		t.Errorf("claviger kms ended with status %d on SIGTERM", code)
 	}
 
-	// The other type of truststore, and nothing of the old process but the folder.
+	// A truststore of the other type, and a new process with the same folder.
 	kms = kt.StartTrusteeKMS(t, folder, OpenACLs(), kt.Truststore(t, "PKCS12"))
 	c = NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": kms.ProviderURI()})
 	if after := listed(c); strings.Join(after, "\n") != strings.Join(before, "\n") {

@@ -14,16 +14,16 @@ import (
 	"time"
 )
 
-// The people of the walk.
+// The users of the walk.
 const (
 	keyAdmin = "keyadmin" // makes and rolls keys
 	alice    = "alice"    // reads and writes files in the zones
 	bob      = "bob"      // may not decrypt
-	migrator = "mig"      // who our server is at the source
+	migrator = "mig"      // our server at the source
 )
 
-// siteACLs lets alice and bob decrypt, and bob no key. alice reads metadata, as a
-// writer of ORC files must.
+// siteACLs allows alice and bob to decrypt, but bob no key. alice reads metadata, which a writer of ORC files
+// needs.
 func siteACLs() Conf {
 	acls := SiteACLs(keyAdmin, alice)
 	acls["hadoop.kms.acl.DECRYPT_EEK"] += "," + bob
@@ -32,15 +32,14 @@ func siteACLs() Conf {
 	return acls
 }
 
-// sourceACLs is siteACLs with what the server that takes over needs.
+// sourceACLs is siteACLs with the rights of the server that migrates.
 func sourceACLs() Conf {
 	acls := siteACLs()
 	GrantMigration(acls, migrator)
 	return acls
 }
 
-// sourceSite lets the migrator decrypt on behalf of those who read files, and
-// of nobody else.
+// sourceSite lets the migrator decrypt on behalf of the users who read files, and of nobody else.
 func sourceSite() Conf {
 	return Conf{
 		"hadoop.kms.proxyuser." + migrator + ".users": alice + "," + bob,
@@ -51,13 +50,13 @@ func sourceSite() Conf {
 // zones maps each zone to its key.
 var zones = map[string]string{"/finance": "fin.key", "/research": "res.key"}
 
-// walk is one HDFS with files in zones, and what must be in them.
+// walk is an HDFS with files in zones, and their true content.
 type walk struct {
 	t       *testing.T
 	cluster *Cluster
-	local   string              // folder with the true content, a subfolder for each zone
-	files   map[string][]string // by zone, the names
-	old     []string            // the key versions of the files that the source's keys opened
+	local   string              // folder with the true content; each zone has a subfolder
+	files   map[string][]string // names of the files, by zone
+	old     []string            // the key versions of the files from before the migration
 	orc     *orc
 	first   map[string]int // by key, the number of the first version here
 	random  *rand.Rand
@@ -65,7 +64,7 @@ type walk struct {
 
 func (w *walk) client(user string) *Client { return NewClient(w.t, user, w.cluster.Conf()) }
 
-// write puts n new files of different sizes into a zone as alice.
+// write writes n new files of different sizes into a zone, as alice.
 func (w *walk) write(c *Client, zone, prefix string, n int) {
 	w.t.Helper()
 	dir := filepath.Join(w.local, zone)
@@ -74,7 +73,7 @@ func (w *walk) write(c *Client, zone, prefix string, n int) {
 	}
 	put := []string{"-put"}
 	for i := range n {
-		// Sizes around AES's block and around HDFS's, and an empty file.
+		// Sizes around the block size of AES and that of HDFS, and an empty file.
 		size := []int{0, 1, 15, 16, 17, 1000, 65536, 200001}[i%8]
 		content := make([]byte, size)
 		for j := range content {
@@ -142,13 +141,13 @@ func metadata(t *testing.T, providerURI string) []string {
 	return listed(c)
 }
 
-// listed returns the same by a client of that KMS.
+// listed returns the same lines, by a client of that KMS.
 func listed(c *Client) []string {
 	c.t.Helper()
 	var lines []string
 	for line := range strings.Lines(c.KeyShell("list", "-metadata")) {
 		if strings.Contains(line, " : cipher: ") {
-			// Attributes are a set: their order means nothing, and differs.
+			// Attributes are a set, so their order may differ.
 			head, attributes, _ := strings.Cut(strings.TrimSpace(line), "attributes: ")
 			set := strings.Split(attributes, ", ")
 			slices.Sort(set)
@@ -159,18 +158,18 @@ func listed(c *Client) []string {
 	return lines
 }
 
-// origin is the KMS that a walk begins with.
+// origin is the KMS at the beginning of a walk.
 type origin struct {
 	kms *KMS
-	// beside returns what the server that takes over needs in its kms-site.xml on
-	// top; dir is its configuration folder. nil: nothing.
+	// beside returns further properties for the kms-site.xml of the server that migrates. dir is its configuration
+	// folder. nil: no further properties.
 	beside func(dir string) Conf
-	// early: that server opens old EDEKs without this KMS, which therefore ends
-	// before any old file is read.
+	// early is true if that server decrypts old EDEKs without this KMS, which therefore ends before any old file
+	// is read.
 	early bool
-	// opaque: its versions have names that are no numbers. ORC can't use it.
+	// opaque is true if the names of versions are not numbers. ORC cannot use such versions.
 	opaque bool
-	// retire ends what is left of the source in the end; nil: nothing is.
+	// retire ends the rest of the source at the end; nil: there is no rest.
 	retire func()
 }
 
@@ -182,15 +181,14 @@ func (o origin) stop(t *testing.T) {
 	}
 }
 
-// TestWalk takes a cluster from a Java KMS to an HSM KMS of ours.
+// TestWalk migrates a cluster from a Java KMS to an HSM KMS of ours.
 func TestWalk(t *testing.T) {
 	Require(t)
 	goFrom(t, origin{kms: StartJavaKMS(t, KMSOptions{ACLs: sourceACLs(), Site: sourceSite()})})
 }
 
-// TestTrusteeWalk takes a cluster from a Key Trustee KMS to an HSM KMS. The latter
-// has a copy of the former's .keytrustee folder, and opens old EDEKs with keys that
-// it fetches from the Key Trustee Server.
+// TestTrusteeWalk migrates a cluster from a Key Trustee KMS to an HSM KMS, which has a copy of the .keytrustee
+// folder and decrypts old EDEKs with keys that it fetches from the Key Trustee Server.
 func TestTrusteeWalk(t *testing.T) {
 	Require(t)
 	kt := StartTrustee(t)
@@ -219,8 +217,8 @@ func TestTrusteeWalk(t *testing.T) {
 	})
 }
 
-// withNext is the metadata of keys whose source numbers its versions, as it is after
-// the migration: one version more.
+// withNext returns the metadata of keys after the migration, if the source numbers its versions: each key has one
+// more version.
 func withNext(lines []string) []string {
 	out := make([]string, len(lines))
 	for i, l := range lines {
@@ -234,14 +232,14 @@ func withNext(lines []string) []string {
 
 var versionField = regexp.MustCompile(`version: \d+`)
 
-// goFrom takes a cluster from a KMS to an HSM KMS of ours, as the procedure says,
-// with stock Hadoop at every other place, and reads every file after every step.
+// goFrom migrates a cluster from a KMS to an HSM KMS of ours, by the steps of the procedure. Everything else is
+// stock Hadoop. It reads every file after every step.
 func goFrom(t *testing.T, source origin) {
 	t.Helper()
 	w := &walk{
 		t: t,
-		// A NameNode keeps up to 500 EDEKs of an old version in hand after a roll;
-		// so few show both versions in a few files.
+		// By default, a NameNode keeps up to 500 EDEKs of an old version after a roll. With a smaller number, both
+		// versions appear in a few files.
 		cluster: NewCluster(t, source.kms.ProviderURI(), Conf{
 			"hadoop.security.kms.client.encrypted.key.cache.size":          "4",
 			"hadoop.security.kms.client.encrypted.key.cache.low-watermark": "0.5",
@@ -264,7 +262,7 @@ func goFrom(t *testing.T, source origin) {
 		t.Errorf("metadata after the migration:\n%s\nat the source:\n%s", strings.Join(got, "\n"),
 			strings.Join(want, "\n"))
 	}
-	// While the source is there, it is asked whether it has other keys.
+	// While the source runs, the server asks it for other keys.
 	if said := ClavigerExit(t, env, 3, "migrate", "finish", "--conf", conf); !strings.Contains(said,
 		"it is not confirmed that all EDEKs are re-encrypted") || strings.Contains(said, "was not migrated") {
 		t.Errorf("finish, too early, says\n%s", said)
@@ -285,14 +283,14 @@ func goFrom(t *testing.T, source origin) {
 	w.orc.readAll(ours.ProviderURI(), w.first, false)
 	w.orc.write(ours.ProviderURI(), "fin.key", w.first["fin.key"]+1)
 
-	// The procedure's last steps: the properties of the migration go, and the
-	// server starts without them where it was.
+	// The last steps of the procedure: remove the properties of the migration, and start the server without them
+	// at the same address.
 	if code := ours.Stop(); code != 0 {
 		t.Errorf("claviger kms ended with status %d on SIGTERM", code)
 	}
 	hsmOnly(conf).Write(t, filepath.Join(conf, "kms-site.xml"))
-	// The last word on the source names what a re-encryption of zones leaves under it:
-	// the old ORC files are such.
+	// The last report about the source names data that a re-encryption of zones does not change, like the old ORC
+	// files.
 	ended := Claviger(t, env, "migrate", "finish", "--conf", conf, "--edeks-done", "--unused-for", "0s")
 	for _, want := range []string{"ORC files with encrypted columns", "Ozone", "/.reserved/raw",
 		"The source had no other keys at the last comparison", "The migration is finished."} {
@@ -308,8 +306,8 @@ func goFrom(t *testing.T, source origin) {
 	w.readAll(c, "at the end")
 }
 
-// before makes the cluster of a site that uses the source: two zones, one
-// whose key was rolled, files under every version.
+// before makes the cluster of a site that uses the source: two zones, one with a rolled key, and files with every
+// version.
 func (w *walk) before(source origin) {
 	t := w.t
 	t.Helper()
@@ -350,14 +348,14 @@ func (w *walk) before(source origin) {
 	w.readAll(user, "at the source")
 }
 
-// beside is what happens while HDFS is at ours and files are under the source's keys.
+// beside runs the tests while HDFS uses our KMS and files still have the source's keys.
 func (w *walk) beside(ours *KMS) {
 	t := w.t
 	t.Helper()
 	super, user := w.client(HDFSUser), w.client(alice)
 	w.readAll(user, "old files with the source's keys")
-	// The superuser may see the files and is blacklisted from decrypting; bob
-	// passes the operation's ACL and fails at the key's.
+	// The superuser may see the files, but is blacklisted from decrypting. The ACL of the operation allows bob,
+	// but the ACL of the key does not.
 	super.FsShell("-chmod", "-R", "755", "/finance")
 	super.MustFail("fs", "-cat", "/finance/v0-05")
 	w.client(bob).MustFail("fs", "-cat", "/finance/v0-05")
@@ -375,7 +373,7 @@ func (w *walk) beside(ours *KMS) {
 		}
 	}
 
-	// New data are wrapped under our version, not under the source's last one.
+	// New data use our version, and not the last version of the source.
 	for _, key := range zones {
 		w.orc.write(ours.ProviderURI(), key, w.first[key])
 	}

@@ -10,7 +10,7 @@ import (
 	"claviger/test/hadoop"
 )
 
-// TestSecuredCluster is one long test, since the cluster takes its time to start.
+// TestSecuredCluster is one long test, because the cluster takes long to start.
 func TestSecuredCluster(t *testing.T) {
 	s := newSite(t)
 	s.configureKMS(nil)
@@ -44,7 +44,7 @@ func TestSecuredCluster(t *testing.T) {
 	}
 }
 
-// superuserReadsNothing: HDFS lets its superuser see every file, the KMS none.
+// superuserReadsNothing: the superuser of HDFS sees every file, but the KMS decrypts nothing for it.
 func (s *site) superuserReadsNothing(super *hadoop.Client, books string) {
 	s.t.Helper()
 	s.did("the superuser reads", func() {
@@ -60,7 +60,7 @@ func (s *site) superuserReadsNothing(super *hadoop.Client, books string) {
 	}
 }
 
-// jobWorks has a job read a file and write one. Nothing but the tokens lets it.
+// jobWorks makes a job read and write a file. The job has only tokens.
 func (s *site) jobWorks(tokens, books string) *hadoop.Client {
 	s.t.Helper()
 	job := s.job("job", tokens)
@@ -84,8 +84,8 @@ func (s *site) jobWorks(tokens, books string) *hadoop.Client {
 	return job
 }
 
-// serviceWorksFor has a service with tickets of its own read alice's file as her,
-// and a job of its with tokens in her name.
+// serviceWorksFor makes a service with its own tickets read alice's file as alice, and a job of the service with
+// tokens for alice.
 func (s *site) serviceWorksFor(books string) {
 	s.t.Helper()
 	service := s.cluster.SecureClient(hive, s.kdc.Login(s.users, hive+"/localhost"), "HADOOP_PROXY_USER="+alice)
@@ -106,8 +106,8 @@ func (s *site) serviceWorksFor(books string) {
 	}
 }
 
-// kmsRestarts makes the cookies of clients and NameNode worthless. Tokens, which
-// are in the metastore, stay good.
+// kmsRestarts makes the cookies of clients and of the NameNode invalid. Tokens are in the metastore and stay
+// valid.
 func (s *site) kmsRestarts() {
 	s.t.Helper()
 	if code := s.kms.Stop(); code != 0 {
@@ -116,8 +116,8 @@ func (s *site) kmsRestarts() {
 	s.startKMS()
 }
 
-// tokenEnds: its renewer renews the token of the KMS, and cancels it when the job
-// has ended, which then can do nothing more.
+// tokenEnds: the renewer of a token renews it at the KMS, and cancels it after the job. Then the job can do
+// nothing more.
 func (s *site) tokenEnds(user, job *hadoop.Client, tokens, books string) {
 	s.t.Helper()
 	rm := s.login(yarn)
@@ -127,10 +127,10 @@ func (s *site) tokenEnds(user, job *hadoop.Client, tokens, books string) {
 	s.did("the renewer renews", func() { rm.Must("dtutil", "renew", "-alias", alias, tokens) },
 		about("RENEWDELEGATIONTOKEN", yarn, "", 1))
 	s.has(job, zone+"/books", books)
-	// A client names nobody here: having the token is enough.
+	// The client names no user here, because the token is enough.
 	s.did("the renewer cancels", func() { rm.Must("dtutil", "cancel", "-alias", alias, s.copyOf(tokens)) },
 		about("CANCELDELEGATIONTOKEN", "", "", 1))
-	job.FsShell("-ls", zone) // HDFS's token is good still
+	job.FsShell("-ls", zone) // the token of HDFS is still valid
 	for _, e := range s.events(func() {
 		s.refused(job, "can't be found in cache", "fs", "-cat", zone+"/books")
 		s.refused(job, "can't be found in cache", "fs", "-put", books, zone+"/more")
@@ -143,7 +143,7 @@ func (s *site) tokenEnds(user, job *hadoop.Client, tokens, books string) {
 	s.has(user, zone+"/books", books)
 }
 
-// copyOf copies a token file: stock Hadoop takes what it cancels out of it.
+// copyOf copies a token file, because stock Hadoop removes a cancelled token from the file.
 func (s *site) copyOf(tokens string) string {
 	s.t.Helper()
 	b, err := os.ReadFile(tokens)

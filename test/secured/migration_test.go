@@ -9,8 +9,8 @@ import (
 	"claviger/test/hadoop"
 )
 
-// TestSecuredMigration takes a secured cluster from a Java KMS that wants Kerberos
-// to ours, which comes to it with tickets of its own.
+// TestSecuredMigration migrates a secured cluster from a Java KMS that requires Kerberos to our KMS, which logs in
+// at the Java KMS with its own tickets.
 func TestSecuredMigration(t *testing.T) {
 	migrateFrom(t, func(s *site, acls, conf hadoop.Conf) (*hadoop.KMS, string) {
 		source := hadoop.StartJavaKMS(t, hadoop.KMSOptions{ACLs: acls, Krb5Conf: s.kdc.Krb5Conf, Env: s.kdc.Env(),
@@ -19,7 +19,7 @@ func TestSecuredMigration(t *testing.T) {
 	})
 }
 
-// TestSecuredMigrationFromTrustee does so from a Key Trustee KMS of ours.
+// TestSecuredMigrationFromTrustee does the same from a Key Trustee KMS of ours.
 func TestSecuredMigrationFromTrustee(t *testing.T) {
 	migrateFrom(t, func(s *site, acls, conf hadoop.Conf) (*hadoop.KMS, string) {
 		trustee, audit := hadoop.StartTrustee(t), filepath.Join(t.TempDir(), "audit.log")
@@ -30,8 +30,8 @@ func TestSecuredMigrationFromTrustee(t *testing.T) {
 	})
 }
 
-// migrateFrom starts a source, which returns the file of its audit log, and takes the
-// cluster from it.
+// migrateFrom starts a source, and migrates the cluster from it. start also returns the file of the source's audit
+// log.
 func migrateFrom(t *testing.T, start func(s *site, acls, conf hadoop.Conf) (*hadoop.KMS, string)) {
 	t.Helper()
 	s := newSite(t)
@@ -68,7 +68,7 @@ func migrateFrom(t *testing.T, start func(s *site, acls, conf hadoop.Conf) (*had
 	s.refused(super, "User:hdfs not allowed to do 'DECRYPT_EEK' on '"+keyName+"'", "fs", "-cat", zone+"/books")
 	job := s.job("job", s.collect(user, about("GETDELEGATIONTOKEN", alice, "", 1)))
 	s.did("a job reads through the source", func() { s.has(job, zone+"/books", books) }, decrypt(alice, "", 1))
-	// A token names the KMS that issued it, the NameNode another one now.
+	// A token names the KMS that issued it, but the NameNode now names another KMS.
 	oldJob := s.job("old-job", oldTokens)
 	oldJob.FsShell("-ls", zone)
 	s.refused(oldJob, "Error while authenticating with endpoint: "+s.kms.URL, "fs", "-cat", zone+"/books")

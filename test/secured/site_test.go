@@ -26,19 +26,18 @@ const (
 	zone     = "/finance"
 )
 
-// migrator is who our KMS is at another one, whose keys it takes over; its
-// principal is claviger/localhost.
+// migrator is the name of our KMS at the source of a migration. Its principal is claviger/localhost.
 const migrator = "claviger"
 
 // site is a secured HDFS, with a KMS as its key provider.
 type site struct {
 	t       *testing.T
 	kdc     *kdctest.KDC
-	users   string // keytab of the people
+	users   string // keytab of the users
 	servers string // keytab of the servers
 	options hadoop.ClavigerOptions
-	kms     *hadoop.KMS // ours
-	audit   string      // its log
+	kms     *hadoop.KMS // our KMS
+	audit   string      // audit log of our KMS
 	cluster *hadoop.Cluster
 }
 
@@ -51,7 +50,7 @@ func newSite(t *testing.T) *site {
 	return s
 }
 
-// startHDFS makes an HDFS with a key provider.
+// startHDFS starts an HDFS with a key provider.
 func (s *site) startHDFS(keyProvider string) {
 	s.t.Helper()
 	s.cluster = hadoop.NewSecureCluster(s.t, keyProvider, &hadoop.Security{
@@ -64,7 +63,7 @@ func (s *site) startHDFS(keyProvider string) {
 	s.cluster.Start()
 }
 
-// kerberos is how a KMS, Hadoop's or ours, is told to want Kerberos.
+// kerberos returns the properties that make a KMS, Hadoop's or ours, require Kerberos.
 func (s *site) kerberos() hadoop.Conf {
 	return hadoop.Conf{
 		"hadoop.kms.authentication.type":                "kerberos",
@@ -74,8 +73,8 @@ func (s *site) kerberos() hadoop.Conf {
 	}
 }
 
-// configureKMS gives our KMS keys in an HSM and the ACLs of a site; more is for
-// its kms-site.xml.
+// configureKMS configures our KMS with keys in an HSM and the ACLs of a site. more has further properties for
+// kms-site.xml.
 func (s *site) configureKMS(more hadoop.Conf) {
 	s.t.Helper()
 	dir, token := s.t.TempDir(), hadoop.NewHSM(s.t)
@@ -87,8 +86,8 @@ func (s *site) configureKMS(more hadoop.Conf) {
 		"claviger.audit.json.file":                s.audit,
 		"hadoop.kms.proxyuser." + hive + ".users": alice,
 		"hadoop.kms.proxyuser." + hive + ".hosts": "127.0.0.1",
-		// What takes a day, or ten hours, in life: cookies end in the middle of a
-		// process's life, tokens outlive the key that made them.
+		// In production these times are a day or ten hours. Here, cookies expire while a process runs, and tokens
+		// are valid longer than the key that signed them.
 		"hadoop.kms.authentication.token.validity":                             "3",
 		"hadoop.kms.authentication.delegation-token.update-interval.sec":       "3",
 		"hadoop.kms.authentication.delegation-token.removal-scan-interval.sec": "1",
@@ -104,13 +103,13 @@ func (s *site) startKMS() {
 	s.kms.URL = strings.Replace(s.kms.URL, "127.0.0.1", "localhost", 1) // as in the principal
 }
 
-// login starts a client of somebody who has just logged in.
+// login starts a client of a user who has just logged in.
 func (s *site) login(user string) *hadoop.Client {
 	s.t.Helper()
 	return s.cluster.SecureClient(user, s.kdc.Login(s.users, user))
 }
 
-// local writes a file to be put into HDFS, of which its text is all over.
+// local writes a local file that contains text many times, to copy it into HDFS.
 func (s *site) local(name, text string) string {
 	s.t.Helper()
 	path := filepath.Join(s.t.TempDir(), name)
@@ -120,7 +119,7 @@ func (s *site) local(name, text string) string {
 	return path
 }
 
-// has reads a file of HDFS and compares it with one that local wrote.
+// has reads a file of HDFS, and compares it with a file that local wrote.
 func (s *site) has(c *hadoop.Client, path, local string) {
 	s.t.Helper()
 	want, err := os.ReadFile(local)
@@ -132,20 +131,20 @@ func (s *site) has(c *hadoop.Client, path, local string) {
 	}
 }
 
-// job starts a client that has the tokens in a file, and no tickets.
+// job starts a client with the tokens in a file, and without tickets.
 func (s *site) job(name, tokens string) *hadoop.Client {
 	s.t.Helper()
 	return s.cluster.SecureClient(name, "", "HADOOP_TOKEN_FILE_LOCATION="+tokens)
 }
 
-// event is what the audit log says of a request.
+// event is a record of the audit log.
 type event struct {
 	Status, Op, User, RealUser, Message string
 	EDEKs, Token                        int
 }
 
-// settled is the audit log once nothing has been added for a while: records are
-// written a few milliseconds after the answer, on a busy machine more.
+// settled returns the audit log after no record was added for a while. Records are written a few milliseconds
+// after the answer, or later on a busy machine.
 func (s *site) settled() []byte {
 	s.t.Helper()
 	for last := -1; ; time.Sleep(100 * time.Millisecond) {
@@ -160,8 +159,8 @@ func (s *site) settled() []byte {
 	}
 }
 
-// events does something and returns what the audit log says of it, but for the
-// NameNode's fetching of EDEKs, which it does when it likes.
+// events calls do, and returns the new records of the audit log, without the EDEKs that the NameNode requests at
+// any time.
 func (s *site) events(do func()) []event {
 	s.t.Helper()
 	before := len(s.settled())
@@ -174,7 +173,7 @@ func (s *site) events(do func()) []event {
 		}
 		if e.Status == "UNAUTHENTICATED" && (strings.HasSuffix(e.Message, "AuthenticationToken expired") ||
 			strings.HasSuffix(e.Message, "Invalid signature")) {
-			continue // the client logs in anew; after two periods of 3 s the secret of its cookie is gone too
+			continue // the client logs in again, because its cookie or the secret of the cookie has expired
 		}
 		if e.Op == "GENERATE_EEK" {
 			continue
@@ -183,14 +182,14 @@ func (s *site) events(do func()) []event {
 			if !strings.HasPrefix(e.Message, fmt.Sprintf("kms-dt owner=%s, renewer=%s, ", alice, yarn)) {
 				s.t.Errorf("the record does not say which token: %s", line)
 			}
-			e.Message = "" // it has times
+			e.Message = "" // it contains times
 		}
 		all = append(all, e)
 	}
 	return all
 }
 
-// did compares the audit log's account of what do did.
+// did fails the test unless do adds these records to the audit log.
 func (s *site) did(what string, do func(), want ...event) {
 	s.t.Helper()
 	if got := s.events(do); !slices.Equal(got, want) {
@@ -198,7 +197,7 @@ func (s *site) did(what string, do func(), want ...event) {
 	}
 }
 
-// refused runs a command that has to fail for a reason.
+// refused fails the test unless a command fails for a reason.
 func (s *site) refused(c *hadoop.Client, reason, tool string, args ...string) {
 	s.t.Helper()
 	if out := c.MustFail(tool, args...); !strings.Contains(out, reason) {
@@ -206,18 +205,18 @@ func (s *site) refused(c *hadoop.Client, reason, tool string, args ...string) {
 	}
 }
 
-// decrypt is one EDEK opened; by is the full name of who, token the number of the
-// delegation token, 0 for none.
+// decrypt returns the record of a decrypted EDEK. by is the full name of the user, and token the number of the
+// delegation token, or 0 for none.
 func decrypt(by, realUser string, token int) event {
 	return event{Status: "OK", Op: "DECRYPT_EEK", User: by, RealUser: realUser, EDEKs: 1, Token: token}
 }
 
-// about is an operation on a delegation token.
+// about returns the record of an operation on a delegation token.
 func about(op, by, realUser string, token int) event {
 	return event{Status: "OK", Op: op, User: by, RealUser: realUser, Token: token}
 }
 
-// collect does what the submitter of a job does.
+// collect collects tokens, like the submitter of a job.
 func (s *site) collect(c *hadoop.Client, want event) (tokens string) {
 	s.t.Helper()
 	tokens = filepath.Join(s.t.TempDir(), "tokens")
@@ -230,7 +229,7 @@ func (s *site) collect(c *hadoop.Client, want event) (tokens string) {
 	return tokens
 }
 
-// makeZone makes the key, as its administrator, and with it the zone.
+// makeZone makes the key, as the key administrator, and a zone with the key.
 func (s *site) makeZone() {
 	s.t.Helper()
 	admin, super := s.login(keyAdmin), s.login(hadoop.HDFSUser)
