@@ -153,7 +153,7 @@ func testHadoop(t *testing.T, artifact, class string, methods []string) (passed 
 	if b, err := os.ReadFile(log); err != nil {
 		t.Errorf("the server left no log: %v", err)
 	} else if strings.Contains(string(b), "DATA RACE") {
-		t.Errorf("the race detector spoke up in the server:\n%s", tail(log, 60<<10))
+		t.Errorf("the race detector found a data race in the server:\n%s", tail(log, 60<<10))
 	}
 	return passed
 }

@@ -185,7 +185,7 @@ func golden(t *testing.T, name, text string) {
 		t.Fatal(err)
 	}
 	if text != string(want) {
-		t.Errorf("it says\n%s\nwant\n%s", text, want)
+		t.Errorf("the message is\n%s\nwant\n%s", text, want)
 	}
 	shown(t, text)
 }
@@ -495,7 +495,7 @@ func TestStarts(t *testing.T) {
 				t.Errorf("exit status %d, want %d", status, want)
 			}
 			if _, err := os.Stat(s.path("ready")); err == nil {
-				t.Error("it said that it was ready")
+				t.Error("the server said that it was ready")
 			}
 			// The first run may have made files that a server needs. A second run changes nothing, and prints the
 			// same message.
@@ -505,7 +505,7 @@ func TestStarts(t *testing.T) {
 				t.Errorf("a second run says\n%s\nthe first\n%s", s.plain(again), s.plain(out))
 			}
 			if after := s.snapshot(); after != before {
-				t.Errorf("a run that fails changes files:\n%s\nwas\n%s", after, before)
+				t.Errorf("a failed run has changed files:\n%s\nwas\n%s", after, before)
 			}
 			golden(t, name, s.plain(out))
 		})
@@ -544,6 +544,6 @@ func TestNoFunctionNames(t *testing.T) {
 	if !function.MatchString("property x: hsm.Open: no token") ||
 		!function.MatchString("property x: keyhsm.Client.Status: Key HSM") ||
 		!function.MatchString("(trustee.peer-hello: Post") {
-		t.Error("the names of functions are not found where they stand")
+		t.Error("the pattern does not find the names of functions")
 	}
 }

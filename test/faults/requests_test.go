@@ -174,7 +174,7 @@ func TestRequests(t *testing.T) {
 			}
 			answer := fault.send(t, k)
 			if answer[0] != '4' && answer[0] != '5' {
-				t.Errorf("it was served: %s", answer)
+				t.Errorf("the request was served: %s", answer)
 			}
 			golden(t, name, s.plain(answer))
 			if names := send(t, k, http.MethodGet, "keys/names", nil); !strings.Contains(names, `"k1"`) ||

@@ -60,7 +60,7 @@ func TestTokenFull(t *testing.T) {
 		}
 	}
 	if answer := send(t, k, http.MethodPost, edek.path, edek.body); !strings.HasPrefix(answer, "200") {
-		t.Errorf("a key that is there: %s", answer)
+		t.Errorf("an existing key: %s", answer)
 	}
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
@@ -70,7 +70,7 @@ func TestTokenFull(t *testing.T) {
 			break
 		}
 		if time.Since(began) > 20*time.Second {
-			t.Fatalf("it stays red: %s", text)
+			t.Fatalf("the server does not become ready: %s", text)
 		}
 	}
 	s.create(k, "k2")

@@ -59,7 +59,7 @@ func TestStoreWrittenOver(t *testing.T) {
 			break
 		}
 		if time.Since(began) > 5*time.Second {
-			t.Fatalf("it is not noticed: %s", text)
+			t.Fatalf("the server does not notice it: %s", text)
 		}
 	}
 	for what, answer := range map[string]string{
@@ -73,7 +73,7 @@ func TestStoreWrittenOver(t *testing.T) {
 	}
 	shown(t, s.plain(send(t, k, http.MethodPost, "keys", []byte(`{"name":"k3"}`))))
 	if answer := send(t, k, http.MethodPost, edek.path, edek.body); !strings.HasPrefix(answer, "200") {
-		t.Errorf("a version that is in memory: %s", answer)
+		t.Errorf("a version in memory: %s", answer)
 	}
 	if code := k.Stop(); code != 0 {
 		t.Logf("the server ended with %d", code)
@@ -87,7 +87,7 @@ func TestStoreWrittenOver(t *testing.T) {
 		t.Error(names)
 	}
 	if answer := send(t, k, http.MethodPost, edek.path, edek.body); !strings.HasPrefix(answer, "503") {
-		t.Errorf("a version that the copy does not know: %s", answer)
+		t.Errorf("a version that the copy lacks: %s", answer)
 	}
 }
 

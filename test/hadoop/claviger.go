@@ -101,7 +101,7 @@ func startOurs(t testing.TB, name string, cmd *exec.Cmd) *Process {
 	p := Start(t, name, cmd)
 	t.Cleanup(func() {
 		if b, err := os.ReadFile(p.Log); err == nil && bytes.Contains(b, []byte("DATA RACE")) {
-			t.Errorf("the race detector spoke up in %s", strings.Join(cmd.Args[:2], " "))
+			t.Errorf("the race detector found a data race in %s", strings.Join(cmd.Args[:2], " "))
 		}
 	})
 	return p

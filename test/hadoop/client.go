@@ -50,7 +50,7 @@ func (c *Client) Run(tool string, args ...string) Result {
 	for _, a := range append([]string{tool}, args...) {
 		words = append(words, base64.StdEncoding.EncodeToString([]byte(a)))
 	}
-	line, err := c.ask(strings.Join(words, " "))
+	line, err := c.send(strings.Join(words, " "))
 	if err != nil {
 		c.t.Fatalf("%s: %v", c.describe(tool, args), err)
 	}

@@ -36,7 +36,7 @@ func startORC(t *testing.T, user string) *orc {
 // write makes a file with the current version of the key, which must have this number.
 func (o *orc) write(provider, key string, version int) orcFile {
 	o.t.Helper()
-	words := strings.Fields(o.jvm.Ask("write", provider, key))
+	words := strings.Fields(o.jvm.Send("write", provider, key))
 	if len(words) != 5 || words[0] != "ok" || words[1] != strconv.Itoa(version) {
 		o.t.Fatalf("ORC writes under %s: %q, want version %d", key, words, version)
 	}
@@ -48,7 +48,7 @@ func (o *orc) write(provider, key string, version int) orcFile {
 // read reads a file again, and returns the error. The local key must be the same.
 func (o *orc) read(provider string, f orcFile) string {
 	o.t.Helper()
-	answer := o.jvm.Ask("read", provider, f.key, strconv.Itoa(f.version), f.algorithm, f.encrypted)
+	answer := o.jvm.Send("read", provider, f.key, strconv.Itoa(f.version), f.algorithm, f.encrypted)
 	local, ok := strings.CutPrefix(answer, "ok ")
 	switch {
 	case !ok:

@@ -81,8 +81,8 @@ func StartProgram(t testing.TB, o ProgramOptions) *Program {
 	return p
 }
 
-// ask sends a line and returns the answer.
-func (p *Program) ask(line string) (string, error) {
+// send sends a line and returns the answer.
+func (p *Program) send(line string) (string, error) {
 	if _, err := io.WriteString(p.stdin, line+"\n"); err != nil {
 		return "", fmt.Errorf("the JVM takes no commands: %w; its log:\n%s", err, p.process.tail(8<<10))
 	}
@@ -97,10 +97,10 @@ func (p *Program) ask(line string) (string, error) {
 	}
 }
 
-// Ask sends a command, words separated by spaces, and returns the answer.
-func (p *Program) Ask(words ...string) string {
+// Send sends a command, words separated by spaces, and returns the answer.
+func (p *Program) Send(words ...string) string {
 	p.t.Helper()
-	answer, err := p.ask(strings.Join(words, " "))
+	answer, err := p.send(strings.Join(words, " "))
 	if err != nil {
 		p.t.Fatalf("%s: %v", strings.Join(words, " "), err)
 	}

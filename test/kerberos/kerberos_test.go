@@ -168,7 +168,8 @@ func java(t testing.TB, k *kdctest.KDC, ccache, principal string, args ...string
 	return strings.TrimSpace(string(out))
 }
 
-func TestWhoGetsIn(t *testing.T) {
+// TestAcceptedLogins: clients of the JDK, of Hadoop, of Go, and curl log in with a ticket.
+func TestAcceptedLogins(t *testing.T) {
 	hadoop.Require(t)
 	if _, err := exec.LookPath("curl"); err != nil {
 		t.Fatal("curl is not installed: run `make setup`")
@@ -263,11 +264,12 @@ func refused(t *testing.T, s *kms, method, token string, status int, reason, exp
 		t.Errorf("log %q, want %q", log[logged:], explanation)
 	}
 	if strings.Contains(body, explanation) {
-		t.Errorf("the caller is told what is for the operator: %s", body)
+		t.Errorf("the answer shows the explanation for the operator: %s", body)
 	}
 }
 
-func TestWhoDoesNot(t *testing.T) {
+// TestRefusedLogins: the server refuses forged, old, replayed and misdirected tickets, and logs each refusal.
+func TestRefusedLogins(t *testing.T) {
 	hadoop.Require(t)
 	k := kdctest.StartRealm(t, realm)
 	users := k.Keytab("users.keytab", "alice", "foo/localhost")

@@ -75,7 +75,7 @@ func TestLostByAFailover(t *testing.T) {
 		t.Errorf("readiness: %t %s", ready, why)
 	}
 	if ready, why := second.ready(t, "decrypt"); !ready {
-		t.Errorf("what is there is not served: %s", why)
+		t.Errorf("an existing key is not served: %s", why)
 	}
 
 	acceptLoss(t, s)
@@ -94,7 +94,7 @@ func TestLostByAFailover(t *testing.T) {
 	var found struct{ Digest string }
 	if out := hadoop.Claviger(t, s.hsm.Env, "hsm", "adopt", "--conf", s.conf, "--all", "--dry-run", "-o",
 		"json"); json.Unmarshal([]byte(out), &found) != nil || found.Digest == "" {
-		t.Fatalf("what can be adopted: %s", out)
+		t.Fatalf("adoptable versions: %s", out)
 	}
 	hadoop.Claviger(t, s.hsm.Env, "hsm", "adopt", "--conf", s.conf, "--all", "--confirm", found.Digest)
 	for what, n := range clients {
@@ -129,7 +129,7 @@ func acceptLoss(t *testing.T, s *site) {
 			`which the store does not know`)
 	if out := hadoop.Claviger(t, s.hsm.Env, "metastore", "accept", "--conf", s.conf, "--yes"); !gone.MatchString(out) ||
 		!older.MatchString(out) {
-		t.Errorf("what is given up: %s", out)
+		t.Errorf("accepted losses: %s", out)
 	}
 }
 
@@ -166,10 +166,10 @@ func closedAt(t *testing.T, what string, n *kmsclient.Provider, sealed map[strin
 	}
 	if v, err := n.Create(ctx, provider.Spec{Name: "new", Cipher: claviger.DefaultCipher,
 		BitLength: 128}); !refused(err) {
-		t.Errorf("%s, making the lost key: %+v, %v", what, v, err)
+		t.Errorf("%s, create of the lost key: %+v, %v", what, v, err)
 	}
 	if v, err := n.Roll(ctx, "rolled", nil); !refused(err) {
-		t.Errorf("%s, making the lost version: %+v, %v", what, v, err)
+		t.Errorf("%s, roll of the lost version: %+v, %v", what, v, err)
 	}
 }
 
@@ -233,7 +233,7 @@ func keptSeen(t *testing.T, s *site, keys ...string) {
 			return
 		}
 		if time.Since(begun) > 20*time.Second {
-			t.Fatalf("what the nodes have seen: %s, %v", text, err)
+			t.Fatalf("changes that the nodes have seen: %s, %v", text, err)
 		}
 	}
 }

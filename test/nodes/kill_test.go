@@ -80,7 +80,7 @@ func (w *worker) create(ctx context.Context) {
 			names[i] = v.Name
 		}
 		if len(names) < len(w.acked) || !slices.Equal(names[:len(w.acked)], w.acked) {
-			w.t.Errorf("key %s: versions %v were told of, there are %v", w.key, w.acked, names)
+			w.t.Errorf("key %s: versions %v were acknowledged, but it has %v", w.key, w.acked, names)
 		}
 		w.there, w.doubt, w.acked = true, false, names
 		return
@@ -101,7 +101,7 @@ func (w *worker) use(ctx context.Context) {
 		return
 	}
 	if want := w.acked[len(w.acked)-1]; e[0].Version != want {
-		w.t.Errorf("generated under %s after %s was told of", e[0].Version, want)
+		w.t.Errorf("generated under %s after %s was acknowledged", e[0].Version, want)
 	}
 	dek, err := w.one().Unwrap(ctx, w.key, "", e)
 	if err != nil {

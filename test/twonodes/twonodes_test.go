@@ -137,8 +137,8 @@ type load struct {
 
 func (s *site) load(job *hadoop.Program) load {
 	s.t.Helper()
-	s.must(job.Ask("job-get", "alice", s.uri(), "yarn"), "kms-dt "+s.uri())
-	s.must(job.Ask("load", "alice", s.uri(), "zone", "4"), "begun")
+	s.must(job.Send("job-get", "alice", s.uri(), "yarn"), "kms-dt "+s.uri())
+	s.must(job.Send("load", "alice", s.uri(), "zone", "4"), "begun")
 	l := load{s, job}
 	l.more(50)
 	return l
@@ -148,9 +148,9 @@ func (s *site) load(job *hadoop.Program) load {
 func (l load) end() {
 	l.t.Helper()
 	l.t.Logf("%d EDEKs were opened", l.opened("stop"))
-	l.must(l.job.Ask("job-cancel", "alice"), "cancelled")
+	l.must(l.job.Send("job-cancel", "alice"), "cancelled")
 	for range l.nodes {
-		l.refused(l.job.Ask("job-use", l.uri(), "zone"),
+		l.refused(l.job.Send("job-use", l.uri(), "zone"),
 			"SecretManager$InvalidToken: Token for real user: , can't be found in cache")
 	}
 }
@@ -158,7 +158,7 @@ func (l load) end() {
 // opened returns how many EDEKs were decrypted. It fails the test if the client saw an error.
 func (l load) opened(command string) int {
 	l.t.Helper()
-	answer := l.job.Ask(command)
+	answer := l.job.Send(command)
 	n, errors, _ := strings.Cut(answer, " ")
 	opened, err := strconv.Atoi(n)
 	if err != nil || !strings.HasPrefix(errors+" ", "0 ") {
@@ -182,8 +182,8 @@ func (l load) more(n int) {
 func (l load) without() {
 	l.t.Helper()
 	l.more(50)
-	l.must(l.job.Ask("job-use", l.uri(), "zone"), "opened 16")
-	l.until(l.job.Ask("job-renew", "yarn"))
+	l.must(l.job.Send("job-use", l.uri(), "zone"), "opened 16")
+	l.until(l.job.Send("job-renew", "yarn"))
 }
 
 // comesTo waits until a node has served the load, after its audit log had a size of begin.
@@ -221,7 +221,7 @@ func (l load) kills(shell *hadoop.Client) {
 		}
 		l.versions(shell, 3+i, l.nodes[1-i])
 		l.restart(victim)
-		l.must(l.job.Ask("open", "alice", hadoop.ProviderURI(victim.base()), made), "opened 16")
+		l.must(l.job.Send("open", "alice", hadoop.ProviderURI(victim.base()), made), "opened 16")
 	}
 }
 
@@ -289,18 +289,18 @@ func (s *site) until(answer string) int64 {
 func (s *site) tokens(job *hadoop.Program) {
 	s.t.Helper()
 	one, two := s.nodes[0].base(), s.nodes[1].base()
-	s.must(job.Ask("get", "alice", one, "yarn"), "kms-dt")
-	s.must(job.Ask("use", two), "200 ")
-	s.must(job.Ask("use", one), "200 ")
-	first := s.until(job.Ask("renew", "yarn", one))
+	s.must(job.Send("get", "alice", one, "yarn"), "kms-dt")
+	s.must(job.Send("use", two), "200 ")
+	s.must(job.Send("use", one), "200 ")
+	first := s.until(job.Send("renew", "yarn", one))
 	time.Sleep(10 * time.Millisecond) // the times of two renewals must differ
-	if second := s.until(job.Ask("renew", "yarn", two)); second <= first {
+	if second := s.until(job.Send("renew", "yarn", two)); second <= first {
 		s.t.Errorf("renewed until %d, then until %d", first, second)
 	}
-	s.refused(job.Ask("renew", "alice", one), "alice tries to renew a token")
-	s.must(job.Ask("cancel", two), "cancelled")
+	s.refused(job.Send("renew", "alice", one), "alice tries to renew a token")
+	s.must(job.Send("cancel", two), "cancelled")
 	for _, base := range []string{one, two} {
-		s.must(job.Ask("use", base), "403 ")
-		s.refused(job.Ask("renew", "yarn", base), "SecretManager$InvalidToken: Renewal request for unknown token")
+		s.must(job.Send("use", base), "403 ")
+		s.refused(job.Send("renew", "yarn", base), "SecretManager$InvalidToken: Renewal request for unknown token")
 	}
 }

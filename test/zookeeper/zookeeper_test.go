@@ -157,7 +157,7 @@ func tokensAmong(t *testing.T, servers ...*hadoop.KMS) {
 			time.Sleep(10 * time.Millisecond) // the times of two renewals must differ
 			next := renew(t, k, token)
 			if next <= until {
-				t.Errorf("%s renews a token until %d, where it was good until %d", k.Name, next, until)
+				t.Errorf("%s renews a token until %d, but it was valid until %d", k.Name, next, until)
 			}
 			until = next
 		}
@@ -174,7 +174,7 @@ func tokensAmong(t *testing.T, servers ...*hadoop.KMS) {
 				a = use(t, k, token)
 			}
 			if a.status != http.StatusForbidden {
-				t.Errorf("%s takes a token of %s that %s has cancelled: %+v", k.Name, from.Name, canceller.Name, a)
+				t.Errorf("%s accepts a token of %s that %s has cancelled: %+v", k.Name, from.Name, canceller.Name, a)
 			}
 		}
 	}
@@ -229,7 +229,7 @@ func awaitRolls(t *testing.T, s *zookeeper.Signers, n int64) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("nobody rolls the secrets")
+			t.Fatal("no server rolls the secrets")
 		}
 	}
 }
