@@ -191,7 +191,7 @@ func TestStuckCheck(t *testing.T) {
 		close(release)
 		synctest.Wait()
 		if status, _ := readyz(t, h); status != 200 {
-			t.Errorf("after it came free: %d", status)
+			t.Errorf("after the check has ended: %d", status)
 		}
 	})
 }
@@ -388,6 +388,6 @@ func TestMetricsOften(t *testing.T) {
 		metrics(t, m, nil)
 	}
 	if most := 1 + int(time.Since(began)/time.Second); asked < 1 || asked > most {
-		t.Errorf("a store was asked %d times, want %d at most", asked, most)
+		t.Errorf("a store got %d queries, want at most %d", asked, most)
 	}
 }

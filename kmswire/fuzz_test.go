@@ -14,10 +14,10 @@ import (
 	"claviger"
 )
 
-// FuzzRequests holds our readers to what Hadoop's KMS does, written down once
-// more over encoding/json: both come to the same, or both refuse, and then both
-// throw the same; of broken JSON, that it is broken. Ours may refuse more in two
-// places only: nesting, and text that is not UTF-8.
+// FuzzRequests compares our readers with a second implementation of Hadoop's KMS over
+// encoding/json. Both have the same result or the same exception; for broken JSON both only
+// have to refuse it. Our readers may refuse more in two cases: deep nesting, and text that is
+// not UTF-8.
 func FuzzRequests(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		create, err := ReadCreate(body)
@@ -43,7 +43,7 @@ func FuzzRequests(f *testing.F) {
 	})
 }
 
-// hold compares what a reader made of a body with what Java makes of it.
+// hold compares the result of a reader with Java's result.
 func hold[T any](t *testing.T, body []byte, got T, err error, java func(any) T) {
 	t.Helper()
 	var thrown *Exception
@@ -82,13 +82,13 @@ func hold[T any](t *testing.T, body []byte, got T, err error, java func(any) T) 
 			t.Fatalf("%+v, want %+v", got, want)
 		}
 	case wantThrown != nil && wantThrown.Class == mismatchedInputException && ofJackson:
-		// A value of another kind, whose end encoding/json may see elsewhere: "01".
+		// A value of another kind, whose end may be elsewhere for encoding/json: "01".
 	case !reflect.DeepEqual(thrown, wantThrown):
 		t.Fatalf("%T: %v, want %v", got, thrown, wantThrown)
 	}
 }
 
-// What follows is Java's side: it panics with what Java throws.
+// The rest of the file is Java's side. It panics with the exception that Java throws.
 
 func javaClass(v any) string {
 	switch v := v.(type) {
@@ -145,8 +145,7 @@ func notNull[T any](v *T, parameter string) T {
 	return *v
 }
 
-// javaMaterial is Base64.decodeBase64 for what is base64, and nothing for what
-// is not.
+// javaMaterial is Base64.decodeBase64; for text that is not base64 the result is empty.
 func javaMaterial(s *string) []byte {
 	if s == nil {
 		return nil
@@ -267,7 +266,7 @@ func javaBatch(v any) Batch {
 	return batch
 }
 
-// FuzzAnswers reads anything as a server's answer.
+// FuzzAnswers reads any text as a server's answer.
 func FuzzAnswers(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		if v, err := ReadKeyVersion(body); err == nil && v != nil {
@@ -281,7 +280,8 @@ func FuzzAnswers(f *testing.F) {
 			}
 		}
 		if names, err := ReadNames(body); err == nil && len(names) > 0 {
-			if again, err := ReadNames(AppendList(nil, len(names), func(b []byte, i int) []byte { return AppendName(b, names[i]) })); err != nil || !reflect.DeepEqual(again, names) {
+			list := AppendList(nil, len(names), func(b []byte, i int) []byte { return AppendName(b, names[i]) })
+			if again, err := ReadNames(list); err != nil || !reflect.DeepEqual(again, names) {
 				t.Errorf("names %q came back as %q, %v", names, again, err)
 			}
 		}
@@ -307,7 +307,7 @@ func FuzzAnswers(f *testing.F) {
 	})
 }
 
-// referenceBase64 takes the four dialects by encoding/base64.
+// referenceBase64 decodes the four dialects with encoding/base64.
 func referenceBase64(s string) (b []byte, err error) {
 	plain := strings.NewReplacer(" ", "", "\n", "", "\r", "", "\t", "", "+", "-", "/", "_").Replace(s)
 	for _, enc := range []*base64.Encoding{base64.RawURLEncoding, base64.URLEncoding} {
@@ -318,7 +318,7 @@ func referenceBase64(s string) (b []byte, err error) {
 	return nil, err
 }
 
-// FuzzBase64 holds the decoder to encoding/base64.
+// FuzzBase64 compares the decoder with encoding/base64.
 func FuzzBase64(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		got, err := decodeBase64(s)

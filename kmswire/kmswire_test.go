@@ -34,12 +34,12 @@ func TestBase64Dialects(t *testing.T) {
 	}
 	for _, bad := range []string{"!", "A", "AAAAA", "AA=A", "AA===", "====", "=", "AAA==", "AAé="} {
 		if got, err := decodeBase64(bad); err == nil {
-			t.Errorf("%q was taken for %x", bad, got)
+			t.Errorf("%q was accepted as %x", bad, got)
 		}
 	}
 }
 
-// TestRequestErrors holds the texts that a real Hadoop KMS 3.4.2 answered.
+// TestRequestErrors has the texts of a real Hadoop KMS 3.4.2.
 func TestRequestErrors(t *testing.T) {
 	const inBootstrap = " are in module java.base of loader 'bootstrap')"
 	create := func(b string) error { _, err := ReadCreate([]byte(b)); return err }
@@ -54,7 +54,8 @@ func TestRequestErrors(t *testing.T) {
 	}{
 		{create, ``, "MismatchedInputException", "No content to map due to end-of-input"},
 		{create, `[1]`, "MismatchedInputException",
-			"Cannot deserialize value of type `java.util.LinkedHashMap<java.lang.Object,java.lang.Object>` from Array value (token `JsonToken.START_ARRAY`)"},
+			"Cannot deserialize value of type `java.util.LinkedHashMap<java.lang.Object,java.lang.Object>` " +
+				"from Array value (token `JsonToken.START_ARRAY`)"},
 		{create, `null`, "NullPointerException", `Cannot invoke "java.util.Map.get(Object)" because "jsonKey" is null`},
 		{create, `{"name": 12}`, "ClassCastException",
 			"class java.lang.Integer cannot be cast to class java.lang.String (java.lang.Integer and java.lang.String" +
@@ -72,15 +73,18 @@ func TestRequestErrors(t *testing.T) {
 		{create, "{\"name\":\"\xff\"}", "JsonParseException", "Invalid UTF-8 in a string"},
 		{create, `{"name":"k","x":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `}`, "JsonParseException",
 			"JSON is nested more than 64 deep"},
-		{roll, `null`, "NullPointerException", `Cannot invoke "java.util.Map.get(Object)" because "jsonMaterial" is null`},
+		{roll, `null`, "NullPointerException",
+			`Cannot invoke "java.util.Map.get(Object)" because "jsonMaterial" is null`},
 		{open, `{"name":"k","material":"AA"}`, "IllegalArgumentException", "Parameter 'iv' cannot be null"},
 		{open, `{"name":"k","iv":"AA"}`, "IllegalArgumentException", "Parameter 'material' cannot be null"},
-		{open, `{"name":"k","iv":"AA","material":"!"}`, "IllegalArgumentException", "Parameter 'material' is not base64"},
+		{open, `{"name":"k","iv":"AA","material":"!"}`, "IllegalArgumentException",
+			"Parameter 'material' is not base64"},
 		{open, `{"name":"k","iv":1,"material":"AA"}`, "ClassCastException",
 			"class java.lang.Integer cannot be cast to class java.lang.String (java.lang.Integer and java.lang.String" +
 				inBootstrap},
 		{batch, `{}`, "MismatchedInputException",
-			"Cannot deserialize value of type `java.util.ArrayList<java.lang.Object>` from Object value (token `JsonToken.START_OBJECT`)"},
+			"Cannot deserialize value of type `java.util.ArrayList<java.lang.Object>` " +
+				"from Object value (token `JsonToken.START_OBJECT`)"},
 		{batch, `[null]`, "IllegalArgumentException", "Parameter 'valueMap' cannot be null"},
 		{batch, `[{"versionName":"k@0","iv":"AA"}]`, "IllegalArgumentException",
 			"Parameter 'encryptedKeyVersion' cannot be null"},
@@ -116,7 +120,9 @@ func TestRequests(t *testing.T) {
 		c.Attributes["x"] != "<y>" || !spec.Material.Equal(c.Material) {
 		t.Errorf("got %+v", c)
 	}
-	if c, err = ReadCreate([]byte(`{"name":"k1","name":"k2","cipher":null,"attributes":{"n":1},"material":"!!!","u":[{"a":null}]}`)); err != nil || c.Name != "k2" || c.Cipher != "" || !c.BadAttribute || c.Material == nil || len(c.Material) != 0 {
+	c, err = ReadCreate([]byte(`{"name":"k1","name":"k2","cipher":null,"attributes":{"n":1},"material":"!!!",` +
+		`"u":[{"a":null}]}`))
+	if err != nil || c.Name != "k2" || c.Cipher != "" || !c.BadAttribute || c.Material == nil || len(c.Material) != 0 {
 		t.Errorf("got %+v, %v", c, err)
 	}
 	es := []claviger.EDEK{{Version: "k@1", IV: make([]byte, 16), Material: []byte{0xfb, 0xff}},
@@ -132,7 +138,7 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestOwnMemory: servers wipe bodies while what was read is still in use.
+// TestOwnMemory: a reader's result stays valid after the body is wiped.
 func TestOwnMemory(t *testing.T) {
 	for what, read := range map[string]func([]byte) (any, error){
 		"create": func(b []byte) (any, error) { return ReadCreate(b) },
@@ -180,11 +186,11 @@ func TestAnswers(t *testing.T) {
 		t.Errorf("exception %+v", e)
 	}
 	if ReadException([]byte("<html>")) != nil {
-		t.Error("HTML was taken for an exception")
+		t.Error("HTML was accepted as an exception")
 	}
 }
 
-// TestStrings holds appendString to what any JSON reader makes of it.
+// TestStrings: encoding/json reads the strings of appendString.
 func TestStrings(t *testing.T) {
 	for _, s := range []string{"", "plain", "\x00\x1f\"\\/\n\r\t", "ü€😀", "a\xffb\xe2\x82"} {
 		var got string
@@ -241,7 +247,8 @@ func BenchmarkAppendReencrypted1000(b *testing.B) {
 		for b.Loop() {
 			items := make([]item, len(fresh))
 			for i, e := range fresh {
-				items[i] = item{e.Version, urlSafe.EncodeToString(e.IV), inner{EEK, "k", urlSafe.EncodeToString(e.Material)}}
+				items[i] = item{e.Version, urlSafe.EncodeToString(e.IV),
+					inner{EEK, "k", urlSafe.EncodeToString(e.Material)}}
 			}
 			if _, err := json.Marshal(items); err != nil {
 				b.Fatal(err)

@@ -54,8 +54,8 @@ func dribble(conn net.Conn, text string) (stop func()) {
 	return func() { close(ended); group.Wait() }
 }
 
-// cutOff sends first, and demands that the server closes the connection not at once, and
-// soon.
+// cutOff sends first. The server must close the connection after a short time, but not at
+// once.
 func cutOff(t *testing.T, addr, first, drop string) {
 	t.Helper()
 	conn := dial(t, addr)
@@ -142,18 +142,18 @@ func TestMaxConnections(t *testing.T) {
 	}
 	began := time.Now()
 	if got := status(t, addr, goodRequest); got != 0 || time.Since(began) > 5*time.Second {
-		t.Errorf("one too many is answered %d after %v", got, time.Since(began))
+		t.Errorf("the connection over the limit is answered %d after %v", got, time.Since(began))
 	}
 	_ = open[0].Close()
 	for tries := 0; status(t, addr, goodRequest) != http.StatusOK; tries++ {
 		if tries == 200 {
-			t.Fatal("a connection that has ended gives no room")
+			t.Fatal("a connection that has ended still counts")
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 }
 
-// page requests a page over the connection; "" where it was closed.
+// page requests a page over the connection; "" if it was closed.
 func page(t *testing.T, conn net.Conn, path string) string {
 	t.Helper()
 	_, _ = io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: kms\r\n\r\n") // the server may have closed it
@@ -199,7 +199,7 @@ func TestConnectionsOfOneAddress(t *testing.T) {
 		if time.Since(began) > time.Second {
 			t.Skip("the machine is too busy: the server has cut off the slow connections meanwhile")
 		}
-		t.Errorf("one address has one more than its limit: %q", got)
+		t.Errorf("one address has one more connection than its limit: %q", got)
 	}
 	if got := page(t, from(t, "127.0.0.3", addr), "/healthz"); got != "ok\n" {
 		t.Errorf("another address: %q", got)
@@ -231,7 +231,7 @@ func TestConnectionsOfOneAddress(t *testing.T) {
 	// The silent connections are cut off, and the address can open others.
 	for tries := 0; page(t, from(t, "127.0.0.2", addr), "/healthz") != "ok\n"; tries++ {
 		if tries == 100 {
-			t.Fatal("silent connections keep their places")
+			t.Fatal("silent connections still count")
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -247,8 +247,8 @@ func descriptors(t *testing.T) int {
 	return len(list)
 }
 
-// leavesNothing opens total connections, atOnce at a time, calls speak on each, ends half of
-// them by a reset, and demands that no goroutine and no descriptor is left.
+// leavesNothing opens total connections, atOnce at a time, calls speak on each, and ends half
+// of them by a reset. No goroutine and no descriptor may be left.
 func leavesNothing(t *testing.T, addr string, total, atOnce int, speak func(i int, conn net.Conn)) {
 	t.Helper()
 	goroutines, open := runtime.NumGoroutine(), descriptors(t)

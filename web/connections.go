@@ -17,7 +17,7 @@ import (
 )
 
 // ConnectionLimits bound the connections of a server: of all clients together, and of each
-// address, so that a client cannot take all of them before it has proved who it is.
+// address, so that a client that is not authenticated cannot take all of them.
 type ConnectionLimits struct {
 	// Total is the limit of all clients together. It is at least 1.
 	Total int64
@@ -34,7 +34,7 @@ type ConnectionLimits struct {
 // Loopback is the default of the unlimited addresses: a proxy on the same host.
 const Loopback = "127.0.0.1,::1"
 
-// PerAddress checks a limit of one address. set is false where no value was configured; the
+// PerAddress checks a limit of one address. set is false if no value is configured; the
 // limit then is half of total, rounded up.
 func PerAddress(value int64, set bool, total int64) (int64, error) {
 	switch {
@@ -138,7 +138,7 @@ type refusal struct {
 // refusalInterval is how often refusals are logged, and how long Check reports one.
 const refusalInterval = time.Minute
 
-// NewConnections makes the connections of a server. It lowers the limits where the process
+// NewConnections makes the connections of a server. It lowers the limits if the process
 // may not open that many files.
 func NewConnections(limits ConnectionLimits, log *slog.Logger) *Connections {
 	return &Connections{ConnectionLimits: limits.withinDescriptors(log), log: log, byAddress: map[netip.Addr]int64{},
@@ -191,7 +191,7 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 }
 
 // limitedAddress returns the address or IPv6 network that the limit of one address counts
-// the connection for; the zero address where there is no such limit.
+// the connection for; the zero address if there is no such limit.
 func (c *Connections) limitedAddress(conn net.Conn) netip.Addr {
 	tcp, ok := conn.RemoteAddr().(*net.TCPAddr)
 	if !ok || c.PerAddress == 0 {
@@ -209,7 +209,7 @@ func (c *Connections) limitedAddress(conn net.Conn) netip.Addr {
 	return a
 }
 
-// enter counts a connection of an address, and returns false where it is over a limit.
+// enter counts a connection of an address, and returns false if it is over a limit.
 func (c *Connections) enter(a netip.Addr) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -238,7 +238,7 @@ func (c *Connections) enter(a netip.Addr) bool {
 	return true
 }
 
-// reservedPart: one in reservedPart connections is reserved for unlimited addresses, which
+// reservedPart says that one in reservedPart connections is reserved for unlimited addresses, which
 // are balancers and the probes of this host.
 const reservedPart = 16
 
@@ -262,7 +262,7 @@ func (r *refusal) record(from netip.Addr) bool {
 	return true
 }
 
-// leave is the end of a connection that enter has counted.
+// leave counts the end of a connection that enter has counted.
 func (c *Connections) leave(a netip.Addr) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

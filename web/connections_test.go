@@ -30,8 +30,8 @@ func from(t *testing.T, source, addr string) net.Conn {
 }
 
 // TestConnectionsOfTwoAddresses: two addresses, as one host with IPv4 and IPv6 has, leave
-// room for others, and all together leave some for addresses without a limit. What is
-// given back can be had again. A limit of more than half is what the operator wants.
+// room for others, and all together leave some for addresses without a limit. A
+// connection that has ended can be opened again. A limit of more than half counts as it is.
 func TestConnectionsOfTwoAddresses(t *testing.T) {
 	const most = 128
 	limits := ConnectionLimits{Total: most, PerAddress: most / 2}
@@ -59,7 +59,7 @@ func TestConnectionsOfTwoAddresses(t *testing.T) {
 		}
 	}
 	if l.enter(netip.Addr{}) {
-		t.Error("more connections than may be")
+		t.Error("more connections than the limit")
 	}
 	for range most / 16 {
 		l.leave(netip.Addr{})
@@ -68,7 +68,7 @@ func TestConnectionsOfTwoAddresses(t *testing.T) {
 		l.leave(netip.MustParseAddr("10.0.0.0"))
 	}
 	if got := fill("10.0.0.9"); got < 30 {
-		t.Errorf("%d connections of those that were given back", got)
+		t.Errorf("%d connections after others have ended", got)
 	}
 
 	limits.PerAddress = most - 20
@@ -110,7 +110,7 @@ func TestHandshakesOfOneAddress(t *testing.T) {
 			break
 		}
 		if tries == 1000 {
-			t.Fatal("half a handshake keeps its place")
+			t.Fatal("half a handshake still counts")
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

@@ -15,7 +15,7 @@ const ExpiryNotice = 30 * 24 * time.Hour
 // expiryInterval is how often WarnOfExpiry checks the certificate.
 const expiryInterval = 12 * time.Hour
 
-// CheckExpiry fails where a server's certificate has ended or will end within ExpiryNotice.
+// CheckExpiry fails if a server's certificate has ended or will end within ExpiryNotice.
 func CheckExpiry(certificate func() (*x509.Certificate, error), now time.Time) error {
 	cert, err := certificate()
 	if err != nil {

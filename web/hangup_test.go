@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// TestOnHangup: a SIGHUP that comes at once is heard and ends no process, and stop waits for the call.
+// TestOnHangup: a SIGHUP directly after OnHangup calls the function and does not end the process, and stop waits for the
+// call.
 func TestOnHangup(t *testing.T) {
 	calls := make(chan struct{}, 1)
 	stop := OnHangup(func() { calls <- struct{}{} })
@@ -18,7 +19,7 @@ func TestOnHangup(t *testing.T) {
 		select {
 		case <-calls:
 		case <-time.After(30 * time.Second):
-			t.Fatal("SIGHUP was not heard")
+			t.Fatal("SIGHUP did not call the function")
 		}
 	}
 	stop()

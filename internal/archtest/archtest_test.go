@@ -33,11 +33,11 @@ func TestPackages(t *testing.T) {
 	}
 }
 
-// maxLines is how long a file may be. A longer one is named, with the reason,
-// in its package's comment.
+// maxLines is the greatest length of a file. The package comment must name a longer file,
+// with the reason.
 const maxLines = 600
 
-// isFace tells the rooms that may write an HTTP status.
+// isFace reports whether a room may write HTTP statuses.
 func isFace(room string) bool {
 	return slices.Contains([]string{"kmsapi", "console", "trustee/server", "keyhsm", "web"}, room)
 }
@@ -61,7 +61,7 @@ func TestFiles(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, pos := range initFunctions(f) {
-				t.Errorf("%s: an init function: build the value where it is used, in sight", set.Position(pos))
+				t.Errorf("%s: an init function: build the value where it is used", set.Position(pos))
 			}
 			inTest := strings.HasSuffix(name, "_test.go")
 			if !inTest && !isFace(p.room()) && !strings.HasPrefix(p.room(), "test/") {
@@ -73,7 +73,7 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-// packageComment is the whole comment; `go list` gives its first sentence only.
+// packageComment returns the whole package comment; `go list` returns only its first sentence.
 func packageComment(t *testing.T, p *pkg) string {
 	t.Helper()
 	var all strings.Builder
@@ -148,8 +148,8 @@ func h(w http.ResponseWriter) { http.Error(w, "no", 500); w.WriteHeader(403) }
 	}
 }
 
-// TestFuzzSeeds demands that every fuzz target has seeds beside it, so that an
-// ordinary test run exercises the parser with more than nothing.
+// TestFuzzSeeds: every fuzz target has seeds, so that a normal test run tests the parser
+// with some input.
 func TestFuzzSeeds(t *testing.T) {
 	targets := 0
 	for _, p := range packages(t) {
@@ -179,8 +179,8 @@ func TestFuzzSeeds(t *testing.T) {
 	}
 }
 
-// TestDirectDependencies holds go.mod, what the code imports, and the table of
-// docs/ARCHITECTURE.md to one another: each direct dependency has its reason.
+// TestDirectDependencies: go.mod, the imports of the code, and the table of
+// docs/ARCHITECTURE.md have the same direct dependencies, and each has a reason.
 func TestDirectDependencies(t *testing.T) {
 	root := moduleRoot(t)
 	mod, err := os.ReadFile(filepath.Join(root, "go.mod"))
@@ -236,7 +236,7 @@ func TestDirectDependencies(t *testing.T) {
 var requireLine = regexp.MustCompile(
 	`^\s*(?:require\s+)?([a-zA-Z0-9./_~-]+\.[a-zA-Z0-9./_~-]+) v\S+( // indirect)?\s*$`)
 
-// requirements maps each module of go.mod to whether it is marked indirect.
+// requirements returns the modules of go.mod; the value is true for an indirect one.
 func requirements(t *testing.T, mod string) map[string]bool {
 	t.Helper()
 	required := map[string]bool{}
@@ -251,7 +251,7 @@ func requirements(t *testing.T, mod string) map[string]bool {
 	return required
 }
 
-// moduleOf is the longest module path that importPath lies in.
+// moduleOf returns the module of an import path: the longest that contains it.
 func moduleOf(importPath string, modules map[string]bool) string {
 	best := ""
 	for m := range modules {
@@ -296,7 +296,7 @@ func TestDependencyTable(t *testing.T) {
 	}
 }
 
-// machinePaths are beginnings of paths that exist on one machine only.
+// machinePaths match the beginnings of paths that exist on only one machine.
 var machinePaths = regexp.MustCompile(
 	strings.Join([]string{`/wo` + `rk/`, `/tmp/l` + `ab`, `/ro` + `ot/\.`, `\.\./sh` + `ared`}, "|"))
 

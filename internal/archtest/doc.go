@@ -1,4 +1,4 @@
-// Package archtest holds tests of the project's own shape: who may import
-// whom, which packages may speak HTTP statuses, which dependencies there are
-// and why. docs/ARCHITECTURE.md states the rules; the tests here keep them true.
+// Package archtest tests the structure of the project: which package may import which,
+// which packages may write HTTP statuses, and which dependencies there are and why.
+// docs/ARCHITECTURE.md states the rules.
 package archtest

@@ -43,7 +43,7 @@ func TestRoomTable(t *testing.T) {
 			room = "."
 		}
 		if !rows[room] {
-			t.Errorf("docs/ARCHITECTURE.md has no row for %s: say in one line what is in it", room)
+			t.Errorf("docs/ARCHITECTURE.md has no row for %s: describe it in one line", room)
 		}
 		delete(rows, room)
 	}
@@ -52,10 +52,10 @@ func TestRoomTable(t *testing.T) {
 	}
 }
 
-// maxColumns is how long a line may be, in pages as in code.
+// maxColumns is the greatest length of a line, in pages and in code.
 const maxColumns = 120
 
-// generatedPages are written by tests, one row for each thing.
+// generatedPages are written by tests, with one row for each item.
 var generatedPages = []string{"docs/settings.md", "docs/cli.md"}
 
 // TestPageColumns: a line of a page has at most 120 columns. A code block shows what a
@@ -106,7 +106,7 @@ func longLines(text string) (numbers []int) {
 	return numbers
 }
 
-// TestPageColumnsBite shows the checker what it must find, and what not.
+// TestPageColumnsBite: the checker finds long lines, and no others.
 func TestPageColumnsBite(t *testing.T) {
 	long := strings.Repeat("word ", 25)
 	page := long + "\n| " + long + " |\n```\n" + long + "\n```\n- `" + long + "`,\nshort\n"
@@ -133,7 +133,7 @@ func TestNamesDocumented(t *testing.T) {
 	}
 }
 
-// wellKnown are methods of the standard library's interfaces: their comment is there.
+// wellKnown are methods of the standard library's interfaces, which have their comment there.
 var wellKnown = []string{"Error", "Unwrap", "Is", "As", "String", "Len", "Less", "Swap", "Read", "Write", "Close",
 	"Format", "GoString", "MarshalJSON", "UnmarshalJSON", "MarshalText", "UnmarshalText", "LogValue", "ServeHTTP",
 	"Handle", "Enabled", "WithAttrs", "WithGroup", "WriteHeader", "Header", "Flush", "Timeout", "Temporary", "Push",
@@ -184,7 +184,7 @@ func undocumentedSpec(d *ast.GenDecl, spec ast.Spec) (found []*ast.Ident) {
 	return found
 }
 
-// TestNamesDocumentedBites shows the checker names without a comment.
+// TestNamesDocumentedBites: the checker finds names without a comment.
 func TestNamesDocumentedBites(t *testing.T) {
 	f, err := parser.ParseFile(token.NewFileSet(), "x.go", `package x
 func A() {}

@@ -10,12 +10,11 @@ import (
 	"testing"
 )
 
-// rawWrites are the calls by which a program writes what may not outlast a power
-// cut, or syncs it by hand.
+// rawWrites are calls that write data which a power cut may destroy, or that sync it.
 var rawWrites = []string{"Rename", "Link", "Symlink", "WriteFile", "CreateTemp", "MkdirTemp", "Mkdir", "MkdirAll",
 	"Create", "Truncate"}
 
-// mayWrite says which files write without package durable, and why.
+// mayWrite lists the files that may write without package durable, with the reasons.
 var mayWrite = map[string]string{
 	"cmd/claviger/demo.go": "the demo's folder ends with it",
 	"trustee/backup/backup.go": "a restoration works in a temporary folder, which " +
@@ -26,8 +25,8 @@ var mayWrite = map[string]string{
 	"trustee/replica/peer.go": "a copy from the other trustee is read and removed by the process that wrote it",
 }
 
-// TestDurable: what must last is written by package durable, whose suite holds each
-// sync and each error.
+// TestDurable: package durable writes all data that must survive a power cut. Its suite
+// tests each sync and each error.
 func TestDurable(t *testing.T) {
 	for _, p := range packages(t) {
 		room := p.room()
@@ -55,8 +54,8 @@ func TestDurable(t *testing.T) {
 	}
 }
 
-// rawWritesOf finds os.Rename and its like, and syncs by hand where a source file
-// opens files without package durable.
+// rawWritesOf finds calls such as os.Rename, and calls of Sync in a source file that opens
+// files without package durable.
 func rawWritesOf(f *ast.File) []token.Pos {
 	opens := calls(f, func(recv, name string, _ int) bool {
 		return recv == "os" && slices.Contains([]string{"Open", "OpenFile", "Create", "CreateTemp"}, name)
@@ -97,7 +96,7 @@ func calls(f *ast.File, wanted func(recv, name string, args int) bool) (found []
 	return found
 }
 
-// TestDurableBites shows the checker what it must find.
+// TestDurableBites: the checker finds raw writes.
 func TestDurableBites(t *testing.T) {
 	f, err := parser.ParseFile(token.NewFileSet(), "x.go", `package x
 func f(tmp *os.File) {

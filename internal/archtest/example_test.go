@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// noExample says why a package has no runnable example.
+// noExample has the reasons why packages have no runnable example.
 var noExample = map[string]string{
 	"buildinfo":                "its output differs with each build",
 	"demo":                     "it plays with real servers, for a minute",
@@ -61,7 +61,7 @@ func TestExamples(t *testing.T) {
 		}
 		switch reason := noExample[room]; {
 		case !has && reason == "":
-			t.Errorf("%s has no example with an output: add one, or say in noExample why there is none", p.ImportPath)
+			t.Errorf("%s has no example with an output: add one, or add the reason to noExample", p.ImportPath)
 		case has && reason != "":
 			t.Errorf("%s has an example: take it out of noExample", p.ImportPath)
 		}

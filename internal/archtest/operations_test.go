@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestOperations: the operation of an error names its package. Where two packages have one name,
-// as the stores in SQLite have, it names the path, so that a log tells them apart.
+// TestOperations: the operation of an error names its package. If two packages have the same
+// name, such as the stores in SQLite, the operation has the path, to be clear in a log.
 func TestOperations(t *testing.T) {
 	named := map[string]int{}
 	for _, p := range packages(t) {

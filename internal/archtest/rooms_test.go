@@ -16,7 +16,7 @@ import (
 
 const module = "claviger"
 
-// pkg is what `go list -json` tells of a package, as far as it matters here.
+// pkg has the fields of `go list -json` that these tests use.
 type pkg struct {
 	Dir          string
 	ImportPath   string
@@ -31,19 +31,19 @@ type pkg struct {
 	Error        *struct{ Err string }
 }
 
-// room is the import path without the module: "provider/hsm"; "" is the root.
+// room returns the import path without the module: "provider/hsm"; "" is the root.
 func (p *pkg) room() string { return roomOf(p.ImportPath) }
 
 func roomOf(importPath string) string {
 	return strings.TrimPrefix(strings.TrimPrefix(importPath, module), "/")
 }
 
-// sources are the files that end up in the program.
+// sources returns the files of the program, without tests.
 func (p *pkg) sources() []string { return slices.Concat(p.GoFiles, p.CgoFiles) }
 
 func (p *pkg) allFiles() []string { return slices.Concat(p.sources(), p.TestGoFiles, p.XTestGoFiles) }
 
-// ours lists the rooms among import paths.
+// ours returns the rooms among import paths.
 func ours(imports []string) []string {
 	var rooms []string
 	for _, i := range imports {
@@ -95,8 +95,8 @@ func packages(t *testing.T) []*pkg {
 	return all
 }
 
-// A rule names the rooms that a room may import of ours. Patterns: "x" is x
-// itself, "x/*" what lies under it, "" the root package.
+// A rule names the rooms that a room may import. Patterns: "x" is room x, "x/*" is
+// every room below x, "" is the root package.
 type rule struct {
 	room string
 	may  []string
@@ -105,29 +105,29 @@ type rule struct {
 
 var contracts = []string{"provider", "metastore", "authz", "audit"}
 
-// rules holds every room. The first that matches a package counts; a package
-// without a rule fails the test, so that a new room gets its place on purpose.
+// rules has a rule for every room. The first rule that matches a package counts. A
+// package without a rule fails the test, so that nobody adds a room by accident.
 var rules = []rule{
-	{"", []string{"secret"}, "the root package holds words that all share; it imports the standard library and secret"},
-	{"secret", []string{"typo"}, "secret is below everything but the comparison of words"},
-	{"typo", nil, "it compares words, and knows none"},
-	{"shares", nil, "a semaphore knows no users but by name, and nothing of what it limits"},
+	{"", []string{"secret"}, "the root package has types that all rooms use; it imports the standard library and secret"},
+	{"secret", []string{"typo"}, "every room may import secret, so secret imports only the comparison of words"},
+	{"typo", nil, "it compares words that it gets"},
+	{"shares", nil, "a semaphore knows the names of its users, and not what it limits"},
 	{"owner", nil, "owner knows files and processes"},
-	{"filestamp", nil, "it looks at files, and knows none"},
-	{"durable", nil, "durable knows files, and not what they hold"},
-	{"durable/durabletest", []string{"durable"}, "the suite knows the seam alone"},
-	{"terminal", []string{""}, "it shows what commands give it, and knows nothing of what they do"},
+	{"filestamp", nil, "it reads the state of any file"},
+	{"durable", nil, "durable knows files, and not their content"},
+	{"durable/durabletest", []string{"durable"}, "the suite knows only the package that it tests"},
+	{"terminal", []string{""}, "it shows the output of commands, and does not know what they do"},
 	{"provider", []string{"", "secret"}, "a contract imports only the root and secret"},
 	{"metastore", []string{"", "secret", "owner"}, "a contract imports only the root, secret and owner"},
 	{"authz", []string{"", "secret", "filestamp", "typo"},
 		"a contract imports only the root and secret; it follows a file"},
 	{"audit", []string{"", "secret", "durable"}, "a contract imports only the root and secret"},
-	{"eek", []string{"", "secret"}, "key arithmetic needs something that encrypts blocks, and knows no provider"},
+	{"eek", []string{"", "secret"}, "key arithmetic needs an interface that encrypts blocks, and knows no provider"},
 	{"pkcs11", []string{"", "secret", "durable"}, "pkcs11 knows no Hadoop"},
 	{"keyhsm", []string{"", "secret", "pkcs11", "keystore", "durable", "web"},
-		"Key HSM knows its token, and nothing of trustees and Hadoop"},
+		"Key HSM knows its token, and neither trustees nor Hadoop"},
 	{"keyhsm/host", []string{"", "secret", "keyhsm", "pkcs11", "durable", "owner", "web", "console", "buildinfo",
-		"internal/softhsm"}, "it wires a Key HSM, as cmd does, and knows nothing of trustees and Hadoop"},
+		"internal/softhsm"}, "it wires a Key HSM, as cmd does, and knows neither trustees nor Hadoop"},
 	{"web", []string{"", "secret", "keystore", "durable"},
 		"web serves any handler: it knows no keys, no providers and no configuration files"},
 	{"gssapi", []string{"", "secret"}, "the binding to the Kerberos library knows no HTTP and no Hadoop"},
@@ -136,11 +136,11 @@ var rules = []rule{
 	{"hadoopconf", []string{"", "secret", "typo"}, "Hadoop's configuration files are a codec"},
 	{"writable", nil, "a codec of Hadoop's Writables knows nothing else"},
 	{"zookeeper", []string{"", "secret", "metastore", "writable"},
-		"it keeps what the contract of shared things says, and knows no Kerberos: who opens it brings that"},
+		"it implements the contract of shared data, and knows no Kerberos: its caller passes that"},
 	{"provider/providertest", []string{"", "secret", "provider", "eek"},
 		"the suite knows the contract and the arithmetic that it checks"},
 	{"provider/builtin", []string{"", "secret", "provider", "provider/*", "metastore", "metastore/location",
-		"hadoopconf", "pkcs11"}, "the one list of providers, and of the files behind one"},
+		"hadoopconf", "pkcs11"}, "the one list of providers, and of their files"},
 	{"provider/hsm", []string{"", "secret", "provider", "metastore", "pkcs11", "eek", "shares"},
 		"a provider imports contracts and its codec"},
 	{"provider/jceks", []string{"", "secret", "provider", "keystore", "eek", "durable", "owner"},
@@ -148,9 +148,9 @@ var rules = []rule{
 	{"provider/kmsclient", []string{"", "secret", "provider", "kmswire", "hadoopconf", "eek"},
 		"a provider imports contracts and its codec"},
 	{"provider/memory", []string{"", "secret", "provider", "eek"}, "a provider imports contracts and its codec"},
-	{"metastore/storetest", []string{"", "secret", "metastore", "owner"}, "the suite knows the contract alone"},
-	{"pgdb", []string{"", "secret"}, "a database knows nothing of what stores keep in it"},
-	{"sqlitedb", []string{"", "durable", "owner"}, "a database knows nothing of what stores keep in it"},
+	{"metastore/storetest", []string{"", "secret", "metastore", "owner"}, "the suite knows only the contract"},
+	{"pgdb", []string{"", "secret"}, "a database does not know the data of its stores"},
+	{"sqlitedb", []string{"", "durable", "owner"}, "a database does not know the data of its stores"},
 	{"metastore/postgres", []string{"", "secret", "metastore", "owner", "pgdb", "durable"},
 		"a store knows the contract alone, and its database"},
 	{"metastore/sqlite", []string{"", "secret", "metastore", "owner", "sqlitedb", "durable"},
@@ -158,41 +158,41 @@ var rules = []rule{
 	{"metastore/location", []string{"", "secret", "provider", "hadoopconf", "metastore", "metastore/*", "durable"},
 		"the one list of stores; it knows the contract of providers for the place of a keystore file"},
 	{"trustee", []string{"", "secret", "durable"},
-		"what the trustee and its clients share knows neither keys nor Hadoop"},
+		"the protocol of the trustee and its clients knows neither keys nor Hadoop"},
 	{"trustee/server", []string{"", "secret", "typo", "trustee", "keyhsm", "shares"},
-		"a face: it knows the protocol, its store's contract, the Key HSM, and how turns are shared out"},
+		"a face: it knows the protocol, the contract of its store, the Key HSM, and fair shares of slots"},
 	{"trustee/replica", []string{"", "typo", "trustee", "trustee/server"},
-		"one of two servers: it knows the protocol, the contract of stores, and what a server wants of it"},
+		"one of two servers: it knows the protocol, the contract of stores, and the interface of a server"},
 	{"trustee/location", []string{"", "trustee", "trustee/server", "trustee/replica", "trustee/server/*", "durable",
-		"keystore", "owner"}, "it makes and opens what a trustee's folder names, and is the one list of its stores"},
+		"keystore", "owner"}, "it makes and opens the store of a trustee's folder, and has the one list of stores"},
 	{"trustee/host", []string{"", "secret", "trustee", "trustee/*", "keyhsm", "owner", "pgdb", "sqlitedb", "web",
-		"console", "buildinfo"}, "it wires a trustee, as cmd does, and knows nothing of Hadoop"},
+		"console", "buildinfo"}, "it wires a trustee, as cmd does, and does not know Hadoop"},
 	{"trustee/server/storetest", []string{"", "trustee", "trustee/server"}, "the suite knows the contract alone"},
-	{"pgdb/pgdbtest", []string{"", "durable", "pgdb"}, "the suite knows what it tests"},
+	{"pgdb/pgdbtest", []string{"", "durable", "pgdb"}, "the suite knows only the package that it tests"},
 	{"trustee/server/postgres", []string{"", "secret", "trustee", "trustee/server", "pgdb"},
 		"a store knows the contract alone, and its database"},
 	{"trustee/server/sqlite", []string{"", "secret", "trustee", "trustee/server", "trustee/replica",
 		"sqlitedb", "durable"}, "a store knows the contract alone, and its database"},
 	{"trustee/backup", []string{"", "secret", "trustee", "trustee/server", "durable"},
-		"it knows a folder, and a store by its contract"},
+		"it knows a folder, and the contract of a store"},
 	{"provider/keytrustee", []string{"", "secret", "typo", "provider", "trustee", "hadoopconf", "eek", "durable",
 		"owner", "filestamp"}, "a provider imports contracts and its codec; it marks, locks and watches a folder"},
 	{"keyring", append([]string{"", "secret", "eek", "shares"}, contracts...), "keyring imports contracts and eek"},
 	{"authn", append([]string{"", "secret", "writable", "hadoopconf", "gssapi"}, contracts...),
-		"who is it: no keys, no HTTP statuses"},
+		"authentication knows no keys and no HTTP statuses"},
 	{"migrate", append([]string{"", "secret", "typo", "eek"}, contracts...), "the engine works on contracts"},
 	{"migrate/report", []string{"", "hadoopconf", "migrate"},
-		"it words what the engine found, and finds nothing itself"},
+		"it only writes texts about the results of the engine"},
 	{"migrate/shred", []string{"", "durable", "owner", "hadoopconf", "trustee", "provider/keytrustee", "migrate"},
 		"it knows the files of a Key Trustee KMS, and neither keys nor stores"},
 	{"recovery", []string{"", "typo", "owner", "hadoopconf", "provider", "provider/builtin",
 		"provider/hsm", "metastore", "metastore/*"},
-		"it joins a store and a token, both of which it opens; it knows no server, and prints nothing"},
+		"it opens a store and a token, and repairs them together; it knows no server, and prints nothing"},
 	{"kmsapi", append([]string{"", "secret", "keyring", "kmswire", "authn", "eek", "shares"}, contracts...),
 		"a face imports keyring; it knows no provider"},
-	{"buildinfo", []string{"console"}, "which build this is; shown in a log and on the console"},
+	{"buildinfo", []string{"console"}, "it shows the version of the build in a log and on the console"},
 	{"console", []string{"", "secret", "metastore", "web"},
-		"a face: it shows what others measure, and knows no keys"},
+		"a face: it shows the measurements of other rooms, and knows no keys"},
 	{"kms", []string{"", "audit", "authn", "authz", "buildinfo", "console", "filestamp", "gssapi", "hadoopconf",
 		"keyring", "keystore", "kmsapi", "metastore", "metastore/location", "migrate", "migrate/shred", "owner", "pgdb",
 		"pkcs11", "provider", "provider/builtin", "provider/hsm", "provider/keytrustee", "provider/kmsclient", "secret",
@@ -258,7 +258,7 @@ func TestImportRules(t *testing.T) {
 	}
 }
 
-// importers are the rooms that may import kms, which wires and so stands above all others.
+// importers are the rooms that may import kms. It wires the other rooms, so they must not import it.
 var importers = []string{"cmd/*", "kms/*", "demo", "bench", "test/*"}
 
 func TestImportersOfKMS(t *testing.T) {
@@ -267,7 +267,7 @@ func TestImportersOfKMS(t *testing.T) {
 			continue
 		}
 		if !slices.ContainsFunc(importers, func(pattern string) bool { return matches(pattern, p.room()) }) {
-			t.Errorf("%s imports kms, which commands alone import", p.ImportPath)
+			t.Errorf("%s imports kms, which only commands import", p.ImportPath)
 		}
 	}
 }
@@ -292,7 +292,7 @@ func TestDatabases(t *testing.T) {
 	}
 }
 
-// TestImportRulesBite shows the checker packages that break the design.
+// TestImportRulesBite: the checker finds imports that break the rules.
 func TestImportRulesBite(t *testing.T) {
 	for _, c := range []struct {
 		room, imports string

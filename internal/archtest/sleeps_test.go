@@ -10,9 +10,9 @@ import (
 	"testing"
 )
 
-// TestSleeps: a test does not sleep and hope. time.Sleep stands in a loop, where it is the pause between
-// two checks of a condition, or in a bubble of testing/synctest, where it takes no time; anywhere else a
-// comment on its line says why no condition can be waited for.
+// TestSleeps: a test waits for a condition. time.Sleep may be in a loop, as the pause between two checks
+// of a condition, or in a bubble of testing/synctest, where it takes no time. Elsewhere a comment on its
+// line must say why the test cannot wait for a condition.
 func TestSleeps(t *testing.T) {
 	for _, p := range packages(t) {
 		for _, name := range append(p.TestGoFiles, p.XTestGoFiles...) {
@@ -37,7 +37,7 @@ func TestSleeps(t *testing.T) {
 }
 
 // bareSleeps lists the lines with a time.Sleep outside of loops and bubbles. In a file that uses
-// testing/synctest every sleep counts as one in a bubble.
+// testing/synctest every sleep counts as inside a bubble.
 func bareSleeps(fset *token.FileSet, f *ast.File) (lines []int) {
 	for _, i := range f.Imports {
 		if strings.Trim(i.Path.Value, `"`) == "testing/synctest" {
@@ -53,7 +53,7 @@ func bareSleeps(fset *token.FileSet, f *ast.File) (lines []int) {
 					walk(x, true)
 				}
 				return x == n
-			case *ast.RangeStmt: // for range 100 {: so many tries
+			case *ast.RangeStmt: // for range 100 {: a loop with a number of tries
 				if x != n {
 					walk(x, x.Key == nil)
 				}
@@ -75,7 +75,7 @@ func bareSleeps(fset *token.FileSet, f *ast.File) (lines []int) {
 	return lines
 }
 
-// TestSleepsAreFound holds the rule against sleeps of each kind.
+// TestSleepsAreFound tests the rule with sleeps of each kind.
 func TestSleepsAreFound(t *testing.T) {
 	const source = `package p
 

@@ -1,5 +1,5 @@
-// Package certtest makes certificates for tests: an authority of their own, what
-// it issues, and the truststore that Java's clients read.
+// Package certtest makes certificates for tests: an authority, certificates of that
+// authority, and a truststore for Java's clients.
 package certtest
 
 import (
@@ -19,14 +19,14 @@ import (
 	"software.sslmate.com/src/go-pkcs12"
 )
 
-// Password is that of PKCS#12 files. Java wants one of truststores too.
+// Password is the password of PKCS#12 files. Java needs one even for truststores.
 const Password = "changeit"
 
-// Authority is a certificate authority that lives for a test.
+// Authority is a certificate authority for one test.
 type Authority struct {
-	// CA is the file of its certificate, in PEM.
+	// CA is the path of its certificate, in PEM.
 	CA string
-	// Begins and Ends bound what it issues from now on; zero is its own time.
+	// Begins and Ends bound the validity of new certificates; zero means the authority's own.
 	Begins, Ends time.Time
 
 	t      testing.TB
@@ -56,8 +56,8 @@ func New(t testing.TB, dir string) *Authority {
 	return a
 }
 
-// Issue makes a key and a certificate, for servers and clients, that is good for
-// hosts (names and addresses), and returns the file NAME.pem of both.
+// Issue makes a key and a certificate for servers and clients that is valid for hosts
+// (names and addresses). It returns the path of NAME.pem, which has both.
 func (a *Authority) Issue(name string, hosts ...string) string {
 	a.t.Helper()
 	key, cert := a.issue(name, hosts)
@@ -69,7 +69,7 @@ func (a *Authority) Issue(name string, hosts ...string) string {
 		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...))
 }
 
-// Keystore is Issue for Java's servers: a PKCS#12 file, under Password.
+// Keystore is Issue for Java's servers: a PKCS#12 file with Password.
 func (a *Authority) Keystore(name string, hosts ...string) string {
 	a.t.Helper()
 	key, cert := a.issue(name, hosts)
@@ -114,7 +114,7 @@ func (a *Authority) issue(name string, hosts []string) (*ecdsa.PrivateKey, *x509
 	return key, cert
 }
 
-// Truststore makes a PKCS#12 file that holds the authority, under Password.
+// Truststore makes a PKCS#12 file with the authority's certificate and Password.
 func (a *Authority) Truststore() string {
 	a.t.Helper()
 	p12, err := pkcs12.Modern.EncodeTrustStore([]*x509.Certificate{a.cert}, Password)
@@ -124,7 +124,7 @@ func (a *Authority) Truststore() string {
 	return a.write("trust.p12", p12)
 }
 
-// Pool holds the authority, for Go's clients.
+// Pool returns a pool with the authority's certificate, for Go's clients.
 func (a *Authority) Pool() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AddCert(a.cert)

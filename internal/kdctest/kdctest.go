@@ -1,6 +1,6 @@
-// Package kdctest runs a real MIT KDC for tests: a realm of its own on a free
-// port of loopback, with its database in the test's folder. No right of root is
-// needed. `make setup` installs krb5-kdc; without it a test fails, and says so.
+// Package kdctest runs a real MIT KDC for tests: a realm on a free port of loopback,
+// with its database in the test's folder. It needs no root rights. `make setup`
+// installs krb5-kdc; without krb5-kdc a test fails, and the error says that.
 package kdctest
 
 import (
@@ -24,10 +24,10 @@ const Realm = "EXAMPLE.TEST"
 
 // KDC is a running KDC.
 type KDC struct {
-	// Krb5Conf is the path of a krb5.conf that knows the realm: what processes get
-	// as KRB5_CONFIG, and Java as java.security.krb5.conf.
+	// Krb5Conf is the path of a krb5.conf with the realm, for processes (KRB5_CONFIG) and
+	// for Java (java.security.krb5.conf).
 	Krb5Conf string
-	// Dir is a folder for what belongs to it.
+	// Dir is the folder of its files.
 	Dir string
 
 	t              testing.TB
@@ -38,8 +38,8 @@ type KDC struct {
 // Start makes a realm and serves it until the test ends.
 func Start(t testing.TB) *KDC { t.Helper(); return StartRealm(t, Realm) }
 
-// StartRealm makes a realm of any name. Two may have the same one, and know
-// nothing of each other's keys.
+// StartRealm makes a realm with a name. Two realms may have the same name; they share no
+// keys.
 func StartRealm(t testing.TB, realm string) *KDC {
 	t.Helper()
 	if testing.Short() {
@@ -79,8 +79,8 @@ func StartRealm(t testing.TB, realm string) *KDC {
 	return k
 }
 
-// Conf writes a krb5.conf that knows the realm, for processes that bear with
-// clocks that differ by skew.
+// Conf writes a krb5.conf with the realm, for processes that tolerate a difference of
+// skew between clocks.
 func (k *KDC) Conf(name string, skew time.Duration) string {
 	k.t.Helper()
 	return k.write(name, fmt.Sprintf(`[libdefaults]
@@ -100,10 +100,11 @@ func (k *KDC) Conf(name string, skew time.Duration) string {
 `, k.realm, k.address, int(skew.Seconds())))
 }
 
-// Env is the environment of processes of the realm.
+// Env returns the environment of processes of the realm.
 func (k *KDC) Env() []string { return slices.Clone(k.env) }
 
-// program finds a tool, where only root looks for programs too; "" is nowhere.
+// program returns the path of a tool, also in the folders that only root's PATH has; ""
+// if it is not installed.
 func program(name string) string {
 	for _, p := range []string{name, "/usr/sbin/" + name} {
 		if path, err := exec.LookPath(p); err == nil {
@@ -123,14 +124,14 @@ func (k *KDC) serve(address string) {
 	defer log.Close()
 	cmd := exec.CommandContext(context.Background(), program("krb5kdc"), "-n", "-r", k.realm)
 	cmd.Env, cmd.Stdout, cmd.Stderr = k.env, log, log
-	// Pdeathsig: where the test binary itself is killed no cleanup runs.
+	// Pdeathsig ends the server even if the test binary is killed and no cleanup runs.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		k.t.Fatal(err)
 	}
 	k.t.Cleanup(func() {
-		_ = cmd.Process.Kill() // it may have ended
-		_ = cmd.Wait()         // by the signal
+		_ = cmd.Process.Kill() // it may have ended already
+		_ = cmd.Wait()         // Kill has ended it
 		if b, err := os.ReadFile(log.Name()); err == nil && k.t.Failed() {
 			k.t.Logf("end of the KDC's log:\n%s", b[max(0, len(b)-8<<10):])
 		}
@@ -156,7 +157,7 @@ func (k *KDC) write(name, text string) string {
 	return path
 }
 
-// run runs a tool that has to succeed.
+// run runs a tool, which must succeed.
 func (k *KDC) run(name string, args ...string) {
 	k.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -185,13 +186,13 @@ func (k *KDC) Admin(query string) {
 	k.run("kadmin.local", "-r", k.realm, "-q", query)
 }
 
-// Login gets a ticket by a keytab and returns the file that it is kept in.
+// Login gets a ticket with a keytab, and returns the path of the ticket cache.
 func (k *KDC) Login(keytab, principal string) string {
 	k.t.Helper()
 	return k.LoginFor(keytab, principal, time.Hour)
 }
 
-// LoginFor gets a ticket that is good for a time, of whole seconds.
+// LoginFor is Login with a lifetime of the ticket, in whole seconds.
 func (k *KDC) LoginFor(keytab, principal string, life time.Duration) string {
 	k.t.Helper()
 	path := filepath.Join(k.Dir, "cc_"+strings.ReplaceAll(principal, "/", "_")+"_"+life.String())

@@ -1,6 +1,5 @@
 // Package ldaptest runs a real OpenLDAP server for tests, on a free port of loopback.
-// Where slapd is missing the test is skipped, or fails if CLAVIGER_REQUIRE_LDAP says that
-// it must be there.
+// If slapd is missing, the test is skipped, or fails if CLAVIGER_REQUIRE_LDAP is set.
 package ldaptest
 
 import (
@@ -18,14 +17,14 @@ import (
 	"claviger/internal/porttest"
 )
 
-// User and Password are what a client binds with.
+// User and Password are the login of a client.
 const (
 	User     = "cn=reader,dc=example,dc=com"
 	Password = "read me"
 )
 
-// Server is a server of dc=example,dc=com that refuses anonymous clients. It ends with
-// the test.
+// Server is a server of dc=example,dc=com that refuses anonymous clients. The end of the
+// test stops it.
 type Server struct {
 	URL string
 
@@ -33,7 +32,7 @@ type Server struct {
 	cmd  *exec.Cmd
 }
 
-// Start starts a server that holds the entries of an LDIF text.
+// Start starts a server with the entries of an LDIF text.
 func Start(t *testing.T, ldif string) *Server {
 	t.Helper()
 	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin")
@@ -83,7 +82,7 @@ directory %s/db
 	return s
 }
 
-// Start starts the server again after Stop, with its entries and on its port.
+// Start starts the server again after Stop, with the same entries and port.
 func (s *Server) Start(t *testing.T) {
 	t.Helper()
 	s.cmd = exec.Command("slapd", "-d", "0", "-f", s.conf, "-h", s.URL) //nolint:noctx // stop ends it
@@ -109,7 +108,7 @@ func (s *Server) Start(t *testing.T) {
 func (s *Server) Stop() {
 	if s.cmd != nil {
 		_ = s.cmd.Process.Kill()
-		_ = s.cmd.Wait() // ended by the signal
+		_ = s.cmd.Wait() // Kill has ended it
 		s.cmd = nil
 	}
 }

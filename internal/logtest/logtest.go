@@ -1,4 +1,4 @@
-// Package logtest keeps a log for tests.
+// Package logtest has a log for tests.
 package logtest
 
 import (
@@ -6,21 +6,21 @@ import (
 	"sync"
 )
 
-// Buffer is a log that other goroutines write while a test reads it. The zero value is
-// ready for use.
+// Buffer is a log that a test can read while other goroutines write it. The zero value
+// is ready for use.
 type Buffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
 }
 
-// Write adds to the log.
+// Write appends to the log.
 func (l *Buffer) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.Write(p)
 }
 
-// String is what was written so far.
+// String returns the text of the log so far.
 func (l *Buffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

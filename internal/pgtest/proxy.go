@@ -8,10 +8,10 @@ import (
 	"testing"
 )
 
-// Proxy stands between a client and a server, and loses what passes when a test says so:
-// a network that swallows packets of some connections, or of all.
+// Proxy forwards connections of clients to a server. A test can make it hold the data of
+// some connections, or of all, like a network that loses packets.
 type Proxy struct {
-	// Addr is where it listens, "127.0.0.1:PORT".
+	// Addr is its address, "127.0.0.1:PORT".
 	Addr string
 
 	server string
@@ -22,7 +22,7 @@ type Proxy struct {
 	conns  map[net.Conn]struct{}
 }
 
-// NewProxy makes a proxy to a server, which ends with the test.
+// NewProxy makes a proxy to a server. The end of the test stops it.
 func NewProxy(t testing.TB, server string) *Proxy {
 	t.Helper()
 	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
@@ -56,13 +56,13 @@ func NewProxy(t testing.TB, server string) *Proxy {
 	return p
 }
 
-// Pass lets everything through, what was held back first.
+// Pass forwards all data again, the held data first.
 func (p *Proxy) Pass() { p.set(func(bool) bool { return false }) }
 
-// Hang holds everything back. Connections stay open.
+// Hang holds all data. Connections stay open.
 func (p *Proxy) Hang() { p.set(func(bool) bool { return true }) }
 
-// HangListening holds back what goes over connections that have sent LISTEN.
+// HangListening holds the data of connections that have sent LISTEN.
 func (p *Proxy) HangListening() { p.set(func(listening bool) bool { return listening }) }
 
 func (p *Proxy) set(hung func(bool) bool) {
@@ -75,7 +75,7 @@ func (p *Proxy) set(hung func(bool) bool) {
 // link is one connection.
 type link struct{ listening bool }
 
-// await returns once bytes may pass; false where the proxy has ended.
+// await waits until data may be forwarded. It returns false if the proxy has ended.
 func (p *Proxy) await(l *link, sent []byte) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -98,7 +98,7 @@ func (p *Proxy) serve(client net.Conn) {
 	l := &link{}
 	var wg sync.WaitGroup
 	pump := func(to, from net.Conn, asks bool) {
-		defer func() { _ = to.Close() }() // one half without the other is of no use
+		defer func() { _ = to.Close() }() // one direction is useless without the other
 		buf := make([]byte, 32<<10)
 		for {
 			n, err := from.Read(buf)

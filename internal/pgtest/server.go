@@ -23,22 +23,22 @@ import (
 )
 
 const (
-	// startTimeout bounds one start: two seconds alone on a machine.
+	// startTimeout bounds one start, which takes two seconds on an idle machine.
 	startTimeout = 60 * time.Second
-	// Superuser is let in without a password.
+	// Superuser needs no password.
 	Superuser = "postgres"
 )
 
-// settings make a server quick and small. What is killed here are processes, not
-// machines: the kernel keeps what was written, so fsync has nothing to do.
-// synchronous_commit stays on: a commit that was told of is there after a kill.
+// settings make a server fast and small. Tests kill processes, not machines: the kernel
+// keeps written data, so fsync is not needed. synchronous_commit stays on: a confirmed
+// commit survives a kill.
 var settings = []string{
 	"fsync=off", "full_page_writes=off", "shared_buffers=16MB", "max_connections=100",
 	"listen_addresses=127.0.0.1", "unix_socket_directories=", "log_min_messages=warning", "log_line_prefix=%m [%p] %d ",
 	"jit=off", "timezone=UTC",
 }
 
-// alone and replicated say whether others may follow what a server writes.
+// alone and replicated are the settings without and with replication.
 var (
 	alone      = []string{"wal_level=minimal", "max_wal_senders=0"}
 	replicated = []string{"wal_level=replica", "max_wal_senders=4"}
@@ -46,22 +46,22 @@ var (
 
 // Server is one PostgreSQL. Its methods are for one goroutine.
 type Server struct {
-	// Addr is where it answers, "127.0.0.1:PORT". It stays so over restarts.
+	// Addr is its address, "127.0.0.1:PORT". Restarts do not change it.
 	Addr string
-	// Log is the file of what it prints.
+	// Log is the path of its log.
 	Log string
 
 	dir, data string
 	programs  string
 	settings  []string
-	as        *syscall.Credential // nil: as ourselves
+	as        *syscall.Credential // nil: as this process
 	cmd       *exec.Cmd
 	exited    chan struct{} // closed once cmd.Wait returned
 	running   bool
 	databases int
 }
 
-// Start starts a server of the test's own, which ends with it.
+// Start starts a server for one test. The end of the test stops it.
 func Start(t testing.TB) *Server {
 	t.Helper()
 	bin := programs(t)
@@ -69,7 +69,7 @@ func Start(t testing.TB) *Server {
 	return own(t, s, err)
 }
 
-// StartReplicated is Start of one that a standby can follow.
+// StartReplicated is Start for a server that can have a standby.
 func StartReplicated(t testing.TB) *Server {
 	t.Helper()
 	bin := programs(t)
@@ -77,7 +77,7 @@ func StartReplicated(t testing.TB) *Server {
 	return own(t, s, err)
 }
 
-// own ends a server with the test.
+// own stops a server at the end of the test.
 func own(t testing.TB, s *Server, err error) *Server {
 	t.Helper()
 	if err != nil {
@@ -94,7 +94,7 @@ func own(t testing.TB, s *Server, err error) *Server {
 	return s
 }
 
-// tail shows the end of the server's log.
+// tail returns the end of the server's log.
 func (s *Server) tail(t testing.TB) {
 	if b, err := os.ReadFile(s.Log); err == nil {
 		t.Logf("end of the log of the PostgreSQL server:\n%s", b[max(0, len(b)-8<<10):])
@@ -119,12 +119,12 @@ func programs(t testing.TB) string {
 }
 
 func findPrograms() (string, error) {
-	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb") // Debian keeps them out of PATH
+	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb") // Debian's folder, which is not in PATH
 	if err != nil {
 		return "", err
 	}
 	if path, err := exec.LookPath("initdb"); err == nil {
-		path, err = filepath.EvalSymlinks(path) // the others lie where it lies itself
+		path, err = filepath.EvalSymlinks(path) // the other programs are in the folder of the real file
 		return filepath.Dir(path), err
 	}
 	if len(found) == 0 {
@@ -133,7 +133,7 @@ func findPrograms() (string, error) {
 	return filepath.Dir(slices.Max(found)), nil
 }
 
-// credential is whom a server runs as where we are root.
+// credential returns the user of a server if this process is root.
 func credential() (*syscall.Credential, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
@@ -171,8 +171,8 @@ func newServer(bin string, extra []string) (*Server, error) {
 	})
 }
 
-// Standby starts a second server that follows this one, which is of
-// StartReplicated, and ends with the test. Its databases are this one's.
+// Standby starts a second server that replicates this one, which StartReplicated has made.
+// The end of the test stops it.
 func (s *Server) Standby(t testing.TB) *Server {
 	t.Helper()
 	standby, err := makeServer(s.programs, replicated, func(made *Server) error {
@@ -183,7 +183,7 @@ func (s *Server) Standby(t testing.TB) *Server {
 	return own(t, standby, err)
 }
 
-// makeServer starts a server on the data folder that fill makes.
+// makeServer starts a server with the data folder that fill makes.
 func makeServer(bin string, extra []string, fill func(*Server) error) (_ *Server, err error) {
 	s := &Server{programs: bin, settings: append(slices.Clone(settings), extra...)}
 	if s.as, err = credential(); err != nil {
@@ -226,8 +226,8 @@ func (s *Server) run(program string, args ...string) error {
 	return nil
 }
 
-// attributes of a child. Pdeathsig: where the test binary itself is killed no
-// cleanup runs. The postmaster's children notice its death by themselves.
+// attributes returns the attributes of a child process. Pdeathsig ends it even if the test
+// binary is killed and no cleanup runs. The postmaster's children notice its end themselves.
 func (s *Server) attributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Credential: s.as}
 }
@@ -241,8 +241,8 @@ func (s *Server) Start(t testing.TB) {
 	}
 }
 
-// start starts the server, again where processes of one that was killed have not
-// all come to their end: they hold its shared memory, and it refuses.
+// start starts the server. It tries again while processes of a killed server still hold its
+// shared memory.
 func (s *Server) start() error {
 	for deadline := time.Now().Add(startTimeout); ; time.Sleep(20 * time.Millisecond) {
 		err := s.startOnce()
@@ -289,7 +289,7 @@ func (s *Server) startOnce() error {
 		select {
 		case <-exited:
 			s.running = false
-			text, _ := os.ReadFile(s.Log) // the status says the rest
+			text, _ := os.ReadFile(s.Log) // the error has the status in any case
 			return fmt.Errorf("the PostgreSQL server ended (%v) before it served: %s", cmd.ProcessState,
 				text[min(int(begin), len(text)):])
 		default:
@@ -300,8 +300,8 @@ func (s *Server) startOnce() error {
 	}
 }
 
-// ping tells whether the server serves, and is ours: another process may have
-// been faster to take the port.
+// ping returns an error if the server does not serve, or if another server has taken the
+// port.
 func (s *Server) ping() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -309,7 +309,7 @@ func (s *Server) ping() error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close(ctx) }() // it is over either way
+	defer func() { _ = conn.Close(ctx) }() // the test needs no more of it
 	var data string
 	if err := conn.QueryRow(ctx, `SHOW data_directory`).Scan(&data); err != nil {
 		return err
@@ -320,7 +320,7 @@ func (s *Server) ping() error {
 	return nil
 }
 
-// URI is that of a database for a role.
+// URI returns the URI of a database for a role.
 func (s *Server) URI(role, database string) string {
 	return fmt.Sprintf("postgresql://%s@%s/%s?sslmode=disable", role, s.Addr, database)
 }
@@ -334,7 +334,7 @@ func (s *Server) Database(t testing.TB) string {
 	return s.URI(Superuser, name)
 }
 
-// Dump writes a database to a file, as an operator does.
+// Dump writes a database to a file with the program that operators use.
 func (s *Server) Dump(t testing.TB, database string) (file string) {
 	t.Helper()
 	file = filepath.Join(s.dir, database+".dump")
@@ -344,7 +344,7 @@ func (s *Server) Dump(t testing.TB, database string) (file string) {
 	return file
 }
 
-// Restore puts a dump in the place of what the database holds. Connections stay.
+// Restore replaces the content of a database by a dump. Connections stay open.
 func (s *Server) Restore(t testing.TB, database, file string) {
 	t.Helper()
 	if err := s.run("pg_restore", "--clean", "--if-exists", "--single-transaction",
@@ -362,7 +362,7 @@ func (s *Server) Exec(t testing.TB, database string, statements ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = conn.Close(ctx) }() // it is over either way
+	defer func() { _ = conn.Close(ctx) }() // the test needs no more of it
 	for _, statement := range statements {
 		if _, err := conn.Exec(ctx, statement); err != nil {
 			t.Fatalf("%s: %v", statement, err)
@@ -370,7 +370,7 @@ func (s *Server) Exec(t testing.TB, database string, statements ...string) {
 	}
 }
 
-// Stop ends the server as `pg_ctl stop -m fast` does: connections are cut.
+// Stop stops the server like `pg_ctl stop -m fast`: it closes connections.
 func (s *Server) Stop(t testing.TB) {
 	t.Helper()
 	if err := s.end(syscall.SIGINT); err != nil {
@@ -378,7 +378,7 @@ func (s *Server) Stop(t testing.TB) {
 	}
 }
 
-// Kill ends all its processes at once.
+// Kill kills all its processes.
 func (s *Server) Kill(t testing.TB) {
 	t.Helper()
 	if err := s.end(syscall.SIGKILL); err != nil {
@@ -400,13 +400,13 @@ func (s *Server) end(signal syscall.Signal) error {
 		return nil
 	case <-time.After(20 * time.Second):
 		s.killChildren()
-		_ = s.cmd.Process.Kill() // it is to end either way
+		_ = s.cmd.Process.Kill() // it must end in any case
 		<-s.exited
 		return errors.New("the PostgreSQL server did not end within 20 s")
 	}
 }
 
-// children are the server's processes; each leads a process group of its own.
+// children returns the server's processes. Each is the leader of its process group.
 func (s *Server) children() []int {
 	pid := s.cmd.Process.Pid
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
@@ -423,14 +423,14 @@ func (s *Server) children() []int {
 }
 
 func (s *Server) killChildren() {
-	_ = s.cmd.Process.Signal(syscall.SIGSTOP) // else it would start others
+	_ = s.cmd.Process.Signal(syscall.SIGSTOP) // otherwise it would start new processes
 	for _, pid := range s.children() {
 		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended already
 	}
 }
 
-// Pause holds the server up: connections stay open and nothing answers, as it is
-// when a network swallows packets. Resume lets it go on.
+// Pause stops all processes until Resume: connections stay open and nothing answers, as if
+// the network lost all packets.
 func (s *Server) Pause() { s.signalAll(syscall.SIGSTOP) }
 
 // Resume ends a Pause.
@@ -438,7 +438,7 @@ func (s *Server) Resume() { s.signalAll(syscall.SIGCONT) }
 
 func (s *Server) signalAll(signal syscall.Signal) {
 	for _, pid := range append([]int{s.cmd.Process.Pid}, s.children()...) {
-		_ = syscall.Kill(pid, signal) // a child may have ended meanwhile
+		_ = syscall.Kill(pid, signal) // a child may have ended
 	}
 }
 
@@ -446,13 +446,13 @@ func (s *Server) remove() error {
 	return errors.Join(s.end(syscall.SIGKILL), os.RemoveAll(s.dir))
 }
 
-// Promote makes a primary of a standby, and waits until it takes writes.
+// Promote makes a standby the primary, and waits until it accepts writes.
 func (s *Server) Promote(t testing.TB) {
 	t.Helper()
 	s.Exec(t, "postgres", `SELECT pg_promote(true, 60)`)
 }
 
-// CatchUp waits until a standby has replayed all that its primary has committed.
+// CatchUp waits until a standby has replayed all commits of its primary.
 func (s *Server) CatchUp(t testing.TB, primary *Server) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
@@ -462,7 +462,7 @@ func (s *Server) CatchUp(t testing.TB, primary *Server) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = conn.Close(ctx) }() // it is over either way
+		defer func() { _ = conn.Close(ctx) }() // the test needs no more of it
 		if err := conn.QueryRow(ctx, what).Scan(&answer); err != nil {
 			t.Fatal(err)
 		}
@@ -471,7 +471,7 @@ func (s *Server) CatchUp(t testing.TB, primary *Server) {
 	to := ask(primary, `SELECT pg_current_wal_lsn()::text`)
 	for ask(s, fmt.Sprintf(`SELECT (coalesce(pg_last_wal_replay_lsn(), '0/0') >= '%s'::pg_lsn)::text`, to)) != "true" {
 		if ctx.Err() != nil {
-			t.Fatal("the standby does not catch up")
+			t.Fatal("the standby does not catch up with its primary")
 		}
 		time.Sleep(20 * time.Millisecond)
 	}

@@ -13,7 +13,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m.Run)) }
 
-// count asks a database how many rows a table has.
+// count returns how many rows a table has.
 func count(t *testing.T, uri, table string, patience time.Duration) (n int, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -22,7 +22,7 @@ func count(t *testing.T, uri, table string, patience time.Duration) (n int, err 
 	if err != nil {
 		return 0, err
 	}
-	defer func() { _ = conn.Close(context.Background()) }() // it is over either way
+	defer func() { _ = conn.Close(context.Background()) }() // the test needs no more of it
 	return n, conn.QueryRow(ctx, "SELECT count(*) FROM "+table).Scan(&n)
 }
 
@@ -45,7 +45,7 @@ func TestServerLives(t *testing.T) {
 		s.Exec(t, "test1", "INSERT INTO x VALUES (1)")
 		end(t)
 		if _, err := count(t, uri, "x", time.Minute); err == nil {
-			t.Fatal("it answers after its end")
+			t.Fatal("it answers after it has ended")
 		}
 		s.Start(t)
 		if n, err := count(t, uri, "x", time.Minute); err != nil || n != i+1 {
@@ -54,7 +54,7 @@ func TestServerLives(t *testing.T) {
 	}
 	s.Pause()
 	if _, err := count(t, uri, "x", 200*time.Millisecond); err == nil {
-		t.Error("it answers while it is held up")
+		t.Error("it answers while it is paused")
 	}
 	s.Resume()
 	if _, err := count(t, uri, "x", time.Minute); err != nil {

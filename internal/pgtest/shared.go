@@ -15,7 +15,7 @@ var shared struct {
 	err    error
 }
 
-// Main runs the tests of a package that uses Database, and ends the server that
+// Main runs the tests of a package that uses Database, and then stops the server that
 // they share:
 //
 //	func TestMain(m *testing.M) { os.Exit(pgtest.Main(m.Run)) }
@@ -42,8 +42,7 @@ func Database(t testing.TB) string {
 	return Shared(t).Database(t)
 }
 
-// Shared returns the server that the tests of this binary share; it must not be
-// stopped.
+// Shared returns the server that the tests of this binary share. Do not stop it.
 func Shared(t testing.TB) *Server {
 	t.Helper()
 	bin := programs(t)

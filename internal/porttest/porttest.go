@@ -1,10 +1,9 @@
-// Package porttest finds ports of loopback for servers of tests that take a
-// fixed one.
+// Package porttest finds ports of loopback for test servers that need a fixed port.
 //
-// A port that the system has chosen for a listener (127.0.0.1:0), and that is
-// free again, may be taken by any outgoing connection before the server starts,
-// or while it is down. The ports of this package lie below the range of outgoing
-// connections, and each belongs to one test process until that ends.
+// If a test lets the system choose a port (127.0.0.1:0) and closes the listener, any
+// outgoing connection may take the port before the server starts, or while it is down.
+// The ports of this package are below the range of outgoing connections, and each belongs
+// to one test process until that ends.
 package porttest
 
 import (
@@ -27,7 +26,7 @@ var (
 	locks []*os.File // until the process ends
 )
 
-// Free returns a port of 127.0.0.1 at which nobody listens.
+// Free returns a port of 127.0.0.1 at which no process listens.
 func Free() (int, error) {
 	mu.Lock()
 	defer mu.Unlock()
@@ -43,7 +42,7 @@ func Free() (int, error) {
 		l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", net.JoinHostPort("127.0.0.1",
 			strconv.Itoa(port)))
 		if err != nil {
-			_ = lock.Close() // somebody else's port
+			_ = lock.Close() // another process uses the port
 			continue
 		}
 		_ = l.Close() // it never accepted
@@ -53,13 +52,13 @@ func Free() (int, error) {
 	return 0, fmt.Errorf("no free port from %d to %d", low, high)
 }
 
-// Address is 127.0.0.1 with a free port.
+// Address returns 127.0.0.1 with a free port.
 func Address() (string, error) {
 	port, err := Free()
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), err
 }
 
-// claim locks a port against other test processes; nil: one of them has it.
+// claim locks a port against other test processes; nil if one of them has locked it.
 func claim(port int) (*os.File, error) {
 	dir := filepath.Join(os.TempDir(), fmt.Sprintf("claviger-ports-%d", os.Getuid()))
 	if err := os.MkdirAll(dir, 0o700); err != nil {

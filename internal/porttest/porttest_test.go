@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// TestMain makes of the binary a process that takes ports, prints them, and waits.
+// TestMain can make the binary a process that takes ports, prints them, and waits.
 func TestMain(m *testing.M) {
 	if os.Getenv("PORTTEST_TAKE") != "" {
 		for range 300 {
@@ -28,7 +28,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestEachPortHasOneProcess: no port is given to two processes, nor twice to one.
+// TestEachPortHasOneProcess: no two processes get the same port, and no process gets a port
+// twice.
 func TestEachPortHasOneProcess(t *testing.T) {
 	var mu sync.Mutex
 	had := map[string]bool{}

@@ -40,7 +40,7 @@ type Token struct {
 	Env     []string // environment variables that a process needs to use the token
 }
 
-// Module finds the library. SOFTHSM2_MODULE names another place.
+// Module returns the path of the library. SOFTHSM2_MODULE can set another path.
 func Module() (string, error) {
 	if m := os.Getenv("SOFTHSM2_MODULE"); m != "" {
 		if _, err := os.Stat(m); err != nil {

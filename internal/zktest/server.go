@@ -19,37 +19,37 @@ import (
 	"claviger/internal/porttest"
 )
 
-// startTimeout bounds one start. Two seconds are enough for it alone on a
-// machine; other tests run beside it.
+// startTimeout bounds one start. A start takes two seconds on an idle machine, and longer
+// while other tests run.
 const startTimeout = 90 * time.Second
 
-// SASL makes a server authenticate its clients by Kerberos.
+// SASL makes a server authenticate its clients with Kerberos.
 type SASL struct {
 	Krb5Conf  string // path of a krb5.conf
 	Keytab    string // of the server
 	Principal string // in it: "zookeeper/localhost@REALM"
-	// Enforce makes it refuse whoever does not authenticate. Without it they are
-	// world:anyone.
+	// Enforce makes it refuse clients that do not authenticate. Without Enforce these
+	// clients are world:anyone.
 	Enforce bool
 }
 
-// Options of a server. The zero value lets everybody in, without TLS.
+// Options of a server. With the zero value every client may connect, without TLS.
 type Options struct {
-	// Jars is a folder with ZooKeeper's jars; CLAVIGER_HADOOP_JARS where empty.
+	// Jars is a folder with ZooKeeper's jars; "" means CLAVIGER_HADOOP_JARS.
 	Jars string
 	SASL *SASL
-	// TLS makes the server speak nothing but TLS, with the certificates of Server's
-	// CA; TLSClients makes it demand a certificate of its clients.
+	// TLS makes the server accept only TLS, with a certificate of Server's CA. TLSClients
+	// makes it require a certificate of its clients, too.
 	TLS, TLSClients bool
 }
 
 // Server is one ZooKeeper. Its methods are for the test's own goroutine.
 type Server struct {
-	// Addr is where it answers, "127.0.0.1:PORT". It stays so over restarts.
+	// Addr is its address, "127.0.0.1:PORT". Restarts do not change it.
 	Addr string
-	// Certificates are there where Options.TLS is.
+	// Certificates are set if Options.TLS is true.
 	Certificates *Certificates
-	// Log is the file of what it prints.
+	// Log is the path of its log.
 	Log string
 
 	t       testing.TB
@@ -61,7 +61,7 @@ type Server struct {
 	running bool
 }
 
-// Start starts a server, which ends with the test.
+// Start starts a server. The end of the test stops it.
 func Start(t testing.TB, o Options) *Server {
 	t.Helper()
 	s := prepare(t, o, nil)
@@ -69,7 +69,7 @@ func Start(t testing.TB, o Options) *Server {
 	return s
 }
 
-// StartEnsemble starts three servers that elect a leader: two of them are enough.
+// StartEnsemble starts three servers that elect a leader. Two of them are enough to serve.
 func StartEnsemble(t testing.TB, o Options) []*Server {
 	t.Helper()
 	o.Jars = o.jars(t)
@@ -89,7 +89,7 @@ func StartEnsemble(t testing.TB, o Options) []*Server {
 		}
 		write(t, all[i].conf["dataDir"], "myid", strconv.Itoa(i+1))
 	}
-	// None serves before there are two.
+	// No server serves before two have started.
 	begin := make([]int64, servers)
 	for i, s := range all {
 		begin[i] = s.launch()
@@ -100,7 +100,7 @@ func StartEnsemble(t testing.TB, o Options) []*Server {
 	return all
 }
 
-// prepare makes a server that is not started yet.
+// prepare makes a server, and does not start it.
 func prepare(t testing.TB, o Options, more map[string]string) *Server {
 	t.Helper()
 	jars := o.jars(t)
@@ -116,7 +116,7 @@ func prepare(t testing.TB, o Options, more map[string]string) *Server {
 		"maxClientCnxns":         "0",
 		"admin.enableServer":     "false",
 		"4lw.commands.whitelist": "ruok",
-		"forceSync":              "no", // killed processes lose nothing by it, only machines do
+		"forceSync":              "no", // only the crash of a machine could lose data, not that of a process
 	}
 	s.args = []string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx128m", "-Djava.net.preferIPv4Stack=true"}
 	if o.SASL != nil {
@@ -153,7 +153,7 @@ func (o Options) jars(t testing.TB) string {
 	}
 	dir := os.Getenv("CLAVIGER_HADOOP_JARS")
 	_, err := exec.LookPath("java")
-	// the pattern is a good one
+	// The pattern is correct, so Glob returns no error.
 	if found, _ := filepath.Glob(filepath.Join(dir, "zookeeper-3*.jar")); dir != "" && len(found) > 0 && err == nil {
 		return dir
 	}
@@ -166,7 +166,7 @@ func (o Options) jars(t testing.TB) string {
 	return ""
 }
 
-// configure writes what the server logs in with.
+// configure writes the server's login for Kerberos.
 func (o *SASL) configure(t testing.TB, dir string, conf map[string]string, s *Server) {
 	jaas := write(t, dir, "jaas.conf", fmt.Sprintf(`Server {
   com.sun.security.auth.module.Krb5LoginModule required
@@ -176,8 +176,8 @@ func (o *SASL) configure(t testing.TB, dir string, conf map[string]string, s *Se
 `, o.Keytab, o.Principal))
 	s.args = append(s.args, "-Djava.security.auth.login.config="+jaas, "-Djava.security.krb5.conf="+o.Krb5Conf)
 	conf["authProvider.1"] = "org.apache.zookeeper.server.auth.SASLAuthenticationProvider"
-	// What Hadoop's documentation asks of an ensemble: nodes of one service are
-	// one user, or none could read what the other wrote.
+	// Hadoop's documentation requires this of an ensemble: the nodes of a service are one
+	// user, because otherwise no node could read the data of another.
 	conf["kerberos.removeHostFromPrincipal"] = "true"
 	conf["kerberos.removeRealmFromPrincipal"] = "true"
 	if o.Enforce {
@@ -210,7 +210,7 @@ func (s *Server) launch() (begin int64) {
 	}
 	cmd := exec.CommandContext(context.Background(), "java", s.args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	// Pdeathsig: where the test binary itself is killed no cleanup runs.
+	// Pdeathsig ends the server even if the test binary is killed and no cleanup runs.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		s.t.Fatalf("ZooKeeper: %v", err)
@@ -239,8 +239,8 @@ func (s *Server) await(begin int64) {
 	}
 }
 
-// serves tells by the log written from begin on that a start is done, and by a
-// connection that the port is open.
+// serves reports whether the log after begin says that the start is done, and the port
+// accepts a connection.
 func (s *Server) serves(begin int64) bool {
 	b, err := os.ReadFile(s.Log)
 	if err != nil || int64(len(b)) < begin || !strings.Contains(string(b[begin:]),
@@ -255,10 +255,10 @@ func (s *Server) serves(begin int64) bool {
 	return true
 }
 
-// Stop asks the server to end, and waits for it.
+// Stop sends the server SIGTERM, and waits for its end.
 func (s *Server) Stop() { s.end(syscall.SIGTERM) }
 
-// Kill ends it at once.
+// Kill kills the server.
 func (s *Server) Kill() { s.end(syscall.SIGKILL) }
 
 func (s *Server) end(sig syscall.Signal) {
@@ -277,8 +277,8 @@ func (s *Server) end(sig syscall.Signal) {
 	}
 }
 
-// Pause holds the server up: connections stay open and nothing answers, as it is
-// when a network swallows packets. Resume lets it go on.
+// Pause stops the process until Resume: connections stay open and nothing answers, as if the
+// network lost all packets.
 func (s *Server) Pause() {
 	s.t.Helper()
 	s.signal(syscall.SIGSTOP)

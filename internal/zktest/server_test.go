@@ -9,7 +9,7 @@ import (
 	"claviger/internal/zktest"
 )
 
-// ruok asks the server how it is.
+// ruok sends the server the command ruok, and returns the answer.
 func ruok(t *testing.T, addr string) string {
 	t.Helper()
 	c, err := net.DialTimeout("tcp", addr, 5*time.Second)

@@ -14,8 +14,8 @@ type Certificates struct {
 	server string
 }
 
-// newCertificates makes an authority, and a certificate each for localhost's
-// server and for a client.
+// newCertificates makes an authority, a certificate for the server on localhost, and one
+// for a client.
 func newCertificates(t testing.TB, dir string) *Certificates {
 	t.Helper()
 	a := certtest.New(t, dir)
