@@ -20,8 +20,8 @@ import (
 	"claviger/secret"
 )
 
-// TestNotAsRoot: what writes does not go on as root beside files of another user,
-// whose server could not use what it makes; reading goes on.
+// TestNotAsRoot: root must not write beside files of another user, because the server of that user could not use the
+// new files. Root can read them.
 func TestNotAsRoot(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can give files to another user")
@@ -39,7 +39,7 @@ func TestNotAsRoot(t *testing.T) {
 	for _, c := range []struct {
 		what, provider, store string
 		theirs                string // a file that belongs to another user
-		makes                 bool   // it is not there before
+		makes                 bool   // the file does not exist before
 	}{
 		{"the PIN", "cloudera.hsmkp://file@" + keystore, store, token.PINFile, false},
 		{"the PIN of a pkcs11: URI", "pkcs11:token=" + token.Label + "?module-path=" + token.Module +
@@ -81,7 +81,7 @@ func TestNotAsRoot(t *testing.T) {
 	}
 }
 
-// TestBackupAsRoot: a backup that root has made, by cron say, is the store owner's, who
+// TestBackupAsRoot: a backup that root has made, for instance by cron, belongs to the owner of the store. The owner
 // verifies and restores it.
 func TestBackupAsRoot(t *testing.T) {
 	if os.Getuid() != 0 {

@@ -10,8 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// envSayDumpable makes a run of this test binary say whether claviger may be
-// dumped.
+// envSayDumpable makes a run of this test binary print whether claviger can be dumped.
 const envSayDumpable = "CLAVIGER_TEST_SAY_DUMPABLE"
 
 func sayDumpable() int {

@@ -18,7 +18,7 @@ import (
 	"claviger/hadoopconf"
 )
 
-// pages are README and all pages of docs, by name.
+// pages returns README and all pages of docs, by name.
 func pages(t *testing.T) map[string]string {
 	t.Helper()
 	files, err := filepath.Glob("../../docs/*.md")
@@ -36,7 +36,7 @@ func pages(t *testing.T) map[string]string {
 	return all
 }
 
-// goFiles calls do with each Go file of the program, tests and their helpers left out.
+// goFiles calls do with each Go file of the program, without tests and test packages.
 func goFiles(t *testing.T, do func(path, text string)) {
 	t.Helper()
 	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
@@ -68,11 +68,11 @@ var (
 	metricOfCode = regexp.MustCompile(`"(claviger_[a-z_]+)"`)
 )
 
-// fileNames begin as properties of ours do, and are files and units.
+// fileNames begin like properties of claviger, and are names of files and units.
 var fileNames = regexp.MustCompile(`^claviger\.(db|service|d|dump|sql|keystore|mount|deb|rpm|copy|old|moved|` +
 	`restored|log|json|seen|uses|pin|example)\b`)
 
-// TestDocsNameWhatExists: each property and metric of ours that a page names is one.
+// TestDocsNameWhatExists: each property and metric of claviger that a page names exists.
 func TestDocsNameWhatExists(t *testing.T) {
 	known := func(name string) bool {
 		return slices.ContainsFunc(hadoopconf.KMS, func(k hadoopconf.Known) bool {
@@ -130,8 +130,8 @@ func TestDocsNameWhatExists(t *testing.T) {
 	}
 }
 
-// composed tells whether code puts the name of a metric together: of a beginning and a
-// last word, or of a service's name and the end.
+// composed reports whether code builds the name of a metric from parts: a beginning and a last word, or the name of a
+// service and an ending.
 func composed(code string, metrics map[string]bool, name string) bool {
 	for _, service := range []string{"kms", "trustee", "keyhsm"} {
 		if end, ok := strings.CutPrefix(name, "claviger_"+service); ok &&
@@ -161,8 +161,7 @@ func sortedKeys(m map[string]bool) []string {
 	return list
 }
 
-// commandLine finds a command of ours at the beginning of a line of a code block, or of
-// words in backticks.
+// commandLine finds a command of claviger at the beginning of a line of a code block, or of words in backticks.
 var (
 	codeBlock   = regexp.MustCompile("(?ms)^```[a-z]*\n(.*?)^```")
 	inline      = regexp.MustCompile("`((?:sudo -u [a-z]+ )?claviger [^`\n]+)`")
@@ -171,8 +170,7 @@ var (
 	endOfOne = regexp.MustCompile(`\s(?:\||>|&&|;|2>|#|&\s*$).*$`)
 )
 
-// TestDocsCommands: each command of ours on a page is one, and has the flags that the page
-// gives it.
+// TestDocsCommands: each command of claviger on a page exists, and has the flags that the page shows.
 func TestDocsCommands(t *testing.T) {
 	found := 0
 	for page, text := range pages(t) {
@@ -202,15 +200,15 @@ func TestDocsCommands(t *testing.T) {
 	}
 }
 
-// inMessage finds a command of ours, with its flags, in a text of the program.
+// inMessage finds a command of claviger, with its flags, in a text of the program.
 var inMessage = regexp.MustCompile(`\bclaviger( [a-z]+(?: [a-z][a-z-]*[a-z])?(?: --?[a-z][a-z-]*)*)`)
 
-// TestMessagesNameCommands: each command of ours that a message, help or hint names is one,
-// and has the flags that stand right behind it.
+// TestMessagesNameCommands: each command of claviger that a message, help or hint names exists, and has the flags that
+// follow it.
 func TestMessagesNameCommands(t *testing.T) {
 	root, found := newRootCommand(), 0
 	goFiles(t, func(path, text string) {
-		if strings.HasSuffix(path, "/usage.go") { // it names what is no command of ours
+		if strings.HasSuffix(path, "/usage.go") { // it names words that are not commands of claviger
 			return
 		}
 		file, err := parser.ParseFile(token.NewFileSet(), path, text, 0)
@@ -229,7 +227,7 @@ func TestMessagesNameCommands(t *testing.T) {
 			for _, m := range inMessage.FindAllStringSubmatch(value, -1) {
 				words := strings.Fields(m[1])
 				if cmd, _, err := root.Find(words[:1]); err != nil || cmd == root {
-					continue // the program's name in a sentence
+					continue // the name of the program in a sentence
 				}
 				found++
 				if why := notACommand(words); why != "" {
@@ -244,7 +242,7 @@ func TestMessagesNameCommands(t *testing.T) {
 	}
 }
 
-// notACommand says what is wrong with the words behind `claviger`.
+// notACommand says what is wrong with the words after `claviger`.
 func notACommand(words []string) string {
 	cmd := newRootCommand()
 	for len(words) > 0 {
@@ -282,8 +280,8 @@ var (
 	suiteName = regexp.MustCompile("`?(Identifiers|LongNames|Claims)`?")
 )
 
-// TestThreatModel: each sentence of docs/threat-model.md that holds names a test, each test
-// that any page names exists, and each part says what does not hold.
+// TestThreatModel: each claim of docs/threat-model.md names a test, each test that a page names exists, and each part
+// lists claims that do not hold.
 func TestThreatModel(t *testing.T) {
 	tests, subs := make(map[string]bool), strings.Builder{}
 	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
@@ -350,9 +348,8 @@ func TestThreatModel(t *testing.T) {
 	}
 }
 
-// TestRunbook: each check of docs/monitoring.md, which TestReadiness holds, has a part of
-// docs/runbook.md, which names no other. A part says what the check means, where to look
-// first and what to do first.
+// TestRunbook: each check of docs/monitoring.md, which TestReadiness checks, has a part in docs/runbook.md, and no
+// other check has one. A part says what the check means, where to look first and what to do first.
 func TestRunbook(t *testing.T) {
 	_, checks, ok := strings.Cut(pages(t)["monitoring.md"], "\n## Checks\n")
 	checks, _, end := strings.Cut(checks, "\nA Key Trustee Server ")
@@ -383,7 +380,7 @@ func TestRunbook(t *testing.T) {
 	}
 }
 
-// checksIn returns the names of the checks that the program files of a folder make.
+// checksIn returns the names of the checks in the program files of a folder.
 func checksIn(t *testing.T, dir string) (names []string) {
 	t.Helper()
 	files, err := filepath.Glob(dir + "/*.go")

@@ -12,7 +12,7 @@ import (
 	"claviger/terminal"
 )
 
-// eachCommand calls do with each command that a user can name, groups of commands included.
+// eachCommand calls do with each command, also with groups of commands.
 func eachCommand(do func(path string, cmd *cobra.Command)) {
 	var walk func(cmd *cobra.Command)
 	walk = func(cmd *cobra.Command) {
@@ -53,7 +53,7 @@ func TestHelpFitsATerminal(t *testing.T) {
 	}
 }
 
-// printNoData are the commands without the flag -o, each with the reason.
+// printNoData lists the commands without the flag -o, each with the reason.
 var printNoData = map[string]string{
 	"claviger kms":              "a server; its log has a format of its own",
 	"claviger trustee serve":    "a server; its log has a format of its own",

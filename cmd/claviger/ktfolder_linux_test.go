@@ -15,9 +15,8 @@ import (
 	"claviger/trustee"
 )
 
-// TestKTKMSWithoutItsFolder: a KT KMS whose folder is moved under it changes no key, is not
-// ready to change or generate, and stays in service for decrypts; nobody shreds the folder
-// of a KMS that runs.
+// TestKTKMSWithoutItsFolder: the folder of a running KT KMS is moved. The KMS changes no key, is not ready to change or
+// generate, and still decrypts. The folder of a running KMS cannot be shredded.
 func TestKTKMSWithoutItsFolder(t *testing.T) {
 	a, b := twoHosts(t)
 	a.start()
@@ -57,7 +56,7 @@ func TestKTKMSWithoutItsFolder(t *testing.T) {
 	}
 	ready := func(purpose string, want int) {
 		t.Helper()
-		for began := time.Now(); ; time.Sleep(100 * time.Millisecond) { // a probe holds a second
+		for began := time.Now(); ; time.Sleep(100 * time.Millisecond) { // a probe result is kept for a second
 			status, body := kmstest.Get(t, kms, "/readyz?for="+purpose, "")
 			if status == want {
 				return

@@ -11,8 +11,7 @@ import (
 	"claviger/internal/softhsm"
 )
 
-// TestMain lets scripts call the real main as the command claviger, and
-// TestKill start this binary as a process that migrates.
+// TestMain makes this binary the command claviger for scripts, and for TestKill a process that migrates.
 func TestMain(m *testing.M) {
 	if os.Getenv(envMigrateConf) != "" {
 		os.Exit(migrateAndDie())
@@ -20,8 +19,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(envSayDumpable) != "" {
 		os.Exit(sayDumpable())
 	}
-	// A program with the race detector sleeps a second as it ends, and the scripts run
-	// hundreds.
+	// A program with the race detector sleeps for a second at its end, and the scripts run hundreds of programs.
 	if os.Getenv(envRace) == "" {
 		os.Setenv(envRace, "atexit_sleep_ms=0")
 	}
@@ -31,12 +29,12 @@ func TestMain(m *testing.M) {
 // envRace holds the options of the race detector.
 const envRace = "GORACE"
 
-// served are tests that share a PostgreSQL server.
+// served runs tests that share a PostgreSQL server.
 type served struct{ *testing.M }
 
 func (s served) Run() int { return pgtest.Main(s.M.Run) }
 
-// TestScripts runs testdata/*.txtar, each with a SoftHSM token of its own.
+// TestScripts runs testdata/*.txtar, each with its own SoftHSM token.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata", RequireExplicitExec: true, Cmds: scriptCommands,
 		Setup: func(env *testscript.Env) error {

@@ -10,8 +10,8 @@ import (
 	"claviger/pkcs11"
 )
 
-// TestVerifyAsAdopt: verify calls unknown what adopt takes, and nothing else: a label
-// like ours on a key whose CKA_ID is not ours is foreign to both.
+// TestVerifyAsAdopt: verify calls exactly those keys unknown that adopt can adopt. A key with a label of claviger and
+// another CKA_ID is foreign to both.
 func TestVerifyAsAdopt(t *testing.T) {
 	token := softhsmtest.New(t)
 	dir := t.TempDir()

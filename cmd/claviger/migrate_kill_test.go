@@ -31,10 +31,9 @@ import (
 	"claviger/provider/jceks"
 )
 
-// The environment by which this test binary, started again, becomes a process
-// that migrates: the configuration folder, the step at which it kills itself (0:
-// none), how long after its first step it does so at the latest (0s: never), and
-// how many keys it imports side by side.
+// Environment variables that make this test binary a process that migrates: the configuration folder; the step at which
+// it kills itself (0: none); the latest time after its first step at which it does so (0s: never); the number of keys
+// that it imports in parallel.
 const (
 	envMigrateConf     = "CLAVIGER_TEST_MIGRATE_CONF"
 	envMigrateKill     = "CLAVIGER_TEST_MIGRATE_KILL"
@@ -42,19 +41,19 @@ const (
 	envMigrateParallel = "CLAVIGER_TEST_MIGRATE_PARALLEL"
 )
 
-// afterwards is what the process finds when its run is over.
+// afterwards is the state that the process finds after its run.
 type afterwards struct {
 	Steps   []string
 	State   migrate.State
 	Runs    int
 	Keys    []claviger.Metadata
 	Objects int // AES keys in the HSM
-	// Versions are by key, in order, as the provider and as the journal have them.
+	// Versions of each key, in order, according to the provider and to the journal.
 	Versions, Journal map[string][]string
 }
 
-// migrateAndDie migrates by the configuration in the environment, on the parts
-// that the program itself opens, and returns the exit status.
+// migrateAndDie migrates with the configuration in the environment and with the real parts of the program. It returns
+// the exit status.
 func migrateAndDie() int {
 	if err := migrateByEnv(context.Background(), os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -108,12 +107,12 @@ func migrateByEnv(ctx context.Context, out io.Writer) (err error) {
 	return json.NewEncoder(out).Encode(found)
 }
 
-// die ends this process as a power cut would.
+// die ends this process at once, like a power failure.
 func die() {
 	if err := syscall.Kill(os.Getpid(), syscall.SIGKILL); err != nil {
 		panic(err)
 	}
-	select {} // the signal is on its way
+	select {} // until the signal arrives
 }
 
 // look reads everything back, and has the HSM use each version.
@@ -148,8 +147,8 @@ func (a *afterwards) look(ctx context.Context, svc *kms.Service, engine *migrate
 	}
 	for _, o := range objects {
 		if o.Bits == 0 && o.ID == "" {
-			// SoftHSM's file of an object that it was about to make when the process was
-			// killed within C_GenerateKey. It holds no key, and bears no name.
+			// SoftHSM leaves a file of an object without a key and without a name, if the process is killed in
+			// C_GenerateKey.
 			continue
 		}
 		if o.Mark != hsm.InUse {
@@ -170,8 +169,7 @@ func (a *afterwards) look(ctx context.Context, svc *kms.Service, engine *migrate
 	return nil
 }
 
-// site is a folder with a configuration of a fresh token and a fresh metastore,
-// over a source that many share.
+// site is a configuration folder with a new token and a new metastore. Several sites share a source.
 type site struct {
 	dir   string
 	token softhsm.Token
@@ -197,11 +195,11 @@ func newSite(t *testing.T, source string) *site {
 	return s
 }
 
-// processTimeout bounds one process; it takes far less, also on a busy machine.
+// processTimeout is how long one process may run. It needs much less, also on a busy machine.
 const processTimeout = time.Minute
 
-// process migrates in a process of its own, which kills itself at the step
-// killAt. Where that step is never reached it returns what was found.
+// process migrates in its own process, which kills itself at the step killAt. If the run never reaches that step,
+// process returns the state after the run.
 func (s *site) process(t *testing.T, killAt, parallel int) *afterwards {
 	t.Helper()
 	return s.start(t, killAt, 0, parallel)
@@ -234,9 +232,8 @@ func (s *site) start(t *testing.T, killAt int, after time.Duration, parallel int
 	return found
 }
 
-// killSource serves the keys that are migrated from a KMS in this process: keys
-// of each length, with one and with several versions, with and without a
-// description, with an odd name.
+// killSource serves the keys to migrate from a KMS in this process: keys of each length, with one and with several
+// versions, with and without a description, and with an odd name.
 func killSource(t *testing.T) (uri string, keys []claviger.Metadata) {
 	t.Helper()
 	dir := t.TempDir()
@@ -273,7 +270,7 @@ func killSource(t *testing.T) (uri string, keys []claviger.Metadata) {
 	return "kms://" + strings.Replace(serve(t, dir), "://", "@", 1), keys
 }
 
-// check compares a resumed run's end with that of a run without a kill.
+// check compares the end of a resumed run with the end of a run without a kill.
 func (a *afterwards) check(t *testing.T, want *afterwards) {
 	t.Helper()
 	if a.State != migrate.Complete || a.Runs != 1 {
@@ -289,16 +286,15 @@ func (a *afterwards) check(t *testing.T, want *afterwards) {
 		t.Errorf("versions are %v; in the journal %v", a.Versions, a.Journal)
 	}
 	for _, m := range want.Keys {
-		if 2*len(a.Versions[m.Name]) != m.Versions { // as many as the source, with the next numbers
+		if 2*len(a.Versions[m.Name]) != m.Versions { // the same number as at the source, with the next version numbers
 			t.Errorf("key %s counts %d versions and has %v", m.Name, m.Versions, a.Versions[m.Name])
 		}
 	}
 }
 
-// TestKill kills the migrating process, by SIGKILL, at every step that it makes
-// durable, on a real token and a real metastore. The next process goes on and
-// is killed too; the one after it finishes. Afterwards there are the same keys,
-// and as many objects in the HSM, as after a run without a kill.
+// TestKill kills the migrating process with SIGKILL at each step that it makes durable, with a real token and a real
+// metastore. The next process continues and is killed too. The one after that finishes. Then there are the same keys,
+// and the same number of objects in the HSM, as after a run without a kill.
 func TestKill(t *testing.T) {
 	source, keys := killSource(t)
 	want := newSite(t, source).process(t, 0, 1)
@@ -331,8 +327,8 @@ func TestKill(t *testing.T) {
 	}
 }
 
-// TestKillSideBySide kills processes that import all keys at once, again and
-// again, until one gets through: each leaves several keys half made.
+// TestKillSideBySide kills processes that import all keys in parallel, until one of them finishes. Each killed process
+// leaves several unfinished keys.
 func TestKillSideBySide(t *testing.T) {
 	source, _ := killSource(t)
 	want := newSite(t, source).process(t, 0, 4)
@@ -340,7 +336,7 @@ func TestKillSideBySide(t *testing.T) {
 		t.Run(strconv.Itoa(first), func(t *testing.T) {
 			t.Parallel()
 			s := newSite(t, source)
-			// Each later process may do a little more, so that one will finish.
+			// Each later process lives a little longer, so that one of them finishes.
 			for killAt := first; ; killAt++ {
 				if killAt > first+len(want.Steps) {
 					t.Fatal("no process got through")
@@ -354,10 +350,9 @@ func TestKillSideBySide(t *testing.T) {
 	}
 }
 
-// TestKillAnytime kills processes at moments that nobody chose, within HSM calls
-// and writes too, each a little later than the one before, until one gets
-// through. Only the time before the first step is spared: SoftHSM killed within
-// C_Login may lose the token.
+// TestKillAnytime kills processes at arbitrary times, also within HSM calls and writes, each a little later than the
+// one before, until one of them finishes. No process is killed before its first step: SoftHSM can lose the token if it
+// is killed in C_Login.
 func TestKillAnytime(t *testing.T) {
 	source, _ := killSource(t)
 	want := newSite(t, source).process(t, 0, 4)

@@ -12,8 +12,8 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// TestInterruptedIsNoFaultOfTheSource: a signal while a source is waited for is
-// reported as what it is.
+// TestInterruptedIsNoFaultOfTheSource: a signal during a request to a source is reported as a signal, and not as a
+// fault of the source.
 func TestInterruptedIsNoFaultOfTheSource(t *testing.T) {
 	asked, release := make(chan struct{}, 100), make(chan struct{})
 	source := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {

@@ -24,8 +24,7 @@ func TestNoHSM(t *testing.T) {
 	}
 }
 
-// TestCommandsReadSettings: a command refuses a property of migrations that cannot be used, as the server
-// does.
+// TestCommandsReadSettings: a command refuses a wrong property of migrations, as the server does.
 func TestCommandsReadSettings(t *testing.T) {
 	dir := t.TempDir()
 	kmstest.WriteSite(t, dir, map[string]string{

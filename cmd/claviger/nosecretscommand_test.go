@@ -10,8 +10,7 @@ import (
 	"claviger/metastore/sqlite"
 )
 
-// TestNoSecretOfACommandIsShown: nor does a command that takes the place of a store show the
-// password in it.
+// TestNoSecretOfACommandIsShown: a command that gets the URI of a store never shows the password in it.
 func TestNoSecretOfACommandIsShown(t *testing.T) {
 	dir := t.TempDir()
 	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db")})

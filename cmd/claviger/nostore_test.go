@@ -16,8 +16,8 @@ import (
 	"claviger/pkcs11"
 )
 
-// TestNoStoreIsMade: no command makes a metastore but those that make keys, or put a
-// store in its place: what reads, and what writes the journal alone, leaves no file.
+// TestNoStoreIsMade: only commands that make keys or replace the store make a metastore. Commands that read, or write
+// only the journal, leave no file.
 func TestNoStoreIsMade(t *testing.T) {
 	tok := softhsmtest.New(t)
 	for _, line := range []string{

@@ -21,7 +21,7 @@ import (
 	"claviger/provider/kmsclient"
 )
 
-// scriptCommands are what scripts can say beside testscript's own words.
+// scriptCommands are the commands of scripts in addition to those of testscript.
 var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"exits":     scriptExits,
 	"confirmed": scriptConfirmed,
@@ -31,15 +31,15 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 	"ready":     scriptReady,
 	"wrap":      scriptWrap,
 	"opens":     scriptOpens,
-	// Of the audit log:
+	// For the audit log:
 	"appears": scriptAppears,
 	"changed": scriptChanged,
-	// Of the Key Trustee Server:
+	// For the Key Trustee Server:
 	"register": scriptRegister,
 	"deposit":  scriptDeposit,
 }
 
-// scriptAppears waits until a file is there and holds something: appears FILE.
+// scriptAppears waits until a file exists and is not empty: appears FILE.
 func scriptAppears(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: appears FILE")
@@ -66,8 +66,7 @@ func scriptChanged(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(strings.Replace(text, args[1], args[2], 1)), 0o600))
 }
 
-// scriptExits is exec, with the exit status that is expected: exits 3 claviger
-// migrate plan ...
+// scriptExits is exec with an expected exit status: exits 3 claviger migrate plan ...
 func scriptExits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: exits STATUS COMMAND...")
@@ -105,8 +104,8 @@ func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("%s was not written", args[0])
 }
 
-// scriptKey makes a key at a KMS: key URI NAME BITS VERSIONS. Negated, the KMS must
-// refuse with a text that holds TEXT: ! key URI NAME BITS VERSIONS TEXT.
+// scriptKey makes a key at a KMS: key URI NAME BITS VERSIONS. Negated, the KMS must refuse with a message that contains
+// TEXT: ! key URI NAME BITS VERSIONS TEXT.
 func scriptKey(ts *testscript.TestScript, neg bool, args []string) {
 	if !neg && len(args) != 4 || neg && len(args) != 5 {
 		ts.Fatalf("usage: key URI NAME BITS VERSIONS, ! key URI NAME BITS VERSIONS TEXT")
@@ -132,8 +131,8 @@ func scriptKey(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(errors.Join(err, k.Close()))
 }
 
-// scriptReady asks a KMS whether it is ready for something: ready URI PURPOSE. Negated,
-// the answer must hold TEXT: ! ready URI PURPOSE TEXT.
+// scriptReady checks that a KMS is ready for something: ready URI PURPOSE. Negated, the KMS must not be ready, with an
+// answer that contains TEXT: ! ready URI PURPOSE TEXT.
 func scriptReady(ts *testscript.TestScript, neg bool, args []string) {
 	if !neg && len(args) != 2 || neg && len(args) != 3 {
 		ts.Fatalf("usage: ready URI PURPOSE, ! ready URI PURPOSE TEXT")
@@ -141,7 +140,7 @@ func scriptReady(ts *testscript.TestScript, neg bool, args []string) {
 	base, _, _ := strings.Cut(strings.Replace(strings.TrimPrefix(args[0], "kms://"), "@", "://", 1), "/kms")
 	var status int
 	var body []byte
-	for range 100 { // an answer holds for some seconds
+	for range 100 { // the server keeps an answer for some seconds
 		resp, err := http.Get(base + "/readyz?for=" + args[1]) //nolint:noctx // of a server of this test
 		ts.Check(err)
 		body, err = io.ReadAll(resp.Body)
@@ -175,7 +174,7 @@ type keptEDEK struct {
 	DEK  []byte
 }
 
-// scriptWrap has a KMS make an EDEK and open it, and keeps both: wrap URI NAME FILE.
+// scriptWrap makes an EDEK at a KMS, opens it, and writes both into FILE: wrap URI NAME FILE.
 func scriptWrap(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 3 {
 		ts.Fatalf("usage: wrap URI NAME FILE")
@@ -193,9 +192,8 @@ func scriptWrap(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[2]), data, 0o600))
 }
 
-// scriptOpens has a KMS open what wrap kept, which must give the same DEK: opens URI
-// NAME FILE. Negated, the KMS must refuse with a text that holds TEXT: ! opens URI
-// NAME FILE TEXT.
+// scriptOpens opens the EDEK that wrap has written; the DEK must be the same: opens URI NAME FILE. Negated, the KMS
+// must refuse with a message that contains TEXT: ! opens URI NAME FILE TEXT.
 func scriptOpens(ts *testscript.TestScript, neg bool, args []string) {
 	if !neg && len(args) != 3 || neg && len(args) != 4 {
 		ts.Fatalf("usage: opens URI NAME FILE, ! opens URI NAME FILE TEXT")
@@ -221,14 +219,14 @@ func scriptOpens(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// scriptConfirmed runs a command that must be confirmed: first without, which must
-// end with exit status 3 and print the digest, then with --confirm. The digest is kept
-// in DIGEST. Negated, the confirmed command must do a part, and end with exit status 3.
+// scriptConfirmed runs a command that needs a confirmation: first without --confirm, which must end with exit status 3
+// and print the digest, then with it. DIGEST is set to the digest. Negated, the confirmed command must do only a part,
+// and end with exit status 3.
 func scriptConfirmed(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) < 2 {
 		ts.Fatalf("usage: [!] confirmed COMMAND...")
 	}
-	_ = ts.Exec(args[0], args[1:]...) // its status says that it is not confirmed, as the digest does
+	_ = ts.Exec(args[0], args[1:]...) // its exit status is not needed: the digest shows that it was not confirmed
 	_, digest, ok := strings.Cut(ts.ReadFile("stderr"), "--confirm ")
 	if !ok {
 		ts.Fatalf("no digest is printed")

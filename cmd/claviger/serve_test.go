@@ -9,13 +9,13 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// serve runs a KMS by a configuration folder until the test ends, and returns its base URL.
+// serve runs a KMS with a configuration folder until the test ends, and returns its base URL.
 func serve(t *testing.T, dir string) string {
 	t.Helper()
 	return kmstest.Serve(t, kmsOf(dir, slog.New(slog.DiscardHandler)))
 }
 
-// serveToEnd is serve for a KMS whose end matters: end stops the KMS and returns its error.
+// serveToEnd is serve for a KMS that the test stops: end stops the KMS and returns its error.
 func serveToEnd(t *testing.T, dir string) (url string, end func() error) {
 	t.Helper()
 	return serveLogged(t, dir, slog.New(slog.DiscardHandler))
@@ -27,7 +27,7 @@ func serveLogged(t *testing.T, dir string, log *slog.Logger) (url string, end fu
 	return kmstest.Start(t, kmsOf(dir, log))
 }
 
-// kmsOf returns the function that serves a KMS by a configuration folder.
+// kmsOf returns a function that serves a KMS with a configuration folder.
 func kmsOf(dir string, log *slog.Logger) func(ctx context.Context, ready string) error {
 	return func(ctx context.Context, ready string) error {
 		return kms.Serve(ctx, kms.Options{Dir: dir, ReadyFile: ready, Log: log, Level: new(slog.LevelVar)})

@@ -58,8 +58,8 @@ func startTrustee(t *testing.T, f trusteeFlags) (url string, stop func()) {
 	})
 }
 
-// newKeyHSM makes a Key HSM in the folder conf, which trusts a trustee. It uses the pair with this label, a new
-// one, in the token.
+// newKeyHSM makes a Key HSM in the folder conf, which trusts a trustee. It makes a new key pair with this label on the
+// token.
 func newKeyHSM(t *testing.T, conf, label string, tok softhsm.Token, trusteeDir string) {
 	t.Helper()
 	setup := keyhsmhost.Setup{Folder: conf, Bits: 2048, Hosts: []string{"127.0.0.1"}, Settings: keyhsm.Settings{
@@ -154,7 +154,7 @@ func TestKeyHSMValidatesDeposits(t *testing.T) {
 	}
 }
 
-// olderTrustee copies a trustee's folder, with its store as an older program keeps it.
+// olderTrustee copies a trustee's folder, with the store in the schema of an older program.
 func olderTrustee(t *testing.T, dir string) (older string) {
 	t.Helper()
 	older = filepath.Join(t.TempDir(), "older")
@@ -197,8 +197,8 @@ func keyIDOf(t *testing.T, conf string) string {
 	return set.KeyID
 }
 
-// TestTrusteeInitKilled: an init that was killed while it made the identity is finished by
-// a second one, in whose folder no file of the first is left.
+// TestTrusteeInitKilled: a second init completes an init that was killed while it made the identity. No file of the
+// first init is left.
 func TestTrusteeInitKilled(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), ".keytrustee")
 	id, err := trustee.NewIdentity("keytrustee", "", "kts@h.example.com", 2048, time.Now())
@@ -209,7 +209,7 @@ func TestTrusteeInitKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	ring := filepath.Join(dir, trustee.PrivateRing)
-	if err := os.Rename(ring, ring+".new"); err != nil { // it gets its name last
+	if err := os.Rename(ring, ring+".new"); err != nil { // init renames it last
 		t.Fatal(err)
 	}
 	if out, err := command(t, "trustee", "serve", "--confdir", dir); err == nil ||

@@ -11,9 +11,9 @@ import (
 	"claviger/trustee/replica"
 )
 
-// TestActiveStoreLost: the active's store is lost and made anew, and the server started
-// as before. Nothing of the passive's is lost, status says so on both hosts with exit
-// status 3, and promote on the passive's host brings both back.
+// TestActiveStoreLost: the store of the active trustee is lost and made again, and its server is started as before. The
+// passive trustee loses nothing, status reports it on both hosts with exit status 3, and promote on the passive host
+// repairs the pair.
 func TestActiveStoreLost(t *testing.T) {
 	a, b, id, c := twoWithClient(t)
 	uuid, err := c.Put(t.Context(), trustee.Deposit{Label: "key/web", Content: []byte("x")}, "")
@@ -49,7 +49,7 @@ func TestActiveStoreLost(t *testing.T) {
 	if d, err := clientOfHosts(t, id, a).Get(t.Context(), uuid); err != nil || d.Label != "key/web" {
 		t.Errorf("of the one that had lost it: %+v, %v", d, err)
 	}
-	// The words of the one that is started without the other lead on.
+	// The message of the trustee that starts without the other one names the next command.
 	b.kill()
 	a.kill()
 	if out, err := command(t, "trustee", "serve", "--confdir", a.dir, "--listen", a.addr); err == nil ||

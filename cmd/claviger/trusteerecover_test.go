@@ -16,7 +16,7 @@ import (
 	"claviger/trustee/server/sqlite"
 )
 
-// fullAfter is a store that has room for so many deposits more.
+// fullAfter is a store with room for a number of further deposits.
 type fullAfter struct {
 	server.Store
 	room int
@@ -30,8 +30,8 @@ func (s *fullAfter) Put(ctx context.Context, d server.Row, replaces string, once
 	return s.Store.Put(ctx, d, replaces, once)
 }
 
-// TestRecoverBrokenOff: where recover is broken off it says what it has added, which the next
-// call no longer finds lacking. That it changed nothing is said where it changed nothing.
+// TestRecoverBrokenOff: an interrupted recover prints what it has added, because the next call does not print that
+// again. It says that nothing was changed only if that is true.
 func TestRecoverBrokenOff(t *testing.T) {
 	ctx, dir := t.Context(), t.TempDir()
 	owner := strings.Repeat("A", 40)
@@ -39,7 +39,7 @@ func TestRecoverBrokenOff(t *testing.T) {
 		t.Helper()
 		s, err := sqlite.Open(ctx, filepath.Join(dir, name), true)
 		if err == nil {
-			t.Cleanup(func() { _ = s.Close() }) // it may be closed
+			t.Cleanup(func() { _ = s.Close() }) // it may be closed already
 			err = s.AddOrg(ctx, server.Org{Name: "ORG", UUID: "u", Auth: "walrus", Created: time.Unix(1, 0)})
 		}
 		if err == nil {
@@ -68,7 +68,7 @@ func TestRecoverBrokenOff(t *testing.T) {
 	for i, c := range []struct {
 		room         int
 		err          error
-		added, whole string // what is printed, and the error
+		added, whole string // the output, and the error
 	}{
 		{1, full, `added deposit "one"`, "the disk is full; the things added before that stay"},
 		{2, passive, `added deposit "two"`, "the things added before that stay"}, // it became passive meanwhile

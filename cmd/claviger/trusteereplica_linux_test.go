@@ -31,7 +31,7 @@ import (
 	"claviger/trustee/server/sqlite"
 )
 
-// host is one of two trustees: a process, which a test kills and starts again.
+// host is one of two trustees: a process that a test kills and starts again.
 type host struct {
 	t         *testing.T
 	dir, addr string
@@ -44,7 +44,8 @@ type host struct {
 
 func (h *host) url() string { return "https://" + h.addr }
 
-// freeAddr is an address of loopback: each of two trustees must know the other's before that runs.
+// freeAddr returns a free address of loopback. Each of two trustees needs the address of the other before that one
+// runs.
 func freeAddr(t *testing.T) string {
 	t.Helper()
 	address, err := porttest.Address()
@@ -54,7 +55,7 @@ func freeAddr(t *testing.T) string {
 	return address
 }
 
-// twoHosts makes the folders of two trustees of one identity, as rsync does.
+// twoHosts makes the folders of two trustees with one identity, as rsync would copy them.
 func twoHosts(t *testing.T) (a, b *host) {
 	t.Helper()
 	id, err := trustee.NewIdentity("keytrustee", "keytrustee Server Key", "keytrustee@h", 2048, time.Now())
@@ -118,7 +119,7 @@ func (h *host) start() {
 	}
 	h.cmd = exec.Command("claviger", args...) //nolint:noctx // kill ends it
 	h.cmd.Stdout, h.cmd.Stderr = &h.log, &h.log
-	// Where the test binary itself is killed no cleanup runs.
+	// If the test binary itself is killed, no cleanup runs.
 	h.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := h.cmd.Start(); err != nil {
 		h.t.Fatal(err)
@@ -133,17 +134,17 @@ func (h *host) start() {
 	h.t.Fatalf("the trustee did not start:\n%s", &h.log)
 }
 
-// kill ends the process as a power cut does.
+// kill ends the process at once, like a power failure.
 func (h *host) kill() {
 	if h.cmd == nil {
 		return
 	}
-	_ = h.cmd.Process.Kill() // it may have ended
+	_ = h.cmd.Process.Kill() // it may have ended already
 	_ = h.cmd.Wait()
 	h.cmd = nil
 }
 
-// do runs a command of the operator on that host.
+// do runs a command of the operator on this host.
 func (h *host) do(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(h.t.Context(), time.Minute)
 	defer cancel()
@@ -162,7 +163,7 @@ func (h *host) must(args ...string) string {
 	return out
 }
 
-// await waits until the status is as it should be.
+// await waits until the status fulfils a condition.
 func (h *host) await(what string, digest bool, ok func(*replica.StatusReport) bool) {
 	h.t.Helper()
 	args := []string{"status", "-o", "json"}
@@ -195,7 +196,7 @@ func (h *host) awaitEqual(what string) {
 	})
 }
 
-// load makes deposits at both trustees until it is ended.
+// load makes deposits at both trustees until it is stopped.
 type load struct {
 	t       *testing.T
 	client  *trustee.Client
@@ -203,7 +204,7 @@ type load struct {
 	count   atomic.Int64
 	refused atomic.Int64
 	said    atomic.Value // the text of a refusal
-	until   atomic.Int64 // workers rest where as many were acknowledged
+	until   atomic.Int64 // workers pause when this number was acknowledged
 	group   sync.WaitGroup
 }
 
@@ -222,7 +223,7 @@ func startLoad(ctx context.Context, t *testing.T, c *trustee.Client) *load {
 				case err == nil:
 					l.acked.Store(uuid, label)
 					l.count.Add(1)
-					time.Sleep(40 * time.Millisecond) // the commands of the operator run on the same cores
+					time.Sleep(40 * time.Millisecond) // the operator's commands need the same cores
 				case ctx.Err() == nil && !claviger.Is(err, claviger.Unavailable):
 					t.Errorf("%s: %v", label, err)
 				case ctx.Err() == nil:
@@ -236,7 +237,7 @@ func startLoad(ctx context.Context, t *testing.T, c *trustee.Client) *load {
 	return l
 }
 
-// reach waits until n deposits were acknowledged; more are made up to limit.
+// reach waits until n deposits are acknowledged. The load pauses at limit.
 func (l *load) reach(n, limit int64) {
 	l.t.Helper()
 	l.until.Store(limit)
@@ -363,7 +364,7 @@ func killPassive(t *testing.T, l *load, a, b *host) {
 	a.awaitEqual("the passive trustee's return") // this ends alone
 }
 
-// promoteEach promotes b, and then a, while deposits are made. orgtool gets its turn meanwhile.
+// promoteEach promotes b, and then a, while deposits are made. orgtool can write meanwhile.
 func promoteEach(t *testing.T, l *load, a, b *host) {
 	t.Helper()
 	refused := l.refused.Load()

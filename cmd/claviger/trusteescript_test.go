@@ -15,8 +15,8 @@ import (
 	"claviger/trustee"
 )
 
-// trusteeClient is the client whose identity lies in a folder, which is made
-// where it is not there, at the server of the variables URL and CERT.
+// trusteeClient returns a client of the server in the variables URL and CERT. Its identity is in a folder; if there is
+// none, it is made.
 func trusteeClient(ctx context.Context, ts *testscript.TestScript, dir string) (*trustee.Client, *trustee.Identity) {
 	folder, err := trustee.LoadFolder(ts.MkAbs(dir))
 	if _, none := os.Stat(ts.MkAbs(dir)); errors.Is(none, os.ErrNotExist) {
@@ -43,7 +43,7 @@ func trusteeClient(ctx context.Context, ts *testscript.TestScript, dir string) (
 	return c, folder.Identity
 }
 
-// expect ends a script's command: with an error of kind Denied where it is negated.
+// expect ends a command of a script. If it is negated, the error must be of kind Denied.
 func expect(ts *testscript.TestScript, neg bool, err error) {
 	if neg && !claviger.Is(err, claviger.Denied) {
 		ts.Fatalf("should have been denied, not %v", err)
@@ -53,8 +53,8 @@ func expect(ts *testscript.TestScript, neg bool, err error) {
 	}
 }
 
-// scriptRegister registers a client, and sets FINGERPRINT to its own: register
-// FOLDER ORG SECRET active|pending.
+// scriptRegister registers a client, and sets FINGERPRINT to its fingerprint: register FOLDER ORG SECRET
+// active|pending.
 func scriptRegister(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 4 {
 		ts.Fatalf("usage: [!] register FOLDER ORG SECRET active|pending")
@@ -71,9 +71,8 @@ func scriptRegister(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// scriptDeposit makes a deposit of a text that is sealed, and reads it back:
-// deposit FOLDER LABEL TEXT. Without TEXT it only reads, without the content being
-// looked at.
+// scriptDeposit makes a sealed deposit with a text, and reads it back: deposit FOLDER LABEL TEXT. Without TEXT it only
+// reads a deposit, and does not check the content.
 func scriptDeposit(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) < 2 || len(args) > 3 {
 		ts.Fatalf("usage: [!] deposit FOLDER LABEL [TEXT]")

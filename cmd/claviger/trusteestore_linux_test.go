@@ -377,7 +377,7 @@ func escrow(t *testing.T) string {
 	return dir
 }
 
-// restoreKilled backs a trustee up, kills a restoration midway, and restores again.
+// restoreKilled makes a backup of a trustee, kills a restoration in the middle, and restores again.
 func restoreKilled(t *testing.T, trusteeDir string) {
 	t.Helper()
 	parent := t.TempDir()
@@ -402,7 +402,7 @@ func restoreKilled(t *testing.T, trusteeDir string) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := in.Write(whole[:len(whole)-100]); err != nil { // the rest never comes
+	if _, err := in.Write(whole[:len(whole)-100]); err != nil { // the restoration never gets the rest
 		t.Fatal(err)
 	}
 	var begun []string

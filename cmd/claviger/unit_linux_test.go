@@ -13,13 +13,12 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// maxExposure is the most that systemd-analyze may say of the unit, of 10: it is 1.6.
+// maxExposure is the highest exposure that systemd-analyze may report for the unit, of 10. It is 1.6 now.
 const maxExposure = 2.0
 
-// TestUnit: systemd takes the unit as it is, with each drop-in of docs/install.md and with
-// each line that stands commented in it, and finds little exposed. A server that waits for
-// a part that is away is no failed start, so it never meets the limit of starts
-// (TestStartWaits).
+// TestUnit: systemd accepts the unit as it is, with each drop-in of docs/install.md, and with each line that is
+// commented out in it. It reports a low exposure. A server that waits for a missing part is not a failed start, so it
+// never reaches the limit of starts (TestStartWaits).
 func TestUnit(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
@@ -29,8 +28,8 @@ func TestUnit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	unit := strings.Replace(string(text), "/usr/bin/claviger", os.Args[0], 1) // which need not be installed here
-	// After a PIN that the HSM refused; TestWrongPINDoesNotLock has the status of such an end.
+	unit := strings.Replace(string(text), "/usr/bin/claviger", os.Args[0], 1) // the program may not be installed here
+	// The exit status after a refused PIN; TestWrongPINDoesNotLock checks it.
 	if !strings.Contains(unit, fmt.Sprintf("\nRestartPreventExitStatus=%d\n", exitPIN)) {
 		t.Error("the unit starts again after a wrong PIN")
 	}

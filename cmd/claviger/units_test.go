@@ -10,10 +10,10 @@ import (
 	"claviger/hadoopconf"
 )
 
-// unitInCode finds where a time of a property is read, and in which unit.
+// unitInCode finds code that reads a time of a property, with its unit.
 var unitInCode = regexp.MustCompile(`uration\((?:[A-Za-z]+ ?\+ ?)?"([a-zA-Z._-]+)", time\.(Second|Millisecond)\)`)
 
-// TestUnits: a time of Hadoop's without a unit has the unit that hadoopconf.Values has.
+// TestUnits: a time of a Hadoop property without a unit is read in the unit that hadoopconf.Values has.
 func TestUnits(t *testing.T) {
 	units := map[string]string{}
 	goFiles(t, func(_, text string) {
