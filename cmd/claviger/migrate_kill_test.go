@@ -101,7 +101,7 @@ func migrateByEnv(ctx context.Context, out io.Writer) (err error) {
 		return err
 	}
 	found.State = result.Run.State
-	if err := found.look(ctx, svc, engine); err != nil {
+	if err := found.readBack(ctx, svc, engine); err != nil {
 		return err
 	}
 	return json.NewEncoder(out).Encode(found)
@@ -115,8 +115,8 @@ func die() {
 	select {} // until the signal arrives
 }
 
-// look reads everything back, and has the HSM use each version.
-func (a *afterwards) look(ctx context.Context, svc *kms.Service, engine *migrate.Engine) error {
+// readBack reads everything back, and encrypts with each version in the HSM.
+func (a *afterwards) readBack(ctx context.Context, svc *kms.Service, engine *migrate.Engine) error {
 	p := svc.Primary.(*hsm.Provider)
 	names, err := p.Keys(ctx)
 	if err != nil {

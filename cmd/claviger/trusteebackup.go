@@ -166,7 +166,7 @@ type restoreFlags struct {
 	dir, identity, uri string
 }
 
-// restoreTrustee restores a file, or standard input where its name is "-".
+// restoreTrustee restores a file, or standard input if its name is "-".
 func restoreTrustee(cmd *cobra.Command, out *terminal.Output, r restoreFlags, name string) error {
 	// The folder takes the place of r.dir. Where r.dir does not exist, it is made beside it.
 	if err := owner.RefuseRoot(r.dir); err != nil {
@@ -205,8 +205,8 @@ func restoreTrustee(cmd *cobra.Command, out *terminal.Output, r restoreFlags, na
 	})
 }
 
-// decrypted returns the text of a backup. identity is the file with the private key; "" means that the backup was
-// decrypted before.
+// decrypted returns the text of a backup. identity is the file with the private key; "" means that the backup is
+// decrypted already.
 func decrypted(in io.Reader, identity string) (io.Reader, error) {
 	if identity == "" {
 		return refuseEncrypted(in)
@@ -219,7 +219,7 @@ func decrypted(in io.Reader, identity string) (io.Reader, error) {
 	return backup.Decrypt(in, ring)
 }
 
-// refuseEncrypted returns an error where in is an OpenPGP message: armored, or binary. The first byte of a binary
+// refuseEncrypted returns an error if in is an OpenPGP message, armored or binary. The first byte of a binary
 // message has its highest bit set (RFC 9580, 4.2). A decrypted backup begins with the name of a file.
 func refuseEncrypted(in io.Reader) (io.Reader, error) {
 	r := bufio.NewReader(in)

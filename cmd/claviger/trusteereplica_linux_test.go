@@ -198,14 +198,14 @@ func (h *host) awaitEqual(what string) {
 
 // load makes deposits at both trustees until it is stopped.
 type load struct {
-	t       *testing.T
-	client  *trustee.Client
-	acked   sync.Map // uuid: label
-	count   atomic.Int64
-	refused atomic.Int64
-	said    atomic.Value // the text of a refusal
-	until   atomic.Int64 // workers pause when this number was acknowledged
-	group   sync.WaitGroup
+	t           *testing.T
+	client      *trustee.Client
+	acked       sync.Map // uuid: label
+	count       atomic.Int64
+	refused     atomic.Int64
+	lastRefusal atomic.Value // the text of a refusal
+	until       atomic.Int64 // workers pause when this number was acknowledged
+	group       sync.WaitGroup
 }
 
 func startLoad(ctx context.Context, t *testing.T, c *trustee.Client) *load {
@@ -228,7 +228,7 @@ func startLoad(ctx context.Context, t *testing.T, c *trustee.Client) *load {
 					t.Errorf("%s: %v", label, err)
 				case ctx.Err() == nil:
 					l.refused.Add(1)
-					l.said.Store(err.Error())
+					l.lastRefusal.Store(err.Error())
 					time.Sleep(20 * time.Millisecond)
 				}
 			}
@@ -243,7 +243,7 @@ func (l *load) reach(n, limit int64) {
 	l.until.Store(limit)
 	for begun := time.Now(); l.count.Load() < n; time.Sleep(5 * time.Millisecond) {
 		if time.Since(begun) > 30*time.Second {
-			l.t.Fatalf("%d of %d deposits were acknowledged; %v", l.count.Load(), n, l.said.Load())
+			l.t.Fatalf("%d of %d deposits were acknowledged; %v", l.count.Load(), n, l.lastRefusal.Load())
 		}
 	}
 }
@@ -349,9 +349,9 @@ func killPassive(t *testing.T, l *load, a, b *host) {
 	}
 	before := l.count.Load()
 	time.Sleep(200 * time.Millisecond) // no deposit must be acknowledged in this time
-	if said, _ := l.said.Load().(string); l.count.Load() != before ||
-		!strings.Contains(said, "claviger trustee alone on") {
-		t.Errorf("%d deposits were acknowledged without the passive trustee; %s", l.count.Load()-before, said)
+	if text, _ := l.lastRefusal.Load().(string); l.count.Load() != before ||
+		!strings.Contains(text, "claviger trustee alone on") {
+		t.Errorf("%d deposits were acknowledged without the passive trustee; %s", l.count.Load()-before, text)
 	}
 	if out := a.must("alone", "on"); !strings.Contains(out, "active, epoch 1, alone true") {
 		t.Error(out)
@@ -384,7 +384,7 @@ func promoteEach(t *testing.T, l *load, a, b *host) {
 	// Each of the four clients waits for 3 s before a deposit is refused. More than two refusals for each client mean
 	// that no trustee was active for long. This holds on a slow machine too.
 	if n := l.refused.Load() - refused; n > 8 {
-		t.Errorf("%d deposits were refused while the roles changed: %v", n, l.said.Load())
+		t.Errorf("%d deposits were refused while the roles changed: %v", n, l.lastRefusal.Load())
 	}
 	a.awaitEqual("equality after both promotions")
 }

@@ -171,7 +171,7 @@ func (p *databasePair) killPrimary() {
 		got.Digest == "" {
 		t.Errorf("%+v, %d acknowledged", got, l.count.Load())
 	}
-	t.Logf("%d deposits acknowledged, %d refused: %v", l.count.Load(), l.refused.Load(), l.said.Load())
+	t.Logf("%d deposits acknowledged, %d refused: %v", l.count.Load(), l.refused.Load(), l.lastRefusal.Load())
 }
 
 // refusedAtStandby checks that a change at the standby is refused. PostgreSQL acknowledges a commit when the standby
