@@ -150,13 +150,13 @@ func (p *Provider) candidate(ctx context.Context, key string, versions []Object)
 }
 
 // keysOf groups the names of versions by the key to which they may belong. It keeps their order, and returns nil if all
-// of them belong to one key. there are the versions of the key to which they would be added; keysOf leaves out the
+// of them belong to one key. existing are the versions of the key to which they would be added; keysOf leaves out the
 // versions that surely belong to that key.
-func keysOf(versions []Object, there []metastore.Version) (keys [][]string) {
+func keysOf(versions []Object, existing []metastore.Version) (keys [][]string) {
 	var parts []string
 	for _, o := range versions {
 		part := partOf(o.ID)
-		if slices.ContainsFunc(there, func(v metastore.Version) bool { return partOf(v.Object) == part }) {
+		if slices.ContainsFunc(existing, func(v metastore.Version) bool { return partOf(v.Object) == part }) {
 			continue
 		}
 		at := slices.Index(parts, part)
@@ -165,7 +165,7 @@ func keysOf(versions []Object, there []metastore.Version) (keys [][]string) {
 		}
 		keys[at] = append(keys[at], o.Label)
 	}
-	if len(there) == 0 && len(keys) == 1 {
+	if len(existing) == 0 && len(keys) == 1 {
 		return nil
 	}
 	return keys

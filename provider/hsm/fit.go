@@ -123,11 +123,11 @@ func (p *Provider) Holdings(ctx context.Context) (h Holdings, err error) {
 	if err != nil {
 		return h, err
 	}
-	there := make(map[string]bool, len(keys))
+	onToken := make(map[string]bool, len(keys))
 	for _, k := range keys {
-		there[fmt.Sprintf("%x %s", k.ID, k.Label)] = true
+		onToken[fmt.Sprintf("%x %s", k.ID, k.Label)] = true
 	}
-	lacks := func(v storedVersion) bool { return !there[v.object+" "+v.name] }
+	lacks := func(v storedVersion) bool { return !onToken[v.object+" "+v.name] }
 	if slices.ContainsFunc(list, lacks) { // a version that was destroyed meanwhile has left the store
 		if list, err = p.withoutDeleted(ctx, list, lacks); err != nil {
 			return h, err

@@ -80,7 +80,7 @@ func (s *encryptionState) recordFailure(ctx context.Context, version string, beg
 	if s.failures == nil {
 		s.failures = map[string]Outcome{}
 	}
-	if _, there := s.failures[version]; there || len(s.failures) < failingAtMost {
+	if _, known := s.failures[version]; known || len(s.failures) < failingAtMost {
 		s.failures[version] = f
 	}
 	s.failing.Store(int32(len(s.failures))) //nolint:gosec // at most failingAtMost

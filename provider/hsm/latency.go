@@ -10,15 +10,15 @@ import (
 
 // Latency says how long calls to the token took, one after another.
 type Latency struct {
-	EDEKs  int // for each call
+	EDEKs  int // in each call
 	Calls  int
 	Median time.Duration
 	P99    time.Duration
 	PerSec float64 // EDEKs each second
 }
 
-// MeasureLatency makes calls encryptions, each of the counter blocks of so many edeks. It uses the newest version of
-// some key, and fails if there is no key.
+// MeasureLatency makes that many calls to the token, one after another. Each call encrypts the counter blocks of that
+// many EDEKs with the newest version of some key. It fails if there is no key.
 func (p *Provider) MeasureLatency(ctx context.Context, edeks, calls int) (Latency, error) {
 	version, err := p.someVersion(ctx)
 	if err != nil {

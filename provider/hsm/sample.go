@@ -29,11 +29,11 @@ func (p *Provider) sampleDiffers(ctx context.Context, scope sampleScope) (bool, 
 			sampled = append(sampled, older[rand.IntN(len(older))]) //nolint:gosec // a sample, no secret
 		}
 		for _, v := range sampled {
-			there, err := p.tokenHas(ctx, &k.Metadata, v)
+			onToken, err := p.tokenHas(ctx, &k.Metadata, v)
 			if err != nil {
 				return false, err
 			}
-			if _, known := slices.BinarySearch(lost, claviger.VersionName(k.Name, v.ID)); there == known {
+			if _, known := slices.BinarySearch(lost, claviger.VersionName(k.Name, v.ID)); onToken == known {
 				given, err := p.givenUp(ctx)
 				if err != nil || !given[v.Object] {
 					return err == nil, err
