@@ -133,7 +133,7 @@ func (r *Ring) setConflicts(ctx context.Context, known, here map[string]string) 
 	r.conflicts.here.Store(&here)
 	for _, v := range slices.Sorted(maps.Keys(here)) {
 		if _, logged := before[v]; !logged {
-			r.log.Error("a key version here has the name of another one at its source, so "+
+			r.log.Error("a key version here has the name of another version at its source, so "+
 				"EDEKs of that name are not opened", "version", claviger.Printable(v), "source", here[v],
 				"cure", r.conflictCure(ctx, claviger.ParseVersion(v)))
 		}

@@ -63,7 +63,7 @@ func (r *Ring) CheckConflicts(ctx context.Context) error {
 		versions[i] = claviger.Printable(v) + " of " + found[v]
 	}
 	return claviger.Errorf("keyring.CheckConflicts", claviger.Unavailable, "",
-		"these versions are one key here and another one at the source, which was rolled after the migration: %s%s; "+
+		"these versions are one key here and another key at the source, which was rolled after the migration: %s%s; "+
 			"EDEKs of these names are not opened; %s", strings.Join(versions, ", "), more, cure)
 }
 
@@ -73,10 +73,10 @@ func (r *Ring) needNotInConflict(ctx context.Context, op string, v *claviger.Key
 	if !ok {
 		return nil
 	}
-	err := claviger.Errorf(op, claviger.Unavailable, v.Name, "'%s' is one key here and another one at %s, which was "+
-		"rolled after the migration, so it cannot be known which of them an EDEK is of: "+
+	err := claviger.Errorf(op, claviger.Unavailable, v.Name, "'%s' is one key here and another key at %s, which was "+
+		"rolled after the migration, so an EDEK may belong to either key: "+
 		"%s", v.Name, source, r.cureHere(ctx, claviger.ParseVersion(v.Name)))
-	return claviger.Answer(err, fmt.Sprintf("key version '%s' is one key here and another one at the KMS that the key "+
+	return claviger.Answer(err, fmt.Sprintf("key version '%s' is one key here and another key at the KMS that the key "+
 		"was migrated from, so nothing is opened with it; this server's log and /readyz say what to do", v.Name))
 }
 
@@ -152,7 +152,7 @@ func (r *Ring) needNoKnownConflict(ctx context.Context, op string, v *claviger.K
 }
 
 func (r *Ring) notReencrypted(ctx context.Context, op string, v *claviger.KeyVersion, uri string) error {
-	return claviger.Errorf(op, claviger.Invalid, v.Name, "'%s' is one key here and another one at %s, so its EDEKs "+
+	return claviger.Errorf(op, claviger.Invalid, v.Name, "'%s' is one key here and another key at %s, so its EDEKs "+
 		"may be of either, and are not re-encrypted: %s", v.Name, uri, r.cureHere(ctx, claviger.ParseVersion(v.Name)))
 }
 

@@ -303,8 +303,8 @@ func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) e
 			if clocks.Bound {
 				kind = claviger.Invalid
 			}
-			return claviger.Errorf(op, kind, k.Name, "key '%s' is not purged: when it was used last cannot be told, "+
-				"since %w", k.Name, err)
+			return claviger.Errorf(op, kind, k.Name, "key '%s' is not purged: the time of its last use is not "+
+				"certain: %w", k.Name, err)
 		}
 		now = clocks.Earliest()
 	}

@@ -24,7 +24,7 @@ func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n in
 		return nil, err
 	}
 	if n > MaxGenerate {
-		return nil, claviger.Errorf("keyring.Generate", claviger.Invalid, key, "%d EDEKs were asked for; at most %d "+
+		return nil, claviger.Errorf("keyring.Generate", claviger.Invalid, key, "%d EDEKs were requested; at most %d "+
 			"are made in one request", n, MaxGenerate)
 	}
 	edeks := []claviger.EDEK{}

@@ -68,7 +68,7 @@ func (r *Ring) madeTwice(use string, v claviger.VersionRef, made, source string)
 		op, kind = "keyring.Reencrypt", claviger.Invalid
 	}
 	err := claviger.Errorf(op, kind, version, "'%s' is one key in %s, into which the key was taken over, and another "+
-		"one at %s, so it cannot be known which of the two an EDEK is of: "+
+		"one at %s, so an EDEK may belong to either key: "+
 		"%s", version, made, source, r.madeTwiceCure(v, made))
 	return claviger.Answer(err,
 		fmt.Sprintf("key version '%s' is one key where it was made by a migration, and another "+

@@ -50,7 +50,7 @@ func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use string, v clavi
 	}
 	if ours {
 		err := claviger.Errorf(op, kind, version, "'%s' was deleted here after EDEKs of it may have been made, and %s "+
-			"has a version of that name too, so it cannot be known which of the two an EDEK is of: %s",
+			"has a version of that name too, so an EDEK may belong to either key: %s",
 			version, s.URI(), r.deletedCure(v))
 		return claviger.Answer(err, fmt.Sprintf("key version '%s' was one key here, which is deleted, and is another "+
 			"one at the KMS that the key was migrated from, so nothing is opened or re-encrypted with it; this "+
@@ -61,8 +61,8 @@ func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use string, v clavi
 		return nil, err
 	}
 	err = claviger.Errorf(op, kind, version, "the source %s has a key '%s' made %s, and "+
-		"the one that was migrated from there was made %s: it was deleted there, and another one made, so it cannot "+
-		"be known which of the two '%s' an EDEK is of. EDEKs of the older one open nowhere, unless a backup of the "+
+		"the one that was migrated from there was made %s: it was deleted there, and another one made, so an "+
+		"EDEK of '%s' may belong to either key. EDEKs of the older one open nowhere, unless a backup of the "+
 		"source from before is restored. Where no file needs them, or where that source gives a key a new time "+
 		"at each roll, as a Ranger KMS does on a cloud's key vault, set claviger.migration.theirs to %s "+
 		"and restart: then the source opens all EDEKs of that name",

@@ -22,9 +22,9 @@ func (k rolledKey) String() string {
 }
 
 // rolledCure returns the cure, for an operator, for a key that was rolled at a source with opaque ids.
-const rolledCure = "look whether HDFS, or another cluster, is pointed at the source " +
-	"(hadoop.security.key.provider.path), point it here, stop rolls at the source " +
-	"and re-encrypt the key's zones; claviger migrate finish asks whether that was done"
+const rolledCure = "check whether HDFS, or another cluster, uses the source " +
+	"(hadoop.security.key.provider.path), point it to this server, stop rolls at the source " +
+	"and re-encrypt the key's zones; claviger migrate finish needs your confirmation"
 
 // setRolled stores the keys that were rolled at their sources for CheckRolled, and logs new ones.
 func (r *Ring) setRolled(all []rolledKey) {

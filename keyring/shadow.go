@@ -27,8 +27,8 @@ func (r *Ring) needFreeName(ctx context.Context, op, name string) error {
 	}
 	if here != name {
 		return claviger.Errorf(op, claviger.Invalid, name, "key '%s' cannot be made: it is another spelling of key "+
-			"'%s', which was migrated from a KMS that does not tell upper from lower case, and EDEKs may name it in "+
-			"either; choose another name", name, here)
+			"'%s', which was migrated from a KMS that ignores case, and EDEKs may have either "+
+			"spelling; choose another name", name, here)
 	}
 	if err := r.waitForSource(ctx, op, name, func() error { return r.needNoSource(ctx, op, name) }); err != nil {
 		return err

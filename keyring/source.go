@@ -141,7 +141,7 @@ func (s *source) counts(ctx context.Context, names []string) (map[string]*clavig
 	switch {
 	case err == nil && len(ms) != len(names):
 		return nil, claviger.Errorf("keyring.CompareSources", claviger.Internal, "",
-			"the source %s told of %d keys where it was asked for %d", s.URI(), len(ms), len(names))
+			"the source %s returned %d keys for a request for %d", s.URI(), len(ms), len(names))
 	case err == nil:
 		for i, m := range ms { // a source that folds case may spell the name in another way
 			if m != nil {

@@ -140,8 +140,8 @@ func (u *usage) unwritten() error {
 	}
 	return claviger.Errorf("keyring.CheckUses", claviger.Unavailable, "",
 		"the uses of %d source key versions have not been written since %s (%w): claviger migrate finish does not "+
-			"know of them; end no migration before they are, and stop no node whose metastore is away without "+
-			"starting it again", len(u.pending), u.since.UTC().Format(time.RFC3339), u.failing)
+			"see them; end no migration before they are written, and if you stop a node whose metastore cannot be "+
+			"reached, start it again", len(u.pending), u.since.UTC().Format(time.RFC3339), u.failing)
 }
 
 // add counts n EDEKs of a version that a source has opened.

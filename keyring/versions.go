@@ -36,7 +36,7 @@ func oneMetadata(ctx context.Context, from provider.Reader, key string) (*clavig
 		return nil, err
 	case len(ms) != 1:
 		return nil, claviger.Errorf("keyring.metadata", claviger.Internal, key,
-			"provider told of %d keys where it was asked for one", len(ms))
+			"the provider returned %d keys for a request for one key", len(ms))
 	case ms[0] == nil:
 		return nil, claviger.E("keyring.metadata", claviger.KeyNotFound, key, nil)
 	}

@@ -42,7 +42,7 @@ func TestRolledAtTheSource(t *testing.T) {
 		_, err = openEDEK(t, here.kms, ours.edek)
 	}
 	if !claviger.Is(err, claviger.Unavailable) ||
-		!strings.Contains(err.Error(), "'ledger@1' is one key here and another one") {
+		!strings.Contains(err.Error(), "'ledger@1' is one key here and another key") {
 		t.Fatalf("an EDEK of a name that is two keys: %v, want a 503", err)
 	}
 	// At a start the sources are compared before anything is opened.
