@@ -16,8 +16,7 @@ static OM_uint32 acquire(OM_uint32 *minor, const char *keytab, const char *rcach
 	gss_key_value_element_desc elements[2] = {{"keytab", keytab}, {"rcache", rcache}};
 	gss_key_value_set_desc store = {rcache == NULL ? 1 : 2, elements};
 	return gss_acquire_cred_from(minor, GSS_C_NO_NAME, GSS_C_INDEFINITE, GSS_C_NO_OID_SET, GSS_C_ACCEPT,
-		&store, out, NULL,
-		NULL);
+		&store, out, NULL, NULL);
 }
 
 // accepted is the result for a token. The texts must be freed; NULL means none.
@@ -128,7 +127,7 @@ func NewAcceptor(conf AcceptorConfig) (*Acceptor, error) {
 	return a, nil
 }
 
-// Check reads the keytab file anew. It returns an error if the file cannot be read, or has no key of one of our
+// Check reads the keytab file again. It returns an error if the file cannot be read, or has no key of one of our
 // principals. Then clients cannot log in.
 func (a *Acceptor) Check() error {
 	known, err := principalsOf(a.keytab)
@@ -228,17 +227,16 @@ func (a *Acceptor) Accept(token []byte) (Accepted, error) {
 	case out.general != nil:
 		return Accepted{}, explain(C.GoString(out.general), C.GoString(out.specific))
 	case out.major != C.GSS_S_COMPLETE:
-		return Accepted{}, badToken("the client wants to negotiate in several legs; it has to begin with Kerberos",
+		return Accepted{}, badToken("the client began a negotiation of several steps; it must begin with Kerberos",
 			"GSSException: Defective token detected")
 	case out.client == nil || out.service == nil:
-		return Accepted{}, badToken("the ticket's names cannot be told", "GSSException: Defective token detected")
+		return Accepted{}, badToken("the names in the ticket cannot be read", "GSSException: Defective token detected")
 	}
 	accepted := Accepted{Client: C.GoString(out.client), Service: C.GoString(out.service),
 		Reply: C.GoBytes(unsafe.Pointer(out.reply), C.int(out.reply_len))}
 	if !a.ours(accepted.Service) {
 		e := &Error{Kind: WrongService, Detail: fmt.Sprintf("the ticket of %s is for %s, and this service is %s",
-			accepted.Client,
-			accepted.Service, strings.Join(a.principals, ", "))}
+			accepted.Client, accepted.Service, strings.Join(a.principals, ", "))}
 		e.advise("")
 		return Accepted{}, e
 	}

@@ -32,7 +32,7 @@ const MaxToken = 64 << 10
 
 // AcceptorConfig describes the service that accepts tokens.
 type AcceptorConfig struct {
-	// Keytab is the file with the service's keys. It is read anew for each token, so new keys need no restart.
+	// Keytab is the file with the service's keys. It is read again for each token, so new keys need no restart.
 	Keytab string
 	// Principals are the principals of this service, with or without the realm: "HTTP/host@REALM". The single entry
 	// "*" means each HTTP/... principal of the keytab.
@@ -179,7 +179,7 @@ func (e *Error) advise(minor string) {
 			"minutes unless set): synchronise both by NTP"
 		e.Java = javaFailure("Clock skew too great (37)")
 	case Expired:
-		e.Cure = "the client has to log in anew (kinit), or a clock is wrong"
+		e.Cure = "the client must log in again (kinit), or a clock is wrong"
 		e.Java = javaFailure("Ticket expired (32)")
 		if strings.Contains(strings.ToLower(minor), "not yet valid") {
 			e.Java = javaFailure("Ticket not yet valid (33)")
@@ -187,18 +187,19 @@ func (e *Error) advise(minor string) {
 	case NoKey:
 		e.Cure = "the keytab lacks the key that the KDC made the ticket with: export it again after each password " +
 			"change (ktadd, or ktpass), compare `klist -kte` here with `kvno` at the client, and let clients with " +
-			"older tickets log in anew"
+			"older tickets log in again"
 		e.Java = javaFailure("Checksum failed")
 	case WrongService:
-		e.Cure = "the client addressed another name than the one that we have: the host in its URL must be that of " +
-			"the principal HTTP/host"
-		e.Java = "GSSException: No valid credentials provided (Mechanism level: Failed to find any Kerberos credentails)" //nolint:misspell // as Java spells it
+		e.Cure = "the client used another name of this service: the host in its URL must be that of the principal " +
+			"HTTP/host"
+		e.Java = "GSSException: No valid credentials provided (Mechanism level: Failed to find any " +
+			"Kerberos credentails)" //nolint:misspell // as Java spells it
 	case BadToken:
 		e.Java = "GSSException: Defective token detected"
 	case NoCredentials:
 		e.Java = "GSSException: No valid credentials provided"
 	case NoKeytab:
-		e.Cure = "put the keytab back, readable to the user that this process runs as; nothing has to be restarted"
+		e.Cure = "put the keytab back, readable for the user that this process runs as; no restart is needed"
 		e.Java = unspecified
 	case Other:
 		e.Java = unspecified // the library's own text may name a file of this host
@@ -216,10 +217,10 @@ func check(token []byte) *Error {
 	case len(token) == 0:
 		return badToken("an empty token", "java.nio.BufferUnderflowException")
 	case len(token) > MaxToken:
-		return badToken(fmt.Sprintf("a token of %d bytes; %d are the most", len(token), MaxToken),
+		return badToken(fmt.Sprintf("a token of %d bytes; at most %d are allowed", len(token), MaxToken),
 			"GSSException: Defective token detected")
 	case token[0] != 0x60: // [APPLICATION 0], the first byte of each initial GSS token
-		return badToken("no GSS-API token: it starts with other bytes", "java.util.NoSuchElementException")
+		return badToken("not a GSS-API token: it starts with other bytes", "java.util.NoSuchElementException")
 	}
 	return nil
 }

@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// TestMain keeps krb5.conf of the machine out.
+// TestMain replaces the machine's krb5.conf.
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "gssapi")
 	if err != nil {
@@ -36,8 +36,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// writeKeytab writes a keytab (format 0x0502) with an AES-256 key of zeros for
-// each principal of the realm EXAMPLE.COM.
+// writeKeytab writes a keytab (format 0x0502) with an AES-256 key of zeros for each principal, in the realm
+// EXAMPLE.COM.
 func writeKeytab(t testing.TB, principals ...string) string {
 	t.Helper()
 	file := []byte{5, 2}
@@ -65,66 +65,73 @@ func writeKeytab(t testing.TB, principals ...string) string {
 func TestKeytab(t *testing.T) {
 	both := writeKeytab(t, "HTTP/localhost", "ftp/localhost")
 	for _, c := range []struct {
-		what string
+		name string
 		conf AcceptorConfig
 		want string // in the error; "" for none
 	}{
-		{"as it should be", AcceptorConfig{Keytab: both, Principals: []string{"HTTP/localhost"}}, ""},
+		{"a principal", AcceptorConfig{Keytab: both, Principals: []string{"HTTP/localhost"}}, ""},
 		{"with a realm", AcceptorConfig{Keytab: both, Principals: []string{"HTTP/localhost@EXAMPLE.COM"}}, ""},
-		{"all of HTTP", AcceptorConfig{Keytab: both, Principals: []string{"*"}}, ""},
+		{"all HTTP principals", AcceptorConfig{Keytab: both, Principals: []string{"*"}}, ""},
 		{"no principal", AcceptorConfig{Keytab: both}, "no principal"},
 		{"another realm", AcceptorConfig{Keytab: both, Principals: []string{"HTTP/localhost@OTHER.ORG"}},
 			"has no key of HTTP/localhost@OTHER.ORG; it has keys of HTTP/localhost@EXAMPLE.COM, " +
 				"ftp/localhost@EXAMPLE.COM"},
 		{"another host", AcceptorConfig{Keytab: both, Principals: []string{"HTTP/kms1"}}, "has no key of HTTP/kms1"},
-		{"nothing of HTTP", AcceptorConfig{Keytab: writeKeytab(t, "ftp/localhost"), Principals: []string{"*"}},
+		{"no HTTP principal", AcceptorConfig{Keytab: writeKeytab(t, "ftp/localhost"), Principals: []string{"*"}},
 			"has no key of a principal HTTP/...; it has keys of ftp/localhost@EXAMPLE.COM"},
 		{"no file", AcceptorConfig{Keytab: "/nowhere/keytab", Principals: []string{"*"}}, "no such file"},
 		{"empty", AcceptorConfig{Keytab: writeKeytab(t), Principals: []string{"*"}}, "it is empty"},
-		{"no keytab", AcceptorConfig{Keytab: "gssapi_test.go", Principals: []string{"*"}}, "keytab gssapi_test.go"},
+		{"not a keytab", AcceptorConfig{Keytab: "gssapi_test.go", Principals: []string{"*"}}, "keytab gssapi_test.go"},
 	} {
 		a, err := NewAcceptor(c.conf)
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: %v, want %q", c.what, err, c.want)
+			t.Errorf("%s: %v, want %q", c.name, err, c.want)
 		}
 		if a != nil {
 			a.Close()
 			a.Close()
 			if _, err := a.Accept(seeds(t)[0]); err == nil {
-				t.Errorf("%s: it accepts after Close", c.what)
+				t.Errorf("%s: Accept works after Close", c.name)
 			}
 		}
 	}
-	// A keytab that changes under a running acceptor.
+}
+
+// TestKeytabChanges: Check reports changes of the keytab while the acceptor is used.
+func TestKeytabChanges(t *testing.T) {
+	both := writeKeytab(t, "HTTP/localhost", "ftp/localhost")
 	a, err := NewAcceptor(AcceptorConfig{Keytab: both, Principals: []string{"HTTP/localhost"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer a.Close()
 	for _, c := range []struct {
-		what   string
+		name   string
 		change func() error
 		want   string
 	}{
 		{"unchanged", func() error { return nil }, ""},
-		{"another service's", func() error { return os.Rename(writeKeytab(t, "ftp/localhost"), both) },
+		{"of another service", func() error { return os.Rename(writeKeytab(t, "ftp/localhost"), both) },
 			"has no key of HTTP/localhost"},
 		{"removed", func() error { return os.Remove(both) }, "no such file"},
-		{"put back", func() error { return os.Rename(writeKeytab(t, "HTTP/localhost"), both) }, ""},
+		{"restored", func() error { return os.Rename(writeKeytab(t, "HTTP/localhost"), both) }, ""},
 	} {
 		if err := c.change(); err != nil {
 			t.Fatal(err)
 		}
 		if err := a.Check(); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: %v, want %q", c.what, err, c.want)
+			t.Errorf("%s: %v, want %q", c.name, err, c.want)
 		}
 	}
+}
+
+func TestDefaultRealm(t *testing.T) {
 	if realm, err := DefaultRealm(); realm != "EXAMPLE.COM" || err != nil {
 		t.Errorf("default realm %q, %v", realm, err)
 	}
 }
 
-// seeds are tokens that clients sent to a Java KMS: SPNEGO, then bare krb5.
+// seeds returns tokens that clients sent to a Java KMS: first SPNEGO, then plain krb5.
 func seeds(t testing.TB) [][]byte {
 	t.Helper()
 	text, err := os.ReadFile("testdata/tokens.txt")
@@ -151,28 +158,28 @@ func TestRefused(t *testing.T) {
 	tokens := seeds(t)
 	ntlm, _ := base64.StdEncoding.DecodeString("TlRMTVNTUAABAAAAB4IIogAAAAAAAAAAAAAAAAAAAAAKAGFKAAAADw==")
 	for _, c := range []struct {
-		what  string
+		name  string
 		token []byte
 		kind  Kind
 		java  string
 	}{
-		{"nothing", nil, BadToken, "java.nio.BufferUnderflowException"},
+		{"empty", nil, BadToken, "java.nio.BufferUnderflowException"},
 		{"zeros", []byte{0, 0, 0}, BadToken, "java.util.NoSuchElementException"},
 		{"NTLM", ntlm, BadToken, "java.util.NoSuchElementException"},
-		{"a beginning", tokens[0][:20], BadToken, "GSSException: Defective token detected"},
+		{"cut", tokens[0][:20], BadToken, "GSSException: Defective token detected"},
 		{"too long", bytes.Repeat([]byte{0x60}, MaxToken+1), BadToken, "GSSException: Defective token detected"},
-		{"another's key, in SPNEGO", tokens[0], NoKey,
+		{"another key, SPNEGO", tokens[0], NoKey,
 			"GSSException: Failure unspecified at GSS-API level (Mechanism level: Checksum failed)"},
-		{"another's key, bare", tokens[len(tokens)-1], NoKey,
+		{"another key, plain krb5", tokens[len(tokens)-1], NoKey,
 			"GSSException: Failure unspecified at GSS-API level (Mechanism level: Checksum failed)"},
 	} {
 		_, err := a.Accept(c.token)
 		var e *Error
 		if !errors.As(err, &e) || e.Kind != c.kind || e.Java != c.java || e.Detail == "" {
-			t.Errorf("%s: %+v", c.what, err)
+			t.Errorf("%s: %+v", c.name, err)
 		}
 		if c.kind == NoKey && (e == nil || e.Cure == "") {
-			t.Errorf("%s: no cure", c.what)
+			t.Errorf("%s: no cure", c.name)
 		}
 	}
 }
@@ -190,7 +197,7 @@ func TestNoLogin(t *testing.T) {
 		if err == nil { // the library may look for tickets only when they are needed
 			_, _, err = i.Step(nil)
 			if _, werr := i.Wrap([]byte("x")); werr == nil {
-				t.Error("a message is wrapped before the context is there")
+				t.Error("Wrap works before the context is established")
 			}
 			_ = i.Close()
 		}

@@ -54,8 +54,7 @@ static void login(gss_name_t who, const char *keytab, const char *ccache, gss_cr
 	if (keytab != NULL) { e[store.count].key = "client_keytab"; e[store.count++].value = keytab; }
 	if (ccache != NULL) { e[store.count].key = "ccache"; e[store.count++].value = ccache; }
 	major = gss_acquire_cred_from(&minor, who, GSS_C_INDEFINITE, &mechs, GSS_C_INITIATE,
-		store.count > 0 ? &store : NULL,
-		cred, NULL, NULL);
+		store.count > 0 ? &store : NULL, cred, NULL, NULL);
 	keep(o, major, minor, NULL);
 }
 
@@ -65,8 +64,7 @@ static void init_step(gss_cred_id_t cred, gss_ctx_id_t *ctx, gss_name_t target, 
 	gss_buffer_desc token = {len, in}, out = GSS_C_EMPTY_BUFFER;
 	major = gss_init_sec_context(&minor, cred, ctx, target, spnego ? &spnego_mech : (gss_OID)gss_mech_krb5,
 		(mutual ? GSS_C_MUTUAL_FLAG : 0) | GSS_C_INTEG_FLAG, 0, GSS_C_NO_CHANNEL_BINDINGS,
-			len > 0 ? &token : GSS_C_NO_BUFFER,
-			NULL, &out, NULL, NULL);
+		len > 0 ? &token : GSS_C_NO_BUFFER, NULL, &out, NULL, NULL);
 	keep(o, major, minor, &out);
 }
 
@@ -178,7 +176,7 @@ func result(o *C.outcome) ([]byte, error) {
 	return C.GoBytes(o.out, C.int(o.out_len)), nil
 }
 
-var errNotReady = errors.New("gssapi: the context is not there yet, or closed")
+var errNotReady = errors.New("gssapi: the context is not established yet, or is closed")
 
 // Step takes the other side's token (none at first) and returns the next token to send. If done is true, the exchange
 // is complete, and with Mutual the other side has proved its identity.
@@ -187,8 +185,8 @@ func (i *Initiator) Step(in []byte) (out []byte, done bool, err error) {
 		return nil, false, errNotReady
 	}
 	if len(in) > MaxToken {
-		return nil, false, badToken(fmt.Sprintf("the service's token has %d bytes; %d are the most", len(in), MaxToken),
-			"")
+		return nil, false, badToken(fmt.Sprintf("the service's token has %d bytes; at most %d are allowed", len(in),
+			MaxToken), "")
 	}
 	var o C.outcome
 	C.init_step(i.cred, &i.ctx, i.target, flag(i.conf.SPNEGO), flag(i.conf.Mutual), pointer(in), C.size_t(len(in)), &o)

@@ -14,8 +14,8 @@ import (
 	"claviger/internal/kdctest"
 )
 
-// TestLoginCures: each way in which our own login fails at a real KDC says which it is, and
-// what to do at this end, not at that of somebody who calls us.
+// TestLoginCures: for each failure of our own login at a real KDC, the error has the cure for this side, not for a
+// client's side.
 func TestLoginCures(t *testing.T) {
 	k := kdctest.Start(t)
 	t.Setenv("KRB5_CONFIG", k.Krb5Conf)
@@ -25,8 +25,8 @@ func TestLoginCures(t *testing.T) {
 	k.Keytab("http.keytab", "HTTP/localhost")
 	k.Admin("delprinc -force gone")
 	k.Admin("cpw -randkey rekeyed")
-	over := k.LoginFor(users, "mig", time.Second)
-	time.Sleep(2500 * time.Millisecond) // until the ticket is over
+	expired := k.LoginFor(users, "mig", time.Second)
+	time.Sleep(2500 * time.Millisecond) // until the ticket has expired
 	nowhere := filepath.Join(k.Dir, "nowhere.conf")
 	for _, tt := range []struct {
 		name string
@@ -35,11 +35,11 @@ func TestLoginCures(t *testing.T) {
 		cure string
 	}{
 		{"no tickets", gssapi.InitiatorConfig{}, "", "kinit"},
-		{"tickets that are over", gssapi.InitiatorConfig{CCache: "FILE:" + over}, "", "kinit again"},
+		{"expired tickets", gssapi.InitiatorConfig{CCache: "FILE:" + expired}, "", "kinit again"},
 		{"not in the keytab", gssapi.InitiatorConfig{Keytab: users, Principal: "other"}, "", "klist -kt"},
 		{"no such principal", gssapi.InitiatorConfig{Keytab: users, Principal: "gone"}, "", "addprinc"},
 		{"an old key", gssapi.InitiatorConfig{Keytab: users, Principal: "rekeyed"}, "", "export the keytab again"},
-		{"a host of no realm", gssapi.InitiatorConfig{Keytab: users, Principal: "mig",
+		{"a host without a realm", gssapi.InitiatorConfig{Keytab: users, Principal: "mig",
 			Target: "HTTP@elsewhere.example.com"}, "", "domain_realm"},
 		{"no principal of the service", gssapi.InitiatorConfig{Keytab: users, Principal: "mig",
 			Target: "HTTP/elsewhere@EXAMPLE.TEST"}, "", "HTTP/HOST"},

@@ -17,7 +17,7 @@ import (
 	"claviger/internal/kdctest"
 )
 
-// realm is a KDC with a service and a user, and this process lives in it.
+// realm is a KDC with a service and a user. This process uses its krb5.conf.
 type realm struct {
 	*kdctest.KDC
 	services, users string // keytabs
@@ -41,7 +41,7 @@ func (r realm) acceptor(t testing.TB, rcache string) *gssapi.Acceptor {
 	return a
 }
 
-// exchange is a whole login. It returns the token that was accepted.
+// exchange does a complete login, and returns the token that was accepted.
 func (r realm) exchange(a *gssapi.Acceptor, spnego bool) ([]byte, error) {
 	i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: r.users, Principal: "alice", Target: "HTTP@localhost",
 		SPNEGO: spnego, Mutual: true})
@@ -61,21 +61,21 @@ func (r realm) exchange(a *gssapi.Acceptor, spnego bool) ([]byte, error) {
 		return nil, errors.New(who.Client + " to " + who.Service)
 	}
 	if _, done, err := i.Step(who.Reply); err != nil || !done {
-		return nil, errors.Join(errors.New("the service did not prove itself"), err)
+		return nil, errors.Join(errors.New("the service did not prove its identity"), err)
 	}
-	// A message of one's own is none of the other side's.
+	// Unwrap must refuse our own message.
 	wrapped, err := i.Wrap([]byte("message"))
 	if err != nil || !bytes.Contains(wrapped, []byte("message")) {
 		return nil, errors.Join(errors.New("no wrapped message"), err)
 	}
 	if _, err := i.Unwrap(wrapped); err == nil {
-		return nil, errors.New("it takes its own message for the service's")
+		return nil, errors.New("Unwrap accepts our own message as one of the service")
 	}
 	return token, nil
 }
 
-// TestManyAtOnce: one acceptor serves many goroutines, and each token once.
-func TestManyAtOnce(t *testing.T) {
+// TestConcurrentLogins: one acceptor serves many goroutines, and accepts each token once.
+func TestConcurrentLogins(t *testing.T) {
 	r := newRealm(t)
 	a := r.acceptor(t, "")
 	var mu sync.Mutex
@@ -86,7 +86,7 @@ func TestManyAtOnce(t *testing.T) {
 			for range 25 {
 				token, err := r.exchange(a, g%2 == 0)
 				if err != nil {
-					t.Errorf("a login among many: %v", err)
+					t.Errorf("a concurrent login: %v", err)
 					return
 				}
 				mu.Lock()
@@ -99,10 +99,10 @@ func TestManyAtOnce(t *testing.T) {
 	for _, token := range tokens {
 		var e *gssapi.Error
 		if _, err := a.Accept(token); !errors.As(err, &e) || e.Kind != gssapi.Replay || e.Cure == "" {
-			t.Fatalf("a token that came before: %v", err)
+			t.Fatalf("a token that was used before: %v", err)
 		}
 	}
-	// Of one token that many bring at the same time, one is taken.
+	// If many goroutines use the same token at the same time, it is accepted once.
 	i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: r.users, Principal: "alice", Target: "HTTP@localhost",
 		SPNEGO: true})
 	if err != nil {
@@ -113,23 +113,23 @@ func TestManyAtOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	taken := 0
+	accepted := 0
 	for range 8 {
 		all.Go(func() {
 			if _, err := a.Accept(token); err == nil {
 				mu.Lock()
 				defer mu.Unlock()
-				taken++
+				accepted++
 			}
 		})
 	}
 	all.Wait()
-	if taken != 1 {
-		t.Errorf("one token is taken %d times", taken)
+	if accepted != 1 {
+		t.Errorf("one token was accepted %d times", accepted)
 	}
 }
 
-// resident is the memory of this process in KiB, C's included.
+// resident returns the memory of this process in KiB, with the memory of C.
 func resident(t *testing.T) int {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/status")
@@ -149,20 +149,19 @@ func resident(t *testing.T) int {
 	return 0
 }
 
-// TestMemoryIsFreed does each thing so often that what it loses would show: in
-// every round, which what the allocators keep for later does not.
+// TestMemoryIsFreed repeats each operation so often that a leak is visible. A leak is visible in each round; memory
+// that the allocators keep for later is not.
 func TestMemoryIsFreed(t *testing.T) {
 	const (
 		times  = 3000
-		most   = times * 64 / 1024 // KiB of a round; the names of one ticket are more than 64 bytes
-		rounds = 12                // a leak shows in each; what else is resident settles, on a busy machine late
+		limit  = times * 64 / 1024 // KiB in one round; the names of one ticket have more than 64 bytes
+		rounds = 12                // without a leak, memory stops growing; on a busy machine that needs some rounds
 	)
 	r := newRealm(t)
 	a := r.acceptor(t, "none:")
 	begin := func() (token []byte) {
 		i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: r.users, Principal: "alice",
-			Target: "HTTP@localhost",
-			Mutual: true})
+			Target: "HTTP@localhost", Mutual: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -178,7 +177,7 @@ func TestMemoryIsFreed(t *testing.T) {
 	bad := bytes.Clone(good)
 	bad[len(bad)-1] ^= 1
 	for _, c := range []struct {
-		what string
+		name string
 		do   func()
 	}{
 		{"accepting", func() {
@@ -188,13 +187,13 @@ func TestMemoryIsFreed(t *testing.T) {
 		}},
 		{"refusing", func() {
 			if _, err := a.Accept(bad); err == nil {
-				t.Fatal("a changed token is taken")
+				t.Fatal("a changed token is accepted")
 			}
 		}},
 		{"making tokens", func() { begin() }},
 	} {
 		var grown []int
-		for len(grown) == 0 || slices.Min(grown) > most && len(grown) < rounds {
+		for len(grown) == 0 || slices.Min(grown) > limit && len(grown) < rounds {
 			debug.FreeOSMemory()
 			before := resident(t)
 			for range times {
@@ -203,8 +202,8 @@ func TestMemoryIsFreed(t *testing.T) {
 			debug.FreeOSMemory()
 			grown = append(grown, resident(t)-before)
 		}
-		if slices.Min(grown) > most {
-			t.Errorf("%s %d times takes %v KiB, in one round after the other", c.what, times, grown)
+		if slices.Min(grown) > limit {
+			t.Errorf("%s %d times needs %v KiB more in the rounds", c.name, times, grown)
 		}
 	}
 }

@@ -11,8 +11,8 @@ import (
 	"claviger/internal/kdctest"
 )
 
-// TestEnctypes: tickets under each kind of AES key are taken, and a key that has
-// changed is told by its version, until the keytab has it.
+// TestEnctypes: tickets with each kind of AES key are accepted. If the key was changed at the KDC, the error has the
+// key's version, until the keytab has the new key.
 func TestEnctypes(t *testing.T) {
 	for _, enctype := range []string{
 		"aes128-cts-hmac-sha1-96", "aes256-cts-hmac-sha1-96", "aes128-cts-hmac-sha256-128",
@@ -27,7 +27,7 @@ func TestEnctypes(t *testing.T) {
 			_, err := r.exchange(a, true)
 			var e *gssapi.Error
 			if !errors.As(err, &e) || e.Kind != gssapi.NoKey || e.Cure == "" {
-				t.Fatalf("a key that the keytab lacks: %v", err)
+				t.Fatalf("a key that is not in the keytab: %v", err)
 			}
 			for _, want := range []string{"HTTP/localhost@" + kdctest.Realm, "kvno 2"} {
 				if !strings.Contains(e.Detail, want) {
@@ -35,9 +35,9 @@ func TestEnctypes(t *testing.T) {
 				}
 			}
 			if strings.Contains(e.Java, "HTTP/") {
-				t.Errorf("the caller is told %q", e.Java)
+				t.Errorf("the answer to the caller has the principal: %q", e.Java)
 			}
-			export() // to the file that is open already
+			export() // to the file that the acceptor uses
 			for _, spnego := range []bool{true, false} {
 				if _, err := r.exchange(a, spnego); err != nil {
 					t.Errorf("after the keytab got the key, spnego %v: %v", spnego, err)

@@ -16,31 +16,32 @@ var loginCures = []struct{ text, cure string }{
 	{"server http/", serviceCure},
 	{"server zookeeper/", serviceCure},
 	{"not found in kerberos database", "the KDC has no such principal: correct the principal's name, or " +
-		"have it made there (addprinc), and export a keytab of it"},
+		"create it there (addprinc), and export a keytab of it"},
 	{"decrypt integrity check failed", staleKeytab},
 	{"preauthentication failed", staleKeytab},
 	{"password incorrect", staleKeytab},
-	{"key has expired", "the principal's key, or the principal, has expired at the KDC: have its end moved " +
-		"there (modprinc), or its key changed, and export the keytab again"},
-	{"entry in database has expired", "the principal has expired at the KDC: have its end moved there (modprinc)"},
-	{"credentials have been revoked", "the KDC has locked the principal: have it unlocked there (modprinc -unlock)"},
+	{"key has expired", "the principal's key, or the principal, has expired at the KDC: move its expiry date " +
+		"there (modprinc), or change its key, and export the keytab again"},
+	{"entry in database has expired", "the principal has expired at the KDC: move its expiry date there (modprinc)"},
+	{"credentials have been revoked", "the KDC has locked the principal: unlock it there (modprinc -unlock)"},
 	{"cannot contact any kdc", kdcCure},
 	{"cannot find kdc", kdcCure},
 	{"cannot resolve", kdcCure},
-	{"ticket expired", "the tickets are over: kinit again, or name a keytab, from which new ones are got"},
-	{"credential has expired", "the tickets are over: kinit again, or name a keytab, from which new ones are got"},
-	{"credentials have expired", "the tickets are over: kinit again, or name a keytab, from which new ones are got"},
-	{"configuration file", "correct krb5.conf, or name another by KRB5_CONFIG"},
+	{"ticket expired", expiredCure},
+	{"credential has expired", expiredCure},
+	{"credentials have expired", expiredCure},
+	{"configuration file", "correct krb5.conf, or name another file in KRB5_CONFIG"},
 }
 
 const (
-	kdcCure   = "see that the KDC runs, that this host reaches its port 88, and that [realms] of krb5.conf names it"
-	realmCure = "the service's host is taken to be of another realm, which this KDC does not know: set " +
-		"the host's realm in [domain_realm] of krb5.conf, and default_realm"
-	serviceCure = "the KDC has no principal of the service: name its host as the principal HTTP/HOST " +
-		"(zookeeper/HOST for ZooKeeper) does, or have that made"
-	staleKeytab = "the keytab's key is not the one that the KDC has, since the principal's key was changed " +
-		"after the export: export the keytab again (ktadd -norandkey)"
+	expiredCure = "the tickets have expired: kinit again, or name a keytab, from which this program gets new tickets"
+	kdcCure     = "check that the KDC runs, that this host reaches its port 88, and that [realms] of krb5.conf names it"
+	realmCure   = "by krb5.conf, the service's host is in another realm, which this KDC does not have: set the " +
+		"host's realm in [domain_realm] of krb5.conf, and default_realm"
+	serviceCure = "the KDC has no principal of the service: use the host name of the principal HTTP/HOST " +
+		"(zookeeper/HOST for ZooKeeper), or create such a principal"
+	staleKeytab = "the key in the keytab differs from the KDC's, because the principal's key was changed after " +
+		"the export: export the keytab again (ktadd -norandkey)"
 )
 
 // asLogin gives an error of our own login the cure for this side.
@@ -61,13 +62,13 @@ func asLogin(err error, conf *InitiatorConfig) error {
 	nothing := strings.Contains(lower, "credentials cache") || strings.Contains(lower, "no kerberos credentials")
 	switch {
 	case strings.HasPrefix(lower, keytab) && strings.Contains(lower, "no such file"):
-		e.Cure = "put the keytab there, or name where it is"
+		e.Cure = "put the keytab there, or correct the path"
 	case strings.HasPrefix(lower, keytab):
-		e.Cure = "give the server's user the file: owner that user, mode 0600"
+		e.Cure = "let the server's user read the file: make that user its owner, mode 0600"
 	case conf.Keytab != "" &&
 		(nothing || strings.Contains(lower, "no suitable keys") || strings.Contains(lower, "key table entry")):
-		// The library speaks of the cache of the tickets that it could not get.
-		e.Cure = "the keytab has no key of " + conf.Principal + ": see what it has by klist -kt " + conf.Keytab
+		// The library could not get tickets by the keytab, and its text is about the cache of the tickets.
+		e.Cure = "the keytab has no key of " + conf.Principal + ": list its keys by klist -kt " + conf.Keytab
 	case nothing:
 		e.Cure = "log in by kinit as the server's user, or name a keytab and its principal"
 	}

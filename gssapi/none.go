@@ -2,10 +2,10 @@
 
 package gssapi
 
-// Available tells whether this build can do Kerberos.
+// Available reports whether this build supports Kerberos.
 const Available = false
 
-// Acceptor can't exist in this build.
+// Acceptor cannot be made in this build.
 type Acceptor struct{}
 
 // NewAcceptor returns ErrNotBuilt.
@@ -20,7 +20,7 @@ func (*Acceptor) Check() error { return ErrNotBuilt }
 // Close does nothing.
 func (*Acceptor) Close() {}
 
-// Initiator can't exist in this build.
+// Initiator cannot be made in this build.
 type Initiator struct{}
 
 // NewInitiator returns ErrNotBuilt.

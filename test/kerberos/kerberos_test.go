@@ -325,7 +325,7 @@ func TestRefusedLogins(t *testing.T) {
 		strict := startKMS(t, k, k.Conf("strict.conf", time.Second), keytab)
 		time.Sleep(time.Until(begun.Add(life + 2*time.Second))) // the clock of another process decides
 		refused(t, strict, http.MethodGet, brief, http.StatusForbidden, failure+"Ticket expired (32))",
-			"the client has to log in anew")
+			"the client must log in again")
 	})
 	t.Run("a key that has changed", func(t *testing.T) {
 		k.Admin("change_password -randkey HTTP/localhost")
