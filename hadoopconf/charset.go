@@ -39,7 +39,7 @@ func unicodeText(data []byte) (string, error) {
 		wide = false
 	}
 	if err != nil {
-		return "", fmt.Errorf("it begins as UTF-16 and is none (%w)", err)
+		return "", fmt.Errorf("it begins like UTF-16, but is not UTF-16 (%w)", err)
 	}
 	text := strings.TrimPrefix(string(data), "\ufeff")
 	if head := declaration.FindString(text); head != "" {

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestCharsets reads files of other encodings, and of XML 1.1, as Hadoop 3.4.2's
-// Configuration did; testdata/java's Charsets.java made the golden file.
+// TestCharsets reads files in other encodings, and in XML 1.1, as Configuration of Hadoop 3.4.2 does.
+// testdata/java/Charsets.java wrote the golden file.
 func TestCharsets(t *testing.T) {
 	want, err := os.ReadFile("testdata/java/charsets.golden")
 	if err != nil {

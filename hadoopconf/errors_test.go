@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-var update = flag.Bool("update", false, "write what the errors say into testdata/bad/*.golden")
+var update = flag.Bool("update", false, "write the errors into testdata/bad/*.golden")
 
-// TestErrors holds what a user sees of each file in testdata/bad.
+// TestErrors compares the error for each file in testdata/bad.
 func TestErrors(t *testing.T) {
 	files, err := filepath.Glob("testdata/bad/*.xml")
 	if err != nil || len(files) < 25 {
@@ -41,15 +41,14 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// firstError is the first that is found when a file is read and its properties
-// are asked for.
+// firstError returns the first error of reading a file and its properties.
 func firstError(file string) error {
 	c := New("testdata/bad", env(nil))
 	if err := c.AddFile(file, false); err != nil {
 		return err
 	}
 	if err := c.checkOurs(); err != nil {
-		return errors.Join(err, differs(err, c.Check()))
+		return errors.Join(err, alsoFound(err, c.Check()))
 	}
 	if err := c.Check(); err != nil {
 		return err
@@ -61,23 +60,23 @@ func firstError(file string) error {
 	return errors.Join(e1, e2, e3, e4)
 }
 
-// differs: Check goes through all properties, and the helpers of the circle come
-// before the one that is asked for; but it must find something, too.
-func differs(ours, all error) error {
+// alsoFound returns an error if Check found nothing. Check may report another property than checkOurs, because it
+// checks all properties.
+func alsoFound(ours, all error) error {
 	if all == nil {
-		return errors.New("Check finds nothing where checkOurs finds: " + ours.Error())
+		return errors.New("Check finds nothing, but checkOurs finds: " + ours.Error())
 	}
 	return nil
 }
 
-func TestFilesThatAreNoFiles(t *testing.T) {
+func TestNotRegularFiles(t *testing.T) {
 	dir := t.TempDir()
 	c := New(dir, env(nil))
 	if err := c.AddFile(filepath.Join(dir, "none.xml"), true); err != nil {
-		t.Errorf("an optional file that is not there: %v", err)
+		t.Errorf("a missing optional file: %v", err)
 	}
 	if err := c.AddFile(filepath.Join(dir, "none.xml"), false); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a file that is not there: %v", err)
+		t.Errorf("a missing file: %v", err)
 	}
 	if err := c.AddFile(dir, true); err == nil || !strings.Contains(err.Error(), "is not a regular file") {
 		t.Errorf("a folder: %v", err)
@@ -110,7 +109,7 @@ func TestLimits(t *testing.T) {
 		"circle": {map[string]string{
 			"a": "<configuration>" + strings.Replace(include, "%", "b", 1) + "</configuration>",
 			"b": "<configuration>" + strings.Replace(include, "%", "./a", 1) + "</configuration>",
-		}, "/a: the file includes itself by way of /a, /b"},
+		}, "/a: the file includes itself through /a, /b"},
 		"number": {map[string]string{
 			"a": "<configuration>" + strings.Repeat(strings.Replace(include, "%", "b", 1), 200) + "</configuration>",
 			"b": "<configuration/>",
@@ -136,14 +135,13 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestNoSecretIsTold: core-site.xml may hold passwords; a complaint must not
-// carry them into a log.
-func TestNoSecretIsTold(t *testing.T) {
+// TestNoSecretInMessages: core-site.xml may contain passwords. Errors and warnings must not contain them.
+func TestNoSecretInMessages(t *testing.T) {
 	const secret = "hunter2"
 	for _, name := range []string{
 		"hadoop.security.group.mapping.ldap.bind.password", "fs.s3a.secret.key", "fs.s3a.access.key",
-		"ssl.server.keystore.keypassword",
-		"claviger.made.up.secret", "dfs.adls.oauth2.credential", "x.auth.token", "HADOOP.PASSWORD",
+		"ssl.server.keystore.keypassword", "claviger.made.up.secret", "dfs.adls.oauth2.credential",
+		"x.auth.token", "HADOOP.PASSWORD",
 	} {
 		dir := writeConf(t, map[string]string{
 			"core-site.xml": `<property><name>` + name + `</name><value>` + secret +
@@ -161,9 +159,9 @@ func TestNoSecretIsTold(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := c.Int(name, 0, 1)
-		said := strings.Join(c.Warnings(), "\n") + err.Error()
-		if strings.Contains(said, secret) || !strings.Contains(said, name) {
-			t.Errorf("%s: %s", name, said)
+		messages := strings.Join(c.Warnings(), "\n") + err.Error()
+		if strings.Contains(messages, secret) || !strings.Contains(messages, name) {
+			t.Errorf("%s: %s", name, messages)
 		}
 	}
 }
@@ -173,8 +171,7 @@ func TestValues(t *testing.T) {
 	for name, value := range map[string]string{
 		"int": " 42 ", "hex": "0x1F", "minus": "-1", "true": " TRUE ", "false": "false", "float": "1e-1", "nan": "NaN",
 		"ms": "1500ms", "s": "10 S", "bare": "7", "d": "2d", "ns": "3ns", "us": "4us", "m": "5m", "h": "6h",
-		"negative": "-1s",
-		"list":     " a, b ,,c ", "empty": "", "rel": "x/../y", "abs": "/z/./y",
+		"negative": "-1s", "list": " a, b ,,c ", "empty": "", "rel": "x/../y", "abs": "/z/./y",
 	} {
 		c.Override(name, value, "--flag")
 	}
@@ -226,8 +223,8 @@ func TestValues(t *testing.T) {
 	}
 }
 
-// TestTimesHaveUnits: a time of a property that Hadoop does not have says of which unit it
-// is; Hadoop's own are as Hadoop reads them.
+// TestTimesHaveUnits: a time in a property that Hadoop does not have must have a unit. Hadoop's own properties are read
+// as in Hadoop.
 func TestTimesHaveUnits(t *testing.T) {
 	c := New("", nil)
 	for name, value := range map[string]string{

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// FuzzParse: whatever is in a file, it is refused or gives properties with a
-// name and a place, which written anew are the same.
+// FuzzParse: any file is either refused or gives properties with a name and a place. Written to a new file and read
+// again, the properties are the same.
 func FuzzParse(f *testing.F) {
 	if seeds, err := os.ReadDir("testdata/fuzz/FuzzParse"); err != nil || len(seeds) == 0 {
 		f.Fatalf("no seeds: %v", err)
@@ -39,7 +39,7 @@ func FuzzParse(f *testing.F) {
 			writeProperty(&b, prop)
 		}
 		b.WriteString("</configuration>")
-		for range c.All() { // ends, whatever the variables
+		for range c.All() { // must end for any variables
 		}
 		again := &parser{read: func(string) ([]byte, error) { return []byte(b.String()), nil }}
 		if err := again.file("/b.xml"); err != nil {
@@ -52,12 +52,11 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// writeProperty writes a property by attributes, since an element without text
-// would count as none.
+// writeProperty writes a property with attributes, because an element without text is ignored.
 func writeProperty(b *strings.Builder, p Property) {
 	attr := func(name, value string) {
 		b.WriteString(" " + name + `="`)
-		_ = xml.EscapeText(b, []byte(value)) // a Builder takes everything
+		_ = xml.EscapeText(b, []byte(value)) // a Builder returns no error
 		b.WriteString(`"`)
 	}
 	b.WriteString("<property")

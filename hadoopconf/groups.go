@@ -42,9 +42,9 @@ func (c *Conf) warnUnknownProvider(name string, known map[string]bool) {
 		if !ok {
 			continue
 		}
-		if meant := GroupMapping + "." + own; !known[meant] {
+		if general := GroupMapping + "." + own; !known[general] {
 			w := fmt.Sprintf("%s: property %s is not known and has no effect", where, name)
-			if near, ok := typo.Nearest(meant, slices.Sorted(maps.Keys(known))); ok {
+			if near, ok := typo.Nearest(general, slices.Sorted(maps.Keys(known))); ok {
 				w += "; did you mean " + GroupProviderPrefix + provider + strings.TrimPrefix(near, GroupMapping) + "?"
 			}
 			c.warnings = append(c.warnings, w)

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestGroupProviders: a provider's property stands over that of all providers, keeps its
-// own name in complaints, and one that means nothing is warned of.
+// TestGroupProviders: a provider's property overrides the property of all providers, errors have its own name, and a
+// property without an effect causes a warning.
 func TestGroupProviders(t *testing.T) {
 	const m = GroupMapping
 	dir := writeConf(t, map[string]string{"kms-site.xml": prop(m+".providers", "ad,ad2") +
@@ -39,10 +39,10 @@ func TestGroupProviders(t *testing.T) {
 		}
 	}
 	if got := c.String(m + ".ldap.url"); got != "ldap://all" {
-		t.Errorf("the original has become %q", got)
+		t.Errorf("the original was changed to %q", got)
 	}
 	if _, err := own.Int(m+".ldap.search.group.hierarchy.levels", 0, 9); err == nil ||
 		!strings.Contains(err.Error(), "provider.ad.ldap.search") {
-		t.Errorf("%v does not name the property as the file does", err)
+		t.Errorf("%v does not have the property's name in the file", err)
 	}
 }

@@ -93,8 +93,7 @@ type Conf struct {
 	meant    map[string]string // for each unknown property, the known one that it most probably means
 }
 
-// New returns an empty configuration. dir is what Dir returns; env reads the
-// environment for ${env.NAME} (nil: os.LookupEnv).
+// New returns an empty configuration. Dir returns dir. env reads the environment for ${env.NAME}; nil is os.LookupEnv.
 func New(dir string, env func(string) (string, bool)) *Conf {
 	if env == nil {
 		env = os.LookupEnv
@@ -154,7 +153,7 @@ func (c *Conf) AddFile(path string, optional bool) error {
 				p.File, p.Name, shown(p.Name, first.Value), first.Line, shown(p.Name, p.Value), p.Line)
 		case !first.Final: // for a final property there is a warning below
 			warnings = append(warnings,
-				fmt.Sprintf("%s: property %s is set twice, to %s (%s) and to %s, which is used; take one out",
+				fmt.Sprintf("%s: property %s is set twice, to %s (%s) and to %s; the second value is used; remove one",
 					p.Where(), p.Name, shown(p.Name, first.Value), first.Where(), shown(p.Name, p.Value)))
 		}
 	}
@@ -162,9 +161,8 @@ func (c *Conf) AddFile(path string, optional bool) error {
 	for _, p := range list {
 		if kept, ok := c.finals[p.Name]; ok {
 			if kept.Value != p.Value {
-				c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is ignored: %s says that its value "+
-					"%s is final",
-					p.Where(), p.Name, kept.Where(), shown(p.Name, kept.Value)))
+				c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is ignored: its value %s in %s is final",
+					p.Where(), p.Name, shown(p.Name, kept.Value), kept.Where()))
 			}
 			continue
 		}
@@ -176,7 +174,7 @@ func (c *Conf) AddFile(path string, optional bool) error {
 	return nil
 }
 
-// onlyOnce are properties that a file must not set to two different values. The values are alternatives, and this
+// onlyOnce has the properties that a file must not set to two different values. The values are alternatives, and this
 // package must not choose one.
 var onlyOnce = map[string]bool{SourceURI: true}
 
@@ -298,14 +296,13 @@ func (c *Conf) expand(p Property) (string, error) {
 		if v = v[:start] + val + v[end:]; len(v) > maxValue {
 			return "",
 				&ValueError{Property: p, Value: p.Value, Want: fmt.Sprintf("its ${...} make it longer than %d bytes; "+
-					"write it out",
-					maxValue)}
+					"write it without variables", maxValue)}
 		}
 	}
 	return "",
 		&ValueError{Property: p, Value: p.Value,
-			Want: fmt.Sprintf("it takes %d expansions of ${...} or more, which Hadoop refuses, too; break the "+
-				"circle, or write it out", maxExpansions)}
+			Want: fmt.Sprintf("it needs %d expansions of ${...} or more, which Hadoop refuses too; break the "+
+				"circle, or write it without variables", maxExpansions)}
 }
 
 // maxValue is the largest length of an expanded value, in bytes. Each expansion can double the length.

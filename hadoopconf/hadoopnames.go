@@ -8,12 +8,12 @@ import (
 	"claviger/typo"
 )
 
-// shared are prefixes of names that Hadoop also uses for properties without a meaning here. For an unknown name with
+// shared has prefixes of names that Hadoop also uses for properties without a meaning here. For an unknown name with
 // such a prefix, there is a warning only if it is similar to a known name.
 var shared = []string{"hadoop.security.", "hadoop.ssl.", "hadoop.http.", "hadoop.user.", "hadoop.prometheus."}
 
-// hadoopOnly are names with these prefixes that have no meaning here. Hadoop 3.4.2 has them in its core-default.xml or
-// its classes, or an earlier Hadoop had them. An entry that ends with a dot matches all names that begin with it.
+// hadoopOnly has names with these prefixes that have no meaning here. They are in the core-default.xml or the classes
+// of Hadoop 3.4.2, or of an earlier Hadoop. An entry that ends with a dot matches all names that begin with it.
 var hadoopOnly = strings.Fields(`
 	hadoop.http.acceptor.count hadoop.http.authentication. hadoop.http.cross-origin.
 	hadoop.http.delegation-token-secret-manager hadoop.http.filter.initializers
@@ -64,8 +64,8 @@ func (c *Conf) warnMisspelt(name string) {
 		return
 	}
 	c.meant[name] = near
-	c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is not known, to Hadoop neither, and has no effect;"+
-		" did you mean %s?", c.props[name].Where(), name, near))
+	c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is not known here and not known in Hadoop, and has "+
+		"no effect; did you mean %s?", c.props[name].Where(), name, near))
 }
 
 // otherFamily returns the property that a name means if its first or second word is misspelt ("clavigr.",

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// warningsOf loads a folder that sets the properties, each to 1, and all guards.
+// warningsOf loads a folder that sets the properties and all guards to 1, and returns the warnings.
 func warningsOf(t *testing.T, names ...string) string {
 	t.Helper()
 	site := ""
@@ -26,8 +26,7 @@ func warningsOf(t *testing.T, names ...string) string {
 	return strings.Join(c.Warnings(), "\n")
 }
 
-// TestHadoopsNames: none of the names of Hadoop 3.4.2's core-default.xml is taken for
-// another one that is misspelt.
+// TestHadoopsNames: no name in the core-default.xml of Hadoop 3.4.2 causes a warning about a misspelt name.
 func TestHadoopsNames(t *testing.T) {
 	data, err := os.ReadFile("testdata/core-default.txt")
 	if err != nil {
@@ -42,9 +41,10 @@ func TestHadoopsNames(t *testing.T) {
 	}
 }
 
-// TestMisspelt: a slip in a name that means something here is warned of, in families that
-// Hadoop's other properties share too; names of others are not.
+// TestMisspelt: a misspelt name of a property with a meaning here causes a warning, also if Hadoop has other properties
+// with the same prefix. Names of other programs cause no warning.
 func TestMisspelt(t *testing.T) {
+	const zkTokens = "hadoop.kms.authentication.zk-dt-secret-manager.enable"
 	for wrong, right := range map[string]string{
 		"clavigr.metastore.uri":                                  MetastoreURI,
 		"claviger.metastore_uri":                                 MetastoreURI,
@@ -72,7 +72,7 @@ func TestMisspelt(t *testing.T) {
 		"hadoop.kms.authentication.kerberos.name.rule":           "hadoop.kms.authentication.kerberos.name.rules",
 		"hadoop.kms.authentication.delegation-token.maxlife":     "",
 		"hadoop.kms.authentication.delegation-token.scan.sec":    "",
-		"hadoop.kms.authentication.zk-dt-secret-manager.enabled": "hadoop.kms.authentication.zk-dt-secret-manager.enable",
+		"hadoop.kms.authentication.zk-dt-secret-manager.enabled": zkTokens,
 	} {
 		w := warningsOf(t, wrong)
 		if !strings.Contains(w, "kms-site.xml:2: property "+wrong+" is not known") {
@@ -83,17 +83,17 @@ func TestMisspelt(t *testing.T) {
 		}
 	}
 	for _, other := range []string{"hadoop.security.acme.plugin", "hadoop.http.authentication.kerberos.name.rules",
-		"fs.defaultFSX",
-		"hadoop.proxyuser.hive.hosts", "hadoop.kmip.url", "claim.metastore.uri", "dfs.encryption.key.provider.uri",
+		"fs.defaultFSX", "hadoop.proxyuser.hive.hosts", "hadoop.kmip.url", "claim.metastore.uri",
+		"dfs.encryption.key.provider.uri",
 		"hadoop.ssl.enabled", "hadoop.security.kms.client.encrypted.key.cache.size"} {
 		if w := warningsOf(t, other); strings.Contains(w, "not known") {
 			t.Errorf("%s: %q", other, w)
 		}
 	}
-	// A name of ours must not be listed as one that means nothing.
+	// A known name must not be in the list of names without a meaning here.
 	for _, k := range KMS {
 		if hadoopHas(k.Name) || slices.Contains(hadoopOnly, k.Name) {
-			t.Errorf("%s stands in both lists", k.Name)
+			t.Errorf("%s is in both lists", k.Name)
 		}
 	}
 }

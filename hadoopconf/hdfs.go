@@ -21,8 +21,8 @@ func LoadHDFS(dir string, lookup func(string) (string, bool)) (*Conf, error) {
 		}
 	}
 	if !found {
-		return nil, fmt.Errorf("%s holds neither core-site.xml nor hdfs-site.xml; name the folder of HDFS' "+
-			"configuration, as /etc/hadoop/conf", dir)
+		return nil, fmt.Errorf("%s has neither core-site.xml nor hdfs-site.xml; name the folder of HDFS' "+
+			"configuration, for example /etc/hadoop/conf", dir)
 	}
 	return c, nil
 }

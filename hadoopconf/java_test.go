@@ -6,10 +6,9 @@ import (
 	"testing"
 )
 
-// TestAsJava reads the files of testdata/java as Hadoop 3.4.2's Configuration
-// did. The goldens hold one line a property, name=[value]: what
-// Configuration.get returned with SET=v, EMPTY= and no UNSET in the environment;
-// name=! where it threw.
+// TestAsJava reads the files of testdata/java as Configuration of Hadoop 3.4.2 does. The golden files have a line
+// name=[value] for each property, with the result of Configuration.get; the environment had SET=v and EMPTY=, but not
+// UNSET. If get threw an exception, the line is name=!.
 func TestAsJava(t *testing.T) {
 	for golden, files := range map[string][]string{"layers": {"first", "second"}, "odd": {"odd"}} {
 		c := New("testdata/java", env(map[string]string{"SET": "v", "EMPTY": ""}))

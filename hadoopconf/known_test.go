@@ -49,7 +49,7 @@ func TestLoadKMS(t *testing.T) {
 		t.Errorf("timeout %v, %v", got, err)
 	}
 	if got, set := c.Get(MetastoreURI); set {
-		t.Errorf("the metastore's place depends on nothing but files, and is %q without one", got)
+		t.Errorf("the metastore's URI is not set in a file, but is %q", got)
 	}
 	if w := c.Warnings(); len(w) != 0 {
 		t.Errorf("warnings: %q", w)
@@ -67,13 +67,13 @@ func TestWarnings(t *testing.T) {
 	w := strings.Join(c.Warnings(), "\n")
 	for _, want := range []string{"kms-site.xml:2: property hadoop.kms.key.provider.url is not known and has no " +
 		"effect; did you mean hadoop.kms.key.provider.uri?",
-		"kms-site.xml:4: property hadoop.security.kms.encrypted.key.cache.low-watermark is taken for"} {
+		"kms-site.xml:4: property hadoop.security.kms.encrypted.key.cache.low-watermark is used as"} {
 		if !strings.Contains(w, want) {
 			t.Errorf("no %q in:\n%s", want, w)
 		}
 	}
 	if strings.Contains(w, "fs.defaultFS") {
-		t.Errorf("a property of another family is warned of:\n%s", w)
+		t.Errorf("a warning about a property of another program:\n%s", w)
 	}
 	if f, err := c.Float(LowWatermark, 0, 1); err != nil || f != .05 {
 		t.Errorf("low watermark %v, %v", f, err)
@@ -88,7 +88,7 @@ func TestRefused(t *testing.T) {
 		"unclosed": {"<property>", "kms-site.xml:1: malformed XML"},
 		"circle":   {prop(ProviderURI, "${a}") + prop("a", "${b}") + prop("b", "${a}"), "break the circle"},
 		"include gone": {`<xi:include xmlns:xi="http://www.w3.org/2001/XInclude" href="gone.xml"/>`,
-			"gone.xml is not there"},
+			"gone.xml does not exist"},
 		"self include": {`<xi:include xmlns:xi="http://www.w3.org/2001/XInclude" href="kms-site.xml"/>`,
 			"includes itself"},
 		"entity": {prop("a", "&boom;"), "malformed XML"},
@@ -101,12 +101,11 @@ func TestRefused(t *testing.T) {
 		})
 	}
 	if _, err := LoadKMS(t.TempDir(), env(nil)); err == nil {
-		t.Error("an empty folder was taken")
+		t.Error("an empty folder was accepted")
 	}
 }
 
-// TestGuards: a slip in the name of a property that keys, rights or records hang on is
-// refused where that property is not set, and else warned of.
+// TestGuards: a misspelt name of a guard is refused if the guard is not set. Otherwise it causes a warning.
 func TestGuards(t *testing.T) {
 	known := map[string]bool{}
 	for _, k := range KMS {
@@ -133,7 +132,7 @@ func TestGuards(t *testing.T) {
 	if conf, err := LoadKMS(writeConf(t, map[string]string{"kms-site.xml": prop("a", "b")}), env(nil)); err != nil {
 		t.Error(err)
 	} else if uri, set := conf.Get(ProviderURI); set {
-		t.Errorf("the keys' place is %s where nothing names it", uri)
+		t.Errorf("the provider's URI is not set, but is %s", uri)
 	}
 }
 
@@ -158,8 +157,8 @@ func TestFinalAndInclude(t *testing.T) {
 	}
 }
 
-// TestDefaults compares the table with the names and values of Hadoop 3.4.2's
-// kms-default.xml. The place of the keys has no default here.
+// TestDefaults compares the table with the names and values in the kms-default.xml of Hadoop 3.4.2. Here, the
+// provider's URI has no default.
 func TestDefaults(t *testing.T) {
 	data, err := os.ReadFile("testdata/kms-default.txt")
 	if err != nil {
@@ -168,7 +167,7 @@ func TestDefaults(t *testing.T) {
 	table := map[string]Known{}
 	for _, k := range KMS {
 		if _, twice := table[k.Name]; twice || k.Doc == "" || k.Name == "" {
-			t.Errorf("%q stands there twice, or lacks its line of documentation", k.Name)
+			t.Errorf("%q is in the table twice, or has no documentation", k.Name)
 		}
 		table[k.Name] = k
 	}
@@ -209,7 +208,7 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
-func TestWarningOfEach(t *testing.T) {
+func TestEachWarning(t *testing.T) {
 	for _, c := range []struct{ site, want string }{ // want "": no warning
 		{prop("hadoop.kms.aggregation.delay.ms", "1"), "the property is called hadoop.kms.audit.aggregation.window.ms"},
 		{prop("hadoop.kms.http.prot", "1"), "did you mean hadoop.kms.http.port?"},
@@ -219,17 +218,17 @@ func TestWarningOfEach(t *testing.T) {
 		{prop("claviger.audit.files", "x"), "did you mean claviger.audit.file?"},
 		{prop("hadoop.kms.acl.CREATE", "alice"), "has no effect here: rules are read from "},
 		{prop("claviger.colour", "red"), "property claviger.colour is not known and has no effect"},
-		{prop("hadoop.security.kms.client.timeout", "60"), ""}, // a client's
+		{prop("hadoop.security.kms.client.timeout", "60"), ""}, // a property of clients
 		{prop("hadoop.kms.authentication.zk-dt-secret-manager.enable", "true"), ""},
 		{prop("claviger.audit.file", "/var/log/${nowhere}/x"),
-			`${nowhere} is not set, so that the value is "/var/log/${nowhere}/x"`},
-		{prop("x", "${nowhere}"), ""}, // not ours
+			`${nowhere} is not set, so the value is "/var/log/${nowhere}/x"`},
+		{prop("x", "${nowhere}"), ""}, // not a property of this server
 		{prop("x", "1") + prop("x", "1"), "property x is set twice"},
 		{prop(SourceURI, "kms://http@h/kms") + prop(SourceURI, "kms://http@h/kms"), "is set twice"},
 		{prop("x", ""), "property x has an empty <value> and is ignored"},
 		{prop("x", "1") + "<property><name>y</name></property>", "property y has no <value>"},
 		{prop("x", "1") + "<property><value>y</value></property>", "a property without a name"},
-		{"<property><name>x</name><value>1</value><final> true</final></property>", "is not taken for true"},
+		{"<property><name>x</name><value>1</value><final> true</final></property>", "does not mean true"},
 		{"<property><name>x</name><value>1</value><finale>true</finale></property>", "element <finale> in a property"},
 		{"<properties>" + prop("x", "1") + "</properties>", "element <properties> is not known"},
 		{prop(LowWatermark, ".1"), ""},

@@ -12,7 +12,7 @@ import (
 	"claviger/typo"
 )
 
-// ours are the prefixes whose properties must all be in the table KMS.
+// ours has the prefixes whose properties must all be in the table KMS.
 var ours = []string{"hadoop.kms.", "cloudera.hsmkp.", "claviger.", "hadoop.security.kms.encrypted.key.cache."}
 
 // LoadKMS reads the files of a KMS's configuration folder in Hadoop's order: built-in defaults, core-site.xml,
@@ -24,7 +24,7 @@ func LoadKMS(dir string, env func(string) (string, bool)) (*Conf, error) {
 	}
 	switch info, err := os.Stat(abs); {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("configuration folder %s is not there; name it with --conf", abs)
+		return nil, fmt.Errorf("configuration folder %s does not exist; name it with --conf", abs)
 	case err == nil && !info.IsDir():
 		return nil, fmt.Errorf("configuration folder %s is not a folder; name the folder of kms-site.xml with --conf",
 			abs)
@@ -39,7 +39,7 @@ func LoadKMS(dir string, env func(string) (string, bool)) (*Conf, error) {
 	}
 	if len(c.props) == 0 {
 		return nil,
-			fmt.Errorf("configuration folder %s holds no property in core-site.xml or kms-site.xml; name the folder "+
+			fmt.Errorf("configuration folder %s has no property in core-site.xml or kms-site.xml; name the folder "+
 				"with --conf, and set at least %s in its kms-site.xml", abs, ProviderURI)
 	}
 	c.environment()
@@ -79,8 +79,8 @@ func (c *Conf) checkOurs() error {
 		}
 		if left := variable.FindString(v); left != "" && p.File != "" {
 			c.warnings = append(c.warnings,
-				fmt.Sprintf("%s: property %s: %s is not set, so that the value is %s", p.Where(),
-					name, left, shown(name, v)))
+				fmt.Sprintf("%s: property %s: %s is not set, so the value is %s", p.Where(), name, left,
+					shown(name, v)))
 		}
 	}
 	return nil
@@ -97,8 +97,7 @@ func (c *Conf) environment() {
 		if v, _ := c.env(e.env); v != "" {
 			c.warnings = append(c.warnings,
 				fmt.Sprintf("environment variable %s overrides property %s with %q; set the property in "+
-					"kms-site.xml instead",
-					e.env, e.name, v))
+					"kms-site.xml instead", e.env, e.name, v))
 			c.Override(e.name, v, "environment "+e.env)
 		}
 	}
@@ -114,8 +113,7 @@ func (c *Conf) ServerTLSEnvironment() (warnings []string) {
 		if v, _ := c.env(e.env); v != "" {
 			warnings = append(warnings,
 				fmt.Sprintf("environment variable %s overrides property %s; set the property in "+
-					"ssl-server.xml instead", e.env,
-					e.name))
+					"ssl-server.xml instead", e.env, e.name))
 			c.Override(e.name, v, "environment "+e.env)
 		}
 	}
@@ -130,26 +128,24 @@ func (c *Conf) lowWatermark() {
 		return
 	}
 	if dot, both := c.props[LowWatermark]; both {
-		c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is ignored, since %s sets %s",
-			dash.Where(), dash.Name,
-			dot.Where(), LowWatermark))
+		c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is ignored because %s sets %s",
+			dash.Where(), dash.Name, dot.Where(), LowWatermark))
 		return
 	}
 	c.warnings = append(c.warnings,
-		fmt.Sprintf("%s: property %s is taken for %s; Hadoop's own KMS reads only the latter and would "+
-			"ignore this line",
+		fmt.Sprintf("%s: property %s is used as %s; Hadoop's own KMS reads only that name, and ignores this line",
 			dash.Where(), dash.Name, LowWatermark))
 	c.props[LowWatermark] = dash // the property keeps its own name, so that an error names the line's text
 }
 
-// misnamed are names in documents that no KMS has ever read.
+// misnamed has wrong names from documents, which no KMS has ever read, and the right names.
 var misnamed = map[string]string{
 	"hadoop.kms.aggregation.delay.ms": "hadoop.kms.audit.aggregation.window.ms", // Hadoop's own KMS guide
 }
 
-// guards are properties whose loss would weaken the server without a sign: it would use other keys, another key
-// store, unchecked user names, no TLS, or no audit records. If a guard is not set, a property whose name is most
-// probably a misspelling of it is refused.
+// guards has properties whose loss would weaken the server without a sign: it would use other keys, another key store,
+// unchecked user names, no TLS, or no audit records. If a guard is not set, a property whose name is most probably a
+// misspelling of it is refused.
 var guards = []string{
 	ProviderURI, SourceURI, InitiateMigration, MetastoreURI,
 	"hadoop.kms.authentication.type", "hadoop.kms.ssl.enabled", "hadoop.security.authorization",
@@ -167,9 +163,8 @@ func (c *Conf) checkGuards() error {
 		if p, set := c.props[meant]; set && p.File != "" {
 			continue
 		}
-		return fmt.Errorf("%s: property %s is not known, and %s is not set; did you mean that? It decides on "+
-			"keys, on who may use them, or on what is recorded, so it is not left to its default: correct the name, "+
-			"or take the line out",
+		return fmt.Errorf("%s: property %s is not known, and %s is not set; did you mean that? It affects keys, "+
+			"rights or records, so its default is not used here: correct the name, or remove the line",
 			c.props[name].Where(), name, meant)
 	}
 	return nil
@@ -205,7 +200,7 @@ func (c *Conf) warnUnknown() {
 }
 
 // notUsed is the start of Known.Doc for a property that is accepted and has no effect. The reason follows it.
-const notUsed = "taken and not used"
+const notUsed = "accepted and not used"
 
 // warnIdle warns of properties that have no effect here and are set to a value other than the default. The warning
 // names the reason.

@@ -10,23 +10,22 @@ import (
 const settingsHead = `# Properties
 
 All properties of ` + "`core-site.xml` and `kms-site.xml`" + ` that ` + "`claviger kms`" + ` and the commands with
-` + "`--conf`" + ` read. A property of their families that is not here causes a warning at the start, which names the
-property that was probably meant. If that one decides on keys, users, TLS or records, and is not set, the start is
-refused ([hadoop-divergences.md](hadoop-divergences.md)).
+` + "`--conf`" + ` read. An unknown property with one of their prefixes causes a warning at the start. The warning
+names the property that was probably meant. If that property affects keys, users, TLS or records, and is not set, the
+server does not start ([hadoop-divergences.md](hadoop-divergences.md)).
 
-Other files have pages of their own: ` + "`kms-acls.xml` [acls.md](acls.md), `ssl-server.xml` and `ssl-client.xml`" + `
+Other files have their own pages: ` + "`kms-acls.xml` [acls.md](acls.md), `ssl-server.xml` and `ssl-client.xml`" + `
 [tls.md](tls.md), ` + "`kts-site.xml` [kt-kms.md](kt-kms.md), `application.properties` [keyhsm.md](keyhsm.md)" + `.
 
-In brackets stand the type, the bounds, the unit of a value without one, and the default. A property without a type
-takes a text. A time needs a unit (` + "`30s`, `10m`, `1h`, `7d`" + `), but for Hadoop's times, which may have one. "Secret"
-is a password: keep it in a credential store ([tls.md](tls.md)). "Reloaded" means that a change takes effect while the
-server runs; any other change needs a restart. ` + "`*`" + ` in a name stands for any text.
+The brackets contain the type, the limits, the unit of a value without a unit, and the default. A property without a
+type is text. A time must have a unit (` + "`30s`, `10m`, `1h`, `7d`" + `); in a property of Hadoop it may have one.
+"Secret" is a password: keep it in a credential store ([tls.md](tls.md)). "Reloaded" means that a change takes effect
+while the server runs; any other change needs a restart. ` + "`*`" + ` in a name means any text.
 
 The program writes this page: ` + "`go test ./hadoopconf -run TestSettingsPage -update`" + `.
 `
 
-// TestSettingsPage: docs/settings.md is the table of properties, each of them once. -update
-// writes it.
+// TestSettingsPage: docs/settings.md has each property of the table once. -update writes the page.
 func TestSettingsPage(t *testing.T) {
 	want := settingsPage()
 	const page = "../docs/settings.md"
@@ -46,15 +45,15 @@ func TestSettingsPage(t *testing.T) {
 	for _, k := range KMS {
 		known[k.Name] = true
 		if n := strings.Count(want, "\n- `"+k.Name+"`"); n != 1 {
-			t.Errorf("property %s stands on the page %d times", k.Name, n)
+			t.Errorf("property %s is on the page %d times", k.Name, n)
 		}
 		if k.Doc == "" {
-			t.Errorf("nothing is said of property %s", k.Name)
+			t.Errorf("property %s has no documentation", k.Name)
 		}
 	}
 	for name := range Values {
 		if !known[name] {
-			t.Errorf("%s has a type, and is no property", name)
+			t.Errorf("%s has a type, but is not a property", name)
 		}
 	}
 }
@@ -72,11 +71,11 @@ func settingsPage() string {
 	}
 	own := func(k *Known) bool { return strings.HasPrefix(k.Name, "claviger.") }
 	idle := func(k *Known) bool { return strings.HasPrefix(k.Doc, notUsed) }
-	part("Our own", "They have no counterpart in Hadoop.", func(k *Known) bool { return own(k) && !idle(k) })
-	part("Hadoop's and Cloudera's", "They mean here what they mean there, but for what\n"+
-		"[hadoop-divergences.md](hadoop-divergences.md) lists.", func(k *Known) bool { return !own(k) && !idle(k) })
-	part("Taken and not used", "They may stand in a file that is taken over. A value other than the default causes a "+
-		"warning, with\nthe reason.", idle)
+	part("Our own", "Hadoop does not have these properties.", func(k *Known) bool { return own(k) && !idle(k) })
+	part("Hadoop's and Cloudera's", "They have the same meaning as there, except for the differences in\n"+
+		"[hadoop-divergences.md](hadoop-divergences.md).", func(k *Known) bool { return !own(k) && !idle(k) })
+	part("Accepted and not used", "A file from another KMS may contain them. A value other than the default causes a "+
+		"warning, with the\nreason.", idle)
 	return b.String()
 }
 

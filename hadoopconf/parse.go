@@ -61,14 +61,15 @@ func readFile(path string) ([]byte, error) {
 
 func (p *parser) file(path string) error {
 	if slices.Contains(p.open, path) {
-		return fmt.Errorf("%s: the file includes itself by way of %s; take one of the xi:include elements out", path,
+		return fmt.Errorf("%s: the file includes itself through %s; remove one of the xi:include elements", path,
 			strings.Join(p.open, ", "))
 	}
 	if len(p.open) > maxIncludeDepth {
-		return fmt.Errorf("%s: files are included more than %d deep; include it from further up", path, maxIncludeDepth)
+		return fmt.Errorf("%s: files are included more than %d deep; include it from an outer file", path,
+			maxIncludeDepth)
 	}
 	if p.files > maxIncludes {
-		return fmt.Errorf("%s: more than %d files are included; put them together", path, maxIncludes)
+		return fmt.Errorf("%s: more than %d files are included; combine some of them", path, maxIncludes)
 	}
 	data, err := p.read(path)
 	if err != nil {
@@ -76,9 +77,8 @@ func (p *parser) file(path string) error {
 	}
 	p.files++
 	if p.size += len(data); p.size > maxSize {
-		return fmt.Errorf("%s: the file, with what it includes, is larger than %d MiB; is it a configuration file?",
-			path,
-			maxSize>>20)
+		return fmt.Errorf("%s: the file, with the files that it includes, is larger than %d MiB; is it a "+
+			"configuration file?", path, maxSize>>20)
 	}
 	p.open = append(p.open, path)
 	defer func() { p.open = p.open[:len(p.open)-1] }()
@@ -119,7 +119,7 @@ func (d *document) fail(err error) error {
 	case strings.Contains(msg, "invalid UTF-8"):
 		cure = "save the file as UTF-8, or name its encoding in the first line"
 	case strings.Contains(msg, "character entity"):
-		cure = "write & as &amp;, and instead of an entity of a DOCTYPE, which is not read here, the text itself"
+		cure = "write & as &amp;, and replace an entity of a DOCTYPE by its text, because DOCTYPE is not read here"
 	}
 	return fmt.Errorf("%s:%d: malformed XML: %s; %s", d.path, line, msg, cure)
 }
@@ -134,8 +134,8 @@ func (p *parser) parse(path, text string) error {
 		tok, err := d.Token()
 		if errors.Is(err, io.EOF) {
 			if !seen {
-				return fmt.Errorf("%s: malformed XML: there is no <configuration> element; it must hold all others",
-					path)
+				return fmt.Errorf("%s: malformed XML: there is no <configuration> element; it must contain all other "+
+					"elements", path)
 			}
 			return nil
 		}
@@ -145,9 +145,8 @@ func (p *parser) parse(path, text string) error {
 		switch t := tok.(type) {
 		case xml.CharData:
 			if len(bytes.TrimSpace(t)) > 0 {
-				return fmt.Errorf("%s: malformed XML: there is text outside of <configuration>; take it out, or make "+
-					"it a comment",
-					path)
+				return fmt.Errorf("%s: malformed XML: there is text outside of <configuration>; remove it, or make "+
+					"it a comment", path)
 			}
 		case xml.StartElement:
 			if t.Name.Local != "configuration" {
@@ -169,7 +168,7 @@ func (p *parser) parse(path, text string) error {
 // configuration reads the elements up to the end of the current element.
 func (p *parser) configuration(d *document) error {
 	if p.nesting++; p.nesting > maxNesting {
-		return fmt.Errorf("%s:%d: elements are nested more than %d deep; take the inner <configuration> elements away",
+		return fmt.Errorf("%s:%d: elements are nested more than %d deep; remove the inner <configuration> elements",
 			d.path, d.line(), maxNesting)
 	}
 	defer func() { p.nesting-- }()
@@ -191,9 +190,8 @@ func (p *parser) configuration(d *document) error {
 				err = p.include(d, t)
 			default: // as Hadoop, read the elements inside an unknown element
 				p.warnings = append(p.warnings,
-					fmt.Sprintf("%s:%d: element <%s> is not known here; what is in it counts as if it were not there",
-						d.path,
-						d.line(), t.Name.Local))
+					fmt.Sprintf("%s:%d: element <%s> is not known here; the elements in it are read as if they were "+
+						"outside of it", d.path, d.line(), t.Name.Local))
 				err = p.configuration(d)
 			}
 			if err != nil {
@@ -225,36 +223,16 @@ func (d *document) text() (string, error) {
 			return b.String(), nil
 		case xml.StartElement:
 			return "", fmt.Errorf("%s:%d: element <%s> inside a value; write < as &lt; if it is meant as text",
-				d.path, d.line(),
-				t.Name.Local)
+				d.path, d.line(), t.Name.Local)
 		}
 	}
 }
 
-// property reads a <property>, whose parts may also be attributes. As in Hadoop, an element without text is ignored:
-// <value></value> neither sets nor overrides a property.
+// property reads a <property>. Its parts are elements or attributes.
 func (p *parser) property(d *document, start xml.StartElement) error {
-	prop := Property{File: d.path, Line: d.line()}
-	hasValue, emptyValue := false, false
-	warn := func(format string, args ...any) {
-		p.warnings = append(p.warnings, fmt.Sprintf("%s:%d: ", d.path, prop.Line)+fmt.Sprintf(format, args...))
-	}
-	set := func(part, v string) {
-		switch part {
-		case "name":
-			prop.Name = trim(v)
-		case "value":
-			prop.Value, hasValue = v, true
-		case "final":
-			if prop.Final = v == "true"; !prop.Final && trim(v) == "true" {
-				warn("property %s: <final>%s</final> is not taken for true because of the blanks in it; write "+
-					"<final>true</final>",
-					prop.Name, v)
-			}
-		}
-	}
+	r := &propertyReader{p: p, d: d, prop: Property{File: d.path, Line: d.line()}}
 	for _, a := range start.Attr {
-		set(a.Name.Local, a.Value)
+		r.set(a.Name.Local, a.Value)
 	}
 	for {
 		tok, err := d.Token()
@@ -263,42 +241,78 @@ func (p *parser) property(d *document, start xml.StartElement) error {
 		}
 		switch t := tok.(type) {
 		case xml.StartElement:
-			switch t.Name.Local {
-			case "name", "value", "final":
-				v, err := d.text()
-				if err != nil {
-					return err
-				}
-				if v != "" || t.Name.Local == "final" {
-					set(t.Name.Local, v)
-				} else if t.Name.Local == "value" {
-					emptyValue = true
-				}
-			case "description", "source", "tag":
-				if err := d.skip(); err != nil {
-					return err
-				}
-			default:
-				warn("element <%s> in a property is not known and is ignored", t.Name.Local)
-				if err := d.skip(); err != nil {
-					return err
-				}
+			if err := r.element(t.Name.Local); err != nil {
+				return err
 			}
 		case xml.EndElement:
-			switch {
-			case prop.Name == "":
-				warn("a property without a name is ignored; give it one or take it out")
-			case !hasValue && emptyValue:
-				warn("property %s has an empty <value> and is ignored, as in Hadoop; take it out (an ACL that admits "+
-					"nobody is a single blank)", prop.Name)
-			case !hasValue:
-				warn("property %s has no <value> and is ignored, as in Hadoop; give it one or take it out", prop.Name)
-			default:
-				p.props = append(p.props, prop)
-			}
+			r.finish()
 			return nil
 		}
 	}
+}
+
+// propertyReader reads the parts of one <property>.
+type propertyReader struct {
+	p                    *parser
+	d                    *document
+	prop                 Property
+	hasValue, emptyValue bool
+}
+
+// element reads an element in the <property>. As in Hadoop, an element without text is ignored: <value></value> neither
+// sets nor overrides a property.
+func (r *propertyReader) element(name string) error {
+	switch name {
+	case "name", "value", "final":
+		v, err := r.d.text()
+		if err != nil {
+			return err
+		}
+		if v != "" || name == "final" {
+			r.set(name, v)
+		} else if name == "value" {
+			r.emptyValue = true
+		}
+		return nil
+	case "description", "source", "tag":
+	default:
+		r.warn("element <%s> in a property is not known and is ignored", name)
+	}
+	return r.d.skip()
+}
+
+// set sets a part of the property.
+func (r *propertyReader) set(part, v string) {
+	switch part {
+	case "name":
+		r.prop.Name = trim(v)
+	case "value":
+		r.prop.Value, r.hasValue = v, true
+	case "final":
+		if r.prop.Final = v == "true"; !r.prop.Final && trim(v) == "true" {
+			r.warn("property %s: <final>%s</final> does not mean true, because of the blanks in it; write "+
+				"<final>true</final>", r.prop.Name, v)
+		}
+	}
+}
+
+// finish adds the property to those of the parser, if it has a name and a value.
+func (r *propertyReader) finish() {
+	switch {
+	case r.prop.Name == "":
+		r.warn("a property without a name is ignored; give it a name, or remove it")
+	case !r.hasValue && r.emptyValue:
+		r.warn("property %s has an empty <value> and is ignored, as in Hadoop; remove it (an ACL that admits nobody "+
+			"is a single blank)", r.prop.Name)
+	case !r.hasValue:
+		r.warn("property %s has no <value> and is ignored, as in Hadoop; give it a value, or remove it", r.prop.Name)
+	default:
+		r.p.props = append(r.p.props, r.prop)
+	}
+}
+
+func (r *propertyReader) warn(format string, args ...any) {
+	r.p.warnings = append(r.p.warnings, fmt.Sprintf("%s:%d: ", r.d.path, r.prop.Line)+fmt.Sprintf(format, args...))
 }
 
 // include reads the file of an XInclude, or its fallback if the file does not exist.
@@ -340,9 +354,8 @@ func (p *parser) include(d *document, start xml.StartElement) error {
 			}
 		case xml.EndElement:
 			if missing && !fallback {
-				return fmt.Errorf("%s:%d: the included file %s is not there; create it, or give the include an "+
-					"xi:fallback", d.path,
-					line, path)
+				return fmt.Errorf("%s:%d: the included file %s does not exist; create it, or give the include an "+
+					"xi:fallback", d.path, line, path)
 			}
 			return nil
 		}
@@ -355,7 +368,7 @@ func includePath(from, href string) (string, error) {
 	case err != nil:
 		return "", err
 	case href == "":
-		return "", errors.New("there is no file name in it")
+		return "", errors.New("it has no file name")
 	case u.Scheme != "" && u.Scheme != "file":
 		return "", fmt.Errorf("only files can be included, not %s:; put a copy beside this file and include that",
 			u.Scheme)

@@ -15,9 +15,8 @@ const SensitiveKeys = "hadoop.security.sensitive-config-keys"
 // systems use.
 var sensitiveDefault = []string{
 	"secret$", "password$", "ssl.keystore.pass$", "fs.s3a.server-side-encryption.key",
-	"fs.s3a.*.server-side-encryption.key",
-	"fs.s3a.encryption.algorithm", "fs.s3a.encryption.key", "fs.s3a.secret.key", "fs.s3a.*.secret.key",
-	"fs.s3a.session.key", "fs.s3a.*.session.key",
+	"fs.s3a.*.server-side-encryption.key", "fs.s3a.encryption.algorithm", "fs.s3a.encryption.key",
+	"fs.s3a.secret.key", "fs.s3a.*.secret.key", "fs.s3a.session.key", "fs.s3a.*.session.key",
 	"fs.s3a.session.token", "fs.s3a.*.session.token", "fs.azure.account.key.*", "fs.azure.oauth2.*", "fs.adl.oauth2.*",
 	"fs.gs.encryption.*", "fs.gs.proxy.*", "fs.gs.auth.*", "credential$", "oauth.*secret", "oauth.*password",
 	"oauth.*token", SensitiveKeys,
@@ -76,8 +75,8 @@ func (c *Conf) sensitiveKeys() (func(name string) bool, error) {
 		if err != nil {
 			p := c.props[SensitiveKeys]
 			return nil,
-				fmt.Errorf("%s: property %s: the regular expression %q cannot be read (%w); mend it, or take the "+
-					"property out for Hadoop's default", p.Where(), SensitiveKeys, text, err)
+				fmt.Errorf("%s: property %s: the regular expression %q cannot be read (%w); correct it, or remove the "+
+					"property to use Hadoop's default", p.Where(), SensitiveKeys, text, err)
 		}
 		patterns = append(patterns, re)
 	}

@@ -8,8 +8,7 @@ import (
 	"claviger/secret"
 )
 
-// TestSecretsInValues: whatever a password is made of, and however it is written,
-// no part of it is shown.
+// TestSecretsInValues: a password with any characters, in any form of a value, is not shown.
 func TestSecretsInValues(t *testing.T) {
 	for _, c := range []struct{ value, want string }{
 		{"postgres://u:p@ssw0rd@h/db", "postgres://u:<redacted>@h/db"},
@@ -70,15 +69,23 @@ func TestSecretsInValues(t *testing.T) {
 		if got := secret.Value(c.value); got != c.want {
 			t.Errorf("%s is shown as %s, want %s", c.value, got, c.want)
 		}
-		e := &ValueError{Property: Property{Name: "a.uri"}, Value: c.value, Want: "mend it"}
+		e := &ValueError{Property: Property{Name: "a.uri"}, Value: c.value, Want: "correct it"}
 		if want := strconv.Quote(c.want); !strings.Contains(e.Error(), want) {
 			t.Errorf("the error is %v, want %s in it", e, want)
 		}
 	}
-	e := &ValueError{Property: Property{Name: "a.passowrd"}, Value: "hunter2", Want: "mend it"}
+}
+
+// TestSecretOfMisspeltName: the value of a property is not shown if its name is similar to that of a secret.
+func TestSecretOfMisspeltName(t *testing.T) {
+	e := &ValueError{Property: Property{Name: "a.passowrd"}, Value: "hunter2", Want: "correct it"}
 	if strings.Contains(e.Error(), "hunter2") {
 		t.Errorf("the error about a misspelt name shows the value: %v", e)
 	}
+}
+
+// TestValuesWithoutSecrets are shown completely.
+func TestValuesWithoutSecrets(t *testing.T) {
 	for _, plain := range []string{
 		"kms://https@h1;h2:9600/kms", "jceks://file@/etc/kms.keystore,kms://http@h:9600/kms",
 		"RULE:[2:$1@$0](hdfs@EXAMPLE)s/.*/hdfs/", "host:9600,host2:9600", "hdfs://nn:8020/x",

@@ -20,17 +20,17 @@ func (c *Conf) Refuse(name, want string) error {
 
 // RefuseFor returns the error for a property whose value cannot be used because of err.
 func (c *Conf) RefuseFor(name string, err error, want string, args ...any) error {
-	of := claviger.BadProperty(name, err, want, args...)
-	if there := c.Placed(of); there != nil {
-		return there
+	bad := claviger.BadProperty(name, err, want, args...)
+	if placed := c.Placed(bad); placed != nil {
+		return placed
 	}
-	return of
+	return bad
 }
 
 // BadFile returns the error for a file that a property names and that cannot be used. cure may be empty.
 func (c *Conf) BadFile(name string, err error, cure string) error {
-	if of := c.Placed(err); of != nil {
-		return of // the error names another property, such as the file's password
+	if placed := c.Placed(err); placed != nil {
+		return placed // the error names another property, such as the file's password
 	}
 	if cure != "" {
 		cure = "; " + cure
@@ -41,15 +41,15 @@ func (c *Conf) BadFile(name string, err error, cure string) error {
 // Placed adds file, line and value to an error of another package about a property. It returns nil if err is not
 // about a property, or names its line already.
 func (c *Conf) Placed(err error) error {
-	var there *ValueError
-	var of *claviger.PropertyError
-	if errors.As(err, &there) || !errors.As(err, &of) {
+	var placed *ValueError
+	var bad *claviger.PropertyError
+	if errors.As(err, &placed) || !errors.As(err, &bad) {
 		return nil
 	}
-	p, set := c.Lookup(of.Name)
+	p, set := c.Lookup(bad.Name)
 	if !set {
-		return of
+		return bad
 	}
-	v, _ := c.Get(of.Name)
-	return &ValueError{Property: p, Value: v, Want: of.Want, Err: of.Err}
+	v, _ := c.Get(bad.Name)
+	return &ValueError{Property: p, Value: v, Want: bad.Want, Err: bad.Err}
 }

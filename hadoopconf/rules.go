@@ -15,13 +15,13 @@ const (
 	hadoopsManager       = "org.apache.hadoop.crypto.key.kms.server.KMSACLs"
 )
 
-// foreignFiles are the files of a Ranger KMS, whose rules and keys are in other places.
+// foreignFiles has the files of a Ranger KMS, whose rules and keys are in other places.
 var foreignFiles = []string{"dbks-site.xml", "ranger-kms-security.xml", "ranger-kms-audit.xml",
 	"ranger-kms-policymgr-ssl.xml"}
 
 // onlyTheseRules is a part of all errors of CheckRules.
-const onlyTheseRules = "this server asks the rules of %s alone, and no policy of a Ranger Admin: write there what " +
-	"the policies grant (claviger acl explain USER OPERATION KEY shows the effect), then "
+const onlyTheseRules = "this server uses only the rules of %s, and no policy of a Ranger Admin: write rules there " +
+	"that grant what the policies grant (claviger acl explain USER OPERATION KEY shows the effect), then "
 
 // CheckRules returns an error if the folder is that of a KMS whose rules are not in kms-acls.xml. With the rules of
 // kms-acls.xml a user could get a key that the other rules deny.
@@ -29,7 +29,7 @@ func (c *Conf) CheckRules() error {
 	acls := filepath.Join(c.dir, "kms-acls.xml")
 	if v, ok := c.Get(AuthorizationManager); ok && v != hadoopsManager {
 		return &ValueError{Property: c.props[AuthorizationManager], Value: v,
-			Want: fmt.Sprintf(onlyTheseRules+"take this property out", acls)}
+			Want: fmt.Sprintf(onlyTheseRules+"remove this property", acls)}
 	}
 	for _, name := range foreignFiles {
 		path := filepath.Join(c.dir, name)
@@ -41,7 +41,7 @@ func (c *Conf) CheckRules() error {
 	return nil
 }
 
-// ruleFamilies are the prefixes of names that only kms-acls.xml may contain.
+// ruleFamilies has the prefixes of names that only kms-acls.xml may contain.
 var ruleFamilies = []string{"hadoop.kms.acl.", "hadoop.kms.blacklist.", "keytrustee.kms.acl.", "key.acl.",
 	"default.key.acl.", "whitelist.key.acl."}
 
@@ -55,9 +55,8 @@ func (c *Conf) MisplacedRules() []string {
 	var out []string
 	for _, name := range c.Names() {
 		if p := c.props[name]; IsRule(name) && p.File != "" {
-			out = append(out, fmt.Sprintf("%s: property %s has no effect here: rules are read from %s alone; "+
-				"move it there",
-				p.Where(), name, filepath.Join(c.dir, "kms-acls.xml")))
+			out = append(out, fmt.Sprintf("%s: property %s has no effect here: rules are read from %s only; "+
+				"move it there", p.Where(), name, filepath.Join(c.dir, "kms-acls.xml")))
 		}
 	}
 	return out

@@ -7,8 +7,7 @@ import (
 	"testing"
 )
 
-// TestForeignRules: a folder of a KMS with other rules is refused; Hadoop's own
-// manager and an unset one are not.
+// TestForeignRules: the folder of a KMS with other rules is refused. Hadoop's own manager, or none, is accepted.
 func TestForeignRules(t *testing.T) {
 	const ranger = "org.apache.ranger.authorization.kms.authorizer.RangerKmsAuthorizer"
 	for _, c := range []struct {
@@ -55,8 +54,8 @@ func TestForeignRules(t *testing.T) {
 	}
 }
 
-// TestServerTLSEnvironment: Hadoop's KMS takes the keystore of https from the
-// environment, over ssl-server.xml; the password is not in the warning.
+// TestServerTLSEnvironment: as in Hadoop's KMS, the environment overrides the keystore of ssl-server.xml. The warning
+// does not contain the password.
 func TestServerTLSEnvironment(t *testing.T) {
 	c := New(t.TempDir(), env(map[string]string{"KMS_SSL_KEYSTORE_FILE": "/etc/kms.jks",
 		"KMS_SSL_KEYSTORE_PASS": "hunter2"}))
@@ -67,10 +66,10 @@ func TestServerTLSEnvironment(t *testing.T) {
 		t.Errorf("%q %q", c.String("ssl.server.keystore.location"), c.String("ssl.server.keystore.password"))
 	}
 	if strings.Contains(warned, "hunter2") || strings.Count(warned, "overrides property ssl.server.keystore.") != 2 {
-		t.Errorf("warned of %s", warned)
+		t.Errorf("warnings %s", warned)
 	}
 	if w := New(t.TempDir(), env(nil)).ServerTLSEnvironment(); w != nil {
-		t.Errorf("without: %q", w)
+		t.Errorf("without the variables: %q", w)
 	}
 }
 

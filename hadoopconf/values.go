@@ -10,8 +10,8 @@ import (
 )
 
 // given returns a property's value, trimmed and expanded, for a typed getter. The second result is false if the
-// property is not set. For a property that is set to "" it is true, so the getter returns an error ("" is no number)
-// and not the default.
+// property is not set. It is true for a property that is set to "", so that the getter returns an error ("" is not a
+// number), and not the default.
 func (c *Conf) given(name string) (string, bool) {
 	_, ok := c.props[name]
 	v, _ := c.Get(name)
@@ -38,7 +38,7 @@ func (c *Conf) Int(name string, lo, hi int64) (int64, error) {
 		return 0, c.bad(name, v, fmt.Sprintf("it must be a whole number from %d to %d", lo, hi))
 	}
 	if n < lo || n > hi {
-		return 0, c.bad(name, v, fmt.Sprintf("it must lie between %d and %d", lo, hi))
+		return 0, c.bad(name, v, fmt.Sprintf("it must be between %d and %d", lo, hi))
 	}
 	return n, nil
 }
@@ -93,7 +93,7 @@ func (c *Conf) Duration(name string, unit time.Duration) (time.Duration, error) 
 		return 0, c.bad(name, v, err.Error())
 	}
 	if d != 0 && strings.HasPrefix(name, "claviger.") && strings.Trim(v, "0123456789") == "" {
-		return 0, c.bad(name, v, fmt.Sprintf("it must say of which unit: %[1]sms, %[1]ss, %[1]sm, %[1]sh or %[1]sd", v))
+		return 0, c.bad(name, v, fmt.Sprintf("it must have a unit: %[1]sms, %[1]ss, %[1]sm, %[1]sh or %[1]sd", v))
 	}
 	return d, nil
 }

@@ -320,7 +320,7 @@ func TestWrongValues(t *testing.T) {
 		}
 		name = strings.Replace(name, "*", "x", 1) // of a group of properties without effect
 		log, err := start(with, name, value)
-		unused := strings.HasPrefix(k.Doc, "taken and not used") || w.warned
+		unused := strings.HasPrefix(k.Doc, "accepted and not used") || w.warned
 		if why := otherType(k.Name, err); why != "" {
 			t.Errorf("hadoopconf.Values has another type of %s: %s", k.Name, why)
 		}

@@ -179,7 +179,7 @@ func TestSecretFiles(t *testing.T) {
 func TestSecretFilesHasAllProperties(t *testing.T) {
 	props := newSecretLab(t).props
 	for _, k := range hadoopconf.KMS {
-		if strings.HasPrefix(k.Doc, "taken and not used") || secretProperties[k.Name] != "" || props[k.Name] != "" ||
+		if strings.HasPrefix(k.Doc, "accepted and not used") || secretProperties[k.Name] != "" || props[k.Name] != "" ||
 			filesWithoutSecrets[k.Name] != "" {
 			continue
 		}
