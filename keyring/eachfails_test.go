@@ -7,10 +7,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"claviger"
+	"claviger/authz"
 	"claviger/metastore"
 	"claviger/metastore/sqlite"
 	"claviger/provider"
@@ -178,14 +180,15 @@ func (h *callsHistory) Alias(ctx context.Context, name string) (string, bool, er
 // here.
 type eachWorld struct {
 	*lab
-	c   *calls
-	far *farKMS
+	c      *calls
+	far    *farKMS
+	policy atomic.Pointer[authz.Policy] // in force
 	// EDEKs: of a key made here, of the source's key, and of the key that was taken
 	// over, under its version here and under the source's.
 	own, foreign, ours, older claviger.EDEK
 }
 
-func newEachWorld(t *testing.T) *eachWorld {
+func newEachWorld(t *testing.T, change ...func(*Config)) *eachWorld {
 	t.Helper()
 	w := &eachWorld{c: &calls{}, far: newFarKMS(t, farURI, "payroll", "theirs")}
 	primary := &counting{Provider: memory.New(memory.Config{Sealed: true, SoftDelete: true}), before: w.c.at}
@@ -201,9 +204,13 @@ func newEachWorld(t *testing.T) *eachWorld {
 		c.Settings, c.Numbers, c.LastUses, c.Usage, c.Clock = store, store, store, store, store
 		c.PurgeMinUnused = time.Nanosecond
 		c.MayDestroy = func(ctx context.Context, _ bool) error { return w.c.at(ctx, "MayDestroy") }
-		c.Policy = rules(t, trusteeRules("keytrustee.kms.acl.UNDELETE", "*", "keytrustee.kms.acl.PURGE", "*",
-			"key.acl.theirs.MIGRATE", "u", "key.acl.theirs.ALL", "*")...)
+		w.setRules(t, trusteeRules("keytrustee.kms.acl.UNDELETE", "*", "keytrustee.kms.acl.PURGE", "*",
+			"key.acl.theirs.MIGRATE", "u", "key.acl.theirs.DECRYPT_EEK", "*")...)
+		c.Policy = w.policy.Load
 		c.CacheEnable, c.QueueFillers = false, 1
+		for _, f := range change {
+			f(c)
+		}
 	})
 	w.primary = primary
 	ctx, u := t.Context(), caller("u")
@@ -227,6 +234,15 @@ func newEachWorld(t *testing.T) *eachWorld {
 	w.foreign, w.older = edek(w.far.blocks, "theirs", w.far), edek(w.far.blocks, "payroll", w.far)
 	w.far.setFail(func(ctx context.Context) error { return w.c.at(ctx, "source") })
 	return w
+}
+
+// cached makes a Ring that reads from its cache.
+func cached(c *Config) { c.CacheEnable = true }
+
+// setRules replaces the rules.
+func (w *eachWorld) setRules(t *testing.T, pairs ...string) {
+	t.Helper()
+	w.policy.Store(rules(t, pairs...)())
 }
 
 // An eachOperation is what a request, or the work beside requests, does.
