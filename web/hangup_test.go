@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TestOnHangup: a SIGHUP directly after OnHangup calls the function and does not end the process, and stop waits for the
-// call.
+// TestOnHangup: a SIGHUP directly after OnHangup calls the function and does not end the process. stop waits for
+// the call.
 func TestOnHangup(t *testing.T) {
 	calls := make(chan struct{}, 1)
 	stop := OnHangup(func() { calls <- struct{}{} })

@@ -39,7 +39,8 @@ func Explain(ctx context.Context, conf *hadoopconf.Conf, q Question) (*Explanati
 		return nil, err
 	}
 	if len(warnings) > 0 {
-		notes = append(notes, fmt.Sprintf("warnings about the file: %d; `claviger acl check` shows them", len(warnings)))
+		notes = append(notes, fmt.Sprintf("warnings about the file: %d; `claviger acl check` shows them",
+			len(warnings)))
 	}
 	groups := func(string) []string { return q.Groups }
 	if q.Groups == nil {
