@@ -186,6 +186,41 @@ func TestShow(t *testing.T) {
 	}
 }
 
+// TestReachedWithoutSpace: a test that can write no file, as on a full disk, still records the mutants that it reaches.
+func TestReachedWithoutSpace(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds test binaries")
+	}
+	root := t.TempDir()
+	write(t, root, "go.mod", "module small\n\ngo 1.26\n")
+	write(t, root, "room/room.go", "package room\n\nfunc and(a, b bool) bool { return a && b }\n")
+	write(t, root, "room/room_test.go", `package room
+
+import (
+	"syscall"
+	"testing"
+)
+
+func TestAnd(t *testing.T) {
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{}); err != nil {
+		t.Fatal(err)
+	}
+	and(true, false)
+}
+`)
+	all, err := mutants(root, "room")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &room{runner: &runner{root: root, work: t.TempDir()}, name: "room", all: all, packages: []string{"room"}}
+	if err := r.open(t.Context(), func(int, int) {}); err != nil {
+		t.Fatal(err)
+	}
+	if len(all) != 1 || len(r.tests) != 1 || !r.tests[0].reaches[1] {
+		t.Errorf("mutants %q, tests %+v", ids(all), r.tests)
+	}
+}
+
 // TestSample: a seed and a number choose the same changes again, in the order of
 // the code, and a smaller sample is part of a larger one.
 func TestSample(t *testing.T) {

@@ -125,7 +125,7 @@ func (r *room) list(ctx context.Context, pkg string) (names []string, err error)
 // trace runs one test without a mutant.
 func (r *room) trace(ctx context.Context, pkg, name string) (t roomTest, err error) {
 	reached := filepath.Join(r.work, "reached")
-	if err := os.Remove(reached); err != nil && !os.IsNotExist(err) {
+	if err := errors.Join(os.RemoveAll(reached), os.Mkdir(reached, 0o700)); err != nil {
 		return t, err
 	}
 	began := time.Now()
@@ -137,12 +137,12 @@ func (r *room) trace(ctx context.Context, pkg, name string) (t roomTest, err err
 		return t, fmt.Errorf("%s of %s fails without a change:\n%s", name, pkg, out)
 	}
 	t = roomTest{pkg: pkg, name: name, took: time.Since(began), reaches: map[int]bool{}}
-	text, err := os.ReadFile(reached)
-	if err != nil && !os.IsNotExist(err) {
+	files, err := os.ReadDir(reached)
+	if err != nil {
 		return t, err
 	}
-	for line := range strings.FieldsSeq(string(text)) {
-		if n, err := strconv.Atoi(line); err == nil {
+	for _, f := range files {
+		if n, err := strconv.Atoi(f.Name()); err == nil {
 			t.reaches[n] = true
 		}
 	}

@@ -97,8 +97,9 @@ func (s *scheme) insert(file, source string, all []insertion) string {
 	return text.String()
 }
 
-// support is the file that each package of a scheme gets. A process names the
-// mutants that it reaches, once each, in the file CLAVIGER_MUTANTS_REACHED.
+// support is the file that each package of a scheme gets. For each mutant that a
+// process reaches, it makes an empty file in the folder CLAVIGER_MUTANTS_REACHED.
+// A test may limit the size of files; an empty file can be made nevertheless.
 func support(pkg string, count int) string {
 	return fmt.Sprintf(`package %s
 
@@ -116,9 +117,7 @@ var (
 
 func mutant(n int) bool {
 	if mutantsReached != "" && !mutantSeen[n].Swap(true) {
-		f, err := mutantOS.OpenFile(mutantsReached, mutantOS.O_APPEND|mutantOS.O_CREATE|mutantOS.O_WRONLY, 0o666)
-		if err == nil {
-			_, _ = f.WriteString(mutantConv.Itoa(n) + "\n")
+		if f, err := mutantOS.Create(mutantsReached + "/" + mutantConv.Itoa(n)); err == nil {
 			_ = f.Close()
 		}
 	}
