@@ -325,7 +325,7 @@ func (c *Chain) write(now time.Time, queue [][]byte, lost uint64, sync bool) err
 	}
 	if len(queue) == 0 && lost == 0 && begin == nil && (!sync || c.synced == c.seq) {
 		c.checkStreams()
-		return written(later)
+		return nil // without a new file, and so without an error in later
 	}
 	b, seq, last := c.buf[:0], c.seq, c.last
 	var ends []int
@@ -408,7 +408,7 @@ func (c *Chain) checkStreams() {
 // storeHead syncs the file and stores its end in Heads. It returns an error of the file. headErr keeps an error of
 // Heads.
 func (c *Chain) storeHead(now time.Time) error {
-	if c.headSeq == c.seq || c.seq == 0 {
+	if c.headSeq == c.seq {
 		return nil
 	}
 	c.headTried = now

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -209,7 +208,7 @@ func (l *File) prune() error {
 	return nil
 }
 
-// rotated returns the files that Turn has rotated, the oldest first.
+// rotated returns the files that Turn has rotated, the oldest first: ReadDir sorts names.
 func (l *File) rotated() ([]string, error) {
 	entries, err := os.ReadDir(filepath.Dir(l.path))
 	if err != nil {
@@ -222,7 +221,6 @@ func (l *File) rotated() ([]string, error) {
 			names = append(names, filepath.Join(filepath.Dir(l.path), e.Name()))
 		}
 	}
-	slices.Sort(names)
 	return names, nil
 }
 

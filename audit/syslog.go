@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -102,12 +103,9 @@ func OpenSyslog(uri string, tlsConf *tls.Config) (*Syslog, error) {
 		}
 		s.tls.ServerName = u.Hostname()
 	}
-	host, err := os.Hostname()
-	if err != nil || host == "" {
-		host = "-"
-	}
+	host, _ := os.Hostname() // "" after an error
 	s.priority = "<" + strconv.Itoa(syslogPriority) + ">1 "
-	s.head = " " + host + " claviger " + strconv.Itoa(os.Getpid()) + " audit - "
+	s.head = " " + cmp.Or(host, "-") + " claviger " + strconv.Itoa(os.Getpid()) + " audit - "
 	go s.run()
 	return s, nil
 }

@@ -63,8 +63,8 @@ func tailOf(path string) (t tail, err error) {
 		r, err := ParseRecord(line)
 		if err == nil {
 			t.seq = r.Seq
-			_, t.hash, err = split(line)
-			return t, err
+			_, t.hash, _ = split(line) // ParseRecord has checked it
+			return t, nil
 		}
 		if b = b[:at]; len(b) == 0 {
 			return t, fmt.Errorf("the end of the audit log %s has no valid record, so the chain cannot be continued: "+
