@@ -75,6 +75,8 @@ const (
 	syslogRetry    = time.Second
 )
 
+var errSlow = errors.New("the server reads too slowly")
+
 // OpenSyslog begins to send to the server of a URI: syslog+unix:///dev/log, syslog+udp://host:514,
 // syslog+tcp://host:601 or syslog+tls://host:6514. The server need not be up yet. tlsConf is for syslog+tls.
 func OpenSyslog(uri string, tlsConf *tls.Config) (*Syslog, error) {
@@ -128,14 +130,14 @@ func (s *Syslog) Send(line []byte) error {
 	return fmt.Errorf("%d lines wait to be sent, and no more fit", syslogQueue)
 }
 
-// Err is nil while the server accepts lines.
+// Err is nil while the server accepts lines, and no line was lost since it last accepted a line.
 func (s *Syslog) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err != nil && s.dropped > 0 {
-		return fmt.Errorf("%w; %d lines were not sent and are lost", s.err, s.dropped)
+	if s.dropped == 0 {
+		return s.err
 	}
-	return s.err
+	return fmt.Errorf("%w; %d lines were not sent and are lost", cmp.Or(s.err, errSlow), s.dropped)
 }
 
 func (s *Syslog) setErr(err error) {
