@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -146,23 +149,31 @@ func TestRecordStaysOnItsLine(t *testing.T) {
 
 // TestHashIsAsDocumented computes the hashes of a file as docs/audit.md describes.
 func TestHashIsAsDocumented(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "audit.json")
-	c := chainAt(t, path, nil)
-	c.Log(t.Context(), event("k"))
-	closeChain(t, c)
-	prev := strings.Repeat("0", 64)
-	for i, line := range readLines(t, path) {
-		at := strings.LastIndex(line, `,"hash":"`)
-		raw, err := parseDigest(prev)
-		if err != nil {
-			t.Fatal(err)
+	for _, key := range []secret.Bytes{nil, secret.Bytes("0123456789abcdef0123456789abcdef")} {
+		path := filepath.Join(t.TempDir(), "audit.json")
+		c := chainAt(t, path, func(cfg *ChainConfig) { cfg.Key = key })
+		c.Log(t.Context(), event("k"))
+		closeChain(t, c)
+		prev := strings.Repeat("0", 64)
+		for i, line := range readLines(t, path) {
+			at := strings.LastIndex(line, `,"hash":"`)
+			raw, err := hex.DecodeString(prev)
+			if err != nil {
+				t.Fatal(err)
+			}
+			hashed := append(raw, line[:at]...)
+			sum := fmt.Sprintf("%x", sha256.Sum256(hashed))
+			if key != nil {
+				mac := hmac.New(sha256.New, key)
+				_, _ = mac.Write(hashed)
+				sum = hex.EncodeToString(mac.Sum(nil))
+			}
+			if want := line[:at] + `,"hash":"` + sum + "\"}\n"; line != want ||
+				!strings.HasPrefix(line, fmt.Sprintf(`{"seq":%d,"prev":"%s",`, i+1, prev)) {
+				t.Errorf("line %q, want %q", line, want)
+			}
+			prev = sum
 		}
-		sum := newSealer(nil).sum(raw, []byte(line[:at]))
-		if want := line[:at] + `,"hash":"` + sum.String() + "\"}\n"; line != want ||
-			!strings.HasPrefix(line, fmt.Sprintf(`{"seq":%d,"prev":"%s",`, i+1, prev)) {
-			t.Errorf("line %q, want %q", line, want)
-		}
-		prev = sum.String()
 	}
 }
 
@@ -199,6 +210,10 @@ func TestTampering(t *testing.T) {
 		"first removed": {func(l []string) []string { return l[1:] }, nil}, // it may be in an earlier file: only a note
 		"tail removed": {func(l []string) []string { return l[:6] }, []string{"records 7 to 9 are missing " +
 			"at the end"}},
+		"begin changed": {func(l []string) []string {
+			l[0] = strings.Replace(l[0], `"start"`, `"begin"`, 1)
+			return l
+		}, []string{":1: record 1 was changed: its hash"}},
 		"changed": {func(l []string) []string { l[3] = strings.Replace(l[3], "alice", "mallo", 1); return l },
 			[]string{":4: record 4 was changed"}},
 		"time changed": {func(l []string) []string {
@@ -215,6 +230,8 @@ func TestTampering(t *testing.T) {
 			[]string{":6: record 5 comes after record 5"}},
 		"foreign line": {func(l []string) []string { return slices.Insert(l, 5, "hello\n") },
 			[]string{":6: the line does not end with a hash"}},
+		"two foreign lines": {func(l []string) []string { return slices.Insert(l, 5, "hello\n", "and more\n") },
+			[]string{":6: the line does not end with a hash", ":7: the line does not end with a hash"}},
 		"cut line": {func(l []string) []string { l[8] = l[8][:50]; return l },
 			[]string{":9: the line does not end with a hash", "record 9 is missing at the end"}},
 		"number changed": {func(l []string) []string {
@@ -485,6 +502,8 @@ func TestCompressed(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
 		"cut":   {string(whole[:len(whole)/2]), "cut or damaged"},
 		"head":  {string(whole[:5]), "cut or damaged"},
+		"begin": {string(whole[:30]), "cut or damaged"},
+		"sum":   {string(whole[:len(whole)-8]) + strings.Repeat("x", 8), "cut or damaged"},
 		"x.zst": {"\x28\xb5\x2f\xfd and so on", "compressed with zstd, which cannot be read here: unpack it (zstd -d "},
 		"x.xz":  {"\xfd7zXZ\x00 and so on", "xz -dk "},
 	} {
@@ -493,5 +512,14 @@ func TestCompressed(t *testing.T) {
 			!strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
+		if left := openFiles(t); slices.Contains(left, file) {
+			t.Errorf("%s is left open", name)
+		}
+	}
+	if left := openFiles(t); slices.Contains(left, first) || slices.Contains(left, last) {
+		t.Errorf("files are left open: %q", left)
+	}
+	if _, err := inOrder([]string{first, last}); err != nil || slices.Contains(openFiles(t), last) {
+		t.Errorf("inOrder: %v, or it has left a file open", err)
 	}
 }

@@ -202,6 +202,7 @@ func TestSyslog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	before := sockets(t)
 	in := bufio.NewReader(conn)
 	if got := frame(t, conn, in); !strings.HasPrefix(got, "<110>1 2") ||
 		!strings.Contains(got, " claviger "+strconv.Itoa(os.Getpid())+` audit - {"seq":1,`) {
@@ -226,6 +227,9 @@ func TestSyslog(t *testing.T) {
 	defer func() { _ = conn.Close() }()
 	if got := frame(t, conn, bufio.NewReader(conn)); !strings.Contains(got, `"kind":"event"`) {
 		t.Errorf("message %q", got)
+	}
+	if n := sockets(t); n != before {
+		t.Errorf("%d sockets are open, %d before the connection was lost", n, before)
 	}
 	go func() { _, _ = io.Copy(io.Discard, conn) }()
 	waitFor(t, func() bool { return c.StreamErr() == nil })
