@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"claviger/secret"
 )
 
 // envSayDumpable makes a run of this test binary print whether claviger can be dumped.
@@ -33,9 +35,9 @@ func TestNoCoreDumps(t *testing.T) {
 	}
 	for allow, want := range map[string]string{"": "\n0 0 0 <nil>\n", "1": "\n1 "} {
 		cmd := exec.CommandContext(t.Context(), exe)
-		cmd.Env = append(os.Environ(), envSayDumpable+"=1", allowCoreDumps+"="+allow)
+		cmd.Env = append(os.Environ(), envSayDumpable+"=1", secret.AllowCoreDumps+"="+allow)
 		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), want) {
-			t.Errorf("%s=%q: %q, %v; want %q", allowCoreDumps, allow, out, err, want)
+			t.Errorf("%s=%q: %q, %v; want %q", secret.AllowCoreDumps, allow, out, err, want)
 		}
 	}
 }

@@ -23,10 +23,7 @@ undelete or purge also see the deleted keys with that name. The user needs GET_M
 that is not claviger returns the key's metadata only. describe never requests key material.`, cobra.ExactArgs(1),
 		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *terminal.Output,
 			args []string) error {
-			keys, err := kms.Describe(ctx, args[0])
-			if claviger.Is(err, claviger.Unsupported) {
-				keys, err = describeForeign(ctx, kms, args[0])
-			}
+			keys, err := kms.DescribeAny(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -39,23 +36,6 @@ that is not claviger returns the key's metadata only. describe never requests ke
 				}
 			})
 		})
-}
-
-// describeForeign describes a key of any Hadoop KMS. Such a KMS returns the names of versions only with their material,
-// so the description has no versions.
-func describeForeign(ctx context.Context, kms *kmsclient.Provider, name string) ([]kmswire.KeyDescription, error) {
-	ms, err := kms.Metadata(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	m := ms[0]
-	if m == nil {
-		return nil, claviger.E("kmsclient.Metadata", claviger.KeyNotFound, name, nil)
-	}
-	d := kmswire.KeyDescription{Name: m.Name, Provider: kms.URI(), Cipher: m.Cipher, Length: m.BitLength,
-		Description: m.Description, Attributes: m.Attributes,
-		Created: m.Created.UnixMilli(), Versions: []kmswire.VersionDescription{}}
-	return []kmswire.KeyDescription{d}, nil
 }
 
 // describeKey writes a key for people.

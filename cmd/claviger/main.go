@@ -52,7 +52,7 @@ func main() { os.Exit(run(os.Args[1:])) }
 
 // run runs a command line and returns the exit code. Tests call it too.
 func run(args []string) int {
-	if err := noCoreDumps(); err != nil {
+	if err := secret.NoCoreDumps(); err != nil {
 		fmt.Fprintf(os.Stderr, "claviger: secrets could get into a core file: %v\n", err)
 		return exitFailed
 	}

@@ -81,25 +81,11 @@ func newTrusteeRecover() *cobra.Command {
 	return cmd
 }
 
-// droppedFile is a file beside the store, with the number of its things that the store lacks.
-type droppedFile struct {
-	File  string       `json:"file"`
-	Lacks replica.Loss `json:"lacks"`
-}
-
 // listDropped prints what the store lacks of each file beside it.
 func listDropped(ctx context.Context, out *terminal.Output, store server.Store, folder *trustee.Folder) error {
-	files, err := location.Dropped(folder)
+	list, err := location.CompareDropped(ctx, store, folder)
 	if err != nil {
 		return err
-	}
-	list := []droppedFile{}
-	for _, name := range files {
-		r, err := location.Recover(ctx, store, name, replica.RecoverOptions{Dry: true})
-		if err != nil {
-			return err
-		}
-		list = append(list, droppedFile{name, r.Lacked})
 	}
 	return out.Write(list, func(w io.Writer) {
 		for _, f := range list {

@@ -246,3 +246,23 @@ func (p *Provider) Describe(ctx context.Context, key string) ([]kmswire.KeyDescr
 	}
 	return list, nil
 }
+
+// DescribeAny is Describe. If the KMS is not claviger, the description has no versions: such a KMS returns their names
+// only with their material.
+func (p *Provider) DescribeAny(ctx context.Context, key string) ([]kmswire.KeyDescription, error) {
+	list, err := p.Describe(ctx, key)
+	if !claviger.Is(err, claviger.Unsupported) {
+		return list, err
+	}
+	ms, err := p.Metadata(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	m := ms[0]
+	if m == nil {
+		return nil, claviger.E("kmsclient.Metadata", claviger.KeyNotFound, key, nil)
+	}
+	return []kmswire.KeyDescription{{Name: m.Name, Provider: p.URI(), Cipher: m.Cipher, Length: m.BitLength,
+		Description: m.Description, Attributes: m.Attributes, Created: m.Created.UnixMilli(),
+		Versions: []kmswire.VersionDescription{}}}, nil
+}

@@ -171,6 +171,28 @@ func Dropped(f *trustee.Folder) (files []string, err error) {
 	return files, err
 }
 
+// DroppedFile is a file beside the store, with what the store lacks of it.
+type DroppedFile struct {
+	File  string       `json:"file"`
+	Lacks replica.Loss `json:"lacks"`
+}
+
+// CompareDropped compares the store with each of the files of Dropped. It changes nothing.
+func CompareDropped(ctx context.Context, store server.Store, f *trustee.Folder) (list []DroppedFile, err error) {
+	files, err := Dropped(f)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range files {
+		r, err := Recover(ctx, store, name, replica.RecoverOptions{Dry: true})
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, DroppedFile{name, r.Lacked})
+	}
+	return list, nil
+}
+
 // Recover calls replica.Recover with the store in the file path, which it only reads.
 func Recover(ctx context.Context, into server.Store, path string, o replica.RecoverOptions) (
 	_ *replica.Recovered, err error) {
