@@ -3,12 +3,14 @@ package authn
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"claviger/internal/logtest"
 	"claviger/metastore"
 	"claviger/metastore/sqlite"
 )
@@ -212,4 +214,125 @@ func TestInventedOwners(t *testing.T) {
 	if most > 2*10_000+sweepMin+1 {
 		t.Errorf("%d owners were remembered at once", most)
 	}
+}
+
+// countedQuota is a quota whose count of the store returns owners, and that runs beside if that is set.
+type countedQuota struct {
+	*quota
+	now    time.Time
+	counts int
+	owners []string
+	beside func()
+	log    logtest.Buffer
+}
+
+func newCountedQuota(l TokenLimits) *countedQuota {
+	c := &countedQuota{now: time.UnixMilli(1795442630957)}
+	c.quota = newQuota(l, func() time.Time { return c.now }, slog.New(slog.NewTextHandler(&c.log, nil)),
+		func(_ context.Context, fn func(string)) error {
+			c.counts++
+			for _, o := range c.owners {
+				fn(o)
+			}
+			if c.beside != nil {
+				c.beside()
+			}
+			return nil
+		})
+	return c
+}
+
+// TestTokenCountsOnDemand: after the first count, the store is counted again only when an owner would be refused, or
+// when the count is older than recountAge.
+func TestTokenCountsOnDemand(t *testing.T) {
+	ctx := t.Context()
+	c := newCountedQuota(TokenLimits{Total: 100, PerOwner: 10, Rate: 100, Burst: 100})
+	for _, step := range []struct {
+		name string
+		wait time.Duration
+		run  func() error
+		want int // counts
+	}{
+		{"recount before the first count", 0, func() error { return c.recountIfOld(ctx) }, 0},
+		{"first request", 0, func() error { return c.acquire(ctx, "alice") }, 1},
+		{"request after the pause", time.Hour, func() error { return c.acquire(ctx, "alice") }, 1},
+		{"recount of an old count", 0, func() error { return c.recountIfOld(ctx) }, 2},
+		{"recount of a new count", 2 * recountPause, func() error { return c.recountIfOld(ctx) }, 2},
+		{"recount of an old count again", recountAge, func() error { return c.recountIfOld(ctx) }, 3},
+	} {
+		c.now = c.now.Add(step.wait)
+		if err := step.run(); err != nil || c.counts != step.want {
+			t.Errorf("%s: %d counts, want %d; %v", step.name, c.counts, step.want, err)
+		}
+	}
+}
+
+// TestTokenIssuedDuringCount: a token that is issued while the store is counted is not lost.
+func TestTokenIssuedDuringCount(t *testing.T) {
+	c := newCountedQuota(TokenLimits{Total: 100, PerOwner: 10, Rate: 100, Burst: 100})
+	c.owners = []string{"bob", "bob"}
+	c.beside = func() {
+		if err := c.tryAcquire("alice"); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := c.ensureCounted(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.snapshot(); s.Total != 3 || s.Most != 2 || c.quota.owners["alice"].tokens != 1 {
+		t.Errorf("%+v, alice has %d", s, c.quota.owners["alice"].tokens)
+	}
+}
+
+// TestTokenOwnersForgotten: a count forgets owners that have no tokens any more.
+func TestTokenOwnersForgotten(t *testing.T) {
+	c := newCountedQuota(TokenLimits{Total: 100, PerOwner: 10, Rate: 100, Burst: 100})
+	c.owners = []string{"alice", "bob"}
+	for _, want := range []int{2, 1} {
+		if err := c.ensureCounted(t.Context(), true); err != nil || len(c.quota.owners) != want {
+			t.Errorf("%d owners, want %d; %v", len(c.quota.owners), want, err)
+		}
+		c.owners = c.owners[1:]
+		c.now = c.now.Add(recountPause)
+	}
+}
+
+// TestTokensReleased: only tokens that are counted are released.
+func TestTokensReleased(t *testing.T) {
+	c := newCountedQuota(TokenLimits{Total: 100, PerOwner: 10, Rate: 100, Burst: 100})
+	if err := c.acquire(t.Context(), "alice"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"nobody", "alice", "alice"} {
+		c.release(name)
+	}
+	if total := c.snapshot().Total; total != 0 {
+		t.Errorf("%d tokens", total)
+	}
+}
+
+// TestTokenRefusalFigures: refusals are counted by their cause, and logged at most once in refusalLogPause.
+func TestTokenRefusalFigures(t *testing.T) {
+	c := newCountedQuota(TokenLimits{Total: 8, PerOwner: 2, Rate: 100, Burst: 100})
+	c.owners = []string{"alice", "alice"}
+	refused := func(name string, owner, total int64, lines int) {
+		t.Helper()
+		if err := c.acquire(t.Context(), name); err == nil {
+			t.Errorf("%s gets a token", name)
+		}
+		s := c.snapshot()
+		if s.RefusedOwner != owner || s.RefusedTotal != total || s.LastRefusedByFull.IsZero() != (total == 0) {
+			t.Errorf("%s is refused: %+v", name, s)
+		}
+		if got := strings.Count(c.log.String(), "a delegation token was refused"); got != lines {
+			t.Errorf("%s is refused: %d lines, want %d", name, got, lines)
+		}
+	}
+	refused("alice", 1, 0, 1)
+	refused("alice", 2, 0, 1)
+	c.now = c.now.Add(refusalLogPause)
+	refused("alice", 3, 0, 2)
+	c.owners = []string{"a", "b", "c", "d", "e", "f", "g", "h"}
+	c.now = c.now.Add(recountPause)
+	refused("alice", 3, 1, 3)
 }
