@@ -37,6 +37,12 @@ func (s *sharedSecrets) SwapSignerSecrets(_ context.Context, n metastore.SignerS
 	return true, nil
 }
 
+func (s *sharedSecrets) setFault(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fault = err
+}
+
 // rollingNodes starts nodes that share a store and a clock.
 type rollingNodes struct {
 	t     *testing.T
@@ -190,12 +196,12 @@ func TestRollingLate(t *testing.T) {
 func TestRollingRemoved(t *testing.T) {
 	n := &rollingNodes{t: t, now: time.UnixMilli(1795442630957)}
 	a, b := n.start(), n.start()
-	signs := current(a)
+	signs, next := current(a), a.state.Next
 	n.store.state = metastore.SignerSecrets{}
 	n.sync(a)
 	n.sync(b)
 	if !bytes.Equal(current(a), signs) || !bytes.Equal(current(b), signs) ||
-		!bytes.Equal(n.store.state.Current, signs) {
+		!bytes.Equal(n.store.state.Current, signs) || !bytes.Equal(n.store.state.Next, next) {
 		t.Error("the secrets were not written again")
 	}
 }
