@@ -157,9 +157,6 @@ func (r *RollingSecrets) syncWithStore(ctx context.Context) error {
 		return err
 	case !ok: // the secrets were removed from the store
 		mine.Version = 0
-		if mine.Next == nil {
-			mine.Next = randomSecret()
-		}
 		if _, err := r.conf.Store.SwapSignerSecrets(ctx, mine); err != nil {
 			return err
 		}
