@@ -9,6 +9,7 @@ import (
 
 	"claviger/migrate"
 	"claviger/migrate/report"
+	"claviger/migrate/shred"
 )
 
 // page is docs/migration.md.
@@ -115,4 +116,5 @@ func TestPageOfTheEnd(t *testing.T) {
 	p.shows(t, "finish", textOf(report.Ending, finished))
 	freed := migrate.FreedNames{Freed: []migrate.Freed{{Key: "web-logs"}}}
 	p.shows(t, "free", textOf(report.Freed, &freed))
+	p.shows(t, "finish --shred", shred.Overwriting+".")
 }
