@@ -97,7 +97,7 @@ func (a *adoptedMigration) takeOver() {
 	run := []string{"migrate", "run", "--conf", a.here.dir}
 	out := wants(a.t, false, run, "do not delete it: files may be under it",
 		"run claviger migrate run --adopted ledger")
-	if strings.Contains(out, "delete the one") {
+	if strings.Contains(out, "or delete the key that nobody uses") {
 		a.t.Errorf("the output advises to delete the key:\n%s", out)
 	}
 	a.here.start()
