@@ -371,6 +371,48 @@ func TestErr(t *testing.T) {
 	}
 }
 
+// TestPendingLines: lines that could not be written are written by the next sweep, by Begin or by Close. While they
+// wait, Begin and Close fail. After Close, Begin fails.
+func TestPendingLines(t *testing.T) {
+	broken := errors.New("no space left on device")
+	for name, write := range map[string]func(h *Hadoop) error{
+		"sweep": func(h *Hadoop) error { h.sweep(); return nil },
+		"begin": func(h *Hadoop) error { return h.Begin(t.Context(), Event{Op: CreateKey}) },
+		"close": func(h *Hadoop) error { return h.Close() },
+	} {
+		w := &faulty{}
+		h := newHadoop(w, 0, time.Now)
+		if err := h.Begin(t.Context(), Event{Op: CreateKey}); err != nil {
+			t.Errorf("%s: Begin: %v", name, err)
+		}
+		w.broken = broken
+		h.Log(t.Context(), Event{Status: OK, Op: GetKeys, Caller: caller("u")})
+		if err := h.Begin(t.Context(), Event{Op: CreateKey}); !errors.Is(err, broken) {
+			t.Errorf("%s: Begin: %v", name, err)
+		}
+		w.broken = nil
+		if err := write(h); err != nil || strings.Count(w.String(), "GET_KEYS") != 1 {
+			t.Errorf("%s: %v, written %q", name, err, w)
+		}
+		if err := h.Err(); name != "close" && err != nil {
+			t.Errorf("%s: Err: %v", name, err)
+		}
+		if err := errors.Join(h.Reopen(), h.Close()); err != nil {
+			t.Errorf("%s: Close: %v", name, err)
+		}
+		for range 2 {
+			if err := h.Begin(t.Context(), Event{Op: CreateKey}); !errors.Is(err, errClosed) {
+				t.Errorf("%s: Begin after Close: %v", name, err)
+			}
+		}
+	}
+	h := newHadoop(&faulty{broken: broken}, 0, time.Now)
+	h.Log(t.Context(), Event{Status: OK, Op: GetKeys, Caller: caller("u")})
+	if err := h.Close(); !errors.Is(err, broken) {
+		t.Errorf("Close with a pending line: %v", err)
+	}
+}
+
 // TestRun uses the real clock, the goroutine of NewHadoop, and many writers.
 func TestRun(t *testing.T) {
 	w := &faulty{}

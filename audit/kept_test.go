@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -156,6 +157,7 @@ func TestParseHeadRefuses(t *testing.T) {
 	for _, text := range []string{
 		"", "[]", good[:len(good)-3] + `"}`, strings.Replace(good, "000", "xyz", 1),
 		strings.Replace(good, `"n"`, `""`, 1), strings.Replace(good, `:1`, `:0`, 1),
+		strings.Replace(good, `:1`, `:1,"time":5`, 1),
 		good + strings.Repeat(" ", maxHead),
 	} {
 		if h, err := ParseHead([]byte(text)); err == nil {
@@ -210,6 +212,69 @@ func TestVeryLongLine(t *testing.T) {
 		}
 		if line, whole, err = in.next(); !whole || err != nil || string(line) != "next" {
 			t.Errorf("after %d bytes: %.20q, whole %t, %v", length, line, whole, err)
+		}
+	}
+}
+
+// recorder is a logger that records its calls and returns err.
+type recorder struct {
+	err   error
+	calls []string
+}
+
+func (r *recorder) Log(context.Context, Event) { r.calls = append(r.calls, "Log") }
+
+func (r *recorder) Err() error {
+	r.calls = append(r.calls, "Err")
+	return r.err
+}
+
+func (r *recorder) Close() error {
+	r.calls = append(r.calls, "Close")
+	return r.err
+}
+
+// reopening is a recorder with all methods that a logger may have.
+type reopening struct{ recorder }
+
+func (r *reopening) Reopen() error {
+	r.calls = append(r.calls, "Reopen")
+	return r.err
+}
+
+func (r *reopening) Begin(context.Context, Event) error {
+	r.calls = append(r.calls, "Begin")
+	return r.err
+}
+
+// TestTeeCallsAll: each operation of a Tee reaches all loggers that have the operation, and returns their errors. Only
+// Begin stops at the first error.
+func TestTeeCallsAll(t *testing.T) {
+	plain, file, last := &recorder{err: errors.New("plain")}, &reopening{}, &reopening{}
+	file.err, last.err = errors.New("file"), errors.New("last")
+	tee := &Tee{Loggers: []Logger{plain, file, last}, Must: []Op{CreateKey}}
+	for _, test := range []struct {
+		name                    string
+		do                      func() error
+		want                    string
+		onPlain, onFile, onLast string
+	}{
+		{"log", func() error { tee.Log(t.Context(), Event{}); return nil }, "", "Log", "Log", "Log"},
+		{"error", tee.Err, "plain\nfile\nlast", "Err", "Err", "Err"},
+		{"stopped", tee.Stopped, "plain\nfile\nlast", "Err", "Err", "Err"},
+		{"reopen", tee.Reopen, "file\nlast", "", "Reopen", "Reopen"},
+		{"begin", func() error { return tee.Begin(t.Context(), Event{Op: CreateKey}) }, "file", "", "Begin", ""},
+		{"begin of a read", func() error { return tee.Begin(t.Context(), Event{Op: GetKeys}) }, "", "", "", ""},
+		{"close", tee.Close, "plain\nfile\nlast", "Close", "Close", "Close"},
+	} {
+		plain.calls, file.calls, last.calls = nil, nil, nil
+		got := ""
+		if err := test.do(); err != nil {
+			got = err.Error()
+		}
+		calls := []string{strings.Join(plain.calls, " "), strings.Join(file.calls, " "), strings.Join(last.calls, " ")}
+		if got != test.want || !slices.Equal(calls, []string{test.onPlain, test.onFile, test.onLast}) {
+			t.Errorf("%s: error %q, calls %q", test.name, got, calls)
 		}
 	}
 }
