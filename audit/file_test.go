@@ -22,7 +22,8 @@ func TestAgeOfFile(t *testing.T) {
 	for text, want := range map[string]bool{"": false, "old\n": true} {
 		path := filepath.Join(t.TempDir(), "audit.json")
 		yesterday := time.Now().Add(-25 * time.Hour)
-		if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.Chtimes(path, yesterday, yesterday)); err != nil {
+		err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.Chtimes(path, yesterday, yesterday))
+		if err != nil {
 			t.Fatal(err)
 		}
 		f, err := OpenFile(path, Rotation{Every: 24 * time.Hour})

@@ -56,7 +56,8 @@ func TestParseRecordRefuses(t *testing.T) {
 		"two records":      {`{"seq":1,"prev":"` + zeros + `","kind":"event"}{"seq":2` + end, "more than one record"},
 		"bad prev":         {change(zeros, "0"), "member prev:"},
 		"no seq":           {change(`"seq":1`, `"seq":0`), "member seq is missing"},
-		"seq is not first": {change(`"seq":1,"prev":"`+zeros+`"`, `"prev":"`+zeros+`","seq":1`), "begin with seq and prev"},
+		"seq is not first": {change(`"seq":1,"prev":"`+zeros+`"`, `"prev":"`+zeros+`","seq":1`),
+			"begin with seq and prev"},
 		"seq again":        {change(`"node"`, `"seq":2,"node"`), "begin with seq and prev"},
 		"unknown kind":     {change(`"event"`, `"party"`), `member kind is "party", which is not a kind of record`},
 	} {

@@ -25,14 +25,14 @@ func TestLinksOfRecords(t *testing.T) {
 		heads       []Head
 		found, note string
 	}{
-		"chain":                           {one + two, []Head{{Node: "kms1", Seq: 2, Hash: last.String()}}, "", ""},
-		"another node":                    {one + other, nil, `record 2 is of node "kms2", the earlier records are of "kms1"`, ""},
-		"another chain":                   {one + two + again, nil, "another chain begins here; records between record 2", ""},
-		"record 1 with a previous":        {wrongFirst, nil, "record 1 " + begins + " " + sum.String(), ""},
-		"record 2 without previous":       {noPrevious, nil, "record 2 " + begins, ""},
-		"later record 1":                  {one + two + wrongFirst, nil, "record 1 comes after record 2", ""},
-		"later record without a previous": {one + two + noPrevious, nil, "record 2 comes after record 2", ""},
-		"later part":                      {two, nil, "", "the chain continues here after record 1"},
+		"chain":                 {one + two, []Head{{Node: "kms1", Seq: 2, Hash: last.String()}}, "", ""},
+		"another node":          {one + other, nil, `record 2 is of node "kms2", the earlier records are of "kms1"`, ""},
+		"another chain":         {one + two + again, nil, "another chain begins here; records between record 2", ""},
+		"record 1, a previous":  {wrongFirst, nil, "record 1 " + begins + " " + sum.String(), ""},
+		"record 2, no previous": {noPrevious, nil, "record 2 " + begins, ""},
+		"later record 1":        {one + two + wrongFirst, nil, "record 1 comes after record 2", ""},
+		"later, no previous":    {one + two + noPrevious, nil, "record 2 comes after record 2", ""},
+		"later part":            {two, nil, "", "the chain continues here after record 1"},
 		"head of another node": {one + two, []Head{{Node: "kms2", Seq: 2, Hash: last.String()}},
 			`the stored head is of node "kms2", the files are of "kms1"`, ""},
 		"head before the files": {two, []Head{{Node: "kms1", Seq: 1, Hash: sum.String(), Time: "noon"}}, "",
