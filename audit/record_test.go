@@ -58,8 +58,8 @@ func TestParseRecordRefuses(t *testing.T) {
 		"no seq":           {change(`"seq":1`, `"seq":0`), "member seq is missing"},
 		"seq is not first": {change(`"seq":1,"prev":"`+zeros+`"`, `"prev":"`+zeros+`","seq":1`),
 			"begin with seq and prev"},
-		"seq again":        {change(`"node"`, `"seq":2,"node"`), "begin with seq and prev"},
-		"unknown kind":     {change(`"event"`, `"party"`), `member kind is "party", which is not a kind of record`},
+		"seq again":    {change(`"node"`, `"seq":2,"node"`), "begin with seq and prev"},
+		"unknown kind": {change(`"event"`, `"party"`), `member kind is "party", which is not a kind of record`},
 	} {
 		if r, err := ParseRecord([]byte(test.line)); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %+v, %v, want %q", name, r, err, test.want)

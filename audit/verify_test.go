@@ -25,8 +25,9 @@ func TestLinksOfRecords(t *testing.T) {
 		heads       []Head
 		found, note string
 	}{
-		"chain":                 {one + two, []Head{{Node: "kms1", Seq: 2, Hash: last.String()}}, "", ""},
-		"another node":          {one + other, nil, `record 2 is of node "kms2", the earlier records are of "kms1"`, ""},
+		"chain": {one + two, []Head{{Node: "kms1", Seq: 2, Hash: last.String()}}, "", ""},
+		"another node": {one + other, nil,
+			`record 2 is of node "kms2", the earlier records are of "kms1"`, ""},
 		"another chain":         {one + two + again, nil, "another chain begins here; records between record 2", ""},
 		"record 1, a previous":  {wrongFirst, nil, "record 1 " + begins + " " + sum.String(), ""},
 		"record 2, no previous": {noPrevious, nil, "record 2 " + begins, ""},
