@@ -185,7 +185,7 @@ func TestClientFolder(t *testing.T) {
 	}
 	another := filepath.Join(t.TempDir(), ".keytrustee")
 	if _, err := backup.Read(t.Context(), in, another, open, true); err == nil ||
-		!strings.Contains(err.Error(), "holds no deposits") {
+		!strings.Contains(err.Error(), "and no deposits for a store") {
 		t.Errorf("with a store that is wanted: %v", err)
 	}
 	if _, err := os.Stat(another); !errors.Is(err, fs.ErrNotExist) {
@@ -245,7 +245,7 @@ func TestRefused(t *testing.T) {
 	}
 	defer ring.Close()
 	if _, err := backup.Decrypt(bytes.NewReader(sealed), ring); err == nil ||
-		!strings.Contains(err.Error(), "not one that this key ring opens") {
+		!strings.Contains(err.Error(), "this key ring does not open the backup") {
 		t.Errorf("another's key: %v", err)
 	}
 	// An archive that anybody can make.
