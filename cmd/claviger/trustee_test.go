@@ -116,7 +116,8 @@ func depositByKeyHSM(t *testing.T, dir, conf string) {
 }
 
 // TestKeyHSMValidatesDeposits: keyhsm validate --trustee fails with another pair that works, too. Without
-// --trustee, it reports that it did not check deposits. It does not change the store of an older trustee.
+// --trustee, it reports that it did not check deposits. It does not change the store of an older trustee. With wrapped
+// deposits in its store, the trustee starts by --without-keyhsm.
 func TestKeyHSMValidatesDeposits(t *testing.T) {
 	dir, conf, another := newTrustee(t), t.TempDir(), t.TempDir()
 	tok := softhsmtest.New(t)
@@ -152,6 +153,8 @@ func TestKeyHSMValidatesDeposits(t *testing.T) {
 	if content() != before {
 		t.Error("validate has changed the store of an older trustee")
 	}
+	_, stop := startTrustee(t, trusteeFlags{dir: dir, withoutKeyHSM: true})
+	stop()
 }
 
 // olderTrustee copies a trustee's folder, with the store in the schema of an older program.
