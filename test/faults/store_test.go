@@ -45,6 +45,7 @@ func TestStoreWrittenOver(t *testing.T) {
 	if answer := send(t, k, http.MethodPost, edek.path, edek.body); !strings.HasPrefix(answer, "200") {
 		t.Fatal(answer)
 	}
+	awaitCheckpoint(t, s.path("conf/claviger.db-wal"))
 	copied, err := os.ReadFile(s.path("copy.db"))
 	if err == nil {
 		err = os.WriteFile(s.path("conf/claviger.db"), copied, 0o600) // like cp
@@ -88,6 +89,22 @@ func TestStoreWrittenOver(t *testing.T) {
 	}
 	if answer := send(t, k, http.MethodPost, edek.path, edek.body); !strings.HasPrefix(answer, "503") {
 		t.Errorf("a version that the copy lacks: %s", answer)
+	}
+}
+
+// awaitCheckpoint waits until the server has moved its last change from the -wal into the metastore's file. Before that,
+// a checkpoint could write to the file while the test writes to it: then the file is damaged, and no server can use it.
+func awaitCheckpoint(t *testing.T, wal string) {
+	t.Helper()
+	empty := 0 // so many times in a row, because the server stores the file's state just after it has emptied the -wal
+	for began := time.Now(); empty < 10; time.Sleep(50 * time.Millisecond) {
+		if time.Since(began) > 20*time.Second {
+			t.Fatal("the server does not empty its -wal")
+		}
+		empty++
+		if info, err := os.Stat(wal); err != nil || info.Size() > 0 {
+			empty = 0
+		}
 	}
 }
 
