@@ -262,7 +262,7 @@ func TestQueueDrain(t *testing.T) {
 		for range 3 {
 			want(<-done, "k@5")
 		}
-		q.Drain("never failures of")
+		q.Drain("never used")
 	})
 }
 
