@@ -18,7 +18,7 @@ import (
 // user must not open the breaker for all users.
 type unanswered struct {
 	mu    sync.Mutex
-	user  string // the user the user of the first call without an answer
+	user  string // the user of the first call without an answer
 	other bool   // a probe or a call of another user got no answer either
 }
 
