@@ -253,10 +253,14 @@ func TestFileSecret(t *testing.T) {
 	if res := a.Authenticate(t.Context(), request("", "hadoop.auth="+javaTokens[0])); res.Principal == nil {
 		t.Errorf("the newline at the end is not part of the secret: %+v", res.Refusal)
 	}
+	if open := openFiles(t); slices.Contains(open, filepath.Join(dir, "good")) {
+		t.Error("the file stays open")
+	}
 	for path, want := range map[string]string{
-		filepath.Join(dir, "none"):                   "no such file",
-		write("empty", ""):                           "is empty",
-		write("binary", "\xff\xfe"):                  "is not UTF-8",
+		dir:                         "is a directory",
+		filepath.Join(dir, "none"):  "no such file",
+		write("empty", ""):          "is empty",
+		write("binary", "\xff\xfe"): "is not UTF-8",
 		write("long", strings.Repeat("x", 64<<10+1)): "is longer than",
 	} {
 		_, err := authn.NewFileSecret(path)
@@ -266,6 +270,23 @@ func TestFileSecret(t *testing.T) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
+}
+
+// openFiles returns the paths of the files that this process has open.
+func openFiles(t *testing.T) []string {
+	t.Helper()
+	const folder = "/proc/self/fd"
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		t.Skip(err)
+	}
+	var paths []string
+	for _, e := range entries {
+		if path, err := os.Readlink(filepath.Join(folder, e.Name())); err == nil { // ReadDir's own file is closed
+			paths = append(paths, path)
+		}
+	}
+	return paths
 }
 
 func TestNewRefuses(t *testing.T) {

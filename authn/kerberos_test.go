@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"claviger/authn"
@@ -224,12 +225,14 @@ func TestKerberosWhitelist(t *testing.T) {
 // refusing refuses each token except "good", as a server with a wrong keytab does.
 type refusing struct{ serverSide bool }
 
+var errCause = errors.New("cause")
+
 func (n refusing) Accept(token []byte) (client string, reply []byte, err error) {
 	if string(token) == "good" {
 		return "alice@EXAMPLE.COM", nil, nil
 	}
 	return "", nil, &authn.NegotiationError{Reason: "Checksum failed", Explanation: "the keytab lacks the key",
-		ServerSide: n.serverSide}
+		ServerSide: n.serverSide, Err: errCause}
 }
 
 func (refusing) Check() error { return errors.New("no keytab") }
@@ -252,7 +255,7 @@ func TestCheckLogins(t *testing.T) {
 		login(a, "bad")
 	}
 	if err := k.CheckLogins(); err == nil || !strings.Contains(err.Error(), "the last 3 logins") ||
-		!strings.Contains(err.Error(), "the keytab lacks the key") {
+		!strings.Contains(err.Error(), "the keytab lacks the key") || !errors.Is(err, errCause) {
 		t.Errorf("after three refusals: %v", err)
 	}
 	login(a, "good")
@@ -274,6 +277,41 @@ func TestCheckLogins(t *testing.T) {
 	}
 	if err := k.CheckLogins(); err != nil {
 		t.Errorf("after refusals that are the client's fault: %v", err)
+	}
+}
+
+// TestCheckLoginsSince: CheckLogins says when the first of the refused logins was.
+func TestCheckLoginsSince(t *testing.T) {
+	k, err := authn.NewKerberos(refusing{serverSide: true}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := newAuthenticator(t, authn.Config{Handler: k, Rules: rules(t, "DEFAULT")})
+	synctest.Test(t, func(t *testing.T) {
+		first := time.Now().UTC().Format(time.RFC3339)
+		for range 3 {
+			a.Authenticate(t.Context(), negotiating("", "Negotiate YmFk"))
+			time.Sleep(time.Minute)
+		}
+		if err := k.CheckLogins(); err == nil || !strings.Contains(err.Error(), "since "+first) {
+			t.Errorf("%v, want since %s", err, first)
+		}
+	})
+}
+
+// TestNoDelegator: a caller that no handler authenticates gets Hadoop's text, which depends on the handler.
+func TestNoDelegator(t *testing.T) {
+	tokens, err := authn.NewDelegations(authn.DelegationConfig{KeyUpdate: time.Hour, MaxLife: time.Hour,
+		Renewal: time.Hour, Scan: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, handler := range map[string]authn.Handler{"Unauthorized": newKerberos(t), "Forbidden": authn.Simple{}} {
+		a := newAuthenticator(t, authn.Config{Handler: handler, Delegations: tokens, Rules: rules(t, "DEFAULT")})
+		res, _ := a.Delegation(t.Context(), "GET", request("op=GETDELEGATIONTOKEN"))
+		if res.Refusal == nil || res.Refusal.Kind != authn.NoDelegator || res.Refusal.Reason != want {
+			t.Errorf("%+v, want %s", res.Refusal, want)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"log/slog"
 	"net"
+	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -109,6 +110,9 @@ func TestLDAPGroups(t *testing.T) {
 	s := ldaptest.Start(t, directory)
 	nested, all, memberOf := ldapConfig(s), ldapConfig(s), ldapConfig(s)
 	posix, top, upper := ldapConfig(s), ldapConfig(s), ldapConfig(s)
+	mixed, nameless := ldapConfig(s), ldapConfig(s)
+	mixed.UserFilter = "(&(objectClass=posixAccount)(uid={0}))"
+	nameless.GroupName = "description"
 	upper.Convert = strings.ToUpper
 	nested.Levels, all.Levels = 1, 10
 	memberOf.MemberOf = "seeAlso" // slapd has memberOf only with an overlay
@@ -125,6 +129,8 @@ func TestLDAPGroups(t *testing.T) {
 		"in a circle":     {all, "alice", "analysts everybody staff"},
 		"by the user":     {memberOf, "alice", "analysts"},
 		"posix":           {posix, "alice", "extra primary"},
+		"posix user":      {mixed, "alice", "analysts"},
+		"nameless groups": {nameless, "alice", ""},
 		"converted":       {upper, "alice", "ANALYSTS"},
 		"one base":        {top, "alice", "analysts"},
 		"unknown":         {ldapConfig(s), "mallory", ""},
@@ -212,6 +218,13 @@ func TestLDAPFaults(t *testing.T) {
 	if got := ldapGroups(t, changed, logger).Of("alice"); len(got) == 0 || slices.Equal(got, authz.GroupsUnknown) {
 		t.Errorf("with a password that was changed: %q, %s", got, log.String())
 	}
+	for _, fault := range []error{nil, errStore} { // no password can be read: the earlier one counts
+		unread := ldapConfig(s)
+		unread.Reread = func() (secret.Bytes, error) { return nil, fault }
+		if got := ldapGroups(t, unread, logger).Of("alice"); !slices.Equal(got, []string{"analysts"}) {
+			t.Errorf("with a password that cannot be read (%v): %q", fault, got)
+		}
+	}
 	wrong := ldapConfig(s)
 	wrong.BindPassword = []byte("wrong password")
 	log.Reset()
@@ -220,6 +233,32 @@ func TestLDAPFaults(t *testing.T) {
 	}
 	if !strings.Contains(log.String(), "bind.user") || strings.Contains(log.String(), "wrong password") {
 		t.Errorf("with a wrong password, the log says: %s", log.String())
+	}
+}
+
+// TestLDAPErrors: a user who does not exist, and groups that cannot be searched, are different errors.
+func TestLDAPErrors(t *testing.T) {
+	s := ldaptest.Start(t, directory)
+	for name, c := range map[string]struct {
+		user   string
+		change func(*LDAPConfig)
+		want   string
+	}{
+		"unknown user":        {"mallory", func(*LDAPConfig) {}, user.UnknownUserError("mallory").Error()},
+		"groups are nowhere":  {"alice", func(c *LDAPConfig) { c.GroupBase = "ou=x,dc=example,dc=com" }, "searching "},
+		"users are nowhere":   {"alice", func(c *LDAPConfig) { c.UserBase = "ou=x,dc=example,dc=com" }, "searching "},
+		"names are no groups": {"alice", func(c *LDAPConfig) { c.MemberOf = "cn" }, "is not a distinguished name"},
+	} {
+		conf := ldapConfig(s)
+		c.change(&conf)
+		groups, err := LDAPGroups(conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := groups(c.user)
+		if len(list) > 0 || err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %q, %v, want %q", name, list, err, c.want)
+		}
 	}
 }
 
@@ -234,11 +273,17 @@ func TestLDAPRefused(t *testing.T) {
 		"has no {0}":             func(c *LDAPConfig) { c.UserFilter = "(uid=x)" },
 		"search.filter.user: ":   func(c *LDAPConfig) { c.UserFilter = "(uid={0}" },
 		"search.filter.group: ":  func(c *LDAPConfig) { c.GroupFilter = "objectClass=" },
+		"ldap.base: it must be":  func(c *LDAPConfig) { c.Base = "example.com" },
+		"userbase: it must be":   func(c *LDAPConfig) { c.UserBase = "example.com" },
+		"groupbase: it must be":  func(c *LDAPConfig) { c.GroupBase = "example.com" },
 	} {
 		c := good
 		change(&c)
 		if err := c.Check(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %s", err, want)
+		}
+		if _, err := LDAPGroups(c); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("LDAPGroups: %v, want %s", err, want)
 		}
 	}
 }

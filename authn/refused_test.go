@@ -56,14 +56,47 @@ func TestNullable(t *testing.T) {
 	}
 }
 
-// TestSilentDirectoryIsClosed: if an LDAP server does not answer in time, its connection is closed.
-func TestSilentDirectoryIsClosed(t *testing.T) {
+// TestUselessDirectoryIsClosed: if an LDAP server does not answer in time, or refuses the login, its connection is
+// closed.
+func TestUselessDirectoryIsClosed(t *testing.T) {
+	// A BindResponse with the result invalidCredentials (49).
+	const refusal = "\x30\x0c\x02\x01\x01\x61\x07\x0a\x01\x31\x04\x00\x04\x00"
+	for name, c := range map[string]struct{ user, answer, want string }{
+		"silent":            {"", "", "connection timed out"},
+		"refuses the login": {"cn=reader", refusal, "Invalid Credentials"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			address, ended := answering(t, c.answer)
+			groups, err := LDAPGroups(LDAPConfig{URLs: []string{"ldap://" + address}, UserFilter: "(uid={0})",
+				GroupFilter: "(objectClass=group)", BindUser: c.user, BindPassword: []byte("x"),
+				Connect: 20 * time.Second, Timeout: 50 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if list, err := groups("alice"); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("groups %q, %v, want %q", list, err, c.want)
+			}
+			select {
+			case err := <-ended:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(20 * time.Second):
+				t.Error("the connection stays open")
+			}
+		})
+	}
+}
+
+// answering starts a server that gives one answer on each connection, and reports when the client closes one.
+func answering(t *testing.T, answer string) (address string, ended <-chan error) {
+	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
-	ended := make(chan error, 10)
+	t.Cleanup(func() { _ = listener.Close() })
+	ends := make(chan error, 10)
 	go func() {
 		for {
 			conn, err := listener.Accept()
@@ -71,27 +104,14 @@ func TestSilentDirectoryIsClosed(t *testing.T) {
 				return
 			}
 			go func() {
-				_, err := io.Copy(io.Discard, conn) // it never answers
-				ended <- errors.Join(err, conn.Close())
+				_, wrong := io.ReadFull(conn, make([]byte, 1))
+				_, unsent := io.WriteString(conn, answer)
+				_, err := io.Copy(io.Discard, conn)
+				ends <- errors.Join(wrong, unsent, err, conn.Close())
 			}()
 		}
 	}()
-	groups, err := LDAPGroups(LDAPConfig{URLs: []string{"ldap://" + listener.Addr().String()}, UserFilter: "(uid={0})",
-		GroupFilter: "(objectClass=group)", Connect: 20 * time.Second, Timeout: 50 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if list, err := groups("alice"); err == nil {
-		t.Errorf("groups of a server that does not answer: %q", list)
-	}
-	select {
-	case err := <-ended:
-		if err != nil {
-			t.Error(err)
-		}
-	case <-time.After(20 * time.Second):
-		t.Error("the connection stays open")
-	}
+	return listener.Addr().String(), ends
 }
 
 // TestSpellingsOfTokens: a token has one spelling, except for padding at its end.

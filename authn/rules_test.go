@@ -52,7 +52,7 @@ func TestProxyUserWarnings(t *testing.T) {
 			t.Errorf("no warning %q", want)
 		}
 	}
-	if len(warnings) != 6 {
+	if len(warnings) != 6 || !slices.IsSorted(warnings) {
 		t.Errorf("warnings: %q", warnings)
 	}
 }
@@ -108,6 +108,25 @@ func TestProxyUsers(t *testing.T) {
 	}
 	if (&ProxyUsers{}).refuse(t.Context(), who, netip.MustParseAddr("10.1.0.0")) == nil {
 		t.Error("allowed without a rule")
+	}
+}
+
+// TestProxyUsersReplaced: Replace puts other rules in force.
+func TestProxyUsersReplaced(t *testing.T) {
+	rules := func(user string) *ProxyUsers {
+		p, warnings := NewProxyUsers(map[string]string{"oozie.users": user, "oozie.hosts": "*"}, nil, quiet)
+		if len(warnings) > 0 {
+			t.Fatal(warnings)
+		}
+		return p
+	}
+	p := rules("alice")
+	p.Replace(rules("bob"))
+	for user, want := range map[string]bool{"alice": false, "bob": true} {
+		who := claviger.Principal{Name: user, Short: user, Real: &claviger.Principal{Name: "oozie", Short: "oozie"}}
+		if refusal := p.refuse(t.Context(), who, netip.MustParseAddr("10.0.0.1")); (refusal == nil) != want {
+			t.Errorf("%s: %+v", user, refusal)
+		}
 	}
 }
 
