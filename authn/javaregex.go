@@ -19,15 +19,11 @@ func compileJava(expr string) (*regexp.Regexp, error) {
 		return nil, fmt.Errorf("regular expression %s: %w", expr, err)
 	}
 	// Parse the original first: an error about the folded expression would be harder to understand.
-	_, err := syntax.Parse(expr, syntax.Perl)
 	var bad *syntax.Error
-	if errors.As(err, &bad) {
+	if _, err := syntax.Parse(expr, syntax.Perl); errors.As(err, &bad) {
 		return nil,
 			fmt.Errorf("regular expression %s: %s, at %s; lookaround, back references, atomic groups and possessive "+
 				"quantifiers cannot be used here: write several rules instead", expr, bad.Code, bad.Expr)
-	}
-	if err != nil {
-		return nil, err
 	}
 	folded, err := asciiFold(expr)
 	if err != nil {
@@ -56,10 +52,7 @@ func checkJava(expr string) error {
 		rest := expr[i+1:]
 		switch c := expr[i]; {
 		case c == '\\' && strings.HasPrefix(rest, "Q"):
-			_, after, closed := strings.Cut(rest, `\E`)
-			if !closed {
-				return nil // the whole rest is quoted
-			}
+			_, after, _ := strings.Cut(rest, `\E`) // without \E the whole rest is quoted
 			i = len(expr) - len(after) - 1
 		case c == '\\':
 			if rest == "" {
