@@ -124,7 +124,8 @@ func TestSpellingsOfTokens(t *testing.T) {
 	}
 	for text, want := range map[string]bool{
 		token: true, token + "=": true, token + "==": true, token + "!": false, token + " ": false, "!" + token: false,
-		token + "!!!!": false, whole + "!": false, token + "A": false, strings.ToLower(token): false, token[:len(token)-1]: false,
+		token + "!!!!": false, whole + "!": false, token + "A": false,
+		strings.ToLower(token): false, token[:len(token)-1]: false,
 	} {
 		if _, _, err := parseDelegation(text); (err == nil) != want {
 			t.Errorf("%s: %v, want %t", text, err, want)

@@ -115,8 +115,8 @@ func TestRollingForgetfulStore(t *testing.T) {
 // TestRollingConfig: the period must be positive; without Poll, the store is read each minute.
 func TestRollingConfig(t *testing.T) {
 	for _, period := range []time.Duration{0, -1} {
-		if _, err := NewRollingSecrets(t.Context(), RollingConfig{Store: &sharedSecrets{}, Period: period}); err == nil ||
-			claviger.KindOf(err) != claviger.Invalid {
+		_, err := NewRollingSecrets(t.Context(), RollingConfig{Store: &sharedSecrets{}, Period: period})
+		if err == nil || claviger.KindOf(err) != claviger.Invalid {
 			t.Errorf("period %v: %v", period, err)
 		}
 	}
