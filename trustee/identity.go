@@ -90,7 +90,7 @@ func newParty(op string, e *openpgp.Entity) (*Party, error) {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s cannot be written: %w", fpr, err)
 	}
 	list, err := openpgp.ReadKeyRing(&b)
-	if err != nil || len(list) != 1 {
+	if len(list) != 1 { // an error comes with an empty list
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s cannot be read back: %v", fpr, err)
 	}
 	return &Party{entity: list[0], bits: int(bits)}, nil
@@ -161,14 +161,8 @@ func ReadParty(b []byte) (*Party, error) {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "%w", err)
 	}
 	list, err := openpgp.ReadKeyRing(bytes.NewReader(b))
-	if err != nil {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "this is no OpenPGP public key: %w", err)
-	}
-	if len(list) != 1 {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "%d public keys where there must be one", len(list))
-	}
-	if list[0].PrivateKey != nil {
-		return nil, claviger.E(op, claviger.Invalid, "", errPrivate)
+	if len(list) != 1 { // an error comes with an empty list; checkPackets has refused more keys, and private ones
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "this is no OpenPGP public key: %v", err)
 	}
 	return newParty(op, list[0])
 }
