@@ -35,6 +35,9 @@ func startFake(t *testing.T, id, client *Identity,
 	p := &fakeTrustee{id: id}
 	p.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.requests.Add(1)
+		if kind := r.Header.Get("Content-Type"); kind != "application/json" {
+			t.Errorf("a request of type %q", kind)
+		}
 		verb := strings.TrimPrefix(r.URL.Path, APIPath)
 		body, err := io.ReadAll(r.Body)
 		if err != nil {

@@ -2,12 +2,16 @@ package trustee
 
 import (
 	"bytes"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
 
 	"claviger"
 )
@@ -124,6 +128,9 @@ func TestLoadFolderRefuses(t *testing.T) {
 		"an empty conf":    {writing(ConfFile, []byte("{}")), []string{"no LOCAL_FINGERPRINT"}},
 		"no ring": {writing(PrivateRing, []byte("KBXf")), []string{"no OpenPGP key " +
 			"ring", "pubring.kbx"}},
+		"an endless ring": {writing(PrivateRing, make([]byte, maxFolderFile+1)), []string{PrivateRing + " is longer " +
+			"than"}},
+		"a locked subkey": {writing(PrivateRing, lockedSubkey(t, a)), []string{"locked by a passphrase"}},
 		"an endless file": {writing(ConfFile, make([]byte, maxFolderFile+1)), []string{"longer than"}},
 		"a copy of the folder into itself": {func(t *testing.T, path string) {
 			tmp := filepath.Join(t.TempDir(), "x")
@@ -155,6 +162,63 @@ func TestLoadFolderRefuses(t *testing.T) {
 			c.change(t, path)
 			loadRefuses(t, path, c.want...)
 		})
+	}
+}
+
+// lockedSubkey returns a private ring of id whose subkey, and only the subkey, is locked by a passphrase.
+func lockedSubkey(t *testing.T, id *Identity) []byte {
+	t.Helper()
+	var ring bytes.Buffer
+	if err := id.secret(&ring); err != nil {
+		t.Fatal(err)
+	}
+	list, err := openpgp.ReadKeyRing(&ring)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := list[0].Subkeys[0].PrivateKey.Encrypt([]byte("passphrase")); err != nil {
+		t.Fatal(err)
+	}
+	ring.Reset()
+	if err := list[0].SerializePrivateWithoutSigning(&ring, nil); err != nil {
+		t.Fatal(err)
+	}
+	return ring.Bytes()
+}
+
+// TestLoadFolderServer: a server's key of another algorithm in the folder is refused.
+func TestLoadFolderServer(t *testing.T) {
+	f, path := folder(t)
+	server := curve(t)
+	f.Servers = []*Party{{entity: server, bits: 4096}}
+	if err := f.Save(); err != nil {
+		t.Fatal(err)
+	}
+	loadRefuses(t, path, "is not an RSA key")
+}
+
+// TestFolderFiles: a file that cannot be written, and a folder that is not there, are errors.
+func TestFolderFiles(t *testing.T) {
+	f, path := folder(t)
+	if err := f.WriteFile("state", []byte("x")); err != nil {
+		t.Error(err)
+	}
+	if got, err := f.ReadFile("state"); err != nil || string(got) != "x" {
+		t.Errorf("%q, %v", got, err)
+	}
+	missing := Folder{Path: filepath.Join(path, "missing")}
+	if err := missing.WriteFile("state", nil); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file in a folder that is not there: %v", err)
+	}
+	mark, err := Mark(path)
+	if other, err := Mark(filepath.Dir(path)); err != nil || mark == "" || other == mark {
+		t.Errorf("marks %q and %q, %v", mark, other, err)
+	}
+	if again, e := Mark(path); errors.Join(err, e) != nil || again != mark {
+		t.Errorf("marks %q and %q, %v, %v", mark, again, err, e)
+	}
+	if mark, err := Mark(missing.Path); !errors.Is(err, fs.ErrNotExist) || mark != "" {
+		t.Errorf("the mark of a folder that is not there: %q, %v", mark, err)
 	}
 }
 

@@ -61,10 +61,11 @@ func TestReadPartyRefuses(t *testing.T) {
 		data []byte
 		want string
 	}{
-		"nothing":       {nil, "0 public keys"},
+		"nothing":       {nil, "found 0 public keys"},
 		"text":          {[]byte("-----BEGIN PGP PUBLIC KEY BLOCK-----\n"), "no OpenPGP public key"},
 		"cut off":       {one.Bytes()[:one.Len()/2], ""},
-		"two":           {two.Bytes(), "2 public keys"},
+		"two":           {two.Bytes(), "found 2 public keys"},
+		"no user id":    {opaque(tagPublicKey, madeUpBody(t)), "no OpenPGP public key"},
 		"a private key": {private.Bytes(), "a private key"},
 		"too long":      {make([]byte, maxPublicKey+1), "too long"},
 	} {

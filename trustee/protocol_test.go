@@ -3,7 +3,9 @@ package trustee
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +33,29 @@ func remade(t *testing.T, body []byte, change func(*envelope)) []byte {
 	}
 	change(&e)
 	out, err := json.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// forged returns the request body with a changed payload, which by has signed. The request still names its client.
+func forged(t *testing.T, body []byte, by *Identity, change func(*requestPayload)) []byte {
+	t.Helper()
+	var e envelope
+	var p requestPayload
+	if err := json.Unmarshal(body, &e); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(e.Payload, &p); err != nil {
+		t.Fatal(err)
+	}
+	change(&p)
+	payload, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := by.envelope(payload, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,26 +101,7 @@ func TestHostileRequests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	impostor := func(change func(*requestPayload)) []byte { // signs with another key than the request names
-		var e envelope
-		var p requestPayload
-		if err := json.Unmarshal(good, &e); err != nil {
-			t.Fatal(err)
-		}
-		if err := json.Unmarshal(e.Payload, &p); err != nil {
-			t.Fatal(err)
-		}
-		change(&p)
-		payload, err := json.Marshal(p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, err := server.envelope(payload, now)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return body
-	}
+	impostor := func(change func(*requestPayload)) []byte { return forged(t, good, server, change) }
 	var public bytes.Buffer
 	if err := server.Public(&public); err != nil {
 		t.Fatal(err)
@@ -135,6 +141,11 @@ func TestHostileRequests(t *testing.T) {
 		"registration without a key": {VerbRegister, impostor(func(p *requestPayload) {
 			p.Verb, p.Args = VerbRegister, json.RawMessage(`{"publicKey":"AAAA","org":"o","auth":"a"}`)
 		}), now, ""},
+		"registration with an unknown name": {VerbRegister, impostor(func(p *requestPayload) {
+			p.Verb, p.Args = VerbRegister, json.RawMessage(`{"x":1}`)
+		}), now, "the arguments of register cannot be read"},
+		"a payload that is no JSON": {VerbGet, remade(t, good, func(e *envelope) { e.Payload = []byte("get") }), now,
+			"the request's payload is not the JSON"},
 	} {
 		r, err := server.ReadRequest(c.verb, c.body, c.at, known(client))
 		if r != nil || !(claviger.Is(err, claviger.Invalid) || claviger.Is(err, claviger.Denied)) ||
@@ -164,12 +175,17 @@ func TestHostileAnswers(t *testing.T) {
 	if err := ReadAnswer(answer(server, "d1", nil, nil), &server.Party, "d1", now, nil); err != nil {
 		t.Error(err)
 	}
+	notJSON, err := server.envelope([]byte("answer"), now)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for what, c := range map[string]struct {
 		body []byte
 		kind claviger.Kind
 		want string
 	}{
-		"nothing": {nil, claviger.Invalid, "JSON"},
+		"nothing":                   {nil, claviger.Invalid, "JSON"},
+		"a payload that is no JSON": {notJSON, claviger.Invalid, "the payload of the answer"},
 		"of another": {answer(other, "d1", RegisterResult{}, nil), claviger.Invalid,
 			"another one, or somebody between"},
 		"to another": {answer(server, "d2", RegisterResult{}, nil), claviger.Invalid, "to another request"},
@@ -245,6 +261,82 @@ func TestStatement(t *testing.T) {
 		change(&c)
 		if got, err := c.Read(&owner.Party, now); !claviger.Is(err, claviger.Invalid) || got.UUID != "" {
 			t.Errorf("%s: %+v, %v", what, got, err)
+		}
+	}
+}
+
+// TestStatementForm: a statement that its owner has signed, but that no client makes, is refused.
+func TestStatementForm(t *testing.T) {
+	owner, _ := pair()
+	now := time.Now()
+	short, err := json.Marshal(statement{UUID: NewUUID(), Owner: owner.Fingerprint(), Label: "key/a", Digest: "ab"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		"no JSON":            "the statement of a deposit of " + owner.String() + " cannot be read",
+		`{"owner":"","x":1}`: "unknown field",
+		string(short):        `"ab" is not a digest`,
+	} {
+		signature, err := owner.sign([]byte(text), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := Sealed{Statement: []byte(text), Signature: signature}
+		if got, err := s.Read(&owner.Party, now); !claviger.Is(err, claviger.Invalid) || got.UUID != "" ||
+			!strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %+v, %v", text, got, err)
+		}
+	}
+	if at, err := (&Sealed{Statement: []byte("no JSON")}).Made(); !claviger.Is(err, claviger.Invalid) || !at.IsZero() {
+		t.Errorf("Made: %v, %v", at, err)
+	}
+}
+
+// TestAnswerErrors: a client can distinguish the errors that it must handle, and no other error is taken for one.
+func TestAnswerErrors(t *testing.T) {
+	server, _ := pair()
+	now := time.Now()
+	unsure := errors.New(ErrUnsure.Error())
+	for what, tt := range map[string]struct {
+		sent error
+		want error // nil: none of the three
+	}{
+		"a replay":         {claviger.E("s", claviger.Invalid, "", ErrReplay), ErrReplay},
+		"a passive server": {claviger.E("s", claviger.Unavailable, "", ErrPassive), ErrPassive},
+		"an unsure server": {claviger.E("s", claviger.Unavailable, "", ErrUnsure), ErrUnsure},
+		"the same text":    {claviger.E("s", claviger.Denied, "", unsure), nil},
+		"another error":    {claviger.Errorf("s", claviger.Unavailable, "", "the store is away"), nil},
+	} {
+		body, err := server.NewAnswer("d", nil, tt.sent, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = ReadAnswer(body, &server.Party, "d", now, nil)
+		if !claviger.Is(err, claviger.KindOf(tt.sent)) {
+			t.Errorf("%s: %v", what, err)
+		}
+		for _, known := range []error{ErrReplay, ErrPassive, ErrUnsure} {
+			if errors.Is(err, known) != (known == tt.want) {
+				t.Errorf("%s: %v is %q: %t", what, err, known, errors.Is(err, known))
+			}
+		}
+	}
+	// An invalid answer keeps the error that was found in it.
+	err := ReadAnswer([]byte("{"), &server.Party, "d", now, nil)
+	if !errors.Is(err, errInvalidAnswer) || !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("half an answer: %v", err)
+	}
+}
+
+func TestForPeer(t *testing.T) {
+	for verb, want := range map[string]bool{VerbRegister: false, VerbPut: false, VerbGet: false, VerbFind: false,
+		VerbList: false, VerbDelete: false, VerbUndelete: false, VerbPurge: false, VerbClients: false, "": false,
+		VerbStatus: true, VerbPromote: true, VerbAlone: true, VerbResync: true, VerbPeerHello: true,
+		VerbPeerAppend: true, VerbPeerEntries: true, VerbPeerLoad: true, VerbPeerDigest: true, VerbPeerYield: true,
+		VerbPeerCompare: true} {
+		if got := ForPeer(verb); got != want {
+			t.Errorf("%q: %t", verb, got)
 		}
 	}
 }
