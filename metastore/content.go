@@ -111,8 +111,8 @@ type Moved struct {
 
 // MovedTo returns the mark of a store that was moved, or nil.
 func MovedTo(ctx context.Context, s Settings) (*Moved, error) {
-	text, ok, err := s.Setting(ctx, SettingMoved)
-	if err != nil || !ok || text == "" {
+	text, _, err := s.Setting(ctx, SettingMoved)
+	if err != nil || text == "" {
 		return nil, err
 	}
 	return ParseMoved(text)
