@@ -14,12 +14,12 @@ func TestAtStart(t *testing.T) {
 	ctx := t.Context()
 	b.add(t, "k", 1)
 
-	// Another process migrates: wait for it.
+	// Run is refused while another process migrates, and AtStart waits for that process.
 	unlock, err := b.store.Lock(ctx, migrate.LockName)
 	must(t, err)
 	if _, err := b.engine(t).Run(ctx); !claviger.Is(err, claviger.Unavailable) ||
 		!strings.Contains(err.Error(), "another process is migrating") {
-		t.Errorf("run beside another: %v", err)
+		t.Errorf("run while another process migrates: %v", err)
 	}
 	done := make(chan error)
 	go func() {
@@ -35,14 +35,14 @@ func TestAtStart(t *testing.T) {
 	must(t, <-done)
 	b.sameMetadata(t, "k")
 
-	// The source goes away afterwards: a cluster must start all the same.
-	away := claviger.Errorf("kmsclient.Keys", claviger.Unavailable, "",
+	// If the source stops answering after the migration, the server starts nevertheless.
+	unreachable := claviger.Errorf("kmsclient.Keys", claviger.Unavailable, "",
 		"dial tcp 192.0.2.1:16000: connect: connection refused")
-	b.cfg.Source = &stub{Source: b.source, keysErr: away}
+	b.cfg.Source = &stub{Source: b.source, keysErr: unreachable}
 	if r, err := b.engine(t).AtStart(ctx); err != nil || !r.Complete() || len(r.Keys) != 1 {
 		t.Errorf("%+v, %v", r, err)
 	}
-	// But not before the first migration is complete.
+	// Before the first migration is complete, the server does not start without the source.
 	fresh := newBench(t)
 	fresh.cfg.Source = b.cfg.Source
 	_, err = fresh.engine(t).AtStart(ctx)

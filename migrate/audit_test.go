@@ -13,13 +13,13 @@ import (
 	"claviger/migrate"
 )
 
-// trail keeps events; it refuses attempts at the key "closed".
-type trail struct {
+// eventLog is an audit log that keeps events, and fails for the key "closed".
+type eventLog struct {
 	mu     sync.Mutex
 	events []audit.Event
 }
 
-func (t *trail) Begin(_ context.Context, e audit.Event) error {
+func (t *eventLog) Begin(_ context.Context, e audit.Event) error {
 	e.Status = audit.Attempt
 	t.Log(context.Background(), e)
 	if e.Key == "closed" {
@@ -28,22 +28,22 @@ func (t *trail) Begin(_ context.Context, e audit.Event) error {
 	return nil
 }
 
-func (t *trail) Log(_ context.Context, e audit.Event) {
+func (t *eventLog) Log(_ context.Context, e audit.Event) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.events = append(t.events, e)
 }
-func (t *trail) Err() error   { return nil }
-func (t *trail) Close() error { return nil }
+func (t *eventLog) Err() error   { return nil }
+func (t *eventLog) Close() error { return nil }
 
-// TestRunIsAudited: each key that is imported has a record before and after, in
-// the name of who runs it, and one that cannot be recorded is not imported.
+// TestRunIsAudited: a run writes an audit record before and after the import of each key, with the user who runs it. If
+// the first record cannot be written, the key is not imported.
 func TestRunIsAudited(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "closed", 1)
 	b.add(t, "fails", 1)
 	b.add(t, "zone", 2)
-	log := &trail{}
+	log := &eventLog{}
 	b.cfg.Audit, b.cfg.Caller = log, claviger.Caller{Principal: claviger.Principal{Name: "ops", Short: "ops"}}
 	b.cfg.Target = &failing{Target: b.target, errs: map[string]error{"fails": errors.New("no room")}}
 	if r := b.run(t); r.Counts.Done != 1 || states(r.Keys)["closed"] != migrate.Failed {

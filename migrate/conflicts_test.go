@@ -9,8 +9,8 @@ import (
 	"claviger/migrate/report"
 )
 
-// TestSecondConflict: a roll at the source that meets a roll here is a conflict for plan and
-// run, too, also where an earlier one was settled; the value to set has both versions.
+// TestSecondConflict: the operator settles a conflict with claviger.migration.ours, and then the source rolls to the
+// name of another version here. Plan and run report the new conflict, and name both versions for the property.
 func TestSecondConflict(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "payroll", 1)
@@ -25,20 +25,20 @@ func TestSecondConflict(t *testing.T) {
 		_, err := p.Roll(ctx, "payroll", nil)
 		must(t, err)
 	}
-	roll(false) // payroll@1 there
-	roll(true)  // payroll@2 here
+	roll(false) // makes payroll@1 at the source
+	roll(true)  // makes payroll@2 here
 	b.cfg.Ours = map[string]bool{"payroll@1": true}
 	r := b.run(t)
-	const word = "claviger.migration.ours says that EDEKs of (payroll@1) are this server's"
-	if !r.Complete() || !strings.Contains(r.Keys[0].Why, word) || strings.Contains(r.Keys[0].Why, "free here") {
+	const remark = "claviger.migration.ours says that EDEKs of (payroll@1) are this server's"
+	if !r.Complete() || !strings.Contains(r.Keys[0].Why, remark) || strings.Contains(r.Keys[0].Why, "free here") {
 		t.Fatalf("settled: %+v", r)
 	}
 	f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon, EDEKsDone: true})
 	must(t, err)
-	if len(f.Refusals) > 0 || !strings.Contains(strings.Join(f.Remarks, ""), word) {
+	if len(f.Refusals) > 0 || !strings.Contains(strings.Join(f.Remarks, ""), remark) {
 		t.Errorf("finish: %+v", f)
 	}
-	roll(false) // payroll@2 there
+	roll(false) // makes payroll@2 at the source
 	const cure = "set claviger.migration.ours to payroll@1,payroll@2, run the migration again"
 	plan, err := b.engine(t).Plan(ctx)
 	must(t, err)
@@ -55,9 +55,9 @@ func TestSecondConflict(t *testing.T) {
 	}
 }
 
-// TestNotedConflict: what a server has found stands for plan and run, too, while the source
-// counts as many versions as before.
-func TestNotedConflict(t *testing.T) {
+// TestRecordedConflict: plan and run report a conflict that a server has recorded, even if the source's count of
+// versions does not show it.
+func TestRecordedConflict(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "k", 1)
 	b.add(t, "other", 1)
@@ -81,6 +81,6 @@ func TestNotedConflict(t *testing.T) {
 	}
 	b.cfg.Ours = map[string]bool{"k@1": true}
 	if r := b.run(t); !r.Complete() || r.Counts.Done != 2 {
-		t.Errorf("by the operator's word: %+v", r)
+		t.Errorf("settled by the operator: %+v", r)
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"claviger/provider"
 )
 
-// freeBench is a bench of which the key "gone" was migrated and deleted, and "here" was migrated.
+// freeBench is a bench with two migrated keys: "gone", which was deleted here since, and "here".
 type freeBench struct {
 	*bench
 	now time.Time

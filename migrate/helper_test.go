@@ -42,7 +42,7 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-// born is a fixed creation time; the clock of these tests stands at noon.
+// born is the creation time of keys. noon is the time of these tests' clock.
 var (
 	born = time.Date(2024, 3, 1, 8, 30, 0, 123e6, time.UTC)
 	noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
@@ -50,7 +50,7 @@ var (
 
 func text(s string) *string { return &s }
 
-// bench is a source with keys, a target that makes its own, and a store.
+// bench is a source with keys, a target that makes keys of its own, and a store.
 type bench struct {
 	source *memory.Provider
 	target *memory.Provider
@@ -60,13 +60,13 @@ type bench struct {
 	here, there time.Duration
 }
 
-// Clocks are the bench's, so that no test depends on the day.
+// Clocks returns fixed times, so that no test depends on the date.
 func (b *bench) Clocks(context.Context) (metastore.Clocks, error) {
 	now := noon.Add(b.here)
 	return metastore.Compare(now, noon.Add(b.there), now, "PostgreSQL's"), nil
 }
 
-// onClock is a store with another clock.
+// onClock is a store with the times of another Clock.
 type onClock struct {
 	metastore.Store
 	metastore.Clock
@@ -153,8 +153,8 @@ func versions(t *testing.T, p provider.Reader, key string) []string {
 	return names
 }
 
-// sameMetadata compares every field at both sides. The source numbers its versions,
-// so the target's are numbered above them: one, unless all are asked for.
+// sameMetadata compares every field of the keys at the source and the target. The target's version numbers begin after
+// the source's. The target has one version, or as many as the source if the mode is migrate.All.
 func (b *bench) sameMetadata(t *testing.T, keys ...string) {
 	t.Helper()
 	theirs, err := b.source.Metadata(t.Context(), keys...)
@@ -195,13 +195,13 @@ func textOf[T any](write func(io.Writer, *T), v *T) string {
 	return text.String()
 }
 
-// stub is a source that also refuses, lies and fails.
+// stub is a source with wrong answers and errors.
 type stub struct {
 	migrate.Source
-	change  func(*claviger.Metadata)
-	refuse  map[string]claviger.Kind
-	keysErr error
-	noNames bool // versions need a right that we have not
+	change  func(*claviger.Metadata) // changes the metadata in answers
+	refuse  map[string]claviger.Kind // by key: the error of a request for metadata
+	keysErr error                    // the error of Keys
+	noNames bool                     // Versions is refused
 }
 
 func (s *stub) Keys(ctx context.Context) ([]string, error) {
@@ -251,7 +251,7 @@ func (f *failing) Import(ctx context.Context, m claviger.Metadata, n, first int,
 	return f.Target.Import(ctx, m, n, first, step)
 }
 
-// checkOf returns the check of a plan that has this name.
+// checkOf returns the plan's check of that name.
 func checkOf(t *testing.T, p *migrate.Plan, name string) migrate.Check {
 	t.Helper()
 	i := slices.IndexFunc(p.Checks, func(c migrate.Check) bool { return c.Name == name })

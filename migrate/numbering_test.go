@@ -15,18 +15,19 @@ import (
 	"claviger/secret"
 )
 
-// farKMS is a source as a KMS elsewhere: it opens EDEKs and shows no version.
-type farKMS struct {
+// remoteKMS is a source that is a KMS on another host: it opens EDEKs.
+type remoteKMS struct {
 	stub
-	kind claviger.Kind // of the refusal to open EDEKs; 0 opens
+	kind claviger.Kind // of the error when it opens EDEKs; 0: no error
 
-	mu    sync.Mutex
-	asked []string
+	mu        sync.Mutex
+	unwrapped []string // one line for each call of Unwrap
 }
 
-func (f *farKMS) Unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+func (f *remoteKMS) Unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
 	f.mu.Lock()
-	f.asked = append(f.asked, fmt.Sprint(key, " ", as, " ", len(edeks), " ", edeks[0].Version, " ", len(edeks[0].IV)))
+	f.unwrapped = append(f.unwrapped,
+		fmt.Sprint(key, " ", as, " ", len(edeks), " ", edeks[0].Version, " ", len(edeks[0].IV)))
 	f.mu.Unlock()
 	if f.kind != 0 {
 		return nil, claviger.E("kmsclient.Unwrap", f.kind, key, nil)
@@ -37,28 +38,28 @@ func (f *farKMS) Unwrap(ctx context.Context, key, as string, edeks []claviger.ED
 	return []secret.Bytes{make(secret.Bytes, 16)}, nil
 }
 
-func (f *farKMS) Generate(context.Context, string, int) ([]claviger.EDEK, error) {
+func (f *remoteKMS) Generate(context.Context, string, int) ([]claviger.EDEK, error) {
 	return nil, claviger.E("test", claviger.Denied, "", nil)
 }
 
-func (f *farKMS) Reencrypt(context.Context, string, []claviger.EDEK) ([]claviger.EDEK, error) {
+func (f *remoteKMS) Reencrypt(context.Context, string, []claviger.EDEK) ([]claviger.EDEK, error) {
 	return nil, claviger.E("test", claviger.Denied, "", nil)
 }
 
-var _ provider.EDEKService = (*farKMS)(nil)
+var _ provider.EDEKService = (*remoteKMS)(nil)
 
-// TestNumbering: how many versions are made, and with which numbers, by how the
-// source names its own and whether it shows them.
+// TestNumbering checks how many versions are made, and with which numbers. That depends on how the source names its
+// own versions, and on whether it shows the names.
 func TestNumbering(t *testing.T) {
 	javaKMS, trusteeKMS := memory.Config{SequentialIDs: true}, memory.Config{OpaqueIDs: true}
 	next, all, fresh := []string{"k@3"}, []string{"k@3", "k@4", "k@5"}, []string{"k@0", "k@1", "k@2"}
 	for _, tt := range []struct {
-		name    string
-		source  memory.Config
-		hidden  bool
-		refused claviger.Kind
-		mode    migrate.Versions
-		want    []string
+		name      string
+		source    memory.Config
+		hidden    bool          // the source does not show the names of versions
+		unwrapErr claviger.Kind // remoteKMS.kind
+		mode      migrate.Versions
+		want      []string
 	}{
 		{"numbered", javaKMS, false, 0, "", next},
 		{"numbered, all", javaKMS, false, 0, migrate.All, all},
@@ -75,7 +76,7 @@ func TestNumbering(t *testing.T) {
 			b := newBench(t)
 			tt.source.URI = b.source.URI()
 			b.source = memory.New(tt.source)
-			src := &farKMS{stub: stub{Source: b.source, noNames: tt.hidden}, kind: tt.refused}
+			src := &remoteKMS{stub: stub{Source: b.source, noNames: tt.hidden}, kind: tt.unwrapErr}
 			b.cfg.Source, b.cfg.Versions = src, tt.mode
 			b.add(t, "k", 3)
 			p, err := b.engine(t).Plan(t.Context())
@@ -83,11 +84,11 @@ func TestNumbering(t *testing.T) {
 			if p.Counts.NewVersions != len(tt.want) {
 				t.Errorf("planned %+v, want %d versions", p.Counts, len(tt.want))
 			}
-			src.asked = nil // a plan has the source open an EDEK of each key
+			src.unwrapped = nil // Plan requests that the source opens an EDEK of each key
 			r := b.run(t)
 			got := versions(t, b.target, "k")
 			if !slices.Equal(got, tt.want) || !slices.Equal(r.Keys[0].TargetVersions, tt.want) {
-				t.Errorf("made %q, said %q, want %q", got, r.Keys[0].TargetVersions, tt.want)
+				t.Errorf("made %q, reported %q, want %q", got, r.Keys[0].TargetVersions, tt.want)
 			}
 			ms, err := b.target.Metadata(t.Context(), "k")
 			must(t, err)
@@ -102,21 +103,21 @@ func TestNumbering(t *testing.T) {
 			if r := b.run(t); r.Changed {
 				t.Errorf("the second run changed something: %+v", r)
 			}
-			for _, a := range src.asked {
-				if a != "k  1 k@2 16" {
-					t.Errorf("the source was asked %q", a)
+			for _, call := range src.unwrapped {
+				if call != "k  1 k@2 16" {
+					t.Errorf("call of Unwrap: %q", call)
 				}
 			}
-			if tt.hidden != (len(src.asked) > 0) {
-				t.Errorf("the source was asked %q, names hidden: %t", src.asked, tt.hidden)
+			if tt.hidden != (len(src.unwrapped) > 0) {
+				t.Errorf("calls of Unwrap: %q, names hidden: %t", src.unwrapped, tt.hidden)
 			}
 		})
 	}
 }
 
-// TestNumbersAreKept: whatever becomes of a key here, no version of ours gets the
-// name of a version at the source, nor one that it had before.
-func TestNumbersAreKept(t *testing.T) {
+// TestNumbersAreNotReused: no new version here gets the name of a version at the source, or of an earlier version
+// here. This holds for a key that is unsupported, in conflict, deleted, or made again.
+func TestNumbersAreNotReused(t *testing.T) {
 	b := newBench(t)
 	ctx := t.Context()
 	next := func(key string, want int) {
@@ -135,11 +136,11 @@ func TestNumbersAreKept(t *testing.T) {
 	if r := b.run(t); states(r.Keys)["odd"] != migrate.Unsupported {
 		t.Errorf("%v", states(r.Keys))
 	}
-	next("odd", 4) // not taken over; its EDEKs stay, and so does its name
-	next("k", 2)   // the target of this test keeps its own count above that
+	next("odd", 4) // it was not migrated, but EDEKs with the names of its versions exist
+	next("k", 2)   // the memory provider of this test keeps its own, higher count
 
-	// Rolled at the source afterwards: two keys have one name, which is said, and
-	// cured by a deletion here and another run.
+	// The source rolls the key, so two versions have one name. The report says so. The cure is to delete the key here
+	// and to run the migration again.
 	if _, err := b.source.Roll(ctx, "k", nil); err != nil {
 		t.Fatal(err)
 	}
@@ -158,17 +159,16 @@ func TestNumbersAreKept(t *testing.T) {
 		[]string{"k@3"}) {
 		t.Errorf("after the cure: %v, %q", states(r.Keys), versions(t, b.target, "k"))
 	}
-	// Deleted here and made anew, after the source has gone.
+	// A user deletes the key here and makes another one of the name.
 	must(t, b.target.Delete(ctx, "k"))
 	v, err := b.target.Create(ctx, provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128})
 	if err != nil || v.Name != "k@4" {
-		t.Errorf("made anew: %s, %v", v.Name, err)
+		t.Errorf("made again: %s, %v", v.Name, err)
 	}
 }
 
-// TestGap: with room for rolls at the source its versions take no name of one here, and
-// are no difference. When the room is used up the key is in conflict, until the operator
-// says whose the EDEKs are.
+// TestGap: Config.Gap leaves numbers free for later rolls at the source. While the source uses only these, verify finds
+// no difference. After one roll more, the key is in conflict until the operator says to which key the EDEKs belong.
 func TestGap(t *testing.T) {
 	b := newBench(t)
 	ctx := t.Context()
@@ -223,22 +223,22 @@ func TestGap(t *testing.T) {
 		t.Errorf("the journal: %+v", o)
 	}
 	b.cfg.Ours = map[string]bool{"k@5": true}
-	same("by the operator's word", true)
+	same("settled by the operator", true)
 	if r := b.run(t); states(r.Keys)["k"] != migrate.Done || !r.Complete() {
-		t.Errorf("by the operator's word: %+v", r.Keys)
+		t.Errorf("settled by the operator: %+v", r.Keys)
 	}
 	if o := origin(); o.Rolled != 0 || !o.TakenOver {
-		t.Errorf("the journal, by the operator's word: %+v", o)
+		t.Errorf("the journal, settled by the operator: %+v", o)
 	}
 }
 
-// TestNoCollisionByCount: a source that named no version and let none be tried is taken for
-// one that numbers them. Rolled afterwards, it is in conflict only as long as it cannot be
-// asked whether it has the version.
-func TestNoCollisionByCount(t *testing.T) {
+// TestCollisionByCount: a source that shows no version names and opens no EDEK counts as one that numbers its versions.
+// If it rolls the key later, its count of versions shows a conflict. When it opens EDEKs again, its answer replaces the
+// count.
+func TestCollisionByCount(t *testing.T) {
 	b := newBench(t)
 	b.source = memory.New(memory.Config{OpaqueIDs: true, URI: b.source.URI()})
-	src := &farKMS{stub: stub{Source: b.source, noNames: true}, kind: claviger.Denied}
+	src := &remoteKMS{stub: stub{Source: b.source, noNames: true}, kind: claviger.Denied}
 	b.cfg.Source = src
 	b.add(t, "k", 1)
 	b.run(t)
@@ -248,7 +248,7 @@ func TestNoCollisionByCount(t *testing.T) {
 	if _, err := b.source.Roll(t.Context(), "k", nil); err != nil {
 		t.Fatal(err)
 	}
-	why := func() string {
+	remarks := func() string {
 		t.Helper()
 		v, err := b.engine(t).Verify(t.Context())
 		must(t, err)
@@ -257,11 +257,11 @@ func TestNoCollisionByCount(t *testing.T) {
 		}
 		return strings.Join(v.Keys[0].Remarks, "\n")
 	}
-	if got := why(); !strings.Contains(got, "k@1 is one key there and another key here") {
+	if got := remarks(); !strings.Contains(got, "k@1 is one key there and another key here") {
 		t.Errorf("without an answer the count decides: %s", got)
 	}
 	src.kind = 0
-	if got := why(); strings.Contains(got, "another key here") ||
+	if got := remarks(); strings.Contains(got, "another key here") ||
 		!strings.Contains(got, "rolled at the source since the migration: 1 more;") {
 		t.Errorf("a source that has no version of that name: %s", got)
 	}

@@ -10,7 +10,7 @@ import (
 	"claviger/migrate"
 )
 
-// TestRunKey takes over one key of several, twice, and then the rest.
+// TestRunKey migrates one of two keys, twice, and then runs the whole migration.
 func TestRunKey(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "a", 2)
@@ -71,7 +71,7 @@ func TestRunKeyRefuses(t *testing.T) {
 		}
 	}
 	if _, err := e.SourceMetadata(t.Context(), "none"); claviger.KindOf(err) != claviger.KeyNotFound {
-		t.Errorf("metadata of a key that is not there: %v", err)
+		t.Errorf("metadata of a key that does not exist: %v", err)
 	}
 	_, unlock, ok, err := metastore.Hold(t.Context(), b.store, migrate.LockName, false)
 	if err != nil || !ok {

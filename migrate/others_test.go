@@ -10,38 +10,39 @@ import (
 	"claviger/provider/memory"
 )
 
-// TestOtherSource: a folder that answers and is another KMS's fails the plan, before old
-// EDEKs open nowhere once the source has stopped.
+// TestOtherSource: the plan fails if the Key Trustee folder in the configuration is another KMS's. Otherwise EDEKs of
+// the source's keys would open nowhere after the source has stopped.
 func TestOtherSource(t *testing.T) {
-	const name = "keys at the other source"
+	const check = "keys at the other source"
 	for _, tt := range []struct {
-		what   string
-		fill   func(t *testing.T, to *memory.Provider)
-		hidden bool
-		number bool
-		status migrate.Status
-		want   string
+		name     string
+		fill     func(t *testing.T, to *memory.Provider) // makes the folder's keys
+		hidden   bool                                    // the source does not show the names of versions
+		numbered bool                                    // the source numbers its versions
+		status   migrate.Status
+		want     string
 	}{
-		{"the source's", func(t *testing.T, to *memory.Provider) { addTo(t, to, "a", 2, 0); addTo(t, to, "b", 1, 0) },
+		{"the source's folder", func(t *testing.T, to *memory.Provider) { addTo(t, to, "a", 2, 0); addTo(t, to, "b", 1, 0) },
 			false, false, migrate.OK, "has the 2 keys of the source"},
-		{"another's", func(t *testing.T, to *memory.Provider) { addTo(t, to, "else", 1, 0) }, false, false,
+		{"another KMS's folder", func(t *testing.T, to *memory.Provider) { addTo(t, to, "else", 1, 0) }, false, false,
 			migrate.Failure, "lacks 2 (a, b)"},
-		{"another's, names not shown", func(t *testing.T, to *memory.Provider) { addTo(t, to, "else", 1, 0) }, true,
+		{"another KMS's folder, names not shown", func(t *testing.T, to *memory.Provider) { addTo(t, to, "else", 1, 0) }, true,
 			false, migrate.Failure, "lacks 2 (a, b)"},
-		{"of keys of the same names", func(t *testing.T, to *memory.Provider) {
+		{"other keys of the same names", func(t *testing.T, to *memory.Provider) {
 			later := func(m *claviger.Metadata) { m.Created = born.Add(time.Hour) }
 			addTo(t, to, "a", 2, 0, later)
 			addTo(t, to, "b", 1, 0, later)
 		}, false, false, migrate.Failure, "has, with another time or number of versions, 2 (a, b)"},
-		{"an older one", func(t *testing.T, to *memory.Provider) { addTo(t, to, "a", 1, 0); addTo(t, to, "b", 1, 0) },
+		{"an older copy of the source's folder", func(t *testing.T, to *memory.Provider) { addTo(t, to, "a", 1, 0); addTo(t, to, "b", 1, 0) },
 			false, false, migrate.Failure, "number of versions, 1 (a)"},
-		{"beside a source of numbers", func(t *testing.T, to *memory.Provider) { addTo(t, to, "else", 1, 0) }, false,
+		{"another KMS's folder, the source numbers its versions", func(t *testing.T, to *memory.Provider) { addTo(t, to, "else", 1, 0) }, false,
 			true, migrate.Warning, "lacks 2 (a, b)"},
 	} {
-		t.Run(tt.what, func(t *testing.T) {
+		t.Run(tt.name, func(t *testing.T) {
 			b := newBench(t)
-			b.source = memory.New(memory.Config{OpaqueIDs: !tt.number, SequentialIDs: tt.number, URI: b.source.URI()})
-			b.cfg.Source = &farKMS{stub: stub{Source: b.source, noNames: tt.hidden}}
+			b.source = memory.New(memory.Config{OpaqueIDs: !tt.numbered, SequentialIDs: tt.numbered,
+				URI: b.source.URI()})
+			b.cfg.Source = &remoteKMS{stub: stub{Source: b.source, noNames: tt.hidden}}
 			b.add(t, "a", 2)
 			b.add(t, "b", 1)
 			other := memory.New(memory.Config{OpaqueIDs: true, URI: "keytrustee://file@/x/.keytrustee"})
@@ -50,7 +51,7 @@ func TestOtherSource(t *testing.T) {
 			b.cfg.Probes.Others = []migrate.Source{other}
 			p, err := b.engine(t).Plan(t.Context())
 			must(t, err)
-			c := checkOf(t, p, name)
+			c := checkOf(t, p, check)
 			if c.Status != tt.status || !strings.Contains(c.Measured, tt.want) ||
 				(c.Cure != "") != (tt.status != migrate.OK) {
 				t.Errorf("%+v; want %s, %q", c, tt.status, tt.want)

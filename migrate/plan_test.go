@@ -12,8 +12,8 @@ import (
 	"claviger/migrate/report"
 )
 
-// TestPlanAndBlocked: keys that cannot be imported keep nobody from being so,
-// the plan says the same beforehand, and it changes nothing.
+// TestPlanAndBlocked: keys that cannot be imported do not stop the import of others. The plan has the same states before
+// the run, and changes nothing.
 func TestPlanAndBlocked(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "done", 1)
@@ -76,7 +76,7 @@ func TestPlanAndBlocked(t *testing.T) {
 		t.Errorf("start: %v", err)
 	}
 
-	// Once cured, the same run goes on and completes.
+	// After the causes are removed, the same run is continued and completes.
 	for _, k := range []string{"sm4", "short", "empty", "secret"} {
 		if err := b.source.Delete(t.Context(), k); err != nil {
 			t.Fatal(err)
@@ -87,13 +87,12 @@ func TestPlanAndBlocked(t *testing.T) {
 	}
 	r2 := b.run(t)
 	if !r2.Complete() || r2.Run.Name != r.Run.Name || r2.Run.Resumed == 0 {
-		t.Errorf("cured: %+v", r2)
+		t.Errorf("after the causes were removed: %+v", r2)
 	}
 	b.sameMetadata(t, "done", "good", "clash")
 }
 
-// TestPlanOfNoKeys: a source without a key, as a keystore file whose path was mistyped,
-// proves nothing, and is no green plan.
+// TestPlanOfNoKeys: a plan is not ready if the source has no keys: the path of a keystore file may be wrong.
 func TestPlanOfNoKeys(t *testing.T) {
 	b := newBench(t)
 	p, err := b.engine(t).Plan(t.Context())

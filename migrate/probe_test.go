@@ -20,8 +20,8 @@ import (
 	"claviger/migrate"
 )
 
-// strangers is what a KMS says to somebody without an identity, at /kms only.
-func strangers(w http.ResponseWriter, r *http.Request) {
+// unauthenticated answers as a KMS at /kms does to a client without credentials.
+func unauthenticated(w http.ResponseWriter, r *http.Request) {
 	if !strings.HasPrefix(r.URL.Path, "/kms/v1/") {
 		http.NotFound(w, r)
 		return
@@ -42,16 +42,16 @@ func answer(status int, header ...string) http.HandlerFunc {
 func serve(t *testing.T, withTLS bool, h http.HandlerFunc) *httptest.Server {
 	t.Helper()
 	if withTLS {
-		return serveBy(t, &tls.Config{}, h)
+		return serveWith(t, &tls.Config{}, h)
 	}
-	return serveBy(t, nil, h)
+	return serveWith(t, nil, h)
 }
 
-// serveBy serves by TLS where conf is not nil.
-func serveBy(t *testing.T, conf *tls.Config, h http.HandlerFunc) *httptest.Server {
+// serveWith starts a server, with TLS if conf is not nil.
+func serveWith(t *testing.T, conf *tls.Config, h http.HandlerFunc) *httptest.Server {
 	t.Helper()
 	s := httptest.NewUnstartedServer(h)
-	s.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes fail on purpose
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // tests make handshakes fail
 	if conf != nil {
 		s.TLS = conf
 		s.StartTLS()
@@ -62,7 +62,7 @@ func serveBy(t *testing.T, conf *tls.Config, h http.HandlerFunc) *httptest.Serve
 	return s
 }
 
-// closedPort is the address of a port that nobody listens at.
+// closedPort returns an address at which no process listens.
 func closedPort(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -72,7 +72,7 @@ func closedPort(t *testing.T) string {
 }
 
 func TestProbe(t *testing.T) {
-	plain, secure := serve(t, false, strangers), serve(t, true, strangers)
+	plain, secure := serve(t, false, unauthenticated), serve(t, true, unauthenticated)
 	trust := x509.NewCertPool()
 	trust.AddCert(secure.Certificate())
 	authority := certtest.New(t, t.TempDir())
@@ -80,11 +80,11 @@ func TestProbe(t *testing.T) {
 	file := authority.Issue("old-kms", "127.0.0.1")
 	pair, err := tls.LoadX509KeyPair(file, file)
 	must(t, err)
-	ended := serveBy(t, &tls.Config{Certificates: []tls.Certificate{pair}}, strangers)
+	expired := serveWith(t, &tls.Config{Certificates: []tls.Certificate{pair}}, unauthenticated)
 	for _, tt := range []struct {
 		name, base string
 		trust      *x509.CertPool
-		err, cure  string // parts of; "" is none
+		err, cure  string // parts of the error and of the cure; "": none
 	}{
 		{"http", plain.URL + "/kms", nil, "", ""},
 		{"https", secure.URL + "/kms/", trust, "", ""},
@@ -98,14 +98,14 @@ func TestProbe(t *testing.T) {
 				"kms://http@127.0.0.1:"},
 		{"unknown authority", secure.URL + "/kms", x509.NewCertPool(), "certificate signed by unknown authority",
 			"truststore"},
-		{"ended", ended.URL + "/kms", authority.Pool(), "certificate has expired",
-			"the certificate CN=old-kms ended at "},
+		{"expired certificate", expired.URL + "/kms", authority.Pool(), "certificate has expired",
+			"the certificate CN=old-kms expired at "},
 		{"wrong path", plain.URL, nil, "404", "a KMS is usually at /kms"},
 		{"failing", serve(t, false, answer(503)).URL, nil, "503", "the log of the KMS"},
 		{"redirect", serve(t, false, answer(302, "Location", "https://elsewhere/")).URL, nil,
 			"a redirect to https://elsewhere/", "name the KMS itself"},
 		{"bad request, no TLS", serve(t, false, answer(400)).URL, nil, "HTTP status 400", "see that the KMS runs"},
-		{"nobody there", "http://" + closedPort(t) + "/kms", nil, "connection refused", "can be reached from here"},
+		{"closed port", "http://" + closedPort(t) + "/kms", nil, "connection refused", "can be reached from here"},
 		{"unknown host", "http://kms.invalid:16000/kms", nil, "kms.invalid", `correct the host name "kms.invalid"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -129,8 +129,8 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// TestDateOfAJavaKMS: Hadoop's KMS puts no date on the page that refuses strangers, as it
-// was recorded; its clock is read from the page that refuses a delegation token.
+// TestDateOfAJavaKMS: a recorded answer of Hadoop's KMS to an unauthenticated request has no Date header. The clock of
+// that KMS is read from its refusal of a delegation token.
 func TestDateOfAJavaKMS(t *testing.T) {
 	kms := serve(t, false, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.RawQuery != "op=GETDELEGATIONTOKEN" {
@@ -150,7 +150,7 @@ func TestDateOfAJavaKMS(t *testing.T) {
 	}
 }
 
-// TestProbeEnds: a source that accepts and never answers costs its timeout.
+// TestProbeEnds: the probe of a source that accepts connections and never answers ends after the timeout.
 func TestProbeEnds(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -163,10 +163,10 @@ func TestProbeEnds(t *testing.T) {
 	}
 }
 
-// TestStartWithWrongScheme is what an operator sees who has written http for a
-// source that speaks https, or the other way round.
+// TestStartWithWrongScheme compares the error of a start if the configuration has http and the source speaks https, and
+// the other way round.
 func TestStartWithWrongScheme(t *testing.T) {
-	secure, plain := serve(t, true, strangers), serve(t, false, strangers)
+	secure, plain := serve(t, true, unauthenticated), serve(t, false, unauthenticated)
 	for name, source := range map[string]string{
 		"wrong-scheme":       "http://" + secure.Listener.Addr().String(),
 		"wrong-scheme-https": "https://" + plain.Listener.Addr().String(),
@@ -186,7 +186,7 @@ func TestStartWithWrongScheme(t *testing.T) {
 
 func localAddr() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil }
 
-// hostFacts are the facts of a host that answered, whose clock is ahead of ours.
+// hostFacts returns the facts of a host that answered. Its clock is ahead of ours.
 func hostFacts(name, ip string, ahead time.Duration) migrate.HostFacts {
 	return migrate.HostFacts{Base: "https://" + name + ":16000/kms", Host: name,
 		Addrs: []netip.Addr{netip.MustParseAddr(ip)}, Asked: noon, Took: 4 * time.Millisecond, Date: noon.Add(ahead),
@@ -221,7 +221,7 @@ func lookupNames(_ context.Context, host string) ([]netip.Addr, error) {
 	return []netip.Addr{netip.MustParseAddr(a)}, nil
 }
 
-// checkTest is a check of a plan with these probes, and the result that it must have.
+// checkTest has the probes of a plan, the name of one of its checks, and the result that the check must have.
 type checkTest struct {
 	name     string
 	probes   migrate.Probes
@@ -263,13 +263,13 @@ func (tt checkTest) run(t *testing.T) {
 
 // TestChecksOfHSM: each result of the checks of the HSM's latency and room.
 func TestChecksOfHSM(t *testing.T) {
-	errAway := claviger.Errorf("pkcs11.Ping", claviger.Unavailable, "", "CKR_DEVICE_REMOVED")
+	errUnreachable := claviger.Errorf("pkcs11.Ping", claviger.Unavailable, "", "CKR_DEVICE_REMOVED")
 	for _, tt := range []checkTest{
 		{"fast", migrate.Probes{Latency: latencies(3*time.Millisecond, time.Millisecond, 2*time.Millisecond)},
 			"latency of the HSM", migrate.OK, "p50 2.00 ms, p99 3.00 ms of 3 round trips", ""},
 		{"slow", migrate.Probes{Latency: latencies(time.Millisecond, 31*time.Millisecond)}, "latency of the HSM",
 			migrate.Warning, "p99 31.00 ms", "encrypted.key.cache.size"},
-		{"HSM away", migrate.Probes{Latency: func(context.Context) ([]time.Duration, error) { return nil, errAway }},
+		{"HSM unreachable", migrate.Probes{Latency: func(context.Context) ([]time.Duration, error) { return nil, errUnreachable }},
 			"latency of the HSM", migrate.Failure, "CKR_DEVICE_REMOVED", "hsm inspect"},
 		{"no round trip", migrate.Probes{Latency: latencies()}, "latency of the HSM", migrate.Failure, "no round trip",
 			""},
@@ -279,7 +279,7 @@ func TestChecksOfHSM(t *testing.T) {
 			"1 new keys, room for 0", "--versions current"},
 		{"room unknown", migrate.Probes{Room: roomFor(0, false, nil)}, "room in the HSM", migrate.NotTried,
 			"does not report", ""},
-		{"room not asked", migrate.Probes{Room: roomFor(0, false, errAway)}, "room in the HSM", migrate.Failure,
+		{"room, HSM unreachable", migrate.Probes{Room: roomFor(0, false, errUnreachable)}, "room in the HSM", migrate.Failure,
 			"CKR_DEVICE_REMOVED", "reached"},
 	} {
 		t.Run(tt.name, tt.run)
@@ -297,10 +297,10 @@ func TestChecksOfSource(t *testing.T) {
 		{"dead", migrate.Probes{Source: sourceFacts(hostDown, hostDown)}, "source alive", migrate.Failure,
 			"unexpected EOF",
 			"see that the KMS runs"},
-		{"elsewhere", migrate.Probes{Alive: func(context.Context) error { return nil }}, "source alive", migrate.OK,
+		{"source is no KMS, answers", migrate.Probes{Alive: func(context.Context) error { return nil }}, "source alive", migrate.OK,
 			"which answers", ""},
-		{"elsewhere, not asked", migrate.Probes{}, "source alive", migrate.NotTried, "no KMS", ""},
-		{"elsewhere, dead", migrate.Probes{Alive: func(context.Context) error {
+		{"source is no KMS, no probe", migrate.Probes{}, "source alive", migrate.NotTried, "no KMS", ""},
+		{"source is no KMS, dead", migrate.Probes{Alive: func(context.Context) error {
 			return claviger.Errorf("t", claviger.Unavailable, "", "no trustee answers")
 		}}, "source alive", migrate.Failure, "no trustee answers", "can be reached"},
 		{"other host", migrate.Probes{LocalAddrs: localAddr, Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", 0))},
@@ -333,13 +333,13 @@ func TestChecksOfSource(t *testing.T) {
 func TestChecksOfHDFS(t *testing.T) {
 	const path, pointed = "hadoop.security.key.provider.path", "HDFS not yet pointed here"
 	for _, tt := range []checkTest{
-		{"HDFS there", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
+		{"HDFS at the source", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
 			HDFS: hdfsProperty(path, "kms://https@kms-1;kms-2:16000/kms")}, pointed, migrate.OK, path + " is kms://",
 			""},
 		{"HDFS at the source by another name", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
 			Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", 0)), HDFS: hdfsProperty(path,
 				"kms://https@alias-1:16000/kms")}, pointed, migrate.OK, "", ""},
-		{"HDFS at a third", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
+		{"HDFS at a third server", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
 			Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", 0)), HDFS: hdfsProperty(path,
 				"kms://https@kms-2:16000/kms")}, pointed, migrate.Warning,
 			"kms-2:16000 is neither", "is the KMS that HDFS uses"},
@@ -358,7 +358,7 @@ func TestChecksOfHDFS(t *testing.T) {
 			"service.example.com:9600 is this server", "already"},
 		{"HDFS here by an address", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
 			HDFS: hdfsProperty(path, "kms://http@192.0.2.1:9600/kms")}, pointed, migrate.Failure, "", "already"},
-		{"HDFS here by an address of a server that listens at all", migrate.Probes{Own: []string{"127.0.0.1:9600"},
+		{"HDFS here by an address, and the server listens at all addresses", migrate.Probes{Own: []string{"127.0.0.1:9600"},
 			LocalAddrs: localAddr, Lookup: lookupNames, HDFS: hdfsProperty(path,
 				"kms://http@service.example.com:9600/kms")}, pointed, migrate.Failure, "", "already"},
 		{"HDFS here by Debian's own name", migrate.Probes{Own: []string{"localhost:9600"}, LocalAddrs: localAddr,
@@ -366,14 +366,14 @@ func TestChecksOfHDFS(t *testing.T) {
 			"already"},
 		{"HDFS at another port of this host", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
 			HDFS: hdfsProperty(path, "kms://http@new:9601/kms")}, pointed, migrate.OK, "", ""},
-		{"HDFS at a name that is none here", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
+		{"HDFS at an unknown host name", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
 			HDFS: hdfsProperty(path,
 				"kms://http@nowhere:9600/kms")}, pointed, migrate.NotTried,
 			"nowhere:9600 cannot be resolved", "name service"},
-		{"HDFS, and a port that is not known", migrate.Probes{Lookup: lookupNames,
+		{"HDFS, and this server's port is not known", migrate.Probes{Lookup: lookupNames,
 			HDFS: hdfsProperty(path,
 				"kms://http@new:9600/kms")}, pointed, migrate.NotTried, "not known", "hadoop.kms.http.port"},
-		{"HDFS without", migrate.Probes{HDFS: hdfsProperty("", "")}, pointed, migrate.NotTried, "no key provider",
+		{"HDFS without a key provider", migrate.Probes{HDFS: hdfsProperty("", "")}, pointed, migrate.NotTried, "no key provider",
 			path},
 	} {
 		t.Run(tt.name, tt.run)

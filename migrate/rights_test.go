@@ -15,14 +15,14 @@ import (
 	"claviger/secret"
 )
 
-// kms is a source that is a KMS: it makes and opens EDEKs, as far as its rules let.
+// kms is a source that is a KMS: it makes and opens EDEKs if its rules allow it.
 type kms struct {
 	migrate.Source
 	blocks     provider.BlockEncrypter
 	noGenerate bool
-	proxies    []string            // for whom we may ask
-	may        map[string][]string // keys by user, "" being us; nil: all
-	opaque     bool                // its versions' names are not numbers, and not shown
+	proxies    []string            // users on whose behalf we may make requests
+	may        map[string][]string // keys that a user may use, by user; "" is ourselves; nil: all
+	opaque     bool                // the names of versions have no numbers, and are not shown
 }
 
 func (k *kms) Versions(ctx context.Context, key string) ([]claviger.KeyVersion, error) {
@@ -42,7 +42,7 @@ func (k *kms) Generate(ctx context.Context, key string, n int) ([]claviger.EDEK,
 	return eek.Generate(ctx, k.blocks, v.Name, v.BitLength/8, n, rand.Reader)
 }
 
-// GenerateAs: the NameNode's user may have EDEKs made as it may open them.
+// GenerateAs makes EDEKs on behalf of a user, if that user may use the key.
 func (k *kms) GenerateAs(ctx context.Context, key, as string, n int) ([]claviger.EDEK, error) {
 	if !slices.Contains(k.proxies, as) {
 		return nil, claviger.Errorf("kmsclient.Generate", claviger.Denied, key,
@@ -79,9 +79,9 @@ func (k *kms) Unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK)
 	return eek.Unwrap(ctx, k.blocks, edeks)
 }
 
-// TestRightsAreTried: what the cut-over needs of a source that is a KMS is tried with
-// an EDEK of each key, and is ok where that was opened.
-func TestRightsAreTried(t *testing.T) {
+// TestRightsAtTheSource: the plan checks the rights that the cut-over needs at a KMS as the source. It opens one EDEK of
+// each key there.
+func TestRightsAtTheSource(t *testing.T) {
 	const own, users = "re-encryption at the source", "old files of users"
 	for _, tt := range []struct {
 		name     string
@@ -93,11 +93,11 @@ func TestRightsAreTried(t *testing.T) {
 		cure     string
 		ready    bool
 	}{
-		{"all", kms{proxies: []string{"alice"}}, "alice", own, migrate.OK, "as mig, an EDEK was opened for 2 of 2 keys",
+		{"all rights, own user", kms{proxies: []string{"alice"}}, "alice", own, migrate.OK, "as mig, an EDEK was opened for 2 of 2 keys",
 			"", true},
-		{"for alice", kms{proxies: []string{"alice"}}, "alice", users, migrate.OK,
+		{"all rights, alice", kms{proxies: []string{"alice"}}, "alice", users, migrate.OK,
 			"on behalf of alice, an EDEK was opened for 2 of 2", "", true},
-		{"of random bytes", kms{proxies: []string{"alice"}, noGenerate: true}, "alice", own, migrate.OK, "2 of 2", "",
+		{"an EDEK of random bytes, because the source makes none", kms{proxies: []string{"alice"}, noGenerate: true}, "alice", own, migrate.OK, "2 of 2", "",
 			true},
 		{"no DECRYPT_EEK", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a"}, "alice": {"a", "b"}}},
 			"alice", own, migrate.Failure, "1 of 2 keys; not for b: ", "whitelist.key.acl.DECRYPT_EEK admit mig",
@@ -106,10 +106,10 @@ func TestRightsAreTried(t *testing.T) {
 			"hadoop.kms.proxyuser.mig.users (or .groups) must admit alice", false},
 		{"alice reads one key", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a", "b"},
 			"alice": {"b"}}}, "alice", users, migrate.OK, "1 of 2 keys", "", true},
-		{"alice reads none", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a", "b"}}}, "alice", users,
+		{"alice reads no key", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a", "b"}}}, "alice", users,
 			migrate.Failure, "0 of 2 keys", "may open files there", false},
-		{"nobody to ask for", kms{}, "", users, migrate.NotTried, "no user was given", "--as-user", false},
-		{"names that cannot be guessed", kms{proxies: []string{"alice"}, noGenerate: true, opaque: true}, "alice", own,
+		{"no user to try", kms{}, "", users, migrate.NotTried, "no user was given", "--as-user", false},
+		{"no EDEK, and opaque version names", kms{proxies: []string{"alice"}, noGenerate: true, opaque: true}, "alice", own,
 			migrate.NotTried, "0 of 2 keys; for 2 keys the source admitted the request, but did not try the " +
 				"key's own rules", "GENERATE_EEK", false},
 	} {
@@ -136,9 +136,8 @@ func TestRightsAreTried(t *testing.T) {
 	}
 }
 
-// TestPlanOfWhatIsComplete: a plan of a migration that is complete says so, and does
-// so no more when the source has a new key.
-func TestPlanOfWhatIsComplete(t *testing.T) {
+// TestPlanAfterTheMigration: the plan of a complete migration says that it is complete, until the source has a new key.
+func TestPlanAfterTheMigration(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "k", 1)
 	plan := func() *migrate.Plan {
@@ -155,7 +154,7 @@ func TestPlanOfWhatIsComplete(t *testing.T) {
 	if p := plan(); !p.Complete || !p.Ready() || !strings.Contains(textOf(report.Plan, p), says) {
 		t.Errorf("after the run: %s", textOf(report.Plan, p))
 	}
-	// Then HDFS is right to ask this server.
+	// After the migration HDFS may use this server.
 	b.cfg.Probes = migrate.Probes{Own: []string{"192.0.2.1:9600"}, HDFS: func(string) (string,
 		bool) {
 		return "kms://http@192.0.2.1:9600/kms", true
@@ -163,7 +162,7 @@ func TestPlanOfWhatIsComplete(t *testing.T) {
 	if p := plan(); !p.Ready() {
 		t.Errorf("with HDFS here: %s", textOf(report.Plan, p))
 	}
-	// What else was not tried makes it no plan that is not ready: there is nothing to run.
+	// Checks that were not tried do not matter, because there is nothing to run.
 	b.cfg.Probes = migrate.Probes{More: func(context.Context) []migrate.Check {
 		return []migrate.Check{{Name: "more", Status: migrate.NotTried, Needed: true}}
 	}}
@@ -181,8 +180,8 @@ func TestPlanOfWhatIsComplete(t *testing.T) {
 	}
 }
 
-// TestRootIsNotAdmitted: a cure never has root let in at the source; and the refusal of a
-// source that says its cure stands once.
+// TestRootIsNotAdmitted: if the command runs as root, no cure says to admit root at the source. If the source's error
+// has the cure already, the plan writes the cure once, not for each key.
 func TestRootIsNotAdmitted(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "a", 1)
@@ -207,11 +206,11 @@ func TestRootIsNotAdmitted(t *testing.T) {
 	text := textOf(report.Plan, p)
 	if strings.Count(text, "must admit root)") != 2 || strings.Count(text, "this command runs as root") != 2 ||
 		strings.Count(text, "let whitelist.key.acl.READ") != 1 {
-		t.Error(text) // the reason once a key, the cure once
+		t.Error(text) // the reason once for each key, the cure once
 	}
 }
 
-// refusing refuses metadata as package kmsclient words it.
+// refusing is a source that refuses metadata with the error text of package kmsclient.
 type refusing struct{ migrate.Source }
 
 func (refusing) Metadata(_ context.Context, names ...string) ([]*claviger.Metadata, error) {

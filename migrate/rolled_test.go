@@ -49,7 +49,7 @@ type rolledTest struct {
 func (tt rolledTest) run(t *testing.T) {
 	b := newBench(t)
 	b.source = memory.New(memory.Config{OpaqueIDs: tt.opaque, SequentialIDs: !tt.opaque, URI: b.source.URI()})
-	src := &farKMS{stub: stub{Source: b.source, noNames: tt.hidden}}
+	src := &remoteKMS{stub: stub{Source: b.source, noNames: tt.hidden}}
 	b.cfg.Source, b.cfg.Gap = src, tt.gap
 	b.add(t, "k", 2)
 	b.add(t, "quiet", 2)
@@ -110,7 +110,7 @@ func (tt rolledTest) finish(t *testing.T, b *bench) {
 		!strings.Contains(strings.Join(f.Refusals, "\n"), "key k: "+tt.want[:20]) {
 		t.Errorf("not refused: %+v", f)
 	}
-	// Without the source nothing new is known.
+	// To remove the source from the configuration does not help.
 	source := b.cfg.Source
 	b.cfg.Source = nil
 	if f := finish(false); f.Finished {
@@ -122,19 +122,19 @@ func (tt rolledTest) finish(t *testing.T, b *bench) {
 	}
 }
 
-// TestConflictKeepsFinish: while a server has found a version in conflict, status shows it and
-// finish refuses, whether the source is configured or not. By the operator's word finish
-// ends the migration, and then the conflict is settled for good.
-func TestConflictKeepsFinish(t *testing.T) {
+// TestConflictBlocksFinish: if a server has recorded a version in conflict, status shows it, and finish is refused
+// whether the source is configured or not. If claviger.migration.ours has the version, finish ends the migration. Then
+// the conflict stays settled without the property.
+func TestConflictBlocksFinish(t *testing.T) {
 	b := newBench(t)
 	b.source = memory.New(memory.Config{SequentialIDs: true, URI: b.source.URI()})
-	b.cfg.Source = &farKMS{stub: stub{Source: b.source}}
+	b.cfg.Source = &remoteKMS{stub: stub{Source: b.source}}
 	b.add(t, "k", 1)
 	if r := b.run(t); !r.Complete() {
 		t.Fatalf("%+v", r.Keys)
 	}
 	uri := b.source.URI()
-	// The source was restored from an older backup since, and counts as at the run.
+	// The source was restored from an older backup, so its count of versions is the same as at the run.
 	must(t, metastore.SetConflicts(t.Context(), b.cfg.Store, map[string][]string{uri: {"k@1"}}))
 	if v, err := b.engine(t).Verify(t.Context()); err != nil || v.Different != 1 ||
 		!strings.Contains(textOf(report.Verification, v), "k@1") {
@@ -148,7 +148,7 @@ func TestConflictKeepsFinish(t *testing.T) {
 		must(t, err)
 		return f
 	}
-	// k@7 is of a key that was deleted here since.
+	// k@7 is a version of a key that was deleted here since.
 	must(t, metastore.SetConflicts(t.Context(), b.cfg.Store, map[string][]string{uri: {"k@1", "k@7"}}))
 	if f := finish(); f.Finished || len(f.Refusals) != 1 ||
 		!strings.Contains(f.Refusals[0], "version k@1: rolled at the source since") {
@@ -162,7 +162,7 @@ func TestConflictKeepsFinish(t *testing.T) {
 	}
 	b.cfg.Ours = map[string]bool{"k@1": true}
 	if f := finish(); !f.Finished {
-		t.Errorf("by the operator's word: %q", f.Refusals)
+		t.Errorf("settled by the operator: %q", f.Refusals)
 	}
 	b.cfg.Ours = nil
 	if f := finish(); !f.Finished {
@@ -170,14 +170,14 @@ func TestConflictKeepsFinish(t *testing.T) {
 	}
 }
 
-// TestMadeAnewAtTheSource: a migrated key was deleted at its source, and another of its name was
-// made and rolled there. Verify and finish say so, and speak of no roll; the key stays done, also
-// by a further run, and the operator's word ends the migration, or the end of the other key.
-func TestMadeAnewAtTheSource(t *testing.T) {
-	for _, gone := range []bool{false, true} {
+// TestRemadeAtTheSource: a migrated key was deleted at its source, and another key of its name was made and rolled
+// there. Verify and finish say that, and do not call it a roll of the migrated key. A further run keeps the key as done.
+// Finish succeeds with --source-rolled, or after the other key was deleted.
+func TestRemadeAtTheSource(t *testing.T) {
+	for _, gone := range []bool{false, true} { // the other key was deleted
 		b := newBench(t)
 		b.source = memory.New(memory.Config{SequentialIDs: true, URI: b.source.URI()})
-		b.cfg.Source = &farKMS{stub: stub{Source: b.source}}
+		b.cfg.Source = &remoteKMS{stub: stub{Source: b.source}}
 		b.add(t, "k", 1)
 		if r := b.run(t); !r.Complete() {
 			t.Fatalf("%+v", r.Keys)
@@ -188,10 +188,10 @@ func TestMadeAnewAtTheSource(t *testing.T) {
 		_, err = b.source.Roll(t.Context(), "k", nil)
 		must(t, err)
 		const says = "k: the source has another key of that name, made "
-		finish := func(known bool) *migrate.Ending {
+		finish := func(confirmed bool) *migrate.Ending {
 			t.Helper()
 			f, err := b.engine(t).Finish(t.Context(),
-				migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceRolled: known, Get: nothingSet})
+				migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceRolled: confirmed, Get: nothingSet})
 			must(t, err)
 			return f
 		}
@@ -228,16 +228,16 @@ func TestMadeAnewAtTheSource(t *testing.T) {
 	}
 }
 
-// TestConflictOfAnOlderProgram: a run of an older program noted a key that was made anew at the
-// source as a conflict, in a record that says nothing of the key that was taken over. It is known
-// by its own record, so that its EDEKs are told from the other key's, and a further run notes it
-// as done. A key here that is another one stays in conflict.
+// TestConflictOfAnOlderProgram: a migrated key was deleted at the source and another key of its name was made there. A
+// run of an older claviger recorded the other key as a conflict or as gone. The older record of the migrated key still
+// counts: Origins returns it, and a further run records the key as done. If the key here is not the migrated one, it
+// stays in conflict.
 func TestConflictOfAnOlderProgram(t *testing.T) {
-	for _, noted := range []migrate.State{migrate.Conflict, migrate.Gone} {
-		for _, another := range []bool{false, true} {
+	for _, recorded := range []migrate.State{migrate.Conflict, migrate.Gone} {
+		for _, another := range []bool{false, true} { // the key here is not the migrated one
 			b := newBench(t)
 			b.source = memory.New(memory.Config{SequentialIDs: true, URI: b.source.URI()})
-			b.cfg.Source = &farKMS{stub: stub{Source: b.source}}
+			b.cfg.Source = &remoteKMS{stub: stub{Source: b.source}}
 			b.add(t, "k", 1)
 			b.run(t)
 			first, err := migrate.Origins(t.Context(), b.cfg.Store, b.target.URI())
@@ -259,24 +259,24 @@ func TestConflictOfAnOlderProgram(t *testing.T) {
 			put("", `{"run":"`+run+`","state":"incomplete","source":"`+b.source.URI()+`","target":"`+b.target.URI()+
 				`","versionsMode":"auto","host":"h","started":"2026-11-23T13:00:00Z"}`)
 			put("k",
-				`{"key":"k","state":"`+string(noted)+
+				`{"key":"k","state":"`+string(recorded)+
 					`","source":{"cipher":"AES/CTR/NoPadding","length":256,"created":"`+
 					ms[0].Created.UTC().Format(time.RFC3339Nano)+`","versions":2},"count":0,"why":"created differs"}`)
-			known := func(when string) {
+			wantMigrated := func(when string) {
 				t.Helper()
 				origins, err := migrate.Origins(t.Context(), b.cfg.Store, b.target.URI())
 				must(t, err)
 				if o := origins[0]; !o.TakenOver || !o.Numbered || !o.Metadata.Created.Equal(born) ||
 					!slices.Equal(o.Made, first[0].Made) {
-					t.Errorf("%s, %s, another=%t: %+v", when, noted, another, o)
+					t.Errorf("%s, %s, another=%t: %+v", when, recorded, another, o)
 				}
 			}
-			known("noted")
+			wantMigrated("recorded by the older program")
 			want := migrate.Done
 			if another {
 				want = migrate.Conflict
 			}
-			if noted == migrate.Gone { // it was deleted here before that, and came back
+			if recorded == migrate.Gone { // the migrated key was deleted here before that, and undeleted later
 				runs, err := b.store.Runs(t.Context())
 				must(t, err)
 				records, err := b.store.Records(t.Context(), runs[0])
@@ -285,13 +285,13 @@ func TestConflictOfAnOlderProgram(t *testing.T) {
 					record := strings.Replace(string(r.Data), `"state":"done"`, `"state":"deleted"`, 1)
 					must(t, b.store.Put(t.Context(), runs[0], r.Item, []byte(record)))
 				}
-				known("deleted")
+				wantMigrated("deleted and undeleted")
 			}
 			for range 2 {
 				if r := b.run(t); r.Keys[0].State != want {
-					t.Errorf("%s, another=%t: a further run: %+v", noted, another, r.Keys)
+					t.Errorf("%s, another=%t: a further run: %+v", recorded, another, r.Keys)
 				}
-				known("a further run")
+				wantMigrated("a further run")
 			}
 			if another {
 				continue
@@ -300,7 +300,7 @@ func TestConflictOfAnOlderProgram(t *testing.T) {
 				`{"key":"k","state":"conflict","source":{"created":"`+born.Format(time.RFC3339Nano)+`"},"count":0}`)
 			if origins, err := migrate.Origins(t.Context(), b.cfg.Store, b.target.URI()); err != nil ||
 				origins[0].TakenOver {
-				t.Errorf("a conflict of that very key: %+v, %v", origins, err)
+				t.Errorf("a conflict record of the migrated key itself: %+v, %v", origins, err)
 			}
 		}
 	}

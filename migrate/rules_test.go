@@ -10,8 +10,8 @@ import (
 	"claviger/migrate"
 )
 
-// TestRulesHere: what users and the NameNode need of this server is asked of its rules
-// key by key, and a right that the source grants is a failure where it is lacking here.
+// TestRulesHere: the plan checks, for each key, whether this server's rules grant the rights that users and the
+// NameNode need. If the source grants such a right and this server does not, the check fails.
 func TestRulesHere(t *testing.T) {
 	const users, files, zones = "files of users here", "new files here", "new zones here"
 	all := map[string][]string{"alice DECRYPT_EEK": {"a", "b"}, "hdfs GENERATE_EEK": {"a", "b"},
@@ -24,43 +24,43 @@ func TestRulesHere(t *testing.T) {
 		m[what] = keys
 		return m
 	}
-	asked := kms{proxies: []string{"alice", "hdfs"}}
+	grantsAll := kms{proxies: []string{"alice", "hdfs"}}
 	for _, tt := range []struct {
 		name     string
 		source   kms
-		here     map[string][]string // keys by "user REQUEST"
+		here     map[string][]string // the keys that this server's rules grant, by "user REQUEST"
 		nameNode migrate.NameNode
 		check    string
 		status   migrate.Status
 		measured string
 		ready    bool
 	}{
-		{"all", asked, all, migrate.NameNode{User: "hdfs"}, files, migrate.OK, "may GENERATE_EEK on 2 of 2 keys", true},
-		{"of users", asked, all, migrate.NameNode{User: "hdfs"}, users, migrate.OK,
+		{"all rights, files", grantsAll, all, migrate.NameNode{User: "hdfs"}, files, migrate.OK, "may GENERATE_EEK on 2 of 2 keys", true},
+		{"all rights, users", grantsAll, all, migrate.NameNode{User: "hdfs"}, users, migrate.OK,
 			"alice, may DECRYPT_EEK on 2 of 2 keys", true},
-		{"of zones", asked, all, migrate.NameNode{User: "hdfs"}, zones, migrate.OK, "may GET_METADATA on 2 of 2 keys",
+		{"all rights, zones", grantsAll, all, migrate.NameNode{User: "hdfs"}, zones, migrate.OK, "may GET_METADATA on 2 of 2 keys",
 			true},
-		{"no file could be created", asked, without("hdfs GENERATE_EEK"), migrate.NameNode{User: "hdfs"}, files,
+		{"GENERATE_EEK on no key", grantsAll, without("hdfs GENERATE_EEK"), migrate.NameNode{User: "hdfs"}, files,
 			migrate.Failure, "on 0 of 2 keys; not on a, b, which the source grants", false},
-		{"none of one key", asked, without("hdfs GENERATE_EEK", "a"), migrate.NameNode{User: "hdfs"}, files,
+		{"GENERATE_EEK on one of two keys", grantsAll, without("hdfs GENERATE_EEK", "a"), migrate.NameNode{User: "hdfs"}, files,
 			migrate.Failure, "on 1 of 2 keys; not on b, which the source grants", false},
-		{"one that the source refuses too", kms{proxies: []string{"alice", "hdfs"},
+		{"GENERATE_EEK on one key, and the source refuses the other too", kms{proxies: []string{"alice", "hdfs"},
 			may: map[string][]string{"": {"a", "b"}, "alice": {"a", "b"},
 				"hdfs": {"a"}}}, without("hdfs GENERATE_EEK", "a"),
 			migrate.NameNode{User: "hdfs"}, files, migrate.OK, "on 1 of 2 keys; the source refuses the " +
 				"others too", true},
-		{"not tried at the source", kms{proxies: []string{"alice"}}, without("hdfs GENERATE_EEK", "a"),
+		{"GENERATE_EEK on one key, and the source's decision is unknown", kms{proxies: []string{"alice"}}, without("hdfs GENERATE_EEK", "a"),
 			migrate.NameNode{User: "hdfs"}, files, migrate.Failure, "not on b, for which the source's decision is " +
 				"not known", false},
-		{"zones alone", asked, without("hdfs GET_METADATA", "a"), migrate.NameNode{User: "hdfs"}, zones,
+		{"GET_METADATA on one of two keys", grantsAll, without("hdfs GET_METADATA", "a"), migrate.NameNode{User: "hdfs"}, zones,
 			migrate.Warning, "not on b", true},
-		{"a user loses one key", asked, without("alice DECRYPT_EEK", "a"), migrate.NameNode{User: "hdfs"}, users,
+		{"DECRYPT_EEK on one of two keys", grantsAll, without("alice DECRYPT_EEK", "a"), migrate.NameNode{User: "hdfs"}, users,
 			migrate.Failure, "on 1 of 2 keys; not on b, which the source grants", false},
-		{"a user has keys of his own", kms{proxies: []string{"alice", "hdfs"},
+		{"DECRYPT_EEK on one key, as at the source", kms{proxies: []string{"alice", "hdfs"},
 			may: map[string][]string{"": {"a", "b"}, "alice": {"a"},
 				"hdfs": {"a", "b"}}}, without("alice DECRYPT_EEK", "a"),
 			migrate.NameNode{User: "hdfs"}, users, migrate.OK, "on 1 of 2 keys", true},
-		{"no rule makes a user of it", asked, all, migrate.NameNode{Err: errors.New("no rule applied to nn/h@OTHER")},
+		{"the NameNode's principal has no user name", grantsAll, all, migrate.NameNode{Err: errors.New("no rule applied to nn/h@OTHER")},
 			files, migrate.Failure, "no rule applied", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -92,18 +92,18 @@ func TestRulesHere(t *testing.T) {
 	}
 }
 
-// TestOwnRights: rules that were copied from the source with what the server's own user needs
-// there are warned of; those by which everybody may are the operator's choice.
+// TestOwnRights: the plan warns if this server's own user may decrypt all keys here and not everybody may. Such rules
+// were probably copied from the source, where that user needs the right. Rules for everybody are the operator's choice.
 func TestOwnRights(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		may  func(user, key string) bool
-		told bool
+		may  func(user, key string) bool // may DECRYPT_EEK here
+		warn bool
 	}{
-		{"copied along", func(user, _ string) bool { return user == "mig" || user == "alice" }, true},
-		{"taken out", func(user, _ string) bool { return user == "alice" }, false},
-		{"of one key", func(user, key string) bool { return user == "mig" && key == "a" }, false},
-		{"everybody", func(string, string) bool { return true }, false},
+		{"copied from the source", func(user, _ string) bool { return user == "mig" || user == "alice" }, true},
+		{"not for the server's user", func(user, _ string) bool { return user == "alice" }, false},
+		{"for one key only", func(user, key string) bool { return user == "mig" && key == "a" }, false},
+		{"for everybody", func(string, string) bool { return true }, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBench(t)
@@ -117,10 +117,10 @@ func TestOwnRights(t *testing.T) {
 			}}
 			p, err := b.engine(t).Plan(t.Context())
 			must(t, err)
-			told := false
+			warned := false
 			for _, c := range p.Checks {
 				if c.Name == "own user here" {
-					told = true
+					warned = true
 					if c.Status != migrate.Warning || !strings.Contains(c.Measured,
 						"may DECRYPT_EEK on all 2 keys here") ||
 						!strings.Contains(c.Cure, "take mig out of whitelist.key.acl.DECRYPT_EEK") {
@@ -128,8 +128,8 @@ func TestOwnRights(t *testing.T) {
 					}
 				}
 			}
-			if told != tt.told || !p.Ready() {
-				t.Errorf("told is %v, ready %v: %+v", told, p.Ready(), p.Checks)
+			if warned != tt.warn || !p.Ready() {
+				t.Errorf("warned %v, ready %v: %+v", warned, p.Ready(), p.Checks)
 			}
 		})
 	}

@@ -43,7 +43,7 @@ func TestRun(t *testing.T) {
 	}
 	objects := b.target.Objects()
 
-	// Again: nothing happens, not even in the journal.
+	// A second run changes nothing, not even the journal.
 	before, err := b.store.Records(t.Context(), r.Run.Name)
 	if err != nil {
 		t.Fatal(err)
@@ -60,8 +60,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("records %v, %v", after, err)
 	}
 
-	// A key that is new at the source is taken up by a run of its own, which
-	// leaves the others alone.
+	// A key that is new at the source gets a run of its own, which does not change the other keys.
 	b.add(t, "zone0", 1)
 	r3 := b.run(t)
 	if !r3.Changed || !r3.Complete() || r3.Run.Name == r.Run.Name || r3.Counts.NewVersions != 1 ||
@@ -96,14 +95,15 @@ func TestCurrentVersionOnly(t *testing.T) {
 			t.Errorf("version %d: %+v", i, m)
 		}
 	}
-	// The other mode later does not make it anew.
+	// A later run in the other mode does not import the key again.
 	b.cfg.Versions = migrate.All
 	if r := b.run(t); r.Changed || b.target.Objects() != 1 {
 		t.Errorf("%+v", r)
 	}
 }
 
-func TestOneKeysErrorIsItsOwn(t *testing.T) {
+// TestFailedKeys: a key that cannot be imported does not stop the import of the others.
+func TestFailedKeys(t *testing.T) {
 	b := newBench(t)
 	for _, k := range []string{"a", "b", "c", "d"} {
 		b.add(t, k, 1)
@@ -127,8 +127,9 @@ func TestOneKeysErrorIsItsOwn(t *testing.T) {
 	}
 }
 
-// TestTargetAway: a thousand keys do not each wait for an HSM that is gone.
-func TestTargetAway(t *testing.T) {
+// TestUnreachableTarget: a run ends after a few keys if the HSM cannot be reached, so that not every key waits for a
+// timeout.
+func TestUnreachableTarget(t *testing.T) {
 	b := newBench(t)
 	f := &failing{Target: b.target, errs: map[string]error{}}
 	for i := range 20 {
@@ -148,7 +149,8 @@ func TestTargetAway(t *testing.T) {
 	}
 }
 
-func TestDeletedHereIsNotBroughtBack(t *testing.T) {
+// TestDeletedHere: a run does not import again a key that was deleted here after its migration.
+func TestDeletedHere(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "k", 1)
 	b.add(t, "other", 1)
@@ -163,19 +165,19 @@ func TestDeletedHereIsNotBroughtBack(t *testing.T) {
 		}
 	}
 	if b.target.Objects() != 1 {
-		t.Error("the key is back")
+		t.Error("the deleted key was imported again")
 	}
-	// A key made anew under the name is a conflict with the source's.
+	// Another key that is made here under the name is in conflict with the source's key.
 	addTo(t, b.target, "k", 1, 1, func(m *claviger.Metadata) { m.Created = noon })
 	if r := b.run(t); states(r.Keys)["k"] != migrate.Conflict {
 		t.Errorf("%v", states(r.Keys))
 	}
 }
 
-// TestBrokenOff ends the process's work after each durable step, one after the
-// other, and lets another go on: the same keys, the same number of objects.
-// TestKill does so to a real process on a real token.
-func TestBrokenOff(t *testing.T) {
+// TestInterruptedSteps interrupts a run after each durable step in turn, and runs the migration again. The result must
+// have the same keys and the same number of objects as a run without interruption. TestKill does the same to a real
+// process on a real token.
+func TestInterruptedSteps(t *testing.T) {
 	build := func(t *testing.T) *bench {
 		b := newBench(t)
 		b.add(t, "a", 2)
@@ -194,28 +196,28 @@ func TestBrokenOff(t *testing.T) {
 	}
 	for stop := 1; stop <= total; stop++ {
 		b := build(t)
-		n, broken := 0, errors.New("broken off")
+		n, interrupted := 0, errors.New("interrupted")
 		b.cfg.OnStep = func(_, _ string) error {
 			if n++; n == stop {
-				return broken
+				return interrupted
 			}
 			return nil
 		}
-		if _, err := b.engine(t).Run(t.Context()); !errors.Is(err, broken) {
+		if _, err := b.engine(t).Run(t.Context()); !errors.Is(err, interrupted) {
 			t.Fatalf("step %d: %v", stop, err)
 		}
 		b.cfg.OnStep = nil
 		r := b.run(t)
 		if !r.Complete() || b.target.Objects() != want {
-			t.Errorf("broken off after step %d: %v, %d objects, want %d", stop, r.Run.State, b.target.Objects(), want)
+			t.Errorf("interrupted after step %d: %v, %d objects, want %d", stop, r.Run.State, b.target.Objects(), want)
 		}
 		b.sameMetadata(t, "a", "b", "c")
 		if runs, err := b.store.Runs(t.Context()); err != nil || len(runs) != 1 {
-			t.Errorf("broken off after step %d: runs %q, %v", stop, runs, err)
+			t.Errorf("interrupted after step %d: runs %q, %v", stop, runs, err)
 		}
 		s, err := b.engine(t).Status(t.Context())
 		if err != nil || len(s.Keys) != 3 || s.Counts.Done != 3 {
-			t.Errorf("broken off after step %d: %+v, %v", stop, s, err)
+			t.Errorf("interrupted after step %d: %+v, %v", stop, s, err)
 		}
 	}
 }
@@ -256,8 +258,8 @@ func TestCancelled(t *testing.T) {
 	}
 }
 
-// TestDamagedJournal: a record that cannot be read is an error with words, not
-// an empty journal.
+// TestDamagedJournal: a record that cannot be decoded is an error that names the journal. The journal does not count as
+// empty.
 func TestDamagedJournal(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "k", 1)

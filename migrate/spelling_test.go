@@ -13,17 +13,17 @@ import (
 	"claviger/migrate/report"
 )
 
-// folding is a source as Ranger's: it lists names in lower case, answers to every
-// spelling, and writes the one that it was asked for into its answers.
+// folding is a source like a Ranger KMS: it lists names in lower case, answers to every spelling of a name, and its
+// answers have the spelling of the request.
 type folding struct {
 	migrate.Source
-	ranger bool
-	refuse error
+	ranger  bool
+	keysErr error
 }
 
 func (f *folding) Keys(ctx context.Context) ([]string, error) {
-	if f.refuse != nil {
-		return nil, f.refuse
+	if f.keysErr != nil {
+		return nil, f.keysErr
 	}
 	return f.Source.Keys(ctx)
 }
@@ -56,14 +56,13 @@ func aclName(name string) func(*claviger.Metadata) {
 	return func(m *claviger.Metadata) { m.Attributes[claviger.ACLNameAttribute] = name }
 }
 
-// TestSourceFoldsCase: keys of a source that answers to every spelling are taken over
-// as they were created, are found by any spelling, and their use is counted whatever
-// spelling an EDEK has.
+// TestSourceFoldsCase: keys of a source that answers to every spelling are migrated under the spelling of their
+// creation. They are found by any spelling, and uses are counted for every spelling in an EDEK.
 func TestSourceFoldsCase(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "finance", 2, aclName("Finance"))
 	b.add(t, "plain", 1)
-	b.add(t, "shared", 1, aclName("Common")) // the rules of another key, no spelling of this one
+	b.add(t, "shared", 1, aclName("Common")) // the ACL name of other rules, not a spelling of "shared"
 	b.cfg.Source = &folding{Source: b.source}
 	plan, err := b.engine(t).Plan(t.Context())
 	must(t, err)
@@ -112,12 +111,12 @@ func TestSourceFoldsCase(t *testing.T) {
 	}
 }
 
-// TestAliasIsThereBeforeTheKey: a run that is killed right after the key appeared has
-// left its alias; and a key that an older run took over as it is listed stays so.
-func TestAliasIsThereBeforeTheKey(t *testing.T) {
+// TestAliasBeforeKey: a run that is killed right after it made a key has written its alias before. A key that an older
+// claviger migrated under the listed spelling keeps that spelling.
+func TestAliasBeforeKey(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "finance", 1, aclName("Finance"))
-	b.run(t) // by a claviger that knew of no spellings: as "finance"
+	b.run(t) // an older claviger, without spellings, makes "finance"
 	b.add(t, "sales", 1, aclName("Sales"))
 	b.cfg.Source = &folding{Source: b.source}
 	b.cfg.OnStep = func(key, step string) error {
@@ -143,8 +142,8 @@ func TestAliasIsThereBeforeTheKey(t *testing.T) {
 	}
 }
 
-// TestSpellingsClash: two keys that differ in case only cannot both be found by any
-// spelling; a source that takes names as they are may have both.
+// TestSpellingsClash: if a source answers to every spelling, a key is in conflict with a key here whose name differs in
+// case only. A source that distinguishes case may have both keys.
 func TestSpellingsClash(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "finance", 1, aclName("Finance"))
@@ -166,15 +165,15 @@ func TestSpellingsClash(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	if here, ok, _ := metastore.Alias(t.Context(), b.store, "FINANCE"); ok {
-		t.Errorf("an alias of a key whose source folds nothing: %q", here)
+		t.Errorf("an alias of a key whose source distinguishes case: %q", here)
 	}
 }
 
-// TestRangersPolicies: advice about a Ranger KMS names its policies.
+// TestRangersPolicies: if a Ranger KMS refuses a request, the cure names its policies and not kms-acls.xml.
 func TestRangersPolicies(t *testing.T) {
 	b := newBench(t)
 	b.cfg.Probes.User = "mig"
-	b.cfg.Source = &folding{Source: b.source, ranger: true, refuse: claviger.Errorf("kmsclient.Keys", claviger.Denied,
+	b.cfg.Source = &folding{Source: b.source, ranger: true, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Denied,
 		"", "User:mig not allowed to do 'GET_KEYS'")}
 	_, err := b.engine(t).Run(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "getkeys, getmetadata) on key *") ||

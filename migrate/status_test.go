@@ -55,8 +55,8 @@ func TestVerify(t *testing.T) {
 	golden(t, "verify", textOf(report.Verification, v))
 }
 
-// TestNamesNotShown: a source that rightly denies us GET tells no version
-// names; counters name them when they are used.
+// TestNamesNotShown: a source that does not grant us the right GET shows no version names. Status then has only the
+// names of versions that were used.
 func TestNamesNotShown(t *testing.T) {
 	b := newBench(t)
 	b.cfg.Source = &stub{Source: b.source, noNames: true}
@@ -132,7 +132,7 @@ func TestStatusAndFinish(t *testing.T) {
 
 	conf = map[string]string{"hadoop.kms.key.provider.uri": "cloudera.hsmkp://file@/etc/luna.keystore",
 		"cloudera.hsmkp.initiatemigration": "false"}
-	b.cfg.Source = nil // it is no longer configured
+	b.cfg.Source = nil // the source is no longer configured
 	for range 2 {
 		if f = finish(opts); !f.Finished {
 			t.Errorf("%+v", f)

@@ -14,32 +14,32 @@ import (
 	"claviger/migrate/report"
 )
 
-// odd is a source that lists keys which it cannot tell of.
-type odd struct {
+// unreadable is a source that lists keys whose metadata it does not return.
+type unreadable struct {
 	migrate.Source
-	untold map[string]bool  // no metadata: {} in Hadoop's JSON
-	fails  map[string]error // of the key by itself, and of each batch that has it
-	names  []string         // listed beside those that are there
-	hide   map[string]bool  // not listed
-	asked  int              // requests for metadata
+	noMetadata map[string]bool  // returned without metadata: {} in Hadoop's JSON
+	fails      map[string]error // by key: the error of each request with this key
+	extra      []string         // names that are listed but do not exist
+	hide       map[string]bool  // names that exist but are not listed
+	requests   int              // for metadata
 }
 
-func (o *odd) Keys(ctx context.Context) ([]string, error) {
-	names, err := o.Source.Keys(ctx)
-	names = slices.DeleteFunc(names, func(n string) bool { return o.hide[n] })
-	return append(names, o.names...), err
+func (u *unreadable) Keys(ctx context.Context) ([]string, error) {
+	names, err := u.Source.Keys(ctx)
+	names = slices.DeleteFunc(names, func(n string) bool { return u.hide[n] })
+	return append(names, u.extra...), err
 }
 
-func (o *odd) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
-	o.asked++
+func (u *unreadable) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
+	u.requests++
 	for _, n := range names {
-		if err := o.fails[n]; err != nil {
+		if err := u.fails[n]; err != nil {
 			return nil, err
 		}
 	}
-	ms, err := o.Source.Metadata(ctx, names...)
+	ms, err := u.Source.Metadata(ctx, names...)
 	for i, n := range names {
-		if o.untold[n] {
+		if u.noMetadata[n] {
 			ms[i] = nil
 		}
 	}
@@ -52,16 +52,15 @@ func castError() error {
 			"Internal Server Error)")
 }
 
-// TestEveryNameIsARow: a key that the source lists, and of which it tells nothing or
-// fails, is a row of plan, run and verify with its reason, keeps finish back, and
-// keeps no other key back.
-func TestEveryNameIsARow(t *testing.T) {
+// TestUnreadableKeys: a listed key whose metadata cannot be read has a row with the reason in plan, run and verify. It
+// blocks finish, but not the migration of other keys.
+func TestUnreadableKeys(t *testing.T) {
 	b := newBench(t)
 	for _, name := range []string{"a", "silent", "z"} {
 		b.add(t, name, 1)
 	}
-	src := &odd{Source: b.source, untold: map[string]bool{"silent": true},
-		fails: map[string]error{"keytool": castError()}, names: []string{"keytool"}}
+	src := &unreadable{Source: b.source, noMetadata: map[string]bool{"silent": true},
+		fails: map[string]error{"keytool": castError()}, extra: []string{"keytool"}}
 	b.cfg.Source = src
 
 	plan, err := b.engine(t).Plan(t.Context())
@@ -85,7 +84,7 @@ func TestEveryNameIsARow(t *testing.T) {
 	}
 	for _, text := range []string{textOf(report.Plan, plan), textOf(report.Result, r)} {
 		if strings.Contains(text, "does not answer") || strings.Contains(text, "no keys") {
-			t.Errorf("said of a source that answers and has keys:\n%s", text)
+			t.Errorf("the source answers and has keys, but the report is:\n%s", text)
 		}
 	}
 
@@ -101,8 +100,8 @@ func TestEveryNameIsARow(t *testing.T) {
 		t.Errorf("finish: %v, %q", f.Finished, f.Refusals)
 	}
 
-	// The entry is taken out at the source, and the other key mended: then all is done.
-	src.names, src.untold = nil, nil
+	// An administrator removes the entry keytool at the source, and repairs the key silent. Now the run is complete.
+	src.extra, src.noMetadata = nil, nil
 	r = b.run(t)
 	want["silent"], want["keytool"] = migrate.Done, migrate.Gone
 	if got := states(r.Keys); !maps.Equal(got, want) || !r.Complete() {
@@ -116,13 +115,13 @@ func TestEveryNameIsARow(t *testing.T) {
 
 func nothingSet(string) (string, string, bool) { return "", "", false }
 
-// TestDeletedMeanwhile: a key that is deleted at the source between the list and the
-// question for its metadata is no finding.
+// TestDeletedMeanwhile: a key that is deleted at the source between the request for the list and the request for its
+// metadata is left out of the plan.
 func TestDeletedMeanwhile(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "k", 1)
-	src := &odd{Source: b.source, names: []string{"was"}}
-	b.cfg.Source = &once{odd: src}
+	src := &unreadable{Source: b.source, extra: []string{"deleted"}}
+	b.cfg.Source = &extraOnce{unreadable: src}
 	plan, err := b.engine(t).Plan(t.Context())
 	must(t, err)
 	if got := states(plan.Keys); !maps.Equal(got, map[string]migrate.State{"k": migrate.Planned}) || !plan.Ready() {
@@ -130,23 +129,23 @@ func TestDeletedMeanwhile(t *testing.T) {
 	}
 }
 
-// once lists its extra names the first time only.
-type once struct{ *odd }
+// extraOnce lists its extra names the first time only.
+type extraOnce struct{ *unreadable }
 
-func (o *once) Keys(ctx context.Context) ([]string, error) {
-	names, err := o.odd.Keys(ctx)
-	o.names = nil
+func (o *extraOnce) Keys(ctx context.Context) ([]string, error) {
+	names, err := o.unreadable.Keys(ctx)
+	o.extra = nil
 	return names, err
 }
 
-// TestVerifyComparesLists: a key that the source has got, or has lost, since the run
-// is a finding, and so is one that can no longer be read there.
+// TestVerifyComparesLists: verify reports a key as different if, since the run, the source has added it, no longer lists
+// it, or can no longer read it.
 func TestVerifyComparesLists(t *testing.T) {
 	b := newBench(t)
 	for _, name := range []string{"kept", "lost", "broken"} {
 		b.add(t, name, 1)
 	}
-	src := &odd{Source: b.source}
+	src := &unreadable{Source: b.source}
 	b.cfg.Source = src
 	b.run(t)
 	addTo(t, b.target, "ours", 1, 1)
@@ -163,40 +162,41 @@ func TestVerifyComparesLists(t *testing.T) {
 		t.Errorf("%v, %d different; want %v", same, v.Different, want)
 	}
 	golden(t, "verifylists", textOf(report.Verification, v))
-	// The run's record of a key that is here is not taken back.
+	// A later run keeps the record of a migrated key as done.
 	if r := b.run(t); states(r.Keys)["broken"] != migrate.Done {
 		t.Errorf("%v", states(r.Keys))
 	}
 }
 
-// TestSlowKeyAndDeadSource: one key without an answer is that key's row; a source
-// that stops answering in the middle ends the run as one that does not answer.
-func TestSlowKeyAndDeadSource(t *testing.T) {
-	away := claviger.Errorf("kmsclient.Metadata", claviger.Unavailable, "", "no host of the KMS answered")
+// TestKeysWithoutAnswer: if one key gets no answer, only that key is unreadable. After three keys in a row without an
+// answer the plan ends, and the source counts as unreachable.
+func TestKeysWithoutAnswer(t *testing.T) {
+	unreachable := claviger.Errorf("kmsclient.Metadata", claviger.Unavailable, "", "no host of the KMS answered")
 	b := newBench(t)
 	for _, name := range []string{"a", "b", "c", "d"} {
 		b.add(t, name, 1)
 	}
-	src := &odd{Source: b.source, fails: map[string]error{"b": away}}
+	src := &unreadable{Source: b.source, fails: map[string]error{"b": unreachable}}
 	b.cfg.Source = src
 	plan, err := b.engine(t).Plan(t.Context())
 	must(t, err)
 	if s := states(plan.Keys); s["b"] != migrate.Unreadable || s["a"] != migrate.Planned || s["d"] != migrate.Planned {
 		t.Errorf("%v", s)
 	}
-	src.fails, src.asked = map[string]error{"a": away, "b": away, "c": away, "d": away}, 0
+	src.requests = 0
+	src.fails = map[string]error{"a": unreachable, "b": unreachable, "c": unreachable, "d": unreachable}
 	plan, err = b.engine(t).Plan(t.Context())
-	if !claviger.Is(err, claviger.SourceUnreachable) || src.asked != 4 { // the batch, and three keys
-		t.Errorf("%d requests, %v", src.asked, err)
+	if !claviger.Is(err, claviger.SourceUnreachable) || src.requests != 4 { // the batch, and three keys
+		t.Errorf("%d requests, %v", src.requests, err)
 	}
 	if text := textOf(report.Plan, plan); strings.Contains(text, "no keys") ||
 		!strings.Contains(text, "keys were not read") || plan.Read {
-		t.Errorf("said of a source that was not read:\n%s", text)
+		t.Errorf("the source was not read, but the report is:\n%s", text)
 	}
 }
 
-// TestInterrupted: a run that a signal ended says so, blames nobody, and is not
-// running for ever; one that is under way is running.
+// TestInterrupted: a run that ends with its context returns an error that says "interrupted" and does not blame the
+// source. Status shows it as interrupted, and as running before that.
 func TestInterrupted(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "k0", 1)
@@ -234,9 +234,8 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// TestFinishAsksTheSource: a source that is still configured and cannot be asked for
-// new keys keeps the end back.
-func TestFinishAsksTheSource(t *testing.T) {
+// TestFinishReadsTheSource: finish is refused if the source is still configured and does not list its keys.
+func TestFinishReadsTheSource(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "k", 1)
 	b.run(t)

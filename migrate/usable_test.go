@@ -15,22 +15,21 @@ import (
 	"claviger/provider/memory"
 )
 
-// half is a target whose token has lost some of the keys that its metastore knows.
-type half struct {
+// lostObjects is a target whose token has lost some of the keys that the metastore has.
+type lostObjects struct {
 	*memory.Provider
 	lost func(version string) bool
 }
 
-func (h half) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
+func (h lostObjects) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
 	if h.lost(version) {
 		return claviger.Errorf("pkcs11.key", claviger.Unavailable, version, "the token holds no such key")
 	}
 	return h.Provider.EncryptBlocks(ctx, version, blocks)
 }
 
-// TestKeysThatCannotBeUsed: verify and finish do not go by what the metastore counts.
-// A version that the target cannot encrypt with is a difference, and a reason to keep
-// the source.
+// TestKeysThatCannotBeUsed: verify and finish do not rely on the metastore alone. Verify reports a version with which
+// the target cannot encrypt as a difference, and finish is refused.
 func TestKeysThatCannotBeUsed(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "good", 1)
@@ -51,7 +50,7 @@ func TestKeysThatCannotBeUsed(t *testing.T) {
 	}
 	bad := versions(t, b.target, "bad")
 	last := bad[len(bad)-1]
-	b.cfg.Target = half{b.target, func(v string) bool { return v == last }}
+	b.cfg.Target = lostObjects{b.target, func(v string) bool { return v == last }}
 	v, err := b.engine(t).Verify(ctx)
 	must(t, err)
 	i := slices.IndexFunc(v.Keys, func(d migrate.KeyDiff) bool { return d.Key == "bad" })
@@ -64,15 +63,14 @@ func TestKeysThatCannotBeUsed(t *testing.T) {
 		!strings.Contains(got[0], last+" cannot be used here: the token holds no such key") {
 		t.Errorf("without %s: %q", last, got)
 	}
-	// With most keys lost, it is not told of each.
-	b.cfg.Target = half{b.target, func(v string) bool { return v != last }}
+	// If most keys are lost, finish names only some of them.
+	b.cfg.Target = lostObjects{b.target, func(v string) bool { return v != last }}
 	if got := finish(); len(got) != 17 || !strings.Contains(got[16], " more versions cannot be used here") {
 		t.Errorf("%d: %q", len(got), got)
 	}
 }
 
-// TestDeletedSince: status and finish say of a key that was deleted here since its
-// migration that it is not here.
+// TestDeletedSince: status and finish report a key that was deleted here after its migration as deleted.
 func TestDeletedSince(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "kept", 1)
@@ -95,17 +93,17 @@ func TestDeletedSince(t *testing.T) {
 	golden(t, "finish-deleted", textOf(report.Ending, f))
 }
 
-// lossy is a target on whose token an operator has given versions up.
-type lossy struct {
+// givenUp is a target of which an operator has given up versions, because the token has lost them.
+type givenUp struct {
 	*memory.Provider
 	lost []string
 }
 
-func (l lossy) GivenUp(_ context.Context, versions []string) ([]string, error) {
+func (l givenUp) GivenUp(_ context.Context, versions []string) ([]string, error) {
 	return slices.DeleteFunc(slices.Clone(versions), func(v string) bool { return !slices.Contains(l.lost, v) }), nil
 }
 
-// TestStatusOfGivenUp: a key whose versions were given up is not done, to status.
+// TestStatusOfGivenUp: status shows a key as lost if all its versions were given up, and as done if some were.
 func TestStatusOfGivenUp(t *testing.T) {
 	b := newBench(t)
 	b.cfg.Versions = migrate.All
@@ -113,7 +111,7 @@ func TestStatusOfGivenUp(t *testing.T) {
 	b.add(t, "lost", 2)
 	b.add(t, "partly", 2)
 	b.run(t)
-	b.cfg.Target = lossy{b.target, []string{"lost@2", "lost@3", "partly@2"}}
+	b.cfg.Target = givenUp{b.target, []string{"lost@2", "lost@3", "partly@2"}}
 	s, err := b.engine(t).Status(t.Context())
 	must(t, err)
 	for i, want := range []struct {
@@ -132,8 +130,8 @@ func TestStatusOfGivenUp(t *testing.T) {
 	}
 }
 
-// TestFinishedStaysFinished: what was said and decided at the end holds afterwards,
-// without the flags that said it; a use of the source after it does not.
+// TestFinishedStaysFinished: after the end of the migration, finish gives the same answer without the flags, and verify
+// says when the migration was finished.
 func TestFinishedStaysFinished(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "k", 1)
@@ -148,7 +146,7 @@ func TestFinishedStaysFinished(t *testing.T) {
 	b.cfg.Source = nil
 	again := migrate.FinishOptions{Since: noon.AddDate(0, 0, -1), Get: none}
 	if f, err = b.engine(t).Finish(ctx, again); err != nil || !f.Finished || len(f.Refusals) > 0 {
-		t.Errorf("said again without a flag: %v, %+v", err, f)
+		t.Errorf("finish again, without flags: %v, %+v", err, f)
 	}
 	if _, err := b.engine(t).Verify(ctx); err == nil || !strings.Contains(err.Error(),
 		"was finished at 2026-11-23T12:00:00Z") {
@@ -156,9 +154,9 @@ func TestFinishedStaysFinished(t *testing.T) {
 	}
 }
 
-// TestFinishByTheClock: no migration is ended by a clock that is known to be wrong, nor
-// while the end of the last run is still to come: uses since would be taken for older ones.
-func TestFinishByTheClock(t *testing.T) {
+// TestFinishWithWrongClock: finish is refused if this host's clock is wrong, or if the last run ended in the future.
+// Otherwise recent uses of the source would count as older ones.
+func TestFinishWithWrongClock(t *testing.T) {
 	const day = 24 * time.Hour
 	b := newBench(t)
 	b.add(t, "k", 1)
@@ -179,15 +177,15 @@ func TestFinishByTheClock(t *testing.T) {
 	if f := finish(); !f.Finished {
 		t.Errorf("%+v", f)
 	}
-	b.here, b.there = -day, -day // its end was written by a clock that was ahead
+	b.here, b.there = -day, -day // so the end of the run is in the future
 	if f := finish(); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"), "is in the future") {
 		t.Errorf("ended a day from now: %+v", f)
 	}
 }
 
-// TestKeysSinceTheRun: a key that the source has got since the run keeps it needed,
-// also when the source is no longer configured; its name stays taken. Where the source
-// was never asked after the run, the end needs the operator's word.
+// TestKeysSinceTheRun: finish is refused if the source has a new key since the run, even if the source is no longer
+// configured. The key's name stays reserved here. If the source was never read after the run, finish needs
+// --source-gone.
 func TestKeysSinceTheRun(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "k", 1)
@@ -204,7 +202,7 @@ func TestKeysSinceTheRun(t *testing.T) {
 	source := b.cfg.Source
 	if f := finish(nil, false); f.Finished || len(f.Refusals) != 1 || !strings.Contains(f.Refusals[0],
 		"--source-gone") {
-		t.Errorf("never asked: %+v", f)
+		t.Errorf("the source was never read: %+v", f)
 	}
 	b.add(t, "late", 1)
 	if f := finish(source, false); f.Finished || f.Compared != nil || len(f.Refusals) != 1 ||
@@ -214,7 +212,7 @@ func TestKeysSinceTheRun(t *testing.T) {
 	for _, gone := range []bool{false, true} {
 		if f := finish(nil, gone); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"),
 			"key late is planned: is at the source and was not migrated") {
-			t.Errorf("a new key, and the source taken out, gone %t: %+v", gone, f)
+			t.Errorf("a new key, source not configured, --source-gone=%t: %+v", gone, f)
 		}
 	}
 	origins, err := migrate.Origins(ctx, b.store, b.target.URI())
@@ -225,12 +223,12 @@ func TestKeysSinceTheRun(t *testing.T) {
 	b.cfg.Source = source
 	b.run(t)
 	if f := finish(nil, true); !f.Finished || f.Compared != nil {
-		t.Errorf("taken over, and the source gone: %+v", f)
+		t.Errorf("the new key is migrated, --source-gone: %+v", f)
 	}
 }
 
-// TestUsesOfOtherKeys: what the source was asked for, and was never migrated, keeps the
-// migration from its end, as does a source that has none of the keys.
+// TestUsesOfOtherKeys: finish is refused if a version that was never migrated was used at the source, or if the source
+// lists none of the migrated keys.
 func TestUsesOfOtherKeys(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "k", 1)
