@@ -10,31 +10,30 @@ import (
 	"claviger/audit"
 )
 
-// guarded is a log that keeps whole events, and may refuse to let an operation
-// begin.
-type guarded struct {
+// eventLog is an audit log that keeps whole events. If refuse is set, Begin fails with it.
+type eventLog struct {
 	mu     sync.Mutex
 	events []audit.Event
 	refuse error
 }
 
-func (g *guarded) Log(_ context.Context, e audit.Event) {
+func (g *eventLog) Log(_ context.Context, e audit.Event) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.events = append(g.events, e)
 }
 
-func (g *guarded) Begin(ctx context.Context, e audit.Event) error {
+func (g *eventLog) Begin(ctx context.Context, e audit.Event) error {
 	e.Status = audit.Attempt
 	g.Log(ctx, e)
 	return g.refuse
 }
 
-func (g *guarded) Err() error   { return nil }
-func (g *guarded) Close() error { return nil }
+func (g *eventLog) Err() error   { return nil }
+func (g *eventLog) Close() error { return nil }
 
 // take returns the attempt and the outcome of the operation since the last take.
-func (g *guarded) take(t *testing.T) (attempt, outcome audit.Event) {
+func (g *eventLog) take(t *testing.T) (attempt, outcome audit.Event) {
 	t.Helper()
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -46,8 +45,9 @@ func (g *guarded) take(t *testing.T) (attempt, outcome audit.Event) {
 	return attempt, outcome
 }
 
-func TestWhatEventsTell(t *testing.T) {
-	log := &guarded{}
+// TestEventFields checks the fields of the audit events of each operation.
+func TestEventFields(t *testing.T) {
+	log := &eventLog{}
 	l, far := withSource(t, func(c *Config) { c.Audit = log }, "k")
 	u := caller("u")
 	home := l.primary.URI()
@@ -98,10 +98,10 @@ func TestWhatEventsTell(t *testing.T) {
 	expect(audit.DeleteKey, "k", "", nil, 0, home)
 }
 
-// TestNothingWithoutItsRecord: what cannot be recorded is not done, and a caller
-// whom the rules refuse leaves no attempt.
-func TestNothingWithoutItsRecord(t *testing.T) {
-	log := &guarded{refuse: claviger.Errorf("audit", claviger.Unavailable, "", "no space left on device")}
+// TestNoChangeWithoutRecord: if the audit log cannot record an operation, the operation is not done. An operation that
+// the rules refuse is recorded as unauthorized, not as an attempt.
+func TestNoChangeWithoutRecord(t *testing.T) {
+	log := &eventLog{refuse: claviger.Errorf("audit", claviger.Unavailable, "", "no space left on device")}
 	l, _ := withSource(t, func(c *Config) { c.Audit = log })
 	before, err := l.primary.Provider.Current(t.Context(), "k")
 	if err != nil {
@@ -117,12 +117,12 @@ func TestNothingWithoutItsRecord(t *testing.T) {
 		t.Errorf("the key is at %q after refused operations, %v; was at %q", after.Name, err, before.Name)
 	}
 
-	shut := &guarded{}
-	l, _ = withSource(t, func(c *Config) { c.Audit, c.Policy = shut, rules(t, "hadoop.kms.acl.DELETE", "nobody") })
+	denied := &eventLog{}
+	l, _ = withSource(t, func(c *Config) { c.Audit, c.Policy = denied, rules(t, "hadoop.kms.acl.DELETE", "nobody") })
 	if err := l.Delete(t.Context(), caller("u"), "k"); !claviger.Is(err, claviger.Denied) {
 		t.Fatal(err)
 	}
-	if len(shut.events) != 1 || shut.events[0].Status != audit.Unauthorized {
-		t.Errorf("events %+v, want UNAUTHORIZED alone", shut.events)
+	if len(denied.events) != 1 || denied.events[0].Status != audit.Unauthorized {
+		t.Errorf("events %+v, want UNAUTHORIZED alone", denied.events)
 	}
 }

@@ -7,9 +7,9 @@ import (
 	"claviger"
 )
 
-// TestBatchWithoutRight: of a batch of many versions no more than one is looked up for a
-// user without the right to the key, and none but that one for a key that does not exist.
-// A user with the right has them looked up, and hears which one is missing.
+// TestBatchWithoutRight: if a user has no right on the key, at most one version of a batch is looked up. The same holds
+// if the key does not exist. For a user with the right, the versions are looked up, and the error names the missing
+// one.
 func TestBatchWithoutRight(t *testing.T) {
 	l, far := withSource(t, func(c *Config) { c.Policy = rules(t, "key.acl.k.GENERATE_EEK", "alice") }, "k")
 	many := func(key string) []claviger.EDEK {

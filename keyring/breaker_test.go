@@ -13,14 +13,14 @@ import (
 	"claviger/provider"
 )
 
-// busyFar is a source that answers that it cannot serve this user now.
-func busyFar(context.Context) error {
+// userLimited is a call of a source that answers that it cannot serve this user now.
+func userLimited(context.Context) error {
 	return claviger.E("far.call", claviger.Unavailable, "", provider.Answered(errors.New(
 		"as many of your requests are under way here as one user's may be")))
 }
 
-// TestOneUsersLimitsAtTheSource: a source that sends one user away for limits of that user
-// is not left alone, and is believed to be alive after a pause. Others are served by it.
+// TestOneUsersLimitsAtTheSource: a source that refuses one user because of that user's limits does not open the
+// breaker, and closes a half-open one. Other users are served.
 func TestOneUsersLimitsAtTheSource(t *testing.T) {
 	l, far := withSource(t, func(c *Config) { c.SourceFailures, c.SourcePause = 1, 20*time.Millisecond }, "k")
 	es, deks := made(t, far.blocks, "k@0", 1)
@@ -34,7 +34,7 @@ func TestOneUsersLimitsAtTheSource(t *testing.T) {
 		}
 	}
 	for range 5 {
-		far.setFail(busyFar)
+		far.setFail(userLimited)
 		_, err := l.Decrypt(t.Context(), caller("bob"), "k", true, es[0])
 		wantKind(t, err, claviger.SourceUnreachable)
 		if s := text(t, err); !strings.Contains(s, "cannot serve this now: as many of your requests") {
@@ -46,11 +46,12 @@ func TestOneUsersLimitsAtTheSource(t *testing.T) {
 	if s := l.Sources()[0]; s.LastFailure != nil || s.LastCall.Err != nil {
 		t.Errorf("%+v", s)
 	}
-	// After a pause bob's question is the one that tries the source: it answers, if only bob.
+	// After the pause, bob's request is the first that the breaker lets through. The source refuses bob, which is an
+	// answer.
 	far.setFail(failing(claviger.Unavailable, "connection refused"))
 	_, err := l.Decrypt(t.Context(), caller("bob"), "k", true, es[0])
 	wantKind(t, err, claviger.SourceUnreachable)
-	far.setFail(busyFar)
+	far.setFail(userLimited)
 	for deadline := time.Now().Add(30 * time.Second); l.Sources()[0].State == "open"; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the breaker stays open")
@@ -61,27 +62,26 @@ func TestOneUsersLimitsAtTheSource(t *testing.T) {
 	alice()
 }
 
-// answering is a far KMS that may answer the question for a sign of life, whatever becomes
-// of users' calls.
-type answering struct {
+// checkedKMS is a remote KMS whose Check has a result of its own, independent of users' calls.
+type checkedKMS struct {
 	*farKMS
 	mu    sync.Mutex
 	check error
 }
 
-func (a *answering) Check(context.Context) error {
+func (a *checkedKMS) Check(context.Context) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.check
 }
 
-func (a *answering) setCheck(err error) {
+func (a *checkedKMS) setCheck(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.check = err
 }
 
-// failFor is a source that is silent to some users, while others get their answers.
+// failFor returns the behaviour of a source that does not answer some users.
 func failFor(users ...string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		if slices.Contains(users, provider.CallerOf(ctx)) {
@@ -91,10 +91,10 @@ func failFor(users ...string) func(context.Context) error {
 	}
 }
 
-// TestSilentToOneUser: a source that answers all users but one is not left alone for that user's calls: they make the
-// breaker neither open nor stay open. If it answers nobody, or not even this server's own question, it is left alone.
+// TestSilentToOneUser: if a source answers all users but one, calls of that user do not open the breaker or keep it
+// open. If the source answers no user and no Check of this server, the breaker opens.
 func TestSilentToOneUser(t *testing.T) {
-	far := &answering{}
+	far := &checkedKMS{}
 	const pause = 30 * time.Millisecond
 	l, inner := withSource(t, func(c *Config) {
 		far.farKMS, _ = c.Sources[0].Provider.(*farKMS)
@@ -127,7 +127,7 @@ func TestSilentToOneUser(t *testing.T) {
 	}
 	must("alice")
 
-	// The source is away. What opens the breaker is a question of this server's own.
+	// The source answers nobody. The breaker opens because of a Check by this server.
 	inner.setFail(failFor("alice", "bob", "carl", ""))
 	far.setCheck(claviger.Errorf("far.Check", claviger.Unavailable, "", "connection refused"))
 	for range 3 {
@@ -136,7 +136,7 @@ func TestSilentToOneUser(t *testing.T) {
 	if state() != "open" {
 		t.Fatalf("a source that answers nobody: %s", state())
 	}
-	// It is back, and bob's call is the first after the pause, again and again.
+	// The source answers again, but not bob. Each time, bob's call is the first after the pause.
 	inner.setFail(failFor("bob"))
 	far.setCheck(nil)
 	time.Sleep(2 * pause) // the breaker lets a call through after its pause
@@ -145,7 +145,7 @@ func TestSilentToOneUser(t *testing.T) {
 	}
 	must("alice")
 
-	// It is silent to several users, though it gives a sign of life.
+	// The source does not answer several users, but it answers Check.
 	inner.setFail(failFor("alice", "bob"))
 	for range 2 {
 		wantKind(t, decrypt("bob"), claviger.SourceUnreachable)
@@ -156,8 +156,8 @@ func TestSilentToOneUser(t *testing.T) {
 	}
 }
 
-// TestRefusalsCloseTheBreaker: the first call after a pause may be of a user to whom the
-// source says no. That is an answer.
+// TestRefusalsCloseTheBreaker: if the source refuses the user of the first call after the pause, the breaker closes,
+// because a refusal is an answer.
 func TestRefusalsCloseTheBreaker(t *testing.T) {
 	for _, kind := range []claviger.Kind{claviger.Denied, claviger.KeyDenied, claviger.KeyNotFound,
 		claviger.VersionNotFound, claviger.BadIV} {

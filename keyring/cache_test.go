@@ -13,7 +13,7 @@ import (
 	"claviger"
 )
 
-// clock lets a test move a cache's time.
+// clock is a cache's clock that a test sets.
 type clock struct{ now atomic.Int64 }
 
 func (c *clock) set(d time.Duration) { c.now.Store(int64(d)) }
@@ -72,7 +72,7 @@ func TestCacheIsBounded(t *testing.T) {
 	for i := range 10_000 {
 		clock.set(time.Duration(i) * time.Millisecond)
 		c.put(fmt.Sprint(i), "v")
-		// One name that is used all the time is kept, as nearly as sampling can.
+		// A name that is used all the time is almost always kept; the cache samples the names that it drops.
 		c.put("used", "v")
 	}
 	n := 0
@@ -90,7 +90,7 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 }
 
-func TestCacheErrorsAreNotRemembered(t *testing.T) {
+func TestCacheErrorsAreNotCached(t *testing.T) {
 	c, _ := clockedCache(time.Hour, true, 100)
 	asked := 0
 	for range 3 {
@@ -110,8 +110,8 @@ func TestCacheErrorsAreNotRemembered(t *testing.T) {
 	}
 }
 
-// TestCacheAsksOnce: of many who miss together one asks.
-func TestCacheAsksOnce(t *testing.T) {
+// TestCacheFetchesOnce: of many callers that miss the same name at the same time, one fetches it for all.
+func TestCacheFetchesOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, _ := clockedCache(time.Hour, true, 100)
 		var asked atomic.Int64
@@ -135,9 +135,8 @@ func TestCacheAsksOnce(t *testing.T) {
 	})
 }
 
-// TestCacheAskerGivesUp: whose context ends gets his error at once, and does not
-// spoil the others' answer.
-func TestCacheAskerGivesUp(t *testing.T) {
+// TestCacheCallerGivesUp: a caller whose context ends gets the error at once, and the others still get the answer.
+func TestCacheCallerGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, _ := clockedCache(time.Hour, true, 100)
 		ask := func(ctx context.Context, _ string) (string, error) {
@@ -176,7 +175,7 @@ func TestCacheAskerGivesUp(t *testing.T) {
 	})
 }
 
-func TestCacheAskerPanics(t *testing.T) {
+func TestCacheFetchPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, _ := clockedCache(time.Hour, true, 100)
 		var wg sync.WaitGroup
@@ -201,9 +200,9 @@ func TestCacheAskerPanics(t *testing.T) {
 	})
 }
 
-// TestCacheDropWhileAsking: an answer from before a drop is neither remembered
-// nor given to who comes after it.
-func TestCacheDropWhileAsking(t *testing.T) {
+// TestCacheDropWhileFetching: if a name is dropped while it is fetched, the answer is not cached and is not given to
+// callers that come after the drop.
+func TestCacheDropWhileFetching(t *testing.T) {
 	for name, drop := range map[string]func(*cache[string]){
 		"drop":    func(c *cache[string]) { c.drop("k") },
 		"dropAll": func(c *cache[string]) { c.dropAll(func(name string) bool { return name == "k" }) },
@@ -221,7 +220,7 @@ func TestCacheDropWhileAsking(t *testing.T) {
 						t.Error(v, err)
 					}
 				})
-				synctest.Wait() // the old question is under way
+				synctest.Wait() // the fetch before the drop is in progress
 				drop(c)
 				v, err := c.fetch(t.Context(), "k", func(context.Context, string) (string, error) { return "new", nil })
 				if v != "new" || err != nil {
@@ -248,7 +247,7 @@ func TestCacheHitAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestCachingOfTheRing: what is asked of the primary, and how often.
+// TestCachingOfTheRing counts the Ring's calls of the primary, with and without a cache.
 func TestCachingOfTheRing(t *testing.T) {
 	for _, enabled := range []bool{true, false} {
 		t.Run(fmt.Sprintf("enabled %t", enabled), func(t *testing.T) {
@@ -265,14 +264,14 @@ func TestCachingOfTheRing(t *testing.T) {
 				if m, err := l.Metadata(t.Context(), u, "k"); err != nil || m == nil {
 					t.Fatal(m, err)
 				}
-				// The absent is asked for each time.
+				// "Not found" is not cached.
 				if v, err := l.Version(t.Context(), u, "k@1"); err != nil || v != nil {
 					t.Fatal(v, err)
 				}
 			}
 			want := [3]int64{1 + 5, 1, 1}
 			if !enabled {
-				want = [3]int64{5 + 5, 5, 5} // a version comes with what guards it
+				want = [3]int64{5 + 5, 5, 5} // each version needs its key's metadata, which have the ACL name
 			}
 			if got := [3]int64{l.primary.versions.Load(), l.primary.currents.Load(),
 				l.primary.metadata.Load()}; got != want {

@@ -9,8 +9,7 @@ import (
 	"claviger/provider"
 )
 
-// TestNamesClash: keys here that have the name of a source's key, and were not migrated
-// from it, are named to the operator; migrated ones are not.
+// TestNamesClash: CheckNames names the keys here that have the name of a source's key but were not migrated from it.
 func TestNamesClash(t *testing.T) {
 	for _, c := range []struct {
 		here, spelt string
@@ -38,14 +37,14 @@ func TestNamesClash(t *testing.T) {
 			}
 		}
 	}
-	// One that its source has rolled since is in conflict, and was migrated nevertheless.
+	// A key in conflict, which its source has rolled since, was migrated too.
 	conflict := newShadowLab(t, migrated, "present", "payroll", false)
 	conflict.past.list[0].TakenOver, conflict.past.list[0].Rolled = false, 2
 	conflict.origins.forget()
 	if err := conflict.CheckNames(t.Context()); err != nil {
 		t.Errorf("in conflict with its source: %v", err)
 	}
-	// Another key that the source answers to by another spelling alone.
+	// Another key here has a name that the source finds as a spelling of its key.
 	s := newShadowLab(t, migrated, "present", "Payroll", false)
 	if _, err := s.primary.Provider.Create(t.Context(), provider.Spec{Name: "PAYROLL", Cipher: claviger.DefaultCipher,
 		BitLength: 128}); err != nil {
@@ -54,19 +53,19 @@ func TestNamesClash(t *testing.T) {
 	if err := s.CheckNames(t.Context()); err == nil || !strings.Contains(err.Error(), "PAYROLL: at the source") {
 		t.Errorf("a key of another spelling: %v", err)
 	}
-	// What the source did not tell is not called free of clashes.
+	// If the source does not answer, it is not known whether names clash.
 	s = newShadowLab(t, before, "silent", "payroll", false)
 	if err := s.CheckNames(t.Context()); err == nil || !strings.Contains(err.Error(), "is not known") {
 		t.Errorf("a silent source: %v", err)
 	}
 }
 
-// TestSourceTakenOutTooEarly: the check names a source that is no longer configured while
-// its migration goes on.
-func TestSourceTakenOutTooEarly(t *testing.T) {
-	for here, told := range map[string]bool{migrated: true, inJournal: true, ended: false} {
+// TestSourceRemovedTooEarly: CheckMigrations names a source that is no longer configured although its migration is not
+// finished.
+func TestSourceRemovedTooEarly(t *testing.T) {
+	for here, named := range map[string]bool{migrated: true, inJournal: true, ended: false} {
 		s := newShadowLab(t, here, "gone", "payroll", false)
-		if err := s.CheckMigrations(t.Context()); told != (err != nil) || told && !strings.Contains(err.Error(),
+		if err := s.CheckMigrations(t.Context()); named != (err != nil) || named && !strings.Contains(err.Error(),
 			"the migration from "+farURI+" is not finished") {
 			t.Errorf("%s: %v", here, err)
 		}

@@ -11,14 +11,13 @@ import (
 	"claviger/provider/memory"
 )
 
-// TestConflictIsFoundInTime: a roll at the source is found by the server itself, within
-// the interval of its comparisons. Until then what comes out is no DEK: this holds the
-// bound that docs/sources.md and docs/threat-model.md state.
+// TestConflictIsFoundInTime: the server finds a roll at the source within Config.CompareEvery, which is the bound in
+// docs/sources.md and docs/threat-model.md. Before that, the source's EDEK opens here to a wrong DEK.
 func TestConflictIsFoundInTime(t *testing.T) {
 	if defaultCompareEvery != 30*time.Second {
 		t.Errorf("the pages say 30 s, and it is %v", defaultCompareEvery)
 	}
-	w := newTwice(t)
+	w := newConflictLab(t)
 	const every = time.Second
 	w.cfg.CompareEvery = every
 	began := time.Now()
@@ -26,7 +25,7 @@ func TestConflictIsFoundInTime(t *testing.T) {
 	defer stop()
 	go w.WatchSources(ctx)
 	if dek, err := w.decrypt(t, w.theirs); err != nil || dek.Equal(w.theirDEK) {
-		t.Fatalf("before the comparison: %v", err) // the window that the pages tell of
+		t.Fatalf("before the comparison: %v", err) // the time before detection that these pages describe
 	}
 	for {
 		if _, err := w.decrypt(t, w.theirs); claviger.Is(err, claviger.Unavailable) {
@@ -42,10 +41,10 @@ func TestConflictIsFoundInTime(t *testing.T) {
 	}
 }
 
-// TestConflictSurvivesSilence: a conflict that is known, by the source's word or by the
-// journal's, stands while the source is silent; what was never told shuts nothing.
-func TestConflictSurvivesSilence(t *testing.T) {
-	w := newTwice(t)
+// TestConflictWhileSourceIsSilent: a conflict that the source or the journal has shown remains while the source does
+// not answer. If neither has shown one, the silence alone blocks nothing.
+func TestConflictWhileSourceIsSilent(t *testing.T) {
+	w := newConflictLab(t)
 	w.silence()
 	if err := w.CompareSources(t.Context()); err == nil {
 		t.Error("a silent source is compared")
@@ -58,28 +57,29 @@ func TestConflictSurvivesSilence(t *testing.T) {
 	w.compare(t)
 	w.silence()
 	_ = w.CompareSources(t.Context())
-	w.closed(t, w.ours)
+	w.wantConflict(t, w.ours)
 	w.restart()
 	_ = w.CompareSources(t.Context())
-	w.closed(t, w.ours)
+	w.wantConflict(t, w.ours)
 
-	w = newTwice(t)
+	w = newConflictLab(t)
 	w.silence()
 	w.record(func(o *Origin) { o.Rolled = 2 })
 	_ = w.CompareSources(t.Context())
-	w.closed(t, w.ours)
-	w.record(func(o *Origin) { o.Finished = time.Now() }) // then the operator has decided
+	w.wantConflict(t, w.ours)
+	// The operator ended the migration, which settles the conflict.
+	w.record(func(o *Origin) { o.Finished = time.Now() })
 	_ = w.CompareSources(t.Context())
 	if _, err := w.decrypt(t, w.ours); err != nil {
 		t.Errorf("after the end of the migration: %v", err)
 	}
 }
 
-// TestConflictOutlivesTheConfiguration: what a source has told stands when it is taken out
-// of the configuration, or is named by another URI, after a restart and on another node: the
-// EDEKs in question are still there. A version that no key here has is in nobody's way.
-func TestConflictOutlivesTheConfiguration(t *testing.T) {
-	w := newTwice(t)
+// TestConflictAfterConfigurationChange: a conflict remains if the source is removed from the configuration or gets
+// another URI, after a restart, and on another node, because EDEKs of both versions still exist. A version that no key
+// here has blocks nothing.
+func TestConflictAfterConfigurationChange(t *testing.T) {
+	w := newConflictLab(t)
 	w.cfg.Settings = openStore(t)
 	w.compare(t)
 	next := w.rollHere(t)
@@ -102,7 +102,7 @@ func TestConflictOutlivesTheConfiguration(t *testing.T) {
 	w.restart()
 	w.compare(t)
 	refused("under another URI")
-	// Nothing was kept, as where the source was rolled after its URI was changed.
+	// No conflict was stored: the source was rolled after its URI was changed.
 	w.cfg.Settings = openStore(t)
 	w.restart()
 	w.compare(t)
@@ -121,13 +121,12 @@ func TestConflictOutlivesTheConfiguration(t *testing.T) {
 	}
 }
 
-// TestConflictOutlivesTheKeys: a conflict stands where the key at the source goes, or counts
-// fewer versions, as after a restored backup; and where the key here is deleted, comes back
-// at once with it.
-func TestConflictOutlivesTheKeys(t *testing.T) {
-	for what, lose := range map[string]func(w *twice) error{
-		"deleted at the source": func(w *twice) error { return w.far.Delete(t.Context(), "payroll") },
-		"an older copy at the source": func(w *twice) error {
+// TestConflictAfterKeyChange: a conflict remains if the source's key is deleted, or has fewer versions after a restore
+// from a backup. If the key here is deleted and undeleted, it is in conflict again at once.
+func TestConflictAfterKeyChange(t *testing.T) {
+	for what, lose := range map[string]func(w *conflictLab) error{
+		"deleted at the source": func(w *conflictLab) error { return w.far.Delete(t.Context(), "payroll") },
+		"an older copy at the source": func(w *conflictLab) error {
 			if err := w.far.Delete(t.Context(), "payroll"); err != nil {
 				return err
 			}
@@ -136,7 +135,7 @@ func TestConflictOutlivesTheKeys(t *testing.T) {
 			return err
 		},
 	} {
-		w := newTwice(t)
+		w := newConflictLab(t)
 		w.cfg.Settings = openStore(t)
 		w.compare(t)
 		if err := lose(w); err != nil {
@@ -151,7 +150,7 @@ func TestConflictOutlivesTheKeys(t *testing.T) {
 		}
 	}
 
-	w := newTwice(t)
+	w := newConflictLab(t)
 	w.cfg.Settings = openStore(t)
 	w.compare(t)
 	if err := w.primary.Delete(t.Context(), "payroll"); err != nil {
@@ -173,10 +172,11 @@ func TestConflictOutlivesTheKeys(t *testing.T) {
 	w.refuses(t, "undeleted")
 }
 
-// TestNoConflictByCount: what counts is whether the source has a version of that name.
+// TestNoConflictByCount: a version is in conflict if the source has a version of that name. The source's count of
+// versions alone decides only if the source does not say whether it has the version.
 func TestNoConflictByCount(t *testing.T) {
-	// One that does not number its versions, as a Key Trustee KMS, counts as many.
-	w := newTwice(t)
+	// A source with opaque ids, such as a Key Trustee KMS, may have the same count without such a version.
+	w := newConflictLab(t)
 	w.far.setFail(nil)
 	opaque := &farKMS{Provider: memory.New(memory.Config{URI: farURI, OpaqueIDs: true}), uri: farURI}
 	t.Cleanup(func() { _ = opaque.Provider.Close() })
@@ -192,10 +192,10 @@ func TestNoConflictByCount(t *testing.T) {
 	w.record(func(o *Origin) { o.Created = ms[0].Created }) // it is the key that was migrated
 	w.sources.list[0].Provider, w.sources.list[0].crypter = opaque, remote{opaque, opaque}
 	w.compare(t)
-	if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.mine) {
+	if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.ourDEK) {
 		t.Errorf("a source of opaque names: %v", err)
 	}
-	// Without an answer the count decides.
+	// The source refuses to say whether it has the version, so the count decides.
 	w.forgetAll()
 	w.sources.list[0].has.Clear()
 	asked := 0
@@ -206,32 +206,32 @@ func TestNoConflictByCount(t *testing.T) {
 		return nil
 	})
 	w.compare(t)
-	w.closed(t, w.ours)
+	w.wantConflict(t, w.ours)
 }
 
-// TestStaleNode: a source of several nodes is asked at one that has not seen its roll yet, and
-// counts the version at another. That answer is not kept, and nothing is re-encrypted by it.
+// TestStaleNode: a source has several nodes. One node counts a rolled version, and another node, which has not seen the
+// roll yet, says that there is no such version. That answer is not cached, and allows no re-encryption.
 func TestStaleNode(t *testing.T) {
-	w := newTwice(t)
+	w := newConflictLab(t)
 	next := w.rollHere(t)
 	stale := true
-	again := w.staleEverySecond(&stale)
+	reset := w.staleEverySecond(&stale)
 	w.compare(t)
-	again()
+	reset()
 	if out, err := w.reencryptOne(t, w.theirs); !claviger.Is(err, claviger.SourceUnreachable) {
 		t.Errorf("re-encrypted by a stale answer: %v, %v", out, err)
 	}
 	stale = false
 	w.compare(t)
-	w.closed(t, w.theirs)
+	w.wantConflict(t, w.theirs)
 	_, err := w.reencryptOne(t, w.theirs)
 	wantKind(t, err, claviger.Invalid)
 
-	// One that says so for long enough has other names.
+	// If the source gives that answer for long enough, it has no version of that name.
 	settles := absentSettles
 	absentSettles = 0
 	defer func() { absentSettles = settles }()
-	w = newTwice(t)
+	w = newConflictLab(t)
 	w.rollHere(t)
 	stale = true
 	w.staleEverySecond(&stale)
@@ -240,8 +240,8 @@ func TestStaleNode(t *testing.T) {
 	}
 }
 
-// TestGapOfNumbers: numbers that leave room for rolls at the source make its versions the
-// source's, which opens them; and a key that cannot be read hides no other.
+// TestGapOfNumbers: if the numbers here leave room for rolls at the source, the source's new versions are in no
+// conflict, and the source opens their EDEKs. A key that cannot be read does not hide conflicts of other keys.
 func TestGapOfNumbers(t *testing.T) {
 	far := newFarKMS(t, farURI, "a", "bad", "z")
 	primary := &counting{Provider: memory.New(memory.Config{Sealed: true})}
@@ -285,7 +285,7 @@ func TestGapOfNumbers(t *testing.T) {
 	}
 }
 
-// unreadable is a source that tells nothing of any key while it is asked for one of them.
+// unreadable is a source that fails each request for metadata that includes one certain key.
 type unreadable struct {
 	*farKMS
 	key string
@@ -300,18 +300,18 @@ func (u unreadable) Metadata(ctx context.Context, names ...string) ([]*claviger.
 	return u.farKMS.Metadata(ctx, names...)
 }
 
-// otherwise is a source that answers to every spelling, and gives its own.
-type otherwise struct{ folding }
+// ownSpelling is a source that finds a key by every spelling of its name, and returns it under its own spelling.
+type ownSpelling struct{ folding }
 
-func (o otherwise) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
+func (o ownSpelling) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
 	return o.farKMS.Metadata(ctx, strings.ToLower(names[0]))
 }
 
-// TestConflictOfASpelling: a source that has "payroll" and answers to "Payroll", as the key is called here, is compared
-// by what the source was tried for.
+// TestConflictOfASpelling: the key here is "Payroll", and the source calls it "payroll" but finds it by both names. A
+// conflict is found under the name here.
 func TestConflictOfASpelling(t *testing.T) {
 	s := newShadowLab(t, never, "present", "Payroll", false)
-	far := otherwise{folding{s.far}}
+	far := ownSpelling{folding{s.far}}
 	s.sources.list[0].Provider, s.sources.list[0].crypter = far, remote{far, far}
 	m, err := s.far.Provider.Metadata(t.Context(), "payroll")
 	if err != nil {

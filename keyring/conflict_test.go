@@ -11,17 +11,16 @@ import (
 	"claviger/secret"
 )
 
-// TestConflictIsNotDecrypted: once it is known that a source has rolled a migrated key to
-// a version that is here too, no EDEK of that name is opened to what may be no DEK. All
-// others go on.
+// TestConflictIsNotDecrypted: once it is known that a source has rolled a migrated key to the name of a version here,
+// no EDEK of that name is opened, because it might open to a wrong DEK. EDEKs of other versions are opened.
 func TestConflictIsNotDecrypted(t *testing.T) {
-	w := newTwice(t)
+	w := newConflictLab(t)
 	var logged strings.Builder
 	w.log = slog.New(slog.NewTextHandler(&logged, nil))
 	if dek, err := w.decrypt(t, w.theirs); err != nil || dek.Equal(w.theirDEK) {
-		t.Fatalf("before anything is known: %v", err) // else this tests nothing
+		t.Fatalf("before the comparison: %v", err) // otherwise there is no conflict to test
 	}
-	for range 2 { // what is in conflict stays so
+	for range 2 { // the conflict remains
 		w.compare(t)
 		for what, e := range w.both() {
 			_, err := w.decrypt(t, e)
@@ -43,14 +42,14 @@ func TestConflictIsNotDecrypted(t *testing.T) {
 		w.shared+" of "+farURI) {
 		t.Errorf("%d, %v", w.Conflicts(), err)
 	}
-	// Nothing is made that could not be opened.
+	// No EDEKs are made that could not be opened.
 	if es, err := w.Generate(t.Context(), caller("alice"), "payroll", 1); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("EDEKs were made: %v, %v", es, err)
 	}
-	// A stranger learns nothing of it.
+	// A user without rights does not learn about the conflict.
 	_, err := w.Decrypt(t.Context(), caller("bob"), "payroll", true, w.theirs)
 	wantKind(t, err, claviger.KeyDenied)
-	// The source's older version, and a newer one here, open.
+	// EDEKs of the source's older version, and of a newer version here, are opened.
 	if dek, err := w.decrypt(t, w.edek); err != nil || !dek.Equal(w.dek) {
 		t.Errorf("an older version of the source: %v", err)
 	}
@@ -60,10 +59,10 @@ func TestConflictIsNotDecrypted(t *testing.T) {
 	if dek, err := w.decrypt(t, es[0]); err != nil || !dek.Equal(deks[0]) {
 		t.Errorf("a newer version here: %v", err)
 	}
-	// An operator knows which of them the EDEKs are of.
+	// An operator says that the EDEKs belong to the version here.
 	w.cfg.Ours = map[string]bool{w.shared: true}
 	w.compare(t)
-	if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.mine) || w.CheckConflicts(t.Context()) != nil {
+	if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.ourDEK) || w.CheckConflicts(t.Context()) != nil {
 		t.Errorf("claviger.migration.ours: %v, %v", err, w.CheckConflicts(t.Context()))
 	}
 	if _, err := w.reencryptOne(t, w.ours); err != nil {
@@ -71,10 +70,10 @@ func TestConflictIsNotDecrypted(t *testing.T) {
 	}
 }
 
-// TestKeyMadeAnewAtTheSource: a migrated key was deleted at its source, and a user makes a
-// new key of its name there. The migrated key here still opens its EDEKs.
+// TestKeyMadeAnewAtTheSource: a migrated key was deleted at its source, and a user makes another key of its name there.
+// The migrated key here still opens its EDEKs.
 func TestKeyMadeAnewAtTheSource(t *testing.T) {
-	w := newTwice(t)
+	w := newConflictLab(t)
 	if err := w.far.Delete(t.Context(), "payroll"); err != nil {
 		t.Fatal(err)
 	}
@@ -87,10 +86,10 @@ func TestKeyMadeAnewAtTheSource(t *testing.T) {
 		w.rollThere(t)
 	}
 	w.compare(t)
-	if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.mine) || w.Conflicts() != 0 {
+	if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.ourDEK) || w.Conflicts() != 0 {
 		t.Errorf("%v, %d conflicts", err, w.Conflicts())
 	}
-	// EDEKs of a name that both have may be of either. No roll is the reason.
+	// EDEKs of a version name that both keys have may belong to either key. The error does not blame a roll.
 	for n := range 4 {
 		if _, err := w.primary.Roll(t.Context(), "payroll", nil); err != nil {
 			t.Fatal(n, err)
@@ -103,9 +102,9 @@ func TestKeyMadeAnewAtTheSource(t *testing.T) {
 		strings.Contains(err.Error(), "stop rolls") {
 		t.Errorf("it says %v", err)
 	}
-	// Those of the others go on, and all by the operator's word.
+	// EDEKs of other versions are re-encrypted, and all EDEKs after an operator has decided.
 	es, deks := made(t, w.primary.Provider, "payroll@4", 1)
-	again := func(e claviger.EDEK, want secret.Bytes) {
+	reencrypts := func(e claviger.EDEK, want secret.Bytes) {
 		t.Helper()
 		out, err := w.reencryptOne(t, e)
 		if err != nil {
@@ -114,15 +113,15 @@ func TestKeyMadeAnewAtTheSource(t *testing.T) {
 			t.Errorf("re-encrypted: %v", err)
 		}
 	}
-	again(es[0], deks[0])
+	reencrypts(es[0], deks[0])
 	w.cfg.Ours = map[string]bool{w.shared: true}
-	again(w.ours, w.mine)
+	reencrypts(w.ours, w.ourDEK)
 }
 
-// TestConflictOfTheCurrentVersion: EDEKs of a current version in conflict are not handed
-// back as re-encrypted.
+// TestConflictOfTheCurrentVersion: if the current version is in conflict, its EDEKs are refused, not returned unchanged
+// as already re-encrypted.
 func TestConflictOfTheCurrentVersion(t *testing.T) {
-	w := newTwice(t)
+	w := newConflictLab(t)
 	w.compare(t)
 	for what, e := range w.both() {
 		_, err := w.reencryptOne(t, e)
@@ -133,9 +132,9 @@ func TestConflictOfTheCurrentVersion(t *testing.T) {
 	}
 }
 
-// TestSameNameIsNotReencrypted: an EDEK of a version that a source has too is brought
-// under no other version, whether the key was migrated or not, and whatever is known
-// beforehand; nor while the source is silent.
+// TestSameNameIsNotReencrypted: an EDEK is not re-encrypted if a source has a version of the same name, whether the key
+// was migrated or not, even if no conflict is known yet. It is not re-encrypted while the source does not answer
+// either.
 func TestSameNameIsNotReencrypted(t *testing.T) {
 	for _, here := range []string{beforeSame, migrated} {
 		s := newShadowLab(t, here, "present", "payroll", false)
@@ -160,7 +159,7 @@ func TestSameNameIsNotReencrypted(t *testing.T) {
 		_, err = s.ReencryptBatch(t.Context(), caller("nn"), "payroll", []claviger.EDEK{e})
 		wantKind(t, err, claviger.SourceUnreachable)
 	}
-	// A source whose names are no numbers has no such version, and may have been stopped.
+	// A source with opaque ids has no such version, so it may have been stopped.
 	opaque := newShadowLab(t, migrated, "silent", "payroll", false)
 	v, err := opaque.primary.Current(t.Context(), "payroll")
 	if err != nil {
@@ -171,7 +170,7 @@ func TestSameNameIsNotReencrypted(t *testing.T) {
 	if _, err := opaque.ReencryptBatch(t.Context(), caller("nn"), "payroll", es); err != nil {
 		t.Errorf("a silent source of opaque names: %v", err)
 	}
-	// A key of which the source has never heard is re-encrypted as ever.
+	// EDEKs of a key that the source does not have are re-encrypted.
 	s := newShadowLab(t, beforeSame, "absent", "payroll", false)
 	s.rollHere(t)
 	if _, err := s.reencryptOne(t, s.edek); err != nil {
@@ -179,10 +178,10 @@ func TestSameNameIsNotReencrypted(t *testing.T) {
 	}
 }
 
-// TestConflictCureIsWhole: the value to set has what is set already, and each version of the
-// key that is in conflict: an operator who takes the text to the letter closes none again.
-func TestConflictCureIsWhole(t *testing.T) {
-	w := newTwice(t)
+// TestConflictCureIsComplete: the property value in the cure has the versions that are set already, and all versions of
+// the key in conflict. So an operator who copies it loses no earlier decision.
+func TestConflictCureIsComplete(t *testing.T) {
+	w := newConflictLab(t)
 	w.cfg.Ours = map[string]bool{"another@7": true}
 	w.compare(t)
 	_, err := w.decrypt(t, w.theirs)

@@ -13,7 +13,7 @@ import (
 	"claviger/provider/memory"
 )
 
-// trusteeRules opens undelete to restorers and purge to the reaper.
+// trusteeRules returns rules by which "restorer" may undelete, and "reaper" may undelete and purge.
 func trusteeRules(more ...string) []string {
 	return append(append(slices.Clone(everything), "keytrustee.kms.acl.UNDELETE", "restorer,reaper",
 		"keytrustee.kms.acl.PURGE", "reaper"), more...)
@@ -75,7 +75,7 @@ func TestUndelete(t *testing.T) {
 	wantKind(t, l.Undelete(ctx, caller("restorer"), "k", ""), claviger.KeyNotFound)
 }
 
-// TestUndeleteKeyRules: beside the operation the key's own rules are checked, by the ACL name that it had.
+// TestUndeleteKeyRules: undelete and purge also need rights on the key, by the ACL name that it had.
 func TestUndeleteKeyRules(t *testing.T) {
 	l := softLab(t, func(c *Config) {
 		c.Policy = rules(t, trusteeRules("key.acl.k.MANAGEMENT", "owner")...)
@@ -91,15 +91,15 @@ func TestUndeleteKeyRules(t *testing.T) {
 	}
 }
 
-// hard is all of a provider but what makes it a SoftDeleter.
-type hard interface {
+// withoutSoftDelete has the methods of a provider that is no SoftDeleter.
+type withoutSoftDelete interface {
 	provider.Provider
 	provider.BlockEncrypter
 }
 
 func TestUndeleteUnsupported(t *testing.T) {
 	l, _ := withSource(t, func(c *Config) {
-		c.Primary = struct{ hard }{c.Primary.(hard)}
+		c.Primary = struct{ withoutSoftDelete }{c.Primary.(withoutSoftDelete)}
 		c.Policy = rules(t, trusteeRules()...)
 	})
 	wantKind(t, l.Undelete(t.Context(), caller("reaper"), "k", ""), claviger.Unsupported)
@@ -126,7 +126,7 @@ func (c *clocks) Clocks(context.Context) (metastore.Clocks, error) {
 // later sets both clocks ahead.
 func (c *clocks) later(d time.Duration) { c.here, c.there = d, d }
 
-// usesOf returns the kinds of use of a key.
+// usesOf returns functions that use a key, by the kind of use.
 func usesOf(t *testing.T, l *lab) map[string]func(key string) {
 	t.Helper()
 	return map[string]func(key string){
@@ -155,7 +155,7 @@ func TestPurgeUnused(t *testing.T) {
 	change := func(c *Config) { c.LastUses, c.PurgeMinUnused, c.Clock = store, limit, at }
 	l := softLab(t, change)
 	ctx := t.Context()
-	time.Sleep(time.Second) // the record of uses is dated to the second before
+	time.Sleep(time.Second) // the record of uses begins one second before its stored time
 	gone := func(key string) {
 		t.Helper()
 		if err := l.Delete(ctx, caller("u"), key); err != nil {
@@ -236,9 +236,9 @@ func TestPurgeUnknownUse(t *testing.T) {
 	}
 }
 
-// TestPurgeByTheClock: a purge is refused where a clock is known to be wrong, and takes
-// none of the times that are recorded for too early where another one contradicts it.
-func TestPurgeByTheClock(t *testing.T) {
+// TestPurgeWithWrongClock: a purge is refused if a clock is known to be wrong. A recorded time that another recorded
+// time proves too early does not count.
+func TestPurgeWithWrongClock(t *testing.T) {
 	const limit, day = time.Hour, 24 * time.Hour
 	ctx := t.Context()
 	at := &clocks{}
@@ -291,7 +291,7 @@ func TestPurgeByTheClock(t *testing.T) {
 	at.later(2 * limit)
 	refused("a key that was deleted before its creation", claviger.Invalid, "claviger.purge.min.unused")
 
-	// A clock that was years ahead when a key was made does not keep it for years.
+	// If a clock was a year ahead when a key was made, the key can be purged before that time.
 	young.Name, young.Created = "ahead", time.Now().AddDate(1, 0, 0)
 	if _, err := l.primary.Import(ctx, young, 1, 0, nil); err != nil {
 		t.Fatal(err)
@@ -309,7 +309,7 @@ func TestPurgeByTheClock(t *testing.T) {
 	}
 }
 
-// fixedUses is a metastore.LastUses that knows one time of all versions.
+// fixedUses is a metastore.LastUses that has the same last use for all versions.
 type fixedUses struct {
 	last, since time.Time
 	never       map[string]bool
@@ -327,8 +327,8 @@ func (f *fixedUses) NeverUsed(_ context.Context, version string) (bool, error) {
 
 func (f *fixedUses) ForgetUnused(context.Context) error { return nil }
 
-// TestPurgeNeverUsed: a key of which it is certain that no version was ever used is purged
-// once no use of it can be under way.
+// TestPurgeNeverUsed: if it is certain that no version of a key was ever used, the key can be purged as soon as no use
+// can be in progress.
 func TestPurgeNeverUsed(t *testing.T) {
 	ctx := t.Context()
 	uses := &fixedUses{since: time.Now().Add(-time.Hour), never: map[string]bool{}}
@@ -367,8 +367,8 @@ func TestPurgeNeverUsed(t *testing.T) {
 	}
 }
 
-// TestPurgeWhileOthersServe: where nodes share keys, one that has not heard of a deletion
-// may serve the key for its lease, and counts.
+// TestPurgeWhileOthersServe: if nodes share keys, another node may serve a deleted key until its lease ends. So a purge
+// is refused for that time.
 func TestPurgeWhileOthersServe(t *testing.T) {
 	const limit, lease = time.Hour, 10 * time.Minute
 	ctx := t.Context()

@@ -7,8 +7,8 @@ import (
 	"claviger/provider/memory"
 )
 
-// TestDescribe: the live key first, then the deleted ones, for those alone who may
-// bring back or end them; each with the rights of Metadata; never with material.
+// TestDescribe: Describe returns the live key first, then the deleted keys, but these only to users who may undelete or
+// purge them. It needs the same rights as Metadata, and never returns material.
 func TestDescribe(t *testing.T) {
 	l := softLab(t, func(c *Config) {
 		c.Policy = rules(t, trusteeRules("key.acl.hidden.MANAGEMENT", "u")...)
@@ -50,7 +50,7 @@ func TestDescribe(t *testing.T) {
 	wantKind(t, err, claviger.Denied)
 }
 
-// TestDescribeForOthers: a provider that knows no more than names.
+// TestDescribeForOthers: Describe of a provider that has only the names of versions.
 func TestDescribeForOthers(t *testing.T) {
 	plain := memory.New(memory.Config{})
 	t.Cleanup(func() { _ = plain.Close() })

@@ -22,17 +22,15 @@ import (
 // errInjected is the error of the one call that fails.
 var errInjected = errors.New("injected fault")
 
-// calls are the calls that an operation makes to the primary, the source, the
-// store and the journal. From one of them on, all calls of its name can be made
-// to fail.
+// calls counts the calls that an operation makes to the primary, the source, the store and the journal. It can make a
+// call, and all later calls of the same name, fail.
 type calls struct {
 	mu   sync.Mutex
 	list []string
 	fail int // the first call that fails, from 1; 0: none
 }
 
-// counted marks the context of the operation: the Ring's own work beside it is
-// not counted.
+// counted marks the context of the operation. Calls that the Ring makes in the background are not counted.
 type counted struct{}
 
 func (c *calls) at(ctx context.Context, name string) error {
@@ -175,22 +173,21 @@ func (h *callsHistory) Alias(ctx context.Context, name string) (string, bool, er
 	return h.journal.Alias(ctx, name)
 }
 
-// eachWorld is a Ring with a source, whose key "payroll" was taken over and
-// whose key "theirs" was not; "own" was made here, "gone" was made and deleted
-// here.
-type eachWorld struct {
+// eachLab is a Ring with a source. The source's key "payroll" was migrated, its key "theirs" was not. The key "own" was
+// made here, and the key "gone" was made and deleted here.
+type eachLab struct {
 	*lab
 	c      *calls
 	far    *farKMS
 	policy atomic.Pointer[authz.Policy] // in force
-	// EDEKs: of a key made here, of the source's key, and of the key that was taken
-	// over, under its version here and under the source's.
+	// EDEKs of the key "own", of the key "theirs", and of the migrated key: under its version here, and under the
+	// source's version.
 	own, foreign, ours, older claviger.EDEK
 }
 
-func newEachWorld(t *testing.T, change ...func(*Config)) *eachWorld {
+func newEachLab(t *testing.T, change ...func(*Config)) *eachLab {
 	t.Helper()
-	w := &eachWorld{c: &calls{}, far: newFarKMS(t, farURI, "payroll", "theirs")}
+	w := &eachLab{c: &calls{}, far: newFarKMS(t, farURI, "payroll", "theirs")}
 	primary := &counting{Provider: memory.New(memory.Config{Sealed: true, SoftDelete: true}), before: w.c.at}
 	past := &journal{aliases: map[string]string{}}
 	past.takeOver(t, w.far, primary, "payroll")
@@ -236,128 +233,127 @@ func newEachWorld(t *testing.T, change ...func(*Config)) *eachWorld {
 	return w
 }
 
-// cached makes a Ring that reads from its cache.
+// cached is a change of the Config that enables the cache.
 func cached(c *Config) { c.CacheEnable = true }
 
 // setRules replaces the rules.
-func (w *eachWorld) setRules(t *testing.T, pairs ...string) {
+func (w *eachLab) setRules(t *testing.T, pairs ...string) {
 	t.Helper()
 	w.policy.Store(rules(t, pairs...)())
 }
 
-// An eachOperation is what a request, or the work beside requests, does.
+// eachOperation is a request, or a task in the background.
 type eachOperation struct {
 	name    string
-	prepare func(t *testing.T, w *eachWorld) // nil: nothing
-	run     func(ctx context.Context, w *eachWorld) error
+	prepare func(t *testing.T, w *eachLab) // nil: nothing
+	run     func(ctx context.Context, w *eachLab) error
 }
 
-// only returns the error beside a result that is not looked at.
-func only[T any](_ T, err error) error { return err }
+// errOf drops the result, and returns the error.
+func errOf[T any](_ T, err error) error { return err }
 
 func manageOperations() []eachOperation {
 	u := caller("u")
-	softly := func(t *testing.T, w *eachWorld) {
+	softly := func(t *testing.T, w *eachLab) {
 		t.Helper()
 		if err := w.Delete(t.Context(), u, "payroll"); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return []eachOperation{
-		{"create", nil, func(ctx context.Context, w *eachWorld) error {
-			return only(w.Create(ctx, u, provider.Spec{Name: "new"}))
+		{"create", nil, func(ctx context.Context, w *eachLab) error {
+			return errOf(w.Create(ctx, u, provider.Spec{Name: "new"}))
 		}},
-		{"create beside a deleted key", nil, func(ctx context.Context, w *eachWorld) error {
-			return only(w.Create(ctx, u, provider.Spec{Name: "gone"}))
+		{"create beside a deleted key", nil, func(ctx context.Context, w *eachLab) error {
+			return errOf(w.Create(ctx, u, provider.Spec{Name: "gone"}))
 		}},
-		{"roll", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Roll(ctx, u, "own", nil)) }},
-		{"roll migrated", rolledThere, func(ctx context.Context, w *eachWorld) error {
-			return only(w.Roll(ctx, u, "payroll", nil))
+		{"roll", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Roll(ctx, u, "own", nil)) }},
+		{"roll migrated", rolledThere, func(ctx context.Context, w *eachLab) error {
+			return errOf(w.Roll(ctx, u, "payroll", nil))
 		}},
-		{"delete", nil, func(ctx context.Context, w *eachWorld) error { return w.Delete(ctx, u, "own") }},
-		{"undelete", nil, func(ctx context.Context, w *eachWorld) error { return w.Undelete(ctx, u, "gone", "") }},
-		{"undelete migrated", softly, func(ctx context.Context, w *eachWorld) error {
+		{"delete", nil, func(ctx context.Context, w *eachLab) error { return w.Delete(ctx, u, "own") }},
+		{"undelete", nil, func(ctx context.Context, w *eachLab) error { return w.Undelete(ctx, u, "gone", "") }},
+		{"undelete migrated", softly, func(ctx context.Context, w *eachLab) error {
 			return w.Undelete(ctx, u, "payroll", "")
 		}},
-		{"purge", nil, func(ctx context.Context, w *eachWorld) error { return w.Purge(ctx, u, "gone", "") }},
-		{"purge migrated", softly, func(ctx context.Context, w *eachWorld) error {
+		{"purge", nil, func(ctx context.Context, w *eachLab) error { return w.Purge(ctx, u, "gone", "") }},
+		{"purge migrated", softly, func(ctx context.Context, w *eachLab) error {
 			return w.Purge(ctx, u, "payroll", "")
 		}},
-		{"purge all", nil, func(ctx context.Context, w *eachWorld) error { return w.PurgeAll(ctx, u, "gone") }},
-		{"migrate", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Migrate(ctx, u, "theirs")) }},
-		{"invalidate", nil, func(ctx context.Context, w *eachWorld) error { return w.Invalidate(ctx, u, "own") }},
+		{"purge all", nil, func(ctx context.Context, w *eachLab) error { return w.PurgeAll(ctx, u, "gone") }},
+		{"migrate", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Migrate(ctx, u, "theirs")) }},
+		{"invalidate", nil, func(ctx context.Context, w *eachLab) error { return w.Invalidate(ctx, u, "own") }},
 	}
 }
 
 func readOperations() []eachOperation {
 	u := caller("u")
 	return []eachOperation{
-		{"deleted", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Deleted(ctx, u)) }},
-		{"describe", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Describe(ctx, u, "own")) }},
-		{"describe deleted", nil, func(ctx context.Context, w *eachWorld) error {
-			return only(w.Describe(ctx, u, "gone"))
+		{"deleted", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Deleted(ctx, u)) }},
+		{"describe", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Describe(ctx, u, "own")) }},
+		{"describe deleted", nil, func(ctx context.Context, w *eachLab) error {
+			return errOf(w.Describe(ctx, u, "gone"))
 		}},
-		{"names", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Names(ctx, u)) }},
-		{"metadata of keys", nil, func(ctx context.Context, w *eachWorld) error {
-			return only(w.KeysMetadata(ctx, u, []string{"own", "payroll", "theirs"}))
+		{"names", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Names(ctx, u)) }},
+		{"metadata of keys", nil, func(ctx context.Context, w *eachLab) error {
+			return errOf(w.KeysMetadata(ctx, u, []string{"own", "payroll", "theirs"}))
 		}},
-		{"metadata", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Metadata(ctx, u, "own")) }},
-		{"current", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Current(ctx, u, "own")) }},
-		{"version", nil, func(ctx context.Context, w *eachWorld) error {
-			return only(w.Version(ctx, u, w.own.Version))
+		{"metadata", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Metadata(ctx, u, "own")) }},
+		{"current", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Current(ctx, u, "own")) }},
+		{"version", nil, func(ctx context.Context, w *eachLab) error {
+			return errOf(w.Version(ctx, u, w.own.Version))
 		}},
-		{"versions", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Versions(ctx, u, "own")) }},
+		{"versions", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Versions(ctx, u, "own")) }},
 	}
 }
 
 func edekOperations() []eachOperation {
 	u := caller("u")
 	return []eachOperation{
-		{"generate", nil, func(ctx context.Context, w *eachWorld) error { return only(w.Generate(ctx, u, "own", 1)) }},
-		{"decrypt", nil, func(ctx context.Context, w *eachWorld) error {
-			return only(w.Decrypt(ctx, u, "own", true, w.own))
+		{"generate", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.Generate(ctx, u, "own", 1)) }},
+		{"decrypt", nil, func(ctx context.Context, w *eachLab) error {
+			return errOf(w.Decrypt(ctx, u, "own", true, w.own))
 		}},
-		{"decrypt migrated", nil, func(ctx context.Context, w *eachWorld) error {
-			return only(w.Decrypt(ctx, u, "payroll", true, w.ours))
+		{"decrypt migrated", nil, func(ctx context.Context, w *eachLab) error {
+			return errOf(w.Decrypt(ctx, u, "payroll", true, w.ours))
 		}},
-		{"decrypt migrated, older", nil, func(ctx context.Context, w *eachWorld) error {
-			return only(w.Decrypt(ctx, u, "payroll", true, w.older))
+		{"decrypt migrated, older", nil, func(ctx context.Context, w *eachLab) error {
+			return errOf(w.Decrypt(ctx, u, "payroll", true, w.older))
 		}},
-		{"decrypt foreign", nil, func(ctx context.Context, w *eachWorld) error {
-			return only(w.Decrypt(ctx, u, "theirs", true, w.foreign))
+		{"decrypt foreign", nil, func(ctx context.Context, w *eachLab) error {
+			return errOf(w.Decrypt(ctx, u, "theirs", true, w.foreign))
 		}},
-		{"reencrypt", nil, func(ctx context.Context, w *eachWorld) error {
-			return only(w.Reencrypt(ctx, u, "own", true, w.own))
+		{"reencrypt", nil, func(ctx context.Context, w *eachLab) error {
+			return errOf(w.Reencrypt(ctx, u, "own", true, w.own))
 		}},
-		{"reencrypt migrated", nil, func(ctx context.Context, w *eachWorld) error {
-			return only(w.ReencryptBatch(ctx, u, "payroll", []claviger.EDEK{w.ours, w.older}))
+		{"reencrypt migrated", nil, func(ctx context.Context, w *eachLab) error {
+			return errOf(w.ReencryptBatch(ctx, u, "payroll", []claviger.EDEK{w.ours, w.older}))
 		}},
 	}
 }
 
 func sourceOperations() []eachOperation {
 	return []eachOperation{
-		{"check names", nil, func(ctx context.Context, w *eachWorld) error { return w.CheckNames(ctx) }},
-		{"check migrations", nil, func(ctx context.Context, w *eachWorld) error { return w.CheckMigrations(ctx) }},
-		{"compare sources", nil, func(ctx context.Context, w *eachWorld) error { return w.CompareSources(ctx) }},
-		{"compare rolled sources", rolledThere, func(ctx context.Context, w *eachWorld) error {
+		{"check names", nil, func(ctx context.Context, w *eachLab) error { return w.CheckNames(ctx) }},
+		{"check migrations", nil, func(ctx context.Context, w *eachLab) error { return w.CheckMigrations(ctx) }},
+		{"compare sources", nil, func(ctx context.Context, w *eachLab) error { return w.CompareSources(ctx) }},
+		{"compare rolled sources", rolledThere, func(ctx context.Context, w *eachLab) error {
 			return w.CompareSources(ctx)
 		}},
-		{"source use", nil, func(ctx context.Context, w *eachWorld) error { return only(w.SourceUse(ctx)) }},
-		{"check source", nil, func(ctx context.Context, w *eachWorld) error { return w.CheckSource(ctx, 0) }},
+		{"source use", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.SourceUse(ctx)) }},
+		{"check source", nil, func(ctx context.Context, w *eachLab) error { return w.CheckSource(ctx, 0) }},
 	}
 }
 
-// rolledThere rolls the key that was taken over at the source.
-func rolledThere(t *testing.T, w *eachWorld) {
+// rolledThere rolls the migrated key at the source.
+func rolledThere(t *testing.T, w *eachLab) {
 	t.Helper()
 	if _, err := w.far.Roll(t.Context(), "payroll", nil); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// mayFail are calls, by their place, that an operation can do without, with the
-// reason.
+// mayFail has the calls without which an operation can succeed, and the reason.
 var mayFail = map[string]string{
 	"current 2 NeverUsed":                 "a reading uses no version",
 	"version 2 NeverUsed":                 "a reading uses no version",
@@ -370,13 +366,13 @@ var mayFail = map[string]string{
 	"compare rolled sources 12 NeverUsed": "the cure in a log line",
 }
 
-// TestEachCallFails: if a call of an operation fails, the operation fails with
-// that error. It answers nothing that it does not know.
+// TestEachCallFails: if a call of an operation fails, the operation fails with that error, and does not answer with a
+// guess.
 func TestEachCallFails(t *testing.T) {
 	for _, o := range slices.Concat(manageOperations(), readOperations(), edekOperations(), sourceOperations()) {
 		t.Run(o.name, func(t *testing.T) {
 			try := func(fail int) (calls []string, err error) {
-				w := newEachWorld(t)
+				w := newEachLab(t)
 				if o.prepare != nil {
 					o.prepare(t, w)
 				}

@@ -12,7 +12,7 @@ import (
 	"claviger/audit"
 )
 
-// requests are the operations that a user can ask for.
+// requests returns the operations that a user can request.
 func requests() []eachOperation {
 	return slices.Concat(manageOperations(), readOperations(), edekOperations())
 }
@@ -20,7 +20,7 @@ func requests() []eachOperation {
 // isMigrate: only rules of the key guard a migration, and the key's ACL name is read from the source first.
 func isMigrate(o eachOperation) bool { return o.name == "migrate" }
 
-// closedToAll are rules that let nobody do anything.
+// closedToAll returns rules by which nobody may do anything.
 func closedToAll(t *testing.T) []string {
 	t.Helper()
 	var pairs []string
@@ -36,7 +36,7 @@ func closedToAll(t *testing.T) []string {
 func TestEachRequestNeedsItsRight(t *testing.T) {
 	for _, o := range slices.DeleteFunc(requests(), isMigrate) {
 		t.Run(o.name, func(t *testing.T) {
-			w := newEachWorld(t)
+			w := newEachLab(t)
 			if o.prepare != nil {
 				o.prepare(t, w)
 			}
@@ -56,12 +56,12 @@ func TestEachRequestNeedsItsRight(t *testing.T) {
 	}
 }
 
-// TestEachRequestNeedsTheKey: a user who has the right of the operation, and none
-// on the key, gets KeyDenied, and changes nothing. A list leaves the key out.
+// TestEachRequestNeedsTheKey: a user with the right of the operation, but without a right on the key, gets KeyDenied,
+// and changes nothing. Lists leave the key out.
 func TestEachRequestNeedsTheKey(t *testing.T) {
 	for _, o := range requests() {
 		t.Run(o.name, func(t *testing.T) {
-			w := newEachWorld(t)
+			w := newEachLab(t)
 			if o.prepare != nil {
 				o.prepare(t, w)
 			}
@@ -85,23 +85,23 @@ func TestEachRequestNeedsTheKey(t *testing.T) {
 	}
 }
 
-// A guardedAudit refuses to record attempts.
-type guardedAudit struct{ *auditLog }
+// fullAudit is an audit log that cannot record attempts.
+type fullAudit struct{ *auditLog }
 
-func (guardedAudit) Begin(context.Context, audit.Event) error {
+func (fullAudit) Begin(context.Context, audit.Event) error {
 	return claviger.E("test", claviger.Unavailable, "", errInjected)
 }
 
-// TestEachRequestIsRecordedFirst: where the audit trail cannot record an attempt,
-// the request fails, and nothing is read or changed.
+// TestEachRequestIsRecordedFirst: if the audit log cannot record an attempt, the request fails, and nothing is read or
+// changed.
 func TestEachRequestIsRecordedFirst(t *testing.T) {
 	for _, o := range requests() {
 		t.Run(o.name, func(t *testing.T) {
-			w := newEachWorld(t)
+			w := newEachLab(t)
 			if o.prepare != nil {
 				o.prepare(t, w)
 			}
-			w.guard = guardedAudit{w.audit}
+			w.guard = fullAudit{w.audit}
 			err := o.run(context.WithValue(t.Context(), counted{}, true), w)
 			if !errors.Is(err, errInjected) || len(w.c.list) > 0 && !isMigrate(o) {
 				t.Errorf("%v; calls were made: %q", err, w.c.list)
@@ -115,7 +115,7 @@ func TestEachRequestIsRecordedFirst(t *testing.T) {
 func TestEachRequestIsRecorded(t *testing.T) {
 	for _, o := range requests() {
 		t.Run(o.name, func(t *testing.T) {
-			w := newEachWorld(t)
+			w := newEachLab(t)
 			if o.prepare != nil {
 				o.prepare(t, w)
 			}
@@ -130,9 +130,9 @@ func TestEachRequestIsRecorded(t *testing.T) {
 	}
 }
 
-// TestEachRequestAfterClose: nothing is served any more.
+// TestEachRequestAfterClose: after Close no request is served.
 func TestEachRequestAfterClose(t *testing.T) {
-	w := newEachWorld(t)
+	w := newEachLab(t)
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -143,12 +143,11 @@ func TestEachRequestAfterClose(t *testing.T) {
 	}
 }
 
-// TestEachChangeIsSeen: after a change, a reading shows it, although the key was
-// in the cache before.
+// TestEachChangeIsSeen: a request after a change sees the change, even if the key was in the cache before.
 func TestEachChangeIsSeen(t *testing.T) {
 	for _, o := range manageOperations() {
 		t.Run(o.name, func(t *testing.T) {
-			w := newEachWorld(t, cached)
+			w := newEachLab(t, cached)
 			if o.prepare != nil {
 				o.prepare(t, w)
 			}
@@ -166,8 +165,8 @@ func TestEachChangeIsSeen(t *testing.T) {
 	}
 }
 
-// shown are the current versions of keys as the Ring shows them; "" for none.
-func (w *eachWorld) shown(t *testing.T, keys []string) (versions []string) {
+// shown returns the current versions of keys as the Ring shows them; "" for none.
+func (w *eachLab) shown(t *testing.T, keys []string) (versions []string) {
 	t.Helper()
 	for _, key := range keys {
 		if _, err := w.Metadata(t.Context(), caller("u"), key); err != nil {
@@ -186,8 +185,8 @@ func (w *eachWorld) shown(t *testing.T, keys []string) (versions []string) {
 	return versions
 }
 
-// kept is the current version of a key in the primary.
-func (w *eachWorld) kept(t *testing.T, key string) string {
+// kept returns the current version of a key in the primary.
+func (w *eachLab) kept(t *testing.T, key string) string {
 	t.Helper()
 	v, err := w.primary.Provider.Current(t.Context(), key)
 	if err != nil && !claviger.Is(err, claviger.KeyNotFound) {
@@ -196,8 +195,8 @@ func (w *eachWorld) kept(t *testing.T, key string) string {
 	return v.Name
 }
 
-// state is what the primary has: versions of keys, and deleted keys.
-func (w *eachWorld) state(t *testing.T) map[string][]string {
+// state returns the content of the primary: versions of keys, and deleted keys.
+func (w *eachLab) state(t *testing.T) map[string][]string {
 	t.Helper()
 	all := map[string][]string{}
 	names, err := w.primary.Provider.Keys(t.Context())

@@ -29,7 +29,7 @@ func TestGenerate(t *testing.T) {
 	if _, err := l.Generate(t.Context(), caller("u"), "k", MaxGenerate+1); true {
 		wantKind(t, err, claviger.Invalid)
 	}
-	// More than the queue holds, or ever will: one call.
+	// More EDEKs than the queue can hold are made with one call.
 	calls := l.primary.encrypts.Load()
 	es, deks := l.edeks(t, "k", 500)
 	if got := l.primary.encrypts.Load() - calls; got > 3 { // 1 for us, 1 for a refill, 1 of edeks itself
@@ -47,8 +47,8 @@ func TestGenerate(t *testing.T) {
 	}
 }
 
-// TestGenerateAfterRoll: the next EDEK after a roll is of the new version,
-// though the queue was full of the old one's.
+// TestGenerateAfterRoll: the next EDEK after a roll belongs to the new version, although the queue was full of EDEKs of
+// the old version.
 func TestGenerateAfterRoll(t *testing.T) {
 	l := newLab(t, nil)
 	create(t, l.primary, "k")
@@ -69,8 +69,8 @@ func TestGenerateAfterRoll(t *testing.T) {
 	}
 }
 
-// TestGenerateAfterInvalidate: a roll by another node is seen when Hadoop's
-// client has told of it.
+// TestGenerateAfterInvalidate: after Hadoop's client has called Invalidate, EDEKs belong to the version that another
+// node made.
 func TestGenerateAfterInvalidate(t *testing.T) {
 	l := newLab(t, nil)
 	create(t, l.primary, "k")
@@ -89,7 +89,7 @@ func TestGenerateAfterInvalidate(t *testing.T) {
 	}
 }
 
-// TestGenerateAfterDelete: no ready-made EDEK outlives its key.
+// TestGenerateAfterDelete: after the deletion of a key, no EDEK from the queue is returned.
 func TestGenerateAfterDelete(t *testing.T) {
 	l := newLab(t, nil)
 	create(t, l.primary, "k")
@@ -115,7 +115,7 @@ func TestDecrypt(t *testing.T) {
 			if dek, err := open("k", true, e); err != nil || !dek.Equal(deks[0]) {
 				t.Errorf("DEK differs: %v", err)
 			}
-			// Hadoop looks at the name where it guards something.
+			// Like Hadoop, the Ring compares the key's name only with key authorization.
 			for _, c := range []struct {
 				key    string
 				hasKey bool
@@ -157,8 +157,7 @@ func TestDecrypt(t *testing.T) {
 	}
 }
 
-// TestConcurrentDecrypts: what is looked up for the first of many is looked up
-// once.
+// TestConcurrentDecrypts: many requests at the same time look a version up once.
 func TestConcurrentDecrypts(t *testing.T) {
 	l := newLab(t, nil)
 	create(t, l.primary, "k")
@@ -181,8 +180,8 @@ func TestConcurrentDecrypts(t *testing.T) {
 	}
 }
 
-// TestDecryptsAreNotQueued: 64 requests are at the provider together, which can
-// then gather them into few calls to an HSM.
+// TestDecryptsAreNotQueued: 64 requests call the provider at the same time, so that it can combine them into few calls
+// of the HSM.
 func TestDecryptsAreNotQueued(t *testing.T) {
 	const together = 64
 	l := newLab(t, nil)
@@ -218,8 +217,8 @@ func TestDecryptsAreNotQueued(t *testing.T) {
 	wg.Wait()
 }
 
-// TestRollUnderLoad: whatever goes on beside it, what a roll has returned is in
-// force, and every EDEK can be opened.
+// TestRollUnderLoad: during other requests, a new version is used as soon as Roll has returned, and every EDEK can be
+// opened.
 func TestRollUnderLoad(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.QueueSize = 20 })
 	create(t, l.primary, "k")
@@ -255,7 +254,7 @@ func TestRollUnderLoad(t *testing.T) {
 	wg.Wait()
 }
 
-// TestServicePrimary: another KMS as the primary does the work itself.
+// TestServicePrimary: if the primary is another KMS, it makes, opens and re-encrypts EDEKs itself.
 func TestServicePrimary(t *testing.T) {
 	far := newFarKMS(t, "kms://http@far:9600/kms", "k")
 	r, err := New(config(t, far))
@@ -295,7 +294,7 @@ func TestServicePrimary(t *testing.T) {
 	}
 }
 
-// TestClosed: after Close nothing is served, and the queue's workers are gone.
+// TestClosed: after Close nothing is served, and the queue's workers have ended.
 func TestClosed(t *testing.T) {
 	l := newLab(t, nil)
 	create(t, l.primary, "k")

@@ -13,8 +13,8 @@ import (
 	"claviger/secret"
 )
 
-// TestReencryptBatchCalls counts: one call for each old version, one for the new
-// one over all that needs it, none for what is under it already.
+// TestReencryptBatchCalls counts the calls of the provider: one for each old version, and one for the new version.
+// EDEKs of the new version need no call.
 func TestReencryptBatchCalls(t *testing.T) {
 	for _, olds := range []int{0, 1, 3} {
 		for _, untouched := range []int{0, 10} {
@@ -35,7 +35,7 @@ func TestReencryptBatchCalls(t *testing.T) {
 					}
 				}
 				add(v.Name, untouched)
-				// Versions side by side or mixed, it costs the same.
+				// The number of calls does not depend on the order of the versions.
 				shuffle(t, len(es), func(i, j int) { es[i], es[j], deks[i], deks[j] = es[j], es[i], deks[j], deks[i] })
 
 				calls, blocks := l.primary.encrypts.Load(), l.primary.blocks.Load()
@@ -59,7 +59,7 @@ func TestReencryptBatchCalls(t *testing.T) {
 	}
 }
 
-// TestBatchLooksUpOnce: each distinct version, however they are mixed, even if nothing is cached.
+// TestBatchLooksUpOnce: a batch looks up each distinct version once, in any order, even without a cache.
 func TestBatchLooksUpOnce(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.CacheEnable = false })
 	create(t, l.primary, "k")
@@ -91,8 +91,7 @@ func shuffle(t *testing.T, n int, swap func(i, j int)) {
 	}
 }
 
-// checkReencrypted demands that out is es under the version: same order, same
-// DEK, same IV.
+// checkReencrypted checks that out has the DEKs and IVs of es, in the same order, under the version.
 func checkReencrypted(t testing.TB, by provider.BlockEncrypter, version string, es, out []claviger.EDEK,
 	deks []secret.Bytes) {
 	t.Helper()
@@ -113,8 +112,7 @@ func checkReencrypted(t testing.TB, by provider.BlockEncrypter, version string, 
 	}
 }
 
-// TestReencryptBatchRefused: one bad EDEK fails the batch, and what comes first
-// decides how.
+// TestReencryptBatchRefused: one bad EDEK fails the batch, with the error of the first bad EDEK.
 func TestReencryptBatchRefused(t *testing.T) {
 	l := newLab(t, func(c *Config) {
 		c.Policy = rules(t, append([]string{"key.acl.shut.GENERATE_EEK", "nobody"}, everything...)...)
@@ -176,8 +174,7 @@ func TestReencryptBatchRefused(t *testing.T) {
 	}
 }
 
-// TestReencryptWithoutKeyAuthorization: Hadoop's order of errors, but never a
-// DEK of one key under another.
+// TestReencryptWithoutKeyAuthorization: the errors have Hadoop's order, but no DEK of one key comes under another key.
 func TestReencryptWithoutKeyAuthorization(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.KeyAuthorization = false })
 	create(t, l.primary, "k")
@@ -200,7 +197,7 @@ func TestReencryptWithoutKeyAuthorization(t *testing.T) {
 	checkReencrypted(t, l.primary.Provider, "k@1", es, []claviger.EDEK{out}, deks)
 }
 
-// TestBatchModel compares random batches with what must come out of them.
+// TestBatchModel compares the results of random batches with the expected results.
 func TestBatchModel(t *testing.T) {
 	l := newLab(t, nil)
 	names := []string{create(t, l.primary, "k").Name}

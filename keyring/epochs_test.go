@@ -18,8 +18,7 @@ import (
 	"claviger/secret"
 )
 
-// sharedKeys counts the changes of a provider that two rings have. Its notices
-// come only when the test says so.
+// sharedKeys counts the changes of a provider that two Rings share. It sends notices only when the test says so.
 type sharedKeys struct {
 	provider.Provider
 	provider.BlockEncrypter
@@ -48,8 +47,8 @@ func (s *sharedKeys) Roll(ctx context.Context, key string, m secret.Bytes) (clav
 
 func (s *sharedKeys) Epoch(context.Context, string) (int64, error) {
 	s.asked.Add(1)
-	epoch := s.epoch.Load() // before the delay: an answer is as old as it can be
-	time.Sleep(s.slow)      // how long the store takes
+	epoch := s.epoch.Load() // read before the delay, so that the answer is as old as possible
+	time.Sleep(s.slow)
 	if err := s.fail.Load(); err != nil {
 		return 0, *err
 	}
@@ -87,8 +86,8 @@ func (s *sharedKeys) ring(t *testing.T) *Ring {
 	return r
 }
 
-// TestRollElsewhere: what needs a key's current version serves no old one after a
-// roll at another node has returned, though no notice comes.
+// TestRollElsewhere: after a roll at another node has returned, a request that needs the current version never uses the
+// old one, even without a notice.
 func TestRollElsewhere(t *testing.T) {
 	ctx := t.Context()
 	s := newShared(t)
@@ -127,9 +126,9 @@ func TestRollElsewhere(t *testing.T) {
 	}
 }
 
-// TestEpochIsAskedTogether: requests share questions, and none gets an answer
-// that was asked for before it came.
-func TestEpochIsAskedTogether(t *testing.T) {
+// TestEpochReadsAreShared: requests share readings of the epoch, and no request uses a reading that began before the
+// request.
+func TestEpochReadsAreShared(t *testing.T) {
 	ctx := t.Context()
 	s := newShared(t)
 	s.slow = 5 * time.Millisecond
@@ -167,8 +166,7 @@ func TestEpochIsAskedTogether(t *testing.T) {
 	dek.Wipe()
 }
 
-// TestEpochUnknown: where the store can't tell, nothing old is served, and
-// decrypts go on.
+// TestEpochUnknown: if the store does not return the epoch, no old version is used, and decrypts are served.
 func TestEpochUnknown(t *testing.T) {
 	ctx := t.Context()
 	s := newShared(t)
@@ -199,8 +197,8 @@ func TestEpochUnknown(t *testing.T) {
 	wantKind(t, err, claviger.Unavailable)
 }
 
-// TestHeed: a notice drains queue and caches, of one key or of all.
-func TestHeed(t *testing.T) {
+// TestHandleNotice: a notice empties the queue and the caches, for one key or for all keys.
+func TestHandleNotice(t *testing.T) {
 	ctx := t.Context()
 	s := newShared(t)
 	r := s.ring(t)
@@ -211,7 +209,7 @@ func TestHeed(t *testing.T) {
 			if _, err := r.Generate(ctx, u, k, 1); err != nil {
 				t.Fatal(err)
 			}
-			// A refill in the background remembers the key again.
+			// A refill of the queue in the background caches the key again.
 			for limit := time.Now().Add(10 * time.Second); r.queue.Len(k) < r.cfg.QueueSize/2 &&
 				time.Now().Before(limit); {
 				time.Sleep(time.Millisecond)
@@ -249,8 +247,8 @@ func TestHeed(t *testing.T) {
 	}
 }
 
-// TestLease: what is cached is used while the store is heard from, and not once the lease is over; then it is used
-// again.
+// TestLease: cached keys are used while the store sends notices, not after the end of the lease, and again when the
+// store sends notices again.
 func TestLease(t *testing.T) {
 	ctx := t.Context()
 	s := newShared(t)

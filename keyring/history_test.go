@@ -12,7 +12,7 @@ import (
 	"claviger/provider"
 )
 
-// journal is what migrations have written.
+// journal is a History in memory, with the records of migrations.
 type journal struct {
 	mu      sync.Mutex
 	list    []Origin
@@ -35,7 +35,7 @@ func (j *journal) Alias(_ context.Context, name string) (string, bool, error) {
 	return here, ok, j.fail
 }
 
-// takeOver does what a migration does.
+// takeOver migrates a key and records that.
 func (j *journal) takeOver(t testing.TB, from provider.Reader, to provider.Importer, key string) {
 	t.Helper()
 	ms, err := from.Metadata(t.Context(), key)
@@ -102,12 +102,12 @@ func TestOtherSpellings(t *testing.T) {
 			t.Errorf("invalidate: %v", err)
 		}
 	}
-	// The rules are those of the key.
+	// The rules of the key apply.
 	_, err := l.Generate(t.Context(), caller("bob"), "K", 1)
 	wantKind(t, err, claviger.KeyDenied)
 	_, err = l.Current(t.Context(), caller("bob"), "K")
 	wantKind(t, err, claviger.KeyDenied)
-	// Only the key's own name deletes it.
+	// A key is deleted only by its own name.
 	wantKind(t, l.Delete(t.Context(), nn, "K"), claviger.KeyNotFound)
 	// Another name is no spelling of the key.
 	_, err = l.Generate(t.Context(), nn, "kk", 1)
@@ -176,7 +176,7 @@ func keepsQueue(t *testing.T, l *lab, user claviger.Caller, spelling string) err
 	return err
 }
 
-// TestMissingByTheJournal: an error "not found" has the facts that the journal has about the key.
+// TestMissingByTheJournal: an error "not found" includes what the journal has about the key.
 func TestMissingByTheJournal(t *testing.T) {
 	l := softLab(t, func(c *Config) { c.History = &journal{} })
 	j, _ := l.cfg.History.(*journal)
@@ -240,7 +240,7 @@ func TestMissingByTheJournal(t *testing.T) {
 			t.Errorf("%q", c.err)
 		}
 	}
-	// However many ask for what is not there, the journal is read now and then.
+	// Many requests for missing keys do not read the journal each time.
 	before := j.reads
 	for range 100 {
 		wantKind(t, generate("unheard"), claviger.KeyNotFound)
@@ -248,17 +248,17 @@ func TestMissingByTheJournal(t *testing.T) {
 	if n := j.reads - before; n > 3 {
 		t.Errorf("the journal was read %d times", n)
 	}
-	// A journal that cannot be read spoils no answer; it does keep keys from being
-	// made under names that it may know.
+	// If the journal cannot be read, other requests are answered, but no key is made, because the journal may have its
+	// name.
 	j.fail = claviger.E("journal", claviger.Unavailable, "", nil)
 	l.origins.forget()
 	_, err := l.Create(t.Context(), u, provider.Spec{Name: "new"})
 	wantKind(t, err, claviger.Unavailable)
 }
 
-// TestMissingIsAskedForAgain: that a source has no such version is said by its answer to this
-// very request. It may have rolled to it since the last, and "not found" is final for a client.
-func TestMissingIsAskedForAgain(t *testing.T) {
+// TestMissingIsNotCached: the answer that a source has no such version is not cached. The source may have rolled to the
+// version since, and a client does not retry after "not found".
+func TestMissingIsNotCached(t *testing.T) {
 	l, far := withSource(t, nil, "k")
 	es, _ := made(t, far.blocks, "k@0", 1)
 	e := es[0]

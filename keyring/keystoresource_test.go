@@ -9,9 +9,9 @@ import (
 	"claviger/provider/memory"
 )
 
-// TestLostVersionsOfAKeystoreAreNotSilence: whether a source that encrypts blocks has a version is read, without a use
-// of the key. Keys that its token has lost open no breaker, so that its other keys are served.
-func TestLostVersionsOfAKeystoreAreNotSilence(t *testing.T) {
+// TestLostVersionsOfAKeystore: whether a keystore source has a version is read without a use of the key. Keys that its
+// token has lost do not open the breaker, so its other keys are served.
+func TestLostVersionsOfAKeystore(t *testing.T) {
 	store := &counting{Provider: memory.New(memory.Config{URI: "pkcs11:token=old", SequentialIDs: true})}
 	t.Cleanup(func() { _ = store.Provider.Close() })
 	create(t, store, "k")
@@ -47,7 +47,7 @@ func TestLostVersionsOfAKeystoreAreNotSilence(t *testing.T) {
 	}
 }
 
-// TestNoMaterialCostsAKMSOneCall: a KMS is called for an EDEK without material too, and needs no second call.
+// TestNoMaterialCostsAKMSOneCall: a KMS source is called once for an EDEK without material.
 func TestNoMaterialCostsAKMSOneCall(t *testing.T) {
 	l, far := withSource(t, nil, "k")
 	e := claviger.EDEK{Version: "k@0", IV: make([]byte, claviger.IVSize)}

@@ -11,34 +11,34 @@ import (
 	"claviger/metastore/sqlite"
 )
 
-// awayUses is a store of last uses that may be away, and counts its questions.
-type awayUses struct {
+// downUses is a store of last uses that may be down, and counts the calls of NeverUsed.
+type downUses struct {
 	*sqlite.Store
-	away  atomic.Bool
-	asked atomic.Int64
+	down  atomic.Bool
+	calls atomic.Int64
 }
 
-func (a *awayUses) NeverUsed(ctx context.Context, version string) (bool, error) {
-	a.asked.Add(1)
-	if a.away.Load() {
+func (a *downUses) NeverUsed(ctx context.Context, version string) (bool, error) {
+	a.calls.Add(1)
+	if a.down.Load() {
 		return false, claviger.Errorf("test", claviger.Unavailable, version, "away")
 	}
 	return a.Store.NeverUsed(ctx, version)
 }
 
-func (a *awayUses) Touch(ctx context.Context, uses []metastore.LastUse) error {
-	if a.away.Load() {
+func (a *downUses) Touch(ctx context.Context, uses []metastore.LastUse) error {
+	if a.down.Load() {
 		return claviger.Errorf("test", claviger.Unavailable, "", "away")
 	}
 	return a.Store.Touch(ctx, uses)
 }
 
-// TestUsedVersionWithoutTheStore: a version that is in memory, and that may have been used by whichever node, is served
-// while the store cannot be reached, even if this process has not used it yet. One that was certainly never used is
-// not: its use could not be written first.
+// TestUsedVersionWithoutTheStore: while the store is down, a version in memory is served if any node may have used it
+// before, even if this process has not. A version that was certainly never used is not served, because its first use
+// must be recorded first.
 func TestUsedVersionWithoutTheStore(t *testing.T) {
 	ctx := t.Context()
-	store := &awayUses{Store: openStore(t)}
+	store := &downUses{Store: openStore(t)}
 	l := newLab(t, func(c *Config) { c.LastUses, c.Numbers = store, store })
 	edeks := map[string]claviger.EDEK{}
 	for _, key := range []string{"used", "old", "new"} {
@@ -46,10 +46,10 @@ func TestUsedVersionWithoutTheStore(t *testing.T) {
 		version := versionOf(t, l, key)
 		es, _ := made(t, l.primary.Provider, version, 1)
 		edeks[key] = es[0]
-		if key != "old" { // which is older than the record
+		if key != "old" { // "old" is older than the record of uses
 			numbered(t, store.Store, key, 0)
 		}
-		if key == "used" { // at another node
+		if key == "used" { // another node has used it
 			err := store.Store.Touch(ctx, []metastore.LastUse{{Version: version, Last: time.Now()}})
 			if err != nil {
 				t.Fatal(err)
@@ -62,8 +62,8 @@ func TestUsedVersionWithoutTheStore(t *testing.T) {
 			t.Errorf("%s was read, and counts as used here at %v", version, at)
 		}
 	}
-	store.away.Store(true)
-	asked := store.asked.Load()
+	store.down.Store(true)
+	before := store.calls.Load()
 	for _, key := range []string{"used", "old"} {
 		for range 3 {
 			if _, err := l.Decrypt(ctx, caller("u"), key, true, edeks[key]); err != nil {
@@ -71,8 +71,8 @@ func TestUsedVersionWithoutTheStore(t *testing.T) {
 			}
 		}
 	}
-	if n := store.asked.Load() - asked; n > 0 {
-		t.Errorf("the store was asked %d times for what cannot change", n)
+	if n := store.calls.Load() - before; n > 0 {
+		t.Errorf("the store was read %d times for what cannot change", n)
 	}
 	if _, err := l.Decrypt(ctx, caller("u"), "new", true, edeks["new"]); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("a first use that cannot be written: %v", err)
@@ -80,9 +80,9 @@ func TestUsedVersionWithoutTheStore(t *testing.T) {
 	if err := l.OpensFromMemory(); err != nil {
 		t.Error(err)
 	}
-	store.away.Store(false)
+	store.down.Store(false)
 	if _, err := l.Decrypt(ctx, caller("u"), "new", true, edeks["new"]); err != nil {
-		t.Errorf("the store is back: %v", err)
+		t.Errorf("the store is up again: %v", err)
 	}
 	if never, err := store.Store.NeverUsed(ctx, edeks["new"].Version); never || err != nil {
 		t.Errorf("after its first use: never used = %t, %v", never, err)

@@ -11,8 +11,8 @@ import (
 	"claviger/provider"
 )
 
-// TestNoEDEKsOfLostVersions: once a version proves to be lost, no EDEK that was made
-// under it beforehand is handed out: nobody could open it.
+// TestNoEDEKsOfLostVersions: once a version is known to be lost, no EDEK that was made under it before is returned,
+// because nobody could open it.
 func TestNoEDEKsOfLostVersions(t *testing.T) {
 	l := newLab(t, nil)
 	create(t, l.primary, "k")
@@ -38,7 +38,7 @@ func TestNoEDEKsOfLostVersions(t *testing.T) {
 	wantKind(t, err, claviger.Unavailable)
 }
 
-// losing is a provider that finds out by itself what it has lost.
+// losing is a provider that reports by itself which keys it has lost.
 type losing struct {
 	*counting
 	lost func(key string)
@@ -46,9 +46,9 @@ type losing struct {
 
 func (p *losing) OnLost(f func(key string)) { p.lost = f }
 
-// TestLostVersionsAreTold: no EDEK of a lost version is handed out, even if no request has asked for that version since
-// it was lost.
-func TestLostVersionsAreTold(t *testing.T) {
+// TestLostVersionsAreReported: no EDEK of a lost version is returned, even if no request has used that version since it
+// was lost.
+func TestLostVersionsAreReported(t *testing.T) {
 	var primary *losing
 	l := newLab(t, func(c *Config) {
 		primary = &losing{counting: c.Primary.(*counting)}
@@ -70,9 +70,8 @@ func TestLostVersionsAreTold(t *testing.T) {
 	wantKind(t, err, claviger.Unavailable)
 }
 
-// TestConflictIsNotReencrypted: a key was migrated, and rolled at its source since, so
-// that one name is two versions. What comes out of the source's EDEK here is no DEK, and
-// does not take its place.
+// TestConflictIsNotReencrypted: a migrated key was rolled at its source since, so one name is two versions. The
+// source's EDEK opens here to a wrong DEK, which is not re-encrypted.
 func TestConflictIsNotReencrypted(t *testing.T) {
 	s := newShadowLab(t, migrated, "present", "payroll", false)
 	v, err := s.primary.Current(t.Context(), "payroll")
@@ -83,7 +82,7 @@ func TestConflictIsNotReencrypted(t *testing.T) {
 		t.Fatal(err)
 	}
 	theirs := s.edek
-	theirs.Version = v.Name // as the source names the version that it has rolled to
+	theirs.Version = v.Name // the source's name of its new version
 	if _, err := s.Reencrypt(t.Context(), caller("nn"), "payroll", true, theirs); err != nil {
 		t.Fatalf("before anything is known: %v", err)
 	}

@@ -132,7 +132,7 @@ func TestRollRefused(t *testing.T) {
 	}
 }
 
-// TestMaterialIsWithheld from who lacks GET, and what is shown is a copy.
+// TestMaterialIsWithheld: material is shown only with the right GET, and is a copy.
 func TestMaterialIsWithheld(t *testing.T) {
 	l := newLab(t, func(c *Config) {
 		c.Policy = rules(t, append([]string{"hadoop.kms.acl.GET", "reader"}, everything...)...)
@@ -162,7 +162,7 @@ func TestMaterialIsWithheld(t *testing.T) {
 		}
 		return v.Material
 	}
-	read().Wipe() // as a face does when it has answered
+	read().Wipe() // as the API does after its answer
 	if got := read(); !got.Equal(bytes.Repeat([]byte{9}, 16)) {
 		t.Error("what is remembered was wiped by a caller")
 	}
@@ -176,9 +176,8 @@ func TestMaterialIsWithheld(t *testing.T) {
 	}
 }
 
-// TestSlowCreateHoldsUpNobody: an HSM that takes its time over one key is in the
-// way of no other key, and of no reader.
-func TestSlowCreateHoldsUpNobody(t *testing.T) {
+// TestSlowCreateBlocksNoOthers: while an HSM makes one key slowly, other keys can be made and all keys can be read.
+func TestSlowCreateBlocksNoOthers(t *testing.T) {
 	l := newLab(t, nil)
 	begun, release := make(chan struct{}), make(chan struct{})
 	var creating atomic.Int64
@@ -214,7 +213,7 @@ func TestSlowCreateHoldsUpNobody(t *testing.T) {
 	if m, err := l.Metadata(ctx, caller("u"), "slow"); err != nil || m != nil {
 		t.Errorf("%v, %v", m, err)
 	}
-	// The same key waits for its turn, and no longer than its caller.
+	// A request for the same key waits until the first has ended, or until its context ends.
 	short, cancelShort := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancelShort()
 	_, err := l.Create(short, caller("u"), provider.Spec{Name: "slow"})
@@ -232,8 +231,8 @@ func TestSlowCreateHoldsUpNobody(t *testing.T) {
 	}
 }
 
-// TestFailedRollIsForgotten: a roll that failed towards us may have been done.
-func TestFailedRollIsForgotten(t *testing.T) {
+// TestFailedRollDropsCache: a roll that returned an error may have been done, so the cached version is dropped.
+func TestFailedRollDropsCache(t *testing.T) {
 	primary := &counting{Provider: memory.New(memory.Config{SequentialIDs: true})}
 	t.Cleanup(func() { _ = primary.Provider.Close() })
 	l := newLab(t, func(c *Config) { c.Primary = &lostAnswer{primary} })
@@ -247,7 +246,7 @@ func TestFailedRollIsForgotten(t *testing.T) {
 	}
 }
 
-// lostAnswer rolls, and its answer gets lost.
+// lostAnswer is a provider that rolls a key and then returns an error.
 type lostAnswer struct{ *counting }
 
 func (p *lostAnswer) RollIf(ctx context.Context, key string, material secret.Bytes,

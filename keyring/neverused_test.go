@@ -15,16 +15,17 @@ import (
 	"claviger/provider"
 )
 
-// TestDeletedVersionOfTwoKeys: a version that was used here, and is gone, has the name of one that its source has
-// rolled to, before or since. No EDEK of that name is opened or re-encrypted by a guess, through a restart and a purge,
-// until an operator decides; and once the key is back it is in conflict. If the version was never used here, the EDEKs
-// are the source's alone.
+// TestDeletedVersionOfTwoKeys: a version that was used here was deleted, and the source has rolled to a version of the
+// same name. No EDEK of that name is opened or re-encrypted until an operator decides, also after a restart and a
+// purge. If the key is undeleted, it is in conflict. If the version was never used here, the EDEKs belong to the
+// source's version.
 func TestDeletedVersionOfTwoKeys(t *testing.T) {
 	type row struct {
-		used   bool
-		source string // "has it", "lost it", "made anew" with a version of that name, "silent"
-		word   string // the operator's: "", "ours", "theirs"
-		opens  string // as TestShadowing writes it; "ok" is the source's DEK
+		used bool
+		// The source "has it", "lost it", has another key with such a version ("made anew"), or is "silent".
+		source   string
+		decision string // the operator's: "", "ours", "theirs"
+		opens    string // an outcome of TestShadowing; "ok" is the source's DEK
 	}
 	for _, r := range []row{
 		{false, "has it", "", "ok"},
@@ -39,31 +40,32 @@ func TestDeletedVersionOfTwoKeys(t *testing.T) {
 		{true, "silent", "ours", "404"},
 		{true, "has it", "theirs", "ok"},
 	} {
-		for _, compared := range []bool{false, true} { // before the key is deleted
+		for _, compared := range []bool{false, true} { // the sources were compared before the key was deleted
 			for _, gone := range []string{"deleted", "purged", "made again", "purged, made again"} {
-				name := fmt.Sprintf("used=%t/%s/%s/compared=%t/%s", r.used, r.source, r.word, compared, gone)
+				name := fmt.Sprintf("used=%t/%s/%s/compared=%t/%s", r.used, r.source, r.decision, compared, gone)
 				t.Run(name, func(t *testing.T) {
-					oneDeletedVersion(t, r.used, compared, gone, r.source, r.word,
-						r.opens)
+					oneDeletedVersion(t, r.used, compared, gone, r.source, r.decision, r.opens)
 				})
 			}
 		}
 	}
 }
 
-func oneDeletedVersion(t *testing.T, used, compared bool, gone, source, word, opens string) {
+func oneDeletedVersion(t *testing.T, used, compared bool, gone, source, decision, opens string) {
 	w, store := newRecorded(t)
 	w.delete(t, used, compared, gone)
 	w.restartOn(t, store)
 	w.changeSource(t, source)
-	w.cfg.Ours, w.cfg.Theirs = map[string]bool{w.shared: word == "ours"}, map[string]bool{w.shared: word == "theirs"}
+	w.cfg.Ours = map[string]bool{w.shared: decision == "ours"}
+	w.cfg.Theirs = map[string]bool{w.shared: decision == "theirs"}
 	for range 2 {
 		w.decryptsAs(t, source, opens)
-		w.reencryptsAs(t, gone, source, word, opens)
-		_ = w.CompareSources(t.Context()) // changes nothing of this
+		w.reencryptsAs(t, gone, source, decision, opens)
+		_ = w.CompareSources(t.Context()) // must not change these results
 	}
 	shown := w.CheckConflicts(t.Context()) != nil
-	if undecided := used && word == "" && (compared || source == "has it" && gone == "deleted"); undecided != shown {
+	undecided := used && decision == "" && (compared || source == "has it" && gone == "deleted")
+	if undecided != shown {
 		t.Errorf("readiness: %v", w.CheckConflicts(t.Context()))
 	}
 	if gone != "deleted" || source == "made anew" {
@@ -73,16 +75,16 @@ func oneDeletedVersion(t *testing.T, used, compared bool, gone, source, word, op
 		t.Fatal(err)
 	}
 	switch {
-	case word == "ours" && source == "has it":
-		w.opens(t, "back, by the operator's word", w.ours, w.mine)
-	case word != "ours" && (compared || source == "has it"):
-		w.refuses(t, "back")
+	case decision == "ours" && source == "has it":
+		w.opens(t, "undeleted, decided by the operator", w.ours, w.ourDEK)
+	case decision != "ours" && (compared || source == "has it"):
+		w.refuses(t, "undeleted")
 	}
 }
 
-// delete deletes the key here, after a use and a comparison where these are wanted; gone says whether it is purged,
-// too, and made again.
-func (w *twice) delete(t *testing.T, used, compared bool, gone string) {
+// delete deletes the key here. used: the key is used before. compared: the sources are compared before. gone says
+// whether the key is also purged, and migrated again.
+func (w *conflictLab) delete(t *testing.T, used, compared bool, gone string) {
 	t.Helper()
 	const key = "payroll"
 	if used {
@@ -101,13 +103,13 @@ func (w *twice) delete(t *testing.T, used, compared bool, gone string) {
 			t.Fatal(err)
 		}
 	}
-	if strings.HasSuffix(gone, "made again") { // as the next run of the migration does
+	if strings.HasSuffix(gone, "made again") { // by the next run of the migration
 		w.madeAgain(t)
 	}
 }
 
-// changeSource has the source do to its key what the word says.
-func (w *twice) changeSource(t *testing.T, source string) {
+// changeSource brings the source into the state that the test row names.
+func (w *conflictLab) changeSource(t *testing.T, source string) {
 	t.Helper()
 	const key = "payroll"
 	switch source {
@@ -130,8 +132,8 @@ func (w *twice) changeSource(t *testing.T, source string) {
 	}
 }
 
-// decryptsAs wants that the EDEKs under the shared name are opened by the source, or not: "ok", "503" or "404".
-func (w *twice) decryptsAs(t *testing.T, source, opens string) {
+// decryptsAs checks the outcome of decrypting the EDEKs under the shared name: "ok" (by the source), "503" or "404".
+func (w *conflictLab) decryptsAs(t *testing.T, source, opens string) {
 	t.Helper()
 	for what, e := range w.both() {
 		dek, err := w.decrypt(t, e)
@@ -143,18 +145,18 @@ func (w *twice) decryptsAs(t *testing.T, source, opens string) {
 		}
 		cure := "claviger.migration.theirs to " + w.shared
 		if err != nil && opens == "503" && source != "silent" && !strings.Contains(err.Error(), cure) {
-			t.Errorf("%v says nothing of what to do", err)
+			t.Errorf("%v does not have the cure", err)
 		}
 	}
 }
 
-// reencryptsAs wants that the source's EDEK is re-encrypted where decryptsAs wants it opened, and refused elsewhere.
-func (w *twice) reencryptsAs(t *testing.T, gone, source, word, opens string) {
+// reencryptsAs checks that the source's EDEK is re-encrypted if decryptsAs wants it opened, and is refused otherwise.
+func (w *conflictLab) reencryptsAs(t *testing.T, gone, source, decision, opens string) {
 	t.Helper()
 	out, err := w.reencryptOne(t, w.theirs)
 	want := map[string]string{"503": "no", "ok": "ok", "404": "404"}[opens]
 	switch {
-	case word == "ours": // no source is asked
+	case decision == "ours": // no source is called
 	case !strings.HasSuffix(gone, "made again"):
 		want = "none"
 	case source == "silent" && opens == "503":
@@ -168,29 +170,28 @@ func (w *twice) reencryptsAs(t *testing.T, gone, source, word, opens string) {
 	}
 }
 
-// TestUndeletedIntoAConflict: the source has rolled to a version of a deleted key, and nobody
-// has compared them since. The key comes back in conflict, whether the journal has noted it or not.
+// TestUndeletedIntoAConflict: the source has rolled to a version of a deleted key, and the sources were not compared
+// since. After its undeletion the key is in conflict, whether the journal has recorded the conflict or not.
 func TestUndeletedIntoAConflict(t *testing.T) {
-	for _, noted := range []bool{false, true} {
-		w := newTwice(t)
+	for _, recorded := range []bool{false, true} {
+		w := newConflictLab(t)
 		if err := w.Delete(t.Context(), caller("alice"), "payroll"); err != nil {
 			t.Fatal(err)
 		}
-		if noted {
+		if recorded {
 			w.past.mu.Lock()
 			w.past.list[0].TakenOver, w.past.list[0].Rolled = false, 2
 			w.past.mu.Unlock()
 			w.origins.forget()
 		}
 		if err := w.Undelete(t.Context(), caller("root"), "payroll", ""); err != nil {
-			t.Fatalf("noted=%t: %v", noted, err)
+			t.Fatalf("recorded=%t: %v", recorded, err)
 		}
-		w.refuses(t, fmt.Sprintf("noted=%t", noted))
+		w.refuses(t, fmt.Sprintf("recorded=%t", recorded))
 	}
 }
 
-// TestConflictCure: a key is to be deleted for a conflict only where no version of it was ever
-// used here.
+// TestConflictCure: the cure of a conflict says to delete the key only if no version of it was ever used here.
 func TestConflictCure(t *testing.T) {
 	w, store := newRecorded(t)
 	w.compare(t)
@@ -211,7 +212,7 @@ func TestConflictCure(t *testing.T) {
 		}
 	}
 	says("never used", "delete the key here", "Do not delete")
-	// What is used is another version of the key.
+	// A use of another version of the key also counts.
 	if _, err := w.Generate(t.Context(), caller("alice"), "payroll", 1); err != nil {
 		t.Fatal(err)
 	}
@@ -220,47 +221,47 @@ func TestConflictCure(t *testing.T) {
 	w.compare(t)
 	says("used, after a restart", "Do not delete key payroll here", "delete the key here")
 
-	// Requests that are refused for it ask the store no more.
-	asked := &askedUses{Store: store}
-	w.cfg.LastUses = asked
+	// The answer "used" is cached: refused requests do not read the store again.
+	counted := &countedUses{Store: store}
+	w.cfg.LastUses = counted
 	for range 10 {
 		w.refuses(t, "again")
 	}
-	if n := asked.n.Load(); n > 0 {
-		t.Errorf("the store was asked %d times for what cannot change", n)
+	if n := counted.n.Load(); n > 0 {
+		t.Errorf("the store was read %d times for what cannot change", n)
 	}
 }
 
-// askedUses counts the questions after versions that were never used.
-type askedUses struct {
+// countedUses counts the calls of NeverUsed.
+type countedUses struct {
 	*sqlite.Store
 	n atomic.Int64
 }
 
-func (a *askedUses) NeverUsed(ctx context.Context, version string) (bool, error) {
+func (a *countedUses) NeverUsed(ctx context.Context, version string) (bool, error) {
 	a.n.Add(1)
 	return a.Store.NeverUsed(ctx, version)
 }
 
-// newRecorded is newTwice with a store that knows whether the version here was used.
-func newRecorded(t *testing.T) (*twice, *sqlite.Store) {
+// newRecorded is newConflictLab with a store that records whether the version here was used.
+func newRecorded(t *testing.T) (*conflictLab, *sqlite.Store) {
 	t.Helper()
 	store := openStore(t) // it outlives the ring
-	w := newTwice(t)
+	w := newConflictLab(t)
 	w.number(t, store, w.shared)
 	w.cfg.Settings, w.cfg.Numbers, w.cfg.LastUses = store, store, store
 	w.used = newLastUses(store, w.log)
 	return w, store
 }
 
-// number has the store give a version's number, as it does when the HSM provider makes one.
-func (w *twice) number(t *testing.T, store *sqlite.Store, version string) {
+// number makes the store assign a version's number, as it does when the HSM provider makes the version.
+func (w *conflictLab) number(t *testing.T, store *sqlite.Store, version string) {
 	t.Helper()
 	n, _ := claviger.VersionNumber(version)
 	numbered(t, store, "payroll", n)
 }
 
-// numbered has the store give a key's version that number, and then forget the making of it.
+// numbered makes the store assign the number to a version of the key, with an intent that is then dropped.
 func numbered(t *testing.T, store *sqlite.Store, key string, n int) {
 	t.Helper()
 	err := store.SkipNumbers(t.Context(), key, n)
@@ -276,8 +277,8 @@ func numbered(t *testing.T, store *sqlite.Store, key string, n int) {
 	}
 }
 
-// madeAgain takes the source's key over once more, under the next number.
-func (w *twice) madeAgain(t *testing.T) {
+// madeAgain migrates the source's key once more, under the next number.
+func (w *conflictLab) madeAgain(t *testing.T) {
 	t.Helper()
 	ms, err := w.far.Provider.Metadata(t.Context(), "payroll")
 	if err != nil {
@@ -293,8 +294,8 @@ func (w *twice) madeAgain(t *testing.T) {
 	w.forget("payroll")
 }
 
-// restartOn is a restart of a process that was killed, on the same store.
-func (w *twice) restartOn(t *testing.T, store *sqlite.Store) {
+// restartOn imitates a restart, on the same store, of a process that was killed.
+func (w *conflictLab) restartOn(t *testing.T, store *sqlite.Store) {
 	t.Helper()
 	w.queue.Close() // a refill reads what is replaced here
 	queue, err := eek.NewQueue(eek.QueueConfig{

@@ -12,19 +12,18 @@ import (
 	"claviger/secret"
 )
 
-// between is a Ring whose primary is changed between two readings: once, when the
-// call named is asked for the nth time, before it is answered. elsewhere: the primary
-// gives versions without metadata.
-func between(t *testing.T, elsewhere bool, call string, n int32, change func(*lab)) *lab {
+// changedAtCall returns a lab whose primary changes once: before it answers the nth call of that name. noMetadata: the
+// primary returns versions without metadata.
+func changedAtCall(t *testing.T, noMetadata bool, call string, n int32, change func(*lab)) *lab {
 	t.Helper()
 	l := newLab(t, func(c *Config) {
 		c.CacheEnable = false
 		c.Policy = rules(t, "key.acl.alices.ALL", "alice", "key.acl.mallorys.ALL", "mallory")
 	})
-	l.primary.elsewhere = elsewhere
-	var asked atomic.Int32
+	l.primary.noMetadata = noMetadata
+	var calls atomic.Int32
 	l.primary.before = func(_ context.Context, what string) error {
-		if what == call && asked.Add(1) == n {
+		if what == call && calls.Add(1) == n {
 			change(l)
 		}
 		return nil
@@ -32,7 +31,7 @@ func between(t *testing.T, elsewhere bool, call string, n int32, change func(*la
 	return l
 }
 
-// guardedBy makes key "k" under that ACL name, past the Ring, as another process does.
+// guardedBy makes key "k" with that ACL name in the primary, as another process does.
 func guardedBy(t *testing.T, l *lab, aclName string) claviger.KeyVersion {
 	t.Helper()
 	time.Sleep(2 * time.Millisecond) // two keys of one name differ in their times of creation, as outside tests
@@ -46,8 +45,8 @@ func guardedBy(t *testing.T, l *lab, aclName string) claviger.KeyVersion {
 	return v
 }
 
-// replaced returns what another process does to key "k": it deletes the key, and a user makes one of the name, guarded
-// by that ACL name.
+// replaced returns a change by another process: key "k" is deleted, and a user makes another key of the name, with that
+// ACL name.
 func replaced(t *testing.T, aclName string) func(*lab) {
 	return func(l *lab) {
 		if err := l.primary.Delete(t.Context(), "k"); err != nil {
@@ -65,7 +64,7 @@ func replacedAndRolled(t *testing.T, aclName string) func(*lab) {
 	}
 }
 
-// rolled rolls key "k", past the Ring.
+// rolled rolls key "k" in the primary, as another process does.
 func rolled(t *testing.T, l *lab) {
 	t.Helper()
 	if _, err := l.primary.Provider.Roll(t.Context(), "k", nil); err != nil {
@@ -73,9 +72,9 @@ func rolled(t *testing.T, l *lab) {
 	}
 }
 
-// TestRightsAndAnswerAreOfOneReading: whatever happens to a key between the
-// readings that a request makes of it, nobody is shown a key whose rules he was not
-// asked for. mallory asks each time, and may read keys of the ACL name mallorys.
+// TestRightsAndAnswerAreOfOneReading: a request may read a key several times, and the key may be replaced in between.
+// The user must never see a key whose rules were not checked. Each request is by mallory, who may read keys with the
+// ACL name mallorys.
 func TestRightsAndAnswerAreOfOneReading(t *testing.T) {
 	mallory := caller("mallory")
 	ops := map[string]func(l *lab) (shown bool, err error){
@@ -112,29 +111,29 @@ func TestRightsAndAnswerAreOfOneReading(t *testing.T) {
 	for name, op := range ops {
 		for _, call := range calls {
 			for i := range int32(8) {
-				elsewhere, n := i >= 4, i%4+1
+				noMetadata, n := i >= 4, i%4+1
 				for event, c := range map[string]struct {
-					before string // ACL name of the key that is there first; "" is none
+					before string // ACL name of the first key; "": none
 					change func(*lab)
-					now    string // whose key it is afterwards
+					after  string // ACL name of the key after the change
 				}{
 					"made":     {"", func(l *lab) { guardedBy(t, l, "alices") }, "alices"},
 					"replaced": {"mallorys", replaced(t, "alices"), "alices"},
 					"given":    {"alices", replaced(t, "mallorys"), "mallorys"},
 				} {
-					l := between(t, elsewhere, call, n, c.change)
+					l := changedAtCall(t, noMetadata, call, n, c.change)
 					if c.before != "" {
 						guardedBy(t, l, c.before)
 					}
 					shown, err := op(l)
 					if !shown {
-						continue // refused, or nothing was there yet
+						continue // refused, or there was no key yet
 					}
 					if err != nil {
 						t.Errorf("%s: an answer and %v", name, err)
 					}
-					// What was shown may be mallory's own key only, before or after.
-					if c.before != "mallorys" && c.now != "mallorys" {
+					// Only mallory's own key, before or after the change, may be shown.
+					if c.before != "mallorys" && c.after != "mallorys" {
 						t.Errorf("%s, the key %s at the %d. %s: mallory was shown a key of alice's", name, event, n,
 							call)
 					}
@@ -144,15 +143,16 @@ func TestRightsAndAnswerAreOfOneReading(t *testing.T) {
 	}
 }
 
-// TestMaterialIsOfTheKeyThatWasAsked: as above, with the material looked at.
-func TestMaterialIsOfTheKeyThatWasAsked(t *testing.T) {
+// TestMaterialIsOfTheCheckedKey: key material is that of the key whose rules were checked, even if the key is replaced
+// in between.
+func TestMaterialIsOfTheCheckedKey(t *testing.T) {
 	for _, call := range []string{"Metadata", "Current", "Versions", "Version"} {
 		for i := range int32(8) {
-			elsewhere, n := i >= 4, i%4+1
+			noMetadata, n := i >= 4, i%4+1
 			for _, old := range []string{"alices", "mallorys"} {
 				other := map[string]string{"alices": "mallorys", "mallorys": "alices"}[old]
 				var second claviger.KeyVersion
-				l := between(t, elsewhere, call, n, func(l *lab) {
+				l := changedAtCall(t, noMetadata, call, n, func(l *lab) {
 					replaced(t, other)(l)
 					second, _ = l.primary.Provider.Current(t.Context(), "k")
 				})
@@ -181,9 +181,9 @@ func TestMaterialIsOfTheKeyThatWasAsked(t *testing.T) {
 	}
 }
 
-// TestUseIsOfTheKeyThatWasAsked: version names begin again with a key that is made again. A user whose rights were
-// asked for the old key opens, makes and re-encrypts nothing under the new key.
-func TestUseIsOfTheKeyThatWasAsked(t *testing.T) {
+// TestUseIsOfTheCheckedKey: a new key of the same name may have the same version names. A user whose rights were
+// checked on the old key cannot open, make or re-encrypt EDEKs under the new key.
+func TestUseIsOfTheCheckedKey(t *testing.T) {
 	t.Run("decryption", func(t *testing.T) {
 		for _, cached := range []bool{false, true} {
 			decryptionWhileReplaced(t, cached)
@@ -192,8 +192,8 @@ func TestUseIsOfTheKeyThatWasAsked(t *testing.T) {
 	t.Run("re-encryption", reencryptionWhileReplaced)
 	t.Run("re-encryption while the DEK is open", reencryptionWhileOpen)
 	t.Run("queue", func(t *testing.T) {
-		// The EDEKs of the queue are guarded by the key that they were made under.
-		l := between(t, false, "EncryptBlocks", 1, replaced(t, "alices"))
+		// The rules of the key that made the EDEKs in the queue apply to them.
+		l := changedAtCall(t, false, "EncryptBlocks", 1, replaced(t, "alices"))
 		guardedBy(t, l, "mallorys")
 		es, err := l.Generate(t.Context(), caller("mallory"), "k", 1)
 		if err == nil {
@@ -205,7 +205,7 @@ func TestUseIsOfTheKeyThatWasAsked(t *testing.T) {
 func decryptionWhileReplaced(t *testing.T, cached bool) {
 	mallory := caller("mallory")
 	var hers claviger.EDEK
-	l := between(t, false, "EncryptBlocks", 1, func(l *lab) {
+	l := changedAtCall(t, false, "EncryptBlocks", 1, func(l *lab) {
 		replaced(t, "alices")(l)
 		es, _ := made(t, l.primary.Provider, "k@0", 1)
 		hers = es[0]
@@ -223,7 +223,7 @@ func decryptionWhileReplaced(t *testing.T, cached bool) {
 	if _, err := l.Decrypt(t.Context(), mallory, "k", true, e); err == nil {
 		t.Error("an EDEK was opened under the key of alice's")
 	}
-	// And with what is cached of the old key, against alice's own EDEK.
+	// The cache still has the old key. mallory must not open alice's EDEK with it.
 	_, err := l.Decrypt(t.Context(), mallory, "k", true, hers)
 	wantKind(t, err, claviger.KeyDenied)
 	if _, err := l.Decrypt(t.Context(), caller("alice"), "k", true, hers); err != nil {
@@ -231,10 +231,10 @@ func decryptionWhileReplaced(t *testing.T, cached bool) {
 	}
 }
 
-// reencryptionWhileReplaced: alice's EDEK must not come under mallory's key of the same name. k@0 is alice's, then the
-// key is deleted, and mallory makes and rolls one.
+// reencryptionWhileReplaced checks that alice's EDEK is not re-encrypted under mallory's key of the same name. k@0 is
+// alice's. Then her key is deleted, and mallory makes another key of the name and rolls it.
 func reencryptionWhileReplaced(t *testing.T) {
-	l := between(t, false, "Current", 1, replacedAndRolled(t, "mallorys"))
+	l := changedAtCall(t, false, "Current", 1, replacedAndRolled(t, "mallorys"))
 	guardedBy(t, l, "alices")
 	es, deks := made(t, l.primary.Provider, "k@0", 1)
 	out, err := l.Reencrypt(t.Context(), caller("mallory"), "k", true, es[0])
@@ -248,21 +248,21 @@ func reencryptionWhileReplaced(t *testing.T) {
 	notMallorys(t, l, out, deks[0])
 }
 
-// reencryptionWhileOpen: alice re-encrypts her own EDEK. Between its decryption and its encryption the key is deleted,
-// and mallory makes and rolls one of the name.
+// reencryptionWhileOpen: alice re-encrypts her own EDEK. Between the decryption and the encryption her key is deleted,
+// and mallory makes another key of the name and rolls it.
 func reencryptionWhileOpen(t *testing.T) {
-	l := between(t, false, "EncryptBlocks", 2, replacedAndRolled(t, "mallorys"))
+	l := changedAtCall(t, false, "EncryptBlocks", 2, replacedAndRolled(t, "mallorys"))
 	guardedBy(t, l, "alices")
 	rolled(t, l)
 	es, deks := made(t, l.primary.Provider, "k@0", 1)
 	out, err := l.Reencrypt(t.Context(), caller("alice"), "k", true, es[0])
 	if err == nil {
-		t.Errorf("alice's EDEK was re-encrypted under %s of a key that she did not ask for", out.Version)
+		t.Errorf("alice's EDEK was re-encrypted under %s, a version of mallory's key", out.Version)
 	}
 	notMallorys(t, l, out, deks[0])
 }
 
-// notMallorys wants that mallory cannot open an EDEK to alice's DEK.
+// notMallorys checks that mallory cannot open an EDEK to alice's DEK.
 func notMallorys(t *testing.T, l *lab, e claviger.EDEK, dek secret.Bytes) {
 	t.Helper()
 	if got, err := l.Decrypt(t.Context(), caller("mallory"), "k", true, e); err == nil && got.Equal(dek) {
@@ -270,9 +270,9 @@ func notMallorys(t *testing.T, l *lab, e claviger.EDEK, dek secret.Bytes) {
 	}
 }
 
-// TestChangesAreOfTheKeyThatWasAsked: another process deletes the key and makes one again after mallory's rights were
-// asked. He rolls and deletes nothing of alice's.
-func TestChangesAreOfTheKeyThatWasAsked(t *testing.T) {
+// TestChangesAreOfTheCheckedKey: after mallory's rights were checked, another process replaces the key by alice's key.
+// mallory cannot roll or delete alice's key.
+func TestChangesAreOfTheCheckedKey(t *testing.T) {
 	for what, change := range map[string]func(l *lab) error{
 		"roll": func(l *lab) error {
 			_, err := l.Roll(t.Context(), caller("mallory"), "k", make([]byte, 16))
@@ -280,7 +280,7 @@ func TestChangesAreOfTheKeyThatWasAsked(t *testing.T) {
 		},
 		"delete": func(l *lab) error { return l.Delete(t.Context(), caller("mallory"), "k") },
 	} {
-		l := between(t, false, "Change", 1, replaced(t, "alices"))
+		l := changedAtCall(t, false, "Change", 1, replaced(t, "alices"))
 		guardedBy(t, l, "mallorys")
 		wantKind(t, change(l), claviger.KeyDenied)
 		if vs, err := l.primary.Versions(t.Context(), "k"); err != nil || len(vs) != 1 {
@@ -289,15 +289,15 @@ func TestChangesAreOfTheKeyThatWasAsked(t *testing.T) {
 	}
 }
 
-// TestVersionWithoutMetadata: a version whose key has no metadata, so that it has no ACL
-// name, is guarded by the rules of the key's own name, and not by none.
+// TestVersionWithoutMetadata: a version whose key has no metadata has no ACL name. The rules of the key's own name
+// apply to it.
 func TestVersionWithoutMetadata(t *testing.T) {
 	l := newLab(t, func(c *Config) {
 		c.CacheEnable = false
 		c.Policy = rules(t, "key.acl.k.ALL", "alice", "key.acl.mallorys.ALL", "mallory")
 	})
 	guardedBy(t, l, "mallorys")
-	l.primary.elsewhere, l.primary.orphaned = true, true
+	l.primary.noMetadata, l.primary.orphaned = true, true
 	if v, err := l.Version(t.Context(), caller("mallory"), "k@0"); !claviger.Is(err, claviger.KeyDenied) {
 		t.Errorf("mallory was shown %v, %v", v, err)
 	}

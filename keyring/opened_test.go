@@ -10,25 +10,24 @@ import (
 	"claviger"
 )
 
-// awayKeys is sharedKeys whose store can be away: no version can be read then.
-type awayKeys struct {
+// downKeys is sharedKeys whose store may be down: then no version can be read.
+type downKeys struct {
 	*sharedKeys
-	away atomic.Bool
+	down atomic.Bool
 }
 
-func (k *awayKeys) Version(ctx context.Context, version string) (claviger.KeyVersion, error) {
-	if k.away.Load() {
-		return claviger.KeyVersion{}, claviger.Errorf("test", claviger.Unavailable, version, "the store is away")
+func (k *downKeys) Version(ctx context.Context, version string) (claviger.KeyVersion, error) {
+	if k.down.Load() {
+		return claviger.KeyVersion{}, claviger.Errorf("test", claviger.Unavailable, version, "the store is down")
 	}
 	return k.sharedKeys.Version(ctx, version)
 }
 
-// TestOpensFromMemory: a node that remembers nothing opens nothing without the store, nor one
-// that has refused each decrypt lately. One that goes on opening some does, whatever else is
-// asked of it.
+// TestOpensFromMemory: OpensFromMemory returns an error if the node has no version in memory, or if it has refused each
+// decrypt lately. If it has served some lately, there is no error, however many it has refused.
 func TestOpensFromMemory(t *testing.T) {
 	ctx := t.Context()
-	s := &awayKeys{sharedKeys: newShared(t)}
+	s := &downKeys{sharedKeys: newShared(t)}
 	create(t, s.sharedKeys, "k")
 	cfg := config(t, s)
 	cfg.Shared = s
@@ -41,47 +40,48 @@ func TestOpensFromMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cannot := func(what, want string) {
+	wantError := func(what, want string) {
 		t.Helper()
 		err := r.OpensFromMemory()
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", what, err, want)
 		}
 	}
-	decrypt := func(version string, well bool) {
+	decrypt := func(version string, opens bool) {
 		t.Helper()
 		e := es[0]
 		e.Version = version
 		dek, err := r.Decrypt(ctx, caller("u"), "k", true, e)
-		if (err == nil) != well {
+		if (err == nil) != opens {
 			t.Fatalf("%s: %v", version, err)
 		}
 		dek.Wipe()
 	}
 	r.versions.dropAll(func(string) bool { return true })
-	cannot("after the start", "no key version")
-	s.away.Store(true)
+	wantError("after the start", "no key version")
+	s.down.Store(true)
 	for range 3 {
 		decrypt(es[0].Version, false)
 	}
-	s.away.Store(false)
+	s.down.Store(false)
 	decrypt(es[0].Version, true)
-	cannot("a version in memory", "")
-	s.away.Store(true)
+	wantError("a version in memory", "")
+	s.down.Store(true)
 	decrypt(es[0].Version, true)
 	for range 5 {
 		decrypt("k@77", false)
 	}
-	cannot("others are refused, one was served a moment ago", "")
+	wantError("others are refused, one was served a moment ago", "")
 	r.opened.well.Store(time.Now().Add(-openedHolds).UnixMilli())
-	cannot("all were refused lately", "the last 5 decrypts needed the metastore and failed; the last one was served ")
+	wantError("all were refused lately",
+		"the last 5 decrypts needed the metastore and failed; the last one was served ")
 	decrypt(es[0].Version, true)
 	r.opened.well.Store(time.Now().Add(-openedHolds).UnixMilli())
 	decrypt("k@77", false)
-	cannot("one was refused lately", "")
+	wantError("one was refused lately", "")
 	decrypt("k@77", false)
 	decrypt("k@77", false)
-	cannot("three were", "the last 3 decrypts")
+	wantError("three were", "the last 3 decrypts")
 	r.opened.well.Store(0)
-	cannot("none was ever served", "none was served since the start")
+	wantError("none was ever served", "none was served since the start")
 }

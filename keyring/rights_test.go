@@ -17,7 +17,7 @@ import (
 type recordedLab struct {
 	*lab
 	t    *testing.T
-	edek claviger.EDEK // the last that was generated under ka
+	edek claviger.EDEK // the last one that was made under the key ka
 }
 
 func (l *recordedLab) names(c claviger.Caller) error { _, err := l.Names(l.t.Context(), c); return err }
@@ -119,7 +119,7 @@ const noError = claviger.Kind(-1)
 
 // recordedStep is one request of the recording.
 type recordedStep struct {
-	name string // of the recording
+	name string // of the request in the recording
 	user string
 	do   func(claviger.Caller) error
 	kind claviger.Kind

@@ -74,13 +74,13 @@ func rules(t testing.TB, pairs ...string) func() *authz.Policy {
 	return func() *authz.Policy { return p }
 }
 
-// everything is the rules of Hadoop's shipped kms-acls.xml: all is open.
+// everything is the rules of the kms-acls.xml that Hadoop ships: everybody may do everything.
 var everything = []string{
 	"default.key.acl.MANAGEMENT", "*", "default.key.acl.GENERATE_EEK", "*",
 	"default.key.acl.DECRYPT_EEK", "*", "default.key.acl.READ", "*",
 }
 
-// recordedRules are those under which the recorded audit log was written.
+// recordedRules returns the rules of the KMS whose audit log was recorded.
 func recordedRules(t *testing.T) func() *authz.Policy {
 	t.Helper()
 	text, err := os.ReadFile("testdata/acl-kms-acls.xml")
@@ -108,7 +108,7 @@ func caller(user string) claviger.Caller {
 		RequestID: "1"}
 }
 
-// counting counts what a provider is asked for.
+// counting counts the calls of a provider.
 type counting struct {
 	*memory.Provider
 	encrypts, blocks             atomic.Int64
@@ -116,13 +116,13 @@ type counting struct {
 
 	before func(ctx context.Context, call string) error // nil: nothing
 
-	elsewhere bool // versions come without metadata, as from another KMS
-	orphaned  bool // there is no metadata of any key, as in a keystore from which the entry was taken
+	noMetadata bool // versions have no metadata, as those from another KMS
+	orphaned   bool // no key has metadata, as in a keystore whose entry with the metadata was removed
 }
 
-// strip takes away what another KMS does not give.
+// strip removes the metadata of a version if noMetadata is set.
 func (p *counting) strip(v claviger.KeyVersion, err error) (claviger.KeyVersion, error) {
-	if p.elsewhere {
+	if p.noMetadata {
 		v.Of = nil
 	}
 	return v, err
@@ -213,16 +213,16 @@ func (p *counting) Create(ctx context.Context, s provider.Spec) (claviger.KeyVer
 	return p.Provider.Create(ctx, s)
 }
 
-// farKMS is another KMS: it opens EDEKs and lets nobody near its keys. Its
-// address is that of a listener of the test, or nobody's.
+// farKMS is another KMS: it opens EDEKs and does not show its key material. Its address is that of a listener in the
+// test, or an address at which no process listens.
 type farKMS struct {
 	provider.Provider
 	blocks provider.BlockEncrypter
 	uri    string
 
-	mu    sync.Mutex
-	asked []string // "as/version/count" of each Unwrap
-	fail  func(ctx context.Context) error
+	mu   sync.Mutex
+	seen []string // "as/version/count" of each Unwrap
+	fail func(ctx context.Context) error
 }
 
 func newFarKMS(t testing.TB, uri string, keys ...string) *farKMS {
@@ -253,7 +253,7 @@ func (k *farKMS) at(ctx context.Context) error {
 }
 
 func (k *farKMS) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
-	k.note("metadata/" + names[0])
+	k.record("metadata/" + names[0])
 	if err := k.at(ctx); err != nil {
 		return nil, err
 	}
@@ -268,7 +268,7 @@ func (k *farKMS) Keys(ctx context.Context) ([]string, error) {
 }
 
 func (k *farKMS) Version(ctx context.Context, version string) (claviger.KeyVersion, error) {
-	k.note("version/" + version)
+	k.record("version/" + version)
 	if err := k.at(ctx); err != nil {
 		return claviger.KeyVersion{}, err
 	}
@@ -287,7 +287,7 @@ func (k *farKMS) Generate(ctx context.Context, key string, n int) ([]claviger.ED
 }
 
 func (k *farKMS) Unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
-	k.note(fmt.Sprintf("%s/%s/%d", as, edeks[0].Version, len(edeks)))
+	k.record(fmt.Sprintf("%s/%s/%d", as, edeks[0].Version, len(edeks)))
 	if err := k.at(ctx); err != nil {
 		return nil, err
 	}
@@ -304,7 +304,7 @@ func (k *farKMS) Unwrap(ctx context.Context, key, as string, edeks []claviger.ED
 }
 
 func (k *farKMS) Reencrypt(ctx context.Context, key string, edeks []claviger.EDEK) ([]claviger.EDEK, error) {
-	k.note(fmt.Sprintf("reencrypt/%s/%d", key, len(edeks)))
+	k.record(fmt.Sprintf("reencrypt/%s/%d", key, len(edeks)))
 	v, err := k.Current(ctx, key)
 	if err != nil {
 		return nil, err
@@ -312,23 +312,23 @@ func (k *farKMS) Reencrypt(ctx context.Context, key string, edeks []claviger.EDE
 	return eek.Reencrypt(ctx, k.blocks, k.blocks, v.Name, edeks)
 }
 
-func (k *farKMS) note(s string) {
+func (k *farKMS) record(s string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.asked = append(k.asked, s)
+	k.seen = append(k.seen, s)
 }
 
-// calls returns what was asked since the last calls.
+// calls returns the calls since the last call of calls.
 func (k *farKMS) calls() []string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	calls := k.asked
-	k.asked = nil
+	calls := k.seen
+	k.seen = nil
 	return calls
 }
 
-// blackhole is the address of a listener that takes connections and says
-// nothing.
+// blackhole starts a listener that accepts connections and never answers. It returns a function that calls the
+// listener.
 func blackhole(t testing.TB) func(ctx context.Context) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -398,7 +398,7 @@ func config(t testing.TB, primary provider.Provider) Config {
 	}
 }
 
-// edeks makes n EDEKs by means of the Ring, and tells their DEKs.
+// edeks makes n EDEKs through the Ring, and returns them with their DEKs.
 func (l *lab) edeks(t testing.TB, key string, n int) ([]claviger.EDEK, []secret.Bytes) {
 	t.Helper()
 	es, err := l.Generate(t.Context(), caller("maker"), key, n)
@@ -417,7 +417,7 @@ func opened(t testing.TB, by provider.BlockEncrypter, es []claviger.EDEK) []secr
 	return deks
 }
 
-// made makes n EDEKs of the version behind the Ring's back.
+// made makes n EDEKs of the version without the Ring, and returns them with their DEKs.
 func made(t testing.TB, by provider.BlockEncrypter, version string, n int) ([]claviger.EDEK, []secret.Bytes) {
 	t.Helper()
 	es, err := eek.Generate(t.Context(), by, version, 16, n, nil)
@@ -437,7 +437,7 @@ func wantKind(t testing.TB, err error, kind claviger.Kind) {
 	}
 }
 
-// text is what a caller is shown of an error.
+// text returns the text of an error that the caller sees.
 func text(t testing.TB, err error) string {
 	t.Helper()
 	e, ok := err.(*claviger.Error)

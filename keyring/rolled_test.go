@@ -7,9 +7,8 @@ import (
 	"time"
 )
 
-// TestRolledAtAnOpaqueSource: a migrated key whose source names no versions by numbers, as
-// a Key Trustee KMS, and has rolled it since, is told, once in the log. Its old and new
-// EDEKs open through the source.
+// TestRolledAtAnOpaqueSource: a source with opaque ids, such as a Key Trustee KMS, has rolled a migrated key. The key
+// is reported, once in the log, and the source opens EDEKs of its old and new versions.
 func TestRolledAtAnOpaqueSource(t *testing.T) {
 	s := newShadowLab(t, migrated, "present", "payroll", false)
 	s.record(func(o *Origin) { o.Counted = 1 }) // and Numbered is false
@@ -18,7 +17,7 @@ func TestRolledAtAnOpaqueSource(t *testing.T) {
 	check := func(when string, want bool) {
 		t.Helper()
 		s.origins.forget()
-		_ = s.CompareSources(t.Context()) // a source that does not answer is told by a check of its own
+		_ = s.CompareSources(t.Context()) // another check reports a source that does not answer
 		err := s.CheckRolled(t.Context())
 		if (err != nil) != want || want &&
 			!strings.Contains(err.Error(), "key payroll of "+farURI+" (1 versions when it was migrated, 1 more now)") {

@@ -46,25 +46,25 @@ const (
 	endedNever  = "journal names it, never taken over, finished"
 	softly      = "migrated, deleted softly"
 	purged      = "migrated, purged"
-	before      = "made here before the source was named"
+	before      = "made here before the source was configured"
 	// The source's EDEK is under a version whose number the key here has too.
 	beforeSame = "made here before, same version"
 	inJournal  = "journal names it, source not configured"
 )
 
-// shadowRow is a line of TestShadowing's table.
+// shadowRow is a row of TestShadowing's table.
 type shadowRow struct {
-	here string // what became of "payroll" here
-	// "present", "absent" (it answers, and has no such key), "silent", "refusing", "gone" (not
-	// configured), "newer" (it has another key of the name, which carol has made since)
+	here string // the state of the name "payroll" here
+	// The state of the source: "present" (it has the key), "absent" (it does not have the key), "silent" (it does not
+	// answer), "refusing", "gone" (not configured), "newer" (carol has made another key of the name there since).
 	source string
-	spelt  string // the name in the request: "payroll", or "Payroll" of a source that folds case
-	// What bob gets, who may do anything with ACL name scratch.
+	spelt  string // the name in the request: "payroll", or "Payroll" at a source that folds case
+	// The outcomes for bob, who may do anything with keys of the ACL name "scratch".
 	create, undelete string
-	// With the source's EDEK payroll@0: what bob and what alice get.
+	// The outcomes for bob and for alice with the source's EDEK payroll@0.
 	bobDecrypts, aliceDecrypts string
-	bobReencrypts              string // bob asks with GENERATE_EEK of "scratch" alone
-	nnReencrypts               string // the NameNode's user, with GENERATE_EEK of all, and no DECRYPT_EEK
+	bobReencrypts              string // bob has GENERATE_EEK of "scratch" only
+	nnReencrypts               string // the NameNode's user has GENERATE_EEK of all keys, and no DECRYPT_EEK
 }
 
 var shadowRows = []shadowRow{
@@ -82,7 +82,7 @@ var shadowRows = []shadowRow{
 	{migrated, "silent", "payroll", "exists", "none", "no", "503", "no", "503"},
 	{migrated, "gone", "payroll", "exists", "none", "503", "503", "503", "503"},
 	{ended, "gone", "payroll", "exists", "none", "404", "404", "404", "404"},
-	// The migration was finished: the source may be named again.
+	// The migration was finished: the source may be configured again.
 	{endedSoftly, "gone", "payroll", "no", "ok", "404", "404", "404", "404"},
 	{endedSoftly, "gone", "Payroll", "no", "none", "404", "404", "404", "404"},
 	{endedPurged, "gone", "payroll", "no", "none", "404", "404", "404", "404"},
@@ -105,23 +105,21 @@ var shadowRows = []shadowRow{
 	{purged, "absent", "payroll", "ok", "none", "404", "404", "none", "none"},
 	{purged, "silent", "payroll", "503", "none", "503", "503", "none", "none"},
 	{purged, "gone", "payroll", "no", "none", "503", "503", "503", "503"},
-	// bob's key was there first: he may use it, and gets nothing of alice's by it.
+	// bob made the key here before the source was configured. He may use it, and cannot open alice's EDEKs with it.
 	{before, "present", "payroll", "exists", "none", "no", "no", "no", "no"},
 	{before, "silent", "payroll", "exists", "none", "503", "no", "503", "503"},
-	// Both number their versions, so payroll@0 may be his here: what comes out of
-	// alice's EDEK is no DEK of hers.
+	// Both keys have a version payroll@0. alice's EDEK opens with bob's key to bytes that are not her DEK.
 	{beforeSame, "present", "payroll", "exists", "none", "other", "no", "other", "other"},
 	{beforeSame, "silent", "payroll", "exists", "none", "other", "no", "other", "other"},
-	// Named by the journal of a migration that goes on.
+	// The journal of an unfinished migration has the name.
 	{inJournal, "gone", "payroll", "no", "none", "503", "503", "503", "503"},
 }
 
-// TestShadowing holds the table of docs/sources.md. A source has alice's key "payroll". bob has every right on keys of
+// TestShadowing checks the table of docs/sources.md. A source has alice's key "payroll". bob has every right on keys of
 // the ACL name "scratch", and none on "payroll".
 //
-// Outcomes: "ok"; "no": refused for good, with what to do; "503": refused now;
-// "none": there is nothing of that name; "404": no such version; "other": served by
-// the key here, to other bytes than alice's DEK.
+// Outcomes: "ok"; "no": refused, and the error has the cure; "503": refused for now; "none": no key of that name;
+// "404": no such version; "other": opened by the key here, to other bytes than alice's DEK.
 func TestShadowing(t *testing.T) {
 	for _, r := range shadowRows {
 		for _, listed := range []bool{false, true} { // named by source.uri, or second in the provider list

@@ -12,8 +12,8 @@ import (
 	"claviger/provider"
 )
 
-// TestSourceWaitsByUser: a user who asks for versions that no KMS has, while a source is
-// slow, leaves waits for sources to others.
+// TestSourceWaitsByUser: while a source is slow, requests of one user for versions that no KMS has do not use up the
+// places for requests that wait for sources.
 func TestSourceWaitsByUser(t *testing.T) {
 	const places = 8
 	l, far := withSource(t, func(c *Config) { c.SourceWaiting, c.SourceTimeout = places, 20*time.Second }, "k")
@@ -60,7 +60,7 @@ func TestSourceWaitsByUser(t *testing.T) {
 	if err := l.CheckSourceWaiting(); err != nil {
 		t.Errorf("with room for others: %v", err)
 	}
-	for range 2 { // a second user has a quarter
+	for range 2 { // a second user may have a quarter of the places
 		wg.Go(func() {
 			dek, err := l.Decrypt(as("alice"), caller("alice"), "k", true, es[0])
 			if err != nil || !dek.Equal(deks[0]) {
@@ -71,7 +71,7 @@ func TestSourceWaitsByUser(t *testing.T) {
 	for now, _, _ := l.SourceWaiting(); now < places/2+2 && time.Now().Before(deadline); now, _, _ = l.SourceWaiting() {
 		time.Sleep(time.Millisecond)
 	}
-	// With all places taken, the condition of readiness says so.
+	// If all places are in use, CheckSourceWaiting returns an error.
 	for i := range places {
 		l.sources.waits.places.Try(fmt.Sprint("user", i), 1)
 	}

@@ -12,8 +12,8 @@ import (
 	"claviger"
 )
 
-// TestDeadSource: a source that takes connections and says nothing holds up who
-// needs it, not longer than its timeout, and nobody else.
+// TestDeadSource: a source accepts connections and does not answer. Requests that need it wait for at most its timeout,
+// and other requests do not wait.
 func TestDeadSource(t *testing.T) {
 	const timeout = 300 * time.Millisecond
 	l, far := withSource(t, func(c *Config) {
@@ -42,8 +42,8 @@ func TestDeadSource(t *testing.T) {
 	for len(far.calls()) == 0 { // until one hangs
 		time.Sleep(time.Millisecond)
 	}
-	// Meanwhile, 64 at a time: none may wait for the source, which the deadline
-	// proves, for nothing that hangs can end before it.
+	// Meanwhile 64 requests at a time run, none of which may wait for the source. A request that waited would not end
+	// before the deadline.
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	var own sync.WaitGroup
@@ -70,7 +70,7 @@ func TestDeadSource(t *testing.T) {
 	for err := range hung {
 		wantKind(t, err, claviger.SourceUnreachable)
 	}
-	// From now on it is left alone.
+	// From now on the breaker is open.
 	far.calls()
 	begun := time.Now()
 	for range 20 {
@@ -95,8 +95,7 @@ func TestDeadSource(t *testing.T) {
 	}
 }
 
-// TestSourceComesBack: after the pause one request tries the source, and if it
-// answers all may.
+// TestSourceComesBack: after the pause one request tries the source, and if the source answers, the breaker closes.
 func TestSourceComesBack(t *testing.T) {
 	l, far := withSource(t, func(c *Config) { c.SourcePause, c.SourceFailures = 20*time.Millisecond, 2 }, "k")
 	es, deks := made(t, far.blocks, "k@0", 1)
@@ -128,15 +127,14 @@ func TestSourceComesBack(t *testing.T) {
 	}
 }
 
-// TestWhatTripsTheBreaker: refusals, missing versions, bad EDEKs and callers that
-// went away don't.
+// TestWhatTripsTheBreaker: refusals, missing versions, bad EDEKs and cancelled requests do not open the breaker.
 func TestWhatTripsTheBreaker(t *testing.T) {
 	for name, fail := range map[string]func(context.Context) error{
 		"refusal": failing(claviger.Denied, "no"),
 		"missing": failing(claviger.VersionNotFound, "no"),
 		"bad IV":  failing(claviger.BadIV, "no"),
 		"broken":  failing(claviger.Internal, "no"),
-		"busy":    busyFar,
+		"busy":    userLimited,
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, far := withSource(t, func(c *Config) { c.SourceFailures = 1 }, "k")

@@ -15,8 +15,8 @@ import (
 
 const farURI = "kms://http@old.example.com:9600/kms"
 
-// withSource builds a Ring whose primary makes random ids (as an HSM's does) and
-// has key "k", and whose source has the keys named.
+// withSource builds a Ring with the key "k" and with a source that has the keys. The primary makes random ids, as an
+// HSM does.
 func withSource(t *testing.T, change func(*Config), keys ...string) (*lab, *farKMS) {
 	t.Helper()
 	far := newFarKMS(t, farURI, keys...)
@@ -38,7 +38,7 @@ func withSource(t *testing.T, change func(*Config), keys ...string) (*lab, *farK
 		}
 	})
 	l.primary, l.past = primary, past
-	far.calls() // forget what the set-up asked
+	far.calls() // drops the calls of the set-up
 	return l, far
 }
 
@@ -63,9 +63,8 @@ func TestDecryptAtSource(t *testing.T) {
 	}
 }
 
-// TestSourceIsAskedLast: no request reaches a source that our own rules refuse,
-// or that is not in order.
-func TestSourceIsAskedLast(t *testing.T) {
+// TestSourceIsCalledLast: a request that our own rules refuse, or that is not valid, does not reach the source.
+func TestSourceIsCalledLast(t *testing.T) {
 	l, far := withSource(t, func(c *Config) {
 		c.Policy = rules(t, "hadoop.kms.blacklist.DECRYPT_EEK", "hdfs", "hadoop.kms.acl.GET", "auditor,bob",
 			"key.acl.k.DECRYPT_EEK", "bob", "key.acl.k.GENERATE_EEK", "hdfs", "key.acl.k.READ", "auditor")
@@ -100,8 +99,7 @@ func TestSourceIsAskedLast(t *testing.T) {
 	}
 }
 
-// TestKeyOnlyAtSource: a key that is not here is guarded by the ACL name that
-// the source tells.
+// TestKeyOnlyAtSource: the rules for a key that is not here are found by its ACL name at the source.
 func TestKeyOnlyAtSource(t *testing.T) {
 	l, far := withSource(t, func(c *Config) {
 		c.Policy = rules(t, "key.acl.finance.DECRYPT_EEK", "bob", "key.acl.theirs.DECRYPT_EEK", "carol",
@@ -121,13 +119,13 @@ func TestKeyOnlyAtSource(t *testing.T) {
 	wantKind(t, err, claviger.KeyDenied)
 	_, err = l.Version(t.Context(), caller("carol"), "theirs@0")
 	wantKind(t, err, claviger.KeyDenied)
-	// There is no version of ours to bring it under.
+	// There is no version here to re-encrypt the EDEK with.
 	_, err = l.Reencrypt(t.Context(), caller("bob"), "theirs", true, es[0])
 	wantKind(t, err, claviger.KeyNotFound)
 	if use, err := l.SourceUse(t.Context()); err != nil || len(use) != 1 || use[0].Op != useDecrypt {
 		t.Errorf("use %v, %v", use, err)
 	}
-	// Without the source's word nobody is let in.
+	// If the source does not show the ACL name, nobody may use the key.
 	l, far = withSource(t, nil, "theirs")
 	far.setFail(failing(claviger.Denied, "User:mig not allowed to do 'GET_METADATA' on 'theirs' "+
 		"(hadoop.kms.acl.GET_METADATA must admit mig)"))
@@ -252,8 +250,7 @@ func TestReencryptFromSourceRefused(t *testing.T) {
 	})
 }
 
-// keepingService keeps the DEKs that it returned, so that a test sees what became
-// of them.
+// keepingService keeps the DEKs that it returned, so that a test can check that they were wiped.
 type keepingService struct {
 	*farKMS
 	given []secret.Bytes
@@ -265,7 +262,7 @@ func (s *keepingService) Unwrap(ctx context.Context, key, as string,
 	return s.given, err
 }
 
-// shortService returns the last DEK cut.
+// shortService returns a last DEK that is too short.
 type shortService struct {
 	*farKMS
 	given secret.Bytes
@@ -280,8 +277,7 @@ func (s *shortService) Unwrap(ctx context.Context, key, as string, es []claviger
 	return deks, err
 }
 
-// TestSourceErrors: each way to fail has its kind, and a text that names source,
-// cause and cure.
+// TestSourceErrors checks the kind of each error, and that the text names the source, the cause and the cure.
 func TestSourceErrors(t *testing.T) {
 	cases := []struct {
 		name      string
@@ -343,15 +339,15 @@ func TestSourceErrors(t *testing.T) {
 	}
 }
 
-// TestTwoSources: order, and that neither a refusal nor silence is taken for
-// "not there".
+// TestTwoSources checks the order in which two sources are tried, and that a refusal or no answer does not count as
+// "not found".
 func TestTwoSources(t *testing.T) {
-	t.Run("the first that knows it", firstThatKnowsIt)
+	t.Run("the first that has it", firstThatHasIt)
 	t.Run("down first", downFirst)
 	t.Run("down second", downSecond)
 	t.Run("refused first", refusedFirst)
-	t.Run("gone from where it was", goneFromWhereItWas)
-	t.Run("remembered over restarts", rememberedOverRestarts)
+	t.Run("deleted at the source that had it", deletedWhereItWas)
+	t.Run("stored over restarts", storedOverRestarts)
 }
 
 // twoSources is a lab with two sources, a before b. Both have a key "both".
@@ -392,14 +388,14 @@ func edekOf(t *testing.T, k *farKMS, version string) (claviger.EDEK, secret.Byte
 
 var down = failing(claviger.Unavailable, "connection refused")
 
-func firstThatKnowsIt(t *testing.T) {
+func firstThatHasIt(t *testing.T) {
 	l := newTwoSources(t, nil)
 	e, dek := edekOf(t, l.a, "both@0")
 	if got, err := l.open(t, "both", e); err != nil || !got.Equal(dek) {
 		t.Error(err)
 	}
 	if calls := l.b.calls(); len(calls) != 0 {
-		t.Errorf("the second was asked %q", calls)
+		t.Errorf("calls of the second source: %q", calls)
 	}
 	e, dek = edekOf(t, l.b, "onlyb@0")
 	for range 3 {
@@ -408,7 +404,7 @@ func firstThatKnowsIt(t *testing.T) {
 		}
 	}
 	if calls := l.a.calls(); len(calls) != 3 { // both's metadata, both@0, and onlyb's metadata once
-		t.Errorf("the first was asked %q: where a version is, is remembered", calls)
+		t.Errorf("calls of the first source: %q; the source of a version is cached", calls)
 	}
 }
 
@@ -419,7 +415,7 @@ func downFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.a.setFail(down)
-	// The second's both@0 is another key than the first's.
+	// both@0 of the second source is another key than both@0 of the first.
 	e, _ := edekOf(t, l.a, "both@0")
 	_, err := l.open(t, "both", e)
 	wantKind(t, err, claviger.SourceUnreachable)
@@ -453,11 +449,11 @@ func refusedFirst(t *testing.T) {
 	_, err := l.open(t, "both", e)
 	wantKind(t, err, claviger.SourceRefused)
 	if calls := l.b.calls(); len(calls) != 0 {
-		t.Errorf("the second was asked %q", calls)
+		t.Errorf("calls of the second source: %q", calls)
 	}
 }
 
-func goneFromWhereItWas(t *testing.T) {
+func deletedWhereItWas(t *testing.T) {
 	l := newTwoSources(t, nil)
 	e, _ := edekOf(t, l.a, "onlya@0")
 	if _, err := l.open(t, "onlya", e); err != nil {
@@ -468,7 +464,7 @@ func goneFromWhereItWas(t *testing.T) {
 	}
 	_, err := l.open(t, "onlya", e)
 	wantKind(t, err, claviger.VersionNotFound)
-	// From then on it is looked for like any other.
+	// After that, it is looked up like any other version.
 	if err := l.Invalidate(t.Context(), caller("u"), "onlya"); err != nil {
 		t.Fatal(err)
 	}
@@ -480,7 +476,7 @@ func goneFromWhereItWas(t *testing.T) {
 	}
 }
 
-func rememberedOverRestarts(t *testing.T) {
+func storedOverRestarts(t *testing.T) {
 	store := openStore(t)
 	l := newTwoSources(t, func(c *Config) { c.Usage = store })
 	e, dek := edekOf(t, l.b, "k@0")
@@ -529,8 +525,7 @@ func TestBlockSource(t *testing.T) {
 	if got := store.encrypts.Load() - calls; got != 1 {
 		t.Errorf("the source made %d EncryptBlocks calls for one version", got)
 	}
-	// An EDEK without material needs no keystream, and must not be served under a
-	// version that nobody has.
+	// An EDEK without material needs no encryption. It must not be served under a version that does not exist.
 	_, err = l.Decrypt(t.Context(), caller("bob"), "k", true, claviger.EDEK{Version: "k@9", IV: make([]byte, 16)})
 	wantKind(t, err, claviger.VersionNotFound)
 }

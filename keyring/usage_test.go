@@ -26,7 +26,7 @@ func openStore(t *testing.T) *sqlite.Store {
 	return s
 }
 
-// counts makes uses comparable: without times, sorted.
+// counts returns uses without their times, sorted, so that they can be compared.
 func counts(uses []metastore.Use) []string {
 	var list []string
 	for _, u := range uses {
@@ -98,7 +98,7 @@ func TestSourceUseOverRestarts(t *testing.T) {
 	}
 }
 
-// brittleStore fails while it is told to.
+// brittleStore is a store that fails while the test says so.
 type brittleStore struct {
 	mu     sync.Mutex
 	broken bool
@@ -119,8 +119,7 @@ func (s *brittleStore) AddUse(_ context.Context, uses []metastore.Use) error {
 
 func (s *brittleStore) Uses(context.Context) ([]metastore.Use, error) { return nil, nil }
 
-// TestUsageIsKeptWhenNotWritten: what the store refuses is written when it takes
-// it again, and not twice.
+// TestUsageIsKeptWhenNotWritten: uses that the store did not take are written later, once.
 func TestUsageIsKeptWhenNotWritten(t *testing.T) {
 	store := &brittleStore{broken: true, uses: map[string]int64{}}
 	u := newUsage(store, nil, nil, slog.New(slog.DiscardHandler))
@@ -143,7 +142,7 @@ func TestUsageIsKeptWhenNotWritten(t *testing.T) {
 	}
 }
 
-// pickyStore refuses what has one version, as a database does that cannot hold its name.
+// pickyStore refuses uses of one version, like a database that cannot store the version's name.
 type pickyStore struct {
 	*sqlite.Store
 	refused string
@@ -167,9 +166,9 @@ func (s *pickyStore) Touch(ctx context.Context, uses []metastore.LastUse) error 
 	return s.Store.Touch(ctx, uses)
 }
 
-// TestUsesBesideOneThatIsRefused: a version that the store does not take keeps no other
-// from being written, and its source is known to be needed.
-func TestUsesBesideOneThatIsRefused(t *testing.T) {
+// TestUsesWithOneRefused: if the store refuses uses of one version, uses of other versions are written, and the
+// version's source still counts as needed.
+func TestUsesWithOneRefused(t *testing.T) {
 	store := &pickyStore{openStore(t), "bad@0"}
 	u := newUsage(store, nil, nil, slog.New(slog.DiscardHandler))
 	last := newLastUses(store, slog.New(slog.DiscardHandler))
@@ -206,7 +205,7 @@ func TestUsesBesideOneThatIsRefused(t *testing.T) {
 	_ = last.close() // the one is left
 }
 
-// TestUsageIsBounded: beyond the bound nothing is lost, only told less finely.
+// TestUsageIsBounded: above the limit no use is lost, but uses of several versions are counted together.
 func TestUsageIsBounded(t *testing.T) {
 	u := newUsage(nil, nil, nil, slog.New(slog.DiscardHandler))
 	u.limit = 10
@@ -251,9 +250,9 @@ func TestUsageConcurrently(t *testing.T) {
 	}
 }
 
-// TestUnservedUses: an EDEK of a source that is not configured, while its migration goes
-// on, counts as a use, so that the migration is not ended as if nobody needed the source.
-// What a client without the right asks for, or makes up, does not count.
+// TestUnservedUses: a source is not configured although its migration is not finished. A request for one of its EDEKs
+// counts as a use, so that the migration does not end while clients need the source. Requests of users without the
+// right, and EDEKs that a client made up, do not count.
 func TestUnservedUses(t *testing.T) {
 	want := func(s *shadowLab, what string, list ...string) {
 		t.Helper()
@@ -287,7 +286,7 @@ func TestUnservedUses(t *testing.T) {
 			want(s, "re-encrypted", farURI+" payroll@0 unserved 4")
 		}
 	}
-	// Names that are no numbers can be made up, but for as many as the source has.
+	// A client can make up opaque names. No more of them count than the source has versions.
 	s := newShadowLab(t, migrated, "gone", "payroll", false)
 	s.past.list[0].Counted = 2
 	for i := range 5 {
@@ -303,14 +302,14 @@ func TestUnservedUses(t *testing.T) {
 	want(s, "finished")
 }
 
-// heldUses is UsesKept in memory.
+// heldUses is a UsesKept in memory.
 type heldUses struct{ list []metastore.Use }
 
 func (h *heldUses) Load() ([]metastore.Use, error) { return h.list, nil }
 func (h *heldUses) Keep(l []metastore.Use) error   { h.list = l; return nil }
 
-// TestUsesOutlastTheProcess: what the store does not take is kept beyond the end of the
-// process, is told of, and is written once by the next one.
+// TestUsesOutlastTheProcess: uses that the store does not take are kept when the process ends, are reported, and are
+// written once by the next process.
 func TestUsesOutlastTheProcess(t *testing.T) {
 	store, held := &brittleStore{broken: true, uses: map[string]int64{}}, &heldUses{}
 	u := newUsage(store, nil, held, slog.New(slog.DiscardHandler))
@@ -337,8 +336,8 @@ func TestUsesOutlastTheProcess(t *testing.T) {
 	}
 }
 
-// TestUsesAreDatedByTheStore: a use at a host whose clock is behind is dated by the store's
-// clock, one of a host that is ahead by its own, and one that was kept by the time of writing.
+// TestUsesAreDatedByTheStore: a use gets the later of two times: the host's and the store's. A use that an earlier
+// process kept gets the time at which it is written.
 func TestUsesAreDatedByTheStore(t *testing.T) {
 	const day = 24 * time.Hour
 	for ahead, want := range map[time.Duration]time.Duration{-3 * day: 3 * day, 3 * day: 0, 0: 0} {
@@ -356,7 +355,7 @@ func TestUsesAreDatedByTheStore(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	// What an earlier process kept, by whatever clock, counts as of its writing.
+	// A use that an earlier process kept, with any clock, gets the time at which it is written.
 	store := openStore(t)
 	u := newUsage(store, &clocks{}, &heldUses{list: []metastore.Use{{Source: "kms://old", Version: "k@0",
 		Op: useDecrypt, Count: 2,

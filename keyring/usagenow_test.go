@@ -9,8 +9,8 @@ import (
 	"claviger/metastore"
 )
 
-// TestFirstUseIsWrittenAtOnce: when the answer is there, the store knows that the
-// source was needed. Later uses follow by the clock.
+// TestFirstUseIsWrittenAtOnce: the first use of a source is in the store before the answer is sent. Later uses are
+// written at intervals.
 func TestFirstUseIsWrittenAtOnce(t *testing.T) {
 	store := openStore(t)
 	l, far := withSource(t, func(c *Config) { c.Usage = store }, "k")
@@ -52,15 +52,15 @@ func TestFirstUseIsWrittenAtOnce(t *testing.T) {
 	}
 }
 
-// TestUseAfterAPauseIsWrittenAtOnce: what was not used for a while, and then is, was needed:
-// who ends a migration at once, or after a SIGKILL, must see it.
+// TestUseAfterAPauseIsWrittenAtOnce: the first use after a pause is written before the answer is sent. An operator who
+// ends the migration right after that, even after a SIGKILL of the server, must see the use.
 func TestUseAfterAPauseIsWrittenAtOnce(t *testing.T) {
 	store := openStore(t)
 	l, far := withSource(t, func(c *Config) { c.Usage = store }, "k")
 	es, _ := made(t, far.blocks, "k@0", 1)
 	for i := range 4 {
 		if i > 0 {
-			time.Sleep(flushEvery + 20*time.Millisecond) // the next use is a first one again
+			time.Sleep(flushEvery + 20*time.Millisecond) // so that the next use counts as a first one
 		}
 		before := time.Now().Truncate(time.Millisecond)
 		if _, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0]); err != nil {
@@ -73,7 +73,7 @@ func TestUseAfterAPauseIsWrittenAtOnce(t *testing.T) {
 	}
 }
 
-// hungStore answers when it is let go.
+// hungStore is a store that answers only when the test releases it.
 type hungStore struct {
 	metastore.Usage
 	release chan struct{}
@@ -88,8 +88,7 @@ func (s *hungStore) AddUse(ctx context.Context, uses []metastore.Use) error {
 	}
 }
 
-// TestHungStoreDelaysLittle: a store that hangs holds an answer up for a bounded
-// time, and loses no count.
+// TestHungStoreDelaysLittle: a store that does not answer delays a request for a limited time, and no use is lost.
 func TestHungStoreDelaysLittle(t *testing.T) {
 	store := &hungStore{Usage: openStore(t), release: make(chan struct{})}
 	l, far := withSource(t, func(c *Config) { c.Usage = store }, "k")

@@ -13,7 +13,7 @@ import (
 	"claviger/secret"
 )
 
-// dated is a store of keys that tells another time of creation.
+// dated is a provider whose keys have another creation time.
 type dated struct {
 	provider.Provider
 	created time.Time
@@ -31,18 +31,18 @@ func (d dated) Metadata(ctx context.Context, names ...string) ([]*claviger.Metad
 	return ms, err
 }
 
-// again is a migrated key, journaled as made at then, that was deleted at its source, where another one of its name was
-// made at now, with the same rules.
-type anew struct {
-	*twice
-	newer    claviger.EDEK // under payroll@0 of the other key, as w.edek is under that of the first
+// remadeLab is a lab with a migrated key, which the journal has with the creation time then. The key was deleted at its
+// source, and another key of its name and with the same rules was made there at the time now.
+type remadeLab struct {
+	*conflictLab
+	newer    claviger.EDEK // under payroll@0 of the other key; w.edek is under payroll@0 of the migrated key
 	newerDEK secret.Bytes
-	older    provider.Provider
+	older    provider.Provider // the source with the migrated key
 }
 
-func newAnew(t *testing.T, then, now time.Time) *anew {
+func newRemadeLab(t *testing.T, then, now time.Time) *remadeLab {
 	t.Helper()
-	w := newTwice(t)
+	w := newConflictLab(t)
 	w.past.list[0].Created = then
 	p := memory.New(memory.Config{URI: farURI, SequentialIDs: true})
 	t.Cleanup(func() { _ = p.Close() })
@@ -51,60 +51,61 @@ func newAnew(t *testing.T, then, now time.Time) *anew {
 		t.Fatal(err)
 	}
 	es, deks := made(t, p, "payroll@0", 1)
-	a := &anew{w, es[0], deks[0], w.far.Provider}
-	a.becomes(dated{p, now}, p)
+	a := &remadeLab{w, es[0], deks[0], w.far.Provider}
+	a.replaceSource(dated{p, now}, p)
 	return a
 }
 
-// becomes gives the source other keys.
-func (a *anew) becomes(p provider.Provider, blocks provider.BlockEncrypter) {
+// replaceSource gives the source the keys of another provider.
+func (a *remadeLab) replaceSource(p provider.Provider, blocks provider.BlockEncrypter) {
 	a.far.Provider, a.far.blocks = p, blocks
 	a.forgetAll()
 	a.far.calls()
 }
 
-// TestOlderVersionOfAKeyMadeAnew: a migrated key was deleted at its source, and another of its name was made there.
-// EDEKs of the names of the older one's versions may be of either, and are not opened by a guess: the source does not
-// get them. If the times of creation do not tell, where the journal does not know that the key was taken over, and by
-// the operator's word, the source opens them.
-func TestOlderVersionOfAKeyMadeAnew(t *testing.T) {
+// TestRemadeKeyAtTheSource: a migrated key was deleted at its source, and another key of its name was made there. An
+// EDEK of a version name that both keys have may belong to either key. So the server does not send it to the source.
+// But the source opens it if the creation times do not distinguish the keys, if the journal does not say that the key
+// was taken over, or if an operator has decided so.
+func TestRemadeKeyAtTheSource(t *testing.T) {
 	then := time.Date(2024, 3, 1, 10, 0, 0, 123e6, time.UTC)
 	later := time.Date(2026, 11, 20, 9, 30, 0, 456e6, time.UTC)
-	change := func(f func(o *Origin)) func(*anew) { return func(a *anew) { f(&a.past.list[0]) } }
+	change := func(f func(o *Origin)) func(*remadeLab) { return func(a *remadeLab) { f(&a.past.list[0]) } }
 	for _, c := range []struct {
 		name      string
 		then, now time.Time
-		change    func(*anew)
-		opens     bool
+		change    func(*remadeLab)
+		opens     bool // the source opens EDEKs of payroll@0
 	}{
-		{"made anew", then, later, nil, false},
+		{"made again", then, later, nil, false},
 		{"a millisecond later", then, then.Add(time.Millisecond), nil, false},
-		{"the same", then, then, nil, true},
-		{"finer than the journal", then, then.Add(400 * time.Microsecond), nil, true},
+		{"the same time", then, then, nil, true},
+		{"the source's time is more precise than the journal's", then, then.Add(400 * time.Microsecond), nil, true},
 		{"the source gives no time", then, time.UnixMilli(0), nil, true},
-		{"none was told", time.UnixMilli(0), later, nil, true},
-		{"none is in the journal", time.Time{}, later, nil, true},
-		{"whole seconds are told", then, then.Truncate(time.Second), nil, true},
-		{"whole seconds were told", then.Truncate(time.Second), then, nil, true},
+		{"the source gave no time at the migration", time.UnixMilli(0), later, nil, true},
+		{"the journal has no time", time.Time{}, later, nil, true},
+		{"the source gives whole seconds", then, then.Truncate(time.Second), nil, true},
+		{"the source gave whole seconds at the migration", then.Truncate(time.Second), then, nil, true},
 		{"another whole second", then.Truncate(time.Second), then.Truncate(time.Second).Add(time.Second), nil, false},
-		{"the operator's word", then, later, func(a *anew) { a.cfg.Theirs = map[string]bool{"payroll@0": true} }, true},
-		{"not in the journal", then, later, func(a *anew) { a.past.list = nil }, true},
+		{"decided by the operator", then, later,
+			func(a *remadeLab) { a.cfg.Theirs = map[string]bool{"payroll@0": true} }, true},
+		{"not in the journal", then, later, func(a *remadeLab) { a.past.list = nil }, true},
 		{"another key's record", then, later, change(func(o *Origin) { o.Key = "PAYROLL" }), true},
-		{"a record by another spelling", then, later, change(func(o *Origin) { o.Key, o.Folded = "PAYROLL", true }),
+		{"a record under another spelling", then, later, change(func(o *Origin) { o.Key, o.Folded = "PAYROLL", true }),
 			false},
 		{"not taken over", then, later, change(func(o *Origin) { o.TakenOver = false }), true},
 		{"in conflict", then, later, change(func(o *Origin) { o.TakenOver, o.Rolled = false, 2 }), false},
 		{"finished", then, later, change(func(o *Origin) { o.Finished = later }), false},
 		{"the name was freed", then, later, change(func(o *Origin) { o.Freed = true }), true},
 		{"under another URI", then, later, change(func(o *Origin) { o.Source = "kms://http@other:9600/kms" }), false},
-		{"the same, under another URI", then, then,
+		{"the same time, under another URI", then, then,
 			change(func(o *Origin) { o.Source = "kms://http@other:9600/kms" }), true},
 		{"finished, under another URI", then, later, change(func(o *Origin) {
 			o.Source, o.Finished = "kms://http@other:9600/kms", later
 		}), true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			a := newAnew(t, c.then, c.now)
+			a := newRemadeLab(t, c.then, c.now)
 			if c.change != nil {
 				c.change(a)
 				a.origins.forget()
@@ -129,19 +130,18 @@ func TestOlderVersionOfAKeyMadeAnew(t *testing.T) {
 					t.Errorf("the caller is shown %q", answer)
 				}
 			}
-			asked := slices.Contains(a.far.calls(), "alice/payroll@0/1")
-			if asked != c.opens {
-				t.Errorf("the source was given the EDEK: %t", asked)
+			if sent := slices.Contains(a.far.calls(), "alice/payroll@0/1"); sent != c.opens {
+				t.Errorf("the EDEK was sent to the source: %t", sent)
 			}
 		})
 	}
 }
 
-// TestKeyRestoredAtTheSource: a source that gets its older key back, from a backup, opens its
-// EDEKs again; and a version that the newer key does not have is not found.
+// TestKeyRestoredAtTheSource: after the source's older key is restored from a backup, the source opens EDEKs of that
+// key again. Before that, a version that the newer key does not have is not found.
 func TestKeyRestoredAtTheSource(t *testing.T) {
 	then := time.Date(2024, 3, 1, 10, 0, 0, 123e6, time.UTC)
-	a := newAnew(t, then, then.Add(time.Hour))
+	a := newRemadeLab(t, then, then.Add(time.Hour))
 	e := a.edek
 	e.Version = "payroll@7"
 	_, err := a.decrypt(t, e)
@@ -149,21 +149,21 @@ func TestKeyRestoredAtTheSource(t *testing.T) {
 	_, err = a.decrypt(t, a.edek)
 	wantKind(t, err, claviger.Unavailable)
 	blocks, _ := a.older.(provider.BlockEncrypter)
-	a.becomes(dated{a.older, then}, blocks)
+	a.replaceSource(dated{a.older, then}, blocks)
 	if dek, err := a.decrypt(t, a.edek); err != nil || !dek.Equal(a.dek) {
 		t.Errorf("restored: %v", err)
 	}
 }
 
-// TestKeyOfOpaqueNamesMadeAnew: where versions have names that no two keys share, the source
-// opens those of its newer key.
-func TestKeyOfOpaqueNamesMadeAnew(t *testing.T) {
+// TestRemadeKeyWithOpaqueNames: if no two keys can share the name of a version, the source opens EDEKs of its newer
+// key.
+func TestRemadeKeyWithOpaqueNames(t *testing.T) {
 	then := time.Date(2024, 3, 1, 10, 0, 0, 123e6, time.UTC)
-	a := newAnew(t, then, then.Add(time.Hour))
+	a := newRemadeLab(t, then, then.Add(time.Hour))
 	p := memory.New(memory.Config{URI: farURI, OpaqueIDs: true})
 	t.Cleanup(func() { _ = p.Close() })
 	v := create(t, p, "payroll")
-	a.becomes(dated{p, then.Add(time.Hour)}, p)
+	a.replaceSource(dated{p, then.Add(time.Hour)}, p)
 	es, deks := made(t, p, v.Name, 1)
 	if dek, err := a.decrypt(t, es[0]); err != nil || !dek.Equal(deks[0]) {
 		t.Error(err)
@@ -172,14 +172,14 @@ func TestKeyOfOpaqueNamesMadeAnew(t *testing.T) {
 
 // missingLab is a lab whose source has several nodes. The node that answers lacks the version *lacks.
 type missingLab struct {
-	*twice
+	*conflictLab
 	lacks *string
 	ops   map[string]func(claviger.EDEK) error
 }
 
 func newMissingLab(t *testing.T) *missingLab {
 	t.Helper()
-	w := newTwice(t)
+	w := newConflictLab(t)
 	for range 2 {
 		if _, err := w.far.Roll(t.Context(), "payroll", nil); err != nil {
 			t.Fatal(err)
@@ -204,8 +204,8 @@ func newMissingLab(t *testing.T) *missingLab {
 	}}
 }
 
-// all checks that all operations with the EDEK have the outcome.
-func (w *missingLab) all(t *testing.T, when, outcome string, e claviger.EDEK) {
+// wantAll checks that all operations with the EDEK have the outcome.
+func (w *missingLab) wantAll(t *testing.T, when, outcome string, e claviger.EDEK) {
 	t.Helper()
 	for what, op := range w.ops {
 		if err := op(e); outcomeOf(err) != outcome {
@@ -214,8 +214,8 @@ func (w *missingLab) all(t *testing.T, when, outcome string, e claviger.EDEK) {
 	}
 }
 
-// count lets the source say how many versions the key has.
-func (w *missingLab) count(t *testing.T) {
+// readCount reads from the source how many versions the key has.
+func (w *missingLab) readCount(t *testing.T) {
 	t.Helper()
 	if _, err := w.sources.list[0].metadata(t.Context(), "payroll"); err != nil {
 		t.Fatal(err)
@@ -228,7 +228,7 @@ func TestMissingAtOneNode(t *testing.T) {
 	w := newMissingLab(t)
 	e, want := made(t, w.far.blocks, "payroll@3", 1)
 	for range 3 {
-		w.all(t, "at one node", "503", e[0])
+		w.wantAll(t, "at one node", "503", e[0])
 	}
 	_, err := w.decrypt(t, e[0])
 	if err == nil || !strings.Contains(err.Error(), farURI+" counts 4 versions") ||
@@ -241,7 +241,7 @@ func TestMissingAtOneNode(t *testing.T) {
 	}
 	more := e[0]
 	more.Version = "payroll@4"
-	w.all(t, "not counted", "404", more)
+	w.wantAll(t, "not counted", "404", more)
 }
 
 // TestMissingForLong: if a source has said for long enough that it lacks a version, the version is not found. A version
@@ -251,18 +251,18 @@ func TestMissingForLong(t *testing.T) {
 	e, _ := made(t, w.far.blocks, "payroll@3", 1)
 	more := e[0]
 	more.Version = "payroll@4"
-	w.all(t, "not counted", "404", more)
-	w.count(t)
+	w.wantAll(t, "not counted", "404", more)
+	w.readCount(t)
 	if _, err := w.far.Roll(t.Context(), "payroll", nil); err != nil {
 		t.Fatal(err)
 	}
 	*w.lacks = more.Version
-	w.all(t, "rolled since", "503", more)
+	w.wantAll(t, "rolled since", "503", more)
 
 	settles := absentSettles
 	defer func() { absentSettles = settles }()
 	absentSettles = 0
-	w.all(t, "after long enough", "404", more)
+	w.wantAll(t, "after long enough", "404", more)
 	*w.lacks = ""
 	if _, err := w.decrypt(t, more); err != nil {
 		t.Error(err)
@@ -280,16 +280,16 @@ func TestMissingForLong(t *testing.T) {
 		w.origins.forget()
 	}
 	numbered(false)
-	w.all(t, "a source that numbers no versions", "404", more)
+	w.wantAll(t, "a source that numbers no versions", "404", more)
 	numbered(true)
-	w.count(t)
+	w.readCount(t)
 	if err := w.far.Delete(t.Context(), "payroll"); err != nil {
 		t.Fatal(err)
 	}
-	w.all(t, "deleted there a moment ago", "404", more)
+	w.wantAll(t, "deleted there a moment ago", "404", more)
 }
 
-// missing is a source that lacks a version at the node that is asked.
+// missing is the node of a source that lacks a version.
 type missing struct {
 	*farKMS
 	lacks *string

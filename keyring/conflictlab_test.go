@@ -8,16 +8,16 @@ import (
 	"claviger/secret"
 )
 
-// twice is a key that was migrated, and that its source has rolled since, so that one
-// name is two versions.
-type twice struct {
+// conflictLab is a lab with a migrated key in conflict: its source has rolled the key since, so that one name is two
+// versions.
+type conflictLab struct {
 	*shadowLab
-	shared         string        // the name
-	theirs, ours   claviger.EDEK // under it
-	theirDEK, mine secret.Bytes
+	shared           string        // the name of both versions
+	theirs, ours     claviger.EDEK // under the source's version and under the version here
+	theirDEK, ourDEK secret.Bytes
 }
 
-func newTwice(t *testing.T) *twice {
+func newConflictLab(t *testing.T) *conflictLab {
 	t.Helper()
 	s := newShadowLab(t, migrated, "present", "payroll", false)
 	s.record(func(o *Origin) { o.Numbered, o.Counted = true, 1 })
@@ -27,7 +27,7 @@ func newTwice(t *testing.T) *twice {
 	}
 	theirs, theirDEKs := made(t, s.far.blocks, v.Name, 1)
 	ours, deks := made(t, s.primary.Provider, v.Name, 1)
-	return &twice{s, v.Name, theirs[0], ours[0], theirDEKs[0], deks[0]}
+	return &conflictLab{s, v.Name, theirs[0], ours[0], theirDEKs[0], deks[0]}
 }
 
 // record changes the journal's record of the key.
@@ -58,7 +58,7 @@ func (s *shadowLab) rollHere(t *testing.T) claviger.KeyVersion {
 	return v
 }
 
-// silence keeps the source from answering.
+// silence makes the source unreachable.
 func (s *shadowLab) silence() { s.far.setFail(failing(claviger.Unavailable, "connection refused")) }
 
 func (s *shadowLab) decrypt(t *testing.T, e claviger.EDEK) (secret.Bytes, error) {
@@ -78,7 +78,7 @@ func (s *shadowLab) compare(t *testing.T) {
 	}
 }
 
-// opens wants that an EDEK is opened to the DEK.
+// opens checks that an EDEK is opened to the DEK.
 func (s *shadowLab) opens(t *testing.T, when string, e claviger.EDEK, want secret.Bytes) {
 	t.Helper()
 	if dek, err := s.decrypt(t, e); err != nil || !dek.Equal(want) {
@@ -86,20 +86,20 @@ func (s *shadowLab) opens(t *testing.T, when string, e claviger.EDEK, want secre
 	}
 }
 
-// closed wants that an EDEK is not opened for its version's name.
-func (s *shadowLab) closed(t *testing.T, e claviger.EDEK) {
+// wantConflict checks that an EDEK is not opened because its version is in conflict.
+func (s *shadowLab) wantConflict(t *testing.T, e claviger.EDEK) {
 	t.Helper()
 	_, err := s.decrypt(t, e)
 	wantKind(t, err, claviger.Unavailable)
 }
 
-// both are the EDEKs under the shared name.
-func (w *twice) both() map[string]claviger.EDEK {
+// both returns the EDEKs under the shared name.
+func (w *conflictLab) both() map[string]claviger.EDEK {
 	return map[string]claviger.EDEK{"the source's": w.theirs, "ours": w.ours}
 }
 
-// refuses wants that no EDEK of the shared name is opened or re-encrypted.
-func (w *twice) refuses(t *testing.T, when string) {
+// refuses checks that no EDEK of the shared name is opened or re-encrypted.
+func (w *conflictLab) refuses(t *testing.T, when string) {
 	t.Helper()
 	for what, e := range w.both() {
 		if _, err := w.decrypt(t, e); !claviger.Is(err, claviger.Unavailable) {
@@ -112,22 +112,22 @@ func (w *twice) refuses(t *testing.T, when string) {
 }
 
 // restart forgets what a new process does not know.
-func (w *twice) restart() {
+func (w *conflictLab) restart() {
 	w.conflicts.last = nil
 	w.conflicts.known.Store(nil)
 	w.conflicts.here.Store(nil)
 	w.conflicts.used.Clear()
 }
 
-// staleEverySecond has the source say in every second answer that it has no version of the shared name, while stale is
-// set: metadata come first, then the made-up EDEK. It returns a function that begins to count again.
-func (w *twice) staleEverySecond(stale *bool) (again func()) {
-	asked := 0
+// staleEverySecond makes every second answer of the source "no such version", while stale is set. The first request is
+// for metadata, the second tries the version. It returns a function that resets the count of answers.
+func (w *conflictLab) staleEverySecond(stale *bool) (reset func()) {
+	calls := 0
 	w.far.setFail(func(context.Context) error {
-		if asked++; *stale && asked%2 == 0 {
+		if calls++; *stale && calls%2 == 0 {
 			return claviger.E("far.call", claviger.VersionNotFound, w.shared, nil)
 		}
 		return nil
 	})
-	return func() { asked = 0 }
+	return func() { calls = 0 }
 }
