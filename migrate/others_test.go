@@ -22,20 +22,24 @@ func TestOtherSource(t *testing.T) {
 		status   migrate.Status
 		want     string
 	}{
-		{"the source's folder", func(t *testing.T, to *memory.Provider) { addTo(t, to, "a", 2, 0); addTo(t, to, "b", 1, 0) },
+		{"the source's folder",
+			func(t *testing.T, to *memory.Provider) { addTo(t, to, "a", 2, 0); addTo(t, to, "b", 1, 0) },
 			false, false, migrate.OK, "has the 2 keys of the source"},
 		{"another KMS's folder", func(t *testing.T, to *memory.Provider) { addTo(t, to, "else", 1, 0) }, false, false,
 			migrate.Failure, "lacks 2 (a, b)"},
-		{"another KMS's folder, names not shown", func(t *testing.T, to *memory.Provider) { addTo(t, to, "else", 1, 0) }, true,
+		{"another KMS's folder, names not shown",
+			func(t *testing.T, to *memory.Provider) { addTo(t, to, "else", 1, 0) }, true,
 			false, migrate.Failure, "lacks 2 (a, b)"},
 		{"other keys of the same names", func(t *testing.T, to *memory.Provider) {
 			later := func(m *claviger.Metadata) { m.Created = born.Add(time.Hour) }
 			addTo(t, to, "a", 2, 0, later)
 			addTo(t, to, "b", 1, 0, later)
 		}, false, false, migrate.Failure, "has, with another time or number of versions, 2 (a, b)"},
-		{"an older copy of the source's folder", func(t *testing.T, to *memory.Provider) { addTo(t, to, "a", 1, 0); addTo(t, to, "b", 1, 0) },
+		{"an older copy of the source's folder",
+			func(t *testing.T, to *memory.Provider) { addTo(t, to, "a", 1, 0); addTo(t, to, "b", 1, 0) },
 			false, false, migrate.Failure, "number of versions, 1 (a)"},
-		{"another KMS's folder, the source numbers its versions", func(t *testing.T, to *memory.Provider) { addTo(t, to, "else", 1, 0) }, false,
+		{"another KMS's folder, the source numbers its versions",
+			func(t *testing.T, to *memory.Provider) { addTo(t, to, "else", 1, 0) }, false,
 			true, migrate.Warning, "lacks 2 (a, b)"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

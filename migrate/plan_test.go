@@ -12,8 +12,8 @@ import (
 	"claviger/migrate/report"
 )
 
-// TestPlanAndBlocked: keys that cannot be imported do not stop the import of others. The plan has the same states before
-// the run, and changes nothing.
+// TestPlanAndBlocked: keys that cannot be imported do not stop the import of others. The plan has the same states
+// before the run, and changes nothing.
 func TestPlanAndBlocked(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "done", 1)

@@ -269,7 +269,8 @@ func TestChecksOfHSM(t *testing.T) {
 			"latency of the HSM", migrate.OK, "p50 2.00 ms, p99 3.00 ms of 3 round trips", ""},
 		{"slow", migrate.Probes{Latency: latencies(time.Millisecond, 31*time.Millisecond)}, "latency of the HSM",
 			migrate.Warning, "p99 31.00 ms", "encrypted.key.cache.size"},
-		{"HSM unreachable", migrate.Probes{Latency: func(context.Context) ([]time.Duration, error) { return nil, errUnreachable }},
+		{"HSM unreachable",
+			migrate.Probes{Latency: func(context.Context) ([]time.Duration, error) { return nil, errUnreachable }},
 			"latency of the HSM", migrate.Failure, "CKR_DEVICE_REMOVED", "hsm inspect"},
 		{"no round trip", migrate.Probes{Latency: latencies()}, "latency of the HSM", migrate.Failure, "no round trip",
 			""},
@@ -279,7 +280,8 @@ func TestChecksOfHSM(t *testing.T) {
 			"1 new keys, room for 0", "--versions current"},
 		{"room unknown", migrate.Probes{Room: roomFor(0, false, nil)}, "room in the HSM", migrate.NotTried,
 			"does not report", ""},
-		{"room, HSM unreachable", migrate.Probes{Room: roomFor(0, false, errUnreachable)}, "room in the HSM", migrate.Failure,
+		{"room, HSM unreachable", migrate.Probes{Room: roomFor(0, false, errUnreachable)}, "room in the HSM",
+			migrate.Failure,
 			"CKR_DEVICE_REMOVED", "reached"},
 	} {
 		t.Run(tt.name, tt.run)
@@ -297,7 +299,8 @@ func TestChecksOfSource(t *testing.T) {
 		{"dead", migrate.Probes{Source: sourceFacts(hostDown, hostDown)}, "source alive", migrate.Failure,
 			"unexpected EOF",
 			"see that the KMS runs"},
-		{"source is no KMS, answers", migrate.Probes{Alive: func(context.Context) error { return nil }}, "source alive", migrate.OK,
+		{"source is no KMS, answers", migrate.Probes{Alive: func(context.Context) error { return nil }}, "source alive",
+			migrate.OK,
 			"which answers", ""},
 		{"source is no KMS, no probe", migrate.Probes{}, "source alive", migrate.NotTried, "no KMS", ""},
 		{"source is no KMS, dead", migrate.Probes{Alive: func(context.Context) error {
@@ -358,9 +361,10 @@ func TestChecksOfHDFS(t *testing.T) {
 			"service.example.com:9600 is this server", "already"},
 		{"HDFS here by an address", migrate.Probes{Own: []string{"new:9600"}, Lookup: lookupNames,
 			HDFS: hdfsProperty(path, "kms://http@192.0.2.1:9600/kms")}, pointed, migrate.Failure, "", "already"},
-		{"HDFS here by an address, and the server listens at all addresses", migrate.Probes{Own: []string{"127.0.0.1:9600"},
-			LocalAddrs: localAddr, Lookup: lookupNames, HDFS: hdfsProperty(path,
-				"kms://http@service.example.com:9600/kms")}, pointed, migrate.Failure, "", "already"},
+		{"HDFS here by an address, and the server listens at all addresses",
+			migrate.Probes{Own: []string{"127.0.0.1:9600"},
+				LocalAddrs: localAddr, Lookup: lookupNames, HDFS: hdfsProperty(path,
+					"kms://http@service.example.com:9600/kms")}, pointed, migrate.Failure, "", "already"},
 		{"HDFS here by Debian's own name", migrate.Probes{Own: []string{"localhost:9600"}, LocalAddrs: localAddr,
 			Lookup: lookupNames, HDFS: hdfsProperty(path, "kms://http@debian:9600/kms")}, pointed, migrate.Failure, "",
 			"already"},
@@ -373,7 +377,8 @@ func TestChecksOfHDFS(t *testing.T) {
 		{"HDFS, and this server's port is not known", migrate.Probes{Lookup: lookupNames,
 			HDFS: hdfsProperty(path,
 				"kms://http@new:9600/kms")}, pointed, migrate.NotTried, "not known", "hadoop.kms.http.port"},
-		{"HDFS without a key provider", migrate.Probes{HDFS: hdfsProperty("", "")}, pointed, migrate.NotTried, "no key provider",
+		{"HDFS without a key provider", migrate.Probes{HDFS: hdfsProperty("", "")}, pointed, migrate.NotTried,
+			"no key provider",
 			path},
 	} {
 		t.Run(tt.name, tt.run)

@@ -79,8 +79,8 @@ func (k *kms) Unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK)
 	return eek.Unwrap(ctx, k.blocks, edeks)
 }
 
-// TestRightsAtTheSource: the plan checks the rights that the cut-over needs at a KMS as the source. It opens one EDEK of
-// each key there.
+// TestRightsAtTheSource: the plan checks the rights that the cut-over needs at a KMS as the source. It opens one EDEK
+// of each key there.
 func TestRightsAtTheSource(t *testing.T) {
 	const own, users = "re-encryption at the source", "old files of users"
 	for _, tt := range []struct {
@@ -93,11 +93,13 @@ func TestRightsAtTheSource(t *testing.T) {
 		cure     string
 		ready    bool
 	}{
-		{"all rights, own user", kms{proxies: []string{"alice"}}, "alice", own, migrate.OK, "as mig, an EDEK was opened for 2 of 2 keys",
+		{"all rights, own user", kms{proxies: []string{"alice"}}, "alice", own, migrate.OK,
+			"as mig, an EDEK was opened for 2 of 2 keys",
 			"", true},
 		{"all rights, alice", kms{proxies: []string{"alice"}}, "alice", users, migrate.OK,
 			"on behalf of alice, an EDEK was opened for 2 of 2", "", true},
-		{"an EDEK of random bytes, because the source makes none", kms{proxies: []string{"alice"}, noGenerate: true}, "alice", own, migrate.OK, "2 of 2", "",
+		{"an EDEK of random bytes, because the source makes none", kms{proxies: []string{"alice"}, noGenerate: true},
+			"alice", own, migrate.OK, "2 of 2", "",
 			true},
 		{"no DECRYPT_EEK", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a"}, "alice": {"a", "b"}}},
 			"alice", own, migrate.Failure, "1 of 2 keys; not for b: ", "whitelist.key.acl.DECRYPT_EEK admit mig",
@@ -106,10 +108,12 @@ func TestRightsAtTheSource(t *testing.T) {
 			"hadoop.kms.proxyuser.mig.users (or .groups) must admit alice", false},
 		{"alice reads one key", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a", "b"},
 			"alice": {"b"}}}, "alice", users, migrate.OK, "1 of 2 keys", "", true},
-		{"alice reads no key", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a", "b"}}}, "alice", users,
+		{"alice reads no key", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a", "b"}}}, "alice",
+			users,
 			migrate.Failure, "0 of 2 keys", "may open files there", false},
 		{"no user to try", kms{}, "", users, migrate.NotTried, "no user was given", "--as-user", false},
-		{"no EDEK, and opaque version names", kms{proxies: []string{"alice"}, noGenerate: true, opaque: true}, "alice", own,
+		{"no EDEK, and opaque version names", kms{proxies: []string{"alice"}, noGenerate: true, opaque: true}, "alice",
+			own,
 			migrate.NotTried, "0 of 2 keys; for 2 keys the source admitted the request, but did not try the " +
 				"key's own rules", "GENERATE_EEK", false},
 	} {

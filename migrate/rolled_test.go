@@ -171,8 +171,8 @@ func TestConflictBlocksFinish(t *testing.T) {
 }
 
 // TestRemadeAtTheSource: a migrated key was deleted at its source, and another key of its name was made and rolled
-// there. Verify and finish say that, and do not call it a roll of the migrated key. A further run keeps the key as done.
-// Finish succeeds with --source-rolled, or after the other key was deleted.
+// there. Verify and finish say that, and do not call it a roll of the migrated key. A further run keeps the key as
+// done. Finish succeeds with --source-rolled, or after the other key was deleted.
 func TestRemadeAtTheSource(t *testing.T) {
 	for _, gone := range []bool{false, true} { // the other key was deleted
 		b := newBench(t)

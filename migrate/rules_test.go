@@ -25,6 +25,7 @@ func TestRulesHere(t *testing.T) {
 		return m
 	}
 	grantsAll := kms{proxies: []string{"alice", "hdfs"}}
+	hdfs := migrate.NameNode{User: "hdfs"}
 	for _, tt := range []struct {
 		name     string
 		source   kms
@@ -35,33 +36,31 @@ func TestRulesHere(t *testing.T) {
 		measured string
 		ready    bool
 	}{
-		{"all rights, files", grantsAll, all, migrate.NameNode{User: "hdfs"}, files, migrate.OK, "may GENERATE_EEK on 2 of 2 keys", true},
-		{"all rights, users", grantsAll, all, migrate.NameNode{User: "hdfs"}, users, migrate.OK,
-			"alice, may DECRYPT_EEK on 2 of 2 keys", true},
-		{"all rights, zones", grantsAll, all, migrate.NameNode{User: "hdfs"}, zones, migrate.OK, "may GET_METADATA on 2 of 2 keys",
+		{"all rights, files", grantsAll, all, hdfs, files, migrate.OK, "may GENERATE_EEK on 2 of 2 keys", true},
+		{"all rights, users", grantsAll, all, hdfs, users, migrate.OK, "alice, may DECRYPT_EEK on 2 of 2 keys",
 			true},
-		{"GENERATE_EEK on no key", grantsAll, without("hdfs GENERATE_EEK"), migrate.NameNode{User: "hdfs"}, files,
-			migrate.Failure, "on 0 of 2 keys; not on a, b, which the source grants", false},
-		{"GENERATE_EEK on one of two keys", grantsAll, without("hdfs GENERATE_EEK", "a"), migrate.NameNode{User: "hdfs"}, files,
+		{"all rights, zones", grantsAll, all, hdfs, zones, migrate.OK, "may GET_METADATA on 2 of 2 keys", true},
+		{"GENERATE_EEK on no key", grantsAll, without("hdfs GENERATE_EEK"), hdfs, files, migrate.Failure,
+			"on 0 of 2 keys; not on a, b, which the source grants", false},
+		{"GENERATE_EEK on one of two keys", grantsAll, without("hdfs GENERATE_EEK", "a"), hdfs, files,
 			migrate.Failure, "on 1 of 2 keys; not on b, which the source grants", false},
 		{"GENERATE_EEK on one key, and the source refuses the other too", kms{proxies: []string{"alice", "hdfs"},
-			may: map[string][]string{"": {"a", "b"}, "alice": {"a", "b"},
-				"hdfs": {"a"}}}, without("hdfs GENERATE_EEK", "a"),
-			migrate.NameNode{User: "hdfs"}, files, migrate.OK, "on 1 of 2 keys; the source refuses the " +
-				"others too", true},
-		{"GENERATE_EEK on one key, and the source's decision is unknown", kms{proxies: []string{"alice"}}, without("hdfs GENERATE_EEK", "a"),
-			migrate.NameNode{User: "hdfs"}, files, migrate.Failure, "not on b, for which the source's decision is " +
-				"not known", false},
-		{"GET_METADATA on one of two keys", grantsAll, without("hdfs GET_METADATA", "a"), migrate.NameNode{User: "hdfs"}, zones,
+			may: map[string][]string{"": {"a", "b"}, "alice": {"a", "b"}, "hdfs": {"a"}}},
+			without("hdfs GENERATE_EEK", "a"), hdfs, files, migrate.OK,
+			"on 1 of 2 keys; the source refuses the others too", true},
+		{"GENERATE_EEK on one key, and the source's decision is unknown", kms{proxies: []string{"alice"}},
+			without("hdfs GENERATE_EEK", "a"), hdfs, files, migrate.Failure,
+			"not on b, for which the source's decision is not known", false},
+		{"GET_METADATA on one of two keys", grantsAll, without("hdfs GET_METADATA", "a"), hdfs, zones,
 			migrate.Warning, "not on b", true},
-		{"DECRYPT_EEK on one of two keys", grantsAll, without("alice DECRYPT_EEK", "a"), migrate.NameNode{User: "hdfs"}, users,
+		{"DECRYPT_EEK on one of two keys", grantsAll, without("alice DECRYPT_EEK", "a"), hdfs, users,
 			migrate.Failure, "on 1 of 2 keys; not on b, which the source grants", false},
 		{"DECRYPT_EEK on one key, as at the source", kms{proxies: []string{"alice", "hdfs"},
-			may: map[string][]string{"": {"a", "b"}, "alice": {"a"},
-				"hdfs": {"a", "b"}}}, without("alice DECRYPT_EEK", "a"),
-			migrate.NameNode{User: "hdfs"}, users, migrate.OK, "on 1 of 2 keys", true},
-		{"the NameNode's principal has no user name", grantsAll, all, migrate.NameNode{Err: errors.New("no rule applied to nn/h@OTHER")},
-			files, migrate.Failure, "no rule applied", false},
+			may: map[string][]string{"": {"a", "b"}, "alice": {"a"}, "hdfs": {"a", "b"}}},
+			without("alice DECRYPT_EEK", "a"), hdfs, users, migrate.OK, "on 1 of 2 keys", true},
+		{"the NameNode's principal has no user name", grantsAll, all,
+			migrate.NameNode{Err: errors.New("no rule applied to nn/h@OTHER")}, files, migrate.Failure,
+			"no rule applied", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBench(t)

@@ -138,8 +138,8 @@ func (o *extraOnce) Keys(ctx context.Context) ([]string, error) {
 	return names, err
 }
 
-// TestVerifyComparesLists: verify reports a key as different if, since the run, the source has added it, no longer lists
-// it, or can no longer read it.
+// TestVerifyComparesLists: verify reports a key as different if, since the run, the source has added it, no longer
+// lists it, or can no longer read it.
 func TestVerifyComparesLists(t *testing.T) {
 	b := newBench(t)
 	for _, name := range []string{"kept", "lost", "broken"} {
