@@ -48,7 +48,7 @@ func (s *sharedKeys) Roll(ctx context.Context, key string, m secret.Bytes) (clav
 func (s *sharedKeys) Epoch(context.Context, string) (int64, error) {
 	s.asked.Add(1)
 	epoch := s.epoch.Load() // read before the delay, so that the answer is as old as possible
-	time.Sleep(s.slow)
+	time.Sleep(s.slow)      // a slow store
 	if err := s.fail.Load(); err != nil {
 		return 0, *err
 	}
