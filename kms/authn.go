@@ -75,9 +75,8 @@ func (r *reader) cookies() authn.Config {
 			Persistent: r.bool(authPrefix + "cookie.persistent"),
 		},
 	}
-	const inactive = authPrefix + "token.max-inactive-interval"
-	if r.conf.String(inactive) != "-1" {
-		cfg.MaxInactive = r.duration(inactive, time.Second)
+	if r.conf.String(authPrefix+"token.max-inactive-interval") != "-1" {
+		cfg.MaxInactive = r.duration(authPrefix+"token.max-inactive-interval", time.Second)
 	}
 	return cfg
 }
