@@ -81,6 +81,7 @@ func TestStrangersNeedSlots(t *testing.T) {
 				t.Errorf("%s: %d lookups, want %d", name, lookups[name], want)
 			}
 		}
+		time.Sleep(strangerWait) // lookups go on after Of has returned
 		synctest.Wait()
 		if refused := g.Stats().Refused; refused != 3 {
 			t.Errorf("%d lookups were refused, want 3", refused)
