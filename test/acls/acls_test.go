@@ -29,9 +29,9 @@ var (
 	files = flag.Int("files", 200, "how many kms-acls.xml files are generated")
 )
 
-// TestMatrix generates rules, and asks Hadoop's classes and ours the same questions: each user, each right, each
-// key. One process of each side reads all files in turn, with its own reload. One file in ten is broken, and must
-// change nothing.
+// TestMatrix generates files with rules, and compares the decisions of Hadoop's classes with ours, for each user, each
+// right and each key. Each side reads all files one after the other in one process, by its own reload. One file in ten
+// is broken, and must change nothing.
 func TestMatrix(t *testing.T) {
 	hadoop.Require(t)
 	dir := t.TempDir()
@@ -52,52 +52,53 @@ func TestMatrix(t *testing.T) {
 			put(fileName(i), g.file())
 		}
 	}
-	theirs := askHadoop(t, dir)
+	hadoopLines := runHadoop(t, dir)
 	o := newOurs(t)
-	wrong, asked, yes, kept := 0, 0, 0, 0
+	differ, decisions, yes, refused := 0, 0, 0, 0
 	for i := range *files {
 		if !o.reload(filepath.Join(dir, fileName(i))) {
-			kept++
+			refused++
 		}
 		for u, who := range users {
-			line := theirs[i*len(users)+u]
+			line := hadoopLines[i*len(users)+u]
 			got := o.line(t, caller(who))
-			asked += strings.Count(line, "0") + strings.Count(line, "1")
+			decisions += strings.Count(line, "0") + strings.Count(line, "1")
 			yes += strings.Count(line, "1")
 			if got == line {
 				continue
 			}
-			if wrong++; wrong <= 5 {
+			if differ++; differ <= 5 {
 				text, _ := os.ReadFile(filepath.Join(dir, fileName(i)))
 				t.Errorf("file %d (seed %d), user %q:\nHadoop %s\nours   %s\n%s", i, *seed, who, line, got, text)
 			}
 		}
 	}
-	if wrong > 5 {
-		t.Errorf("%d lines differ", wrong)
+	if differ > 5 {
+		t.Errorf("%d lines differ", differ)
 	}
-	t.Logf("%d decisions, %d of them yes; %d of %d files were refused", asked, yes, kept, *files)
-	if asked < 100**files || yes < asked/20 || yes > asked*19/20 || kept < *files/20 || kept > *files/8 {
+	t.Logf("%d decisions, %d of them yes; %d of %d files were refused", decisions, yes, refused, *files)
+	if decisions < 100**files || yes < decisions/20 || yes > decisions*19/20 ||
+		refused < *files/20 || refused > *files/8 {
 		t.Error("the generated rules test little: too much of one answer, or too few broken files")
 	}
 }
 
-// askHadoop runs the Java program, and returns one line for each file and user.
-func askHadoop(t *testing.T, dir string) []string {
+// runHadoop runs the Java program, and returns one line for each file and user.
+func runHadoop(t *testing.T, dir string) []string {
 	t.Helper()
 	classPath := hadoop.RuntimeClassPath(t)
 	classes := hadoop.Javac(t, classPath, filepath.Join(hadoop.Root(), "test", "acls", "java"))
-	put := filepath.Join(dir, "log4j.properties")
-	if err := os.WriteFile(put, []byte("log4j.rootLogger=OFF\n"), 0o600); err != nil {
+	logConfig := filepath.Join(dir, "log4j.properties")
+	if err := os.WriteFile(logConfig, []byte("log4j.rootLogger=OFF\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "java", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx256m", "-Dfile.encoding=UTF-8",
-		"-Dlog4j.configuration=file:"+put,
+		"-Dlog4j.configuration=file:"+logConfig,
 		"-cp", classes+string(os.PathListSeparator)+classPath, "org.apache.hadoop.crypto.key.kms.server.Matrix", dir)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("the Java side: %v\n%s", err, out)
+		t.Fatalf("Matrix.java: %v\n%s", err, out)
 	}
 	f, err := os.Open(filepath.Join(dir, "answers.txt"))
 	if err != nil {
@@ -110,11 +111,12 @@ func askHadoop(t *testing.T, dir string) []string {
 		lines = append(lines, in.Text())
 	}
 	if err := in.Err(); err != nil || len(lines) != *files*len(users) {
-		t.Fatalf("%d answers to %d questions: %v", len(lines), *files*len(users), err)
+		t.Fatalf("%d lines, want %d: %v", len(lines), *files*len(users), err)
 	}
 	return lines
 }
 
+// caller returns the caller of a line of users: a user, or a user, a tab and the real user.
 func caller(who string) claviger.Caller {
 	name, real, ok := strings.Cut(who, "\t")
 	c := claviger.Caller{Principal: claviger.Principal{Name: name, Short: name}}
@@ -124,17 +126,17 @@ func caller(who string) claviger.Caller {
 	return c
 }
 
-// ours answers the questions with our classes.
+// ours makes the decisions with our packages.
 type ours struct {
 	groups func(string) []string
 	policy *authz.Policy
-	// open allows every operation, so a Ring with it answers only by the rules of keys, like
-	// KeyAuthorizationKeyProvider.
-	open         *authz.Policy
-	ring, inside *keyring.Ring
+	// keyRules has only the rules of keys and allows every operation, like KeyAuthorizationKeyProvider.
+	keyRules *authz.Policy
+	// ring uses policy; keyRing uses keyRules.
+	ring, keyRing *keyring.Ring
 }
 
-// unchanging is a provider where every change succeeds and changes nothing. So only the rules can refuse.
+// unchanging is a provider where every change succeeds and changes nothing, so only the rules can refuse a request.
 type unchanging struct{ *memory.Provider }
 
 func (u unchanging) Create(context.Context, provider.Spec) (claviger.KeyVersion, error) {
@@ -199,7 +201,7 @@ func newOurs(t *testing.T) *ours {
 		return r
 	}
 	o.ring = ring(func() *authz.Policy { return o.policy })
-	o.inside = ring(func() *authz.Policy { return o.open })
+	o.keyRing = ring(func() *authz.Policy { return o.keyRules })
 	return o
 }
 
@@ -210,16 +212,16 @@ func (o *ours) reload(path string) bool {
 	if c.AddFile(path, false) != nil || c.Check() != nil {
 		return false
 	}
-	var props, open []authz.Property
+	var props, keyProps []authz.Property
 	for name, value := range c.All() {
 		p := authz.Property{Name: name, Value: value}
 		props = append(props, p)
 		if !strings.HasPrefix(name, "hadoop.") {
-			open = append(open, p)
+			keyProps = append(keyProps, p)
 		}
 	}
 	o.policy, _ = authz.Parse(props)
-	o.open, _ = authz.Parse(open)
+	o.keyRules, _ = authz.Parse(keyProps)
 	return true
 }
 
@@ -229,11 +231,10 @@ var levels = []authz.Op{
 	authz.GenerateEEK, authz.DecryptEEK,
 }
 
-// questions are the questions of Matrix.java about a key, each with the name of the request in `claviger acl
-// explain`.
-var questions = []struct {
-	request string
-	ask     func(ctx context.Context, r *keyring.Ring, c claviger.Caller, key, acl string) error
+// requests are the requests of Matrix.java for a key, each with its name in `claviger acl explain`.
+var requests = []struct {
+	name string
+	send func(ctx context.Context, r *keyring.Ring, c claviger.Caller, key, acl string) error
 }{
 	{"GET_CURRENT_KEY", func(ctx context.Context, r *keyring.Ring, c claviger.Caller, key, _ string) error {
 		_, err := r.Current(ctx, c, key)
@@ -272,7 +273,7 @@ var questions = []struct {
 	}},
 }
 
-// line answers all questions of one caller, in the form of Matrix.java. It also compares each answer with the
+// line returns all decisions for one caller, in the form of Matrix.java. It also compares each decision with the
 // result of Explain.
 func (o *ours) line(t *testing.T, c claviger.Caller) string {
 	t.Helper()
@@ -287,14 +288,14 @@ func (o *ours) line(t *testing.T, c claviger.Caller) string {
 			aclName = key
 		}
 		b.WriteByte(' ')
-		for _, q := range questions {
-			b.WriteByte(digit(o.allowed(t, q.ask(t.Context(), o.inside, c, key, acl))))
-			r, _, _ := authz.FindRequest(q.request)
-			whole := o.allowed(t, q.ask(t.Context(), o.ring, c, key, acl))
-			if d := o.policy.Explain(r, aclName, c.Principal, o.groups); d.Allowed != whole {
-				t.Errorf("%s %s %s: allowed %t, explained as %+v", c.Name, q.request, key, whole, d)
+		for _, req := range requests {
+			b.WriteByte(digit(o.allowed(t, req.send(t.Context(), o.keyRing, c, key, acl))))
+			r, _, _ := authz.FindRequest(req.name)
+			allowed := o.allowed(t, req.send(t.Context(), o.ring, c, key, acl))
+			if d := o.policy.Explain(r, aclName, c.Principal, o.groups); d.Allowed != allowed {
+				t.Errorf("%s %s %s: allowed %t, explained as %+v", c.Name, req.name, key, allowed, d)
 			} else if by, ok := d.DecidedBy(); !ok || by.Property == "" {
-				t.Errorf("%s %s %s: nothing decides: %+v", c.Name, q.request, key, d)
+				t.Errorf("%s %s %s: nothing decides: %+v", c.Name, req.name, key, d)
 			}
 		}
 	}

@@ -24,33 +24,34 @@ type worker struct {
 	key    string
 	t      *testing.T
 	nodes  []*kmsclient.Provider
-	there  bool
+	exists bool
 	acked  []string // versions that a node has acknowledged, oldest first
 	sealed []claviger.EDEK
 	opened []secret.Bytes
-	doubt  bool // the last change failed, and may or may not have been made
+	unsure bool // the last change failed, and may or may not have been made
 	failed int  // calls with an error or without an answer
 }
 
-// one returns a random node.
-func (w *worker) one() *kmsclient.Provider { return w.nodes[rand.N(len(w.nodes))] } //nolint:gosec // a test
+// randomNode returns a random node.
+func (w *worker) randomNode() *kmsclient.Provider { return w.nodes[rand.N(len(w.nodes))] } //nolint:gosec // a test
 
+// step makes one random change or use of the key.
 func (w *worker) step(ctx context.Context) {
-	if !w.there || w.doubt {
+	if !w.exists || w.unsure {
 		w.create(ctx)
 		return
 	}
 	switch rand.N(10) { //nolint:gosec // a test
 	case 0:
-		if err := w.one().Delete(ctx, w.key); err != nil {
-			w.failed, w.doubt = w.failed+1, true
+		if err := w.randomNode().Delete(ctx, w.key); err != nil {
+			w.failed, w.unsure = w.failed+1, true
 			return
 		}
-		w.gone()
+		w.forgetKey()
 	case 1, 2, 3:
-		v, err := w.one().Roll(ctx, w.key, nil)
+		v, err := w.randomNode().Roll(ctx, w.key, nil)
 		if err != nil {
-			w.failed, w.doubt = w.failed+1, true
+			w.failed, w.unsure = w.failed+1, true
 			return
 		}
 		w.acked = append(w.acked, v.Name)
@@ -59,20 +60,21 @@ func (w *worker) step(ctx context.Context) {
 	}
 }
 
-func (w *worker) gone() {
-	w.there, w.doubt, w.acked, w.sealed, w.opened = false, false, nil, nil, nil
+// forgetKey records that the key was deleted.
+func (w *worker) forgetKey() {
+	w.exists, w.unsure, w.acked, w.sealed, w.opened = false, false, nil, nil, nil
 }
 
 // create creates the key. If the outcome of a change is unknown, it first finds out.
 func (w *worker) create(ctx context.Context) {
-	if w.doubt {
-		vs, err := w.one().Versions(ctx, w.key)
+	if w.unsure {
+		vs, err := w.randomNode().Versions(ctx, w.key)
 		if err != nil {
 			w.failed++
 			return
 		}
 		if len(vs) == 0 {
-			w.gone()
+			w.forgetKey()
 			return
 		}
 		names := make([]string, len(vs))
@@ -82,20 +84,20 @@ func (w *worker) create(ctx context.Context) {
 		if len(names) < len(w.acked) || !slices.Equal(names[:len(w.acked)], w.acked) {
 			w.t.Errorf("key %s: versions %v were acknowledged, but it has %v", w.key, w.acked, names)
 		}
-		w.there, w.doubt, w.acked = true, false, names
+		w.exists, w.unsure, w.acked = true, false, names
 		return
 	}
-	v, err := w.one().Create(ctx, provider.Spec{Name: w.key, Cipher: claviger.DefaultCipher, BitLength: 128})
+	v, err := w.randomNode().Create(ctx, provider.Spec{Name: w.key, Cipher: claviger.DefaultCipher, BitLength: 128})
 	if err != nil {
-		w.failed, w.doubt = w.failed+1, true
+		w.failed, w.unsure = w.failed+1, true
 		return
 	}
-	w.there, w.acked = true, []string{v.Name}
+	w.exists, w.acked = true, []string{v.Name}
 }
 
 // use makes an EDEK at one node, which must use the last acknowledged version, and decrypts it at another node.
 func (w *worker) use(ctx context.Context) {
-	e, err := w.one().Generate(ctx, w.key, 1)
+	e, err := w.randomNode().Generate(ctx, w.key, 1)
 	if err != nil {
 		w.failed++
 		return
@@ -103,7 +105,7 @@ func (w *worker) use(ctx context.Context) {
 	if want := w.acked[len(w.acked)-1]; e[0].Version != want {
 		w.t.Errorf("generated under %s after %s was acknowledged", e[0].Version, want)
 	}
-	dek, err := w.one().Unwrap(ctx, w.key, "", e)
+	dek, err := w.randomNode().Unwrap(ctx, w.key, "", e)
 	if err != nil {
 		w.failed++
 		return
@@ -113,7 +115,7 @@ func (w *worker) use(ctx context.Context) {
 
 // check decrypts all EDEKs at each node.
 func (w *worker) check(ctx context.Context) {
-	if w.doubt {
+	if w.unsure {
 		w.create(ctx)
 	}
 	for _, n := range w.nodes {
@@ -139,7 +141,7 @@ func (w *worker) check(ctx context.Context) {
 		}
 		for i := range deks {
 			if !bytes.Equal(deks[i], w.opened[i]) {
-				w.t.Errorf("key %s: another DEK of %s", w.key, w.sealed[i].Version)
+				w.t.Errorf("key %s: the DEK decrypted from an EDEK of %s has changed", w.key, w.sealed[i].Version)
 			}
 		}
 	}
@@ -199,7 +201,7 @@ func (s *site) checkConsistent(ctx context.Context, t *testing.T, all []*worker)
 	n := s.start(t) // it completes interrupted deletes
 	c := n.client(t)
 	for _, w := range all { // the delete of all keys completes the rest
-		if w.there {
+		if w.exists {
 			if err := c.Delete(ctx, w.key); err != nil {
 				t.Error(err)
 			}

@@ -24,8 +24,8 @@ func TestTwoNodes(t *testing.T) {
 		s.cookies()
 		s.keys(shell)
 		l := s.load(job)
-		l.kills(shell)
-		l.hangs()
+		l.killNodes(shell)
+		l.pauseNode()
 		l.end()
 		s.tokens(job)
 	})
@@ -38,9 +38,9 @@ func TestTwoNodes(t *testing.T) {
 		s.cookies()
 		s.keys(shell)
 		l := s.load(job)
-		l.kills(shell)
-		l.updates()
-		l.expires()
+		l.killNodes(shell)
+		l.restartNodes()
+		l.waitForExpiry()
 		l.end()
 		s.tokens(job)
 		job.Close()
@@ -78,12 +78,12 @@ func (s *site) cookies() {
 			s.t.Errorf("%s refuses a cookie of %s:\n%s", other.name, n.name, out)
 		}
 		if out := curl(other); !strings.HasPrefix(out, "HTTP/1.1 401 ") {
-			s.t.Errorf("%s lets everybody in:\n%s", other.name, out)
+			s.t.Errorf("%s accepts a request without a cookie:\n%s", other.name, out)
 		}
 	}
 }
 
-// setCookie matches the header of a login over https.
+// setCookie matches the Set-Cookie header that answers a login over https.
 var setCookie = regexp.MustCompile(`(?m)^Set-Cookie: (hadoop\.auth="u=alice&p=alice@[^;]*); Secure;? ?HttpOnly`)
 
 // keys runs `hadoop key`, which uses one node after the other.
@@ -103,7 +103,7 @@ func (s *site) versions(shell *hadoop.Client, n int, nodes ...*node) {
 	for _, node := range nodes {
 		begin[node] = len(node.auditLog())
 	}
-	told := func(node *node) bool {
+	answered := func(node *node) bool {
 		return strings.Contains(node.auditLog()[begin[node]:], "op=GET_KEYS_METADATA, user=keyadmin")
 	}
 	for range 100 {
@@ -112,11 +112,11 @@ func (s *site) versions(shell *hadoop.Client, n int, nodes ...*node) {
 			!strings.Contains(out, fmt.Sprintf(", version: %d, ", n)) {
 			s.t.Errorf("hadoop key list -metadata, want %d versions of zone:\n%s", n, out)
 		}
-		if nodes = slices.DeleteFunc(nodes, told); len(nodes) == 0 {
+		if nodes = slices.DeleteFunc(nodes, answered); len(nodes) == 0 {
 			return
 		}
 	}
-	s.t.Errorf("Hadoop's client has not asked %s", nodes[0].name)
+	s.t.Errorf("Hadoop's client has sent no request to %s", nodes[0].name)
 }
 
 func (n *node) auditLog() string {
@@ -128,8 +128,8 @@ func (n *node) auditLog() string {
 	return string(b)
 }
 
-// load is Hadoop's client, which generates and decrypts EDEKs of the key "zone", and a job that has only a
-// delegation token.
+// load is a Java program (Job.java): threads that generate and decrypt EDEKs of the key "zone", and a job that has only
+// a delegation token.
 type load struct {
 	*site
 	job *hadoop.Program
@@ -140,7 +140,7 @@ func (s *site) load(job *hadoop.Program) load {
 	s.must(job.Send("job-get", "alice", s.uri(), "yarn"), "kms-dt "+s.uri())
 	s.must(job.Send("load", "alice", s.uri(), "zone", "4"), "begun")
 	l := load{s, job}
-	l.more(50)
+	l.waitForMore(50)
 	return l
 }
 
@@ -155,7 +155,8 @@ func (l load) end() {
 	}
 }
 
-// opened returns how many EDEKs were decrypted. It fails the test if the client saw an error.
+// opened sends "count" or "stop", and returns how many EDEKs were decrypted. It fails the test if the client saw an
+// error.
 func (l load) opened(command string) int {
 	l.t.Helper()
 	answer := l.job.Send(command)
@@ -167,8 +168,8 @@ func (l load) opened(command string) int {
 	return opened
 }
 
-// more waits until n more EDEKs were decrypted.
-func (l load) more(n int) {
+// waitForMore waits until n more EDEKs were decrypted.
+func (l load) waitForMore(n int) {
 	l.t.Helper()
 	begin := l.opened("count")
 	for deadline := time.Now().Add(time.Minute); l.opened("count") < begin+n; time.Sleep(20 * time.Millisecond) {
@@ -178,23 +179,23 @@ func (l load) more(n int) {
 	}
 }
 
-// without continues the load and the job while one node is away.
-func (l load) without() {
+// useWithOneNode continues the load and the job while one node is away.
+func (l load) useWithOneNode() {
 	l.t.Helper()
-	l.more(50)
+	l.waitForMore(50)
 	l.must(l.job.Send("job-use", l.uri(), "zone"), "opened 16")
 	l.until(l.job.Send("job-renew", "yarn"))
 }
 
-// comesTo waits until a node has served the load, after its audit log had a size of begin.
-func (l load) comesTo(n *node, begin int) {
+// waitForLoad waits until a node has served the load, after its audit log had a size of begin.
+func (l load) waitForLoad(n *node, begin int) {
 	l.t.Helper()
 	n.WaitFor("a generate and a decrypt of the load", func() bool {
 		log := n.auditLog()[begin:]
 		return strings.Contains(log, "op=GENERATE_EEK, key=zone, user=alice") &&
 			strings.Contains(log, "op=DECRYPT_EEK, key=zone, user=alice")
 	})
-	l.more(50)
+	l.waitForMore(50)
 }
 
 // restart starts a node that has ended.
@@ -202,15 +203,15 @@ func (l load) restart(n *node) {
 	l.t.Helper()
 	begin := len(n.auditLog())
 	n.start()
-	l.comesTo(n, begin)
+	l.waitForLoad(n, begin)
 }
 
-// kills kills each node, and starts it again.
-func (l load) kills(shell *hadoop.Client) {
+// killNodes kills each node, and starts it again.
+func (l load) killNodes(shell *hadoop.Client) {
 	l.t.Helper()
 	for i, victim := range l.nodes {
 		victim.Kill()
-		l.without()
+		l.useWithOneNode()
 		made := "made-without-" + victim.name
 		shell.KeyShell("create", made, "-size", "128")
 		// Hadoop's client rolls at one node, and then makes each node clear its caches. It reports an error about
@@ -225,21 +226,21 @@ func (l load) kills(shell *hadoop.Client) {
 	}
 }
 
-// updates stops and starts one node after the other, like an operator at an update.
-func (l load) updates() {
+// restartNodes stops and starts one node after the other, like an operator at an update.
+func (l load) restartNodes() {
 	l.t.Helper()
 	for _, n := range l.nodes {
 		if status := n.Stop(); status != 0 {
 			l.t.Errorf("%s ended with status %d", n.name, status)
 		}
-		l.without()
+		l.useWithOneNode()
 		l.restart(n)
 	}
 }
 
-// expires waits until the cookies of both nodes have expired, and the secret that signs them has changed. The
+// waitForExpiry waits until the cookies of both nodes have expired, and the secret that signs them has changed. The
 // client logs in again.
-func (l load) expires() {
+func (l load) waitForExpiry() {
 	l.t.Helper()
 	begin := []int{len(l.nodes[0].auditLog()), len(l.nodes[1].auditLog())}
 	for i, n := range l.nodes {
@@ -247,18 +248,18 @@ func (l load) expires() {
 			return strings.Contains(n.auditLog()[begin[i]:], "ErrorMsg:'AuthenticationToken expired'")
 		})
 	}
-	l.more(50)
+	l.waitForMore(50)
 }
 
-// hangs pauses a node. That delays clients by their timeout, and not longer.
-func (l load) hangs() {
+// pauseNode pauses a node. That delays clients by their timeout, and not longer.
+func (l load) pauseNode() {
 	l.t.Helper()
 	n := l.nodes[0]
 	n.Pause()
-	l.more(8)
+	l.waitForMore(8)
 	begin := len(n.auditLog())
 	n.Resume()
-	l.comesTo(n, begin)
+	l.waitForLoad(n, begin)
 }
 
 func (s *site) must(answer, want string) {

@@ -197,7 +197,7 @@ func open(t *testing.T, servers, owner string, in func() (zookeeper.Initiator, e
 		t.Fatal(err)
 	}
 	conf := zookeeper.Config{Ensemble: e, Property: "of the test", SessionTimeout: 10 * time.Second,
-		ConnectTimeout: 5 * time.Second, Patience: 10 * time.Second, Owner: owner}
+		ConnectTimeout: 5 * time.Second, RetryTimeout: 10 * time.Second, Owner: owner}
 	if in != nil {
 		conf.SASL = initiate(in)
 	}

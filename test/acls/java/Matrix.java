@@ -21,13 +21,14 @@ import org.apache.hadoop.security.Groups;
 import org.apache.hadoop.security.UserGroupInformation;
 
 /**
- * Puts questions to Hadoop's own ACL classes. The working folder holds groups.txt (hadoop.user.group.static.mapping.overrides),
- * users.txt (one "user" or "user TAB real user" a line), keys.txt (one "key TAB ACL name" a line), and files 0000.xml, 0001.xml, ...
- * One KMSACLs takes each in turn by its own reload. answers.txt gets a line for each file and user: a digit for each operation-level
- * right, then for each key one for each key-level question, 1 for yes.
+ * Writes the decisions of Hadoop's own ACL classes. The folder in the argument has groups.txt
+ * (hadoop.user.group.static.mapping.overrides), users.txt (in each line "user" or "user TAB real user"), keys.txt (in each line
+ * "key TAB ACL name"), and the rules 0000.xml, 0001.xml, ... One KMSACLs reads these files one after the other, by its own reload.
+ * answers.txt gets a line for each file and user: a digit for each operation, and then, for each key, a digit for each request. 1 means
+ * allowed.
  */
 public final class Matrix {
-  /** Keys that only have metadata. Whatever is done with one succeeds, so that a refusal is the rules'. */
+  /** Keys that only have metadata. Every operation succeeds, so only the rules can refuse a request. */
   static final class Keys extends KeyProvider {
     final Map<String, String> aclNames = new HashMap<>();
 
@@ -50,11 +51,11 @@ public final class Matrix {
     @Override public void flush() { }
   }
 
-  interface Question { void ask() throws Exception; }
+  interface KeyRequest { void send() throws Exception; }
 
-  static char answer(UserGroupInformation user, Question q) throws Exception {
+  static char decision(UserGroupInformation user, KeyRequest request) throws Exception {
     try {
-      user.doAs((PrivilegedExceptionAction<Void>) () -> { q.ask(); return null; });
+      user.doAs((PrivilegedExceptionAction<Void>) () -> { request.send(); return null; });
       return '1';
     } catch (org.apache.hadoop.security.authorize.AuthorizationException e) {
       return '0';
@@ -88,7 +89,7 @@ public final class Matrix {
       keys.aclNames.put(parts[0], parts[1]);
     }
 
-    // A refusal is written to the audit log of the web application, which is not there.
+    // KMSACLs writes a refusal to the audit log of KMSWebApp, which does not run here.
     java.lang.reflect.Field audit = KMSWebApp.class.getDeclaredField("kmsAudit");
     audit.setAccessible(true);
     audit.set(null, new KMSAudit(conf));
@@ -106,7 +107,7 @@ public final class Matrix {
           acls = new KMSACLs();
           guarded = new KeyAuthorizationKeyProvider(KeyProviderCryptoExtension.createKeyProviderCryptoExtension(keys), acls);
         } else {
-          acls.run(); // what the reloader's thread does
+          acls.run(); // like the reloader's thread
         }
         for (UserGroupInformation user : users) {
           out.write(line(acls, guarded, keys, user, names));
@@ -114,7 +115,7 @@ public final class Matrix {
         }
       }
     }
-    System.exit(0); // the audit log's threads would go on
+    System.exit(0); // the threads of the audit log do not end by themselves
   }
 
   static String line(KMSACLs acls, KeyAuthorizationKeyProvider guarded, Keys keys, UserGroupInformation user, List<String> names) throws Exception {
@@ -125,19 +126,19 @@ public final class Matrix {
     for (String name : names) {
       String version = name + "@0";
       b.append(' ');
-      b.append(answer(user, () -> guarded.getCurrentKey(name)));
-      b.append(answer(user, () -> guarded.getMetadata(name)));
-      b.append(answer(user, () -> guarded.rollNewVersion(name)));
-      b.append(answer(user, () -> guarded.deleteKey(name)));
-      b.append(answer(user, () -> guarded.generateEncryptedKey(name)));
-      b.append(answer(user, () -> guarded.decryptEncryptedKey(
+      b.append(decision(user, () -> guarded.getCurrentKey(name)));
+      b.append(decision(user, () -> guarded.getMetadata(name)));
+      b.append(decision(user, () -> guarded.rollNewVersion(name)));
+      b.append(decision(user, () -> guarded.deleteKey(name)));
+      b.append(decision(user, () -> guarded.generateEncryptedKey(name)));
+      b.append(decision(user, () -> guarded.decryptEncryptedKey(
           KeyProviderCryptoExtension.EncryptedKeyVersion.createForDecryption(name, version, new byte[16], new byte[16]))));
       KeyProvider.Options options = new KeyProvider.Options(new Configuration(false));
       String acl = keys.aclNames.get(name);
       Map<String, String> attributes = new HashMap<>();
       if (!acl.isEmpty()) { attributes.put("key.acl.name", acl); }
       options.setAttributes(attributes);
-      b.append(answer(user, () -> guarded.createKey(name, new byte[16], options)));
+      b.append(decision(user, () -> guarded.createKey(name, new byte[16], options)));
     }
     return b.toString();
   }

@@ -11,15 +11,15 @@ import org.apache.orc.impl.KeyProvider;
 import org.apache.orc.impl.LocalKey;
 
 /**
- * ORC's own classes for column encryption, as a writer and a reader of a file use them. What a file's footer would hold
- * is an argument or an answer. Commands, one a line:
+ * Uses ORC's own classes for column encryption, like a writer and a reader of a file. Arguments and answers replace the
+ * file's footer. Each line of standard input is a command:
  *
  * <pre>
  * write PROVIDER KEY                               answer: ok VERSION ALGORITHM ENCRYPTED DECRYPTED
  * read PROVIDER KEY VERSION ALGORITHM ENCRYPTED    answer: ok DECRYPTED
  * </pre>
  *
- * VERSION is a number, the last two are base64. An error is answered by "error TEXT".
+ * VERSION is a number. ENCRYPTED and DECRYPTED are a local key in base64. The answer of a failed command is "error TEXT".
  */
 public class Orc {
   public static void main(String[] unused) throws Exception {

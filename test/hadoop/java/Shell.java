@@ -17,8 +17,8 @@ import org.apache.hadoop.util.ToolRunner;
 
 /**
  * Runs Hadoop's own command-line tools one after the other in one JVM. Each line of standard input is a command: its
- * words, in base64, with a space between. Each line of standard output is how it ended: exit status, standard output and
- * standard error, the last two in base64, "-" for nothing.
+ * words in base64, separated by spaces. Each line of standard output is the result of a command: the exit status, and its
+ * standard output and standard error in base64, or "-" if it printed nothing.
  */
 public class Shell {
   public static void main(String[] unused) throws Exception {
@@ -38,7 +38,7 @@ public class Shell {
       try {
         exit = run(words[0], Arrays.copyOfRange(words, 1, words.length));
       } catch (Throwable t) {
-        // What the tool's own main would print before it exits.
+        // The tool's own main would also print this.
         t.printStackTrace(System.err);
         exit = 255;
       } finally {

@@ -7,9 +7,9 @@ import org.apache.hadoop.security.token.Token;
 import org.apache.hadoop.util.Tool;
 
 /**
- * "FILE RENEWER" writes the delegation tokens that a job needs to work with the file system, as a job's submitter
- * collects them: the file system's own, and the one of the KMS that it names. `hdfs fetchdt` and `hadoop dtutil get`
- * collect the first alone. Prints a token's kind and service on each line.
+ * Tokens FILE RENEWER gets the delegation tokens that a job needs for the file system, like a program that submits a job,
+ * and writes them into FILE: the token of the file system, and the token of the file system's KMS. `hdfs fetchdt` and
+ * `hadoop dtutil get` get only the first. Prints the kind and the service of each token on a line.
  */
 public class Tokens extends Configured implements Tool {
   @Override

@@ -16,10 +16,14 @@ import org.ietf.jgss.GSSName;
 import org.ietf.jgss.Oid;
 
 /**
- * Login logs in by a keytab and does one thing: "jdk URL" (the JDK's own SPNEGO),
- * "hadoop URL" (Hadoop's KerberosAuthenticator), "raw URL" (a bare krb5 token, the
- * server's answer verified), or "token SERVICE [spnego]" (prints a token of raw
- * krb5, or SPNEGO, and does not send it).
+ * Logs in with the tickets of a cache, and runs one command: CACHE PRINCIPAL COMMAND. Commands:
+ *
+ * <pre>
+ * jdk URL                 sends a request with the JDK's SPNEGO
+ * hadoop URL              sends a request with Hadoop's KerberosAuthenticator
+ * raw URL                 sends a raw krb5 token, and verifies the token in the answer
+ * token SERVICE [spnego]  prints a token, raw krb5 or SPNEGO, and does not send it
+ * </pre>
  */
 public class Login {
   static byte[] readAll(java.io.InputStream in) throws Exception {

@@ -6,18 +6,18 @@ import org.apache.hadoop.crypto.key.KeyProvider;
 import org.apache.hadoop.crypto.key.KeyProviderCryptoExtension;
 import org.apache.hadoop.crypto.key.KeyProviderFactory;
 
-/** Generates and opens EDEKs of the key "k" through Hadoop's load-balancing client: Generate URI COUNT. */
+/** Generates and decrypts EDEKs of the key "k" through Hadoop's load-balancing client: Generate URI COUNT. */
 public final class Generate {
   public static void main(String[] args) throws Exception {
     Configuration conf = new Configuration();
-    // Each EDEK is asked for when it is needed.
+    // A small cache, so that the client requests each EDEK only when it is needed.
     conf.setInt("hadoop.security.kms.client.encrypted.key.cache.size", 2);
     conf.setFloat("hadoop.security.kms.client.encrypted.key.cache.low-watermark", 0.5f);
     KeyProvider kms = KeyProviderFactory.get(new URI(args[0]), conf);
     System.out.println(kms.getClass().getSimpleName());
     KeyProviderCryptoExtension crypto = KeyProviderCryptoExtension.createKeyProviderCryptoExtension(kms);
-    // The client goes to the next host with each request, whatever it asks for. In
-    // turns with decrypts, all generates could go to one host.
+    // The client uses the next host for each request. If generates and decrypts
+    // alternated, all generates could reach the same host.
     List<KeyProviderCryptoExtension.EncryptedKeyVersion> edeks = new ArrayList<>();
     for (int i = 0; i < Integer.parseInt(args[1]); i++) {
       edeks.add(crypto.generateEncryptedKey("k"));

@@ -30,17 +30,18 @@ import org.apache.hadoop.security.token.delegation.AbstractDelegationTokenIdenti
 import org.apache.hadoop.security.token.delegation.web.DelegationTokenAuthenticatedURL;
 
 /**
- * What a job does at a KMS, through Hadoop's own classes: Job KEYTAB. Each line of standard input is a command, each line
- * of standard output its answer; "ERROR ..." where it failed.
+ * Uses a KMS like a job, through Hadoop's own classes: Job KEYTAB. Each line of standard input is a command, each line of
+ * standard output its answer. The answer of a failed command is "ERROR ...".
  *
- * <p>By DelegationTokenAuthenticatedURL, at the one node whose base URL is told: "get USER URL RENEWER" keeps a token,
- * "use URL" brings it and nothing else, "renew USER URL", "cancel URL".
+ * <p>These commands use DelegationTokenAuthenticatedURL, and the node with the base URL: "get USER URL RENEWER" gets a
+ * token and keeps it, "use URL" sends a request with only this token, "renew USER URL" and "cancel URL" renew and cancel it.
  *
- * <p>By Hadoop's key provider, at whichever node it likes: "job-get USER URI RENEWER", "job-use URI KEY", "job-renew USER",
- * "job-cancel USER"; "open USER URI KEY" with the tickets of USER.
+ * <p>These commands use Hadoop's key provider, which chooses the node: "job-get USER URI RENEWER" gets a token and keeps it,
+ * "job-use URI KEY" generates and decrypts an EDEK with it, "job-renew USER" and "job-cancel USER" renew and cancel it.
+ * "open USER URI KEY" generates and decrypts an EDEK with the tickets of USER.
  *
- * <p>"load USER URI KEY THREADS" begins to generate EDEKs and to open them; "count" answers "OPENED ERRORS first error",
- * "stop" does too, once the threads have ended.
+ * <p>"load USER URI KEY THREADS" starts threads that generate EDEKs and decrypt them. "count" answers "DECRYPTED ERRORS
+ * first error". "stop" ends the threads, and then answers the same.
  */
 public final class Job {
   private static final Configuration CONF = new Configuration();
@@ -48,7 +49,7 @@ public final class Job {
   private static ConnectionConfigurator tls;
   private static final Map<String, UserGroupInformation> USERS = new HashMap<>();
 
-  // The token of one node's URL, and the job's of the key provider.
+  // token is the token of "get", jobToken the token of "job-get".
   private static Token<AbstractDelegationTokenIdentifier> token;
   private static Token<?> jobToken;
 
@@ -70,7 +71,7 @@ public final class Job {
       try {
         answer = run(line.split(" "));
       } catch (Throwable e) {
-        // doAs wraps what is not an IOException.
+        // doAs wraps an exception that is not an IOException.
         answer = "ERROR " + (e instanceof UndeclaredThrowableException ? e.getCause() : e);
       }
       System.out.println(answer.replace('\n', ' ').replace('\r', ' '));
@@ -93,7 +94,7 @@ public final class Job {
       case "renew":
         return as(a[1], () -> Long.toString(url().renewDelegationToken(new URL(a[2] + "/v1/"), copy())));
       case "cancel":
-        return nobody().doAs((PrivilegedExceptionAction<String>) () -> {
+        return userWithoutTickets().doAs((PrivilegedExceptionAction<String>) () -> {
           url().cancelDelegationToken(new URL(a[1] + "/v1/"), copy());
           return "cancelled";
         });
@@ -106,7 +107,7 @@ public final class Job {
           return jobToken.getKind() + " " + jobToken.getService();
         });
       case "job-use": {
-        UserGroupInformation job = nobody();
+        UserGroupInformation job = userWithoutTickets();
         job.addToken(jobToken);
         return job.doAs((PrivilegedExceptionAction<String>) () -> open(a[1], a[2]));
       }
@@ -137,7 +138,7 @@ public final class Job {
     }
   }
 
-  /** The token without cookies of its owner; whoever renews or cancels it forgets it. */
+  /** A copy of the token, without the owner's cookies. A renewal or a cancel changes only the copy. */
   private static DelegationTokenAuthenticatedURL.Token copy() {
     DelegationTokenAuthenticatedURL.Token t = new DelegationTokenAuthenticatedURL.Token();
     t.setDelegationToken(token);
@@ -146,9 +147,9 @@ public final class Job {
 
   private static String use(String base) throws Exception {
     URL names = new URL(base + "/v1/keys/names");
-    // It is found by its service, which is the node that it comes from.
+    // Hadoop's client finds a token by its service: the address of the node.
     token.setService(SecurityUtil.buildTokenService(new InetSocketAddress(names.getHost(), names.getPort())));
-    UserGroupInformation bearer = nobody();
+    UserGroupInformation bearer = userWithoutTickets();
     bearer.addToken(token);
     return bearer.doAs((PrivilegedExceptionAction<String>) () -> {
       HttpURLConnection c = url().openConnection(names, new DelegationTokenAuthenticatedURL.Token());
@@ -206,7 +207,7 @@ public final class Job {
   }
 
   /** A user without tickets. */
-  private static UserGroupInformation nobody() {
+  private static UserGroupInformation userWithoutTickets() {
     UserGroupInformation u = UserGroupInformation.createRemoteUser("nobody");
     u.setAuthenticationMethod(AuthenticationMethod.TOKEN);
     return u;

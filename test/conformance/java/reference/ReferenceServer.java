@@ -9,8 +9,8 @@ import org.apache.hadoop.conf.Configuration;
 import org.apache.hadoop.security.ssl.SSLFactory;
 
 /**
- * The real Java KMS as a process of its own, started as the shim MiniKMS starts a server. With it in our place the whole
- * harness can be proved: Hadoop's tests must pass against Hadoop.
+ * Runs the real Java KMS in its own process, with the options that the shim MiniKMS gives to a server. This checks the
+ * test harness itself: Hadoop's tests must pass against Hadoop's server.
  */
 public class ReferenceServer {
   public static void main(String[] args) {
@@ -46,7 +46,7 @@ public class ReferenceServer {
       }
     }
     System.setProperty("kms.config.dir", dir);
-    String krb5 = System.getenv("KRB5_CONFIG"); // the tests run a KDC of their own
+    String krb5 = System.getenv("KRB5_CONFIG"); // the tests run their own KDC
     if (krb5 != null) {
       System.setProperty("java.security.krb5.conf", krb5);
     }

@@ -9,8 +9,8 @@ import org.junit.runner.notification.Failure;
 import org.junit.runner.notification.RunListener;
 
 /**
- * Runs one JUnit 4 class, or the named methods of it. Prints one line for each test, "PASS|FAIL|SKIP METHOD SECONDS
- * [WHY]", after a failure its stack trace, indented, and at the end "N of M passed".
+ * Runs one JUnit 4 class, or only the named methods of the class. Prints one line for each test, "PASS|FAIL|SKIP METHOD
+ * SECONDS", after a failure the stack trace, indented, and at the end "N of M passed".
  */
 public class RunTests {
   public static void main(String[] args) throws Exception {
@@ -44,46 +44,46 @@ public class RunTests {
   private static final class Printer extends RunListener {
     int passed;
     int failed;
-    private long begun;
+    private long begin; // System.nanoTime
     private Failure failure;
-    private boolean assumed;
+    private boolean skipped; // an assumption of the test failed
 
     @Override
     public void testStarted(Description d) {
-      begun = System.nanoTime();
+      begin = System.nanoTime();
       failure = null;
-      assumed = false;
+      skipped = false;
     }
 
     @Override
     public void testFailure(Failure f) {
       failure = f;
-      if (!f.getDescription().isTest()) { // in a class's own set-up
+      if (!f.getDescription().isTest()) { // the set-up of the class failed
         print("FAIL", f.getDescription().getDisplayName());
       }
     }
 
     @Override
     public void testAssumptionFailure(Failure f) {
-      assumed = true;
+      skipped = true;
     }
 
     @Override
     public void testIgnored(Description d) {
-      begun = System.nanoTime();
+      begin = System.nanoTime();
       print("SKIP", d.getMethodName());
     }
 
     @Override
     public void testFinished(Description d) {
-      print(failure != null ? "FAIL" : assumed ? "SKIP" : "PASS", d.getMethodName());
+      print(failure != null ? "FAIL" : skipped ? "SKIP" : "PASS", d.getMethodName());
     }
 
-    private void print(String how, String test) {
-      System.out.printf("%s %s %.2f%n", how, test, (System.nanoTime() - begun) / 1e9);
-      if (how.equals("PASS")) {
+    private void print(String result, String test) {
+      System.out.printf("%s %s %.2f%n", result, test, (System.nanoTime() - begin) / 1e9);
+      if (result.equals("PASS")) {
         passed++;
-      } else if (how.equals("FAIL")) {
+      } else if (result.equals("FAIL")) {
         failed++;
         for (String line : failure.getTrace().split("\n")) {
           System.out.println("  " + line.trim());

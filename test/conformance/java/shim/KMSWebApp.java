@@ -10,11 +10,11 @@ import java.util.Map;
 import org.apache.hadoop.conf.Configuration;
 
 /**
- * Stands in for the server's class where a test reloads ACLs by hand: a server in another process reloads by itself, a
- * second or so after the file has changed, and ours says so in its log.
+ * Replaces the server's class in tests that reload ACLs. A server in another process reloads by itself, about a second
+ * after the file has changed. claviger then writes a log line, so run waits for this line.
  */
 public class KMSWebApp {
-  private static final Map<String, Integer> SEEN = new HashMap<>(); // loads, by file
+  private static final Map<String, Integer> SEEN = new HashMap<>(); // number of loads already seen, by file
   private static final KMSACLs ACLS = new RemoteACLs();
 
   public static KMSACLs getACLs() {
@@ -39,7 +39,7 @@ public class KMSWebApp {
     public void run() {
       try {
         if (System.getProperty("kms.server.cmd").startsWith("java\n")) {
-          Thread.sleep(2500); // Hadoop's server has no log that tells
+          Thread.sleep(2500); // the log of Hadoop's server does not show a reload
           return;
         }
         String file = System.getProperty("kms.config.dir") + "/kms-acls.xml";
@@ -56,7 +56,7 @@ public class KMSWebApp {
       }
     }
 
-    /** How often the common log of the servers says that a changed file was loaded. */
+    /** Returns how often the log of the servers says that a changed file was loaded. */
     private static int loads(String file) throws IOException {
       byte[] log = Files.readAllBytes(Paths.get(System.getProperty("kms.server.log")));
       int n = 0;

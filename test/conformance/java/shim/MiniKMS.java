@@ -19,9 +19,9 @@ import org.apache.hadoop.fs.Path;
 import org.apache.hadoop.security.UserGroupInformation;
 
 /**
- * Stands in for the MiniKMS of Hadoop's tests, with the same API. Instead of a server in the same JVM it starts the
- * command of the system property kms.server.cmd, one word a line, with "--conf DIR --http-port N --ready-file FILE
- * [--tls]" behind it, and stops it by SIGTERM.
+ * Replaces the MiniKMS of Hadoop's tests, with the same API. Hadoop's class runs a server in the same JVM. This class
+ * starts the command in the system property kms.server.cmd (each word in its own line), followed by "--conf DIR
+ * --http-port N --ready-file FILE [--tls]", and stops the process by SIGTERM.
  */
 public class MiniKMS {
   private static final List<Process> LIVE = Collections.synchronizedList(new ArrayList<>());
@@ -30,7 +30,7 @@ public class MiniKMS {
     Runtime.getRuntime().addShutdownHook(new Thread(() -> LIVE.forEach(Process::destroyForcibly)));
   }
 
-  /** The same methods as Hadoop's. */
+  /** Has the same methods as the Builder of Hadoop's MiniKMS. */
   public static class Builder {
     private File dir = new File("target/test-classes").getAbsoluteFile();
     private File keystore;
@@ -79,7 +79,7 @@ public class MiniKMS {
   public void start() throws Exception {
     System.setProperty("kms.config.dir", dir.getPath());
     writeMissing();
-    // The in-process server does this to the JVM that it shares with the tests; they count on it.
+    // Hadoop's server shares the JVM with the tests and makes this call. The tests rely on it.
     UserGroupInformation.setConfiguration(KMSConfiguration.getKMSConf());
 
     File ready = File.createTempFile("kms", ".ready");
@@ -126,7 +126,7 @@ public class MiniKMS {
     }
   }
 
-  /** What Hadoop's MiniKMS puts into a configuration folder that lacks it. */
+  /** Writes the configuration files that do not exist, like Hadoop's MiniKMS. */
   private void writeMissing() throws IOException {
     if (!new File(dir, "kms-acls.xml").exists()) {
       Map<String, String> acls = new LinkedHashMap<>();
