@@ -149,7 +149,7 @@ func (c *cluster) connect(conf *hadoopconf.Conf, log *slog.Logger, e ensemble) (
 		return nil, conf.Refuse(servers, err.Error())
 	}
 	settings := zookeeper.Config{Ensemble: at, Property: servers, SessionTimeout: e.session, ConnectTimeout: e.connect,
-		Patience: e.connect, Log: log}
+		RetryTimeout: e.connect, Log: log}
 	switch how := conf.String(e.prefix + e.auth); how {
 	case "none":
 	case "sasl", "kerberos":

@@ -62,14 +62,14 @@ func openGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) 
 		if err != nil {
 			return nil, err
 		}
-		groups.Ask(d)
+		groups.SetDirectory(d)
 		return groups, nil
 	}
 	d, err := groupDirectory(conf, hadoopconf.GroupMapping, log)
 	if err != nil {
 		return nil, err
 	}
-	groups.Ask(d)
+	groups.SetDirectory(d)
 	return groups, nil
 }
 

@@ -100,7 +100,7 @@ func (d *DB) Fail(op, key string, err error) error {
 	case d.closed.Load():
 		return claviger.Errorf(op, claviger.Closed, key, "%s %s is closed", d.cfg.What, d.uri)
 	case errors.Is(err, errInDoubt):
-		return say(claviger.Unavailable, "; "+d.cfg.Doubt)
+		return say(claviger.Unavailable, "; "+d.cfg.UnknownOutcome)
 	case d.conflict(err):
 		return say(claviger.Unavailable, "; other nodes changed the same rows again and again; nothing was changed")
 	case code == ReadOnly:

@@ -20,7 +20,7 @@ const (
 	outageThreshold = time.Second
 )
 
-// outage records that the database cannot be reached. The time Config.Patience begins with the outage, for all calls
+// outage records that the database cannot be reached. Config.RetryTimeout begins with the outage, for all calls
 // together. After that time all calls fail at once, and one goroutine tries to reach the database until it answers.
 type outage struct {
 	mu      sync.Mutex
@@ -46,7 +46,7 @@ func (d *DB) Last() (at time.Time, took time.Duration, err error) {
 }
 
 // failed records that a call did not reach the database. begun is when the call began. The result is true if the outage
-// has lasted longer than Config.Patience.
+// has lasted longer than Config.RetryTimeout.
 func (d *DB) failed(begun time.Time, err error) (over bool) {
 	o := &d.outage
 	o.mu.Lock()
@@ -56,7 +56,7 @@ func (d *DB) failed(begun time.Time, err error) (over bool) {
 	}
 	o.err = err
 	o.lastAt, o.lastTook, o.lastErr = time.Now(), time.Since(begun), err
-	if time.Since(o.since) < d.cfg.Patience {
+	if time.Since(o.since) < d.cfg.RetryTimeout {
 		return false
 	}
 	if !o.pinging && !d.closed.Load() {
@@ -87,7 +87,7 @@ func answered(err error) bool {
 	return Code(err) != "" || errors.As(err, &own)
 }
 
-// away returns an error if the database has been unreachable for longer than Config.Patience.
+// away returns an error if the database has been unreachable for longer than Config.RetryTimeout.
 func (d *DB) away() error {
 	o := &d.outage
 	o.mu.Lock()

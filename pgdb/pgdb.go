@@ -35,12 +35,12 @@ type Config struct {
 	// What names the content, and Where the origin of the URI, in errors: "metastore", "property
 	// claviger.metastore.uri".
 	What, Where string
-	// Doubt is the advice in an error if the outcome of a commit is not known.
-	Doubt string
-	Log   *slog.Logger // nil: no log
-	// Patience is how long a call retries while the database cannot be reached, for example during
+	// UnknownOutcome is the advice in an error if the outcome of a commit is not known.
+	UnknownOutcome string
+	Log            *slog.Logger // nil: no log
+	// RetryTimeout is how long a call retries while the database cannot be reached, for example during
 	// a failover; 0 is 5 s. The context of a call may end it sooner.
-	Patience time.Duration
+	RetryTimeout time.Duration
 	// ReadOnly is for a caller that only reads: no session can write, a standby is accepted, and
 	// the schema is not upgraded.
 	ReadOnly bool
@@ -81,8 +81,8 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	if c.Patience <= 0 {
-		c.Patience = 5 * time.Second
+	if c.RetryTimeout <= 0 {
+		c.RetryTimeout = 5 * time.Second
 	}
 	cfg, uri, err := parse(c.URI, c.What)
 	if err != nil {
@@ -273,8 +273,8 @@ func (d *DB) Usable(op string) error {
 	return nil
 }
 
-// Read runs f, and repeats it while the database cannot be reached and patience lasts. f must only
-// read, or do what may be done twice.
+// Read runs f, and repeats it while the database cannot be reached, for Config.RetryTimeout. f must
+// only read, or change only what may be changed twice.
 func (d *DB) Read(ctx context.Context, op, key string, f func(context.Context) error) error {
 	if err := d.Usable(op); err != nil {
 		return err
@@ -282,8 +282,8 @@ func (d *DB) Read(ctx context.Context, op, key string, f func(context.Context) e
 	return d.Fail(op, key, d.Retry(ctx, f))
 }
 
-// Retry repeats f until it succeeds, fails for a lasting reason, or patience ends. Patience begins
-// when the database was first found unreachable, so later calls fail at once. The error is f's.
+// Retry repeats f until it succeeds, fails for a lasting reason, or Config.RetryTimeout is over. That time
+// begins when the database was first found unreachable, so later calls fail at once. The error is f's.
 func (d *DB) Retry(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
@@ -425,7 +425,7 @@ func (e *abortedError) Unwrap() error { return e.cause }
 // With synchronous replication, such a commit may be only on the primary. It counts as committed after a later record
 // has reached the standbys.
 func (d *DB) outcome(ctx context.Context, id string, cause error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.cfg.Patience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.cfg.RetryTimeout)
 	defer cancel()
 	for {
 		var status *string // NULL if the transaction is too old

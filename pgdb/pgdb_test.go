@@ -97,8 +97,8 @@ func TestNoStandby(t *testing.T) {
 	pg := pgtest.StartReplicated(t)
 	uri := pg.Database(t)
 	pg.Exec(t, "test1", "CREATE TABLE x (n int)")
-	db, err := pgdb.Open(ctx, pgdb.Config{URI: uri, What: "test's store", Where: "the property", Doubt: "look at x",
-		Patience: time.Second})
+	db, err := pgdb.Open(ctx, pgdb.Config{URI: uri, What: "test's store", Where: "the property",
+		UnknownOutcome: "look at x", RetryTimeout: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +146,7 @@ func TestPasswordChanges(t *testing.T) {
 	}
 	write("first")
 	db, err := pgdb.Open(ctx, pgdb.Config{URI: pg.URI("guarded", "postgres") + "&passfile=" + file,
-		What: "test's store", Where: "the property", Patience: time.Second})
+		What: "test's store", Where: "the property", RetryTimeout: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

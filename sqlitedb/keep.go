@@ -14,11 +14,11 @@ import (
 
 // Copies says how to make the copy that is kept before the upgrade of a schema.
 type Copies struct {
-	// Seal removes secrets from a copy, and marks the copy; nil changes nothing. It is called with the path of the
+	// Sanitize removes secrets from a copy, and marks the copy; nil changes nothing. It is called with the path of the
 	// copy before the copy gets its name.
-	Seal func(ctx context.Context, path string) error
-	// Except has, by table, an SQL condition for the rows that Seal writes into each copy. Two copies that differ only
-	// in these rows are equal.
+	Sanitize func(ctx context.Context, path string) error
+	// Except has, by table, an SQL condition for the rows that Sanitize writes into each copy. Two copies that differ
+	// only in these rows are equal.
 	Except map[string]string
 }
 
@@ -60,8 +60,8 @@ func (k Copies) keep(ctx context.Context, d *DB, name string) error {
 	if err := d.CopyTo(ctx, work.Path); err != nil {
 		return copyError(name, err)
 	}
-	if k.Seal != nil {
-		if err := k.Seal(ctx, work.Path); err != nil {
+	if k.Sanitize != nil {
+		if err := k.Sanitize(ctx, work.Path); err != nil {
 			return copyError(name, err)
 		}
 	}

@@ -66,7 +66,7 @@ func TestKeepCopy(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
 	older(t, path, "first")
 	made := 0
-	k := Copies{Except: map[string]string{"thing": "name = 'mark'"}, Seal: func(ctx context.Context,
+	k := Copies{Except: map[string]string{"thing": "name = 'mark'"}, Sanitize: func(ctx context.Context,
 		copied string) error {
 		made++
 		db, err := Connect(copied, 0)
@@ -112,10 +112,10 @@ func TestNoUpgradeWithoutCopy(t *testing.T) {
 		want  string
 	}{
 		"in use": {claim: true, want: "in use by claviger kms"},
-		"not sealed": {k: Copies{Seal: func(context.Context, string) error { return errors.New("no seal") }},
-			want: "no seal"},
-		"a damaged copy":   {k: Copies{Seal: damage}, want: "it is damaged"},
-		"a lost reference": {k: Copies{Seal: orphan}, want: "rows that are missing"},
+		"Sanitize fails": {want: "not sanitized", k: Copies{
+			Sanitize: func(context.Context, string) error { return errors.New("not sanitized") }}},
+		"a damaged copy":   {k: Copies{Sanitize: damage}, want: "it is damaged"},
+		"a lost reference": {k: Copies{Sanitize: orphan}, want: "rows that are missing"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "s.db")

@@ -27,9 +27,9 @@ type Config struct {
 	// SessionTimeout is the session timeout that the client requests. ConnectTimeout limits each attempt to
 	// connect, with TLS and SASL.
 	SessionTimeout, ConnectTimeout time.Duration
-	// Patience is the time for which an operation is retried while there is no connection, or no answer.
-	Patience time.Duration
-	TLS      *tls.Config // nil: no TLS
+	// RetryTimeout is the time for which an operation is retried while there is no connection, or no answer.
+	RetryTimeout time.Duration
+	TLS          *tls.Config // nil: no TLS
 	// SASL makes the client's side of a Kerberos context with the server on a host; nil means no authentication.
 	// With SASL, only Owner may read and change the nodes that we make. Owner is our user name at the servers: the
 	// first component of our principal.
@@ -52,8 +52,8 @@ type Client struct {
 	slots  chan struct{} // one element for each running operation
 	// stalled is the time limit for an answer. After it the connection is closed.
 	stalled time.Duration
-	// down is the error of the last operation that got no answer within its patience; nil after an answer. While it
-	// is set, operations fail at once. Only one at a time is tried, if the library has a session again.
+	// down is the error of the last operation that got no answer within Config.RetryTimeout; nil after an answer. While
+	// down is set, operations fail at once. Only one at a time is tried, if the library has a session again.
 	down   atomic.Pointer[error]
 	trying atomic.Bool
 }
@@ -70,11 +70,12 @@ func Open(conf Config) (*Client, error) {
 	case len(conf.Ensemble.Servers) == 0:
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "%s names no server", conf.Property)
 	case conf.SessionTimeout < 100*time.Millisecond || conf.ConnectTimeout < 100*time.Millisecond ||
-		conf.Patience < 100*time.Millisecond:
+		conf.RetryTimeout < 100*time.Millisecond:
 		return nil,
 			claviger.Errorf(op, claviger.Invalid, "",
-				"a session timeout of %v, a connection timeout of %v, a patience of %v: each must be at least 100 ms",
-				conf.SessionTimeout, conf.ConnectTimeout, conf.Patience)
+				"a session timeout of %v, a connection timeout of %v, a retry timeout of %v: each must be at least "+
+					"100 ms",
+				conf.SessionTimeout, conf.ConnectTimeout, conf.RetryTimeout)
 	case (conf.SASL == nil) != (conf.Owner == ""):
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "SASL needs an owner of the nodes, and an owner "+
 			"needs SASL")
@@ -88,7 +89,7 @@ func Open(conf Config) (*Client, error) {
 		conf: conf, acl: zk.WorldACL(zk.PermAll), stop: stop,
 		dialer: &dialer{ctx: ctx, timeout: conf.ConnectTimeout, tls: conf.TLS, sasl: conf.SASL},
 		closed: make(chan struct{}), done: make(chan struct{}), slots: make(chan struct{}, maxOperations),
-		stalled: max(conf.Patience/3, 50*time.Millisecond),
+		stalled: max(conf.RetryTimeout/3, 50*time.Millisecond),
 	}
 	if conf.Owner != "" {
 		c.acl = []zk.ACL{{Perms: zk.PermAll, Scheme: "sasl", ID: conf.Owner}}
@@ -167,8 +168,8 @@ var errStalled = errors.New("no answer")
 // errInterrupted means that the time ended before an answer came.
 var errInterrupted = errors.New("no answer in time")
 
-// do runs an operation on a path, and retries it after errors of the connection until ctx or the patience ends. fn
-// gets the path below the chroot. unsure is true if an earlier attempt got no answer: that attempt may have taken
+// do runs an operation on a path, and retries it after errors of the connection until ctx or Config.RetryTimeout ends.
+// fn gets the path below the chroot. unsure is true if an earlier attempt got no answer: that attempt may have taken
 // effect, or may still take effect. The library's errors about a node are returned unchanged, for errors.Is. All
 // other errors are *claviger.Error of kind Unavailable or Closed.
 func do[T any](ctx context.Context, c *Client, op, path string, fn func(path string) (T, error)) (value T, unsure bool,
@@ -185,12 +186,12 @@ func do[T any](ctx context.Context, c *Client, op, path string, fn func(path str
 		defer c.trying.Store(false)
 		trial = true
 	}
-	patient, cancel := context.WithTimeout(ctx, c.conf.Patience)
+	retryCtx, cancel := context.WithTimeout(ctx, c.conf.RetryTimeout)
 	defer cancel()
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 20*time.Millisecond, time.Second
 	for ; ; unsure = true {
-		value, err = attempt(patient, c, func() (T, error) { return fn(full) })
+		value, err = attempt(retryCtx, c, func() (T, error) { return fn(full) })
 		switch {
 		case err == nil || aboutNode(err):
 			if c.down.Load() != nil {
@@ -213,7 +214,7 @@ func do[T any](ctx context.Context, c *Client, op, path string, fn func(path str
 		select {
 		case <-time.After(pause.NextBackOff()):
 		case <-c.closed:
-		case <-patient.Done():
+		case <-retryCtx.Done():
 			if ctx.Err() != nil {
 				err = context.Cause(ctx)
 			} else {

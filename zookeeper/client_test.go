@@ -35,7 +35,7 @@ func open(t testing.TB, servers string, change func(*Config)) *Client {
 		t.Fatal(err)
 	}
 	conf := Config{Ensemble: e, Property: "the.property", SessionTimeout: 6 * time.Second,
-		ConnectTimeout: 5 * time.Second, Patience: 15 * time.Second}
+		ConnectTimeout: 5 * time.Second, RetryTimeout: 15 * time.Second}
 	if change != nil {
 		change(&conf)
 	}
@@ -163,13 +163,13 @@ func TestRestart(t *testing.T) {
 	server := zktest.Start(t, zktest.Options{})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	patient := func(c *Config) { c.Patience = time.Minute }
+	longRetry := func(c *Config) { c.RetryTimeout = time.Minute }
 	stop := make(chan struct{})
 	var group sync.WaitGroup
 	var mu sync.Mutex
 	used := make(map[int32]bool)
 	for range 2 {
-		d := tokens(t, open(t, server.Addr, patient))
+		d := tokens(t, open(t, server.Addr, longRetry))
 		group.Go(func() {
 			for n := int32(0); ; n++ {
 				select {
@@ -230,10 +230,10 @@ func TestRestart(t *testing.T) {
 func TestStall(t *testing.T) {
 	t.Parallel()
 	server := zktest.Start(t, zktest.Options{})
-	c := open(t, server.Addr, func(c *Config) { c.Patience = 500 * time.Millisecond })
-	longer := open(t, server.Addr, func(c *Config) { c.Patience = time.Minute })
+	c := open(t, server.Addr, func(c *Config) { c.RetryTimeout = 500 * time.Millisecond })
+	longer := open(t, server.Addr, func(c *Config) { c.RetryTimeout = time.Minute })
 	for _, c := range []*Client{c, longer} {
-		for i := 0; ; i++ { // the first connection may take longer than Patience
+		for i := 0; ; i++ { // the first connection may take longer than RetryTimeout
 			if err := c.Check(t.Context()); err == nil {
 				break
 			} else if i == 200 {
@@ -332,10 +332,10 @@ func TestEnsemble(t *testing.T) {
 	for i, s := range servers {
 		addresses[i] = s.Addr
 	}
-	patient := func(c *Config) { c.Patience = time.Minute }
+	longRetry := func(c *Config) { c.RetryTimeout = time.Minute }
 	var nodes []*Tokens
 	for _, a := range addresses {
-		nodes = append(nodes, tokens(t, open(t, a, patient)))
+		nodes = append(nodes, tokens(t, open(t, a, longRetry)))
 	}
 	put := func(node *Tokens, sequence int32) metastore.Delegation {
 		t.Helper()
@@ -362,7 +362,7 @@ func TestEnsemble(t *testing.T) {
 			}
 		}
 	}
-	moving := tokens(t, open(t, strings.Join(addresses, ","), patient))
+	moving := tokens(t, open(t, strings.Join(addresses, ","), longRetry))
 	used := make(map[int32]bool)
 	// At first the last server is the leader; then another one is.
 	for round, s := range []*zktest.Server{servers[2], servers[0]} {
@@ -411,7 +411,7 @@ func TestTLS(t *testing.T) {
 			MinVersion: tls.VersionTLS12},
 		"no TLS": nil,
 	} {
-		c := open(t, server.Addr, func(c *Config) { c.TLS, c.Patience = conf, time.Second })
+		c := open(t, server.Addr, func(c *Config) { c.TLS, c.RetryTimeout = conf, time.Second })
 		if err := c.Check(t.Context()); !claviger.Is(err, claviger.Unavailable) {
 			t.Errorf("%s: %v", name, err)
 		} else {
@@ -421,7 +421,7 @@ func TestTLS(t *testing.T) {
 }
 
 func TestNoServer(t *testing.T) {
-	c := open(t, "127.0.0.1:1", func(c *Config) { c.Patience = 300 * time.Millisecond })
+	c := open(t, "127.0.0.1:1", func(c *Config) { c.RetryTimeout = 300 * time.Millisecond })
 	err := c.Check(t.Context())
 	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "the.property") ||
 		!strings.Contains(err.Error(), "connection refused") {
@@ -464,7 +464,7 @@ func TestHostileServer(t *testing.T) {
 					_ = conn.Close()
 				}
 			})
-			c := open(t, l.Addr().String(), func(c *Config) { c.Patience = 300 * time.Millisecond })
+			c := open(t, l.Addr().String(), func(c *Config) { c.RetryTimeout = 300 * time.Millisecond })
 			if err := c.Check(t.Context()); !claviger.Is(err, claviger.Unavailable) {
 				t.Errorf("%v", err)
 			}

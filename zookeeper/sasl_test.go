@@ -139,7 +139,7 @@ func TestSASLExchange(t *testing.T) {
 			})
 			opened, closed := 0, 0
 			client := open(t, l.Addr().String(), func(conf *Config) {
-				conf.Patience, conf.Owner = 400*time.Millisecond, "kms"
+				conf.RetryTimeout, conf.Owner = 400*time.Millisecond, "kms"
 				conf.SASL = func(_ context.Context, host string) (Initiator, error) {
 					opened++
 					if host != "127.0.0.1" {
@@ -185,7 +185,7 @@ func TestSASLNoContext(t *testing.T) {
 		}
 	})
 	client := open(t, l.Addr().String(), func(conf *Config) {
-		conf.Patience, conf.Owner = 300*time.Millisecond, "kms"
+		conf.RetryTimeout, conf.Owner = 300*time.Millisecond, "kms"
 		conf.SASL = func(context.Context, string) (Initiator, error) { return nil, errors.New("no such principal") }
 	})
 	err = client.Check(t.Context())
@@ -200,7 +200,7 @@ func TestSASLNoContext(t *testing.T) {
 	_ = l.Close() // ends the server
 	group.Wait()
 	if _, err := Open(Config{Ensemble: Ensemble{Servers: []string{"h:1"}}, SessionTimeout: time.Second,
-		ConnectTimeout: time.Second, Patience: time.Second, Owner: "kms"}); !claviger.Is(err, claviger.Invalid) {
+		ConnectTimeout: time.Second, RetryTimeout: time.Second, Owner: "kms"}); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("an owner without SASL: %v", err)
 	}
 }

@@ -251,7 +251,7 @@ func (t *Tokens) sync(ctx context.Context) error {
 // the executors of a job use the same token at the same time.
 func (t *Tokens) read(ctx context.Context, op string, sequence int32) (node, error) {
 	return t.reads.do(ctx, sequence, func() (node, error) {
-		ctx := context.WithoutCancel(ctx) // other callers share the read; Config.Patience limits its time
+		ctx := context.WithoutCancel(ctx) // other callers share the read; Config.RetryTimeout limits its time
 		if err := t.sync(ctx); err != nil {
 			return node{}, err
 		}

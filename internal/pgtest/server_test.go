@@ -14,9 +14,9 @@ import (
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m.Run)) }
 
 // count returns how many rows a table has.
-func count(t *testing.T, uri, table string, patience time.Duration) (n int, err error) {
+func count(t *testing.T, uri, table string, timeout time.Duration) (n int, err error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, uri)
 	if err != nil {

@@ -44,7 +44,7 @@ func (p pair) uri() string {
 // watched opens a store and watches it, like a server.
 func (p pair) watched(t *testing.T, uri string) *postgres.Store {
 	t.Helper()
-	s := openConfig(t, postgres.Config{URI: uri, Property: "the.property", Patience: 3 * time.Second,
+	s := openConfig(t, postgres.Config{URI: uri, Property: "the.property", RetryTimeout: 3 * time.Second,
 		Log: slog.New(slog.NewTextHandler(&syncBuffer{}, nil))})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -46,11 +46,11 @@ func key(name string, ids ...string) metastore.Key {
 // TestServerRestarts checks that a call waits for a server that restarts, and that it fails with kind Unavailable and
 // the property's name if the server does not come back in time.
 func TestServerRestarts(t *testing.T) {
-	const patience = 300 * time.Millisecond
+	const retryTimeout = 300 * time.Millisecond
 	ctx := t.Context()
 	server := pgtest.Start(t)
-	s := openConfig(t, postgres.Config{URI: server.Database(t), Property: "the.property", Patience: patience})
-	longRetry := openConfig(t, postgres.Config{URI: s.URI() + "?sslmode=disable", Patience: 14 * time.Second})
+	s := openConfig(t, postgres.Config{URI: server.Database(t), Property: "the.property", RetryTimeout: retryTimeout})
+	longRetry := openConfig(t, postgres.Config{URI: s.URI() + "?sslmode=disable", RetryTimeout: 14 * time.Second})
 	if err := s.Insert(ctx, key("before", "aa")); err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestServerRestarts(t *testing.T) {
 				t.Errorf("a call after others have failed: %v", err)
 			}
 		}
-		if took := time.Since(begun); took > 20*patience/2 {
+		if took := time.Since(begun); took > 20*retryTimeout/2 {
 			t.Errorf("20 calls while the server is known to be away took %v", took)
 		}
 		server.Start(t)
@@ -244,7 +244,7 @@ func exec(t *testing.T, uri, statement string) {
 // once, also if the answer of its commit was lost.
 func TestKilledUnderLoad(t *testing.T) {
 	uri := pgtest.Database(t)
-	s := openConfig(t, postgres.Config{URI: uri, Patience: 14 * time.Second})
+	s := openConfig(t, postgres.Config{URI: uri, RetryTimeout: 14 * time.Second})
 	ctx := t.Context()
 	if err := s.Insert(ctx, key("k", "first")); err != nil {
 		t.Fatal(err)
@@ -331,7 +331,7 @@ func TestOpenRefuses(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s, err := postgres.Open(ctx, postgres.Config{URI: c.uri, Property: "the.property",
-				Patience: 500 * time.Millisecond})
+				RetryTimeout: 500 * time.Millisecond})
 			if err == nil {
 				_ = s.Close()
 				t.Fatal("Open succeeded")

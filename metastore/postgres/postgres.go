@@ -37,9 +37,9 @@ type Config struct {
 	// Property is the property that has the URI, for errors.
 	Property string
 	Log      *slog.Logger // nil: no log
-	// Patience is how long a call retries while the database cannot be reached, for example during a failover; 0 is
-	// 5 s. The context of a call may end it sooner.
-	Patience time.Duration
+	// RetryTimeout is how long a call retries while the database cannot be reached, for example during a failover;
+	// 0 is 5 s. The context of a call may end it sooner.
+	RetryTimeout time.Duration
 	// LockCheck is how often the session of a held lock is pinged; 0 is 2 s.
 	LockCheck time.Duration
 	// Seen is a file in which a node stores which changes and servers it has seen. With it, the node detects lost
@@ -89,10 +89,10 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		return nil, err
 	}
 	db, err := pgdb.Open(ctx, pgdb.Config{
-		URI: c.URI, What: "metastore", Where: "property " + c.Property, Log: c.Log, Patience: c.Patience,
+		URI: c.URI, What: "metastore", Where: "property " + c.Property, Log: c.Log, RetryTimeout: c.RetryTimeout,
 		ReadOnly: c.ReadOnly,
-		Doubt: "see whether the key was changed before you repeat the step; an unfinished step is then finished, not " +
-			"begun again",
+		UnknownOutcome: "see whether the key was changed before you repeat the step; an unfinished step is then " +
+			"finished, not begun again",
 		// Two transactions that write the first row of a name conflict in these indexes, not in their reads.
 		Conflicts: []string{"intent_key_digest", "key_number_name_digest"},
 		Connected: s.connected,

@@ -84,7 +84,7 @@ func (s *Store) noStandby(op, key string, standbys pgdb.Standbys) error {
 // some seconds, because a standby that is restarted comes back in this time. Without this check, each change would wait
 // for CallTimeout, and its result would be unknown.
 func (s *Store) requireStandby(ctx context.Context, op, key string) error {
-	timeout := cmp.Or(s.cfg.Patience, standbyTimeout)
+	timeout := cmp.Or(s.cfg.RetryTimeout, standbyTimeout)
 	if last := s.writes.noStandby.Load(); last != nil && time.Since(*last) < noStandbyTTL {
 		timeout = 0
 	}

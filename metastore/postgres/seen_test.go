@@ -24,7 +24,7 @@ type seenNode struct {
 }
 
 func (n seenNode) config(uri string) postgres.Config {
-	return postgres.Config{URI: uri, Seen: n.file, SeenProperty: "the.file", Patience: 2 * time.Second}
+	return postgres.Config{URI: uri, Seen: n.file, SeenProperty: "the.file", RetryTimeout: 2 * time.Second}
 }
 
 func (n seenNode) open(t *testing.T) *postgres.Store {
@@ -138,7 +138,7 @@ func TestSeenFileDamaged(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "seen.json")
 	open := func() error {
 		_, err := postgres.Open(t.Context(), postgres.Config{URI: "postgresql://nobody@127.0.0.1:1/none", Seen: file,
-			SeenProperty: "the.file", Patience: time.Millisecond})
+			SeenProperty: "the.file", RetryTimeout: time.Millisecond})
 		return err
 	}
 	for _, text := range []string{

@@ -21,7 +21,7 @@ func newWritesTest(t *testing.T) *writesTest {
 	t.Helper()
 	server := pgtest.StartReplicated(t)
 	w := &writesTest{openConfig(t, postgres.Config{URI: server.Database(t), Property: "the.property",
-		Patience: time.Second}), server}
+		RetryTimeout: time.Second}), server}
 	if err := w.s.CheckWrites(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -63,7 +63,7 @@ func config(path string) sqlitedb.Config {
 			Back: fmt.Sprintf("put the copy that the upgrade kept (%s.schema-%d, or the newest copy with this name "+
 				"and a number) in its place while no server runs", path, SchemaVersion),
 			Before: sqlitedb.KeepCopy(sqlitedb.Copies{
-				Seal: sanitize, Except: map[string]string{"setting": "name = '" + metastore.SettingBackup + "'"},
+				Sanitize: sanitize, Except: map[string]string{"setting": "name = '" + metastore.SettingBackup + "'"},
 			}),
 		},
 	}

@@ -54,7 +54,7 @@ func Leftover(l *migrate.Leftover, agreed func(doubt string) (bool, error)) erro
 func leftover(l *migrate.Leftover, agreed func(doubt string) (bool, error)) (done bool, err error) {
 	var doubt string
 	if l.What == FolderCopy {
-		if doubt, err = keytrustee.Doubt(l.Path); err != nil {
+		if doubt, err = keytrustee.MayBeOriginal(l.Path); err != nil {
 			return false, err
 		}
 	}
@@ -137,7 +137,7 @@ func (s *shredder) needKMSFolder(dir string) error {
 	if errors.Is(err, fs.ErrNotExist) && filepath.Base(dir) != ".keytrustee" {
 		return fmt.Errorf("%s is not named .keytrustee and holds no %s: it was not touched", dir, trustee.PrivateRing)
 	}
-	_, err = keytrustee.Doubt(dir)
+	_, err = keytrustee.MayBeOriginal(dir)
 	return err
 }
 

@@ -105,11 +105,11 @@ func servedBefore(dir string) error {
 var privateKeys = []string{trustee.PrivateRing, trustee.PrivateRing + "~", trustee.PrivateRing + ".new",
 	"private-keys-v1.d/*.key"}
 
-// Doubt returns the reason why a .keytrustee folder may not be a copy, but a KMS's only folder, with the only private
-// key that opens its deposits. It returns "" if the folder has no private key. Nothing in a folder proves that it is a
-// copy: Cloudera's KMS, older versions of claviger, and a KMS that cannot write there leave no mark. An error means
-// that the folder is certainly no copy, or could not be read.
-func Doubt(dir string) (string, error) {
+// MayBeOriginal returns the reason why a .keytrustee folder may not be a copy, but a KMS's only folder, with the only
+// private key that opens its deposits. It returns "" if the folder has no private key. Nothing in a folder proves that
+// it is a copy: Cloudera's KMS, older versions of claviger, and a KMS that cannot write there leave no mark. An error
+// means that the folder is certainly no copy, or could not be read.
+func MayBeOriginal(dir string) (string, error) {
 	o, running, err := owner.Of(filepath.Join(dir, LockFile))
 	if err != nil {
 		return "", err
@@ -122,7 +122,7 @@ func Doubt(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	doubt := "no mark in it says whether a KMS was started from it"
+	reason := "no mark in it says whether a KMS was started from it"
 	for _, file := range []string{filepath.Join(dir, ServedFile), besideFolder(dir)} {
 		s, err := readServed(file)
 		switch {
@@ -135,13 +135,13 @@ func Doubt(dir string) (string, error) {
 				"If that KMS is retired for good and you have a backup of the folder, remove %s and %s and try again",
 				dir, s.Started.UTC().Format(time.RFC3339), filepath.Join(dir, ServedFile), besideFolder(dir))
 		default:
-			doubt = fmt.Sprintf("a KMS was started from it at %s, and it was copied, moved or restored since, or its "+
+			reason = fmt.Sprintf("a KMS was started from it at %s, and it was copied, moved or restored since, or its "+
 				"host was renamed", s.Started.UTC().Format(time.RFC3339))
 		}
 	}
 	for _, pattern := range privateKeys {
 		if found, err := filepath.Glob(filepath.Join(escapeGlob(dir), pattern)); err != nil || len(found) > 0 {
-			return doubt, err
+			return reason, err
 		}
 	}
 	return "", nil

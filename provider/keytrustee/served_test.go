@@ -176,18 +176,18 @@ func TestNoIdentityInAnEmptyFolder(t *testing.T) {
 	}
 }
 
-// TestDoubt checks Doubt: a folder is certainly no copy while its KMS runs, and afterwards if it is unchanged. A copied
-// or restored folder is in doubt until a KMS is started from it. The use of a copy as a source leaves no mark.
-func TestDoubt(t *testing.T) {
+// TestMayBeOriginal: a folder is certainly no copy while its KMS runs, and afterwards if it is unchanged. A copied or
+// restored folder may be the original until a KMS is started from it. The use of a copy as a source leaves no mark.
+func TestMayBeOriginal(t *testing.T) {
 	s := newSite(t)
 	base := t.TempDir()
 	dir, copied := filepath.Join(base, ".keytrustee"), filepath.Join(t.TempDir(), ".keytrustee")
-	want := func(when, dir, wantErr, wantDoubt string) {
+	want := func(when, dir, wantErr, wantReason string) {
 		t.Helper()
-		doubt, err := keytrustee.Doubt(dir)
+		reason, err := keytrustee.MayBeOriginal(dir)
 		if wantErr != "" && (err == nil || !strings.Contains(err.Error(), wantErr)) || wantErr == "" &&
-			(err != nil || !strings.Contains(doubt, wantDoubt)) {
-			t.Errorf("%s: %q, %v", when, doubt, err)
+			(err != nil || !strings.Contains(reason, wantReason)) {
+			t.Errorf("%s: %q, %v", when, reason, err)
 		}
 	}
 	p := s.must(dir)

@@ -53,8 +53,8 @@ type Config struct {
 	// is an error of kind Invalid.
 	Claim bool
 	Log   *slog.Logger // nil discards
-	// Patience is how long a call tries to reach the database; 0 is 5 s.
-	Patience time.Duration
+	// RetryTimeout is how long a call tries to reach the database; 0 is 5 s.
+	RetryTimeout time.Duration
 }
 
 // Store is a store in a PostgreSQL database.
@@ -70,8 +70,8 @@ var _ server.Store = (*Store)(nil)
 func Open(ctx context.Context, c Config) (*Store, error) {
 	const op = "trustee/server/postgres.Open"
 	db, err := pgdb.Open(ctx, pgdb.Config{
-		URI: c.URI, What: "trustee's store", Where: c.Where, Log: c.Log, Patience: c.Patience, Standby: true,
-		Doubt: "the client repeats the request, and learns the outcome",
+		URI: c.URI, What: "trustee's store", Where: c.Where, Log: c.Log, RetryTimeout: c.RetryTimeout, Standby: true,
+		UnknownOutcome: "the client repeats the request, and learns the outcome",
 	})
 	if err != nil {
 		return nil, err

@@ -83,53 +83,53 @@ func TestRestart(t *testing.T) {
 	ctx := t.Context()
 	pg := pgtest.Start(t)
 	uri := pg.Database(t)
-	impatient, err := Open(ctx, Config{URI: uri, Where: "keytrustee.conf, DB_CONNECT", Identity: "AB12", Claim: true,
-		Patience: 300 * time.Millisecond})
+	shortRetry, err := Open(ctx, Config{URI: uri, Where: "keytrustee.conf, DB_CONNECT", Identity: "AB12", Claim: true,
+		RetryTimeout: 300 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer impatient.Close() //nolint:errcheck // it never fails
-	patient, err := Open(ctx, Config{URI: uri, Identity: "AB12", Claim: true, Patience: 14 * time.Second})
+	defer shortRetry.Close() //nolint:errcheck // it never fails
+	longRetry, err := Open(ctx, Config{URI: uri, Identity: "AB12", Claim: true, RetryTimeout: 14 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer patient.Close() //nolint:errcheck // it never fails
-	storetest.Fill(t, impatient)
+	defer longRetry.Close() //nolint:errcheck // it never fails
+	storetest.Fill(t, shortRetry)
 	for i, end := range []func(testing.TB){pg.Kill, pg.Stop} {
-		before := impatient.Failures()
+		before := shortRetry.Failures()
 		end(t)
 		for what, call := range map[string]func() error{
-			"Get":    func() error { _, err := impatient.Get(ctx, "u0"); return err },
-			"Put":    func() error { return impatient.Put(ctx, storetest.Row(60), "", storetest.Request("never")) },
-			"Check":  func() error { return impatient.Check(ctx) },
-			"Export": func() error { return impatient.Export(ctx, func(server.Record) error { return nil }) },
+			"Get":    func() error { _, err := shortRetry.Get(ctx, "u0"); return err },
+			"Put":    func() error { return shortRetry.Put(ctx, storetest.Row(60), "", storetest.Request("never")) },
+			"Check":  func() error { return shortRetry.Check(ctx) },
+			"Export": func() error { return shortRetry.Export(ctx, func(server.Record) error { return nil }) },
 		} {
 			if err := call(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "DB_CONNECT") ||
 				!strings.Contains(err.Error(), pg.Addr) {
 				t.Errorf("%s without a server: %v", what, err)
 			}
 		}
-		if impatient.Failures() != before+4 {
-			t.Errorf("%d failures are counted, not 4", impatient.Failures()-before)
+		if shortRetry.Failures() != before+4 {
+			t.Errorf("%d failures are counted, not 4", shortRetry.Failures()-before)
 		}
 		put := make(chan error, 1)
-		go func() { put <- patient.Put(ctx, storetest.Row(70+i), "", storetest.Request("meanwhile")) }()
+		go func() { put <- longRetry.Put(ctx, storetest.Row(70+i), "", storetest.Request("meanwhile")) }()
 		time.Sleep(50 * time.Millisecond) // so that the put meets no server; later, it meets one
 		pg.Start(t)
 		err := <-put
 		// The second put repeats a request whose digest is recorded.
 		if i == 0 && err != nil || i == 1 && !claviger.Is(err, claviger.Invalid) {
-			t.Errorf("a patient put: %v", err)
+			t.Errorf("a put with a long retry: %v", err)
 		}
 	}
 	// Calls fail until a probe in the background finds the server.
-	for deadline := time.Now().Add(30 * time.Second); impatient.Check(ctx) != nil && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(30 * time.Second); shortRetry.Check(ctx) != nil && time.Now().Before(deadline); {
 		time.Sleep(20 * time.Millisecond)
 	}
-	if _, err := impatient.Get(ctx, "u70"); err != nil {
+	if _, err := shortRetry.Get(ctx, "u70"); err != nil {
 		t.Error(err)
 	}
-	_, err = impatient.Get(ctx, "u60")
+	_, err = shortRetry.Get(ctx, "u60")
 	if !claviger.Is(err, claviger.KeyNotFound) {
 		t.Errorf("a refused deposit: %v", err)
 	}
