@@ -314,11 +314,11 @@ func (c *Chain) write(now time.Time, queue [][]byte, lost uint64, sync bool) err
 	var later error
 	begin := c.begin
 	if f := c.cfg.File; f != nil {
-		turned, err := f.Turn(now)
-		if err != nil && !turned {
+		newFile, err := f.RotateIfNeeded(now)
+		if err != nil && !newFile {
 			return err // the open file was moved or removed, so the records would be in a file without a path
 		}
-		if later = err; turned && begin == nil {
+		if later = err; newFile && begin == nil {
 			begin = c.newBegin("file")
 			c.begin = begin // until it is written
 		}

@@ -19,7 +19,8 @@ import (
 	"claviger"
 )
 
-// fullDisk limits the size of files for this process. A write beyond the limit fails as on a full disk.
+// fullDisk limits the size of files for this process. A write beyond the limit fails as on a full disk. free removes
+// the limit.
 func fullDisk(t *testing.T, size uint64) (free func()) {
 	t.Helper()
 	var before syscall.Rlimit
@@ -160,8 +161,8 @@ func TestKeep(t *testing.T) {
 			t.Fatal(err)
 		}
 		now = now.Add(2 * time.Second)
-		if turned, err := f.Turn(now); err != nil || !turned {
-			t.Fatalf("turned %t, %v", turned, err)
+		if newFile, err := f.RotateIfNeeded(now); err != nil || !newFile {
+			t.Fatalf("a new file: %t, %v", newFile, err)
 		}
 	}
 	names, err := f.rotated()
@@ -176,8 +177,8 @@ func TestKeep(t *testing.T) {
 	defer func() { _ = daily.Close() }()
 	_, _ = io.WriteString(daily, "x\n")
 	for after, want := range map[time.Duration]bool{time.Minute: false, 2 * time.Hour: true} {
-		if turned, err := daily.Turn(time.Now().Add(after)); err != nil || (turned != want && want) {
-			t.Errorf("after %v turned %t, %v", after, turned, err)
+		if newFile, err := daily.RotateIfNeeded(time.Now().Add(after)); err != nil || (newFile != want && want) {
+			t.Errorf("after %v: a new file: %t, %v", after, newFile, err)
 		}
 	}
 }
@@ -237,7 +238,7 @@ func TestSyslog(t *testing.T) {
 	verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path})
 }
 
-// failingHeads is a place that stores no head.
+// failingHeads is a place that fails to store a head.
 type failingHeads struct{}
 
 func (failingHeads) Name() string                                         { return "a place" }

@@ -29,8 +29,8 @@ const rotatedLayout = "20060102T150405.000Z"
 // checkEvery is the interval at which a File checks whether its path still names the open file.
 const checkEvery = time.Second
 
-// File is a log file to which lines are only appended. It may be moved or removed while it is open; then Turn or
-// Reopen begins a new file.
+// File is a log file to which lines are only appended. It may be moved or removed while it is open; then
+// RotateIfNeeded or Reopen begins a new file.
 type File struct {
 	path      string
 	rotation  Rotation
@@ -39,8 +39,8 @@ type File struct {
 	mu      sync.Mutex
 	f       durable.File
 	started time.Time // the age for Rotation.Every begins here
-	checked time.Time // when Turn last compared the path with the open file
-	moved   bool      // Reopen was called since the last Turn
+	checked time.Time // when RotateIfNeeded last compared the path with the open file
+	moved   bool      // Reopen was called since the last RotateIfNeeded
 	torn    bool      // the last write left a part of a line
 }
 
@@ -123,20 +123,20 @@ func (l *File) Sync() error {
 	return f.Sync()
 }
 
-// Turn begins a new file if the rotation demands it, or if the path no longer names the open file. turned is true if
-// the next Write goes to another file than the last Write. If turned is false and err is not nil, the path may not
-// name the open file. Call Turn before each Write; most calls do nothing.
-func (l *File) Turn(now time.Time) (turned bool, err error) {
+// RotateIfNeeded begins a new file if the rotation demands it, or if the path no longer names the open file. newFile
+// is true if the next Write goes to another file than the last Write. If newFile is false and err is not nil, the path
+// may not name the open file. Call RotateIfNeeded before each Write; most calls do nothing.
+func (l *File) RotateIfNeeded(now time.Time) (newFile bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	turned, l.moved = l.moved, false
+	newFile, l.moved = l.moved, false
 	if now.Sub(l.checked) < checkEvery {
-		return turned, nil
+		return newFile, nil
 	}
 	l.checked = now
 	open, err := l.f.Stat()
 	if err != nil {
-		return turned, err
+		return newFile, err
 	}
 	if named, err := os.Stat(l.path); errors.Is(err, os.ErrNotExist) || err == nil && !os.SameFile(open, named) {
 		if err := l.reopen(); err != nil {
@@ -147,14 +147,14 @@ func (l *File) Turn(now time.Time) (turned bool, err error) {
 	}
 	r := l.rotation
 	if open.Size() == 0 || (r.Size == 0 || open.Size() < r.Size) && (r.Every == 0 || now.Sub(l.started) < r.Every) {
-		return turned, nil
+		return newFile, nil
 	}
 	rotated := l.path + "." + now.UTC().Format(rotatedLayout)
 	if _, err := os.Lstat(rotated); err == nil {
-		return turned, nil // there was a rotation in this millisecond: rotate at a later call
+		return newFile, nil // there was a rotation in this millisecond: rotate at a later call
 	}
 	if err := durable.Rename(l.path, rotated); err != nil {
-		return turned, fmt.Errorf("the audit log cannot be rotated: %w", err)
+		return newFile, fmt.Errorf("the audit log cannot be rotated: %w", err)
 	}
 	if err := l.reopen(); err != nil {
 		l.checked = time.Time{}
@@ -208,7 +208,7 @@ func (l *File) prune() error {
 	return nil
 }
 
-// rotated returns the files that Turn has rotated, the oldest first: ReadDir sorts names.
+// rotated returns the files that RotateIfNeeded has rotated, the oldest first: ReadDir sorts names.
 func (l *File) rotated() ([]string, error) {
 	entries, err := os.ReadDir(filepath.Dir(l.path))
 	if err != nil {

@@ -256,8 +256,8 @@ func (h *Hadoop) write(at time.Time, text string) {
 func (h *Hadoop) writePending() {
 	h.err = nil
 	if f, ok := h.w.(*File); ok {
-		turned, err := f.Turn(h.now())
-		if h.err = err; err != nil && !turned {
+		newFile, err := f.RotateIfNeeded(h.now())
+		if h.err = err; err != nil && !newFile {
 			return // the open file was moved or removed, so the lines would be in a file without a path
 		}
 	}

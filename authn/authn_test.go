@@ -14,8 +14,8 @@ import (
 	"claviger/authn"
 )
 
-// ofJava is the secret with which the Signer of hadoop-auth 3.4.2 signed javaTokens.
-const ofJava = fixedSecret("a secret of the test\n")
+// javaSecret is the secret with which the Signer of hadoop-auth 3.4.2 signed javaTokens.
+const javaSecret = fixedSecret("a secret of the test\n")
 
 var javaTokens = []string{
 	`u=alice&p=alice/h1@EXAMPLE.COM&t=simple-dt&e=1795478610857&s=rjb5ej+4b+MTv1c6CAj+BgPSvgHf+/Iv8LyF6O3czXE=`,
@@ -27,7 +27,7 @@ var someTime = time.UnixMilli(1795478610857).Add(-time.Hour)
 func newAuthenticator(t testing.TB, conf authn.Config) *authn.Authenticator {
 	t.Helper()
 	if conf.Secrets == nil {
-		conf.Secrets = ofJava
+		conf.Secrets = javaSecret
 	}
 	if conf.Validity == 0 {
 		conf.Validity = time.Hour
@@ -74,28 +74,30 @@ func TestCookieFaults(t *testing.T) {
 	for _, c := range []struct{ cookie, want string }{
 		{"hadoop.auth=", "Unauthorized access"},
 		{`hadoop.auth=""`, "Authentication required"},
-		{"Hadoop.Auth=" + ofJava.sign(good), "Authentication required"},
-		{"xhadoop.auth=" + ofJava.sign(good), "Authentication required"},
+		{"Hadoop.Auth=" + javaSecret.sign(good), "Authentication required"},
+		{"xhadoop.auth=" + javaSecret.sign(good), "Authentication required"},
 		{"hadoop.auth", "Authentication required"},
-		{`x="; hadoop.auth=` + ofJava.sign(good) + `"`, "Authentication required"}, // in the quotes of another cookie
+		{`x="; hadoop.auth=` + javaSecret.sign(good) + `"`, "Authentication required"}, // in another cookie's quotes
 		{"hadoop.auth=" + good, signer + "Invalid signed text: " + good},
 		{"hadoop.auth=" + good + "&s=", signer + "Invalid signature"},
-		{"hadoop.auth=" + ofJava.sign(good) + "=", signer + "Invalid signature"},
+		{"hadoop.auth=" + javaSecret.sign(good) + "=", signer + "Invalid signature"},
 		{"hadoop.auth=" + fixedSecret("another").sign(good), signer + "Invalid signature"},
-		{"hadoop.auth=" + strings.TrimRight(ofJava.sign(good), "="), signer + "Invalid signature"},
-		{"hadoop.auth=" + good + "&s=x&s=" + strings.SplitAfter(ofJava.sign(good), "&s=")[1], signer +
+		{"hadoop.auth=" + strings.TrimRight(javaSecret.sign(good), "="), signer + "Invalid signature"},
+		{"hadoop.auth=" + good + "&s=x&s=" + strings.SplitAfter(javaSecret.sign(good), "&s=")[1], signer +
 			"Invalid signature"},
-		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=kerberos-dt&e=1795478610857"),
+		{"hadoop.auth=" + javaSecret.sign("u=alice&p=alice&t=kerberos-dt&e=1795478610857"),
 			"Invalid AuthenticationToken type"},
-		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=simple&e=1795478610857"), "Invalid AuthenticationToken type"},
-		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=simple-dt&e=1"), "AuthenticationToken expired"},
-		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=simple-dt&i=5&e=1795478610857"),
+		{"hadoop.auth=" + javaSecret.sign("u=alice&p=alice&t=simple&e=1795478610857"),
+			"Invalid AuthenticationToken type"},
+		{"hadoop.auth=" + javaSecret.sign("u=alice&p=alice&t=simple-dt&e=1"), "AuthenticationToken expired"},
+		{"hadoop.auth=" + javaSecret.sign("u=alice&p=alice&t=simple-dt&i=5&e=1795478610857"),
 			"AuthenticationToken expired"},
-		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=simple-dt"), "Invalid token string, missing attributes"},
-		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=simple-dt&e=1795478610857&x"), "Invalid authentication token"},
-		{"hadoop.auth=" + ofJava.sign("u=&p=&t=simple-dt&e=1795478610857"), "userName is NULL, empty or " +
+		{"hadoop.auth=" + javaSecret.sign("u=alice&p=alice&t=simple-dt"), "Invalid token string, missing attributes"},
+		{"hadoop.auth=" + javaSecret.sign("u=alice&p=alice&t=simple-dt&e=1795478610857&x"),
+			"Invalid authentication token"},
+		{"hadoop.auth=" + javaSecret.sign("u=&p=&t=simple-dt&e=1795478610857"), "userName is NULL, empty or " +
 			"contains a '&'"},
-		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=simple-dt&e=y"), `For input string: "y"`},
+		{"hadoop.auth=" + javaSecret.sign("u=alice&p=alice&t=simple-dt&e=y"), `For input string: "y"`},
 	} {
 		res := a.Authenticate(t.Context(), request("", c.cookie))
 		if res.Refusal == nil || res.Refusal.Reason != c.want || res.Refusal.Kind != authn.Unauthenticated ||
@@ -108,7 +110,7 @@ func TestCookieFaults(t *testing.T) {
 	}
 	// A good cookie in a second header, after others.
 	if res := a.Authenticate(t.Context(),
-		request("", "a=b", `c="d;e" ; hadoop.auth = "`+ofJava.sign(good)+`" ;f=g`)); res.Principal == nil {
+		request("", "a=b", `c="d;e" ; hadoop.auth = "`+javaSecret.sign(good)+`" ;f=g`)); res.Principal == nil {
 		t.Errorf("refused: %+v", res.Refusal)
 	}
 }
@@ -185,7 +187,7 @@ func TestSetCookie(t *testing.T) {
 	r := request("user.name=alice")
 	r.HTTPS = true
 	res := a.Authenticate(t.Context(), r)
-	want := `hadoop.auth="` + ofJava.sign("u=alice&p=alice&t=simple-dt&e=1795478610857") +
+	want := `hadoop.auth="` + javaSecret.sign("u=alice&p=alice&t=simple-dt&e=1795478610857") +
 		`"; Path=/kms; Domain=example.com; Expires=Tue, 24-Nov-2026 00:03:30 GMT; Secure; HttpOnly`
 	if res.SetCookie != want {
 		t.Errorf("%s, want %s", res.SetCookie, want)
@@ -197,7 +199,7 @@ func TestSetCookie(t *testing.T) {
 		t.Errorf("%s, want %s", res.SetCookie, want)
 	}
 	for _, c := range []authn.CookieAttributes{{Domain: "a;b"}, {Path: "/kms\r\nX: y"}, {Path: "/ü"}} {
-		if _, err := authn.New(authn.Config{Secrets: ofJava, Validity: time.Hour, Cookie: c}); err == nil ||
+		if _, err := authn.New(authn.Config{Secrets: javaSecret, Validity: time.Hour, Cookie: c}); err == nil ||
 			!strings.Contains(err.Error(), "hadoop.kms.authentication.cookie.") {
 			t.Errorf("%+v: %v", c, err)
 		}
@@ -245,7 +247,7 @@ func TestFileSecret(t *testing.T) {
 		}
 		return path
 	}
-	s, err := authn.NewFileSecret(write("good", string(ofJava)))
+	s, err := authn.NewFileSecret(write("good", string(javaSecret)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +295,7 @@ func TestNewRefuses(t *testing.T) {
 	if _, err := authn.New(authn.Config{Validity: time.Hour}); err == nil {
 		t.Error("New accepts a Config without secrets")
 	}
-	if _, err := authn.New(authn.Config{Secrets: ofJava}); err == nil ||
+	if _, err := authn.New(authn.Config{Secrets: javaSecret}); err == nil ||
 		!strings.Contains(err.Error(), "token.validity") {
 		t.Errorf("validity 0: %v", err)
 	}

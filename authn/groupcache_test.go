@@ -19,7 +19,7 @@ func cachedGroupsOf(t *testing.T, d Directory) *Groups {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.Ask(d)
+	g.SetDirectory(d)
 	return g
 }
 

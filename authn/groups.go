@@ -104,8 +104,8 @@ func (g *Groups) Limit(users, lookups int) {
 	g.limit, g.strangerSlots = users, make(chan struct{}, lookups)
 }
 
-// Ask makes d the directory, instead of the operating system. Call it before Of.
-func (g *Groups) Ask(d Directory) { g.lookup = d }
+// SetDirectory makes d the directory, instead of the operating system. Call it before Of.
+func (g *Groups) SetDirectory(d Directory) { g.lookup = d }
 
 // NoGroups is a directory in which each user is in no group, as Hadoop's NullGroupsMapping is.
 func NoGroups(string) ([]string, error) { return nil, nil }

@@ -54,17 +54,17 @@ func TestGroupsUnknown(t *testing.T) {
 	check("the directory answers", true, true)
 	fault = errors.New("the directory is down")
 	now = now.Add(10 * time.Minute)
-	check("it fails, and the last groups are recent enough", true, true)
+	check("the directory fails, and the last groups are recent enough", true, true)
 	now = now.Add(time.Minute)
 	check("the last groups are too old", false, false)
 	answer, fault = []string{"staff", "banned"}, nil
 	now = now.Add(time.Minute)
-	check("it answers again", false, true)
+	check("the directory answers again", false, true)
 	fault = user.UnknownUserError("alice")
 	now = now.Add(time.Minute)
 	check("the user does not exist", true, false)
 	if s := g.Stats(); s.Failed != 3 || s.Err != nil || s.Cached != 0 || s.Absent != 1 {
-		t.Errorf("figures: %+v", s)
+		t.Errorf("statistics: %+v", s)
 	}
 }
 
@@ -128,7 +128,7 @@ func TestGroupLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.Limit(3, 2)
-	g.Ask(func(string) ([]string, error) { return []string{"staff"}, nil })
+	g.SetDirectory(func(string) ([]string, error) { return []string{"staff"}, nil })
 	for i := range 10 {
 		g.Of(fmt.Sprint("user", i))
 	}

@@ -118,25 +118,25 @@ const refusedInARow = 3
 
 // logins counts the refused logins since the last accepted one.
 type logins struct {
-	mu   sync.Mutex
-	row  int       // refused in a row
-	from time.Time // of the first of them
-	last error     // of the last of them
+	mu    sync.Mutex
+	count int       // refused logins
+	since time.Time // when the first was refused
+	last  error     // why the last was refused
 }
 
 func (l *logins) accepted() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.row, l.last = 0, nil
+	l.count, l.last = 0, nil
 }
 
 func (l *logins) refused(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.row == 0 {
-		l.from = time.Now()
+	if l.count == 0 {
+		l.since = time.Now()
 	}
-	l.row++
+	l.count++
 	l.last = err
 }
 
@@ -149,11 +149,11 @@ func (k *Kerberos) CheckKeytab() error { return k.negotiator.Check() }
 func (k *Kerberos) CheckLogins() error {
 	k.logins.mu.Lock()
 	defer k.logins.mu.Unlock()
-	if k.logins.row < refusedInARow {
+	if k.logins.count < refusedInARow {
 		return nil
 	}
-	return fmt.Errorf("the last %d logins, since %s, were all refused; the last error is: %w", k.logins.row,
-		k.logins.from.UTC().Format(time.RFC3339), k.logins.last)
+	return fmt.Errorf("the last %d logins, since %s, were all refused; the last error is: %w", k.logins.count,
+		k.logins.since.UTC().Format(time.RFC3339), k.logins.last)
 }
 
 // decodeBase64 decodes as Base64 of commons-codec does, which hadoop-auth uses. It accepts the standard and the

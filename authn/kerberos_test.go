@@ -146,7 +146,7 @@ func TestKerberosRefusals(t *testing.T) {
 		{"not base64", "", "Negotiate ?", "", authn.BadTicket, "java.nio.BufferUnderflowException", false},
 		{"refused", "", "Negotiate AAAA", "", authn.BadTicket, "GSSException: for the caller", false},
 		{"refused, with an old cookie", "", "Negotiate AAAA", "hadoop.auth=" +
-			ofJava.sign(strings.Replace(good, "1795478610857", "1", 1)), authn.BadTicket,
+			javaSecret.sign(strings.Replace(good, "1795478610857", "1", 1)), authn.BadTicket,
 			"GSSException: for the caller", false},
 		{"no rule", "", ticketOf("alice@OTHER.ORG"), "", authn.NoShortName,
 			"org.apache.hadoop.security.authentication.util.KerberosName$NoMatchingRule: No rules applied to " +
@@ -161,12 +161,12 @@ func TestKerberosRefusals(t *testing.T) {
 		{"line break", "", ticketOf("a\nb@EXAMPLE.COM"), "", authn.BadTicket,
 			"java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", true},
 		{"cookie of type simple", "", "", "hadoop.auth=" +
-			ofJava.sign(strings.Replace(good, "kerberos-dt", "simple-dt", 1)),
+			javaSecret.sign(strings.Replace(good, "kerberos-dt", "simple-dt", 1)),
 			authn.Unauthenticated, "Invalid AuthenticationToken type", false},
 		{"cookie of multi-scheme", "", "", "hadoop.auth=" +
-			ofJava.sign(strings.Replace(good, "kerberos-dt", "kerberos", 1)),
+			javaSecret.sign(strings.Replace(good, "kerberos-dt", "kerberos", 1)),
 			authn.Unauthenticated, "Invalid AuthenticationToken type", false},
-		{"expired cookie", "", "", "hadoop.auth=" + ofJava.sign(strings.Replace(good, "1795478610857", "1", 1)),
+		{"expired cookie", "", "", "hadoop.auth=" + javaSecret.sign(strings.Replace(good, "1795478610857", "1", 1)),
 			authn.Unauthenticated, "AuthenticationToken expired", false},
 		{"foreign cookie", "", "", "hadoop.auth=" + fixedSecret("another").sign(good), authn.Unauthenticated,
 			"org.apache.hadoop.security.authentication.util.SignerException: Invalid signature", false},
@@ -222,7 +222,7 @@ func TestKerberosWhitelist(t *testing.T) {
 	}
 }
 
-// refusing refuses each token except "good", as a server with a wrong keytab does.
+// refusing refuses each token except "good", like a server with a wrong keytab.
 type refusing struct{ serverSide bool }
 
 var errCause = errors.New("cause")

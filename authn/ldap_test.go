@@ -102,7 +102,7 @@ func groupsOf(t *testing.T, d Directory, log *slog.Logger) *Groups {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.Ask(d)
+	g.SetDirectory(d)
 	return g
 }
 

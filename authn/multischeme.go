@@ -34,7 +34,8 @@ func SchemeHandlerProperty(scheme string) string {
 // httpSchemes has the schemes that can be configured in Hadoop.
 var httpSchemes = []string{"Basic", Negotiate, "Digest"}
 
-// ParseSchemes reads a list of HTTP authentication schemes, in any case. The result is spelt as in a challenge.
+// ParseSchemes reads a list of HTTP authentication schemes, in lower or upper case. The result is spelt as in a
+// challenge.
 func ParseSchemes(list string) ([]string, error) {
 	var schemes []string
 	for entry := range strings.SplitSeq(list, ",") {

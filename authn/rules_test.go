@@ -284,7 +284,7 @@ func TestNoGroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	groups.Ask(NoGroups)
+	groups.SetDirectory(NoGroups)
 	if got := groups.Of(me.Username); len(got) != 0 {
 		t.Errorf("groups of %s: %q", me.Username, got)
 	}

@@ -107,8 +107,8 @@ func TestDurable(t *testing.T) {
 	}
 }
 
-// TestSuiteBites checks that the suite finds the mistake of each of these writers.
-func TestSuiteBites(t *testing.T) {
+// TestSuiteFindsMistakes checks that the suite finds the mistake of each of these writers.
+func TestSuiteFindsMistakes(t *testing.T) {
 	writeTo := func(f durable.File, sync bool) error {
 		_, err := f.Write([]byte("new"))
 		if err == nil && sync {

@@ -127,7 +127,8 @@ func statusWrites(f *ast.File) (found []token.Pos) {
 	return found
 }
 
-func TestFileChecksBite(t *testing.T) {
+// TestFileChecks: the checkers find init functions and written statuses.
+func TestFileChecks(t *testing.T) {
 	const bad = `package x
 import "net/http"
 func init() {}

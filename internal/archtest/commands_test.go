@@ -149,8 +149,8 @@ func commandTypeFault(spec *ast.TypeSpec, methods []*ast.FuncDecl) string {
 	return ""
 }
 
-// TestCommandTypesBite: each kind of fault is found.
-func TestCommandTypesBite(t *testing.T) {
+// TestCommandTypeChecks: each kind of fault is found.
+func TestCommandTypeChecks(t *testing.T) {
 	for src, want := range map[string]string{
 		"type aFlags struct{ dir string }; func (f *aFlags) define(c int) {}; func (f aFlags) open() {}": "",
 		"type report struct { N int `json:\"n\"`; embedded }; func (r *report) text(w int) {}":           "",

@@ -55,7 +55,7 @@ func TestRoomTable(t *testing.T) {
 // maxColumns is the greatest length of a line, in pages and in code.
 const maxColumns = 120
 
-// generatedPages are written by tests, with one row for each item.
+// generatedPages are written by tests. They have long rows, one for each item.
 var generatedPages = []string{"docs/settings.md", "docs/cli.md"}
 
 // TestPageColumns: a line of a page has at most 120 columns. A code block shows what a
@@ -106,8 +106,8 @@ func longLines(text string) (numbers []int) {
 	return numbers
 }
 
-// TestPageColumnsBite: the checker finds long lines, and no others.
-func TestPageColumnsBite(t *testing.T) {
+// TestLongLines: longLines finds long lines, and no others.
+func TestLongLines(t *testing.T) {
 	long := strings.Repeat("word ", 25)
 	page := long + "\n| " + long + " |\n```\n" + long + "\n```\n- `" + long + "`,\nshort\n"
 	if got := longLines(page); !slices.Equal(got, []int{1, 2}) {
@@ -115,8 +115,8 @@ func TestPageColumnsBite(t *testing.T) {
 	}
 }
 
-// TestNamesDocumented: each exported name has a comment, and so has each exported method
-// of an exported type. A group of constants or variables may have one for all.
+// TestNamesDocumented: each exported name has a comment, and each exported method of an
+// exported type. A group of constants or variables may have one comment.
 func TestNamesDocumented(t *testing.T) {
 	for _, p := range packages(t) {
 		for _, name := range p.sources() {
@@ -133,7 +133,7 @@ func TestNamesDocumented(t *testing.T) {
 	}
 }
 
-// wellKnown are methods of the standard library's interfaces, which have their comment there.
+// wellKnown are methods of the standard library's interfaces, which document them.
 var wellKnown = []string{"Error", "Unwrap", "Is", "As", "String", "Len", "Less", "Swap", "Read", "Write", "Close",
 	"Format", "GoString", "MarshalJSON", "UnmarshalJSON", "MarshalText", "UnmarshalText", "LogValue", "ServeHTTP",
 	"Handle", "Enabled", "WithAttrs", "WithGroup", "WriteHeader", "Header", "Flush", "Timeout", "Temporary", "Push",
@@ -184,8 +184,8 @@ func undocumentedSpec(d *ast.GenDecl, spec ast.Spec) (found []*ast.Ident) {
 	return found
 }
 
-// TestNamesDocumentedBites: the checker finds names without a comment.
-func TestNamesDocumentedBites(t *testing.T) {
+// TestUndocumented: undocumented finds names without a comment.
+func TestUndocumented(t *testing.T) {
 	f, err := parser.ParseFile(token.NewFileSet(), "x.go", `package x
 func A() {}
 type B struct{}
@@ -193,8 +193,8 @@ func (B) C() {}
 func (B) String() string { return "" }
 func (b *b) D() {}
 const E = 1
-const F = 1 // said
-// G is said.
+const F = 1 // F is commented.
+// G is commented.
 func G() {}
 type h struct{}
 `, parser.ParseComments)

@@ -96,8 +96,8 @@ func calls(f *ast.File, wanted func(recv, name string, args int) bool) (found []
 	return found
 }
 
-// TestDurableBites: the checker finds raw writes.
-func TestDurableBites(t *testing.T) {
+// TestRawWriteCheck: the checker finds raw writes.
+func TestRawWriteCheck(t *testing.T) {
 	f, err := parser.ParseFile(token.NewFileSet(), "x.go", `package x
 func f(tmp *os.File) {
 	os.Open("x")

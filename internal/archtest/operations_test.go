@@ -59,7 +59,8 @@ func shortOperations(f *ast.File, name string) (found []token.Pos) {
 	return found
 }
 
-func TestOperationsBite(t *testing.T) {
+// TestOperationCheck: the checker finds operations with a wrong name.
+func TestOperationCheck(t *testing.T) {
 	f, err := parser.ParseFile(token.NewFileSet(), "x.go",
 		`package sqlite
 const op, file, long = "sqlite.Open", "sqlite.d/x", "trustee/server/sqlite.Open"`, 0)

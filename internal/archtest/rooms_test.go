@@ -293,8 +293,8 @@ func TestDatabases(t *testing.T) {
 	}
 }
 
-// TestImportRulesBite: the checker finds imports that break the rules.
-func TestImportRulesBite(t *testing.T) {
+// TestImportRuleChecks: the checker finds imports that break the rules.
+func TestImportRuleChecks(t *testing.T) {
 	for _, c := range []struct {
 		room, imports string
 		ok            bool

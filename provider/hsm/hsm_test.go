@@ -42,13 +42,13 @@ type testSite struct {
 	pg    string // URI of a store in PostgreSQL, used instead of the file db
 	meter pkcs11.Meter
 	// These replace or wrap the default, if they are set: around wraps the store, wrap the library.
-	around func(metastore.Store) metastore.Store
-	wrap   func(pkcs11.Boundary) pkcs11.Boundary
-	uri    string
-	log    *slog.Logger
-	soft   string // claviger.delete.soft
-	access hsm.Access
-	most   string // claviger.hsm.max.searches
+	around      func(metastore.Store) metastore.Store
+	wrap        func(pkcs11.Boundary) pkcs11.Boundary
+	uri         string
+	log         *slog.Logger
+	soft        string // claviger.delete.soft
+	access      hsm.Access
+	maxSearches string // claviger.hsm.max.searches
 
 	mu     sync.Mutex
 	stores []metastore.Store
@@ -87,7 +87,7 @@ func (b *testSite) open(ctx context.Context) (*hsm.Provider, error) {
 		wrap = func(c pkcs11.Boundary) pkcs11.Boundary { return b.wrap(b.meter.Wrap(c)) }
 	}
 	get := func(name string) (string, bool) {
-		v := map[string]string{hsm.PropertySoftDelete: b.soft, hsm.PropertyMaxSearches: b.most}[name]
+		v := map[string]string{hsm.PropertySoftDelete: b.soft, hsm.PropertyMaxSearches: b.maxSearches}[name]
 		return v, v != ""
 	}
 	store := func(ctx context.Context, create func(context.Context, string) error) (metastore.Store, error) {

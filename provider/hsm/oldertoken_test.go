@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// folder is the token's folder with the content of its files.
-func (b *testSite) folder(t *testing.T) (path string, files map[string][]byte) {
+// tokenFiles returns the path of the token's folder, and the content of each file in it.
+func (b *testSite) tokenFiles(t *testing.T) (path string, files map[string][]byte) {
 	t.Helper()
 	path = filepath.Dir(b.files(t)[0])
 	list, err := os.ReadDir(path)
@@ -25,10 +25,11 @@ func (b *testSite) folder(t *testing.T) (path string, files map[string][]byte) {
 	return path, files
 }
 
-func (b *testSite) putFolder(t *testing.T, files map[string][]byte) {
+// restoreToken replaces the files of the token.
+func (b *testSite) restoreToken(t *testing.T, files map[string][]byte) {
 	t.Helper()
-	path, now := b.folder(t)
-	for name := range now {
+	path, current := b.tokenFiles(t)
+	for name := range current {
 		if err := os.Remove(filepath.Join(path, name)); err != nil {
 			t.Fatal(err)
 		}
@@ -47,22 +48,22 @@ func TestOlderToken(t *testing.T) {
 	for _, key := range []string{"a", "b", "c"} {
 		b.create(t, key)
 	}
-	_, old := b.folder(t)
+	_, older := b.tokenFiles(t)
 	mustClose(t, b.mustOpen(t)) // from here on the copy of the token is not the newest
-	b.putFolder(t, old)
+	b.restoreToken(t, older)
 	p := b.mustOpen(t)
 	create(t, p, "d")
 	mustClose(t, p)
-	_, whole := b.folder(t)
+	_, newer := b.tokenFiles(t)
 
-	b.putFolder(t, old)
+	b.restoreToken(t, older)
 	for range 2 {
 		p = b.mustOpen(t)
 		wantStopped(t, p, "a", "is older than metastore", "d@0")
 		keystream(t, p, "a@0")
 		mustClose(t, p)
 	}
-	b.putFolder(t, whole)
+	b.restoreToken(t, newer)
 	p = b.mustOpen(t)
 	create(t, p, "e")
 	mustClose(t, p)
@@ -70,8 +71,8 @@ func TestOlderToken(t *testing.T) {
 		t.Errorf("%+v", list)
 	}
 
-	// The newer backup is lost, and the key is given up.
-	b.putFolder(t, old)
+	// The newer backup is lost, so an operator gives up the key d.
+	b.restoreToken(t, older)
 	b.rebind(t)
 	p = b.mustOpen(t)
 	create(t, p, "f")

@@ -13,20 +13,20 @@ import (
 	"claviger/provider/hsm"
 )
 
-// flood makes a user ask for that many names, or for versions of them, that never existed. It returns how often the
-// token was searched.
-func (b *testSite) flood(t *testing.T, p *hsm.Provider, user, ask string, names int) (searches int) {
+// flood sends requests of a user for names of keys, or for versions (what is "name" or "version"). None of them ever
+// existed. It returns how often the token was searched.
+func (b *testSite) flood(t *testing.T, p *hsm.Provider, user, what string, names int) (searches int) {
 	t.Helper()
 	ctx := provider.WithCaller(t.Context(), user)
 	b.meter.Reset()
-	var asking sync.WaitGroup
+	var group sync.WaitGroup
 	for part := range 4 {
-		asking.Go(func() {
+		group.Go(func() {
 			for i := range names / 4 {
 				name := fmt.Sprintf("%s%d-%d", user, part, i)
 				var err error
 				want := claviger.KeyNotFound
-				switch ask {
+				switch what {
 				case "name":
 					_, err = p.Current(ctx, name)
 				case "version":
@@ -34,31 +34,31 @@ func (b *testSite) flood(t *testing.T, p *hsm.Provider, user, ask string, names 
 					_, err = p.Version(ctx, name+"@3")
 				}
 				if !claviger.Is(err, want) {
-					t.Errorf("%s %s: %v", ask, name, err)
+					t.Errorf("%s %s: %v", what, name, err)
 					return
 				}
 			}
 		})
 	}
-	asking.Wait()
+	group.Wait()
 	return b.meter.Count("FindObjectsInit")
 }
 
-// TestSearchesAreLimited: a user who asks for names and versions that never existed causes only a few searches of the
+// TestSearchesAreLimited: a user who requests names and versions that never existed causes only a few searches of the
 // token, and other users still get searches. Lost keys that a survey found are reported as before.
 func TestSearchesAreLimited(t *testing.T) {
 	b := newSite(t)
-	b.most = "16"
+	b.maxSearches = "16"
 	b.create(t, "k")
 	b.create(t, "gone")
 	b.generate(t, "other@7")
-	counted := &countsNumbers{}
+	counted := &countingStore{}
 	b.around = func(s metastore.Store) metastore.Store { counted.Store = s; return counted }
 	p := b.mustOpen(t)
 
-	flood := func(user, ask string, names int) (searches int) {
+	flood := func(user, what string, names int) (searches int) {
 		t.Helper()
-		return b.flood(t, p, user, ask, names)
+		return b.flood(t, p, user, what, names)
 	}
 	if n := flood("mallory", "name", 2000); n < 4 || n > 8 {
 		t.Errorf("%d searches for 2000 names, want 8", n)
@@ -93,13 +93,13 @@ func TestSearchesAreLimited(t *testing.T) {
 	}
 	f := p.Searches()
 	if f.Most != 16 || f.Used > 16 || f.Used < 15 || f.BusiestCaller > 8 || f.Refused < 3000 {
-		t.Errorf("figures: %+v", f)
+		t.Errorf("statistics: %+v", f)
 	}
 	if err := p.CheckSearches(t.Context()); err == nil || !strings.Contains(err.Error(), hsm.PropertyMaxSearches) {
 		t.Errorf("no search remains for a new user: %v", err)
 	}
 
-	// For a version of a source whose key was here too, the store is asked once.
+	// Only the first request for a version of a deleted key reads the store.
 	if err := p.Delete(t.Context(), "new"); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func TestSearchesAreLimited(t *testing.T) {
 func TestBadSearchLimit(t *testing.T) {
 	b := newSite(t)
 	for _, bad := range []string{"0", "-1", "many", "1000001"} {
-		b.most = bad
+		b.maxSearches = bad
 		if _, err := b.open(t.Context()); !claviger.Is(err, claviger.Invalid) ||
 			!strings.Contains(err.Error(), hsm.PropertyMaxSearches) {
 			t.Errorf("%q: %v", bad, err)
@@ -127,21 +127,21 @@ func TestBadSearchLimit(t *testing.T) {
 	}
 }
 
-// countsNumbers is a store that counts calls of NextNumber.
-type countsNumbers struct {
+// countingStore is a store that counts calls of NextNumber.
+type countingStore struct {
 	metastore.Store
 	mu    sync.Mutex
 	calls int
 }
 
-func (c *countsNumbers) NextNumber(ctx context.Context, key string) (int, error) {
+func (c *countingStore) NextNumber(ctx context.Context, key string) (int, error) {
 	c.mu.Lock()
 	c.calls++
 	c.mu.Unlock()
 	return c.Store.NextNumber(ctx, key)
 }
 
-func (c *countsNumbers) reset() (calls int) {
+func (c *countingStore) reset() (calls int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	calls, c.calls = c.calls, 0
