@@ -122,7 +122,7 @@ func movedAway(t *testing.T, f *File) {
 
 func fileOperations() []stepOperation {
 	later := time.Now().Add(time.Hour)
-	turn := func(_ *testing.T, f *File) error { _, err := f.Turn(later); return err }
+	rotate := func(_ *testing.T, f *File) error { _, err := f.RotateIfNeeded(later); return err }
 	// The last stat is for the age of the file, which is 0 without it.
 	const reopen = "open folder (stat) sync close"
 	return []stepOperation{
@@ -135,10 +135,10 @@ func fileOperations() []stepOperation {
 		}, "open folder (stat) close"},
 		{"write", func(_ *testing.T, f *File) error { _, err := f.Write([]byte("b\n")); return err }, "write"},
 		{"sync", func(_ *testing.T, f *File) error { return f.Sync() }, "sync"},
-		{"rotation", turn, "stat rename folder " + reopen + " remove folder"},
+		{"rotation", rotate, "stat rename folder " + reopen + " remove folder"},
 		{"turn to a new file", func(t *testing.T, f *File) error {
 			movedAway(t, f)
-			return turn(t, f)
+			return rotate(t, f)
 		}, "stat " + reopen},
 		{"reopen", func(t *testing.T, f *File) error { movedAway(t, f); return f.Reopen() }, reopen},
 		{"reopen the same", func(_ *testing.T, f *File) error { return f.Reopen() }, "(stat)"},

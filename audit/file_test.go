@@ -33,8 +33,8 @@ func TestAgeOfFile(t *testing.T) {
 		if _, err := io.WriteString(f, "new\n"); err != nil {
 			t.Fatal(err)
 		}
-		if turned, err := f.Turn(time.Now().Add(time.Minute)); turned != want || err != nil {
-			t.Errorf("a file with %q from yesterday: turned %t, %v", text, turned, err)
+		if newFile, err := f.RotateIfNeeded(time.Now().Add(time.Minute)); newFile != want || err != nil {
+			t.Errorf("a file with %q from yesterday: a new file: %t, %v", text, newFile, err)
 		}
 		if err := f.Close(); err != nil {
 			t.Error(err)

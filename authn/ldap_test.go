@@ -126,8 +126,8 @@ func TestLDAPGroups(t *testing.T) {
 	}{
 		"direct":          {ldapConfig(s), "alice", "analysts"},
 		"one level up":    {nested, "alice", "analysts staff"},
-		"in a circle":     {all, "alice", "analysts everybody staff"},
-		"by the user":     {memberOf, "alice", "analysts"},
+		"a cycle":         {all, "alice", "analysts everybody staff"},
+		"by seeAlso":      {memberOf, "alice", "analysts"},
 		"posix":           {posix, "alice", "extra primary"},
 		"posix user":      {mixed, "alice", "analysts"},
 		"nameless groups": {nameless, "alice", ""},

@@ -44,7 +44,7 @@ func valueWarnings(s string) []string {
 	}
 	var out []string
 	if strings.Contains(s, "${") {
-		out = append(out, "the variable is not set, so its name is taken as that of a user or group")
+		out = append(out, "the variable is not set, so its name is used as the name of a user or group")
 	}
 	switch users := trim(left); {
 	case strings.HasSuffix(users, ",") && trim(right) != "":
@@ -83,8 +83,8 @@ func userWarning(n string) string {
 		return "* inside a list admits nobody; for everybody, write * alone"
 	case strings.HasPrefix(n, "@") || strings.HasPrefix(n, "%"):
 		return "\"" + n +
-			"\" is taken as a user's name; groups come after the first blank of the value, " +
-			"without a sign: write \"USER,USER " + n[1:] + "\""
+			"\" is taken as a user's name; groups come after the first space of the value, " +
+			"without @ or %: write \"USER,USER " + n[1:] + "\""
 	case strings.Contains(n, "*"):
 		return "\"" + n + "\" is taken as the name of one user: there are no wildcards"
 	}
@@ -134,8 +134,8 @@ func (a ACL) admits(who claviger.Principal, groups func(user string) []string) (
 		return byName, ""
 	}
 	if len(a.groups) > 0 && groups != nil {
-		of := groups(who.Short)
-		if i := slices.IndexFunc(a.groups, func(g string) bool { return slices.Contains(of, g) }); i >= 0 {
+		userGroups := groups(who.Short)
+		if i := slices.IndexFunc(a.groups, func(g string) bool { return slices.Contains(userGroups, g) }); i >= 0 {
 			return byGroup, a.groups[i]
 		}
 	}

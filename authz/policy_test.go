@@ -288,7 +288,7 @@ func TestWarnings(t *testing.T) {
 		{"hadoop.kms.acl.GET", "~hive/h1@EXAMPLE.COM", `"hive/h1@EXAMPLE.COM" is a principal`},
 		{"key.acl.k.ALL", `EXAMPLE\bob`, "has a domain, but rules need short names of users; write bob"},
 		{"hadoop.kms.acl.GET", "@ops",
-			`groups come after the first blank of the value, without a sign: write "USER,USER ops"`},
+			`groups come after the first space of the value, without @ or %: write "USER,USER ops"`},
 		{"hadoop.kms.acl.GET", "alice @ops",
 			`"@ops" is taken as a group's name, with its first character; write ops`},
 		{"hadoop.kms.acl.GET", "svc_*", `"svc_*" is taken as the name of one user: there are no wildcards`},

@@ -57,7 +57,7 @@ func hashCode(h crypto.Hash) (byte, bool) {
 //	deposit            AES-256-GCM, and then its tag of 16 bytes
 //
 // The associated data of AES-GCM is everything before the nonce, and then the deposit's uuid.
-// So an envelope opens only under the uuid and with the head that it was made with.
+// So an envelope can be opened only with the same uuid and an unchanged head.
 type Envelope struct {
 	Hash    crypto.Hash
 	KeyID   []byte
@@ -66,8 +66,8 @@ type Envelope struct {
 	head    []byte // everything before sealed
 }
 
-// KeyIDOf returns the key id of the envelope in hexadecimal, as messages and settings write it.
-func (e *Envelope) KeyIDOf() string { return hex.EncodeToString(e.KeyID) }
+// HexKeyID returns the key id of the envelope in hexadecimal, as messages and settings write it.
+func (e *Envelope) HexKeyID() string { return hex.EncodeToString(e.KeyID) }
 
 // ParseEnvelope parses a wrapped deposit, without opening it. The parts are slices of data.
 // The error is of kind Invalid.

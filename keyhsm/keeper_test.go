@@ -88,8 +88,8 @@ func TestRoundTrip(t *testing.T) {
 	if bytes.Equal(ea.DataKey, eb.DataKey) || bytes.Equal(ea.sealed, eb.sealed) {
 		t.Error("two wrappings of one deposit are equal")
 	}
-	if ea.KeyIDOf() != "ab01" || k.KeyID() != "ab01" {
-		t.Errorf("key id %s, %s", ea.KeyIDOf(), k.KeyID())
+	if ea.HexKeyID() != "ab01" || k.KeyID() != "ab01" {
+		t.Errorf("key id %s, %s", ea.HexKeyID(), k.KeyID())
 	}
 	for name, f := range map[string]func() error{
 		"wrap":   func() error { _, err := k.Wrap(t.Context(), uuid1, []byte("x")); return err },

@@ -8,7 +8,7 @@ import (
 	p11 "github.com/miekg/pkcs11"
 )
 
-// TestOnCall: OnCall gets one Call for each encryption, with its figures.
+// TestOnCall: OnCall gets one Call for each encryption.
 func TestOnCall(t *testing.T) {
 	tok, m := open(t)
 	id := []byte{1, 2, 3}

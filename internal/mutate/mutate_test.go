@@ -41,7 +41,7 @@ func ok(n int) bool {
 }
 `
 
-// TestRules: each rule finds its places, and the change is what the rule says.
+// TestRules: each rule finds the places that it applies to, and makes the change that it describes.
 func TestRules(t *testing.T) {
 	all, err := mutantsOf("room", "room/box.go", []byte(source))
 	if err != nil {
@@ -80,8 +80,8 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestNamesOutliveEdits: lines before a change leave its name as it is, and two
-// equal lines of a function have two names.
+// TestNamesOutliveEdits: new lines before a mutant do not change its name, and two equal lines of a function have two
+// names.
 func TestNamesOutliveEdits(t *testing.T) {
 	root := t.TempDir()
 	write(t, root, "room/a.go", "package room\n\nfunc f() {\n\tg()\n\tg()\n}\n\nfunc g() {}\n")
@@ -100,9 +100,8 @@ func TestNamesOutliveEdits(t *testing.T) {
 	}
 }
 
-// TestScheme: all mutants of a file compile together; none that is not tried
-// changes anything; each that is tried changes what its rule says, next to and
-// inside of others.
+// TestScheme: all mutants of a file are compiled together. Only the mutant that is tried has an effect, and it has the
+// effect of its rule, also beside and inside other mutants.
 func TestScheme(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds test binaries")
@@ -221,8 +220,8 @@ func TestAnd(t *testing.T) {
 	}
 }
 
-// TestSample: a seed and a number choose the same changes again, in the order of
-// the code, and a smaller sample is part of a larger one.
+// TestSample: the same seed and number choose the same mutants, in the order of the code. A smaller sample is part of a
+// larger one.
 func TestSample(t *testing.T) {
 	var all []Mutant
 	for i := range 100 {
@@ -230,18 +229,18 @@ func TestSample(t *testing.T) {
 	}
 	ten, again, twenty := sample(all, 10, "1"), sample(all, 10, "1"), sample(all, 20, "1")
 	if !slices.Equal(ten, again) || slices.Equal(ten, sample(all, 10, "2")) {
-		t.Error("a sample does not depend on its seed alone")
+		t.Error("a sample does not depend only on its seed")
 	}
 	if !slices.IsSorted(twenty) {
-		t.Error("the order is not that of the code")
+		t.Error("the sample is not in the order of the code")
 	}
 	for _, n := range ten {
 		if !slices.Contains(twenty, n) {
-			t.Errorf("%d is in the small sample alone", n)
+			t.Errorf("%d is in the small sample, but not in the larger one", n)
 		}
 	}
 	if len(sample(all, 1000, "1")) != 100 {
-		t.Error("a sample larger than all is not all")
+		t.Error("a sample of more mutants than there are does not have all of them")
 	}
 }
 
@@ -268,7 +267,7 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// TestReasonFor: a reason is for one line, or with "*" for all of that text.
+// TestReasonFor: a reason applies to one line, or, with "*", to every line with the same text.
 func TestReasonFor(t *testing.T) {
 	reasons := map[string]string{"a F drop-call: defer t.Stop()": "one", "* drop-call: defer t.Stop()": "all"}
 	for id, want := range map[string]string{
@@ -284,7 +283,7 @@ func TestReasonFor(t *testing.T) {
 	}
 }
 
-// module is a small module whose test notices one of two changes.
+// module makes a small Go module whose test notices one of two changes. It returns its folder.
 func module(t *testing.T) string {
 	t.Helper()
 	root := t.TempDir()
@@ -297,9 +296,8 @@ func module(t *testing.T) string {
 	return root
 }
 
-// TestRun: a survivor without a reason is counted, one with a reason is not; the
-// second run takes the outcomes of the first; a reason for a line that is gone
-// is counted; the tree is left as it was.
+// TestRun: a survivor without a reason is counted, and a survivor with a reason is not. The second run uses the outcomes
+// of the first. A reason for a line that does not exist is counted. The source tree does not change.
 func TestRun(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds test binaries")
@@ -328,7 +326,7 @@ func TestRun(t *testing.T) {
 	if got := progress.String(); strings.Count(got, "\n") != 1 {
 		t.Errorf("changes were tried again: %s", got)
 	}
-	// A new test: only what has survived is tried again.
+	// After a new test, only the survivors are tried again.
 	write(t, root, "room/more_test.go", "package room\n\nimport \"testing\"\n\nfunc TestMore(t *testing.T) {}\n")
 	run(0)
 	if got := progress.String(); strings.Count(got, "\n") != 3 || !strings.Contains(got, "survived: room Add") {
@@ -350,8 +348,8 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestFailingTests: tests that fail without a change say nothing, and end the
-// run.
+// TestFailingTests: tests that fail without a change end the run with an error, because they show nothing about a
+// mutant.
 func TestFailingTests(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds test binaries")
@@ -366,8 +364,7 @@ func TestFailingTests(t *testing.T) {
 	}
 }
 
-// TestNamed: a named change that its test notices is fine; one that the test
-// passes, and one whose text is not in the file, are failures.
+// TestNamed: a named change is a failure if its test passes, or if its text is not in the file.
 func TestNamed(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds test binaries")
@@ -390,7 +387,7 @@ func TestNamed(t *testing.T) {
 	for _, want := range []string{"not noticed: the test passes", "not there: the text before is 0 times",
 		"does not build: the change does not build", "no test: ./room has no test TestNone"} {
 		if !strings.Contains(failures.String(), want) {
-			t.Errorf("%s says nothing of %q", failures.Bytes(), want)
+			t.Errorf("%s does not contain %q", failures.Bytes(), want)
 		}
 	}
 }
@@ -404,13 +401,13 @@ func TestParseNamed(t *testing.T) {
 		"name: x\ncolour: red\n",
 	} {
 		if _, err := parseNamed([]byte(text)); err == nil {
-			t.Errorf("taken: %q", text)
+			t.Errorf("accepted: %q", text)
 		}
 	}
 }
 
-// TestNamedChangesFit: the text of each named change of the project is in its
-// file, and its reasons can be read.
+// TestNamedChangesFit: the text of each named change in scripts/mutations.txt is in its file, and the reasons in
+// scripts/mutate-survivors.txt can be read.
 func TestNamedChangesFit(t *testing.T) {
 	root := filepath.Join("..", "..")
 	all, err := readNamed(filepath.Join(root, "scripts", "mutations.txt"))

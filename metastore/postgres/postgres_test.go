@@ -115,12 +115,12 @@ func TestUpgraded(t *testing.T) {
 }
 
 func TestParts(t *testing.T) {
-	uri, made := pgtest.Database(t), false
+	uri, exists := pgtest.Database(t), false
 	pgdbtest.TestParts(t, pgdbtest.Parts{
 		URI: uri, Table: "goose_db_version", File: "parts.txt",
 		Open: func() error {
-			s, err := postgres.Open(t.Context(), postgres.Config{URI: uri, ReadOnly: made})
-			made = true
+			s, err := postgres.Open(t.Context(), postgres.Config{URI: uri, ReadOnly: exists})
+			exists = true
 			if err != nil {
 				return err
 			}

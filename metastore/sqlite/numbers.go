@@ -32,8 +32,8 @@ func (s *Store) SkipNumbers(ctx context.Context, key string, next int) error {
 			"to %d", next, claviger.MaxVersion)
 	}
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
-		var now int
-		if err := tx.QueryRowContext(ctx, selectNext, key).Scan(&now); err != nil || now >= next {
+		var current int
+		if err := tx.QueryRowContext(ctx, selectNext, key).Scan(&current); err != nil || current >= next {
 			return err
 		}
 		_, err := tx.ExecContext(ctx, `INSERT INTO key_number (name, first, next) VALUES (?, ?, ?)`, key, next, next)

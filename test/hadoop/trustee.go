@@ -18,7 +18,7 @@ const organization = "SITE"
 // storePassword is the password of the truststores that keytool makes.
 const storePassword = "changeit"
 
-// Trustee is a running Key Trustee Server of ours.
+// Trustee is a running Key Trustee Server of claviger.
 type Trustee struct {
 	*Process
 	Dir  string // its folder
@@ -88,7 +88,7 @@ type TrusteeKMS struct {
 	conf   string
 }
 
-// StartTrusteeKMS runs a Key Trustee KMS of ours. kts-site.xml is beside its kms-site.xml, which gets the
+// StartTrusteeKMS runs claviger as a Key Trustee KMS. kts-site.xml is beside its kms-site.xml, which gets the
 // properties of site. folder is the .keytrustee folder, and is made if it is missing. env is added to the
 // environment.
 func (k *Trustee) StartTrusteeKMS(t testing.TB, folder string, acls, site Conf, env ...string) *TrusteeKMS {

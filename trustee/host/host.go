@@ -42,7 +42,7 @@ type Config struct {
 	KeyHSM, KeyHSMCertificate string
 	// WithoutKeyHSM allows a store with wrapped deposits although KeyHSM is "".
 	WithoutKeyHSM bool
-	// Pair names the other of two trustees.
+	// Pair names the other trustee of a pair.
 	Pair replica.Pair
 	// Metrics is the address of a separate console, and MetricsName the flag of that address; "" for none.
 	Metrics, MetricsName string
@@ -109,7 +109,7 @@ type running struct {
 	tls         *web.TLS
 	keeper      *keyhsm.Client // or nil
 	wrapped     *server.Wrapped
-	replica     *replica.Replica // nil unless it is one of two
+	replica     *replica.Replica // nil if there is no pair
 	secrets     *console.SecretFiles
 	connections *web.Connections
 }
@@ -176,7 +176,7 @@ func serverTLS(dir string, log *slog.Logger) (*web.TLS, error) {
 }
 
 // openKeeper returns the client of the Key HSM, or nil if no Key HSM is configured. It requests the status
-// of the Key HSM, so that a trustee does not start if it could open no deposit.
+// of the Key HSM, so that a trustee that cannot open deposits does not start.
 func openKeeper(ctx context.Context, c Config, own *tls.Config) (*keyhsm.Client, error) {
 	if c.KeyHSM == "" {
 		return nil, nil
