@@ -56,12 +56,12 @@ type ValueError struct {
 func (e *ValueError) Unwrap() error { return e.Err }
 
 func (e *ValueError) Error() string {
-	want := secret.Without(e.Want, e.Value) // an error quoted in Want may repeat the value
+	want := secret.WithoutSecrets(e.Want, e.Value) // an error quoted in Want may repeat the value
 	if v := e.Value; v != "" && (sensitive.MatchString(e.Property.Name) || secret.LikeSecret(e.Property.Name)) {
 		want = strings.ReplaceAll(want, v, notShown)
 	}
 	return fmt.Sprintf("%s: property %s has the value %s; %s", e.Property.Where(), e.Property.Name,
-		shown(e.Property.Name, e.Value), want)
+		redacted(e.Property.Name, e.Value), want)
 }
 
 // notShown replaces the value of a secret property in messages.
@@ -74,8 +74,8 @@ var sensitive = regexp.MustCompile(`(?i)^fs\.azure\.sas\.|(zk.?auth|zookeeper.?a
 	`master.?key|secret|password|passwd|passphrase|pass|pwd|credentials?|creds|token|pin|` +
 	`secret.?key|access.?key|api.?key|private.?key)$`)
 
-// shown returns a property's value for messages, without secrets.
-func shown(name, value string) string {
+// redacted returns a property's value for messages, without secrets.
+func redacted(name, value string) string {
 	if sensitive.MatchString(name) || secret.LikeSecret(name) {
 		return notShown
 	}
@@ -84,13 +84,13 @@ func shown(name, value string) string {
 
 // Conf is a loaded configuration. It does not change once it is loaded.
 type Conf struct {
-	dir      string
-	props    map[string]Property
-	finals   map[string]Property // properties that later lines and files must not change
-	system   map[string]string   // Java's system properties, such as user.home
-	env      func(string) (string, bool)
-	warnings []string
-	meant    map[string]string // for each unknown property, the known one that it most probably means
+	dir       string
+	props     map[string]Property
+	finals    map[string]Property // properties that later lines and files must not change
+	system    map[string]string   // Java's system properties, such as user.home
+	env       func(string) (string, bool)
+	warnings  []string
+	suggested map[string]string // for each unknown property, the known one that it most probably means
 }
 
 // New returns an empty configuration. Dir returns dir. env reads the environment for ${env.NAME}; nil is os.LookupEnv.
@@ -99,7 +99,7 @@ func New(dir string, env func(string) (string, bool)) *Conf {
 		env = os.LookupEnv
 	}
 	c := &Conf{
-		dir: dir, env: env, props: map[string]Property{}, finals: map[string]Property{}, meant: map[string]string{},
+		dir: dir, env: env, props: map[string]Property{}, finals: map[string]Property{}, suggested: map[string]string{},
 		system: map[string]string{"java.io.tmpdir": os.TempDir(), "file.separator": "/", "path.separator": ":"},
 	}
 	// As in Java, user.home comes from the user database and not from HOME. su and sudo may keep the HOME of
@@ -150,11 +150,11 @@ func (c *Conf) AddFile(path string, optional bool) error {
 		case onlyOnce[p.Name] && first.Value != p.Value:
 			return fmt.Errorf("%s: property %s is set twice, to %s (line %d) and to %s (line %d): these are "+
 				"alternatives; keep the one that the source answers to",
-				p.File, p.Name, shown(p.Name, first.Value), first.Line, shown(p.Name, p.Value), p.Line)
+				p.File, p.Name, redacted(p.Name, first.Value), first.Line, redacted(p.Name, p.Value), p.Line)
 		case !first.Final: // for a final property there is a warning below
 			warnings = append(warnings,
 				fmt.Sprintf("%s: property %s is set twice, to %s (%s) and to %s; the second value is used; remove one",
-					p.Where(), p.Name, shown(p.Name, first.Value), first.Where(), shown(p.Name, p.Value)))
+					p.Where(), p.Name, redacted(p.Name, first.Value), first.Where(), redacted(p.Name, p.Value)))
 		}
 	}
 	c.warnings = append(c.warnings, warnings...)
@@ -162,7 +162,7 @@ func (c *Conf) AddFile(path string, optional bool) error {
 		if kept, ok := c.finals[p.Name]; ok {
 			if kept.Value != p.Value {
 				c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is ignored: its value %s in %s is final",
-					p.Where(), p.Name, shown(p.Name, kept.Value), kept.Where()))
+					p.Where(), p.Name, redacted(p.Name, kept.Value), kept.Where()))
 			}
 			continue
 		}
@@ -206,9 +206,9 @@ func (c *Conf) String(name string) string {
 	return v
 }
 
-// Under returns the properties whose names begin with prefix, by the rest of their names. Variables are expanded, and
-// the values are not trimmed.
-func (c *Conf) Under(prefix string) map[string]string {
+// WithPrefix returns the properties whose names begin with prefix, by the rest of their names. Variables are expanded,
+// and the values are not trimmed.
+func (c *Conf) WithPrefix(prefix string) map[string]string {
 	out := map[string]string{}
 	for name, value := range c.All() {
 		if rest, ok := strings.CutPrefix(name, prefix); ok {

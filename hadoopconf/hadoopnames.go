@@ -63,7 +63,7 @@ func (c *Conf) warnMisspelt(name string) {
 	if !ok || hadoopHas(near) {
 		return
 	}
-	c.meant[name] = near
+	c.suggested[name] = near
 	c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is not known here and not known in Hadoop, and has "+
 		"no effect; did you mean %s?", c.props[name].Where(), name, near))
 }

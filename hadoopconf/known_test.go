@@ -256,7 +256,7 @@ func TestUnder(t *testing.T) {
 	if err := c.AddFile(filepath.Join(dir, "a.xml"), false); err != nil {
 		t.Fatal(err)
 	}
-	if got := c.Under("p."); len(got) != 2 || got["one"] != " x " || got["two"] != " " {
+	if got := c.WithPrefix("p."); len(got) != 2 || got["one"] != " x " || got["two"] != " " {
 		t.Errorf("%q", got)
 	}
 	var names []string

@@ -80,7 +80,7 @@ func (c *Conf) checkOurs() error {
 		if left := variable.FindString(v); left != "" && p.File != "" {
 			c.warnings = append(c.warnings,
 				fmt.Sprintf("%s: property %s: %s is not set, so the value is %s", p.Where(), name, left,
-					shown(name, v)))
+					redacted(name, v)))
 		}
 	}
 	return nil
@@ -156,7 +156,7 @@ var guards = []string{
 // guard is not set.
 func (c *Conf) checkGuards() error {
 	for _, name := range c.Names() {
-		meant, ok := c.meant[name]
+		meant, ok := c.suggested[name]
 		if !ok || !slices.Contains(guards, meant) {
 			continue
 		}
@@ -193,7 +193,7 @@ func (c *Conf) warnUnknown() {
 			w += "; the property is called " + meant
 		} else if near, ok := typo.Nearest(name, candidates(name)); ok {
 			w += "; did you mean " + near + "?"
-			c.meant[name] = near
+			c.suggested[name] = near
 		}
 		c.warnings = append(c.warnings, w)
 	}

@@ -104,7 +104,7 @@ func (c *Conf) ClearSecrets() map[string]string {
 		if p.Line == 0 || value == "" || files[p.File] != "" {
 			continue
 		}
-		if clearSecret.MatchString(name) || secret.Holds(value) {
+		if clearSecret.MatchString(name) || secret.ContainsSecret(value) {
 			files[p.File] = name
 		}
 	}

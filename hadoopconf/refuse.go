@@ -21,7 +21,7 @@ func (c *Conf) Refuse(name, want string) error {
 // RefuseFor returns the error for a property whose value cannot be used because of err.
 func (c *Conf) RefuseFor(name string, err error, want string, args ...any) error {
 	bad := claviger.BadProperty(name, err, want, args...)
-	if placed := c.Placed(bad); placed != nil {
+	if placed := c.WithPlace(bad); placed != nil {
 		return placed
 	}
 	return bad
@@ -29,7 +29,7 @@ func (c *Conf) RefuseFor(name string, err error, want string, args ...any) error
 
 // BadFile returns the error for a file that a property names and that cannot be used. cure may be empty.
 func (c *Conf) BadFile(name string, err error, cure string) error {
-	if placed := c.Placed(err); placed != nil {
+	if placed := c.WithPlace(err); placed != nil {
 		return placed // the error names another property, such as the file's password
 	}
 	if cure != "" {
@@ -38,9 +38,9 @@ func (c *Conf) BadFile(name string, err error, cure string) error {
 	return c.RefuseFor(name, err, "%v%s", err, cure)
 }
 
-// Placed adds file, line and value to an error of another package about a property. It returns nil if err is not
+// WithPlace adds file, line and value to an error of another package about a property. It returns nil if err is not
 // about a property, or names its line already.
-func (c *Conf) Placed(err error) error {
+func (c *Conf) WithPlace(err error) error {
 	var placed *ValueError
 	var bad *claviger.PropertyError
 	if errors.As(err, &placed) || !errors.As(err, &bad) {

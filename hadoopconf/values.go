@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// given returns a property's value, trimmed and expanded, for a typed getter. The second result is false if the
+// lookup returns a property's value, trimmed and expanded, for a typed getter. The second result is false if the
 // property is not set. It is true for a property that is set to "", so that the getter returns an error ("" is not a
 // number), and not the default.
-func (c *Conf) given(name string) (string, bool) {
+func (c *Conf) lookup(name string) (string, bool) {
 	_, ok := c.props[name]
 	v, _ := c.Get(name)
 	return v, ok
@@ -25,7 +25,7 @@ func (c *Conf) bad(name, value, want string) error {
 // Int reads a whole number from lo to hi. It returns 0 if the property is not set; known properties have defaults (see
 // LoadKMS). As in Hadoop, a hexadecimal number (0x..) is allowed.
 func (c *Conf) Int(name string, lo, hi int64) (int64, error) {
-	v, ok := c.given(name)
+	v, ok := c.lookup(name)
 	if !ok {
 		return 0, nil
 	}
@@ -45,7 +45,7 @@ func (c *Conf) Int(name string, lo, hi int64) (int64, error) {
 
 // Bool reads true or false, in upper or lower case. Any other value is an error; Hadoop silently uses the default then.
 func (c *Conf) Bool(name string) (bool, error) {
-	v, ok := c.given(name)
+	v, ok := c.lookup(name)
 	if !ok {
 		return false, nil
 	}
@@ -60,7 +60,7 @@ func (c *Conf) Bool(name string) (bool, error) {
 
 // Float reads a number between lo and hi.
 func (c *Conf) Float(name string, lo, hi float64) (float64, error) {
-	v, ok := c.given(name)
+	v, ok := c.lookup(name)
 	if !ok {
 		return 0, nil
 	}
@@ -84,7 +84,7 @@ var suffixes = []struct {
 // property that Hadoop does not have must have the letters, unless it is 0: a user who writes 7 may mean days, and
 // some keys are destroyed when a time is over.
 func (c *Conf) Duration(name string, unit time.Duration) (time.Duration, error) {
-	v, ok := c.given(name)
+	v, ok := c.lookup(name)
 	if !ok {
 		return 0, nil
 	}

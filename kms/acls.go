@@ -44,7 +44,7 @@ func aclDefaults(conf *hadoopconf.Conf) []authz.Property {
 	p, _ := conf.Lookup(hadoopconf.HDFSSuperusers)
 	return []authz.Property{{
 		Name:  blacklistDecrypt,
-		Value: conf.Under(hadoopconf.HDFSSuperusers)[""], // not trimmed: a leading blank makes groups of the names
+		Value: conf.WithPrefix(hadoopconf.HDFSSuperusers)[""], // not trimmed: a leading blank makes groups of the names
 		Where: hadoopconf.HDFSSuperusers + ", " + p.Where(),
 	}}
 }

@@ -141,7 +141,7 @@ func (a *agreement) digests() map[string]string {
 	if err != nil {
 		now = a.conf // this node keeps the rules that it has loaded
 	}
-	rules := now.Under(proxyUsers)
+	rules := now.WithPrefix(proxyUsers)
 	var text strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(rules)) {
 		fmt.Fprintf(&text, "%s=%s\n", name, rules[name])

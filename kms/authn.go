@@ -44,7 +44,7 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 	if err != nil {
 		return nil, err
 	}
-	proxies, warnings := authn.NewProxyUsers(conf.Under(authn.ProxyUserPrefix), groups.Of, log)
+	proxies, warnings := authn.NewProxyUsers(conf.WithPrefix(authn.ProxyUserPrefix), groups.Of, log)
 	for _, w := range warnings {
 		log.Warn(w)
 	}
@@ -57,7 +57,7 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 		return nil, err
 	}
 	if a.Authenticator, err = authn.New(cfg); err != nil {
-		if of := conf.Placed(err); of != nil {
+		if of := conf.WithPlace(err); of != nil {
 			return nil, of
 		}
 		return nil, err
@@ -119,7 +119,7 @@ func (a *authenticator) secretProvider(ctx context.Context, conf *hadoopconf.Con
 			return nil, conf.Refuse(signerKind, "set "+file+" to the file that holds the secret")
 		}
 		secret, err := authn.NewFileSecret(path)
-		if of := conf.Placed(err); of != nil {
+		if of := conf.WithPlace(err); of != nil {
 			return nil, of
 		}
 		return secret, err

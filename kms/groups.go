@@ -87,7 +87,7 @@ func compositeDirectory(conf *hadoopconf.Conf, log *slog.Logger) (authn.Director
 	}
 	// Hadoop takes blanks as a part of a name, and ignores a provider whose class it does not
 	// find. This server refuses both: users could get the wrong groups.
-	names := strings.Split(conf.Under(hadoopconf.GroupProviders)[""], ",")
+	names := strings.Split(conf.WithPrefix(hadoopconf.GroupProviders)[""], ",")
 	for i, name := range names {
 		switch {
 		case name == "" || strings.TrimSpace(name) != name:
@@ -135,7 +135,7 @@ func groupDirectory(conf *hadoopconf.Conf, property string, log *slog.Logger) (a
 		}
 		d, err := authn.LDAPGroups(c)
 		if err != nil {
-			if of := conf.Placed(err); of != nil {
+			if of := conf.WithPlace(err); of != nil {
 				return nil, of
 			}
 			return nil, fmt.Errorf("%s in %s: %w", property, conf.Dir(), err)

@@ -38,7 +38,7 @@ func (s *server) operations(port int, metrics *console.Metrics) (kmsapi.Operatio
 	if s.set.operations.authorization {
 		// Not trimmed: a leading blank means that the names are groups. An empty value means that
 		// there are no administrators.
-		acl := authz.ParseACL(s.conf.Under("hadoop.kms.http.")["administrators"])
+		acl := authz.ParseACL(s.conf.WithPrefix("hadoop.kms.http.")["administrators"])
 		op.Administrator = func(who claviger.Principal) bool { return acl.Admits(who, s.auth.groups.Of) }
 	}
 	if s.set.operations.prometheus && metrics != nil {

@@ -229,7 +229,7 @@ func nameNode(conf *hadoopconf.Conf, flag string, hdfs func(string) (string, boo
 			return migrate.NameNode{User: user, From: "of " + principal}
 		}
 	}
-	users, _, _ := strings.Cut(conf.Under(hadoopconf.HDFSSuperusers)[""], " ")
+	users, _, _ := strings.Cut(conf.WithPrefix(hadoopconf.HDFSSuperusers)[""], " ")
 	for _, user := range strings.Split(users, ",") {
 		if user != "" && user != "*" {
 			return migrate.NameNode{User: user, From: hadoopconf.HDFSSuperusers}

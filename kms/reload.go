@@ -157,7 +157,7 @@ func (w *siteWatcher) apply(conf *hadoopconf.Conf) {
 	}
 	w.props = props
 	if proxiesChanged {
-		rules, warnings := authn.NewProxyUsers(conf.Under(authn.ProxyUserPrefix), w.groups, w.log)
+		rules, warnings := authn.NewProxyUsers(conf.WithPrefix(authn.ProxyUserPrefix), w.groups, w.log)
 		for _, warning := range warnings {
 			w.log.Warn(warning)
 		}

@@ -35,7 +35,7 @@ func newWatchedSite(t *testing.T, dir string, props map[string]string) *watchedS
 	conf.Override("hadoop.kms.http.port", "1", "--http-port")
 	s := &watchedSite{conf: conf}
 	s.log = slog.New(slog.NewTextHandler(&s.logged, nil))
-	s.proxies, _ = authn.NewProxyUsers(conf.Under(authn.ProxyUserPrefix), noGroups, s.log)
+	s.proxies, _ = authn.NewProxyUsers(conf.WithPrefix(authn.ProxyUserPrefix), noGroups, s.log)
 	s.auth, err = authn.New(authn.Config{Handler: authn.Simple{}, Validity: time.Hour,
 		Secrets: authn.NewRandomSecrets(time.Hour, nil), ProxyUsers: s.proxies})
 	if err != nil {

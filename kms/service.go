@@ -255,7 +255,7 @@ func (s *Service) Blame(property string, err error) error {
 	if errors.As(err, &value) {
 		return err // it names its own line, of kts-site.xml or ssl-client.xml
 	}
-	if of := s.Conf.Placed(err); of != nil {
+	if of := s.Conf.WithPlace(err); of != nil {
 		return of
 	}
 	p, _ := s.Conf.Lookup(property)

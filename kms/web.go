@@ -65,7 +65,7 @@ func (r *reader) web() webSettings {
 		r.keep(r.conf.Refuse(detailsName, err.Error()))
 	}
 	w.details = web.PeersOf(details)
-	for name, value := range r.conf.Under(headerPrefix) {
+	for name, value := range r.conf.WithPrefix(headerPrefix) {
 		value = strings.TrimSpace(value)
 		switch {
 		case !headerName.MatchString(name):

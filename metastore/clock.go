@@ -17,12 +17,12 @@ type Clock interface {
 
 // Clocks are the times of two clocks that were read together.
 type Clocks struct {
-	Here time.Time // this process's clock
-	// There is the store's clock. For a store without a clock it is the newest time that was
-	// written into the store, a lower bound of the true time.
-	There time.Time
-	Whose string // whose clock There is, for messages: "PostgreSQL's"
-	// Bound says that There is such a lower bound. This host's own clock may have written it
+	Local time.Time // this process's clock
+	// Store is the store's clock. For a store without a clock it is the newest time that was written
+	// into the store, a lower bound of the true time.
+	Store time.Time
+	Whose string // the owner of the clock Store, for messages: "PostgreSQL's"
+	// Bound says that Store is such a lower bound. This host's own clock may have written it
 	// while that clock was ahead.
 	Bound bool
 	// Ahead is how far this process's clock is ahead of the store's clock, at least: the true
@@ -34,7 +34,7 @@ type Clocks struct {
 // Compare returns the result of reading the store's clock, which showed the time there. This process's clock showed
 // sent before the query, and received after its answer.
 func Compare(sent, there, received time.Time, whose string) Clocks {
-	c := Clocks{Here: received, There: there, Whose: whose}
+	c := Clocks{Local: received, Store: there, Whose: whose}
 	switch {
 	case there.Before(sent):
 		c.Ahead = sent.Sub(there)
@@ -46,18 +46,18 @@ func Compare(sent, there, received time.Time, whose string) Clocks {
 
 // Earliest returns the earlier of the two times. A time before it is in the past for both clocks.
 func (c Clocks) Earliest() time.Time {
-	if c.There.Before(c.Here) {
-		return c.There
+	if c.Store.Before(c.Local) {
+		return c.Store
 	}
-	return c.Here
+	return c.Local
 }
 
 // Latest returns the later of the two times.
 func (c Clocks) Latest() time.Time {
-	if c.There.After(c.Here) {
-		return c.There
+	if c.Store.After(c.Local) {
+		return c.Store
 	}
-	return c.Here
+	return c.Local
 }
 
 // Apart returns *ClocksApartError if the clocks differ by more than ClockMargin, and nil otherwise.
@@ -82,6 +82,6 @@ func (e *ClocksApartError) Error() string {
 			"stop the server, and run claviger metastore clock --conf DIR --right"
 	}
 	return fmt.Sprintf("the clock of this host is %v %s %s (%s here, %s there): %s",
-		e.Clocks.Ahead.Abs().Round(time.Second), direction, e.Clocks.Whose, e.Clocks.Here.UTC().Format(layout),
-		e.Clocks.There.UTC().Format(layout), cure)
+		e.Clocks.Ahead.Abs().Round(time.Second), direction, e.Clocks.Whose, e.Clocks.Local.UTC().Format(layout),
+		e.Clocks.Store.UTC().Format(layout), cure)
 }

@@ -70,8 +70,8 @@ type Movable interface {
 	Fill(ctx context.Context, c *Content) error
 }
 
-// Tidy removes the settings of the store itself from the content.
-func (c *Content) Tidy() {
+// RemoveOwnSettings removes the settings of the store itself from the content.
+func (c *Content) RemoveOwnSettings() {
 	c.Rows["setting"] = slices.DeleteFunc(c.Rows["setting"], func(row []any) bool {
 		return slices.Contains([]any{SettingMoved, SettingChanges, SettingProbe, SettingBackup}, row[0])
 	})

@@ -57,7 +57,7 @@ func parse(uri, what string) (*pgxpool.Config, string, error) {
 	cfg, err := pgxpool.ParseConfig(uri)
 	if err != nil { // its message repeats the URI
 		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s, %s, is refused: %s", what,
-			shown(u), secret.Without(err.Error(), uri))
+			shown(u), secret.WithoutSecrets(err.Error(), uri))
 	}
 	if cfg.ConnConfig.Database == "" || cfg.ConnConfig.User == "" {
 		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s, %s, must name a user and a "+
@@ -93,12 +93,12 @@ func parse(uri, what string) (*pgxpool.Config, string, error) {
 // libpq does not know: an error, ours or the server's, would repeat it.
 func holdsPassword(u *url.URL) bool {
 	_, inline := u.User.Password()
-	if inline || strings.Contains(u.User.Username(), ":") || secret.Holds(u.Path) {
+	if inline || strings.Contains(u.User.Username(), ":") || secret.ContainsSecret(u.Path) {
 		return true
 	}
 	for name, values := range u.Query() {
 		for _, value := range values {
-			if secret.Holds(name + "=" + value) {
+			if secret.ContainsSecret(name + "=" + value) {
 				return true
 			}
 		}

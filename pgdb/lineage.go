@@ -330,9 +330,9 @@ func (d *DB) Written(ctx context.Context, op string) (lsn string, err error) {
 	return lsn, err
 }
 
-// Behind returns the number of following standbys that have not written the server's log up to lsn. A role without
-// pg_read_all_stats cannot see their positions; then Behind returns 0.
-func (d *DB) Behind(ctx context.Context, op, lsn string) (n int, err error) {
+// StandbysBehind returns the number of following standbys that have not written the server's log up to lsn. A role
+// without pg_read_all_stats cannot see their positions; then the result is 0.
+func (d *DB) StandbysBehind(ctx context.Context, op, lsn string) (n int, err error) {
 	err = d.Read(ctx, op, "", func(ctx context.Context) error {
 		return d.pool.QueryRow(ctx, `SELECT count(*) FROM pg_stat_replication WHERE flush_lsn < $1::pg_lsn`,
 			lsn).Scan(&n)

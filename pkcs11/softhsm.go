@@ -202,19 +202,19 @@ func (f tokenFolder) unread() error {
 	}
 	return fmt.Errorf("SoftHSM keeps each object in a file, and user %s may not read %d files of the token's folder, "+
 		"whose objects are there and not shown: %w; cure: %s",
-		secret.Ourselves(), n, first, f.cure())
+		secret.CurrentUser(), n, first, f.cure())
 }
 
 // cure returns the cure if this user lacks rights to the token's files. SoftHSM makes each file with mode 0600, so
 // another mode of the folder or a group does not help. If the folder belongs to a user other than root, the token
 // is mostly that user's.
 func (f tokenFolder) cure() string {
-	chown := fmt.Sprintf("chown -R %s %s", secret.Ourselves(), f.path)
+	chown := fmt.Sprintf("chown -R %s %s", secret.CurrentUser(), f.path)
 	info, err := os.Stat(f.path)
 	if err != nil {
 		return chown
 	}
-	if owner := secret.Owner(info); owner != "root" && owner != secret.Ourselves() {
+	if owner := secret.Owner(info); owner != "root" && owner != secret.CurrentUser() {
 		return fmt.Sprintf("run as user %s (sudo -u %[1]s), where that is the server's user; or %s", owner, chown)
 	}
 	return chown

@@ -53,7 +53,7 @@ func showPiece(list, piece string) string {
 
 // noSecrets refuses a URI that contains a password or another secret: URIs are written into logs, answers and journals.
 func noSecrets(uri string) error {
-	if secret.Holds(uri) {
+	if secret.ContainsSecret(uri) {
 		return fmt.Errorf("provider URI %q contains a secret, which has no effect there and would be written into "+
 			"logs; remove it", secret.Value(uri))
 	}

@@ -61,7 +61,7 @@ func openToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store
 	}
 	env := provider.Env{Get: conf.Get, Getenv: os.Getenv, ConfDir: conf.Dir(), Log: log}
 	p, err := hsm.Open(ctx, list[0], env, hsm.Options{Access: access, Store: theStore})
-	if of := conf.Placed(err); of != nil {
+	if of := conf.WithPlace(err); of != nil {
 		return nil, of
 	}
 	if err != nil {

@@ -58,7 +58,7 @@ func Exposed(files ...File) []string {
 		if owner := otherOwner(info); owner != "" {
 			faults = append(faults,
 				fmt.Sprintf("%s belongs to the user %s, who can read and change it; cure: chown %s %s",
-					f.name(), owner, ourselves(), f.Path))
+					f.name(), owner, currentUser(), f.Path))
 		}
 		for _, dir := range foldersOf(f.Path) {
 			if within[dir] == nil {
@@ -85,7 +85,7 @@ func Exposed(files ...File) []string {
 		if owner := otherOwner(info); owner != "" {
 			faults = append(faults,
 				fmt.Sprintf("folder %s belongs to the user %s, who can replace %s; cure: chown %s %s", dir,
-					owner, content, ourselves(), dir))
+					owner, content, currentUser(), dir))
 		}
 	}
 	return faults
@@ -139,10 +139,10 @@ func (f File) cure(info fs.FileInfo, deny fs.FileMode, chmod string) string {
 		return chmod
 	}
 	if deny&0o040 != 0 { // only the owner may read it
-		return fmt.Sprintf("chown %s %s, then %s", ourselves(), f.Path, chmod)
+		return fmt.Sprintf("chown %s %s, then %s", currentUser(), f.Path, chmod)
 	}
 	return fmt.Sprintf("chgrp %s %s, then chmod 0640 %[2]s (%s, and %s is not in that group)", groupName(os.Getegid()),
-		f.Path, Rights(f.Path), ourselves())
+		f.Path, Rights(f.Path), currentUser())
 }
 
 // foldersOf returns the folders above a file, the nearest first. If the path has symbolic links, the folders above the
@@ -179,10 +179,10 @@ func otherOwner(info fs.FileInfo) string {
 }
 
 // ourselves returns the name of the user that this process runs as.
-func ourselves() string { return userName(os.Geteuid()) }
+func currentUser() string { return userName(os.Geteuid()) }
 
-// Ourselves returns the name of the user that this process runs as.
-func Ourselves() string { return ourselves() }
+// CurrentUser returns the name of the user that this process runs as.
+func CurrentUser() string { return currentUser() }
 
 // Owner returns the name of a file's owner, and "" if the system has no owners.
 func Owner(info fs.FileInfo) string {

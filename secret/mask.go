@@ -26,7 +26,7 @@ func Mask(s string) string {
 	}
 	found := decodedPlaces(s, places)
 	for i := range found {
-		found[i] = widen(s, found[i])
+		found[i] = wholeWord(s, found[i])
 	}
 	return replace(s, found, masked)
 }
@@ -71,9 +71,9 @@ func decodedPlaces(s string, find func([]byte) [][2]int) (found [][2]int) {
 	return [][2]int{{0, len(s)}}
 }
 
-// widen extends a range to the whole word. Before or behind it there may be an incomplete escape, or an escape that
+// wholeWord extends a range to the whole word. Before or behind it there may be an incomplete escape, or an escape that
 // contains the first characters of the credential.
-func widen(s string, p [2]int) [2]int {
+func wholeWord(s string, p [2]int) [2]int {
 	part := func(c byte) bool { return c == '%' || sextet(c) >= 0 }
 	for p[0] > 0 && part(s[p[0]-1]) {
 		p[0]--

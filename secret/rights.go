@@ -47,7 +47,7 @@ func Admit(err error) string {
 	if !ok {
 		return ""
 	}
-	return fmt.Sprintf("%s belongs to %s, and user %s needs to %s it: %s", path, Rights(path), ourselves(), need.verb,
+	return fmt.Sprintf("%s belongs to %s, and user %s needs to %s it: %s", path, Rights(path), currentUser(), need.verb,
 		ways(path, info, int(stat.Uid), int(stat.Gid), need))
 }
 
@@ -116,7 +116,7 @@ const nobody = 65534
 // mode helps only the owner and the members of the group. Otherwise the file needs another group, or the user must join
 // the group. If another user seems to be the server's user, the first advice is to run as that user.
 func ways(path string, info fs.FileInfo, uid, gid int, need right) string {
-	us := ourselves()
+	self := currentUser()
 	if uid == os.Geteuid() {
 		return fmt.Sprintf("chmod u+%s %s", letters(need.bits), path)
 	}
@@ -138,17 +138,17 @@ func ways(path string, info fs.FileInfo, uid, gid int, need right) string {
 	case inGroup(gid):
 		list = append(list, fmt.Sprintf("chmod g+%s %s", letters(need.bits), path))
 	case granted && gid != 0:
-		list = append(list, fmt.Sprintf("usermod -aG %s %s, and restart the process", group, us))
+		list = append(list, fmt.Sprintf("usermod -aG %s %s, and restart the process", group, self))
 	case uid == 0 && (need == toEnter || need == toRead && filepath.Ext(path) == ".xml"):
 		// Root stays the owner of configuration, because the server need not change it.
 		list = append(list, fmt.Sprintf("chgrp %[1]s %[3]s && chmod g+%[2]s %[3]s", groupName(os.Getegid()),
 			letters(need.bits), path))
 	}
-	rest := strings.Join(append(list, fmt.Sprintf("chown %s %s", us, path)), "; or ")
+	rest := strings.Join(append(list, fmt.Sprintf("chown %s %s", self, path)), "; or ")
 	if first == "" {
 		return rest
 	}
-	return fmt.Sprintf("%s; or, where %s is the server's user, %s", first, us, rest)
+	return fmt.Sprintf("%s; or, where %s is the server's user, %s", first, self, rest)
 }
 
 // groupsUser returns the name of a group. ok is true if there is a user of that name other than root and this process's

@@ -121,8 +121,8 @@ func valueSecrets(text []byte) [][2]int {
 	return found
 }
 
-// Holds reports whether a value certainly contains a secret. Value also hides text that may be a secret.
-func Holds(value string) bool {
+// ContainsSecret reports whether a value certainly contains a secret. Value also hides text that may be a secret.
+func ContainsSecret(value string) bool {
 	return len(decodedPlaces(value, valueSecrets))+len(decodedPlaces(value, misspeltNames)) > 0
 }
 
@@ -143,12 +143,12 @@ func Value(value string) string {
 	return Redacted
 }
 
-// shortestSecret is the smallest length of a secret that Without replaces.
+// shortestSecret is the smallest length of a secret that WithoutSecrets replaces.
 const shortestSecret = 3
 
-// Without returns a text with the secrets of a configuration's value replaced. The text may quote the whole value, or
-// parts of it.
-func Without(text, value string) string {
+// WithoutSecrets returns a text with the secrets of a configuration's value replaced. The text may quote the whole
+// value, or parts of it.
+func WithoutSecrets(text, value string) string {
 	all := func(text []byte) [][2]int {
 		return slices.Concat(valueSecrets(text), misspeltNames(text), unclearPassword(text))
 	}

@@ -54,7 +54,7 @@ func TestMisspelt(t *testing.T) {
 		if got := secret.Value(c.value); got != c.want {
 			t.Errorf("%s becomes %s, want %s", c.value, got, c.want)
 		}
-		if got := secret.Without("it is "+c.value, c.value); strings.Contains(got, marker) {
+		if got := secret.WithoutSecrets("it is "+c.value, c.value); strings.Contains(got, marker) {
 			t.Errorf("the error about %s shows %s", c.value, got)
 		}
 	}

@@ -296,8 +296,8 @@ func module(t *testing.T) string {
 	return root
 }
 
-// TestRun: a survivor without a reason is counted, and a survivor with a reason is not. The second run uses the outcomes
-// of the first. A reason for a line that does not exist is counted. The source tree does not change.
+// TestRun: a survivor without a reason is counted, and a survivor with a reason is not. The second run uses the
+// outcomes of the first. A reason for a line that does not exist is counted. The source tree does not change.
 func TestRun(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds test binaries")

@@ -111,7 +111,7 @@ func contentOf(ctx context.Context, tx pgx.Tx) (*metastore.Content, error) {
 			return nil, err
 		}
 	}
-	c.Tidy()
+	c.RemoveOwnSettings()
 	return c, addHistory(ctx, tx, c)
 }
 

@@ -57,7 +57,7 @@ func (s *Store) WaitForStandbys(ctx context.Context) error {
 	upTo, err := s.db.Written(ctx, op)
 	for err == nil {
 		var behind int
-		if behind, err = s.db.Behind(ctx, op, upTo); err != nil || behind == 0 {
+		if behind, err = s.db.StandbysBehind(ctx, op, upTo); err != nil || behind == 0 {
 			break
 		}
 		select {

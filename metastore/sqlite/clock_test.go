@@ -41,7 +41,7 @@ func TestClockBehind(t *testing.T) {
 			t.Fatal(err)
 		}
 		c, err := s.Clocks(t.Context())
-		if err != nil || (c.Ahead+month).Abs() > 10*time.Second || c.Apart() == nil || !c.There.Equal(to) {
+		if err != nil || (c.Ahead+month).Abs() > 10*time.Second || c.Apart() == nil || !c.Store.Equal(to) {
 			t.Errorf("%s: %+v, %v: %v", what, c, err, c.Apart())
 		}
 		if err := s.Shelve(t.Context(), "k"); err != nil {

@@ -61,7 +61,7 @@ func contentOf(ctx context.Context, tx *sql.Tx) (*metastore.Content, error) {
 			return nil, err
 		}
 	}
-	c.Tidy()
+	c.RemoveOwnSettings()
 	return c, nil
 }
 

@@ -260,10 +260,10 @@ func checkClocks(t *testing.T, s metastore.Clock) {
 		begun := time.Now()
 		c, err := s.Clocks(t.Context())
 		must(t, err)
-		if ended := time.Now(); c.Here.Before(begun) || c.Here.After(ended) {
-			t.Errorf("this process's clock shows %v, want a time between %v and %v", c.Here, begun, ended)
+		if ended := time.Now(); c.Local.Before(begun) || c.Local.After(ended) {
+			t.Errorf("this process's clock shows %v, want a time between %v and %v", c.Local, begun, ended)
 		}
-		if c.There.Sub(c.Here).Abs() > 10*time.Second || c.Ahead.Abs() > time.Second || c.Apart() != nil ||
+		if c.Store.Sub(c.Local).Abs() > 10*time.Second || c.Ahead.Abs() > time.Second || c.Apart() != nil ||
 			c.Whose == "" {
 			t.Errorf("%+v: %v", c, c.Apart())
 		}

@@ -193,7 +193,7 @@ func Site(file string) (left []string, err error) {
 	if err := c.AddFile(file, false); err != nil {
 		return nil, err
 	}
-	if len(c.Under("cloudera.trustee.keyprovider.")) == 0 {
+	if len(c.WithPrefix("cloudera.trustee.keyprovider.")) == 0 {
 		return nil, fmt.Errorf("%s has no property cloudera.trustee.keyprovider.*: it is not a copy of kts-site.xml, "+
 			"and was not touched", file)
 	}

@@ -464,7 +464,7 @@ func (p *Provider) SetAside(ctx context.Context, c Candidate, a Adoption) error 
 		return err
 	}
 	defer free()
-	list, err := p.asides(ctx)
+	list, err := p.setAsideIDs(ctx)
 	if err != nil {
 		return err
 	}

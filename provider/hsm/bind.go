@@ -100,7 +100,7 @@ func (p *Provider) handleWrong(ctx context.Context, was recordedToken, wrong []e
 			p.store.URI(), was.label, was.serial, tokenName(info), wrong[0])
 	}
 	if len(wrong) == verified {
-		return p.noneFits(ctx, wrong[0])
+		return p.noneFitsError(ctx, wrong[0])
 	}
 	for _, err := range wrong {
 		p.log.Error("a key version of the metastore is not on this node's token as it should be; it is refused, "+
@@ -147,8 +147,9 @@ func (p *Provider) moveWithoutKeys(ctx context.Context, was recordedToken) error
 	return nil
 }
 
-// noneFits says that the token holds none of the compared versions as it should. err is the error of one of them.
-func (p *Provider) noneFits(ctx context.Context, err error) error {
+// noneFitsError returns the error if the token holds none of the compared versions as it should. err is the error of
+// one of them.
+func (p *Provider) noneFitsError(ctx context.Context, err error) error {
 	h, herr := p.Holdings(ctx)
 	if herr != nil {
 		return herr

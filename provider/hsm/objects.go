@@ -270,15 +270,15 @@ func (p *Provider) records(ctx context.Context, names ...string) (*records, erro
 			r.kept[claviger.VersionName(k.Name, v.ID)] = true
 		}
 	}
-	list, err := p.asides(ctx)
+	list, err := p.setAsideIDs(ctx)
 	for _, id := range list {
 		r.aside[id] = true
 	}
 	return r, err
 }
 
-// asides returns the CKA_IDs that were set aside.
-func (p *Provider) asides(ctx context.Context) ([]string, error) {
+// setAsideIDs returns the CKA_IDs that were set aside.
+func (p *Provider) setAsideIDs(ctx context.Context) ([]string, error) {
 	text, ok, err := p.store.Setting(ctx, settingAside)
 	if err != nil || !ok {
 		return nil, err

@@ -13,15 +13,15 @@ var crashStates = []struct {
 }{
 	{"temporary file half written", false, func(t *testing.T, path string, before, after []byte) {
 		put(t, path, before)
-		put(t, beside(path, ".tmp-killed"), after[:len(after)/2])
+		put(t, hiddenFile(path, ".tmp-killed"), after[:len(after)/2])
 	}},
 	{"temporary file written", false, func(t *testing.T, path string, before, after []byte) {
 		put(t, path, before)
-		put(t, beside(path, ".tmp-killed"), after)
+		put(t, hiddenFile(path, ".tmp-killed"), after)
 	}},
 	{"backup made", false, func(t *testing.T, path string, before, after []byte) {
 		put(t, path, before)
-		put(t, beside(path, ".tmp-killed"), after)
+		put(t, hiddenFile(path, ".tmp-killed"), after)
 		if err := os.Link(path, path+"_OLD"); err != nil {
 			t.Fatal(err)
 		}

@@ -202,7 +202,7 @@ func TestWriteErrors(t *testing.T) {
 	})
 	t.Run("folder-read-only", func(t *testing.T) {
 		p, dir := setup(t)
-		if err := os.Chmod(beside(p.file.path, ".lock"), 0o666); err != nil {
+		if err := os.Chmod(hiddenFile(p.file.path, ".lock"), 0o666); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.Chmod(dir, 0o555); err != nil {

@@ -42,8 +42,8 @@ type file struct {
 
 func (f *file) suffixed(s string) string { return f.path + s }
 
-// beside returns the path of the hidden file with that suffix that belongs to the file path.
-func beside(path, suffix string) string {
+// hiddenFile returns the path of the hidden file with that suffix that belongs to the file path.
+func hiddenFile(path, suffix string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+suffix)
 }
 
@@ -116,8 +116,8 @@ func readLimited(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(r, keystore.MaxJCEKS+1))
 }
 
-// settled reports whether the file can be read without recovery: no write is running, and none was interrupted.
-func (f *file) settled() bool {
+// needsNoRecovery reports whether the file can be read without recovery: no write is running, and none was interrupted.
+func (f *file) needsNoRecovery() bool {
 	return exists(f.path) && !exists(f.suffixed("_NEW")) && !exists(f.suffixed("_OLD"))
 }
 
@@ -191,13 +191,14 @@ func (f *file) stamped(suffix string) string {
 
 // rename renames a file and Hadoop's checksums of it.
 func (f *file) rename(from, to string) error {
-	if err := durable.Remove(beside(to, ".crc")); err != nil {
+	if err := durable.Remove(hiddenFile(to, ".crc")); err != nil {
 		return err
 	}
 	if err := durable.Rename(from, to); err != nil {
 		return err
 	}
-	if err := durable.Rename(beside(from, ".crc"), beside(to, ".crc")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := durable.Rename(hiddenFile(from, ".crc"), hiddenFile(to, ".crc"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -205,7 +206,7 @@ func (f *file) rename(from, to string) error {
 
 // remove removes a file and Hadoop's checksums of it. Neither need exist.
 func (f *file) remove(path string) error {
-	return durable.Remove(path, beside(path, ".crc"))
+	return durable.Remove(path, hiddenFile(path, ".crc"))
 }
 
 // sweep removes the temporary files of killed writers. The caller must hold the lock.
@@ -216,7 +217,7 @@ func (f *file) sweep() error {
 	}
 	var files []string
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), filepath.Base(beside(f.path, ".tmp"))) {
+		if strings.HasPrefix(e.Name(), filepath.Base(hiddenFile(f.path, ".tmp"))) {
 			files = append(files, filepath.Join(filepath.Dir(f.path), e.Name()))
 		}
 	}
@@ -260,7 +261,7 @@ func (f *file) flush(s *keystore.JCEKS) (identity, error) {
 		return identity{}, errors.Unwrap(err) // without the path, which the caller adds
 	}
 	oldPath := f.suffixed("_OLD")
-	err = durable.Remove(beside(f.path, ".crc"))
+	err = durable.Remove(hiddenFile(f.path, ".crc"))
 	before, backup := inode(f.path), false
 	if err == nil && before != (identity{}) {
 		// A file system without hard links allows no backup. That is no danger: the rename below is atomic.
@@ -327,7 +328,7 @@ func (f *file) copyOwner(w interface{ Chown(uid, gid int) error }, from string) 
 
 // openLock opens the lock file.
 func (f *file) openLock() (*os.File, error) {
-	name := beside(f.path, ".lock")
+	name := hiddenFile(f.path, ".lock")
 	created := !exists(name)
 	w, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err == nil && created {

@@ -182,7 +182,7 @@ func TestHadoopExchange(t *testing.T) {
 	// After Hadoop's write there are checksums beside the file. The provider's next write must not leave them stale.
 	material := strings.Repeat("ab", 16)
 	e.hadoop("roll=plain:"+material, "create=theirs:AES/CTR/NoPadding:"+material)
-	if !exists(beside(path, ".crc")) {
+	if !exists(hiddenFile(path, ".crc")) {
 		t.Error("Hadoop wrote no checksums, so this test checks less than it should")
 	}
 	e.wantEqual()
@@ -190,7 +190,7 @@ func TestHadoopExchange(t *testing.T) {
 	if err != nil || hex.EncodeToString(got.Material) != material {
 		t.Errorf("Hadoop's version: %v", err)
 	}
-	stale, err := os.ReadFile(beside(path, ".crc"))
+	stale, err := os.ReadFile(hiddenFile(path, ".crc"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +206,7 @@ func TestHadoopExchange(t *testing.T) {
 	}
 
 	// Hadoop refuses a file with stale checksums, so the provider must remove them.
-	if err := os.WriteFile(beside(path, ".crc"), stale, 0o600); err != nil {
+	if err := os.WriteFile(hiddenFile(path, ".crc"), stale, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := e.run(path, "dump"); err == nil || !strings.Contains(out, "ChecksumException") &&

@@ -116,7 +116,7 @@ func open(ctx context.Context, uri string, env provider.Env) (*Provider, error) 
 
 // readFirst reads the keystore for Open.
 func (f *file) readFirst(ctx context.Context) (*state, error) {
-	if !f.settled() {
+	if !f.needsNoRecovery() {
 		if !exists(f.path) && !exists(f.suffixed("_NEW")) && !exists(f.suffixed("_OLD")) {
 			return newState(keystore.NewJCEKS(), identity{}, nil), nil
 		}
@@ -227,8 +227,8 @@ func (p *Provider) Close() error {
 	return nil
 }
 
-// enter takes the gate. Writers need it, and readers that reload a changed file.
-func (p *Provider) enter(ctx context.Context) (leave func(), err error) {
+// takeGate takes the gate. Writers need it, and readers that reload a changed file.
+func (p *Provider) takeGate(ctx context.Context) (leave func(), err error) {
 	select {
 	case p.gate <- struct{}{}:
 		return func() { <-p.gate }, nil

@@ -14,9 +14,9 @@ import (
 	"claviger/keystore"
 )
 
-// fresh returns the current state of the file. If a changed file cannot be read, it returns the last state, because
-// readers need the keys of encrypted files, and logs the error once.
-func (p *Provider) fresh(ctx context.Context, op, about string) (*state, error) {
+// currentState returns the current state of the file. If a changed file cannot be read, it returns the last state,
+// because readers need the keys of encrypted files, and logs the error once.
+func (p *Provider) currentState(ctx context.Context, op, about string) (*state, error) {
 	if p.closed.Load() {
 		return nil, claviger.E(op, claviger.Closed, about, nil)
 	}
@@ -28,7 +28,7 @@ func (p *Provider) fresh(ctx context.Context, op, about string) (*state, error) 
 	if err == nil && id == st.id {
 		return st, nil
 	}
-	unlock, err := p.enter(ctx)
+	unlock, err := p.takeGate(ctx)
 	if err != nil {
 		return nil, claviger.E(op, claviger.Unavailable, about, err)
 	}
@@ -124,9 +124,9 @@ func keyVersion(key, name string, o *opened, of *claviger.Metadata) claviger.Key
 		Of: of}
 }
 
-// of returns the metadata of a version's key in that state. If the keystore has the version but lacks the metadata, the
-// result has only the name, so that the rules for that name apply.
-func (p *Provider) of(st *state, op, key string) (*claviger.Metadata, error) {
+// metadataOf returns the metadata of a version's key in that state. If the keystore has the version but lacks the
+// metadata, the result has only the name, so that the rules for that name apply.
+func (p *Provider) metadataOf(st *state, op, key string) (*claviger.Metadata, error) {
 	m, err := p.openMetadata(st, key)
 	if err != nil {
 		return nil, claviger.E(op, claviger.Internal, key, err)
@@ -140,7 +140,7 @@ func (p *Provider) of(st *state, op, key string) (*claviger.Metadata, error) {
 // Keys returns the names of all keys, also those with an '@'. Hadoop omits these, so a migration would not find the
 // keys.
 func (p *Provider) Keys(ctx context.Context) ([]string, error) {
-	st, err := p.fresh(ctx, "jceks.Keys", "")
+	st, err := p.currentState(ctx, "jceks.Keys", "")
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +165,7 @@ func each(ctx context.Context, op string, n int, f func(i int) error) error {
 // Metadata returns one entry for each name.
 func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
 	const op = "jceks.Metadata"
-	st, err := p.fresh(ctx, op, "")
+	st, err := p.currentState(ctx, op, "")
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +189,7 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 // Versions returns a key's versions, oldest first.
 func (p *Provider) Versions(ctx context.Context, key string) ([]claviger.KeyVersion, error) {
 	const op = "jceks.Versions"
-	st, err := p.fresh(ctx, op, key)
+	st, err := p.currentState(ctx, op, key)
 	if err != nil {
 		return nil, err
 	}
@@ -220,7 +220,7 @@ func (p *Provider) Versions(ctx context.Context, key string) ([]claviger.KeyVers
 // Current returns a key's newest version.
 func (p *Provider) Current(ctx context.Context, key string) (claviger.KeyVersion, error) {
 	const op = "jceks.Current"
-	st, err := p.fresh(ctx, op, key)
+	st, err := p.currentState(ctx, op, key)
 	if err != nil {
 		return claviger.KeyVersion{}, err
 	}
@@ -247,7 +247,7 @@ func (p *Provider) Current(ctx context.Context, key string) (claviger.KeyVersion
 // Version returns the version of that name.
 func (p *Provider) Version(ctx context.Context, name string) (claviger.KeyVersion, error) {
 	const op = "jceks.Version"
-	st, err := p.fresh(ctx, op, name)
+	st, err := p.currentState(ctx, op, name)
 	if err != nil {
 		return claviger.KeyVersion{}, err
 	}
@@ -256,7 +256,7 @@ func (p *Provider) Version(ctx context.Context, name string) (claviger.KeyVersio
 		return claviger.KeyVersion{}, err
 	}
 	key, _ := claviger.KeyOfVersion(name)
-	of, err := p.of(st, op, key)
+	of, err := p.metadataOf(st, op, key)
 	if err != nil {
 		return claviger.KeyVersion{}, err
 	}
@@ -278,7 +278,7 @@ func (p *Provider) EncryptBlocksOf(ctx context.Context, v claviger.KeyVersion, b
 // encrypt encrypts under the version of that name. If only is not nil, the version must have the material of only.
 func (p *Provider) encrypt(ctx context.Context, name string, only *claviger.KeyVersion, blocks []byte) error {
 	const op = "jceks.EncryptBlocks"
-	st, err := p.fresh(ctx, op, name)
+	st, err := p.currentState(ctx, op, name)
 	if err != nil {
 		return err
 	}
@@ -304,10 +304,10 @@ func (p *Provider) encrypt(ctx context.Context, name string, only *claviger.KeyV
 // Check fails if the file cannot be read, so that calls use an older state.
 func (p *Provider) Check(ctx context.Context) error {
 	const op = "jceks.Check"
-	if _, err := p.fresh(ctx, op, ""); err != nil {
+	if _, err := p.currentState(ctx, op, ""); err != nil {
 		return err
 	}
-	unlock, err := p.enter(ctx)
+	unlock, err := p.takeGate(ctx)
 	if err != nil {
 		return claviger.E(op, claviger.Unavailable, "", err)
 	}

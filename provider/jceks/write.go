@@ -33,7 +33,7 @@ func (p *Provider) change(ctx context.Context, op, key string, f func(*draft) er
 	if err := ctx.Err(); err != nil {
 		return unavailable(err)
 	}
-	leave, err := p.enter(ctx)
+	leave, err := p.takeGate(ctx)
 	if err != nil {
 		return unavailable(err)
 	}
@@ -239,7 +239,7 @@ func (p *Provider) newVersion(key, name string) claviger.KeyVersion {
 	st := p.state.Load()
 	if s := st.slots[name]; s != nil {
 		if o := s.open(p.file.password); o.err == nil && o.meta == nil {
-			of, _ := p.of(st, "jceks.newVersion", key) // no error: the entry was just written
+			of, _ := p.metadataOf(st, "jceks.newVersion", key) // no error: the entry was just written
 			kv = keyVersion(key, name, o, of)
 		}
 	}

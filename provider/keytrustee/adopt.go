@@ -33,7 +33,7 @@ func (p *Provider) Aside(ctx context.Context) ([]Aside, error) {
 	for _, a := range list {
 		name, _ := claviger.KeyOfVersion(a.Version)
 		if named[name] == nil {
-			if named[name], err = p.others(ctx, op, &keyDoc{Name: name}); err != nil {
+			if named[name], err = p.versionsInOtherDocs(ctx, op, &keyDoc{Name: name}); err != nil {
 				return nil, err
 			}
 		}

@@ -177,10 +177,10 @@ func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Del
 		}
 		docs = append(docs, ofName...)
 	}
-	slices.SortStableFunc(docs, func(a, b *keyDoc) int { return since(a).Compare(since(b)) })
+	slices.SortStableFunc(docs, func(a, b *keyDoc) int { return deletedAt(a).Compare(deletedAt(b)) })
 	list := make([]provider.Deleted, len(docs))
 	for i, k := range docs {
-		list[i] = provider.Deleted{Metadata: k.metadata(), Since: since(k)}
+		list[i] = provider.Deleted{Metadata: k.metadata(), Since: deletedAt(k)}
 		for _, v := range k.Versions {
 			list[i].List = append(list[i].List, v.Name)
 		}
@@ -213,7 +213,7 @@ func (p *Provider) deletedDocs(ctx context.Context, op, name string) ([]*keyDoc,
 		return nil, err
 	}
 	docs = slices.DeleteFunc(docs, func(k *keyDoc) bool { return k == nil }) // nil: purged in the meantime
-	slices.SortStableFunc(docs, func(a, b *keyDoc) int { return since(a).Compare(since(b)) })
+	slices.SortStableFunc(docs, func(a, b *keyDoc) int { return deletedAt(a).Compare(deletedAt(b)) })
 	return docs, nil
 }
 

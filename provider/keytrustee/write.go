@@ -15,8 +15,8 @@ import (
 	"claviger/trustee"
 )
 
-// since returns the time when a deleted key was deleted.
-func since(k *keyDoc) time.Time { return time.UnixMilli(k.Deleted) }
+// deletedAt returns the time when a deleted key was deleted.
+func deletedAt(k *keyDoc) time.Time { return time.UnixMilli(k.Deleted) }
 
 // depositVersion deposits a new version, and returns it with its material. No document names the version yet. given is
 // its material; nil means random material.
@@ -389,7 +389,7 @@ func (p *Provider) Purge(ctx context.Context, name string, versions ...string) e
 // a deleted key back beside the deleted one.
 func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {
 	n := p.cfg.memory.begin()
-	others, err := p.others(ctx, op, k)
+	others, err := p.versionsInOtherDocs(ctx, op, k)
 	if err != nil {
 		return err
 	}
@@ -429,8 +429,8 @@ func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {
 	return nil
 }
 
-// others returns the uuids of the versions in all other documents of k's name.
-func (p *Provider) others(ctx context.Context, op string, k *keyDoc) (map[string]bool, error) {
+// versionsInOtherDocs returns the uuids of the versions in all other documents of k's name.
+func (p *Provider) versionsInOtherDocs(ctx context.Context, op string, k *keyDoc) (map[string]bool, error) {
 	docs, err := p.deletedDocs(ctx, op, k.Name)
 	if err != nil {
 		return nil, err

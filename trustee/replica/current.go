@@ -31,8 +31,8 @@ func (r *Replica) Current(ctx context.Context) (server.Knowledge, error) {
 	if c := r.learned.Load(); c != nil && time.Now().Before(c.until) {
 		return c.Knowledge, nil
 	}
-	r.learning.Lock()
-	defer r.learning.Unlock()
+	r.currentMu.Lock()
+	defer r.currentMu.Unlock()
 	if c := r.learned.Load(); c != nil && time.Now().Before(c.until) {
 		return c.Knowledge, nil
 	}

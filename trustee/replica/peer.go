@@ -136,8 +136,8 @@ func (r *Replica) request(ctx context.Context, limit time.Duration, verb string,
 	return r.peer.Request(ctx, verb, args, into)
 }
 
-// hello sends the peer this server's position, and returns the position of the peer.
-func (r *Replica) hello(ctx context.Context, st Position) (*Position, error) {
+// exchangePositions sends the peer this server's position, and returns the position of the peer.
+func (r *Replica) exchangePositions(ctx context.Context, st Position) (*Position, error) {
 	var p Position
 	return &p, r.request(ctx, sendTimeout, trustee.VerbPeerHello, st, &p)
 }
@@ -217,8 +217,8 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.arriving.Lock()
-	defer r.arriving.Unlock()
+	r.incomingMu.Lock()
+	defer r.incomingMu.Unlock()
 	if err := r.collect(&a); err != nil || !a.Last {
 		return nil, err
 	}
@@ -258,7 +258,7 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 }
 
 // collect adds a page to the copy that is arriving. The first page begins a new copy. The caller
-// holds r.arriving.
+// holds r.incomingMu.
 func (r *Replica) collect(a *loadArgs) error {
 	const op = "replica.load"
 	if a.Page == 0 {
@@ -355,7 +355,7 @@ func (r *Replica) alone(ctx context.Context, a AloneArgs) (any, error) {
 	r.mu.Unlock()
 	if a.On && synced {
 		if st, err := r.store.Position(ctx); err == nil && st.Role == server.RoleActive {
-			if _, err := r.hello(ctx, st); err == nil {
+			if _, err := r.exchangePositions(ctx, st); err == nil {
 				return nil, claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server answers and has "+
 					"every change, so this one need not work alone; nothing was changed")
 			}

@@ -67,8 +67,8 @@ func (h Head) Next(epoch uint64, change []byte) Entry {
 	return Entry{Head{seq, epoch, hex.EncodeToString(sum.Sum(nil))}, change}
 }
 
-// Anew makes a head that no other log has, for records that were not made by the changes in this log.
-func (h Head) Anew(epoch uint64) Head {
+// NewBranch makes a head that no other log has, for records that were not made by the changes in this log.
+func (h Head) NewBranch(epoch uint64) Head {
 	var b [sha256.Size]byte
 	_, _ = rand.Read(b[:]) // it never fails
 	return Head{h.Seq + 1, epoch, hex.EncodeToString(b[:])}

@@ -46,8 +46,8 @@ type RecoverOptions struct {
 //   - A key of which the store holds nothing is added, its versions before its document.
 //   - A key that the store has deleted is not added, unless Revive names it.
 //   - If the store has the key in another state, or another key of that name, the document is not added.
-//     The versions that the store lacks are added as deleted deposits, Aside. A KT KMS does not take
-//     deleted deposits for the remains of an interrupted change. Only the owner can read and sign
+//     The versions that the store lacks are added as deleted deposits, Aside. A KT KMS does not treat
+//     deleted deposits as the remains of an interrupted change. Only the owner can read and sign
 //     documents, so only the owner can merge the versions into the key.
 //
 // A deposit that is older than the newest deposit in both stores was once in both. If the store lacks
@@ -123,9 +123,9 @@ type recovery struct {
 	// theirs is true for the live deposits of the other store; names are the names of all its deposits.
 	theirs map[string]bool
 	names  map[string]bool
-	// parted is the creation time of the newest deposit in both stores.
-	parted time.Time
-	groups map[depositsOf]*depositGroup
+	// newestCommon is the creation time of the newest deposit in both stores.
+	newestCommon time.Time
+	groups       map[depositsOf]*depositGroup
 	// put has the versions that were added before the document of their key.
 	put map[depositsOf][]*server.Row
 }
@@ -184,8 +184,8 @@ func (r *recovery) lacks(rec server.Record) (bool, error) {
 		_, of := groupOf(d)
 		r.names[of.name] = true
 		r.theirs[d.UUID] = d.Sealed.Deleted == nil
-		if k, there := r.kept[d.UUID]; there && k.made.After(r.parted) {
-			r.parted = k.made
+		if k, there := r.kept[d.UUID]; there && k.made.After(r.newestCommon) {
+			r.newestCommon = k.made
 		}
 	}
 	var one Loss
@@ -193,7 +193,8 @@ func (r *recovery) lacks(rec server.Record) (bool, error) {
 	return !one.None(), err
 }
 
-func (r *recovery) left(format string, args ...any) {
+// notAdded adds a reason to Left.
+func (r *recovery) notAdded(format string, args ...any) {
 	r.res.Left = append(r.res.Left, fmt.Sprintf(format, args...))
 }
 
@@ -209,7 +210,8 @@ func (r *recovery) takeRecord(ctx context.Context, rec server.Record) error {
 		if kind := trustee.LabelVersion; d != nil && d.Sealed.Deleted == nil && r.kept[d.UUID].kind == kind {
 			r.aside(d) // an earlier call has added it as deleted
 		} else {
-			r.left("%s: the store holds it in another state (deleted or not, disabled or not, another secret)", name)
+			r.notAdded("%s: the store holds it in another state (deleted or not, disabled or not, another secret)",
+				name)
 		}
 		return nil
 	}
@@ -248,9 +250,9 @@ func (r *recovery) takeRecord(ctx context.Context, rec server.Record) error {
 func (r *recovery) outcome(name string, err error) (added bool, _ error) {
 	switch {
 	case claviger.Is(err, claviger.KeyExists):
-		r.left("%s: the store has another of that name by now", name)
+		r.notAdded("%s: the store has another of that name by now", name)
 	case claviger.Is(err, claviger.Denied), claviger.Is(err, claviger.Invalid):
-		r.left("%s: %v", name, err)
+		r.notAdded("%s: %v", name, err)
 	case err != nil:
 		return false, err
 	default:
@@ -273,7 +275,7 @@ type step struct {
 
 // deposits decides on each group, and adds deposits in the order of their creation. After an
 // interruption, every deposit that the store still lacks is newer than those that were added. So the
-// next call does not take it for deleted.
+// next call does not treat it as deleted.
 func (r *recovery) deposits(ctx context.Context) error {
 	groups := make([]*depositGroup, 0, len(r.groups))
 	for _, g := range r.groups {
@@ -340,21 +342,21 @@ func (r *recovery) group(g *depositGroup, has state) (steps []step) {
 		switch {
 		case deleted:
 		case version && r.ended(l) && !revive:
-			r.left("REVIVED version %q: the store has deleted it; --revive %q keeps it", nameOf(l.row), g.of.name)
+			r.notAdded("REVIVED version %q: the store has deleted it; --revive %q keeps it", nameOf(l.row), g.of.name)
 			continue
 		case version && (has.live || docs == 0):
 			s.aside = true
 		case version:
 		case has.live && l.kind == trustee.LabelKey:
-			r.left("key %q: the store has another state of it, or another key of that name, and uses that one",
+			r.notAdded("key %q: the store has another state of it, or another key of that name, and uses that one",
 				g.of.name)
 			continue
 		case has.live && l.kind == trustee.LabelDeleted:
-			r.left("deleted key %q: the store has a key of that name, which stays; delete it at the KT KMS if it is "+
-				"to go", g.of.name)
+			r.notAdded("deleted key %q: the store has a key of that name, which stays; delete it at the KT KMS if it "+
+				"is to go", g.of.name)
 			continue
 		case has.live:
-			r.left("deposit %.200q: the store has another of that name by now", l.row.Label)
+			r.notAdded("deposit %.200q: the store has another of that name by now", l.row.Label)
 			continue
 		default:
 			s.after = last // after its versions, even if the clocks of the hosts differ
@@ -374,7 +376,7 @@ func rank(s step) int {
 }
 
 // ended reports whether the store has deleted or replaced a deposit that it lacks.
-func (r *recovery) ended(l lackedRow) bool { return l.made.Before(r.parted) }
+func (r *recovery) ended(l lackedRow) bool { return l.made.Before(r.newestCommon) }
 
 // refuse adds a group that the store has deleted to Left.
 func (r *recovery) refuse(g *depositGroup) {
@@ -398,7 +400,7 @@ func (r *recovery) refuse(g *depositGroup) {
 		}
 	}
 	if live {
-		r.left("REVIVED %s: the store has deleted it, and it would be in use again; --revive %q adds it", what,
+		r.notAdded("REVIVED %s: the store has deleted it, and it would be in use again; --revive %q adds it", what,
 			g.of.name)
 	}
 }

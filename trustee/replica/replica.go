@@ -82,15 +82,15 @@ type Replica struct {
 	// compared is the last comparison with a copy from the other server.
 	compared comparison
 
-	learning sync.Mutex // held by a request that finds out whether this server lacks anything
+	currentMu sync.Mutex // held by a request that finds out whether this server lacks anything
 	// learned is the last result of Current; nil for none.
 	learned atomic.Pointer[learned]
 	// wasComplete is true if this server, as the passive one, lacked nothing when it last reached the
 	// active server since its start.
 	wasComplete atomic.Bool
 
-	arriving sync.Mutex // guards incoming
-	incoming *incoming
+	incomingMu sync.Mutex // guards incoming
+	incoming   *incoming
 }
 
 // refusedCopy is a copy that the passive server refused, because the copy lacks records of its store.
@@ -194,7 +194,7 @@ func (r *Replica) check(ctx context.Context) {
 
 // probe checks that a passive server which should have every change has it, and can commit the next.
 func (r *Replica) probe(ctx context.Context, st Position) error {
-	p, err := r.hello(ctx, st)
+	p, err := r.exchangePositions(ctx, st)
 	switch {
 	case err != nil:
 		return err
@@ -426,7 +426,7 @@ func (r *Replica) status(ctx context.Context, a StatusArgs) (any, error) {
 		report.Why = r.why.Error()
 	}
 	r.mu.Unlock()
-	if report.Peer, err = r.hello(ctx, Position{Role: server.RolePassive}); err != nil {
+	if report.Peer, err = r.exchangePositions(ctx, Position{Role: server.RolePassive}); err != nil {
 		report.Peer, report.PeerError = nil, err.Error()
 	} else if ahead, behind := st.Head.Seq, report.Peer.Head.Seq; st.Role == server.RoleActive && ahead > behind {
 		report.Lag = ahead - behind
@@ -481,8 +481,8 @@ const curePassive = "if this server's store is the right one, claviger trustee p
 
 // forgetIncoming removes the pages of a copy that is arriving.
 func (r *Replica) forgetIncoming() {
-	r.arriving.Lock()
-	defer r.arriving.Unlock()
+	r.incomingMu.Lock()
+	defer r.incomingMu.Unlock()
 	if r.incoming != nil {
 		r.incoming.drop()
 		r.incoming = nil

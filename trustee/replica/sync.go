@@ -25,7 +25,7 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 	if err != nil {
 		return err
 	}
-	p, err := r.hello(ctx, st)
+	p, err := r.exchangePositions(ctx, st)
 	if err != nil {
 		return err
 	}
@@ -49,7 +49,7 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 		func(st *Position) error { alone, st.Alone = st.Alone, false; return nil }); err != nil {
 		return err
 	}
-	head, err := r.prove(ctx, *p, discard)
+	head, err := r.compareStores(ctx, *p, discard)
 	if err == nil {
 		_, err = r.store.UpdatePosition(ctx, func(st *Position) error {
 			if st.Role != server.RoleActive || st.Head != head {
@@ -122,7 +122,7 @@ func (r *Replica) catchUp(ctx context.Context, p Position, discard bool) (*Posit
 		if !claviger.Is(err, claviger.Invalid) {
 			return nil, err
 		}
-		past, err := r.inOurPast(ctx, p.Head)
+		past, err := r.hasNothingNew(ctx, p.Head)
 		if err != nil {
 			return nil, err
 		}
@@ -135,10 +135,10 @@ func (r *Replica) catchUp(ctx context.Context, p Position, discard bool) (*Posit
 		"changes are made faster than the passive Key Trustee Server commits them")
 }
 
-// inOurPast reports whether a passive server whose log ends at h has acknowledged nothing that this store
+// hasNothingNew reports whether a passive server whose log ends at h has acknowledged nothing that this store
 // lacks. That is true if h is in this store's log, which has lost the next entries since, or if h is the
 // change that this server refused because the passive server did not answer.
-func (r *Replica) inOurPast(ctx context.Context, h Head) (bool, error) {
+func (r *Replica) hasNothingNew(ctx context.Context, h Head) (bool, error) {
 	r.mu.Lock()
 	unanswered := r.unanswered
 	r.mu.Unlock()
@@ -184,9 +184,9 @@ func (r *Replica) fetch(ctx context.Context, st Position, as server.Role) error 
 	return r.store.Apply(ctx, as, st.Epoch, list)
 }
 
-// prove compares both stores by digest. If they differ, it sends the passive server a whole copy, once.
-func (r *Replica) prove(ctx context.Context, p Position, discard bool) (Head, error) {
-	const op = "replica.prove"
+// compareStores compares both stores by digest. If they differ, it sends the passive server a whole copy, once.
+func (r *Replica) compareStores(ctx context.Context, p Position, discard bool) (Head, error) {
+	const op = "replica.compareStores"
 	for round := range 3 {
 		now, err := r.catchUp(ctx, p, discard)
 		if err != nil {
@@ -316,7 +316,7 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Position, error) {
 		return nil, err
 	}
 	epoch, all := st.Epoch+1, false
-	p, err := r.hello(ctx, Position{Role: server.RolePassive})
+	p, err := r.exchangePositions(ctx, Position{Role: server.RolePassive})
 	switch {
 	case err != nil && !force:
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server does not answer: "+
@@ -360,7 +360,7 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Position, error) {
 // there is no error, this server has everything that the active server has acknowledged.
 func (r *Replica) takeOver(ctx context.Context, epoch uint64) error {
 	for yielded := false; ; {
-		p, err := r.hello(ctx, Position{Role: server.RolePassive})
+		p, err := r.exchangePositions(ctx, Position{Role: server.RolePassive})
 		if err != nil {
 			return err
 		}
@@ -383,7 +383,7 @@ func (r *Replica) takeOver(ctx context.Context, epoch uint64) error {
 			} else if err != nil {
 				return err
 			}
-			if p, err = r.hello(ctx, Position{Role: server.RolePassive}); err != nil {
+			if p, err = r.exchangePositions(ctx, Position{Role: server.RolePassive}); err != nil {
 				return err
 			}
 		}

@@ -80,7 +80,7 @@ func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) 
 		if _, err := tx.ExecContext(ctx, "DELETE FROM change"); err != nil {
 			return err
 		}
-		st.Head = st.Head.Anew(st.Epoch)
+		st.Head = st.Head.NewBranch(st.Epoch)
 		st.Unshared = st.Head.Seq
 		return writePosition(ctx, tx, &st)
 	})

@@ -70,7 +70,7 @@ func (s *Store) UpdatePosition(ctx context.Context, f func(*replica.Position) er
 			return err
 		}
 		if was.Role == server.RoleSingle && st.Role == server.RoleActive {
-			st.Head = st.Head.Anew(st.Epoch)
+			st.Head = st.Head.NewBranch(st.Epoch)
 		}
 		if st.Unshared == 0 && was.Unshared != 0 {
 			if err := prune(ctx, tx, &st, keepShared); err != nil {
