@@ -13,8 +13,7 @@ UNIT := $$(go list ./... | grep -v '/test/')
 # `go test` begins with the packages that are named first: those that take longest, so that none runs alone at the end.
 LONGEST := ./cmd/claviger ./test/hadoop ./test/conformance ./metastore/postgres ./test/secured ./test/faults \
   ./test/nodes ./test/twonodes ./provider/hsm ./zookeeper
-# Two packages at once: with three on two cores the run is some minutes shorter, and tests with time limits fail now and
-# then.
+# Three packages at once: much of a test's time is waiting for a JVM or a server to start.
 # With these, a test whose real part is missing fails; without, it is left out.
 REQUIRE := CLAVIGER_REQUIRE_JAVA=1 CLAVIGER_REQUIRE_HADOOP=1 CLAVIGER_REQUIRE_KDC=1 CLAVIGER_REQUIRE_LDAP=1 CLAVIGER_REQUIRE_POSTGRES=1 CLAVIGER_REQUIRE_GPG=1 CLAVIGER_REQUIRE_LOGROTATE=1
 # A program with the race detector sleeps a second as it ends; the tests run a thousand of them.
@@ -44,7 +43,7 @@ build: ## build bin/claviger
 test: ## set up what is missing and run everything: vet, all tests with the race detector, real Hadoop, Hadoop's own KMS tests, the seeds of the fuzz targets
 	@scripts/setup all
 	go vet -race ./...
-	$(REQUIRE) CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) go test -race -vet=off -p 2 -count 1 -timeout 20m $(LONGEST) ./...
+	$(REQUIRE) CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) go test -race -vet=off -p 3 -count 1 -timeout 20m $(LONGEST) ./...
 
 test-fast: ## all tests that need no Hadoop
 	@scripts/setup base

@@ -27,7 +27,8 @@ const maxServers = 128
 func ParseEnsemble(s string) (Ensemble, error) {
 	bad := func(why string) (Ensemble, error) {
 		return Ensemble{}, claviger.Errorf("zookeeper.ParseEnsemble", claviger.Invalid, "",
-			"%q is not a list of ZooKeeper servers: %s; write HOST:PORT,HOST:PORT or HOST:PORT,HOST:PORT/CHROOT", s, why)
+			"%q is not a list of ZooKeeper servers: %s; write HOST:PORT,HOST:PORT or HOST:PORT,HOST:PORT/CHROOT",
+			s, why)
 	}
 	hosts, chroot, found := strings.Cut(s, "/")
 	var e Ensemble

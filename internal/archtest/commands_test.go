@@ -152,15 +152,15 @@ func commandTypeFault(spec *ast.TypeSpec, methods []*ast.FuncDecl) string {
 // TestCommandTypeChecks: each kind of fault is found.
 func TestCommandTypeChecks(t *testing.T) {
 	for src, want := range map[string]string{
-		"type aFlags struct{ dir string }; func (f *aFlags) define(c int) {}; func (f aFlags) open() {}": "",
-		"type report struct { N int `json:\"n\"`; embedded }; func (r *report) text(w int) {}":           "",
-		"func (e *exitError) Anything(x int) {}; type exitError struct{ code int }":                      "",
-		"type Engine struct{ keys []string }":                                                            "field keys",
-		"func f() { type inner struct{ keys []string } }":                                                "field keys",
-		"type Store interface{ Close() }":                                                                "no struct",
-		"type level int":                                                                                 "no struct",
-		"type aFlags struct{ dir string }; func (f *aFlags) purge(name string) {}":                       "method purge",
-		"type report struct { N int `json:\"n\"` }; func (r *report) Repair() {}":                        "method Repair",
+		"type aFlags struct{}; func (f *aFlags) define(c int) {}; func (f aFlags) open() {}":   "",
+		"type report struct { N int `json:\"n\"`; embedded }; func (r *report) text(w int) {}": "",
+		"func (e *exitError) Anything(x int) {}; type exitError struct{ code int }":            "",
+		"type Engine struct{ keys []string }":                                                  "field keys",
+		"func f() { type inner struct{ keys []string } }":                                      "field keys",
+		"type Store interface{ Close() }":                                                      "no struct",
+		"type level int":                                                                       "no struct",
+		"type aFlags struct{}; func (f *aFlags) purge(name string) {}":                         "method purge",
+		"type report struct{}; func (r *report) Repair() {}":                                   "method Repair",
 	} {
 		faults, _ := commandTypeFaults(t, map[string]string{"a.go": "package main\n" + src})
 		got := strings.Join(faults, "; ")

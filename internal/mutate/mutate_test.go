@@ -106,6 +106,42 @@ func TestScheme(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds test binaries")
 	}
+	r := decisions(t)
+	show := func(env string) string {
+		_, out := r.test(t.Context(), r.binaries["room"], "room", "", time.Minute, env)
+		first, _, _ := strings.Cut(string(out), "\n")
+		return first
+	}
+	plain := "ffffftftftftfttt f"
+	if got := show("CLAVIGER_MUTANT=0"); got != plain {
+		t.Errorf("no mutant: %s, want %s", got, plain)
+	}
+	want := map[string]string{
+		"room and and-or: func and(a, b, c bool) bool { return a && b && c }":    "fftfftttfttttttt f",
+		"room and and-or: func and(a, b, c bool) bool { return a && b && c } #2": "ffffftttftttfttt f",
+		"room or negate: if a || b {":                                            "ftftfffffffffftf f",
+		"room or and-or: if a || b {":                                            "fffffffffffffttt f",
+		"room or truth: return true":                                             "fffffffffffffftf f",
+		"room or truth: return false":                                            "ftftftftftftfttt f",
+		"room named and-or: func named(a, b yes) yes { return a && b }":          "does not compile",
+	}
+	for i, m := range r.all {
+		got := "does not compile"
+		if !r.refused[i+1] {
+			got = show(fmt.Sprint("CLAVIGER_MUTANT=", i+1))
+		}
+		if got != want[m.ID] {
+			t.Errorf("%s:\n%s, want\n%s", m.ID, got, want[m.ID])
+		}
+	}
+	if len(r.all) != len(want) {
+		t.Errorf("%d mutants: %q", len(r.all), ids(r.all))
+	}
+}
+
+// decisions is a room whose test prints what its functions decide for each input.
+func decisions(t *testing.T) *room {
+	t.Helper()
 	root := t.TempDir()
 	write(t, root, "go.mod", "module small\n\ngo 1.26\n")
 	write(t, root, "room/room.go", `package room
@@ -153,36 +189,7 @@ func TestShow(t *testing.T) {
 	if err := r.open(t.Context(), func(int, int) {}); err != nil {
 		t.Fatal(err)
 	}
-	show := func(env string) string {
-		_, out := r.test(t.Context(), r.binaries["room"], "room", "", time.Minute, env)
-		first, _, _ := strings.Cut(string(out), "\n")
-		return first
-	}
-	plain := "ffffftftftftfttt f"
-	if got := show("CLAVIGER_MUTANT=0"); got != plain {
-		t.Errorf("no mutant: %s, want %s", got, plain)
-	}
-	want := map[string]string{
-		"room and and-or: func and(a, b, c bool) bool { return a && b && c }":    "fftfftttfttttttt f",
-		"room and and-or: func and(a, b, c bool) bool { return a && b && c } #2": "ffffftttftttfttt f",
-		"room or negate: if a || b {":                                            "ftftfffffffffftf f",
-		"room or and-or: if a || b {":                                            "fffffffffffffttt f",
-		"room or truth: return true":                                             "fffffffffffffftf f",
-		"room or truth: return false":                                            "ftftftftftftfttt f",
-		"room named and-or: func named(a, b yes) yes { return a && b }":          "does not compile",
-	}
-	for i, m := range all {
-		got := "does not compile"
-		if !r.refused[i+1] {
-			got = show(fmt.Sprint("CLAVIGER_MUTANT=", i+1))
-		}
-		if got != want[m.ID] {
-			t.Errorf("%s:\n%s, want\n%s", m.ID, got, want[m.ID])
-		}
-	}
-	if len(all) != len(want) {
-		t.Errorf("%d mutants: %q", len(all), ids(all))
-	}
+	return r
 }
 
 // TestReachedWithoutSpace: a test that can write no file, as on a full disk, still records the mutants that it reaches.
@@ -308,8 +315,8 @@ func TestRun(t *testing.T) {
 		t.Helper()
 		survivors.Reset()
 		progress.Reset()
-		o := options{root: root, all: true, workers: 2, rooms: []string{"./room"}, results: filepath.Join(root, "results"),
-			progress: &progress, survivors: &survivors}
+		o := options{root: root, all: true, workers: 2, rooms: []string{"./room"},
+			results: filepath.Join(root, "results"), progress: &progress, survivors: &survivors}
 		if n, err := o.run(t.Context()); n != want || err != nil {
 			t.Fatalf("%d survivors, %v, want %d\n%s%s", n, err, want, survivors.Bytes(), progress.Bytes())
 		}

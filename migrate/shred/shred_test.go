@@ -117,8 +117,8 @@ func TestUntouchedFiles(t *testing.T) {
 	if err != nil || len(left) != 4 {
 		t.Fatalf("left %q, %v", left, err)
 	}
-	for i, want := range []string{".ssl is not a known file", "notes.txt is not a known file", "pubring.gpg is a symbolic link",
-		"trustdb.gpg has 2 names"} {
+	for i, want := range []string{".ssl is not a known file", "notes.txt is not a known file",
+		"pubring.gpg is a symbolic link", "trustdb.gpg has 2 names"} {
 		if slices.Sort(left); !strings.HasPrefix(left[i], want) {
 			t.Errorf("%q, want %q", left[i], want)
 		}
@@ -325,7 +325,8 @@ func TestParentNotWritable(t *testing.T) {
 		t.Error(err)
 	}
 	err = Leftover(&list[1], yes)
-	if err == nil || !strings.Contains(err.Error(), "this user may not do that; as root: shred -u "+site) || list[1].Shredded {
+	if err == nil || list[1].Shredded ||
+		!strings.Contains(err.Error(), "this user may not do that; as root: shred -u "+site) {
 		t.Errorf("%+v, %v", list[1], err)
 	}
 	l := list[0]

@@ -289,8 +289,8 @@ func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) 
 			results := tx.SendBatch(ctx, &batch)
 			for i := range batch.Len() {
 				if _, err := results.Exec(); err != nil {
-					return errors.Join(claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be imported: %w", n+i,
-						err), results.Close())
+					return errors.Join(claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be imported: %w",
+						n+i, err), results.Close())
 				}
 			}
 			if err := results.Close(); err != nil {
