@@ -92,8 +92,9 @@ func TestStoreWrittenOver(t *testing.T) {
 	}
 }
 
-// awaitCheckpoint waits until the server has moved its last change from the -wal into the metastore's file. Before that,
-// a checkpoint could write to the file while the test writes to it: then the file is damaged, and no server can use it.
+// awaitCheckpoint waits until the server has moved its last change from the -wal into the metastore's file. Before
+// that, a checkpoint could write to the file while the test writes to it: then the file is damaged, and no server can
+// use it.
 func awaitCheckpoint(t *testing.T, wal string) {
 	t.Helper()
 	empty := 0 // so many times in a row, because the server stores the file's state just after it has emptied the -wal
