@@ -49,8 +49,8 @@ func (w *recordingToken) PutData(ctx context.Context, d pkcs11.Data) error {
 	return err
 }
 
-// record stores the result of a write. It ignores errors that say nothing about later writes: the caller gave up or made
-// a wrong call, the provider is closed, or the token does not keep such objects.
+// record stores the result of a write. It ignores errors that say nothing about later writes: the caller gave up or
+// made a wrong call, the provider is closed, or the token does not keep such objects.
 func (w *writeState) record(ctx context.Context, began time.Time, data bool, err error) {
 	switch {
 	case err == nil:
