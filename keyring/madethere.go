@@ -15,12 +15,15 @@ func (r *Ring) madeThere(ctx context.Context, v claviger.VersionRef) (string, er
 		return "", nil
 	}
 	list, err := r.origins.of(ctx, v.Key)
+	if err != nil {
+		return "", err
+	}
 	for _, o := range list {
 		if slices.Contains(o.MadeThere, v.Name()) {
-			return o.Source, err
+			return o.Source, nil
 		}
 	}
-	return "", err
+	return "", nil
 }
 
 // ofTwoSources returns the reason why s does not open EDEKs of a version that was made at a former primary (its URI is
