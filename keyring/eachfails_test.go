@@ -23,11 +23,12 @@ import (
 var errInjected = errors.New("injected fault")
 
 // calls counts the calls that an operation makes to the primary, the source, the store and the journal. It can make a
-// call, and all later calls of the same name, fail.
+// call, and all later calls of the same name, fail; with once, only that call.
 type calls struct {
 	mu   sync.Mutex
 	list []string
 	fail int // the first call that fails, from 1; 0: none
+	once bool
 }
 
 // counted marks the context of the operation. Calls that the Ring makes in the background are not counted.
@@ -40,7 +41,7 @@ func (c *calls) at(ctx context.Context, name string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.list = append(c.list, name)
-	if c.fail > 0 && len(c.list) >= c.fail && name == c.list[c.fail-1] {
+	if n := len(c.list); c.fail > 0 && (n == c.fail || n > c.fail && !c.once && name == c.list[c.fail-1]) {
 		return claviger.E("test", claviger.Unavailable, "", errInjected)
 	}
 	return nil

@@ -2,7 +2,9 @@ package keyring
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -85,4 +87,59 @@ func TestSourceWaitsByUser(t *testing.T) {
 	}
 	close(release)
 	wg.Wait()
+}
+
+// recordedSlot is a Slot that records what is done with it.
+type recordedSlot struct {
+	did []string
+	err error // of Acquire
+}
+
+func (s *recordedSlot) Release()                      { s.did = append(s.did, "release") }
+func (s *recordedSlot) Acquire(context.Context) error { s.did = append(s.did, "acquire"); return s.err }
+
+// TestSlotIsGivenUpForASource: a request gives its slot up before the call to the
+// source, and takes it again only after a call that succeeds. Its place among the
+// waiting requests is free in each case.
+func TestSlotIsGivenUpForASource(t *testing.T) {
+	l, _ := withSource(t, nil, "k")
+	errSlot := errors.New("no slot")
+	for _, c := range []struct {
+		name               string
+		source, slot, want error
+		did                []string
+	}{
+		{"all well", nil, nil, nil, []string{"release", "source", "acquire"}},
+		{"the source fails", errInjected, nil, errInjected, []string{"release", "source"}},
+		{"no slot again", nil, errSlot, errSlot, []string{"release", "source", "acquire"}},
+	} {
+		slot := &recordedSlot{err: c.slot}
+		err := l.waitForSource(WithSlot(t.Context(), slot), "test", "k", func() error {
+			slot.did = append(slot.did, "source")
+			if now, _, _ := l.SourceWaiting(); now != 1 {
+				t.Errorf("%s: %d wait", c.name, now)
+			}
+			return c.source
+		})
+		if !errors.Is(err, c.want) || !slices.Equal(slot.did, c.did) {
+			t.Errorf("%s: %v, %q", c.name, err, slot.did)
+		}
+		if now, _, _ := l.SourceWaiting(); now != 0 {
+			t.Errorf("%s: %d wait afterwards", c.name, now)
+		}
+	}
+}
+
+// TestRefusalIsForgottenAfterAMinute: a refusal long ago is no error any more.
+func TestRefusalIsForgottenAfterAMinute(t *testing.T) {
+	l, _ := withSource(t, nil, "k")
+	for _, c := range []struct {
+		ago  time.Duration
+		want bool
+	}{{waitsFull / 2, true}, {waitsFull, false}} {
+		l.sources.waits.full = time.Now().Add(-c.ago)
+		if err := l.CheckSourceWaiting(); (err != nil) != c.want {
+			t.Errorf("%v ago: %v", c.ago, err)
+		}
+	}
 }
