@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"claviger"
 	"claviger/audit"
@@ -140,6 +141,40 @@ func TestEachRequestAfterClose(t *testing.T) {
 		if err := o.run(t.Context(), w); !claviger.Is(err, claviger.Closed) {
 			t.Errorf("%s: %v", o.name, err)
 		}
+	}
+}
+
+// TestEachChangeWaitsForTheKey: while another operation changes the key, a change
+// waits. If its context ends before, it is refused, and nothing is changed.
+func TestEachChangeWaitsForTheKey(t *testing.T) {
+	for _, o := range manageOperations() {
+		if o.name == "invalidate" {
+			continue // it changes no key
+		}
+		t.Run(o.name, func(t *testing.T) {
+			w := newEachLab(t)
+			if o.prepare != nil {
+				o.prepare(t, w)
+			}
+			for _, key := range []string{"new", "own", "gone", "payroll", "theirs"} {
+				unlock, err := w.manage.lock(t.Context(), key)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer unlock()
+			}
+			before := w.state(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			time.AfterFunc(10*time.Millisecond, cancel)
+			if err := o.run(ctx, w); !claviger.Is(err, claviger.Unavailable) ||
+				!strings.Contains(err.Error(), "another operation on the key is under way") {
+				t.Errorf("%v", err)
+			}
+			if after := w.state(t); !reflect.DeepEqual(before, after) {
+				t.Errorf("the keys have changed:\n%v\n%v", before, after)
+			}
+		})
 	}
 }
 
