@@ -3,9 +3,11 @@ package keyring
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -65,11 +67,13 @@ func TestOneUsersLimitsAtTheSource(t *testing.T) {
 // checkedKMS is a remote KMS whose Check has a result of its own, independent of users' calls.
 type checkedKMS struct {
 	*farKMS
-	mu    sync.Mutex
-	check error
+	probes atomic.Int64
+	mu     sync.Mutex
+	check  error
 }
 
 func (a *checkedKMS) Check(context.Context) error {
+	a.probes.Add(1)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.check
@@ -133,7 +137,7 @@ func TestSilentToOneUser(t *testing.T) {
 	for range 3 {
 		wantKind(t, decrypt("bob"), claviger.SourceUnreachable)
 	}
-	if state() != "open" {
+	if state() == "closed" { // half-open after the pause
 		t.Fatalf("a source that answers nobody: %s", state())
 	}
 	// The source answers again, but not bob. Each time, bob's call is the first after the pause.
@@ -151,7 +155,7 @@ func TestSilentToOneUser(t *testing.T) {
 		wantKind(t, decrypt("bob"), claviger.SourceUnreachable)
 		wantKind(t, decrypt("alice"), claviger.SourceUnreachable)
 	}
-	if state() != "open" {
+	if state() == "closed" { // half-open after the pause
 		t.Errorf("a source that is silent to several users: %s", state())
 	}
 }
@@ -173,4 +177,116 @@ func TestRefusalsCloseTheBreaker(t *testing.T) {
 			t.Errorf("after %v the breaker is %s", kind, s)
 		}
 	}
+}
+
+// TestWithoutAnswer: which errors of a call mean that the source gave no answer in time, and which mean that the caller
+// gave the call up.
+func TestWithoutAnswer(t *testing.T) {
+	ended := func(with error) context.Context {
+		ctx, cancel := context.WithCancel(t.Context())
+		if errors.Is(with, context.DeadlineExceeded) {
+			ctx, cancel = context.WithDeadline(t.Context(), time.Unix(1, 0))
+		}
+		cancel()
+		return ctx
+	}
+	live, cancelled, expired := t.Context(), ended(context.Canceled), ended(context.DeadlineExceeded)
+	silent := claviger.E("test", claviger.Unavailable, "", errors.New("connection reset"))
+	unknown := errors.New("no kind")
+	for _, tt := range []struct {
+		name         string
+		ctx, limited context.Context
+		took         time.Duration
+		err, want    error // want nil: err unchanged
+	}{
+		{"success, given up", cancelled, cancelled, time.Minute, nil, nil},
+		{"refusal, given up", cancelled, cancelled, 0, claviger.E("test", claviger.Denied, "", nil), nil},
+		{"silence, given up", cancelled, cancelled, time.Minute, silent, errLeft},
+		{"unknown error, given up", cancelled, cancelled, time.Minute, unknown, errLeft},
+		{"silence, short deadline", expired, expired, 0, silent, errLeft},
+		{"silence, long deadline", expired, expired, time.Minute, silent, errTimeout},
+		{"silence, own timeout", live, expired, time.Minute, silent, errTimeout},
+		{"silence, in time", live, live, 0, silent, nil},
+	} {
+		s := &source{timeout: time.Minute}
+		err := s.withoutAnswer(tt.ctx, tt.limited, time.Now().Add(-tt.took), tt.err)
+		if tt.want == nil {
+			if err != tt.err { //nolint:errorlint // the same value
+				t.Errorf("%s: %v", tt.name, err)
+			}
+			continue
+		}
+		other := errLeft
+		if errors.Is(tt.want, errLeft) {
+			other = errTimeout
+		}
+		if !errors.Is(err, tt.want) || errors.Is(err, other) || !errors.Is(err, tt.err) {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+}
+
+// TestRecordOfCalls: what the last call of a source shows. An answer, even a refusal, also ends the count of users
+// without an answer.
+func TestRecordOfCalls(t *testing.T) {
+	for _, tt := range []struct {
+		err                    error
+		recorded, failed, lost bool // a call is recorded; with an error; as a failure
+	}{
+		{nil, true, false, false},
+		{claviger.E("test", claviger.Denied, "", nil), true, false, false},
+		{errors.New("no kind"), true, true, false},
+		{claviger.E("test", claviger.Unavailable, "", nil), true, true, true},
+		{fmt.Errorf("%w: %w", errLeft, claviger.E("test", claviger.Unavailable, "", nil)), false, false, false},
+	} {
+		s := &source{}
+		s.record("bob", time.Now(), tt.err)
+		call := s.lastCall.Load()
+		if (call != nil) != tt.recorded || call != nil && (call.Err != nil) != tt.failed {
+			t.Errorf("%v: %+v", tt.err, call)
+		}
+		if (s.lastFail.Load() != nil) != tt.lost || errors.Is(tt.err, errLeft) && s.lastError() != nil {
+			t.Errorf("%v: %+v", tt.err, s.lastFail.Load())
+		}
+	}
+	var u unanswered
+	silent := claviger.E("test", claviger.Unavailable, "", nil)
+	u.record("bob", silent)
+	u.record("carl", claviger.E("test", claviger.Denied, "", nil))
+	if u.record("carl", silent); u.shared() {
+		t.Error("a refusal is no answer")
+	}
+	if u.record("bob", silent); !u.shared() {
+		t.Error("two users without an answer count as one")
+	}
+}
+
+// TestProbesAreRare: a source is probed only after as many calls of one user without an answer as would open the
+// breaker.
+func TestProbesAreRare(t *testing.T) {
+	far := &checkedKMS{}
+	l, inner := withSource(t, func(c *Config) {
+		far.farKMS, _ = c.Sources[0].Provider.(*farKMS)
+		c.Sources[0].Provider = far
+		c.SourceFailures, c.SourcePause = 3, time.Hour
+	}, "k")
+	es, _ := made(t, inner.blocks, "k@0", 1)
+	call := func(user string, wantProbes int64) {
+		t.Helper()
+		before := far.probes.Load()
+		_, _ = l.Decrypt(provider.WithCaller(t.Context(), user), caller(user), "k", true, es[0])
+		if n := far.probes.Load() - before; n != wantProbes {
+			t.Errorf("%d probes after a call of %s, want %d", n, user, wantProbes)
+		}
+	}
+	call("alice", 0)
+	inner.setFail(failFor("bob", "carl"))
+	call("bob", 0)
+	call("bob", 0)
+	call("bob", 1) // it succeeds, so the count begins anew
+	call("alice", 0)
+	call("bob", 0)
+	call("carl", 0)
+	call("bob", 0) // this opens the breaker
+	call("bob", 0) // no call is made
 }

@@ -298,3 +298,70 @@ func TestCachingOfTheRing(t *testing.T) {
 		})
 	}
 }
+
+// TestCacheDropsTheOldest: of the entries that a full shard compares, the oldest is dropped.
+func TestCacheDropsTheOldest(t *testing.T) {
+	for range 20 { // a map is walked from a random place
+		s := shard[string]{entries: map[string]*entry[string]{}}
+		for i := range evictionSample {
+			e := &entry[string]{}
+			e.stamp.Store(int64((i + 3) % evictionSample))
+			s.entries[fmt.Sprint(i)] = e
+		}
+		s.evict()
+		if oldest := fmt.Sprint(evictionSample - 3); s.entries[oldest] != nil || len(s.entries) != evictionSample-1 {
+			t.Fatalf("%d entries are left, the oldest: %v", len(s.entries), s.entries[oldest])
+		}
+	}
+}
+
+// TestCacheCountsFromTheReading: the ttl of a value begins when it was read, and not with the cache.
+func TestCacheCountsFromTheReading(t *testing.T) {
+	c, clock := clockedCache(time.Minute, false, 100)
+	if !c.empty() || !(*cache[string])(nil).empty() {
+		t.Error("a new cache has an entry")
+	}
+	clock.set(time.Hour)
+	c.put("k", "v")
+	if _, ok := c.get("k"); !ok || c.empty() {
+		t.Error("a value was not kept")
+	}
+	clock.set(time.Hour + time.Minute)
+	if !c.empty() {
+		t.Error("a value that expired counts")
+	}
+}
+
+// TestCacheSharesTheError: all callers that wait for a reading get its error. Only if the reader's own context ended do
+// they read again. A value that came in spite of that is kept.
+func TestCacheSharesTheError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := clockedCache(time.Hour, true, 100)
+		var readings atomic.Int64
+		var wg sync.WaitGroup
+		for range 5 {
+			wg.Go(func() {
+				_, err := c.fetch(t.Context(), "k", func(context.Context, string) (string, error) {
+					readings.Add(1)
+					time.Sleep(time.Second)
+					return "", errInjected
+				})
+				if !errors.Is(err, errInjected) {
+					t.Errorf("a caller got %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := readings.Load(); n != 1 {
+			t.Errorf("%d readings", n)
+		}
+		ended, cancel := context.WithCancel(t.Context())
+		_, err := c.fetch(ended, "k", func(context.Context, string) (string, error) {
+			cancel()
+			return "v", nil
+		})
+		if v, ok := c.get("k"); !ok || v != "v" || err != nil {
+			t.Errorf("a value that was read as the context ended: %q, %t, %v", v, ok, err)
+		}
+	})
+}
