@@ -105,7 +105,6 @@ func (r *Ring) findClashes(ctx context.Context) error {
 		if len(found) == 0 {
 			continue
 		}
-		slices.Sort(found)
 		more := ""
 		if n := len(found) - clashesShown; n > 0 {
 			found, more = found[:clashesShown], fmt.Sprintf(" and %d more", n)
@@ -130,7 +129,7 @@ func (r *Ring) migratedFrom(ctx context.Context, s *source, m *claviger.Metadata
 	}), err
 }
 
-// clashesWith returns the names of keys here to which the source answers, and that were not migrated.
+// clashesWith returns the names, in order, of keys here to which the source answers, and that were not migrated.
 func (r *Ring) clashesWith(ctx context.Context, s *source, ours map[string][]string) ([]string, error) {
 	var theirs []string
 	err := s.call(ctx, func(ctx context.Context) (err error) {
