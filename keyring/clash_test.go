@@ -1,9 +1,14 @@
 package keyring
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"claviger"
 	"claviger/provider"
@@ -71,6 +76,89 @@ func TestSourceRemovedTooEarly(t *testing.T) {
 		}
 	}
 	if err := newShadowLab(t, migrated, "present", "payroll", false).CheckMigrations(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// backwards is a source that lists its keys in the reverse order.
+type backwards struct{ *farKMS }
+
+func (b backwards) Keys(ctx context.Context) ([]string, error) {
+	names, err := b.farKMS.Keys(ctx)
+	slices.Sort(names)
+	slices.Reverse(names)
+	return names, err
+}
+
+// TestNamesClashOnce: each key here that clashes is named once, in order, and is logged once. A key of another spelling
+// counts only if the source answers to that spelling.
+func TestNamesClashOnce(t *testing.T) {
+	l, far := withSource(t, func(c *Config) {
+		far, _ := c.Sources[0].Provider.(*farKMS)
+		c.Sources[0].Provider = backwards{far}
+	}, "b", "a", "A")
+	for _, name := range []string{"b", "a", "A", "B"} {
+		create(t, l.primary.Provider, name)
+	}
+	var logged strings.Builder
+	l.log = slog.New(slog.NewTextHandler(&logged, nil))
+	for range 2 {
+		l.clashes.until = time.Time{}
+		err := l.CheckNames(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "A, a, b: at the source") {
+			t.Fatalf("clashes: %v", err)
+		}
+	}
+	if n := strings.Count(logged.String(), "level=WARN"); n != 1 {
+		t.Errorf("logged %d times: %s", n, logged.String())
+	}
+	logged.Reset()
+	calls := 0
+	far.setFail(func(context.Context) error {
+		if calls++; calls > 1 { // the list of keys is answered
+			return claviger.E("far.call", claviger.Unavailable, "", errInjected)
+		}
+		return nil
+	})
+	l.clashes.until = time.Time{}
+	if err := l.CheckNames(t.Context()); err == nil || !strings.Contains(err.Error(), errInjected.Error()) {
+		t.Errorf("a source that does not answer to another spelling: %v", err)
+	}
+	if logged.Len() > 0 {
+		t.Errorf("no clash was found, and logged: %s", logged.String())
+	}
+}
+
+// TestNamesClashNow: a key that was migrated after the last reading of the journal does not clash.
+func TestNamesClashNow(t *testing.T) {
+	s := newShadowLab(t, migrated, "present", "payroll", false)
+	list := s.past.list
+	s.past.list = nil
+	s.origins.forget()
+	if err := s.CheckNames(t.Context()); !errors.As(err, new(*clash)) {
+		t.Fatalf("not in the journal: %v", err)
+	}
+	s.past.list = list
+	s.clashes.until = time.Time{}
+	if err := s.CheckNames(t.Context()); err != nil {
+		t.Errorf("in the journal now: %v", err)
+	}
+}
+
+// TestSourcesTakenOutTooEarly: the sources are named in order, each once.
+func TestSourcesTakenOutTooEarly(t *testing.T) {
+	s := newShadowLab(t, never, "gone", "payroll", false)
+	var want []string
+	for i := range 10 {
+		uri := fmt.Sprintf("kms://http@host%d:9600/kms", i)
+		want = append(want, uri)
+		for _, key := range []string{"a", "b"} {
+			s.past.list = append(s.past.list, Origin{Key: fmt.Sprint(key, i), Source: uri, TakenOver: true})
+		}
+	}
+	s.origins.forget()
+	if err := s.CheckMigrations(t.Context()); err == nil || !strings.Contains(err.Error(),
+		"from "+strings.Join(want, ", ")+" is") {
 		t.Error(err)
 	}
 }

@@ -2,11 +2,14 @@ package keyring
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"claviger"
+	"claviger/metastore"
 	"claviger/provider"
 	"claviger/provider/memory"
 )
@@ -330,5 +333,102 @@ func TestConflictOfASpelling(t *testing.T) {
 			t.Errorf("after %d rolls at the source: %v, %v", n, s.conflictsNow(), err)
 		}
 		s.rollThere(t)
+	}
+}
+
+// readHistory calls read when the journal is read.
+type readHistory struct {
+	*journal
+	read func()
+}
+
+func (h readHistory) Origins(ctx context.Context) ([]Origin, error) {
+	h.read()
+	return h.journal.Origins(ctx)
+}
+
+// TestWatchWithoutSources: conflicts in the journal, and those of other nodes, count even if no source is configured.
+func TestWatchWithoutSources(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	l := newLab(t, func(c *Config) {
+		c.History, c.CompareEvery = readHistory{&journal{}, stop}, time.Millisecond
+	})
+	l.WatchSources(ctx)
+	if ctx.Err() == nil {
+		t.Error("the journal was not read")
+	}
+	newLab(t, nil).WatchSources(t.Context()) // returns at once: there is nothing to compare
+}
+
+// TestConflictsAreAdded: a new conflict of a source is stored beside its earlier ones.
+func TestConflictsAreAdded(t *testing.T) {
+	const earlier = "payroll@7"
+	w := newConflictLab(t)
+	w.cfg.Settings = openStore(t)
+	if err := metastore.SetConflicts(t.Context(), w.cfg.Settings, map[string][]string{farURI: {earlier}}); err != nil {
+		t.Fatal(err)
+	}
+	w.compare(t)
+	lists, err := metastore.Conflicts(t.Context(), w.cfg.Settings)
+	if err != nil || !slices.Equal(lists[farURI], []string{w.shared, earlier}) {
+		t.Errorf("stored: %q, %v", lists, err)
+	}
+	// Without a store, the process keeps them.
+	w = newConflictLab(t)
+	w.conflicts.last = map[string]map[string]bool{"kms://http@elsewhere:9600/kms": {earlier: true}}
+	w.compare(t)
+	if now := w.conflictsNow(); now[earlier] == "" || now[w.shared] == "" {
+		t.Errorf("known: %q", now)
+	}
+}
+
+// TestToCompare: the records of the journal that make a key of a source compared.
+func TestToCompare(t *testing.T) {
+	l, _ := withSource(t, nil, "k")
+	const other = "kms://http@elsewhere:9600/kms"
+	ended := time.Now()
+	two := Origin{Key: "k", Source: farURI, Numbered: true, Counted: 2}
+	for _, tt := range []struct {
+		name string
+		list []Origin
+		want map[string]compared
+	}{
+		{"numbered", []Origin{two}, map[string]compared{"k": {counted: 2, any: true}}},
+		{"numbered, ended", []Origin{{Key: "k", Source: farURI, Numbered: true, Counted: 2, Finished: ended}},
+			map[string]compared{"k": {counted: 2, any: true}}},
+		{"opaque", []Origin{{Key: "k", Source: farURI, TakenOver: true, Counted: 1}},
+			map[string]compared{"k": {counted: 1, opaque: true, any: true}}},
+		{"opaque, ended", []Origin{{Key: "k", Source: farURI, TakenOver: true, Counted: 1, Finished: ended}}, nil},
+		{"opaque, not counted", []Origin{{Key: "k", Source: farURI, TakenOver: true}}, nil},
+		{"opaque, not migrated", []Origin{{Key: "k", Source: farURI, Counted: 1}}, nil},
+		{"another source", []Origin{{Key: "k", Source: other, Numbered: true, Counted: 2}},
+			map[string]compared{"k": {counted: 2}}},
+		{"another source, ended", []Origin{{Key: "k", Source: other, Numbered: true, Counted: 2, Finished: ended}},
+			nil},
+		{"made there", []Origin{{Key: "k", Source: other, MadeThere: []string{"k@0"}}},
+			map[string]compared{"k": {}}},
+		{"made at this source", []Origin{{Key: "k", Source: farURI, MadeThere: []string{"k@0"}}}, nil},
+		{"known, and made there", []Origin{two, {Key: "k", Source: other, MadeThere: []string{"k@0"},
+			Finished: ended}}, map[string]compared{"k": {counted: 2, any: true}}},
+	} {
+		if got := l.toCompare(l.sources.list[0], tt.list); !maps.Equal(got, tt.want) {
+			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestBelow: only versions whose names have a lower number can be in conflict.
+func TestBelow(t *testing.T) {
+	numbered := newLab(t, nil)
+	create(t, numbered.primary, "k")
+	rolled(t, numbered)
+	if got, err := numbered.below(t.Context(), "k", 1); err != nil || !slices.Equal(got, []string{"k@0"}) {
+		t.Errorf("numbered: %q, %v", got, err)
+	}
+	opaque := newLab(t, func(c *Config) { c.Primary = memory.New(memory.Config{OpaqueIDs: true}) })
+	create(t, opaque.cfg.Primary, "k")
+	if got, err := opaque.below(t.Context(), "k", 9); err != nil || len(got) > 0 {
+		t.Errorf("opaque: %q, %v", got, err)
 	}
 }

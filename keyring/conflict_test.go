@@ -22,6 +22,9 @@ func TestConflictIsNotDecrypted(t *testing.T) {
 	}
 	for range 2 { // the conflict remains
 		w.compare(t)
+		if n := strings.Count(logged.String(), "level=ERROR"); n != 1 {
+			t.Errorf("logged %d times: %s", n, logged.String())
+		}
 		for what, e := range w.both() {
 			_, err := w.decrypt(t, e)
 			wantKind(t, err, claviger.Unavailable)
@@ -34,9 +37,6 @@ func TestConflictIsNotDecrypted(t *testing.T) {
 				t.Errorf("%s: the caller is shown %q", what, answer)
 			}
 		}
-	}
-	if n := strings.Count(logged.String(), "level=ERROR"); n != 1 {
-		t.Errorf("logged %d times: %s", n, logged.String())
 	}
 	if err := w.CheckConflicts(t.Context()); w.Conflicts() != 1 || err == nil || !strings.Contains(err.Error(),
 		w.shared+" of "+farURI) {
@@ -196,5 +196,41 @@ func TestConflictCureIsComplete(t *testing.T) {
 	if err := w.CheckConflicts(t.Context()); err == nil ||
 		!strings.Contains(err.Error(), "ours to another@7,"+w.shared+","+here.Name+" and restart") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestNotComparedYet: a source that has rolled its key is noticed at a re-encryption, before any comparison. If it
+// answers with an error, nothing is re-encrypted.
+func TestNotComparedYet(t *testing.T) {
+	w := newConflictLab(t)
+	w.rollHere(t)
+	_, err := w.reencryptOne(t, w.ours)
+	wantKind(t, err, claviger.Invalid)
+	if !strings.Contains(err.Error(), "is one key here and another key at") {
+		t.Error(err)
+	}
+	w = newConflictLab(t)
+	w.rollHere(t)
+	w.far.setFail(failing(claviger.WrongKey, "an odd answer"))
+	_, err = w.reencryptOne(t, w.ours)
+	wantKind(t, err, claviger.WrongKey)
+	// A version whose metadata is not known was made by no migration that is known.
+	if list, err := w.originsOf(t.Context(), &claviger.KeyVersion{Key: "payroll", Name: w.shared}); len(list) > 0 ||
+		err != nil {
+		t.Errorf("origins: %+v, %v", list, err)
+	}
+}
+
+// TestSilenceBesideOpaqueSource: a source that does not answer stops the re-encryption, unless the key came from
+// another source, with opaque ids: a version of such a key has no number that the silent source could have given.
+func TestSilenceBesideOpaqueSource(t *testing.T) {
+	for _, numbered := range []bool{false, true} {
+		w := newConflictLab(t)
+		w.record(func(o *Origin) { o.Numbered, o.Source = numbered, "kms://http@elsewhere:9600/kms" })
+		w.rollHere(t)
+		w.silence()
+		if _, err := w.reencryptOne(t, w.ours); (err != nil) != numbered {
+			t.Errorf("numbered %t: %v", numbered, err)
+		}
 	}
 }
