@@ -57,8 +57,8 @@ func (s *source) call(ctx context.Context, fn func(context.Context) error) error
 		s.probe(ctx)
 	}
 	err := s.execute(ctx, provider.CallerOf(ctx), fn)
-	if s.health != nil && err != nil && isUnreachable(err) && s.breaker.State() == gobreaker.StateClosed &&
-		s.breaker.Counts().ConsecutiveFailures >= s.failures {
+	// The breaker counts anew after each change of its state, so it is closed here.
+	if s.health != nil && isUnreachable(err) && s.breaker.Counts().ConsecutiveFailures >= s.failures {
 		s.probe(ctx)
 	}
 	return err
