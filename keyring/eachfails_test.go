@@ -341,6 +341,12 @@ func sourceOperations() []eachOperation {
 		{"compare rolled sources", rolledThere, func(ctx context.Context, w *eachLab) error {
 			return w.CompareSources(ctx)
 		}},
+		{"version that no source has", nil, func(ctx context.Context, w *eachLab) error {
+			return errOf(w.Version(ctx, caller("u"), "payroll@5"))
+		}},
+		{"generate by another spelling", spelled, func(ctx context.Context, w *eachLab) error {
+			return errOf(w.Generate(ctx, caller("u"), "PAYROLL", 1))
+		}},
 		{"compare in conflict", func(t *testing.T, w *eachLab) {
 			t.Helper()
 			past := w.origins.history.(*callsHistory)
@@ -350,6 +356,13 @@ func sourceOperations() []eachOperation {
 		{"source use", nil, func(ctx context.Context, w *eachLab) error { return errOf(w.SourceUse(ctx)) }},
 		{"check source", nil, func(ctx context.Context, w *eachLab) error { return w.CheckSource(ctx, 0) }},
 	}
+}
+
+// spelled records that the migrated key has other spellings.
+func spelled(t *testing.T, w *eachLab) {
+	t.Helper()
+	past, _ := w.origins.history.(*callsHistory)
+	past.aliases["payroll"] = "payroll"
 }
 
 // rolledThere rolls the migrated key at the source.

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -290,4 +291,45 @@ func TestLease(t *testing.T) {
 	if there() || r.Leased() == nil {
 		t.Error("nothing was heard yet, and a deleted key is served from memory")
 	}
+}
+
+// TestEpochsApply: a change of the epoch drops the key from the caches once. A key that does not exist takes no memory.
+func TestEpochsApply(t *testing.T) {
+	forgotten := 0
+	e := newEpochs(nil, func(string) { forgotten++ })
+	defer e.close()
+	for i, step := range []struct {
+		epoch           int64
+		seen, forgotten int
+	}{{5, 1, 1}, {5, 1, 1}, {6, 1, 2}, {0, 0, 3}, {6, 1, 4}, {6, 1, 4}} {
+		e.apply("k", step.epoch)
+		if len(e.seen) != step.seen || forgotten != step.forgotten {
+			t.Errorf("step %d: %d epochs are kept, and the key was dropped %d times", i, len(e.seen), forgotten)
+		}
+	}
+}
+
+// TestEpochsClose: close ends the readings and waits for them; after it no reading begins.
+func TestEpochsClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ended := false
+		e := newEpochs(func(ctx context.Context, _ string) (int64, error) {
+			<-ctx.Done()
+			time.Sleep(time.Second)
+			ended = true
+			return 0, ctx.Err()
+		}, func(string) {})
+		failed := make(chan error, 1)
+		go func() { failed <- e.catchUp(t.Context(), "k") }()
+		synctest.Wait()
+		began := time.Now()
+		e.close()
+		if took := time.Since(began); !ended || took != time.Second {
+			t.Errorf("close returned after %v; the reading had ended: %t", took, ended)
+		}
+		if err := <-failed; !errors.Is(err, context.Canceled) {
+			t.Errorf("the reading under way: %v", err)
+		}
+		wantKind(t, e.catchUp(t.Context(), "k"), claviger.Closed)
+	})
 }

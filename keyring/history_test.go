@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"sync"
@@ -293,5 +294,35 @@ func TestMissingIsNotCached(t *testing.T) {
 	}
 	if v, err := l.Version(t.Context(), caller("u"), "k@2"); err != nil || v == nil {
 		t.Errorf("its version, rolled a moment ago: %v, %v", v, err)
+	}
+}
+
+// TestTakenOver: only a migration that took over a key of the same creation time and ACL name counts. If the journal
+// cannot be read, that is an error.
+func TestTakenOver(t *testing.T) {
+	past := &journal{}
+	l := newLab(t, func(c *Config) { c.History = past })
+	key := &claviger.Metadata{Name: "k", Created: time.UnixMilli(1000)}
+	acl := key.ACLName()
+	for _, tt := range []struct {
+		name string
+		past Origin
+		want bool
+	}{
+		{"taken over", Origin{Key: "k", TakenOver: true, Created: key.Created, ACLName: acl}, true},
+		{"in conflict", Origin{Key: "k", Created: key.Created, ACLName: acl}, false},
+		{"another key", Origin{Key: "k", TakenOver: true, Created: time.UnixMilli(2000), ACLName: acl}, false},
+		{"another ACL name", Origin{Key: "k", TakenOver: true, Created: key.Created, ACLName: "other"}, false},
+	} {
+		past.list = []Origin{tt.past}
+		l.origins.forget()
+		if got, err := l.takenOver(t.Context(), key, key); got != tt.want || err != nil {
+			t.Errorf("%s: %t, %v", tt.name, got, err)
+		}
+	}
+	past.fail = errInjected
+	l.origins.forget()
+	if got, err := l.takenOver(t.Context(), key, key); got || !errors.Is(err, errInjected) {
+		t.Errorf("the journal cannot be read: %t, %v", got, err)
 	}
 }

@@ -2,8 +2,12 @@ package keyring
 
 import (
 	"context"
+	"errors"
+	"log/slog"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"claviger"
@@ -87,4 +91,57 @@ func TestUsedVersionWithoutTheStore(t *testing.T) {
 	if never, err := store.Store.NeverUsed(ctx, edeks["new"].Version); never || err != nil {
 		t.Errorf("after its first use: never used = %t, %v", never, err)
 	}
+}
+
+// unusedStore has the methods of a store that touches does not need.
+type unusedStore interface {
+	LastUses(ctx context.Context, versions ...string) (last []time.Time, since time.Time, err error)
+	NeverUsed(ctx context.Context, version string) (bool, error)
+	ForgetUnused(ctx context.Context) error
+}
+
+// touches is a store of last uses that counts what is written.
+type touches struct {
+	unusedStore
+	written []metastore.LastUse
+	fail    error
+}
+
+func (s *touches) Touch(_ context.Context, uses []metastore.LastUse) error {
+	if s.fail == nil {
+		s.written = append(s.written, uses...)
+	}
+	return s.fail
+}
+
+// TestLastUsesAreWritten: a use is written once, within a minute. A use that could not be written is logged, and
+// written later, at the latest by close.
+func TestLastUsesAreWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var logged strings.Builder
+		store := &touches{}
+		u := newLastUses(store, slog.New(slog.NewTextHandler(&logged, nil)))
+		u.record("k@0")
+		time.Sleep(3*writeUsesEvery + time.Second)
+		synctest.Wait()
+		if len(store.written) != 1 || logged.Len() > 0 {
+			t.Errorf("written: %v; logged %q", store.written, logged.String())
+		}
+		store.fail = errInjected
+		u.record("k@0")
+		time.Sleep(writeUsesEvery)
+		synctest.Wait()
+		if n := strings.Count(logged.String(), errInjected.Error()); n != 1 {
+			t.Errorf("logged %d times: %s", n, logged.String())
+		}
+		store.fail = nil
+		if err := u.close(); err != nil || len(store.written) != 2 {
+			t.Errorf("written: %v; %v", store.written, err)
+		}
+		u = newLastUses(&touches{fail: errInjected}, slog.New(slog.DiscardHandler))
+		u.record("k@0")
+		if err := u.close(); !errors.Is(err, errInjected) {
+			t.Errorf("close: %v", err)
+		}
+	})
 }

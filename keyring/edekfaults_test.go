@@ -1,0 +1,201 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"testing"
+
+	"claviger"
+	"claviger/eek"
+	"claviger/metastore"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+// TestGenerateAtAnotherKMS: a primary that is another KMS makes the EDEKs, after a check of the rules here and of the
+// key's epoch.
+func TestGenerateAtAnotherKMS(t *testing.T) {
+	shared := newShared(t)
+	l := newLab(t, func(c *Config) {
+		c.Primary, c.Shared = newFarKMS(t, farURI, "k"), shared
+		c.Policy = rules(t, "key.acl.k.GENERATE_EEK", "alice")
+	})
+	if es, err := l.Generate(t.Context(), caller("alice"), "k", 2); err != nil || len(es) != 2 {
+		t.Fatalf("%d EDEKs, %v", len(es), err)
+	}
+	_, err := l.Generate(t.Context(), caller("bob"), "k", 2)
+	wantKind(t, err, claviger.KeyDenied)
+	shared.fail.Store(&errInjected)
+	if _, err := l.Generate(t.Context(), caller("alice"), "k", 2); !errors.Is(err, errInjected) {
+		t.Errorf("the epoch is not known: %v", err)
+	}
+}
+
+// TestQueueOfAnotherKey: EDEKs that the queue has made under a key that got the name after the first reading are
+// guarded by the rules of that key, even if the primary cannot pin versions.
+func TestQueueOfAnotherKey(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		var currents atomic.Int32
+		l := newLab(t, func(c *Config) {
+			c.CacheEnable = false
+			c.Primary = struct{ withoutSoftDelete }{c.Primary.(withoutSoftDelete)}
+			c.Policy = rules(t, "key.acl.alices.ALL", "alice", "key.acl.mallorys.ALL", "mallory")
+		})
+		l.primary.before = func(_ context.Context, call string) error {
+			switch {
+			case call == "Current" && currents.Add(1) == 2: // the first was of the request, this is of the queue
+				replacedAndRolled(t, "mallorys")(l)
+			case call == "Version" && lost:
+				return errInjected
+			}
+			return nil
+		}
+		guardedBy(t, l, "alices")
+		es, err := l.Generate(t.Context(), caller("alice"), "k", 1)
+		switch {
+		case lost && !errors.Is(err, errInjected):
+			t.Errorf("the version cannot be read: %v, %v", es, err)
+		case !lost:
+			wantKind(t, err, claviger.KeyDenied)
+		}
+	}
+}
+
+// TestReplacedAgain: a version that was replaced while it was used is read once more, and not for ever.
+func TestReplacedAgain(t *testing.T) {
+	l := newLab(t, nil)
+	create(t, l.primary, "k")
+	es, _ := made(t, l.primary.Provider, "k@0", 1)
+	var calls atomic.Int32
+	l.primary.before = func(_ context.Context, call string) error {
+		if call != "EncryptBlocks" {
+			return nil
+		}
+		if calls.Add(1) > 100 {
+			return errInjected
+		}
+		return claviger.E("test", claviger.VersionNotFound, "k@0", eek.ErrReplaced)
+	}
+	if _, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0]); !errors.Is(err, eek.ErrReplaced) {
+		t.Errorf("decrypt: %v", err)
+	}
+	if n := calls.Load(); n != 2 {
+		t.Errorf("%d calls for one decrypt", n)
+	}
+	if _, err := l.makeEDEKs(t.Context(), "k", 1); !errors.Is(err, eek.ErrReplaced) {
+		t.Errorf("fill of the queue: %v", err)
+	}
+	if n := calls.Load(); n != 4 {
+		t.Errorf("%d calls for one fill of the queue", n-2)
+	}
+}
+
+// TestFillFindsLostVersion: a fill of the queue that finds the version lost drops the EDEKs that are ready.
+func TestFillFindsLostVersion(t *testing.T) {
+	l := newLab(t, nil)
+	create(t, l.primary, "k")
+	if _, err := l.Generate(t.Context(), caller("u"), "k", 1); err != nil || l.Queued() == 0 {
+		t.Fatalf("%d EDEKs are ready, %v", l.Queued(), err)
+	}
+	l.primary.before = func(_ context.Context, call string) error {
+		if call == "EncryptBlocks" {
+			return claviger.E("test", claviger.Unavailable, "k@0", fmt.Errorf("gone: %w", provider.ErrUnusable))
+		}
+		return nil
+	}
+	_, err := l.makeEDEKs(t.Context(), "k", 1)
+	wantKind(t, err, claviger.Unavailable)
+	if n := l.Queued(); n != 0 {
+		t.Errorf("%d EDEKs of a lost version are ready", n)
+	}
+}
+
+// keepingCrypter keeps the DEKs that it opened, and cuts them to a length.
+type keepingCrypter struct {
+	crypter
+	length int
+	given  []secret.Bytes
+}
+
+func (k *keepingCrypter) Unwrap(ctx context.Context, v claviger.KeyVersion, as string,
+	edeks []claviger.EDEK) ([]secret.Bytes, error) {
+	deks, err := k.crypter.Unwrap(ctx, v, as, edeks)
+	for i := range deks {
+		deks[i] = deks[i][:k.length]
+	}
+	k.given = deks
+	return slices.Clone(deks), err
+}
+
+// TestDEKsAreWipedAfterFaults: a DEK that is not returned is wiped.
+func TestDEKsAreWipedAfterFaults(t *testing.T) {
+	store := &downUses{Store: openStore(t)}
+	l := newLab(t, func(c *Config) { c.LastUses, c.Numbers = store, store })
+	create(t, l.primary, "k")
+	numbered(t, store.Store, "k", 0)
+	es, _ := made(t, l.primary.Provider, "k@0", 1)
+	keep := &keepingCrypter{crypter: l.Ring.primary.crypter}
+	l.Ring.primary.crypter = keep
+	for _, tt := range []struct {
+		name   string
+		length int
+		down   bool
+		kind   claviger.Kind
+	}{
+		{"a DEK of another length", 7, false, claviger.Internal},
+		{"a use that cannot be written", 16, true, claviger.Unavailable},
+	} {
+		keep.length = tt.length
+		store.down.Store(tt.down)
+		_, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0])
+		wantKind(t, err, tt.kind)
+		if len(keep.given) != 1 || !keep.given[0].Equal(make([]byte, tt.length)) {
+			t.Errorf("%s: %d DEKs were opened, and not wiped", tt.name, len(keep.given))
+		}
+	}
+	store.down.Store(false)
+}
+
+// TestSpellingNotKnown: if the journal cannot say which key a spelling means, no EDEK is opened for it.
+func TestSpellingNotKnown(t *testing.T) {
+	past := &journal{aliases: map[string]string{"k": "k"}}
+	l := newLab(t, func(c *Config) { c.History = past })
+	create(t, l.primary, "k")
+	es, _ := made(t, l.primary.Provider, "k@0", 1)
+	past.fail = errInjected
+	if _, err := l.Decrypt(t.Context(), caller("u"), "K", true, es[0]); !errors.Is(err, errInjected) {
+		t.Errorf("the journal cannot be read: %v", err)
+	}
+	past.fail = nil
+	if _, err := l.Decrypt(t.Context(), caller("u"), "K", true, es[0]); err != nil {
+		t.Error(err)
+	}
+}
+
+// keyedEpochs cannot read the epoch of one key.
+type keyedEpochs struct {
+	*sharedKeys
+	failing string
+}
+
+func (k keyedEpochs) Epoch(ctx context.Context, key string) (int64, error) {
+	if key == k.failing {
+		return 0, errInjected
+	}
+	return k.sharedKeys.Epoch(ctx, key)
+}
+
+var _ metastore.Epochs = keyedEpochs{}
+
+// TestEpochOfAnotherSpelling: a key that is requested by another spelling is as new as the store, too.
+func TestEpochOfAnotherSpelling(t *testing.T) {
+	past := &journal{aliases: map[string]string{"k": "k"}}
+	l := newLab(t, func(c *Config) { c.History, c.Shared = past, keyedEpochs{newShared(t), "k"} })
+	create(t, l.primary, "k")
+	if es, err := l.Generate(t.Context(), caller("u"), "K", 1); !errors.Is(err, errInjected) {
+		t.Errorf("the epoch of k is not known: %v, %v", es, err)
+	}
+}
