@@ -112,7 +112,8 @@ func checkReencrypted(t testing.TB, by provider.BlockEncrypter, version string, 
 	}
 }
 
-// TestReencryptBatchRefused: one bad EDEK fails the batch, with the error of the first bad EDEK.
+// TestReencryptBatchRefused: one bad EDEK fails the batch. The first version that is missing or of another key gives
+// the error, before any IV is checked.
 func TestReencryptBatchRefused(t *testing.T) {
 	l := newLab(t, func(c *Config) {
 		c.Policy = rules(t, append([]string{"key.acl.shut.GENERATE_EEK", "nobody"}, everything...)...)
@@ -142,6 +143,7 @@ func TestReencryptBatchRefused(t *testing.T) {
 		{"missing version", "k", []claviger.EDEK{good[0], missing}, claviger.VersionNotFound, ""},
 		{"missing, then other key", "k", []claviger.EDEK{missing, other[0]}, claviger.VersionNotFound, ""},
 		{"bad IV", "k", []claviger.EDEK{good[0], badIV}, claviger.BadIV, ""},
+		{"bad IV, then missing", "k", []claviger.EDEK{badIV, missing}, claviger.VersionNotFound, ""},
 		{"missing key", "nokey", []claviger.EDEK{{Version: "nokey@0", IV: make([]byte, 16)}},
 			claviger.VersionNotFound, ""},
 		{"key not allowed", "shut", shut, claviger.KeyDenied, ""},
