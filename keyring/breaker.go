@@ -27,7 +27,7 @@ func (b *unanswered) record(user string, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
-	case errors.Is(err, errLeft):
+	case errors.Is(err, errCancelled):
 	case err == nil || !isUnreachable(err):
 		b.user, b.other = "", false
 	case user == "" || b.user != "" && b.user != user:
@@ -112,7 +112,7 @@ func (s *source) withoutAnswer(ctx, limited context.Context, begun time.Time, er
 		// its timeout, the failure counts as the source's.
 		took := time.Since(begun)
 		if errors.Is(ctx.Err(), context.Canceled) || took < s.timeout/2 {
-			return fmt.Errorf("%w: %w", errLeft, err)
+			return fmt.Errorf("%w: %w", errCancelled, err)
 		}
 		return fmt.Errorf("%w %v: %w", errTimeout, took.Round(time.Millisecond), err)
 	case limited.Err() != nil:
@@ -123,7 +123,7 @@ func (s *source) withoutAnswer(ctx, limited context.Context, begun time.Time, er
 
 // record records the result of a user's call. A call that its caller gave up shows nothing about the source.
 func (s *source) record(user string, begun time.Time, err error) {
-	if !errors.Is(err, errLeft) {
+	if !errors.Is(err, errCancelled) {
 		call := &SourceCall{At: time.Now(), Took: time.Since(begun)}
 		if err != nil && (isUnreachable(err) || claviger.KindOf(err) == claviger.Internal) {
 			call.Err = errors.New(reason(err))

@@ -159,11 +159,11 @@ func (r *Ring) clashesWith(ctx context.Context, s *source, ours map[string][]str
 			if m == nil {
 				continue // deleted since
 			}
-			taken, err := r.migratedFrom(ctx, s, m)
+			migrated, err := r.migratedFrom(ctx, s, m)
 			if err != nil {
 				return nil, err
 			}
-			if taken {
+			if migrated {
 				continue
 			}
 			if !listed[m.Name] { // another spelling, which counts because the source answers to it

@@ -86,7 +86,7 @@ func (r *Ring) inJournal(ctx context.Context, all []Origin) (map[string]string, 
 		if o.Rolled == 0 || !o.Finished.IsZero() {
 			continue
 		}
-		versions, err := r.below(ctx, o.Key, o.Rolled)
+		versions, err := r.versionsBelow(ctx, o.Key, o.Rolled)
 		errs = append(errs, err)
 		for _, v := range versions {
 			known[v] = o.Source
@@ -202,7 +202,7 @@ func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[st
 				rolled = append(rolled, rolledKey{key, s.URI(), c.counted, m.Versions - c.counted})
 				continue
 			}
-			versions, err := r.below(ctx, key, m.Versions)
+			versions, err := r.versionsBelow(ctx, key, m.Versions)
 			errs = append(errs, err)
 			for _, v := range append(versions, madeElsewhere(all, s.URI(), key, m.Versions)...) {
 				if s.mayHave(ctx, claviger.ParseVersion(v)) {
@@ -226,9 +226,9 @@ func (r *Ring) skipNumbers(ctx context.Context, key string, next int) error {
 	return r.cfg.Numbers.SkipNumbers(ctx, key, min(next, claviger.MaxVersion))
 }
 
-// below returns the versions of a key here whose numbers are below number. It includes versions of deleted keys of the
-// name, because these keys may come back.
-func (r *Ring) below(ctx context.Context, key string, number int) ([]string, error) {
+// versionsBelow returns the versions of a key here whose numbers are below number. It includes versions of deleted keys
+// of the name, because these keys may come back.
+func (r *Ring) versionsBelow(ctx context.Context, key string, number int) ([]string, error) {
 	all, err := r.primary.versionNames(ctx, key)
 	if err != nil && !claviger.Is(err, claviger.KeyNotFound) {
 		return nil, err

@@ -100,9 +100,9 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *claviger.KeyVer
 	opaque, numbered := false, false
 	for _, o := range origins {
 		if !o.TakenOver && o.Finished.IsZero() { // the journal's newest record
-			return claviger.Errorf(op, claviger.Invalid, v.Name, "key '%s' is in conflict with the one at its source, "+
-				"so EDEKs of '%s' may be of either, and are not re-encrypted: claviger migrate plan says what to "+
-				"do", v.Key, v.Name)
+			return claviger.Errorf(op, claviger.Invalid, v.Name, "key '%s' is in conflict with the key at its source, "+
+				"so EDEKs of '%s' may belong to either key, and are not re-encrypted: claviger migrate plan says "+
+				"what to do", v.Key, v.Name)
 		}
 		opaque = opaque || o.TakenOver && !o.Numbered
 		numbered = numbered || o.Numbered
@@ -122,19 +122,19 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *claviger.KeyVer
 				return notKnown(op, v, s, err)
 			case m.Versions <= number:
 			case s.mayHave(ctx, ref):
-				return r.taken(ctx, op, v, s, m)
+				return r.nameConflict(ctx, op, v, s, m)
 			case numbered && !s.settled(ref):
 				return claviger.Errorf(op, claviger.SourceUnreachable, v.Name, "EDEKs of '%s' are not re-encrypted "+
-					"yet: the source %s counts a version of that name, and says that it has none; it is asked again, "+
-					"and believed after %v", v.Name, s.URI(), absentSettles)
+					"yet: by its count of versions the source %s has a version of that name, but it says that it has "+
+					"none; this answer counts if it is still the same after %v", v.Name, s.URI(), absentSettles)
 			}
 		}
 		return nil
 	})
 }
 
-// taken refuses EDEKs of a version whose name the source has too, for its key theirs.
-func (r *Ring) taken(ctx context.Context, op string, v *claviger.KeyVersion, s *source,
+// nameConflict returns the error that refuses EDEKs of a version whose name the source has too, for its key theirs.
+func (r *Ring) nameConflict(ctx context.Context, op string, v *claviger.KeyVersion, s *source,
 	theirs *claviger.Metadata) error {
 	if v.Of != nil && v.Of.Created.UnixMilli() != theirs.Created.UnixMilli() {
 		return r.otherKey(op, v, s.URI(), theirs)
@@ -153,15 +153,17 @@ func (r *Ring) needNoKnownConflict(ctx context.Context, op string, v *claviger.K
 
 func (r *Ring) notReencrypted(ctx context.Context, op string, v *claviger.KeyVersion, uri string) error {
 	return claviger.Errorf(op, claviger.Invalid, v.Name, "'%s' is one key here and another key at %s, so its EDEKs "+
-		"may be of either, and are not re-encrypted: %s", v.Name, uri, r.cureHere(ctx, claviger.ParseVersion(v.Name)))
+		"may belong to either key, and are not re-encrypted: %s", v.Name, uri,
+		r.cureHere(ctx, claviger.ParseVersion(v.Name)))
 }
 
 // otherKey is notReencrypted for a source's key that was not rolled, but is another key.
 func (r *Ring) otherKey(op string, v *claviger.KeyVersion, uri string, theirs *claviger.Metadata) error {
 	return claviger.Errorf(op, claviger.Invalid, v.Name, "the source %s has another key '%s', made %s, than the one "+
-		"here, made %s, and both have a version '%s', so its EDEKs may be of either, and are not re-encrypted: where "+
+		"here, made %s, and both have a version '%s', so its EDEKs may belong to either key, and are "+
+		"not re-encrypted: if "+
 		"files are under the source's key, copy them, through the source, to a zone with a key of another name; "+
-		"then delete it at the source, or set claviger.migration.ours to %s and restart; do not delete the key "+
+		"then delete the key at the source, or set claviger.migration.ours to %s and restart; do not delete the key "+
 		"here", uri, v.Key,
 		preciseStamp(theirs.Created), preciseStamp(v.Of.Created), v.Name, r.oursWith(claviger.ParseVersion(v.Name)))
 }
@@ -172,8 +174,8 @@ func notKnown(op string, v *claviger.KeyVersion, s *source, err error) error {
 	switch kind := claviger.KindOf(err); kind {
 	case claviger.SourceUnreachable, claviger.SourceRefused:
 		return claviger.Errorf(op, kind, v.Name, "EDEKs of '%s' are not re-encrypted "+
-			"while it is not known whether the source %s has rolled its key to a version of that name: %s; a source "+
-			"that has gone for good must be taken out of the configuration", v.Name, s.URI(), reason(err))
+			"while it is not known whether the source %s has rolled its key to a version of that name: %s; if the "+
+			"source is gone for good, remove it from the configuration", v.Name, s.URI(), reason(err))
 	}
 	return err
 }

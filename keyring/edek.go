@@ -99,7 +99,7 @@ func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]c
 	return edeks, nil
 }
 
-// needSame checks the rules again where a version that was read later is of another key than the one whose rules were
+// needSame checks the rules again if a version that was read later is of another key than the one whose rules were
 // checked.
 func (q *request) needSame(ctx context.Context, asked, later *claviger.KeyVersion, right authz.KeyOp) error {
 	if sameKey(asked.Of, later.Of) {
@@ -124,7 +124,7 @@ func (r *Ring) makeEDEKs(ctx context.Context, key string, n int) ([]claviger.EDE
 }
 
 // Decrypt opens one EDEK. key is the key's name in the request; "" with hasKey false if the request has none. The
-// caller owns the DEK, and wipes it. Kinds VersionNotFound, WrongKey, BadIV, and where a source is asked
+// caller owns the DEK, and wipes it. Kinds VersionNotFound, WrongKey, BadIV, and if a source is called
 // SourceUnreachable and SourceRefused.
 func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKey bool,
 	e claviger.EDEK) (secret.Bytes, error) {

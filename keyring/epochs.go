@@ -12,8 +12,9 @@ import (
 // epochTimeout limits one reading of an epoch.
 const epochTimeout = 15 * time.Second
 
-// epochs keeps the caches as new as the store that other nodes change. A reading of a key's epoch serves all callers
-// that came before it began. So at most two readings of a key are needed at a time: one in progress and the next one.
+// epochs drops keys from the caches that other nodes have changed in the store. A reading of a key's epoch serves all
+// callers that came before it began. So at most two readings of a key are needed at a time: one in progress and the
+// next one.
 type epochs struct {
 	read   func(ctx context.Context, key string) (int64, error) // from the store
 	forget func(key string)                                     // drops the key from the caches
@@ -23,12 +24,12 @@ type epochs struct {
 	wg   sync.WaitGroup
 
 	mu    sync.Mutex
-	seen  map[string]int64 // the epochs of keys that exist, as they were last read
-	lines map[string]*line // by key, while its epoch is read
+	seen  map[string]int64       // the epochs of keys that exist, as they were last read
+	reads map[string]*epochReads // by key, while its epoch is read
 }
 
-// line is the readings of one key's epoch: one is in progress, and next, if not nil, begins after it.
-type line struct{ next *epochCall }
+// epochReads are the readings of one key's epoch: one is in progress, and next, if not nil, begins after it.
+type epochReads struct{ next *epochCall }
 
 type epochCall struct {
 	done chan struct{} // closed at the end; read err after that
@@ -36,13 +37,14 @@ type epochCall struct {
 }
 
 func newEpochs(read func(context.Context, string) (int64, error), forget func(string)) *epochs {
-	e := &epochs{read: read, forget: forget, seen: map[string]int64{}, lines: map[string]*line{}}
+	e := &epochs{read: read, forget: forget, seen: map[string]int64{},
+		reads: map[string]*epochReads{}}
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	return e
 }
 
-// catchUp drops the key from the caches if the store has changed the key since it was read. Every change before the
-// call counts. A nil *epochs does nothing.
+// catchUp drops the key from the caches if it was changed in the store since it was cached. It sees every change that
+// was made before the call. A nil *epochs does nothing.
 func (e *epochs) catchUp(ctx context.Context, key string) error {
 	if e == nil {
 		return nil
@@ -66,20 +68,20 @@ func (e *epochs) join(key string) (*epochCall, error) {
 	if e.ctx.Err() != nil {
 		return nil, claviger.E("keyring.catchUp", claviger.Closed, key, nil)
 	}
-	if l := e.lines[key]; l != nil {
-		if l.next == nil {
-			l.next = &epochCall{done: make(chan struct{})}
+	if r := e.reads[key]; r != nil {
+		if r.next == nil {
+			r.next = &epochCall{done: make(chan struct{})}
 		}
-		return l.next, nil
+		return r.next, nil
 	}
-	l, q := &line{}, &epochCall{done: make(chan struct{})}
-	e.lines[key] = l
-	e.wg.Go(func() { e.run(key, l, q) })
+	r, q := &epochReads{}, &epochCall{done: make(chan struct{})}
+	e.reads[key] = r
+	e.wg.Go(func() { e.run(key, r, q) })
 	return q, nil
 }
 
 // run reads the epoch until no caller waits.
-func (e *epochs) run(key string, l *line, q *epochCall) {
+func (e *epochs) run(key string, r *epochReads, q *epochCall) {
 	for q != nil {
 		ctx, cancel := context.WithTimeout(e.ctx, epochTimeout)
 		epoch, err := e.read(ctx, key)
@@ -90,9 +92,9 @@ func (e *epochs) run(key string, l *line, q *epochCall) {
 		q.err = err
 		close(q.done)
 		e.mu.Lock()
-		q, l.next = l.next, nil
+		q, r.next = r.next, nil
 		if q == nil {
-			delete(e.lines, key)
+			delete(e.reads, key)
 		}
 		e.mu.Unlock()
 	}
@@ -144,10 +146,11 @@ func (r *Ring) Leased() error {
 	heard := r.cfg.Shared.NoticesUntil()
 	switch {
 	case heard.IsZero():
-		return claviger.Errorf("keyring.Leased", claviger.Unavailable, "", "the metastore has not been heard from yet")
+		return claviger.Errorf("keyring.Leased", claviger.Unavailable, "", "the metastore has sent nothing yet")
 	case time.Since(heard) >= r.cfg.Lease:
 		return claviger.Errorf("keyring.Leased", claviger.Unavailable, "",
-			"the metastore was last heard from %s, which is longer ago than claviger.metastore.lease (%v): another "+
+			"the last notice of the metastore came at %s, which is longer ago than claviger.metastore.lease (%v): "+
+				"another "+
 				"node may have deleted a key since, so nothing is served from memory", stamp(heard), r.cfg.Lease)
 	}
 	return nil

@@ -14,8 +14,8 @@ import (
 
 var (
 	errTimeout = errors.New("no answer within")
-	// errLeft marks a call that its caller gave up. It shows nothing about the source.
-	errLeft = errors.New("the caller has gone")
+	// errCancelled marks a call that its caller gave up. It says nothing about the state of the source.
+	errCancelled = errors.New("the request was cancelled")
 )
 
 // noAnswer reports whether the error means that the source cannot be reached. A refusal is an answer.
@@ -34,8 +34,8 @@ func noAnswer(err error) bool {
 // and the calls of that user must not open the breaker for all others.
 func isUnreachable(err error) bool { return noAnswer(err) && !errors.Is(err, provider.ErrAnswered) }
 
-// notThere reports whether a source said that it has no such version.
-func notThere(err error) bool {
+// notFound reports whether a source said that it has no such version.
+func notFound(err error) bool {
 	if errors.As(err, new(ruleError)) {
 		return false
 	}
@@ -69,9 +69,9 @@ func aboutMetadata(key, name string) lookup {
 	return lookup{what: "the metadata of key '" + key + "'", name: name}
 }
 
-// walkError returns the error after which no other source is tried: a refusal by our rules unchanged, an error of the
+// finalError returns the error after which no other source is tried: a refusal by our rules unchanged, an error of the
 // source with an explanation.
-func (s *source) walkError(err error, q lookup) error {
+func (s *source) finalError(err error, q lookup) error {
 	var own ruleError
 	if errors.As(err, &own) {
 		return own.error
@@ -83,10 +83,10 @@ func (s *source) walkError(err error, q lookup) error {
 func (s *source) explain(err error, q lookup) error {
 	const op = "keyring.source"
 	switch kind := claviger.KindOf(err); {
-	case errors.Is(err, errLeft):
+	case errors.Is(err, errCancelled):
 		return claviger.E(op, claviger.Unavailable, q.name, err)
 	case errors.Is(err, gobreaker.ErrOpenState), errors.Is(err, gobreaker.ErrTooManyRequests):
-		why := "it is left alone for a while after failures"
+		why := "it is not called for a while after failures"
 		if f := s.lastFail.Load(); f != nil {
 			why = fmt.Sprintf("%s, the last at %s: %s", why, stamp(f.At), reason(f.Err))
 		}
@@ -97,16 +97,16 @@ func (s *source) explain(err error, q lookup) error {
 	case noAnswer(err):
 		return s.unreachable(q, err, reason(err))
 	case kind == claviger.Denied || kind == claviger.KeyDenied:
-		asker := "this KMS, which asked in its own name,"
+		user := "this server's own user"
 		if q.as != "" {
-			asker = "user '" + q.as + "'"
+			user = "user '" + q.as + "'"
 		}
 		// The error of the source's provider names the property at the source that would allow it.
-		return claviger.Errorf(op, claviger.SourceRefused, q.name, "the source %s refused %s %s: %s",
-			s.URI(), asker, q.what, reason(err))
+		return claviger.Errorf(op, claviger.SourceRefused, q.name, "the source %s refused %s the request for %s: %s",
+			s.URI(), user, q.what, reason(err))
 	case kind == claviger.Internal:
 		// Its text is for the log only, see claviger.Internal.
-		s.log.Error("a source of key versions failed", "source", s.URI(), "asked for", q.what, "error", err)
+		s.log.Error("a source of key versions failed", "source", s.URI(), "request", q.what, "error", err)
 		return claviger.E(op, claviger.SourceUnreachable, q.name, &brokenSource{uri: s.URI(), what: q.what, err: err})
 	default: // BadIV, WrongKey and others: the request is wrong, not the source
 		return err
@@ -120,16 +120,17 @@ type brokenSource struct {
 }
 
 func (b *brokenSource) Error() string {
-	return fmt.Sprintf("%s is not held here, and the source %s, which may hold it, failed at it; see the logs of both",
+	return fmt.Sprintf("%s is not held here, and the source %s, which may hold it, failed; see the logs of both "+
+		"servers",
 		b.what, b.uri)
 }
 
 func (b *brokenSource) Unwrap() error { return b.err }
 
 func (s *source) unreachable(q lookup, err error, why string) error {
-	cure := fmt.Sprintf("check that it runs, that this host reaches it, and the property %s", s.property)
+	cure := fmt.Sprintf("check that the source runs, that this host can reach it, and the property %s", s.property)
 	if login := (*provider.LoginError)(nil); errors.As(err, &login) {
-		cure = "the cure is at this server's login: claviger.client.kerberos.*"
+		cure = "correct this server's login: claviger.client.kerberos.*"
 	}
 	return claviger.Errorf("keyring.source", claviger.SourceUnreachable, q.name,
 		"%s is not held here, and the source %s, which may hold it, %s: %s; %s",

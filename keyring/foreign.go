@@ -74,12 +74,12 @@ func (r *Ring) openAtSource(ctx context.Context, q *request, use string, v clavi
 		if err != nil {
 			return err
 		}
-		twice, err := r.mayBeAnothers(ctx, s, use, v, m, ours)
+		refusal, err := r.otherKeyRefusal(ctx, s, use, v, m, ours)
 		switch {
 		case err != nil:
 			return ruleError{err}
-		case twice != nil:
-			err = needNotThere(ctx, s, v, twice)
+		case refusal != nil:
+			err = refuseIfThere(ctx, s, v, refusal)
 		default:
 			deks, err = s.open(ctx, v, as, edeks)
 		}
@@ -104,7 +104,7 @@ func (r *Ring) needNotCounted(ctx context.Context, s *source, v claviger.Version
 		return nil
 	}
 	number, ok := v.Number()
-	if !ok || !notThere(err) {
+	if !ok || !notFound(err) {
 		return err
 	}
 	list, readErr := r.origins.of(ctx, v.Key)
@@ -124,20 +124,21 @@ func (r *Ring) needNotCounted(ctx context.Context, s *source, v claviger.Version
 	}
 	s.recordAbsent(v)
 	err = claviger.Errorf("keyring.source", claviger.SourceUnreachable, v.Name(), "key version '%s' is not held here, "+
-		"and the source %s counts %d versions of the key, and says that it has none of "+
-		"that name: another of its nodes may have it. It is asked again, and believed after %v; if all its nodes "+
-		"say so, it has lost the version: restore it there from a backup",
+		"and the source %s counts %d versions of the key, but says that it has none of "+
+		"that name: another of its nodes may have it. This answer counts if it is still the same after %v; if all its "+
+		"nodes give it, the source has lost the version: restore it there from a backup",
 		v.Name(), s.URI(), m.Versions, absentSettles)
-	return ruleError{claviger.Answer(err, fmt.Sprintf("the KMS that may hold key version '%s' counts a version of "+
-		"that name, and says now that it has none; try again", v.Name()))}
+	return ruleError{claviger.Answer(err, fmt.Sprintf("the KMS that may hold key version '%s' should have a "+
+		"version of "+
+		"that name, but says now that it has none; try again", v.Name()))}
 }
 
 // versionAtSource returns a version that the primary does not know, without material, even if the source shows the
 // material.
 func (r *Ring) versionAtSource(ctx context.Context, q *request,
 	version claviger.VersionRef) (*claviger.KeyVersion, error) {
-	notFound := claviger.E("keyring.Version", claviger.VersionNotFound, version.Name(), nil)
-	if !r.mayBeForeign(notFound, version) {
+	missing := claviger.E("keyring.Version", claviger.VersionNotFound, version.Name(), nil)
+	if !r.mayBeForeign(missing, version) {
 		return nil, nil
 	}
 	if r.cfg.KeyAuthorization {

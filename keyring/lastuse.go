@@ -56,12 +56,12 @@ func (u *lastUses) begin(ctx context.Context, version string) error {
 	return nil
 }
 
-// learn is called with a version of ours that was read from the store, and that is served from memory while the store
-// cannot be reached. It finds out whether the version may have been used, and keeps the answer "used" for ever, so that
+// preload is called with a version of ours that was read from the store, and that is served from memory while the store
+// cannot be reached. It reads whether the version may have been used, and keeps the answer "used" for ever, so that
 // begin needs the store only for versions that were certainly never used.
-func (u *lastUses) learn(ctx context.Context, version string) {
+func (u *lastUses) preload(ctx context.Context, version string) {
 	if u.store != nil {
-		_, _ = u.neverUsed(ctx, version) // begin repeats it
+		_, _ = u.neverUsed(ctx, version) // after an error, begin reads it again
 	}
 }
 

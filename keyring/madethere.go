@@ -30,7 +30,7 @@ func (r *Ring) madeThere(ctx context.Context, v claviger.VersionRef) (string, er
 // made): another source has a version of that name too, or, for a re-encryption, may have one. A decrypt does not wait
 // for a source that does not answer; its last answer counts, as for versions that are here.
 func (r *Ring) ofTwoSources(ctx context.Context, s *source, use string, v claviger.VersionRef,
-	made string) (twice, err error) {
+	made string) (refusal, err error) {
 	if s.URI() != made {
 		return r.madeTwice(use, v, made, s.URI()), nil // if s has it
 	}
@@ -56,8 +56,9 @@ func (r *Ring) ofTwoSources(ctx context.Context, s *source, use string, v clavig
 			return r.madeTwice(use, v, made, other.URI()), nil
 		case use == useReencrypt && !other.settled(v):
 			return nil, claviger.Errorf("keyring.Reencrypt", claviger.SourceUnreachable, v.Name(), "EDEKs of '%s' are "+
-				"not re-encrypted yet: the source %s counts a version of that name, and says that it has none; it is "+
-				"asked again, and believed after %v", v.Name(), other.URI(), absentSettles)
+				"not re-encrypted yet: by its count of versions the source %s has a version of that name, but it says "+
+				"that it has none; this answer counts if it is still the same after %v", v.Name(),
+				other.URI(), absentSettles)
 		}
 	}
 	return nil, nil
@@ -70,12 +71,12 @@ func (r *Ring) madeTwice(use string, v claviger.VersionRef, made, source string)
 	if use == useReencrypt {
 		op, kind = "keyring.Reencrypt", claviger.Invalid
 	}
-	err := claviger.Errorf(op, kind, version, "'%s' is one key in %s, into which the key was taken over, and another "+
-		"one at %s, so an EDEK may belong to either key: "+
+	err := claviger.Errorf(op, kind, version, "'%s' is one key in %s, into which the key was migrated, and another "+
+		"key at %s, so an EDEK may belong to either key: "+
 		"%s", version, made, source, r.madeTwiceCure(v, made))
 	return claviger.Answer(err,
-		fmt.Sprintf("key version '%s' is one key where it was made by a migration, and another "+
-			"one at the KMS that the key was migrated from, so nothing is opened or "+
+		fmt.Sprintf("key version '%s' is one key in the place where a migration made it, and another "+
+			"key at the KMS that the key was migrated from, so nothing is opened or "+
 			"re-encrypted with it; this server's log says what to do", version))
 }
 

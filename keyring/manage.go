@@ -228,7 +228,7 @@ func (r *Ring) needManagement(ctx context.Context, q *request, key string) (*cla
 	return m, q.needKey(ctx, m, authz.KeyManagement)
 }
 
-// Invalidate drops a key from the caches and drains its queue of EDEKs, on every node where nodes share keys. A key
+// Invalidate drops a key from the caches and drains its queue of EDEKs, on every node if nodes share keys. A key
 // that does not exist is no error: Hadoop's client sends this to every host for a key that it has just deleted.
 func (r *Ring) Invalidate(ctx context.Context, c claviger.Caller, key string) error {
 	q, err := r.enter(ctx, &c, audit.InvalidateCache, &key, authz.Rollover, authz.Delete)

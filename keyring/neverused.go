@@ -25,10 +25,10 @@ func (r *Ring) mayBeOurs(ctx context.Context, version claviger.VersionRef) (bool
 // recordsUses reports whether the store records which versions were used.
 func (r *Ring) recordsUses() bool { return r.cfg.Numbers != nil && r.cfg.LastUses != nil }
 
-// mayBeAnothers returns the reason why EDEKs of a version may belong to another key than the source's key, whose
-// metadata is theirs. It returns nil if no record says so, or if an operator has said that the EDEKs belong to the
-// source's version. ours: the version may be one of ours.
-func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use string, v claviger.VersionRef,
+// otherKeyRefusal returns the error that refuses EDEKs of a version because they may belong to another key than the
+// source's key, whose metadata is theirs. It returns nil if no record says so, or if an operator has said that the
+// EDEKs belong to the source's version. ours: the version may be one of ours.
+func (r *Ring) otherKeyRefusal(ctx context.Context, s *source, use string, v claviger.VersionRef,
 	theirs *claviger.Metadata, ours bool) (error, error) {
 	if r.cfg.Theirs[v.Name()] {
 		return nil, nil
@@ -43,17 +43,18 @@ func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use string, v clavi
 		return nil, err
 	}
 	if made != "" {
-		twice, err := r.ofTwoSources(ctx, s, use, v, made)
-		if twice != nil || err != nil {
-			return twice, err
+		refusal, err := r.ofTwoSources(ctx, s, use, v, made)
+		if refusal != nil || err != nil {
+			return refusal, err
 		}
 	}
 	if ours {
-		err := claviger.Errorf(op, kind, version, "'%s' was deleted here after EDEKs of it may have been made, and %s "+
+		err := claviger.Errorf(op, kind, version, "'%s' was deleted here after EDEKs may have been made with it, "+
+			"and %s "+
 			"has a version of that name too, so an EDEK may belong to either key: %s",
 			version, s.URI(), r.deletedCure(v))
-		return claviger.Answer(err, fmt.Sprintf("key version '%s' was one key here, which is deleted, and is another "+
-			"one at the KMS that the key was migrated from, so nothing is opened or re-encrypted with it; this "+
+		return claviger.Answer(err, fmt.Sprintf("key version '%s' was one key here, which was deleted, and is another "+
+			"key at the KMS that the key was migrated from, so nothing is opened or re-encrypted with it; this "+
 			"server's log says what to do", version)), nil
 	}
 	was, err := r.migratedAs(ctx, s, v, theirs)
@@ -61,14 +62,15 @@ func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use string, v clavi
 		return nil, err
 	}
 	err = claviger.Errorf(op, kind, version, "the source %s has a key '%s' made %s, and "+
-		"the one that was migrated from there was made %s: it was deleted there, and another one made, so an "+
-		"EDEK of '%s' may belong to either key. EDEKs of the older one open nowhere, unless a backup of the "+
-		"source from before is restored. Where no file needs them, or where that source gives a key a new time "+
+		"the key that was migrated from there was made %s: it was deleted there, and another key was made, so an "+
+		"EDEK of '%s' may belong to either key. EDEKs of the older key open nowhere, unless an older backup of the "+
+		"source is restored. If no file needs them, or if that source gives a key a new time "+
 		"at each roll, as a Ranger KMS does on a cloud's key vault, set claviger.migration.theirs to %s "+
 		"and restart: then the source opens all EDEKs of that name",
 		s.URI(), theirs.Name, preciseStamp(theirs.Created), preciseStamp(was), version,
 		claviger.NamesWith(r.cfg.Theirs, version))
-	return claviger.Answer(err, fmt.Sprintf("key version '%s' may be of either of two keys that the KMS has had under "+
+	return claviger.Answer(err, fmt.Sprintf("key version '%s' may belong to either of two keys that the KMS has "+
+		"had under "+
 		"that name, so nothing is opened or re-encrypted with it; this server's log says what to do", version)), nil
 }
 
@@ -117,21 +119,21 @@ func madeApart(a, b time.Time) bool {
 // preciseStamp formats a creation time with milliseconds, because it distinguishes keys.
 func preciseStamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z07:00") }
 
-// needNotThere returns twice if the source has a version of that name. twice is the refusal of EDEKs that may belong to
-// another key than the source's. The source would open EDEKs of both keys, perhaps to a wrong DEK, so no EDEK is sent
-// to it. Kind VersionNotFound if the source has no such version.
-func needNotThere(ctx context.Context, s *source, v claviger.VersionRef, twice error) error {
+// refuseIfThere returns refusal if the source has a version of that name. refusal is the error for EDEKs that may
+// belong to another key than the source's. The source would open EDEKs of both keys, perhaps to a wrong DEK, so no EDEK
+// is sent to it. Kind VersionNotFound if the source has no such version.
+func refuseIfThere(ctx context.Context, s *source, v claviger.VersionRef, refusal error) error {
 	err := s.probeVersion(ctx, v)
-	if err != nil && (notThere(err) || noAnswer(err)) {
+	if err != nil && (notFound(err) || noAnswer(err)) {
 		return err
 	}
-	return ruleError{twice}
+	return ruleError{refusal}
 }
 
 // deletedCure returns the cure, for an operator, for a version in conflict that was used and is deleted.
 func (r *Ring) deletedCure(v claviger.VersionRef) string {
-	return fmt.Sprintf("bring key %s back here (claviger key undelete), and do then what the log and /readyz say. "+
-		"Where it was purged, or no file needs what was made here under that version, set "+
+	return fmt.Sprintf("bring key %s back here (claviger key undelete), and then do what the log and /readyz say. "+
+		"If the key was purged, or if no file needs EDEKs that were made here with that version, set "+
 		"claviger.migration.theirs to %s and restart: then the source opens all EDEKs of that name",
 		claviger.Printable(v.Key), claviger.NamesWith(r.cfg.Theirs, v.Name()))
 }

@@ -34,26 +34,27 @@ type waits struct {
 	places *shares.Shares
 
 	mu   sync.Mutex
-	own  int64     // refused because their user had a share already
-	full time.Time // the last time that a request was refused whose user had no share
+	own  int64     // requests refused because their user already had as many waiting requests as one user may
+	full time.Time // the last time that a request was refused whose user had no waiting request
 }
 
 // waitsFull is the time after a refusal for which CheckSourceWaiting returns an error.
 const waitsFull = time.Minute
 
-// refuse counts a refusal, and returns its error. own: the user has a share already.
+// refuse counts a refusal, and returns its error. own: the user already has as many waiting requests as one user may.
 func (w *waits) refuse(own bool) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	used, most := w.places.Figures()
-	text := "this node has as many requests that wait for sources as it takes; ask another, or this one later"
+	text := "too many requests wait for sources at this node; try another node, or try again later"
 	if own {
 		w.own++
-		text = "as many of your requests wait for sources here as one user's may; ask another node, or this one later"
+		text = "too many of your requests wait for sources at this node; try another node, or try again later"
 	} else {
 		w.full = time.Now()
 	}
-	return claviger.Answer(fmt.Errorf("%d of %d requests wait for sources already (claviger.source.max.waiting), "+
+	return claviger.Answer(fmt.Errorf("%d of %d places for requests that wait for sources are in use "+
+		"(claviger.source.max.waiting), "+
 		"%d of them of one user", used, w.places.Size(), most), text)
 }
 

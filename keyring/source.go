@@ -93,7 +93,7 @@ func newSource(s Source, cfg Config, log *slog.Logger) (*source, error) {
 			return n.ConsecutiveFailures >= cfg.SourceFailures && (src.health == nil || src.unanswered.shared())
 		},
 		IsSuccessful: func(err error) bool { return err == nil || !isUnreachable(err) },
-		IsExcluded:   func(err error) bool { return errors.Is(err, errLeft) },
+		IsExcluded:   func(err error) bool { return errors.Is(err, errCancelled) },
 		OnStateChange: func(uri string, from, to gobreaker.State) {
 			log.Warn("circuit breaker of a source of key versions", "source", uri, "from", from.String(), "to",
 				to.String())

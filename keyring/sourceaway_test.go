@@ -76,7 +76,7 @@ func TestDeadSource(t *testing.T) {
 	for range 20 {
 		_, err := l.Decrypt(t.Context(), caller("u"), "k", true, theirs[0])
 		wantKind(t, err, claviger.SourceUnreachable)
-		if s := text(t, err); !strings.Contains(s, "left alone") || !strings.Contains(s, "no answer within") {
+		if s := text(t, err); !strings.Contains(s, "not called") || !strings.Contains(s, "no answer within") {
 			t.Fatalf("%q", s)
 		}
 	}
@@ -163,7 +163,7 @@ func TestWhatTripsTheBreaker(t *testing.T) {
 		})
 		_, err := l.Decrypt(ctx, caller("u"), "k", true, es[0])
 		wantKind(t, err, claviger.Unavailable)
-		if !errors.Is(err, errLeft) {
+		if !errors.Is(err, errCancelled) {
 			t.Error(err)
 		}
 		if s := l.Sources()[0]; s.State != "closed" || s.LastFailure != nil {

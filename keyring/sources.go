@@ -99,8 +99,8 @@ func (a *sources) find(version string, q lookup, try func(*source) error) (*sour
 		if err == nil {
 			return s, nil
 		}
-		if !notThere(err) {
-			return nil, s.walkError(err, q)
+		if !notFound(err) {
+			return nil, s.finalError(err, q)
 		}
 		a.homes.drop(version) // the source was restored, or its key was deleted
 	}
@@ -109,8 +109,8 @@ func (a *sources) find(version string, q lookup, try func(*source) error) (*sour
 		if err == nil {
 			return s, nil
 		}
-		if !notThere(err) {
-			return nil, s.walkError(err, q)
+		if !notFound(err) {
+			return nil, s.finalError(err, q)
 		}
 	}
 	return nil, claviger.E("keyring.source", claviger.VersionNotFound, version, nil)
@@ -152,7 +152,7 @@ func (r *Ring) CheckSource(ctx context.Context, i int) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, gobreaker.ErrOpenState), errors.Is(err, gobreaker.ErrTooManyRequests):
-		why := "it is left alone for a while after failures"
+		why := "it is not called for a while after failures"
 		if f := s.lastFail.Load(); f != nil {
 			why = fmt.Sprintf("%s, the last at %s: %s", why, stamp(f.At), reason(f.Err))
 		}

@@ -296,17 +296,17 @@ func TestSourceErrors(t *testing.T) {
 			[]string{"no answer within 50ms", farURI}},
 		{"closed", failing(claviger.Closed, "closed"), false, claviger.SourceUnreachable, []string{farURI}},
 		{"broken", failing(claviger.Internal, "secret words"), false, claviger.SourceUnreachable, []string{farURI,
-			"failed at it"}},
+			"which may hold it, failed"}},
 		{"op denied", failing(claviger.Denied, "User:bob not allowed to do 'DECRYPT_EEK' on 'k' "+
 			"(hadoop.kms.acl.DECRYPT_EEK must admit bob)"), false, claviger.SourceRefused,
-			[]string{farURI, "refused user 'bob' key version 'k@0': User:bob not allowed",
+			[]string{farURI, "refused user 'bob' the request for key version 'k@0': User:bob not allowed",
 				"(hadoop.kms.acl.DECRYPT_EEK must admit bob)"}},
 		{"key denied", failing(claviger.KeyDenied, "User [bob] is not authorized (whitelist.key.acl.DECRYPT_EEK)"),
 			false, claviger.SourceRefused,
 			[]string{"(whitelist.key.acl.DECRYPT_EEK)"}},
 		{"own name", failing(claviger.Denied, "User:mig not allowed to do 'DECRYPT_EEK' on 'k'"), true,
 			claviger.SourceRefused,
-			[]string{"this KMS, which asked in its own name, key version 'k@0': User:mig"}},
+			[]string{"this server's own user the request for key version 'k@0': User:mig"}},
 		{"bad EDEK", failing(claviger.BadIV, "Wrong IV length"), false, claviger.BadIV, nil},
 	}
 	for _, c := range cases {

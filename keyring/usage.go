@@ -245,15 +245,15 @@ func (u *usage) flush() error {
 	u.flushing.Lock()
 	defer u.flushing.Unlock()
 	u.mu.Lock()
-	taken := u.pending
-	u.pending = make(map[useName]*useCount, len(taken))
+	pending := u.pending
+	u.pending = make(map[useName]*useCount, len(pending))
 	u.mu.Unlock()
-	if len(taken) == 0 {
+	if len(pending) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()
-	return writeParts(uses(taken), func(list []metastore.Use) (err error) {
+	return writeParts(uses(pending), func(list []metastore.Use) (err error) {
 		if list, err = u.dated(ctx, list); err != nil {
 			return err
 		}

@@ -56,7 +56,7 @@ func (r *Ring) readCurrent(ctx context.Context, key string) (claviger.KeyVersion
 	v, err := withMetadata(ctx, r, key, func() (claviger.KeyVersion, error) { return r.primary.Current(ctx, key) },
 		func(v *claviger.KeyVersion, of *claviger.Metadata) bool { return attach(v, of) })
 	if err == nil {
-		r.used.learn(ctx, v.Name)
+		r.used.preload(ctx, v.Name)
 	}
 	return v, err
 }
@@ -75,7 +75,7 @@ func (r *Ring) readVersion(ctx context.Context, version string) (claviger.KeyVer
 	v, err := withMetadata(ctx, r, key, func() (claviger.KeyVersion, error) { return r.primary.Version(ctx, version) },
 		func(v *claviger.KeyVersion, of *claviger.Metadata) bool { return attach(v, of) })
 	if err == nil {
-		r.used.learn(ctx, v.Name)
+		r.used.preload(ctx, v.Name)
 	}
 	return v, err
 }

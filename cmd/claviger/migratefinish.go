@@ -142,7 +142,7 @@ func (m *migration) confirmShred(l *migrate.Leftover, doubt string, prompt *term
 		want, what = shredSentence(l.Path), "that sentence"
 		if m.flags.yes {
 			l.Left = append(l.Left, "nothing proves that it is a copy ("+doubt+"), so --yes does not shred it: "+
-				"call this again without --yes, and type the sentence that is asked for")
+				"run the command again without --yes, and type the sentence for which it asks")
 			return false, nil
 		}
 		question = fmt.Sprintf("%s\n%s, as it seems: nothing proves that it is a copy (%s). If a Key Trustee KMS "+
