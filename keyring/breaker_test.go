@@ -201,9 +201,9 @@ func TestWithoutAnswer(t *testing.T) {
 	}{
 		{"success, given up", cancelled, cancelled, time.Minute, nil, nil},
 		{"refusal, given up", cancelled, cancelled, 0, claviger.E("test", claviger.Denied, "", nil), nil},
-		{"silence, given up", cancelled, cancelled, time.Minute, silent, errLeft},
-		{"unknown error, given up", cancelled, cancelled, time.Minute, unknown, errLeft},
-		{"silence, short deadline", expired, expired, 0, silent, errLeft},
+		{"silence, given up", cancelled, cancelled, time.Minute, silent, errCancelled},
+		{"unknown error, given up", cancelled, cancelled, time.Minute, unknown, errCancelled},
+		{"silence, short deadline", expired, expired, 0, silent, errCancelled},
 		{"silence, long deadline", expired, expired, time.Minute, silent, errTimeout},
 		{"silence, own timeout", live, expired, time.Minute, silent, errTimeout},
 		{"silence, in time", live, live, 0, silent, nil},
@@ -216,8 +216,8 @@ func TestWithoutAnswer(t *testing.T) {
 			}
 			continue
 		}
-		other := errLeft
-		if errors.Is(tt.want, errLeft) {
+		other := errCancelled
+		if errors.Is(tt.want, errCancelled) {
 			other = errTimeout
 		}
 		if !errors.Is(err, tt.want) || errors.Is(err, other) || !errors.Is(err, tt.err) {
@@ -237,7 +237,7 @@ func TestRecordOfCalls(t *testing.T) {
 		{claviger.E("test", claviger.Denied, "", nil), true, false, false},
 		{errors.New("no kind"), true, true, false},
 		{claviger.E("test", claviger.Unavailable, "", nil), true, true, true},
-		{fmt.Errorf("%w: %w", errLeft, claviger.E("test", claviger.Unavailable, "", nil)), false, false, false},
+		{fmt.Errorf("%w: %w", errCancelled, claviger.E("test", claviger.Unavailable, "", nil)), false, false, false},
 	} {
 		s := &source{}
 		s.record("bob", time.Now(), tt.err)
@@ -245,7 +245,7 @@ func TestRecordOfCalls(t *testing.T) {
 		if (call != nil) != tt.recorded || call != nil && (call.Err != nil) != tt.failed {
 			t.Errorf("%v: %+v", tt.err, call)
 		}
-		if (s.lastFail.Load() != nil) != tt.lost || errors.Is(tt.err, errLeft) && s.lastError() != nil {
+		if (s.lastFail.Load() != nil) != tt.lost || errors.Is(tt.err, errCancelled) && s.lastError() != nil {
 			t.Errorf("%v: %+v", tt.err, s.lastFail.Load())
 		}
 	}

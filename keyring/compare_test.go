@@ -423,12 +423,12 @@ func TestBelow(t *testing.T) {
 	numbered := newLab(t, nil)
 	create(t, numbered.primary, "k")
 	rolled(t, numbered)
-	if got, err := numbered.below(t.Context(), "k", 1); err != nil || !slices.Equal(got, []string{"k@0"}) {
+	if got, err := numbered.versionsBelow(t.Context(), "k", 1); err != nil || !slices.Equal(got, []string{"k@0"}) {
 		t.Errorf("numbered: %q, %v", got, err)
 	}
 	opaque := newLab(t, func(c *Config) { c.Primary = memory.New(memory.Config{OpaqueIDs: true}) })
 	create(t, opaque.cfg.Primary, "k")
-	if got, err := opaque.below(t.Context(), "k", 9); err != nil || len(got) > 0 {
+	if got, err := opaque.versionsBelow(t.Context(), "k", 9); err != nil || len(got) > 0 {
 		t.Errorf("opaque: %q, %v", got, err)
 	}
 }

@@ -51,7 +51,7 @@ func TestCauseIsKept(t *testing.T) {
 func TestLoginIsTheCause(t *testing.T) {
 	s := &source{Provider: newFarKMS(t, farURI), property: "the.property"}
 	about := aboutVersion("k@0", "")
-	here, there := "the cure is at this server's login", "check that it runs"
+	here, there := "correct this server's login", "check that the source runs"
 	for _, tt := range []struct {
 		err           error
 		want, without []string

@@ -21,7 +21,7 @@ type healthyKMS struct{ *farKMS }
 func (k healthyKMS) Check(ctx context.Context) error { return k.at(ctx) }
 
 // TestCheckSource: the condition names the source, its property and the reason,
-// also while the source is left alone.
+// also while the source is not called.
 func TestCheckSource(t *testing.T) {
 	far := newFarKMS(t, farURI, "k")
 	l, _ := withSource(t, func(c *Config) {
@@ -50,7 +50,7 @@ func TestCheckSource(t *testing.T) {
 	if err := src.lastError(); err == nil || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("last failure: %v", err)
 	}
-	says("left alone", "left alone", "the last at ", "connection refused")
+	says("breaker open", "it is not called for a while", "the last at ", "connection refused")
 }
 
 // TestMigrationSource: keys are migrated from the source that is named for
@@ -292,7 +292,8 @@ func TestMigrateFromAFailingSource(t *testing.T) {
 			continue
 		}
 		_, err = w.Migrate(t.Context(), caller("u"), "theirs")
-		if !claviger.Is(err, claviger.SourceUnreachable) || !strings.Contains(err.Error(), "left alone") {
+		if !claviger.Is(err, claviger.SourceUnreachable) ||
+			!strings.Contains(err.Error(), "it is not called for a while") {
 			t.Errorf("the breaker is open: %v", err)
 		}
 	}

@@ -56,13 +56,13 @@ func TestNeedNotThere(t *testing.T) {
 		claviger.VersionNotFound: false, claviger.Unavailable: false, claviger.Denied: true, claviger.BadIV: true,
 	} {
 		far.setFail(failing(kind, "injected"))
-		err := needNotThere(t.Context(), l.sources.list[0], claviger.ParseVersion("k@0"), errTwice)
+		err := refuseIfThere(t.Context(), l.sources.list[0], claviger.ParseVersion("k@0"), errTwice)
 		if errors.Is(err, errTwice) != refused || err == nil {
 			t.Errorf("kind %v: %v", kind, err)
 		}
 	}
 	far.setFail(nil)
-	err := needNotThere(t.Context(), l.sources.list[0], claviger.ParseVersion("k@0"), errTwice)
+	err := refuseIfThere(t.Context(), l.sources.list[0], claviger.ParseVersion("k@0"), errTwice)
 	if !errors.Is(err, errTwice) {
 		t.Errorf("the source has it: %v", err)
 	}
@@ -82,7 +82,7 @@ func TestConflictCureOfAMissingVersion(t *testing.T) {
 	}
 	l.origins.forget()
 	l.origins.history = &journal{fail: errInjected}
-	twice, err := l.mayBeAnothers(t.Context(), l.sources.list[0], useDecrypt, claviger.ParseVersion(formerVersion),
+	twice, err := l.otherKeyRefusal(t.Context(), l.sources.list[0], useDecrypt, claviger.ParseVersion(formerVersion),
 		&claviger.Metadata{Name: formerKey}, true)
 	if twice != nil || !errors.Is(err, errInjected) {
 		t.Errorf("the journal cannot be read: %v, %v", twice, err)
