@@ -132,10 +132,7 @@ func (h *Hadoop) endWindows(now time.Time, ends func(*heldEntry) bool) {
 // otherwise it removes the entry.
 func (h *Hadoop) endWindow(k heldKey, now time.Time) {
 	e := h.held[k]
-	if e == nil {
-		return
-	}
-	if e.count == 0 {
+	if e == nil || e.count == 0 {
 		delete(h.held, k)
 		return
 	}

@@ -238,13 +238,12 @@ func (s *Syslog) deliver(conn net.Conn, m []byte) error {
 
 // largeLine returns the line of the LargeRecord that replaces a line.
 func largeLine(line []byte) []byte {
-	const text = 256 // bytes that are kept of each text
 	r, err := ParseRecord(line)
 	if err != nil {
 		r = Record{} // only the length is known
 	}
 	seq, prev, sum := r.Seq, r.Prev, r.Hash
-	r.shorten(text, 0)
+	r.shorten(256, 0) // bytes that are kept of each text
 	r.Kind, r.Bytes = LargeRecord, len(line)
 	b := fmt.Appendf(nil, `{"seq":%d,"prev":"%s",%s`, seq, prev, encodeBody(r))
 	return append(append(append(b, hashMember...), sum...), `"}`...)

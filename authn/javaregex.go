@@ -234,11 +234,10 @@ func (s *substitution) emptyAt(text string, at int) []int {
 	if err != nil {
 		return nil // more than 1000 repetitions; no name is that long
 	}
-	m := anchored.FindStringSubmatchIndex(text)
-	if m == nil {
-		return nil
+	if m := anchored.FindStringSubmatchIndex(text); m != nil {
+		return m[2:]
 	}
-	return m[2:]
+	return nil
 }
 
 // nullable reports whether an expression may match the empty text somewhere.

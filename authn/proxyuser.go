@@ -185,11 +185,8 @@ func parseHosts(list string, log *slog.Logger) (h hostList, complaints []string)
 }
 
 func (h *hostList) includes(ctx context.Context, a netip.Addr) bool {
-	if h.all {
-		return true
-	}
-	if !a.IsValid() {
-		return false
+	if h.all || !a.IsValid() {
+		return h.all
 	}
 	if slices.ContainsFunc(h.nets, func(n netip.Prefix) bool { return n.Contains(a) }) {
 		return true

@@ -66,9 +66,8 @@ func (OS) SyncFolder(name string) error {
 	if err != nil {
 		return err
 	}
-	err = d.Sync()
 	// EINVAL means that the file system cannot sync a folder (fsync(2)). Then no other call can do it.
-	if errors.Is(err, syscall.EINVAL) {
+	if err = d.Sync(); errors.Is(err, syscall.EINVAL) {
 		err = nil
 	}
 	return errors.Join(err, d.Close())

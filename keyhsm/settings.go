@@ -135,8 +135,7 @@ func WriteSettings(dir string, s Settings) error {
 	if err != nil {
 		return err
 	}
-	err = durable.Create(path, data, 0o600)
-	if errors.Is(err, fs.ErrExist) {
+	if err = durable.Create(path, data, 0o600); errors.Is(err, fs.ErrExist) {
 		return alreadyExists(path)
 	}
 	return err

@@ -118,11 +118,10 @@ func (u *lastUses) at(version string) time.Time {
 		return time.Time{}
 	}
 	use, _ := v.(*lastUse)
-	at := use.at.Load()
-	if at == 0 {
-		return time.Time{}
+	if at := use.at.Load(); at != 0 {
+		return time.UnixMilli(at)
 	}
-	return time.UnixMilli(at)
+	return time.Time{}
 }
 
 func (u *lastUses) run() {

@@ -102,10 +102,9 @@ func (w *clockWatch) metrics(m *console.Metrics) {
 		return
 	}
 	m.Gauges("claviger_clock_ahead_seconds", "How far this host's clock is ahead of the metastore's and ZooKeeper's, "+
-		"as last compared; negative: behind.",
-		"clock", func() map[string]float64 {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			return maps.Clone(w.ahead)
-		})
+		"as last compared; negative: behind.", "clock", func() map[string]float64 {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return maps.Clone(w.ahead)
+	})
 }

@@ -144,10 +144,8 @@ func shown(u *url.URL) string {
 	if name := u.User.Username(); name != "" {
 		out.User = url.User(name)
 	}
-	if out.Host == "" {
-		if host := u.Query().Get("host"); host != "" {
-			return out.String() + "?host=" + strings.ReplaceAll(url.QueryEscape(host), "%2F", "/")
-		}
+	if host := u.Query().Get("host"); out.Host == "" && host != "" {
+		return out.String() + "?host=" + strings.ReplaceAll(url.QueryEscape(host), "%2F", "/")
 	}
 	return out.String()
 }

@@ -38,8 +38,7 @@ func (h *hosts) Next() (server string, wait bool) {
 	defer h.mu.Unlock()
 	server = h.servers[h.next]
 	h.next = (h.next + 1) % len(h.servers)
-	wait = h.tried >= len(h.servers)
-	if wait {
+	if wait = h.tried >= len(h.servers); wait {
 		h.tried = 0
 	}
 	h.tried++

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -48,11 +49,8 @@ func (r *results) add(key string, o outcome) error {
 	if err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintf(f, "%s %s\n", key, o); err != nil {
-		_ = f.Close()
-		return err
-	}
-	return f.Close()
+	_, err = fmt.Fprintf(f, "%s %s\n", key, o)
+	return errors.Join(err, f.Close())
 }
 
 // known returns the outcome of a change. What was killed stays so while the code

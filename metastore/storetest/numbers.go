@@ -19,8 +19,7 @@ func wantNext(t *testing.T, s metastore.Store, name string, next int, given ...i
 	if got, err := s.NextNumber(t.Context(), name); err != nil || got != next {
 		t.Errorf("next number of %q: %d (%v), want %d", name, got, err, next)
 	}
-	const top = 12
-	for n := -1; n < top; n++ {
+	for n := -1; n < 12; n++ {
 		if got, err := s.Numbered(t.Context(), name, n); err != nil || got != slices.Contains(given, n) {
 			t.Errorf("Numbered of number %d of %q: %v (%v)", n, name, got, err)
 		}

@@ -353,8 +353,7 @@ func (p *Provider) renewAfterChanges(ctx context.Context) {
 		p.changed.Store(true)
 		p.log.Warn("the token did not take a new incarnation of the metastore after changes; a copy of the "+
 			"metastore from before them would not be noticed",
-			"token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "err",
-			err)
+			"token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "err", err)
 	}
 }
 
