@@ -31,17 +31,19 @@ type calls struct {
 	once bool
 }
 
-// counted marks the context of the operation. Calls that the Ring makes in the background are not counted.
+// counted marks the context of the operation. Calls that the Ring makes in the background are not counted, but they
+// fail as well: otherwise such a call could find out for the operation what the operation could not.
 type counted struct{}
 
 func (c *calls) at(ctx context.Context, name string) error {
-	if ctx.Value(counted{}) == nil {
-		return nil
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.list = append(c.list, name)
-	if n := len(c.list); c.fail > 0 && (n == c.fail || n > c.fail && !c.once && name == c.list[c.fail-1]) {
+	fails := c.fail > 0 && len(c.list) >= c.fail && !c.once && name == c.list[c.fail-1]
+	if ctx.Value(counted{}) != nil {
+		c.list = append(c.list, name)
+		fails = fails || len(c.list) == c.fail
+	}
+	if fails {
 		return claviger.E("test", claviger.Unavailable, "", errInjected)
 	}
 	return nil
