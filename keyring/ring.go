@@ -249,8 +249,7 @@ func (r *Ring) Queued() int {
 
 // Close stops the queue and writes the counters. It does not close the providers. Call it after the last request: the
 // counts of a request that is still running are lost. The error means that the counters could not be written.
-func (r *Ring) Close() error {
-	var err error
+func (r *Ring) Close() (err error) {
 	r.close.Do(func() {
 		r.closed.Store(true)
 		r.epochs.close()

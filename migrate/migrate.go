@@ -297,9 +297,8 @@ func (e *Engine) whyRefused(ctx context.Context, key string, err error) string {
 	case e.ranger(ctx) || !strings.Contains(reason, ".xml must admit "):
 		return reason + "; " + e.rightsCure(ctx, key, err)
 	case e.seenAs(err) == "root":
-		return reason +
-			"; this command runs as root: run it as the user that the server runs as (sudo -u USER); the source " +
-			"must admit that user instead of root"
+		return reason + "; this command runs as root: run it as the user that the server runs as (sudo -u USER); the " +
+			"source must admit that user instead of root"
 	}
 	return reason
 }

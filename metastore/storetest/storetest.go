@@ -102,7 +102,8 @@ func text(s string) *string { return &s }
 func key(name string, ids ...string) metastore.Key {
 	k := metastore.Key{Metadata: claviger.Metadata{
 		Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 256, Description: text("zone of " + name),
-		Attributes: map[string]string{claviger.ACLNameAttribute: name + "-acl", "": "", "ключ": "<\u2028>"}, Created: at(123),
+		Attributes: map[string]string{claviger.ACLNameAttribute: name + "-acl", "": "", "ключ": "<\u2028>"},
+		Created:    at(123),
 	}}
 	for i, id := range ids {
 		k.List = append(k.List, version(id, int64(i)))

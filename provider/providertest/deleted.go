@@ -75,7 +75,8 @@ func testDeleted(t *testing.T, s Suite) {
 		name string
 		f    func(*testing.T, Suite)
 	}{
-		{"Undelete", testUndelete}, {"NameTaken", testUndeleteTaken}, {"Chosen", testDeletedChosen}, {"Purge", testPurge},
+		{"Undelete", testUndelete}, {"NameTaken", testUndeleteTaken}, {"Chosen", testDeletedChosen},
+		{"Purge", testPurge},
 		{"None", testNoneDeleted}, {"Together", testUndeleteTogether}, {"Survives", testDeletedSurvives},
 	} {
 		t.Run(tt.name, func(t *testing.T) { tt.f(t, s) })
