@@ -13,8 +13,7 @@ import (
 
 	"claviger"
 	"claviger/authz"
-	"claviger/metastore"
-	"claviger/metastore/sqlite"
+	"claviger/metastore/storetest"
 	"claviger/provider"
 	"claviger/provider/memory"
 )
@@ -82,81 +81,6 @@ func (p *callsPrimary) Purge(ctx context.Context, key string, versions ...string
 	return p.counting.Purge(ctx, key, versions...)
 }
 
-type callsStore struct {
-	*sqlite.Store
-	c *calls
-}
-
-func (s *callsStore) Setting(ctx context.Context, name string) (string, bool, error) {
-	if err := s.c.at(ctx, "Setting"); err != nil {
-		return "", false, err
-	}
-	return s.Store.Setting(ctx, name)
-}
-
-func (s *callsStore) SetSetting(ctx context.Context, name, value string) error {
-	if err := s.c.at(ctx, "SetSetting"); err != nil {
-		return err
-	}
-	return s.Store.SetSetting(ctx, name, value)
-}
-
-func (s *callsStore) NextNumber(ctx context.Context, key string) (int, error) {
-	if err := s.c.at(ctx, "NextNumber"); err != nil {
-		return 0, err
-	}
-	return s.Store.NextNumber(ctx, key)
-}
-
-func (s *callsStore) SkipNumbers(ctx context.Context, key string, next int) error {
-	if err := s.c.at(ctx, "SkipNumbers"); err != nil {
-		return err
-	}
-	return s.Store.SkipNumbers(ctx, key, next)
-}
-
-func (s *callsStore) Numbered(ctx context.Context, key string, n int) (bool, error) {
-	if err := s.c.at(ctx, "Numbered"); err != nil {
-		return false, err
-	}
-	return s.Store.Numbered(ctx, key, n)
-}
-
-func (s *callsStore) LastUses(ctx context.Context, versions ...string) ([]time.Time, time.Time, error) {
-	if err := s.c.at(ctx, "LastUses"); err != nil {
-		return nil, time.Time{}, err
-	}
-	return s.Store.LastUses(ctx, versions...)
-}
-
-func (s *callsStore) NeverUsed(ctx context.Context, version string) (bool, error) {
-	if err := s.c.at(ctx, "NeverUsed"); err != nil {
-		return false, err
-	}
-	return s.Store.NeverUsed(ctx, version)
-}
-
-func (s *callsStore) Touch(ctx context.Context, uses []metastore.LastUse) error {
-	if err := s.c.at(ctx, "Touch"); err != nil {
-		return err
-	}
-	return s.Store.Touch(ctx, uses)
-}
-
-func (s *callsStore) Uses(ctx context.Context) ([]metastore.Use, error) {
-	if err := s.c.at(ctx, "Uses"); err != nil {
-		return nil, err
-	}
-	return s.Store.Uses(ctx)
-}
-
-func (s *callsStore) Clocks(ctx context.Context) (metastore.Clocks, error) {
-	if err := s.c.at(ctx, "Clocks"); err != nil {
-		return metastore.Clocks{}, err
-	}
-	return s.Store.Clocks(ctx)
-}
-
 type callsHistory struct {
 	*journal
 	c *calls
@@ -195,7 +119,7 @@ func newEachLab(t *testing.T, change ...func(*Config)) *eachLab {
 	past := &journal{aliases: map[string]string{}}
 	past.takeOver(t, w.far, primary, "payroll")
 	past.list[0].Numbered, past.list[0].Counted = true, 1
-	store := &callsStore{openStore(t), w.c}
+	store := &storetest.Intercepted{Store: openStore(t), Before: w.c.at}
 	w.lab = newLab(t, func(c *Config) {
 		c.Primary, c.Reencryption = &callsPrimary{primary, w.c}, true
 		c.History = &callsHistory{past, w.c}

@@ -12,84 +12,33 @@ import (
 	"claviger"
 	"claviger/metastore"
 	"claviger/metastore/sqlite"
+	"claviger/metastore/storetest"
 )
 
 var errInjected = errors.New("injected fault")
 
 // failing is a store of which one call fails.
 type failing struct {
-	metastore.Store
+	storetest.Intercepted
 	calls int
 	fail  int // the number of the call that fails, from 1; 0: none
 	extra string
 }
 
-func (f *failing) call() error {
+func (f *failing) call(context.Context, string) error {
 	if f.calls++; f.calls == f.fail {
 		return errInjected
 	}
 	return nil
 }
 
-func (f *failing) Setting(ctx context.Context, name string) (string, bool, error) {
-	if err := f.call(); err != nil {
-		return "", false, err
-	}
-	return f.Store.Setting(ctx, name)
-}
-
-func (f *failing) SetSetting(ctx context.Context, name, value string) error {
-	if err := f.call(); err != nil {
-		return err
-	}
-	return f.Store.SetSetting(ctx, name, value)
-}
-
 // Names also returns the name extra, as if the key of that name were deleted before Get.
 func (f *failing) Names(ctx context.Context) ([]string, error) {
-	if err := f.call(); err != nil {
-		return nil, err
-	}
-	names, err := f.Store.Names(ctx)
-	if f.extra != "" {
+	names, err := f.Intercepted.Names(ctx)
+	if err == nil && f.extra != "" {
 		names = append(names, f.extra)
 	}
 	return names, err
-}
-
-func (f *failing) Get(ctx context.Context, names ...string) ([]*metastore.Key, error) {
-	if err := f.call(); err != nil {
-		return nil, err
-	}
-	return f.Store.Get(ctx, names...)
-}
-
-func (f *failing) Numbered(ctx context.Context, key string, n int) (bool, error) {
-	if err := f.call(); err != nil {
-		return false, err
-	}
-	return f.Store.Numbered(ctx, key, n)
-}
-
-func (f *failing) NeverUsed(ctx context.Context, version string) (bool, error) {
-	if err := f.call(); err != nil {
-		return false, err
-	}
-	return f.Store.NeverUsed(ctx, version)
-}
-
-func (f *failing) Lock(ctx context.Context, name string) (func(), error) {
-	if err := f.call(); err != nil {
-		return nil, err
-	}
-	return f.Store.Lock(ctx, name)
-}
-
-func (f *failing) TryLock(ctx context.Context, name string) (func(), bool, error) {
-	if err := f.call(); err != nil {
-		return nil, false, err
-	}
-	return f.Store.TryLock(ctx, name)
 }
 
 // opened returns a store with the keys "a" and "b", each with version 0.
@@ -108,7 +57,9 @@ func opened(t *testing.T) *failing {
 			t.Fatal(err)
 		}
 	}
-	return &failing{Store: s}
+	f := &failing{}
+	f.Store, f.Before = s, f.call
+	return f
 }
 
 // TestEachCallFails fails each call that an operation makes to the store. The operation must return that error.
