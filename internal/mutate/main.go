@@ -234,10 +234,11 @@ func (o *options) runRoom(ctx context.Context, r *runner, name string, reasons m
 		return 0, err
 	}
 	unexplained = o.stale(name, all, reasons)
-	chosen := sample(all, o.sample, o.seed)
+	size := o.sample
 	if o.all {
-		chosen = sample(all, len(all), o.seed)
+		size = len(all)
 	}
+	chosen := sample(all, size, o.seed)
 	if o.list {
 		for _, n := range chosen {
 			m := all[n-1]

@@ -24,8 +24,8 @@ type Mutant struct {
 	edits    []edit
 }
 
-// An edit puts text around a part of a file. In the text, § is the mutant as a
-// condition: it is true in a test process that tries this mutant.
+// An edit puts text around a part of a file. In the text, § stands for the
+// mutant's number: mutant(§) is true in a test process that tries this mutant.
 type edit struct {
 	start, end    int // of the part, in bytes
 	before, after string
@@ -152,7 +152,7 @@ func (w *walker) body(b *ast.BlockStmt, typ *ast.FuncType) {
 		case *ast.ForStmt:
 			w.plain[n.Init], w.plain[n.Post] = true, true
 			if n.Cond != nil {
-				w.wrap("negate", n.Cond, "§ != (", ")")
+				w.wrap("negate", n.Cond, "mutant(§) != (", ")")
 			}
 		case *ast.SwitchStmt:
 			w.plain[n.Init] = true
@@ -179,11 +179,11 @@ func (w *walker) condition(n *ast.IfStmt) {
 	if n.Else == nil && len(n.Body.List) > 0 && strings.Contains(w.text(n.Cond), "err != nil") {
 		if r, ok := n.Body.List[len(n.Body.List)-1].(*ast.ReturnStmt); ok {
 			w.covered[r] = true
-			w.wrap("drop-check", n.Cond, "!§ && (", ")")
+			w.wrap("drop-check", n.Cond, "!mutant(§) && (", ")")
 			return
 		}
 	}
-	w.wrap("negate", n.Cond, "§ != (", ")")
+	w.wrap("negate", n.Cond, "mutant(§) != (", ")")
 }
 
 // operator exchanges && and ||. It leaves < and <= alone: most limits of ours are
@@ -193,7 +193,11 @@ func (w *walker) operator(n *ast.BinaryExpr) {
 		return
 	}
 	// a || b is !(!a && !b), and a != true is !a.
-	w.add("and-or", n.OpPos, w.edit(n, "(§ != (", "))"), w.edit(n.X, "(§ != (", "))"), w.edit(n.Y, "(§ != (", "))"))
+	var edits []edit
+	for _, part := range []ast.Expr{n, n.X, n.Y} {
+		edits = append(edits, w.edit(part, "(mutant(§) != (", "))"))
+	}
+	w.add("and-or", n.OpPos, edits...)
 }
 
 // always are calls whose loss says nothing of the tests. Without one of Lock and
@@ -210,7 +214,7 @@ func (w *walker) call(stmt ast.Node, x ast.Expr) {
 	}
 	w.dropped[c] = true
 	if !w.plain[stmt] && !slices.Contains(always, called(c)) {
-		w.wrap("drop-call", stmt, "if !§ { ", " }")
+		w.wrap("drop-call", stmt, "if !mutant(§) { ", " }")
 	}
 }
 
@@ -246,7 +250,7 @@ func (w *walker) results(n *ast.ReturnStmt, typ *ast.FuncType) {
 	case of.Name == "error" && w.text(last) != "nil":
 		w.wrap("nil-error", last, "mutantError(§, ", ")")
 	case of.Name == "bool" && (w.text(last) == "true" || w.text(last) == "false"):
-		w.wrap("truth", last, "§ != ", "")
+		w.wrap("truth", last, "mutant(§) != ", "")
 	}
 }
 

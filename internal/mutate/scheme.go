@@ -40,15 +40,14 @@ func newScheme(all []Mutant, sources map[string]string, without map[int]bool) sc
 		if without[i+1] {
 			continue
 		}
-		put := strings.NewReplacer("§", fmt.Sprintf("mutant(%d)", i+1))
-		number := strings.NewReplacer("(§,", fmt.Sprintf("(%d,", i+1))
+		number := strings.NewReplacer("§", strconv.Itoa(i+1))
 		for _, e := range m.edits {
 			of := byFile[m.File]
 			byFile[m.File] = append(of,
 				insertion{at: e.start, other: e.end, order: len(of), mutant: i + 1,
-					text: put.Replace(number.Replace(e.before))},
+					text: number.Replace(e.before)},
 				insertion{at: e.end, other: e.start, order: len(of), mutant: i + 1, closes: true,
-					text: put.Replace(e.after)})
+					text: number.Replace(e.after)})
 		}
 	}
 	s := scheme{files: map[string]string{}, spans: map[int][]span{}}
