@@ -43,7 +43,8 @@ build: ## build bin/claviger
 test: ## set up what is missing and run everything: vet, all tests with the race detector, real Hadoop, Hadoop's own KMS tests, the seeds of the fuzz targets
 	@scripts/setup all
 	go vet -race ./...
-	$(REQUIRE) CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) go test -race -vet=off -p 3 -count 1 -timeout 20m $(LONGEST) ./...
+	$(REQUIRE) CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) \
+	  go test -race -vet=off -p 3 -count 1 -timeout 20m $(LONGEST) ./...
 
 test-fast: ## all tests that need no Hadoop
 	@scripts/setup base

@@ -43,8 +43,8 @@ enum { FUNCTIONS(NUMBER) functions };
 
 /* Words of the orders that concern all functions. */
 enum {
-    MAGIC, LATENCY, STALE, RENUMBERED, SESSION_CAP, DATA_LIMIT, REFUSED_MECHANISM, LOGOUTS, SESSIONS_GONE, RELEASED, SEED,
-    FIRST_FUNCTION = 64
+    MAGIC, LATENCY, STALE, RENUMBERED, SESSION_CAP, DATA_LIMIT, REFUSED_MECHANISM, LOGOUTS, SESSIONS_GONE, RELEASED,
+    SEED, FIRST_FUNCTION = 64
 };
 /* Words of one function. */
 enum { CALLS, RUNNING, DELAY, ACTION, VALUE, TIMES, PERMILLE, DONE, WORDS = 16 };
@@ -108,7 +108,8 @@ static void once(void)
     uint64_t n = get(LOGOUTS);
     CK_SLOT_ID slots[64];
     CK_ULONG count = 64;
-    if (__atomic_exchange_n(&logouts, n, __ATOMIC_SEQ_CST) != n && real->C_GetSlotList(CK_TRUE, slots, &count) == CKR_OK)
+    if (__atomic_exchange_n(&logouts, n, __ATOMIC_SEQ_CST) != n &&
+        real->C_GetSlotList(CK_TRUE, slots, &count) == CKR_OK)
         for (CK_ULONG i = 0; i < count; i++) {
             CK_SESSION_HANDLE s;
             if (real->C_OpenSession(slots[i], CKF_SERIAL_SESSION, NULL, NULL, &s) == CKR_OK) {

@@ -22,10 +22,10 @@ import org.apache.hadoop.security.UserGroupInformation;
 
 /**
  * Writes the decisions of Hadoop's own ACL classes. The folder in the argument has groups.txt
- * (hadoop.user.group.static.mapping.overrides), users.txt (in each line "user" or "user TAB real user"), keys.txt (in each line
- * "key TAB ACL name"), and the rules 0000.xml, 0001.xml, ... One KMSACLs reads these files one after the other, by its own reload.
- * answers.txt gets a line for each file and user: a digit for each operation, and then, for each key, a digit for each request. 1 means
- * allowed.
+ * (hadoop.user.group.static.mapping.overrides), users.txt (in each line "user" or "user TAB real user"), keys.txt (in
+ * each line "key TAB ACL name"), and the rules 0000.xml, 0001.xml, ... One KMSACLs reads these files one after the
+ * other, by its own reload. answers.txt gets a line for each file and user: a digit for each operation, and then, for
+ * each key, a digit for each request. 1 means allowed.
  */
 public final class Matrix {
   /** Keys that only have metadata. Every operation succeeds, so only the rules can refuse a request. */

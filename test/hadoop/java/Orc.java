@@ -19,7 +19,8 @@ import org.apache.orc.impl.LocalKey;
  * read PROVIDER KEY VERSION ALGORITHM ENCRYPTED    answer: ok DECRYPTED
  * </pre>
  *
- * VERSION is a number. ENCRYPTED and DECRYPTED are a local key in base64. The answer of a failed command is "error TEXT".
+ * VERSION is a number. ENCRYPTED and DECRYPTED are a local key in base64. The answer of a failed command is "error
+ * TEXT".
  */
 public class Orc {
   public static void main(String[] unused) throws Exception {

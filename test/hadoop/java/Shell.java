@@ -17,8 +17,8 @@ import org.apache.hadoop.util.ToolRunner;
 
 /**
  * Runs Hadoop's own command-line tools one after the other in one JVM. Each line of standard input is a command: its
- * words in base64, separated by spaces. Each line of standard output is the result of a command: the exit status, and its
- * standard output and standard error in base64, or "-" if it printed nothing.
+ * words in base64, separated by spaces. Each line of standard output is the result of a command: the exit status, and
+ * its standard output and standard error in base64, or "-" if it printed nothing.
  */
 public class Shell {
   public static void main(String[] unused) throws Exception {

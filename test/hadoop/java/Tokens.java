@@ -7,9 +7,9 @@ import org.apache.hadoop.security.token.Token;
 import org.apache.hadoop.util.Tool;
 
 /**
- * Tokens FILE RENEWER gets the delegation tokens that a job needs for the file system, like a program that submits a job,
- * and writes them into FILE: the token of the file system, and the token of the file system's KMS. `hdfs fetchdt` and
- * `hadoop dtutil get` get only the first. Prints the kind and the service of each token on a line.
+ * Tokens FILE RENEWER gets the delegation tokens that a job needs for the file system, like a program that submits a
+ * job, and writes them into FILE: the token of the file system, and the token of the file system's KMS. `hdfs fetchdt`
+ * and `hadoop dtutil get` get only the first. Prints the kind and the service of each token on a line.
  */
 public class Tokens extends Configured implements Tool {
   @Override

@@ -30,15 +30,16 @@ import org.apache.hadoop.security.token.delegation.AbstractDelegationTokenIdenti
 import org.apache.hadoop.security.token.delegation.web.DelegationTokenAuthenticatedURL;
 
 /**
- * Uses a KMS like a job, through Hadoop's own classes: Job KEYTAB. Each line of standard input is a command, each line of
- * standard output its answer. The answer of a failed command is "ERROR ...".
+ * Uses a KMS like a job, through Hadoop's own classes: Job KEYTAB. Each line of standard input is a command, each line
+ * of standard output its answer. The answer of a failed command is "ERROR ...".
  *
  * <p>These commands use DelegationTokenAuthenticatedURL, and the node with the base URL: "get USER URL RENEWER" gets a
- * token and keeps it, "use URL" sends a request with only this token, "renew USER URL" and "cancel URL" renew and cancel it.
+ * token and keeps it, "use URL" sends a request with only this token, "renew USER URL" and "cancel URL" renew and
+ * cancel it.
  *
- * <p>These commands use Hadoop's key provider, which chooses the node: "job-get USER URI RENEWER" gets a token and keeps it,
- * "job-use URI KEY" generates and decrypts an EDEK with it, "job-renew USER" and "job-cancel USER" renew and cancel it.
- * "open USER URI KEY" generates and decrypts an EDEK with the tickets of USER.
+ * <p>These commands use Hadoop's key provider, which chooses the node: "job-get USER URI RENEWER" gets a token and
+ * keeps it, "job-use URI KEY" generates and decrypts an EDEK with it, "job-renew USER" and "job-cancel USER" renew and
+ * cancel it. "open USER URI KEY" generates and decrypts an EDEK with the tickets of USER.
  *
  * <p>"load USER URI KEY THREADS" starts threads that generate EDEKs and decrypt them. "count" answers "DECRYPTED ERRORS
  * first error". "stop" ends the threads, and then answers the same.
