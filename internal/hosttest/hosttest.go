@@ -15,31 +15,44 @@ import (
 	"claviger/internal/logtest"
 )
 
+// startTimeout is how long Start waits for the ready file.
+const startTimeout = 10 * time.Second
+
 // Start calls run, which serves until its context ends, and waits until the ready file has the URL of the
 // server. stop ends the server, waits for its end, and fails the test if run returned an error.
 func Start(t testing.TB, ready string, run func(context.Context) error) (url string, stop func()) {
 	t.Helper()
+	url, end := StartWithin(t, startTimeout, ready, run)
+	return url, func() {
+		if err := end(); err != nil {
+			t.Errorf("the server ended with an error: %v", err)
+		}
+	}
+}
+
+// StartWithin is Start with a limit of its own for the wait. stop returns the error of run.
+func StartWithin(t testing.TB, limit time.Duration, ready string, run func(context.Context) error) (
+	url string, stop func() error) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- run(ctx) }()
-	for range 1000 {
+	stop = func() error {
+		cancel()
+		return <-ended
+	}
+	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if text, err := os.ReadFile(ready); err == nil {
-			return strings.TrimSpace(string(text)), func() {
-				cancel()
-				if err := <-ended; err != nil {
-					t.Errorf("the server ended with an error: %v", err)
-				}
-			}
+			return strings.TrimSpace(string(text)), stop
 		}
 		select {
 		case err := <-ended:
 			cancel()
 			t.Fatalf("the server did not start: %v", err)
-		case <-time.After(10 * time.Millisecond):
+		default:
 		}
 	}
-	cancel()
-	t.Fatal("the server did not start in time")
+	t.Fatalf("the server did not start in time (%v)", stop())
 	return "", nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"claviger/hadoopconf"
+	"claviger/internal/hosttest"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/pkcs11"
 )
@@ -79,31 +80,15 @@ func HSM(t testing.TB) (dir string, properties map[string]string) {
 	}
 }
 
+// startTimeout is how long Start waits for the ready file.
+const startTimeout = 20 * time.Second
+
 // Start runs serve, which is to write its base URL into the file ready, until stop is called. stop
 // returns the error of serve.
 func Start(t testing.TB, serve func(ctx context.Context, ready string) error) (url string, stop func() error) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
 	ready := filepath.Join(t.TempDir(), "ready")
-	ended := make(chan error, 1)
-	go func() { ended <- serve(ctx, ready) }()
-	stop = func() error {
-		cancel()
-		return <-ended
-	}
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if url, err := os.ReadFile(ready); err == nil {
-			return strings.TrimSpace(string(url)), stop
-		}
-		select {
-		case err := <-ended:
-			cancel()
-			t.Fatalf("the KMS did not start: %v", err)
-		default:
-		}
-	}
-	t.Fatalf("the KMS did not start in time (%v)", stop())
-	return "", nil
+	return hosttest.StartWithin(t, startTimeout, ready, func(ctx context.Context) error { return serve(ctx, ready) })
 }
 
 // Serve is Start for a KMS that stops when the test ends, and must do so without an error.
