@@ -73,6 +73,7 @@ type Chain struct {
 	last      digest
 	headSeq   uint64    // seq of the head that all Heads have
 	synced    uint64    // seq up to which the file is on the disk
+	syncErr   error     // of the last sync
 	headTried time.Time // when a head was last stored, or storing it failed
 	headErr   error     // of the last try
 	buf       []byte
@@ -266,6 +267,9 @@ func (c *Chain) flush(now time.Time, sync bool) error {
 	if err == nil && (sync || now.Sub(c.headTried) >= c.cfg.HeadEvery) {
 		err = c.storeHead(now)
 	}
+	if err == nil && c.syncErr != nil {
+		err = &laterError{c.syncErr, true} // not every flush syncs, and the records are still not on the disk
+	}
 	if err == nil && c.headErr != nil {
 		err = &laterError{err: c.headErr}
 	}
@@ -362,12 +366,20 @@ func (c *Chain) write(now time.Time, queue [][]byte, lost uint64, sync bool) err
 		return nil
 	}
 	if sync {
-		if err := c.cfg.File.Sync(); err != nil {
-			return &laterError{err, true}
+		if err := c.syncFile(); err != nil {
+			return err
 		}
-		c.synced = c.seq
 	}
 	return written(later)
+}
+
+// syncFile brings the records of the file to the disk.
+func (c *Chain) syncFile() error {
+	if c.syncErr = c.cfg.File.Sync(); c.syncErr != nil {
+		return &laterError{c.syncErr, true}
+	}
+	c.synced = c.seq
+	return nil
 }
 
 // written returns the result of a write that was done, with an error of a later step.
@@ -413,10 +425,9 @@ func (c *Chain) storeHead(now time.Time) error {
 	}
 	c.headTried = now
 	if c.cfg.File != nil && c.synced != c.seq {
-		if err := c.cfg.File.Sync(); err != nil {
-			return &laterError{err, true}
+		if err := c.syncFile(); err != nil {
+			return err
 		}
-		c.synced = c.seq
 	}
 	head := Head{Node: c.cfg.Node, Seq: c.seq, Hash: c.last.String(), Time: stamp(now)}
 	var errs []error
