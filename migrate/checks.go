@@ -19,7 +19,7 @@ import (
 type Status string
 
 // The outcomes. OK means that the check was made and passed. A warning is for the operator to judge. A failure
-// makes a plan not ready; NotTried does too, where the check is needed.
+// makes a plan not ready; NotTried does too, if the check is needed.
 const (
 	OK       Status = ""
 	Warning  Status = "warning"
@@ -277,11 +277,11 @@ func clocks(facts []HostFacts, now func() time.Time) Check {
 		skew = skew.Round(time.Second)
 		switch {
 		case skew == 0:
-			measured = append(measured, f.Host+" agrees with ours")
+			measured = append(measured, f.Host+"'s clock agrees with this host's")
 		case skew > 0:
-			measured = append(measured, fmt.Sprintf("%s is %v ahead of ours", f.Host, skew))
+			measured = append(measured, fmt.Sprintf("%s's clock is %v ahead of this host's", f.Host, skew))
 		default:
-			measured = append(measured, fmt.Sprintf("%s is %v behind ours", f.Host, -skew))
+			measured = append(measured, fmt.Sprintf("%s's clock is %v behind this host's", f.Host, -skew))
 		}
 		if skew.Abs() > maxSkew {
 			c.Status = Warning
@@ -292,7 +292,7 @@ func clocks(facts []HostFacts, now func() time.Time) Check {
 		}
 	}
 	if len(measured) == 0 {
-		c.Status, measured = NotTried, []string{fmt.Sprintf("no answer with a date (ours says %s)",
+		c.Status, measured = NotTried, []string{fmt.Sprintf("no answer with a date (this host's clock says %s)",
 			now().Format(time.RFC3339))}
 	}
 	c.Measured = strings.Join(measured, "; ")

@@ -31,8 +31,8 @@ func keystoreFile(uri string) string {
 	return path
 }
 
-// away is the newest record of a key that a run into another target has taken over, or has begun to take over.
-type away struct {
+// otherTakeover is the newest record of a key that a run into another target has taken over, or has begun to take over.
+type otherTakeover struct {
 	Item
 	target string // URI
 	began  time.Time
@@ -40,7 +40,7 @@ type away struct {
 
 // asSource returns the other target as a source, if it is configured as a source now; EDEKs of its versions open
 // there. Otherwise it returns nil.
-func (e *Engine) asSource(a away) Source {
+func (e *Engine) asSource(a otherTakeover) Source {
 	for _, s := range append(slices.Clone(e.cfg.Beside), e.cfg.Source) {
 		if s != nil && sameTarget(a.target, s.URI()) {
 			return s
@@ -50,7 +50,7 @@ func (e *Engine) asSource(a away) Source {
 }
 
 // whyElsewhere returns the reason why a key is not here, and the cure. It calls no provider.
-func (e *Engine) whyElsewhere(a away) string {
+func (e *Engine) whyElsewhere(a otherTakeover) string {
 	if e.asSource(a) != nil {
 		return "was taken over into " + a.target + ", which is a source now: run the migration again"
 	}
@@ -60,9 +60,9 @@ func (e *Engine) whyElsewhere(a away) string {
 		a.target, a.began.UTC().Format(time.RFC3339), inBrackets(a.TargetVersions), propProvider)
 }
 
-// above returns the lowest number that versions here may have. The key was taken over into another target, which is
-// the source s now.
-func above(ctx context.Context, s Source, a away) (first int, err error) {
+// lowestNumber returns the lowest number that versions here may have. The key was taken over into another target, which
+// is the source s now.
+func lowestNumber(ctx context.Context, s Source, a otherTakeover) (first int, err error) {
 	for _, v := range a.TargetVersions {
 		if n, ok := claviger.VersionNumber(v); ok {
 			first = max(first, n+1)
@@ -81,9 +81,9 @@ func above(ctx context.Context, s Source, a away) (first int, err error) {
 	return first, nil
 }
 
-// twice returns a version that a key has here and that was made for it in another target too. It returns "" if there
-// is none, or if an operator has said that the version's EDEKs are of this target.
-func (e *Engine) twice(ctx context.Context, a away) (string, error) {
+// duplicateVersion returns a version that a key has here, and whose name a version of the key in another target has
+// too. It returns "" if there is none, or if an operator has said that the EDEKs of that name are this target's.
+func (e *Engine) duplicateVersion(ctx context.Context, a otherTakeover) (string, error) {
 	if len(a.TargetVersions) == 0 {
 		return "", nil
 	}
@@ -102,18 +102,18 @@ func (e *Engine) twice(ctx context.Context, a away) (string, error) {
 // rolledInto returns a version that was made for a key in another target, and whose name the source has since given to
 // a version of its own. It returns "" if there is none, or if an operator has said that the version's EDEKs are the
 // source's.
-func (e *Engine) rolledInto(ctx context.Context, a away, theirs *claviger.Metadata) string {
+func (e *Engine) rolledInto(ctx context.Context, a otherTakeover, atSource *claviger.Metadata) string {
 	var among []string
 	for _, v := range a.TargetVersions {
 		if !e.cfg.Theirs[v] {
 			among = append(among, v)
 		}
 	}
-	return e.collision(ctx, a.Item, theirs, among)
+	return e.collision(ctx, a.Item, atSource, among)
 }
 
 // whyRolledInto returns the text for an operator about a version that rolledInto found.
-func (e *Engine) whyRolledInto(version string, a away) string {
+func (e *Engine) whyRolledInto(version string, a otherTakeover) string {
 	return fmt.Sprintf("%s is one key at the source, which was rolled since, and another key in %s, into which the "+
 		"key was taken over at %s, and an EDEK names its version by that name alone, so no EDEK of that name is "+
 		"opened or re-encrypted here: stop rolls at the source; copy the files that were made while the server used "+
@@ -123,9 +123,9 @@ func (e *Engine) whyRolledInto(version string, a away) string {
 		claviger.NamesWith(e.cfg.Theirs, version), thenRun)
 }
 
-// recordTwice adds versions that exist twice to the conflicts, so that a server opens no EDEK of these names.
-func (e *Engine) recordTwice(ctx context.Context, twice []VersionConflict) error {
-	if len(twice) == 0 {
+// recordDuplicates adds duplicate versions to the conflicts, so that a server opens no EDEK of these names.
+func (e *Engine) recordDuplicates(ctx context.Context, duplicates []VersionConflict) error {
+	if len(duplicates) == 0 {
 		return nil
 	}
 	bySource, err := metastore.Conflicts(ctx, e.cfg.Store)
@@ -136,7 +136,7 @@ func (e *Engine) recordTwice(ctx context.Context, twice []VersionConflict) error
 		bySource = map[string][]string{}
 	}
 	changed := false
-	for _, c := range twice {
+	for _, c := range duplicates {
 		if !slices.Contains(bySource[c.Source], c.Version) {
 			bySource[c.Source], changed = append(bySource[c.Source], c.Version), true
 		}
@@ -147,8 +147,8 @@ func (e *Engine) recordTwice(ctx context.Context, twice []VersionConflict) error
 	return metastore.SetConflicts(ctx, e.cfg.Store, bySource)
 }
 
-// whyTwice returns the text for an operator about a version that twice found.
-func (e *Engine) whyTwice(ctx context.Context, version string, a away) string {
+// whyDuplicate returns the text for an operator about a version that duplicateVersion found.
+func (e *Engine) whyDuplicate(ctx context.Context, version string, a otherTakeover) string {
 	key := claviger.Printable(a.Key)
 	return fmt.Sprintf("%s is one key here and another key in %s, into which the key was taken over too, at %s, and "+
 		"an EDEK names its version by that name alone: delete neither; roll key %s here, so that new files can be "+
@@ -159,27 +159,29 @@ func (e *Engine) whyTwice(ctx context.Context, version string, a away) string {
 }
 
 // elsewhereItem returns the item of a key that is in another target.
-func elsewhereItem(a away, why string) Item {
+func elsewhereItem(a otherTakeover, why string) Item {
 	return Item{Key: a.Key, State: Elsewhere, Listed: a.Listed, Folded: a.Folded, Source: a.Source,
 		SourceVersions: a.SourceVersions, Why: why}
 }
 
-// left returns the keys that runs took over into another target and that no run took over here, sorted by name.
-func (h *history) left() []away {
-	var list []away
+// onlyElsewhere returns the keys that runs took over into another target and that no run took over here, sorted by
+// name.
+func (h *history) onlyElsewhere() []otherTakeover {
+	var list []otherTakeover
 	for _, a := range h.elsewhere {
 		if st := h.items[a.Key].State; st != Done && st != Deleted && st != Importing {
 			list = append(list, a)
 		}
 	}
-	slices.SortFunc(list, func(a, b away) int { return strings.Compare(a.Key, b.Key) })
+	slices.SortFunc(list, func(a, b otherTakeover) int { return strings.Compare(a.Key, b.Key) })
 	return list
 }
 
 // originElsewhere returns the target of a run as a source, because EDEKs of the versions there open only there.
-// taken: the key was taken over here since, with higher numbers.
-func originElsewhere(a away, taken bool) Origin {
-	o := Origin{Key: a.Key, Source: a.target, TakenOver: taken, Numbered: taken, Metadata: a.Source, Folded: a.Folded}
+// takenOver: the key was taken over here since, with higher numbers.
+func originElsewhere(a otherTakeover, takenOver bool) Origin {
+	o := Origin{Key: a.Key, Source: a.target, TakenOver: takenOver, Numbered: takenOver, Metadata: a.Source,
+		Folded: a.Folded}
 	if a.numbered() {
 		o.MadeThere = a.TargetVersions
 	}

@@ -96,7 +96,7 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 		return nil, err
 	}
 	last := h.last()
-	for _, a := range h.left() {
+	for _, a := range h.onlyElsewhere() {
 		f.refuse("key %s is not here: %s", claviger.Printable(a.Key), e.whyElsewhere(a))
 	}
 	if last == nil && len(f.Refusals) > 0 {
@@ -164,7 +164,7 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 	last := h.last()
 	f.Compared = last.Compared
 	if f.Compared == nil && last.State != Finished && !o.SourceGone && e.cfg.Source == nil {
-		f.refuse("since the run, nobody has compared the keys here with those of the source: name the source by %s "+
+		f.refuse("the keys here were not compared with the source's keys since the run: name the source by %s "+
 			"again, and call claviger migrate finish once before you remove the source from the configuration. If "+
 			"the source is gone for good, confirm that by --source-gone: keys that were made there since the run "+
 			"are lost with it", propSource)
@@ -293,11 +293,11 @@ func (e *Engine) compareSource(ctx context.Context, f *Ending, h *history, o Fin
 			propSource)
 		return nil
 	}
-	if err := e.recordTwice(ctx, sv.twice); err != nil { // refuseKeys refuses them with the other conflicts
+	if err := e.recordDuplicates(ctx, sv.duplicates); err != nil { // refuseKeys refuses them with the other conflicts
 		return err
 	}
-	last, all := h.last(), len(sv.twice) == 0
-	if n := h.taken(); n > 0 &&
+	last, all := h.last(), len(sv.duplicates) == 0
+	if n := h.countTakenOver(); n > 0 &&
 		!slices.ContainsFunc(sv.items, func(it Item) bool { return h.items[it.Key].State.settled() }) {
 		f.refuse("the source lists none of the %d keys that were migrated from %s: is it that KMS? Name the right "+
 			"KMS by %s; if it is gone for good, remove the property, and confirm it by --source-gone", n, last.Source,
@@ -336,7 +336,7 @@ func (e *Engine) compareKey(ctx context.Context, f *Ending, h *history, o Finish
 	if err != nil {
 		return false, err
 	}
-	since := e.sinceRun(&it, sv.theirs[i], names)
+	since := e.sinceRun(&it, sv.atSource[i], names)
 	switch {
 	case it.State == Elsewhere:
 		return false, nil // Finish has added the refusal
@@ -369,8 +369,8 @@ func (h *history) knows(key string) bool {
 	return false
 }
 
-// taken returns the number of keys that were taken over from a source.
-func (h *history) taken() (n int) {
+// countTakenOver returns the number of keys that were taken over from a source.
+func (h *history) countTakenOver() (n int) {
 	for _, it := range h.items {
 		if it.State == Done {
 			n++

@@ -157,20 +157,20 @@ func versions(t *testing.T, p provider.Reader, key string) []string {
 // the source's. The target has one version, or as many as the source if the mode is migrate.All.
 func (b *bench) sameMetadata(t *testing.T, keys ...string) {
 	t.Helper()
-	theirs, err := b.source.Metadata(t.Context(), keys...)
+	atSource, err := b.source.Metadata(t.Context(), keys...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours, err := b.target.Metadata(t.Context(), keys...)
+	atTarget, err := b.target.Metadata(t.Context(), keys...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i, k := range keys {
-		if ours[i] == nil {
+		if atTarget[i] == nil {
 			t.Errorf("key %q is not at the target", k)
 			continue
 		}
-		s, o := theirs[i], ours[i]
+		s, o := atSource[i], atTarget[i]
 		made := 1
 		if b.cfg.Versions == migrate.All {
 			made = s.Versions

@@ -131,7 +131,7 @@ type history struct {
 	// others are the runs into other targets, oldest first. elsewhere is the newest record of each key that such a
 	// run has taken over, or has begun to take over. The fields above are of runs into our target only.
 	others    []Run
-	elsewhere map[string]away
+	elsewhere map[string]otherTakeover
 }
 
 // runPrefix distinguishes a migration's runs from other records of the journal.
@@ -139,7 +139,8 @@ const runPrefix = "migration-"
 
 // read returns the runs from one source, or from all sources if source is "".
 func (e *Engine) read(ctx context.Context, source string) (*history, error) {
-	h := &history{items: make(map[string]Item), takenOver: make(map[string]Item), elsewhere: make(map[string]away)}
+	h := &history{items: make(map[string]Item), takenOver: make(map[string]Item),
+		elsewhere: make(map[string]otherTakeover)}
 	names, err := e.cfg.Store.Runs(ctx)
 	if err != nil {
 		return nil, err
@@ -163,7 +164,7 @@ func (e *Engine) read(ctx context.Context, source string) (*history, error) {
 			h.others = append(h.others, run)
 			for _, it := range items {
 				if it.State == Done || it.State == Importing || len(it.TargetVersions) > 0 {
-					h.elsewhere[it.Key] = away{it, run.Target, run.Started}
+					h.elsewhere[it.Key] = otherTakeover{it, run.Target, run.Started}
 				}
 			}
 			continue

@@ -29,9 +29,9 @@ const (
 // A key of a source that numbers versions gets, by default, one fresh version with the next number, or with a
 // number that leaves room for rolls at the source (Config.Gap). Other keys get as many versions as the source
 // counts, from 0 on.
-func (e *Engine) number(ctx context.Context, sv *survey, it *Item, theirs *claviger.Metadata) {
-	count := theirs.Versions
-	if first := theirs.Versions; e.naming(ctx, sv, it) != opaque {
+func (e *Engine) number(ctx context.Context, sv *survey, it *Item, atSource *claviger.Metadata) {
+	count := atSource.Versions
+	if first := atSource.Versions; e.naming(ctx, sv, it) != opaque {
 		if first <= claviger.MaxVersion-e.cfg.Gap-e.cfg.MaxVersions {
 			first += e.cfg.Gap
 		}
@@ -40,7 +40,7 @@ func (e *Engine) number(ctx context.Context, sv *survey, it *Item, theirs *clavi
 	}
 	switch e.cfg.Versions {
 	case All:
-		count = theirs.Versions
+		count = atSource.Versions
 	case Current:
 		count = 1
 	}
@@ -51,7 +51,7 @@ func (e *Engine) number(ctx context.Context, sv *survey, it *Item, theirs *clavi
 	if it.State == Planned && count > e.cfg.MaxVersions {
 		it.State = Unsupported
 		it.Why = fmt.Sprintf("the source counts %d versions, but at most %d are made of one key; use --versions "+
-			"current", theirs.Versions, e.cfg.MaxVersions)
+			"current", atSource.Versions, e.cfg.MaxVersions)
 	}
 }
 
@@ -130,13 +130,13 @@ func (e *Engine) skip(ctx context.Context, it Item) error {
 // source rolled its key after the takeover. It returns "" if there is none, and if the source has another key of the
 // name (see sinceRun). ours are the names at the target. collision leaves out versions whose EDEKs, by the operator's
 // statement, are the target's.
-func (e *Engine) collision(ctx context.Context, it Item, theirs *claviger.Metadata, ours []string) string {
-	if !it.numbered() || it.madeAnew(theirs) {
+func (e *Engine) collision(ctx context.Context, it Item, atSource *claviger.Metadata, ours []string) string {
+	if !it.numbered() || it.madeAnew(atSource) {
 		return ""
 	}
 	for _, v := range ours {
 		n, ok := claviger.VersionNumber(v)
-		if !ok || n >= theirs.Versions || e.cfg.Ours[v] {
+		if !ok || n >= atSource.Versions || e.cfg.Ours[v] {
 			continue
 		}
 		// Perhaps the source does not number its versions: naming may have been unknown.
@@ -154,13 +154,13 @@ func (it *Item) numbered() bool {
 
 // collided returns the item of a key that is in conflict because of that version. here are all versions that the key
 // has here.
-func (e *Engine) collided(ctx context.Context, it Item, theirs *claviger.Metadata, version string,
+func (e *Engine) collided(ctx context.Context, it Item, atSource *claviger.Metadata, version string,
 	here ...string) Item {
 	more := slices.DeleteFunc(slices.Clone(here), func(v string) bool {
 		n, ok := claviger.VersionNumber(v)
-		return !ok || n >= theirs.Versions
+		return !ok || n >= atSource.Versions
 	})
-	it.State, it.Why, it.Rolled = Conflict, e.whyCollision(ctx, version, more...), theirs.Versions
+	it.State, it.Why, it.Rolled = Conflict, e.whyCollision(ctx, version, more...), atSource.Versions
 	return it
 }
 
@@ -217,7 +217,7 @@ func (e *Engine) conflicts(ctx context.Context) ([]VersionConflict, error) {
 				case there:
 					c.Why = e.whyRolledInto(version, a)
 				case a.target == source && a.target != "":
-					c.Why = e.whyTwice(ctx, version, a)
+					c.Why = e.whyDuplicate(ctx, version, a)
 				}
 				found = append(found, c)
 			}

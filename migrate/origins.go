@@ -47,8 +47,8 @@ func Origins(ctx context.Context, store metastore.Journal, target string, source
 	if err != nil {
 		return nil, err
 	}
-	c := originCollector{target: target, freed: freed, index: map[place]int{}, taken: map[place]Item{},
-		elsewhere: map[otherTarget]away{}}
+	c := originCollector{target: target, freed: freed, index: map[place]int{}, takenOver: map[place]Item{},
+		elsewhere: map[otherTarget]otherTakeover{}}
 	for _, name := range names {
 		if !strings.HasPrefix(name, runPrefix) {
 			continue
@@ -83,19 +83,19 @@ type otherTarget struct {
 
 // originCollector makes the list of Origins from the journal's runs, oldest first.
 type originCollector struct {
-	target string // URI
-	freed  map[string]Freed
-	list   []Origin
-	index  map[place]int  // in list
-	taken  map[place]Item // the newest record by which a key was taken over into target
+	target    string // URI
+	freed     map[string]Freed
+	list      []Origin
+	index     map[place]int  // in list
+	takenOver map[place]Item // the newest record by which a key was taken over into target
 	// elsewhere are the newest records of keys that runs took into other targets.
-	elsewhere map[otherTarget]away
+	elsewhere map[otherTarget]otherTakeover
 }
 
 // add adds the record of a key in a run.
 func (c *originCollector) add(run Run, it Item) {
 	p := place{it.Key, run.Source}
-	if was, ok := c.taken[p]; ok && it.hides(was) {
+	if was, ok := c.takenOver[p]; ok && it.hides(was) {
 		it = was // the key at the target is still the recorded one
 	}
 	o := Origin{Key: it.Key, Source: run.Source, TakenOver: it.migrated(), Folded: it.Folded, Metadata: it.Source,
@@ -106,7 +106,7 @@ func (c *originCollector) add(run Run, it Item) {
 	i, known := c.index[p]
 	if !sameTarget(run.Target, c.target) {
 		if o.TakenOver || it.State == Importing || len(it.TargetVersions) > 0 {
-			c.elsewhere[otherTarget{p, run.Target}] = away{it, run.Target, run.Started}
+			c.elsewhere[otherTarget{p, run.Target}] = otherTakeover{it, run.Target, run.Started}
 		}
 		if known {
 			return
@@ -114,7 +114,7 @@ func (c *originCollector) add(run Run, it Item) {
 		o.TakenOver, o.Numbered, o.Rolled, o.Made = false, false, 0, nil
 	}
 	if it.takenOver() {
-		c.taken[p] = it
+		c.takenOver[p] = it
 	}
 	if known {
 		c.list[i] = o

@@ -32,12 +32,12 @@ func (e *Engine) other(ctx context.Context, sv *survey, other Source) Check {
 			return c
 		}
 		for i, m := range ms {
-			theirs := sv.theirs[n+i]
+			atSource := sv.atSource[n+i]
 			switch {
-			case theirs == nil: // the report has the reason below the key
+			case atSource == nil: // the report has the reason below the key
 			case m == nil:
 				absent = append(absent, names[i])
-			case !m.Created.Equal(theirs.Created) || m.Versions != theirs.Versions:
+			case !m.Created.Equal(atSource.Created) || m.Versions != atSource.Versions:
 				differ = append(differ, names[i])
 			}
 		}

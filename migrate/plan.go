@@ -75,7 +75,7 @@ func (e *Engine) planKeys(ctx context.Context, p *Plan, sv *survey) error {
 	if err != nil {
 		return err
 	}
-	for _, c := range sv.twice { // no run has recorded them yet
+	for _, c := range sv.duplicates { // no run has recorded them yet
 		if key, _ := claviger.KeyOfVersion(c.Version); conflicts[key].Version == "" {
 			conflicts[key] = c
 		}

@@ -145,7 +145,8 @@ func TestDateOfAJavaKMS(t *testing.T) {
 	b.cfg.Probes.Source = (&migrate.SourceKMS{Bases: []string{kms.URL + "/kms"}}).Probe
 	p, err := b.engine(t).Plan(t.Context())
 	must(t, err)
-	if c := checkOf(t, p, "clocks"); c.Status != migrate.Failure || !strings.Contains(c.Measured, " ahead of ours") {
+	c := checkOf(t, p, "clocks")
+	if c.Status != migrate.Failure || !strings.Contains(c.Measured, " ahead of this host's") {
 		t.Errorf("%+v", c)
 	}
 }
@@ -186,7 +187,7 @@ func TestStartWithWrongScheme(t *testing.T) {
 
 func localAddr() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil }
 
-// hostFacts returns the facts of a host that answered. Its clock is ahead of ours.
+// hostFacts returns the facts of a host that answered. Its clock is ahead of this host's.
 func hostFacts(name, ip string, ahead time.Duration) migrate.HostFacts {
 	return migrate.HostFacts{Base: "https://" + name + ":16000/kms", Host: name,
 		Addrs: []netip.Addr{netip.MustParseAddr(ip)}, Asked: noon, Took: 4 * time.Millisecond, Date: noon.Add(ahead),
@@ -319,12 +320,12 @@ func TestChecksOfSource(t *testing.T) {
 			migrate.Warning, "is this host", ""},
 		{"clocks agree", migrate.Probes{Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", time.Second))}, "clocks",
 			migrate.OK,
-			"agrees with ours", ""},
+			"clock agrees with this host's", ""},
 		{"clock behind", migrate.Probes{Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", -45*time.Second))},
 			"clocks",
-			migrate.Warning, "45s behind ours", "NTP"},
+			migrate.Warning, "45s behind this host's", "NTP"},
 		{"clock ahead", migrate.Probes{Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", 10*time.Minute))}, "clocks",
-			migrate.Failure, "10m0s ahead of ours", "NTP"},
+			migrate.Failure, "10m0s ahead of this host's", "NTP"},
 		{"no clock", migrate.Probes{Source: sourceFacts(hostDown)}, "clocks", migrate.NotTried, "no answer with a date",
 			""},
 	} {

@@ -48,7 +48,7 @@ func (e *Engine) tryRights(ctx context.Context, sv *survey) []*trial {
 	var g errgroup.Group
 	g.SetLimit(rightsParallel)
 	for i, it := range sv.items {
-		m := sv.theirs[i]
+		m := sv.atSource[i]
 		if m == nil || m.BitLength <= 0 {
 			continue
 		}

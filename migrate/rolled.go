@@ -26,13 +26,13 @@ type sinceRun struct {
 
 // sinceRun compares the source's metadata with the journal's record of a key that was taken over; nil: nothing
 // has changed.
-func (e *Engine) sinceRun(it *Item, theirs *claviger.Metadata, names []string) *sinceRun {
-	if it.State != Done || len(it.TargetVersions) == 0 || theirs == nil {
+func (e *Engine) sinceRun(it *Item, atSource *claviger.Metadata, names []string) *sinceRun {
+	if it.State != Done || len(it.TargetVersions) == 0 || atSource == nil {
 		return nil
 	}
-	s := &sinceRun{recorded: it.Source.Versions, now: theirs.Versions}
-	if it.madeAnew(theirs) {
-		s.was, s.anew = it.Source.Created, theirs.Created
+	s := &sinceRun{recorded: it.Source.Versions, now: atSource.Versions}
+	if it.madeAnew(atSource) {
+		s.was, s.anew = it.Source.Created, atSource.Created
 		return s
 	}
 	if len(it.SourceVersions) > 0 && len(names) > 0 {
@@ -52,8 +52,8 @@ func (e *Engine) sinceRun(it *Item, theirs *claviger.Metadata, names []string) *
 
 // madeAnew reports whether the source's key of the name is another key than the recorded key. The creation time shows
 // that, because nobody can choose it.
-func (it *Item) madeAnew(theirs *claviger.Metadata) bool {
-	return !it.Source.Created.Equal(fieldsOf(theirs).Created)
+func (it *Item) madeAnew(atSource *claviger.Metadata) bool {
+	return !it.Source.Created.Equal(fieldsOf(atSource).Created)
 }
 
 // allOurs reports whether an operator has decided about the EDEKs of each new version of the source whose name a

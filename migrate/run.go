@@ -119,7 +119,7 @@ func (e *Engine) Run(ctx context.Context) (*Result, error) {
 	return r, e.inConflict(ctx, r)
 }
 
-// inConflict marks the keys in the result for which a server has found a conflict, even where the source counts
+// inConflict marks the keys in the result for which a server has found a conflict, even if the source counts
 // fewer versions now. The journal keeps such a key as done.
 func (e *Engine) inConflict(ctx context.Context, r *Result) error {
 	conflicts, err := e.conflictsOf(ctx)
@@ -150,7 +150,7 @@ func (e *Engine) run(ctx context.Context, only func(*Item) bool) (*Result, error
 	if err := e.needAdopted(sv); err != nil {
 		return nil, err
 	}
-	if err := e.recordTwice(ctx, sv.twice); err != nil {
+	if err := e.recordDuplicates(ctx, sv.duplicates); err != nil {
 		return nil, err
 	}
 	w := &work{e: e, items: append(sv.items, sv.unlistedSince()...), only: only}

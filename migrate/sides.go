@@ -22,12 +22,12 @@ const unreachableAfter = 3
 type survey struct {
 	items   []Item // one per key that the source lists, sorted by name
 	history *history
-	// listed are the source's names of the keys, keys the names under which they are taken over. theirs and ours
+	// listed are the source's names of the keys, keys the names under which they are taken over. atSource and atTarget
 	// are the metadata at the source and at the target. unread is the reason why the source's metadata could not
 	// be read. Each has the length of items.
-	listed, keys []string
-	theirs, ours []*claviger.Metadata
-	unread       []error
+	listed, keys       []string
+	atSource, atTarget []*claviger.Metadata
+	unread             []error
 	// adopted are the items' keys whose records an operator's adoption made.
 	adopted map[string]bool
 	// material: the source, a KMS, would show us key material, which we never request.
@@ -42,9 +42,9 @@ type survey struct {
 	// find out.
 	naming naming
 	probes int
-	// twice are versions that exist as different keys in two places: at the target and at another target, or at
-	// another target and at the source, which rolled the key later.
-	twice []VersionConflict
+	// duplicates are names of versions that are different keys in two places: at the target and at another target, or
+	// at another target and at the source, which rolled the key later.
+	duplicates []VersionConflict
 	// gone are keys that the journal has and the source no longer lists.
 	gone []Item
 }
@@ -71,27 +71,27 @@ func (e *Engine) survey(ctx context.Context, op string) (*survey, error) {
 	if err != nil {
 		return nil, err
 	}
-	theirs, unread, err := e.sourceMetadata(ctx, op, names)
+	atSource, unread, err := e.sourceMetadata(ctx, op, names)
 	if err != nil {
 		return nil, err
 	}
-	if names, theirs, unread, err = e.unlisted(ctx, op, names, theirs, unread); err != nil {
+	if names, atSource, unread, err = e.unlisted(ctx, op, names, atSource, unread); err != nil {
 		return nil, err
 	}
-	if sv.spelling, err = e.spelling(ctx, op, names, theirs); err != nil {
+	if sv.spelling, err = e.spelling(ctx, op, names, atSource); err != nil {
 		return nil, err
 	}
-	keys := sv.spelling.spelled(names, theirs, func(name string) bool {
+	keys := sv.spelling.spelled(names, atSource, func(name string) bool {
 		return sv.history.items[name].State == Done || slices.Contains(here, name)
 	})
 	sv.others(slices.Sorted(slices.Values(keys)), here)
 	if sv.adopted, err = e.adopted(ctx, keys); err != nil {
 		return nil, err
 	}
-	if sv.ours, err = e.targetMetadata(ctx, op, keys); err != nil {
+	if sv.atTarget, err = e.targetMetadata(ctx, op, keys); err != nil {
 		return nil, err
 	}
-	sv.theirs, sv.unread, sv.listed, sv.keys = theirs, unread, names, keys
+	sv.atSource, sv.unread, sv.listed, sv.keys = atSource, unread, names, keys
 	for i := range keys {
 		it, err := e.surveyKey(ctx, sv, i)
 		if err != nil {
@@ -121,8 +121,8 @@ func (e *Engine) targetMetadata(ctx context.Context, op string, keys []string) (
 
 // surveyKey makes the item of the key at index i.
 func (e *Engine) surveyKey(ctx context.Context, sv *survey, i int) (Item, error) {
-	name, theirs := sv.keys[i], sv.theirs[i]
-	it, err := e.judge(ctx, sv, name, theirs, sv.ours[i], sv.unread[i])
+	name, atSource := sv.keys[i], sv.atSource[i]
+	it, err := e.judge(ctx, sv, name, atSource, sv.atTarget[i], sv.unread[i])
 	if err != nil {
 		return it, err
 	}
@@ -135,7 +135,7 @@ func (e *Engine) surveyKey(ctx context.Context, sv *survey, i int) (Item, error)
 		it.Why = fmt.Sprintf("the source answers to every spelling of a name, and key %s differs in case only; "+
 			"delete or rename the one that no zone uses, before the next run", claviger.Printable(other))
 	}
-	if theirs == nil {
+	if atSource == nil {
 		return it, nil
 	}
 	if !sv.skipVersions && it.SourceVersions == nil {
@@ -148,9 +148,9 @@ func (e *Engine) surveyKey(ctx context.Context, sv *survey, i int) (Item, error)
 	if it.Run != "" { // the journal's record, which has numbers already
 		return it, nil
 	}
-	e.number(ctx, sv, &it, theirs)
-	if v := e.collision(ctx, it, theirs, it.TargetVersions); v != "" {
-		it = e.collided(ctx, it, theirs, v)
+	e.number(ctx, sv, &it, atSource)
+	if v := e.collision(ctx, it, atSource, it.TargetVersions); v != "" {
+		it = e.collided(ctx, it, atSource, v)
 		if it.Retaken {
 			it.Why = e.whyAdoptedBelow(ctx, name, v)
 		}
@@ -253,14 +253,14 @@ func (e *Engine) sourceMetadata(ctx context.Context, op string, names []string) 
 
 // unlisted lists the source's keys again if metadata is missing, and leaves out keys that were deleted in between. The
 // other keys without metadata are unreadable.
-func (e *Engine) unlisted(ctx context.Context, op string, names []string, theirs []*claviger.Metadata,
+func (e *Engine) unlisted(ctx context.Context, op string, names []string, atSource []*claviger.Metadata,
 	unread []error) ([]string, []*claviger.Metadata, []error, error) {
 	missing := false
 	for i := range names {
-		missing = missing || theirs[i] == nil && unread[i] == nil
+		missing = missing || atSource[i] == nil && unread[i] == nil
 	}
 	if !missing {
-		return names, theirs, unread, nil
+		return names, atSource, unread, nil
 	}
 	now, err := e.sourceNames(ctx, op)
 	if err != nil {
@@ -268,16 +268,16 @@ func (e *Engine) unlisted(ctx context.Context, op string, names []string, theirs
 	}
 	n := 0
 	for i, name := range names {
-		if theirs[i] == nil && unread[i] == nil {
+		if atSource[i] == nil && unread[i] == nil {
 			if _, listed := slices.BinarySearch(now, name); !listed {
 				continue
 			}
 			unread[i] = errNoMetadata
 		}
-		names[n], theirs[n], unread[n] = name, theirs[i], unread[i]
+		names[n], atSource[n], unread[n] = name, atSource[i], unread[i]
 		n++
 	}
-	return names[:n], theirs[:n], unread[:n], nil
+	return names[:n], atSource[:n], unread[:n], nil
 }
 
 // whyUnread returns the reason why a listed key could not be read, with the cure.

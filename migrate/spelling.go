@@ -25,7 +25,7 @@ type spelling struct {
 }
 
 // spelling requests a listed key under another spelling of its name that the source does not list.
-func (e *Engine) spelling(ctx context.Context, op string, names []string, theirs []*claviger.Metadata) (
+func (e *Engine) spelling(ctx context.Context, op string, names []string, atSource []*claviger.Metadata) (
 	spelling, error) {
 	tried := 0
 	for i, name := range names {
@@ -33,7 +33,7 @@ func (e *Engine) spelling(ctx context.Context, op string, names []string, theirs
 		if other == name {
 			other = claviger.FoldName(name)
 		}
-		if _, listed := slices.BinarySearch(names, other); theirs[i] == nil || listed ||
+		if _, listed := slices.BinarySearch(names, other); atSource[i] == nil || listed ||
 			claviger.FoldName(other) != claviger.FoldName(name) {
 			continue
 		}
@@ -54,12 +54,12 @@ func (e *Engine) spelling(ctx context.Context, op string, names []string, theirs
 
 // spelled returns the names under which the keys are taken over. If the source ignores case, that is the spelling of
 // key.acl.name, unless the journal or the target has the key in the listed spelling.
-func (s spelling) spelled(names []string, theirs []*claviger.Metadata, known func(string) bool) []string {
+func (s spelling) spelled(names []string, atSource []*claviger.Metadata, known func(string) bool) []string {
 	if !s.folds {
 		return names
 	}
 	keys := slices.Clone(names)
-	for i, m := range theirs {
+	for i, m := range atSource {
 		if m == nil || known(names[i]) {
 			continue
 		}

@@ -115,7 +115,7 @@ func (e *Engine) addKeys(ctx context.Context, s *StatusReport, h *history, uses 
 	if err != nil {
 		return err
 	}
-	for _, a := range h.left() {
+	for _, a := range h.onlyElsewhere() {
 		if _, known := h.items[a.Key]; !known {
 			h.order = append(h.order, a.Key)
 		}
@@ -326,7 +326,7 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 		Target: e.cfg.Target.URI(), Keys: []KeyDiff{}, OnlyTarget: sv.onlyTarget}
 	var here []string
 	for i, it := range sv.items {
-		if sv.unread[i] == nil && sv.ours[i] != nil {
+		if sv.unread[i] == nil && sv.atTarget[i] != nil {
 			here = append(here, it.Key)
 		}
 	}
@@ -357,13 +357,13 @@ type targetFacts struct {
 
 // verifyKey compares the key sv.items[i].
 func (e *Engine) verifyKey(ctx context.Context, sv *survey, i int, f *targetFacts) (KeyDiff, error) {
-	it, theirs, ours := sv.items[i], sv.theirs[i], sv.ours[i]
+	it, atSource, atTarget := sv.items[i], sv.atSource[i], sv.atTarget[i]
 	d := KeyDiff{Key: it.Key}
 	switch {
 	case sv.unread[i] != nil:
 		d.Differences = []Difference{{Field: "key", Source: "not readable: " +
-			e.whyUnread(ctx, it.Key, sv.unread[i]), Target: presence(ours)}}
-	case ours == nil:
+			e.whyUnread(ctx, it.Key, sv.unread[i]), Target: presence(atTarget)}}
+	case atTarget == nil:
 		d.Differences = []Difference{{Field: "key", Source: "there", Target: presence(nil)}}
 		if it.State == Elsewhere {
 			d.Remarks = append(d.Remarks, it.Why)
@@ -373,22 +373,22 @@ func (e *Engine) verifyKey(ctx context.Context, sv *survey, i int, f *targetFact
 		if err != nil {
 			return d, err
 		}
-		d.Differences = compare(fieldsOf(theirs), fieldsOf(ours))
-		both := VersionConflict{Version: e.collision(ctx, it, theirs, f.versions[it.Key])}
+		d.Differences = compare(fieldsOf(atSource), fieldsOf(atTarget))
+		both := VersionConflict{Version: e.collision(ctx, it, atSource, f.versions[it.Key])}
 		if both.Version != "" {
 			both.Why = e.whyCollision(ctx, both.Version)
 		}
-		for _, c := range sv.twice {
+		for _, c := range sv.duplicates {
 			if key, _ := claviger.KeyOfVersion(c.Version); key == it.Key && both.Version == "" {
 				both = c
 			}
 		}
-		d.verifyVersions(it, theirs, f, both, e.sinceRun(&it, theirs, names))
+		d.verifyVersions(it, atSource, f, both, e.sinceRun(&it, atSource, names))
 	}
 	for _, c := range f.conflicts { // also if the source counts fewer versions now
 		if key, _ := claviger.KeyOfVersion(c.Version); key == it.Key && len(d.Differences) == 0 {
 			d.Differences = append(d.Differences,
-				Difference{Field: "version " + c.Version, Source: "was another key's", Target: presence(ours)})
+				Difference{Field: "version " + c.Version, Source: "was another key's", Target: presence(atTarget)})
 			d.Remarks = append(d.Remarks, c.Why)
 		}
 	}
@@ -430,7 +430,7 @@ func presence(m *claviger.Metadata) string {
 
 // verifyVersions compares the versions. both is a version that the source has too, and since is what happened to
 // the source's versions.
-func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, f *targetFacts, both VersionConflict,
+func (d *KeyDiff) verifyVersions(it Item, atSource *claviger.Metadata, f *targetFacts, both VersionConflict,
 	since *sinceRun) {
 	names := f.versions[it.Key]
 	for _, name := range names {
@@ -461,8 +461,8 @@ func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, f *targetFa
 		}
 		return
 	}
-	if made := len(names); made != theirs.Versions {
-		d.Differences = append(d.Differences, Difference{Field: "versions", Source: fmt.Sprint(theirs.Versions),
+	if made := len(names); made != atSource.Versions {
+		d.Differences = append(d.Differences, Difference{Field: "versions", Source: fmt.Sprint(atSource.Versions),
 			Target: fmt.Sprint(made)})
 	}
 }

@@ -38,44 +38,44 @@ func (e *Engine) sourceVersions(ctx context.Context, sv *survey, key string) (na
 
 // keyFacts is what is known about one key of the source before judge decides.
 type keyFacts struct {
-	name         string
-	theirs, ours *claviger.Metadata // at the source and at the target; theirs is nil if it could not be read
-	before       Item               // the journal's record
-	known        bool               // the journal has a record
-	another      bool               // the target's key has the name, but is not the recorded key
-	adopted      bool               // an operator's adoption made the target's record
+	name               string
+	atSource, atTarget *claviger.Metadata // at the source and at the target; atSource is nil if it could not be read
+	before             Item               // the journal's record
+	known              bool               // the journal has a record
+	another            bool               // the target's key has the name, but is not the recorded key
+	adopted            bool               // an operator's adoption made the target's record
 }
 
 // keyFacts finds the journal's record of a key, and whether the target's key is the recorded one.
 func (e *Engine) keyFacts(ctx context.Context, sv *survey, name string,
-	theirs, ours *claviger.Metadata) (*keyFacts, error) {
+	atSource, atTarget *claviger.Metadata) (*keyFacts, error) {
 	before, known := sv.history.items[name]
-	another, err := e.another(ctx, before, ours)
+	another, err := e.another(ctx, before, atTarget)
 	if err != nil {
 		return nil, err
 	}
-	if was, ok := sv.history.takenOver[name]; ok && ours != nil && before.hides(was) {
-		if gone, err := e.another(ctx, was, ours); err != nil {
+	if was, ok := sv.history.takenOver[name]; ok && atTarget != nil && before.hides(was) {
+		if gone, err := e.another(ctx, was, atTarget); err != nil {
 			return nil, err
 		} else if !gone {
 			before, before.State = was, Done
 		}
 	}
-	return &keyFacts{name: name, theirs: theirs, ours: ours, before: before, known: known, another: another,
+	return &keyFacts{name: name, atSource: atSource, atTarget: atTarget, before: before, known: known, another: another,
 		adopted: sv.adopted[name]}, nil
 }
 
 // judge decides what to do with one key.
-func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, ours *claviger.Metadata,
+func (e *Engine) judge(ctx context.Context, sv *survey, name string, atSource, atTarget *claviger.Metadata,
 	unread error) (Item, error) {
-	k, err := e.keyFacts(ctx, sv, name, theirs, ours)
+	k, err := e.keyFacts(ctx, sv, name, atSource, atTarget)
 	if err != nil {
 		return Item{}, err
 	}
 	if unread != nil {
 		return e.judgeUnread(ctx, k, unread), nil
 	}
-	it := Item{Key: name, State: Planned, Source: fieldsOf(theirs)}
+	it := Item{Key: name, State: Planned, Source: fieldsOf(atSource)}
 	if other, ok := sv.history.elsewhere[name]; ok {
 		decided, err := e.judgeElsewhere(ctx, sv, k, other, &it)
 		if decided || err != nil {
@@ -85,7 +85,7 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 	if k.known {
 		k.continueRecord(&it)
 	}
-	if ours == nil {
+	if atTarget == nil {
 		return e.judgeAbsent(ctx, k, it)
 	}
 	return e.judgePresent(ctx, k, it)
@@ -93,7 +93,7 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 
 // judgeUnread decides about a key whose metadata could not be read at the source.
 func (e *Engine) judgeUnread(ctx context.Context, k *keyFacts, unread error) Item {
-	here := k.ours != nil && !k.another
+	here := k.atTarget != nil && !k.another
 	switch {
 	case k.known && k.before.State == Done && here:
 		// Only the comparison with the source is missing.
@@ -112,20 +112,20 @@ func (e *Engine) judgeUnread(ctx context.Context, k *keyFacts, unread error) Ite
 
 // judgeElsewhere decides about a key that a run into another target took over. If decided is false, the other
 // rules decide, with the lowest number that it may have stored in it.
-func (e *Engine) judgeElsewhere(ctx context.Context, sv *survey, k *keyFacts, other away,
+func (e *Engine) judgeElsewhere(ctx context.Context, sv *survey, k *keyFacts, other otherTakeover,
 	it *Item) (decided bool, err error) {
 	rolled := ""
-	if v := e.rolledInto(ctx, other, k.theirs); v != "" {
+	if v := e.rolledInto(ctx, other, k.atSource); v != "" {
 		rolled = e.whyRolledInto(v, other)
-		sv.twice = append(sv.twice, VersionConflict{v, e.cfg.Source.URI(), rolled})
+		sv.duplicates = append(sv.duplicates, VersionConflict{v, e.cfg.Source.URI(), rolled})
 	}
-	if k.ours != nil {
-		v, err := e.twice(ctx, other)
+	if k.atTarget != nil {
+		v, err := e.duplicateVersion(ctx, other)
 		if err != nil || v == "" {
 			return false, err
 		}
-		it.State, it.Why = Conflict, e.whyTwice(ctx, v, other)
-		sv.twice = append(sv.twice, VersionConflict{v, other.target, it.Why})
+		it.State, it.Why = Conflict, e.whyDuplicate(ctx, v, other)
+		sv.duplicates = append(sv.duplicates, VersionConflict{v, other.target, it.Why})
 		return true, nil
 	}
 	if k.known && (k.before.migrated() || k.before.State == Importing) {
@@ -139,14 +139,14 @@ func (e *Engine) judgeElsewhere(ctx context.Context, sv *survey, k *keyFacts, ot
 		}
 		return true, nil
 	}
-	it.First, err = above(ctx, s, other)
+	it.First, err = lowestNumber(ctx, s, other)
 	return false, err
 }
 
 // continueRecord copies into it what the journal's record of an earlier run still says.
 func (k *keyFacts) continueRecord(it *Item) {
 	it.SourceVersions, it.Started = k.before.SourceVersions, k.before.Started
-	if countOf(it.SourceVersions) != k.theirs.Versions {
+	if countOf(it.SourceVersions) != k.atSource.Versions {
 		it.SourceVersions = nil // the source rolled the key since
 	}
 	if k.before.State == Importing {
@@ -158,7 +158,7 @@ func (k *keyFacts) continueRecord(it *Item) {
 func (e *Engine) judgeAbsent(ctx context.Context, k *keyFacts, it Item) (Item, error) {
 	// If the source rolled the key to a number that the key had here, the key had to be deleted here. It is
 	// taken over again, unless it can be undeleted and was used.
-	again := e.collision(ctx, k.before, k.theirs, k.before.TargetVersions) != ""
+	again := e.collision(ctx, k.before, k.atSource, k.before.TargetVersions) != ""
 	if k.known && k.before.migrated() && !again {
 		return deletedHere(k.before), nil
 	}
@@ -167,10 +167,10 @@ func (e *Engine) judgeAbsent(ctx context.Context, k *keyFacts, it Item) (Item, e
 		case err != nil:
 			return it, err
 		case used != "":
-			return e.collided(ctx, k.before, k.theirs, used), nil
+			return e.collided(ctx, k.before, k.atSource, used), nil
 		}
 	}
-	if why := e.unsupported(k.theirs); why != "" {
+	if why := e.unsupported(k.atSource); why != "" {
 		it.State, it.Why = Unsupported, why
 	}
 	return it, nil
@@ -180,14 +180,14 @@ func (e *Engine) judgeAbsent(ctx context.Context, k *keyFacts, it Item) (Item, e
 func (e *Engine) judgePresent(ctx context.Context, k *keyFacts, it Item) (Item, error) {
 	if k.known && !k.another {
 		before := k.before
-		if before.State == Conflict && before.Rolled > 0 && before.madeAnew(k.theirs) {
+		if before.State == Conflict && before.Rolled > 0 && before.madeAnew(k.atSource) {
 			return before, nil // EDEKs still exist of the version to which the older key was rolled
 		}
 		if before.State == Done && !k.adopted {
 			return e.judgeTakenOver(ctx, k, it)
 		}
 	}
-	if diffs := compare(fieldsOf(k.theirs), fieldsOf(k.ours)); len(diffs) > 0 {
+	if diffs := compare(fieldsOf(k.atSource), fieldsOf(k.atTarget)); len(diffs) > 0 {
 		if k.adopted {
 			return e.readopt(ctx, it, diffs)
 		}
@@ -204,23 +204,23 @@ func (e *Engine) judgeTakenOver(ctx context.Context, k *keyFacts, it Item) (Item
 	before := k.before
 	before.Why, before.Rolled = "", 0
 	here := before.TargetVersions
-	if k.theirs.Versions > before.Source.Versions { // rolls here may have reached the same numbers
+	if k.atSource.Versions > before.Source.Versions { // rolls here may have reached the same numbers
 		vs, err := e.cfg.Target.Versions(ctx, k.name)
 		if err != nil {
 			return before, err
 		}
 		here = append(slices.Clone(here), namesOf(vs)...)
 	}
-	if v := e.collision(ctx, before, k.theirs, here); v != "" {
-		return e.collided(ctx, before, k.theirs, v, here...), nil
+	if v := e.collision(ctx, before, k.atSource, here); v != "" {
+		return e.collided(ctx, before, k.atSource, v, here...), nil
 	}
-	if since := e.sinceRun(&before, k.theirs, nil); since != nil {
+	if since := e.sinceRun(&before, k.atSource, nil); since != nil {
 		before.Why = since.String()
 		if !since.anew.IsZero() {
 			return before, nil // the key here is still the recorded one
 		}
 	}
-	if diffs := compare(before.Source, fieldsOf(k.theirs)); len(diffs) > 0 {
+	if diffs := compare(before.Source, fieldsOf(k.atSource)); len(diffs) > 0 {
 		return conflict(it, diffs, "at the source it is another key than the one that was migrated", cureRename), nil
 	}
 	return before, nil

@@ -25,7 +25,7 @@ import (
 
 // Overwriting is the text for operators about the limits of shredding.
 const Overwriting = "Files are overwritten once and removed. On SSDs, on copy-on-write file systems " +
-	"(btrfs, ZFS, overlays) and where there are snapshots or backups, the old bytes may stay readable nevertheless: " +
+	"(btrfs, ZFS, overlays), and in snapshots and backups, the old bytes may stay readable: " +
 	"also revoke the organization's auth secret and the client at the Key Trustee Server"
 
 // Leftover shreds l if agreed returns true, and records the result in l. doubt is the reason why the folder may

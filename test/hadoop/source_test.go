@@ -62,7 +62,7 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 	}
 	var text bytes.Buffer
 	report.Plan(&text, plan)
-	for _, want := range []string{"clocks: 127.0.0.1 agrees with ours", "and 1 cannot be read there",
+	for _, want := range []string{"clocks: 127.0.0.1's clock agrees with this host's", "and 1 cannot be read there",
 		"Can't cast key for keytool", "lists finance and answers to FINANCE", "key.acl.name spells them: Finance"} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("the plan does not say %q:\n%s", want, &text)
