@@ -151,29 +151,29 @@ func without(a, b []string) []string {
 	return out
 }
 
-// trail is a log whose clock the test sets.
-type trail struct {
+// testLog is a log whose clock the test sets.
+type testLog struct {
 	*Hadoop
 	out bytes.Buffer
 	now time.Time
 }
 
-func newTrail(window time.Duration) *trail {
-	l := &trail{now: time.Date(2026, 11, 23, 14, 0, 0, 0, time.Local)}
+func newTestLog(window time.Duration) *testLog {
+	l := &testLog{now: time.Date(2026, 11, 23, 14, 0, 0, 0, time.Local)}
 	l.Hadoop = newHadoop(&l.out, window, func() time.Time { return l.now })
 	return l
 }
 
-func (l *trail) ok(op Op, key, user string) {
+func (l *testLog) logOK(op Op, key, user string) {
 	l.Log(context.Background(), Event{Status: OK, Op: op, Key: key, Caller: caller(user)})
 }
 
-func (l *trail) refused(op Op, key, user string, keyRight bool) {
+func (l *testLog) logRefused(op Op, key, user string, keyRight bool) {
 	l.Log(context.Background(), Event{Status: Unauthorized, Op: op, KeyRight: keyRight, Key: key, Caller: caller(user)})
 }
 
-// pass moves the clock, and sweeps each second as run does.
-func (l *trail) pass(d time.Duration) {
+// advance moves the clock, and sweeps each second as run does.
+func (l *testLog) advance(d time.Duration) {
 	for end := l.now.Add(d); l.now.Before(end); {
 		l.now = l.now.Add(time.Second)
 		l.sweep()
@@ -181,7 +181,7 @@ func (l *trail) pass(d time.Duration) {
 }
 
 // expect compares the lines since the last call, without their time stamps.
-func (l *trail) expect(t *testing.T, want ...string) {
+func (l *testLog) expect(t *testing.T, want ...string) {
 	t.Helper()
 	var got []string
 	for line := range strings.Lines(l.out.String()) {
@@ -193,67 +193,67 @@ func (l *trail) expect(t *testing.T, want ...string) {
 	}
 }
 
-func agg(op, key, user string, count, ms int) string {
+func okLine(op, key, user string, count, ms int) string {
 	return fmt.Sprintf("OK[op=%s, key=%s, user=%s, accessCount=%d, interval=%dms] ", op, key, user, count, ms)
 }
 
 func TestAggregation(t *testing.T) {
-	l := newTrail(10 * time.Second)
-	l.ok(DecryptEEK, "k", "u")
-	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0))
-	l.ok(DecryptEEK, "k", "u")
-	l.ok(DecryptEEK, "k", "u")
-	l.ok(DecryptEEK, "k", "other")
-	l.ok(DecryptEEK, "other", "u")
-	l.ok(GenerateEEK, "k", "u")
-	l.expect(t, agg("DECRYPT_EEK", "k", "other", 1, 0), agg("DECRYPT_EEK", "other", "u", 1, 0),
-		agg("GENERATE_EEK", "k", "u", 1, 0))
-	l.pass(9 * time.Second)
+	l := newTestLog(10 * time.Second)
+	l.logOK(DecryptEEK, "k", "u")
+	l.expect(t, okLine("DECRYPT_EEK", "k", "u", 1, 0))
+	l.logOK(DecryptEEK, "k", "u")
+	l.logOK(DecryptEEK, "k", "u")
+	l.logOK(DecryptEEK, "k", "other")
+	l.logOK(DecryptEEK, "other", "u")
+	l.logOK(GenerateEEK, "k", "u")
+	l.expect(t, okLine("DECRYPT_EEK", "k", "other", 1, 0), okLine("DECRYPT_EEK", "other", "u", 1, 0),
+		okLine("GENERATE_EEK", "k", "u", 1, 0))
+	l.advance(9 * time.Second)
 	l.expect(t)
-	l.pass(time.Second) // the line of a window counts the first event again
-	l.expect(t, agg("DECRYPT_EEK", "k", "other", 1, 10000), agg("DECRYPT_EEK", "k", "u", 3, 10000),
-		agg("DECRYPT_EEK", "other", "u", 1, 10000), agg("GENERATE_EEK", "k", "u", 1, 10000))
-	l.pass(5 * time.Second)
-	l.ok(DecryptEEK, "k", "u") // the next window: counted, not written
+	l.advance(time.Second) // the line of a window counts the first event again
+	l.expect(t, okLine("DECRYPT_EEK", "k", "other", 1, 10000), okLine("DECRYPT_EEK", "k", "u", 3, 10000),
+		okLine("DECRYPT_EEK", "other", "u", 1, 10000), okLine("GENERATE_EEK", "k", "u", 1, 10000))
+	l.advance(5 * time.Second)
+	l.logOK(DecryptEEK, "k", "u") // the next window: counted, not written
 	l.expect(t)
-	l.pass(5 * time.Second)
-	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 20000))
-	l.pass(10 * time.Second) // a window without events ends the entry
+	l.advance(5 * time.Second)
+	l.expect(t, okLine("DECRYPT_EEK", "k", "u", 1, 20000))
+	l.advance(10 * time.Second) // a window without events ends the entry
 	l.expect(t)
-	l.ok(DecryptEEK, "k", "u")
-	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0))
+	l.logOK(DecryptEEK, "k", "u")
+	l.expect(t, okLine("DECRYPT_EEK", "k", "u", 1, 0))
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0))
+	l.expect(t, okLine("DECRYPT_EEK", "k", "u", 1, 0))
 	if len(l.held) != 1 {
 		t.Errorf("%d entries held, want 1, for the last event", len(l.held))
 	}
 }
 
 func TestRefusalEndsWindow(t *testing.T) {
-	l := newTrail(10 * time.Second)
+	l := newTestLog(10 * time.Second)
 	const refused = "UNAUTHORIZED[op=DECRYPT_EEK, key=k, user=u] "
-	l.ok(DecryptEEK, "k", "u")
-	l.ok(DecryptEEK, "k", "u")
-	l.ok(DecryptEEK, "k", "other")
-	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0), agg("DECRYPT_EEK", "k", "other", 1, 0))
-	l.pass(2 * time.Second)
-	l.refused(DecryptEEK, "k", "u", true) // a key-level right ends no window
+	l.logOK(DecryptEEK, "k", "u")
+	l.logOK(DecryptEEK, "k", "u")
+	l.logOK(DecryptEEK, "k", "other")
+	l.expect(t, okLine("DECRYPT_EEK", "k", "u", 1, 0), okLine("DECRYPT_EEK", "k", "other", 1, 0))
+	l.advance(2 * time.Second)
+	l.logRefused(DecryptEEK, "k", "u", true) // a key-level right ends no window
 	l.expect(t, refused)
-	l.refused(DecryptEEK, "k", "u", false)
-	l.expect(t, agg("DECRYPT_EEK", "k", "u", 2, 2000), refused)
-	l.refused(DecryptEEK, "k", "u", false) // the window has no events
+	l.logRefused(DecryptEEK, "k", "u", false)
+	l.expect(t, okLine("DECRYPT_EEK", "k", "u", 2, 2000), refused)
+	l.logRefused(DecryptEEK, "k", "u", false) // the window has no events
 	l.expect(t, refused)
-	l.ok(DecryptEEK, "k", "u")
-	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0))
+	l.logOK(DecryptEEK, "k", "u")
+	l.expect(t, okLine("DECRYPT_EEK", "k", "u", 1, 0))
 }
 
 func TestNotAggregated(t *testing.T) {
-	l := newTrail(10 * time.Second)
+	l := newTestLog(10 * time.Second)
 	for range 2 {
-		l.ok(GetMetadata, "k", "u")
-		l.ok(GetKeyVersion, "", "u") // an event without a key is not aggregated
+		l.logOK(GetMetadata, "k", "u")
+		l.logOK(GetKeyVersion, "", "u") // an event without a key is not aggregated
 		l.Log(t.Context(), Event{Status: OK, Op: GetKeys, Caller: caller("u@REALM")})
 		l.Log(t.Context(), Event{Status: OK, Op: ReencryptEEKBatch, Key: "k", Caller: caller("u"),
 			Message: "reencrypted 3 keys"})
@@ -274,17 +274,17 @@ func TestNotAggregated(t *testing.T) {
 	}
 	l.expect(t, append(want, want...)...)
 
-	off := newTrail(0) // no aggregation
-	off.ok(DecryptEEK, "k", "u")
-	off.ok(DecryptEEK, "k", "u")
-	off.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0), agg("DECRYPT_EEK", "k", "u", 1, 0))
+	off := newTestLog(0) // no aggregation
+	off.logOK(DecryptEEK, "k", "u")
+	off.logOK(DecryptEEK, "k", "u")
+	off.expect(t, okLine("DECRYPT_EEK", "k", "u", 1, 0), okLine("DECRYPT_EEK", "k", "u", 1, 0))
 	if err := off.Close(); err != nil || off.out.Len() > 0 {
 		t.Errorf("Close: %v, wrote %q", err, off.out.String())
 	}
 }
 
 func TestNoLineIsForged(t *testing.T) {
-	l := newTrail(10 * time.Second)
+	l := newTestLog(10 * time.Second)
 	const forged = "x\n2026-11-23 14:00:00,000 OK[op=DELETE_KEY, key=k, user=root] "
 	evil := claviger.Caller{Principal: claviger.Principal{Name: forged}, RemoteAddr: forged}
 	for _, s := range []Status{OK, Unauthorized, Unauthenticated, Error} {
@@ -312,9 +312,9 @@ func TestNoLineIsForged(t *testing.T) {
 }
 
 func TestHeldIsLimited(t *testing.T) {
-	l := newTrail(10 * time.Second)
+	l := newTestLog(10 * time.Second)
 	for i := range maxHeld + 100 {
-		l.ok(DecryptEEK, fmt.Sprint("invented ", i), "u")
+		l.logOK(DecryptEEK, fmt.Sprint("invented ", i), "u")
 	}
 	if len(l.held) != maxHeld {
 		t.Errorf("%d entries held", len(l.held))
@@ -322,7 +322,7 @@ func TestHeldIsLimited(t *testing.T) {
 	if n := strings.Count(l.out.String(), "\n"); n != maxHeld+100 {
 		t.Errorf("%d lines", n)
 	}
-	l.pass(20 * time.Second)
+	l.advance(20 * time.Second)
 	if len(l.held) != 0 {
 		t.Errorf("%d entries held after two windows", len(l.held))
 	}

@@ -67,7 +67,7 @@ func TestKMSAudit(t *testing.T) {
 			`UNAUTHENTICATED RemoteHost:remotehost Method:method URL:url ErrorMsg:'testmsg'`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := newTrail(10 * time.Second)
+			l := newTestLog(10 * time.Second)
 			ok := func(op Op, key string, times int) {
 				for range times {
 					l.Log(t.Context(), Event{Status: OK, Op: op, Key: key, Caller: user, Message: "testmsg"})
