@@ -123,7 +123,7 @@ func TestRangersAbsence(t *testing.T) {
 			f.lock(func() { f.fault = faultOf(func(string) bool { return true }, answer) })
 			for read, call := range reads {
 				if err := call("absent"); !claviger.Is(err, claviger.Internal) {
-					t.Errorf("%s while every answer is odd: %v", read, err)
+					t.Errorf("%s while every answer is unexpected: %v", read, err)
 				}
 			}
 		})

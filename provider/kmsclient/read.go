@@ -82,15 +82,15 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 	return out, nil
 }
 
-// metadata is Metadata in one request. If the answer about a single name is odd, it looks for the name in the list of
-// names.
+// metadata is Metadata in one request. If the answer about a single name is unexpected, it looks for the name in the
+// list of names.
 func (p *Provider) metadata(ctx context.Context, names []string) ([]*claviger.Metadata, error) {
 	const op = "kmsclient.Metadata"
 	if len(names) == 0 {
 		return nil, nil
 	}
 	list, err := p.requestMetadata(ctx, op, names)
-	if err != nil && len(names) == 1 && odd(err) && p.unlisted(ctx, names[0]) {
+	if err != nil && len(names) == 1 && unexpectedAnswer(err) && p.unlisted(ctx, names[0]) {
 		return []*claviger.Metadata{nil}, nil
 	}
 	return list, err
