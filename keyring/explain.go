@@ -92,8 +92,8 @@ func (s *source) explain(err error, q lookup) error {
 		}
 		return s.unreachable(q, s.lastError(), why)
 	case errors.Is(err, provider.ErrAnswered):
-		return claviger.Errorf(op, claviger.SourceUnreachable, q.name, "%s is not held here, and the source %s, which "+
-			"may hold it, cannot serve this now: %s", q.what, s.URI(), reason(err))
+		return claviger.Errorf(op, claviger.SourceUnreachable, q.name, "this KMS does not have %s, and the source %s, "+
+			"which may have it, cannot serve this now: %s", q.what, s.URI(), reason(err))
 	case noAnswer(err):
 		return s.unreachable(q, err, reason(err))
 	case kind == claviger.Denied || kind == claviger.KeyDenied:
@@ -120,9 +120,8 @@ type brokenSource struct {
 }
 
 func (b *brokenSource) Error() string {
-	return fmt.Sprintf("%s is not held here, and the source %s, which may hold it, failed; see the logs of both "+
-		"servers",
-		b.what, b.uri)
+	return fmt.Sprintf("this KMS does not have %s, and the source %s, which may have it, failed; see the logs of both "+
+		"servers", b.what, b.uri)
 }
 
 func (b *brokenSource) Unwrap() error { return b.err }
@@ -133,7 +132,7 @@ func (s *source) unreachable(q lookup, err error, why string) error {
 		cure = "correct this server's login: claviger.client.kerberos.*"
 	}
 	return claviger.Errorf("keyring.source", claviger.SourceUnreachable, q.name,
-		"%s is not held here, and the source %s, which may hold it, %s: %s; %s",
+		"this KMS does not have %s, and the source %s, which may have it, %s: %s; %s",
 		q.what, s.URI(), noAnswerText(err), why, cure)
 }
 

@@ -123,14 +123,13 @@ func (r *Ring) needNotCounted(ctx context.Context, s *source, v claviger.Version
 		return err
 	}
 	s.recordAbsent(v)
-	err = claviger.Errorf("keyring.source", claviger.SourceUnreachable, v.Name(), "key version '%s' is not held here, "+
-		"and the source %s counts %d versions of the key, but says that it has none of "+
-		"that name: another of its nodes may have it. This answer counts if it is still the same after %v; if all its "+
-		"nodes give it, the source has lost the version: restore it there from a backup",
+	err = claviger.Errorf("keyring.source", claviger.SourceUnreachable, v.Name(), "this KMS does not have key version "+
+		"'%s', and the source %s counts %d versions of the key, but says that it has none of that name: another node "+
+		"of the source may have it. This answer counts if it is still the same after %v; if all nodes of the source "+
+		"give it, the source has lost the version: restore it there from a backup",
 		v.Name(), s.URI(), m.Versions, absentSettles)
 	return ruleError{claviger.Answer(err, fmt.Sprintf("the KMS that may hold key version '%s' should have a "+
-		"version of "+
-		"that name, but says now that it has none; try again", v.Name()))}
+		"version of that name, but says now that it has none; try again", v.Name()))}
 }
 
 // versionAtSource returns a version that the primary does not know, without material, even if the source shows the
