@@ -28,6 +28,9 @@ import (
 	"claviger/owner"
 )
 
+// Driver is the name of SQLite's driver in database/sql. A test may set the name of a driver that wraps it.
+var Driver = "sqlite"
+
 // Config has the settings of a database.
 type Config struct {
 	// What names the content in errors: "metastore".
@@ -105,7 +108,7 @@ func (d *DB) connect() (err error) {
 	if d.Writer, err = Connect(d.path, d.cfg.Busy, params...); err != nil {
 		return err
 	}
-	if d.Reader, err = sql.Open("sqlite", URI(d.path, d.cfg.Busy, "mode=rw", "_pragma=query_only(1)")); err != nil {
+	if d.Reader, err = sql.Open(Driver, URI(d.path, d.cfg.Busy, "mode=rw", "_pragma=query_only(1)")); err != nil {
 		return errors.Join(err, d.Writer.Close())
 	}
 	d.Reader.SetMaxOpenConns(d.cfg.Readers)
@@ -171,7 +174,7 @@ func OpenMemory(ctx context.Context, path string, c Config) (*DB, error) {
 	d := newDB(path, c)
 	d.memory = true
 	var err error
-	if d.Writer, err = sql.Open("sqlite", ":memory:?_pragma=foreign_keys(1)"); err != nil {
+	if d.Writer, err = sql.Open(Driver, ":memory:?_pragma=foreign_keys(1)"); err != nil {
 		return nil, d.Fail(op, "", err)
 	}
 	d.Writer.SetMaxOpenConns(1) // each connection to ":memory:" has a database of its own
@@ -185,7 +188,7 @@ func OpenMemory(ctx context.Context, path string, c Config) (*DB, error) {
 // Connect opens one connection to the file path, outside of a DB. params are SQLite's URI parameters
 // (https://www.sqlite.org/uri.html) and "_pragma=NAME(VALUE)".
 func Connect(path string, busy time.Duration, params ...string) (*sql.DB, error) {
-	db, err := sql.Open("sqlite", URI(path, busy, params...))
+	db, err := sql.Open(Driver, URI(path, busy, params...))
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"claviger"
 	"claviger/metastore"
@@ -55,27 +54,6 @@ func TestBeginNeedsRecordedNumber(t *testing.T) {
 	step := metastore.Intent{Key: "k", Op: "create", Refs: []metastore.Ref{{Object: "01"}}}
 	if i, err := s.Begin(ctx, step); err == nil || !strings.Contains(err.Error(), "refused by the test") {
 		t.Errorf("begun: %+v, %v", i, err)
-	}
-}
-
-// TestClosedTokens checks that the methods for tokens fail after Close, instead of returning that no token exists.
-func TestClosedTokens(t *testing.T) {
-	s, _ := newStore(t)
-	ctx := t.Context()
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	_, renewed := s.RenewDelegation(ctx, 1, time.Now())
-	_, removed := s.RemoveDelegation(ctx, 1)
-	_, expired := s.RemoveExpired(ctx, time.Now())
-	_, _, found := s.Delegation(ctx, 1)
-	_, keys := s.MasterKeys(ctx)
-	for what, err := range map[string]error{"renewal": renewed, "removal": removed, "expiry": expired, "token": found,
-		"keys": keys, "put": s.PutDelegation(ctx, metastore.Delegation{Sequence: 1}),
-		"key": s.RemoveMasterKey(ctx, 1)} {
-		if !claviger.Is(err, claviger.Closed) {
-			t.Errorf("%s: %v", what, err)
-		}
 	}
 }
 

@@ -1,0 +1,54 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"testing"
+
+	"claviger/internal/faultsql"
+	"claviger/metastore/storetest"
+	"claviger/sqlitedb"
+)
+
+var faults = faultsql.Register("sqlite with faults", "sqlite")
+
+// injectFaults lets the stores that this test opens use the driver with faults.
+func injectFaults(t *testing.T) {
+	t.Helper()
+	before := sqlitedb.Driver
+	sqlitedb.Driver = "sqlite with faults"
+	t.Cleanup(func() { sqlitedb.Driver = before })
+}
+
+// TestEachCallFails lets each call to SQLite fail that a method makes. The method must return an error, change nothing,
+// and close its results and statements.
+func TestEachCallFails(t *testing.T) {
+	injectFaults(t)
+	s, _ := newStore(t)
+	fresh, _ := newStore(t)
+	_, open := faults.Unclosed()
+	storetest.EachFails(t, s, fresh, func(do func() error) iter.Seq2[storetest.Fault, error] {
+		return func(yield func(storetest.Fault, error) bool) {
+			for fault, err := range faults.EachFails(do) {
+				if _, n := faults.Unclosed(); n != open {
+					t.Errorf("%s leaves %d results or statements open", fault, n-open)
+					open = n
+				}
+				var f storetest.Fault
+				if fault.Number > 0 {
+					f = storetest.Fault{Call: fault.String(), Values: fault.Call == faultsql.Scan}
+				}
+				if f.Call != "" && !f.Values && !errors.Is(err, faultsql.ErrInjected) {
+					t.Errorf("%s: the error is %v", fault, err)
+				}
+				if !yield(f, err) {
+					return
+				}
+			}
+		}
+	}, storetest.Operation{Name: "ResetFutureTimes", Do: func(ctx context.Context, s storetest.Full) error {
+		_, err := s.(*Store).ResetFutureTimes(ctx)
+		return err
+	}})
+}

@@ -1,0 +1,117 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"claviger/internal/faultsql"
+	"claviger/owner"
+)
+
+// TestEachCallOfAnOpeningFails lets each call to SQLite fail that a function makes which opens files. The function must
+// return an error, close its connections, and leave no file behind.
+func TestEachCallOfAnOpeningFails(t *testing.T) {
+	injectFaults(t)
+	s, path := newStore(t)
+	mustInsert(t, s, "k", "0")
+	dir := t.TempDir()
+	backup, to := filepath.Join(dir, "backup"), filepath.Join(dir, "copy")
+	if _, err := Backup(t.Context(), path, backup); err != nil {
+		t.Fatal(err)
+	}
+	target := filepath.Join(dir, "store.db")
+	if err := copyFile(backup, target); err != nil {
+		t.Fatal(err)
+	}
+	type opened = func() error // ends what a function has opened
+	closed := func(s *Store, err error) (opened, error) {
+		if err != nil {
+			return nil, err
+		}
+		return s.Close, nil
+	}
+	for name, do := range map[string]func(ctx context.Context) (opened, error){
+		"Open":         func(ctx context.Context) (opened, error) { return closed(Open(ctx, target)) },
+		"OpenReadOnly": func(ctx context.Context) (opened, error) { return closed(OpenReadOnly(ctx, path)) },
+		"Inspect": func(ctx context.Context) (opened, error) {
+			_, err := Inspect(ctx, backup)
+			return nil, err
+		},
+		"Backup": func(ctx context.Context) (opened, error) {
+			_, err := Backup(ctx, path, to)
+			return func() error { return os.Remove(to) }, err
+		},
+		"Stage": func(ctx context.Context) (opened, error) {
+			staged, err := Stage(ctx, backup, target, false)
+			if err != nil {
+				return nil, err
+			}
+			if err := staged.SkipNumbersOf(ctx, s); err != nil {
+				return nil, errors.Join(err, staged.Discard())
+			}
+			return staged.Discard, nil
+		},
+		"Claim": func(ctx context.Context) (opened, error) {
+			release, err := s.Claim(ctx, owner.Self("claviger kms", ""), false)
+			return func() error { release(); return nil }, err
+		},
+	} {
+		t.Run(name, func(t *testing.T) { eachCallFails(t, dir, do) })
+	}
+}
+
+// eachCallFails runs do with one fault after the other. The files of dir must stay the same. A checkpoint may fail,
+// because it is repeated later.
+func eachCallFails(t *testing.T, dir string, do func(ctx context.Context) (end func() error, err error)) {
+	files := namesIn(t, dir)
+	conns, results := faults.Unclosed()
+	rounds := 0
+	var end func() error
+	for fault, err := range faults.EachFails(func() (err error) { end, err = do(t.Context()); return err }) {
+		rounds++
+		switch {
+		case fault.Number == 0 && err != nil:
+			t.Errorf("without a fault: %v", err)
+		case fault.Number == 0:
+		case err == nil && !strings.HasPrefix(fault.Statement, "PRAGMA wal_checkpoint"):
+			t.Errorf("%s has no effect", fault)
+		case err != nil && fault.Call != faultsql.Scan && !errors.Is(err, faultsql.ErrInjected):
+			t.Errorf("%s: the error is %v", fault, err)
+		}
+		if err == nil && end != nil {
+			if err := end(); err != nil {
+				t.Error(err)
+			}
+		}
+		if c, r := faults.Unclosed(); c > conns || r > results {
+			t.Errorf("%s leaves %d connections and %d results open", fault, c-conns, r-results)
+			conns, results = c, r
+		}
+		if got := namesIn(t, dir); !slices.Equal(got, files) {
+			t.Fatalf("%s leaves the files %q", fault, got)
+		}
+	}
+	if rounds < 2 {
+		t.Error("no call can fail")
+	}
+}
+
+// namesIn returns the names of the files in a folder, without SQLite's own files.
+func namesIn(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range list {
+		if own := filepath.Ext(e.Name()); own != ".db-wal" && own != ".db-shm" && own != ".lock" {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
