@@ -32,15 +32,14 @@ func TestEachCallFails(t *testing.T) {
 		return func(yield func(storetest.Fault, error) bool) {
 			for fault, err := range faults.EachFails(do) {
 				if _, n := faults.Unclosed(); n != open {
-					t.Errorf("%s leaves %d results or statements open", fault, n-open)
-					open = n
+					t.Fatalf("%s leaves %d results or statements open", fault, n-open)
 				}
 				var f storetest.Fault
 				if fault.Number > 0 {
 					f = storetest.Fault{Call: fault.String(), Values: fault.Call == faultsql.Scan}
 				}
 				if f.Call != "" && !f.Values && !errors.Is(err, faultsql.ErrInjected) {
-					t.Errorf("%s: the error is %v", fault, err)
+					t.Fatalf("%s: the error is %v", fault, err)
 				}
 				if !yield(f, err) {
 					return

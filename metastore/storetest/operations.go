@@ -154,12 +154,12 @@ func EachFails(t *testing.T, s, fresh Full, faults func(do func() error) iter.Se
 			rounds++
 			if fault.Call == "" {
 				if err != nil {
-					t.Errorf("%s without a fault: %v", o.Name, err)
+					t.Fatalf("%s without a fault: %v", o.Name, err)
 				}
 				break
 			}
 			if err == nil && !(fault.Values && o.Name == "Content") { // Content copies values of all types
-				t.Errorf("%s succeeds in spite of a fault in %s", o.Name, fault.Call)
+				t.Fatalf("%s succeeds in spite of a fault in %s", o.Name, fault.Call)
 			}
 			if diff := before.Differ(contentOf(t, s)); diff != nil {
 				t.Fatalf("%s with a fault in %s has changed %q", o.Name, fault.Call, diff)

@@ -1,0 +1,95 @@
+package postgres_test
+
+import (
+	"context"
+	"iter"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/internal/pgtest"
+	"claviger/metastore"
+	"claviger/metastore/postgres"
+	"claviger/metastore/storetest"
+	"claviger/owner"
+	"claviger/pgdb"
+)
+
+// faultyStores returns two empty stores, which reach PostgreSQL through a proxy that makes faults.
+func faultyStores(t *testing.T) (f *pgtest.Faults, a, b *postgres.Store) {
+	t.Helper()
+	server := pgtest.Shared(t)
+	f = pgtest.NewFaults(t, server.Addr)
+	f.Skip = func(statement string, row bool) bool {
+		if statement == "SELECT pg_advisory_unlock_all()" {
+			return true // the end of the session frees the locks too
+		}
+		// The store does not read the first two rows, and pgdb repeats the last query.
+		return row && slices.ContainsFunc([]string{"setval(", "pg_advisory_xact_lock", "pg_is_in_recovery()"},
+			func(part string) bool { return strings.Contains(statement, part) })
+	}
+	var stores [2]*postgres.Store
+	for i := range stores {
+		uri := strings.Replace(server.Database(t), server.Addr, f.Addr, 1)
+		stores[i] = openConfig(t, postgres.Config{URI: uri})
+	}
+	return f, stores[0], stores[1]
+}
+
+// TestEachCallFails lets each statement and each row fail that a method needs. The method must return an error, and
+// change nothing.
+func TestEachCallFails(t *testing.T) {
+	f, s, fresh := faultyStores(t)
+	storetest.EachFails(t, s, fresh, func(do func() error) iter.Seq2[storetest.Fault, error] {
+		return func(yield func(storetest.Fault, error) bool) {
+			for fault, err := range f.EachFails(do) {
+				var of storetest.Fault
+				if fault.Number > 0 {
+					of = storetest.Fault{Call: fault.String(), Values: fault.Row}
+				}
+				if of.Call != "" && !of.Values && pgdb.Code(err) != "26000" && pgdb.Code(err) != "22012" {
+					t.Fatalf("%s: the error is %v", fault, err)
+				}
+				if !yield(of, err) {
+					return
+				}
+			}
+		}
+	}, moreOperations()...)
+}
+
+// moreOperations returns the calls of the methods that a store of several nodes has in addition.
+func moreOperations() []storetest.Operation {
+	of := func(s storetest.Full) *postgres.Store { return s.(*postgres.Store) }
+	secrets := metastore.SignerSecrets{Next: []byte("next"), Current: []byte("current"), Rollover: time.UnixMilli(1)}
+	return []storetest.Operation{
+		{Name: "SwapSignerSecrets", Do: func(ctx context.Context, s storetest.Full) error {
+			_, err := of(s).SwapSignerSecrets(ctx, secrets)
+			return err
+		}},
+		{Name: "SignerSecrets", Do: func(ctx context.Context, s storetest.Full) error {
+			_, _, err := of(s).SignerSecrets(ctx)
+			return err
+		}},
+		{Name: "Owners", Do: func(ctx context.Context, s storetest.Full) error { _, err := s.Owners(ctx); return err }},
+		{Name: "Replication", Do: func(ctx context.Context, s storetest.Full) error { return of(s).Replication(ctx) }},
+		{Name: "WaitForStandbys", Do: func(ctx context.Context, s storetest.Full) error {
+			return of(s).WaitForStandbys(ctx)
+		}},
+		{Name: "Lock", Do: func(ctx context.Context, s storetest.Full) error {
+			unlock, err := s.Lock(ctx, "a lock")
+			if err == nil {
+				unlock()
+			}
+			return err
+		}},
+		{Name: "Claim", Do: func(ctx context.Context, s storetest.Full) error {
+			release, err := s.Claim(ctx, owner.Self("claviger kms", ""), false)
+			if err == nil {
+				release()
+			}
+			return err
+		}},
+	}
+}
