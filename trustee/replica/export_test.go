@@ -1,0 +1,21 @@
+package replica
+
+import (
+	"context"
+	"time"
+)
+
+// Check does what Run does at each tick. It returns why the two servers are not in step.
+func Check(ctx context.Context, r *Replica) error {
+	r.check(ctx)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.why
+}
+
+// ProbeDue makes the next Check probe the passive server, even if it was just probed.
+func ProbeDue(r *Replica) {
+	r.op.Lock()
+	defer r.op.Unlock()
+	r.probed = time.Time{}
+}
