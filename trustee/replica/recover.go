@@ -407,10 +407,11 @@ func (r *recovery) refuse(g *depositGroup) {
 
 func nameOf(d *server.Row) string { return strings.TrimPrefix(d.Label, trustee.LabelVersion) }
 
+// readable returns the readable name of a deposit.
+func readable(d *server.Row) string { return fmt.Sprintf("deposit %.200q", d.Label) }
+
 // count counts a deposit under its readable name.
-func (r *recovery) count(l *Loss, d *server.Row) {
-	l.count(server.Record{Deposit: d}, fmt.Sprintf("deposit %.200q", d.Label))
-}
+func (r *recovery) count(l *Loss, d *server.Row) { l.count(server.Record{Deposit: d}, readable(d)) }
 
 // add adds a deposit.
 func (r *recovery) add(ctx context.Context, s step) error {
@@ -418,7 +419,7 @@ func (r *recovery) add(ctx context.Context, s step) error {
 	if s.aside {
 		row.Sealed.Deleted = &r.now
 	}
-	added, err := r.outcome(fmt.Sprintf("deposit %.200q", row.Label), r.into.Put(ctx, row, "", server.Once{}))
+	added, err := r.outcome(readable(&row), r.into.Put(ctx, row, "", server.Once{}))
 	_, of := groupOf(&row)
 	if !added && err == nil && s.kind == trustee.LabelKey {
 		return r.deleteVersions(ctx, of)
@@ -439,18 +440,21 @@ func (r *recovery) add(ctx context.Context, s step) error {
 	case s.kind == trustee.LabelVersion && row.Sealed.Deleted == nil:
 		r.put[of] = append(r.put[of], s.row) // Names gets the name of its key
 	default:
-		r.res.Names = append(r.res.Names, fmt.Sprintf("deposit %.200q", row.Label))
+		r.res.Names = append(r.res.Names, readable(&row))
 	}
 	return nil
 }
 
-// deleteVersions deletes the versions of a key that were added, and adds them to Aside. The document of
-// the key could not be added, because the KT KMS made a key of that name meanwhile.
+// deleteVersions deletes the versions of a key that were added, and moves them from Added to Aside. The
+// document of the key could not be added, because the KT KMS made a key of that name meanwhile.
 func (r *recovery) deleteVersions(ctx context.Context, of depositsOf) error {
 	var uuids []string
 	for _, row := range r.put[of] {
 		uuids = append(uuids, row.UUID)
 		r.aside(row)
+		r.res.Added.Deposits--
+		r.res.Added.Names = slices.DeleteFunc(r.res.Added.Names,
+			func(name string) bool { return name == readable(row) })
 	}
 	if len(uuids) == 0 {
 		return nil
