@@ -19,3 +19,16 @@ func ProbeDue(r *Replica) {
 	defer r.op.Unlock()
 	r.probed = time.Time{}
 }
+
+// Woken reports whether Run was to check at once since the last call.
+func Woken(r *Replica) bool {
+	select {
+	case <-r.wakeup:
+		return true
+	default:
+		return false
+	}
+}
+
+// Forget clears the last result of Current.
+func Forget(r *Replica) { r.learned.Store(nil) }

@@ -60,8 +60,7 @@ func Open(ctx context.Context, f *trustee.Folder, held server.Store, p Pair, log
 		return nil, none, fmt.Errorf("--peer: %w", err)
 	}
 	r, err := New(ctx, Config{Identity: id, Store: store, Peer: peer, Spool: f.Path, Log: log}, p.First)
-	if err != nil {
-		peer.Close()
+	if err != nil { // peer has no connection yet
 		return nil, none, err
 	}
 	return r, peer.Close, nil

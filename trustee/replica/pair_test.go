@@ -1,7 +1,9 @@
 package replica_test
 
 import (
+	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"io"
@@ -26,25 +28,62 @@ import (
 var errInjected = errors.New("injected fault")
 
 // calls lists the calls of the stores of two servers, and the requests between the servers, while counts is true.
-// Call number fail, from 1, fails; 0: none.
+// Call number fail, from 1, fails; 0: none. before, if not nil, is called before each call, and may let it fail.
 type calls struct {
 	mu     sync.Mutex
 	counts bool
 	list   []string
 	fail   int
+	before func(name string) error
 }
 
 func (c *calls) at(name string) error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.counts {
-		return nil
+	counts := c.counts
+	if counts {
+		c.list = append(c.list, name)
 	}
-	c.list = append(c.list, name)
-	if len(c.list) == c.fail {
+	fails := counts && len(c.list) == c.fail
+	c.mu.Unlock()
+	switch {
+	case fails:
 		return claviger.E("test", claviger.Unavailable, "", errInjected)
+	case counts && c.before != nil:
+		return c.before(name)
 	}
 	return nil
+}
+
+// failing returns a function for before that lets each call of a name fail.
+func failing(name string) func(string) error {
+	return func(call string) error {
+		if call == name {
+			return claviger.E("test", claviger.Unavailable, "", errInjected)
+		}
+		return nil
+	}
+}
+
+// once returns a function for before that calls f before the first call of a name.
+func once(name string, f func()) func(string) error {
+	done := false
+	return func(call string) error {
+		if call == name && !done {
+			done = true
+			f()
+		}
+		return nil
+	}
+}
+
+// of counts the calls of a name.
+func (c *calls) of(name string) (n int) {
+	for _, call := range c.list {
+		if call == name {
+			n++
+		}
+	}
+	return n
 }
 
 // count counts the calls of f.
@@ -279,6 +318,28 @@ func (m *member) update(f func(*replica.Position)) {
 	must(m.t, err)
 }
 
+// exec changes the store behind the back of its server.
+func (m *member) exec(query string, args ...any) {
+	m.t.Helper()
+	db, err := sql.Open("sqlite", m.path)
+	must(m.t, err)
+	_, err = db.ExecContext(m.t.Context(), query, args...)
+	must(m.t, errors.Join(err, db.Close()))
+}
+
+// big makes changes of more than one page in the store, like tool.
+func (m *member) big(from, to int) {
+	m.t.Helper()
+	tool, err := sqlite.Open(m.t.Context(), m.path, false)
+	must(m.t, err)
+	for i := from; i <= to; i++ {
+		row := storetest.Row(i)
+		row.Sealed.Content = bytes.Repeat([]byte{byte(i)}, 400<<10)
+		must(m.t, tool.Put(m.t.Context(), row, "", server.Once{}))
+	}
+	must(m.t, tool.Close())
+}
+
 // applied makes a change in the store of a passive server, as if the active server had sent it.
 func (m *member) applied(i int) {
 	m.t.Helper()
@@ -286,4 +347,13 @@ func (m *member) applied(i int) {
 	text, err := json.Marshal(replica.Change{Op: replica.OpPut, Deposit: &row})
 	must(m.t, err)
 	must(m.t, m.store.Apply(m.t.Context(), st.Role, st.Epoch, []replica.Entry{st.Head.Next(st.Epoch, text)}))
+}
+
+// single returns an empty store of a server that is not one of two.
+func single(t *testing.T) *sqlite.Store {
+	t.Helper()
+	s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "trustee.db"), true)
+	must(t, err)
+	t.Cleanup(func() { must(t, s.Close()) })
+	return s
 }

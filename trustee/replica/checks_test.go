@@ -1,0 +1,333 @@
+package replica_test
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+
+	"claviger"
+	"claviger/trustee"
+	"claviger/trustee/replica"
+	"claviger/trustee/server"
+	"claviger/trustee/server/storetest"
+)
+
+// checked makes a check at the active server, and expects the calls, and an error with a text, or none for "".
+func checked(t *testing.T, m *member, says string, want ...string) {
+	t.Helper()
+	m.calls.list = nil
+	err := m.calls.count(func() error { return replica.Check(t.Context(), m.r) })
+	switch {
+	case says == "" && err != nil, says != "" && (err == nil || !strings.Contains(err.Error(), says)):
+		t.Errorf("the check: %v, want %q", err, says)
+	case len(want) > 0 && !slices.Equal(m.calls.list, want):
+		t.Errorf("the calls of the check: %q", m.calls.list)
+	}
+}
+
+// equal expects that both stores have the same records.
+func equal(t *testing.T, a, b *member) {
+	t.Helper()
+	if digestOf(t, a.store.Store) != digestOf(t, b.store.Store) {
+		t.Error("the stores differ")
+	}
+}
+
+// TestCheckSendsNothing: if the passive server has every change, a check only reads the position, and probes the other
+// server now and then.
+func TestCheckSendsNothing(t *testing.T) {
+	a, b, end := newPairs(t).fresh(t)
+	defer end()
+	known(t, a, b)
+	checked(t, a, "", "active Position", "passive peer-hello", "passive Position", "passive Has") // the first probe
+	checked(t, a, "", "active Position")
+	checked(t, b, "", "passive Position")
+	replica.ProbeDue(a.r)
+	checked(t, a, "", "active Position", "passive peer-hello", "passive Position", "passive Has")
+	a.tool(6)
+	checked(t, a, "", "active Position", "active UpdatePosition", "active Entries", "passive peer-append",
+		"passive Apply", "passive Position")
+	checked(t, a, "", "active Position")
+	equal(t, a, b)
+	if st := a.position(); st.Unshared != 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestCheckUnshared: the active server records that the passive server has the changes that it made alone, even if the
+// heads are equal.
+func TestCheckUnshared(t *testing.T) {
+	a, b, end := newPairs(t).fresh(t)
+	defer end()
+	known(t, a, b)
+	checked(t, a, "")
+	a.update(func(st *replica.Position) { st.Unshared = 1 })
+	checked(t, a, "", "active Position", "active UpdatePosition")
+	if st := a.position(); st.Unshared != 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestCheckCancelled: a check that was cancelled says nothing about the two servers.
+func TestCheckCancelled(t *testing.T) {
+	a, b, end := newPairs(t).fresh(t)
+	defer end()
+	known(t, a, b)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := replica.Check(ctx, a.r); err != nil {
+		t.Error(err)
+	}
+	if _, synced, err := a.r.State(t.Context()); err != nil || !synced {
+		t.Errorf("%t, %v", synced, err)
+	}
+}
+
+func promoteTo7(st *replica.Position) { st.Role, st.Epoch = server.RoleActive, 7 }
+
+// TestProbeFindsAnotherState: a passive server is not what it was at the last check.
+func TestProbeFindsAnotherState(t *testing.T) {
+	p := newPairs(t)
+	for name, c := range map[string]struct {
+		change func(*replica.Position)
+		says   string
+		role   server.Role // of the first server, after the check
+	}{
+		"an older copy": {func(st *replica.Position) { st.Head.Seq-- }, "was the passive one with change",
+			server.RoleActive},
+		"a newer change": {func(st *replica.Position) { st.Head.Seq++ }, "", server.RoleActive},
+		"active in the same epoch": {func(st *replica.Position) { st.Role = server.RoleActive },
+			"but now it is active", server.RoleActive},
+		"promoted":                 {promoteTo7, "", server.RolePassive},
+		"passive in a later epoch": {func(st *replica.Position) { st.Epoch = 7 }, "", server.RolePassive},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b, end := p.fresh(t)
+			defer end()
+			known(t, a, b)
+			b.update(c.change)
+			replica.ProbeDue(a.r)
+			checked(t, a, c.says)
+			if st := a.position(); st.Role != c.role || st.Epoch != b.position().Epoch && c.role == server.RolePassive {
+				t.Errorf("%+v", st)
+			}
+		})
+	}
+}
+
+// TestBothActive: two active servers of one epoch do not overwrite each other.
+func TestBothActive(t *testing.T) {
+	a, b, end := newPairs(t).fresh(t)
+	defer end()
+	b.update(func(st *replica.Position) { st.Role = server.RoleActive })
+	checked(t, a, "both Key Trustee Servers are active")
+	checked(t, b, "both Key Trustee Servers are active")
+	if a.position().Role != server.RoleActive || b.position().Role != server.RoleActive {
+		t.Error("a server has stepped down")
+	}
+}
+
+// TestFaultOfThePassive: the check says why the store of the passive server accepts no changes.
+func TestFaultOfThePassive(t *testing.T) {
+	a, _, end := newPairs(t).fresh(t)
+	defer end()
+	a.calls.before = failing("passive CheckWrites")
+	checked(t, a, "the store of the passive Key Trustee Server takes no changes")
+	a.calls.before = nil
+	checked(t, a, "takes no changes") // the probe of the store is not repeated at once
+}
+
+// TestManyChanges: changes of more than one page reach the passive server in the next check. A change that needs them
+// is refused.
+func TestManyChanges(t *testing.T) {
+	a, b, end := newPairs(t).fresh(t)
+	defer end()
+	known(t, a, b)
+	a.big(11, 13)
+	if err := change(t.Context(), a, b); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "more than one page") {
+		t.Errorf("a change: %v", err)
+	}
+	checked(t, a, "")
+	if n := a.calls.of("passive peer-append"); n != 3 {
+		t.Errorf("%d pages", n)
+	}
+	equal(t, a, b)
+	must(t, change(t.Context(), a, b))
+	equal(t, a, b)
+}
+
+// TestManyChangesOfThePassive: the active server fetches changes of more than one page.
+func TestManyChangesOfThePassive(t *testing.T) {
+	a, b, end := newPairs(t).fresh(t)
+	defer end()
+	b.update(func(st *replica.Position) { st.Role = server.RoleActive })
+	b.big(11, 13)
+	b.update(func(st *replica.Position) { st.Role = server.RolePassive })
+	checked(t, a, "")
+	if n := a.calls.of("passive peer-entries"); n != 3 {
+		t.Errorf("%d pages", n)
+	}
+	equal(t, a, b)
+}
+
+// TestLastChangeUnknown: the passive server may have the change whose answer was lost. The active server has made
+// another one instead. Nothing else of the passive server is dropped.
+func TestLastChangeUnknown(t *testing.T) {
+	p := newPairs(t)
+	for name, c := range map[string]struct {
+		at   string // the call that fails
+		lost string // what the passive server holds, and must not lose
+	}{
+		"it has the change":     {at: "passive Position"},
+		"it has another change": {at: "passive peer-append", lost: "holds what this one lacks"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b, end := p.fresh(t)
+			defer end()
+			known(t, a, b)
+			a.calls.before = failing(c.at)
+			if err := a.calls.count(func() error { return change(t.Context(), a, b) }); err == nil {
+				t.Fatal("the change was acknowledged")
+			}
+			a.calls.before = nil
+			if c.lost != "" {
+				b.applied(9)
+			}
+			a.tool(8)
+			checked(t, a, c.lost)
+			if c.lost == "" {
+				equal(t, a, b)
+			} else if _, err := b.store.Get(t.Context(), storetest.Row(9).UUID); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestLogOfAnotherStore: the passive server's head is in the active server's log, but its records are not those of the
+// log. They are not dropped.
+func TestLogOfAnotherStore(t *testing.T) {
+	a, b, end := newPairs(t).fresh(t)
+	defer end()
+	b.exec("UPDATE deposit SET uuid = 'own', label = ? WHERE uuid = 'u0'", storetest.Row(6).Label)
+	a.tool(6)
+	checked(t, a, "holds what this one lacks")
+}
+
+// TestMovingTarget: the stores change while they are compared.
+func TestMovingTarget(t *testing.T) {
+	p := newPairs(t)
+	for name, c := range map[string]struct {
+		at   string
+		do   func(a, b *member)
+		says string
+	}{
+		"a change before the comparison": {"passive Snapshot", func(a, _ *member) { a.tool(6) },
+			"another change was made"},
+		"a change of the passive": {"passive Snapshot", func(_, b *member) { b.applied(6) }, ""},
+		"yielded": {"passive Snapshot", func(a, _ *member) {
+			a.update(func(st *replica.Position) { st.Role = server.RolePassive })
+		}, "not the active one any more"},
+		"the same head meanwhile": {"passive peer-entries", func(a, b *member) {
+			b.update(func(st *replica.Position) { st.Head = a.position().Head })
+		}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b, end := p.fresh(t)
+			defer end()
+			if c.at == "passive peer-entries" {
+				branched(t, a, b)
+			}
+			a.calls.before = once(c.at, func() { c.do(a, b) })
+			checked(t, a, c.says)
+			if c.says == "" {
+				equal(t, a, b)
+			}
+		})
+	}
+}
+
+// TestNeverEqual: a passive server whose records change by themselves gets one whole copy, and then an error.
+func TestNeverEqual(t *testing.T) {
+	a, b, end := newPairs(t).fresh(t)
+	defer end()
+	a.calls.before = func(call string) error {
+		if call == "passive Snapshot" {
+			b.exec("UPDATE deposit SET content = x'00' WHERE uuid = 'u0'")
+		}
+		return nil
+	}
+	checked(t, a, "could not be made equal by digest")
+	if n := a.calls.of("passive peer-load"); n != 1 {
+		t.Errorf("%d copies", n)
+	}
+}
+
+// TestAloneGoesOn: if the passive server cannot be made equal, the active server still works alone.
+func TestAloneGoesOn(t *testing.T) {
+	for call, on := range map[string]bool{"passive peer-digest": true, "": false} {
+		a, _, end := newPairs(t).fresh(t)
+		alone(t, a, nil)
+		if a.calls.before = failing(call); on {
+			checked(t, a, errInjected.Error())
+		} else {
+			checked(t, a, "")
+		}
+		if st := a.position(); st.Alone != on {
+			t.Errorf("%q fails: alone is %t", call, st.Alone)
+		}
+		end()
+	}
+}
+
+// TestRefusedCopy: a copy that the passive server refused is not sent again until a store changes, or an operator says
+// so.
+func TestRefusedCopy(t *testing.T) {
+	a, b, end := newPairs(t).fresh(t)
+	defer end()
+	diverged(t, a, b)
+	const no = "holds what this one lacks"
+	sent := func(when string, want int) {
+		t.Helper()
+		checked(t, a, no)
+		if n := a.calls.of("passive peer-load"); n != want {
+			t.Errorf("%s: %d pages", when, n)
+		}
+	}
+	sent("first", 1)
+	sent("again", 0)
+	a.tool(10)
+	sent("after a change here", 0)
+	b.applied(11)
+	sent("after a change there", 1)
+	if err := a.calls.count(func() error {
+		a.calls.list = nil
+		return a.do(t.Context(), trustee.VerbResync, replica.ResyncArgs{})
+	}); !claviger.Is(err, claviger.Invalid) || a.calls.of("passive peer-load") != 1 {
+		t.Errorf("resync: %v, %q", err, a.calls.list)
+	}
+	if _, err := a.r.Current(t.Context()); err == nil {
+		t.Error("the active server does not know that it lacks something")
+	}
+	must(t, a.do(t.Context(), trustee.VerbResync, replica.ResyncArgs{Drop: true}))
+	if k, err := a.r.Current(t.Context()); err != nil || !k.Sure {
+		t.Errorf("after the resync: %+v, %v", k, err)
+	}
+	equal(t, a, b)
+}
+
+// TestCopyInPages: a whole copy is sent in pages of a limited size, and the passive server keeps no page.
+func TestCopyInPages(t *testing.T) {
+	a, b, end := newPairs(t).fresh(t)
+	defer end()
+	a.big(11, 13)
+	branched(t, a, b)
+	checked(t, a, "")
+	if n := a.calls.of("passive peer-load"); n != 3 {
+		t.Errorf("%d pages", n)
+	}
+	equal(t, a, b)
+	empty(t, b)
+}
