@@ -88,20 +88,20 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 	}
 	migrated := slices.ContainsFunc(origins, func(o Origin) bool { return o.madeHere(&last.Metadata) })
 	if migrated {
-		err = r.waitForSource(ctx, op, key, func() error { return r.needNoNewer(ctx, op, &last.Metadata) })
+		err = r.waitForSource(ctx, op, key, func() error {
+			if err := r.needNoNewer(ctx, op, &last.Metadata); err != nil {
+				return err
+			}
+			// The source may have rolled to a version of the key a moment ago. A source that does not answer does not
+			// stop the undeletion.
+			_ = r.CompareSources(ctx)
+			return nil
+		})
 	} else {
 		err = r.needFreeName(ctx, op, key)
 	}
 	if err != nil {
 		return err
-	}
-	if migrated {
-		// The source may have rolled to a version of the key a moment ago. A source that does not answer does not stop
-		// the undeletion.
-		err = r.waitForSource(ctx, op, key, func() error { _ = r.CompareSources(ctx); return nil })
-		if err != nil {
-			return err
-		}
 	}
 	defer r.forget(key)
 	if err := soft.Undelete(ctx, key, newestOf(last)); err != nil {
