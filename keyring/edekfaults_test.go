@@ -93,23 +93,26 @@ func TestReplacedAgain(t *testing.T) {
 	}
 }
 
-// TestFillFindsLostVersion: a fill of the queue that finds the version lost drops the EDEKs that are ready.
+// TestFillFindsLostVersion: a fill of the queue that finds the version lost drops the EDEKs that are ready, and does not
+// try again.
 func TestFillFindsLostVersion(t *testing.T) {
 	l := newLab(t, nil)
 	create(t, l.primary, "k")
 	if _, err := l.Generate(t.Context(), caller("u"), "k", 1); err != nil || l.Queued() == 0 {
 		t.Fatalf("%d EDEKs are ready, %v", l.Queued(), err)
 	}
+	calls := 0
 	l.primary.before = func(_ context.Context, call string) error {
 		if call == "EncryptBlocks" {
+			calls++
 			return claviger.E("test", claviger.Unavailable, "k@0", fmt.Errorf("gone: %w", provider.ErrUnusable))
 		}
 		return nil
 	}
 	_, err := l.makeEDEKs(t.Context(), "k", 1)
 	wantKind(t, err, claviger.Unavailable)
-	if n := l.Queued(); n != 0 {
-		t.Errorf("%d EDEKs of a lost version are ready", n)
+	if n := l.Queued(); n != 0 || calls != 1 {
+		t.Errorf("%d EDEKs of a lost version are ready after %d calls", n, calls)
 	}
 }
 
@@ -157,6 +160,22 @@ func TestDEKsAreWipedAfterFaults(t *testing.T) {
 		}
 	}
 	store.down.Store(false)
+}
+
+// TestForeignDEKIsWipedAfterFaults: a DEK that a source has opened is wiped if the request gets no slot again.
+func TestForeignDEKIsWipedAfterFaults(t *testing.T) {
+	w := newEachLab(t)
+	s := w.sources.list[0]
+	keep := &keepingCrypter{crypter: s.crypter, length: len(w.foreign.Material)}
+	s.crypter = keep
+	slot := &recordedSlot{err: errInjected}
+	_, err := w.Decrypt(WithSlot(t.Context(), slot), caller("u"), "theirs", true, w.foreign)
+	if !errors.Is(err, errInjected) {
+		t.Error(err)
+	}
+	if len(keep.given) != 1 || !keep.given[0].Equal(make([]byte, keep.length)) {
+		t.Errorf("%d DEKs were opened, and not wiped", len(keep.given))
+	}
 }
 
 // TestSpellingNotKnown: if the journal cannot say which key a spelling means, no EDEK is opened for it.

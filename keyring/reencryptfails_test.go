@@ -141,3 +141,25 @@ func TestNeedSameOriginFails(t *testing.T) {
 		}
 	}
 }
+
+// TestLostVersionInABatchWithForeignOnes: a batch that has EDEKs of a source too, and that finds a version here lost,
+// drops the ready-made EDEKs of the key.
+func TestLostVersionInABatchWithForeignOnes(t *testing.T) {
+	w := newEachLab(t)
+	if _, err := w.Roll(t.Context(), caller("u"), "payroll", nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Generate(t.Context(), caller("u"), "payroll", 1); err != nil || w.Queued() == 0 {
+		t.Fatalf("%d EDEKs are ready, %v", w.Queued(), err)
+	}
+	var lost atomic.Bool
+	lost.Store(true)
+	w.primary.before = lostWhile(&lost)
+	_, err := w.ReencryptBatch(t.Context(), caller("u"), "payroll", []claviger.EDEK{w.ours, w.older})
+	if !errors.Is(err, provider.ErrUnusable) {
+		t.Error(err)
+	}
+	if n := w.Queued(); n > 0 {
+		t.Errorf("%d EDEKs are still ready", n)
+	}
+}
