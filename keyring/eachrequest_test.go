@@ -166,7 +166,12 @@ func TestEachChangeWaitsForTheKey(t *testing.T) {
 			before := w.state(t)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			time.AfterFunc(10*time.Millisecond, cancel)
+			go func() {
+				for ctx.Err() == nil && !w.manage.someWait() {
+					time.Sleep(time.Millisecond)
+				}
+				cancel()
+			}()
 			if err := o.run(ctx, w); !claviger.Is(err, claviger.Unavailable) ||
 				!strings.Contains(err.Error(), "another operation on the key is under way") {
 				t.Errorf("%v", err)
@@ -176,6 +181,18 @@ func TestEachChangeWaitsForTheKey(t *testing.T) {
 			}
 		})
 	}
+}
+
+// someWait reports whether an operation waits for a lock.
+func (l *keyLocks) someWait() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range l.held {
+		if k.users > 1 {
+			return true
+		}
+	}
+	return false
 }
 
 // TestEachChangeIsSeen: a request after a change sees the change, even if the key was in the cache before.
