@@ -256,6 +256,9 @@ func edekOperations() []eachOperation {
 		{"reencrypt migrated", nil, func(ctx context.Context, w *eachLab) error {
 			return errOf(w.ReencryptBatch(ctx, u, "payroll", []claviger.EDEK{w.ours, w.older}))
 		}},
+		{"reencrypt rolled", rolledHere, func(ctx context.Context, w *eachLab) error {
+			return errOf(w.ReencryptBatch(ctx, u, "payroll", []claviger.EDEK{w.ours, w.older}))
+		}},
 	}
 }
 
@@ -291,6 +294,14 @@ func spelled(t *testing.T, w *eachLab) {
 	past.aliases["payroll"] = "payroll"
 }
 
+// rolledHere rolls the migrated key here.
+func rolledHere(t *testing.T, w *eachLab) {
+	t.Helper()
+	if _, err := w.Roll(t.Context(), caller("u"), "payroll", nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // rolledThere rolls the migrated key at the source.
 func rolledThere(t *testing.T, w *eachLab) {
 	t.Helper()
@@ -309,6 +320,8 @@ var mayFail = map[string]string{
 	"generate 2 NeverUsed once":                     "before the answer it is read again",
 	"generate by another spelling 4 NeverUsed once": "before the answer it is read again",
 	"reencrypt 2 NeverUsed once":                    "before the answer it is read again",
+	"reencrypt rolled 2 NeverUsed once":             "before the answer it is read again",
+	"reencrypt rolled 4 NeverUsed once":             "before the answer it is read again",
 	"reencrypt migrated 2 NeverUsed once":           "before the answer it is read again",
 	"undelete migrated 3 source":                    "a source that does not answer blocks no return of its own key",
 	"undelete migrated 4 Setting":                   "the comparison with the source is repeated every 30 s",
