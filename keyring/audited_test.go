@@ -98,6 +98,25 @@ func TestEventFields(t *testing.T) {
 	expect(audit.DeleteKey, "k", "", nil, 0, home)
 }
 
+// TestEventFieldsOfDeletedKeys: the events of an undeletion and of a purge have the newest version of the key.
+func TestEventFieldsOfDeletedKeys(t *testing.T) {
+	log := &eventLog{}
+	l := softLab(t, func(c *Config) { c.Audit = log })
+	deleted := deletedNameTest{deleted: "reports,reports"}.makeKeys(t, l)
+	if err := l.Purge(t.Context(), caller("reaper"), "reports", deleted[0]); err != nil {
+		t.Fatal(err)
+	}
+	if _, o := log.take(t); o.Op != audit.PurgeKey || o.Key != "reports" || o.Version != deleted[0] {
+		t.Errorf("purge: %+v", o)
+	}
+	if err := l.Undelete(t.Context(), caller("reaper"), "reports", ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, o := log.take(t); o.Op != audit.UndeleteKey || o.Key != "reports" || o.Version != deleted[1] {
+		t.Errorf("undelete: %+v", o)
+	}
+}
+
 // TestNoChangeWithoutRecord: if the audit log cannot record an operation, the operation is not done. An operation that
 // the rules refuse is recorded as unauthorized, not as an attempt.
 func TestNoChangeWithoutRecord(t *testing.T) {

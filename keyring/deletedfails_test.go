@@ -79,16 +79,24 @@ func TestOtherDeleted(t *testing.T) {
 	}
 }
 
-// TestPurgeFails: a purge of a name without deleted keys fails with the provider's error.
-func TestPurgeFails(t *testing.T) {
-	c := &calls{}
-	l := softLab(t, func(cfg *Config) {
-		cfg.Primary = &callsPrimary{cfg.Primary.(*counting), c}
-	})
-	c.fail = 2
-	ctx := context.WithValue(t.Context(), counted{}, true)
-	if err := l.Purge(ctx, caller("reaper"), "none", ""); !claviger.Is(err, claviger.Unavailable) {
-		t.Errorf("%v after %q", err, c.list)
+// TestDeletedKeysNotKnown: if the deleted keys of a name cannot be read, or not purged, the error is not "not found".
+func TestDeletedKeysNotKnown(t *testing.T) {
+	for name, change := range map[string]func(context.Context, *lab) error{
+		"undelete": func(ctx context.Context, l *lab) error {
+			return l.Undelete(ctx, caller("reaper"), "none", "none@0")
+		},
+		"purge": func(ctx context.Context, l *lab) error { return l.Purge(ctx, caller("reaper"), "none", "none@0") },
+	} {
+		c := &calls{}
+		l := softLab(t, func(cfg *Config) { cfg.Primary = &callsPrimary{cfg.Primary.(*counting), c} })
+		ctx := context.WithValue(t.Context(), counted{}, true)
+		wantKind(t, change(ctx, l), claviger.KeyNotFound)
+		for i, call := range slices.Clone(c.list) {
+			c.list, c.fail, c.once = nil, i+1, true
+			if err := change(ctx, l); !claviger.Is(err, claviger.Unavailable) {
+				t.Errorf("%s: call %d (%s) fails: %v", name, i+1, call, err)
+			}
+		}
 	}
 }
 
@@ -159,6 +167,19 @@ func TestDescribeDeletedForPurger(t *testing.T) {
 	}
 	_, err := l.Describe(t.Context(), caller("u"), "reports")
 	wantKind(t, err, claviger.KeyNotFound)
+	_, err = l.Describe(t.Context(), caller("purger"), "none")
+	wantKind(t, err, claviger.KeyNotFound)
+}
+
+// TestDescribeWithoutHiddenDeletedKey: a deleted key that the caller may not read does not hide the key that has the
+// name now.
+func TestDescribeWithoutHiddenDeletedKey(t *testing.T) {
+	l := softLab(t, func(c *Config) { c.Policy = rules(t, trusteeRules("key.acl.hers.READ", "alice")...) })
+	deletedNameTest{deleted: "hers", live: "his"}.makeKeys(t, l)
+	got, err := l.Describe(t.Context(), caller("restorer"), "reports")
+	if err != nil || len(got) != 1 || got[0].ACLName() != "his" {
+		t.Errorf("%+v, %v", got, err)
+	}
 }
 
 // TestDescribeUses: a description has the last use of each version: the later of what the store has and of what this

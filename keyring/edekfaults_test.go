@@ -93,8 +93,8 @@ func TestReplacedAgain(t *testing.T) {
 	}
 }
 
-// TestFillFindsLostVersion: a fill of the queue that finds the version lost drops the EDEKs that are ready, and does not
-// try again.
+// TestFillFindsLostVersion: a fill of the queue that finds the version lost drops the EDEKs that are ready, and does
+// not try again.
 func TestFillFindsLostVersion(t *testing.T) {
 	l := newLab(t, nil)
 	create(t, l.primary, "k")
@@ -113,6 +113,25 @@ func TestFillFindsLostVersion(t *testing.T) {
 	wantKind(t, err, claviger.Unavailable)
 	if n := l.Queued(); n != 0 || calls != 1 {
 		t.Errorf("%d EDEKs of a lost version are ready after %d calls", n, calls)
+	}
+}
+
+// TestDecryptFindsLostVersion: a decryption that finds the version lost drops the EDEKs that are ready.
+func TestDecryptFindsLostVersion(t *testing.T) {
+	l := newLab(t, nil)
+	create(t, l.primary, "k")
+	es, _ := l.edeks(t, "k", 1)
+	if l.Queued() == 0 {
+		t.Fatal("no EDEKs are ready")
+	}
+	var lost atomic.Bool
+	lost.Store(true)
+	l.primary.before = lostWhile(&lost)
+	if _, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0]); !errors.Is(err, provider.ErrUnusable) {
+		t.Error(err)
+	}
+	if n := l.Queued(); n != 0 {
+		t.Errorf("%d EDEKs of a lost version are ready", n)
 	}
 }
 
