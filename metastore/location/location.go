@@ -131,16 +131,13 @@ func (p Location) notForgotten() error {
 	return nil
 }
 
-// homes returns the folders that were the default in earlier versions.
+// homes returns the folders that were the default in earlier versions. A folder may be in the list twice.
 func homes() []string {
-	var list []string
-	if home := os.Getenv("HOME"); filepath.IsAbs(home) {
-		list = append(list, home)
-	}
-	if u, err := user.Current(); err == nil && filepath.IsAbs(u.HomeDir) && !slices.Contains(list, u.HomeDir) {
+	list := []string{os.Getenv("HOME")}
+	if u, err := user.Current(); err == nil {
 		list = append(list, u.HomeDir)
 	}
-	return list
+	return slices.DeleteFunc(list, func(home string) bool { return !filepath.IsAbs(home) })
 }
 
 // Creator is called before Open makes a store that does not exist yet. Its error prevents that.

@@ -2,7 +2,9 @@ package location
 
 import (
 	"os"
+	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -25,6 +27,7 @@ func TestLocation(t *testing.T) {
 				"sqlite:///"},
 		"another KMS":        {"kms://http@h:1/kms", "", "", "of scheme kms, names no file"},
 		"a Key Trustee":      {"keytrustee://host", "", "", "of scheme keytrustee, names no file"},
+		"a keystore in HDFS": {"jceks://hdfs@nn:8020/kms.jceks", "", "", "of scheme jceks, names no file"},
 		"a path of no kind":  {"jceks://file@/x", "claviger.db", "", "absolute path"},
 		"no provider at all": {",", "", "", "property claviger.metastore.uri is not set"},
 	} {
@@ -61,6 +64,8 @@ func TestShowsNoPassword(t *testing.T) {
 		"host=db1 user=a password hunter2":              "",
 		"host=db1 user=a pa ssword=hunter2":             "",
 		"hunter2:x":                                     "",
+		"/var/lib/hunter2":                              "",
+		"sqlite://hunter2":                              "sqlite",
 		"hunter2":                                       "",
 		"postgresql:/claviger/hunter2@db1:5432":         "postgresql",
 		"POSTGRESQL://claviger@hunter2@db1/c":           "postgresql",
@@ -83,6 +88,30 @@ func TestShowsNoPassword(t *testing.T) {
 		if _, err := Parse(uri); err == nil || !strings.HasPrefix(err.Error(), want[1:]) ||
 			strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: %v", uri, err)
+		}
+	}
+}
+
+// TestNoMissingFile checks that a PostgreSQL database is never a missing file.
+func TestNoMissingFile(t *testing.T) {
+	loc, err := Parse("postgresql://u@h:1/d")
+	if err != nil || loc.File != "" || loc.Missing() {
+		t.Errorf("%+v, missing %t, %v", loc, loc.Missing(), err)
+	}
+}
+
+// TestHomes checks that the home folder of the environment and that of the user's account are both searched. A relative
+// path depends on the working folder, so it is not searched.
+func TestHomes(t *testing.T) {
+	u, err := user.Current()
+	if err != nil || !filepath.IsAbs(u.HomeDir) {
+		t.Skipf("the user of the test has no home folder: %v, %v", u, err)
+	}
+	other := t.TempDir()
+	for home, want := range map[string][]string{other: {other, u.HomeDir}, "relative": {u.HomeDir}, "": {u.HomeDir}} {
+		t.Setenv("HOME", home)
+		if got := homes(); !slices.Equal(got, want) {
+			t.Errorf("HOME=%q: %q, want %q", home, got, want)
 		}
 	}
 }

@@ -7,8 +7,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -39,6 +41,8 @@ func TestSeenFile(t *testing.T) {
 		{uri: hsm, store: "sqlite://" + dir + "/claviger.db"},
 		{uri: hsm, store: "sqlite://" + dir + "/claviger.db", value: "mine.json"},
 		{uri: "pkcs11:token=x", store: pg},
+		{uri: ",", store: pg},
+		{uri: "jceks://hdfs@nn:8020/kms.jceks", store: pg},
 		{uri: "cloudera.hsmkp://file@" + dir + "/nowhere/luna.keystore", store: pg, warned: dir + "/nowhere/" +
 			SeenName},
 	} {
@@ -90,6 +94,9 @@ func TestUsesKept(t *testing.T) {
 	if list, err := kept.Load(); err != nil || !slices.Equal(list, want) {
 		t.Errorf("%v, %v", list, err)
 	}
+	if left := openFiles(t, file); len(left) > 0 {
+		t.Errorf("Load left files open: %q", left)
+	}
 	if err := kept.Keep(nil); err != nil {
 		t.Error(err)
 	}
@@ -101,5 +108,70 @@ func TestUsesKept(t *testing.T) {
 	}
 	if _, err := kept.Load(); err == nil || !strings.Contains(err.Error(), file) {
 		t.Errorf("Load of a file that is cut short: %v", err)
+	}
+}
+
+// TestUsesErrors checks that uses are never lost without an error.
+func TestUsesErrors(t *testing.T) {
+	dir := t.TempDir()
+	notFolder := filepath.Join(dir, "file")
+	if err := os.WriteFile(notFolder, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	unreachable := Uses{filepath.Join(notFolder, UsesName)}
+	if list, err := unreachable.Load(); !errors.Is(err, syscall.ENOTDIR) || list != nil {
+		t.Errorf("Load: %v, %v", list, err)
+	}
+	use := metastore.Use{Source: "kms://http@old:9600/kms", Version: "k@0", Op: "decrypt", Count: 1, Last: time.Now()}
+	for what, list := range map[string][]metastore.Use{"nothing": nil, "a use": {use}} {
+		if err := unreachable.Keep(list); !errors.Is(err, syscall.ENOTDIR) {
+			t.Errorf("Keep of %s: %v", what, err)
+		}
+	}
+	kept := Uses{filepath.Join(dir, UsesName)}
+	if err := kept.Keep([]metastore.Use{use}); err != nil {
+		t.Fatal(err)
+	}
+	use.Last = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) // JSON has no such year
+	if err := kept.Keep([]metastore.Use{use}); err == nil {
+		t.Error("Keep of a time that JSON cannot hold")
+	}
+	if list, err := kept.Load(); err != nil || len(list) != 1 {
+		t.Errorf("after a failed Keep: %v, %v", list, err)
+	}
+}
+
+// TestOpenUses checks that a node that records nothing keeps no file of uses.
+func TestOpenUses(t *testing.T) {
+	for value, refused := range map[string]bool{"none": false, "mine.json": true} {
+		conf := kmstest.Conf(t, map[string]string{hadoopconf.ProviderURI: "pkcs11:token=x",
+			hadoopconf.MetastoreURI: "postgresql://claviger@db1/claviger", hadoopconf.MetastoreSeen: value})
+		if uses, keeps, err := OpenUses(conf); keeps || uses != (Uses{}) || (err != nil) != refused {
+			t.Errorf("%s: %v, %t, %v", value, uses, keeps, err)
+		}
+	}
+}
+
+// TestFolderNotWritable checks that a folder without the right to write is no place for a file. The test asks as
+// another user than root, because root may write everywhere. The thread of that user is not used again.
+func TestFolderNotWritable(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o500); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if os.Getuid() == 0 {
+			const nobody, same = 65534, ^uintptr(0)
+			if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, nobody, same, same); errno != 0 {
+				done <- errno
+				return
+			}
+		}
+		done <- writableFolder(dir)
+	}()
+	if err := <-done; !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), dir) {
+		t.Error(err)
 	}
 }
