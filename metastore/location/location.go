@@ -214,7 +214,11 @@ func OpenEmpty(ctx context.Context, conf *hadoopconf.Conf) (metastore.Store, err
 	if err != nil {
 		return nil, err
 	}
-	return sqlite.OpenEmpty(ctx, loc.File)
+	st, err := sqlite.OpenEmpty(ctx, loc.File)
+	if err != nil {
+		return nil, err // a nil *sqlite.Store would not be a nil Store
+	}
+	return st, nil
 }
 
 // IsPostgres reports whether uri names a PostgreSQL database.

@@ -195,7 +195,8 @@ func TestOpenNowhere(t *testing.T) {
 	}
 }
 
-// TestOpenEmpty checks that OpenEmpty makes no file.
+// TestOpenEmpty checks that OpenEmpty makes no file. After an error it returns nil, as a caller that closes each store
+// that is not nil expects.
 func TestOpenEmpty(t *testing.T) {
 	conf, file := sqliteConf(t)
 	s, err := OpenEmpty(t.Context(), conf)
@@ -210,6 +211,11 @@ func TestOpenEmpty(t *testing.T) {
 	}
 	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%s: %v", file, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if s, err := OpenEmpty(ctx, conf); err == nil || s != nil {
+		t.Errorf("after the end of the context: %v, %v", s, err)
 	}
 }
 
