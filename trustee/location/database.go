@@ -18,13 +18,26 @@ type DatabaseStatus struct {
 	Digest   string      `json:"digest,omitempty"`
 }
 
+// database is a store in a PostgreSQL database.
+type database interface {
+	server.Store
+	URI() string
+	Deposits(ctx context.Context) (live, deleted int64, err error)
+	Promote(ctx context.Context) error
+}
+
 // StatusOf returns the status of the database that a folder names. If digest is true, it reads the whole
 // store.
-func StatusOf(ctx context.Context, f *trustee.Folder, digest bool) (st DatabaseStatus, err error) {
+func StatusOf(ctx context.Context, f *trustee.Folder, digest bool) (DatabaseStatus, error) {
 	store, err := openDatabase(ctx, f, nil)
 	if err != nil {
-		return st, err
+		return DatabaseStatus{}, err
 	}
+	return statusOf(ctx, store, digest)
+}
+
+// statusOf returns the status of a database, and closes it.
+func statusOf(ctx context.Context, store database, digest bool) (st DatabaseStatus, err error) {
 	defer func() { err = errors.Join(err, store.Close()) }()
 	st.Store = store.URI()
 	if st.Role, err = store.Role(ctx); err != nil {
@@ -46,6 +59,11 @@ func Promote(ctx context.Context, f *trustee.Folder, force bool) (uri string, er
 	if err != nil {
 		return "", err
 	}
+	return promote(ctx, store, force)
+}
+
+// promote makes a standby a primary, as Promote does, and closes it.
+func promote(ctx context.Context, store database, force bool) (uri string, err error) {
 	defer func() { err = errors.Join(err, store.Close()) }()
 	role, err := store.Role(ctx)
 	switch {

@@ -142,10 +142,7 @@ func initStore(ctx context.Context, f *trustee.Folder, o InitOptions) error {
 // refuses unless empty is true.
 func initFile(ctx context.Context, f *trustee.Folder, empty bool) error {
 	path := file(f)
-	left, err := servedBefore(f)
-	if err != nil {
-		return err
-	}
+	left := servedBefore(f)
 	if len(left) > 0 && !empty {
 		return claviger.Refuse("%s is missing, but these files show that a trustee has served it: %s. With an empty "+
 			"store, the trustee would answer that no deposit exists, so none was made. Put the file back, or one of "+

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"claviger"
@@ -55,12 +56,8 @@ func RefuseServer(dir string) error {
 	if err != nil {
 		return err
 	}
-	left, err := servedBefore(f)
-	if err != nil {
-		return err
-	}
 	_, missing := os.Stat(file(f))
-	if missing != nil && len(left) == 0 && f.Store == "" {
+	if missing != nil && len(servedBefore(f)) == 0 && f.Store == "" {
 		return nil
 	}
 	return claviger.Refuse("--keytrustee: %s is the folder of a Key Trustee Server, whose deposits would not be in "+
@@ -79,6 +76,12 @@ func Open(ctx context.Context, f *trustee.Folder, log *slog.Logger) (server.Stor
 	if err != nil {
 		return nil, err
 	}
+	return logged(ctx, store, log)
+}
+
+// logged returns a database that was opened, and logs its URI and role. log may be nil. After an error the
+// database is closed.
+func logged(ctx context.Context, store database, log *slog.Logger) (server.Store, error) {
 	role, err := store.Role(ctx)
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
@@ -134,23 +137,20 @@ func Claim(f *trustee.Folder) (release func(), err error) {
 }
 
 // servedBefore returns the files in a folder that show that a server has used a store which is missing now.
-func servedBefore(f *trustee.Folder) (files []string, err error) {
+func servedBefore(f *trustee.Folder) []string {
 	if _, err := os.Stat(file(f)); !errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // the file exists, or the error of Open says more
+		return nil // the file exists, or the error of Open says more
 	}
 	return beside(f, ".lock", "-wal", ".schema-*", ".dropped-*", ".rescued-*")
 }
 
 // beside returns the files beside the store with one of these endings. An ending is a pattern.
-func beside(f *trustee.Folder, endings ...string) (files []string, err error) {
+func beside(f *trustee.Folder, endings ...string) (files []string) {
 	for _, ending := range endings {
-		list, err := filepath.Glob(escape(file(f)) + ending)
-		if err != nil {
-			return nil, err
-		}
+		list, _ := filepath.Glob(escape(file(f)) + ending) // fails only for a wrong pattern
 		files = append(files, list...)
 	}
-	return files, nil
+	return files
 }
 
 // escape makes a pattern that matches only a path.
@@ -158,17 +158,13 @@ func escape(path string) string {
 	return strings.NewReplacer("\\", "\\\\", "*", "\\*", "?", "\\?", "[", "\\[").Replace(path)
 }
 
-// Dropped returns the stores beside a folder's store that may hold records which the store lacks: the
+// dropped returns the stores beside a folder's store that may hold records which the store lacks: the
 // stores that resync --drop kept, and those that a server rescued.
-func Dropped(f *trustee.Folder) (files []string, err error) {
-	list, err := beside(f, ".dropped-*", ".rescued-*")
-	for _, name := range list {
-		// SQLite makes such files beside a copy that another process has open.
-		if !strings.HasSuffix(name, "-wal") && !strings.HasSuffix(name, "-shm") {
-			files = append(files, name)
-		}
-	}
-	return files, err
+func dropped(f *trustee.Folder) []string {
+	// SQLite makes files with these endings beside a copy that another process has open.
+	return slices.DeleteFunc(beside(f, ".dropped-*", ".rescued-*"), func(name string) bool {
+		return strings.HasSuffix(name, "-wal") || strings.HasSuffix(name, "-shm")
+	})
 }
 
 // DroppedFile is a file beside the store, with what the store lacks of it.
@@ -177,13 +173,10 @@ type DroppedFile struct {
 	Lacks replica.Loss `json:"lacks"`
 }
 
-// CompareDropped compares the store with each of the files of Dropped. It changes nothing.
+// CompareDropped compares the store with each of the files beside it that may hold records which it
+// lacks. It changes nothing.
 func CompareDropped(ctx context.Context, store server.Store, f *trustee.Folder) (list []DroppedFile, err error) {
-	files, err := Dropped(f)
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range files {
+	for _, name := range dropped(f) {
 		r, err := Recover(ctx, store, name, replica.RecoverOptions{Dry: true})
 		if err != nil {
 			return nil, err

@@ -38,12 +38,12 @@ func OpenRestored(ctx context.Context, dir, uri string) (_ server.Store, undo fu
 	if err != nil {
 		return nil, nil, err
 	}
-	full := errors.New("not empty")
-	switch err := store.Export(ctx, func(server.Record) error { return full }); {
-	case errors.Is(err, full): // a killed restoration may have filled the database
-		return &restoredBefore{Store: store, uri: store.URI()}, undo, nil
+	full, err := holdsRecords(ctx, store)
+	switch {
 	case err != nil:
-		return nil, nil, errors.Join(err, store.Close())
+		return nil, nil, err
+	case full: // a killed restoration may have filled the database
+		return &restoredBefore{Store: store, uri: store.URI()}, undo, nil
 	}
 	undo = func(ctx context.Context) (err error) {
 		store, err := postgres.Open(ctx, conf)
@@ -54,6 +54,16 @@ func OpenRestored(ctx context.Context, dir, uri string) (_ server.Store, undo fu
 		return store.Release(ctx)
 	}
 	return store, undo, nil
+}
+
+// holdsRecords reports whether a store holds any record. After an error the store is closed.
+func holdsRecords(ctx context.Context, store server.Store) (bool, error) {
+	full := errors.New("not empty")
+	err := store.Export(ctx, func(server.Record) error { return full })
+	if err != nil && !errors.Is(err, full) {
+		return false, errors.Join(err, store.Close())
+	}
+	return err != nil, nil
 }
 
 // restoredBefore is a database that already holds deposits. If a restoration was killed after it had filled
