@@ -319,8 +319,8 @@ func removeKilled(dir string) error {
 		}
 		work := filepath.Join(dir, entry.Name())
 		f, err := os.OpenFile(work, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-			continue // removed meanwhile, or not a work folder
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			continue // removed meanwhile, or not a work folder: a file, or a symbolic link
 		}
 		if err != nil {
 			return err

@@ -34,6 +34,15 @@ var escrow = sync.OnceValue(func() *openpgp.Entity {
 	return e
 })
 
+// identity is the identity of each trustee.
+var identity = sync.OnceValue(func() *trustee.Identity {
+	id, err := trustee.NewIdentity("keytrustee", "test", "keytrustee@h", 2048, time.Now())
+	if err != nil {
+		panic(err)
+	}
+	return id
+})
+
 func private(t *testing.T) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -51,10 +60,7 @@ func open(ctx context.Context, dir string) (server.Store, error) {
 func site(t *testing.T, n int) (dir string, store server.Store) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), ".keytrustee")
-	id, err := trustee.NewIdentity("keytrustee", "test", "keytrustee@h", 2048, time.Now())
-	if err == nil {
-		_, err = trustee.NewFolder(dir, id)
-	}
+	_, err := trustee.NewFolder(dir, identity())
 	if err == nil {
 		err = os.Mkdir(filepath.Join(dir, ".ssl"), 0o700)
 	}
@@ -138,6 +144,7 @@ func TestBothWays(t *testing.T) {
 	if _, err := read(t, sealed, to); err != nil {
 		t.Fatal(err)
 	}
+	wantClosed(t, filepath.Dir(to), "")
 	was, err := trustee.LoadFolder(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -161,7 +168,8 @@ func TestBothWays(t *testing.T) {
 		t.Errorf("left beside it: %v, %v", list, err)
 	}
 	// A folder that exists is not changed.
-	if _, err := read(t, sealed, to); !errors.Is(err, fs.ErrExist) {
+	if _, err := read(t, sealed, to); !errors.Is(err, fs.ErrExist) ||
+		!strings.Contains(err.Error(), "is not empty, and was not overwritten") {
 		t.Errorf("a second restoration: %v", err)
 	}
 }
@@ -193,11 +201,18 @@ func TestClientFolder(t *testing.T) {
 	}
 }
 
-// TestAfterKill: a restoration removes the work folder of a killed restoration, but not that of a running one.
+// TestAfterKill: a restoration removes the work folder of a killed restoration, but not that of a running one, and
+// nothing else.
 func TestAfterKill(t *testing.T) {
 	dir, store := site(t, 1)
 	sealed, _ := write(t, dir, store)
 	parent := t.TempDir()
+	others := []string{filepath.Join(parent, "other"), filepath.Join(parent, ".claviger-restore-link"),
+		filepath.Join(parent, ".claviger-restore-file")}
+	if err := errors.Join(os.Mkdir(others[0], 0o700), os.Symlink(others[0], others[1]),
+		os.WriteFile(others[2], nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	killed, atWork := filepath.Join(parent, ".claviger-restore-1"), filepath.Join(parent, ".claviger-restore-2")
 	for _, d := range []string{killed, atWork} {
 		if err := os.MkdirAll(filepath.Join(d, "folder"), 0o700); err != nil {
@@ -218,8 +233,25 @@ func TestAfterKill(t *testing.T) {
 	if _, err := os.Stat(killed); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%s: %v", killed, err)
 	}
-	if _, err := os.Stat(atWork); err != nil {
-		t.Error(err)
+	for _, path := range append(others, atWork) {
+		if _, err := os.Lstat(path); err != nil {
+			t.Error(err)
+		}
+	}
+	wantClosed(t, parent, f.Name())
+}
+
+// wantClosed fails the test if this process has a file in the folder open. except is the name of a file.
+func wantClosed(t *testing.T, folder, except string) {
+	t.Helper()
+	fds, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil || len(fds) == 0 {
+		t.Fatal(fds, err)
+	}
+	for _, fd := range fds {
+		if name, err := os.Readlink(fd); err == nil && strings.HasPrefix(name, folder+"/") && name != except {
+			t.Errorf("%s is open", name)
+		}
 	}
 }
 

@@ -33,20 +33,19 @@ func TestRestoredLasts(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, out := range map[string]*bytes.Buffer{"client": &ofClient, "trustee": &ofTrustee} {
-		t.Run(name, func(t *testing.T) { restoredLasts(t, out.Bytes(), id.Identity, out == &ofTrustee) })
+		t.Run(name, func(t *testing.T) {
+			restoredLasts(t, decrypted(t, out.Bytes()), id.Identity, out == &ofTrustee)
+		})
 	}
 }
 
-// restoredLasts restores a backup of an identity. SQLite writes the file of the store, so the test only checks
-// that the file exists.
-func restoredLasts(t *testing.T, text []byte, id *trustee.Identity, store bool) {
+// restoredLasts restores the archive of a backup of an identity. SQLite writes the file of the store, so the test only
+// checks that the file exists.
+func restoredLasts(t *testing.T, archive []byte, id *trustee.Identity, store bool) {
 	c := durabletest.Case{
 		Do: func(dir string) error {
-			in, err := backup.Decrypt(bytes.NewReader(text), bytes.NewReader(private(t)))
-			if err != nil {
-				return err
-			}
-			_, err = backup.Read(context.Background(), in, filepath.Join(dir, ".keytrustee"), open, store)
+			_, err := backup.Read(context.Background(), bytes.NewReader(archive), filepath.Join(dir, ".keytrustee"),
+				open, store)
 			return err
 		},
 		Look: func(dir string) (string, error) {
