@@ -68,6 +68,17 @@ var metricsURL = regexp.MustCompile(`msg="serving metrics" url=(\S+)/metrics`)
 // of the page, like /metrics.
 func (l *Log) Contains(t testing.TB, page string, texts ...string) {
 	t.Helper()
+	body := l.Page(t, page)
+	for _, text := range texts {
+		if !strings.Contains(body, text) {
+			t.Errorf("%s does not contain %s\n%s", page, text, body)
+		}
+	}
+}
+
+// Page returns a page of the server that was started last.
+func (l *Log) Page(t testing.TB, page string) string {
+	t.Helper()
 	found := metricsURL.FindAllStringSubmatch(l.String(), -1)
 	if len(found) == 0 {
 		t.Fatalf("the log has no address of the metrics:\n%s", l)
@@ -88,9 +99,5 @@ func (l *Log) Contains(t testing.TB, page string, texts ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, text := range texts {
-		if !strings.Contains(string(body), text) {
-			t.Errorf("%s does not contain %s\n%s", page, text, body)
-		}
-	}
+	return string(body)
 }

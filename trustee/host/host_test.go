@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,17 +33,26 @@ type site struct {
 	client *trustee.Identity
 }
 
+// shortKey makes an identity with a shorter key, which takes less time. A test binary makes it once.
+func shortKey(comment string) func() *trustee.Identity {
+	return sync.OnceValue(func() *trustee.Identity {
+		id, err := trustee.NewIdentity("keytrustee", comment, "keytrustee@h", 2048, time.Now())
+		if err != nil {
+			panic(err)
+		}
+		return id
+	})
+}
+
+var ofServer, ofClient = shortKey("keytrustee Server Key"), shortKey("client")
+
 // newSite makes the folder of a trustee. Init makes the identity of the folder unless short is true; then
-// it has a shorter key, which takes less time.
+// it has a shorter key.
 func newSite(t *testing.T, short bool) *site {
 	t.Helper()
-	s := &site{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee")}
+	s := &site{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee"), client: ofClient()}
 	if short {
-		id, err := trustee.NewIdentity("keytrustee", "keytrustee Server Key", "keytrustee@h", 2048, time.Now())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := trustee.NewFolder(s.dir, id); err != nil {
+		if _, err := trustee.NewFolder(s.dir, ofServer()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -67,9 +77,6 @@ func newSite(t *testing.T, short bool) *site {
 	s.tls = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
 	if !s.tls.RootCAs.AppendCertsFromPEM(pem) {
 		t.Fatal("the file of the certificate holds no certificate")
-	}
-	if s.client, err = trustee.NewIdentity("keytrustee", "client", "kms@h", 2048, time.Now()); err != nil {
-		t.Fatal(err)
 	}
 	return s
 }

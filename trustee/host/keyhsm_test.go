@@ -3,17 +3,22 @@ package host
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"claviger"
+	"claviger/console"
 	"claviger/internal/hosttest"
 	"claviger/internal/softhsm"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/keyhsm"
 	keyhsmhost "claviger/keyhsm/host"
 	"claviger/pkcs11"
+	"claviger/secret"
 	"claviger/trustee"
+	"claviger/trustee/server"
+	"claviger/web"
 )
 
 // hsmSite is a Key HSM, which trusts no trustee at first.
@@ -139,6 +144,38 @@ func TestRunWithKeyHSM(t *testing.T) {
 		`claviger_certificate_expiry_seconds{name="server",subject="CN=127.0.0.1"}`)
 }
 
+// TestCheckKeyHSM checks that a trustee is not ready if its Key HSM does not answer.
+func TestCheckKeyHSM(t *testing.T) {
+	s := newSite(t, true)
+	c, stopHSM := newKeyHSM(t, softhsmtest.New(t), "").trust(s).start()
+	c = s.config(c)
+	served, err := serverTLS(s.dir, c.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer served.Close()
+	keeper, err := openKeeper(t.Context(), c, served.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer keeper.Close() //nolint:errcheck // it closes idle connections only
+	r := &running{store: s.store, tls: served, keeper: keeper, wrapped: server.NewWrapped(s.store, keeper),
+		connections: web.NewConnections(c.Connections, c.Log),
+		secrets:     console.WatchSecretFiles(c.Log, func() []secret.File { return nil })}
+	checks := r.checks()
+	i := slices.IndexFunc(checks, func(c console.Check) bool { return c.Name == "Key HSM" })
+	if i < 0 {
+		t.Fatalf("%+v", checks)
+	}
+	if err := checks[i].Run(t.Context()); err != nil {
+		t.Error(err)
+	}
+	stopHSM()
+	if err := checks[i].Run(t.Context()); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("without the Key HSM: %v", err)
+	}
+}
+
 // TestSecondKeyHSM: two Key HSMs with different folders and certificates open each other's deposits if they use
 // the same pair in the HSM.
 func TestSecondKeyHSM(t *testing.T) {
@@ -190,4 +227,7 @@ func TestAnotherPair(t *testing.T) {
 		t.Errorf("wrapped by a pair that the token does not hold: %v", err)
 	}
 	log.Contains(t, "/readyz", `"ready": false`, "which this Key HSM does not open")
+	if !strings.Contains(log.String(), "not all deposits can be opened") {
+		t.Errorf("log:\n%s", &log)
+	}
 }
