@@ -32,6 +32,9 @@ func NotUnique(err error) bool {
 	return c == sqlite3.SQLITE_CONSTRAINT_UNIQUE || c == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
 }
 
+// Constraint reports whether a write failed because of a constraint of the schema, such as a foreign key.
+func Constraint(err error) bool { return code(err)&0xff == sqlite3.SQLITE_CONSTRAINT }
+
 // Damaged reports whether a file cannot be read as a database.
 func Damaged(err error) bool {
 	c := code(err) & 0xff

@@ -485,7 +485,7 @@ func TestFail(t *testing.T) {
 		t.Fatal(err)
 	}
 	twice := insert(ctx, d, "a", 1)
-	if !NotUnique(twice) || !Reported(twice) || Damaged(twice) || Full(twice) {
+	if !NotUnique(twice) || !Constraint(twice) || !Reported(twice) || Damaged(twice) || Full(twice) {
 		t.Errorf("a second row with the same name: %v", twice)
 	}
 	check("a second row with the same name", twice, claviger.Internal, "UNIQUE")
@@ -497,7 +497,7 @@ func TestFail(t *testing.T) {
 		t.Fatal(err)
 	}
 	full := insert(ctx, d, strings.Repeat("x", 100_000), 1) // the same error code as on a full disk
-	if !Full(full) {
+	if !Full(full) || Constraint(full) {
 		t.Errorf("a full disk: %v", full)
 	}
 	check("a full disk", full, claviger.Unavailable, "the disk is full")

@@ -3,9 +3,11 @@ package sqlite
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"time"
 
 	"claviger"
+	"claviger/sqlitedb"
 	"claviger/trustee"
 	"claviger/trustee/replica"
 	"claviger/trustee/server"
@@ -84,10 +86,18 @@ func record(ctx context.Context, tx *sql.Tx, op string, once server.Once) error 
 	if err != nil {
 		return err
 	}
-	if n, err := res.RowsAffected(); err != nil || n == 0 {
-		return claviger.E(op, claviger.Invalid, "", trustee.ErrReplay)
+	n, err := res.RowsAffected()
+	if err == nil && n == 0 {
+		err = claviger.E(op, claviger.Invalid, "", trustee.ErrReplay)
 	}
-	return nil
+	return err
+}
+
+// unfit reports whether an error means that a change or a record does not fit the records of the store. Any
+// other error means that the store failed, so the same change may succeed later.
+func unfit(err error) bool {
+	var known *claviger.Error
+	return errors.As(err, &known) || errors.Is(err, errEmptyRecord) || sqlitedb.Constraint(err)
 }
 
 // addClient adds a client, and sets c to the stored client.

@@ -100,8 +100,10 @@ func replace(ctx context.Context, tx *sql.Tx, op string, next func() (server.Rec
 		if err != nil {
 			return err
 		}
-		if err := insert(ctx, tx, r); err != nil {
+		if err := insert(ctx, tx, r); unfit(err) {
 			return claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be imported: %w", n, err)
+		} else if err != nil {
+			return err
 		}
 	}
 }

@@ -194,8 +194,12 @@ func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []
 		st.Epoch = max(st.Epoch, epoch)
 		for _, e := range list {
 			if e.Seq <= st.Head.Seq {
-				if had, err := has(ctx, tx, &st, e.Head); err != nil || !had {
-					return errors.Join(err, claviger.E(op, claviger.Invalid, "", replica.ErrChain))
+				had, err := has(ctx, tx, &st, e.Head)
+				if err != nil {
+					return err
+				}
+				if !had {
+					return claviger.E(op, claviger.Invalid, "", replica.ErrChain)
 				}
 				continue
 			}
@@ -206,9 +210,11 @@ func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []
 			if err := json.Unmarshal(e.Change, &ch); err != nil {
 				return claviger.Errorf(op, claviger.Invalid, "", "change %d cannot be read: %w", e.Seq, err)
 			}
-			if err := apply(ctx, tx, op, &ch); err != nil {
+			if err := apply(ctx, tx, op, &ch); unfit(err) {
 				return claviger.Errorf(op, claviger.Invalid, "", "change %d, which the peer has made, cannot be made "+
 					"here, so the two stores are not equal: %w: %w", e.Seq, replica.ErrChain, err)
+			} else if err != nil {
+				return err
 			}
 			if as == server.RolePassive {
 				st.Unshared = 0 // the active server has every change before e
