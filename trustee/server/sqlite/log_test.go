@@ -190,6 +190,42 @@ func TestPrune(t *testing.T) {
 	}
 }
 
+// TestPruneByGuard: the log is short while the peer has each change, and long while the peer does not answer.
+func TestPruneByGuard(t *testing.T) {
+	ctx, a := t.Context(), filled(t)
+	as(t, a, server.RoleActive, 1)
+	shared := true
+	a.Guard(func(context.Context, replica.Position, replica.Entry) (bool, error) { return shared, nil })
+	count := func() (n int) {
+		check(t, a.db.Reader.QueryRow("SELECT count(*) FROM change").Scan(&n))
+		return n
+	}
+	for i := range keepShared + 5 {
+		check(t, a.SetAuth(ctx, "ORG", fmt.Sprint(i)))
+	}
+	if count() != keepShared {
+		t.Errorf("%d entries that the peer has", count())
+	}
+	shared = false
+	for i := range 5 {
+		check(t, a.SetAuth(ctx, "ORG", fmt.Sprint(i)))
+	}
+	_, err := a.UpdatePosition(ctx, func(st *replica.Position) error { st.Alone = true; return nil })
+	check(t, err)
+	if count() != keepShared+5 {
+		t.Errorf("%d entries while the peer does not answer", count())
+	}
+	_, err = a.db.Writer.ExecContext(ctx, "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i "+
+		"< ?) INSERT INTO change (seq, epoch, digest, payload) SELECT -i, 1, '', x'' FROM n", keepAlone)
+	check(t, err)
+	check(t, a.SetAuth(ctx, "ORG", "last"))
+	var first int64
+	check(t, a.db.Reader.QueryRow("SELECT min(seq) FROM change").Scan(&first))
+	if want := int64(head(t, a).Seq) - keepAlone + 1; first != want { //nolint:gosec // a small number
+		t.Errorf("the first of many entries is %d, want %d", first, want)
+	}
+}
+
 // TestSave: the copy holds all records, and only its owner can read it.
 func TestSave(t *testing.T) {
 	a := filled(t)

@@ -50,11 +50,9 @@ func (s *Store) rescue(ctx context.Context) {
 	if done {
 		return
 	}
-	name, err := s.Save(ctx, "rescued")
-	if err != nil {
-		return // there may be no folder; the next check tries again
+	if name, err := s.Save(ctx, "rescued"); err == nil { // there may be no folder; the next check tries again
+		s.place.mu.Lock()
+		s.place.rescued = name
+		s.place.mu.Unlock()
 	}
-	s.place.mu.Lock()
-	s.place.rescued = name
-	s.place.mu.Unlock()
 }

@@ -65,3 +65,33 @@ func TestNotInPlace(t *testing.T) {
 		})
 	}
 }
+
+// TestRescueTriesAgain: if the copy of a store that was moved cannot be made, the next check tries again.
+func TestRescueTriesAgain(t *testing.T) {
+	a := filled(t)
+	path := a.db.Path()
+	dir := filepath.Dir(path)
+	check(t, os.Rename(dir, dir+".away"))
+	refused := func(want string) {
+		t.Helper()
+		failures := a.Failures()
+		err := a.Check(t.Context())
+		if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), want) ||
+			a.Failures() == failures {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	refused("it could not be copied")
+	check(t, os.Rename(dir+".away", dir))
+	check(t, os.Rename(path, path+".away"))
+	refused("a copy of all that this server holds is " + path + ".rescued-")
+	check(t, os.Rename(path+".away", path))
+	check(t, a.Check(t.Context()))
+	check(t, os.Remove(a.place.rescued))
+	check(t, os.Rename(path, path+".away"))
+	refused(".rescued-") // there is one copy
+	if kept, err := filepath.Glob(path + ".rescued-*"); err != nil || len(kept) > 0 {
+		t.Errorf("%q, %v", kept, err)
+	}
+	check(t, os.Rename(path+".away", path))
+}

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"bytes"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"github.com/pressly/goose/v3"
 
 	"claviger"
+	"claviger/sqlitedb"
 )
 
 // olderStore makes a store with schema 2 that holds an organization.
@@ -95,5 +97,89 @@ func TestOpenReadOnly(t *testing.T) {
 	}
 	if list, err := filepath.Glob(filepath.Join(dir, "*-wal")); err != nil || len(list) != 0 {
 		t.Errorf("left behind: %v, %v", list, err)
+	}
+}
+
+// exec changes the file of a store that no process has open.
+func exec(t *testing.T, path, query string) {
+	t.Helper()
+	db, err := sqlitedb.Connect(path, 0)
+	check(t, err)
+	_, err = db.ExecContext(t.Context(), query)
+	check(t, errors.Join(err, db.Close()))
+}
+
+// damage overwrites the beginning of a table in the file of a store that no process has open.
+func damage(t *testing.T, path, table string) {
+	t.Helper()
+	db, err := sqlitedb.Connect(path, 0)
+	check(t, err)
+	var root int64
+	err = db.QueryRowContext(t.Context(), `SELECT rootpage FROM sqlite_schema WHERE name = ?`, table).Scan(&root)
+	check(t, errors.Join(err, db.Close()))
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	check(t, err)
+	_, err = f.WriteAt([]byte("\xff\xff\xff\xff"), (root-1)*4096)
+	check(t, errors.Join(err, f.Close()))
+}
+
+// TestOpenReadOnlyFails: if a store cannot be read or copied, no file is left open, and no temporary file is left.
+func TestOpenReadOnlyFails(t *testing.T) {
+	run := func(query string) func(*testing.T, string) {
+		return func(t *testing.T, path string) { t.Helper(); exec(t, path, query) }
+	}
+	for what, tt := range map[string]struct {
+		change func(t *testing.T, path string)
+		kind   claviger.Kind
+		want   string
+	}{
+		"no version": {run("DROP TABLE goose_db_version"), claviger.Invalid,
+			"is no trustee's store, or an unfinished copy"},
+		"another program": {run("PRAGMA application_id = 7"), claviger.Invalid, "database of another program"},
+		"no temporary folder": {func(t *testing.T, path string) { t.Setenv("TMPDIR", path+".none") },
+			claviger.Unavailable, "no such file"},
+		"a damaged page": {func(t *testing.T, path string) { damage(t, path, "org") }, claviger.Unavailable,
+			"is damaged"},
+		"a schema that cannot be upgraded": {run("CREATE TABLE change (x)"), claviger.Internal, "already exists"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			dir, tmp := t.TempDir(), t.TempDir()
+			t.Setenv("TMPDIR", tmp)
+			path := filepath.Join(dir, "store")
+			olderStore(t, path)
+			tt.change(t, path)
+			s, release, err := OpenReadOnly(t.Context(), path)
+			if s != nil || release != nil || !claviger.Is(err, tt.kind) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v, want kind %v, %q", err, tt.kind, tt.want)
+			}
+			if open := append(openFiles(t, dir), openFiles(t, tmp)...); len(open) > 0 {
+				t.Errorf("open are %s", open)
+			}
+			if list, err := os.ReadDir(tmp); err != nil || len(list) > 0 {
+				t.Errorf("left behind: %v, %v", list, err)
+			}
+		})
+	}
+}
+
+// TestRelease: the store that OpenReadOnly returns is closed by release, which returns the error of the close.
+func TestRelease(t *testing.T) {
+	dir, tmp := t.TempDir(), t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	path := filepath.Join(dir, "store")
+	olderStore(t, path)
+	for _, want := range []error{nil, errUnclosed} {
+		s, release, err := OpenReadOnly(t.Context(), path)
+		check(t, err)
+		check(t, s.Check(t.Context()))
+		if want != nil {
+			addUnclosable(t, s)
+		}
+		if err := release(); !errors.Is(err, want) {
+			t.Errorf("%v, want %v", err, want)
+		}
+		if open := append(openFiles(t, dir), openFiles(t, tmp)...); len(open) > 0 {
+			t.Errorf("open are %s", open)
+		}
 	}
 }

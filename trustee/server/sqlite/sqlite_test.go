@@ -1,7 +1,9 @@
 package sqlite
 
 import (
+	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/sqlitedb"
 	"claviger/trustee/server"
 	"claviger/trustee/server/storetest"
 )
@@ -106,17 +109,8 @@ func TestDamagedStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var root int64
-	err = s.db.Reader.QueryRow(`SELECT rootpage FROM sqlite_schema WHERE name = 'deposit'`).Scan(&root)
-	if err = errors.Join(err, s.Close()); err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err == nil {
-		_, err = f.WriteAt([]byte("\xff\xff\xff\xff"), (root-1)*4096)
-		err = errors.Join(err, f.Close())
-	}
-	check(t, err)
+	check(t, s.Close())
+	damage(t, path, "deposit")
 	if _, err := Open(t.Context(), path, false); !claviger.Is(err, claviger.Unavailable) ||
 		!strings.Contains(err.Error(), path+" is damaged") || !strings.Contains(err.Error(), "from the other trustee") {
 		t.Errorf("opened: %v", err)
@@ -198,4 +192,81 @@ func TestFull(t *testing.T) {
 	}
 	limit(pages + 100)
 	check(t, put(n-1)) // the same request
+}
+
+// TestRemovedAtStart: a store whose file is removed while the store is opened is not opened, and keeps no file open.
+func TestRemovedAtStart(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "trustee.db")
+	olderStore(t, path)
+	c := config
+	c.Schema.Before = func(context.Context, *sqlitedb.DB, int64) error { return os.Remove(path) }
+	s, err := open(t.Context(), path, c)
+	if s != nil || !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "no such file") {
+		t.Errorf("%v", err)
+	}
+	if open := openFiles(t, dir); len(open) > 0 {
+		t.Errorf("open are %s", open)
+	}
+}
+
+// unclosable is a connector, and a connection that cannot be closed.
+type unclosable struct {
+	driver.Connector
+	driver.Conn
+}
+
+var errUnclosed = errors.New("it cannot be closed")
+
+func (u unclosable) Connect(context.Context) (driver.Conn, error) { return u, nil }
+
+func (unclosable) Close() error { return errUnclosed }
+
+// addUnclosable replaces the reading connections of a store by one that cannot be closed.
+func addUnclosable(t *testing.T, s *Store) {
+	t.Helper()
+	check(t, s.db.Reader.Close())
+	s.db.Reader = sql.OpenDB(unclosable{})
+	conn, err := s.db.Reader.Conn(t.Context())
+	check(t, err)
+	check(t, conn.Close()) // it gives the connection back
+}
+
+// TestClose: Close closes the files, and returns the error of a close.
+func TestClose(t *testing.T) {
+	for _, want := range []error{nil, errUnclosed} {
+		dir := t.TempDir()
+		s, err := Open(t.Context(), filepath.Join(dir, "trustee.db"), true)
+		check(t, err)
+		check(t, s.CheckWrites(t.Context()))
+		if len(openFiles(t, dir)) == 0 {
+			t.Error("an open store has no open file")
+		}
+		if want != nil {
+			addUnclosable(t, s)
+		}
+		if err := s.Close(); !errors.Is(err, want) {
+			t.Errorf("%v, want %v", err, want)
+		}
+		if open := openFiles(t, dir); len(open) > 0 {
+			t.Errorf("open are %s", open)
+		}
+	}
+}
+
+// TestNoFolder: a store cannot be made in a folder that is missing, or copied out of it.
+func TestNoFolder(t *testing.T) {
+	if s, err := Open(t.Context(), filepath.Join(t.TempDir(), "none", "trustee.db"), true); s != nil || err == nil ||
+		!strings.Contains(err.Error(), "no such file") {
+		t.Errorf("%v", err)
+	}
+	a := filled(t)
+	dir := filepath.Dir(a.db.Path())
+	check(t, os.Rename(dir, dir+".away"))
+	failures := a.Failures()
+	if name, err := a.Save(t.Context(), "x"); name != "" || !claviger.Is(err, claviger.Unavailable) ||
+		a.Failures() != failures+1 {
+		t.Errorf("%q, %v, and %d failures", name, err, a.Failures()-failures)
+	}
+	check(t, os.Rename(dir+".away", dir))
 }
