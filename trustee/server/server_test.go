@@ -75,9 +75,7 @@ func newSite(t *testing.T) *site {
 		}
 		handler.ServeHTTP(w, r)
 	}))
-	roots := x509.NewCertPool()
-	roots.AddCert(web.Certificate())
-	s.url, s.tls = web.URL, &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+	s.url, s.tls = web.URL, tlsOf(web)
 	t.Cleanup(func() {
 		web.Close()
 		if err := store.Close(); err != nil {
@@ -85,6 +83,13 @@ func newSite(t *testing.T) *site {
 		}
 	})
 	return s
+}
+
+// tlsOf returns the configuration of a client that trusts a web server.
+func tlsOf(web *httptest.Server) *tls.Config {
+	roots := x509.NewCertPool()
+	roots.AddCert(web.Certificate())
+	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 }
 
 func (s *site) client(id *trustee.Identity) *trustee.Client {
@@ -151,6 +156,17 @@ func TestAbout(t *testing.T) {
 			}
 		}
 	}
+	for path, want := range map[string]string{"/?a=fingerprint": "text/plain; charset=utf-8",
+		"/?a=publickey": "application/pgp-keys"} {
+		resp, err := c.Head(s.url + path) //nolint:noctx // of this test's own server
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if got := resp.Header.Get("Content-Type"); got != want {
+			t.Errorf("%s is %q, want %q", path, got, want)
+		}
+	}
 	p, err := s.client(identities()[1]).Introduce(t.Context(), s.url)
 	if err != nil || p.String() != s.id.String() {
 		t.Errorf("%v, %v", p, err)
@@ -198,25 +214,6 @@ func TestRegister(t *testing.T) {
 	}
 	_, err = manual.Find(ctx, "l")
 	is(t, "the deposit of a client that was pending", err, claviger.KeyNotFound)
-}
-
-// TestGuessing: nobody can guess a secret, and a client that knows the secret registers a minute later.
-func TestGuessing(t *testing.T) {
-	s, ctx := newSite(t), t.Context()
-	c := s.client(identities()[1])
-	for range 20 {
-		_, err := c.Register(ctx, "ORG", "guess", false)
-		is(t, "a guess", err, claviger.Denied)
-	}
-	_, err := c.Register(ctx, "ORG", "s3cret", false)
-	is(t, "after twenty guesses", err, claviger.Denied)
-	if err == nil || !strings.Contains(err.Error(), "too many registrations have failed") {
-		t.Error(err)
-	}
-	s.shift.Store(int64(time.Minute))
-	if active, err := c.Register(ctx, "ORG", "s3cret", false); err != nil || !active {
-		t.Errorf("a minute later: %t, %v", active, err)
-	}
 }
 
 // TestSlowSenders: senders that begin a request and do not continue do not stop the requests of a client.
