@@ -3,9 +3,11 @@ package server
 import (
 	"bytes"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -85,5 +87,86 @@ func TestBodies(t *testing.T) {
 	now = now.Add(provedFor)
 	if _, ok := d.enter("client"); ok {
 		t.Error("an address is proved for too long")
+	}
+}
+
+// take takes places for an address until there is none, and returns how many.
+func (d *bodies) take(address string) (leave []func()) {
+	for {
+		l, ok := d.enter(address)
+		if !ok {
+			return leave
+		}
+		leave = append(leave, l)
+	}
+}
+
+// TestBodiesOfAnAddress: an address has fewer places than there are. If it gives them back, nothing of it is left.
+func TestBodiesOfAnAddress(t *testing.T) {
+	now := time.Unix(1, 0)
+	d := newBodies(slog.New(slog.DiscardHandler), func() time.Time { return now })
+	d.prove("client")
+	for range 3 {
+		for address, want := range map[string]int{"unknown": perAddress, "client": perProved} {
+			leave := d.take(address)
+			if len(leave) != want {
+				t.Errorf("%s has %d places, want %d", address, len(leave), want)
+			}
+			for _, l := range leave {
+				l()
+			}
+			if d.all != 0 || d.unknown != 0 || len(d.open) != 0 {
+				t.Errorf("%s leaves %d places, %d of unknown addresses, %v", address, d.all, d.unknown, d.open)
+			}
+		}
+	}
+	d.take("client")
+	d.take("unknown")
+	if d.all != maxBodies {
+		t.Errorf("%d places are taken, want %d", d.all, maxBodies)
+	}
+}
+
+// TestRefusedBodiesLog: refusals are logged every ten seconds, with their number.
+func TestRefusedBodiesLog(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	var lines bytes.Buffer
+	d := newBodies(slog.New(slog.NewTextHandler(&lines, nil)), func() time.Time { return now })
+	d.take("a") // one refusal
+	d.enter("a")
+	now = now.Add(refusalsEvery - 1)
+	d.enter("a")
+	want := func(refused int) {
+		t.Helper()
+		if got := lines.String(); strings.Count(got, "too many bodies") != 1 ||
+			!strings.Contains(got, fmt.Sprintf(`"refused so far"=%d`, refused)) {
+			t.Errorf("the log has %s, want %d refusals", got, refused)
+		}
+		lines.Reset()
+	}
+	want(1)
+	now = now.Add(1)
+	d.enter("a")
+	want(4)
+}
+
+// TestProvedTable: a full table of proved addresses keeps the addresses that are still proved, and renews them. It
+// takes another address after one has expired.
+func TestProvedTable(t *testing.T) {
+	now := time.Unix(1, 0)
+	d := newBodies(slog.New(slog.DiscardHandler), func() time.Time { return now })
+	for i := range maxProved {
+		d.prove(fmt.Sprint(i))
+	}
+	now = now.Add(provedFor - 1)
+	d.prove("late")
+	if _, there := d.proved["late"]; there || len(d.proved) != maxProved {
+		t.Errorf("the table has %d addresses, and the one that came too late: %t", len(d.proved), there)
+	}
+	d.prove("7")
+	now = now.Add(1)
+	d.prove("late")
+	if len(d.proved) != 2 || d.proved["7"].IsZero() || !d.proved["late"].Equal(now) {
+		t.Errorf("after an hour the table has %d addresses, 7 at %v", len(d.proved), d.proved["7"])
 	}
 }
