@@ -151,8 +151,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *Server) about(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Query().Get("a") {
 	case "fingerprint":
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		_, _ = fmt.Fprintln(w, s.id) // the client may be gone
+		_, _ = fmt.Fprintln(w, s.id) // the client may be gone; net/http sets the Content-Type
 	case "publickey":
 		w.Header().Set("Content-Type", "application/pgp-keys")
 		_ = s.id.Public(w) // likewise
@@ -343,7 +342,7 @@ func (s *Server) authenticate(ctx context.Context, w http.ResponseWriter, r *htt
 	switch {
 	case claviger.Is(err, claviger.Denied):
 		status = http.StatusForbidden
-	case errors.Is(err, trustee.ErrUnsure) && claviger.Is(err, claviger.Unavailable):
+	case errors.Is(err, trustee.ErrUnsure): // of kind Unavailable, from client
 		text, status = trustee.ErrUnsure.Error(), http.StatusServiceUnavailable
 	case claviger.Is(err, claviger.Unavailable):
 		text, status = storeAway, http.StatusServiceUnavailable

@@ -151,6 +151,7 @@ func TestAbout(t *testing.T) {
 			_ = resp.Body.Close()
 			if refused := has != "" && !slices.Contains(strings.Fields(has), method); resp.StatusCode >= 500 ||
 				refused != (resp.StatusCode == http.StatusMethodNotAllowed) ||
+				(has == "") != (resp.StatusCode == http.StatusNotFound) ||
 				refused == (resp.Header.Get("Allow") == "") {
 				t.Errorf("%s %s: %d, Allow %q", method, path, resp.StatusCode, resp.Header.Get("Allow"))
 			}
