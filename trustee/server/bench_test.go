@@ -53,7 +53,7 @@ func newBench(t *testing.T, change ...func(*server.Config)) *bench {
 			t.Fatal(err)
 		}
 	}
-	cfg := server.Config{Identity: identities()[0], Store: &seenStore{store, b}, Keeper: &seenKeeper{b},
+	cfg := server.Config{Identity: server.Identity(0), Store: &seenStore{store, b}, Keeper: &seenKeeper{b},
 		Replica: &seenReplica{b}, Log: slog.New(slog.NewTextHandler(&b.log,
 			&slog.HandlerOptions{Level: slog.LevelDebug})), Now: func() time.Time { return b.now }}
 	for _, f := range change {
@@ -112,7 +112,7 @@ type answer struct {
 // send sends a request of id. The result of the answer is decoded into into, which may be nil.
 func (b *bench) send(id *trustee.Identity, verb string, args, into any) answer {
 	b.t.Helper()
-	body, digest, err := id.NewRequest(verb, identities()[0].Fingerprint(), args, b.now)
+	body, digest, err := id.NewRequest(verb, server.Identity(0).Fingerprint(), args, b.now)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func (b *bench) post(verb string, body []byte, digest string, into any) answer {
 	switch w.Code {
 	case http.StatusOK:
 		a.text = ""
-		a.err = trustee.ReadAnswer(w.Body.Bytes(), &identities()[0].Party, digest, b.now, into)
+		a.err = trustee.ReadAnswer(w.Body.Bytes(), &server.Identity(0).Party, digest, b.now, into)
 	case http.StatusForbidden:
 		a.err = claviger.Errorf("test", claviger.Denied, "", "%s", a.text)
 	case http.StatusServiceUnavailable:
@@ -153,7 +153,7 @@ func sealed(t *testing.T, owner *trustee.Identity, d trustee.Deposit) (s trustee
 		w.WriteHeader(http.StatusForbidden) // then the client does not send the request again
 	}))
 	defer web.Close()
-	site := &site{t: t, id: identities()[0], url: web.URL, tls: tlsOf(web)}
+	site := &site{t: t, id: server.Identity(0), url: web.URL, tls: tlsOf(web)}
 	if _, err := site.client(owner).Put(t.Context(), d, ""); !claviger.Is(err, claviger.Denied) {
 		t.Fatal(err)
 	}

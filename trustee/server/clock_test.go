@@ -7,15 +7,16 @@ import (
 
 	"claviger"
 	"claviger/trustee"
+	"claviger/trustee/server"
 )
 
 // TestClockOfAClient: if the clock of a client is wrong, even before the creation of its identity, the error
 // names the clocks and is of kind Unavailable, because another host of its KMS may have the right time.
 func TestClockOfAClient(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
-	s.registered(identities()[1], "ORG")
+	s.registered(server.Identity(1), "ORG")
 	for _, off := range []time.Duration{time.Hour, -time.Hour, -20 * 365 * 24 * time.Hour} {
-		c, err := trustee.NewClient(trustee.ClientConfig{Identity: identities()[1], TLS: s.tls,
+		c, err := trustee.NewClient(trustee.ClientConfig{Identity: server.Identity(1), TLS: s.tls,
 			Servers: []trustee.Endpoint{{URL: s.url, Server: &s.id.Party}},
 			Now:     func() time.Time { return time.Now().Add(off) }})
 		if err != nil {
@@ -30,7 +31,7 @@ func TestClockOfAClient(t *testing.T) {
 			}
 		}
 	}
-	if _, err := s.client(identities()[1]).Find(ctx, "l"); !claviger.Is(err, claviger.KeyNotFound) {
+	if _, err := s.client(server.Identity(1)).Find(ctx, "l"); !claviger.Is(err, claviger.KeyNotFound) {
 		t.Errorf("a refused request: %v", err)
 	}
 }
@@ -39,7 +40,7 @@ func TestClockOfAClient(t *testing.T) {
 // says why. When the clocks are right again, it accepts both.
 func TestClock(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
-	c := s.client(identities()[1])
+	c := s.client(server.Identity(1))
 	for _, off := range []time.Duration{time.Hour, -time.Hour} {
 		s.shift.Store(int64(off))
 		_, err := c.Register(ctx, "ORG", "s3cret", false)
@@ -51,7 +52,7 @@ func TestClock(t *testing.T) {
 		}
 	}
 	s.shift.Store(0)
-	s.registered(identities()[1], "ORG")
+	s.registered(server.Identity(1), "ORG")
 	for _, off := range []time.Duration{time.Hour, -time.Hour} {
 		s.shift.Store(int64(off))
 		if _, err := c.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, ""); err == nil ||

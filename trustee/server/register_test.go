@@ -23,16 +23,16 @@ func (b *bench) register(id *trustee.Identity, auth string, alone bool) (active 
 func TestGuessing(t *testing.T) {
 	b := newBench(t)
 	for range server.GuessBurst {
-		_, err := b.register(identities()[1], "guess", false)
+		_, err := b.register(server.Identity(1), "guess", false)
 		is(t, "a guess", err, claviger.Denied)
 	}
-	_, err := b.register(identities()[1], "s3cret", false)
+	_, err := b.register(server.Identity(1), "s3cret", false)
 	is(t, "after many guesses", err, claviger.Denied)
 	if err == nil || !strings.Contains(err.Error(), "too many registrations have failed") {
 		t.Error(err)
 	}
 	b.now = b.now.Add(time.Minute)
-	if active, err := b.register(identities()[1], "s3cret", false); err != nil || !active {
+	if active, err := b.register(server.Identity(1), "s3cret", false); err != nil || !active {
 		t.Errorf("a minute later: %t, %v", active, err)
 	}
 }
@@ -40,7 +40,7 @@ func TestGuessing(t *testing.T) {
 // bothOrders calls f with two clients, once with the lesser fingerprint first, and once with the greater: a store
 // returns clients by fingerprint.
 func bothOrders(f func(older, younger *trustee.Identity)) {
-	a, b := identities()[1], identities()[2]
+	a, b := server.Identity(1), server.Identity(2)
 	f(a, b)
 	f(b, a)
 }
@@ -99,7 +99,7 @@ func TestClients(t *testing.T) {
 			b.now = created[i]
 			b.add(id, "ORG")
 		}
-		b.add(identities()[0], "MANUAL")
+		b.add(server.Identity(0), "MANUAL")
 		if err := b.store.SetState(t.Context(), younger.Fingerprint(), server.Disabled); err != nil {
 			t.Fatal(err)
 		}

@@ -18,7 +18,7 @@ import (
 
 // TestArguments: the server refuses arguments that it does not know, and says so.
 func TestArguments(t *testing.T) {
-	b, id := newBench(t), identities()[1]
+	b, id := newBench(t), server.Identity(1)
 	b.add(id, "ORG")
 	unknown := struct {
 		UUID   string   `json:"uuid"`
@@ -41,7 +41,7 @@ func TestArguments(t *testing.T) {
 
 // TestLimits: a page has at least one deposit and at most MaxPage, and so has a list of uuids.
 func TestLimits(t *testing.T) {
-	b, id := newBench(t), identities()[1]
+	b, id := newBench(t), server.Identity(1)
 	b.add(id, "ORG")
 	for n, ok := range map[int]bool{-1: false, 0: false, 1: true, trustee.MaxPage: true, trustee.MaxPage + 1: false} {
 		got := b.send(id, trustee.VerbList, trustee.ListArgs{Limit: n}, nil)
@@ -60,7 +60,7 @@ func TestLimits(t *testing.T) {
 
 // TestExpiry: a deposit is readable until the time of its expiry, and a new deposit must expire in the future.
 func TestExpiry(t *testing.T) {
-	b, id := newBench(t), identities()[1]
+	b, id := newBench(t), server.Identity(1)
 	b.add(id, "ORG")
 	b.now = b.now.Truncate(time.Millisecond)
 	expires := b.now.Add(time.Minute)
@@ -99,7 +99,7 @@ func TestExpiry(t *testing.T) {
 // TestOpened: a deposit is stored as the Key HSM wraps it, and returned as the owner sent it. A deposit that this
 // server cannot unwrap may be readable at the other server, so the error is of kind Unavailable.
 func TestOpened(t *testing.T) {
-	b, id := newBench(t), identities()[1]
+	b, id := newBench(t), server.Identity(1)
 	b.add(id, "ORG")
 	uuid := b.put(id, trustee.Deposit{Label: "l", Content: []byte("x")})
 	row, err := b.store.Get(t.Context(), uuid)
@@ -147,7 +147,7 @@ func TestOpened(t *testing.T) {
 // TestUnsure: a server that may lack records answers for none of them that it does not exist, and sends no list that
 // may lack deposits.
 func TestUnsure(t *testing.T) {
-	b, id := newBench(t), identities()[1]
+	b, id := newBench(t), server.Identity(1)
 	b.add(id, "ORG")
 	uuid := b.put(id, trustee.Deposit{Label: "l", Content: []byte("x")})
 	missing, there, list := trustee.GetArgs{UUID: "none"}, trustee.GetArgs{UUID: uuid}, trustee.ListArgs{Limit: 1}
@@ -176,10 +176,10 @@ func TestUnsure(t *testing.T) {
 			t.Errorf("%s: %v", what, got.err)
 		}
 	}
-	for sure, want := range map[bool]string{true: "403 the client " + identities()[2].Fingerprint() +
+	for sure, want := range map[bool]string{true: "403 the client " + server.Identity(2).Fingerprint() +
 		" is not registered here\n", false: "503 " + trustee.ErrUnsure.Error() + "\n"} {
 		b.knowledge = server.Knowledge{Sure: sure, Lists: true}
-		got := b.send(identities()[2], trustee.VerbGet, missing, nil)
+		got := b.send(server.Identity(2), trustee.VerbGet, missing, nil)
 		if text := fmt.Sprintf("%d %s", got.status, got.text); text != want {
 			t.Errorf("an unknown client, sure: %t: %q, want %q", sure, text, want)
 		}
@@ -189,7 +189,7 @@ func TestUnsure(t *testing.T) {
 // TestRefusedByReplica: while the replica cannot answer, the server sends clients to the other server. Only the log
 // has the text of an unknown error.
 func TestRefusedByReplica(t *testing.T) {
-	b, id := newBench(t), identities()[1]
+	b, id := newBench(t), server.Identity(1)
 	b.add(id, "ORG")
 	for want, err := range map[string]error{
 		server.ErrBehind.Error():             server.ErrBehind,
@@ -213,7 +213,7 @@ func TestRefusedByReplica(t *testing.T) {
 
 // TestShown: the sender of a request sees the reason for which it was refused, but not a fault of the server.
 func TestShown(t *testing.T) {
-	b, id := newBench(t), identities()[1]
+	b, id := newBench(t), server.Identity(1)
 	b.add(id, "ORG")
 	const masked = "the server cannot do this now"
 	for _, tt := range []struct {
@@ -241,7 +241,7 @@ func TestShown(t *testing.T) {
 			return nil
 		}
 		get := b.send(id, trustee.VerbDelete, trustee.UUIDArgs{UUIDs: []string{"none"}}, nil)
-		peer := b.send(identities()[0], trustee.VerbPeerHello, struct{}{}, nil)
+		peer := b.send(server.Identity(0), trustee.VerbPeerHello, struct{}{}, nil)
 		if tt.err == nil {
 			if !claviger.Is(get.err, claviger.KeyNotFound) || peer.err != nil {
 				t.Errorf("without an error: %v and %v", get.err, peer.err)
@@ -279,25 +279,25 @@ func TestSingle(t *testing.T) {
 		{trustee.VerbStatus, errInjected.Error(), nil}, // of the last probe
 	} {
 		fault = tt.fault
-		err := b.send(identities()[0], tt.verb, struct{}{}, nil).err
+		err := b.send(server.Identity(0), tt.verb, struct{}{}, nil).err
 		if !server.IsSingle(err) || server.SingleFault(err) != tt.want {
 			t.Errorf("%s: %v", tt.verb, err)
 		}
 	}
 	b = newBench(t, func(c *server.Config) { c.Replica = nil })
-	if err := b.send(identities()[0], trustee.VerbStatus, struct{}{}, nil).err; !server.IsSingle(err) ||
+	if err := b.send(server.Identity(0), trustee.VerbStatus, struct{}{}, nil).err; !server.IsSingle(err) ||
 		server.SingleFault(err) != "" || strings.Contains(err.Error(), "its store takes no changes") {
 		t.Errorf("a store that accepts changes: %v", err)
 	}
-	text := b.send(identities()[0], trustee.VerbStatus, struct{}{}, nil).err.Error()
+	text := b.send(server.Identity(0), trustee.VerbStatus, struct{}{}, nil).err.Error()
 	for _, err := range []error{claviger.Errorf("t", claviger.Unavailable, "", "%s", text),
 		claviger.Errorf("t", claviger.Invalid, "", "another error"), errors.New(text)} {
 		if server.IsSingle(err) {
 			t.Errorf("IsSingle(%v)", err)
 		}
 	}
-	b.add(identities()[1], "ORG")
-	got := b.send(identities()[1], trustee.VerbStatus, struct{}{}, nil)
+	b.add(server.Identity(1), "ORG")
+	got := b.send(server.Identity(1), trustee.VerbStatus, struct{}{}, nil)
 	if got.status != http.StatusForbidden || !strings.Contains(got.text, "only the identity of the Key Trustee") {
 		t.Errorf("a client: %+v", got)
 	}
@@ -307,14 +307,14 @@ func TestSingle(t *testing.T) {
 func TestUnsignable(t *testing.T) {
 	b := newBench(t)
 	b.result = func() {}
-	got := b.send(identities()[0], trustee.VerbPeerHello, struct{}{}, nil)
+	got := b.send(server.Identity(0), trustee.VerbPeerHello, struct{}{}, nil)
 	if got.status != http.StatusInternalServerError || got.text != "the server has failed\n" ||
 		!strings.Contains(b.log.String(), "an answer cannot be signed") {
 		t.Errorf("%+v; the log has %s", got, b.log.String())
 	}
 	b.result = []int{7}
 	var result []int
-	got = b.send(identities()[0], trustee.VerbPeerHello, struct{}{}, &result)
+	got = b.send(server.Identity(0), trustee.VerbPeerHello, struct{}{}, &result)
 	if got.err != nil || len(result) != 1 || got.header.Get("Content-Type") != "application/json" {
 		t.Errorf("%+v, %v", got, result)
 	}
@@ -322,7 +322,7 @@ func TestUnsignable(t *testing.T) {
 
 // TestDamagedClient: a client whose public key in the store is damaged gets an error.
 func TestDamagedClient(t *testing.T) {
-	b, id := newBench(t), identities()[1]
+	b, id := newBench(t), server.Identity(1)
 	if _, err := b.store.AddClient(t.Context(), server.Client{Fingerprint: id.Fingerprint(), Org: "ORG",
 		PublicKey: []byte("x"), State: server.Active}, server.Once{Digest: "d"}); err != nil {
 		t.Fatal(err)
@@ -347,7 +347,7 @@ func TestObserve(t *testing.T) {
 			got = append(got, observed{verb, result})
 		}
 	})
-	id := identities()[1]
+	id := server.Identity(1)
 	b.add(id, "ORG")
 	want := func(verb, result string, status int, a answer) {
 		t.Helper()
@@ -358,13 +358,13 @@ func TestObserve(t *testing.T) {
 	}
 	want("clients", "ok", 200, b.send(id, trustee.VerbClients, struct{}{}, nil))
 	want("get", claviger.KeyNotFound.String(), 200, b.send(id, trustee.VerbGet, trustee.GetArgs{UUID: "none"}, nil))
-	want("get", "denied", 403, b.send(identities()[2], trustee.VerbGet, trustee.GetArgs{UUID: "none"}, nil))
+	want("get", "denied", 403, b.send(server.Identity(2), trustee.VerbGet, trustee.GetArgs{UUID: "none"}, nil))
 	want("get", "invalid", 400, b.post(trustee.VerbGet, []byte("{}"), "", nil))
 	want("get", "invalid", 413, b.post(trustee.VerbGet, make([]byte, trustee.MaxBody+1), "", nil))
 	b.before = func(string) error { return claviger.E("t", claviger.Unavailable, "", errInjected) }
 	want("get", "unavailable", 503, b.send(id, trustee.VerbGet, trustee.GetArgs{UUID: "none"}, nil))
 	b.before, b.result = nil, func() {}
-	want("status", "unavailable", 500, b.send(identities()[0], trustee.VerbStatus, struct{}{}, nil))
+	want("status", "unavailable", 500, b.send(server.Identity(0), trustee.VerbStatus, struct{}{}, nil))
 }
 
 // deadlines is an http.ResponseWriter that records the read deadlines of its connection.
@@ -382,8 +382,8 @@ func (d *deadlines) SetReadDeadline(at time.Time) error {
 func TestBodyTime(t *testing.T) {
 	for _, observe := range []func(string, string, time.Duration){nil, func(string, string, time.Duration) {}} {
 		b := newBench(t, func(c *server.Config) { c.Observe = observe })
-		b.add(identities()[1], "ORG")
-		body, _, err := identities()[1].NewRequest(trustee.VerbClients, identities()[0].Fingerprint(), struct{}{},
+		b.add(server.Identity(1), "ORG")
+		body, _, err := server.Identity(1).NewRequest(trustee.VerbClients, server.Identity(0).Fingerprint(), struct{}{},
 			b.now)
 		if err != nil {
 			t.Fatal(err)

@@ -9,25 +9,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
 	"claviger"
 	"claviger/trustee"
 )
-
-// twoIdentities returns the identity of a server and that of a client. They are made once, because RSA keys take time.
-var twoIdentities = sync.OnceValue(func() (ids [2]*trustee.Identity) {
-	for i := range ids {
-		var err error
-		if ids[i], err = trustee.NewIdentity("keytrustee", "", fmt.Sprintf("kms@h%d.example.com", i), 2048,
-			time.Now().Add(-time.Hour)); err != nil {
-			panic(err)
-		}
-	}
-	return ids
-})
 
 // places are the places that requests take.
 type places struct {
@@ -95,7 +82,7 @@ const fromAddress = "192.0.2.1"
 // send sends a request of id, and returns the answer.
 func (l *placesLab) send(t *testing.T, id *trustee.Identity, verb string, args any) *httptest.ResponseRecorder {
 	t.Helper()
-	body, _, err := id.NewRequest(verb, twoIdentities()[0].Fingerprint(), args, time.Now())
+	body, _, err := id.NewRequest(verb, Identity(0).Fingerprint(), args, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,11 +101,11 @@ func (l *placesLab) post(verb string, body io.Reader) *httptest.ResponseRecorder
 func newPlacesLab(t *testing.T) *placesLab {
 	t.Helper()
 	var public bytes.Buffer
-	if err := twoIdentities()[1].Public(&public); err != nil {
+	if err := Identity(1).Public(&public); err != nil {
 		t.Fatal(err)
 	}
 	l := &placesLab{key: public.Bytes()}
-	l.Server = New(Config{Identity: twoIdentities()[0], Store: l, Replica: l})
+	l.Server = New(Config{Identity: Identity(0), Store: l, Replica: l})
 	return l
 }
 
@@ -131,7 +118,7 @@ func (brokenBody) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 // has its slot instead of the body's place. No request keeps a place.
 func TestPlaces(t *testing.T) {
 	l := newPlacesLab(t)
-	server, client := twoIdentities()[0], twoIdentities()[1]
+	server, client := Identity(0), Identity(1)
 	register := trustee.RegisterArgs{PublicKey: l.key, Org: "NONE"}
 	for _, tt := range []struct {
 		what   string
@@ -184,7 +171,7 @@ func TestPlaces(t *testing.T) {
 // TestNoPlace: a request that finds no place gets status 503 and is not handled. CheckSlots counts a refusal of a
 // client or of the other server for a minute, but not that of a registration.
 func TestNoPlace(t *testing.T) {
-	server, client := twoIdentities()[0], twoIdentities()[1]
+	server, client := Identity(0), Identity(1)
 	for what, tt := range map[string]struct {
 		fill    func(*placesLab)
 		from    *trustee.Identity
@@ -263,7 +250,7 @@ func TestPageBytes(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := New(Config{Store: &rows}).list(t.Context(), &trustee.Request{Args: args,
-			Client: &twoIdentities()[1].Party})
+			Client: &Identity(1).Party})
 		if list, ok := got.([]trustee.Sealed); err != nil || !ok || len(list) != tt.want {
 			t.Errorf("deposits of %d bytes: %d in a page, %v", tt.sizes, len(list), err)
 		}

@@ -28,18 +28,6 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// identities returns three identities. They are made once, because RSA keys take time.
-var identities = sync.OnceValue(func() (ids [3]*trustee.Identity) {
-	for i := range ids {
-		var err error
-		if ids[i], err = trustee.NewIdentity("keytrustee", "", fmt.Sprintf("kms@h%d.example.com", i), 2048,
-			time.Now().Add(-time.Hour)); err != nil {
-			panic(err)
-		}
-	}
-	return ids
-})
-
 // site is a server, over TLS, with the organization ORG, whose secret is s3cret, and the organization MANUAL
 // without a secret.
 type site struct {
@@ -59,7 +47,7 @@ func newSite(t *testing.T) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{t: t, id: identities()[0], store: store}
+	s := &site{t: t, id: server.Identity(0), store: store}
 	for _, o := range []server.Org{{Name: "ORG", UUID: "u1", Contacts: []string{"a@b"}, Auth: "s3cret",
 		Created: time.Now()}, {Name: "MANUAL", UUID: "u2", Created: time.Now()}} {
 		if err := store.AddOrg(t.Context(), o); err != nil {
@@ -168,7 +156,7 @@ func TestAbout(t *testing.T) {
 			t.Errorf("%s is %q, want %q", path, got, want)
 		}
 	}
-	p, err := s.client(identities()[1]).Introduce(t.Context(), s.url)
+	p, err := s.client(server.Identity(1)).Introduce(t.Context(), s.url)
 	if err != nil || p.String() != s.id.String() {
 		t.Errorf("%v, %v", p, err)
 	}
@@ -176,7 +164,7 @@ func TestAbout(t *testing.T) {
 
 func TestRegister(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
-	c := s.client(identities()[1])
+	c := s.client(server.Identity(1))
 	_, err := c.Find(ctx, "l")
 	is(t, "a stranger", err, claviger.Denied)
 	for _, a := range [][2]string{{"ORG", "wrong"}, {"ORG", ""}, {"NONE", "s3cret"}, {"NONE", ""}, {"", ""}} {
@@ -193,7 +181,7 @@ func TestRegister(t *testing.T) {
 	}
 	_, err = c.Register(ctx, "MANUAL", "", false)
 	is(t, "into a second organization", err, claviger.KeyExists)
-	if err := s.store.SetState(ctx, identities()[1].Fingerprint(), server.Disabled); err != nil {
+	if err := s.store.SetState(ctx, server.Identity(1).Fingerprint(), server.Disabled); err != nil {
 		t.Fatal(err)
 	}
 	_, err = c.Find(ctx, "l")
@@ -204,13 +192,13 @@ func TestRegister(t *testing.T) {
 	_, err = c.Register(ctx, "ORG", "s3cret", false)
 	is(t, "registration of a disabled client", err, claviger.Denied)
 
-	manual := s.client(identities()[2])
+	manual := s.client(server.Identity(2))
 	if active, err := manual.Register(ctx, "MANUAL", "whatever", false); err != nil || active {
 		t.Fatalf("%t, %v", active, err)
 	}
 	_, err = manual.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, "")
 	is(t, "a pending client", err, claviger.Denied)
-	if err := s.store.SetState(ctx, identities()[2].Fingerprint(), server.Active); err != nil {
+	if err := s.store.SetState(ctx, server.Identity(2).Fingerprint(), server.Active); err != nil {
 		t.Fatal(err)
 	}
 	_, err = manual.Find(ctx, "l")
@@ -220,7 +208,7 @@ func TestRegister(t *testing.T) {
 // TestSlowSenders: senders that begin a request and do not continue do not stop the requests of a client.
 func TestSlowSenders(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
-	c := s.registered(identities()[1], "ORG")
+	c := s.registered(server.Identity(1), "ORG")
 	for range 100 {
 		conn, err := (&tls.Dialer{Config: s.tls}).DialContext(ctx, "tcp", strings.TrimPrefix(s.url, "https://"))
 		if err != nil {
@@ -252,7 +240,7 @@ func TestPending(t *testing.T) {
 			t.Fatalf("again: %v", err)
 		}
 	}
-	c := s.client(identities()[1])
+	c := s.client(server.Identity(1))
 	_, err := c.Register(ctx, "MANUAL", "", false)
 	is(t, "too many pending clients", err, claviger.Denied)
 	if err := s.store.SetState(ctx, fmt.Sprintf("%040d", 0), server.Active); err != nil {
@@ -266,10 +254,10 @@ func TestPending(t *testing.T) {
 // TestBox tests the contract of trustee.Box.
 func TestBox(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
-	c, other := s.registered(identities()[1], "ORG"), s.registered(identities()[2], "ORG")
+	c, other := s.registered(server.Identity(1), "ORG"), s.registered(server.Identity(2), "ORG")
 	one := s.put(c, "key/a", "1", "")
 	if d, err := c.Get(ctx, one); err != nil || d.Label != "key/a" || string(d.Content) != "1" ||
-		d.Description != "d" || d.Owner != identities()[1].Fingerprint() {
+		d.Description != "d" || d.Owner != server.Identity(1).Fingerprint() {
 		t.Errorf("%+v, %v", d, err)
 	}
 	_, err := c.Put(ctx, trustee.Deposit{Label: "key/a", Content: []byte("x")}, "")
@@ -314,7 +302,7 @@ func TestBox(t *testing.T) {
 // TestBoxPages: pages of a list come in the order of labels.
 func TestBoxPages(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
-	c := s.registered(identities()[1], "ORG")
+	c := s.registered(server.Identity(1), "ORG")
 	for i := range 5 {
 		s.put(c, fmt.Sprintf("version/a@%d", i), "m", "")
 	}
@@ -340,7 +328,7 @@ func TestBoxPages(t *testing.T) {
 // TestBoxDelete: only the owner deletes, undeletes and purges deposits, all or none.
 func TestBoxDelete(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
-	c, other := s.registered(identities()[1], "ORG"), s.registered(identities()[2], "ORG")
+	c, other := s.registered(server.Identity(1), "ORG"), s.registered(server.Identity(2), "ORG")
 	two := s.put(c, "key/a", "2", "")
 	is(t, "to delete another's", other.Delete(ctx, two), claviger.KeyNotFound)
 	third := s.put(c, "key/c", "c", "")
@@ -390,8 +378,8 @@ func (s *site) put(c *trustee.Client, label, content, replaces string) string {
 // TestShared: a client in the access list reads the deposit if it belongs to the owner's organization.
 func TestShared(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
-	owner := s.registered(identities()[1], "ORG")
-	reader := identities()[2]
+	owner := s.registered(server.Identity(1), "ORG")
+	reader := server.Identity(2)
 	uuid, err := owner.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x"),
 		Access: []string{reader.Fingerprint()}}, "")
 	if err != nil {
@@ -420,7 +408,7 @@ func TestShared(t *testing.T) {
 	// A client of the owner's organization reads the deposit if it is in the access list.
 	s = newSite(t)
 	s.registered(reader, "ORG")
-	owner = s.registered(identities()[1], "ORG")
+	owner = s.registered(server.Identity(1), "ORG")
 	if uuid, err = owner.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x"),
 		Access: []string{strings.ToLower(reader.Fingerprint())}}, ""); err != nil {
 		t.Fatal(err)
@@ -457,7 +445,7 @@ func (s *site) post(verb string, body []byte) (int, []byte) {
 // TestReplay: a request that is sent twice is handled once and answered once.
 func TestReplay(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
-	id := identities()[1]
+	id := server.Identity(1)
 	c := s.registered(id, "ORG")
 	uuid, err := c.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, "")
 	if err != nil {
@@ -494,7 +482,7 @@ func TestReplay(t *testing.T) {
 // TestLostAnswers: a change whose answer is lost is made once, and the client gets a success.
 func TestLostAnswers(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
-	c := s.registered(identities()[1], "ORG")
+	c := s.registered(server.Identity(1), "ORG")
 	s.cut.Store(1)
 	uuid, err := c.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, "")
 	if err != nil {
@@ -515,7 +503,7 @@ func TestLostAnswers(t *testing.T) {
 // TestRaces: if many replace one deposit at the same time, one succeeds.
 func TestRaces(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
-	c := s.registered(identities()[1], "ORG")
+	c := s.registered(server.Identity(1), "ORG")
 	old, err := c.Put(ctx, trustee.Deposit{Label: "key/a", Content: []byte("0")}, "")
 	if err != nil {
 		t.Fatal(err)
