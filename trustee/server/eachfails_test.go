@@ -100,8 +100,8 @@ func TestSweep(t *testing.T) {
 		fault = tt.fault
 		b.log.Reset()
 		for range 2 {
-			if got := b.send(id, trustee.VerbClients, struct{}{}, nil); got.err != nil {
-				t.Errorf("%v: %v", tt.fault, got.err)
+			if got := b.send(id, trustee.VerbClients, struct{}{}, nil); got.err != nil || sweeps != tt.sweeps {
+				t.Errorf("%v: %v after %d sweeps", tt.fault, got.err, sweeps)
 			}
 		}
 		if warns := strings.Contains(b.log.String(), "expired records could not be removed"); warns != tt.warns ||

@@ -231,6 +231,24 @@ func TestNoPlace(t *testing.T) {
 	}
 }
 
+// TestSeenReadsAreSwept: with the expired records of the store, the server removes the reads that it need not remember.
+func TestSeenReadsAreSwept(t *testing.T) {
+	l := newPlacesLab(t)
+	now := time.Now()
+	l.now = func() time.Time { return now }
+	for range 3 {
+		l.send(t, Identity(1), trustee.VerbClients, struct{}{})
+	}
+	if n := len(l.Server.seen.reads); n != 3 {
+		t.Errorf("%d reads are remembered", n)
+	}
+	now = now.Add(sweepStoreEvery + trustee.MaxSkew)
+	l.sweep(t.Context())
+	if n := len(l.Server.seen.reads); n != 0 {
+		t.Errorf("%d reads are remembered after they have expired", n)
+	}
+}
+
 // TestPageBytes: a page of a list ends before its statements are too long for an answer. It has at least one deposit.
 func TestPageBytes(t *testing.T) {
 	for _, tt := range []struct {
