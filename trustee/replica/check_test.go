@@ -29,4 +29,12 @@ func TestCheckNamesAReason(t *testing.T) {
 	if err := r.Check(t.Context()); !errors.Is(err, r.why) {
 		t.Errorf("%v", err)
 	}
+	r.synced = true
+	if err := r.Check(t.Context()); err != nil {
+		t.Errorf("in step: %v", err)
+	}
+	r.synced, r.store = false, &positionStore{st: Position{Role: server.RolePassive}}
+	if err := r.Check(t.Context()); err != nil {
+		t.Errorf("at the passive: %v", err)
+	}
 }

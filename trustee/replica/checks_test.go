@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"claviger"
 	"claviger/trustee"
@@ -216,6 +217,19 @@ func TestLogOfAnotherStore(t *testing.T) {
 	checked(t, a, "holds what this one lacks")
 }
 
+// TestRefusalSaysAlone: the refusal says whether the passive server has acknowledged changes alone.
+func TestRefusalSaysAlone(t *testing.T) {
+	p := newPairs(t)
+	for unshared, says := range map[uint64]string{0: "; nothing was changed",
+		3: " (it has acknowledged changes alone, from 3 on); nothing was changed"} {
+		a, b, end := p.fresh(t)
+		diverged(t, a, b)
+		b.update(func(st *replica.Position) { st.Unshared = unshared })
+		checked(t, a, "1 deposits: deposit \"<l&9>\\u2028\""+says)
+		end()
+	}
+}
+
 // TestMovingTarget: the stores change while they are compared.
 func TestMovingTarget(t *testing.T) {
 	p := newPairs(t)
@@ -330,4 +344,50 @@ func TestCopyInPages(t *testing.T) {
 	}
 	equal(t, a, b)
 	empty(t, b)
+}
+
+// TestTooManyChanges: a synchronization ends if changes are made faster than it sends them.
+func TestTooManyChanges(t *testing.T) {
+	a, _, end := newPairs(t).fresh(t)
+	defer end()
+	replica.SetSyncRounds(t, 3)
+	next := 20
+	a.tool(next)
+	a.calls.before = func(call string) error {
+		if call == "passive peer-append" {
+			next++
+			a.tool(next)
+		}
+		return nil
+	}
+	checked(t, a, "changes are made faster")
+	a.calls.before = nil
+	checked(t, a, "")
+}
+
+// TestFailedChangeProbes: after a change that could not be applied, the passive server probes its store at once.
+func TestFailedChangeProbes(t *testing.T) {
+	a, b, end := newPairs(t).fresh(t)
+	defer end()
+	known(t, a, b)
+	a.calls.before = failing("passive Apply")
+	if err := a.calls.count(func() error { return change(t.Context(), a, b) }); err == nil {
+		t.Error("the change was acknowledged")
+	}
+	a.calls.before = failing("passive CheckWrites")
+	checked(t, a, "takes no changes")
+}
+
+// TestRecordWithoutJSON: a record that has no JSON form ends a copy.
+func TestRecordWithoutJSON(t *testing.T) {
+	a, b, end := newPairs(t).fresh(t)
+	defer end()
+	a.exec("UPDATE deposit SET expires = ? WHERE uuid = 'u0'", time.Date(20000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli())
+	was := digestOf(t, b.store.Store)
+	if err := replica.Check(t.Context(), a.r); !claviger.Is(err, claviger.Internal) {
+		t.Error(err)
+	}
+	if digestOf(t, b.store.Store) != was {
+		t.Error("the passive server has changed")
+	}
 }

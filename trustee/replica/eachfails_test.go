@@ -123,10 +123,7 @@ func readOperations() []operation {
 	passive := func(_, b *member) *member { return b }
 	current := func(at func(a, b *member) *member) func(context.Context, *member, *member) error {
 		return func(ctx context.Context, a, b *member) error {
-			got, err := at(a, b).r.Current(ctx)
-			if err == nil && !got.Sure { // the other server does not answer
-				err = errInjected
-			}
+			_, err := at(a, b).r.Current(ctx)
 			return err
 		}
 	}
@@ -168,6 +165,8 @@ func operatorOperations() []operation {
 // mayFail has the calls without which an operation can succeed, and the reason.
 var mayFail = map[string]string{
 	"stepping down 5 passive CheckWrites":            "a promoted server with a full disk is active all the same",
+	"current of the passive 2 active peer-hello":     "the result is not sure, see TestCurrentKeeps",
+	"current of the passive 3 active Position":       "the result is not sure, see TestCurrentKeeps",
 	"current of the passive 4 active CheckWrites":    "reads need no room on the disk",
 	"promote 4 active CheckWrites":                   "the server that yields need not accept changes",
 	"promote behind 4 active CheckWrites":            "the server that yields need not accept changes",

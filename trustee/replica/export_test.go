@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"testing"
 	"time"
 )
 
@@ -32,3 +33,13 @@ func Woken(r *Replica) bool {
 
 // Forget clears the last result of Current.
 func Forget(r *Replica) { r.learned.Store(nil) }
+
+// SetSyncRounds changes the largest number of pages of a synchronization until the end of the test.
+func SetSyncRounds(t *testing.T, n int) {
+	before := syncRounds
+	syncRounds = n
+	t.Cleanup(func() { syncRounds = before })
+}
+
+// ForgetIncoming removes the pages of a copy, as the end of Run does.
+func ForgetIncoming(r *Replica) { r.forgetIncoming() }

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"claviger"
 	"claviger/trustee/server"
 )
 
@@ -54,7 +53,7 @@ type holdings map[string][sha256.Size]byte
 // holding returns the key and the state of a record in holdings, and a readable name. ok is false for
 // records that may be lost: recorded requests and expired deposits. The state does not contain the
 // content of a deposit, because the owner has signed the content together with the uuid.
-func holding(r server.Record, now time.Time) (key, name string, state [sha256.Size]byte, ok bool, err error) {
+func holding(r server.Record, now time.Time) (key, name string, state [sha256.Size]byte, ok bool) {
 	var s recordState
 	switch {
 	case r.Org != nil:
@@ -68,7 +67,7 @@ func holding(r server.Record, now time.Time) (key, name string, state [sha256.Si
 	case r.Deposit != nil:
 		d := r.Deposit
 		if !d.Expires.IsZero() && !d.Expires.After(now) {
-			return "", "", state, false, nil
+			return "", "", state, false
 		}
 		key, name = "deposit "+d.UUID, fmt.Sprintf("deposit %.200q", d.Label)
 		s = recordState{Names: []string{d.Owner, d.Org, d.Label}, Lists: [][]string{list(d.Access)},
@@ -77,35 +76,25 @@ func holding(r server.Record, now time.Time) (key, name string, state [sha256.Si
 			s.Expires = d.Expires.UnixMilli()
 		}
 	default:
-		return "", "", state, false, nil
+		return "", "", state, false
 	}
-	text, err := json.Marshal(s)
-	if err != nil {
-		return "", "", state, false, claviger.E("replica.holding", claviger.Internal, "", err)
-	}
-	return key, name, sha256.Sum256(text), true, nil
+	text, _ := json.Marshal(s) // JSON can hold each text and number
+	return key, name, sha256.Sum256(text), true
 }
 
 // add adds a record.
-func (h holdings) add(r server.Record, now time.Time) error {
-	key, _, state, ok, err := holding(r, now)
-	if ok {
+func (h holdings) add(r server.Record, now time.Time) {
+	if key, _, state, ok := holding(r, now); ok {
 		h[key] = state
 	}
-	return err
 }
 
 // lacks counts a record of another store in lost unless h holds it in the same state.
-func (h holdings) lacks(r server.Record, now time.Time, lost *Loss) error {
-	key, name, state, ok, err := holding(r, now)
-	if err != nil || !ok {
-		return err
+func (h holdings) lacks(r server.Record, now time.Time, lost *Loss) {
+	key, name, state, ok := holding(r, now)
+	if mine, there := h[key]; ok && (!there || mine != state) {
+		lost.count(r, name)
 	}
-	if mine, there := h[key]; there && mine == state {
-		return nil
-	}
-	lost.count(r, name)
-	return nil
 }
 
 // count counts a record.

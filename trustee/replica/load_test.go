@@ -1,12 +1,15 @@
 package replica_test
 
 import (
+	"context"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"claviger"
 	"claviger/trustee"
+	"claviger/trustee/replica"
 )
 
 // empty expects that the spool folder of a server is empty.
@@ -74,4 +77,45 @@ func TestPages(t *testing.T) {
 			empty(t, b)
 		})
 	}
+}
+
+// TestPageThatCannotBeStored: the passive server refuses a page that it cannot store.
+func TestPageThatCannotBeStored(t *testing.T) {
+	p := newPairs(t)
+	for name, spoil := range map[string]func(t *testing.T, b *member){
+		"no folder": func(t *testing.T, b *member) { t.Helper(); must(t, os.Remove(b.spool)) },
+		"no room": func(t *testing.T, b *member) {
+			t.Helper()
+			if err := syscall.Mount("none", b.spool, "tmpfs", 0, "size=1m"); err != nil {
+				t.Skipf("only root can mount a small disk: %v", err)
+			}
+			t.Cleanup(func() { must(t, syscall.Unmount(b.spool, 0)) })
+			fill(t, b.spool)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, b, end := p.fresh(t)
+			defer end()
+			spoil(t, b)
+			err := b.do(t.Context(), trustee.VerbPeerLoad, pageOf("a", 0, true, `{"org":{"Name":"NEW"}}`))
+			if !claviger.Is(err, claviger.Unavailable) {
+				t.Error(err)
+			}
+			replica.ForgetIncoming(b.r)
+		})
+	}
+}
+
+// TestRunForgetsPages: the end of Run removes the pages of a copy.
+func TestRunForgetsPages(t *testing.T) {
+	_, b, end := newPairs(t).fresh(t)
+	defer end()
+	must(t, b.do(t.Context(), trustee.VerbPeerLoad, pageOf("a", 0, false)))
+	if left, err := os.ReadDir(b.spool); err != nil || len(left) != 1 {
+		t.Errorf("%v, %v", left, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	b.r.Run(ctx)
+	empty(t, b)
 }

@@ -3,6 +3,8 @@ package replica_test
 import (
 	"crypto/tls"
 	"encoding/pem"
+	"errors"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -48,7 +50,7 @@ func TestOpen(t *testing.T) {
 		"single":                  {false, server.RoleSingle, replica.Pair{}, "", false},
 		"active, without a peer":  {false, active, replica.Pair{}, "then: claviger trustee alone on", false},
 		"passive, without a peer": {false, passive, replica.Pair{}, "then: claviger trustee promote --force", false},
-		"no certificate":          {false, active, replica.Pair{URL: url, Cert: "/missing"}, "--peer-cert", false},
+		"no certificate":          {false, active, replica.Pair{URL: url, Cert: "/missing"}, "no such file", false},
 		"another file":            {false, active, replica.Pair{URL: url, Cert: text}, "no certificate in PEM", false},
 		"another URL":             {false, active, replica.Pair{URL: "b", Cert: cert}, "--peer", false},
 		"no role":                 {false, server.RoleSingle, replica.Pair{URL: url, Cert: cert}, "--role", false},
@@ -124,7 +126,7 @@ func TestOperatorConfig(t *testing.T) {
 		}
 	}
 	must(t, os.Remove(file))
-	if _, err := replica.OperatorConfig(f, "https://a"); err == nil {
-		t.Error("no certificate")
+	if _, err := replica.OperatorConfig(f, "https://a"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no certificate: %v", err)
 	}
 }

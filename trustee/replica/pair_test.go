@@ -196,8 +196,6 @@ func newAddress(t *testing.T) *address {
 
 // pairs makes pairs of servers that are in step, each of the same two stores.
 type pairs struct {
-	t         *testing.T
-	template  string
 	addresses [2]*address
 }
 
@@ -212,26 +210,42 @@ type member struct {
 	spool string
 }
 
-const activeFile, passiveFile = "active.db", "passive.db"
+var files = [2]string{"active.db", "passive.db"}
+
+// template holds the files of two stores that are in step. The first test that needs the files makes them.
+var template struct {
+	sync.Mutex
+	files [2][]byte
+}
 
 func newPairs(t *testing.T) *pairs {
 	t.Helper()
-	p := &pairs{t: t, template: t.TempDir(), addresses: [2]*address{newAddress(t), newAddress(t)}}
-	for _, file := range []string{activeFile, passiveFile} {
-		s, err := sqlite.Open(t.Context(), filepath.Join(p.template, file), true)
+	template.Lock()
+	defer template.Unlock()
+	p := &pairs{addresses: [2]*address{newAddress(t), newAddress(t)}}
+	if template.files[0] != nil {
+		return p
+	}
+	dir := t.TempDir()
+	for i, file := range files {
+		s, err := sqlite.Open(t.Context(), filepath.Join(dir, file), true)
 		must(t, err)
-		if file == activeFile {
+		if i == 0 {
 			storetest.Fill(t, s)
 		}
 		must(t, s.Close())
 	}
-	a, b, end := p.pair(t, p.template)
+	a, _, end := p.pair(t, dir)
 	must(t, replica.Check(t.Context(), a.r))
 	if s, err := a.status(t.Context(), true); err != nil || !s.InStep() {
 		t.Fatalf("%+v, %v", s, err)
 	}
-	_ = b
 	end()
+	for i, file := range files {
+		text, err := os.ReadFile(filepath.Join(dir, file))
+		must(t, err)
+		template.files[i] = text
+	}
 	return p
 }
 
@@ -239,10 +253,8 @@ func newPairs(t *testing.T) *pairs {
 func (p *pairs) fresh(t *testing.T) (a, b *member, end func()) {
 	t.Helper()
 	dir := t.TempDir()
-	for _, file := range []string{activeFile, passiveFile} {
-		text, err := os.ReadFile(filepath.Join(p.template, file))
-		must(t, err)
-		must(t, os.WriteFile(filepath.Join(dir, file), text, 0o600))
+	for i, file := range files {
+		must(t, os.WriteFile(filepath.Join(dir, file), template.files[i], 0o600))
 	}
 	return p.pair(t, dir)
 }
@@ -252,7 +264,7 @@ func (p *pairs) pair(t *testing.T, dir string) (a, b *member, end func()) {
 	t.Helper()
 	c := &calls{}
 	var list [2]*member
-	for i, file := range []string{activeFile, passiveFile} {
+	for i, file := range files {
 		path := filepath.Join(dir, file)
 		store, err := sqlite.Open(t.Context(), path, false)
 		must(t, err)

@@ -308,12 +308,12 @@ func (i *incoming) records() (func() (server.Record, error), error) {
 func (r *Replica) compare(ctx context.Context, in *incoming, c comparison) (lost *Loss, held bool, err error) {
 	now := time.Now()
 	theirs, mine := holdings{}, holdings{}
-	each := func(f func(server.Record) error) error {
+	each := func(f func(server.Record)) error {
 		next, err := in.records()
 		for err == nil {
 			var rec server.Record
 			if rec, err = next(); err == nil {
-				err = f(rec)
+				f(rec)
 			}
 		}
 		if errors.Is(err, io.EOF) {
@@ -321,18 +321,20 @@ func (r *Replica) compare(ctx context.Context, in *incoming, c comparison) (lost
 		}
 		return err
 	}
-	if err := each(func(rec server.Record) error { return theirs.add(rec, now) }); err != nil {
+	if err := each(func(rec server.Record) { theirs.add(rec, now) }); err != nil {
 		return nil, false, err
 	}
 	lost = new(Loss)
 	err = r.store.Export(ctx, func(rec server.Record) error {
 		held = true
-		return errors.Join(mine.add(rec, now), theirs.lacks(rec, now, lost))
+		mine.add(rec, now)
+		theirs.lacks(rec, now, lost)
+		return nil
 	})
 	if err != nil {
 		return nil, false, err
 	}
-	if err := each(func(rec server.Record) error { return mine.lacks(rec, now, &c.more) }); err != nil {
+	if err := each(func(rec server.Record) { mine.lacks(rec, now, &c.more) }); err != nil {
 		return nil, false, err
 	}
 	c.less = *lost

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"testing"
+
+	"claviger"
+	"claviger/trustee/server"
 )
 
 // TestAdmit: a change counts as shared only if the peer has it and every change before it. A change that the guard
@@ -36,5 +39,38 @@ func TestAdmit(t *testing.T) {
 		if err == nil && (e.Seq != 8 || e.Epoch != 2 || e.Digest != p.Head.Next(2, []byte("x")).Digest) {
 			t.Errorf("%s: %+v", name, e)
 		}
+	}
+}
+
+// TestMayApply: a store takes changes only in its role, and a passive store none of an earlier epoch.
+func TestMayApply(t *testing.T) {
+	for _, c := range []struct {
+		role, as server.Role
+		epoch    uint64
+		may      bool
+	}{
+		{server.RolePassive, server.RolePassive, 2, true}, {server.RolePassive, server.RolePassive, 3, true},
+		{server.RolePassive, server.RolePassive, 1, false}, {server.RoleActive, server.RolePassive, 2, false},
+		{server.RolePassive, server.RoleActive, 2, false}, {server.RoleActive, server.RoleActive, 1, true},
+	} {
+		err := (&Position{Role: c.role, Epoch: 2}).MayApply("test", c.as, c.epoch)
+		if c.may != (err == nil) || !c.may && !claviger.Is(err, claviger.Denied) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
+
+// TestHeads: the digest of an entry covers the entry before it, its numbers and its change. A branch has a head of its
+// own.
+func TestHeads(t *testing.T) {
+	h := Head{Seq: 1, Epoch: 1, Digest: "d"}
+	seen := map[string]bool{}
+	for _, e := range []Head{h.Next(1, []byte("x")).Head, h.Next(2, []byte("x")).Head, h.Next(1, []byte("y")).Head,
+		(Head{2, 1, "d"}).Next(1, []byte("x")).Head, (Head{1, 1, "e"}).Next(1, []byte("x")).Head,
+		h.NewBranch(1), h.NewBranch(1)} {
+		if seen[e.Digest] {
+			t.Errorf("two heads are %s", e.Digest)
+		}
+		seen[e.Digest] = true
 	}
 }

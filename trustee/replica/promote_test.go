@@ -207,8 +207,9 @@ func TestHello(t *testing.T) {
 		if k, err := a.r.Current(t.Context()); err != nil || !k.Sure {
 			t.Fatalf("%+v, %v", k, err)
 		}
-		must(t, a.do(t.Context(), trustee.VerbPeerHello, c.from))
-		if st := a.position(); st.Role != c.want || st.Role == passive && st.Epoch != c.from.Epoch {
+		var answer replica.Position
+		must(t, a.self.Request(t.Context(), trustee.VerbPeerHello, c.from, &answer))
+		if st := a.position(); answer != st || st.Role != c.want || st.Role == passive && st.Epoch != c.from.Epoch {
 			t.Errorf("%s: %+v", name, st)
 		}
 		b.update(func(st *replica.Position) { st.Role = passive })
@@ -216,6 +217,50 @@ func TestHello(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, k, err)
 		}
 		end()
+	}
+}
+
+// TestHelloAtThePassive: the hello of an active server does not change the position of a passive server. Only its
+// changes bring a higher epoch.
+func TestHelloAtThePassive(t *testing.T) {
+	_, b, end := newPairs(t).fresh(t)
+	defer end()
+	before := b.position()
+	must(t, b.do(t.Context(), trustee.VerbPeerHello, replica.Position{Role: active, Epoch: 9}))
+	if st := b.position(); st != before {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestPassiveAgain: a server that was active does not know whether it lacks changes of the other.
+func TestPassiveAgain(t *testing.T) {
+	a, b, end := newPairs(t).fresh(t)
+	defer end()
+	known(t, a, b)
+	for _, m := range []*member{b, a} {
+		must(t, m.do(t.Context(), trustee.VerbPromote, replica.PromoteArgs{}))
+	}
+	roles(t, a, b, active, 3, passive, 3)
+	a.tool(6)
+	a.calls.before = failing("active peer-hello")
+	must(t, a.calls.count(func() error {
+		k, err := b.r.Current(t.Context())
+		if k.Sure || k.Lists {
+			t.Errorf("%+v", k)
+		}
+		return err
+	}))
+}
+
+// TestAloneIsSure: an operator's decision counts at once.
+func TestAloneIsSure(t *testing.T) {
+	a, _, end := newPairs(t).fresh(t)
+	defer end()
+	for _, on := range []bool{false, true, false} {
+		must(t, a.do(t.Context(), trustee.VerbAlone, replica.AloneArgs{On: on}))
+		if k, err := a.r.Current(t.Context()); err != nil || k.Sure != on {
+			t.Errorf("%t: %+v, %v", on, k, err)
+		}
 	}
 }
 

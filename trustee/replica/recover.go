@@ -62,11 +62,10 @@ func Recover(ctx context.Context, into, from server.Store, o RecoverOptions) (*R
 	}
 	var lacked []server.Record
 	err := from.Export(ctx, func(rec server.Record) error {
-		yes, err := r.lacks(rec)
-		if yes {
+		if r.lacks(rec) {
 			lacked = append(lacked, rec)
 		}
-		return err
+		return nil
 	})
 	if err == nil {
 		err = r.checkRevive()
@@ -175,11 +174,12 @@ func (r *recovery) holds(rec server.Record) error {
 		kind, of := groupOf(d)
 		r.kept[d.UUID] = kept{of, kind, d.Sealed.Deleted == nil, made}
 	}
-	return r.mine.add(rec, r.now)
+	r.mine.add(rec, r.now)
+	return nil
 }
 
 // lacks adds a record of the other store, and reports whether the store lacks it.
-func (r *recovery) lacks(rec server.Record) (bool, error) {
+func (r *recovery) lacks(rec server.Record) bool {
 	if d := rec.Deposit; d != nil {
 		_, of := groupOf(d)
 		r.names[of.name] = true
@@ -189,8 +189,8 @@ func (r *recovery) lacks(rec server.Record) (bool, error) {
 		}
 	}
 	var one Loss
-	err := r.mine.lacks(rec, r.now, &one)
-	return !one.None(), err
+	r.mine.lacks(rec, r.now, &one)
+	return !one.None()
 }
 
 // notAdded adds a reason to Left.
@@ -200,10 +200,7 @@ func (r *recovery) notAdded(format string, args ...any) {
 
 // takeRecord adds an organization or client to the store, or a deposit to its group.
 func (r *recovery) takeRecord(ctx context.Context, rec server.Record) error {
-	key, name, _, _, err := holding(rec, r.now)
-	if err != nil {
-		return err
-	}
+	key, name, _, _ := holding(rec, r.now)
 	d := rec.Deposit
 	if _, there := r.mine[key]; there {
 		r.res.Lacked.count(rec, name)
@@ -231,6 +228,7 @@ func (r *recovery) takeRecord(ctx context.Context, rec server.Record) error {
 	if r.dry {
 		return nil
 	}
+	var err error
 	switch {
 	case rec.Org != nil:
 		err = r.into.AddOrg(ctx, *rec.Org)

@@ -340,3 +340,16 @@ func TestRecoverUnreadable(t *testing.T) {
 		}
 	}
 }
+
+// TestRecoverMisspelt: a name that the other store does not hold changes nothing.
+func TestRecoverMisspelt(t *testing.T) {
+	_, err := recoverAll(t, replica.RecoverOptions{Revive: []string{"k", "xx"}}, func(call string) error {
+		if call != "export" {
+			t.Error(call)
+		}
+		return nil
+	})
+	if !claviger.Is(err, claviger.KeyNotFound) || !strings.Contains(err.Error(), "--revive xx") {
+		t.Error(err)
+	}
+}

@@ -203,6 +203,16 @@ func TestFirstRole(t *testing.T) {
 	}
 }
 
+// TestFirstRoleFails: a server does not start if its store fails.
+func TestFirstRoleFails(t *testing.T) {
+	for _, call := range []string{"Position", "UpdatePosition"} {
+		s := &failingStore{single(t), failing(call)}
+		cfg := replica.Config{Identity: identities()[0], Store: s, Spool: t.TempDir()}
+		_, err := replica.New(t.Context(), cfg, active)
+		refused(t, call, err, claviger.Unavailable, errInjected.Error())
+	}
+}
+
 // TestSpoolThatCannotBeCleared: a server does not start if it cannot remove the pages of a copy.
 func TestSpoolThatCannotBeCleared(t *testing.T) {
 	spool := t.TempDir()

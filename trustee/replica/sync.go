@@ -14,7 +14,7 @@ import (
 
 // syncRounds is how many pages one synchronization sends at most. If changes are made faster than they
 // can be sent, the next synchronization continues.
-const syncRounds = 10_000
+var syncRounds = 10_000 // fewer in tests
 
 // sync brings the passive server up to date and proves by digest that it is equal. If discard is true,
 // the passive server loses the records that it acknowledged without this server; a copy of them stays
@@ -69,12 +69,9 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 		return err
 	}
 	r.mu.Lock()
-	was := r.synced
 	r.synced, r.peerHead, r.equal, r.lacking = true, head, true, false
 	r.mu.Unlock()
-	if !was {
-		r.log.Info("the passive Key Trustee Server is equal, by digest", "seq", head.Seq, "was alone", alone)
-	}
+	r.log.Info("the passive Key Trustee Server is equal, by digest", "seq", head.Seq, "was alone", alone)
 	return nil
 }
 
@@ -264,9 +261,8 @@ func (r *Replica) load(ctx context.Context, st, was Position, drop bool) (*Posit
 			alone)
 		r.refused = refusedCopy{mine: st.Head, theirs: was.Head, at: time.Now(), err: err}
 		r.mu.Lock()
-		r.lacking = true
+		r.lacking = true // report clears r.learned
 		r.mu.Unlock()
-		r.learned.Store(nil)
 		return nil, err
 	}
 	r.refused, r.loaded = refusedCopy{}, *res
