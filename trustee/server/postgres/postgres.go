@@ -78,8 +78,9 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	}
 	s := &Store{db: db}
 	if err := s.prepare(ctx, c); err != nil {
+		err = s.fail(op, "", err) // before Close, after which each error says that the store is closed
 		db.Close()
-		return nil, s.fail(op, "", err)
+		return nil, err
 	}
 	return s, nil
 }

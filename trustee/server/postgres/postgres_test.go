@@ -77,6 +77,14 @@ func TestUnclaimed(t *testing.T) {
 	_ = s.Close() // it never fails
 }
 
+// TestBadURI: a URI that is none opens no store.
+func TestBadURI(t *testing.T) {
+	_, err := Open(t.Context(), Config{URI: "postgres://u:secret@h/d", Where: "keytrustee.conf", Identity: "AB12"})
+	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "holds a password") {
+		t.Error(err)
+	}
+}
+
 // TestRestart: a call waits for a server that is started again. If there is no server, the error names the address
 // and its configuration, and counts as a failure.
 func TestRestart(t *testing.T) {
