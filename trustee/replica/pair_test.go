@@ -220,6 +220,7 @@ var template struct {
 
 func newPairs(t *testing.T) *pairs {
 	t.Helper()
+	replica.SetSyncRounds(t, 20) // so that a synchronization that would not end fails soon
 	template.Lock()
 	defer template.Unlock()
 	p := &pairs{addresses: [2]*address{newAddress(t), newAddress(t)}}

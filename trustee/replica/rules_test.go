@@ -115,6 +115,15 @@ type fixedStore struct {
 
 func (s *fixedStore) Position(context.Context) (Position, error) { return s.st, nil }
 
+func (s *fixedStore) UpdatePosition(_ context.Context, f func(*Position) error) (Position, error) {
+	st := s.st
+	if err := f(&st); err != nil {
+		return s.st, err
+	}
+	s.st = st
+	return st, nil
+}
+
 func (s *fixedStore) Has(context.Context, Head) (bool, error) { return s.had, nil }
 
 // TestComplete: a passive server has every change if its log has the head of the active server. It says that it is
@@ -268,6 +277,22 @@ func TestGuardRefuses(t *testing.T) {
 	if err := r.uncommitted(errors.New("lost")); !errors.Is(err, server.ErrAway) || !strings.Contains(err.Error(),
 		"lost") || len(r.wakeup) != 1 || r.synced {
 		t.Errorf("%v, %d, %t", err, len(r.wakeup), r.synced)
+	}
+}
+
+// TestTrailing: the passive server counts as having all changes only if this server is active and knows that it has.
+func TestTrailing(t *testing.T) {
+	for _, c := range []struct {
+		role     server.Role
+		synced   bool
+		unshared uint64
+	}{{server.RoleActive, true, 0}, {server.RoleActive, false, 3}, {server.RolePassive, true, 3}} {
+		r := waiting(c.role)
+		store := &fixedStore{st: Position{Role: c.role, Unshared: 3}}
+		r.store, r.synced = store, c.synced
+		if err := r.sendTrailing(t.Context()); err != nil || store.st.Unshared != c.unshared {
+			t.Errorf("%+v: %+v, %v", c, store.st, err)
+		}
 	}
 }
 
