@@ -40,6 +40,8 @@ func (r raw) MarshalJSON() ([]byte, error) { return []byte(r), nil }
 func TestPages(t *testing.T) {
 	p := newPairs(t)
 	const org = `{"org":{"Name":"NEW"}}`
+	compared := pageOf("a", 0, true, `"x"`)
+	compared["compare"] = true
 	for name, c := range map[string]struct {
 		pages []page
 		says  string // the error of the last page; "" for success
@@ -52,6 +54,7 @@ func TestPages(t *testing.T) {
 		"another copy":       {[]page{pageOf("a", 0, false), pageOf("b", 1, true, org)}, "does not follow"},
 		"after the last":     {[]page{pageOf("a", 0, true, org), pageOf("a", 1, true, org)}, "does not follow"},
 		"a record of no use": {[]page{pageOf("a", 0, true, `"x"`)}, "a record of the copy cannot be read"},
+		"one to compare":     {[]page{compared}, "a record of the copy cannot be read"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, b, end := p.fresh(t)

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"claviger"
 	"claviger/internal/pgtest"
 	"claviger/pgdb"
@@ -115,6 +117,7 @@ func TestEachCallOfOpenFails(t *testing.T) {
 			}
 			return err
 		}) {
+			sessions(t, uri)
 			if rounds++; (err == nil) != (fault.Number == 0) || claviger.Is(err, claviger.Invalid) ||
 				err != nil && !fault.Row && !injected(err) {
 				t.Errorf("%s: %v", fault, err)
@@ -124,6 +127,25 @@ func TestEachCallOfOpenFails(t *testing.T) {
 			t.Error("no call failed")
 		}
 	}
+}
+
+// sessions waits until no session of a database is left.
+func sessions(t *testing.T, uri string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }() // it only read
+	await(t, "the end of all sessions", func() bool {
+		n := 0
+		err := conn.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+			AND pid <> pg_backend_pid()`).Scan(&n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n == 0
+	})
 }
 
 // TestImportNamesTheRecord: an import names the record that cannot be imported.

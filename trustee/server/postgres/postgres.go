@@ -154,11 +154,12 @@ func (s *Store) Check(ctx context.Context) error {
 // Role returns RolePassive for a standby, and RoleActive for a primary.
 func (s *Store) Role(ctx context.Context) (server.Role, error) {
 	const op = "trustee/server/postgres.Role"
+	role := server.RoleActive
 	standby, err := s.db.Standby(ctx, op)
 	if standby {
-		return server.RolePassive, s.fail(op, "", err)
+		role = server.RolePassive
 	}
-	return server.RoleActive, s.fail(op, "", err)
+	return role, s.fail(op, "", err)
 }
 
 // Release empties the database. It then belongs to no identity.
@@ -207,15 +208,12 @@ func (s *Store) Deposits(ctx context.Context) (live, deleted int64, err error) {
 func (s *Store) Wrapped(ctx context.Context, bytes int, f func(uuid string, head []byte)) error {
 	const op = "trustee/server/postgres.Wrapped"
 	err := s.db.Read(ctx, op, "", func(ctx context.Context) error {
-		rows, err := s.db.Pool().Query(ctx,
+		rows, _ := s.db.Pool().Query(ctx, // ForEachRow returns the error
 			`SELECT uuid, substring(content FROM 1 FOR $1) FROM trustee_deposit WHERE wrapped AND deleted IS NULL`,
 			bytes)
-		if err != nil {
-			return err
-		}
 		var uuid string
 		var head []byte
-		_, err = pgx.ForEachRow(rows, []any{&uuid, &head}, func() error {
+		_, err := pgx.ForEachRow(rows, []any{&uuid, &head}, func() error {
 			f(uuid, head)
 			return nil
 		})

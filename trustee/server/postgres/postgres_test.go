@@ -1,6 +1,8 @@
 package postgres
 
 import (
+	"errors"
+	"maps"
 	"os"
 	"strings"
 	"testing"
@@ -186,6 +188,9 @@ func TestStandby(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
+	if err := passive.CheckWrites(ctx); err != nil { // a standby takes no writes, and that is no fault
+		t.Errorf("CheckWrites of a standby: %v", err)
+	}
 	if n := passive.Failures(); n != 0 {
 		t.Errorf("%d refusals count as failures", n)
 	}
@@ -218,4 +223,109 @@ func TestParts(t *testing.T) {
 		Break: []string{`DROP INDEX trustee_deposit_live`, `DROP INDEX trustee_client_org`},
 		Lacks: "lacks 2 parts of its schema (index trustee_client_org, index trustee_deposit_live)",
 	})
+}
+
+// TestSchemaLock: the lock of an upgrade is free after Open. A store that is closed cannot take the lock.
+func TestSchemaLock(t *testing.T) {
+	pg := pgtest.Shared(t)
+	s := open(t, pg.Database(t))
+	unlock, err := s.lockSchema(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := func(query string, args ...any) (n int) {
+		if err := s.db.Pool().QueryRow(t.Context(), query, args...).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	const held = `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = $1 AND
+		database = (SELECT oid FROM pg_database WHERE datname = current_database())`
+	if n := count(held, schemaLock); n != 1 {
+		t.Errorf("%d sessions hold the lock", n)
+	}
+	unlock()
+	await(t, "the end of the session", func() bool { return count(held, schemaLock) == 0 })
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.lockSchema(t.Context()); err == nil {
+		t.Error("a closed store took the lock")
+	}
+}
+
+// await waits until ok returns true.
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited too long for %s", what)
+		}
+	}
+}
+
+// TestPromoteFails: the errors of pg_promote. A function of that name stands in for PostgreSQL's own.
+func TestPromoteFails(t *testing.T) {
+	pg := pgtest.Shared(t)
+	uri := pg.Database(t)
+	database, _, _ := strings.Cut(uri[strings.LastIndexByte(uri, '/')+1:], "?")
+	pg.Exec(t, database, `ALTER DATABASE `+database+` SET search_path = public, pg_catalog`)
+	for body, want := range map[string]struct {
+		kind claviger.Kind
+		says string
+	}{
+		`RETURN true`:  {0, ""},
+		`RETURN false`: {claviger.Unavailable, "has not become a primary"},
+		`RAISE EXCEPTION 'no' USING ERRCODE = '42501'`: {claviger.Denied, "GRANT EXECUTE ON FUNCTION pg_promote"},
+		`RAISE EXCEPTION 'not now'`:                    {claviger.Internal, "not now"},
+	} {
+		pg.Exec(t, database, `CREATE OR REPLACE FUNCTION public.pg_promote(boolean, integer) RETURNS boolean
+			LANGUAGE plpgsql AS $$ BEGIN `+body+`; END $$`)
+		s := open(t, uri)
+		err := s.Promote(t.Context())
+		if want.says == "" && err != nil || want.says != "" && (!claviger.Is(err, want.kind) ||
+			!strings.Contains(err.Error(), want.says)) {
+			t.Errorf("%s: %v", body, err)
+		}
+		_ = s.Close() // it never fails
+	}
+}
+
+// TestFigures: the numbers of deposits, and the wrapped ones.
+func TestFigures(t *testing.T) {
+	s := open(t, pgtest.Database(t))
+	defer s.Close() //nolint:errcheck // it never fails
+	storetest.Fill(t, s)
+	if live, deleted, err := s.Deposits(t.Context()); err != nil || live != 4 || deleted != 1 {
+		t.Errorf("%d live, %d deleted, %v", live, deleted, err)
+	}
+	heads := map[string]string{}
+	err := s.Wrapped(t.Context(), 2, func(uuid string, head []byte) { heads[uuid] = string(head) })
+	if want := map[string]string{"u0": "\x00\x00", "u2": "\x00\x02", "u4": "\x00\x04"}; err != nil ||
+		!maps.Equal(heads, want) {
+		t.Errorf("%q, %v", heads, err)
+	}
+}
+
+// TestRefusals: what the store refuses is no failure, and costs no connection.
+func TestRefusals(t *testing.T) {
+	s := open(t, pgtest.Database(t))
+	defer s.Close() //nolint:errcheck // it never fails
+	storetest.Fill(t, s)
+	before := s.db.Pool().Stat().NewConnsCount()
+	enough := errors.New("enough")
+	if err := s.Export(t.Context(), func(server.Record) error { return enough }); !errors.Is(err, enough) {
+		t.Error(err)
+	}
+	if _, err := s.Get(t.Context(), "none"); !claviger.Is(err, claviger.KeyNotFound) {
+		t.Error(err)
+	}
+	if _, err := s.List(t.Context(), storetest.Owner, trustee.ListArgs{Prefix: "a\x00", Limit: 1}); !claviger.Is(err,
+		claviger.Invalid) {
+		t.Error(err)
+	}
+	failures := s.Failures()
+	if _, err := s.Orgs(t.Context()); err != nil || failures > 1 || s.db.Pool().Stat().NewConnsCount() != before {
+		t.Errorf("%v, %d failures, %d new connections", err, failures, s.db.Pool().Stat().NewConnsCount()-before)
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"claviger"
 	"claviger/trustee"
@@ -233,10 +234,7 @@ func (s *Store) Export(ctx context.Context, f func(server.Record) error) error {
 // export calls f with each row as it arrives, so that the store need not fit into memory.
 func export(ctx context.Context, tx pgx.Tx, query string, scan pgx.RowToFunc[server.Record],
 	f func(server.Record) error) error {
-	rows, err := tx.Query(ctx, query)
-	if err != nil {
-		return err
-	}
+	rows, _ := tx.Query(ctx, query) // rows.Err returns the error
 	defer rows.Close()
 	for rows.Next() {
 		r, err := scan(rows)
@@ -284,19 +282,11 @@ func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) 
 					return claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be imported: %w", n+batch.Len(),
 						err)
 				}
-				batch.Queue(query, args...)
+				batch.Queue(query, args...).Exec(func(pgconn.CommandTag) error { n++; return nil })
 			}
-			results := tx.SendBatch(ctx, &batch)
-			for i := range batch.Len() {
-				if _, err := results.Exec(); err != nil {
-					return errors.Join(claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be imported: %w",
-						n+i, err), results.Close())
-				}
+			if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
+				return claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be imported: %w", n, err)
 			}
-			if err := results.Close(); err != nil {
-				return err
-			}
-			n += batch.Len()
 		}
 		return nil
 	})
