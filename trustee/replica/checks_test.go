@@ -139,6 +139,17 @@ func TestFaultOfThePassive(t *testing.T) {
 	checked(t, a, "takes no changes") // the probe of the store is not repeated at once
 }
 
+// TestProbeFindsAFault: a probe says so if the store of the passive server accepts no changes any more.
+func TestProbeFindsAFault(t *testing.T) {
+	a, b, end := newPairs(t).fresh(t)
+	defer end()
+	known(t, a, b)
+	replica.ForgetProbe(b.r)
+	replica.ProbeDue(a.r)
+	a.calls.before = failing("passive CheckWrites")
+	checked(t, a, "the store of the passive Key Trustee Server takes no changes")
+}
+
 // TestManyChanges: changes of more than one page reach the passive server in the next check. A change that needs them
 // is refused.
 func TestManyChanges(t *testing.T) {
@@ -328,6 +339,9 @@ func TestRefusedCopy(t *testing.T) {
 	must(t, a.do(t.Context(), trustee.VerbResync, replica.ResyncArgs{Drop: true}))
 	if k, err := a.r.Current(t.Context()); err != nil || !k.Sure {
 		t.Errorf("after the resync: %+v, %v", k, err)
+	}
+	if s, err := a.status(t.Context(), false); err != nil || s.Why != "" {
+		t.Errorf("after the resync: %q, %v", s.Why, err)
 	}
 	equal(t, a, b)
 }

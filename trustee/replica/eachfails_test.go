@@ -87,6 +87,7 @@ func checkOperations() []operation {
 		}},
 		{"changes of orgtool", after(known, tool), check},
 		{"probe", after(known, probed), check},
+		{"probe of a promoted server", after(known, probed, promoted), check},
 		{"stepping down", promoted, check},
 		{"both active", promoted, func(ctx context.Context, a, b *member) error { return check(ctx, b, a) }},
 	}

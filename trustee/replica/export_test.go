@@ -43,3 +43,6 @@ func SetSyncRounds(t *testing.T, n int) {
 
 // ForgetIncoming removes the pages of a copy, as the end of Run does.
 func ForgetIncoming(r *Replica) { r.forgetIncoming() }
+
+// ForgetProbe makes a server probe its store when it next tells its position.
+func ForgetProbe(r *Replica) { r.writeProbe.Forget() }

@@ -177,6 +177,10 @@ func keyRules() map[string]recoverRule {
 			kind: claviger.KeyExists,
 			want: `put key/k#12, added key "k", left deposit "version/k@1": the store has another of that ` +
 				"name by n | 2 lacked, 1 added"},
+		"a key whose document the store has deleted": {into: records(deleted(newer)), from: records(doc, v1),
+			want: `put version/k@1#11, put key/k#12, added key "k" | 2 lacked, 2 added`},
+		"a key of which the store holds a version": {into: records(v2), from: records(doc, v1),
+			want: `put version/k@1#11, put key/k#12, added key "k" | 2 lacked, 2 added`},
 		"several keys": {from: records(deposit("key/b", 15), deposit("key/a", 20), deposit("version/a@1", 14),
 			deposit("key/d", 5), deposit("key/c", 5)),
 			want: `put version/a@1#14, put key/b#15, put key/a#20, added key "b", added key "a", left ` +
@@ -221,6 +225,9 @@ func otherRules() map[string]recoverRule {
 			want: "left client C: refused | 1 lacked, 0 added"},
 		"an invalid client": {from: records(client), refuses: "add client C", kind: claviger.Invalid,
 			want: "left client C: refused | 1 lacked, 0 added"},
+		"a deposit older than the newest in both": {into: records(deposit("y", 7)),
+			from: records(deposit("y", 7), deposit("x", 8)),
+			want: `left REVIVED deposit "x": the store has deleted it, and it would be | 1 lacked, 0 added`},
 		"a name of which nothing is lacking": {into: records(newer), from: records(newer, deposit("y", 12)),
 			revive: []string{"y", "x"},
 			want:   `put y#12, added deposit "y", idle x | 1 lacked, 1 added`},
