@@ -3,6 +3,7 @@ package faultsql
 import (
 	"context"
 	"database/sql/driver"
+	"errors"
 )
 
 // Open implements driver.Driver.
@@ -18,7 +19,7 @@ func (d *Driver) Open(name string) (driver.Conn, error) {
 	return &conn{c, d}, nil
 }
 
-// conn wraps a connection. Rollback, Close and ResetSession never fail, because database/sql ignores their errors.
+// conn wraps a connection. Rollback and ResetSession never fail, because database/sql ignores their errors.
 type conn struct {
 	driver.Conn
 	d *Driver
@@ -26,7 +27,8 @@ type conn struct {
 
 func (c *conn) Close() error {
 	c.d.count(-1, 0)
-	return c.Conn.Close()
+	err := c.d.before(Close, "")
+	return errors.Join(err, c.Conn.Close())
 }
 
 func (c *conn) ResetSession(ctx context.Context) error {

@@ -26,6 +26,7 @@ const (
 	Scan     = "scan"            // the row gets values that Scan refuses, unless it scans into an interface
 	Affected = "affected rows"   // Result.RowsAffected
 	InsertID = "inserted row id" // Result.LastInsertId
+	Close    = "close"           // of a connection, which is closed in spite of the error
 )
 
 // Fault is a call that was made to fail. The zero value is no fault.
@@ -43,11 +44,12 @@ type Driver struct {
 	of driver.Driver
 
 	mu    sync.Mutex
-	calls int   // since the last start
-	fail  int   // the number of the call that fails; 0: none
-	fault Fault // the call that failed
-	conns int   // connections that are not closed
-	open  int   // results and statements that are not closed
+	calls int    // since the last start
+	fail  int    // the number of the call that fails; 0: none
+	hook  func() // called before the call, which does not fail then; nil: the call fails
+	fault Fault  // the call that failed
+	conns int    // connections that are not closed
+	open  int    // results and statements that are not closed
 }
 
 var _ driver.Driver = (*Driver)(nil)
@@ -67,23 +69,26 @@ func Register(name, of string) *Driver {
 // EachFails calls do several times. In the first round the first call to the driver fails, in the second round the
 // second call, and so on. In the last round no call fails, because do makes no more calls; its fault is the zero value.
 // EachFails yields the fault of each round and the error of do. No calls fail while the caller handles them.
-func (d *Driver) EachFails(do func() error) iter.Seq2[Fault, error] {
+func (d *Driver) EachFails(do func() error) iter.Seq2[Fault, error] { return d.BeforeEach(nil, do) }
+
+// BeforeEach is EachFails, but calls hook before the call, and the call does not fail.
+func (d *Driver) BeforeEach(hook func(), do func() error) iter.Seq2[Fault, error] {
 	return func(yield func(Fault, error) bool) {
 		for n := 1; ; n++ {
-			d.start(n)
+			d.start(n, hook)
 			err := do()
-			fault := d.stop()
-			if !yield(fault, err) || fault.Number == 0 {
+			call := d.stop()
+			if !yield(call, err) || call.Number == 0 {
 				return
 			}
 		}
 	}
 }
 
-func (d *Driver) start(fail int) {
+func (d *Driver) start(fail int, hook func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.calls, d.fail, d.fault = 0, fail, Fault{}
+	d.calls, d.fail, d.hook, d.fault = 0, fail, hook, Fault{}
 }
 
 func (d *Driver) stop() Fault {
@@ -109,14 +114,25 @@ func (d *Driver) count(connections, results int) {
 
 // before counts a call, and returns its error if the call must fail.
 func (d *Driver) before(call, statement string) error {
+	hook, err := d.counted(call, statement)
+	if hook != nil {
+		hook()
+	}
+	return err
+}
+
+func (d *Driver) counted(call, statement string) (hook func(), err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.fail == 0 {
-		return nil
+		return nil, nil
 	}
 	if d.calls++; d.calls != d.fail {
-		return nil
+		return nil, nil
 	}
 	d.fault = Fault{Number: d.calls, Call: call, Statement: statement}
-	return fmt.Errorf("%w: %s", ErrInjected, d.fault)
+	if d.hook != nil {
+		return d.hook, nil
+	}
+	return nil, fmt.Errorf("%w: %s", ErrInjected, d.fault)
 }

@@ -32,9 +32,19 @@ func TestEachFails(t *testing.T) {
 	}
 	want := []string{faultsql.Connect, faultsql.Begin, faultsql.Exec, faultsql.Exec, faultsql.InsertID,
 		faultsql.Affected, faultsql.Prepare, faultsql.Query, faultsql.Next, faultsql.Scan, faultsql.Next,
-		faultsql.Commit}
+		faultsql.Commit, faultsql.Close}
 	if !slices.Equal(got, want) {
 		t.Errorf("the calls are %q, want %q", got, want)
+	}
+	called, rounds := 0, 0
+	for fault, err := range d.BeforeEach(func() { called++ }, func() error { return use(t.Context(), path) }) {
+		rounds++
+		if err != nil {
+			t.Errorf("before %s: %v", fault, err)
+		}
+	}
+	if called != len(want) || rounds != len(want)+1 {
+		t.Errorf("%d calls of the hook in %d rounds", called, rounds)
 	}
 }
 
@@ -50,7 +60,7 @@ func use(ctx context.Context, path string) (err error) {
 		return err
 	}
 	defer func() { _ = tx.Rollback() }()
-	if _, err := tx.ExecContext(ctx, `CREATE TABLE t (x)`); err != nil {
+	if _, err := tx.ExecContext(ctx, `CREATE TABLE IF NOT EXISTS t (x)`); err != nil {
 		return err
 	}
 	r, err := tx.ExecContext(ctx, `INSERT INTO t VALUES ('text')`)
@@ -63,7 +73,7 @@ func use(ctx context.Context, path string) (err error) {
 	if _, err := r.RowsAffected(); err != nil {
 		return err
 	}
-	statement, err := tx.PrepareContext(ctx, `SELECT x FROM t`)
+	statement, err := tx.PrepareContext(ctx, `SELECT x FROM t LIMIT 1`)
 	if err != nil {
 		return err
 	}

@@ -160,12 +160,13 @@ func TestNoBackup(t *testing.T) {
 		data []byte
 		want string
 	}{
-		"empty":           {nil, "is no metastore"},
-		"text":            {bytes.Repeat([]byte("text "), 100), "is no metastore"},
-		"short":           {good[:len(good)-4096], "is cut short: it has"},
-		"damaged":         {damaged, "damaged"},
-		"another program": {foreign, "database of another program (application id 0x12345678"},
-		"newer schema":    {withSchema(t, good, 99), "has schema version 99, this program knows versions up to"},
+		"empty":   {nil, "is no metastore: it is not an SQLite database"},
+		"text":    {bytes.Repeat([]byte("text "), 100), "is no metastore: it is not an SQLite database"},
+		"short":   {good[:len(good)-4096], "is cut short: it has"},
+		"damaged": {damaged, "damaged"},
+		"another program": {foreign, "is no metastore but the SQLite database of another program (application id " +
+			"0x12345678"},
+		"newer schema": {withSchema(t, good, 99), "has schema version 99, this program knows versions up to"},
 		"copy without -wal": {withoutWAL, "was not written by claviger metastore backup: a copy of the file alone " +
 			"may lack the changes in its -wal"},
 	} {
@@ -308,6 +309,9 @@ func TestReplace(t *testing.T) {
 			aside, err := filepath.Glob(store + ".replaced-*Z")
 			if err != nil || len(aside) != 1 {
 				t.Fatalf("the old store is kept as %q, %v", aside, err)
+			}
+			if _, err := os.Lstat(aside[0] + "-wal"); (err == nil) != tt.breakWAL {
+				t.Errorf("a -wal beside the old store: %v", err) // Replace moves it into the file if possible
 			}
 			wantNames(t, aside[0], "[k0 k1 k2 late0 late1]")
 			wantNames(t, store, "[k0 k1 k2]")

@@ -90,6 +90,10 @@ func TestOlderSchema(t *testing.T) {
 	if first, err := s.NextSequences(t.Context(), 5); err != nil || first != 1 {
 		t.Errorf("the first token has number %d (%v)", first, err)
 	}
+	kept := path + ".schema-1" // it has no table of deleted keys
+	if f, err := Inspect(t.Context(), kept); err != nil || f.Schema != 1 || f.Keys != 1 || f.Deleted != 0 {
+		t.Errorf("the copy that the upgrade kept: %+v, %v", f, err)
+	}
 }
 
 // TestNumbersUsedUp checks that NextSequences fails before it would return a number above the largest int32.

@@ -32,8 +32,8 @@ type Operation struct {
 	Do   func(ctx context.Context, s Full) error
 }
 
-// operations returns calls of all methods. In this order, each call succeeds on a new store.
-func operations() []Operation {
+// Operations returns calls of all methods. In this order, each call succeeds on a new store.
+func Operations() []Operation {
 	use := at(1)
 	list := []Operation{
 		{"Check", func(ctx context.Context, s Full) error { return s.Check(ctx) }},
@@ -146,7 +146,7 @@ func tokenOperations() []Operation {
 // EachFails closes s.
 func EachFails(t *testing.T, s, fresh Full, faults func(do func() error) iter.Seq2[Fault, error], more ...Operation) {
 	t.Helper()
-	all := append(operations(), more...)
+	all := append(Operations(), more...)
 	try := func(s Full, o Operation) {
 		before := contentOf(t, s)
 		rounds := 0
