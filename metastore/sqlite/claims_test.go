@@ -73,6 +73,10 @@ func TestHardLinks(t *testing.T) {
 	if err := open(path); err != nil {
 		t.Fatal(err)
 	}
+	// Without its type, this link would count as a name of the file.
+	if err := os.Symlink(path, filepath.Join(dir, "a link.db")); err != nil {
+		t.Fatal(err)
+	}
 	sameFolder, otherFolder := filepath.Join(dir, "second.db"), filepath.Join(t.TempDir(), "claviger.db")
 	for _, other := range []string{sameFolder, otherFolder} {
 		if err := os.Link(path, other); err != nil {
@@ -97,4 +101,59 @@ func TestHardLinks(t *testing.T) {
 	if err := open(path); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestClaimOfEmptyStore checks that a store in memory can be claimed, and that no file is made for it.
+func TestClaimOfEmptyStore(t *testing.T) {
+	dir := t.TempDir()
+	s, err := OpenEmpty(t.Context(), filepath.Join(dir, "x.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	release, err := s.Claim(t.Context(), owner.Self("claviger kms", ""), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if owners, err := s.Owners(t.Context()); err != nil || owners != nil {
+		t.Errorf("the owners are %v, %v", owners, err)
+	}
+	release()
+	if files, err := os.ReadDir(dir); err != nil || len(files) > 0 {
+		t.Errorf("the folder has %v, %v", files, err)
+	}
+}
+
+// TestClosedDuringClaim closes the store before each call that Claim makes to SQLite. Claim must fail, and must leave
+// neither a claim nor a connection.
+func TestClosedDuringClaim(t *testing.T) {
+	injectFaults(t)
+	conns, _ := faults.Unclosed()
+	s, path := newStore(t)
+	closeStore := func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	for call, err := range faults.BeforeEach(closeStore, func() error {
+		_, err := s.Claim(t.Context(), owner.Self("claviger kms", ""), false)
+		return err
+	}) {
+		if call.Number == 0 {
+			if err != nil {
+				t.Error(err)
+			}
+			break
+		}
+		if !claviger.Is(err, claviger.Closed) {
+			t.Errorf("closed before %s: %v", call, err)
+		}
+		if n, _ := faults.Unclosed(); n != conns {
+			t.Errorf("closed before %s: %d connections are open", call, n-conns)
+		}
+		if s, err = Open(t.Context(), path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	closeStore()
 }
