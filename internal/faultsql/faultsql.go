@@ -44,12 +44,12 @@ type Driver struct {
 	of driver.Driver
 
 	mu    sync.Mutex
-	calls int    // since the last start
-	fail  int    // the number of the call that fails; 0: none
-	hook  func() // called before the call, which does not fail then; nil: the call fails
-	fault Fault  // the call that failed
-	conns int    // connections that are not closed
-	open  int    // results and statements that are not closed
+	calls int               // since the last start
+	fail  int               // the number of the call that fails; 0: none
+	hook  func(Fault) error // called before that call; its error is the result
+	fault Fault             // the call that failed
+	conns int               // connections that are not closed
+	open  int               // results and statements that are not closed
 }
 
 var _ driver.Driver = (*Driver)(nil)
@@ -69,13 +69,25 @@ func Register(name, of string) *Driver {
 // EachFails calls do several times. In the first round the first call to the driver fails, in the second round the
 // second call, and so on. In the last round no call fails, because do makes no more calls; its fault is the zero value.
 // EachFails yields the fault of each round and the error of do. No calls fail while the caller handles them.
-func (d *Driver) EachFails(do func() error) iter.Seq2[Fault, error] { return d.BeforeEach(nil, do) }
+func (d *Driver) EachFails(do func() error) iter.Seq2[Fault, error] {
+	return d.EachFailsWith(ErrInjected, do)
+}
+
+// EachFailsWith is EachFails with an error that wraps cause instead of ErrInjected.
+func (d *Driver) EachFailsWith(cause error, do func() error) iter.Seq2[Fault, error] {
+	return d.each(func(f Fault) error { return fmt.Errorf("%w: %s", cause, f) }, do)
+}
 
 // BeforeEach is EachFails, but calls hook before the call, and the call does not fail.
 func (d *Driver) BeforeEach(hook func(), do func() error) iter.Seq2[Fault, error] {
+	return d.each(func(Fault) error { hook(); return nil }, do)
+}
+
+// each calls do in rounds. Before the n-th call of round n it calls before, whose error is the result of the call.
+func (d *Driver) each(before func(Fault) error, do func() error) iter.Seq2[Fault, error] {
 	return func(yield func(Fault, error) bool) {
 		for n := 1; ; n++ {
-			d.start(n, hook)
+			d.start(n, before)
 			err := do()
 			call := d.stop()
 			if !yield(call, err) || call.Number == 0 {
@@ -85,7 +97,7 @@ func (d *Driver) BeforeEach(hook func(), do func() error) iter.Seq2[Fault, error
 	}
 }
 
-func (d *Driver) start(fail int, hook func()) {
+func (d *Driver) start(fail int, hook func(Fault) error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.calls, d.fail, d.hook, d.fault = 0, fail, hook, Fault{}
@@ -114,25 +126,16 @@ func (d *Driver) count(connections, results int) {
 
 // before counts a call, and returns its error if the call must fail.
 func (d *Driver) before(call, statement string) error {
-	hook, err := d.counted(call, statement)
-	if hook != nil {
-		hook()
-	}
-	return err
-}
-
-func (d *Driver) counted(call, statement string) (hook func(), err error) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.fail == 0 {
-		return nil, nil
+	if d.fail > 0 {
+		d.calls++
 	}
-	if d.calls++; d.calls != d.fail {
-		return nil, nil
+	if d.fail == 0 || d.calls != d.fail {
+		d.mu.Unlock()
+		return nil
 	}
-	d.fault = Fault{Number: d.calls, Call: call, Statement: statement}
-	if d.hook != nil {
-		return d.hook, nil
-	}
-	return nil, fmt.Errorf("%w: %s", ErrInjected, d.fault)
+	fault, hook := Fault{Number: d.calls, Call: call, Statement: statement}, d.hook
+	d.fault = fault
+	d.mu.Unlock()
+	return hook(fault) // without the lock, because it may call the driver
 }

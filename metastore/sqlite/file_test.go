@@ -111,6 +111,18 @@ func TestNumbersUsedUp(t *testing.T) {
 	}
 }
 
+// TestDamagedSince checks that the begin of the record of uses must be a number.
+func TestDamagedSince(t *testing.T) {
+	s, _ := newStore(t)
+	if err := s.SetSetting(t.Context(), metastore.SettingLastUsesSince, "yesterday"); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.LastUses(t.Context(), "k@0"); !claviger.Is(err, claviger.Internal) ||
+		!strings.Contains(err.Error(), metastore.SettingLastUsesSince) {
+		t.Error(err)
+	}
+}
+
 // TestDamage checks that Open reports a damaged page, and that a Store which has the file open reports it when it reads
 // the page.
 func TestDamage(t *testing.T) {
