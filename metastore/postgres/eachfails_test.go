@@ -37,11 +37,9 @@ func faultyStores(t *testing.T) (f *pgtest.Faults, a, b *postgres.Store) {
 	return f, stores[0], stores[1]
 }
 
-// TestEachCallFails lets each statement and each row fail that a method needs. The method must return an error, and
-// change nothing.
-func TestEachCallFails(t *testing.T) {
-	f, s, fresh := faultyStores(t)
-	storetest.EachFails(t, s, fresh, func(do func() error) iter.Seq2[storetest.Fault, error] {
+// eachFault returns the faults of a test.
+func eachFault(t *testing.T, f *pgtest.Faults) storetest.Faults {
+	return func(do func() error) iter.Seq2[storetest.Fault, error] {
 		return func(yield func(storetest.Fault, error) bool) {
 			for fault, err := range f.EachFails(do) {
 				var of storetest.Fault
@@ -56,7 +54,26 @@ func TestEachCallFails(t *testing.T) {
 				}
 			}
 		}
-	}, moreOperations()...)
+	}
+}
+
+// eachCallFails lets each statement and each row fail that an operation needs. The operation must return an error, and
+// change nothing.
+func eachCallFails(t *testing.T, operations []storetest.Operation) {
+	t.Helper()
+	f, s, _ := faultyStores(t)
+	storetest.EachFails(t, s, eachFault(t, f), operations)
+}
+
+func TestEachCallForKeysFails(t *testing.T)    { eachCallFails(t, storetest.KeyOperations()) }
+func TestEachCallForShelfFails(t *testing.T)   { eachCallFails(t, storetest.ShelfOperations()) }
+func TestEachCallForTokensFails(t *testing.T)  { eachCallFails(t, storetest.TokenOperations()) }
+func TestEachCallForRecordsFails(t *testing.T) { eachCallFails(t, storetest.RecordOperations()) }
+func TestEachCallOfNodesFails(t *testing.T)    { eachCallFails(t, moreOperations()) }
+
+func TestEachCallOfFillFails(t *testing.T) {
+	f, from, s := faultyStores(t)
+	storetest.FillFails(t, from, s, eachFault(t, f))
 }
 
 // moreOperations returns the calls of the methods that a store of several nodes has in addition.

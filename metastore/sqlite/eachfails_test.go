@@ -26,10 +26,20 @@ func injectFaults(t *testing.T) {
 // and close its results and statements.
 func TestEachCallFails(t *testing.T) {
 	injectFaults(t)
+	storetest.EachFails(t, newStoreOnly(t), eachFault(t), append(storetest.Operations(), resetFutureTimes))
+	storetest.FillFails(t, newStoreOnly(t), newStoreOnly(t), eachFault(t))
+}
+
+func newStoreOnly(t *testing.T) *Store {
+	t.Helper()
 	s, _ := newStore(t)
-	fresh, _ := newStore(t)
-	_, open := faults.Unclosed()
-	storetest.EachFails(t, s, fresh, func(do func() error) iter.Seq2[storetest.Fault, error] {
+	return s
+}
+
+// eachFault returns the faults of a test. After each round the same number of results must be open.
+func eachFault(t *testing.T) storetest.Faults {
+	return func(do func() error) iter.Seq2[storetest.Fault, error] {
+		_, open := faults.Unclosed()
 		return func(yield func(storetest.Fault, error) bool) {
 			for fault, err := range faults.EachFails(do) {
 				if _, n := faults.Unclosed(); n != open {
@@ -48,7 +58,7 @@ func TestEachCallFails(t *testing.T) {
 				}
 			}
 		}
-	}, resetFutureTimes)
+	}
 }
 
 // isScanError reports whether Scan has refused a row, or Fill has read a wrong setting in a new store.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"slices"
 	"testing"
 	"time"
 
@@ -32,10 +33,16 @@ type Operation struct {
 	Do   func(ctx context.Context, s Full) error
 }
 
-// Operations returns calls of all methods. In this order, each call succeeds on a new store.
+// Operations returns the calls of all groups below, which call all methods except Fill. In their order, the calls of a
+// group succeed on a new store, and on a store on which the other groups have run.
 func Operations() []Operation {
+	return slices.Concat(RecordOperations(), KeyOperations(), ShelfOperations(), TokenOperations())
+}
+
+// RecordOperations returns calls for settings, uses and the journal.
+func RecordOperations() []Operation {
 	use := at(1)
-	list := []Operation{
+	return []Operation{
 		{"Check", func(ctx context.Context, s Full) error { return s.Check(ctx) }},
 		{"CheckWrites", func(ctx context.Context, s Full) error { return s.CheckWrites(ctx) }},
 		{"SetSetting", func(ctx context.Context, s Full) error { return s.SetSetting(ctx, "name", "value") }},
@@ -57,17 +64,13 @@ func Operations() []Operation {
 		}},
 		{"NeverUsed", func(ctx context.Context, s Full) error { _, err := s.NeverUsed(ctx, "k@0"); return err }},
 		{"Clocks", func(ctx context.Context, s Full) error { _, err := s.Clocks(ctx); return err }},
+		{"ForgetUnused", func(ctx context.Context, s Full) error { return s.ForgetUnused(ctx) }},
+		{"Content", func(ctx context.Context, s Full) error { _, err := s.Content(ctx); return err }},
 	}
-	list = append(list, keyOperations()...)
-	list = append(list, shelfOperations()...)
-	list = append(list, tokenOperations()...)
-	return append(list,
-		Operation{"ForgetUnused", func(ctx context.Context, s Full) error { return s.ForgetUnused(ctx) }},
-		Operation{"Content", func(ctx context.Context, s Full) error { _, err := s.Content(ctx); return err }},
-	)
 }
 
-func keyOperations() []Operation {
+// KeyOperations returns calls for keys, intents and numbers.
+func KeyOperations() []Operation {
 	begin := func(name, op string) func(context.Context, Full) error {
 		return func(ctx context.Context, s Full) error {
 			_, err := s.Begin(ctx, metastore.Intent{Key: name, Op: op, Refs: []metastore.Ref{{Object: "0b"}}})
@@ -95,21 +98,24 @@ func keyOperations() []Operation {
 	}
 }
 
-func shelfOperations() []Operation {
-	shelve := func(ctx context.Context, s Full) error { return s.Shelve(ctx, "k") }
+// ShelfOperations returns calls for deleted keys.
+func ShelfOperations() []Operation {
+	shelve := func(ctx context.Context, s Full) error { return s.Shelve(ctx, "d") }
 	return []Operation{
+		{"Insert to shelve", func(ctx context.Context, s Full) error { return s.Insert(ctx, key("d", "33", "34")) }},
 		{"Shelve", shelve},
 		{"Shelved", func(ctx context.Context, s Full) error { _, err := s.Shelved(ctx); return err }},
-		{"Shelved of a name", func(ctx context.Context, s Full) error { _, err := s.Shelved(ctx, "k"); return err }},
-		{"Unshelve", func(ctx context.Context, s Full) error { return s.Unshelve(ctx, "k", "4") }},
+		{"Shelved of a name", func(ctx context.Context, s Full) error { _, err := s.Shelved(ctx, "d"); return err }},
+		{"Unshelve", func(ctx context.Context, s Full) error { return s.Unshelve(ctx, "d", "34") }},
 		{"Shelve again", shelve},
-		{"Insert a second key", func(ctx context.Context, s Full) error { return s.Insert(ctx, key("k", "20")) }},
-		{"Remove", func(ctx context.Context, s Full) error { _, err := s.Remove(ctx, "k"); return err }},
-		{"Discard", func(ctx context.Context, s Full) error { _, err := s.Discard(ctx, "k", "4"); return err }},
+		{"Insert a second key", func(ctx context.Context, s Full) error { return s.Insert(ctx, key("d", "40")) }},
+		{"Remove", func(ctx context.Context, s Full) error { _, err := s.Remove(ctx, "d"); return err }},
+		{"Discard", func(ctx context.Context, s Full) error { _, err := s.Discard(ctx, "d", "34"); return err }},
 	}
 }
 
-func tokenOperations() []Operation {
+// TokenOperations returns calls for delegation tokens and their master keys.
+func TokenOperations() []Operation {
 	return []Operation{
 		{"NextSequences", func(ctx context.Context, s Full) error { _, err := s.NextSequences(ctx, 3); return err }},
 		{"NextKeyID", func(ctx context.Context, s Full) error { _, err := s.NextKeyID(ctx); return err }},
@@ -140,51 +146,65 @@ func tokenOperations() []Operation {
 	}
 }
 
-// EachFails lets each call that an operation makes to the database fail. The operation must return an error, and must
-// change nothing. faults runs do with one fault after the other, and yields what do returned; the last round has no
-// fault. s and fresh must be new stores, to which faults applies. more are calls of methods that only this store has.
-// EachFails closes s.
-func EachFails(t *testing.T, s, fresh Full, faults func(do func() error) iter.Seq2[Fault, error], more ...Operation) {
+// Faults runs do with one fault after the other, and yields what do returned. The last round has no fault.
+type Faults func(do func() error) iter.Seq2[Fault, error]
+
+// EachFails lets each call fail that an operation makes to the database. The operation must return an error, and must
+// change nothing. s must be a new store, to which faults applies. EachFails closes s, and then each operation must fail.
+func EachFails(t *testing.T, s Full, faults Faults, operations []Operation) {
 	t.Helper()
-	all := append(Operations(), more...)
-	try := func(s Full, o Operation) {
-		before := contentOf(t, s)
-		rounds := 0
-		for fault, err := range faults(func() error { return o.Do(t.Context(), s) }) {
-			rounds++
-			if fault.Call == "" {
-				if err != nil {
-					t.Fatalf("%s without a fault: %v", o.Name, err)
-				}
-				break
-			}
-			if err == nil && !(fault.Values && o.Name == "Content") { // Content copies values of all types
-				t.Fatalf("%s succeeds in spite of a fault in %s", o.Name, fault.Call)
-			}
-			if diff := before.Differ(contentOf(t, s)); diff != nil {
-				t.Fatalf("%s with a fault in %s has changed %q", o.Name, fault.Call, diff)
-			}
-		}
-		if rounds < 2 {
-			t.Errorf("%s made no call that can fail", o.Name)
-		}
-	}
-	for _, o := range all {
-		try(s, o)
-	}
-	content := contentOf(t, s)
-	fill := Operation{"Fill", func(ctx context.Context, s Full) error { return s.Fill(ctx, content) }}
-	try(fresh, fill)
-	if diff := content.Differ(contentOf(t, fresh)); diff != nil {
-		t.Errorf("Fill: %q differ", diff)
+	for _, o := range operations {
+		eachCallFails(t, s, faults, o)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for _, o := range append(all, fill) {
+	for _, o := range operations {
 		if err := o.Do(t.Context(), s); !claviger.Is(err, claviger.Closed) {
 			t.Errorf("%s after Close: %v", o.Name, err)
 		}
+	}
+}
+
+// FillFails is EachFails for the method Fill. It fills the new store s with the content of the operations.
+func FillFails(t *testing.T, from, s Full, faults Faults) {
+	t.Helper()
+	for _, o := range Operations() {
+		must(t, o.Do(t.Context(), from))
+	}
+	content := contentOf(t, from)
+	fill := Operation{"Fill", func(ctx context.Context, s Full) error { return s.Fill(ctx, content) }}
+	eachCallFails(t, s, faults, fill)
+	if diff := content.Differ(contentOf(t, s)); diff != nil {
+		t.Errorf("Fill: %q differ", diff)
+	}
+	must(t, s.Close())
+	if err := fill.Do(t.Context(), s); !claviger.Is(err, claviger.Closed) {
+		t.Errorf("Fill after Close: %v", err)
+	}
+}
+
+func eachCallFails(t *testing.T, s Full, faults Faults, o Operation) {
+	t.Helper()
+	before := contentOf(t, s)
+	rounds := 0
+	for fault, err := range faults(func() error { return o.Do(t.Context(), s) }) {
+		rounds++
+		if fault.Call == "" {
+			if err != nil {
+				t.Fatalf("%s without a fault: %v", o.Name, err)
+			}
+			break
+		}
+		if err == nil && !(fault.Values && o.Name == "Content") { // Content copies values of all types
+			t.Fatalf("%s succeeds in spite of a fault in %s", o.Name, fault.Call)
+		}
+		if diff := before.Differ(contentOf(t, s)); diff != nil {
+			t.Fatalf("%s with a fault in %s has changed %q", o.Name, fault.Call, diff)
+		}
+	}
+	if rounds < 2 {
+		t.Errorf("%s made no call that can fail", o.Name)
 	}
 }
 
