@@ -150,7 +150,7 @@ func TokenOperations() []Operation {
 type Faults func(do func() error) iter.Seq2[Fault, error]
 
 // EachFails lets each call fail that an operation makes to the database. The operation must return an error, and must
-// change nothing. s must be a new store, to which faults applies. EachFails closes s, and then each operation must fail.
+// change nothing. s must be a new store, to which faults applies. EachFails closes s; then each operation must fail.
 func EachFails(t *testing.T, s Full, faults Faults, operations []Operation) {
 	t.Helper()
 	for _, o := range operations {
