@@ -20,11 +20,10 @@ func TestEachCallOfAnOpeningFails(t *testing.T) {
 	s, path := newStore(t)
 	mustInsert(t, s, "k", "0")
 	dir := t.TempDir()
-	backup, to := filepath.Join(dir, "backup"), filepath.Join(dir, "copy")
+	backup, target, to := filepath.Join(dir, "backup"), filepath.Join(dir, "store.db"), filepath.Join(dir, "copy")
 	if _, err := Backup(t.Context(), path, backup); err != nil {
 		t.Fatal(err)
 	}
-	target := filepath.Join(dir, "store.db")
 	if err := copyFile(backup, target); err != nil {
 		t.Fatal(err)
 	}
@@ -39,10 +38,7 @@ func TestEachCallOfAnOpeningFails(t *testing.T) {
 	for name, do := range map[string]func(ctx context.Context) (opened, error){
 		"Open":         func(ctx context.Context) (opened, error) { return closed(Open(ctx, target)) },
 		"OpenReadOnly": func(ctx context.Context) (opened, error) { return closed(OpenReadOnly(ctx, path)) },
-		"Inspect": func(ctx context.Context) (opened, error) {
-			_, err := Inspect(ctx, backup)
-			return nil, err
-		},
+		"Inspect":      func(ctx context.Context) (opened, error) { _, err := Inspect(ctx, backup); return nil, err },
 		"Backup": func(ctx context.Context) (opened, error) {
 			_, err := Backup(ctx, path, to)
 			return func() error { return os.Remove(to) }, err
@@ -58,18 +54,18 @@ func TestEachCallOfAnOpeningFails(t *testing.T) {
 			return staged.Discard, nil
 		},
 		"Open and Close": func(ctx context.Context) (opened, error) {
-			s, err := Open(ctx, target)
-			if err == nil {
-				err = s.Close()
+			end, err := closed(Open(ctx, target))
+			if err != nil {
+				return nil, err
 			}
-			return nil, err
+			return nil, end()
 		},
 		"Stage and Discard": func(ctx context.Context) (opened, error) {
 			staged, err := stage(ctx)
-			if err == nil {
-				err = staged.Discard()
+			if err != nil {
+				return nil, err
 			}
-			return nil, err
+			return nil, staged.Discard()
 		},
 		"Stage and Replace": func(ctx context.Context) (opened, error) {
 			staged, err := stage(ctx)
@@ -87,11 +83,11 @@ func TestEachCallOfAnOpeningFails(t *testing.T) {
 			return func() error { release(); return nil }, err
 		},
 	} {
-		var want []string
-		if name == "Stage and Replace" { // a damaged store, which cannot be opened, is replaced too
-			want = []string{faultsql.Connect, faultsql.Close}
-		}
 		t.Run(name, func(t *testing.T) {
+			var want []string
+			if name == "Stage and Replace" { // a damaged store, which cannot be opened, is replaced too
+				want = []string{faultsql.Connect, faultsql.Close}
+			}
 			if got := eachCallFails(t, dir, do); !slices.Equal(got, want) {
 				t.Errorf("the calls that may fail are %q, want %q", got, want)
 			}
