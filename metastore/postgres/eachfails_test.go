@@ -25,8 +25,9 @@ func faultyStores(t *testing.T) (f *pgtest.Faults, a, b *postgres.Store) {
 		if statement == "SELECT pg_advisory_unlock_all()" {
 			return true // the end of the session frees the locks too
 		}
-		// The store does not read the first two rows, and pgdb repeats the last query.
-		return row && slices.ContainsFunc([]string{"setval(", "pg_advisory_xact_lock", "pg_is_in_recovery()"},
+		// The store does not read the first rows, and pgdb repeats the last query.
+		return row && slices.ContainsFunc([]string{"setval(", "pg_advisory_xact_lock", "SELECT pg_notify(",
+			"pg_is_in_recovery()"},
 			func(part string) bool { return strings.Contains(statement, part) })
 	}
 	var stores [2]*postgres.Store
@@ -89,6 +90,18 @@ func moreOperations() []storetest.Operation {
 			_, _, err := of(s).SignerSecrets(ctx)
 			return err
 		}},
+		{Name: "Epoch", Do: func(ctx context.Context, s storetest.Full) error {
+			_, err := of(s).Epoch(ctx, "k")
+			return err
+		}},
+		{Name: "Announce", Do: func(ctx context.Context, s storetest.Full) error {
+			return of(s).Announce(ctx, metastore.Notice{Key: "k", Change: metastore.Invalidated})
+		}},
+		{Name: "CatchUp", Do: func(ctx context.Context, s storetest.Full) error {
+			return of(s).CatchUp(ctx, func(metastore.Notice) {})
+		}},
+		{Name: "Lost", Do: func(ctx context.Context, s storetest.Full) error { _, err := of(s).Lost(ctx); return err }},
+		{Name: "Accept", Do: func(ctx context.Context, s storetest.Full) error { return of(s).Accept(ctx) }},
 		{Name: "Owners", Do: func(ctx context.Context, s storetest.Full) error { _, err := s.Owners(ctx); return err }},
 		{Name: "Replication", Do: func(ctx context.Context, s storetest.Full) error { return of(s).Replication(ctx) }},
 		{Name: "WaitForStandbys", Do: func(ctx context.Context, s storetest.Full) error {

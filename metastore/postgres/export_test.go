@@ -1,0 +1,24 @@
+package postgres
+
+import (
+	"context"
+	"time"
+
+	"claviger/metastore"
+)
+
+// CatchUp reads the newest changes once, as a node that watches does every few seconds.
+func (s *Store) CatchUp(ctx context.Context, fn func(metastore.Notice)) error {
+	return s.catchUp(ctx, fn)
+}
+
+// Lose makes the node believe that it has seen changes of these keys, one each, which the store lacks.
+func (s *Store) Lose(keys ...string) {
+	var changes []changeRecord
+	for i, key := range keys {
+		changes = append(changes, changeRecord{Seq: int64(1000 + i), ID: "lost " + key, Key: key,
+			At: millis(time.Now()), Change: string(metastore.Created)})
+	}
+	s.remember(changes...)
+	s.setLost(changes)
+}
