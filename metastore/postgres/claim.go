@@ -129,26 +129,20 @@ func (s *Store) Owners(ctx context.Context) (all []owner.Owner, err error) {
 		return nil, err
 	}
 	err = s.db.Read(ctx, op, "", func(ctx context.Context) error {
-		all = nil
-		rows, err := s.db.Pool().Query(ctx, `
+		// the rows carry the error
+		rows, _ := s.db.Pool().Query(ctx, `
 			SELECT coalesce(a.application_name, ''), coalesce(host(a.client_addr), ''), coalesce(a.backend_start, now())
 			FROM pg_locks l JOIN pg_database d ON d.oid = l.database LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 			WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND d.datname = current_database()
 				AND (l.classid::bigint << 32 | l.objid::bigint) = $1
 			ORDER BY 3, 1`, claimLock)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
+		all, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (owner.Owner, error) {
 			var name, addr string
 			var since time.Time
-			if err := rows.Scan(&name, &addr, &since); err != nil {
-				return err
-			}
-			all = append(all, parseClaim(name, addr, since))
-		}
-		return rows.Err()
+			err := r.Scan(&name, &addr, &since)
+			return parseClaim(name, addr, since), err
+		})
+		return err
 	})
 	return all, err
 }

@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"claviger/internal/pgtest"
 	"claviger/metastore/postgres"
@@ -49,5 +50,23 @@ func TestClaimsOfOtherUsers(t *testing.T) {
 	got, err := openConfig(t, postgres.Config{URI: server.URI("other", "test1")}).Owners(t.Context())
 	if err != nil || len(got) != 1 || got[0].ID != self.ID || got[0].PID != self.PID || got[0].What != self.What {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// TestParseClaim checks which process a session's application name means.
+func TestParseClaim(t *testing.T) {
+	since := time.UnixMilli(1).UTC()
+	for name, want := range map[string]owner.Owner{
+		"claviger claim 12 kms#id@host": {PID: 12, What: "claviger kms", ID: "id", Host: "host"},
+		"claviger claim 12 kms#id@":     {PID: 12, What: "claviger kms", ID: "id", Host: "10.0.0.1"},
+		"claviger claim x kms":          {What: "claviger kms", Host: "10.0.0.1"},
+		"claviger claim 12":             {What: "claviger", Host: "10.0.0.1"},
+		"another program 12 kms":        {What: "claviger", Host: "10.0.0.1"},
+		"":                              {What: "claviger", Host: "10.0.0.1"},
+	} {
+		want.Since = since
+		if got := postgres.ParseClaim(name, "10.0.0.1", since); got != want {
+			t.Errorf("%q: %+v, want %+v", name, got, want)
+		}
 	}
 }

@@ -55,10 +55,7 @@ func addHistory(ctx context.Context, tx pgx.Tx, c *metastore.Content) error {
 	}
 	// An older program may have copied the setting from a file into the table, because it does not know the setting.
 	c.Rows["setting"] = slices.DeleteFunc(c.Rows["setting"], func(row []any) bool { return row[0] == settingHistory })
-	text, err := json.Marshal(changes)
-	if err != nil {
-		return err
-	}
+	text, _ := json.Marshal(changes) // never fails
 	row := []any{settingHistory, string(text)}
 	// contentOf has sorted the settings by name.
 	at, _ := slices.BinarySearchFunc(c.Rows["setting"], row, func(a, b []any) int {

@@ -22,3 +22,6 @@ func (s *Store) Lose(keys ...string) {
 	s.remember(changes...)
 	s.setLost(changes)
 }
+
+// ParseClaim returns the process of a claim's session.
+var ParseClaim = parseClaim

@@ -189,10 +189,7 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 	if len(k.List) == 0 {
 		return claviger.Errorf(op, claviger.Invalid, k.Name, "a key needs at least one version")
 	}
-	attributes, err := encodeAttributes(k.Attributes)
-	if err != nil {
-		return s.db.Fail(op, k.Name, err)
-	}
+	attributes := encodeAttributes(k.Attributes)
 	return s.update(ctx, op, k.Name, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		var id int64
 		err := tx.QueryRow(ctx,
@@ -215,12 +212,12 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 }
 
 // encodeAttributes returns the value of the column attributes.
-func encodeAttributes(attributes map[string]string) (string, error) {
+func encodeAttributes(attributes map[string]string) string {
 	if attributes == nil {
-		return "{}", nil
+		return "{}"
 	}
-	data, err := json.Marshal(attributes)
-	return string(data), err
+	data, _ := json.Marshal(attributes) // never fails
+	return string(data)
 }
 
 // finish drops the key's intent and announces the change.
@@ -299,10 +296,7 @@ func (s *Store) Prepend(ctx context.Context, key string, v metastore.Version) er
 // Amend changes a key's description, attributes and creation time, and announces the change.
 func (s *Store) Amend(ctx context.Context, m claviger.Metadata) error {
 	const op = "metastore/postgres.Amend"
-	attributes, err := encodeAttributes(m.Attributes)
-	if err != nil {
-		return s.db.Fail(op, m.Name, err)
-	}
+	attributes := encodeAttributes(m.Attributes)
 	return s.update(ctx, op, m.Name, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		r, err := tx.Exec(ctx,
 			`UPDATE ez_key SET description = $1, attributes = $2, created = $3, epoch = nextval('key_epoch')

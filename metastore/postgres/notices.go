@@ -40,10 +40,7 @@ func (s *Store) Announce(ctx context.Context, n metastore.Notice) error {
 	if len(n.Key) > maxNoticeKey {
 		n.Key = "" // any key
 	}
-	text, err := json.Marshal(payload{Key: n.Key, Change: n.Change})
-	if err != nil {
-		return s.db.Fail("metastore/postgres.Announce", n.Key, err)
-	}
+	text, _ := json.Marshal(payload{Key: n.Key, Change: n.Change}) // never fails
 	return s.execRepeatable(ctx, "metastore/postgres.Announce", n.Key, `SELECT pg_notify($1, $2)`, channel,
 		string(text))
 }

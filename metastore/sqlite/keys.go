@@ -127,10 +127,7 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 	if len(k.List) == 0 {
 		return claviger.Errorf(op, claviger.Invalid, k.Name, "a key needs at least one version")
 	}
-	attributes, err := encodeAttributes(k.Attributes)
-	if err != nil {
-		return s.fail(op, k.Name, err)
-	}
+	attributes := encodeAttributes(k.Attributes)
 	return s.update(ctx, op, k.Name, func(tx *sql.Tx) error {
 		r, err := tx.ExecContext(ctx,
 			`INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created) VALUES (?, ?, ?, ?, ?, ?)`,
@@ -212,10 +209,7 @@ func (s *Store) Prepend(ctx context.Context, key string, v metastore.Version) er
 // Amend changes a key's description, attributes and creation time.
 func (s *Store) Amend(ctx context.Context, m claviger.Metadata) error {
 	const op = "metastore/sqlite.Amend"
-	attributes, err := encodeAttributes(m.Attributes)
-	if err != nil {
-		return s.fail(op, m.Name, err)
-	}
+	attributes := encodeAttributes(m.Attributes)
 	return s.update(ctx, op, m.Name, func(tx *sql.Tx) error {
 		r, err := tx.ExecContext(ctx, `UPDATE ez_key SET description = ?, attributes = ?, created = ? WHERE name = ?`,
 			m.Description, attributes, millis(m.Created), m.Name)
@@ -280,10 +274,7 @@ func beginDelete(ctx context.Context, tx *sql.Tx, op, key string, refs []metasto
 	if !added {
 		return in, nil
 	}
-	ids, objects, err := encodeRefs(in.Refs)
-	if err != nil {
-		return in, err
-	}
+	ids, objects := encodeRefs(in.Refs)
 	_, err = tx.ExecContext(ctx, `UPDATE intent SET ids = ?, objects = ? WHERE key = ?`, ids, objects, key)
 	return in, err
 }
@@ -308,12 +299,13 @@ func (r *metadataRow) metadata(name string) (claviger.Metadata, error) {
 	return m, nil
 }
 
-func encodeAttributes(a map[string]string) (string, error) {
+// encodeAttributes returns the value of the column attributes.
+func encodeAttributes(a map[string]string) string {
 	if a == nil {
-		return "{}", nil
+		return "{}"
 	}
-	b, err := json.Marshal(a)
-	return string(b), err
+	b, _ := json.Marshal(a) // never fails
+	return string(b)
 }
 
 // notNil turns nil into an empty blob, because the columns are NOT NULL.

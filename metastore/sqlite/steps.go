@@ -53,10 +53,7 @@ func begin(ctx context.Context, tx *sql.Tx, op string, i metastore.Intent) (meta
 	if err := assignNumbers(ctx, tx, op, i.Key, i.Refs); err != nil {
 		return i, err
 	}
-	ids, objects, err := encodeRefs(i.Refs)
-	if err != nil {
-		return i, err
-	}
+	ids, objects := encodeRefs(i.Refs)
 	if _, err := tx.ExecContext(ctx,
 		`INSERT INTO intent (key, op, ids, objects, begun, payload)
 			VALUES (?, ?, ?, ?, ?, ?)`, i.Key, i.Op, ids, objects, millis(i.Begun), notNil(i.Payload)); err != nil {
@@ -82,18 +79,14 @@ func scanIntent(r *sql.Rows) (i metastore.Intent, err error) {
 }
 
 // encodeRefs returns the two JSON lists of a row.
-func encodeRefs(refs []metastore.Ref) (ids, objects string, err error) {
+func encodeRefs(refs []metastore.Ref) (ids, objects string) {
 	lists := [2][]string{make([]string, len(refs)), make([]string, len(refs))}
 	for i, r := range refs {
 		lists[0][i], lists[1][i] = r.ID, r.Object
 	}
-	var out [2][]byte
-	for i, l := range lists {
-		if out[i], err = json.Marshal(l); err != nil {
-			return "", "", err
-		}
-	}
-	return string(out[0]), string(out[1]), nil
+	first, _ := json.Marshal(lists[0]) // never fails
+	second, _ := json.Marshal(lists[1])
+	return string(first), string(second)
 }
 
 func decodeRefs(ids, objects string) ([]metastore.Ref, error) {
