@@ -1,6 +1,9 @@
 package sqlite
 
 import (
+	"database/sql"
+	"errors"
+	"strings"
 	"testing"
 
 	"claviger"
@@ -42,5 +45,45 @@ func TestOverwrittenMeanwhile(t *testing.T) {
 				t.Errorf("%s, overwritten before %s: %v", name, call, err)
 			}
 		}
+	}
+}
+
+// TestChangeRefused checks that a refused change is not written.
+func TestChangeRefused(t *testing.T) {
+	for name, prepare := range map[string]func(g *guarded){
+		"the file was moved":              func(g *guarded) { mustRename(t, g.path, g.path+".moved") },
+		"the file counts too few changes": func(g *guarded) { g.guard.changes.Store(1000) },
+	} {
+		g := newGuarded(t)
+		prepare(g)
+		wantRefused(t, name, g.SetSetting(t.Context(), "name", "value"))
+		g.guard.overwritten.Store(nil)
+		if value, ok, err := g.Setting(t.Context(), "name"); err != nil || ok {
+			t.Errorf("%s: the change was written: %q, %v", name, value, err)
+		}
+	}
+}
+
+// TestDamageOfOverwrittenFile checks that the error of a damaged file says that the file was overwritten, but only then,
+// and that it does not hide an error with another meaning.
+func TestDamageOfOverwrittenFile(t *testing.T) {
+	s, path := newStore(t)
+	why := "was overwritten by the test"
+	damaged := damagedError(t)
+	missing := claviger.E("op", claviger.KeyNotFound, "k", damaged)
+	err := s.fail("op", "", damaged)
+	if err == nil || !strings.Contains(err.Error(), path+" is not an SQLite database") {
+		t.Errorf("a file that is only damaged: %v", err)
+	}
+	s.guard.overwritten.Store(&why)
+	wantRefused(t, "a file that was overwritten", s.fail("op", "", damaged))
+	if err := s.fail("op", "k", missing); !claviger.Is(err, claviger.KeyNotFound) {
+		t.Errorf("another error: %v", err)
+	}
+	if err := s.fail("op", "", sql.ErrNoRows); !errors.Is(err, sql.ErrNoRows) {
+		t.Errorf("an error that is no damage: %v", err)
+	}
+	if err := s.fail("op", "", nil); err != nil {
+		t.Errorf("no error: %v", err)
 	}
 }

@@ -150,12 +150,7 @@ func (s *Store) Close() error {
 	for _, stop := range stops {
 		stop()
 	}
-	for _, st := range []*sql.Stmt{s.byName, s.byVersion} {
-		if st != nil {
-			_ = st.Close() // the Close of the database below closes it in any case
-		}
-	}
-	err := s.db.Close()
+	err := s.db.Close() // closes the prepared statements too
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, release := range s.claims {

@@ -139,15 +139,11 @@ func (s *Store) AddUse(ctx context.Context, uses []metastore.Use) error {
 		return s.usable(op)
 	}
 	return s.update(ctx, op, "", func(tx *sql.Tx) error {
-		st, err := tx.PrepareContext(ctx, `
-			INSERT INTO source_use (source, version, op, count, last) VALUES (?, ?, ?, ?, ?)
-			ON CONFLICT DO UPDATE SET count = count + excluded.count, last = max(last, excluded.last)`)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = st.Close() }() // the end of the transaction closes it in any case
 		for _, u := range uses {
-			if _, err := st.ExecContext(ctx, u.Source, u.Version, u.Op, u.Count, millis(u.Last)); err != nil {
+			if _, err := tx.ExecContext(ctx, `
+				INSERT INTO source_use (source, version, op, count, last) VALUES (?, ?, ?, ?, ?)
+				ON CONFLICT DO UPDATE SET count = count + excluded.count, last = max(last, excluded.last)`,
+				u.Source, u.Version, u.Op, u.Count, millis(u.Last)); err != nil {
 				return err
 			}
 		}
