@@ -64,8 +64,8 @@ func TestChangeRefused(t *testing.T) {
 	}
 }
 
-// TestDamageOfOverwrittenFile checks that the error of a damaged file says that the file was overwritten, but only then,
-// and that it does not hide an error with another meaning.
+// TestDamageOfOverwrittenFile checks that the error of a damaged file says that the file was overwritten, if it was,
+// and that an error with another meaning stays.
 func TestDamageOfOverwrittenFile(t *testing.T) {
 	s, path := newStore(t)
 	why := "was overwritten by the test"
