@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"claviger/durable"
+	"claviger/internal/faultsql"
 	"claviger/sqlitedb"
 )
 
@@ -287,11 +288,32 @@ func TestStageUnreadableWAL(t *testing.T) {
 	if err := staged.Discard(); err != nil {
 		t.Error(err)
 	}
-	if err := os.Mkdir(store+"-wal", 0o700); err != nil {
-		t.Fatal(err)
+	injectFaults(t)
+	damage := func() {
+		if err := os.Mkdir(store+"-wal", 0o700); err != nil {
+			t.Error(err)
+		}
 	}
-	if _, err := Stage(t.Context(), store, other, true); err == nil {
-		t.Error("the copy lacks a -wal that cannot be read")
+	inspected := 0
+	for call, err := range faults.BeforeEach(damage, func() (err error) {
+		staged, err = Stage(t.Context(), store, other, true)
+		return err
+	}) {
+		if call.Call == faultsql.Close && inspected == 0 { // Inspect closes its connection, then the files are copied
+			inspected = call.Number
+			if !errors.Is(err, syscall.EISDIR) {
+				t.Errorf("the copy lacks a -wal that cannot be read: %v", err)
+			}
+		}
+		if err == nil {
+			_ = staged.Discard() // the result is not of interest
+		}
+		if err := os.RemoveAll(store + "-wal"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if inspected == 0 {
+		t.Error("Stage closed no connection")
 	}
 }
 
