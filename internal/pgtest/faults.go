@@ -24,9 +24,10 @@ type Faults struct {
 
 	server string
 	mu     sync.Mutex
-	calls  int   // since the last start
-	fail   int   // the number of the call that fails; 0: none
-	fault  Fault // the call that failed
+	calls  int    // since the last start
+	fail   int    // the number of the call that fails; 0: none
+	hook   func() // called before that call, which does not fail then; nil: the call fails
+	fault  Fault  // the call that failed
 }
 
 // Fault is a call that was made to fail. The zero value is no fault.
@@ -73,10 +74,13 @@ func NewFaults(t testing.TB, server string) *Faults {
 // so on. A call is a statement, or a row of a result. In the last round no call fails, because do makes no more calls;
 // its fault is the zero value. EachFails yields the fault of each round and the error of do. No calls fail while the
 // caller handles them.
-func (f *Faults) EachFails(do func() error) iter.Seq2[Fault, error] {
+func (f *Faults) EachFails(do func() error) iter.Seq2[Fault, error] { return f.BeforeEach(nil, do) }
+
+// BeforeEach is EachFails, but calls hook before the call, and the call does not fail.
+func (f *Faults) BeforeEach(hook func(), do func() error) iter.Seq2[Fault, error] {
 	return func(yield func(Fault, error) bool) {
 		for n := 1; ; n++ {
-			f.start(n)
+			f.start(n, hook)
 			err := do()
 			fault := f.stop()
 			if !yield(fault, err) || fault.Number == 0 {
@@ -86,10 +90,10 @@ func (f *Faults) EachFails(do func() error) iter.Seq2[Fault, error] {
 	}
 }
 
-func (f *Faults) start(fail int) {
+func (f *Faults) start(fail int, hook func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.calls, f.fail, f.fault = 0, fail, Fault{}
+	f.calls, f.fail, f.hook, f.fault = 0, fail, hook, Fault{}
 }
 
 func (f *Faults) stop() Fault {
@@ -102,16 +106,21 @@ func (f *Faults) stop() Fault {
 // fails counts a call, and reports whether the call must fail.
 func (f *Faults) fails(statement string, row bool) bool {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	if f.fail == 0 || f.Skip != nil && f.Skip(statement, row) {
+		f.mu.Unlock()
 		return false
 	}
 	f.calls++
-	if f.calls != f.fail {
+	now, hook := f.calls == f.fail, f.hook
+	if now {
+		f.fault = Fault{f.calls, statement, row}
+	}
+	f.mu.Unlock()
+	if now && hook != nil {
+		hook()
 		return false
 	}
-	f.fault = Fault{f.calls, statement, row}
-	return true
+	return now
 }
 
 func (f *Faults) serve(client net.Conn) {

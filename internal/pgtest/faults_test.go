@@ -44,6 +44,18 @@ func TestFaults(t *testing.T) {
 	if !slices.Equal(failed, want) {
 		t.Errorf("the faults are %q, want %q", failed, want)
 	}
+	called := 0
+	for call, err := range f.BeforeEach(func() { called++ }, func() error {
+		_, err := conn.Exec(t.Context(), "SELECT 'a' || $1", "b")
+		return err
+	}) {
+		if err != nil {
+			t.Errorf("before %s: %v", call, err)
+		}
+	}
+	if called != 2 { // the statement and its row
+		t.Errorf("the hook was called %d times", called)
+	}
 }
 
 // useTable makes a table, which must not exist, and queries the server.

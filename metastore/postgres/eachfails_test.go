@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"claviger"
 	"claviger/internal/pgtest"
 	"claviger/metastore"
 	"claviger/metastore/postgres"
@@ -121,5 +122,29 @@ func moreOperations() []storetest.Operation {
 			}
 			return err
 		}},
+	}
+}
+
+// TestClosedDuringLock closes the store before each statement and each row that Lock needs. Lock must fail, and must
+// not hold the lock.
+func TestClosedDuringLock(t *testing.T) {
+	f, _, other := faultyStores(t)
+	s := openConfig(t, postgres.Config{URI: other.URI() + "?sslmode=disable"})
+	for fault, err := range f.BeforeEach(func() { _ = s.Close() }, func() error {
+		unlock, err := s.Lock(t.Context(), "a lock")
+		if err == nil {
+			unlock()
+		}
+		return err
+	}) {
+		if fault.Number > 0 && !claviger.Is(err, claviger.Closed) {
+			t.Errorf("closed before %s: %v", fault, err)
+		}
+		unlock, ok, err := other.TryLock(t.Context(), "a lock")
+		if err != nil || !ok {
+			t.Fatalf("closed before %s: the lock is not free: %v", fault, err)
+		}
+		unlock()
+		s = openConfig(t, postgres.Config{URI: other.URI() + "?sslmode=disable"})
 	}
 }
