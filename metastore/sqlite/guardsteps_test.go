@@ -150,13 +150,13 @@ func TestRecheckTouched(t *testing.T) {
 func TestRecheckMoved(t *testing.T) {
 	g := newGuarded(t)
 	mustRename(t, g.path, g.path+".moved")
-	for range 2 {
+	for range 3 {
 		g.recheck()
 	}
 	g.wantState(t, "", "is no longer the file that this process has open")
 	g.logged(t, "the metastore is not at its path", 1)
 	mustRename(t, g.path+".moved", g.path)
-	for range 2 {
+	for range 3 {
 		g.recheck()
 	}
 	g.wantState(t, "", "")
