@@ -2,7 +2,9 @@ package pgtest_test
 
 import (
 	"context"
+	"net/url"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,7 +30,11 @@ func count(t *testing.T, uri, table string, timeout time.Duration) (n int, err e
 
 func TestDatabasesAreApart(t *testing.T) {
 	a, b := pgtest.Database(t), pgtest.Database(t)
-	pgtest.Shared(t).Exec(t, "test1", "CREATE TABLE x (n int)")
+	u, err := url.Parse(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Shared(t).Exec(t, strings.TrimPrefix(u.Path, "/"), "CREATE TABLE x (n int)")
 	if n, err := count(t, a, "x", time.Minute); err != nil || n != 0 {
 		t.Errorf("%d rows, %v", n, err)
 	}
