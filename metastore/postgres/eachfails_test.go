@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"slices"
 	"strings"
@@ -146,5 +147,37 @@ func TestClosedDuringLock(t *testing.T) {
 		}
 		unlock()
 		s = openConfig(t, postgres.Config{URI: other.URI() + "?sslmode=disable"})
+	}
+}
+
+// TestBeginTogether lets another node begin the same step before each statement of Begin. Both must get the same step.
+func TestBeginTogether(t *testing.T) {
+	server := pgtest.Shared(t)
+	f, s, _ := faultyStores(t)
+	other := openConfig(t, postgres.Config{URI: strings.Replace(s.URI(), f.Addr, server.Addr, 1) + "?sslmode=disable"})
+	begin := func(ctx context.Context, s *postgres.Store, name string) (metastore.Intent, error) {
+		return s.Begin(ctx, metastore.Intent{Key: name, Op: "create", Refs: []metastore.Ref{{Object: name}}})
+	}
+	n, name := 0, ""
+	var got metastore.Intent
+	for call, err := range f.BeforeEach(func() {
+		// Begin may wait for the other node's transaction, which waits for this function.
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		_, _ = begin(ctx, other, name)
+	}, func() (err error) {
+		n++
+		name = fmt.Sprint("k", n)
+		got, err = begin(t.Context(), s, name)
+		return err
+	}) {
+		if err != nil {
+			t.Errorf("begun by another node before %s: %v", call, err)
+			continue
+		}
+		again, err := begin(t.Context(), other, name)
+		if err != nil || !slices.Equal(again.Refs, got.Refs) {
+			t.Errorf("begun by another node before %s: %+v and %+v, %v", call, got, again, err)
+		}
 	}
 }

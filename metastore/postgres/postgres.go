@@ -94,7 +94,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		UnknownOutcome: "see whether the key was changed before you repeat the step; an unfinished step is then " +
 			"finished, not begun again",
 		// Two transactions that write the first row of a name conflict in these indexes, not in their reads.
-		Conflicts: []string{"intent_key_digest", "key_number_name_digest"},
+		Conflicts: []string{"intent_key_digest", "key_number_name_digest", "version_unused_digest"},
 		Connected: s.connected,
 		Newest:    before.Servers, Forget: c.forgetCure(),
 	})
