@@ -43,13 +43,14 @@ func (f Fault) String() string { return fmt.Sprintf("call %d (%s %s)", f.Number,
 type Driver struct {
 	of driver.Driver
 
-	mu    sync.Mutex
-	calls int               // since the last start
-	fail  int               // the number of the call that fails; 0: none
-	hook  func(Fault) error // called before that call; its error is the result
-	fault Fault             // the call that failed
-	conns int               // connections that are not closed
-	open  int               // results and statements that are not closed
+	mu        sync.Mutex
+	calls     int               // since the last start
+	fail      int               // the number of the call that fails; 0: none
+	hook      func(Fault) error // called before that call; its error is the result
+	statement string            // the statement that fails once, see FailStatement
+	fault     Fault             // the call that failed
+	conns     int               // connections that are not closed
+	open      int               // results and statements that are not closed
 }
 
 var _ driver.Driver = (*Driver)(nil)
@@ -81,6 +82,19 @@ func (d *Driver) EachFailsWith(cause error, do func() error) iter.Seq2[Fault, er
 // BeforeEach is EachFails, but calls hook before the call, and the call does not fail.
 func (d *Driver) BeforeEach(hook func(), do func() error) iter.Seq2[Fault, error] {
 	return d.each(func(Fault) error { hook(); return nil }, do)
+}
+
+// FailStatement calls do, and lets the first call with that statement fail.
+func (d *Driver) FailStatement(statement string, do func() error) error {
+	d.mu.Lock()
+	d.statement = statement
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		d.statement = ""
+		d.mu.Unlock()
+	}()
+	return do()
 }
 
 // each calls do in rounds. Before the n-th call of round n it calls before, whose error is the result of the call.
@@ -127,6 +141,11 @@ func (d *Driver) count(connections, results int) {
 // before counts a call, and returns its error if the call must fail.
 func (d *Driver) before(call, statement string) error {
 	d.mu.Lock()
+	if statement != "" && statement == d.statement {
+		d.statement = ""
+		d.mu.Unlock()
+		return fmt.Errorf("%w: %s %s", ErrInjected, call, statement)
+	}
 	if d.fail > 0 {
 		d.calls++
 	}

@@ -157,3 +157,14 @@ func TestClosedDuringClaim(t *testing.T) {
 	}
 	closeStore()
 }
+
+// TestOwnersUnreadable checks that Owners fails if the file of the locks cannot be read.
+func TestOwnersUnreadable(t *testing.T) {
+	s, path := newStore(t)
+	if err := errors.Join(os.RemoveAll(path+".lock"), os.Symlink(path+".lock", path+".lock")); err != nil {
+		t.Fatal(err)
+	}
+	if owners, err := s.Owners(t.Context()); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("%v, %v", owners, err)
+	}
+}

@@ -38,9 +38,6 @@ func (s *Store) Claim(ctx context.Context, o owner.Owner, _ bool) (release func(
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, claviger.Errorf(op, claviger.Unavailable, "", "metastore %s: %w", s.db.Path(), err)
-	}
 	if err := s.refuseHardLinks(op); err != nil {
 		return nil, err
 	}

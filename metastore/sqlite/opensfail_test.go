@@ -148,3 +148,57 @@ func namesIn(t *testing.T, dir string) (names []string) {
 	}
 	return names
 }
+
+// TestOpenEmptyFails checks that OpenEmpty returns the error of a statement that cannot be prepared, and closes the
+// database.
+func TestOpenEmptyFails(t *testing.T) {
+	injectFaults(t)
+	conns, _ := faults.Unclosed()
+	for _, statement := range []string{selectByName, selectByVersion} {
+		err := faults.FailStatement(statement, func() error {
+			_, err := OpenEmpty(t.Context(), filepath.Join(t.TempDir(), "x.db"))
+			return err
+		})
+		if !errors.Is(err, faultsql.ErrInjected) {
+			t.Error(err)
+		}
+		if n, _ := faults.Unclosed(); n != conns {
+			t.Errorf("%d connections are open", n-conns)
+		}
+	}
+}
+
+// TestOpenInMissingFolder checks that the error says how to make the folder.
+func TestOpenInMissingFolder(t *testing.T) {
+	_, err := Open(t.Context(), filepath.Join(t.TempDir(), "missing", "x.db"))
+	if err == nil || !strings.Contains(err.Error(), "make the folder, owned by the user") {
+		t.Error(err)
+	}
+}
+
+// TestOpenLink checks that a store knows the file to which its path links, because SQLite's own files are beside it.
+func TestOpenLink(t *testing.T) {
+	s, path := newStore(t)
+	link := filepath.Join(t.TempDir(), "link.db")
+	if err := errors.Join(s.Close(), os.Symlink(path, link)); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(t.Context(), link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	if s.guard.path != link || s.guard.real != path {
+		t.Errorf("the guard checks %s and %s", s.guard.path, s.guard.real)
+	}
+}
+
+// TestVersionCure checks the cure for a store with another schema.
+func TestVersionCure(t *testing.T) {
+	for version, want := range map[int64]string{SchemaVersion - 1: "start the server once",
+		SchemaVersion + 1: "run the claviger that has written version"} {
+		if got := versionCure(version); !strings.Contains(got, want) {
+			t.Errorf("version %d: %s", version, got)
+		}
+	}
+}

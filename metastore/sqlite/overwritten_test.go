@@ -8,6 +8,7 @@ import (
 
 	"claviger"
 	"claviger/metastore/storetest"
+	"claviger/owner"
 )
 
 // TestOverwrittenRefusesAll checks that each method is refused after the file was overwritten.
@@ -26,6 +27,8 @@ func TestOverwrittenRefusesAll(t *testing.T) {
 	wantRefused(t, "TryLock", err)
 	_, err = s.Owners(t.Context())
 	wantRefused(t, "Owners", err)
+	_, err = s.Claim(t.Context(), owner.Self("claviger kms", ""), false)
+	wantRefused(t, "Claim", err)
 }
 
 // TestOverwrittenMeanwhile lets the file be overwritten before each call of a method. A method that writes must fail
