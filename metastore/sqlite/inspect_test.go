@@ -90,6 +90,22 @@ func TestDamagedAttributes(t *testing.T) {
 	}
 }
 
+// TestDamagedIntent checks that a step is an error if its lists hold no texts, or have different lengths.
+func TestDamagedIntent(t *testing.T) {
+	for lists, want := range map[string]string{
+		`'[1]', '["b"]'`:        "cannot unmarshal number",
+		`'["a", "b"]', '["c"]'`: "2 ids, 1 objects",
+	} {
+		s, path := newStore(t)
+		change(t, path, `INSERT INTO intent (key, op, ids, objects, begun, payload)
+			VALUES ('k', 'create', `+lists+`, 1, x'')`)
+		_, err := s.Pending(t.Context())
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), `intent of key "k"`) {
+			t.Errorf("%s: %v", lists, err)
+		}
+	}
+}
+
 // TestContentOfOldIntent checks that a step of an older program, which has no HSM objects, is read with its ids.
 func TestContentOfOldIntent(t *testing.T) {
 	s, path := newStore(t)

@@ -67,6 +67,18 @@ func TestChangeRefused(t *testing.T) {
 	}
 }
 
+// TestClosedAndMoved checks that a closed store says that it is closed, wherever its file is.
+func TestClosedAndMoved(t *testing.T) {
+	s, path := newStore(t)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustRename(t, path, path+".moved")
+	if err := s.SetSetting(t.Context(), "name", "value"); !claviger.Is(err, claviger.Closed) {
+		t.Error(err)
+	}
+}
+
 // TestDamageOfOverwrittenFile checks that the error of a damaged file says that the file was overwritten, if it was,
 // and that an error with another meaning stays.
 func TestDamageOfOverwrittenFile(t *testing.T) {
