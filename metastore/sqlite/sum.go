@@ -39,10 +39,9 @@ func (g *guard) updateSum() {
 }
 
 // sameContent reports whether the file, whose state has changed to now, still has the content that this process left.
-// mu is held.
+// now must be a state of the same file. mu is held.
 func (g *guard) sameContent(now fileState) bool {
-	last := *g.file.Load()
-	if !now.sameFile(last) || now.size != last.size || g.content.of != last {
+	if g.content.of != *g.file.Load() {
 		return false
 	}
 	sum, err := g.sumOf(now)
