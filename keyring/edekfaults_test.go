@@ -199,17 +199,17 @@ func TestForeignDEKIsWipedAfterFaults(t *testing.T) {
 
 // TestSpellingNotKnown: if the journal cannot say which key a spelling means, no EDEK is opened for it.
 func TestSpellingNotKnown(t *testing.T) {
-	past := &journal{aliases: map[string]string{"k": "k"}}
-	l := newLab(t, func(c *Config) { c.History = past })
-	create(t, l.primary, "k")
-	es, _ := made(t, l.primary.Provider, "k@0", 1)
-	past.fail = errInjected
-	if _, err := l.Decrypt(t.Context(), caller("u"), "K", true, es[0]); !errors.Is(err, errInjected) {
-		t.Errorf("the journal cannot be read: %v", err)
-	}
-	past.fail = nil
-	if _, err := l.Decrypt(t.Context(), caller("u"), "K", true, es[0]); err != nil {
-		t.Error(err)
+	for fail, want := range []error{nil, errInjected, errInjected} { // of the key in the request, and of the EDEK's key
+		c := &calls{fail: fail, once: true}
+		l := newLab(t, func(cfg *Config) {
+			cfg.History = &callsHistory{&journal{aliases: map[string]string{"k": "k"}}, c}
+		})
+		create(t, l.primary, "k")
+		es, _ := made(t, l.primary.Provider, "k@0", 1)
+		_, err := l.Decrypt(context.WithValue(t.Context(), counted{}, true), caller("u"), "K", true, es[0])
+		if !errors.Is(err, want) || len(c.list) < fail {
+			t.Errorf("call %d of the journal fails: %v after %q", fail, err, c.list)
+		}
 	}
 }
 
