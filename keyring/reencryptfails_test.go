@@ -93,12 +93,15 @@ func TestLostVersionDrainsTheQueue(t *testing.T) {
 	l := newLab(t, nil)
 	var lost atomic.Bool
 	l.primary.before = lostWhile(&lost)
-	create(t, l.primary, "k")
-	es, _ := l.edeks(t, "k", 1)
+	old := create(t, l.primary, "k")
+	es, _ := made(t, l.primary.Provider, old.Name, 1)
 	if _, err := l.Roll(t.Context(), caller("u"), "k", nil); err != nil {
 		t.Fatal(err)
 	}
-	l.edeks(t, "k", 1) // which fills the queue
+	l.edeks(t, "k", 1) // the first use of the queue fills it
+	if l.Queued() == 0 {
+		t.Fatal("no EDEKs are ready")
+	}
 	lost.Store(true)
 	if _, err := l.Reencrypt(t.Context(), caller("nn"), "k", true, es[0]); !errors.Is(err, provider.ErrUnusable) {
 		t.Error(err)
