@@ -78,8 +78,7 @@ func (w *Wrapped) Unopened(ctx context.Context) []error {
 				"started without --keyhsm: it opens none of them", counts[id], id))
 			continue
 		}
-		err := w.open(ctx, samples[id])
-		if err != nil && !errors.Is(err, errDeletedMeanwhile) {
+		if err := w.open(ctx, samples[id]); err != nil {
 			errs = append(errs, fmt.Errorf("%d deposits are wrapped by key %s, which this Key HSM does not open "+
 				"(%w): give it that key of the HSM, or name the Key HSM that has it by --keyhsm", counts[id], id, err))
 		}
@@ -87,13 +86,11 @@ func (w *Wrapped) Unopened(ctx context.Context) []error {
 	return errs
 }
 
-var errDeletedMeanwhile = errors.New("the deposit was deleted meanwhile")
-
-// open opens one deposit, and wipes its content.
+// open opens one deposit, and wipes its content. A deposit that was deleted meanwhile is no error.
 func (w *Wrapped) open(ctx context.Context, uuid string) error {
 	row, err := w.store.Get(ctx, uuid)
 	if claviger.Is(err, claviger.KeyNotFound) {
-		return errDeletedMeanwhile
+		return nil
 	}
 	if err != nil {
 		return err
