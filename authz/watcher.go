@@ -145,7 +145,7 @@ func (w *Watcher) check(now time.Time) {
 		}
 		return
 	}
-	w.log.Info("ACLs loaded anew", "file", w.path)
+	w.log.Info("ACLs were loaded again", "file", w.path)
 }
 
 func (w *Watcher) load() error {

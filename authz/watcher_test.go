@@ -77,7 +77,7 @@ func TestWatcherReloads(t *testing.T) {
 	if !strings.Contains(log.String(), "odd: bob") {
 		t.Errorf("the reader's warning is not in the log: %s", log)
 	}
-	if !strings.Contains(log.String(), "loaded anew") {
+	if !strings.Contains(log.String(), "loaded again") {
 		t.Errorf("log: %s", log)
 	}
 

@@ -63,13 +63,13 @@ func aclMetrics(m *console.Metrics, w *authz.Watcher) {
 // warnings are about rules that are probably wrong.
 func LoadPolicy(conf *hadoopconf.Conf) (policy *authz.Policy, warnings, notes []string, err error) {
 	file := ACLFile(conf)
-	props, odd, err := readACLs(file)
+	props, fileWarnings, err := readACLs(file)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		notes = append(notes, "there is no "+file+": these are the rules of an empty file")
 	case err != nil:
-		return nil, nil, nil, fmt.Errorf("%w (a running server keeps the rules that it has loaded before)", err)
+		return nil, nil, nil, fmt.Errorf("%w (a running server keeps the rules that it loaded before)", err)
 	}
 	policy, warnings = authz.Parse(authz.WithDefaults(props, aclDefaults(conf)))
-	return policy, append(odd, warnings...), notes, nil
+	return policy, append(fileWarnings, warnings...), notes, nil
 }

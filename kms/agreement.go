@@ -24,9 +24,9 @@ import (
 	"claviger/provider/hsm"
 )
 
-// alike are the properties that must be the same on all nodes of one metastore.
+// sameOnAllNodes are the properties that must have the same values on all nodes of one metastore.
 // Otherwise the answer to a client depends on the node. docs/nodes.md has the list.
-var alike = []string{
+var sameOnAllNodes = []string{
 	hadoopconf.ProviderURI, // without the first provider's path; the metastore itself compares the HSM
 	hadoopconf.SourceURI,
 	hadoopconf.ReencryptionEnable,
@@ -67,16 +67,16 @@ const (
 	// settingNodes is the metastore's setting in which nodes record their settings.
 	settingNodes = "nodes.settings"
 	// agreementEvery is the time between two comparisons with the other nodes.
-	// agreementHolds is how long readiness reuses a successful one.
+	// agreementHolds is how long readiness reuses a successful comparison.
 	agreementEvery = time.Minute
 	agreementHolds = 15 * time.Second
 )
 
-// nodeSettings is a node's record: a digest of each property in alike, of the proxy
+// nodeSettings is a node's record: a digest of each property in sameOnAllNodes, of the proxy
 // users' rules and of kms-acls.xml.
 type nodeSettings struct {
 	// ID identifies the node: it is the ID of its owner.Owner. Host and PID are only for
-	// people, because containers on two hosts may have the same ones.
+	// people, because containers on two hosts may have the same values.
 	ID      string            `json:"id"`
 	Since   time.Time         `json:"since"`
 	Host    string            `json:"host"`
@@ -105,7 +105,7 @@ func (n *nodeSettings) isAlive(alive []owner.Owner) bool {
 // name returns a name of another node for people.
 func (n *nodeSettings) name(o nodeSettings) string {
 	if o.Host == n.Host && o.PID == n.PID {
-		return fmt.Sprintf("another node whose host is named %s, as this one's, (process %d, since %s)", o.Host, o.PID,
+		return fmt.Sprintf("another node, whose host has the same name %s (process %d, since %s)", o.Host, o.PID,
 			o.Since.Format(time.RFC3339))
 	}
 	return fmt.Sprintf("the node on %s (process %d)", o.Host, o.PID)
@@ -122,7 +122,7 @@ type agreement struct {
 	logged string // the last differences
 }
 
-// digests returns those of this node now. For the settings that take effect without
+// digests returns the digests of this node's settings now. For the settings that take effect without
 // a restart, the current files count.
 func (a *agreement) digests() map[string]string {
 	all := map[string]string{}
@@ -130,7 +130,7 @@ func (a *agreement) digests() map[string]string {
 		sum := sha256.Sum256([]byte(value))
 		all[name] = hex.EncodeToString(sum[:8])
 	}
-	for _, name := range alike {
+	for _, name := range sameOnAllNodes {
 		value := strings.TrimSpace(a.conf.String(name))
 		if name == hadoopconf.ProviderURI {
 			value = withoutPath(value)
@@ -153,7 +153,7 @@ func (a *agreement) digests() map[string]string {
 	return all
 }
 
-// withoutPath returns a list of provider URIs, but of the first one only the scheme.
+// withoutPath returns a list of provider URIs with only the scheme of the first URI.
 func withoutPath(list string) string {
 	uris, err := provider.SplitURIs(list)
 	if err != nil || len(uris) == 0 {
@@ -186,14 +186,14 @@ func (a *agreement) check(ctx context.Context) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if text != a.logged && text != "" {
-		a.log.Warn("nodes of this metastore have different settings, which must be alike: what a client gets depends "+
-			"on the node that it asks", "metastore", a.store.URI(), "differences", text)
+		a.log.Warn("nodes of this metastore have different settings, which must be the same: the answer to a client "+
+			"depends on the node", "metastore", a.store.URI(), "differences", text)
 	}
 	a.logged = text
 	if text == "" {
 		return nil
 	}
-	return errors.New(text + ", and these must be alike on all nodes of the metastore " + a.store.URI() +
+	return errors.New(text + ", and these must be the same on all nodes of the metastore " + a.store.URI() +
 		": compare the files of both, and restart the node that is wrong (kms-acls.xml and proxy users are taken " +
 		"without a restart)")
 }
@@ -227,8 +227,9 @@ func (a *agreement) mayDestroy(ctx context.Context, purge bool) error {
 		return nil
 	}
 	text := fmt.Sprintf("no key is %s by the node on %s (process %d): that destroys keys, and %s %s another value of "+
-		"%s; give it the same value on all nodes, and restart those that were wrong", action, mine.Host, mine.PID,
-		strings.Join(differ, " and "), map[bool]string{true: "has", false: "have"}[len(differ) == 1], property)
+		"%s; give it the same value on all nodes, and restart the nodes that had a wrong value", action, mine.Host,
+		mine.PID, strings.Join(differ, " and "), map[bool]string{true: "has", false: "have"}[len(differ) == 1],
+		property)
 	return claviger.Answer(claviger.Errorf(op, claviger.Unavailable, "", "%s", text), text)
 }
 
@@ -292,9 +293,9 @@ func (a *agreement) exchange(ctx context.Context, mine nodeSettings) (others []n
 	if err != nil {
 		return nil, err
 	}
-	var was []nodeSettings
-	_ = json.Unmarshal([]byte(text), &was) // a text that is no list is replaced
-	for _, n := range was {
+	var records []nodeSettings
+	_ = json.Unmarshal([]byte(text), &records) // a text that is no list is replaced
+	for _, n := range records {
 		if n.isAlive(alive) && n.ID != mine.ID {
 			others = append(others, n)
 		}

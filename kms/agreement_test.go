@@ -116,7 +116,7 @@ func TestNodesThatLookAlike(t *testing.T) {
 		t.Errorf("the only node: %v", err)
 	}
 	keeps, gone := node("bb", "true")
-	want := "another node whose host is named kms1, as this one's, (process 1, since 2"
+	want := "another node, whose host has the same name kms1 (process 1, since 2"
 	for _, a := range []*agreement{keeps, destroys} {
 		if err := a.check(ctx); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("/readyz: %v", err)
@@ -134,14 +134,14 @@ func TestNodesThatLookAlike(t *testing.T) {
 	}
 }
 
-// TestAlikeProperties: each property in alike exists, because a misspelled one would never
+// TestAlikeProperties: each property in sameOnAllNodes exists, because a misspelled one would never
 // differ; and docs/nodes.md lists each.
 func TestAlikeProperties(t *testing.T) {
 	page, err := os.ReadFile("../docs/nodes.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range alike {
+	for _, name := range sameOnAllNodes {
 		if !slices.ContainsFunc(hadoopconf.KMS, func(k hadoopconf.Known) bool { return k.Name == name }) {
 			t.Errorf("there is no property %s", name)
 		}

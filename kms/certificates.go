@@ -30,7 +30,7 @@ func validityOf(store string, certs []*x509.Certificate) validity {
 	return validity{store, first.Subject.String(), last.NotBefore, first.NotAfter}
 }
 
-// fault returns an error if the time is over, has not begun, or ends soon.
+// fault returns an error if the certificates have ended, are not valid yet, or end soon.
 func (v validity) fault() error {
 	at := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 	switch now := time.Now(); {
@@ -93,8 +93,8 @@ func (s *Service) storeFiles() (list []validity, unreadable []error, err error) 
 			_, err = f.Certificate() // with its private key
 		}
 		if err != nil {
-			unreadable = append(unreadable, fmt.Errorf("%s: %w; what was loaded before stays in use, and the next "+
-				"start fails", name, err))
+			unreadable = append(unreadable, fmt.Errorf("%s: %w; the store that was loaded before stays in use, and "+
+				"the next start fails", name, err))
 			return
 		}
 		list = append(list, validityOf(name, certs))
@@ -126,9 +126,9 @@ type certificateCheck struct {
 	err        error
 }
 
-// certificates returns the validities of the stores. For the server's keystore that
-// is the certificate that clients get now. The others are of files read at most a
-// minute ago.
+// certificates returns the validities of the stores. For the server's keystore it is
+// that of the certificate that clients get now. The files of the other stores were
+// read at most a minute ago.
 func (s *Service) certificates() (list []validity, unreadable []error, err error) {
 	c := &s.certificateCheck
 	c.mu.Lock()

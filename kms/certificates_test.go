@@ -89,7 +89,7 @@ func TestCertificates(t *testing.T) {
 		t.Fatal(err)
 	}
 	look("a file that was cut short", "ssl.server.keystore.location: ",
-		"what was loaded before stays in use, and the next start fails")
+		"the store that was loaded before stays in use, and the next start fails")
 	served = serverPEM(t, path, now.Add(time.Hour), now.Add(365*24*time.Hour))
 	look("it begins later", "is not valid before ")
 	served = serverPEM(t, path, now.Add(-time.Hour), now.Add(24*time.Hour))

@@ -60,9 +60,9 @@ func (s *server) primaryChecks() []console.Check {
 	switch p := s.svc.Primary.(type) {
 	case *hsm.Provider:
 		return []console.Check{
-			// A node that lacks some keys serves the others, and another node may serve what this
-			// one refuses, so it stays in service. But an operator must mend it, and no key should be
-			// made on such a token.
+			// A node that lacks some keys serves the other keys, and another node may have the missing
+			// keys, so the node stays in service. But an operator must repair it, and no key should
+			// be made on such a token.
 			{Name: "keys in the HSM", For: []console.Purpose{console.Write}, Run: p.CheckKeys},
 			{Name: "HSM takes new keys", For: []console.Purpose{console.Write}, Run: p.CheckWrites,
 				Last: func() (console.Observation, bool) {
@@ -93,7 +93,7 @@ func (s *server) primaryChecks() []console.Check {
 	return nil
 }
 
-// sourceChecks are one for each source.
+// sourceChecks returns one check for each source.
 func (s *server) sourceChecks() (checks []console.Check) {
 	for i, src := range s.ring.Sources() {
 		check := console.Check{Name: "source " + src.URI, Anonymous: fmt.Sprintf("source %d", i+1), Informational: true,
@@ -142,14 +142,14 @@ func (s *server) providerCheck() console.Check {
 	return check
 }
 
-// storeChecks check the metastore. If nodes share it, a node can serve keys that it
-// has used from memory for a while without it.
+// storeChecks check the metastore. If nodes share it, a node can serve recently used
+// keys from memory for a while without the metastore.
 func (s *server) storeChecks() []console.Check {
 	store := s.svc.Store
 	if store == nil {
 		return nil
 	}
-	seen := func(last func() (metastore.Seen, bool)) func() (console.Observation, bool) {
+	observation := func(last func() (metastore.Seen, bool)) func() (console.Observation, bool) {
 		return func() (console.Observation, bool) {
 			o, ok := last()
 			return console.Observation(o), ok
@@ -161,19 +161,19 @@ func (s *server) storeChecks() []console.Check {
 	}
 	checks := []console.Check{reads}
 	if w, ok := store.(metastore.Watched); ok {
-		checks[0].Last = seen(w.LastRead)
+		checks[0].Last = observation(w.LastRead)
 		checks = append(checks, console.Check{Name: "metastore takes changes", For: []console.Purpose{console.Write},
-			Last: seen(w.LastWrite), Run: w.CheckWrites, Holds: console.WriteProbeLife})
+			Last: observation(w.LastWrite), Run: w.CheckWrites, Holds: console.WriteProbeLife})
 	}
 	if s.svc.sharedKeys() != nil && s.set.ring.CacheEnable {
 		checks = append(checks, console.Check{Name: "metastore lease", For: []console.Purpose{console.Decrypt},
 			Run: func(ctx context.Context) error {
-				cannot := s.ring.OpensFromMemory()
-				if cannot == nil {
+				notFromMemory := s.ring.OpensFromMemory()
+				if notFromMemory == nil {
 					return nil
 				}
 				if err := store.Check(ctx); err != nil { // without memory each request needs the store
-					return fmt.Errorf("%w: %w", cannot, err)
+					return fmt.Errorf("%w: %w", notFromMemory, err)
 				}
 				return nil
 			}})

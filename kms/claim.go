@@ -28,7 +28,7 @@ func claimStore(ctx context.Context, store metastore.Store, self owner.Owner, ac
 
 // keystoreFile is a provider that keeps its keys in a keystore file, such as jceks.
 type keystoreFile interface {
-	Claim(o owner.Owner, alone bool) (release func(), among bool, err error)
+	Claim(o owner.Owner, alone bool) (release func(), shared bool, err error)
 }
 
 // claimKeystore claims the primary's keystore file, if it has one. Several servers
@@ -38,21 +38,22 @@ func (s *Service) claimKeystore() error {
 	if !ok || !s.access.Changes() {
 		return nil
 	}
-	release, among, err := file.Claim(s.self, s.self.What != Command)
+	release, shared, err := file.Claim(s.self, s.self.What != Command)
 	if err != nil {
 		return InUse(err, s.self, "")
 	}
 	s.release = release
-	if among {
-		s.Log.Warn("another server uses the same keystore file: what one of them deletes or rolls, the other serves " +
-			"from memory for as long as hadoop.kms.cache.timeout.ms and hadoop.kms.current.key.cache.timeout.ms say; " +
-			"several nodes need an HSM, with " +
+	if shared {
+		s.Log.Warn("another server uses the same keystore file: after one server deletes or rolls a key, the other " +
+			"server serves the old key from memory, for as long as hadoop.kms.cache.timeout.ms and " +
+			"hadoop.kms.current.key.cache.timeout.ms say; several nodes need an HSM, with " +
 			hadoopconf.MetastoreURI + " in PostgreSQL (docs/nodes.md)")
 	}
 	return nil
 }
 
 // InUse adds the cure to an error which says that another process uses a store.
+// servers is the cure if both processes are servers.
 func InUse(err error, self owner.Owner, servers string) error {
 	var in *owner.InUseError
 	switch {
@@ -61,13 +62,13 @@ func InUse(err error, self owner.Owner, servers string) error {
 	case self.What == Command && len(in.Owners) > 0 && in.Owners[0].What != Command:
 		return fmt.Errorf("%w; start this server when that command has ended", err)
 	case self.What == Command:
-		return fmt.Errorf("%w; a second server would serve keys that the first one deleted, so it does not start: "+
-			"stop that one, or %s", err, servers)
+		return fmt.Errorf("%w; a second server would serve keys that the first server deleted, so this server "+
+			"does not start: stop the first server, or %s", err, servers)
 	case strings.HasPrefix(self.What, "claviger migrate"):
-		return fmt.Errorf("%w; %s changes keys, which that process would not see: have a running server take keys "+
-			"over itself, by claviger key migrate NAME --provider URI, or stop it first", err, self.What)
+		return fmt.Errorf("%w; %s changes keys, and a running server does not notice that: let the running server "+
+			"take the keys over (claviger key migrate NAME --provider URI), or stop it first", err, self.What)
 	}
-	return fmt.Errorf("%w; %s changes what that process relies on: stop it first", err, self.What)
+	return fmt.Errorf("%w; %s changes data that the other process uses: stop that process first", err, self.What)
 }
 
 // Command is the name of a server in its claims.

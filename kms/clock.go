@@ -16,7 +16,7 @@ import (
 
 const (
 	// clocksEvery is the time between two comparisons of the clocks. clocksHold is how long
-	// readiness reuses a successful one. Each comparison is a write in ZooKeeper.
+	// readiness reuses a successful comparison. Each comparison is a write in ZooKeeper.
 	clocksEvery = 30 * time.Second
 	clocksHold  = 5 * time.Second
 )
@@ -46,17 +46,17 @@ func clocksOf(svc *Service, shared *cluster) map[string]metastore.Clock {
 	return of
 }
 
-// check compares the clocks, and returns an error that names those that differ too
-// much. A clock that does not answer is no error: other checks report its store.
+// check compares the clocks, and returns an error that names the clocks that differ
+// too much. A clock that does not answer is no error: other checks report its store.
 func (w *clockWatch) check(ctx context.Context) error {
 	ahead := map[string]float64{}
 	var apart []error
-	for _, whose := range slices.Sorted(maps.Keys(w.of)) {
-		c, err := w.of[whose].Clocks(ctx)
+	for _, name := range slices.Sorted(maps.Keys(w.of)) {
+		c, err := w.of[name].Clocks(ctx)
 		if err != nil {
 			continue
 		}
-		ahead[whose] = c.Ahead.Seconds()
+		ahead[name] = c.Ahead.Seconds()
 		apart = append(apart, c.Apart())
 	}
 	err := errors.Join(apart...)

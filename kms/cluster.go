@@ -58,8 +58,8 @@ func (c *cluster) Close() error {
 	return errors.Join(errs...)
 }
 
-// openCluster reads what is shared and how, and opens the connections. An error of
-// the other side shows only when a connection is used.
+// openCluster reads the settings of shared secrets and tokens, and opens the
+// connections. An error of the other side shows only when a connection is used.
 func openCluster(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (_ *cluster, err error) {
 	c := &cluster{}
 	defer func() {
@@ -107,7 +107,8 @@ func (c *cluster) openSigners(conf *hadoopconf.Conf, log *slog.Logger) (client *
 		}
 	} else if how := conf.String(signerPrefix + "auth.type"); how == "sasl" {
 		log.Warn(signerPrefix + "auth.type is sasl and has no effect: " + signerKind + " is " +
-			conf.String(signerKind) + "; set it to zookeeper on every node, so that they take each other's cookies")
+			conf.String(signerKind) + "; set it to zookeeper on every node, so that each node accepts the cookies of " +
+			"the others")
 	}
 	return client, nil
 }
@@ -154,8 +155,8 @@ func (c *cluster) connect(conf *hadoopconf.Conf, log *slog.Logger, e ensemble) (
 	case "none":
 	case "sasl", "kerberos":
 		if how == "kerberos" { // Ambari writes kerberos; Hadoop treats it like none
-			log.Warn("kerberos is taken for sasl; Hadoop's own KMS takes it for none and leaves its nodes open to "+
-				"everybody: write sasl on every node", "property", e.prefix+e.auth)
+			log.Warn("the value kerberos is used as sasl here; Hadoop's own KMS uses it as none, and then everybody "+
+				"can read its nodes in ZooKeeper: write sasl on every node", "property", e.prefix+e.auth)
 		}
 		if settings.SASL, settings.Owner, err = zookeeperSASL(conf, e.prefix); err != nil {
 			return nil, err

@@ -94,7 +94,8 @@ func compositeDirectory(conf *hadoopconf.Conf, log *slog.Logger) (authn.Director
 			return nil, conf.Refuse(hadoopconf.GroupProviders, "it must be names of providers, separated by commas "+
 				"without blanks, as in shell,ad")
 		case slices.Contains(names[:i], name):
-			return nil, conf.Refuse(hadoopconf.GroupProviders, fmt.Sprintf("it names %q twice; take one out", name))
+			return nil, conf.Refuse(hadoopconf.GroupProviders,
+				fmt.Sprintf("it names %q twice; remove one of them", name))
 		}
 	}
 	var parts []authn.NamedDirectory
@@ -102,7 +103,7 @@ func compositeDirectory(conf *hadoopconf.Conf, log *slog.Logger) (authn.Director
 		property := hadoopconf.GroupProviderPrefix + name
 		if mappingClass(conf, property) == "" {
 			return nil, conf.Refuse(hadoopconf.GroupProviderPrefix+secret.Value(name),
-				fmt.Sprintf("%s names the provider %q; set this to its class, or take it out of the list",
+				fmt.Sprintf("%s names the provider %q; set this to its class, or remove it from the list",
 					hadoopconf.GroupProviders, secret.Value(name)))
 		}
 		// Properties of this provider replace those of all providers.
@@ -146,7 +147,7 @@ func groupDirectory(conf *hadoopconf.Conf, property string, log *slog.Logger) (a
 	if property == hadoopconf.GroupMapping {
 		want += "CompositeGroupsMapping, "
 	}
-	return nil, conf.Refuse(property, want+"or one of the classes that ask the operating system, such as "+
+	return nil, conf.Refuse(property, want+"or one of the classes that use the operating system, such as "+
 		"org.apache.hadoop.security.JniBasedUnixGroupsMappingWithFallback")
 }
 
@@ -208,7 +209,8 @@ func ldapConfig(conf *hadoopconf.Conf, log *slog.Logger) (authn.LDAPConfig, erro
 	c.Reread = func() (secret.Bytes, error) { return passwordOrFile(conf, quiet, p+"bind.password") }
 	if c.BindUser != "" && len(c.BindPassword) == 0 {
 		// An LDAP server treats a name without a password as an anonymous login, and accepts it.
-		return c, conf.Refuse(p+"bind.user", "set his password, in "+p+"bind.password.file or in a credential store")
+		return c, conf.Refuse(p+"bind.user", "set the password of this user, in "+p+
+			"bind.password.file or in a credential store")
 	}
 	c.TLS, err = ldapTLS(conf, log)
 	return c, err

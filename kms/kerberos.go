@@ -95,8 +95,8 @@ func newKerberos(conf *hadoopconf.Conf) (*authn.Kerberos, error) {
 // negotiator makes a gssapi.Acceptor an authn.Negotiator.
 type negotiator struct{ acceptor *gssapi.Acceptor }
 
-// Accept returns an error with two texts: Java's for the caller, and the full one
-// for the operator.
+// Accept returns an error with two texts: Java's text for the caller, and the full
+// text for the operator.
 func (n negotiator) Accept(token []byte) (client string, reply []byte, err error) {
 	accepted, err := n.acceptor.Accept(token)
 	if err == nil {
@@ -116,8 +116,8 @@ func (n negotiator) Accept(token []byte) (client string, reply []byte, err error
 // Check reads the keytab.
 func (n negotiator) Check() error {
 	if err := n.acceptor.Check(); err != nil {
-		return fmt.Errorf("no client can log in: %w; put it back as %s says, readable to the user that this server "+
-			"runs as. Nothing has to be restarted", err, authKeytab)
+		return fmt.Errorf("no client can log in: %w; restore the keytab that %s names, readable by the user that "+
+			"this server runs as. No restart is needed", err, authKeytab)
 	}
 	return nil
 }

@@ -61,14 +61,14 @@ func clientLogin(conf *hadoopconf.Conf) (login gssapi.InitiatorConfig, from stri
 		}
 		return login, "", conf.Refuse(name, clientPrincipal+" and "+clientKeytab+" go together: set both, or none")
 	case named && ccache != "":
-		return login, "", conf.Refuse(clientCCache, "there is "+clientKeytab+" too: set one of them")
+		return login, "", conf.Refuse(clientCCache, clientKeytab+" is set too: set only one of them")
 	case named:
 		if principal, err = withHost(principal); err != nil {
 			return login, "", err
 		}
 		f, err := os.Open(keytab)
 		if err != nil {
-			return login, "", conf.Refuse(clientKeytab, fmt.Sprintf("the keytab can't be read (%v); it must hold the "+
+			return login, "", conf.Refuse(clientKeytab, fmt.Sprintf("the keytab cannot be read (%v); it must hold the "+
 				"key of %s", err, principal))
 		}
 		if err := f.Close(); err != nil {
@@ -78,7 +78,7 @@ func clientLogin(conf *hadoopconf.Conf) (login gssapi.InitiatorConfig, from stri
 	case ccache != "":
 		return gssapi.InitiatorConfig{CCache: ccache}, "the tickets of " + ccache, nil
 	}
-	// The server's own keytab, if its type is kerberos. For other types the property has only
+	// Use the server's own keytab, if its type is kerberos. For other types the property has only
 	// its default.
 	if server := conf.String(authService); !strings.EqualFold(conf.String(authType), "simple") &&
 		strings.HasPrefix(server, "HTTP/") {

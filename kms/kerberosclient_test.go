@@ -48,7 +48,7 @@ func TestClientLogin(t *testing.T) {
 		{"no principal", map[string]string{clientKeytab: keytab}, gssapi.InitiatorConfig{}, []string{clientKeytab,
 			keytab, "go together"}},
 		{"both", map[string]string{clientPrincipal: "mig", clientKeytab: keytab, clientCCache: "FILE:/tmp/cc"},
-			gssapi.InitiatorConfig{}, []string{clientCCache, "set one of them"}},
+			gssapi.InitiatorConfig{}, []string{clientCCache, "set only one of them"}},
 		{"no such file", map[string]string{clientPrincipal: "mig", clientKeytab: "/nowhere/k"},
 			gssapi.InitiatorConfig{}, []string{clientKeytab, "/nowhere/k", "no such file", "the key of mig"}},
 	} {

@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	leftTrust = "the truststore, perhaps with the source's certificates: remove those (keytool -delete) unless " +
-		"something else needs them; nothing in it is secret"
-	leftGuess = "looks like a Key Trustee KMS's own folder or a copy of it; if it is a copy, name it by --leftover"
+	leftTrust = "the truststore, perhaps with the source's certificates: remove them (keytool -delete) unless " +
+		"another program needs them; nothing in it is secret"
+	leftGuess = "looks like the folder of a Key Trustee KMS, or a copy of it; if it is a copy, name it by --leftover"
 )
 
 // settingLeftovers is the metastore's setting with the paths that the configuration
@@ -51,8 +51,8 @@ func ConfiguredLeftovers(conf *hadoopconf.Conf) []string {
 
 // RecordLeftovers adds to the setting the paths that the configuration names, and the
 // given paths of an operator, and returns all. A given path that does not exist, and
-// did not exist on another host of this metastore, is an error: it is misspelled, and
-// the file that the operator meant would remain.
+// did not exist on another host of this metastore, is an error: it is probably
+// misspelled, and the file that the operator meant would remain.
 func (s *Service) RecordLeftovers(ctx context.Context, given []string) ([]string, error) {
 	store, err := s.store(ctx)
 	if err != nil {
@@ -70,7 +70,7 @@ func (s *Service) RecordLeftovers(ctx context.Context, given []string) ([]string
 	}
 	for _, p := range given {
 		if !slices.Contains(recorded, p) && len(shred.Known([]string{p})) == 0 && !exists(p) {
-			return nil, claviger.Refuse("--leftover %s: there is nothing%s; nothing was done",
+			return nil, claviger.Refuse("--leftover %s: there is no such file%s; nothing was done",
 				claviger.Printable(p), typo.DidYouMean(p, siblings(p), claviger.Printable))
 		}
 	}

@@ -10,7 +10,7 @@ import (
 const mostGap = 1_000_000
 
 // migrationSettings are the properties of migrations. The server and the commands
-// read the same ones.
+// read the same properties.
 type migrationSettings struct {
 	versions migrate.Versions
 	gap      int
@@ -19,8 +19,8 @@ type migrationSettings struct {
 	ours, theirs map[string]bool
 }
 
-// migration reads them even if no source is configured: a wrong value must not show
-// only on the day of the migration.
+// migration reads the properties even if no source is configured, so that a wrong value
+// is found before the day of the migration.
 func (r *reader) migration() migrationSettings {
 	s := migrationSettings{
 		versions: migrate.Versions(r.conf.String(migrate.PropVersions)),
@@ -34,7 +34,7 @@ func (r *reader) migration() migrationSettings {
 	for v := range s.theirs {
 		if s.ours[v] {
 			r.keep(r.conf.Refuse(migrate.PropTheirs, migrate.PropOurs+" names "+claviger.Printable(v)+
-				" too, and an EDEK is of one of the two"))
+				" too, and an EDEK can belong to only one of the two"))
 		}
 	}
 	return s

@@ -42,7 +42,7 @@ func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, l
 		return conf.Refuse(signerKind, "secrets that nodes share need a metastore that they share: set "+
 			hadoopconf.MetastoreURI+" to postgresql://USER@HOST:PORT/DATABASE")
 	}
-	if !signers && (!tokens || p.File == "") { // tokens alone do not make the default file
+	if !signers && (!tokens || p.File == "") { // for tokens alone, the default file is not made
 		return nil
 	}
 	store, err := location.Open(ctx, conf, location.Options{Log: log})
@@ -85,7 +85,8 @@ func (s *server) watchOtherNodes(ctx context.Context) {
 			return
 		}
 		// The server only becomes slower: without notices it reads the current state at each use.
-		s.log.Error("other nodes' changes are not heard of", "metastore", s.svc.Store.URI(), "error", err)
+		s.log.Error("changes of other nodes are not reported to this node; it reads the metastore at each use",
+			"metastore", s.svc.Store.URI(), "error", err)
 		select {
 		case <-ctx.Done():
 			return

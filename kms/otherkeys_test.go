@@ -47,12 +47,12 @@ func TestNoOtherKeys(t *testing.T) {
 		want []string // nil: it opens
 	}{
 		"none named": {site{hadoopconf.MetastoreURI: "sqlite://" + named},
-			[]string{"property " + hadoopconf.ProviderURI + " is not set", "cloudera.hsmkp://file@", "not taken"}},
+			[]string{"property " + hadoopconf.ProviderURI + " is not set", "cloudera.hsmkp://file@", "is not used"}},
 		"a slip": {site{"hadoop.kms.key.provider.url": "cloudera.hsmkp://file@/x"}, []string{"kms-site.xml:2",
 			"did you mean that?"}},
 		"a keystore beside the keys of an HSM": {site{hadoopconf.ProviderURI: jceks,
 			hadoopconf.MetastoreURI: "sqlite://" + named},
-			[]string{"kms-site.xml", hadoopconf.ProviderURI, "holds 1 keys of an HSM, zone1 for one", named,
+			[]string{"kms-site.xml", hadoopconf.ProviderURI, "holds 1 keys of an HSM, for example zone1", named,
 				hadoopconf.MetastoreURI}},
 		"an empty metastore": {site{hadoopconf.ProviderURI: jceks,
 			hadoopconf.MetastoreURI: "sqlite://" + empty}, nil},

@@ -31,7 +31,7 @@ func (s *Service) probes(ctx context.Context) (migrate.Probes, error) {
 		return p, err
 	}
 	if p.KerberosUser, _, _ = strings.Cut(login.Principal, "/"); p.KerberosUser == "" {
-		p.KerberosUser = "the user of our Kerberos tickets"
+		p.KerberosUser = "the user of this server's Kerberos tickets"
 	}
 	p.KerberosUser, _, _ = strings.Cut(p.KerberosUser, "@")
 	p.Rules = func(context.Context) (migrate.Check, migrate.Decide) { return rulesHere(s.Conf) }
@@ -78,7 +78,7 @@ func (s *Service) moreChecks(ctx context.Context) []migrate.Check {
 	checks := append(s.trustees(ctx), s.simpleBeforeKerberos()...)
 	if faults := secret.Exposed(secretFiles(s.Conf)...); len(faults) > 0 {
 		checks = append(checks, migrate.Check{Name: "files with secrets", Status: migrate.Warning,
-			Measured: strings.Join(faults, "; "), Cure: "as said of each"})
+			Measured: strings.Join(faults, "; "), Cure: "correct the mode or owner of each file"})
 	}
 	return checks
 }
@@ -94,9 +94,9 @@ func (s *Service) simpleBeforeKerberos() (checks []migrate.Check) {
 		if k, ok := src.Provider.(interface{ WantsKerberos() bool }); ok && k.WantsKerberos() {
 			checks = append(checks, migrate.Check{
 				Name: "authentication here", Needed: true, Status: migrate.Failure,
-				Measured: fmt.Sprintf("%s wants Kerberos, and %s is simple here: who reaches this server opens the "+
-					"source's EDEKs as whatever user he names", src.URI(), authType),
-				Cure: "take over hadoop.kms.authentication.*, hadoop.kms.proxyuser.* and " +
+				Measured: fmt.Sprintf("%s requires Kerberos, and %s is simple here: a client of this server can "+
+					"name any user without proof, and open the source's EDEKs as that user", src.URI(), authType),
+				Cure: "copy hadoop.kms.authentication.*, hadoop.kms.proxyuser.* and " +
 					"hadoop.security.auth_to_local from the configuration of the source",
 			})
 		}
@@ -153,12 +153,12 @@ func rulesHere(conf *hadoopconf.Conf) (migrate.Check, migrate.Decide) {
 		return c, nil
 	}
 	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-		return fail(file+" is not there: nobody may use any key here",
+		return fail(file+" does not exist: nobody may use any key here",
 			"copy the kms-acls.xml that is in use at the source to "+conf.Dir())
 	}
 	policy, warnings, _, err := LoadPolicy(conf)
 	if err != nil {
-		return fail(err.Error(), "mend the file: claviger acl check --conf "+conf.Dir())
+		return fail(err.Error(), "correct the file: claviger acl check --conf "+conf.Dir())
 	}
 	byKey, err := conf.Bool("hadoop.kms.key.authorization.enable")
 	if err != nil {
@@ -166,7 +166,7 @@ func rulesHere(conf *hadoopconf.Conf) (migrate.Check, migrate.Decide) {
 	}
 	groups, err := NewGroups(conf, slog.New(slog.DiscardHandler))
 	if err != nil {
-		return fail(err.Error(), "mend the group mapping")
+		return fail(err.Error(), "correct the group mapping")
 	}
 	c.Measured = file + " is read"
 	if n := len(warnings); n > 0 {
@@ -201,7 +201,7 @@ func ruleCure(step authz.Step, user string) string {
 	return fmt.Sprintf("let %s admit %s", step.Property, user)
 }
 
-// nameNode returns the user name of the NameNode at this server: the one of the flag,
+// nameNode returns the user name of the NameNode at this server: the flag's value,
 // or else the short name of its principal in HDFS' configuration by this server's
 // rules, or else the superuser.
 func nameNode(conf *hadoopconf.Conf, flag string, hdfs func(string) (string, bool)) migrate.NameNode {
@@ -223,7 +223,7 @@ func nameNode(conf *hadoopconf.Conf, flag string, hdfs func(string) (string, boo
 				user, err = rules.Short(strings.Replace(principal, "/_HOST@", "/namenode.example.com@", 1))
 			}
 			if err != nil {
-				return migrate.NameNode{Err: fmt.Errorf("%s is %s, of which the rules here make no user: %w",
+				return migrate.NameNode{Err: fmt.Errorf("%s is %s, and the rules here give it no user name: %w",
 					principalName, principal, err)}
 			}
 			return migrate.NameNode{User: user, From: "of " + principal}
@@ -235,7 +235,7 @@ func nameNode(conf *hadoopconf.Conf, flag string, hdfs func(string) (string, boo
 			return migrate.NameNode{User: user, From: hadoopconf.HDFSSuperusers}
 		}
 	}
-	return migrate.NameNode{User: "hdfs", From: "Hadoop's own name for it"}
+	return migrate.NameNode{User: "hdfs", From: "Hadoop's default"}
 }
 
 // trustees checks the Key Trustee Servers of a kts-site.xml: whether this server
@@ -259,19 +259,20 @@ func (s *Service) trustees(ctx context.Context) []migrate.Check {
 	tlsCheck := s.trusteesTLS(ctx, place, bad)
 	checks := []migrate.Check{tlsCheck}
 	for _, src := range sources {
-		c := migrate.Check{Name: "Key Trustee Server used", Measured: src.URI() + " answers to us", Needed: true}
+		c := migrate.Check{Name: "Key Trustee Server used", Measured: src.URI() + " answers", Needed: true}
 		if h, ok := src.(provider.Health); !ok {
-			c.Status, c.Measured = migrate.NotTried, src.URI()+" cannot be asked"
+			c.Status, c.Measured = migrate.NotTried, src.URI()+" has no check"
 		} else if err := h.Check(ctx); err != nil {
 			c.Status, c.Measured, c.Cure = migrate.Failure, err.Error(),
-				"see claviger trustee status at the Key Trustee Server's host, and that this host can reach its port"
+				"run claviger trustee status on the Key Trustee Server's host, and check that this host reaches its "+
+					"port"
 		}
 		checks = append(checks, c)
 	}
 	return append(checks, migrate.Check{Name: "Key HSM behind the trustee", Status: migrate.NotTried,
 		Measured: "a Key Trustee Server does not tell its clients whether it has one",
-		Cure: "the procedure wants it with Luna or nShield: at the trustee's host, claviger keyhsm status, or " +
-			"keytrustee-keyhsm's own status command"})
+		Cure: "the procedure requires it with Luna or nShield: on the trustee's host, run claviger keyhsm status, or " +
+			"the status command of keytrustee-keyhsm"})
 }
 
 func (s *Service) trusteesTLS(ctx context.Context, place string, bad migrate.Status) migrate.Check {
@@ -297,10 +298,10 @@ func (s *Service) trusteesTLS(ctx context.Context, place string, bad migrate.Sta
 		if err := handshake(ctx, host, conf); err != nil {
 			c.Status = bad
 			measured = append(measured, host+": "+err.Error())
-			cure := claviger.CertificateCure(err, "the truststore, and name that by claviger.ssl.truststore or in "+
-				"ssl-client.xml (steps 3 and 4 of the procedure)")
+			cure := claviger.CertificateCure(err, "the truststore, and name the truststore by claviger.ssl.truststore "+
+				"or in ssl-client.xml (steps 3 and 4 of the procedure)")
 			if cure == "" {
-				cure = "see that the Key Trustee Server runs there, and that this host can reach its port"
+				cure = "check that the Key Trustee Server runs there, and that this host reaches its port"
 			}
 			c.Cure = cure
 			continue

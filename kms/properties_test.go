@@ -243,7 +243,7 @@ type startLog struct {
 }
 
 func (l startLog) Handle(ctx context.Context, r slog.Record) error {
-	if r.Message == "serving" || strings.Contains(r.Message, "is away; the start is tried again") {
+	if r.Message == "serving" || strings.Contains(r.Message, "does not answer; the server tries to start") {
 		l.stop()
 	}
 	return l.Handler.Handle(ctx, r)

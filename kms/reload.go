@@ -55,7 +55,7 @@ func newSiteWatcher(conf *hadoopconf.Conf, proxies *authn.ProxyUsers, groups fun
 			w.fixed[name] = true
 		}
 	}
-	// The process has read the files at its begin, and may have waited for other machines
+	// The process has read the files at its start, and may have waited for other machines
 	// since. So the first check reads them again in any case.
 	states, _ := w.states()
 	for i, s := range states {
@@ -90,8 +90,8 @@ func (w *siteWatcher) setErr(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil && (w.err == nil || w.err.Error() != err.Error()) {
-		w.log.Error("the changed configuration is not usable; what was loaded before stays in force", "folder", w.dir,
-			"err", err)
+		w.log.Error("the changed configuration cannot be used; the configuration that was loaded before stays in force",
+			"folder", w.dir, "err", err)
 	}
 	w.err = err
 }
@@ -110,8 +110,8 @@ func (w *siteWatcher) Run(ctx context.Context) {
 	}
 }
 
-// check loads the files if they have changed since the last attempt, or if that
-// failed.
+// check loads the files if they have changed since the last attempt, or if the last
+// attempt failed.
 func (w *siteWatcher) check(now time.Time) {
 	states, latest := w.states()
 	if states == w.seen && w.Err() == nil {
@@ -162,10 +162,10 @@ func (w *siteWatcher) apply(conf *hadoopconf.Conf) {
 			w.log.Warn(warning)
 		}
 		w.proxies.Replace(rules)
-		w.log.Info("rules of proxy users loaded anew", "folder", w.dir)
+		w.log.Info("the rules of proxy users were loaded again", "folder", w.dir)
 	}
 	if len(later) > 0 {
-		w.log.Warn("changed properties take effect when the server is started anew", "properties", later)
+		w.log.Warn("changed properties take effect when the server is restarted", "properties", later)
 	}
 }
 

@@ -75,7 +75,7 @@ func TestSiteWatcher(t *testing.T) {
 	if !site.allowed(t) {
 		t.Errorf("oozie may not act for alice after the change:\n%s", site.logged.String())
 	}
-	if strings.Contains(site.logged.String(), "started anew") {
+	if strings.Contains(site.logged.String(), "is restarted") {
 		t.Errorf("nothing else has changed:\n%s", site.logged.String())
 	}
 
@@ -87,7 +87,7 @@ func TestSiteWatcher(t *testing.T) {
 	if !site.allowed(t) {
 		t.Error("a broken file removed the rules")
 	}
-	if n := strings.Count(site.logged.String(), "is not usable"); n != 1 {
+	if n := strings.Count(site.logged.String(), "cannot be used"); n != 1 {
 		t.Errorf("the broken file is logged %d times:\n%s", n, site.logged.String())
 	}
 
@@ -97,7 +97,7 @@ func TestSiteWatcher(t *testing.T) {
 	if site.allowed(t) {
 		t.Error("oozie may still act from anywhere")
 	}
-	if !strings.Contains(site.logged.String(), "started anew") || !strings.Contains(site.logged.String(), provider) {
+	if !strings.Contains(site.logged.String(), "is restarted") || !strings.Contains(site.logged.String(), provider) {
 		t.Errorf("the log does not say that the provider needs a restart:\n%s", site.logged.String())
 	}
 	if strings.Contains(site.logged.String(), "http.port") {
@@ -155,7 +155,7 @@ func TestSiteChangedBeforeTheStart(t *testing.T) {
 	if site.allowed(t) {
 		t.Error("the removed rule stays in force")
 	}
-	if text := site.logged.String(); !strings.Contains(text, "started anew") ||
+	if text := site.logged.String(); !strings.Contains(text, "is restarted") ||
 		!strings.Contains(text, hadoopconf.ProviderURI) || strings.Contains(text, "http.port") {
 		t.Errorf("properties that need a restart:\n%s", text)
 	}

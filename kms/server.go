@@ -132,7 +132,7 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 	group.Go(func() { s.watchOtherNodes(background) })
 	group.Go(func() { s.watchAgreement(background) })
 	if err := s.recordSettings(ctx); err != nil {
-		s.log.Warn("what this server runs with was not noted in the metastore", "err", err)
+		s.log.Warn("the settings of this server were not recorded in the metastore", "err", err)
 	}
 	group.Go(func() { s.clocks.run(background) })
 
@@ -236,7 +236,7 @@ func (s *server) skipMigration(ctx context.Context) bool {
 	s.skipped.Store(true)
 	s.log.Error("the migration at start is skipped, since the token and the metastore do not fit together; "+
 		"the keys that are here and at the source are served", "err", err,
-		"next", "mend that as the error says, then restart this server; the restart migrates")
+		"next", "follow the cure in the error, then restart this server; the restart migrates")
 	return true
 }
 
@@ -244,7 +244,7 @@ func (s *server) skipMigration(ctx context.Context) bool {
 func (s *server) checkMigrations(ctx context.Context) error {
 	if s.skipped.Load() {
 		return errors.New("the migration at start was skipped, since the token and the metastore did not fit " +
-			"together; see that the check \"token and metastore fit\" is green, then restart this server; the " +
+			"together; wait until the check \"token and metastore fit\" passes, then restart this server; the " +
 			"restart migrates")
 	}
 	return s.ring.CheckMigrations(ctx)

@@ -102,7 +102,7 @@ func (s *Service) open(ctx context.Context) error {
 	if len(list) == 0 {
 		return s.Conf.Refuse(hadoopconf.ProviderURI, "name the place of the keys in kms-site.xml, as in "+
 			"cloudera.hsmkp://file@/etc/claviger/luna.keystore for an HSM; Hadoop's default, a Java keystore in the "+
-			"user's home folder, is not taken. Known schemes: "+strings.Join(registry.Schemes(), ", "))
+			"user's home folder, is not used. Known schemes: "+strings.Join(registry.Schemes(), ", "))
 	}
 	if s.Primary, err = registry.Open(ctx, list[0], env); err != nil {
 		return s.Blame(hadoopconf.ProviderURI, err)
@@ -197,8 +197,8 @@ func (s *Service) noSourceIsItself(ctx context.Context) error {
 }
 
 // noOtherKeys refuses a first provider without an HSM if the metastore holds keys of
-// an HSM. An operator has changed the property by mistake, and new keys would get
-// the names and version names of the existing keys.
+// an HSM. An operator probably changed the property by mistake, and new keys would
+// get the names and version names of the existing keys.
 func (s *Service) noOtherKeys(ctx context.Context) error {
 	if _, ok := s.Primary.(*hsm.Provider); ok {
 		return nil
@@ -221,12 +221,12 @@ func (s *Service) noOtherKeys(ctx context.Context) error {
 	case err != nil && claviger.IsAway(err):
 		return err
 	case err != nil:
-		s.Log.Warn("whether the metastore holds keys of an HSM cannot be told", "err", err)
+		s.Log.Warn("it is not known whether the metastore holds keys of an HSM", "err", err)
 	case len(names) > 0:
 		return s.Blame(hadoopconf.ProviderURI, fmt.Errorf("%s keeps no key in the HSM, but the metastore %s (%s) "+
-			"holds %d keys of an HSM, %s for one: name the HSM's keystore file, as in "+
-			"cloudera.hsmkp://file@/etc/claviger/luna.keystore; or, where other keys are meant, set %s to a "+
-			"metastore of their own", s.Primary.URI(), secret.Value(place.URI), place.Where(), len(names),
+			"holds %d keys of an HSM, for example %s: name the HSM's keystore file, as in "+
+			"cloudera.hsmkp://file@/etc/claviger/luna.keystore; or, if this server is for other keys, set %s to "+
+			"another metastore", s.Primary.URI(), secret.Value(place.URI), place.Where(), len(names),
 			claviger.Printable(names[0]),
 			hadoopconf.MetastoreURI))
 	}
@@ -245,15 +245,15 @@ func (s *Service) uris(property string) ([]string, error) {
 	return list, nil
 }
 
-// Blame says which property led to an error: the one that the provider names, with
-// the place where it is set, or else the provider's URI.
+// Blame adds to an error the property that caused it, and the place where it is set.
+// The error of a provider may name that property; otherwise it is the argument.
 func (s *Service) Blame(property string, err error) error {
 	if s.storeErr != nil {
-		return s.storeErr // it names the metastore's own property
+		return s.storeErr // it names the metastore's property
 	}
 	var value *hadoopconf.ValueError
 	if errors.As(err, &value) {
-		return err // it names its own line, of kts-site.xml or ssl-client.xml
+		return err // it names the line, of kts-site.xml or ssl-client.xml
 	}
 	if of := s.Conf.WithPlace(err); of != nil {
 		return of
@@ -286,7 +286,7 @@ func (s *Service) makeStore(ctx context.Context, create func(context.Context, st
 			s.Store, s.storeErr = location.OpenReadOnly(ctx, s.Conf, s.Log)
 		}
 		if errors.Is(s.storeErr, location.ErrNone) {
-			s.Log.Warn("the metastore is not there; no key is known, and none is made by this command", "err",
+			s.Log.Warn("the metastore does not exist, so no key is known; this command makes no metastore", "err",
 				s.storeErr)
 			s.Store, s.storeErr = location.OpenEmpty(ctx, s.Conf)
 		}

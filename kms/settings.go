@@ -161,8 +161,8 @@ func readLimits(r *reader) kmsapi.Limits {
 		}
 	}
 	if r.err == nil && l.Slow.Grace == 0 {
-		r.keep(r.conf.Refuse("claviger.http.slow.grace", "it must be more than 0: a body has to have some time to "+
-			"come"))
+		r.keep(r.conf.Refuse("claviger.http.slow.grace", "it must be more than 0: a client needs some time to send "+
+			"a body"))
 	}
 	return l
 }

@@ -68,8 +68,8 @@ func openWithRetries(ctx context.Context, o Options, conf *hadoopconf.Conf, set 
 		}
 		if last == nil || time.Since(logged) > startLogInterval {
 			logged = time.Now()
-			o.Log.Warn("a part that the server needs is away; the start is tried again until it is there", "why", text,
-				"again", pause)
+			o.Log.Warn("a part that the server needs does not answer; the server tries to start until the part answers",
+				"why", text, "again", pause)
 		}
 		select {
 		case <-ctx.Done():
@@ -88,7 +88,7 @@ func startingHandler(why func() string, details func(*http.Request) bool, log *s
 		kmsapi.Standby("this node is starting; its log tells more"))
 }
 
-// open opens the server's parts. After an error, close closes those that are open.
+// open opens the server's parts. After an error, close closes the parts that are open.
 func (s *server) open(ctx context.Context) error {
 	conf, set, log := s.conf, s.set, s.log
 	policy, err := authz.NewWatcher(ACLFile(conf), readACLs, log, aclDefaults(conf)...)

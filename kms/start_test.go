@@ -123,7 +123,7 @@ func TestStartWaits(t *testing.T) {
 		strings.TrimSpace(names) != "[]" {
 		t.Errorf("a client: %d %s", status, names)
 	}
-	if said := log.String(); strings.Count(said, "is away; the start is tried again") != 1 {
+	if said := log.String(); strings.Count(said, "does not answer; the server tries to start") != 1 {
 		t.Errorf("the log says\n%s", said)
 	}
 	if err := end(); err != nil {
@@ -166,7 +166,7 @@ func TestStartWaitsForZooKeeper(t *testing.T) {
 	}
 	server.Start()
 	node.until("it serves", node.ready)
-	if said := log.String(); strings.Count(said, "is away; the start is tried again") != 1 {
+	if said := log.String(); strings.Count(said, "does not answer; the server tries to start") != 1 {
 		t.Errorf("the log says\n%s", said)
 	}
 	if err := end(); err != nil {

@@ -41,7 +41,7 @@ func password(site, c *hadoopconf.Conf, log *slog.Logger, name string) (secret.B
 			return nil, of.BadFile(keystore.CredentialPathProperty, err, "")
 		}
 		for _, m := range missing {
-			log.Warn("a credential store is not there, and taken for empty", "file", secret.Value(m), "property",
+			log.Warn("a credential store does not exist, and counts as empty", "file", secret.Value(m), "property",
 				keystore.CredentialPathProperty)
 		}
 		p.Credentials = stores
@@ -93,7 +93,7 @@ func sslStores(conf *hadoopconf.Conf, log *slog.Logger, property, fallback strin
 	// Cloudera Manager names the usual files even if they do not exist.
 	err := c.AddFile(name, filepath.Base(name) == fallback)
 	if errors.Is(err, fs.ErrNotExist) {
-		return stores{}, conf.BadFile(property, err, "make it, or take the property out for "+fallback)
+		return stores{}, conf.BadFile(property, err, "make the file, or remove the property to use "+fallback)
 	}
 	if err != nil {
 		return stores{}, err
@@ -162,7 +162,7 @@ func (s stores) limit(conf *tls.Config) error {
 			return s.site.Refuse(enabled, err.Error())
 		}
 		if conf.MinVersion, conf.MaxVersion = lowest, highest; len(unsafe) > 0 {
-			s.log.Warn("protocols that are not safe are not spoken", "property", enabled, "left out",
+			s.log.Warn("unsafe protocols are not used", "property", enabled, "left out",
 				strings.Join(unsafe, ", "))
 		}
 	}
@@ -193,9 +193,9 @@ func (s stores) needClients(t *web.TLS) error {
 	return nil
 }
 
-// ClientTLS returns the TLS settings for https to another KMS. The truststore is the
-// one that claviger.ssl.truststore names, or ssl-client.xml, or the Java option
-// javax.net.ssl.trustStore in the environment; without these, the system's roots.
+// ClientTLS returns the TLS settings for https to another KMS. The truststore is named
+// by claviger.ssl.truststore, or by ssl-client.xml, or by the Java option
+// javax.net.ssl.trustStore in the environment; without these, the system's roots count.
 func (s *Service) ClientTLS(provider.Env) (*tls.Config, error) {
 	st, err := sslStores(s.Conf, s.Log, "hadoop.ssl.client.conf", "ssl-client.xml")
 	if err != nil {
@@ -270,8 +270,8 @@ func (s stores) clientTrust() (f keystore.TLSFile, setting string, err error) {
 	return f, setting, nil
 }
 
-// javaOptions are the environment variables with the options of a Java KMS, the one
-// with the highest priority first.
+// javaOptions are the environment variables with the options of a Java KMS, by
+// priority, the highest first.
 var javaOptions = []string{"KMS_OPTS", "CATALINA_OPTS", "CSD_JAVA_OPTS", "HADOOP_OPTS"}
 
 var javaTrustOption = regexp.MustCompile(`-Djavax\.net\.ssl\.trustStore(Password|Type)?=("[^"]*"|'[^']*'|\S+)`)

@@ -205,9 +205,9 @@ func ReadAuditKey(path string) (secret.Bytes, error) {
 func (t *AuditTrail) reopenOnHangup() (stop func()) {
 	return web.OnHangup(func() {
 		if err := t.Reopen(); err != nil {
-			t.log.Error("the audit log cannot be opened anew, writing goes on where it was", "err", err)
+			t.log.Error("the audit log cannot be reopened; records still go to the old file", "err", err)
 		} else {
-			t.log.Info("the audit log was opened anew")
+			t.log.Info("the audit log was reopened")
 		}
 	})
 }
@@ -255,8 +255,8 @@ func (t *AuditTrail) streamErr() error {
 // metrics adds the metrics of the streams.
 func (t *AuditTrail) metrics(m *console.Metrics) {
 	if t.chain != nil {
-		m.Counter("claviger_audit_replaced_total", "Audit records that fit no datagram to syslog, in whose place a "+
-			"short one was sent.", func() float64 { return float64(t.chain.Replaced()) })
+		m.Counter("claviger_audit_replaced_total", "Audit records that were too long for a datagram to syslog, and "+
+			"were replaced by a short record.", func() float64 { return float64(t.chain.Replaced()) })
 	}
 }
 

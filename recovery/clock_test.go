@@ -51,7 +51,7 @@ func TestClock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := run(true); err == nil || !strings.Contains(err.Error(), "stop it first") {
+	if got, err := run(true); err == nil || !strings.Contains(err.Error(), "stop that process first") {
 		t.Errorf("while a server uses the store: %+v, %v", got, err)
 	}
 	release()

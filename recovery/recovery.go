@@ -51,7 +51,7 @@ func stopFirst(err error, self owner.Owner) error {
 	if !errors.As(err, new(*owner.InUseError)) {
 		return err
 	}
-	return fmt.Errorf("%w; %s changes what that process relies on: stop it first", err, self.What)
+	return fmt.Errorf("%w; %s changes data that the other process uses: stop that process first", err, self.What)
 }
 
 // sqliteLocation returns the location of a store that must be an SQLite file. otherwise is the advice for a store in

@@ -37,7 +37,7 @@ func destroysOnlyInAgreement(t *testing.T, containers bool) {
 	destroys := startProcess(t, dir, "destroys", site, map[string]string{hsm.PropertySoftDelete: "false"}, containers)
 	other := "the node on "
 	if containers {
-		other = "another node whose host is named kms, as this one's, (process 1, since 2"
+		other = "another node, whose host has the same name kms (process 1, since 2"
 	}
 	const purge = "/v1/trustee/key/k?trusteeOp=purge"
 	purges.want("a creation", http.MethodPost, "/v1/keys", `{"name":"k"}`, http.StatusCreated)

@@ -168,7 +168,7 @@ func (m *movedStore) makeKeys() {
 	}
 	m.want(200, http.MethodPost, "key/k", `{}`)
 	m.dek = m.decrypt()
-	m.refused(m.db, "in use by claviger kms", "stop it first")
+	m.refused(m.db, "in use by claviger kms", "stop that process first")
 	m.stop()
 }
 

@@ -33,12 +33,12 @@ func Check(ctx context.Context, conf *hadoopconf.Conf) (*Doubts, error) {
 	switch {
 	case err != nil && !errors.Is(err, location.ErrNone):
 		known = nil
-		d.Doubts = append(d.Doubts, fmt.Sprintf("rules for keys that are not there were not looked for, as the "+
-			"metastore cannot be read: %v; run this command as the server's user", err))
+		d.Doubts = append(d.Doubts, fmt.Sprintf("it was not checked whether rules name keys that do not exist, "+
+			"because the metastore cannot be read: %v; run this command as the server's user", err))
 	case len(known) == 0:
-		known = nil // the metastore has no keys of other providers than an HSM
+		known = nil // only an HSM's keys are in the metastore
 		d.Notes = append(d.Notes,
-			"no keys could be looked up in the metastore: rules for keys that are not there were not looked for")
+			"the metastore has no keys: it was not checked whether rules name keys that do not exist")
 	}
 	if err := conf.CheckRules(); err != nil {
 		d.Doubts = append(d.Doubts, err.Error())
@@ -46,7 +46,7 @@ func Check(ctx context.Context, conf *hadoopconf.Conf) (*Doubts, error) {
 	if _, err := os.Stat(d.File); errors.Is(err, fs.ErrNotExist) {
 		d.Doubts = append(d.Doubts, noACLFile(conf))
 	} else if rulesByKey(conf) && !policy.AdmitsToKeys() {
-		d.Doubts = append(d.Doubts, d.File+": no rule of it admits anybody to a key: nobody may use any key; add "+
+		d.Doubts = append(d.Doubts, d.File+": no rule in it admits any user to a key, so nobody may use any key; add "+
 			"default.key.acl.*, whitelist.key.acl.* or key.acl.* properties")
 	}
 	d.Doubts = append(append(d.Doubts, warnings...), policy.Doubts(known)...)

@@ -18,7 +18,7 @@ import (
 	"claviger/typo"
 )
 
-// Question is what Explain answers.
+// Question is the input of Explain: may this user do this request?
 type Question struct {
 	User    string
 	Real    string   // the user who impersonates User; "" for none
@@ -78,7 +78,7 @@ func (x *Explanation) aclName(ctx context.Context, conf *hadoopconf.Conf, q Ques
 		p, _ := conf.Lookup("hadoop.kms.key.authorization.enable")
 		x.addNote("hadoop.kms.key.authorization.enable is false (%s): the rules of keys are not used", p.Where())
 	case q.Key == "":
-		x.addNote("no key is named: the rules of keys, which the server also checks, are left out")
+		x.addNote("no key is named: the rules of keys, which the server also checks, were not used")
 	case q.ACLName != "":
 		return q.ACLName, nil
 	default:
@@ -122,18 +122,18 @@ func (x *Explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r 
 	})
 	switch {
 	case err != nil && !errors.Is(err, location.ErrNone):
-		return "", fmt.Errorf("which rules protect key %s is not known, because the metastore cannot be read: %w; "+
+		return "", fmt.Errorf("it is not known which rules protect key %s, because the metastore cannot be read: %w; "+
 			"run this command as the server's user, or pass the key's attribute key.acl.name as --acl-name", x.Key, err)
 	case err != nil:
-		x.addNote("key %s could not be looked up (%v): its own name is used as its ACL name; if it has another, "+
-			"pass --acl-name", x.Key, err)
+		x.addNote("key %s could not be looked up (%v): its own name is used as its ACL name; if it has another "+
+			"ACL name, pass --acl-name", x.Key, err)
 	case key == nil && r.Name == "CREATE_KEY":
 	case key == nil && r.Key == authz.KeyMigrate:
-		x.addNote("key %s is not here yet: its own name is used as its ACL name; if it has another one at the "+
+		x.addNote("key %s is not here yet: its own name is used as its ACL name; if it has another ACL name at the "+
 			"source, pass --acl-name", x.Key)
 	case key == nil:
-		x.addNote("the metastore has no key %s: its own name is used as its ACL name; if it has another, pass "+
-			"--acl-name%s", x.Key, typo.DidYouMean(x.Key, names, claviger.Printable))
+		x.addNote("the metastore has no key %s: its own name is used as its ACL name; if it has another ACL name, "+
+			"pass --acl-name%s", x.Key, typo.DidYouMean(x.Key, names, claviger.Printable))
 	default:
 		return key.ACLName(), nil
 	}

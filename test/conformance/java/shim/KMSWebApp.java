@@ -61,7 +61,7 @@ public class KMSWebApp {
       byte[] log = Files.readAllBytes(Paths.get(System.getProperty("kms.server.log")));
       int n = 0;
       for (String line : new String(log, StandardCharsets.UTF_8).split("\n")) {
-        if (line.contains("ACLs loaded anew") && line.contains("file=" + file)) {
+        if (line.contains("ACLs were loaded again") && line.contains("file=" + file)) {
           n++;
         }
       }
