@@ -15,7 +15,7 @@
 //
 // The tree is never written to: changed files lie in a temporary folder, and the
 // compiler takes them by -overlay. Results are kept in the cache folder, so an
-// interrupted run continues where it ended.
+// interrupted run can be continued.
 //
 // Two tools for Go were considered. go-gremlins/gremlins copies the module for
 // each worker, leaves out no statements (a missing Sync is the change that

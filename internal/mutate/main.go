@@ -18,11 +18,11 @@ import (
 )
 
 // rooms are the packages in which a mistake costs keys, or shows them. A room
-// with /... stands for all under it that have tests.
+// with /... means all packages under it that have tests.
 var rooms = []string{"authn", "authz", "keyring", "eek", "pkcs11", "audit", "metastore/...", "trustee/..."}
 
-// alsoTestedBy holds the packages whose tests cover a room too. They run where
-// the room's own tests pass.
+// alsoTestedBy holds the packages whose tests cover a room too. They run if the room's
+// own tests pass.
 var alsoTestedBy = map[string][]string{
 	"metastore":           {"metastore/sqlite"},
 	"trustee/server":      {"trustee/server/sqlite", "trustee/replica"},
@@ -168,8 +168,7 @@ func (o *options) tryNamed(ctx context.Context, r *runner, n Named, limits map[s
 	return nil
 }
 
-// runRules tries the changes by rule, and holds the survivors against the
-// reasons.
+// runRules tries the changes by rule, and compares the survivors with the reasons.
 func (o *options) runRules(ctx context.Context, r *runner) (unexplained int, err error) {
 	reasons, err := readReasons(o.reasons)
 	if err != nil {
@@ -284,7 +283,7 @@ func (o *options) runRoom(ctx context.Context, r *runner, name string, reasons m
 	return unexplained, nil
 }
 
-// tryRoom tries the changes by number, and hands each outcome to keep.
+// tryRoom tries the changes by number, and calls keep with each outcome.
 func (o *options) tryRoom(ctx context.Context, r *room, todo []int, keep func(int, outcome) error) error {
 	err := r.open(ctx, func(done, of int) {
 		if done%20 == 0 || done == of {
@@ -318,8 +317,8 @@ func (o *options) stale(room string, all []Mutant, reasons map[string]string) (n
 	return n
 }
 
-// stateOf names the code on which survivors depend: that of the packages whose
-// tests run, with the tests.
+// stateOf returns the name of a state of the code on which survivors depend: the packages
+// whose tests run, with the tests.
 func stateOf(root string, packages []string) (string, error) {
 	var all []string
 	for _, p := range packages {

@@ -20,7 +20,7 @@ type Named struct {
 
 // parseNamed reads a list of named changes. An entry is a line for each field,
 // "before" and "after" are followed by the text itself, each line behind a
-// tab. Lines that begin with # and empty lines are skipped.
+// tab. Empty lines and lines that begin with # are skipped.
 func parseNamed(text []byte) ([]Named, error) {
 	var all []Named
 	var into *string
@@ -74,8 +74,8 @@ func readNamed(path string) ([]Named, error) {
 	return all, nil
 }
 
-// change returns the file with the change made. The lines before must be there
-// exactly once; how far they are indented does not matter.
+// change returns the file with the change made. The file must have the lines Before
+// exactly once; their indentation does not matter.
 func (n Named) change(root string) ([]byte, error) {
 	src, err := os.ReadFile(filepath.Join(root, n.File))
 	if err != nil {
@@ -98,5 +98,5 @@ func (n Named) change(root string) ([]byte, error) {
 	return []byte(strings.Join(lines[:at], "") + n.After + strings.Join(lines[at+len(before):], "")), nil
 }
 
-// errNotNoticed is of a named change that its test passes.
+// errNotNoticed is the error for a named change whose test passes.
 var errNotNoticed = errors.New("the test passes")

@@ -14,7 +14,7 @@ import (
 )
 
 // results are the outcomes of earlier runs. Each is appended to a file when it
-// is known, so that an interrupted run goes on where it ended.
+// is known, so that the next run continues an interrupted run.
 type results struct {
 	path string
 	of   map[string]outcome // by key
@@ -35,7 +35,7 @@ func openResults(path string, fresh bool) (*results, error) {
 		return nil, err
 	}
 	for line := range strings.Lines(string(text)) {
-		// A last line that was cut off has no end, and is not known.
+		// A last line without a line end was cut off, and is ignored.
 		if key, o, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " "); ok && strings.HasSuffix(line, "\n") {
 			r.of[key] = outcome(o)
 		}
@@ -53,10 +53,9 @@ func (r *results) add(key string, o outcome) error {
 	return errors.Join(err, f.Close())
 }
 
-// known returns the outcome of a change. What was killed stays so while the code
-// of its function is the same: tests are added all the time, and --fresh finds
-// the one that was lost. A survivor is tried again when anything of the state
-// has changed.
+// known returns the outcome of a change. A killed change counts as killed while the
+// code of its function is the same, because tests are mostly added; --fresh finds a
+// change whose test was lost. A survivor is tried again when the state has changed.
 func (r *results) known(state string, m Mutant) (outcome, bool) {
 	if o, ok := r.of[keyOf(m.Function, m.ID)]; ok {
 		return o, true
@@ -73,7 +72,7 @@ func (r *results) keep(state string, m Mutant, o outcome) error {
 	return r.add(keyOf(m.Function, m.ID), o)
 }
 
-// digest names the content of a package's Go files.
+// digest returns a digest of a package's Go files.
 func digest(root, room string) (string, error) {
 	names, err := filepath.Glob(filepath.Join(root, room, "*.go"))
 	if err != nil {
@@ -148,9 +147,9 @@ func readReasons(path string) (map[string]string, error) {
 		case isReason && name != "" && strings.TrimSpace(reason) != "":
 			reasons[name], name = strings.TrimSpace(reason), ""
 		case isReason || name != "":
-			return nil, fmt.Errorf("%s:%d: a survivor's name and its reason take turns", path, n)
+			return nil, fmt.Errorf("%s:%d: after each survivor's name its reason must follow", path, n)
 		case reasons[line] != "":
-			return nil, fmt.Errorf("%s:%d: the survivor is there twice", path, n)
+			return nil, fmt.Errorf("%s:%d: the file has this survivor twice", path, n)
 		default:
 			name = line
 		}

@@ -32,8 +32,8 @@ type roomTest struct {
 	reaches   map[int]bool // the mutants that it reaches, by number
 }
 
-// maxBuilds bounds the builds of a scheme: each leaves out what the one before
-// could not compile.
+// maxBuilds bounds the builds of a scheme. Each build leaves out the mutants that the
+// build before could not compile.
 const maxBuilds = 12
 
 // open builds the room's tests and runs each once, to know which mutants it
@@ -108,7 +108,7 @@ var packageClause = regexp.MustCompile(`(?m)^package (\w+)`)
 
 func packageName(src string) string { return packageClause.FindStringSubmatch(src)[1] }
 
-// list names the tests of a package.
+// list returns the names of the tests of a package.
 func (r *room) list(ctx context.Context, pkg string) (names []string, err error) {
 	passed, out := r.command(ctx, r.binaries[pkg], pkg, []string{"-test.list", "."}, time.Minute)
 	if !passed {
@@ -150,7 +150,7 @@ func (r *room) trace(ctx context.Context, pkg, name string) (t roomTest, err err
 }
 
 // batch bounds how long the tests of one process take together. A mutant that
-// many tests reach is mostly noticed by the first.
+// many tests reach is usually noticed by the first test.
 const batch = 4 * time.Second
 
 // try runs the tests that reach a mutant, the fastest first, until one fails.

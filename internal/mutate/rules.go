@@ -15,7 +15,7 @@ import (
 // A Mutant is one change of one file.
 type Mutant struct {
 	// ID names the mutant without a line number: package, function, rule and the
-	// text of the line, and a count where a function has the same line again.
+	// text of the line, and a count if a function has the same line again.
 	ID   string
 	File string // relative to the module
 	Line int
@@ -88,11 +88,10 @@ type walker struct {
 	src        []byte
 	fset       *token.FileSet
 	fn, code   string // name and code of the function whose body is walked
-	// plain are statements that stand where no block may: the first part of an if,
-	// and the last of a for.
+	// plain are statements in places that allow no block: the first part of an if,
+	// and the last part of a for.
 	plain map[ast.Node]bool
-	// covered are errors that a dropped check returns: without the check nothing
-	// returns them.
+	// covered are errors that a dropped check returns: no other code returns them.
 	covered map[ast.Node]bool
 	// dropped are calls that another rule leaves out as a statement.
 	dropped map[ast.Node]bool
@@ -126,7 +125,7 @@ func code(src string) string {
 	}
 }
 
-// receiver is the name of a receiver's type.
+// receiver returns the name of a receiver's type.
 func receiver(x ast.Expr) string {
 	switch x := x.(type) {
 	case *ast.StarExpr:
@@ -139,7 +138,7 @@ func receiver(x ast.Expr) string {
 	return "?"
 }
 
-// body walks the body of a function of the given type, and those in it.
+// body walks the body of a function of the given type, and the functions in it.
 func (w *walker) body(b *ast.BlockStmt, typ *ast.FuncType) {
 	ast.Inspect(b, func(n ast.Node) bool {
 		switch n := n.(type) {
@@ -186,8 +185,8 @@ func (w *walker) condition(n *ast.IfStmt) {
 	w.wrap("negate", n.Cond, "mutant(§) != (", ")")
 }
 
-// operator exchanges && and ||. It leaves < and <= alone: most limits of ours are
-// sizes and times of which the last byte or nanosecond is no promise.
+// operator exchanges && and ||. It does not change < and <=: most limits are sizes
+// and times, and the project does not promise the last byte or nanosecond.
 func (w *walker) operator(n *ast.BinaryExpr) {
 	if n.Op != token.LAND && n.Op != token.LOR {
 		return
@@ -200,9 +199,9 @@ func (w *walker) operator(n *ast.BinaryExpr) {
 	w.add("and-or", n.OpPos, edits...)
 }
 
-// always are calls whose loss says nothing of the tests. Without one of Lock and
-// Unlock a program stops at once; of both, the race detector knows. go vet
-// (lostcancel) watches cancel. What is logged for a person is not a promise.
+// always are calls whose loss says nothing about the tests. Without either Lock or
+// Unlock a program stops at once; the race detector finds that both are missing. go
+// vet (lostcancel) checks cancel. The project does not promise the text of the log.
 var always = []string{"Lock", "Unlock", "RLock", "RUnlock", "cancel", "Debug", "Info", "Warn", "Error", "Helper",
 	"DebugContext", "InfoContext", "WarnContext", "ErrorContext", "panic"}
 
@@ -230,7 +229,7 @@ func (w *walker) ignored(n *ast.AssignStmt) {
 	}
 }
 
-// value replaces a call that makes something durable, or closes it, by success.
+// value replaces a call that syncs or closes a file by a success.
 func (w *walker) value(n *ast.CallExpr) {
 	if s, ok := n.Fun.(*ast.SelectorExpr); ok && len(n.Args) == 0 && !w.dropped[n] &&
 		slices.Contains([]string{"Sync", "Close", "Flush"}, s.Sel.Name) {
@@ -238,7 +237,7 @@ func (w *walker) value(n *ast.CallExpr) {
 	}
 }
 
-// results returns no error where there is one, and the other of two truths.
+// results replaces a returned error by nil, and negates a returned boolean.
 func (w *walker) results(n *ast.ReturnStmt, typ *ast.FuncType) {
 	if typ.Results == nil || len(n.Results) != typ.Results.NumFields() || w.covered[n] {
 		return
@@ -254,7 +253,7 @@ func (w *walker) results(n *ast.ReturnStmt, typ *ast.FuncType) {
 	}
 }
 
-// called is the last name of the function that is called.
+// called returns the last part of the name of the called function.
 func called(c *ast.CallExpr) string {
 	switch f := c.Fun.(type) {
 	case *ast.Ident:
@@ -280,7 +279,7 @@ func (w *walker) wrap(rule string, n ast.Node, before, after string) {
 	w.add(rule, n.Pos(), w.edit(n, before, after))
 }
 
-// add adds a mutant whose line is that of at.
+// add adds a mutant in the line of at.
 func (w *walker) add(rule string, at token.Pos, edits ...edit) {
 	line := w.fset.Position(at).Line
 	whole := strings.Split(string(w.src), "\n")[line-1]

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// An outcome is what became of a change.
+// An outcome is the result of trying a change.
 type outcome string
 
 const (
@@ -32,7 +32,7 @@ type runner struct {
 }
 
 // build makes the test binary of a package, with files replaced or added: path
-// relative to the module -> content. The error holds what the compiler wrote.
+// relative to the module -> content. The error holds the compiler's output.
 func (r *runner) build(ctx context.Context, pkg, name string, files map[string]string) (binary string, err error) {
 	dir := filepath.Join(r.work, name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -101,7 +101,7 @@ func (r *runner) command(ctx context.Context, binary, pkg string, args []string,
 	return err == nil, text.Bytes()
 }
 
-// usesRapid tells whether a package has property tests.
+// usesRapid reports whether a package has property tests.
 func usesRapid(dir string) bool {
 	names, _ := filepath.Glob(filepath.Join(dir, "*_test.go")) // the pattern is right
 	for _, name := range names {
@@ -150,6 +150,6 @@ func (r *runner) baseline(ctx context.Context, pkg, tests string) (time.Duration
 	return time.Since(began), nil
 }
 
-// limitOf is how long the tests of a change may take. The machine may be busier
+// limitOf returns how long the tests of a change may take. The machine may be busier
 // than during the baseline.
 func limitOf(baseline time.Duration) time.Duration { return 4*baseline + 20*time.Second }

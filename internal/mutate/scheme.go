@@ -10,11 +10,11 @@ import (
 )
 
 // A scheme is the code of a package with all its mutants in it, each behind a
-// condition that is false but in the process that tries this mutant. So the
+// condition that is true only in the process that tries this mutant. So the
 // compiler runs once for a package, instead of once for each mutant.
 type scheme struct {
 	files map[string]string // relative to the module -> content
-	// spans are where each mutant stands in its file, in bytes.
+	// spans are the positions of each mutant in its file, in bytes.
 	spans map[int][]span
 }
 
@@ -33,7 +33,7 @@ type insertion struct {
 }
 
 // newScheme puts the mutants into the files. A mutant's number is its place in
-// all, from 1. Those in without are left out.
+// all, from 1. The mutants in without are left out.
 func newScheme(all []Mutant, sources map[string]string, without map[int]bool) scheme {
 	byFile := map[string][]insertion{}
 	for i, m := range all {
@@ -57,8 +57,8 @@ func newScheme(all []Mutant, sources map[string]string, without map[int]bool) sc
 	return s
 }
 
-// insert returns the source with the insertions. Where several belong to one
-// place, the inner part ends first, and the outer one begins first.
+// insert returns the source with the insertions. If several belong to one place,
+// the inner part ends first, and the outer part begins first.
 func (s *scheme) insert(file, source string, all []insertion) string {
 	slices.SortStableFunc(all, func(a, b insertion) int {
 		switch {
@@ -98,7 +98,7 @@ func (s *scheme) insert(file, source string, all []insertion) string {
 
 // support is the file that each package of a scheme gets. For each mutant that a
 // process reaches, it makes an empty file in the folder CLAVIGER_MUTANTS_REACHED.
-// A test may limit the size of files; an empty file can be made nevertheless.
+// The file is empty because a test may limit the size of files.
 func support(pkg string, count int) string {
 	return fmt.Sprintf(`package %s
 
@@ -141,8 +141,8 @@ func mutantCall(n int, call func() error) error {
 
 var compilerError = regexp.MustCompile(`(?m)^(?:\./)?([^\s:]+\.go):(\d+):(\d+): `)
 
-// refused finds the mutants that the compiler's errors are about: the smallest
-// one around each error, or else all of the line.
+// refused returns the mutants that cause the compiler's errors: the smallest mutant
+// around each error, or else all mutants of the line.
 func (s *scheme) refused(errors string) map[int]bool {
 	found := map[int]bool{}
 	for _, m := range compilerError.FindAllStringSubmatch(errors, -1) {
@@ -159,7 +159,7 @@ func (s *scheme) refused(errors string) map[int]bool {
 	return found
 }
 
-// around adds the smallest mutant around a place, or else those that touch the
+// around adds the smallest mutant around a place, or else the mutants that touch the
 // line from start to end.
 func (s *scheme) around(file string, at, start, end int, found map[int]bool) {
 	best, size := 0, 0
