@@ -43,7 +43,8 @@ func (s *server) serverChecks() []console.Check {
 		// The rules that were loaded before stay in force, so the node can serve.
 		{Name: "acls", Informational: true, Run: func(context.Context) error { return s.policy.Status().Err }},
 		{Name: "configuration", Informational: true, Run: func(context.Context) error { return s.auth.site.Err() }},
-		{Name: "classes of requests", Informational: true, Run: func(context.Context) error { return s.lanes.Full() }},
+		{Name: "classes of requests", Informational: true,
+			Run: func(context.Context) error { return s.limiters.Full() }},
 		{Name: "waits for sources", Informational: true,
 			Run: func(context.Context) error { return s.ring.CheckSourceWaiting() }},
 		{Name: "delegation tokens", Informational: true,

@@ -20,7 +20,7 @@ func (s *server) metrics(connections *web.Connections) *console.Metrics {
 	connections.Figures(m)
 	groupMetrics(m, s.auth.groups)
 	tokenMetrics(m, s.auth.tokens)
-	laneMetrics(m, &s.lanes)
+	limiterMetrics(m, &s.limiters)
 	s.trail.metrics(m)
 	s.clocks.metrics(m)
 	m.Gauge("claviger_edek_queue_ready", "Ready-made EDEKs of all keys.",
@@ -119,13 +119,13 @@ func tokenMetrics(m *console.Metrics, d *authn.Delegations) {
 	}
 }
 
-// laneMetrics adds metrics about how full the classes of requests are, and how much of
+// limiterMetrics adds metrics about how full the classes of requests are, and how much of
 // each class one user has.
-func laneMetrics(m *console.Metrics, lanes *kmsapi.Lanes) {
-	of := func(figure func(kmsapi.LaneFigures) int64) func() map[string]float64 {
+func limiterMetrics(m *console.Metrics, limiters *kmsapi.Limiters) {
+	of := func(figure func(kmsapi.LimiterFigures) int64) func() map[string]float64 {
 		return func() map[string]float64 {
 			out := make(map[string]float64)
-			for name, f := range lanes.Figures() {
+			for name, f := range limiters.Figures() {
 				out[name] = float64(figure(f))
 			}
 			return out
@@ -133,11 +133,11 @@ func laneMetrics(m *console.Metrics, lanes *kmsapi.Lanes) {
 	}
 	const class = "class"
 	m.Gauges("claviger_kms_turns", "Slots in use of each class of requests; for class large, bytes.", class,
-		of(func(f kmsapi.LaneFigures) int64 { return f.Used }))
+		of(func(f kmsapi.LimiterFigures) int64 { return f.Used }))
 	m.Gauges("claviger_kms_turns_max", "Slots of each class; for class large, bytes.", class,
-		of(func(f kmsapi.LaneFigures) int64 { return f.Size }))
+		of(func(f kmsapi.LimiterFigures) int64 { return f.Size }))
 	m.Gauges("claviger_kms_turns_of_one_user", "Slots of the user who has most of them.", class,
-		of(func(f kmsapi.LaneFigures) int64 { return f.Most }))
+		of(func(f kmsapi.LimiterFigures) int64 { return f.Most }))
 	m.Gauges("claviger_kms_turns_refused_own", "Requests refused so far because their user held slots already.", class,
-		of(func(f kmsapi.LaneFigures) int64 { return f.Own }))
+		of(func(f kmsapi.LimiterFigures) int64 { return f.Own }))
 }

@@ -75,19 +75,19 @@ const firstComparison = 2 * time.Second
 
 // server is a running server.
 type server struct {
-	conf    *hadoopconf.Conf
-	set     settings
-	log     *slog.Logger
-	level   *slog.LevelVar
-	svc     *Service
-	auth    *authenticator
-	shared  *cluster
-	trail   *AuditTrail
-	ring    *keyring.Ring
-	policy  *authz.Watcher
-	closers []func() error // of the open parts, in the order of opening
-	lanes   kmsapi.Lanes
-	secrets *console.SecretFiles
+	conf     *hadoopconf.Conf
+	set      settings
+	log      *slog.Logger
+	level    *slog.LevelVar
+	svc      *Service
+	auth     *authenticator
+	shared   *cluster
+	trail    *AuditTrail
+	ring     *keyring.Ring
+	policy   *authz.Watcher
+	closers  []func() error // of the open parts, in the order of opening
+	limiters kmsapi.Limiters
+	secrets  *console.SecretFiles
 	// agreement compares this node with the others; nil if there can be no other node.
 	agreement *agreement
 	clocks    *clockWatch
@@ -169,7 +169,7 @@ func (s *server) handler(addr net.Addr, connections *web.Connections) (http.Hand
 	cfg := kmsapi.Config{
 		Ring: s.ring, Auth: s.auth.Authenticator, Audit: s.trail, Log: s.log,
 		KeyAuthorization: s.set.ring.KeyAuthorization,
-		Limits:           s.set.limits, Lanes: &s.lanes, Admission: s.set.admission,
+		Limits:           s.set.limits, Limiters: &s.limiters, Admission: s.set.admission,
 		StoreName: s.svc.storeName,
 		NotReady:  func() string { return *s.waiting.Load() },
 	}

@@ -15,7 +15,7 @@ import (
 // class names the limit that a request counts for. A NameNode that has just
 // started generates EDEKs for all its zones at once, and a re-encryption may last
 // for weeks. Neither may delay a user who opens a file, so each class has its own
-// limit. Within a class, package shares keeps one caller from taking all slots.
+// limit. Within a class, one caller cannot take all slots (package shares).
 type class int
 
 const (
@@ -31,8 +31,8 @@ const (
 
 var classNames = [classes]string{"", "decrypt", "generate", "re-encryption", "key management", "metadata", "servlet"}
 
-// Admission says how many requests of a class run at once. The others wait for a
-// slot. A request that gets no slot within Wait is answered so that the client
+// Admission says how many requests of a class run at once. Other requests wait for
+// a slot. A request that gets no slot within Wait is answered so that the client
 // tries another node.
 type Admission struct {
 	Decrypts   int
@@ -67,8 +67,8 @@ const busyLogInterval = 10 * time.Second
 // waitedFunc is the type of Config.Waited.
 type waitedFunc = func(class string, took time.Duration, granted bool)
 
-// lane is the limit of one class.
-type lane struct {
+// limiter is the limit of one class.
+type limiter struct {
 	name   string
 	shares *shares.Shares
 	wait   time.Duration
@@ -82,22 +82,22 @@ type lane struct {
 	own     int64     // refusals of callers who held slots already
 }
 
-func newLane(name string, size int64, exact bool, a Admission, waited waitedFunc, log *slog.Logger) *lane {
-	return &lane{name: name, shares: shares.New(size, exact), wait: a.Wait, waited: waited, log: log}
+func newLimiter(name string, size int64, exact bool, a Admission, waited waitedFunc, log *slog.Logger) *limiter {
+	return &limiter{name: name, shares: shares.New(size, exact), wait: a.Wait, waited: waited, log: log}
 }
 
 // Classes returns the classes with which Config.Waited is called.
 func Classes() []string { return slices.Clone(classNames[1:]) }
 
-func newLanes(a Admission, waited waitedFunc, log *slog.Logger) [classes]*lane {
+func newLimiters(a Admission, waited waitedFunc, log *slog.Logger) [classes]*limiter {
 	sizes := [classes]int{
 		decrypts: a.Decrypts, generates: a.Generates, batches: a.Batches, management: a.Management,
 		reads: a.Reads, servlets: servletSlots,
 	}
-	var out [classes]*lane
+	var out [classes]*limiter
 	for c, size := range sizes {
 		if size > 0 {
-			out[c] = newLane(classNames[c], int64(size), false, a, waited, log)
+			out[c] = newLimiter(classNames[c], int64(size), false, a, waited, log)
 		}
 	}
 	return out
@@ -121,9 +121,9 @@ func (e *busy) Error() string {
 // units returns the weight of a request with that many EDEKs.
 func units(edeks int) int64 { return max(1, (int64(edeks)+unitEDEKs-1)/unitEDEKs) }
 
-// acquire waits for n slots of the lane, at most l.wait. It returns *busy if they
+// acquire waits for n slots of the limiter, at most l.wait. It returns *busy if they
 // do not become free. It may grant fewer, see package shares.
-func (l *lane) acquire(ctx context.Context, caller string, n int64) (granted int64, err error) {
+func (l *limiter) acquire(ctx context.Context, caller string, n int64) (granted int64, err error) {
 	var began time.Time // zero if it did not wait
 	granted, own, err := l.shares.Acquire(caller, n, func() (context.Context, context.CancelFunc) {
 		began = time.Now()
@@ -142,23 +142,23 @@ func (l *lane) acquire(ctx context.Context, caller string, n int64) (granted int
 // admit waits for n slots of a class, and returns *busy if it gets none in time.
 // releaseSlots releases them when the work is done.
 func (c *call) admit(ctx context.Context, of class, n int64) (err error) {
-	l := c.lanes[of]
+	l := c.limiters[of]
 	if l == nil {
 		return nil
 	}
 	if c.slots, err = l.acquire(ctx, c.caller.Short, n); err != nil {
 		return err
 	}
-	c.lane = l
+	c.limiter = l
 	return nil
 }
 
 // Release and Acquire implement keyring.Slot. A request that waits for a source
 // releases its slots, and acquires them again for the rest of its work.
 func (c *call) Release() {
-	if c.lane != nil {
-		c.lane.shares.Release(c.caller.Short, c.slots)
-		c.released, c.lane = c.lane, nil
+	if c.limiter != nil {
+		c.limiter.shares.Release(c.caller.Short, c.slots)
+		c.released, c.limiter = c.limiter, nil
 	}
 }
 
@@ -175,21 +175,21 @@ func (c *call) Acquire(ctx context.Context) error {
 		l.countRefused(c.caller.Short, own)
 		return &busy{l.name, own}
 	}
-	c.lane, c.slots, c.released = l, granted, nil
+	c.limiter, c.slots, c.released = l, granted, nil
 	return nil
 }
 
 // releaseSlots releases the request's slots, if it holds some.
 func (c *call) releaseSlots() {
-	if c.lane != nil {
-		c.lane.shares.Release(c.caller.Short, c.slots)
-		c.lane = nil
+	if c.limiter != nil {
+		c.limiter.shares.Release(c.caller.Short, c.slots)
+		c.limiter = nil
 	}
 }
 
 // countRefused counts a refused request. It logs once in busyLogInterval, so that
 // an overload cannot fill the disk.
-func (l *lane) countRefused(caller string, own bool) {
+func (l *limiter) countRefused(caller string, own bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.refused++
@@ -202,30 +202,30 @@ func (l *lane) countRefused(caller string, own bool) {
 	if now.Sub(l.logged) < busyLogInterval {
 		return
 	}
-	l.log.Warn("overload: requests did not get their turn in time and were sent to another node",
-		"class", l.name, "requests", strconv.Itoa(l.refused), "at once", l.shares.Size(), "waited", l.wait,
-		"latest of", caller, "who had a share already", own)
+	l.log.Warn("overload: requests got no slot in time and were sent to another node",
+		"class", l.name, "requests", strconv.Itoa(l.refused), "slots", l.shares.Size(), "waited", l.wait,
+		"lastUser", caller, "lastUserHeldSlots", own)
 	l.refused, l.logged = 0, now
 }
 
-// LaneFigures are the figures of one class of requests, or of the memory of large
+// LimiterFigures are the figures of one class of requests, or of the memory of large
 // requests.
-type LaneFigures struct {
+type LimiterFigures struct {
 	Size, Used int64
 	Most       int64     // the largest part of Used that one caller holds
 	Own        int64     // refused requests whose caller held a slot already
 	Full       time.Time // the last refusal of a caller who held no slot; zero: never
 }
 
-// Lanes reports how full the classes are. New sets it.
-type Lanes struct{ all []*lane }
+// Limiters reports how full the classes are. New sets it.
+type Limiters struct{ all []*limiter }
 
 // Figures returns the figures by class; "large" is the memory of large requests,
 // in bytes. Before New the map is empty.
-func (l *Lanes) Figures() map[string]LaneFigures {
-	out := make(map[string]LaneFigures)
+func (l *Limiters) Figures() map[string]LimiterFigures {
+	out := make(map[string]LimiterFigures)
 	for _, one := range l.all {
-		f := LaneFigures{Size: one.shares.Size()}
+		f := LimiterFigures{Size: one.shares.Size()}
 		f.Used, f.Most = one.shares.Figures()
 		one.mu.Lock()
 		f.Own, f.Full = one.own, one.full
@@ -240,7 +240,7 @@ const fullFor = time.Minute
 
 // Full returns an error if a caller who held no slot was refused within the last
 // minute.
-func (l *Lanes) Full() error {
+func (l *Limiters) Full() error {
 	for _, one := range l.all {
 		one.mu.Lock()
 		full := one.full

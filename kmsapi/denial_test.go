@@ -53,10 +53,10 @@ var impatient = kmsapi.Slow{Grace: 500 * time.Millisecond, Rate: 4 << 20}
 // TestUnreadAnswers: a user who requests large answers and reads none of them takes neither slots
 // nor memory from others, and loses his own after a short time.
 func TestUnreadAnswers(t *testing.T) {
-	lanes := &kmsapi.Lanes{}
+	limiters := &kmsapi.Limiters{}
 	var closed sync.Map // by the client's address
 	addr := withKey(t, stack{
-		Lanes: lanes,
+		Limiters: limiters,
 		Server: func(s *http.Server) {
 			s.ConnState = func(c net.Conn, state http.ConnState) {
 				if state == http.StateClosed {
@@ -73,19 +73,19 @@ func TestUnreadAnswers(t *testing.T) {
 		conns = append(conns, sendPart(t, addr,
 			"GET /kms/v1/key/k/_eek?eek_op=generate&num_keys=60000&user.name=mallory HTTP/1.1\r\nHost: kms\r\n\r\n"))
 	}
-	for deadline := time.Now().Add(30 * time.Second); lanes.Figures()["large"].Used == 0 &&
+	for deadline := time.Now().Add(30 * time.Second); limiters.Figures()["large"].Used == 0 &&
 		time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	// The slots are released while the answers are still in memory.
 	for deadline, seen := time.Now().Add(10*time.Second), 0; seen < 5; time.Sleep(2 * time.Millisecond) {
-		if f := lanes.Figures(); f["large"].Used > 0 && f["generate"].Used == 0 {
+		if f := limiters.Figures(); f["large"].Used > 0 && f["generate"].Used == 0 {
 			seen++
 		} else {
 			seen = 0
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("answers that nobody reads hold slots: %+v", lanes.Figures())
+			t.Fatalf("answers that nobody reads hold slots: %+v", limiters.Figures())
 		}
 	}
 	for range 5 {
@@ -93,13 +93,13 @@ func TestUnreadAnswers(t *testing.T) {
 			t.Errorf("alice beside answers that nobody reads: %d %s", a.status, a.body[:min(len(a.body), 300)])
 		}
 	}
-	if f := lanes.Figures()["large"]; f.Most > f.Size/2 {
+	if f := limiters.Figures()["large"]; f.Most > f.Size/2 {
 		t.Errorf("one user holds %d of %d bytes", f.Most, f.Size)
 	}
 	deadline := time.Now().Add(30 * time.Second)
-	for ; lanes.Figures()["large"].Used > 0; time.Sleep(10 * time.Millisecond) {
+	for ; limiters.Figures()["large"].Used > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("memory is not released: %+v", lanes.Figures()["large"])
+			t.Fatalf("memory is not released: %+v", limiters.Figures()["large"])
 		}
 	}
 	// The client could still read the socket's buffers for a long time, but the server has closed
@@ -121,9 +121,9 @@ func TestUnreadAnswers(t *testing.T) {
 func TestIdleBodies(t *testing.T) {
 	policy, _ := authz.Parse(append([]authz.Property{{Name: "hadoop.kms.blacklist.GENERATE_EEK", Value: "eve"}},
 		openRules...))
-	lanes := &kmsapi.Lanes{}
+	limiters := &kmsapi.Limiters{}
 	addr := withKey(t, stack{
-		Lanes: lanes, Policy: policy,
+		Limiters: limiters, Policy: policy,
 		Limits:    kmsapi.Limits{MaxKeys: 1000, MaxBatch: 10_000, MaxBody: 1 << 20, Slow: impatient},
 		Admission: kmsapi.Admission{Decrypts: 4, Generates: 4, Batches: 4, Management: 4, Wait: 200 * time.Millisecond},
 	})
@@ -152,9 +152,9 @@ func TestIdleBodies(t *testing.T) {
 	}
 	// The last handlers release their memory after they have sent their answers.
 	deadline := time.Now().Add(30 * time.Second)
-	for ; lanes.Figures()["large"].Used != 0; time.Sleep(10 * time.Millisecond) {
+	for ; limiters.Figures()["large"].Used != 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("idle bodies hold memory: %+v", lanes.Figures()["large"])
+			t.Fatalf("idle bodies hold memory: %+v", limiters.Figures()["large"])
 		}
 	}
 
@@ -175,8 +175,8 @@ func TestIdleBodies(t *testing.T) {
 func TestFairClasses(t *testing.T) {
 	s := &slow{Provider: memory.New(memory.Config{SequentialIDs: true}), hanging: make(chan struct{}),
 		release: make(chan struct{})}
-	lanes := &kmsapi.Lanes{}
-	addr := withKey(t, stack{Primary: s, Lanes: lanes, Admission: kmsapi.Admission{Decrypts: 4, Generates: 4,
+	limiters := &kmsapi.Limiters{}
+	addr := withKey(t, stack{Primary: s, Limiters: limiters, Admission: kmsapi.Admission{Decrypts: 4, Generates: 4,
 		Batches: 4, Management: 4, Wait: 100 * time.Millisecond}})
 	const one = "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1"
 	const many = "/kms/v1/key/k/_eek?eek_op=generate&num_keys=300&user.name=mallory"
@@ -204,10 +204,10 @@ func TestFairClasses(t *testing.T) {
 			t.Errorf("alice beside mallory: %d %s", a.status, a.body)
 		}
 	}
-	if f := lanes.Figures()["generate"]; f.Most != 2 || f.Size != 4 {
+	if f := limiters.Figures()["generate"]; f.Most != 2 || f.Size != 4 {
 		t.Errorf("figures: %+v", f)
 	}
-	if err := lanes.Full(); err != nil {
+	if err := limiters.Full(); err != nil {
 		t.Errorf("only mallory was refused, but Full says: %v", err)
 	}
 	for sent := 0; sent < 6; time.Sleep(time.Millisecond) {
@@ -217,7 +217,7 @@ func TestFairClasses(t *testing.T) {
 	}
 	close(s.release)
 	requests.Wait()
-	if answers[200] != 2 || answers[503] != 6 || lanes.Figures()["generate"].Own == 0 {
+	if answers[200] != 2 || answers[503] != 6 || limiters.Figures()["generate"].Own == 0 {
 		t.Errorf("mallory was answered %v", answers)
 	}
 }
@@ -351,9 +351,9 @@ func TestAuditURLIsCut(t *testing.T) {
 // TestManyHalfBodies: many connections of a user, each with a part of a body, take no more memory
 // than one user's limit.
 func TestManyHalfBodies(t *testing.T) {
-	lanes := &kmsapi.Lanes{}
+	limiters := &kmsapi.Limiters{}
 	addr := withKey(t, stack{
-		Lanes: lanes,
+		Limiters: limiters,
 		Limits: kmsapi.Limits{MaxKeys: 1000, MaxBatch: 10_000, MaxBody: 1 << 20, MaxMemory: 8 << 20,
 			Slow: kmsapi.Slow{Grace: 3 * time.Second, Rate: 1 << 20}},
 		Admission: kmsapi.Admission{Decrypts: 4, Generates: 4, Batches: 4, Management: 4, Wait: 200 * time.Millisecond},
@@ -366,7 +366,7 @@ func TestManyHalfBodies(t *testing.T) {
 		sendPart(t, addr, head)
 	}
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		f := lanes.Figures()["large"]
+		f := limiters.Figures()["large"]
 		if f.Used > f.Size/2 {
 			t.Fatalf("one user has %d of %d bytes", f.Used, f.Size)
 		}

@@ -58,7 +58,7 @@ type stack struct {
 	Trail            *trail
 	Limits           kmsapi.Limits
 	Admission        kmsapi.Admission
-	Lanes            *kmsapi.Lanes
+	Limiters         *kmsapi.Limiters
 	Operations       kmsapi.Operations
 	NotReady         func() string
 	Observe          func(op string, status, edeks int, took time.Duration)
@@ -105,7 +105,7 @@ func start(t testing.TB, s stack) string {
 	}
 	api, err := kmsapi.New(kmsapi.Config{
 		Ring: ring, Auth: auth, Audit: s.Trail, Log: slog.New(s.Log), KeyAuthorization: s.KeyAuthorization,
-		Limits: s.Limits, Admission: s.Admission, Lanes: s.Lanes, Operations: s.Operations, NotReady: s.NotReady,
+		Limits: s.Limits, Admission: s.Admission, Limiters: s.Limiters, Operations: s.Operations, NotReady: s.NotReady,
 		Observe: s.Observe, Waited: s.Waited, Refused: s.Refused,
 	})
 	if err != nil {

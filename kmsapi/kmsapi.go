@@ -72,8 +72,8 @@ type Config struct {
 	// Waited, if not nil, is called for each request that had to wait for a slot
 	// of its class (see Classes). granted is false if it got no slot in time.
 	Waited func(class string, took time.Duration, granted bool)
-	// Lanes, if not nil, is set by New, to report how full the classes are.
-	Lanes *Lanes
+	// Limiters, if not nil, is set by New, to report how full the classes are.
+	Limiters *Limiters
 	// Refused, if not nil, is called for each request that was refused before its
 	// operation, with one of Reasons.
 	Refused func(reason string)
@@ -90,10 +90,10 @@ type api struct {
 	warned      *warnings
 	lines       lines // log lines about requests that could not be served
 	newVersions quota
-	large       *lane // memory of large requests, in bytes
+	large       *limiter // memory of large requests, in bytes
 	lists       lists
 	dump        stackDump
-	lanes       [classes]*lane
+	limiters    [classes]*limiter
 	requests    atomic.Uint64
 }
 
@@ -116,10 +116,10 @@ func New(cfg Config) (http.Handler, error) {
 		newVersions: quota{most: cfg.Limits.MaxNewVersions},
 		lists:       newLists(),
 		large:       newLargeRequests(cfg.Limits, cfg.Admission, cfg.Log),
-		lanes:       newLanes(cfg.Admission, cfg.Waited, cfg.Log),
+		limiters:    newLimiters(cfg.Admission, cfg.Waited, cfg.Log),
 	}
-	if cfg.Lanes != nil {
-		cfg.Lanes.all = append(a.lanes[noClass+1:len(a.lanes):len(a.lanes)], a.large)
+	if cfg.Limiters != nil {
+		cfg.Limiters.all = append(a.limiters[noClass+1:len(a.limiters):len(a.limiters)], a.large)
 	}
 	return a, nil
 }
@@ -178,17 +178,17 @@ type call struct {
 	version claviger.VersionRef
 	query   url.Values // parsed at the first call of param
 	body    []byte
-	// taken is the memory that the request uses, in bytes; reserved is its part of
+	// used is the memory that the request uses, in bytes; reserved is its part of
 	// the allowance for large requests.
-	taken, reserved int64
-	estimate        int64 // part of taken: the expected memory of a list
-	lane            *lane // where the request holds slots; nil: it holds none
-	slots           int64 // its weight in lane
-	released        *lane // where it gave its slots up while it waits for a source
-	edeks           int
-	opName          string // replaces the route's own name, if not ""
-	denied          bool   // by the operation-level rules
-	status          int
+	used, reserved int64
+	estimate       int64    // part of used: the expected memory of a list
+	limiter        *limiter // where the request holds slots; nil: it holds none
+	slots          int64    // its weight in limiter
+	released       *limiter // where it gave its slots up while it waits for a source
+	edeks          int
+	opName         string // replaces the route's own name, if not ""
+	denied         bool   // by the operation-level rules
+	status         int
 }
 
 // op returns the operation's name in metrics.
@@ -216,7 +216,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (c *call) done() {
 	a, r := c.api, c.r
 	if p := recover(); p != nil {
-		a.Log.Error("a request met a fault in this program",
+		a.Log.Error("a request failed because of a fault in this program",
 			"id", c.caller.RequestID, "op", c.op(), "panic", p, "stack", string(debug.Stack()))
 		if c.status != 0 {
 			// Close the connection: otherwise the client takes half an answer for a whole one.

@@ -20,7 +20,7 @@ type Slow struct {
 var DefaultSlow = Slow{Grace: 10 * time.Second, Rate: 256 << 10}
 
 // blocksOfEDEK is how many blocks of the HSM an EDEK with a DEK of 256 bits takes.
-// Usual DEKs are not longer. A batch of longer ones weighs more.
+// Usual DEKs are not longer. A batch of longer DEKs weighs more.
 const blocksOfEDEK = 2
 
 const (
@@ -123,7 +123,7 @@ func checkLength(name string, most int) error {
 	return nil
 }
 
-// checkMaterial refuses an EDEK with too long a material.
+// checkMaterial refuses an EDEK whose material is too long.
 func (c *call) checkMaterial(material []byte) error {
 	if len(material) > c.Limits.MaxMaterial {
 		return kmswire.Throw(kmswire.IllegalArgument, "the material of an encrypted key has "+

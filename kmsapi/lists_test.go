@@ -22,7 +22,7 @@ import (
 func inflated(i int) string { return fmt.Sprintf("%04d", i) + strings.Repeat("\x01", 4092) }
 
 // longLists serves keys with the longest names, and key f with the longest metadata.
-func longLists(t *testing.T, keys int, lanes *kmsapi.Lanes) (addr string) {
+func longLists(t *testing.T, keys int, limiters *kmsapi.Limiters) (addr string) {
 	t.Helper()
 	p := memory.New(memory.Config{SequentialIDs: true})
 	make := func(spec provider.Spec) {
@@ -40,7 +40,7 @@ func longLists(t *testing.T, keys int, lanes *kmsapi.Lanes) (addr string) {
 	}
 	make(provider.Spec{Name: "f", Attributes: attributes})
 	return withKey(t, stack{
-		Primary: p, Lanes: lanes,
+		Primary: p, Limiters: limiters,
 		Limits: kmsapi.Limits{MaxKeys: 5000, MaxBatch: 100_000, MaxBody: 8 << 20, MaxMemory: 32 << 20,
 			// The tests close their connections. On a slow machine the server must not close them first.
 			Slow: kmsapi.Slow{Grace: time.Minute, Rate: 64 << 20}},
@@ -71,8 +71,8 @@ func TestUnreadLists(t *testing.T) {
 			"/_eek?eek_op=generate&num_keys=300", 20},
 	} {
 		t.Run(what, func(t *testing.T) {
-			lanes := &kmsapi.Lanes{}
-			addr := longLists(t, 200, lanes)
+			limiters := &kmsapi.Limiters{}
+			addr := longLists(t, 200, limiters)
 			before := heap()
 			var conns []*net.TCPConn
 			for range c.conns {
@@ -83,7 +83,7 @@ func TestUnreadLists(t *testing.T) {
 			// After the first answer the memory is measured for two seconds.
 			began, limit := time.Now(), 30*time.Second
 			for ; time.Since(began) < limit; time.Sleep(50 * time.Millisecond) {
-				f := lanes.Figures()["large"]
+				f := limiters.Figures()["large"]
 				used = max(used, f.Used)
 				took = max(took, heap()-before)
 				if f.Most > f.Size/2 {
@@ -109,7 +109,7 @@ func TestUnreadLists(t *testing.T) {
 				_ = conn.Close()
 			}
 			for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-				f := lanes.Figures()
+				f := limiters.Figures()
 				if f["large"].Used == 0 && f["generate"].Used == 0 && f["metadata"].Used == 0 {
 					break
 				}
@@ -124,8 +124,8 @@ func TestUnreadLists(t *testing.T) {
 // TestLongLists: an answer that is sent in parts is complete, and as long as its head says. A key
 // that the request names several times is in the answer several times.
 func TestLongLists(t *testing.T) {
-	lanes := &kmsapi.Lanes{}
-	addr := longLists(t, 30, lanes)
+	limiters := &kmsapi.Limiters{}
+	addr := longLists(t, 30, limiters)
 	var names []string
 	if a := send(t, addr, "GET", "/kms/v1/keys/names", ""); json.Unmarshal(a.body, &names) != nil || len(names) != 32 {
 		t.Fatalf("%d bytes of names, %d names", len(a.body), len(names))
@@ -176,7 +176,7 @@ func TestLongLists(t *testing.T) {
 	if a := send(t, addr, "HEAD", "/kms/v1/keys/names", ""); a.status != 200 || len(a.body) != 0 {
 		t.Errorf("HEAD: %d, %d bytes", a.status, len(a.body))
 	}
-	if f := lanes.Figures()["large"]; f.Used != 0 {
+	if f := limiters.Figures()["large"]; f.Used != 0 {
 		t.Errorf("%d bytes were not released", f.Used)
 	}
 }
@@ -184,8 +184,8 @@ func TestLongLists(t *testing.T) {
 // TestBatchMemory: until its answer is read, a batch counts with the memory that it uses: its
 // EDEKs, and the fresh ones.
 func TestBatchMemory(t *testing.T) {
-	lanes := &kmsapi.Lanes{}
-	addr := longLists(t, 0, lanes)
+	limiters := &kmsapi.Limiters{}
+	addr := longLists(t, 0, limiters)
 	const edeks = 60_000 // the answer is longer than the sockets' buffers
 	one := `{"versionName":"k@0","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK",` +
 		`"material":"AAAAAAAAAAAAAAAAAAAAAA"}},`
@@ -204,13 +204,13 @@ func TestBatchMemory(t *testing.T) {
 	if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
 		t.Fatalf("no answer begins: %v", err)
 	}
-	for deadline := time.Now().Add(time.Minute); lanes.Figures()["re-encryption"].Used > 0; {
+	for deadline := time.Now().Add(time.Minute); limiters.Figures()["re-encryption"].Used > 0; {
 		if time.Now().After(deadline) {
-			t.Fatalf("%+v", lanes.Figures())
+			t.Fatalf("%+v", limiters.Figures())
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	used := lanes.Figures()["large"].Used
+	used := limiters.Figures()["large"].Used
 	took := heap() - before
 	runtime.KeepAlive(body)
 	if used < took*3/4 || used < int64(2*len(body))-100_000 {

@@ -26,29 +26,29 @@ const (
 	allowance = 4
 )
 
-// newLargeRequests makes the lane for the memory of large requests, in bytes.
-func newLargeRequests(l Limits, a Admission, log *slog.Logger) *lane {
+// newLargeRequests makes the limiter for the memory of large requests, in bytes.
+func newLargeRequests(l Limits, a Admission, log *slog.Logger) *limiter {
 	most := l.MaxMemory
 	if most == 0 {
 		most = allowance * max(l.MaxBody, smallBody)
 	}
-	return newLane("large", most, true, a, func(string, time.Duration, bool) {}, log)
+	return newLimiter("large", most, true, a, func(string, time.Duration, bool) {}, log)
 }
 
 // reserve waits until the request may use n bytes more. It returns *busy if that
 // takes longer than Admission.Wait. releaseMemory frees them when the request is
 // done.
 func (c *call) reserve(ctx context.Context, n int64) error {
-	c.taken += n
+	c.used += n
 	// One user gets at most half of the allowance. A request that needs more is charged
 	// no more than that half.
-	more := min(c.taken-freeMemory, max(1, c.large.shares.Size()/2)) - c.reserved
+	more := min(c.used-freeMemory, max(1, c.large.shares.Size()/2)) - c.reserved
 	if more <= 0 {
 		return nil
 	}
 	granted, err := c.large.acquire(ctx, c.caller.Short, more)
 	if err != nil {
-		c.taken -= n
+		c.used -= n
 		return err
 	}
 	c.reserved += granted
@@ -57,8 +57,8 @@ func (c *call) reserve(ctx context.Context, n int64) error {
 
 // free frees n bytes of those that reserve counted.
 func (c *call) free(n int64) {
-	c.taken -= n
-	if over := c.reserved - max(0, c.taken-freeMemory); over > 0 {
+	c.used -= n
+	if over := c.reserved - max(0, c.used-freeMemory); over > 0 {
 		c.large.shares.Release(c.caller.Short, over)
 		c.reserved -= over
 	}

@@ -62,7 +62,7 @@ func TestReserve(t *testing.T) {
 		}
 	}
 	if c.reserved != 3*freeMemory {
-		t.Errorf("%d bytes are reserved for %d", c.reserved, c.taken)
+		t.Errorf("%d bytes are reserved for %d", c.reserved, c.used)
 	}
 	c.releaseMemory()
 	// A request that needs more than the allowance is charged the limit of one caller.

@@ -352,7 +352,7 @@ func openEDEK(ctx context.Context, c *call) error {
 }
 
 func reencryptBatch(ctx context.Context, c *call) error {
-	body := c.taken
+	body := c.used
 	if err := c.reserve(ctx, batchMemory*int64(len(c.body))); err != nil {
 		return err
 	}

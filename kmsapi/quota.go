@@ -28,7 +28,7 @@ type quota struct {
 
 	mu    sync.Mutex
 	began time.Time
-	made  map[string]int // by user
+	count map[string]int // by user
 }
 
 // take counts one more version of a user. It returns false if the user has no
@@ -39,16 +39,16 @@ func (q *quota) take(user string, now time.Time) bool {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.made == nil || now.Sub(q.began) >= quotaPeriod {
-		q.began, q.made = now, map[string]int{}
+	if q.count == nil || now.Sub(q.began) >= quotaPeriod {
+		q.began, q.count = now, map[string]int{}
 	}
-	if _, counted := q.made[user]; !counted && len(q.made) >= quotaUsers {
+	if _, counted := q.count[user]; !counted && len(q.count) >= quotaUsers {
 		q.forget()
 	}
-	if q.made[user] >= q.most {
+	if q.count[user] >= q.most {
 		return false
 	}
-	q.made[user]++
+	q.count[user]++
 	return true
 }
 
@@ -56,10 +56,10 @@ func (q *quota) take(user string, now time.Time) bool {
 // users with most versions stay: otherwise a user could reset the own count by
 // requests under many other names. q.mu is held.
 func (q *quota) forget() {
-	for limit := 1; len(q.made) > quotaUsers/2; limit *= 2 {
-		maps.DeleteFunc(q.made, func(_ string, n int) bool { return n <= limit && n < q.most })
+	for limit := 1; len(q.count) > quotaUsers/2; limit *= 2 {
+		maps.DeleteFunc(q.count, func(_ string, n int) bool { return n <= limit && n < q.most })
 		if limit > q.most {
-			clear(q.made) // all who are left have used their whole quota
+			clear(q.count) // all who are left have used their whole quota
 			return
 		}
 	}

@@ -19,8 +19,8 @@ func TestQuotaOfManyUsers(t *testing.T) {
 		if !q.take(fmt.Sprint("invented", i), now) {
 			t.Fatalf("user %d is refused", i)
 		}
-		if len(q.made) > quotaUsers {
-			t.Fatalf("%d users are counted", len(q.made))
+		if len(q.count) > quotaUsers {
+			t.Fatalf("%d users are counted", len(q.count))
 		}
 	}
 	if q.take("mallory", now) {

@@ -50,7 +50,7 @@ func recycle(b []byte) {
 	}
 }
 
-// answer writes a whole response. A HEAD request gets the headers of an empty one.
+// answer writes a whole response. A HEAD request gets the headers of an empty body.
 func (c *call) answer(status int, contentType string, body []byte) {
 	if c.r.Method == http.MethodHead {
 		body = nil

@@ -89,7 +89,7 @@ func (c *call) administratorOnly() bool {
 	if may == nil || c.caller.Name != "" && may(c.caller.Principal) {
 		return true
 	}
-	c.Log.Warn("a page for administrators was asked for; hadoop.kms.http.administrators does not name the user",
+	c.Log.Warn("a page for administrators was refused: hadoop.kms.http.administrators does not name the user",
 		"user", c.caller.Name, "path", rawPath(c.r))
 	c.page(http.StatusForbidden, "Unauthenticated users are not authorized to access this page.")
 	return false
