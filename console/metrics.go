@@ -16,7 +16,7 @@ import (
 	"claviger/metastore"
 )
 
-// buckets are those of histograms of time, in seconds. An HSM answers in tenths of
+// buckets are the buckets of histograms of time, in seconds. An HSM answers in tenths of
 // milliseconds to tens of milliseconds; a source over the network needs longer.
 var buckets = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
 
@@ -63,7 +63,7 @@ func NewMetrics(use func(context.Context) ([]metastore.Use, error)) *Metrics {
 // "keyhsm". The server reports its requests to Served.
 func NewServiceMetrics(service string) *Metrics { return newMetrics(service, "result") }
 
-// newMetrics makes all metrics, and registers those of every server. outcome is the label with
+// newMetrics makes all metrics, and registers the metrics that every server has. outcome is the label with
 // the result of a request.
 func newMetrics(service, outcome string) *Metrics {
 	m := &Metrics{
@@ -87,10 +87,10 @@ func newMetrics(service, outcome string) *Metrics {
 		hsmCallers: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_call_callers",
 			Help: "Requests that shared one encryption on the HSM.", Buckets: sizes}),
 		slotWaits: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_kms_turn_wait_seconds",
-			Help:    "How long requests waited for their turn, by class; those that did not wait are not counted.",
+			Help:    "How long requests waited for a slot, by class; requests that did not wait are not counted.",
 			Buckets: buckets}, []string{"class"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_turn_refused_total",
-			Help: "Requests sent to another node since their turn did not come."}, []string{"class"}),
+			Help: "Requests sent to another node because they got no slot in time."}, []string{"class"}),
 		early: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_refused_total",
 			Help: "Requests refused before their operation: impersonation without a rule, names, tickets, tokens; a " +
 				"handshake begins with one."}, []string{"reason"}),
@@ -347,8 +347,8 @@ type sourceUse struct {
 var (
 	sourceCount = prometheus.NewDesc("claviger_source_edeks_total",
 		"EDEKs of a source's key version that the source was asked to open.", []string{"source", "version", "op"}, nil)
-	sourceLast = prometheus.NewDesc("claviger_source_last_use_seconds", "When it last was, in seconds since 1970.",
-		[]string{"source", "version", "op"}, nil)
+	sourceLast = prometheus.NewDesc("claviger_source_last_use_seconds",
+		"When the source was last asked, in seconds since 1970.", []string{"source", "version", "op"}, nil)
 )
 
 func (s *sourceUse) Describe(ch chan<- *prometheus.Desc) { ch <- sourceCount; ch <- sourceLast }

@@ -24,7 +24,7 @@ type SecretFiles struct {
 	logged map[string]bool // faults
 }
 
-// WatchSecretFiles checks the files, and logs the faults. files returns the files of now.
+// WatchSecretFiles checks the files, and logs the faults. files returns the current files.
 func WatchSecretFiles(log *slog.Logger, files func() []secret.File) *SecretFiles {
 	w := &SecretFiles{files: files, log: log, logged: make(map[string]bool)}
 	w.count()

@@ -324,10 +324,11 @@ func (c *Connections) Figures(m Figures) {
 	m.Gauge("claviger_http_connections_of_one_address_max",
 		"Connections that one address may have open at once; 0: no limit.",
 		func() float64 { return float64(c.PerAddress) })
-	m.Counter("claviger_http_connections_refused_total", "Connections closed at once, as so many were open.",
+	m.Counter("claviger_http_connections_refused_total",
+		"Connections closed at once because as many were open as may be.",
 		func() float64 { return float64(c.refused.Load()) })
 	m.Counter("claviger_http_connections_refused_address_total",
-		"Connections closed at once, as their address had so many open.",
+		"Connections closed at once because their address had as many open as one may have.",
 		func() float64 { return float64(c.refusedAddress.Load()) })
 }
 

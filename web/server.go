@@ -17,14 +17,14 @@ import (
 // Limits bound the requests of a server. Each number must be more than 0, except Stop.
 type Limits struct {
 	HeadBytes int           // of a request's line and headers
-	Head      time.Duration // until a TLS handshake is done, and until a request's head has come
-	Request   time.Duration // until the whole request has come
+	Head      time.Duration // until a TLS handshake is done, and until a request's head has arrived
+	Request   time.Duration // until the whole request has arrived
 	Answer    time.Duration // from the end of the head to the end of the answer
 	Idle      time.Duration // of a connection without a request
 	// Stop is how long requests under way may take to end when the server stops. If Stop is
 	// 0, they are cut off at once.
 	Stop time.Duration
-	// StopName is the property of Stop, for messages; "" where the limit is fixed.
+	// StopName is the property of Stop, for messages; "" if the limit is fixed.
 	StopName string
 }
 
@@ -141,7 +141,7 @@ func (r *Running) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 // Addr is the address that the server listens at, with the port that it got.
 func (r *Running) Addr() net.Addr { return r.addr }
 
-// URL is the base URL of the server: with the host of Address, or localhost where the server
+// URL is the base URL of the server: with the host of Address, or localhost if the server
 // listens at every address.
 func (r *Running) URL() string {
 	host, _, err := net.SplitHostPort(r.server.Address)
@@ -189,7 +189,7 @@ func (r *Running) Wait(ctx context.Context) error {
 }
 
 // Stop closes the listener and lets requests under way end, for as long as Limits.Stop says.
-// It returns why the server had ended before Stop; nil where it had not.
+// It returns why the server had ended before Stop; nil if it had not.
 func (r *Running) Stop() error {
 	if err := r.shutdown(); err != nil {
 		return err
