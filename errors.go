@@ -70,7 +70,7 @@ type Error struct {
 	Op   string // "package.Operation", with the path if the package's name is not unique; only for the log
 	Key  string // a key or version name, see Kind
 	Kind Kind
-	Err  error // may be nil where Kind and Key say everything
+	Err  error // may be nil if Kind and Key say everything
 }
 
 // E builds an *Error. err may be nil.

@@ -86,7 +86,7 @@ func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (clav
 		return claviger.KeyVersion{}, err
 	}
 	defer unlock()
-	if spec.Material != nil || r.primary.keepsDeleted() || r.mayBeTaken() {
+	if spec.Material != nil || r.primary.keepsDeleted() || r.mayBelongToSource() {
 		_, err := r.readMetadata(ctx, spec.Name)
 		if err == nil {
 			return claviger.KeyVersion{}, claviger.E(op, claviger.KeyExists, spec.Name, nil)

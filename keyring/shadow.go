@@ -10,15 +10,15 @@ import (
 	"claviger/authz"
 )
 
-// mayBeTaken reports whether a name here may belong to a key of a source, now or by the journal of a migration.
-func (r *Ring) mayBeTaken() bool { return !r.sources.none() || r.origins.history != nil }
+// mayBelongToSource reports whether a name here may belong to a key of a source, now or by the journal of a migration.
+func (r *Ring) mayBelongToSource() bool { return !r.sources.none() || r.origins.history != nil }
 
 // needFreeName refuses the name of a new key if the name may belong to another key: a key that a source has, or may
 // have while it does not answer; a key in the journal of a migration that is not finished; a key with another spelling
 // of the name that came from a source which ignores case. Otherwise the user who makes the new key would choose the
 // rules under which the other key's EDEKs are opened. Kinds Invalid, SourceUnreachable, SourceRefused, Unavailable.
 func (r *Ring) needFreeName(ctx context.Context, op, name string) error {
-	if !r.mayBeTaken() {
+	if !r.mayBelongToSource() {
 		return nil
 	}
 	here, err := r.alias(ctx, name)
@@ -91,9 +91,9 @@ func (r *Ring) needUnlisted(ctx context.Context, op, name string) error {
 		return err
 	}
 	for _, o := range list {
-		asked := r.sources.configured(o.Source)
+		configured := r.sources.configured(o.Source)
 		switch {
-		case o.Key != name && !o.Folded || o.Freed || asked:
+		case o.Key != name && !o.Folded || o.Freed || configured:
 		case o.Finished.IsZero():
 			return claviger.Errorf(op, claviger.Invalid, name, "key '%s' is at %s by the journal of a migration that "+
 				"was not ended, and this server does not ask that source now: name it in "+
@@ -134,11 +134,11 @@ func (r *Ring) needSameOrigin(ctx context.Context, q *request, current *claviger
 	return q.needKey(ctx, theirs, authz.KeyGenerateEEK)
 }
 
-// Taken is the error for a version or key that is not here and was at a source, with the facts from the journal of a
-// migration.
-type Taken struct{ text string }
+// HistoryError is the error for a version or key that is not here and was at a source, with the facts from the journal
+// of a migration.
+type HistoryError struct{ text string }
 
-func (t *Taken) Error() string { return t.text }
+func (h *HistoryError) Error() string { return h.text }
 
 // explainMissing adds the journal's facts about the key to an error "not found".
 func (r *Ring) explainMissing(ctx context.Context, err error, name string) error {
@@ -188,7 +188,7 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 			"encrypted under it can be read only while that KMS is a source "+
 			"(hadoop.kms.key.provider.reencryption.source.uri)", key, o.Source, stamp(o.Finished))
 	}
-	return claviger.E("keyring.history", kind, name, &Taken{why})
+	return claviger.E("keyring.history", kind, name, &HistoryError{why})
 }
 
 // shelvedVersion reports whether a deleted key of that name has the version of that full name. It returns false if that

@@ -223,11 +223,11 @@ func (c *call) keyNotFound(e *claviger.Error) *kmswire.Exception {
 // history returns what the journal of a migration says about a missing key, to be
 // added to Hadoop's text; "" if the journal has no entry.
 func history(err error) string {
-	var t *keyring.Taken
-	if !errors.As(err, &t) {
+	var h *keyring.HistoryError
+	if !errors.As(err, &h) {
 		return ""
 	}
-	return ": " + t.Error()
+	return ": " + h.Error()
 }
 
 // generateError wraps an error of generate as Hadoop's generator threads do: an

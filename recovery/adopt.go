@@ -38,10 +38,10 @@ func (a *Adoption) Check(conf string) (idle string, err error) {
 		return "", claviger.Refuse("nothing was done: %w", a.misfit)
 	case a.BoundTo != "" && !a.Choice.Rebind:
 		return "", claviger.Refuse("nothing was done; the token is bound to the metastore %s; if this server should "+
-			"use that metastore, set claviger.metastore.uri to it; if it is lost, say --rebind as well", a.BoundTo)
+			"use that metastore, set claviger.metastore.uri to it; if it is lost, pass --rebind as well", a.BoundTo)
 	case none:
 		return "", claviger.Refuse("nothing was done; name the keys to adopt (a deleted key looks like the others), " +
-			"or say --all")
+			"or pass --all")
 	case a.Aside:
 		return "", nil
 	}
@@ -60,7 +60,7 @@ func (a *Adoption) idle() string {
 		return "nothing to do"
 	}
 	return "nothing was done: the token belongs to this metastore already and lacks none of its keys, " +
-		"so there is nothing to rebind; the keys above were not adopted: name the keys to adopt, or say --all"
+		"so there is nothing to rebind; the keys above were not adopted: name the keys to adopt, or pass --all"
 }
 
 // Adopt makes the records of the chosen keys, one key at a time. It refuses if the same choice now selects other keys

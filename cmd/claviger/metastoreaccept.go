@@ -67,7 +67,7 @@ func lossesText(w io.Writer, l *recovery.Losses, done bool) {
 		fmt.Fprintln(w, l.Stale)
 	}
 	if l.TakenFrom != "" {
-		fmt.Fprintf(w, "The token, which the metastore at %s used last, was taken up by this one.\n", l.TakenFrom)
+		fmt.Fprintf(w, "The metastore at %s used the token last; this metastore uses it now.\n", l.TakenFrom)
 		if !l.Written {
 			fmt.Fprintln(w, "The token was not changed, since it has lost its object or keys. The next start of a "+
 				"server on this metastore changes it, when no key is missing.")
