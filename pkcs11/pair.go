@@ -183,14 +183,15 @@ func (t *Token) DestroyPair(ctx context.Context, id []byte, label string) error 
 			return fmt.Errorf("%d RSA private keys on the token have CKA_ID %x and label %q; none was destroyed",
 				len(found), id, label)
 		}
-		if err := t.b.DestroyObject(s, found[0]); err != nil {
-			return err
-		}
+		// The private key is destroyed last: after an error, a repetition finds it and destroys what is left.
 		public, err := t.findPublic(s, id)
 		for _, o := range public {
 			err = errors.Join(err, t.b.DestroyObject(s, o))
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return t.b.DestroyObject(s, found[0])
 	})
 }
 

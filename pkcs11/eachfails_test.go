@@ -1,0 +1,396 @@
+package pkcs11
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+	"claviger/secret"
+)
+
+// operation is a method of Token, with the objects that it needs.
+type operation struct {
+	name    string
+	prepare func(t *testing.T, tok *Token) // nil: nothing
+	run     func(ctx context.Context, tok *Token) (result any, err error)
+}
+
+var (
+	eachKey  = []byte{5}
+	eachData = Data{"claviger", "store a", []byte("v")}
+)
+
+// eachHas makes sure that the token has the key eachKey, and no other key.
+func eachHas(t *testing.T, tok *Token) {
+	t.Helper()
+	if list, err := tok.List(t.Context()); err == nil && len(list) == 1 && bytes.Equal(list[0].ID, eachKey) {
+		return
+	}
+	eachLacks(t, tok)
+	if err := tok.GenerateKey(t.Context(), eachKey, "k@5", 256); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func eachLacks(t *testing.T, tok *Token) {
+	t.Helper()
+	if err := errors.Join(tok.Destroy(t.Context(), eachKey, "k@5"), tok.Destroy(t.Context(), eachKey,
+		"k@6")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// eachHasTwo makes sure that the token has two keys with the id eachKey, the second with that label.
+func eachHasTwo(label string) func(t *testing.T, tok *Token) {
+	return func(t *testing.T, tok *Token) {
+		t.Helper()
+		eachHas(t, tok)
+		twin(t, tok, eachKey, label)
+	}
+}
+
+// twin makes a key although the token has one with that id and label.
+func twin(t *testing.T, tok *Token, id []byte, label string) {
+	t.Helper()
+	err := tok.do(t.Context(), "test", func(_ *login, s p11.SessionHandle) error {
+		_, err := tok.b.GenerateKey(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)},
+			[]*p11.Attribute{
+				p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES),
+				p11.NewAttribute(p11.CKA_VALUE_LEN, 32), p11.NewAttribute(p11.CKA_TOKEN, true),
+				p11.NewAttribute(p11.CKA_ID, id), p11.NewAttribute(p11.CKA_LABEL, label),
+				p11.NewAttribute(p11.CKA_ENCRYPT, true),
+			})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func keyOperations() []operation {
+	return []operation{
+		{"generate key", eachLacks, func(ctx context.Context, tok *Token) (any, error) {
+			return nil, tok.GenerateKey(ctx, eachKey, "k@5", 256)
+		}},
+		{"find", eachHas, func(ctx context.Context, tok *Token) (any, error) { return tok.Find(ctx, eachKey) }},
+		{"find none", eachLacks, func(ctx context.Context, tok *Token) (any, error) {
+			return tok.Find(ctx, eachKey)
+		}},
+		{"find label", eachHas, func(ctx context.Context, tok *Token) (any, error) {
+			return tok.FindLabel(ctx, "k@5")
+		}},
+		{"list", eachHasTwo("k@6"), func(ctx context.Context, tok *Token) (any, error) {
+			list, err := tok.List(ctx)
+			slices.SortFunc(list, func(a, b KeyInfo) int { return strings.Compare(a.Label, b.Label) })
+			return list, err
+		}},
+		{"start date", eachHas, func(ctx context.Context, tok *Token) (any, error) {
+			return tok.StartDate(ctx, eachKey, "k@5")
+		}},
+		{"destroy", eachHasTwo("k@5"), func(ctx context.Context, tok *Token) (any, error) {
+			return nil, tok.Destroy(ctx, eachKey, "k@5")
+		}},
+		{"check value", eachHas, func(ctx context.Context, tok *Token) (any, error) {
+			return tok.CheckValue(ctx, eachKey, "k@5")
+		}},
+		{"ping", nil, func(ctx context.Context, tok *Token) (any, error) { return nil, tok.Ping(ctx) }},
+	}
+}
+
+func dataOperations() []operation {
+	has := func(t *testing.T, tok *Token) {
+		t.Helper()
+		old := eachData
+		old.Value = []byte("old")
+		if err := errors.Join(tok.DestroyData(t.Context(), eachData.Application, eachData.Label),
+			tok.PutData(t.Context(), old)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return []operation{
+		{"list data", has, func(ctx context.Context, tok *Token) (any, error) {
+			return tok.ListData(ctx, eachData.Application)
+		}},
+		{"put data", has, func(ctx context.Context, tok *Token) (any, error) {
+			return nil, tok.PutData(ctx, eachData)
+		}},
+		{"destroy data", has, func(ctx context.Context, tok *Token) (any, error) {
+			return nil, tok.DestroyData(ctx, eachData.Application, eachData.Label)
+		}},
+	}
+}
+
+// importedPair is a pair that was not made by a token. C_GenerateKeyPair is slow.
+var importedPair = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, MinPairBits) })
+
+// importPair stores importedPair on the token.
+func importPair(t *testing.T, tok *Token, id []byte, label string) {
+	t.Helper()
+	k, err := importedPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public := []*p11.Attribute{
+		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PUBLIC_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_RSA),
+		p11.NewAttribute(p11.CKA_TOKEN, true), p11.NewAttribute(p11.CKA_ID, id),
+		p11.NewAttribute(p11.CKA_MODULUS, k.N.Bytes()), p11.NewAttribute(p11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}),
+	}
+	private := slices.Concat(privateTemplate(id, label), []*p11.Attribute{
+		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PRIVATE_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_RSA),
+		p11.NewAttribute(p11.CKA_MODULUS, k.N.Bytes()), p11.NewAttribute(p11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}),
+		p11.NewAttribute(p11.CKA_PRIVATE_EXPONENT, k.D.Bytes()),
+		p11.NewAttribute(p11.CKA_PRIME_1, k.Primes[0].Bytes()), p11.NewAttribute(p11.CKA_PRIME_2, k.Primes[1].Bytes()),
+		p11.NewAttribute(p11.CKA_EXPONENT_1, k.Precomputed.Dp.Bytes()),
+		p11.NewAttribute(p11.CKA_EXPONENT_2, k.Precomputed.Dq.Bytes()),
+		p11.NewAttribute(p11.CKA_COEFFICIENT, k.Precomputed.Qinv.Bytes()),
+	})
+	err = tok.do(t.Context(), "test", func(_ *login, s p11.SessionHandle) error {
+		_, err := tok.b.CreateObject(s, public)
+		if err == nil {
+			_, err = tok.b.CreateObject(s, private)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func pairOperations() []operation {
+	id, label := []byte{9, 5}, "pair-5"
+	lacks := func(t *testing.T, tok *Token) {
+		t.Helper()
+		if err := tok.DestroyPair(t.Context(), id, label); err != nil {
+			t.Fatal(err)
+		}
+	}
+	has := func(t *testing.T, tok *Token) {
+		t.Helper()
+		k, err := tok.FindPair(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if k == nil {
+			importPair(t, tok, id, label)
+		}
+	}
+	var sealed []byte
+	want := secret.Bytes("0123456789abcdef")
+	return []operation{
+		{"find pair", has, func(ctx context.Context, tok *Token) (any, error) { return tok.FindPair(ctx, id) }},
+		{"probe", has, func(ctx context.Context, tok *Token) (any, error) { return tok.ProbeOAEP(ctx, id, label) }},
+		{"decrypt", func(t *testing.T, tok *Token) {
+			t.Helper()
+			has(t, tok)
+			k, err := tok.FindPair(t.Context(), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sealed = seal(t, k.Public, want)
+		}, func(ctx context.Context, tok *Token) (any, error) {
+			return tok.DecryptOAEP(ctx, id, label, crypto.SHA1, sealed)
+		}},
+		{"destroy pair", has, func(ctx context.Context, tok *Token) (any, error) {
+			return nil, tok.DestroyPair(ctx, id, label)
+		}},
+		{"generate pair", lacks, func(ctx context.Context, tok *Token) (any, error) {
+			return nil, tok.GeneratePair(ctx, id, label, MinPairBits)
+		}},
+	}
+}
+
+// start brings the token into the state in which each try of an operation begins: it has the operation's objects, one
+// idle session, and no known handles, and may be reset at once.
+func (o operation) start(t *testing.T, tok *Token, m *Meter) {
+	t.Helper()
+	m.Heal()
+	if o.prepare != nil {
+		o.prepare(t, tok)
+	}
+	if err := tok.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	tok.mu.Lock()
+	tok.login.handles.Clear()
+	tok.retryAt, tok.backoff = time.Time{}, 0
+	tok.mu.Unlock()
+	m.Reset()
+}
+
+// eachCall runs the operation once without a fault. Then it starts the operation once for each call that it made, and
+// hands that call to try: the nth call of a function.
+func (o operation) eachCall(t *testing.T, tok *Token, m *Meter, try func(call string, n int, want any)) {
+	t.Helper()
+	o.start(t, tok, m)
+	want, err := o.run(t.Context(), tok)
+	if err != nil {
+		t.Fatalf("without a fault: %v", err)
+	}
+	counts := m.Counts()
+	t.Log(counts)
+	for _, call := range slices.Sorted(maps.Keys(counts)) {
+		for n := 1; n <= counts[call]; n++ {
+			o.start(t, tok, m)
+			try(call, n, want)
+		}
+	}
+}
+
+// failNth makes the nth call of that name from now on fail.
+func failNth(m *Meter, call string, n int, err error) {
+	m.Fail(call, n-1, nil)
+	m.Fail(call, 1, err)
+}
+
+// eachMayFail has the calls without which an operation can succeed, and the reason.
+var eachMayFail = map[string]string{
+	"put data CloseSession 1": "the session has only read",
+	"probe DecryptInit 1":     "the second hash is tried",
+}
+
+// TestEachCallFails: if a call of an operation fails, the operation fails with that error and has no result. Nothing
+// that the operation leaves behind makes its repetition fail.
+func TestEachCallFails(t *testing.T) {
+	eachCallFails(t, slices.Concat(keyOperations(), dataOperations()))
+}
+
+// TestEachPairCallFails is TestEachCallFails for RSA pairs.
+func TestEachPairCallFails(t *testing.T) { eachCallFails(t, pairOperations()) }
+
+func eachCallFails(t *testing.T, operations []operation) {
+	t.Helper()
+	tok, m := open(t)
+	for _, o := range operations {
+		t.Run(o.name, func(t *testing.T) {
+			o.eachCall(t, tok, m, func(call string, n int, want any) {
+				sessions := sessionCounter(tok, m)
+				failNth(m, call, n, p11.Error(p11.CKR_HOST_MEMORY))
+				got, err := o.run(t.Context(), tok)
+				reason := eachMayFail[fmt.Sprintf("%s %s %d", o.name, call, n)]
+				switch {
+				case reason != "":
+					if err != nil || !reflect.DeepEqual(got, want) {
+						t.Errorf("%s %d fails: the result is %v, %v; want %v", call, n, got, err, want)
+					}
+				case !errors.Is(err, p11.Error(p11.CKR_HOST_MEMORY)) || !claviger.Is(err, claviger.Internal):
+					t.Errorf("%s %d fails: %v", call, n, err)
+				case got != nil && !reflect.ValueOf(got).IsZero():
+					t.Errorf("%s %d fails: the result is %v", call, n, got)
+				}
+				open, idle := sessions(), idleSessions(tok)
+				if call == "OpenSession" {
+					open-- // the call that failed opened none
+				}
+				if open != 1+idle {
+					t.Errorf("%s %d fails: %d sessions are open, and %d are idle", call, n, open, idle)
+				}
+				m.Heal()
+				if got, err := o.run(t.Context(), tok); err != nil && !claviger.Is(err, claviger.KeyExists) {
+					t.Errorf("%s %d fails: then the operation returns %v, %v", call, n, got, err)
+				}
+			})
+		})
+	}
+}
+
+// idleSessions returns the number of idle sessions of the current login.
+func idleSessions(tok *Token) int {
+	tok.mu.Lock()
+	defer tok.mu.Unlock()
+	return len(tok.login.idle)
+}
+
+// TestEachCallLosesTheToken: if the token or the login is lost at a call of an operation, or the session is broken, the
+// operation succeeds nevertheless.
+func TestEachCallLosesTheToken(t *testing.T) {
+	eachCallLosesTheToken(t, slices.Concat(keyOperations(), dataOperations()), p11.CKR_DEVICE_REMOVED,
+		p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_OPERATION_ACTIVE)
+}
+
+// TestEachPairCallLosesTheToken is TestEachCallLosesTheToken for RSA pairs.
+func TestEachPairCallLosesTheToken(t *testing.T) {
+	eachCallLosesTheToken(t, pairOperations(), p11.CKR_DEVICE_REMOVED)
+}
+
+func eachCallLosesTheToken(t *testing.T, operations []operation, codes ...uint) {
+	t.Helper()
+	tok, m := open(t)
+	for _, code := range codes {
+		for _, o := range operations {
+			t.Run(fmt.Sprintf("%v %s", p11.Error(code), o.name), func(t *testing.T) {
+				o.eachCall(t, tok, m, func(call string, n int, want any) {
+					failNth(m, call, n, p11.Error(code))
+					if got, err := o.run(t.Context(), tok); err != nil || !reflect.DeepEqual(got, want) {
+						t.Errorf("%s %d: %v, %v; want %v", call, n, got, err, want)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestEachCallHangs: if a call of an operation hangs, the operation fails when its caller gives up, and has no result.
+func TestEachCallHangs(t *testing.T) {
+	eachCallHangs(t, slices.Concat(keyOperations(), dataOperations()))
+}
+
+// TestEachPairCallHangs is TestEachCallHangs for RSA pairs.
+func TestEachPairCallHangs(t *testing.T) { eachCallHangs(t, pairOperations()) }
+
+func eachCallHangs(t *testing.T, operations []operation) {
+	t.Helper()
+	tok, m := open(t)
+	for _, o := range operations {
+		t.Run(o.name, func(t *testing.T) {
+			o.eachCall(t, tok, m, func(call string, n int, _ any) {
+				if n > 1 {
+					return
+				}
+				release := m.Hang(call)
+				defer release()
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				var result any
+				failed := make(chan error, 1)
+				go func() {
+					var err error
+					result, err = o.run(ctx, tok)
+					failed <- err
+				}()
+				eventually(t, func() error {
+					if m.Count(call) == 0 {
+						return fmt.Errorf("%s has not been called", call)
+					}
+					return nil
+				})
+				cancel()
+				err := <-failed
+				if !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, context.Canceled) ||
+					result != nil && !reflect.ValueOf(result).IsZero() {
+					t.Errorf("%s hangs: %v, %v", call, result, err)
+				}
+				release()
+				eventually(t, func() error {
+					if used, _ := tok.Sessions(); used > 0 {
+						return fmt.Errorf("%d sessions are in use", used)
+					}
+					return nil
+				})
+			})
+		})
+	}
+}
