@@ -41,7 +41,7 @@ func softHSMFault(c *Config) error {
 			"them, or give this user rights to them (%s); make no new token", err, secret.Admit(err))
 	}
 	for _, f := range folders {
-		if f.fits(c) {
+		if f.fits(c) && !f.damaged() {
 			return f.fault()
 		}
 	}
