@@ -137,8 +137,13 @@ func (t *Token) checkNewPair(s p11.SessionHandle, private, public p11.ObjectHand
 		return nil
 	}
 	err = errors.Join(err, t.b.DestroyObject(s, private))
-	if public != 0 {
-		err = errors.Join(err, t.b.DestroyObject(s, public))
+	publics := []p11.ObjectHandle{public}
+	if public == 0 {
+		found, failed := t.findPublic(s, id)
+		publics, err = found, errors.Join(err, failed)
+	}
+	for _, o := range publics {
+		err = errors.Join(err, t.b.DestroyObject(s, o))
 	}
 	return err
 }
