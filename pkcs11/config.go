@@ -1,7 +1,6 @@
 package pkcs11
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -184,10 +183,10 @@ func parseKeystore(path string, data []byte) (FileConfig, error) {
 		return c, fmt.Errorf("%s is not a keystore file of claviger (a Java keystore?); %s", path, form)
 	}
 	seen := map[string]bool{}
-	lines := bufio.NewScanner(bytes.NewReader(data))
-	lines.Buffer(nil, maxFile+1)
-	for n := 1; lines.Scan(); n++ {
-		text := strings.TrimSpace(lines.Text())
+	n := 0
+	for line := range strings.Lines(string(data)) {
+		n++
+		text := strings.TrimSpace(line)
 		if text == "" || text[0] == '#' {
 			continue
 		}
@@ -208,9 +207,6 @@ func parseKeystore(path string, data []byte) (FileConfig, error) {
 		if err := c.set(name, value); err != nil {
 			return fail("%v", err)
 		}
-	}
-	if err := lines.Err(); err != nil {
-		return c, fmt.Errorf("%s: %w", path, err)
 	}
 	return c, c.check(path)
 }

@@ -58,6 +58,10 @@ func TestKeystoreFileErrors(t *testing.T) {
 			`softhsm generic]`,
 		good + "max-sessions = 0": `:4: max-sessions has the value "0"; it must be a number ` +
 			`from 1 to 4096`,
+		good + "max-sessions = 4097": `:4: max-sessions has the value "4097"; it must be a number ` +
+			`from 1 to 4096`,
+		good + "max-sessions = ten": `:4: max-sessions has the value "ten"; it must be a number ` +
+			`from 1 to 4096`,
 		"slot = one\n": `:1: slot has the value "one"; it must be a slot number`,
 		"token = kms\npin-file = /pin\n": `: module is missing: the path of the HSM's ` +
 			`PKCS#11 library`,
@@ -99,6 +103,48 @@ func TestKeystoreFileMode(t *testing.T) {
 	_, warnings, err := ReadKeystoreFile(write(t, "x.keystore", good, 0o664))
 	if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "may be written by its group (mode 0664)") {
 		t.Error(warnings, err)
+	}
+}
+
+// TestKeystoreFileUnread: a file that cannot be read is named with the reason.
+func TestKeystoreFileUnread(t *testing.T) {
+	dir := filepath.Dir(write(t, "file", "", 0o600))
+	if err := os.Chmod(dir, 0o700); err != nil { // #nosec G302 -- a folder
+		t.Fatal(err)
+	}
+	for _, path := range []string{dir, filepath.Join(write(t, "file", "", 0o600), "x.keystore")} {
+		if _, _, err := ReadKeystoreFile(path); err == nil || !strings.HasPrefix(err.Error(), "keystore file: ") ||
+			!strings.Contains(err.Error(), path) {
+			t.Errorf("keystore file: %v", err)
+		}
+		if pin, err := pinFile(path)(); err == nil || !strings.HasPrefix(err.Error(), "PIN file: ") ||
+			!strings.Contains(err.Error(), path) || pin != nil {
+			t.Errorf("PIN file: %s, %v", pin, err)
+		}
+	}
+	noPIN := write(t, "x.keystore", "module = /x.so\ntoken = kms\ncredential = a/b\n", 0o600)
+	if _, _, err := ReadKeystoreFile(noPIN); err == nil ||
+		!strings.HasPrefix(err.Error(), "keystore file "+noPIN+": credential has the value") {
+		t.Error(err)
+	}
+}
+
+// TestCheckFileConfig: Check returns the error with which the file would not be written.
+func TestCheckFileConfig(t *testing.T) {
+	c := FileConfig{Module: "/x.so", Token: "t", PINFile: "/pin"}
+	if err := c.Check("x.keystore"); err != nil {
+		t.Error(err)
+	}
+	c.PINEnv = "PIN"
+	if err := c.Check("x.keystore"); err == nil || !strings.Contains(err.Error(), "must be named once") {
+		t.Error(err)
+	}
+	c = FileConfig{Module: "/x.so", Token: "t ", PINFile: "/pin"}
+	if err := c.Check("x.keystore"); err == nil || !strings.HasPrefix(err.Error(), "keystore file x.keystore: token") {
+		t.Error(err)
+	}
+	if err := CheckNew("/none"); err != nil {
+		t.Error(err)
 	}
 }
 
