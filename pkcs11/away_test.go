@@ -1,8 +1,10 @@
 package pkcs11
 
 import (
+	"context"
 	"path/filepath"
 	"testing"
+	"time"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -46,6 +48,19 @@ func TestAway(t *testing.T) {
 			t.Errorf("%s: %v: waits %t, want %t: %v", c.call, p11.Error(c.code), claviger.IsAway(err), c.away, err)
 		}
 	}
+	if err := open(func(c *Config) {
+		c.Wrap = func(b Boundary) Boundary { return flagged{Boundary: b, empty: true} }
+	}); !claviger.IsAway(err) {
+		t.Errorf("a library that shows no token is not waited for: %v", err)
+	}
+	release := meter.Hang("GetSlotList")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	_, err := Open(ctx, Config{Module: tok.Module, TokenLabel: tok.Label, PIN: pinFile(tok.PINFile), Wrap: meter.Wrap})
+	if !claviger.IsAway(err) {
+		t.Errorf("a library that hangs is not waited for: %v", err)
+	}
+	release()
 	for name, change := range map[string]func(*Config){
 		"another label":   func(c *Config) { c.TokenLabel = "elsewhere" },
 		"no library":      func(c *Config) { c.Module = filepath.Join(t.TempDir(), "none.so") },

@@ -1,7 +1,11 @@
 package pkcs11
 
 import (
+	"errors"
+	"strings"
 	"testing"
+
+	p11 "github.com/miekg/pkcs11"
 
 	"claviger/internal/softhsm/softhsmtest"
 )
@@ -17,5 +21,37 @@ func TestTry(t *testing.T) {
 	keys, err := tok.List(t.Context())
 	if err != nil || len(keys) > 0 {
 		t.Errorf("%v, %v: the token holds keys after the try", keys, err)
+	}
+}
+
+// TestTryFails: Try names the step that the token refuses, and destroys its key if it can.
+func TestTryFails(t *testing.T) {
+	made := softhsmtest.New(t)
+	refused := p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED)
+	for _, c := range []struct {
+		call string
+		nth  int // the probe of Open makes the first call
+		want string
+		keys int
+	}{
+		{"Login", 1, "logging in to token", 0},
+		{"GenerateKey", 2, "the token makes no key of the kind that is needed", 0},
+		{"EncryptInit", 2, "the token made a key and does not encrypt with it", 0},
+		{"DestroyObject", 2, "the key that was made to try the token could not be destroyed", 1},
+	} {
+		m := new(Meter)
+		cfg := config(made)
+		cfg.Wrap = m.Wrap
+		failNth(m, c.call, c.nth, refused)
+		if _, err := Try(t.Context(), cfg); !errors.Is(err, refused) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s fails: %v", c.call, err)
+		}
+		if open := m.Count("OpenSession") - m.Count("CloseSession"); open != 0 {
+			t.Errorf("%s fails: %d sessions stay open", c.call, open)
+		}
+		tok, _ := openAs(t, config(made))
+		if keys, err := tok.List(t.Context()); err != nil || len(keys) != c.keys {
+			t.Errorf("%s fails: %d keys stay, %v", c.call, len(keys), err)
+		}
 	}
 }
