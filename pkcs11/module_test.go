@@ -1,0 +1,290 @@
+package pkcs11
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+	"claviger/internal/faultmodule"
+	"claviger/internal/softhsm/softhsmtest"
+)
+
+// resettable returns a module, and a library whose C_Finalize and C_Initialize return those errors at each call.
+func resettable(finalize, initialize error) (*module, Boundary, *Meter) {
+	m := new(Meter)
+	m.Fail("Finalize", 100, finalize)
+	m.Fail("Initialize", 100, initialize)
+	return &module{generation: 1}, m.Wrap(noLibrary{}), m
+}
+
+// noLibrary is a library that does nothing.
+type noLibrary struct{ Boundary }
+
+func (noLibrary) Finalize() error                                  { return nil }
+func (noLibrary) Initialize(...p11.InitializeOption) error         { return nil }
+func (noLibrary) CloseSession(p11.SessionHandle) error             { return nil }
+func (noLibrary) OpenSession(_, _ uint) (p11.SessionHandle, error) { return 1, nil }
+
+// TestModuleReset: a reset counts as a new generation if the library was initialised, whatever C_Finalize returned.
+// Another reset of the same generation does nothing.
+func TestModuleReset(t *testing.T) {
+	failed := p11.Error(p11.CKR_DEVICE_ERROR)
+	for _, c := range []struct {
+		name                 string
+		finalize, initialize error
+		want                 error
+	}{
+		{"in order", nil, nil, nil},
+		{"C_Finalize fails", failed, nil, nil},
+		{"C_Initialize fails", nil, failed, failed},
+		{"initialised already", failed, p11.Error(p11.CKR_CRYPTOKI_ALREADY_INITIALIZED), nil},
+	} {
+		m, b, meter := resettable(c.finalize, c.initialize)
+		err := m.reset(t.Context(), 1, b)
+		if !errors.Is(err, c.want) || (m.current() == 2) != (c.want == nil) || m.gate != nil {
+			t.Errorf("%s: %v, generation %d, gate %v", c.name, err, m.current(), m.gate)
+		}
+		if c.want != nil {
+			continue
+		}
+		if err := m.reset(t.Context(), 1, b); err != nil || m.current() != 2 || meter.Count("Initialize") != 1 {
+			t.Errorf("%s: the second reset: %v, %d calls", c.name, err, meter.Count("Initialize"))
+		}
+	}
+}
+
+// TestResetTogether: a reset during another one returns the result of that one, and calls that begin meanwhile wait for
+// its end. Each gives up when its context ends.
+func TestResetTogether(t *testing.T) {
+	failed := p11.Error(p11.CKR_DEVICE_ERROR)
+	m, b, meter := resettable(nil, failed)
+	visit, err := m.enter(t.Context()) // so that the reset waits
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() { first <- m.reset(t.Context(), 1, b) }()
+	eventually(t, func() error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.gate == nil {
+			return errors.New("no reset is under way")
+		}
+		return nil
+	})
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := m.reset(ended, 1, b); !errors.Is(err, context.Canceled) {
+		t.Errorf("a reset whose context has ended: %v", err)
+	}
+	if _, err := m.enter(ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("a call whose context has ended: %v", err)
+	}
+	go func() { second <- m.reset(t.Context(), 1, b) }()
+	entered := make(chan error, 1)
+	go func() {
+		again, err := m.enter(t.Context())
+		if err == nil {
+			m.leave(again)
+		}
+		entered <- err
+	}()
+	m.leave(visit)
+	for _, c := range []chan error{first, second} {
+		// The second one may begin after the first has ended.
+		if err := <-c; !errors.Is(err, failed) || meter.Count("Initialize") > 2 {
+			t.Errorf("%v, %d calls", err, meter.Count("Initialize"))
+		}
+	}
+	if err := <-entered; err != nil || m.active != 0 {
+		t.Errorf("a call after the reset: %v, %d active", err, m.active)
+	}
+}
+
+// TestGate: a gate is waited for until it opens, until the context ends, or up to gateTimeout after its start.
+func TestGate(t *testing.T) {
+	g := &gate{since: time.Now().Add(-gateTimeout), open: make(chan struct{})}
+	if err := g.wait(t.Context()); err == nil || !strings.Contains(err.Error(), "does not come back") {
+		t.Errorf("an old gate: %v", err)
+	}
+	g.since = time.Now()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := g.wait(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("an ended context: %v", err)
+	}
+	close(g.open)
+	if err := g.wait(t.Context()); err != nil {
+		t.Errorf("an open gate: %v", err)
+	}
+}
+
+// TestOpenModuleFails: the message for a library that cannot be used names the file and the reason.
+func TestOpenModuleFails(t *testing.T) {
+	dir := t.TempDir()
+	loop := filepath.Join(dir, "loop.so")
+	if err := os.Symlink(loop, loop); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		dir:                                   "PKCS#11 module " + dir + " is not there;",
+		loop:                                  "PKCS#11 module: stat " + loop,
+		write(t, "x.so", "no library", 0o600): "cannot be loaded: it is no PKCS#11 library for this machine",
+	} {
+		if m, err := openModule(path); err == nil || !strings.Contains(err.Error(), want) || m != nil {
+			t.Errorf("%s: %v; want %q", path, err, want)
+		}
+	}
+}
+
+// TestLinksToALibrary: a library that is named by two paths is one module.
+func TestLinksToALibrary(t *testing.T) {
+	c := config(softhsmtest.New(t))
+	link := filepath.Join(t.TempDir(), "link-softhsm.so")
+	if err := os.Symlink(c.Module, link); err != nil {
+		t.Fatal(err)
+	}
+	first, _ := openAs(t, c)
+	c.Module = link
+	second, _ := openAs(t, c)
+	if first.module != second.module {
+		t.Error("one library, two modules")
+	}
+}
+
+// TestJoinFails: a library that stayed loaded cannot be initialised again. Open says so, and tries it anew next time.
+func TestJoinFails(t *testing.T) {
+	c, fault := faulty(t)
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fault.Order(faultmodule.GenerateRandom, faultmodule.Order{Action: faultmodule.Hang})
+	ctx, cancel := context.WithCancel(t.Context())
+	pinged := make(chan error, 1)
+	go func() { pinged <- tok.Ping(ctx) }()
+	eventually(t, func() error {
+		if fault.Running(faultmodule.GenerateRandom) == 0 {
+			return errors.New("not called")
+		}
+		return nil
+	})
+	cancel()
+	if err := <-pinged; err == nil {
+		t.Error("no error")
+	}
+	var log bytes.Buffer
+	tok.log = slog.New(slog.NewTextHandler(&log, nil))
+	tok.closeTimeout = 50 * time.Millisecond
+	if err := tok.Close(); err == nil || !strings.Contains(err.Error(), "a call did not return; the library stays loaded") ||
+		!strings.Contains(log.String(), "did not return before the token was closed") {
+		t.Errorf("closed under a call: %v, %s", err, log.String())
+	}
+	fault.Release()
+	eventually(t, func() error {
+		tok.module.mu.Lock()
+		defer tok.module.mu.Unlock()
+		if tok.module.active > 0 {
+			return fmt.Errorf("%d calls are in the library", tok.module.active)
+		}
+		return nil
+	})
+	for range 2 {
+		fault.Order(faultmodule.Initialize, faultmodule.Order{Action: faultmodule.Fail, Value: p11.CKR_DEVICE_ERROR})
+		if _, err := Open(t.Context(), c); !errors.Is(err, p11.Error(p11.CKR_DEVICE_ERROR)) ||
+			!strings.Contains(err.Error(), "cannot be initialised again") {
+			t.Errorf("the library fails: %v", err)
+		}
+	}
+	again, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Close(); err != nil || loaded(c.Module) {
+		t.Errorf("%v; the library stays loaded: %t", err, loaded(c.Module))
+	}
+}
+
+// TestOpenRefusesConfig: a configuration without a PIN, or with an unknown profile, is refused before the library is
+// loaded.
+func TestOpenRefusesConfig(t *testing.T) {
+	c := config(softhsmtest.New(t))
+	c.Profile = "lunar"
+	if _, err := Open(t.Context(), c); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), `"lunar"`) {
+		t.Errorf("profile: %v", err)
+	}
+	c.Profile, c.PIN = "", nil
+	if _, err := Open(t.Context(), c); !claviger.Is(err, claviger.Invalid) ||
+		!strings.Contains(err.Error(), "no source of the PIN") {
+		t.Errorf("PIN: %v", err)
+	}
+}
+
+// infoLibrary is a library that reports a token with changes.
+type infoLibrary struct {
+	Boundary
+	change func(*p11.TokenInfo)
+}
+
+func (l infoLibrary) GetTokenInfo(slot uint) (p11.TokenInfo, error) {
+	info, err := l.Boundary.GetTokenInfo(slot)
+	l.change(&info)
+	return info, err
+}
+
+// TestInfo: without settings, the profile and the number of sessions follow from the manufacturer. The free memory is 0
+// if the token does not report it. A PIN that was wrong before is logged.
+func TestInfo(t *testing.T) {
+	made := softhsmtest.New(t)
+	for _, c := range []struct {
+		profile  Profile
+		sessions int
+		free     uint
+		low      bool
+		want     TokenInfo
+	}{
+		{"", 0, unavailable, false, TokenInfo{Profile: NCipher, MaxSessions: 16, MaxData: 32 << 10}},
+		{Luna, 3, 1234, true, TokenInfo{Profile: Luna, MaxSessions: 3, MaxData: 32 << 10, FreePrivateMemory: 1234}},
+	} {
+		var log bytes.Buffer
+		cfg := config(made)
+		cfg.Profile, cfg.MaxSessions, cfg.Log = c.profile, c.sessions, slog.New(slog.NewTextHandler(&log, nil))
+		cfg.Wrap = func(b Boundary) Boundary {
+			return infoLibrary{b, func(i *p11.TokenInfo) {
+				i.ManufacturerID, i.Model, i.FreePrivateMemory = "nCipher Corp. Ltd  ", "nShield ", c.free
+				i.FirmwareVersion = p11.Version{Major: 12, Minor: 3}
+				if c.low {
+					i.Flags |= flagPINCountLow
+				}
+			}}
+		}
+		tok, err := Open(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.want.Label, c.want.Serial, c.want.Manufacturer, c.want.Model = made.Label, made.Serial, "nCipher Corp. Ltd", "nShield"
+		c.want.Firmware, c.want.Mechanism, c.want.Slot = "12.3", "CKM_AES_ECB", tok.found.slot
+		if got := tok.Info(); got != c.want {
+			t.Errorf("%+v\nwant %+v", got, c.want)
+		}
+		if _, most := tok.Sessions(); most != c.want.MaxSessions {
+			t.Errorf("%d sessions, want %d", most, c.want.MaxSessions)
+		}
+		if strings.Contains(log.String(), "a wrong PIN was tried") != c.low {
+			t.Errorf("the log: %s", log.String())
+		}
+		if err := tok.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
