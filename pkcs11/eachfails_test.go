@@ -19,6 +19,7 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"claviger"
+	"claviger/internal/softhsm/softhsmtest"
 	"claviger/secret"
 )
 
@@ -134,35 +135,15 @@ func dataOperations() []operation {
 	}
 }
 
-// importedPair is a pair that was not made by a token. C_GenerateKeyPair is slow.
+// importedPair is a pair that was not made by a token. A token takes seconds to make a pair on a busy machine.
 var importedPair = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, MinPairBits) })
 
 // importPair stores importedPair on the token.
 func importPair(t *testing.T, tok *Token, id []byte, label string) {
 	t.Helper()
-	k, err := importedPair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	public := []*p11.Attribute{
-		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PUBLIC_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_RSA),
-		p11.NewAttribute(p11.CKA_TOKEN, true), p11.NewAttribute(p11.CKA_ID, id),
-		p11.NewAttribute(p11.CKA_MODULUS, k.N.Bytes()), p11.NewAttribute(p11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}),
-	}
-	private := slices.Concat(privateTemplate(id, label), []*p11.Attribute{
-		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PRIVATE_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_RSA),
-		p11.NewAttribute(p11.CKA_MODULUS, k.N.Bytes()), p11.NewAttribute(p11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}),
-		p11.NewAttribute(p11.CKA_PRIVATE_EXPONENT, k.D.Bytes()),
-		p11.NewAttribute(p11.CKA_PRIME_1, k.Primes[0].Bytes()), p11.NewAttribute(p11.CKA_PRIME_2, k.Primes[1].Bytes()),
-		p11.NewAttribute(p11.CKA_EXPONENT_1, k.Precomputed.Dp.Bytes()),
-		p11.NewAttribute(p11.CKA_EXPONENT_2, k.Precomputed.Dq.Bytes()),
-		p11.NewAttribute(p11.CKA_COEFFICIENT, k.Precomputed.Qinv.Bytes()),
-	})
-	err = tok.do(t.Context(), "test", func(_ *login, s p11.SessionHandle) error {
-		_, err := tok.b.CreateObject(s, public)
-		if err == nil {
-			_, err = tok.b.CreateObject(s, private)
-		}
+	err := tok.do(t.Context(), "test", func(_ *login, s p11.SessionHandle) error {
+		_, _, err := importer{tok.b}.GenerateKeyPair(s, nil, publicTemplate(id, label, MinPairBits),
+			privateTemplate(id, label))
 		return err
 	})
 	if err != nil {
@@ -170,6 +151,68 @@ func importPair(t *testing.T, tok *Token, id []byte, label string) {
 	}
 }
 
+// importer is a library that stores importedPair in place of a new pair, and reports that each RSA key was made on the
+// token.
+type importer struct{ Boundary }
+
+func (l importer) GenerateKeyPair(s p11.SessionHandle, _ []*p11.Mechanism,
+	public, private []*p11.Attribute) (p11.ObjectHandle, p11.ObjectHandle, error) {
+	k, err := importedPair()
+	if err != nil {
+		return 0, 0, err
+	}
+	common := []*p11.Attribute{p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_RSA),
+		p11.NewAttribute(p11.CKA_MODULUS, k.N.Bytes()), p11.NewAttribute(p11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1})}
+	public = slices.DeleteFunc(slices.Clone(public), func(a *p11.Attribute) bool {
+		return a.Type == p11.CKA_MODULUS_BITS || a.Type == p11.CKA_PUBLIC_EXPONENT
+	})
+	publicKey, err := l.CreateObject(s, slices.Concat(public, common, []*p11.Attribute{
+		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PUBLIC_KEY)}))
+	if err != nil {
+		return 0, 0, err
+	}
+	privateKey, err := l.CreateObject(s, slices.Concat(private, common, []*p11.Attribute{
+		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PRIVATE_KEY),
+		p11.NewAttribute(p11.CKA_PRIVATE_EXPONENT, k.D.Bytes()),
+		p11.NewAttribute(p11.CKA_PRIME_1, k.Primes[0].Bytes()), p11.NewAttribute(p11.CKA_PRIME_2, k.Primes[1].Bytes()),
+		p11.NewAttribute(p11.CKA_EXPONENT_1, k.Precomputed.Dp.Bytes()),
+		p11.NewAttribute(p11.CKA_EXPONENT_2, k.Precomputed.Dq.Bytes()),
+		p11.NewAttribute(p11.CKA_COEFFICIENT, k.Precomputed.Qinv.Bytes()),
+	}))
+	return publicKey, privateKey, err
+}
+
+func (l importer) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle,
+	ask []*p11.Attribute) ([]*p11.Attribute, error) {
+	list, err := l.Boundary.GetAttributeValue(s, o, ask)
+	rsaKey := slices.ContainsFunc(list, func(a *p11.Attribute) bool { return a.Type == p11.CKA_MODULUS })
+	for _, a := range list {
+		if rsaKey && (a.Type == p11.CKA_LOCAL || a.Type == p11.CKA_NEVER_EXTRACTABLE) {
+			a.Value = []byte{1}
+		}
+	}
+	return list, err
+}
+
+// openImporter is open with an importer behind the Meter.
+func openImporter(t *testing.T) (*Token, *Meter) {
+	t.Helper()
+	m := new(Meter)
+	c := config(softhsmtest.New(t))
+	c.Wrap = func(b Boundary) Boundary { return m.Wrap(importer{b}) }
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := tok.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return tok, m
+}
+
+// pairOperations returns the operations on RSA pairs, for a token of openImporter.
 func pairOperations() []operation {
 	id, label := []byte{9, 5}, "pair-5"
 	lacks := func(t *testing.T, tok *Token) {
@@ -273,7 +316,7 @@ func TestEachPairCallFails(t *testing.T) { eachCallFails(t, pairOperations()) }
 
 func eachCallFails(t *testing.T, operations []operation) {
 	t.Helper()
-	tok, m := open(t)
+	tok, m := openImporter(t)
 	for _, o := range operations {
 		t.Run(o.name, func(t *testing.T) {
 			o.eachCall(t, tok, m, func(call string, n int, want any) {
@@ -328,7 +371,7 @@ func TestEachPairCallLosesTheToken(t *testing.T) {
 
 func eachCallLosesTheToken(t *testing.T, operations []operation, codes ...uint) {
 	t.Helper()
-	tok, m := open(t)
+	tok, m := openImporter(t)
 	for _, code := range codes {
 		for _, o := range operations {
 			t.Run(fmt.Sprintf("%v %s", p11.Error(code), o.name), func(t *testing.T) {
@@ -353,7 +396,7 @@ func TestEachPairCallHangs(t *testing.T) { eachCallHangs(t, pairOperations()) }
 
 func eachCallHangs(t *testing.T, operations []operation) {
 	t.Helper()
-	tok, m := open(t)
+	tok, m := openImporter(t)
 	for _, o := range operations {
 		t.Run(o.name, func(t *testing.T) {
 			o.eachCall(t, tok, m, func(call string, n int, _ any) {

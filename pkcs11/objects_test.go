@@ -72,7 +72,7 @@ func TestOneObjectCall(t *testing.T) {
 		c.Profile = profile
 		m := new(Meter)
 		probe := lockProbe{module: new(atomic.Pointer[module]), free: new(atomic.Int32), held: new(atomic.Int32)}
-		c.Wrap = func(b Boundary) Boundary { probe.Boundary = m.Wrap(b); return probe }
+		c.Wrap = func(b Boundary) Boundary { probe.Boundary = m.Wrap(importer{b}); return probe }
 		tok, err := Open(t.Context(), c)
 		if err != nil {
 			t.Fatal(err)

@@ -248,7 +248,7 @@ func TestPairMadeDespiteError(t *testing.T) {
 			if !c.signs || c.fails > 0 {
 				return
 			}
-			tok.b = boundary
+			tok.b = importer{boundary}
 			if err := tok.GeneratePair(t.Context(), id, "pair", MinPairBits); err != nil {
 				t.Errorf("a half of the pair was not destroyed: %v", err)
 			}
