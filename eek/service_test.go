@@ -15,6 +15,7 @@ import (
 type keystreams struct {
 	names []string // of the versions of all calls
 	err   error
+	works string // the version under which calls succeed despite err
 }
 
 func (k *keystreams) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
@@ -25,6 +26,9 @@ func (k *keystreams) EncryptBlocksOf(_ context.Context, v claviger.KeyVersion, b
 	k.names = append(k.names, v.Name)
 	for i := range blocks {
 		blocks[i] = byte(v.BitLength)
+	}
+	if v.Name == k.works {
+		return nil
 	}
 	return k.err
 }
@@ -90,6 +94,12 @@ func TestPinnedService(t *testing.T) {
 	k.err = claviger.E("test", claviger.Unavailable, "k@0", nil)
 	if _, err := s.Generate(ctx, v, 1); errors.Is(err, ErrReplaced) || !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("an HSM that does not answer: %v", err)
+	}
+	k.works = "k@1"
+	old := []claviger.EDEK{{Version: "k@0", IV: make([]byte, claviger.IVSize), Material: make([]byte, 16)}}
+	to := claviger.KeyVersion{Name: "k@1", BitLength: 128}
+	if got, err := s.Reencrypt(ctx, []claviger.KeyVersion{v}, to, old); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("re-encryption under an old version that cannot be used: %v, %v", got, err)
 	}
 }
 
