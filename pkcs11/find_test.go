@@ -57,16 +57,19 @@ func TestFindToken(t *testing.T) {
 		{"slot", several, Config{Slot: slot(3)}, 3, "", false},
 		{"label and serial number", several, Config{TokenLabel: "kms", Serial: "2"}, 0, "", false},
 		{"serial number of another label", several, Config{TokenLabel: "old", Serial: "2"}, 0,
-			`fits token "old", serial 2; there are: "kms" (serial 1, slot 4), "kms" (serial 2, slot 0), "old" (serial 3`,
+			`fits token "old", serial 2; there are: "kms" (serial 1, slot 4), "kms" (serial 2, slot 0), "old" (`,
 			false},
-		{"slot of another label", several, Config{TokenLabel: "kms", Slot: slot(3)}, 0, `fits token "kms", slot 3;`, false},
+		{"slot of another label", several, Config{TokenLabel: "kms", Slot: slot(3)}, 0, `fits token "kms", slot 3;`,
+			false},
 		{"several", several, Config{TokenLabel: "kms"}, 0,
 			`2 tokens of /m.so fit token "kms": "kms" (serial 1, slot 4), "kms" (serial 2, slot 0); name`, true},
 		{"any of several", several, Config{}, 0, `3 tokens of /m.so fit "any token":`, true},
 		{"any of one", several[2:4], Config{}, 1, "", false},
-		{"blank slot", several, Config{Slot: slot(2)}, 0, "the token in slot 2 of /m.so is not initialised, as far as", false},
+		{"blank slot", several, Config{Slot: slot(2)}, 0, "the token in slot 2 of /m.so is not initialised, as far",
+			false},
 		{"slot without a token", several, Config{Slot: slot(7)}, 0, "no token of /m.so fits slot 7;", false},
-		{"slot beside a blank one", several[1:3], Config{Slot: slot(7)}, 0, "is initialised (empty: slot 1), as far", false},
+		{"slot beside a blank one", several[1:3], Config{Slot: slot(7)}, 0, "is initialised (empty: slot 1), as far",
+			false},
 		{"no token", several[1:2], Config{}, 0, "PKCS#11 module /m.so shows no token; is the HSM connected", false},
 	} {
 		c.by.Module = "/m.so"
@@ -75,7 +78,8 @@ func TestFindToken(t *testing.T) {
 		switch {
 		case c.want == "" && (err != nil || found.slot != c.slot):
 			t.Errorf("%s: slot %d, %v; want slot %d", c.name, found.slot, err, c.slot)
-		case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || errors.As(err, &hidden) == c.shown):
+		case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) ||
+			errors.As(err, &hidden) == c.shown):
 			t.Errorf("%s: %v; want %q", c.name, err, c.want)
 		}
 	}
@@ -102,7 +106,8 @@ func TestFindTokenOfSoftHSM(t *testing.T) {
 		t.Errorf("the token that is shown: %v", err)
 	}
 	by.Serial = "3" // the damaged token has another serial number
-	if _, err := findToken(lib, by); err == nil || !strings.HasSuffix(err.Error(), `there are: "other" (serial 2, slot 0)`) {
+	if _, err := findToken(lib, by); err == nil ||
+		!strings.HasSuffix(err.Error(), `there are: "other" (serial 2, slot 0)`) {
 		t.Error(err)
 	}
 	t.Setenv("HOME", "/none")

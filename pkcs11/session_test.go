@@ -154,7 +154,8 @@ func TestSessionLimitOfTheHSM(t *testing.T) {
 	m.Fail("OpenSession", 1, p11.Error(p11.CKR_SESSION_COUNT))
 	m.Reset()
 	if err := tok.Ping(t.Context()); !claviger.Is(err, claviger.Unavailable) ||
-		!errors.Is(err, p11.Error(p11.CKR_SESSION_COUNT)) || !strings.Contains(err.Error(), "set max-sessions below 4") {
+		!errors.Is(err, p11.Error(p11.CKR_SESSION_COUNT)) ||
+		!strings.Contains(err.Error(), "set max-sessions below 4") {
 		t.Errorf("%v", err)
 	}
 	if m.Count("Login")+m.Count("Initialize") > 0 {

@@ -320,8 +320,8 @@ func TestSoftHSMConf(t *testing.T) {
 	}
 }
 
-// TestHiddenObjects: objects that SoftHSM does not show are reported for the open token, and in the error for a key that
-// is missing and in errors of SoftHSM.
+// TestHiddenObjects: objects that SoftHSM does not show are reported for the open token, in the error for a key that is
+// missing, and in errors of SoftHSM.
 func TestHiddenObjects(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can make files that the test may not read")
@@ -344,6 +344,7 @@ func TestHiddenObjects(t *testing.T) {
 		chmod(t, 0o755, dir)
 	}
 	chmod(t, 0o644, os.Getenv("SOFTHSM2_CONF"))
+	lost := p11.Error(p11.CKR_GENERAL_ERROR)
 	asNobody(func() {
 		if err := tok.Hidden(); err == nil || !strings.Contains(err.Error(), closed) {
 			t.Errorf("hidden: %v", err)
@@ -357,12 +358,11 @@ func TestHiddenObjects(t *testing.T) {
 				t.Errorf("explained: %v", got)
 			}
 		}
-		lost := p11.Error(p11.CKR_GENERAL_ERROR)
 		if err := tok.explained(lost); !errors.Is(err, lost) || !strings.Contains(err.Error(), closed) {
 			t.Errorf("explained: %v", err)
 		}
 	})
-	if err := tok.explained(p11.Error(p11.CKR_GENERAL_ERROR)); err != p11.Error(p11.CKR_GENERAL_ERROR) { //nolint:errorlint
+	if err := tok.explained(lost); err != lost { //nolint:errorlint // the same value
 		t.Errorf("root reads all, and %v", err)
 	}
 	if err := tok.notShown([]byte{7}, "k@7"); strings.Contains(err.Error(), "that this user may read") {
