@@ -266,7 +266,6 @@ func (g *gatherer) serve(batch []part) {
 		}
 		clear(out)
 	})
-	forget(err)
 	if err != nil { // the call may still run: the bytes that it reads must stay
 		for _, p := range batch {
 			if p.w.state.CompareAndSwap(waiting, served) {

@@ -1,0 +1,143 @@
+package pkcs11
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+	"claviger/internal/softhsm/softhsmtest"
+)
+
+// TestGivesUpDuringDelivery: a caller whose context ends while its result is delivered gets that result.
+func TestGivesUpDuringDelivery(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 128)
+	defer tok.OnCall(nil)
+	for range 50 {
+		ctx, cancel := context.WithCancel(t.Context())
+		tok.OnCall(func(Call) { cancel() }) // the result is delivered next
+		m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DATA_INVALID))
+		if err := tok.EncryptBlocks(ctx, id, label, make([]byte, 16)); err == nil {
+			t.Fatal("an error became success")
+		}
+		cancel()
+		m.Heal()
+	}
+}
+
+// TestHungCallOfPatientCaller: a call that hangs ends for all its callers at the token's time limit, also for callers
+// that would wait longer.
+func TestHungCallOfPatientCaller(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 128)
+	tok.limit = 200 * time.Millisecond
+	release := m.Hang("Encrypt")
+	defer release()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	within(t, 20*time.Second, "EncryptBlocks", func() {
+		if err := tok.EncryptBlocks(ctx, id, label, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) ||
+			!errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// TestErrorOfALargeCall: an error that is not about the size of the data is returned, and the size is not reduced. The
+// size is not reduced below one block.
+func TestErrorOfALargeCall(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 128)
+	before := tok.Info().MaxData
+	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_HOST_MEMORY))
+	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 64)); !errors.Is(err,
+		p11.Error(p11.CKR_HOST_MEMORY)) || tok.Info().MaxData != before {
+		t.Errorf("%v; the limit is %d bytes, and was %d", err, tok.Info().MaxData, before)
+	}
+	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DATA_LEN_RANGE))
+	within(t, 20*time.Second, "EncryptBlocks", func() {
+		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !errors.Is(err,
+			p11.Error(p11.CKR_DATA_LEN_RANGE)) {
+			t.Errorf("one block is too long: %v", err)
+		}
+	})
+}
+
+// TestPartsAreWiped: keystream does not stay in the buffers of a call that was cut into parts.
+func TestPartsAreWiped(t *testing.T) {
+	var on atomic.Bool
+	var mu sync.Mutex
+	var kept [][]byte
+	c := config(softhsmtest.New(t))
+	c.Wrap = func(b Boundary) Boundary { return bufferRecorder{sizeLimitedToken{b, 1000}, &on, &mu, &kept} }
+	tok, _ := openBare(t, c)
+	id, label := generate(t, tok, 1, 256)
+	on.Store(true)
+	if err := tok.EncryptBlocks(t.Context(), id, label, bytes.Repeat([]byte{0xff}, 4000)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error { // a caller gets its blocks before the call wipes its copies
+		mu.Lock()
+		defer mu.Unlock()
+		for i, b := range kept {
+			if !zero(b) {
+				return fmt.Errorf("buffer %d of %d was not wiped", i, len(kept))
+			}
+		}
+		return nil
+	})
+	if len(kept) < 8 {
+		t.Errorf("%d buffers: the call was not cut", len(kept))
+	}
+}
+
+// openBare opens a token with the boundary of its configuration.
+func openBare(t *testing.T, c Config) (*Token, error) {
+	t.Helper()
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := tok.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return tok, err
+}
+
+// TestRequestsThatAreAboutToBeMade: the first call waits for requests of goroutines that are ready to run.
+func TestRequestsThatAreAboutToBeMade(t *testing.T) {
+	tok, _ := open(t)
+	id, label := generate(t, tok, 1, 128)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	const callers = 10
+	most := 0
+	for range 20 { // the system may interrupt the goroutine that starts the others
+		var first atomic.Int32
+		tok.OnCall(func(c Call) { first.CompareAndSwap(0, int32(c.Callers)) }) // #nosec G115 -- at most callers
+		var wg sync.WaitGroup
+		for range callers {
+			wg.Go(func() {
+				if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		most = max(most, int(first.Load()))
+	}
+	tok.OnCall(nil)
+	if most != callers {
+		t.Errorf("the first call served %d of %d callers", most, callers)
+	}
+}
