@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -79,6 +81,8 @@ func TestDataLimit(t *testing.T) {
 	const accepted = 1000 // bytes; not a multiple of the block size
 	c := config(softhsmtest.New(t))
 	m := new(Meter)
+	var log bytes.Buffer
+	c.Log = slog.New(slog.NewTextHandler(&log, nil))
 	c.Wrap = func(b Boundary) Boundary { return m.Wrap(sizeLimitedToken{b, accepted}) }
 	tok, err := Open(t.Context(), c)
 	if err != nil {
@@ -101,6 +105,9 @@ func TestDataLimit(t *testing.T) {
 	limit := tok.Info().MaxData
 	if limit > accepted || limit < accepted/2-blockSize || limit%blockSize != 0 {
 		t.Errorf("the limit is %d bytes, the token takes %d", limit, accepted)
+	}
+	if !strings.Contains(log.String(), `takes less data in one call than its profile says" bytes=32000 now=16000`) {
+		t.Errorf("the log: %s", log.String())
 	}
 	if n, want := m.Count("Encrypt"), (32_000+limit-1)/limit; n != want {
 		t.Errorf("the second time it took %d calls, want %d", n, want)

@@ -51,8 +51,9 @@ func TestModuleReset(t *testing.T) {
 	} {
 		m, b, meter := resettable(c.finalize, c.initialize)
 		err := m.reset(t.Context(), 1, b)
-		if !errors.Is(err, c.want) || (m.current() == 2) != (c.want == nil) || m.gate != nil {
-			t.Errorf("%s: %v, generation %d, gate %v", c.name, err, m.current(), m.gate)
+		if !errors.Is(err, c.want) || (m.current() == 2) != (c.want == nil) || m.gate != nil ||
+			meter.Count("Finalize") != 1 {
+			t.Errorf("%s: %v, generation %d, gate %v, calls %v", c.name, err, m.current(), m.gate, meter.Counts())
 		}
 		if c.want != nil {
 			continue
@@ -72,7 +73,8 @@ func TestResetTogether(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first, second := make(chan error, 1), make(chan error, 1)
+	tok := &Token{module: m, b: b, log: slog.New(slog.DiscardHandler)}
+	first, second, third := make(chan error, 1), make(chan error, 1), make(chan error, 2)
 	go func() { first <- m.reset(t.Context(), 1, b) }()
 	eventually(t, func() error {
 		m.mu.Lock()
@@ -91,6 +93,17 @@ func TestResetTogether(t *testing.T) {
 		t.Errorf("a call whose context has ended: %v", err)
 	}
 	go func() { second <- m.reset(t.Context(), 1, b) }()
+	for range 2 { // the resets of one token, which wait for each other too
+		go func() { third <- tok.reset(t.Context(), 1) }()
+	}
+	eventually(t, func() error {
+		tok.mu.Lock()
+		defer tok.mu.Unlock()
+		if tok.resetting == nil {
+			return errors.New("the token's reset is not under way")
+		}
+		return nil
+	})
 	entered := make(chan error, 1)
 	go func() {
 		again, err := m.enter(t.Context())
@@ -100,14 +113,23 @@ func TestResetTogether(t *testing.T) {
 		entered <- err
 	}()
 	m.leave(visit)
-	for _, c := range []chan error{first, second} {
-		// The second one may begin after the first has ended.
-		if err := <-c; !errors.Is(err, failed) || meter.Count("Initialize") > 2 {
-			t.Errorf("%v, %d calls", err, meter.Count("Initialize"))
+	for _, c := range []chan error{first, second, third} {
+		if err := <-c; !errors.Is(err, failed) {
+			t.Errorf("a reset returns %v", err)
 		}
+	}
+	if err := <-third; err == nil { // it may have begun after the others, in the pause
+		t.Error("a reset returns no error")
+	}
+	if n := meter.Count("Initialize"); n > 3 { // each may have begun after the one before
+		t.Errorf("%d resets", n)
 	}
 	if err := <-entered; err != nil || m.active != 0 {
 		t.Errorf("a call after the reset: %v, %d active", err, m.active)
+	}
+	m.hung = 1
+	if err := m.reset(t.Context(), 1, b); !errors.Is(err, errHung) {
+		t.Errorf("a reset while a call hangs: %v", err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -25,6 +26,16 @@ func loaded(path string) bool {
 	defer modulesMu.Unlock()
 	_, ok := modules[path]
 	return ok
+}
+
+// mapped reports whether the library is in this process's memory.
+func mapped(t *testing.T, path string) bool {
+	t.Helper()
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(string(maps), path+"\n")
 }
 
 // faulty returns the configuration of a new token behind a module that makes faults.
@@ -60,6 +71,9 @@ func TestEachCallOfOpenFails(t *testing.T) {
 	}
 	counts := m.Counts()
 	t.Log(counts)
+	if counts["DestroyObject"] != 1 {
+		t.Error("the key of the try is not destroyed")
+	}
 	for _, call := range slices.Sorted(maps.Keys(counts)) {
 		m.Reset()
 		times := 1
@@ -112,8 +126,9 @@ func TestEachCallOfALoginFails(t *testing.T) {
 		m.Reset()
 	}
 	logOut()
-	if err := tok.Ping(t.Context()); err != nil {
-		t.Fatal(err)
+	if err := tok.Ping(t.Context()); err != nil || m.Count("CloseSession") != 2 {
+		t.Fatalf("%d sessions of the earlier login were closed, want its own and an idle one; %v",
+			m.Count("CloseSession"), err)
 	}
 	for call := range m.Counts() {
 		if call == "CloseSession" || call == "GetTokenInfo" || call == "GenerateRandom" {
@@ -217,7 +232,7 @@ func TestInitialize(t *testing.T) {
 				t.Errorf("function %d returns %v: %s returns %v", s.function, p11.Error(s.code), what, c.err)
 			}
 		}
-		if loaded(c.Module) {
+		if loaded(c.Module) || mapped(t, c.Module) {
 			t.Errorf("function %d returns %v: the library stays loaded", s.function, p11.Error(s.code))
 		}
 	}
@@ -243,7 +258,7 @@ func TestLibraryIsShared(t *testing.T) {
 	if n := fault.Calls(faultmodule.Finalize); n != 0 || !loaded(c.Module) {
 		t.Errorf("finalised %d times under the second token", n)
 	}
-	if err := second.Ping(t.Context()); err != nil {
+	if err := second.Ping(t.Context()); err != nil || !mapped(t, c.Module) {
 		t.Error(err)
 	}
 	if err := second.Close(); err != nil {

@@ -201,6 +201,14 @@ func TestHungFinalize(t *testing.T) {
 	within(t, 20*time.Second, "Info", func() { tok.Info() })
 	release()
 	eventually(t, func() error { return tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)) })
+	eventually(t, func() error {
+		tok.module.mu.Lock()
+		defer tok.module.mu.Unlock()
+		if tok.module.active != 0 {
+			return fmt.Errorf("%d calls are in the library", tok.module.active)
+		}
+		return nil
+	})
 }
 
 // TestHungOpenSession: a call of C_OpenSession hangs. Only calls that need a new session wait for it.

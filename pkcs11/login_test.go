@@ -1,0 +1,317 @@
+package pkcs11
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+	"claviger/internal/softhsm/softhsmtest"
+	"claviger/secret"
+)
+
+// TestPINIsWiped: the bytes of the PIN are wiped after the login.
+func TestPINIsWiped(t *testing.T) {
+	c := config(softhsmtest.New(t))
+	read := c.PIN
+	var kept secret.Bytes
+	c.PIN = func() (pin secret.Bytes, err error) {
+		kept, err = read()
+		return kept, err
+	}
+	openAs(t, c)
+	if len(kept) == 0 || !zero(kept) {
+		t.Errorf("%d bytes were not wiped", len(kept))
+	}
+	if refusedPINs.key == [len(refusedPINs.key)]byte{} {
+		t.Error("the hash of a PIN has no key")
+	}
+}
+
+// TestIsPINRefused: only a refusal of the PIN needs a person.
+func TestIsPINRefused(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want bool
+	}{
+		{nil, false}, {errHung, false}, {refusal{errHung, false}, false}, {refusal{errHung, true}, true},
+		{fmt.Errorf("text: %w", refusal{errHung, true}), true},
+	} {
+		if got := IsPINRefused(c.err); got != c.want {
+			t.Errorf("%v: %t", c.err, got)
+		}
+	}
+	code := p11.Error(p11.CKR_PIN_LOCKED)
+	if err := codeOf(fmt.Errorf("text: %w", code)); err != code { //nolint:errorlint // the same value
+		t.Error(err)
+	}
+	if err := codeOf(errHung); err != errHung { //nolint:errorlint // the same value
+		t.Error(err)
+	}
+}
+
+// TestRefusedPINOfOneToken: a PIN that a token refused is not tried at that token again, and is tried at each other
+// token. A caller that waits for another trial gives up when its context ends.
+func TestRefusedPINOfOneToken(t *testing.T) {
+	refused := pinRefusals{trials: map[[32]byte]*flight{}}
+	tries := 0
+	token := candidate{info: p11.TokenInfo{Label: "kms", SerialNumber: "1"}}
+	other := candidate{info: p11.TokenInfo{Label: "kms", SerialNumber: "2"}}
+	label := candidate{info: p11.TokenInfo{Label: "old", SerialNumber: "1"}}
+	try := func(module string, c candidate, pin string) error {
+		return refused.try(t.Context(), module, c, secret.Bytes(pin), func() error {
+			tries++
+			return p11.Error(p11.CKR_PIN_INCORRECT)
+		})
+	}
+	for i, c := range []struct {
+		module string
+		of     candidate
+		pin    string
+		tries  int
+	}{
+		{"/a.so", token, "1", 1}, {"/a.so", token, "1", 1}, {"/a.so", other, "1", 2}, {"/a.so", label, "1", 3},
+		{"/b.so", token, "1", 4}, {"/a.so", token, "2", 5}, {"/a.so", token, "1", 5},
+	} {
+		if err := try(c.module, c.of, c.pin); !errors.Is(err, p11.Error(p11.CKR_PIN_INCORRECT)) || tries != c.tries {
+			t.Errorf("trial %d: %v, %d tries", i, err, tries)
+		}
+	}
+	hangs, begun := make(chan error), make(chan struct{})
+	ended := make(chan error, 1)
+	go func() {
+		ended <- refused.try(t.Context(), "/c.so", token, secret.Bytes("1"), func() error {
+			close(begun)
+			return <-hangs
+		})
+	}()
+	<-begun
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	never := func() error { t.Error("tried beside another trial"); return nil }
+	if err := refused.try(ctx, "/c.so", token, secret.Bytes("1"), never); !errors.Is(err, context.Canceled) {
+		t.Errorf("an ended context: %v", err)
+	}
+	hangs <- errHung
+	if err := <-ended; !errors.Is(err, errHung) {
+		t.Error(err)
+	}
+	if err := refused.try(t.Context(), "/c.so", token, secret.Bytes("1"), func() error { return nil }); err != nil {
+		t.Errorf("after a trial that said nothing of the PIN: %v", err)
+	}
+}
+
+// TestWaitForLogin: callers that wait for another caller's login get its error, unless only that caller's time ended.
+func TestWaitForLogin(t *testing.T) {
+	failed := p11.Error(p11.CKR_DEVICE_ERROR)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	current := &login{generation: 1}
+	for _, c := range []struct {
+		name   string
+		ctx    context.Context
+		result error // of the other caller's login
+		own    bool  // whether this caller logs in itself
+		want   error
+	}{
+		{"logged in", t.Context(), nil, false, nil},
+		{"failed", t.Context(), errHung, false, errHung},
+		{"cancelled", t.Context(), context.Canceled, true, failed},
+		{"out of time", t.Context(), context.DeadlineExceeded, true, failed},
+		{"own time ended", ended, nil, false, context.Canceled},
+	} {
+		meter := new(Meter)
+		meter.Fail("GetSlotList", 1, failed)
+		f := newFlight()
+		tok := &Token{module: &module{generation: 1}, b: meter.Wrap(nil), connecting: f}
+		waits := waitingContext{c.ctx, make(chan struct{}, 10)}
+		got := make(chan error, 1)
+		go func() {
+			l, err := tok.loggedIn(waits)
+			if err == nil && l != current {
+				err = errors.New("another login")
+			}
+			got <- err
+		}()
+		<-waits.asked
+		tok.mu.Lock()
+		tok.connecting = nil
+		if c.result == nil {
+			tok.login = current
+		}
+		tok.mu.Unlock()
+		if c.ctx != ended {
+			f.finish(c.result)
+		}
+		err := <-got
+		if !errors.Is(err, c.want) || c.want == nil && err != nil || (meter.Count("GetSlotList") > 0) != c.own {
+			t.Errorf("%s: %v, %d logins; want %v", c.name, err, meter.Count("GetSlotList"), c.want)
+		}
+	}
+}
+
+// waitingContext reports that a goroutine waits for its end.
+type waitingContext struct {
+	context.Context
+	asked chan struct{}
+}
+
+func (c waitingContext) Done() <-chan struct{} {
+	select {
+	case c.asked <- struct{}{}:
+	default:
+	}
+	return c.Context.Done()
+}
+
+// sessionRecorder keeps the handles of closed sessions.
+type sessionRecorder struct {
+	Boundary
+	closed []p11.SessionHandle
+}
+
+func (r *sessionRecorder) CloseSession(s p11.SessionHandle) error {
+	r.closed = append(r.closed, s)
+	return nil
+}
+
+// TestClosedMeanwhile: a login that succeeds after Close is undone. No later login begins.
+func TestClosedMeanwhile(t *testing.T) {
+	r := &sessionRecorder{}
+	tok := &Token{module: &module{generation: 1}, b: r, closed: true}
+	if err := tok.publish(&login{session: 5}); !claviger.Is(err, claviger.Closed) || tok.login != nil ||
+		!slices.Equal(r.closed, []p11.SessionHandle{5}) {
+		t.Errorf("published: %v, closed %v", err, r.closed)
+	}
+	if l, err := tok.loggedIn(t.Context()); !claviger.Is(err, claviger.Closed) || l != nil {
+		t.Errorf("logged in: %v, %v", l, err)
+	}
+}
+
+// TestCloseRetired: the sessions of a retired login are closed, unless the library was initialised again since: then
+// their numbers may belong to new sessions.
+func TestCloseRetired(t *testing.T) {
+	r := &sessionRecorder{}
+	tok := &Token{module: &module{generation: 2}, b: r, retired: []*login{
+		{generation: 1, session: 5, idle: []p11.SessionHandle{6}},
+		{generation: 2, session: 7, idle: []p11.SessionHandle{8, 9}},
+	}}
+	for range 2 {
+		tok.closeRetired()
+		if !slices.Equal(r.closed, []p11.SessionHandle{8, 9, 7}) {
+			t.Errorf("closed %v", r.closed)
+		}
+	}
+}
+
+// TestLoginFailsAfterItsCallerLeft: a login fails after its caller gave up. The token still counts as lost, and is
+// reset.
+func TestLoginFailsAfterItsCallerLeft(t *testing.T) {
+	tok, m := open(t)
+	tok.retire(tok.login)
+	m.Fail("GetSlotList", 1, p11.Error(p11.CKR_DEVICE_ERROR))
+	release := m.Hang("GetSlotList")
+	defer release()
+	pingHangs(t, tok, m, "GetSlotList", 0)
+	release()
+	eventually(t, func() error {
+		if m.Count("Initialize") != 1 {
+			return errors.New("the library was not initialised again")
+		}
+		return nil
+	})
+}
+
+// TestSessionsThatDoNotOpen: if the result of C_OpenSession means that the login is lost, the next try logs in again.
+func TestSessionsThatDoNotOpen(t *testing.T) {
+	tok, m := open(t)
+	for code, logins := range map[uint]int{p11.CKR_SESSION_CLOSED: 1, p11.CKR_HOST_MEMORY: 0} {
+		if err := tok.Ping(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		tok.mu.Lock()
+		idle := tok.login.idle
+		tok.login.idle = nil
+		tok.mu.Unlock()
+		for _, s := range idle {
+			_ = tok.b.CloseSession(s) // it works
+		}
+		m.Reset()
+		m.Fail("OpenSession", 1, p11.Error(code))
+		if err := tok.Ping(t.Context()); (err == nil) != (logins == 1) {
+			t.Errorf("%v: %v", p11.Error(code), err)
+		}
+		if err := tok.Ping(t.Context()); err != nil || m.Count("Login") != logins {
+			t.Errorf("%v: %v, %d logins", p11.Error(code), err, m.Count("Login"))
+		}
+	}
+}
+
+// TestLostTwice: a token that is lost at the second try too is reported as such.
+func TestLostTwice(t *testing.T) {
+	tok, m := open(t)
+	m.Fail("GenerateRandom", 2, p11.Error(p11.CKR_SESSION_CLOSED))
+	if err := tok.Ping(t.Context()); !claviger.Is(err, claviger.Unavailable) ||
+		!errors.Is(err, p11.Error(p11.CKR_SESSION_CLOSED)) || m.Count("GenerateRandom") != 2 {
+		t.Errorf("%v, %d tries", err, m.Count("GenerateRandom"))
+	}
+}
+
+// TestEnded: the function that may clear the memory of a call gets the call's error, also if the call was never made or
+// its caller has left.
+func TestEnded(t *testing.T) {
+	tok, _ := open(t)
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	never := func(*login, p11.SessionHandle) error { t.Error("called after the context ended"); return nil }
+	err := tok.doThen(ctx, "test", never, func(err error) { ended <- err })
+	if got := <-ended; !claviger.Is(err, claviger.Unavailable) || !claviger.Is(got, claviger.Unavailable) {
+		t.Errorf("an ended context: %v, %v", err, got)
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	defer cancel()
+	err = tok.doThen(ctx, "test", func(*login, p11.SessionHandle) error {
+		cancel()
+		return p11.Error(p11.CKR_SESSION_CLOSED)
+	}, func(err error) { ended <- err })
+	if got := <-ended; !claviger.Is(err, claviger.Unavailable) || !errors.Is(got, p11.Error(p11.CKR_SESSION_CLOSED)) {
+		t.Errorf("the caller left: %v, %v", err, got)
+	}
+}
+
+// TestCounterRun: a run ends where the blocks do not count up by one, and where the counter wraps to zero.
+func TestCounterRun(t *testing.T) {
+	block := func(hi, lo byte) []byte {
+		b := bytes.Repeat([]byte{hi}, 8)
+		return append(b, bytes.Repeat([]byte{lo}, 7)...)
+	}
+	at := func(hi, lo, last byte) []byte { return append(block(hi, lo), last) }
+	carried := append(append(make([]byte, 7), 1), make([]byte, 8)...) // one after hi 0, lo ff...ff
+	for name, c := range map[string]struct {
+		blocks [][]byte
+		want   int
+	}{
+		"one":                       {[][]byte{at(0, 0, 1)}, 1},
+		"three":                     {[][]byte{at(0, 0, 1), at(0, 0, 2), at(0, 0, 3)}, 3},
+		"the same block again":      {[][]byte{at(0, 0, 1), at(0, 0, 1)}, 1},
+		"another high half":         {[][]byte{at(0, 0, 1), at(1, 0, 2)}, 1},
+		"another low half":          {[][]byte{at(0, 0, 1), at(0, 0, 2), at(0, 1, 3)}, 2},
+		"a carry":                   {[][]byte{at(0, 0xff, 0xff), carried}, 2},
+		"no carry":                  {[][]byte{at(0, 0xff, 0xff), at(0, 0, 0)}, 1},
+		"a wrap of the whole block": {[][]byte{at(0xff, 0xff, 0xff), at(0, 0, 0)}, 1},
+	} {
+		if got := counterRun(slices.Concat(c.blocks...)); got != c.want*blockSize {
+			t.Errorf("%s: %d bytes, want %d blocks", name, got, c.want)
+		}
+	}
+	if p := ctrParams(at(1, 2, 3)); len(p) != 8+blockSize || !strings.HasSuffix(string(p), string(at(1, 2, 3))) {
+		t.Errorf("the parameters are %x", p)
+	}
+}
