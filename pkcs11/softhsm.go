@@ -248,10 +248,7 @@ func (t *Token) folder() (tokenFolder, bool) {
 		return tokenFolder{}, false
 	}
 	serial := t.Info().Serial
-	folders, _, err := tokenFolders()
-	if err != nil || serial == "" {
-		return tokenFolder{}, false
-	}
+	folders, _, _ := tokenFolders() // with an error there are none
 	for _, f := range folders {
 		if serialOf(f.path) == serial {
 			return f, true
@@ -278,11 +275,7 @@ func (t *Token) explained(err error) error {
 // tokenFolders returns the folders of all tokens. unreadable are the folders whose token.object this process may not
 // read; they are in all too. err means that the settings or the folder of all tokens cannot be read.
 func tokenFolders() (all, unreadable []tokenFolder, err error) {
-	conf, err := softHSMConf()
-	if err != nil {
-		return nil, nil, err
-	}
-	file, err := os.Open(conf)
+	file, err := os.Open(softHSMConf())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -332,22 +325,22 @@ func readStart(path string) ([]byte, error) {
 }
 
 // softHSMConf returns the path of the settings that SoftHSM reads.
-func softHSMConf() (string, error) {
+func softHSMConf() string {
 	if conf := os.Getenv("SOFTHSM2_CONF"); conf != "" {
-		return conf, nil
+		return conf
 	}
 	if home, err := os.UserHomeDir(); err == nil {
 		conf := filepath.Join(home, ".config/softhsm2/softhsm2.conf")
 		if _, err := os.Stat(conf); err == nil || errors.Is(err, fs.ErrPermission) {
-			return conf, err
+			return conf
 		}
 	}
 	for _, conf := range softHSMSettings {
 		if _, err := os.Stat(conf); err == nil || errors.Is(err, fs.ErrPermission) {
-			return conf, err
+			return conf
 		}
 	}
-	return softHSMSettings[0], nil
+	return softHSMSettings[0]
 }
 
 // softHSMSeen names the settings that SoftHSM used, for messages. A shell with other settings than the server's may
@@ -357,8 +350,7 @@ func softHSMSeen() string {
 		return ", by the settings that SOFTHSM2_CONF names (" + conf +
 			"): a server with other settings has other tokens"
 	}
-	conf, _ := softHSMConf()
-	return ", by the settings in " + conf + " (SOFTHSM2_CONF is not set here): where the server's unit sets " +
+	return ", by the settings in " + softHSMConf() + " (SOFTHSM2_CONF is not set here): where the server's unit sets " +
 		"SOFTHSM2_CONF, set it here too, and make no other token"
 }
 

@@ -132,6 +132,9 @@ func TestSoftHSMFault(t *testing.T) {
 			chmod(t, 0o600, folder, "b.object")
 			chmod(t, 0o600, folder, "c.object")
 		}, by, "may not read 3 files of the token's folder, whose objects are there and not shown: open"},
+		{"a lock is closed", func(t *testing.T, tokens string) {
+			chmod(t, 0o600, tokenOf(t, tokens, "1", "kms", "a.lock", "token.object"), "a.lock")
+		}, by, "may not read 1 files of the token's folder, whose objects are there and not shown: open"},
 		{"the folder is closed to writers", func(t *testing.T, tokens string) {
 			tokenOf(t, tokens, "1", "kms", "token.object")
 		}, by, "SoftHSM cannot change the token: write to"},
@@ -146,8 +149,9 @@ func TestSoftHSMFault(t *testing.T) {
 				if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 					t.Errorf("%v\nwant %q", err, c.want)
 				}
-				if c.name == "an object is closed" && !strings.Contains(err.Error(), "b.object") {
-					t.Errorf("no object is named: %v", err)
+				named := map[string]string{"an object is closed": "b.object", "a lock is closed": "a.lock"}[c.name]
+				if named != "" && !strings.Contains(err.Error(), named) {
+					t.Errorf("%s is not named: %v", named, err)
 				}
 			})
 		})
@@ -203,6 +207,9 @@ func TestSoftHSMFaultCure(t *testing.T) {
 	folder := tokenOf(t, tokenFiles(t), "1", "kms", "token.object")
 	f := tokenFolder{path: folder}
 	chown := "chown -R nobody " + folder
+	if gone := (tokenFolder{path: folder + "-"}); gone.unread() != nil || gone.fault() != nil {
+		t.Errorf("a folder that is gone: %v, %v", gone.unread(), gone.fault())
+	}
 	asNobody(func() {
 		if got := f.cure(); got != chown {
 			t.Errorf("root's folder: %s", got)
@@ -285,8 +292,8 @@ func TestSoftHSMConf(t *testing.T) {
 	t.Setenv("SOFTHSM2_CONF", "")
 	expect := func(want string) {
 		t.Helper()
-		if got, err := softHSMConf(); err != nil || got != want {
-			t.Errorf("%s, %v; want %s", got, err, want)
+		if got := softHSMConf(); got != want {
+			t.Errorf("%s, want %s", got, want)
 		}
 	}
 	expect(softHSMSettings[0]) // none exists
@@ -311,8 +318,11 @@ func TestSoftHSMConf(t *testing.T) {
 	chmod(t, 0o755, filepath.Dir(dir))
 	for _, path := range []string{ofHome, softHSMSettings[0]} {
 		asNobody(func() { // may not enter the folder of ofHome
-			if got, err := softHSMConf(); !errors.Is(err, os.ErrPermission) || got != path {
-				t.Errorf("%s, %v; want %s", got, err, path)
+			if got := softHSMConf(); got != path {
+				t.Errorf("%s, want %s", got, path)
+			}
+			if _, _, err := tokenFolders(); !errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), path) {
+				t.Errorf("the settings in %s: %v", path, err)
 			}
 		})
 		t.Setenv("HOME", "/none")
