@@ -2,6 +2,7 @@ package pkcs11
 
 import (
 	"bytes"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -81,6 +82,27 @@ func TestAttributes(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestUseOfANewKeyUnread: a key is destroyed again if the token refused one of its attributes, and the value of that
+// attribute cannot be read.
+func TestUseOfANewKeyUnread(t *testing.T) {
+	m := new(Meter)
+	tries, armed := 0, false
+	c := config(softhsmtest.New(t))
+	c.Wrap = func(b Boundary) Boundary {
+		return refuser{Boundary: m.Wrap(b), refuses: []uint{p11.CKA_DERIVE}, with: p11.CKR_ATTRIBUTE_TYPE_INVALID,
+			tries: &tries, armed: &armed}
+	}
+	tok, _ := openBare(t, c)
+	armed = true
+	failNth(m, "GetAttributeValue", 2, p11.Error(p11.CKR_HOST_MEMORY)) // the first reads the other attributes
+	if err := tok.GenerateKey(t.Context(), []byte{1}, "k@1", 256); !errors.Is(err, p11.Error(p11.CKR_HOST_MEMORY)) {
+		t.Error(err)
+	}
+	if list, err := tok.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("%d keys stay, %v", len(list), err)
 	}
 }
 

@@ -62,7 +62,13 @@ func TestOnCall(t *testing.T) {
 		t.Errorf("%d callers, %d blocks, %d failures: %+v", callers, blocks, failed, calls)
 	}
 	tok.OnCall(nil)
+	reported := len(calls)
+	mu.Unlock()
 	if err := tok.EncryptBlocks(t.Context(), id, "k@1", make([]byte, blockSize)); err != nil {
 		t.Error(err)
+	}
+	mu.Lock()
+	if len(calls) != reported {
+		t.Errorf("%d calls were reported after OnCall(nil)", len(calls)-reported)
 	}
 }

@@ -308,8 +308,108 @@ func TestInfo(t *testing.T) {
 		if strings.Contains(log.String(), "a wrong PIN was tried") != c.low {
 			t.Errorf("the log: %s", log.String())
 		}
-		if err := tok.Close(); err != nil {
-			t.Error(err)
+		if err := tok.Close(); err != nil || strings.Contains(log.String(), "did not return") {
+			t.Errorf("closed: %v, %s", err, log.String())
 		}
+	}
+}
+
+// TestCloseGivesUp: Close returns although the library does not let go of the token.
+func TestCloseGivesUp(t *testing.T) {
+	c := config(softhsmtest.New(t))
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok.closeTimeout = 50 * time.Millisecond
+	modulesMu.Lock() // release waits
+	err = tok.Close()
+	modulesMu.Unlock()
+	if err == nil || !strings.Contains(err.Error(), "the library does not let go of token") {
+		t.Error(err)
+	}
+	eventually(t, func() error {
+		if loaded(tok.module.resolved) {
+			return errors.New("the library stays loaded")
+		}
+		return nil
+	})
+}
+
+// TestOpenDuringReset: an Open whose time ends while another token's reset hangs leaves the library as it was.
+func TestOpenDuringReset(t *testing.T) {
+	made := softhsmtest.New(t)
+	tok, m := openAs(t, config(made))
+	release := m.Hang("Finalize")
+	defer release()
+	m.Fail("GenerateRandom", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
+	pingHangs(t, tok, m, "Finalize", 0)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := Open(ctx, config(made)); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("opened during a reset: %v", err)
+	}
+	release()
+	eventually(t, func() error { return tok.Ping(t.Context()) })
+	eventually(t, func() error {
+		tok.module.mu.Lock()
+		defer tok.module.mu.Unlock()
+		if tok.module.active != 0 || tok.module.users != 1 {
+			return fmt.Errorf("%d calls in the library, %d users", tok.module.active, tok.module.users)
+		}
+		return nil
+	})
+}
+
+// TestFirstLoginGivesUp: the first login returns its error if the context ends before the next try, or if the library
+// cannot be initialised for that.
+func TestFirstLoginGivesUp(t *testing.T) {
+	c := config(softhsmtest.New(t))
+	m := new(Meter)
+	c.Wrap = m.Wrap
+	m.Fail("Login", 1, p11.Error(p11.CKR_GENERAL_ERROR))
+	m.Fail("Initialize", 1, p11.Error(p11.CKR_DEVICE_ERROR))
+	if _, err := Open(t.Context(), c); !errors.Is(err, p11.Error(p11.CKR_GENERAL_ERROR)) ||
+		!errors.Is(err, p11.Error(p11.CKR_DEVICE_ERROR)) || loaded(c.Module) {
+		t.Errorf("not initialised again: %v", err)
+	}
+	tok, m := openAs(t, c)
+	tok.retire(tok.login)
+	m.Fail("Login", 1, p11.Error(p11.CKR_GENERAL_ERROR))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := tok.firstLogin(ctx); !errors.Is(err, p11.Error(p11.CKR_GENERAL_ERROR)) || m.Count("Initialize") != 0 {
+		t.Errorf("the context ended: %v, initialised %d times", err, m.Count("Initialize"))
+	}
+}
+
+// TestLibraryWithoutSettings: SoftHSM cannot be initialised without its settings. If the user may not read them, the
+// message names them.
+func TestLibraryWithoutSettings(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can make files that the test may not read")
+	}
+	c := config(softhsmtest.New(t))
+	tokenFiles(t)
+	conf := os.Getenv("SOFTHSM2_CONF")
+	chmod(t, 0o600, conf)
+	asNobody(func() {
+		if _, err := openModule(c.Module); err == nil ||
+			!strings.Contains(err.Error(), "cannot be initialised: SoftHSM shows") ||
+			!strings.Contains(err.Error(), conf) {
+			t.Errorf("%v", err)
+		}
+	})
+	if loaded(c.Module) {
+		t.Error("the library stays loaded")
+	}
+}
+
+// TestNoFolder: a token of another library than SoftHSM has no folder.
+func TestNoFolder(t *testing.T) {
+	c, _ := faulty(t)
+	tok, _ := openBare(t, c)
+	if f, ok := tok.folder(); ok {
+		t.Errorf("the folder is %s", f.path)
 	}
 }

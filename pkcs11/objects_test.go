@@ -3,6 +3,7 @@ package pkcs11
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"slices"
@@ -15,6 +16,7 @@ import (
 
 	"claviger"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/secret"
 )
 
 // lockProbe is a library that finds out whether calls on objects are made under Token.objects.
@@ -171,9 +173,64 @@ func TestStartDate(t *testing.T) {
 	if day, err := tok.StartDate(t.Context(), id, label); err != nil || !day.Equal(want) {
 		t.Errorf("%v, %v; want %v", day, err, want)
 	}
+	if day, err := tok.StartDate(t.Context(), []byte("none"), label); err != nil || !day.IsZero() {
+		t.Errorf("no key: %v, %v", day, err)
+	}
 	m.Fail("GetAttributeValue", 1, p11.Error(p11.CKR_ATTRIBUTE_TYPE_INVALID))
 	if day, err := tok.StartDate(t.Context(), id, label); err != nil || !day.Equal(want) {
 		t.Errorf("%v, %v; want %v", day, err, want)
+	}
+}
+
+// TestDestroyedHandle: the handle of a key is searched once, and forgotten with the key.
+func TestDestroyedHandle(t *testing.T) {
+	tok, m := open(t)
+	ctx := t.Context()
+	id, label := generate(t, tok, 1, 256)
+	pairID, pairLabel := []byte{9}, "pair"
+	importPair(t, tok, pairID, pairLabel)
+	k, err := tok.FindPair(ctx, pairID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed := seal(t, k.Public, secret.Bytes("x"))
+	for _, searches := range []int{2, 0} {
+		m.Reset()
+		if _, err := tok.CheckValue(ctx, id, label); err != nil {
+			t.Error(err)
+		}
+		if _, err := tok.DecryptOAEP(ctx, pairID, pairLabel, crypto.SHA1, sealed); err != nil {
+			t.Error(err)
+		}
+		if n := m.Count("FindObjectsInit"); n != searches {
+			t.Errorf("%d searches, want %d", n, searches)
+		}
+	}
+	if err := errors.Join(tok.Destroy(ctx, id, label), tok.DestroyPair(ctx, pairID, pairLabel)); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := tok.gather.Load(keyName{string(id), label}); ok {
+		t.Error("a destroyed key stays in memory")
+	}
+	if _, err := tok.CheckValue(ctx, id, label); !claviger.Is(err, claviger.KeyNotFound) {
+		t.Error(err)
+	}
+	if _, err := tok.DecryptOAEP(ctx, pairID, pairLabel, crypto.SHA1, sealed); !claviger.Is(err, claviger.KeyNotFound) {
+		t.Error(err)
+	}
+	if m.Count("Login") != 0 {
+		t.Errorf("a handle was used after the destruction, and the login was lost: %v", m.Counts())
+	}
+}
+
+// TestKeyMadeDespiteErrorIsLost: an error of the search for the key that the first try made is returned.
+func TestKeyMadeDespiteErrorIsLost(t *testing.T) {
+	tok, m := open(t)
+	first := true
+	tok.b = &misreporter{tok.b, &first, nil}
+	failNth(m, "FindObjectsInit", 3, p11.Error(p11.CKR_HOST_MEMORY)) // once in the first try, twice in the second
+	if err := tok.GenerateKey(t.Context(), []byte{1}, "k@1", 256); !errors.Is(err, p11.Error(p11.CKR_HOST_MEMORY)) {
+		t.Error(err)
 	}
 }
 
@@ -224,6 +281,22 @@ func TestObjectGoesMeanwhile(t *testing.T) {
 	m.Fail("DestroyObject", 1, gone)
 	if err := tok.PutData(ctx, Data{"claviger", "1", []byte("w")}); err != nil {
 		t.Errorf("the old object goes before it is destroyed: %v", err)
+	}
+	twins := func(_ *login, s p11.SessionHandle) error {
+		_, err := tok.createData(s, Data{"claviger", "2", []byte("v")})
+		return err
+	}
+	if err := errors.Join(tok.do(ctx, "test", twins),
+		tok.PutData(ctx, Data{"claviger", "2", []byte("w")})); err != nil {
+		t.Error(err)
+	}
+	values := map[string]string{}
+	list, err := tok.ListData(ctx, "claviger")
+	for _, d := range list {
+		values[d.Label] += string(d.Value)
+	}
+	if err != nil || values["2"] != "w" {
+		t.Errorf("two old objects were replaced: %v, %v", values, err)
 	}
 }
 

@@ -104,15 +104,16 @@ func TestPublicExponent(t *testing.T) {
 		t.Errorf("beside a public key of another modulus: %+v, %v", k, err)
 	}
 	err = tok.do(ctx, "test", func(_ *login, s p11.SessionHandle) error {
-		_, err := tok.b.CreateObject(s, other)
-		return errors.Join(destroyPublic(s), err)
+		err := destroyPublic(s)
+		_, failed := tok.b.CreateObject(s, other)
+		return errors.Join(err, failed)
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if k, err := tok.FindPair(ctx, id); k != nil || err == nil ||
 		!strings.Contains(err.Error(), "does not tell the public half of the RSA key with CKA_ID 09") {
-		t.Errorf("without a public key: %+v, %v", k, err)
+		t.Errorf("without the pair's public key: %+v, %v", k, err)
 	}
 }
 
@@ -304,6 +305,20 @@ func TestOAEPFaults(t *testing.T) {
 	m.Fail("DecryptInit", 1, p11.Error(p11.CKR_USER_NOT_LOGGED_IN))
 	if _, err := tok.ProbeOAEP(ctx, id, label); err != nil || m.Count("Login") != 1 {
 		t.Errorf("logged out: %v, %d logins", err, m.Count("Login"))
+	}
+	m.Reset()
+	m.Fail("Decrypt", 100, p11.Error(p11.CKR_GENERAL_ERROR))
+	if _, err := tok.ProbeOAEP(ctx, id, label); !errors.Is(err, p11.Error(p11.CKR_GENERAL_ERROR)) ||
+		m.Count("Initialize") != 1 {
+		t.Errorf("a broken token: %v, initialised %d times", err, m.Count("Initialize"))
+	}
+	m.Heal()
+	m.Reset()
+	for _, n := range []int{MinPairBits/8 - 1, MaxPairBits/8 + 1} {
+		if _, err := tok.DecryptOAEP(ctx, id, label, crypto.SHA1, make([]byte, n)); !claviger.Is(err,
+			claviger.Invalid) || len(m.Counts()) > 0 {
+			t.Errorf("%d bytes: %v, the token got %v", n, err, m.Counts())
+		}
 	}
 	old := tok.b
 	tok.b = wrongPlain{old}

@@ -24,6 +24,36 @@ func TestTry(t *testing.T) {
 	}
 }
 
+// idRecorder is a library that keeps the CKA_ID of each new key.
+type idRecorder struct {
+	Boundary
+	ids *[]string
+}
+
+func (r idRecorder) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.Attribute) (p11.ObjectHandle, error) {
+	for _, x := range a {
+		if x.Type == p11.CKA_ID {
+			*r.ids = append(*r.ids, string(x.Value))
+		}
+	}
+	return r.Boundary.GenerateKey(s, m, a)
+}
+
+// TestTryID: each try has a key of its own, because another process may try the token at the same time.
+func TestTryID(t *testing.T) {
+	c := config(softhsmtest.New(t))
+	var ids []string
+	c.Wrap = func(b Boundary) Boundary { return idRecorder{b, &ids} }
+	for range 2 {
+		if _, err := Try(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(ids) != 2 || ids[0] == ids[1] {
+		t.Errorf("the ids are %q", ids)
+	}
+}
+
 // TestTryFails: Try names the step that the token refuses, and destroys its key if it can.
 func TestTryFails(t *testing.T) {
 	made := softhsmtest.New(t)
