@@ -123,6 +123,19 @@ func TestRequestsThatAreAboutToBeMade(t *testing.T) {
 	const callers = 10
 	most := 0
 	for range 20 { // the system may interrupt the goroutine that starts the others
+		eventually(t, func() error { // no run is left that would take the next requests
+			v, ok := tok.gather.Load(keyName{string(id), label})
+			if !ok {
+				return nil
+			}
+			g, _ := v.(*gatherer)
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			if g.running > 0 {
+				return fmt.Errorf("%d runs are left", g.running)
+			}
+			return nil
+		})
 		var first atomic.Int32
 		tok.OnCall(func(c Call) { first.CompareAndSwap(0, int32(c.Callers)) }) // #nosec G115 -- at most callers
 		var wg sync.WaitGroup
