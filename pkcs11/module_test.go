@@ -112,11 +112,15 @@ func TestResetTogether(t *testing.T) {
 		}
 		entered <- err
 	}()
+	left := time.Now()
 	m.leave(visit)
 	for _, c := range []chan error{first, second, third} {
 		if err := <-c; !errors.Is(err, failed) {
 			t.Errorf("a reset returns %v", err)
 		}
+	}
+	if took := time.Since(left); took >= drainTimeout {
+		t.Errorf("the resets began %v after the last call", took)
 	}
 	if err := <-third; err == nil { // it may have begun after the others, in the pause
 		t.Error("a reset returns no error")
@@ -130,6 +134,19 @@ func TestResetTogether(t *testing.T) {
 	m.hung = 1
 	if err := m.reset(t.Context(), 1, b); !errors.Is(err, errHung) {
 		t.Errorf("a reset while a call hangs: %v", err)
+	}
+}
+
+// TestLeave: a call counts as hung until it leaves, if a reset stopped waiting for it.
+func TestLeave(t *testing.T) {
+	m := &module{epoch: 1, hung: 1, active: 2}
+	m.leave(1) // it entered after that reset
+	if m.hung != 1 || m.active != 1 {
+		t.Errorf("%d calls hang, %d are active", m.hung, m.active)
+	}
+	m.leave(0)
+	if m.hung != 0 || m.active != 0 {
+		t.Errorf("%d calls hang, %d are active", m.hung, m.active)
 	}
 }
 
