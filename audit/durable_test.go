@@ -22,17 +22,17 @@ func TestAttemptIsOnTheDisk(t *testing.T) {
 		setup    bool
 		rotation Rotation
 		heads    bool
-		spare    int
+		unneeded int
 	}{
-		// spare is the number of syncs that may be left out without being noticed.
+		// unneeded is the number of syncs that may be left out without being noticed.
 		// Here: the sync of the start's record, before the attempt.
-		{name: "new file", spare: 1},
+		{name: "new file", unneeded: 1},
 		// In addition, the start syncs the name of an existing file again.
-		{name: "file", setup: true, spare: 2},
+		{name: "file", setup: true, unneeded: 2},
 		// In addition, the rotation syncs the names of both files, and the old file was complete.
-		{name: "rotation", setup: true, rotation: Rotation{Size: 1}, spare: 4},
+		{name: "rotation", setup: true, rotation: Rotation{Size: 1}, unneeded: 4},
 		// The head is beside the log, and storing it syncs the folder too.
-		{name: "head", setup: true, heads: true, spare: 3},
+		{name: "head", setup: true, heads: true, unneeded: 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var open *Chain
@@ -63,10 +63,10 @@ func TestAttemptIsOnTheDisk(t *testing.T) {
 				}
 			}
 			suite := durabletest.Case{
-				Do:    func(dir string) error { return begin(dir, "new", c.rotation) },
-				Close: shut,
-				Look:  lookForAttempt,
-				Spare: c.spare,
+				Do:            func(dir string) error { return begin(dir, "new", c.rotation) },
+				Close:         shut,
+				State:         lastAttempt,
+				UnneededSyncs: c.unneeded,
 			}
 			if c.setup {
 				suite.Setup = func(dir string) error {
@@ -80,8 +80,8 @@ func TestAttemptIsOnTheDisk(t *testing.T) {
 	}
 }
 
-// lookForAttempt verifies the chain in a folder, and returns the key of the last attempt.
-func lookForAttempt(dir string) (string, error) {
+// lastAttempt verifies the chain in a folder, and returns the key of the last attempt.
+func lastAttempt(dir string) (string, error) {
 	path := filepath.Join(dir, "audit.json")
 	f := &File{path: path}
 	paths, err := f.rotated()
@@ -141,7 +141,7 @@ func TestHeadLasts(t *testing.T) {
 	durabletest.Run(t, durabletest.Case{
 		Setup: save(1),
 		Do:    save(2),
-		Look: func(dir string) (string, error) {
+		State: func(dir string) (string, error) {
 			h, ok, err := HeadFileOf(filepath.Join(dir, "audit.json")).Load(context.Background())
 			return fmt.Sprint(h.Seq, ok), err
 		},

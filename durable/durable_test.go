@@ -33,8 +33,8 @@ func put(name, text string) func(string) error {
 
 var cases = map[string]durabletest.Case{
 	"Create": {
-		Do:   func(dir string) error { return durable.Create(filepath.Join(dir, "f"), []byte("new"), 0o600) },
-		Look: content("f"),
+		Do:    func(dir string) error { return durable.Create(filepath.Join(dir, "f"), []byte("new"), 0o600) },
+		State: content("f"),
 	},
 	"Publish": {
 		Do: func(dir string) error {
@@ -43,12 +43,12 @@ var cases = map[string]durabletest.Case{
 			}
 			return durable.Publish(filepath.Join(dir, "other"), filepath.Join(dir, "f"))
 		},
-		Look: content("f"),
+		State: content("f"),
 	},
 	"Replace": {
 		Setup: put("f", "old"),
 		Do:    func(dir string) error { return durable.Replace(filepath.Join(dir, "f"), []byte("new"), 0o600) },
-		Look:  content("f"),
+		State: content("f"),
 	},
 	"Rename": {
 		Setup: put("f", "old"),
@@ -59,12 +59,12 @@ var cases = map[string]durabletest.Case{
 			}
 			return durable.Rename(f, filepath.Join(dir, "g"))
 		},
-		Look: content("g"),
+		State: content("g"),
 	},
 	"Remove": {
 		Setup: put("f", "old"),
 		Do:    func(dir string) error { return durable.Remove(filepath.Join(dir, "f"), filepath.Join(dir, "absent")) },
-		Look:  content("f"),
+		State: content("f"),
 	},
 	"MakeFolder": {
 		Do: func(dir string) error {
@@ -73,7 +73,7 @@ var cases = map[string]durabletest.Case{
 			}
 			return durable.Create(filepath.Join(dir, "a", "b", "f"), []byte("new"), 0o600)
 		},
-		Look: content("a/b/f"),
+		State: content("a/b/f"),
 		// If a/b exists already, a second attempt syncs only a/b, and not the folders above it.
 		NoRetry: true,
 	},
@@ -91,7 +91,7 @@ var cases = map[string]durabletest.Case{
 		},
 		// After a power cut the log may end in the middle of a line, and may be empty.
 		Between: []string{""},
-		Look: func(dir string) (string, error) {
+		State: func(dir string) (string, error) {
 			text, err := content("log")(dir)
 			if strings.HasPrefix(text, "line\n") {
 				text = "line" // a second attempt writes the line again
@@ -155,7 +155,7 @@ func TestSuiteFindsMistakes(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := durabletest.Case{Setup: put("f", "old"), Do: do, Look: content("f")}
+			c := durabletest.Case{Setup: put("f", "old"), Do: do, State: content("f")}
 			if faults := durabletest.Faults(t, c); len(faults) == 0 {
 				t.Error("the suite finds no fault")
 			} else {

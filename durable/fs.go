@@ -84,16 +84,17 @@ var mounts atomic.Pointer[[]mount]
 // Mount makes this package use fs for a folder and everything below it, until unmount is called. It is for tests.
 func Mount(folder string, fs FS) (unmount func()) {
 	m := mount{filepath.Clean(folder), fs}
-	change(func(list []mount) []mount { return append([]mount{m}, list...) })
+	updateMounts(func(list []mount) []mount { return append([]mount{m}, list...) })
 	return func() {
-		change(func(list []mount) []mount {
+		updateMounts(func(list []mount) []mount {
 			i := slices.Index(list, m)
 			return slices.Delete(list, i, i+1)
 		})
 	}
 }
 
-func change(f func([]mount) []mount) {
+// updateMounts replaces the list of mounts by f's result.
+func updateMounts(f func([]mount) []mount) {
 	for {
 		old := mounts.Load()
 		var list []mount

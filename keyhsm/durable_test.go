@@ -32,7 +32,7 @@ func TestFilesLast(t *testing.T) {
 	for name, c := range map[string]durabletest.Case{
 		"settings": {
 			Do: func(dir string) error { return WriteSettings(dir, settings) },
-			Look: func(dir string) (string, error) {
+			State: func(dir string) (string, error) {
 				s, _, err := ReadSettings(dir)
 				if err != nil && strings.Contains(err.Error(), "claviger keyhsm setup") {
 					return "none", nil
@@ -48,7 +48,7 @@ func TestFilesLast(t *testing.T) {
 				}
 				return CreateCertificate(dir, hosts)
 			},
-			Look: func(dir string) (string, error) {
+			State: func(dir string) (string, error) {
 				s := Settings{Certificate: filepath.Join(dir, CertificateFile),
 					PrivateKey: filepath.Join(dir, PrivateKeyFile)}
 				if _, err := os.Stat(s.PrivateKey); errors.Is(err, fs.ErrNotExist) {
@@ -57,14 +57,14 @@ func TestFilesLast(t *testing.T) {
 				_, err := s.certificate()
 				return "both", err
 			},
-			Spare: 2, // three names are in one folder, and the last sync is for all
+			UnneededSyncs: 2, // three names are in one folder, and the last sync is for all
 		},
 		"trusted certificate": {
 			Do: func(dir string) error {
 				_, _, _, err := AddTrusted(filepath.Join(dir, "trust"), other)
 				return err
 			},
-			Look: func(dir string) (string, error) {
+			State: func(dir string) (string, error) {
 				trust, err := ReadTrust(filepath.Join(dir, "trust"))
 				if err != nil {
 					return "", err

@@ -17,7 +17,7 @@ func TestKeystoreFileLasts(t *testing.T) {
 			return WriteKeystoreFile(filepath.Join(dir, "luna.keystore"),
 				FileConfig{Module: "/x.so", Token: "t", PINFile: "/pin"})
 		},
-		Look: func(dir string) (string, error) {
+		State: func(dir string) (string, error) {
 			path := filepath.Join(dir, "luna.keystore")
 			if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 				return "none", nil

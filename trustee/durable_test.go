@@ -20,7 +20,7 @@ func TestFolderLasts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	look := func(dir string) (string, error) {
+	state := func(dir string) (string, error) {
 		path := filepath.Join(dir, ".keytrustee")
 		_, err := os.Stat(filepath.Join(path, trustee.ConfFile))
 		if errors.Is(err, fs.ErrNotExist) || trustee.Unfinished(path) {
@@ -46,7 +46,7 @@ func TestFolderLasts(t *testing.T) {
 			return make(dir)
 		}
 		// Three files are in one folder, and one of them is renamed: the last sync of the folder is for all.
-		durabletest.Run(t, durabletest.Case{Do: again, Look: look, Spare: 3})
+		durabletest.Run(t, durabletest.Case{Do: again, State: state, UnneededSyncs: 3})
 	})
 	t.Run("Save", func(t *testing.T) {
 		durabletest.Run(t, durabletest.Case{
@@ -59,8 +59,8 @@ func TestFolderLasts(t *testing.T) {
 				f.Org = "SITE"
 				return f.Save()
 			},
-			Look:  look,
-			Spare: 2, // the public ring stays the same
+			State:         state,
+			UnneededSyncs: 2, // the public ring stays the same
 		})
 	})
 }

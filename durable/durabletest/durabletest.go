@@ -23,17 +23,17 @@ type Case struct {
 	// Close, if it is not nil, closes the files that Do has left open, after the power cut. It is for a writer whose
 	// files must be durable before they are closed.
 	Close func()
-	// Look returns the state that the program finds, as text. Its error means that the program cannot continue with
+	// State returns the state that the program finds, as text. Its error means that the program cannot continue with
 	// these files.
-	Look func(dir string) (string, error)
-	// Between are results of Look that are also correct after a power cut during Do. The results before and after Do
+	State func(dir string) (string, error)
+	// Between are results of State that are also correct after a power cut during Do. The results before and after Do
 	// are always correct.
 	Between []string
 	// NoRetry says that Do is not called again after each fault.
 	NoRetry bool
-	// Spare is the number of syncs that may be missing without a failure of the suite, for example the syncs of files
-	// that a killed process may have left.
-	Spare int
+	// UnneededSyncs is the number of syncs that may be missing without a failure of the suite, for example the syncs
+	// of files that a killed process may have left.
+	UnneededSyncs int
 }
 
 // Run demands that the files are correct after every fault, and that the suite would fail for every sync that is left
@@ -55,8 +55,9 @@ func Run(t *testing.T, c Case) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(unneeded) > c.Spare {
-		t.Errorf("the suite does not fail without %d syncs, %d are allowed: %q", len(unneeded), c.Spare, unneeded)
+	if len(unneeded) > c.UnneededSyncs {
+		t.Errorf("the suite does not fail without %d syncs, %d are allowed: %q", len(unneeded), c.UnneededSyncs,
+			unneeded)
 	}
 }
 
@@ -131,8 +132,8 @@ func withoutSync(dir string, do func(string) error) error {
 type suite struct {
 	Case
 	tmp     string
-	after   string   // result of Look after Do
-	correct []string // results of Look that are correct
+	after   string   // result of State after Do
+	correct []string // results of State that are correct
 	steps   []string
 	syncs   []int
 	runs    int
@@ -165,10 +166,10 @@ func (s *suite) check(faultAt int, f fault, cutAt int, left *survival) (found []
 		}
 	}
 	s.close()
-	got, lookErr := s.Look(dir)
+	got, stateErr := s.State(dir)
 	switch {
-	case lookErr != nil:
-		found = append(found, "the program cannot continue with the files: "+lookErr.Error())
+	case stateErr != nil:
+		found = append(found, "the program cannot continue with the files: "+stateErr.Error())
 	case tr.err == nil && got != s.after:
 		found = append(found, fmt.Sprintf("Do returned nil, but the state is %q, want %q", got, s.after))
 	case !slices.Contains(s.correct, got):
@@ -178,7 +179,7 @@ func (s *suite) check(faultAt int, f fault, cutAt int, left *survival) (found []
 		s.close()
 		if err != nil {
 			found = append(found, "a retry failed: "+err.Error())
-		} else if got, err := s.Look(dir); err != nil || got != s.after {
+		} else if got, err := s.State(dir); err != nil || got != s.after {
 			found = append(found, fmt.Sprintf("after a retry the state is %q (%v), want %q", got, err, s.after))
 		}
 	}
@@ -245,18 +246,18 @@ func plain(dir string, c Case) (before, after string, tr *trial, err error) {
 		return "", "", nil, err
 	}
 	tr.close()
-	if before, err = c.Look(dir + "-before"); err != nil {
-		return "", "", nil, fmt.Errorf("Look before: %w", err)
+	if before, err = c.State(dir + "-before"); err != nil {
+		return "", "", nil, fmt.Errorf("State before: %w", err)
 	}
 	if tr, err = try(dir, c, 0, none, 0); err != nil {
 		return "", "", nil, err
 	}
 	c.close()
 	if err = tr.err; err == nil {
-		after, err = c.Look(dir)
+		after, err = c.State(dir)
 	}
 	if err == nil && before == after {
-		err = errors.New("Look returns the same text before and after Do: " + after)
+		err = errors.New("State returns the same text before and after Do: " + after)
 	}
 	if err == nil && len(tr.syncs) == 0 {
 		err = errors.New("Do syncs nothing through package durable")

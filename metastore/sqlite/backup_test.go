@@ -275,7 +275,7 @@ func TestReplaceSurvivesPowerCuts(t *testing.T) {
 	for _, fault := range durabletest.Faults(t, durabletest.Case{
 		Setup: copyFolder(stopped),
 		Do:    restoreIn,
-		Look: func(dir string) (string, error) {
+		State: func(dir string) (string, error) {
 			f, err := Inspect(context.Background(), filepath.Join(dir, "store.db"))
 			return fmt.Sprint(f.Keys), err
 		},

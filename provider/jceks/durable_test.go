@@ -46,9 +46,9 @@ func TestWriteLasts(t *testing.T) {
 		return fmt.Sprint(names), errors.Join(err, p.Close())
 	}
 	for _, c := range []struct {
-		name  string
-		setup func(string) error
-		spare int
+		name     string
+		setup    func(string) error
+		unneeded int
 	}{
 		{"first key", nil, 0},
 		// Two syncs are not needed: a removal of leftovers, of Hadoop's checksums or of the backup that a power cut
@@ -57,10 +57,10 @@ func TestWriteLasts(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			durabletest.Run(t, durabletest.Case{
-				Setup: c.setup,
-				Do:    func(dir string) error { return create(dir, "second") },
-				Look:  readNames,
-				Spare: c.spare,
+				Setup:         c.setup,
+				Do:            func(dir string) error { return create(dir, "second") },
+				State:         readNames,
+				UnneededSyncs: c.unneeded,
 			})
 		})
 	}

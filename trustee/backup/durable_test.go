@@ -48,7 +48,7 @@ func restoredLasts(t *testing.T, archive []byte, id *trustee.Identity, store boo
 				open, store)
 			return err
 		},
-		Look: func(dir string) (string, error) {
+		State: func(dir string) (string, error) {
 			path := filepath.Join(dir, ".keytrustee")
 			if _, err := os.Stat(path); err != nil {
 				return "none", nil //nolint:nilerr // there is none

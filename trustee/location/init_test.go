@@ -32,7 +32,7 @@ func TestTrusteeKeyLasts(t *testing.T) {
 			}
 			return selfSigned(cert, key, []string{"localhost"})
 		},
-		Look: func(dir string) (string, error) {
+		State: func(dir string) (string, error) {
 			cert, key := files(dir)
 			if _, err := os.Stat(key); errors.Is(err, fs.ErrNotExist) {
 				return "none", nil
@@ -40,8 +40,8 @@ func TestTrusteeKeyLasts(t *testing.T) {
 			_, err := tls.LoadX509KeyPair(cert, key)
 			return "both", err
 		},
-		NoRetry: true, // Init makes a folder again whose name was lost
-		Spare:   1,    // the sync for the key's name is also for the certificate's name
+		NoRetry:       true, // Init makes a folder again whose name was lost
+		UnneededSyncs: 1,    // the sync for the key's name is also for the certificate's name
 	})
 }
 
