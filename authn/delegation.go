@@ -391,7 +391,7 @@ func refusalOf(err error, fallback Refusal) *Refusal {
 		}
 		return &Refusal{Kind: TooManyTokens, Reason: over.reason}
 	}
-	var apart *metastore.ClocksApartError
+	var apart *metastore.ClocksDifferError
 	if errors.As(err, &apart) {
 		return &Refusal{Kind: StoreUnavailable, Explanation: err.Error(),
 			Reason: "this server's clock, or that of the store of delegation tokens, " +

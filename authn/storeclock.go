@@ -40,14 +40,14 @@ func (c *storeClock) compare(ctx context.Context) (metastore.Clocks, error) {
 	case <-ctx.Done():
 		return metastore.Clocks{}, claviger.E("authn.Delegations", claviger.Unavailable, "", context.Cause(ctx))
 	}
-	if !c.at.IsZero() && (c.last.Bound || time.Since(c.at) < clocksTTL) {
+	if !c.at.IsZero() && (c.last.LowerBound || time.Since(c.at) < clocksTTL) {
 		return c.last, nil
 	}
 	clocks, err := c.store.Clocks(ctx)
 	if err != nil {
 		return clocks, err
 	}
-	if clocks.Bound {
+	if clocks.LowerBound {
 		clocks.Ahead = 0
 	}
 	c.last, c.at = clocks, time.Now()
@@ -68,12 +68,12 @@ func (c *storeClock) laterClock(ctx context.Context) (time.Time, error) {
 	return c.now().Add(max(0, -clocks.Ahead)), err
 }
 
-// checkAgreement returns *metastore.ClocksApartError if the clocks differ too much to say whether a token has
+// checkAgreement returns *metastore.ClocksDifferError if the clocks differ too much to say whether a token has
 // expired. Another node may be able to.
 func (c *storeClock) checkAgreement(ctx context.Context) error {
 	clocks, err := c.compare(ctx)
 	if err != nil {
 		return err
 	}
-	return clocks.Apart()
+	return clocks.Check()
 }

@@ -140,7 +140,8 @@ func TestClockThatWasAhead(t *testing.T) {
 	t.Cleanup(func() { _ = store.Close() })
 	const day = 24 * time.Hour
 	now := time.Now()
-	if err := store.Touch(t.Context(), []metastore.LastUse{{Version: "k@0", Last: now.Add(365 * day)}}); err != nil {
+	uses := []metastore.LastUse{{Version: "k@0", Last: now.Add(365 * day)}}
+	if err := store.RecordUses(t.Context(), uses); err != nil {
 		t.Fatal(err)
 	}
 	d, err := NewDelegations(DelegationConfig{KeyUpdate: day, MaxLife: 7 * day, Renewal: day, Scan: time.Hour,

@@ -298,9 +298,9 @@ func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) e
 		if err != nil {
 			return err
 		}
-		if err := clocks.Apart(); err != nil {
+		if err := clocks.Check(); err != nil {
 			kind := claviger.Unavailable
-			if clocks.Bound {
+			if clocks.LowerBound {
 				kind = claviger.Invalid
 			}
 			return claviger.Errorf(op, kind, k.Name, "key '%s' is not purged: the time of its last use is not "+

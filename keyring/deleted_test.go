@@ -112,14 +112,14 @@ func TestUndeleteUnsupported(t *testing.T) {
 type clocks struct {
 	there time.Duration // how far the store's clock is ahead of the true time
 	here  time.Duration // how far this process's clock is ahead
-	bound bool          // metastore.Clocks.Bound
+	bound bool          // metastore.Clocks.LowerBound
 	err   error
 }
 
 func (c *clocks) Clocks(context.Context) (metastore.Clocks, error) {
 	now := time.Now()
 	both := metastore.Compare(now.Add(c.here), now.Add(c.there), now.Add(c.here), "the metastore's")
-	both.Bound = c.bound
+	both.LowerBound = c.bound
 	return both, c.err
 }
 
@@ -315,7 +315,7 @@ type fixedUses struct {
 	never       map[string]bool
 }
 
-func (f *fixedUses) Touch(context.Context, []metastore.LastUse) error { return nil }
+func (f *fixedUses) RecordUses(context.Context, []metastore.LastUse) error { return nil }
 
 func (f *fixedUses) LastUses(_ context.Context, versions ...string) (last []time.Time, since time.Time, err error) {
 	return slices.Repeat([]time.Time{f.last}, len(versions)), f.since, nil

@@ -47,7 +47,7 @@ func (u *lastUses) begin(ctx context.Context, version string) error {
 	}
 	never, err := u.neverUsed(ctx, version)
 	if err == nil && never {
-		err = u.store.Touch(ctx, []metastore.LastUse{{Version: version, Last: time.Now()}})
+		err = u.store.RecordUses(ctx, []metastore.LastUse{{Version: version, Last: time.Now()}})
 	}
 	if err != nil {
 		return err
@@ -165,7 +165,7 @@ func (u *lastUses) flush() error {
 		for i := range part {
 			list[i] = part[i].LastUse
 		}
-		if err := u.store.Touch(ctx, list); err != nil {
+		if err := u.store.RecordUses(ctx, list); err != nil {
 			return err
 		}
 		for _, f := range part {

@@ -30,11 +30,11 @@ func (a *downUses) NeverUsed(ctx context.Context, version string) (bool, error) 
 	return a.Store.NeverUsed(ctx, version)
 }
 
-func (a *downUses) Touch(ctx context.Context, uses []metastore.LastUse) error {
+func (a *downUses) RecordUses(ctx context.Context, uses []metastore.LastUse) error {
 	if a.down.Load() {
 		return claviger.Errorf("test", claviger.Unavailable, "", "away")
 	}
-	return a.Store.Touch(ctx, uses)
+	return a.Store.RecordUses(ctx, uses)
 }
 
 // TestUsedVersionWithoutTheStore: while the store is down, a version in memory is served if any node may have used it
@@ -54,7 +54,7 @@ func TestUsedVersionWithoutTheStore(t *testing.T) {
 			numbered(t, store.Store, key, 0)
 		}
 		if key == "used" { // another node has used it
-			err := store.Store.Touch(ctx, []metastore.LastUse{{Version: version, Last: time.Now()}})
+			err := store.Store.RecordUses(ctx, []metastore.LastUse{{Version: version, Last: time.Now()}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -93,21 +93,21 @@ func TestUsedVersionWithoutTheStore(t *testing.T) {
 	}
 }
 
-// unusedStore has the methods of a store that touches does not need.
+// unusedStore has the methods of a store that recordedUses does not need.
 type unusedStore interface {
 	LastUses(ctx context.Context, versions ...string) (last []time.Time, since time.Time, err error)
 	NeverUsed(ctx context.Context, version string) (bool, error)
 	ForgetUnused(ctx context.Context) error
 }
 
-// touches is a store of last uses that counts what is written.
-type touches struct {
+// recordedUses is a store of last uses that counts what is written.
+type recordedUses struct {
 	unusedStore
 	written []metastore.LastUse
 	fail    error
 }
 
-func (s *touches) Touch(_ context.Context, uses []metastore.LastUse) error {
+func (s *recordedUses) RecordUses(_ context.Context, uses []metastore.LastUse) error {
 	if s.fail == nil {
 		s.written = append(s.written, uses...)
 	}
@@ -119,7 +119,7 @@ func (s *touches) Touch(_ context.Context, uses []metastore.LastUse) error {
 func TestLastUsesAreWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var logged strings.Builder
-		store := &touches{}
+		store := &recordedUses{}
 		u := newLastUses(store, slog.New(slog.NewTextHandler(&logged, nil)))
 		u.record("k@0")
 		time.Sleep(3*writeUsesEvery + time.Second)
@@ -138,7 +138,7 @@ func TestLastUsesAreWritten(t *testing.T) {
 		if err := u.close(); err != nil || len(store.written) != 2 {
 			t.Errorf("written: %v; %v", store.written, err)
 		}
-		u = newLastUses(&touches{fail: errInjected}, slog.New(slog.DiscardHandler))
+		u = newLastUses(&recordedUses{fail: errInjected}, slog.New(slog.DiscardHandler))
 		u.record("k@0")
 		if err := u.close(); !errors.Is(err, errInjected) {
 			t.Errorf("close: %v", err)

@@ -143,7 +143,7 @@ func TestCurrentVersionIsLearned(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.LastUses, c.Numbers = store, store })
 	v := create(t, l.primary, "k")
 	numbered(t, store.Store, "k", 0)
-	err := store.Store.Touch(t.Context(), []metastore.LastUse{{Version: v.Name, Last: time.Now()}})
+	err := store.Store.RecordUses(t.Context(), []metastore.LastUse{{Version: v.Name, Last: time.Now()}})
 	if err != nil {
 		t.Fatal(err)
 	}

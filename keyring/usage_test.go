@@ -184,13 +184,13 @@ func (s *pickyStore) AddUse(ctx context.Context, uses []metastore.Use) error {
 	return s.Store.AddUse(ctx, uses)
 }
 
-func (s *pickyStore) Touch(ctx context.Context, uses []metastore.LastUse) error {
+func (s *pickyStore) RecordUses(ctx context.Context, uses []metastore.LastUse) error {
 	for _, u := range uses {
 		if u.Version == s.refused {
 			return claviger.Errorf("store", claviger.Invalid, "", "the name does not fit")
 		}
 	}
-	return s.Store.Touch(ctx, uses)
+	return s.Store.RecordUses(ctx, uses)
 }
 
 // TestUsesWithOneRefused: if the store refuses uses of one version, uses of other versions are written, and the

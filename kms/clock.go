@@ -57,7 +57,7 @@ func (w *clockWatch) check(ctx context.Context) error {
 			continue
 		}
 		ahead[name] = c.Ahead.Seconds()
-		apart = append(apart, c.Apart())
+		apart = append(apart, c.Check())
 	}
 	err := errors.Join(apart...)
 	w.mu.Lock()

@@ -20,11 +20,11 @@ type Clocks struct {
 	Local time.Time // this process's clock
 	// Store is the store's clock. For a store without a clock it is the newest time that was written
 	// into the store, a lower bound of the true time.
-	Store time.Time
-	Whose string // the owner of the clock Store, for messages: "PostgreSQL's"
-	// Bound says that Store is such a lower bound. This host's own clock may have written it
+	Store      time.Time
+	ClockOwner string // the owner of the clock Store, in the genitive for messages: "PostgreSQL's"
+	// LowerBound says that Store is such a lower bound. This host's own clock may have written it
 	// while that clock was ahead.
-	Bound bool
+	LowerBound bool
 	// Ahead is how far this process's clock is ahead of the store's clock, at least: the true
 	// difference may be greater by the time of the round trip. It is negative if the clock is
 	// behind.
@@ -33,8 +33,8 @@ type Clocks struct {
 
 // Compare returns the result of reading the store's clock, which showed the time there. This process's clock showed
 // sent before the query, and received after its answer.
-func Compare(sent, there, received time.Time, whose string) Clocks {
-	c := Clocks{Local: received, Store: there, Whose: whose}
+func Compare(sent, there, received time.Time, clockOwner string) Clocks {
+	c := Clocks{Local: received, Store: there, ClockOwner: clockOwner}
 	switch {
 	case there.Before(sent):
 		c.Ahead = sent.Sub(there)
@@ -60,28 +60,28 @@ func (c Clocks) Latest() time.Time {
 	return c.Local
 }
 
-// Apart returns *ClocksApartError if the clocks differ by more than ClockMargin, and nil otherwise.
-func (c Clocks) Apart() error {
+// Check returns *ClocksDifferError if the clocks differ by more than ClockMargin, and nil otherwise.
+func (c Clocks) Check() error {
 	if c.Ahead.Abs() <= ClockMargin {
 		return nil
 	}
-	return &ClocksApartError{c}
+	return &ClocksDifferError{c}
 }
 
-// ClocksApartError says that this process's clock or the store's clock is wrong.
-type ClocksApartError struct{ Clocks Clocks }
+// ClocksDifferError says that this process's clock or the store's clock is wrong.
+type ClocksDifferError struct{ Clocks Clocks }
 
-func (e *ClocksApartError) Error() string {
+func (e *ClocksDifferError) Error() string {
 	direction, layout := "ahead of", time.RFC3339
 	if e.Clocks.Ahead < 0 {
 		direction = "behind"
 	}
 	cure := "set the one that is wrong (chronyc tracking)"
-	if e.Clocks.Bound {
+	if e.Clocks.LowerBound {
 		cure = "set it if it is wrong (chronyc tracking); if it is right, it was ahead when that time was written: " +
 			"stop the server, and run claviger metastore clock --conf DIR --right"
 	}
 	return fmt.Sprintf("the clock of this host is %v %s %s (%s here, %s there): %s",
-		e.Clocks.Ahead.Abs().Round(time.Second), direction, e.Clocks.Whose, e.Clocks.Local.UTC().Format(layout),
+		e.Clocks.Ahead.Abs().Round(time.Second), direction, e.Clocks.ClockOwner, e.Clocks.Local.UTC().Format(layout),
 		e.Clocks.Store.UTC().Format(layout), cure)
 }

@@ -21,15 +21,15 @@ func TestCompare(t *testing.T) {
 		{10 * time.Second, 0, ""},
 		{-metastore.ClockMargin, metastore.ClockMargin, ""},
 		{10*time.Second + metastore.ClockMargin, -metastore.ClockMargin, ""},
-		{-metastore.ClockMargin - time.Second, metastore.ClockMargin + time.Second, "1m1s ahead of Whose's"},
+		{-metastore.ClockMargin - time.Second, metastore.ClockMargin + time.Second, "1m1s ahead of ClockOwner's"},
 		{10*time.Second + metastore.ClockMargin + time.Second, -metastore.ClockMargin - time.Second,
-			"1m1s behind Whose's"},
+			"1m1s behind ClockOwner's"},
 	} {
-		c := metastore.Compare(sent, sent.Add(tt.there), received, "Whose's")
+		c := metastore.Compare(sent, sent.Add(tt.there), received, "ClockOwner's")
 		if c.Ahead != tt.ahead {
 			t.Errorf("%v: ahead %v, want %v", tt.there, c.Ahead, tt.ahead)
 		}
-		if err := c.Apart(); (err == nil) != (tt.apart == "") || err != nil &&
+		if err := c.Check(); (err == nil) != (tt.apart == "") || err != nil &&
 			!strings.Contains(err.Error(), tt.apart) {
 			t.Errorf("%v: apart: %v, want %q", tt.there, err, tt.apart)
 		}

@@ -68,7 +68,7 @@ func fill(t *testing.T, s full) {
 			return s.AddUse(ctx, []metastore.Use{{Source: "kms://a", Version: "zone@3", Op: "decrypt", Count: 7,
 				Last: at}})
 		},
-		func() error { return s.Touch(ctx, []metastore.LastUse{{Version: "zone@7", Last: at}}) },
+		func() error { return s.RecordUses(ctx, []metastore.LastUse{{Version: "zone@7", Last: at}}) },
 		func() error { return s.SetSetting(ctx, "store.id", strings.Repeat("ab", 16)) },
 		func() error { return s.SetSetting(ctx, metastore.SettingLastUsesSince, "1700000000000") },
 		func() error { _, err := s.NextSequences(ctx, 12); return err },

@@ -41,14 +41,14 @@ type LastUse struct {
 // LastUses keeps when each version of this store was last used to wrap or unwrap. The time of a version is
 // removed when the version is destroyed.
 type LastUses interface {
-	// Touch moves the times forward, never back. If the store has a clock, no time moves
+	// RecordUses moves the times forward, never back. If the store has a clock, no time moves
 	// beyond that clock.
-	Touch(ctx context.Context, uses []LastUse) error
+	RecordUses(ctx context.Context, uses []LastUse) error
 	// LastUses returns one time per version, in order; zero if no use is known. since is when
 	// the recording of uses began: older versions may have been used before that.
 	LastUses(ctx context.Context, versions ...string) (last []time.Time, since time.Time, err error)
 	// NeverUsed reports whether it is certain that no version of that full name was ever used
-	// here: Begin has given its number, and Touch has recorded no use. The store remembers
+	// here: Begin has given its number, and RecordUses has recorded no use. The store remembers
 	// this after the version is destroyed. The result is false if nothing is known: for a
 	// version that no Begin of this store numbered, or that is older than this record.
 	NeverUsed(ctx context.Context, version string) (bool, error)

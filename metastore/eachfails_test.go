@@ -261,7 +261,7 @@ func TestContentCompare(t *testing.T) {
 // TestClockCure checks that only the error about a lower bound says how to correct the store.
 func TestClockCure(t *testing.T) {
 	for _, bound := range []bool{false, true} {
-		err := metastore.Clocks{Bound: bound, Ahead: -time.Hour}.Apart()
+		err := metastore.Clocks{LowerBound: bound, Ahead: -time.Hour}.Check()
 		if err == nil || strings.Contains(err.Error(), "claviger metastore clock") != bound {
 			t.Errorf("bound %t: %v", bound, err)
 		}

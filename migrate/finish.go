@@ -188,7 +188,7 @@ func (e *Engine) refuseRun(ctx context.Context, f *Ending, last *Run, o *FinishO
 	if err != nil {
 		return err
 	}
-	if err := clocks.Apart(); err != nil {
+	if err := clocks.Check(); err != nil {
 		f.refuse("the time of the last use of a source is not certain: %v", err)
 	}
 	if last.State == Finished && last.Ended != nil {

@@ -39,7 +39,7 @@ func Clock(ctx context.Context, conf *hadoopconf.Conf, right bool, log *slog.Log
 		t.Now = time.Now().UTC()
 		return t, err
 	}
-	if apart := clocks.Apart(); apart != nil {
+	if apart := clocks.Check(); apart != nil {
 		t.Apart = apart.Error()
 	}
 	return t, nil

@@ -33,7 +33,7 @@ func TestClock(t *testing.T) {
 		t.Errorf("a store without times in the future: %+v, %v", got, err)
 	}
 	use := metastore.LastUse{Version: "k@0", Last: time.Now().AddDate(1, 0, 0)}
-	if err := store.Touch(ctx, []metastore.LastUse{use}); err != nil {
+	if err := store.RecordUses(ctx, []metastore.LastUse{use}); err != nil {
 		t.Fatal(err)
 	}
 	behind := func() error {
@@ -42,7 +42,7 @@ func TestClock(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return c.Apart()
+		return c.Check()
 	}
 	if err := behind(); err == nil || !strings.Contains(err.Error(), "claviger metastore clock --conf DIR --right") {
 		t.Errorf("the error of /readyz and of a refused purge is %v", err)

@@ -40,8 +40,8 @@ func TestClocks(t *testing.T) {
 		}
 		t.Cleanup(func() { _ = s.Close() })
 		c, err := s.Clocks(ctx)
-		if err != nil || (c.Ahead-ahead).Abs() > 10*time.Second || c.Apart() == nil {
-			t.Errorf("%s: %+v, %v: %v", by, c, err, c.Apart())
+		if err != nil || (c.Ahead-ahead).Abs() > 10*time.Second || c.Check() == nil {
+			t.Errorf("%s: %+v, %v: %v", by, c, err, c.Check())
 		}
 		k := metastore.Key{Metadata: claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128,
 			Created: time.UnixMilli(1)},
@@ -49,7 +49,7 @@ func TestClocks(t *testing.T) {
 		if err := s.Insert(ctx, k); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Touch(ctx, []metastore.LastUse{{Version: "k@0", Last: time.Now()}}); err != nil {
+		if err := s.RecordUses(ctx, []metastore.LastUse{{Version: "k@0", Last: time.Now()}}); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.Shelve(ctx, "k"); err != nil {

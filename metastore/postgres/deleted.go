@@ -184,10 +184,10 @@ func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in meta
 	return in, nil
 }
 
-// Touch moves the times of last uses forward, all in one transaction, but not beyond the database server's clock. A
-// node whose clock is ahead would otherwise write a time that later uses cannot move forward.
-func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
-	const op = "metastore/postgres.Touch"
+// RecordUses moves the times of last uses forward, all in one transaction, but not beyond the database server's clock.
+// A node whose clock is ahead would otherwise write a time that later uses cannot move forward.
+func (s *Store) RecordUses(ctx context.Context, uses []metastore.LastUse) error {
+	const op = "metastore/postgres.RecordUses"
 	if len(uses) == 0 {
 		return s.db.Usable(op)
 	}

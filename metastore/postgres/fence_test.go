@@ -66,7 +66,8 @@ func TestFence(t *testing.T) {
 			"a setting":              node.SetSetting(ctx, "a", "c"),
 			"a record":               node.Put(ctx, "run", "item", []byte("s")),
 			"the end of a step":      node.Drop(ctx, "before"),
-			"a last use":             node.Touch(ctx, []metastore.LastUse{{Version: "before@0", Last: time.Now()}}),
+			"a last use": node.RecordUses(ctx,
+				[]metastore.LastUse{{Version: "before@0", Last: time.Now()}}),
 		} {
 			if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), text) {
 				t.Errorf("%s: %v; want %q", what, err, text)

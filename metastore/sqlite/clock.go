@@ -31,7 +31,7 @@ func (s *Store) Clocks(ctx context.Context) (c metastore.Clocks, err error) {
 		storeTime = at
 	}
 	c = metastore.Compare(now, storeTime, now, "the newest time in the metastore")
-	c.Bound = true
+	c.LowerBound = true
 	return c, nil
 }
 

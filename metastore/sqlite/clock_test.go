@@ -18,7 +18,7 @@ func TestClockBehind(t *testing.T) {
 	to := time.Now().Add(month).Truncate(time.Millisecond)
 	writes := map[string]func(s *sqlite.Store) error{
 		"a use": func(s *sqlite.Store) error {
-			return s.Touch(t.Context(), []metastore.LastUse{{Version: "other@0", Last: to}})
+			return s.RecordUses(t.Context(), []metastore.LastUse{{Version: "other@0", Last: to}})
 		},
 		"a use of a source": func(s *sqlite.Store) error {
 			use := metastore.Use{Source: "kms://x", Version: "other@0", Op: "decrypt", Count: 1, Last: to}
@@ -41,8 +41,8 @@ func TestClockBehind(t *testing.T) {
 			t.Fatal(err)
 		}
 		c, err := s.Clocks(t.Context())
-		if err != nil || (c.Ahead+month).Abs() > 10*time.Second || c.Apart() == nil || !c.Store.Equal(to) {
-			t.Errorf("%s: %+v, %v: %v", what, c, err, c.Apart())
+		if err != nil || (c.Ahead+month).Abs() > 10*time.Second || c.Check() == nil || !c.Store.Equal(to) {
+			t.Errorf("%s: %+v, %v: %v", what, c, err, c.Check())
 		}
 		if err := s.Shelve(t.Context(), "k"); err != nil {
 			t.Fatal(err)
@@ -58,8 +58,8 @@ func TestClockBehind(t *testing.T) {
 		if n, err := s.ResetFutureTimes(t.Context()); err != nil || n != 3 {
 			t.Errorf("%s: set %d times, %v; want the use, the deletion and the begin of the record", what, n, err)
 		}
-		if c, err := s.Clocks(t.Context()); err != nil || c.Apart() != nil {
-			t.Errorf("%s: %v, %v", what, err, c.Apart())
+		if c, err := s.Clocks(t.Context()); err != nil || c.Check() != nil {
+			t.Errorf("%s: %v, %v", what, err, c.Check())
 		}
 		near := func(at time.Time) bool { return time.Since(at).Abs() < 10*time.Second }
 		list, err := s.Shelved(t.Context())

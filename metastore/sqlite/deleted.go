@@ -173,9 +173,9 @@ func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in meta
 	return in, nil
 }
 
-// Touch moves the times of last uses forward, all in one transaction.
-func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
-	const op = "metastore/sqlite.Touch"
+// RecordUses moves the times of last uses forward, all in one transaction.
+func (s *Store) RecordUses(ctx context.Context, uses []metastore.LastUse) error {
+	const op = "metastore/sqlite.RecordUses"
 	if len(uses) == 0 {
 		return s.usable(op)
 	}

@@ -184,9 +184,9 @@ func testLastUses(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	if d := time.Since(since); d < -time.Minute || d > time.Hour {
 		t.Errorf("the recording of last uses began at %v", since)
 	}
-	must(t, s.Touch(ctx, []metastore.LastUse{{Version: "k@01", Last: at(5)}, {Version: "k@02", Last: at(9)},
+	must(t, s.RecordUses(ctx, []metastore.LastUse{{Version: "k@01", Last: at(5)}, {Version: "k@02", Last: at(9)},
 		{Version: "k@03", Last: at(7)}}))
-	must(t, s.Touch(ctx, []metastore.LastUse{{Version: "k@02", Last: at(3)}, {Version: "k@01", Last: at(8)}}))
+	must(t, s.RecordUses(ctx, []metastore.LastUse{{Version: "k@02", Last: at(3)}, {Version: "k@01", Last: at(8)}}))
 	want := func(versions []string, times ...time.Time) {
 		t.Helper()
 		last, again, err := s.LastUses(ctx, versions...)
@@ -209,8 +209,8 @@ func testLastUses(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	want([]string{"k@01", "k@02", "k@03"}, time.Time{}, time.Time{}, at(7))
 }
 
-// testNeverUsed checks that NeverUsed is true until the first Touch, also after the version is removed, and that it is
-// false for a version that no Begin has numbered.
+// testNeverUsed checks that NeverUsed is true until the first RecordUses, also after the version is removed, and that
+// it is false for a version that no Begin has numbered.
 func testNeverUsed(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
 	want := func(when string, never ...string) {
@@ -227,7 +227,7 @@ func testNeverUsed(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	must(t, s.Insert(ctx, metastore.Key{Metadata: key("k", "01").Metadata, List: listOf(in)}))
 	must(t, s.Insert(ctx, key("old", "0"))) // a recovered key, which no Begin has numbered
 	want("after the creation", "k@0", "k@1")
-	must(t, s.Touch(ctx, []metastore.LastUse{{Version: "k@1", Last: at(5)}, {Version: "old@0", Last: at(5)}}))
+	must(t, s.RecordUses(ctx, []metastore.LastUse{{Version: "k@1", Last: at(5)}, {Version: "old@0", Last: at(5)}}))
 	want("after a use", "k@0")
 	must(t, s.Shelve(ctx, "k"))
 	want("after the deletion", "k@0")
@@ -263,9 +263,9 @@ func checkClocks(t *testing.T, s metastore.Clock) {
 		if ended := time.Now(); c.Local.Before(begun) || c.Local.After(ended) {
 			t.Errorf("this process's clock shows %v, want a time between %v and %v", c.Local, begun, ended)
 		}
-		if c.Store.Sub(c.Local).Abs() > 10*time.Second || c.Ahead.Abs() > time.Second || c.Apart() != nil ||
-			c.Whose == "" {
-			t.Errorf("%+v: %v", c, c.Apart())
+		if c.Store.Sub(c.Local).Abs() > 10*time.Second || c.Ahead.Abs() > time.Second || c.Check() != nil ||
+			c.ClockOwner == "" {
+			t.Errorf("%+v: %v", c, c.Check())
 		}
 		time.Sleep(1200 * time.Millisecond)
 	}
@@ -278,8 +278,8 @@ func shelfCalls(s metastore.Store) map[string]func(context.Context) error {
 		"Shelved":  func(ctx context.Context) error { _, err := s.Shelved(ctx); return err },
 		"Unshelve": func(ctx context.Context) error { return s.Unshelve(ctx, "k", "01") },
 		"Discard":  func(ctx context.Context) error { _, err := s.Discard(ctx, "k", "01"); return err },
-		"Touch": func(ctx context.Context) error {
-			return s.Touch(ctx, []metastore.LastUse{{Version: "k@01"}})
+		"RecordUses": func(ctx context.Context) error {
+			return s.RecordUses(ctx, []metastore.LastUse{{Version: "k@01"}})
 		},
 		"LastUses":     func(ctx context.Context) error { _, _, err := s.LastUses(ctx, "k@01"); return err },
 		"Clocks":       func(ctx context.Context) error { _, err := s.Clocks(ctx); return err },

@@ -87,12 +87,12 @@ func (s *Intercepted) NeverUsed(ctx context.Context, version string) (bool, erro
 	return s.Store.NeverUsed(ctx, version)
 }
 
-// Touch implements metastore.LastUses.
-func (s *Intercepted) Touch(ctx context.Context, uses []metastore.LastUse) error {
-	if err := s.Before(ctx, "Touch"); err != nil {
+// RecordUses implements metastore.LastUses.
+func (s *Intercepted) RecordUses(ctx context.Context, uses []metastore.LastUse) error {
+	if err := s.Before(ctx, "RecordUses"); err != nil {
 		return err
 	}
-	return s.Store.Touch(ctx, uses)
+	return s.Store.RecordUses(ctx, uses)
 }
 
 // Uses implements metastore.Usage.

@@ -90,7 +90,8 @@ func testLongNamesInRecords(t *testing.T, _ Backend, s metastore.Store, _ string
 			{Source: source, Version: longest, Op: "decrypt", Count: 1, Last: at(1)},
 			{Source: source, Version: "short@0", Op: "decrypt", Count: 2, Last: at(2)},
 		}))
-		must(t, s.Touch(ctx, []metastore.LastUse{{Version: longest, Last: at(3)}, {Version: "short@0", Last: at(4)}}))
+		must(t, s.RecordUses(ctx, []metastore.LastUse{{Version: longest, Last: at(3)},
+			{Version: "short@0", Last: at(4)}}))
 		must(t, s.Put(ctx, "run", name, []byte("{}")))
 		must(t, metastore.SetAlias(ctx, s, name))
 	}
