@@ -151,7 +151,7 @@ func TestHostileTrustee(t *testing.T) {
 			body := signedBy(trustee.id, digest)
 			_, _ = w.Write(body[:len(body)/2])
 		}},
-		{"an answer that breaks off", claviger.Unavailable, func(w http.ResponseWriter, digest string) {
+		{"an answer that ends too early", claviger.Unavailable, func(w http.ResponseWriter, digest string) {
 			body := signedBy(trustee.id, digest)
 			w.Header().Set("Content-Length", fmt.Sprint(len(body)))
 			_, _ = w.Write(body[:len(body)/2])

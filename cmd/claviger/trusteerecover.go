@@ -132,8 +132,8 @@ func recoverFrom(ctx context.Context, out *terminal.Output, store server.Store, 
 		return err
 	}
 	var errs []error
-	if len(r.Left) > 0 {
-		errs = append(errs, fmt.Errorf("%d of them were not added; only %s has them: keep that file", len(r.Left),
+	if len(r.NotAdded) > 0 {
+		errs = append(errs, fmt.Errorf("%d of them were not added; only %s has them: keep that file", len(r.NotAdded),
 			name))
 	}
 	if len(r.Aside) > 0 {
@@ -147,9 +147,9 @@ func recoverFrom(ctx context.Context, out *terminal.Output, store server.Store, 
 }
 
 func printRecovered(out *terminal.Output, r *replica.Recovered) error {
-	report := recovered{r.Added, r.Names, r.Left, r.Aside, r.Idle}
+	report := recovered{r.Added, r.Names, r.NotAdded, r.Aside, r.NotLacked}
 	return out.Write(report, func(w io.Writer) {
-		for _, name := range r.Idle {
+		for _, name := range r.NotLacked {
 			fmt.Fprintf(w, "nothing to revive of %s: the store has all of it\n", claviger.Printable(name))
 		}
 		if r.Lacked.None() {
@@ -162,8 +162,8 @@ func printRecovered(out *terminal.Output, r *replica.Recovered) error {
 		for _, name := range r.Names {
 			fmt.Fprintf(w, "added %s\n", name)
 		}
-		for _, left := range r.Left {
-			fmt.Fprintf(w, "left %s\n", left)
+		for _, reason := range r.NotAdded {
+			fmt.Fprintf(w, "left %s\n", reason)
 		}
 		for _, version := range r.Aside {
 			fmt.Fprintf(w, "kept version %q, which belongs to no key: its EDEKs stay unreadable until you run, on a "+

@@ -23,15 +23,15 @@ type diverged struct {
 	p, q  *keytrustee.Provider // the KMS at the server, and at the copy
 	other server.Store         // of the copy
 	// folder is the folder of the KMS. A provider that is opened from it remembers its changes; p and q do not.
-	folder string
-	ahead  time.Duration     // p's clock is ahead by this time
-	made   map[string]string // first version of each key, by key name
+	folder     string
+	clockAhead time.Duration     // how far p's clock is ahead
+	first      map[string]string // first version of each key, by key name
 }
 
 // diverge makes keys, and copies the server.
 func diverge(t *testing.T) *diverged {
 	t.Helper()
-	s := &diverged{site: newSite(t), made: map[string]string{}}
+	s := &diverged{site: newSite(t), first: map[string]string{}}
 	s.folder = filepath.Join(t.TempDir(), ".keytrustee")
 	must(t, s.site.must(s.folder).Close())
 	f, err := trustee.LoadFolder(s.folder)
@@ -48,7 +48,7 @@ func diverge(t *testing.T) *diverged {
 		t.Cleanup(func() { _ = p.Close() })
 		return p
 	}
-	s.p = open(s.web.URL, func() time.Time { return time.Now().Add(s.ahead) })
+	s.p = open(s.web.URL, func() time.Time { return time.Now().Add(s.clockAhead) })
 	for _, name := range []string{"rolled", "deleted", "purged", "idle"} {
 		s.create(s.p, name, "", 256)
 	}
@@ -75,7 +75,7 @@ func (s *diverged) create(p *keytrustee.Provider, name, suffix string, bits int)
 	s.t.Helper()
 	v, err := p.Create(s.t.Context(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: bits})
 	must(s.t, err)
-	s.made[name+suffix] = v.Name
+	s.first[name+suffix] = v.Name
 	v.Material.Wipe()
 }
 
@@ -106,7 +106,7 @@ func TestRecoverKeys(t *testing.T) {
 	ctx := t.Context()
 	must(t, s.p.Delete(ctx, "deleted"))
 	must(t, s.p.Delete(ctx, "purged"))
-	must(t, s.p.Purge(ctx, "purged", s.made["purged"]))
+	must(t, s.p.Purge(ctx, "purged", s.first["purged"]))
 	aside := s.makeAside()
 	s.create(s.q, "new", "", 256)
 
@@ -116,7 +116,7 @@ func TestRecoverKeys(t *testing.T) {
 	if !slices.Equal(r.Aside, aside) || !slices.Equal(r.Names, []string{`key "new"`}) || r.Added.Deposits != 2 {
 		t.Errorf("aside %q, not %q; added %q, %v", r.Aside, aside, r.Names, &r.Added)
 	}
-	left := strings.Join(r.Left, "\n")
+	left := strings.Join(r.NotAdded, "\n")
 	for _, text := range []string{`REVIVED key "deleted"`, `REVIVED key "purged"`,
 		`key "both": the store has another`} {
 		if !strings.Contains(left, text) {
@@ -127,8 +127,8 @@ func TestRecoverKeys(t *testing.T) {
 	if want := []string{"both", "idle", "length", "new", "rolled"}; err != nil || !slices.Equal(names, want) {
 		t.Errorf("keys %q, %v; want %q", names, err, want)
 	}
-	must(t, s.use(s.made["new"]))
-	if err := s.use(s.made["rolled there"]); !claviger.Is(err, claviger.VersionNotFound) {
+	must(t, s.use(s.first["new"]))
+	if err := s.use(s.first["rolled there"]); !claviger.Is(err, claviger.VersionNotFound) {
 		t.Errorf("a version that no document names: %v", err)
 	}
 	// The second recovery changes nothing, and returns the same.
@@ -144,16 +144,16 @@ func (s *diverged) makeAside() []string {
 	s.roll(s.p, "rolled")
 	s.create(s.p, "both", "", 256)
 	s.create(s.p, "length", "", 128)
-	s.made["rolled there"], s.made["idle there"] = s.roll(s.q, "rolled"), s.roll(s.q, "idle")
+	s.first["rolled there"], s.first["idle there"] = s.roll(s.q, "rolled"), s.roll(s.q, "idle")
 	s.create(s.q, "both", " there", 256)
 	s.create(s.q, "length", " there", 256)
-	return []string{s.made["rolled there"], s.made["idle there"], s.made["both there"], s.made["length there"]}
+	return []string{s.first["rolled there"], s.first["idle there"], s.first["both there"], s.first["length there"]}
 }
 
 // rollLater rolls a key two hours later, so that clean removes unused versions.
 func (s *diverged) rollLater(name string) {
 	s.t.Helper()
-	s.ahead = 2 * time.Hour
+	s.clockAhead = 2 * time.Hour
 	s.roll(s.p, name)
 }
 
@@ -163,23 +163,23 @@ func TestAdopt(t *testing.T) {
 	ctx := t.Context()
 	s.makeAside()
 	s.recover()
-	rolled := s.made["rolled there"]
+	rolled := s.first["rolled there"]
 	s.rollLater("rolled")
-	s.ahead = 0
+	s.clockAhead = 0
 	list, err := s.p.Aside(ctx)
 	if err != nil || len(list) != 4 {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	current, err := s.p.Current(ctx, "rolled")
 	must(t, err)
-	for _, version := range []string{rolled, s.made["idle there"], s.made["both there"]} {
+	for _, version := range []string{rolled, s.first["idle there"], s.first["both there"]} {
 		must(t, s.p.Adopt(ctx, version))
 		must(t, s.use(version))
 	}
 	if now, err := s.p.Current(ctx, "rolled"); err != nil || now.Name != current.Name {
 		t.Errorf("current is %s, not %s: %v", now.Name, current.Name, err)
 	}
-	if err := s.p.Adopt(ctx, s.made["length there"]); !claviger.Is(err, claviger.Invalid) {
+	if err := s.p.Adopt(ctx, s.first["length there"]); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("a version of another length: %v", err)
 	}
 	if versions, err := s.p.Versions(ctx, "length"); err != nil || len(versions) != 1 {
@@ -188,7 +188,7 @@ func TestAdopt(t *testing.T) {
 	if err := s.p.Adopt(ctx, rolled); !claviger.Is(err, claviger.VersionNotFound) {
 		t.Errorf("second Adopt: %v", err)
 	}
-	if list, err := s.p.Aside(ctx); err != nil || len(list) != 1 || list[0].Version != s.made["length there"] {
+	if list, err := s.p.Aside(ctx); err != nil || len(list) != 1 || list[0].Version != s.first["length there"] {
 		t.Errorf("%+v, %v", list, err)
 	}
 	// A later recovery and a later roll keep the adopted versions.
@@ -201,7 +201,7 @@ func TestAdopt(t *testing.T) {
 	}
 	// The purge of a key keeps its versions that are set aside.
 	must(t, s.p.Delete(ctx, "length"))
-	must(t, s.p.Purge(ctx, "length", s.made["length"]))
+	must(t, s.p.Purge(ctx, "length", s.first["length"]))
 	if list, err := s.p.Aside(ctx); err != nil || len(list) != 1 {
 		t.Errorf("after a purge: %+v, %v", list, err)
 	}
@@ -217,20 +217,20 @@ func TestRecoverRevived(t *testing.T) {
 		t.Fatal("another provider")
 	}
 	must(t, kms.Delete(ctx, "purged"))
-	must(t, kms.Purge(ctx, "purged", s.made["purged"]))
+	must(t, kms.Purge(ctx, "purged", s.first["purged"]))
 	must(t, kms.Delete(ctx, "deleted"))
 	late := s.roll(s.q, "deleted")
-	if r := s.recover("deleted", "purged"); len(r.Left)+len(r.Aside) != 0 || len(r.Names) != 2 {
+	if r := s.recover("deleted", "purged"); len(r.NotAdded)+len(r.Aside) != 0 || len(r.Names) != 2 {
 		t.Errorf("%+v", r)
 	}
-	must(t, kms.Purge(ctx, "deleted", s.made["deleted"]))
+	must(t, kms.Purge(ctx, "deleted", s.first["deleted"]))
 	must(t, kms.Close())
 	fresh := s.site.must(s.folder) // its remembered changes are intact; it has no material in memory
 	defer fresh.Close()
 	if list, err := s.p.Deleted(ctx); err != nil || len(list) != 0 {
 		t.Errorf("%+v, %v", list, err)
 	}
-	for _, version := range []string{s.made["deleted"], late, s.made["purged"]} {
+	for _, version := range []string{s.first["deleted"], late, s.first["purged"]} {
 		if v, err := fresh.Version(ctx, version); err != nil || v.Name != version {
 			t.Errorf("%s: %v", version, err)
 		}
@@ -255,11 +255,12 @@ func TestRecoverDeletedThere(t *testing.T) {
 	s.create(s.q, "short", "", 256)
 	must(t, s.q.Delete(ctx, "short"))
 	r := s.recover()
-	if len(r.Left) != 1 || !strings.Contains(r.Left[0], `deleted key "idle": the store has a key of that name`) ||
+	if len(r.NotAdded) != 1 || !strings.Contains(r.NotAdded[0],
+		`deleted key "idle": the store has a key of that name`) ||
 		!slices.Equal(r.Names, []string{`deleted key "short"`}) {
 		t.Errorf("%+v", r)
 	}
-	must(t, s.use(s.made["idle"]))
-	must(t, s.p.Undelete(ctx, "short", s.made["short"]))
-	must(t, s.use(s.made["short"]))
+	must(t, s.use(s.first["idle"]))
+	must(t, s.p.Undelete(ctx, "short", s.first["short"]))
+	must(t, s.use(s.first["short"]))
 }

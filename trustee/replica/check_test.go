@@ -20,13 +20,13 @@ func (s *positionStore) Position(context.Context) (Position, error) { return s.s
 // returns no error if there is no reason: before the first check, and after a check that found them in step.
 func TestCheckNamesAReason(t *testing.T) {
 	r := &Replica{store: &positionStore{st: Position{Role: server.RoleActive}}}
-	for _, r.tried = range []bool{false, true} {
+	for _, r.checked = range []bool{false, true} {
 		if err := r.Check(t.Context()); err != nil {
-			t.Errorf("tried %t: %v", r.tried, err)
+			t.Errorf("checked %t: %v", r.checked, err)
 		}
 	}
-	r.why = errors.New("no route to host")
-	if err := r.Check(t.Context()); !errors.Is(err, r.why) {
+	r.syncErr = errors.New("no route to host")
+	if err := r.Check(t.Context()); !errors.Is(err, r.syncErr) {
 		t.Errorf("%v", err)
 	}
 	r.synced = true

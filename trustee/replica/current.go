@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	// currentLife is how long Current returns the same result. It is longer than a tick, in which the
+	// currentLife is how long Current returns the same result. It is longer than checkEvery, in which the
 	// active server brings the passive one up to date.
 	currentLife = 2 * time.Second
 	// unreachedLife is the same at a passive server while the active server does not answer.
@@ -89,7 +89,7 @@ func (r *Replica) complete(ctx context.Context, st, p *Position) (bool, error) {
 		return had, err
 	}
 	r.mu.Lock()
-	diverged := r.compared.mine == st.Head && !r.compared.less.None()
+	diverged := r.compared.storeHead == st.Head && !r.compared.copyLacks.None()
 	r.mu.Unlock()
 	if !diverged && (p.Head.Epoch > st.Head.Epoch || p.Head.Epoch == st.Head.Epoch && p.Head.Seq > st.Head.Seq) {
 		return false, claviger.E("replica.Current", claviger.Unavailable, "", server.ErrBehind)

@@ -225,7 +225,7 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 	in := r.incoming
 	r.incoming = nil
 	defer in.drop()
-	lost, held, err := r.compare(ctx, in, comparison{head: a.Head, mine: st.Head})
+	lost, held, err := r.compare(ctx, in, comparison{copyHead: a.Head, storeHead: st.Head})
 	if err != nil {
 		return nil, err
 	}
@@ -307,7 +307,7 @@ func (i *incoming) records() (func() (server.Record, error), error) {
 // status. lost is what the copy lacks, or nil. held is true if the store holds any record.
 func (r *Replica) compare(ctx context.Context, in *incoming, c comparison) (lost *Loss, held bool, err error) {
 	now := time.Now()
-	theirs, mine := holdings{}, holdings{}
+	copied, mine := holdings{}, holdings{}
 	each := func(f func(server.Record)) error {
 		next, err := in.records()
 		for err == nil {
@@ -321,23 +321,23 @@ func (r *Replica) compare(ctx context.Context, in *incoming, c comparison) (lost
 		}
 		return err
 	}
-	if err := each(func(rec server.Record) { theirs.add(rec, now) }); err != nil {
+	if err := each(func(rec server.Record) { copied.add(rec, now) }); err != nil {
 		return nil, false, err
 	}
 	lost = new(Loss)
 	err = r.store.Export(ctx, func(rec server.Record) error {
 		held = true
 		mine.add(rec, now)
-		theirs.lacks(rec, now, lost)
+		copied.lacks(rec, now, lost)
 		return nil
 	})
 	if err != nil {
 		return nil, false, err
 	}
-	if err := each(func(rec server.Record) { mine.lacks(rec, now, &c.more) }); err != nil {
+	if err := each(func(rec server.Record) { mine.lacks(rec, now, &c.storeLacks) }); err != nil {
 		return nil, false, err
 	}
-	c.less = *lost
+	c.copyLacks = *lost
 	r.mu.Lock()
 	r.compared = c
 	r.mu.Unlock()
@@ -376,8 +376,8 @@ func (r *Replica) alone(ctx context.Context, a AloneArgs) (any, error) {
 	}
 	r.mu.Lock()
 	r.synced = false
-	if r.why == nil {
-		r.why = fmt.Errorf("this server must reach the passive one first")
+	if r.syncErr == nil {
+		r.syncErr = fmt.Errorf("this server must reach the passive one first")
 	}
 	r.mu.Unlock()
 	r.learned.Store(nil)

@@ -16,11 +16,11 @@ func (r *Replica) Check(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.why == nil {
+	if r.syncErr == nil {
 		return nil // the server has just started, or the two servers are in step again
 	}
 	return claviger.Errorf("replica.Check", claviger.Unavailable, "", "the two Key Trustee Servers are not in step: %w",
-		r.why)
+		r.syncErr)
 }
 
 // peerFault returns an error if the store of the passive server accepts no changes.

@@ -26,10 +26,10 @@ type Recovered struct {
 	// Aside are the full names of key versions that the store holds as deleted, because no key document
 	// names them. Their EDEKs open after the KT KMS has adopted them.
 	Aside []string
-	// Left says, in readable form, why parts of Lacked were not added.
-	Left []string
-	// Idle are the names in Revive of which the store lacks nothing.
-	Idle []string
+	// NotAdded says, in readable form, why parts of Lacked were not added.
+	NotAdded []string
+	// NotLacked are the names in Revive of which the store lacks nothing.
+	NotLacked []string
 }
 
 // RecoverOptions are the options of Recover.
@@ -55,7 +55,7 @@ type RecoverOptions struct {
 // does not hold; then nothing is changed.
 func Recover(ctx context.Context, into, from server.Store, o RecoverOptions) (*Recovered, error) {
 	r := &recovery{into: into, now: time.Now(), revive: o.Revive, dry: o.Dry, mine: holdings{}, res: new(Recovered),
-		kept: map[string]kept{}, theirs: map[string]bool{}, groups: map[depositsOf]*depositGroup{},
+		storeDeposits: map[string]storeDeposit{}, otherLive: map[string]bool{}, groups: map[depositsOf]*depositGroup{},
 		put: map[depositsOf][]*server.Row{}, names: map[string]bool{}}
 	if err := into.Export(ctx, r.holds); err != nil {
 		return nil, err
@@ -80,7 +80,7 @@ func Recover(ctx context.Context, into, from server.Store, o RecoverOptions) (*R
 	}
 	for _, name := range o.Revive {
 		if !r.lacksAny(name) {
-			r.res.Idle = append(r.res.Idle, name)
+			r.res.NotLacked = append(r.res.NotLacked, name)
 		}
 	}
 	return r.res, r.deposits(ctx)
@@ -117,11 +117,11 @@ type recovery struct {
 	revive []string
 	res    *Recovered
 
-	mine holdings
-	kept map[string]kept // deposits of the store, by uuid
-	// theirs is true for the live deposits of the other store; names are the names of all its deposits.
-	theirs map[string]bool
-	names  map[string]bool
+	mine          holdings
+	storeDeposits map[string]storeDeposit // deposits of the store, by uuid
+	// otherLive is true for the live deposits of the other store; names are the names of all its deposits.
+	otherLive map[string]bool
+	names     map[string]bool
 	// newestCommon is the creation time of the newest deposit in both stores.
 	newestCommon time.Time
 	groups       map[depositsOf]*depositGroup
@@ -129,12 +129,12 @@ type recovery struct {
 	put map[depositsOf][]*server.Row
 }
 
-// kept is a deposit of the store.
-type kept struct {
-	of   depositsOf
-	kind string
-	live bool
-	made time.Time
+// storeDeposit is a deposit of the store.
+type storeDeposit struct {
+	of      depositsOf
+	kind    string
+	live    bool
+	created time.Time
 }
 
 // depositsOf names deposits that belong together: the deposits of a key, or those with another label.
@@ -150,9 +150,9 @@ type depositGroup struct {
 }
 
 type lackedRow struct {
-	row  *server.Row
-	kind string
-	made time.Time
+	row     *server.Row
+	kind    string
+	created time.Time
 }
 
 // groupOf returns the group of a deposit, and the kind of its label.
@@ -167,12 +167,12 @@ func groupOf(d *server.Row) (kind string, of depositsOf) {
 // holds adds a record that the store holds.
 func (r *recovery) holds(rec server.Record) error {
 	if d := rec.Deposit; d != nil {
-		made, err := d.Sealed.Made()
+		created, err := d.Sealed.Made()
 		if err != nil {
 			return err
 		}
 		kind, of := groupOf(d)
-		r.kept[d.UUID] = kept{of, kind, d.Sealed.Deleted == nil, made}
+		r.storeDeposits[d.UUID] = storeDeposit{of, kind, d.Sealed.Deleted == nil, created}
 	}
 	r.mine.add(rec, r.now)
 	return nil
@@ -183,9 +183,9 @@ func (r *recovery) lacks(rec server.Record) bool {
 	if d := rec.Deposit; d != nil {
 		_, of := groupOf(d)
 		r.names[of.name] = true
-		r.theirs[d.UUID] = d.Sealed.Deleted == nil
-		if k, there := r.kept[d.UUID]; there && k.made.After(r.newestCommon) {
-			r.newestCommon = k.made
+		r.otherLive[d.UUID] = d.Sealed.Deleted == nil
+		if k, there := r.storeDeposits[d.UUID]; there && k.created.After(r.newestCommon) {
+			r.newestCommon = k.created
 		}
 	}
 	var one Loss
@@ -193,9 +193,9 @@ func (r *recovery) lacks(rec server.Record) bool {
 	return !one.None()
 }
 
-// notAdded adds a reason to Left.
+// notAdded adds a reason to NotAdded.
 func (r *recovery) notAdded(format string, args ...any) {
-	r.res.Left = append(r.res.Left, fmt.Sprintf(format, args...))
+	r.res.NotAdded = append(r.res.NotAdded, fmt.Sprintf(format, args...))
 }
 
 // takeRecord adds an organization or client to the store, or a deposit to its group.
@@ -204,7 +204,7 @@ func (r *recovery) takeRecord(ctx context.Context, rec server.Record) error {
 	d := rec.Deposit
 	if _, there := r.mine[key]; there {
 		r.res.Lacked.count(rec, name)
-		if kind := trustee.LabelVersion; d != nil && d.Sealed.Deleted == nil && r.kept[d.UUID].kind == kind {
+		if kind := trustee.LabelVersion; d != nil && d.Sealed.Deleted == nil && r.storeDeposits[d.UUID].kind == kind {
 			r.aside(d) // an earlier call has added it as deleted
 		} else {
 			r.notAdded("%s: the store holds it in another state (deleted or not, disabled or not, another secret)",
@@ -213,7 +213,7 @@ func (r *recovery) takeRecord(ctx context.Context, rec server.Record) error {
 		return nil
 	}
 	if d != nil {
-		made, err := d.Sealed.Made()
+		created, err := d.Sealed.Made()
 		if err != nil {
 			return err
 		}
@@ -221,7 +221,7 @@ func (r *recovery) takeRecord(ctx context.Context, rec server.Record) error {
 		if r.groups[of] == nil {
 			r.groups[of] = &depositGroup{of: of}
 		}
-		r.groups[of].rows = append(r.groups[of].rows, lackedRow{d, kind, made})
+		r.groups[of].rows = append(r.groups[of].rows, lackedRow{d, kind, created})
 		return nil
 	}
 	r.res.Lacked.count(rec, name)
@@ -244,7 +244,7 @@ func (r *recovery) takeRecord(ctx context.Context, rec server.Record) error {
 }
 
 // outcome reports whether a record was added. If the store has refused the record, outcome adds the
-// reason to Left.
+// reason to NotAdded.
 func (r *recovery) outcome(name string, err error) (added bool, _ error) {
 	switch {
 	case claviger.Is(err, claviger.KeyExists):
@@ -283,10 +283,10 @@ func (r *recovery) deposits(ctx context.Context) error {
 		return cmp.Or(strings.Compare(a.of.name, b.of.name), strings.Compare(a.of.owner, b.of.owner))
 	})
 	has := map[depositsOf]state{}
-	for uuid, k := range r.kept {
+	for uuid, k := range r.storeDeposits {
 		s := has[k.of]
 		s.live = s.live || k.live && k.kind != trustee.LabelVersion && k.kind != trustee.LabelDeleted
-		s.deleted = s.deleted || k.live && k.kind == trustee.LabelDeleted && !r.theirs[uuid]
+		s.deleted = s.deleted || k.live && k.kind == trustee.LabelDeleted && !r.otherLive[uuid]
 		has[k.of] = s
 	}
 	var steps []step
@@ -318,10 +318,10 @@ func (r *recovery) group(g *depositGroup, has state) (steps []step) {
 	gone := has.deleted
 	docs := 0
 	for _, l := range g.rows {
-		if l.made.After(last) {
-			last = l.made
+		if l.created.After(last) {
+			last = l.created
 		}
-		gone = gone || r.ended(l)
+		gone = gone || r.deletedOrReplaced(l)
 		if l.kind != trustee.LabelVersion && l.row.Sealed.Deleted == nil {
 			docs++
 		}
@@ -332,14 +332,14 @@ func (r *recovery) group(g *depositGroup, has state) (steps []step) {
 	}
 	for _, l := range g.rows {
 		deleted, version := l.row.Sealed.Deleted != nil, l.kind == trustee.LabelVersion
-		if has.live && l.kind != trustee.LabelDeleted && !version && !deleted && r.ended(l) {
+		if has.live && l.kind != trustee.LabelDeleted && !version && !deleted && r.deletedOrReplaced(l) {
 			continue // the store has replaced it by the live deposit
 		}
 		r.count(&r.res.Lacked, l.row)
-		s := step{lackedRow: l, after: l.made}
+		s := step{lackedRow: l, after: l.created}
 		switch {
 		case deleted:
-		case version && r.ended(l) && !revive:
+		case version && r.deletedOrReplaced(l) && !revive:
 			r.notAdded("REVIVED version %q: the store has deleted it; --revive %q keeps it", nameOf(l.row), g.of.name)
 			continue
 		case version && (has.live || docs == 0):
@@ -373,10 +373,10 @@ func rank(s step) int {
 	return 1
 }
 
-// ended reports whether the store has deleted or replaced a deposit that it lacks.
-func (r *recovery) ended(l lackedRow) bool { return l.made.Before(r.newestCommon) }
+// deletedOrReplaced reports whether the store has deleted or replaced a deposit that it lacks.
+func (r *recovery) deletedOrReplaced(l lackedRow) bool { return l.created.Before(r.newestCommon) }
 
-// refuse adds a group that the store has deleted to Left.
+// refuse adds a group that the store has deleted to NotAdded.
 func (r *recovery) refuse(g *depositGroup) {
 	var versions []string
 	live := false

@@ -57,7 +57,7 @@ func TestRecover(t *testing.T) {
 		t.Errorf("a name that the other store does not hold: %v", err)
 	}
 	r, err := replica.Recover(t.Context(), b.store, from, replica.RecoverOptions{})
-	if err != nil || r.Added.Deposits != 2 || len(r.Left) != 1 || !strings.Contains(r.Left[0],
+	if err != nil || r.Added.Deposits != 2 || len(r.NotAdded) != 1 || !strings.Contains(r.NotAdded[0],
 		`deposit "taken": the store has another`) {
 		t.Fatalf("%+v, %v", r, err)
 	}
@@ -79,7 +79,7 @@ func TestRecover(t *testing.T) {
 		t.Errorf("%+v, %v", d, err)
 	}
 	r, err = replica.Recover(t.Context(), b.store, from, replica.RecoverOptions{Revive: []string{"late", "taken"}})
-	if err != nil || !r.Added.None() || !slices.Equal(r.Idle, []string{"late"}) {
+	if err != nil || !r.Added.None() || !slices.Equal(r.NotLacked, []string{"late"}) {
 		t.Errorf("a second time: %+v, %v", r, err)
 	}
 }

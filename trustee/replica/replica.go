@@ -25,8 +25,8 @@ const (
 	wholeTimeout = 50 * time.Second
 	// readyTimeout is how long a change waits until the passive server is up to date.
 	readyTimeout = 3 * time.Second
-	// tick is how often the active server checks whether the passive server lacks changes.
-	tick = time.Second
+	// checkEvery is how often the active server checks whether the passive server lacks changes.
+	checkEvery = time.Second
 	// probeEvery is how often the active server probes the passive server when it has nothing to send.
 	probeEvery = 10 * time.Second
 	// pageEntries is the largest number of log entries in one request.
@@ -69,13 +69,13 @@ type Replica struct {
 	// synced is true if the passive server has every change up to peerHead and can commit the next.
 	synced   bool
 	peerHead Head
-	tried    bool // a check has ended since the start
+	checked  bool // a check has ended since the start
 	// equal is true if this server, as the active one, was equal to the passive server at some time since
 	// its start. lacking is true if it knows that the passive server holds records that it lacks.
 	equal, lacking bool
-	why            error         // why synced is false
+	syncErr        error         // the reason why synced is false
 	round          chan struct{} // closed at the end of the next check
-	logged         string        // the text of why that was logged last
+	logged         string        // the text of syncErr that was logged last
 	// unanswered is the last change that was refused because the passive server did not answer. A passive
 	// server whose log ends there has acknowledged nothing to a client.
 	unanswered Head
@@ -95,16 +95,15 @@ type Replica struct {
 
 // refusedCopy is a copy that the passive server refused, because the copy lacks records of its store.
 type refusedCopy struct {
-	mine, theirs Head // of the two logs
-	at           time.Time
-	err          error
+	mine, peer Head // of the two logs
+	at         time.Time
+	err        error
 }
 
-// comparison is a comparison of this store, whose log ended at mine, with a copy of the other server's
-// store, whose log ended at head. less is what the copy lacks, and more is what this store lacks.
+// comparison is the result of comparing this store with a copy of the other server's store.
 type comparison struct {
-	head, mine Head
-	less, more Loss
+	copyHead, storeHead   Head // of the two logs
+	copyLacks, storeLacks Loss
 }
 
 // New makes a server one of two. At its first start, the server gets the role first. New sets the guard
@@ -152,7 +151,7 @@ func New(ctx context.Context, cfg Config, first server.Role) (*Replica, error) {
 
 // Run keeps the passive server equal until ctx ends.
 func (r *Replica) Run(ctx context.Context) {
-	t := time.NewTicker(tick)
+	t := time.NewTicker(checkEvery)
 	defer t.Stop()
 	for {
 		r.check(ctx)
@@ -219,7 +218,7 @@ func (r *Replica) report(err error) {
 		r.synced = false
 		text = err.Error()
 	}
-	r.tried, r.why = true, err
+	r.checked, r.syncErr = true, err
 	close(r.round)
 	r.round = make(chan struct{})
 	if text != r.logged && err != nil {
@@ -240,7 +239,7 @@ func (r *Replica) wake() {
 // uncommitted returns the error of a change that the passive server may or may not have.
 func (r *Replica) uncommitted(err error) error {
 	r.mu.Lock()
-	r.synced, r.why = false, err
+	r.synced, r.syncErr = false, err
 	r.mu.Unlock()
 	r.wake()
 	return claviger.Errorf("replica.guard", claviger.Unavailable, "", "%w (%w)", server.ErrAway, err)
@@ -252,8 +251,8 @@ func (r *Replica) Ready(ctx context.Context) error {
 	const op = "replica.Ready"
 	limit := time.NewTimer(readyTimeout)
 	defer limit.Stop()
-	away := func(why error) error {
-		return claviger.Errorf(op, claviger.Unavailable, "", "%w (%w)", server.ErrAway, errors.Join(why))
+	away := func(cause error) error {
+		return claviger.Errorf(op, claviger.Unavailable, "", "%w (%w)", server.ErrAway, errors.Join(cause))
 	}
 	// The first check that ends may have begun before this call, so only the second counts.
 	for checks := 0; ; checks++ {
@@ -265,13 +264,13 @@ func (r *Replica) Ready(ctx context.Context) error {
 			return claviger.E(op, claviger.Unavailable, "", trustee.ErrPassive)
 		}
 		r.mu.Lock()
-		mode, why, round := r.modeOf(&st), r.why, r.round
+		mode, cause, round := r.modeOf(&st), r.syncErr, r.round
 		r.mu.Unlock()
 		if mode != refuse {
 			return nil
 		}
-		if checks >= 2 && why != nil {
-			return away(why)
+		if checks >= 2 && cause != nil {
+			return away(cause)
 		}
 		r.wake()
 		select {
@@ -279,7 +278,7 @@ func (r *Replica) Ready(ctx context.Context) error {
 		case <-ctx.Done():
 			return claviger.E(op, claviger.Unavailable, "", ctx.Err())
 		case <-limit.C:
-			return away(why)
+			return away(cause)
 		}
 	}
 }
@@ -300,7 +299,7 @@ func (r *Replica) modeOf(st *Position) mode {
 	switch {
 	case r.synced:
 		return both
-	case r.tried && st.Alone:
+	case r.checked && st.Alone:
 		return alone
 	}
 	return refuse
@@ -310,7 +309,7 @@ func (r *Replica) modeOf(st *Position) mode {
 // disconnects does not stop it.
 func (r *Replica) guard(ctx context.Context, before Position, e Entry) (shared bool, err error) {
 	r.mu.Lock()
-	mode, why, at := r.modeOf(&before), r.why, r.peerHead
+	mode, cause, at := r.modeOf(&before), r.syncErr, r.peerHead
 	r.mu.Unlock()
 	switch mode {
 	case alone:
@@ -318,7 +317,7 @@ func (r *Replica) guard(ctx context.Context, before Position, e Entry) (shared b
 	case refuse:
 		r.wake()
 		return false, claviger.Errorf("replica.guard", claviger.Unavailable, "", "%w (%w)", server.ErrAway,
-			errors.Join(why))
+			errors.Join(cause))
 	}
 	if err := r.sendEntries(ctx, before, at, &e); err != nil {
 		return false, err
@@ -422,8 +421,8 @@ func (r *Replica) status(ctx context.Context, a StatusArgs) (any, error) {
 	st.Fault = r.writeProbe.Fault(ctx, r.store, time.Now())
 	report := StatusReport{Position: st, Synced: synced}
 	r.mu.Lock()
-	if r.why != nil {
-		report.Why = r.why.Error()
+	if r.syncErr != nil {
+		report.Why = r.syncErr.Error()
 	}
 	r.mu.Unlock()
 	if report.Peer, err = r.exchangePositions(ctx, Position{Role: server.RolePassive}); err != nil {
@@ -468,9 +467,9 @@ func (r *Replica) diverged(ctx context.Context, report *StatusReport) error {
 	compared := r.compared
 	r.mu.Unlock()
 	report.Why = "the active Key Trustee Server does not have the changes that this one has"
-	if compared.head == report.Peer.Head && !compared.less.None() {
+	if compared.copyHead == report.Peer.Head && !compared.copyLacks.None() {
 		report.Why = fmt.Sprintf("the active Key Trustee Server lacks what this one holds, %s; its copy was refused: "+
-			"%s", &compared.less, curePassive)
+			"%s", &compared.copyLacks, curePassive)
 	}
 	return nil
 }

@@ -194,18 +194,18 @@ func (r *Replica) compareStores(ctx context.Context, p Position, discard bool) (
 		if err != nil {
 			return Head{}, err
 		}
-		theirs, err := r.peerDigest(ctx)
+		peer, err := r.peerDigest(ctx)
 		switch {
 		case err != nil:
 			return Head{}, err
-		case theirs.Head != mine.Head: // orgtool has made a change
-			p.Head = theirs.Head
+		case peer.Head != mine.Head: // orgtool has made a change
+			p.Head = peer.Head
 			continue
-		case theirs.Digest == mine.Digest:
+		case peer.Digest == mine.Digest:
 			return mine.Head, nil
 		}
 		r.log.Error("the two Key Trustee Servers have made the same changes and are not equal: the passive one gets "+
-			"a whole copy", "seq", mine.Head.Seq, "digest", mine.Digest, "passive", theirs.Digest)
+			"a whole copy", "seq", mine.Head.Seq, "digest", mine.Digest, "passive", peer.Digest)
 		if round > 0 {
 			break
 		}
@@ -239,7 +239,7 @@ const refusedFor = time.Minute
 // records of its store, unless drop is true. The caller holds r.op.
 func (r *Replica) load(ctx context.Context, st, was Position, drop bool) (*Position, error) {
 	const op = "replica.load"
-	if no := r.refused; !drop && no.err != nil && no.theirs == was.Head &&
+	if no := r.refused; !drop && no.err != nil && no.peer == was.Head &&
 		(no.mine == st.Head || time.Since(no.at) < refusedFor) {
 		return nil, no.err
 	}
@@ -259,7 +259,7 @@ func (r *Replica) load(ctx context.Context, st, was Position, drop bool) (*Posit
 			"restored from an older backup, claviger trustee promote there; if this one's is, claviger "+
 			"trustee resync --drop here drops that, and a copy stays beside the passive's store", res.Lost,
 			alone)
-		r.refused = refusedCopy{mine: st.Head, theirs: was.Head, at: time.Now(), err: err}
+		r.refused = refusedCopy{mine: st.Head, peer: was.Head, at: time.Now(), err: err}
 		r.mu.Lock()
 		r.lacking = true // report clears r.learned
 		r.mu.Unlock()
@@ -343,7 +343,7 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Position, error) {
 		return nil, err
 	}
 	r.mu.Lock()
-	r.synced, r.why = false, fmt.Errorf("this server has just been promoted")
+	r.synced, r.syncErr = false, fmt.Errorf("this server has just been promoted")
 	r.equal, r.lacking = all, false
 	r.mu.Unlock()
 	r.learned.Store(nil)
@@ -404,14 +404,14 @@ func (r *Replica) mayTakeOver(ctx context.Context, p *Position) error {
 	compared := r.compared
 	r.mu.Unlock()
 	switch {
-	case compared.head != p.Head:
+	case compared.copyHead != p.Head:
 		return claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server has changed while the two "+
 			"were compared: try again")
-	case !compared.more.None():
+	case !compared.storeLacks.None():
 		return claviger.Errorf(op, claviger.Invalid, "", "the other Key Trustee Server holds what this one lacks, "+
 			"%s, and this one cannot follow its changes. claviger trustee resync there brings this one up to date, "+
 			"unless that loses something; claviger trustee promote --force here, and claviger trustee resync "+
-			"--drop afterwards, drops it, and a copy stays beside the other's store", &compared.more)
+			"--drop afterwards, drops it, and a copy stays beside the other's store", &compared.storeLacks)
 	}
 	return nil
 }

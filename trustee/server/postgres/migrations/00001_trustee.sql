@@ -1,5 +1,5 @@
 -- +goose Up
--- Texts are compared by their bytes, as the protocol orders them.
+-- COLLATE "C" compares texts by their bytes, because the protocol orders them so.
 CREATE TABLE trustee_identity (
   one         BOOLEAN PRIMARY KEY CHECK (one),
   fingerprint TEXT NOT NULL
@@ -33,14 +33,14 @@ CREATE TABLE trustee_deposit (
   statement BYTEA NOT NULL,
   signature BYTEA NOT NULL,
   content   BYTEA NOT NULL,
-  wrapped   BOOLEAN NOT NULL -- the content is as a Key HSM has wrapped it
+  wrapped   BOOLEAN NOT NULL -- true if a Key HSM has wrapped the content
 );
 
 CREATE UNIQUE INDEX trustee_deposit_live ON trustee_deposit (owner, label) WHERE deleted IS NULL;
 CREATE INDEX trustee_deposit_deleted ON trustee_deposit (owner, label, uuid) WHERE deleted IS NOT NULL;
 CREATE INDEX trustee_deposit_expires ON trustee_deposit (expires) WHERE expires IS NOT NULL;
 
--- Requests that changed something, so that none is done twice.
+-- Digests of requests that changed something. The server does not do a request again whose digest is in this table.
 CREATE TABLE trustee_once (
   digest TEXT COLLATE "C" PRIMARY KEY,
   until  BIGINT NOT NULL

@@ -32,7 +32,7 @@ CREATE UNIQUE INDEX deposit_live ON deposit (owner, label) WHERE deleted IS NULL
 CREATE INDEX deposit_deleted ON deposit (owner, label) WHERE deleted IS NOT NULL;
 CREATE INDEX deposit_expires ON deposit (expires) WHERE expires IS NOT NULL;
 
--- Requests that changed something, so that none is done twice.
+-- Digests of requests that changed something. The server does not do a request again whose digest is in this table.
 CREATE TABLE once (
   digest TEXT PRIMARY KEY,
   until  INTEGER NOT NULL

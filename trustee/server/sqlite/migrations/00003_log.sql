@@ -1,5 +1,5 @@
 -- +goose Up
--- The log from which a second store is kept equal; empty where there is none.
+-- The log of changes. A second server gets the changes from it. It is empty if there is no second server.
 CREATE TABLE change (
   seq     INTEGER PRIMARY KEY,
   epoch   INTEGER NOT NULL,
@@ -7,7 +7,7 @@ CREATE TABLE change (
   payload BLOB NOT NULL   -- JSON of a server.Change
 ) STRICT;
 
--- What the store is beside its peer, and the head of its log: one row.
+-- One row: the role of the store as one of two, and the head of its log.
 CREATE TABLE standing (
   one      INTEGER PRIMARY KEY CHECK (one = 1),
   role     TEXT NOT NULL CHECK (role IN ('single', 'active', 'passive')),
