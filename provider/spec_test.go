@@ -15,12 +15,12 @@ func TestCheckSpec(t *testing.T) {
 		kind   claviger.Kind // Internal if no error is wanted
 		text   string
 	}{
-		"a valid spec":    {func(*provider.Spec) {}, claviger.Internal, ""},
-		"192":             {func(s *provider.Spec) { s.BitLength = 192 }, claviger.Internal, ""},
-		"material":        {func(s *provider.Spec) { s.Material = make(secret.Bytes, 16) }, claviger.Internal, ""},
-		"another mode":    {func(s *provider.Spec) { s.Cipher = "aes/GCM/NoPadding" }, claviger.Internal, ""},
-		"algorithm alone": {func(s *provider.Spec) { s.Cipher = "AES" }, claviger.Internal, ""},
-		"no name":         {func(s *provider.Spec) { s.Name = "" }, claviger.Invalid, "a key must have a name"},
+		"a valid spec":   {func(*provider.Spec) {}, claviger.Internal, ""},
+		"192":            {func(s *provider.Spec) { s.BitLength = 192 }, claviger.Internal, ""},
+		"material":       {func(s *provider.Spec) { s.Material = make(secret.Bytes, 16) }, claviger.Internal, ""},
+		"another mode":   {func(s *provider.Spec) { s.Cipher = "aes/GCM/NoPadding" }, claviger.Internal, ""},
+		"algorithm only": {func(s *provider.Spec) { s.Cipher = "AES" }, claviger.Internal, ""},
+		"no name":        {func(s *provider.Spec) { s.Name = "" }, claviger.Invalid, "a key must have a name"},
 		"100 bits": {func(s *provider.Spec) { s.BitLength = 100 }, claviger.InvalidKeySize,
 			`"k": bit length is 100; it must be 128, 192 or 256`},
 		"no cipher": {func(s *provider.Spec) { s.Cipher = "" }, claviger.UnknownCipher,

@@ -358,7 +358,7 @@ func (p *Provider) checkAdoption(ctx context.Context, op string, c Candidate, a 
 	}
 	for _, i := range pending {
 		if i.Key == c.Key && i.Op == opDelete {
-			return c, claviger.Errorf(op, claviger.Invalid, c.Key, "a deletion of this key was broken off; the next "+
+			return c, claviger.Errorf(op, claviger.Invalid, c.Key, "a deletion of this key was interrupted; the next "+
 				"start of a server finishes it")
 		}
 	}

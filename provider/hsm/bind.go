@@ -137,7 +137,7 @@ func (p *Provider) moveWithoutKeys(ctx context.Context, was recordedToken) error
 	}
 	if len(pending) > 0 {
 		return claviger.Errorf("hsm.Open", claviger.Invalid, "",
-			"the metastore %s belongs to token %q (serial %s), where the step %q of key %q was broken off, and "+
+			"the metastore %s belongs to token %q (serial %s), where the step %q of key %q was interrupted, and "+
 				"this is token %s; name the right token in the keystore file, or another metastore by "+
 				"claviger.metastore.uri",
 			p.store.URI(), was.label, was.serial, pending[0].Op, pending[0].Key, tokenName(info))

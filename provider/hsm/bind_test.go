@@ -74,7 +74,7 @@ func TestOtherTokenWithoutKeys(t *testing.T) {
 	})
 	_, err := b.open(t.Context())
 	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(),
-		`the step "create" of key "half" was broken off`) || !strings.Contains(err.Error(), "serial elsewhere") {
+		`the step "create" of key "half" was interrupted`) || !strings.Contains(err.Error(), "serial elsewhere") {
 		t.Errorf("a key was begun on the other token: %v", err)
 	}
 	serial("elsewhere", false)

@@ -107,7 +107,7 @@ func (p *Provider) makeKey(ctx context.Context, op, kind string, m claviger.Meta
 			return nil
 		}
 		if err := afterStep(progress); err != nil {
-			return claviger.Errorf(op, claviger.KindOf(err), m.Name, "broken off after %q: %w", progress, err)
+			return claviger.Errorf(op, claviger.KindOf(err), m.Name, "interrupted after %q: %w", progress, err)
 		}
 		return nil
 	}
@@ -178,7 +178,7 @@ func (p *Provider) beginStep(ctx context.Context, kind, key string, planned step
 		if i.Op == kind && len(i.Refs) == n && numberedFrom(first, i.Refs) &&
 			json.Unmarshal(i.Payload, &earlier) == nil && earlier.Bits == planned.Bits &&
 			maps.Equal(earlier.Attributes, planned.Attributes) {
-			p.log.Info("a step that was broken off is continued", "key", key, "step", kind, "begun", i.Begun)
+			p.log.Info("a step that was interrupted is continued", "key", key, "step", kind, "begun", i.Begun)
 			return i, nil
 		}
 		if err := p.endStep(ctx, i); err != nil {
@@ -225,7 +225,7 @@ func (p *Provider) endStep(ctx context.Context, i metastore.Intent) error {
 		var planned stepPlan
 		_ = json.Unmarshal(i.Payload, &planned) // intents of older programs have none
 		return claviger.Errorf("hsm.end", claviger.Invalid, i.Key,
-			"the step %q of key %q was broken off, and the token holds what it made: %s; something may be encrypted "+
+			"the step %q of key %q was interrupted, and the token holds what it made: %s; something may be encrypted "+
 				"with it, if the metastore is an old copy. Make the same step again (%d bits, %d versions, the same "+
 				"attributes), or have an operator adopt it (claviger hsm adopt %s) or set it aside (with --aside)",
 			i.Op, i.Key, summarize(made), planned.Bits, len(i.Refs), i.Key)
@@ -374,12 +374,12 @@ func (p *Provider) removeSeveral(ctx context.Context, op, key string, ref metast
 	name := claviger.VersionName(key, ref.ID)
 	if p.keepsNoData.Load() {
 		return nil, claviger.Errorf(op, claviger.Invalid, key,
-			"the token holds several objects of a step with key %q that was broken off (version %s, CKA_ID "+
+			"the token holds several objects of a step with key %q that was interrupted (version %s, CKA_ID "+
 				"%s); something may be encrypted with one of them, if the metastore is an old copy, "+
 				"and this token keeps no data objects that would show it; destroy those that are not used with "+
 				"the HSM's own tool, and make the same step again", key, name, ref.Object)
 	}
-	p.log.Warn("the token holds several objects of a step that was broken off; the key is made again", "version", name,
+	p.log.Warn("the token holds several objects of a step that was interrupted; the key is made again", "version", name,
 		"err", several)
 	if err := p.mayDestroy(ctx); err != nil {
 		return nil, err
@@ -394,7 +394,7 @@ func (p *Provider) removeSeveral(ctx context.Context, op, key string, ref metast
 // SoftHSM, killed within C_GenerateKey, leaves an object with all attributes but its value. No data was ever encrypted
 // with it, because no version uses it yet.
 func (p *Provider) remakeObject(ctx context.Context, name string, raw []byte, bits int, broken error) ([]byte, error) {
-	p.log.Warn("the token holds an unusable object of a step that was broken off; the key is made again", "version",
+	p.log.Warn("the token holds an unusable object of a step that was interrupted; the key is made again", "version",
 		name, "err", broken)
 	if err := p.mayDestroy(ctx); err != nil {
 		return nil, err
@@ -417,7 +417,7 @@ func (p *Provider) finishPending(ctx context.Context) error {
 	}
 	for _, i := range pending {
 		if i.Op != opDelete {
-			p.log.Info("a step was broken off; making it again finishes it", "key", i.Key, "step", i.Op, "begun",
+			p.log.Info("a step was interrupted; repeat it to finish it", "key", i.Key, "step", i.Op, "begun",
 				i.Begun)
 			continue
 		}

@@ -54,13 +54,13 @@ func isCorrupt(err error) bool {
 	return errors.As(err, &c) && c.corrupt()
 }
 
-// doubtError is the error of a write that failed after the new file was in place, if the old file could not be
+// notRestoredError is the error of a write that failed after the new file was in place, if the old file could not be
 // restored.
-type doubtError struct{ err error }
+type notRestoredError struct{ err error }
 
-func (e *doubtError) Error() string { return e.err.Error() }
+func (e *notRestoredError) Error() string { return e.err.Error() }
 
-func (e *doubtError) Unwrap() error { return e.err }
+func (e *notRestoredError) Unwrap() error { return e.err }
 
 // writeError adds to the error of a write what to do.
 func (p *Provider) writeError(err error) error {
@@ -73,7 +73,7 @@ func (p *Provider) writeError(err error) error {
 	case errors.Is(err, syscall.EROFS):
 		cure = "; the file system is mounted read-only"
 	}
-	if errors.As(err, new(*doubtError)) {
+	if errors.As(err, new(*notRestoredError)) {
 		return fmt.Errorf("keystore %s was written, but the change may be lost in a power cut: %w; see the kernel's "+
 			"log for errors of the disk, and check the key before you repeat the change", p.file.path, err)
 	}

@@ -277,7 +277,7 @@ func (f *file) flush(s *keystore.JCEKS) (identity, error) {
 	if err != nil {
 		_ = next.Discard() // the first error counts
 		if err := f.restore(before, backup); err != nil {
-			return identity{}, &doubtError{err}
+			return identity{}, &notRestoredError{err}
 		}
 		return identity{}, err
 	}

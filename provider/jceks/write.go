@@ -365,7 +365,7 @@ func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int
 	}
 	if step != nil {
 		if err := step("committed"); err != nil {
-			return nil, claviger.Errorf(op, claviger.KindOf(err), m.Name, "import broken off after %q: %w",
+			return nil, claviger.Errorf(op, claviger.KindOf(err), m.Name, "import interrupted after %q: %w",
 				"committed", err)
 		}
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 // Aside is a version that the Key Trustee Server has as a deleted deposit, and that no document names. claviger trustee
-// recover keeps such versions. A change that was broken off also leaves one.
+// recover keeps such versions. A change that was interrupted also leaves one.
 type Aside struct {
 	Version string    `json:"version"`
 	Made    time.Time `json:"made"`
@@ -58,7 +58,7 @@ func (p *Provider) setAside(ctx context.Context, op, prefix string) ([]Aside, er
 	return list, nil
 }
 
-// Adopt adds a version of Aside to its key, before the current version. A call that was broken off may be repeated.
+// Adopt adds a version of Aside to its key, before the current version. A call that was interrupted may be repeated.
 // Kinds VersionNotFound if no such version is set aside, KeyNotFound if the key does not exist, Invalid if the version
 // has another length than the key.
 func (p *Provider) Adopt(ctx context.Context, version string) error {

@@ -371,7 +371,7 @@ func TestExpiry(t *testing.T) {
 	}
 }
 
-// TestStrays checks that a change removes old versions of broken-off changes, and no version of a live or deleted key.
+// TestStrays checks that a change removes old versions of interrupted changes, and no version of a live or deleted key.
 func TestStrays(t *testing.T) {
 	s := newSite(t)
 	folder := filepath.Join(t.TempDir(), ".keytrustee")
@@ -383,8 +383,8 @@ func TestStrays(t *testing.T) {
 		t.Fatal(err)
 	}
 	conf, _ := s.tls(s.env)
-	ahead := 0 * time.Hour
-	now := func() time.Time { return time.Now().Add(ahead) }
+	clockAhead := 0 * time.Hour
+	now := func() time.Time { return time.Now().Add(clockAhead) }
 	box, err := trustee.NewClient(trustee.ClientConfig{Identity: f.Identity,
 		Servers: []trustee.Endpoint{{URL: s.web.URL, Server: f.Servers[0]}}, TLS: conf})
 	if err != nil {
@@ -421,7 +421,7 @@ func TestStrays(t *testing.T) {
 	if !has("version/k@stray") {
 		t.Error("a version that a running change may still use was removed")
 	}
-	ahead = 2 * time.Hour
+	clockAhead = 2 * time.Hour
 	if _, err := p.Roll(t.Context(), "k", nil); err != nil {
 		t.Fatal(err)
 	}

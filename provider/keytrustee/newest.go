@@ -101,7 +101,7 @@ func (m *memory) begin() uint64 {
 
 // remember stores an acknowledged change. It returns the stored changes whose time is in the future of n. The time of n
 // is right, because the Key Trustee Server refuses requests of a wrong clock.
-func (m *memory) remember(n newest) (ahead []newest, err error) {
+func (m *memory) remember(n newest) (future []newest, err error) {
 	if m == nil {
 		return nil, nil
 	}
@@ -120,8 +120,8 @@ func (m *memory) remember(n newest) (ahead []newest, err error) {
 			continue
 		}
 		old.Before = nil
-		if old.ahead(n.At) {
-			ahead = append(ahead, old)
+		if old.inFuture(n.At) {
+			future = append(future, old)
 			old.At = time.Time{} // erase the wrong time before it passes for a right one
 		}
 		all = append(all, old)
@@ -133,12 +133,12 @@ func (m *memory) remember(n newest) (ahead []newest, err error) {
 	if err == nil {
 		err = m.folder.WriteFile(newestFile, text)
 	}
-	return ahead, err
+	return future, err
 }
 
-// ahead reports whether the time of a change is in the future of now, the right time. Then the clock was ahead, and the
-// time of the change means nothing.
-func (n *newest) ahead(now time.Time) bool { return n.At.After(now.Add(skew)) }
+// inFuture reports whether the time of a change is in the future of now, the right time. Then the clock was ahead, and
+// the time of the change means nothing.
+func (n *newest) inFuture(now time.Time) bool { return n.At.After(now.Add(skew)) }
 
 // rememberPut remembers change number n, which put a deposit with that label.
 func (p *Provider) rememberPut(n uint64, k *keyDoc, label, uuid string) {
@@ -226,8 +226,8 @@ func (p *Provider) checkChange(ctx context.Context, op, key string) error {
 
 // remember stores an acknowledged change, and logs problems.
 func (p *Provider) remember(n newest) {
-	ahead, err := p.cfg.memory.remember(n)
-	for _, old := range ahead {
+	future, err := p.cfg.memory.remember(n)
+	for _, old := range future {
 		p.cfg.Log.Warn(p.futureWarning(&old))
 	}
 	if err != nil {
@@ -310,7 +310,7 @@ func (p *Provider) findLossOf(ctx context.Context, n *newest) (warning string, e
 		return "", err
 	}
 	at := n.At.Format(time.RFC3339)
-	future := n.ahead(p.cfg.Now())
+	future := n.inFuture(p.cfg.Now())
 	if future || n.At.IsZero() {
 		at = "an unknown time (the clock was wrong)"
 	}

@@ -217,7 +217,7 @@ func (p *Provider) replace(ctx context.Context, op, name string, k *keyDoc,
 		tries)
 }
 
-// clean removes old versions of the key that no document names. Changes that were broken off leave such versions. k is
+// clean removes old versions of the key that no document names. Changes that were interrupted leave such versions. k is
 // the key's document, or nil. If clean fails, the next change cleans.
 func (p *Provider) clean(ctx context.Context, name string, k *keyDoc) {
 	const op = "keytrustee.clean"
@@ -384,7 +384,7 @@ func (p *Provider) Purge(ctx context.Context, name string, versions ...string) e
 	return nil
 }
 
-// purge destroys a deleted key: its versions first, and then its document, so that a call that was broken off can be
+// purge destroys a deleted key: its versions first, and then its document, so that a call that was interrupted can be
 // repeated. A version that another document of the name also names is kept, because claviger trustee recover can bring
 // a deleted key back beside the deleted one.
 func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {

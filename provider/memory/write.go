@@ -41,7 +41,7 @@ func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int
 			return err
 		}
 		if err := step(name); err != nil {
-			return claviger.Errorf(op, claviger.KindOf(err), m.Name, "import broken off after %q: %w", name, err)
+			return claviger.Errorf(op, claviger.KindOf(err), m.Name, "import interrupted after %q: %w", name, err)
 		}
 		return nil
 	}

@@ -199,7 +199,7 @@ func testImportBrokenOff(t *testing.T, s Suite) {
 	}
 }
 
-// The versions of an import that is broken off.
+// The versions of an import that is interrupted.
 const brokenVersions, brokenFirst = 3, 4
 
 // brokenImport breaks imports off.
@@ -252,14 +252,14 @@ func (b *brokenImport) test(t *testing.T, at int, how string) {
 	imp := b.p.(provider.Importer)
 	_, err := imp.Import(t.Context(), m, brokenVersions, brokenFirst, nil)
 	if err != nil && !(committed && claviger.Is(err, claviger.KeyExists)) {
-		t.Errorf("second Import, after the first was broken off after %q: %v", step, err)
+		t.Errorf("second Import, after the first was interrupted after %q: %v", step, err)
 		return
 	}
 	wantImported(t, b.s, b.p, m, brokenVersions, brokenFirst)
 	if b.s.Objects != nil {
 		b.objects += brokenVersions
 		if got := b.s.Objects(t, b.p); got != b.objects {
-			t.Errorf("broken off after %q and called again, %d objects, want %d", step, got, b.objects)
+			t.Errorf("interrupted after %q and called again, %d objects, want %d", step, got, b.objects)
 			b.objects = got
 		}
 	}
@@ -270,7 +270,7 @@ func (b *brokenImport) test(t *testing.T, at int, how string) {
 // breakOff calls Import, and returns the name of the step after which it broke the import off.
 func (b *brokenImport) breakOff(t *testing.T, m claviger.Metadata, at int, how string) string {
 	t.Helper()
-	stop := errors.New("broken off")
+	stop := errors.New("interrupted")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	i, last := 0, ""
@@ -287,7 +287,7 @@ func (b *brokenImport) breakOff(t *testing.T, m claviger.Metadata, at int, how s
 		return stop
 	})
 	if err == nil || how != "cancel" && !errors.Is(err, stop) {
-		t.Fatalf("Import broken off after step %d: %v", at, err)
+		t.Fatalf("Import interrupted after step %d: %v", at, err)
 	}
 	return last
 }

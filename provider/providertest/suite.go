@@ -25,7 +25,7 @@ type Suite struct {
 	// Reopen closes p, and opens another provider over the same backing. It is nil if keys do not outlive p.
 	Reopen func(t *testing.T, p provider.Provider) provider.Provider
 	// Objects counts the keys in p's backing, including those that a Reader does not see. So the suite finds keys that
-	// a broken-off call left behind. May be nil.
+	// an interrupted call left behind. May be nil.
 	Objects func(t *testing.T, p provider.Provider) int
 
 	// SoftDeletes is true if the provider is set to keep deleted keys. If it is false, the suite does not test the
