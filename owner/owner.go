@@ -138,15 +138,15 @@ func cure(file string) string {
 	if err != nil {
 		return "the user that the server runs as must be able to make files in its folder"
 	}
-	whose := "another user"
+	name := "another user"
 	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
-		whose = strconv.FormatUint(uint64(sys.Uid), 10)
-		if u, err := user.LookupId(whose); err == nil {
-			whose = u.Username
+		name = strconv.FormatUint(uint64(sys.Uid), 10)
+		if u, err := user.LookupId(name); err == nil {
+			name = u.Username
 		}
 	}
 	return fmt.Sprintf("the lock file belongs to %s (mode %04o), and the user that the server runs as must own it",
-		whose, info.Mode().Perm())
+		name, info.Mode().Perm())
 }
 
 // Open opens a lock file. If it does not exist, Open makes it with mode 0600. A file that root makes gets the owner of

@@ -57,12 +57,12 @@ func refuseRoot(uid int, files []string) error {
 	return nil
 }
 
-// GiveFromRoot gives the file made to the owner of the file like, if this process runs as root.
-func GiveFromRoot(made, like string) error {
+// GiveFromRoot gives file to the owner of ownerFrom, if this process runs as root.
+func GiveFromRoot(file, ownerFrom string) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	st, err := os.Stat(like)
+	st, err := os.Stat(ownerFrom)
 	if err != nil {
 		return err
 	}
@@ -70,5 +70,5 @@ func GiveFromRoot(made, like string) error {
 	if !ok || owner.Uid == 0 {
 		return nil
 	}
-	return os.Chown(made, int(owner.Uid), int(owner.Gid))
+	return os.Chown(file, int(owner.Uid), int(owner.Gid))
 }

@@ -250,7 +250,7 @@ func (g *gatherer) serve(batch []part) {
 		}
 	}
 	var out []byte
-	err := g.token.doThen(context.Background(), "pkcs11.EncryptBlocks", func(l *login, s p11.SessionHandle) error {
+	err := g.token.doAndNotify(context.Background(), "pkcs11.EncryptBlocks", func(l *login, s p11.SessionHandle) error {
 		var err error
 		begun := time.Now()
 		out, err = g.token.encrypt(l, s, []byte(g.name.id), g.name.label, in)

@@ -107,24 +107,24 @@ func (t *Token) limited(ctx context.Context) (context.Context, context.CancelFun
 // library if necessary, and runs f once more. f must make its calls on that session only. f may run on after ctx
 // has ended and do has returned.
 func (t *Token) do(ctx context.Context, op string, f func(*login, p11.SessionHandle) error) error {
-	return t.doThen(ctx, op, f, func(error) {})
+	return t.doAndNotify(ctx, op, f, func(error) {})
 }
 
-// doThen does the same as do, and calls ended when f has returned for the last time. If ctx ends first, doThen
-// returns before that. The memory that f uses may be cleared in ended, and not earlier.
-func (t *Token) doThen(ctx context.Context, op string, f func(*login, p11.SessionHandle) error,
-	ended func(error)) error {
+// doAndNotify does the same as do, and calls onEnd when f has returned for the last time. If ctx ends first,
+// doAndNotify returns before that. The memory that f uses may be cleared in onEnd, and not earlier.
+func (t *Token) doAndNotify(ctx context.Context, op string, f func(*login, p11.SessionHandle) error,
+	onEnd func(error)) error {
 	ctx, cancel := t.limited(ctx)
 	defer cancel()
 	if err := t.takeSlot(ctx, op); err != nil {
-		ended(err)
+		onEnd(err)
 		return err
 	}
 	done := make(chan error, 1)
 	go func() {
 		defer func() { <-t.slots }()
 		err := withKind(op, t.explained(t.attempt(ctx, f)))
-		ended(err)
+		onEnd(err)
 		done <- err
 	}()
 	select {

@@ -93,6 +93,6 @@ var clients = map[string]trusteeFault{
 func TestTrusteeClients(t *testing.T) {
 	makeTrusteeTemplate(t)
 	for name, fault := range clients {
-		t.Run(name, func(t *testing.T) { provoke(t, name, fault) })
+		t.Run(name, func(t *testing.T) { checkFault(t, name, fault) })
 	}
 }

@@ -151,7 +151,7 @@ var trustees = map[string]trusteeFault{
 	}},
 	"trustee-peer-missing": {1, func(s *site) []string {
 		s.trustee()
-		s.oneOfTwo("passive")
+		s.trusteeWithoutPeer("passive")
 		s.killed()
 		return s.startTrustee()
 	}},
@@ -162,11 +162,12 @@ var trustees = map[string]trusteeFault{
 	}},
 	"trustee-peer-silent": {3, func(s *site) []string {
 		s.trustee()
-		return []string{"trustee", "promote", "--confdir", s.path("trustee"), "--url", s.oneOfTwo("passive")}
+		return []string{"trustee", "promote", "--confdir", s.path("trustee"), "--url", s.trusteeWithoutPeer("passive")}
 	}},
 	"trustee-alone-passive": {3, func(s *site) []string {
 		s.trustee()
-		return []string{"trustee", "alone", "on", "--confdir", s.path("trustee"), "--url", s.oneOfTwo("passive")}
+		return []string{"trustee", "alone", "on", "--confdir", s.path("trustee"), "--url",
+			s.trusteeWithoutPeer("passive")}
 	}},
 	"trustee-single": {3, func(s *site) []string {
 		s.trustee()
@@ -175,7 +176,7 @@ var trustees = map[string]trusteeFault{
 	}},
 	"orgtool-passive": {1, func(s *site) []string {
 		s.trustee()
-		s.oneOfTwo("passive")
+		s.trusteeWithoutPeer("passive")
 		return []string{"orgtool", "add", "--confdir", s.path("trustee"), "-n", "SITE"}
 	}},
 	"orgtool-without-store": {1, func(s *site) []string {
@@ -207,8 +208,8 @@ func (s *site) peer() []string {
 	return []string{"--peer", "https://127.0.0.1:1", "--peer-cert", s.path("trustee/.ssl/ssl-cert-keytrustee.pem")}
 }
 
-// oneOfTwo runs a trustee without its peer, and returns the URL of the trustee.
-func (s *site) oneOfTwo(role string) string {
+// trusteeWithoutPeer runs a trustee without its peer, and returns the URL of the trustee.
+func (s *site) trusteeWithoutPeer(role string) string {
 	s.t.Helper()
 	return s.background("ready-trustee",
 		s.startTrustee(append(s.peer(), "--role", role, "--ready-file", s.path("ready-trustee"))...)...)
@@ -332,12 +333,12 @@ func makeTrusteeTemplate(t *testing.T) {
 func TestTrusteeSide(t *testing.T) {
 	makeTrusteeTemplate(t)
 	for name, fault := range trustees {
-		t.Run(name, func(t *testing.T) { provoke(t, name, fault) })
+		t.Run(name, func(t *testing.T) { checkFault(t, name, fault) })
 	}
 }
 
-// provoke makes a fault, and checks the message and the exit status.
-func provoke(t *testing.T, name string, fault trusteeFault) {
+// checkFault makes a fault, and checks the message and the exit status.
+func checkFault(t *testing.T, name string, fault trusteeFault) {
 	t.Helper()
 	s := newSite(t)
 	args := fault.set(s)

@@ -105,12 +105,13 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 	}
 	servesEverySpelling(t, source, target, store)
 
-	rolledThere(t, engine, source, target, store)
+	rollsAtSource(t, engine, source, target, store)
 }
 
-// rolledThere rolls the key plain at the source, so "plain@1" names two keys. A made-up EDEK shows that, and is
-// not decrypted. "Finance" was not rolled, and stays usable.
-func rolledThere(t *testing.T, engine *migrate.Engine, source *kmsclient.Provider, target *memory.Provider,
+// rollsAtSource rolls the key plain at the source, so "plain@1" names different key versions at the source and at the
+// target. CompareSources finds this, and an EDEK of the source's version is not decrypted. "Finance" was not rolled,
+// and stays usable.
+func rollsAtSource(t *testing.T, engine *migrate.Engine, source *kmsclient.Provider, target *memory.Provider,
 	store *sqlite.Store) {
 	t.Helper()
 	if _, err := source.Roll(t.Context(), "plain", nil); err != nil {
@@ -128,14 +129,14 @@ func rolledThere(t *testing.T, engine *migrate.Engine, source *kmsclient.Provide
 	if err := ring.CompareSources(t.Context()); err != nil || ring.Conflicts() != 1 {
 		t.Errorf("%d in conflict, %v", ring.Conflicts(), err)
 	}
-	theirs, err := source.Generate(t.Context(), "plain", 1)
+	edeks, err := source.Generate(t.Context(), "plain", 1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	alice := claviger.Caller{Principal: claviger.Principal{Name: "alice", Short: "alice"}}
-	if _, err := ring.Decrypt(t.Context(), alice, "plain", true, theirs[0]); theirs[0].Version != "plain@1" ||
+	if _, err := ring.Decrypt(t.Context(), alice, "plain", true, edeks[0]); edeks[0].Version != "plain@1" ||
 		!claviger.Is(err, claviger.Unavailable) {
-		t.Errorf("an EDEK of %s: %v, want it refused for now", theirs[0].Version, err)
+		t.Errorf("an EDEK of %s: %v, want it refused for now", edeks[0].Version, err)
 	}
 	if v, err := engine.Verify(t.Context()); err != nil || v.Different != 2 {
 		t.Errorf("verify: %+v, %v", v, err)

@@ -184,7 +184,7 @@ func (o origin) stop(t *testing.T) {
 // TestWalk migrates a cluster from a Java KMS to an HSM KMS of ours.
 func TestWalk(t *testing.T) {
 	Require(t)
-	goFrom(t, origin{kms: StartJavaKMS(t, KMSOptions{ACLs: sourceACLs(), Site: sourceSite()})})
+	migrateCluster(t, origin{kms: StartJavaKMS(t, KMSOptions{ACLs: sourceACLs(), Site: sourceSite()})})
 }
 
 // TestTrusteeWalk migrates a cluster from a Key Trustee KMS to an HSM KMS, which has a copy of the .keytrustee
@@ -194,7 +194,7 @@ func TestTrusteeWalk(t *testing.T) {
 	kt := StartTrustee(t)
 	trust := kt.Truststore(t, "PKCS12")
 	kms := kt.StartTrusteeKMS(t, filepath.Join(t.TempDir(), ".keytrustee"), sourceACLs(), sourceSite().With(trust))
-	goFrom(t, origin{
+	migrateCluster(t, origin{
 		kms: kms.KMS,
 		beside: func(dir string) Conf {
 			ktkms := filepath.Join(dir, "ktkms")
@@ -232,9 +232,9 @@ func withNext(lines []string) []string {
 
 var versionField = regexp.MustCompile(`version: \d+`)
 
-// goFrom migrates a cluster from a KMS to an HSM KMS of ours, by the steps of the procedure. Everything else is
+// migrateCluster migrates a cluster from a KMS to an HSM KMS of ours, by the steps of the procedure. Everything else is
 // stock Hadoop. It reads every file after every step.
-func goFrom(t *testing.T, source origin) {
+func migrateCluster(t *testing.T, source origin) {
 	t.Helper()
 	w := &walk{
 		t: t,

@@ -54,7 +54,7 @@ func TestLostByAFailover(t *testing.T) {
 	}
 	seal("new")
 	seal("rolled")
-	keptSeen(t, s, "new", "rolled")
+	waitUntilRecorded(t, s, "new", "rolled")
 	primary.Kill(t)
 	standby.Start(t)
 	standby.Promote(t)
@@ -219,17 +219,17 @@ func adoptedAt(t *testing.T, what string, n *kmsclient.Provider, sealed map[stri
 	}
 }
 
-// keptSeen waits until a node has recorded, beside the keystore file, that it has seen the changes of keys.
-func keptSeen(t *testing.T, s *site, keys ...string) {
+// waitUntilRecorded waits until a node has recorded, beside the keystore file, that it has seen the changes of keys.
+func waitUntilRecorded(t *testing.T, s *site, keys ...string) {
 	t.Helper()
 	file := filepath.Join(filepath.Dir(strings.TrimPrefix(s.hsm.URI, "cloudera.hsmkp://file@")), "claviger.seen.json")
 	for begun := time.Now(); ; time.Sleep(50 * time.Millisecond) {
 		text, err := os.ReadFile(file)
-		kept := err == nil
+		recorded := err == nil
 		for _, key := range keys {
-			kept = kept && strings.Contains(string(text), `"key":"`+key+`"`)
+			recorded = recorded && strings.Contains(string(text), `"key":"`+key+`"`)
 		}
-		if kept {
+		if recorded {
 			return
 		}
 		if time.Since(begun) > 20*time.Second {

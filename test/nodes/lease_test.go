@@ -15,8 +15,8 @@ import (
 	"claviger/test/hadoop"
 )
 
-// through returns a site that reaches its metastore through a proxy.
-func (s *site) through(t *testing.T, more hadoop.Conf) (*site, *pgtest.Proxy) {
+// behindProxy returns a site that reaches its metastore through a proxy.
+func (s *site) behindProxy(t *testing.T, more hadoop.Conf) (*site, *pgtest.Proxy) {
 	t.Helper()
 	u, err := url.Parse(s.store)
 	if err != nil {
@@ -37,7 +37,7 @@ func TestDeletedKeyCloses(t *testing.T) {
 	const lease = 5 * time.Second
 	soft := hadoop.Conf{"claviger.delete.soft": "true"} // otherwise the HSM refuses the key
 	s := newSite(t, soft)
-	apart, proxy := s.through(t, hadoop.Conf{"claviger.metastore.lease": "5s"}.With(soft))
+	apart, proxy := s.behindProxy(t, hadoop.Conf{"claviger.metastore.lease": "5s"}.With(soft))
 	node2 := apart.start(t)
 	here, there := s.start(t).client(t), node2.client(t)
 	edeks := map[string][]claviger.EDEK{}

@@ -20,7 +20,7 @@ func TestSecuredCluster(t *testing.T) {
 	admin, super, user := s.login(keyAdmin), s.login(hadoop.HDFSUser), s.login(alice)
 	books := s.local("books", "assets and liabilities\n")
 	user.FsShell("-put", books, zone+"/books")
-	s.did("alice reads", func() { s.has(user, zone+"/books", books) }, decrypt(alice+"@"+realm, "", 0))
+	s.checkAudit("alice reads", func() { s.has(user, zone+"/books", books) }, decrypt(alice+"@"+realm, "", 0))
 	s.superuserReadsNothing(super, books)
 
 	tokens := s.collect(user, about("GETDELEGATIONTOKEN", alice, "", 1))
@@ -47,7 +47,7 @@ func TestSecuredCluster(t *testing.T) {
 // superuserReadsNothing: the superuser of HDFS sees every file, but the KMS decrypts nothing for it.
 func (s *site) superuserReadsNothing(super *hadoop.Client, books string) {
 	s.t.Helper()
-	s.did("the superuser reads", func() {
+	s.checkAudit("the superuser reads", func() {
 		s.refused(super, "User:hdfs not allowed to do 'DECRYPT_EEK' on '"+keyName+"'", "fs", "-cat", zone+"/books")
 	}, event{Status: "UNAUTHORIZED", Op: "DECRYPT_EEK", User: hadoop.HDFSUser + "@" + realm})
 	plain, err := os.ReadFile(books)
@@ -66,7 +66,7 @@ func (s *site) jobWorks(tokens, books string) *hadoop.Client {
 	job := s.job("job", tokens)
 	result := s.local("result", "profit\n")
 	byToken := decrypt(alice, "", 1) // a token has the short name
-	s.did("the job works", func() {
+	s.checkAudit("the job works", func() {
 		s.has(job, zone+"/books", books)
 		job.FsShell("-put", result, zone+"/result")
 		s.has(job, zone+"/result", result)
@@ -90,12 +90,12 @@ func (s *site) serviceWorksFor(books string) {
 	s.t.Helper()
 	service := s.cluster.SecureClient(hive, s.kdc.Login(s.users, hive+"/localhost"), "HADOOP_PROXY_USER="+alice)
 	defer service.Close()
-	s.did("a service reads for alice", func() {
+	s.checkAudit("a service reads for alice", func() {
 		s.has(service, zone+"/books", books)
 	}, decrypt(alice, hive+"/localhost@"+realm, 0))
 	query := s.job("query", s.collect(service, about("GETDELEGATIONTOKEN", alice, hive, 2)))
 	defer query.Close()
-	s.did("its job reads for alice", func() { s.has(query, zone+"/books", books) }, decrypt(alice, hive, 2))
+	s.checkAudit("its job reads for alice", func() { s.has(query, zone+"/books", books) }, decrypt(alice, hive, 2))
 	other := s.cluster.SecureClient("mallory", s.kdc.Login(s.users, hive+"/localhost"), "HADOOP_PROXY_USER=mallory")
 	defer other.Close()
 	for _, e := range s.events(func() { s.refused(other, "status: 403", "key", "list") }) {
@@ -124,11 +124,11 @@ func (s *site) tokenEnds(user, job *hadoop.Client, tokens, books string) {
 	alias := s.kms.ProviderURI()
 	s.refused(user, "alice tries to renew a token (kms-dt owner=alice, renewer=yarn", "dtutil", "renew",
 		"-alias", alias, tokens)
-	s.did("the renewer renews", func() { rm.Must("dtutil", "renew", "-alias", alias, tokens) },
+	s.checkAudit("the renewer renews", func() { rm.Must("dtutil", "renew", "-alias", alias, tokens) },
 		about("RENEWDELEGATIONTOKEN", yarn, "", 1))
 	s.has(job, zone+"/books", books)
 	// The client names no user here, because the token is enough.
-	s.did("the renewer cancels", func() { rm.Must("dtutil", "cancel", "-alias", alias, s.copyOf(tokens)) },
+	s.checkAudit("the renewer cancels", func() { rm.Must("dtutil", "cancel", "-alias", alias, s.copyOf(tokens)) },
 		about("CANCELDELEGATIONTOKEN", "", "", 1))
 	job.FsShell("-ls", zone) // the token of HDFS is still valid
 	for _, e := range s.events(func() {

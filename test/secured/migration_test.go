@@ -63,11 +63,11 @@ func migrateFrom(t *testing.T, start func(s *site, acls, conf hadoop.Conf) (*had
 
 	super, user := s.login(hadoop.HDFSUser), s.login(alice)
 	_, old := super.FileKey(zone + "/books")
-	s.did("alice reads through the source", func() { s.has(user, zone+"/books", books) },
+	s.checkAudit("alice reads through the source", func() { s.has(user, zone+"/books", books) },
 		decrypt(alice+"@"+realm, "", 0))
 	s.refused(super, "User:hdfs not allowed to do 'DECRYPT_EEK' on '"+keyName+"'", "fs", "-cat", zone+"/books")
 	job := s.job("job", s.collect(user, about("GETDELEGATIONTOKEN", alice, "", 1)))
-	s.did("a job reads through the source", func() { s.has(job, zone+"/books", books) }, decrypt(alice, "", 1))
+	s.checkAudit("a job reads through the source", func() { s.has(job, zone+"/books", books) }, decrypt(alice, "", 1))
 	// A token names the KMS that issued it, but the NameNode now names another KMS.
 	oldJob := s.job("old-job", oldTokens)
 	oldJob.FsShell("-ls", zone)

@@ -189,8 +189,8 @@ func (s *site) events(do func()) []event {
 	return all
 }
 
-// did fails the test unless do adds these records to the audit log.
-func (s *site) did(what string, do func(), want ...event) {
+// checkAudit fails the test unless do adds these records to the audit log.
+func (s *site) checkAudit(what string, do func(), want ...event) {
 	s.t.Helper()
 	if got := s.events(do); !slices.Equal(got, want) {
 		s.t.Errorf("%s: the audit log says\n%+v\nwant\n%+v", what, got, want)
@@ -220,7 +220,7 @@ func about(op, by, realUser string, token int) event {
 func (s *site) collect(c *hadoop.Client, want event) (tokens string) {
 	s.t.Helper()
 	tokens = filepath.Join(s.t.TempDir(), "tokens")
-	s.did("tokens are collected", func() {
+	s.checkAudit("tokens are collected", func() {
 		if out := c.Must("tokens", tokens, yarn); !strings.Contains(out, "HDFS_DELEGATION_TOKEN ") ||
 			!strings.Contains(out, "kms-dt "+s.kms.ProviderURI()) {
 			s.t.Fatalf("tokens of HDFS and KMS are wanted, collected are\n%s", out)
