@@ -126,10 +126,10 @@ func Unwrap(ctx context.Context, enc BlockEncrypter, edeks []claviger.EDEK) ([]s
 func Reencrypt(ctx context.Context, from, to BlockEncrypter, version string,
 	edeks []claviger.EDEK) ([]claviger.EDEK, error) {
 	old := make([]claviger.EDEK, 0, len(edeks))
-	place := make([]int, 0, len(edeks)) // index in edeks of each element of old
+	index := make([]int, 0, len(edeks)) // index in edeks of each element of old
 	for i, e := range edeks {
 		if e.Version != version {
-			old, place = append(old, e), append(place, i)
+			old, index = append(old, e), append(index, i)
 		}
 	}
 	l, err := plan("eek.Reencrypt", old)
@@ -153,7 +153,7 @@ func Reencrypt(ctx context.Context, from, to BlockEncrypter, version string,
 	}
 	out := make([]claviger.EDEK, len(edeks))
 	copy(out, edeks)
-	for i, at := range place {
+	for i, at := range index {
 		out[at] = old[i]
 	}
 	return out, nil

@@ -116,7 +116,7 @@ func (q *Queue) Take(ctx context.Context, key string, n int) ([]claviger.EDEK, e
 		l.first = &firstFill{done: make(chan struct{})}
 		l.users++
 		defer q.endTake(key, l)
-		return q.takeFirst(ctx, key, l, n)
+		return q.fillAndTake(ctx, key, l, n)
 	}
 	l.users++
 	defer q.endTake(key, l)
@@ -132,7 +132,7 @@ func (q *Queue) Take(ctx context.Context, key string, n int) ([]claviger.EDEK, e
 		}
 		if l.first == nil { // the filling Take gave up, so this Take makes the first fill
 			l.first = &firstFill{done: make(chan struct{})}
-			return q.takeFirst(ctx, key, l, n)
+			return q.fillAndTake(ctx, key, l, n)
 		}
 	}
 	return q.take(ctx, key, l, n)
@@ -150,8 +150,8 @@ func (q *Queue) await(ctx context.Context, key string, f *firstFill) error {
 	}
 }
 
-// takeFirst makes the first fill of a key. The caller holds the lock.
-func (q *Queue) takeFirst(ctx context.Context, key string, l *line, n int) ([]claviger.EDEK, error) {
+// fillAndTake makes the first fill of a key, and takes n of its EDEKs. The caller holds the lock.
+func (q *Queue) fillAndTake(ctx context.Context, key string, l *line, n int) ([]claviger.EDEK, error) {
 	f := l.first
 	f.gaveUp = true // if the fill panics
 	defer func() {

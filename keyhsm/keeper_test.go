@@ -187,8 +187,8 @@ func TestKeyGone(t *testing.T) {
 	if got, err := second.Unwrap(ctx, uuid1, old); err != nil || string(got) != "old" {
 		t.Errorf("after a change of pairs: %q, %v", got, err)
 	}
-	stranger := NewKeeper(tok, []byte{0xab, 3}, "of another program")
-	theirs := wrap(t, stranger, uuid1, []byte("theirs"))
+	foreignKeeper := NewKeeper(tok, []byte{0xab, 3}, "of another program")
+	theirs := wrap(t, foreignKeeper, uuid1, []byte("theirs"))
 	if _, err := k.Unwrap(ctx, uuid1, theirs); !errors.Is(err, ErrKeyGone) {
 		t.Errorf("a key of another label was used: %v", err)
 	}

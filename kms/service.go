@@ -184,14 +184,14 @@ func (s *Service) noSourceIsItself(ctx context.Context) error {
 	defer cancel()
 	for _, src := range s.Sources {
 		health, ok := src.Provider.(provider.Health)
-		if !ok || !strings.HasPrefix(src.URI(), "kms:") || !errors.Is(health.Check(ctx), provider.ErrItself) {
+		if !ok || !strings.HasPrefix(src.URI(), "kms:") || !errors.Is(health.Check(ctx), provider.ErrSourceIsSelf) {
 			continue
 		}
 		property := hadoopconf.ProviderURI
 		if src.Reencryption {
 			property = hadoopconf.SourceURI
 		}
-		return s.Blame(property, fmt.Errorf("the source %s cannot be used: %w", src.URI(), provider.ErrItself))
+		return s.Blame(property, fmt.Errorf("the source %s cannot be used: %w", src.URI(), provider.ErrSourceIsSelf))
 	}
 	return nil
 }

@@ -231,7 +231,7 @@ func (p *Probes) itself(ctx context.Context, facts []HostFacts, err error) (c Ch
 		"migrated by " + propSource + ", or give this server another port"}
 	own := p.endpoints(ctx, p.Own, true)
 	switch {
-	case errors.Is(err, provider.ErrItself):
+	case errors.Is(err, provider.ErrSourceIsSelf):
 		c.Measured = "the source is this server itself, or another node of its metastore"
 		return c, true
 	case len(p.Own) == 0:

@@ -227,10 +227,10 @@ func (e *Engine) sourceError(ctx context.Context, op, key string, err error) err
 		return stopped(ctx, op, key)
 	}
 	uri := e.cfg.Source.URI()
-	if errors.Is(err, provider.ErrItself) {
+	if errors.Is(err, provider.ErrSourceIsSelf) {
 		return claviger.E(op, claviger.SourceRefused, key, fault(err, "the source %s cannot be used: %v; correct %s",
 			uri,
-			provider.ErrItself, propSource))
+			provider.ErrSourceIsSelf, propSource))
 	}
 	if login := (*provider.LoginError)(nil); errors.As(err, &login) {
 		kind := claviger.SourceUnreachable // a KDC may be reachable again later

@@ -100,7 +100,7 @@ func (m *Meter) Fail(call string, n int, err error) {
 	}
 }
 
-// Heal cancels the failures that Fail ordered and that have not happened yet.
+// Heal cancels the failures that Fail requested and that have not happened yet.
 func (m *Meter) Heal() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -120,7 +120,7 @@ func (m *Meter) Hang(call string) (release func()) {
 	return sync.OnceFunc(func() { close(c) }) // later calls find c closed, and do not wait
 }
 
-// enter counts a call, delays it, and returns the error that Fail ordered, before the call reaches the token.
+// enter counts a call, delays it, and returns the error that Fail requested, before the call reaches the token.
 func (m *Meter) enter(call string) error {
 	m.mu.Lock()
 	if m.counts == nil {

@@ -344,12 +344,12 @@ func TestSettingsOfAnotherShell(t *testing.T) {
 	t.Setenv("SOFTHSM2_CONF", "")
 	t.Setenv("HOME", t.TempDir())
 	soft := &Config{Module: "/usr/lib/softhsm/libsofthsm2.so"}
-	if text := soft.unlessHidden(); !strings.Contains(text, "SOFTHSM2_CONF is not set here") ||
+	if text := soft.settingsHint(); !strings.Contains(text, "SOFTHSM2_CONF is not set here") ||
 		!strings.Contains(text, "make no other token") {
 		t.Error(text)
 	}
 	t.Setenv("SOFTHSM2_CONF", "/other.conf")
-	if text := soft.unlessHidden(); !strings.Contains(text, "/other.conf") {
+	if text := soft.settingsHint(); !strings.Contains(text, "/other.conf") {
 		t.Error(text)
 	}
 }

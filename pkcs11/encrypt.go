@@ -398,9 +398,9 @@ func ctrParams(counter []byte) []byte {
 	return p
 }
 
-// probe sets t.mechanism to the first mechanism of the ladder that the token offers and that works. It tries them
+// probe sets t.mechanism to the first of the mechanisms that the token offers and that works. It tries them
 // with a session key, and destroys that key afterwards.
-func (t *Token) probe(ctx context.Context, ladder []uint) error {
+func (t *Token) probe(ctx context.Context, mechanisms []uint) error {
 	return t.do(ctx, "pkcs11.probe", func(l *login, s p11.SessionHandle) error {
 		list, err := t.b.GetMechanismList(l.found.slot)
 		if err != nil {
@@ -422,7 +422,7 @@ func (t *Token) probe(ctx context.Context, ladder []uint) error {
 		}
 		defer t.b.DestroyObject(s, key) //nolint:errcheck // it ends with the session in any case
 		var tried []string
-		for _, m := range ladder {
+		for _, m := range mechanisms {
 			if !offered[m] {
 				tried = append(tried, mechanismName(m)+" (not offered)")
 				continue

@@ -84,7 +84,7 @@ func searchToken(b Boundary, c *Config) (candidate, error) {
 			if c.Slot != nil && *c.Slot == slot {
 				return candidate{}, notShown{fmt.Errorf("the token in slot %d of %s is not initialised%s, "+
 					"initialise it with the HSM's own tool (SoftHSM: softhsm2-util --init-token --slot %d "+
-					"--label LABEL), then name it by its label", slot, c.Module, c.unlessHidden(), slot)}
+					"--label LABEL), then name it by its label", slot, c.Module, c.settingsHint(), slot)}
 			}
 			continue
 		}
@@ -107,7 +107,7 @@ func searchToken(b Boundary, c *Config) (candidate, error) {
 	case len(all) == 0 && len(blank) > 0:
 		return candidate{}, notShown{fmt.Errorf("no token of %s is initialised (empty: slot %s)%s, "+
 			"initialise one with the HSM's own tool (SoftHSM: softhsm2-util --init-token --free --label LABEL)",
-			c.Module, strings.Join(blank, ", "), c.unlessHidden())}
+			c.Module, strings.Join(blank, ", "), c.settingsHint())}
 	case len(all) == 0:
 		return candidate{}, notShown{fmt.Errorf("PKCS#11 module %s %w; is the HSM connected, and its client "+
 			"configured for this user?",
@@ -121,8 +121,8 @@ func searchToken(b Boundary, c *Config) (candidate, error) {
 		c.Module, c.wanted(), list(all), seen)}
 }
 
-// unlessHidden returns a warning for messages: another user may see a token that this user does not see.
-func (c *Config) unlessHidden() string {
+// settingsHint returns a warning for messages: another user may see a token that this user does not see.
+func (c *Config) settingsHint() string {
 	if isSoftHSM(c.Module) {
 		return softHSMSeen() + "; only where the server has none"
 	}

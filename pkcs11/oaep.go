@@ -15,8 +15,8 @@ import (
 	"claviger/secret"
 )
 
-// oaepHashes are the hashes for RSA-OAEP, the better first. SoftHSM 2.6 takes only SHA-1, which for OAEP is not
-// weaker in any known way.
+// oaepHashes are the hashes for RSA-OAEP, in order of preference. SoftHSM 2.6 supports only SHA-1, which for OAEP is
+// not weaker in any known way.
 var oaepHashes = []struct {
 	hash           crypto.Hash
 	mechanism, mgf uint
@@ -51,7 +51,7 @@ func (t *Token) DecryptOAEP(ctx context.Context, id []byte, label string, hash c
 		if !errors.As(err, &refused) {
 			return err
 		}
-		if refused.unsure && !t.opensOwn(s, key, hash) {
+		if refused.ambiguous && !t.decryptsTestMessage(s, key, hash) {
 			return refused.error
 		}
 		return claviger.Errorf(op, claviger.Invalid, label, "the HSM key %x does not open this: it is damaged, or "+
@@ -89,8 +89,8 @@ func (t *Token) ProbeOAEP(ctx context.Context, id []byte, label string) (crypto.
 			}
 			tried = append(tried, fmt.Errorf("%v: %w", o.hash, err))
 		}
-		return fmt.Errorf("the token opens nothing by CKM_RSA_PKCS_OAEP with the key %q; allow that mechanism in the "+
-			"policies of the partition: %w", label, errors.Join(tried...))
+		return fmt.Errorf("the token decrypts nothing by CKM_RSA_PKCS_OAEP with the key %q; allow that mechanism in "+
+			"the policies of the partition: %w", label, errors.Join(tried...))
 	})
 	if err != nil {
 		return 0, err
@@ -98,11 +98,11 @@ func (t *Token) ProbeOAEP(ctx context.Context, id []byte, label string) (crypto.
 	return found, nil
 }
 
-// refusedData marks the error of C_Decrypt (not of C_DecryptInit) for the data. If unsure is true, a broken token
+// refusedData marks the error of C_Decrypt (not of C_DecryptInit) for the data. If ambiguous is true, a broken token
 // returns the same error.
 type refusedData struct {
 	error
-	unsure bool
+	ambiguous bool
 }
 
 func (e refusedData) Unwrap() error { return e.error }
@@ -134,9 +134,9 @@ func (t *Token) openOAEP(s p11.SessionHandle, key p11.ObjectHandle, hash crypto.
 	return nil, claviger.Errorf("pkcs11.DecryptOAEP", claviger.Invalid, "", "RSA-OAEP with %v is not known here", hash)
 }
 
-// opensOwn reports whether the token works: whether it decrypts a message that this process encrypts now. Without
-// this check, one damaged message would make the library start again.
-func (t *Token) opensOwn(s p11.SessionHandle, key p11.ObjectHandle, hash crypto.Hash) bool {
+// decryptsTestMessage reports whether the token works: whether it decrypts a message that this process encrypts now.
+// Without this check, one damaged message would make the library start again.
+func (t *Token) decryptsTestMessage(s p11.SessionHandle, key p11.ObjectHandle, hash crypto.Hash) bool {
 	k, err := t.describePair(s, key)
 	return err == nil && t.roundTrip(s, key, k.Public, hash) == nil
 }
@@ -152,7 +152,7 @@ func (t *Token) roundTrip(s p11.SessionHandle, key p11.ObjectHandle, public *rsa
 	}
 	got, err := t.openOAEP(s, key, hash, sealed)
 	if err == nil && !got.Equal(want) {
-		err = errors.New("the token opens it to other bytes than were sealed")
+		err = errors.New("the token decrypted a test message to other bytes")
 	}
 	return err
 }

@@ -23,9 +23,9 @@ func Profiles() []Profile { return []Profile{Luna, NCipher, SoftHSM, Generic} }
 
 // traits are the values of a profile.
 type traits struct {
-	// ladder is the list of mechanisms, in the order of the tries. All give the same blocks; they differ in the
+	// mechanisms are tried in this order. All give the same blocks; they differ in the
 	// number of calls, see mechanismEncrypt.
-	ladder []uint
+	mechanisms []uint
 	// sessions is the largest number of calls at the same time, if the configuration sets none. More callers wait
 	// in this package, where they can give up; inside the vendor's library they could not.
 	sessions int
@@ -49,24 +49,25 @@ type traits struct {
 var profiles = map[Profile]traits{
 	// Luna's client has its best throughput at about 30 threads for each appliance.
 	Luna: {
-		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 30, inFlight: 2,
+		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 30, inFlight: 2,
 		dataLimit:  32 << 10,
 		modifiable: true, manufacturers: []string{"safenet", "thales", "gemalto"},
 	},
 	// nShield's library has had CBC for longer than CTR.
 	NCipher: {
-		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CBC, p11.CKM_AES_CTR}, sessions: 16, inFlight: 2,
+		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CBC, p11.CKM_AES_CTR}, sessions: 16, inFlight: 2,
 		dataLimit:  32 << 10,
 		modifiable: true, manufacturers: []string{"ncipher", "entrust"},
 	},
 	// SoftHSM does all work under one lock. More sessions only wait longer: measurements gave the same number of
 	// calls per second with 1 session and with 32.
 	SoftHSM: {
-		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 4, inFlight: 1, dataLimit: 1 << 20,
+		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 4, inFlight: 1,
+		dataLimit:     1 << 20,
 		oneObjectCall: true, manufacturers: []string{"softhsm"},
 	},
 	Generic: {
-		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 8, inFlight: 2,
+		mechanisms: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 8, inFlight: 2,
 		dataLimit:  32 << 10,
 		modifiable: true,
 	},

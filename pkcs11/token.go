@@ -179,7 +179,7 @@ func (t *Token) setUp(ctx context.Context) error {
 	t.slots = make(chan struct{}, t.cfg.MaxSessions)
 	t.maxData.Store(int64(traits.dataLimit))
 	t.inFlight = traits.inFlight
-	return t.probe(ctx, traits.ladder)
+	return t.probe(ctx, traits.mechanisms)
 }
 
 // Info describes the token, as it was at the last login.

@@ -127,7 +127,7 @@ func TestMechanisms(t *testing.T) {
 	blocks = append(blocks, bytes.Repeat([]byte{0xff}, 16)...)
 	blocks = append(blocks, make([]byte, 16)...)
 	var want []byte
-	for _, m := range profiles[SoftHSM].ladder {
+	for _, m := range profiles[SoftHSM].mechanisms {
 		tok.mechanism = m
 		got := bytes.Clone(blocks)
 		if err := tok.EncryptBlocks(t.Context(), id, label, got); err != nil {

@@ -95,9 +95,9 @@ var ErrUnusable = errors.New("the version cannot be used")
 // user only because of a limit for that user. See Answered.
 var ErrAnswered = errors.New("the server answered that it cannot serve this now")
 
-// ErrItself marks the error of a source that is this server itself, or another node of its metastore.
-var ErrItself = errors.New("it is this server itself, or another node of its metastore, so it cannot be a source of " +
-	"keys; name the KMS from which the keys are or were migrated")
+// ErrSourceIsSelf marks the error of a source that is this server itself, or another node of its metastore.
+var ErrSourceIsSelf = errors.New("it is this server itself, or another node of its metastore, so it cannot be a " +
+	"source of keys; name the KMS from which the keys are or were migrated")
 
 // Answered marks an error with ErrAnswered, and does not change its text. It returns nil for nil.
 func Answered(err error) error {

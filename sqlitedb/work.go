@@ -49,7 +49,7 @@ func NewWork(beside, what string) (*Work, error) {
 			w.Discard()
 			continue
 		}
-		if err := w.giveAway(beside); err != nil {
+		if err := w.giveToOwner(beside); err != nil {
 			w.Discard()
 			return nil, w.Named(err)
 		}
@@ -66,8 +66,8 @@ func (w *Work) Named(err error) error {
 	return err
 }
 
-// giveAway gives the work file to the owner of the file beside, or of the folder.
-func (w *Work) giveAway(beside string) error {
+// giveToOwner gives the work file to the owner of the file beside, or of the folder.
+func (w *Work) giveToOwner(beside string) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}

@@ -157,7 +157,7 @@ func TestHostileTrustee(t *testing.T) {
 			_, _ = w.Write(body[:len(body)/2])
 			panic(http.ErrAbortHandler)
 		}},
-		{"no end", claviger.Unavailable, endless},
+		{"no end", claviger.Unavailable, endlessBody},
 		{"a long refusal", claviger.Denied, text(http.StatusForbidden, strings.Repeat("no ", 1<<18))},
 		{"a proxy's error", claviger.Unavailable, text(http.StatusBadGateway, "bad gateway")},
 		{"a redirect", claviger.Unavailable, func(w http.ResponseWriter, _ string) {
@@ -207,8 +207,8 @@ func signedAnswer(t *testing.T, id *Identity, digest string, result any) []byte 
 	return body
 }
 
-// endless writes until the client closes the connection.
-func endless(w http.ResponseWriter, _ string) {
+// endlessBody writes until the client closes the connection.
+func endlessBody(w http.ResponseWriter, _ string) {
 	for block := make([]byte, 64<<10); ; {
 		if _, err := w.Write(block); err != nil {
 			return

@@ -59,7 +59,7 @@ func TestNewPartyRefuses(t *testing.T) {
 		"a short key":    {short, "has 1024 bits"},
 		"no subkey":      {changed(func(e *openpgp.Entity) { e.Subkeys = nil }), "no key for encryption"},
 		"no signature":   {unwritable(a).entity, "cannot be written"},
-		"a lost user id": {changed(loseUserID), "cannot be read back"},
+		"a lost user id": {changed(removeUserID), "cannot be read back"},
 		"a subkey that expires": {changed(func(e *openpgp.Entity) {
 			sig, life := *e.Subkeys[0].Sig, uint32(3600)
 			sig.KeyLifetimeSecs = &life
@@ -73,8 +73,8 @@ func TestNewPartyRefuses(t *testing.T) {
 	}
 }
 
-// loseUserID removes the signatures of the user ids that would be written.
-func loseUserID(e *openpgp.Entity) {
+// removeUserID removes the signatures of the user ids that would be written.
+func removeUserID(e *openpgp.Entity) {
 	for name, id := range e.Identities {
 		lost := *id
 		lost.Signatures = nil

@@ -55,7 +55,7 @@ func (h *hosts) Connected() {
 // dialer makes connections for the library. It keeps the last connection, and the error of the last attempt, which
 // the library only logs.
 type dialer struct {
-	ctx     context.Context //nolint:containedctx // of the Client's life: the library passes none
+	ctx     context.Context //nolint:containedctx // valid until the Client is closed: the library passes no context
 	timeout time.Duration   // for TCP, TLS and SASL together
 	tls     *tls.Config     // nil: no TLS
 	sasl    func(ctx context.Context, host string) (Initiator, error)
@@ -123,7 +123,7 @@ func (d *dialer) lastError() error {
 	return d.err
 }
 
-// A frame of the protocol is an int32 length, then so many bytes. All numbers are big-endian. The server's first
+// A frame of the protocol is a length (int32) and that number of bytes. All numbers are big-endian. The server's first
 // frame is the answer to the connect request:
 //
 //	int32 version | int32 timeout | int64 session | int32 length, password | bool read-only
@@ -135,7 +135,7 @@ const (
 	sessionOffset  = 8  // of the session's id in the answer to a connect request
 	minConnect     = 20 // servers before 3.4: an empty password, and no bool
 	maxConnect     = 256
-	maxFrame       = 32 << 20 // a list of a million tokens has half of this
+	maxFrame       = 32 << 20 // a list of a million tokens is half as long
 	sessionExpired = 0        // session id if the session to continue has expired
 )
 

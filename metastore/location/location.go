@@ -172,7 +172,7 @@ func Open(ctx context.Context, conf *hadoopconf.Conf, o Options) (metastore.Stor
 		st, err = postgres.Open(ctx, postgres.Config{URI: loc.URI, Property: hadoopconf.MetastoreURI,
 			Seen: o.Seen, SeenProperty: hadoopconf.MetastoreSeen, Log: o.Log})
 	}
-	return loc.unlessMoved(ctx, st, err)
+	return loc.refuseMoved(ctx, st, err)
 }
 
 // ErrNone says that there is no metastore.
@@ -205,7 +205,7 @@ func OpenReadOnly(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) 
 		st, err = postgres.Open(ctx, postgres.Config{URI: loc.URI, Property: hadoopconf.MetastoreURI, Log: log,
 			ReadOnly: true})
 	}
-	return loc.unlessMoved(ctx, st, err)
+	return loc.refuseMoved(ctx, st, err)
 }
 
 // OpenEmpty returns an empty store in memory, for a command that only reads and finds no metastore.
@@ -235,9 +235,9 @@ func Read(ctx context.Context, conf *hadoopconf.Conf, work func(metastore.Store)
 	return errors.Join(work(store), store.Close())
 }
 
-// unlessMoved returns st and err, the result of opening a store. If the store was moved, unlessMoved closes it and
+// refuseMoved returns st and err, the result of opening a store. If the store was moved, refuseMoved closes it and
 // returns an error.
-func (p Location) unlessMoved(ctx context.Context, st metastore.Store, err error) (metastore.Store, error) {
+func (p Location) refuseMoved(ctx context.Context, st metastore.Store, err error) (metastore.Store, error) {
 	if err != nil {
 		return nil, p.Wrap(err)
 	}

@@ -23,7 +23,7 @@ const probeSmall, probeLarge = 32, 64 << 10
 type writes struct {
 	last atomic.Pointer[metastore.Seen]
 	full atomic.Bool // the last change found the disk full
-	// noStandby is when a change last waited in vain for a standby; nil if a standby follows.
+	// noStandby is when a change last waited for a standby without success; nil if a standby follows.
 	noStandby atomic.Pointer[time.Time]
 }
 

@@ -198,7 +198,7 @@ func TestObjectsChangedMeanwhile(t *testing.T) {
 	b.create(t, "ending")
 	failed := &failing{at: 2} // at Insert
 	b.around = func(s metastore.Store) metastore.Store { failed.Store = s; return failed }
-	beginner := b.mustOpen(t)
+	creating := b.mustOpen(t)
 	b.around = nil
 	ender := b.mustOpen(t)
 	nothing := func() {}
@@ -206,7 +206,7 @@ func TestObjectsChangedMeanwhile(t *testing.T) {
 	b.around = func(s metastore.Store) metastore.Store { slow.Store = s; return slow }
 	p := b.mustOpen(t)
 	slow.meanwhile = func() {
-		if _, err := beginner.Create(t.Context(), provider.Spec{Name: "beginning", Cipher: claviger.DefaultCipher,
+		if _, err := creating.Create(t.Context(), provider.Spec{Name: "beginning", Cipher: claviger.DefaultCipher,
 			BitLength: 256}); !errors.Is(err, errKilled) {
 			t.Error(err)
 		}
@@ -221,7 +221,7 @@ func TestObjectsChangedMeanwhile(t *testing.T) {
 	if list := objects(t, p); len(list) != 1 || list[0].Mark != hsm.Pending {
 		t.Errorf("%+v", list)
 	}
-	for _, p := range []*hsm.Provider{p, ender, beginner} {
+	for _, p := range []*hsm.Provider{p, ender, creating} {
 		mustClose(t, p)
 	}
 }

@@ -35,7 +35,7 @@ func TestCommandOnACopy(t *testing.T) {
 	c := b.beside(t, data)
 	spec := provider.Spec{Name: "new", Cipher: claviger.DefaultCipher, BitLength: 256}
 	made := 0
-	goesOn := func(after string) {
+	wantStillWorks := func(after string) {
 		t.Helper()
 		made++
 		spec := provider.Spec{Name: fmt.Sprint("of", made), Cipher: claviger.DefaultCipher, BitLength: 256}
@@ -72,16 +72,16 @@ func TestCommandOnACopy(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		goesOn(fmt.Sprint("nothing with access ", access))
+		wantStillWorks(fmt.Sprint("nothing with access ", access))
 		if does != nil {
 			if err := does(p); !hsm.IsStale(err) || !strings.Contains(err.Error(), b.db) ||
 				!strings.Contains(err.Error(), "claviger metastore accept") {
 				t.Errorf("access %d: %v", access, err)
 			}
-			goesOn(fmt.Sprint("a refusal with access ", access))
+			wantStillWorks(fmt.Sprint("a refusal with access ", access))
 		}
 		mustClose(t, p)
-		goesOn(fmt.Sprint("access ", access))
+		wantStillWorks(fmt.Sprint("access ", access))
 	}
 	acceptCopy(t, c)
 	c.access = hsm.Make

@@ -16,11 +16,11 @@ const (
 	// watchPause is the pause between two checks of a server that token and store still fit together. docs/hsm.md
 	// states it.
 	watchPause = 30 * time.Second
-	// misfitKept is how long a misfit is kept before token and store are compared again. Otherwise each attempt to
+	// misfitTTL is how long a misfit is kept before token and store are compared again. Otherwise each attempt to
 	// create a key would read all keys of the token.
-	misfitKept = 5 * time.Second
+	misfitTTL = 5 * time.Second
 	// DecidedWithin bounds the time in which a running server notices an operator's decision (see AcceptCopy).
-	DecidedWithin = watchPause + misfitKept
+	DecidedWithin = watchPause + misfitTTL
 	// stepSample is how many keys of the store a check looks up on the token before a key is made.
 	stepSample = 8
 	// watchSample is the same for a server's periodic check, which goes through all keys in turn.
@@ -249,7 +249,7 @@ func (p *Provider) checkFit(ctx context.Context, scope sampleScope) error {
 	f.mu.Lock()
 	bad, age := f.err, time.Since(f.errAt)
 	f.mu.Unlock()
-	if bad != nil && scope != allKeys && age < misfitKept {
+	if bad != nil && scope != allKeys && age < misfitTTL {
 		return bad
 	}
 	compared, err := p.compareFit(ctx, scope, bad != nil)

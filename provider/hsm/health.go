@@ -20,10 +20,10 @@ const (
 	probeKeys = 3
 	// aliveWindow: if a success and a failure are that close in time, the token counts as alive, and the key as faulty.
 	aliveWindow = time.Second
-	// failingKept is how long CheckEncryptions names a version after its last failure, and failingAtMost how many
+	// failingTTL is how long CheckEncryptions names a version after its last failure, and maxFailing how many
 	// versions are remembered.
-	failingKept   = 10 * time.Minute
-	failingAtMost = 1000
+	failingTTL = 10 * time.Minute
+	maxFailing = 1000
 )
 
 // Outcome is the result of one call to the token.
@@ -62,7 +62,7 @@ func (s *encryptionState) recordSuccess(e *entry, began time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.failures, e.name)
-	s.failing.Store(int32(len(s.failures))) //nolint:gosec // at most failingAtMost
+	s.failing.Store(int32(len(s.failures))) //nolint:gosec // at most maxFailing
 }
 
 // recordFailure records a failed encryption, unless the caller gave up or the version does not exist.
@@ -80,10 +80,10 @@ func (s *encryptionState) recordFailure(ctx context.Context, version string, beg
 	if s.failures == nil {
 		s.failures = map[string]Outcome{}
 	}
-	if _, known := s.failures[version]; known || len(s.failures) < failingAtMost {
+	if _, known := s.failures[version]; known || len(s.failures) < maxFailing {
 		s.failures[version] = f
 	}
-	s.failing.Store(int32(len(s.failures))) //nolint:gosec // at most failingAtMost
+	s.failing.Store(int32(len(s.failures))) //nolint:gosec // at most maxFailing
 }
 
 // Last returns the last result of an encryption for a request. It returns a failure only if no encryption succeeded
@@ -105,7 +105,7 @@ func (p *Provider) CheckEncryptions(context.Context) error {
 	var names []string
 	var newest Outcome
 	for name, f := range p.encryptions.failures {
-		if time.Since(f.At) > failingKept {
+		if time.Since(f.At) > failingTTL {
 			delete(p.encryptions.failures, name)
 			continue
 		}
@@ -114,7 +114,7 @@ func (p *Provider) CheckEncryptions(context.Context) error {
 			newest = f
 		}
 	}
-	p.encryptions.failing.Store(int32(len(p.encryptions.failures))) //nolint:gosec // at most failingAtMost
+	p.encryptions.failing.Store(int32(len(p.encryptions.failures))) //nolint:gosec // at most maxFailing
 	if len(names) == 0 {
 		return nil
 	}
@@ -124,7 +124,7 @@ func (p *Provider) CheckEncryptions(context.Context) error {
 }
 
 // Check makes the token encrypt the check block with a key that is in use, and compares the check value. If a key fails
-// it tries others. Keys that the token lacks do not count while it has another key. If there is no key, Check asks for
+// it tries others. Keys that the token lacks do not count while it has another key. If there is no key, Check reads
 // the state of the token.
 func (p *Provider) Check(ctx context.Context) error {
 	const op = "hsm.Check"

@@ -28,11 +28,11 @@ import (
 const (
 	// settingHistory is the setting with the incarnations of a store, as JSON, oldest first.
 	settingHistory = "store.incarnations"
-	// incarnationsAtMost is how many incarnations a store keeps, beside the newest of each token.
-	incarnationsAtMost = 512
-	// pendingAtMost is how many incarnations that were perhaps never written to a token are kept for each token. An
+	// maxIncarnations is how many incarnations a store keeps, beside the newest of each token.
+	maxIncarnations = 512
+	// maxPending is how many incarnations that were perhaps never written to a token are kept for each token. An
 	// HSM may still execute the call of a process that gave up waiting.
-	pendingAtMost = 16
+	maxPending = 16
 	// settingAccepted is the setting with the incarnation that an operator last added to a store that lacked it.
 	settingAccepted = "store.taken"
 	// readAttempts is how often a token is read if other nodes write to it meanwhile.
@@ -79,18 +79,18 @@ func history(ctx context.Context, s metastore.Settings) (list []incarnation, err
 // may be away for long), and those of the objects in now.
 func setHistory(ctx context.Context, s metastore.Settings, list []incarnation, now ...Binding) error {
 	var kept []incarnation
-	newest, placed, pending := map[string]bool{}, map[string]bool{}, map[string]int{}
+	newest, seen, pending := map[string]bool{}, map[string]bool{}, map[string]int{}
 	for _, e := range slices.Backward(list) {
 		if !e.Put {
 			pending[e.Serial]++
 		}
-		if placed[e.Serial] {
+		if seen[e.Serial] {
 			e.URI = ""
 		}
-		placed[e.Serial] = true
+		seen[e.Serial] = true
 		switch {
 		case e.Put && !newest[e.Serial], hasIncarnation(now, e.ID),
-			len(kept) < incarnationsAtMost && (e.Put || pending[e.Serial] <= pendingAtMost):
+			len(kept) < maxIncarnations && (e.Put || pending[e.Serial] <= maxPending):
 			kept = append(kept, e)
 		}
 		newest[e.Serial] = newest[e.Serial] || e.Put

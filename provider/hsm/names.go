@@ -34,7 +34,7 @@ func (l *missingNames) get(key string) (label string, ok bool) {
 func (l *missingNames) put(key, label string, last time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.byKey == nil || len(l.byKey) >= missingAtMost {
+	if l.byKey == nil || len(l.byKey) >= maxMissing {
 		l.byKey = map[string]missingName{}
 	}
 	l.byKey[key] = missingName{time.Now().Add(last), label}
@@ -119,11 +119,11 @@ func (p *Provider) lostVersion(ctx context.Context, key string, next int, seen [
 			continue
 		}
 		if err == nil {
-			p.missingNames.put(key, label, missingKept)
+			p.missingNames.put(key, label, missingTTL)
 		}
 		return label, err
 	}
-	p.missingNames.put(key, "", missingKept)
+	p.missingNames.put(key, "", missingTTL)
 	return "", nil
 }
 

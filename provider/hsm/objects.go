@@ -85,11 +85,11 @@ func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	doubtful := false
+	unreferenced := false
 	for _, o := range list {
-		doubtful = doubtful || o.Mark == Orphan || o.Mark == Unknown
+		unreferenced = unreferenced || o.Mark == Orphan || o.Mark == Unknown
 	}
-	if !doubtful {
+	if !unreferenced {
 		return list, nil
 	}
 	// Objects to which nothing refers may have been destroyed meanwhile.

@@ -17,8 +17,8 @@ import (
 const PropertyMaxSearches = "claviger.hsm.max.searches"
 
 const (
-	defaultSearches = 600
-	mostSearches    = 1_000_000
+	defaultSearches  = 600
+	maxSearchesLimit = 1_000_000
 	// searchConcurrency is how many searches run at a time.
 	searchConcurrency = 2
 	// searchWait bounds a search and the wait for its slot.
@@ -47,7 +47,7 @@ type searches struct {
 
 // searchLimit reads PropertyMaxSearches.
 func searchLimit(env provider.Env) (int, error) {
-	n, err := env.Int(PropertyMaxSearches, defaultSearches, 1, mostSearches)
+	n, err := env.Int(PropertyMaxSearches, defaultSearches, 1, maxSearchesLimit)
 	if err != nil {
 		return 0, claviger.E("hsm.Open", claviger.Invalid, "", err)
 	}

@@ -15,14 +15,14 @@ import (
 )
 
 const (
-	// namedAtMost is how many objects a message names. It counts the others.
-	namedAtMost = 10
+	// maxNamed is how many objects a message names. It counts the others.
+	maxNamed = 10
 	// surveyPause is the time between two surveys of the token. A survey reads the attributes of every key.
 	surveyPause = time.Hour
 	// surveyRetry is the time between two attempts if the token or the store did not answer.
 	surveyRetry = 30 * time.Second
-	// surveySoon is the least time between two surveys when notices ask for one.
-	surveySoon = 5 * time.Second
+	// urgentSurveyInterval is the least time between two surveys when notices request one.
+	urgentSurveyInterval = 5 * time.Second
 	// surveyAtStart is how long a start waits for the first survey.
 	surveyAtStart = 5 * time.Second
 )
@@ -45,8 +45,8 @@ func isOurs(k pkcs11.KeyInfo) bool {
 func summarize(labels []string) string {
 	labels = slices.Sorted(slices.Values(labels))
 	rest := ""
-	if n := len(labels) - namedAtMost; n > 0 {
-		labels, rest = labels[:namedAtMost], fmt.Sprintf(" and %d more", n)
+	if n := len(labels) - maxNamed; n > 0 {
+		labels, rest = labels[:maxNamed], fmt.Sprintf(" and %d more", n)
 	}
 	for i, l := range labels {
 		labels[i] = claviger.Printable(l)
@@ -114,7 +114,7 @@ type surveyState struct {
 	first    chan struct{} // closed when the first survey has succeeded; nil if no surveys are made
 
 	stale atomic.Bool   // the next round makes a survey
-	wake  chan struct{} // asks for a survey within surveySoon
+	wake  chan struct{} // requests a survey within urgentSurveyInterval
 }
 
 // Survey is the result of the last survey of the token.
@@ -238,7 +238,7 @@ func (p *Provider) beginSurveys(ctx, background context.Context) {
 				select { // wait for more notices, because they come in groups
 				case <-background.Done():
 					return
-				case <-time.After(surveySoon):
+				case <-time.After(urgentSurveyInterval):
 				}
 			}
 			now := p.epoch.Load()
@@ -356,8 +356,8 @@ func (p *Provider) recordUnknown(o Object) {
 
 // Limits of missingVersions, see missingInStore.
 const (
-	missingKept   = time.Minute
-	missingAtMost = 4096
+	missingTTL = time.Minute
+	maxMissing = 4096
 )
 
 // missingVersions remembers which versions are neither in the store nor on the token.
@@ -375,10 +375,10 @@ func (a *missingVersions) contains(version string) bool {
 func (a *missingVersions) put(version string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.until == nil || len(a.until) >= missingAtMost {
+	if a.until == nil || len(a.until) >= maxMissing {
 		a.until = map[string]time.Time{}
 	}
-	a.until[version] = time.Now().Add(missingKept)
+	a.until[version] = time.Now().Add(missingTTL)
 }
 
 // missingInStore returns the error for a version that the store does not know. That is err, unless the token holds the

@@ -2,8 +2,8 @@ package keytrustee
 
 import "time"
 
-// TryAgain makes the next CheckWrites probe at once.
-func TryAgain(p *Provider) {
+// ProbeAtOnce makes the next CheckWrites probe at once.
+func ProbeAtOnce(p *Provider) {
 	p.box.mu.Lock()
 	defer p.box.mu.Unlock()
 	p.box.probed = time.Time{}

@@ -313,7 +313,7 @@ func TestTrusteeStoresNoChanges(t *testing.T) {
 	s.store.(replica.Logged).Guard(func(context.Context, replica.Position, replica.Entry) (bool, error) {
 		return false, nil
 	})
-	keytrustee.TryAgain(p)
+	keytrustee.ProbeAtOnce(p)
 	if err := p.CheckWrites(ctx); err != nil {
 		t.Errorf("after the disk has space again: %v", err)
 	}

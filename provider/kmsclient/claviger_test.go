@@ -113,8 +113,8 @@ func TestConformanceOverOurs(t *testing.T) {
 	}
 }
 
-// TestItself checks that each request fails with ErrItself at a KMS that has the client's metastore, even the login. A
-// KMS with another metastore answers normally.
+// TestItself checks that each request fails with ErrSourceIsSelf at a KMS that has the client's metastore, even the
+// login. A KMS with another metastore answers normally.
 func TestItself(t *testing.T) {
 	s, _ := serveOurs(t, true)
 	name := "0123"
@@ -124,7 +124,7 @@ func TestItself(t *testing.T) {
 		"keys":     func() error { _, err := p.Keys(t.Context()); return err },
 		"metadata": func() error { _, err := p.Metadata(t.Context(), "k"); return err },
 	} {
-		if err := call(); !errors.Is(err, provider.ErrItself) || !claviger.Is(err, claviger.Unavailable) ||
+		if err := call(); !errors.Is(err, provider.ErrSourceIsSelf) || !claviger.Is(err, claviger.Unavailable) ||
 			!strings.Contains(err.Error(), s.URL) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -135,7 +135,7 @@ func TestItself(t *testing.T) {
 		}
 	}
 	name = "0123" // now the client has a cookie
-	if _, err := p.Keys(t.Context()); !errors.Is(err, provider.ErrItself) {
+	if _, err := p.Keys(t.Context()); !errors.Is(err, provider.ErrSourceIsSelf) {
 		t.Error(err)
 	}
 }
@@ -174,7 +174,7 @@ func TestNoLongerItself(t *testing.T) {
 	}()
 	p := open(t, "kms://http@"+balancer.Addr().String()+"/kms",
 		kmsclient.Options{Store: func() string { return "0123" }})
-	if _, err := p.Keys(t.Context()); !errors.Is(err, provider.ErrItself) {
+	if _, err := p.Keys(t.Context()); !errors.Is(err, provider.ErrSourceIsSelf) {
 		t.Fatal(err)
 	}
 	target.Store(source.Listener.Addr().String())

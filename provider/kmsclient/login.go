@@ -76,7 +76,7 @@ func (p *Provider) handshake(ctx context.Context, h *host, r request, query, aut
 		req.Header.Set("Authorization", authorization)
 	}
 	resp, err := p.client.Do(req)
-	if f := itselfFailure(h, r, err); f != nil {
+	if f := selfFailure(h, r, err); f != nil {
 		return nil, f
 	}
 	if err != nil {

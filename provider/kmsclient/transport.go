@@ -270,7 +270,7 @@ func (p *Provider) send(ctx context.Context, h *host, r request, cookie string) 
 		return nil, &failure{err: claviger.E(r.op, claviger.Internal, r.key, err), untouched: true, final: true}, false
 	}
 	resp, err := p.client.Do(req)
-	if f := itselfFailure(h, r, err); f != nil {
+	if f := selfFailure(h, r, err); f != nil {
 		return nil, f, false
 	}
 	if err != nil {

@@ -27,7 +27,7 @@ func imported(name string) claviger.Metadata {
 func testImport(t *testing.T, s Suite) {
 	t.Run("Kept", func(t *testing.T) { testImportKept(t, s) })
 	t.Run("Refuses", func(t *testing.T) { testImportRefuses(t, s) })
-	t.Run("BrokenOff", func(t *testing.T) { testImportBrokenOff(t, s) })
+	t.Run("BrokenOff", func(t *testing.T) { testImportInterrupted(t, s) })
 	t.Run("Parallel", func(t *testing.T) { testImportParallel(t, s) })
 }
 
@@ -181,10 +181,10 @@ func testImportRefuses(t *testing.T, s Suite) {
 	}
 }
 
-// testImportBrokenOff breaks an import off after each of its steps, and calls Import again. The second call must make
+// testImportInterrupted interrupts an import after each of its steps, and calls Import again. The second call must make
 // the wanted number of versions, and leave no object behind.
-func testImportBrokenOff(t *testing.T, s Suite) {
-	b := brokenImport{s: s, p: s.open(t)}
+func testImportInterrupted(t *testing.T, s Suite) {
+	b := interruptedImport{s: s, p: s.open(t)}
 	b.steps = countSteps(t, b.p)
 	if s.Objects != nil {
 		b.objects = s.Objects(t, b.p)
@@ -200,10 +200,10 @@ func testImportBrokenOff(t *testing.T, s Suite) {
 }
 
 // The versions of an import that is interrupted.
-const brokenVersions, brokenFirst = 3, 4
+const importVersions, importFirst = 3, 4
 
-// brokenImport breaks imports off.
-type brokenImport struct {
+// interruptedImport interrupts imports.
+type interruptedImport struct {
 	s       Suite
 	p       provider.Provider
 	steps   int // of an import
@@ -215,7 +215,7 @@ func countSteps(t *testing.T, p provider.Provider) int {
 	t.Helper()
 	steps := 0
 	m := imported(keyName("import-steps"))
-	_, err := p.(provider.Importer).Import(t.Context(), m, brokenVersions, brokenFirst, func(name string) error {
+	_, err := p.(provider.Importer).Import(t.Context(), m, importVersions, importFirst, func(name string) error {
 		if name == "" {
 			t.Error("a step without a name")
 		}
@@ -231,12 +231,12 @@ func countSteps(t *testing.T, p provider.Provider) int {
 	return steps
 }
 
-// test breaks one import off after step at, and calls Import again. how says what ends the import, and what happens
+// test interrupts one import after step at, and calls Import again. how says what ends the import, and what happens
 // between the calls.
-func (b *brokenImport) test(t *testing.T, at int, how string) {
+func (b *interruptedImport) test(t *testing.T, at int, how string) {
 	t.Helper()
-	m := imported(keyName(fmt.Sprint("import-broken", at)))
-	step := b.breakOff(t, m, at, how)
+	m := imported(keyName(fmt.Sprint("import-interrupted", at)))
+	step := b.interrupt(t, m, at, how)
 	committed := metadata(t, b.p, m.Name) != nil
 	if committed && at < b.steps {
 		t.Errorf("after %q, step %d of %d, the key is visible", step, at, b.steps)
@@ -250,32 +250,32 @@ func (b *brokenImport) test(t *testing.T, at int, how string) {
 		b.p = p
 	}
 	imp := b.p.(provider.Importer)
-	_, err := imp.Import(t.Context(), m, brokenVersions, brokenFirst, nil)
+	_, err := imp.Import(t.Context(), m, importVersions, importFirst, nil)
 	if err != nil && !(committed && claviger.Is(err, claviger.KeyExists)) {
 		t.Errorf("second Import, after the first was interrupted after %q: %v", step, err)
 		return
 	}
-	wantImported(t, b.s, b.p, m, brokenVersions, brokenFirst)
+	wantImported(t, b.s, b.p, m, importVersions, importFirst)
 	if b.s.Objects != nil {
-		b.objects += brokenVersions
+		b.objects += importVersions
 		if got := b.s.Objects(t, b.p); got != b.objects {
 			t.Errorf("interrupted after %q and called again, %d objects, want %d", step, got, b.objects)
 			b.objects = got
 		}
 	}
-	_, err = imp.Import(t.Context(), m, brokenVersions, brokenFirst, nil)
+	_, err = imp.Import(t.Context(), m, importVersions, importFirst, nil)
 	wantKind(t, "Import of an imported key", err, claviger.KeyExists)
 }
 
-// breakOff calls Import, and returns the name of the step after which it broke the import off.
-func (b *brokenImport) breakOff(t *testing.T, m claviger.Metadata, at int, how string) string {
+// interrupt calls Import, and returns the name of the step after which it interrupted the import.
+func (b *interruptedImport) interrupt(t *testing.T, m claviger.Metadata, at int, how string) string {
 	t.Helper()
 	stop := errors.New("interrupted")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	i, last := 0, ""
 	imp := b.p.(provider.Importer)
-	_, err := imp.Import(ctx, m, brokenVersions, brokenFirst, func(name string) error {
+	_, err := imp.Import(ctx, m, importVersions, importFirst, func(name string) error {
 		if i++; i != at {
 			return nil
 		}

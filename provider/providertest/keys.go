@@ -17,7 +17,7 @@ func testKeys(t *testing.T, s Suite) {
 	}{
 		{"Create", testCreate}, {"Description", testDescription}, {"Attributes", testAttributes},
 		{"CreateRefuses", testCreateRefuses}, {"Material", testMaterial}, {"Roll", testRoll},
-		{"Missing", testMissing}, {"Delete", testDelete}, {"Many", testMany}, {"OddNames", testOddNames},
+		{"Missing", testMissing}, {"Delete", testDelete}, {"Many", testMany}, {"UnusualNames", testUnusualNames},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.f(t, s) })
 	}
@@ -177,10 +177,10 @@ func testMaterial(t *testing.T, s Suite) {
 		}
 		sp := spec(name, bits)
 		sp.Material = bytesOf(bits / 8)
-		kept := slices.Clone(sp.Material)
+		material1 := slices.Clone(sp.Material)
 		first := create(t, p, sp)
 		second := bytesOf(bits / 8)
-		kept2 := slices.Clone(second)
+		material2 := slices.Clone(second)
 		v2, err := p.Roll(t.Context(), name, second)
 		if err != nil {
 			t.Fatalf("Roll with material: %v", err)
@@ -196,7 +196,7 @@ func testMaterial(t *testing.T, s Suite) {
 		if len(list) != 2 || list[0].Name != first.Name || list[1].Name != v2.Name {
 			t.Fatalf("versions %q", names(list))
 		}
-		if s.ShowsMaterial && (!list[0].Material.Equal(kept) || !list[1].Material.Equal(kept2)) {
+		if s.ShowsMaterial && (!list[0].Material.Equal(material1) || !list[1].Material.Equal(material2)) {
 			t.Error("the material differs from the given material")
 		}
 	}
@@ -313,7 +313,7 @@ func testDelete(t *testing.T, s Suite) {
 }
 
 // wantNoKey demands that no Reader method returns the key or one of these versions.
-func wantNoKey(t *testing.T, p provider.Provider, name string, itsVersions ...string) {
+func wantNoKey(t *testing.T, p provider.Provider, name string, versionNames ...string) {
 	t.Helper()
 	if m := metadata(t, p, name); m != nil {
 		t.Errorf("metadata of the deleted key: %+v", m)
@@ -323,7 +323,7 @@ func wantNoKey(t *testing.T, p provider.Provider, name string, itsVersions ...st
 	}
 	_, err := p.Current(t.Context(), name)
 	wantKind(t, "Current of the deleted key", err, claviger.KeyNotFound)
-	for _, v := range itsVersions {
+	for _, v := range versionNames {
 		_, err := p.Version(t.Context(), v)
 		wantKind(t, "Version of the deleted key", err, claviger.VersionNotFound)
 	}
@@ -388,7 +388,7 @@ func testMany(t *testing.T, s Suite) {
 	}
 }
 
-func testOddNames(t *testing.T, s Suite) {
+func testUnusualNames(t *testing.T, s Suite) {
 	p := s.open(t)
 	unique := keyName("") // the backing may be shared
 	for _, odd := range s.Names {

@@ -14,7 +14,7 @@ import (
 // testOneReading checks that a version and its key's metadata come from one reading of the backing.
 func testOneReading(t *testing.T, s Suite) {
 	t.Run("Of", func(t *testing.T) { testOf(t, s.open(t)) })
-	t.Run("DeletedAndMadeAnew", func(t *testing.T) { testDeletedAndMadeAnew(t, s.open(t)) })
+	t.Run("DeletedAndCreatedAgain", func(t *testing.T) { testDeletedAndCreatedAgain(t, s.open(t)) })
 	t.Run("Pinned", func(t *testing.T) { testPinned(t, s.open(t)) })
 }
 
@@ -88,9 +88,9 @@ func readingOf(v claviger.KeyVersion, aclName string) reading {
 	return reading{aclName, v.Name, string(v.Material)}
 }
 
-// testDeletedAndMadeAnew deletes a key again and again, and makes it anew with another ACL name. No reader may get a
-// version of one key with the metadata of another.
-func testDeletedAndMadeAnew(t *testing.T, p provider.Provider) {
+// testDeletedAndCreatedAgain deletes a key repeatedly, and creates it again with another ACL name. No reader may get
+// a version of one key with the metadata of another.
+func testDeletedAndCreatedAgain(t *testing.T, p provider.Provider) {
 	skipRemote(t, p)
 	name := keyName("anew")
 	var mu sync.Mutex

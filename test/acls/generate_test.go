@@ -35,8 +35,8 @@ var (
 		"oozie", "Alice", "zoë", "größe", "bob", "supergroup",
 		"*", "${who}", "${no.such}", "~", "alice", "staff", "a-user-that-is-nobody",
 	}
-	gaps   = []string{",", ",", ",", " ", " ", ", ", " ,", ",,", "\n", "\t", "  ", ",\n    "}
-	wholes = []string{"*", " * ", "* ", " *", " ", "", "  ", "\n*\n", "\t", "alice", " staff", "alice staff",
+	gaps       = []string{",", ",", ",", " ", " ", ", ", " ,", ",,", "\n", "\t", "  ", ",\n    "}
+	wholeLists = []string{"*", " * ", "* ", " *", " ", "", "  ", "\n*\n", "\t", "alice", " staff", "alice staff",
 		"* staff", "alice *", "*,alice", ",", " ,", "~oozie", "alice,bob ops,staff"}
 )
 
@@ -48,7 +48,7 @@ func pick[T any](g generator, from []T) T { return from[g.IntN(len(from))] }
 // value returns an ACL in a usual or unusual form.
 func (g generator) value() string {
 	if g.IntN(2) == 0 {
-		return pick(g, wholes)
+		return pick(g, wholeLists)
 	}
 	var b strings.Builder
 	if g.IntN(4) == 0 {

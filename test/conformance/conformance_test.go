@@ -72,7 +72,7 @@ const (
 // outcome is the result of one JUnit test.
 type outcome struct {
 	name    string
-	how     string // PASS, FAIL, SKIP
+	result  string // PASS, FAIL, SKIP
 	seconds float64
 	trace   string
 }
@@ -136,12 +136,12 @@ func testHadoop(t *testing.T, artifact, class string, methods []string) (passed 
 		t.Run(m, func(t *testing.T) {
 			i := slices.IndexFunc(outcomes, func(o outcome) bool { return o.name == m })
 			if i < 0 {
-				t.Fatalf("it did not run; the JVM's output:\n%s", output)
+				t.Fatalf("the test did not run; the JVM's output:\n%s", output)
 			}
 			o := outcomes[i]
 			t.Logf("%.2f s in JUnit", o.seconds)
-			if o.how != "PASS" {
-				t.Errorf("%s\n%s", o.how, o.trace)
+			if o.result != "PASS" {
+				t.Errorf("%s\n%s", o.result, o.trace)
 				return
 			}
 			passed++
@@ -272,7 +272,7 @@ func parse(output string) []outcome {
 		if err != nil {
 			continue
 		}
-		all = append(all, outcome{name: f[1], how: f[0], seconds: seconds})
+		all = append(all, outcome{name: f[1], result: f[0], seconds: seconds})
 	}
 	return all
 }

@@ -282,7 +282,7 @@ func TestRefusedLogins(t *testing.T) {
 	// This token expires while the other tokens are tried.
 	const life = 15 * time.Second
 	begun := time.Now()
-	brief := java(t, k, k.LoginFor(users, "alice", life), "alice", "token", "HTTP/localhost@"+realm)
+	shortLived := java(t, k, k.LoginFor(users, "alice", life), "alice", "token", "HTTP/localhost@"+realm)
 	const failure = "GSSException: Failure unspecified at GSS-API level (Mechanism level: "
 
 	t.Run("a replayed token", func(t *testing.T) {
@@ -324,7 +324,7 @@ func TestRefusedLogins(t *testing.T) {
 	t.Run("an expired ticket", func(t *testing.T) {
 		strict := startKMS(t, k, k.Conf("strict.conf", time.Second), keytab)
 		time.Sleep(time.Until(begun.Add(life + 2*time.Second))) // the clock of another process decides
-		refused(t, strict, http.MethodGet, brief, http.StatusForbidden, failure+"Ticket expired (32))",
+		refused(t, strict, http.MethodGet, shortLived, http.StatusForbidden, failure+"Ticket expired (32))",
 			"the client must log in again")
 	})
 	t.Run("a key that has changed", func(t *testing.T) {

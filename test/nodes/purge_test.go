@@ -56,9 +56,10 @@ func TestPurgeSeesOtherNodes(t *testing.T) {
 		e[key] = edek
 	}
 	// The recorded use is long ago. Node one uses the key now, and node two does not know it.
-	const longAgo = ` - 9 * 24 * 3600 * 1000::bigint`
-	s.database(t, `UPDATE version_use SET last = last`+longAgo, `UPDATE ez_key SET created = created`+longAgo,
-		`UPDATE setting SET value = (value::bigint`+longAgo+`)::text WHERE name = 'version.use.since'`)
+	const minusNineDays = ` - 9 * 24 * 3600 * 1000::bigint`
+	s.database(t, `UPDATE version_use SET last = last`+minusNineDays,
+		`UPDATE ez_key SET created = created`+minusNineDays,
+		`UPDATE setting SET value = (value::bigint`+minusNineDays+`)::text WHERE name = 'version.use.since'`)
 	for key, edek := range e {
 		if err := opens(t, one, key, edek); err != nil {
 			t.Fatal(err)
@@ -75,8 +76,8 @@ func TestPurgeSeesOtherNodes(t *testing.T) {
 			t.Errorf("%s: %v, want %q", what, err, says)
 		}
 	}
-	const tooSoon = "claviger.purge.min.unused"
-	refused("the other node", two, tooSoon)
+	const minUnusedProperty = "claviger.purge.min.unused"
+	refused("the other node", two, minUnusedProperty)
 	if err := two.Purge(ctx, "unused", ""); err == nil || !strings.Contains(err.Error(), "may still be under way") {
 		t.Errorf("a key that was never used, at once: %v", err)
 	}
@@ -85,14 +86,14 @@ func TestPurgeSeesOtherNodes(t *testing.T) {
 		t.Errorf("a key that was never used: %v", err)
 	}
 	first.Kill()
-	refused("the other node after a kill", two, tooSoon)
+	refused("the other node after a kill", two, minUnusedProperty)
 	s.database(t, `UPDATE clock.shift SET by = '9 days'`)
 	refused("a server that is ahead", two, "503")
 	s.database(t, `UPDATE clock.shift SET by = '-9 days'`)
 	refused("a server that is behind", two, "503")
 	s.database(t, `UPDATE clock.shift SET by = '0'`)
-	refused("the clock set right", two, tooSoon)
-	s.database(t, `UPDATE deleted_key SET since = since`+longAgo+` WHERE name = 'old'`)
+	refused("the clock set right", two, minUnusedProperty)
+	s.database(t, `UPDATE deleted_key SET since = since`+minusNineDays+` WHERE name = 'old'`)
 	if err := two.Purge(ctx, "old", ""); err != nil {
 		t.Errorf("a key that was deleted 9 days ago: %v", err)
 	}

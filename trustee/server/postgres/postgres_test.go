@@ -87,7 +87,7 @@ func TestBadURI(t *testing.T) {
 	}
 }
 
-// TestRestart: a call waits for a server that is started again. If there is no server, the error names the address
+// TestRestart: a call waits while the database server restarts. If there is no server, the error names the address
 // and its configuration, and counts as a failure.
 func TestRestart(t *testing.T) {
 	ctx := t.Context()

@@ -29,12 +29,12 @@ func exportImport(t *testing.T, from, to server.Store) {
 	before := Digest(t, to)
 	broken := errors.New("broken")
 	for name, next := range map[string]func() (server.Record, error){
-		"cut short":          func() (server.Record, error) { return server.Record{}, broken },
-		"an empty record":    NextOf([]server.Record{want[0], {}}),
-		"one twice":          NextOf([]server.Record{want[0], want[0]}),
-		"a client of no org": NextOf(want[2:]),
+		"an interrupted import": func() (server.Record, error) { return server.Record{}, broken },
+		"an empty record":       NextOf([]server.Record{want[0], {}}),
+		"a duplicate record":    NextOf([]server.Record{want[0], want[0]}),
+		"a client of no org":    NextOf(want[2:]),
 	} {
-		if err := to.Import(ctx, next); err == nil || name == "cut short" && !errors.Is(err, broken) {
+		if err := to.Import(ctx, next); err == nil || name == "an interrupted import" && !errors.Is(err, broken) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if Digest(t, to) != before {
