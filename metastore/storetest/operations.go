@@ -55,8 +55,8 @@ func RecordOperations() []Operation {
 		{"Put", func(ctx context.Context, s Full) error { return s.Put(ctx, "run", "item", []byte("{}")) }},
 		{"Records", func(ctx context.Context, s Full) error { _, err := s.Records(ctx, "run"); return err }},
 		{"Runs", func(ctx context.Context, s Full) error { _, err := s.Runs(ctx); return err }},
-		{"Touch", func(ctx context.Context, s Full) error {
-			return s.Touch(ctx, []metastore.LastUse{{Version: "k@0", Last: use}, {Version: "k@1", Last: use}})
+		{"RecordUses", func(ctx context.Context, s Full) error {
+			return s.RecordUses(ctx, []metastore.LastUse{{Version: "k@0", Last: use}, {Version: "k@1", Last: use}})
 		}},
 		{"LastUses", func(ctx context.Context, s Full) error {
 			_, _, err := s.LastUses(ctx, "k@0", "k@1")
