@@ -11,7 +11,7 @@ func Check(ctx context.Context, r *Replica) error {
 	r.check(ctx)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.why
+	return r.syncErr
 }
 
 // ProbeDue makes the next Check probe the passive server, even if it was just probed.

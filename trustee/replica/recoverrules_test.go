@@ -239,7 +239,7 @@ func records(list ...server.Record) []server.Record { return list }
 // recovered returns the changes of the store and the result of a recovery in a line.
 func recovered(changes []string, r *replica.Recovered) string {
 	line := slices.Clone(changes)
-	for i, list := range [][]string{r.Names, r.Aside, r.Left, r.Idle} {
+	for i, list := range [][]string{r.Names, r.Aside, r.NotAdded, r.NotLacked} {
 		for _, text := range list {
 			line = append(line, fmt.Sprintf("%s %.62s", []string{"added", "aside", "left", "idle"}[i], text))
 		}

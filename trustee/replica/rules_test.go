@@ -130,7 +130,7 @@ func (s *fixedStore) Has(context.Context, Head) (bool, error) { return s.had, ni
 // behind only if that can mend itself.
 func TestComplete(t *testing.T) {
 	mine := Head{Seq: 5, Epoch: 2, Digest: "a"}
-	held := comparison{mine: mine, less: Loss{Orgs: 1}}
+	held := comparison{storeHead: mine, copyLacks: Loss{Orgs: 1}}
 	for name, c := range map[string]struct {
 		theirs   Head
 		role     server.Role
@@ -146,9 +146,10 @@ func TestComplete(t *testing.T) {
 		"an earlier epoch":    {Head{6, 1, "b"}, server.RoleActive, false, comparison{}, false, false},
 		"other changes":       {Head{5, 2, "b"}, server.RoleActive, false, comparison{}, false, false},
 		"diverged":            {Head{6, 2, "b"}, server.RoleActive, false, held, false, false},
-		"compared, and nothing held": {Head{6, 2, "b"}, server.RoleActive, false, comparison{mine: mine}, false,
+		"compared, and nothing held": {Head{6, 2, "b"}, server.RoleActive, false, comparison{storeHead: mine}, false,
 			true},
-		"diverged before": {Head{6, 2, "b"}, server.RoleActive, false, comparison{less: held.less}, false, true},
+		"diverged before": {Head{6, 2, "b"}, server.RoleActive, false, comparison{copyLacks: held.copyLacks}, false,
+			true},
 	} {
 		r := &Replica{store: &fixedStore{had: c.had}, compared: c.compared}
 		got, err := r.complete(t.Context(), &Position{Head: mine}, &Position{Role: c.role, Head: c.theirs})
@@ -267,9 +268,9 @@ func TestReadyEnds(t *testing.T) {
 // TestGuardRefuses: a change that is refused makes Run check at once.
 func TestGuardRefuses(t *testing.T) {
 	r := waiting(server.RoleActive)
-	r.why = errors.New("no route to host")
+	r.syncErr = errors.New("no route to host")
 	if shared, err := r.guard(t.Context(), Position{}, Entry{}); shared || !errors.Is(err, server.ErrAway) ||
-		!errors.Is(err, r.why) || len(r.wakeup) != 1 {
+		!errors.Is(err, r.syncErr) || len(r.wakeup) != 1 {
 		t.Errorf("%t, %v, %d", shared, err, len(r.wakeup))
 	}
 	r = waiting(server.RoleActive)
@@ -319,8 +320,9 @@ func TestReportLogsOnce(t *testing.T) {
 		r.synced = true
 		r.learned.Store(&learned{})
 		r.report(c.err)
-		if log.lines != c.lines || r.synced != (c.err == nil) || !errors.Is(r.why, c.err) || r.learned.Load() != nil {
-			t.Errorf("%d: %d lines, synced %t, %v", i, log.lines, r.synced, r.why)
+		if log.lines != c.lines || r.synced != (c.err == nil) || !errors.Is(r.syncErr, c.err) ||
+			r.learned.Load() != nil {
+			t.Errorf("%d: %d lines, synced %t, %v", i, log.lines, r.synced, r.syncErr)
 		}
 	}
 }
