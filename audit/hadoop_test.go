@@ -510,7 +510,7 @@ func TestFile(t *testing.T) {
 	}
 }
 
-// TestTornLine: after a write that a full disk cut short, the next write begins a new line.
+// TestTornLine: after a write that a full disk has truncated, the next write begins a new line.
 func TestTornLine(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {

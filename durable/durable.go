@@ -267,16 +267,16 @@ func MakeFolder(path string, mode fs.FileMode) error {
 		}
 		return nil
 	}
-	above := filepath.Dir(path)
-	if above != path {
-		if err := MakeFolder(above, mode); err != nil {
+	parent := filepath.Dir(path)
+	if parent != path {
+		if err := MakeFolder(parent, mode); err != nil {
 			return err
 		}
 	}
 	if err := system(path).Mkdir(path, mode); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return SyncFolder(above)
+	return SyncFolder(parent)
 }
 
 // OpenLog opens a file for appending, and makes it if it does not exist. Its name is synced when

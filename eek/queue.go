@@ -176,7 +176,7 @@ func (q *Queue) take(ctx context.Context, key string, l *line, n int) ([]clavige
 		have := min(n, len(l.ready))
 		out := make([]claviger.EDEK, n)
 		copy(out, l.ready[:have])
-		clear(l.ready[:have]) // drop the references to returned EDEKs: the array lives on
+		clear(l.ready[:have]) // drop the references to returned EDEKs: the array stays in use
 		l.ready = l.ready[have:]
 		q.touch(key, l)
 		if have == n {

@@ -336,11 +336,11 @@ func TestQueueFirstFillIsShared(t *testing.T) {
 		}
 
 		// All Takes get its error.
-		boom := errors.New("boom")
-		m.set(func() { m.err = boom })
+		errFill := errors.New("the fill failed")
+		m.set(func() { m.err = errFill })
 		for range 20 {
 			wg.Go(func() {
-				if _, err := q.Take(t.Context(), "bad", 1); !errors.Is(err, boom) {
+				if _, err := q.Take(t.Context(), "bad", 1); !errors.Is(err, errFill) {
 					t.Error(err)
 				}
 			})

@@ -234,7 +234,7 @@ func (a *Acceptor) Accept(token []byte) (Accepted, error) {
 	}
 	accepted := Accepted{Client: C.GoString(out.client), Service: C.GoString(out.service),
 		Reply: C.GoBytes(unsafe.Pointer(out.reply), C.int(out.reply_len))}
-	if !a.ours(accepted.Service) {
+	if !a.isOwnService(accepted.Service) {
 		e := &Error{Kind: WrongService, Detail: fmt.Sprintf("the ticket of %s is for %s, and this service is %s",
 			accepted.Client, accepted.Service, strings.Join(a.principals, ", "))}
 		e.advise("")
@@ -243,7 +243,7 @@ func (a *Acceptor) Accept(token []byte) (Accepted, error) {
 	return accepted, nil
 }
 
-func (a *Acceptor) ours(service string) bool {
+func (a *Acceptor) isOwnService(service string) bool {
 	if a.every {
 		return strings.HasPrefix(service, "HTTP/")
 	}

@@ -75,7 +75,7 @@ func TestRoundTrip(t *testing.T) {
 		make([]byte, MaxContent)} {
 		w := wrap(t, k, uuid1, content)
 		if len(w) > MaxWrapped || len(content) > 4 && bytes.Contains(w, content[:4]) {
-			t.Errorf("%d bytes wrapped to %d, or in the clear", len(content), len(w))
+			t.Errorf("%d bytes wrapped to %d, or not encrypted", len(content), len(w))
 		}
 		got, err := k.Unwrap(t.Context(), uuid1, w)
 		if err != nil || !bytes.Equal(got, content) {

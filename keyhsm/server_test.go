@@ -24,18 +24,18 @@ import (
 	"claviger/web"
 )
 
-// running is a running Key HSM, with the certificate of a trustee that it trusts and the certificate of a stranger.
-// The same authority has issued both.
+// running is a running Key HSM, with the certificate of a trustee that it trusts and the certificate of an untrusted
+// client. The same authority has issued both.
 type running struct {
 	*Server
-	keeper                 *Keeper
-	token                  *pkcs11.Token
-	meter                  *pkcs11.Meter
-	address                string
-	trustDir               string
-	ca                     *certtest.Authority
-	own, trustee, stranger string // files
-	stop                   func()
+	keeper                  *Keeper
+	token                   *pkcs11.Token
+	meter                   *pkcs11.Meter
+	address                 string
+	trustDir                string
+	ca                      *certtest.Authority
+	own, trustee, untrusted string // files
+	stop                    func()
 }
 
 func start(t *testing.T) *running {
@@ -43,8 +43,8 @@ func start(t *testing.T) *running {
 	k, tok, m := newKeeper(t)
 	dir := t.TempDir()
 	r := &running{keeper: k, token: tok, meter: m, trustDir: filepath.Join(dir, "trust"), ca: certtest.New(t, dir)}
-	r.own, r.trustee, r.stranger = r.ca.Issue("keyhsm", "localhost", "127.0.0.1"), r.ca.Issue("trustee"),
-		r.ca.Issue("stranger")
+	r.own, r.trustee, r.untrusted = r.ca.Issue("keyhsm", "localhost", "127.0.0.1"), r.ca.Issue("trustee"),
+		r.ca.Issue("untrusted")
 	if _, _, added, err := AddTrusted(r.trustDir, r.trustee); err != nil || !added {
 		t.Fatal(added, err)
 	}
@@ -222,30 +222,30 @@ func TestMethods(t *testing.T) {
 func TestUntrusted(t *testing.T) {
 	r := start(t)
 	ctx := t.Context()
-	stranger := r.client(t, r.stranger)
+	untrusted := r.client(t, r.untrusted)
 	for range 3 { // the alert may be lost when the connection is reset
-		_, err := stranger.Wrap(ctx, uuid1, []byte("x"))
+		_, err := untrusted.Wrap(ctx, uuid1, []byte("x"))
 		if !claviger.Is(err, claviger.Denied) && !claviger.Is(err, claviger.Unavailable) {
-			t.Errorf("a stranger: %v", err)
+			t.Errorf("an untrusted client: %v", err)
 		}
 	}
-	if _, err := stranger.Status(ctx); err == nil {
-		t.Error("a stranger sees the status")
+	if _, err := untrusted.Status(ctx); err == nil {
+		t.Error("an untrusted client gets the status")
 	}
-	// After the handshake, the server reads no HTTP from the stranger.
-	strange, err := tls.LoadX509KeyPair(r.stranger, r.stranger)
+	// After the handshake, the server reads no HTTP from the untrusted client.
+	pair, err := tls.LoadX509KeyPair(r.untrusted, r.untrusted)
 	if err != nil {
 		t.Fatal(err)
 	}
 	conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: r.ca.Pool(), ServerName: "localhost",
-		Certificates: []tls.Certificate{strange}}}).DialContext(ctx, "tcp", r.address)
+		Certificates: []tls.Certificate{pair}}}).DialContext(ctx, "tcp", r.address)
 	if err != nil {
 		t.Fatal(err) // in TLS 1.3, the client completes the handshake before the server checks the certificate
 	}
 	defer conn.Close()
 	var remote *net.OpError
 	if _, err := conn.Read(make([]byte, 1)); !errors.As(err, &remote) || remote.Op != "remote error" {
-		t.Errorf("a stranger after the handshake: %v", err)
+		t.Errorf("an untrusted client after the handshake: %v", err)
 	}
 	none, err := NewClient(ClientConfig{URL: "https://" + r.address, Servers: r.ca.Pool(),
 		Certificate: func() (*tls.Certificate, error) { return new(tls.Certificate), nil }})
@@ -292,16 +292,16 @@ func TestReload(t *testing.T) {
 	if _, err := trustee.Wrap(ctx, uuid1, []byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, added, err := AddTrusted(r.trustDir, r.stranger); err != nil || !added {
+	if _, _, added, err := AddTrusted(r.trustDir, r.untrusted); err != nil || !added {
 		t.Fatal(err)
 	}
-	if _, _, added, err := AddTrusted(r.trustDir, r.stranger); err != nil || added {
+	if _, _, added, err := AddTrusted(r.trustDir, r.untrusted); err != nil || added {
 		t.Errorf("added twice: %v", err)
 	}
 	if err := r.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.client(t, r.stranger).Wrap(ctx, uuid1, []byte("x")); err != nil {
+	if _, err := r.client(t, r.untrusted).Wrap(ctx, uuid1, []byte("x")); err != nil {
 		t.Errorf("newly trusted: %v", err)
 	}
 	cert, err := ReadCertificate(r.trustee)
@@ -319,7 +319,7 @@ func TestReload(t *testing.T) {
 	if err := r.Reload(); err == nil || !strings.Contains(err.Error(), "broken.pem") {
 		t.Errorf("a file that is no certificate: %v", err)
 	}
-	st, err := r.client(t, r.stranger).Status(ctx)
+	st, err := r.client(t, r.untrusted).Status(ctx)
 	if err != nil || st.Trusted != 1 || !strings.Contains(st.LoadError, "broken.pem") {
 		t.Errorf("%+v, %v", st, err)
 	}

@@ -182,7 +182,7 @@ func ReadSettings(dir string) (s Settings, warnings []string, err error) {
 	path := filepath.Join(dir, SettingsFile)
 	data, err := readFile(path, maxSettings)
 	if errors.Is(err, fs.ErrNotExist) {
-		return s, nil, fmt.Errorf("%s is not there; make it with: claviger keyhsm setup luna|ncipher|softhsm --conf "+
+		return s, nil, fmt.Errorf("%s does not exist; make it with: claviger keyhsm setup luna|ncipher|softhsm --conf "+
 			"%s --token LABEL --pin-file FILE", path, dir)
 	}
 	if err != nil {

@@ -106,14 +106,14 @@ func TestPasswords(t *testing.T) {
 		t.Fatal(err)
 	}
 	conf := func(name string) (string, bool) { return "clear " + name, name != "unset" }
-	open, shut := &Passwords{c, true}, &Passwords{c, false}
+	open, restricted := &Passwords{c, true}, &Passwords{c, false}
 	for _, test := range []struct {
 		p          *Passwords
 		name, want string
 		fails      bool
 	}{
 		{open, "p", "stored", false}, {open, "q", "clear q", false}, {open, "unset", "", false},
-		{shut, "p", "stored", false}, {shut, "q", "", true}, {shut, "unset", "", false},
+		{restricted, "p", "stored", false}, {restricted, "q", "", true}, {restricted, "unset", "", false},
 		{&Passwords{nil, true}, "p", "clear p", false}, {&Passwords{nil, false}, "p", "", true},
 	} {
 		v, err := test.p.Get(test.name, conf)

@@ -9,7 +9,7 @@ import (
 // reason may be a wrong password or a damaged file. ParseJCEKS can distinguish some damaged files (see DamagedError).
 var ErrPassword = errors.New("wrong password or damaged file")
 
-// FormatError means that bytes do not have the expected form: they are not a keystore, or the file is cut short,
+// FormatError means that bytes do not have the expected form: they are not a keystore, or the file is truncated,
 // damaged, or above a limit.
 type FormatError struct {
 	Format string // "JCEKS", "Java serialisation", ...

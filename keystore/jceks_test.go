@@ -132,21 +132,21 @@ func TestWriteAsJava(t *testing.T) {
 		{"hadoop.jceks", "secretpw", "long"},
 	} {
 		password := secret.Bytes(tc.password)
-		theirs := mustParse(t, testFile(t, tc.file), tc.password).Entry(tc.alias)
-		got, err := theirs.Open(password)
+		original := mustParse(t, testFile(t, tc.file), tc.password).Entry(tc.alias)
+		got, err := original.Open(password)
 		if err != nil {
 			t.Fatal(err)
 		}
 		s := NewJCEKS()
 		if got.HadoopMetadata != nil {
-			err = s.SetHadoopMetadata(tc.alias, got.HadoopMetadata, password, theirs.Created)
+			err = s.SetHadoopMetadata(tc.alias, got.HadoopMetadata, password, original.Created)
 		} else {
-			err = s.SetKey(tc.alias, got.Algorithm, got.Material, password, theirs.Created)
+			err = s.SetKey(tc.alias, got.Algorithm, got.Material, password, original.Created)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		ours := s.Entry(tc.alias)
+		rewritten := s.Entry(tc.alias)
 		plain := func(e *Entry) []byte {
 			params, err := parsePBEParams(e.sealed.params)
 			if err != nil {
@@ -161,14 +161,14 @@ func TestWriteAsJava(t *testing.T) {
 			}
 			return b
 		}
-		if a, b := plain(theirs), plain(ours); !bytes.Equal(a, b) {
+		if a, b := plain(original), plain(rewritten); !bytes.Equal(a, b) {
 			t.Errorf("%s: inner object\n%x, Java wrote\n%x", tc.alias, b, a)
 		}
 		blank := func(e *Entry) []byte {
 			b := bytes.Replace(e.raw, e.sealed.content, bytes.Repeat([]byte{'c'}, len(e.sealed.content)), 1)
 			return bytes.Replace(b, e.sealed.params, bytes.Repeat([]byte{'p'}, len(e.sealed.params)), 1)
 		}
-		if a, b := blank(theirs), blank(ours); !bytes.Equal(a, b) {
+		if a, b := blank(original), blank(rewritten); !bytes.Equal(a, b) {
 			t.Errorf("%s: outer object\n%x, Java wrote\n%x", tc.alias, b, a)
 		}
 	}
@@ -263,15 +263,15 @@ func TestDamage(t *testing.T) {
 		{"changed check", change(func(b []byte) []byte { b[len(b)-1] ^= 1; return b }), "secretpw",
 			`damaged file: the password is right (it opens entry "at@1"), but the SHA-1 check over the whole ` +
 				`file fails`},
-		{"cut short in an entry", good[:1000], "secretpw",
+		{"truncated in an entry", good[:1000], "secretpw",
 			`JCEKS: byte 285: entry "long": ends too early: 2965 bytes are missing`},
-		{"cut short in the check", good[:len(good)-1], "secretpw",
+		{"truncated in the checksum", good[:len(good)-1], "secretpw",
 			"19 bytes after the last entry, want the 20 bytes of a SHA-1 check"},
 		{"without the check", good[:len(good)-20], "secretpw", "0 bytes after the last entry"},
 		{"bytes after it", append(bytes.Clone(good), 0), "secretpw", "21 bytes after the last entry"},
 		{"empty", nil, "secretpw", "the file is empty, so it is no keystore"},
 		{"three bytes", good[:3], "secretpw", "the file begins with ce ce ce, not with ce ce ce ce"},
-		{"JKS, cut short", []byte{0xfe, 0xed, 0xfe, 0xed, 0, 0, 0, 2}, "x", "the file ends inside the number " +
+		{"JKS, truncated", []byte{0xfe, 0xed, 0xfe, 0xed, 0, 0, 0, 2}, "x", "the file ends inside the number " +
 			"of entries"},
 		{"PKCS#12", []byte{0x30, 3, 2, 1, 3}, "x", "this is a PKCS#12 file, which keytool makes unless"},
 		{"PEM", []byte("-----BEGIN CERTIFICATE-----\n"), "x", "this is a pem file, not a JCEKS keystore"},

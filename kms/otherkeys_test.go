@@ -56,7 +56,7 @@ func TestNoOtherKeys(t *testing.T) {
 				hadoopconf.MetastoreURI}},
 		"an empty metastore": {site{hadoopconf.ProviderURI: jceks,
 			hadoopconf.MetastoreURI: "sqlite://" + empty}, nil},
-		"a metastore that is not there": {site{hadoopconf.ProviderURI: jceks,
+		"a metastore that does not exist": {site{hadoopconf.ProviderURI: jceks,
 			hadoopconf.MetastoreURI: "sqlite://" + empty + ".not"}, nil},
 		"no metastore": {site{hadoopconf.ProviderURI: jceks}, nil},
 		"no file beside which it could be, and none named": {site{hadoopconf.ProviderURI: "memory://"},

@@ -283,7 +283,7 @@ func clientTrust(t *testing.T, dir string) {
 	t.Setenv("HADOOP_OPTS", "-Xmx1g -Djavax.net.ssl.trustStore='"+none+"'")
 	if _, err := trusts(nil); err == nil || !strings.Contains(err.Error(), "environment variable HADOOP_OPTS: ") ||
 		!strings.Contains(err.Error(), none) {
-		t.Errorf("a truststore that is not there: %v", err)
+		t.Errorf("a truststore that does not exist: %v", err)
 	}
 	t.Setenv("KMS_OPTS", `-Djavax.net.ssl.trustStore=`+none+` -Djavax.net.ssl.trustStore="`+trust+`"`)
 	if ok, err := trusts(nil); !ok || err != nil {

@@ -102,7 +102,7 @@ func (d *DB) Fail(op, key string, err error) error {
 	case errors.Is(err, errInDoubt):
 		return say(claviger.Unavailable, "; "+d.cfg.UnknownOutcome)
 	case d.conflict(err):
-		return say(claviger.Unavailable, "; other nodes changed the same rows again and again; nothing was changed")
+		return say(claviger.Unavailable, "; other nodes changed the same rows repeatedly; nothing was changed")
 	case code == ReadOnly:
 		return claviger.Away(say(claviger.Unavailable, "; the server accepts no writes: it is a standby (name all "+
 			"hosts in the URI), or default_transaction_read_only is on; nothing was changed"))

@@ -419,8 +419,8 @@ type abortedError struct{ cause error }
 func (e *abortedError) Error() string { return e.cause.Error() }
 func (e *abortedError) Unwrap() error { return e.cause }
 
-// outcome finds out whether a transaction was committed, if its commit was not answered. It goes on after the caller's
-// context has ended, because the caller must know the outcome.
+// outcome finds out whether a transaction was committed, if its commit was not answered. It continues after the
+// caller's context has ended, because the caller must know the outcome.
 //
 // With synchronous replication, such a commit may be only on the primary. It counts as committed after a later record
 // has reached the standbys.

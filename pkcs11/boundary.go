@@ -107,7 +107,7 @@ func (m *Meter) Heal() {
 	clear(m.faults)
 }
 
-// Hang makes calls of that name hang until release is called. Then they go on to the token. release may be
+// Hang makes calls of that name hang until release is called. Then the token gets them. release may be
 // called more than once.
 func (m *Meter) Hang(call string) (release func()) {
 	m.mu.Lock()

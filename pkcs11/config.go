@@ -117,7 +117,7 @@ func (c *FileConfig) format() ([]byte, error) {
 // CheckNew returns an error if path exists already.
 func CheckNew(path string) error {
 	if _, err := os.Lstat(path); err == nil {
-		return fmt.Errorf("%s is there already and is not overwritten; move it away if it is no longer used", path)
+		return fmt.Errorf("%s already exists and was not overwritten; move it away if it is no longer used", path)
 	}
 	return nil
 }
@@ -126,7 +126,7 @@ func CheckNew(path string) error {
 func ReadKeystoreFile(path string) (c Config, warnings []string, err error) {
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return c, nil, fmt.Errorf("keystore file %s is not there; write it with: claviger hsm init --module LIBRARY "+
+		return c, nil, fmt.Errorf("keystore file %s does not exist; write it with: claviger hsm init --module LIBRARY "+
 			"--token LABEL --pin-file FILE %s", path, path)
 	}
 	if err != nil {
@@ -201,7 +201,7 @@ func parseKeystore(path string, data []byte) (FileConfig, error) {
 		case value == "":
 			return fail("%s has no value; give it one or take the line out", name)
 		case seen[name]:
-			return fail("%s is there twice; keep one", name)
+			return fail("%s appears twice; keep one", name)
 		}
 		seen[name] = true
 		if err := c.set(name, value); err != nil {
@@ -321,7 +321,7 @@ func pinFile(path string) func() (secret.Bytes, error) {
 	return func() (secret.Bytes, error) {
 		info, err := os.Stat(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("PIN file %s is not there; write the PIN, and nothing else, into it (mode 0400), "+
+			return nil, fmt.Errorf("PIN file %s does not exist; write the PIN, and nothing else, into it (mode 0400), "+
 				"or name the file that has it", path)
 		}
 		if err != nil {

@@ -49,7 +49,7 @@ func TestKeystoreFileErrors(t *testing.T) {
 		"module\n": `:1: there is no '=' in this line; a keystore file has ` +
 			`lines like "module = /path/of/library.so"; claviger hsm init writes one`,
 		"\n# x\nmodule =\n":  `:3: module has no value; give it one or take the line out`,
-		good + "token = x\n": `:4: token is there twice; keep one`,
+		good + "token = x\n": `:4: token appears twice; keep one`,
 		good + "libary = /x.so": `:4: "libary" is not known; known are module, token, ` +
 			`serial, slot, pin-file, pin-env, credential, profile, max-sessions`,
 		good + "pin = 1234\n": `:4: a PIN must not be in this file; put it into a ` +
@@ -174,7 +174,7 @@ func TestWriteKeystoreFile(t *testing.T) {
 			t.Errorf("%s: read back as %+v, %v", name, got, err)
 		}
 		if err := WriteKeystoreFile(path, FileConfig{Module: "/y.so", Token: "t", PINFile: "/pin"}); err == nil ||
-			!strings.Contains(err.Error(), "is there already and is not overwritten") {
+			!strings.Contains(err.Error(), "already exists and was not overwritten") {
 			t.Errorf("%s: overwritten: %v", name, err)
 		}
 		if again, err := os.ReadFile(path); err != nil || string(again) != string(data) {
@@ -237,7 +237,7 @@ func TestPIN(t *testing.T) {
 		{FileConfig{PINFile: write(t, "pin", "\n", 0o600)}, "is empty; write the PIN into it"},
 		{FileConfig{PINFile: write(t, "pin", strings.Repeat("1", maxFile+1), 0o600)}, "is 65537 bytes long; that is " +
 			"no PIN: write the PIN alone into it, or name the file that has it"},
-		{FileConfig{PINFile: "nowhere"}, "PIN file /etc/claviger/nowhere is not there; write the PIN, and nothing " +
+		{FileConfig{PINFile: "nowhere"}, "PIN file /etc/claviger/nowhere does not exist; write the PIN, and nothing " +
 			"else, into it (mode 0400), or name the file that has it"},
 		{FileConfig{PINEnv: "CLAVIGER_TEST_UNSET"}, "environment variable CLAVIGER_TEST_UNSET, which should hold the " +
 			"PIN, is not set"},
@@ -273,7 +273,7 @@ func TestParseURI(t *testing.T) {
 	for uri, want := range map[string]string{
 		"jceks://file@/x":               `"jceks://file@/x" is no pkcs11: URI`,
 		"pkcs11:token" + rest:           `"token" is no attribute; one is name=value`,
-		"pkcs11:token=a;token=b" + rest: `attribute token is there twice`,
+		"pkcs11:token=a;token=b" + rest: `attribute token appears twice`,
 		"pkcs11:token=%zz" + rest:       `attribute token: invalid URL escape "%zz"`,
 		"pkcs11:token=" + rest: `attribute token has the value ""; give it one or ` +
 			`take it out`,

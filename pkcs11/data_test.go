@@ -52,7 +52,7 @@ func TestData(t *testing.T) {
 	// The new object exists before the old one is destroyed.
 	m.Fail("DestroyObject", 2, p11.Error(p11.CKR_DEVICE_ERROR))
 	if err := tok.PutData(ctx, Data{"claviger", "store a", []byte("third")}); err == nil {
-		t.Error("the old object could not be destroyed, and nothing is said")
+		t.Error("the old object could not be destroyed, and there is no error")
 	}
 	m.Heal()
 	got, err := tok.ListData(ctx, "claviger")

@@ -38,9 +38,9 @@ type module struct {
 
 	// Each call is between enter and leave, because some libraries crash if C_Finalize runs at the same time as
 	// another call. A reset closes the gate, waits until active is 0, and opens the gate again.
-	active int
-	gate   *gate
-	quiet  chan struct{} // closed when the last call leaves; nil unless a reset waits for that
+	active  int
+	gate    *gate
+	allLeft chan struct{} // closed when the last call leaves; nil unless a reset waits for that
 	// hung is the number of calls that a reset stopped waiting for: the calls that entered before epoch and have
 	// not left. Until all of them leave, each reset fails at once and blocks no other calls.
 	hung  int
@@ -80,7 +80,7 @@ func openModule(path string) (*module, error) {
 	info, err := os.Stat(path)
 	if err != nil || info.IsDir() {
 		if errors.Is(err, fs.ErrNotExist) || err == nil {
-			return nil, fmt.Errorf("PKCS#11 module %s is not there; install the HSM's client software, or name its "+
+			return nil, fmt.Errorf("PKCS#11 module %s does not exist; install the HSM's client software, or name its "+
 				"library where it is", path)
 		}
 		return nil, fmt.Errorf("PKCS#11 module: %w", err)
@@ -195,9 +195,9 @@ func (m *module) leave(visit uint64) {
 	if visit < m.epoch {
 		m.hung--
 	}
-	if m.active == 0 && m.quiet != nil {
-		close(m.quiet)
-		m.quiet = nil
+	if m.active == 0 && m.allLeft != nil {
+		close(m.allLeft)
+		m.allLeft = nil
 	}
 }
 
@@ -226,25 +226,25 @@ func (m *module) reset(ctx context.Context, seen uint64, b Boundary) error {
 	}
 	g := &gate{since: time.Now(), open: make(chan struct{})}
 	m.gate = g
-	quiet := make(chan struct{})
+	allLeft := make(chan struct{})
 	if m.active == 0 {
-		close(quiet)
+		close(allLeft)
 	} else {
-		m.quiet = quiet
+		m.allLeft = allLeft
 	}
 	m.mu.Unlock()
 
 	timer := time.NewTimer(drainTimeout)
 	defer timer.Stop()
 	select {
-	case <-quiet:
+	case <-allLeft:
 	case <-timer.C:
 		m.mu.Lock()
 		if m.active > 0 {
 			defer m.mu.Unlock()
 			m.epoch++
 			m.hung = m.active
-			m.quiet = nil
+			m.allLeft = nil
 			m.openGate(g, errHung)
 			return errHung
 		}

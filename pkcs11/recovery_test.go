@@ -123,7 +123,7 @@ func TestRecoveryUnderLoad(t *testing.T) {
 			defer served()
 			for ctx.Err() == nil {
 				if tok.EncryptBlocks(ctx, []byte{1, 2, 3, byte(i)}, fmt.Sprintf("k@%d", i), make([]byte, 16)) == nil {
-					served() // and go on, as load for the others
+					served() // and continue, as load for the others
 				}
 			}
 		})
@@ -353,7 +353,7 @@ func TestLoggedOut(t *testing.T) {
 	}
 	if err := tok.EncryptBlocks(t.Context(), []byte("nil"), "no@1", make([]byte, 16)); !claviger.Is(err,
 		claviger.KeyNotFound) {
-		t.Errorf("a key that is not there: %v", err)
+		t.Errorf("a key that does not exist: %v", err)
 	}
 	if resets != 1 {
 		t.Errorf("logged in again for a key that does not exist")
@@ -508,6 +508,6 @@ func TestLabel(t *testing.T) {
 		}
 	}
 	if _, ok := tok.gather.Load(keyName{string(id), "wrong"}); ok {
-		t.Error("a key that is not there stays in memory")
+		t.Error("a key that does not exist stays in memory")
 	}
 }

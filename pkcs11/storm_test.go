@@ -104,7 +104,7 @@ func TestAbandonedWaiters(t *testing.T) {
 		t.Errorf("%d parts, %d wait", len(batch), g.waiting())
 	}
 	if g.next() != nil || g.running != 0 {
-		t.Error("the call goes on without a waiter")
+		t.Error("the call continues without a waiter")
 	}
 }
 

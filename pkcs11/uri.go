@@ -68,7 +68,7 @@ func (p *uriParser) attribute(part string) error {
 		return fmt.Errorf("pkcs11: URI: %q is no attribute; one is name=value", part)
 	}
 	if p.seen[name] {
-		return fmt.Errorf("pkcs11: URI: attribute %s is there twice", name)
+		return fmt.Errorf("pkcs11: URI: attribute %s appears twice", name)
 	}
 	p.seen[name] = true
 	value, err := url.PathUnescape(raw)

@@ -188,8 +188,8 @@ type EDEKService interface {
 // provider makes the versions itself.
 //
 // It numbers versions: their names are NAME@N. N counts up, and is never used twice for a name, even if the key was
-// deleted and made anew. Metadata.Versions is the newest N + 1. (A keystore file in Java's format is an exception: it
-// does not keep a deleted key's numbers.)
+// deleted and created again. Metadata.Versions is the newest N + 1. (A keystore file in Java's format is an exception:
+// it does not keep a deleted key's numbers.)
 type Importer interface {
 	// Import makes a key with m's name, cipher, length, description, attributes and creation time, and n new versions
 	// (n >= 1), and returns the versions oldest first. Their numbers begin at first, or higher if the name has had

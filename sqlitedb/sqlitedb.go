@@ -47,7 +47,7 @@ type Config struct {
 	Shown string
 	// KeepWAL turns SQLite's automatic checkpoints off, because the store itself moves the -wal into the file.
 	KeepWAL bool
-	// Finish lets a transaction that has begun go on after its context has ended.
+	// Finish lets a transaction that has begun continue after its context has ended.
 	Finish bool
 }
 

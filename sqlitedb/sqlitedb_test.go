@@ -540,8 +540,8 @@ func TestRootGivesAway(t *testing.T) {
 		t.Skip("only root can give files away")
 	}
 	dir := t.TempDir()
-	const stranger = 65534
-	if err := os.Chown(dir, stranger, stranger); err != nil {
+	const nobody = 65534
+	if err := os.Chown(dir, nobody, nobody); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "s.db")
@@ -556,7 +556,7 @@ func TestRootGivesAway(t *testing.T) {
 	}
 	for _, end := range []string{"", "-wal", "-shm", ".lock"} {
 		st, err := os.Stat(path + end)
-		if sys, ok := sysOf(st, err); !ok || sys.Uid != stranger || sys.Gid != stranger {
+		if sys, ok := sysOf(st, err); !ok || sys.Uid != nobody || sys.Gid != nobody {
 			t.Errorf("%s: %+v, %v", end, sys, err)
 		}
 	}

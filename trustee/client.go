@@ -237,7 +237,7 @@ func (c *Client) readPage(page []Sealed, prefix string, deleted bool, after stri
 		if err != nil {
 			return nil, err
 		}
-		// If a server returned the same page again and again, the client would never end.
+		// If a server always returned the same page, the client would never stop.
 		if cursor := d.Cursor(); cursor <= after || !strings.HasPrefix(d.Label, prefix) ||
 			d.Deleted.IsZero() == deleted {
 			return nil, claviger.Errorf(op, claviger.Invalid, "", "the server listed deposit %q, which does not "+

@@ -296,7 +296,7 @@ func missingConf(path string) error {
 		}
 	}
 	if list, err := os.ReadDir(path); len(list) == 0 && (err == nil || errors.Is(err, fs.ErrNotExist)) {
-		return fmt.Errorf("%s is not there (%w): copy the folder from a KT KMS host, or let a KT KMS make it at its "+
+		return fmt.Errorf("%s does not exist (%w): copy the folder from a KT KMS host, or let a KT KMS make it at its "+
 			"first start", path, ErrNoFolder)
 	}
 	return fmt.Errorf("%s has no %s: copy it, with %s and %s, from a KT KMS host that works; if no KMS ever "+

@@ -149,7 +149,7 @@ func TestLoadFolderRefuses(t *testing.T) {
 			if err := os.RemoveAll(path); err != nil {
 				t.Fatal(err)
 			}
-		}, []string{"is not there"}},
+		}, []string{"does not exist"}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "keytrustee", ".keytrustee")
@@ -197,7 +197,7 @@ func TestLoadFolderServer(t *testing.T) {
 	loadRefuses(t, path, "is not an RSA key")
 }
 
-// TestFolderFiles: a file that cannot be written, and a folder that is not there, are errors.
+// TestFolderFiles: a file that cannot be written, and a folder that does not exist, are errors.
 func TestFolderFiles(t *testing.T) {
 	f, path := folder(t)
 	if err := f.WriteFile("state", []byte("x")); err != nil {
@@ -208,7 +208,7 @@ func TestFolderFiles(t *testing.T) {
 	}
 	missing := Folder{Path: filepath.Join(path, "missing")}
 	if err := missing.WriteFile("state", nil); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a file in a folder that is not there: %v", err)
+		t.Errorf("a file in a folder that does not exist: %v", err)
 	}
 	mark, err := Mark(path)
 	if other, err := Mark(filepath.Dir(path)); err != nil || mark == "" || other == mark {
@@ -218,7 +218,7 @@ func TestFolderFiles(t *testing.T) {
 		t.Errorf("marks %q and %q, %v, %v", mark, again, err, e)
 	}
 	if mark, err := Mark(missing.Path); !errors.Is(err, fs.ErrNotExist) || mark != "" {
-		t.Errorf("the mark of a folder that is not there: %q, %v", mark, err)
+		t.Errorf("the mark of a folder that does not exist: %q, %v", mark, err)
 	}
 }
 

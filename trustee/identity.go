@@ -191,7 +191,7 @@ func (id *Identity) Seal(secret []byte, now time.Time) ([]byte, error) {
 const maxSecret = 1 << 20
 
 // Open decrypts a message that Seal made with the same identity. If the message is signed by another
-// key, not signed, altered or cut short, Open returns an error and no part of the secret.
+// key, not signed, altered or truncated, Open returns an error and no part of the secret.
 func (id *Identity) Open(sealed []byte, now time.Time) ([]byte, error) {
 	const op = "trustee.Open"
 	md, err := openpgp.ReadMessage(bytes.NewReader(sealed), openpgp.EntityList{id.private}, nil,

@@ -84,7 +84,7 @@ func TestSeal(t *testing.T) {
 		t.Fatal(err)
 	}
 	if bytes.Contains(sealed, secret) {
-		t.Fatal("it is in the clear")
+		t.Fatal("the secret is not encrypted")
 	}
 	if got, err := a.Open(sealed, now); err != nil || !bytes.Equal(got, secret) {
 		t.Fatalf("%x, %v", got, err)

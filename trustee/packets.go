@@ -88,7 +88,7 @@ func checkPackets(b []byte) error {
 func checkKey(body []byte, subkey bool) error {
 	const head = 6 // version, time of creation, algorithm
 	if len(body) < head {
-		return errors.New("this is no OpenPGP public key: a key is cut short")
+		return errors.New("this is not an OpenPGP public key: a key is truncated")
 	}
 	if body[0] != 4 {
 		return fmt.Errorf("a key has OpenPGP version %d, but only version 4 is accepted: make the identity with RSA "+
@@ -108,7 +108,7 @@ func checkKey(body []byte, subkey bool) error {
 	numbers := body[head:]
 	for i, most := range []int{maxKeyBits, maxExponent} {
 		if len(numbers) < 2 {
-			return errors.New("this is no OpenPGP public key: a key is cut short")
+			return errors.New("this is not an OpenPGP public key: a key is truncated")
 		}
 		bits := int(binary.BigEndian.Uint16(numbers))
 		if bits > most {
@@ -116,7 +116,7 @@ func checkKey(body []byte, subkey bool) error {
 				"with RSA keys of %d bits", bits, most, KeyBits)
 		}
 		if numbers = numbers[2:]; len(numbers) < (bits+7)/8 {
-			return errors.New("this is no OpenPGP public key: a key is cut short")
+			return errors.New("this is not an OpenPGP public key: a key is truncated")
 		}
 		numbers = numbers[(bits+7)/8:]
 		if i == 1 && len(numbers) > 0 {

@@ -199,7 +199,7 @@ func TestHostileAnswers(t *testing.T) {
 			"the client is disabled")), claviger.Denied, "is disabled"},
 		"a fault": {answer(server, "d1", nil, claviger.Errorf("s", claviger.Internal, "", "/var/lib/secret")),
 			claviger.Internal, "its log says why"},
-		"a strange kind": {answer(server, "d1", nil, claviger.Errorf("s", claviger.KeyDenied, "", "x")),
+		"an unexpected kind": {answer(server, "d1", nil, claviger.Errorf("s", claviger.KeyDenied, "", "x")),
 			claviger.Internal, "x"},
 	} {
 		if err := ReadAnswer(c.body, &server.Party, "d1", now, new(RegisterResult)); !claviger.Is(err, c.kind) ||

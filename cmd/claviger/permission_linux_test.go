@@ -164,7 +164,7 @@ func (p *permissionTest) run(t *testing.T, c permissionCase) {
 			t.Errorf("no %q in:\n%s", want, text)
 		}
 	}
-	for _, wrong := range []string{"initialise one", "initialise it", "is not there", "there is no",
+	for _, wrong := range []string{"initialise one", "initialise it", "does not exist", "there is no",
 		"does not exist", "hsm init"} {
 		if strings.Contains(text, wrong) {
 			t.Errorf("it says %q:\n%s", wrong, text)

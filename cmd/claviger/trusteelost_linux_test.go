@@ -53,7 +53,7 @@ func TestActiveStoreLost(t *testing.T) {
 	b.kill()
 	a.kill()
 	if out, err := command(t, "trustee", "serve", "--confdir", a.dir, "--listen", a.addr); err == nil ||
-		!strings.Contains(out, "with both options all the same, and then: claviger trustee promote "+
+		!strings.Contains(out, "with both options anyway, and then: claviger trustee promote "+
 			"--force, claviger trustee alone on") {
 		t.Errorf("without --peer: %v, %s", err, out)
 	}

@@ -347,7 +347,7 @@ func TestOneTrusteeKilled(t *testing.T) {
 	}
 	l.acked.Range(func(uuid, label any) bool {
 		if live[uuid.(string)] != label {
-			t.Errorf("%s was acknowledged and is not there", label)
+			t.Errorf("%s was acknowledged and does not exist", label)
 		}
 		return true
 	})

@@ -73,7 +73,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	st := keeper.Status(ctx)
 	if st.State != keyhsm.Ready {
-		// The server starts all the same, because older deposits may have another pair, and the HSM may
+		// The server starts anyway, because older deposits may have another pair, and the HSM may
 		// become available later. Without this line in the log, only trustees would notice.
 		log.Error("the pair that wraps new deposits does not work", "state", st.State, "detail", st.Detail)
 	}

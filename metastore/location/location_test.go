@@ -25,11 +25,11 @@ func TestLocation(t *testing.T) {
 		"a token by a URI": {"pkcs11:token=x?module-path=/l.so", "", "",
 			"of scheme pkcs11, names no file beside which the metastore could be; set it in kms-site.xml to " +
 				"sqlite:///"},
-		"another KMS":        {"kms://http@h:1/kms", "", "", "of scheme kms, names no file"},
-		"a Key Trustee":      {"keytrustee://host", "", "", "of scheme keytrustee, names no file"},
-		"a keystore in HDFS": {"jceks://hdfs@nn:8020/kms.jceks", "", "", "of scheme jceks, names no file"},
-		"a path of no kind":  {"jceks://file@/x", "claviger.db", "", "absolute path"},
-		"no provider at all": {",", "", "", "property claviger.metastore.uri is not set"},
+		"another KMS":         {"kms://http@h:1/kms", "", "", "of scheme kms, names no file"},
+		"a Key Trustee":       {"keytrustee://host", "", "", "of scheme keytrustee, names no file"},
+		"a keystore in HDFS":  {"jceks://hdfs@nn:8020/kms.jceks", "", "", "of scheme jceks, names no file"},
+		"a URI of a keystore": {"jceks://file@/x", "claviger.db", "", "absolute path"},
+		"no provider at all":  {",", "", "", "property claviger.metastore.uri is not set"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			site := map[string]string{hadoopconf.ProviderURI: c.provider}

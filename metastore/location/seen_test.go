@@ -107,7 +107,7 @@ func TestUsesKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := kept.Load(); err == nil || !strings.Contains(err.Error(), file) {
-		t.Errorf("Load of a file that is cut short: %v", err)
+		t.Errorf("Load of a truncated file: %v", err)
 	}
 }
 

@@ -141,7 +141,7 @@ func (l *lock) release() {
 		l.store.mu.Lock()
 		delete(l.store.locks, l)
 		l.store.mu.Unlock()
-		// After a mere close, the session would hold its locks until the server has noticed the close.
+		// If the connection were only closed, the session would hold its locks until the server has noticed the close.
 		ctx, cancel := context.WithTimeout(context.Background(), pgdb.ConnectTimeout)
 		defer cancel()
 		if !l.conn.IsClosed() {

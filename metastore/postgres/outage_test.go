@@ -240,7 +240,7 @@ func exec(t *testing.T, uri, statement string) {
 	}
 }
 
-// TestKilledUnderLoad cuts all connections again and again while versions are added. Each version must be added exactly
+// TestKilledUnderLoad repeatedly cuts all connections while versions are added. Each version must be added exactly
 // once, also if the answer of its commit was lost.
 func TestKilledUnderLoad(t *testing.T) {
 	uri := pgtest.Database(t)

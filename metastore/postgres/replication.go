@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// standbyTimeout is how long a change waits until a standby follows. After a change has waited in vain, the changes
-	// of the next noStandbyTTL do not wait.
+	// standbyTimeout is how long a change waits until a standby follows. After a change has waited without success, the
+	// changes of the next noStandbyTTL do not wait.
 	standbyTimeout = 5 * time.Second
 	noStandbyTTL   = time.Minute
 )

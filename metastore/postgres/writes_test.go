@@ -119,8 +119,8 @@ func testNoStandby(t *testing.T, w *writesTest) {
 	w.server.Exec(t, "postgres", `ALTER SYSTEM SET synchronous_standby_names = 'nobody'`, `SELECT pg_reload_conf()`)
 	missing := `a commit waits for a standby (synchronous_standby_names is "nobody"), and of 0 ` +
 		`standbys that follow none is one of these`
-	// If a probe is committing while the setting changes, it waits in vain. Then the database counts as away for a
-	// moment.
+	// If a probe is committing while the setting changes, it waits until its time limit. Then the database counts as
+	// away for a moment.
 	eventually(t, "commits wait for a standby", func() bool {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()

@@ -210,7 +210,7 @@ func (f *Facts) count(ctx context.Context, db *sql.DB) error {
 	return err
 }
 
-// checkHead reads the first 100 bytes of a file, and refuses a file that is not a metastore or is cut short. Errors
+// checkHead reads the first 100 bytes of a file, and refuses a file that is not a metastore or is truncated. Errors
 // have the name shown for the file. https://www.sqlite.org/fileformat.html#the_database_header
 func checkHead(path, shown string) error {
 	f, err := os.Open(path)
@@ -242,7 +242,7 @@ func checkHead(path, shown string) error {
 	// If these two counters differ, an old SQLite has written the file, and the count of pages may be wrong.
 	valid := binary.BigEndian.Uint32(head[24:]) == binary.BigEndian.Uint32(head[92:])
 	if valid && st.Size() < page*pages {
-		return fmt.Errorf("%s is cut short: it has %d bytes, and its head says %d; copy it again, or take another "+
+		return fmt.Errorf("%s is truncated: it has %d bytes, and its head says %d; copy it again, or take another "+
 			"backup", shown, st.Size(), page*pages)
 	}
 	return nil

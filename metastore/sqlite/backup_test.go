@@ -162,7 +162,7 @@ func TestNoBackup(t *testing.T) {
 	}{
 		"empty":   {nil, "is no metastore: it is not an SQLite database"},
 		"text":    {bytes.Repeat([]byte("text "), 100), "is no metastore: it is not an SQLite database"},
-		"short":   {good[:len(good)-4096], "is cut short: it has"},
+		"short":   {good[:len(good)-4096], "is truncated: it has"},
 		"damaged": {damaged, "damaged"},
 		"another program": {foreign, "is no metastore but the SQLite database of another program (application id " +
 			"0x12345678"},

@@ -82,8 +82,8 @@ func TestHardLinks(t *testing.T) {
 		if err := os.Link(path, other); err != nil {
 			t.Fatal(err)
 		}
-		for name, wants := range map[string]string{path: sameFolder, other: path} {
-			want := "one of them is " + wants
+		for name, otherName := range map[string]string{path: sameFolder, other: path} {
+			want := "one of them is " + otherName
 			if other == otherFolder {
 				want = "find / -xdev -inum"
 			}

@@ -78,8 +78,8 @@ type guard struct {
 	changes atomic.Int64
 	// overwritten says how the file was overwritten; nil if it was not. Then nothing is read or written.
 	overwritten atomic.Pointer[string]
-	// displaced says why the open file is not at its path; nil if it is. Then nothing is written. Reads go on, because
-	// the open file has not changed.
+	// displaced says why the open file is not at its path; nil if it is. Then nothing is written. Reads continue,
+	// because the open file has not changed.
 	displaced atomic.Pointer[string]
 
 	changed chan struct{} // receives after a change, which is then in the -wal

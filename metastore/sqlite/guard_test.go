@@ -215,7 +215,8 @@ func TestWrittenOverWithWAL(t *testing.T) {
 }
 
 // TestTakenAway moves the file of a running server, or replaces it by another file. The moved file must get the last
-// changes, and the server must go on reading it, but not write to it. After the file is moved back, writes work again.
+// changes, and the server must continue to read it, but not write to it. After the file is moved back, writes work
+// again.
 func TestTakenAway(t *testing.T) {
 	for name, put := range map[string]func(path, copied string) error{
 		"moved":    func(string, string) error { return nil },
@@ -274,8 +275,8 @@ func TestTakenAway(t *testing.T) {
 	})
 }
 
-// TestTouched changes the time of a store's file, but not its content. The store must go on using the file, and must
-// keep SQLite's locks. If the file is overwritten afterwards, the store must still detect that.
+// TestTouched changes the time of a store's file, but not its content. The store must continue to use the file, and
+// must keep SQLite's locks. If the file is overwritten afterwards, the store must still detect that.
 func TestTouched(t *testing.T) {
 	for name, touch := range map[string]func(t *testing.T, path string){
 		"touch": func(*testing.T, string) {},

@@ -192,7 +192,7 @@ func runAndKill(t *testing.T, location string, first int, after time.Duration) (
 		}
 		if !started {
 			started = true
-			// Kill sends SIGKILL. This loop goes on reading until then.
+			// Kill sends SIGKILL. This loop reads until then.
 			defer time.AfterFunc(after, func() { _ = cmd.Process.Kill() }).Stop()
 		}
 	}

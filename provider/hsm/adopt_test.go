@@ -48,7 +48,7 @@ func (b *testSite) adoptAll(t *testing.T, a hsm.Adoption) {
 }
 
 // TestAdoptAll: the whole store is lost, and its records are made again from the token. Old versions encrypt as before,
-// the newest version is the current one, and numbers go on from there.
+// the newest version is the current one, and the next numbers follow it.
 func TestAdoptAll(t *testing.T) {
 	b := newSite(t)
 	p := b.mustOpen(t)

@@ -376,7 +376,7 @@ func TestURIs(t *testing.T) {
 		mustClose(t, p)
 	}
 	for uri, want := range map[string]string{
-		"cloudera.hsmkp://file@/nowhere/luna.keystore":    "keystore file /nowhere/luna.keystore is not there",
+		"cloudera.hsmkp://file@/nowhere/luna.keystore":    "keystore file /nowhere/luna.keystore does not exist",
 		"cloudera.hsmkp://hdfs@nn/luna.keystore":          "cloudera.hsmkp://hdfs@nn/luna.keystore",
 		"pkcs11:token=x?module-path=/x.so&pin-value=1234": "use pin-source=file:/path",
 	} {

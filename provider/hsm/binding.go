@@ -234,7 +234,7 @@ func (p *Provider) refuseLostObject(ctx context.Context, b bindingState, list []
 	err = stalef("the object that bound token %s to metastore %s is gone, and the token holds keys of claviger that "+
 		"this metastore does not know: %s; so the metastore may be a copy, or an older state, of the one that made "+
 		"them; two copies would destroy each other's keys, so nothing is made or destroyed with this one; if it is "+
-		"an old copy, name the right one by claviger.metastore.uri; if it is the one to go on, see that no other is "+
+		"an old copy, name the right one by claviger.metastore.uri; if it is the right one, see that no other is "+
 		"used, and give the token to it: %s; then %s makes records of what it does not know",
 		tokenName(info), p.store.URI(), summarize(labels), p.acceptCommandLine(), p.adoptCommandLine(""))
 	if p.usedAtThisPlace(list) {

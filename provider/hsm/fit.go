@@ -63,7 +63,7 @@ func (p *Provider) OnLost(f func(key string)) {
 	p.fit.onLost = f
 }
 
-// Holdings says which of a store's versions a token holds. Versions that were given up count nowhere but in GivenUp.
+// Holdings says which of a store's versions a token holds. Versions that were given up count only in GivenUp.
 type Holdings struct {
 	Versions    int      `json:"versions"`    // of live keys
 	Lost        []string `json:"lost"`        // versions of live keys without an object on the token

@@ -179,7 +179,7 @@ func (p *Provider) staleCopy(b Binding) error {
 	err := stalef("metastore %s is a copy of the metastore %s (or an older state of it) that has used token %s "+
 		"since %s, and this metastore has no record of that: %s; two copies would destroy each other's keys, so "+
 		"nothing is made or destroyed with this one; if it is an old copy, name the other by claviger.metastore.uri; "+
-		"if this is the one to go on, stop the other, and give the token to this one: %s; then %s makes records of "+
+		"if this is the right one, stop the other, and give the token to this one: %s; then %s makes records of "+
 		"what the other has made",
 		p.store.URI(), where, tokenName(p.tok.Info()), b.served().UTC().Format(time.RFC3339), why,
 		p.acceptCommandLine(), p.adoptCommandLine(""))
@@ -204,7 +204,7 @@ func (p *Provider) refuseElsewhere(ctx context.Context, mine []Binding) error {
 	}
 	return stalef("token %s was last used with the metastore at %s, since %s, and metastore %s may be a copy of "+
 		"that one; a command on it would stop a server that uses the other, so nothing is made, destroyed or "+
-		"adopted with it; if it is a copy, name the other by claviger.metastore.uri; if this is the one to go on, "+
+		"adopted with it; if it is a copy, name the other by claviger.metastore.uri; if this is the right one, "+
 		"stop the other, and give the token to this one: %s (or start a server on it)",
 		tokenName(p.tok.Info()), b.URI, b.served().UTC().Format(time.RFC3339), p.store.URI(), p.acceptCommandLine())
 }
@@ -391,7 +391,7 @@ func (p *Provider) mayRecord(ctx context.Context) error {
 }
 
 // AcceptCopy adds the token's incarnations to a store that lacks them, or that knows them from another place: an
-// operator has decided to go on with this copy. The pending steps of the store end. Objects that the store has
+// operator has decided to keep this copy. The pending steps of the store end. Objects that the store has
 // destroyed no longer count as orphans, because the other copy may have used them. from is the place of the other copy;
 // it is "" if there was nothing to decide.
 //

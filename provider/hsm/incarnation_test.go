@@ -58,7 +58,7 @@ func wantStale(t *testing.T, b, by *testSite) {
 	b.access = hsm.Serve
 }
 
-// acceptCopy decides, as an operator does, that a stale copy goes on.
+// acceptCopy decides, as an operator does, that a stale copy stays in use.
 func acceptCopy(t *testing.T, b *testSite) {
 	t.Helper()
 	b.access = hsm.Repair
@@ -249,7 +249,7 @@ func TestHistoryKeepsTheTokensOwn(t *testing.T) {
 	mustClose(t, b.mustOpen(t))
 }
 
-// TestTokenThatReplacesNoObjects: the policy of a token forbids to replace its data object. Keys are made all the same.
+// TestTokenThatReplacesNoObjects: the policy of a token forbids to replace its data object. Keys are made anyway.
 // Another copy of the store is noticed if it could replace the object.
 func TestTokenThatReplacesNoObjects(t *testing.T) {
 	b := newSite(t)

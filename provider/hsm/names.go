@@ -42,7 +42,7 @@ func (l *missingNames) put(key, label string, last time.Duration) {
 
 // missingKey returns the error for a key name that the store does not have. Its kind is KeyNotFound, unless the token
 // holds versions of the key that the store has lost: then it is Unavailable, because the store may get them back. The
-// token is asked once a minute for each name. If the token does not answer, the last surveys decide: keys of sources
+// token is searched once a minute for each name. If the token does not answer, the last surveys decide: keys of sources
 // must be served while the token is away, and their names come here too.
 func (p *Provider) missingKey(ctx context.Context, op, key string) error {
 	none := claviger.E(op, claviger.KeyNotFound, key, nil)

@@ -7,7 +7,7 @@ import (
 	"claviger/metastore"
 )
 
-// HandleNotice forgets what a change on any node has made untrue: what the provider remembers about keys that the store
+// HandleNotice drops cached results that a change on any node has made invalid: those about keys that the store
 // does not have. A notice without a key makes it forget everything. It makes no call to the token or the store.
 func (p *Provider) HandleNotice(n metastore.Notice) {
 	if n.Key == "" {

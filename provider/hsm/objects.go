@@ -22,14 +22,14 @@ const (
 	InUse   Mark = "in use"  // a version that the store knows
 	Pending Mark = "pending" // an interrupted step made it; the same step, made again, uses it
 	Deleted Mark = "deleted" // a version of a deleted key that can come back
-	// Orphan: this store has had the object destroyed, and the token holds it all the same. The token is bound to this
-	// store alone, and nothing refers to the object. Orphans may be pruned.
+	// Orphan: this store has destroyed the object, but the token still holds it. The token is bound to this store
+	// alone, and nothing refers to the object. Orphans may be pruned.
 	Orphan Mark = "orphan"
-	// Unknown: it is named like an object of claviger, and this store does not know it. The store is older than the
-	// token, or the key belongs to another store. Unknown objects are never pruned.
+	// Unknown: the object is named like an object of claviger, and this store does not know it. The store is older than
+	// the token, or the key belongs to another store. Unknown objects are never pruned.
 	Unknown Mark = "unknown"
-	Aside   Mark = "set aside" // unknown, and an operator has decided to leave it
-	Foreign Mark = "foreign"   // it is not named like an object of claviger
+	Aside   Mark = "set aside" // unknown, and an operator has decided to keep it
+	Foreign Mark = "foreign"   // not named like an object of claviger
 )
 
 // Marks lists the marks in the order of reports.
@@ -109,12 +109,12 @@ func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
 	return kept, nil
 }
 
-// settingDestroyed, followed by a CKA_ID, is the setting with the label of an object that this store has had destroyed.
-// If the token holds the object all the same it is an orphan: the HSM did not show it when it was to be destroyed. It
-// is not enough that the store gave the version's number once, because another copy of the store may have given it too.
+// settingDestroyed, followed by a CKA_ID, is the setting with the label of an object that this store has destroyed. If
+// the token still holds the object, it is an orphan: the HSM did not show the object when this store destroyed it. The
+// version's number alone does not prove that, because another copy of the store may have given the same number.
 const settingDestroyed = "hsm.destroyed."
 
-// noteDestroyed records in a store that it has the object with that label destroyed.
+// noteDestroyed records that the store has destroyed the object with that label.
 func noteDestroyed(ctx context.Context, s metastore.Settings, object, label string) error {
 	note, err := destroyedNote(ctx, s, label)
 	if err != nil {
@@ -134,7 +134,7 @@ func destroyedNote(ctx context.Context, s metastore.Settings, label string) (str
 	return label, err
 }
 
-// Forget removes the record that a store has had an object destroyed: another copy of the store has used the object
+// Forget removes the record that a store has destroyed an object, because another copy of the store has used the object
 // since.
 func Forget(ctx context.Context, s metastore.Settings, object string) error {
 	if _, ok, err := s.Setting(ctx, settingDestroyed+object); err != nil || !ok {

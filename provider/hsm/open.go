@@ -199,7 +199,7 @@ func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provid
 		log.Warn(w)
 	}
 	cfg.Log, cfg.Wrap = log, o.Wrap
-	// An HSM that swallows packets must not block the start of a KMS for ever.
+	// An HSM that drops packets must not block the start of a KMS for ever.
 	const openTimeout = time.Minute
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()

@@ -121,7 +121,7 @@ func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	return p.store.Names(ctx)
 }
 
-// Metadata returns one entry for each name. If it is asked for one name, and the store has lost that key, it fails.
+// Metadata returns one entry for each name. If one name is requested, and the store has lost that key, it fails.
 // Among several names the entry of a lost key is nil, so that one lost key does not break a list of many.
 func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
 	if err := p.ready("hsm.Metadata", ""); err != nil {

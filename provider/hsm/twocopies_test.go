@@ -67,8 +67,8 @@ func newTwoCopies(t *testing.T) *twoCopies {
 	return s
 }
 
-// TestTwoCopies: of two copies of a store on one token, the copy that was started last goes on. The other copy serves
-// the keys that it knows. It makes, rolls, deletes, purges and prunes nothing, and it does not start again.
+// TestTwoCopies: of two copies of a store on one token, the copy that was started last keeps the token. The other copy
+// serves the keys that it knows. It makes, rolls, deletes, purges and prunes nothing, and it does not start again.
 func TestTwoCopies(t *testing.T) {
 	ctx := t.Context()
 	s := newTwoCopies(t)
@@ -112,7 +112,7 @@ func TestTwoCopies(t *testing.T) {
 	wantStale(t, s.first, s.second)
 }
 
-// TestAcceptFirstCopy: an operator decides to go on with the copy that was started first. Then the other copy stops.
+// TestAcceptFirstCopy: an operator decides to keep the copy that was started first. Then the other copy stops.
 // Objects that the first copy once destroyed are no longer orphans. Rebinding to the second copy is the same decision.
 func TestAcceptFirstCopy(t *testing.T) {
 	s := newTwoCopies(t)

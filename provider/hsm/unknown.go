@@ -287,7 +287,8 @@ func (p *Provider) CheckUnknown(context.Context) error {
 const hiddenBefore = 4
 
 // refuseHidden refuses to make versions of a key if the token holds versions of that name that the store does not know:
-// the new versions would hide these for good. n versions are to be made, beside the known ones. The key's lock is held.
+// the new versions would hide these permanently. n versions are to be made, beside the known ones. The key's lock is
+// held.
 func (p *Provider) refuseHidden(ctx context.Context, op, key string, known []metastore.Version, n int) error {
 	if p.survey.first != nil {
 		select {
@@ -401,9 +402,9 @@ func (p *Provider) missingInStore(ctx context.Context, op, version string, err e
 		next, nerr := p.store.NextNumber(ctx, key)
 		switch {
 		case nerr != nil:
-			return err // the store answered a moment ago, so err is as good as nerr
+			return err // the store answered a moment ago, so err has the same cause as nerr
 		case n < next && !p.survey.stale.Load():
-			p.missingVersions.put(version) // numbers only rise; clients ask often for versions of a source
+			p.missingVersions.put(version) // numbers only rise; clients often request versions of a source
 			return err
 		}
 		known = next > 0
@@ -420,7 +421,7 @@ func (p *Provider) missingInStore(ctx context.Context, op, version string, err e
 		return claviger.Errorf(op, claviger.Unavailable, version, "the metastore does not know the version, and the "+
 			"token, which may hold it, cannot be asked: %w", ferr)
 	}
-	return err // most likely a version of a source; the sources are asked next
+	return err // most likely a version of a source; the sources are tried next
 }
 
 // searchToken looks for a version's label on the token. Only a few searches run at a time.

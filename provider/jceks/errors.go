@@ -22,7 +22,7 @@ func (e *contentError) Error() string {
 	case errors.Is(e.err, keystore.ErrPassword):
 		return text + "; the password is that of the environment variable " + passwordEnv +
 			", else of the file that the property " + passwordFileProperty + " names, else \"none\""
-	case e.other() != "":
+	case e.otherFormat() != "":
 		return text + "; name the keystore that Hadoop's KMS has written, or a file that does not exist yet to begin " +
 			"a new one. Hadoop cannot use a key that Java's keytool made, in any keystore"
 	case errors.As(e.err, new(*keystore.DamagedError)) || e.corrupt():
@@ -33,15 +33,15 @@ func (e *contentError) Error() string {
 
 func (e *contentError) Unwrap() error { return e.err }
 
-// corrupt reports whether the file cannot be parsed. Hadoop also takes such a file for damaged, and not the password
-// for wrong.
+// corrupt reports whether the file cannot be parsed. Hadoop, too, reports such a file as damaged, and not the password
+// as wrong.
 func (e *contentError) corrupt() bool {
 	var format *keystore.FormatError
 	return errors.As(e.err, &format)
 }
 
-// other returns the format of a keystore that is no JCEKS, and "" otherwise.
-func (e *contentError) other() keystore.Format {
+// otherFormat returns the format of a keystore that is not JCEKS, and "" otherwise.
+func (e *contentError) otherFormat() keystore.Format {
 	var format *keystore.FormatError
 	if !errors.As(e.err, &format) {
 		return ""
@@ -62,7 +62,7 @@ func (e *notRestoredError) Error() string { return e.err.Error() }
 
 func (e *notRestoredError) Unwrap() error { return e.err }
 
-// writeError adds to the error of a write what to do.
+// writeError adds the cure to the error of a write.
 func (p *Provider) writeError(err error) error {
 	cure := ""
 	switch {

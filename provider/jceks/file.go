@@ -97,7 +97,7 @@ func (f *file) read(path string) (*keystore.JCEKS, identity, error) {
 		}
 		return s, before, nil
 	}
-	return nil, identity{}, fmt.Errorf("%s was changed again and again while it was read", path)
+	return nil, identity{}, fmt.Errorf("%s was changed repeatedly while it was read", path)
 }
 
 func readLimited(path string) ([]byte, error) {
@@ -264,7 +264,7 @@ func (f *file) flush(s *keystore.JCEKS) (identity, error) {
 	err = durable.Remove(hiddenFile(f.path, ".crc"))
 	before, backup := inode(f.path), false
 	if err == nil && before != (identity{}) {
-		// A file system without hard links allows no backup. That is no danger: the rename below is atomic.
+		// A file system without hard links allows no backup. This is safe: the rename below is atomic.
 		if errLink := durable.Link(f.path, oldPath); errLink == nil {
 			backup = true
 		} else {
@@ -285,7 +285,7 @@ func (f *file) flush(s *keystore.JCEKS) (identity, error) {
 	if err := f.remove(oldPath); err != nil {
 		f.log.Warn("backup of the keystore could not be removed", "file", oldPath, "reason", err)
 	}
-	// If this fails, the next call takes the file for changed, and reads it.
+	// If this fails, the next call treats the file as changed, and reads it.
 	id, _ := identify(f.path)
 	return id, nil
 }

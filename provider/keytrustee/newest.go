@@ -122,7 +122,7 @@ func (m *memory) remember(n newest) (future []newest, err error) {
 		old.Before = nil
 		if old.inFuture(n.At) {
 			future = append(future, old)
-			old.At = time.Time{} // erase the wrong time before it passes for a right one
+			old.At = time.Time{} // erase the wrong time, so that no check uses it
 		}
 		all = append(all, old)
 	}

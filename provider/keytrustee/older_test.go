@@ -65,7 +65,7 @@ func twoHosts(s *site) (one string, p, q provider.Provider) {
 	return one, p, q
 }
 
-// backupTest has two hosts of one KMS. The first host is restarted again and again.
+// backupTest has two hosts of one KMS. The first host is restarted several times.
 type backupTest struct {
 	*site
 	one string            // folder of the first host

@@ -445,9 +445,9 @@ func TestScheme(t *testing.T) {
 		!strings.Contains(err.Error(), "no user name") {
 		t.Errorf("no user: %v", err)
 	}
-	boom := errors.New("no such truststore")
-	tlsFails := kmsclient.Scheme(func(provider.Env) (*tls.Config, error) { return nil, boom }, nil, nil)
-	if _, err := tlsFails.Open(t.Context(), "kms://https@h:1/kms", env); !errors.Is(err, boom) {
+	errTLS := errors.New("no such truststore")
+	tlsFails := kmsclient.Scheme(func(provider.Env) (*tls.Config, error) { return nil, errTLS }, nil, nil)
+	if _, err := tlsFails.Open(t.Context(), "kms://https@h:1/kms", env); !errors.Is(err, errTLS) {
 		t.Errorf("TLS: %v", err)
 	}
 	if p, err := tlsFails.Open(t.Context(), uriOf(s), env); err != nil {

@@ -76,12 +76,12 @@ func TestKerberosLogin(t *testing.T) {
 	noKDC := errors.New("cannot contact any KDC")
 	status := func(code int) func(http.Header) int { return func(http.Header) int { return code } }
 	for name, c := range map[string]loginCase{
-		"accepted":      {accepted(token("proof")), nil, 0, ""},
-		"two schemes":   {accepted("Basic realm=x", token("proof")), nil, 0, ""},
-		"no proof":      {accepted(), nil, claviger.Denied, "no token that proves"},
-		"a wrong proof": {accepted(token("x")), nil, claviger.Denied, "did not prove"},
-		"half a proof":  {accepted(token("more")), nil, claviger.Denied, "before it proved"},
-		"no base64":     {answered(200, "Negotiate ***"), nil, claviger.Denied, "no base64"},
+		"accepted":            {accepted(token("proof")), nil, 0, ""},
+		"two schemes":         {accepted("Basic realm=x", token("proof")), nil, 0, ""},
+		"no proof":            {accepted(), nil, claviger.Denied, "no token that proves"},
+		"a wrong proof":       {accepted(token("x")), nil, claviger.Denied, "did not prove"},
+		"an unfinished proof": {accepted(token("more")), nil, claviger.Denied, "before it proved"},
+		"no base64":           {answered(200, "Negotiate ***"), nil, claviger.Denied, "no base64"},
 		"a long token": {answered(200, token(strings.Repeat("x", 50_000))), nil, claviger.Unavailable,
 			"headers exceeded 65536 bytes"},
 		"no cookie": {answered(200, token("proof")), nil, claviger.Denied, "no hadoop.auth cookie"},

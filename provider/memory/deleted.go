@@ -52,7 +52,7 @@ func (p *Provider) Undelete(ctx context.Context, name, version string) error {
 		if p.keys[name] != nil {
 			return claviger.E(op, claviger.KeyExists, name, nil)
 		}
-		if p.half[name] != nil {
+		if p.unfinished[name] != nil {
 			return claviger.Errorf(op, claviger.Unavailable, name, "an import of the key must be finished first")
 		}
 		// With sequential ids the versions of several deleted keys have the same names.

@@ -33,13 +33,13 @@ type Provider struct {
 
 	importing sync.Mutex // one import at a time; taken before mu
 
-	mu       sync.RWMutex
-	closed   bool
-	keys     map[string]*key
-	versions map[string]*version // by full name, with those of unfinished imports
-	half     map[string]*key     // keys of unfinished imports, by name
-	deleted  []*key              // soft-deleted, longest deleted first
-	next     map[string]int      // next number of a version, by key name; kept after Delete
+	mu         sync.RWMutex
+	closed     bool
+	keys       map[string]*key
+	versions   map[string]*version // by full name, with those of unfinished imports
+	unfinished map[string]*key     // keys of unfinished imports, by name
+	deleted    []*key              // soft-deleted, longest deleted first
+	next       map[string]int      // next number of a version, by key name; kept after Delete
 }
 
 type key struct {
@@ -71,7 +71,7 @@ func New(cfg Config) *Provider {
 	if cfg.URI == "" {
 		cfg.URI = "memory:"
 	}
-	return &Provider{cfg: cfg, keys: map[string]*key{}, versions: map[string]*version{}, half: map[string]*key{},
+	return &Provider{cfg: cfg, keys: map[string]*key{}, versions: map[string]*version{}, unfinished: map[string]*key{},
 		next: map[string]int{}}
 }
 
@@ -99,7 +99,7 @@ func (p *Provider) Close() error {
 	p.closed = true
 	clear(p.keys)
 	clear(p.versions)
-	clear(p.half)
+	clear(p.unfinished)
 	p.deleted = nil
 	return nil
 }

@@ -74,10 +74,10 @@ func (p *Provider) begin(op string, m claviger.Metadata, n, first int) (*key, er
 	if p.keys[m.Name] != nil {
 		return nil, claviger.E(op, claviger.KeyExists, m.Name, nil)
 	}
-	k := p.half[m.Name]
+	k := p.unfinished[m.Name]
 	if k == nil {
 		k = &key{}
-		p.half[m.Name] = k
+		p.unfinished[m.Name] = k
 	}
 	if k.meta.BitLength != m.BitLength || len(k.versions) > 0 && number(k.versions[0].name) < first {
 		p.shorten(k, 0)
@@ -94,7 +94,7 @@ func (p *Provider) commit(k *key) []claviger.KeyVersion {
 		v.visible = true
 	}
 	p.keys[k.meta.Name] = k
-	delete(p.half, k.meta.Name)
+	delete(p.unfinished, k.meta.Name)
 	return p.showAll(k.versions)
 }
 
@@ -124,7 +124,7 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.Key
 	if p.keys[spec.Name] != nil {
 		return claviger.KeyVersion{}, claviger.E(op, claviger.KeyExists, spec.Name, nil)
 	}
-	if p.half[spec.Name] != nil {
+	if p.unfinished[spec.Name] != nil {
 		return claviger.KeyVersion{}, claviger.Errorf(op, claviger.Unavailable, spec.Name,
 			"an import of the key must be finished first")
 	}

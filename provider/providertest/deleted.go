@@ -165,7 +165,7 @@ func sameMetadata(a, b *claviger.Metadata) bool {
 }
 
 // testUndeleteTaken checks that a deleted key cannot be undeleted while another key has its name. Of two deleted keys,
-// the test undeletes the younger one.
+// the test undeletes the newer one.
 func testUndeleteTaken(t *testing.T, s Suite) {
 	p := s.open(t)
 	soft := softDeleter(t, p)
@@ -174,11 +174,11 @@ func testUndeleteTaken(t *testing.T, s Suite) {
 	if err := p.Delete(t.Context(), name); err != nil {
 		t.Fatal(err)
 	}
-	younger := create(t, p, spec(name, 256))
-	use := useOf(t, p, name, younger.Name)
+	newer := create(t, p, spec(name, 256))
+	use := useOf(t, p, name, newer.Name)
 	want := use(t)
 	wantKind(t, "Undelete where the name is taken", undelete(t, p, name), claviger.KeyExists)
-	if cur, err := p.Current(t.Context(), name); err != nil || !sameVersion(cur, younger) {
+	if cur, err := p.Current(t.Context(), name); err != nil || !sameVersion(cur, newer) {
 		t.Errorf("the new key after a refused Undelete: %q, %v", cur.Name, err)
 	}
 	if err := p.Delete(t.Context(), name); err != nil {
@@ -186,14 +186,14 @@ func testUndeleteTaken(t *testing.T, s Suite) {
 	}
 	list := deletedOf(t, p, name)
 	if len(list) != 2 || !slices.Equal(list[0].List, []string{older.Name}) ||
-		!slices.Equal(list[1].List, []string{younger.Name}) {
+		!slices.Equal(list[1].List, []string{newer.Name}) {
 		t.Fatalf("deleted keys of the name: %+v", list)
 	}
 	if err := undelete(t, p, name); err != nil {
 		t.Fatal(err)
 	}
-	if list := versions(t, p, name); len(list) != 1 || !sameVersion(list[0], younger) || !use(t).Equal(want) {
-		t.Errorf("Undelete brought %q back, want the younger key %q", names(list), younger.Name)
+	if list := versions(t, p, name); len(list) != 1 || !sameVersion(list[0], newer) || !use(t).Equal(want) {
+		t.Errorf("Undelete brought %q back, want the newer key %q", names(list), newer.Name)
 	}
 	// Purge destroys the older key, and does not change the undeleted one.
 	if err := purgeAll(t.Context(), soft, name); err != nil {

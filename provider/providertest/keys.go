@@ -391,9 +391,9 @@ func testMany(t *testing.T, s Suite) {
 func testUnusualNames(t *testing.T, s Suite) {
 	p := s.open(t)
 	unique := keyName("") // the backing may be shared
-	for _, odd := range s.Names {
-		// Try the odd characters at the beginning and at the end of a name.
-		for _, name := range []string{odd + unique, unique + odd} {
+	for _, unusual := range s.Names {
+		// Try the unusual characters at the beginning and at the end of a name.
+		for _, name := range []string{unusual + unique, unique + unusual} {
 			v, err := p.Create(t.Context(), spec(name, 128))
 			if err != nil {
 				t.Errorf("Create(%q): %v", name, err)

@@ -38,7 +38,7 @@ type Suite struct {
 	TakesMaterial bool // Create and Roll accept given material; if false, they fail with kind Unsupported
 	ShowsMaterial bool // KeyVersions hold material; if false, it is nil
 
-	// Names are odd key names that the provider must accept; nil means DefaultNames.
+	// Names are unusual key names that the provider must accept; nil means DefaultNames.
 	Names []string
 	// Refused are key names that the provider cannot hold. Create must fail with kind Invalid.
 	Refused []string

@@ -17,9 +17,9 @@ import (
 	"time"
 )
 
-// rest sends one request of Hadoop's REST protocol as keyAdmin, and decodes the answer, which must have status
+// requestJSON sends one request of Hadoop's REST protocol as keyAdmin, and decodes the answer, which must have status
 // 200.
-func rest(t *testing.T, kms *KMS, method, path string, body, answer any) {
+func requestJSON(t *testing.T, kms *KMS, method, path string, body, answer any) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -67,12 +67,12 @@ type keyContent struct {
 func content(t *testing.T, kms *KMS) map[string]keyContent {
 	t.Helper()
 	var names []string
-	rest(t, kms, http.MethodGet, "keys/names", nil, &names)
+	requestJSON(t, kms, http.MethodGet, "keys/names", nil, &names)
 	all := map[string]keyContent{}
 	for _, name := range names {
 		var k keyContent
-		rest(t, kms, http.MethodGet, "key/"+url.PathEscape(name)+"/_metadata", nil, &k.Metadata)
-		rest(t, kms, http.MethodGet, "key/"+url.PathEscape(name)+"/_versions", nil, &k.Versions)
+		requestJSON(t, kms, http.MethodGet, "key/"+url.PathEscape(name)+"/_metadata", nil, &k.Metadata)
+		requestJSON(t, kms, http.MethodGet, "key/"+url.PathEscape(name)+"/_versions", nil, &k.Versions)
 		for _, v := range k.Versions {
 			if m, _ := v["material"].(string); m == "" {
 				t.Fatalf("%s shows no material for %v", kms.Name, v["versionName"])
@@ -97,7 +97,7 @@ func decrypt(t *testing.T, kms *KMS, key string, e edek) string {
 	var dek struct {
 		Material string `json:"material"`
 	}
-	rest(t, kms, http.MethodPost, "keyversion/"+url.PathEscape(e.VersionName)+"/_eek?eek_op=decrypt",
+	requestJSON(t, kms, http.MethodPost, "keyversion/"+url.PathEscape(e.VersionName)+"/_eek?eek_op=decrypt",
 		map[string]string{"name": key, "iv": e.IV, "material": e.EncryptedKeyVersion.Material}, &dek)
 	if dek.Material == "" {
 		t.Fatalf("%s decrypted an EDEK of %s to nothing", kms.Name, e.VersionName)
@@ -201,7 +201,7 @@ func TestJCEKSBothWays(t *testing.T) {
 	shell.KeyShell("delete", "gone", "-f")
 	shell.Close()
 	var edeks []edek
-	rest(t, ours, http.MethodGet, "key/plain/_eek?eek_op=generate&num_keys=3", nil, &edeks)
+	requestJSON(t, ours, http.MethodGet, "key/plain/_eek?eek_op=generate&num_keys=3", nil, &edeks)
 	var deks []string
 	for _, e := range edeks {
 		deks = append(deks, decrypt(t, ours, "plain", e))

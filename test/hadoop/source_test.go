@@ -29,9 +29,9 @@ import (
 // and a key whose name has a capital letter, as Ranger makes them. The entry is a row with its reason, and does
 // not stop other keys. The key is migrated with its name.
 func TestJavaKMSAsOddSource(t *testing.T) {
-	quick := []string{"JAVA_TOOL_OPTIONS=-Djdk.jceks.iterationCount=10000"}
+	fewIterations := []string{"JAVA_TOOL_OPTIONS=-Djdk.jceks.iterationCount=10000"}
 	file := filepath.Join(t.TempDir(), "kms.keystore")
-	kms := StartJavaKMS(t, KMSOptions{Keystore: file, Env: quick})
+	kms := StartJavaKMS(t, KMSOptions{Keystore: file, Env: fewIterations})
 	admin := openJava(t, kms, keyAdmin)
 	for name, acl := range map[string]string{"finance": "Finance", "plain": "plain"} {
 		if _, err := admin.Create(t.Context(), provider.Spec{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 128,
@@ -41,7 +41,7 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 	}
 	kms.Stop()
 	addForeignEntry(t, file, "keytool")
-	kms = StartJavaKMS(t, KMSOptions{Keystore: file, Env: quick})
+	kms = StartJavaKMS(t, KMSOptions{Keystore: file, Env: fewIterations})
 	source := openJava(t, kms, keyAdmin)
 
 	store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "metastore.db"))
@@ -119,7 +119,7 @@ func rollsAtSource(t *testing.T, engine *migrate.Engine, source *kmsclient.Provi
 	}
 	policy, _ := authz.Parse(nil)
 	ring, err := keyring.New(keyring.Config{Primary: target, Sources: []keyring.Source{{Provider: source,
-		Reencryption: true}}, History: past{store, target.URI()},
+		Reencryption: true}}, History: migrationHistory{store, target.URI()},
 		Policy: func() *authz.Policy { return policy }, Audit: audit.NewHadoop(closer{io.Discard}, time.Second),
 		QueueSize: 1, QueueLowWatermark: 1, QueueExpiry: time.Hour, QueueFillers: 1})
 	if err != nil {

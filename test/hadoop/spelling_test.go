@@ -15,13 +15,13 @@ import (
 	"claviger/provider"
 )
 
-// past returns the history of a migration to the ring, like the program.
-type past struct {
+// migrationHistory returns the history of a migration to the ring, like the program.
+type migrationHistory struct {
 	store  metastore.Store
 	target string // URI
 }
 
-func (p past) Origins(ctx context.Context) ([]keyring.Origin, error) {
+func (p migrationHistory) Origins(ctx context.Context) ([]keyring.Origin, error) {
 	list, err := migrate.Origins(ctx, p.store, p.target)
 	var out []keyring.Origin
 	for _, o := range list {
@@ -33,7 +33,7 @@ func (p past) Origins(ctx context.Context) ([]keyring.Origin, error) {
 	return out, err
 }
 
-func (p past) Alias(ctx context.Context, name string) (string, bool, error) {
+func (p migrationHistory) Alias(ctx context.Context, name string) (string, bool, error) {
 	return metastore.Alias(ctx, p.store, name)
 }
 
@@ -54,7 +54,7 @@ func servesEverySpelling(t *testing.T, source, target provider.Provider, store m
 	}
 	ring, err := keyring.New(keyring.Config{
 		Primary: target, Sources: []keyring.Source{{Provider: source, Reencryption: true}}, Reencryption: true,
-		History: past{store, target.URI()},
+		History: migrationHistory{store, target.URI()},
 		Policy:  func() *authz.Policy { return policy }, KeyAuthorization: true,
 		Audit:       audit.NewHadoop(closer{io.Discard}, time.Second),
 		CacheEnable: true, CacheTimeout: time.Minute, CurrentCacheTimeout: time.Minute,

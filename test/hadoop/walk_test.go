@@ -263,9 +263,9 @@ func migrateCluster(t *testing.T, source origin) {
 			strings.Join(want, "\n"))
 	}
 	// While the source runs, the server asks it for other keys.
-	if said := ClavigerExit(t, env, 3, "migrate", "finish", "--conf", conf); !strings.Contains(said,
-		"it is not confirmed that all EDEKs are re-encrypted") || strings.Contains(said, "was not migrated") {
-		t.Errorf("finish, too early, says\n%s", said)
+	if output := ClavigerExit(t, env, 3, "migrate", "finish", "--conf", conf); !strings.Contains(output,
+		"it is not confirmed that all EDEKs are re-encrypted") || strings.Contains(output, "was not migrated") {
+		t.Errorf("finish, too early, says\n%s", output)
 	}
 	w.cluster.SetKeyProvider(ours.ProviderURI())
 	w.cluster.Restart()

@@ -240,7 +240,7 @@ func TestMultiScheme(t *testing.T) {
 	}
 	_ = resp.Body.Close()
 	if resp.StatusCode != http.StatusUnauthorized || resp.Header.Get("WWW-Authenticate") != "Negotiate" {
-		t.Errorf("a stranger: %d %v", resp.StatusCode, resp.Header)
+		t.Errorf("an unknown user: %d %v", resp.StatusCode, resp.Header)
 	}
 }
 

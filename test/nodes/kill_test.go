@@ -147,7 +147,7 @@ func (w *worker) check(ctx context.Context) {
 	}
 }
 
-// TestKill: two nodes under load are killed again and again, at any moment, and started again. Both nodes have all
+// TestKill: two nodes under load are killed at random moments and started again, several times. Both nodes have all
 // acknowledged changes. The token has exactly one key for each version.
 func TestKill(t *testing.T) {
 	const workers, rounds = 6, 8

@@ -71,7 +71,7 @@ func TestDeletedKeyCloses(t *testing.T) {
 	ready, why := node2.ready(t, "decrypt")
 	switch {
 	case time.Since(cut) > lease/2: // half of the lease may have passed when the node was cut off
-		t.Log("the machine was too busy to tell what is served within the lease")
+		t.Log("the machine was too busy: the test did not check which keys are served within the lease")
 	case served != nil:
 		t.Errorf("within its lease a node that is cut off serves nothing: %v", served)
 	case !ready:

@@ -39,9 +39,9 @@ const (
 	manifestName = "manifest.json"
 	folderPrefix = "folder/"
 	storePrefix  = "store/"
-	// piece is about how many bytes of records are in one file of the archive. A tar header needs the
+	// pieceSize is about how many bytes of records are in one file of the archive. A tar header needs the
 	// size of the file.
-	piece = 1 << 20
+	pieceSize = 1 << 20
 	// maxFile is the size limit of a file of an archive. A deposit of the greatest size is far smaller.
 	maxFile = 16 << 20
 )
@@ -192,7 +192,7 @@ func (w *writer) records(ctx context.Context, store server.Store) error {
 		if err := enc.Encode(r); err != nil {
 			return err
 		}
-		if buf.Len() >= piece {
+		if buf.Len() >= pieceSize {
 			return flush()
 		}
 		return nil
@@ -205,7 +205,7 @@ func (w *writer) records(ctx context.Context, store server.Store) error {
 }
 
 // Decrypt returns a reader of the archive in a backup. It uses the first key of the ring that opens the
-// backup. At the end, the reader returns an error if the backup was altered or cut short.
+// backup. At the end, the reader returns an error if the backup was altered or truncated.
 func Decrypt(in io.Reader, ring io.Reader) (io.Reader, error) {
 	list, err := keys(ring)
 	if err != nil {
@@ -284,7 +284,7 @@ func Read(ctx context.Context, in io.Reader, dir string, open Open, wanted bool)
 	}
 	// The check of the whole message comes after its last byte.
 	if _, err := io.Copy(io.Discard, in); err != nil {
-		return m, fmt.Errorf("the backup was altered or is cut short: %w", err)
+		return m, fmt.Errorf("the backup was altered or is truncated: %w", err)
 	}
 	folder, err := trustee.LoadFolder(r.dir)
 	if err != nil {
@@ -349,7 +349,7 @@ type reader struct {
 func (r *reader) next() (name string, data []byte, err error) {
 	h, err := r.tar.Next()
 	if errors.Is(err, io.EOF) {
-		return "", nil, errors.New("the backup ends before its manifest: it is cut short, or no backup")
+		return "", nil, errors.New("the backup ends before its manifest: it is truncated, or not a backup")
 	}
 	if err != nil {
 		return "", nil, fmt.Errorf("this is no backup of claviger, or it was altered: %w", err)
@@ -358,7 +358,7 @@ func (r *reader) next() (name string, data []byte, err error) {
 		return "", nil, fmt.Errorf("the backup holds %q, of %d bytes, which claviger does not write", h.Name, h.Size)
 	}
 	if data, err = io.ReadAll(io.LimitReader(r.tar, maxFile)); err != nil {
-		return "", nil, fmt.Errorf("the backup was altered or is cut short: %w", err)
+		return "", nil, fmt.Errorf("the backup was altered or is truncated: %w", err)
 	}
 	sum := sha256.Sum256(data)
 	if h.Name != manifestName {
@@ -403,7 +403,7 @@ func (r *reader) all(ctx context.Context, open Open) (err error) {
 	if err := strict(data, &r.m); err != nil {
 		return fmt.Errorf("the backup's manifest: %w", err)
 	}
-	return r.agree(digest)
+	return r.checkManifest(digest)
 }
 
 // records returns a function that returns the records in the files of the store, one by one. It then sets
@@ -435,8 +435,8 @@ func (r *reader) write(name string, data []byte) error {
 	return durable.Create(file, data, 0o600)
 }
 
-// agree compares the archive and the restored store with the manifest.
-func (r *reader) agree(digest *server.Digester) error {
+// checkManifest compares the archive and the restored store with the manifest.
+func (r *reader) checkManifest(digest *server.Digester) error {
 	switch {
 	case r.m.Format != format:
 		return fmt.Errorf("the backup has format %d, but this version of claviger reads only %d", r.m.Format, format)

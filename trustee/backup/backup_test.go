@@ -255,7 +255,7 @@ func wantClosed(t *testing.T, folder, except string) {
 	}
 }
 
-// TestRefused: a backup that was altered or cut short, or that is not ours, is refused, and leaves no files.
+// TestRefused: a backup that was altered or truncated, or that is not ours, is refused, and leaves no files.
 func TestRefused(t *testing.T) {
 	dir, store := site(t, 5)
 	sealed, _ := write(t, dir, store)

@@ -54,11 +54,11 @@ func replicaMetrics(m *console.Metrics, r *replica.Replica) {
 		help  string
 		value func(st *replica.Position, synced bool) float64
 	}{
-		"active": {"1 where this is the active one of two, 0 the passive.",
+		"active": {"1 if this server is the active one of two, 0 if it is the passive one.",
 			func(st *replica.Position, _ bool) float64 { return oneIf(st.Role == server.RoleActive) }},
-		"synced": {"1 where this is the active one and knows that the passive has all.",
+		"synced": {"1 if this server is the active one and knows that the passive one has every change.",
 			func(_ *replica.Position, synced bool) float64 { return oneIf(synced) }},
-		"alone": {"1 while the active one goes on without the passive, as an operator said.",
+		"alone": {"1 while the active server works without the passive one, because an operator allowed it.",
 			func(st *replica.Position, _ bool) float64 { return oneIf(st.Alone) }},
 		"epoch": {"How many promotions there have been.",
 			func(st *replica.Position, _ bool) float64 { return float64(st.Epoch) }},

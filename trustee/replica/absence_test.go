@@ -57,7 +57,7 @@ func TestAbsence(t *testing.T) {
 	want("an active that has not seen the passive", a, "late", "unsure")
 	want("an active that has not seen the passive", a, "both", "there")
 	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
-	want("an active that goes on alone", a, "never", "not there")
+	want("an active server that works alone", a, "never", "not there")
 	must(t, put(t, a.client(identities()[1]), "late", "y"))
 	a.stop()
 	b.start()

@@ -87,13 +87,13 @@ type replacement struct {
 func replacements() map[string]replacement {
 	lostAll := "1 organizations, 1 clients and 3 deposits"
 	return map[string]replacement{
-		"lost and made anew": {says: lostAll, fill: func(*testing.T, []server.Record,
+		"lost and created again": {says: lostAll, fill: func(*testing.T, []server.Record,
 			string) func(string) {
 			return func(string) {}
 		}},
 		"an older backup": {older: true, says: `0 organizations, 0 clients and 1 deposits: deposit "late"`,
 			fill: func(t *testing.T, records []server.Record, _ string) func(string) { return restored(t, records) }},
-		"an older copy that went on alone": {older: true, keeps: true, alone: true, says: `deposit "late"`,
+		"an older copy that worked alone": {older: true, keeps: true, alone: true, says: `deposit "late"`,
 			promote: `deposit "alone"`,
 			fill: func(t *testing.T, _ []server.Record, copied string) func(string) {
 				return func(path string) { must(t, os.Rename(copied, path)) }

@@ -154,7 +154,7 @@ func (s *Server) about(w http.ResponseWriter, r *http.Request) {
 		_, _ = fmt.Fprintln(w, s.id) // the client may be gone; net/http sets the Content-Type
 	case "publickey":
 		w.Header().Set("Content-Type", "application/pgp-keys")
-		_ = s.id.Public(w) // likewise
+		_ = s.id.Public(w) // an error means that the client has disconnected
 	default:
 		http.Error(w, "request /?a=fingerprint or /?a=publickey", http.StatusBadRequest)
 	}

@@ -166,7 +166,7 @@ func TestRegister(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	c := s.client(server.Identity(1))
 	_, err := c.Find(ctx, "l")
-	is(t, "a stranger", err, claviger.Denied)
+	is(t, "an unknown client", err, claviger.Denied)
 	for _, a := range [][2]string{{"ORG", "wrong"}, {"ORG", ""}, {"NONE", "s3cret"}, {"NONE", ""}, {"", ""}} {
 		_, err := c.Register(ctx, a[0], a[1], false)
 		is(t, fmt.Sprint(a), err, claviger.Denied)
@@ -532,7 +532,7 @@ func TestRaces(t *testing.T) {
 func TestRestart(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "trustee.db")
 	if _, err := sqlite.Open(t.Context(), path, false); !claviger.Is(err, claviger.Invalid) {
-		t.Errorf("a store that is not there: %v", err)
+		t.Errorf("a store that does not exist: %v", err)
 	}
 	once := server.Once{Digest: "d", Until: time.Now().Add(time.Hour)}
 	for i := range 2 {

@@ -98,7 +98,7 @@ func TestLog(t *testing.T) {
 	forged := list[1]
 	forged.Change = []byte(`{"op":"add-org","org":{"Name":"EVIL"}}`)
 	for name, l := range map[string][]replica.Entry{"a gap": list[1:], "a forged one": {list[0], forged},
-		"two the wrong way": {list[1], list[0]}} {
+		"two entries in the wrong order": {list[1], list[0]}} {
 		if err := b.Apply(ctx, server.RolePassive, 1, l); !errors.Is(err, replica.ErrChain) || head(t, b) != start {
 			t.Errorf("%s: %v", name, err)
 		}
