@@ -19,7 +19,7 @@ func TestOverwrittenRefusesAll(t *testing.T) {
 	for _, o := range append(storetest.Operations(), resetFutureTimes) {
 		wantRefused(t, o.Name, o.Do(t.Context(), s))
 	}
-	wantRefused(t, "Touch of nothing", s.Touch(t.Context(), nil))
+	wantRefused(t, "RecordUses of nothing", s.RecordUses(t.Context(), nil))
 	wantRefused(t, "AddUse of nothing", s.AddUse(t.Context(), nil))
 	_, err := s.Lock(t.Context(), "x")
 	wantRefused(t, "Lock", err)

@@ -215,7 +215,7 @@ func TestCutArchive(t *testing.T) {
 		want    string
 	}{
 		"text":         {bytes.Repeat([]byte("no archive\n"), 100), "this is no backup of claviger"},
-		"cut":          {archive[:532], "was altered or is cut short"},
+		"cut":          {archive[:532], "was altered or is truncated"},
 		"a large file": {large.Bytes(), "which claviger does not write"},
 	} {
 		_, err := backup.Read(t.Context(), bytes.NewReader(c.archive), filepath.Join(t.TempDir(), "x"), open, false)

@@ -58,7 +58,7 @@ func TestRefuseServer(t *testing.T) {
 	if err := RefuseServer(newFolder(t, ofClient).Path); err != nil {
 		t.Errorf("the folder of a client: %v", err)
 	}
-	wants(t, "no folder", RefuseServer(t.TempDir()), "is not there")
+	wants(t, "no folder", RefuseServer(t.TempDir()), "does not exist")
 }
 
 // TestOpen checks that the store in a folder is opened, and that a missing store is not made.
