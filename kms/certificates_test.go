@@ -88,7 +88,7 @@ func TestCertificates(t *testing.T) {
 	if err := os.Truncate(path, 100); err != nil {
 		t.Fatal(err)
 	}
-	look("a file that was cut short", "ssl.server.keystore.location: ",
+	look("a truncated file", "ssl.server.keystore.location: ",
 		"the store that was loaded before stays in use, and the next start fails")
 	served = serverPEM(t, path, now.Add(time.Hour), now.Add(365*24*time.Hour))
 	look("it begins later", "is not valid before ")

@@ -8,7 +8,7 @@ import (
 	"claviger/metastore"
 )
 
-// TestCompare checks that a difference within the time of the round trip counts as none, and that Apart fails only if
+// TestCompare checks that a difference within the time of the round trip counts as none, and that Check fails only if
 // the difference exceeds ClockMargin.
 func TestCompare(t *testing.T) {
 	sent := time.Unix(1_700_000_000, 0)
