@@ -200,7 +200,7 @@ func TestShortResult(t *testing.T) {
 	tok, _ := open(t)
 	id, label := generate(t, tok, 1, 256)
 	tok.b = shortLibrary{tok.b}
-	for _, m := range profiles[SoftHSM].ladder {
+	for _, m := range profiles[SoftHSM].mechanisms {
 		tok.mechanism = m
 		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !claviger.Is(err, claviger.Internal) ||
 			!strings.Contains(err.Error(), "the HSM made 15 bytes of 16") {
