@@ -124,11 +124,7 @@ func claimName(o owner.Owner) string {
 // Owners returns the processes that have a claim. For a process of another database user, Since is the current time,
 // unless this user may read all of pg_stat_activity.
 func (s *Store) Owners(ctx context.Context) (all []owner.Owner, err error) {
-	const op = "metastore/postgres.Owners"
-	if err := s.db.Usable(op); err != nil {
-		return nil, err
-	}
-	err = s.db.Read(ctx, op, "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.Owners", "", func(ctx context.Context) error {
 		// the rows carry the error
 		rows, _ := s.db.Pool().Query(ctx, `
 			SELECT coalesce(a.application_name, ''), coalesce(host(a.client_addr), ''), coalesce(a.backend_start, now())

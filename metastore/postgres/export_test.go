@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"claviger/metastore"
 )
 
@@ -25,3 +27,9 @@ func (s *Store) Lose(keys ...string) {
 
 // ParseClaim returns the process of a claim's session.
 var ParseClaim = parseClaim
+
+// ChangeIDs returns the ids of the changes in the store, oldest first.
+func (s *Store) ChangeIDs(ctx context.Context) (ids []string, err error) {
+	rows, _ := s.db.Pool().Query(ctx, `SELECT id FROM change ORDER BY seq`) // the rows carry the error
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
