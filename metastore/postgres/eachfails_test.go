@@ -41,9 +41,10 @@ func faultyStores(t *testing.T) (f *pgtest.Faults, a, b *postgres.Store) {
 	return f, stores[0], stores[1]
 }
 
-// rowError matches the errors of a spoiled row. The spoiled texts of a row are good texts, so Fill finds a store that is
-// not empty.
-var rowError = regexp.MustCompile(`number of field descriptions must equal|dst struct has only|invalid length|not empty`)
+// rowError matches the errors of a spoiled row. A spoiled row of texts is a good row, so Fill finds a store that is not
+// empty.
+var rowError = regexp.MustCompile(
+	`number of field descriptions must equal|dst struct has only|invalid length|not empty`)
 
 // eachFault returns the faults of a test.
 func eachFault(t *testing.T, f *pgtest.Faults) storetest.Faults {

@@ -144,7 +144,8 @@ func TestClaimIsKept(t *testing.T) {
 	if _, err := node.Claim(ctx, owner.Self("claviger kms", ""), false); err != nil {
 		t.Fatal(err)
 	}
-	const of = ` FROM pg_stat_activity WHERE application_name LIKE 'claviger claim % kms%' AND datname = current_database()`
+	const of = ` FROM pg_stat_activity WHERE application_name LIKE 'claviger claim % kms%'
+		AND datname = current_database()`
 	pids := func() string { return query(t, uri, `SELECT coalesce(string_agg(pid::text, ' '), '')`+of) }
 	first := pids()
 	checks := map[string]bool{}
