@@ -13,8 +13,8 @@ import (
 	"claviger/trustee"
 )
 
-// TestFolderLasts fails and interrupts each step of NewFolder and Save. After a success of NewFolder, the
-// folder has the whole identity, to which deposits are encrypted. A failed Save does not change the identity.
+// TestFolderLasts fails and interrupts each step of NewFolder and Save. After NewFolder has succeeded, the folder has
+// the whole identity. A failed Save does not change the identity.
 func TestFolderLasts(t *testing.T) {
 	id, err := trustee.NewIdentity("keytrustee", "test", "keytrustee@h", 2048, time.Now())
 	if err != nil {
@@ -38,15 +38,15 @@ func TestFolderLasts(t *testing.T) {
 	}
 	t.Run("NewFolder", func(t *testing.T) {
 		// After an interruption, a second run completes the folder.
-		again := func(dir string) error {
+		makeOrFinish := func(dir string) error {
 			path := filepath.Join(dir, ".keytrustee")
 			if f, err := trustee.LoadFolder(path); err == nil && f.Identity.String() == id.String() {
 				return nil // like all callers of NewFolder, load the folder first
 			}
 			return make(dir)
 		}
-		// Three files are in one folder, and one of them is renamed: the last sync of the folder is for all.
-		durabletest.Run(t, durabletest.Case{Do: again, State: state, UnneededSyncs: 3})
+		// Three files are in one folder, and one of them is renamed. The last sync of the folder is enough for all.
+		durabletest.Run(t, durabletest.Case{Do: makeOrFinish, State: state, UnneededSyncs: 3})
 	})
 	t.Run("Save", func(t *testing.T) {
 		durabletest.Run(t, durabletest.Case{
