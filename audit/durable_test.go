@@ -56,7 +56,7 @@ func TestAttemptIsOnTheDisk(t *testing.T) {
 				open = chain
 				return chain.Begin(ctx, Event{Op: CreateKey, Key: key, Caller: claviger.Caller{}})
 			}
-			shut := func() {
+			closeChain := func() {
 				if open != nil {
 					_ = open.Close() // its disk has no power
 					open = nil
@@ -64,14 +64,14 @@ func TestAttemptIsOnTheDisk(t *testing.T) {
 			}
 			suite := durabletest.Case{
 				Do:            func(dir string) error { return begin(dir, "new", c.rotation) },
-				Close:         shut,
+				Close:         closeChain,
 				State:         lastAttempt,
 				UnneededSyncs: c.unneeded,
 			}
 			if c.setup {
 				suite.Setup = func(dir string) error {
 					err := begin(dir, "old", Rotation{})
-					shut()
+					closeChain()
 					return err
 				}
 			}
@@ -130,8 +130,8 @@ func lastAttempt(dir string) (string, error) {
 	return "no attempt", nil
 }
 
-// TestHeadLasts does the same with the file of the head.
-func TestHeadLasts(t *testing.T) {
+// TestHeadIsOnTheDisk fails each step of saving the head, and cuts the power at each step.
+func TestHeadIsOnTheDisk(t *testing.T) {
 	save := func(seq uint64) func(string) error {
 		return func(dir string) error {
 			return HeadFileOf(filepath.Join(dir, "audit.json")).Save(context.Background(),

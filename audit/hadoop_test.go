@@ -30,13 +30,13 @@ var (
 	unauthRE     = regexp.MustCompile(`^UNAUTHENTICATED RemoteHost:(\S+) Method:(\w+) URL:(\S+) ErrorMsg:'(.*)'$`)
 )
 
-// step is an event of the recorded KMS. If event is nil, windows end.
+// step is an event of the recorded KMS. A step without an event only ends windows.
 type step struct {
 	at    time.Time
 	event *Event
 }
 
-// readLog returns the events that made a recorded log. An access that was only counted happened at an unknown time
+// readLog returns the events that produced a recorded log. An access that was only counted happened at an unknown time
 // within the window; readLog puts it at the beginning of the window.
 func readLog(t *testing.T, file string) (steps []step, lines []string) {
 	t.Helper()
@@ -139,11 +139,11 @@ func round(lines []string) []string {
 
 // without returns the lines of a that are not in b. A line that a has more often than b is returned too.
 func without(a, b []string) []string {
-	left := slices.Clone(b)
+	unmatched := slices.Clone(b)
 	var out []string
 	for _, x := range a {
-		if i := slices.Index(left, x); i >= 0 {
-			left = slices.Delete(left, i, i+1)
+		if i := slices.Index(unmatched, x); i >= 0 {
+			unmatched = slices.Delete(unmatched, i, i+1)
 		} else {
 			out = append(out, x)
 		}
@@ -306,7 +306,7 @@ func TestNoLineIsForged(t *testing.T) {
 			t.Errorf("a control character in %q", line)
 		}
 	}
-	if n != 9 { // 8 events, and the end of the window of the aggregated one
+	if n != 9 { // 8 events, and the end of the window of the aggregated event
 		t.Errorf("%d lines", n)
 	}
 }
@@ -328,7 +328,7 @@ func TestHeldIsLimited(t *testing.T) {
 	}
 }
 
-// faulty fails while broken is set.
+// faulty is a buffer whose writes fail while broken is set.
 type faulty struct {
 	bytes.Buffer
 	broken error

@@ -16,29 +16,29 @@ import (
 	"claviger/durable"
 )
 
-// picky is a stream that accepts some lines. Close returns the error close.
-type picky struct {
+// refusingStream is a stream that accepts some lines. Close returns the error close.
+type refusingStream struct {
 	takes func(line string) bool
 	close error
 }
 
-func (p *picky) Send(line []byte) error {
+func (p *refusingStream) Send(line []byte) error {
 	if p.takes(string(line)) {
 		return nil
 	}
 	return errors.New("this line is not accepted")
 }
 
-func (p *picky) Err() error   { return nil }
-func (p *picky) Close() error { return p.close }
-func (p *picky) Name() string { return "picky" }
+func (p *refusingStream) Err() error   { return nil }
+func (p *refusingStream) Close() error { return p.close }
+func (p *refusingStream) Name() string { return "refusingStream" }
 
 // TestTakenByAStream: send returns true only if one stream accepts all lines.
 func TestTakenByAStream(t *testing.T) {
 	lines := []byte("a\nb\nc\n")
 	for lacks, want := range map[string]bool{"": true, "a": false, "b": false, "c": false} {
 		c := &Chain{cfg: ChainConfig{Streams: []Stream{
-			&picky{takes: func(line string) bool { return lacks == "" || line != lacks+"\n" }},
+			&refusingStream{takes: func(line string) bool { return lacks == "" || line != lacks+"\n" }},
 		}}}
 		if got := c.send(lines, []int{2, 4, 6}); got != want {
 			t.Errorf("without %q: %t, want %t", lacks, got, want)
@@ -50,7 +50,7 @@ func TestTakenByAStream(t *testing.T) {
 func TestCloseReportsStreams(t *testing.T) {
 	failed := errors.New("the peer has disconnected")
 	c := chainAt(t, filepath.Join(t.TempDir(), "audit.json"), func(cfg *ChainConfig) {
-		cfg.Streams = []Stream{&picky{takes: func(string) bool { return true }, close: failed}}
+		cfg.Streams = []Stream{&refusingStream{takes: func(string) bool { return true }, close: failed}}
 	})
 	if err := c.Close(); !errors.Is(err, failed) {
 		t.Errorf("Close: %v", err)

@@ -42,18 +42,18 @@ func (f *errFile) Write(b []byte) (int, error) {
 	return f.File.Write(b)
 }
 
-// aHead is a place with a fixed head, or with the error err. It counts heads that it was given.
-type aHead struct {
+// fakeHeads stores no head: Load returns a fixed head, or the error err. saved counts the calls of Save.
+type fakeHeads struct {
 	head  Head
 	err   error
 	saved atomic.Int32
 }
 
-func (h *aHead) Name() string { return "a place" }
+func (h *fakeHeads) Name() string { return "a place" }
 
-func (h *aHead) Load(context.Context) (Head, bool, error) { return h.head, h.head.Seq > 0, h.err }
+func (h *fakeHeads) Load(context.Context) (Head, bool, error) { return h.head, h.head.Seq > 0, h.err }
 
-func (h *aHead) Save(context.Context, Head) error {
+func (h *fakeHeads) Save(context.Context, Head) error {
 	h.saved.Add(1)
 	return h.err
 }
@@ -107,11 +107,11 @@ func TestStartOnABadDisk(t *testing.T) {
 func TestStartWithoutItsHead(t *testing.T) {
 	down := errors.New("it is down")
 	for name, test := range map[string]struct {
-		head *aHead
+		head *fakeHeads
 		want string
 	}{
-		"not read": {&aHead{err: down}, "stored in a place, cannot be read: it is down; find out why"},
-		"no hash":  {&aHead{head: Head{Node: "kms1", Seq: 1, Hash: "0"}}, `cannot be read: "0" is not a hash`},
+		"not read": {&fakeHeads{err: down}, "stored in a place, cannot be read: it is down; find out why"},
+		"no hash":  {&fakeHeads{head: Head{Node: "kms1", Seq: 1, Hash: "0"}}, `cannot be read: "0" is not a hash`},
 	} {
 		if _, err := onDisk(t, durable.OS{}, func(cfg *ChainConfig) { cfg.Heads = []Heads{test.head} }); err == nil ||
 			!strings.Contains(err.Error(), test.want) {
@@ -191,7 +191,7 @@ func TestBeginIsRefused(t *testing.T) {
 
 	// The goroutine that writes is busy, so only the context can end the wait.
 	block := make(chan struct{})
-	c.cfg.Streams = []Stream{&picky{takes: func(string) bool { <-block; return true }}}
+	c.cfg.Streams = []Stream{&refusingStream{takes: func(string) bool { <-block; return true }}}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	begin(ended, "its record was not written in time: context canceled")
@@ -292,7 +292,7 @@ func TestReopenBegins(t *testing.T) {
 
 // TestHeadIsStoredAgain: a head that could not be stored is stored again, and a head that was stored is not.
 func TestHeadIsStoredAgain(t *testing.T) {
-	head := &aHead{}
+	head := &fakeHeads{}
 	c, err := onDisk(t, durable.OS{}, func(cfg *ChainConfig) { cfg.Heads = []Heads{head} })
 	if err != nil {
 		t.Fatal(err)

@@ -248,14 +248,14 @@ func openFiles(t *testing.T) (targets []string) {
 // chain without a file refuses an operation if no stream accepts its record.
 func TestStreamErrors(t *testing.T) {
 	fails := errors.New("the peer is slow")
-	good := &picky{takes: func(string) bool { return true }}
-	bad := &picky{takes: func(line string) bool { return strings.Contains(line, `"kind":"begin"`) }}
+	good := &refusingStream{takes: func(string) bool { return true }}
+	bad := &refusingStream{takes: func(line string) bool { return strings.Contains(line, `"kind":"begin"`) }}
 	for name, test := range map[string]struct {
 		streams []Stream
 		accepts bool
 	}{
-		"one":  {[]Stream{&replacing{picky: bad}}, false},
-		"both": {[]Stream{&replacing{picky: bad, err: fails}, good}, true},
+		"one":  {[]Stream{&replacing{refusingStream: bad}}, false},
+		"both": {[]Stream{&replacing{refusingStream: bad, err: fails}, good}, true},
 	} {
 		c, err := OpenChain(t.Context(), ChainConfig{Node: "n", Streams: test.streams, HeadEvery: time.Hour,
 			Log: slog.New(slog.DiscardHandler)})
@@ -267,7 +267,7 @@ func TestStreamErrors(t *testing.T) {
 			t.Errorf("%s: Begin: %v", name, err)
 		}
 		err = c.StreamErr()
-		if test.accepts && (!errors.Is(err, fails) || err.Error() != "picky: the peer is slow") ||
+		if test.accepts && (!errors.Is(err, fails) || err.Error() != "refusingStream: the peer is slow") ||
 			!test.accepts && err != nil {
 			t.Errorf("%s: StreamErr: %v", name, err)
 		}
@@ -280,7 +280,7 @@ func TestStreamErrors(t *testing.T) {
 
 // replacing is a stream that has replaced two records, and has the error err.
 type replacing struct {
-	*picky
+	*refusingStream
 	err error
 }
 
