@@ -32,7 +32,7 @@ func get(h http.Handler, method, path string) *httptest.ResponseRecorder {
 	return w
 }
 
-var elsewhere = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
+var otherPaths = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
 
 type ready struct {
 	Ready  bool
@@ -60,8 +60,8 @@ func fails(text string) func(context.Context) error {
 func works(context.Context) error { return nil }
 
 func TestPaths(t *testing.T) {
-	with := console.New(console.Config{Metrics: console.NewMetrics(nil)}, elsewhere)
-	without := console.New(console.Config{}, elsewhere)
+	with := console.New(console.Config{Metrics: console.NewMetrics(nil)}, otherPaths)
+	without := console.New(console.Config{}, otherPaths)
 	for _, c := range []struct {
 		h            http.Handler
 		method, path string
@@ -102,7 +102,7 @@ func TestMethods(t *testing.T) {
 }
 
 func TestReady(t *testing.T) {
-	note := console.Check{Name: "source", Informational: true, Run: fails("circuit breaker open")}
+	informational := console.Check{Name: "source", Informational: true, Run: fails("circuit breaker open")}
 	for _, c := range []struct {
 		what   string
 		checks []console.Check
@@ -111,12 +111,13 @@ func TestReady(t *testing.T) {
 	}{
 		{"no checks", nil, 200, nil},
 		{"all is well", []console.Check{{Name: "provider", Run: works}}, 200, []string{""}},
-		{"only a note fails", []console.Check{{Name: "provider", Run: works}, note}, 200,
+		{"only an informational check fails", []console.Check{{Name: "provider", Run: works}, informational}, 200,
 			[]string{"", "circuit breaker open"}},
-		{"one that counts fails", []console.Check{{Name: "provider", Run: fails("CKR_DEVICE_REMOVED")},
-			{Name: "audit", Run: works}, note}, 503, []string{"CKR_DEVICE_REMOVED", "", "circuit breaker open"}},
+		{"a check that is not informational fails", []console.Check{
+			{Name: "provider", Run: fails("CKR_DEVICE_REMOVED")}, {Name: "audit", Run: works}, informational}, 503,
+			[]string{"CKR_DEVICE_REMOVED", "", "circuit breaker open"}},
 	} {
-		status, r := readyz(t, console.New(console.Config{Checks: c.checks}, elsewhere))
+		status, r := readyz(t, console.New(console.Config{Checks: c.checks}, otherPaths))
 		var texts []string
 		for i, check := range r.Checks {
 			texts = append(texts, check.Error)
@@ -142,8 +143,8 @@ func TestManyProbes(t *testing.T) {
 				return errors.New("gone")
 			}
 			return nil
-		}}}}, elsewhere)
-		ask := func(want int) {
+		}}}}, otherPaths)
+		probe := func(want int) {
 			var wg sync.WaitGroup
 			for range 50 {
 				wg.Go(func() {
@@ -154,14 +155,14 @@ func TestManyProbes(t *testing.T) {
 			}
 			wg.Wait()
 		}
-		ask(200)
+		probe(200)
 		time.Sleep(500 * time.Millisecond)
-		ask(200)
+		probe(200)
 		if n := runs.Load(); n != 1 {
 			t.Errorf("the check ran %d times for 100 probes within a second", n)
 		}
 		time.Sleep(time.Second)
-		ask(503)
+		probe(503)
 		if n := runs.Load(); n != 2 {
 			t.Errorf("the check ran %d times, want 2", n)
 		}
@@ -176,7 +177,7 @@ func TestStuckCheck(t *testing.T) {
 		var runs atomic.Int32
 		h := console.New(console.Config{Checks: []console.Check{{Name: "hsm",
 			Run: func(context.Context) error { runs.Add(1); <-release; return nil }}, {Name: "audit", Run: works}}},
-			elsewhere)
+			otherPaths)
 		for range 3 {
 			began := time.Now()
 			status, r := readyz(t, h)
@@ -198,7 +199,7 @@ func TestStuckCheck(t *testing.T) {
 
 func metrics(t *testing.T, m *console.Metrics, log *slog.Logger) string {
 	t.Helper()
-	w := get(console.New(console.Config{Metrics: m, Log: log}, elsewhere), "GET", "/metrics")
+	w := get(console.New(console.Config{Metrics: m, Log: log}, otherPaths), "GET", "/metrics")
 	if w.Code != 200 {
 		t.Fatalf("%d %s", w.Code, w.Body)
 	}
@@ -256,9 +257,9 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestStrangers: a peer that Details does not admit gets each status and metric, but no name of
+// TestDetails: a peer that Details does not admit gets each status and metric, but no name of
 // a key, host, user or file. The log gets each failure once.
-func TestStrangers(t *testing.T) {
+func TestDetails(t *testing.T) {
 	m := console.NewMetrics(func(context.Context) ([]metastore.Use, error) {
 		return []metastore.Use{{Source: "kms://http@secrethost:9600/kms", Version: "payroll@0", Op: "decrypt",
 			Count: 42}}, nil
@@ -278,18 +279,18 @@ func TestStrangers(t *testing.T) {
 			{Name: "encryptions", Run: fails(wrong)},
 			{Name: "acls", Run: works},
 		},
-	}, elsewhere)
-	ask := func(path, from string) string {
+	}, otherPaths)
+	request := func(path, from string) string {
 		w, r := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, path, nil)
 		r.Header.Set("X-Test", from)
 		h.ServeHTTP(w, r)
 		return fmt.Sprint(w.Code, w.Header(), w.Body)
 	}
 	for _, path := range []string{"/healthz", "/readyz", "/readyz?for=decrypt", "/metrics"} {
-		text := ask(path, "far")
+		text := request(path, "far")
 		for _, secret := range []string{"payroll", "alice", "secret", "connection refused"} {
 			if strings.Contains(text, secret) {
-				t.Errorf("%s names %q to a stranger: %s", path, secret, text)
+				t.Errorf("%s names %q to a peer that Details does not admit: %s", path, secret, text)
 			}
 		}
 	}
@@ -299,16 +300,16 @@ func TestStrangers(t *testing.T) {
 		"/metrics": {"claviger_kms_request_seconds_count",
 			`claviger_certificate_expiry_seconds{name="ssl.server.keystore.location"}`},
 	} {
-		text := ask(path, "far")
+		text := request(path, "far")
 		for _, want := range want {
 			if !strings.Contains(text, want) {
-				t.Errorf("%s lacks %q for a stranger: %s", path, want, text)
+				t.Errorf("%s lacks %q for a peer that Details does not admit: %s", path, want, text)
 			}
 		}
 	}
 	for path, want := range map[string]string{"/readyz": wrong, "/metrics": `version="payroll@0"`} {
-		if text := ask(path, "local"); !strings.Contains(text, want) {
-			t.Errorf("%s lacks %q for a peer that may see it: %s", path, want, text)
+		if text := request(path, "local"); !strings.Contains(text, want) {
+			t.Errorf("%s lacks %q for a peer that Details admits: %s", path, want, text)
 		}
 	}
 	if text := log.String(); strings.Count(text, wrong) != 1 || strings.Count(text, "connection refused") != 1 {
@@ -331,7 +332,7 @@ func TestInFlight(t *testing.T) {
 	}()
 	const name = "\nclaviger_kms_requests_in_flight "
 	if after := metrics(t, m, nil); !strings.Contains(during, name+"1\n") || !strings.Contains(after, name+"0\n") {
-		t.Errorf("while one was served:\n%s\nafterwards:\n%s", during, after)
+		t.Errorf("during the request:\n%s\nafterwards:\n%s", during, after)
 	}
 }
 
@@ -378,16 +379,16 @@ func TestMetricsForeignBytes(t *testing.T) {
 	}
 }
 
-// TestMetricsOften: many requests of /metrics are few queries of a store.
+// TestMetricsOften: many requests of /metrics cause few queries of a store.
 func TestMetricsOften(t *testing.T) {
 	m := console.NewMetrics(nil)
-	asked := 0
-	m.Query("claviger_figure", "x", func(context.Context) (float64, error) { asked++; return 0, nil })
+	queries := 0
+	m.Query("claviger_figure", "x", func(context.Context) (float64, error) { queries++; return 0, nil })
 	began := time.Now()
 	for range 20 {
 		metrics(t, m, nil)
 	}
-	if most := 1 + int(time.Since(began)/time.Second); asked < 1 || asked > most {
-		t.Errorf("a store got %d queries, want at most %d", asked, most)
+	if most := 1 + int(time.Since(began)/time.Second); queries < 1 || queries > most {
+		t.Errorf("a store got %d queries, want at most %d", queries, most)
 	}
 }

@@ -32,7 +32,7 @@ func TestPurposes(t *testing.T) {
 		{Name: "store", For: []console.Purpose{console.Generate, console.Write}, Run: works},
 		{Name: "store takes writes", For: []console.Purpose{console.Write}, Run: fails("disk full")},
 		{Name: "note", Informational: true, Run: fails("certificate ends")},
-	}}, elsewhere)
+	}}, otherPaths)
 	for _, c := range []struct {
 		query  string
 		status int
@@ -103,8 +103,8 @@ func TestObserved(t *testing.T) {
 				}
 				return nil
 			},
-		}}}, elsewhere)
-		ask := func(when string, ok bool, by string, ran int32) {
+		}}}, otherPaths)
+		probe := func(when string, ok bool, by string, ran int32) {
 			t.Helper()
 			w := get(h, "GET", "/readyz")
 			var r purposes
@@ -118,24 +118,24 @@ func TestObserved(t *testing.T) {
 				t.Errorf("%s: %+v after %d probes, want ok %t by %s after %d", when, c, probes.Load(), ok, by, ran)
 			}
 		}
-		ask("nothing has used it", true, "probe", 1)
+		probe("nothing has used it", true, "probe", 1)
 		time.Sleep(5 * time.Second)
 		observe(nil)
-		ask("a request was served", true, "request", 1)
+		probe("a request was served", true, "request", 1)
 		time.Sleep(9 * time.Second)
-		ask("some seconds ago", true, "request", 1)
+		probe("some seconds ago", true, "request", 1)
 		broken.Store(true)
 		observe(errors.New("connection refused"))
-		ask("a request has just failed", false, "request", 1)
+		probe("a request has just failed", false, "request", 1)
 		time.Sleep(2 * time.Second)
-		ask("and a probe fails too", false, "probe", 2)
+		probe("and a probe fails too", false, "probe", 2)
 		broken.Store(false)
 		time.Sleep(2 * time.Second)
-		ask("a probe goes well", true, "probe", 3)
+		probe("a probe goes well", true, "probe", 3)
 		time.Sleep(2 * time.Second)
 		observe(nil)
-		ask("a request again", true, "request", 3)
+		probe("a request again", true, "request", 3)
 		time.Sleep(11 * time.Second)
-		ask("nothing has used it for long", true, "probe", 4)
+		probe("nothing has used it for long", true, "probe", 4)
 	})
 }
