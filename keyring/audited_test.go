@@ -78,7 +78,7 @@ func TestEventFields(t *testing.T) {
 	_, err = l.Decrypt(t.Context(), u, "k", true, ours[0])
 	must(err)
 	expect(audit.DecryptEEK, "k", v.Name, nil, 1, home)
-	theirs, _ := made(t, far.blocks, "k@0", 2)
+	theirs, _ := newEDEKs(t, far.blocks, "k@0", 2)
 	_, err = l.Decrypt(t.Context(), u, "k", true, theirs[0])
 	must(err)
 	expect(audit.DecryptEEK, "k", "k@0", nil, 1, farURI)

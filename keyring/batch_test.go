@@ -33,7 +33,7 @@ func TestBatchWithoutRight(t *testing.T) {
 		}
 	}
 	if calls := far.calls(); len(calls) != 0 {
-		t.Errorf("the source was asked %q", calls)
+		t.Errorf("the source got the calls %q", calls)
 	}
 	before := l.primary.versions.Load()
 	if _, err := l.ReencryptBatch(t.Context(), caller("alice"), "k", many("k")); err == nil {

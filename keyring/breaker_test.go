@@ -25,7 +25,7 @@ func userLimited(context.Context) error {
 // breaker, and closes a half-open one. Other users are served.
 func TestOneUsersLimitsAtTheSource(t *testing.T) {
 	l, far := withSource(t, func(c *Config) { c.SourceFailures, c.SourcePause = 1, 20*time.Millisecond }, "k")
-	es, deks := made(t, far.blocks, "k@0", 1)
+	es, deks := newEDEKs(t, far.blocks, "k@0", 1)
 	if _, err := l.Decrypt(t.Context(), caller("alice"), "k", true, es[0]); err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func TestSilentToOneUser(t *testing.T) {
 		c.Sources[0].Provider = far
 		c.SourceFailures, c.SourcePause = 3, pause
 	}, "k")
-	es, deks := made(t, inner.blocks, "k@0", 1)
+	es, deks := newEDEKs(t, inner.blocks, "k@0", 1)
 	decrypt := func(user string) error {
 		t.Helper()
 		dek, err := l.Decrypt(provider.WithCaller(t.Context(), user), caller(user), "k", true, es[0])
@@ -166,7 +166,7 @@ func TestRefusalsCloseTheBreaker(t *testing.T) {
 	for _, kind := range []claviger.Kind{claviger.Denied, claviger.KeyDenied, claviger.KeyNotFound,
 		claviger.VersionNotFound, claviger.BadIV} {
 		l, far := withSource(t, func(c *Config) { c.SourceFailures, c.SourcePause = 1, 20*time.Millisecond }, "k")
-		es, _ := made(t, far.blocks, "k@0", 1)
+		es, _ := newEDEKs(t, far.blocks, "k@0", 1)
 		far.setFail(failing(claviger.Unavailable, "connection refused"))
 		_, err := l.Decrypt(t.Context(), caller("bob"), "k", true, es[0])
 		wantKind(t, err, claviger.SourceUnreachable)
@@ -270,7 +270,7 @@ func TestProbesAreRare(t *testing.T) {
 		c.Sources[0].Provider = far
 		c.SourceFailures, c.SourcePause = 3, time.Hour
 	}, "k")
-	es, _ := made(t, inner.blocks, "k@0", 1)
+	es, _ := newEDEKs(t, inner.blocks, "k@0", 1)
 	call := func(user string, wantProbes int64) {
 		t.Helper()
 		before := far.probes.Load()

@@ -49,18 +49,18 @@ func TestCacheOfNothing(t *testing.T) {
 		if _, ok := c.get("k"); ok {
 			t.Error("remembered")
 		}
-		asked := 0
+		calls := 0
 		for range 3 {
 			v, err := c.fetch(t.Context(), "k", func(context.Context, string) (string, error) {
-				asked++
+				calls++
 				return "v", nil
 			})
 			if v != "v" || err != nil {
 				t.Error(v, err)
 			}
 		}
-		if asked != 3 {
-			t.Errorf("asked %d times of 3", asked)
+		if calls != 3 {
+			t.Errorf("%d calls, want 3", calls)
 		}
 		c.drop("k")
 		c.dropAll(func(string) bool { return true })
@@ -92,20 +92,20 @@ func TestCacheIsBounded(t *testing.T) {
 
 func TestCacheErrorsAreNotCached(t *testing.T) {
 	c, _ := clockedCache(time.Hour, true, 100)
-	asked := 0
+	calls := 0
 	for range 3 {
 		_, err := c.fetch(t.Context(), "k", func(_ context.Context, name string) (string, error) {
-			asked++
+			calls++
 			return "", claviger.E("test", claviger.KeyNotFound, name, nil)
 		})
 		wantKind(t, err, claviger.KeyNotFound)
 	}
-	if asked != 3 {
-		t.Errorf("asked %d times of 3", asked)
+	if calls != 3 {
+		t.Errorf("%d calls, want 3", calls)
 	}
 	for i := range c.shards {
 		if len(c.shards[i].loading) != 0 {
-			t.Error("a question is left over")
+			t.Error("a call is still listed as loading")
 		}
 	}
 }
@@ -114,23 +114,23 @@ func TestCacheErrorsAreNotCached(t *testing.T) {
 func TestCacheFetchesOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, _ := clockedCache(time.Hour, true, 100)
-		var asked atomic.Int64
-		ask := func(context.Context, string) (string, error) {
-			asked.Add(1)
+		var calls atomic.Int64
+		fetch := func(context.Context, string) (string, error) {
+			calls.Add(1)
 			time.Sleep(time.Second)
 			return "v", nil
 		}
 		var wg sync.WaitGroup
 		for range 50 {
 			wg.Go(func() {
-				if v, err := c.fetch(t.Context(), "k", ask); v != "v" || err != nil {
+				if v, err := c.fetch(t.Context(), "k", fetch); v != "v" || err != nil {
 					t.Error(v, err)
 				}
 			})
 		}
 		wg.Wait()
-		if asked.Load() != 1 {
-			t.Errorf("asked %d times", asked.Load())
+		if calls.Load() != 1 {
+			t.Errorf("%d calls, want 1", calls.Load())
 		}
 	})
 }
@@ -139,7 +139,7 @@ func TestCacheFetchesOnce(t *testing.T) {
 func TestCacheCallerGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, _ := clockedCache(time.Hour, true, 100)
-		ask := func(ctx context.Context, _ string) (string, error) {
+		fetch := func(ctx context.Context, _ string) (string, error) {
 			select {
 			case <-ctx.Done():
 				return "", ctx.Err()
@@ -151,18 +151,18 @@ func TestCacheCallerGivesUp(t *testing.T) {
 		waiting, cancelWaiting := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if _, err := c.fetch(first, "k", ask); !errors.Is(err, context.Canceled) {
-				t.Errorf("who asked: %v", err)
+			if _, err := c.fetch(first, "k", fetch); !errors.Is(err, context.Canceled) {
+				t.Errorf("the caller that fetches: %v", err)
 			}
 		})
 		synctest.Wait()
 		wg.Go(func() {
-			_, err := c.fetch(waiting, "k", ask)
+			_, err := c.fetch(waiting, "k", fetch)
 			wantKind(t, err, claviger.Unavailable)
 		})
 		for range 5 {
 			wg.Go(func() {
-				if v, err := c.fetch(t.Context(), "k", ask); v != "v" || err != nil {
+				if v, err := c.fetch(t.Context(), "k", fetch); v != "v" || err != nil {
 					t.Errorf("who waited: %q, %v", v, err)
 				}
 			})
@@ -275,7 +275,7 @@ func TestCachingOfTheRing(t *testing.T) {
 			}
 			if got := [3]int64{l.primary.versions.Load(), l.primary.currents.Load(),
 				l.primary.metadata.Load()}; got != want {
-				t.Errorf("the primary was asked for %v versions, currents, metadata; want %v", got, want)
+				t.Errorf("the primary got calls for %v versions, currents, metadata; want %v", got, want)
 			}
 			if v, err := l.Roll(t.Context(), u, "k", nil); err != nil || v.Name != "k@1" {
 				t.Fatal(v, err)

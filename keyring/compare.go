@@ -257,7 +257,7 @@ func (r *Ring) stillHere(ctx context.Context, versions map[string]string) (map[s
 		if !has && !r.cfg.Theirs[version] { // deleted: its EDEKs are not opened by the source
 			v := claviger.ParseVersion(version)
 			var place string
-			place, err = r.madeThere(ctx, v)
+			place, err = r.formerPrimaryOf(ctx, v)
 			errs = append(errs, err)
 			has, err = r.mayBeOurs(ctx, v)
 			has = has || place != ""

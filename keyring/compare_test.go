@@ -110,7 +110,7 @@ func TestConflictAfterConfigurationChange(t *testing.T) {
 	w.restart()
 	w.compare(t)
 	refused("rolled under another URI")
-	es, _ := made(t, w.primary.Provider, next.Name, 1)
+	es, _ := newEDEKs(t, w.primary.Provider, next.Name, 1)
 	if _, err := w.decrypt(t, es[0]); err != nil {
 		t.Errorf("another version: %v", err)
 	}
@@ -201,9 +201,9 @@ func TestNoConflictByCount(t *testing.T) {
 	// The source refuses to say whether it has the version, so the count decides.
 	w.forgetAll()
 	w.sources.list[0].has.Clear()
-	asked := 0
+	calls := 0
 	opaque.setFail(func(context.Context) error {
-		if asked++; asked > 1 { // metadata, then the made-up EDEK
+		if calls++; calls > 1 { // metadata, then the made-up EDEK
 			return claviger.Errorf("far.call", claviger.Denied, "", "no DECRYPT_EEK")
 		}
 		return nil
@@ -277,7 +277,7 @@ func TestGapOfNumbers(t *testing.T) {
 	if l.Conflicts() != 1 || l.conflictsNow()["z@1"] == "" {
 		t.Errorf("in conflict: %v", l.conflictsNow())
 	}
-	es, deks := made(t, far.blocks, "a@1", 1)
+	es, deks := newEDEKs(t, far.blocks, "a@1", 1)
 	if dek, err := l.Decrypt(t.Context(), caller("u"), "a", true, es[0]); err != nil || !dek.Equal(deks[0]) {
 		t.Errorf("the version that the source has rolled to: %v", err)
 	}
@@ -422,7 +422,7 @@ func TestToCompare(t *testing.T) {
 func TestBelow(t *testing.T) {
 	numbered := newLab(t, nil)
 	create(t, numbered.primary, "k")
-	rolled(t, numbered)
+	rollKey(t, numbered)
 	if got, err := numbered.versionsBelow(t.Context(), "k", 1); err != nil || !slices.Equal(got, []string{"k@0"}) {
 		t.Errorf("numbered: %q, %v", got, err)
 	}

@@ -55,7 +55,7 @@ func TestConflictIsNotDecrypted(t *testing.T) {
 	}
 	v := w.rollHere(t)
 	w.compare(t)
-	es, deks := made(t, w.primary.Provider, v.Name, 1)
+	es, deks := newEDEKs(t, w.primary.Provider, v.Name, 1)
 	if dek, err := w.decrypt(t, es[0]); err != nil || !dek.Equal(deks[0]) {
 		t.Errorf("a newer version here: %v", err)
 	}
@@ -103,7 +103,7 @@ func TestKeyMadeAnewAtTheSource(t *testing.T) {
 		t.Errorf("it says %v", err)
 	}
 	// EDEKs of other versions are re-encrypted, and all EDEKs after an operator has decided.
-	es, deks := made(t, w.primary.Provider, "payroll@4", 1)
+	es, deks := newEDEKs(t, w.primary.Provider, "payroll@4", 1)
 	reencrypts := func(e claviger.EDEK, want secret.Bytes) {
 		t.Helper()
 		out, err := w.reencryptOne(t, e)
@@ -166,7 +166,7 @@ func TestSameNameIsNotReencrypted(t *testing.T) {
 		t.Fatal(err)
 	}
 	opaque.rollHere(t)
-	es, _ := made(t, opaque.primary.Provider, v.Name, 1)
+	es, _ := newEDEKs(t, opaque.primary.Provider, v.Name, 1)
 	if _, err := opaque.ReencryptBatch(t.Context(), caller("nn"), "payroll", es); err != nil {
 		t.Errorf("a silent source of opaque names: %v", err)
 	}

@@ -25,8 +25,8 @@ func newConflictLab(t *testing.T) *conflictLab {
 	if current, err := s.primary.Current(t.Context(), "payroll"); err != nil || current.Name != v.Name {
 		t.Fatalf("here %s, there %s, %v", current.Name, v.Name, err)
 	}
-	theirs, theirDEKs := made(t, s.far.blocks, v.Name, 1)
-	ours, deks := made(t, s.primary.Provider, v.Name, 1)
+	theirs, theirDEKs := newEDEKs(t, s.far.blocks, v.Name, 1)
+	ours, deks := newEDEKs(t, s.primary.Provider, v.Name, 1)
 	return &conflictLab{s, v.Name, theirs[0], ours[0], theirDEKs[0], deks[0]}
 }
 

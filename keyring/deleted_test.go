@@ -132,13 +132,13 @@ func usesOf(t *testing.T, l *lab) map[string]func(key string) {
 	return map[string]func(key string){
 		"generated": func(key string) { l.edeks(t, key, 1) },
 		"decrypted": func(key string) {
-			es, _ := made(t, l.primary, versionOf(t, l, key), 1)
+			es, _ := newEDEKs(t, l.primary, versionOf(t, l, key), 1)
 			if _, err := l.Decrypt(t.Context(), caller("u"), key, true, es[0]); err != nil {
 				t.Fatal(err)
 			}
 		},
 		"reencrypted": func(key string) {
-			es, _ := made(t, l.primary, versionOf(t, l, key), 2)
+			es, _ := newEDEKs(t, l.primary, versionOf(t, l, key), 2)
 			if _, err := l.ReencryptBatch(t.Context(), caller("u"), key, es); err != nil {
 				t.Fatal(err)
 			}

@@ -17,13 +17,14 @@ var deletedNamesRules = []string{"key.acl.hers.ALL", "alice,root", "key.acl.his.
 
 // deletedNameTest is a request about a name that deleted keys had.
 type deletedNameTest struct {
-	deleted string // ACL names of the deleted keys, longest deleted first
+	deleted string // ACL names of the deleted keys, earliest deletion first
 	live    string // ACL name of the key that has the name
 	user    string
 	op      string // create, with the user's ACL name; undelete or purge, also with the index of a deleted key
 	want    claviger.Kind
-	left    string // ACL names of the deleted keys afterwards
-	now     string // ACL name of the key that has the name afterwards
+
+	wantDeleted string // ACL names of the deleted keys afterwards
+	wantLive    string // ACL name of the key that has the name afterwards
 }
 
 func reportsSpec(acl string) provider.Spec {
@@ -46,7 +47,7 @@ func TestNamesOfDeletedKeys(t *testing.T) {
 		{"gone", "", "alice", "create", claviger.KeyDenied, "gone", ""}, // no rule names it
 		{"gone", "", "root", "create", noError, "gone", "own"},
 		{"hers", "his", "alice", "create", claviger.KeyExists, "hers", "his"},
-		// Each user may bring back the last of his own keys.
+		// Each user may undelete the last of his own keys.
 		{"hers", "", "alice", "undelete", noError, "", "hers"},
 		{"hers", "", "bob", "undelete", claviger.KeyDenied, "hers", ""},
 		{"hers,his", "", "alice", "undelete", noError, "his", "hers"},
@@ -114,20 +115,20 @@ func (tt deletedNameTest) run(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var left []string
+	var deleted []string
 	for _, k := range list {
-		left = append(left, k.ACLName())
+		deleted = append(deleted, k.ACLName())
 	}
 	ms, err := l.primary.Metadata(ctx, "reports")
 	if err != nil {
 		t.Fatal(err)
 	}
-	now := ""
+	live := ""
 	if ms[0] != nil {
-		now = ms[0].ACLName()
+		live = ms[0].ACLName()
 	}
-	if got := strings.Join(left, ","); got != tt.left || now != tt.now {
-		t.Errorf("deleted keys %q, key %q; want %q and %q", got, now, tt.left, tt.now)
+	if got := strings.Join(deleted, ","); got != tt.wantDeleted || live != tt.wantLive {
+		t.Errorf("deleted keys %q, key %q; want %q and %q", got, live, tt.wantDeleted, tt.wantLive)
 	}
 }
 
@@ -158,27 +159,27 @@ func (tt deletedNameTest) makeKeys(t *testing.T, l *lab) []string {
 	return append(versions, "reports@none", "reports@none")
 }
 
-// TestDeletedKeyComesBack: after alice's key was deleted, nothing that bob does keeps her key from coming back, even if
-// an older server has let him make his key.
-func TestDeletedKeyComesBack(t *testing.T) {
+// TestDeletedKeyIsRestored: bob cannot prevent that alice undeletes her deleted key, even if an older server let bob
+// create a key of that name.
+func TestDeletedKeyIsRestored(t *testing.T) {
 	ctx := t.Context()
 	l := softLab(t, func(c *Config) {
 		c.Policy = rules(t, "key.acl.hers.ALL", "alice", "key.acl.hers.GENERATE_EEK", "maker", "key.acl.his.ALL",
 			"bob", "keytrustee.kms.acl.UNDELETE", "alice", "keytrustee.kms.acl.PURGE", "bob")
 	})
-	made := func(user, acl string) error {
+	createKey := func(user, acl string) error {
 		_, err := l.Create(ctx, caller(user), provider.Spec{Name: "reports",
 			Attributes: map[string]string{claviger.ACLNameAttribute: acl}})
 		return err
 	}
-	if err := made("alice", "hers"); err != nil {
+	if err := createKey("alice", "hers"); err != nil {
 		t.Fatal(err)
 	}
 	es, deks := l.edeks(t, "reports", 1)
 	if err := l.Delete(ctx, caller("alice"), "reports"); err != nil {
 		t.Fatal(err)
 	}
-	wantKind(t, made("bob", "his"), claviger.KeyDenied)
+	wantKind(t, createKey("bob", "his"), claviger.KeyDenied)
 	if _, err := l.primary.Provider.Create(ctx, provider.Spec{Name: "reports", Cipher: claviger.DefaultCipher,
 		BitLength:  128,
 		Attributes: map[string]string{claviger.ACLNameAttribute: "his"}}); err != nil {
@@ -189,7 +190,7 @@ func TestDeletedKeyComesBack(t *testing.T) {
 	}
 	list, err := l.Deleted(ctx, caller("alice"))
 	if err != nil || len(list) != 1 || !slices.Equal(list[0].List, []string{es[0].Version}) {
-		t.Errorf("what alice sees of deleted keys: %+v, %v", list, err)
+		t.Errorf("the deleted keys that alice sees: %+v, %v", list, err)
 	}
 	if err := l.Purge(ctx, caller("bob"), "reports", ""); err != nil {
 		t.Fatal(err)
@@ -198,6 +199,6 @@ func TestDeletedKeyComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	if dek, err := l.Decrypt(ctx, caller("alice"), "reports", true, es[0]); err != nil || !dek.Equal(deks[0]) {
-		t.Errorf("the key that came back: %v", err)
+		t.Errorf("the undeleted key: %v", err)
 	}
 }

@@ -7,8 +7,8 @@ import (
 	"claviger/provider/memory"
 )
 
-// TestDescribe: Describe returns the live key first, then the deleted keys, but these only to users who may undelete or
-// purge them. It needs the same rights as Metadata, and never returns material.
+// TestDescribe: Describe returns the live key first, then the deleted keys. Only users who may undelete or purge
+// deleted keys see the deleted keys. Describe needs the same rights as Metadata, and never returns material.
 func TestDescribe(t *testing.T) {
 	l := softLab(t, func(c *Config) {
 		c.Policy = rules(t, trusteeRules("key.acl.hidden.MANAGEMENT", "u")...)
@@ -50,8 +50,8 @@ func TestDescribe(t *testing.T) {
 	wantKind(t, err, claviger.Denied)
 }
 
-// TestDescribeForOthers: Describe of a provider that has only the names of versions.
-func TestDescribeForOthers(t *testing.T) {
+// TestDescribeNamesOnly: Describe works with a provider that knows only the names of versions.
+func TestDescribeNamesOnly(t *testing.T) {
 	plain := memory.New(memory.Config{})
 	t.Cleanup(func() { _ = plain.Close() })
 	create(t, plain, "k")

@@ -151,7 +151,7 @@ func newEachLab(t *testing.T, change ...func(*Config)) *eachLab {
 		if err != nil {
 			t.Fatal(err)
 		}
-		es, _ := made(t, by, v.Name, 1)
+		es, _ := newEDEKs(t, by, v.Name, 1)
 		return es[0]
 	}
 	w.ours, w.own = edek(primary.Provider, "payroll", primary), edek(primary.Provider, "own", primary)

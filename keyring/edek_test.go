@@ -32,7 +32,7 @@ func TestGenerate(t *testing.T) {
 	// More EDEKs than the queue can hold are made with one call.
 	calls := l.primary.encrypts.Load()
 	es, deks := l.edeks(t, "k", 500)
-	if got := l.primary.encrypts.Load() - calls; got > 3 { // 1 for us, 1 for a refill, 1 of edeks itself
+	if got := l.primary.encrypts.Load() - calls; got > 3 { // 1 for the request, 1 for a refill, 1 by edeks
 		t.Errorf("%d EncryptBlocks calls for 500 EDEKs", got)
 	}
 	distinct := map[string]bool{}
@@ -157,11 +157,11 @@ func TestDecrypt(t *testing.T) {
 	}
 }
 
-// TestConcurrentDecrypts: many requests at the same time look a version up once.
+// TestConcurrentDecrypts: many concurrent requests read a version once.
 func TestConcurrentDecrypts(t *testing.T) {
 	l := newLab(t, nil)
 	create(t, l.primary, "k")
-	es, deks := made(t, l.primary.Provider, "k@0", 64)
+	es, deks := newEDEKs(t, l.primary.Provider, "k@0", 64)
 	var wg sync.WaitGroup
 	for round := range 4 {
 		for i, e := range es {
@@ -175,7 +175,7 @@ func TestConcurrentDecrypts(t *testing.T) {
 	}
 	wg.Wait()
 	if v, m := l.primary.versions.Load(), l.primary.metadata.Load(); v != 1 || m != 0 {
-		t.Errorf("the primary was asked for the version %d times, for the metadata %d times; want one reading of "+
+		t.Errorf("the primary got %d calls for the version and %d for the metadata; want one reading of "+
 			"both", v, m)
 	}
 }
@@ -183,26 +183,26 @@ func TestConcurrentDecrypts(t *testing.T) {
 // TestDecryptsAreNotQueued: 64 requests call the provider at the same time, so that it can combine them into few calls
 // of the HSM.
 func TestDecryptsAreNotQueued(t *testing.T) {
-	const together = 64
+	const requests = 64
 	l := newLab(t, nil)
-	var here atomic.Int64
+	var calls atomic.Int64
 	all := make(chan struct{})
 	l.primary.before = func(ctx context.Context, call string) error {
 		if call != "EncryptBlocks" {
 			return nil
 		}
-		if here.Add(1) == together {
+		if calls.Add(1) == requests {
 			close(all)
 		}
 		select {
 		case <-all:
 			return nil
 		case <-ctx.Done():
-			return claviger.Errorf("test", claviger.Unavailable, "", "only %d came together", here.Load())
+			return claviger.Errorf("test", claviger.Unavailable, "", "only %d calls at the same time", calls.Load())
 		}
 	}
 	create(t, l.primary, "k")
-	es, deks := made(t, l.primary.Provider, "k@0", together)
+	es, deks := newEDEKs(t, l.primary.Provider, "k@0", requests)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	var wg sync.WaitGroup
@@ -266,14 +266,14 @@ func TestServicePrimary(t *testing.T) {
 	if err != nil || len(es) != 40 {
 		t.Fatal(len(es), err)
 	}
-	deks := opened(t, far.blocks, es)
+	deks := unwrapped(t, far.blocks, es)
 	far.calls()
 	dek, err := r.Decrypt(t.Context(), caller("bob"), "k", true, es[0])
 	if err != nil || !dek.Equal(deks[0]) {
 		t.Fatal(err)
 	}
 	if calls := far.calls(); calls[len(calls)-1] != "bob/k@0/1" {
-		t.Errorf("asked %q, want an unwrap as bob", calls)
+		t.Errorf("calls %q, want an unwrap as bob", calls)
 	}
 	if _, err := r.Roll(t.Context(), caller("u"), "k", nil); err != nil {
 		t.Fatal(err)
@@ -288,9 +288,9 @@ func TestServicePrimary(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkReencrypted(t, far.blocks, "k@1", mixed, out, append(deks[:3:3], opened(t, far.blocks, fresh)...))
+	checkReencrypted(t, far.blocks, "k@1", mixed, out, append(deks[:3:3], unwrapped(t, far.blocks, fresh)...))
 	if calls := far.calls(); calls[len(calls)-1] != "reencrypt/k/3" {
-		t.Errorf("asked %q, want 3 EDEKs re-encrypted", calls)
+		t.Errorf("calls %q, want 3 EDEKs re-encrypted", calls)
 	}
 }
 
@@ -317,12 +317,12 @@ func TestNewRefuses(t *testing.T) {
 	p := memory.New(memory.Config{})
 	t.Cleanup(func() { _ = p.Close() })
 	for name, change := range map[string]func(*Config){
-		"no primary":   func(c *Config) { c.Primary = nil },
-		"no policy":    func(c *Config) { c.Policy = nil },
-		"no audit":     func(c *Config) { c.Audit = nil },
-		"neither kind": func(c *Config) { c.Primary = struct{ provider.Provider }{p} },
-		"queue":        func(c *Config) { c.QueueLowWatermark = 0.001 },
-		"bad source":   func(c *Config) { c.Sources = []Source{{Provider: struct{ provider.Provider }{p}}} },
+		"no primary": func(c *Config) { c.Primary = nil },
+		"no policy":  func(c *Config) { c.Policy = nil },
+		"no audit":   func(c *Config) { c.Audit = nil },
+		"no EDEKs":   func(c *Config) { c.Primary = struct{ provider.Provider }{p} },
+		"queue":      func(c *Config) { c.QueueLowWatermark = 0.001 },
+		"bad source": func(c *Config) { c.Sources = []Source{{Provider: struct{ provider.Provider }{p}}} },
 	} {
 		cfg := config(t, p)
 		change(&cfg)

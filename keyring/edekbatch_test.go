@@ -24,7 +24,7 @@ func TestReencryptBatchCalls(t *testing.T) {
 				var es []claviger.EDEK
 				var deks []secret.Bytes
 				add := func(version string, n int) {
-					e, d := made(t, l.primary.Provider, version, n)
+					e, d := newEDEKs(t, l.primary.Provider, version, n)
 					es, deks = append(es, e...), append(deks, d...)
 				}
 				for range olds {
@@ -65,7 +65,7 @@ func TestBatchLooksUpOnce(t *testing.T) {
 	create(t, l.primary, "k")
 	var es []claviger.EDEK
 	for i := range 3 {
-		e, _ := made(t, l.primary.Provider, fmt.Sprintf("k@%d", i), 20)
+		e, _ := newEDEKs(t, l.primary.Provider, fmt.Sprintf("k@%d", i), 20)
 		es = append(es, e...)
 		if _, err := l.Roll(t.Context(), caller("u"), "k", nil); err != nil {
 			t.Fatal(err)
@@ -76,7 +76,7 @@ func TestBatchLooksUpOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := l.primary.versions.Load(); got != 3 {
-		t.Errorf("the primary was asked for %d versions, want 3", got)
+		t.Errorf("the primary got calls for %d versions, want 3", got)
 	}
 }
 
@@ -98,7 +98,7 @@ func checkReencrypted(t testing.TB, by provider.BlockEncrypter, version string, 
 	if len(out) != len(es) {
 		t.Fatalf("%d EDEKs for %d", len(out), len(es))
 	}
-	for i, dek := range opened(t, by, out) {
+	for i, dek := range unwrapped(t, by, out) {
 		switch {
 		case out[i].Version != version:
 			t.Fatalf("EDEK %d is under %s", i, out[i].Version)
@@ -121,9 +121,9 @@ func TestReencryptBatchRefused(t *testing.T) {
 	create(t, l.primary, "k")
 	create(t, l.primary, "k256")
 	create(t, l.primary, "shut")
-	good, _ := made(t, l.primary.Provider, "k@0", 2)
-	other, _ := made(t, l.primary.Provider, "k256@0", 1)
-	shut, _ := made(t, l.primary.Provider, "shut@0", 1)
+	good, _ := newEDEKs(t, l.primary.Provider, "k@0", 2)
+	other, _ := newEDEKs(t, l.primary.Provider, "k256@0", 1)
+	shut, _ := newEDEKs(t, l.primary.Provider, "shut@0", 1)
 	missing := good[0]
 	missing.Version = "k@99"
 	badIV := good[0]
@@ -216,7 +216,7 @@ func TestBatchModel(t *testing.T) {
 		old := map[string]bool{}
 		for range rapid.IntRange(0, 30).Draw(rt, "n") {
 			v := rapid.SampledFrom(names).Draw(rt, "version")
-			e, d := made(t, l.primary.Provider, v, 1)
+			e, d := newEDEKs(t, l.primary.Provider, v, 1)
 			es, deks = append(es, e...), append(deks, d...)
 			if v != names[len(names)-1] {
 				old[v] = true

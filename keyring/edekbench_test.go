@@ -27,7 +27,7 @@ func BenchmarkDecrypt(b *testing.B) {
 	b.Cleanup(func() { _ = p.Close() })
 	create(b, p, "k")
 	r := benchRing(b, p)
-	es, _ := made(b, p, "k@0", 1)
+	es, _ := newEDEKs(b, p, "k@0", 1)
 	c := caller("u")
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
@@ -50,7 +50,7 @@ func BenchmarkReencryptBatch1000(b *testing.B) {
 		b.Fatal(err)
 	}
 	r := benchRing(b, p)
-	es, _ := made(b, p, "k@0", 1000)
+	es, _ := newEDEKs(b, p, "k@0", 1000)
 	c := caller("nn")
 	b.ReportAllocs()
 	for b.Loop() {

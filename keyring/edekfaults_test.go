@@ -47,13 +47,13 @@ func TestQueueOfAnotherKey(t *testing.T) {
 		l.primary.before = func(_ context.Context, call string) error {
 			switch {
 			case call == "Current" && currents.Add(1) == 2: // the first was of the request, this is of the queue
-				replacedAndRolled(t, "mallorys")(l)
+				replaceAndRollKey(t, "mallorys")(l)
 			case call == "Version" && lost:
 				return errInjected
 			}
 			return nil
 		}
-		guardedBy(t, l, "alices")
+		createWithACLName(t, l, "alices")
 		es, err := l.Generate(t.Context(), caller("alice"), "k", 1)
 		switch {
 		case lost && !errors.Is(err, errInjected):
@@ -68,7 +68,7 @@ func TestQueueOfAnotherKey(t *testing.T) {
 func TestReplacedAgain(t *testing.T) {
 	l := newLab(t, nil)
 	create(t, l.primary, "k")
-	es, _ := made(t, l.primary.Provider, "k@0", 1)
+	es, _ := newEDEKs(t, l.primary.Provider, "k@0", 1)
 	var calls atomic.Int32
 	l.primary.before = func(_ context.Context, call string) error {
 		if call != "EncryptBlocks" {
@@ -158,7 +158,7 @@ func TestDEKsAreWipedAfterFaults(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.LastUses, c.Numbers = store, store })
 	create(t, l.primary, "k")
 	numbered(t, store.Store, "k", 0)
-	es, _ := made(t, l.primary.Provider, "k@0", 1)
+	es, _ := newEDEKs(t, l.primary.Provider, "k@0", 1)
 	keep := &keepingCrypter{crypter: l.Ring.primary.crypter}
 	l.Ring.primary.crypter = keep
 	for _, tt := range []struct {
@@ -205,7 +205,7 @@ func TestSpellingNotKnown(t *testing.T) {
 			cfg.History = &callsHistory{&journal{aliases: map[string]string{"k": "k"}}, c}
 		})
 		create(t, l.primary, "k")
-		es, _ := made(t, l.primary.Provider, "k@0", 1)
+		es, _ := newEDEKs(t, l.primary.Provider, "k@0", 1)
 		_, err := l.Decrypt(context.WithValue(t.Context(), counted{}, true), caller("u"), "K", true, es[0])
 		if !errors.Is(err, want) || len(c.list) < fail {
 			t.Errorf("call %d of the journal fails: %v after %q", fail, err, c.list)

@@ -23,7 +23,7 @@ import (
 type sharedKeys struct {
 	provider.Provider
 	provider.BlockEncrypter
-	epoch, asked atomic.Int64
+	epoch, reads atomic.Int64
 	slow         time.Duration
 	fail         atomic.Pointer[error]
 	heard        atomic.Pointer[time.Time] // nil: just now
@@ -47,7 +47,7 @@ func (s *sharedKeys) Roll(ctx context.Context, key string, m secret.Bytes) (clav
 }
 
 func (s *sharedKeys) Epoch(context.Context, string) (int64, error) {
-	s.asked.Add(1)
+	s.reads.Add(1)
 	epoch := s.epoch.Load() // read before the delay, so that the answer is as old as possible
 	time.Sleep(s.slow)      // a slow store
 	if err := s.fail.Load(); err != nil {
@@ -151,18 +151,18 @@ func TestEpochReadsAreShared(t *testing.T) {
 	if err := group.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if n := s.asked.Load(); n > callers*each/4 {
+	if n := s.reads.Load(); n > callers*each/4 {
 		t.Errorf("%d questions for %d requests", n, callers*each)
 	}
-	before := s.asked.Load()
+	before := s.reads.Load()
 	es, err := r.Generate(ctx, u, "k", 1)
-	if err != nil || s.asked.Load() == before {
-		t.Fatalf("nothing was asked (%v)", err)
+	if err != nil || s.reads.Load() == before {
+		t.Fatalf("no epoch was read (%v)", err)
 	}
-	before = s.asked.Load()
+	before = s.reads.Load()
 	dek, err := r.Decrypt(ctx, u, "k", true, es[0])
-	if err != nil || s.asked.Load() != before {
-		t.Errorf("a decrypt asked for an epoch (%v)", err)
+	if err != nil || s.reads.Load() != before {
+		t.Errorf("a decrypt read an epoch (%v)", err)
 	}
 	dek.Wipe()
 }

@@ -42,8 +42,8 @@ func (r *Ring) decryptForeign(ctx context.Context, q *request, named *string, v 
 	return deks[0], nil
 }
 
-// needOurs checks the rules of the key of that name here, if there is one. They guard a source's key of that name in
-// addition to its own rules.
+// needOurs checks the rules of this KMS's own key of a name, if there is such a key. These rules guard a source's key
+// of that name in addition to the source's rules.
 func (q *request) needOurs(ctx context.Context, key string, right authz.KeyOp) error {
 	ours, err := q.ring.metadataHere(ctx, key)
 	if err != nil {
@@ -60,13 +60,13 @@ func (r *Ring) openAtSource(ctx context.Context, q *request, use string, v clavi
 	if err != nil {
 		return nil, err
 	}
-	made, err := r.madeThere(ctx, v)
+	formerPrimary, err := r.formerPrimaryOf(ctx, v)
 	if err != nil {
 		return nil, err
 	}
 	var deks []secret.Bytes
 	s, err := r.sources.find(v.Name(), aboutVersion(v.Name(), as), func(s *source) error {
-		if r.cfg.Theirs[v.Name()] && s.URI() == made {
+		if r.cfg.Theirs[v.Name()] && s.URI() == formerPrimary {
 			// An operator has said that EDEKs of the name belong to another source's version.
 			return claviger.E("keyring.source", claviger.VersionNotFound, v.Name(), nil)
 		}
@@ -112,7 +112,7 @@ func (r *Ring) needNotCounted(ctx context.Context, s *source, v claviger.Version
 		return ruleError{readErr}
 	}
 	if slices.ContainsFunc(list, func(o Origin) bool { return o.opaqueAt(s) }) {
-		return err // it has no numbered versions
+		return err // the source's key has no numbered versions
 	}
 	s.keys.drop(v.Key) // the cached answer may be older than a roll or a deletion
 	m, again := s.metadata(ctx, v.Key)

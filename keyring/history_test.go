@@ -261,7 +261,7 @@ func TestMissingByTheJournal(t *testing.T) {
 // version since, and a client does not retry after "not found".
 func TestMissingIsNotCached(t *testing.T) {
 	l, far := withSource(t, nil, "k")
-	es, _ := made(t, far.blocks, "k@0", 1)
+	es, _ := newEDEKs(t, far.blocks, "k@0", 1)
 	e := es[0]
 	e.Version = "k@1"
 	for range 3 {
@@ -271,12 +271,12 @@ func TestMissingIsNotCached(t *testing.T) {
 		wantKind(t, err, claviger.VersionNotFound)
 	}
 	if calls := far.calls(); len(calls) != 7 { // k's metadata, and k@1 each time
-		t.Errorf("the source was asked %q", calls)
+		t.Errorf("the source got the calls %q", calls)
 	}
 	if _, err := far.Roll(t.Context(), "k", nil); err != nil {
 		t.Fatal(err)
 	}
-	es, deks := made(t, far.blocks, "k@1", 1)
+	es, deks := newEDEKs(t, far.blocks, "k@1", 1)
 	if dek, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0]); err != nil || !dek.Equal(deks[0]) {
 		t.Errorf("rolled a moment ago: %v", err)
 	}

@@ -1,7 +1,7 @@
 // Package keyring is the key management service: it checks the rules (authz), finds the version and its provider,
-// caches, looks at the sources for versions that are not ours, and writes the audit log.
+// caches, searches the sources for versions that the primary does not have, and writes the audit log.
 //
-// # The way of one decrypt
+// # Steps of one decrypt
 //
 //  1. The operation-level rules are checked (DECRYPT_EEK). A refusal is UNAUTHORIZED[op=DECRYPT_EEK] in the audit log
 //     and kind Denied.
@@ -26,7 +26,7 @@
 // recorded, also across restarts, and is then tried first. So a dead source blocks only the versions that it has, or
 // may have.
 //
-// # The way of one batch
+// # Steps of one batch
 //
 // A NameNode sends 1,000 EDEKs for re-encryption, usually of one old version. The operation-level rules are checked
 // once (GENERATE_EEK; a NameNode is not allowed to decrypt, and sees no DEK here). Each distinct version must belong to
@@ -35,7 +35,7 @@
 // the old version, the source opens the EDEKs for this server's own user; the DEKs are kept until they are wrapped, and
 // then wiped. If one EDEK is bad, the whole batch fails.
 //
-// # What is remembered
+// # Caches
 //
 // The caches are those of Hadoop's CachingKeyProvider: versions and metadata for CacheTimeout after the last access, a
 // key's current version for CurrentCacheTimeout after it was read. An absent key or version is not cached. Creating,

@@ -55,7 +55,7 @@ func TestNoMaterialCostsAKMSOneCall(t *testing.T) {
 		t.Fatalf("%d bytes, %v", len(dek), err)
 	}
 	if got := strings.Join(far.calls(), " "); got != "metadata/k bob/k@0/1" {
-		t.Errorf("the source was asked %q", got)
+		t.Errorf("the source got the calls %q", got)
 	}
 }
 
@@ -75,11 +75,11 @@ func TestUnopenedIsNotWrapped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	old, _ := made(t, l.primary.Provider, cur.Name, 1)
+	old, _ := newEDEKs(t, l.primary.Provider, cur.Name, 1)
 	if _, err := l.Roll(t.Context(), caller("u"), "k", nil); err != nil {
 		t.Fatal(err)
 	}
-	theirs, _ := made(t, far.blocks, "k@0", 1)
+	theirs, _ := newEDEKs(t, far.blocks, "k@0", 1)
 	out, err := l.ReencryptBatch(t.Context(), caller("hdfs"), "k", append(old, theirs...))
 	wantKind(t, err, claviger.Internal)
 	if len(out) != 0 {

@@ -48,7 +48,7 @@ func TestUsedVersionWithoutTheStore(t *testing.T) {
 	for _, key := range []string{"used", "old", "new"} {
 		create(t, l.primary, key)
 		version := versionOf(t, l, key)
-		es, _ := made(t, l.primary.Provider, version, 1)
+		es, _ := newEDEKs(t, l.primary.Provider, version, 1)
 		edeks[key] = es[0]
 		if key != "old" { // "old" is older than the record of uses
 			numbered(t, store.Store, key, 0)

@@ -8,9 +8,9 @@ import (
 	"claviger"
 )
 
-// madeThere returns the URI of a former primary in which a migration made the version; "" if no migration made it, or
-// if no two keys can share its name.
-func (r *Ring) madeThere(ctx context.Context, v claviger.VersionRef) (string, error) {
+// formerPrimaryOf returns the URI of a former primary in which a migration made the version; "" if no migration made
+// the version, or if no two keys can share the version's name.
+func (r *Ring) formerPrimaryOf(ctx context.Context, v claviger.VersionRef) (string, error) {
 	if !v.Valid() {
 		return "", nil
 	}

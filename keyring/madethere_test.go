@@ -112,7 +112,7 @@ func (l *formerLab) refuses(t *testing.T, when string, edeks map[string]claviger
 func madeAtAFormerPrimary(t *testing.T, order string) {
 	ctx := t.Context()
 	l := newFormerLab(t, order)
-	inKeystore, deks := made(t, l.keystore.blocks, formerVersion, 1)
+	inKeystore, deks := newEDEKs(t, l.keystore.blocks, formerVersion, 1)
 	if order != noKeystore {
 		l.opens(t, "before the roll", inKeystore[0], deks[0])
 	}
@@ -120,7 +120,7 @@ func madeAtAFormerPrimary(t *testing.T, order string) {
 		t.Fatal(v.Name, err)
 	}
 	l.forget(formerKey) // the answers of a source are cached for some time
-	atSource, sourceDEKs := made(t, l.far.blocks, formerVersion, 1)
+	atSource, sourceDEKs := newEDEKs(t, l.far.blocks, formerVersion, 1)
 	edeks := map[string]claviger.EDEK{"the keystore's": inKeystore[0], "the source's": atSource[0]}
 	l.refuses(t, "rolled", edeks)
 	if err := l.CompareSources(ctx); err != nil {

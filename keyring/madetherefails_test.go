@@ -16,7 +16,7 @@ func TestUnreadJournalDecidesNothing(t *testing.T) {
 	l := newFormerLab(t, keystoreFirst)
 	l.origins.history = &journal{fail: errInjected}
 	v := claviger.ParseVersion(formerVersion)
-	if uri, err := l.madeThere(t.Context(), v); uri != "" || !errors.Is(err, errInjected) {
+	if uri, err := l.formerPrimaryOf(t.Context(), v); uri != "" || !errors.Is(err, errInjected) {
 		t.Errorf("%q, %v", uri, err)
 	}
 	twice, err := l.ofTwoSources(t.Context(), l.sources.list[0], useDecrypt, v, formerPlace)
@@ -47,7 +47,7 @@ func (l *formerLab) countsMore(t *testing.T) {
 // before that source has answered, for long enough, that it has none.
 func TestOtherSourceIsNotKnown(t *testing.T) {
 	l := newFormerLab(t, keystoreFirst)
-	es, deks := made(t, l.keystore.blocks, formerVersion, 1)
+	es, deks := newEDEKs(t, l.keystore.blocks, formerVersion, 1)
 	decrypts := func(when string) {
 		t.Helper()
 		if dek, err := l.Decrypt(t.Context(), caller("u"), formerKey, true, es[0]); err != nil || !dek.Equal(deks[0]) {

@@ -49,7 +49,7 @@ func TestCreateRefused(t *testing.T) {
 				t.Errorf("%q", text(t, err))
 			}
 			if got := l.audit.take(); len(got) != 0 {
-				t.Errorf("audit %q: an ERROR line is the face's to leave", got)
+				t.Errorf("audit %q: only kmsapi writes ERROR lines", got)
 			}
 			if names, err := l.Names(t.Context(), caller("u")); err != nil || !slices.Equal(names, []string{"k"}) {
 				t.Errorf("keys %q, %v", names, err)

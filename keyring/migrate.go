@@ -108,15 +108,15 @@ func (r *Ring) migrate(ctx context.Context, q *request, key string) (versions []
 // timeout, and not while its breaker is open.
 func (r *Ring) sourceMetadata(ctx context.Context, key string) (m *claviger.Metadata, err error) {
 	src := r.sources.migration()
-	ask := func(ctx context.Context) (err error) {
+	read := func(ctx context.Context) (err error) {
 		m, err = r.cfg.Migrator.SourceMetadata(ctx, key)
 		return err
 	}
 	var missing error
 	err = r.waitForSource(ctx, "keyring.Migrate", key, func() error {
 		if src == nil {
-			missing = ask(ctx)
-		} else if missing = src.call(ctx, ask); missing != nil && noAnswer(missing) ||
+			missing = read(ctx)
+		} else if missing = src.call(ctx, read); missing != nil && noAnswer(missing) ||
 			errors.Is(missing, gobreaker.ErrOpenState) {
 			return src.explain(missing, aboutMetadata(key, key))
 		}

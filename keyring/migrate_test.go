@@ -9,7 +9,7 @@ import (
 	"claviger"
 )
 
-// oneKey is a source with one key, whose ACL name is not its own name.
+// oneKey is a source with one key. The key's ACL name differs from the key's name.
 type oneKey struct{ err error }
 
 func (o oneKey) SourceMetadata(_ context.Context, key string) (*claviger.Metadata, error) {
@@ -23,8 +23,8 @@ func (o oneKey) RunKey(_ context.Context, key string) ([]string, error) {
 	return []string{key + "@1", key + "@2"}, o.err
 }
 
-// TestMigrate: the right is checked by the ACL name at the source, also without key authorization. A user without the
-// right does not learn which keys the source has.
+// TestMigrate: Migrate checks the right for the key's ACL name at the source, even if key authorization is off. A user
+// without the right does not learn which keys the source has.
 func TestMigrate(t *testing.T) {
 	for _, byKey := range []bool{true, false} {
 		l := newLab(t, func(c *Config) {

@@ -38,7 +38,7 @@ func (r *Ring) otherKeyRefusal(ctx context.Context, s *source, use string, v cla
 	if use == useReencrypt {
 		op, kind = "keyring.Reencrypt", claviger.Invalid
 	}
-	made, err := r.madeThere(ctx, v)
+	made, err := r.formerPrimaryOf(ctx, v)
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +154,7 @@ func (r *Ring) oursWith(v claviger.VersionRef) string {
 func (r *Ring) conflictCure(ctx context.Context, v claviger.VersionRef) string {
 	has, err := provider.MayHave(ctx, r.primary.Provider, v.Name())
 	if err == nil && !has {
-		if made, err := r.madeThere(ctx, v); err == nil && made != "" {
+		if made, err := r.formerPrimaryOf(ctx, v); err == nil && made != "" {
 			return r.madeTwiceCure(v, made)
 		}
 		return r.deletedCure(v)

@@ -31,8 +31,8 @@ func changedAtCall(t *testing.T, noMetadata bool, call string, n int32, change f
 	return l
 }
 
-// guardedBy makes key "k" with that ACL name in the primary, as another process does.
-func guardedBy(t *testing.T, l *lab, aclName string) claviger.KeyVersion {
+// createWithACLName makes key "k" with that ACL name in the primary, as another process does.
+func createWithACLName(t *testing.T, l *lab, aclName string) claviger.KeyVersion {
 	t.Helper()
 	time.Sleep(2 * time.Millisecond) // two keys of one name differ in their times of creation, as outside tests
 	v, err := l.primary.Provider.Create(t.Context(), provider.Spec{
@@ -45,27 +45,27 @@ func guardedBy(t *testing.T, l *lab, aclName string) claviger.KeyVersion {
 	return v
 }
 
-// replaced returns a change by another process: key "k" is deleted, and a user makes another key of the name, with that
-// ACL name.
-func replaced(t *testing.T, aclName string) func(*lab) {
+// replaceKey returns a change by another process: key "k" is deleted, and a user makes another key of the name, with
+// that ACL name.
+func replaceKey(t *testing.T, aclName string) func(*lab) {
 	return func(l *lab) {
 		if err := l.primary.Delete(t.Context(), "k"); err != nil {
 			t.Error(err)
 		}
-		guardedBy(t, l, aclName)
+		createWithACLName(t, l, aclName)
 	}
 }
 
-// replacedAndRolled is replaced by a key that is rolled at once.
-func replacedAndRolled(t *testing.T, aclName string) func(*lab) {
+// replaceAndRollKey is like replaceKey, but the new key is also rolled.
+func replaceAndRollKey(t *testing.T, aclName string) func(*lab) {
 	return func(l *lab) {
-		replaced(t, aclName)(l)
-		rolled(t, l)
+		replaceKey(t, aclName)(l)
+		rollKey(t, l)
 	}
 }
 
-// rolled rolls key "k" in the primary, as another process does.
-func rolled(t *testing.T, l *lab) {
+// rollKey rolls key "k" in the primary, as another process does.
+func rollKey(t *testing.T, l *lab) {
 	t.Helper()
 	if _, err := l.primary.Provider.Roll(t.Context(), "k", nil); err != nil {
 		t.Error(err)
@@ -117,13 +117,13 @@ func TestRightsAndAnswerAreOfOneReading(t *testing.T) {
 					change func(*lab)
 					after  string // ACL name of the key after the change
 				}{
-					"made":     {"", func(l *lab) { guardedBy(t, l, "alices") }, "alices"},
-					"replaced": {"mallorys", replaced(t, "alices"), "alices"},
-					"given":    {"alices", replaced(t, "mallorys"), "mallorys"},
+					"created":             {"", func(l *lab) { createWithACLName(t, l, "alices") }, "alices"},
+					"replaced by alice":   {"mallorys", replaceKey(t, "alices"), "alices"},
+					"replaced by mallory": {"alices", replaceKey(t, "mallorys"), "mallorys"},
 				} {
 					l := changedAtCall(t, noMetadata, call, n, c.change)
 					if c.before != "" {
-						guardedBy(t, l, c.before)
+						createWithACLName(t, l, c.before)
 					}
 					shown, err := op(l)
 					if !shown {
@@ -134,8 +134,7 @@ func TestRightsAndAnswerAreOfOneReading(t *testing.T) {
 					}
 					// Only mallory's own key, before or after the change, may be shown.
 					if c.before != "mallorys" && c.after != "mallorys" {
-						t.Errorf("%s, the key %s at the %d. %s: mallory was shown a key of alice's", name, event, n,
-							call)
+						t.Errorf("%s, the key %s at call %d of %s: mallory got alice's key", name, event, n, call)
 					}
 				}
 			}
@@ -153,18 +152,18 @@ func TestMaterialIsOfTheCheckedKey(t *testing.T) {
 				other := map[string]string{"alices": "mallorys", "mallorys": "alices"}[old]
 				var second claviger.KeyVersion
 				l := changedAtCall(t, noMetadata, call, n, func(l *lab) {
-					replaced(t, other)(l)
+					replaceKey(t, other)(l)
 					second, _ = l.primary.Provider.Current(t.Context(), "k")
 				})
-				first := guardedBy(t, l, old)
+				first := createWithACLName(t, l, old)
 				check := func(what string, got []byte) {
 					hers := first.Material
 					if other == "alices" {
 						hers = second.Material
 					}
 					if len(got) > 0 && string(got) == string(hers) {
-						t.Errorf("%s, %s then %s at the %d. %s: mallory was shown alice's material", what, old, other,
-							n, call)
+						t.Errorf("%s, %s then %s at call %d of %s: mallory got alice's material", what, old, other, n,
+							call)
 					}
 				}
 				if v, err := l.Current(t.Context(), caller("mallory"), "k"); err == nil && v != nil {
@@ -193,8 +192,8 @@ func TestUseIsOfTheCheckedKey(t *testing.T) {
 	t.Run("re-encryption while the DEK is open", reencryptionWhileOpen)
 	t.Run("queue", func(t *testing.T) {
 		// The rules of the key that made the EDEKs in the queue apply to them.
-		l := changedAtCall(t, false, "EncryptBlocks", 1, replaced(t, "alices"))
-		guardedBy(t, l, "mallorys")
+		l := changedAtCall(t, false, "EncryptBlocks", 1, replaceKey(t, "alices"))
+		createWithACLName(t, l, "mallorys")
 		es, err := l.Generate(t.Context(), caller("mallory"), "k", 1)
 		if err == nil {
 			t.Errorf("mallory has an EDEK under alice's key: %v", es)
@@ -206,8 +205,8 @@ func decryptionWhileReplaced(t *testing.T, cached bool) {
 	mallory := caller("mallory")
 	var hers claviger.EDEK
 	l := changedAtCall(t, false, "EncryptBlocks", 1, func(l *lab) {
-		replaced(t, "alices")(l)
-		es, _ := made(t, l.primary.Provider, "k@0", 1)
+		replaceKey(t, "alices")(l)
+		es, _ := newEDEKs(t, l.primary.Provider, "k@0", 1)
 		hers = es[0]
 	})
 	if cached {
@@ -218,10 +217,10 @@ func decryptionWhileReplaced(t *testing.T, cached bool) {
 		})
 		l.primary = first.primary
 	}
-	guardedBy(t, l, "mallorys")
+	createWithACLName(t, l, "mallorys")
 	e := claviger.EDEK{Version: "k@0", IV: make([]byte, claviger.IVSize), Material: make([]byte, 16)}
 	if _, err := l.Decrypt(t.Context(), mallory, "k", true, e); err == nil {
-		t.Error("an EDEK was opened under the key of alice's")
+		t.Error("an EDEK was opened under alice's key")
 	}
 	// The cache still has the old key. mallory must not open alice's EDEK with it.
 	_, err := l.Decrypt(t.Context(), mallory, "k", true, hers)
@@ -234,9 +233,9 @@ func decryptionWhileReplaced(t *testing.T, cached bool) {
 // reencryptionWhileReplaced checks that alice's EDEK is not re-encrypted under mallory's key of the same name. k@0 is
 // alice's. Then her key is deleted, and mallory makes another key of the name and rolls it.
 func reencryptionWhileReplaced(t *testing.T) {
-	l := changedAtCall(t, false, "Current", 1, replacedAndRolled(t, "mallorys"))
-	guardedBy(t, l, "alices")
-	es, deks := made(t, l.primary.Provider, "k@0", 1)
+	l := changedAtCall(t, false, "Current", 1, replaceAndRollKey(t, "mallorys"))
+	createWithACLName(t, l, "alices")
+	es, deks := newEDEKs(t, l.primary.Provider, "k@0", 1)
 	out, err := l.Reencrypt(t.Context(), caller("mallory"), "k", true, es[0])
 	if err != nil {
 		if !claviger.Is(err, claviger.Unavailable) && !claviger.Is(err, claviger.KeyDenied) ||
@@ -251,10 +250,10 @@ func reencryptionWhileReplaced(t *testing.T) {
 // reencryptionWhileOpen: alice re-encrypts her own EDEK. Between the decryption and the encryption her key is deleted,
 // and mallory makes another key of the name and rolls it.
 func reencryptionWhileOpen(t *testing.T) {
-	l := changedAtCall(t, false, "EncryptBlocks", 2, replacedAndRolled(t, "mallorys"))
-	guardedBy(t, l, "alices")
-	rolled(t, l)
-	es, deks := made(t, l.primary.Provider, "k@0", 1)
+	l := changedAtCall(t, false, "EncryptBlocks", 2, replaceAndRollKey(t, "mallorys"))
+	createWithACLName(t, l, "alices")
+	rollKey(t, l)
+	es, deks := newEDEKs(t, l.primary.Provider, "k@0", 1)
 	out, err := l.Reencrypt(t.Context(), caller("alice"), "k", true, es[0])
 	if err == nil {
 		t.Errorf("alice's EDEK was re-encrypted under %s, a version of mallory's key", out.Version)
@@ -266,7 +265,7 @@ func reencryptionWhileOpen(t *testing.T) {
 func notMallorys(t *testing.T, l *lab, e claviger.EDEK, dek secret.Bytes) {
 	t.Helper()
 	if got, err := l.Decrypt(t.Context(), caller("mallory"), "k", true, e); err == nil && got.Equal(dek) {
-		t.Error("alice's DEK came under mallory's key")
+		t.Error("alice's DEK is encrypted under mallory's key")
 	}
 }
 
@@ -280,8 +279,8 @@ func TestChangesAreOfTheCheckedKey(t *testing.T) {
 		},
 		"delete": func(l *lab) error { return l.Delete(t.Context(), caller("mallory"), "k") },
 	} {
-		l := changedAtCall(t, false, "Change", 1, replaced(t, "alices"))
-		guardedBy(t, l, "mallorys")
+		l := changedAtCall(t, false, "Change", 1, replaceKey(t, "alices"))
+		createWithACLName(t, l, "mallorys")
 		wantKind(t, change(l), claviger.KeyDenied)
 		if vs, err := l.primary.Versions(t.Context(), "k"); err != nil || len(vs) != 1 {
 			t.Errorf("%s: alice's key has %d versions, %v", what, len(vs), err)
@@ -296,10 +295,10 @@ func TestVersionWithoutMetadata(t *testing.T) {
 		c.CacheEnable = false
 		c.Policy = rules(t, "key.acl.k.ALL", "alice", "key.acl.mallorys.ALL", "mallory")
 	})
-	guardedBy(t, l, "mallorys")
+	createWithACLName(t, l, "mallorys")
 	l.primary.noMetadata, l.primary.orphaned = true, true
 	if v, err := l.Version(t.Context(), caller("mallory"), "k@0"); !claviger.Is(err, claviger.KeyDenied) {
-		t.Errorf("mallory was shown %v, %v", v, err)
+		t.Errorf("mallory got %v, %v", v, err)
 	}
 	if v, err := l.Version(t.Context(), caller("alice"), "k@0"); err != nil || v == nil {
 		t.Errorf("alice: %v, %v", v, err)

@@ -40,7 +40,7 @@ func TestReencryptRecordsFirst(t *testing.T) {
 		}
 		numbered(t, store.Store, "k", 0)
 		numbered(t, store.Store, "k", 1)
-		es, _ := made(t, l.primary.Provider, first.Name, 1)
+		es, _ := newEDEKs(t, l.primary.Provider, first.Name, 1)
 		names := []string{first.Name, current.Name}
 		if err := l.used.begin(t.Context(), names[c.used]); err != nil {
 			t.Fatal(err)
@@ -57,13 +57,13 @@ func TestReencryptRecordsFirst(t *testing.T) {
 // get the rules of the key that has it now. What is in memory is read again.
 func TestReencryptOfAnotherKey(t *testing.T) {
 	l := newLab(t, nil)
-	guardedBy(t, l, "alices")
-	es, _ := made(t, l.primary.Provider, "k@0", 1)
+	createWithACLName(t, l, "alices")
+	es, _ := newEDEKs(t, l.primary.Provider, "k@0", 1)
 	v, err := l.ownVersion(t.Context(), "k@0") // in memory from now on
 	if err != nil {
 		t.Fatal(err)
 	}
-	replaced(t, "mallorys")(l)
+	replaceKey(t, "mallorys")(l)
 	now, err := l.primary.Provider.Current(t.Context(), "k")
 	if err != nil {
 		t.Fatal(err)
@@ -94,7 +94,7 @@ func TestLostVersionDrainsTheQueue(t *testing.T) {
 	var lost atomic.Bool
 	l.primary.before = lostWhile(&lost)
 	old := create(t, l.primary, "k")
-	es, _ := made(t, l.primary.Provider, old.Name, 1)
+	es, _ := newEDEKs(t, l.primary.Provider, old.Name, 1)
 	if _, err := l.Roll(t.Context(), caller("u"), "k", nil); err != nil {
 		t.Fatal(err)
 	}

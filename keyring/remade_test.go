@@ -50,7 +50,7 @@ func newRemadeLab(t *testing.T, then, now time.Time) *remadeLab {
 		Attributes: map[string]string{claviger.ACLNameAttribute: "payroll"}}); err != nil {
 		t.Fatal(err)
 	}
-	es, deks := made(t, p, "payroll@0", 1)
+	es, deks := newEDEKs(t, p, "payroll@0", 1)
 	a := &remadeLab{w, es[0], deks[0], w.far.Provider}
 	a.replaceSource(dated{p, now}, p)
 	return a
@@ -164,7 +164,7 @@ func TestRemadeKeyWithOpaqueNames(t *testing.T) {
 	t.Cleanup(func() { _ = p.Close() })
 	v := create(t, p, "payroll")
 	a.replaceSource(dated{p, then.Add(time.Hour)}, p)
-	es, deks := made(t, p, v.Name, 1)
+	es, deks := newEDEKs(t, p, v.Name, 1)
 	if dek, err := a.decrypt(t, es[0]); err != nil || !dek.Equal(deks[0]) {
 		t.Error(err)
 	}
@@ -226,7 +226,7 @@ func (w *missingLab) readCount(t *testing.T) {
 // have the version, so the answer is 503. A version that the source does not count is not found at once.
 func TestMissingAtOneNode(t *testing.T) {
 	w := newMissingLab(t)
-	e, want := made(t, w.far.blocks, "payroll@3", 1)
+	e, want := newEDEKs(t, w.far.blocks, "payroll@3", 1)
 	for range 3 {
 		w.wantAll(t, "at one node", "503", e[0])
 	}
@@ -248,7 +248,7 @@ func TestMissingAtOneNode(t *testing.T) {
 // of a deleted key is not found at once.
 func TestMissingForLong(t *testing.T) {
 	w := newMissingLab(t)
-	e, _ := made(t, w.far.blocks, "payroll@3", 1)
+	e, _ := newEDEKs(t, w.far.blocks, "payroll@3", 1)
 	more := e[0]
 	more.Version = "payroll@4"
 	w.wantAll(t, "not counted", "404", more)

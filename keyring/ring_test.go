@@ -405,10 +405,10 @@ func (l *lab) edeks(t testing.TB, key string, n int) ([]claviger.EDEK, []secret.
 	if err != nil {
 		t.Fatal(err)
 	}
-	return es, opened(t, l.primary.Provider, es)
+	return es, unwrapped(t, l.primary.Provider, es)
 }
 
-func opened(t testing.TB, by provider.BlockEncrypter, es []claviger.EDEK) []secret.Bytes {
+func unwrapped(t testing.TB, by provider.BlockEncrypter, es []claviger.EDEK) []secret.Bytes {
 	t.Helper()
 	deks, err := eek.Unwrap(t.Context(), by, es)
 	if err != nil {
@@ -417,14 +417,14 @@ func opened(t testing.TB, by provider.BlockEncrypter, es []claviger.EDEK) []secr
 	return deks
 }
 
-// made makes n EDEKs of the version without the Ring, and returns them with their DEKs.
-func made(t testing.TB, by provider.BlockEncrypter, version string, n int) ([]claviger.EDEK, []secret.Bytes) {
+// newEDEKs makes n EDEKs of the version without the Ring, and returns them with their DEKs.
+func newEDEKs(t testing.TB, by provider.BlockEncrypter, version string, n int) ([]claviger.EDEK, []secret.Bytes) {
 	t.Helper()
 	es, err := eek.Generate(t.Context(), by, version, 16, n, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return es, opened(t, by, es)
+	return es, unwrapped(t, by, es)
 }
 
 func wantKind(t testing.TB, err error, kind claviger.Kind) {

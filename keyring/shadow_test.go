@@ -341,7 +341,7 @@ func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadow
 		}
 		version = v.Name
 	}
-	es, deks := made(t, far.blocks, version, 1)
+	es, deks := newEDEKs(t, far.blocks, version, 1)
 	es[0].Version = strings.Replace(version, "payroll", spelt, 1)
 	var src provider.Provider = far
 	folds := spelt != "payroll"

@@ -19,7 +19,7 @@ import (
 func TestSourceWaitsByUser(t *testing.T) {
 	const places = 8
 	l, far := withSource(t, func(c *Config) { c.SourceWaiting, c.SourceTimeout = places, 20*time.Second }, "k")
-	es, deks := made(t, far.blocks, "k@0", 1)
+	es, deks := newEDEKs(t, far.blocks, "k@0", 1)
 	release := make(chan struct{})
 	far.setFail(func(ctx context.Context) error {
 		select {

@@ -19,7 +19,7 @@ func TestDeadSource(t *testing.T) {
 	l, far := withSource(t, func(c *Config) {
 		c.SourceTimeout, c.SourcePause, c.SourceFailures = timeout, time.Hour, 3
 	}, "k")
-	theirs, _ := made(t, far.blocks, "k@0", 1)
+	theirs, _ := newEDEKs(t, far.blocks, "k@0", 1)
 	ours, deks := l.edeks(t, "k", 64)
 	if _, err := l.Decrypt(t.Context(), caller("u"), "k", true, theirs[0]); err != nil {
 		t.Fatal(err) // and its metadata is cached, which all who miss it ask for once
@@ -84,7 +84,7 @@ func TestDeadSource(t *testing.T) {
 		t.Errorf("20 requests took %v: they waited for the dead source", took)
 	}
 	if calls := far.calls(); len(calls) != 0 {
-		t.Errorf("the source was asked %d times", len(calls))
+		t.Errorf("the source got %d calls", len(calls))
 	}
 	s := l.Sources()
 	if len(s) != 1 || s[0].State != "open" || s[0].URI != farURI || !s[0].Reencryption || s[0].LastFailure == nil {
@@ -98,7 +98,7 @@ func TestDeadSource(t *testing.T) {
 // TestSourceComesBack: after the pause one request tries the source, and if the source answers, the breaker closes.
 func TestSourceComesBack(t *testing.T) {
 	l, far := withSource(t, func(c *Config) { c.SourcePause, c.SourceFailures = 20*time.Millisecond, 2 }, "k")
-	es, deks := made(t, far.blocks, "k@0", 1)
+	es, deks := newEDEKs(t, far.blocks, "k@0", 1)
 	far.setFail(failing(claviger.Unavailable, "connection refused"))
 	for range 2 {
 		_, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0])
@@ -138,7 +138,7 @@ func TestWhatTripsTheBreaker(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, far := withSource(t, func(c *Config) { c.SourceFailures = 1 }, "k")
-			es, _ := made(t, far.blocks, "k@0", 1)
+			es, _ := newEDEKs(t, far.blocks, "k@0", 1)
 			far.setFail(fail)
 			for i := range 5 {
 				e := es[0]
@@ -154,7 +154,7 @@ func TestWhatTripsTheBreaker(t *testing.T) {
 	}
 	t.Run("caller gone", func(t *testing.T) {
 		l, far := withSource(t, func(c *Config) { c.SourceFailures = 1 }, "k")
-		es, _ := made(t, far.blocks, "k@0", 1)
+		es, _ := newEDEKs(t, far.blocks, "k@0", 1)
 		ctx, cancel := context.WithCancel(t.Context())
 		far.setFail(func(ctx context.Context) error {
 			cancel()

@@ -20,8 +20,8 @@ type healthyKMS struct{ *farKMS }
 
 func (k healthyKMS) Check(ctx context.Context) error { return k.at(ctx) }
 
-// TestCheckSource: the condition names the source, its property and the reason,
-// also while the source is not called.
+// TestCheckSource: the error of CheckSource names the source, its property and the
+// reason, also while the circuit breaker is open.
 func TestCheckSource(t *testing.T) {
 	far := newFarKMS(t, farURI, "k")
 	l, _ := withSource(t, func(c *Config) {
@@ -32,7 +32,7 @@ func TestCheckSource(t *testing.T) {
 	if err := l.CheckSource(t.Context(), 0); err != nil || src.lastError() != nil {
 		t.Errorf("%v, %v", err, src.lastError())
 	}
-	says := func(when string, want ...string) {
+	wantError := func(when string, want ...string) {
 		t.Helper()
 		err := l.CheckSource(t.Context(), 0)
 		wantKind(t, err, claviger.SourceUnreachable)
@@ -43,14 +43,14 @@ func TestCheckSource(t *testing.T) {
 		}
 	}
 	far.setFail(failing(claviger.Unavailable, "connection refused"))
-	says("no answer", "connection refused")
+	wantError("no answer", "connection refused")
 	for range 3 { // the breaker opens only after requests of users
 		_, _ = src.metadata(t.Context(), "k")
 	}
 	if err := src.lastError(); err == nil || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("last failure: %v", err)
 	}
-	says("breaker open", "it is not called for a while", "the last at ", "connection refused")
+	wantError("breaker open", "it is not called for a while", "the last at ", "connection refused")
 }
 
 // TestMigrationSource: keys are migrated from the source that is named for
@@ -71,9 +71,9 @@ func TestMigrationSource(t *testing.T) {
 	}
 }
 
-// TestRememberedHomes: only a version with a counter of its own, of a source that
-// is configured, has a home.
-func TestRememberedHomes(t *testing.T) {
+// TestHomesFromUses: a version gets a home only if it has its own counter of uses,
+// and if the source of the counter is configured.
+func TestHomesFromUses(t *testing.T) {
 	l, _ := withSource(t, nil, "k")
 	l.sources.remember([]metastore.Use{
 		{Source: farURI, Version: "k@0"}, {Source: farURI, Version: OtherVersions},
@@ -86,14 +86,18 @@ func TestRememberedHomes(t *testing.T) {
 	}
 }
 
-// fewKeys is a source that returns too few keys.
-type fewKeys struct{ *farKMS }
+// noMetadataKMS is a source that returns no metadata, whichever keys are requested.
+type noMetadataKMS struct{ *farKMS }
 
-func (fewKeys) Metadata(context.Context, ...string) ([]*claviger.Metadata, error) { return nil, nil }
+func (noMetadataKMS) Metadata(context.Context, ...string) ([]*claviger.Metadata, error) {
+	return nil, nil
+}
 
-// TestSourceReturnsTooFewKeys: such an answer is an error, and counts nothing.
+// TestSourceReturnsTooFewKeys: if an answer has fewer keys than the request, counts
+// returns an error and no count.
 func TestSourceReturnsTooFewKeys(t *testing.T) {
-	l, _ := withSource(t, func(c *Config) { c.Sources = []Source{{Provider: fewKeys{newFarKMS(t, farURI, "k")}}} })
+	far := noMetadataKMS{newFarKMS(t, farURI, "k")}
+	l, _ := withSource(t, func(c *Config) { c.Sources = []Source{{Provider: far}} })
 	counts, err := l.sources.list[0].counts(t.Context(), []string{"k", "l"})
 	if len(counts) > 0 || !claviger.Is(err, claviger.Internal) || !strings.Contains(err.Error(), "returned 0 keys") {
 		t.Errorf("%v, %v", counts, err)
@@ -137,7 +141,8 @@ func TestVersionOfASource(t *testing.T) {
 	}
 }
 
-// TestRolledKeysInOrder: rolled keys are logged once, and named by source.
+// TestRolledKeysInOrder: rolled keys are logged once, and CheckRolled names them in
+// the order of their sources.
 func TestRolledKeysInOrder(t *testing.T) {
 	var logged strings.Builder
 	l := newLab(t, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&logged, nil)) })
@@ -155,8 +160,8 @@ func TestRolledKeysInOrder(t *testing.T) {
 	}
 }
 
-// TestRolledKeysOfASilentSource: what was known of that source stays, and nothing
-// of another source.
+// TestRolledKeysOfASilentSource: the rolled keys of a source that does not answer
+// are kept. Those of other sources are not.
 func TestRolledKeysOfASilentSource(t *testing.T) {
 	of := func(key, source string, since int) rolledKey {
 		return rolledKey{key: key, source: source, since: since}
@@ -173,8 +178,8 @@ func TestRolledKeysOfASilentSource(t *testing.T) {
 	}
 }
 
-// TestCreateWhileASourceFails: whatever the error of the source is, no key of a
-// name is made that the source may have.
+// TestCreateWhileASourceFails: after any error of the source, Create makes no key,
+// because the source may have a key of that name.
 func TestCreateWhileASourceFails(t *testing.T) {
 	for _, kind := range []claviger.Kind{claviger.Unavailable, claviger.Internal, claviger.Denied, claviger.Invalid} {
 		l, far := withSource(t, nil, "k")
@@ -186,9 +191,9 @@ func TestCreateWhileASourceFails(t *testing.T) {
 	}
 }
 
-// TestUndeleteAsksTheSourceAgain: an answer of the source in memory does not
-// bring back a key beside another key that was made at the source since.
-func TestUndeleteAsksTheSourceAgain(t *testing.T) {
+// TestUndeleteReadsTheSourceAgain: Undelete does not use a cached answer of the
+// source, because another key of the name may have been made at the source since.
+func TestUndeleteReadsTheSourceAgain(t *testing.T) {
 	s := newEachLab(t)
 	if err := s.Ring.Delete(t.Context(), caller("u"), "payroll"); err != nil {
 		t.Fatal(err)
@@ -205,29 +210,29 @@ func TestUndeleteAsksTheSourceAgain(t *testing.T) {
 	wantKind(t, err, claviger.Invalid)
 }
 
-// movedOnce is a Migrator that rolls the key here, as a migration of a key that is
-// here already.
-type movedOnce struct {
+// rollingMigrator is a Migrator that rolls the key at the primary, like a migration
+// of a key that the primary already has.
+type rollingMigrator struct {
 	oneKey
 	roll func() error
 }
 
-func (m movedOnce) RunKey(ctx context.Context, key string) ([]string, error) {
+func (m rollingMigrator) RunKey(ctx context.Context, key string) ([]string, error) {
 	if err := m.roll(); err != nil {
 		return nil, err
 	}
 	return m.oneKey.RunKey(ctx, key)
 }
 
-// TestMigrateForgets: after a migration the key, as it was in memory, is
-// forgotten, and other operations on it do not wait.
-func TestMigrateForgets(t *testing.T) {
+// TestMigrateDropsTheKey: a migration drops the key from the caches, and afterwards
+// other operations on the key do not wait.
+func TestMigrateDropsTheKey(t *testing.T) {
 	var l *lab
 	roll := func() error { return errOf(l.primary.Provider.Roll(context.Background(), "k", nil)) }
 	past := &journal{}
 	l = newLab(t, func(c *Config) {
 		c.Policy = rules(t, append(slices.Clone(everything), "default.key.acl.MIGRATE", "*")...)
-		c.Migrator, c.History = movedOnce{roll: roll}, past
+		c.Migrator, c.History = rollingMigrator{roll: roll}, past
 	})
 	create(t, l.primary, "k")
 	if _, err := l.Current(t.Context(), caller("u"), "k"); err != nil {
@@ -263,8 +268,8 @@ func (m failingMigrator) SourceMetadata(context.Context, string) (*claviger.Meta
 	return nil, m.err
 }
 
-// TestMigrateFromAFailingSource: the error says what the source does. A request
-// that ends with it does not take a slot again.
+// TestMigrateFromAFailingSource: the error has the reason of the source. A request
+// that ends with this error does not take a slot again.
 func TestMigrateFromAFailingSource(t *testing.T) {
 	for _, c := range []struct {
 		name string

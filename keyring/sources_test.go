@@ -48,7 +48,7 @@ func failing(kind claviger.Kind, text string) func(context.Context) error {
 
 func TestDecryptAtSource(t *testing.T) {
 	l, far := withSource(t, nil, "k")
-	es, deks := made(t, far.blocks, "k@0", 2)
+	es, deks := newEDEKs(t, far.blocks, "k@0", 2)
 	for i, e := range es {
 		dek, err := l.Decrypt(t.Context(), caller("bob"), "k", true, e)
 		if err != nil || !dek.Equal(deks[i]) {
@@ -56,7 +56,7 @@ func TestDecryptAtSource(t *testing.T) {
 		}
 	}
 	if got, want := far.calls(), []string{"metadata/k", "bob/k@0/1", "bob/k@0/1"}; !slices.Equal(got, want) {
-		t.Errorf("the source was asked %q, want %q", got, want)
+		t.Errorf("the source got the calls %q, want %q", got, want)
 	}
 	if got := l.audit.take(); len(got) != 2 || got[1] != "OK[op=DECRYPT_EEK, key=k, user=bob] " {
 		t.Errorf("audit %q", got)
@@ -69,7 +69,7 @@ func TestSourceIsCalledLast(t *testing.T) {
 		c.Policy = rules(t, "hadoop.kms.blacklist.DECRYPT_EEK", "hdfs", "hadoop.kms.acl.GET", "auditor,bob",
 			"key.acl.k.DECRYPT_EEK", "bob", "key.acl.k.GENERATE_EEK", "hdfs", "key.acl.k.READ", "auditor")
 	}, "k")
-	es, _ := made(t, far.blocks, "k@0", 1)
+	es, _ := newEDEKs(t, far.blocks, "k@0", 1)
 	e := es[0]
 	decrypt := func(user, key string, hasKey bool) error {
 		_, err := l.Decrypt(t.Context(), caller(user), key, hasKey, e)
@@ -92,7 +92,7 @@ func TestSourceIsCalledLast(t *testing.T) {
 		wantKind(t, err, claviger.VersionNotFound)
 	}
 	if calls := far.calls(); len(calls) != 0 {
-		t.Errorf("the source was asked %q", calls)
+		t.Errorf("the source got the calls %q", calls)
 	}
 	if err := decrypt("bob", "k", true); err != nil {
 		t.Error(err)
@@ -111,7 +111,7 @@ func TestKeyOnlyAtSource(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	es, deks := made(t, far.blocks, "theirs@0", 1)
+	es, deks := newEDEKs(t, far.blocks, "theirs@0", 1)
 	if dek, err := l.Decrypt(t.Context(), caller("bob"), "theirs", true, es[0]); err != nil || !dek.Equal(deks[0]) {
 		t.Fatal(err)
 	}
@@ -142,17 +142,17 @@ func TestReencryptFromSource(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	theirs, deks := made(t, far.blocks, "k@0", 600)
+	theirs, deks := newEDEKs(t, far.blocks, "k@0", 600)
 	if _, err := far.Roll(t.Context(), "k", nil); err != nil {
 		t.Fatal(err)
 	}
-	late, lateDEKs := made(t, far.blocks, "k@1", 3)
-	old, oldDEKs := made(t, l.primary.Provider, cur.Name, 5)
+	late, lateDEKs := newEDEKs(t, far.blocks, "k@1", 3)
+	old, oldDEKs := newEDEKs(t, l.primary.Provider, cur.Name, 5)
 	fresh, err := l.Roll(t.Context(), caller("u"), "k", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	done, doneDEKs := made(t, l.primary.Provider, fresh.Name, 2)
+	done, doneDEKs := newEDEKs(t, l.primary.Provider, fresh.Name, 2)
 	es := slices.Concat(theirs, old, late, done)
 	all := slices.Concat(deks, oldDEKs, lateDEKs, doneDEKs)
 	shuffle(t, len(es), func(i, j int) { es[i], es[j], all[i], all[j] = es[j], es[i], all[j], all[i] })
@@ -169,7 +169,7 @@ func TestReencryptFromSource(t *testing.T) {
 	got := far.calls()
 	slices.Sort(got)
 	if want := []string{"/k@0/100", "/k@0/250", "/k@0/250", "/k@1/3", "metadata/k"}; !slices.Equal(got, want) {
-		t.Errorf("the source was asked %q, want %q: in our own name, in chunks", got, want)
+		t.Errorf("the source got the calls %q, want %q: in our own name, in chunks", got, want)
 	}
 	checkReencrypted(t, l.primary.Provider, fresh.Name, es, out, all)
 	if s, err := l.Reencrypt(t.Context(), caller("hdfs"), "k", true, theirs[0]); err != nil {
@@ -182,7 +182,7 @@ func TestReencryptFromSource(t *testing.T) {
 func TestReencryptFromSourceRefused(t *testing.T) {
 	t.Run("not configured", func(t *testing.T) {
 		l, far := withSource(t, func(c *Config) { c.Reencryption = false }, "k")
-		es, _ := made(t, far.blocks, "k@0", 1)
+		es, _ := newEDEKs(t, far.blocks, "k@0", 1)
 		_, err := l.ReencryptBatch(t.Context(), caller("hdfs"), "k", es)
 		wantKind(t, err, claviger.Invalid)
 		if s := text(t, err); !strings.Contains(s, "hadoop.kms.reencryption.crypto.enable") || !strings.Contains(s,
@@ -190,12 +190,12 @@ func TestReencryptFromSourceRefused(t *testing.T) {
 			t.Errorf("%q", s)
 		}
 		if calls := far.calls(); len(calls) != 0 {
-			t.Errorf("the source was asked %q", calls)
+			t.Errorf("the source got the calls %q", calls)
 		}
 	})
 	t.Run("one version missing", func(t *testing.T) {
 		l, far := withSource(t, nil, "k")
-		es, _ := made(t, far.blocks, "k@0", 1)
+		es, _ := newEDEKs(t, far.blocks, "k@0", 1)
 		missing := es[0]
 		missing.Version = "k@7"
 		out, err := l.ReencryptBatch(t.Context(), caller("hdfs"), "k", []claviger.EDEK{es[0], missing})
@@ -216,13 +216,13 @@ func TestReencryptFromSourceRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = r.Close() })
-		es, _ := made(t, far.blocks, "k@1", 1)
+		es, _ := newEDEKs(t, far.blocks, "k@1", 1)
 		_, err = r.ReencryptBatch(t.Context(), caller("hdfs"), "k", es)
 		wantKind(t, err, claviger.Unsupported)
 	})
 	t.Run("DEKs are wiped", func(t *testing.T) {
 		l, far := withSource(t, nil, "k")
-		es, _ := made(t, far.blocks, "k@0", 2)
+		es, _ := newEDEKs(t, far.blocks, "k@0", 2)
 		keep := &keepingService{farKMS: far}
 		l.sources.list[0].crypter = remote{keep, keep}
 		if _, err := l.ReencryptBatch(t.Context(), caller("hdfs"), "k", es); err != nil {
@@ -236,7 +236,7 @@ func TestReencryptFromSourceRefused(t *testing.T) {
 	})
 	t.Run("DEKs of another length", func(t *testing.T) {
 		l, far := withSource(t, nil, "k")
-		es, _ := made(t, far.blocks, "k@0", 2)
+		es, _ := newEDEKs(t, far.blocks, "k@0", 2)
 		short := &shortService{farKMS: far}
 		l.sources.list[0].crypter = remote{short, short}
 		_, err := l.ReencryptBatch(t.Context(), caller("hdfs"), "k", es)
@@ -312,7 +312,7 @@ func TestSourceErrors(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			l, far := withSource(t, func(c *Config) { c.SourceTimeout = 50 * time.Millisecond }, "k")
-			es, _ := made(t, far.blocks, "k@0", 1)
+			es, _ := newEDEKs(t, far.blocks, "k@0", 1)
 			far.setFail(c.fail)
 			var err error
 			if c.reencrypt {
@@ -382,7 +382,7 @@ func (l twoSources) open(t *testing.T, key string, e claviger.EDEK) (secret.Byte
 // edekOf makes an EDEK of a source's version.
 func edekOf(t *testing.T, k *farKMS, version string) (claviger.EDEK, secret.Bytes) {
 	t.Helper()
-	es, deks := made(t, k.blocks, version, 1)
+	es, deks := newEDEKs(t, k.blocks, version, 1)
 	return es[0], deks[0]
 }
 
@@ -472,7 +472,7 @@ func deletedWhereItWas(t *testing.T) {
 	_, err = l.open(t, "onlya", e)
 	wantKind(t, err, claviger.VersionNotFound)
 	if calls := l.a.calls(); len(calls) != 1 {
-		t.Errorf("asked %q", calls)
+		t.Errorf("calls %q", calls)
 	}
 }
 
@@ -508,7 +508,7 @@ func TestBlockSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.past.takeOver(t, store, l.primary, "k")
-	es, deks := made(t, store.Provider, "k@0", 4)
+	es, deks := newEDEKs(t, store.Provider, "k@0", 4)
 	if dek, err := l.Decrypt(t.Context(), caller("bob"), "k", true, es[0]); err != nil || !dek.Equal(deks[0]) {
 		t.Fatal(err)
 	}
@@ -546,7 +546,7 @@ func TestVersionAtSource(t *testing.T) {
 		t.Fatalf("%v, %v", v, err)
 	}
 	if calls := far.calls(); !slices.Equal(calls, []string{"metadata/k", "version/k@0", "version/k@9"}) {
-		t.Errorf("the source was asked %q", calls)
+		t.Errorf("the source got the calls %q", calls)
 	}
 	far.setFail(failing(claviger.Denied, "no"))
 	_, err = l.Version(t.Context(), caller("u"), "k@5")

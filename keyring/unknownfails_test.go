@@ -164,7 +164,7 @@ func TestReencryptForeignFails(t *testing.T) {
 	var lost atomic.Bool
 	l.primary.before = lostWhile(&lost)
 	own, _ := l.edeks(t, "k", 1)
-	theirs, _ := made(t, far.blocks, "k@0", 1)
+	theirs, _ := newEDEKs(t, far.blocks, "k@0", 1)
 	if _, err := l.Roll(t.Context(), caller("u"), "k", nil); err != nil {
 		t.Fatal(err)
 	}

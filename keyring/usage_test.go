@@ -67,7 +67,7 @@ func TestSourceUseOverRestarts(t *testing.T) {
 	store := openStore(t)
 	begun := time.Now().Add(-time.Second)
 	l, far := withSource(t, func(c *Config) { c.Usage = store }, "k")
-	es, _ := made(t, far.blocks, "k@0", 10)
+	es, _ := newEDEKs(t, far.blocks, "k@0", 10)
 	use := func(r *Ring) {
 		t.Helper()
 		for _, e := range es[:3] {
@@ -169,13 +169,13 @@ func TestUsageIsKeptWhenNotWritten(t *testing.T) {
 	}
 }
 
-// pickyStore refuses uses of one version, like a database that cannot store the version's name.
-type pickyStore struct {
+// refusingStore refuses uses of one version, like a database that cannot store the version's name.
+type refusingStore struct {
 	*sqlite.Store
 	refused string
 }
 
-func (s *pickyStore) AddUse(ctx context.Context, uses []metastore.Use) error {
+func (s *refusingStore) AddUse(ctx context.Context, uses []metastore.Use) error {
 	for _, u := range uses {
 		if u.Version == s.refused {
 			return claviger.Errorf("store", claviger.Invalid, "", "the name does not fit")
@@ -184,7 +184,7 @@ func (s *pickyStore) AddUse(ctx context.Context, uses []metastore.Use) error {
 	return s.Store.AddUse(ctx, uses)
 }
 
-func (s *pickyStore) RecordUses(ctx context.Context, uses []metastore.LastUse) error {
+func (s *refusingStore) RecordUses(ctx context.Context, uses []metastore.LastUse) error {
 	for _, u := range uses {
 		if u.Version == s.refused {
 			return claviger.Errorf("store", claviger.Invalid, "", "the name does not fit")
@@ -196,7 +196,7 @@ func (s *pickyStore) RecordUses(ctx context.Context, uses []metastore.LastUse) e
 // TestUsesWithOneRefused: if the store refuses uses of one version, uses of other versions are written, and the
 // version's source still counts as needed.
 func TestUsesWithOneRefused(t *testing.T) {
-	store := &pickyStore{openStore(t), "bad@0"}
+	store := &refusingStore{openStore(t), "bad@0"}
 	u := newUsage(store, nil, nil, slog.New(slog.DiscardHandler))
 	last := newLastUses(store, slog.New(slog.DiscardHandler))
 	versions := []string{"a@0", "b@0", "bad@0", "c@0", "d@0"}

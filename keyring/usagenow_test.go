@@ -14,7 +14,7 @@ import (
 func TestFirstUseIsWrittenAtOnce(t *testing.T) {
 	store := openStore(t)
 	l, far := withSource(t, func(c *Config) { c.Usage = store }, "k")
-	es, _ := made(t, far.blocks, "k@0", 3)
+	es, _ := newEDEKs(t, far.blocks, "k@0", 3)
 	want := func(list ...string) {
 		t.Helper()
 		uses, err := store.Uses(t.Context())
@@ -57,7 +57,7 @@ func TestFirstUseIsWrittenAtOnce(t *testing.T) {
 func TestUseAfterAPauseIsWrittenAtOnce(t *testing.T) {
 	store := openStore(t)
 	l, far := withSource(t, func(c *Config) { c.Usage = store }, "k")
-	es, _ := made(t, far.blocks, "k@0", 1)
+	es, _ := newEDEKs(t, far.blocks, "k@0", 1)
 	for i := range 4 {
 		if i > 0 {
 			time.Sleep(flushEvery + 20*time.Millisecond) // so that the next use counts as a first one
@@ -92,7 +92,7 @@ func (s *hungStore) AddUse(ctx context.Context, uses []metastore.Use) error {
 func TestHungStoreDelaysLittle(t *testing.T) {
 	store := &hungStore{Usage: openStore(t), release: make(chan struct{})}
 	l, far := withSource(t, func(c *Config) { c.Usage = store }, "k")
-	es, _ := made(t, far.blocks, "k@0", 1)
+	es, _ := newEDEKs(t, far.blocks, "k@0", 1)
 	begun := time.Now()
 	if _, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0]); err != nil {
 		t.Fatal(err)

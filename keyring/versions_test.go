@@ -79,7 +79,7 @@ func TestRemoteVersionsAreGuarded(t *testing.T) {
 		c.Policy = rules(t, "key.acl.alices.ALL", "alice", "key.acl.k.ALL", "mallory")
 	})
 	l.primary.noMetadata = true
-	guardedBy(t, l, "alices")
+	createWithACLName(t, l, "alices")
 	for user, want := range map[string]bool{"alice": true, "mallory": false} {
 		_, current := l.Current(t.Context(), caller(user), "k")
 		_, version := l.Version(t.Context(), caller(user), "k@0")
@@ -97,12 +97,12 @@ func TestRemoteVersionsAreGuarded(t *testing.T) {
 func TestKeyThatIsReplacedAgainAndAgain(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.CacheEnable = false })
 	l.primary.noMetadata = true
-	guardedBy(t, l, "alices")
+	createWithACLName(t, l, "alices")
 	busy := false
 	l.primary.before = func(_ context.Context, call string) error {
 		if call == "Version" && !busy {
 			busy = true
-			replaced(t, "alices")(l)
+			replaceKey(t, "alices")(l)
 			busy = false
 		}
 		return nil
@@ -141,7 +141,7 @@ func TestReplacedVersionIsReadAgain(t *testing.T) {
 		return nil
 	}
 	v := create(t, l.primary, "k")
-	es, deks := made(t, l.primary.Provider, v.Name, 1)
+	es, deks := newEDEKs(t, l.primary.Provider, v.Name, 1)
 	fails.Store(1)
 	dek, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0])
 	if err != nil || !dek.Equal(deks[0]) {
@@ -156,7 +156,7 @@ func TestReplacedVersionIsReadAgain(t *testing.T) {
 // TestForgetAll: a notice without a key drops all that is in memory about keys.
 func TestForgetAll(t *testing.T) {
 	l, far := withSource(t, nil, "k")
-	es, _ := made(t, far.blocks, "k@0", 1)
+	es, _ := newEDEKs(t, far.blocks, "k@0", 1)
 	l.aliases.put("K", "k")
 	if _, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0]); err != nil {
 		t.Fatal(err)
