@@ -15,7 +15,7 @@ import (
 	"claviger"
 )
 
-// unwritable returns a party whose packets cannot be written: one signature was never made.
+// unwritable returns a party whose packets cannot be written, because its only signature is empty.
 func unwritable(id *Identity) *Party {
 	e := *id.entity
 	e.Signatures = []*packet.Signature{{}}
@@ -55,11 +55,11 @@ func TestNewPartyRefuses(t *testing.T) {
 	}{
 		"version 6": {&openpgp.Entity{PrimaryKey: &packet.PublicKey{Fingerprint: make([]byte, 32)}},
 			"is no OpenPGP version 4 key"},
-		"a curve":        {curve(t), "is not an RSA key"},
-		"a short key":    {short, "has 1024 bits"},
-		"no subkey":      {changed(func(e *openpgp.Entity) { e.Subkeys = nil }), "no key for encryption"},
-		"no signature":   {unwritable(a).entity, "cannot be written"},
-		"a lost user id": {changed(removeUserID), "cannot be read back"},
+		"a curve":             {curve(t), "is not an RSA key"},
+		"a short key":         {short, "has 1024 bits"},
+		"no subkey":           {changed(func(e *openpgp.Entity) { e.Subkeys = nil }), "no key for encryption"},
+		"no signature":        {unwritable(a).entity, "cannot be written"},
+		"an unsigned user id": {changed(removeUserIDSignatures), "cannot be read back"},
 		"a subkey that expires": {changed(func(e *openpgp.Entity) {
 			sig, life := *e.Subkeys[0].Sig, uint32(3600)
 			sig.KeyLifetimeSecs = &life
@@ -73,16 +73,16 @@ func TestNewPartyRefuses(t *testing.T) {
 	}
 }
 
-// removeUserID removes the signatures of the user ids that would be written.
-func removeUserID(e *openpgp.Entity) {
+// removeUserIDSignatures removes the signatures of all user ids, so no user id is written.
+func removeUserIDSignatures(e *openpgp.Entity) {
 	for name, id := range e.Identities {
-		lost := *id
-		lost.Signatures = nil
-		e.Identities[name] = &lost
+		unsigned := *id
+		unsigned.Signatures = nil
+		e.Identities[name] = &unsigned
 	}
 }
 
-// TestReadPartyCurves: a subkey of a public key may use an elliptic curve, and the primary key may not.
+// TestReadPartyCurves: a subkey of a public key may use an elliptic curve, but the primary key may not.
 func TestReadPartyCurves(t *testing.T) {
 	a, _ := pair()
 	e := *a.private
@@ -105,7 +105,8 @@ func TestReadPartyCurves(t *testing.T) {
 	}
 }
 
-// TestUnusableIdentity: an identity without its private keys, or on a host with a wrong clock, makes nothing.
+// TestUnusableIdentity: an identity without its private keys, or on a host with a wrong clock, cannot make messages or
+// files.
 func TestUnusableIdentity(t *testing.T) {
 	a, _ := pair()
 	now, past, far := time.Now(), time.Unix(0, 0), time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -139,8 +140,8 @@ func requestOf(id *Identity, args any, now time.Time) ([]byte, error) {
 	return body, err
 }
 
-// TestOpenRefuses: Open returns only what was encrypted to the identity and signed by it, at a time that is not far
-// ahead.
+// TestOpenRefuses: Open refuses a message that is not encrypted to the identity, not signed by the identity, signed at
+// a time far in the future, or too long.
 func TestOpenRefuses(t *testing.T) {
 	a, b := pair()
 	now := time.Now()

@@ -85,7 +85,7 @@ func newTrusteeStatus() *cobra.Command {
 	cmd := trusteeCommand("status [--digest] [-o json]",
 		"Show which of two trustees is active, and whether they are equal",
 		`status shows the state of both trustees. Exit status: 0 the other trustee has everything, or there is none; 3
-the other trustee does not answer, the two are not in step, or a store accepts no changes.`, cobra.NoArgs,
+the other trustee does not answer, the two are not synchronized, or a store accepts no changes.`, cobra.NoArgs,
 		func(cmd *cobra.Command, _ []string, folder *trustee.Folder) error {
 			return printDatabaseStatus(cmd.Context(), &out, folder, digest)
 		},
@@ -151,7 +151,7 @@ func printTrusteeStatus(w io.Writer, r *replica.StatusReport) {
 			"on the host of the trustee whose deposits are right")
 	}
 	if r.Why != "" && (r.Diverged || r.Role == server.RoleActive && !r.Synced) {
-		fmt.Fprintf(w, "not in step: %s\n", r.Why)
+		fmt.Fprintf(w, "not synchronized: %s\n", r.Why)
 	}
 }
 

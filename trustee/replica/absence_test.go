@@ -40,16 +40,16 @@ func TestAbsence(t *testing.T) {
 		}
 	}
 	must(t, put(t, client, "both", "x"))
-	a.await("being in step", inStep)
+	a.await("both servers being synchronized", synchronized)
 	for _, h := range []*half{a, b} {
-		want("in step", h, "late", "not there")
+		want("synchronized", h, "late", "not there")
 	}
 	a.stop()
 	if _, err := b.client(identities()[1]).List(t.Context(), "", false, "", 10); err != nil {
 		t.Errorf("a list of a passive server that lacked nothing: %v", err)
 	}
 	a.start()
-	a.await("being in step", inStep)
+	a.await("both servers being synchronized", synchronized)
 	b.stop()
 	want("the active, since the passive is away", a, "late", "not there")
 	a.stop()
@@ -78,7 +78,7 @@ func TestAbsence(t *testing.T) {
 		t.Errorf("from both servers: %+v, %v", d, err)
 	}
 	must(t, b.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
-	b.await("being in step", inStep)
+	b.await("both servers being synchronized", synchronized)
 	for _, h := range []*half{a, b} {
 		h.await("a sure answer", func(replica.StatusReport) bool { return h.absent("late") == "not there" })
 	}

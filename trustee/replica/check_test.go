@@ -16,8 +16,8 @@ type positionStore struct {
 
 func (s *positionStore) Position(context.Context) (Position, error) { return s.st, nil }
 
-// TestCheckNamesAReason: at the active server, Check returns the reason why the two servers are not in step. It
-// returns no error if there is no reason: before the first check, and after a check that found them in step.
+// TestCheckNamesAReason: at the active server, Check returns the reason why the two servers are not synchronized. It
+// returns no error if there is no reason: before the first check, and after a check that found them synchronized.
 func TestCheckNamesAReason(t *testing.T) {
 	r := &Replica{store: &positionStore{st: Position{Role: server.RoleActive}}}
 	for _, r.checked = range []bool{false, true} {
@@ -31,7 +31,7 @@ func TestCheckNamesAReason(t *testing.T) {
 	}
 	r.synced = true
 	if err := r.Check(t.Context()); err != nil {
-		t.Errorf("in step: %v", err)
+		t.Errorf("synchronized: %v", err)
 	}
 	r.synced, r.store = false, &positionStore{st: Position{Role: server.RolePassive}}
 	if err := r.Check(t.Context()); err != nil {

@@ -80,7 +80,7 @@ type learned struct {
 }
 
 // complete reports whether this passive server has every change of the active server. While the
-// two are in step, the passive server has each change first.
+// two are synchronized, the passive server has each change first.
 func (r *Replica) complete(ctx context.Context, st, p *Position) (bool, error) {
 	if p.Role != server.RoleActive {
 		return false, nil

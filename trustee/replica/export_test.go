@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Check does what Run does at each tick. It returns why the two servers are not in step.
+// Check does what Run does at each tick. It returns why the two servers are not synchronized.
 func Check(ctx context.Context, r *Replica) error {
 	r.check(ctx)
 	r.mu.Lock()

@@ -50,21 +50,21 @@ func fill(t *testing.T, dir string) (file string) {
 	return file
 }
 
-// TestFullDisk: the disk of one of two servers is full. The status of both says so, no change is acknowledged, and
-// reads succeed. When there is room again, changes succeed without an operator.
+// TestFullDisk: the disk of one of two servers is full. The status of both reports the fault, no change is
+// acknowledged, and reads succeed. When there is room again, changes succeed without an operator.
 func TestFullDisk(t *testing.T) {
-	for _, where := range []string{"the active's", "the passive's"} {
+	for _, where := range []string{"disk of the active server", "disk of the passive server"} {
 		t.Run(where, func(t *testing.T) {
 			small, large := smallDisk(t), t.TempDir()
 			folders := []string{small, large}
-			if where == "the passive's" {
+			if where == "disk of the passive server" {
 				folders = []string{large, small}
 			}
 			a, b := twoAt(t, folders...)
-			c := begun(t, a, b)
+			c := startBoth(t, a, b)
 			must(t, put(t, c, "before", "x"))
 			full, other := a, b
-			if where == "the passive's" {
+			if where == "disk of the passive server" {
 				full, other = b, a
 			}
 			file := fill(t, small)
@@ -88,8 +88,8 @@ func TestFullDisk(t *testing.T) {
 				t.Errorf("a read: %+v, %v", d, err)
 			}
 			must(t, os.Remove(file))
-			a.await("being in step", func(r replica.StatusReport) bool {
-				return inStep(r) && r.Fault == "" && r.Peer.Fault == ""
+			a.await("both servers being synchronized", func(r replica.StatusReport) bool {
+				return synchronized(r) && r.Fault == "" && r.Peer.Fault == ""
 			})
 			if _, err := c.Put(t.Context(), trustee.Deposit{Label: "after", Content: []byte("y")}, ""); err != nil {
 				t.Errorf("after there is room again: %v", err)

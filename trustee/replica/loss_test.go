@@ -132,7 +132,7 @@ func (c *replacement) test(t *testing.T) {
 	if !c.older {
 		keep()
 	}
-	a.await("being in step", inStep)
+	a.await("both servers being synchronized", synchronized)
 	a.stop()
 	was := digestOf(t, b.store)
 	if c.alone {
@@ -169,13 +169,13 @@ func (c *replacement) test(t *testing.T) {
 	err = b.operator(trustee.VerbPromote, replica.PromoteArgs{})
 	if c.promote == "" {
 		must(t, err)
-		b.await("being in step", inStep)
+		b.await("both servers being synchronized", synchronized)
 	} else if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), c.promote) {
 		t.Errorf("promote of the passive: %v", err)
 	} else {
 		// The operator decides for the store of the active server.
 		must(t, a.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
-		a.await("being in step", inStep)
+		a.await("both servers being synchronized", synchronized)
 		kept := b.dropped()
 		if len(kept) != 1 {
 			t.Fatalf("%q", kept)
@@ -201,7 +201,7 @@ func TestActiveLostAfterPromotions(t *testing.T) {
 	must(t, put(t, client, "one", "1"))
 	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{}))
 	must(t, a.operator(trustee.VerbPromote, replica.PromoteArgs{}))
-	a.await("being in step", inStep)
+	a.await("both servers being synchronized", synchronized)
 	was := digestOf(t, b.store)
 	a.stop()
 	a.replaceStore(func(string) {})
@@ -213,7 +213,7 @@ func TestActiveLostAfterPromotions(t *testing.T) {
 		t.Errorf("promote of the empty server: %v", err)
 	}
 	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{}))
-	b.await("being in step", inStep)
+	b.await("both servers being synchronized", synchronized)
 	if digestOf(t, a.store) != was || digestOf(t, b.store) != was {
 		t.Error("something was lost")
 	}
@@ -229,7 +229,7 @@ func TestFirstStartKeepsBoth(t *testing.T) {
 	b.start()
 	a.await("the refusal", func(r replica.StatusReport) bool { return strings.Contains(r.Why, `organization "OTHER"`) })
 	must(t, a.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
-	a.await("being in step", inStep)
+	a.await("both servers being synchronized", synchronized)
 	if kept := b.dropped(); len(kept) != 1 {
 		t.Errorf("the records of the passive server are not kept: %q", kept)
 	}
@@ -237,7 +237,7 @@ func TestFirstStartKeepsBoth(t *testing.T) {
 	a.stop()
 	a.replaceStore(restored(t, records))
 	a.start()
-	a.await("being in step", inStep)
+	a.await("both servers being synchronized", synchronized)
 }
 
 // TestLongAway: a passive server was away for more changes than the log keeps. It gets a whole copy without an
@@ -247,7 +247,7 @@ func TestLongAway(t *testing.T) {
 	must(t, put(t, client, "old", "1"))
 	d, err := client.Find(t.Context(), "old")
 	must(t, err)
-	a.await("being in step", inStep)
+	a.await("both servers being synchronized", synchronized)
 	b.stop()
 	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	here := a.client(identities()[1])
@@ -267,5 +267,5 @@ func TestLongAway(t *testing.T) {
 	_, err = db.Exec("DELETE FROM change WHERE seq = ?", st.Unshared) //nolint:noctx // a file of this test's own
 	must(t, errors.Join(err, db.Close()))
 	b.start()
-	a.await("being in step", inStep)
+	a.await("both servers being synchronized", synchronized)
 }

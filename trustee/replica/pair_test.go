@@ -194,7 +194,7 @@ func newAddress(t *testing.T) *address {
 	return a
 }
 
-// pairs makes pairs of servers that are in step, each of the same two stores.
+// pairs makes pairs of servers that are synchronized, each of the same two stores.
 type pairs struct {
 	addresses [2]*address
 }
@@ -212,7 +212,7 @@ type member struct {
 
 var files = [2]string{"active.db", "passive.db"}
 
-// template holds the files of two stores that are in step. The first test that needs the files makes them.
+// template holds the files of two stores that are synchronized. The first test that needs the files makes them.
 var template struct {
 	sync.Mutex
 	files [2][]byte

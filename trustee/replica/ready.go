@@ -7,7 +7,7 @@ import (
 	"claviger/trustee/server"
 )
 
-// Check returns an error if this server is the active one and the two servers are not in step, so that it
+// Check returns an error if this server is the active one and the two servers are not synchronized, so that it
 // refuses changes.
 func (r *Replica) Check(ctx context.Context) error {
 	st, synced, err := r.State(ctx)
@@ -17,9 +17,10 @@ func (r *Replica) Check(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.syncErr == nil {
-		return nil // the server has just started, or the two servers are in step again
+		return nil // the server has just started, or the two servers are synchronized again
 	}
-	return claviger.Errorf("replica.Check", claviger.Unavailable, "", "the two Key Trustee Servers are not in step: %w",
+	return claviger.Errorf("replica.Check", claviger.Unavailable, "",
+		"the two Key Trustee Servers are not synchronized: %w",
 		r.syncErr)
 }
 

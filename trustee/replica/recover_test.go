@@ -35,7 +35,7 @@ func TestRecover(t *testing.T) {
 	a.start()
 	b.await("the warning", func(r replica.StatusReport) bool { return strings.Contains(r.Why, `deposit "late"`) })
 	must(t, b.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
-	b.await("being in step", inStep)
+	b.await("both servers being synchronized", synchronized)
 	kept, err := filepath.Glob(a.path + ".dropped-*")
 	if err != nil || len(kept) != 1 {
 		t.Fatalf("%q, %v", kept, err)
@@ -61,7 +61,7 @@ func TestRecover(t *testing.T) {
 		`deposit "taken": the store has another`) {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	b.await("being in step", inStep)
+	b.await("both servers being synchronized", synchronized)
 	for _, h := range []*half{a, b} {
 		one := h.client(identities()[1])
 		if d, err := one.Find(t.Context(), "late"); err != nil || string(d.Content) != "a" {

@@ -222,7 +222,7 @@ func (r *Replica) report(err error) {
 	close(r.round)
 	r.round = make(chan struct{})
 	if text != r.logged && err != nil {
-		r.log.Error("the two Key Trustee Servers are not in step", "err", err)
+		r.log.Error("the two Key Trustee Servers are not synchronized", "err", err)
 	}
 	r.logged = text
 	r.learned.Store(nil)
@@ -400,7 +400,7 @@ type StatusReport struct {
 	Lag uint64 `json:"lag"`
 	// Diverged is true if the passive server has changes that the active server lacks.
 	Diverged bool `json:"diverged,omitempty"`
-	// Why says why the two servers are not in step.
+	// Why says why the two servers are not synchronized.
 	Why        string `json:"why,omitempty"`
 	Digest     string `json:"digest,omitempty"`
 	PeerDigest string `json:"peerDigest,omitempty"`
@@ -452,7 +452,7 @@ func (r *Replica) status(ctx context.Context, a StatusArgs) (any, error) {
 }
 
 // diverged compares the heads of the two logs, at the passive server. The active server knows whether the
-// two are in step.
+// two are synchronized.
 func (r *Replica) diverged(ctx context.Context, report *StatusReport) error {
 	if report.Role != server.RolePassive || report.Peer == nil || report.Peer.Role != server.RoleActive ||
 		report.Lag > 0 {

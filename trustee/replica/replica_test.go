@@ -166,7 +166,7 @@ func (h *half) await(what string, ok func(replica.StatusReport) bool) {
 	h.t.Fatalf("waited too long for %s: %+v", what, r)
 }
 
-func inStep(r replica.StatusReport) bool {
+func synchronized(r replica.StatusReport) bool {
 	return r.Synced && r.Peer != nil && r.Digest == r.PeerDigest && r.Head == r.Peer.Head && r.Unshared == 0 &&
 		r.Lag == 0
 }
@@ -184,19 +184,19 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// started returns two servers in step, and a registered client.
+// started returns two synchronized servers, and a registered client.
 func started(t *testing.T) (a, b *half, c *trustee.Client) {
 	t.Helper()
 	a, b = two(t)
-	return a, b, begun(t, a, b)
+	return a, b, startBoth(t, a, b)
 }
 
-// begun starts two servers, and registers a client.
-func begun(t *testing.T, a, b *half) *trustee.Client {
+// startBoth starts two servers, and registers a client.
+func startBoth(t *testing.T, a, b *half) *trustee.Client {
 	t.Helper()
 	a.start()
 	b.start()
-	a.await("the first copy", inStep)
+	a.await("the first copy", synchronized)
 	c := a.client(identities()[1], b.web.URL)
 	if active, err := c.Register(t.Context(), "ORG", "s3cret", false); err != nil || !active {
 		t.Fatalf("%t, %v", active, err)
@@ -232,7 +232,7 @@ func TestReplica(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.start()
-	a.await("the copy", inStep)
+	a.await("the copy", synchronized)
 	if left, err := os.ReadDir(b.spool); err != nil || len(left) > 0 {
 		t.Errorf("files of a copy are left: %v, %v", left, err)
 	}
@@ -255,7 +255,7 @@ func TestReplica(t *testing.T) {
 	must(t, tool.AddOrg(t.Context(), server.Org{Name: "MORE", UUID: "m"}))
 	must(t, put(t, c, "after orgtool", "z"))
 	must(t, tool.SetAuth(t.Context(), "MORE", "q"))
-	a.await("orgtool's changes", inStep)
+	a.await("orgtool's changes", synchronized)
 	if o, err := b.store.Org(t.Context(), "MORE"); err != nil || o.Auth != "q" {
 		t.Errorf("%+v, %v", o, err)
 	}
@@ -273,7 +273,7 @@ func TestReplicaLostAnswer(t *testing.T) {
 	if b.lose.Load() > 0 {
 		t.Error("no answer was lost")
 	}
-	a.await("being in step", inStep)
+	a.await("both servers being synchronized", synchronized)
 	for _, h := range []*half{a, b} {
 		if d, err := h.client(identities()[1]).Find(t.Context(), "l"); err != nil || string(d.Content) != "x" {
 			t.Errorf("%+v, %v", d, err)
@@ -311,7 +311,7 @@ func TestReplicaBehind(t *testing.T) {
 		t.Errorf("from the passive, then the active server: %+v, %v", d, err)
 	}
 	b.cut.Store(false)
-	a.await("the return", inStep)
+	a.await("the return", synchronized)
 	if d, err := b.client(identities()[1]).Find(t.Context(), "later"); err != nil || string(d.Content) != "y" {
 		t.Errorf("from a passive server that has every change: %+v, %v", d, err)
 	}
@@ -359,7 +359,7 @@ func TestReplicaDiverged(t *testing.T) {
 		t.Errorf("promote of a server that lacks changes: %v", err)
 	}
 	must(t, b.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
-	b.await("being in step", inStep)
+	b.await("both servers being synchronized", synchronized)
 	kept, err := filepath.Glob(a.path + ".dropped-*")
 	if err != nil || len(kept) != 1 {
 		t.Fatalf("%q, %v", kept, err)
@@ -386,7 +386,7 @@ func TestReplicaAloneTakesOver(t *testing.T) {
 		must(t, put(t, a.client(identities()[1]), fmt.Sprint("alone", i), "a"))
 	}
 	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{}))
-	b.await("being in step", inStep)
+	b.await("both servers being synchronized", synchronized)
 	for i := range 5 {
 		if _, err := b.client(identities()[1]).Find(t.Context(), fmt.Sprint("alone", i)); err != nil {
 			t.Error(err)
@@ -411,7 +411,7 @@ func TestReplicaUnequal(t *testing.T) {
 	if r := b.status(); r.Digest == r.PeerDigest {
 		t.Fatal("the digest does not show the change of the file")
 	}
-	a.await("being in step", inStep)
+	a.await("both servers being synchronized", synchronized)
 	if d, err := b.client(identities()[1]).Find(t.Context(), "l"); err != nil || string(d.Content) != "x" {
 		t.Errorf("%+v, %v", d, err)
 	}
@@ -425,7 +425,7 @@ func TestReplicaIdle(t *testing.T) {
 		return !r.Synced && r.Peer == nil && r.Why != ""
 	})
 	b.start()
-	a.await("being in step", inStep)
+	a.await("both servers being synchronized", synchronized)
 }
 
 // TestPeerVerbs: only the servers' own identity may use these verbs, and it may use no others.

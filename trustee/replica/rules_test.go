@@ -14,13 +14,13 @@ import (
 	"claviger/trustee/server"
 )
 
-// TestInStep: two servers are in step only if nothing says that they are not.
-func TestInStep(t *testing.T) {
+// TestSynchronized: two servers are synchronized only if nothing says that they are not.
+func TestSynchronized(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*StatusReport)
 		want   bool
 	}{
-		"in step": {func(*StatusReport) {}, true},
+		"synchronized": {func(*StatusReport) {}, true},
 		"at the passive": {func(s *StatusReport) {
 			s.Role, s.Peer.Role, s.Synced = server.RolePassive, server.RoleActive, false
 		}, true},
@@ -192,7 +192,7 @@ func TestCurrentKept(t *testing.T) {
 	}
 }
 
-// TestState: only an active server is in step with a passive one.
+// TestState: only an active server is synchronized with a passive one.
 func TestState(t *testing.T) {
 	for _, c := range []struct {
 		role         server.Role
@@ -307,7 +307,7 @@ func (c *lineCount) Enabled(context.Context, slog.Level) bool { return true }
 
 func (c *lineCount) Handle(context.Context, slog.Record) error { c.lines++; return nil }
 
-// TestReportLogsOnce: an error is logged once, until another comes or the servers are in step again.
+// TestReportLogsOnce: an error is logged once, until another comes or the servers are synchronized again.
 func TestReportLogsOnce(t *testing.T) {
 	var log lineCount
 	r := waiting(server.RoleActive)
