@@ -49,7 +49,7 @@ func TestRunIsAudited(t *testing.T) {
 	if r := b.run(t); r.Counts.Done != 1 || states(r.Keys)["closed"] != migrate.Failed {
 		t.Errorf("%+v %v", r.Counts, states(r.Keys))
 	}
-	made := versions(t, b.target, "zone")
+	imported := versions(t, b.target, "zone")
 	var got []string
 	for _, e := range log.events {
 		if e.Op != audit.MigrateKey || e.Caller.Short != "ops" || e.Provider != b.target.URI() {
@@ -59,7 +59,7 @@ func TestRunIsAudited(t *testing.T) {
 	}
 	want := []string{
 		"ATTEMPT closed", "ATTEMPT fails", "ERROR fails  no room", "ATTEMPT zone",
-		"OK zone " + made[0] + " Source:" + b.source.URI() + " Versions:" + strings.Join(made, ","),
+		"OK zone " + imported[0] + " Source:" + b.source.URI() + " Versions:" + strings.Join(imported, ","),
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("audited\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -68,7 +68,7 @@ func TestRunIsAudited(t *testing.T) {
 	b.run(t)
 	for _, e := range log.events {
 		if e.Key == "zone" {
-			t.Errorf("a key that is here already is audited again: %+v", e)
+			t.Errorf("an imported key is audited again: %+v", e)
 		}
 	}
 }

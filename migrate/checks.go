@@ -270,7 +270,7 @@ func clocks(facts []HostFacts, now func() time.Time) Check {
 			continue
 		}
 		// The Date header has whole seconds, and the host wrote it while we waited.
-		skew := f.Date.Sub(f.DateAsked.Add(f.DateTook / 2))
+		skew := f.Date.Sub(f.DateBegan.Add(f.DateTook / 2))
 		if skew.Abs() < time.Second+f.DateTook {
 			skew = 0
 		}

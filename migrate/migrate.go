@@ -17,7 +17,7 @@
 // each key (metastore.SetAlias) before the key is made.
 //
 // Plan reports what Run would do. Status and Verify report what was done, and whether that is still true. Finish
-// decides whether the source may go.
+// decides whether the source may be removed.
 package migrate
 
 import (
@@ -115,9 +115,9 @@ type Config struct {
 	// Theirs are full names of versions of keys that were deleted at the target. The operator has said that all
 	// EDEKs of these names are the source's.
 	Theirs map[string]bool
-	// Adopted are keys that were taken over from the source before a backup was restored that does not have this
-	// takeover; the operator has said so. AllAdopted means all keys. Run takes them over with the versions that are
-	// here, if the target is an Adopter and an operator's adoption made its records of them.
+	// Adopted are keys that, as the operator has said, were already taken over from the source, although the restored
+	// backup of the metastore lacks this takeover. AllAdopted means all keys. Run keeps the versions that the target
+	// has of them, if the target is an Adopter and has adopted them.
 	Adopted    []string
 	AllAdopted bool
 	// MaxVersions is the highest number of versions that the target makes for one key; 0 is 1,000.
@@ -220,7 +220,7 @@ func (e *Engine) noSource(ctx context.Context, op string) error {
 				"name it second in %s", propSource, propProvider))
 }
 
-// sourceError returns the error for a source that could not be read. Its text has the property at the source that
+// sourceError returns the error for a source that could not be read. Its text names the property at the source that
 // would allow the reading.
 func (e *Engine) sourceError(ctx context.Context, op, key string, err error) error {
 	if ctx.Err() != nil {
@@ -271,18 +271,18 @@ func stopped(ctx context.Context, op, key string) error {
 		fault(ctx.Err(), "%s; finished work is kept, and the next run continues from here", what))
 }
 
-// worded is an error with a text of its own.
-type worded struct {
+// textError is an error with a text of its own.
+type textError struct {
 	text string
 	err  error
 }
 
-func (w *worded) Error() string { return w.text }
-func (w *worded) Unwrap() error { return w.err }
+func (w *textError) Error() string { return w.text }
+func (w *textError) Unwrap() error { return w.err }
 
 // fault gives an error a text for an operator, and keeps the error for errors.Is.
 func fault(err error, format string, args ...any) error {
-	return &worded{text: fmt.Sprintf(format, args...), err: err}
+	return &textError{text: fmt.Sprintf(format, args...), err: err}
 }
 
 // noAnswer reports whether err means that the source is unreachable.

@@ -10,7 +10,7 @@ import (
 	"claviger/provider/memory"
 )
 
-// TestOtherSource: the plan fails if the Key Trustee folder in the configuration is another KMS's. Otherwise EDEKs of
+// TestOtherSource: the plan fails if the configured Key Trustee folder belongs to another KMS. Otherwise EDEKs of
 // the source's keys would open nowhere after the source has stopped.
 func TestOtherSource(t *testing.T) {
 	const check = "keys at the other source"

@@ -18,7 +18,7 @@ import (
 
 // SourceKMS describes a source that is a KMS, for probes.
 type SourceKMS struct {
-	// Bases are its hosts' base URLs: "https://kms-1.example.com:16000/kms".
+	// Bases are the base URLs of the source's hosts: "https://kms-1.example.com:16000/kms".
 	Bases []string
 	// TLS is the configuration of the connections to the source; nil is the system's trust.
 	TLS *tls.Config
@@ -31,11 +31,11 @@ type HostFacts struct {
 	Base  string
 	Host  string
 	Addrs []netip.Addr
-	Asked time.Time
+	Began time.Time
 	Took  time.Duration
-	Date  time.Time // of an answer; zero if no answer had a date
-	// DateAsked and DateTook are of that answer.
-	DateAsked time.Time
+	Date  time.Time // from the header of an answer; zero if no answer had a date
+	// DateBegan and DateTook are the start and the duration of the request that gave Date.
+	DateBegan time.Time
 	DateTook  time.Duration
 	Server    string // the Server header
 	Err       error  // why the host is not usable
@@ -59,7 +59,7 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	f := HostFacts{Base: base, Host: hostOf(base), Asked: time.Now()}
+	f := HostFacts{Base: base, Host: hostOf(base), Began: time.Now()}
 	var resolver net.Resolver
 	addrs, err := resolver.LookupNetIP(ctx, "ip", f.Host)
 	if err != nil {
@@ -69,22 +69,22 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 	for _, a := range addrs {
 		f.Addrs = append(f.Addrs, a.Unmap())
 	}
-	f.Asked = time.Now()
+	f.Began = time.Now()
 	// A KMS refuses this page, the list of key names, to callers without an identity.
 	resp, body, err := get(ctx, base, "/v1/keys/names", s.TLS) //nolint:bodyclose // get has read and closed it
-	f.Took = time.Since(f.Asked)
+	f.Took = time.Since(f.Began)
 	if scheme, _, _ := strings.Cut(base, ":"); err != nil || scheme == "http" &&
 		resp.StatusCode == http.StatusBadRequest {
 		s.explain(ctx, &f, scheme, err)
 		return f
 	}
 	f.Server = resp.Header.Get("Server")
-	if !f.dated(resp, f.Asked, f.Took) && resp.StatusCode < 500 {
+	if !f.storeDate(resp, f.Began, f.Took) && resp.StatusCode < 500 {
 		// Hadoop's KMS sends no date with that refusal, but sends one with this page.
-		asked := time.Now()
+		began := time.Now()
 		resp, _, err := get(ctx, base, "/v1/?op=GETDELEGATIONTOKEN", s.TLS) //nolint:bodyclose // as above
 		if err == nil {
-			f.dated(resp, asked, time.Since(asked))
+			f.storeDate(resp, began, time.Since(began))
 		}
 	}
 	// Without an identity a KMS answers 401, or 200 or 403 if it allows anonymous access. Any other answer comes from
@@ -141,11 +141,11 @@ func (s *SourceKMS) explain(ctx context.Context, f *HostFacts, scheme string, er
 	f.Cure = fmt.Sprintf("see that the KMS runs, and that %s can be reached from here", hostPort(f.Base))
 }
 
-// dated stores the date of an answer, and reports whether the answer has one.
-func (f *HostFacts) dated(resp *http.Response, asked time.Time, took time.Duration) bool {
+// storeDate stores the date of an answer, and reports whether the answer has one.
+func (f *HostFacts) storeDate(resp *http.Response, began time.Time, took time.Duration) bool {
 	d, err := http.ParseTime(resp.Header.Get("Date"))
 	if err == nil {
-		f.Date, f.DateAsked, f.DateTook = d, asked, took
+		f.Date, f.DateBegan, f.DateTook = d, began, took
 	}
 	return err == nil
 }

@@ -190,8 +190,8 @@ func localAddr() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr
 // hostFacts returns the facts of a host that answered. Its clock is ahead of this host's.
 func hostFacts(name, ip string, ahead time.Duration) migrate.HostFacts {
 	return migrate.HostFacts{Base: "https://" + name + ":16000/kms", Host: name,
-		Addrs: []netip.Addr{netip.MustParseAddr(ip)}, Asked: noon, Took: 4 * time.Millisecond, Date: noon.Add(ahead),
-		DateAsked: noon, DateTook: 4 * time.Millisecond, Server: "Jetty(9.4)"}
+		Addrs: []netip.Addr{netip.MustParseAddr(ip)}, Began: noon, Took: 4 * time.Millisecond, Date: noon.Add(ahead),
+		DateBegan: noon, DateTook: 4 * time.Millisecond, Server: "Jetty(9.4)"}
 }
 
 var hostDown = migrate.HostFacts{Base: "https://kms-2:16000/kms", Host: "kms-2",

@@ -14,11 +14,11 @@ import (
 // length is limited.
 const metadataBatch = 50
 
-// unreachableAfter is how many single keys in a row may fail without an answer before the source counts as
-// unreachable. One slow key may be that key's fault; three in a row are the source's.
+// unreachableAfter is the number of keys in a row, each read by itself, that must fail without an answer before the
+// source counts as unreachable. The reason for one failure may be the key; the reason for three is the source.
 const unreachableAfter = 3
 
-// survey is what the source has, what the target has, and what the journal has.
+// survey holds the keys of the source, of the target, and of the journal.
 type survey struct {
 	items   []Item // one per key that the source lists, sorted by name
 	history *history
@@ -28,7 +28,7 @@ type survey struct {
 	listed, keys       []string
 	atSource, atTarget []*claviger.Metadata
 	unread             []error
-	// adopted are the items' keys whose records an operator's adoption made.
+	// adopted are the keys whose records were made by an operator's adoption.
 	adopted map[string]bool
 	// material: the source, a KMS, would show us key material, which we never request.
 	material bool
@@ -75,7 +75,7 @@ func (e *Engine) survey(ctx context.Context, op string) (*survey, error) {
 	if err != nil {
 		return nil, err
 	}
-	if names, atSource, unread, err = e.unlisted(ctx, op, names, atSource, unread); err != nil {
+	if names, atSource, unread, err = e.dropDeleted(ctx, op, names, atSource, unread); err != nil {
 		return nil, err
 	}
 	if sv.spelling, err = e.spelling(ctx, op, names, atSource); err != nil {
@@ -235,7 +235,7 @@ func (e *Engine) sourceMetadata(ctx context.Context, op string, names []string) 
 				all, unanswered = append(all, one[0]), 0
 				continue
 			case err == nil:
-				err = fmt.Errorf("the source gave %d entries for one key", len(one))
+				err = fmt.Errorf("the source returned %d entries for one key", len(one))
 			}
 			if noAnswer(err) {
 				if unanswered++; unanswered >= unreachableAfter {
@@ -251,9 +251,9 @@ func (e *Engine) sourceMetadata(ctx context.Context, op string, names []string) 
 	return all, unread, nil
 }
 
-// unlisted lists the source's keys again if metadata is missing, and leaves out keys that were deleted in between. The
-// other keys without metadata are unreadable.
-func (e *Engine) unlisted(ctx context.Context, op string, names []string, atSource []*claviger.Metadata,
+// dropDeleted lists the source's keys again if metadata is missing, and leaves out keys that were deleted between the
+// two lists. The other keys without metadata are unreadable.
+func (e *Engine) dropDeleted(ctx context.Context, op string, names []string, atSource []*claviger.Metadata,
 	unread []error) ([]string, []*claviger.Metadata, []error, error) {
 	missing := false
 	for i := range names {

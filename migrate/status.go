@@ -12,7 +12,7 @@ import (
 	"claviger/metastore"
 )
 
-// StatusReport is the state of a migration by the journal and the counters of uses. It needs no source.
+// StatusReport is the state of a migration according to the journal and the counters of uses. It needs no source.
 type StatusReport struct {
 	Format string    `json:"format"` // "claviger migrate status 1"
 	At     time.Time `json:"at"`
@@ -22,7 +22,7 @@ type StatusReport struct {
 	Keys   []KeyStatus `json:"keys"`
 	// LastUse is the time at which any version of a source was last used; nil: never.
 	LastUse *time.Time `json:"lastUse,omitempty"`
-	// Conflicts are versions here whose name another version has at the source.
+	// Conflicts are versions of the target whose names belong to other versions at the source.
 	Conflicts []VersionConflict `json:"conflicts,omitempty"`
 	// Freed are the names that an administrator has freed.
 	Freed []Freed `json:"freed,omitempty"`
@@ -37,7 +37,8 @@ type KeyStatus struct {
 	Why      string           `json:"why,omitempty"`
 }
 
-// VersionMapping is a version of the source, the version of the target that replaces it, and the uses of the former.
+// VersionMapping is a version of the source, the version of the target that replaces it, and the uses of the source's
+// version.
 type VersionMapping struct {
 	// Source is the full name; "" if the source does not show it and nobody used it yet.
 	Source string `json:"source,omitempty"`
@@ -85,7 +86,8 @@ func (e *Engine) Status(ctx context.Context) (*StatusReport, error) {
 	return s, e.addKeys(ctx, s, h, usesByKey(uses, h), freed)
 }
 
-// usesByKey sorts the uses by their key, whatever spelling of its name they have.
+// usesByKey groups the uses by key. If the source answers to every spelling of a key's name, uses with any spelling
+// belong to that key.
 func usesByKey(uses []metastore.Use, h *history) map[string][]metastore.Use {
 	folded := make(map[string]string) // keys whose source answers to every spelling
 	for _, it := range h.items {
@@ -156,11 +158,11 @@ func (e *Engine) givenUp(ctx context.Context, h *history) (map[string]bool, erro
 	if !ok {
 		return nil, nil
 	}
-	var made []string
+	var versions []string
 	for _, it := range h.items {
-		made = append(made, it.TargetVersions...)
+		versions = append(versions, it.TargetVersions...)
 	}
-	list, err := target.GivenUp(ctx, made)
+	list, err := target.GivenUp(ctx, versions)
 	lost := make(map[string]bool, len(list))
 	for _, v := range list {
 		lost[v] = true
@@ -213,8 +215,8 @@ func (e *Engine) absent(ctx context.Context, h *history) (map[string]bool, error
 	return gone, nil
 }
 
-// another reports whether m, a key of the target or nil, is another key than the recorded key of that name, which
-// was deleted then. The other key has none of the recorded versions, because a number is never given twice.
+// another reports whether m, a key of the target or nil, is not the recorded key of that name, so that the recorded key
+// was deleted. The new key has none of the recorded versions, because a number is never used twice.
 func (e *Engine) another(ctx context.Context, it Item, m *claviger.Metadata) (bool, error) {
 	if m == nil || len(it.TargetVersions) == 0 || fieldsOf(m).Created.Equal(it.Source.Created) {
 		return false, nil
@@ -348,7 +350,7 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 	return v, nil
 }
 
-// targetFacts is what Verify found at the target.
+// targetFacts holds the facts that Verify found at the target.
 type targetFacts struct {
 	versions  map[string][]string // by key
 	unusable  map[string]string   // by version, the reason
@@ -428,8 +430,8 @@ func presence(m *claviger.Metadata) string {
 	return "there"
 }
 
-// verifyVersions compares the versions. both is a version that the source has too, and since is what happened to
-// the source's versions.
+// verifyVersions compares the versions. both is a version that the source has too, and since describes the changes of
+// the source's versions since the run.
 func (d *KeyDiff) verifyVersions(it Item, atSource *claviger.Metadata, f *targetFacts, both VersionConflict,
 	since *sinceRun) {
 	names := f.versions[it.Key]
@@ -461,25 +463,25 @@ func (d *KeyDiff) verifyVersions(it Item, atSource *claviger.Metadata, f *target
 		}
 		return
 	}
-	if made := len(names); made != atSource.Versions {
+	if n := len(names); n != atSource.Versions {
 		d.Differences = append(d.Differences, Difference{Field: "versions", Source: fmt.Sprint(atSource.Versions),
-			Target: fmt.Sprint(made)})
+			Target: fmt.Sprint(n)})
 	}
 }
 
 // verifyMade checks that the versions which the run made exist. If the run was to make fewer versions than the source
 // has, that is no difference.
 func (d *KeyDiff) verifyMade(it Item, have int) {
-	made := len(it.TargetVersions)
-	if made != it.Count {
+	recorded := len(it.TargetVersions)
+	if recorded != it.Count {
 		d.Differences = append(d.Differences, Difference{Field: "versions", Source: fmt.Sprintf("%d were to be made",
-			it.Count), Target: fmt.Sprint(made)})
+			it.Count), Target: fmt.Sprint(recorded)})
 	}
-	if made == 1 && it.Source.Versions > 1 {
+	if recorded == 1 && it.Source.Versions > 1 {
 		d.Remarks = append(d.Remarks, fmt.Sprintf("one version was made for %d: %s", it.Source.Versions,
 			claviger.Printable(it.TargetVersions[0])))
 	}
-	if n := have - made; n > 0 {
+	if n := have - recorded; n > 0 {
 		d.Remarks = append(d.Remarks, fmt.Sprintf("rolled here since: %d more", n))
 	}
 }
