@@ -1,7 +1,7 @@
 // Package authn authenticates requests as Hadoop's authentication filter does: by the signed hadoop.auth cookie,
 // else by the user name or the Kerberos token in the request. It also decides whether the sender may act for
 // another user (doAs).
-// It knows requests but not answers: an Authenticator returns a Result, and the REST face turns that into status
+// It knows requests but not answers: an Authenticator returns a Result, and the REST API turns that into status
 // codes. A Handler authenticates a request without a cookie: Simple accepts the user.name of the query string
 // without proof, and Kerberos accepts SPNEGO tokens. The handler finds the principal, and the rules of
 // auth_to_local make a user name of it. Cookies have the same bytes as Hadoop's.
@@ -130,7 +130,7 @@ type Result struct {
 	ServerToken string
 }
 
-// RefusalKind is the kind of a refusal. The REST face maps it to a status.
+// RefusalKind is the kind of a refusal. The REST API maps it to a status.
 type RefusalKind int
 
 // The kinds of refusal.

@@ -2,7 +2,7 @@
 //
 // Open opens the parts that the files of a folder name: the provider of the keys, the
 // sources of a migration, and the metastore. Commands work with the resulting
-// Service. Serve adds authentication, rules, audit, the REST face, readiness and
+// Service. Serve adds authentication, rules, audit, the REST API, readiness and
 // metrics. It follows changes of files until its context ends.
 //
 // The package only connects the parts; the packages that it imports do the work.

@@ -16,41 +16,41 @@ const (
 	clientCCache    = "claviger.client.kerberos.ccache"
 )
 
-// ClientKerberos reads the principal with which this server authenticates to another
-// KMS, if that requires Kerberos. Only the first request shows whether it does.
+// ClientKerberos reads the principal with which this server authenticates to another KMS, if that
+// KMS requires Kerberos. Only the answer to the first request shows whether that KMS does.
 func ClientKerberos(conf *hadoopconf.Conf) (kmsclient.Negotiate, error) {
-	login, from, err := clientLogin(conf)
+	login, origin, err := clientLogin(conf)
 	if err != nil {
 		return nil, err
 	}
 	return func(host string) (kmsclient.Negotiation, error) {
 		c := login
-		// SERVICE@HOST is no principal: Kerberos finds the host's realm.
+		// SERVICE@HOST names no realm: Kerberos finds the realm of the host.
 		c.Target, c.SPNEGO, c.Mutual = "HTTP@"+host, true, true
 		i, err := gssapi.NewInitiator(c)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", from, err)
+			return nil, fmt.Errorf("%s: %w", origin, err)
 		}
-		return initiator{i, from}, nil
+		return initiator{i, origin}, nil
 	}, nil
 }
 
-// initiator adds to its errors where the login comes from.
+// initiator adds the origin of the login to its errors.
 type initiator struct {
 	*gssapi.Initiator
-	from string
+	origin string
 }
 
 func (i initiator) Step(in []byte) ([]byte, bool, error) {
 	out, done, err := i.Initiator.Step(in)
 	if err != nil {
-		err = fmt.Errorf("%s: %w", i.from, err)
+		err = fmt.Errorf("%s: %w", i.origin, err)
 	}
 	return out, done, err
 }
 
-// clientLogin returns the login, and a text that says where it comes from.
-func clientLogin(conf *hadoopconf.Conf) (login gssapi.InitiatorConfig, from string, err error) {
+// clientLogin returns the login, and a text that names the origin of the login.
+func clientLogin(conf *hadoopconf.Conf) (login gssapi.InitiatorConfig, origin string, err error) {
 	keytab, named := conf.Path(clientKeytab)
 	principal, ccache := conf.String(clientPrincipal), conf.String(clientCCache)
 	switch {
@@ -78,8 +78,8 @@ func clientLogin(conf *hadoopconf.Conf) (login gssapi.InitiatorConfig, from stri
 	case ccache != "":
 		return gssapi.InitiatorConfig{CCache: ccache}, "the tickets of " + ccache, nil
 	}
-	// Use the server's own keytab, if its type is kerberos. For other types the property has only
-	// its default.
+	// Use the server's own keytab, if the server's authentication type is kerberos. For other types,
+	// the property of the principal has only its default value.
 	if server := conf.String(authService); !strings.EqualFold(conf.String(authType), "simple") &&
 		strings.HasPrefix(server, "HTTP/") {
 		if keytab, ok := conf.Path(authKeytab); ok {

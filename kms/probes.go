@@ -23,7 +23,7 @@ import (
 	"claviger/secret"
 )
 
-// probes returns what a migration measures about the open providers.
+// probes returns the probes of the open providers for a migration.
 func (s *Service) probes(ctx context.Context) (migrate.Probes, error) {
 	p := migrate.Probes{User: OSUser(), Own: ownAddresses(ctx, s.Conf), More: s.moreChecks}
 	login, _, err := clientLogin(s.Conf)
@@ -187,9 +187,9 @@ func rulesHere(conf *hadoopconf.Conf) (migrate.Check, migrate.Decide) {
 	}
 }
 
-// ruleCure says which change of the rules admits a user whom this step refused. If a
-// key has no rule for a right, it does not advise one: such a rule would exclude all
-// users whom the defaults admit.
+// ruleCure returns the change of the rules that admits a user whom this step refused. If
+// a key has no rule for a right, ruleCure does not advise to add such a rule, because the
+// rule would exclude all users whom the defaults admit.
 func ruleCure(step authz.Step, user string) string {
 	switch {
 	case strings.HasPrefix(step.Property, "hadoop.kms.blacklist."):
@@ -219,7 +219,7 @@ func nameNode(conf *hadoopconf.Conf, flag string, hdfs func(string) (string, boo
 			rules, err := read(conf, slog.New(slog.DiscardHandler))
 			user, _, _ := strings.Cut(principal, "/")
 			user, _, _ = strings.Cut(user, "@")
-			if err == nil && rules != nil { // without rules it is the first component
+			if err == nil && rules != nil { // without rules, the user is the first component
 				user, err = rules.Short(strings.Replace(principal, "/_HOST@", "/namenode.example.com@", 1))
 			}
 			if err != nil {

@@ -164,7 +164,7 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 	return e.Wait(ctx)
 }
 
-// handler returns the handler of the REST face and the console.
+// handler returns the handler of the REST API and the console.
 func (s *server) handler(addr net.Addr, connections *web.Connections) (http.Handler, error) {
 	cfg := kmsapi.Config{
 		Ring: s.ring, Auth: s.auth.Authenticator, Audit: s.trail, Log: s.log,

@@ -54,7 +54,7 @@ func recordedLines(t *testing.T, name string) []string {
 // server "acl".
 func compareAuditLog(t *testing.T, events []audit.Event) {
 	t.Helper()
-	want := recordedLines(t, "acl-kms-audit.log")[1:] // the first line is of a request without a recording
+	want := recordedLines(t, "acl-kms-audit.log")[1:] // the request of the first line was not recorded
 	got := auditLines(t, events)
 	const aggregated = 3 // written at the end of the window, in any order
 	for _, lines := range [][]string{got, want} {
@@ -72,9 +72,9 @@ func compareAuditLog(t *testing.T, events []audit.Event) {
 	}
 }
 
-// compareAuditSample looks for the recorded lines of the audit log of the server "main" that are
-// about one request. Lines that contain a key of differs must be missing; the value is the id of
-// the divergence.
+// compareAuditSample searches the replay's audit log for lines of the recorded server "main". It
+// compares only lines that describe one request. A line that contains a key of differs must be
+// missing, because of the divergence whose id is the key's value.
 func compareAuditSample(t *testing.T, events []audit.Event) {
 	t.Helper()
 	differs := map[string]string{
@@ -95,7 +95,7 @@ func compareAuditSample(t *testing.T, events []audit.Event) {
 			}
 		}
 		if found := slices.Contains(got, line); found == (id != "") {
-			t.Errorf("of %q the replay's log has %t (%s)", line, found, id)
+			t.Errorf("the replay's log contains %q: %t (divergence %q)", line, found, id)
 		}
 	}
 	if compared < 20 {

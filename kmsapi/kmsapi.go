@@ -1,5 +1,5 @@
-// Package kmsapi is the REST face of Hadoop's KMS: its fifteen operations, as
-// stock clients call them. It parses a request, lets package authn authenticate
+// Package kmsapi serves the REST API of Hadoop's KMS: the fifteen operations that
+// Hadoop's own clients call. It parses a request, lets package authn authenticate
 // the caller, and calls the keyring. The answers are those of Hadoop's KMS;
 // docs/hadoop-divergences.md lists each difference with its reason.
 //
@@ -47,7 +47,7 @@ type Limits struct {
 	Slow          Slow // the zero value means DefaultSlow
 }
 
-// Config holds the parts and settings of the face.
+// Config holds the parts and settings of the REST API.
 type Config struct {
 	Ring  *keyring.Ring
 	Auth  *authn.Authenticator
@@ -124,8 +124,8 @@ func New(cfg Config) (http.Handler, error) {
 	return a, nil
 }
 
-// check refuses a Config that lacks a part or a limit. A zero Admission is not
-// an error, nor is one without Reads: defaults sets them.
+// check refuses a Config that lacks a part or a limit. A zero Admission is not an
+// error, because defaults sets it. The same is true of a zero Reads.
 func (cfg *Config) check() error {
 	if cfg.Ring == nil || cfg.Auth == nil || cfg.Audit == nil {
 		return errors.New("kmsapi.New: Ring, Auth and Audit must be given")
@@ -184,7 +184,7 @@ type call struct {
 	estimate       int64    // part of used: the expected memory of a list
 	limiter        *limiter // where the request holds slots; nil: it holds none
 	slots          int64    // its weight in limiter
-	released       *limiter // where it gave its slots up while it waits for a source
+	released       *limiter // where it released its slots while it waits for a source
 	edeks          int
 	opName         string // replaces the route's own name, if not ""
 	denied         bool   // by the operation-level rules
@@ -219,7 +219,7 @@ func (c *call) done() {
 		a.Log.Error("a request failed because of a fault in this program",
 			"id", c.caller.RequestID, "op", c.op(), "panic", p, "stack", string(debug.Stack()))
 		if c.status != 0 {
-			// Close the connection: otherwise the client takes half an answer for a whole one.
+			// Close the connection. Otherwise the client may accept half an answer as complete.
 			panic(http.ErrAbortHandler)
 		}
 		c.fail(claviger.Errorf("kmsapi", claviger.Internal, "", "panic"))

@@ -41,7 +41,7 @@ func FuzzPath(f *testing.F) {
 			path := base + "/v1/" + before + url.PathEscape(text) + after
 			pattern, raw, ok := match(withoutMatrix(path))
 			if name, whole := decodeName(raw); !ok || !whole || pattern != r.pattern || name != text {
-				t.Errorf("%s finds %s with the name %q; it is %s with %q", path, pattern, name, r.pattern, text)
+				t.Errorf("%s matches %s with the name %q, want %s with %q", path, pattern, name, r.pattern, text)
 			}
 		}
 	})
@@ -107,8 +107,8 @@ func TestRoutes(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
-	// Fourteen are of the KMS, whose fifteenth operation is OPTIONS. Two are about deleted keys, one
-	// describes a key, one is Ranger's.
+	// Fourteen routes are of Hadoop's KMS. Its fifteenth operation, OPTIONS, has no route. Two routes are
+	// about deleted keys, one describes a key, and one is Ranger's.
 	if len(seen) != 18 {
 		t.Errorf("%d routes", len(seen))
 	}
