@@ -7,7 +7,7 @@ import (
 	"claviger/zookeeper"
 )
 
-// A connection string, as ZooKeeper's own client takes it.
+// ParseEnsemble accepts the connection strings of ZooKeeper's own client.
 func ExampleParseEnsemble() {
 	e, err := zookeeper.ParseEnsemble("zk1:2181,zk2/kms")
 	if err != nil {

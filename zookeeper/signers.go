@@ -95,8 +95,8 @@ func (s *Signers) SwapSignerSecrets(ctx context.Context, secrets metastore.Signe
 	return bytes.Equal(n.data, data), nil
 }
 
-// wrap makes a *claviger.Error from any other error: an error about a node, which the contract does not have, or the
-// error of the caller's ctx. It returns nil for nil.
+// wrap makes a *claviger.Error from any other error: an error about a node, which metastore.Signers does not define, or
+// the error of the caller's ctx. It returns nil for nil.
 func wrap(op string, err error) error {
 	var ours *claviger.Error
 	switch {
@@ -141,7 +141,7 @@ func parseSecrets(b []byte) (s metastore.SignerSecrets, err error) {
 		n := binary.BigEndian.Uint32(b)
 		b = b[4:]
 		if n > maxSecret || int(n) > len(b) {
-			return s, fmt.Errorf("a secret has %d bytes by its length, but %d are left", n, len(b))
+			return s, fmt.Errorf("the length of a secret is %d bytes, but only %d follow", n, len(b))
 		}
 		if n > 0 {
 			*one = bytes.Clone(b[:n])

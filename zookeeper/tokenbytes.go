@@ -83,7 +83,7 @@ func parseDelegation(b []byte) (d metastore.Delegation, err error) {
 	}
 	size := binary.BigEndian.Uint32(rest[8:])
 	if size > maxPassword || int(size) > len(rest)-12 {
-		return d, fmt.Errorf("a password has %d bytes by its length, but %d are left", size, len(rest)-12)
+		return d, fmt.Errorf("the length of a password is %d bytes, but only %d follow", size, len(rest)-12)
 	}
 	d.Identifier = append([]byte(nil), b[:n]...)
 	d.Renew = time.UnixMilli(int64(binary.BigEndian.Uint64(rest))) //nolint:gosec // a signed number

@@ -39,7 +39,7 @@ func TestOperations(t *testing.T) {
 		}
 	}
 	if seen == 0 {
-		t.Error("no two packages have one name: this test is not needed")
+		t.Error("no two packages have the same name: this test is not needed")
 	}
 }
 

@@ -19,12 +19,12 @@ import (
 	"software.sslmate.com/src/go-pkcs12"
 )
 
-// Password is the password of PKCS#12 files. Java needs one even for truststores.
+// Password is the password of PKCS#12 files. Java needs a password even for truststores.
 const Password = "changeit"
 
 // Authority is a certificate authority for one test.
 type Authority struct {
-	// CA is the path of its certificate, in PEM.
+	// CA is the path of the authority's certificate, in PEM.
 	CA string
 	// Begins and Ends bound the validity of new certificates; zero means the authority's own.
 	Begins, Ends time.Time
@@ -69,7 +69,8 @@ func (a *Authority) Issue(name string, hosts ...string) string {
 		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...))
 }
 
-// Keystore is Issue for Java's servers: a PKCS#12 file with Password.
+// Keystore makes a key and a certificate as Issue does, and returns the path of a PKCS#12 file with Password, for
+// Java's servers.
 func (a *Authority) Keystore(name string, hosts ...string) string {
 	a.t.Helper()
 	key, cert := a.issue(name, hosts)

@@ -11,7 +11,7 @@ func (d *Driver) Open(name string) (driver.Conn, error) {
 	if err := d.before(Connect, ""); err != nil {
 		return nil, err
 	}
-	c, err := d.of.Open(name)
+	c, err := d.wrapped.Open(name)
 	if err != nil {
 		return nil, err
 	}

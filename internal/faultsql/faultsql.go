@@ -41,7 +41,7 @@ func (f Fault) String() string { return fmt.Sprintf("call %d (%s %s)", f.Number,
 // Driver wraps another driver, which must implement the interfaces with a context. Without faults it only passes calls
 // on.
 type Driver struct {
-	of driver.Driver
+	wrapped driver.Driver
 
 	mu        sync.Mutex
 	calls     int               // since the last start
@@ -55,21 +55,22 @@ type Driver struct {
 
 var _ driver.Driver = (*Driver)(nil)
 
-// Register wraps the driver that has the name of in database/sql, and gives the wrapper a name.
-func Register(name, of string) *Driver {
-	db, err := sql.Open(of, "")
+// Register wraps the driver that database/sql knows as wrapped, and registers the wrapper as name.
+func Register(name, wrapped string) *Driver {
+	db, err := sql.Open(wrapped, "")
 	if err != nil {
 		panic(err) // the test imports no such driver
 	}
-	d := &Driver{of: db.Driver()}
+	d := &Driver{wrapped: db.Driver()}
 	_ = db.Close() // it has no connection
 	sql.Register(name, d)
 	return d
 }
 
 // EachFails calls do several times. In the first round the first call to the driver fails, in the second round the
-// second call, and so on. In the last round no call fails, because do makes no more calls; its fault is the zero value.
-// EachFails yields the fault of each round and the error of do. No calls fail while the caller handles them.
+// second call, and so on. In the last round no call fails, because do makes no more calls; the fault of that round is
+// the zero value. EachFails yields the fault of each round and the error of do. No calls fail while the caller handles
+// them.
 func (d *Driver) EachFails(do func() error) iter.Seq2[Fault, error] {
 	return d.EachFailsWith(ErrInjected, do)
 }

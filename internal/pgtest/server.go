@@ -309,7 +309,7 @@ func (s *Server) ping() error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close(ctx) }() // the test needs no more of it
+	defer func() { _ = conn.Close(ctx) }() // the connection is not used again
 	var data string
 	if err := conn.QueryRow(ctx, `SHOW data_directory`).Scan(&data); err != nil {
 		return err
@@ -362,7 +362,7 @@ func (s *Server) Exec(t testing.TB, database string, statements ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = conn.Close(ctx) }() // the test needs no more of it
+	defer func() { _ = conn.Close(ctx) }() // the connection is not used again
 	for _, statement := range statements {
 		if _, err := conn.Exec(ctx, statement); err != nil {
 			t.Fatalf("%s: %v", statement, err)
@@ -457,19 +457,20 @@ func (s *Server) CatchUp(t testing.TB, primary *Server) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	ask := func(from *Server, what string) (answer string) {
+	query := func(from *Server, what string) (answer string) {
 		conn, err := pgx.Connect(ctx, from.URI(Superuser, "postgres"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = conn.Close(ctx) }() // the test needs no more of it
+		defer func() { _ = conn.Close(ctx) }() // the connection is not used again
 		if err := conn.QueryRow(ctx, what).Scan(&answer); err != nil {
 			t.Fatal(err)
 		}
 		return answer
 	}
-	to := ask(primary, `SELECT pg_current_wal_lsn()::text`)
-	for ask(s, fmt.Sprintf(`SELECT (coalesce(pg_last_wal_replay_lsn(), '0/0') >= '%s'::pg_lsn)::text`, to)) != "true" {
+	to := query(primary, `SELECT pg_current_wal_lsn()::text`)
+	replayed := fmt.Sprintf(`SELECT (coalesce(pg_last_wal_replay_lsn(), '0/0') >= '%s'::pg_lsn)::text`, to)
+	for query(s, replayed) != "true" {
 		if ctx.Err() != nil {
 			t.Fatal("the standby does not catch up with its primary")
 		}

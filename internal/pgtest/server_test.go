@@ -24,11 +24,11 @@ func count(t *testing.T, uri, table string, timeout time.Duration) (n int, err e
 	if err != nil {
 		return 0, err
 	}
-	defer func() { _ = conn.Close(context.Background()) }() // the test needs no more of it
+	defer func() { _ = conn.Close(context.Background()) }() // the connection is not used again
 	return n, conn.QueryRow(ctx, "SELECT count(*) FROM "+table).Scan(&n)
 }
 
-func TestDatabasesAreApart(t *testing.T) {
+func TestDatabasesAreSeparate(t *testing.T) {
 	a, b := pgtest.Database(t), pgtest.Database(t)
 	u, err := url.Parse(a)
 	if err != nil {
@@ -43,7 +43,7 @@ func TestDatabasesAreApart(t *testing.T) {
 	}
 }
 
-func TestServerLives(t *testing.T) {
+func TestServerRestarts(t *testing.T) {
 	s := pgtest.Start(t)
 	uri := s.Database(t)
 	s.Exec(t, "test1", "CREATE TABLE x (n int)")
@@ -51,7 +51,7 @@ func TestServerLives(t *testing.T) {
 		s.Exec(t, "test1", "INSERT INTO x VALUES (1)")
 		end(t)
 		if _, err := count(t, uri, "x", time.Minute); err == nil {
-			t.Fatal("it answers after it has ended")
+			t.Fatal("the server answers after it has ended")
 		}
 		s.Start(t)
 		if n, err := count(t, uri, "x", time.Minute); err != nil || n != i+1 {
@@ -60,7 +60,7 @@ func TestServerLives(t *testing.T) {
 	}
 	s.Pause()
 	if _, err := count(t, uri, "x", 200*time.Millisecond); err == nil {
-		t.Error("it answers while it is paused")
+		t.Error("the server answers while it is paused")
 	}
 	s.Resume()
 	if _, err := count(t, uri, "x", time.Minute); err != nil {
