@@ -99,7 +99,7 @@ the other trustee does not answer, the two are not synchronized, or a store acce
 				return err
 			}
 			err = out.Write(report, func(w io.Writer) { printTrusteeStatus(w, &report) })
-			if err == nil && !report.InStep() {
+			if err == nil && !report.Synchronized() {
 				err = &exitError{code: exitRefused} // the output gives the reason
 			}
 			return err

@@ -41,7 +41,7 @@ func (f *faults) step() error {
 	return nil
 }
 
-// each fails each step of an operation in turn. The operation must return that error.
+// each fails each step of an operation in turn. The operation must return the error of the failed step.
 func (f *faults) each(t *testing.T, name string, do func() error) {
 	t.Helper()
 	f.steps, f.fail = 0, 0
@@ -56,7 +56,7 @@ func (f *faults) each(t *testing.T, name string, do func() error) {
 	}
 }
 
-// faultyDisk is a disk of which one step fails. Removing a file is no step, because a restoration only removes its
+// faultyDisk is a disk on which one step fails. Removing a file is no step, because a restoration only removes its
 // temporary files.
 type faultyDisk struct {
 	durable.OS
@@ -271,7 +271,7 @@ func TestDecrypt(t *testing.T) {
 	}
 }
 
-// locked reports whether another restoration would leave a work folder alone.
+// locked reports whether a work folder is locked, so that another restoration does not remove it.
 func locked(t *testing.T, work string) bool {
 	t.Helper()
 	f, err := os.Open(work)
@@ -282,7 +282,8 @@ func locked(t *testing.T, work string) bool {
 	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
-// asNobody runs f as user nobody if the test runs as root, for whom each folder is open. The thread is not used again.
+// asNobody runs f as user nobody if the test runs as root, because root may use each folder. The thread is not used
+// again.
 func asNobody(f func()) {
 	done := make(chan struct{})
 	go func() {
@@ -323,7 +324,7 @@ func TestClosedFolder(t *testing.T) {
 	for name, c := range map[string]struct {
 		mode  fs.FileMode // of the folder
 		umask int
-		left  fs.FileMode // of a folder in the work folder of a killed restoration; 0: there is none
+		work  fs.FileMode // of a folder in the work folder of a killed restoration; 0: there is none
 		owned bool        // the work folder belongs to the user, too
 		op    string      // of the error
 	}{
@@ -338,9 +339,9 @@ func TestClosedFolder(t *testing.T) {
 			t.Fatal(err)
 		}
 		own(t, parent)
-		if c.left != 0 {
+		if c.work != 0 {
 			sub := leftover(t, parent)
-			if err := os.Chmod(sub, c.left); err != nil {
+			if err := os.Chmod(sub, c.work); err != nil {
 				t.Fatal(err)
 			}
 			if c.owned {
@@ -361,15 +362,15 @@ func TestClosedFolder(t *testing.T) {
 			}
 		})
 		syscall.Umask(before)
-		openAgain(t, parent)
+		restoreRights(t, parent)
 		if _, err := os.Lstat(filepath.Join(parent, "x")); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: a folder although it was refused: %v", name, err)
 		}
 	}
 }
 
-// openAgain gives this user the rights to remove all in a folder.
-func openAgain(t *testing.T, folder string) {
+// restoreRights lets this user remove everything in a folder again.
+func restoreRights(t *testing.T, folder string) {
 	t.Helper()
 	err := errors.Join(os.Chmod(folder, 0o700), filepath.WalkDir(folder, func(path string, d fs.DirEntry,
 		err error) error {

@@ -11,7 +11,7 @@ import (
 
 const (
 	// currentLife is how long Current returns the same result. It is longer than checkEvery, in which the
-	// active server brings the passive one up to date.
+	// active server brings the passive server up to date.
 	currentLife = 2 * time.Second
 	// unreachedLife is the same at a passive server while the active server does not answer.
 	unreachedLife = 5 * time.Second
@@ -19,7 +19,7 @@ const (
 	currentTimeout = time.Second
 )
 
-// Current returns what the answers of this server's store mean; see server.Replica.
+// Current reports which answers of this server's store are reliable; see server.Replica.
 //
 // An active server is sure if it was equal to the passive server at some time since its start, or if an
 // operator lets it work alone, and if it knows of no record that only the passive server holds. A passive
@@ -73,7 +73,7 @@ func (r *Replica) Current(ctx context.Context) (server.Knowledge, error) {
 	return c.Knowledge, nil
 }
 
-// learned is a result of Current, and until when Current returns it.
+// learned is a result of Current, with the time until which Current returns it again.
 type learned struct {
 	server.Knowledge
 	until time.Time

@@ -238,7 +238,7 @@ func newPairs(t *testing.T) *pairs {
 	}
 	a, _, end := p.pair(t, dir)
 	must(t, replica.Check(t.Context(), a.r))
-	if s, err := a.status(t.Context(), true); err != nil || !s.InStep() {
+	if s, err := a.status(t.Context(), true); err != nil || !s.Synchronized() {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	end()

@@ -276,7 +276,7 @@ func TestCommandsOfTheActive(t *testing.T) {
 		t.Error("the passive server works alone")
 	}
 	must(t, a.do(t.Context(), trustee.VerbResync, replica.ResyncArgs{}))
-	if s, err := a.status(t.Context(), true); err != nil || !s.InStep() {
+	if s, err := a.status(t.Context(), true); err != nil || !s.Synchronized() {
 		t.Errorf("after a resync: %+v, %v", s, err)
 	}
 }

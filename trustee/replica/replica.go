@@ -406,9 +406,9 @@ type StatusReport struct {
 	PeerDigest string `json:"peerDigest,omitempty"`
 }
 
-// InStep reports whether the two servers are equal and both accept changes. It is false if that is not
+// Synchronized reports whether the two servers are equal and both accept changes. It is false if that is not
 // known.
-func (s *StatusReport) InStep() bool {
+func (s *StatusReport) Synchronized() bool {
 	return s.Fault == "" && s.Peer != nil && s.Peer.Fault == "" && s.Peer.Role != s.Role && s.Lag == 0 && !s.Diverged &&
 		(s.Role != server.RoleActive || s.Synced) && s.Digest == s.PeerDigest
 }

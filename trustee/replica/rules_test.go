@@ -38,8 +38,8 @@ func TestSynchronized(t *testing.T) {
 		s := StatusReport{Position: Position{Role: server.RoleActive}, Synced: true,
 			Peer: &Position{Role: server.RolePassive}, Digest: "d", PeerDigest: "d"}
 		c.change(&s)
-		if s.InStep() != c.want {
-			t.Errorf("%s: %t", name, s.InStep())
+		if s.Synchronized() != c.want {
+			t.Errorf("%s: %t", name, s.Synchronized())
 		}
 	}
 }

@@ -70,7 +70,7 @@ func TestStatusAlone(t *testing.T) {
 		must(t, a.calls.count(func() error {
 			s, err := a.status(t.Context(), digest)
 			if s.Peer != nil || !strings.Contains(s.PeerError, errInjected.Error()) || (s.Digest != "") != digest ||
-				s.PeerDigest != "" || s.InStep() {
+				s.PeerDigest != "" || s.Synchronized() {
 				t.Errorf("%+v", s)
 			}
 			return err

@@ -155,7 +155,7 @@ func eachFails(t *testing.T, s *Store, list []operation) {
 // and the records that come from the other server: the failure does not prove that the stores are not equal.
 func TestEachCallFails(t *testing.T) {
 	injectFaults(t)
-	ctx, a := t.Context(), filled(t)
+	ctx, a := t.Context(), newFilledStore(t)
 	as(t, a, server.RoleActive, 1)
 	b := loaded(t, a)
 	start := head(t, a)
@@ -177,7 +177,7 @@ func TestEachCallFails(t *testing.T) {
 
 // TestNoJSON: a list in the store that is no JSON is an error of each operation that reads the list.
 func TestNoJSON(t *testing.T) {
-	s := filled(t)
+	s := newFilledStore(t)
 	for table, column := range map[string]string{"org": "contacts", "deposit": "access"} {
 		_, err := s.db.Writer.ExecContext(t.Context(), "UPDATE "+table+" SET "+column+" = '['")
 		check(t, err)
@@ -195,7 +195,7 @@ func TestNoJSON(t *testing.T) {
 
 // TestCancelledIsNoFailure: a cancelled call is not a failure of the store, but a time limit is.
 func TestCancelledIsNoFailure(t *testing.T) {
-	s := filled(t)
+	s := newFilledStore(t)
 	for _, op := range []operation{{"Orgs", func(ctx context.Context) error { _, err := s.Orgs(ctx); return err }},
 		{"SetAuth", func(ctx context.Context) error { return s.SetAuth(ctx, storetest.Org, "x") }}} {
 		for cause, failures := range map[error]int64{context.Canceled: 0, context.DeadlineExceeded: 1} {

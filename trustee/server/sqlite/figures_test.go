@@ -11,7 +11,7 @@ import (
 
 // TestFigures: deleted deposits are counted, but have no wrapped content that a server can open.
 func TestFigures(t *testing.T) {
-	ctx, s := t.Context(), filled(t)
+	ctx, s := t.Context(), newFilledStore(t)
 	check(t, s.Delete(ctx, storetest.Owner, []string{"u4"}, s.place.opened.ModTime(), storetest.Request("f")))
 	if live, deleted, err := s.Deposits(ctx); err != nil || live != 3 || deleted != 2 {
 		t.Errorf("%d live and %d deleted deposits, %v", live, deleted, err)

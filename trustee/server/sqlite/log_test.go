@@ -34,7 +34,7 @@ func head(t *testing.T, s *Store) replica.Head {
 // loaded makes a passive store that is equal to a store.
 func loaded(t *testing.T, from *Store) *Store {
 	t.Helper()
-	to := opened(t)
+	to := newStore(t)
 	as(t, to, server.RolePassive, 0)
 	var h replica.Head
 	var list []server.Record
@@ -56,7 +56,7 @@ func equal(t *testing.T, a, b *Store) {
 
 // TestLog: the changes in the log of one store make a second store equal, whatever the changes are.
 func TestLog(t *testing.T) {
-	ctx, a := t.Context(), filled(t)
+	ctx, a := t.Context(), newFilledStore(t)
 	if st := as(t, a, server.RoleActive, 1); st.Head.Seq != 1 || len(st.Head.Digest) != 64 {
 		t.Fatalf("%+v", st)
 	}
@@ -134,7 +134,7 @@ func TestLog(t *testing.T) {
 // TestGuard: a change is made only if the guard allows it. If the caller cancels after the peer has the change,
 // the change is still made.
 func TestGuard(t *testing.T) {
-	a := filled(t)
+	a := newFilledStore(t)
 	as(t, a, server.RoleActive, 1)
 	before, was := head(t, a), storetest.Digest(t, a)
 	no := claviger.Errorf("x", claviger.Unavailable, "", "no")
@@ -163,7 +163,7 @@ func TestGuard(t *testing.T) {
 
 // TestPrune: the log has a limited length, and keeps the entries that the peer lacks.
 func TestPrune(t *testing.T) {
-	ctx, a := t.Context(), filled(t)
+	ctx, a := t.Context(), newFilledStore(t)
 	count := func() (n int) {
 		check(t, a.db.Reader.QueryRow("SELECT count(*) FROM change").Scan(&n))
 		return n
@@ -192,7 +192,7 @@ func TestPrune(t *testing.T) {
 
 // TestPruneByGuard: the log is short while the peer has each change, and long while the peer does not answer.
 func TestPruneByGuard(t *testing.T) {
-	ctx, a := t.Context(), filled(t)
+	ctx, a := t.Context(), newFilledStore(t)
 	as(t, a, server.RoleActive, 1)
 	shared := true
 	a.Guard(func(context.Context, replica.Position, replica.Entry) (bool, error) { return shared, nil })
@@ -228,7 +228,7 @@ func TestPruneByGuard(t *testing.T) {
 
 // TestSave: the copy holds all records, and only its owner can read it.
 func TestSave(t *testing.T) {
-	a := filled(t)
+	a := newFilledStore(t)
 	name, err := a.Save(t.Context(), "dropped")
 	check(t, err)
 	if fi, err := os.Stat(name); err != nil || fi.Mode().Perm() != 0o600 {

@@ -30,7 +30,7 @@ func TestNotInPlace(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := filled(t)
+			a := newFilledStore(t)
 			check(t, a.Check(t.Context()))
 			want := storetest.Digest(t, a)
 			check(t, away(a.db.Path()))
@@ -68,7 +68,7 @@ func TestNotInPlace(t *testing.T) {
 
 // TestRescueTriesAgain: if the copy of a store that was moved cannot be made, the next check tries again.
 func TestRescueTriesAgain(t *testing.T) {
-	a := filled(t)
+	a := newFilledStore(t)
 	path := a.db.Path()
 	dir := filepath.Dir(path)
 	check(t, os.Rename(dir, dir+".away"))

@@ -19,7 +19,7 @@ var errStop = errors.New("the caller stops")
 
 // TestUpdatePosition: a log begins only when a single store becomes active. If the function fails, nothing changes.
 func TestUpdatePosition(t *testing.T) {
-	a := filled(t)
+	a := newFilledStore(t)
 	if st := as(t, a, server.RolePassive, 1); st.Head != (replica.Head{}) {
 		t.Errorf("a passive store: %+v", st)
 	}
@@ -46,7 +46,7 @@ func TestUpdatePosition(t *testing.T) {
 
 // TestHas: a log has its entries, and no others.
 func TestHas(t *testing.T) {
-	ctx, a := t.Context(), filled(t)
+	ctx, a := t.Context(), newFilledStore(t)
 	as(t, a, server.RoleActive, 1)
 	start := head(t, a)
 	for _, auth := range []string{"1", "2"} {
@@ -69,7 +69,7 @@ func TestHas(t *testing.T) {
 
 // TestUnfitChanges: a change that does not fit the records of the passive store proves that the stores are not equal.
 func TestUnfitChanges(t *testing.T) {
-	ctx, a := t.Context(), filled(t)
+	ctx, a := t.Context(), newFilledStore(t)
 	as(t, a, server.RoleActive, 1)
 	b := loaded(t, a)
 	before := stateOf(t, b)
@@ -102,7 +102,7 @@ func TestUnfitChanges(t *testing.T) {
 
 // TestForgedPast: an entry that has the number of an entry in the log, and another digest, does not follow the log.
 func TestForgedPast(t *testing.T) {
-	ctx, a := t.Context(), filled(t)
+	ctx, a := t.Context(), newFilledStore(t)
 	as(t, a, server.RoleActive, 1)
 	b := loaded(t, a)
 	start := head(t, a)
@@ -123,7 +123,7 @@ func TestForgedPast(t *testing.T) {
 // TestEntriesOfManySizes: a part of the log ends before the first entry that is too long, although a later entry is
 // not.
 func TestEntriesOfManySizes(t *testing.T) {
-	ctx, a := t.Context(), filled(t)
+	ctx, a := t.Context(), newFilledStore(t)
 	as(t, a, server.RoleActive, 1)
 	start := head(t, a)
 	for _, auth := range []string{"1", strings.Repeat("2", 1000), "3"} {
@@ -146,7 +146,7 @@ func TestEntriesOfManySizes(t *testing.T) {
 // active server gets back from the passive one do not.
 func TestApplyUnshared(t *testing.T) {
 	for role, want := range map[server.Role]uint64{server.RolePassive: 0, server.RoleActive: 7} {
-		a := filled(t)
+		a := newFilledStore(t)
 		as(t, a, role, 1)
 		_, err := a.UpdatePosition(t.Context(), func(st *replica.Position) error { st.Unshared = 7; return nil })
 		check(t, err)
@@ -163,7 +163,7 @@ func TestApplyUnshared(t *testing.T) {
 
 // TestSnapshotStops: a snapshot ends with the first error of its caller.
 func TestSnapshotStops(t *testing.T) {
-	a, calls := filled(t), 0
+	a, calls := newFilledStore(t), 0
 	record := func(server.Record) error { calls++; return errStop }
 	for want, head := range []func(replica.Head) error{func(replica.Head) error { return errStop },
 		func(replica.Head) error { return nil }} {
@@ -175,7 +175,7 @@ func TestSnapshotStops(t *testing.T) {
 
 // TestNoJSONOfAChange: a time that has no JSON form ends a change.
 func TestNoJSONOfAChange(t *testing.T) {
-	a := filled(t)
+	a := newFilledStore(t)
 	before := stateOf(t, a)
 	at := time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC)
 	if err := a.Delete(t.Context(), storetest.Owner, []string{"u2"}, at, storetest.Request("x")); !claviger.Is(err,
@@ -186,7 +186,7 @@ func TestNoJSONOfAChange(t *testing.T) {
 
 // TestMovedMeanwhile: a change is not committed if its file is moved meanwhile.
 func TestMovedMeanwhile(t *testing.T) {
-	a := filled(t)
+	a := newFilledStore(t)
 	as(t, a, server.RoleActive, 1)
 	before, path := stateOf(t, a), a.db.Path()
 	a.Guard(func(context.Context, replica.Position, replica.Entry) (bool, error) {

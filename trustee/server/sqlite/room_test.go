@@ -13,7 +13,7 @@ import (
 // TestCheckWritesAtOnce: readiness, the other trustee and an operator's status may call CheckWrites at the same
 // time. All calls succeed, and leave no file beside the store.
 func TestCheckWritesAtOnce(t *testing.T) {
-	s := filled(t)
+	s := newFilledStore(t)
 	before, err := os.ReadDir(filepath.Dir(s.db.Path()))
 	check(t, err)
 	var all sync.WaitGroup
@@ -51,7 +51,7 @@ func openFiles(t *testing.T, dir string) (open []string) {
 // TestCheckWritesRefuses: CheckWrites fails if the file beside the store cannot be made, written or synced. It keeps no
 // file open, and overwrites a file that a killed process left.
 func TestCheckWritesRefuses(t *testing.T) {
-	s := filled(t)
+	s := newFilledStore(t)
 	name := s.db.Path() + ".room"
 	check(t, s.CheckWrites(t.Context())) // it opens a connection
 	open := len(openFiles(t, filepath.Dir(name)))

@@ -156,7 +156,7 @@ func TestTwoProcesses(t *testing.T) {
 // TestFull: if the disk is full, the error about a deposit says so, and the store keeps its records. It accepts
 // the deposit when there is room again.
 func TestFull(t *testing.T) {
-	ctx, s := t.Context(), filled(t)
+	ctx, s := t.Context(), newFilledStore(t)
 	var pages int
 	check(t, s.db.Writer.QueryRowContext(ctx, "PRAGMA page_count").Scan(&pages))
 	limit := func(n int) {
@@ -260,7 +260,7 @@ func TestNoFolder(t *testing.T) {
 		!strings.Contains(err.Error(), "no such file") {
 		t.Errorf("%v", err)
 	}
-	a := filled(t)
+	a := newFilledStore(t)
 	dir := filepath.Dir(a.db.Path())
 	check(t, os.Rename(dir, dir+".away"))
 	failures := a.Failures()

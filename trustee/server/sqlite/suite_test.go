@@ -16,7 +16,7 @@ func TestStore(t *testing.T) {
 	})
 }
 
-func opened(t *testing.T) *Store {
+func newStore(t *testing.T) *Store {
 	t.Helper()
 	s, err := Open(t.Context(), filepath.Join(t.TempDir(), "trustee.db"), true)
 	check(t, err)
@@ -28,9 +28,9 @@ func opened(t *testing.T) *Store {
 	return s
 }
 
-func filled(t *testing.T) *Store {
+func newFilledStore(t *testing.T) *Store {
 	t.Helper()
-	s := opened(t)
+	s := newStore(t)
 	storetest.Fill(t, s)
 	return s
 }

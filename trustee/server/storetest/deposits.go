@@ -41,22 +41,22 @@ func putRefuses(t *testing.T, s server.Store) {
 	before := Digest(t, s)
 	same := Row(9)
 	same.Label = label
-	wants(t, "a label twice", s.Put(ctx, same, "", Request("p1")), claviger.KeyExists)
+	wants(t, "a used label", s.Put(ctx, same, "", Request("p1")), claviger.KeyExists)
 	same = Row(9)
 	same.UUID = "u1" // of a deleted deposit
-	wants(t, "a uuid twice", s.Put(ctx, same, "", Request("p2")), claviger.KeyExists)
+	wants(t, "a used uuid", s.Put(ctx, same, "", Request("p2")), claviger.KeyExists)
 	wants(t, "in place of none", s.Put(ctx, Row(9), "none", Request("p3")), claviger.KeyNotFound)
 	wants(t, "in place of a deleted deposit", s.Put(ctx, Row(9), "u1", Request("p4")), claviger.KeyNotFound)
-	theirs := Row(9)
-	theirs.Owner = "EE"
+	foreign := Row(9)
+	foreign.Owner = "EE"
 	_, err := s.AddClient(ctx, server.Client{Fingerprint: "EE", Org: Org, PublicKey: []byte{1},
 		State: server.Active}, Request("p5"))
 	check(t, err)
 	withClient := Digest(t, s)
-	wants(t, "in place of another's deposit", s.Put(ctx, theirs, "u2", Request("p6")), claviger.KeyNotFound)
-	theirs.Label = label
-	if err := s.Put(ctx, theirs, "", Request("p6")); err != nil {
-		t.Errorf("another's same label: %v", err)
+	wants(t, "in place of another's deposit", s.Put(ctx, foreign, "u2", Request("p6")), claviger.KeyNotFound)
+	foreign.Label = label
+	if err := s.Put(ctx, foreign, "", Request("p6")); err != nil {
+		t.Errorf("the same label of another owner: %v", err)
 	}
 	if before == withClient || Digest(t, s) == withClient {
 		t.Error("the digest has not changed")
@@ -89,13 +89,13 @@ func replace(t *testing.T, s server.Store) {
 	check(t, s.Purge(ctx, Owner, []string{r.UUID}, Request("p10")))
 }
 
-func life(t *testing.T, s server.Store) {
+func lifecycle(t *testing.T, s server.Store) {
 	ctx := t.Context()
 	Fill(t, s)
 	before := Digest(t, s)
 	for name, err := range map[string]error{
 		"a deleted and a live deposit": s.Delete(ctx, Owner, []string{"u0", "u1"}, at, Request("1")),
-		"one twice":                    s.Delete(ctx, Owner, []string{"u0", "u0"}, at, Request("2")),
+		"one deposit named twice":      s.Delete(ctx, Owner, []string{"u0", "u0"}, at, Request("2")),
 		"another's":                    s.Delete(ctx, "A", []string{"u0"}, at, Request("3")),
 		"undelete live":                s.Undelete(ctx, Owner, []string{"u1", "u0"}, Request("4")),
 		"undelete another's":           s.Undelete(ctx, "A", []string{"u1"}, Request("5")),
@@ -116,9 +116,9 @@ func life(t *testing.T, s server.Store) {
 		wants(t, "the label of a deleted deposit", err, claviger.KeyNotFound)
 	}
 	// Another deposit may take the label of a deleted deposit, which then cannot be undeleted.
-	taken := Row(20)
-	taken.Label = Row(2).Label
-	check(t, s.Put(ctx, taken, "", Request("10")))
+	newer := Row(20)
+	newer.Label = Row(2).Label
+	check(t, s.Put(ctx, newer, "", Request("10")))
 	wants(t, "undelete onto a live label", s.Undelete(ctx, Owner, []string{"u0", "u2"}, Request("11")),
 		claviger.KeyExists)
 	_, err := s.Get(ctx, "u0")
@@ -132,13 +132,13 @@ func life(t *testing.T, s server.Store) {
 		claviger.KeyNotFound)
 }
 
-// atOnce: if several callers change the same deposits at the same time, one succeeds, also if they name the
+// concurrentChanges: if several callers change the same deposits at the same time, one succeeds, even if they name the
 // deposits in opposite order. The others are refused only because the deposits have changed.
-func atOnce(t *testing.T, s server.Store) {
+func concurrentChanges(t *testing.T, s server.Store) {
 	ctx := t.Context()
 	Fill(t, s)
 	const n = 8
-	won := func(do func(i int) error, kind claviger.Kind) {
+	wantOneSuccess := func(do func(i int) error, kind claviger.Kind) {
 		t.Helper()
 		errs := make([]error, n)
 		var group sync.WaitGroup
@@ -146,32 +146,34 @@ func atOnce(t *testing.T, s server.Store) {
 			group.Go(func() { errs[i] = do(i) })
 		}
 		group.Wait()
-		wins := 0
+		successes := 0
 		for _, err := range errs {
 			if err == nil {
-				wins++
+				successes++
 			} else {
 				wants(t, "another caller", err, kind)
 			}
 		}
-		if wins != 1 {
-			t.Errorf("%d callers have succeeded", wins)
+		if successes != 1 {
+			t.Errorf("%d callers have succeeded, want 1", successes)
 		}
 	}
-	won(func(i int) error { return s.Put(ctx, Row(100+i), "u2", Request(fmt.Sprint("a", i))) }, claviger.KeyNotFound)
-	won(func(i int) error {
+	wantOneSuccess(func(i int) error {
+		return s.Put(ctx, Row(100+i), "u2", Request(fmt.Sprint("a", i)))
+	}, claviger.KeyNotFound)
+	wantOneSuccess(func(i int) error {
 		r := Row(200 + i)
 		r.Label = "one"
 		return s.Put(ctx, r, "", Request(fmt.Sprint("b", i)))
 	}, claviger.KeyExists)
-	won(func(i int) error {
+	wantOneSuccess(func(i int) error {
 		pair := []string{"u0", "u4"}
 		if i%2 == 1 {
 			pair = []string{"u4", "u0"}
 		}
 		return s.Delete(ctx, Owner, pair, at, Request(fmt.Sprint("c", i)))
 	}, claviger.KeyNotFound)
-	won(func(int) error { return s.Put(ctx, Row(300), "", Request("same")) }, claviger.Invalid)
+	wantOneSuccess(func(int) error { return s.Put(ctx, Row(300), "", Request("same")) }, claviger.Invalid)
 }
 
 // labels are the labels of the deposits that fillLabels adds.
@@ -283,7 +285,7 @@ func replay(t *testing.T, s server.Store) {
 func forget(t *testing.T, s server.Store) {
 	ctx := t.Context()
 	Fill(t, s)
-	check(t, s.Forget(ctx, time.UnixMilli(1700000600000))) // not before that
+	check(t, s.Forget(ctx, time.UnixMilli(1700000600000))) // the records of requests are kept until this time
 	if err := s.Put(ctx, Row(40), "", Request("d1")); !errors.Is(err, trustee.ErrReplay) {
 		t.Error(err)
 	}
