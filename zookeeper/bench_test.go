@@ -45,9 +45,9 @@ func BenchmarkDelegation(b *testing.B) {
 		var next atomic.Int32
 		b.SetParallelism(many)
 		b.RunParallel(func(p *testing.PB) {
-			mine := next.Add(1) % many
+			sequence := next.Add(1) % many
 			for p.Next() {
-				lookUp(b, mine)
+				lookUp(b, sequence)
 			}
 		})
 	})

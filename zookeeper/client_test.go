@@ -188,7 +188,7 @@ func TestRestart(t *testing.T) {
 				}
 				mu.Lock()
 				if used[first] {
-					t.Errorf("number %d twice", first)
+					t.Errorf("number %d is used twice", first)
 				}
 				used[first] = true
 				mu.Unlock()
@@ -226,7 +226,8 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// TestStall pauses the server: an operation fails when its time ends, and another one succeeds when the server resumes.
+// TestStall pauses the server: an operation fails when its time ends, and an operation with more time succeeds when the
+// server resumes.
 func TestStall(t *testing.T) {
 	t.Parallel()
 	server := zktest.Start(t, zktest.Options{})
@@ -271,7 +272,7 @@ func TestStall(t *testing.T) {
 	}
 }
 
-// checkFailsFast checks that most of many callers do not wait, because the client knows that the servers do not answer.
+// checkFailsFast checks that most callers do not wait, because the client knows that the servers do not answer.
 // It tries several times, because on a busy machine callers can be slow by themselves.
 func checkFailsFast(t *testing.T, c *Client) {
 	t.Helper()
@@ -305,7 +306,7 @@ func fastFailures(t *testing.T, c *Client) int32 {
 	return quick.Load()
 }
 
-// TestFailover: if some servers of the list do not answer, another one is used.
+// TestFailover: if some servers of the list do not answer, another server is used.
 func TestFailover(t *testing.T) {
 	t.Parallel()
 	server := zktest.Start(t, zktest.Options{})
@@ -364,13 +365,13 @@ func TestEnsemble(t *testing.T) {
 	}
 	moving := tokens(t, open(t, strings.Join(addresses, ","), longRetry))
 	used := make(map[int32]bool)
-	// At first the last server is the leader; then another one is.
+	// First the last server is the leader. After it is killed, another server is the leader.
 	for round, s := range []*zktest.Server{servers[2], servers[0]} {
 		s.Kill()
 		for range 10 {
 			n, err := moving.NextSequences(t.Context(), 1)
 			if err != nil || used[n] {
-				t.Fatalf("with the %d. server killed: number %d, twice: %v; %v", round+1, n, used[n], err)
+				t.Fatalf("after kill %d: number %d, used before: %v; %v", round+1, n, used[n], err)
 			}
 			used[n] = true
 			put(moving, n)
