@@ -131,17 +131,17 @@ func (r *Ring) migratedFrom(ctx context.Context, s *source, m *claviger.Metadata
 
 // clashesWith returns the names, in order, of keys here to which the source answers, and that were not migrated.
 func (r *Ring) clashesWith(ctx context.Context, s *source, ours map[string][]string) ([]string, error) {
-	var theirs []string
+	var sourceNames []string
 	err := s.call(ctx, func(ctx context.Context) (err error) {
-		theirs, err = s.Keys(ctx)
+		sourceNames, err = s.Keys(ctx)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	listed := make(map[string]bool, len(theirs))
+	listed := make(map[string]bool, len(sourceNames))
 	var both []string
-	for _, name := range theirs {
+	for _, name := range sourceNames {
 		listed[name] = true
 		both = append(both, ours[claviger.FoldName(name)]...)
 	}

@@ -15,17 +15,17 @@ import (
 // conflictsShown is the number of versions in a message.
 const conflictsShown = 10
 
-// conflicts are the versions of migrated keys that have the name of another version at the source, which has rolled its
-// key since. An EDEK identifies its version by that name alone. So an EDEK of the other version would open here to a
-// wrong DEK.
+// conflicts are the versions of migrated keys that have the name of another version at the source, because the source
+// rolled its key after the migration. An EDEK identifies its version by that name alone. So an EDEK of the other
+// version would open here to a wrong DEK.
 type conflicts struct {
 	// known has the URI of the source, by version. It includes versions of keys that were deleted here: these keys may
-	// come back, and no version of another key gets the names.
+	// be undeleted, and no version of another key gets the names.
 	known atomic.Pointer[map[string]string]
 	// here are the versions in known that a key here has now, or that may have been used.
 	here atomic.Pointer[map[string]string]
-	// rolled are migrated keys of sources with opaque ids that count more versions there than were migrated, by the
-	// last answer of each source.
+	// rolled are migrated keys of sources with opaque ids. According to the last answer of its source, each of these
+	// keys has more versions there than were migrated.
 	rolled atomic.Pointer[[]rolledKey]
 
 	mu   sync.Mutex                 // held while sources are compared
@@ -80,7 +80,7 @@ func (r *Ring) needNotInConflict(ctx context.Context, op string, v *claviger.Key
 		"was migrated from, so nothing is opened with it; this server's log and /readyz say what to do", v.Name))
 }
 
-// needNoConflict refuses to re-encrypt EDEKs of a version of ours whose name another version at a source may have. Such
+// needNoConflict refuses to re-encrypt EDEKs of a version here whose name another version at a source may have. Such
 // an EDEK may open to a wrong DEK here, and a re-encrypted wrong DEK would lose the file for ever. So each source is
 // checked, even if the key was not migrated from it. A source that does not answer ends the re-encryption, unless the
 // key came from a source with opaque ids, such as a Key Trustee KMS.
@@ -133,11 +133,11 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *claviger.KeyVer
 	})
 }
 
-// nameConflict returns the error that refuses EDEKs of a version whose name the source has too, for its key theirs.
+// nameConflict returns the error that refuses EDEKs of a version whose name the source has too, for its key sourceKey.
 func (r *Ring) nameConflict(ctx context.Context, op string, v *claviger.KeyVersion, s *source,
-	theirs *claviger.Metadata) error {
-	if v.Of != nil && v.Of.Created.UnixMilli() != theirs.Created.UnixMilli() {
-		return r.otherKey(op, v, s.URI(), theirs)
+	sourceKey *claviger.Metadata) error {
+	if v.Of != nil && v.Of.Created.UnixMilli() != sourceKey.Created.UnixMilli() {
+		return r.otherKey(op, v, s.URI(), sourceKey)
 	}
 	return r.notReencrypted(ctx, op, v, s.URI())
 }
@@ -158,17 +158,17 @@ func (r *Ring) notReencrypted(ctx context.Context, op string, v *claviger.KeyVer
 }
 
 // otherKey is notReencrypted for a source's key that was not rolled, but is another key.
-func (r *Ring) otherKey(op string, v *claviger.KeyVersion, uri string, theirs *claviger.Metadata) error {
+func (r *Ring) otherKey(op string, v *claviger.KeyVersion, uri string, sourceKey *claviger.Metadata) error {
 	return claviger.Errorf(op, claviger.Invalid, v.Name, "the source %s has another key '%s', made %s, than the one "+
 		"here, made %s, and both have a version '%s', so its EDEKs may belong to either key, and are "+
 		"not re-encrypted: if "+
 		"files are under the source's key, copy them, through the source, to a zone with a key of another name; "+
 		"then delete the key at the source, or set claviger.migration.ours to %s and restart; do not delete the key "+
 		"here", uri, v.Key,
-		preciseStamp(theirs.Created), preciseStamp(v.Of.Created), v.Name, r.oursWith(claviger.ParseVersion(v.Name)))
+		preciseStamp(sourceKey.Created), preciseStamp(v.Of.Created), v.Name, r.oursWith(claviger.ParseVersion(v.Name)))
 }
 
-// notKnown is the error if it is not known whether a source has another version of that name.
+// notKnown returns the error for a version if it is not known whether a source has another version of its name.
 func notKnown(op string, v *claviger.KeyVersion, s *source, err error) error {
 	err = s.explain(err, aboutMetadata(v.Key, v.Key))
 	switch kind := claviger.KindOf(err); kind {

@@ -176,8 +176,8 @@ func (r *Ring) newest(ctx context.Context, name string) (claviger.KeyVersion, er
 // takenOver reports whether a migration made a key here for the source's key, and the source still has that key. A key
 // that a user made under the name, or that was deleted and made again on either side, has another time of creation,
 // which no user can choose.
-func (r *Ring) takenOver(ctx context.Context, ours, theirs *claviger.Metadata) (bool, error) {
-	if !sameOrigin(ours, theirs.Created, theirs.ACLName()) {
+func (r *Ring) takenOver(ctx context.Context, ours, sourceKey *claviger.Metadata) (bool, error) {
+	if !sameOrigin(ours, sourceKey.Created, sourceKey.ACLName()) {
 		return false, nil
 	}
 	list, err := r.origins.of(ctx, ours.Name)

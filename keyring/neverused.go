@@ -26,10 +26,10 @@ func (r *Ring) mayBeOurs(ctx context.Context, version claviger.VersionRef) (bool
 func (r *Ring) recordsUses() bool { return r.cfg.Numbers != nil && r.cfg.LastUses != nil }
 
 // otherKeyRefusal returns the error that refuses EDEKs of a version because they may belong to another key than the
-// source's key, whose metadata is theirs. It returns nil if no record says so, or if an operator has said that the
+// source's key, whose metadata is sourceKey. It returns nil if no record says so, or if an operator has said that the
 // EDEKs belong to the source's version. ours: the version may be one of ours.
 func (r *Ring) otherKeyRefusal(ctx context.Context, s *source, use string, v claviger.VersionRef,
-	theirs *claviger.Metadata, ours bool) (error, error) {
+	sourceKey *claviger.Metadata, ours bool) (error, error) {
 	if r.cfg.Theirs[v.Name()] {
 		return nil, nil
 	}
@@ -57,7 +57,7 @@ func (r *Ring) otherKeyRefusal(ctx context.Context, s *source, use string, v cla
 			"key at the KMS that the key was migrated from, so nothing is opened or re-encrypted with it; this "+
 			"server's log says what to do", version)), nil
 	}
-	was, err := r.migratedAs(ctx, s, v, theirs)
+	was, err := r.migratedAs(ctx, s, v, sourceKey)
 	if err != nil || was.IsZero() {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func (r *Ring) otherKeyRefusal(ctx context.Context, s *source, use string, v cla
 		"source is restored. If no file needs them, or if that source gives a key a new time "+
 		"at each roll, as a Ranger KMS does on a cloud's key vault, set claviger.migration.theirs to %s "+
 		"and restart: then the source opens all EDEKs of that name",
-		s.URI(), theirs.Name, preciseStamp(theirs.Created), preciseStamp(was), version,
+		s.URI(), sourceKey.Name, preciseStamp(sourceKey.Created), preciseStamp(was), version,
 		claviger.NamesWith(r.cfg.Theirs, version))
 	return claviger.Answer(err, fmt.Sprintf("key version '%s' may belong to either of two keys that the KMS has "+
 		"had under "+
