@@ -121,7 +121,7 @@ func (p *Probes) elsewhere(ctx context.Context) Check {
 		return c
 	}
 	if err := p.Alive(ctx); err != nil {
-		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "see that the place where the source keeps "+
+		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "check that the place where the source keeps "+
 			"its keys can be reached and used from here"
 		return c
 	}
@@ -140,7 +140,7 @@ func (p *Probes) latency(ctx context.Context) Check {
 		err = fmt.Errorf("no round trip was made")
 	}
 	if err != nil {
-		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "see that the HSM can be reached and used: "+
+		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "check that the HSM can be reached and used: "+
 			"claviger hsm inspect"
 		return c
 	}

@@ -67,12 +67,12 @@ func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Che
 		if elsewhere != "" {
 			c.Status = Warning
 			c.Measured += fmt.Sprintf("; %s is neither the source nor this server", elsewhere)
-			c.Cure = "see that the source is the KMS that HDFS uses: keys that are made at another KMS are not migrated"
+			c.Cure = "check that the source is the KMS that HDFS uses: keys that are made elsewhere are not migrated"
 		}
 		return c
 	}
 	return notTried("HDFS has no key provider configured",
-		"see that the folder is that of HDFS' own core-site.xml; encryption zones need "+hdfsProviderProps[0])
+		"check that the folder is that of HDFS' own core-site.xml; encryption zones need "+hdfsProviderProps[0])
 }
 
 // endpoints are addresses with their ports.

@@ -129,7 +129,7 @@ func (e *Engine) readable(ctx context.Context, sv *survey) Check {
 	if len(sv.items) == 0 {
 		// A keystore file whose path was mistyped does not exist, and so has no keys.
 		c.Status, c.Needed, c.Measured = NotTried, true, "the source lists no key"
-		c.Cure = "see that " + propSource + " names the KMS whose keys HDFS uses, and the right path or port of it"
+		c.Cure = "check that " + propSource + " names the KMS whose keys HDFS uses, and the right path or port of it"
 		return c
 	}
 	refusals, unread := 0, 0
@@ -167,7 +167,7 @@ func (e *Engine) room(ctx context.Context, need int) Check {
 	free, known, err := e.cfg.Probes.Room(ctx)
 	switch {
 	case err != nil:
-		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "see that the HSM can be reached"
+		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "check that the HSM can be reached"
 	case !known:
 		c.Status, c.Measured = NotTried, fmt.Sprintf("%d new keys; the token does not report how much room it has",
 			need)

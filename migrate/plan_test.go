@@ -99,7 +99,7 @@ func TestPlanOfNoKeys(t *testing.T) {
 	must(t, err)
 	text := textOf(report.Plan, p)
 	if p.Ready() || !strings.Contains(text, "not tried  rights at the source: the source lists no key") ||
-		!strings.Contains(text, "see that hadoop.kms.key.provider.reencryption.source.uri names") {
+		!strings.Contains(text, "check that hadoop.kms.key.provider.reencryption.source.uri names") {
 		t.Errorf("ready %v:\n%s", p.Ready(), text)
 	}
 	v, err := b.engine(t).Verify(t.Context())

@@ -138,7 +138,7 @@ func (s *SourceKMS) explain(ctx context.Context, f *HostFacts, scheme string, er
 			return
 		}
 	}
-	f.Cure = fmt.Sprintf("see that the KMS runs, and that %s can be reached from here", hostPort(f.Base))
+	f.Cure = fmt.Sprintf("check that the KMS runs, and that %s can be reached from here", hostPort(f.Base))
 }
 
 // storeDate stores the date of an answer, and reports whether the answer has one.

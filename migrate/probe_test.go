@@ -104,7 +104,7 @@ func TestProbe(t *testing.T) {
 		{"failing", serve(t, false, answer(503)).URL, nil, "503", "the log of the KMS"},
 		{"redirect", serve(t, false, answer(302, "Location", "https://elsewhere/")).URL, nil,
 			"a redirect to https://elsewhere/", "name the KMS itself"},
-		{"bad request, no TLS", serve(t, false, answer(400)).URL, nil, "HTTP status 400", "see that the KMS runs"},
+		{"bad request, no TLS", serve(t, false, answer(400)).URL, nil, "HTTP status 400", "check that the KMS runs"},
 		{"closed port", "http://" + closedPort(t) + "/kms", nil, "connection refused", "can be reached from here"},
 		{"unknown host", "http://kms.invalid:16000/kms", nil, "kms.invalid", `correct the host name "kms.invalid"`},
 	} {
@@ -195,7 +195,7 @@ func hostFacts(name, ip string, ahead time.Duration) migrate.HostFacts {
 }
 
 var hostDown = migrate.HostFacts{Base: "https://kms-2:16000/kms", Host: "kms-2",
-	Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.8")}, Err: io.ErrUnexpectedEOF, Cure: "see that the KMS runs"}
+	Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.8")}, Err: io.ErrUnexpectedEOF, Cure: "check that the KMS runs"}
 
 func sourceFacts(facts ...migrate.HostFacts) func(context.Context) []migrate.HostFacts {
 	return func(context.Context) []migrate.HostFacts { return facts }
@@ -296,10 +296,10 @@ func TestChecksOfSource(t *testing.T) {
 			"https://kms-1:16000/kms answers in 4.00 ms (Jetty(9.4))", ""},
 		{"one of two", migrate.Probes{Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", 0), hostDown)},
 			"source alive",
-			migrate.Warning, "unexpected EOF", "see that the KMS runs"},
+			migrate.Warning, "unexpected EOF", "check that the KMS runs"},
 		{"dead", migrate.Probes{Source: sourceFacts(hostDown, hostDown)}, "source alive", migrate.Failure,
 			"unexpected EOF",
-			"see that the KMS runs"},
+			"check that the KMS runs"},
 		{"source is no KMS, answers", migrate.Probes{Alive: func(context.Context) error { return nil }}, "source alive",
 			migrate.OK,
 			"which answers", ""},

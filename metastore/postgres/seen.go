@@ -43,7 +43,7 @@ func (c *Config) loadSeen() (loaded seen, err error) {
 	if err == nil {
 		return loaded, nil
 	}
-	cure := "it is damaged, or another file: see that the property names the right place, or move it away"
+	cure := "it is damaged, or another file: check that the property names the right place, or move it away"
 	if errors.Is(err, fs.ErrPermission) {
 		cure = "give it to the user that the server runs as, or move it away"
 	}

@@ -117,7 +117,7 @@ func (s *Store) checkPlace(op, key string, write bool) error {
 
 func (s *Store) refusal(op, key, why string) error {
 	return claviger.Answer(claviger.Errorf(op, claviger.Unavailable, key,
-		"metastore %s %s; stop the server, put the right file in its place, see that claviger metastore verify "+
+		"metastore %s %s; stop the server, put the right file in its place, check that claviger metastore verify "+
 			"finds nothing, and start again",
 		s.db.Path(), why), guardAnswer)
 }

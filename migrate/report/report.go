@@ -260,7 +260,7 @@ func Verification(w io.Writer, v *migrate.Verification) {
 		l.line("")
 	}
 	if v.Empty() {
-		l.line("Nothing was compared, since the source lists no key: see that %s names the right KMS, and that this "+
+		l.line("Nothing was compared, since the source lists no key: check that %s names the right KMS, and that this "+
 			"server may list its keys.", hadoopconf.SourceURI)
 	} else {
 		l.line("%d keys the same, %d different.", v.Same, v.Different)

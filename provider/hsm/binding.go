@@ -234,7 +234,7 @@ func (p *Provider) refuseLostObject(ctx context.Context, b bindingState, list []
 	err = stalef("the object that bound token %s to metastore %s is gone, and the token holds keys of claviger that "+
 		"this metastore does not know: %s; so the metastore may be a copy, or an older state, of the one that made "+
 		"them; two copies would destroy each other's keys, so nothing is made or destroyed with this one; if it is "+
-		"an old copy, name the right one by claviger.metastore.uri; if it is the right one, see that no other is "+
+		"an old copy, name the right one by claviger.metastore.uri; if it is the right one, check that no other is "+
 		"used, and give the token to it: %s; then %s makes records of what it does not know",
 		tokenName(info), p.store.URI(), summarize(labels), p.acceptCommandLine(), p.adoptCommandLine(""))
 	if p.usedAtThisPlace(list) {
@@ -343,7 +343,7 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine []Binding, alone 
 		p.log.Info("the token and the metastore were bound to each other", "token", tokenName(p.tok.Info()),
 			"metastore", p.store.URI(), "id", id)
 	default:
-		p.log.Warn("the metastore that the token belongs to was at another place before; see that no server uses "+
+		p.log.Warn("the metastore that the token belongs to was at another place before; check that no server uses "+
 			"what is left there", "was", mine[0].URI, "is", p.store.URI(), "id", id)
 	}
 	return p.store.SetSetting(ctx, settingBound, b.Since.Format(time.RFC3339))

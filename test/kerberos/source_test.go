@@ -165,7 +165,7 @@ func TestPlanNamesOurLogin(t *testing.T) {
 					t.Errorf("no %q in:\n%s", want, got)
 				}
 			}
-			for _, wrong := range []string{"does not answer", "see that the KMS runs", "admit root", "proxyuser.root",
+			for _, wrong := range []string{"does not answer", "check that the KMS runs", "admit root", "proxyuser.root",
 				"as root"} {
 				if strings.Contains(got, wrong) {
 					t.Errorf("%q in:\n%s", wrong, got)
