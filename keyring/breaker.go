@@ -57,7 +57,7 @@ func (s *source) call(ctx context.Context, fn func(context.Context) error) error
 		s.probe(ctx)
 	}
 	err := s.execute(ctx, provider.CallerOf(ctx), fn)
-	// The breaker counts anew after each change of its state, so it is closed here.
+	// The breaker restarts its count at each change of its state, so it is closed here.
 	if s.health != nil && isUnreachable(err) && s.breaker.Counts().ConsecutiveFailures >= s.failures {
 		s.probe(ctx)
 	}

@@ -17,7 +17,7 @@ import (
 // A nil *cache keeps nothing.
 type cache[V any] struct {
 	ttl     time.Duration
-	renewed bool // a hit begins the ttl anew: "after access" rather than "after write"
+	renewed bool // a hit restarts the ttl: "after access" rather than "after write"
 	limit   int  // entries per shard
 	seed    maphash.Seed
 	now     func() time.Duration // since the cache was made

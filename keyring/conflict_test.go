@@ -70,9 +70,9 @@ func TestConflictIsNotDecrypted(t *testing.T) {
 	}
 }
 
-// TestKeyMadeAnewAtTheSource: a migrated key was deleted at its source, and a user makes another key of its name there.
-// The migrated key here still opens its EDEKs.
-func TestKeyMadeAnewAtTheSource(t *testing.T) {
+// TestKeyMadeAgainAtTheSource: a migrated key was deleted at its source, and a user makes another key of its name
+// there. The migrated key here still opens its EDEKs.
+func TestKeyMadeAgainAtTheSource(t *testing.T) {
 	w := newConflictLab(t)
 	if err := w.far.Delete(t.Context(), "payroll"); err != nil {
 		t.Fatal(err)

@@ -337,7 +337,7 @@ func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) e
 	wrong := ""
 	if last.After(now.Add(r.servedAfterDeletion() + metastore.ClockMargin)) {
 		wrong = "; that time has not come yet, so a clock was ahead when it was written: undelete the key and delete " +
-			"it again to have its deletion written anew"
+			"it again to record a new time of its deletion"
 	}
 	return claviger.Errorf(op, claviger.Invalid, k.Name,
 		"key '%s', deleted %s, may have been used until %s, which is less than %v ago (claviger.purge.min.unused): it "+

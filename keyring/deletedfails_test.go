@@ -210,7 +210,7 @@ func TestDescribeUses(t *testing.T) {
 	}
 }
 
-// TestDescribeKeyThatChanges: if the key is made anew while it is described, it is read again, and not for ever.
+// TestDescribeKeyThatChanges: if the key is made again while it is described, it is read again, and not for ever.
 func TestDescribeKeyThatChanges(t *testing.T) {
 	for name, changes := range map[string]int{"once": 1, "each time": 100} {
 		l := softLab(t, nil)

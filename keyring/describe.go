@@ -95,7 +95,7 @@ func (r *Ring) describeLive(ctx context.Context, q *request, key string) ([]Desc
 		d, err := r.withUses(ctx, *m, facts)
 		return []Description{d}, err
 	}
-	return nil, claviger.Errorf("keyring.Describe", claviger.Unavailable, key, "the key was deleted and made anew %d "+
+	return nil, claviger.Errorf("keyring.Describe", claviger.Unavailable, key, "the key was deleted and made again %d "+
 		"times while it was read", readings)
 }
 

@@ -22,7 +22,7 @@ import (
 func TestDeletedVersionOfTwoKeys(t *testing.T) {
 	type row struct {
 		used bool
-		// The source "has it", "lost it", has another key with such a version ("made anew"), or is "silent".
+		// The source "has it", "lost it", has another key with such a version ("made again"), or is "silent".
 		source   string
 		decision string // the operator's: "", "ours", "theirs"
 		opens    string // an outcome of TestShadowing; "ok" is the source's DEK
@@ -34,7 +34,7 @@ func TestDeletedVersionOfTwoKeys(t *testing.T) {
 		{false, "has it", "ours", "404"},
 		{true, "has it", "", "503"},
 		{true, "lost it", "", "404"},
-		{true, "made anew", "", "503"},
+		{true, "made again", "", "503"},
 		{true, "silent", "", "503"},
 		{true, "has it", "ours", "404"},
 		{true, "silent", "ours", "404"},
@@ -68,7 +68,7 @@ func oneDeletedVersion(t *testing.T, used, compared bool, gone, source, decision
 	if undecided != shown {
 		t.Errorf("readiness: %v", w.CheckConflicts(t.Context()))
 	}
-	if gone != "deleted" || source == "made anew" {
+	if gone != "deleted" || source == "made again" {
 		return
 	}
 	if err := w.Undelete(t.Context(), caller("root"), "payroll", ""); err != nil {
@@ -113,14 +113,14 @@ func (w *conflictLab) changeSource(t *testing.T, source string) {
 	t.Helper()
 	const key = "payroll"
 	switch source {
-	case "lost it", "made anew":
+	case "lost it", "made again":
 		if err := w.far.Delete(t.Context(), key); err != nil {
 			t.Fatal(err)
 		}
 	case "silent":
 		w.far.setFail(failing(claviger.Unavailable, "connection refused"))
 	}
-	if source == "made anew" {
+	if source == "made again" {
 		time.Sleep(2 * time.Millisecond) // another time of creation
 		spec := provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}
 		if _, err := w.far.Create(t.Context(), spec); err != nil {

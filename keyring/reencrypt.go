@@ -90,7 +90,7 @@ func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []cl
 }
 
 // errTwoKeys: two keys had the name one after the other, and the key was read from both.
-var errTwoKeys = errors.New("the key was deleted and made anew while its EDEKs were re-encrypted")
+var errTwoKeys = errors.New("the key was deleted and made again while its EDEKs were re-encrypted")
 
 // reencryptOnce is reencrypt with one reading of each version.
 func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, here string,

@@ -46,7 +46,7 @@ func (r *Ring) needNoSource(ctx context.Context, op, name string) error {
 			return claviger.Errorf(op, claviger.Invalid, name,
 				"key '%s' is at the source %s, so only a migration can make a key of that name here: have it taken "+
 					"over (claviger migrate run, claviger key migrate, or POST trustee/key/%s?trusteeOp=migrate); a "+
-					"key that was migrated and deleted here comes back by trusteeOp=undelete, or may be made anew "+
+					"key that was migrated and deleted here comes back by trusteeOp=undelete, or may be made again "+
 					"once it is deleted at the source too", name, s.URI(), name)
 		default:
 			err = s.explain(err, aboutMetadata(name, name))

@@ -134,7 +134,7 @@ func withMetadata[T any](ctx context.Context, r *Ring, key string, read func() (
 			return v, nil
 		}
 	}
-	return none, claviger.Errorf("keyring.read", claviger.Unavailable, key, "the key was deleted and made anew %d "+
+	return none, claviger.Errorf("keyring.read", claviger.Unavailable, key, "the key was deleted and made again %d "+
 		"times while it was read", readings)
 }
 

@@ -68,7 +68,7 @@ func TestClusterRefused(t *testing.T) {
 			keytab), []string{signerPrefix + "kerberos.principal", "kms/#HOSTNAME#", "kms/_HOST@REALM"}},
 		"TLS without a truststore": {with(signerSite, signerPrefix+"ssl.enabled", "true"), []string{signerPrefix +
 			"ssl.truststore.location", "needs a truststore"}},
-		"a truststore not there": {with(signerSite, signerPrefix+"ssl.enabled", "true",
+		"a missing truststore": {with(signerSite, signerPrefix+"ssl.enabled", "true",
 			signerPrefix+"ssl.truststore.location", "/nowhere/trust.jks"), []string{signerPrefix +
 			"ssl.truststore.location", "/nowhere/trust.jks"}},
 		"tokens without servers": {map[string]string{tokensEnable: "true"}, []string{tokensEnsemble,

@@ -32,7 +32,7 @@ func TestWarnings(t *testing.T) {
 	if notShown, ok := w.due("an honest one", "192.0.2.2"); !ok || notShown != 1 {
 		t.Errorf("a minute later: %v, with %d not shown", ok, notShown)
 	}
-	if _, ok := w.due("made up anew", "192.0.2.1"); !ok {
+	if _, ok := w.due("made up again", "192.0.2.1"); !ok {
 		t.Error("a minute later a warning for the first address is not logged")
 	}
 }

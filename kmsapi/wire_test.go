@@ -34,7 +34,7 @@ import (
 // recording is one exchange of testdata/wire.
 type recording struct {
 	name, server string
-	request      []byte // as it is sent, with CRLF; the test signs cookies anew
+	request      []byte // as it is sent, with CRLF; the test signs cookies again
 	method       string
 	answer       answer
 	cut          bool // the recording does not have the whole body of the answer
@@ -67,7 +67,7 @@ func sign(text string) string {
 }
 
 // notGenuine are the recordings whose cookie was changed, or signed with an old secret. The cookies
-// of other recordings are signed anew.
+// of other recordings are signed again.
 var notGenuine = words(`auth-cookie-bad-signature auth-cookie-bad-signature-options auth-cookie-bad-with-username
 	auth-token-type auth-cookie-garbage auth-cookie-unsigned auth-cookie-empty-value expired-cookie-secret-rolled`)
 

@@ -58,10 +58,10 @@ type Ending struct {
 
 // notReached names the places of EDEKs other than the extended attributes of HDFS' files.
 var notReached = []string{
-	"ORC files with encrypted columns: the key version is in the file's footer; write the files anew (INSERT " +
+	"ORC files with encrypted columns: the key version is in the file's footer; rewrite the files (INSERT " +
 		"OVERWRITE, CTAS)",
 	"Ozone: its own database keeps the EDEKs of an encrypted bucket; copy the bucket's keys into a new bucket",
-	"copies outside of HDFS: backups, and trees that distcp has copied from /.reserved/raw; copy them anew, from " +
+	"copies outside of HDFS: backups, and trees that distcp has copied from /.reserved/raw; copy them again, from " +
 		"re-encrypted files",
 	"snapshots from before the re-encryption: delete them",
 }

@@ -22,7 +22,7 @@ import (
 	"claviger/provider/memory"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 // golden compares text with testdata/NAME.golden.
 func golden(t *testing.T, name, got string) {

@@ -110,7 +110,7 @@ type Item struct {
 	// Adopted: the target had the key already, with the same metadata.
 	Adopted bool `json:"adopted,omitempty"`
 	// Retaken: the key had been taken over before and its record was lost. An operator's adoption made the
-	// record anew, with TargetVersions.
+	// record again, with TargetVersions.
 	Retaken bool `json:"retaken,omitempty"`
 	// Rolled is the source's count of versions when the name of one of them was the name of a version here; 0:
 	// that was never so.

@@ -51,7 +51,7 @@ type Target interface {
 	URI() string
 }
 
-// Adopter is implemented by a target whose lost records an operator can make anew from the keys in an HSM
+// Adopter is implemented by a target whose lost records an operator can make again from the keys in an HSM
 // (hsm.Provider). Such a record lacks the attributes and the creation time of the lost key.
 type Adopter interface {
 	// Adopted returns the names whose keys have such a record. Keys that users made have none.
@@ -245,7 +245,7 @@ func (e *Engine) sourceError(ctx context.Context, op, key string, err error) err
 		return claviger.E(op, claviger.SourceRefused, key, fault(err, "the source %s refused us: %s", uri,
 			e.whyRefused(ctx, key, err)))
 	case claviger.Unavailable, claviger.SourceUnreachable:
-		hint := "see that the KMS runs and that its port can be reached from here"
+		hint := "check that the KMS runs and that its port can be reached from here"
 		if better := e.cfg.Probes.whyUnreachable(ctx); better != "" {
 			hint = better
 		}

@@ -131,7 +131,7 @@ func (e *Engine) skip(ctx context.Context, it Item) error {
 // name (see sinceRun). ours are the names at the target. collision leaves out versions whose EDEKs, by the operator's
 // statement, are the target's.
 func (e *Engine) collision(ctx context.Context, it Item, atSource *claviger.Metadata, ours []string) string {
-	if !it.numbered() || it.madeAnew(atSource) {
+	if !it.numbered() || it.recreated(atSource) {
 		return ""
 	}
 	for _, v := range ours {

@@ -19,9 +19,9 @@ type sinceRun struct {
 	// allowed: the new versions have numbers that are free here, or an operator has said that EDEKs of them are ours.
 	allowed bool
 	ours    []string // the new versions, by number, whose EDEKs an operator has said to be ours
-	// anew is the creation time of the source's key if that is another key than the migrated key; zero: it is the
-	// same key. was is the creation time of the migrated key.
-	was, anew time.Time
+	// newCreated is the creation time of the source's key if that is another key than the migrated key; zero if it is
+	// the same key. oldCreated is the creation time of the migrated key, and is set only with newCreated.
+	oldCreated, newCreated time.Time
 }
 
 // sinceRun compares the source's metadata with the journal's record of a key that was taken over; nil: nothing
@@ -31,8 +31,8 @@ func (e *Engine) sinceRun(it *Item, atSource *claviger.Metadata, names []string)
 		return nil
 	}
 	s := &sinceRun{recorded: it.Source.Versions, now: atSource.Versions}
-	if it.madeAnew(atSource) {
-		s.was, s.anew = it.Source.Created, atSource.Created
+	if it.recreated(atSource) {
+		s.oldCreated, s.newCreated = it.Source.Created, atSource.Created
 		return s
 	}
 	if len(it.SourceVersions) > 0 && len(names) > 0 {
@@ -50,9 +50,9 @@ func (e *Engine) sinceRun(it *Item, atSource *claviger.Metadata, names []string)
 	return s
 }
 
-// madeAnew reports whether the source's key of the name is another key than the recorded key. The creation time shows
+// recreated reports whether the source's key of the name is another key than the recorded key. The creation time shows
 // that, because nobody can choose it.
-func (it *Item) madeAnew(atSource *claviger.Metadata) bool {
+func (it *Item) recreated(atSource *claviger.Metadata) bool {
 	return !it.Source.Created.Equal(fieldsOf(atSource).Created)
 }
 
@@ -80,12 +80,12 @@ func without(list, others []string, folded bool) []string {
 
 // String returns the text for an operator: the change, and the cure.
 func (s *sinceRun) String() string {
-	if !s.anew.IsZero() {
+	if !s.newCreated.IsZero() {
 		return fmt.Sprintf("the source has another key of that name, made %s: the migrated key, made %s, was deleted "+
 			"there, and EDEKs of its versions there open nowhere; do not delete the key here; if the "+
 			"source's key is used, copy the files of its zones, through the source, to zones with a key of another "+
 			"name, and delete it at the source",
-			s.anew.UTC().Format(timeFormat), s.was.UTC().Format(timeFormat))
+			s.newCreated.UTC().Format(timeFormat), s.oldCreated.UTC().Format(timeFormat))
 	}
 	var parts []string
 	if n := max(s.now-s.recorded, len(s.made)); n > 0 {

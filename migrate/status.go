@@ -457,7 +457,7 @@ func (d *KeyDiff) verifyVersions(it Item, atSource *claviger.Metadata, f *target
 		d.verifyMade(it, len(names))
 		if since != nil {
 			d.Remarks = append(d.Remarks, since.String())
-			if !since.allowed && since.anew.IsZero() { // else the time of creation differs
+			if !since.allowed && since.newCreated.IsZero() { // else the time of creation differs
 				d.Differences = append(d.Differences, since.difference())
 			}
 		}

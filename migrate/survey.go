@@ -180,7 +180,7 @@ func (e *Engine) judgeAbsent(ctx context.Context, k *keyFacts, it Item) (Item, e
 func (e *Engine) judgePresent(ctx context.Context, k *keyFacts, it Item) (Item, error) {
 	if k.known && !k.another {
 		before := k.before
-		if before.State == Conflict && before.Rolled > 0 && before.madeAnew(k.atSource) {
+		if before.State == Conflict && before.Rolled > 0 && before.recreated(k.atSource) {
 			return before, nil // EDEKs still exist of the version to which the older key was rolled
 		}
 		if before.State == Done && !k.adopted {
@@ -216,7 +216,7 @@ func (e *Engine) judgeTakenOver(ctx context.Context, k *keyFacts, it Item) (Item
 	}
 	if since := e.sinceRun(&before, k.atSource, nil); since != nil {
 		before.Why = since.String()
-		if !since.anew.IsZero() {
+		if !since.newCreated.IsZero() {
 			return before, nil // the key here is still the recorded one
 		}
 	}

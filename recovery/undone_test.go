@@ -43,7 +43,7 @@ func TestUndoes(t *testing.T) {
 		}
 	}
 	both := []*sqlite.Store{backup, current}
-	for _, name := range []string{"same", "deleted", "destroyed", "back", "anew", "shelf"} {
+	for _, name := range []string{"same", "deleted", "destroyed", "back", "again", "shelf"} {
 		insert(name, nil, 0, both...)
 	}
 	insert("newer", nil, 0, backup)
@@ -52,8 +52,8 @@ func TestUndoes(t *testing.T) {
 	check(err)
 	check(current.Drop(ctx, "destroyed"))
 	check(backup.Shelve(ctx, "back"))
-	check(current.Shelve(ctx, "anew"))
-	insert("anew", map[string]string{"key.acl.name": "closed"}, 1, current)
+	check(current.Shelve(ctx, "again"))
+	insert("again", map[string]string{"key.acl.name": "closed"}, 1, current)
 	for _, s := range both {
 		check(s.Shelve(ctx, "shelf"))
 	}
@@ -62,13 +62,13 @@ func TestUndoes(t *testing.T) {
 
 	u, err := undoes(ctx, backup, current)
 	check(err)
-	if want := []string{"anew@0", "deleted@0", "destroyed@0", "shelf@0"}; !slices.Equal(u.revived, want) {
+	if want := []string{"again@0", "deleted@0", "destroyed@0", "shelf@0"}; !slices.Equal(u.revived, want) {
 		t.Errorf("revived: %q, want %q", u.revived, want)
 	}
 	if want := []string{"back@0"}; !slices.Equal(u.deleted, want) {
 		t.Errorf("deleted: %q, want %q", u.deleted, want)
 	}
-	changed := []string{`anew: attribute key.acl.name is "closed" now, and unset in the backup`}
+	changed := []string{`again: attribute key.acl.name is "closed" now, and unset in the backup`}
 	if !slices.Equal(u.changed, changed) {
 		t.Errorf("changed: %q, want %q", u.changed, changed)
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-var update = flag.Bool("update", false, "write docs/cli.md anew")
+var update = flag.Bool("update", false, "rewrite docs/cli.md")
 
 // TestCommandPage: docs/cli.md is what the help of each command prints. -update writes it.
 func TestCommandPage(t *testing.T) {

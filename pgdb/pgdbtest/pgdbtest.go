@@ -12,7 +12,7 @@ import (
 	"claviger/pgdb"
 )
 
-var update = flag.Bool("update", false, "write parts.txt anew, after a new migration")
+var update = flag.Bool("update", false, "rewrite parts.txt after a new migration")
 
 // minParts is lower than the number of parts of any store. It detects a query that finds nothing.
 const minParts = 5

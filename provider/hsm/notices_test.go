@@ -131,9 +131,9 @@ func TestHandleNotice(t *testing.T) {
 		}
 	}
 
-	// A version that was missing, and is there now.
+	// A version that was missing appears on the token.
 	if _, err := p.Version(t.Context(), "late@0"); !claviger.Is(err, claviger.VersionNotFound) {
-		t.Errorf("not there yet: %v", err)
+		t.Errorf("a version that is still missing: %v", err)
 	}
 	wantNoKey(t, p, "late")
 	b.generate(t, "late@0")

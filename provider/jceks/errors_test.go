@@ -19,7 +19,7 @@ import (
 	"claviger/provider"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 // golden compares the message for the user with testdata/NAME.golden. DIR there means the folder of the test.
 func golden(t *testing.T, name, dir string, err error) {

@@ -92,7 +92,7 @@ func readingOf(v claviger.KeyVersion, aclName string) reading {
 // a version of one key with the metadata of another.
 func testDeletedAndCreatedAgain(t *testing.T, p provider.Provider) {
 	skipRemote(t, p)
-	name := keyName("anew")
+	name := keyName("again")
 	var mu sync.Mutex
 	made, seen := map[reading]bool{}, map[reading]bool{}
 	stop := make(chan struct{})

@@ -15,7 +15,7 @@ import org.apache.hadoop.crypto.key.KeyProviderFactory;
 
 /**
  * Uses a keystore through Hadoop's own JavaKeyStoreProvider, as a KMS does. Each line of standard input is a request, of
- * words in base64: provider URI, then commands. It opens the keystore anew. The answer is a line "ok TEXT" or "error
+ * words in base64: provider URI, then commands. It opens the keystore again. The answer is a line "ok TEXT" or "error
  * TEXT", the text in base64. Commands:
  * dump: for each key, and for those named as name=KEY, prints its metadata and versions
  * create=NAME:CIPHER:HEX  roll=NAME:HEX  delete=NAME: one change each; a flush follows.
