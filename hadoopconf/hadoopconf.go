@@ -249,8 +249,8 @@ func (c *Conf) Names() []string {
 // Warnings returns warnings about properties that are probably not meant as they are written.
 func (c *Conf) Warnings() []string { return append([]string(nil), c.warnings...) }
 
-// Check expands every property, and returns an error for the first (by name) that cannot be expanded. All and Under
-// return such a value as written. Check is for files in which each property counts, such as kms-acls.xml.
+// Check expands every property, and returns an error for the first (by name) that cannot be expanded. All and
+// WithPrefix return such a value as written. Check is for files in which each property counts, such as kms-acls.xml.
 func (c *Conf) Check() error {
 	for _, name := range c.Names() {
 		if _, err := c.expand(c.props[name]); err != nil {

@@ -249,7 +249,7 @@ func TestEachWarning(t *testing.T) {
 	}
 }
 
-func TestUnder(t *testing.T) {
+func TestWithPrefix(t *testing.T) {
 	dir := writeConf(t, map[string]string{"a.xml": prop("p.one", " ${base} ") + prop("p.two", " ") + prop("base", "x") +
 		prop("pp", "y")})
 	c := New(dir, env(nil))

@@ -72,8 +72,9 @@ func settingsPage() string {
 	own := func(k *Known) bool { return strings.HasPrefix(k.Name, "claviger.") }
 	idle := func(k *Known) bool { return strings.HasPrefix(k.Doc, notUsed) }
 	part("Our own", "Hadoop does not have these properties.", func(k *Known) bool { return own(k) && !idle(k) })
-	part("Hadoop's and Cloudera's", "They have the same meaning as there, except for the differences in\n"+
-		"[hadoop-divergences.md](hadoop-divergences.md).", func(k *Known) bool { return !own(k) && !idle(k) })
+	part("Hadoop's and Cloudera's", "They have the same meaning as in Hadoop and in "+
+		"Cloudera's KMS, except for the differences in\n[hadoop-divergences.md](hadoop-divergences.md).",
+		func(k *Known) bool { return !own(k) && !idle(k) })
 	part("Accepted and not used", "A file from another KMS may contain them. A value other than the default causes a "+
 		"warning, with the\nreason.", idle)
 	return b.String()
