@@ -56,10 +56,10 @@ func orgCommand(use, short, long string, work func(ctx context.Context, store se
 
 // readSecretLine reads a secret from standard input, without the line end after it.
 func readSecretLine(in io.Reader) (string, error) {
-	const most = 4 << 10
-	b, err := io.ReadAll(io.LimitReader(in, most+1))
-	if err == nil && len(b) > most {
-		err = fmt.Errorf("the secret has more than %d bytes", most)
+	const maxSecret = 4 << 10
+	b, err := io.ReadAll(io.LimitReader(in, maxSecret+1))
+	if err == nil && len(b) > maxSecret {
+		err = fmt.Errorf("the secret has more than %d bytes", maxSecret)
 	}
 	return strings.TrimRight(string(b), "\r\n"), err
 }
@@ -203,7 +203,7 @@ func noOrg(ctx context.Context, store server.Store, name string, err error) erro
 		names[i] = o.Name
 	}
 	return &exitError{exitRefused,
-		errors.Join(fmt.Errorf("there is no organization %q%s; claviger orgtool list shows them",
+		errors.Join(fmt.Errorf("there is no organization %q%s; claviger orgtool list prints all organizations",
 			name, typo.DidYouMean(name, names, claviger.Printable)), err)}
 }
 
@@ -224,7 +224,7 @@ func newOrgState(use, short string, state server.State) *cobra.Command {
 		if err := store.SetState(ctx, f, state); err != nil {
 			if claviger.Is(err, claviger.KeyNotFound) {
 				return &exitError{exitRefused,
-					fmt.Errorf("no client %s is registered here; claviger orgtool clients shows them", f)}
+					fmt.Errorf("no client %s is registered here; claviger orgtool clients prints all clients", f)}
 			}
 			return err
 		}

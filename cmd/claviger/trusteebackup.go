@@ -112,7 +112,7 @@ func openForBackup(cmd *cobra.Command, dir string) (server.Store, error) {
 	return store, nil
 }
 
-// printBackup prints a manifest for people.
+// printBackup prints a manifest as text.
 func printBackup(w io.Writer, what string, m backup.Manifest) {
 	fmt.Fprintf(w, "%s: %s, of %s, made at %s on %s\n", what, m.Identity,
 		map[bool]string{true: "a trustee", false: "a client"}[m.Store != nil], m.Made.Format(time.RFC3339), m.Host)
@@ -123,7 +123,7 @@ func printBackup(w io.Writer, what string, m backup.Manifest) {
 }
 
 // restoredNote says what is missing after a restoration.
-const restoredNote = "Deposits made after %s are not in it. A KT KMS that made or rolled a key since then " +
+const restoredNote = "Deposits made after %s are not restored. A KT KMS that made or rolled a key since then " +
 	"reports this, changes no key, and answers 503 for EDEKs of the lost versions. Restart the NameNodes, because " +
 	"their queues hold such EDEKs. The other trustee, a newer backup or a file beside the old store may have the " +
 	"deposits: claviger trustee recover FILE"
@@ -168,7 +168,7 @@ type restoreFlags struct {
 
 // restoreTrustee restores a file, or standard input if its name is "-".
 func restoreTrustee(cmd *cobra.Command, out *terminal.Output, r restoreFlags, name string) error {
-	// The folder takes the place of r.dir. Where r.dir does not exist, it is made beside it.
+	// The restored folder is made beside r.dir and then takes its place, so its owner is the user of this process.
 	if err := owner.RefuseRoot(r.dir); err != nil {
 		return err
 	}
@@ -226,10 +226,10 @@ func refuseEncrypted(in io.Reader) (io.Reader, error) {
 	head, err := r.Peek(len(armorBegin))
 	if len(head) > 0 && head[0]&0x80 != 0 || err == nil && string(head) == armorBegin {
 		return nil, errors.New("the backup is encrypted: pass --identity KEYRING, the file with the private key " +
-			"that opens it; or decrypt the backup before, with gpg --decrypt")
+			"that opens it; or decrypt the backup first, with gpg --decrypt")
 	}
 	return r, nil
 }
 
-// armorBegin is how an armored OpenPGP message begins.
+// armorBegin is the first line of an armored OpenPGP message.
 const armorBegin = "-----BEGIN PGP MESSAGE-----"
