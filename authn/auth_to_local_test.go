@@ -66,12 +66,12 @@ func TestRulesAsJava(t *testing.T) {
 			// A difference to Hadoop on purpose: Java would make another user's name.
 			stricter++
 			if !strings.HasPrefix(got, "!norule Lower case of ") {
-				t.Errorf("%s: of %s becomes\n%s, want a refusal", head, fields[1], got)
+				t.Errorf("%s: %s becomes\n%s, want a refusal", head, fields[1], got)
 			}
 			continue
 		}
 		if got != fields[2] {
-			t.Errorf("%s: of %s becomes\n%s, want\n%s", head, fields[1], got, fields[2])
+			t.Errorf("%s: %s becomes\n%s, want\n%s", head, fields[1], got, fields[2])
 		}
 	}
 	if lists < 230 || names < 4100 || refused < 30 || short < 2300 || stricter < 8 {
@@ -156,10 +156,10 @@ func FuzzRules(f *testing.F) {
 			return
 		}
 		if principalForm.MatchString(name) && strings.ContainsAny(short, "/@") {
-			t.Errorf("%q makes %q of %q", text, short, name)
+			t.Errorf("%q makes %q from %q", text, short, name)
 		}
 		if other, err := mit.Short(name); err != nil || other != short {
-			t.Errorf("%q makes %q of %q, and %q (%v) with mechanism mit", text, short, name, other, err)
+			t.Errorf("%q makes %q from %q, and %q (%v) with mechanism mit", text, short, name, other, err)
 		}
 	})
 }

@@ -4,7 +4,7 @@
 // It knows requests but not answers: an Authenticator returns a Result, and the REST API turns that into status
 // codes. A Handler authenticates a request without a cookie: Simple accepts the user.name of the query string
 // without proof, and Kerberos accepts SPNEGO tokens. The handler finds the principal, and the rules of
-// auth_to_local make a user name of it. Cookies have the same bytes as Hadoop's.
+// auth_to_local map the principal to a user name. Cookies have the same bytes as Hadoop's.
 // This package uses Kerberos through the interface Negotiator. Secrets that nodes share (RollingSecrets) change by
 // the clock, so no request waits for the store. A delegation token is read from the store at each use.
 package authn
@@ -35,7 +35,7 @@ const maxNameLength = 512
 type Config struct {
 	// Handler authenticates a request with neither a cookie nor a delegation token; nil is Simple.
 	Handler Handler
-	// Rules make short names of principals; nil takes a name's first component.
+	// Rules map principals to short names; nil takes a name's first component.
 	Rules *Rules
 
 	Validity    time.Duration // token.validity, of a new token
@@ -159,7 +159,7 @@ const (
 	// BadTicket: the handshake failed. Hadoop: 403 without a challenge, so that no
 	// client tries the same again; Reason as the reason phrase.
 	BadTicket
-	// NoShortName: auth_to_local makes no name of a principal. Hadoop: 500, Reason
+	// NoShortName: auth_to_local maps the principal to no name. Hadoop: 500, Reason
 	// (which begins with a Java class) in the page.
 	NoShortName
 	// StoreUnavailable: the store of delegation tokens does not answer, or an owner requests tokens too fast. 503:
@@ -236,7 +236,7 @@ func (a *Authenticator) cookieToken(r Request, now time.Time) (_ *token, why str
 	return a.openCookie(text, now)
 }
 
-// attempt lets the Handler authenticate a request, and makes a complete token of the principal.
+// attempt lets the Handler authenticate a request, and makes a complete token for the principal.
 func (a *Authenticator) attempt(r Request, now time.Time, management bool) attempt {
 	att := a.conf.Handler.authenticate(r, management)
 	if att.token == nil {
@@ -253,7 +253,7 @@ func (a *Authenticator) attempt(r Request, now time.Time, management bool) attem
 		att.refusal = &Refusal{Kind: NoShortName, Reason: javaText(err), User: att.token.principal,
 			Property: AuthToLocal,
 			Explanation: fmt.Sprintf(
-				"the ticket of %s is good, but auth_to_local makes no user name of it; to let it in, add a rule to %s",
+				"the ticket of %s is good, but auth_to_local maps it to no user name; to let it in, add a rule to %s",
 				att.token.principal, AuthToLocal)}
 	case err != nil:
 		att.refusal = &Refusal{Kind: BadTicket, Reason: javaText(err), User: att.token.principal, Property: AuthToLocal,
@@ -354,11 +354,11 @@ func (a *Authenticator) actingFor(ctx context.Context, r Request, name string) (
 	return &who, nil
 }
 
-// AuthToLocal names the properties with the rules that make user names of principals.
+// AuthToLocal names the properties with the rules that map principals to user names.
 const AuthToLocal = "hadoop.kms.authentication.kerberos.name.rules (type kerberos) or hadoop.security.auth_to_local " +
 	"(type simple)"
 
-// noUser returns the refusal for a name of which the rules make no user name.
+// noUser returns the refusal for a name that the rules map to no user name.
 func (a *Authenticator) noUser(err error, r Refusal) *Refusal {
 	r.Kind, r.Reason, r.Property = Malformed, err.Error(), AuthToLocal
 	r.Explanation = fmt.Sprintf("the rules make no user name of %q; to let it in, add a rule to %s",

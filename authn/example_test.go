@@ -7,7 +7,7 @@ import (
 	"claviger/authn"
 )
 
-// auth_to_local makes user names of Kerberos principals.
+// auth_to_local maps Kerberos principals to user names.
 func ExampleRules_Short() {
 	rules, err := authn.ParseRules("RULE:[2:$1@$0](nn@EXAMPLE.COM)s/.*/hdfs/\nDEFAULT",
 		authn.MechanismHadoop, "EXAMPLE.COM")

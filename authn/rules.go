@@ -29,7 +29,7 @@ func ParseMechanism(s string) (Mechanism, error) {
 	return "", errors.New("it must be hadoop or mit")
 }
 
-// Rules make short names of principals. They are Hadoop's auth_to_local, in Java
+// Rules map principals to short names. They are Hadoop's auth_to_local, in Java
 // org.apache.hadoop.security.authentication.util.KerberosName. Rules never change, so any goroutine may use them.
 type Rules struct {
 	rules     []rule
@@ -198,7 +198,7 @@ const (
 	kelvin     = '\u212a'
 )
 
-// apply makes a short name of params: a principal's realm ("" for none), then its components. ok is false if the rule
+// apply makes a short name from params: a principal's realm ("" for none), then its components. ok is false if the rule
 // does not match.
 func (r *rule) apply(params []string, rules *Rules) (short string, ok bool, err error) {
 	switch {

@@ -156,7 +156,7 @@ func TestTokenRequests(t *testing.T) {
 	}
 }
 
-// TestTokenOfNoUser: if the rules make no user of a token's names any more, the token is refused.
+// TestTokenOfNoUser: if the rules map a token's names to no user any more, the token is refused.
 func TestTokenOfNoUser(t *testing.T) {
 	d := newDelegating(t)
 	for _, users := range [][2]string{{"a@b@c", ""}, {"alice", "a@b@c"}} {

@@ -56,8 +56,8 @@ func valueWarnings(s string) []string {
 				"groups; write the value directly after <value>")
 	}
 	for _, n := range names(left) {
-		if odd := userWarning(strings.TrimPrefix(n, realUserMark)); odd != "" {
-			out = append(out, odd)
+		if warning := userWarning(strings.TrimPrefix(n, realUserMark)); warning != "" {
+			out = append(out, warning)
 		}
 	}
 	for _, n := range names(right) {

@@ -216,15 +216,15 @@ func (c *recorder) present(by admission, group string) string {
 // absent returns the text for a list that does not contain the caller. It has the caller's groups, because they are
 // often not what the administrator expects.
 func (c *recorder) absent() string {
-	var of []string
+	var groups []string
 	if c.groups != nil {
-		of = c.groups(c.who.Short)
+		groups = c.groups(c.who.Short)
 	}
-	if len(of) == 0 {
+	if len(groups) == 0 {
 		return c.who.Short + " (in no group) is not in it"
 	}
-	if slices.Contains(of, unknownGroup) {
+	if slices.Contains(groups, unknownGroup) {
 		return c.who.Short + " (groups cannot be looked up) is not in it"
 	}
-	return c.who.Short + " (groups " + strings.Join(of, ", ") + ") is not in it"
+	return c.who.Short + " (groups " + strings.Join(groups, ", ") + ") is not in it"
 }

@@ -173,9 +173,9 @@ type batch struct {
 	seen    map[string]struct{}            // names of all versions that were read; nil while there is only one
 }
 
-// next returns the next version name, among the first most EDEKs, that was not returned yet; ok is false at the end.
-func (b *batch) next(most int) (version string, ok bool) {
-	for b.read < most {
+// next returns the next version name, among the first limit EDEKs, that was not returned yet; ok is false at the end.
+func (b *batch) next(limit int) (version string, ok bool) {
+	for b.read < limit {
 		i := b.read
 		b.read++
 		version := b.edeks[i].Version
@@ -197,11 +197,11 @@ func (b *batch) next(most int) (version string, ok bool) {
 	return "", false
 }
 
-// readVersions reads each distinct version of the first most EDEKs that was not read yet, in their order. Each version
+// readVersions reads each distinct version of the first limit EDEKs that was not read yet, in their order. Each version
 // must belong to the key.
-func (r *Ring) readVersions(ctx context.Context, q *request, named *string, b *batch, most int) error {
+func (r *Ring) readVersions(ctx context.Context, q *request, named *string, b *batch, limit int) error {
 	for {
-		version, ok := b.next(most)
+		version, ok := b.next(limit)
 		if !ok {
 			return nil
 		}

@@ -83,7 +83,7 @@ func (r *Ring) waitForSource(ctx context.Context, op, about string, f func() err
 
 // SourceWaiting returns the number of requests that wait for sources now, the number of those of the user with most of
 // them, and the limit.
-func (r *Ring) SourceWaiting() (now, ofOne, most int64) {
+func (r *Ring) SourceWaiting() (now, ofOne, limit int64) {
 	places := r.sources.waits.places
 	now, ofOne = places.Figures()
 	return now, ofOne, places.Size()

@@ -21,14 +21,14 @@ import (
 func FuzzRequests(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		create, err := ReadCreate(body)
-		hold(t, body, create, err, javaCreate)
+		compareWithJava(t, body, create, err, javaCreate)
 		roll, err := ReadRoll(body)
-		hold(t, body, roll, err, javaRoll)
+		compareWithJava(t, body, roll, err, javaRoll)
 		open, err := ReadOpen(body)
-		hold(t, body, open, err, javaOpen)
+		compareWithJava(t, body, open, err, javaOpen)
 		const most = 1000
 		batch, err := ReadBatch(body, most)
-		hold(t, body, batch, err, javaBatch)
+		compareWithJava(t, body, batch, err, javaBatch)
 
 		if err != nil {
 			return
@@ -43,8 +43,8 @@ func FuzzRequests(f *testing.F) {
 	})
 }
 
-// hold compares the result of a reader with Java's result.
-func hold[T any](t *testing.T, body []byte, got T, err error, java func(any) T) {
+// compareWithJava compares the result of a reader with Java's result.
+func compareWithJava[T any](t *testing.T, body []byte, got T, err error, java func(any) T) {
 	t.Helper()
 	var thrown *Exception
 	if err != nil && !errors.As(err, &thrown) {

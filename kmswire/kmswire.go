@@ -110,6 +110,6 @@ type Open struct {
 type Batch []claviger.EDEK
 
 // tooMany is the error for a list that is longer than the server's limit.
-func tooMany(most int) *Exception {
-	return Throw(IllegalArgument, fmt.Sprintf("more than %d EDEKs in one request; send them in parts", most))
+func tooMany(limit int) *Exception {
+	return Throw(IllegalArgument, fmt.Sprintf("more than %d EDEKs in one request; send them in parts", limit))
 }

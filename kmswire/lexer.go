@@ -27,7 +27,7 @@ func newLexer(body []byte) *lexer {
 	return &lexer{data: bytes.TrimPrefix(body, []byte("\ufeff"))}
 }
 
-func (l *lexer) space() {
+func (l *lexer) skipSpace() {
 	for l.pos < len(l.data) {
 		switch l.data[l.pos] {
 		case ' ', '\t', '\n', '\r':
@@ -40,7 +40,7 @@ func (l *lexer) space() {
 
 // peek returns the first byte of the next token; 0 at the end.
 func (l *lexer) peek() byte {
-	l.space()
+	l.skipSpace()
 	if l.pos == len(l.data) {
 		return 0
 	}
@@ -170,8 +170,8 @@ func (l *lexer) slowString(start, i int) ([]byte, error) {
 	return nil, l.eof(" in VALUE_STRING")
 }
 
-// word reads a literal: true, false or null.
-func (l *lexer) word(w string) error {
+// literal reads the token w: true, false or null.
+func (l *lexer) literal(w string) error {
 	if !bytes.HasPrefix(l.data[l.pos:], []byte(w)) {
 		return l.unexpected("expected a value")
 	}
@@ -241,11 +241,11 @@ func (l *lexer) skip(depth int) (java string, err error) {
 		_, err := l.str()
 		return javaString, err
 	case c == 't':
-		return "java.lang.Boolean", l.word("true")
+		return "java.lang.Boolean", l.literal("true")
 	case c == 'f':
-		return "java.lang.Boolean", l.word("false")
+		return "java.lang.Boolean", l.literal("false")
 	case c == 'n':
-		return "", l.word("null")
+		return "", l.literal("null")
 	case c == '-' || c >= '0' && c <= '9':
 		text, integer, err := l.number()
 		return javaNumber(text, integer), err

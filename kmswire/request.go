@@ -228,9 +228,9 @@ func decodeInto(buf, s []byte) (value, rest []byte) {
 	return value, rest
 }
 
-// ReadBatch decodes the body of POST /v1/key/{name}/_reencryptbatch. More than most
-// EDEKs are an error. The EDEKs share one buffer.
-func ReadBatch(body []byte, most int) (Batch, error) {
+// ReadBatch decodes the body of POST /v1/key/{name}/_reencryptbatch. A body of more
+// than limit EDEKs is an error. The EDEKs share one buffer.
+func ReadBatch(body []byte, limit int) (Batch, error) {
 	l := newLexer(body)
 	ok, err := l.begin('[', "java.util.ArrayList<java.lang.Object>")
 	if err != nil {
@@ -239,14 +239,15 @@ func ReadBatch(body []byte, most int) (Batch, error) {
 	if !ok {
 		return nil, required("jsonPayload")
 	}
-	// Of the JSON of an EDEK, about 150 bytes, a third is what it says. Both are
-	// first capacities only.
-	const guess = 150
-	b := &batchReader{lexer: l, edeks: make(Batch, 0, min(most, len(body)/guess+1)), buf: make([]byte, 0, len(body)/3)}
+	// The JSON of an EDEK has about 150 bytes, and its decoded values a third of that.
+	// Both numbers set only initial capacities.
+	const edekSize = 150
+	b := &batchReader{lexer: l, edeks: make(Batch, 0, min(limit, len(body)/edekSize+1)),
+		buf: make([]byte, 0, len(body)/3)}
 	items := 0
 	err = l.array(func() error {
-		if items++; items > most {
-			return tooMany(most)
+		if items++; items > limit {
+			return tooMany(limit)
 		}
 		return b.item()
 	})

@@ -160,7 +160,7 @@ func decodeStrict(data []byte, into any) error {
 		return err
 	}
 	if _, err := dec.Token(); err != io.EOF { //nolint:errorlint // Token returns it bare
-		return fmt.Errorf("something follows it")
+		return fmt.Errorf("data follows the JSON value")
 	}
 	return nil
 }
