@@ -35,6 +35,13 @@ func TestIsNew(t *testing.T) {
 	if !h.isNew(changeRecord{Seq: last, ID: "of another server"}) {
 		t.Error("another change with the same number is not reported")
 	}
+	var few history
+	old := changeRecord{Seq: 1, ID: "old"}
+	few.isNew(old)
+	few.isNew(changeRecord{Seq: 10 * last, ID: "new"})
+	if few.isNew(old) {
+		t.Error("one of two changes is reported again")
+	}
 }
 
 // TestRemember checks that a node remembers the changes with the highest numbers, each once.

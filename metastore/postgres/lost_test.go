@@ -110,6 +110,18 @@ func TestLostChanges(t *testing.T) {
 	}
 }
 
+// TestContentOfLostChanges checks that a node copies no store in whose table another node has reported lost changes.
+func TestContentOfLostChanges(t *testing.T) {
+	ctx := t.Context()
+	a, b := openTwice(t)
+	a.Lose("x")
+	if err := a.CatchUp(ctx, func(metastore.Notice) {}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := b.Content(ctx)
+	wantLost(t, "the other node", true, map[string]error{"Content": err, "Names": missing(ctx, b)["Names"]})
+}
+
 // TestLostMessage checks which keys the error names.
 func TestLostMessage(t *testing.T) {
 	s, _ := openTwice(t)
