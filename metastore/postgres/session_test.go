@@ -168,7 +168,9 @@ func TestClaimIsKept(t *testing.T) {
 		release, err = alone.Claim(ctx, owner.Self("claviger metastore copy", ""), true)
 		return err == nil
 	})
-	eventually(t, "the log says so", func() bool { return strings.Contains(log.String(), "has lost its claim") })
+	warnings := func() int { return strings.Count(log.String(), "has lost its claim") }
+	before := warnings() // a session that was ended while it took the lock may have caused one
+	eventually(t, "the log says so", func() bool { return warnings() > before })
 	release()
 	eventually(t, "the node claims the store again", func() bool { return pids() != "" })
 }

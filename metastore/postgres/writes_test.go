@@ -140,6 +140,14 @@ func testNoStandby(t *testing.T, w *writesTest) {
 	w.server.Exec(t, "postgres", `SET synchronous_commit = local`, `ALTER SYSTEM RESET synchronous_standby_names`,
 		`SELECT pg_reload_conf()`)
 	w.works(t, "after commits wait for no standby")
+	for _, want := range []bool{true, false} {
+		if err := w.s.Insert(ctx, key("after", "cc")); (err == nil) != want {
+			t.Errorf("a change after commits wait for no standby: %v", err)
+		}
+	}
+	if last, ok := w.s.LastWrite(); !ok || last.Err != nil {
+		t.Errorf("the last change after an error of the caller: %+v, %t", last, ok)
+	}
 }
 
 // testNoTable checks that Check and LastRead report a query that fails, although the server answers.

@@ -1,0 +1,81 @@
+package postgres_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/metastore/postgres"
+)
+
+// wantError demands an error of kind Unavailable with that text.
+func wantError(t *testing.T, what string, err error, text string) {
+	t.Helper()
+	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), text) {
+		t.Errorf("%s: %v, want %q", what, err, text)
+	}
+}
+
+// TestReplication checks which servers without synchronous_standby_names Replication reports, and that WaitForStandbys
+// waits for a standby that is behind.
+func TestReplication(t *testing.T) {
+	ctx := t.Context()
+	p := newPair(t)
+	oneHost, _, _ := strings.Cut(p.uri(), ",")
+	one := openConfig(t, postgres.Config{URI: oneHost + "/test1?sslmode=disable"})
+	both := openConfig(t, postgres.Config{URI: p.uri()})
+	p.standby.CatchUp(t, p.primary)
+	wantError(t, "a standby follows", one.Replication(ctx), "1 standbys follow its server")
+
+	if err := one.WaitForStandbys(ctx); err != nil {
+		t.Error(err)
+	}
+	p.standby.Pause()
+	defer p.standby.Resume()
+	if err := one.Insert(ctx, key("k", "aa")); err != nil {
+		t.Fatal(err)
+	}
+	limited, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	wantError(t, "a standby is behind", one.WaitForStandbys(limited), "1 standbys of metastore")
+	p.standby.Resume()
+	if err := one.WaitForStandbys(ctx); err != nil {
+		t.Error(err)
+	}
+
+	p.standby.Stop(t)
+	eventually(t, "no standby follows", func() bool { return one.Replication(ctx) == nil })
+	wantError(t, "a second host, but no standby", both.Replication(ctx), "its URI names 2 hosts")
+}
+
+// TestStandbyRestarts checks that a change waits for a standby that is restarted, but not longer than its context.
+func TestStandbyRestarts(t *testing.T) {
+	ctx := t.Context()
+	p := newPair(t)
+	p.primary.Exec(t, "postgres", `ALTER SYSTEM SET synchronous_standby_names = '*'`, `SELECT pg_reload_conf()`)
+	oneHost, _, _ := strings.Cut(p.uri(), ",")
+	s := openConfig(t, postgres.Config{URI: oneHost + "/test1?sslmode=disable", RetryTimeout: 30 * time.Second})
+	if err := s.Insert(ctx, key("before", "aa")); err != nil {
+		t.Fatal(err)
+	}
+	p.standby.Stop(t)
+	missing := func() bool {
+		err := s.Replication(ctx)
+		return err != nil && strings.Contains(err.Error(), "a commit waits for a standby")
+	}
+	eventually(t, "the standby is away", missing)
+	limited, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	wantError(t, "without a standby", s.Insert(limited, key("never", "bb")), "no change of a key can be acknowledged")
+	inserted := make(chan error, 1)
+	go func() { inserted <- s.Insert(ctx, key("during", "cc")) }()
+	for range 3 { // Insert has the same time to find no standby
+		eventually(t, "the standby is still away", missing)
+	}
+	p.standby.Start(t)
+	if err := <-inserted; err != nil {
+		t.Errorf("a change during the restart: %v", err)
+	}
+}
