@@ -3,11 +3,13 @@ package postgres_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
 
 	"claviger"
+	"claviger/internal/pgtest"
 	"claviger/metastore"
 	"claviger/metastore/postgres"
 )
@@ -110,16 +112,47 @@ func TestLostChanges(t *testing.T) {
 	}
 }
 
-// TestContentOfLostChanges checks that a node copies no store in whose table another node has reported lost changes.
-func TestContentOfLostChanges(t *testing.T) {
+// TestLostChangesOfOthers checks that a node finds the lost changes that another node has reported, when the node
+// copies the store or reads the changes.
+func TestLostChangesOfOthers(t *testing.T) {
 	ctx := t.Context()
-	a, b := openTwice(t)
-	a.Lose("x")
-	if err := a.CatchUp(ctx, func(metastore.Notice) {}); err != nil {
+	nothing := func(metastore.Notice) {}
+	for what, find := range map[string]func(s *postgres.Store) error{
+		"Content": func(s *postgres.Store) error {
+			_, err := s.Content(ctx)
+			wantLost(t, "the other node", true, map[string]error{"Content": err})
+			return nil
+		},
+		"CatchUp": func(s *postgres.Store) error { return s.CatchUp(ctx, nothing) },
+	} {
+		a, b := openTwice(t)
+		a.Lose("x")
+		if err := errors.Join(a.CatchUp(ctx, nothing), find(b)); err != nil {
+			t.Fatal(err)
+		}
+		wantLost(t, "the other node after "+what, true, map[string]error{"Names": missing(ctx, b)["Names"]})
+	}
+}
+
+// TestChangesOfOthersAreRemembered checks that a node which has read another node's change demands the change.
+func TestChangesOfOthersAreRemembered(t *testing.T) {
+	ctx, uri := t.Context(), pgtest.Database(t)
+	var log syncBuffer
+	a := openConfig(t, postgres.Config{URI: uri})
+	b := openConfig(t, postgres.Config{URI: uri, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if err := a.Insert(ctx, key("k", "aa")); err != nil {
 		t.Fatal(err)
 	}
-	_, err := b.Content(ctx)
-	wantLost(t, "the other node", true, map[string]error{"Content": err, "Names": missing(ctx, b)["Names"]})
+	if err := b.CatchUp(ctx, func(metastore.Notice) {}); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, uri, `DELETE FROM change`)
+	for range 2 {
+		wantLost(t, "after the loss", true, map[string]error{"Insert": b.Insert(ctx, key("l", "bb"))})
+		if n := strings.Count(log.String(), "the metastore lacks changes"); n != 1 {
+			t.Errorf("the log has the loss %d times:\n%s", n, log.String())
+		}
+	}
 }
 
 // TestLostMessage checks which keys the error names.

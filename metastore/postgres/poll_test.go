@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -64,4 +65,25 @@ func TestPollRemovesOldChanges(t *testing.T) {
 		ids, err := s.ChangeIDs(t.Context())
 		return err == nil && slices.Equal(ids, []string{"c", "d"})
 	})
+}
+
+// TestCatchUpReports checks which notices a read of the changes gives: none for changes before the first read, one for
+// each later change, and an invalidation if there may be changes that were not read.
+func TestCatchUpReports(t *testing.T) {
+	uri := pgtest.Database(t)
+	s := openConfig(t, postgres.Config{URI: uri})
+	for _, changes := range []struct{ made, reported, invalidated int }{
+		{2, 0, 0}, {63, 63, 0}, {64, 64, 1}, {0, 0, 0},
+	} {
+		exec(t, uri, fmt.Sprintf(`INSERT INTO change (id, key, change, at)
+			SELECT gen_random_uuid()::text, 'k', 'rolled', 1 FROM generate_series(1, %d)`, changes.made))
+		got := map[metastore.Notice]int{}
+		if err := s.CatchUp(t.Context(), func(n metastore.Notice) { got[n]++ }); err != nil {
+			t.Fatal(err)
+		}
+		if got[metastore.Notice{Key: "k", Change: "rolled"}] != changes.reported ||
+			got[metastore.Notice{Change: metastore.Invalidated}] != changes.invalidated {
+			t.Errorf("%d changes give %v", changes.made, got)
+		}
+	}
 }

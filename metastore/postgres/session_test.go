@@ -139,7 +139,7 @@ func TestExclusiveEnds(t *testing.T) {
 func TestClaimIsKept(t *testing.T) {
 	ctx, uri := t.Context(), pgtest.Database(t)
 	var log syncBuffer
-	node := openConfig(t, postgres.Config{URI: uri, LockCheck: 50 * time.Millisecond,
+	node := openConfig(t, postgres.Config{URI: uri, LockCheck: 300 * time.Millisecond,
 		Log: slog.New(slog.NewTextHandler(&log, nil))})
 	if _, err := node.Claim(ctx, owner.Self("claviger kms", ""), false); err != nil {
 		t.Fatal(err)
