@@ -30,7 +30,7 @@ func benchToken(b *testing.B) (tok *Token, m *Meter, id []byte, label string) {
 	if err := tok.GenerateKey(b.Context(), id, label, 256); err != nil {
 		b.Fatal(err)
 	}
-	if err := tok.EncryptBlocks(b.Context(), id, label, make([]byte, blockSize)); err != nil {
+	if err := tok.EncryptBlocks(b.Context(), id, label, nil, make([]byte, blockSize)); err != nil {
 		b.Fatal(err)
 	}
 	m.Reset()
@@ -44,7 +44,7 @@ func BenchmarkOneBlock(b *testing.B) {
 	blocks := make([]byte, blockSize)
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := tok.EncryptBlocks(b.Context(), id, label, blocks); err != nil {
+		if err := tok.EncryptBlocks(b.Context(), id, label, nil, blocks); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -55,7 +55,7 @@ func BenchmarkBoundary(b *testing.B) {
 	tok, _, id, label := benchToken(b)
 	blocks := make([]byte, blockSize)
 	err := tok.do(b.Context(), "bench", func(l *login, s p11.SessionHandle) error {
-		object, err := tok.handle(l, s, id, label)
+		object, err := tok.handle(l, s, keyName{string(id), label})
 		if err != nil {
 			return err
 		}
@@ -78,7 +78,7 @@ func BenchmarkBatch(b *testing.B) {
 	b.SetBytes(int64(len(blocks)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := tok.EncryptBlocks(b.Context(), id, label, blocks); err != nil {
+		if err := tok.EncryptBlocks(b.Context(), id, label, nil, blocks); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -104,7 +104,7 @@ func BenchmarkGathered(b *testing.B) {
 				wg.Go(func() {
 					blocks := make([]byte, 2*blockSize)
 					for range work {
-						if err := tok.EncryptBlocks(ctx, id, label, blocks); err != nil {
+						if err := tok.EncryptBlocks(ctx, id, label, nil, blocks); err != nil {
 							b.Error(err)
 						}
 					}

@@ -22,7 +22,7 @@ func TestOnCall(t *testing.T) {
 	var done sync.WaitGroup
 	encrypt := func(blocks int) {
 		done.Go(func() {
-			if err := tok.EncryptBlocks(t.Context(), id, "k@1", make([]byte, blocks*blockSize)); err != nil {
+			if err := tok.EncryptBlocks(t.Context(), id, "k@1", nil, make([]byte, blocks*blockSize)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -42,7 +42,7 @@ func TestOnCall(t *testing.T) {
 	release()
 	done.Wait()
 	m.Fail("Encrypt", 1, p11.Error(p11.CKR_DATA_INVALID))
-	if err := tok.EncryptBlocks(t.Context(), id, "k@1", make([]byte, blockSize)); err == nil {
+	if err := tok.EncryptBlocks(t.Context(), id, "k@1", nil, make([]byte, blockSize)); err == nil {
 		t.Error("no error")
 	}
 	mu.Lock()
@@ -64,7 +64,7 @@ func TestOnCall(t *testing.T) {
 	tok.OnCall(nil)
 	reported := len(calls)
 	mu.Unlock()
-	if err := tok.EncryptBlocks(t.Context(), id, "k@1", make([]byte, blockSize)); err != nil {
+	if err := tok.EncryptBlocks(t.Context(), id, "k@1", nil, make([]byte, blockSize)); err != nil {
 		t.Error(err)
 	}
 	mu.Lock()

@@ -26,7 +26,7 @@ func TestGivesUpDuringDelivery(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		tok.OnCall(func(Call) { cancel() }) // the result is delivered next
 		m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DATA_INVALID))
-		if err := tok.EncryptBlocks(ctx, id, label, make([]byte, 16)); err == nil {
+		if err := tok.EncryptBlocks(ctx, id, label, nil, make([]byte, 16)); err == nil {
 			t.Fatal("an error became success")
 		}
 		cancel()
@@ -45,7 +45,7 @@ func TestHungCallOfPatientCaller(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 	defer cancel()
 	within(t, 20*time.Second, "EncryptBlocks", func() {
-		if err := tok.EncryptBlocks(ctx, id, label, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) ||
+		if err := tok.EncryptBlocks(ctx, id, label, nil, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) ||
 			!errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%v", err)
 		}
@@ -59,13 +59,13 @@ func TestErrorOfALargeCall(t *testing.T) {
 	id, label := generate(t, tok, 1, 128)
 	before := tok.Info().MaxData
 	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_HOST_MEMORY))
-	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 64)); !errors.Is(err,
+	if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 64)); !errors.Is(err,
 		p11.Error(p11.CKR_HOST_MEMORY)) || tok.Info().MaxData != before {
 		t.Errorf("%v; the limit is %d bytes, and was %d", err, tok.Info().MaxData, before)
 	}
 	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DATA_LEN_RANGE))
 	within(t, 20*time.Second, "EncryptBlocks", func() {
-		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !errors.Is(err,
+		if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); !errors.Is(err,
 			p11.Error(p11.CKR_DATA_LEN_RANGE)) {
 			t.Errorf("one block is too long: %v", err)
 		}
@@ -82,7 +82,7 @@ func TestPartsAreWiped(t *testing.T) {
 	tok, _ := openBare(t, c)
 	id, label := generate(t, tok, 1, 256)
 	on.Store(true)
-	if err := tok.EncryptBlocks(t.Context(), id, label, bytes.Repeat([]byte{0xff}, 4000)); err != nil {
+	if err := tok.EncryptBlocks(t.Context(), id, label, nil, bytes.Repeat([]byte{0xff}, 4000)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, func() error { // a caller gets its blocks before the call wipes its copies
@@ -141,7 +141,7 @@ func TestRequestsThatAreAboutToBeMade(t *testing.T) {
 		var wg sync.WaitGroup
 		for range callers {
 			wg.Go(func() {
-				if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+				if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); err != nil {
 					t.Error(err)
 				}
 			})

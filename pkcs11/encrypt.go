@@ -3,7 +3,6 @@ package pkcs11
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"runtime"
 	"slices"
@@ -20,9 +19,12 @@ import (
 const blockSize = 16
 
 // EncryptBlocks encrypts each 16-byte block by itself, in place. It calls C_Encrypt once for all blocks, up to the
-// HSM's data limit. Callers that use the same key at the same time share a call. The error is of kind
-// KeyNotFound if the token has no such key.
-func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, blocks []byte) error {
+// HSM's data limit. Callers that use the same key at the same time share a call.
+//
+// check is the key's check value. Each C_Encrypt also encrypts the check block, and its result is used only if the
+// check value is right; see proof.go. If check is empty, nothing proves that the result is the key's. The error is of
+// kind KeyNotFound if the token has no such key, and ErrWrongKey if the key has another check value.
+func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, check, blocks []byte) error {
 	const op = "pkcs11.EncryptBlocks"
 	if len(blocks)%blockSize != 0 {
 		return claviger.Errorf(op, claviger.Internal, label, "%d bytes are not whole blocks", len(blocks))
@@ -35,13 +37,9 @@ func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, bloc
 	}
 	ctx, cancel := t.limited(ctx)
 	defer cancel()
-	name := keyName{string(id), label}
-	v, ok := t.gather.Load(name)
-	if !ok {
-		v, _ = t.gather.LoadOrStore(name, &gatherer{token: t, name: name})
-	}
-	g, _ := v.(*gatherer)
-	w := &waiter{blocks: blocks, in: append([]byte(nil), blocks...), since: time.Now(), done: make(chan error, 1)}
+	g := t.gathererOf(keyName{string(id), label}, check)
+	w := &waiter{blocks: blocks, in: append(makeInput(len(blocks)), blocks...), since: time.Now(),
+		done: make(chan error, 1)}
 	g.add(w)
 	select {
 	case err := <-w.done:
@@ -52,6 +50,24 @@ func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, bloc
 		}
 		return <-w.done // the result is being written into blocks
 	}
+}
+
+// gathererOf returns the gatherer of a key and its check value. A caller with another check value gets another gatherer,
+// which takes the place of the first.
+func (t *Token) gathererOf(name keyName, check []byte) *gatherer {
+	if v, ok := t.gather.Load(name); ok {
+		if g, _ := v.(*gatherer); g.check == string(check) {
+			return g
+		}
+	}
+	g := &gatherer{token: t, name: name, check: string(check)}
+	if v, loaded := t.gather.LoadOrStore(name, g); loaded {
+		if first, _ := v.(*gatherer); first.check == g.check {
+			return first
+		}
+		t.gather.Store(name, g)
+	}
+	return g
 }
 
 // States of a waiter; an abandoned waiter is one whose caller gave up. The goroutine that changes the state from
@@ -66,7 +82,7 @@ const (
 // and use its blocks again while a call runs.
 type waiter struct {
 	blocks []byte
-	in     []byte // the copy; in[:at] is encrypted already
+	in     []byte // the copy, made by makeInput; in[:at] is encrypted already
 	since  time.Time
 	at     int // guarded by gatherer.mu while queued, owned by the running call otherwise
 	state  atomic.Int32
@@ -99,6 +115,7 @@ func (p part) size() int { return p.to - p.from }
 type gatherer struct {
 	token *Token
 	name  keyName
+	check string // the check value; "" if the caller has none
 
 	mu      sync.Mutex
 	small   []*waiter // at most smallBytes each
@@ -141,7 +158,7 @@ func (g *gatherer) next() []part {
 	defer g.mu.Unlock()
 	g.small = dropAbandoned(g.small)
 	g.large = dropAbandoned(g.large)
-	maxSize := max(int(g.token.maxData.Load())/blockSize*blockSize, blockSize)
+	maxSize := partSize(g.token.maxData.Load(), g.check)
 	limit := min(maxSize, gatherLimit)
 	share := limit // of the small waiters
 	if len(g.large) > 0 {
@@ -237,7 +254,7 @@ func (g *gatherer) serve(batch []part) {
 		for _, p := range batch {
 			size += p.size()
 		}
-		in = make([]byte, 0, size)
+		in = makeInput(size)
 		for _, p := range batch {
 			in = append(in, p.w.in[p.from:p.to]...)
 		}
@@ -253,7 +270,7 @@ func (g *gatherer) serve(batch []part) {
 	err := g.token.doAndNotify(context.Background(), "pkcs11.EncryptBlocks", func(l *login, s p11.SessionHandle) error {
 		var err error
 		begun := time.Now()
-		out, err = g.token.encrypt(l, s, []byte(g.name.id), g.name.label, in)
+		out, err = g.token.encrypt(l, s, g.name, g.check, in)
 		g.token.report(Call{Callers: len(batch), Blocks: len(in) / blockSize, Waited: begun.Sub(since),
 			Took: time.Since(begun), Err: err})
 		return err
@@ -292,38 +309,6 @@ func (g *gatherer) deliver(batch []part, out []byte, err error) {
 		g.queue(p.w)
 		g.mu.Unlock()
 	}
-}
-
-// encrypt makes the C calls: one C_Encrypt for each maxData bytes. A token shows its data limit only by the result
-// CKR_DATA_LEN_RANGE. Then maxData is halved for as long as the token is open.
-func (t *Token) encrypt(l *login, s p11.SessionHandle, id []byte, label string, in []byte) ([]byte, error) {
-	object, err := t.handle(l, s, id, label)
-	if err != nil {
-		return nil, err
-	}
-	var out []byte
-	for rest := in; len(rest) > 0; {
-		limit := t.maxData.Load()
-		n := int(min(limit, int64(len(rest))))
-		part, err := t.mechanismEncrypt(s, t.mechanism, object, rest[:n])
-		switch {
-		case err == nil && n == len(in):
-			return part, nil
-		case err == nil:
-			out = slices.Grow(out, len(rest)) // grows at the first part only
-			out, rest = append(out, part...), rest[n:]
-			clear(part)
-		case errors.Is(err, p11.Error(p11.CKR_DATA_LEN_RANGE)) && n > blockSize:
-			half := int64(n/2/blockSize) * blockSize
-			if limit = t.maxData.Load(); half < limit && t.maxData.CompareAndSwap(limit, half) {
-				t.log.Warn("the token takes less data in one call than its profile says", "bytes", n, "now", half)
-			}
-		default:
-			clear(out)
-			return nil, err
-		}
-	}
-	return out, nil
 }
 
 // mechanismEncrypt encrypts blocks by one mechanism of the profile's list. ECB is the best. The others give the

@@ -27,7 +27,7 @@ func TestOnFunction(t *testing.T) {
 	const latency = 20 * time.Millisecond
 	m.SetLatency(latency)
 	m.Fail("Encrypt", 1, p11.Error(p11.CKR_DEVICE_ERROR))
-	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, blockSize)); err != nil {
+	if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, blockSize)); err != nil {
 		t.Fatal(err)
 	}
 	tok.OnFunction(nil)

@@ -246,11 +246,20 @@ func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 
 // CheckValue returns the key's check value: the first 8 bytes of the SHA-256 of an encrypted fixed block.
 func (t *Token) CheckValue(ctx context.Context, id []byte, label string) ([]byte, error) {
-	block := []byte(checkBlock)
-	if err := t.EncryptBlocks(ctx, id, label, block); err != nil {
-		return nil, err
+	const op = "pkcs11.CheckValue"
+	var check []byte
+	err := t.do(ctx, op, func(l *login, s p11.SessionHandle) error {
+		block, err := t.encrypt(l, s, keyName{string(id), label}, "", append(makeInput(blockSize), checkBlock...))
+		if err == nil {
+			check = checkOf(block)
+			clear(block)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err // see Find
 	}
-	return checkOf(block), nil
+	return check, nil
 }
 
 // checkOf makes a check value from the encrypted check block.
@@ -410,8 +419,8 @@ func (t *Token) notShown(id []byte, label string) error {
 
 // handle returns the key's object handle, from the cache or by a search for its id and label. Exactly one key must
 // match.
-func (t *Token) handle(l *login, s p11.SessionHandle, id []byte, label string) (p11.ObjectHandle, error) {
-	name := keyName{string(id), label}
+func (t *Token) handle(l *login, s p11.SessionHandle, name keyName) (p11.ObjectHandle, error) {
+	id, label := []byte(name.id), name.label
 	if v, ok := l.handles.Load(name); ok {
 		h, _ := v.(p11.ObjectHandle)
 		return h, nil

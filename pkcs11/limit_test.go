@@ -37,7 +37,7 @@ func TestDefaultLimit(t *testing.T) {
 	defer release()
 	want := bytes.Repeat([]byte{7}, 32)
 	within(t, 20*time.Second, "EncryptBlocks", func() {
-		err := tok.EncryptBlocks(context.Background(), id, label, bytes.Clone(want))
+		err := tok.EncryptBlocks(context.Background(), id, label, nil, bytes.Clone(want))
 		if !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("no deadline: %v", err)
 		}
@@ -91,13 +91,13 @@ func TestDataLimit(t *testing.T) {
 	defer tok.Close() //nolint:errcheck // the calls below are what is tested
 	id, label := generate(t, tok, 1, 256)
 	one := bytes.Repeat([]byte{3}, 16)
-	if err := tok.EncryptBlocks(t.Context(), id, label, one); err != nil {
+	if err := tok.EncryptBlocks(t.Context(), id, label, nil, one); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
 		m.Reset()
 		got := bytes.Repeat([]byte{3}, 32_000)
-		if err := tok.EncryptBlocks(t.Context(), id, label, got); err != nil || !bytes.Equal(got, bytes.Repeat(one,
+		if err := tok.EncryptBlocks(t.Context(), id, label, nil, got); err != nil || !bytes.Equal(got, bytes.Repeat(one,
 			2000)) {
 			t.Fatalf("%v; the blocks are right: %t", err, bytes.Equal(got, bytes.Repeat(one, 2000)))
 		}

@@ -114,7 +114,7 @@ func TestPairBesideKey(t *testing.T) {
 	}
 	sealed := seal(t, public, secret.Bytes("x"))
 	for range 2 { // the second time with a handle from the cache
-		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+		if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); err != nil {
 			t.Error(err)
 		}
 		if _, err := tok.DecryptOAEP(t.Context(), id, label, crypto.SHA1, sealed); err != nil {

@@ -91,7 +91,7 @@ func TestPINChanged(t *testing.T) {
 	writePIN(t, file, "11112222")
 	m.Reset()
 	for range 3 {
-		err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16))
+		err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16))
 		if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "was tried once") {
 			t.Fatal(err)
 		}
@@ -100,7 +100,7 @@ func TestPINChanged(t *testing.T) {
 		t.Errorf("%d logins, initialised %d times", m.Count("Login"), m.Count("Initialize"))
 	}
 	writePIN(t, file, right)
-	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+	if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); err != nil {
 		t.Errorf("the right PIN: %v", err)
 	}
 }

@@ -122,8 +122,8 @@ func TestRecoveryUnderLoad(t *testing.T) {
 			served := sync.OnceFunc(back.Done)
 			defer served()
 			for ctx.Err() == nil {
-				if tok.EncryptBlocks(ctx, []byte{1, 2, 3, byte(i)}, fmt.Sprintf("k@%d", i), make([]byte, 16)) == nil {
-					served() // and continue, as load for the others
+				if tok.EncryptBlocks(ctx, []byte{1, 2, 3, byte(i)}, fmt.Sprintf("k@%d", i), nil, make([]byte, 16)) == nil {
+					served() // and go on, as load for the others
 				}
 			}
 		})
@@ -151,7 +151,7 @@ func TestHungCall(t *testing.T) {
 	id, label := generate(t, tok, 1, 256)
 	other, otherLabel := generate(t, tok, 2, 256)
 	for range 2 {
-		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+		if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -160,13 +160,13 @@ func TestHungCall(t *testing.T) {
 	pingHangs(t, tok, m, "GenerateRandom", m.Count("GenerateRandom"))
 	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
 	within(t, 20*time.Second, "a lost token beside a call that hangs", func() {
-		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !claviger.Is(err,
+		if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); !claviger.Is(err,
 			claviger.Unavailable) || !errors.Is(err, errHung) {
 			t.Errorf("%v", err)
 		}
 	})
 	// No reset is needed: the login was retired, and a new login may work.
-	if err := tok.EncryptBlocks(t.Context(), other, otherLabel, make([]byte, 16)); err != nil {
+	if err := tok.EncryptBlocks(t.Context(), other, otherLabel, nil, make([]byte, 16)); err != nil {
 		t.Error(err)
 	}
 	if n := sessions(); n != 3 {
@@ -175,13 +175,13 @@ func TestHungCall(t *testing.T) {
 	// The same call does not block other calls a second time.
 	time.Sleep(firstBackoff + 50*time.Millisecond) // after that pause the token is tried again
 	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
-	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !errors.Is(err, errHung) ||
+	if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); !errors.Is(err, errHung) ||
 		tok.module.epoch != 1 {
 		t.Errorf("%v; waited %d times", err, tok.module.epoch)
 	}
 	release()
 	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
-	eventually(t, func() error { return tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)) })
+	eventually(t, func() error { return tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)) })
 }
 
 // TestHungFinalize: while C_Finalize hangs, callers return when their time ends. When it returns, calls work again.
@@ -193,14 +193,14 @@ func TestHungFinalize(t *testing.T) {
 	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_GENERAL_ERROR))
 	for range 3 {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-		if err := tok.EncryptBlocks(ctx, id, label, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) {
+		if err := tok.EncryptBlocks(ctx, id, label, nil, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) {
 			t.Errorf("during C_Finalize: %v", err)
 		}
 		cancel()
 	}
 	within(t, 20*time.Second, "Info", func() { tok.Info() })
 	release()
-	eventually(t, func() error { return tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)) })
+	eventually(t, func() error { return tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)) })
 	eventually(t, func() error {
 		tok.module.mu.Lock()
 		defer tok.module.mu.Unlock()
@@ -318,7 +318,7 @@ func TestSuspectSession(t *testing.T) {
 		t.Run(p11.Error(c.code).Error(), func(t *testing.T) {
 			m.Reset()
 			m.Fail("EncryptInit", 1, p11.Error(c.code))
-			err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16))
+			err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16))
 			if (err == nil) != c.retry {
 				t.Errorf("%v", err)
 			}
@@ -328,7 +328,7 @@ func TestSuspectSession(t *testing.T) {
 			if m.Count("Login")+m.Count("Initialize") > 0 {
 				t.Error("logged in again")
 			}
-			if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+			if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -345,13 +345,13 @@ func TestLoggedOut(t *testing.T) {
 	if err := tok.module.b.Logout(tok.login.session); err != nil {
 		t.Fatal(err)
 	}
-	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+	if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); err != nil {
 		t.Error(err)
 	}
 	if resets != 1 {
 		t.Errorf("%d resets reported", resets)
 	}
-	if err := tok.EncryptBlocks(t.Context(), []byte("nil"), "no@1", make([]byte, 16)); !claviger.Is(err,
+	if err := tok.EncryptBlocks(t.Context(), []byte("nil"), "no@1", nil, make([]byte, 16)); !claviger.Is(err,
 		claviger.KeyNotFound) {
 		t.Errorf("a key that does not exist: %v", err)
 	}
@@ -368,12 +368,12 @@ func TestTwoTokens(t *testing.T) {
 	id, label := generate(t, a, 1, 256)
 	resets := 0
 	b.OnReset(func() { resets++ })
-	if err := b.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+	if err := b.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); err != nil {
 		t.Fatal(err)
 	}
 	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_ERROR))
 	for _, tok := range []*Token{a, b} {
-		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+		if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); err != nil {
 			t.Error(err)
 		}
 	}
@@ -502,7 +502,7 @@ func TestLabel(t *testing.T) {
 	tok, _ := open(t)
 	id, label := generate(t, tok, 1, 256)
 	for _, l := range []string{"wrong", label, "wrong", label} {
-		err := tok.EncryptBlocks(t.Context(), id, l, make([]byte, 16))
+		err := tok.EncryptBlocks(t.Context(), id, l, nil, make([]byte, 16))
 		if claviger.Is(err, claviger.KeyNotFound) != (l == "wrong") || l == label && err != nil {
 			t.Errorf("label %s: %v", l, err)
 		}

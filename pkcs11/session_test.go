@@ -169,16 +169,16 @@ func TestEncryptBlocksArguments(t *testing.T) {
 	tok, m := open(t)
 	id, label := generate(t, tok, 1, 256)
 	m.Reset()
-	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 17)); !claviger.Is(err, claviger.Internal) ||
+	if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 17)); !claviger.Is(err, claviger.Internal) ||
 		!strings.Contains(err.Error(), "17 bytes are not whole blocks") {
 		t.Errorf("17 bytes: %v", err)
 	}
-	if err := tok.EncryptBlocks(t.Context(), id, label, nil); err != nil {
+	if err := tok.EncryptBlocks(t.Context(), id, label, nil, nil); err != nil {
 		t.Errorf("no blocks: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := tok.EncryptBlocks(ctx, id, label, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) ||
+	if err := tok.EncryptBlocks(ctx, id, label, nil, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) ||
 		!errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "did not answer") {
 		t.Errorf("an ended context: %v", err)
 	}
@@ -202,7 +202,7 @@ func TestShortResult(t *testing.T) {
 	tok.b = shortLibrary{tok.b}
 	for _, m := range profiles[SoftHSM].mechanisms {
 		tok.mechanism = m
-		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !claviger.Is(err, claviger.Internal) ||
+		if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); !claviger.Is(err, claviger.Internal) ||
 			!strings.Contains(err.Error(), "the HSM made 15 bytes of 16") {
 			t.Errorf("%s: %v", mechanismName(m), err)
 		}

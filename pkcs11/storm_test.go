@@ -172,7 +172,7 @@ func TestBuffersAreWiped(t *testing.T) {
 		var wg sync.WaitGroup
 		for range c.callers {
 			wg.Go(func() {
-				if err := tok.EncryptBlocks(t.Context(), id, label, bytes.Repeat([]byte{0xff}, c.bytes)); err != nil {
+				if err := tok.EncryptBlocks(t.Context(), id, label, nil, bytes.Repeat([]byte{0xff}, c.bytes)); err != nil {
 					t.Error(err)
 				}
 			})
@@ -210,7 +210,7 @@ func TestConcurrentBatches(t *testing.T) {
 		}
 		want := bytes.Clone(in)
 		for at := 0; at < n; at += 4096 {
-			if err := tok.EncryptBlocks(t.Context(), id, label, want[at:min(at+4096, n)]); err != nil {
+			if err := tok.EncryptBlocks(t.Context(), id, label, nil, want[at:min(at+4096, n)]); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -218,7 +218,7 @@ func TestConcurrentBatches(t *testing.T) {
 			wg.Go(func() {
 				for range 3 {
 					got := bytes.Clone(in)
-					if err := tok.EncryptBlocks(t.Context(), id, label, got); err != nil || !bytes.Equal(got, want) {
+					if err := tok.EncryptBlocks(t.Context(), id, label, nil, got); err != nil || !bytes.Equal(got, want) {
 						t.Errorf("%d bytes: %v, equal %t", n, err, bytes.Equal(got, want))
 					}
 				}

@@ -46,7 +46,7 @@ type token interface {
 	Destroy(ctx context.Context, id []byte, label string) error
 	CheckValue(ctx context.Context, id []byte, label string) ([]byte, error)
 	Choose(ctx context.Context, id []byte, label string, check []byte) error
-	EncryptBlocks(ctx context.Context, id []byte, label string, blocks []byte) error
+	EncryptBlocks(ctx context.Context, id []byte, label string, check, blocks []byte) error
 	Ping(ctx context.Context) error
 	Hidden() error
 	OnReset(func())

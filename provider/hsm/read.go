@@ -15,8 +15,7 @@ import (
 	"claviger/provider"
 )
 
-// EncryptBlocks encrypts blocks in the HSM. It verifies a version by its check value before its first use, and again
-// each time that the token was away.
+// EncryptBlocks encrypts blocks in the HSM. Each result is verified by the version's check value.
 func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
 	const op = "hsm.EncryptBlocks"
 	if err := p.ready(op, version); err != nil {
@@ -36,20 +35,17 @@ func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []b
 }
 
 func (p *Provider) encrypt(ctx context.Context, op string, e *entry, blocks []byte) error {
-	if err := p.verify(ctx, e); err != nil {
-		return p.missingOnToken(ctx, op, e, err)
+	if len(e.check) == 0 { // without a check value, the token would have to be believed
+		return p.refuse(e, nil)
 	}
-	err := p.tok.EncryptBlocks(ctx, e.id, e.name, blocks)
-	if errors.Is(err, pkcs11.ErrSeveral) { // a login since the verification has lost the choice between several keys
-		if err = p.verify(ctx, e); err == nil {
-			err = p.tok.EncryptBlocks(ctx, e.id, e.name, blocks)
+	epoch := p.epoch.Load() + 1
+	err := p.tok.EncryptBlocks(ctx, e.id, e.name, e.check, blocks)
+	if errors.Is(err, pkcs11.ErrSeveral) {
+		if err = p.choose(ctx, e); err == nil {
+			err = p.tok.EncryptBlocks(ctx, e.id, e.name, e.check, blocks)
 		}
 	}
-	if err != nil {
-		return p.missingOnToken(ctx, op, e, err)
-	}
-	// The call itself may have brought back a lost token. Then it used a key that was not verified on that token.
-	if err := p.verify(ctx, e); err != nil {
+	if err = p.judge(e, epoch, err); err != nil {
 		return p.missingOnToken(ctx, op, e, err)
 	}
 	return nil

@@ -23,26 +23,41 @@ func (p *Provider) verify(ctx context.Context, e *entry) error {
 		return nil
 	}
 	got, err := p.checkValue(ctx, e)
-	if claviger.Is(err, claviger.Internal) { // for example SoftHSM, with a damaged object file
+	if err == nil && !bytes.Equal(got, e.check) {
+		return p.refuse(e, got)
+	}
+	return p.judge(e, epoch, err)
+}
+
+// judge explains err, the result of the token's work with a version that began in that epoch, and records whether the
+// token has the version. epoch is 1 + the number that p.epoch had.
+func (p *Provider) judge(e *entry, epoch uint64, err error) error {
+	known := e.verified.Load() == epoch
+	if got, ok := pkcs11.CheckValueOf(err); ok {
+		return p.refuse(e, got)
+	}
+	if claviger.Is(err, claviger.Internal) && !known { // for example SoftHSM, with a damaged object file
 		err = claviger.E("hsm.verify", claviger.Unavailable, e.name,
 			unusable{fmt.Errorf("the key on token %s does not work: %w", tokenName(p.tok.Info()), err)})
 	}
-	if err != nil {
-		if isUnusable(err) {
-			p.refused.Store(e.name, struct{}{})
-		}
-		return err
-	}
-	if !bytes.Equal(got, e.check) {
+	switch {
+	case err == nil && !known:
+		e.verified.Store(epoch)
+		p.refused.Delete(e.name)
+	case err != nil && isUnusable(err):
 		p.refused.Store(e.name, struct{}{})
-		// Kind Unavailable, because the HSM of another node may hold the right key.
-		return claviger.Errorf("hsm.verify", claviger.Unavailable, e.name,
-			"%w: the key on token %s has the check value %x, the metastore says %x, so it is another key of the "+
-				"same name; it is not used", errMismatch, tokenName(p.tok.Info()), got, e.check)
 	}
-	e.verified.Store(epoch)
-	p.refused.Delete(e.name)
-	return nil
+	return err
+}
+
+// refuse records that the token has another key than a version's, with the check value got, and returns the error. It is
+// of kind Unavailable, because the HSM of another node may hold the right key.
+func (p *Provider) refuse(e *entry, got []byte) error {
+	e.verified.Store(0)
+	p.refused.Store(e.name, struct{}{})
+	return claviger.Errorf("hsm.verify", claviger.Unavailable, e.name,
+		"%w: the key on token %s has the check value %x, the metastore says %x, so it is another key of the "+
+			"same name; it is not used", errMismatch, tokenName(p.tok.Info()), got, e.check)
 }
 
 // checkValue asks the token for the check value of a version's key. If the token holds several keys of that name,
@@ -52,14 +67,21 @@ func (p *Provider) checkValue(ctx context.Context, e *entry) ([]byte, error) {
 	if !errors.Is(err, pkcs11.ErrSeveral) {
 		return got, err
 	}
-	err = p.tok.Choose(ctx, e.id, e.name, e.check)
-	if errors.Is(err, pkcs11.ErrSeveral) {
-		return nil, claviger.Errorf("hsm.checkValue", claviger.Unavailable, e.name, "%w: %w", errMismatch, err)
-	}
-	if err != nil {
+	if err := p.choose(ctx, e); err != nil {
 		return nil, err
 	}
-	p.log.Warn("the token holds several keys of one id and label; the one with the right check value is used",
-		"version", e.name, "id", hex.EncodeToString(e.id))
 	return p.tok.CheckValue(ctx, e.id, e.name)
+}
+
+// choose makes the token use the key with the version's check value, if it holds several keys of that id and label.
+func (p *Provider) choose(ctx context.Context, e *entry) error {
+	err := p.tok.Choose(ctx, e.id, e.name, e.check)
+	switch {
+	case errors.Is(err, pkcs11.ErrSeveral):
+		return claviger.Errorf("hsm.choose", claviger.Unavailable, e.name, "%w: %w", errMismatch, err)
+	case err == nil:
+		p.log.Warn("the token holds several keys of one id and label; the one with the right check value is used",
+			"version", e.name, "id", hex.EncodeToString(e.id))
+	}
+	return err
 }

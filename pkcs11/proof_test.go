@@ -1,0 +1,252 @@
+package pkcs11
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+	"claviger/internal/faultmodule"
+	"claviger/internal/softhsm/softhsmtest"
+)
+
+// provedKey is a key on a token, with its check value and the encryption of each number of zero blocks.
+type provedKey struct {
+	id    []byte
+	label string
+	check []byte
+	zero  []byte // a zero block, encrypted
+}
+
+// encrypts reports in err whether n zero blocks are encrypted with the right key.
+func (k *provedKey) encrypts(tok *Token, t *testing.T, n int) error {
+	got := make([]byte, n*blockSize)
+	if err := tok.EncryptBlocks(t.Context(), k.id, k.label, k.check, got); err != nil {
+		return err
+	}
+	if !bytes.Equal(got, bytes.Repeat(k.zero, n)) {
+		return fmt.Errorf("%s: wrong blocks", k.label)
+	}
+	return nil
+}
+
+// openFaulty opens a new token behind a fault module, with two keys that were used before.
+func openFaulty(t *testing.T, of func(*Config)) (*faultmodule.Module, *Token, []*provedKey) {
+	t.Helper()
+	made := softhsmtest.New(t)
+	m := faultmodule.New(t, made.Module)
+	t.Cleanup(m.Heal)
+	c := config(made)
+	c.Module = m.Path
+	if of != nil {
+		of(&c)
+	}
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		m.Heal()
+		if err := tok.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	var keys []*provedKey
+	for i := range byte(2) {
+		k := &provedKey{zero: make([]byte, blockSize)}
+		k.id, k.label = generate(t, tok, i, 256)
+		if k.check, err = tok.CheckValue(t.Context(), k.id, k.label); err != nil {
+			t.Fatal(err)
+		}
+		if err := tok.EncryptBlocks(t.Context(), k.id, k.label, k.check, k.zero); err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, k)
+	}
+	return m, tok, keys
+}
+
+// TestRenumberedHandles: when the handles of all objects change, and no call returns an error, each key goes on to
+// encrypt as itself. No login is needed.
+func TestRenumberedHandles(t *testing.T) {
+	for _, limit := range []int64{1 << 20, 64, 32, 16} {
+		t.Run(fmt.Sprint(limit), func(t *testing.T) {
+			m, tok, keys := openFaulty(t, nil)
+			tok.maxData.Store(limit)
+			logins := m.Calls(faultmodule.Login)
+			for range 3 {
+				m.Renumber()
+				for _, k := range keys {
+					for _, n := range []int{1, 2, 3, 7} {
+						if err := k.encrypts(tok, t, n); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+			}
+			if n := m.Calls(faultmodule.Login) - logins; n > 0 {
+				t.Errorf("%d logins", n)
+			}
+		})
+	}
+}
+
+// TestRenumberedUnderLoad is TestRenumberedHandles for callers that share calls.
+func TestRenumberedUnderLoad(t *testing.T) {
+	m, tok, keys := openFaulty(t, nil)
+	var wg sync.WaitGroup
+	for i := range 16 {
+		wg.Go(func() {
+			for n := range 100 {
+				err := keys[i%2].encrypts(tok, t, 1+n%40)
+				if errors.Is(err, ErrWrongKey) {
+					continue // the handles changed twice within its call
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 50 {
+		m.Renumber()
+		_ = keys[0].encrypts(tok, t, 1) // between two changes there is a call
+	}
+	wg.Wait()
+}
+
+// TestProofOfEachMechanism: the proof does not depend on the mechanism.
+func TestProofOfEachMechanism(t *testing.T) {
+	for _, mechanism := range []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC} {
+		t.Run(mechanismName(mechanism), func(t *testing.T) {
+			m, tok, keys := openFaulty(t, nil)
+			tok.mechanism = mechanism
+			m.Renumber()
+			for _, k := range keys {
+				if err := k.encrypts(tok, t, 5); err != nil {
+					t.Error(err)
+				}
+			}
+			wrong := slices.Clone(keys[0].check)
+			wrong[0] ^= 1
+			blocks := make([]byte, 2*blockSize)
+			err := tok.EncryptBlocks(t.Context(), keys[0].id, keys[0].label, wrong, blocks)
+			got, ok := CheckValueOf(err)
+			if !errors.Is(err, ErrWrongKey) || !claviger.Is(err, claviger.Unavailable) || !ok ||
+				!bytes.Equal(got, keys[0].check) || !bytes.Equal(blocks, make([]byte, 2*blockSize)) {
+				t.Errorf("wrong check value: %v, with %x and the blocks %x", err, got, blocks)
+			}
+		})
+	}
+}
+
+// TestHandleOfAnotherObject: a key whose handle has become invalid, or the handle of an object that cannot encrypt, is
+// searched again. The login stays.
+func TestHandleOfAnotherObject(t *testing.T) {
+	for _, code := range []uint{p11.CKR_KEY_HANDLE_INVALID, p11.CKR_OBJECT_HANDLE_INVALID,
+		p11.CKR_KEY_TYPE_INCONSISTENT, p11.CKR_KEY_FUNCTION_NOT_PERMITTED, p11.CKR_KEY_SIZE_RANGE} {
+		t.Run(p11.Error(code).Error(), func(t *testing.T) {
+			m, tok, keys := openFaulty(t, nil)
+			logins, searches := m.Calls(faultmodule.Login), m.Calls(faultmodule.FindObjectsInit)
+			m.Order(faultmodule.EncryptInit, faultmodule.Order{Action: faultmodule.Fail, Value: code})
+			if err := keys[0].encrypts(tok, t, 1); err != nil {
+				t.Error(err)
+			}
+			if n := m.Calls(faultmodule.FindObjectsInit) - searches; n != 1 {
+				t.Errorf("%d searches, want 1", n)
+			}
+			if n := m.Calls(faultmodule.Login) - logins; n > 0 {
+				t.Errorf("%d logins", n)
+			}
+		})
+	}
+}
+
+// TestProofTravelsWithTheCall: the check block is part of the C_Encrypt that it proves, and the batch of a NameNode
+// stays one call.
+func TestProofTravelsWithTheCall(t *testing.T) {
+	m, tok, keys := openFaulty(t, nil)
+	for _, c := range []struct{ blocks, limit, calls int }{
+		{2, 32 << 10, 1}, {2000, 32 << 10, 1}, {2047, 32 << 10, 1}, {2048, 32 << 10, 2},
+		{3, 32, 3}, // each call has one block of the caller and the check block
+		{3, 16, 6}, // no room for two blocks
+	} {
+		tok.maxData.Store(int64(c.limit))
+		before := m.Calls(faultmodule.EncryptInit)
+		if err := keys[0].encrypts(tok, t, c.blocks); err != nil {
+			t.Error(err)
+		}
+		if n := m.Calls(faultmodule.EncryptInit) - before; n != c.calls {
+			t.Errorf("%d blocks at a limit of %d bytes: %d calls, want %d", c.blocks, c.limit, n, c.calls)
+		}
+	}
+}
+
+// TestLearnedDataLimit: a token that takes less data than its profile says gets smaller calls, with their proofs.
+func TestLearnedDataLimit(t *testing.T) {
+	for _, limit := range []int{16, 24, 32, 48, 500} {
+		t.Run(fmt.Sprint(limit), func(t *testing.T) {
+			m, tok, keys := openFaulty(t, nil)
+			m.LimitData(limit)
+			if err := keys[0].encrypts(tok, t, 100); err != nil {
+				t.Error(err)
+			}
+			if got := int(tok.maxData.Load()); got > limit || got < blockSize {
+				t.Errorf("%d bytes are tried", got)
+			}
+		})
+	}
+}
+
+// TestFlippedProof: a result whose check block has a flipped bit is not used, and the call is made again. If the bits
+// flip again, the caller gets an error.
+func TestFlippedProof(t *testing.T) {
+	_, tok, keys := openFaulty(t, func(c *Config) { c.Wrap = func(b Boundary) Boundary { return &flipper{Boundary: b} } })
+	f := tok.b.(traced).Boundary.(*flipper) //nolint:errcheck,forcetypeassert // made above
+	for flips := range 4 {
+		f.next = flips
+		err := keys[0].encrypts(tok, t, 3)
+		if flips < 2 && err != nil || flips >= 2 && !errors.Is(err, ErrWrongKey) {
+			t.Errorf("%d flips: %v", flips, err)
+		}
+	}
+}
+
+// flipper flips a bit in the last block of the next results of C_Encrypt.
+type flipper struct {
+	Boundary
+	next int
+}
+
+func (f *flipper) Encrypt(s p11.SessionHandle, in []byte) ([]byte, error) {
+	out, err := f.Boundary.Encrypt(s, in)
+	if f.next > 0 && err == nil {
+		f.next--
+		out[len(out)-1] ^= 0x10
+	}
+	return out, err
+}
+
+// TestInputStays: the check block does not change the blocks of a caller that come after it in the caller's buffer.
+func TestInputStays(t *testing.T) {
+	_, tok, keys := openFaulty(t, nil)
+	tok.maxData.Store(4 * blockSize)
+	k := keys[0]
+	var want, got []byte
+	for i := range byte(50) {
+		block := bytes.Repeat([]byte{i}, blockSize)
+		got = append(got, block...)
+		if err := tok.EncryptBlocks(t.Context(), k.id, k.label, k.check, block); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, block...)
+	}
+	if err := tok.EncryptBlocks(t.Context(), k.id, k.label, k.check, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%v; different blocks: %t", err, !bytes.Equal(got, want))
+	}
+}
