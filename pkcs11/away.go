@@ -8,6 +8,7 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"claviger"
+	"claviger/pkcs11/worker"
 )
 
 // errNoTokenShown means that the library shows no slot with a token. A network HSM that cannot be reached has none.
@@ -32,7 +33,8 @@ func markAway(err error) error {
 		return err
 	}
 	var code p11.Error
-	if errors.Is(err, errNoTokenShown) || errors.Is(err, context.DeadlineExceeded) ||
+	var gone worker.GoneError
+	if errors.As(err, &gone) || errors.Is(err, errNoTokenShown) || errors.Is(err, context.DeadlineExceeded) ||
 		errors.As(err, &code) && (slices.Contains(awayCodes, uint(code)) || uint(code) >= p11.CKR_VENDOR_DEFINED) {
 		return claviger.Away(err)
 	}

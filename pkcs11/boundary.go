@@ -6,41 +6,12 @@ import (
 	"time"
 
 	p11 "github.com/miekg/pkcs11"
+
+	"claviger/pkcs11/cryptoki"
 )
 
-// Boundary is the part of Cryptoki that this package calls, as github.com/miekg/pkcs11 declares it. *p11.Ctx
-// implements it. It has one method for each C function in use, which is more than eight. A type that wraps a
-// Boundary embeds it.
-//
-// Encrypt calls C_Encrypt twice. The first call asks only for the length of the result; the vendor's library
-// answers it without the HSM. Decrypt calls C_Decrypt twice in the same way.
-type Boundary interface {
-	Initialize(...p11.InitializeOption) error
-	Finalize() error
-	GetSlotList(tokenPresent bool) ([]uint, error)
-	GetTokenInfo(slot uint) (p11.TokenInfo, error)
-	GetMechanismList(slot uint) ([]*p11.Mechanism, error)
-	OpenSession(slot, flags uint) (p11.SessionHandle, error)
-	CloseSession(p11.SessionHandle) error
-	GetSessionInfo(p11.SessionHandle) (p11.SessionInfo, error)
-	Login(s p11.SessionHandle, user uint, pin string) error
-	GenerateRandom(s p11.SessionHandle, n int) ([]byte, error)
-	GenerateKey(p11.SessionHandle, []*p11.Mechanism, []*p11.Attribute) (p11.ObjectHandle, error)
-	CreateObject(p11.SessionHandle, []*p11.Attribute) (p11.ObjectHandle, error)
-	DestroyObject(p11.SessionHandle, p11.ObjectHandle) error
-	GetAttributeValue(p11.SessionHandle, p11.ObjectHandle, []*p11.Attribute) ([]*p11.Attribute, error)
-	FindObjectsInit(p11.SessionHandle, []*p11.Attribute) error
-	FindObjects(s p11.SessionHandle, limit int) ([]p11.ObjectHandle, bool, error)
-	FindObjectsFinal(p11.SessionHandle) error
-	EncryptInit(p11.SessionHandle, []*p11.Mechanism, p11.ObjectHandle) error
-	Encrypt(p11.SessionHandle, []byte) ([]byte, error)
-	GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism,
-		public, private []*p11.Attribute) (p11.ObjectHandle, p11.ObjectHandle, error)
-	DecryptInit(p11.SessionHandle, []*p11.Mechanism, p11.ObjectHandle) error
-	Decrypt(p11.SessionHandle, []byte) ([]byte, error)
-}
-
-var _ Boundary = (*p11.Ctx)(nil)
+// Boundary is the part of Cryptoki that this package calls.
+type Boundary = cryptoki.Boundary
 
 // Meter wraps a Boundary for tests and benchmarks: it counts the calls, delays each call as a network HSM
 // would, and makes some calls fail or hang. The name of a call is the name of its method, such as "Encrypt".
@@ -265,18 +236,11 @@ func (w *metered) FindObjectsFinal(s p11.SessionHandle) error {
 	return w.b.FindObjectsFinal(s)
 }
 
-func (w *metered) EncryptInit(s p11.SessionHandle, m []*p11.Mechanism, o p11.ObjectHandle) error {
-	if err := w.m.enter("EncryptInit"); err != nil {
-		return err
-	}
-	return w.b.EncryptInit(s, m, o)
-}
-
-func (w *metered) Encrypt(s p11.SessionHandle, data []byte) ([]byte, error) {
+func (w *metered) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, data []byte) ([]byte, error) {
 	if err := w.m.enter("Encrypt"); err != nil {
 		return nil, err
 	}
-	return w.b.Encrypt(s, data)
+	return w.b.Encrypt(s, m, key, data)
 }
 
 func (w *metered) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism,
@@ -287,11 +251,11 @@ func (w *metered) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism,
 	return w.b.GenerateKeyPair(s, m, public, private)
 }
 
-func (w *metered) DecryptInit(s p11.SessionHandle, m []*p11.Mechanism, o p11.ObjectHandle) error {
+func (w *metered) DecryptInit(s p11.SessionHandle, padding *p11.OAEPParams, o p11.ObjectHandle) error {
 	if err := w.m.enter("DecryptInit"); err != nil {
 		return err
 	}
-	return w.b.DecryptInit(s, m, o)
+	return w.b.DecryptInit(s, padding, o)
 }
 
 func (w *metered) Decrypt(s p11.SessionHandle, data []byte) ([]byte, error) {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"claviger/durable"
 	"claviger/secret"
@@ -35,7 +36,12 @@ type Config struct {
 	Profile Profile
 	// MaxSessions is the largest number of calls at the same time; 0 means the number of the profile.
 	MaxSessions int
-	Log         *slog.Logger
+	// Worker has the library run in a process of its own; see package worker.
+	Worker bool
+	// CallLimit is the time that one call in the library may take; 0 means worker.DefaultCallLimit. A longer call ends
+	// the worker.
+	CallLimit time.Duration
+	Log       *slog.Logger
 	// Wrap, if not nil, wraps the calls of the library.
 	Wrap func(Boundary) Boundary
 }
@@ -55,6 +61,7 @@ type FileConfig struct {
 	Credential  string // name of a systemd credential (LoadCredential=)
 	Profile     Profile
 	MaxSessions int
+	Worker      bool
 }
 
 // WriteKeystoreFile writes the small file that a cloudera.hsmkp:// URI names. It never overwrites a file, because
@@ -89,18 +96,21 @@ func (c *FileConfig) file(path string) ([]byte, error) {
 
 // format returns the lines of the file; parseKeystore reads the same FileConfig from them.
 func (c *FileConfig) format() ([]byte, error) {
-	var slot, sessions string
+	var slot, sessions, worker string
 	if c.Slot != nil {
 		slot = strconv.FormatUint(uint64(*c.Slot), 10)
 	}
 	if c.MaxSessions != 0 {
 		sessions = strconv.Itoa(c.MaxSessions)
 	}
+	if c.Worker {
+		worker = "yes"
+	}
 	b := bytes.NewBufferString("# Which HSM token claviger uses. It holds no secret; the PIN is where it says.\n")
 	for _, l := range []struct{ name, value string }{
 		{"module", c.Module}, {"token", c.Token}, {"serial", c.Serial}, {"slot", slot},
 		{"pin-file", c.PINFile}, {"pin-env", c.PINEnv}, {"credential", c.Credential},
-		{"profile", string(c.Profile)}, {"max-sessions", sessions},
+		{"profile", string(c.Profile)}, {"max-sessions", sessions}, {"worker", worker},
 	} {
 		if l.value == "" {
 			continue
@@ -237,9 +247,14 @@ func (c *FileConfig) set(name, value string) (err error) {
 		if c.MaxSessions, err = strconv.Atoi(value); err != nil || c.MaxSessions < 1 || c.MaxSessions > 4096 {
 			return fmt.Errorf("max-sessions has the value %q; it must be a number from 1 to 4096", value)
 		}
+	case "worker":
+		if value != "yes" && value != "no" {
+			return fmt.Errorf("worker has the value %q; it must be yes or no", value)
+		}
+		c.Worker = value == "yes"
 	default:
 		return fmt.Errorf("%q is not known; known are module, token, serial, slot, pin-file, pin-env, credential, "+
-			"profile, max-sessions", name)
+			"profile, max-sessions, worker", name)
 	}
 	return err
 }
@@ -280,7 +295,7 @@ func (c *FileConfig) check(path string) error {
 // Config makes a Config. A relative pin-file is relative to dir.
 func (c *FileConfig) Config(dir string) (Config, error) {
 	cfg := Config{Module: c.Module, TokenLabel: c.Token, Serial: c.Serial, Slot: c.Slot, Profile: c.Profile,
-		MaxSessions: c.MaxSessions}
+		MaxSessions: c.MaxSessions, Worker: c.Worker}
 	switch {
 	case c.PINFile != "":
 		path := c.PINFile

@@ -51,7 +51,7 @@ func TestKeystoreFileErrors(t *testing.T) {
 		"\n# x\nmodule =\n":  `:3: module has no value; give it one or take the line out`,
 		good + "token = x\n": `:4: token appears twice; keep one`,
 		good + "libary = /x.so": `:4: "libary" is not known; known are module, token, ` +
-			`serial, slot, pin-file, pin-env, credential, profile, max-sessions`,
+			`serial, slot, pin-file, pin-env, credential, profile, max-sessions, worker`,
 		good + "pin = 1234\n": `:4: a PIN must not be in this file; put it into a ` +
 			`file of its own (mode 0400) and name that: pin-file = PATH`,
 		good + "profile = lunar": `:4: unknown profile "lunar"; known ones: [luna ncipher ` +

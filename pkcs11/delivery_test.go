@@ -25,7 +25,7 @@ func TestGivesUpDuringDelivery(t *testing.T) {
 	for range 50 {
 		ctx, cancel := context.WithCancel(t.Context())
 		tok.OnCall(func(Call) { cancel() }) // the result is delivered next
-		m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DATA_INVALID))
+		m.Fail("Encrypt", 1, p11.Error(p11.CKR_DATA_INVALID))
 		if err := tok.EncryptBlocks(ctx, id, label, nil, make([]byte, 16)); err == nil {
 			t.Fatal("an error became success")
 		}
@@ -58,12 +58,12 @@ func TestErrorOfALargeCall(t *testing.T) {
 	tok, m := open(t)
 	id, label := generate(t, tok, 1, 128)
 	before := tok.Info().MaxData
-	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_HOST_MEMORY))
+	m.Fail("Encrypt", 1, p11.Error(p11.CKR_HOST_MEMORY))
 	if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 64)); !errors.Is(err,
 		p11.Error(p11.CKR_HOST_MEMORY)) || tok.Info().MaxData != before {
 		t.Errorf("%v; the limit is %d bytes, and was %d", err, tok.Info().MaxData, before)
 	}
-	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DATA_LEN_RANGE))
+	m.Fail("Encrypt", 1, p11.Error(p11.CKR_DATA_LEN_RANGE))
 	within(t, 20*time.Second, "EncryptBlocks", func() {
 		if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); !errors.Is(err,
 			p11.Error(p11.CKR_DATA_LEN_RANGE)) {

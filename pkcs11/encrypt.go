@@ -52,8 +52,8 @@ func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, chec
 	}
 }
 
-// gathererOf returns the gatherer of a key and its check value. A caller with another check value gets another gatherer,
-// which takes the place of the first.
+// gathererOf returns the gatherer of a key and its check value. A caller with another check value gets another
+// gatherer, which takes the place of the first.
 func (t *Token) gathererOf(name keyName, check []byte) *gatherer {
 	if v, ok := t.gather.Load(name); ok {
 		if g, _ := v.(*gatherer); g.check == string(check) {
@@ -346,10 +346,7 @@ func (t *Token) mechanismEncrypt(s p11.SessionHandle, mechanism uint, key p11.Ob
 }
 
 func (t *Token) oneEncrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, in []byte) ([]byte, error) {
-	if err := t.b.EncryptInit(s, []*p11.Mechanism{m}, key); err != nil {
-		return nil, err
-	}
-	out, err := t.b.Encrypt(s, in)
+	out, err := t.b.Encrypt(s, m, key, in)
 	if err == nil && len(out) != len(in) {
 		err = fmt.Errorf("the HSM made %d bytes of %d", len(out), len(in))
 	}

@@ -109,14 +109,11 @@ func (w traced) FindObjects(s p11.SessionHandle, limit int) (_ []p11.ObjectHandl
 	return w.Boundary.FindObjects(s, limit)
 }
 
-func (w traced) EncryptInit(s p11.SessionHandle, m []*p11.Mechanism, o p11.ObjectHandle) (err error) {
-	defer w.done("C_EncryptInit", time.Now(), &err)
-	return w.Boundary.EncryptInit(s, m, o)
-}
-
-func (w traced) Encrypt(s p11.SessionHandle, data []byte) (_ []byte, err error) {
+// Encrypt reports both functions as C_Encrypt.
+func (w traced) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle,
+	data []byte) (_ []byte, err error) {
 	defer w.done("C_Encrypt", time.Now(), &err)
-	return w.Boundary.Encrypt(s, data)
+	return w.Boundary.Encrypt(s, m, key, data)
 }
 
 func (w traced) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism,
@@ -125,9 +122,9 @@ func (w traced) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism,
 	return w.Boundary.GenerateKeyPair(s, m, public, private)
 }
 
-func (w traced) DecryptInit(s p11.SessionHandle, m []*p11.Mechanism, o p11.ObjectHandle) (err error) {
+func (w traced) DecryptInit(s p11.SessionHandle, padding *p11.OAEPParams, o p11.ObjectHandle) (err error) {
 	defer w.done("C_DecryptInit", time.Now(), &err)
-	return w.Boundary.DecryptInit(s, m, o)
+	return w.Boundary.DecryptInit(s, padding, o)
 }
 
 func (w traced) Decrypt(s p11.SessionHandle, data []byte) (_ []byte, err error) {

@@ -67,12 +67,13 @@ type inputRecorder struct {
 	seen chan []byte
 }
 
-func (s inputRecorder) Encrypt(h p11.SessionHandle, data []byte) ([]byte, error) {
+func (s inputRecorder) Encrypt(h p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle,
+	data []byte) ([]byte, error) {
 	select {
 	case s.seen <- bytes.Clone(data):
 	default:
 	}
-	return s.Boundary.Encrypt(h, data)
+	return s.Boundary.Encrypt(h, m, key, data)
 }
 
 // TestDataLimit: the token takes less data in one call than the profile says. The limit is reduced until a call

@@ -11,6 +11,9 @@ import (
 	"time"
 
 	p11 "github.com/miekg/pkcs11"
+
+	"claviger/pkcs11/cryptoki"
+	"claviger/pkcs11/worker"
 )
 
 const (
@@ -25,9 +28,9 @@ const (
 // module is a loaded library. A process may load and initialise each library only once, so all tokens of a library
 // share its module.
 type module struct {
-	path     string // as configured, for messages
-	resolved string // path without symbolic links; the key in modules
-	b        *p11.Ctx
+	path string // as configured, for messages
+	name moduleName
+	b    cryptoki.Library
 
 	// objects is locked by Token.objects.
 	objects sync.Mutex
@@ -45,6 +48,21 @@ type module struct {
 	// not left. Until all of them leave, each reset fails at once and blocks no other calls.
 	hung  int
 	epoch uint64
+}
+
+// moduleName names a library by its path without symbolic links, and says whether it runs in a worker.
+type moduleName struct {
+	resolved string
+	inWorker bool
+}
+
+// kill ends the worker, so that all calls in the library return. It returns false if the library runs in this process.
+func (m *module) kill(why string) bool {
+	w, ok := m.b.(worker.Library)
+	if ok {
+		w.Kill(why)
+	}
+	return ok
 }
 
 // gate is closed while a reset is under way.
@@ -70,11 +88,11 @@ func (g *gate) wait(ctx context.Context) error {
 
 var (
 	modulesMu sync.Mutex
-	modules   = map[string]*module{}
+	modules   = map[moduleName]*module{}
 )
 
 // openModule loads the library, or adds a user to the module if the library is loaded.
-func openModule(path string) (*module, error) {
+func openModule(path string, inWorker bool, callLimit time.Duration) (*module, error) {
 	modulesMu.Lock()
 	defer modulesMu.Unlock()
 	info, err := os.Stat(path)
@@ -89,13 +107,17 @@ func openModule(path string) (*module, error) {
 	if err != nil {
 		return nil, fmt.Errorf("PKCS#11 module: %w", err)
 	}
-	if m, ok := modules[resolved]; ok {
+	name := moduleName{resolved, inWorker}
+	if m, ok := modules[name]; ok {
 		if err := m.join(); err != nil {
 			return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised again: %w", path, err)
 		}
 		return m, nil
 	}
-	b := p11.New(path)
+	b, err := load(path, inWorker, callLimit)
+	if err != nil {
+		return nil, err
+	}
 	if b == nil {
 		return nil, fmt.Errorf("PKCS#11 module %s cannot be loaded: it is no PKCS#11 library for this machine, or a "+
 			"library that it needs is missing (ldd %s shows which)", path, path)
@@ -108,9 +130,21 @@ func openModule(path string) (*module, error) {
 		return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised: %w; the HSM client's own log or check "+
 			"program says more", path, err)
 	}
-	m := &module{path: path, resolved: resolved, b: b, users: 1, generation: 1}
-	modules[resolved] = m
+	m := &module{path: path, name: name, b: b, users: 1, generation: 1}
+	modules[name] = m
 	return m, nil
+}
+
+// load loads the library, into this process or into a worker. It returns nil if the library cannot be loaded.
+func load(path string, inWorker bool, callLimit time.Duration) (cryptoki.Library, error) {
+	if !inWorker {
+		return cryptoki.Load(path), nil
+	}
+	c, loaded, err := worker.Load(path, callLimit)
+	if err != nil || !loaded {
+		return nil, err
+	}
+	return c, nil
 }
 
 func initialize(b Boundary) error {
@@ -149,13 +183,14 @@ func (m *module) release() error {
 	if m.users--; m.users > 0 {
 		return nil
 	}
-	if m.active > 0 || m.gate != nil {
+	if (m.active > 0 || m.gate != nil) && !m.kill("a call did not return before the token was closed") {
 		// C_Finalize could crash while a call runs.
 		return fmt.Errorf("PKCS#11 module %s: a call did not return; the library stays loaded", m.path)
 	}
-	delete(modules, m.resolved)
+	delete(modules, m.name)
 	err := m.b.Finalize()
-	if errors.Is(err, p11.Error(p11.CKR_CRYPTOKI_NOT_INITIALIZED)) {
+	var gone worker.GoneError
+	if errors.Is(err, p11.Error(p11.CKR_CRYPTOKI_NOT_INITIALIZED)) || errors.As(err, &gone) {
 		err = nil
 	}
 	m.b.Destroy()
@@ -209,6 +244,10 @@ var errHung = errors.New("calls hang in the HSM's library, so it cannot be initi
 // between enter and leave.
 func (m *module) reset(ctx context.Context, seen uint64, b Boundary) error {
 	m.mu.Lock()
+	if m.users == 0 { // a call that ends after the last token was closed must not start the library again
+		m.mu.Unlock()
+		return errors.New("the PKCS#11 library is no longer in use")
+	}
 	if m.generation != seen {
 		m.mu.Unlock()
 		return nil
@@ -239,6 +278,9 @@ func (m *module) reset(ctx context.Context, seen uint64, b Boundary) error {
 	select {
 	case <-allLeft:
 	case <-timer.C:
+		if m.kill("calls did not return before the library was initialised again") {
+			waitShort(allLeft)
+		}
 		m.mu.Lock()
 		if m.active > 0 {
 			defer m.mu.Unlock()
@@ -259,6 +301,14 @@ func (m *module) reset(ctx context.Context, seen uint64, b Boundary) error {
 	}
 	m.openGate(g, err)
 	return err
+}
+
+// waitShort waits until c is closed, for the time that the callers of a killed worker need to return.
+func waitShort(c <-chan struct{}) {
+	select {
+	case <-c:
+	case <-time.After(time.Second):
+	}
 }
 
 // openGate opens the gate. The caller holds m.mu.

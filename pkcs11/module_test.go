@@ -24,7 +24,7 @@ func resettable(finalize, initialize error) (*module, Boundary, *Meter) {
 	m := new(Meter)
 	m.Fail("Finalize", 100, finalize)
 	m.Fail("Initialize", 100, initialize)
-	return &module{generation: 1}, m.Wrap(noLibrary{}), m
+	return &module{generation: 1, users: 1}, m.Wrap(noLibrary{}), m
 }
 
 // noLibrary is a library that does nothing.
@@ -94,7 +94,7 @@ func TestResetTogether(t *testing.T) {
 	}
 	go func() { second <- m.reset(t.Context(), 1, b) }()
 	for range 2 { // the resets of one token, which wait for each other too
-		go func() { third <- tok.reset(t.Context(), 1) }()
+		go func() { third <- tok.reset(t.Context(), 1, false) }()
 	}
 	eventually(t, func() error {
 		tok.mu.Lock()
@@ -176,11 +176,11 @@ func TestOpenModuleFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]string{
-		dir:                                   "PKCS#11 module " + dir + " is not there;",
+		dir:                                   "PKCS#11 module " + dir + " does not exist;",
 		loop:                                  "PKCS#11 module: stat " + loop,
 		write(t, "x.so", "no library", 0o600): "cannot be loaded: it is no PKCS#11 library for this machine",
 	} {
-		if m, err := openModule(path); err == nil || !strings.Contains(err.Error(), want) || m != nil {
+		if m, err := openModule(path, false, 0); err == nil || !strings.Contains(err.Error(), want) || m != nil {
 			t.Errorf("%s: %v; want %q", path, err, want)
 		}
 	}
@@ -346,7 +346,7 @@ func TestCloseGivesUp(t *testing.T) {
 		t.Error(err)
 	}
 	eventually(t, func() error {
-		if loaded(tok.module.resolved) {
+		if loaded(tok.module.name.resolved) {
 			return errors.New("the library stays loaded")
 		}
 		return nil
@@ -411,7 +411,7 @@ func TestLibraryWithoutSettings(t *testing.T) {
 	conf := os.Getenv("SOFTHSM2_CONF")
 	chmod(t, 0o600, conf)
 	asNobody(func() {
-		if _, err := openModule(c.Module); err == nil ||
+		if _, err := openModule(c.Module, false, 0); err == nil ||
 			!strings.Contains(err.Error(), "cannot be initialised: SoftHSM shows") ||
 			!strings.Contains(err.Error(), conf) {
 			t.Errorf("%v", err)

@@ -114,8 +114,7 @@ func (t *Token) openOAEP(s p11.SessionHandle, key p11.ObjectHandle, hash crypto.
 			continue
 		}
 		params := p11.NewOAEPParams(o.mechanism, o.mgf, p11.CKZ_DATA_SPECIFIED, nil)
-		if err := t.b.DecryptInit(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_OAEP, params)},
-			key); err != nil {
+		if err := t.b.DecryptInit(s, params, key); err != nil {
 			return nil, err
 		}
 		plain, err := t.b.Decrypt(s, sealed)

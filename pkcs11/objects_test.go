@@ -146,7 +146,7 @@ func TestSeveralKeys(t *testing.T) {
 		t.Errorf("the chosen key has the check value %x, %v; want %x", got, err, check)
 	}
 	// One of the keys cannot be tried. The right one is chosen, and otherwise the error is that of the key.
-	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_KEY_FUNCTION_NOT_PERMITTED))
+	m.Fail("Encrypt", 1, p11.Error(p11.CKR_KEY_FUNCTION_NOT_PERMITTED))
 	if err := tok.Choose(ctx, id, label, []byte("another")); !errors.Is(err,
 		p11.Error(p11.CKR_KEY_FUNCTION_NOT_PERMITTED)) || errors.Is(err, ErrSeveral) {
 		t.Errorf("a key that cannot be tried: %v", err)

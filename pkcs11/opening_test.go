@@ -24,7 +24,7 @@ import (
 func loaded(path string) bool {
 	modulesMu.Lock()
 	defer modulesMu.Unlock()
-	_, ok := modules[path]
+	_, ok := modules[moduleName{path, false}]
 	return ok
 }
 
@@ -49,7 +49,7 @@ func faulty(t *testing.T) (Config, *faultmodule.Module) {
 
 // openMayFail has the calls without which Open can succeed, and the reason.
 var openMayFail = map[string]string{
-	"EncryptInit":   "the next mechanism is tried",
+	"Encrypt":       "the next mechanism is tried",
 	"DestroyObject": "the key of the try ends with its session",
 	"CloseSession":  "most libraries have closed the session themselves",
 }
@@ -89,10 +89,6 @@ func TestEachCallOfOpenFails(t *testing.T) {
 			}
 		case call == "GetTokenInfo":
 			if !errors.Is(err, errNoTokenShown) || !claviger.IsAway(err) {
-				t.Errorf("%s fails: %v", call, err)
-			}
-		case call == "Encrypt": // C_EncryptInit stays active, so that the other mechanisms fail too
-			if err == nil || !strings.Contains(err.Error(), "by none of the mechanisms") {
 				t.Errorf("%s fails: %v", call, err)
 			}
 		case !errors.Is(err, p11.Error(p11.CKR_HOST_MEMORY)) || !claviger.Is(err, claviger.Invalid):

@@ -298,7 +298,7 @@ func TestOAEPFaults(t *testing.T) {
 	refused := p11.Error(p11.CKR_MECHANISM_INVALID)
 	m.Fail("DecryptInit", 2, refused)
 	if hash, err := tok.ProbeOAEP(ctx, id, label); !errors.Is(err, refused) || hash != 0 ||
-		!strings.Contains(err.Error(), `opens nothing by CKM_RSA_PKCS_OAEP with the key "pair"`) {
+		!strings.Contains(err.Error(), `decrypts nothing by CKM_RSA_PKCS_OAEP with the key "pair"`) {
 		t.Errorf("refused: %v, %v", hash, err)
 	}
 	m.Reset()
@@ -323,7 +323,7 @@ func TestOAEPFaults(t *testing.T) {
 	old := tok.b
 	tok.b = wrongPlain{old}
 	if hash, err := tok.ProbeOAEP(ctx, id, label); err == nil ||
-		!strings.Contains(err.Error(), "to other bytes than were sealed") {
+		!strings.Contains(err.Error(), "decrypted a test message to other bytes") {
 		t.Errorf("a wrong result: %v, %v", hash, err)
 	}
 	tok.b = old

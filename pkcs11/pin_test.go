@@ -10,6 +10,7 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"claviger"
+	"claviger/internal/faultmodule"
 	"claviger/internal/softhsm/softhsmtest"
 )
 
@@ -77,6 +78,8 @@ func TestWrongPINOnce(t *testing.T) {
 // library is not initialised again for it. The right PIN is accepted without a restart.
 func TestPINChanged(t *testing.T) {
 	c, file, right, m := wrongPIN(t)
+	fault := faultmodule.New(t, c.Module)
+	c.Module = fault.Path
 	writePIN(t, file, right)
 	tok, err := Open(t.Context(), c)
 	if err != nil {
@@ -85,9 +88,7 @@ func TestPINChanged(t *testing.T) {
 	defer tok.Close() //nolint:errcheck // the calls below are what is tested
 	id, label := generate(t, tok, 1, 256)
 	// While another session is logged in, SoftHSM counts every session as logged in.
-	if err := tok.module.b.Logout(tok.login.session); err != nil {
-		t.Fatal(err)
-	}
+	fault.LogOut()
 	writePIN(t, file, "11112222")
 	m.Reset()
 	for range 3 {

@@ -35,7 +35,8 @@ func CheckValueOf(err error) ([]byte, bool) {
 	return wrong.got, ok
 }
 
-// makeInput returns an empty buffer for blocks of that size in bytes. Behind the blocks it has room for the check block.
+// makeInput returns an empty buffer for blocks of that size in bytes. Behind the blocks it has room for the check
+// block.
 func makeInput(size int) []byte { return make([]byte, 0, size+blockSize) }
 
 // encrypt encrypts in, a buffer of makeInput, with the key of that name. It makes one C_Encrypt for each maxData bytes.
@@ -57,8 +58,8 @@ func (t *Token) encrypt(l *login, s p11.SessionHandle, name keyName, check strin
 			}
 			return nil, err
 		}
-		t.log.Warn("the handle of a key is the handle of another object; the key is searched again", "label", name.label,
-			"err", err)
+		t.log.Warn("the handle of a key is the handle of another object; the key is searched again",
+			"label", name.label, "err", err)
 	}
 }
 
@@ -85,7 +86,8 @@ func (t *Token) encryptParts(s p11.SessionHandle, object p11.ObjectHandle, check
 			out = slices.Grow(out, len(in)-at) // grows at the first part only
 			out, at = append(out, part...), at+n
 			clear(part)
-		case errors.Is(err, p11.Error(p11.CKR_DATA_LEN_RANGE)) && t.reduceMaxData(limit, n+proofBlocks(check)*blockSize):
+		case errors.Is(err, p11.Error(p11.CKR_DATA_LEN_RANGE)) &&
+			t.reduceMaxData(limit, n+proofBlocks(check)*blockSize):
 		default:
 			clear(out)
 			return nil, err
@@ -121,9 +123,9 @@ func (t *Token) reduceMaxData(limit int64, n int) bool {
 	return true
 }
 
-// encryptProved encrypts the blocks of in and the check block, and compares the check value. in is a part of a buffer of
-// makeInput: the check block is put behind in for the call, and what was there is put back. Only if limit is one block,
-// the check block is a call of its own.
+// encryptProved encrypts the blocks of in and the check block, and compares the check value. in is a part of a buffer
+// of makeInput: the check block is put behind in for the call, and what was there is put back. Only if limit is one
+// block, the check block is a call of its own.
 func (t *Token) encryptProved(s p11.SessionHandle, object p11.ObjectHandle, check string, in []byte,
 	limit int64) ([]byte, error) {
 	if check == "" {

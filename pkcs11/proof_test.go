@@ -206,8 +206,8 @@ func TestLearnedDataLimit(t *testing.T) {
 // TestFlippedProof: a result whose check block has a flipped bit is not used, and the call is made again. If the bits
 // flip again, the caller gets an error.
 func TestFlippedProof(t *testing.T) {
-	_, tok, keys := openFaulty(t, func(c *Config) { c.Wrap = func(b Boundary) Boundary { return &flipper{Boundary: b} } })
-	f := tok.b.(traced).Boundary.(*flipper) //nolint:errcheck,forcetypeassert // made above
+	f := &flipper{}
+	_, tok, keys := openFaulty(t, func(c *Config) { c.Wrap = f.wrap })
 	for flips := range 4 {
 		f.next = flips
 		err := keys[0].encrypts(tok, t, 3)
@@ -223,8 +223,14 @@ type flipper struct {
 	next int
 }
 
-func (f *flipper) Encrypt(s p11.SessionHandle, in []byte) ([]byte, error) {
-	out, err := f.Boundary.Encrypt(s, in)
+func (f *flipper) wrap(b Boundary) Boundary {
+	f.Boundary = b
+	return f
+}
+
+func (f *flipper) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle,
+	in []byte) ([]byte, error) {
+	out, err := f.Boundary.Encrypt(s, m, key, in)
 	if f.next > 0 && err == nil {
 		f.next--
 		out[len(out)-1] ^= 0x10

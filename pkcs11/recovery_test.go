@@ -14,6 +14,7 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"claviger"
+	"claviger/internal/faultmodule"
 	"claviger/internal/softhsm/softhsmtest"
 )
 
@@ -77,12 +78,13 @@ type goneToken struct {
 	gone *atomic.Bool
 }
 
-func (a goneToken) EncryptInit(s p11.SessionHandle, m []*p11.Mechanism, o p11.ObjectHandle) error {
+func (a goneToken) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle,
+	data []byte) ([]byte, error) {
 	time.Sleep(5 * time.Millisecond) // the duration of a call
 	if a.gone.Load() {
-		return p11.Error(p11.CKR_DEVICE_REMOVED)
+		return nil, p11.Error(p11.CKR_DEVICE_REMOVED)
 	}
-	return a.Boundary.EncryptInit(s, m, o)
+	return a.Boundary.Encrypt(s, m, key, data)
 }
 
 func (a goneToken) Finalize() error {
@@ -122,8 +124,9 @@ func TestRecoveryUnderLoad(t *testing.T) {
 			served := sync.OnceFunc(back.Done)
 			defer served()
 			for ctx.Err() == nil {
-				if tok.EncryptBlocks(ctx, []byte{1, 2, 3, byte(i)}, fmt.Sprintf("k@%d", i), nil, make([]byte, 16)) == nil {
-					served() // and go on, as load for the others
+				id, label := []byte{1, 2, 3, byte(i)}, fmt.Sprintf("k@%d", i)
+				if tok.EncryptBlocks(ctx, id, label, nil, make([]byte, 16)) == nil {
+					served() // and continue, as load for the others
 				}
 			}
 		})
@@ -143,10 +146,10 @@ func TestRecoveryUnderLoad(t *testing.T) {
 	wg.Wait()
 }
 
-// TestHungCall: a call hangs, so the library cannot be finalised and a lost token does not come back. The other callers
-// get an error soon. When the call returns, the token comes back.
+// TestHungCall: a call hangs in a library that runs in this process, so the library cannot be finalised and a lost
+// token does not come back. The other callers get an error soon. When the call returns, the token comes back.
 func TestHungCall(t *testing.T) {
-	tok, m := open(t)
+	tok, m := openInProcess(t)
 	sessions := sessionCounter(tok, m)
 	id, label := generate(t, tok, 1, 256)
 	other, otherLabel := generate(t, tok, 2, 256)
@@ -158,7 +161,7 @@ func TestHungCall(t *testing.T) {
 	release := m.Hang("GenerateRandom")
 	defer release()
 	pingHangs(t, tok, m, "GenerateRandom", m.Count("GenerateRandom"))
-	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
+	m.Fail("Encrypt", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
 	within(t, 20*time.Second, "a lost token beside a call that hangs", func() {
 		if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); !claviger.Is(err,
 			claviger.Unavailable) || !errors.Is(err, errHung) {
@@ -174,13 +177,13 @@ func TestHungCall(t *testing.T) {
 	}
 	// The same call does not block other calls a second time.
 	time.Sleep(firstBackoff + 50*time.Millisecond) // after that pause the token is tried again
-	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
+	m.Fail("Encrypt", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
 	if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); !errors.Is(err, errHung) ||
 		tok.module.epoch != 1 {
 		t.Errorf("%v; waited %d times", err, tok.module.epoch)
 	}
 	release()
-	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
+	m.Fail("Encrypt", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
 	eventually(t, func() error { return tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)) })
 }
 
@@ -190,7 +193,7 @@ func TestHungFinalize(t *testing.T) {
 	id, label := generate(t, tok, 1, 256)
 	release := m.Hang("Finalize")
 	defer release()
-	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_GENERAL_ERROR))
+	m.Fail("Encrypt", 1, p11.Error(p11.CKR_GENERAL_ERROR))
 	for range 3 {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		if err := tok.EncryptBlocks(ctx, id, label, nil, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) {
@@ -211,11 +214,12 @@ func TestHungFinalize(t *testing.T) {
 	})
 }
 
-// TestHungOpenSession: a call of C_OpenSession hangs. Only calls that need a new session wait for it.
+// TestHungOpenSession: a call of C_OpenSession hangs in a library that runs in this process. Only calls that need a new
+// session wait for it.
 func TestHungOpenSession(t *testing.T) {
 	for _, loggedIn := range []bool{true, false} {
 		t.Run(map[bool]string{true: "pool", false: "login"}[loggedIn], func(t *testing.T) {
-			tok, m := open(t)
+			tok, m := openInProcess(t)
 			open := sessionCounter(tok, m)
 			tok.mu.Lock()
 			idle := tok.login.idle
@@ -269,9 +273,10 @@ func TestHungOpenSession(t *testing.T) {
 	}
 }
 
-// TestAfterHungClose: a library could not be unloaded. It is used again, and shows what has changed meanwhile.
+// TestAfterHungClose: a library that runs in this process could not be unloaded. It is used again, and shows what has
+// changed meanwhile.
 func TestAfterHungClose(t *testing.T) {
-	tok, m := open(t)
+	tok, m := openInProcess(t)
 	release := m.Hang("GenerateRandom")
 	pingHangs(t, tok, m, "GenerateRandom", m.Count("GenerateRandom"))
 	tok.closeTimeout = 200 * time.Millisecond
@@ -288,7 +293,9 @@ func TestAfterHungClose(t *testing.T) {
 		return nil
 	})
 	made := softhsmtest.New(t) // a token in another folder
-	again, _ := openAs(t, config(made))
+	c := config(made)
+	c.Worker = false
+	again, _ := openAs(t, c)
 	if got := again.Info().Serial; got != made.Serial {
 		t.Errorf("opened token %s, want %s", got, made.Serial)
 	}
@@ -317,7 +324,7 @@ func TestSuspectSession(t *testing.T) {
 	} {
 		t.Run(p11.Error(c.code).Error(), func(t *testing.T) {
 			m.Reset()
-			m.Fail("EncryptInit", 1, p11.Error(c.code))
+			m.Fail("Encrypt", 1, p11.Error(c.code))
 			err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16))
 			if (err == nil) != c.retry {
 				t.Errorf("%v", err)
@@ -338,13 +345,14 @@ func TestSuspectSession(t *testing.T) {
 // TestLoggedOut: another user of the library logs out. Then the token does not show a key that was not used yet. The
 // key must not count as missing.
 func TestLoggedOut(t *testing.T) {
-	tok, _ := open(t)
+	made := softhsmtest.New(t)
+	fault := faultmodule.New(t, made.Module)
+	made.Module = fault.Path
+	tok, _ := openAs(t, config(made))
 	id, label := generate(t, tok, 1, 256)
 	resets := 0
 	tok.OnReset(func() { resets++ })
-	if err := tok.module.b.Logout(tok.login.session); err != nil {
-		t.Fatal(err)
-	}
+	fault.LogOut()
 	if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); err != nil {
 		t.Error(err)
 	}
@@ -371,7 +379,7 @@ func TestTwoTokens(t *testing.T) {
 	if err := b.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); err != nil {
 		t.Fatal(err)
 	}
-	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_ERROR))
+	m.Fail("Encrypt", 1, p11.Error(p11.CKR_DEVICE_ERROR))
 	for _, tok := range []*Token{a, b} {
 		if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); err != nil {
 			t.Error(err)
@@ -486,15 +494,12 @@ type sizeLimitedToken struct {
 	limit int
 }
 
-func (n sizeLimitedToken) Encrypt(s p11.SessionHandle, data []byte) ([]byte, error) {
+func (n sizeLimitedToken) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle,
+	data []byte) ([]byte, error) {
 	if len(data) > n.limit {
-		// The operation must end, as a real token ends it.
-		if _, err := n.Boundary.Encrypt(s, data); err != nil {
-			return nil, err
-		}
 		return nil, p11.Error(p11.CKR_DATA_LEN_RANGE)
 	}
-	return n.Boundary.Encrypt(s, data)
+	return n.Boundary.Encrypt(s, m, key, data)
 }
 
 // TestLabel: a caller with the wrong label does not get the key, and does not disturb other callers.

@@ -10,6 +10,7 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"claviger"
+	"claviger/pkcs11/worker"
 )
 
 // Pauses between resets for a lost token. A pause is twice the pause before, unless calmPeriod passed without a
@@ -18,7 +19,9 @@ import (
 const (
 	firstBackoff = 250 * time.Millisecond
 	maxBackoff   = 10 * time.Second
-	calmPeriod   = time.Minute
+	// maxGoneBackoff is maxBackoff for a library whose process has ended.
+	maxGoneBackoff = time.Second
+	calmPeriod     = time.Minute
 )
 
 // callLimit is the time limit of a call whose ctx has no deadline.
@@ -71,7 +74,7 @@ func damageOf(err error) damage {
 	switch e := err.(type) { //nolint:errorlint // it walks the chain itself
 	case nil:
 		return none
-	case errConnect:
+	case errConnect, worker.GoneError:
 		return lost
 	case p11.Error:
 		switch code := uint(e); {
@@ -182,7 +185,8 @@ func (t *Token) attempt(ctx context.Context, f func(*login, p11.SessionHandle) e
 			return err
 		}
 		if severity == lost {
-			if rerr := t.reset(ctx, generation); rerr != nil {
+			var gone worker.GoneError
+			if rerr := t.reset(ctx, generation, errors.As(err, &gone)); rerr != nil {
 				return fmt.Errorf("%w (%w)", err, rerr)
 			}
 		}
@@ -255,8 +259,16 @@ func (t *Token) releaseSession(l *login, s p11.SessionHandle, severity damage) {
 }
 
 // reset initialises the library again after the token was lost in that generation. Its intervals grow. The next call
-// logs in again.
-func (t *Token) reset(ctx context.Context, generation uint64) error {
+// logs in again. If gone is true, the library's process has ended. To start another costs the HSM no more than a login,
+// so the intervals stay short, and a caller waits for the next attempt.
+func (t *Token) reset(ctx context.Context, generation uint64, gone bool) error {
+	longest := maxBackoff
+	if gone {
+		longest = maxGoneBackoff
+		if err := t.awaitRetry(ctx); err != nil {
+			return err
+		}
+	}
 	t.mu.Lock()
 	if t.module.current() != generation {
 		t.mu.Unlock()
@@ -273,7 +285,7 @@ func (t *Token) reset(ctx context.Context, generation uint64) error {
 	case wait < -calmPeriod:
 		t.backoff = 0
 	}
-	t.backoff = min(max(2*t.backoff, firstBackoff), maxBackoff)
+	t.backoff = min(max(2*t.backoff, firstBackoff), longest)
 	f = newFlight()
 	t.resetting = f
 	t.mu.Unlock()
@@ -289,6 +301,26 @@ func (t *Token) reset(ctx context.Context, generation uint64) error {
 	t.mu.Unlock()
 	f.finish(err)
 	return err
+}
+
+// awaitRetry waits until the next reset is allowed, if that is within maxGoneBackoff.
+func (t *Token) awaitRetry(ctx context.Context) error {
+	t.mu.Lock()
+	pause := time.Until(t.retryAt)
+	t.mu.Unlock()
+	if pause <= 0 || pause > maxGoneBackoff {
+		return nil
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-t.end:
+		return claviger.E("pkcs11.Token", claviger.Closed, "", nil)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // flight is work that one goroutine does and others wait for.

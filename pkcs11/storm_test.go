@@ -139,8 +139,9 @@ type bufferRecorder struct {
 	kept *[][]byte
 }
 
-func (k bufferRecorder) Encrypt(h p11.SessionHandle, data []byte) ([]byte, error) {
-	out, err := k.Boundary.Encrypt(h, data)
+func (k bufferRecorder) Encrypt(h p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle,
+	data []byte) ([]byte, error) {
+	out, err := k.Boundary.Encrypt(h, m, key, data)
 	if k.on.Load() {
 		k.mu.Lock()
 		*k.kept = append(*k.kept, data, out)
@@ -172,7 +173,8 @@ func TestBuffersAreWiped(t *testing.T) {
 		var wg sync.WaitGroup
 		for range c.callers {
 			wg.Go(func() {
-				if err := tok.EncryptBlocks(t.Context(), id, label, nil, bytes.Repeat([]byte{0xff}, c.bytes)); err != nil {
+				blocks := bytes.Repeat([]byte{0xff}, c.bytes)
+				if err := tok.EncryptBlocks(t.Context(), id, label, nil, blocks); err != nil {
 					t.Error(err)
 				}
 			})
@@ -218,7 +220,8 @@ func TestConcurrentBatches(t *testing.T) {
 			wg.Go(func() {
 				for range 3 {
 					got := bytes.Clone(in)
-					if err := tok.EncryptBlocks(t.Context(), id, label, nil, got); err != nil || !bytes.Equal(got, want) {
+					if err := tok.EncryptBlocks(t.Context(), id, label, nil, got); err != nil ||
+						!bytes.Equal(got, want) {
 						t.Errorf("%d bytes: %v, equal %t", n, err, bytes.Equal(got, want))
 					}
 				}

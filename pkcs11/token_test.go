@@ -17,25 +17,38 @@ import (
 	"claviger"
 	"claviger/internal/softhsm"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/pkcs11/worker"
 )
 
 func TestMain(m *testing.M) {
+	worker.Main(os.Args)
 	if os.Getenv(envOpen) != "" {
 		os.Exit(openAndEnd())
 	}
 	goleak.VerifyTestMain(m)
 }
 
+// envWorker has the tests run with the library in a worker, where they do not say otherwise.
+const envWorker = "CLAVIGER_TEST_WORKER"
+
 // config names a SoftHSM token.
 func config(tok softhsm.Token) Config {
 	return Config{Module: tok.Module, TokenLabel: tok.Label, PIN: pinFile(tok.PINFile), PINSource: "file " +
-		tok.PINFile, Profile: SoftHSM}
+		tok.PINFile, Profile: SoftHSM, Worker: os.Getenv(envWorker) != ""}
 }
 
 // open opens a new token, with a Meter before it.
 func open(t *testing.T) (*Token, *Meter) {
 	t.Helper()
 	return openAs(t, config(softhsmtest.New(t)))
+}
+
+// openInProcess is open with the library in this process.
+func openInProcess(t *testing.T) (*Token, *Meter) {
+	t.Helper()
+	c := config(softhsmtest.New(t))
+	c.Worker = false
+	return openAs(t, c)
 }
 
 func openAs(t *testing.T, c Config) (*Token, *Meter) {
@@ -240,7 +253,7 @@ func TestRecovery(t *testing.T) {
 			resets := 0
 			tok.OnReset(func() { resets++ })
 			m.Reset()
-			m.Fail("EncryptInit", 1, p11.Error(code))
+			m.Fail("Encrypt", 1, p11.Error(code))
 			again, err := tok.CheckValue(t.Context(), id, label)
 			if err != nil || !bytes.Equal(again, check) {
 				t.Errorf("%x, %v, want %x", again, err, check)
@@ -259,12 +272,13 @@ func TestRecovery(t *testing.T) {
 func TestTokenAway(t *testing.T) {
 	tok, m := open(t)
 	id, label := generate(t, tok, 1, 256)
-	for _, call := range []string{"EncryptInit", "GetSlotList", "OpenSession"} {
+	for _, call := range []string{"Encrypt", "GetSlotList", "OpenSession"} {
 		m.Fail(call, 1000, p11.Error(p11.CKR_DEVICE_REMOVED))
 	}
 	began := time.Now()
 	for range 5 {
-		if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) {
+		if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); !claviger.Is(err,
+			claviger.Unavailable) {
 			t.Fatal(err)
 		}
 	}

@@ -66,7 +66,7 @@ func TestTryFails(t *testing.T) {
 	}{
 		{"Login", 1, "logging in to token", 0},
 		{"GenerateKey", 2, "the token makes no key of the kind that is needed", 0},
-		{"EncryptInit", 2, "the token made a key and does not encrypt with it", 0},
+		{"Encrypt", 2, "the token made a key and does not encrypt with it", 0},
 		{"DestroyObject", 2, "the key that was made to try the token could not be destroyed", 1},
 	} {
 		m := new(Meter)

@@ -81,6 +81,7 @@ it; --no-check skips this. An existing FILE is never overwritten.`,
 	f.StringVar(&c.Credential, "credential", "", "systemd credential that holds the PIN")
 	f.StringVar(&profile, "profile", "", "luna, ncipher, softhsm or generic (default: from the token's maker)")
 	f.IntVar(&c.MaxSessions, "max-sessions", 0, "concurrent calls (default: from the profile)")
+	f.BoolVar(&c.Worker, "worker", false, "run the HSM's library in a process of its own")
 	f.BoolVar(&noCheck, "no-check", false, "write the file without opening the token")
 	_ = cmd.MarkFlagRequired("module") // the flag is defined above
 	return cmd

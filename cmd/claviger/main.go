@@ -20,6 +20,7 @@ import (
 	"claviger/buildinfo"
 	"claviger/owner"
 	"claviger/pkcs11"
+	"claviger/pkcs11/worker"
 	"claviger/secret"
 	"claviger/terminal"
 )
@@ -48,7 +49,10 @@ func (e *exitError) Error() string {
 
 func (e *exitError) Unwrap() error { return e.err }
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	worker.Main(os.Args) // does not return in a process that a server has started for an HSM's library
+	os.Exit(run(os.Args[1:]))
+}
 
 // run runs a command line and returns the exit code. Tests call it too.
 func run(args []string) int {

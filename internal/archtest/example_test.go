@@ -21,6 +21,8 @@ var noExample = map[string]string{
 	"kms":                      "README.md shows it",
 	"kmsapi":                   "its example is each recording in testdata/wire",
 	"metastore":                "a contract; metastore/sqlite has an example",
+	"pkcs11/cryptoki":          "pkcs11 has an example",
+	"pkcs11/worker":            "a program starts itself as a worker",
 	"metastore/location":       "it chooses between stores that have examples",
 	"metastore/postgres":       "it needs PostgreSQL",
 	"metastore/storetest":      "a suite, which its stores run",

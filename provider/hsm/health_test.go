@@ -64,7 +64,7 @@ func TestCheckEncrypts(t *testing.T) {
 	for _, code := range []uint{p11.CKR_GENERAL_ERROR, p11.CKR_OPERATION_ACTIVE, p11.CKR_HOST_MEMORY,
 		p11.CKR_FUNCTION_FAILED, p11.CKR_DEVICE_ERROR, p11.CKR_KEY_FUNCTION_NOT_PERMITTED, p11.CKR_VENDOR_DEFINED +
 			7} {
-		b.meter.Fail("EncryptInit", always, p11.Error(code))
+		b.meter.Fail("Encrypt", always, p11.Error(code))
 		if err := p.Check(ctx); !claviger.Is(err, claviger.Unavailable) ||
 			!strings.Contains(err.Error(), "does not encrypt") {
 			t.Errorf("%v at each encryption: %v", p11.Error(code), err)
@@ -89,7 +89,7 @@ func TestLastEncryption(t *testing.T) {
 		t.Errorf("after encryptions: %+v, %t", last, ok)
 	}
 	waitAlive()
-	b.meter.Fail("EncryptInit", always, p11.Error(p11.CKR_FUNCTION_FAILED))
+	b.meter.Fail("Encrypt", always, p11.Error(p11.CKR_FUNCTION_FAILED))
 	if err := encryptBlock(t, p, versions[0]); err == nil {
 		t.Fatal("the encryption succeeded")
 	}

@@ -11,8 +11,8 @@ import (
 	"claviger/metastore"
 )
 
-// TestRenumberedObjects: the handles of all objects change while a provider serves, and the library reports no error. Each
-// version goes on to encrypt as itself, and no version is called lost or wrong.
+// TestRenumberedObjects: the handles of all objects change while a provider serves, and the library reports no error.
+// Each version goes on to encrypt as itself, and no version is called lost or wrong.
 func TestRenumberedObjects(t *testing.T) {
 	token := softhsmtest.New(t)
 	m := faultmodule.New(t, token.Module)

@@ -42,11 +42,11 @@ func (h *hiding) FindObjects(s p11.SessionHandle, limit int) ([]p11.ObjectHandle
 	return slices.DeleteFunc(list, func(o p11.ObjectHandle) bool { return h.hidden(s, o) }), more, err
 }
 
-func (h *hiding) EncryptInit(s p11.SessionHandle, m []*p11.Mechanism, o p11.ObjectHandle) error {
-	if h.hidden(s, o) {
-		return p11.Error(p11.CKR_KEY_HANDLE_INVALID)
+func (h *hiding) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, data []byte) ([]byte, error) {
+	if h.hidden(s, key) {
+		return nil, p11.Error(p11.CKR_KEY_HANDLE_INVALID)
 	}
-	return h.Boundary.EncryptInit(s, m, o)
+	return h.Boundary.Encrypt(s, m, key, data)
 }
 
 // TestSingleVersionsLost: single versions are lost on the token while no request uses them, also an older version. A

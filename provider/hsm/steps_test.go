@@ -32,7 +32,7 @@ func TestUnusableObject(t *testing.T) {
 	}
 
 	// The token answers that it is busy. That says nothing about the object.
-	b.meter.Fail("EncryptInit", 4, p11.Error(p11.CKR_DEVICE_ERROR))
+	b.meter.Fail("Encrypt", 4, p11.Error(p11.CKR_DEVICE_ERROR))
 	if _, err := p.Import(ctx, m, 2, 0, nil); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("with a token that is away: %v", err)
 	}
@@ -42,7 +42,7 @@ func TestUnusableObject(t *testing.T) {
 	}
 	p = b.mustOpen(t)
 	b.meter.Reset()
-	b.meter.Fail("EncryptInit", 1, p11.Error(p11.CKR_MECHANISM_INVALID))
+	b.meter.Fail("Encrypt", 1, p11.Error(p11.CKR_MECHANISM_INVALID))
 	vs, err := p.Import(ctx, m, 2, 0, nil)
 	if err != nil {
 		t.Fatal(err)

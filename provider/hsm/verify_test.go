@@ -95,7 +95,7 @@ func TestAnotherKeyCameBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	swap.Store(true)
-	b.meter.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
+	b.meter.Fail("Encrypt", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
 	for range 2 {
 		if err := p.EncryptBlocks(t.Context(), version, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) ||
 			!strings.Contains(err.Error(), "check value differs") {
@@ -103,7 +103,7 @@ func TestAnotherKeyCameBack(t *testing.T) {
 		}
 	}
 	swap.Store(false)
-	b.meter.Fail("EncryptInit", 1, p11.Error(p11.CKR_SESSION_CLOSED)) // makes the token forget the handle
+	b.meter.Fail("Encrypt", 1, p11.Error(p11.CKR_SESSION_CLOSED)) // makes the token forget the handle
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		got := make([]byte, 16)
 		err := p.EncryptBlocks(t.Context(), version, got)

@@ -1,0 +1,132 @@
+package cryptoki
+
+/*
+#cgo linux LDFLAGS: -ldl
+#include <dlfcn.h>
+#include <signal.h>
+#include <stdlib.h>
+
+// The parts of pkcs11.h that encrypt needs (OASIS PKCS #11 v2.40). All unsigned longs of Cryptoki have the size of
+// long.
+typedef unsigned long ulong_t;
+
+typedef struct {
+	ulong_t mechanism;
+	void *parameter;
+	ulong_t parameter_len;
+} mechanism_t;
+
+// CK_FUNCTION_LIST: the version, and the functions in the standard's order.
+typedef struct {
+	unsigned char version[2];
+	void *functions[68];
+} functions_t;
+
+enum { encrypt_init = 29, encrypt_data = 30 };
+
+static functions_t *functions_of(void *library) {
+	functions_t *list = NULL;
+	ulong_t (*get)(functions_t **) = (ulong_t (*)(functions_t **))dlsym(library, "C_GetFunctionList");
+	if (get == NULL || get(&list) != 0) {
+		return NULL;
+	}
+	return list;
+}
+
+static ulong_t encrypt(functions_t *list, ulong_t session, ulong_t mechanism, void *parameter, ulong_t parameter_len,
+	ulong_t key, unsigned char *in, ulong_t in_len, unsigned char *out, ulong_t *out_len) {
+	mechanism_t m = { mechanism, parameter, parameter_len };
+	ulong_t result = ((ulong_t (*)(ulong_t, mechanism_t *, ulong_t))list->functions[encrypt_init])(session, &m, key);
+	if (result != 0) {
+		return result;
+	}
+	return ((ulong_t (*)(ulong_t, unsigned char *, ulong_t, unsigned char *, ulong_t *))list->functions[encrypt_data])(
+		session, in, in_len, out, out_len);
+}
+
+static void default_signals(void) {
+	signal(SIGABRT, SIG_DFL);
+	signal(SIGBUS, SIG_DFL);
+	signal(SIGFPE, SIG_DFL);
+	signal(SIGILL, SIG_DFL);
+	signal(SIGSEGV, SIG_DFL);
+}
+*/
+import "C"
+
+import (
+	"fmt"
+	"unsafe"
+
+	p11 "github.com/miekg/pkcs11"
+)
+
+// library is a loaded PKCS#11 library: p11.Ctx with an Encrypt of its own. p11.Ctx encrypts by two calls from Go to C,
+// and asks the library for the length of the result before. The length of a result of AES without padding is known, so
+// one call does the whole.
+type library struct {
+	*p11.Ctx
+	loaded    unsafe.Pointer // of dlopen
+	functions *C.functions_t
+}
+
+var _ Library = (*library)(nil)
+
+// Load loads a library into this process. It returns nil if the library cannot be loaded.
+func Load(path string) Library {
+	ctx := p11.New(path)
+	if ctx == nil {
+		return nil
+	}
+	name := C.CString(path)
+	defer C.free(unsafe.Pointer(name))
+	loaded := C.dlopen(name, C.RTLD_LAZY) // the same library, with the same state
+	if loaded == nil {
+		ctx.Destroy()
+		return nil
+	}
+	l := &library{ctx, loaded, C.functions_of(loaded)}
+	if l.functions == nil {
+		l.Destroy()
+		return nil
+	}
+	return l
+}
+
+// DefaultSignals has a signal that a fault of the library raises end the process, as in a program in C. Go's runtime
+// would write the stacks of all goroutines, which say nothing about C.
+func DefaultSignals() { C.default_signals() }
+
+// Destroy unloads the library. No call may run.
+func (l *library) Destroy() {
+	l.Ctx.Destroy()
+	C.dlclose(l.loaded)
+	l.loaded, l.functions = nil, nil
+}
+
+// Encrypt makes C_EncryptInit and C_Encrypt.
+func (l *library) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, in []byte) ([]byte, error) {
+	if len(in) == 0 {
+		return nil, p11.Error(p11.CKR_DATA_LEN_RANGE)
+	}
+	var parameter unsafe.Pointer
+	if len(m.Parameter) > 0 {
+		parameter = unsafe.Pointer(&m.Parameter[0])
+	}
+	out := make([]byte, len(in))
+	n := C.ulong_t(len(out))
+	result := C.encrypt(l.functions, C.ulong_t(s), C.ulong_t(m.Mechanism), parameter, C.ulong_t(len(m.Parameter)),
+		C.ulong_t(key), (*C.uchar)(&in[0]), C.ulong_t(len(in)), (*C.uchar)(&out[0]), &n)
+	if result != 0 {
+		return nil, p11.Error(result)
+	}
+	if int(n) > len(out) {
+		return nil, fmt.Errorf("the HSM made %d bytes of %d", n, len(in))
+	}
+	return out[:n], nil
+}
+
+// DecryptInit makes C_DecryptInit with CKM_RSA_PKCS_OAEP.
+func (l *library) DecryptInit(s p11.SessionHandle, padding *p11.OAEPParams, key p11.ObjectHandle) error {
+	return l.Ctx.DecryptInit(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_OAEP, padding)}, key)
+}
