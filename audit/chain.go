@@ -44,7 +44,7 @@ const (
 	defaultHeadEvery = time.Second
 	defaultMaxQueue  = 1 << 16
 
-	// gather is the time that run waits for more records for the same write. Records of Begin are written at once.
+	// batchDelay is the time that run waits for more records for the same write. Records of Begin are written at once.
 	batchDelay = 5 * time.Millisecond
 	// headTimeout is the time limit for storing a head.
 	headTimeout = 5 * time.Second
@@ -146,7 +146,7 @@ func (c *Chain) findEnd(ctx context.Context) error {
 		if c.cfg.File != nil {
 			c.begin.Missing = max(head.Seq-end.seq, 1)
 			c.cfg.Log.Error("records at the end of the audit log are missing, or were changed",
-				"file", c.cfg.File.Path(), "last record", end.seq, "last record by the head", head.Seq,
+				"file", c.cfg.File.Path(), "last record", end.seq, "last record in the head", head.Seq,
 				"head stored in", h.Name(), "at", head.Time)
 		}
 		c.seq, c.last = head.Seq, sum
@@ -354,13 +354,13 @@ func (c *Chain) write(now time.Time, queue [][]byte, lost uint64, sync bool) err
 		}
 	}
 	c.seq, c.last, c.begin = seq, last, nil
-	taken := c.send(b, ends)
+	accepted := c.send(b, ends)
 	const keep = 1 << 20
 	if c.buf = b[:0]; cap(b) > keep {
 		c.buf = nil
 	}
 	if c.cfg.File == nil {
-		if c.synced = c.seq; !taken {
+		if c.synced = c.seq; !accepted {
 			return &laterError{errors.New("no stream accepts the records"), true}
 		}
 		return nil
@@ -390,18 +390,18 @@ func written(later error) error {
 	return &laterError{err: later}
 }
 
-// send sends lines to the streams. taken is true if at least one stream took all lines.
-func (c *Chain) send(b []byte, ends []int) (taken bool) {
+// send sends lines to the streams. accepted is true if at least one stream accepted all lines.
+func (c *Chain) send(b []byte, ends []int) (accepted bool) {
 	for _, s := range c.cfg.Streams {
 		at, all := 0, true
 		for _, end := range ends {
 			all = s.Send(b[at:end]) == nil && all
 			at = end
 		}
-		taken = taken || all
+		accepted = accepted || all
 	}
 	c.checkStreams()
-	return taken
+	return accepted
 }
 
 // checkStreams stores the streams' current errors.

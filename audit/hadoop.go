@@ -21,7 +21,7 @@ const timeLayout = "2006-01-02 15:04:05,000"
 const maxPending = 1 << 12
 
 // maxHeld is the maximum number of aggregated entries. A limit is needed because a caller can invent names of keys.
-// Above the limit, each event is a line.
+// Above the limit, each event gets its own line.
 const maxHeld = 1 << 14
 
 // aggregated has the operations that Hadoop aggregates.
@@ -33,8 +33,8 @@ var aggregated = map[Op]bool{GetKeyVersion: true, GetCurrentKey: true, DecryptEE
 //	2026-11-23 14:03:30,123 OK[op=CREATE_KEY, key=k1, user=alice] UserProvidedMaterial:false Description:null
 //
 // Frequent operations are aggregated as in Hadoop. For each user, key and operation, the first OK is written at once,
-// with accessCount=1, and a window begins. At the end of the window, a second line has the number of events, with the
-// first event. Then the next window begins, in which no event is written at once. If a window has no events, the
+// with accessCount=1, and a window begins. At the end of the window, a second line has the number of events, including
+// the first event. Then the next window begins, in which no event is written at once. If a window has no events, the
 // entry ends. interval is the time since the entry was made. An UNAUTHORIZED of the same user, key and operation ends
 // the window.
 type Hadoop struct {
@@ -71,7 +71,7 @@ var (
 var errClosed = errors.New("the audit log is closed")
 
 // NewHadoop makes a Hadoop that writes to w, with one Write for each line. If w is an io.Closer, Close closes it.
-// window is hadoop.kms.audit.aggregation.window.ms; if it is 0, each event is a line.
+// window is hadoop.kms.audit.aggregation.window.ms; if it is 0, each event gets its own line.
 func NewHadoop(w io.Writer, window time.Duration) *Hadoop {
 	h := newHadoop(w, window, time.Now)
 	if window > 0 {
@@ -176,7 +176,8 @@ func (h *Hadoop) Log(_ context.Context, e Event) {
 }
 
 // Begin tries to write the pending lines, and returns an error if that fails. Hadoop's format has no line for an
-// attempt, so nil only means that all earlier lines were written. Chain promises more.
+// attempt, so nil only means that all earlier lines were written. Chain also writes the
+// attempt itself.
 func (h *Hadoop) Begin(_ context.Context, e Event) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -130,7 +130,7 @@ func (s *Syslog) Send(line []byte) error {
 	return fmt.Errorf("%d lines wait to be sent, and no more fit", syslogQueue)
 }
 
-// Err is nil while the server accepts lines, and no line was lost since it last accepted a line.
+// Err is nil while the server accepts lines, and no line was lost since the server last accepted a line.
 func (s *Syslog) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -192,7 +192,7 @@ func (s *Syslog) run() {
 	}
 }
 
-// drain sends the queued lines at the end, until one fails.
+// drain sends the queued lines for Close, until a line fails.
 func (s *Syslog) drain(conn net.Conn) {
 	for conn != nil {
 		select {
@@ -229,7 +229,7 @@ func (s *Syslog) deliver(conn net.Conn, m []byte) error {
 	}
 	head := len(s.priority) + len(timeOfRecord) + len(s.head)
 	err = s.write(conn, append(m[:head:head], largeLine(m[head:])...))
-	if err == nil || errors.Is(err, syscall.EMSGSIZE) { // if even that is too long, the server misses a number
+	if err == nil || errors.Is(err, syscall.EMSGSIZE) { // without the LargeRecord, the server sees a gap in the numbers
 		s.replaced.Add(1)
 		return nil
 	}

@@ -194,7 +194,7 @@ func TestNoLogin(t *testing.T) {
 		{InitiatorConfig{CCache: "FILE:/nowhere/ccache", Target: "HTTP@localhost"}, "No credentials cache found"},
 	} {
 		i, err := NewInitiator(c.conf)
-		if err == nil { // the library may look for tickets only when they are needed
+		if err == nil { // the library may search for tickets only when it needs them
 			_, _, err = i.Step(nil)
 			if _, werr := i.Wrap([]byte("x")); werr == nil {
 				t.Error("Wrap works before the context is established")

@@ -38,15 +38,15 @@ func FuzzJCEKS(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := ParseJCEKS(out, password)
+		reread, err := ParseJCEKS(out, password)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(again.entries) != len(s.entries) {
-			t.Fatalf("%d entries, after writing %d", len(s.entries), len(again.entries))
+		if len(reread.entries) != len(s.entries) {
+			t.Fatalf("%d entries, after writing %d", len(s.entries), len(reread.entries))
 		}
 		for alias, e := range s.entries {
-			if !e.Equal(again.entries[alias]) {
+			if !e.Equal(reread.entries[alias]) {
 				t.Errorf("entry %q changed", alias)
 			}
 		}
@@ -74,11 +74,11 @@ func FuzzJavaSerialization(f *testing.F) {
 		if err != nil {
 			return // longer than our limit for writing
 		}
-		again, err := decodeSecret(out)
-		if err != nil || again.Algorithm != s.Algorithm || !again.Material.Equal(s.Material) ||
-			!bytes.Equal(again.HadoopMetadata, s.HadoopMetadata) {
-			t.Errorf("%q, %q; after writing %q, %q, %v", s.Algorithm, s.HadoopMetadata, again.Algorithm,
-				again.HadoopMetadata,
+		reread, err := decodeSecret(out)
+		if err != nil || reread.Algorithm != s.Algorithm || !reread.Material.Equal(s.Material) ||
+			!bytes.Equal(reread.HadoopMetadata, s.HadoopMetadata) {
+			t.Errorf("%q, %q; after writing %q, %q, %v", s.Algorithm, s.HadoopMetadata, reread.Algorithm,
+				reread.HadoopMetadata,
 				err)
 		}
 	})
@@ -99,8 +99,8 @@ func FuzzMUTF8(f *testing.F) {
 			}
 			t.Fatalf("%q was read and cannot be written: %v", s, err)
 		}
-		if again, err := decodeMUTF8(b[2:]); err != nil || again != s {
-			t.Errorf("%q became %q, %v", s, again, err)
+		if reread, err := decodeMUTF8(b[2:]); err != nil || reread != s {
+			t.Errorf("%q became %q, %v", s, reread, err)
 		}
 	})
 }

@@ -204,7 +204,7 @@ func TestReloader(t *testing.T) {
 
 	// A file that could not be loaded is tried again even if it did not change.
 	var tries atomic.Int32
-	again, err := NewReloader([]string{name}, func() (int32, error) {
+	retrying, err := NewReloader([]string{name}, func() (int32, error) {
 		if n := tries.Add(1); n == 2 || n == 3 {
 			return 0, errors.New("no right to read it")
 		}
@@ -213,9 +213,9 @@ func TestReloader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer again.Close()
+	defer retrying.Close()
 	put(load("server.jks"))
-	for deadline := time.Now().Add(20 * time.Second); again.Get() != 4; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); retrying.Get() != 4; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("the file was loaded %d times", tries.Load())
 		}

@@ -191,17 +191,17 @@ func TestConnectionsOfOneAddress(t *testing.T) {
 	began := time.Now()
 	// Nothing, half a head, half a TLS handshake.
 	for _, sent := range []string{"", "GET /healthz HTTP/1.1\r\nHost: kms\r\nX-Slow: ", "\x16\x03\x01"} {
-		if _, err := io.WriteString(from(t, "127.0.0.2", addr), sent); err != nil {
+		if _, err := io.WriteString(dialFrom(t, "127.0.0.2", addr), sent); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got := page(t, from(t, "127.0.0.2", addr), "/healthz"); got != "" {
+	if got := page(t, dialFrom(t, "127.0.0.2", addr), "/healthz"); got != "" {
 		if time.Since(began) > time.Second {
 			t.Skip("the machine is too busy: the server has cut off the slow connections meanwhile")
 		}
 		t.Errorf("one address has one more connection than its limit: %q", got)
 	}
-	if got := page(t, from(t, "127.0.0.3", addr), "/healthz"); got != "ok\n" {
+	if got := page(t, dialFrom(t, "127.0.0.3", addr), "/healthz"); got != "ok\n" {
 		t.Errorf("another address: %q", got)
 	}
 	f := figures{}
@@ -218,18 +218,18 @@ func TestConnectionsOfOneAddress(t *testing.T) {
 		t.Error(err)
 	}
 	for i := range 4 {
-		if got := page(t, from(t, "127.0.0.9", addr), "/healthz"); got != "ok\n" {
+		if got := page(t, dialFrom(t, "127.0.0.9", addr), "/healthz"); got != "ok\n" {
 			t.Errorf("connection %d of an unlimited address: %q", i, got)
 		}
 	}
-	if got := page(t, from(t, "127.0.0.9", addr), "/healthz"); got != "" {
+	if got := page(t, dialFrom(t, "127.0.0.9", addr), "/healthz"); got != "" {
 		t.Errorf("more than all connections: %q", got)
 	}
 	if err := s.Connections.Check(t.Context()); err == nil || !strings.Contains(err.Error(), "of 8 are open (total)") {
 		t.Error(err)
 	}
 	// The silent connections are cut off, and the address can open others.
-	for tries := 0; page(t, from(t, "127.0.0.2", addr), "/healthz") != "ok\n"; tries++ {
+	for tries := 0; page(t, dialFrom(t, "127.0.0.2", addr), "/healthz") != "ok\n"; tries++ {
 		if tries == 100 {
 			t.Fatal("silent connections still count")
 		}

@@ -14,8 +14,8 @@ import (
 	"claviger/internal/certtest"
 )
 
-// from dials from an address of this host.
-func from(t *testing.T, source, addr string) net.Conn {
+// dialFrom dials addr from the address source of this host.
+func dialFrom(t *testing.T, source, addr string) net.Conn {
 	t.Helper()
 	d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}
 	conn, err := d.DialContext(t.Context(), "tcp", addr)
@@ -31,7 +31,7 @@ func from(t *testing.T, source, addr string) net.Conn {
 
 // TestConnectionsOfTwoAddresses: two addresses, as one host with IPv4 and IPv6 has, leave
 // room for others, and all together leave some for addresses without a limit. A
-// connection that has ended can be opened again. A limit of more than half counts as it is.
+// connection that has ended can be opened again. A limit above half of the total is not reduced.
 func TestConnectionsOfTwoAddresses(t *testing.T) {
 	const most = 128
 	limits := ConnectionLimits{Total: most, PerAddress: most / 2}
@@ -78,7 +78,7 @@ func TestConnectionsOfTwoAddresses(t *testing.T) {
 	}
 }
 
-// TestHandshakesOfOneAddress: half a TLS handshake is a connection too.
+// TestHandshakesOfOneAddress: a connection counts before its TLS handshake is complete.
 func TestHandshakesOfOneAddress(t *testing.T) {
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -93,7 +93,7 @@ func TestHandshakesOfOneAddress(t *testing.T) {
 	go func() { done <- server.ServeTLS(connections.Bound(listener), cert, cert) }()
 	t.Cleanup(func() { _ = server.Close(); <-done })
 	for range 3 {
-		conn := from(t, "127.0.0.1", listener.Addr().String())
+		conn := dialFrom(t, "127.0.0.1", listener.Addr().String())
 		_, _ = io.WriteString(conn, "\x16\x03\x01\x02\x00")
 	}
 	for tries := 0; connections.refusedAddress.Load() != 1; tries++ {
@@ -149,8 +149,8 @@ func TestCountedAddresses(t *testing.T) {
 	}
 }
 
-// TestWithinDescriptors: a limit beyond what the process may open is lowered, and one
-// address keeps its part.
+// TestWithinDescriptors: a limit above the number of files that the process may open is
+// lowered, and the limit of one address is lowered in proportion.
 func TestWithinDescriptors(t *testing.T) {
 	l := ConnectionLimits{Total: 1 << 40, PerAddress: 1 << 39}.withinDescriptors(slog.New(slog.DiscardHandler))
 	if l.Total <= 0 || l.Total < l.PerAddress || l.PerAddress != (l.Total+1)/2 {

@@ -50,7 +50,7 @@ func start(t *testing.T, s *Server) *Running {
 	return r
 }
 
-func dial(t *testing.T, addr string) net.Conn { return from(t, "127.0.0.1", addr) }
+func dial(t *testing.T, addr string) net.Conn { return dialFrom(t, "127.0.0.1", addr) }
 
 const goodRequest = "GET /healthz HTTP/1.1\r\nHost: kms\r\n\r\n"
 

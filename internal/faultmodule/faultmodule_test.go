@@ -26,8 +26,8 @@ type token struct {
 
 func open(t *testing.T) *token {
 	t.Helper()
-	of := softhsmtest.New(t)
-	k := &token{Module: faultmodule.New(t, of.Module)}
+	hsm := softhsmtest.New(t)
+	k := &token{Module: faultmodule.New(t, hsm.Module)}
 	k.ctx = p11.New(k.Path)
 	if k.ctx == nil {
 		t.Fatal("the module cannot be loaded")
@@ -97,8 +97,8 @@ func want(t *testing.T, what string, err error, code uint) {
 	t.Errorf("%s: %v, want %v", what, err, p11.Error(code))
 }
 
-// TestErrors: an order holds for as many calls as it says, before or after the
-// module behind was called.
+// TestErrors: an order applies to as many calls as its Times, before or after the
+// call of the real module.
 func TestErrors(t *testing.T) {
 	k := open(t)
 	h := k.find(t, "a")
@@ -116,10 +116,10 @@ func TestErrors(t *testing.T) {
 	_, err = k.encrypt(h, 16)
 	want(t, "after the call", err, p11.CKR_HOST_MEMORY)
 	_, err = k.encrypt(h, 16)
-	want(t, "beside an operation under way", err, p11.CKR_OPERATION_ACTIVE)
+	want(t, "while another operation is active", err, p11.CKR_OPERATION_ACTIVE)
 }
 
-// TestChance: an order by permille takes some of the calls, and not all.
+// TestChance: an order with Permille applies to some calls, but not to all.
 func TestChance(t *testing.T) {
 	k := open(t)
 	k.Order(faultmodule.GetSessionInfo, faultmodule.Order{Action: faultmodule.Fail, Value: p11.CKR_DEVICE_ERROR,
@@ -135,13 +135,13 @@ func TestChance(t *testing.T) {
 	}
 }
 
-// TestFlip: one bit of the result is another.
+// TestFlip: one bit of the result differs.
 func TestFlip(t *testing.T) {
 	k := open(t)
 	h := k.find(t, "a")
 	right, err := k.encrypt(h, 64)
 	want(t, "encrypt", err, 0)
-	// The first of the two calls of C_Encrypt asks for the length.
+	// The first of the two calls of C_Encrypt requests the length.
 	k.Order(faultmodule.Encrypt, faultmodule.Order{Action: faultmodule.Flip, Times: faultmodule.Always})
 	wrong, err := k.encrypt(h, 64)
 	want(t, "encrypt", err, 0)
@@ -156,8 +156,8 @@ func TestFlip(t *testing.T) {
 	}
 }
 
-// TestHandles: stale handles are refused, renumbered ones name another key, and a
-// search finds the right one.
+// TestHandles: stale handles are refused, renumbered handles name another key, and a
+// search finds the right handle.
 func TestHandles(t *testing.T) {
 	k := open(t)
 	a, b := k.find(t, "a"), k.find(t, "b")
@@ -174,7 +174,7 @@ func TestHandles(t *testing.T) {
 		t.Errorf("a, found again: %x, %v", got, err)
 	}
 	if a^1 != b {
-		t.Errorf("the handles %d and %d are no neighbours, so nothing was tried", a, b)
+		t.Errorf("the handles %d and %d do not differ in the last bit only, so nothing was tested", a, b)
 	}
 	a = k.find(t, "a")
 	k.StaleHandles()
@@ -246,7 +246,7 @@ func TestTime(t *testing.T) {
 		done <- err
 	}()
 	for k.Done(faultmodule.GetSessionInfo) == 0 {
-		time.Sleep(time.Millisecond) // between two looks at the count
+		time.Sleep(time.Millisecond) // between two reads of the count
 	}
 	if n := k.Running(faultmodule.GetSessionInfo); n != 1 {
 		t.Errorf("%d calls are running, want 1", n)
@@ -270,7 +270,7 @@ func TestCrash(t *testing.T) {
 		action := map[string]faultmodule.Action{"abort": faultmodule.Abort, "segfault": faultmodule.Segfault}
 		k.Order(faultmodule.GetSessionInfo, faultmodule.Order{Action: action[os.Getenv("CRASH")]})
 		_, err := k.ctx.GetSessionInfo(k.session)
-		t.Fatal("the process lives on:", err)
+		t.Fatal("the process has not ended:", err)
 	}
 	for how, signal := range map[string]syscall.Signal{"abort": syscall.SIGABRT, "segfault": syscall.SIGSEGV} {
 		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestCrash$")
