@@ -15,14 +15,14 @@ import (
 	"claviger"
 )
 
-// TestExpiry: a key that expires or has expired is refused as the identity of a folder and as the key of a
-// client that registers, so before it makes a deposit.
+// TestExpiry: a key that expires or has expired is refused as the identity of a folder and as the key of a client that
+// registers. So the key is refused before the client makes a deposit.
 func TestExpiry(t *testing.T) {
 	for what, life := range map[string]uint32{"has expired": 3600, "will expire": 3 * 24 * 3600, "never": 0} {
-		made := time.Now().Add(-48 * time.Hour).Truncate(time.Second)
+		created := time.Now().Add(-48 * time.Hour).Truncate(time.Second)
 		e, err := openpgp.NewEntity("keytrustee", "client", "kms@h", &packet.Config{
 			Algorithm: packet.PubKeyAlgoRSA, RSABits: 2048, KeyLifetimeSecs: life,
-			Time: func() time.Time { return made },
+			Time: func() time.Time { return created },
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -40,17 +40,17 @@ func TestExpiry(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		its := &Party{entity: e, bits: 2048}
+		party := &Party{entity: e, bits: 2048}
 		for name, data := range map[string][]byte{ConfFile: bytes.ReplaceAll(conf, []byte(id.String()),
-			[]byte(its.String())), PublicRing: public.Bytes(), PrivateRing: secret.Bytes()} {
+			[]byte(party.String())), PublicRing: public.Bytes(), PrivateRing: secret.Bytes()} {
 			if err := os.WriteFile(filepath.Join(dir, "f", name), data, 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
 		_, folder := LoadFolder(filepath.Join(dir, "f"))
-		_, party := ReadParty(public.Bytes())
-		for where, err := range map[string]error{"LoadFolder": folder, "ReadParty": party} {
-			end := made.Add(time.Duration(life) * time.Second).UTC().Format(time.RFC3339)
+		_, ring := ReadParty(public.Bytes())
+		for where, err := range map[string]error{"LoadFolder": folder, "ReadParty": ring} {
+			end := created.Add(time.Duration(life) * time.Second).UTC().Format(time.RFC3339)
 			switch {
 			case life == 0 && err != nil:
 				t.Errorf("%s: %s: %v", what, where, err)

@@ -46,14 +46,14 @@ func without(name string) func(*site, *Config) {
 	}
 }
 
-// TestRunRefuses checks that no server starts if a part is missing or wrong. The error says which part. All that was
-// opened before is closed.
+// TestRunRefuses checks that no server starts if a part is missing or wrong. The error names the part. Everything
+// that was opened before is closed.
 func TestRunRefuses(t *testing.T) {
-	taken, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a port of this test
+	other, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a port of this test
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer taken.Close()
+	defer other.Close()
 	for name, c := range map[string]struct {
 		change func(s *site, c *Config)
 		want   string
@@ -78,10 +78,10 @@ func TestRunRefuses(t *testing.T) {
 			c.KeyHSM = "https://h"
 		}, "--keyhsm-cert: open"},
 		"the other trustee is not named": {func(s *site, _ *Config) { s.makeActive() }, "is the active one of two"},
-		"the address is taken": {func(_ *site, c *Config) { c.Listen = taken.Addr().String() },
+		"the address is in use": {func(_ *site, c *Config) { c.Listen = other.Addr().String() },
 			"--listen: listen"},
-		"the console's address is taken": {func(_ *site, c *Config) {
-			c.Metrics, c.MetricsName = taken.Addr().String(), "--metrics"
+		"the console's address is in use": {func(_ *site, c *Config) {
+			c.Metrics, c.MetricsName = other.Addr().String(), "--metrics"
 		}, "--metrics: listen"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -148,7 +148,7 @@ func TestOpenKeeperRefuses(t *testing.T) {
 }
 
 // TestKeyHSMNotReady checks that a trustee does not start if its Key HSM has lost its key, and that no connection to
-// the Key HSM is left.
+// the Key HSM stays open.
 func TestKeyHSMNotReady(t *testing.T) {
 	s := newSite(t, true)
 	hsm := newKeyHSM(t, softhsmtest.New(t), "").trust(s)

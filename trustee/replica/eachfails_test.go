@@ -14,8 +14,8 @@ import (
 	"claviger/trustee/server/storetest"
 )
 
-// operation is what two servers do together. prepare, if not nil, changes the two before: they are equal, but the
-// active server does not know.
+// operation is an operation of two servers. prepare, if not nil, changes the servers first. Without prepare, the two
+// servers are equal, but the active server does not know this.
 type operation struct {
 	name    string
 	prepare func(t *testing.T, a, b *member)
@@ -62,9 +62,14 @@ func after(steps ...func(*testing.T, *member, *member)) func(*testing.T, *member
 	}
 }
 
-func tool(_ *testing.T, a, _ *member)   { a.tool(6) }
-func lost(_ *testing.T, _, b *member)   { b.applied(6) }
-func probed(_ *testing.T, a, _ *member) { replica.ProbeDue(a.r) }
+// tool makes a change at the active server, as orgtool does.
+func tool(_ *testing.T, a, _ *member) { a.tool(6) }
+
+// passiveOnly makes a change that only the passive server has.
+func passiveOnly(_ *testing.T, _, b *member) { b.applied(6) }
+
+// probeDue lets the next check of the active server probe the passive server.
+func probeDue(_ *testing.T, a, _ *member) { replica.ProbeDue(a.r) }
 
 // promoted makes the passive server the active one of a higher epoch, while the active server does not notice.
 func promoted(_ *testing.T, _, b *member) {
@@ -75,7 +80,7 @@ func checkOperations() []operation {
 	return []operation{
 		{"equal", nil, check},
 		{"changes for the passive server", tool, check},
-		{"a change of the passive server", lost, check},
+		{"a change of the passive server", passiveOnly, check},
 		{"another branch", branched, check},
 		{"equal, alone", alone, check},
 		{"diverged", diverged, func(ctx context.Context, a, b *member) error {
@@ -86,8 +91,8 @@ func checkOperations() []operation {
 			return nil
 		}},
 		{"changes of orgtool", after(known, tool), check},
-		{"probe", after(known, probed), check},
-		{"probe of a promoted server", after(known, probed, promoted), check},
+		{"probe", after(known, probeDue), check},
+		{"probe of a promoted server", after(known, probeDue, promoted), check},
 		{"stepping down", promoted, check},
 		{"both active", promoted, func(ctx context.Context, a, b *member) error { return check(ctx, b, a) }},
 	}
@@ -165,7 +170,7 @@ func operatorOperations() []operation {
 
 // mayFail has the calls without which an operation can succeed, and the reason.
 var mayFail = map[string]string{
-	"stepping down 5 passive CheckWrites":            "a promoted server with a full disk is active all the same",
+	"stepping down 5 passive CheckWrites":            "a promoted server with a full disk is still active",
 	"current of the passive 2 active peer-hello":     "the result is not sure, see TestCurrentKeeps",
 	"current of the passive 3 active Position":       "the result is not sure, see TestCurrentKeeps",
 	"current of the passive 4 active CheckWrites":    "reads need no room on the disk",

@@ -79,31 +79,31 @@ type replacement struct {
 	older   bool // the store has the records before the last changes
 	fill    func(t *testing.T, records []server.Record, copied string) func(path string)
 	alone   bool   // the active server makes a change alone, before the passive server starts
-	says    string // the message about the records that would be lost
-	keeps   bool   // the store belongs to one of two servers already
+	why     string // the message about the records that would be lost
+	paired  bool   // the store belongs to one of two servers already
 	promote string // the error of promote at the passive server; "" for success
 }
 
 func replacements() map[string]replacement {
 	lostAll := "1 organizations, 1 clients and 3 deposits"
 	return map[string]replacement{
-		"lost and created again": {says: lostAll, fill: func(*testing.T, []server.Record,
+		"lost and created again": {why: lostAll, fill: func(*testing.T, []server.Record,
 			string) func(string) {
 			return func(string) {}
 		}},
-		"an older backup": {older: true, says: `0 organizations, 0 clients and 1 deposits: deposit "late"`,
+		"an older backup": {older: true, why: `0 organizations, 0 clients and 1 deposits: deposit "late"`,
 			fill: func(t *testing.T, records []server.Record, _ string) func(string) { return restored(t, records) }},
-		"an older copy that worked alone": {older: true, keeps: true, alone: true, says: `deposit "late"`,
+		"an older copy that worked alone": {older: true, paired: true, alone: true, why: `deposit "late"`,
 			promote: `deposit "alone"`,
 			fill: func(t *testing.T, _ []server.Record, copied string) func(string) {
 				return func(path string) { must(t, os.Rename(copied, path)) }
 			}},
-		"another organization's": {says: lostAll, promote: `organization "OTHER"`,
+		"another organization's": {why: lostAll, promote: `organization "OTHER"`,
 			fill: func(t *testing.T, _ []server.Record, _ string) func(string) {
 				return restored(t, []server.Record{{Org: &server.Org{Name: "OTHER", UUID: "u2",
 					Created: time.UnixMilli(1)}}})
 			}},
-		"half of it, with the whole log": {keeps: true, says: "0 organizations, 0 clients and 3 deposits",
+		"half of it, with the whole log": {paired: true, why: "0 organizations, 0 clients and 3 deposits",
 			fill: func(t *testing.T, _ []server.Record, copied string) func(string) {
 				return func(path string) {
 					must(t, os.Rename(copied, path))
@@ -134,7 +134,7 @@ func (c *replacement) test(t *testing.T) {
 	}
 	a.await("both servers being synchronized", synchronized)
 	a.stop()
-	was := digestOf(t, b.store)
+	before := digestOf(t, b.store)
 	if c.alone {
 		b.stop()
 	}
@@ -146,20 +146,20 @@ func (c *replacement) test(t *testing.T) {
 		b.start()
 	}
 	a.await("the refusal", func(r replica.StatusReport) bool {
-		return strings.Contains(r.Why, c.says) && strings.Contains(r.Why, "claviger trustee resync --drop "+
+		return strings.Contains(r.Why, c.why) && strings.Contains(r.Why, "claviger trustee resync --drop "+
 			"here") && !r.Synced
 	})
-	if c.keeps {
-		// The passive server has this head, or the logs have diverged, so its status says nothing about it.
-	} else if r := b.status(); !r.Diverged || !strings.Contains(r.Why, c.says) ||
+	if c.paired {
+		// The passive server has this head, or the logs have diverged, so its status does not report the loss.
+	} else if r := b.status(); !r.Diverged || !strings.Contains(r.Why, c.why) ||
 		!strings.Contains(r.Why, "claviger trustee promote here") {
 		t.Errorf("the passive's status: %+v", r)
 	}
 	err := a.operator(trustee.VerbResync, replica.ResyncArgs{})
-	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), c.says) {
+	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), c.why) {
 		t.Errorf("resync without --drop: %v", err)
 	}
-	if digestOf(t, b.store) != was || len(b.dropped()) > 0 {
+	if digestOf(t, b.store) != before || len(b.dropped()) > 0 {
 		t.Fatal("the passive server has lost something")
 	}
 	if d, err := b.client(identities()[1]).Find(t.Context(), "late"); err != nil || string(d.Content) != "3" {
@@ -183,18 +183,18 @@ func (c *replacement) test(t *testing.T) {
 		old, err := sqlite.Open(t.Context(), kept[0], false)
 		must(t, err)
 		defer old.Close()
-		if _, err := old.Find(t.Context(), owner, "late"); err != nil || digestOf(t, old) != was {
+		if _, err := old.Find(t.Context(), owner, "late"); err != nil || digestOf(t, old) != before {
 			t.Errorf("the file lacks dropped records: %v", err)
 		}
 		return
 	}
-	if digestOf(t, a.store) != was || digestOf(t, b.store) != was {
+	if digestOf(t, a.store) != before || digestOf(t, b.store) != before {
 		t.Error("the two servers lack records that the passive server held")
 	}
 }
 
-// TestActiveLostAfterPromotions: a new store begins at epoch 1, so its server becomes passive when it meets the
-// higher epoch of the other. Then both are passive. The server that holds all records can be promoted without
+// TestActiveLostAfterPromotions: a new store begins at epoch 1, so its server becomes passive when it sees the higher
+// epoch of the other server. Then both are passive. The server that holds all records can be promoted without
 // --force, and the other cannot.
 func TestActiveLostAfterPromotions(t *testing.T) {
 	a, b, client := started(t)
@@ -202,7 +202,7 @@ func TestActiveLostAfterPromotions(t *testing.T) {
 	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{}))
 	must(t, a.operator(trustee.VerbPromote, replica.PromoteArgs{}))
 	a.await("both servers being synchronized", synchronized)
-	was := digestOf(t, b.store)
+	before := digestOf(t, b.store)
 	a.stop()
 	a.replaceStore(func(string) {})
 	a.start()
@@ -214,13 +214,13 @@ func TestActiveLostAfterPromotions(t *testing.T) {
 	}
 	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{}))
 	b.await("both servers being synchronized", synchronized)
-	if digestOf(t, a.store) != was || digestOf(t, b.store) != was {
+	if digestOf(t, a.store) != before || digestOf(t, b.store) != before {
 		t.Error("something was lost")
 	}
 }
 
 // TestFirstStartKeepsBoth: a server with records of its own is made passive at its first start. It keeps them until
-// an operator says otherwise. A restored store that lacks nothing needs no operator.
+// an operator drops them. A restored store that lacks nothing needs no operator.
 func TestFirstStartKeepsBoth(t *testing.T) {
 	a, b := two(t)
 	b.replaceStore(restored(t, []server.Record{{Org: &server.Org{Name: "OTHER", UUID: "u2",
@@ -250,13 +250,13 @@ func TestLongAway(t *testing.T) {
 	a.await("both servers being synchronized", synchronized)
 	b.stop()
 	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
-	here := a.client(identities()[1])
-	if _, err := here.Put(t.Context(), trustee.Deposit{Label: "old", Content: []byte("2")}, d.UUID); err != nil {
+	active := a.client(identities()[1])
+	if _, err := active.Put(t.Context(), trustee.Deposit{Label: "old", Content: []byte("2")}, d.UUID); err != nil {
 		t.Fatal(err)
 	}
 	// Remove an entry from the log, as after 10,000 changes.
-	must(t, here.Delete(t.Context(), func() string {
-		d, err := here.Find(t.Context(), "old")
+	must(t, active.Delete(t.Context(), func() string {
+		d, err := active.Find(t.Context(), "old")
 		must(t, err)
 		return d.UUID
 	}()))

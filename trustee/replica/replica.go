@@ -116,8 +116,8 @@ func New(ctx context.Context, cfg Config, first server.Role) (*Replica, error) {
 		r.log = slog.New(slog.DiscardHandler)
 	}
 	// A server that was killed while a copy arrived has left the pages of the copy.
-	left, err := filepath.Glob(filepath.Join(r.spool, incomingFiles))
-	for _, file := range left {
+	pages, err := filepath.Glob(filepath.Join(r.spool, incomingFiles))
+	for _, file := range pages {
 		err = errors.Join(err, os.Remove(file))
 	}
 	if err != nil {
@@ -283,7 +283,7 @@ func (r *Replica) Ready(ctx context.Context) error {
 	}
 }
 
-// A mode is how the active server may commit its next change.
+// A mode says how the active server may commit its next change.
 type mode int
 
 const (

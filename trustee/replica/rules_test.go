@@ -14,7 +14,7 @@ import (
 	"claviger/trustee/server"
 )
 
-// TestSynchronized: two servers are synchronized only if nothing says that they are not.
+// TestSynchronized: two servers are synchronized only if no part of the report contradicts this.
 func TestSynchronized(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*StatusReport)
@@ -73,8 +73,8 @@ func TestHoldings(t *testing.T) {
 	full := server.Record{Deposit: &server.Row{UUID: "u", Label: "l", Sealed: trustee.Sealed{Content: []byte("c")}}}
 	once := server.Record{Once: &server.Once{Digest: "d"}}
 	for name, c := range map[string]struct {
-		mine, theirs server.Record
-		lacks        bool
+		held, other server.Record
+		lacks       bool
 	}{
 		"equal":                  {org("a"), org("a"), false},
 		"none and no contacts":   {org("a"), org("a", []string{}...), false},
@@ -91,14 +91,14 @@ func TestHoldings(t *testing.T) {
 		"contents, by signature": {forever, full, false},
 	} {
 		h, lost := holdings{}, Loss{}
-		h.add(c.mine, now)
-		if h.lacks(c.theirs, now, &lost); lost.None() == c.lacks {
+		h.add(c.held, now)
+		if h.lacks(c.other, now, &lost); lost.None() == c.lacks {
 			t.Errorf("%s: %v", name, &lost)
 		}
 	}
 }
 
-// TestHoldingsEmpty: what a store need not keep does not count as held.
+// TestHoldingsEmpty: a record that a store need not keep does not count as held.
 func TestHoldingsEmpty(t *testing.T) {
 	h := holdings{}
 	if h.add(server.Record{Once: &server.Once{Digest: "d"}}, time.Now()); len(h) > 0 {
@@ -126,13 +126,13 @@ func (s *fixedStore) UpdatePosition(_ context.Context, f func(*Position) error) 
 
 func (s *fixedStore) Has(context.Context, Head) (bool, error) { return s.had, nil }
 
-// TestComplete: a passive server has every change if its log has the head of the active server. It says that it is
-// behind only if that can mend itself.
+// TestComplete: a passive server has every change if its log has the head of the active server. It reports that it is
+// behind only if later changes can correct that.
 func TestComplete(t *testing.T) {
 	mine := Head{Seq: 5, Epoch: 2, Digest: "a"}
 	held := comparison{storeHead: mine, copyLacks: Loss{Orgs: 1}}
 	for name, c := range map[string]struct {
-		theirs   Head
+		peer     Head
 		role     server.Role
 		had      bool
 		compared comparison
@@ -152,14 +152,14 @@ func TestComplete(t *testing.T) {
 			true},
 	} {
 		r := &Replica{store: &fixedStore{had: c.had}, compared: c.compared}
-		got, err := r.complete(t.Context(), &Position{Head: mine}, &Position{Role: c.role, Head: c.theirs})
+		got, err := r.complete(t.Context(), &Position{Head: mine}, &Position{Role: c.role, Head: c.peer})
 		if got != c.want || errors.Is(err, server.ErrBehind) != c.behind || (err != nil) != c.behind {
 			t.Errorf("%s: %t, %v", name, got, err)
 		}
 	}
 }
 
-// TestCurrentOfTheActive: what an active server knows, by its state.
+// TestCurrentOfTheActive: the result of Current at an active server in each state.
 func TestCurrentOfTheActive(t *testing.T) {
 	for _, c := range []struct {
 		equal, lacking, alone bool
@@ -183,11 +183,11 @@ func TestCurrentOfTheActive(t *testing.T) {
 
 // TestCurrentKept: a result is returned until its time is over.
 func TestCurrentKept(t *testing.T) {
-	for late, sure := range map[time.Duration]bool{time.Hour: true, -time.Hour: false} {
+	for remaining, sure := range map[time.Duration]bool{time.Hour: true, -time.Hour: false} {
 		r := &Replica{store: &fixedStore{st: Position{Role: server.RoleActive}}}
-		r.learned.Store(&learned{server.Knowledge{Sure: true}, time.Now().Add(late)})
+		r.learned.Store(&learned{server.Knowledge{Sure: true}, time.Now().Add(remaining)})
 		if got, err := r.Current(t.Context()); err != nil || got.Sure != sure {
-			t.Errorf("%s: %+v, %v", late, got, err)
+			t.Errorf("%s: %+v, %v", remaining, got, err)
 		}
 	}
 }
@@ -205,7 +205,7 @@ func TestState(t *testing.T) {
 	}
 }
 
-// waiting returns an active server whose Run does not run.
+// waiting returns a server in a role, whose Run does not run.
 func waiting(role server.Role) *Replica {
 	return &Replica{store: &fixedStore{st: Position{Role: role}}, log: slog.New(slog.DiscardHandler),
 		wakeup: make(chan struct{}, 1), round: make(chan struct{})}
@@ -281,7 +281,7 @@ func TestGuardRefuses(t *testing.T) {
 	}
 }
 
-// TestTrailing: the passive server counts as having all changes only if this server is active and knows that it has.
+// TestTrailing: the passive server counts as having all changes only if this server is active and synchronized.
 func TestTrailing(t *testing.T) {
 	for _, c := range []struct {
 		role     server.Role
@@ -307,7 +307,7 @@ func (c *lineCount) Enabled(context.Context, slog.Level) bool { return true }
 
 func (c *lineCount) Handle(context.Context, slog.Record) error { c.lines++; return nil }
 
-// TestReportLogsOnce: an error is logged once, until another comes or the servers are synchronized again.
+// TestReportLogsOnce: an error is logged once, until another error comes or the servers are synchronized again.
 func TestReportLogsOnce(t *testing.T) {
 	var log lineCount
 	r := waiting(server.RoleActive)

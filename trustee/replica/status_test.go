@@ -25,7 +25,7 @@ func TestStatus(t *testing.T) {
 	}{
 		"equal":  {prepare: known},
 		"behind": {prepare: after(known, tool), lag: 1, differ: true},
-		"ahead, by a lost answer": {prepare: after(known, lost), differ: true, diverged: true,
+		"ahead, by a passiveOnly answer": {prepare: after(known, passiveOnly), differ: true, diverged: true,
 			elsewhere: "does not have the changes"},
 		"diverged": {prepare: diverged, differ: true, diverged: true, elsewhere: "does not have the changes"},
 		"a refused copy": {prepare: after(diverged, func(t *testing.T, a, _ *member) {

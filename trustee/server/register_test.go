@@ -24,10 +24,10 @@ func TestGuessing(t *testing.T) {
 	b := newBench(t)
 	for range server.GuessBurst {
 		_, err := b.register(server.Identity(1), "guess", false)
-		is(t, "a guess", err, claviger.Denied)
+		wantKind(t, "a guess", err, claviger.Denied)
 	}
 	_, err := b.register(server.Identity(1), "s3cret", false)
-	is(t, "after many guesses", err, claviger.Denied)
+	wantKind(t, "after many guesses", err, claviger.Denied)
 	if err == nil || !strings.Contains(err.Error(), "too many registrations have failed") {
 		t.Error(err)
 	}

@@ -39,7 +39,7 @@ func TestArguments(t *testing.T) {
 	}
 }
 
-// TestLimits: a page has at least one deposit and at most MaxPage, and so has a list of uuids.
+// TestLimits: a page has 1 to MaxPage deposits, and a list of uuids has 1 to MaxUUIDs uuids.
 func TestLimits(t *testing.T) {
 	b, id := newBench(t), server.Identity(1)
 	b.add(id, "ORG")
@@ -53,7 +53,7 @@ func TestLimits(t *testing.T) {
 		for n, kind := range map[int]claviger.Kind{0: claviger.Invalid, 1: claviger.KeyNotFound,
 			server.MaxUUIDs: claviger.KeyNotFound, server.MaxUUIDs + 1: claviger.Invalid} {
 			got := b.send(id, verb, trustee.UUIDArgs{UUIDs: make([]string, n)}, nil)
-			is(t, fmt.Sprintf("%s of %d", verb, n), got.err, kind)
+			wantKind(t, fmt.Sprintf("%s of %d", verb, n), got.err, kind)
 		}
 	}
 }
@@ -126,7 +126,7 @@ func TestOpened(t *testing.T) {
 	}
 	refused(b, "cannot be unwrapped here")
 
-	// A server without a Key HSM has stored a deposit, and lacks the key of another.
+	// A server without a Key HSM cannot unwrap a deposit, but it can store and return other deposits.
 	without := newBench(t, func(c *server.Config) { c.Keeper = nil })
 	without.add(id, "ORG")
 	if err := without.store.Put(t.Context(), row, "", server.Once{Digest: "d"}); err != nil {
@@ -144,8 +144,8 @@ func TestOpened(t *testing.T) {
 	}
 }
 
-// TestUnsure: a server that may lack records answers for none of them that it does not exist, and sends no list that
-// may lack deposits.
+// TestUnsure: a server that may lack records does not answer that a record does not exist, and sends no list that may
+// lack deposits.
 func TestUnsure(t *testing.T) {
 	b, id := newBench(t), server.Identity(1)
 	b.add(id, "ORG")
@@ -259,8 +259,8 @@ func TestShown(t *testing.T) {
 	}
 }
 
-// TestSingle: a server that is not one of two says so to an operator, and with its status why its store accepts no
-// changes.
+// TestSingle: the errors of a server that is not one of two say so to an operator. The error of a status request also
+// has the reason why the store accepts no changes.
 func TestSingle(t *testing.T) {
 	b := newBench(t, func(c *server.Config) { c.Replica = nil })
 	fault := error(nil)

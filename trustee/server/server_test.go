@@ -100,7 +100,7 @@ func (s *site) registered(id *trustee.Identity, org string) *trustee.Client {
 	return c
 }
 
-func is(t *testing.T, what string, err error, kind claviger.Kind) {
+func wantKind(t *testing.T, what string, err error, kind claviger.Kind) {
 	t.Helper()
 	if !claviger.Is(err, kind) {
 		t.Errorf("%s: %v, want kind %v", what, err, kind)
@@ -166,10 +166,10 @@ func TestRegister(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	c := s.client(server.Identity(1))
 	_, err := c.Find(ctx, "l")
-	is(t, "an unknown client", err, claviger.Denied)
+	wantKind(t, "an unknown client", err, claviger.Denied)
 	for _, a := range [][2]string{{"ORG", "wrong"}, {"ORG", ""}, {"NONE", "s3cret"}, {"NONE", ""}, {"", ""}} {
 		_, err := c.Register(ctx, a[0], a[1], false)
-		is(t, fmt.Sprint(a), err, claviger.Denied)
+		wantKind(t, fmt.Sprint(a), err, claviger.Denied)
 		if err != nil && !strings.Contains(err.Error(), "the organization or its secret is wrong") {
 			t.Error(err)
 		}
@@ -180,29 +180,29 @@ func TestRegister(t *testing.T) {
 		}
 	}
 	_, err = c.Register(ctx, "MANUAL", "", false)
-	is(t, "into a second organization", err, claviger.KeyExists)
+	wantKind(t, "into a second organization", err, claviger.KeyExists)
 	if err := s.store.SetState(ctx, server.Identity(1).Fingerprint(), server.Disabled); err != nil {
 		t.Fatal(err)
 	}
 	_, err = c.Find(ctx, "l")
-	is(t, "a disabled client", err, claviger.Denied)
+	wantKind(t, "a disabled client", err, claviger.Denied)
 	if !strings.Contains(err.Error(), "orgtool enable-client") {
 		t.Error(err)
 	}
 	_, err = c.Register(ctx, "ORG", "s3cret", false)
-	is(t, "registration of a disabled client", err, claviger.Denied)
+	wantKind(t, "registration of a disabled client", err, claviger.Denied)
 
 	manual := s.client(server.Identity(2))
 	if active, err := manual.Register(ctx, "MANUAL", "whatever", false); err != nil || active {
 		t.Fatalf("%t, %v", active, err)
 	}
 	_, err = manual.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, "")
-	is(t, "a pending client", err, claviger.Denied)
+	wantKind(t, "a pending client", err, claviger.Denied)
 	if err := s.store.SetState(ctx, server.Identity(2).Fingerprint(), server.Active); err != nil {
 		t.Fatal(err)
 	}
 	_, err = manual.Find(ctx, "l")
-	is(t, "the deposit of a client that was pending", err, claviger.KeyNotFound)
+	wantKind(t, "the deposit of a client that was pending", err, claviger.KeyNotFound)
 }
 
 // TestSlowSenders: senders that begin a request and do not continue do not stop the requests of a client.
@@ -222,7 +222,7 @@ func TestSlowSenders(t *testing.T) {
 	}
 	for range 20 { // the server may not have read the last connections yet
 		_, err := c.Find(ctx, "l")
-		is(t, "a client beside slow senders", err, claviger.KeyNotFound)
+		wantKind(t, "a client beside slow senders", err, claviger.KeyNotFound)
 		time.Sleep(10 * time.Millisecond)
 	}
 }
@@ -242,7 +242,7 @@ func TestPending(t *testing.T) {
 	}
 	c := s.client(server.Identity(1))
 	_, err := c.Register(ctx, "MANUAL", "", false)
-	is(t, "too many pending clients", err, claviger.Denied)
+	wantKind(t, "too many pending clients", err, claviger.Denied)
 	if err := s.store.SetState(ctx, fmt.Sprintf("%040d", 0), server.Active); err != nil {
 		t.Fatal(err)
 	}
@@ -261,28 +261,28 @@ func TestBox(t *testing.T) {
 		t.Errorf("%+v, %v", d, err)
 	}
 	_, err := c.Put(ctx, trustee.Deposit{Label: "key/a", Content: []byte("x")}, "")
-	is(t, "a label that is taken", err, claviger.KeyExists)
+	wantKind(t, "a label that is taken", err, claviger.KeyExists)
 	if _, err := other.Put(ctx, trustee.Deposit{Label: "key/a", Content: []byte("theirs")}, ""); err != nil {
 		t.Errorf("another's label: %v", err)
 	}
 	two := s.put(c, "key/a", "2", one)
 	_, err = c.Put(ctx, trustee.Deposit{Label: "key/a", Content: []byte("3")}, one)
-	is(t, "the second of two replacements", err, claviger.KeyNotFound)
+	wantKind(t, "the second of two replacements", err, claviger.KeyNotFound)
 	_, err = other.Put(ctx, trustee.Deposit{Label: "key/b", Content: []byte("3")}, two)
-	is(t, "to replace another's", err, claviger.KeyNotFound)
+	wantKind(t, "to replace another's", err, claviger.KeyNotFound)
 	if d, err := c.Find(ctx, "key/a"); err != nil || d.UUID != two || string(d.Content) != "2" {
 		t.Errorf("%+v, %v", d, err)
 	}
 	_, err = c.Get(ctx, one)
-	is(t, "a replaced deposit", err, claviger.KeyNotFound)
+	wantKind(t, "a replaced deposit", err, claviger.KeyNotFound)
 	_, err = other.Get(ctx, two)
-	is(t, "another's", err, claviger.KeyNotFound)
+	wantKind(t, "another's", err, claviger.KeyNotFound)
 	_, err = c.Put(ctx, trustee.Deposit{Label: "old", Content: []byte("3"), Expires: time.Now().Add(-time.Minute)}, "")
-	is(t, "an expired deposit", err, claviger.Invalid)
+	wantKind(t, "an expired deposit", err, claviger.Invalid)
 	_, err = c.Put(ctx, trustee.Deposit{Label: "empty"}, "")
-	is(t, "an empty deposit", err, claviger.Invalid)
+	wantKind(t, "an empty deposit", err, claviger.Invalid)
 	_, err = c.Put(ctx, trustee.Deposit{Label: "large", Content: make([]byte, trustee.MaxContent+1)}, "")
-	is(t, "a large deposit", err, claviger.Invalid)
+	wantKind(t, "a large deposit", err, claviger.Invalid)
 	if _, err := c.Put(ctx, trustee.Deposit{Label: "largest", Content: make([]byte, trustee.MaxContent)},
 		""); err != nil {
 		t.Errorf("a deposit at the limit: %v", err)
@@ -295,7 +295,7 @@ func TestBox(t *testing.T) {
 	}
 	s.shift.Store(int64(2 * time.Minute))
 	_, err = c.Get(ctx, soon)
-	is(t, "a deposit that has expired since", err, claviger.KeyNotFound)
+	wantKind(t, "a deposit that has expired since", err, claviger.KeyNotFound)
 	s.shift.Store(0)
 }
 
@@ -330,24 +330,24 @@ func TestBoxDelete(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	c, other := s.registered(server.Identity(1), "ORG"), s.registered(server.Identity(2), "ORG")
 	two := s.put(c, "key/a", "2", "")
-	is(t, "to delete another's", other.Delete(ctx, two), claviger.KeyNotFound)
+	wantKind(t, "to delete another's", other.Delete(ctx, two), claviger.KeyNotFound)
 	third := s.put(c, "key/c", "c", "")
-	is(t, "all or none", c.Delete(ctx, third, "nosuchdepositatallinthisworld"), claviger.KeyNotFound)
+	wantKind(t, "all or none", c.Delete(ctx, third, "nosuchdepositatallinthisworld"), claviger.KeyNotFound)
 	if _, err := c.Get(ctx, third); err != nil {
 		t.Errorf("a delete that failed has deleted: %v", err)
 	}
-	is(t, "to purge a live deposit", c.Purge(ctx, two), claviger.KeyNotFound)
+	wantKind(t, "to purge a live deposit", c.Purge(ctx, two), claviger.KeyNotFound)
 	if err := c.Delete(ctx, two, third); err != nil {
 		t.Fatal(err)
 	}
 	_, err := c.Find(ctx, "key/a")
-	is(t, "a deleted deposit", err, claviger.KeyNotFound)
+	wantKind(t, "a deleted deposit", err, claviger.KeyNotFound)
 	if gone, err := c.List(ctx, "key/", true, "", 10); err != nil || len(gone) != 2 || gone[0].Deleted.IsZero() ||
 		gone[0].Content != nil {
 		t.Errorf("%+v, %v", gone, err)
 	}
 	four := s.put(c, "key/a", "4", "")
-	is(t, "the label was taken meanwhile", c.Undelete(ctx, two), claviger.KeyExists)
+	wantKind(t, "the label was taken meanwhile", c.Undelete(ctx, two), claviger.KeyExists)
 	if err := c.Undelete(ctx, third); err != nil {
 		t.Error(err)
 	}
@@ -357,11 +357,11 @@ func TestBoxDelete(t *testing.T) {
 	if err := c.Purge(ctx, two); err != nil {
 		t.Error(err)
 	}
-	is(t, "a purged deposit", c.Undelete(ctx, two), claviger.KeyNotFound)
+	wantKind(t, "a purged deposit", c.Undelete(ctx, two), claviger.KeyNotFound)
 	if d, err := c.Get(ctx, four); err != nil || string(d.Content) != "4" {
 		t.Errorf("%+v, %v", d, err)
 	}
-	is(t, "nothing", c.Delete(ctx), claviger.Invalid)
+	wantKind(t, "nothing", c.Delete(ctx), claviger.Invalid)
 }
 
 // put makes a deposit and returns its uuid.
@@ -497,7 +497,7 @@ func TestLostAnswers(t *testing.T) {
 	}
 	s.cut.Store(2)
 	_, err = c.Put(ctx, trustee.Deposit{Label: "m", Content: []byte("x")}, "")
-	is(t, "no answer at all", err, claviger.Unavailable)
+	wantKind(t, "no answer at all", err, claviger.Unavailable)
 }
 
 // TestRaces: if many replace one deposit at the same time, one succeeds.
@@ -543,7 +543,7 @@ func TestRestart(t *testing.T) {
 		if i == 0 {
 			err = store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u", Created: time.Now()})
 		} else if _, err = store.Org(t.Context(), "ORG"); err == nil {
-			is(t, "the same organization", store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "v"}),
+			wantKind(t, "the same organization", store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "v"}),
 				claviger.KeyExists)
 		}
 		if err != nil {

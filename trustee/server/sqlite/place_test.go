@@ -48,14 +48,14 @@ func TestNotInPlace(t *testing.T) {
 			if st, err := os.Stat(kept[0]); err != nil || st.Mode() != 0o600 {
 				t.Errorf("the copy: %v, %v", st.Mode(), err)
 			}
-			if left, err := filepath.Glob(filepath.Join(filepath.Dir(kept[0]), ".*")); err != nil || len(left) > 0 {
-				t.Errorf("left behind: %q, %v", left, err)
+			if files, err := filepath.Glob(filepath.Join(filepath.Dir(kept[0]), ".*")); err != nil || len(files) > 0 {
+				t.Errorf("temporary files: %q, %v", files, err)
 			}
 			b, err := Open(t.Context(), kept[0], false)
 			check(t, err)
 			defer b.Close()
 			if storetest.Digest(t, b) != want {
-				t.Error("the copy does not hold all")
+				t.Error("the copy does not hold all records")
 			}
 			if name == "moved" {
 				check(t, os.Rename(a.db.Path()+".away", a.db.Path()))

@@ -138,7 +138,7 @@ func TestTwoProcesses(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := tool.AddOrg(ctx, o); !claviger.Is(err, claviger.KeyExists) {
-			t.Errorf("again: %v", err)
+			t.Errorf("a second AddOrg: %v", err)
 		}
 		if err := tool.Close(); err != nil {
 			t.Fatal(err)
@@ -206,7 +206,7 @@ func TestRemovedAtStart(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	if open := openFiles(t, dir); len(open) > 0 {
-		t.Errorf("open are %s", open)
+		t.Errorf("open files: %s", open)
 	}
 }
 
@@ -229,7 +229,7 @@ func addUnclosable(t *testing.T, s *Store) {
 	s.db.Reader = sql.OpenDB(unclosable{})
 	conn, err := s.db.Reader.Conn(t.Context())
 	check(t, err)
-	check(t, conn.Close()) // it gives the connection back
+	check(t, conn.Close()) // the pool keeps the connection
 }
 
 // TestClose: Close closes the files, and returns the error of a close.
@@ -249,12 +249,12 @@ func TestClose(t *testing.T) {
 			t.Errorf("%v, want %v", err, want)
 		}
 		if open := openFiles(t, dir); len(open) > 0 {
-			t.Errorf("open are %s", open)
+			t.Errorf("open files: %s", open)
 		}
 	}
 }
 
-// TestNoFolder: a store cannot be made in a folder that is missing, or copied out of it.
+// TestNoFolder: Open makes no store in a missing folder, and Save fails if the store's folder is missing.
 func TestNoFolder(t *testing.T) {
 	if s, err := Open(t.Context(), filepath.Join(t.TempDir(), "none", "trustee.db"), true); s != nil || err == nil ||
 		!strings.Contains(err.Error(), "no such file") {
