@@ -204,12 +204,12 @@ func TestEachChangeIsSeen(t *testing.T) {
 				o.prepare(t, w)
 			}
 			keys := []string{"new", "own", "gone", "payroll"}
-			w.shown(t, keys)
+			w.currentInRing(t, keys)
 			if err := o.run(t.Context(), w); err != nil {
 				t.Fatal(err)
 			}
-			for i, got := range w.shown(t, keys) {
-				if want := w.kept(t, keys[i]); got != want {
+			for i, got := range w.currentInRing(t, keys) {
+				if want := w.currentInPrimary(t, keys[i]); got != want {
 					t.Errorf("%s: current version %q is shown, the primary has %q", keys[i], got, want)
 				}
 			}
@@ -217,8 +217,8 @@ func TestEachChangeIsSeen(t *testing.T) {
 	}
 }
 
-// shown returns the current versions of keys as the Ring shows them; "" for none.
-func (w *eachLab) shown(t *testing.T, keys []string) (versions []string) {
+// currentInRing returns the current versions of keys as the Ring shows them; "" for none.
+func (w *eachLab) currentInRing(t *testing.T, keys []string) (versions []string) {
 	t.Helper()
 	for _, key := range keys {
 		if _, err := w.Metadata(t.Context(), caller("u"), key); err != nil {
@@ -237,8 +237,8 @@ func (w *eachLab) shown(t *testing.T, keys []string) (versions []string) {
 	return versions
 }
 
-// kept returns the current version of a key in the primary.
-func (w *eachLab) kept(t *testing.T, key string) string {
+// currentInPrimary returns the current version of a key in the primary.
+func (w *eachLab) currentInPrimary(t *testing.T, key string) string {
 	t.Helper()
 	v, err := w.primary.Provider.Current(t.Context(), key)
 	if err != nil && !claviger.Is(err, claviger.KeyNotFound) {

@@ -26,16 +26,16 @@ func (r *Ring) formerPrimaryOf(ctx context.Context, v claviger.VersionRef) (stri
 	return "", nil
 }
 
-// ofTwoSources returns the reason why s does not open EDEKs of a version that was made at a former primary (its URI is
-// made): another source has a version of that name too, or, for a re-encryption, may have one. A decrypt does not wait
-// for a source that does not answer; its last answer counts, as for versions that are here.
+// ofTwoSources returns the reason why s does not open EDEKs of a version that was made at formerPrimary: another source
+// has a version of that name too, or, for a re-encryption, may have one. A decrypt does not wait for a source that does
+// not answer; its last answer counts, as for versions that are here.
 func (r *Ring) ofTwoSources(ctx context.Context, s *source, use string, v claviger.VersionRef,
-	made string) (refusal, err error) {
-	if s.URI() != made {
-		return r.madeTwice(use, v, made, s.URI()), nil // if s has it
+	formerPrimary string) (refusal, err error) {
+	if s.URI() != formerPrimary {
+		return r.duplicateError(use, v, formerPrimary, s.URI()), nil // if s has it
 	}
 	if uri, known := r.conflictsNow()[v.Name()]; known {
-		return r.madeTwice(use, v, made, uri), nil
+		return r.duplicateError(use, v, formerPrimary, uri), nil
 	}
 	number, _ := v.Number()
 	list, err := r.origins.of(ctx, v.Key)
@@ -53,7 +53,7 @@ func (r *Ring) ofTwoSources(ctx context.Context, s *source, use string, v clavig
 			return nil, other.explain(err, aboutMetadata(v.Key, v.Name()))
 		case err != nil, m.Versions <= number:
 		case other.mayHave(ctx, v):
-			return r.madeTwice(use, v, made, other.URI()), nil
+			return r.duplicateError(use, v, formerPrimary, other.URI()), nil
 		case use == useReencrypt && !other.settled(v):
 			return nil, claviger.Errorf("keyring.Reencrypt", claviger.SourceUnreachable, v.Name(), "EDEKs of '%s' are "+
 				"not re-encrypted yet: by its count of versions the source %s has a version of that name, but it says "+
@@ -64,8 +64,8 @@ func (r *Ring) ofTwoSources(ctx context.Context, s *source, use string, v clavig
 	return nil, nil
 }
 
-// madeTwice is the error for EDEKs of a version that was made at a former primary and that a source has too.
-func (r *Ring) madeTwice(use string, v claviger.VersionRef, made, source string) error {
+// duplicateError returns the error for EDEKs of a version that was made at a former primary and that a source has too.
+func (r *Ring) duplicateError(use string, v claviger.VersionRef, formerPrimary, source string) error {
 	version := v.Name()
 	op, kind := "keyring.Decrypt", claviger.Unavailable
 	if use == useReencrypt {
@@ -73,18 +73,18 @@ func (r *Ring) madeTwice(use string, v claviger.VersionRef, made, source string)
 	}
 	err := claviger.Errorf(op, kind, version, "'%s' is one key in %s, into which the key was migrated, and another "+
 		"key at %s, so an EDEK may belong to either key: "+
-		"%s", version, made, source, r.madeTwiceCure(v, made))
+		"%s", version, formerPrimary, source, r.duplicateCure(v, formerPrimary))
 	return claviger.Answer(err,
 		fmt.Sprintf("key version '%s' is one key in the place where a migration made it, and another "+
 			"key at the KMS that the key was migrated from, so nothing is opened or "+
 			"re-encrypted with it; this server's log says what to do", version))
 }
 
-// madeTwiceCure returns the cure, for an operator, for such a version.
-func (r *Ring) madeTwiceCure(v claviger.VersionRef, made string) string {
+// duplicateCure returns the cure of duplicateError, for an operator.
+func (r *Ring) duplicateCure(v claviger.VersionRef, formerPrimary string) string {
 	return fmt.Sprintf("stop rolls at the source. Copy the files that were made while the server had its keys in %s, "+
 		"from a server that has it and not the source; then set claviger.migration.theirs to %s and restart: then the "+
-		"source opens all EDEKs of that name", made, claviger.NamesWith(r.cfg.Theirs, v.Name()))
+		"source opens all EDEKs of that name", formerPrimary, claviger.NamesWith(r.cfg.Theirs, v.Name()))
 }
 
 // madeElsewhere returns the versions of a key whose numbers are below number, and that migrations made in other

@@ -139,7 +139,7 @@ func TestMaterialIsWithheld(t *testing.T) {
 	})
 	for _, user := range []string{"reader", "maker"} {
 		key := "k" + user
-		made, err := l.Create(t.Context(), caller(user), provider.Spec{Name: key})
+		created, err := l.Create(t.Context(), caller(user), provider.Spec{Name: key})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -147,7 +147,7 @@ func TestMaterialIsWithheld(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if shown := made.Material != nil && rolled.Material != nil; shown != (user == "reader") {
+		if shown := created.Material != nil && rolled.Material != nil; shown != (user == "reader") {
 			t.Errorf("%s: material shown: %t", user, shown)
 		}
 		if lines := l.audit.take(); len(lines) != 2 || !strings.HasPrefix(lines[1], "OK[op=ROLL_NEW_VERSION") ||
@@ -164,7 +164,7 @@ func TestMaterialIsWithheld(t *testing.T) {
 	}
 	read().Wipe() // as the API does after its answer
 	if got := read(); !got.Equal(bytes.Repeat([]byte{9}, 16)) {
-		t.Error("what is remembered was wiped by a caller")
+		t.Error("a caller wiped the cached material")
 	}
 	if m, err := l.Metadata(t.Context(), caller("u"), "kreader"); err != nil {
 		t.Fatal(err)
@@ -172,7 +172,7 @@ func TestMaterialIsWithheld(t *testing.T) {
 		m.Attributes[claviger.ACLNameAttribute] = "stolen"
 	}
 	if m, err := l.Metadata(t.Context(), caller("u"), "kreader"); err != nil || m.ACLName() != "kreader" {
-		t.Error("what is remembered was changed by a caller")
+		t.Error("a caller changed the cached metadata")
 	}
 }
 
@@ -227,7 +227,7 @@ func TestSlowCreateBlocksNoOthers(t *testing.T) {
 		wantKind(t, err, claviger.KeyExists)
 	}
 	if n := len(l.manage.held); n != 0 {
-		t.Errorf("%d locks are left over", n)
+		t.Errorf("%d locks are still held", n)
 	}
 }
 

@@ -154,8 +154,8 @@ func (r *Ring) oursWith(v claviger.VersionRef) string {
 func (r *Ring) conflictCure(ctx context.Context, v claviger.VersionRef) string {
 	has, err := provider.MayHave(ctx, r.primary.Provider, v.Name())
 	if err == nil && !has {
-		if made, err := r.formerPrimaryOf(ctx, v); err == nil && made != "" {
-			return r.madeTwiceCure(v, made)
+		if uri, err := r.formerPrimaryOf(ctx, v); err == nil && uri != "" {
+			return r.duplicateCure(v, uri)
 		}
 		return r.deletedCure(v)
 	}

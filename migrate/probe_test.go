@@ -311,7 +311,7 @@ func TestChecksOfSource(t *testing.T) {
 			"source on another host", migrate.OK, "kms-1 is 192.0.2.7", ""},
 		{"this host", migrate.Probes{LocalAddrs: localAddr, Source: sourceFacts(hostFacts("kms-1", "192.0.2.1", 0))},
 			"source on another host", migrate.Warning, "is this host", "on different hosts"},
-		{"this very server, not started", migrate.Probes{Own: []string{"new:16000"}, Lookup: lookupNames,
+		{"this server, not started", migrate.Probes{Own: []string{"new:16000"}, Lookup: lookupNames,
 			Source: sourceFacts(hostFacts("alias", "192.0.2.1",
 				0))}, "source is another server", migrate.Failure, "https://alias:16000/kms is the address and port " +
 			"of this server", "another port"},

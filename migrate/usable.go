@@ -12,13 +12,13 @@ import (
 )
 
 const (
-	tryAtOnce  = 8  // versions that are tried at the same time
-	tryFailing = 32 // after so many failures the other versions are not tried
+	maxConcurrentTries = 8  // versions that are tried at the same time
+	maxFailedTries     = 32 // after this number of failures the other versions are not tried
 )
 
 // unusable encrypts a block with each version at the target, and returns the reason for each version that
 // fails. The metastore may have versions that the HSM does not have, or does not show to this user. After
-// tryFailing failures it does not try the others; their reason says so.
+// maxFailedTries failures, unusable does not try the other versions; their reason says so.
 func (e *Engine) unusable(ctx context.Context, versions []string) (map[string]string, error) {
 	target, ok := e.cfg.Target.(provider.BlockEncrypter)
 	if !ok {
@@ -27,18 +27,18 @@ func (e *Engine) unusable(ctx context.Context, versions []string) (map[string]st
 	why := make(map[string]string)
 	var mu sync.Mutex
 	var g errgroup.Group
-	g.SetLimit(tryAtOnce)
+	g.SetLimit(maxConcurrentTries)
 	for _, version := range versions {
 		if ctx.Err() != nil {
 			break
 		}
 		g.Go(func() error {
 			mu.Lock()
-			tooMany := len(why) >= tryFailing
+			tooMany := len(why) >= maxFailedTries
 			mu.Unlock()
 			var reason string
 			if tooMany {
-				reason = fmt.Sprintf("not tried, after %d others failed", tryFailing)
+				reason = fmt.Sprintf("not tried, after %d others failed", maxFailedTries)
 			} else if err := target.EncryptBlocks(ctx, version, make([]byte, claviger.IVSize)); err != nil {
 				reason = claviger.Reason(err)
 			}
@@ -54,7 +54,7 @@ func (e *Engine) unusable(ctx context.Context, versions []string) (map[string]st
 	return why, ctx.Err()
 }
 
-// tryKeys returns the target's versions of each key, and in why the reasons of those with which the target cannot
+// tryKeys returns the target's versions of each key. why has the reason for each version with which the target cannot
 // encrypt.
 func (e *Engine) tryKeys(ctx context.Context, keys []string) (have map[string][]string, why map[string]string,
 	err error) {
