@@ -17,45 +17,48 @@ import (
 func TestStatus(t *testing.T) {
 	p := newPairs(t)
 	for name, c := range map[string]struct {
-		prepare        func(t *testing.T, a, b *member)
-		lag            uint64
-		differ         bool // the digests
-		diverged       bool // at the passive server
-		why, elsewhere string
+		prepare  func(t *testing.T, a, b *member)
+		lag      uint64
+		differ   bool // the digests
+		diverged bool // at the passive server
+		// why and passiveWhy are parts of the reasons at the active and at the passive server.
+		why, passiveWhy string
 	}{
 		"equal":  {prepare: known},
 		"behind": {prepare: after(known, tool), lag: 1, differ: true},
-		"ahead, by a passiveOnly answer": {prepare: after(known, passiveOnly), differ: true, diverged: true,
-			elsewhere: "does not have the changes"},
-		"diverged": {prepare: diverged, differ: true, diverged: true, elsewhere: "does not have the changes"},
+		"ahead, by a lost answer": {prepare: after(known, passiveOnly), differ: true, diverged: true,
+			passiveWhy: "does not have the changes"},
+		"diverged": {prepare: diverged, differ: true, diverged: true, passiveWhy: "does not have the changes"},
 		"a refused copy": {prepare: after(diverged, func(t *testing.T, a, _ *member) {
 			t.Helper()
 			checked(t, a, "holds what")
-		}), differ: true, diverged: true, why: "holds what this one lacks", elsewhere: "its copy was refused"},
+		}), differ: true, diverged: true, why: "holds what this one lacks", passiveWhy: "its copy was refused"},
 		"changed after a refused copy": {prepare: after(diverged, func(t *testing.T, a, _ *member) {
 			t.Helper()
 			checked(t, a, "holds what")
 			a.exec("UPDATE standing SET digest = 'other'")
-		}), differ: true, diverged: true, why: "holds what this one lacks", elsewhere: "does not have the changes"},
+		}), differ: true, diverged: true, why: "holds what this one lacks", passiveWhy: "does not have the changes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b, end := p.fresh(t)
 			defer end()
 			c.prepare(t, a, b)
-			here, err := a.status(t.Context(), true)
+			atActive, err := a.status(t.Context(), true)
 			must(t, err)
-			there, err := b.status(t.Context(), true)
+			atPassive, err := b.status(t.Context(), true)
 			must(t, err)
-			if here.Lag != c.lag || there.Lag != c.lag || here.Diverged || there.Diverged != c.diverged {
-				t.Errorf("lag %d and %d, diverged %t and %t", here.Lag, there.Lag, here.Diverged, there.Diverged)
+			if atActive.Lag != c.lag || atPassive.Lag != c.lag || atActive.Diverged ||
+				atPassive.Diverged != c.diverged {
+				t.Errorf("lag %d and %d, diverged %t and %t", atActive.Lag, atPassive.Lag, atActive.Diverged,
+					atPassive.Diverged)
 			}
-			if here.Digest != there.PeerDigest || here.PeerDigest != there.Digest ||
-				(here.Digest != there.Digest) != c.differ {
-				t.Errorf("%+v, %+v", here, there)
+			if atActive.Digest != atPassive.PeerDigest || atActive.PeerDigest != atPassive.Digest ||
+				(atActive.Digest != atPassive.Digest) != c.differ {
+				t.Errorf("%+v, %+v", atActive, atPassive)
 			}
-			if !strings.Contains(here.Why, c.why) || (here.Why == "") != (c.why == "") ||
-				!strings.Contains(there.Why, c.elsewhere) || (there.Why == "") != (c.elsewhere == "") {
-				t.Errorf("%q, %q", here.Why, there.Why)
+			if !strings.Contains(atActive.Why, c.why) || (atActive.Why == "") != (c.why == "") ||
+				!strings.Contains(atPassive.Why, c.passiveWhy) || (atPassive.Why == "") != (c.passiveWhy == "") {
+				t.Errorf("%q, %q", atActive.Why, atPassive.Why)
 			}
 		})
 	}
@@ -91,7 +94,7 @@ func TestStatusOfTwoPassive(t *testing.T) {
 	}
 }
 
-// TestCurrentKeeps: an answer of the other server holds for a moment, so that reads do not wait for it.
+// TestCurrentKeeps: Current uses an answer of the other server again for a short time, so that reads do not wait.
 func TestCurrentKeeps(t *testing.T) {
 	p := newPairs(t)
 	for name, c := range map[string]struct {
@@ -99,9 +102,9 @@ func TestCurrentKeeps(t *testing.T) {
 		learn       func(t *testing.T, a, b *member)
 		sure, lists bool
 	}{
-		"the active server answers":   {"", nil, true, true},
-		"the active server never did": {"active peer-hello", nil, false, false},
-		"the active server did":       {"active peer-hello", known, false, true},
+		"the active server answers": {"", nil, true, true},
+		"it has never answered":     {"active peer-hello", nil, false, false},
+		"it has answered before":    {"active peer-hello", known, false, true},
 	} {
 		a, b, end := p.fresh(t)
 		if c.learn != nil {
@@ -132,14 +135,14 @@ func TestCurrentLearns(t *testing.T) {
 		prepare func(t *testing.T, a, b *member)
 		lists   bool
 	}{
-		"it had all": {known, true},
-		"it did not have all": {after(known, diverged, func(t *testing.T, _, b *member) {
+		"it had all changes": {known, true},
+		"it lacked changes": {after(known, diverged, func(t *testing.T, _, b *member) {
 			t.Helper()
 			if k, err := b.r.Current(t.Context()); err != nil || k.Sure {
 				t.Errorf("%+v, %v", k, err)
 			}
 		}), false},
-		"it got all": {func(t *testing.T, _, b *member) {
+		"it got all changes": {func(t *testing.T, _, b *member) {
 			t.Helper()
 			if k, err := b.r.Current(t.Context()); err != nil || !k.Sure {
 				t.Errorf("%+v, %v", k, err)
@@ -187,14 +190,14 @@ func TestFirstRole(t *testing.T) {
 		if must(t, err); st.Role != c.want || st.Epoch != c.epoch {
 			t.Errorf("%q: %+v", c.first, st)
 		}
-		if left, err := os.ReadDir(cfg.Spool); err != nil || len(left) > 0 {
-			t.Errorf("%v, %v", left, err)
+		if files, err := os.ReadDir(cfg.Spool); err != nil || len(files) > 0 {
+			t.Errorf("%v, %v", files, err)
 		}
-		for _, again := range []server.Role{"", active, passive} {
-			_, err := replica.New(t.Context(), cfg, again)
+		for _, second := range []server.Role{"", active, passive} {
+			_, err := replica.New(t.Context(), cfg, second)
 			must(t, err)
 			if st, err := s.Position(t.Context()); err != nil || st.Role != c.want || st.Epoch != c.epoch {
-				t.Errorf("%q, then %q: %+v, %v", c.first, again, st, err)
+				t.Errorf("%q, then %q: %+v, %v", c.first, second, st, err)
 			}
 		}
 		if err := s.AddOrg(t.Context(), server.Org{Name: "X"}); !claviger.Is(err, claviger.Unavailable) {
@@ -222,7 +225,7 @@ func TestSpoolThatCannotBeCleared(t *testing.T) {
 	refused(t, "New", err, claviger.Unavailable, "not empty")
 }
 
-// TestUnknownVerb: a request of no known verb is not handled.
+// TestUnknownVerb: a request with an unknown verb is refused, and so are arguments of a wrong type.
 func TestUnknownVerb(t *testing.T) {
 	a, _, end := newPairs(t).fresh(t)
 	defer end()
