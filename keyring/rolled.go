@@ -9,8 +9,8 @@ import (
 	"claviger"
 )
 
-// rolledKey is a migrated key that its source, whose ids are opaque, has rolled since. The source's versions have other
-// names than ours, so their EDEKs open through the source. But some client still uses the source.
+// rolledKey is a migrated key that its source rolled after the migration. The ids of the source are opaque, so its
+// versions have other names than ours, and their EDEKs open through the source. But some client still uses the source.
 type rolledKey struct {
 	key, source    string
 	counted, since int
@@ -44,8 +44,8 @@ func (r *Ring) setRolled(all []rolledKey) {
 // withBefore adds the earlier results of a source that could not be read completely now.
 func withBefore(now, before []rolledKey, uri string) []rolledKey {
 	for _, k := range before {
-		again := func(n rolledKey) bool { return n.source == uri && n.key == k.key }
-		if k.source == uri && !slices.ContainsFunc(now, again) {
+		same := func(n rolledKey) bool { return n.source == uri && n.key == k.key }
+		if k.source == uri && !slices.ContainsFunc(now, same) {
 			now = append(now, k)
 		}
 	}

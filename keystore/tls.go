@@ -272,7 +272,7 @@ func (f TLSFile) Roots() (*x509.CertPool, error) {
 }
 
 // unchecked makes a JKS or JCEKS store readable if no password is given: it replaces the check at the end by the check
-// for an empty password. Java also reads the trusted certificates of a store without a check then, and
+// for an empty password. Without a password, Java also skips the check and reads the trusted certificates, and
 // -Djavax.net.ssl.trustStore is mostly set without a password.
 func (f TLSFile) unchecked(data []byte) []byte {
 	if len(f.Password) > 0 || len(data) < sha1.Size {

@@ -70,8 +70,8 @@ func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, l
 	return nil
 }
 
-// watchOtherNodes drops cached keys that other nodes change from the ring and the
-// HSM's provider, until ctx ends.
+// watchOtherNodes waits for changes of keys by other nodes, until ctx ends. It drops each
+// changed key from the caches of the ring and of the HSM's provider.
 func (s *server) watchOtherNodes(ctx context.Context) {
 	shared := s.svc.sharedKeys()
 	for shared != nil {

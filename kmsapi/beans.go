@@ -12,7 +12,7 @@ import (
 	"claviger/authn"
 )
 
-// spread collects durations: their number, sum, greatest, and the sum of squares
+// spread collects durations: their number, sum, maximum, and the sum of squares
 // for the standard deviation. sum is in nanoseconds, squares and most are of
 // milliseconds.
 type spread struct {
@@ -48,8 +48,8 @@ func (s *spread) deviation() float64 {
 // raise sets v to n if v is less.
 func raise(v *atomic.Int64, n int64) {
 	for {
-		was := v.Load()
-		if n <= was || v.CompareAndSwap(was, n) {
+		old := v.Load()
+		if n <= old || v.CompareAndSwap(old, n) {
 			return
 		}
 	}

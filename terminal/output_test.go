@@ -25,7 +25,8 @@ func printing(flag func(*terminal.Output, *cobra.Command), v any, text func(io.W
 	return cmd
 }
 
-// TestOutput: people get a table and remarks, programs JSON alone. Neither gets a character that misleads.
+// TestOutput: the text format has a table and remarks, and the JSON format has only JSON. Both escape characters that
+// could mislead a reader.
 func TestOutput(t *testing.T) {
 	text := func(w io.Writer) { fmt.Fprint(w, "KEY\tBITS\nlong name\t128\na\x1b[2Jb\u202e\t256\n") }
 	data := map[string]string{"key": "a\x1b[2Jb\u202e"}
@@ -62,7 +63,7 @@ func TestOutputFormat(t *testing.T) {
 	}
 }
 
-// TestWriteError: a full disk behind standard output is an error of the command.
+// TestWriteError: if standard output cannot be written, the command returns an error.
 func TestWriteError(t *testing.T) {
 	for _, args := range [][]string{nil, {"-o", "json"}} {
 		cmd := printing((*terminal.Output).Flag, "v", func(w io.Writer) { fmt.Fprintln(w, "v") })
