@@ -106,7 +106,7 @@ type answerPayload struct {
 }
 
 // ErrReplay is in the error of a request that the server has already handled. A client that repeats a
-// request because the answer was lost knows by it that the first request succeeded.
+// request because the answer was lost then knows that the first request succeeded.
 var ErrReplay = errors.New("this request was already handled: it was sent twice, or somebody replays a recorded " +
 	"request")
 

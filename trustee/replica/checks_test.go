@@ -70,7 +70,7 @@ func TestCheckUnshared(t *testing.T) {
 	}
 }
 
-// TestCheckCancelled: a check that was cancelled says nothing about the two servers.
+// TestCheckCancelled: a check that was cancelled does not change the state of the active server.
 func TestCheckCancelled(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
@@ -87,7 +87,7 @@ func TestCheckCancelled(t *testing.T) {
 
 func promoteTo7(st *replica.Position) { st.Role, st.Epoch = server.RoleActive, 7 }
 
-// TestProbeFindsAnotherState: a passive server is not what it was at the last check.
+// TestProbeFindsAnotherState: the state of the passive server has changed since the last check.
 func TestProbeFindsAnotherState(t *testing.T) {
 	p := newPairs(t)
 	for name, c := range map[string]struct {
@@ -185,7 +185,7 @@ func TestManyChangesOfThePassive(t *testing.T) {
 }
 
 // TestLastChangeUnknown: the passive server may have the change whose answer was lost. The active server has made
-// another one instead. Nothing else of the passive server is dropped.
+// another change instead. Nothing else of the passive server is dropped.
 func TestLastChangeUnknown(t *testing.T) {
 	p := newPairs(t)
 	for name, c := range map[string]struct {
@@ -274,7 +274,8 @@ func TestMovingTarget(t *testing.T) {
 	}
 }
 
-// TestNeverEqual: a passive server whose records change by themselves gets one whole copy, and then an error.
+// TestNeverEqual: if the records of the passive server change in each check, it gets one whole copy, and then the check
+// returns an error.
 func TestNeverEqual(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
@@ -307,8 +308,8 @@ func TestAloneGoesOn(t *testing.T) {
 	}
 }
 
-// TestRefusedCopy: a copy that the passive server refused is not sent again until a store changes, or an operator says
-// so.
+// TestRefusedCopy: a copy that the passive server refused is not sent again until a store changes, or an operator
+// requests a resync.
 func TestRefusedCopy(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
@@ -397,11 +398,11 @@ func TestRecordWithoutJSON(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
 	a.exec("UPDATE deposit SET expires = ? WHERE uuid = 'u0'", time.Date(20000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli())
-	was := digestOf(t, b.store.Store)
+	before := digestOf(t, b.store.Store)
 	if err := replica.Check(t.Context(), a.r); !claviger.Is(err, claviger.Internal) {
 		t.Error(err)
 	}
-	if digestOf(t, b.store.Store) != was {
+	if digestOf(t, b.store.Store) != before {
 		t.Error("the passive server has changed")
 	}
 }

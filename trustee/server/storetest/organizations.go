@@ -17,7 +17,7 @@ func orgs(t *testing.T, s server.Organizations) {
 		check(t, s.AddOrg(ctx, server.Org{Name: name, UUID: "u-" + name, Contacts: []string{"x@" + name, "y"},
 			Auth: "s", Created: at}))
 	}
-	wants(t, "a name twice", s.AddOrg(ctx, server.Org{Name: "a", UUID: "other"}), claviger.KeyExists)
+	wants(t, "a used name", s.AddOrg(ctx, server.Org{Name: "a", UUID: "other"}), claviger.KeyExists)
 	all, err := s.Orgs(ctx)
 	if err != nil || len(all) != 3 || all[0].Name != "B" || all[1].Name != "a" || all[2].Name != "b" {
 		t.Errorf("%+v, %v: not in the order of bytes", all, err)
