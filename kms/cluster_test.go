@@ -50,11 +50,11 @@ func TestClusterRefused(t *testing.T) {
 	}{
 		"the template's servers": {map[string]string{signerKind: "zookeeper"}, []string{signerEnsemble, "#HOSTNAME#",
 			"HOST:PORT,HOST:PORT"}},
-		"a port of no kind": {with(signerSite, signerEnsemble, "zk1:port"), []string{"kms-site.xml",
+		"an invalid port": {with(signerSite, signerEnsemble, "zk1:port"), []string{"kms-site.xml",
 			signerEnsemble, "zk1:port", "1 to 65535"}},
 		"a chroot with a slash": {with(signerSite, signerEnsemble, "zk1:2181/a/"), []string{signerEnsemble,
 			"zk1:2181/a/"}},
-		"a path of no kind": {with(signerSite, signerPrefix+"path", "secret"), []string{"kms-site.xml",
+		"an invalid path": {with(signerSite, signerPrefix+"path", "secret"), []string{"kms-site.xml",
 			signerPrefix + "path", "secret", "begin with /"}},
 		"an unknown type": {with(signerSite, signerPrefix+"auth.type", "digest"), []string{"kms-site.xml",
 			signerPrefix + "auth.type", "digest", "none or sasl"}},
@@ -81,7 +81,7 @@ func TestClusterRefused(t *testing.T) {
 			tokensPrefix + "znodeWorkingPath", "a//b"}},
 		"no metastore": {map[string]string{hadoopconf.MetastoreURI: "claviger.db"}, []string{"kms-site.xml",
 			hadoopconf.MetastoreURI, "claviger.db", "absolute path"}},
-		"a batch of none": {with(tokensSite, tokensPrefix+"token.seqnum.batch.size", "0"),
+		"an empty batch": {with(tokensSite, tokensPrefix+"token.seqnum.batch.size", "0"),
 			[]string{"kms-site.xml", tokensPrefix + "token.seqnum.batch.size", "0"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -117,8 +117,8 @@ func TestClusterAccepted(t *testing.T) {
 		"one for both": {with(signerSite, tokensEnable, "true"), true, true, 1, ""},
 		"another one": {with(signerSite, tokensEnable, "true", tokensEnsemble, "zk9:1"), true, true, 1,
 			tokensEnsemble + " is not used"},
-		"a file of one's own": {map[string]string{hadoopconf.MetastoreURI: "sqlite://" + file}, false, true, 1, ""},
-		"a file, and tokens":  {with(tokensSite, hadoopconf.MetastoreURI, "sqlite://"+file), false, true, 1, ""},
+		"its own file":       {map[string]string{hadoopconf.MetastoreURI: "sqlite://" + file}, false, true, 1, ""},
+		"a file, and tokens": {with(tokensSite, hadoopconf.MetastoreURI, "sqlite://"+file), false, true, 1, ""},
 		"sasl without a signer": {map[string]string{signerPrefix + "auth.type": "sasl"}, false, false, 0,
 			"set it to zookeeper on every node"},
 	} {

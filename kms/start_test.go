@@ -123,8 +123,8 @@ func TestStartWaits(t *testing.T) {
 		strings.TrimSpace(names) != "[]" {
 		t.Errorf("a client: %d %s", status, names)
 	}
-	if said := log.String(); strings.Count(said, "does not answer; the server tries to start") != 1 {
-		t.Errorf("the log says\n%s", said)
+	if text := log.String(); strings.Count(text, "does not answer; the server tries to start") != 1 {
+		t.Errorf("the log says\n%s", text)
 	}
 	if err := end(); err != nil {
 		t.Error(err)
@@ -166,8 +166,8 @@ func TestStartWaitsForZooKeeper(t *testing.T) {
 	}
 	server.Start()
 	node.until("it serves", node.ready)
-	if said := log.String(); strings.Count(said, "does not answer; the server tries to start") != 1 {
-		t.Errorf("the log says\n%s", said)
+	if text := log.String(); strings.Count(text, "does not answer; the server tries to start") != 1 {
+		t.Errorf("the log says\n%s", text)
 	}
 	if err := end(); err != nil {
 		t.Error(err)

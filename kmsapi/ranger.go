@@ -63,7 +63,7 @@ var rangerNames = map[string]string{
 	"reencrypt_eek": "EEK_REENCRYPT", "reencrypt_eek_batch": "REENCRYPT_EEK_BATCH",
 }
 
-// rangerFigures holds the figures that Ranger has and Hadoop has not.
+// rangerFigures holds the figures that Ranger has and Hadoop lacks.
 type rangerFigures struct {
 	of          map[string]*rangerFigure // by operation; the map does not change
 	total       atomic.Int64
@@ -142,8 +142,8 @@ func (c *call) rangerJSON() {
 	c.answer(http.StatusOK, "application/json", body)
 }
 
-// rangerPrometheus serves /kms/metrics/prometheus. A metric's name is the record's
-// and the figure's in lower case, without a separator.
+// rangerPrometheus serves /kms/metrics/prometheus. The name of a metric is the name
+// of the record and the name of the figure in lower case, without a separator.
 func (c *call) rangerPrometheus() {
 	if !c.readMethod() || !c.mayInstrument() {
 		return

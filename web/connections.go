@@ -244,7 +244,7 @@ const reservedPart = 16
 
 // share returns how many connections one address may have now: never more than are left for
 // all others. So one address alone gets half, a second a quarter, and so on. A configured
-// limit of more than half counts as it is. c.mu is held.
+// limit above half is not reduced. c.mu is held.
 func (c *Connections) share() int64 {
 	if c.PerAddress > (c.Total+1)/2 {
 		return c.PerAddress
