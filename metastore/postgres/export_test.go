@@ -33,3 +33,10 @@ func (s *Store) ChangeIDs(ctx context.Context) (ids []string, err error) {
 	rows, _ := s.db.Pool().Query(ctx, `SELECT id FROM change ORDER BY seq`) // the rows carry the error
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
+
+// HeldLocks returns the number of locks that this store holds.
+func (s *Store) HeldLocks() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.locks)
+}

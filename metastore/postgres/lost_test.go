@@ -167,6 +167,17 @@ func TestLostMessage(t *testing.T) {
 	if _, err := s.Names(t.Context()); err == nil || !strings.Contains(err.Error(), `"i" "j"] and 2 more: its`) {
 		t.Error(err)
 	}
+	for _, names := range [][]string{{"one"}, {"one", "two"}} {
+		want := names[0]
+		if len(names) > 1 {
+			want = "" // the error is not about one key
+		}
+		_, err := s.Get(t.Context(), names...)
+		var e *claviger.Error
+		if !errors.As(err, &e) || e.Key != want {
+			t.Errorf("Get of %q: %v", names, err)
+		}
+	}
 }
 
 // TestEachCallForLostChangesFails lets each statement and each row fail that nodes need to exchange lost changes.

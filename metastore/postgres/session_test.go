@@ -174,3 +174,19 @@ func TestClaimIsKept(t *testing.T) {
 	release()
 	eventually(t, "the node claims the store again", func() bool { return pids() != "" })
 }
+
+// TestUnlockForgets checks that unlock ends the context of the lock, and that the store forgets the lock.
+func TestUnlockForgets(t *testing.T) {
+	s := openConfig(t, postgres.Config{URI: pgtest.Database(t)})
+	held, unlock, ok, err := s.Hold(t.Context(), "a lock", false)
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	if n := s.HeldLocks(); n != 1 || held.Err() != nil {
+		t.Errorf("%d locks; the lock's context: %v", n, held.Err())
+	}
+	unlock()
+	if n := s.HeldLocks(); n != 0 || held.Err() == nil {
+		t.Errorf("after unlock %d locks; the lock's context: %v", n, held.Err())
+	}
+}
