@@ -203,7 +203,8 @@ func TestShortResult(t *testing.T) {
 	tok.b = shortLibrary{tok.b}
 	for _, m := range profiles[SoftHSM].mechanisms {
 		tok.mechanism = m
-		if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16)); !claviger.Is(err, claviger.Internal) ||
+		err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16))
+		if !claviger.Is(err, claviger.Internal) ||
 			!strings.Contains(err.Error(), "the HSM made 15 bytes of 16") {
 			t.Errorf("%s: %v", mechanismName(m), err)
 		}

@@ -40,8 +40,8 @@ func serve() error {
 	if err := secret.NoCoreDumps(); err != nil {
 		return err
 	}
-	// A service manager and a terminal send these to the server's whole group. The server then still needs its HSM, until
-	// it closes the socket.
+	// A service manager and a terminal send these to the server's whole group. The server then still needs its HSM,
+	// until it closes the socket.
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT)
 	f := os.NewFile(socketFD, "socket")
 	conn, err := net.FileConn(f)

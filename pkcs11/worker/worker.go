@@ -2,9 +2,9 @@
 // process, and not the server. The server starts the process from its own program, and they speak over a socket pair
 // that nothing else can open (package net/rpc). A worker ends when its server ends.
 //
-// Finalize of a Library ends the process, and Initialize starts a new one. Sessions and handles are valid in one process
-// only. If the process ends, or a call takes longer than its limit, all running calls fail with a GoneError, and so do
-// later calls until the next Initialize.
+// Finalize of a Library ends the process, and Initialize starts a new one. Sessions and handles are valid in one
+// process only. If the process ends, or a call takes longer than its limit, all running calls fail with a GoneError,
+// and so do later calls until the next Initialize.
 package worker
 
 import (
