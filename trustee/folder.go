@@ -278,7 +278,7 @@ func missingConf(path string) error {
 		"kms-keytrustee/.keytrustee"} {
 		nested := filepath.Join(path, inner)
 		if _, err := os.Stat(filepath.Join(nested, ConfFile)); err == nil {
-			return fmt.Errorf("%s has no %s, but %s has: a copy by scp -r into a folder that was there already goes "+
+			return fmt.Errorf("%s has no %s, but %s has: a copy by scp -r into an existing folder goes "+
 				"one level too deep; move the files of %s up to %s, or name that folder", path, ConfFile, nested,
 				nested, path)
 		}
@@ -291,13 +291,13 @@ func missingConf(path string) error {
 		filepath.Join(parent, "keytrustee", ".keytrustee"),
 	} {
 		if _, err := os.Stat(filepath.Join(nested, ConfFile)); err == nil {
-			return fmt.Errorf("%s has no %s, but %s has: a copy by scp -r into a folder that was there already goes "+
+			return fmt.Errorf("%s has no %s, but %s has: a copy by scp -r into an existing folder goes "+
 				"one level too deep; move %s to %s", path, ConfFile, nested, nested, path)
 		}
 	}
 	if list, err := os.ReadDir(path); len(list) == 0 && (err == nil || errors.Is(err, fs.ErrNotExist)) {
-		return fmt.Errorf("%s does not exist (%w): copy the folder from a KT KMS host, or let a KT KMS make it at its "+
-			"first start", path, ErrNoFolder)
+		return fmt.Errorf("%s does not exist or is empty (%w): copy the folder from a KT KMS host, or let a KT KMS "+
+			"make it at its first start", path, ErrNoFolder)
 	}
 	return fmt.Errorf("%s has no %s: copy it, with %s and %s, from a KT KMS host that works; if no KMS ever "+
 		"registered with the identity in this folder, move the folder away", path, ConfFile, PublicRing, PrivateRing)

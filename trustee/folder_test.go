@@ -149,7 +149,7 @@ func TestLoadFolderRefuses(t *testing.T) {
 			if err := os.RemoveAll(path); err != nil {
 				t.Fatal(err)
 			}
-		}, []string{"does not exist"}},
+		}, []string{"does not exist or is empty"}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "keytrustee", ".keytrustee")

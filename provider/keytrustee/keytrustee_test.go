@@ -274,7 +274,7 @@ func TestRefusals(t *testing.T) {
 		"pool": {[]string{"hostname-ACTIVE", host, "pool.max", "many"}, false, "pool.max"},
 		"no server": {[]string{"hostname-ACTIVE", "127.0.0.1:1", "org", "ORG", "keylength", "2048"}, false,
 			"no Key Trustee Server sent its identity"},
-		"a source": {[]string{"hostname-ACTIVE", host, "org", "ORG", "auth", "s3cret"}, true, "does not exist"},
+		"a source": {[]string{"hostname-ACTIVE", host, "org", "ORG", "auth", "s3cret"}, true, "or is empty"},
 	} {
 		s.kts(tt.kts...)
 		s.env.Source = tt.source

@@ -58,7 +58,7 @@ func TestRefuseServer(t *testing.T) {
 	if err := RefuseServer(newFolder(t, ofClient).Path); err != nil {
 		t.Errorf("the folder of a client: %v", err)
 	}
-	wants(t, "no folder", RefuseServer(t.TempDir()), "does not exist")
+	wants(t, "an empty folder", RefuseServer(t.TempDir()), "does not exist or is empty")
 }
 
 // TestOpen checks that the store in a folder is opened, and that a missing store is not made.
