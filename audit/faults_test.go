@@ -122,7 +122,7 @@ func TestQueueIsBounded(t *testing.T) {
 	}
 }
 
-// TestFileRemoved: if the log is removed, a new file begins, and Verify reports that earlier records are not there.
+// TestFileRemoved: if the log is removed, a new file begins, and Verify reports that earlier records are missing.
 func TestFileRemoved(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
 	c := chainAt(t, path, nil)
