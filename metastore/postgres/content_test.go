@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -47,5 +48,24 @@ func TestUsedVersionIsNotUnused(t *testing.T) {
 	}
 	if got := query(t, uri, `SELECT string_agg(version, ' ') FROM version_unused`); got != "k@1" {
 		t.Errorf("never used: %q", got)
+	}
+}
+
+// TestVersionInUse checks that the error of a version names the id or HSM object that another version has.
+func TestVersionInUse(t *testing.T) {
+	ctx := t.Context()
+	s := openConfig(t, postgres.Config{URI: pgtest.Database(t)})
+	if err := s.Insert(ctx, key("k", "aa")); err != nil {
+		t.Fatal(err)
+	}
+	sameID := key("k", "aa").List[0]
+	sameID.Object = "another"
+	for what, err := range map[string]error{
+		"an object of another key": s.Insert(ctx, key("l", "aa")),
+		"an id of the same key":    s.Append(ctx, "k", sameID),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "is already in use by another version") {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }
