@@ -209,3 +209,32 @@ type h struct{}
 		t.Errorf("found %q", names)
 	}
 }
+
+// TestDecisionPages: each page of docs/adr has its number in its title, and the parts that docs/adr/README.md promises,
+// in their order.
+func TestDecisionPages(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(moduleRoot(t), "docs", "adr", "0*.md"))
+	if err != nil || len(files) < 12 {
+		t.Fatalf("%d pages, %v", len(files), err)
+	}
+	parts := []string{"Decision", "Why", "What it costs", "What would change it"}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := filepath.Base(file)
+		if !strings.HasPrefix(string(text), "# "+name[:4]+": ") {
+			t.Errorf("%s: the title does not begin with its number and a colon", name)
+		}
+		var got []string
+		for line := range strings.Lines(string(text)) {
+			if part, ok := strings.CutPrefix(line, "## "); ok {
+				got = append(got, strings.TrimSpace(part))
+			}
+		}
+		if !slices.Equal(got, parts) {
+			t.Errorf("%s has the parts %q, want %q", name, got, parts)
+		}
+	}
+}
