@@ -182,8 +182,8 @@ func ReadSettings(dir string) (s Settings, warnings []string, err error) {
 	path := filepath.Join(dir, SettingsFile)
 	data, err := readFile(path, maxSettings)
 	if errors.Is(err, fs.ErrNotExist) {
-		return s, nil, fmt.Errorf("%s does not exist; make it with: claviger keyhsm setup luna|ncipher|softhsm --conf "+
-			"%s --token LABEL --pin-file FILE", path, dir)
+		return s, nil, fmt.Errorf("%s does not exist; make it with: claviger keyhsm setup "+
+			"luna|ncipher|softhsm|generic --conf %s --token LABEL --pin-file FILE", path, dir)
 	}
 	if err != nil {
 		return s, nil, err
