@@ -214,6 +214,10 @@ func TestValues(t *testing.T) {
 	_, n := c.Float("nan", 0, 1)
 	_, neg := c.Duration("negative", time.Second)
 	_, out := c.Float("int", 0, 1)
+	_, most := c.Float("negative", 0, 1<<24)
+	if most == nil || !strings.Contains(most.Error(), "a number between 0 and 16777216") {
+		t.Errorf("a large bound: %v", most)
+	}
 	for what, err := range map[string]error{"int": i, "bool": b, "float": f, "duration": d, "NaN": n, "negative": neg,
 		"range": out} {
 		var bad *ValueError

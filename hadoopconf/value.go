@@ -142,7 +142,7 @@ var Values = map[string]Value{
 		Type: "int", Bounds: "1 to 16777216",
 	},
 	"claviger.delegation.rate.per.owner": {
-		Type: "number", Bounds: "0.001 to 1.6777216e+07", Unit: "a second",
+		Type: "number", Bounds: "0.001 to 16777216", Unit: "a second",
 	},
 	"claviger.delegation.burst.per.owner": {
 		Type: "int", Bounds: "1 to 16777216",

@@ -66,10 +66,13 @@ func (c *Conf) Float(name string, lo, hi float64) (float64, error) {
 	}
 	f, err := strconv.ParseFloat(v, 64)
 	if err != nil || math.IsNaN(f) || f < lo || f > hi {
-		return 0, c.bad(name, v, fmt.Sprintf("it must be a number between %g and %g", lo, hi))
+		return 0, c.bad(name, v, "it must be a number between "+plain(lo)+" and "+plain(hi))
 	}
 	return f, nil
 }
+
+// plain writes a number without an exponent.
+func plain(f float64) string { return strconv.FormatFloat(f, 'f', -1, 64) }
 
 // suffixes are the units of Configuration.getTimeDuration, longest first.
 var suffixes = []struct {
