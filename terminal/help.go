@@ -89,7 +89,7 @@ func usage(cmd *cobra.Command) error {
 		b.WriteString("\nAvailable Commands:\n")
 		for _, sub := range cmd.Commands() {
 			if sub.IsAvailableCommand() || sub.Name() == "help" {
-				b.WriteString(entry(sub.Name(), cmd.NamePadding(), sub.Short))
+				b.WriteString(entry(sub.Name(), sub.NamePadding(), sub.Short))
 			}
 		}
 	}

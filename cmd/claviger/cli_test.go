@@ -51,6 +51,8 @@ func writeCommand(t *testing.T, b *strings.Builder, cmd *cobra.Command) {
 	}
 	var out bytes.Buffer
 	cmd.SetOut(&out)
+	cmd.InitDefaultHelpFlag() // as Execute does
+	cmd.InitDefaultVersionFlag()
 	if err := cmd.Help(); err != nil {
 		t.Fatal(err)
 	}

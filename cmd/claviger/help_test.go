@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -46,10 +47,46 @@ func TestHelpFitsATerminal(t *testing.T) {
 		if !strings.Contains(out.String(), "Usage:\n  claviger") || !strings.Contains(out.String(), "--help") {
 			t.Errorf("%s --help lacks the usage or a flag:\n%s", path, &out)
 		}
+		for _, sub := range cmd.Commands() {
+			if sub.IsAvailableCommand() && sub.Short != "" {
+				checkColumn(t, path, out.String(), sub)
+			}
+		}
 		n++
 	})
 	if n < 50 {
 		t.Errorf("only %d commands", n)
+	}
+}
+
+// checkColumn checks that the description of sub begins in the column of all descriptions of its group's help.
+func checkColumn(t *testing.T, path, help string, sub *cobra.Command) {
+	t.Helper()
+	longest := 11 // cobra's least width
+	for _, c := range sub.Parent().Commands() {
+		longest = max(longest, len(c.Name()))
+	}
+	first, _, _ := strings.Cut(sub.Short, " ")
+	if want := fmt.Sprintf("\n  %-*s %s", longest, sub.Name(), first); !strings.Contains(help, want) {
+		t.Errorf("%s --help: the description of %s is not in the column of the others:\n%s", path, sub.Name(), help)
+	}
+}
+
+// TestMigrateHelpStatuses: the help of each subcommand of migrate that can have exit status 3 refers to the list of
+// exit statuses in the help of migrate.
+func TestMigrateHelpStatuses(t *testing.T) {
+	n := 0
+	for _, cmd := range newMigrateCommand().Commands() {
+		if cmd.Name() == "free" { // it decides nothing
+			continue
+		}
+		n++
+		if !strings.HasSuffix(cmd.Long, "\n\n"+migrateStatuses) {
+			t.Errorf("migrate %s does not refer to the exit statuses: %q", cmd.Name(), cmd.Long)
+		}
+	}
+	if n < 5 {
+		t.Errorf("only %d subcommands", n)
 	}
 }
 

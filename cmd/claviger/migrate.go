@@ -39,6 +39,9 @@ type migrateFlags struct {
 	quiet        bool
 }
 
+// migrateStatuses ends the help of a subcommand that can leave a decision to a person.
+const migrateStatuses = "Exit status: see claviger migrate --help."
+
 func newMigrateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
@@ -62,7 +65,7 @@ be imported, a key differs, or the source is still needed.`,
 func newMigratePlan() *cobra.Command {
 	return migrateCommand("plan --conf DIR", "Say what a run would do, and check what the procedure requires",
 		"plan changes nothing. It checks each requirement of the procedure. For each key of the source it shows "+
-			"what a run would do.", hsm.Read,
+			"what a run would do.\n\n"+migrateStatuses, hsm.Read,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			versionsFlag(cmd, f)
 			cmd.Flags().StringVar(&f.hdfs, "hdfs-conf", "", "folder with the cluster's core-site.xml and hdfs-site.xml")
@@ -112,7 +115,9 @@ made here: the rules of the source's key would then decide who may use it.
 Each key is audited as by the server. Audit lines that the server writes to standard output go to standard error.
 Any user who can read the configuration can run this; no right in kms-acls.xml is needed.
 
-A running server with a metastore in SQLite has that store alone. run is then refused: use claviger key migrate.`,
+A running server with a metastore in SQLite has that store alone. run is then refused: use claviger key migrate.
+
+`+migrateStatuses,
 		hsm.Make,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			versionsFlag(cmd, f)
@@ -166,7 +171,8 @@ func progressStep(p migrate.Progress) string {
 
 func newMigrateStatus() *cobra.Command {
 	return migrateCommand("status --conf DIR", "Show the runs, the keys, and when the source was last used",
-		"status reads the journal. It sends no request to the source, so it also works without the source.",
+		"status reads the journal. It sends no request to the source, so it also works without the source.\n\n"+
+			migrateStatuses,
 		hsm.Read, nil,
 		func(m *migration) error {
 			status, err := m.engine.Status(m.ctx)
@@ -187,7 +193,7 @@ func newMigrateStatus() *cobra.Command {
 func newMigrateVerify() *cobra.Command {
 	return migrateCommand("verify --conf DIR", "Compare every field of every key with the source",
 		"verify changes nothing. It reads all metadata from the running source, and compares it with the "+
-			"metadata here.", hsm.Read, nil,
+			"metadata here.\n\n"+migrateStatuses, hsm.Read, nil,
 		func(m *migration) error {
 			v, err := m.engine.Verify(m.ctx)
 			if err != nil {

@@ -38,7 +38,9 @@ In a folder it removes known files only, and follows no link. To name a path tha
 
 Nothing proves that a folder is a copy and not the original that a Key Trustee KMS uses. So for a folder you type a
 sentence instead of its path, also with --yes. A folder is refused if a running KMS uses it, or if a KMS was started
-from it in its present state.`, hsm.Journal,
+from it in its present state.
+
+`+migrateStatuses, hsm.Journal,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			cmd.Flags().BoolVar(&f.edeksDone, "edeks-done", false,
 				"all EDEKs are re-encrypted or deleted, also in snapshots and copies")
