@@ -33,14 +33,12 @@ type Options struct {
 
 // Registry returns all providers by URI scheme.
 func Registry(o Options) *provider.Registry {
-	return provider.NewRegistry(
-		provider.Scheme{Name: "jceks", Open: jceks.Open},
-		provider.Scheme{Name: "localjceks", Open: jceks.Open},
+	return provider.NewRegistry(append(jceks.Schemes(),
 		kmsclient.Scheme(o.ClientTLS, o.ClientKerberos, o.StoreName),
 		keytrustee.Scheme(o.ClientTLS),
 		provider.Scheme{Name: "cloudera.hsmkp", Open: o.hsm},
 		provider.Scheme{Name: "pkcs11", Open: o.hsm},
-	)
+	)...)
 }
 
 // hsm opens an HSM and the node's metastore.
