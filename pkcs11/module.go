@@ -96,8 +96,11 @@ func openModule(path string, inWorker bool, callLimit time.Duration) (*module, e
 	modulesMu.Lock()
 	defer modulesMu.Unlock()
 	info, err := os.Stat(path)
-	if err != nil || info.IsDir() {
-		if errors.Is(err, fs.ErrNotExist) || err == nil {
+	if err == nil && info.IsDir() {
+		return nil, fmt.Errorf("PKCS#11 module %s is a folder; name the library in it", path)
+	}
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("PKCS#11 module %s does not exist; install the HSM's client software, or name its "+
 				"library where it is", path)
 		}

@@ -176,7 +176,7 @@ func TestOpenModuleFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]string{
-		dir:                                   "PKCS#11 module " + dir + " does not exist;",
+		dir:                                   "PKCS#11 module " + dir + " is a folder;",
 		loop:                                  "PKCS#11 module: stat " + loop,
 		write(t, "x.so", "no library", 0o600): "cannot be loaded: it is no PKCS#11 library for this machine",
 	} {
@@ -201,7 +201,7 @@ func TestLinksToALibrary(t *testing.T) {
 	}
 }
 
-// TestJoinFails: a library that stayed loaded cannot be initialised again. Open says so, and tries it anew next time.
+// TestJoinFails: a library that stayed loaded cannot be initialised again. Open says so, and tries it again next time.
 func TestJoinFails(t *testing.T) {
 	c, fault := faulty(t)
 	tok, err := Open(t.Context(), c)

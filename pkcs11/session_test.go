@@ -58,7 +58,7 @@ func TestWithKind(t *testing.T) {
 }
 
 // TestResetPauses: a lost token is not reset again before a pause, which grows up to maxBackoff. After a calm period it
-// begins anew.
+// begins again with the first.
 func TestResetPauses(t *testing.T) {
 	m, b, meter := resettable(nil, nil)
 	tok := &Token{module: m, b: b, log: slog.New(slog.DiscardHandler)}
