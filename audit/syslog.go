@@ -58,6 +58,7 @@ type Syslog struct {
 	queue    chan []byte
 	stop     chan struct{}
 	done     chan struct{}
+	unsent   int // lines that were taken off the queue and not sent; read it after done is closed
 
 	mu      sync.Mutex
 	err     error
@@ -166,6 +167,9 @@ func (s *Syslog) run() {
 		select {
 		case m = <-s.queue:
 		case <-s.stop:
+			if conn == nil && len(s.queue) > 0 { // Close came before the first line was sent
+				conn, _ = s.dial() // Close reports the lines
+			}
 			s.drain(conn)
 			return
 		}
@@ -186,6 +190,7 @@ func (s *Syslog) run() {
 			select {
 			case <-time.After(syslogRetry):
 			case <-s.stop:
+				s.unsent = 1
 				return
 			}
 		}
@@ -198,6 +203,7 @@ func (s *Syslog) drain(conn net.Conn) {
 		select {
 		case m := <-s.queue:
 			if s.deliver(conn, m) != nil {
+				s.unsent = 1
 				return
 			}
 		default:
@@ -261,9 +267,12 @@ func (s *Syslog) write(conn net.Conn, m []byte) error {
 	return err
 }
 
-// Close sends the queued lines if the server is connected, and ends.
+// Close sends the queued lines, and ends. If the server does not accept them, the error has their number.
 func (s *Syslog) Close() error {
 	close(s.stop)
 	<-s.done
+	if n := s.unsent + len(s.queue); n > 0 {
+		return fmt.Errorf("%s does not accept lines: %d lines were not sent and are lost", s.Name(), n)
+	}
 	return nil
 }

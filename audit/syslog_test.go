@@ -212,8 +212,11 @@ func TestSyslogTLS(t *testing.T) {
 		} else if got := frame(t, conn, bufio.NewReader(conn)); !strings.HasSuffix(got, " audit - a line") {
 			t.Errorf("message %q", got)
 		}
-		if err := errors.Join(conn.Close(), s.Close()); err != nil {
+		if err := conn.Close(); err != nil {
 			t.Error(err)
+		}
+		if err := s.Close(); (err != nil) != (conf == nil) {
+			t.Errorf("Close: %v", err)
 		}
 	}
 }
