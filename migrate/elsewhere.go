@@ -21,7 +21,7 @@ func sameTarget(then, now string) bool {
 // keystoreFile returns the path in a keystore file's URI, or "" for other URIs.
 func keystoreFile(uri string) string {
 	scheme, _, _ := strings.Cut(uri, ":")
-	if scheme != "jceks" && scheme != "localjceks" {
+	if scheme = strings.ToLower(scheme); scheme != "jceks" && scheme != "localjceks" {
 		return ""
 	}
 	path, err := provider.UnnestPath(uri)

@@ -53,7 +53,8 @@ func openToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store
 	if err != nil || len(list) == 0 {
 		return nil, conf.Refuse(hadoopconf.ProviderURI, "it must name a provider")
 	}
-	if scheme, _, _ := strings.Cut(list[0], ":"); scheme != "cloudera.hsmkp" && scheme != "pkcs11" {
+	scheme, _, _ := strings.Cut(list[0], ":")
+	if scheme = strings.ToLower(scheme); scheme != "cloudera.hsmkp" && scheme != "pkcs11" {
 		return nil, nil //nolint:nilnil // there is no token
 	}
 	theStore := func(context.Context, func(context.Context, string) error) (metastore.Store, error) {
