@@ -49,8 +49,7 @@ and never the PIN. Before it writes FILE, init opens the token, makes a key ther
 it; --no-check skips this. An existing FILE is never overwritten.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if slot >= 0 {
-				n := uint(slot)
+			if n := uint(slot); slot >= 0 {
 				c.Slot = &n
 			}
 			var err error
@@ -170,8 +169,7 @@ func withHSMService(cmd *cobra.Command, conf string, access hsm.Access,
 	if !ok {
 		err := fmt.Errorf("the first provider is %s, which is no HSM. With --conf, name the configuration folder of a "+
 			"server with an HSM (cloudera.hsmkp:// or pkcs11:). To list the keys of this server: claviger key list "+
-			"--provider kms://https@HOST:9600/kms",
-			svc.Primary.URI())
+			"--provider kms://https@HOST:9600/kms", svc.Primary.URI())
 		return errors.Join(svc.Blame(hadoopconf.ProviderURI, err), svc.Close())
 	}
 	return errors.Join(kms.RefuseMisfit(work(ctx, svc, p)), svc.Close())

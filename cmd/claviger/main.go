@@ -72,8 +72,7 @@ func run(args []string) int {
 		return exitOK
 	}
 	code := exitCode(err)
-	var coded *exitError
-	if errors.As(err, &coded) && coded.err == nil {
+	if coded := new(exitError); errors.As(err, &coded) && coded.err == nil {
 		return code
 	}
 	// An error of standard error cannot be reported.
@@ -123,9 +122,8 @@ func newRootCommand() *cobra.Command {
 		Short: "A Hadoop KMS with keys in an HSM, and the migration to it",
 		Long: `claviger is a key management server for Hadoop. HDFS, Spark, Hive and 'hadoop key' use it without
 changes. Its encryption-zone keys are made in a hardware security module (HSM) and never leave it.`,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		SilenceUsage: true, SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(newKMSCommand(), newMigrateCommand(), newHSMCommand(), newKeyCommand(), newTrusteeCommand(),
