@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"strconv"
@@ -18,6 +19,7 @@ import (
 
 	"claviger"
 	"claviger/internal/faultmodule"
+	"claviger/internal/logtest"
 	"claviger/pkcs11/worker"
 )
 
@@ -27,11 +29,15 @@ func inWorker(c *Config) { c.Worker = true }
 // TestCrashes: the library ends its process, or hangs for ever, in one call. The call is made again in a new process,
 // and the caller gets the right answer. No process is left over.
 func TestCrashes(t *testing.T) {
+	reasons := map[string]string{"abort": "signal: aborted", "segfault": "signal: segmentation fault", "hang": "C_"}
 	for _, f := range []faultmodule.Function{faultmodule.EncryptInit, faultmodule.Encrypt, faultmodule.GenerateRandom} {
 		for name, action := range map[string]faultmodule.Action{"abort": faultmodule.Abort,
 			"segfault": faultmodule.Segfault, "hang": faultmodule.Hang} {
 			t.Run(fmt.Sprint(f, name), func(t *testing.T) {
-				m, tok, keys := openFaulty(t, func(c *Config) { c.Worker, c.CallLimit = true, time.Second })
+				var log logtest.Buffer
+				m, tok, keys := openFaulty(t, func(c *Config) {
+					c.Worker, c.CallLimit, c.Log = true, time.Second, slog.New(slog.NewTextHandler(&log, nil))
+				})
 				m.Order(f, faultmodule.Order{Action: action})
 				before := m.Calls(faultmodule.Login)
 				within(t, 20*time.Second, "the call", func() {
@@ -51,6 +57,9 @@ func TestCrashes(t *testing.T) {
 				}
 				if n := len(workers(t)); n != 1 {
 					t.Errorf("%d workers run, want 1", n)
+				}
+				if !strings.Contains(log.String(), "the process with the HSM's library has ended: "+reasons[name]) {
+					t.Errorf("the log does not say why: %s", &log)
 				}
 			})
 		}

@@ -94,7 +94,7 @@ func TestResetTogether(t *testing.T) {
 	}
 	go func() { second <- m.reset(t.Context(), 1, b) }()
 	for range 2 { // the resets of one token, which wait for each other too
-		go func() { third <- tok.reset(t.Context(), 1, false) }()
+		go func() { third <- tok.reset(t.Context(), 1, nil) }()
 	}
 	eventually(t, func() error {
 		tok.mu.Lock()

@@ -185,8 +185,7 @@ func (t *Token) attempt(ctx context.Context, f func(*login, p11.SessionHandle) e
 			return err
 		}
 		if severity == lost {
-			var gone worker.GoneError
-			if rerr := t.reset(ctx, generation, errors.As(err, &gone)); rerr != nil {
+			if rerr := t.reset(ctx, generation, err); rerr != nil {
 				return fmt.Errorf("%w (%w)", err, rerr)
 			}
 		}
@@ -259,11 +258,11 @@ func (t *Token) releaseSession(l *login, s p11.SessionHandle, severity damage) {
 }
 
 // reset initialises the library again after the token was lost in that generation. Its intervals grow. The next call
-// logs in again. If gone is true, the library's process has ended. To start another costs the HSM no more than a login,
-// so the intervals stay short, and a caller waits for the next attempt.
-func (t *Token) reset(ctx context.Context, generation uint64, gone bool) error {
+// logs in again. If cause is a worker.GoneError, the library's process has ended. To start another costs the HSM no
+// more than a login, so the intervals stay short, and a caller waits for the next attempt.
+func (t *Token) reset(ctx context.Context, generation uint64, cause error) error {
 	longest := maxBackoff
-	if gone {
+	if gone := (worker.GoneError{}); errors.As(cause, &gone) {
 		longest = maxGoneBackoff
 		if err := t.awaitRetry(ctx); err != nil {
 			return err
@@ -290,7 +289,8 @@ func (t *Token) reset(ctx context.Context, generation uint64, gone bool) error {
 	t.resetting = f
 	t.mu.Unlock()
 
-	t.log.Warn("the token was lost; initialising the PKCS#11 library again", "module", t.cfg.Module)
+	t.log.Warn("the token was lost; initialising the PKCS#11 library again", "module", t.cfg.Module, "err",
+		cause)
 	err := t.module.reset(ctx, generation, t.b)
 	if err != nil {
 		err = fmt.Errorf("initialising %s again: %w", t.cfg.Module, err)

@@ -66,7 +66,7 @@ func TestResetPauses(t *testing.T) {
 	pauses := []time.Duration{}
 	for range 8 {
 		tok.retryAt = time.Now().Add(-time.Millisecond)
-		if err := tok.reset(t.Context(), m.current(), false); err != nil {
+		if err := tok.reset(t.Context(), m.current(), nil); err != nil {
 			t.Fatal(err)
 		}
 		pauses = append(pauses, tok.backoff)
@@ -74,12 +74,12 @@ func TestResetPauses(t *testing.T) {
 			t.Errorf("the next reset is in %v, after a pause of %v", until, tok.backoff)
 		}
 		tok.retryAt = time.Now().Add(time.Minute)
-		if err := tok.reset(t.Context(), m.current(), false); err == nil ||
+		if err := tok.reset(t.Context(), m.current(), nil); err == nil ||
 			!strings.Contains(err.Error(), "the next attempt to get it back is in 1m0s") &&
 				!strings.Contains(err.Error(), "the next attempt to get it back is in 59.") {
 			t.Errorf("during the pause: %v", err)
 		}
-		if err := tok.reset(t.Context(), m.current()-1, false); err != nil {
+		if err := tok.reset(t.Context(), m.current()-1, nil); err != nil {
 			t.Errorf("another reset was faster: %v", err)
 		}
 	}
@@ -88,19 +88,19 @@ func TestResetPauses(t *testing.T) {
 		t.Errorf("the pauses are %s, want %s; %d resets", got, want, meter.Count("Initialize"))
 	}
 	tok.retryAt = time.Now().Add(-calmPeriod - time.Second)
-	if err := tok.reset(t.Context(), m.current(), false); err != nil || tok.backoff != firstBackoff {
+	if err := tok.reset(t.Context(), m.current(), nil); err != nil || tok.backoff != firstBackoff {
 		t.Errorf("after a calm period: %v, a pause of %v", err, tok.backoff)
 	}
 	tok.retryAt = time.Time{}
 	tok.module, tok.b, _ = resettable(nil, p11.Error(p11.CKR_DEVICE_ERROR))
-	if err := tok.reset(t.Context(), 1, false); !errors.Is(err, p11.Error(p11.CKR_DEVICE_ERROR)) ||
+	if err := tok.reset(t.Context(), 1, nil); !errors.Is(err, p11.Error(p11.CKR_DEVICE_ERROR)) ||
 		!strings.Contains(err.Error(), "initialising /m.so again") {
 		t.Errorf("C_Initialize fails: %v", err)
 	}
 	flight := newFlight()
 	tok.resetting = flight
 	flight.finish(errHung)
-	if err := tok.reset(t.Context(), 1, false); !errors.Is(err, errHung) {
+	if err := tok.reset(t.Context(), 1, nil); !errors.Is(err, errHung) {
 		t.Errorf("beside another reset: %v", err)
 	}
 }
