@@ -203,13 +203,8 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 }
 
 func isPIN(err error) bool {
-	for _, code := range []uint{p11.CKR_PIN_INCORRECT, p11.CKR_PIN_INVALID, p11.CKR_PIN_LEN_RANGE, p11.CKR_PIN_EXPIRED,
-		p11.CKR_PIN_LOCKED} {
-		if errors.Is(err, p11.Error(code)) {
-			return true
-		}
-	}
-	return false
+	return isOneOf(err, p11.CKR_PIN_INCORRECT, p11.CKR_PIN_INVALID, p11.CKR_PIN_LEN_RANGE, p11.CKR_PIN_EXPIRED,
+		p11.CKR_PIN_LOCKED)
 }
 
 // codeOf returns the library's result code in err, or err if it holds none.

@@ -1,7 +1,6 @@
 package pkcs11
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -75,9 +74,8 @@ func omissionSets(known, optional []uint) [][]uint {
 
 // refusesTemplate reports whether err is about the attributes of a new object. Then the object was not made.
 func refusesTemplate(err error) bool {
-	return slices.ContainsFunc([]uint{p11.CKR_ATTRIBUTE_TYPE_INVALID, p11.CKR_ATTRIBUTE_VALUE_INVALID,
-		p11.CKR_ATTRIBUTE_READ_ONLY, p11.CKR_TEMPLATE_INCONSISTENT},
-		func(code uint) bool { return errors.Is(err, p11.Error(code)) })
+	return isOneOf(err, p11.CKR_ATTRIBUTE_TYPE_INVALID, p11.CKR_ATTRIBUTE_VALUE_INVALID, p11.CKR_ATTRIBUTE_READ_ONLY,
+		p11.CKR_TEMPLATE_INCONSISTENT)
 }
 
 var attributeNames = map[uint]string{

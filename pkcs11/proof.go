@@ -66,9 +66,8 @@ func (t *Token) encrypt(l *login, s p11.SessionHandle, name keyName, check strin
 // wrongObject reports whether err is the result of a handle that is invalid, or that is the handle of an object that
 // cannot encrypt.
 func wrongObject(err error) bool {
-	return slices.ContainsFunc([]uint{p11.CKR_KEY_HANDLE_INVALID, p11.CKR_OBJECT_HANDLE_INVALID,
-		p11.CKR_KEY_TYPE_INCONSISTENT, p11.CKR_KEY_FUNCTION_NOT_PERMITTED, p11.CKR_KEY_SIZE_RANGE},
-		func(code uint) bool { return errors.Is(err, p11.Error(code)) })
+	return isOneOf(err, p11.CKR_KEY_HANDLE_INVALID, p11.CKR_OBJECT_HANDLE_INVALID, p11.CKR_KEY_TYPE_INCONSISTENT,
+		p11.CKR_KEY_FUNCTION_NOT_PERMITTED, p11.CKR_KEY_SIZE_RANGE)
 }
 
 // encryptParts encrypts in with one object, in parts of at most maxData bytes with the check block. A token shows its

@@ -98,6 +98,11 @@ func damageOf(err error) damage {
 	return damageOf(errors.Unwrap(err))
 }
 
+// isOneOf reports whether err has one of these results of the library.
+func isOneOf(err error, codes ...uint) bool {
+	return slices.ContainsFunc(codes, func(code uint) bool { return errors.Is(err, p11.Error(code)) })
+}
+
 // limited gives ctx a deadline if it has none.
 func (t *Token) limited(ctx context.Context) (context.Context, context.CancelFunc) {
 	if _, ok := ctx.Deadline(); ok {

@@ -232,7 +232,7 @@ func TestSoftHSMFaultCure(t *testing.T) {
 	}
 	asNobody(func() {
 		if got := f.cure(); got != chown {
-			t.Errorf("nobody's own folder: %s", got)
+			t.Errorf("the folder of user nobody: %s", got)
 		}
 	})
 }

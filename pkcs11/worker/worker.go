@@ -16,7 +16,6 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -65,8 +64,7 @@ type client struct {
 	path  string
 	limit time.Duration // of a call
 
-	mu      sync.Mutex
-	process *process // nil before the first start, and after Finalize
+	process atomic.Pointer[process] // nil before the first start, and after Finalize
 }
 
 // Load starts a worker that loads the library. loaded is false if the library cannot be loaded. A call that takes
@@ -80,7 +78,7 @@ func Load(path string, limit time.Duration) (_ Library, loaded bool, _ error) {
 	if err != nil || p == nil {
 		return nil, false, err
 	}
-	c.process = p
+	c.process.Store(p)
 	return c, true, nil
 }
 
@@ -223,19 +221,14 @@ func (p *process) end(why string) {
 
 // Kill ends the worker at once, so that all running calls return.
 func (c *client) Kill(why string) {
-	c.mu.Lock()
-	p := c.process
-	c.mu.Unlock()
-	if p != nil {
+	if p := c.process.Load(); p != nil {
 		p.end(why)
 	}
 }
 
 // Initialize starts a worker if there is none, and initialises its library.
 func (c *client) Initialize(...p11.InitializeOption) error {
-	c.mu.Lock()
-	p := c.process
-	c.mu.Unlock()
+	p := c.process.Load()
 	if p == nil {
 		var err error
 		if p, err = c.start(); err != nil {
@@ -244,9 +237,7 @@ func (c *client) Initialize(...p11.InitializeOption) error {
 		if p == nil {
 			return fmt.Errorf("PKCS#11 module %s cannot be loaded again", c.path)
 		}
-		c.mu.Lock()
-		c.process = p
-		c.mu.Unlock()
+		c.process.Store(p)
 	}
 	_, err := c.doIn(p, &Request{Function: "Initialize"})
 	return err
@@ -254,10 +245,7 @@ func (c *client) Initialize(...p11.InitializeOption) error {
 
 // Finalize ends the library and the worker.
 func (c *client) Finalize() error {
-	c.mu.Lock()
-	p := c.process
-	c.process = nil
-	c.mu.Unlock()
+	p := c.process.Swap(nil)
 	if p == nil {
 		return p11.Error(p11.CKR_CRYPTOKI_NOT_INITIALIZED)
 	}
@@ -291,9 +279,7 @@ var slow = map[string]bool{"Initialize": true, "OpenSession": true, "Login": tru
 
 // do makes a call in the current worker.
 func (c *client) do(q *Request) (*Response, error) {
-	c.mu.Lock()
-	p := c.process
-	c.mu.Unlock()
+	p := c.process.Load()
 	if p == nil {
 		return new(Response), p11.Error(p11.CKR_CRYPTOKI_NOT_INITIALIZED)
 	}
