@@ -48,24 +48,12 @@ func (f Fault) String() string {
 // NewFaults makes a proxy to a server. The end of the test stops it.
 func NewFaults(t testing.TB, server string) *Faults {
 	t.Helper()
-	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := &Faults{Addr: l.Addr().String(), server: server}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { f.serve(client) })
-		}
-	})
+	f := &Faults{server: server}
+	addr, stop, wait := listen(t, f.serve)
+	f.Addr = addr
 	t.Cleanup(func() {
-		_ = l.Close() // it only listened
-		wg.Wait()     // the clients have closed their connections
+		stop()
+		wait() // the clients have closed their connections
 	})
 	return f
 }

@@ -25,25 +25,12 @@ type Proxy struct {
 // NewProxy makes a proxy to a server. The end of the test stops it.
 func NewProxy(t testing.TB, server string) *Proxy {
 	t.Helper()
-	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &Proxy{Addr: l.Addr().String(), server: server, hung: func(bool) bool { return false },
-		conns: map[net.Conn]struct{}{}}
+	p := &Proxy{server: server, hung: func(bool) bool { return false }, conns: map[net.Conn]struct{}{}}
 	p.change = sync.NewCond(&p.mu)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { p.serve(client) })
-		}
-	})
+	addr, stop, wait := listen(t, p.serve)
+	p.Addr = addr
 	t.Cleanup(func() {
-		_ = l.Close() // it only listened
+		stop()
 		p.mu.Lock()
 		p.closed = true
 		for c := range p.conns {
@@ -51,9 +38,29 @@ func NewProxy(t testing.TB, server string) *Proxy {
 		}
 		p.change.Broadcast()
 		p.mu.Unlock()
-		wg.Wait()
+		wait()
 	})
 	return p
+}
+
+// listen serves each connection to a new address. stop ends the listening; wait waits until all connections are served.
+func listen(t testing.TB, serve func(net.Conn)) (addr string, stop, wait func()) {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { serve(client) })
+		}
+	})
+	return l.Addr().String(), func() { _ = l.Close() }, wg.Wait // it only listened
 }
 
 // Pass forwards all data again, the held data first.
