@@ -39,12 +39,7 @@ func (p *Provider) encrypt(ctx context.Context, op string, e *entry, blocks []by
 		return p.refuse(e, nil)
 	}
 	epoch := p.epoch.Load() + 1
-	err := p.tok.EncryptBlocks(ctx, e.id, e.name, e.check, blocks)
-	if errors.Is(err, pkcs11.ErrSeveral) {
-		if err = p.choose(ctx, e); err == nil {
-			err = p.tok.EncryptBlocks(ctx, e.id, e.name, e.check, blocks)
-		}
-	}
+	err := p.withChoice(ctx, e, func() error { return p.tok.EncryptBlocks(ctx, e.id, e.name, e.check, blocks) })
 	if err = p.judge(e, epoch, err); err != nil {
 		return p.missingOnToken(ctx, op, e, err)
 	}

@@ -63,14 +63,24 @@ func (p *Provider) refuse(e *entry, got []byte) error {
 // checkValue asks the token for the check value of a version's key. If the token holds several keys of that name,
 // checkValue chooses the key with the check value that the metastore has.
 func (p *Provider) checkValue(ctx context.Context, e *entry) ([]byte, error) {
-	got, err := p.tok.CheckValue(ctx, e.id, e.name)
-	if !errors.Is(err, pkcs11.ErrSeveral) {
-		return got, err
+	var got []byte
+	err := p.withChoice(ctx, e, func() (err error) {
+		got, err = p.tok.CheckValue(ctx, e.id, e.name)
+		return err
+	})
+	return got, err
+}
+
+// withChoice makes a call with a version's key. If the token holds several keys of that id and label, it chooses one
+// and makes the call again.
+func (p *Provider) withChoice(ctx context.Context, e *entry, call func() error) error {
+	err := call()
+	if errors.Is(err, pkcs11.ErrSeveral) {
+		if err = p.choose(ctx, e); err == nil {
+			err = call()
+		}
 	}
-	if err := p.choose(ctx, e); err != nil {
-		return nil, err
-	}
-	return p.tok.CheckValue(ctx, e.id, e.name)
+	return err
 }
 
 // choose makes the token use the key with the version's check value, if it holds several keys of that id and label.
