@@ -98,9 +98,7 @@ func TestReplacedAgain(t *testing.T) {
 func TestFillFindsLostVersion(t *testing.T) {
 	l := newLab(t, nil)
 	create(t, l.primary, "k")
-	if _, err := l.Generate(t.Context(), caller("u"), "k", 1); err != nil || l.Queued() == 0 {
-		t.Fatalf("%d EDEKs are ready, %v", l.Queued(), err)
-	}
+	fillQueue(t, l, "k")
 	calls := 0
 	l.primary.before = func(_ context.Context, call string) error {
 		if call == "EncryptBlocks" {
@@ -120,10 +118,7 @@ func TestFillFindsLostVersion(t *testing.T) {
 func TestDecryptFindsLostVersion(t *testing.T) {
 	l := newLab(t, nil)
 	create(t, l.primary, "k")
-	es, _ := l.edeks(t, "k", 1)
-	if l.Queued() == 0 {
-		t.Fatal("no EDEKs are ready")
-	}
+	es := fillQueue(t, l, "k")
 	var lost atomic.Bool
 	lost.Store(true)
 	l.primary.before = lostWhile(&lost)

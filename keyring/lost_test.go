@@ -55,9 +55,7 @@ func TestLostVersionsAreReported(t *testing.T) {
 		c.Primary = primary
 	})
 	create(t, l.primary, "k")
-	if _, err := l.Generate(t.Context(), caller("u"), "k", 3); err != nil {
-		t.Fatal(err)
-	}
+	fillQueue(t, l, "k")
 	l.primary.before = func(_ context.Context, call string) error {
 		if call == "EncryptBlocks" {
 			return claviger.E("hsm.EncryptBlocks", claviger.Unavailable, "k@0", fmt.Errorf("gone: %w",

@@ -98,10 +98,7 @@ func TestLostVersionDrainsTheQueue(t *testing.T) {
 	if _, err := l.Roll(t.Context(), caller("u"), "k", nil); err != nil {
 		t.Fatal(err)
 	}
-	l.edeks(t, "k", 1) // the first use of the queue fills it
-	if l.Queued() == 0 {
-		t.Fatal("no EDEKs are ready")
-	}
+	fillQueue(t, l, "k")
 	lost.Store(true)
 	if _, err := l.Reencrypt(t.Context(), caller("nn"), "k", true, es[0]); !errors.Is(err, provider.ErrUnusable) {
 		t.Error(err)
@@ -152,9 +149,7 @@ func TestLostVersionInABatchWithForeignOnes(t *testing.T) {
 	if _, err := w.Roll(t.Context(), caller("u"), "payroll", nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Generate(t.Context(), caller("u"), "payroll", 1); err != nil || w.Queued() == 0 {
-		t.Fatalf("%d EDEKs are ready, %v", w.Queued(), err)
-	}
+	fillQueue(t, w.lab, "payroll")
 	var lost atomic.Bool
 	lost.Store(true)
 	w.primary.before = lostWhile(&lost)

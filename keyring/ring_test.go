@@ -408,6 +408,19 @@ func (l *lab) edeks(t testing.TB, key string, n int) ([]claviger.EDEK, []secret.
 	return es, unwrapped(t, l.primary.Provider, es)
 }
 
+// fillQueue takes the first EDEK of the key, returns it, and waits until the key's queue is full. Then no refill is
+// running, so a test may change the primary's hooks.
+func fillQueue(t testing.TB, l *lab, key string) []claviger.EDEK {
+	t.Helper()
+	es, _ := l.edeks(t, key, 1)
+	for end := time.Now().Add(10 * time.Second); l.Queued() < 100; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d EDEKs are ready; the queue does not fill", l.Queued())
+		}
+	}
+	return es
+}
+
 func unwrapped(t testing.TB, by provider.BlockEncrypter, es []claviger.EDEK) []secret.Bytes {
 	t.Helper()
 	deks, err := eek.Unwrap(t.Context(), by, es)
