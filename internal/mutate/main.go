@@ -19,14 +19,17 @@ import (
 
 // rooms are the packages in which a mistake costs keys, or shows them. A room
 // with /... means all packages under it that have tests.
-var rooms = []string{"authn", "authz", "keyring", "eek", "pkcs11", "audit", "metastore/...", "trustee/..."}
+var rooms = []string{"authn", "authz", "keyring", "eek", "pkcs11", "pkcs11/cryptoki", "pkcs11/worker", "audit",
+	"metastore/...", "trustee/..."}
 
 // alsoTestedBy holds the packages whose tests cover a room too. They run if the room's
-// own tests pass.
+// own tests pass, or if the room has none.
 var alsoTestedBy = map[string][]string{
 	"metastore":           {"metastore/sqlite"},
 	"trustee/server":      {"trustee/server/sqlite", "trustee/replica"},
 	"metastore/storetest": {"metastore/sqlite"},
+	"pkcs11/cryptoki":     {"pkcs11"},
+	"pkcs11/worker":       {"pkcs11"},
 }
 
 const usage = `usage: scripts/mutate [flags] [ROOM ...]
@@ -245,8 +248,11 @@ func (o *options) runRoom(ctx context.Context, r *runner, name string, reasons m
 		}
 		return 0, nil
 	}
-	of := &room{runner: r, name: name, all: all, packages: append([]string{name}, alsoTestedBy[name]...)}
-	state, err := stateOf(o.root, of.packages)
+	of := &room{runner: r, name: name, all: all}
+	if of.packages, err = testers(o.root, name); err != nil {
+		return 0, err
+	}
+	state, err := stateOf(o.root, slices.Compact(append([]string{name}, of.packages...)))
 	if err != nil {
 		return 0, err
 	}
@@ -317,8 +323,25 @@ func (o *options) stale(room string, all []Mutant, reasons map[string]string) (n
 	return n
 }
 
-// stateOf returns the name of a state of the code on which survivors depend: the packages
-// whose tests run, with the tests.
+// testers returns the packages whose tests cover a room. The go command makes no test
+// binary for a room without test files.
+func testers(root, name string) (packages []string, err error) {
+	files, err := filepath.Glob(filepath.Join(root, name, "*_test.go"))
+	if err != nil {
+		return nil, err
+	}
+	if len(files) > 0 {
+		packages = append(packages, name)
+	}
+	packages = append(packages, alsoTestedBy[name]...)
+	if len(packages) == 0 {
+		return nil, fmt.Errorf("%s has no tests, and alsoTestedBy names no package that tests it", name)
+	}
+	return packages, nil
+}
+
+// stateOf returns the name of a state of the code on which survivors depend: the room, and
+// the packages whose tests run, with the tests.
 func stateOf(root string, packages []string) (string, error) {
 	var all []string
 	for _, p := range packages {

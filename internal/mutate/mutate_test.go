@@ -371,6 +371,31 @@ func TestFailingTests(t *testing.T) {
 	}
 }
 
+// TestTestedByAnother: a room without tests of its own is tested by the tests of another package. Without such a
+// package, the run ends with an error.
+func TestTestedByAnother(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds test binaries")
+	}
+	root := module(t)
+	write(t, root, "sub/sub.go", "package sub\n\nvar N int\n\nfunc Add() {\n\tone()\n\tquiet()\n}\n\n"+
+		"func one() { N = N + 1 }\n\nfunc quiet() {}\n")
+	write(t, root, "room/sub_test.go", "package room\n\nimport (\n\t\"small/sub\"\n\t\"testing\"\n)\n\n"+
+		"func TestSub(t *testing.T) {\n\tif sub.Add(); sub.N != 1 {\n\t\tt.Error(sub.N)\n\t}\n}\n")
+	var survivors bytes.Buffer
+	o := options{root: root, all: true, workers: 2, rooms: []string{"sub"}, results: filepath.Join(root, "results"),
+		progress: io.Discard, survivors: &survivors}
+	if _, err := o.run(t.Context()); err == nil || !strings.Contains(err.Error(), "sub has no tests") {
+		t.Errorf("without a package that tests it: %v", err)
+	}
+	alsoTestedBy["sub"] = []string{"room"}
+	defer delete(alsoTestedBy, "sub")
+	n, err := o.run(t.Context())
+	if n != 1 || err != nil || !strings.Contains(survivors.String(), "sub Add drop-call: quiet()") {
+		t.Errorf("%d survivors, %v: %s", n, err, survivors.Bytes())
+	}
+}
+
 // TestNamed: a named change is a failure if its test passes, or if its text is not in the file.
 func TestNamed(t *testing.T) {
 	if testing.Short() {
