@@ -166,7 +166,7 @@ func TestClusterUnreachable(t *testing.T) {
 			t.Errorf("%v should hold %q", err, want)
 		}
 	}
-	if !claviger.IsAway(err) {
+	if !claviger.IsUnreachable(err) {
 		t.Errorf("this error does not make a start wait: %v", err)
 	}
 	if _, err := shared.rollingSecrets(t.Context(), kmstest.Conf(t, map[string]string{signerKind: "string"}), time.Hour,

@@ -218,7 +218,7 @@ func (s *Service) noOtherKeys(ctx context.Context) error {
 		return err
 	})
 	switch {
-	case err != nil && claviger.IsAway(err):
+	case err != nil && claviger.IsUnreachable(err):
 		return err
 	case err != nil:
 		s.Log.Warn("it is not known whether the metastore holds keys of an HSM", "err", err)

@@ -55,7 +55,7 @@ func openWithRetries(ctx context.Context, o Options, conf *hadoopconf.Conf, set 
 			}
 			return s, e, nil
 		}
-		if ctx.Err() != nil || !claviger.IsAway(err) {
+		if ctx.Err() != nil || !claviger.IsUnreachable(err) {
 			return nil, e, err
 		}
 		text := "the server waits to start: " + err.Error()

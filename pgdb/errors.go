@@ -104,14 +104,14 @@ func (d *DB) Fail(op, key string, err error) error {
 	case d.conflict(err):
 		return say(claviger.Unavailable, "; other nodes changed the same rows repeatedly; nothing was changed")
 	case code == ReadOnly:
-		return claviger.Away(say(claviger.Unavailable, "; the server accepts no writes: it is a standby (name all "+
+		return claviger.Unreachable(say(claviger.Unavailable, "; the server accepts no writes: it is a standby (name all "+
 			"hosts in the URI), or default_transaction_read_only is on; nothing was changed"))
 	case Unreachable(err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		err := say(claviger.Unavailable, "")
 		if wrongConfig(err) {
 			return err
 		}
-		return claviger.Away(err)
+		return claviger.Unreachable(err)
 	case code == codeStatementEnded, code == codeLockTimeout:
 		return say(claviger.Unavailable, "; the server did not finish the statement in time; nothing was changed")
 	case code == codeDiskFull:

@@ -23,7 +23,7 @@ var awayCodes = []uint{
 	p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_COUNT,
 }
 
-// markAway marks errors of an HSM that may work again later; see claviger.Away.
+// markAway marks errors of an HSM that may work again later; see claviger.Unreachable.
 func markAway(err error) error {
 	if err == nil {
 		return nil
@@ -36,7 +36,7 @@ func markAway(err error) error {
 	var gone worker.GoneError
 	if errors.As(err, &gone) || errors.Is(err, errNoTokenShown) || errors.Is(err, context.DeadlineExceeded) ||
 		errors.As(err, &code) && (slices.Contains(awayCodes, uint(code)) || uint(code) >= p11.CKR_VENDOR_DEFINED) {
-		return claviger.Away(err)
+		return claviger.Unreachable(err)
 	}
 	return err
 }

@@ -44,20 +44,20 @@ func TestAway(t *testing.T) {
 		meter.Fail(c.call, 100, p11.Error(c.code))
 		err := open(as)
 		meter.Heal()
-		if err == nil || claviger.IsAway(err) != c.away {
-			t.Errorf("%s: %v: waits %t, want %t: %v", c.call, p11.Error(c.code), claviger.IsAway(err), c.away, err)
+		if err == nil || claviger.IsUnreachable(err) != c.away {
+			t.Errorf("%s: %v: waits %t, want %t: %v", c.call, p11.Error(c.code), claviger.IsUnreachable(err), c.away, err)
 		}
 	}
 	if err := open(func(c *Config) {
 		c.Wrap = func(b Boundary) Boundary { return flagged{Boundary: b, empty: true} }
-	}); !claviger.IsAway(err) {
+	}); !claviger.IsUnreachable(err) {
 		t.Errorf("a library that shows no token is not waited for: %v", err)
 	}
 	release := meter.Hang("GetSlotList")
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	_, err := Open(ctx, Config{Module: tok.Module, TokenLabel: tok.Label, PIN: pinFile(tok.PINFile), Wrap: meter.Wrap})
-	if !claviger.IsAway(err) {
+	if !claviger.IsUnreachable(err) {
 		t.Errorf("a library that hangs is not waited for: %v", err)
 	}
 	release()
@@ -66,7 +66,7 @@ func TestAway(t *testing.T) {
 		"no library":      func(c *Config) { c.Module = filepath.Join(t.TempDir(), "none.so") },
 		"another library": func(c *Config) { c.Module = "/bin/true" },
 	} {
-		if err := open(change); err == nil || claviger.IsAway(err) {
+		if err := open(change); err == nil || claviger.IsUnreachable(err) {
 			t.Errorf("%s is waited for: %v", name, err)
 		}
 	}

@@ -185,7 +185,7 @@ func TestCrashAtStart(t *testing.T) {
 	m.Order(faultmodule.Initialize, faultmodule.Order{Action: faultmodule.Abort})
 	_, err := Open(t.Context(), c)
 	var gone worker.GoneError
-	if !errors.As(err, &gone) || !claviger.IsAway(err) || !strings.Contains(err.Error(), "signal: aborted") {
+	if !errors.As(err, &gone) || !claviger.IsUnreachable(err) || !strings.Contains(err.Error(), "signal: aborted") {
 		t.Errorf("%v", err)
 	}
 	again, err := Open(t.Context(), c)

@@ -88,7 +88,7 @@ func TestEachCallOfOpenFails(t *testing.T) {
 				t.Errorf("%s fails: %v", call, err)
 			}
 		case call == "GetTokenInfo":
-			if !errors.Is(err, errNoTokenShown) || !claviger.IsAway(err) {
+			if !errors.Is(err, errNoTokenShown) || !claviger.IsUnreachable(err) {
 				t.Errorf("%s fails: %v", call, err)
 			}
 		case !errors.Is(err, p11.Error(p11.CKR_HOST_MEMORY)) || !claviger.Is(err, claviger.Invalid):

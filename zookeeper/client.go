@@ -300,7 +300,7 @@ func (c *Client) noAnswer(op string, err error) error {
 	result := claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper at %s (%s): %w%s", c.conf.Ensemble,
 		c.conf.Property, err, cure)
 	if notReached(err) {
-		return claviger.Away(result)
+		return claviger.Unreachable(result)
 	}
 	return result
 }

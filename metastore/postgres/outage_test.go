@@ -336,8 +336,8 @@ func TestOpenRefuses(t *testing.T) {
 				_ = s.Close()
 				t.Fatal("Open succeeded")
 			}
-			if claviger.IsAway(err) != (c.name == "no server") {
-				t.Errorf("IsAway: %t: %v", claviger.IsAway(err), err)
+			if claviger.IsUnreachable(err) != (c.name == "no server") {
+				t.Errorf("IsUnreachable: %t: %v", claviger.IsUnreachable(err), err)
 			}
 			if !claviger.Is(err, c.kind) || !strings.Contains(err.Error(), c.text) {
 				t.Errorf("%v, want kind %v and %q", err, c.kind, c.text)

@@ -190,7 +190,7 @@ func (p *Provider) writeBinding(ctx context.Context, id string, r relation, b bi
 		}
 	}
 	err := p.bindTo(ctx, id, b.mine, len(b.others) == 0)
-	if err != nil && len(b.mine) > 0 && !claviger.IsAway(err) && ctx.Err() == nil {
+	if err != nil && len(b.mine) > 0 && !claviger.IsUnreachable(err) && ctx.Err() == nil {
 		// If a token or a disk is full, the keys on the token can still be served.
 		p.log.Error("the metastore and the token did not take a new incarnation, so that a copy of the metastore "+
 			"would not notice this process; no key is made or rolled before they do", "token", tokenName(p.tok.Info()),

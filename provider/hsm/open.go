@@ -219,7 +219,7 @@ func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provid
 	p, err := newProvider(ctx, uri, env.ConfDir, tok, store, o.Access, most, log)
 	if err != nil {
 		if claviger.Is(err, claviger.Unavailable) && tok.Ping(ctx) != nil { // the token went away after it was opened
-			err = claviger.Away(err)
+			err = claviger.Unreachable(err)
 		}
 		return nil, errors.Join(err, tok.Close())
 	}
