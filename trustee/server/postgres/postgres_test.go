@@ -329,3 +329,35 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("%v, %d failures, %d new connections", err, failures, s.db.Pool().Stat().NewConnsCount()-before)
 	}
 }
+
+// TestExportOfADamagedRow: Export fails at a row that it cannot read, and hands out no record of that row.
+func TestExportOfADamagedRow(t *testing.T) {
+	pg := pgtest.Shared(t)
+	uri := pg.Database(t)
+	database, _, _ := strings.Cut(uri[strings.LastIndexByte(uri, '/')+1:], "?")
+	s := open(t, uri)
+	defer s.Close() //nolint:errcheck // it never fails
+	storetest.Fill(t, s)
+	// Export reads the tables in the opposite order, so the tables before are still whole.
+	for _, damaged := range []struct {
+		table, column string
+		has           func(server.Record) bool
+	}{
+		{"trustee_once", "until", func(r server.Record) bool { return r.Once != nil }},
+		{"trustee_deposit", "label", func(r server.Record) bool { return r.Deposit != nil }},
+		{"trustee_client", "state", func(r server.Record) bool { return r.Client != nil }},
+		{"trustee_org", "auth", func(r server.Record) bool { return r.Org != nil }},
+	} {
+		pg.Exec(t, database, `ALTER TABLE `+damaged.table+` ALTER `+damaged.column+` DROP NOT NULL`,
+			`UPDATE `+damaged.table+` SET `+damaged.column+` = NULL`)
+		err := s.Export(t.Context(), func(r server.Record) error {
+			if damaged.has(r) {
+				t.Errorf("%s: a damaged record was exported: %+v", damaged.table, r)
+			}
+			return nil
+		})
+		if !claviger.Is(err, claviger.Internal) || !strings.Contains(err.Error(), damaged.column) {
+			t.Errorf("%s: %v", damaged.table, err)
+		}
+	}
+}
