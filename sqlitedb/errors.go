@@ -32,6 +32,9 @@ func NotUnique(err error) bool {
 	return c == sqlite3.SQLITE_CONSTRAINT_UNIQUE || c == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
 }
 
+// ForeignKey reports whether a write failed because it refers to a row that does not exist.
+func ForeignKey(err error) bool { return code(err) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY }
+
 // Constraint reports whether a write failed because of a constraint of the schema, such as a foreign key.
 func Constraint(err error) bool { return code(err)&0xff == sqlite3.SQLITE_CONSTRAINT }
 

@@ -101,9 +101,9 @@ type Organizations interface {
 // Clients are the registered clients of all organizations. Fingerprints are in capitals.
 type Clients interface {
 	// AddClient adds a client and returns the stored client. A client that is already registered with
-	// the same organization does not change: a disabled client stays disabled. Kinds KeyExists for a
-	// client of another organization, and Denied for a Pending client if MaxPending clients of the
-	// organization are pending.
+	// the same organization does not change: a disabled client stays disabled. Kinds KeyNotFound
+	// for an organization that does not exist, KeyExists for a client of another organization, and Denied
+	// for a Pending client if MaxPending clients of the organization are pending.
 	AddClient(ctx context.Context, c Client, once Once) (Client, error)
 	// Client returns a client. Kind KeyNotFound.
 	Client(ctx context.Context, fingerprint string) (Client, error)

@@ -116,6 +116,9 @@ func addClient(ctx context.Context, tx *sql.Tx, op string, c *server.Client) err
 	_, err := tx.ExecContext(ctx, "INSERT INTO client (fingerprint, org, public_key, state, created) VALUES (?, ?, "+
 		"?, ?, ?) ON CONFLICT DO NOTHING",
 		c.Fingerprint, c.Org, c.PublicKey, c.State, c.Created.UnixMilli())
+	if sqlitedb.ForeignKey(err) {
+		return claviger.E(op, claviger.KeyNotFound, c.Org, nil)
+	}
 	if err != nil {
 		return err
 	}

@@ -32,9 +32,7 @@ func clients(t *testing.T, s server.Store) {
 	wants(t, "a client of another organization", err, claviger.KeyExists)
 	again.Org, again.Fingerprint = "none", "BB"
 	_, err = s.AddClient(ctx, again, Request("4"))
-	if err == nil {
-		t.Error("a client of an unknown organization was added")
-	}
+	wants(t, "a client of an unknown organization", err, claviger.KeyNotFound)
 	got, err = s.Client(ctx, "AA")
 	if err != nil || got.State != server.Disabled || !got.Created.Equal(at) ||
 		!reflect.DeepEqual(got.PublicKey, c.PublicKey) || got.Org != "one" {
