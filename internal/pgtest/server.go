@@ -334,6 +334,16 @@ func (s *Server) Database(t testing.TB) string {
 	return s.URI(Superuser, name)
 }
 
+// Copy makes a copy of a database and returns its URI, for the superuser. PostgreSQL waits some seconds for the end of
+// sessions in the database, and then refuses.
+func (s *Server) Copy(t testing.TB, database string) string {
+	t.Helper()
+	s.databases++
+	name := fmt.Sprintf("test%d", s.databases)
+	s.Exec(t, "postgres", "CREATE DATABASE "+name+" TEMPLATE "+database)
+	return s.URI(Superuser, name)
+}
+
 // Dump writes a database to a file with the program that operators use.
 func (s *Server) Dump(t testing.TB, database string) (file string) {
 	t.Helper()

@@ -43,6 +43,20 @@ func TestDatabasesAreSeparate(t *testing.T) {
 	}
 }
 
+// TestCopy checks that a copy has the rows of the database, and that it shares none of its later rows.
+func TestCopy(t *testing.T) {
+	s, from := pgtest.Shared(t), pgtest.Database(t)
+	name := from[strings.LastIndex(from, "/")+1 : strings.Index(from, "?")]
+	s.Exec(t, name, "CREATE TABLE x (n int)", "INSERT INTO x VALUES (1)")
+	copied := s.Copy(t, name)
+	s.Exec(t, name, "INSERT INTO x VALUES (2)")
+	for uri, want := range map[string]int{from: 2, copied: 1} {
+		if n, err := count(t, uri, "x", time.Minute); err != nil || n != want {
+			t.Errorf("%s has %d rows, want %d (%v)", uri, n, want, err)
+		}
+	}
+}
+
 func TestServerRestarts(t *testing.T) {
 	s := pgtest.Start(t)
 	uri := s.Database(t)

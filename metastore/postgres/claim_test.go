@@ -14,7 +14,7 @@ import (
 // cuts their names off.
 func TestClaimsOfContainers(t *testing.T) {
 	for _, what := range []string{"claviger kms", "claviger metastore restore"} {
-		ctx, uri := t.Context(), pgtest.Database(t)
+		ctx, uri := t.Context(), emptyStore(t)
 		var want []owner.Owner
 		for range 2 {
 			o := owner.Self(what, "")

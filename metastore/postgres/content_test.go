@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"claviger/internal/pgtest"
 	"claviger/metastore"
 	"claviger/metastore/postgres"
 )
@@ -13,7 +12,7 @@ import (
 // TestContentForm checks the form in which Content has lists, and that it leaves out the store's own settings.
 func TestContentForm(t *testing.T) {
 	ctx := t.Context()
-	s := openConfig(t, postgres.Config{URI: pgtest.Database(t)})
+	s := openConfig(t, postgres.Config{URI: emptyStore(t)})
 	step := metastore.Intent{Key: "k", Op: "create", Refs: []metastore.Ref{{Object: "aa"}, {Object: "bb"}}}
 	if _, err := s.Begin(ctx, step); err != nil {
 		t.Fatal(err)
@@ -37,7 +36,7 @@ func TestContentForm(t *testing.T) {
 
 // TestUsedVersionIsNotUnused checks that the use of a version removes its row of the versions that were never used.
 func TestUsedVersionIsNotUnused(t *testing.T) {
-	ctx, uri := t.Context(), pgtest.Database(t)
+	ctx, uri := t.Context(), emptyStore(t)
 	s := openConfig(t, postgres.Config{URI: uri})
 	step := metastore.Intent{Key: "k", Op: "create", Refs: []metastore.Ref{{Object: "aa"}, {Object: "bb"}}}
 	if _, err := s.Begin(ctx, step); err != nil {
@@ -54,7 +53,7 @@ func TestUsedVersionIsNotUnused(t *testing.T) {
 // TestVersionInUse checks that the error of a version names the id or HSM object that another version has.
 func TestVersionInUse(t *testing.T) {
 	ctx := t.Context()
-	s := openConfig(t, postgres.Config{URI: pgtest.Database(t)})
+	s := openConfig(t, postgres.Config{URI: emptyStore(t)})
 	if err := s.Insert(ctx, key("k", "aa")); err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"claviger"
-	"claviger/internal/pgtest"
 	"claviger/metastore"
 	"claviger/metastore/postgres"
 )
@@ -15,7 +14,7 @@ import (
 // TestDamagedAttributes checks that attributes which are no texts are an error, and that the error gives the connection
 // back to the pool.
 func TestDamagedAttributes(t *testing.T) {
-	uri := pgtest.Database(t)
+	uri := emptyStore(t)
 	s := openConfig(t, postgres.Config{URI: uri})
 	for _, name := range []string{"deleted", "k"} {
 		k := key(name, name+"1")
@@ -44,7 +43,7 @@ func TestDamagedAttributes(t *testing.T) {
 
 // TestDamagedSettings checks that settings which a store reads itself must have their form.
 func TestDamagedSettings(t *testing.T) {
-	s := openConfig(t, postgres.Config{URI: pgtest.Database(t)})
+	s := openConfig(t, postgres.Config{URI: emptyStore(t)})
 	if err := s.SetSetting(t.Context(), metastore.SettingLastUsesSince, "yesterday"); err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +62,7 @@ func TestDamagedSettings(t *testing.T) {
 // TestFillRefusesTexts checks that the error names the row that has a text which PostgreSQL cannot store, or the list
 // of changes that cannot be read.
 func TestFillRefusesTexts(t *testing.T) {
-	s := openConfig(t, postgres.Config{URI: pgtest.Database(t)})
+	s := openConfig(t, postgres.Config{URI: emptyStore(t)})
 	for want, rows := range map[string]map[string][][]any{
 		"the row of the key has in column cipher": {"ez_key": {{int64(1), "the key", "a\x00", int64(128), nil, "{}",
 			int64(1)}}},

@@ -35,7 +35,7 @@ func faultyStores(t *testing.T) (f *pgtest.Faults, a, b *postgres.Store) {
 	}
 	var stores [2]*postgres.Store
 	for i := range stores {
-		uri := strings.Replace(server.Database(t), server.Addr, f.Addr, 1)
+		uri := strings.Replace(emptyStore(t), server.Addr, f.Addr, 1)
 		stores[i] = openConfig(t, postgres.Config{URI: uri})
 	}
 	return f, stores[0], stores[1]

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"claviger"
-	"claviger/internal/pgtest"
 	"claviger/metastore"
 	"claviger/metastore/postgres"
 	"claviger/owner"
@@ -15,7 +14,7 @@ import (
 // TestFence ends the session of a node's claim. Then the node must change nothing while another process has a claim
 // alone, or after the store was moved. CheckWrites must report that.
 func TestFence(t *testing.T) {
-	ctx, uri := t.Context(), pgtest.Database(t)
+	ctx, uri := t.Context(), emptyStore(t)
 	// With this LockCheck, the node does not renew its claim during the test.
 	node := openConfig(t, postgres.Config{URI: uri, LockCheck: time.Hour, Property: "the.property"})
 	alone := openConfig(t, postgres.Config{URI: uri})

@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"claviger"
-	"claviger/internal/pgtest"
 	"claviger/metastore"
 	"claviger/metastore/postgres"
 )
@@ -136,7 +135,7 @@ func TestLostChangesOfOthers(t *testing.T) {
 
 // TestChangesOfOthersAreRemembered checks that a node which has read another node's change demands the change.
 func TestChangesOfOthersAreRemembered(t *testing.T) {
-	ctx, uri := t.Context(), pgtest.Database(t)
+	ctx, uri := t.Context(), emptyStore(t)
 	var log syncBuffer
 	a := openConfig(t, postgres.Config{URI: uri})
 	b := openConfig(t, postgres.Config{URI: uri, Log: slog.New(slog.NewTextHandler(&log, nil))})

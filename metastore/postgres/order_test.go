@@ -5,14 +5,13 @@ import (
 	"testing"
 	"time"
 
-	"claviger/internal/pgtest"
 	"claviger/metastore"
 	"claviger/metastore/postgres"
 )
 
 // TestOrderOfUses checks that RecordUses and AddUse write their rows in one order, so that two nodes cannot deadlock.
 func TestOrderOfUses(t *testing.T) {
-	ctx, uri := t.Context(), pgtest.Database(t)
+	ctx, uri := t.Context(), emptyStore(t)
 	s := openConfig(t, postgres.Config{URI: uri})
 	last := time.UnixMilli(1)
 	var uses []metastore.Use

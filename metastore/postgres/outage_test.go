@@ -196,7 +196,7 @@ func TestNoticesAfterBreak(t *testing.T) {
 
 // TestLockIsLost checks that the context of a held lock ends when its session is lost, and that the lock is then free.
 func TestLockIsLost(t *testing.T) {
-	uri := pgtest.Database(t)
+	uri := emptyStore(t)
 	// A ping has twice this time for its answer.
 	s := openConfig(t, postgres.Config{URI: uri, LockCheck: 250 * time.Millisecond})
 	held, unlock, ok, err := metastore.Hold(t.Context(), s, "migration", true)
@@ -243,7 +243,7 @@ func exec(t *testing.T, uri, statement string) {
 // TestKilledUnderLoad repeatedly cuts all connections while versions are added. Each version must be added exactly
 // once, also if the answer of its commit was lost.
 func TestKilledUnderLoad(t *testing.T) {
-	uri := pgtest.Database(t)
+	uri := emptyStore(t)
 	s := openConfig(t, postgres.Config{URI: uri, RetryTimeout: 14 * time.Second})
 	ctx := t.Context()
 	if err := s.Insert(ctx, key("k", "first")); err != nil {
@@ -304,9 +304,9 @@ func TestKilledUnderLoad(t *testing.T) {
 func TestOpenRefuses(t *testing.T) {
 	ctx := t.Context()
 	server := pgtest.Shared(t)
-	good := pgtest.Database(t)
+	good := emptyStore(t)
 	server.Exec(t, "postgres", `DROP ROLE IF EXISTS guarded`, `CREATE ROLE guarded LOGIN PASSWORD 'pillow'`)
-	newer := pgtest.Database(t)
+	newer := emptyStore(t)
 	openConfig(t, postgres.Config{URI: newer})
 	exec(t, newer, `INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, true)`)
 	for _, c := range []struct {

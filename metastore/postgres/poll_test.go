@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"claviger/internal/pgtest"
 	"claviger/metastore"
 	"claviger/metastore/postgres"
 )
@@ -30,7 +29,7 @@ func watchUntilRead(t *testing.T, s *postgres.Store) {
 // TestPollReadsRegularly checks that Watch reads the changes at once and then every few seconds, and that NoticesUntil
 // is the time of the last read that succeeded.
 func TestPollReadsRegularly(t *testing.T) {
-	uri := pgtest.Database(t)
+	uri := emptyStore(t)
 	s := openConfig(t, postgres.Config{URI: uri})
 	if at := s.NoticesUntil(); !at.IsZero() {
 		t.Errorf("NoticesUntil before Watch: %v", at)
@@ -56,7 +55,7 @@ func TestPollReadsRegularly(t *testing.T) {
 
 // TestPollRemovesOldChanges checks that Watch removes old changes, and keeps the newest ones.
 func TestPollRemovesOldChanges(t *testing.T) {
-	uri := pgtest.Database(t)
+	uri := emptyStore(t)
 	s := openConfig(t, postgres.Config{URI: uri})
 	exec(t, uri, `INSERT INTO change (seq, id, key, change, at) OVERRIDING SYSTEM VALUE
 		VALUES (1, 'a', 'k', '', 1), (5000, 'b', 'k', '', 1), (10000, 'c', 'k', '', 1), (20000, 'd', 'k', '', 1)`)
@@ -70,7 +69,7 @@ func TestPollRemovesOldChanges(t *testing.T) {
 // TestCatchUpReports checks which notices a read of the changes gives: none for changes before the first read, one for
 // each later change, and an invalidation if there may be changes that were not read.
 func TestCatchUpReports(t *testing.T) {
-	uri := pgtest.Database(t)
+	uri := emptyStore(t)
 	s := openConfig(t, postgres.Config{URI: uri})
 	for _, changes := range []struct{ made, reported, invalidated int }{
 		{2, 0, 0}, {63, 63, 0}, {64, 64, 1}, {0, 0, 0},

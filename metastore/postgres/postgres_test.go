@@ -2,8 +2,10 @@ package postgres_test
 
 import (
 	"context"
+	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"claviger"
@@ -22,9 +24,37 @@ func TestMain(m *testing.M) {
 	os.Exit(pgtest.Main(func() int { return storetest.Main(m, open) }))
 }
 
+// template is a database with an empty store: each test copies it, because that is faster than making the schema again.
+var template struct {
+	sync.Once
+	name string
+}
+
+// emptyStore makes a database with an empty store on the shared server, and returns its URI.
+func emptyStore(t *testing.T) string {
+	t.Helper()
+	server := pgtest.Shared(t)
+	template.Do(func() {
+		uri := server.Database(t)
+		openOnce(t, uri)
+		template.name = databaseOf(t, uri)
+	})
+	return server.Copy(t, template.name)
+}
+
+// databaseOf returns the name of a URI's database.
+func databaseOf(t *testing.T, uri string) string {
+	t.Helper()
+	u, err := url.Parse(uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimPrefix(u.Path, "/")
+}
+
 func TestStore(t *testing.T) {
 	storetest.Run(t, storetest.Backend{
-		New:   func(t *testing.T) string { return pgtest.Database(t) },
+		New:   emptyStore,
 		Open:  open,
 		Nodes: true,
 	})
@@ -33,7 +63,7 @@ func TestStore(t *testing.T) {
 // openTwice returns an empty store, opened by two nodes.
 func openTwice(t *testing.T) (a, b *postgres.Store) {
 	t.Helper()
-	uri := pgtest.Database(t)
+	uri := emptyStore(t)
 	var stores [2]*postgres.Store
 	for i := range stores {
 		s, err := postgres.Open(t.Context(), postgres.Config{URI: uri})

@@ -3,7 +3,6 @@ package postgres_test
 import (
 	"context"
 	"maps"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -172,16 +171,11 @@ func TestSeenFileDamaged(t *testing.T) {
 	}
 }
 
-// newDatabase makes a database on the shared server, and returns its URI and name.
+// newDatabase makes an empty store on the shared server, and returns its URI and the name of its database.
 func newDatabase(t *testing.T) (server *pgtest.Server, uri, database string) {
 	t.Helper()
-	server = pgtest.Shared(t)
-	uri = server.Database(t)
-	u, err := url.Parse(uri)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return server, uri, strings.TrimPrefix(u.Path, "/")
+	uri = emptyStore(t)
+	return pgtest.Shared(t), uri, databaseOf(t, uri)
 }
 
 // TestRestoredUnderANode restores an older dump while a node runs and its connections stay open. The node must refuse

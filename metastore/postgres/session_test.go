@@ -11,7 +11,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"claviger"
-	"claviger/internal/pgtest"
 	"claviger/metastore"
 	"claviger/metastore/postgres"
 	"claviger/owner"
@@ -34,7 +33,7 @@ func query(t *testing.T, uri, statement string) (value string) {
 // TestSessionsEnd checks that locks, claims and Watch leave no sessions behind, also if they fail.
 func TestSessionsEnd(t *testing.T) {
 	ctx := t.Context()
-	uri := pgtest.Database(t)
+	uri := emptyStore(t)
 	s := openConfig(t, postgres.Config{URI: uri + "&pool_max_conns=1"})
 	self := owner.Self("claviger kms", "")
 	must := func(err error) {
@@ -102,7 +101,7 @@ func wantSessions(t *testing.T, uri string, most int, when string) {
 
 // TestOpenEndsSessions checks that an Open that refuses a database leaves no sessions behind.
 func TestOpenEndsSessions(t *testing.T) {
-	uri := pgtest.Database(t)
+	uri := emptyStore(t)
 	openOnce(t, uri)
 	exec(t, uri, `INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, true)`)
 	if _, err := postgres.Open(t.Context(), postgres.Config{URI: uri}); err == nil {
@@ -137,7 +136,7 @@ func TestExclusiveEnds(t *testing.T) {
 // TestClaimIsKept checks that a claim keeps its session, that a lost session is replaced, and that the log says if
 // another process prevents that.
 func TestClaimIsKept(t *testing.T) {
-	ctx, uri := t.Context(), pgtest.Database(t)
+	ctx, uri := t.Context(), emptyStore(t)
 	var log syncBuffer
 	node := openConfig(t, postgres.Config{URI: uri, LockCheck: 300 * time.Millisecond,
 		Log: slog.New(slog.NewTextHandler(&log, nil))})
@@ -177,7 +176,7 @@ func TestClaimIsKept(t *testing.T) {
 
 // TestUnlockForgets checks that unlock ends the context of the lock, and that the store forgets the lock.
 func TestUnlockForgets(t *testing.T) {
-	s := openConfig(t, postgres.Config{URI: pgtest.Database(t)})
+	s := openConfig(t, postgres.Config{URI: emptyStore(t)})
 	held, unlock, ok, err := s.Hold(t.Context(), "a lock", false)
 	if err != nil || !ok {
 		t.Fatal(ok, err)
