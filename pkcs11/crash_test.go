@@ -197,6 +197,65 @@ func TestCrashAtStart(t *testing.T) {
 	}
 }
 
+// TestHangAtStart: a library that hangs for ever while a worker loads or initialises it, or logs in, delays Open no
+// longer than Open's context. The worker ends, and Open may be tried again.
+func TestHangAtStart(t *testing.T) {
+	m, tok, _ := openFaulty(t, inWorker)
+	c := tok.cfg
+	if err := tok.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []faultmodule.Function{faultmodule.Initialize, faultmodule.GetSlotList, faultmodule.OpenSession,
+		faultmodule.Login} {
+		m.Order(f, faultmodule.Order{Action: faultmodule.Hang})
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		within(t, 20*time.Second, "Open", func() {
+			if _, err := Open(ctx, c); !claviger.IsUnreachable(err) {
+				t.Errorf("%v hangs: %v", f, err)
+			}
+		})
+		cancel()
+		eventually(t, func() error {
+			if n := len(workers(t)); n != 0 {
+				return fmt.Errorf("%v hangs: %d workers run", f, n)
+			}
+			return nil
+		})
+		again, err := Open(t.Context(), c)
+		if err != nil {
+			t.Fatalf("after %v hung: %v", f, err)
+		}
+		if err := again.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestNoMoreHangs: while a call hangs in a library of this process, Open makes no further call in it. When the call
+// returns, Open succeeds.
+func TestNoMoreHangs(t *testing.T) {
+	c, m := faulty(t)
+	m.Order(faultmodule.GetSlotList, faultmodule.Order{Action: faultmodule.Hang, Times: faultmodule.Always})
+	for range 3 {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		if _, err := Open(ctx, c); !claviger.IsUnreachable(err) {
+			t.Error(err)
+		}
+		cancel()
+	}
+	if n := m.Calls(faultmodule.GetSlotList); n != 1 {
+		t.Errorf("%d calls hang", n)
+	}
+	m.Heal()
+	eventually(t, func() error {
+		tok, err := Open(t.Context(), c)
+		if err != nil {
+			return err
+		}
+		return tok.Close()
+	})
+}
+
 // TestWorkerErrors: the results of the library's functions are the same through a worker: codes, also those of a
 // vendor.
 func TestWorkerErrors(t *testing.T) {

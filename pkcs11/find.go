@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
 )
 
 // TokenInfo describes an open token.
@@ -73,10 +75,12 @@ func searchToken(b Boundary, c *Config) (candidate, error) {
 	}
 	var fit, all []candidate
 	var blank []string
+	silent := map[uint]error{}
 	for _, slot := range slots {
 		info, err := b.GetTokenInfo(slot)
 		if err != nil {
-			continue // the token is being removed, or the reader is broken
+			silent[slot] = err // the token is being removed, or the reader is broken
+			continue
 		}
 		t := candidate{slot, info}
 		if info.Flags&flagTokenInitialized == 0 {
@@ -97,19 +101,41 @@ func searchToken(b Boundary, c *Config) (candidate, error) {
 	}
 	byName(fit) // the order of slots may change whenever a library is loaded
 	byName(all)
-	switch {
-	case len(fit) == 1:
+	switch len(fit) {
+	case 0:
+		return candidate{}, noneFits(b, c, slots, silent, all, blank)
+	case 1:
 		return fit[0], nil
-	case len(fit) > 1:
-		return candidate{}, fmt.Errorf("%d tokens of %s fit %s: %s; name the right one by its serial number: "+
-			"--serial in place of --token, or serial = ... in place of token = ... in the keystore file", len(fit),
-			c.Module, c.wanted(), list(fit))
+	}
+	return candidate{}, fmt.Errorf("%d tokens of %s fit %s: %s; name the right one by its serial number: "+
+		"--serial in place of --token, or serial = ... in place of token = ... in the keystore file", len(fit),
+		c.Module, c.wanted(), list(fit))
+}
+
+// noneFits is the error if no token fits the configuration. slots are the slots with a token; silent has the errors of
+// those whose token does not answer, all are the others' tokens, blank the slots whose token is not initialised.
+func noneFits(b Boundary, c *Config, slots []uint, silent map[uint]error, all []candidate, blank []string) error {
+	if len(all) > 0 || len(blank) > 0 {
+		absent, err := absentTokens(b, c, slots, silent)
+		if err != nil {
+			return err
+		}
+		if absent != "" {
+			shown := "none"
+			if len(all) > 0 {
+				shown = list(all)
+			}
+			return claviger.Unreachable(notShown{fmt.Errorf("no token of %s fits %s now; there are: %s; %s, so the token may "+
+				"be there when the HSM answers", c.Module, c.wanted(), shown, absent)})
+		}
+	}
+	switch {
 	case len(all) == 0 && len(blank) > 0:
-		return candidate{}, notShown{fmt.Errorf("no token of %s is initialised (empty: slot %s)%s, "+
+		return notShown{fmt.Errorf("no token of %s is initialised (empty: slot %s)%s, "+
 			"initialise one with the HSM's own tool (SoftHSM: softhsm2-util --init-token --free --label LABEL)",
 			c.Module, strings.Join(blank, ", "), c.settingsHint())}
 	case len(all) == 0:
-		return candidate{}, notShown{fmt.Errorf("PKCS#11 module %s %w; is the HSM connected, and its client "+
+		return notShown{fmt.Errorf("PKCS#11 module %s %w; is the HSM connected, and its client "+
 			"configured for this user?",
 			c.Module, errNoTokenShown)}
 	}
@@ -117,8 +143,29 @@ func searchToken(b Boundary, c *Config) (candidate, error) {
 	if isSoftHSM(c.Module) && os.Getenv("SOFTHSM2_CONF") == "" {
 		seen = softHSMSeen()
 	}
-	return candidate{}, notShown{fmt.Errorf("no token of %s fits %s; there are: %s%s",
+	return notShown{fmt.Errorf("no token of %s fits %s; there are: %s%s",
 		c.Module, c.wanted(), list(all), seen)}
+}
+
+// absentTokens names the slots that may have the configured token when the HSM answers again: slots without a token, and
+// slots whose token does not answer. It returns "" if there are none. If the configuration names a slot, only that slot
+// counts.
+func absentTokens(b Boundary, c *Config, slots []uint, silent map[uint]error) (string, error) {
+	every, err := b.GetSlotList(false)
+	if err != nil {
+		return "", fmt.Errorf("asking PKCS#11 module %s for its slots: %w", c.Module, err)
+	}
+	var names []string
+	for _, slot := range every {
+		switch err, quiet := silent[slot]; {
+		case c.Slot != nil && *c.Slot != slot:
+		case quiet:
+			names = append(names, fmt.Sprintf("the token in slot %d does not answer (%v)", slot, err))
+		case !slices.Contains(slots, slot):
+			names = append(names, fmt.Sprintf("slot %d holds no token", slot))
+		}
+	}
+	return strings.Join(names, ", "), nil
 }
 
 // settingsHint returns a warning for messages: another user may see a token that this user does not see.

@@ -8,18 +8,25 @@ import (
 	"testing"
 
 	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
 )
 
 // slotsOnly is a library that shows these tokens, each in the slot of its index.
 type slotsOnly struct {
 	Boundary
 	tokens []p11.TokenInfo
+	empty  uint  // slots after those of the tokens, without a token
 	failed error // of C_GetSlotList
 }
 
-func (s slotsOnly) GetSlotList(bool) (list []uint, err error) {
-	for i := range s.tokens {
-		list = append(list, uint(i)) // #nosec G115 -- an index
+func (s slotsOnly) GetSlotList(present bool) (list []uint, err error) {
+	n := uint(len(s.tokens))
+	if !present {
+		n += s.empty
+	}
+	for i := range n {
+		list = append(list, i)
 	}
 	return list, s.failed
 }
@@ -57,7 +64,7 @@ func TestFindToken(t *testing.T) {
 		{"slot", several, Config{Slot: slot(3)}, 3, "", false},
 		{"label and serial number", several, Config{TokenLabel: "kms", Serial: "2"}, 0, "", false},
 		{"serial number of another label", several, Config{TokenLabel: "old", Serial: "2"}, 0,
-			`fits token "old", serial 2; there are: "kms" (serial 1, slot 4), "kms" (serial 2, slot 0), "old" (`,
+			`fits token "old", serial 2 now; there are: "kms" (serial 1, slot 4), "kms" (serial 2, slot 0), "old" (`,
 			false},
 		{"slot of another label", several, Config{TokenLabel: "kms", Slot: slot(3)}, 0, `fits token "kms", slot 3;`,
 			false},
@@ -88,6 +95,55 @@ func TestFindToken(t *testing.T) {
 		!strings.Contains(err.Error(), "asking PKCS#11 module /m.so for its slots") {
 		t.Error(err)
 	}
+}
+
+// TestTokenNotShown: if the configured token is not shown, it may be in a slot without a token or in one whose token does
+// not answer, so it is away. Without such a slot, and if the configured slot is another one, its name is wrong.
+func TestTokenNotShown(t *testing.T) {
+	one := []p11.TokenInfo{shownToken("one", "1")}
+	silent := append(one, p11.TokenInfo{Label: "broken"})
+	blank := []p11.TokenInfo{{SerialNumber: "9"}}
+	slot := func(n uint) *uint { return &n }
+	for _, c := range []struct {
+		name string
+		lib  slotsOnly
+		by   Config
+		want string // part of the error of a token that is away; "" for a token that is not
+	}{
+		{"every slot has a token", slotsOnly{tokens: one}, Config{TokenLabel: "two"}, ""},
+		{"a slot is empty", slotsOnly{tokens: one, empty: 1}, Config{TokenLabel: "two"},
+			`fits token "two" now; there are: "one" (serial 1, slot 0); slot 1 holds no token, so`},
+		{"the empty slot is another", slotsOnly{tokens: one, empty: 2}, Config{Slot: slot(3)}, ""},
+		{"the slot is empty", slotsOnly{tokens: one, empty: 2}, Config{Slot: slot(2)}, "; slot 2 holds no token, so"},
+		{"a token does not answer", slotsOnly{tokens: silent}, Config{Serial: "2"},
+			"; the token in slot 1 does not answer (pkcs11: 0x32: CKR_DEVICE_REMOVED), so"},
+		{"another token does not answer", slotsOnly{tokens: silent}, Config{TokenLabel: "two", Slot: slot(0)}, ""},
+		{"only a blank token, and an empty slot", slotsOnly{tokens: blank, empty: 1}, Config{TokenLabel: "two"},
+			"there are: none; slot 1 holds no token, so"},
+		{"only a blank token", slotsOnly{tokens: blank}, Config{TokenLabel: "two"}, ""},
+		{"no slot", slotsOnly{}, Config{TokenLabel: "two"}, "shows no token"},
+		{"only an empty slot", slotsOnly{empty: 1}, Config{TokenLabel: "two"}, "shows no token"},
+	} {
+		c.by.Module = "/m.so"
+		_, err := findToken(c.lib, &c.by)
+		if err == nil || claviger.IsUnreachable(markAway(err)) != (c.want != "") || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v; want %q", c.name, err, c.want)
+		}
+	}
+	failing := slotsFailing{slotsOnly{tokens: one}}
+	if _, err := findToken(failing, &Config{Module: "/m.so", TokenLabel: "two"}); !claviger.IsUnreachable(markAway(err)) {
+		t.Errorf("the list of all slots fails: %v", err)
+	}
+}
+
+// slotsFailing fails to list the slots without a token.
+type slotsFailing struct{ slotsOnly }
+
+func (s slotsFailing) GetSlotList(present bool) ([]uint, error) {
+	if !present {
+		return nil, p11.Error(p11.CKR_DEVICE_ERROR)
+	}
+	return s.slotsOnly.GetSlotList(present)
 }
 
 // TestFindTokenOfSoftHSM: if SoftHSM does not show a token, the error names the fault of the token's files, and the

@@ -12,6 +12,7 @@ import (
 
 	p11 "github.com/miekg/pkcs11"
 
+	"claviger"
 	"claviger/pkcs11/cryptoki"
 	"claviger/pkcs11/worker"
 )
@@ -91,10 +92,14 @@ var (
 	modules   = map[moduleName]*module{}
 )
 
-// openModule loads the library, or adds a user to the module if the library is loaded.
-func openModule(path string, inWorker bool, callLimit time.Duration) (*module, error) {
+// openModule loads the library, or adds a user to the module if the library is loaded. If ctx ends while a worker loads
+// or initialises the library, openModule ends the worker and fails. A library in this process cannot be stopped.
+func openModule(ctx context.Context, path string, inWorker bool, callLimit time.Duration) (*module, error) {
 	modulesMu.Lock()
 	defer modulesMu.Unlock()
+	if err := ctx.Err(); err != nil { // another library hung while this one waited for its turn
+		return nil, fmt.Errorf("PKCS#11 module %s was not loaded in time: %w", path, err)
+	}
 	info, err := os.Stat(path)
 	if err == nil && info.IsDir() {
 		return nil, fmt.Errorf("PKCS#11 module %s is a folder; name the library in it", path)
@@ -117,7 +122,7 @@ func openModule(path string, inWorker bool, callLimit time.Duration) (*module, e
 		}
 		return m, nil
 	}
-	b, err := load(path, inWorker, callLimit)
+	b, err := load(ctx, path, inWorker, callLimit)
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +130,11 @@ func openModule(path string, inWorker bool, callLimit time.Duration) (*module, e
 		return nil, fmt.Errorf("PKCS#11 module %s cannot be loaded: it is no PKCS#11 library for this machine, or a "+
 			"library that it needs is missing (ldd %s shows which)", path, path)
 	}
-	if err := initialize(b); err != nil {
+	m := &module{path: path, name: name, b: b, users: 1, generation: 1}
+	inTime := context.AfterFunc(ctx, func() { m.kill("it did not initialise its library in time") })
+	err = initialize(b)
+	inTime()
+	if err != nil {
 		b.Destroy()
 		if fault := softHSMFault(&Config{Module: path}); fault != nil {
 			return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised: %w", path, fault)
@@ -133,17 +142,16 @@ func openModule(path string, inWorker bool, callLimit time.Duration) (*module, e
 		return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised: %w; the HSM client's own log or check "+
 			"program says more", path, err)
 	}
-	m := &module{path: path, name: name, b: b, users: 1, generation: 1}
 	modules[name] = m
 	return m, nil
 }
 
 // load loads the library, into this process or into a worker. It returns nil if the library cannot be loaded.
-func load(path string, inWorker bool, callLimit time.Duration) (cryptoki.Library, error) {
+func load(ctx context.Context, path string, inWorker bool, callLimit time.Duration) (cryptoki.Library, error) {
 	if !inWorker {
 		return cryptoki.Load(path), nil
 	}
-	c, loaded, err := worker.Load(path, callLimit)
+	c, loaded, err := worker.Load(ctx, path, callLimit)
 	if err != nil || !loaded {
 		return nil, err
 	}
@@ -159,10 +167,15 @@ func initialize(b Boundary) error {
 }
 
 // join adds a user. A module without users is still loaded only because a call hung in the library. Once that call
-// has left, join initialises the library again.
+// has left, join initialises the library again. Until then it fails, so that attempts to open a token do not add calls
+// that hang.
 func (m *module) join() error {
 	m.mu.Lock()
-	unused, seen := m.users == 0 && m.active == 0 && m.gate == nil, m.generation
+	unused, seen := m.users == 0, m.generation
+	if unused && (m.active > 0 || m.gate != nil) {
+		m.mu.Unlock()
+		return claviger.Unreachable(errHung)
+	}
 	m.users++
 	m.mu.Unlock()
 	if !unused {

@@ -144,7 +144,7 @@ func TestReadDuringWrite(t *testing.T) {
 		}
 	}
 
-	refused := func(name string, c Config, lists int) {
+	refused := func(name string, c Config, once bool) {
 		t.Helper()
 		m := new(Meter)
 		c.Wrap = m.Wrap
@@ -157,26 +157,26 @@ func TestReadDuringWrite(t *testing.T) {
 		if took := time.Since(began); took > 10*writeTimeout {
 			t.Errorf("%s: refused after %v", name, took)
 		}
-		if n := m.Count("GetSlotList"); lists > 0 && n != lists {
-			t.Errorf("%s: searched %d times", name, n)
+		if n := m.Count("Initialize"); once && n > 0 { // Open itself initialises the library before Wrap
+			t.Errorf("%s: searched %d times again", name, n)
 		}
 	}
 	c := config(tok)
 	c.TokenLabel = "nosuch"
-	refused("another token", c, 1)
+	refused("another token", c, true)
 	wrong := filepath.Join(t.TempDir(), "pin")
 	if err := os.WriteFile(wrong, []byte("87654321"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c = config(tok)
 	c.PIN = pinFile(wrong)
-	refused("a wrong PIN", c, 1)
+	refused("a wrong PIN", c, true)
 	if err := os.Truncate(files[0], 0); err != nil {
 		t.Fatal(err)
 	}
-	refused("a damaged token", config(tok), 0)
+	refused("a damaged token", config(tok), false)
 	if err := os.RemoveAll(filepath.Dir(files[0])); err != nil {
 		t.Fatal(err)
 	}
-	refused("no token", config(tok), 1)
+	refused("no token", config(tok), true)
 }

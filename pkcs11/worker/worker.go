@@ -9,6 +9,7 @@ package worker
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -67,14 +68,14 @@ type client struct {
 	process atomic.Pointer[process] // nil before the first start, and after Finalize
 }
 
-// Load starts a worker that loads the library. loaded is false if the library cannot be loaded. A call that takes
-// longer than limit ends the worker; 0 means DefaultCallLimit.
-func Load(path string, limit time.Duration) (_ Library, loaded bool, _ error) {
+// Load starts a worker that loads the library. loaded is false if the library cannot be loaded. If ctx ends before the
+// library is loaded, the worker ends. A call that takes longer than limit ends the worker; 0 means DefaultCallLimit.
+func Load(ctx context.Context, path string, limit time.Duration) (_ Library, loaded bool, _ error) {
 	if !registered.Load() {
 		return nil, false, errors.New("this program cannot start itself as the process of a PKCS#11 library")
 	}
 	c := &client{path: path, limit: cmp.Or(limit, DefaultCallLimit)}
-	p, err := c.start()
+	p, err := c.start(ctx)
 	if err != nil || p == nil {
 		return nil, false, err
 	}
@@ -103,7 +104,7 @@ func (c deadlineConn) Write(b []byte) (int, error) {
 }
 
 // start starts a worker that has loaded the library. It returns nil without an error if the library cannot be loaded.
-func (c *client) start() (*process, error) {
+func (c *client) start(ctx context.Context) (*process, error) {
 	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("a process for PKCS#11 module %s cannot be started: %w", c.path,
@@ -128,6 +129,7 @@ func (c *client) start() (*process, error) {
 		return nil, errors.Join(fmt.Errorf("a process for PKCS#11 module %s cannot be started: %w", c.path, err),
 			p.client.Close())
 	}
+	defer context.AfterFunc(ctx, func() { p.kill("it did not load its library in time") })()
 	var loaded bool
 	if err := p.call("Load", c.path, &loaded, slowLimit); err != nil || !loaded {
 		p.end("its library was not loaded")
@@ -231,7 +233,7 @@ func (c *client) Initialize(...p11.InitializeOption) error {
 	p := c.process.Load()
 	if p == nil {
 		var err error
-		if p, err = c.start(); err != nil {
+		if p, err = c.start(context.Background()); err != nil {
 			return err
 		}
 		if p == nil {
