@@ -112,8 +112,9 @@ type Intents interface {
 	// Op exists, the error of kind Unavailable says which step must be finished first. Kind
 	// Unsupported if the name has no number left.
 	Begin(ctx context.Context, i Intent) (Intent, error)
-	// Pending returns all intents, oldest first.
-	Pending(ctx context.Context) ([]Intent, error)
+	// Pending returns the intents of these keys, or all intents if no key is given, oldest
+	// first.
+	Pending(ctx context.Context, keys ...string) ([]Intent, error)
 	// Drop ends an intent whose HSM objects are gone.
 	Drop(ctx context.Context, key string) error
 }

@@ -90,11 +90,21 @@ func splitRefs(refs []metastore.Ref) (ids, objects []string) {
 	return ids, objects
 }
 
-// Pending returns all intents, oldest first.
-func (s *Store) Pending(ctx context.Context) (all []metastore.Intent, err error) {
-	err = s.db.Read(ctx, "metastore/postgres.Pending", "", func(ctx context.Context) error {
+// Pending returns the intents of these keys, or all intents, oldest first.
+func (s *Store) Pending(ctx context.Context, keys ...string) (all []metastore.Intent, err error) {
+	const op = "metastore/postgres.Pending"
+	where, args := "", []any(nil)
+	if len(keys) > 0 {
+		keys = slices.DeleteFunc(slices.Clone(keys), func(n string) bool { return !storable(n) })
+		if len(keys) == 0 {
+			return nil, s.db.Usable(op)
+		}
+		where, args = "WHERE key = ANY($1) ", []any{keys}
+	}
+	err = s.db.Read(ctx, op, "", func(ctx context.Context) error {
 		// the rows carry the error
-		rows, _ := s.db.Pool().Query(ctx, `SELECT key, op, ids, objects, begun, payload FROM intent ORDER BY seq`)
+		rows, _ := s.db.Pool().Query(ctx,
+			`SELECT key, op, ids, objects, begun, payload FROM intent `+where+`ORDER BY seq`, args...)
 		all, err = pgx.CollectRows(rows, scanIntent)
 		return err
 	})

@@ -54,6 +54,14 @@ func requireNoStep(ctx context.Context, tx *sql.Tx, op, key, what string) error 
 		pending[0].Op, pending[0].Begun.Format(time.RFC3339), what)
 }
 
+// jsonList returns the names as a JSON list, for json_each. JSON cannot hold a name that is not UTF-8, and no key has
+// such a name.
+func jsonList(names []string) string {
+	names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !utf8.ValidString(n) })
+	list, _ := json.Marshal(names) // never fails
+	return string(list)
+}
+
 // Shelved returns the deleted keys of these names, or all deleted keys if there are no names.
 func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelved, error) {
 	const op = "metastore/sqlite.Shelved"
@@ -67,11 +75,8 @@ func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelv
 	}
 	where, args := "", []any(nil)
 	if len(names) > 0 {
-		// JSON cannot hold a name that is not UTF-8, and no key has such a name.
-		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !utf8.ValidString(n) })
-		list, _ := json.Marshal(names) // never fails
 		// Without names the query has no such condition, because SQLite would not use the index for an optional one.
-		where, args = "WHERE k.name IN (SELECT value FROM json_each(?)) ", []any{string(list)}
+		where, args = "WHERE k.name IN (SELECT value FROM json_each(?)) ", []any{jsonList(names)}
 	}
 	rows, err := collect(ctx, s.db.Reader, func(r *sql.Rows) (row, error) {
 		var x row

@@ -111,14 +111,18 @@ func decodeRefs(ids, objects string) ([]metastore.Ref, error) {
 	return refs, nil
 }
 
-// Pending returns all intents, oldest first.
-func (s *Store) Pending(ctx context.Context) ([]metastore.Intent, error) {
+// Pending returns the intents of these keys, or all intents, oldest first.
+func (s *Store) Pending(ctx context.Context, keys ...string) ([]metastore.Intent, error) {
 	const op = "metastore/sqlite.Pending"
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
+	where, args := "", []any(nil)
+	if len(keys) > 0 {
+		where, args = "WHERE key IN (SELECT value FROM json_each(?)) ", []any{jsonList(keys)}
+	}
 	all, err := collect(ctx, s.db.Reader, scanIntent,
-		`SELECT key, op, ids, objects, begun, payload FROM intent ORDER BY seq`)
+		`SELECT key, op, ids, objects, begun, payload FROM intent `+where+`ORDER BY seq`, args...)
 	return all, s.fail(op, "", err)
 }
 

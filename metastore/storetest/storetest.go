@@ -309,6 +309,15 @@ func testConflicts(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	if p, err := s.Pending(ctx); err != nil || len(p) != 1 {
 		t.Errorf("intents after failures: %v, %v", p, err)
 	}
+	_, err = s.Begin(ctx, metastore.Intent{Key: "other", Op: "create", Refs: refs("03")})
+	must(t, err)
+	if p, err := s.Pending(ctx, "K", "\xff", "k"); err != nil || len(p) != 1 || p[0].Key != "k" {
+		t.Errorf("intents of some keys: %v, %v", p, err)
+	}
+	must(t, s.Drop(ctx, "other"))
+	if p, err := s.Pending(ctx, "\xff"); err != nil || len(p) != 0 {
+		t.Errorf("intents of a name that no key has: %v, %v", p, err)
+	}
 	// Names that differ only in case are different names.
 	must(t, s.Insert(ctx, key("K", "0a")))
 }

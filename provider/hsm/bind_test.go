@@ -186,8 +186,8 @@ type interrupted struct {
 	meanwhile func()
 }
 
-func (i *interrupted) Pending(ctx context.Context) ([]metastore.Intent, error) {
-	list, err := i.Store.Pending(ctx)
+func (i *interrupted) Pending(ctx context.Context, keys ...string) ([]metastore.Intent, error) {
+	list, err := i.Store.Pending(ctx, keys...)
 	i.meanwhile()
 	return list, err
 }

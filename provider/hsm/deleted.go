@@ -27,13 +27,12 @@ func softDelete(env provider.Env) (bool, error) {
 // shelve finishes the roll first, so that the version comes back with the others. k is nil if there is no key. The
 // key's lock is held.
 func (p *Provider) shelve(ctx context.Context, op, key string, k *metastore.Key) error {
-	pending, err := p.store.Pending(ctx)
+	pending, err := p.store.Pending(ctx, key)
 	if err != nil {
 		return err
 	}
 	for _, i := range pending {
 		switch {
-		case i.Key != key:
 		case i.Op == opDelete:
 			err = p.destroyObjects(ctx, i)
 		case i.Op == opRoll && k != nil:
@@ -192,14 +191,11 @@ func (p *Provider) Purge(ctx context.Context, key string, versions ...string) er
 // destroy is true it destroys what the other steps have made. finished reports whether it finished a deletion or purge.
 // The key's lock is held.
 func (p *Provider) clearPending(ctx context.Context, key string, destroy bool) (finished bool, err error) {
-	pending, err := p.store.Pending(ctx)
+	pending, err := p.store.Pending(ctx, key)
 	if err != nil {
 		return false, err
 	}
 	for _, i := range pending {
-		if i.Key != key {
-			continue
-		}
 		if destroy {
 			err = p.destroyObjects(ctx, i)
 		} else {

@@ -232,7 +232,7 @@ func (p *Provider) records(ctx context.Context, names ...string) (*records, erro
 	r := &records{begun: map[string]string{}, live: map[string]bool{}, shelved: map[string]bool{},
 		aside: map[string]bool{}, kept: map[string]bool{}}
 	r.journal = sync.OnceValues(func() (map[string]bool, error) { return p.journalled(ctx) })
-	pending, err := p.store.Pending(ctx)
+	pending, err := p.store.Pending(ctx, names...)
 	if err != nil {
 		return nil, err
 	}
