@@ -66,6 +66,7 @@ func Open(ctx context.Context, cfg Config) (*Token, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	cfg.Log = claviger.LimitLog(cfg.Log)
 	if cfg.PIN == nil {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "no source of the PIN is given")
 	}

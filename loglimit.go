@@ -1,0 +1,93 @@
+package claviger
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// Limits of LimitLog, for one message.
+const (
+	limitWindow = time.Minute
+	limitBurst  = 5
+	// limitMessages bounds the messages that are remembered. A program has fewer.
+	limitMessages = 1000
+)
+
+// LimitLog returns a log for faults of a part that each request may use, such as an HSM. It writes a message, whatever
+// its attributes are, at most limitBurst times in limitWindow. The next line with the message says in the attribute
+// notShown how many lines were left out. Lines of level debug are not limited.
+func LimitLog(log *slog.Logger) *slog.Logger {
+	if _, limited := log.Handler().(limitHandler); limited {
+		return log
+	}
+	return slog.New(limitHandler{log.Handler(), &logLimits{of: map[string]*logLimit{}}})
+}
+
+// limitHandler is the handler of LimitLog.
+type limitHandler struct {
+	next   slog.Handler
+	limits *logLimits
+}
+
+// logLimits counts the lines of each message.
+type logLimits struct {
+	mu sync.Mutex
+	of map[string]*logLimit
+}
+
+// logLimit counts the lines of one message.
+type logLimit struct {
+	began           time.Time
+	shown, notShown int
+}
+
+// due reports whether to write the message now, and how many lines were left out before.
+func (l *logLimits) due(message string, now time.Time) (notShown int, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := l.of[message]
+	if m == nil {
+		if len(l.of) >= limitMessages {
+			clear(l.of)
+		}
+		m = &logLimit{}
+		l.of[message] = m
+	}
+	if now.Sub(m.began) >= limitWindow {
+		m.began, m.shown = now, 0
+	}
+	if m.shown >= limitBurst {
+		m.notShown++
+		return 0, false
+	}
+	m.shown++
+	notShown, m.notShown = m.notShown, 0
+	return notShown, true
+}
+
+func (h limitHandler) Enabled(ctx context.Context, l slog.Level) bool { return h.next.Enabled(ctx, l) }
+
+func (h limitHandler) Handle(ctx context.Context, r slog.Record) error {
+	if r.Level < slog.LevelInfo {
+		return h.next.Handle(ctx, r)
+	}
+	notShown, ok := h.limits.due(r.Message, time.Now())
+	if !ok {
+		return nil
+	}
+	if notShown > 0 {
+		r = r.Clone()
+		r.AddAttrs(slog.Int("notShown", notShown))
+	}
+	return h.next.Handle(ctx, r)
+}
+
+func (h limitHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return limitHandler{h.next.WithAttrs(attrs), h.limits}
+}
+
+func (h limitHandler) WithGroup(name string) slog.Handler {
+	return limitHandler{h.next.WithGroup(name), h.limits}
+}
