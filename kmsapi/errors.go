@@ -3,6 +3,7 @@ package kmsapi
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
@@ -141,7 +142,7 @@ func (c *call) exception(err error) *kmswire.Exception {
 		return c.timedOut(err)
 	}
 	if !errors.Is(err, context.Canceled) { // canceled: the client has gone
-		c.Log.Error("a request failed", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
+		c.logFailure(slog.LevelError, "a request failed", err)
 	}
 	return kmswire.Throw(kmswire.IOException,
 		"internal error; the server's log tells more under request id "+c.caller.RequestID)
@@ -154,7 +155,7 @@ func (c *call) timedOut(err error) *kmswire.Exception {
 	if c.route == nil || c.route.class != management {
 		return c.standby(err, "this node could not serve the request in "+c.deadline())
 	}
-	c.Log.Error("a request took too long", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
+	c.logFailure(slog.LevelError, "a request took too long", err)
 	return kmswire.Throw(kmswire.IOException, "the request was given up after "+c.deadline()+
 		"; look whether it was done before you repeat it. The server's log tells more under request id "+
 		c.caller.RequestID)
@@ -166,15 +167,20 @@ func (c *call) timedOut(err error) *kmswire.Exception {
 // of internal systems are only for operators. The log has it.
 func (c *call) standby(err error, text string) *kmswire.Exception {
 	if !errors.Is(err, context.Canceled) { // canceled: the client has gone, and this node has no fault
-		if notShown, ok := c.lines.due(c.caller.Short); ok {
-			c.Log.Warn("a request could not be served now", "id", c.caller.RequestID, "user", c.caller.Short,
-				"op", c.op(), "name", c.name, "err", err, "notShown", notShown)
-		}
+		c.logFailure(slog.LevelWarn, "a request could not be served now", err)
 	}
 	if answer := claviger.AnswerOf(err); answer != "" {
 		return kmswire.Throw(kmswire.StandbyException, answer)
 	}
 	return kmswire.Throw(kmswire.StandbyException, text+"; its log tells more under request id "+c.caller.RequestID)
+}
+
+// logFailure writes a line about a request that this node could not serve, unless the user has had too many lines.
+func (c *call) logFailure(level slog.Level, message string, err error) {
+	if notShown, ok := c.lines.due(c.caller.Short); ok {
+		c.Log.Log(c.r.Context(), level, message, "id", c.caller.RequestID, "user", c.caller.Short, "op", c.op(),
+			"name", c.name, "err", err, "notShown", notShown)
+	}
 }
 
 // sourceSilent says what the operation needs from the source that does not answer.

@@ -72,8 +72,8 @@ func (w *warnings) due(what, from string) (notShown int, ok bool) {
 // most linesAll for all users.
 const (
 	linesEvery = time.Minute
-	linesEach  = 100
-	linesAll   = 1000
+	linesEach  = 20
+	linesAll   = 200
 )
 
 // lines counts the log lines of each user.
