@@ -3,6 +3,7 @@ package hsm
 import (
 	"context"
 	"testing"
+	"time"
 )
 
 // SurveyNow surveys the token, as a server does once an hour.
@@ -13,6 +14,11 @@ func (p *Provider) Watch(ctx context.Context) error {
 	err := p.checkFit(ctx, nextKeys)
 	p.retryRefused(ctx)
 	return err
+}
+
+// Sweep sweeps steps, as a server does every 30 seconds, after that time has passed.
+func (p *Provider) Sweep(ctx context.Context, later time.Duration) error {
+	return p.sweepSteps(ctx, time.Now().Add(later))
 }
 
 // SetManyNames sets the number of names from which on steps take their sample from remembered names.

@@ -461,6 +461,9 @@ func (p *Provider) watch(background context.Context) {
 				"err", err, "in", watchPause)
 		}
 		p.retryRefused(background)
+		if p.access == Serve {
+			p.sweep(background)
+		}
 	}
 }
 

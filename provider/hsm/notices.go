@@ -10,6 +10,7 @@ import (
 // HandleNotice drops cached results that a change on any node has made invalid: those about keys that the store
 // does not have. A notice without a key makes it forget everything. It makes no call to the token or the store.
 func (p *Provider) HandleNotice(n metastore.Notice) {
+	p.failed.forget(n.Key) // another node may have gone on with a step of this process
 	if n.Key == "" {
 		// Notices may have been lost, or an operator gave up changes.
 		p.missingNames.forget(nil)

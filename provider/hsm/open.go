@@ -92,6 +92,7 @@ type Provider struct {
 	// refused holds the names of versions that are missing on the token or differ there.
 	refused     sync.Map
 	encryptions encryptionState
+	failed      failedSteps
 	// epoch counts how often the token came back. A version that was verified in an earlier epoch is verified again.
 	epoch atomic.Uint64
 
@@ -243,8 +244,8 @@ func tokenConfig(uri string) (pkcs11.Config, []string, error) {
 func newProvider(ctx context.Context, uri, confDir string, tok *pkcs11.Token, store metastore.Store, access Access,
 	searches int, log *slog.Logger) (*Provider, error) {
 	background, stop := context.WithCancel(context.Background())
-	p := &Provider{uri: uri, confDir: confDir, tok: &recordingToken{token: tok}, store: store, access: access, log: log,
-		stop: stop}
+	p := &Provider{uri: uri, confDir: confDir, tok: &recordingToken{token: tok}, store: store, access: access,
+		log: claviger.LimitLog(log), stop: stop}
 	p.searches.max = searches
 	tok.OnReset(func() { p.epoch.Add(1) })
 	later, err := p.join(ctx)

@@ -118,28 +118,43 @@ func (p *Provider) makeKey(ctx context.Context, op, kind string, m claviger.Meta
 		return nil, err
 	}
 	planned := stepPlan{m.BitLength, m.Attributes, m.Description, m.Created}
-	intent, err := p.beginStep(ctx, kind, m.Name, planned, n, first, "")
-	if err == nil {
-		err = report("intent")
-	}
-	if err != nil {
-		return nil, err
-	}
 	list := make([]metastore.Version, n)
-	for i, ref := range intent.Refs {
-		if list[i], err = p.ensureObject(ctx, op, m.Name, ref, m.BitLength); err == nil {
-			err = report(fmt.Sprintf("generated %d of %d", i+1, n))
+	err = p.takeStep(ctx, kind, m.Name, planned, n, first, "", func(intent metastore.Intent) error {
+		if err := report("intent"); err != nil {
+			return err
 		}
-		if err != nil {
-			return nil, err
+		for i, ref := range intent.Refs {
+			if list[i], err = p.ensureObject(ctx, op, m.Name, ref, m.BitLength); err == nil {
+				err = report(fmt.Sprintf("generated %d of %d", i+1, n))
+			}
+			if err != nil {
+				return err
+			}
 		}
-	}
-	m.Versions = metastore.CountVersions(list)
-	if err := p.store.Insert(ctx, metastore.Key{Metadata: m, List: list}); err != nil {
+		m.Versions = metastore.CountVersions(list)
+		return p.store.Insert(ctx, metastore.Key{Metadata: m, List: list})
+	})
+	if err != nil {
 		return nil, err
 	}
 	versions := p.cacheVersions(&m, list)
 	return versions, report("committed")
+}
+
+// takeStep begins a step, or goes on with it, and calls take to make its versions and to write them to the store. A
+// step that fails is remembered, see sweepSteps. The arguments are those of beginStep.
+func (p *Provider) takeStep(ctx context.Context, kind, key string, planned stepPlan, n, first int, sibling string,
+	take func(metastore.Intent) error) error {
+	intent, fresh, err := p.beginStep(ctx, kind, key, planned, n, first, sibling)
+	if err != nil {
+		return err
+	}
+	if err := take(intent); err != nil {
+		p.stepFailed(ctx, intent, fresh)
+		return err
+	}
+	p.failed.forget(key)
+	return nil
 }
 
 // cacheVersions caches versions that were just made. Their check values need no verification.
@@ -158,46 +173,45 @@ func (p *Provider) cacheVersions(m *claviger.Metadata, list []metastore.Version)
 
 // beginStep writes the intent of a step, or returns the intent that an earlier call of the same step left. First it
 // ends other steps of the key, and steps with numbers below first. sibling is the CKA_ID of the key's newest version,
-// or "" for a new key. The key's lock is held.
+// or "" for a new key. fresh says that this process wrote the intent. The key's lock is held.
 func (p *Provider) beginStep(ctx context.Context, kind, key string, planned stepPlan, n, first int, sibling string) (
-	metastore.Intent, error) {
+	_ metastore.Intent, fresh bool, err error) {
 	if first > 0 {
 		if err := p.store.SkipNumbers(ctx, key, first); err != nil {
-			return metastore.Intent{}, err
+			return metastore.Intent{}, false, err
 		}
 	}
-	pending, err := p.store.Pending(ctx)
+	pending, err := p.store.Pending(ctx, key)
 	if err != nil {
-		return metastore.Intent{}, err
+		return metastore.Intent{}, false, err
 	}
 	for _, i := range pending {
-		if i.Key != key {
-			continue
-		}
 		var earlier stepPlan
 		if i.Op == kind && len(i.Refs) == n && numberedFrom(first, i.Refs) &&
 			json.Unmarshal(i.Payload, &earlier) == nil && earlier.Bits == planned.Bits &&
 			maps.Equal(earlier.Attributes, planned.Attributes) {
 			p.log.Info("a step that was interrupted is continued", "key", key, "step", kind, "begun", i.Begun)
-			return i, nil
+			_, fresh := p.failed.of(i)
+			return i, fresh, nil
 		}
 		if err := p.endStep(ctx, i); err != nil {
-			return metastore.Intent{}, err
+			return metastore.Intent{}, false, err
 		}
 	}
 	refs := make([]metastore.Ref, n) // without version ids: the store numbers them
 	for i := range refs {
 		object, err := newObject(cmp.Or(sibling, refs[0].Object))
 		if err != nil {
-			return metastore.Intent{}, err
+			return metastore.Intent{}, false, err
 		}
 		refs[i].Object = object
 	}
 	payload, err := json.Marshal(planned)
 	if err != nil {
-		return metastore.Intent{}, err
+		return metastore.Intent{}, false, err
 	}
-	return p.store.Begin(ctx, metastore.Intent{Key: key, Op: kind, Refs: refs, Begun: time.Now(), Payload: payload})
+	i, err := p.store.Begin(ctx, metastore.Intent{Key: key, Op: kind, Refs: refs, Begun: time.Now(), Payload: payload})
+	return i, err == nil, err
 }
 
 // numberedFrom reports whether all refs have numbers, from first on. Intents of older programs have none, and a source
@@ -408,17 +422,17 @@ func (p *Provider) remakeObject(ctx context.Context, name string, raw []byte, bi
 	return p.tok.CheckValue(ctx, raw, name)
 }
 
-// finishPending finishes interrupted deletions. It logs other interrupted steps: they wait until the same step is made
-// again.
+// finishPending finishes interrupted deletions. It logs other interrupted steps: sweepSteps ends them later, or the
+// same step, made again, goes on with them.
 func (p *Provider) finishPending(ctx context.Context) error {
 	pending, err := p.store.Pending(ctx)
 	if err != nil {
 		return err
 	}
+	var interrupted []string
 	for _, i := range pending {
 		if i.Op != opDelete {
-			p.log.Info("a step was interrupted; repeat it to finish it", "key", i.Key, "step", i.Op, "begun",
-				i.Begun)
+			interrupted = append(interrupted, i.Key)
 			continue
 		}
 		unlock, ok, err := p.store.TryLock(ctx, keyLock(i.Key))
@@ -434,9 +448,13 @@ func (p *Provider) finishPending(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return err
 			}
-			p.log.Error("a deleted key's objects are still on the token; they are destroyed at the next start, or "+
-				"when a key of that name is made", "key", i.Key, "err", err)
+			p.log.Error("a deleted key's objects are still on the token; claviger tries again", "key", i.Key, "err",
+				err, "in", watchPause)
 		}
+	}
+	if len(interrupted) > 0 {
+		p.log.Info("steps were interrupted; the same step, made again, goes on", "count", len(interrupted), "keys",
+			summarize(interrupted))
 	}
 	return nil
 }

@@ -74,23 +74,23 @@ func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes
 	if err := p.refuseHidden(ctx, op, key, k.List, 1); err != nil {
 		return claviger.KeyVersion{}, err
 	}
-	intent, err := p.beginStep(ctx, opRoll, key, stepPlan{Bits: k.BitLength}, 1, 0, k.List[len(k.List)-1].Object)
+	var v metastore.Version
+	err = p.takeStep(ctx, opRoll, key, stepPlan{Bits: k.BitLength}, 1, 0, k.List[len(k.List)-1].Object,
+		func(intent metastore.Intent) (err error) {
+			if v, err = p.ensureObject(ctx, op, key, intent.Refs[0], k.BitLength); err != nil {
+				return err
+			}
+			return p.store.Append(ctx, key, v)
+		})
 	if err != nil {
-		return claviger.KeyVersion{}, err
-	}
-	v, err := p.ensureObject(ctx, op, key, intent.Refs[0], k.BitLength)
-	if err != nil {
-		return claviger.KeyVersion{}, err
-	}
-	if err := p.store.Append(ctx, key, v); err != nil {
 		return claviger.KeyVersion{}, err
 	}
 	return p.cacheVersions(&k.Metadata, []metastore.Version{v})[0], nil
 }
 
 // Delete deletes a key: first in the metastore, so that no client can use it, then on the token, unless deleted keys
-// are kept. If it crashes between the two, the next start destroys the objects, or the next step with a key of that
-// name.
+// are kept. If it crashes between the two, a start destroys the objects, or a sweep (sweepSteps), or the next step with
+// a key of that name.
 func (p *Provider) Delete(ctx context.Context, key string) error {
 	return p.DeleteIf(ctx, key, provider.AllowAll)
 }
@@ -126,10 +126,10 @@ func (p *Provider) DeleteIf(ctx context.Context, key string, may func(*claviger.
 	if err != nil {
 		return err
 	}
-	// From here on no client can use the key. Its objects can still be destroyed later.
+	// From here on no client can use the key. Its objects can still be destroyed later, by sweepSteps.
 	if err := p.destroyObjects(ctx, intent); err != nil {
-		p.log.Warn("a deleted key's objects are still on the token; they are destroyed at the next start", "key", key,
-			"err", err)
+		p.log.Warn("a deleted key's objects are still on the token; claviger tries again", "key", key, "err", err,
+			"in", watchPause)
 	}
 	return nil
 }

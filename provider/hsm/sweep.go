@@ -1,0 +1,247 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/pkcs11"
+)
+
+const (
+	// sweepAfter is the least time between the failure of a step of this process and its sweep. A client that repeats
+	// the step meanwhile gets the numbers of the first attempt, and the HSM has shown by then what it made.
+	sweepAfter = 30 * time.Second
+	// sweepLeftAfter is the age from which on a step of another process, which may have ended, is swept.
+	sweepLeftAfter = 10 * time.Minute
+	// sweepMost bounds the steps of one sweep, which delays the other checks of watch.
+	sweepMost = 500
+	// sweepFailures is the number of failures that end a sweep.
+	sweepFailures = 3
+	// maxFailed bounds the steps that failedSteps remembers. Later ones are swept like those of another process.
+	maxFailed = 10_000
+)
+
+// failedSteps are the creations and rolls that this process began and that failed. No client has ever got the name of
+// such a step's version, so what the step made may be destroyed, unless another node goes on with the step.
+type failedSteps struct {
+	mu    sync.Mutex
+	byKey map[string]failedStep
+	// kept has the begin of steps that a sweep has left alone for good: the token holds what another process made.
+	kept map[string]time.Time
+}
+
+// failedStep is a step that failed.
+type failedStep struct {
+	refs []metastore.Ref
+	at   time.Time
+	late bool // a call that makes an object may still be under way
+}
+
+// record remembers a step that failed.
+func (f *failedSteps) record(key string, s failedStep) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.byKey == nil {
+		f.byKey = map[string]failedStep{}
+	}
+	if _, known := f.byKey[key]; known || len(f.byKey) < maxFailed {
+		f.byKey[key] = s
+	}
+}
+
+// of returns the record of a step. ok is false if this process did not begin it, or if another node may have gone on
+// with it.
+func (f *failedSteps) of(i metastore.Intent) (s failedStep, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s, ok = f.byKey[i.Key]
+	return s, ok && slices.Equal(s.refs, i.Refs)
+}
+
+// forget forgets the steps of a key, or of all keys if key is "".
+func (f *failedSteps) forget(key string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if key == "" {
+		f.byKey, f.kept = nil, nil
+	}
+	delete(f.byKey, key)
+	delete(f.kept, key)
+}
+
+// keep makes later sweeps leave a step alone.
+func (f *failedSteps) keep(i metastore.Intent) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.kept == nil || len(f.kept) >= maxFailed {
+		f.kept = map[string]time.Time{}
+	}
+	f.kept[i.Key] = i.Begun
+}
+
+// due reports whether a step is to be swept now. A migration goes on with its own steps, at any time.
+func (f *failedSteps) due(i metastore.Intent, now time.Time) bool {
+	if i.Op == opDelete {
+		return true
+	}
+	if i.Op != opCreate && i.Op != opRoll {
+		return false
+	}
+	if s, ours := f.of(i); ours {
+		return now.Sub(s.at) >= sweepAfter
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !f.kept[i.Key].Equal(i.Begun) && now.Sub(i.Begun) >= sweepLeftAfter
+}
+
+// stepFailed remembers that a step failed. fresh says that this process began it.
+func (p *Provider) stepFailed(ctx context.Context, i metastore.Intent, fresh bool) {
+	if fresh && (i.Op == opCreate || i.Op == opRoll) {
+		p.failed.record(i.Key, failedStep{refs: i.Refs, at: time.Now(), late: ctx.Err() != nil})
+	}
+}
+
+// sweepSteps ends steps that failed, and finishes deletions that could not be finished. It ends a step if the token
+// holds nothing that the step made, or if this process began the step: then it destroys what the step made. Other
+// steps stay, because their keys may be in use, if the store is an old copy: the same step, made again, uses them. A
+// number of a step that was swept is not given again.
+func (p *Provider) sweepSteps(ctx context.Context, now time.Time) error {
+	pending, err := p.store.Pending(ctx)
+	if err != nil {
+		return err
+	}
+	pending = slices.DeleteFunc(pending, func(i metastore.Intent) bool { return !p.failed.due(i, now) })
+	if len(pending) == 0 {
+		return nil
+	}
+	if err := p.mayDestroy(ctx); err != nil {
+		return err
+	}
+	var swept []string
+	var failures []error
+	for _, i := range pending[:min(sweepMost, len(pending))] {
+		ended, err := p.sweepStep(ctx, i)
+		if err != nil {
+			failures = append(failures, err)
+		}
+		if ended && err == nil {
+			swept = append(swept, i.Key)
+		}
+		if ctx.Err() != nil || len(failures) == sweepFailures {
+			break // the token or the store is away, not a single object
+		}
+	}
+	if len(swept) > 0 {
+		p.log.Info("steps that had failed were ended; no client has used what they made", "count", len(swept), "keys",
+			summarize(swept))
+	}
+	return errors.Join(failures...)
+}
+
+// sweepStep ends one step, or leaves it alone.
+func (p *Provider) sweepStep(ctx context.Context, i metastore.Intent) (ended bool, err error) {
+	ctx, unlock, ok, err := metastore.Hold(ctx, p.store, keyLock(i.Key), false)
+	if err != nil || !ok {
+		return false, err // a process is making the step
+	}
+	defer unlock()
+	now, err := p.store.Pending(ctx, i.Key)
+	if err != nil || len(now) == 0 || now[0].Op != i.Op || !slices.Equal(now[0].Refs, i.Refs) {
+		return false, err
+	}
+	if i.Op == opDelete {
+		return true, p.destroyObjects(ctx, i)
+	}
+	found, err := p.holdsStep(ctx, i)
+	if err != nil {
+		return false, err
+	}
+	failed, ours := p.failed.of(i)
+	switch {
+	case found && ours:
+		return p.undoStep(ctx, i)
+	case found || !ours && p.tok.Hidden() != nil: // a key may be in a file that the process may not read
+		p.failed.keep(i)
+		return false, nil
+	case failed.late:
+		if err := p.noteStep(ctx, i); err != nil {
+			return false, err
+		}
+	}
+	if err := p.store.Drop(ctx, i.Key); err != nil {
+		return false, err
+	}
+	p.failed.forget(i.Key)
+	return true, nil
+}
+
+// holdsStep reports whether the token holds an object of a step.
+func (p *Provider) holdsStep(ctx context.Context, i metastore.Intent) (bool, error) {
+	for _, ref := range i.Refs {
+		raw, err := decodeID("hsm.sweep", claviger.VersionName(i.Key, ref.ID), ref.Object)
+		if err != nil {
+			return false, err
+		}
+		info, err := p.tok.Find(ctx, raw)
+		if info != nil || errors.Is(err, pkcs11.ErrSeveral) {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// noteStep records that the objects of a step are destroyed. If the HSM shows one of them later, it counts as an
+// orphan.
+func (p *Provider) noteStep(ctx context.Context, i metastore.Intent) error {
+	for _, ref := range i.Refs {
+		if err := noteDestroyed(ctx, p.store, ref.Object, claviger.VersionName(i.Key, ref.ID)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// undoStep destroys what a step of this process made. First the step ends in the store: a change that makes the key
+// visible, and whose answer was lost, has then ended too. Only if it has failed are the objects destroyed, as those of
+// a deletion.
+func (p *Provider) undoStep(ctx context.Context, i metastore.Intent) (ended bool, err error) {
+	if err := p.noteStep(ctx, i); err != nil {
+		return false, err
+	}
+	if err := p.store.Drop(ctx, i.Key); err != nil {
+		return false, err
+	}
+	p.failed.forget(i.Key)
+	for _, ref := range i.Refs {
+		_, v, err := p.store.ByVersion(ctx, claviger.VersionName(i.Key, ref.ID))
+		switch {
+		case err == nil && v.Object == ref.Object:
+			return false, Forget(ctx, p.store, ref.Object)
+		case err != nil && !claviger.Is(err, claviger.VersionNotFound):
+			return false, err
+		}
+	}
+	p.changed.Store(true)
+	deletion, err := p.store.Begin(ctx, metastore.Intent{Key: i.Key, Op: opDelete, Refs: i.Refs, Begun: time.Now()})
+	if err != nil {
+		return false, err
+	}
+	return true, p.destroyObjects(ctx, deletion)
+}
+
+// sweep is sweepSteps for watch. If the token or the store is away, or the two do not fit together, checkFit says so.
+func (p *Provider) sweep(ctx context.Context) {
+	err := p.sweepSteps(ctx, time.Now())
+	if err != nil && ctx.Err() == nil && !IsMisfit(err) && !claviger.Is(err, claviger.Unavailable) {
+		p.log.Warn("steps that had failed could not be ended; claviger tries again", "err", err, "in", watchPause)
+	}
+}
