@@ -10,7 +10,7 @@ import (
 )
 
 // The server reads a body before it knows the sender. So the places for bodies count by address. An
-// address is proved if a client has signed a request from that address lately.
+// address is proved if a registered client has signed a request from that address lately.
 const (
 	// perAddress is how many bodies of one address are read at once. perProved is the same for a proved
 	// address, which several clients may share.
@@ -82,7 +82,7 @@ func (d *bodies) enter(address string) (leave func(), ok bool) {
 	}, true
 }
 
-// prove records that a client has signed a request from an address.
+// prove records that a registered client has signed a request from an address.
 func (d *bodies) prove(address string) {
 	now := d.now()
 	d.mu.Lock()

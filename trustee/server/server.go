@@ -288,8 +288,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 			return
 		}
 		defer leave()
+		s.bodies.prove(addressOf(r)) // not after a registration, which anybody can sign with a new key
 	}
-	s.bodies.prove(addressOf(r))
 	result, err := s.do(ctx, req)
 	if !known.Sure && claviger.Is(err, claviger.KeyNotFound) || !known.Lists && err == nil && verb == trustee.VerbList {
 		result, err = nil, claviger.E("server.serve", claviger.Unavailable, "", trustee.ErrUnsure)
