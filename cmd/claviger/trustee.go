@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,21 +53,15 @@ func newTrusteeInit() *cobra.Command {
   - a self-signed TLS certificate, unless DIR/` + trustee.TLSCert + `
     and its key exist
 
-An existing identity is never overwritten. If init was interrupted, run it again. If a trustee has served a store from
-DIR and that store is gone, init makes an empty one only with --empty-store.
+An existing identity is never overwritten. An existing certificate is kept; init refuses if the certificate is not valid
+for a NAME of --hostname. If init was interrupted, run it again. If a trustee has served a store from DIR and that store
+is gone, init makes an empty one only with --empty-store.
 
 The store is the file DIR/` + location.FileName + `. With --store it is a PostgreSQL database
 (postgresql://USER@HOST:PORT/DATABASE?sslmode=verify-full), which DB_CONNECT in DIR/` + trustee.ConfFile + ` names. On
 the host of a standby, with a copy of the other trustee's DIR, --store names the standby.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if len(hosts) == 0 {
-				host, err := os.Hostname()
-				if err != nil {
-					return fmt.Errorf("this host has no name (%w): give a name with --hostname", err)
-				}
-				hosts = []string{host}
-			}
 			if slices.Contains(hosts, "") {
 				return &exitError{exitUsage, errors.New("--hostname: a name is empty")}
 			}
@@ -106,7 +99,7 @@ func initTrustee(ctx context.Context, out *terminal.Output, dir string, o locati
 		fmt.Fprintf(w, "Initialized directory for %s\n", report.Identity)
 		if report.Expires != nil {
 			fmt.Fprintf(w, "self-signed certificate for %s, good until %s: %s; clients must "+
-				"trust it, or replace it with a certificate of your authority\n", strings.Join(o.Hosts, ", "),
+				"trust it, or replace it with a certificate of your authority\n", strings.Join(done.Hosts, ", "),
 				report.Expires.UTC().Format(time.DateOnly), report.Certificate)
 		}
 	})

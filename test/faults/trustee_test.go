@@ -104,7 +104,11 @@ var trustees = map[string]trusteeFault{
 		s.trustee()
 		s.remove("trustee/keytrustee.db")
 		s.write("trustee/keytrustee.db.lock", "")
-		return []string{"trustee", "init", "--confdir", s.path("trustee"), "--hostname", "localhost"}
+		return []string{"trustee", "init", "--confdir", s.path("trustee"), "--hostname", "127.0.0.1"}
+	}},
+	"trustee-init-hostname": {1, func(s *site) []string {
+		s.trustee()
+		return []string{"trustee", "init", "--confdir", s.path("trustee"), "--hostname", "kt2"}
 	}},
 	"trustee-store-damaged": {1, func(s *site) []string {
 		s.trustee()

@@ -2,6 +2,7 @@ package location
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,7 +26,8 @@ const certificateLife = 2 * 365 * 24 * time.Hour
 
 // InitOptions are the options of Init.
 type InitOptions struct {
-	// Hosts are the names and addresses of this host. The first is its own name.
+	// Hosts are the names and addresses of this host. The first is its own name. A certificate that exists must be
+	// valid for each of them. If there are none, Init takes the system's host name for what it makes.
 	Hosts []string
 	// Store is the URI of a database in PostgreSQL, or "" for the file in the folder.
 	Store string
@@ -36,9 +38,10 @@ type InitOptions struct {
 // Initialized is a folder after Init.
 type Initialized struct {
 	Folder *trustee.Folder
-	// Certificate is the self-signed certificate that Init made, or "" if a certificate existed. Expires
-	// is the end of its validity.
+	// Certificate is the self-signed certificate that Init made, or "" if a certificate existed. Hosts are the
+	// names in it, and Expires is the end of its validity.
 	Certificate string
+	Hosts       []string
 	Expires     time.Time
 }
 
@@ -48,7 +51,15 @@ func Init(ctx context.Context, dir string, o InitOptions) (done Initialized, err
 	if err := owner.RefuseRoot(dir); err != nil {
 		return done, err
 	}
-	if done.Folder, err = initFolder(dir, o.Hosts[0]); err != nil {
+	hosts := o.Hosts
+	if len(hosts) == 0 {
+		host, err := os.Hostname()
+		if err != nil {
+			return done, fmt.Errorf("this host has no name (%w): give a name with --hostname", err)
+		}
+		hosts = []string{host}
+	}
+	if done.Folder, err = initFolder(dir, hosts[0]); err != nil {
 		return done, err
 	}
 	cert, key := filepath.Join(dir, trustee.TLSCert), filepath.Join(dir, trustee.TLSKey)
@@ -57,12 +68,33 @@ func Init(ctx context.Context, dir string, o InitOptions) (done Initialized, err
 			return done, fmt.Errorf("%s exists without its key %s: put the key there, or remove the certificate to "+
 				"get a new one", cert, key)
 		}
-		if err := selfSigned(cert, key, o.Hosts); err != nil {
+		if err := selfSigned(cert, key, hosts); err != nil {
 			return done, err
 		}
-		done.Certificate, done.Expires = cert, time.Now().Add(certificateLife)
+		done.Certificate, done.Hosts, done.Expires = cert, hosts, time.Now().Add(certificateLife)
+	} else if err := checkCertificate(cert, key, o.Hosts); err != nil {
+		return done, err
 	}
 	return done, initStore(ctx, done.Folder, o)
+}
+
+// checkCertificate returns an error if the certificate is not valid for one of the hosts. The files may be the copies
+// of those of the other trustee.
+func checkCertificate(certFile, keyFile string, hosts []string) error {
+	if len(hosts) == 0 {
+		return nil
+	}
+	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		return fmt.Errorf("%s and %s: %w", certFile, keyFile, err)
+	}
+	for _, host := range hosts {
+		if err := pair.Leaf.VerifyHostname(host); err != nil {
+			return fmt.Errorf("--hostname %s: the certificate %s exists, and is for other names (%w). Remove it and %s "+
+				"to get a new one, or leave out --hostname to keep it", host, certFile, err, keyFile)
+		}
+	}
+	return nil
 }
 
 // initFolder loads a folder, or makes it with a new identity.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,6 +44,45 @@ func TestTrusteeKeyLasts(t *testing.T) {
 		NoRetry:       true, // Init makes a folder again whose name was lost
 		UnneededSyncs: 1,    // the sync for the key's name is also for the certificate's name
 	})
+}
+
+// TestInitHosts: a certificate that exists is kept if it is valid for the hosts that are given, or if none is given.
+// Otherwise Init is refused, and makes no store.
+func TestInitHosts(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), ".keytrustee")
+	own, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := Init(t.Context(), dir, InitOptions{})
+	if err != nil || !slices.Equal(made.Hosts, []string{own}) {
+		t.Fatalf("%+v, %v", made, err)
+	}
+	storeFile := filepath.Join(dir, FileName)
+	if err := os.Remove(storeFile); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Init(t.Context(), dir, InitOptions{Hosts: []string{own, "kt2.example.com"}})
+	if err == nil || !strings.Contains(err.Error(), "--hostname kt2.example.com") {
+		t.Errorf("a name that the certificate lacks: %v", err)
+	}
+	if _, err := os.Stat(storeFile); err == nil {
+		t.Error("a refused Init has made a store")
+	}
+	for _, given := range [][]string{nil, {own}} {
+		again, err := Init(t.Context(), dir, InitOptions{Hosts: given})
+		if err != nil || again.Certificate != "" || again.Hosts != nil {
+			t.Errorf("%q: %+v, %v", given, again, err)
+		}
+	}
+	cert := filepath.Join(dir, trustee.TLSCert)
+	if err := os.WriteFile(cert, []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Init(t.Context(), dir, InitOptions{Hosts: []string{own}}); err == nil ||
+		!strings.Contains(err.Error(), cert) {
+		t.Errorf("a damaged certificate: %v", err)
+	}
 }
 
 // TestInit makes a folder from nothing. A second call changes nothing.

@@ -23,7 +23,7 @@ func TestInitDatabase(t *testing.T) {
 	pg := pgtest.Shared(t)
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	uri, f := pg.Database(t), newFolder(t, nil)
-	withStore := InitOptions{Hosts: hosts, Store: uri}
+	withStore := InitOptions{Store: uri}
 	if err := os.Mkdir(filepath.Join(f.Path, ".ssl"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func TestInitDatabase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, o := range map[string]InitOptions{"the same database": withStore, "no --store": {Hosts: hosts}} {
+	for name, o := range map[string]InitOptions{"the same database": withStore, "no --store": {}} {
 		if made, err := Init(t.Context(), f.Path, o); err != nil || made.Folder.Store != uri {
 			t.Errorf("%s: %+v, %v", name, made, err)
 		}
@@ -53,7 +53,7 @@ func TestInitDatabase(t *testing.T) {
 	if after, err := os.Stat(conf); err != nil || !os.SameFile(before, after) {
 		t.Errorf("Init wrote the same configuration again: %v", err)
 	}
-	_, err = Init(t.Context(), f.Path, InitOptions{Hosts: hosts, Store: pg.Database(t)})
+	_, err = Init(t.Context(), f.Path, InitOptions{Store: pg.Database(t)})
 	wants(t, "another database, which is empty", err, "no Key Trustee Server's yet")
 	useDatabase(t, made.Folder)
 }
