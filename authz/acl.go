@@ -101,8 +101,8 @@ func userWarning(n string) string {
 
 // Admits is Hadoop's isUserInList. groups returns the groups of a user's short name. It is called only if the ACL
 // names groups, and may be nil.
-func (a ACL) Admits(who claviger.Principal, groups func(user string) []string) bool {
-	by, _ := a.admits(who, groups)
+func (a ACL) Admits(caller claviger.Principal, groups func(user string) []string) bool {
+	by, _ := a.admits(caller, groups)
 	return by != notAdmitted
 }
 
@@ -126,31 +126,31 @@ const (
 )
 
 // admits is Admits with the reason. group is the name of the group if by is byGroup.
-func (a ACL) admits(who claviger.Principal, groups func(user string) []string) (by admission, group string) {
+func (a ACL) admits(caller claviger.Principal, groups func(user string) []string) (by admission, group string) {
 	switch {
 	case a.all:
 		return byStar, ""
-	case a.users[who.Short]:
+	case a.users[caller.Short]:
 		return byName, ""
 	}
 	if len(a.groups) > 0 && groups != nil {
-		userGroups := groups(who.Short)
+		userGroups := groups(caller.Short)
 		if i := slices.IndexFunc(a.groups, func(g string) bool { return slices.Contains(userGroups, g) }); i >= 0 {
 			return byGroup, a.groups[i]
 		}
 	}
-	if who.Real != nil && a.users[realUserMark+who.Real.Short] {
+	if caller.Real != nil && a.users[realUserMark+caller.Real.Short] {
 		return byRealUser, ""
 	}
 	return notAdmitted, ""
 }
 
 // excludes is admits for a blacklist: a blacklist that names groups excludes each user whose groups are unknown.
-func (a ACL) excludes(who claviger.Principal, groups func(user string) []string) (by admission, group string) {
-	if by, group = a.admits(who, groups); by != notAdmitted || len(a.groups) == 0 || groups == nil {
+func (a ACL) excludes(caller claviger.Principal, groups func(user string) []string) (by admission, group string) {
+	if by, group = a.admits(caller, groups); by != notAdmitted || len(a.groups) == 0 || groups == nil {
 		return by, group
 	}
-	if slices.Contains(groups(who.Short), unknownGroup) {
+	if slices.Contains(groups(caller.Short), unknownGroup) {
 		return byUnknownGroups, ""
 	}
 	return notAdmitted, ""

@@ -48,14 +48,14 @@ func TestMayMigrateAny(t *testing.T) {
 	}
 }
 
-// TestDoubtsSayWhere: a doubt about a default has the file and line of the default, or says that it is not in a file.
-func TestDoubtsSayWhere(t *testing.T) {
+// TestLintSaysWhere: a finding about a default has the file and line of the default, or says that it is not in a file.
+func TestLintSaysWhere(t *testing.T) {
 	for where, want := range map[string]string{"acls:7": "(acls:7)", "": "(not in a file)"} {
 		policy, _ := authz.Parse([]authz.Property{
 			{Name: "key.acl.k.MANAGEMENT", Value: "alice", Where: "acls:1"},
 			{Name: "default.key.acl.READ", Value: "*", Where: where},
 		})
-		if got := strings.Join(policy.Doubts([]string{"k"}), "\n"); !strings.Contains(got, want) {
+		if got := strings.Join(policy.Lint([]string{"k"}), "\n"); !strings.Contains(got, want) {
 			t.Errorf("%q: %q does not contain %s", where, got, want)
 		}
 	}

@@ -38,10 +38,10 @@ func (d Decision) DecidedBy() (Step, bool) {
 // Explain decides as May, MayKey and MayMigrate do, and returns the rules that decided. aclName is the ACL name of the
 // key. If it is "", the key-level rules are not evaluated, as if hadoop.kms.key.authorization.enable were false; but
 // the rules of KeyMigrate always are.
-func (p *Policy) Explain(r Request, aclName string, who claviger.Principal,
+func (p *Policy) Explain(r Request, aclName string, caller claviger.Principal,
 	groups func(user string) []string) Decision {
-	w := p.walk(who, groups)
-	w.recorder = &recorder{who: who, groups: groups}
+	w := p.walk(caller, groups)
+	w.recorder = &recorder{caller: caller, groups: groups}
 	allowed := false
 	if r.Key == KeyMigrate {
 		allowed = w.migrate(aclName)
@@ -61,7 +61,7 @@ func (p *Policy) Explain(r Request, aclName string, who claviger.Principal,
 // recorder records the steps of a walk in words. The methods that a walk calls do nothing if the recorder is nil. Their
 // parameters by and group are the result of the rule.
 type recorder struct {
-	who    claviger.Principal
+	caller claviger.Principal
 	groups func(user string) []string
 	steps  []Step
 }
@@ -203,14 +203,14 @@ func (c *recorder) present(by admission, group string) string {
 	case byStar:
 		return "* is everybody"
 	case byGroup:
-		return c.who.Short + " is in the group " + group
+		return c.caller.Short + " is in the group " + group
 	case byUnknownGroups:
-		return "the groups of " + c.who.Short + " cannot be looked up, and it names groups"
+		return "the groups of " + c.caller.Short + " cannot be looked up, and it names groups"
 	case byRealUser:
-		return c.who.Short + " is impersonated by " + c.who.Real.Short + ", which " + realUserMark + c.who.Real.Short +
-			" admits"
+		return c.caller.Short + " is impersonated by " + c.caller.Real.Short + ", which " + realUserMark +
+			c.caller.Real.Short + " admits"
 	}
-	return c.who.Short + " is named"
+	return c.caller.Short + " is named"
 }
 
 // absent returns the text for a list that does not contain the caller. It has the caller's groups, because they are
@@ -218,13 +218,13 @@ func (c *recorder) present(by admission, group string) string {
 func (c *recorder) absent() string {
 	var groups []string
 	if c.groups != nil {
-		groups = c.groups(c.who.Short)
+		groups = c.groups(c.caller.Short)
 	}
 	if len(groups) == 0 {
-		return c.who.Short + " (in no group) is not in it"
+		return c.caller.Short + " (in no group) is not in it"
 	}
 	if slices.Contains(groups, unknownGroup) {
-		return c.who.Short + " (groups cannot be looked up) is not in it"
+		return c.caller.Short + " (groups cannot be looked up) is not in it"
 	}
-	return c.who.Short + " (groups " + strings.Join(groups, ", ") + ") is not in it"
+	return c.caller.Short + " (groups " + strings.Join(groups, ", ") + ") is not in it"
 }

@@ -134,11 +134,11 @@ func TestWithDefaults(t *testing.T) {
 	}
 }
 
-func TestDoubts(t *testing.T) {
+func TestLint(t *testing.T) {
 	for _, c := range []struct {
 		props []authz.Property
 		known []string
-		want  string // the beginning of the only doubt, or "" for none
+		want  string // the beginning of the only finding, or "" for none
 	}{
 		{nil, nil, ""},
 		{[]authz.Property{{Name: "hadoop.kms.blacklist.GET", Value: "*", Where: "acls:7"}}, nil,
@@ -158,7 +158,7 @@ func TestDoubts(t *testing.T) {
 		{[]authz.Property{{Name: "key.acl.k.READ", Value: "a"}, {Name: "default.key.acl.READ", Value: "*"}}, nil, ""},
 	} {
 		p, _ := authz.Parse(c.props)
-		got := p.Doubts(c.known)
+		got := p.Lint(c.known)
 		switch {
 		case c.want == "" && len(got) > 0, c.want != "" && (len(got) != 1 || !strings.HasPrefix(got[0], c.want)):
 			t.Errorf("%v: %q, want %q", c.props, got, c.want)

@@ -9,11 +9,11 @@ import (
 	"claviger/typo"
 )
 
-// Doubts returns rules that have no effect, or probably not the effect that was meant, in addition to the warnings of
-// Parse. Each begins with the place of the rule. known has the ACL names of the keys; nil if they are not known.
-func (p *Policy) Doubts(known []string) []string {
+// Lint returns rules that have no effect, or probably not the effect that was meant, in addition to the warnings of
+// Parse. Each text begins with the place of the rule. known has the ACL names of the keys; nil if they are not known.
+func (p *Policy) Lint(known []string) []string {
 	var out []string
-	doubt := func(r rule, format string, args ...any) {
+	report := func(r rule, format string, args ...any) {
 		text := fmt.Sprintf(format, args...)
 		if r.from.Where != "" {
 			text = r.from.Where + ": " + text
@@ -26,12 +26,12 @@ func (p *Policy) Doubts(known []string) []string {
 			continue
 		}
 		if black.all {
-			doubt(black, "%s: * excludes everybody, so %s%s admits nobody", black.from.Name, opPrefix, op)
+			report(black, "%s: * excludes everybody, so %s%s admits nobody", black.from.Name, opPrefix, op)
 			continue
 		}
 		for _, u := range slices.Sorted(maps.Keys(black.users)) {
 			if p.ops[op].users[u] {
-				doubt(p.ops[op], "%s: names %s, but %s excludes that user", p.ops[op].from.Name, u, black.from.Name)
+				report(p.ops[op], "%s: names %s, but %s excludes that user", p.ops[op].from.Name, u, black.from.Name)
 			}
 		}
 	}
@@ -45,7 +45,7 @@ func (p *Policy) Doubts(known []string) []string {
 		}
 		first := rules[own[0]]
 		if known != nil && !slices.Contains(known, name) {
-			doubt(first, "%s: no key has the ACL name %q%s", first.from.Name, name,
+			report(first, "%s: no key has the ACL name %q%s", first.from.Name, name,
 				typo.DidYouMean(name, known, claviger.Printable))
 		}
 		if _, all := rules[KeyAll]; all {
@@ -53,7 +53,7 @@ func (p *Policy) Doubts(known []string) []string {
 		}
 		for _, op := range keyOps[1:] {
 			if d, ok := p.defaults[op]; ok && !slices.Contains(own, op) && (d.all || len(d.users)+len(d.groups) > 0) {
-				doubt(first, "%s: key %q has its own rule, so %s (%s) does not apply to it; if it should, set %s%s.%s",
+				report(first, "%s: key %q has its own rule, so %s (%s) does not apply to it; if it should, set %s%s.%s",
 					first.from.Name, name, d.from.Name, whereOrNone(d.from.Where), keyPrefix, name, op)
 			}
 		}

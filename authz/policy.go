@@ -201,22 +201,22 @@ func (op Op) property() string {
 	return opPrefix + string(op)
 }
 
-// May reports whether the operation-level rules, with the blacklists, admit who. groups returns the groups of a user's
-// short name. It is called only if a rule names groups, and may be nil.
-func (p *Policy) May(op Op, who claviger.Principal, groups func(user string) []string) bool {
-	w := p.walk(who, groups)
+// May reports whether the operation-level rules, with the blacklists, admit the caller. groups returns the groups of a
+// user's short name. It is called only if a rule names groups, and may be nil.
+func (p *Policy) May(op Op, caller claviger.Principal, groups func(user string) []string) bool {
+	w := p.walk(caller, groups)
 	return w.operation(op)
 }
 
 // MayKey is Hadoop's isACLPresent and hasAccessToKey. It reports whether the key-level rules of right, or else those of
-// ALL, admit who. If a name has any rule of its own, the defaults do not apply to it, so operations without a rule are
-// closed. The whitelist always applies. If there is no rule for the name and the right, the result is false.
+// ALL, admit the caller. If a name has any rule of its own, the defaults do not apply to it, so operations without a
+// rule are closed. The whitelist always applies. If there is no rule for the name and the right, the result is false.
 //
 // If refused is not nil, MayKey calls it with each right whose rules were applied and did not admit the caller: with
 // right, then with ALL.
-func (p *Policy) MayKey(aclName string, right KeyOp, who claviger.Principal, groups func(user string) []string,
+func (p *Policy) MayKey(aclName string, right KeyOp, caller claviger.Principal, groups func(user string) []string,
 	refused func(KeyOp)) bool {
-	w := p.walk(who, groups)
+	w := p.walk(caller, groups)
 	return w.key(aclName, right, refused)
 }
 
@@ -233,21 +233,21 @@ func isMigrateRule(name string) bool {
 	return ok && len(key) > 1 && strings.HasSuffix(key, ".")
 }
 
-// MayMigrate reports whether the rules of KeyMigrate let who migrate a key with that ACL name: the key's own rule, or
-// the default if the key has none, or the whitelist.
-func (p *Policy) MayMigrate(aclName string, who claviger.Principal, groups func(user string) []string) bool {
-	w := p.walk(who, groups)
+// MayMigrate reports whether the rules of KeyMigrate let the caller migrate a key with that ACL name: the key's own
+// rule, or the default if the key has none, or the whitelist.
+func (p *Policy) MayMigrate(aclName string, caller claviger.Principal, groups func(user string) []string) bool {
+	w := p.walk(caller, groups)
 	return w.migrate(aclName)
 }
 
 // MayMigrateAny reports whether MayMigrate is true for any ACL name. Other callers can be refused before the source
 // is called.
-func (p *Policy) MayMigrateAny(who claviger.Principal, groups func(user string) []string) bool {
+func (p *Policy) MayMigrateAny(caller claviger.Principal, groups func(user string) []string) bool {
 	if p == nil {
 		return false
 	}
 	for _, rule := range p.migrate {
-		if rule.Admits(who, groups) {
+		if rule.Admits(caller, groups) {
 			return true
 		}
 	}

@@ -48,8 +48,8 @@ var aliases = map[string]string{
 }
 
 // FindRequest finds a request by its name in the audit log, or by the right that it needs. Case does not matter, and
-// '-' is the same as '_'. If there is no such request, near is the name that was probably meant, or "".
-func FindRequest(name string) (r Request, near string, ok bool) {
+// '-' is the same as '_'. If there is no such request, nearest is the name that was probably meant, or "".
+func FindRequest(name string) (r Request, nearest string, ok bool) {
 	word := strings.ReplaceAll(strings.ToUpper(name), "-", "_")
 	if full, ok := aliases[word]; ok {
 		word = full
@@ -57,9 +57,9 @@ func FindRequest(name string) (r Request, near string, ok bool) {
 	if i := slices.IndexFunc(requests, func(r Request) bool { return r.Name == word }); i >= 0 {
 		return requests[i], "", true
 	}
-	near, _ = typo.Nearest(word, append(RequestNames(), "CREATE", "DELETE", "ROLLOVER", "GET", "UNDELETE", "PURGE",
+	nearest, _ = typo.Nearest(word, append(RequestNames(), "CREATE", "DELETE", "ROLLOVER", "GET", "UNDELETE", "PURGE",
 		"MIGRATE"))
-	return Request{}, near, false
+	return Request{}, nearest, false
 }
 
 // RequestNames returns the names that FindRequest finds, without aliases.

@@ -120,7 +120,7 @@ func TestMigrateIsIndependent(t *testing.T) {
 	if !p.MayKey("m", authz.KeyRead, alice, nil, nil) {
 		t.Error("with key.acl.m.MIGRATE, the default for READ does not apply to m")
 	}
-	if d := p.Doubts([]string{"k"}); len(d) > 0 {
-		t.Errorf("doubts about a rule for a key that does not exist yet: %q", d)
+	if d := p.Lint([]string{"k"}); len(d) > 0 {
+		t.Errorf("findings about a rule for a key that does not exist yet: %q", d)
 	}
 }

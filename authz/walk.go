@@ -6,7 +6,7 @@ import "claviger"
 // explanation always matches the decision.
 type walk struct {
 	policy   *Policy
-	who      claviger.Principal
+	caller   claviger.Principal
 	groups   func(user string) []string
 	recorder *recorder // nil: record nothing
 }
@@ -14,23 +14,23 @@ type walk struct {
 // denyAll is used in the place of a nil Policy.
 var denyAll = new(Policy)
 
-func (p *Policy) walk(who claviger.Principal, groups func(user string) []string) walk {
+func (p *Policy) walk(caller claviger.Principal, groups func(user string) []string) walk {
 	if p == nil {
 		p = denyAll
 	}
-	return walk{policy: p, who: who, groups: groups}
+	return walk{policy: p, caller: caller, groups: groups}
 }
 
 // operation applies the list of an operation, then its blacklist.
 func (w *walk) operation(op Op) bool {
 	list, known := w.policy.ops[op]
-	by, group := list.admits(w.who, w.groups)
+	by, group := list.admits(w.caller, w.groups)
 	w.recorder.operation(op, &list, known, by, group)
 	if by == notAdmitted {
 		return false
 	}
 	black := w.policy.blacklist[op]
-	by, group = black.excludes(w.who, w.groups)
+	by, group = black.excludes(w.caller, w.groups)
 	w.recorder.blacklist(op, &black, by, group)
 	return by == notAdmitted
 }
@@ -62,14 +62,14 @@ func (w *walk) key(aclName string, right KeyOp, refused func(KeyOp)) bool {
 
 func (w *walk) keyRule(rules map[KeyOp]rule, aclName string, own bool, op KeyOp) bool {
 	r := rules[op]
-	by, group := r.admits(w.who, w.groups)
+	by, group := r.admits(w.caller, w.groups)
 	w.recorder.keyRule(aclName, own, op, &r, by, group)
 	return by != notAdmitted
 }
 
 func (w *walk) whitelist(op KeyOp) bool {
 	r := w.policy.whitelist[op]
-	by, group := r.admits(w.who, w.groups)
+	by, group := r.admits(w.caller, w.groups)
 	w.recorder.whitelist(op, &r, by, group)
 	return by != notAdmitted
 }
@@ -82,7 +82,7 @@ func (w *walk) migrate(aclName string) bool {
 	}
 	for i, name := range [...]string{first, whitelistPrefix + string(KeyMigrate)} {
 		r := w.policy.migrate[name]
-		by, group := r.admits(w.who, w.groups)
+		by, group := r.admits(w.caller, w.groups)
 		w.recorder.migrate(name, i == 0, &r, by, group)
 		if by != notAdmitted {
 			return true

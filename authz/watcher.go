@@ -126,7 +126,8 @@ func (w *Watcher) check(now time.Time) {
 			w.log.Warn("the ACL file was removed or cannot be read; the rules that were loaded from it stay in force",
 				"file", w.path, "err", err)
 			if err == nil {
-				err = fmt.Errorf("the ACL file %s is gone; the rules that were loaded from it stay in force", w.path)
+				err = fmt.Errorf("the ACL file %s does not exist any more; the rules that were loaded from it stay "+
+					"in force", w.path)
 			}
 			w.failed(err)
 		}

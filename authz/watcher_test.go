@@ -194,7 +194,7 @@ func TestWatcherStatus(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.check(now)
-	if s := w.Status(); s.Failures != 2 || s.Err == nil || !strings.Contains(s.Err.Error(), "is gone") {
+	if s := w.Status(); s.Failures != 2 || s.Err == nil || !strings.Contains(s.Err.Error(), "does not exist") {
 		t.Errorf("without the file: %+v", s)
 	}
 	write("bob", now.Add(-time.Second))

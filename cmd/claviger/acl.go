@@ -105,13 +105,13 @@ func wrapped(words []string, width int) string {
 
 // explain finds the answer. givenGroups means that --groups was given.
 func explain(ctx context.Context, f explainFlags, givenGroups bool, args []string) (*acls.Explanation, error) {
-	request, near, ok := authz.FindRequest(args[1])
+	request, nearest, ok := authz.FindRequest(args[1])
 	if !ok {
-		if near != "" {
-			near = "; did you mean " + near + "?"
+		if nearest != "" {
+			nearest = "; did you mean " + nearest + "?"
 		}
 		return nil, &exitError{exitUsage, fmt.Errorf("there is no operation %q%s\nThe operations are: %s", args[1],
-			near,
+			nearest,
 			strings.Join(authz.RequestNames(), ", "))}
 	}
 	conf, err := hadoopconf.LoadKMS(f.conf, os.LookupEnv)
@@ -190,10 +190,10 @@ Exit status: 0 nothing was found; 2 the command line is wrong; 3 something was f
 			if err != nil {
 				return noAnswer(err)
 			}
-			if err := out.Write(found, func(w io.Writer) { doubtsText(w, found) }); err != nil {
+			if err := out.Write(found, func(w io.Writer) { findingsText(w, found) }); err != nil {
 				return noAnswer(err)
 			}
-			if len(found.Doubts) > 0 {
+			if len(found.Findings) > 0 {
 				return &exitError{code: exitRefused}
 			}
 			return nil
@@ -205,15 +205,15 @@ Exit status: 0 nothing was found; 2 the command line is wrong; 3 something was f
 	return cmd
 }
 
-// doubtsText writes the doubts for people.
-func doubtsText(w io.Writer, d *acls.Doubts) {
-	for _, s := range d.Doubts {
+// findingsText writes the findings for people.
+func findingsText(w io.Writer, d *acls.Findings) {
+	for _, s := range d.Findings {
 		fmt.Fprintln(w, s)
 	}
 	for _, n := range d.Notes {
 		fmt.Fprintf(w, "note: %s\n", n)
 	}
-	if len(d.Doubts) == 0 {
+	if len(d.Findings) == 0 {
 		fmt.Fprintf(w, "%s: nothing was found\n", d.File)
 	}
 }

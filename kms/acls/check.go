@@ -14,26 +14,26 @@ import (
 	"claviger/metastore/location"
 )
 
-// Doubts are the rules that an operator should check.
-type Doubts struct {
-	File   string   `json:"file"`
-	Doubts []string `json:"doubts"`
-	Notes  []string `json:"notes,omitempty"`
+// Findings are the rules that an operator should check.
+type Findings struct {
+	File     string   `json:"file"`
+	Findings []string `json:"doubts"`
+	Notes    []string `json:"notes,omitempty"`
 }
 
 // Check finds rules that are misspelled, rules that admit nobody, rules that exclude other operations of a key, and
 // rules for keys that the metastore does not have.
-func Check(ctx context.Context, conf *hadoopconf.Conf) (*Doubts, error) {
+func Check(ctx context.Context, conf *hadoopconf.Conf) (*Findings, error) {
 	policy, warnings, notes, err := kms.LoadPolicy(conf)
 	if err != nil {
 		return nil, err
 	}
-	d := &Doubts{File: kms.ACLFile(conf), Doubts: append([]string{}, conf.MisplacedRules()...), Notes: notes}
+	d := &Findings{File: kms.ACLFile(conf), Findings: append([]string{}, conf.MisplacedRules()...), Notes: notes}
 	known, err := knownACLNames(ctx, conf)
 	switch {
 	case err != nil && !errors.Is(err, location.ErrNone):
 		known = nil
-		d.Doubts = append(d.Doubts, fmt.Sprintf("it was not checked whether rules name keys that do not exist, "+
+		d.Findings = append(d.Findings, fmt.Sprintf("it was not checked whether rules name keys that do not exist, "+
 			"because the metastore cannot be read: %v; run this command as the server's user", err))
 	case len(known) == 0:
 		known = nil // only an HSM's keys are in the metastore
@@ -41,15 +41,15 @@ func Check(ctx context.Context, conf *hadoopconf.Conf) (*Doubts, error) {
 			"the metastore has no keys: it was not checked whether rules name keys that do not exist")
 	}
 	if err := conf.CheckRules(); err != nil {
-		d.Doubts = append(d.Doubts, err.Error())
+		d.Findings = append(d.Findings, err.Error())
 	}
 	if _, err := os.Stat(d.File); errors.Is(err, fs.ErrNotExist) {
-		d.Doubts = append(d.Doubts, noACLFile(conf))
+		d.Findings = append(d.Findings, noACLFile(conf))
 	} else if rulesByKey(conf) && !policy.AdmitsToKeys() {
-		d.Doubts = append(d.Doubts, d.File+": no rule in it admits any user to a key, so nobody may use any key; add "+
-			"default.key.acl.*, whitelist.key.acl.* or key.acl.* properties")
+		d.Findings = append(d.Findings, d.File+": no rule in it admits any user to a key, so nobody may use any key; "+
+			"add default.key.acl.*, whitelist.key.acl.* or key.acl.* properties")
 	}
-	d.Doubts = append(append(d.Doubts, warnings...), policy.Doubts(known)...)
+	d.Findings = append(append(d.Findings, warnings...), policy.Lint(known)...)
 	return d, nil
 }
 
