@@ -122,11 +122,11 @@ type Result struct {
 	Anonymous bool
 	// Refusal is the reason why the request must not be served.
 	Refusal *Refusal
-	// SetCookie is the value of a Set-Cookie header to send with any answer; "" is none. With a refusal it may
+	// SetCookie is the value of a Set-Cookie header to send with any answer; "" means no header. With a refusal it may
 	// clear the cookie. If doAs is refused, it may set one, because the proxy user is authenticated.
 	SetCookie string
-	// ServerToken is the value of a WWW-Authenticate header to send with any answer: the last token of a handshake;
-	// "" is none.
+	// ServerToken is the value of a WWW-Authenticate header to send with any answer: the last token of a handshake; ""
+	// means no header.
 	ServerToken string
 }
 
@@ -180,7 +180,7 @@ type Refusal struct {
 	Challenges []string
 	// Explanation is only for the operator's log: the problem and its cure. "" if Reason is enough.
 	Explanation string
-	// Property is the property that Explanation asks to change, if there is one.
+	// Property is the property that the cure in Explanation changes, if there is one.
 	Property string
 	// Real is the authenticated user, and User is the user that Real wanted to act for; "" if not known. Both are
 	// only for audit records.

@@ -391,11 +391,11 @@ func refusalOf(err error, fallback Refusal) *Refusal {
 		}
 		return &Refusal{Kind: TooManyTokens, Reason: over.reason}
 	}
-	var apart *metastore.ClocksDifferError
-	if errors.As(err, &apart) {
+	var clocks *metastore.ClocksDifferError
+	if errors.As(err, &clocks) {
 		return &Refusal{Kind: StoreUnavailable, Explanation: err.Error(),
 			Reason: "this server's clock, or that of the store of delegation tokens, " +
-				"is wrong, so it cannot tell whether the token has expired"}
+				"is wrong, so it is not known whether the token has expired"}
 	}
 	var failed *claviger.Error
 	if errors.As(err, &failed) {
@@ -411,7 +411,7 @@ func badToken(id identifier, err error) Refusal {
 	r := Refusal{Kind: BadDelegation, Reason: err.Error(),
 		Explanation: "the delegation token is not known here, or was cancelled: get another." +
 			" If another node issued it, the nodes do not share their tokens: " +
-			"hadoop.kms.authentication.zk-dt-secret-manager.enable, or a metastore in PostgreSQL, makes them"}
+			"set " + "hadoop.kms.authentication.zk-dt-secret-manager.enable, or use a metastore in PostgreSQL"}
 	var expired *expiredToken
 	switch {
 	case errors.As(err, &expired):

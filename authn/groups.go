@@ -79,7 +79,7 @@ type GroupStats struct {
 }
 
 // NewGroups makes Groups from the values of StaticMappingProperty and of hadoop.security.groups.cache.secs. The
-// directory is the operating system, unless Ask sets another.
+// directory is the operating system, unless SetDirectory sets another.
 func NewGroups(static string, ttl time.Duration, log *slog.Logger) (*Groups, error) {
 	mapping, err := parseStaticMapping(static)
 	if err != nil {

@@ -34,8 +34,8 @@ type proxyRules struct {
 
 // proxyRule is the rule of one proxy. Both parts must allow a request.
 type proxyRule struct {
-	users authz.ACL // users that the proxy may act for; the zero value is none
-	hosts hostList  // hosts that the proxy may send from; the zero value is none
+	users authz.ACL // users that the proxy may act for; the zero value admits no user
+	hosts hostList  // hosts that the proxy may send from; the zero value admits no host
 }
 
 // NewProxyUsers makes the rules. props maps the rest of a property's name after ProxyUserPrefix to its value

@@ -141,23 +141,23 @@ func (r *RollingSecrets) Run(ctx context.Context) {
 // syncWithStore does the rollover if it is due, then adopts the secrets of the store if they have changed.
 func (r *RollingSecrets) syncWithStore(ctx context.Context) error {
 	r.mu.Lock()
-	due, mine := r.shift(), r.state
+	due, own := r.shift(), r.state
 	r.mu.Unlock()
 	if due {
-		mine.Next = randomSecret()
-		won, err := r.conf.Store.SwapSignerSecrets(ctx, mine)
+		own.Next = randomSecret()
+		first, err := r.conf.Store.SwapSignerSecrets(ctx, own)
 		if err != nil {
 			return err
 		}
-		r.conf.Log.Info("rolled the secrets that sign cookies over", "first", won)
+		r.conf.Log.Info("rolled the secrets that sign cookies over", "first", first)
 	}
 	s, ok, err := r.conf.Store.SignerSecrets(ctx)
 	switch {
 	case err != nil:
 		return err
 	case !ok: // the secrets were removed from the store
-		mine.Version = 0
-		if _, err := r.conf.Store.SwapSignerSecrets(ctx, mine); err != nil {
+		own.Version = 0
+		if _, err := r.conf.Store.SwapSignerSecrets(ctx, own); err != nil {
 			return err
 		}
 		if s, ok, err = r.conf.Store.SignerSecrets(ctx); err == nil && !ok {
@@ -166,10 +166,10 @@ func (r *RollingSecrets) syncWithStore(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-	case s.Version == mine.Version && !due:
+	case s.Version == own.Version && !due:
 		return nil
 	}
-	if due && !bytes.Equal(s.Current, mine.Current) {
+	if due && !bytes.Equal(s.Current, own.Current) {
 		r.conf.Log.Warn("another node had other secrets for cookies than this node; a client whose cookie is refused "+
 			"logs in again", "property", "hadoop.kms.authentication.token.validity, which must be the "+
 			"same on all nodes")

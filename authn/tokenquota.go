@@ -129,14 +129,14 @@ func (q *quota) tryAcquire(name string) error {
 	switch {
 	case o.burst < 1:
 		q.stats.RefusedRate++
-		return &overQuota{fmt.Sprintf("%s asks for too many delegation tokens: %g in a second are issued to one "+
-			"owner. Use one token for many requests, and ask again in a moment", name, q.limits.Rate), true}
+		return &overQuota{fmt.Sprintf("%s requests too many delegation tokens: one owner gets at most %g in a "+
+			"second. Use one token for many requests, and try again in a moment", name, q.limits.Rate), true}
 	case o.tokens >= q.limits.PerOwner:
 		return &overQuota{fmt.Sprintf("%s has %d delegation tokens, and one owner may have %d: cancel those that are "+
 			"not needed any more", name, o.tokens, q.limits.PerOwner), false}
 	case o.tokens >= (q.limits.Total-q.total+freeShare-1)/freeShare:
-		return &overQuota{fmt.Sprintf("there are %d delegation tokens, and %d may be kept: with so little room left, "+
-			"%s, who has %d, gets no more until some are cancelled or expire",
+		return &overQuota{fmt.Sprintf("there are %d delegation tokens, and %d may be kept: because little room is "+
+			"left, %s, who has %d, gets no more until some are cancelled or expire",
 			q.total, q.limits.Total, name, o.tokens), false}
 	}
 	o.burst--
