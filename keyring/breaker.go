@@ -14,8 +14,8 @@ import (
 )
 
 // unanswered records the users whose calls to a source got no answer since the last answer. A source may answer all
-// users but one: a directory hangs at that user's name, or a proxy drops requests of that size. The calls of one such
-// user must not open the breaker for all users.
+// users but one: for example, its directory hangs at that user's name, or a proxy drops requests of that user's size.
+// The calls of one such user must not open the breaker for all users.
 type unanswered struct {
 	mu    sync.Mutex
 	user  string // the user of the first call without an answer

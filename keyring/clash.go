@@ -74,7 +74,7 @@ func (r *Ring) CheckMigrations(ctx context.Context) error {
 	}
 	slices.Sort(missing)
 	return claviger.Errorf("keyring.CheckMigrations", claviger.SourceUnreachable, "", "the migration from %s is not "+
-		"finished, and it is no source here: EDEKs under its key versions cannot be opened; name it in "+
+		"finished, and it is not a source here: EDEKs under its key versions cannot be opened; name it in "+
 		"hadoop.kms.key.provider.reencryption.source.uri again, or end the migration with claviger migrate "+
 		"finish", strings.Join(missing, ", "))
 }
@@ -90,16 +90,16 @@ func (r *Ring) findClashes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ours := make(map[string][]string, len(names)) // by FoldName
+	here := make(map[string][]string, len(names)) // by FoldName
 	for _, name := range names {
 		fold := claviger.FoldName(name)
-		ours[fold] = append(ours[fold], name)
+		here[fold] = append(here[fold], name)
 	}
 	var texts []string
 	for _, s := range r.sources.list {
-		found, err := r.clashesWith(ctx, s, ours)
+		found, err := r.clashesWith(ctx, s, here)
 		if err != nil {
-			return fmt.Errorf("which keys the source %s (property %s) has is not known: %s", s.URI(), s.property,
+			return fmt.Errorf("it is not known which keys the source %s (property %s) has: %s", s.URI(), s.property,
 				reason(err))
 		}
 		if len(found) == 0 {
@@ -115,9 +115,9 @@ func (r *Ring) findClashes(ctx context.Context) error {
 	if len(texts) == 0 {
 		return nil
 	}
-	return &clash{strings.Join(texts, "; ") + "; the rules of the key here stand before the source's EDEKs of that " +
-		"name: see claviger migrate plan, and let the users of one of the two copy their " +
-		"files to a zone with another key"}
+	return &clash{strings.Join(texts, "; ") + "; the rules of the key here also guard the source's EDEKs of that " +
+		"name: see claviger migrate plan, and let the users of one of the two keys copy their files to a zone with " +
+		"another key"}
 }
 
 // migratedFrom reports whether a key here was migrated from any source. If s has rolled the key since, so that it is in
@@ -130,7 +130,7 @@ func (r *Ring) migratedFrom(ctx context.Context, s *source, m *claviger.Metadata
 }
 
 // clashesWith returns the names, in order, of keys here to which the source answers, and that were not migrated.
-func (r *Ring) clashesWith(ctx context.Context, s *source, ours map[string][]string) ([]string, error) {
+func (r *Ring) clashesWith(ctx context.Context, s *source, here map[string][]string) ([]string, error) {
 	var sourceNames []string
 	err := s.call(ctx, func(ctx context.Context) (err error) {
 		sourceNames, err = s.Keys(ctx)
@@ -143,7 +143,7 @@ func (r *Ring) clashesWith(ctx context.Context, s *source, ours map[string][]str
 	var both []string
 	for _, name := range sourceNames {
 		listed[name] = true
-		both = append(both, ours[claviger.FoldName(name)]...)
+		both = append(both, here[claviger.FoldName(name)]...)
 	}
 	slices.Sort(both)
 	both = slices.Compact(both)

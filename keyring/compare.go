@@ -70,7 +70,7 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 			}
 		}
 	}
-	maps.DeleteFunc(known, func(v, _ string) bool { return r.cfg.Ours[v] })
+	maps.DeleteFunc(known, func(v, _ string) bool { return r.cfg.OwnVersions[v] })
 	here, err := r.stillHere(ctx, known)
 	errs = append(errs, err)
 	r.setConflicts(ctx, known, here)
@@ -254,12 +254,12 @@ func (r *Ring) stillHere(ctx context.Context, versions map[string]string) (map[s
 	for version, source := range versions {
 		has, err := provider.MayHave(ctx, r.primary.Provider, version)
 		errs = append(errs, err)
-		if !has && !r.cfg.Theirs[version] { // deleted: its EDEKs are not opened by the source
+		if !has && !r.cfg.SourceVersions[version] { // deleted: its EDEKs are not opened by the source
 			v := claviger.ParseVersion(version)
 			var place string
 			place, err = r.formerPrimaryOf(ctx, v)
 			errs = append(errs, err)
-			has, err = r.mayBeOurs(ctx, v)
+			has, err = r.mayBeOwn(ctx, v)
 			has = has || place != ""
 			errs = append(errs, err)
 		}

@@ -27,11 +27,11 @@ func TestConflictIsFoundInTime(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	go w.WatchSources(ctx)
-	if dek, err := w.decrypt(t, w.theirs); err != nil || dek.Equal(w.theirDEK) {
+	if dek, err := w.decrypt(t, w.sourceEDEK); err != nil || dek.Equal(w.sourceDEK) {
 		t.Fatalf("before the comparison: %v", err) // the time before detection that these pages describe
 	}
 	for {
-		if _, err := w.decrypt(t, w.theirs); claviger.Is(err, claviger.Unavailable) {
+		if _, err := w.decrypt(t, w.sourceEDEK); claviger.Is(err, claviger.Unavailable) {
 			break
 		}
 		if time.Since(began) > 10*every { // a busy machine
@@ -52,7 +52,7 @@ func TestConflictWhileSourceIsSilent(t *testing.T) {
 	if err := w.CompareSources(t.Context()); err == nil {
 		t.Error("a silent source is compared")
 	}
-	if _, err := w.decrypt(t, w.ours); err != nil {
+	if _, err := w.decrypt(t, w.ownEDEK); err != nil {
 		t.Errorf("nothing is known, and nothing is opened: %v", err)
 	}
 	w.far.setFail(nil)
@@ -60,20 +60,20 @@ func TestConflictWhileSourceIsSilent(t *testing.T) {
 	w.compare(t)
 	w.silence()
 	_ = w.CompareSources(t.Context())
-	w.wantConflict(t, w.ours)
+	w.wantConflict(t, w.ownEDEK)
 	w.restart()
 	_ = w.CompareSources(t.Context())
-	w.wantConflict(t, w.ours)
+	w.wantConflict(t, w.ownEDEK)
 
 	w = newConflictLab(t)
 	w.silence()
 	w.record(func(o *Origin) { o.Rolled = 2 })
 	_ = w.CompareSources(t.Context())
-	w.wantConflict(t, w.ours)
+	w.wantConflict(t, w.ownEDEK)
 	// The operator ended the migration, which settles the conflict.
 	w.record(func(o *Origin) { o.Finished = time.Now() })
 	_ = w.CompareSources(t.Context())
-	if _, err := w.decrypt(t, w.ours); err != nil {
+	if _, err := w.decrypt(t, w.ownEDEK); err != nil {
 		t.Errorf("after the end of the migration: %v", err)
 	}
 }
@@ -195,7 +195,7 @@ func TestNoConflictByCount(t *testing.T) {
 	w.record(func(o *Origin) { o.Created = ms[0].Created }) // it is the key that was migrated
 	w.sources.list[0].Provider, w.sources.list[0].crypter = opaque, remote{opaque, opaque}
 	w.compare(t)
-	if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.ourDEK) {
+	if dek, err := w.decrypt(t, w.ownEDEK); err != nil || !dek.Equal(w.ownDEK) {
 		t.Errorf("a source of opaque names: %v", err)
 	}
 	// The source refuses to say whether it has the version, so the count decides.
@@ -209,7 +209,7 @@ func TestNoConflictByCount(t *testing.T) {
 		return nil
 	})
 	w.compare(t)
-	w.wantConflict(t, w.ours)
+	w.wantConflict(t, w.ownEDEK)
 }
 
 // TestStaleNode: a source has several nodes. One node counts a rolled version, and another node, which has not seen the
@@ -221,13 +221,13 @@ func TestStaleNode(t *testing.T) {
 	reset := w.staleEverySecond(&stale)
 	w.compare(t)
 	reset()
-	if out, err := w.reencryptOne(t, w.theirs); !claviger.Is(err, claviger.SourceUnreachable) {
+	if out, err := w.reencryptOne(t, w.sourceEDEK); !claviger.Is(err, claviger.SourceUnreachable) {
 		t.Errorf("re-encrypted by a stale answer: %v, %v", out, err)
 	}
 	stale = false
 	w.compare(t)
-	w.wantConflict(t, w.theirs)
-	_, err := w.reencryptOne(t, w.theirs)
+	w.wantConflict(t, w.sourceEDEK)
+	_, err := w.reencryptOne(t, w.sourceEDEK)
 	wantKind(t, err, claviger.Invalid)
 
 	// If the source gives that answer for long enough, it has no version of that name.
@@ -238,7 +238,7 @@ func TestStaleNode(t *testing.T) {
 	w.rollHere(t)
 	stale = true
 	w.staleEverySecond(&stale)
-	if out, err := w.reencryptOne(t, w.ours); err != nil || out.Version != next.Name {
+	if out, err := w.reencryptOne(t, w.ownEDEK); err != nil || out.Version != next.Name {
 		t.Errorf("after long enough: %v, %v", out, err)
 	}
 }
@@ -320,13 +320,13 @@ func TestConflictOfASpelling(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours := *m[0]
-	ours.Name = "Payroll"
-	if _, err := s.primary.Import(t.Context(), ours, 1, 1, nil); err != nil {
+	own := *m[0]
+	own.Name = "Payroll"
+	if _, err := s.primary.Import(t.Context(), own, 1, 1, nil); err != nil {
 		t.Fatal(err)
 	}
 	s.past.list = append(s.past.list, Origin{Key: "Payroll", Source: farURI, TakenOver: true, Folded: true,
-		Created: ours.Created, ACLName: "payroll", Numbered: true, Counted: 1})
+		Created: own.Created, ACLName: "payroll", Numbered: true, Counted: 1})
 	s.origins.forget()
 	for n := range 2 {
 		if err := s.CompareSources(t.Context()); err != nil || s.Conflicts() != n {

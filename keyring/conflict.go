@@ -90,7 +90,7 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *claviger.KeyVer
 	}
 	ref := claviger.ParseVersion(v.Name)
 	number, ok := ref.Number()
-	if !ok || r.cfg.Ours[v.Name] {
+	if !ok || r.cfg.OwnVersions[v.Name] {
 		return nil
 	}
 	origins, err := r.originsOf(ctx, v)
@@ -159,13 +159,13 @@ func (r *Ring) notReencrypted(ctx context.Context, op string, v *claviger.KeyVer
 
 // otherKey is notReencrypted for a source's key that was not rolled, but is another key.
 func (r *Ring) otherKey(op string, v *claviger.KeyVersion, uri string, sourceKey *claviger.Metadata) error {
-	return claviger.Errorf(op, claviger.Invalid, v.Name, "the source %s has another key '%s', made %s, than the one "+
-		"here, made %s, and both have a version '%s', so its EDEKs may belong to either key, and are "+
-		"not re-encrypted: if "+
-		"files are under the source's key, copy them, through the source, to a zone with a key of another name; "+
-		"then delete the key at the source, or set claviger.migration.ours to %s and restart; do not delete the key "+
-		"here", uri, v.Key,
-		preciseStamp(sourceKey.Created), preciseStamp(v.Of.Created), v.Name, r.oursWith(claviger.ParseVersion(v.Name)))
+	return claviger.Errorf(op, claviger.Invalid, v.Name, "the source %s has a key '%s', made %s, that is not "+
+		"the key here, made %s. Both have a version '%s', so its EDEKs may belong to either key, and are not "+
+		"re-encrypted: if files are under the source's key, copy them, through the source, to a zone with a key of "+
+		"another name; then delete the key at the source, or set claviger.migration.ours to %s and restart; do not "+
+		"delete the key here", uri, v.Key,
+		preciseStamp(sourceKey.Created), preciseStamp(v.Of.Created), v.Name,
+		r.ownVersionsWith(claviger.ParseVersion(v.Name)))
 }
 
 // notKnown returns the error for a version if it is not known whether a source has another version of its name.

@@ -17,7 +17,7 @@ func TestConflictIsNotDecrypted(t *testing.T) {
 	w := newConflictLab(t)
 	var logged strings.Builder
 	w.log = slog.New(slog.NewTextHandler(&logged, nil))
-	if dek, err := w.decrypt(t, w.theirs); err != nil || dek.Equal(w.theirDEK) {
+	if dek, err := w.decrypt(t, w.sourceEDEK); err != nil || dek.Equal(w.sourceDEK) {
 		t.Fatalf("before the comparison: %v", err) // otherwise there is no conflict to test
 	}
 	for range 2 { // the conflict remains
@@ -47,7 +47,7 @@ func TestConflictIsNotDecrypted(t *testing.T) {
 		t.Errorf("EDEKs were made: %v, %v", es, err)
 	}
 	// A user without rights does not learn about the conflict.
-	_, err := w.Decrypt(t.Context(), caller("bob"), "payroll", true, w.theirs)
+	_, err := w.Decrypt(t.Context(), caller("bob"), "payroll", true, w.sourceEDEK)
 	wantKind(t, err, claviger.KeyDenied)
 	// EDEKs of the source's older version, and of a newer version here, are opened.
 	if dek, err := w.decrypt(t, w.edek); err != nil || !dek.Equal(w.dek) {
@@ -60,12 +60,12 @@ func TestConflictIsNotDecrypted(t *testing.T) {
 		t.Errorf("a newer version here: %v", err)
 	}
 	// An operator says that the EDEKs belong to the version here.
-	w.cfg.Ours = map[string]bool{w.shared: true}
+	w.cfg.OwnVersions = map[string]bool{w.shared: true}
 	w.compare(t)
-	if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.ourDEK) || w.CheckConflicts(t.Context()) != nil {
+	if dek, err := w.decrypt(t, w.ownEDEK); err != nil || !dek.Equal(w.ownDEK) || w.CheckConflicts(t.Context()) != nil {
 		t.Errorf("claviger.migration.ours: %v, %v", err, w.CheckConflicts(t.Context()))
 	}
-	if _, err := w.reencryptOne(t, w.ours); err != nil {
+	if _, err := w.reencryptOne(t, w.ownEDEK); err != nil {
 		t.Errorf("claviger.migration.ours, re-encryption: %v", err)
 	}
 }
@@ -86,7 +86,7 @@ func TestKeyMadeAgainAtTheSource(t *testing.T) {
 		w.rollThere(t)
 	}
 	w.compare(t)
-	if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.ourDEK) || w.Conflicts() != 0 {
+	if dek, err := w.decrypt(t, w.ownEDEK); err != nil || !dek.Equal(w.ownDEK) || w.Conflicts() != 0 {
 		t.Errorf("%v, %d conflicts", err, w.Conflicts())
 	}
 	// EDEKs of a version name that both keys have may belong to either key. The error does not blame a roll.
@@ -96,9 +96,9 @@ func TestKeyMadeAgainAtTheSource(t *testing.T) {
 		}
 	}
 	w.forget("payroll")
-	_, err := w.reencryptOne(t, w.ours)
+	_, err := w.reencryptOne(t, w.ownEDEK)
 	wantKind(t, err, claviger.Invalid)
-	if !strings.Contains(err.Error(), "has another key 'payroll', made ") ||
+	if !strings.Contains(err.Error(), "has a key 'payroll', made ") ||
 		strings.Contains(err.Error(), "stop rolls") {
 		t.Errorf("it says %v", err)
 	}
@@ -114,8 +114,8 @@ func TestKeyMadeAgainAtTheSource(t *testing.T) {
 		}
 	}
 	reencrypts(es[0], deks[0])
-	w.cfg.Ours = map[string]bool{w.shared: true}
-	reencrypts(w.ours, w.ourDEK)
+	w.cfg.OwnVersions = map[string]bool{w.shared: true}
+	reencrypts(w.ownEDEK, w.ownDEK)
 }
 
 // TestConflictOfTheCurrentVersion: if the current version is in conflict, its EDEKs are refused, not returned unchanged
@@ -182,9 +182,9 @@ func TestSameNameIsNotReencrypted(t *testing.T) {
 // the key in conflict. So an operator who copies it loses no earlier decision.
 func TestConflictCureIsComplete(t *testing.T) {
 	w := newConflictLab(t)
-	w.cfg.Ours = map[string]bool{"another@7": true}
+	w.cfg.OwnVersions = map[string]bool{"another@7": true}
 	w.compare(t)
-	_, err := w.decrypt(t, w.theirs)
+	_, err := w.decrypt(t, w.sourceEDEK)
 	if err == nil || !strings.Contains(err.Error(), "claviger.migration.ours to another@7,"+w.shared+" and restart") {
 		t.Errorf("%v", err)
 	}
@@ -204,7 +204,7 @@ func TestConflictCureIsComplete(t *testing.T) {
 func TestNotComparedYet(t *testing.T) {
 	w := newConflictLab(t)
 	w.rollHere(t)
-	_, err := w.reencryptOne(t, w.ours)
+	_, err := w.reencryptOne(t, w.ownEDEK)
 	wantKind(t, err, claviger.Invalid)
 	if !strings.Contains(err.Error(), "is one key here and another key at") {
 		t.Error(err)
@@ -212,7 +212,7 @@ func TestNotComparedYet(t *testing.T) {
 	w = newConflictLab(t)
 	w.rollHere(t)
 	w.far.setFail(failing(claviger.WrongKey, "an odd answer"))
-	_, err = w.reencryptOne(t, w.ours)
+	_, err = w.reencryptOne(t, w.ownEDEK)
 	wantKind(t, err, claviger.WrongKey)
 	// A version whose metadata is not known was made by no migration that is known.
 	if list, err := w.originsOf(t.Context(), &claviger.KeyVersion{Key: "payroll", Name: w.shared}); len(list) > 0 ||
@@ -229,7 +229,7 @@ func TestSilenceBesideOpaqueSource(t *testing.T) {
 		w.record(func(o *Origin) { o.Numbered, o.Source = numbered, "kms://http@elsewhere:9600/kms" })
 		w.rollHere(t)
 		w.silence()
-		if _, err := w.reencryptOne(t, w.ours); (err != nil) != numbered {
+		if _, err := w.reencryptOne(t, w.ownEDEK); (err != nil) != numbered {
 			t.Errorf("numbered %t: %v", numbered, err)
 		}
 	}

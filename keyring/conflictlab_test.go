@@ -12,9 +12,9 @@ import (
 // versions.
 type conflictLab struct {
 	*shadowLab
-	shared           string        // the name of both versions
-	theirs, ours     claviger.EDEK // under the source's version and under the version here
-	theirDEK, ourDEK secret.Bytes
+	shared              string        // the name of both versions
+	sourceEDEK, ownEDEK claviger.EDEK // under the source's version and under the version here
+	sourceDEK, ownDEK   secret.Bytes
 }
 
 func newConflictLab(t *testing.T) *conflictLab {
@@ -25,9 +25,9 @@ func newConflictLab(t *testing.T) *conflictLab {
 	if current, err := s.primary.Current(t.Context(), "payroll"); err != nil || current.Name != v.Name {
 		t.Fatalf("here %s, there %s, %v", current.Name, v.Name, err)
 	}
-	theirs, theirDEKs := newEDEKs(t, s.far.blocks, v.Name, 1)
-	ours, deks := newEDEKs(t, s.primary.Provider, v.Name, 1)
-	return &conflictLab{s, v.Name, theirs[0], ours[0], theirDEKs[0], deks[0]}
+	foreign, sourceDEKs := newEDEKs(t, s.far.blocks, v.Name, 1)
+	own, deks := newEDEKs(t, s.primary.Provider, v.Name, 1)
+	return &conflictLab{s, v.Name, foreign[0], own[0], sourceDEKs[0], deks[0]}
 }
 
 // record changes the journal's record of the key.
@@ -95,7 +95,7 @@ func (s *shadowLab) wantConflict(t *testing.T, e claviger.EDEK) {
 
 // both returns the EDEKs under the shared name.
 func (w *conflictLab) both() map[string]claviger.EDEK {
-	return map[string]claviger.EDEK{"the source's": w.theirs, "ours": w.ours}
+	return map[string]claviger.EDEK{"the source's": w.sourceEDEK, "own": w.ownEDEK}
 }
 
 // refuses checks that no EDEK of the shared name is opened or re-encrypted.

@@ -183,10 +183,10 @@ func (r *Ring) purge(ctx context.Context, c claviger.Caller, key, version string
 	return nil
 }
 
-// needUnshelvedName refuses a new key the name of a deleted key that the caller may not manage: the deleted key could
+// needUnreservedName refuses a new key the name of a deleted key that the caller may not manage: the deleted key could
 // not be undeleted while a new key has its name. Call it after a reading that found no key of the name. Then a key that
 // is deleted meanwhile is among the deleted keys that are read here.
-func (q *request) needUnshelvedName(ctx context.Context, op, name string) error {
+func (q *request) needUnreservedName(ctx context.Context, op, name string) error {
 	if !q.ring.cfg.KeyAuthorization {
 		return nil
 	}
@@ -222,10 +222,10 @@ func (q *request) manageable(ctx context.Context, keys []provider.Deleted) ([]pr
 
 // OtherDeletedError is the error if no deleted key of a name has the version of the request. It names the newest
 // versions of the deleted keys, for a caller who may manage these keys.
-type OtherDeletedError struct{ asked, newest string }
+type OtherDeletedError struct{ requested, newest string }
 
 func (e *OtherDeletedError) Error() string {
-	return "has the version " + e.asked + "; the newest versions of those that are there are " + e.newest
+	return "has the version " + e.requested + "; the deleted keys of that name have the newest versions " + e.newest
 }
 
 // noDeleted is the error if no deleted key of the name has the version. It names the deleted keys that the caller may
@@ -321,8 +321,8 @@ func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) e
 		if !now.Before(settled) {
 			return nil
 		}
-		return claviger.Errorf(op, claviger.Invalid, k.Name, "no use of key '%s', deleted %s, is known, and one may "+
-			"still be under way: it can be purged from %s on",
+		return claviger.Errorf(op, claviger.Invalid, k.Name, "key '%s', deleted %s, has no recorded use, but a "+
+			"request that uses it may still run: it can be purged from %s on",
 			k.Name, stamp(k.Since), stamp(settled.Add(time.Second)))
 	}
 	last, err := r.lastUse(ctx, *k)

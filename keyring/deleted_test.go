@@ -355,7 +355,7 @@ func TestPurgeNeverUsed(t *testing.T) {
 	at.later(0)
 	err = l.Purge(ctx, caller("reaper"), "k", "")
 	wantKind(t, err, claviger.Invalid)
-	if err == nil || !strings.Contains(err.Error(), "one may still be under way") {
+	if err == nil || !strings.Contains(err.Error(), "a request that uses it may still run") {
 		t.Error(err)
 	}
 	at.later(underWay + time.Minute)

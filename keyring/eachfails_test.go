@@ -109,7 +109,7 @@ type eachLab struct {
 	policy atomic.Pointer[authz.Policy] // in force
 	// EDEKs of the key "own", of the key "theirs", and of the migrated key: under its version here, and under the
 	// source's version.
-	own, foreign, ours, older claviger.EDEK
+	own, foreign, migrated, older claviger.EDEK
 }
 
 func newEachLab(t *testing.T, change ...func(*Config)) *eachLab {
@@ -154,7 +154,7 @@ func newEachLab(t *testing.T, change ...func(*Config)) *eachLab {
 		es, _ := newEDEKs(t, by, v.Name, 1)
 		return es[0]
 	}
-	w.ours, w.own = edek(primary.Provider, "payroll", primary), edek(primary.Provider, "own", primary)
+	w.migrated, w.own = edek(primary.Provider, "payroll", primary), edek(primary.Provider, "own", primary)
 	w.foreign, w.older = edek(w.far.blocks, "theirs", w.far), edek(w.far.blocks, "payroll", w.far)
 	w.far.setFail(func(ctx context.Context) error { return w.c.at(ctx, "source") })
 	return w
@@ -242,7 +242,7 @@ func edekOperations() []eachOperation {
 			return errOf(w.Decrypt(ctx, u, "own", true, w.own))
 		}},
 		{"decrypt migrated", nil, func(ctx context.Context, w *eachLab) error {
-			return errOf(w.Decrypt(ctx, u, "payroll", true, w.ours))
+			return errOf(w.Decrypt(ctx, u, "payroll", true, w.migrated))
 		}},
 		{"decrypt migrated, older", nil, func(ctx context.Context, w *eachLab) error {
 			return errOf(w.Decrypt(ctx, u, "payroll", true, w.older))
@@ -254,10 +254,10 @@ func edekOperations() []eachOperation {
 			return errOf(w.Reencrypt(ctx, u, "own", true, w.own))
 		}},
 		{"reencrypt migrated", nil, func(ctx context.Context, w *eachLab) error {
-			return errOf(w.ReencryptBatch(ctx, u, "payroll", []claviger.EDEK{w.ours, w.older}))
+			return errOf(w.ReencryptBatch(ctx, u, "payroll", []claviger.EDEK{w.migrated, w.older}))
 		}},
 		{"reencrypt rolled", rolledHere, func(ctx context.Context, w *eachLab) error {
-			return errOf(w.ReencryptBatch(ctx, u, "payroll", []claviger.EDEK{w.ours, w.older}))
+			return errOf(w.ReencryptBatch(ctx, u, "payroll", []claviger.EDEK{w.migrated, w.older}))
 		}},
 	}
 }

@@ -71,9 +71,9 @@ func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]c
 	if err != nil || !r.cfg.KeyAuthorization {
 		return edeks, err
 	}
-	asked := v.Name
+	checked := v.Name
 	for _, e := range edeks {
-		if e.Version == asked {
+		if e.Version == checked {
 			continue // its version's rules were checked already, usually for all EDEKs
 		}
 		made, err := r.ownVersion(ctx, e.Version)
@@ -83,7 +83,7 @@ func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]c
 		if err := q.needSame(ctx, &v, &made, authz.KeyGenerateEEK); err != nil {
 			return nil, err
 		}
-		asked = e.Version
+		checked = e.Version
 	}
 	if r.primary.reuses {
 		// If names are given again, a name proves nothing. The queue's EDEKs were made under a version that was read
@@ -99,10 +99,10 @@ func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]c
 	return edeks, nil
 }
 
-// needSame checks the rules again if a version that was read later is of another key than the one whose rules were
-// checked.
-func (q *request) needSame(ctx context.Context, asked, later *claviger.KeyVersion, right authz.KeyOp) error {
-	if sameKey(asked.Of, later.Of) {
+// needSame checks the rules again if a version that was read later belongs to another key than the version whose rules
+// were checked.
+func (q *request) needSame(ctx context.Context, checked, later *claviger.KeyVersion, right authz.KeyOp) error {
+	if sameKey(checked.Of, later.Of) {
 		return nil
 	}
 	return q.needVersion(ctx, later, right)

@@ -46,10 +46,14 @@ func (s *sharedKeys) Roll(ctx context.Context, key string, m secret.Bytes) (clav
 	return v, err
 }
 
-func (s *sharedKeys) Epoch(context.Context, string) (int64, error) {
+func (s *sharedKeys) Epoch(ctx context.Context, _ string) (int64, error) {
 	s.reads.Add(1)
 	epoch := s.epoch.Load() // read before the delay, so that the answer is as old as possible
-	time.Sleep(s.slow)      // a slow store
+	select {
+	case <-time.After(s.slow): // a slow store
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
 	if err := s.fail.Load(); err != nil {
 		return 0, *err
 	}
@@ -178,8 +182,8 @@ func TestEpochUnknown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	away := error(claviger.E("test", claviger.Unavailable, "k", errors.New("away")))
-	s.fail.Store(&away)
+	unreachable := error(claviger.E("test", claviger.Unavailable, "k", errors.New("no answer")))
+	s.fail.Store(&unreachable)
 	_, err = r.Generate(ctx, u, "k", 1)
 	wantKind(t, err, claviger.Unavailable)
 	_, err = r.Current(ctx, u, "k")
@@ -191,7 +195,7 @@ func TestEpochUnknown(t *testing.T) {
 	if _, err := r.Generate(ctx, u, "k", 1); err != nil {
 		t.Error(err)
 	}
-	s.slow = 50 * time.Millisecond
+	s.slow = time.Hour
 	short, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
 	defer cancel()
 	_, err = r.Generate(short, u, "k", 1)

@@ -46,8 +46,8 @@ func notFound(err error) bool {
 	return false
 }
 
-// ruleError is a refusal by our own rules while sources are tried. No other source is tried then. It is no answer of a
-// source.
+// ruleError is a refusal by our own rules while sources are tried. No other source is tried then. The source has not
+// answered.
 type ruleError struct{ error }
 
 func (r ruleError) Unwrap() error { return r.error }

@@ -14,7 +14,7 @@ import (
 // source has the version" is not cached: a source may roll to the version a moment later, and a client does not retry
 // after "not found". waitForSource limits such requests.
 func (r *Ring) mayBeForeign(err error, v claviger.VersionRef) bool {
-	return claviger.Is(err, claviger.VersionNotFound) && !r.sources.none() && v.Valid() && !r.cfg.Ours[v.Name()]
+	return claviger.Is(err, claviger.VersionNotFound) && !r.sources.none() && v.Valid() && !r.cfg.OwnVersions[v.Name()]
 }
 
 // decryptForeign opens an EDEK of the version v, which only a source may have. The rules of the key are checked before
@@ -25,7 +25,7 @@ func (r *Ring) decryptForeign(ctx context.Context, q *request, named *string, v 
 		if err := r.belongs(ctx, v.Name(), v.Key, named); err != nil {
 			return nil, err
 		}
-		if err := q.needOurs(ctx, v.Key, authz.KeyDecryptEEK); err != nil {
+		if err := q.needOwnKey(ctx, v.Key, authz.KeyDecryptEEK); err != nil {
 			return nil, err
 		}
 	}
@@ -42,21 +42,21 @@ func (r *Ring) decryptForeign(ctx context.Context, q *request, named *string, v 
 	return deks[0], nil
 }
 
-// needOurs checks the rules of this KMS's own key of a name, if there is such a key. These rules guard a source's key
+// needOwnKey checks the rules of this KMS's own key of a name, if there is such a key. These rules guard a source's key
 // of that name in addition to the source's rules.
-func (q *request) needOurs(ctx context.Context, key string, right authz.KeyOp) error {
-	ours, err := q.ring.metadataHere(ctx, key)
+func (q *request) needOwnKey(ctx context.Context, key string, right authz.KeyOp) error {
+	ownKey, err := q.ring.metadataHere(ctx, key)
 	if err != nil {
 		return err
 	}
-	return q.needKey(ctx, ours, right)
+	return q.needKey(ctx, ownKey, right)
 }
 
 // openAtSource finds the source that has the version v of all the EDEKs, and lets it open them on behalf of the user as
 // ("": in our own name), unless guard refuses the source's key.
 func (r *Ring) openAtSource(ctx context.Context, q *request, use string, v claviger.VersionRef, as string,
 	guard func(*claviger.Metadata) error, edeks []claviger.EDEK) ([]secret.Bytes, error) {
-	ours, err := r.mayBeOurs(ctx, v)
+	mayBeOwn, err := r.mayBeOwn(ctx, v)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +66,7 @@ func (r *Ring) openAtSource(ctx context.Context, q *request, use string, v clavi
 	}
 	var deks []secret.Bytes
 	s, err := r.sources.find(v.Name(), aboutVersion(v.Name(), as), func(s *source) error {
-		if r.cfg.Theirs[v.Name()] && s.URI() == formerPrimary {
+		if r.cfg.SourceVersions[v.Name()] && s.URI() == formerPrimary {
 			// An operator has said that EDEKs of the name belong to another source's version.
 			return claviger.E("keyring.source", claviger.VersionNotFound, v.Name(), nil)
 		}
@@ -74,7 +74,7 @@ func (r *Ring) openAtSource(ctx context.Context, q *request, use string, v clavi
 		if err != nil {
 			return err
 		}
-		refusal, err := r.otherKeyRefusal(ctx, s, use, v, m, ours)
+		refusal, err := r.otherKeyRefusal(ctx, s, use, v, m, mayBeOwn)
 		switch {
 		case err != nil:
 			return ruleError{err}
@@ -141,7 +141,7 @@ func (r *Ring) versionAtSource(ctx context.Context, q *request,
 		return nil, nil
 	}
 	if r.cfg.KeyAuthorization {
-		if err := q.needOurs(ctx, version.Key, authz.KeyRead); err != nil {
+		if err := q.needOwnKey(ctx, version.Key, authz.KeyRead); err != nil {
 			return nil, err
 		}
 	}

@@ -176,16 +176,16 @@ func (r *Ring) newest(ctx context.Context, name string) (claviger.KeyVersion, er
 // takenOver reports whether a migration made a key here for the source's key, and the source still has that key. A key
 // that a user made under the name, or that was deleted and made again on either side, has another time of creation,
 // which no user can choose.
-func (r *Ring) takenOver(ctx context.Context, ours, sourceKey *claviger.Metadata) (bool, error) {
-	if !sameOrigin(ours, sourceKey.Created, sourceKey.ACLName()) {
+func (r *Ring) takenOver(ctx context.Context, ownKey, sourceKey *claviger.Metadata) (bool, error) {
+	if !sameOrigin(ownKey, sourceKey.Created, sourceKey.ACLName()) {
 		return false, nil
 	}
-	list, err := r.origins.of(ctx, ours.Name)
+	list, err := r.origins.of(ctx, ownKey.Name)
 	if err != nil {
 		return false, err
 	}
 	for _, o := range list {
-		if o.TakenOver && sameOrigin(ours, o.Created, o.ACLName) {
+		if o.TakenOver && sameOrigin(ownKey, o.Created, o.ACLName) {
 			return true, nil
 		}
 	}

@@ -79,8 +79,8 @@ func TestUnopenedIsNotWrapped(t *testing.T) {
 	if _, err := l.Roll(t.Context(), caller("u"), "k", nil); err != nil {
 		t.Fatal(err)
 	}
-	theirs, _ := newEDEKs(t, far.blocks, "k@0", 1)
-	out, err := l.ReencryptBatch(t.Context(), caller("hdfs"), "k", append(old, theirs...))
+	foreign, _ := newEDEKs(t, far.blocks, "k@0", 1)
+	out, err := l.ReencryptBatch(t.Context(), caller("hdfs"), "k", append(old, foreign...))
 	wantKind(t, err, claviger.Internal)
 	if len(out) != 0 {
 		t.Errorf("%d EDEKs", len(out))

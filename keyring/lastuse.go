@@ -40,7 +40,8 @@ func newLastUses(store metastore.LastUses, log *slog.Logger) *lastUses {
 }
 
 // begin records a use before its answer is sent. If no node has used the version before, begin writes the use to the
-// store. From then on an EDEK of its name may be ours, even after the version is deleted (see Ring.mayBeOurs).
+// store. From then on an EDEK of its name may belong to this KMS, even after the version is deleted (see
+// Ring.mayBeOwn).
 func (u *lastUses) begin(ctx context.Context, version string) error {
 	if u.store == nil {
 		return nil
@@ -56,9 +57,9 @@ func (u *lastUses) begin(ctx context.Context, version string) error {
 	return nil
 }
 
-// preload is called with a version of ours that was read from the store, and that is served from memory while the store
-// cannot be reached. It reads whether the version may have been used, and keeps the answer "used" for ever, so that
-// begin needs the store only for versions that were certainly never used.
+// preload reads whether a version may have been used, and keeps the answer "used" for ever. It is called with each
+// version of the primary that was read from the store, and that may be served from memory while the store cannot be
+// reached. So begin needs the store only for versions that were certainly never used.
 func (u *lastUses) preload(ctx context.Context, version string) {
 	if u.store != nil {
 		_, _ = u.neverUsed(ctx, version) // after an error, begin reads it again
@@ -77,8 +78,8 @@ func (u *lastUses) neverUsed(ctx context.Context, version string) (bool, error) 
 	return never, err
 }
 
-// record records that a version was used now. It must be a version of ours: a name that a client made up would stay in
-// memory.
+// record records that a version was used now. It must be a version of the primary: a name that a client made up would
+// stay in memory.
 func (u *lastUses) record(version string) {
 	if u.store == nil {
 		return

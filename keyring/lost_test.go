@@ -79,9 +79,9 @@ func TestConflictIsNotReencrypted(t *testing.T) {
 	if _, err := s.primary.Roll(t.Context(), "payroll", nil); err != nil {
 		t.Fatal(err)
 	}
-	theirs := s.edek
-	theirs.Version = v.Name // the source's name of its new version
-	if _, err := s.Reencrypt(t.Context(), caller("nn"), "payroll", true, theirs); err != nil {
+	foreign := s.edek
+	foreign.Version = v.Name // the source's name of its new version
+	if _, err := s.Reencrypt(t.Context(), caller("nn"), "payroll", true, foreign); err != nil {
 		t.Fatalf("before anything is known: %v", err)
 	}
 	s.past.mu.Lock()
@@ -89,9 +89,9 @@ func TestConflictIsNotReencrypted(t *testing.T) {
 	s.past.mu.Unlock()
 	s.origins.forget()
 	for what, again := range map[string]func() error{
-		"one": func() error { _, err := s.Reencrypt(t.Context(), caller("nn"), "payroll", true, theirs); return err },
+		"one": func() error { _, err := s.Reencrypt(t.Context(), caller("nn"), "payroll", true, foreign); return err },
 		"batch": func() error {
-			_, err := s.ReencryptBatch(t.Context(), caller("nn"), "payroll", []claviger.EDEK{theirs})
+			_, err := s.ReencryptBatch(t.Context(), caller("nn"), "payroll", []claviger.EDEK{foreign})
 			return err
 		},
 	} {

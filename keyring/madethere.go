@@ -84,7 +84,7 @@ func (r *Ring) duplicateError(use string, v claviger.VersionRef, formerPrimary, 
 func (r *Ring) duplicateCure(v claviger.VersionRef, formerPrimary string) string {
 	return fmt.Sprintf("stop rolls at the source. Copy the files that were made while the server had its keys in %s, "+
 		"from a server that has it and not the source; then set claviger.migration.theirs to %s and restart: then the "+
-		"source opens all EDEKs of that name", formerPrimary, claviger.NamesWith(r.cfg.Theirs, v.Name()))
+		"source opens all EDEKs of that name", formerPrimary, claviger.NamesWith(r.cfg.SourceVersions, v.Name()))
 }
 
 // madeElsewhere returns the versions of a key whose numbers are below number, and that migrations made in other

@@ -139,7 +139,7 @@ func madeAtAFormerPrimary(t *testing.T, order string) {
 		}
 		l.far.setFail(nil)
 	}
-	l.cfg.Theirs = map[string]bool{formerVersion: true}
+	l.cfg.SourceVersions = map[string]bool{formerVersion: true}
 	for _, s := range l.sources.list { // the failure above was cached
 		s.keys.drop(formerKey)
 	}

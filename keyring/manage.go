@@ -104,7 +104,7 @@ func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (clav
 	if err := r.needFreeName(ctx, op, spec.Name); err != nil {
 		return claviger.KeyVersion{}, err
 	}
-	if err := q.needUnshelvedName(ctx, op, spec.Name); err != nil {
+	if err := q.needUnreservedName(ctx, op, spec.Name); err != nil {
 		return claviger.KeyVersion{}, err
 	}
 	// Also after an error: a call that failed may still have made the key.
@@ -160,9 +160,9 @@ func (r *Ring) roll(ctx context.Context, q *request, key string, material secret
 
 // stillMay checks the rules again, in the step that changes the key, if that key is not the key whose rules were
 // checked before: another process may have deleted that key and made a new one.
-func (q *request) stillMay(ctx context.Context, asked *claviger.Metadata) func(*claviger.Metadata) error {
+func (q *request) stillMay(ctx context.Context, checked *claviger.Metadata) func(*claviger.Metadata) error {
 	return func(now *claviger.Metadata) error {
-		if sameKey(asked, now) {
+		if sameKey(checked, now) {
 			return nil
 		}
 		return q.needKey(ctx, now, authz.KeyManagement)
@@ -228,8 +228,8 @@ func (r *Ring) needManagement(ctx context.Context, q *request, key string) (*cla
 	return m, q.needKey(ctx, m, authz.KeyManagement)
 }
 
-// Invalidate drops a key from the caches and drains its queue of EDEKs, on every node if nodes share keys. A key
-// that does not exist is no error: Hadoop's client sends this to every host for a key that it has just deleted.
+// Invalidate drops a key from the caches and drains its queue of EDEKs, on every node if nodes share keys. A key that
+// does not exist causes no error: Hadoop's client sends this to every host for a key that it has just deleted.
 func (r *Ring) Invalidate(ctx context.Context, c claviger.Caller, key string) error {
 	q, err := r.enter(ctx, &c, audit.InvalidateCache, &key, authz.Rollover, authz.Delete)
 	if err != nil {

@@ -81,7 +81,7 @@ func (r *Ring) migrate(ctx context.Context, q *request, key string) (versions []
 		// The same check as for Create, unless the key is here.
 		switch _, err := r.readMetadata(ctx, key); {
 		case claviger.Is(err, claviger.KeyNotFound):
-			if err := q.needUnshelvedName(ctx, op, key); err != nil {
+			if err := q.needUnreservedName(ctx, op, key); err != nil {
 				return nil, err
 			}
 		case err != nil:

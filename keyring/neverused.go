@@ -10,9 +10,9 @@ import (
 	"claviger/provider"
 )
 
-// mayBeOurs reports whether EDEKs of that name may belong to a version that this server had, because it is not certain
+// mayBeOwn reports whether EDEKs of that name may belong to a version that this server had, because it is not certain
 // that the version was never used.
-func (r *Ring) mayBeOurs(ctx context.Context, version claviger.VersionRef) (bool, error) {
+func (r *Ring) mayBeOwn(ctx context.Context, version claviger.VersionRef) (bool, error) {
 	if !r.recordsUses() {
 		return false, nil
 	}
@@ -27,10 +27,10 @@ func (r *Ring) recordsUses() bool { return r.cfg.Numbers != nil && r.cfg.LastUse
 
 // otherKeyRefusal returns the error that refuses EDEKs of a version because they may belong to another key than the
 // source's key, whose metadata is sourceKey. It returns nil if no record says so, or if an operator has said that the
-// EDEKs belong to the source's version. ours: the version may be one of ours.
+// EDEKs belong to the source's version. mayBeOwn is the result of Ring.mayBeOwn.
 func (r *Ring) otherKeyRefusal(ctx context.Context, s *source, use string, v claviger.VersionRef,
-	sourceKey *claviger.Metadata, ours bool) (error, error) {
-	if r.cfg.Theirs[v.Name()] {
+	sourceKey *claviger.Metadata, mayBeOwn bool) (error, error) {
+	if r.cfg.SourceVersions[v.Name()] {
 		return nil, nil
 	}
 	version := v.Name()
@@ -48,7 +48,7 @@ func (r *Ring) otherKeyRefusal(ctx context.Context, s *source, use string, v cla
 			return refusal, err
 		}
 	}
-	if ours {
+	if mayBeOwn {
 		err := claviger.Errorf(op, kind, version, "'%s' was deleted here after EDEKs may have been made with it, "+
 			"and %s "+
 			"has a version of that name too, so an EDEK may belong to either key: %s",
@@ -68,7 +68,7 @@ func (r *Ring) otherKeyRefusal(ctx context.Context, s *source, use string, v cla
 		"at each roll, as a Ranger KMS does on a cloud's key vault, set claviger.migration.theirs to %s "+
 		"and restart: then the source opens all EDEKs of that name",
 		s.URI(), sourceKey.Name, preciseStamp(sourceKey.Created), preciseStamp(was), version,
-		claviger.NamesWith(r.cfg.Theirs, version))
+		claviger.NamesWith(r.cfg.SourceVersions, version))
 	return claviger.Answer(err, fmt.Sprintf("key version '%s' may belong to either of two keys that the KMS has "+
 		"had under "+
 		"that name, so nothing is opened or re-encrypted with it; this server's log says what to do", version)), nil
@@ -135,19 +135,19 @@ func (r *Ring) deletedCure(v claviger.VersionRef) string {
 	return fmt.Sprintf("bring key %s back here (claviger key undelete), and then do what the log and /readyz say. "+
 		"If the key was purged, or if no file needs EDEKs that were made here with that version, set "+
 		"claviger.migration.theirs to %s and restart: then the source opens all EDEKs of that name",
-		claviger.Printable(v.Key), claviger.NamesWith(r.cfg.Theirs, v.Name()))
+		claviger.Printable(v.Key), claviger.NamesWith(r.cfg.SourceVersions, v.Name()))
 }
 
-// oursWith returns the value of claviger.migration.ours that opens a version in conflict again, with all other
+// ownVersionsWith returns the value of claviger.migration.ours that opens a version in conflict again, with all other
 // versions of its key.
-func (r *Ring) oursWith(v claviger.VersionRef) string {
+func (r *Ring) ownVersionsWith(v claviger.VersionRef) string {
 	more := []string{v.Name()}
 	for other := range load(&r.conflicts.here) {
 		if claviger.ParseVersion(other).Key == v.Key {
 			more = append(more, other)
 		}
 	}
-	return claviger.NamesWith(r.cfg.Ours, more...)
+	return claviger.NamesWith(r.cfg.OwnVersions, more...)
 }
 
 // conflictCure returns the cure, for an operator, for a version in conflict.
@@ -180,7 +180,7 @@ func (r *Ring) cureHere(ctx context.Context, v claviger.VersionRef) string {
 	return fmt.Sprintf("stop rolls at the source. Do not delete key %s here: EDEKs may have been made under it. Roll "+
 		"it here, so that new files can be read; copy the files that were made through the source since its roll, "+
 		"through the source; then set claviger.migration.ours to %s and "+
-		"restart", claviger.Printable(v.Key), r.oursWith(v))
+		"restart", claviger.Printable(v.Key), r.ownVersionsWith(v))
 }
 
 // neverUsed reports whether it is certain that no version of a key here was ever used.

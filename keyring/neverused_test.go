@@ -56,8 +56,8 @@ func oneDeletedVersion(t *testing.T, used, compared bool, gone, source, decision
 	w.delete(t, used, compared, gone)
 	w.restartOn(t, store)
 	w.changeSource(t, source)
-	w.cfg.Ours = map[string]bool{w.shared: decision == "ours"}
-	w.cfg.Theirs = map[string]bool{w.shared: decision == "theirs"}
+	w.cfg.OwnVersions = map[string]bool{w.shared: decision == "ours"}
+	w.cfg.SourceVersions = map[string]bool{w.shared: decision == "theirs"}
 	for range 2 {
 		w.decryptsAs(t, source, opens)
 		w.reencryptsAs(t, gone, source, decision, opens)
@@ -76,7 +76,7 @@ func oneDeletedVersion(t *testing.T, used, compared bool, gone, source, decision
 	}
 	switch {
 	case decision == "ours" && source == "has it":
-		w.opens(t, "undeleted, decided by the operator", w.ours, w.ourDEK)
+		w.opens(t, "undeleted, decided by the operator", w.ownEDEK, w.ownDEK)
 	case decision != "ours" && (compared || source == "has it"):
 		w.refuses(t, "undeleted")
 	}
@@ -140,7 +140,7 @@ func (w *conflictLab) decryptsAs(t *testing.T, source, opens string) {
 		if got := outcomeOf(err); got != opens {
 			t.Errorf("decrypt of %s: %s (%v), want %s", what, got, err, opens)
 		}
-		if err == nil && what == "the source's" && !dek.Equal(w.theirDEK) {
+		if err == nil && what == "the source's" && !dek.Equal(w.sourceDEK) {
 			t.Error("opened to another DEK than the source's")
 		}
 		cure := "claviger.migration.theirs to " + w.shared
@@ -153,7 +153,7 @@ func (w *conflictLab) decryptsAs(t *testing.T, source, opens string) {
 // reencryptsAs checks that the source's EDEK is re-encrypted if decryptsAs wants it opened, and is refused otherwise.
 func (w *conflictLab) reencryptsAs(t *testing.T, gone, source, decision, opens string) {
 	t.Helper()
-	out, err := w.reencryptOne(t, w.theirs)
+	out, err := w.reencryptOne(t, w.sourceEDEK)
 	want := map[string]string{"503": "no", "ok": "ok", "404": "404"}[opens]
 	switch {
 	case decision == "ours": // no source is called
@@ -166,7 +166,7 @@ func (w *conflictLab) reencryptsAs(t *testing.T, gone, source, decision, opens s
 		t.Errorf("re-encryption: %s (%v), want %s", got, err, want)
 	}
 	if err == nil {
-		w.opens(t, "after the re-encryption", out, w.theirDEK)
+		w.opens(t, "after the re-encryption", out, w.sourceDEK)
 	}
 }
 
@@ -203,8 +203,8 @@ func TestConflictCure(t *testing.T) {
 	w.forget("payroll")
 	says := func(when, want, not string) {
 		t.Helper()
-		_, decrypted := w.decrypt(t, w.ours)
-		_, reencrypted := w.Reencrypt(t.Context(), caller("nn"), "payroll", true, w.ours)
+		_, decrypted := w.decrypt(t, w.ownEDEK)
+		_, reencrypted := w.Reencrypt(t.Context(), caller("nn"), "payroll", true, w.ownEDEK)
 		for _, err := range []error{decrypted, reencrypted, w.CheckConflicts(t.Context())} {
 			if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), not) {
 				t.Errorf("%s: %v", when, err)

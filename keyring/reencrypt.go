@@ -142,8 +142,8 @@ func (r *Ring) missingInBatch(ctx context.Context, q *request, err error, edeks 
 	return r.explainMissing(ctx, err, "")
 }
 
-// needReencryptable refuses versions of ours whose EDEKs must not be re-encrypted under the current version: versions
-// of another key, and versions whose name a version of another key at a source may have.
+// needReencryptable refuses versions of the primary whose EDEKs must not be re-encrypted under the current version:
+// versions of another key, and versions whose name a version of another key at a source may have.
 func (r *Ring) needReencryptable(ctx context.Context, own []claviger.KeyVersion, current *claviger.KeyVersion) error {
 	const op = "keyring.Reencrypt"
 	for i := range own {
@@ -226,8 +226,8 @@ func (r *Ring) readVersions(ctx context.Context, q *request, named *string, b *b
 	}
 }
 
-// reencryptForeign is reencrypt for a batch with versions that are not ours. The DEKs are unwrapped by one call for
-// each version, at the primary and at the sources, and then wrapped under the current version by one call.
+// reencryptForeign is reencrypt for a batch with versions that the primary does not have. The DEKs are unwrapped by one
+// call for each version, at the primary and at the sources, and then wrapped under the current version by one call.
 func (r *Ring) reencryptForeign(ctx context.Context, q *request, current claviger.KeyVersion,
 	b *batch) ([]claviger.EDEK, error) {
 	if !r.cfg.Reencryption {

@@ -122,7 +122,7 @@ func TestNeedSameOriginFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	current := &claviger.KeyVersion{Key: "payroll", Name: w.ours.Version}
+	current := &claviger.KeyVersion{Key: "payroll", Name: w.migrated.Version}
 	wantKind(t, w.needSameOrigin(t.Context(), &q, current, ms[0]), claviger.KeyDenied)
 	ctx := context.WithValue(t.Context(), counted{}, true)
 	for _, call := range []string{"Metadata", "Origins"} {
@@ -153,7 +153,7 @@ func TestLostVersionInABatchWithForeignOnes(t *testing.T) {
 	var lost atomic.Bool
 	lost.Store(true)
 	w.primary.before = lostWhile(&lost)
-	_, err := w.ReencryptBatch(t.Context(), caller("u"), "payroll", []claviger.EDEK{w.ours, w.older})
+	_, err := w.ReencryptBatch(t.Context(), caller("u"), "payroll", []claviger.EDEK{w.migrated, w.older})
 	if !errors.Is(err, provider.ErrUnusable) {
 		t.Error(err)
 	}

@@ -88,7 +88,7 @@ func TestRemadeKeyAtTheSource(t *testing.T) {
 		{"the source gave whole seconds at the migration", then.Truncate(time.Second), then, nil, true},
 		{"another whole second", then.Truncate(time.Second), then.Truncate(time.Second).Add(time.Second), nil, false},
 		{"decided by the operator", then, later,
-			func(a *remadeLab) { a.cfg.Theirs = map[string]bool{"payroll@0": true} }, true},
+			func(a *remadeLab) { a.cfg.SourceVersions = map[string]bool{"payroll@0": true} }, true},
 		{"not in the journal", then, later, func(a *remadeLab) { a.past.list = nil }, true},
 		{"another key's record", then, later, change(func(o *Origin) { o.Key = "PAYROLL" }), true},
 		{"a record under another spelling", then, later, change(func(o *Origin) { o.Key, o.Folded = "PAYROLL", true }),

@@ -35,8 +35,8 @@ type Config struct {
 	Groups func(user string) []string
 	Audit  audit.Logger
 	Log    *slog.Logger // nil discards
-	// Reencryption is hadoop.kms.reencryption.crypto.enable: EDEKs of a source's versions may be re-encrypted under
-	// ours.
+	// Reencryption is hadoop.kms.reencryption.crypto.enable: EDEKs of a source's versions may be re-encrypted under the
+	// primary's versions.
 	Reencryption bool
 	// Usage keeps the counters of source versions; nil: they end with the process.
 	Usage metastore.Usage
@@ -61,12 +61,12 @@ type Config struct {
 	// History reads the records of migrations from the metastore; nil if there is none.
 	History History
 
-	// Ours are full names of versions. EDEKs of these names belong to this KMS's versions, although a source has other
-	// versions of these names: claviger.migration.ours.
-	Ours map[string]bool
-	// Theirs are full names of versions that are deleted here, or that two keys of the source have had. All EDEKs of
-	// these names belong to the source's versions: claviger.migration.theirs.
-	Theirs map[string]bool
+	// OwnVersions are full names of versions. EDEKs of these names belong to this KMS's versions, although a source has
+	// other versions of these names: claviger.migration.ours.
+	OwnVersions map[string]bool
+	// SourceVersions are full names of versions that are deleted here, or that two keys of the source have had. All
+	// EDEKs of these names belong to the source's versions: claviger.migration.theirs.
+	SourceVersions map[string]bool
 	// CompareEvery is the interval in which WatchSources compares; 0 is 30 s.
 	CompareEvery time.Duration
 	// Settings keeps the names of versions that are in conflict with a source; nil: they are not kept.

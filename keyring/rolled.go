@@ -10,7 +10,8 @@ import (
 )
 
 // rolledKey is a migrated key that its source rolled after the migration. The ids of the source are opaque, so its
-// versions have other names than ours, and their EDEKs open through the source. But some client still uses the source.
+// versions have other names than the versions here, and their EDEKs open through the source. But some client still uses
+// the source.
 type rolledKey struct {
 	key, source    string
 	counted, since int

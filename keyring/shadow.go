@@ -30,14 +30,14 @@ func (r *Ring) needFreeName(ctx context.Context, op, name string) error {
 			"'%s', which was migrated from a KMS that ignores case, and EDEKs may have either "+
 			"spelling; choose another name", name, here)
 	}
-	if err := r.waitForSource(ctx, op, name, func() error { return r.needNoSource(ctx, op, name) }); err != nil {
+	if err := r.waitForSource(ctx, op, name, func() error { return r.needNotAtSource(ctx, op, name) }); err != nil {
 		return err
 	}
 	return r.needUnlisted(ctx, op, name)
 }
 
-// needNoSource refuses a name to which a source answers, or may answer.
-func (r *Ring) needNoSource(ctx context.Context, op, name string) error {
+// needNotAtSource refuses a name to which a source answers, or may answer.
+func (r *Ring) needNotAtSource(ctx context.Context, op, name string) error {
 	for _, s := range r.sources.list {
 		_, err := s.metadata(ctx, name)
 		switch {
@@ -64,19 +64,19 @@ func (r *Ring) needNoSource(ctx context.Context, op, name string) error {
 // needNoNewer refuses the undeletion of a migrated key whose source has another key of the name now: the rules of the
 // old key would block the users of the newer key, and versions of both have numbers. A source that does not answer does
 // not block the undeletion, because the migrated key came from the source.
-func (r *Ring) needNoNewer(ctx context.Context, op string, ours *claviger.Metadata) error {
+func (r *Ring) needNoNewer(ctx context.Context, op string, deleted *claviger.Metadata) error {
 	for _, s := range r.sources.list {
-		s.keys.drop(ours.Name) // the cached answer may be that of the older key
-		theirs, err := s.metadata(ctx, ours.Name)
+		s.keys.drop(deleted.Name) // the cached answer may be that of the older key
+		atSource, err := s.metadata(ctx, deleted.Name)
 		if err != nil {
 			continue
 		}
-		if !sameOrigin(ours, theirs.Created, theirs.ACLName()) {
-			return claviger.Errorf(op, claviger.Invalid, ours.Name,
-				"the source %s has another key '%s' by now, made %s: the deleted key, made %s and migrated, does not "+
-					"come back beside it. Delete or rename that key at the source, or take the source out of the "+
-					"configuration once its EDEKs are "+
-					"re-encrypted", s.URI(), ours.Name, stamp(theirs.Created), stamp(ours.Created))
+		if !sameOrigin(deleted, atSource.Created, atSource.ACLName()) {
+			return claviger.Errorf(op, claviger.Invalid, deleted.Name,
+				"the source %s now has another key '%s', made %s, so the deleted key, which was made %s and "+
+					"migrated, is not undeleted. Delete or rename the key at the source, or remove the source from "+
+					"the configuration once its EDEKs are "+
+					"re-encrypted", s.URI(), deleted.Name, stamp(atSource.Created), stamp(deleted.Created))
 		}
 	}
 	return nil
@@ -95,8 +95,8 @@ func (r *Ring) needUnlisted(ctx context.Context, op, name string) error {
 		switch {
 		case o.Key != name && !o.Folded || o.Freed || configured:
 		case o.Finished.IsZero():
-			return claviger.Errorf(op, claviger.Invalid, name, "key '%s' is at %s by the journal of a migration that "+
-				"was not ended, and this server does not ask that source now: name it in "+
+			return claviger.Errorf(op, claviger.Invalid, name, "by the journal of a migration that was not ended, "+
+				"key '%s' is at %s, and that source is not configured now: name it in "+
 				"hadoop.kms.key.provider.reencryption.source.uri again, or end the migration with claviger migrate "+
 				"finish", name, o.Source)
 		default:
@@ -109,29 +109,29 @@ func (r *Ring) needUnlisted(ctx context.Context, op, name string) error {
 	return nil
 }
 
-// needSameOrigin refuses EDEKs of a source's key for a version of ours, unless a migration made our key for the
-// source's. The caller of a re-encryption may lack the right to decrypt, and a user who may decrypt with our key can
-// read the result.
+// needSameOrigin refuses to re-encrypt EDEKs of a source's key under a key here, unless a migration made the key here
+// for the source's key. The caller of a re-encryption may lack the right to decrypt, and a user who may decrypt with
+// the key here can read the result.
 func (r *Ring) needSameOrigin(ctx context.Context, q *request, current *claviger.KeyVersion,
-	theirs *claviger.Metadata) error {
-	ours := current.Of
-	if ours == nil {
+	sourceKey *claviger.Metadata) error {
+	ownKey := current.Of
+	if ownKey == nil {
 		var err error
-		if ours, err = r.readMetadata(ctx, current.Key); err != nil {
+		if ownKey, err = r.readMetadata(ctx, current.Key); err != nil {
 			return err
 		}
 	}
-	same, err := r.takenOver(ctx, ours, theirs)
+	same, err := r.takenOver(ctx, ownKey, sourceKey)
 	if err != nil {
 		return err
 	}
 	if !same {
 		return claviger.Errorf("keyring.Reencrypt", claviger.Invalid, current.Key,
-			"EDEKs of the source's key '%s' are not brought under key '%s' of this KMS, which was not migrated from "+
-				"it: claviger migrate plan says how the two differ and what to do; do not delete the "+
-				"key here while files are under it", theirs.Name, current.Key)
+			"EDEKs of the source's key '%s' are not re-encrypted under key '%s' of this KMS, which was not "+
+				"migrated from it: claviger migrate plan says how the two keys differ and what to do; do not "+
+				"delete the key here while files are encrypted under it", sourceKey.Name, current.Key)
 	}
-	return q.needKey(ctx, theirs, authz.KeyGenerateEEK)
+	return q.needKey(ctx, sourceKey, authz.KeyGenerateEEK)
 }
 
 // HistoryError is the error for a version or key that is not here and was at a source, with the facts from the journal
@@ -162,7 +162,7 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 	o := list[len(list)-1]
 	var why string
 	switch {
-	case kind == claviger.VersionNotFound && r.shelvedVersion(ctx, key, name):
+	case kind == claviger.VersionNotFound && r.deletedVersion(ctx, key, name):
 		why = fmt.Sprintf("it is a version of key '%s' here, which was deleted: claviger key undelete brings the key "+
 			"back", key)
 	case kind == claviger.KeyNotFound && !o.TakenOver && o.Finished.IsZero():
@@ -191,9 +191,9 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 	return claviger.E("keyring.history", kind, name, &HistoryError{why})
 }
 
-// shelvedVersion reports whether a deleted key of that name has the version of that full name. It returns false if that
+// deletedVersion reports whether a deleted key of that name has the version of that full name. It returns false if that
 // is not known.
-func (r *Ring) shelvedVersion(ctx context.Context, key, version string) bool {
+func (r *Ring) deletedVersion(ctx context.Context, key, version string) bool {
 	keys, err := r.primary.deletedOf(ctx, key, version)
 	return err == nil && len(keys) > 0
 }

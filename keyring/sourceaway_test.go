@@ -19,9 +19,9 @@ func TestDeadSource(t *testing.T) {
 	l, far := withSource(t, func(c *Config) {
 		c.SourceTimeout, c.SourcePause, c.SourceFailures = timeout, time.Hour, 3
 	}, "k")
-	theirs, _ := newEDEKs(t, far.blocks, "k@0", 1)
-	ours, deks := l.edeks(t, "k", 64)
-	if _, err := l.Decrypt(t.Context(), caller("u"), "k", true, theirs[0]); err != nil {
+	foreign, _ := newEDEKs(t, far.blocks, "k@0", 1)
+	own, deks := l.edeks(t, "k", 64)
+	if _, err := l.Decrypt(t.Context(), caller("u"), "k", true, foreign[0]); err != nil {
 		t.Fatal(err) // and its metadata is cached, which all who miss it ask for once
 	}
 	far.calls()
@@ -32,7 +32,7 @@ func TestDeadSource(t *testing.T) {
 	for range cap(hung) {
 		wg.Go(func() {
 			begun := time.Now()
-			_, err := l.Decrypt(t.Context(), caller("u"), "k", true, theirs[0])
+			_, err := l.Decrypt(t.Context(), caller("u"), "k", true, foreign[0])
 			if took := time.Since(begun); took > 30*timeout { // and not as long as it hangs
 				t.Errorf("a request waited for the dead source for %v", took)
 			}
@@ -46,23 +46,23 @@ func TestDeadSource(t *testing.T) {
 	// before the deadline.
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	var own sync.WaitGroup
-	for i, e := range ours {
-		own.Go(func() {
+	var decrypts sync.WaitGroup
+	for i, e := range own {
+		decrypts.Go(func() {
 			dek, err := l.Decrypt(ctx, caller("u"), "k", true, e)
 			if err != nil || !dek.Equal(deks[i]) {
-				t.Errorf("our own EDEK: %v", err)
+				t.Errorf("an EDEK of the primary: %v", err)
 			}
 			if _, err := l.Generate(ctx, caller("u"), "k", 2); err != nil {
 				t.Error(err)
 			}
 		})
 	}
-	own.Wait()
+	decrypts.Wait()
 	if len(hung) == cap(hung) {
 		t.Log("the machine was too busy to tell whether our own EDEKs waited")
 	}
-	if _, err := l.ReencryptBatch(ctx, caller("nn"), "k", ours); err != nil {
+	if _, err := l.ReencryptBatch(ctx, caller("nn"), "k", own); err != nil {
 		t.Error(err)
 	}
 	wg.Wait()
@@ -74,7 +74,7 @@ func TestDeadSource(t *testing.T) {
 	far.calls()
 	begun := time.Now()
 	for range 20 {
-		_, err := l.Decrypt(t.Context(), caller("u"), "k", true, theirs[0])
+		_, err := l.Decrypt(t.Context(), caller("u"), "k", true, foreign[0])
 		wantKind(t, err, claviger.SourceUnreachable)
 		if s := text(t, err); !strings.Contains(s, "not called") || !strings.Contains(s, "no answer within") {
 			t.Fatalf("%q", s)

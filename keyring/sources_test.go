@@ -142,7 +142,7 @@ func TestReencryptFromSource(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	theirs, deks := newEDEKs(t, far.blocks, "k@0", 600)
+	foreign, deks := newEDEKs(t, far.blocks, "k@0", 600)
 	if _, err := far.Roll(t.Context(), "k", nil); err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +153,7 @@ func TestReencryptFromSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	done, doneDEKs := newEDEKs(t, l.primary.Provider, fresh.Name, 2)
-	es := slices.Concat(theirs, old, late, done)
+	es := slices.Concat(foreign, old, late, done)
 	all := slices.Concat(deks, oldDEKs, lateDEKs, doneDEKs)
 	shuffle(t, len(es), func(i, j int) { es[i], es[j], all[i], all[j] = es[j], es[i], all[j], all[i] })
 
@@ -172,10 +172,10 @@ func TestReencryptFromSource(t *testing.T) {
 		t.Errorf("the source got the calls %q, want %q: in our own name, in chunks", got, want)
 	}
 	checkReencrypted(t, l.primary.Provider, fresh.Name, es, out, all)
-	if s, err := l.Reencrypt(t.Context(), caller("hdfs"), "k", true, theirs[0]); err != nil {
+	if s, err := l.Reencrypt(t.Context(), caller("hdfs"), "k", true, foreign[0]); err != nil {
 		t.Error(err)
 	} else {
-		checkReencrypted(t, l.primary.Provider, fresh.Name, theirs[:1], []claviger.EDEK{s}, deks[:1])
+		checkReencrypted(t, l.primary.Provider, fresh.Name, foreign[:1], []claviger.EDEK{s}, deks[:1])
 	}
 }
 

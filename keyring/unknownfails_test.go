@@ -164,11 +164,11 @@ func TestReencryptForeignFails(t *testing.T) {
 	var lost atomic.Bool
 	l.primary.before = lostWhile(&lost)
 	own, _ := l.edeks(t, "k", 1)
-	theirs, _ := newEDEKs(t, far.blocks, "k@0", 1)
+	foreign, _ := newEDEKs(t, far.blocks, "k@0", 1)
 	if _, err := l.Roll(t.Context(), caller("u"), "k", nil); err != nil {
 		t.Fatal(err)
 	}
-	for name, batch := range map[string][]claviger.EDEK{"foreign": theirs, "own too": {own[0], theirs[0]}} {
+	for name, batch := range map[string][]claviger.EDEK{"foreign": foreign, "own too": {own[0], foreign[0]}} {
 		lost.Store(false)
 		l.edeks(t, "k", 1) // which fills the queue
 		lost.Store(true)

@@ -57,7 +57,7 @@ type usage struct {
 	mu      sync.Mutex
 	pending map[useName]*useCount // not written yet; if store is nil, all counters
 	limit   int
-	used    map[useName]time.Time // last use in this process; a use soon after it is written in the next interval
+	used    map[useName]time.Time // last use in this process; run writes a use less than flushEvery later
 	failing error                 // error of the last write; while it is not nil, no answer waits for a write
 	since   time.Time             // when the first of the failing writes began
 
@@ -445,7 +445,7 @@ func (r *Ring) SourceUse(ctx context.Context) ([]metastore.Use, error) {
 }
 
 // rememberHomes takes from the counters which source served which version in earlier runs. If the store cannot be read,
-// the server starts without them: the sources are then asked in order.
+// the server starts without them: the sources are then tried in order.
 func (r *Ring) rememberHomes() {
 	if r.sources.none() || r.cfg.Usage == nil {
 		return

@@ -107,7 +107,7 @@ func readSettings(conf *hadoopconf.Conf) (settings, error) {
 		},
 	}
 	set := r.migration()
-	s.ring.Ours, s.ring.Theirs = set.ours, set.theirs
+	s.ring.OwnVersions, s.ring.SourceVersions = set.ours, set.theirs
 	r.newKeys(&s.ring)
 	s.audit = r.audit()
 	s.operations = r.operations()

@@ -97,9 +97,10 @@ func TestTrusteeOps(t *testing.T) {
 		{"no version", "alice", http.MethodPost, trusteePath + trusteeOp + "purgeVersion&version=", 400,
 			"Parameter 'version' cannot be null"},
 		{"another's version", "alice", http.MethodPost, trusteePath + trusteeOp + "undeleteVersion&version=other@0",
-			500, missing + " has the version other@0; the newest versions of those that are there are " + key + "@"},
+			500, missing + " has the version other@0; the deleted keys of that name have the newest " +
+				"versions " + key + "@"},
 		{"another's version", "alice", http.MethodPost, trusteePath + trusteeOp +
-			"purgeVersion&version=a%2Fb%20c@none", 500, missing + " has the version " + key + "@none; the newest"},
+			"purgeVersion&version=a%2Fb%20c@none", 500, missing + " has the version " + key + "@none; the deleted keys"},
 		{"all of one", "alice", http.MethodPost, trusteePath + trusteeOp +
 			"purgeVersion&version=a%2Fb%20c@none&all=true", 400,
 			"Parameter 'all' must be true, and goes with trusteeOp=purge alone"},
