@@ -2,9 +2,9 @@ package claviger
 
 import "errors"
 
-// Unreachable marks an error of a part that runs on another machine, such as a database or an HSM. The part cannot be reached
-// or is not ready, and may work again without a change of the configuration. A server that starts waits for such a
-// part. Unreachable(nil) is nil.
+// Unreachable marks an error of a part that runs on another machine, such as a database or an HSM. The part cannot be
+// reached or is not ready, and may work again without a change of the configuration. A server that starts waits for
+// such a part. Unreachable(nil) is nil.
 func Unreachable(err error) error {
 	if err == nil {
 		return nil

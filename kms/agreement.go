@@ -122,8 +122,8 @@ type agreement struct {
 	logged string // the last differences
 }
 
-// digests returns the digests of this node's settings now. For the settings that take effect without
-// a restart, the current files count.
+// digests returns the digests of this node's settings now. Settings that take effect without a restart are read from
+// the current files.
 func (a *agreement) digests() map[string]string {
 	all := map[string]string{}
 	put := func(name, value string) {
@@ -163,23 +163,23 @@ func withoutPath(list string) string {
 	return strings.Join(append([]string{scheme}, uris[1:]...), ",")
 }
 
-// mine returns this node's record.
-func (a *agreement) mine() nodeSettings {
+// record returns this node's record.
+func (a *agreement) record() nodeSettings {
 	return nodeSettings{a.self.ID, a.self.Since, a.self.Host, a.self.PID, a.digests()}
 }
 
 // check stores this node's record, and returns an error that names the nodes with
 // other settings.
 func (a *agreement) check(ctx context.Context) error {
-	mine := a.mine()
-	others, err := a.exchange(ctx, mine)
+	own := a.record()
+	others, err := a.exchange(ctx, own)
 	if err != nil {
 		return err
 	}
 	var texts []string
 	for _, o := range others {
-		if differ := mine.differing(o); len(differ) > 0 {
-			texts = append(texts, fmt.Sprintf("%s has other values of %s", mine.name(o), strings.Join(differ, ", ")))
+		if differ := own.differing(o); len(differ) > 0 {
+			texts = append(texts, fmt.Sprintf("%s has other values of %s", own.name(o), strings.Join(differ, ", ")))
 		}
 	}
 	text := strings.Join(texts, "; ")
@@ -205,31 +205,32 @@ func (a *agreement) check(ctx context.Context) error {
 // the nodes.
 func (a *agreement) mayDestroy(ctx context.Context, purge bool) error {
 	const op = "kms.mayDestroy"
-	property, action := minUnused, "purged"
+	property, action := minUnused, "purges"
 	if !purge {
-		property, action = hsm.PropertySoftDelete, "deleted"
+		property, action = hsm.PropertySoftDelete, "deletes"
 		if keeps, err := a.conf.Bool(property); err != nil || keeps {
 			return err
 		}
 	}
-	mine := a.mine()
-	others, err := a.exchange(ctx, mine)
+	own := a.record()
+	others, err := a.exchange(ctx, own)
 	if err != nil {
 		return claviger.E(op, claviger.Unavailable, "", err)
 	}
 	var differ []string
 	for _, o := range others {
-		if slices.Contains(mine.differing(o), property) {
-			differ = append(differ, mine.name(o))
+		if slices.Contains(own.differing(o), property) {
+			differ = append(differ, own.name(o))
 		}
 	}
 	if len(differ) == 0 {
 		return nil
 	}
-	text := fmt.Sprintf("no key is %s by the node on %s (process %d): that destroys keys, and %s %s another value of "+
-		"%s; give it the same value on all nodes, and restart the nodes that had a wrong value", action, mine.Host,
-		mine.PID, strings.Join(differ, " and "), map[bool]string{true: "has", false: "have"}[len(differ) == 1],
-		property)
+	has := map[bool]string{true: "has", false: "have"}[len(differ) == 1]
+	text := fmt.Sprintf("the node on %s (process %d) %s no key: it would destroy keys for ever, and %s %s another "+
+		"value of %s; give it the same value on all nodes, and restart the nodes that had a wrong "+
+		"value", own.Host, own.PID,
+		action, strings.Join(differ, " and "), has, property)
 	return claviger.Answer(claviger.Errorf(op, claviger.Unavailable, "", "%s", text), text)
 }
 
@@ -243,7 +244,7 @@ func (s *server) recordSettings(ctx context.Context) error {
 		return nil
 	}
 	a := &agreement{conf: s.conf, store: s.svc.Store, log: s.log, self: s.svc.self}
-	_, err := a.exchange(ctx, a.mine())
+	_, err := a.exchange(ctx, a.record())
 	return err
 }
 
@@ -265,13 +266,13 @@ func (s *Service) NotRestarted(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	var records []nodeSettings
-	_ = json.Unmarshal([]byte(text), &records) // a text that is no list has no records
-	mine := a.mine()
+	_ = json.Unmarshal([]byte(text), &records) // a text that is not a list has no records
+	own := a.record()
 	var servers []string
 	for _, n := range records {
 		if n.isAlive(alive) && slices.ContainsFunc(sourceSettings,
-			func(name string) bool { return n.Digests[name] != mine.Digests[name] }) {
-			servers = append(servers, mine.name(n))
+			func(name string) bool { return n.Digests[name] != own.Digests[name] }) {
+			servers = append(servers, own.name(n))
 		}
 	}
 	return servers, nil
@@ -279,7 +280,7 @@ func (s *Service) NotRestarted(ctx context.Context) ([]string, error) {
 
 // exchange stores this node's record, and returns the records of the other nodes
 // that run. It removes the records of nodes that have ended.
-func (a *agreement) exchange(ctx context.Context, mine nodeSettings) (others []nodeSettings, err error) {
+func (a *agreement) exchange(ctx context.Context, own nodeSettings) (others []nodeSettings, err error) {
 	unlock, err := a.store.Lock(ctx, settingNodes)
 	if err != nil {
 		return nil, err
@@ -294,13 +295,13 @@ func (a *agreement) exchange(ctx context.Context, mine nodeSettings) (others []n
 		return nil, err
 	}
 	var records []nodeSettings
-	_ = json.Unmarshal([]byte(text), &records) // a text that is no list is replaced
+	_ = json.Unmarshal([]byte(text), &records) // a text that is not a list is replaced
 	for _, n := range records {
-		if n.isAlive(alive) && n.ID != mine.ID {
+		if n.isAlive(alive) && n.ID != own.ID {
 			others = append(others, n)
 		}
 	}
-	now, err := json.Marshal(append(slices.Clone(others), mine))
+	now, err := json.Marshal(append(slices.Clone(others), own))
 	if err != nil || string(now) == text {
 		return others, err
 	}

@@ -57,8 +57,8 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 		return nil, err
 	}
 	if a.Authenticator, err = authn.New(cfg); err != nil {
-		if of := conf.WithPlace(err); of != nil {
-			return nil, of
+		if placed := conf.WithPlace(err); placed != nil {
+			return nil, placed
 		}
 		return nil, err
 	}
@@ -119,8 +119,8 @@ func (a *authenticator) secretProvider(ctx context.Context, conf *hadoopconf.Con
 			return nil, conf.Refuse(signerKind, "set "+file+" to the file that holds the secret")
 		}
 		secret, err := authn.NewFileSecret(path)
-		if of := conf.WithPlace(err); of != nil {
-			return nil, of
+		if placed := conf.WithPlace(err); placed != nil {
+			return nil, placed
 		}
 		return secret, err
 	}

@@ -100,10 +100,10 @@ func (s *Service) storeFiles() (list []validity, unreadable []error, err error) 
 		list = append(list, validityOf(name, certs))
 	}
 	for _, store := range []struct {
-		of     stores
+		files  stores
 		prefix string
 	}{{server, serverKeystore}, {server, "ssl.server.truststore."}, {client, "ssl.client.keystore."}} {
-		if f, ok, err := store.of.file(store.prefix); ok {
+		if f, ok, err := store.files.file(store.prefix); ok {
 			add(store.prefix+"location", f, err)
 		}
 	}
@@ -147,7 +147,7 @@ func (s *Service) certificates() (list []validity, unreadable []error, err error
 		if err != nil {
 			return nil, nil, err
 		}
-		list = slices.DeleteFunc(list, func(of validity) bool { return of.Store == v.Store })
+		list = slices.DeleteFunc(list, func(o validity) bool { return o.Store == v.Store })
 		list = append(list, v)
 	}
 	return list, c.unreadable, c.err

@@ -23,8 +23,8 @@ const (
 
 // clockWatch compares this host's clock with the clocks that all nodes use.
 type clockWatch struct {
-	log *slog.Logger
-	of  map[string]metastore.Clock // by the value of the metric's label
+	log    *slog.Logger
+	clocks map[string]metastore.Clock // by the value of the metric's label
 
 	mu    sync.Mutex
 	ahead map[string]float64 // seconds, at the last comparison
@@ -46,20 +46,20 @@ func clocksOf(svc *Service, shared *cluster) map[string]metastore.Clock {
 	return of
 }
 
-// check compares the clocks, and returns an error that names the clocks that differ
-// too much. A clock that does not answer is no error: other checks report its store.
+// check compares the clocks, and returns an error that names the clocks that differ too much. A clock that does not
+// answer is not an error here: another check reports its store.
 func (w *clockWatch) check(ctx context.Context) error {
 	ahead := map[string]float64{}
-	var apart []error
-	for _, name := range slices.Sorted(maps.Keys(w.of)) {
-		c, err := w.of[name].Clocks(ctx)
+	var differences []error
+	for _, name := range slices.Sorted(maps.Keys(w.clocks)) {
+		c, err := w.clocks[name].Clocks(ctx)
 		if err != nil {
 			continue
 		}
 		ahead[name] = c.Ahead.Seconds()
-		apart = append(apart, c.Check())
+		differences = append(differences, c.Check())
 	}
-	err := errors.Join(apart...)
+	err := errors.Join(differences...)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.ahead = ahead
@@ -67,7 +67,7 @@ func (w *clockWatch) check(ctx context.Context) error {
 	case wrong && !w.wrong:
 		w.log.Error("a clock is wrong: no key is purged, and delegation tokens may be refused with 503", "err", err)
 		w.wrong = true
-	case !wrong && w.wrong && len(ahead) == len(w.of):
+	case !wrong && w.wrong && len(ahead) == len(w.clocks):
 		w.log.Info("the clocks agree again")
 		w.wrong = false
 	}
@@ -77,7 +77,7 @@ func (w *clockWatch) check(ctx context.Context) error {
 // run compares the clocks until ctx ends, so that the log has the result even if
 // nobody reads readiness.
 func (w *clockWatch) run(ctx context.Context) {
-	for len(w.of) > 0 {
+	for len(w.clocks) > 0 {
 		_ = w.check(ctx) // it logs the result
 		select {
 		case <-ctx.Done():
@@ -89,7 +89,7 @@ func (w *clockWatch) run(ctx context.Context) {
 
 // checks returns no check if this node shares no clock.
 func (w *clockWatch) checks() []console.Check {
-	if len(w.of) == 0 {
+	if len(w.clocks) == 0 {
 		return nil
 	}
 	// Informational: nobody knows which clock is wrong, and only tokens and purges are affected.
@@ -98,7 +98,7 @@ func (w *clockWatch) checks() []console.Check {
 
 // metrics adds the difference of this host's clock.
 func (w *clockWatch) metrics(m *console.Metrics) {
-	if len(w.of) == 0 {
+	if len(w.clocks) == 0 {
 		return
 	}
 	m.Gauges("claviger_clock_ahead_seconds", "How far this host's clock is ahead of the metastore's and ZooKeeper's, "+

@@ -114,7 +114,7 @@ func (c *setClock) Clocks(context.Context) (metastore.Clocks, error) {
 func TestClockIsLogged(t *testing.T) {
 	var log logtest.Buffer
 	one, two := &setClock{}, &setClock{}
-	w := &clockWatch{log: slog.New(slog.NewTextHandler(&log, nil)), of: map[string]metastore.Clock{"metastore": one,
+	w := &clockWatch{log: slog.New(slog.NewTextHandler(&log, nil)), clocks: map[string]metastore.Clock{"metastore": one,
 		"zookeeper": two}}
 	for i, step := range []struct {
 		one, two     setClock

@@ -58,8 +58,8 @@ func (c *cluster) Close() error {
 	return errors.Join(errs...)
 }
 
-// openCluster reads the settings of shared secrets and tokens, and opens the
-// connections. An error of the other side shows only when a connection is used.
+// openCluster reads the settings of shared secrets and tokens, and opens the connections. A server that does not answer
+// is noticed only when its connection is used.
 func openCluster(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (_ *cluster, err error) {
 	c := &cluster{}
 	defer func() {
@@ -105,7 +105,7 @@ func (c *cluster) openSigners(conf *hadoopconf.Conf, log *slog.Logger) (client *
 		if c.signers, err = zookeeper.NewSigners(client, conf.String(path)); err != nil {
 			return nil, conf.Refuse(path, err.Error())
 		}
-	} else if how := conf.String(signerPrefix + "auth.type"); how == "sasl" {
+	} else if auth := conf.String(signerPrefix + "auth.type"); auth == "sasl" {
 		log.Warn(signerPrefix + "auth.type is sasl and has no effect: " + signerKind + " is " +
 			conf.String(signerKind) + "; set it to zookeeper on every node, so that each node accepts the cookies of " +
 			"the others")
@@ -151,10 +151,10 @@ func (c *cluster) connect(conf *hadoopconf.Conf, log *slog.Logger, e ensemble) (
 	}
 	settings := zookeeper.Config{Ensemble: at, Property: servers, SessionTimeout: e.session, ConnectTimeout: e.connect,
 		RetryTimeout: e.connect, Log: log}
-	switch how := conf.String(e.prefix + e.auth); how {
+	switch auth := conf.String(e.prefix + e.auth); auth {
 	case "none":
 	case "sasl", "kerberos":
-		if how == "kerberos" { // Ambari writes kerberos; Hadoop treats it like none
+		if auth == "kerberos" { // Ambari writes kerberos; Hadoop treats it like none
 			log.Warn("the value kerberos is used as sasl here; Hadoop's own KMS uses it as none, and then everybody "+
 				"can read its nodes in ZooKeeper: write sasl on every node", "property", e.prefix+e.auth)
 		}

@@ -136,8 +136,8 @@ func groupDirectory(conf *hadoopconf.Conf, property string, log *slog.Logger) (a
 		}
 		d, err := authn.LDAPGroups(c)
 		if err != nil {
-			if of := conf.WithPlace(err); of != nil {
-				return nil, of
+			if placed := conf.WithPlace(err); placed != nil {
+				return nil, placed
 			}
 			return nil, fmt.Errorf("%s in %s: %w", property, conf.Dir(), err)
 		}

@@ -19,8 +19,7 @@ const (
 	systemClass = "org.apache.hadoop.security.ShellBasedUnixGroupsMapping"
 )
 
-// groupMapping is the configuration of a group mapping, and a part of the error of
-// NewGroups; "" is no error.
+// groupMapping is the configuration of a group mapping, and a part of the error of NewGroups; "" means no error.
 type groupMapping struct {
 	props map[string]string
 	want  string

@@ -122,10 +122,9 @@ func (n negotiator) Check() error {
 	return nil
 }
 
-// loginChecks returns the checks of type kerberos. After a refused login, a 403, a
-// client tries no other node, so a keytab that cannot be used takes this node out of
-// service. Failed logins of clients are only informational: anybody can send forged
-// tickets, and must not take a node out of service.
+// loginChecks returns the checks of type kerberos. After a refused login, a 403, a client tries no other node, so a
+// keytab that cannot be used takes this node out of service. Failed logins of clients are only informational: anybody
+// can send forged tickets, and a forged ticket must not take a node out of service.
 func loginChecks(h authn.Handler) []console.Check {
 	k, ok := h.(*authn.Kerberos)
 	if !ok {
@@ -160,7 +159,7 @@ func checkSchemes(conf *hadoopconf.Conf) error {
 	}
 	for _, s := range delegation {
 		if !slices.Contains(schemes, s) {
-			return conf.Refuse(delegationName, s+" is not among those of "+schemesName)
+			return conf.Refuse(delegationName, s+" is not one of the schemes of "+schemesName)
 		}
 	}
 	return nil
@@ -171,8 +170,8 @@ func checkSchemes(conf *hadoopconf.Conf) error {
 func kerberosRules(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Rules, error) {
 	if p, _ := conf.Lookup(authRules); p.File == "" {
 		if _, set := conf.Get(authToLocal); set {
-			log.Warn("the rules of " + authToLocal + " are not used by a KMS of type kerberos, which takes those of " +
-				authRules + " (DEFAULT, unless it is set); set the latter to the same")
+			log.Warn("the rules of " + authToLocal + " are not used by a KMS of type kerberos. It uses the rules of " +
+				authRules + ", or DEFAULT if that property is not set; set it to the same rules")
 		}
 	}
 	return readRules(conf, authRules)

@@ -5,17 +5,17 @@ import (
 	"claviger/migrate"
 )
 
-// mostGap is the largest claviger.migration.gap. Version numbers go up to 2^31-2, so a
+// maxGap is the largest claviger.migration.gap. Version numbers go up to 2^31-2, so a
 // key has room for two thousand such gaps.
-const mostGap = 1_000_000
+const maxGap = 1_000_000
 
 // migrationSettings are the properties of migrations. The server and the commands
 // read the same properties.
 type migrationSettings struct {
 	versions migrate.Versions
 	gap      int
-	// For a version name that exists here and at the source, the operator has said to
-	// which of the two all its EDEKs belong.
+	// Version names that exist both here and at the source. By the operator's decision, all EDEKs of a name in ours
+	// belong to the version here, and all EDEKs of a name in theirs belong to the version at the source.
 	ours, theirs map[string]bool
 }
 
@@ -24,7 +24,7 @@ type migrationSettings struct {
 func (r *reader) migration() migrationSettings {
 	s := migrationSettings{
 		versions: migrate.Versions(r.conf.String(migrate.PropVersions)),
-		gap:      int(r.int(migrate.PropGap, 0, mostGap)),
+		gap:      int(r.int(migrate.PropGap, 0, maxGap)),
 		ours:     r.versionNames(migrate.PropOurs),
 		theirs:   r.versionNames(migrate.PropTheirs),
 	}
@@ -45,8 +45,8 @@ func (r *reader) versionNames(property string) map[string]bool {
 	names := map[string]bool{}
 	for _, v := range r.conf.Strings(property) {
 		if _, ok := claviger.VersionNumber(v); !ok {
-			r.keep(r.conf.Refuse(property, "it must be a comma list of key versions, as in finance@3; "+
-				claviger.Printable(v)+" is none"))
+			r.keep(r.conf.Refuse(property, "it must be a list of key versions, separated by commas, as in "+
+				"finance@3; "+claviger.Printable(v)+" is not a key version"))
 		}
 		names[v] = true
 	}

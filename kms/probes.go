@@ -252,11 +252,11 @@ func (s *Service) trustees(ctx context.Context) []migrate.Check {
 		return nil
 	}
 	// Without a keytrustee:// source this server does not use the trustee.
-	bad := migrate.Warning
+	severity := migrate.Warning
 	if len(sources) > 0 {
-		bad = migrate.Failure
+		severity = migrate.Failure
 	}
-	tlsCheck := s.trusteesTLS(ctx, place, bad)
+	tlsCheck := s.trusteesTLS(ctx, place, severity)
 	checks := []migrate.Check{tlsCheck}
 	for _, src := range sources {
 		c := migrate.Check{Name: "Key Trustee Server used", Measured: src.URI() + " answers", Needed: true}
@@ -275,17 +275,17 @@ func (s *Service) trustees(ctx context.Context) []migrate.Check {
 			"the status command of keytrustee-keyhsm"})
 }
 
-func (s *Service) trusteesTLS(ctx context.Context, place string, bad migrate.Status) migrate.Check {
-	c := migrate.Check{Name: "TLS to the Key Trustee Servers", Needed: bad == migrate.Failure}
+func (s *Service) trusteesTLS(ctx context.Context, place string, severity migrate.Status) migrate.Check {
+	c := migrate.Check{Name: "TLS to the Key Trustee Servers", Needed: severity == migrate.Failure}
 	hosts, insecure, err := keytrustee.Hosts(place, s.Conf.Dir())
 	if err != nil {
-		c.Status, c.Measured, c.Cure = bad, err.Error(), "copy kts-site.xml from a KT KMS host (step 1 of the "+
+		c.Status, c.Measured, c.Cure = severity, err.Error(), "copy kts-site.xml from a KT KMS host (step 1 of the "+
 			"procedure)"
 		return c
 	}
 	conf, err := s.ClientTLS(provider.Env{})
 	if err != nil {
-		c.Status, c.Measured, c.Cure = bad, err.Error(), "correct the truststore (steps 3 and 4 of the procedure)"
+		c.Status, c.Measured, c.Cure = severity, err.Error(), "correct the truststore (steps 3 and 4 of the procedure)"
 		return c
 	}
 	if insecure {
@@ -296,7 +296,7 @@ func (s *Service) trusteesTLS(ctx context.Context, place string, bad migrate.Sta
 	var measured []string
 	for _, host := range hosts {
 		if err := handshake(ctx, host, conf); err != nil {
-			c.Status = bad
+			c.Status = severity
 			measured = append(measured, host+": "+err.Error())
 			cure := claviger.CertificateCure(err, "the truststore, and name the truststore by claviger.ssl.truststore "+
 				"or in ssl-client.xml (steps 3 and 4 of the procedure)")

@@ -335,7 +335,7 @@ func TestWrongValues(t *testing.T) {
 	}
 	for name := range wrongValues {
 		if !known[name] {
-			t.Errorf("%s is no property of hadoopconf.KMS", name)
+			t.Errorf("%s is not a property of hadoopconf.KMS", name)
 		}
 	}
 }

@@ -29,14 +29,14 @@ const siteSettleTime = 100 * time.Millisecond
 // rules of proxy users take effect at once. For other properties it logs that the
 // server must be restarted. A file that cannot be read changes nothing.
 type siteWatcher struct {
-	dir     string
-	proxies *authn.ProxyUsers
-	groups  func(user string) []string
-	log     *slog.Logger
-	props   map[string]string  // in force
-	fixed   map[string]bool    // set by the command line or the environment, which override the files
-	seen    [2]filestamp.Stamp // at the last attempt; zero before the first
-	existed [2]bool            // by file
+	dir        string
+	proxies    *authn.ProxyUsers
+	groups     func(user string) []string
+	log        *slog.Logger
+	props      map[string]string  // in force
+	overridden map[string]bool    // set by the command line or the environment, which override the files
+	seen       [2]filestamp.Stamp // at the last attempt; zero before the first
+	existed    [2]bool            // by file
 
 	mu  sync.Mutex
 	err error // why the files are not in force; nil if they are
@@ -45,14 +45,14 @@ type siteWatcher struct {
 func newSiteWatcher(conf *hadoopconf.Conf, proxies *authn.ProxyUsers, groups func(user string) []string,
 	log *slog.Logger) *siteWatcher {
 	w := &siteWatcher{dir: conf.Dir(), proxies: proxies, groups: groups, log: log, props: maps.Collect(conf.All()),
-		fixed: map[string]bool{}}
+		overridden: map[string]bool{}}
 	for name := range w.props {
 		switch p, _ := conf.Lookup(name); {
 		case p.File == "" && !slices.ContainsFunc(hadoopconf.KMS,
 			func(k hadoopconf.Known) bool { return k.Name == name && k.Default != "" }):
 			delete(w.props, name) // another part of the server has set its default
 		case p.File != "" && p.Line == 0:
-			w.fixed[name] = true
+			w.overridden[name] = true
 		}
 	}
 	// The process has read the files at its start, and may have waited for other machines
@@ -125,7 +125,7 @@ func (w *siteWatcher) check(now time.Time) {
 	for i, existed := range w.existed {
 		if existed && !states[i].Exists() {
 			w.seen = states
-			w.setErr(fmt.Errorf("%s is gone", filepath.Join(w.dir, siteFiles[i])))
+			w.setErr(fmt.Errorf("%s does not exist any more", filepath.Join(w.dir, siteFiles[i])))
 			return
 		}
 		w.existed[i] = states[i].Exists()
@@ -143,17 +143,17 @@ func (w *siteWatcher) check(now time.Time) {
 // properties have changed.
 func (w *siteWatcher) apply(conf *hadoopconf.Conf) {
 	props := maps.Collect(conf.All())
-	var later []string
+	var needRestart []string
 	proxiesChanged := false
 	for _, name := range changed(w.props, props) {
 		if strings.HasPrefix(name, authn.ProxyUserPrefix) {
 			proxiesChanged = true
 			continue
 		}
-		if w.fixed[name] {
+		if w.overridden[name] {
 			continue
 		}
-		later = append(later, name)
+		needRestart = append(needRestart, name)
 	}
 	w.props = props
 	if proxiesChanged {
@@ -164,8 +164,8 @@ func (w *siteWatcher) apply(conf *hadoopconf.Conf) {
 		w.proxies.Replace(rules)
 		w.log.Info("the rules of proxy users were loaded again", "folder", w.dir)
 	}
-	if len(later) > 0 {
-		w.log.Warn("changed properties take effect when the server is restarted", "properties", later)
+	if len(needRestart) > 0 {
+		w.log.Warn("changed properties take effect when the server is restarted", "properties", needRestart)
 	}
 }
 

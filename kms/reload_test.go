@@ -113,7 +113,8 @@ func TestSiteWatcher(t *testing.T) {
 	}
 	w.check(later)
 	w.check(later)
-	if err := w.Err(); !site.allowed(t) || err == nil || !strings.Contains(err.Error(), "kms-site.xml is gone") {
+	if err := w.Err(); !site.allowed(t) || err == nil ||
+		!strings.Contains(err.Error(), "kms-site.xml does not exist any more") {
 		t.Errorf("without the file: %v", err)
 	}
 	if err := os.Rename(file+"~", file); err != nil {

@@ -28,7 +28,7 @@ func secretFiles(conf *hadoopconf.Conf) []secret.File {
 	l.clear(conf)
 	for _, name := range []string{"core-site.xml", "kms-site.xml", filepath.Base(ACLFile(conf))} {
 		l.put(secret.File{Path: filepath.Join(conf.Dir(), name), Deny: 0o002,
-			Risk: "who could change who may use which key"})
+			Risk: "who could change the rights to keys"})
 	}
 	l.providers()
 	l.metastore()

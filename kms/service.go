@@ -245,8 +245,8 @@ func (s *Service) uris(property string) ([]string, error) {
 	return list, nil
 }
 
-// Blame adds to an error the property that caused it, and the place where it is set.
-// The error of a provider may name that property; otherwise it is the argument.
+// Blame adds to an error the property that caused it, and the place where it is set. If the provider's error names a
+// property, that property counts; otherwise the argument counts.
 func (s *Service) Blame(property string, err error) error {
 	if s.storeErr != nil {
 		return s.storeErr // it names the metastore's property
@@ -255,8 +255,8 @@ func (s *Service) Blame(property string, err error) error {
 	if errors.As(err, &value) {
 		return err // it names the line, of kts-site.xml or ssl-client.xml
 	}
-	if of := s.Conf.WithPlace(err); of != nil {
-		return of
+	if placed := s.Conf.WithPlace(err); placed != nil {
+		return placed
 	}
 	p, _ := s.Conf.Lookup(property)
 	return fmt.Errorf("%s: property %s: %w", p.Where(), property, err)
@@ -265,8 +265,8 @@ func (s *Service) Blame(property string, err error) error {
 // store returns the metastore. The first call opens it.
 func (s *Service) store(ctx context.Context) (metastore.Store, error) { return s.makeStore(ctx, nil) }
 
-// makeStore is store, but calls create before it makes a metastore that does not
-// exist; an error of create forbids that.
+// makeStore is store, but calls create before it makes a metastore that does not exist. If create returns an error, no
+// metastore is made.
 func (s *Service) makeStore(ctx context.Context, create func(context.Context, string) error) (metastore.Store, error) {
 	s.storeOnce.Do(func() {
 		if s.access.Writes() {

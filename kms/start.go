@@ -85,7 +85,7 @@ func openWithRetries(ctx context.Context, o Options, conf *hadoopconf.Conf, set 
 func startingHandler(why func() string, details func(*http.Request) bool, log *slog.Logger) http.Handler {
 	check := console.Check{Name: "started", Run: func(context.Context) error { return errors.New(why()) }}
 	return console.New(console.Config{Checks: []console.Check{check}, Log: log, Details: details},
-		kmsapi.Standby("this node is starting; its log tells more"))
+		kmsapi.Standby("this node is starting; its log has the reason"))
 }
 
 // open opens the server's parts. After an error, close closes the parts that are open.
@@ -125,7 +125,7 @@ func (s *server) open(ctx context.Context) error {
 	if err := s.openRing(); err != nil {
 		return err
 	}
-	s.clocks = &clockWatch{log: log, of: clocksOf(svc, shared)}
+	s.clocks = &clockWatch{log: log, clocks: clocksOf(svc, shared)}
 	return nil
 }
 

@@ -22,13 +22,13 @@ import (
 // credential stores that c, or else site, names; or from the property in c in clear
 // text, if that is allowed.
 func password(site, c *hadoopconf.Conf, log *slog.Logger, name string) (secret.Bytes, error) {
-	of := site
+	named := site
 	if _, ok := c.Get(keystore.CredentialPathProperty); ok {
-		of = c
+		named = c
 	}
 	p := &keystore.Passwords{ClearText: true}
-	if path, ok := of.Get(keystore.CredentialPathProperty); ok && path != "" {
-		file := of.String(keystore.CredentialPasswordProperty)
+	if path, ok := named.Get(keystore.CredentialPathProperty); ok && path != "" {
+		file := named.String(keystore.CredentialPasswordProperty)
 		if file == "" {
 			file = site.String(keystore.CredentialPasswordProperty)
 		}
@@ -38,7 +38,7 @@ func password(site, c *hadoopconf.Conf, log *slog.Logger, name string) (secret.B
 		}
 		stores, missing, err := keystore.OpenCredentials(path, storePassword)
 		if err != nil {
-			return nil, of.BadFile(keystore.CredentialPathProperty, err, "")
+			return nil, named.BadFile(keystore.CredentialPathProperty, err, "")
 		}
 		for _, m := range missing {
 			log.Warn("a credential store does not exist, and counts as empty", "file", secret.Value(m), "property",
@@ -193,9 +193,9 @@ func (s stores) needClients(t *web.TLS) error {
 	return nil
 }
 
-// ClientTLS returns the TLS settings for https to another KMS. The truststore is named
-// by claviger.ssl.truststore, or by ssl-client.xml, or by the Java option
-// javax.net.ssl.trustStore in the environment; without these, the system's roots count.
+// ClientTLS returns the TLS settings for https to another KMS. The truststore is named by claviger.ssl.truststore, or
+// by ssl-client.xml, or by the Java option javax.net.ssl.trustStore in the environment; without these, the system's
+// roots are trusted.
 func (s *Service) ClientTLS(provider.Env) (*tls.Config, error) {
 	st, err := sslStores(s.Conf, s.Log, "hadoop.ssl.client.conf", "ssl-client.xml")
 	if err != nil {
@@ -235,7 +235,7 @@ func (s *Service) ClientTLS(provider.Env) (*tls.Config, error) {
 // badTrust returns the error for a truststore that cannot be used.
 func (s stores) badTrust(setting string, err error, cure string) error {
 	switch setting {
-	case ourTrust:
+	case ownTrust:
 		return s.site.BadFile("claviger.ssl.truststore", err, cure)
 	case siteTrust:
 		return s.c.BadFile("ssl.client.truststore.location", err, cure)
@@ -248,19 +248,19 @@ func (s stores) badTrust(setting string, err error, cure string) error {
 
 // The settings that clientTrust returns for properties.
 const (
-	ourTrust  = "property claviger.ssl.truststore"
+	ownTrust  = "property claviger.ssl.truststore"
 	siteTrust = "property ssl.client.truststore.location of ssl-client.xml"
 )
 
 // clientTrust returns the truststore, and the setting that names it; setting is "" if
 // there is none.
 func (s stores) clientTrust() (f keystore.TLSFile, setting string, err error) {
-	const ours = "claviger.ssl.truststore"
-	if path, ok := s.site.Path(ours); ok {
-		f = keystore.TLSFile{Path: path, Type: s.site.String(ours + ".type"), TypeProperty: ours + ".type",
-			PasswordProperty: ours + ".password"}
-		f.Password, err = password(s.site, s.site, s.log, ours+".password")
-		return f, ourTrust, err
+	const own = "claviger.ssl.truststore"
+	if path, ok := s.site.Path(own); ok {
+		f = keystore.TLSFile{Path: path, Type: s.site.String(own + ".type"), TypeProperty: own + ".type",
+			PasswordProperty: own + ".password"}
+		f.Password, err = password(s.site, s.site, s.log, own+".password")
+		return f, ownTrust, err
 	}
 	f, ok, err := s.file("ssl.client.truststore.")
 	if err != nil || ok {

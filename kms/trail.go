@@ -99,8 +99,8 @@ func (r *reader) mustAudit() []audit.Op {
 			for _, o := range audit.Operations {
 				known = append(known, string(o))
 			}
-			if near, ok := typo.Nearest(string(op), known); ok {
-				want = fmt.Sprintf("%s is no operation; did you mean %s?", word, near)
+			if nearest, ok := typo.Nearest(string(op), known); ok {
+				want = fmt.Sprintf("%s is not an operation; did you mean %s?", word, nearest)
 			}
 			r.keep(r.conf.Refuse(name, want))
 		}

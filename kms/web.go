@@ -54,7 +54,7 @@ func (r *reader) web() webSettings {
 	}
 	for _, name := range []string{"claviger.http.head.timeout", "claviger.http.request.timeout",
 		"claviger.http.answer.timeout", "hadoop.http.idle_timeout.ms"} {
-		// To net/http, 0 is no limit at all.
+		// net/http takes 0 as "no limit".
 		if d, err := r.conf.Duration(name, time.Second); err == nil && d == 0 {
 			r.keep(r.conf.Refuse(name, "it must be more than 0, or clients could keep their connections for ever"))
 		}

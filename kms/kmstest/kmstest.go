@@ -1,5 +1,5 @@
-// Package kmstest holds what tests of a whole KMS share: configuration folders, a KMS that is started by
-// one, and requests to it. It does not import package kms, so that the tests of kms itself can use it.
+// Package kmstest holds what tests of a whole KMS share: configuration folders, a KMS that is started with such a
+// folder, and requests to it. It does not import package kms, so that the tests of kms itself can use it.
 package kmstest
 
 import (
@@ -83,8 +83,8 @@ func HSM(t testing.TB) (dir string, properties map[string]string) {
 // startTimeout is how long Start waits for the ready file.
 const startTimeout = 20 * time.Second
 
-// Start runs serve, which is to write its base URL into the file ready, until stop is called. stop
-// returns the error of serve.
+// Start runs serve until stop is called. serve must write its base URL into the file ready. stop returns the error of
+// serve.
 func Start(t testing.TB, serve func(ctx context.Context, ready string) error) (url string, stop func() error) {
 	t.Helper()
 	ready := filepath.Join(t.TempDir(), "ready")
@@ -103,7 +103,7 @@ func Serve(t testing.TB, serve func(ctx context.Context, ready string) error) (u
 	return url
 }
 
-// Get gets a path of a server, as a user; "" is no user.
+// Get requests a path of a server in the name of a user. With user "" it sends no user name.
 func Get(t testing.TB, base, path, user string) (status int, body string) {
 	t.Helper()
 	url := strings.TrimSuffix(base, "/kms") + path
@@ -141,7 +141,7 @@ type Check struct {
 	OK, Informational bool
 }
 
-// Readyz asks a server whether it is ready.
+// Readyz requests the readiness of a server.
 func Readyz(t testing.TB, base string) (status int, r Readiness) {
 	t.Helper()
 	status, body := Get(t, base, "/readyz", "")
