@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // UsageError is an error of the command line itself.
@@ -19,8 +20,8 @@ func (e *UsageError) Error() string { return e.Err.Error() }
 // Unwrap returns Err.
 func (e *UsageError) Unwrap() error { return e.Err }
 
-// CheckUsage turns each error about the command line into a UsageError, which says what is wrong or missing. It does so
-// for a command and all its subcommands.
+// CheckUsage turns each error about the command line into a UsageError, which says what is wrong, missing or empty. It
+// does so for a command and all its subcommands.
 func CheckUsage(root *cobra.Command) {
 	root.Args = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 { // cobra would print the help and exit with 0
@@ -46,16 +47,24 @@ func withoutStrconv(err error) error {
 
 // checkUsage is CheckUsage for one command and its subcommands.
 func checkUsage(c *cobra.Command) {
-	if check := c.Args; check != nil {
+	check := c.Args
+	if check == nil && !c.HasSubCommands() {
+		check = cobra.ArbitraryArgs
+	}
+	if check != nil {
 		c.Args = func(cmd *cobra.Command, args []string) error {
 			if err := check(cmd, args); err != nil {
 				return &UsageError{nameMissing(cmd, args, err)}
+			}
+			if i := slices.Index(args, ""); i >= 0 {
+				return &UsageError{fmt.Errorf("argument %d is empty; usage: %s", i+1, cmd.UseLine())}
 			}
 			return nil
 		}
 	}
 	c.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		if err := errors.Join(cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups()); err != nil {
+		err := errors.Join(cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups(), emptyFlags(cmd))
+		if err != nil {
 			return &UsageError{err}
 		}
 		return nil
@@ -63,6 +72,37 @@ func checkUsage(c *cobra.Command) {
 	for _, sub := range c.Commands() {
 		checkUsage(sub)
 	}
+}
+
+// mayBeEmpty is the annotation of a flag that AllowEmpty was called for.
+const mayBeEmpty = "may be empty"
+
+// AllowEmpty allows an empty value of a flag.
+func AllowEmpty(cmd *cobra.Command, flag string) {
+	if err := cmd.Flags().SetAnnotation(flag, mayBeEmpty, nil); err != nil {
+		panic(err) // the command has no such flag
+	}
+}
+
+// emptyFlags returns an error for each flag whose value is empty, as by an unset variable of a script. Without the
+// value, the command would do something else than the script says.
+func emptyFlags(cmd *cobra.Command) error {
+	var errs []error
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		empty := f.Value.String() == ""
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			empty = slices.Contains(list.GetSlice(), "")
+		}
+		if _, allowed := f.Annotations[mayBeEmpty]; !empty || allowed {
+			return
+		}
+		text := "--" + f.Name + " is empty: give a value"
+		if _, required := f.Annotations[cobra.BashCompOneRequiredFlag]; !required {
+			text += ", or leave the flag out"
+		}
+		errs = append(errs, errors.New(text))
+	})
+	return errors.Join(errs...)
 }
 
 // unknownCommand returns an error for a word that is not a command of a group. It suggests similar commands. The

@@ -151,16 +151,6 @@ func versionFlag(cmd *cobra.Command, version *string) {
 		"full name of any version of the deleted key, as in NAME@3, to choose that key: see key list --deleted")
 }
 
-// givenVersion returns an error if the flag is given with an empty version, as by an unset variable of a script.
-// Without a version, the command could choose another deleted key.
-func givenVersion(cmd *cobra.Command, version string) error {
-	if version == "" && cmd.Flags().Changed("key-version") {
-		return &exitError{exitUsage,
-			errors.New("--key-version is empty: give the full name of a version, as in NAME@3, or leave the flag out")}
-	}
-	return nil
-}
-
 func newKeyUndelete() *cobra.Command {
 	var version string
 	cmd := keyCommand("undelete NAME --provider URI [--key-version NAME@N]", "Bring back a deleted key",
@@ -171,9 +161,6 @@ If a key with that name exists, undelete is refused: delete the existing key fir
 too.`, cobra.ExactArgs(1),
 		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output,
 			args []string) error {
-			if err := givenVersion(cmd, version); err != nil {
-				return err
-			}
 			if err := kms.Undelete(ctx, args[0], version); err != nil {
 				return err
 			}

@@ -34,9 +34,6 @@ purge lists the keys that it would destroy, and asks you to type the name again;
 refuses if the key was deleted or used less than claviger.purge.min.unused ago.`, cobra.ExactArgs(1),
 		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output,
 			args []string) error {
-			if err := givenVersion(cmd, p.version); err != nil {
-				return err
-			}
 			if p.all && p.version != "" {
 				return &exitError{exitUsage,
 					errors.New("--all and --key-version exclude each other: --all chooses all deleted keys with the " +

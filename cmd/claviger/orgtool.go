@@ -260,5 +260,6 @@ use -s -, which reads the secret from standard input.`,
 	for _, f := range []string{"name", "secret"} {
 		_ = cmd.MarkFlagRequired(f) // the flags are defined above
 	}
+	terminal.AllowEmpty(cmd, "secret")
 	return cmd
 }

@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -62,9 +60,6 @@ The store is the file DIR/` + location.FileName + `. With --store it is a Postgr
 the host of a standby, with a copy of the other trustee's DIR, --store names the standby.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if slices.Contains(hosts, "") {
-				return &exitError{exitUsage, errors.New("--hostname: a name is empty")}
-			}
 			return initTrustee(cmd.Context(), &out, dir, location.InitOptions{Hosts: hosts, Store: store, Empty: empty})
 		},
 	}

@@ -1,0 +1,60 @@
+package terminal_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"claviger/terminal"
+)
+
+// TestEmptyValues: an empty argument or an empty value of a flag is a fault of the command line, and the command does
+// not run. A flag can allow an empty value, and a list of no values is not empty. A command that limits its arguments in
+// no way refuses empty ones too.
+func TestEmptyValues(t *testing.T) {
+	ran := false
+	run := func(args ...string) error {
+		root := &cobra.Command{Use: "tool", SilenceErrors: true, SilenceUsage: true}
+		cmd := &cobra.Command{Use: "check NAME [FILE]", Args: cobra.RangeArgs(1, 2),
+			RunE: func(*cobra.Command, []string) error { ran = true; return nil }}
+		root.AddCommand(cmd, &cobra.Command{Use: "adopt [NAME]...",
+			RunE: func(*cobra.Command, []string) error { ran = true; return nil }})
+		cmd.Flags().String("conf", "", "")
+		cmd.Flags().String("peer", "", "")
+		cmd.Flags().String("secret", "", "")
+		cmd.Flags().StringArray("hostname", nil, "")
+		cmd.Flags().StringSlice("groups", nil, "")
+		if err := cmd.MarkFlagRequired("conf"); err != nil {
+			t.Fatal(err)
+		}
+		terminal.AllowEmpty(cmd, "secret")
+		terminal.CheckUsage(root)
+		root.SetArgs(args)
+		ran = false
+		return root.Execute()
+	}
+	for _, c := range []struct {
+		args []string
+		want string // "": the command runs
+	}{
+		{[]string{"check", "k", "--conf", "d"}, ""},
+		{[]string{"check", "k", "f", "--conf", "d", "--secret", "", "--hostname", "h", "--groups", ""}, ""},
+		{[]string{"check", "", "--conf", "d"}, "argument 1 is empty; usage: tool check NAME [FILE] [flags]"},
+		{[]string{"check", "k", "", "--conf", "d"}, "argument 2 is empty; usage: tool check NAME [FILE] [flags]"},
+		{[]string{"check", "k", "--conf", ""}, "--conf is empty: give a value"},
+		{[]string{"check", "k", "--conf", "d", "--peer="}, "--peer is empty: give a value, or leave the flag out"},
+		{[]string{"check", "k", "--conf", "d", "--hostname", "h", "--hostname", ""},
+			"--hostname is empty: give a value, or leave the flag out"},
+		{[]string{"adopt", "k"}, ""},
+		{[]string{"adopt", "k", ""}, "argument 2 is empty; usage: tool adopt [NAME]... [flags]"},
+	} {
+		err := run(c.args...)
+		switch {
+		case c.want == "" && (err != nil || !ran):
+			t.Errorf("%q: %v, ran: %t", c.args, err, ran)
+		case c.want != "" && (err == nil || err.Error() != c.want || !errors.As(err, new(*terminal.UsageError)) || ran):
+			t.Errorf("%q: %v, ran: %t, want %s", c.args, err, ran, c.want)
+		}
+	}
+}
