@@ -90,8 +90,8 @@ func checkCertificate(certFile, keyFile string, hosts []string) error {
 	}
 	for _, host := range hosts {
 		if err := pair.Leaf.VerifyHostname(host); err != nil {
-			return fmt.Errorf("--hostname %s: the certificate %s exists, and is for other names (%w). Remove it and %s "+
-				"to get a new one, or leave out --hostname to keep it", host, certFile, err, keyFile)
+			return fmt.Errorf("--hostname %s: the certificate %s exists, and is for other names (%w). Remove it and "+
+				"%s to get a new one, or leave out --hostname to keep it", host, certFile, err, keyFile)
 		}
 	}
 	return nil
