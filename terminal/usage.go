@@ -125,8 +125,8 @@ func Misspelt(root *cobra.Command, args []string) (*cobra.Command, error) {
 	if err != nil || !cmd.HasSubCommands() || len(rest) == 0 || strings.HasPrefix(rest[0], "-") {
 		return cmd, nil //nolint:nilerr // cobra reports it
 	}
-	if cmd == root && (rest[0] == "help" || strings.HasPrefix(rest[0], "__")) { // cobra adds these when it runs
-		return cmd, nil
+	if cmd == root && (rest[0] == "help" || rest[0] == "completion" || strings.HasPrefix(rest[0], "__")) {
+		return cmd, nil // cobra adds these when it runs
 	}
 	return cmd, unknownCommand(cmd, rest[0])
 }

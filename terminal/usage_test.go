@@ -10,8 +10,8 @@ import (
 )
 
 // TestEmptyValues: an empty argument or an empty value of a flag is a fault of the command line, and the command does
-// not run. A flag can allow an empty value, and a list of no values is not empty. A command that limits its arguments in
-// no way refuses empty ones too.
+// not run. A flag can allow an empty value, and a list of no values is not empty. A command without a rule for its
+// arguments refuses empty ones too.
 func TestEmptyValues(t *testing.T) {
 	ran := false
 	run := func(args ...string) error {
@@ -55,6 +55,18 @@ func TestEmptyValues(t *testing.T) {
 			t.Errorf("%q: %v, ran: %t", c.args, err, ran)
 		case c.want != "" && (err == nil || err.Error() != c.want || !errors.As(err, new(*terminal.UsageError)) || ran):
 			t.Errorf("%q: %v, ran: %t, want %s", c.args, err, ran, c.want)
+		}
+	}
+}
+
+// TestCompletion: the command of cobra that prints a script for a shell is no misspelt word.
+func TestCompletion(t *testing.T) {
+	root := &cobra.Command{Use: "tool"}
+	root.AddCommand(&cobra.Command{Use: "check", Run: func(*cobra.Command, []string) {}})
+	terminal.CheckUsage(root)
+	for word, known := range map[string]bool{"completion": true, "help": true, "__complete": true, "complete": false} {
+		if _, err := terminal.Misspelt(root, []string{word, "bash"}); (err == nil) != known {
+			t.Errorf("%s: %v", word, err)
 		}
 	}
 }
