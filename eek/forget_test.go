@@ -56,8 +56,8 @@ func TestTakenIsForgotten(t *testing.T) {
 	})
 }
 
-// TestFullLineIsNotRefilled checks that a refill makes nothing if a Take has filled the line in the meantime.
-func TestFullLineIsNotRefilled(t *testing.T) {
+// TestFullQueueIsNotRefilled: a refill makes nothing if a Take has filled the queue in the meantime.
+func TestFullQueueIsNotRefilled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q, calls := newFilled(t)
 		q.mu.Lock()

@@ -41,14 +41,14 @@ type Queue struct {
 	wg   sync.WaitGroup // workers and sweep
 
 	mu      sync.Mutex
-	keys    map[string]*line
+	keys    map[string]*keyQueue
 	waiting []string // keys whose refill waits for a worker; no key twice
 	workers int      // running workers
 	closed  bool
 }
 
-// line has the queue's EDEKs of one key.
-type line struct {
+// keyQueue has the ready EDEKs of one key.
+type keyQueue struct {
 	ready []claviger.EDEK
 	gen   uint64    // number of Drains; EDEKs of a fill that began before the last Drain are dropped
 	used  time.Time // time of the last Take
@@ -90,7 +90,7 @@ func NewQueue(cfg QueueConfig) (*Queue, error) {
 	case cfg.FillTimeout <= 0:
 		return nil, invalid("EDEK queue: fill timeout is %v; it must be above 0", cfg.FillTimeout)
 	}
-	q := &Queue{cfg: cfg, low: low, keys: map[string]*line{}}
+	q := &Queue{cfg: cfg, low: low, keys: map[string]*keyQueue{}}
 	q.ctx, q.stop = context.WithCancel(context.Background())
 	q.wg.Add(1)
 	go q.sweep()
@@ -111,7 +111,7 @@ func (q *Queue) Take(ctx context.Context, key string, n int) ([]claviger.EDEK, e
 	}
 	l := q.keys[key]
 	if l == nil {
-		l = &line{}
+		l = &keyQueue{}
 		q.keys[key] = l
 		l.first = &firstFill{done: make(chan struct{})}
 		l.users++
@@ -151,7 +151,7 @@ func (q *Queue) await(ctx context.Context, key string, f *firstFill) error {
 }
 
 // fillAndTake makes the first fill of a key, and takes n of its EDEKs. The caller holds the lock.
-func (q *Queue) fillAndTake(ctx context.Context, key string, l *line, n int) ([]claviger.EDEK, error) {
+func (q *Queue) fillAndTake(ctx context.Context, key string, l *keyQueue, n int) ([]claviger.EDEK, error) {
 	f := l.first
 	f.gaveUp = true // if the fill panics
 	defer func() {
@@ -170,7 +170,7 @@ func (q *Queue) fillAndTake(ctx context.Context, key string, l *line, n int) ([]
 }
 
 // take returns n EDEKs: ready ones, and the rest from one fill. The caller holds the lock.
-func (q *Queue) take(ctx context.Context, key string, l *line, n int) ([]claviger.EDEK, error) {
+func (q *Queue) take(ctx context.Context, key string, l *keyQueue, n int) ([]claviger.EDEK, error) {
 	for {
 		gen := l.gen
 		have := min(n, len(l.ready))
@@ -200,7 +200,7 @@ func (q *Queue) take(ctx context.Context, key string, l *line, n int) ([]clavige
 
 // fill calls the fill function. It calls it again if there was a Drain in the meantime, so that the returned EDEKs are
 // always from after the last Drain.
-func (q *Queue) fill(ctx context.Context, key string, l *line, n int) ([]claviger.EDEK, error) {
+func (q *Queue) fill(ctx context.Context, key string, l *keyQueue, n int) ([]claviger.EDEK, error) {
 	for {
 		gen := l.gen
 		made, err := q.callFill(ctx, key, n)
@@ -232,7 +232,7 @@ func (q *Queue) callFill(ctx context.Context, key string, n int) ([]claviger.EDE
 }
 
 // touch records a use, and requests a refill below the watermark. The caller holds the lock.
-func (q *Queue) touch(key string, l *line) {
+func (q *Queue) touch(key string, l *keyQueue) {
 	l.used = time.Now()
 	if len(l.ready) >= q.low || l.refill || q.closed {
 		return
@@ -246,14 +246,14 @@ func (q *Queue) touch(key string, l *line) {
 	}
 }
 
-// endTake ends a Take's use of the line. The caller holds the lock.
-func (q *Queue) endTake(key string, l *line) {
+// endTake ends a Take's use of a key's queue. The caller holds the lock.
+func (q *Queue) endTake(key string, l *keyQueue) {
 	l.users--
 	q.dropIfIdle(key, l)
 }
 
-// dropIfIdle drops a line without EDEKs that no Take and no refill uses. The caller holds the lock.
-func (q *Queue) dropIfIdle(key string, l *line) {
+// dropIfIdle drops the queue of a key without EDEKs that no Take and no refill uses. The caller holds the lock.
+func (q *Queue) dropIfIdle(key string, l *keyQueue) {
 	if l.users == 0 && !l.refill && len(l.ready) == 0 {
 		delete(q.keys, key)
 	}
@@ -268,13 +268,13 @@ func (q *Queue) work() {
 	for len(q.waiting) > 0 && !q.closed {
 		key := q.waiting[0]
 		q.waiting = q.waiting[1:]
-		// The line exists, because dropIfIdle keeps a line that waits for a refill.
+		// The key's queue exists, because dropIfIdle keeps a queue that waits for a refill.
 		q.refill(key, q.keys[key])
 	}
 }
 
-// refill fills a line up to Size with one call. The caller holds the lock.
-func (q *Queue) refill(key string, l *line) {
+// refill fills the queue of a key up to Size with one call. The caller holds the lock.
+func (q *Queue) refill(key string, l *keyQueue) {
 	gen, n := l.gen, q.cfg.Size-len(l.ready)
 	if n > 0 {
 		ctx, cancel := context.WithTimeout(q.ctx, q.cfg.FillTimeout)

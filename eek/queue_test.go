@@ -399,7 +399,7 @@ func TestQueueErrors(t *testing.T) {
 		first := take(t, q, "k", 1)
 		synctest.Wait()
 		m.takeCalls()
-		m.set(func() { m.err = errors.New("HSM is away") })
+		m.set(func() { m.err = errors.New("the HSM does not answer") })
 		if _, err := q.Take(t.Context(), "k", 101); err == nil || q.Len("k") != 100 {
 			t.Errorf("%v; %d left", err, q.Len("k"))
 		}
@@ -408,7 +408,7 @@ func TestQueueErrors(t *testing.T) {
 		}
 		take(t, q, "k", 80)
 		synctest.Wait()
-		if len(failures) == 0 || failures[0] != "k: HSM is away" {
+		if len(failures) == 0 || failures[0] != "k: the HSM does not answer" {
 			t.Errorf("errors of refills: %q", failures)
 		}
 		m.set(func() { m.err = nil })

@@ -47,7 +47,7 @@ func firstError(file string) error {
 	if err := c.AddFile(file, false); err != nil {
 		return err
 	}
-	if err := c.checkOurs(); err != nil {
+	if err := c.checkOwn(); err != nil {
 		return errors.Join(err, alsoFound(err, c.Check()))
 	}
 	if err := c.Check(); err != nil {
@@ -60,11 +60,11 @@ func firstError(file string) error {
 	return errors.Join(e1, e2, e3, e4)
 }
 
-// alsoFound returns an error if Check found nothing. Check may report another property than checkOurs, because it
+// alsoFound returns an error if Check found nothing. Check may report another property than checkOwn, because it
 // checks all properties.
-func alsoFound(ours, all error) error {
+func alsoFound(own, all error) error {
 	if all == nil {
-		return errors.New("Check finds nothing, but checkOurs finds: " + ours.Error())
+		return errors.New("Check finds nothing, but checkOwn finds: " + own.Error())
 	}
 	return nil
 }

@@ -90,7 +90,7 @@ type Conf struct {
 	system    map[string]string   // Java's system properties, such as user.home
 	env       func(string) (string, bool)
 	warnings  []string
-	suggested map[string]string // for each unknown property, the known one that it most probably means
+	suggested map[string]string // for each unknown property, the known property that it most probably means
 }
 
 // New returns an empty configuration. Dir returns dir. env reads the environment for ${env.NAME}; nil is os.LookupEnv.
@@ -149,7 +149,7 @@ func (c *Conf) AddFile(path string, optional bool) error {
 		switch {
 		case onlyOnce[p.Name] && first.Value != p.Value:
 			return fmt.Errorf("%s: property %s is set twice, to %s (line %d) and to %s (line %d): these are "+
-				"alternatives; keep the one that the source answers to",
+				"alternatives; keep the URI at which the source answers",
 				p.File, p.Name, redacted(p.Name, first.Value), first.Line, redacted(p.Name, p.Value), p.Line)
 		case !first.Final: // for a final property there is a warning below
 			warnings = append(warnings,

@@ -56,16 +56,16 @@ func (c *Conf) warnMisspelt(name string) {
 		return
 	}
 	inShared := slices.ContainsFunc(shared, func(f string) bool { return strings.HasPrefix(name, f) })
-	near, ok := c.otherFamily(name)
+	nearest, ok := c.otherFamily(name)
 	if inShared {
-		near, ok = typo.Nearest(name, append(candidates(name), hadoopOnly...))
+		nearest, ok = typo.Nearest(name, append(candidates(name), hadoopOnly...))
 	}
-	if !ok || hadoopHas(near) {
+	if !ok || hadoopHas(nearest) {
 		return
 	}
-	c.suggested[name] = near
+	c.suggested[name] = nearest
 	c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is not known here and not known in Hadoop, and has "+
-		"no effect; did you mean %s?", c.props[name].Where(), name, near))
+		"no effect; did you mean %s?", c.props[name].Where(), name, nearest))
 }
 
 // otherFamily returns the property that a name means if its first or second word is misspelt ("clavigr.",
@@ -74,7 +74,7 @@ func (c *Conf) otherFamily(name string) (meant string, ok bool) {
 	words := strings.Split(name, ".")
 	for i := range min(2, len(words)-1) {
 		var known []string // the words that the prefixes have at this place
-		for _, f := range slices.Concat(ours, shared) {
+		for _, f := range slices.Concat(ownPrefixes, shared) {
 			if w := strings.Split(f, "."); len(w) > i+1 && slices.Equal(w[:i], words[:i]) {
 				known = append(known, w[i])
 			}
@@ -82,8 +82,8 @@ func (c *Conf) otherFamily(name string) (meant string, ok bool) {
 		if slices.Contains(known, words[i]) {
 			continue
 		}
-		word, near := typo.Nearest(words[i], known)
-		if !near {
+		word, nearest := typo.Nearest(words[i], known)
+		if !nearest {
 			return "", false
 		}
 		right := strings.Join(slices.Concat(words[:i], []string{word}, words[i+1:]), ".")

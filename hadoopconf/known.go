@@ -23,7 +23,7 @@ const (
 // Known is one property that has a meaning here.
 type Known struct {
 	Name    string // a '*' stands for any text
-	Default string // "" = none
+	Default string // "" means no default
 	Doc     string
 }
 
@@ -294,7 +294,7 @@ var KMS = []Known{
 		"how long the last known groups of a user are used while the directory fails; after that, blacklists " +
 			"that name groups exclude the user"},
 	{"hadoop.user.group.static.mapping.overrides", "dr.who=;",
-		"groups of users for which the directory is not asked: user=group,group;user2=..."},
+		"groups of users that are not looked up in the directory: user=group,group;user2=..."},
 	{"hadoop.tmp.dir", "${java.io.tmpdir}/hadoop-${user.name}", "a variable that other values may use"},
 	{MetastoreURI, "",
 		"where key metadata, the migration's journal and the uses of sources are: sqlite:///PATH, or " +

@@ -12,8 +12,8 @@ import (
 	"claviger/typo"
 )
 
-// ours has the prefixes whose properties must all be in the table KMS.
-var ours = []string{"hadoop.kms.", "cloudera.hsmkp.", "claviger.", "hadoop.security.kms.encrypted.key.cache."}
+// ownPrefixes has the prefixes whose properties must all be in the table KMS.
+var ownPrefixes = []string{"hadoop.kms.", "cloudera.hsmkp.", "claviger.", "hadoop.security.kms.encrypted.key.cache."}
 
 // LoadKMS reads the files of a KMS's configuration folder in Hadoop's order: built-in defaults, core-site.xml,
 // kms-site.xml. env is as in New. It returns an error if the folder does not exist or if the files hold no property.
@@ -52,7 +52,7 @@ func LoadKMS(dir string, env func(string) (string, bool)) (*Conf, error) {
 			c.SetDefault(k.Name, k.Default)
 		}
 	}
-	if err := c.checkOurs(); err != nil {
+	if err := c.checkOwn(); err != nil {
 		return nil, err
 	}
 	if err := c.checkGuards(); err != nil {
@@ -61,9 +61,9 @@ func LoadKMS(dir string, env func(string) (string, bool)) (*Conf, error) {
 	return c, nil
 }
 
-// checkOurs expands every property that this server may read, so that Get need not fail later. It warns of variables
+// checkOwn expands every property that this server may read, so that Get need not fail later. It warns of variables
 // that are not set.
-func (c *Conf) checkOurs() error {
+func (c *Conf) checkOwn() error {
 	names := make(map[string]bool, len(KMS))
 	for _, k := range KMS {
 		names[k.Name] = true
@@ -191,9 +191,9 @@ func (c *Conf) warnUnknown() {
 		w := fmt.Sprintf("%s: property %s is not known and has no effect", c.props[name].Where(), name)
 		if meant, ok := misnamed[name]; ok {
 			w += "; the property is called " + meant
-		} else if near, ok := typo.Nearest(name, candidates(name)); ok {
-			w += "; did you mean " + near + "?"
-			c.suggested[name] = near
+		} else if nearest, ok := typo.Nearest(name, candidates(name)); ok {
+			w += "; did you mean " + nearest + "?"
+			c.suggested[name] = nearest
 		}
 		c.warnings = append(c.warnings, w)
 	}
@@ -245,7 +245,7 @@ func candidates(name string) []string {
 }
 
 func inFamily(name string) bool {
-	for _, f := range ours {
+	for _, f := range ownPrefixes {
 		if strings.HasPrefix(name, f) {
 			return true
 		}

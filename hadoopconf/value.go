@@ -3,8 +3,8 @@ package hadoopconf
 // Value describes the values of a property. The zero Value means any text, such as a name, a URI or a list.
 type Value struct {
 	Type   string // bool, int, number, time, file, or "one of" the words in Bounds
-	Bounds string // "" for none
-	Unit   string // the unit of a value that is written without a unit; "" for none
+	Bounds string // "" means none
+	Unit   string // the unit of a value that is written without a unit; "" means none
 }
 
 // Values describes the values of properties, by name. A test of the server checks types and bounds: it gives each
