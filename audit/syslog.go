@@ -128,7 +128,7 @@ func (s *Syslog) Send(line []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dropped++
-	return fmt.Errorf("%d lines wait to be sent, and no more fit", syslogQueue)
+	return fmt.Errorf("%d lines wait to be sent, and the queue is full", syslogQueue)
 }
 
 // Err is nil while the server accepts lines, and no line was lost since the server last accepted a line.

@@ -46,7 +46,7 @@ func TestSyslogLosesLines(t *testing.T) {
 			t.Errorf("before a line is lost: %v", s.Err())
 		}
 		for range 2 {
-			if err := s.Send([]byte("b\n")); err == nil || !strings.Contains(err.Error(), "no more fit") {
+			if err := s.Send([]byte("b\n")); err == nil || !strings.Contains(err.Error(), "the queue is full") {
 				t.Errorf("%v, with a full queue: %v", during, err)
 			}
 		}

@@ -38,9 +38,9 @@ func (p *Prompt) Ask(format string, args ...any) (string, error) {
 }
 
 // ConfirmList returns nil if a person confirms a list of n entries that the command has shown. given is the digest that
-// the person passed by a flag; it must be the list's digest. If it is "", a person at a terminal must type n. what says
-// what happens to the entries. Any other answer is a claviger.RefusedError.
-func (p *Prompt) ConfirmList(given, digest string, n int, what string) error {
+// the person passed by a flag; it must be the list's digest. If it is "", a person at a terminal must type n. action
+// says action happens to the entries. Any other answer is a claviger.RefusedError.
+func (p *Prompt) ConfirmList(given, digest string, n int, action string) error {
 	switch {
 	case given == digest:
 		return nil
@@ -48,9 +48,9 @@ func (p *Prompt) ConfirmList(given, digest string, n int, what string) error {
 		return claviger.Refuse("--confirm %s is for another list: this list has the digest %s; nothing was done",
 			given, digest)
 	case !p.terminal:
-		return claviger.Refuse("nothing was done; to %s, pass --confirm %s", what, digest)
+		return claviger.Refuse("nothing was done; to %s, pass --confirm %s", action, digest)
 	}
-	typed, err := p.Ask("To %s, type their number (%d): ", what, n)
+	typed, err := p.Ask("To %s, type their number (%d): ", action, n)
 	if err == nil && strings.TrimSpace(typed) != strconv.Itoa(n) {
 		err = claviger.Refuse("not confirmed; nothing was done")
 	}
@@ -58,7 +58,7 @@ func (p *Prompt) ConfirmList(given, digest string, n int, what string) error {
 }
 
 // ConfirmName returns nil if a person types a name again, or has passed it by a flag (given). For another name it
-// returns a claviger.RefusedError, which says with verb what was not done, as "purged".
+// returns a claviger.RefusedError. Its text uses verb, for instance "purged", to say what was not done.
 func (p *Prompt) ConfirmName(name string, given *string, verb, question string) error {
 	var typed string
 	if given != nil {

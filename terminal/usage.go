@@ -112,8 +112,8 @@ func unknownCommand(group *cobra.Command, word string) error {
 	text := fmt.Sprintf("unknown command %q for %q", word, group.CommandPath())
 	if other, ok := group.Annotations[word]; ok {
 		text += "; " + other
-	} else if near := group.SuggestionsFor(word); len(near) > 0 {
-		text += "; did you mean " + strings.Join(near, " or ") + "?"
+	} else if similar := group.SuggestionsFor(word); len(similar) > 0 {
+		text += "; did you mean " + strings.Join(similar, " or ") + "?"
 	}
 	return &UsageError{errors.New(text)}
 }

@@ -21,8 +21,8 @@ import (
 type ConnectionLimits struct {
 	// Total is the limit of all clients together. It is at least 1.
 	Total int64
-	// PerAddress is the limit of one IPv4 address, or of one /64 network of IPv6, since one
-	// host has all addresses of such a network. 0 is no limit.
+	// PerAddress is the limit of one IPv4 address, or of one /64 network of IPv6, since one host has all addresses of
+	// such a network. 0 means no limit.
 	PerAddress int64
 	// Unlimited lists addresses that PerAddress does not limit, since many clients come from
 	// them: balancers, proxies, NAT.
@@ -217,15 +217,15 @@ func (c *Connections) enter(a netip.Addr) bool {
 	case c.open >= c.Total, a.IsValid() && c.limited >= c.Total-c.Total/reservedPart:
 		n := c.refused.Add(1)
 		if c.totalRefusal.record(a) {
-			c.log.Warn("connections are refused: as many are open as may be", "property", c.TotalName, "open", c.open,
+			c.log.Warn("connections are refused: the limit is reached", "property", c.TotalName, "open", c.open,
 				"refused so far", n)
 		}
 		return false
 	case a.IsValid() && c.byAddress[a] >= c.share():
 		n := c.refusedAddress.Add(1)
 		if c.addressRefusal.record(a) {
-			c.log.Warn("connections of one address are refused: as many are open as one may have. "+
-				"If many clients come from this address, as from a balancer, add it to "+c.UnlimitedName,
+			c.log.Warn("connections of one address are refused: it has reached its limit. If many clients come "+
+				"from this address, for instance through a balancer, add it to "+c.UnlimitedName,
 				"property", c.PerAddressName, "address", a, "open", c.byAddress[a], "refused so far", n)
 		}
 		return false
@@ -314,21 +314,21 @@ func (c *Connections) Figures(m Figures) {
 	m.Gauge("claviger_http_connections", "Open connections of clients.",
 		func() float64 { open, _ := c.use(); return float64(open) })
 	m.Gauge("claviger_http_connections_silent",
-		"Of these, those that have sent no whole head of a request yet: in a TLS handshake, or before.",
+		"Open connections that have not sent the whole head of a request yet.",
 		func() float64 { return float64(c.silentCount()) })
 	m.Gauge("claviger_http_connections_max", "Connections that may be open at once.",
 		func() float64 { return float64(c.Total) })
 	m.Gauge("claviger_http_connections_of_one_address",
-		"Open connections of the address that has most, of those that are limited.",
+		"Open connections of the limited address that has most.",
 		func() float64 { _, one := c.use(); return float64(one) })
 	m.Gauge("claviger_http_connections_of_one_address_max",
 		"Connections that one address may have open at once; 0: no limit.",
 		func() float64 { return float64(c.PerAddress) })
 	m.Counter("claviger_http_connections_refused_total",
-		"Connections closed at once because as many were open as may be.",
+		"Connections closed at once because the limit of all clients was reached.",
 		func() float64 { return float64(c.refused.Load()) })
 	m.Counter("claviger_http_connections_refused_address_total",
-		"Connections closed at once because their address had as many open as one may have.",
+		"Connections closed at once because their address had reached its limit.",
 		func() float64 { return float64(c.refusedAddress.Load()) })
 }
 
@@ -338,11 +338,11 @@ type boundedConn struct {
 	leave func()
 }
 
-// CloseWrite ends our half. net/http calls it after it answers a request whose body it has
-// not read to the end; a plain close would send a reset, which can overtake the answer.
+// CloseWrite ends the direction to the client. net/http calls it after it answers a request whose body it has not read
+// to the end; a plain close would send a reset, which can overtake the answer.
 func (c *boundedConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
+	if tcp, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return tcp.CloseWrite()
 	}
 	return nil
 }

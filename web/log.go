@@ -13,8 +13,7 @@ import (
 // format is text or json: the values of the flags --log-level and --log-format. The returned
 // level can be changed while the logger is in use.
 //
-// The log shows no credentials. An error is logged with the operations of ours that it
-// passed through.
+// The log shows no credentials. An error is logged with the operations of this program that it passed through.
 func NewLogger(w io.Writer, level, format string) (*slog.Logger, *slog.LevelVar, error) {
 	variable := new(slog.LevelVar)
 	if err := variable.UnmarshalText([]byte(level)); err != nil {

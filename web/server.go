@@ -48,7 +48,7 @@ type Server struct {
 	// OnReady, unless nil, is called with the base URL when the server is ready, before
 	// ReadyFile is written.
 	OnReady func(url string) error
-	// ReadyFile gets the base URL when the server is ready; "" is no file.
+	// ReadyFile gets the base URL when the server is ready; "" means no file.
 	ReadyFile string
 	// About are the attributes of the log line with which Run says that the server is ready.
 	About []any
@@ -78,7 +78,7 @@ type Running struct {
 	err     error         // of Serve; read it after ended is closed
 }
 
-// Start listens, and serves in the background until Stop. ctx bounds the start alone.
+// Start listens, and serves in the background until Stop. ctx limits only the start.
 func (s *Server) Start(ctx context.Context) (*Running, error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", s.Address)
 	if err != nil {
@@ -174,10 +174,10 @@ func (r *Running) Ready(about ...any) error {
 	return nil
 }
 
-// Ended is closed when the server serves no longer. Stop returns the reason.
+// Ended is closed when the server has stopped serving. Stop returns the reason.
 func (r *Running) Ended() <-chan struct{} { return r.ended }
 
-// Wait waits until ctx ends, or until the server serves no longer, whose reason it returns.
+// Wait waits until ctx ends, or until the server has stopped serving. In the second case it returns the reason.
 func (r *Running) Wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -188,8 +188,8 @@ func (r *Running) Wait(ctx context.Context) error {
 	}
 }
 
-// Stop closes the listener and lets requests under way end, for as long as Limits.Stop says.
-// It returns why the server had ended before Stop; nil if it had not.
+// Stop closes the listener and lets requests under way end, for as long as Limits.Stop says. If the server had stopped
+// serving before the call, Stop returns the reason.
 func (r *Running) Stop() error {
 	if err := r.shutdown(); err != nil {
 		return err
