@@ -18,7 +18,7 @@ import (
 // userLimited is a call of a source that answers that it cannot serve this user now.
 func userLimited(context.Context) error {
 	return claviger.E("far.call", claviger.Unavailable, "", provider.Answered(errors.New(
-		"as many of your requests are under way here as one user's may be")))
+		"too many of your requests are under way here")))
 }
 
 // TestOneUsersLimitsAtTheSource: a source that refuses one user because of that user's limits does not open the
@@ -39,7 +39,7 @@ func TestOneUsersLimitsAtTheSource(t *testing.T) {
 		far.setFail(userLimited)
 		_, err := l.Decrypt(t.Context(), caller("bob"), "k", true, es[0])
 		wantKind(t, err, claviger.SourceUnreachable)
-		if s := text(t, err); !strings.Contains(s, "cannot serve this now: as many of your requests") {
+		if s := text(t, err); !strings.Contains(s, "cannot serve this now: too many of your requests") {
 			t.Errorf("bob's error: %q", s)
 		}
 		far.setFail(nil)

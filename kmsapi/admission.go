@@ -112,10 +112,10 @@ type busy struct {
 
 func (e *busy) Error() string {
 	if e.own {
-		return "as many of your " + e.what +
-			" requests are under way here as one user's may be; ask another node, or this one later"
+		return "this node is serving as many of your " + e.what + " requests as one user may have at a time; " +
+			"try another node, or try again later"
 	}
-	return "this node has as many " + e.what + " requests as it takes; ask another, or this one later"
+	return "this node is serving as many " + e.what + " requests as it may; try another node, or try again later"
 }
 
 // units returns the weight of a request with that many EDEKs.
@@ -141,8 +141,8 @@ func (l *limiter) acquire(ctx context.Context, caller string, n int64) (granted 
 
 // admit waits for n slots of a class, and returns *busy if it gets none in time.
 // releaseSlots releases them when the work is done.
-func (c *call) admit(ctx context.Context, of class, n int64) (err error) {
-	l := c.limiters[of]
+func (c *call) admit(ctx context.Context, limited class, n int64) (err error) {
+	l := c.limiters[limited]
 	if l == nil {
 		return nil
 	}
@@ -162,8 +162,7 @@ func (c *call) Release() {
 	}
 }
 
-// Acquire waits until ctx ends, not only l.wait: half of the request's work is
-// done.
+// Acquire waits until ctx ends, not only l.wait, because a part of the request's work is done already.
 func (c *call) Acquire(ctx context.Context) error {
 	l := c.released
 	if l == nil {

@@ -74,7 +74,8 @@ func wantFull(t *testing.T, addr, one, batch string) {
 		a := send(t, addr, c.method, c.target, c.body)
 		class, message := a.thrown(t)
 		if a.status != 503 || class != "org.apache.hadoop.ipc.StandbyException" || a.header("Retry-After") == "" ||
-			message != "this node has as many "+c.what+" requests as it takes; ask another, or this one later" {
+			message != "this node is serving as many "+c.what+" requests as it may; try another node, or try "+
+				"again later" {
 			t.Errorf("%s beyond the limit: %d %s %q", c.what, a.status, class, message)
 		}
 	}

@@ -192,7 +192,7 @@ func TestFairClasses(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			answers[a.status]++
-			if a.status == http.StatusServiceUnavailable && !strings.Contains(string(a.body), "as one user's may be") {
+			if a.status == http.StatusServiceUnavailable && !strings.Contains(string(a.body), "as one user may have") {
 				t.Errorf("%s", a.body)
 			}
 		})

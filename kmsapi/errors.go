@@ -145,7 +145,7 @@ func (c *call) exception(err error) *kmswire.Exception {
 		c.logFailure(slog.LevelError, "a request failed", err)
 	}
 	return kmswire.Throw(kmswire.IOException,
-		"internal error; the server's log tells more under request id "+c.caller.RequestID)
+		"internal error; the server's log has the reason under request id "+c.caller.RequestID)
 }
 
 // timedOut is the exception after the operation's deadline. For a key management
@@ -157,7 +157,7 @@ func (c *call) timedOut(err error) *kmswire.Exception {
 	}
 	c.logFailure(slog.LevelError, "a request took too long", err)
 	return kmswire.Throw(kmswire.IOException, "the request was given up after "+c.deadline()+
-		"; look whether it was done before you repeat it. The server's log tells more under request id "+
+		"; check whether it was done before you repeat it. The server's log has the reason under request id "+
 		c.caller.RequestID)
 }
 
@@ -172,7 +172,7 @@ func (c *call) standby(err error, text string) *kmswire.Exception {
 	if answer := claviger.AnswerOf(err); answer != "" {
 		return kmswire.Throw(kmswire.StandbyException, answer)
 	}
-	return kmswire.Throw(kmswire.StandbyException, text+"; its log tells more under request id "+c.caller.RequestID)
+	return kmswire.Throw(kmswire.StandbyException, text+"; its log has the reason under request id "+c.caller.RequestID)
 }
 
 // logFailure writes a line about a request that this node could not serve, unless the user has had too many lines.

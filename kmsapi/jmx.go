@@ -76,8 +76,8 @@ func (g *gauges) count(op string, status int, denied bool, now time.Time) {
 	}
 }
 
-// meterTick is the time between two updates of a meter's moving averages: the one
-// of com.codahale.metrics.Meter, whose figures a meter shows.
+// meterTick is the time between two updates of a meter's moving averages. It is that of com.codahale.metrics.Meter,
+// whose figures a meter shows.
 const meterTick = 5 * time.Second
 
 // meter counts events and their rate over the last 1, 5 and 15 minutes. It has no
@@ -241,7 +241,7 @@ func (c *call) queryBeans() (status int, answer any) {
 	pattern, ok := parseObjectName(query)
 	if !ok {
 		return http.StatusBadRequest, jmxError{"ERROR",
-			"qry is no object name: it must be DOMAIN:KEY=VALUE,..., where * and ? are wildcards"}
+			"qry is not an object name: it must be DOMAIN:KEY=VALUE,..., where * and ? are wildcards"}
 	}
 	found := []bean{}
 	for _, b := range c.gauges.beans(time.Now()) {

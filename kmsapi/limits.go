@@ -76,7 +76,7 @@ func (c *call) server() *http.Server {
 	return &http.Server{} //nolint:gosec // it serves nothing: a request without a server has no limits
 }
 
-// atMost returns the lesser of d and limit. A limit of 0 is none.
+// atMost returns the lesser of d and limit. A limit of 0 means no limit.
 func atMost(d, limit time.Duration) time.Duration {
 	if limit > 0 {
 		return min(d, limit)

@@ -163,8 +163,7 @@ func (l *listAnswer) length(ctx context.Context, item appendItem, first int, buf
 	return length, nil
 }
 
-// send writes l.b, and the items from first on. It ends early if the client goes
-// away.
+// send writes l.b, and the items from first on. It ends early if the client disconnects.
 func (l *listAnswer) send(item appendItem, first int) {
 	for i := first; i < l.n; i++ {
 		if len(l.b) >= chunk {

@@ -40,8 +40,7 @@ func newLargeRequests(l Limits, a Admission, log *slog.Logger) *limiter {
 // done.
 func (c *call) reserve(ctx context.Context, n int64) error {
 	c.used += n
-	// One user gets at most half of the allowance. A request that needs more is charged
-	// no more than that half.
+	// One user gets at most half of the allowance. A request that needs more is charged only that half.
 	more := min(c.used-freeMemory, max(1, c.large.shares.Size()/2)) - c.reserved
 	if more <= 0 {
 		return nil

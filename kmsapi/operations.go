@@ -102,9 +102,8 @@ func create(ctx context.Context, c *call) error {
 	return nil
 }
 
-// wipe overwrites material after its use. The keyring returns copies, so nobody
-// else uses the material. Do not call it after an error: a provider that timed out
-// may still read the material that it got.
+// wipe overwrites material after its use. The keyring returns copies, so no other code uses the material. Do not call
+// it after an error: a provider that timed out may still read the material that it got.
 func wipe(materials ...secret.Bytes) {
 	for _, m := range materials {
 		m.Wipe()
@@ -166,7 +165,8 @@ func keysMetadata(ctx context.Context, c *call) error {
 	requested := c.query["key"]
 	if n := len(requested); n > c.Limits.MaxNames {
 		return kmswire.Throw(kmswire.IllegalArgument, fmt.Sprintf(
-			"metadata of %d keys are asked for, and one request may ask for %d; ask in parts", n, c.Limits.MaxNames))
+			"the request names %d keys, and one request for metadata may name at most %d; split the "+
+				"request", n, c.Limits.MaxNames))
 	}
 	var once []string                             // each name once
 	index := make(map[string]int, len(requested)) // of a name in once
@@ -305,7 +305,7 @@ func (c *call) numKeys() (int, error) {
 	}
 	if n > int64(c.Limits.MaxKeys) {
 		return 0, kmswire.Throw(kmswire.IllegalArgument, fmt.Sprintf(
-			"num_keys=%d is more than the %d EDEKs that one request may ask for; ask in parts", n, c.Limits.MaxKeys))
+			"num_keys=%d is more than %d, the limit of one request; split the request", n, c.Limits.MaxKeys))
 	}
 	return int(n), nil
 }

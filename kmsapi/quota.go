@@ -52,9 +52,8 @@ func (q *quota) take(user string, now time.Time) bool {
 	return true
 }
 
-// forget drops the users with the fewest versions, to make room for others. The
-// users with most versions stay: otherwise a user could reset the own count by
-// requests under many other names. q.mu is held.
+// forget drops the users with the fewest versions, to make room for others. The users with most versions stay:
+// otherwise a user could reset their own count by requests under many other names. q.mu is held.
 func (q *quota) forget() {
 	for limit := 1; len(q.count) > quotaUsers/2; limit *= 2 {
 		maps.DeleteFunc(q.count, func(_ string, n int) bool { return n <= limit && n < q.most })
@@ -77,5 +76,5 @@ func (c *call) checkQuota() error {
 			"user", c.caller.Short, "limit", c.newVersions.most, "notShown", notShown)
 	}
 	return kmswire.Throw(kmswire.StandbyException, "you have made "+strconv.Itoa(c.newVersions.most)+
-		" key versions here within an hour, and more are not made for one user; repeat it later")
+		" key versions at this node within an hour, which is the limit of one user; try again later")
 }

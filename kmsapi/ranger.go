@@ -65,7 +65,7 @@ var rangerNames = map[string]string{
 
 // rangerFigures holds the figures that Ranger has and Hadoop lacks.
 type rangerFigures struct {
-	of          map[string]*rangerFigure // by operation; the map does not change
+	byOp        map[string]*rangerFigure // by operation; the map does not change
 	total       atomic.Int64
 	names       atomic.Int64 // names in requests of get_keys_metadata
 	reencrypted atomic.Int64 // EDEKs in batches
@@ -74,9 +74,9 @@ type rangerFigures struct {
 type rangerFigure struct{ calls, millis atomic.Int64 }
 
 func newRangerFigures() *rangerFigures {
-	f := &rangerFigures{of: make(map[string]*rangerFigure)}
+	f := &rangerFigures{byOp: make(map[string]*rangerFigure)}
 	for op := range rangerNames {
-		f.of[op] = new(rangerFigure)
+		f.byOp[op] = new(rangerFigure)
 	}
 	return f
 }
@@ -85,12 +85,12 @@ func newRangerFigures() *rangerFigures {
 func (f *rangerFigures) count(c *call, took time.Duration) {
 	f.total.Add(1)
 	op := c.op()
-	of := f.of[op]
-	if of == nil {
+	figure := f.byOp[op]
+	if figure == nil {
 		return
 	}
-	of.calls.Add(1)
-	of.millis.Add(took.Milliseconds())
+	figure.calls.Add(1)
+	figure.millis.Add(took.Milliseconds())
 	switch op {
 	case "get_keys_metadata":
 		f.names.Add(int64(len(c.query["key"])))
@@ -116,7 +116,7 @@ func (g *gauges) figures() []figure {
 		{"REENCRYPT_EEK_BATCH_KEYS_COUNT", g.ranger.reencrypted.Load(), true},
 	}
 	for op, stem := range rangerNames {
-		f := g.ranger.of[op]
+		f := g.ranger.byOp[op]
 		list = append(list, figure{stem + "_COUNT", f.calls.Load(), true},
 			figure{stem + "_ELAPSED_TIME", f.millis.Load(), false})
 	}

@@ -80,7 +80,7 @@ const (
 type lines struct {
 	mu       sync.Mutex
 	began    time.Time
-	of       map[string]int // by user
+	byUser   map[string]int // by user
 	all      int
 	notShown int
 }
@@ -90,15 +90,15 @@ type lines struct {
 func (l *lines) due(user string) (notShown int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if now := time.Now(); l.of == nil || now.Sub(l.began) >= linesEvery {
-		l.began, l.of, l.all = now, map[string]int{}, 0
+	if now := time.Now(); l.byUser == nil || now.Sub(l.began) >= linesEvery {
+		l.began, l.byUser, l.all = now, map[string]int{}, 0
 	}
-	if l.all >= linesAll || l.of[user] >= linesEach {
+	if l.all >= linesAll || l.byUser[user] >= linesEach {
 		l.notShown++
 		return 0, false
 	}
 	l.all++
-	l.of[user]++
+	l.byUser[user]++
 	notShown, l.notShown = l.notShown, 0
 	return notShown, true
 }

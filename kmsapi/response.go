@@ -106,10 +106,10 @@ func (c *call) head(status int, length int64) {
 	c.writeDeadline(length)
 }
 
-// write writes a body, or a part of one. It returns false if the client has gone.
+// write writes a body, or a part of one. It returns false if the client has disconnected.
 func (c *call) write(body []byte) bool {
 	if _, err := c.w.Write(body); err != nil && len(body) > 0 {
-		c.Log.Debug("the client went away before its answer", "id", c.caller.RequestID, "err", err)
+		c.Log.Debug("the client disconnected before it got its answer", "id", c.caller.RequestID, "err", err)
 		return false
 	}
 	return true

@@ -49,7 +49,7 @@ func (c *call) serve() {
 	c.runRoute()
 }
 
-// mayStart refuses what is refused before authentication.
+// mayStart refuses requests that need no authentication to be refused.
 func (c *call) mayStart(path string) bool {
 	if strings.Contains(path, "%00") || c.tooManyParameters() { // Jetty refuses it before any filter
 		c.badMessage()
@@ -75,7 +75,7 @@ func (c *call) fromSameStore() bool {
 	}
 	c.w.Header().Set(kmswire.SameStoreHeader, "true")
 	c.throw(http.StatusBadRequest, kmswire.Throw(kmswire.IOException,
-		"this server is no source of keys for a node of its own metastore"))
+		"this server cannot be a source of keys for a node of its own metastore"))
 	return true
 }
 

@@ -61,7 +61,7 @@ func (a answer) thrown(t *testing.T) (class, message string) {
 	t.Helper()
 	var e thrown
 	if err := json.Unmarshal(a.body, &e); err != nil || e.RemoteException.JavaClassName == "" {
-		t.Fatalf("%d %s is no RemoteException: %v", a.status, a.body, err)
+		t.Fatalf("%d %s is not a RemoteException: %v", a.status, a.body, err)
 	}
 	return e.RemoteException.JavaClassName, e.RemoteException.Message
 }
@@ -92,7 +92,7 @@ func TestLimits(t *testing.T) {
 		class, message           string
 	}{
 		{"a billion EDEKs", "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1000000000", "", 400, illegal,
-			"num_keys=1000000000 is more than the 500"},
+			"num_keys=1000000000 is more than 500"},
 		{"one EDEK too many", "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=501", "", 400, illegal,
 			"num_keys=501"},
 		{"no number", "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=%22a%0Ab", "", 500,
@@ -316,7 +316,7 @@ func TestFaults(t *testing.T) {
 		{"unavailable, as it took too long", e(claviger.Unavailable, context.DeadlineExceeded), 503, standby,
 			"this node"},
 		{"too long", e(claviger.Internal, context.DeadlineExceeded), 500, io500,
-			"look whether it was done before you repeat it"},
+			"check whether it was done before you repeat it"},
 		{"too long, bare", func() error { return context.DeadlineExceeded }, 500, io500, "given up after 1m0s"},
 		{"unknown", func() error { return secretText }, 500, io500, "internal error"},
 		{"of no error kind", e(claviger.Internal, secretText), 500, io500, "internal error"},

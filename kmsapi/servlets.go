@@ -21,9 +21,8 @@ import (
 // for any other path. The zero value shows no properties and has no
 // administrators.
 type Operations struct {
-	// ProcessName and SessionID are shown by the bean JvmMetrics. They are
-	// hadoop.kms.metrics.process.name and .session.id. An empty ProcessName means
-	// KMS, an empty SessionID none.
+	// ProcessName and SessionID are shown by the bean JvmMetrics. They are hadoop.kms.metrics.process.name and
+	// .session.id. An empty ProcessName means KMS, an empty SessionID means no session.
 	ProcessName, SessionID string
 	// Port is part of the name of the web server's bean.
 	Port int

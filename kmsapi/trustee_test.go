@@ -100,7 +100,8 @@ func TestTrusteeOps(t *testing.T) {
 			500, missing + " has the version other@0; the deleted keys of that name have the newest " +
 				"versions " + key + "@"},
 		{"another's version", "alice", http.MethodPost, trusteePath + trusteeOp +
-			"purgeVersion&version=a%2Fb%20c@none", 500, missing + " has the version " + key + "@none; the deleted keys"},
+			"purgeVersion&version=a%2Fb%20c@none", 500, missing + " has the version " + key + "@none; the " +
+			"deleted keys"},
 		{"all of one", "alice", http.MethodPost, trusteePath + trusteeOp +
 			"purgeVersion&version=a%2Fb%20c@none&all=true", 400,
 			"Parameter 'all' must be true, and goes with trusteeOp=purge alone"},

@@ -135,7 +135,7 @@ func ReadKeyVersions(body []byte) ([]claviger.KeyVersion, error) {
 			return nil, err
 		}
 		if v == nil {
-			return nil, fmt.Errorf("entry %d of the list is no key version", i)
+			return nil, fmt.Errorf("entry %d of the list is not a key version", i)
 		}
 		vs[i] = *v
 	}

@@ -40,8 +40,8 @@ type DeletedKey struct {
 	LastUse     int64             `json:"lastUse,omitempty"` // absent: no use is recorded
 }
 
-// KeyDescription is a description of one key, which Hadoop's protocol does not have.
-// Times are milliseconds since 1970; 0 is none.
+// KeyDescription is a description of one key, which Hadoop's protocol does not have. Times are milliseconds since 1970;
+// 0 means no time.
 type KeyDescription struct {
 	Name        string               `json:"name"`
 	Provider    string               `json:"provider"` // URI

@@ -48,7 +48,7 @@ func compareWithJava[T any](t *testing.T, body []byte, got T, err error, java fu
 	t.Helper()
 	var thrown *Exception
 	if err != nil && !errors.As(err, &thrown) {
-		t.Fatalf("%T: the error is no Exception: %v", got, err)
+		t.Fatalf("%T: the error is not an Exception: %v", got, err)
 	}
 	if thrown != nil && thrown.Class == jsonParseException && (!utf8.Valid(body) ||
 		strings.Contains(thrown.Message, "nested more than")) {
