@@ -361,6 +361,19 @@ func TestCopyInPages(t *testing.T) {
 	empty(t, b)
 }
 
+// TestCopyEndsAtAFailedPage: if the passive server does not take a page of a copy, no further page is sent.
+func TestCopyEndsAtAFailedPage(t *testing.T) {
+	a, b, end := newPairs(t).fresh(t)
+	defer end()
+	a.big(11, 13)
+	branched(t, a, b)
+	a.calls.before = failing("passive peer-load")
+	checked(t, a, errInjected.Error())
+	if n := a.calls.of("passive peer-load"); n != 1 {
+		t.Errorf("%d pages", n)
+	}
+}
+
 // TestTooManyChanges: a synchronization ends if changes are made faster than it sends them.
 func TestTooManyChanges(t *testing.T) {
 	a, _, end := newPairs(t).fresh(t)

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"testing"
 
 	"claviger"
+	"claviger/internal/logtest"
 	"claviger/trustee"
 	"claviger/trustee/replica"
 	"claviger/trustee/server"
@@ -208,6 +210,7 @@ type member struct {
 	self  *trustee.Client // of an operator at this server
 	calls *calls
 	spool string
+	log   *logtest.Buffer
 }
 
 var files = [2]string{"active.db", "passive.db"}
@@ -269,12 +272,14 @@ func (p *pairs) pair(t *testing.T, dir string) (a, b *member, end func()) {
 		path := filepath.Join(dir, file)
 		store, err := sqlite.Open(t.Context(), path, false)
 		must(t, err)
-		m := &member{t: t, path: path, self: p.addresses[i].client, calls: c, spool: t.TempDir()}
+		m := &member{t: t, path: path, self: p.addresses[i].client, calls: c, spool: t.TempDir(),
+			log: &logtest.Buffer{}}
 		name := strings.TrimSuffix(file, ".db")
 		m.store = &failingStore{store, func(call string) error { return c.at(name + " " + call) }}
 		role := []server.Role{server.RoleActive, server.RolePassive}[i]
 		m.r, err = replica.New(t.Context(), replica.Config{Identity: identities()[0], Store: m.store,
-			Peer: p.addresses[1-i].client, Spool: m.spool}, role)
+			Peer: p.addresses[1-i].client, Spool: m.spool,
+			Log: slog.New(slog.NewTextHandler(m.log, nil))}, role)
 		must(t, err)
 		var handler http.Handler = server.New(server.Config{Identity: identities()[0], Store: m.store, Replica: m.r})
 		failing := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

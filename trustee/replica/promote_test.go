@@ -32,6 +32,9 @@ func roles(t *testing.T, a, b *member, aRole server.Role, aEpoch uint64, bRole s
 
 const active, passive = server.RoleActive, server.RolePassive
 
+// withoutSome is in the log of a server that was promoted although it lacks records of the other.
+const withoutSome = "becomes active without some records of the other"
+
 // TestPromote: the passive server becomes active in the next epoch, and the active server passive. The new active
 // server checks at once.
 func TestPromote(t *testing.T) {
@@ -46,6 +49,9 @@ func TestPromote(t *testing.T) {
 	roles(t, a, b, passive, 2, active, 2)
 	if !replica.Woken(b.r) {
 		t.Error("Run does not check at once")
+	}
+	if strings.Contains(b.log.String(), withoutSome) {
+		t.Errorf("the log names a loss: %s", b.log)
 	}
 	if s, err := b.status(t.Context(), false); err != nil || s.Synced || !strings.Contains(s.Why,
 		"has just been promoted") {
@@ -86,7 +92,8 @@ func TestPromoteByForce(t *testing.T) {
 	}
 }
 
-// TestPromoteBehind: a server that lacks records of the other, and cannot get them, becomes active only by force.
+// TestPromoteBehind: a server that lacks records of the other, and cannot get them, becomes active only by force. Its
+// log then says that it lacks records.
 func TestPromoteBehind(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
@@ -99,6 +106,9 @@ func TestPromoteBehind(t *testing.T) {
 	must(t, b.do(t.Context(), trustee.VerbPromote, replica.PromoteArgs{Force: true}))
 	if st := b.position(); st.Role != active || st.Epoch != 2 {
 		t.Errorf("%+v", st)
+	}
+	if !strings.Contains(b.log.String(), withoutSome) {
+		t.Errorf("the log does not name the loss: %s", b.log)
 	}
 	if k, err := b.r.Current(t.Context()); err != nil || k.Sure {
 		t.Errorf("it lacks something: %+v, %v", k, err)
