@@ -88,6 +88,24 @@ func TestEachCallOfFillFails(t *testing.T) {
 	storetest.FillFails(t, from, s, eachFault(t, f))
 }
 
+// TestEachCallOfAConnectionFails checks that a new connection is not used if the check of its server fails. The server
+// may be one that lacks changes.
+func TestEachCallOfAConnectionFails(t *testing.T) {
+	f, s, _ := faultyStores(t)
+	if err := s.Insert(t.Context(), key("k", "aa")); err != nil {
+		t.Fatal(err)
+	}
+	for fault, err := range eachFault(t, f)(func() error {
+		s.ResetPool()
+		_, err := s.Get(t.Context(), "k")
+		return err
+	}) {
+		if (err == nil) != (fault.Call == "") {
+			t.Errorf("with a fault in %s: %v", fault.Call, err)
+		}
+	}
+}
+
 // moreOperations returns the calls of the methods that a store of several nodes has in addition.
 func moreOperations() []storetest.Operation {
 	of := func(s storetest.Full) *postgres.Store { return s.(*postgres.Store) }

@@ -34,6 +34,9 @@ func (s *Store) ChangeIDs(ctx context.Context) (ids []string, err error) {
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
+// ResetPool closes the connections of the pool, so that the next call opens one.
+func (s *Store) ResetPool() { s.db.Pool().Reset() }
+
 // HeldLocks returns the number of locks that this store holds.
 func (s *Store) HeldLocks() int {
 	s.mu.Lock()
