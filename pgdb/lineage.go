@@ -322,20 +322,24 @@ func (d *DB) Standbys(ctx context.Context, op string) (s Standbys, err error) {
 	return s, err
 }
 
-// Written returns the end of the server's log. Every commit before the call has a lower position.
+// Written returns the position up to which the server has flushed its log. Every commit before the call has a lower
+// position. The position of the next record would be wrong: at the begin of a page it is behind the page's header, so
+// no standby reports it before there is another record.
 func (d *DB) Written(ctx context.Context, op string) (lsn string, err error) {
 	err = d.Read(ctx, op, "", func(ctx context.Context) error {
-		return d.pool.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&lsn)
+		return d.pool.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn()::text`).Scan(&lsn)
 	})
 	return lsn, err
 }
 
-// StandbysBehind returns the number of following standbys that have not written the server's log up to lsn. A role
-// without pg_read_all_stats cannot see their positions; then the result is 0.
+// StandbysBehind returns the number of following standbys that have not written the server's log up to lsn. A standby
+// that has just connected, and has not reported its position yet, counts. A role without pg_read_all_stats sees neither
+// states nor positions; then the result is 0.
 func (d *DB) StandbysBehind(ctx context.Context, op, lsn string) (n int, err error) {
 	err = d.Read(ctx, op, "", func(ctx context.Context) error {
-		return d.pool.QueryRow(ctx, `SELECT count(*) FROM pg_stat_replication WHERE flush_lsn < $1::pg_lsn`,
-			lsn).Scan(&n)
+		// A base backup is in another state. pg_receivewal reports what it has written, but not what it has flushed.
+		return d.pool.QueryRow(ctx, `SELECT count(*) FROM pg_stat_replication WHERE flush_lsn < $1::pg_lsn
+			OR write_lsn IS NULL AND state IN ('startup', 'catchup', 'streaming')`, lsn).Scan(&n)
 	})
 	return n, err
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"claviger"
 	"claviger/internal/pgtest"
@@ -128,6 +129,49 @@ func TestNoStandby(t *testing.T) {
 	setting("ALTER SYSTEM RESET synchronous_standby_names")
 	if err := insert(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestStandbysBehind checks that a standby which has reported no position counts as behind, and that no position is
+// demanded that a standby can report only after another change.
+func TestStandbysBehind(t *testing.T) {
+	ctx := t.Context()
+	pg := pgtest.StartReplicated(t)
+	uri := pg.Database(t)
+	db, err := pgdb.Open(ctx, pgdb.Config{URI: uri, What: "test's store"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	pg.Exec(t, "postgres", `SELECT pg_switch_wal()`)
+	written, err := db.Written(ctx, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var flushed bool
+	if err := db.Pool().QueryRow(ctx, `SELECT $1::pg_lsn <= pg_current_wal_flush_lsn()`, written).
+		Scan(&flushed); err != nil || !flushed {
+		t.Errorf("the server itself has not reached the position %s (%v)", written, err)
+	}
+	standby, err := pgconn.Connect(ctx, uri+"&replication=true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := db.StandbysBehind(ctx, "test", written); n != 1 || err != nil {
+		t.Errorf("after a standby has connected, %d are behind (%v)", n, err)
+	}
+	if err := standby.Close(ctx); err != nil {
+		t.Error(err)
+	}
+	// The session ends a moment after its connection.
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		n, err := db.StandbysBehind(ctx, "test", written)
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("after the standby has gone, %d are behind (%v)", n, err)
+		}
+		if n == 0 {
+			return
+		}
 	}
 }
 
