@@ -30,9 +30,38 @@ func TestReplication(t *testing.T) {
 		err := one.Replication(ctx)
 		return err != nil && strings.Contains(err.Error(), "1 standbys follow its server")
 	})
+	waitForStandbys(t, p, one)
 	p.standby.Stop(t)
 	eventually(t, "no standby follows", func() bool { return one.Replication(ctx) == nil })
 	wantError(t, "a second host, but no standby", both.Replication(ctx), "its URI names 2 hosts")
+}
+
+// waitForStandbys checks that WaitForStandbys returns after a standby has written the newest change, but not later than
+// its context.
+func waitForStandbys(t *testing.T, p pair, s *postgres.Store) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	insert := func(name string) {
+		t.Helper()
+		if err := s.Insert(ctx, key(name, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	insert("aa") // the standby reports its position after the next change, or after ten seconds
+	if err := s.WaitForStandbys(ctx); err != nil {
+		t.Fatal(err)
+	}
+	p.standby.Pause()
+	defer p.standby.Resume()
+	insert("bb")
+	limited, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	defer cancel()
+	wantError(t, "a standby is behind", s.WaitForStandbys(limited), "deadline exceeded")
+	p.standby.Resume()
+	if err := s.WaitForStandbys(ctx); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestStandbyRestarts checks that a change waits for a standby that is restarted, but not longer than its context.
