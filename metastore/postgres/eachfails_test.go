@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"regexp"
@@ -153,14 +154,14 @@ func moreOperations() []storetest.Operation {
 	}
 }
 
-// TestClosedDuringLock closes the store before each statement and each row that Lock needs. Lock must fail, and must
-// not hold the lock.
+// TestClosedDuringLock closes the store before each statement and each row that TryLock needs. TryLock must fail, and
+// must not hold the lock.
 func TestClosedDuringLock(t *testing.T) {
 	f, _, other := faultyStores(t)
 	s := openConfig(t, postgres.Config{URI: other.URI() + "?sslmode=disable"})
 	for fault, err := range f.BeforeEach(func() { _ = s.Close() }, func() error {
-		unlock, err := s.Lock(t.Context(), "a lock")
-		if err == nil {
+		unlock, ok, err := s.TryLock(t.Context(), "a lock")
+		if ok {
 			unlock()
 		}
 		return err
@@ -174,6 +175,29 @@ func TestClosedDuringLock(t *testing.T) {
 		}
 		unlock()
 		s = openConfig(t, postgres.Config{URI: other.URI() + "?sslmode=disable"})
+	}
+}
+
+// TestLockFailsLater checks that a Lock which waits for another holder fails if one of its later attempts fails.
+func TestLockFailsLater(t *testing.T) {
+	f, s, _ := faultyStores(t)
+	unlock, err := s.Lock(t.Context(), "a lock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	for fault, err := range eachFault(t, f)(func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, err := s.Lock(ctx, "a lock")
+		return err
+	}) {
+		if errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("with a fault in %s: %v", fault.Call, err)
+		}
+		if strings.HasPrefix(fault.Call, "call 6 ") { // the last call of the second attempt
+			break
+		}
 	}
 }
 

@@ -47,9 +47,10 @@ func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error
 // Hold takes the named lock, and tells the holder if the lock is lost, see metastore.Holder.
 func (s *Store) Hold(ctx context.Context, name string, wait bool) (held context.Context, unlock func(), ok bool,
 	err error) {
-	for {
+	for tried := false; ; tried = true {
 		held, unlock, ok, err := s.tryLock(ctx, name)
-		if err != nil || ok || !wait {
+		ended := tried && ctx.Err() != nil // the last attempt found another holder
+		if err != nil && !ended || ok || !wait {
 			return held, unlock, ok, err
 		}
 		select {

@@ -198,6 +198,9 @@ func testClosed(t *testing.T, _ Backend, s metastore.Store, _ string) {
 			t.Errorf("%s after Close: %v, want kind %q", name, err, claviger.Closed)
 		}
 	}
+	if _, _, err := s.ByVersion(t.Context(), "no version"); !claviger.Is(err, claviger.Closed) {
+		t.Errorf("ByVersion of a name that no version can have, after Close: %v", err)
+	}
 	must(t, s.Close())
 }
 
