@@ -27,6 +27,3 @@ func (t *Token) report(c Call) {
 		(*f)(c)
 	}
 }
-
-// Sessions returns the number of sessions in use now, and the largest number allowed.
-func (t *Token) Sessions() (used, most int) { return len(t.slots), cap(t.slots) }

@@ -51,7 +51,7 @@ func (t *Token) ListData(ctx context.Context, application string) ([]Data, error
 		list = nil
 		found, err := t.findData(s, application, nil)
 		if refusesData(err) {
-			return claviger.Errorf(op, claviger.Unsupported, "", "the token keeps no data objects: %w", err)
+			return claviger.Errorf(op, claviger.Unsupported, "", "the token keeps no data objects: %w", judged{err})
 		}
 		if err != nil {
 			return err
@@ -95,7 +95,7 @@ func (t *Token) PutData(ctx context.Context, d Data) error {
 			made, err = t.createData(s, d)
 		}
 		if refusesData(err) {
-			return claviger.Errorf(op, claviger.Unsupported, "", "the token keeps no data objects: %w", err)
+			return claviger.Errorf(op, claviger.Unsupported, "", "the token keeps no data objects: %w", judged{err})
 		}
 		if err != nil {
 			return err

@@ -46,6 +46,7 @@ func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, chec
 		return err
 	case <-ctx.Done():
 		if w.state.CompareAndSwap(waiting, abandoned) {
+			g.abandon()
 			return claviger.Errorf(op, claviger.Unavailable, label, "the HSM did not answer in time: %w", ctx.Err())
 		}
 		return <-w.done // the result is being written into blocks
@@ -120,7 +121,9 @@ type gatherer struct {
 	mu      sync.Mutex
 	small   []*waiter // at most smallBytes each
 	large   []*waiter
-	running int
+	running int // runs, also those whose call hangs
+	hung    int // runs whose call hangs: it did not return within its limit, and has not returned since
+	left    int // abandoned waiters since the last look for them
 }
 
 const (
@@ -131,15 +134,37 @@ const (
 	gatherLimit = 64 << 10
 )
 
-// add queues a waiter, and starts another run if fewer than inFlight are running.
+// add queues a waiter, and starts another run if fewer than inFlight are running. A key gets no more places in the
+// library than that, also while calls with it hang. If all its calls hang, the waiter gets an error.
 func (g *gatherer) add(w *waiter) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.hung > 0 && g.hung >= g.token.inFlight {
+		w.finish(claviger.Errorf("pkcs11.EncryptBlocks", claviger.Unavailable, g.name.label,
+			"%d calls with this key hang in the HSM's library", g.hung))
+		return
+	}
 	g.queue(w)
 	if g.running < g.token.inFlight {
 		g.running++
 		go g.run()
 	}
+}
+
+// abandon drops the abandoned waiters from the queues once they are half of all.
+func (g *gatherer) abandon() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.left++; 2*g.left >= len(g.small)+len(g.large) {
+		g.dropAbandoned()
+	}
+}
+
+// dropAbandoned drops the abandoned waiters from the queues. The caller holds g.mu.
+func (g *gatherer) dropAbandoned() {
+	g.left = 0
+	g.small = dropAbandoned(g.small)
+	g.large = dropAbandoned(g.large)
 }
 
 // queue appends a waiter to the queue of its size. The caller holds g.mu.
@@ -156,8 +181,7 @@ func (g *gatherer) queue(w *waiter) {
 func (g *gatherer) next() []part {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.small = dropAbandoned(g.small)
-	g.large = dropAbandoned(g.large)
+	g.dropAbandoned()
 	maxSize := partSize(g.token.maxData.Load(), g.check)
 	limit := min(maxSize, gatherLimit)
 	share := limit // of the small waiters
@@ -216,13 +240,37 @@ func dropAbandoned(q []*waiter) []*waiter {
 	})
 }
 
-// run makes calls until no waiter is queued.
+// run makes calls until no waiter is queued. If a call hangs, the run goes on when the call has returned.
 func (g *gatherer) run() {
 	g.gatherMore()
 	for batch := g.next(); batch != nil; batch = g.next() {
-		g.serve(batch)
+		if !g.serve(batch) {
+			return
+		}
 		g.gatherMore()
 	}
+}
+
+// hangs counts a run whose call hangs. If that is true of all, no call can serve the queued waiters, and they get an
+// error.
+func (g *gatherer) hangs(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.hung++; g.hung < g.token.inFlight {
+		return
+	}
+	for _, w := range slices.Concat(g.small, g.large) {
+		w.finish(err)
+	}
+	g.small, g.large = nil, nil
+}
+
+// goesOn continues a run whose call has returned at last.
+func (g *gatherer) goesOn() {
+	g.mu.Lock()
+	g.hung--
+	g.mu.Unlock()
+	g.run()
 }
 
 // gatherMore yields to goroutines that are about to queue a request, as long as the queues grow. Without it,
@@ -245,9 +293,10 @@ func (g *gatherer) waiting() int {
 	return len(g.small) + len(g.large)
 }
 
-// serve makes one call for a batch. The token's time limit ends the wait for it, so a call that hangs does not
-// block the key.
-func (g *gatherer) serve(batch []part) {
+// serve makes one call for a batch. The token's time limit ends the wait for it; then serve returns false, and goesOn is
+// called when the call has returned.
+func (g *gatherer) serve(batch []part) bool {
+	const op = "pkcs11.EncryptBlocks"
 	in := batch[0].w.in[batch[0].from:batch[0].to]
 	if len(batch) > 1 {
 		size := 0
@@ -267,7 +316,9 @@ func (g *gatherer) serve(batch []part) {
 		}
 	}
 	var out []byte
-	err := g.token.doAndNotify(context.Background(), "pkcs11.EncryptBlocks", func(l *login, s p11.SessionHandle) error {
+	var over sync.Mutex // guards the next two
+	var ended, left bool
+	err := g.token.doAndNotify(context.Background(), op, keySubject(g.name.label), func(l *login, s p11.SessionHandle) error {
 		var err error
 		begun := time.Now()
 		out, err = g.token.encrypt(l, s, g.name, g.check, in)
@@ -282,14 +333,29 @@ func (g *gatherer) serve(batch []part) {
 			clear(in) // with one part, in is the waiter's own and may still be in use
 		}
 		clear(out)
+		over.Lock()
+		ended = true
+		resume := left
+		over.Unlock()
+		if resume {
+			go g.goesOn()
+		}
 	})
-	if err != nil { // the call may still run: the bytes that it reads must stay
-		for _, p := range batch {
-			if p.w.state.CompareAndSwap(waiting, served) {
-				p.w.done <- err
-			}
+	if err == nil {
+		return true
+	}
+	over.Lock()
+	left = !ended
+	if left {
+		g.hangs(err)
+	}
+	over.Unlock()
+	for _, p := range batch { // the call may still run: the bytes that it reads must stay
+		if p.w.state.CompareAndSwap(waiting, served) {
+			p.w.done <- err
 		}
 	}
+	return !left
 }
 
 // deliver gives each waiter its part of out, or err. A waiter with more blocks to encrypt is queued again.
@@ -348,7 +414,8 @@ func (t *Token) mechanismEncrypt(s p11.SessionHandle, mechanism uint, key p11.Ob
 func (t *Token) oneEncrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, in []byte) ([]byte, error) {
 	out, err := t.b.Encrypt(s, m, key, in)
 	if err == nil && len(out) != len(in) {
-		err = fmt.Errorf("the HSM made %d bytes of %d", len(out), len(in))
+		clear(out)
+		err = errLength{len(out), len(in)}
 	}
 	return out, err
 }
@@ -380,47 +447,54 @@ func ctrParams(counter []byte) []byte {
 	return p
 }
 
-// probe sets t.mechanism to the first of the mechanisms that the token offers and that works. It tries them
-// with a session key, and destroys that key afterwards.
+// probe sets t.mechanisms to the mechanisms that the token offers, from the first that works. It tries them with a
+// session key, and destroys that key afterwards.
 func (t *Token) probe(ctx context.Context, mechanisms []uint) error {
 	return t.do(ctx, "pkcs11.probe", func(l *login, s p11.SessionHandle) error {
 		list, err := t.b.GetMechanismList(l.found.slot)
 		if err != nil {
 			return err
 		}
-		offered := map[uint]bool{}
-		for _, m := range list {
-			offered[m.Mechanism] = true
-		}
-		key, err := t.b.GenerateKey(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)}, []*p11.Attribute{
-			p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES),
-			p11.NewAttribute(p11.CKA_VALUE_LEN, 32),
-			p11.NewAttribute(p11.CKA_TOKEN, false), p11.NewAttribute(p11.CKA_SENSITIVE, true),
-			p11.NewAttribute(p11.CKA_EXTRACTABLE, false),
-			p11.NewAttribute(p11.CKA_ENCRYPT, true), p11.NewAttribute(p11.CKA_LABEL, "claviger probe"),
-		})
+		key, err := t.sessionKey(s)
 		if err != nil {
 			return fmt.Errorf("token %s makes no AES key: %w", l.found, err)
 		}
 		defer t.b.DestroyObject(s, key) //nolint:errcheck // it ends with the session in any case
 		var tried []string
+		var offered []uint
 		for _, m := range mechanisms {
-			if !offered[m] {
+			if !slices.ContainsFunc(list, func(o *p11.Mechanism) bool { return o.Mechanism == m }) {
 				tried = append(tried, mechanismName(m)+" (not offered)")
 				continue
 			}
-			if _, err := t.mechanismEncrypt(s, m, key, make([]byte, 2*blockSize)); err != nil {
-				tried = append(tried, fmt.Sprintf("%s (%v)", mechanismName(m), err))
-				continue
+			if len(offered) == 0 {
+				if _, err := t.mechanismEncrypt(s, m, key, make([]byte, 2*blockSize)); err != nil {
+					tried = append(tried, fmt.Sprintf("%s (%v)", mechanismName(m), err))
+					continue
+				}
 			}
-			t.mechanism = m
-			if m != p11.CKM_AES_ECB {
-				t.log.Warn("the token does not encrypt by CKM_AES_ECB; each EDEK will be a call of its own", "uses",
-					mechanismName(m), "tried", tried)
-			}
-			return nil
+			offered = append(offered, m)
 		}
-		return fmt.Errorf("token %s encrypts by none of the mechanisms that would do: %v; allow one of them in the "+
-			"policies of the partition", l.found, tried)
+		if len(offered) == 0 {
+			return fmt.Errorf("token %s encrypts by none of the mechanisms that would do: %v; allow one of them in "+
+				"the policies of the partition", l.found, tried)
+		}
+		t.mechanisms = offered
+		if offered[0] != p11.CKM_AES_ECB {
+			t.log.Warn("the token does not encrypt by CKM_AES_ECB; each EDEK will be a call of its own", "uses",
+				mechanismName(offered[0]), "tried", tried)
+		}
+		return nil
+	})
+}
+
+// sessionKey makes an AES key that exists only in the session. The caller destroys it.
+func (t *Token) sessionKey(s p11.SessionHandle) (p11.ObjectHandle, error) {
+	return t.b.GenerateKey(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)}, []*p11.Attribute{
+		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES),
+		p11.NewAttribute(p11.CKA_VALUE_LEN, 32),
+		p11.NewAttribute(p11.CKA_TOKEN, false), p11.NewAttribute(p11.CKA_SENSITIVE, true),
+		p11.NewAttribute(p11.CKA_EXTRACTABLE, false),
+		p11.NewAttribute(p11.CKA_ENCRYPT, true), p11.NewAttribute(p11.CKA_LABEL, "claviger probe"),
 	})
 }

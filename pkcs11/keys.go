@@ -95,7 +95,8 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 			return err
 		}, p11.CKA_SIGN, p11.CKA_VERIFY, p11.CKA_WRAP, p11.CKA_UNWRAP, p11.CKA_DERIVE)
 		if errors.Is(err, p11.Error(p11.CKR_DEVICE_MEMORY)) {
-			return claviger.Errorf(op, claviger.Unavailable, label, "the token has no room for another key: %w", err)
+			return claviger.Errorf(op, claviger.Unavailable, label, "the token has no room for another key: %w",
+				judged{err})
 		}
 		if err != nil {
 			return err
@@ -248,7 +249,7 @@ func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 func (t *Token) CheckValue(ctx context.Context, id []byte, label string) ([]byte, error) {
 	const op = "pkcs11.CheckValue"
 	var check []byte
-	err := t.do(ctx, op, func(l *login, s p11.SessionHandle) error {
+	err := t.doWithKey(ctx, op, label, func(l *login, s p11.SessionHandle) error {
 		block, err := t.encrypt(l, s, keyName{string(id), label}, "", append(makeInput(blockSize), checkBlock...))
 		if err == nil {
 			check = checkOf(block)
@@ -271,7 +272,7 @@ func checkOf(block []byte) []byte {
 // Choose finds the key with a check value among several keys with one id and label. Calls use that key until the
 // next login. If none of the keys has the check value, the error is ErrSeveral.
 func (t *Token) Choose(ctx context.Context, id []byte, label string, check []byte) error {
-	return t.do(ctx, "pkcs11.Choose", func(l *login, s p11.SessionHandle) error {
+	return t.doWithKey(ctx, "pkcs11.Choose", label, func(l *login, s p11.SessionHandle) error {
 		unlock := t.objects()
 		found, err := t.find(s, id, &label)
 		unlock()
@@ -280,7 +281,7 @@ func (t *Token) Choose(ctx context.Context, id []byte, label string, check []byt
 		}
 		var failed error
 		for _, o := range found {
-			block, err := t.mechanismEncrypt(s, t.mechanism, o, []byte(checkBlock))
+			block, err := t.encryptBy(s, keyName{string(id), label}, o, []byte(checkBlock))
 			if err == nil && bytes.Equal(checkOf(block), check) {
 				l.handles.Store(keyName{string(id), label}, o)
 				return nil
@@ -310,6 +311,7 @@ func (t *Token) find(s p11.SessionHandle, id []byte, label *string) ([]p11.Objec
 
 // search returns the handles of all objects that match the template.
 func (t *Token) search(s p11.SessionHandle, template []*p11.Attribute) ([]p11.ObjectHandle, error) {
+	before := t.module.loginsEnded.Load()
 	if err := t.b.FindObjectsInit(s, template); err != nil {
 		return nil, err
 	}
@@ -328,11 +330,18 @@ func (t *Token) search(s p11.SessionHandle, template []*p11.Attribute) ([]p11.Ob
 	if err := t.b.FindObjectsFinal(s); err != nil || len(all) > 0 {
 		return all, err
 	}
-	return nil, t.stillLoggedIn(s)
+	if err := t.stillLoggedIn(s); err != nil {
+		return nil, err
+	}
+	if t.module.loginsBegun.Load() != before {
+		return nil, p11.Error(p11.CKR_USER_NOT_LOGGED_IN)
+	}
+	return nil, nil
 }
 
-// stillLoggedIn returns CKR_USER_NOT_LOGGED_IN if the session's login is lost. An empty search counts only with a
-// login: without one the token shows no private object, and returns no error.
+// stillLoggedIn returns CKR_USER_NOT_LOGGED_IN if the session's login is lost. An empty search counts only if the login
+// is there, and there was no other login since the search began: without a login the token shows no private object, and
+// returns no error.
 func (t *Token) stillLoggedIn(s p11.SessionHandle) error {
 	info, err := t.b.GetSessionInfo(s)
 	if err == nil && info.State != p11.CKS_RW_USER_FUNCTIONS {

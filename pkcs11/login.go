@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -19,9 +20,12 @@ import (
 // only: in the next login the same number may mean another key.
 type login struct {
 	found      candidate
+	made       time.Time
 	generation uint64              // the library's when the login was made
 	session    p11.SessionHandle   // stays open: closing the last session logs out
 	idle       []p11.SessionHandle // last in, first out; guarded by Token.mu
+	used       int                 // calls with a session of the login; guarded by Token.mu
+	lent       bool                // a call uses session; guarded by Token.mu
 	handles    sync.Map            // keyName -> p11.ObjectHandle
 }
 
@@ -122,6 +126,11 @@ func (t *Token) publish(l *login) error {
 func (t *Token) retire(l *login) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.retireLocked(l)
+}
+
+// retireLocked is retire for a caller that holds t.mu.
+func (t *Token) retireLocked(l *login) {
 	if t.login == l {
 		t.login = nil
 		t.retired = append(t.retired, l)
@@ -174,13 +183,15 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 		return nil, refusal{err, false}
 	}
 	defer pin.Wipe()
-	l := &login{found: found, generation: t.module.current()}
+	l := &login{found: found, made: time.Now(), generation: t.module.current()}
 	err = refusedPINs.try(ctx, t.module.name.resolved, found, pin, func() error {
 		session, err := t.b.OpenSession(found.slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
 		if err != nil {
 			return fmt.Errorf("opening a session on token %s: %w", name, err)
 		}
+		t.module.loginsBegun.Add(1)
 		err = t.b.Login(session, p11.CKU_USER, string(pin))
+		t.module.loginsEnded.Add(1)
 		if err == nil || errors.Is(err, p11.Error(p11.CKR_USER_ALREADY_LOGGED_IN)) {
 			l.session = session
 			return nil

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	p11 "github.com/miekg/pkcs11"
@@ -35,6 +36,9 @@ type module struct {
 
 	// objects is locked by Token.objects.
 	objects sync.Mutex
+
+	// loginsBegun and loginsEnded count the calls of C_Login by all tokens of the library.
+	loginsBegun, loginsEnded atomic.Uint64
 
 	mu         sync.Mutex
 	users      int

@@ -319,8 +319,8 @@ func TestInfo(t *testing.T) {
 		if got := tok.Info(); got != c.want {
 			t.Errorf("%+v\nwant %+v", got, c.want)
 		}
-		if _, most := tok.Sessions(); most != c.want.MaxSessions {
-			t.Errorf("%d sessions, want %d", most, c.want.MaxSessions)
+		if _, limit := tok.Sessions(); limit != c.want.MaxSessions-1 {
+			t.Errorf("%d calls at the same time, want %d", limit, c.want.MaxSessions-1)
 		}
 		if strings.Contains(log.String(), "a wrong PIN was tried") != c.low {
 			t.Errorf("the log: %s", log.String())
@@ -359,7 +359,7 @@ func TestOpenDuringReset(t *testing.T) {
 	tok, m := openAs(t, config(made))
 	release := m.Hang("Finalize")
 	defer release()
-	m.Fail("GenerateRandom", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
+	m.Fail("GenerateRandom", 1, p11.Error(p11.CKR_CRYPTOKI_NOT_INITIALIZED))
 	pingHangs(t, tok, m, "Finalize", 0)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()

@@ -87,7 +87,8 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 			return err
 		}, p11.CKA_VERIFY, p11.CKA_WRAP, p11.CKA_SIGN, p11.CKA_UNWRAP)
 		if errors.Is(err, p11.Error(p11.CKR_DEVICE_MEMORY)) {
-			return claviger.Errorf(op, claviger.Unavailable, label, "the token has no room for another pair: %w", err)
+			return claviger.Errorf(op, claviger.Unavailable, label, "the token has no room for another pair: %w",
+				judged{err})
 		}
 		if err != nil {
 			return err

@@ -75,8 +75,8 @@ func TestPublicExponent(t *testing.T) {
 		if _, err := tok.FindPair(ctx, id); err != nil {
 			t.Fatal(err)
 		}
-		failNth(m, call, m.Count(call), p11.Error(p11.CKR_HOST_MEMORY)) // the last one reads the public key
-		if k, err := tok.FindPair(ctx, id); !errors.Is(err, p11.Error(p11.CKR_HOST_MEMORY)) || k != nil {
+		failNth(m, call, m.Count(call), p11.Error(p11.CKR_DATA_INVALID)) // the last one reads the public key
+		if k, err := tok.FindPair(ctx, id); !errors.Is(err, p11.Error(p11.CKR_DATA_INVALID)) || k != nil {
 			t.Errorf("%s fails: %v, %v", call, k, err)
 		}
 	}
@@ -184,7 +184,7 @@ func TestPairAttributes(t *testing.T) {
 			}
 		}
 		m.Reset()
-		m.Fail("DestroyObject", 2, p11.Error(p11.CKR_FUNCTION_CANCELED)) // so that the pair serves for all cases
+		m.Fail("DestroyObject", 2, p11.Error(p11.CKR_ACTION_PROHIBITED)) // so that the pair serves for all cases
 		err := tok.do(ctx, "test", func(_ *login, s p11.SessionHandle) error {
 			found, err := tok.findPrivate(s, id, nil)
 			if err != nil || len(found) != 1 {
@@ -196,7 +196,7 @@ func TestPairAttributes(t *testing.T) {
 		if (err == nil) != c.kept || m.Count("DestroyObject") != map[bool]int{true: 0, false: 2}[c.kept] {
 			t.Errorf("%s: %v, %d keys destroyed", c.name, err, m.Count("DestroyObject"))
 		}
-		if err != nil && !errors.Is(err, p11.Error(p11.CKR_FUNCTION_CANCELED)) {
+		if err != nil && !errors.Is(err, p11.Error(p11.CKR_ACTION_PROHIBITED)) {
 			t.Errorf("%s: the error of C_DestroyObject is missing: %v", c.name, err)
 		}
 		m.Heal()
@@ -226,13 +226,13 @@ func TestPairMadeDespiteError(t *testing.T) {
 		{"as ordered", "pair", false, 0, func(err error) bool { return err == nil }},
 		{"another label", "other", false, 0, func(err error) bool { return claviger.Is(err, claviger.KeyExists) }},
 		{"the second search fails", "pair", false, 4, func(err error) bool {
-			return errors.Is(err, p11.Error(p11.CKR_HOST_MEMORY))
+			return errors.Is(err, p11.Error(p11.CKR_DATA_INVALID))
 		}},
 		{"signs", "pair", true, 0, func(err error) bool {
 			return err != nil && strings.Contains(err.Error(), "it was destroyed again")
 		}},
 		{"signs, and its public key is not found", "pair", true, 5, func(err error) bool {
-			return errors.Is(err, p11.Error(p11.CKR_HOST_MEMORY)) &&
+			return errors.Is(err, p11.Error(p11.CKR_DATA_INVALID)) &&
 				strings.Contains(err.Error(), "it was destroyed again")
 		}},
 	} {
@@ -241,7 +241,7 @@ func TestPairMadeDespiteError(t *testing.T) {
 			boundary := tok.b
 			tok.b = &pairMisreporter{boundary, func() { importPair(t, tok, id, c.label) }, c.signs}
 			if c.fails > 0 {
-				failNth(m, "FindObjectsInit", c.fails, p11.Error(p11.CKR_HOST_MEMORY))
+				failNth(m, "FindObjectsInit", c.fails, p11.Error(p11.CKR_DATA_INVALID))
 			}
 			if err := tok.GeneratePair(t.Context(), id, "pair", MinPairBits); !c.want(err) {
 				t.Errorf("made: %v", err)
@@ -303,14 +303,14 @@ func TestOAEPFaults(t *testing.T) {
 	}
 	m.Reset()
 	m.Fail("DecryptInit", 1, p11.Error(p11.CKR_USER_NOT_LOGGED_IN))
-	if _, err := tok.ProbeOAEP(ctx, id, label); err != nil || m.Count("Login") != 1 {
-		t.Errorf("logged out: %v, %d logins", err, m.Count("Login"))
+	if _, err := tok.ProbeOAEP(ctx, id, label); err != nil || m.Count("Login") != 0 {
+		t.Errorf("another session says that it is logged out: %v, %d logins", err, m.Count("Login"))
 	}
 	m.Reset()
 	m.Fail("Decrypt", 100, p11.Error(p11.CKR_GENERAL_ERROR))
 	if _, err := tok.ProbeOAEP(ctx, id, label); !errors.Is(err, p11.Error(p11.CKR_GENERAL_ERROR)) ||
-		m.Count("Initialize") != 1 {
-		t.Errorf("a broken token: %v, initialised %d times", err, m.Count("Initialize"))
+		m.Count("Initialize") != 0 {
+		t.Errorf("a broken pair: %v, initialised %d times", err, m.Count("Initialize"))
 	}
 	m.Heal()
 	m.Reset()
@@ -333,11 +333,11 @@ func TestOAEPFaults(t *testing.T) {
 		t.Errorf("an unknown hash: %v", err)
 	}
 	for _, code := range []uint{p11.CKR_ENCRYPTED_DATA_INVALID, p11.CKR_ENCRYPTED_DATA_LEN_RANGE, p11.CKR_DATA_INVALID,
-		p11.CKR_DATA_LEN_RANGE, p11.CKR_HOST_MEMORY} {
+		p11.CKR_DATA_LEN_RANGE, p11.CKR_ACTION_PROHIBITED} {
 		m.Fail("Decrypt", 1, p11.Error(code))
 		m.Reset()
 		_, err := tok.DecryptOAEP(ctx, id, label, crypto.SHA1, sealed)
-		if want := code != p11.CKR_HOST_MEMORY; claviger.Is(err, claviger.Invalid) != want || err == nil ||
+		if want := code != p11.CKR_ACTION_PROHIBITED; claviger.Is(err, claviger.Invalid) != want || err == nil ||
 			m.Count("DecryptInit") != 1 {
 			t.Errorf("%v: %v, %d decryptions", p11.Error(code), err, m.Count("DecryptInit"))
 		}

@@ -47,11 +47,14 @@ func (t *Token) encrypt(l *login, s p11.SessionHandle, name keyName, check strin
 		if err != nil {
 			return nil, err
 		}
-		out, err := t.encryptParts(s, object, check, in)
-		if !errors.Is(err, ErrWrongKey) && !wrongObject(err) {
-			return out, err
+		out, err := t.encryptParts(s, name, object, check, in)
+		if err == nil {
+			return out, nil
 		}
-		l.handles.CompareAndDelete(name, object)
+		l.handles.CompareAndDelete(name, object) // the handle may be the cause
+		if !errors.Is(err, ErrWrongKey) && !wrongObject(err) {
+			return nil, err
+		}
 		if again {
 			if errors.Is(err, ErrWrongKey) {
 				err = claviger.E("pkcs11.EncryptBlocks", claviger.Unavailable, name.label, err)
@@ -72,12 +75,13 @@ func wrongObject(err error) bool {
 
 // encryptParts encrypts in with one object, in parts of at most maxData bytes with the check block. A token shows its
 // data limit only by the result CKR_DATA_LEN_RANGE. Then maxData is halved for as long as the token is open.
-func (t *Token) encryptParts(s p11.SessionHandle, object p11.ObjectHandle, check string, in []byte) ([]byte, error) {
+func (t *Token) encryptParts(s p11.SessionHandle, name keyName, object p11.ObjectHandle, check string,
+	in []byte) ([]byte, error) {
 	var out []byte
 	for at := 0; at < len(in); {
 		limit := t.maxData.Load()
 		n := min(partSize(limit, check), len(in)-at)
-		part, err := t.encryptProved(s, object, check, in[at:at+n], limit)
+		part, err := t.encryptProved(s, name, object, check, in[at:at+n], limit)
 		switch {
 		case err == nil && n == len(in):
 			return part, nil
@@ -125,17 +129,17 @@ func (t *Token) reduceMaxData(limit int64, n int) bool {
 // encryptProved encrypts the blocks of in and the check block, and compares the check value. in is a part of a buffer
 // of makeInput: the check block is put behind in for the call, and what was there is put back. Only if limit is one
 // block, the check block is a call of its own.
-func (t *Token) encryptProved(s p11.SessionHandle, object p11.ObjectHandle, check string, in []byte,
-	limit int64) ([]byte, error) {
+func (t *Token) encryptProved(s p11.SessionHandle, name keyName, object p11.ObjectHandle, check string,
+	in []byte, limit int64) ([]byte, error) {
 	if check == "" {
-		return t.mechanismEncrypt(s, t.mechanism, object, in)
+		return t.encryptBy(s, name, object, in)
 	}
 	if limit < 2*blockSize {
-		out, err := t.mechanismEncrypt(s, t.mechanism, object, in)
+		out, err := t.encryptBy(s, name, object, in)
 		if err != nil {
 			return nil, err
 		}
-		block, err := t.mechanismEncrypt(s, t.mechanism, object, []byte(checkBlock))
+		block, err := t.encryptBy(s, name, object, []byte(checkBlock))
 		if err != nil {
 			return nil, err
 		}
@@ -146,7 +150,7 @@ func (t *Token) encryptProved(s p11.SessionHandle, object p11.ObjectHandle, chec
 	var behind [blockSize]byte
 	copy(behind[:], in[n:])
 	copy(in[n:], checkBlock)
-	out, err := t.mechanismEncrypt(s, t.mechanism, object, in)
+	out, err := t.encryptBy(s, name, object, in)
 	copy(in[n:], behind[:])
 	if err != nil {
 		return nil, err

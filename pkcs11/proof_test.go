@@ -125,7 +125,7 @@ func TestProofOfEachMechanism(t *testing.T) {
 	for _, mechanism := range []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC} {
 		t.Run(mechanismName(mechanism), func(t *testing.T) {
 			m, tok, keys := openFaulty(t, nil)
-			tok.mechanism = mechanism
+			tok.mechanisms[0] = mechanism
 			m.Renumber()
 			for _, k := range keys {
 				if err := k.encrypts(tok, t, 5); err != nil {

@@ -14,14 +14,12 @@ import (
 )
 
 // Pauses between resets for a lost token. A pause is twice the pause before, unless calmPeriod passed without a
-// reset. So resets that do not help, as with one broken key on a working token, disturb the other calls less and
-// less often.
+// reset. It is at least as long as the reset took, so that a slow library is not busy with resets alone. After the
+// return of an HSM, its token serves again within maxBackoff.
 const (
 	firstBackoff = 250 * time.Millisecond
-	maxBackoff   = 10 * time.Second
-	// maxGoneBackoff is maxBackoff for a library whose process has ended.
-	maxGoneBackoff = time.Second
-	calmPeriod     = time.Minute
+	maxBackoff   = time.Second
+	calmPeriod   = time.Minute
 )
 
 // callLimit is the time limit of a call whose ctx has no deadline.
@@ -50,7 +48,7 @@ var (
 		p11.CKR_MECHANISM_PARAM_INVALID,
 		p11.CKR_DATA_INVALID, p11.CKR_DATA_LEN_RANGE, p11.CKR_ENCRYPTED_DATA_INVALID, p11.CKR_ENCRYPTED_DATA_LEN_RANGE,
 		p11.CKR_KEY_SIZE_RANGE, p11.CKR_KEY_TYPE_INCONSISTENT, p11.CKR_KEY_FUNCTION_NOT_PERMITTED,
-		p11.CKR_FUNCTION_NOT_SUPPORTED, p11.CKR_ACTION_PROHIBITED, p11.CKR_RANDOM_NO_RNG, p11.CKR_DEVICE_MEMORY,
+		p11.CKR_FUNCTION_NOT_SUPPORTED, p11.CKR_ACTION_PROHIBITED, p11.CKR_RANDOM_NO_RNG,
 		p11.CKR_PIN_INCORRECT, p11.CKR_PIN_INVALID, p11.CKR_PIN_LEN_RANGE, p11.CKR_PIN_EXPIRED, p11.CKR_PIN_LOCKED,
 	}
 	sessionBroken = []uint{p11.CKR_OPERATION_ACTIVE, p11.CKR_OPERATION_NOT_INITIALIZED}
@@ -69,13 +67,25 @@ type errConnect struct{ error }
 
 func (e errConnect) Unwrap() error { return e.error }
 
+// errLength marks a result of C_Encrypt that has not the length of its input.
+type errLength struct{ got, want int }
+
+func (e errLength) Error() string { return fmt.Sprintf("the HSM made %d bytes of %d", e.got, e.want) }
+
+// judged marks a result that the operation explains to its caller, and that is no fault of the session.
+type judged struct{ error }
+
+func (e judged) Unwrap() error { return e.error }
+
 // damageOf returns the worst damage of all errors in err.
 func damageOf(err error) damage {
 	switch e := err.(type) { //nolint:errorlint // it walks the chain itself
-	case nil:
+	case nil, judged:
 		return none
 	case errConnect, worker.GoneError:
 		return lost
+	case errLength:
+		return suspect
 	case p11.Error:
 		switch code := uint(e); {
 		case slices.Contains(harmless, code):
@@ -111,16 +121,20 @@ func (t *Token) limited(ctx context.Context) (context.Context, context.CancelFun
 	return context.WithTimeout(ctx, t.limit)
 }
 
-// do runs f with a session of its own. If the session or the token is lost, do gets a new session, resets the
-// library if necessary, and runs f once more. f must make its calls on that session only. f may run on after ctx
-// has ended and do has returned.
+// do runs f with a session of its own. If that fails, it runs f again after it has done what may help; see ladder.go. f
+// must make its calls on that session only. f may run on after ctx has ended and do has returned.
 func (t *Token) do(ctx context.Context, op string, f func(*login, p11.SessionHandle) error) error {
-	return t.doAndNotify(ctx, op, f, func(error) {})
+	return t.doAndNotify(ctx, op, subject{name: op}, f, func(error) {})
+}
+
+// doWithKey does the same as do, for an operation with the key of that label.
+func (t *Token) doWithKey(ctx context.Context, op, label string, f func(*login, p11.SessionHandle) error) error {
+	return t.doAndNotify(ctx, op, keySubject(label), f, func(error) {})
 }
 
 // doAndNotify does the same as do, and calls onEnd when f has returned for the last time. If ctx ends first,
 // doAndNotify returns before that. The memory that f uses may be cleared in onEnd, and not earlier.
-func (t *Token) doAndNotify(ctx context.Context, op string, f func(*login, p11.SessionHandle) error,
+func (t *Token) doAndNotify(ctx context.Context, op string, s subject, f func(*login, p11.SessionHandle) error,
 	onEnd func(error)) error {
 	ctx, cancel := t.limited(ctx)
 	defer cancel()
@@ -131,7 +145,7 @@ func (t *Token) doAndNotify(ctx context.Context, op string, f func(*login, p11.S
 	done := make(chan error, 1)
 	go func() {
 		defer func() { <-t.slots }()
-		err := withKind(op, t.explained(t.attempt(ctx, f)))
+		err := withKind(op, s, t.explained(t.attempt(ctx, s, f)))
 		onEnd(err)
 		done <- err
 	}()
@@ -165,67 +179,70 @@ func (t *Token) takeSlot(ctx context.Context, op string) error {
 	}
 }
 
-// withKind makes a *claviger.Error from the error of an attempt.
-func withKind(op string, err error) error {
+// ErrRefused means that the token refuses to use a key: its result is about the key or the request, and not about the
+// token. SoftHSM does so with a damaged object.
+var ErrRefused = errors.New("the token refuses to use the key")
+
+// refusedKey is an ErrRefused with the token's result.
+type refusedKey struct{ error }
+
+func (e refusedKey) Unwrap() error { return e.error }
+
+func (refusedKey) Is(target error) bool { return target == ErrRefused }
+
+// withKind makes a *claviger.Error from the error of an attempt. A result about the request itself is Internal, unless
+// the request was to use a key: that key may work on the HSM of another node.
+func withKind(op string, s subject, err error) error {
 	var domain *claviger.Error
+	var code p11.Error
 	switch {
 	case err == nil:
 		return nil
 	case errors.As(err, &domain):
 		return err
-	case damageOf(err) > suspect:
+	case damageOf(err) > none:
 		return claviger.E(op, claviger.Unavailable, "", err)
+	case s.key && errors.As(err, &code):
+		return claviger.E(op, claviger.Unavailable, "", refusedKey{err})
 	}
 	return claviger.E(op, claviger.Internal, "", err)
 }
 
-// attempt runs f, and once more if the session or the token was lost.
-func (t *Token) attempt(ctx context.Context, f func(*login, p11.SessionHandle) error) error {
-	var err error
-	for try := 0; try < 2; try++ {
-		var generation uint64
-		generation, err = t.runOnce(ctx, f)
-		severity := damageOf(err)
-		if severity <= suspect {
-			return err
-		}
-		if severity == lost {
-			if rerr := t.reset(ctx, generation, err); rerr != nil {
-				return fmt.Errorf("%w (%w)", err, rerr)
-			}
-		}
-		if ctx.Err() != nil {
-			return err // the caller has stopped waiting
-		}
-	}
-	return err
-}
-
-// runOnce runs f with a session, and keeps the session if it still works. It returns the library's generation at
-// that time.
-func (t *Token) runOnce(ctx context.Context, f func(*login, p11.SessionHandle) error) (generation uint64, err error) {
+// runOnce runs f with a session, and keeps the session if it still works. It returns the login, which is nil if there
+// is none, and the library's generation at that time.
+func (t *Token) runOnce(ctx context.Context, f func(*login, p11.SessionHandle) error) (_ *login, generation uint64,
+	err error) {
 	visit, err := t.module.enter(ctx)
 	if err != nil {
-		return 0, claviger.E("pkcs11.Token", claviger.Unavailable, "", err)
+		return nil, 0, claviger.E("pkcs11.Token", claviger.Unavailable, "", err)
 	}
 	defer t.module.leave(visit)
 	generation = t.module.current()
 	l, s, err := t.acquireSession(ctx)
 	if err != nil {
-		return generation, err
+		return l, generation, err
 	}
 	err = f(l, s)
-	t.releaseSession(l, s, damageOf(err))
-	return generation, err
+	severity := damageOf(err)
+	if severity == gone && t.stillLoggedIn(l.session) != nil {
+		t.retire(l)
+	}
+	t.releaseSession(l, s, severity)
+	return l, generation, err
 }
 
-// acquireSession logs in if necessary, and returns an idle session or a new one.
+// errNoSession means that the HSM allows no further session now.
+var errNoSession = errors.New("the HSM allows no further session")
+
+// acquireSession logs in if necessary, and returns an idle session or a new one. If the HSM allows no session beside
+// the login's, the login's session is used for one call at a time.
 func (t *Token) acquireSession(ctx context.Context) (*login, p11.SessionHandle, error) {
 	l, err := t.loggedIn(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
 	t.mu.Lock()
+	l.used++
 	if n := len(l.idle); n > 0 {
 		s := l.idle[n-1]
 		l.idle = l.idle[:n-1]
@@ -234,25 +251,38 @@ func (t *Token) acquireSession(ctx context.Context) (*login, p11.SessionHandle, 
 	}
 	t.mu.Unlock()
 	s, err := t.b.OpenSession(l.found.slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
-	if errors.Is(err, p11.Error(p11.CKR_SESSION_COUNT)) {
-		return nil, 0, claviger.Errorf("pkcs11.Token", claviger.Unavailable, "", "the HSM allows no further session; "+
-			"set max-sessions below %d: %w", t.cfg.MaxSessions, err)
-	}
-	if damageOf(err) >= gone {
-		t.retire(l)
-	}
-	return l, s, err
-}
-
-// releaseSession keeps a session for the next call, or closes it. It closes the session before a reset, because the
-// reset may fail.
-func (t *Token) releaseSession(l *login, s p11.SessionHandle, severity damage) {
-	if severity >= gone {
-		// In some libraries a handle is valid only while the session that found it is open. A logout affects all
-		// sessions at once.
-		t.retire(l)
+	if err == nil {
+		return l, s, nil
 	}
 	t.mu.Lock()
+	defer t.mu.Unlock()
+	l.used--
+	if isOneOf(err, p11.CKR_SESSION_COUNT) {
+		if l.used == 0 && t.login == l {
+			l.used++
+			l.lent = true
+			return l, l.session, nil
+		}
+		return l, 0, fmt.Errorf("%w: %w", errNoSession, err)
+	}
+	if damageOf(err) >= gone {
+		t.retireLocked(l)
+	}
+	return l, 0, err
+}
+
+// releaseSession keeps a session for the next call, or closes it.
+func (t *Token) releaseSession(l *login, s p11.SessionHandle, severity damage) {
+	t.mu.Lock()
+	l.used--
+	if l.lent && s == l.session {
+		l.lent = false
+		if severity != none {
+			t.retireLocked(l) // to close this session is to log out
+		}
+		t.mu.Unlock()
+		return
+	}
 	if severity == none && t.login == l && !t.closed {
 		l.idle = append(l.idle, s)
 		t.mu.Unlock()
@@ -263,15 +293,10 @@ func (t *Token) releaseSession(l *login, s p11.SessionHandle, severity damage) {
 }
 
 // reset initialises the library again after the token was lost in that generation. Its intervals grow. The next call
-// logs in again. If cause is a worker.GoneError, the library's process has ended. To start another costs the HSM no
-// more than a login, so the intervals stay short, and a caller waits for the next attempt.
+// logs in again.
 func (t *Token) reset(ctx context.Context, generation uint64, cause error) error {
-	longest := maxBackoff
-	if gone := (worker.GoneError{}); errors.As(cause, &gone) {
-		longest = maxGoneBackoff
-		if err := t.awaitRetry(ctx); err != nil {
-			return err
-		}
+	if err := t.awaitRetry(ctx, cause); err != nil {
+		return err
 	}
 	t.mu.Lock()
 	if t.module.current() != generation {
@@ -289,13 +314,14 @@ func (t *Token) reset(ctx context.Context, generation uint64, cause error) error
 	case wait < -calmPeriod:
 		t.backoff = 0
 	}
-	t.backoff = min(max(2*t.backoff, firstBackoff), longest)
+	t.backoff = min(max(2*t.backoff, firstBackoff), maxBackoff)
 	f = newFlight()
 	t.resetting = f
 	t.mu.Unlock()
 
 	t.log.Warn("the token was lost; initialising the PKCS#11 library again", "module", t.cfg.Module, "err",
 		cause)
+	begun := time.Now()
 	err := t.module.reset(ctx, generation, t.b)
 	if err != nil {
 		err = fmt.Errorf("initialising %s again: %w", t.cfg.Module, err)
@@ -303,20 +329,33 @@ func (t *Token) reset(ctx context.Context, generation uint64, cause error) error
 	t.mu.Lock()
 	t.resetting = nil
 	t.retryAt = time.Now().Add(t.backoff)
+	if !errors.Is(err, errHung) { // that costs the HSM nothing
+		t.retryAt = time.Now().Add(max(t.backoff, time.Since(begun)))
+	}
 	t.mu.Unlock()
 	f.finish(err)
 	return err
 }
 
-// awaitRetry waits until the next reset is allowed, if that is within maxGoneBackoff.
-func (t *Token) awaitRetry(ctx context.Context) error {
+// awaitRetry waits until the next reset is allowed, if that is soon: within the first pause, or within the longest if
+// the library's process has ended, because to start another process costs the HSM no more than a login.
+func (t *Token) awaitRetry(ctx context.Context, cause error) error {
+	longest := firstBackoff
+	if ended := (worker.GoneError{}); errors.As(cause, &ended) {
+		longest = maxBackoff
+	}
 	t.mu.Lock()
 	pause := time.Until(t.retryAt)
 	t.mu.Unlock()
-	if pause <= 0 || pause > maxGoneBackoff {
+	if pause <= 0 || pause > longest {
 		return nil
 	}
-	timer := time.NewTimer(pause)
+	return t.pause(ctx, pause)
+}
+
+// pause waits for that time. It returns an error if ctx ends or the token is closed before.
+func (t *Token) pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -23,7 +23,7 @@ func TestDamageOf(t *testing.T) {
 		want damage
 	}{
 		{nil, none}, {errors.New("no result"), none}, {code(p11.CKR_DATA_INVALID), none},
-		{code(p11.CKR_HOST_MEMORY), suspect}, {code(p11.CKR_OPERATION_ACTIVE), broken},
+		{code(p11.CKR_HOST_MEMORY), suspect}, {errLength{15, 16}, suspect}, {code(p11.CKR_OPERATION_ACTIVE), broken},
 		{code(p11.CKR_USER_NOT_LOGGED_IN), gone}, {code(p11.CKR_DEVICE_REMOVED), lost},
 		{errConnect{code(p11.CKR_DATA_INVALID)}, lost},
 		{fmt.Errorf("a text: %w", code(p11.CKR_OPERATION_ACTIVE)), broken},
@@ -38,21 +38,32 @@ func TestDamageOf(t *testing.T) {
 	}
 }
 
-// TestWithKind: an error of a lost token is of kind Unavailable, and another error without a kind is of kind Internal.
+// TestWithKind: a result of the library is of kind Unavailable, unless it is about a request that uses no key. An
+// error that is no result, and has no kind, is of kind Internal.
 func TestWithKind(t *testing.T) {
-	if err := withKind("op", nil); err != nil {
+	if err := withKind("op", subject{}, nil); err != nil {
 		t.Error(err)
 	}
+	search, key := subject{name: "pkcs11.Find"}, keySubject("k")
 	for _, c := range []struct {
+		s    subject
 		err  error
 		want claviger.Kind
 	}{
-		{p11.Error(p11.CKR_DATA_INVALID), claviger.Internal}, {p11.Error(p11.CKR_HOST_MEMORY), claviger.Internal},
-		{p11.Error(p11.CKR_OPERATION_ACTIVE), claviger.Unavailable},
-		{claviger.E("other", claviger.KeyNotFound, "k", nil), claviger.KeyNotFound},
+		{search, p11.Error(p11.CKR_DATA_INVALID), claviger.Internal},
+		{key, p11.Error(p11.CKR_DATA_INVALID), claviger.Unavailable},
+		{search, p11.Error(p11.CKR_HOST_MEMORY), claviger.Unavailable},
+		{search, p11.Error(p11.CKR_OPERATION_ACTIVE), claviger.Unavailable},
+		{key, errLength{15, 16}, claviger.Unavailable},
+		{key, errors.New("no result"), claviger.Internal},
+		{key, claviger.E("other", claviger.KeyNotFound, "k", nil), claviger.KeyNotFound},
 	} {
-		if err := withKind("op", c.err); !claviger.Is(err, c.want) || !errors.Is(err, c.err) {
+		err := withKind("op", c.s, c.err)
+		if !claviger.Is(err, c.want) || !errors.Is(err, c.err) {
 			t.Errorf("%v: %v", c.err, err)
+		}
+		if refused := c.s.key && c.err == p11.Error(p11.CKR_DATA_INVALID); errors.Is(err, ErrRefused) != refused {
+			t.Errorf("%v: the token refuses the key: %t", c.err, !refused)
 		}
 	}
 }
@@ -83,7 +94,7 @@ func TestResetPauses(t *testing.T) {
 			t.Errorf("another reset was faster: %v", err)
 		}
 	}
-	want := "[250ms 500ms 1s 2s 4s 8s 10s 10s]"
+	want := "[250ms 500ms 1s 1s 1s 1s 1s 1s]"
 	if got := fmt.Sprint(pauses); got != want || meter.Count("Initialize") != 8 {
 		t.Errorf("the pauses are %s, want %s; %d resets", got, want, meter.Count("Initialize"))
 	}
@@ -142,24 +153,19 @@ func TestAllSessionsInUse(t *testing.T) {
 	}
 }
 
-// TestSessionLimitOfTheHSM: the error of an HSM that opens no further session names the setting.
-func TestSessionLimitOfTheHSM(t *testing.T) {
-	tok, m := open(t)
-	if err := tok.Ping(t.Context()); err != nil {
-		t.Fatal(err)
+// TestNoSessionAtAll: a call that gets no session, and cannot wait for one, says so.
+func TestNoSessionAtAll(t *testing.T) {
+	tok := &Token{slots: make(chan struct{}, 1), log: slog.New(slog.DiscardHandler)}
+	if err := tok.awaitSession(t.Context()); !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, errNoSession) {
+		t.Errorf("the only slot: %v", err)
 	}
-	tok.mu.Lock()
-	tok.login.idle = nil
-	tok.mu.Unlock()
-	m.Fail("OpenSession", 1, p11.Error(p11.CKR_SESSION_COUNT))
-	m.Reset()
-	if err := tok.Ping(t.Context()); !claviger.Is(err, claviger.Unavailable) ||
-		!errors.Is(err, p11.Error(p11.CKR_SESSION_COUNT)) ||
-		!strings.Contains(err.Error(), "set max-sessions below 4") {
-		t.Errorf("%v", err)
-	}
-	if m.Count("Login")+m.Count("Initialize") > 0 {
-		t.Errorf("logged in again: %v", m.Counts())
+	tok = &Token{slots: make(chan struct{}, 2), log: slog.New(slog.DiscardHandler)}
+	tok.slots <- struct{}{}
+	tok.slots <- struct{}{}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := tok.awaitSession(ctx); !claviger.Is(err, claviger.Unavailable) || tok.parked != 0 {
+		t.Errorf("the caller leaves: %v, %d slots are parked", err, tok.parked)
 	}
 }
 
@@ -202,9 +208,10 @@ func TestShortResult(t *testing.T) {
 	id, label := generate(t, tok, 1, 256)
 	tok.b = shortLibrary{tok.b}
 	for _, m := range profiles[SoftHSM].mechanisms {
-		tok.mechanism = m
+		tok.mechanisms = []uint{m}
+		tok.faults = nil
 		err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 16))
-		if !claviger.Is(err, claviger.Internal) ||
+		if !claviger.Is(err, claviger.Unavailable) ||
 			!strings.Contains(err.Error(), "the HSM made 15 bytes of 16") {
 			t.Errorf("%s: %v", mechanismName(m), err)
 		}

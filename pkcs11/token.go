@@ -26,7 +26,7 @@ type Token struct {
 	slots  chan struct{} // one element for each running call
 	end    chan struct{} // closed by Close
 
-	mechanism    uint
+	mechanisms   []uint                 // that the token offers, the best first
 	maxData      atomic.Int64           // largest number of bytes for one C_Encrypt; encrypt may reduce it
 	omitted      atomic.Pointer[[]uint] // attributes of new keys that the token refuses, see withOptional
 	inFlight     int                    // largest number of calls with one key at the same time
@@ -45,6 +45,14 @@ type Token struct {
 	onReset    []func()
 	retryAt    time.Time // no reset before this time
 	backoff    time.Duration
+	parked     int // slots that awaitSession took out of use
+	trying     *flight
+	faults     map[subject]*fault
+	failing    atomic.Int64 // len(faults)
+
+	successes   atomic.Uint64 // calls that encrypted with a key
+	reduced     sync.Map      // keyName -> reduced
+	reducedKeys atomic.Int64  // number of them
 
 	gather sync.Map // keyName -> *gatherer
 	onCall atomic.Pointer[func(Call)]
@@ -177,7 +185,7 @@ func (t *Token) setUp(ctx context.Context) error {
 	if t.cfg.MaxSessions == 0 {
 		t.cfg.MaxSessions = traits.sessions
 	}
-	t.slots = make(chan struct{}, t.cfg.MaxSessions)
+	t.slots = make(chan struct{}, max(1, t.cfg.MaxSessions-1)) // one session holds the login
 	t.maxData.Store(int64(traits.dataLimit))
 	t.inFlight = traits.inFlight
 	return t.probe(ctx, traits.mechanisms)
@@ -192,7 +200,7 @@ func (t *Token) Info() TokenInfo {
 		Label: strings.TrimSpace(found.info.Label), Serial: strings.TrimSpace(found.info.SerialNumber),
 		Manufacturer: strings.TrimSpace(found.info.ManufacturerID), Model: strings.TrimSpace(found.info.Model),
 		Firmware: fmt.Sprintf("%d.%d", found.info.FirmwareVersion.Major, found.info.FirmwareVersion.Minor),
-		Slot:     found.slot, Profile: t.cfg.Profile, Mechanism: mechanismName(t.mechanism),
+		Slot:     found.slot, Profile: t.cfg.Profile, Mechanism: mechanismName(t.mechanisms[0]),
 		MaxSessions: t.cfg.MaxSessions, MaxData: int(t.maxData.Load()),
 	}
 	if found.info.FreePrivateMemory != unavailable {
@@ -239,6 +247,7 @@ func (t *Token) Close() error {
 	name := t.found.String()
 	close(t.end)
 	t.mu.Unlock()
+	t.unpark(cap(t.slots))
 	if !t.drain() {
 		t.log.Warn("a call to the HSM did not return before the token was closed", "token", name)
 	}

@@ -259,7 +259,7 @@ func (p *Provider) workingObjects(ctx context.Context, i metastore.Intent) (name
 		_, err = p.tok.CheckValue(ctx, raw, name)
 		switch {
 		case claviger.Is(err, claviger.KeyNotFound):
-		case claviger.Is(err, claviger.Internal) && !errors.Is(err, pkcs11.ErrSeveral): // see remakeObject
+		case errors.Is(err, pkcs11.ErrRefused): // see remakeObject
 			if err = p.mayDestroy(ctx); err == nil {
 				err = p.tok.Destroy(ctx, raw, name)
 			}
@@ -370,7 +370,7 @@ func (p *Provider) ensureObject(ctx context.Context, op, key string, ref metasto
 		return metastore.Version{}, err
 	}
 	check, err := p.tok.CheckValue(ctx, raw, name)
-	if claviger.Is(err, claviger.Internal) && info != nil {
+	if errors.Is(err, pkcs11.ErrRefused) && info != nil {
 		check, err = p.remakeObject(ctx, name, raw, bits, err)
 	}
 	if err != nil {

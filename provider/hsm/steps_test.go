@@ -42,7 +42,7 @@ func TestUnusableObject(t *testing.T) {
 	}
 	p = b.mustOpen(t)
 	b.meter.Reset()
-	b.meter.Fail("Encrypt", 1, p11.Error(p11.CKR_MECHANISM_INVALID))
+	b.meter.Fail("Encrypt", 1, p11.Error(p11.CKR_ACTION_PROHIBITED))
 	vs, err := p.Import(ctx, m, 2, 0, nil)
 	if err != nil {
 		t.Fatal(err)
