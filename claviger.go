@@ -59,9 +59,9 @@ type KeyVersion struct {
 	BitLength int          // length of the key, and of the DEKs that it wraps
 	Material  secret.Bytes // nil if the provider does not give it
 	// Of is the metadata of the version's key, from the same reading as the version. The rules of that metadata guard
-	// the version, so a caller never sees a version of another key that took the name in between. Of is shared and
-	// must not be changed. If the key of a version has lost its metadata (this happens in Java keystores), Of has only
-	// the name. Of is nil only if the provider cannot read both at once, as another KMS.
+	// the version, so a caller never sees a version of another key that took the name in between. Of is shared and must
+	// not be changed. If the key of a version has lost its metadata (this happens in Java keystores), Of has only the
+	// name. Of is nil only if the provider cannot read both at once: it is another KMS.
 	Of *Metadata
 }
 

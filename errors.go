@@ -64,7 +64,7 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind %d", int(k))
 }
 
-// Error is the one error type that crosses package borders. Its text has Key and Err, but not Op; a log shows Op in an
+// Error is the only error type that crosses package borders. Its text has Key and Err, but not Op; a log shows Op in an
 // attribute of its own (LogHandler).
 type Error struct {
 	Op   string // "package.Operation", with the path if the package's name is not unique; only for the log

@@ -7,10 +7,10 @@ import (
 	"unicode/utf8"
 )
 
-// FoldName returns the one spelling of a key's name in stores that keep names in lower case. It is Java's
+// FoldName returns the spelling of a key's name in stores that keep names in lower case. It is Java's
 // String.toLowerCase for English, which Java's keystores (JCEKS, and so Hadoop's Java KMS) and Ranger's store use. It
-// is not strings.ToLower: U+0130 becomes two characters, and a capital sigma depends on its place in a word. Two
-// names mean one key in such a store if, and only if, FoldName returns the same for both.
+// is not strings.ToLower: U+0130 becomes two characters, and a capital sigma depends on its place in a word. Two names
+// mean one key in such a store if, and only if, FoldName returns the same for both.
 func FoldName(name string) string {
 	for i := range len(name) {
 		if name[i] >= utf8.RuneSelf {

@@ -10,7 +10,7 @@ import (
 const networkBits = 64
 
 // Network returns the text that identifies a client in counts: the IPv4 address, or the network of the IPv6 address,
-// without the port. It returns a text that is no address unchanged.
+// without the port. If the text is not an address, Network returns it unchanged.
 func Network(address string) string {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {

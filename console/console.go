@@ -58,5 +58,5 @@ func New(cfg Config, next http.Handler) http.Handler {
 // healthz answers that the process runs. readyz answers whether the server can serve.
 func healthz(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, _ = w.Write([]byte("ok\n")) // it fails if the client has left
+	_, _ = w.Write([]byte("ok\n")) // Write fails if the client has disconnected
 }

@@ -296,7 +296,8 @@ func TestDetails(t *testing.T) {
 	}
 	for path, want := range map[string][]string{
 		"/readyz": {"503", `"source 1"`, `"encryptions"`, `"ok": true`, `"decrypt": false`,
-			"not shown to this address; ask from an address that the property claviger.console.details names"},
+			"not shown to this address; send the request from an address that the property " +
+				"claviger.console.details names"},
 		"/metrics": {"claviger_kms_request_seconds_count",
 			`claviger_certificate_expiry_seconds{name="ssl.server.keystore.location"}`},
 	} {

@@ -346,9 +346,10 @@ type sourceUse struct {
 
 var (
 	sourceCount = prometheus.NewDesc("claviger_source_edeks_total",
-		"EDEKs of a source's key version that the source was asked to open.", []string{"source", "version", "op"}, nil)
+		"EDEKs of a source's key version that the source has opened, or that were requested without the source "+
+			"(op unserved).", []string{"source", "version", "op"}, nil)
 	sourceLast = prometheus.NewDesc("claviger_source_last_use_seconds",
-		"When the source was last asked, in seconds since 1970.", []string{"source", "version", "op"}, nil)
+		"When such a request was last counted, in seconds since 1970.", []string{"source", "version", "op"}, nil)
 )
 
 func (s *sourceUse) Describe(ch chan<- *prometheus.Desc) { ch <- sourceCount; ch <- sourceLast }

@@ -49,12 +49,12 @@ type Observation struct {
 // Check is one named condition of readiness.
 type Check struct {
 	Name string
-	// Anonymous is the name that peers without details see, if Name contains the name of a key,
-	// user, host or file; "" is Name.
+	// Anonymous is the name that peers without details see, if Name contains the name of a key, user, host or file; ""
+	// means Name.
 	Anonymous string
 	// If Informational is true, a failure is shown and does not make the node unready.
 	Informational bool
-	// For are the purposes that a failure prevents; none is all of them.
+	// For are the purposes that a failure prevents; empty means all purposes.
 	For []Purpose
 	// Last, unless nil, returns the latest observation by a request. ok is false if no request
 	// has used the part. Last must be quick.
@@ -166,8 +166,8 @@ func (p *probe) run() {
 }
 
 // notShown replaces an error for peers that may not see details.
-const notShown = "what is wrong is not shown to this address; " +
-	"ask from an address that the property claviger.console.details names, or see the server's log"
+const notShown = "the reason is not shown to this address; send the request from an address that the property " +
+	"claviger.console.details names, or see the server's log"
 
 // anonymous returns a result without details.
 func (p *probe) anonymous(r result) result {
@@ -240,5 +240,5 @@ func (c *console) readyz(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_, _ = w.Write(append(body, '\n')) // it fails if the client has left
+	_, _ = w.Write(append(body, '\n')) // Write fails if the client has disconnected
 }

@@ -99,7 +99,7 @@ func TestObserved(t *testing.T) {
 			Run: func(context.Context) error {
 				probes.Add(1)
 				if broken.Load() {
-					return errors.New("still away")
+					return errors.New("still no answer")
 				}
 				return nil
 			},

@@ -13,9 +13,8 @@ import (
 // secretFilesHold is how long a probe of SecretFiles counts.
 const secretFilesHold = time.Minute
 
-// SecretFiles checks that other users of the host can neither read nor change the files of a
-// server that hold secrets. It logs each fault once. It refuses no file: the part of the
-// server that reads a file does.
+// SecretFiles checks that other users of the host can neither read nor change the files of a server that hold secrets.
+// It logs each fault once. It only reports: the part of the server that reads a file refuses it.
 type SecretFiles struct {
 	files func() []secret.File
 	log   *slog.Logger

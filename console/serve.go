@@ -10,13 +10,12 @@ import (
 	"claviger/web"
 )
 
-// maxConnections bounds the connections of a port of a console's own.
+// maxConnections limits the connections to the port of a console.
 const maxConnections = 64
 
-// Serve serves a console at an address of its own, over plain HTTP and without
-// authentication: Prometheus has neither the certificate nor the signature that the ports of
-// the trustee and Key HSM demand. It returns as soon as the console listens; stop ends it.
-// name is the flag of the address, for errors. If address is "", nothing is served.
+// Serve serves a console at its own address, over plain HTTP and without authentication: Prometheus has neither the
+// certificate nor the signature that the ports of the trustee and Key HSM demand. It returns as soon as the console
+// listens; stop ends it. name is the flag of the address, for errors. If address is "", nothing is served.
 func Serve(ctx context.Context, name, address string, cfg Config) (stop func() error, err error) {
 	if address == "" {
 		return func() error { return nil }, nil
@@ -46,15 +45,14 @@ func ConnectionCheck(c *web.Connections) Check {
 	return Check{Name: "connections", Informational: true, Run: c.Check}
 }
 
-// CertificateCheck fails when a server's certificate has ended or soon will. It is
-// informational, since clients may accept the certificate until then.
+// CertificateCheck fails when a server's certificate has ended or will end soon. It is informational, since clients may
+// accept the certificate until then.
 func CertificateCheck(certificate func() (*x509.Certificate, error)) Check {
 	return Check{Name: "certificate", Informational: true,
 		Run: func(context.Context) error { return web.CheckExpiry(certificate, time.Now()) }}
 }
 
-// ServerCertificate adds the metric of the end of the one certificate that a server shows to
-// clients.
+// ServerCertificate adds the metric of the end of the certificate that a server shows to clients.
 func (m *Metrics) ServerCertificate(certificate func() (*x509.Certificate, error)) {
 	m.Expiries("claviger_certificate_expiry_seconds", "When the server's certificate ends, in seconds since 1970.",
 		func() ([]Expiry, error) {

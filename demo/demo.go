@@ -162,14 +162,14 @@ func (r *run) openAll(ctx context.Context, s *server) error {
 					continue
 				}
 				if !f.dek.Equal(deks[i]) {
-					return fmt.Errorf("file %d of zone %s, EDEK of %s: the %s returns another DEK than the one that "+
-						"encrypts the file", i, zone, f.edek.Version, s.name)
+					return fmt.Errorf("file %d of zone %s, EDEK of %s: the %s returns another DEK than the DEK "+
+						"that encrypts the file", i, zone, f.edek.Version, s.name)
 				}
 				deks[i].Wipe()
 				i++
 			}
 		}
-		r.printf("%s opened all %d files at the %s in %v: each DEK is the one that encrypts the file", reader,
+		r.printf("%s opened all %d files at the %s in %v: each DEK is the DEK that encrypts the file", reader,
 			len(r.files), s.name, since(began))
 		return nil
 	})
