@@ -122,7 +122,7 @@ func TestOutputFlag(t *testing.T) {
 	})
 	for path := range printNoData {
 		if !seen[path] {
-			t.Errorf("%s is listed, and is no command", path)
+			t.Errorf("%s is listed, and is not a command", path)
 		}
 	}
 	if len(seen) < 40 || !slices.Contains(sortedKeys(seen), "claviger key list") {

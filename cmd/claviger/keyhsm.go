@@ -111,7 +111,7 @@ func newKeyHSMTrust() *cobra.Command {
 		Short: "Trust the certificate of a trustee",
 		Long: `trust accepts the certificate in FILE as that of a trustee. The trustee can then have deposits wrapped
 and unwrapped. FILE is PEM or DER; of a chain, the first certificate counts. If the trustee gets another certificate,
-trust that one too. A running server accepts the certificate after: claviger keyhsm reload.`,
+trust the new certificate too. A running server accepts the certificate after: claviger keyhsm reload.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			set, err := readKeyHSM(cmd.ErrOrStderr(), conf)

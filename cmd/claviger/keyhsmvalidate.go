@@ -73,7 +73,7 @@ func openDeposits(ctx context.Context, keeper *keyhsm.Keeper, dir string) (text 
 		return "", err
 	}
 	if len(counts) == 0 {
-		return "none of " + dir + " is wrapped", nil
+		return "no deposit in " + dir + " is wrapped", nil
 	}
 	for _, id := range slices.Sorted(maps.Keys(counts)) {
 		text += fmt.Sprintf("%d wrapped by %s, ", counts[id], id)

@@ -38,7 +38,7 @@ HSM, so keep the HSM's own backup too.`,
 		}
 		return out.Write(b, func(w io.Writer) {
 			if m := b.Moved; m != nil {
-				fmt.Fprintf(w, "NOTE  this metastore was moved to %s at %s: make a backup of that one\n", m.To,
+				fmt.Fprintf(w, "NOTE  this metastore was moved to %s at %s: make a backup of the new metastore\n", m.To,
 					m.At.Format(time.RFC3339))
 			}
 			fmt.Fprintf(w, "wrote %s: %d keys with %d versions, %d deleted keys, of token %q "+
@@ -105,7 +105,7 @@ func restoredText(w io.Writer, r *recovery.Restored, file, dir string) {
 	}
 	if r.TakenFrom != "" {
 		fmt.Fprintf(w, "NOTE  the metastore at %s has used the token last; when a server has started on "+
-			"the restored metastore, the other one makes no key any more: stop its servers\n", r.TakenFrom)
+			"the restored metastore, the other metastore makes no more keys: stop its servers\n", r.TakenFrom)
 	}
 	for _, line := range r.Undone {
 		fmt.Fprintln(w, line)

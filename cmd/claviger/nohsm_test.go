@@ -17,7 +17,8 @@ func TestNoHSM(t *testing.T) {
 	for _, name := range []string{"list", "inspect"} {
 		out, err := command(t, "hsm", name, "--conf", dir)
 		if err == nil || !strings.Contains(out, "kms-site.xml") ||
-			!strings.Contains(out, "is no HSM. With --conf, name the configuration folder of a server with an HSM") ||
+			!strings.Contains(out, "is not an HSM. With --conf, name the configuration folder of a server with "+
+				"an HSM") ||
 			!strings.Contains(out, "claviger key list --provider") {
 			t.Errorf("hsm %s: %v\n%s", name, err, out)
 		}

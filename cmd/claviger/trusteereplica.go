@@ -164,10 +164,10 @@ func newTrusteePromote() *cobra.Command {
 	var force bool
 	var out terminal.Output
 	cmd := trusteeCommand("promote [--force]", "Make the passive trustee of this host the active one",
-		`promote asks the active trustee to become passive, copies the changes that only that trustee has, and makes the
-trustee of this host active. If the other trustee does not answer, promote is refused, since the other one may have
-acknowledged deposits alone. --force promotes nevertheless. While the other trustee is away, changes also need claviger
-trustee alone on.
+		`promote makes the active trustee passive, copies the changes that only that trustee has, and makes the trustee
+of this host active. If the other trustee does not answer, promote is refused, since the other trustee may have
+acknowledged deposits alone. --force promotes nevertheless. While the other trustee does not answer, changes also
+need: claviger trustee alone on.
 
 If the deposits are in PostgreSQL, the standby of this trustee becomes the primary. This needs --force, since a standby
 cannot ask its primary to stop, and the right EXECUTE on the function pg_promote.`, cobra.NoArgs,
@@ -192,8 +192,9 @@ cannot ask its primary to stop, and the right EXECUTE on the function pg_promote
 func newTrusteeAlone() *cobra.Command {
 	var out terminal.Output
 	cmd := trusteeCommand("alone on|off", "Let the active trustee of this host work without the passive one",
-		`alone on allows the active trustee to acknowledge deposits that the passive one does not have yet, while the
-passive one is away. The permission ends when the passive trustee has everything again, or with alone off.`,
+		`alone on allows the active trustee to acknowledge deposits that the passive trustee does not have yet, while
+the passive trustee does not answer. The permission ends when the passive trustee has everything again, or with
+alone off.`,
 		cobra.ExactArgs(1), refuseForDatabase,
 		func(_ *cobra.Command, args []string, call func(string, any, any) error) error {
 			if args[0] != "on" && args[0] != "off" {
