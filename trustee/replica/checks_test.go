@@ -219,13 +219,22 @@ func TestLastChangeUnknown(t *testing.T) {
 }
 
 // TestLogOfAnotherStore: the passive server's head is in the active server's log, but its records are not those of the
-// log. They are not dropped.
+// log. They are not dropped, not even after the log has lost the entries that the passive server could not apply.
 func TestLogOfAnotherStore(t *testing.T) {
 	a, b, end := newPairs(t).fresh(t)
 	defer end()
-	b.exec("UPDATE deposit SET uuid = 'own', label = ? WHERE uuid = 'u0'", storetest.Row(6).Label)
-	a.tool(6)
-	checked(t, a, "holds what this one lacks")
+	known(t, a, b)
+	must(t, change(t.Context(), a, b)) // so that the log has the head of the passive server
+	otherRecords(t, a, b)
+	checked(t, a, "cannot be made here")
+	checked(t, a, holdsMore)
+	a.exec("DELETE FROM change WHERE seq = ?", a.position().Head.Seq)
+	a.tool(8)
+	replica.RefusedLongAgo(a.r)
+	checked(t, a, holdsMore)
+	if _, err := b.store.Get(t.Context(), "own"); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestRefusalSaysAlone: the refusal says whether the passive server has acknowledged changes alone.

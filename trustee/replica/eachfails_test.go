@@ -41,6 +41,18 @@ func diverged(t *testing.T, a, b *member) {
 	b.applied(9)
 }
 
+// otherRecords makes a change that the passive server cannot apply, because its records are not those of its log.
+func otherRecords(t *testing.T, a, b *member) {
+	t.Helper()
+	b.exec("UPDATE deposit SET uuid = 'own', label = ? WHERE uuid = 'u0'", storetest.Row(6).Label)
+	a.tool(6)
+}
+
+// unequal damages a record of the passive server.
+func unequal(_ *testing.T, _, b *member) {
+	b.exec("UPDATE deposit SET content = x'00' WHERE uuid = 'u0'")
+}
+
 // alone lets the active server work without the passive server.
 func alone(_ *testing.T, a, _ *member) {
 	a.update(func(st *replica.Position) { st.Alone = true })
@@ -76,20 +88,25 @@ func promoted(_ *testing.T, _, b *member) {
 	b.update(func(st *replica.Position) { st.Role, st.Epoch = server.RoleActive, st.Epoch+1 })
 }
 
+// holdsMore is the text of a refusal by a passive server that holds records which the active server lacks.
+const holdsMore = "holds what this one lacks"
+
 func checkOperations() []operation {
+	copyIsRefused := func(ctx context.Context, a, b *member) error {
+		if err := check(ctx, a, b); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), holdsMore) {
+			return fmt.Errorf("the refusal: %w", err)
+		}
+		return nil
+	}
 	return []operation{
 		{"equal", nil, check},
 		{"changes for the passive server", tool, check},
 		{"a change of the passive server", passiveOnly, check},
 		{"another branch", branched, check},
 		{"equal, alone", alone, check},
-		{"diverged", diverged, func(ctx context.Context, a, b *member) error {
-			if err := check(ctx, a, b); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(),
-				"holds what this one lacks") {
-				return fmt.Errorf("the refusal: %w", err)
-			}
-			return nil
-		}},
+		{"unequal", unequal, check},
+		{"diverged", diverged, copyIsRefused},
+		{"other records", otherRecords, copyIsRefused},
 		{"changes of orgtool", after(known, tool), check},
 		{"probe", after(known, probeDue), check},
 		{"probe of a promoted server", after(known, probeDue, promoted), check},

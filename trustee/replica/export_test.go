@@ -34,6 +34,13 @@ func Woken(r *Replica) bool {
 // Forget clears the last result of Current.
 func Forget(r *Replica) { r.learned.Store(nil) }
 
+// RefusedLongAgo makes the next check send again a copy that the passive server refused, if a store has changed.
+func RefusedLongAgo(r *Replica) {
+	r.op.Lock()
+	defer r.op.Unlock()
+	r.refused.at = time.Time{}
+}
+
 // SetSyncRounds changes the largest number of pages of a synchronization until the end of the test.
 func SetSyncRounds(t *testing.T, n int) {
 	before := syncRounds

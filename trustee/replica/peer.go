@@ -399,7 +399,7 @@ func (r *Replica) resync(ctx context.Context, a ResyncArgs) (any, error) {
 		return nil, claviger.Errorf("replica.resync", claviger.Invalid, "",
 			"this Key Trustee Server is passive: claviger trustee resync is for the active one")
 	}
-	r.refused = refusedCopy{}
+	r.refused = nil
 	r.loaded = loadResult{}
 	err = r.sync(ctx, a.Drop)
 	r.report(err)

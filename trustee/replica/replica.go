@@ -60,9 +60,9 @@ type Replica struct {
 
 	op     sync.Mutex // held by a synchronization, and by a command of an operator
 	probed time.Time  // when the peer was last probed; guarded by op
-	// refused is the last copy that the passive server refused. loaded is the result of the last copy
+	// refused is the last copy that the passive server refused; nil for none. loaded is the result of the last copy
 	// that the passive server loaded. Both are guarded by op.
-	refused refusedCopy
+	refused *refusedCopy
 	loaded  loadResult
 
 	mu sync.Mutex

@@ -134,8 +134,12 @@ func (r *Replica) catchUp(ctx context.Context, p Position, discard bool) (*Posit
 
 // hasNothingNew reports whether a passive server whose log ends at h has acknowledged nothing that this store
 // lacks. That is true if h is in this store's log, which has lost the next entries since, or if h is the
-// change that this server refused because the passive server did not answer.
+// change that this server refused because the passive server did not answer. It is false if the passive
+// server, with its log at h, refused a copy. The caller holds r.op.
 func (r *Replica) hasNothingNew(ctx context.Context, h Head) (bool, error) {
+	if r.refused != nil && r.refused.peer == h {
+		return false, nil
+	}
 	r.mu.Lock()
 	unanswered := r.unanswered
 	r.mu.Unlock()
@@ -239,7 +243,7 @@ const refusedFor = time.Minute
 // records of its store, unless drop is true. The caller holds r.op.
 func (r *Replica) load(ctx context.Context, st, was Position, drop bool) (*Position, error) {
 	const op = "replica.load"
-	if no := r.refused; !drop && no.err != nil && no.peer == was.Head &&
+	if no := r.refused; no != nil && no.peer == was.Head &&
 		(no.mine == st.Head || time.Since(no.at) < refusedFor) {
 		return nil, no.err
 	}
@@ -259,13 +263,13 @@ func (r *Replica) load(ctx context.Context, st, was Position, drop bool) (*Posit
 			"restored from an older backup, claviger trustee promote there; if this one's is, claviger "+
 			"trustee resync --drop here drops that, and a copy stays beside the passive's store", res.Lost,
 			alone)
-		r.refused = refusedCopy{mine: st.Head, peer: was.Head, at: time.Now(), err: err}
+		r.refused = &refusedCopy{mine: st.Head, peer: was.Head, at: time.Now(), err: err}
 		r.mu.Lock()
 		r.lacking = true // report clears r.learned
 		r.mu.Unlock()
 		return nil, err
 	}
-	r.refused, r.loaded = refusedCopy{}, *res
+	r.refused, r.loaded = nil, *res
 	r.log.Info("the passive Key Trustee Server has the copy", "took", time.Since(begun).Round(time.Millisecond))
 	return &res.Position, nil
 }
