@@ -205,10 +205,14 @@ func TestRegister(t *testing.T) {
 	wantKind(t, "the deposit of a client that was pending", err, claviger.KeyNotFound)
 }
 
-// TestSlowSenders: senders that begin a request and do not continue do not stop the requests of a client.
+// TestSlowSenders: senders that begin a request and do not continue do not stop the requests of a client, not even
+// senders at the client's own address.
 func TestSlowSenders(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	c := s.registered(server.Identity(1), "ORG")
+	// The address of a client that has sent nothing but its registration gets fewer places.
+	_, err := c.Find(ctx, "l")
+	wantKind(t, "a client alone", err, claviger.KeyNotFound)
 	for range 100 {
 		conn, err := (&tls.Dialer{Config: s.tls}).DialContext(ctx, "tcp", strings.TrimPrefix(s.url, "https://"))
 		if err != nil {
