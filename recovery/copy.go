@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -69,7 +70,7 @@ func Copy(ctx context.Context, conf *hadoopconf.Conf, to location.Location, log 
 	if from.Missing() {
 		return done, from.Wrap(fmt.Errorf("%w at %s", location.ErrNone, from.File))
 	}
-	if from.URI == to.URI {
+	if from.URI == to.URI || sameFile(from.File, to.File) {
 		return done, refuseMove("--to names the metastore that is configured already (%s): name an empty one",
 			hadoopconf.MetastoreURI)
 	}
@@ -187,4 +188,11 @@ func settingOf(c *metastore.Content, name string) string {
 		}
 	}
 	return ""
+}
+
+// sameFile reports whether two paths lead to one file, as by a symbolic link. A store in PostgreSQL has no file ("").
+func sameFile(a, b string) bool {
+	one, err := os.Stat(a)
+	other, otherErr := os.Stat(b)
+	return err == nil && otherErr == nil && os.SameFile(one, other)
 }

@@ -274,7 +274,13 @@ func (m *movedStore) backToSQLite() {
 	m.wantRoll("k@4")
 	m.stop()
 	m.refused("mysql://x", "or for several nodes postgresql://")
-	m.refused(back, "--to names the metastore that is configured already")
+	link := filepath.Join(m.dir, "link.db")
+	if err := os.Symlink("back.db", link); err != nil {
+		m.t.Fatal(err)
+	}
+	for _, name := range []string{back, "sqlite://" + link, "sqlite://" + filepath.Dir(link) + "/./back.db"} {
+		m.refused(name, "--to names the metastore that is configured already")
+	}
 }
 
 // restoreFirst restores the first metastore, as if the later ones were lost. That needs --lose-keys.
