@@ -1,12 +1,15 @@
 package owner
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
 	"path/filepath"
 	"strconv"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // RootError says that a command of root was refused, because a file belongs to another user.
@@ -57,7 +60,8 @@ func refuseRoot(uid int, files []string) error {
 	return nil
 }
 
-// GiveFromRoot gives file to the owner of ownerFrom, if this process runs as root.
+// GiveFromRoot gives file to the owner of ownerFrom, if this process runs as root. It gives away only the file that root
+// has just made: the owner of the folder could put a link to any file of root in its place meanwhile.
 func GiveFromRoot(file, ownerFrom string) error {
 	if os.Geteuid() != 0 {
 		return nil
@@ -70,5 +74,18 @@ func GiveFromRoot(file, ownerFrom string) error {
 	if !ok || owner.Uid == 0 {
 		return nil
 	}
-	return os.Chown(file, int(owner.Uid), int(owner.Gid))
+	// Not to follow a symbolic link, and not to wait at a named pipe.
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	made, err := f.Stat()
+	if err == nil {
+		if sys, ok := made.Sys().(*syscall.Stat_t); !ok || !made.Mode().IsRegular() || sys.Nlink != 1 {
+			err = fmt.Errorf("%s was replaced, and was not given to the owner of %s", file, ownerFrom)
+		} else {
+			err = f.Chown(int(owner.Uid), int(owner.Gid))
+		}
+	}
+	return errors.Join(err, f.Close())
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -41,6 +42,46 @@ func TestRefuseRoot(t *testing.T) {
 		}
 		if err := refuseRoot(nobody, []string{c.file}); err != nil {
 			t.Errorf("%s, as another user: %v", c.file, err)
+		}
+	}
+}
+
+// TestGiveFromRoot: root gives away a file that it has made, and no file behind a link that was put in its place.
+func TestGiveFromRoot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	for _, name := range []string{"store", "backup", "other"} {
+		if err := os.WriteFile(in(name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chown(in("store"), nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("other", in("symlink")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(in("other"), in("link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(in("pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, given := range map[string]bool{"backup": true, "symlink": false, "link": false, "pipe": false} {
+		if err := GiveFromRoot(in(name), in("store")); (err == nil) != given {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, want := range map[string]uint32{"backup": nobody, "other": 0, "pipe": 0} {
+		st, err := os.Stat(in(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sys := st.Sys().(*syscall.Stat_t); sys.Uid != want || sys.Gid != want {
+			t.Errorf("%s belongs to %d:%d, want %d", name, sys.Uid, sys.Gid, want)
 		}
 	}
 }
