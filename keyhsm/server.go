@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"claviger"
 	"claviger/web"
 )
@@ -32,6 +34,10 @@ const (
 	maxInFlight = 32
 	// slotTimeout is how long a request waits for one of the maxInFlight slots.
 	slotTimeout = 5 * time.Second
+	// refusedLines is the burst of log lines about refused handshakes, which everybody who reaches the port can cause.
+	// After that, one more line is logged each refusedEvery.
+	refusedLines = 100
+	refusedEvery = 600 * time.Millisecond
 )
 
 // Server offers a Keeper over HTTPS to clients with a trusted certificate.
@@ -41,6 +47,7 @@ type Server struct {
 	log      *slog.Logger
 	slots    chan struct{} // one element for each running request
 	slotWait time.Duration // slotTimeout; tests make it shorter
+	logLimit *rate.Limiter // of the log lines about refused handshakes
 
 	identity atomic.Pointer[Identity]
 	loading  sync.Mutex
@@ -59,7 +66,7 @@ type Server struct {
 // Reload call it.
 func NewServer(keeper *Keeper, load func() (*Identity, error), log *slog.Logger) (*Server, error) {
 	s := &Server{keeper: keeper, load: load, log: log, slots: make(chan struct{}, maxInFlight), slotWait: slotTimeout,
-		started: time.Now()}
+		logLimit: rate.NewLimiter(rate.Every(refusedEvery), refusedLines), started: time.Now()}
 	if err := s.Reload(); err != nil {
 		return nil, err
 	}
@@ -117,7 +124,9 @@ func (s *Server) TLS() *tls.Config {
 			_, err := s.identity.Load().admits(c.PeerCertificates)
 			if err != nil {
 				s.refused.Add(1)
-				s.log.Warn("a client was refused", "err", err)
+				if s.logLimit.Allow() {
+					s.log.Warn("a client was refused", "err", err)
+				}
 			}
 			return err
 		},
