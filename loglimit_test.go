@@ -33,7 +33,8 @@ func TestLimitLog(t *testing.T) {
 		claviger.LimitLog(log).Warn("lost", "key", "k400")
 		log.Warn("lost", "key", "k401")
 		got := lines()
-		if len(got) != 2 || !strings.HasSuffix(got[0], "key=k400 notShown=395") || !strings.HasSuffix(got[1], "key=k401") {
+		if len(got) != 2 || !strings.HasSuffix(got[0], "key=k400 notShown=395") ||
+			!strings.HasSuffix(got[1], "key=k401") {
 			t.Errorf("after a minute: %q", got)
 		}
 		for range 10 {
