@@ -64,6 +64,11 @@ type Intent struct {
 type Keys interface {
 	// Names returns all key names, sorted.
 	Names(ctx context.Context) ([]string, error)
+	// Page returns the names of up to n keys, and where the next page begins: "" after the
+	// last one. from is "" for the first page. The order is the store's own: each key that
+	// exists during all pages is on one of them. A page takes no longer if there are many
+	// keys.
+	Page(ctx context.Context, from string, n int) (names []string, next string, err error)
 	// Get returns one entry per name in order, nil for missing ones.
 	Get(ctx context.Context, names ...string) ([]*Key, error)
 	// ByVersion returns the key that has the version with that full name, and

@@ -57,6 +57,29 @@ func (s *Store) Names(ctx context.Context) (names []string, err error) {
 	return names, err
 }
 
+// Page returns a page of names, in the order of the rows of ez_key.
+func (s *Store) Page(ctx context.Context, from string, n int) (names []string, next string, err error) {
+	const op = "metastore/postgres.Page"
+	after, err := metastore.ParsePage(op, from)
+	if err != nil {
+		return nil, "", err
+	}
+	last := after
+	err = s.db.Read(ctx, op, "", func(ctx context.Context) error {
+		rows, _ := s.db.Pool().Query(ctx, `SELECT id, name FROM ez_key WHERE id > $1 ORDER BY id LIMIT $2`, after,
+			n) // the rows carry the error
+		names, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (name string, err error) {
+			err = r.Scan(&last, &name)
+			return name, err
+		})
+		return err
+	})
+	if err == nil && !metastore.AllowsIncomplete(ctx) { // as in Names
+		err = s.checkComplete(op, "")
+	}
+	return names, metastore.NextPage(len(names) == n, last), err
+}
+
 // Get returns the keys of those names, nil for a missing one.
 func (s *Store) Get(ctx context.Context, names ...string) ([]*metastore.Key, error) {
 	var found map[string]*metastore.Key

@@ -30,13 +30,14 @@ func wantLost(t *testing.T, when string, lost bool, errs map[string]error) {
 // missing returns the errors of calls whose results say that the key "missing" does not exist.
 func missing(ctx context.Context, s *postgres.Store) map[string]error {
 	_, names := s.Names(ctx)
+	_, _, page := s.Page(ctx, "", 1)
 	_, get := s.Get(ctx, "k", "missing")
 	_, _, version := s.ByVersion(ctx, "missing@0")
 	if claviger.Is(version, claviger.VersionNotFound) {
 		version = nil
 	}
 	_, epoch := s.Epoch(ctx, "missing")
-	return map[string]error{"Names": names, "Get": get, "ByVersion": version, "Epoch": epoch}
+	return map[string]error{"Names": names, "Page": page, "Get": get, "ByVersion": version, "Epoch": epoch}
 }
 
 // changes returns the errors of calls that change the store, or copy it.

@@ -41,6 +41,26 @@ func (s *Store) Names(ctx context.Context) ([]string, error) {
 	return names, s.fail(op, "", err)
 }
 
+// Page returns a page of names, in the order of the rows of ez_key.
+func (s *Store) Page(ctx context.Context, from string, n int) (names []string, next string, err error) {
+	const op = "metastore/sqlite.Page"
+	if err := s.usable(op); err != nil {
+		return nil, "", err
+	}
+	after, err := metastore.ParsePage(op, from)
+	if err != nil {
+		return nil, "", err
+	}
+	names, err = collect(ctx, s.db.Reader, func(r *sql.Rows) (name string, err error) {
+		err = r.Scan(&after, &name)
+		return name, err
+	}, `SELECT id, name FROM ez_key WHERE id > ? ORDER BY id LIMIT ?`, after, n)
+	if err != nil {
+		return nil, "", s.fail(op, "", err)
+	}
+	return names, metastore.NextPage(len(names) == n, after), nil
+}
+
 // Get returns the keys of those names, nil for a missing one.
 func (s *Store) Get(ctx context.Context, names ...string) ([]*metastore.Key, error) {
 	const op = "metastore/sqlite.Get"

@@ -39,6 +39,14 @@ func (s *Intercepted) Names(ctx context.Context) ([]string, error) {
 	return s.Store.Names(ctx)
 }
 
+// Page implements metastore.Keys.
+func (s *Intercepted) Page(ctx context.Context, from string, n int) (names []string, next string, err error) {
+	if err := s.Before(ctx, "Page"); err != nil {
+		return nil, "", err
+	}
+	return s.Store.Page(ctx, from, n)
+}
+
 // Get implements metastore.Keys.
 func (s *Intercepted) Get(ctx context.Context, names ...string) ([]*metastore.Key, error) {
 	if err := s.Before(ctx, "Get"); err != nil {

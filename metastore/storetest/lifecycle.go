@@ -160,6 +160,7 @@ func testReopen(t *testing.T, b Backend, _ metastore.Store, _ string) {
 func calls(s metastore.Store) map[string]func(context.Context) error {
 	all := map[string]func(context.Context) error{
 		"Names":     func(ctx context.Context) error { _, err := s.Names(ctx); return err },
+		"Page":      func(ctx context.Context) error { _, _, err := s.Page(ctx, "", 1); return err },
 		"Get":       func(ctx context.Context) error { _, err := s.Get(ctx, "k"); return err },
 		"ByVersion": func(ctx context.Context) error { _, _, err := s.ByVersion(ctx, "k@01"); return err },
 		"Insert":    func(ctx context.Context) error { return s.Insert(ctx, key("new", "0f")) },

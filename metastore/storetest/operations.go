@@ -90,6 +90,7 @@ func KeyOperations() []Operation {
 				Attributes: map[string]string{"a": "b"}})
 		}},
 		{"Names", func(ctx context.Context, s Full) error { _, err := s.Names(ctx); return err }},
+		{"Page", func(ctx context.Context, s Full) error { _, _, err := s.Page(ctx, "", 1); return err }},
 		{"Get", func(ctx context.Context, s Full) error { _, err := s.Get(ctx, "k", "missing"); return err }},
 		{"ByVersion", func(ctx context.Context, s Full) error { _, _, err := s.ByVersion(ctx, "k@4"); return err }},
 		{"SkipNumbers", func(ctx context.Context, s Full) error { return s.SkipNumbers(ctx, "k", 10) }},

@@ -50,6 +50,7 @@ func Run(t *testing.T, b Backend) {
 	}{
 		{"Empty", testEmpty},
 		{"InsertGet", testInsertGet},
+		{"Pages", testPages},
 		{"ByVersion", testByVersion},
 		{"VersionOrder", testVersionOrder},
 		{"Conflicts", testConflicts},
