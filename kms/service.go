@@ -277,7 +277,7 @@ func (s *Service) makeStore(ctx context.Context, create func(context.Context, st
 				}
 			}
 			if s.Store, s.storeErr = location.Open(ctx, s.Conf, location.Options{Create: s.creator(create), Seen: seen,
-				Log: s.Log}); s.storeErr == nil {
+				Log: s.Log, Node: s.keepsSeen()}); s.storeErr == nil {
 				// Claim the store at once: otherwise this process could take another process' running step
 				// for an interrupted one.
 				s.storeErr = claimStore(ctx, s.Store, s.self, s.access)

@@ -47,6 +47,9 @@ type Config struct {
 	Shown string
 	// KeepWAL turns SQLite's automatic checkpoints off, because the store itself moves the -wal into the file.
 	KeepWAL bool
+	// CheckLater is the size in bytes from which on Open does not check the pages of the file, which takes long. Then
+	// Unchecked is true, and the store must call CheckPages. 0: Open always checks.
+	CheckLater int64
 	// Finish lets a transaction that has begun continue after its context has ended.
 	Finish bool
 }
@@ -62,7 +65,9 @@ type DB struct {
 	lockFile string // beside the file itself
 	memory   bool   // see OpenMemory; then there is no file
 	readOnly bool
-	closed   atomic.Bool
+	// unchecked: Open has not checked the pages.
+	unchecked bool
+	closed    atomic.Bool
 
 	mu    sync.Mutex
 	locks map[*os.File]struct{} // held now; guarded by mu
@@ -81,8 +86,8 @@ func LockFile(path string) string {
 	return path + ".lock"
 }
 
-// Open opens the database in the file path, which must exist, upgrades an older schema, and checks every page. It
-// returns an error for a newer schema, a damaged file and the file of another program, and does not change them.
+// Open opens the database in the file path, which must exist, upgrades an older schema, and checks every page (see
+// Config.CheckLater). It returns an error for a newer schema, a damaged file and the file of another program, and does not change them.
 func Open(ctx context.Context, path string, c Config) (*DB, error) {
 	const op = "sqlitedb.Open"
 	abs, err := filepath.Abs(path)
@@ -120,18 +125,39 @@ func (d *DB) prepare(ctx context.Context) error {
 	if err := d.upgrade(ctx); err != nil {
 		return err
 	}
-	fault, err := Fault(ctx, d.Writer, "quick_check")
+	st, err := os.Stat(d.path)
 	if err != nil {
 		return err
 	}
-	if fault != "" {
-		return claviger.Errorf("sqlitedb.Open", claviger.Unavailable, "", "%s is damaged (%s); %s",
-			d.cfg.named(d.path), fault, d.cfg.Damaged)
+	if d.unchecked = d.cfg.CheckLater > 0 && st.Size() >= d.cfg.CheckLater; !d.unchecked {
+		fault, err := Fault(ctx, d.Writer, quickCheck)
+		if err != nil {
+			return err
+		}
+		if fault != "" {
+			return claviger.Errorf("sqlitedb.Open", claviger.Unavailable, "", "%s is damaged (%s); %s",
+				d.cfg.named(d.path), fault, d.cfg.Damaged)
+		}
 	}
 	// This writes to the file, so it comes after the checks that the file is ours.
 	_, err = d.Writer.ExecContext(ctx, "PRAGMA journal_mode = WAL")
 	return err
 }
+
+// Unchecked reports whether Open has left the check of the pages to CheckPages.
+func (d *DB) Unchecked() bool { return d.unchecked }
+
+// CheckPages checks every page, beside other work. fault says how the file is damaged; "" if it is not.
+func (d *DB) CheckPages(ctx context.Context) (fault string, err error) {
+	fault, err = Fault(ctx, d.Reader, quickCheck)
+	if Damaged(err) {
+		return err.Error(), nil
+	}
+	return fault, d.Fail("sqlitedb.CheckPages", "", err)
+}
+
+// quickCheck is the check of a start. It does not compare indexes with their tables.
+const quickCheck = "quick_check"
 
 // OpenReadOnly opens an existing database, with any schema. It makes and changes no file, and needs only the right to
 // read. A server may have the file open. Changes fail with kind Unavailable.

@@ -148,6 +148,8 @@ type Options struct {
 	Create Creator // nil: a missing store is always made
 	Seen   string  // file in which a node records what it has seen of a PostgreSQL metastore; "" for none
 	Log    *slog.Logger
+	// Node: a server opens the store, and then claims it; see sqlite.OpenNode.
+	Node bool
 }
 
 // Open opens the metastore that the configuration names, for changes.
@@ -164,7 +166,11 @@ func Open(ctx context.Context, conf *hadoopconf.Conf, o Options) (metastore.Stor
 	var st metastore.Store
 	if loc.File != "" {
 		var file *sqlite.Store
-		if file, err = sqlite.Open(ctx, loc.File); err == nil {
+		open := sqlite.Open
+		if o.Node {
+			open = sqlite.OpenNode
+		}
+		if file, err = open(ctx, loc.File); err == nil {
 			file.LogTo(o.Log)
 			st = file
 		}

@@ -266,20 +266,46 @@ func (s *Store) startChecks(ctx context.Context) (release func(), err error) {
 	g.sidecarsUnchanged()
 	_ = s.checkpoint(ctx, db) // the next check reports an error that persists, like a full disk
 	g.claimed.Store(true)
-	g.updateSum()
+	if !s.db.Unchecked() {
+		g.updateSum()
+	}
 	g.mu.Unlock()
-	stop, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		s.checkLoop(db, stop)
-	}()
+	stop := make(chan struct{})
+	checking, cancel := context.WithCancel(context.Background())
+	var checks sync.WaitGroup
+	checks.Go(func() { s.checkLoop(db, stop) })
+	if s.db.Unchecked() {
+		checks.Go(func() { s.checkLarge(checking) })
+	}
 	return sync.OnceFunc(func() {
+		cancel()
 		close(stop)
-		<-done
+		checks.Wait()
 		if g.overwritten.Load() == nil { // Close of the last connection would write to the file
 			_ = db.Close()
 		}
 	}), nil
+}
+
+// checkLarge does for a large file what a start does for a small one: it computes the checksum, and checks the pages.
+func (s *Store) checkLarge(ctx context.Context) {
+	g := &s.guard
+	g.mu.Lock()
+	g.updateSum()
+	g.mu.Unlock()
+	fault, err := s.db.CheckPages(ctx)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		g.log.Warn("the pages of the metastore's file could not be checked; the next start checks them", "file", g.path,
+			"err", err)
+	case fault != "":
+		why := fmt.Sprintf("is damaged (%s)", fault)
+		g.overwritten.CompareAndSwap(nil, &why)
+		g.log.Error("the metastore is damaged; nothing is read from it or written to it, and key versions that are in "+
+			"memory are served", "file", g.path, "why", fault, "cure", pagesCure)
+		s.writes.record(time.Now(), s.refusal("metastore/sqlite.guard", "", why))
+	}
 }
 
 // checkLoop checks the file each second, after each change, and once before it ends.

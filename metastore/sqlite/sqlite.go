@@ -30,9 +30,16 @@ const (
 	SchemaVersion = 5
 	// applicationID marks the file as ours in SQLite's header: "CLAV".
 	applicationID = 0x434c4156
+	// checkLater is the size of a file, in bytes, from which on OpenNode leaves the check of the pages to Claim. The
+	// check reads about 300 MB a second, and a file has about 600 bytes for a key of three versions.
+	checkLater = 4 << 20
 	// busyTimeout is how long a write waits for the write of another process.
 	busyTimeout = 5 * time.Second
 )
+
+// pagesCure is the cure of a damaged file.
+const pagesCure = "restore the file from a backup (claviger metastore restore); this does not change the keys in " +
+	"the HSM; then claviger hsm adopt adds the keys that the backup does not have"
 
 // Store is a metastore in one SQLite file.
 type Store struct {
@@ -56,8 +63,7 @@ var _ metastore.Store = (*Store)(nil)
 func config(path string) sqlitedb.Config {
 	return sqlitedb.Config{
 		What: "metastore", Readers: 4, Busy: busyTimeout, KeepWAL: true,
-		Damaged: "restore the file from a backup (claviger metastore restore); this does not change the keys in the " +
-			"HSM; then claviger hsm adopt adds the keys that the backup does not have",
+		Damaged: pagesCure,
 		Schema: sqlitedb.Schema{
 			ApplicationID: applicationID, Migrations: migrations, Version: SchemaVersion,
 			Back: fmt.Sprintf("put the copy that the upgrade kept (%s.schema-%d, or the newest copy with this name "+
@@ -85,6 +91,22 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if err := sqlitedb.Create(ctx, path, c); err != nil {
 		return nil, err
 	}
+	return open(ctx, path, c)
+}
+
+// OpenNode is Open for a server. It does not check each page of a large file, because that takes long with many keys:
+// the pages are checked after Claim, beside the work of the server. If the file is damaged, nothing is read or written
+// any more.
+func OpenNode(ctx context.Context, path string) (*Store, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, claviger.Errorf("metastore/sqlite.Open", claviger.Invalid, "", "metastore: %w", err)
+	}
+	c := config(path)
+	if err := sqlitedb.Create(ctx, path, c); err != nil {
+		return nil, err
+	}
+	c.CheckLater = checkLater
 	return open(ctx, path, c)
 }
 
