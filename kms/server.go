@@ -152,10 +152,10 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 	none := ""
 	s.waiting.Store(&none)
 	group.Go(func() { s.ring.WatchSources(background) })
-	if err := s.ring.CheckMigrations(ctx); err != nil {
-		s.log.Warn("a migration is not finished", "err", err)
-	}
 	group.Go(func() {
+		if err := s.ring.CheckMigrations(background); err != nil && background.Err() == nil {
+			s.log.Warn("a migration is not finished", "err", err)
+		}
 		_ = s.ring.CheckNames(background) // it logs conflicts, and /readyz reports other errors
 	})
 	if err := e.Ready("provider", s.svc.Primary.URI(), "sources", len(s.svc.Sources)); err != nil {

@@ -33,46 +33,46 @@ const (
 // bind makes sure that store and token belong together. It compares the token's serial number. If that differs it
 // compares check values, because a cloned or restored token is another token with the same keys. On the store's own
 // token, a version that is missing or differs is refused alone (see CheckKeys), unless no version fits. bind returns
-// the versions that remain to be verified, and the relation of store and token.
-func (p *Provider) bind(ctx context.Context) (later []string, r relation, err error) {
+// the relation of store and token.
+func (p *Provider) bind(ctx context.Context) (r relation, err error) {
 	was, err := p.recordedToken(ctx)
 	if err != nil {
-		return nil, r, err
+		return r, err
 	}
-	first, later, err := p.toVerify(ctx)
+	first, err := p.toVerify(ctx)
 	if err != nil {
-		return nil, r, err
+		return r, err
 	}
 	all := len(first)
 	if first, err = p.notGivenUp(ctx, first); err != nil {
-		return nil, r, err
+		return r, err
 	}
 	wrong, err := p.verifyAll(ctx, first)
 	if err != nil {
-		return nil, r, err
+		return r, err
 	}
 	if len(wrong) > 0 {
 		if err := p.handleWrong(ctx, was, wrong, len(first)); err != nil {
-			return nil, r, err
+			return r, err
 		}
 	}
 	if r, err = p.relationOf(ctx, all, all-len(first)+len(wrong)); err != nil {
-		return nil, r, err
+		return r, err
 	}
 	info := p.tok.Info()
 	switch {
 	case !p.access.Changes(), was.known && was.serial == info.Serial && was.label == info.Label:
-		return later, r, nil
+		return r, nil
 	case was.known && was.serial != info.Serial && all == 0:
 		if err := p.moveWithoutKeys(ctx, was); err != nil {
-			return nil, r, err
+			return r, err
 		}
 	case was.known:
 		p.log.Warn("the metastore was bound to another token whose keys this one has: a clone or a restored backup",
 			"was", was.label, "wasSerial", was.serial, "is", info.Label, "isSerial", info.Serial)
 	}
 	r.moved = true
-	return later, r, nil
+	return r, nil
 }
 
 // recordedToken is the token to which a store says that it is bound.
@@ -208,10 +208,29 @@ func (p *Provider) recordToken(ctx context.Context) error {
 		p.store.SetSetting(ctx, settingLabel, info.Label))
 }
 
-// toVerify returns all versions, the newest of each key first. first are those to verify before the provider serves.
-func (p *Provider) toVerify(ctx context.Context) (first, later []string, err error) {
-	var current, older []string
-	err = metastore.Each(ctx, p.store, func(k *metastore.Key) {
+// toVerify returns the versions to verify before the provider serves: the newest ones of the first keys, and if there
+// are few keys, older ones too. It takes no longer if there are many keys.
+func (p *Provider) toVerify(ctx context.Context) (first []string, err error) {
+	current, older, _, err := p.versionsOfPage(ctx, "")
+	return slices.Concat(current, older)[:min(verifyAtStart, len(current)+len(older))], err
+}
+
+// versionsOfPage returns the versions of a page of keys, the newest one of each key and the older ones, and where the
+// next page begins.
+func (p *Provider) versionsOfPage(ctx context.Context, from string) (current, older []string, next string, err error) {
+	ctx = metastore.AllowIncomplete(ctx)
+	names, next, err := p.store.Page(ctx, from, verifyAtStart)
+	if err != nil || len(names) == 0 {
+		return nil, nil, "", err
+	}
+	keys, err := p.store.Get(ctx, names...)
+	if err != nil {
+		return nil, nil, "", err
+	}
+	for _, k := range keys {
+		if k == nil {
+			continue // deleted meanwhile
+		}
 		for i, v := range k.List {
 			name := claviger.VersionName(k.Name, v.ID)
 			if i == len(k.List)-1 {
@@ -220,13 +239,8 @@ func (p *Provider) toVerify(ctx context.Context) (first, later []string, err err
 				older = append(older, name)
 			}
 		}
-	})
-	if err != nil {
-		return nil, nil, err
 	}
-	all := append(current, older...)
-	n := min(verifyAtStart, len(all))
-	return all[:n], all[n:], nil
+	return current, older, next, nil
 }
 
 // GivenUp returns those of the versions that an operator has given up on this token.
@@ -347,38 +361,73 @@ func (p *Provider) CheckKeys(ctx context.Context) error {
 		tokenName(p.tok.Info()), p.store.URI(), summarize(names), cure)
 }
 
-// verifyLater verifies the remaining versions, slowly. It logs what is wrong; a request for such a version is refused.
-func (p *Provider) verifyLater(ctx context.Context, versions []string) {
-	for _, v := range versions {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(verifyPause):
-		}
-		e, err := p.entry(ctx, v)
-		if err == nil {
-			err = p.verify(ctx, e)
-			if gone := p.missingOnToken(ctx, "hsm.verify", e, err); claviger.Is(gone, claviger.VersionNotFound) {
-				err = gone
+// verifyLater verifies all versions, slowly: first the newest one of each key, then the older ones. A version that was
+// verified before costs nothing. verifyLater logs what is wrong; a request for such a version is refused.
+func (p *Provider) verifyLater(ctx context.Context) {
+	for _, newest := range []bool{true, false} {
+		for from, more := "", true; more; {
+			current, older, next, err := p.versionsOfPage(ctx, from)
+			if ctx.Err() != nil {
+				return
 			}
-		}
-		switch {
-		case err == nil, ctx.Err() != nil, claviger.Is(err, claviger.VersionNotFound): // the last: deleted meanwhile
-		case claviger.Is(err, claviger.Unavailable) && !isUnusable(err):
-			p.log.Warn("a key version could not be verified; it is verified before its first use", "version", v, "err",
-				err)
-		default:
-			p.log.Error("a key version on the token is not as the metastore says; it is not used", "version", v, "err",
-				err)
+			if err != nil {
+				p.log.Warn("the key versions to verify could not be read; each is verified before its first use, and "+
+					"the next attempt follows", "err", err, "in", watchPause)
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(watchPause):
+				}
+				continue
+			}
+			versions := older
+			if newest {
+				versions = current
+			}
+			for _, v := range versions {
+				if !p.verifyOneLater(ctx, v) {
+					return
+				}
+			}
+			from, more = next, next != ""
 		}
 	}
+}
+
+// verifyOneLater verifies a version after a pause. It returns false if ctx has ended.
+func (p *Provider) verifyOneLater(ctx context.Context, v string) bool {
+	if p.isVerified(v) {
+		return ctx.Err() == nil
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(verifyPause):
+	}
+	e, err := p.entry(ctx, v)
+	if err == nil {
+		err = p.verify(ctx, e)
+		if gone := p.missingOnToken(ctx, "hsm.verify", e, err); claviger.Is(gone, claviger.VersionNotFound) {
+			err = gone
+		}
+	}
+	switch {
+	case err == nil, ctx.Err() != nil, claviger.Is(err, claviger.VersionNotFound): // the last: deleted meanwhile
+	case claviger.Is(err, claviger.Unavailable) && !isUnusable(err):
+		p.log.Warn("a key version could not be verified; it is verified before its first use", "version", v, "err",
+			err)
+	default:
+		p.log.Error("a key version on the token is not as the metastore says; it is not used", "version", v, "err",
+			err)
+	}
+	return true
 }
 
 // Latency measures short calls of the HSM: encryptions of one block if there is a key, else requests for the state of
 // the token.
 func (p *Provider) Latency(ctx context.Context) ([]time.Duration, error) {
 	const samples = 20
-	first, _, err := p.toVerify(ctx)
+	first, err := p.toVerify(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -2,9 +2,20 @@ package hsm
 
 import (
 	"context"
+	"log/slog"
 	"testing"
 	"time"
+
+	"claviger/metastore"
 )
+
+// Token has the methods of *pkcs11.Token that a provider uses.
+type Token = token
+
+// OpenOn opens a provider for a server on a token that a test makes.
+func OpenOn(ctx context.Context, tok Token, store metastore.Store, log *slog.Logger) (*Provider, error) {
+	return newProvider(ctx, "pkcs11:", "", tok, store, Serve, defaultSearches, log)
+}
 
 // SurveyNow surveys the token, as a server does once an hour.
 func (p *Provider) SurveyNow(ctx context.Context) error { return p.surveyToken(ctx) }

@@ -183,11 +183,11 @@ func (p *Provider) used() (versions []string) {
 
 // unused returns a few versions of the store that were not tried yet.
 func (p *Provider) unused(ctx context.Context, tried []string) (versions []string, err error) {
-	names, err := p.store.Names(ctx)
+	names, _, err := p.store.Page(ctx, "", probeKeys+len(tried))
 	if err != nil {
 		return nil, fmt.Errorf("the names of the keys to try could not be read: %w", err)
 	}
-	keys, err := p.store.Get(ctx, names[:min(len(names), probeKeys+len(tried))]...)
+	keys, err := p.store.Get(ctx, names...)
 	if err != nil {
 		return nil, err
 	}

@@ -241,14 +241,14 @@ func tokenConfig(uri string) (pkcs11.Config, []string, error) {
 
 // newProvider makes a provider of an open token and a store. The provider closes the token and not the store. It
 // refuses a store that belongs to another token.
-func newProvider(ctx context.Context, uri, confDir string, tok *pkcs11.Token, store metastore.Store, access Access,
+func newProvider(ctx context.Context, uri, confDir string, tok token, store metastore.Store, access Access,
 	searches int, log *slog.Logger) (*Provider, error) {
 	background, stop := context.WithCancel(context.Background())
 	p := &Provider{uri: uri, confDir: confDir, tok: &recordingToken{token: tok}, store: store, access: access,
 		log: claviger.LimitLog(log), stop: stop}
 	p.searches.max = searches
 	tok.OnReset(func() { p.epoch.Add(1) })
-	later, err := p.join(ctx)
+	err := p.join(ctx)
 	if err == nil && access.makesKeys() {
 		err = p.finishPending(ctx)
 	}
@@ -256,7 +256,7 @@ func newProvider(ctx context.Context, uri, confDir string, tok *pkcs11.Token, st
 		stop()
 		return nil, err
 	}
-	p.background.Go(func() { p.verifyLater(background, later) })
+	p.background.Go(func() { p.verifyLater(background) })
 	if access.makesKeys() {
 		p.searches.slots = shares.New(searchConcurrency, true)
 		p.beginSurveys(ctx, background)
@@ -265,8 +265,8 @@ func newProvider(ctx context.Context, uri, confDir string, tok *pkcs11.Token, st
 	return p, nil
 }
 
-// join binds store and token to each other, or refuses to. It returns the versions that are to be verified later.
-func (p *Provider) join(ctx context.Context) (later []string, err error) {
+// join binds store and token to each other, or refuses to.
+func (p *Provider) join(ctx context.Context) error {
 	tolerate := func(err error) error {
 		if !claviger.Is(err, claviger.Invalid) && !IsMisfit(err) {
 			return err
@@ -279,9 +279,9 @@ func (p *Provider) join(ctx context.Context) (later []string, err error) {
 		}
 		return nil
 	}
-	later, r, err := p.bind(ctx)
+	r, err := p.bind(ctx)
 	if err = tolerate(err); err != nil {
-		return nil, err
+		return err
 	}
 	err = p.bindIDs(ctx, r)
 	if p.access == Serve && isSamePlace(err) {
@@ -289,10 +289,10 @@ func (p *Provider) join(ctx context.Context) (later []string, err error) {
 			"operator has decided", "err", err)
 		p.fit.err, p.fit.errAt = err, time.Now()
 		p.id, _, err = p.store.Setting(ctx, SettingID)
-		return later, err
+		return err
 	}
 	if err = tolerate(err); err != nil {
-		return nil, err
+		return err
 	}
 	if r.moved {
 		err = p.recordToken(ctx)
@@ -300,7 +300,7 @@ func (p *Provider) join(ctx context.Context) (later []string, err error) {
 	if err == nil {
 		p.id, _, err = p.store.Setting(ctx, SettingID)
 	}
-	return later, err
+	return err
 }
 
 // Misfit says why token and store do not fit together; nil if they do. With an access that does not tolerate a misfit,

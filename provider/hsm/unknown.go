@@ -23,8 +23,10 @@ const (
 	surveyRetry = 30 * time.Second
 	// urgentSurveyInterval is the least time between two surveys when notices request one.
 	urgentSurveyInterval = 5 * time.Second
-	// surveyAtStart is how long a start waits for the first survey.
+	// surveyAtStart is how long a start waits for the first survey, if the store has at most surveyedKeys keys. With
+	// more keys the survey takes too long. A creation waits for the survey in any case (refuseHidden).
 	surveyAtStart = 5 * time.Second
+	surveyedKeys  = 1000
 )
 
 // isOurs reports whether a key on a token is named like a key of claviger, whichever store it belongs to: NAME@N, or
@@ -219,7 +221,7 @@ func (p *Provider) surveyToken(ctx context.Context) error {
 	return nil
 }
 
-// beginSurveys begins to survey the token until background ends. It waits up to surveyAtStart for the first survey.
+// beginSurveys begins to survey the token until background ends. It waits for the first survey, see surveyAtStart.
 func (p *Provider) beginSurveys(ctx, background context.Context) {
 	p.survey.first, p.survey.wake = make(chan struct{}), make(chan struct{}, 1)
 	done := make(chan struct{})
@@ -251,6 +253,9 @@ func (p *Provider) beginSurveys(ctx, background context.Context) {
 			}
 		}
 	})
+	if _, more, err := p.store.Page(metastore.AllowIncomplete(ctx), "", surveyedKeys); err != nil || more != "" {
+		return
+	}
 	select {
 	case <-done:
 	case <-time.After(surveyAtStart):
@@ -269,6 +274,9 @@ func (p *Provider) CheckUnknown(context.Context) error {
 	case s.At.IsZero() && s.Err != nil:
 		return claviger.Errorf("hsm.CheckUnknown", claviger.Unavailable, "", "the token was not surveyed yet: %w",
 			s.Err)
+	case s.At.IsZero() && p.survey.first != nil:
+		return claviger.Errorf("hsm.CheckUnknown", claviger.Unavailable, "", "the first survey of the token since the "+
+			"start has not ended: keys that the metastore has lost are not known yet, and a new key waits for it")
 	default:
 		return nil
 	}

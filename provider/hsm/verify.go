@@ -29,6 +29,13 @@ func (p *Provider) verify(ctx context.Context, e *entry) error {
 	return p.judge(e, epoch, err)
 }
 
+// isVerified reports whether a version was verified in this epoch.
+func (p *Provider) isVerified(version string) bool {
+	v, _ := p.versions.Load(version)
+	e, ok := v.(*entry)
+	return ok && e.verified.Load() == p.epoch.Load()+1
+}
+
 // judge explains err, the result of the token's work with a version that began in that epoch, and records whether the
 // token has the version. epoch is 1 + the number that p.epoch had.
 func (p *Provider) judge(e *entry, epoch uint64, err error) error {
