@@ -125,8 +125,8 @@ func noneFits(b Boundary, c *Config, slots []uint, silent map[uint]error, all []
 			if len(all) > 0 {
 				shown = list(all)
 			}
-			return claviger.Unreachable(notShown{fmt.Errorf("no token of %s fits %s now; there are: %s; %s, so the token may "+
-				"be there when the HSM answers", c.Module, c.wanted(), shown, absent)})
+			return claviger.Unreachable(notShown{fmt.Errorf("no token of %s fits %s now; there are: %s; %s, so the "+
+				"token may be there when the HSM answers", c.Module, c.wanted(), shown, absent)})
 		}
 	}
 	switch {
@@ -147,9 +147,9 @@ func noneFits(b Boundary, c *Config, slots []uint, silent map[uint]error, all []
 		c.Module, c.wanted(), list(all), seen)}
 }
 
-// absentTokens names the slots that may have the configured token when the HSM answers again: slots without a token, and
-// slots whose token does not answer. It returns "" if there are none. If the configuration names a slot, only that slot
-// counts.
+// absentTokens names the slots that may have the configured token when the HSM answers again: slots without a token,
+// and slots whose token does not answer. It returns "" if there are none. If the configuration names a slot, only that
+// slot counts.
 func absentTokens(b Boundary, c *Config, slots []uint, silent map[uint]error) (string, error) {
 	every, err := b.GetSlotList(false)
 	if err != nil {

@@ -97,8 +97,8 @@ func TestFindToken(t *testing.T) {
 	}
 }
 
-// TestTokenNotShown: if the configured token is not shown, it may be in a slot without a token or in one whose token does
-// not answer, so it is away. Without such a slot, and if the configured slot is another one, its name is wrong.
+// TestTokenNotShown: if the configured token is not shown, it may be in a slot without a token or in one whose token
+// does not answer, so it is away. Without such a slot, and if the configured slot is another one, its name is wrong.
 func TestTokenNotShown(t *testing.T) {
 	one := []p11.TokenInfo{shownToken("one", "1")}
 	silent := append(one, p11.TokenInfo{Label: "broken"})
@@ -126,12 +126,14 @@ func TestTokenNotShown(t *testing.T) {
 	} {
 		c.by.Module = "/m.so"
 		_, err := findToken(c.lib, &c.by)
-		if err == nil || claviger.IsUnreachable(markAway(err)) != (c.want != "") || !strings.Contains(err.Error(), c.want) {
+		if err == nil || claviger.IsUnreachable(markAway(err)) != (c.want != "") ||
+			!strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v; want %q", c.name, err, c.want)
 		}
 	}
 	failing := slotsFailing{slotsOnly{tokens: one}}
-	if _, err := findToken(failing, &Config{Module: "/m.so", TokenLabel: "two"}); !claviger.IsUnreachable(markAway(err)) {
+	_, err := findToken(failing, &Config{Module: "/m.so", TokenLabel: "two"})
+	if !claviger.IsUnreachable(markAway(err)) {
 		t.Errorf("the list of all slots fails: %v", err)
 	}
 }

@@ -180,7 +180,8 @@ func TestOpenModuleFails(t *testing.T) {
 		loop:                                  "PKCS#11 module: stat " + loop,
 		write(t, "x.so", "no library", 0o600): "cannot be loaded: it is no PKCS#11 library for this machine",
 	} {
-		if m, err := openModule(t.Context(), path, false, 0); err == nil || !strings.Contains(err.Error(), want) || m != nil {
+		m, err := openModule(t.Context(), path, false, 0)
+		if err == nil || !strings.Contains(err.Error(), want) || m != nil {
 			t.Errorf("%s: %v; want %q", path, err, want)
 		}
 	}
