@@ -2,6 +2,7 @@ package pkcs11
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"testing"
 	"time"
@@ -36,14 +37,19 @@ func TestAway(t *testing.T) {
 		away bool
 	}{
 		{"GetSlotList", p11.CKR_DEVICE_ERROR, true}, {"OpenSession", p11.CKR_TOKEN_NOT_PRESENT, true},
-		{"OpenSession", p11.CKR_DEVICE_REMOVED, true},
+		{"OpenSession", p11.CKR_DEVICE_REMOVED, true}, {"OpenSession", p11.CKR_SLOT_ID_INVALID, true},
+		{"GetSlotList", p11.CKR_CRYPTOKI_NOT_INITIALIZED, true}, {"Login", p11.CKR_FUNCTION_CANCELED, true},
 		{"Login", p11.CKR_DEVICE_ERROR, true}, {"Login", p11.CKR_VENDOR_DEFINED + 5, true},
+		{"OpenSession", p11.CKR_VENDOR_DEFINED + 5, true},
 		{"Login", p11.CKR_ARGUMENTS_BAD, false},
 		{"Login", p11.CKR_PIN_EXPIRED, false}, // comes last, because this PIN is not tried again
 	} {
 		meter.Fail(c.call, 100, p11.Error(c.code))
 		err := open(as)
 		meter.Heal()
+		if rare := MayBeWrongPIN(err); rare != (c.call == "Login" && c.code >= p11.CKR_VENDOR_DEFINED) {
+			t.Errorf("%s: %v: may be a wrong PIN: %t", c.call, p11.Error(c.code), rare)
+		}
 		if err == nil || claviger.IsUnreachable(err) != c.away {
 			t.Errorf("%s: %v: waits %t, want %t: %v", c.call, p11.Error(c.code), claviger.IsUnreachable(err), c.away, err)
 		}
@@ -61,6 +67,12 @@ func TestAway(t *testing.T) {
 		t.Errorf("a library that hangs is not waited for: %v", err)
 	}
 	release()
+	eventually(t, func() error { // until the call has left the library
+		if err := open(as); errors.Is(err, errHung) {
+			return err
+		}
+		return nil
+	})
 	for name, change := range map[string]func(*Config){
 		"another label":   func(c *Config) { c.TokenLabel = "elsewhere" },
 		"no library":      func(c *Config) { c.Module = filepath.Join(t.TempDir(), "none.so") },

@@ -197,7 +197,7 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 			return nil
 		}
 		_ = t.b.CloseSession(session) // only the login's error matters
-		return fmt.Errorf("logging in to token %s: %w", name, err)
+		return loginError{fmt.Errorf("logging in to token %s: %w", name, err)}
 	})
 	switch {
 	case err == nil:
@@ -211,6 +211,19 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 			codeOf(err)), true}
 	}
 	return nil, err
+}
+
+// loginError is an error of C_Login.
+type loginError struct{ error }
+
+func (e loginError) Unwrap() error { return e.error }
+
+// MayBeWrongPIN reports whether err is a login that failed with a code of the vendor's own. Such a code may mean that
+// the PIN is wrong, so a caller that tries again should do so rarely.
+func MayBeWrongPIN(err error) bool {
+	var failed loginError
+	var code p11.Error
+	return errors.As(err, &failed) && errors.As(failed, &code) && uint(code) >= p11.CKR_VENDOR_DEFINED
 }
 
 func isPIN(err error) bool {
