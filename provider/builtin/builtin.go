@@ -4,6 +4,7 @@ package builtin
 import (
 	"context"
 	"crypto/tls"
+	"time"
 
 	"claviger/metastore"
 	"claviger/provider"
@@ -41,9 +42,16 @@ func Registry(o Options) *provider.Registry {
 	)...)
 }
 
+// hsmPatience is how long a server waits for an HSM before it begins without the HSM.
+const hsmPatience = 5 * time.Second
+
 // hsm opens an HSM and the node's metastore.
 func (o Options) hsm(ctx context.Context, uri string, env provider.Env) (provider.Provider, error) {
-	p, err := hsm.Open(ctx, uri, env, hsm.Options{Store: o.Store, Access: o.Access})
+	opts := hsm.Options{Store: o.Store, Access: o.Access}
+	if o.Access == hsm.Serve {
+		opts.Patience = hsmPatience
+	}
+	p, err := hsm.Open(ctx, uri, env, opts)
 	if err != nil {
 		return nil, err // not p: an interface that holds a nil pointer is not nil
 	}

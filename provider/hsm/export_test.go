@@ -14,7 +14,8 @@ type Token = token
 
 // OpenOn opens a provider for a server on a token that a test makes.
 func OpenOn(ctx context.Context, tok Token, store metastore.Store, log *slog.Logger) (*Provider, error) {
-	return newProvider(ctx, "pkcs11:", "", tok, store, Serve, defaultSearches, log)
+	o := opener{Options: Options{Access: Serve}, uri: "pkcs11:", searches: defaultSearches, log: log}
+	return o.open(ctx, tok, store)
 }
 
 // SurveyNow surveys the token, as a server does once an hour.
@@ -30,6 +31,13 @@ func (p *Provider) Watch(ctx context.Context) error {
 // Sweep sweeps steps, as a server does every 30 seconds, after that time has passed.
 func (p *Provider) Sweep(ctx context.Context, later time.Duration) error {
 	return p.sweepSteps(ctx, time.Now().Add(later))
+}
+
+// SetFirstLimit sets the limit of the first attempt to open a token.
+func SetFirstLimit(t *testing.T, limit time.Duration) {
+	was := firstLimit
+	firstLimit = limit
+	t.Cleanup(func() { firstLimit = was })
 }
 
 // SetManyNames sets the number of names from which on steps take their sample from remembered names.

@@ -3,6 +3,7 @@ package hsm
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -483,7 +484,8 @@ func (p *Provider) retryRefused(ctx context.Context) {
 
 // CheckFit fails if no keys can be made because token and store do not fit together.
 func (p *Provider) CheckFit(ctx context.Context) error {
-	if err := p.ready("hsm.CheckFit", ""); err != nil {
+	const op = "hsm.CheckFit"
+	if err := errors.Join(p.ready(op, ""), p.needsToken(ctx, op)); err != nil {
 		return err
 	}
 	if !p.access.makesKeys() {

@@ -131,6 +131,9 @@ func (p *Provider) Check(ctx context.Context) error {
 	if err := p.ready(op, ""); err != nil {
 		return err
 	}
+	if err := p.needsToken(ctx, op); err != nil {
+		return err
+	}
 	var failed []string
 	var first error
 	try := func(versions []string) (works bool, err error) {

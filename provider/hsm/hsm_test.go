@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -22,12 +23,16 @@ import (
 	"claviger/metastore/postgres"
 	"claviger/metastore/sqlite"
 	"claviger/pkcs11"
+	"claviger/pkcs11/worker"
 	"claviger/provider"
 	"claviger/provider/hsm"
 	"claviger/provider/providertest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(withDatabase{m}) }
+func TestMain(m *testing.M) {
+	worker.Main(os.Args)
+	goleak.VerifyTestMain(withDatabase{m})
+}
 
 // withDatabase runs the tests, and then ends the PostgreSQL server that some of them started.
 type withDatabase struct{ *testing.M }
@@ -49,6 +54,7 @@ type testSite struct {
 	soft        string // claviger.delete.soft
 	access      hsm.Access
 	maxSearches string // claviger.hsm.max.searches
+	patience    time.Duration
 
 	mu     sync.Mutex
 	stores []metastore.Store
@@ -104,7 +110,7 @@ func (b *testSite) open(ctx context.Context) (*hsm.Provider, error) {
 		return s, nil
 	}
 	return hsm.Open(ctx, uri, provider.Env{Log: b.log, Get: get},
-		hsm.Options{Store: store, Access: b.access, Wrap: wrap})
+		hsm.Options{Store: store, Access: b.access, Wrap: wrap, Patience: b.patience})
 }
 
 func (b *testSite) openStore(ctx context.Context, create func(context.Context, string) error) (metastore.Store, error) {

@@ -96,6 +96,8 @@ type Provider struct {
 	// epoch counts how often the token came back. A version that was verified in an earlier epoch is verified again.
 	epoch atomic.Uint64
 
+	late *lateToken // the token, if Open made the provider without it; else nil
+
 	closed     atomic.Bool
 	closeOnce  sync.Once
 	stop       context.CancelFunc
@@ -170,10 +172,14 @@ func (a Access) repairs() bool { return a == Repair || a == Rebind }
 
 // Options are what Open needs beside the URI.
 type Options struct {
-	// Store opens the store. Open calls it once the token is open. The caller of Open closes the store. If there is
-	// no store yet, Store must call create before it makes one.
+	// Store opens the store. Open calls it once the token is open, or does not answer. The caller of Open closes the
+	// store. If there is no store yet, Store must call create before it makes one.
 	Store  func(ctx context.Context, create func(ctx context.Context, uri string) error) (metastore.Store, error)
 	Access Access
+	// Patience, if positive, is how long Open waits for an HSM that does not answer. If the store is bound to a token
+	// already, Open then returns a Provider without its token, which the Provider opens in the background, see
+	// Provider.Missing. If Patience is 0, Open fails.
+	Patience time.Duration
 	// Wrap, if not nil, wraps the calls of the library.
 	Wrap func(pkcs11.Boundary) pkcs11.Boundary
 }
@@ -200,10 +206,12 @@ func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provid
 		log.Warn(w)
 	}
 	cfg.Log, cfg.Wrap = log, o.Wrap
-	// An HSM that drops packets must not block the start of a KMS for ever.
-	const openTimeout = time.Minute
+	opener := opener{Options: o, cfg: cfg, uri: uri, confDir: env.ConfDir, soft: soft, searches: most, log: log}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
+	if o.Patience > 0 {
+		return opener.openPatiently(ctx)
+	}
 	tok, err := pkcs11.Open(ctx, cfg)
 	if err != nil {
 		return nil, err
@@ -217,16 +225,11 @@ func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provid
 	if err != nil {
 		return nil, errors.Join(err, tok.Close())
 	}
-	p, err := newProvider(ctx, uri, env.ConfDir, tok, store, o.Access, most, log)
-	if err != nil {
-		if claviger.Is(err, claviger.Unavailable) && tok.Ping(ctx) != nil { // the token went away after it was opened
-			err = claviger.Unreachable(err)
-		}
-		return nil, errors.Join(err, tok.Close())
-	}
-	p.soft = soft
-	return p, nil
+	return opener.open(ctx, tok, store)
 }
+
+// openTimeout bounds Open: an HSM that drops packets must not block the start of a KMS for ever.
+const openTimeout = time.Minute
 
 func tokenConfig(uri string) (pkcs11.Config, []string, error) {
 	if scheme, _, _ := strings.Cut(uri, ":"); strings.EqualFold(scheme, "pkcs11") {
@@ -239,30 +242,69 @@ func tokenConfig(uri string) (pkcs11.Config, []string, error) {
 	return pkcs11.ReadKeystoreFile(path)
 }
 
-// newProvider makes a provider of an open token and a store. The provider closes the token and not the store. It
-// refuses a store that belongs to another token.
-func newProvider(ctx context.Context, uri, confDir string, tok token, store metastore.Store, access Access,
-	searches int, log *slog.Logger) (*Provider, error) {
-	background, stop := context.WithCancel(context.Background())
-	p := &Provider{uri: uri, confDir: confDir, tok: &recordingToken{token: tok}, store: store, access: access,
-		log: claviger.LimitLog(log), stop: stop}
-	p.searches.max = searches
+// opener opens a provider.
+type opener struct {
+	Options
+	cfg      pkcs11.Config
+	uri      string
+	confDir  string
+	soft     bool
+	searches int
+	log      *slog.Logger
+}
+
+// open opens the provider of an open token and a store. It refuses a store that belongs to another token. If it fails,
+// it closes the token, and never the store.
+func (o *opener) open(ctx context.Context, tok token, store metastore.Store) (*Provider, error) {
+	p, background := o.newProvider(tok, store)
 	tok.OnReset(func() { p.epoch.Add(1) })
+	if err := p.fitTogether(ctx, tok); err != nil {
+		p.stop()
+		return nil, errors.Join(err, tok.Close())
+	}
+	p.begin(ctx, background)
+	return p, nil
+}
+
+// newProvider makes a provider, which closes the token and not the store. background ends when the provider is closed.
+func (o *opener) newProvider(tok token, store metastore.Store) (p *Provider, background context.Context) {
+	background, stop := context.WithCancel(context.Background())
+	p = &Provider{uri: o.uri, confDir: o.confDir, tok: &recordingToken{token: tok}, store: store, access: o.Access,
+		soft: o.soft, log: claviger.LimitLog(o.log), stop: stop}
+	p.searches.max = o.searches
+	return p, background
+}
+
+// fitTogether binds store and token to each other, or refuses to, and finishes interrupted deletions.
+func (p *Provider) fitTogether(ctx context.Context, tok token) error {
 	err := p.join(ctx)
-	if err == nil && access.makesKeys() {
+	if err == nil && p.access.makesKeys() {
 		err = p.finishPending(ctx)
 	}
-	if err != nil {
-		stop()
-		return nil, err
+	if claviger.Is(err, claviger.Unavailable) && tok.Ping(ctx) != nil { // the token went away after it was opened
+		err = claviger.Unreachable(err)
 	}
+	return err
+}
+
+// begin begins the work in the background, on a store and a token that fit together. It waits for the first survey of
+// the token, see surveyAtStart, and until ctx ends.
+func (p *Provider) begin(ctx, background context.Context) {
 	p.background.Go(func() { p.verifyLater(background) })
-	if access.makesKeys() {
-		p.searches.slots = shares.New(searchConcurrency, true)
-		p.beginSurveys(ctx, background)
-		p.background.Go(func() { p.watch(background) })
+	if !p.access.makesKeys() {
+		return
 	}
-	return p, nil
+	if p.searches.slots == nil {
+		p.allowSearches()
+	}
+	p.beginSurveys(ctx, background)
+	p.background.Go(func() { p.watch(background) })
+}
+
+// allowSearches lets clients search the token for names that the store does not know.
+func (p *Provider) allowSearches() {
+	p.searches.slots = shares.New(searchConcurrency, true)
+	p.survey.first, p.survey.wake = make(chan struct{}), make(chan struct{}, 1)
 }
 
 // join binds store and token to each other, or refuses to.

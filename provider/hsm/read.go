@@ -25,6 +25,9 @@ func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []b
 	if err != nil {
 		return err
 	}
+	if err := p.needsToken(ctx, op); err != nil {
+		return err
+	}
 	began := time.Since(processStart)
 	if err := p.encrypt(ctx, op, e, blocks); err != nil {
 		p.encryptions.recordFailure(ctx, version, began, err)

@@ -71,6 +71,9 @@ func (p *Provider) lock(ctx context.Context, op, key string) (held context.Conte
 	if err := p.ready(op, key); err != nil {
 		return nil, nil, err
 	}
+	if err := p.needsToken(ctx, op); err != nil { // the binding of store and token is not verified yet
+		return nil, nil, err
+	}
 	held, unlock, _, err = metastore.Hold(ctx, p.store, keyLock(key), true)
 	p.changed.Store(true) // the caller is about to change the key
 	return held, unlock, err

@@ -223,7 +223,6 @@ func (p *Provider) surveyToken(ctx context.Context) error {
 
 // beginSurveys begins to survey the token until background ends. It waits for the first survey, see surveyAtStart.
 func (p *Provider) beginSurveys(ctx, background context.Context) {
-	p.survey.first, p.survey.wake = make(chan struct{}), make(chan struct{}, 1)
 	done := make(chan struct{})
 	p.background.Go(func() {
 		epoch := p.epoch.Load()
