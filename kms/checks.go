@@ -71,7 +71,7 @@ func (s *server) primaryChecks() []console.Check {
 					return console.Observation(last), ok
 				}},
 			{Name: "token and metastore fit", For: []console.Purpose{console.Write}, Run: p.CheckFit,
-				Holds: fitProbeHolds},
+				Holds: fitProbeHolds, Last: arrival(p)},
 			{Name: "current keys in the HSM", For: []console.Purpose{console.Generate}, Run: p.CheckCurrent},
 			{Name: "any keys in the HSM", For: []console.Purpose{console.Decrypt}, Run: p.CheckAny},
 			{Name: "keys unknown to the metastore", Informational: true, Run: p.CheckUnknown},
@@ -137,10 +137,22 @@ func (s *server) providerCheck() console.Check {
 	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
 		check.Last = func() (console.Observation, bool) {
 			last, ok := p.Last()
+			if came, late := p.Arrival(); late && came.At.After(last.At) {
+				last, ok = came, true
+			}
 			return console.Observation(last), ok
 		}
 	}
 	return check
+}
+
+// arrival returns the arrival of a token that came after the start as an observation.
+// Without it, readiness would repeat the last failure for a second.
+func arrival(p *hsm.Provider) func() (console.Observation, bool) {
+	return func() (console.Observation, bool) {
+		came, ok := p.Arrival()
+		return console.Observation(came), ok
+	}
 }
 
 // storeChecks check the metastore. If nodes share it, a node can serve recently used

@@ -140,6 +140,9 @@ func (s *server) run(ctx context.Context, e *endpoint) (err error) {
 		return err
 	}
 	if s.set.migrate {
+		if started, err := s.awaitHSM(ctx, e); err != nil || !started {
+			return err
+		}
 		if err := s.migrate(ctx); err != nil {
 			return err
 		}
@@ -194,6 +197,25 @@ func (s *server) handler(addr net.Addr, connections *web.Connections) (http.Hand
 	return console.New(console.Config{Checks: append(s.checks(), console.ConnectionCheck(connections)),
 		Metrics: metrics,
 		Log:     s.log, Details: s.set.web.details}, api), nil
+}
+
+// awaitHSM waits until the HSM answers, if the server began without it: no request is served before the migration at
+// start. started is false if the server is to end.
+func (s *server) awaitHSM(ctx context.Context, e *endpoint) (started bool, err error) {
+	p, ok := s.svc.Primary.(*hsm.Provider)
+	if !ok || p.Missing() == nil {
+		return true, nil
+	}
+	why := "the migration of key metadata at start waits for the HSM; the check provider says why"
+	s.waiting.Store(&why)
+	select {
+	case <-p.Arrived():
+		return true, nil
+	case <-ctx.Done():
+		return false, nil
+	case <-e.Ended():
+		return false, e.Wait(ctx)
+	}
 }
 
 // migrate takes over the source's metadata before requests are served. If the token

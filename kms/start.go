@@ -41,7 +41,7 @@ func openWithRetries(ctx context.Context, o Options, conf *hadoopconf.Conf, set 
 	}()
 	var why atomic.Pointer[string]
 	var logged time.Time
-	for pause := startPause; ; pause = min(2*pause, maxStartPause) {
+	for pause := time.Duration(0); ; {
 		s := &server{conf: conf, set: set, log: o.Log, level: o.Level}
 		err := s.open(ctx)
 		if err != nil {
@@ -58,6 +58,7 @@ func openWithRetries(ctx context.Context, o Options, conf *hadoopconf.Conf, set 
 		if ctx.Err() != nil || !claviger.IsUnreachable(err) {
 			return nil, e, err
 		}
+		pause = nextStartPause(pause, err)
 		text := "the server waits to start: " + err.Error()
 		last := why.Swap(&text)
 		if e == nil {
@@ -79,6 +80,14 @@ func openWithRetries(ctx context.Context, o Options, conf *hadoopconf.Conf, set 
 		case <-time.After(pause):
 		}
 	}
+}
+
+// nextStartPause returns the pause after an attempt to start that failed with err. last is the pause before.
+func nextStartPause(last time.Duration, err error) time.Duration {
+	if pause, ok := hsm.RetryPause(last, err); ok {
+		return pause
+	}
+	return min(max(2*last, startPause), maxStartPause)
 }
 
 // startingHandler answers while the server cannot start.
