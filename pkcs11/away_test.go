@@ -51,7 +51,8 @@ func TestAway(t *testing.T) {
 			t.Errorf("%s: %v: may be a wrong PIN: %t", c.call, p11.Error(c.code), rare)
 		}
 		if err == nil || claviger.IsUnreachable(err) != c.away {
-			t.Errorf("%s: %v: waits %t, want %t: %v", c.call, p11.Error(c.code), claviger.IsUnreachable(err), c.away, err)
+			t.Errorf("%s: %v: waits %t, want %t: %v", c.call, p11.Error(c.code), claviger.IsUnreachable(err), c.away,
+				err)
 		}
 	}
 	if err := open(func(c *Config) {
