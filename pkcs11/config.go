@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"claviger/durable"
 	"claviger/secret"
@@ -194,7 +195,7 @@ func parseKeystore(path string, data []byte) (FileConfig, error) {
 	}
 	seen := map[string]bool{}
 	n := 0
-	for line := range strings.Lines(string(data)) {
+	for line := range strings.Lines(string(bytes.TrimPrefix(data, byteOrderMark))) {
 		n++
 		text := strings.TrimSpace(line)
 		if text == "" || text[0] == '#' {
@@ -330,8 +331,12 @@ func (c *FileConfig) Config(dir string) (Config, error) {
 	return cfg, nil
 }
 
+// byteOrderMark is what some editors put at the start of a file.
+var byteOrderMark = []byte("\ufeff")
+
 // pinFile returns a function that reads a PIN from a file that only its owner (and group) may read. One newline
-// at the end of the file is not part of the PIN.
+// at the end of the file is not part of the PIN. A file that certainly holds more than a PIN is an error, because each
+// wrong PIN brings the HSM nearer to its lock.
 func pinFile(path string) func() (secret.Bytes, error) {
 	return func() (secret.Bytes, error) {
 		info, err := os.Stat(path)
@@ -356,6 +361,11 @@ func pinFile(path string) func() (secret.Bytes, error) {
 		pin = bytes.TrimSuffix(bytes.TrimSuffix(pin, []byte("\n")), []byte("\r"))
 		if len(pin) == 0 {
 			return nil, fmt.Errorf("PIN file %s is empty; write the PIN into it", path)
+		}
+		if bytes.HasPrefix(pin, byteOrderMark) || bytes.ContainsFunc(pin, unicode.IsControl) {
+			clear(pin)
+			return nil, fmt.Errorf("PIN file %s holds more than the PIN (another line, a control character or a byte "+
+				"order mark), and was not tried at the HSM; write the PIN, and nothing else, into it", path)
 		}
 		return pin, nil
 	}

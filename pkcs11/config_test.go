@@ -21,10 +21,11 @@ func write(t *testing.T, name, content string, mode os.FileMode) string {
 	return path
 }
 
+// TestKeystoreFile reads a file with blanks, a comment and the byte order mark of an editor.
 func TestKeystoreFile(t *testing.T) {
-	path := write(t, "luna.keystore", `
+	path := write(t, "luna.keystore", "\ufeff"+`module = /usr/safenet/lunaclient/lib/libCryptoki2_64.so
+
 # the partition of the KMS
-module = /usr/safenet/lunaclient/lib/libCryptoki2_64.so
   serial=1238696044953
 pin-file = luna.pin
 profile = Luna
@@ -218,7 +219,7 @@ func TestPIN(t *testing.T) {
 	}{
 		{"plain", FileConfig{PINFile: write(t, "pin", "1234", 0o600)}, "1234"},
 		{"newline", FileConfig{PINFile: write(t, "pin", "1234\n", 0o640)}, "1234"},
-		{"one newline only", FileConfig{PINFile: write(t, "pin", " 1234 \n\n", 0o600)}, " 1234 \n"},
+		{"blanks", FileConfig{PINFile: write(t, "pin", " 12 34 \n", 0o600)}, " 12 34 "},
 		{"from Windows", FileConfig{PINFile: write(t, "pin", "1234\r\n", 0o600)}, "1234"},
 		{"environment", FileConfig{PINEnv: "CLAVIGER_TEST_PIN"}, "in env"},
 		{"credential", FileConfig{Credential: "hsm-pin"}, "in credential"},
@@ -228,6 +229,8 @@ func TestPIN(t *testing.T) {
 		}
 	}
 	open := write(t, "pin", "1234", 0o604)
+	const more = "holds more than the PIN (another line, a control character or a byte order mark), and was not tried at " +
+		"the HSM; write the PIN, and nothing else, into it"
 	for _, c := range []struct {
 		file FileConfig
 		want string
@@ -235,6 +238,10 @@ func TestPIN(t *testing.T) {
 		{FileConfig{PINFile: open}, "PIN file " + open + " may be read by everybody (mode 0604); cure: chmod o= " +
 			open},
 		{FileConfig{PINFile: write(t, "pin", "\n", 0o600)}, "is empty; write the PIN into it"},
+		{FileConfig{PINFile: write(t, "pin", "1234\n\n", 0o600)}, more},
+		{FileConfig{PINFile: write(t, "pin", "1234\n# of kms\n", 0o600)}, more},
+		{FileConfig{PINFile: write(t, "pin", "\ufeff1234", 0o600)}, more},
+		{FileConfig{PINFile: write(t, "pin", "12\x0034", 0o600)}, more},
 		{FileConfig{PINFile: write(t, "pin", strings.Repeat("1", maxFile+1), 0o600)}, "is 65537 bytes long; that is " +
 			"no PIN: write the PIN alone into it, or name the file that has it"},
 		{FileConfig{PINFile: "nowhere"}, "PIN file /etc/claviger/nowhere does not exist; write the PIN, and nothing " +

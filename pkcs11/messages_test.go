@@ -108,6 +108,7 @@ func TestMessages(t *testing.T) {
 		"pin-file-missing": func(c *Config) { c.PIN = pinFile(filepath.Join(dir, "nowhere.pin")) },
 		"pin-file-open":    func(c *Config) { c.PIN = pinFile(write(t, "kms.pin", "12345678", 0o644)) },
 		"pin-file-empty":   func(c *Config) { c.PIN = pinFile(write(t, "kms.pin", "\n", 0o600)) },
+		"pin-file-lines":   func(c *Config) { c.PIN = pinFile(write(t, "kms.pin", "12345678\n\n", 0o600)) },
 		"pin-file-long": func(c *Config) {
 			c.PIN = pinFile(write(t, "kms.pin",
 				strings.Repeat("1", maxFile+1), 0o600))
