@@ -87,7 +87,8 @@ func LockFile(path string) string {
 }
 
 // Open opens the database in the file path, which must exist, upgrades an older schema, and checks every page (see
-// Config.CheckLater). It returns an error for a newer schema, a damaged file and the file of another program, and does not change them.
+// Config.CheckLater). It returns an error for a newer schema, a damaged file and the file of another program, and does
+// not change them.
 func Open(ctx context.Context, path string, c Config) (*DB, error) {
 	const op = "sqlitedb.Open"
 	abs, err := filepath.Abs(path)

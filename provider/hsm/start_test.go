@@ -15,8 +15,8 @@ import (
 	"claviger/provider"
 )
 
-// TestStartBeforeSurvey: with many keys a start does not wait until the token is listed. Reads find their key meanwhile,
-// also one that the store has lost, and readiness says what is not known yet. A creation waits for the list.
+// TestStartBeforeSurvey: with many keys a start does not wait until the token is listed. Reads find their key
+// meanwhile, also one that the store has lost. A creation waits for the list.
 func TestStartBeforeSurvey(t *testing.T) {
 	const keys = 1200
 	path, listed := filepath.Join(t.TempDir(), "claviger.db"), make(chan struct{})
