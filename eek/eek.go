@@ -13,6 +13,7 @@ import (
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/binary"
+	"errors"
 	"io"
 	"math/bits"
 
@@ -118,9 +119,9 @@ func Unwrap(ctx context.Context, enc BlockEncrypter, edeks []claviger.EDEK) ([]s
 }
 
 // Reencrypt re-encrypts EDEKs under another version, with the same IV and the same DEK. from encrypts under the old
-// versions, to under version. It makes one EncryptBlocks call for each old version and one for the new version. An EDEK
-// that already is under version is returned unchanged. If one EDEK fails, the whole call fails, with the kinds of
-// Unwrap.
+// versions, to under version. It makes one EncryptBlocks call for each old version and one for the new version; the
+// call for the new version runs beside the others. An EDEK that already is under version is returned unchanged. If one
+// EDEK fails, the whole call fails, with the kinds of Unwrap.
 //
 // No DEK is computed: Reencrypt xors the two keystreams with each other first, and then the EDEK with the result.
 func Reencrypt(ctx context.Context, from, to BlockEncrypter, version string,
@@ -138,11 +139,7 @@ func Reencrypt(ctx context.Context, from, to BlockEncrypter, version string,
 	}
 	counters := make([]byte, len(l.blocks))
 	copy(counters, l.blocks)
-	if err := l.encryptEach(ctx, from); err != nil {
-		return nil, err
-	}
-	if err := encrypt(ctx, to, version, counters); err != nil {
-		clear(l.blocks)
+	if err := l.encryptBoth(ctx, from, to, version, counters); err != nil {
 		return nil, err
 	}
 	subtle.XORBytes(l.blocks, l.blocks, counters)
@@ -238,6 +235,37 @@ func (l *layout) groupOf(version string) int {
 		}
 	}
 	return i
+}
+
+// encryptBoth encrypts l.blocks with the old versions, and the copy counters with the new version, side by side. If one
+// of them fails, the other is given up. On an error both are wiped.
+func (l *layout) encryptBoth(ctx context.Context, from, to BlockEncrypter, version string, counters []byte) error {
+	if len(counters) == 0 {
+		return nil
+	}
+	both, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		err := encrypt(both, to, version, counters)
+		if err != nil {
+			cancel()
+		}
+		ended <- err
+	}()
+	err := l.encryptEach(both, from)
+	if err != nil {
+		cancel()
+	}
+	toErr := <-ended // EncryptBlocks has returned, so nothing writes to counters any more
+	if toErr != nil && (err == nil || errors.Is(err, context.Canceled) && ctx.Err() == nil) {
+		err = toErr // the error of the old version is only that it was given up
+	}
+	if err != nil {
+		clear(l.blocks)
+		clear(counters)
+	}
+	return err
 }
 
 // encryptEach encrypts the counter blocks to keystream, with one call for each version. On an error it wipes all

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"sync"
 	"testing"
 
 	"claviger"
@@ -14,6 +15,7 @@ var errBroken = errors.New("broken")
 
 // leaky keeps the buffers that it gets to fill and to encrypt, and fails after a number of calls.
 type leaky struct {
+	mu                sync.Mutex
 	kept              [][]byte
 	reads, encrypts   int // number of successful calls
 	readBy, encrypted int
@@ -30,6 +32,8 @@ func (l *leaky) Read(p []byte) (int, error) {
 }
 
 func (l *leaky) EncryptBlocks(_ context.Context, _ string, blocks []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.kept = append(l.kept, blocks)
 	if l.encrypted++; l.encrypted > l.encrypts {
 		copy(blocks, bytes.Repeat([]byte{0xcd}, len(blocks)/2))
