@@ -40,6 +40,6 @@ func TestBatchWithoutRight(t *testing.T) {
 		t.Error("no error for versions that do not exist")
 	}
 	if n := l.primary.versions.Load() - before; n < 900 {
-		t.Errorf("%d versions were looked up for a user with the right: the test cannot tell", n)
+		t.Errorf("%d versions were looked up for a user with the right: the test proves nothing", n)
 	}
 }

@@ -254,7 +254,7 @@ func TestRecordOfCalls(t *testing.T) {
 	u.record("bob", silent)
 	u.record("carl", claviger.E("test", claviger.Denied, "", nil))
 	if u.record("carl", silent); u.shared() {
-		t.Error("a refusal is no answer")
+		t.Error("a refusal does not count as an answer")
 	}
 	if u.record("bob", silent); !u.shared() {
 		t.Error("two users without an answer count as one")

@@ -86,7 +86,7 @@ func TestCacheIsBounded(t *testing.T) {
 		t.Errorf("only %d entries are left", n)
 	}
 	if _, ok := c.get("used"); !ok {
-		t.Error("the newest entry was given up")
+		t.Error("the newest entry was dropped")
 	}
 }
 
@@ -163,7 +163,7 @@ func TestCacheCallerGivesUp(t *testing.T) {
 		for range 5 {
 			wg.Go(func() {
 				if v, err := c.fetch(t.Context(), "k", fetch); v != "v" || err != nil {
-					t.Errorf("who waited: %q, %v", v, err)
+					t.Errorf("a caller that waited: %q, %v", v, err)
 				}
 			})
 		}

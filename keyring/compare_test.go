@@ -40,7 +40,7 @@ func TestConflictIsFoundInTime(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if took := time.Since(began); took < every/2 {
-		t.Errorf("found after %v, so this tells nothing of the interval %v", took, every)
+		t.Errorf("found after %v, so this proves nothing about the interval %v", took, every)
 	}
 }
 
@@ -243,7 +243,7 @@ func TestStaleNode(t *testing.T) {
 	}
 }
 
-// TestGapOfNumbers: if the numbers here leave room for rolls at the source, the source's new versions are in no
+// TestGapOfNumbers: if the numbers here leave room for rolls at the source, the source's new versions are not in
 // conflict, and the source opens their EDEKs. A key that cannot be read does not hide conflicts of other keys.
 func TestGapOfNumbers(t *testing.T) {
 	far := newFarKMS(t, farURI, "a", "bad", "z")
@@ -418,8 +418,8 @@ func TestToCompare(t *testing.T) {
 	}
 }
 
-// TestBelow: only versions whose names have a lower number can be in conflict.
-func TestBelow(t *testing.T) {
+// TestVersionsBelow: only versions whose names have a lower number can be in conflict.
+func TestVersionsBelow(t *testing.T) {
 	numbered := newLab(t, nil)
 	create(t, numbered.primary, "k")
 	rollKey(t, numbered)

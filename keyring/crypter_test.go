@@ -22,8 +22,8 @@ func (g givenService) Reencrypt(context.Context, string, []claviger.EDEK) ([]cla
 	return g.edeks, g.err
 }
 
-// TestRemoteReencrypt: another KMS must return one EDEK for each EDEK that it got. They come to the places of the old
-// ones.
+// TestRemoteReencrypt: another KMS must return one EDEK for each EDEK that it got. They replace the old EDEKs at the
+// same indexes.
 func TestRemoteReencrypt(t *testing.T) {
 	to := claviger.KeyVersion{Key: "k", Name: "k@1"}
 	old := []claviger.EDEK{{Version: "k@0"}, {Version: "k@1", IV: []byte("current")}, {Version: "k@0"}}

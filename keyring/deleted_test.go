@@ -91,7 +91,7 @@ func TestUndeleteKeyRules(t *testing.T) {
 	}
 }
 
-// withoutSoftDelete has the methods of a provider that is no SoftDeleter.
+// withoutSoftDelete has the methods of a provider that is not a SoftDeleter.
 type withoutSoftDelete interface {
 	provider.Provider
 	provider.BlockEncrypter
@@ -267,7 +267,7 @@ func TestPurgeWithWrongClock(t *testing.T) {
 	at.here, at.there = limit+30*time.Second, limit-30*time.Second
 	refused("clocks that agree nearly, by the earlier", claviger.Invalid, "claviger.purge.min.unused")
 	at.err = claviger.E("x", claviger.Unavailable, "", nil)
-	refused("a store that tells no time", claviger.Unavailable, "")
+	refused("a store that returns no time", claviger.Unavailable, "")
 	at.err = nil
 	at.later(2 * limit)
 	uses.last = time.Now().Add(2 * limit)
@@ -279,9 +279,9 @@ func TestPurgeWithWrongClock(t *testing.T) {
 		t.Error(err)
 	}
 
-	young := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128,
+	recent := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128,
 		Created: time.Now().Add(2 * limit)}
-	if _, err := l.primary.Import(ctx, young, 1, 0, nil); err != nil {
+	if _, err := l.primary.Import(ctx, recent, 1, 0, nil); err != nil {
 		t.Fatal(err)
 	}
 	at.later(0)
@@ -292,8 +292,8 @@ func TestPurgeWithWrongClock(t *testing.T) {
 	refused("a key that was deleted before its creation", claviger.Invalid, "claviger.purge.min.unused")
 
 	// If a clock was a year ahead when a key was made, the key can be purged before that time.
-	young.Name, young.Created = "ahead", time.Now().AddDate(1, 0, 0)
-	if _, err := l.primary.Import(ctx, young, 1, 0, nil); err != nil {
+	recent.Name, recent.Created = "ahead", time.Now().AddDate(1, 0, 0)
+	if _, err := l.primary.Import(ctx, recent, 1, 0, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.Delete(ctx, caller("u"), "ahead"); err != nil {
@@ -301,11 +301,11 @@ func TestPurgeWithWrongClock(t *testing.T) {
 	}
 	at.later(limit - time.Minute)
 	if err := l.Purge(ctx, caller("reaper"), "ahead", ""); !claviger.Is(err, claviger.Invalid) {
-		t.Errorf("a key that was made in a time to come, too early: %v", err)
+		t.Errorf("a key whose creation time is in the future, too early: %v", err)
 	}
 	at.later(limit + time.Minute)
 	if err := l.Purge(ctx, caller("reaper"), "ahead", ""); err != nil {
-		t.Errorf("a key that was made in a time to come: %v", err)
+		t.Errorf("a key whose creation time is in the future: %v", err)
 	}
 }
 

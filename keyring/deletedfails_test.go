@@ -131,8 +131,8 @@ func TestLastUseOfDeletedKey(t *testing.T) {
 		created, since, stored time.Time
 		want                   time.Time
 	}{
-		{"younger than the record", at(-5), at(-9), at(-3), at(-3)},
-		{"younger and never used", at(-5), at(-9), time.Time{}, time.Time{}},
+		{"newer than the record", at(-5), at(-9), at(-3), at(-3)},
+		{"newer and never used", at(-5), at(-9), time.Time{}, time.Time{}},
 		{"older than the record", at(-9), at(-5), at(-7), at(-5)},
 		{"older, and used later", at(-9), at(-5), at(-3), at(-3)},
 	} {

@@ -18,7 +18,7 @@ import (
 	"claviger/provider/memory"
 )
 
-// errInjected is the error of the one call that fails.
+// errInjected is the error of the call that fails.
 var errInjected = errors.New("injected fault")
 
 // calls counts the calls that an operation makes to the primary, the source, the store and the journal. It can make a

@@ -107,7 +107,7 @@ func checkReencrypted(t testing.TB, by provider.BlockEncrypter, version string, 
 		case !dek.Equal(deks[i]):
 			t.Fatalf("EDEK %d has another DEK", i)
 		case es[i].Version == version && !bytes.Equal(out[i].Material, es[i].Material):
-			t.Fatalf("EDEK %d was touched", i)
+			t.Fatalf("EDEK %d was changed", i)
 		}
 	}
 }
@@ -176,7 +176,8 @@ func TestReencryptBatchRefused(t *testing.T) {
 	}
 }
 
-// TestReencryptWithoutKeyAuthorization: the errors have Hadoop's order, but no DEK of one key comes under another key.
+// TestReencryptWithoutKeyAuthorization: the errors have Hadoop's order, but no DEK of one key is wrapped under another
+// key.
 func TestReencryptWithoutKeyAuthorization(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.KeyAuthorization = false })
 	create(t, l.primary, "k")

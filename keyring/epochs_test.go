@@ -156,7 +156,7 @@ func TestEpochReadsAreShared(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := s.reads.Load(); n > callers*each/4 {
-		t.Errorf("%d questions for %d requests", n, callers*each)
+		t.Errorf("%d readings for %d requests", n, callers*each)
 	}
 	before := s.reads.Load()
 	es, err := r.Generate(ctx, u, "k", 1)
@@ -293,7 +293,7 @@ func TestLease(t *testing.T) {
 	}
 	s.heard.Store(new(time.Time))
 	if there() || r.Leased() == nil {
-		t.Error("nothing was heard yet, and a deleted key is served from memory")
+		t.Error("the store has sent nothing yet, and a deleted key is served from memory")
 	}
 }
 

@@ -110,7 +110,7 @@ func TestOtherSpellings(t *testing.T) {
 	wantKind(t, err, claviger.KeyDenied)
 	// A key is deleted only by its own name.
 	wantKind(t, l.Delete(t.Context(), nn, "K"), claviger.KeyNotFound)
-	// Another name is no spelling of the key.
+	// Another name is not a spelling of the key.
 	_, err = l.Generate(t.Context(), nn, "kk", 1)
 	wantKind(t, err, claviger.KeyNotFound)
 }

@@ -25,14 +25,14 @@ type downUses struct {
 func (a *downUses) NeverUsed(ctx context.Context, version string) (bool, error) {
 	a.calls.Add(1)
 	if a.down.Load() {
-		return false, claviger.Errorf("test", claviger.Unavailable, version, "away")
+		return false, claviger.Errorf("test", claviger.Unavailable, version, "no answer")
 	}
 	return a.Store.NeverUsed(ctx, version)
 }
 
 func (a *downUses) RecordUses(ctx context.Context, uses []metastore.LastUse) error {
 	if a.down.Load() {
-		return claviger.Errorf("test", claviger.Unavailable, "", "away")
+		return claviger.Errorf("test", claviger.Unavailable, "", "no answer")
 	}
 	return a.Store.RecordUses(ctx, uses)
 }

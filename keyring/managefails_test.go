@@ -123,7 +123,7 @@ func TestUnreadAliases(t *testing.T) {
 	}
 }
 
-// mutedKeys is sharedKeys that cannot tell other nodes of a change.
+// mutedKeys is sharedKeys that cannot send notices to other nodes.
 type mutedKeys struct{ *sharedKeys }
 
 func (mutedKeys) Announce(context.Context, metastore.Notice) error { return errInjected }

@@ -87,8 +87,8 @@ func lostWhile(lost *atomic.Bool) func(context.Context, string) error {
 	}
 }
 
-// TestLostVersionDrainsTheQueue: if a re-encryption finds a version lost, no EDEK
-// of the key is given out that was made before.
+// TestLostVersionDrainsTheQueue: if a re-encryption finds a version lost, no EDEK of the key that was made before is
+// returned.
 func TestLostVersionDrainsTheQueue(t *testing.T) {
 	l := newLab(t, nil)
 	var lost atomic.Bool

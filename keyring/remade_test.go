@@ -23,9 +23,9 @@ func (d dated) Metadata(ctx context.Context, names ...string) ([]*claviger.Metad
 	ms, err := d.Provider.Metadata(ctx, names...)
 	for i, m := range ms {
 		if m != nil {
-			told := *m
-			told.Created = d.created
-			ms[i] = &told
+			answer := *m
+			answer.Created = d.created
+			ms[i] = &answer
 		}
 	}
 	return ms, err

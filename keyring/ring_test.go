@@ -455,7 +455,7 @@ func text(t testing.TB, err error) string {
 	t.Helper()
 	e, ok := err.(*claviger.Error)
 	if !ok {
-		t.Fatalf("%T is no *claviger.Error", err)
+		t.Fatalf("%T is not a *claviger.Error", err)
 	}
 	if e.Err == nil {
 		return ""

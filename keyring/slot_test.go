@@ -130,7 +130,7 @@ func TestSlotIsGivenUpForASource(t *testing.T) {
 	}
 }
 
-// TestRefusalIsForgottenAfterAMinute: a refusal long ago is no error any more.
+// TestRefusalIsForgottenAfterAMinute: a refusal long ago is not an error any more.
 func TestRefusalIsForgottenAfterAMinute(t *testing.T) {
 	l, _ := withSource(t, nil, "k")
 	for _, c := range []struct {

@@ -229,7 +229,7 @@ func TestUsesWithOneRefused(t *testing.T) {
 			t.Errorf("last use of %s: %v", versions[i], at)
 		}
 	}
-	_ = last.close() // the one is left
+	_ = last.close() // the refused use is left
 }
 
 // TestUsageIsBounded: above the limit no use is lost, but uses of several versions are counted together.
@@ -292,18 +292,18 @@ func TestUnservedUses(t *testing.T) {
 		s := newShadowLab(t, here, "gone", "payroll", false)
 		s.past.list[0].Numbered, s.past.list[0].Counted = true, 1
 		s.origins.forget()
-		asks := func(user string, e claviger.EDEK) {
+		requests := func(user string, e claviger.EDEK) {
 			t.Helper()
 			_, err := s.Decrypt(t.Context(), caller(user), "payroll", true, e)
 			wantKind(t, err, claviger.SourceUnreachable)
 		}
-		asks("bob", s.edek)
+		requests("bob", s.edek)
 		made := s.edek
 		made.Version = "payroll@7"
-		asks("alice", made)
+		requests("alice", made)
 		want(s, here)
-		asks("alice", s.edek)
-		asks("alice", s.edek)
+		requests("alice", s.edek)
+		requests("alice", s.edek)
 		want(s, here, farURI+" payroll@0 unserved 2")
 		if here == migrated {
 			if _, err := s.ReencryptBatch(t.Context(), caller("nn"), "payroll", []claviger.EDEK{s.edek,
@@ -343,12 +343,12 @@ func TestUsesOutlastTheProcess(t *testing.T) {
 	u.add("s", "k@0", useDecrypt, 2)
 	for began := time.Now(); u.unwritten() == nil; time.Sleep(10 * time.Millisecond) {
 		if time.Since(began) > 10*time.Second {
-			t.Fatal("nothing tells that counts are behind")
+			t.Fatal("no error says that counts are behind")
 		}
 	}
 	u.add("s", "k@0", useDecrypt, 1)
 	if err := u.close(); err == nil {
-		t.Error("the end tells nothing of what is not written")
+		t.Error("the error at the end does not name what is not written")
 	}
 	if got := counts(held.list); !slices.Equal(got, []string{"s k@0 decrypt 3"}) {
 		t.Errorf("kept: %q", got)

@@ -55,8 +55,8 @@ type closedStore struct {
 
 func (s *closedStore) AddUse(context.Context, []metastore.Use) error { s.attempts++; return s.err }
 
-// TestUsesThatTheStoreRefuses: a use that the store accepts under no name stays
-// pending, and is an error. A store that is away or closed gets one attempt only.
+// TestUsesThatTheStoreRefuses: a use that the store accepts under no name stays pending, and is an error. A store that
+// is unreachable or closed gets one attempt only.
 func TestUsesThatTheStoreRefuses(t *testing.T) {
 	for kind, attempts := range map[claviger.Kind]int{
 		claviger.Unavailable: 1, claviger.Closed: 1, claviger.Invalid: 5, // both, and each under two names
@@ -182,8 +182,7 @@ func (s *storedUse) Uses(context.Context) ([]metastore.Use, error) {
 	return []metastore.Use{s.use}, nil
 }
 
-// TestLastUseIsTheLatest: the last use is the later of the one in the store and
-// the one that is not written yet.
+// TestLastUseIsTheLatest: the last use is the later of the stored use and the use that is not written yet.
 func TestLastUseIsTheLatest(t *testing.T) {
 	now := time.Now()
 	for _, c := range []struct{ stored, pending time.Duration }{{-time.Hour, 0}, {0, -time.Hour}} {

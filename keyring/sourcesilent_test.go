@@ -22,7 +22,7 @@ func TestDeadSource(t *testing.T) {
 	foreign, _ := newEDEKs(t, far.blocks, "k@0", 1)
 	own, deks := l.edeks(t, "k", 64)
 	if _, err := l.Decrypt(t.Context(), caller("u"), "k", true, foreign[0]); err != nil {
-		t.Fatal(err) // and its metadata is cached, which all who miss it ask for once
+		t.Fatal(err) // and the key's metadata is cached: without it, all requests would share one reading
 	}
 	far.calls()
 	far.setFail(blackhole(t))
@@ -60,7 +60,7 @@ func TestDeadSource(t *testing.T) {
 	}
 	decrypts.Wait()
 	if len(hung) == cap(hung) {
-		t.Log("the machine was too busy to tell whether our own EDEKs waited")
+		t.Log("the machine was too busy to show whether requests for own EDEKs waited")
 	}
 	if _, err := l.ReencryptBatch(ctx, caller("nn"), "k", own); err != nil {
 		t.Error(err)
