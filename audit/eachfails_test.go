@@ -112,8 +112,8 @@ type stepOperation struct {
 	steps string
 }
 
-// movedAway renames the file, as logrotate does.
-func movedAway(t *testing.T, f *File) {
+// renameFile renames the file, as logrotate does.
+func renameFile(t *testing.T, f *File) {
 	t.Helper()
 	if err := os.Rename(f.Path(), f.Path()+"-1"); err != nil {
 		t.Fatal(err)
@@ -137,13 +137,13 @@ func fileOperations() []stepOperation {
 		{"sync", func(_ *testing.T, f *File) error { return f.Sync() }, "sync"},
 		{"rotation", rotate, "stat rename folder " + reopen + " remove folder"},
 		{"turn to a new file", func(t *testing.T, f *File) error {
-			movedAway(t, f)
+			renameFile(t, f)
 			return rotate(t, f)
 		}, "stat " + reopen},
-		{"reopen", func(t *testing.T, f *File) error { movedAway(t, f); return f.Reopen() }, reopen},
+		{"reopen", func(t *testing.T, f *File) error { renameFile(t, f); return f.Reopen() }, reopen},
 		{"reopen the same", func(_ *testing.T, f *File) error { return f.Reopen() }, "(stat)"},
 		{"Hadoop's reopen", func(t *testing.T, f *File) error {
-			movedAway(t, f)
+			renameFile(t, f)
 			return newHadoop(f, 0, time.Now).Reopen()
 		}, reopen},
 		{"Hadoop's close", func(t *testing.T, f *File) error {
@@ -159,7 +159,7 @@ func fileOperations() []stepOperation {
 			return err
 		}, "write sync close"},
 		{"chain's reopen", func(t *testing.T, f *File) error {
-			movedAway(t, f)
+			renameFile(t, f)
 			return (&Chain{cfg: ChainConfig{File: f}, urgent: make(chan struct{}, 1)}).Reopen()
 		}, reopen},
 	}

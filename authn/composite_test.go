@@ -23,8 +23,10 @@ func TestCompositeGroups(t *testing.T) {
 		"unknown": func(name string) ([]string, error) {
 			return nil, fmt.Errorf("wrapped: %w", user.UnknownUserError(name))
 		},
-		"down":    func(string) ([]string, error) { return nil, errors.New("the directory is down") },
-		"partial": func(string) ([]string, error) { return []string{"staff"}, errors.New("the directory went away") },
+		"down": func(string) ([]string, error) { return nil, errors.New("the directory is down") },
+		"partial": func(string) ([]string, error) {
+			return []string{"staff"}, errors.New("the directory closed the connection")
+		},
 	}
 	for _, test := range []struct {
 		parts           string

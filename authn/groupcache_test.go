@@ -12,7 +12,7 @@ import (
 	"claviger/authz"
 )
 
-// cachedGroupsOf returns Groups with a directory, whose answers count for a minute.
+// cachedGroupsOf returns Groups with a directory, whose answers are cached for a minute.
 func cachedGroupsOf(t *testing.T, d Directory) *Groups {
 	t.Helper()
 	g, err := NewGroups("", time.Minute, quiet)
@@ -90,14 +90,14 @@ func TestStrangersNeedSlots(t *testing.T) {
 }
 
 // TestGroupCacheRoom: a full cache drops the expired users first. A cache with room drops none, because their last
-// groups count while the directory fails.
+// groups are used while the directory fails.
 func TestGroupCacheRoom(t *testing.T) {
 	g := cachedGroupsOf(t, func(string) ([]string, error) { return []string{"staff"}, nil })
 	now := time.Unix(0, 0)
 	g.now = func() time.Time { return now }
 	const limit = 20
 	g.Limit(limit, 1)
-	ask := func(name string, count, want int) {
+	look := func(name string, count, want int) {
 		t.Helper()
 		for i := range count {
 			g.Of(fmt.Sprint(name, i))
@@ -106,10 +106,10 @@ func TestGroupCacheRoom(t *testing.T) {
 			t.Errorf("%s: %d users are cached, want %d", name, cached, want)
 		}
 	}
-	ask("old", limit/2, limit/2)
+	look("old", limit/2, limit/2)
 	now = now.Add(time.Minute)
-	ask("new", limit/2, limit)
-	ask("one more", 1, limit/2+1)
+	look("new", limit/2, limit)
+	look("one more", 1, limit/2+1)
 	for name := range g.cache {
 		if strings.HasPrefix(name, "old") {
 			t.Errorf("%s is still cached", name)

@@ -107,7 +107,7 @@ func TestRuleFaultsAreNamed(t *testing.T) {
 	}
 }
 
-// TestTokenTexts: quotes count only around the whole text of a cookie's token.
+// TestTokenTexts: quotes are removed only around the whole text of a cookie's token.
 func TestTokenTexts(t *testing.T) {
 	const good, missing = "u=a&p=a&t=simple&e=1", "Invalid token string, missing attributes"
 	for text, want := range map[string]string{

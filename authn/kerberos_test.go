@@ -195,7 +195,7 @@ func TestKerberosRefusals(t *testing.T) {
 		}
 	}
 
-	// A good ticket counts although the cookie is invalid, and a new cookie is set.
+	// A good ticket is accepted although the cookie is invalid, and a new cookie is set.
 	r := negotiating("", ticketOf("alice@EXAMPLE.COM"))
 	r.Header.Set("Cookie", "hadoop.auth=x")
 	if res := a.Authenticate(t.Context(), r); res.Principal == nil || res.Principal.Short != "alice" ||

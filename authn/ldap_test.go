@@ -218,7 +218,7 @@ func TestLDAPFaults(t *testing.T) {
 	if got := ldapGroups(t, changed, logger).Of("alice"); len(got) == 0 || slices.Equal(got, authz.GroupsUnknown) {
 		t.Errorf("with a password that was changed: %q, %s", got, log.String())
 	}
-	for _, fault := range []error{nil, errStore} { // no password can be read: the earlier one counts
+	for _, fault := range []error{nil, errStore} { // no password can be read: the earlier one stays in use
 		unread := ldapConfig(s)
 		unread.Reread = func() (secret.Bytes, error) { return nil, fault }
 		if got := ldapGroups(t, unread, logger).Of("alice"); !slices.Equal(got, []string{"analysts"}) {

@@ -67,7 +67,7 @@ func TestTokenLimits(t *testing.T) {
 			l := TokenLimits{Total: 40, PerOwner: 6, Rate: 1, Burst: 8, Renewer: 10}
 			one, two := limited(t, store, l), limited(t, store, l)
 
-			// The limit of one owner. Other spellings of the owner's name count too.
+			// The limit of one owner. Other spellings of the owner's name are the same owner.
 			var tokens []string
 			for i := range l.PerOwner {
 				spellings := []string{"mallory", "mallory@R", fmt.Sprintf("mallory/h%d@R", i)}

@@ -62,7 +62,7 @@ func TestCertificates(t *testing.T) {
 	svc := &Service{Conf: conf, Log: slog.New(slog.DiscardHandler)}
 	served := serverPEM(t, path, now.Add(-48*time.Hour), now.Add(-time.Hour))
 	svc.certificateCheck.served = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &served, nil }
-	look := func(when string, texts ...string) {
+	wants := func(when string, texts ...string) {
 		t.Helper()
 		svc.certificateCheck.at = time.Time{} // do not reuse the last result
 		list, _, err := svc.certificates()
@@ -80,18 +80,18 @@ func TestCertificates(t *testing.T) {
 			}
 		}
 	}
-	look("it has ended", "the certificate of CN=server has ended at ")
+	wants("it has ended", "the certificate of CN=server has ended at ")
 	whole := serverPEM(t, path, now.Add(-time.Hour), now.Add(365*24*time.Hour))
-	look("a new file that is not in use yet", "has ended at ")
+	wants("a new file that is not in use yet", "has ended at ")
 	served = whole
-	look("the new one is in use")
+	wants("the new one is in use")
 	if err := os.Truncate(path, 100); err != nil {
 		t.Fatal(err)
 	}
-	look("a truncated file", "ssl.server.keystore.location: ",
+	wants("a truncated file", "ssl.server.keystore.location: ",
 		"the store that was loaded before stays in use, and the next start fails")
 	served = serverPEM(t, path, now.Add(time.Hour), now.Add(365*24*time.Hour))
-	look("it begins later", "is not valid before ")
+	wants("it begins later", "is not valid before ")
 	served = serverPEM(t, path, now.Add(-time.Hour), now.Add(24*time.Hour))
-	look("it ends soon", "the certificate of CN=server ends at ")
+	wants("it ends soon", "the certificate of CN=server ends at ")
 }

@@ -51,7 +51,7 @@ func TestReadiness(t *testing.T) {
 			"( URI)?`.* \\((.*?)\\): ").FindSubmatch(page)
 		if row == nil {
 			t.Errorf("docs/monitoring.md lacks %s", c.Name)
-		} else if told := strings.HasPrefix(string(row[2]), "information"); told != c.Informational {
+		} else if informational := strings.HasPrefix(string(row[2]), "information"); informational != c.Informational {
 			t.Errorf("docs/monitoring.md says of %s: %s", c.Name, row[2])
 		}
 	}
@@ -245,7 +245,7 @@ func TestReadinessWithoutDatabase(t *testing.T) {
 }
 
 // TestReadinessAfterARestartWithoutDatabase: a node that has used no version since its start
-// decrypts nothing while PostgreSQL does not answer, and /readyz tells balancers.
+// decrypts nothing while PostgreSQL does not answer, and /readyz shows balancers that.
 func TestReadinessAfterARestartWithoutDatabase(t *testing.T) {
 	dir, site := kmstest.HSM(t)
 	server := pgtest.Start(t)
@@ -282,14 +282,14 @@ func TestReadinessAfterARestartWithoutDatabase(t *testing.T) {
 	become := func(when string, want int) {
 		t.Helper()
 		for began := time.Now(); ; time.Sleep(200 * time.Millisecond) {
-			asked, body := kmstest.Get(t, kms, "/readyz?for=decrypt", "")
+			probed, body := kmstest.Get(t, kms, "/readyz?for=decrypt", "")
 			opened := post(url+"/v1/keyversion/k@0/_eek?eek_op=decrypt&",
 				`{"name":"k","iv":"`+made[0].IV+`","material":"`+made[0].Encrypted.Material+`"}`)
-			if asked == want && opened == want {
+			if probed == want && opened == want {
 				return
 			}
 			if time.Since(began) > 60*time.Second {
-				t.Fatalf("%s: /readyz?for=decrypt %d, a decrypt %d, want %d: %s", when, asked, opened, want, body)
+				t.Fatalf("%s: /readyz?for=decrypt %d, a decrypt %d, want %d: %s", when, probed, opened, want, body)
 			}
 		}
 	}

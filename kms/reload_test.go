@@ -103,7 +103,7 @@ func TestSiteWatcher(t *testing.T) {
 	if strings.Contains(site.logged.String(), "http.port") {
 		t.Errorf("a property of a flag is reported as a change of the files:\n%s", site.logged.String())
 	}
-	// An editor has moved the file away: nothing changes, and the error remains until the file is
+	// An editor has renamed the file: nothing changes, and the error remains until the file is
 	// back.
 	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "*", users: "alice"})
 	w.check(later)

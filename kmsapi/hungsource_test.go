@@ -129,7 +129,7 @@ func TestHungSourceHoldsNoSlots(t *testing.T) {
 	begun := time.Now()
 	servedMeanwhile(t, addr, one, batchOf("k@0"))
 	if took := time.Since(begun); took > 2900*time.Millisecond {
-		t.Logf("the machine was too busy (%v) to tell whether all of this was served meanwhile", took)
+		t.Logf("the machine was too busy (%v) to show whether all of this was served meanwhile", took)
 	}
 	requests.Wait()
 	for len(source.requests) > 0 {

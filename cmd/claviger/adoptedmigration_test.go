@@ -250,13 +250,13 @@ func (b *brokenRun) checkTakenOver(svc *kms.Service, e *migrate.Engine) {
 	if got := r.Keys[i].TargetVersions; !slices.Equal(got, []string{"m@0"}) || r.Counts.NewVersions != 0 {
 		b.t.Errorf("taken over with %v, %d of them new", got, r.Counts.NewVersions)
 	}
-	theirs, err := b.source.Metadata(b.t.Context(), "m")
+	atSource, err := b.source.Metadata(b.t.Context(), "m")
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	ours, err := svc.Primary.Metadata(b.t.Context(), "m", "mine")
-	if err != nil || ours[0].ACLName() != "finance" || !ours[0].Created.Equal(theirs[0].Created) ||
-		ours[1].ACLName() != "mine" {
-		b.t.Errorf("metadata: %+v, %v", ours, err)
+	atKMS, err := svc.Primary.Metadata(b.t.Context(), "m", "mine")
+	if err != nil || atKMS[0].ACLName() != "finance" || !atKMS[0].Created.Equal(atSource[0].Created) ||
+		atKMS[1].ACLName() != "mine" {
+		b.t.Errorf("metadata: %+v, %v", atKMS, err)
 	}
 }

@@ -38,7 +38,7 @@ func TestNotAsRoot(t *testing.T) {
 	shelf := t.TempDir()
 	for _, c := range []struct {
 		what, provider, store string
-		theirs                string // a file that belongs to another user
+		foreign               string // a file that belongs to another user
 		makes                 bool   // the file does not exist before
 	}{
 		{"the PIN", "cloudera.hsmkp://file@" + keystore, store, token.PINFile, false},
@@ -54,21 +54,21 @@ func TestNotAsRoot(t *testing.T) {
 			kmstest.WriteSite(t, conf, map[string]string{hadoopconf.ProviderURI: c.provider,
 				hadoopconf.MetastoreURI: "sqlite://" + c.store, "hadoop.kms.http.host": "127.0.0.1"})
 			if c.makes {
-				if err := os.WriteFile(c.theirs, nil, 0o600); err != nil {
+				if err := os.WriteFile(c.foreign, nil, 0o600); err != nil {
 					t.Fatal(err)
 				}
-				defer os.Remove(c.theirs)
+				defer os.Remove(c.foreign)
 			}
-			if err := os.Chown(c.theirs, stranger, stranger); err != nil {
+			if err := os.Chown(c.foreign, stranger, stranger); err != nil {
 				t.Fatal(err)
 			}
-			defer func() { _ = os.Chown(c.theirs, 0, 0) }()
+			defer func() { _ = os.Chown(c.foreign, 0, 0) }()
 			set, err := hadoopconf.LoadKMS(conf, os.LookupEnv)
 			if err != nil {
 				t.Fatal(err)
 			}
 			var root *owner.RootError
-			if err := owner.RefuseRoot(builtin.Files(set)...); !errors.As(err, &root) || root.File != c.theirs {
+			if err := owner.RefuseRoot(builtin.Files(set)...); !errors.As(err, &root) || root.File != c.foreign {
 				t.Errorf("as root: %v", err)
 			}
 			for _, access := range []hsm.Access{hsm.Serve, hsm.Journal} {

@@ -34,12 +34,12 @@ func TestRolledAtTheSource(t *testing.T) {
 	dir, site := conflictSite(t, source)
 	wants(t, true, []string{"migrate", "run", "--conf", dir})
 	here := startNode(t, dir)
-	ours := seal(t, here.kms, "ledger", "ledger@1")
+	madeHere := seal(t, here.kms, "ledger", "ledger@1")
 	rollKey(t, source.kms, "ledger")
 	var err error
 	limit := time.Now().Add(20 * time.Second)
 	for ; time.Now().Before(limit) && err == nil; time.Sleep(50 * time.Millisecond) {
-		_, err = openEDEK(t, here.kms, ours.edek)
+		_, err = openEDEK(t, here.kms, madeHere.edek)
 	}
 	if !claviger.Is(err, claviger.Unavailable) ||
 		!strings.Contains(err.Error(), "'ledger@1' is one key here and another key") {
@@ -50,12 +50,12 @@ func TestRolledAtTheSource(t *testing.T) {
 	rollKey(t, source.kms, "ledger")
 	rollKey(t, source.kms, "ledger")
 	here.start()
-	if _, err := openEDEK(t, here.kms, ours.edek); !claviger.Is(err, claviger.Unavailable) {
+	if _, err := openEDEK(t, here.kms, madeHere.edek); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("after a restart: %v, want a 503", err)
 	}
-	theirs := seal(t, source.kms, "ledger", "ledger@3")
+	madeThere := seal(t, source.kms, "ledger", "ledger@3")
 	wantOpen(t, "the source's older version", here.kms, first)
-	wantOpen(t, "a version of the source that is not here", here.kms, theirs)
+	wantOpen(t, "a version of the source that is not here", here.kms, madeThere)
 	rollKey(t, here.kms, "ledger")
 	if n, ok := claviger.VersionNumber(seal(t, here.kms, "ledger", "").edek.Version); !ok || n < 4 {
 		t.Errorf("rolled here to number %d, which the source has too", n)
@@ -65,7 +65,7 @@ func TestRolledAtTheSource(t *testing.T) {
 	here.stop()
 	site["claviger.migration.ours"], site["claviger.migration.gap"] = "ledger@1", "10"
 	kmstest.WriteSite(t, dir, site)
-	migrateWithGap(t, source, here, ours)
+	migrateWithGap(t, source, here, madeHere)
 }
 
 // wantReadyPage checks that a server is ready, and that its page about this holds some texts.
@@ -88,14 +88,14 @@ func wantReadyPage(t *testing.T, url string, texts ...string) {
 }
 
 // migrateWithGap migrates another key, which the source can roll: the gap leaves numbers for it. The operator has
-// decided that the version in conflict is ours. Nothing was made through the source meanwhile.
-func migrateWithGap(t *testing.T, source, here *node, ours sealed) {
+// decided that the version in conflict is the one here. Nothing was made through the source meanwhile.
+func migrateWithGap(t *testing.T, source, here *node, madeHere sealed) {
 	t.Helper()
 	makeKey(t, source.kms, newKey("books", ""))
 	wants(t, true, []string{"migrate", "run", "--conf", here.dir})
 	wants(t, true, []string{"migrate", "verify", "--conf", here.dir})
 	here.start()
-	wantOpen(t, "by the operator's decision", here.kms, ours)
+	wantOpen(t, "by the operator's decision", here.kms, madeHere)
 	rollKey(t, source.kms, "books")
 	wantOpen(t, "rolled at the source, with a gap", here.kms, seal(t, source.kms, "books", "books@1"))
 	seal(t, here.kms, "books", "books@11")
@@ -106,7 +106,7 @@ func migrateWithGap(t *testing.T, source, here *node, ours sealed) {
 type deletedConflict struct {
 	t            *testing.T
 	source, here *node
-	ours         sealed // of the version used@1 that is here
+	madeHere     sealed // of the version used@1 that is here
 	fresh, used  sealed // of fresh@1 and used@1 at the source
 }
 
@@ -126,7 +126,7 @@ func TestDeletedForAConflict(t *testing.T) {
 		kmstest.SiteXML("keytrustee.kms.acl.UNDELETE", "*", "keytrustee.kms.acl.PURGE", "*"))
 	wants(t, true, []string{"migrate", "run", "--conf", dir})
 	c.here = startNode(t, dir)
-	c.ours = seal(t, c.here.kms, "used", "used@1")
+	c.madeHere = seal(t, c.here.kms, "used", "used@1")
 	c.here.stop()
 	for _, key := range []string{"fresh", "used"} {
 		rollKey(t, c.source.kms, key)
@@ -187,7 +187,7 @@ func (c *deletedConflict) undeleteAndPurge() {
 // refused checks that EDEKs of used@1 are refused, those made here and those of the source.
 func (c *deletedConflict) refused(when string) {
 	c.t.Helper()
-	for what, e := range map[string]claviger.EDEK{"the source's": c.used.edek, "ours": c.ours.edek} {
+	for what, e := range map[string]claviger.EDEK{"the source's": c.used.edek, "the KMS's own": c.madeHere.edek} {
 		if _, err := openEDEK(c.t, c.here.kms, e); !claviger.Is(err, claviger.Unavailable) {
 			c.t.Errorf("%s: %s: %v, want a refusal", when, what, err)
 		}

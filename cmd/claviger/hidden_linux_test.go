@@ -82,13 +82,13 @@ func tokenWithObjectsOfRoot(t *testing.T, base string) (conf string) {
 		}
 		return files
 	}
-	makeKeyOnToken(t, conf, "theirs")
-	theirs := objects()
+	makeKeyOnToken(t, conf, "earlier")
+	first := objects()
 	makeKeyOnToken(t, conf, "ofroot")
 	all := objects()
 	give(t, base, stranger)
 	for _, file := range all {
-		if slices.Contains(theirs, file) {
+		if slices.Contains(first, file) {
 			continue
 		}
 		if err := os.Chown(file, 0, 0); err != nil {
@@ -127,10 +127,10 @@ func TestReadOnlyToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var ours string
+	var own string
 	for _, f := range folders() {
 		if f != others {
-			ours = f
+			own = f
 		}
 	}
 	give(t, base, stranger)
@@ -156,7 +156,7 @@ func TestReadOnlyToken(t *testing.T) {
 	}
 	tokens := base + "/token/tokens"
 	text := run("mount --bind "+tokens+" "+tokens+" && mount -o remount,ro,bind "+tokens+" || exit 1;", "kms")
-	if !strings.Contains(text, ours+": read-only file system") || !strings.Contains(text, "ReadWritePaths="+tokens) ||
+	if !strings.Contains(text, own+": read-only file system") || !strings.Contains(text, "ReadWritePaths="+tokens) ||
 		strings.Contains(text, others) {
 		t.Errorf("read-only, it says:\n%s", text)
 	}

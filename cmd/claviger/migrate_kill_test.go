@@ -336,10 +336,10 @@ func TestKillSideBySide(t *testing.T) {
 		t.Run(strconv.Itoa(first), func(t *testing.T) {
 			t.Parallel()
 			s := newSite(t, source)
-			// Each later process lives a little longer, so that one of them finishes.
+			// Each later process runs a little longer, so that one of them finishes.
 			for killAt := first; ; killAt++ {
 				if killAt > first+len(want.Steps) {
-					t.Fatal("no process got through")
+					t.Fatal("no process finished")
 				}
 				if found := s.process(t, killAt, 4); found != nil {
 					found.check(t, want)
@@ -363,7 +363,7 @@ func TestKillAnytime(t *testing.T) {
 			const pace = 4 * time.Millisecond
 			for after := pace + rand.N(pace); ; after += pace + rand.N(2*pace) {
 				if after > processTimeout/2 {
-					t.Fatal("no process got through")
+					t.Fatal("no process finished")
 				}
 				if found := s.start(t, 0, after, 4); found != nil {
 					found.check(t, want)

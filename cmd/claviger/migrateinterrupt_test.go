@@ -15,9 +15,9 @@ import (
 // TestInterruptedIsNoFaultOfTheSource: a signal during a request to a source is reported as a signal, and not as a
 // fault of the source.
 func TestInterruptedIsNoFaultOfTheSource(t *testing.T) {
-	asked, release := make(chan struct{}, 100), make(chan struct{})
+	requested, release := make(chan struct{}, 100), make(chan struct{})
 	source := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
-		asked <- struct{}{}
+		requested <- struct{}{}
 		<-release
 	}))
 	defer source.Close()
@@ -33,7 +33,7 @@ func TestInterruptedIsNoFaultOfTheSource(t *testing.T) {
 	for _, verb := range []string{"run", "plan", "verify"} {
 		ctx, interrupt := context.WithCancel(t.Context())
 		go func() {
-			<-asked
+			<-requested
 			interrupt()
 		}()
 		var out bytes.Buffer
@@ -48,7 +48,7 @@ func TestInterruptedIsNoFaultOfTheSource(t *testing.T) {
 			t.Errorf("%s: %v", verb, err)
 		}
 		if strings.Contains(out.String(), "failure") {
-			t.Errorf("%s blames something:\n%s", verb, &out)
+			t.Errorf("%s reports a fault:\n%s", verb, &out)
 		}
 	}
 }

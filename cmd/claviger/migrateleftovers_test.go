@@ -72,7 +72,7 @@ func hasPrivateRing(dir string) bool {
 // sentence was typed. --yes or its path are not sufficient.
 func TestShredNeedsASentence(t *testing.T) {
 	dir := copyOf(t)
-	for _, c := range []struct{ what, mark, doubt string }{
+	for _, c := range []struct{ what, mark, reason string }{
 		{"no mark, as Cloudera's KMS and older ones leave the folder", "", "no mark in it"},
 		{"the mark of another folder, as in a restored one", t.TempDir(),
 			"a KMS was started from it at 2026-01-02T03:04:05Z, and it was copied, moved or restored since"},
@@ -81,7 +81,7 @@ func TestShredNeedsASentence(t *testing.T) {
 			markServed(t, dir, c.mark)
 		}
 		if l, err := finishWithShred(t, dir, dir, true); !isRefused(err) || l.Shredded || len(l.Left) != 1 ||
-			!strings.Contains(l.Left[0], c.doubt) || !hasPrivateRing(dir) {
+			!strings.Contains(l.Left[0], c.reason) || !hasPrivateRing(dir) {
 			t.Errorf("%s, --yes: %+v, %v", c.what, l, err)
 		}
 		if l, err := finishWithShred(t, dir, dir, false); !isRefused(err) || l.Shredded || len(l.Left) != 1 ||

@@ -46,7 +46,7 @@ func TestNoStoreIsMade(t *testing.T) {
 			before := filesBelow(t, dir)
 			out, err := command(t, append(strings.Fields(line), "--conf", dir)...)
 			if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == exitUsage {
-				t.Errorf("no command of ours: %s", out)
+				t.Errorf("not a command of claviger: %s", out)
 			}
 			if after := filesBelow(t, dir); !slices.Equal(before, after) {
 				t.Errorf("files %q, before %q\n%s\n%v", after, before, out, err)

@@ -34,9 +34,9 @@ func userClient(t *testing.T, url, user string) *kmsclient.Provider {
 
 // oldVersions is the state of TestOldVersionsStayForeign.
 type oldVersions struct {
-	t            *testing.T
-	source, here *node
-	theirs, ours []sealed // EDEKs of versions of the source, and of versions made here
+	t                *testing.T
+	source, here     *node
+	ofSource, ofHere []sealed // EDEKs of versions of the source, and of versions made here
 }
 
 // TestOldVersionsStayForeign: EDEKs of a source that numbers its versions are opened by the source, or not at all. This
@@ -49,7 +49,7 @@ func TestOldVersionsStayForeign(t *testing.T) {
 		if n > 0 {
 			rollKey(t, v.source.kms, "ledger")
 		}
-		v.theirs = append(v.theirs, seal(t, v.source.kms, "ledger", fmt.Sprintf("ledger@%d", n)))
+		v.ofSource = append(v.ofSource, seal(t, v.source.kms, "ledger", fmt.Sprintf("ledger@%d", n)))
 	}
 	dir, site := kmstest.HSM(t)
 	withSource := maps.Clone(site)
@@ -62,7 +62,7 @@ func TestOldVersionsStayForeign(t *testing.T) {
 	if strings.Contains(out, "was not migrated") {
 		t.Fatal(out)
 	}
-	all := slices.Concat(v.theirs, v.ours)
+	all := slices.Concat(v.ofSource, v.ofHere)
 	v.source.stop()
 	wantClosed(t, "deleted, without the source", v.here.kms, all...)
 	v.here.stop()
@@ -81,22 +81,22 @@ func TestOldVersionsStayForeign(t *testing.T) {
 func (v *oldVersions) rollAndDelete() {
 	v.t.Helper()
 	v.wantNewest("migrated", 3)
-	wantOpen(v.t, "migrated", v.here.kms, v.theirs...)
-	v.ours = []sealed{seal(v.t, v.here.kms, "ledger", "")}
+	wantOpen(v.t, "migrated", v.here.kms, v.ofSource...)
+	v.ofHere = []sealed{seal(v.t, v.here.kms, "ledger", "")}
 	rollKey(v.t, v.here.kms, "ledger")
 	v.wantNewest("rolled", 4)
-	v.ours = append(v.ours, seal(v.t, v.here.kms, "ledger", ""))
-	wantOpen(v.t, "rolled", v.here.kms, slices.Concat(v.theirs, v.ours)...)
+	v.ofHere = append(v.ofHere, seal(v.t, v.here.kms, "ledger", ""))
+	wantOpen(v.t, "rolled", v.here.kms, slices.Concat(v.ofSource, v.ofHere)...)
 	deleteKey(v.t, v.here.kms, "ledger")
-	wantOpen(v.t, "deleted", v.here.kms, v.theirs...)
-	wantClosed(v.t, "deleted", v.here.kms, v.ours...)
+	wantOpen(v.t, "deleted", v.here.kms, v.ofSource...)
+	wantClosed(v.t, "deleted", v.here.kms, v.ofHere...)
 }
 
 // finish ends the migration. A request for an EDEK of the source delays the end: the source is still used.
 func (v *oldVersions) finish() {
 	v.t.Helper()
 	v.here.start()
-	wantClosed(v.t, "without the source in the configuration", v.here.kms, v.theirs[1])
+	wantClosed(v.t, "without the source in the configuration", v.here.kms, v.ofSource[1])
 	v.here.stop()
 	finish := []string{"migrate", "finish", "--conf", v.here.dir, "--edeks-done", "--unused-for"}
 	wants(v.t, false, append(finish, "1h"), "ledger@1 was requested at")

@@ -106,20 +106,20 @@ func (s *shadowing) refused(what string, err error, texts ...string) {
 	}
 }
 
-// withoutSource checks what users see while the source is away: a 503 that does not show the source's URI.
+// withoutSource checks what users see while the source does not answer: a 503 that does not show the source's URI.
 func (s *shadowing) withoutSource() {
 	s.t.Helper()
 	uri := kmsURI(s.source.url)
 	_, err := s.bob.Create(s.t.Context(), newKey("another", "scratch"))
-	s.refused("bob makes a key while the source is away", err, "key 'another' cannot be made now")
+	s.refused("bob makes a key while the source does not answer", err, "key 'another' cannot be made now")
 	if err != nil && strings.Contains(err.Error(), uri) {
 		s.t.Errorf("bob sees the source's URI: %v", err)
 	}
 	if !claviger.Is(err, claviger.Unavailable) {
-		s.t.Errorf("a creation while the source is away: %v, want a 503", err)
+		s.t.Errorf("a creation while the source does not answer: %v, want a 503", err)
 	}
 	_, err = openEDEK(s.t, s.alice, s.payroll.edek)
 	if !claviger.Is(err, claviger.Unavailable) || strings.Contains(err.Error(), uri) {
-		s.t.Errorf("a decrypt while the source is away: %v, want a 503 without the source's URI", err)
+		s.t.Errorf("a decrypt while the source does not answer: %v, want a 503 without the source's URI", err)
 	}
 }

@@ -138,7 +138,7 @@ func TestKeysWhileTrusteesAreKilled(t *testing.T) {
 		for _, h := range killed {
 			h.kill()
 		}
-		l.await("refusals while a trustee is away", &l.refused, 3)
+		l.await("refusals while a trustee is down", &l.refused, 3)
 		for _, h := range killed {
 			h.start()
 		}

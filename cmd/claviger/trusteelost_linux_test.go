@@ -47,7 +47,7 @@ func TestActiveStoreLost(t *testing.T) {
 	b.must("promote")
 	b.awaitEqual("the way back")
 	if d, err := clientOfHosts(t, id, a).Get(t.Context(), uuid); err != nil || d.Label != "key/web" {
-		t.Errorf("of the one that had lost it: %+v, %v", d, err)
+		t.Errorf("of the trustee that had lost its store: %+v, %v", d, err)
 	}
 	// The message of the trustee that starts without the other one names the next command.
 	b.kill()

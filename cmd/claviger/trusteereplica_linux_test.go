@@ -344,7 +344,7 @@ func killPassive(t *testing.T, l *load, a, b *host) {
 	l.until.Store(1000)
 	for begun := time.Now(); l.refused.Load() == 0; time.Sleep(5 * time.Millisecond) {
 		if time.Since(begun) > 20*time.Second {
-			t.Fatal("no deposit was refused while the passive trustee was away")
+			t.Fatal("no deposit was refused while the passive trustee was down")
 		}
 	}
 	before := l.count.Load()

@@ -66,7 +66,7 @@ func TestUnit(t *testing.T) {
 			out, err = exec.CommandContext(t.Context(), analyze, "security", "--offline=true", file).CombinedOutput()
 			m := regexp.MustCompile(`exposure level for claviger-kms.service: ([0-9.]+)`).FindSubmatch(out)
 			if m == nil {
-				t.Skipf("this systemd-analyze tells no exposure of a file: %v\n%s", err, out)
+				t.Skipf("this systemd-analyze does not report the exposure of a file: %v\n%s", err, out)
 			}
 			if exposed, err := strconv.ParseFloat(string(m[1]), 64); err != nil || exposed > maxExposure {
 				t.Errorf("exposed by %s of 10, of which %v is the most: %v", m[1], maxExposure, err)
