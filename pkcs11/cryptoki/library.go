@@ -24,13 +24,26 @@ typedef struct {
 
 enum { encrypt_init = 29, encrypt_data = 30 };
 
-static functions_t *functions_of(void *library) {
+// load loads the library of that path, which is loaded already and so has the same state, and returns its functions.
+// It frees the path.
+static functions_t *load(char *path, void **library) {
 	functions_t *list = NULL;
-	ulong_t (*get)(functions_t **) = (ulong_t (*)(functions_t **))dlsym(library, "C_GetFunctionList");
+	*library = dlopen(path, RTLD_LAZY);
+	free(path);
+	if (*library == NULL) {
+		return NULL;
+	}
+	ulong_t (*get)(functions_t **) = (ulong_t (*)(functions_t **))dlsym(*library, "C_GetFunctionList");
 	if (get == NULL || get(&list) != 0) {
 		return NULL;
 	}
 	return list;
+}
+
+static void unload(void *library) {
+	if (library != NULL) {
+		dlclose(library);
+	}
 }
 
 static ulong_t encrypt(functions_t *list, ulong_t session, ulong_t mechanism, void *parameter, ulong_t parameter_len,
@@ -78,15 +91,8 @@ func Load(path string) Library {
 	if ctx == nil {
 		return nil
 	}
-	name := C.CString(path)
-	defer C.free(unsafe.Pointer(name))
-	loaded := C.dlopen(name, C.RTLD_LAZY) // the same library, with the same state
-	if loaded == nil {
-		ctx.Destroy()
-		return nil
-	}
-	l := &library{ctx, loaded, C.functions_of(loaded)}
-	if l.functions == nil {
+	l := &library{Ctx: ctx}
+	if l.functions = C.load(C.CString(path), &l.loaded); l.functions == nil {
 		l.Destroy()
 		return nil
 	}
@@ -100,7 +106,7 @@ func DefaultSignals() { C.default_signals() }
 // Destroy unloads the library. No call may run.
 func (l *library) Destroy() {
 	l.Ctx.Destroy()
-	C.dlclose(l.loaded)
+	C.unload(l.loaded)
 	l.loaded, l.functions = nil, nil
 }
 

@@ -1,0 +1,121 @@
+package cryptoki
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	p11 "github.com/miekg/pkcs11"
+)
+
+// source is a PKCS#11 library that has some functions only. A macro chooses what is wrong with it.
+const source = `
+typedef unsigned long ulong_t;
+typedef struct { unsigned char version[2]; void *functions[68]; } functions_t;
+static functions_t list;
+
+static ulong_t encrypt_init(ulong_t session, void *mechanism, ulong_t key) { return session == 7 ? 0xb3 : 0; }
+
+static ulong_t encrypt(ulong_t session, unsigned char *in, ulong_t n, unsigned char *out, ulong_t *out_len) {
+	for (ulong_t i = 0; i < n; i++)
+		out[i] = in[i] ^ 0xff;
+	*out_len = session == 8 ? n + 1 : n;
+	return session == 9 ? 0x30 : 0;
+}
+
+static ulong_t decrypt_init(ulong_t session, void *mechanism, ulong_t key) { return session == 7 ? 0xb3 : 0; }
+
+ulong_t C_GetFunctionList(functions_t **p) {
+	static int asked;
+	if (FAILS && asked++ > 0)
+		return 5;
+	list.functions[29] = encrypt_init;
+	list.functions[30] = encrypt;
+	list.functions[33] = decrypt_init;
+	*p = &list;
+	return 0;
+}
+`
+
+// build compiles source.
+func build(t *testing.T, fails string) (path string) {
+	t.Helper()
+	dir := t.TempDir()
+	code := filepath.Join(dir, "library.c")
+	if err := os.WriteFile(code, []byte(source), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path = filepath.Join(dir, "library.so")
+	out, err := exec.CommandContext(t.Context(), "cc", "-shared", "-fPIC", "-DFAILS="+fails, "-o", path,
+		code).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return path
+}
+
+// mapped reports whether a file is in this process's memory.
+func mapped(t *testing.T, path string) bool {
+	t.Helper()
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(string(maps), path+"\n")
+}
+
+// TestEncrypt: the result and the errors of C_EncryptInit and C_Encrypt reach the caller. A library that reports more
+// bytes than fit is an error, and no data is one without a call.
+func TestEncrypt(t *testing.T) {
+	path := build(t, "0")
+	l := Load(path)
+	if l == nil {
+		t.Fatal("the library is not loaded")
+	}
+	m := p11.NewMechanism(p11.CKM_AES_ECB, nil)
+	in := bytes.Repeat([]byte{1}, 48)
+	got, err := l.Encrypt(1, m, 2, in)
+	if err != nil || !bytes.Equal(got, bytes.Repeat([]byte{0xfe}, 48)) {
+		t.Errorf("%x, %v", got, err)
+	}
+	for session, want := range map[p11.SessionHandle]uint{7: p11.CKR_SESSION_HANDLE_INVALID, 9: p11.CKR_DEVICE_ERROR} {
+		if got, err := l.Encrypt(session, m, 2, in); got != nil || !errors.Is(err, p11.Error(want)) {
+			t.Errorf("session %d: %x, %v", session, got, err)
+		}
+	}
+	if got, err := l.Encrypt(8, m, 2, in); got != nil || err == nil || err.Error() != "the HSM made 49 bytes of 48" {
+		t.Errorf("a result that is too long: %x, %v", got, err)
+	}
+	if got, err := l.Encrypt(1, m, 2, nil); got != nil || !errors.Is(err, p11.Error(p11.CKR_DATA_LEN_RANGE)) {
+		t.Errorf("no data: %x, %v", got, err)
+	}
+	oaep := p11.NewOAEPParams(p11.CKM_SHA256, p11.CKG_MGF1_SHA256, p11.CKZ_DATA_SPECIFIED, nil)
+	if err := l.DecryptInit(1, oaep, 2); err != nil {
+		t.Error(err)
+	}
+	if err := l.DecryptInit(7, oaep, 2); !errors.Is(err, p11.Error(p11.CKR_SESSION_HANDLE_INVALID)) {
+		t.Errorf("C_DecryptInit: %v", err)
+	}
+	l.Destroy()
+	if mapped(t, path) {
+		t.Error("Destroy left the library in memory")
+	}
+}
+
+// TestLoadFails: a file that is no PKCS#11 library is not loaded, and does not stay in memory.
+func TestLoadFails(t *testing.T) {
+	text := filepath.Join(t.TempDir(), "text.so")
+	if err := os.WriteFile(text, []byte("text\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for what, path := range map[string]string{"no file": text + ".none", "text": text,
+		"a library that gives its functions once only": build(t, "1")} {
+		if l := Load(path); l != nil || mapped(t, path) {
+			t.Errorf("%s: %v, in memory: %t", what, l, mapped(t, path))
+		}
+	}
+}
