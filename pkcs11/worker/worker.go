@@ -97,9 +97,7 @@ type process struct {
 type deadlineConn struct{ net.Conn }
 
 func (c deadlineConn) Write(b []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(pingLimit)); err != nil {
-		return 0, err
-	}
+	_ = c.SetWriteDeadline(time.Now().Add(pingLimit)) // if it fails, so does Write
 	return c.Conn.Write(b)
 }
 
@@ -126,8 +124,7 @@ func (c *client) start(ctx context.Context) (*process, error) {
 	started := make(chan error)
 	go p.run(started)
 	if err := <-started; err != nil {
-		return nil, errors.Join(fmt.Errorf("a process for PKCS#11 module %s cannot be started: %w", c.path, err),
-			p.client.Close())
+		return nil, fmt.Errorf("a process for PKCS#11 module %s cannot be started: %w", c.path, err)
 	}
 	defer context.AfterFunc(ctx, func() { p.kill("it did not load its library in time") })()
 	var loaded bool
@@ -140,15 +137,14 @@ func (c *client) start(ctx context.Context) (*process, error) {
 }
 
 // run starts the process and waits for its end. The kernel kills a process with a Pdeathsig when the thread that
-// started it ends, so the goroutine keeps its thread.
+// started it ends, so the goroutine keeps its thread, which ends with the goroutine.
 func (p *process) run(started chan<- error) {
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	err := p.cmd.Start()
-	started <- err
-	if err != nil {
+	if err := p.cmd.Start(); err != nil {
+		started <- errors.Join(err, p.client.Close())
 		return
 	}
+	close(started)
 	_ = p.cmd.Wait() // ProcessState has the result
 	p.status = p.cmd.ProcessState.String()
 	if why := p.killed.Load(); why != nil {

@@ -1,0 +1,309 @@
+package worker
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/rpc"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	p11 "github.com/miekg/pkcs11"
+	"go.uber.org/goleak"
+
+	"claviger/internal/faultmodule"
+	"claviger/internal/softhsm/softhsmtest"
+)
+
+// envFake has a worker of these tests behave as no worker does: garbage or silent.
+const envFake = "CLAVIGER_TEST_FAKE_WORKER"
+
+func TestMain(m *testing.M) {
+	if kind := os.Getenv(envFake); kind != "" && len(os.Args) == 2 && os.Args[1] == Command {
+		fake(kind)
+	}
+	Main(os.Args)
+	goleak.VerifyTestMain(m)
+}
+
+// fake is a worker that sends garbage, or that gives a sign of life only once. It goes on until it is killed.
+func fake(kind string) {
+	conn, err := net.FileConn(os.NewFile(socketFD, "socket"))
+	if err != nil {
+		os.Exit(1)
+	}
+	if kind == "garbage" {
+		_, _ = conn.Write(bytes.Repeat([]byte{0xff}, 1000))
+	} else {
+		s := rpc.NewServer()
+		_ = s.RegisterName(serviceName, new(silent))
+		go s.ServeConn(conn)
+	}
+	time.Sleep(time.Hour)
+}
+
+// silent answers one ping.
+type silent struct{ pings int }
+
+func (s *silent) Load(_ string, loaded *bool) error {
+	*loaded = true
+	return nil
+}
+
+func (s *silent) Ping(struct{}, *struct{}) error {
+	if s.pings++; s.pings > 1 {
+		select {}
+	}
+	return nil
+}
+
+// start starts a worker with the library of a fault module before a new SoftHSM token, and initialises it.
+func start(t *testing.T, limit time.Duration) (*faultmodule.Module, *client) {
+	t.Helper()
+	m := faultmodule.New(t, softhsmtest.New(t).Module)
+	t.Cleanup(m.Heal)
+	c := load(t, m.Path, limit)
+	if err := c.Initialize(); err != nil {
+		t.Fatal(err)
+	}
+	return m, c
+}
+
+// load is Load of a library that can be loaded.
+func load(t *testing.T, path string, limit time.Duration) *client {
+	t.Helper()
+	l, loaded, err := Load(path, limit)
+	if err != nil || !loaded {
+		t.Fatalf("loaded %t, %v", loaded, err)
+	}
+	t.Cleanup(l.Destroy)
+	c, _ := l.(*client)
+	return c
+}
+
+// ended reports whether no process of that number runs. A worker's process is waited for before its calls return.
+func ended(pid int) bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) }
+
+func pidOf(c *client) int { return c.process.Load().cmd.Process.Pid }
+
+// within fails the test if f takes longer than a minute.
+func within(t *testing.T, what string, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Fatalf("%s takes longer than a minute", what)
+	}
+}
+
+// isGone checks that a call failed because its worker has ended.
+func isGone(t *testing.T, err error, why string) {
+	t.Helper()
+	var gone GoneError
+	if !errors.As(err, &gone) || !strings.Contains(gone.Reason, why) {
+		t.Errorf("%v, want %s", err, GoneError{why})
+	}
+}
+
+// TestMainReturns: a program without the worker's argument goes on.
+func TestMainReturns(t *testing.T) {
+	for _, args := range [][]string{nil, {"claviger"}, {"claviger", "serve"}, {"claviger", Command, "more"}} {
+		registered.Store(false)
+		if Main(args); !registered.Load() {
+			t.Errorf("%q: the program cannot start workers", args)
+		}
+	}
+}
+
+// TestMainNotCalled: a program that did not call Main starts no worker.
+func TestMainNotCalled(t *testing.T) {
+	registered.Store(false)
+	defer registered.Store(true)
+	l, loaded, err := Load("/none", 0)
+	if l != nil || loaded || err == nil || !strings.Contains(err.Error(), "cannot start itself") {
+		t.Errorf("%v, loaded %t, %v", l, loaded, err)
+	}
+}
+
+// TestByHand: the command says that it is of no use by hand. It ends with status 0 when the server closes the
+// socket.
+func TestByHand(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close() //nolint:errcheck // nothing is written
+	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := os.NewFile(uintptr(pair[0]), "socket")
+	defer socket.Close() //nolint:errcheck // nothing is written
+	if err := syscall.Close(pair[1]); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		what   string
+		file   *os.File
+		status int
+		out    string
+	}{
+		{"a file", null, 1,
+			"claviger hsm-worker: a server starts this command, with a socket; it is of no use by hand\n"},
+		{"a closed socket", socket, 0, ""},
+	} {
+		cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
+		cmd.Args = []string{"claviger", Command}
+		cmd.ExtraFiles = []*os.File{c.file}
+		out, err := cmd.CombinedOutput()
+		if got := cmd.ProcessState.ExitCode(); got != c.status || string(out) != c.out {
+			t.Errorf("%s: %v\n%s", c.what, err, out)
+		}
+	}
+}
+
+// TestNotLoaded: a library that cannot be loaded is no error, and leaves no worker.
+func TestNotLoaded(t *testing.T) {
+	keepFiles(t)
+	before := descriptors(t)
+	l, loaded, err := Load(filepath.Join(t.TempDir(), "none.so"), 0)
+	if l != nil || loaded || err != nil {
+		t.Errorf("%v, loaded %t, %v", l, loaded, err)
+	}
+	noneLeft(t, before)
+}
+
+// keepFiles stops the garbage collector for a test: it would close files that the code forgot.
+func keepFiles(t *testing.T) {
+	t.Helper()
+	percent := debug.SetGCPercent(-1)
+	t.Cleanup(func() { debug.SetGCPercent(percent) })
+}
+
+// descriptors returns the number of open files of this process.
+func descriptors(t *testing.T) int {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(list)
+}
+
+// noneLeft checks that this process has no more open files than before. A goroutine that reads a socket closes it when
+// it sees that it was closed.
+func noneLeft(t *testing.T, before int) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); descriptors(t) > before; runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatalf("%d open files before and %d after", before, descriptors(t))
+		}
+	}
+}
+
+// TestNoDescriptors: a process that may open no more files gets an error which says that no worker can be started. No
+// file is left open, whichever file could not be opened.
+func TestNoDescriptors(t *testing.T) {
+	m, c := start(t, 0) // the runtime has opened its own files
+	if err := c.Finalize(); err != nil {
+		t.Fatal(err)
+	}
+	keepFiles(t)
+	before := descriptors(t)
+	failed := 0
+	for more := 0; ; more++ {
+		var loaded bool
+		var err error
+		limitFiles(t, more, func() {
+			var l Library
+			if l, loaded, err = Load(m.Path, 0); loaded {
+				l.Destroy()
+			}
+		})
+		noneLeft(t, before)
+		if !errors.Is(err, syscall.EMFILE) {
+			break // at most the worker has too few
+		}
+		if failed++; !strings.HasPrefix(err.Error(),
+			fmt.Sprintf("a process for PKCS#11 module %s cannot be started: ", m.Path)) {
+			t.Error(err)
+		}
+	}
+	if failed < 3 {
+		t.Errorf("only %d limits were too low", failed)
+	}
+}
+
+// limitFiles calls f while this process may open that many more files.
+func limitFiles(t *testing.T, more int, f func()) {
+	t.Helper()
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	free, err := syscall.Dup(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Close(free); err != nil {
+		t.Fatal(err)
+	}
+	few := syscall.Rlimit{Cur: uint64(free + more), Max: old.Max} //nolint:gosec // not negative
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
+			t.Error(err)
+		}
+	}()
+	f()
+}
+
+// TestGarbage: a worker that does not speak the protocol is ended.
+func TestGarbage(t *testing.T) {
+	t.Setenv(envFake, "garbage")
+	keepFiles(t)
+	within(t, "Load", func() {
+		before := descriptors(t)
+		l, loaded, err := Load("/none", 0)
+		if isGone(t, err, "gob"); l != nil || loaded {
+			t.Errorf("%v, loaded %t", l, loaded)
+		}
+		noneLeft(t, before)
+	})
+}
+
+// TestSilent: a worker that gives no sign of life is killed, though no call runs.
+func TestSilent(t *testing.T) {
+	t.Setenv(envFake, "silent")
+	c := load(t, "/none", 0)
+	within(t, "the end of the worker", func() { <-c.process.Load().ended })
+	_, err := c.GetSlotList(true)
+	isGone(t, err, "Ping did not return in 5s")
+}
+
+// TestStopped: a call whose request a stopped worker does not take returns.
+func TestStopped(t *testing.T) {
+	_, c := start(t, 0)
+	if err := syscall.Kill(pidOf(c), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "the call", func() {
+		_, err := c.Encrypt(1, p11.NewMechanism(p11.CKM_AES_ECB, nil), 2, make([]byte, 8<<20))
+		isGone(t, err, "")
+	})
+}
