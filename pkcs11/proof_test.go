@@ -256,3 +256,55 @@ func TestInputStays(t *testing.T) {
 		t.Errorf("%v; different blocks: %t", err, !bytes.Equal(got, want))
 	}
 }
+
+// TestProofFails: an error of either call is the caller's error, if the check block is a call of its own. The caller's
+// blocks stay as they were.
+func TestProofFails(t *testing.T) {
+	for _, proof := range []bool{false, true} {
+		f := &failingProof{proof: proof}
+		_, tok, keys := openFaulty(t, func(c *Config) { c.Wrap = f.wrap })
+		tok.maxData.Store(blockSize)
+		f.fails = true
+		blocks := make([]byte, 2*blockSize)
+		err := tok.EncryptBlocks(t.Context(), keys[0].id, keys[0].label, keys[0].check, blocks)
+		if !errors.Is(err, p11.Error(p11.CKR_DATA_INVALID)) || !bytes.Equal(blocks, make([]byte, 2*blockSize)) {
+			t.Errorf("the call of the proof fails: %t: %v, the blocks %x", proof, err, blocks)
+		}
+		if err := tok.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// failingProof lets the calls with the check block fail, or all other calls.
+type failingProof struct {
+	Boundary
+	fails, proof bool
+}
+
+func (f *failingProof) wrap(b Boundary) Boundary {
+	f.Boundary = b
+	return f
+}
+
+func (f *failingProof) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle,
+	in []byte) ([]byte, error) {
+	if f.fails && f.proof == (string(in) == checkBlock) {
+		return nil, p11.Error(p11.CKR_DATA_INVALID)
+	}
+	return f.Boundary.Encrypt(s, m, key, in)
+}
+
+// TestOneGathererForACheckValue: callers with the same check value share calls, and callers with another do not. After
+// a change of the check value, the new callers share calls too.
+func TestOneGathererForACheckValue(t *testing.T) {
+	tok, name := new(Token), keyName{"id", "label"}
+	first := tok.gathererOf(name, []byte{1})
+	second := tok.gathererOf(name, []byte{2})
+	if first == second || first.check != "\x01" || second.check != "\x02" {
+		t.Errorf("check values %x and %x", first.check, second.check)
+	}
+	if tok.gathererOf(name, []byte{2}) != second {
+		t.Error("a caller with the new check value gets a gatherer of its own")
+	}
+}

@@ -3,6 +3,7 @@ package pkcs11
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -100,8 +101,8 @@ func TestAbandonedWaiters(t *testing.T) {
 	all[0].state.Store(abandoned)
 	all[1].state.Store(served)
 	batch := g.next()
-	if len(batch) != 1 || batch[0].w != all[2] || g.waiting() != 0 {
-		t.Errorf("%d parts, %d wait", len(batch), g.waiting())
+	if len(batch) != 1 || batch[0].w != all[2] || g.waiting() != 0 || g.running != 1 {
+		t.Errorf("%d parts, %d wait, %d runs", len(batch), g.waiting(), g.running)
 	}
 	if g.next() != nil || g.running != 0 {
 		t.Error("the call continues without a waiter")
@@ -151,7 +152,7 @@ func (k bufferRecorder) Encrypt(h p11.SessionHandle, m *p11.Mechanism, key p11.O
 }
 
 // TestBuffersAreWiped: counter blocks and keystream do not stay in the buffers of a call, whether the call is for one
-// caller or for several, or is a part of a larger request.
+// caller or for several, is a part of a larger request, has a proof, or was made with another key.
 func TestBuffersAreWiped(t *testing.T) {
 	var on atomic.Bool
 	var mu sync.Mutex
@@ -165,8 +166,19 @@ func TestBuffersAreWiped(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = tok.Close() })
 	id, label := generate(t, tok, 1, 256)
+	check, err := tok.CheckValue(t.Context(), id, label)
+	if err != nil {
+		t.Fatal(err)
+	}
 	on.Store(true)
-	for _, c := range []struct{ callers, bytes int }{{1, 32}, {64, 32}, {3, 20 << 10}, {1, 200 << 10}} {
+	for _, c := range []struct {
+		callers, bytes int
+		check          []byte
+		err            error
+	}{
+		{1, 32, nil, nil}, {64, 32, nil, nil}, {3, 20 << 10, nil, nil}, {1, 200 << 10, nil, nil},
+		{1, 32, check, nil}, {1, 200 << 10, check, nil}, {1, 32, []byte{1, 2, 3}, ErrWrongKey},
+	} {
 		if c.callers > 1 {
 			meter.SetLatency(20 * time.Millisecond) // so that callers share a call
 		}
@@ -174,7 +186,7 @@ func TestBuffersAreWiped(t *testing.T) {
 		for range c.callers {
 			wg.Go(func() {
 				blocks := bytes.Repeat([]byte{0xff}, c.bytes)
-				if err := tok.EncryptBlocks(t.Context(), id, label, nil, blocks); err != nil {
+				if err := tok.EncryptBlocks(t.Context(), id, label, c.check, blocks); !errors.Is(err, c.err) {
 					t.Error(err)
 				}
 			})

@@ -46,12 +46,12 @@ func (c *client) GenerateRandom(s p11.SessionHandle, n int) ([]byte, error) {
 
 func (c *client) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.Attribute) (p11.ObjectHandle, error) {
 	r, err := c.do(&Request{Function: "GenerateKey", Session: s, Mechanisms: m, Template: a})
-	return first(r.Objects), err
+	return object(r, 0), err
 }
 
 func (c *client) CreateObject(s p11.SessionHandle, a []*p11.Attribute) (p11.ObjectHandle, error) {
 	r, err := c.do(&Request{Function: "CreateObject", Session: s, Template: a})
-	return first(r.Objects), err
+	return object(r, 0), err
 }
 
 func (c *client) DestroyObject(s p11.SessionHandle, o p11.ObjectHandle) error {
@@ -88,10 +88,7 @@ func (c *client) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHa
 func (c *client) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism,
 	public, private []*p11.Attribute) (p11.ObjectHandle, p11.ObjectHandle, error) {
 	r, err := c.do(&Request{Function: "GenerateKeyPair", Session: s, Mechanisms: m, Template: public, Private: private})
-	if len(r.Objects) != 2 {
-		return 0, 0, err
-	}
-	return r.Objects[0], r.Objects[1], err
+	return object(r, 0), object(r, 1), err
 }
 
 func (c *client) DecryptInit(s p11.SessionHandle, padding *p11.OAEPParams, o p11.ObjectHandle) error {
@@ -104,9 +101,10 @@ func (c *client) Decrypt(s p11.SessionHandle, data []byte) ([]byte, error) {
 	return r.Data, err
 }
 
-func first(list []p11.ObjectHandle) p11.ObjectHandle {
-	if len(list) == 0 {
+// object returns a handle of a response. A call that failed may have none.
+func object(r *Response, i int) p11.ObjectHandle {
+	if i >= len(r.Objects) {
 		return 0
 	}
-	return list[0]
+	return r.Objects[i]
 }

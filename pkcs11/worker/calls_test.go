@@ -241,6 +241,10 @@ func TestEnd(t *testing.T) {
 	}
 	_, err := c.GetSlotList(true)
 	isGone(t, err, "for the test")
+	_, _, err = c.GenerateKeyPair(1, nil, nil, nil)
+	isGone(t, err, "for the test")
+	_, err = c.GenerateKey(1, nil, nil)
+	isGone(t, err, "for the test")
 	isGone(t, c.Finalize(), "for the test")
 	if err := os.Rename(m.Path, m.Path+".away"); err != nil {
 		t.Fatal(err)
