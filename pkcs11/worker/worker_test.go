@@ -2,6 +2,7 @@ package worker
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -23,7 +24,7 @@ import (
 	"claviger/internal/softhsm/softhsmtest"
 )
 
-// envFake has a worker of these tests behave as no worker does: garbage or silent.
+// envFake has a worker of these tests behave as no worker does: garbage, silent or mute.
 const envFake = "CLAVIGER_TEST_FAKE_WORKER"
 
 func TestMain(m *testing.M) {
@@ -34,15 +35,16 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// fake is a worker that sends garbage, or that gives a sign of life only once. It goes on until it is killed.
+// fake is a worker that sends garbage, or gives a sign of life only once, or sends nothing. It ends when it is killed.
 func fake(kind string) {
 	conn, err := net.FileConn(os.NewFile(socketFD, "socket"))
 	if err != nil {
 		os.Exit(1)
 	}
-	if kind == "garbage" {
+	switch kind {
+	case "garbage":
 		_, _ = conn.Write(bytes.Repeat([]byte{0xff}, 1000))
-	} else {
+	case "silent":
 		s := rpc.NewServer()
 		_ = s.RegisterName(serviceName, new(silent))
 		go s.ServeConn(conn)
@@ -80,7 +82,7 @@ func start(t *testing.T, limit time.Duration) (*faultmodule.Module, *client) {
 // load is Load of a library that can be loaded.
 func load(t *testing.T, path string, limit time.Duration) *client {
 	t.Helper()
-	l, loaded, err := Load(path, limit)
+	l, loaded, err := Load(t.Context(), path, limit)
 	if err != nil || !loaded {
 		t.Fatalf("loaded %t, %v", loaded, err)
 	}
@@ -132,7 +134,7 @@ func TestMainReturns(t *testing.T) {
 func TestMainNotCalled(t *testing.T) {
 	registered.Store(false)
 	defer registered.Store(true)
-	l, loaded, err := Load("/none", 0)
+	l, loaded, err := Load(t.Context(), "/none", 0)
 	if l != nil || loaded || err == nil || !strings.Contains(err.Error(), "cannot start itself") {
 		t.Errorf("%v, loaded %t, %v", l, loaded, err)
 	}
@@ -179,7 +181,7 @@ func TestByHand(t *testing.T) {
 func TestNotLoaded(t *testing.T) {
 	keepFiles(t)
 	before := descriptors(t)
-	l, loaded, err := Load(filepath.Join(t.TempDir(), "none.so"), 0)
+	l, loaded, err := Load(t.Context(), filepath.Join(t.TempDir(), "none.so"), 0)
 	if l != nil || loaded || err != nil {
 		t.Errorf("%v, loaded %t, %v", l, loaded, err)
 	}
@@ -229,7 +231,7 @@ func TestNoDescriptors(t *testing.T) {
 		var err error
 		limitFiles(t, more, func() {
 			var l Library
-			if l, loaded, err = Load(m.Path, 0); loaded {
+			if l, loaded, err = Load(t.Context(), m.Path, 0); loaded {
 				l.Destroy()
 			}
 		})
@@ -279,7 +281,7 @@ func TestGarbage(t *testing.T) {
 	keepFiles(t)
 	within(t, "Load", func() {
 		before := descriptors(t)
-		l, loaded, err := Load("/none", 0)
+		l, loaded, err := Load(t.Context(), "/none", 0)
 		if isGone(t, err, "gob"); l != nil || loaded {
 			t.Errorf("%v, loaded %t", l, loaded)
 		}
@@ -294,6 +296,22 @@ func TestSilent(t *testing.T) {
 	within(t, "the end of the worker", func() { <-c.process.Load().ended })
 	_, err := c.GetSlotList(true)
 	isGone(t, err, "Ping did not return in 5s")
+}
+
+// TestLoadHangs: Load returns when its context ends, and the worker is ended.
+func TestLoadHangs(t *testing.T) {
+	t.Setenv(envFake, "mute")
+	keepFiles(t)
+	before := descriptors(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	within(t, "Load", func() {
+		l, loaded, err := Load(ctx, "/none", 0)
+		if isGone(t, err, "it did not load its library in time"); l != nil || loaded {
+			t.Errorf("%v, loaded %t", l, loaded)
+		}
+	})
+	noneLeft(t, before)
 }
 
 // TestStopped: a call whose request a stopped worker does not take returns.
