@@ -192,8 +192,9 @@ func TestShow(t *testing.T) {
 	return r
 }
 
-// TestReachedWithoutSpace: a test that can write no file, as on a full disk, still records the mutants that it reaches.
-func TestReachedWithoutSpace(t *testing.T) {
+// TestReachedWithoutFiles: a test that can open and write no file, as on a full disk or as another user, still records
+// the mutants that it reaches.
+func TestReachedWithoutFiles(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds test binaries")
 	}
@@ -208,8 +209,10 @@ import (
 )
 
 func TestAnd(t *testing.T) {
-	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{}); err != nil {
-		t.Fatal(err)
+	for _, limit := range []int{syscall.RLIMIT_FSIZE, syscall.RLIMIT_NOFILE} {
+		if err := syscall.Setrlimit(limit, &syscall.Rlimit{}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	and(true, false)
 }

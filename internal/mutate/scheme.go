@@ -97,29 +97,38 @@ func (s *scheme) insert(file, source string, all []insertion) string {
 }
 
 // support is the file that each package of a scheme gets. For each mutant that a
-// process reaches, it makes an empty file in the folder CLAVIGER_MUTANTS_REACHED.
-// The file is empty because a test may limit the size of files.
+// process reaches, it sets a byte of the file CLAVIGER_MUTANTS_REACHED. The process
+// maps that file when it starts, so a test may limit the size of files, or go on as
+// another user.
 func support(pkg string, count int) string {
 	return fmt.Sprintf(`package %s
 
 import (
 	mutantOS "os"
 	mutantConv "strconv"
-	mutantAtomic "sync/atomic"
+	mutantSys "syscall"
 )
 
 var (
 	mutantTried, _ = mutantConv.Atoi(mutantOS.Getenv("CLAVIGER_MUTANT"))
-	mutantsReached = mutantOS.Getenv("CLAVIGER_MUTANTS_REACHED")
-	mutantSeen     [%d]mutantAtomic.Bool
+	mutantsReached = mutantMap(%d)
 )
 
-func mutant(n int) bool {
-	if mutantsReached != "" && !mutantSeen[n].Swap(true) {
-		if f, err := mutantOS.Create(mutantsReached + "/" + mutantConv.Itoa(n)); err == nil {
-			_ = f.Close()
-		}
+func mutantMap(size int) []byte {
+	f, err := mutantOS.OpenFile(mutantOS.Getenv("CLAVIGER_MUTANTS_REACHED"), mutantOS.O_RDWR, 0)
+	if err != nil {
+		return make([]byte, size)
 	}
+	defer f.Close()
+	b, err := mutantSys.Mmap(int(f.Fd()), 0, size, mutantSys.PROT_READ|mutantSys.PROT_WRITE, mutantSys.MAP_SHARED)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+func mutant(n int) bool {
+	mutantsReached[n] = 1
 	return n == mutantTried
 }
 
