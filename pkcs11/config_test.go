@@ -30,6 +30,7 @@ func TestKeystoreFile(t *testing.T) {
 pin-file = luna.pin
 profile = Luna
 max-sessions = 30
+worker = no
 `, 0o600)
 	c, warnings, err := ReadKeystoreFile(path)
 	if err != nil || len(warnings) > 0 {
@@ -38,7 +39,7 @@ max-sessions = 30
 	pin := filepath.Join(filepath.Dir(path), "luna.pin") // a relative path is relative to the keystore file
 	if c.Module != "/usr/safenet/lunaclient/lib/libCryptoki2_64.so" || c.Serial != "1238696044953" ||
 		c.TokenLabel != "" || c.Slot != nil ||
-		c.PINSource != "file "+pin || c.PINFile != pin || c.Profile != Luna || c.MaxSessions != 30 {
+		c.PINSource != "file "+pin || c.PINFile != pin || c.Profile != Luna || c.MaxSessions != 30 || c.Worker {
 		t.Errorf("%+v", c)
 	}
 }
@@ -63,7 +64,8 @@ func TestKeystoreFileErrors(t *testing.T) {
 			`from 1 to 4096`,
 		good + "max-sessions = ten": `:4: max-sessions has the value "ten"; it must be a number ` +
 			`from 1 to 4096`,
-		"slot = one\n": `:1: slot has the value "one"; it must be a slot number`,
+		good + "worker = maybe": `:4: worker has the value "maybe"; it must be yes or no`,
+		"slot = one\n":          `:1: slot has the value "one"; it must be a slot number`,
 		"token = kms\npin-file = /pin\n": `: module is missing: the path of the HSM's ` +
 			`PKCS#11 library`,
 		"module = x.so\ntoken = kms\npin-file = /pin\n": `: module has the value "x.so"; it must be an ` +
@@ -157,6 +159,7 @@ func TestWriteKeystoreFile(t *testing.T) {
 		"serial":     {Module: "/x.so", Serial: "0123", PINEnv: "PIN", MaxSessions: 12},
 		"slot":       {Module: "/x.so", Slot: &slot, Credential: "hsm-pin", Profile: Generic},
 		"with space": {Module: "/a dir/x.so", Token: "t", PINFile: "pin"},
+		"worker":     {Module: "/x.so", Token: "t", PINFile: "/pin", Worker: true},
 	} {
 		path := filepath.Join(dir, name)
 		if err := WriteKeystoreFile(path, c); err != nil {
@@ -175,8 +178,11 @@ func TestWriteKeystoreFile(t *testing.T) {
 			t.Errorf("%s: read back as %+v, %v", name, got, err)
 		}
 		if err := WriteKeystoreFile(path, FileConfig{Module: "/y.so", Token: "t", PINFile: "/pin"}); err == nil ||
-			!strings.Contains(err.Error(), "already exists and was not overwritten") {
+			!strings.Contains(err.Error(), "already exists and was not overwritten; move it away if it is no longer") {
 			t.Errorf("%s: overwritten: %v", name, err)
+		}
+		if err := CheckNew(path); err == nil {
+			t.Errorf("%s: CheckNew does not see the file", name)
 		}
 		if again, err := os.ReadFile(path); err != nil || string(again) != string(data) {
 			t.Errorf("%s: changed: %q, %v", name, again, err)

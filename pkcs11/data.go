@@ -149,9 +149,6 @@ func (t *Token) DestroyData(ctx context.Context, application, label string) erro
 	return t.do(ctx, "pkcs11.DestroyData", func(_ *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		found, err := t.findData(s, application, &label)
-		if err != nil {
-			return err
-		}
 		for _, o := range found {
 			err = errors.Join(err, t.b.DestroyObject(s, o))
 		}
