@@ -49,7 +49,7 @@ func fake(kind string) {
 		_ = s.RegisterName(serviceName, new(silent))
 		go s.ServeConn(conn)
 	}
-	time.Sleep(time.Hour)
+	time.Sleep(time.Hour) // until it is killed; with select {} the runtime would end it
 }
 
 // silent answers one ping.
