@@ -155,11 +155,8 @@ func load(ctx context.Context, path string, inWorker bool, callLimit time.Durati
 	if !inWorker {
 		return cryptoki.Load(path), nil
 	}
-	c, loaded, err := worker.Load(ctx, path, callLimit)
-	if err != nil || !loaded {
-		return nil, err
-	}
-	return c, nil
+	c, _, err := worker.Load(ctx, path, callLimit)
+	return c, err
 }
 
 func initialize(b Boundary) error {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"claviger"
+	"claviger/internal/faultmodule"
 	"claviger/internal/softhsm/softhsmtest"
 )
 
@@ -384,5 +385,33 @@ func TestHiddenObjects(t *testing.T) {
 	t.Setenv("SOFTHSM2_CONF", "/none")
 	if _, ok := tok.folder(); ok {
 		t.Error("without settings: a folder")
+	}
+}
+
+// TestSoftHSMDoesNotInitialize: if SoftHSM cannot be initialised, the error names the fault of its files, or else
+// C_Initialize's result.
+func TestSoftHSMDoesNotInitialize(t *testing.T) {
+	c, fault := faulty(t)
+	module := filepath.Join(t.TempDir(), "softhsm.so")
+	for _, end := range []string{"", ".real", ".orders"} {
+		if err := os.Symlink(c.Module+end, module+end); err != nil {
+			t.Fatal(err)
+		}
+	}
+	opened := func() error {
+		fault.Order(faultmodule.Initialize, faultmodule.Order{Action: faultmodule.Fail, Value: p11.CKR_GENERAL_ERROR})
+		m, err := openModule(t.Context(), module, false, 0)
+		if m != nil || loaded(module) || mapped(t, c.Module) {
+			t.Error("the library stays loaded")
+		}
+		return err
+	}
+	if err := opened(); !errors.Is(err, p11.Error(p11.CKR_GENERAL_ERROR)) {
+		t.Errorf("the files have no fault: %v", err)
+	}
+	tokenOf(t, tokenFiles(t), "1", "", "a.object")
+	if err := opened(); err == nil || !strings.HasPrefix(err.Error(), "PKCS#11 module "+module+
+		" cannot be initialised: the SoftHSM token in ") || !strings.Contains(err.Error(), "is damaged") {
+		t.Errorf("a damaged token: %v", err)
 	}
 }
