@@ -96,6 +96,22 @@ func TestExpiry(t *testing.T) {
 	}
 }
 
+// TestForgedDeposit: a deposit that its sender has not signed is refused, and the answer says why.
+func TestForgedDeposit(t *testing.T) {
+	b, id := newBench(t), server.Identity(1)
+	b.add(id, "ORG")
+	others, _ := sealed(t, server.Identity(2), trustee.Deposit{Label: "l", Content: []byte("x")})
+	changed, _ := sealed(t, id, trustee.Deposit{Label: "l", Content: []byte("x")})
+	changed.Content = []byte("y")
+	for why, s := range map[string]trustee.Sealed{"does not have the signature of": others,
+		"does not have the digest that its owner signed": changed} {
+		err := b.send(id, trustee.VerbPut, trustee.PutArgs{Deposit: s}, nil).err
+		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), why) {
+			t.Errorf("%v does not say that it %s", err, why)
+		}
+	}
+}
+
 // TestOpened: a deposit is stored as the Key HSM wraps it, and returned as the owner sent it. A deposit that this
 // server cannot unwrap may be readable at the other server, so the error is of kind Unavailable.
 func TestOpened(t *testing.T) {
