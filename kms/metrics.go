@@ -78,7 +78,7 @@ func searchMetrics(m *console.Metrics, p *hsm.Provider) {
 	m.Gauge("claviger_hsm_searches", "Searches of the token in this minute for names that the metastore does not know.",
 		func() float64 { return float64(p.Searches().Used) })
 	m.Gauge("claviger_hsm_searches_max", "Searches that are allowed in a minute (claviger.hsm.max.searches).",
-		func() float64 { return float64(p.Searches().Most) })
+		func() float64 { return float64(p.Searches().Limit) })
 	m.Gauge("claviger_hsm_searches_of_one_user", "Searches in this minute for the user who has most of them.",
 		func() float64 { return float64(p.Searches().BusiestCaller) })
 	m.Counter("claviger_hsm_searches_refused_total", "Searches that were refused because there were too many.",

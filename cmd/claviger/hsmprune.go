@@ -64,7 +64,7 @@ func newHSMPrune() *cobra.Command {
 				}
 				fmt.Fprintf(w,
 					"%d of %d orphans destroyed; kept: %d younger than %v, %d that this metastore does not know\n",
-					len(report.Destroyed), len(found.Orphans)+len(found.Young), len(found.Young),
+					len(report.Destroyed), len(found.Orphans)+len(found.Recent), len(found.Recent),
 					older, len(found.Unknown))
 			}))
 		})

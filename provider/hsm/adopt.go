@@ -177,21 +177,21 @@ func (p *Provider) Restrict(ctx context.Context, c Candidate, keep func(Object) 
 	return p.candidate(ctx, c.Key, kept)
 }
 
-// severalKeys says that versions may belong to several keys and are not made one key, and what an operator can do.
+// severalKeys returns the message that a candidate's versions may belong to several keys, and what an operator can do.
 func (c Candidate) severalKeys() string {
 	lists := make([]string, len(c.Keys))
 	for i, names := range c.Keys {
 		lists[i] = summarize(names)
 	}
 	if c.Known {
-		return fmt.Sprintf("the token does not say that %s are versions of the key %s that the metastore has; they "+
-			"may be of another one, which had that name before or after it, under other rules. Set them aside "+
-			"(--aside); or delete the key of the metastore and adopt these in its place; or, where you know that "+
-			"they are its versions, say --one-key", strings.Join(lists, ", "), c.Key)
+		return fmt.Sprintf("the token does not show that %s are versions of the metastore's key %s; they may belong "+
+			"to another key, which had that name earlier or later, under other rules. Set them aside (--aside); or "+
+			"delete the metastore's key and adopt these versions in its place; or, if you know that they are "+
+			"versions of the metastore's key, use --one-key", strings.Join(lists, ", "), c.Key)
 	}
-	return fmt.Sprintf("the token does not say that its versions are of one key; they may be of several that had "+
-		"the name %s one after the other, under other rules: %s. Name the versions of one of them, and set the "+
-		"others aside (--aside); or, where you know that all of these are versions of one key, say --one-key", c.Key,
+	return fmt.Sprintf("the token does not show that these versions belong to one key; they may belong to several "+
+		"keys that had the name %s one after the other, under other rules: %s. Name the versions of one key, and set "+
+		"the others aside (--aside); or, if you know that all of them are versions of one key, use --one-key", c.Key,
 		strings.Join(lists, "; "))
 }
 
@@ -253,7 +253,7 @@ func (p *Provider) journalAdoption(ctx context.Context, c Candidate, a Adoption,
 }
 
 // recheck reads a candidate again, under the key's lock: nodes may serve, and may have changed the key since the
-// operator saw it. Kind Invalid if the candidate is another one now.
+// operator saw it. Kind Invalid if the candidate has changed in the meantime.
 func (p *Provider) recheck(ctx context.Context, op string, c Candidate) (Candidate, error) {
 	var found []pkcs11.KeyInfo
 	done := map[string]bool{}
@@ -300,8 +300,8 @@ func (p *Provider) recheck(ctx context.Context, op string, c Candidate) (Candida
 }
 
 // Adopt writes records of a candidate's versions: a new key, or newer versions of a key of the store. If it was
-// interrupted, the same call finishes it: versions that are already in the store are no candidate any more. Nodes may
-// serve meanwhile. Kind Invalid if the candidate cannot be adopted.
+// interrupted, the same call finishes it: versions that are already in the store no longer belong to a candidate. Nodes
+// may serve meanwhile. Kind Invalid if the candidate cannot be adopted.
 func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 	const op = "hsm.Adopt"
 	ctx, unlock, err := p.lock(ctx, op, c.Key)

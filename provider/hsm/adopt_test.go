@@ -215,7 +215,7 @@ func TestAdoptRemadeKey(t *testing.T) {
 	if want := [][]string{{"k@0", "k@1"}}; !older.Known || !reflect.DeepEqual(older.Keys, want) {
 		t.Errorf("%+v, want %v", older, want)
 	}
-	wantNotMerged(older, "k@0, k@1 are versions of the key k that the metastore has")
+	wantNotMerged(older, "k@0, k@1 are versions of the metastore's key k")
 	if err := p.SetAside(t.Context(), older, hsm.Adoption{}); err != nil {
 		t.Error(err)
 	}

@@ -351,13 +351,13 @@ func (p *Provider) CheckKeys(ctx context.Context) error {
 	}
 	// SoftHSM does not show a running process an object file that somebody put back.
 	cure := "synchronise the HSM with that of the other nodes, or restore it from a backup; " +
-		"where hsm inspect shows the keys and this stays for a minute, restart the server"
+		"if hsm inspect shows the keys and this message stays for a minute, restart the server"
 	if hidden := p.tok.Hidden(); hidden != nil {
 		cure = "they may be in these files: " + hidden.Error()
 	}
 	return claviger.Errorf("hsm.CheckKeys", claviger.Unavailable, "",
-		"token %s does not hold these key versions of metastore %s, or holds others of their names, so this node "+
-			"refuses them: %s; %s",
+		"token %s does not hold these key versions of metastore %s, or holds other keys under their names, so this "+
+			"node refuses them: %s; %s",
 		tokenName(p.tok.Info()), p.store.URI(), summarize(names), cure)
 }
 

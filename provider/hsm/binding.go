@@ -167,8 +167,8 @@ func (p *Provider) refusedObjectBefore(ctx context.Context, b bindingState) (boo
 
 // warnKeepsNone logs that the token keeps no data objects.
 func (p *Provider) warnKeepsNone(attrs ...any) {
-	p.log.Warn("the token keeps no data objects, so that it cannot be bound to its metastore: two new "+
-		"metastores on it are not told apart before one of them has a key, and no key counts as an orphan",
+	p.log.Warn("the token keeps no data objects, so it cannot be bound to its metastore: claviger cannot distinguish "+
+		"two new metastores on it before one of them has a key, and no key counts as an orphan",
 		append([]any{"token", tokenName(p.tok.Info())}, attrs...)...)
 }
 
@@ -218,13 +218,13 @@ func (p *Provider) refuseLostObject(ctx context.Context, b bindingState, list []
 		if o.Mark != Unknown {
 			continue
 		}
-		note, err := destroyedNote(ctx, p.store, o.Label)
+		record, err := destroyedRecord(ctx, p.store, o.Label)
 		if err != nil {
 			return err
 		}
-		if was, _, err := p.store.Setting(ctx, settingDestroyed+o.ID); err != nil {
+		if stored, _, err := p.store.Setting(ctx, settingDestroyed+o.ID); err != nil {
 			return err
-		} else if was != note {
+		} else if stored != record {
 			labels = append(labels, o.Label)
 		}
 	}
@@ -243,8 +243,8 @@ func (p *Provider) refuseLostObject(ctx context.Context, b bindingState, list []
 	return err
 }
 
-// forgetWritten removes from a history that this token had an incarnation, and returns the newest that it had: an
-// operator binds store and token again, at this place.
+// forgetWritten marks the incarnations in a history as not written to this token, and returns the newest that was
+// written: an operator binds store and token again, at this place.
 func (p *Provider) forgetWritten(list []incarnation) (newest string) {
 	for i := range list {
 		if list[i].Serial == p.tok.Info().Serial && list[i].Put {
@@ -258,7 +258,7 @@ func (p *Provider) forgetWritten(list []incarnation) (newest string) {
 }
 
 // mayBind refuses to bind a store with keys to a token without an object of the store, unless the token holds all of
-// the store's keys. A token with only some of them may have lost the others, and got these since.
+// the store's keys. A token with only some of them may have been initialised again, and these keys made since.
 func (p *Provider) mayBind(ctx context.Context, r relation, b bindingState) error {
 	if len(b.others) > 0 && !r.fits {
 		return nil // checkBinding refuses this case
@@ -285,7 +285,7 @@ func boundElsewhere(info pkcs11.TokenInfo, other Binding, uri, confDir string) e
 		tokenName(info), other, uri, cureLostStore(confDir, true))
 }
 
-// bindingLock prevents that nodes which start at the same time bind twice. held ends if the lock is lost.
+// bindingLock keeps nodes that start at the same time from binding twice. held ends if the lock is lost.
 func (p *Provider) bindingLock(ctx context.Context) (held context.Context, unlock func(), err error) {
 	if !p.access.Changes() {
 		return ctx, func() {}, nil

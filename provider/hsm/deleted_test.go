@@ -155,7 +155,7 @@ func TestPurgeFailed(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestPruneLeavesDeleted: the objects of a key that can come back are no orphans.
+// TestPruneLeavesDeleted: the objects of a key that can come back are not orphans.
 func TestPruneLeavesDeleted(t *testing.T) {
 	b := newSite(t)
 	b.soft = "true"

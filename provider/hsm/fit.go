@@ -35,9 +35,9 @@ const (
 type sampleScope int
 
 const (
-	fewKeys  sampleScope = iota // a few keys, chosen at random
-	nextKeys                    // the next keys in turn, and those that have lost a version
-	allKeys                     // all versions
+	randomKeys sampleScope = iota // a few keys, chosen at random
+	nextKeys                      // the next keys in turn, and those that have lost a version
+	allKeys                       // all versions
 )
 
 // fitState is the result of the last check that token and store fit together.
@@ -443,7 +443,7 @@ func (p *Provider) mayMake(ctx context.Context) error {
 	if !p.access.makesKeys() {
 		return p.mayDestroy(ctx)
 	}
-	if err := p.checkFit(ctx, fewKeys); err != nil {
+	if err := p.checkFit(ctx, randomKeys); err != nil {
 		return err
 	}
 	return p.claimToken(ctx)
@@ -492,7 +492,7 @@ func (p *Provider) CheckFit(ctx context.Context) error {
 		_, err := p.bindingHolds(ctx)
 		return err
 	}
-	return p.checkFit(ctx, fewKeys)
+	return p.checkFit(ctx, randomKeys)
 }
 
 // LastHoldings returns the result of the last comparison of all versions.

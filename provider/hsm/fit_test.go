@@ -101,7 +101,7 @@ func TestWipedToken(t *testing.T) {
 	wantMarks(t, p, map[string]hsm.Mark{})
 	mustClose(t, p)
 
-	// A key that was made after the loss is no proof, whether the serial number is the same or another.
+	// A key that was made after the loss proves nothing, whether the serial number is the same or another.
 	b.access = hsm.Repair
 	p = b.mustOpen(t)
 	if err := p.Misfit(); err == nil || !strings.Contains(err.Error(), "a@0") {

@@ -110,7 +110,7 @@ func TestLastEncryption(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestCheckWithMissingKey: while the token has another key, a missing key is no fault of the token.
+// TestCheckWithMissingKey: while the token has another key, a missing key is not a fault of the token.
 func TestCheckWithMissingKey(t *testing.T) {
 	ctx := t.Context()
 	b, p, versions := twoKeys(t)

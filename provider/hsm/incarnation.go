@@ -76,7 +76,7 @@ func history(ctx context.Context, s metastore.Settings) (list []incarnation, err
 }
 
 // setHistory writes the newest entries of the list, the newest that was written to each token (a member of an HA group
-// may be away for long), and those of the objects in now.
+// may be unreachable for long), and those of the objects in now.
 func setHistory(ctx context.Context, s metastore.Settings, list []incarnation, now ...Binding) error {
 	var kept []incarnation
 	newest, seen, pending := map[string]bool{}, map[string]bool{}, map[string]int{}

@@ -31,19 +31,19 @@ func (l *missingNames) get(key string) (label string, ok bool) {
 	return n.label, time.Now().Before(n.until)
 }
 
-func (l *missingNames) put(key, label string, last time.Duration) {
+func (l *missingNames) put(key, label string, ttl time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.byKey == nil || len(l.byKey) >= maxMissing {
 		l.byKey = map[string]missingName{}
 	}
-	l.byKey[key] = missingName{time.Now().Add(last), label}
+	l.byKey[key] = missingName{time.Now().Add(ttl), label}
 }
 
 // missingKey returns the error for a key name that the store does not have. Its kind is KeyNotFound, unless the token
 // holds versions of the key that the store has lost: then it is Unavailable, because the store may get them back. The
 // token is searched once a minute for each name. If the token does not answer, the last surveys decide: keys of sources
-// must be served while the token is away, and their names come here too.
+// must be served even then, and missingKey is called for their names too.
 func (p *Provider) missingKey(ctx context.Context, op, key string) error {
 	none := claviger.E(op, claviger.KeyNotFound, key, nil)
 	if p.searches.slots == nil { // in a command, which lists unknown objects itself
@@ -82,7 +82,7 @@ func (p *Provider) errorIfLost(ctx context.Context, op, key string) error {
 	return nil
 }
 
-// lostVersion looks on the token for a version of a key that the store has lost. It tries the labels in seen, and the
+// lostVersion searches the token for a version of a key that the store has lost. It tries the labels in seen, and the
 // number that the store would give next: a key that was made after the store was copied has that number. It returns ""
 // if there is none. A label that comes with an error is of a version that the token holds.
 func (p *Provider) lostVersion(ctx context.Context, key string, next int, seen []string) (label string, err error) {

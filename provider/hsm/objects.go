@@ -114,19 +114,19 @@ func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
 // version's number alone does not prove that, because another copy of the store may have given the same number.
 const settingDestroyed = "hsm.destroyed."
 
-// noteDestroyed records that the store has destroyed the object with that label.
-func noteDestroyed(ctx context.Context, s metastore.Settings, object, label string) error {
-	note, err := destroyedNote(ctx, s, label)
+// recordDestroyed records that the store has destroyed the object with that label.
+func recordDestroyed(ctx context.Context, s metastore.Settings, object, label string) error {
+	record, err := destroyedRecord(ctx, s, label)
 	if err != nil {
 		return err
 	}
-	return s.SetSetting(ctx, settingDestroyed+object, note)
+	return s.SetSetting(ctx, settingDestroyed+object, record)
 }
 
-// destroyedNote returns the value of settingDestroyed for an object with that label. Once an operator has decided
+// destroyedRecord returns the value of settingDestroyed for an object with that label. Once an operator has decided
 // between two copies of the store (see AcceptCopy), earlier values no longer count: the other copy may have used the
 // object.
-func destroyedNote(ctx context.Context, s metastore.Settings, label string) (string, error) {
+func destroyedRecord(ctx context.Context, s metastore.Settings, label string) (string, error) {
 	accepted, _, err := s.Setting(ctx, settingAccepted)
 	if accepted != "" {
 		label += " " + accepted
@@ -148,7 +148,7 @@ type records struct {
 	live, shelved, aside map[string]bool
 	begun                map[string]string // Op of the interrupted step that has the object
 	// kept has the version names of deleted keys. journal returns the version names in the journal; it reads them
-	// once. An object with such a name is no orphan, whatever its CKA_ID is.
+	// once. An object with such a name is not an orphan, whatever its CKA_ID is.
 	kept    map[string]bool
 	journal func() (map[string]bool, error)
 }
@@ -216,12 +216,12 @@ func (p *Provider) markUnreferenced(ctx context.Context, k pkcs11.KeyInfo, o Obj
 	if journal, err := r.journal(); err != nil || journal[o.Label] {
 		return Unknown, err
 	}
-	note, err := destroyedNote(ctx, p.store, o.Label)
+	record, err := destroyedRecord(ctx, p.store, o.Label)
 	if err != nil {
 		return "", err
 	}
-	is, _, err := p.store.Setting(ctx, settingDestroyed+o.ID)
-	if err != nil || is != note {
+	stored, _, err := p.store.Setting(ctx, settingDestroyed+o.ID)
+	if err != nil || stored != record {
 		return Unknown, err
 	}
 	return Orphan, nil

@@ -146,7 +146,7 @@ func TestMarks(t *testing.T) {
 	}
 	wantMarks(t, p, all)
 	young, err := p.Prunable(t.Context(), time.Hour)
-	if err != nil || len(young.Orphans) != 0 || len(young.Young) != 1 || len(young.Unknown) != 4 {
+	if err != nil || len(young.Orphans) != 0 || len(young.Recent) != 1 || len(young.Unknown) != 4 {
 		t.Errorf("young: %+v, %v", young, err)
 	}
 	list, err := p.Prunable(t.Context(), 0)
@@ -171,8 +171,8 @@ func TestMarks(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestNameOfADeletedKey: an object with the version name of a deleted key is no orphan, even if this store has had that
-// object destroyed.
+// TestNameOfADeletedKey: an object with the version name of a deleted key is not an orphan, even if this store has had
+// that object destroyed.
 func TestNameOfADeletedKey(t *testing.T) {
 	b := newSite(t)
 	b.soft = "true"
@@ -222,7 +222,7 @@ func TestOrphanAge(t *testing.T) {
 	p := b.mustOpen(t)
 	for age, want := range map[time.Duration]int{72 * time.Hour: 0, 24 * time.Hour: 1} {
 		if list, err := p.Prunable(t.Context(), age); err != nil || len(list.Orphans) != want ||
-			len(list.Young) != 1-want {
+			len(list.Recent) != 1-want {
 			t.Errorf("older than %v: %+v, %v", age, list, err)
 		}
 	}

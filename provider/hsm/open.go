@@ -52,7 +52,7 @@ type token interface {
 	OnReset(func())
 	OnCall(func(pkcs11.Call))
 	OnFunction(func(pkcs11.Function))
-	Sessions() (used, most int)
+	Sessions() (used, limit int)
 	Close() error
 }
 
@@ -161,7 +161,7 @@ func (a Access) Changes() bool { return a.makesKeys() || a == Repair || a == Reb
 // Exclusive reports whether no node may serve meanwhile.
 func (a Access) Exclusive() bool { return a == Rebind || a == Destroy }
 
-// toleratesMisfit reports whether a store and a token that do not fit together are no error.
+// toleratesMisfit reports whether a store and a token that do not fit together are not an error.
 func (a Access) toleratesMisfit() bool { return a == Inspect || a.repairs() }
 
 // makesKeys reports whether the access may make keys.
@@ -194,7 +194,7 @@ func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provid
 	if err != nil {
 		return nil, err
 	}
-	most, err := searchLimit(env)
+	searches, err := searchLimit(env)
 	if err != nil {
 		return nil, err
 	}
@@ -206,7 +206,7 @@ func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provid
 		log.Warn(w)
 	}
 	cfg.Log, cfg.Wrap = log, o.Wrap
-	opener := opener{Options: o, cfg: cfg, uri: uri, confDir: env.ConfDir, soft: soft, searches: most, log: log}
+	opener := opener{Options: o, cfg: cfg, uri: uri, confDir: env.ConfDir, soft: soft, searches: searches, log: log}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	if o.Patience > 0 {
@@ -362,7 +362,7 @@ func (p *Provider) OnCall(f func(pkcs11.Call)) { p.tok.OnCall(f) }
 func (p *Provider) OnFunction(f func(pkcs11.Function)) { p.tok.OnFunction(f) }
 
 // Sessions returns how many sessions of the HSM are in use, and how many there may be.
-func (p *Provider) Sessions() (used, most int) { return p.tok.Sessions() }
+func (p *Provider) Sessions() (used, limit int) { return p.tok.Sessions() }
 
 // closeTimeout bounds the time that Close takes to write to the token.
 const closeTimeout = 5 * time.Second

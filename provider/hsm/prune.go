@@ -66,7 +66,7 @@ func (p *Provider) recordSince(ctx context.Context, orphans []Object) ([]Object,
 // Prunable lists what a prune would destroy, and what it would keep.
 type Prunable struct {
 	Orphans []Object `json:"orphans"` // to be destroyed, by label
-	Young   []Object `json:"young"`   // orphans that are kept because they are too young
+	Recent  []Object `json:"young"`   // orphans that are kept because they were found too recently
 	Unknown []Object `json:"unknown"` // always kept: the store does not know them
 	// Digest identifies Orphans: it changes if any of them changes.
 	Digest string `json:"digest"`
@@ -74,7 +74,7 @@ type Prunable struct {
 
 // Prunable lists the objects to which nothing refers. Those that are older than the given age can be destroyed.
 func (p *Provider) Prunable(ctx context.Context, older time.Duration) (Prunable, error) {
-	r := Prunable{Orphans: []Object{}, Young: []Object{}, Unknown: []Object{}}
+	r := Prunable{Orphans: []Object{}, Recent: []Object{}, Unknown: []Object{}}
 	objects, err := p.Objects(ctx)
 	if err != nil {
 		return r, err
@@ -93,12 +93,12 @@ func (p *Provider) Prunable(ctx context.Context, older time.Duration) (Prunable,
 	}
 	for _, o := range orphans {
 		if time.Since(*o.Since) < older {
-			r.Young = append(r.Young, o)
+			r.Recent = append(r.Recent, o)
 		} else {
 			r.Orphans = append(r.Orphans, o)
 		}
 	}
-	for _, list := range [][]Object{r.Orphans, r.Young, r.Unknown} {
+	for _, list := range [][]Object{r.Orphans, r.Recent, r.Unknown} {
 		slices.SortFunc(list, func(a, b Object) int { return strings.Compare(a.Label+a.ID, b.Label+b.ID) })
 	}
 	h := sha256.New()

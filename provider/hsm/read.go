@@ -38,7 +38,7 @@ func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []b
 }
 
 func (p *Provider) encrypt(ctx context.Context, op string, e *entry, blocks []byte) error {
-	if len(e.check) == 0 { // without a check value, the token would have to be believed
+	if len(e.check) == 0 { // without a check value, nothing could verify the token's result
 		return p.refuse(e, nil)
 	}
 	epoch := p.epoch.Load() + 1

@@ -55,7 +55,7 @@ func (p *Provider) sampleKeys(ctx context.Context, scope sampleScope) ([]*metast
 	f.mu.Lock()
 	names, age := slices.Clone(f.watchNames), time.Since(f.namesRead)
 	f.mu.Unlock()
-	if scope == fewKeys && age < 2*watchPause && len(names) >= manyNames {
+	if scope == randomKeys && age < 2*watchPause && len(names) >= manyNames {
 		keys, err := p.store.Get(ctx, p.sampleNames(names, scope)...)
 		if err != nil || slices.ContainsFunc(keys, func(k *metastore.Key) bool { return k != nil }) {
 			return keys, err
@@ -74,7 +74,7 @@ func (p *Provider) sampleKeys(ctx context.Context, scope sampleScope) ([]*metast
 // sampleNames returns a few of the names: for the server's periodic check the next names in turn and those that have
 // lost a version, otherwise random names.
 func (p *Provider) sampleNames(names []string, scope sampleScope) []string {
-	if scope == fewKeys {
+	if scope == randomKeys {
 		// nolint:gosec // a sample, no secret
 		rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 		return names[:min(stepSample, len(names))]

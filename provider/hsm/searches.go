@@ -30,9 +30,9 @@ const (
 // errSearches says that a search was not made because there were too many.
 var errSearches = errors.New("the token was searched as often as " + PropertyMaxSearches + " allows")
 
-// searches limits the searches of the token for names that the store does not know. Clients choose the names, and there
-// is no end of names that never existed. In a minute a caller gets no more searches than remain for all other callers:
-// a single caller gets half of them, a second caller a quarter, and so on.
+// searches limits the searches of the token for names that the store does not know. Clients choose the names, and may
+// send any number of names that never existed. In a minute a caller gets no more searches than remain for all other
+// callers: a single caller gets half of them, a second caller a quarter, and so on.
 type searches struct {
 	max   int
 	slots *shares.Shares // nil in a command, because it makes no searches for clients
@@ -102,7 +102,7 @@ func (p *Provider) acquireSearchSlot(ctx context.Context, key string) (*searchSl
 			t.searches.lastFull = time.Now()
 			t.searches.mu.Unlock()
 		}
-		return nil, claviger.E("hsm.turn", claviger.Unavailable, key, err)
+		return nil, claviger.E("hsm.search", claviger.Unavailable, key, err)
 	}
 	return t, nil
 }
@@ -119,7 +119,7 @@ func (t *searchSlot) release() { t.searches.slots.Release(t.caller, 1) }
 
 // SearchFigures counts the searches of the token for names that the store does not know.
 type SearchFigures struct {
-	Used, Most    int   // searches in this minute, and the limit
+	Used, Limit   int   // searches in this minute, and how many are allowed
 	BusiestCaller int   // searches of the caller with the most, in this minute
 	Refused       int64 // since the start
 }
@@ -129,7 +129,7 @@ func (p *Provider) Searches() SearchFigures {
 	s := &p.searches
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f := SearchFigures{Most: s.max, Refused: s.refused}
+	f := SearchFigures{Limit: s.max, Refused: s.refused}
 	if time.Since(s.windowStart) < searchWindow {
 		f.Used = s.total
 		for _, n := range s.byCaller {
@@ -152,5 +152,5 @@ func (p *Provider) CheckSearches(context.Context) error {
 	return fmt.Errorf("the token is not searched for names that the metastore does not know: %d of %d searches a "+
 		"minute (property %s) were made, %d of them for one user; names that the last survey did not find are "+
 		"answered with \"not found\"",
-		f.Used, f.Most, PropertyMaxSearches, f.BusiestCaller)
+		f.Used, f.Limit, PropertyMaxSearches, f.BusiestCaller)
 }

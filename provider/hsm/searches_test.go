@@ -92,7 +92,7 @@ func TestSearchesAreLimited(t *testing.T) {
 		flood(user, "name", 8)
 	}
 	f := p.Searches()
-	if f.Most != 16 || f.Used > 16 || f.Used < 15 || f.BusiestCaller > 8 || f.Refused < 3000 {
+	if f.Limit != 16 || f.Used > 16 || f.Used < 15 || f.BusiestCaller > 8 || f.Refused < 3000 {
 		t.Errorf("statistics: %+v", f)
 	}
 	if err := p.CheckSearches(t.Context()); err == nil || !strings.Contains(err.Error(), hsm.PropertyMaxSearches) {

@@ -289,7 +289,7 @@ func (p *Provider) destroyObjects(ctx context.Context, i metastore.Intent) error
 		if err != nil {
 			return err
 		}
-		if err := noteDestroyed(ctx, p.store, ref.Object, name); err != nil {
+		if err := recordDestroyed(ctx, p.store, ref.Object, name); err != nil {
 			return err
 		}
 		if err := p.tok.Destroy(ctx, raw, name); err != nil {
@@ -333,7 +333,7 @@ func EndSteps(ctx context.Context, s metastore.Store) error {
 func endStoredStep(ctx context.Context, s metastore.Store, i metastore.Intent) error {
 	if i.Op == opDelete {
 		for _, ref := range i.Refs {
-			if err := noteDestroyed(ctx, s, ref.Object, claviger.VersionName(i.Key, ref.ID)); err != nil {
+			if err := recordDestroyed(ctx, s, ref.Object, claviger.VersionName(i.Key, ref.ID)); err != nil {
 				return err
 			}
 		}

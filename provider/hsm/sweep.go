@@ -203,7 +203,7 @@ func (p *Provider) holdsStep(ctx context.Context, i metastore.Intent) (bool, err
 // orphan.
 func (p *Provider) noteStep(ctx context.Context, i metastore.Intent) error {
 	for _, ref := range i.Refs {
-		if err := noteDestroyed(ctx, p.store, ref.Object, claviger.VersionName(i.Key, ref.ID)); err != nil {
+		if err := recordDestroyed(ctx, p.store, ref.Object, claviger.VersionName(i.Key, ref.ID)); err != nil {
 			return err
 		}
 	}

@@ -104,7 +104,7 @@ func cureLostStore(confDir string, bound bool) string {
 }
 
 // surveyState is the result of the last survey: the objects on the token to which the store does not refer. A survey of
-// a whole token takes long. So it is made at the start, in the background, and after the token was away.
+// a whole token takes long. So it is made at the start, in the background, and when the token answers again.
 type surveyState struct {
 	mu       sync.Mutex
 	unknown  map[string]Object // by CKA_ID
@@ -286,7 +286,7 @@ func (p *Provider) CheckUnknown(context.Context) error {
 	return claviger.Errorf("hsm.CheckUnknown", claviger.Unavailable, "",
 		"token %s holds %d keys of claviger that metastore %s does not know: %s; the metastore is older than the "+
 			"token, or the keys belong to another metastore; requests for them are answered with 503; restore the "+
-			"newest metastore, or look at claviger hsm adopt",
+			"newest metastore, or see claviger hsm adopt",
 		tokenName(p.tok.Info()), len(labels), p.store.URI(), summarize(labels))
 }
 
@@ -426,12 +426,12 @@ func (p *Provider) missingInStore(ctx context.Context, op, version string, err e
 		return p.lostVersionError(ctx, op, version, err)
 	case known:
 		return claviger.Errorf(op, claviger.Unavailable, version, "the metastore does not know the version, and the "+
-			"token, which may hold it, cannot be asked: %w", ferr)
+			"token, which may hold it, could not be searched: %w", ferr)
 	}
 	return err // most likely a version of a source; the sources are tried next
 }
 
-// searchToken looks for a version's label on the token. Only a few searches run at a time.
+// searchToken searches the token for a version's label. Only a few searches run at a time.
 func (p *Provider) searchToken(ctx context.Context, key, version string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, searchWait)
 	defer cancel()

@@ -57,8 +57,8 @@ func (p *Provider) judge(e *entry, epoch uint64, err error) error {
 	return err
 }
 
-// refuse records that the token has another key than a version's, with the check value got, and returns the error. It
-// is of kind Unavailable, because the HSM of another node may hold the right key.
+// refuse records that the token holds another key under a version's name, with the check value got, and returns the
+// error. The error is of kind Unavailable, because the HSM of another node may hold the right key.
 func (p *Provider) refuse(e *entry, got []byte) error {
 	e.verified.Store(0)
 	p.refused.Store(e.name, struct{}{})

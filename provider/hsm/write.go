@@ -47,9 +47,9 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 	return p.RollIf(ctx, key, material, provider.AllowAll)
 }
 
-// RollIf is Roll if may returns nil.
+// RollIf is Roll, but only if allow returns nil.
 func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes,
-	may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
+	allow func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	const op = "hsm.Roll"
 	if err := refuseMaterial(op, key, material); err != nil {
 		return claviger.KeyVersion{}, err
@@ -62,7 +62,7 @@ func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes
 	if k == nil {
 		return claviger.KeyVersion{}, p.missingKey(ctx, op, key)
 	}
-	if err := may(sharedMetadata(&k.Metadata)); err != nil {
+	if err := allow(sharedMetadata(&k.Metadata)); err != nil {
 		return claviger.KeyVersion{}, err
 	}
 	if err := p.mayMake(ctx); err != nil {
@@ -95,8 +95,8 @@ func (p *Provider) Delete(ctx context.Context, key string) error {
 	return p.DeleteIf(ctx, key, provider.AllowAll)
 }
 
-// DeleteIf is Delete if may returns nil.
-func (p *Provider) DeleteIf(ctx context.Context, key string, may func(*claviger.Metadata) error) error {
+// DeleteIf is Delete, but only if allow returns nil.
+func (p *Provider) DeleteIf(ctx context.Context, key string, allow func(*claviger.Metadata) error) error {
 	const op = "hsm.Delete"
 	ctx, unlock, k, err := p.lockKey(ctx, op, key)
 	if err != nil {
@@ -104,7 +104,7 @@ func (p *Provider) DeleteIf(ctx context.Context, key string, may func(*claviger.
 	}
 	defer unlock()
 	if k != nil {
-		if err := may(sharedMetadata(&k.Metadata)); err != nil {
+		if err := allow(sharedMetadata(&k.Metadata)); err != nil {
 			return err
 		}
 	}
