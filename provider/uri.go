@@ -93,7 +93,7 @@ func isScheme(uri, want string) bool {
 }
 
 // looksLikePort reports whether the text behind a ':' begins with a port, as in "h2:9600/kms". Such a text in a list is
-// a host behind a comma, and no URI.
+// a host behind a comma, and not a URI.
 func looksLikePort(rest string) bool {
 	port, _, _ := strings.Cut(rest, "/")
 	_, err := strconv.ParseUint(port, 10, 16)

@@ -10,7 +10,7 @@ import (
 	"claviger/keystore"
 )
 
-// contentError is the error of a keystore file that was read, but has a wrong content. Its text is for the operator.
+// contentError is the error of a keystore file that was read, but has wrong content. Its text is for the operator.
 type contentError struct {
 	path string
 	err  error
@@ -33,8 +33,8 @@ func (e *contentError) Error() string {
 
 func (e *contentError) Unwrap() error { return e.err }
 
-// corrupt reports whether the file cannot be parsed. Hadoop, too, reports such a file as damaged, and not the password
-// as wrong.
+// corrupt reports whether the file cannot be parsed. Hadoop too reports then that the file is damaged, and not that the
+// password is wrong.
 func (e *contentError) corrupt() bool {
 	var format *keystore.FormatError
 	return errors.As(e.err, &format)

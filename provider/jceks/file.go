@@ -144,10 +144,10 @@ func (f *file) load() (*keystore.JCEKS, identity, error) {
 		if errOld != nil {
 			return nil, identity{}, fmt.Errorf("%w; the old state cannot be used either: %w", err, errOld)
 		}
-		parked := f.stamped("_CORRUPTED_")
+		damaged := f.stamped("_CORRUPTED_")
 		f.log.Warn("keystore is damaged; the state before the last write is used", "file", f.path, "reason", err,
-			"parked", parked)
-		if err := f.rename(f.path, parked); err != nil {
+			"renamedTo", damaged)
+		if err := f.rename(f.path, damaged); err != nil {
 			return nil, identity{}, err
 		}
 		if err := f.rename(oldPath, f.path); err != nil {

@@ -290,7 +290,7 @@ func (p *Provider) encrypt(ctx context.Context, name string, only *claviger.KeyV
 		return claviger.E(op, claviger.VersionNotFound, name, nil)
 	}
 	if o.block == nil {
-		return claviger.Errorf(op, claviger.Internal, name, "material of %d bytes is no AES key", len(o.material))
+		return claviger.Errorf(op, claviger.Internal, name, "material of %d bytes is not an AES key", len(o.material))
 	}
 	if len(blocks)%aes.BlockSize != 0 {
 		return claviger.Errorf(op, claviger.Internal, name, "%d bytes are not whole blocks", len(blocks))

@@ -31,7 +31,7 @@ func newState(store *keystore.JCEKS, id identity, before *state) *state {
 	for _, alias := range aliases {
 		e := store.Entry(alias)
 		if e.Kind != keystore.SecretKeyEntry {
-			continue // not ours; the store keeps it
+			continue // not an entry of Hadoop; the store keeps it
 		}
 		var s *slot
 		if before != nil {
@@ -75,7 +75,7 @@ type slot struct {
 type opened struct {
 	meta     *metadata
 	material secret.Bytes
-	block    cipher.Block // nil if the material is no AES key
+	block    cipher.Block // nil if the material is not an AES key
 	err      error
 }
 
@@ -138,7 +138,7 @@ func (st *state) keys(password secret.Bytes) []string {
 	return names
 }
 
-// foreign returns the first aliases of entries that are no secret keys.
+// foreign returns the first aliases of entries that are not secret keys.
 func (st *state) foreign() []string {
 	const limit = 10
 	var aliases []string

@@ -75,8 +75,8 @@ func (d *keyDoc) find(version string) (versionRef, bool) {
 
 // checkName fails if a Key Trustee Server cannot store a key of that name. The label of a version is the longest label.
 func checkName(name string) error {
-	if most := trustee.MaxLabel - len(versionPrefix) - len("@") - idLength; len(name) > most {
-		return fmt.Errorf("a key's name has at most %d bytes at a Key Trustee Server, not %d", most, len(name))
+	if limit := trustee.MaxLabel - len(versionPrefix) - len("@") - idLength; len(name) > limit {
+		return fmt.Errorf("a key's name has at most %d bytes at a Key Trustee Server, not %d", limit, len(name))
 	}
 	if !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
 		return fmt.Errorf("a key's name must be UTF-8 without NUL")

@@ -140,7 +140,7 @@ func (p *Provider) Check(ctx context.Context) error {
 	if err := p.ready(ctx, op, ""); err != nil {
 		return err
 	}
-	// ErrUnsure is no failure: the server does not know whether it lacks deposits, but serves those that it has.
+	// ErrUnsure is not a failure: the server does not know whether it lacks deposits, but serves those that it has.
 	if _, err := p.cfg.Box.List(ctx, keyPrefix, false, "", 1); err != nil && !errors.Is(err, trustee.ErrUnsure) {
 		return boxError(op, "", err)
 	}

@@ -347,7 +347,7 @@ func TestOlderBackupAfterAClockAhead(t *testing.T) {
 	}
 	future := time.Now().AddDate(4, 0, 0).UTC().Truncate(time.Second)
 	setTime(t, file, future) // of the change of "other"
-	// Another host with a right clock changes the key: that is no older backup.
+	// Another host with a right clock changes the key: that is not an older backup.
 	if _, err := q.Roll(ctx, "other", nil); err != nil {
 		t.Fatal(err)
 	}

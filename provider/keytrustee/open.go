@@ -161,7 +161,7 @@ func materialLife(env provider.Env) (time.Duration, error) {
 }
 
 // load reads the folder: identity, servers and registration. It makes what the folder lacks. If the folder is complete,
-// a server that does not answer is no error.
+// a server that does not answer is not an error.
 func (o *opening) load(ctx context.Context) error {
 	folder, err := trustee.LoadFolder(o.path)
 	switch {

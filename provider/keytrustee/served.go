@@ -73,7 +73,7 @@ func markServed(f *trustee.Folder, now time.Time, log *slog.Logger) {
 func readServed(file string) (*served, error) {
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // a missing mark is no error
+		return nil, nil // a missing mark is not an error
 	}
 	if err != nil {
 		return nil, err
@@ -108,7 +108,7 @@ var privateKeys = []string{trustee.PrivateRing, trustee.PrivateRing + "~", trust
 // MayBeOriginal returns the reason why a .keytrustee folder may not be a copy, but a KMS's only folder, with the only
 // private key that opens its deposits. It returns "" if the folder has no private key. Nothing in a folder proves that
 // it is a copy: Cloudera's KMS, older versions of claviger, and a KMS that cannot write there leave no mark. An error
-// means that the folder is certainly no copy, or could not be read.
+// means that the folder is certainly not a copy, or could not be read.
 func MayBeOriginal(dir string) (string, error) {
 	o, running, err := owner.Of(filepath.Join(dir, LockFile))
 	if err != nil {
@@ -130,7 +130,7 @@ func MayBeOriginal(dir string) (string, error) {
 			return "", err
 		case s == nil:
 		case s.Folder == mark:
-			return "", fmt.Errorf("%s is no copy: a Key Trustee KMS was started from it at %s, and its private key "+
+			return "", fmt.Errorf("%s is not a copy: a Key Trustee KMS was started from it at %s, and its private key "+
 				"may be the only one that opens the deposits. Nothing was changed. "+
 				"If that KMS is retired for good and you have a backup of the folder, remove %s and %s and try again",
 				dir, s.Started.UTC().Format(time.RFC3339), filepath.Join(dir, ServedFile), besideFolder(dir))

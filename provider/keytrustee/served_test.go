@@ -98,7 +98,7 @@ func TestFolderTakenAway(t *testing.T) {
 				return err
 			}
 			return os.WriteFile(ring, []byte("random"), 0o600)
-		}, "is no OpenPGP key ring"},
+		}, "is not an OpenPGP key ring"},
 	} {
 		must(t, os.Rename(f.dir, f.away))
 		must(t, c.do())
@@ -205,7 +205,7 @@ func TestMayBeOriginal(t *testing.T) {
 	if err := s.must(dir).Close(); err != nil {
 		t.Fatal(err)
 	}
-	want("after its end", dir, "is no copy: a Key Trustee KMS was started from it at 20", "")
+	want("after its end", dir, "is not a copy: a Key Trustee KMS was started from it at 20", "")
 	if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +219,7 @@ func TestMayBeOriginal(t *testing.T) {
 	if err := s.must(dir).Close(); err != nil {
 		t.Fatal(err)
 	}
-	want("restored and started", dir, "is no copy", "")
+	want("restored and started", dir, "is not a copy", "")
 
 	before, err := os.ReadDir(copied)
 	if err != nil {

@@ -27,7 +27,7 @@ type WriteResult struct {
 }
 
 // recordingBox is a Box that records the result of the last change, because a Key Trustee Server with a full disk still
-// answers reads. It ignores errors of a single key, and calls that were soon cancelled by their caller.
+// answers reads. It ignores errors of a single key, and calls that their caller cancelled within slowChange.
 type recordingBox struct {
 	trustee.Box
 

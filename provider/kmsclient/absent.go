@@ -9,7 +9,7 @@ import (
 
 // Hadoop's KMS answers {} or [ ] for an absent key or version. A Ranger KMS also has other answers, depending on its
 // release and on the request: 200 with an empty body, 404 with { }, 500 with a Java exception. A KMS also sends such
-// answers when something is broken: a keystore entry that is no Hadoop key, a balancer, a full disk. So such an answer
+// answers when something is broken: a keystore entry that is not Hadoop's, a balancer, a full disk. So such an answer
 // alone never means that the key is absent. The client then sends another request, whose answer is clear.
 
 // unexpectedAnswer reports whether err is about an answer that is neither valid nor a refusal.

@@ -10,7 +10,7 @@ import (
 	"claviger/kmswire"
 )
 
-// Operations that Key Trustee KMS and claviger have and Hadoop's KMS lacks. Provider is no provider.SoftDeleter on
+// Operations that Key Trustee KMS and claviger have and Hadoop's KMS lacks. Provider is not a provider.SoftDeleter on
 // purpose: a KMS in front of another KMS must not forward a purge under its own name.
 const (
 	opDeleted  = "kmsclient.DeletedKeys"

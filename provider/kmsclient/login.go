@@ -136,8 +136,8 @@ func deniedLogin(r request, err error) *failure {
 		untouched: true, final: true}
 }
 
-// notAKMS returns the failure of a login whose status no working KMS sends: the host is no KMS, the KMS is starting, or
-// a balancer has no KMS behind it.
+// notAKMS returns the failure of a login whose status no working KMS sends: the host is not a KMS, the KMS is starting,
+// or a balancer has no KMS behind it.
 func notAKMS(h *host, resp *http.Response) *failure {
 	text, _ := readAll(resp.Body, maxErrorBody)
 	err := refusedScheme(h, resp, text)
@@ -253,7 +253,7 @@ func (p *Provider) sendToken(ctx context.Context, h *host, r request, token []by
 	}
 	var err error
 	if a.token, err = base64.StdEncoding.DecodeString(text); err != nil {
-		return a, deniedKerberos(h, r, "the token of the KMS is no base64: %w", err)
+		return a, deniedKerberos(h, r, "the token of the KMS is not base64: %w", err)
 	}
 	return a, nil
 }

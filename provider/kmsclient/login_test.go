@@ -81,7 +81,7 @@ func TestKerberosLogin(t *testing.T) {
 		"no proof":            {accepted(), nil, claviger.Denied, "no token that proves"},
 		"a wrong proof":       {accepted(token("x")), nil, claviger.Denied, "did not prove"},
 		"an unfinished proof": {accepted(token("more")), nil, claviger.Denied, "before it proved"},
-		"no base64":           {answered(200, "Negotiate ***"), nil, claviger.Denied, "no base64"},
+		"no base64":           {answered(200, "Negotiate ***"), nil, claviger.Denied, "not base64"},
 		"a long token": {answered(200, token(strings.Repeat("x", 50_000))), nil, claviger.Unavailable,
 			"headers exceeded 65536 bytes"},
 		"no cookie": {answered(200, token("proof")), nil, claviger.Denied, "no hadoop.auth cookie"},

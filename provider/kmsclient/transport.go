@@ -167,7 +167,7 @@ func (c *call) record(h *host, f *failure, first bool) {
 	if f.answered {
 		c.answer = f.err
 	}
-	_ = errors.As(f.err, &c.login) // login stays as it is if f is no failure of a login
+	_ = errors.As(f.err, &c.login) // login stays as it is if f is not a failure of a login
 	c.tried = append(c.tried, h.base)
 	if first {
 		c.failed = append(c.failed, fmt.Sprintf("%s: %v", h.base, f.err))

@@ -95,7 +95,7 @@ func (p *Provider) Delete(ctx context.Context, key string) error {
 const invalidateTimeout = 5 * time.Second
 
 // invalidate makes each host drop the key from its caches, as Hadoop's client does after a rollover and a deletion. A
-// host that cannot be reached is no error, because the key has been changed, and the host's caches expire.
+// host that cannot be reached is not an error, because the key has been changed, and the host's caches expire.
 func (p *Provider) invalidate(ctx context.Context, key string) {
 	if len(p.hosts) == 1 {
 		return // the host that changed the key has updated its caches

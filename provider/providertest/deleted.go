@@ -16,7 +16,7 @@ func softDeleter(t *testing.T, p provider.Provider) provider.SoftDeleter {
 	t.Helper()
 	soft, ok := p.(provider.SoftDeleter)
 	if !ok {
-		t.Fatal("the suite is set to SoftDeletes, but the provider is no SoftDeleter")
+		t.Fatal("the suite is set to SoftDeletes, but the provider is not a SoftDeleter")
 	}
 	return soft
 }

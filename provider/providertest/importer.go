@@ -27,7 +27,7 @@ func imported(name string) claviger.Metadata {
 func testImport(t *testing.T, s Suite) {
 	t.Run("Kept", func(t *testing.T) { testImportKept(t, s) })
 	t.Run("Refuses", func(t *testing.T) { testImportRefuses(t, s) })
-	t.Run("BrokenOff", func(t *testing.T) { testImportInterrupted(t, s) })
+	t.Run("Interrupted", func(t *testing.T) { testImportInterrupted(t, s) })
 	t.Run("Parallel", func(t *testing.T) { testImportParallel(t, s) })
 }
 

@@ -122,7 +122,7 @@ func create(t *testing.T, p provider.Provider, s provider.Spec) claviger.KeyVers
 	if err != nil {
 		t.Fatalf("Create(%q): %v", s.Name, err)
 	}
-	// Keep a shared backing small. Errors are no failure: the test may have deleted the key, or closed the provider.
+	// Keep a shared backing small. Errors are not failures: the test may have deleted the key, or closed the provider.
 	t.Cleanup(func() {
 		_ = p.Delete(context.Background(), s.Name)
 		if soft, ok := p.(provider.SoftDeleter); ok {
