@@ -310,7 +310,7 @@ func (s *Service) creator(create location.Creator) location.Creator {
 				return err
 			}
 		}
-		return location.MakeNone(ctx, uri)
+		return location.RefuseCreation(ctx, uri)
 	}
 }
 

@@ -31,15 +31,15 @@ type Clocks struct {
 	Ahead time.Duration
 }
 
-// Compare returns the result of reading the store's clock, which showed the time there. This process's clock showed
-// sent before the query, and received after its answer.
-func Compare(sent, there, received time.Time, clockOwner string) Clocks {
-	c := Clocks{Local: received, Store: there, ClockOwner: clockOwner}
+// Compare returns the result of reading the store's clock, which showed storeTime. This process's clock showed sent
+// before the query, and received after its answer.
+func Compare(sent, storeTime, received time.Time, clockOwner string) Clocks {
+	c := Clocks{Local: received, Store: storeTime, ClockOwner: clockOwner}
 	switch {
-	case there.Before(sent):
-		c.Ahead = sent.Sub(there)
-	case there.After(received):
-		c.Ahead = received.Sub(there)
+	case storeTime.Before(sent):
+		c.Ahead = sent.Sub(storeTime)
+	case storeTime.After(received):
+		c.Ahead = received.Sub(storeTime)
 	}
 	return c
 }

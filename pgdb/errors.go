@@ -93,29 +93,29 @@ func (d *DB) Fail(op, key string, err error) error {
 	if err == nil || errors.As(err, &own) {
 		return err
 	}
-	say := func(kind claviger.Kind, cure string) error {
+	fail := func(kind claviger.Kind, cure string) error {
 		return claviger.Errorf(op, kind, key, "%s %s (%s): %w%s", d.cfg.What, d.uri, d.cfg.Where, oneLine{err}, cure)
 	}
 	switch code := Code(err); {
 	case d.closed.Load():
 		return claviger.Errorf(op, claviger.Closed, key, "%s %s is closed", d.cfg.What, d.uri)
 	case errors.Is(err, errInDoubt):
-		return say(claviger.Unavailable, "; "+d.cfg.UnknownOutcome)
+		return fail(claviger.Unavailable, "; "+d.cfg.UnknownOutcome)
 	case d.conflict(err):
-		return say(claviger.Unavailable, "; other nodes changed the same rows repeatedly; nothing was changed")
+		return fail(claviger.Unavailable, "; other nodes changed the same rows repeatedly; nothing was changed")
 	case code == ReadOnly:
-		return claviger.Unreachable(say(claviger.Unavailable, "; the server accepts no writes: it is a standby (name all "+
-			"hosts in the URI), or default_transaction_read_only is on; nothing was changed"))
+		return claviger.Unreachable(fail(claviger.Unavailable, "; the server accepts no writes: it is a standby (name "+
+			"all hosts in the URI), or default_transaction_read_only is on; nothing was changed"))
 	case Unreachable(err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		err := say(claviger.Unavailable, "")
+		err := fail(claviger.Unavailable, "")
 		if wrongConfig(err) {
 			return err
 		}
 		return claviger.Unreachable(err)
 	case code == codeStatementEnded, code == codeLockTimeout:
-		return say(claviger.Unavailable, "; the server did not finish the statement in time; nothing was changed")
+		return fail(claviger.Unavailable, "; the server did not finish the statement in time; nothing was changed")
 	case code == codeDiskFull:
-		return say(claviger.Unavailable, "; the server's disk is full; nothing was changed")
+		return fail(claviger.Unavailable, "; the server's disk is full; nothing was changed")
 	case strings.HasPrefix(code, "28"):
 		if unread := passwordFile(d.cfg.URI); unread != nil {
 			return claviger.Errorf(op, claviger.Unavailable, key, "%s %s (%s): %w; no password was sent, because its "+
@@ -123,18 +123,18 @@ func (d *DB) Fail(op, key string, err error) error {
 				"0600), or name the right file with ?passfile=",
 				d.cfg.What, d.uri, d.cfg.Where, oneLine{err}, unread)
 		}
-		return say(claviger.Unavailable, "; check the role, its password file (passfile in the URI, or PGPASSFILE, "+
+		return fail(claviger.Unavailable, "; check the role, its password file (passfile in the URI, or PGPASSFILE, "+
 			"mode 0600) and the server's pg_hba.conf")
 	case code == Rights:
-		return say(claviger.Unavailable, "; the role must own the database's tables: restore with pg_restore "+
+		return fail(claviger.Unavailable, "; the role must own the database's tables: restore with pg_restore "+
 			"--no-owner --role ROLE, or ALTER TABLE ... OWNER TO ROLE")
 	case code == "3D000":
-		return say(claviger.Unavailable, "; make it with: CREATE DATABASE ... OWNER ...")
+		return fail(claviger.Unavailable, "; make it with: CREATE DATABASE ... OWNER ...")
 	case code == codeBadEncoding:
 		return claviger.Errorf(op, claviger.Invalid, key, "PostgreSQL cannot store a text that is not UTF-8, or that "+
 			"has a zero byte: %w", err)
 	}
-	return say(claviger.Internal, "")
+	return fail(claviger.Internal, "")
 }
 
 // wrongConfig reports whether an operator must correct the configuration: the host name does not exist, or the server's

@@ -196,7 +196,7 @@ func (d *DB) survey(ctx context.Context) {
 			defer cancel()
 			conn, err := pgconn.ConnectConfig(ctx, h)
 			if err != nil {
-				return // a host that does not answer is no fault here
+				return // a host that does not answer is not a fault here
 			}
 			defer func() { _ = conn.Close(ctx) }() // an error does not matter
 			s, err := queryServer(ctx, conn)

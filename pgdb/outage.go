@@ -87,29 +87,29 @@ func answered(err error) bool {
 	return Code(err) != "" || errors.As(err, &own)
 }
 
-// away returns an error if the database has been unreachable for longer than Config.RetryTimeout.
-func (d *DB) away() error {
+// checkOutage returns an error if the database has been unreachable for longer than Config.RetryTimeout.
+func (d *DB) checkOutage() error {
 	o := &d.outage
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.pinging {
 		return nil
 	}
-	return &awayError{o.since, o.err}
+	return &outageError{o.since, o.err}
 }
 
-// awayError is the error of a call that failed without an attempt to reach the database.
-type awayError struct {
+// outageError is the error of a call that failed without an attempt to reach the database.
+type outageError struct {
 	since time.Time
 	cause error
 }
 
-func (e *awayError) Error() string {
+func (e *outageError) Error() string {
 	return fmt.Sprintf("it has not been reached since %s; new attempts are made automatically: %v",
 		e.since.UTC().Format(time.RFC3339), e.cause)
 }
 
-func (e *awayError) Unwrap() error { return e.cause }
+func (e *outageError) Unwrap() error { return e.cause }
 
 // pingOnce uses its own connection, because all connections of the pool may be waiting for an answer.
 func (d *DB) pingOnce(ctx context.Context) error {

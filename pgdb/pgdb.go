@@ -287,7 +287,7 @@ func (d *DB) Read(ctx context.Context, op, key string, f func(context.Context) e
 func (d *DB) Retry(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
-	if err := d.away(); err != nil {
+	if err := d.checkOutage(); err != nil {
 		return err
 	}
 	readOnly := 0
@@ -350,7 +350,7 @@ func (d *DB) Update(ctx context.Context, op, key string, level pgx.TxIsoLevel,
 }
 
 // Try runs f in one transaction whose commit is only a probe: if the commit is not answered before
-// ctx ends, its outcome is not asked for.
+// ctx ends, Try does not find out its outcome.
 func (d *DB) Try(ctx context.Context, op string, f func(context.Context, pgx.Tx) error) error {
 	if err := d.Usable(op); err != nil {
 		return err

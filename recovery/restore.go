@@ -127,16 +127,16 @@ func (r *restoration) mayReplace(file string) error {
 		return nil
 	case r.uncompared && !r.place.Missing():
 		return claviger.Refuse("neither the current store nor a token was compared, so it is not known which keys " +
-			"the backup lacks; nothing was changed. Compare with the token (leave out --no-token), or say --lose-keys")
+			"the backup lacks; nothing was changed. Compare with the token (leave out --no-token), or use --lose-keys")
 	case len(r.Lost) > 0:
 		return claviger.Refuse("%s does not know %d versions of keys, listed above, that the store or the token "+
 			"has; data that is encrypted with them could no longer be read. Nothing was changed. Restore a newer "+
-			"backup; or say --lose-keys, and then adopt the versions that are on the token with claviger hsm adopt",
+			"backup; or use --lose-keys, and then adopt the versions that are on the token with claviger hsm adopt",
 			file, len(r.Lost))
 	case len(r.Undone) > 0:
 		return claviger.Refuse("%s undoes %d changes, listed above, that were made since it was written: a deleted "+
 			"key that comes back can be used by the users that its old ACL allows. Nothing was changed. Restore a "+
-			"newer backup; or say --lose-keys, and then delete these keys again", file, len(r.Undone))
+			"newer backup; or use --lose-keys, and then delete these keys again", file, len(r.Undone))
 	}
 	return nil
 }
@@ -159,7 +159,7 @@ func (r *restoration) keepStoreID(ctx context.Context) error {
 }
 
 // compareStore compares the copy with the current store, and copies from it the data that must not get lost. If the
-// current store cannot be read, that is no error, because it may be damaged.
+// current store cannot be read, that is not an error, because it may be damaged.
 func (r *restoration) compareStore(ctx context.Context) error {
 	if r.place.Missing() {
 		return nil
@@ -227,7 +227,7 @@ func (r *restoration) compareToken(ctx context.Context) error {
 	return nil
 }
 
-// skipLostNumbers prevents that later versions get the numbers of lost versions.
+// skipLostNumbers keeps later versions from getting the numbers of lost versions.
 func (r *restoration) skipLostNumbers(ctx context.Context) error {
 	for _, name := range r.Lost {
 		key, id, ok := cutVersion(name)

@@ -41,7 +41,7 @@ func (a *Adoption) candidateText(w io.Writer, c hsm.Candidate) {
 	if c.Known {
 		known, note = "yes", "its versions are added to the existing ones"
 		if a.Choice.ACLName != "" || a.Choice.Description != nil {
-			note += "; it keeps its attributes and its description: --acl-name and --description apply to new " +
+			note += "; the key keeps its attributes and its description: --acl-name and --description apply to new " +
 				"records only"
 		}
 	}

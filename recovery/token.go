@@ -66,7 +66,7 @@ func openToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store
 		return nil, of
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the token cannot be asked which keys it has: %w", err)
+		return nil, fmt.Errorf("claviger could not read which keys the token has: %w", err)
 	}
 	return p, nil
 }
@@ -88,7 +88,7 @@ func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.St
 	}
 	objects, err := p.Objects(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("the token cannot be asked which keys it has: %w", err)
+		return nil, fmt.Errorf("claviger could not read which keys the token has: %w", err)
 	}
 	i := p.Info()
 	t = &Token{Serial: i.Serial, Label: i.Label, Unknown: []string{}, Missing: []string{}, takenFrom: from}

@@ -100,28 +100,29 @@ func (c Config) Fail(path, op, key string, err error) error {
 		return err
 	}
 	what := c.named(path)
-	say := func(format string, args ...any) error {
+	fail := func(format string, args ...any) error {
 		return claviger.Errorf(op, claviger.Unavailable, key, "%s "+format, append([]any{what}, args...)...)
 	}
 	switch code(err) & 0xff {
 	case sqlite3.SQLITE_FULL:
-		return say("cannot grow: the disk is full, or a quota is reached (%w); nothing was changed; make room in %s",
+		return fail("cannot grow: the disk is full, or a quota is reached (%w); nothing was changed; make room in %s",
 			err, filepath.Dir(c.shown(path)))
 	case sqlite3.SQLITE_IOERR:
-		return say("cannot be used: the disk or file system failed (%w); nothing was changed; see the kernel's log",
+		return fail("cannot be used: the disk or file system failed (%w); nothing was changed; see the kernel's log",
 			err)
 	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
-		return say("is busy: another process has been writing to it for more than %v (%w); nothing was changed",
+		return fail("is busy: another process has been writing to it for more than %v (%w); nothing was changed",
 			c.Busy, err)
 	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH:
-		return say("cannot be written (%w); the file and its folder must belong to the user that the server runs as",
+		return fail("cannot be written (%w); the file and its folder must belong to the user that the server runs as",
 			err)
 	case sqlite3.SQLITE_INTERRUPT: // the driver's code for a context that ended during a call
-		return say("did not finish the call, because its context ended: %w", context.Canceled)
+		return fail("did not finish the call, because its context ended: %w", context.Canceled)
 	case sqlite3.SQLITE_NOTADB:
-		return say("is not an SQLite database, or its head is damaged (%w); name the right file, or %s", err, c.Damaged)
+		return fail("is not an SQLite database, or its head is damaged (%w); name the right file, or %s", err,
+			c.Damaged)
 	case sqlite3.SQLITE_CORRUPT:
-		return say("is damaged (%w); %s", err, c.Damaged)
+		return fail("is damaged (%w); %s", err, c.Damaged)
 	}
 	kind := claviger.Internal
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {

@@ -184,14 +184,14 @@ func Open(ctx context.Context, conf *hadoopconf.Conf, o Options) (metastore.Stor
 // ErrNone says that there is no metastore.
 var ErrNone = errors.New("there is no metastore yet")
 
-// MakeNone is the Creator that always refuses.
-func MakeNone(_ context.Context, uri string) error {
+// RefuseCreation is the Creator that always refuses.
+func RefuseCreation(_ context.Context, uri string) error {
 	return fmt.Errorf("%w at %s", ErrNone, strings.TrimPrefix(uri, "sqlite://"))
 }
 
 // OpenExisting opens the metastore for changes. If there is none, the error is ErrNone.
 func OpenExisting(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (metastore.Store, error) {
-	return Open(ctx, conf, Options{Create: MakeNone, Log: log})
+	return Open(ctx, conf, Options{Create: RefuseCreation, Log: log})
 }
 
 // OpenReadOnly opens the metastore for a command that only reads. A user who is not the server's user may run such a
@@ -202,7 +202,7 @@ func OpenReadOnly(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) 
 		return nil, err
 	}
 	if loc.Missing() {
-		return nil, loc.Wrap(MakeNone(ctx, loc.URI))
+		return nil, loc.Wrap(RefuseCreation(ctx, loc.URI))
 	}
 	var st metastore.Store
 	if loc.File != "" {

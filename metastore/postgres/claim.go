@@ -145,9 +145,9 @@ func (s *Store) Owners(ctx context.Context) (all []owner.Owner, err error) {
 
 func parseClaim(name, addr string, since time.Time) owner.Owner {
 	o := owner.Owner{What: "claviger", Host: addr, Since: since.UTC()}
-	rest, ours := strings.CutPrefix(name, claimPrefix)
+	rest, isClaim := strings.CutPrefix(name, claimPrefix)
 	pid, what, ok := strings.Cut(rest, " ")
-	if !ours || !ok {
+	if !isClaim || !ok {
 		return o
 	}
 	o.PID, _ = strconv.Atoi(pid) // 0 if it is not a number

@@ -13,13 +13,13 @@ const clockMillis = `(extract(epoch FROM clock_timestamp()) * 1000)::bigint`
 // Clocks compares this host's clock with the database server's.
 func (s *Store) Clocks(ctx context.Context) (c metastore.Clocks, err error) {
 	err = s.db.Read(ctx, "metastore/postgres.Clocks", "", func(ctx context.Context) error {
-		var there int64
-		asked := time.Now()
-		if err := s.db.Pool().QueryRow(ctx, `SELECT `+clockMillis).Scan(&there); err != nil {
+		var storeTime int64
+		sent := time.Now()
+		if err := s.db.Pool().QueryRow(ctx, `SELECT `+clockMillis).Scan(&storeTime); err != nil {
 			return err
 		}
 		// Both times need the same precision, and the store's clock has milliseconds.
-		c = metastore.Compare(asked.Truncate(time.Millisecond), fromMillis(there), time.Now(), "PostgreSQL's")
+		c = metastore.Compare(sent.Truncate(time.Millisecond), fromMillis(storeTime), time.Now(), "PostgreSQL's")
 		return nil
 	})
 	return c, err

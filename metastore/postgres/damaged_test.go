@@ -11,8 +11,8 @@ import (
 	"claviger/metastore/postgres"
 )
 
-// TestDamagedAttributes checks that attributes which are no texts are an error, and that the error gives the connection
-// back to the pool.
+// TestDamagedAttributes checks that attributes which are not texts are an error, and that the error gives the
+// connection back to the pool.
 func TestDamagedAttributes(t *testing.T) {
 	uri := emptyStore(t)
 	s := openConfig(t, postgres.Config{URI: uri})

@@ -192,7 +192,7 @@ func (h *history) isNew(m changeRecord) bool {
 // another one than before: a standby that was promoted, and that lacks the newest changes.
 func (s *Store) connected(ctx context.Context, conn *pgx.Conn) error {
 	missing, err := s.compare(ctx, conn)
-	for _, m := range missing { // tells the other nodes at once; after an error, catchUp does it
+	for _, m := range missing { // reports them to the other nodes at once; after an error, catchUp does it
 		_, _ = conn.Exec(ctx, insertLost, pgx.QueryExecModeExec, m.ID, m.Seq, m.Key, m.At, millis(now()), m.Change,
 			settingAccepted)
 	}
@@ -249,7 +249,7 @@ func (s *Store) compare(ctx context.Context, q rowQuerier) (missing []changeReco
 	return missing, nil
 }
 
-// insertLost tells the other nodes about a change that is missing, unless an operator has given it up meanwhile.
+// insertLost reports a missing change to the other nodes, unless an operator has given it up meanwhile.
 const insertLost = `INSERT INTO lost_change (id, seq, key, at, told, change) SELECT $1, $2, $3, $4, $5, $6
 	WHERE $4 > coalesce((SELECT value::bigint FROM setting WHERE name = $7), 0) ON CONFLICT DO NOTHING`
 

@@ -44,7 +44,7 @@ func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error
 	return unlock, err
 }
 
-// Hold takes the named lock, and tells the holder if the lock is lost, see metastore.Holder.
+// Hold takes the named lock, and ends held if the lock is lost, see metastore.Holder.
 func (s *Store) Hold(ctx context.Context, name string, wait bool) (held context.Context, unlock func(), ok bool,
 	err error) {
 	for tried := false; ; tried = true {

@@ -75,7 +75,7 @@ func (s *Store) Watch(ctx context.Context, fn func(metastore.Notice)) error {
 				fn(metastore.Notice{Change: metastore.Invalidated}) // notices may have been lost before this
 			}
 			if !warned.IsZero() {
-				s.log.Info("notices of other nodes' changes come again", "metastore", s.db.URI())
+				s.log.Info("notices of other nodes' changes arrive again", "metastore", s.db.URI())
 			}
 			first, wait, warned = false, 50*time.Millisecond, time.Time{}
 		}, fn)
@@ -90,7 +90,7 @@ func (s *Store) Watch(ctx context.Context, fn func(metastore.Notice)) error {
 		}
 		if time.Since(warned) > warnInterval {
 			warned = time.Now()
-			s.log.Warn("notices of other nodes' changes do not come: the connection to the metastore is broken; "+
+			s.log.Warn("notices of other nodes' changes do not arrive: the connection to the metastore is broken; "+
 				"until it is back, each use of a cached key is checked in the metastore", "metastore", s.db.URI(),
 				"error", err)
 		}

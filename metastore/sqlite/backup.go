@@ -227,11 +227,11 @@ func checkHead(path, shown string) error {
 	}
 	head := make([]byte, 100)
 	if _, err := io.ReadFull(f, head); err != nil || string(head[:16]) != "SQLite format 3\x00" {
-		return fmt.Errorf("%s is no metastore: it is not an SQLite database, or its head is damaged; name a file "+
+		return fmt.Errorf("%s is not a metastore: it is not an SQLite database, or its head is damaged; name a file "+
 			"that claviger metastore backup has written", shown)
 	}
 	if id := binary.BigEndian.Uint32(head[68:]); id != applicationID {
-		return fmt.Errorf("%s is no metastore but the SQLite database of another program (application id %#x, ours "+
+		return fmt.Errorf("%s is not a metastore but the SQLite database of another program (application id %#x, ours "+
 			"is %#x); name a file that claviger metastore backup has written", shown, id, applicationID)
 	}
 	page := int64(binary.BigEndian.Uint16(head[16:]))

@@ -160,11 +160,11 @@ func TestNoBackup(t *testing.T) {
 		data []byte
 		want string
 	}{
-		"empty":   {nil, "is no metastore: it is not an SQLite database"},
-		"text":    {bytes.Repeat([]byte("text "), 100), "is no metastore: it is not an SQLite database"},
+		"empty":   {nil, "is not a metastore: it is not an SQLite database"},
+		"text":    {bytes.Repeat([]byte("text "), 100), "is not a metastore: it is not an SQLite database"},
 		"short":   {good[:len(good)-4096], "is truncated: it has"},
 		"damaged": {damaged, "damaged"},
-		"another program": {foreign, "is no metastore but the SQLite database of another program (application id " +
+		"another program": {foreign, "is not a metastore but the SQLite database of another program (application id " +
 			"0x12345678"},
 		"newer schema": {withSchema(t, good, 99), "has schema version 99, this program knows versions up to"},
 		"copy without -wal": {withoutWAL, "was not written by claviger metastore backup: a copy of the file alone " +

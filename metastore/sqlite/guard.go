@@ -210,7 +210,7 @@ func (s *Store) setOverwritten(why string) {
 	s.writes.record(time.Now(), s.refusal("metastore/sqlite.guard", "", why))
 }
 
-// checkCount compares the count n of a change with the least count that this process expects. A lower count means that
+// checkCount compares the count n of a change with the lowest count that this process expects. A lower one means that
 // the file was replaced by an older copy: then checkCount returns false.
 func (s *Store) checkCount(n, atLeast int64) bool {
 	if n >= atLeast {

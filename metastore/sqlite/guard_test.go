@@ -119,7 +119,7 @@ func TestWrittenOver(t *testing.T) {
 	}{
 		{name: "an old copy", afterCheckpoint: true},
 		{name: "an old copy, right after a change"},
-		{name: "a file that is no database", data: bytes.Repeat([]byte("any"), 10000), afterCheckpoint: true},
+		{name: "a file that is not a database", data: bytes.Repeat([]byte("any"), 10000), afterCheckpoint: true},
 		{name: "an empty file", data: []byte{}, afterCheckpoint: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -61,17 +61,17 @@ func TestInspectOtherFiles(t *testing.T) {
 	}
 }
 
-// TestBackupOfOtherFile checks that the error of a backup names the file that is no metastore, and not the copy.
+// TestBackupOfOtherFile checks that the error of a backup names the file that is not a metastore, and not the copy.
 func TestBackupOfOtherFile(t *testing.T) {
 	other, to := filepath.Join(t.TempDir(), "other.db"), filepath.Join(t.TempDir(), "copy")
 	change(t, other, `CREATE TABLE t (x)`)
 	_, err := Backup(t.Context(), other, to)
-	if err == nil || !strings.Contains(err.Error(), other+" is no metastore") {
+	if err == nil || !strings.Contains(err.Error(), other+" is not a metastore") {
 		t.Error(err)
 	}
 }
 
-// TestDamagedAttributes checks that attributes which are no texts are an error.
+// TestDamagedAttributes checks that attributes which are not texts are an error.
 func TestDamagedAttributes(t *testing.T) {
 	s, path := newStore(t)
 	mustInsert(t, s, "deleted", "1")

@@ -96,7 +96,7 @@ func TestDamageOfOverwrittenFile(t *testing.T) {
 		t.Errorf("another error: %v", err)
 	}
 	if err := s.fail("op", "", sql.ErrNoRows); !errors.Is(err, sql.ErrNoRows) {
-		t.Errorf("an error that is no damage: %v", err)
+		t.Errorf("an error that is not damage: %v", err)
 	}
 	if err := s.fail("op", "", nil); err != nil {
 		t.Errorf("no error: %v", err)

@@ -25,7 +25,7 @@ func testShelfByName(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	must(t, s.Shelve(ctx, "k"))
 	// fastest returns the shortest of 20 durations, because other processes may delay some of the calls.
 	fastest := func(names ...string) time.Duration {
-		least := time.Hour
+		shortest := time.Hour
 		for range 20 {
 			begun := time.Now()
 			list, err := s.Shelved(ctx, names...)
@@ -33,9 +33,9 @@ func testShelfByName(t *testing.T, _ Backend, s metastore.Store, _ string) {
 			if want := max(1, len(names)); len(list) != want && len(list) != others+1 {
 				t.Fatalf("%d keys of %q", len(list), names)
 			}
-			least = min(least, time.Since(begun))
+			shortest = min(shortest, time.Since(begun))
 		}
-		return least
+		return shortest
 	}
 	all, one, two := fastest(), fastest("k"), fastest("k", "other7")
 	t.Logf("all %v, one %v, two %v", all, one, two)
