@@ -59,7 +59,7 @@ type Probes struct {
 	Latency func(ctx context.Context) ([]time.Duration, error)
 	// Room returns how many more keys the token can hold. known is false if the token does not report it.
 	Room func(ctx context.Context) (keys int, known bool, err error)
-	// Alive checks a source that is no KMS: provider.Health.
+	// Alive checks a source that is not a KMS: provider.Health.
 	Alive func(ctx context.Context) error
 	// Source probes each host of a source that is a KMS: SourceKMS.Probe.
 	Source func(ctx context.Context) []HostFacts
@@ -69,7 +69,7 @@ type Probes struct {
 	// More are further checks: of other sources.
 	More func(ctx context.Context) []Check
 	// Others are sources that open old EDEKs of the source's keys, and that are tried before the source itself. If
-	// the source is a Key Trustee KMS, its trustee is such a source: it has the keys, but is no KMS.
+	// the source is a Key Trustee KMS, its trustee is such a source: it has the keys, but is not a KMS.
 	Others []Source
 	// NameNode is the NameNode's user, and the place that names it.
 	NameNode NameNode
@@ -102,7 +102,7 @@ func (p *Probes) run(ctx context.Context, now func() time.Time) ([]Check, []Host
 	checks := []Check{p.latency(ctx)}
 	var facts []HostFacts
 	if p.Source == nil {
-		checks = append(checks, p.elsewhere(ctx))
+		checks = append(checks, p.checkNonKMS(ctx))
 	} else {
 		facts = p.Source(ctx)
 		checks = append(checks, alive(facts), p.otherHost(facts), clocks(facts, now))
@@ -113,9 +113,9 @@ func (p *Probes) run(ctx context.Context, now func() time.Time) ([]Check, []Host
 	return checks, facts
 }
 
-// elsewhere checks whether a source that is no KMS is alive.
-func (p *Probes) elsewhere(ctx context.Context) Check {
-	c := Check{Name: "source alive", Measured: "the source is no KMS; its keys are read from where it keeps them"}
+// checkNonKMS checks whether a source that is not a KMS is alive.
+func (p *Probes) checkNonKMS(ctx context.Context) Check {
+	c := Check{Name: "source alive", Measured: "the source is not a KMS; its keys are read from where it keeps them"}
 	if p.Alive == nil {
 		c.Status = NotTried // the reading of its keys shows it
 		return c

@@ -155,7 +155,7 @@ func (e *Engine) whyDuplicate(ctx context.Context, version string, a otherTakeov
 		"read, and copy the files that were made while the server used that other target, from a server that uses it; "+
 		"then set %s to %s and restart",
 		claviger.Printable(version), a.target,
-		a.began.UTC().Format(time.RFC3339), key, PropOurs, e.oursWith(ctx, version, nil))
+		a.began.UTC().Format(time.RFC3339), key, PropOurs, e.oursValue(ctx, version, nil))
 }
 
 // elsewhereItem returns the item of a key that is in another target.

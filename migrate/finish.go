@@ -350,7 +350,7 @@ func (e *Engine) compareKey(ctx context.Context, f *Ending, h *history, o Finish
 	case since != nil && !since.allowed && !o.SourceRolled:
 		f.refuse("key %s: %s; then confirm it by --source-rolled", claviger.Printable(it.Key), since)
 		return false, nil
-	case since != nil && len(since.ours) > 0:
+	case since != nil && len(since.decided) > 0:
 		f.Remarks = append(f.Remarks, fmt.Sprintf("key %s: %s", claviger.Printable(it.Key), since))
 	}
 	return true, nil

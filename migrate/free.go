@@ -10,7 +10,7 @@ import (
 	"claviger/typo"
 )
 
-// freedRun is the name under which the journal keeps freed names. It is no run.
+// freedRun is the name under which the journal keeps freed names. It is not a run.
 const freedRun = "names-freed"
 
 // Freed is the record of a name that an administrator has freed.

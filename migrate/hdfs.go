@@ -44,8 +44,8 @@ func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Che
 		own, source := p.endpoints(ctx, p.Own, true), sourceEndpoints(facts)
 		elsewhere, unknown, why := "", "", error(nil)
 		for _, host := range kmsHosts(value) {
-			switch there, err := p.resolve(ctx, host); {
-			case slices.Contains(p.Own, strings.ToLower(host)) || own.any(there):
+			switch addrs, err := p.resolve(ctx, host); {
+			case slices.Contains(p.Own, strings.ToLower(host)) || own.any(addrs):
 				c.Measured += fmt.Sprintf("; %s is this server", host)
 				if complete {
 					return c // correct, because every key is here
@@ -56,7 +56,7 @@ func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Che
 				return c
 			case err != nil:
 				unknown, why = host, err
-			case len(source) > 0 && !source.any(there):
+			case len(source) > 0 && !source.any(addrs):
 				elsewhere = host
 			}
 		}

@@ -128,13 +128,13 @@ func (e *Engine) skip(ctx context.Context, it Item) error {
 
 // collision returns a name that two different versions have, one at the source and one at the target, because the
 // source rolled its key after the takeover. It returns "" if there is none, and if the source has another key of the
-// name (see sinceRun). ours are the names at the target. collision leaves out versions whose EDEKs, by the operator's
-// statement, are the target's.
-func (e *Engine) collision(ctx context.Context, it Item, atSource *claviger.Metadata, ours []string) string {
+// name (see sinceRun). targetNames are the names at the target. collision leaves out versions whose EDEKs, by the
+// operator's statement, are the target's.
+func (e *Engine) collision(ctx context.Context, it Item, atSource *claviger.Metadata, targetNames []string) string {
 	if !it.numbered() || it.recreated(atSource) {
 		return ""
 	}
-	for _, v := range ours {
+	for _, v := range targetNames {
 		n, ok := claviger.VersionNumber(v)
 		if !ok || n >= atSource.Versions || e.cfg.Ours[v] {
 			continue
@@ -210,11 +210,11 @@ func (e *Engine) conflicts(ctx context.Context) ([]VersionConflict, error) {
 			has, _ := provider.MayHave(ctx, e.cfg.Target, version)
 			key, _ := claviger.KeyOfVersion(version)
 			a := h.elsewhere[key]
-			there := !has && slices.Contains(a.TargetVersions, version)
-			if has || !e.cfg.Theirs[version] && (there || e.mayHaveUsed(ctx, version)) {
+			elsewhere := !has && slices.Contains(a.TargetVersions, version)
+			if has || !e.cfg.Theirs[version] && (elsewhere || e.mayHaveUsed(ctx, version)) {
 				c := VersionConflict{version, source, e.whyCollision(ctx, version)}
 				switch {
-				case there:
+				case elsewhere:
 					c.Why = e.whyRolledInto(version, a)
 				case a.target == source && a.target != "":
 					c.Why = e.whyDuplicate(ctx, version, a)
@@ -272,7 +272,7 @@ func (e *Engine) whyCollision(ctx context.Context, version string, more ...strin
 	}
 	return fmt.Sprintf("%sstop rolls at the source; do not delete the key here, because EDEKs may exist under it: "+
 		"roll key %s here, so that new files can be read, copy, through the source, the files that were made there "+
-		"since its roll, set %s to %s, %s", why, name, PropOurs, e.oursWith(ctx, version, more), thenRun)
+		"since its roll, set %s to %s, %s", why, name, PropOurs, e.oursValue(ctx, version, more), thenRun)
 }
 
 // thenRun is the step after a property was set. With SQLite, a run and a server cannot use the metastore at the same
@@ -280,9 +280,9 @@ func (e *Engine) whyCollision(ctx context.Context, version string, more ...strin
 const thenRun = "run the migration again (with a metastore in SQLite while the server is stopped), and restart every " +
 	"node"
 
-// oursWith returns the value of claviger.migration.ours that ends the conflict of a version and all other known
+// oursValue returns the value of claviger.migration.ours that ends the conflict of a version and all other known
 // conflicts of its key. more are versions here whose names the source has too.
-func (e *Engine) oursWith(ctx context.Context, version string, more []string) string {
+func (e *Engine) oursValue(ctx context.Context, version string, more []string) string {
 	key, _ := claviger.KeyOfVersion(version)
 	more = append(slices.Clone(more), version)
 	bySource, _ := metastore.Conflicts(ctx, e.cfg.Store) // an error only shortens the text

@@ -25,9 +25,9 @@ func (e *Engine) SourceMetadata(ctx context.Context, key string) (*claviger.Meta
 }
 
 // RunKey is Run for one key. It returns the names of the target's versions that replace the source's, oldest first. The
-// journal records the other keys as planned; the next Run imports them. A key that is here already is no error. Kinds,
-// besides those of Run: KeyNotFound if the source does not have the key; Invalid, with the cure, if the key cannot be
-// taken over.
+// journal records the other keys as planned; the next Run imports them. A key that is here already is not an error.
+// Kinds, besides those of Run: KeyNotFound if the source does not have the key; Invalid, with the cure, if the key
+// cannot be taken over.
 func (e *Engine) RunKey(ctx context.Context, key string) ([]string, error) {
 	const op = "migrate.RunKey"
 	if e.cfg.Source == nil {

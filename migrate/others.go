@@ -55,7 +55,7 @@ func (e *Engine) other(ctx context.Context, sv *survey, other Source) Check {
 		}
 	}
 	slices.Sort(parts)
-	// A source that numbers its versions is no Key Trustee KMS, and may have keys that the other source lacks.
+	// A source that numbers its versions is not a Key Trustee KMS, and may have keys that the other source lacks.
 	if c.Status = Failure; sv.naming == numbered {
 		c.Status = Warning
 	}

@@ -300,11 +300,10 @@ func TestChecksOfSource(t *testing.T) {
 		{"dead", migrate.Probes{Source: sourceFacts(hostDown, hostDown)}, "source alive", migrate.Failure,
 			"unexpected EOF",
 			"check that the KMS runs"},
-		{"source is no KMS, answers", migrate.Probes{Alive: func(context.Context) error { return nil }}, "source alive",
-			migrate.OK,
-			"which answers", ""},
-		{"source is no KMS, no probe", migrate.Probes{}, "source alive", migrate.NotTried, "no KMS", ""},
-		{"source is no KMS, dead", migrate.Probes{Alive: func(context.Context) error {
+		{"source is not a KMS, answers", migrate.Probes{Alive: func(context.Context) error { return nil }},
+			"source alive", migrate.OK, "which answers", ""},
+		{"source is not a KMS, no probe", migrate.Probes{}, "source alive", migrate.NotTried, "not a KMS", ""},
+		{"source is not a KMS, dead", migrate.Probes{Alive: func(context.Context) error {
 			return claviger.Errorf("t", claviger.Unavailable, "", "no trustee answers")
 		}}, "source alive", migrate.Failure, "no trustee answers", "can be reached"},
 		{"other host", migrate.Probes{LocalAddrs: localAddr, Source: sourceFacts(hostFacts("kms-1", "192.0.2.7", 0))},

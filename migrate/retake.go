@@ -90,7 +90,7 @@ func (sv *survey) names() []string {
 // whyAdoptedBelow returns the text for an operator about an adopted key with a version whose number the source has
 // used.
 func (e *Engine) whyAdoptedBelow(ctx context.Context, key, version string) string {
-	ours := e.oursWith(ctx, version, nil)
+	value := e.oursValue(ctx, version, nil)
 	key, version = claviger.Printable(key), claviger.Printable(version)
 	return fmt.Sprintf("a key of that name was brought back by claviger hsm adopt, and the source has a version %s "+
 		"too: either key %s is another key than the source's, or the source rolled it after it was migrated. Do not "+
@@ -98,5 +98,5 @@ func (e *Engine) whyAdoptedBelow(ctx context.Context, key, version string) strin
 		"new files can be read, copy the files that were made through the source under %s from there, set %s to %s, "+
 		"run claviger migrate run --adopted %s (with a metastore in SQLite while the server is stopped), and restart "+
 		"every node; if not, copy the files of one of the two to a zone with another key",
-		version, key, key, version, PropOurs, ours, key)
+		version, key, key, version, PropOurs, value, key)
 }

@@ -23,7 +23,7 @@ const (
 	namedKeys = 3
 )
 
-// trial is the result of trying one key's EDEKs at the source. At a source that is no KMS, none is tried.
+// trial is the result of trying one key's EDEKs at the source. At a source that is not a KMS, none is tried.
 type trial struct {
 	key     string
 	aclName string // the name under which the ACLs guard the key
@@ -72,7 +72,7 @@ func (e *Engine) tryRights(ctx context.Context, sv *survey) []*trial {
 // rights checks which requests the source permits.
 func (e *Engine) rights(ctx context.Context, list []*trial) []Check {
 	if _, ok := e.cfg.Source.(provider.EDEKService); !ok {
-		return nil // the source is no KMS, so its keys are used here, without a request
+		return nil // the source is not a KMS, so its keys are used here, without a request
 	}
 	return []Check{e.ownRight(ctx, list), e.usersRight(ctx, list, e.cfg.Probes.AsUser)}
 }
@@ -170,12 +170,12 @@ func (e *Engine) usersRight(ctx context.Context, list []*trial, user string) Che
 	switch {
 	case n.failed > 0 && impersonation(n.first):
 		c.Status = Failure
-		us, note := e.seenAs(n.first), ""
-		if us == "root" {
-			us, note = "USER", ", where USER is "+e.admitted(n.first)
+		proxy, hint := e.seenAs(n.first), ""
+		if proxy == "root" {
+			proxy, hint = "USER", ", where USER is "+e.admitted(n.first)
 		}
 		c.Cure = fmt.Sprintf("at the source, in kms-site.xml: hadoop.kms.proxyuser.%s.users (or .groups) must admit "+
-			"%s, and hadoop.kms.proxyuser.%s.hosts this host%s; restart it", us, user, us, note)
+			"%s, and hadoop.kms.proxyuser.%s.hosts this host%s; restart it", proxy, user, proxy, hint)
 	case n.failed > 0 && n.opened == 0:
 		c.Status = Failure
 		c.Cure = fmt.Sprintf("name, by --as-user, a user who may open files there; if %s may, check the source's "+

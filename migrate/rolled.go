@@ -18,7 +18,7 @@ type sinceRun struct {
 	made, lost    []string // names, if the source shows them and the journal has them
 	// allowed: the new versions have numbers that are free here, or an operator has said that EDEKs of them are ours.
 	allowed bool
-	ours    []string // the new versions, by number, whose EDEKs an operator has said to be ours
+	decided []string // the new versions, by number, whose EDEKs are the target's, as an operator has said
 	// newCreated is the creation time of the source's key if that is another key than the migrated key; zero if it is
 	// the same key. oldCreated is the creation time of the migrated key, and is set only with newCreated.
 	oldCreated, newCreated time.Time
@@ -43,7 +43,7 @@ func (e *Engine) sinceRun(it *Item, atSource *claviger.Metadata, names []string)
 	}
 	for n := s.recorded; it.numbered() && n < s.now; n++ {
 		if name := claviger.VersionName(it.Key, strconv.Itoa(n)); e.cfg.Ours[name] {
-			s.ours = append(s.ours, name)
+			s.decided = append(s.decided, name)
 		}
 	}
 	s.allowed = s.now > s.recorded && len(s.lost) == 0 && (it.First > it.Source.Versions || e.allOurs(it, s))
@@ -98,9 +98,9 @@ func (s *sinceRun) String() string {
 	text := strings.Join(parts, "; ")
 	switch {
 	case s.now <= s.recorded && len(s.made) == 0:
-	case s.allowed && len(s.ours) > 0:
+	case s.allowed && len(s.decided) > 0:
 		text += fmt.Sprintf("; %s says that EDEKs of%s are this server's: an EDEK that the source made under that "+
-			"name opens here to a wrong DEK, so send no such EDEK to this server", PropOurs, inBrackets(s.ours))
+			"name opens here to a wrong DEK, so send no such EDEK to this server", PropOurs, inBrackets(s.decided))
 	case s.allowed:
 		text += ", whose numbers are free here"
 	default:

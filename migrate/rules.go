@@ -27,7 +27,7 @@ type need struct {
 	request string
 	purpose string             // of the request, in messages
 	source  func(*trial) error // the result at the source; errNotTried: not known
-	// partly: a refusal for some keys is no fault if the source was not tried, because no user may use all keys.
+	// partly: a refusal for some keys is not a fault if the source was not tried, because no user may use all keys.
 	partly bool
 	bad    Status // of the check, after a refusal
 	cure   string // in addition to the rule
@@ -102,7 +102,7 @@ func ownRights(user string, list []*trial, decide Decide) Check {
 // try applies the rules to each key, and compares the result with the source's.
 func (n need) try(list []*trial, decide Decide) Check {
 	c := Check{Name: n.check, Needed: n.bad == Failure}
-	may, there, unknown := 0, 0, 0
+	may, atSource, unknown := 0, 0, 0
 	var names []string // of keys where the user lacks the right
 	decided, change := "", ""
 	for _, t := range list {
@@ -112,7 +112,7 @@ func (n need) try(list []*trial, decide Decide) Check {
 			may++
 			continue
 		case err == nil: // the user has it at the source
-			there++
+			atSource++
 		case refused(err) && !impersonation(err):
 			continue // the user does not have it at the source
 		default:
@@ -146,7 +146,7 @@ func (n need) try(list []*trial, decide Decide) Check {
 	c.Status = n.bad
 	c.Measured += "; not on " + someNames(names)
 	switch {
-	case there > 0 && unknown == 0:
+	case atSource > 0 && unknown == 0:
 		c.Measured += ", which the source grants"
 	case unknown > 0 && !n.partly && n.bad == Failure:
 		c.Measured += ", for which the source's decision is not known"

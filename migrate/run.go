@@ -417,14 +417,14 @@ func (r *Result) Err() error {
 	if r.Complete() {
 		return nil
 	}
-	const most = 5
+	const named = 5
 	var text string
 	n := 0
 	for _, k := range r.Keys {
 		if k.State.settled() {
 			continue
 		}
-		if n++; n <= most {
+		if n++; n <= named {
 			why := k.Why
 			if why == "" {
 				why = "not begun, because the target could not be reached for the keys before it"
@@ -432,8 +432,8 @@ func (r *Result) Err() error {
 			text += fmt.Sprintf("\n  key %s (%s): %s", claviger.Printable(k.Key), k.State, why)
 		}
 	}
-	if n > most {
-		text += fmt.Sprintf("\n  and %d more: see claviger migrate plan", n-most)
+	if n > named {
+		text += fmt.Sprintf("\n  and %d more: see claviger migrate plan", n-named)
 	}
 	return claviger.E("migrate.Run", claviger.Invalid, "",
 		errors.New(fmt.Sprintf("%d of %d keys of %s could not be migrated:", n, r.Counts.Total, r.Run.Source)+text))

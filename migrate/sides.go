@@ -286,6 +286,6 @@ func (e *Engine) whyUnread(ctx context.Context, key string, err error) string {
 		return "the source refused us: " + e.whyRefused(ctx, key, err)
 	}
 	return fmt.Sprintf("the source lists it, but cannot read it: %s; see the source's log, and look at the key there "+
-		"(hadoop key list -metadata); remove an entry that is no Hadoop key from the source's store",
+		"(hadoop key list -metadata); remove an entry that is not a Hadoop key from the source's store",
 		claviger.Reason(err))
 }

@@ -294,7 +294,7 @@ type Verification struct {
 	// Same and Different count keys.
 	Same      int `json:"same"`
 	Different int `json:"different"`
-	// OnlyTarget are keys that the source does not list. A key that was made here is no difference. A migrated
+	// OnlyTarget are keys that the source does not list. A key that was made here is not a difference. A migrated
 	// key is a difference, and Keys has it too.
 	OnlyTarget []string `json:"onlyTarget,omitempty"`
 }
@@ -304,7 +304,7 @@ type KeyDiff struct {
 	Key         string       `json:"key"`
 	Same        bool         `json:"same"`
 	Differences []Difference `json:"differences,omitempty"`
-	// Remarks are facts for an auditor that are no differences.
+	// Remarks are facts for an auditor that are not differences.
 	Remarks []string `json:"remarks,omitempty"`
 }
 
@@ -470,7 +470,7 @@ func (d *KeyDiff) verifyVersions(it Item, atSource *claviger.Metadata, f *target
 }
 
 // verifyMade checks that the versions which the run made exist. If the run was to make fewer versions than the source
-// has, that is no difference.
+// has, that is not a difference.
 func (d *KeyDiff) verifyMade(it Item, have int) {
 	recorded := len(it.TargetVersions)
 	if recorded != it.Count {

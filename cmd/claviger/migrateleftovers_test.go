@@ -133,10 +133,10 @@ func TestShredSparesTheOriginal(t *testing.T) {
 			t.Fatal(err)
 		}
 		if l, err := finishWithShred(t, dir, shredSentence(dir), false); err == nil ||
-			!strings.Contains(err.Error(), "is no copy") || l.Shredded || !hasPrivateRing(dir) {
+			!strings.Contains(err.Error(), "is not a copy") || l.Shredded || !hasPrivateRing(dir) {
 			t.Errorf("a mark in %s: %+v, %v", place, l, err)
 		}
-		if _, err := shred.Folder(dir); err == nil || !strings.Contains(err.Error(), "is no copy") {
+		if _, err := shred.Folder(dir); err == nil || !strings.Contains(err.Error(), "is not a copy") {
 			t.Errorf("a mark in %s: %v", place, err)
 		}
 		if after, err := os.ReadDir(dir); err != nil || len(after) != len(before) {

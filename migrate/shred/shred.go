@@ -28,10 +28,10 @@ const Overwriting = "Files are overwritten once and removed. On SSDs, on copy-on
 	"(btrfs, ZFS, overlays), and in snapshots and backups, the old bytes may stay readable: " +
 	"also revoke the organization's auth secret and the client at the Key Trustee Server"
 
-// Leftover shreds l if agreed returns true, and records the result in l. doubt is the reason why the folder may
+// Leftover shreds l if agreed returns true, and records the result in l. risk is the reason why the folder may
 // have the only copy of a KMS's private key, or "" if it certainly has not. If agreed returns false, it may record
 // the reason in l.
-func Leftover(l *migrate.Leftover, agreed func(doubt string) (bool, error)) error {
+func Leftover(l *migrate.Leftover, agreed func(risk string) (bool, error)) error {
 	done, err := leftover(l, agreed)
 	l.Shredded = done && err == nil && len(l.Left) == 0
 	if l.Shredded && emptyFolder(l.Path) {
@@ -51,14 +51,14 @@ func Leftover(l *migrate.Leftover, agreed func(doubt string) (bool, error)) erro
 	return nil
 }
 
-func leftover(l *migrate.Leftover, agreed func(doubt string) (bool, error)) (done bool, err error) {
-	var doubt string
+func leftover(l *migrate.Leftover, agreed func(risk string) (bool, error)) (done bool, err error) {
+	var risk string
 	if l.What == FolderCopy {
-		if doubt, err = keytrustee.MayBeOriginal(l.Path); err != nil {
+		if risk, err = keytrustee.MayBeOriginal(l.Path); err != nil {
 			return false, err
 		}
 	}
-	if ok, err := agreed(doubt); err != nil || !ok {
+	if ok, err := agreed(risk); err != nil || !ok {
 		return false, err
 	}
 	if l.What == SiteCopy {
@@ -87,8 +87,8 @@ var keytrusteeFiles = []string{
 var keytrusteeFolders = []string{"private-keys-v1.d", "openpgp-revocs.d", ".ssl"}
 
 // Folder shreds the known files of a .keytrustee folder, and removes the folder if nothing else is in it. left are
-// the files that stay, with the reasons. Folder refuses the folder of a Key Trustee Server, and a folder that is
-// no copy: one from which a KMS runs or was started.
+// the files that stay, with the reasons. Folder refuses the folder of a Key Trustee Server, and a folder from which
+// a KMS runs or was started.
 func Folder(dir string) (left []string, err error) {
 	s, err := openShredder(dir)
 	if err != nil {

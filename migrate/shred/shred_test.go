@@ -222,11 +222,11 @@ func TestRefusesOriginal(t *testing.T) {
 	if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Folder(dir); err == nil || !strings.Contains(err.Error(), "is no copy") || !whole(dir) {
+	if _, err := Folder(dir); err == nil || !strings.Contains(err.Error(), "is not a copy") || !whole(dir) {
 		t.Errorf("one from which a KMS was started: %v", err)
 	}
 	l, _, err = end(dir, true)
-	if err == nil || !strings.Contains(err.Error(), "is no copy") || l.Shredded || !whole(dir) {
+	if err == nil || !strings.Contains(err.Error(), "is not a copy") || l.Shredded || !whole(dir) {
 		t.Errorf("one from which a KMS was started: %+v, %v", l, err)
 	}
 	if l, doubt, err := end(copied, true); err != nil || !l.Shredded || doubt == "" {
@@ -285,7 +285,7 @@ func TestSiteAfterKill(t *testing.T) {
 }
 
 // TestParentNotWritable: if this user may not change the parent folder, the secrets in a .keytrustee folder are
-// shredded nevertheless, and the empty folder is no leftover. For kts-site.xml the error has the cure.
+// shredded nevertheless, and the empty folder is not a leftover. For kts-site.xml the error has the cure.
 func TestParentNotWritable(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can become another user for a while")
@@ -338,7 +338,7 @@ func TestParentNotWritable(t *testing.T) {
 	}
 }
 
-// TestEmptyNotRemovable: an empty folder that cannot be removed is no leftover, because it has no secret.
+// TestEmptyNotRemovable: an empty folder that cannot be removed is not a leftover, because it has no secret.
 func TestEmptyNotRemovable(t *testing.T) {
 	base := t.TempDir()
 	if err := syscall.Mount("none", base, "tmpfs", 0, "size=64k"); err != nil {
