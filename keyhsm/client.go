@@ -34,8 +34,8 @@ type ClientConfig struct {
 }
 
 // Client sends requests to a Server. Its methods may be called from many goroutines. Its errors
-// are *claviger.Error. Kind Unavailable means that the Key HSM, or the HSM behind it, is away
-// or does not answer in time; nothing was changed, and the call may be repeated.
+// are *claviger.Error. Kind Unavailable means that the Key HSM, or the HSM behind it, cannot be
+// reached or does not answer in time; nothing was changed, and the call may be repeated.
 type Client struct {
 	base      string
 	http      *http.Client

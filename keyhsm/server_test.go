@@ -317,7 +317,7 @@ func TestReload(t *testing.T) {
 	}
 	writeFile(t, filepath.Join(r.trustDir, "broken.pem"), "no certificate")
 	if err := r.Reload(); err == nil || !strings.Contains(err.Error(), "broken.pem") {
-		t.Errorf("a file that is no certificate: %v", err)
+		t.Errorf("a file that is not a certificate: %v", err)
 	}
 	st, err := r.client(t, r.untrusted).Status(ctx)
 	if err != nil || st.Trusted != 1 || !strings.Contains(st.LoadError, "broken.pem") {

@@ -119,7 +119,7 @@ func CredentialFiles(path string) ([]string, error) {
 func credentialFile(uri string) (string, error) {
 	scheme, rest, ok := strings.Cut(uri, "://")
 	if !ok {
-		return "", errors.New("it is no URI; write it as in localjceks://file/etc/hadoop/credentials.jceks")
+		return "", errors.New("it is not a URI; write it as in localjceks://file/etc/hadoop/credentials.jceks")
 	}
 	switch strings.ToLower(scheme) {
 	case "jceks", "localjceks":

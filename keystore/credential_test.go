@@ -144,7 +144,7 @@ func TestPasswords(t *testing.T) {
 	for uri, want := range map[string]string{
 		"localjceks://file" + pkcs12: "hadoop credential create",
 		"bcfks://file/x":             "BouncyCastle", "jceks://hdfs@nn:8020/x": "only local files",
-		"/etc/x.jceks": "no URI",
+		"/etc/x.jceks": "not a URI",
 		"vault://x/y":  "not known",
 	} {
 		if _, _, err := OpenCredentials(uri, nil); err == nil || !strings.Contains(err.Error(), want) ||

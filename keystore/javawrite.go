@@ -200,7 +200,7 @@ func decodeSecret(b []byte) (Secret, error) {
 		kind, isObject := o.fields["type"].(*javaObject)
 		format, _ := o.fields["format"].(string)
 		if !ok || !isString || !isObject || kind.value != "SECRET" || format != "RAW" {
-			return bad("KeyRep that is no raw secret key")
+			return bad("KeyRep that is not a raw secret key")
 		}
 		return Secret{Algorithm: alg, Material: append([]byte{}, key...)}, nil
 	case classHadoopMetadata:

@@ -70,7 +70,7 @@ func (e *Entry) Equal(o *Entry) bool {
 // ErrPassword (wrapped) if the password is wrong.
 func (e *Entry) Open(password secret.Bytes) (Secret, error) {
 	if e.Kind != SecretKeyEntry {
-		return Secret{}, fmt.Errorf("entry %q is no secret key", e.Alias)
+		return Secret{}, fmt.Errorf("entry %q is not a secret key", e.Alias)
 	}
 	params, err := parsePBEParams(e.sealed.params)
 	if err != nil {
@@ -98,7 +98,7 @@ var oidPBE = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 42, 2, 19, 1}
 // with the key's own certificate.
 func (e *Entry) PrivateKey(password secret.Bytes) (pkcs8 secret.Bytes, chain [][]byte, err error) {
 	if e.Kind != PrivateKeyEntry {
-		return nil, nil, fmt.Errorf("entry %q is no private key", e.Alias)
+		return nil, nil, fmt.Errorf("entry %q is not a private key", e.Alias)
 	}
 	var info struct {
 		Algorithm pkix.AlgorithmIdentifier
@@ -332,7 +332,7 @@ func (r *jceksReader) store() (*JCEKS, error) {
 	switch Sniff(r.b) {
 	case JCEKSFormat, JKSFormat:
 	default:
-		return nil, noJCEKS(r.b)
+		return nil, notJCEKS(r.b)
 	}
 	r.off = 4
 	version, err := r.uint32("the version")

@@ -269,7 +269,7 @@ func TestDamage(t *testing.T) {
 			"19 bytes after the last entry, want the 20 bytes of a SHA-1 check"},
 		{"without the check", good[:len(good)-20], "secretpw", "0 bytes after the last entry"},
 		{"bytes after it", append(bytes.Clone(good), 0), "secretpw", "21 bytes after the last entry"},
-		{"empty", nil, "secretpw", "the file is empty, so it is no keystore"},
+		{"empty", nil, "secretpw", "the file is empty, so it is not a keystore"},
 		{"three bytes", good[:3], "secretpw", "the file begins with ce ce ce, not with ce ce ce ce"},
 		{"JKS, truncated", []byte{0xfe, 0xed, 0xfe, 0xed, 0, 0, 0, 2}, "x", "the file ends inside the number " +
 			"of entries"},

@@ -122,7 +122,7 @@ func (p pbeParams) encrypt(password secret.Bytes, plain []byte) ([]byte, error) 
 }
 
 // decrypt returns ErrPassword if the padding is wrong. A wrong password gives wrong padding in 255 of 256 cases; in
-// the others the plain text is no Java serialisation.
+// the others the plain text is not a Java serialisation.
 func (p pbeParams) decrypt(password secret.Bytes, sealed []byte) ([]byte, error) {
 	if len(sealed) == 0 || len(sealed)%des.BlockSize != 0 {
 		return nil, fmt.Errorf("encrypted content of %d bytes, want a multiple of %d", len(sealed), des.BlockSize)

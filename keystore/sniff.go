@@ -44,8 +44,8 @@ func Sniff(data []byte) Format {
 	return ""
 }
 
-// noJCEKS returns the error for a file that is neither a JCEKS nor a JKS keystore. The error names the real format.
-func noJCEKS(data []byte) error {
+// notJCEKS returns the error for a file that is neither a JCEKS nor a JKS keystore. The error names the real format.
+func notJCEKS(data []byte) error {
 	e := &FormatError{Format: "JCEKS"}
 	switch e.Is = Sniff(data); {
 	case e.Is == PKCS12Format:
@@ -54,9 +54,9 @@ func noJCEKS(data []byte) error {
 	case e.Is != "":
 		e.What = fmt.Sprintf("this is a %s file, not a JCEKS keystore", e.Is)
 	case len(data) == 0:
-		e.What = "the file is empty, so it is no keystore"
+		e.What = "the file is empty, so it is not a keystore"
 	default:
-		e.What = fmt.Sprintf("the file begins with % x, not with ce ce ce ce, so it is no JCEKS keystore",
+		e.What = fmt.Sprintf("the file begins with % x, not with ce ce ce ce, so it is not a JCEKS keystore",
 			data[:min(4, len(data))])
 	}
 	return e

@@ -84,7 +84,7 @@ func (f TLSFile) open() ([]byte, Format, error) {
 	}
 	format := Sniff(data)
 	if format == "" {
-		return nil, "", fmt.Errorf("keystore %s: the file is none of jks, jceks, pkcs12, pem", f.Path)
+		return nil, "", fmt.Errorf("keystore %s: its format is none of jks, jceks, pkcs12, pem", f.Path)
 	}
 	return data, format, nil
 }

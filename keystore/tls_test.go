@@ -102,7 +102,7 @@ func TestTLSErrors(t *testing.T) {
 		{"missing", TLSFile{Path: filepath.Join(dir, "missing")}, "no such file"},
 		{"type", TLSFile{Path: "testdata/tls/server.jks", Type: "bcfks"},
 			`type "bcfks" is not known; it is one of jks, jceks, pkcs12, pem`},
-		{"garbage", TLSFile{Path: write("garbage", "hello")}, "the file is none of jks, jceks, pkcs12, pem"},
+		{"garbage", TLSFile{Path: write("garbage", "hello")}, "its format is none of jks, jceks, pkcs12, pem"},
 		{"jks password", TLSFile{Path: "testdata/tls/server.jks", Password: wrong},
 			"testdata/tls/server.jks (jks): wrong password or damaged file"},
 		{"jks without", TLSFile{Path: "testdata/tls/server.jks", PasswordProperty: "ssl.server.keystore.password"},

@@ -329,8 +329,8 @@ func readRing(path, name string) (openpgp.EntityList, error) {
 	defer clear(b)
 	list, err := openpgp.ReadKeyRing(bytes.NewReader(b))
 	if err != nil {
-		return nil, fmt.Errorf("%s is no OpenPGP key ring (%w): copy it again from a host that works. GnuPG 2.1 and "+
-			"later have other files (pubring.kbx, private-keys-v1.d); export from them with gpg --export and gpg "+
+		return nil, fmt.Errorf("%s is not an OpenPGP key ring (%w): copy it again from a host that works. GnuPG 2.1 "+
+			"and later have other files (pubring.kbx, private-keys-v1.d); export from them with gpg --export and gpg "+
 			"--export-secret-keys", file, err)
 	}
 	return list, nil

@@ -126,7 +126,7 @@ func TestLoadFolderRefuses(t *testing.T) {
 		"no pubring":       {remove(PublicRing), []string{PublicRing + " is missing", "together"}},
 		"a broken conf":    {writing(ConfFile, []byte("LOCAL_FINGERPRINT=")), []string{ConfFile, "JSON"}},
 		"an empty conf":    {writing(ConfFile, []byte("{}")), []string{"no LOCAL_FINGERPRINT"}},
-		"no ring": {writing(PrivateRing, []byte("KBXf")), []string{"no OpenPGP key " +
+		"no ring": {writing(PrivateRing, []byte("KBXf")), []string{"not an OpenPGP key " +
 			"ring", "pubring.kbx"}},
 		"an endless ring": {writing(PrivateRing, make([]byte, maxFolderFile+1)), []string{PrivateRing + " is longer " +
 			"than"}},

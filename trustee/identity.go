@@ -67,8 +67,8 @@ func newIdentity(op string, e *openpgp.Entity) (*Identity, error) {
 func newParty(op string, e *openpgp.Entity) (*Party, error) {
 	fpr := hex.EncodeToString(e.PrimaryKey.Fingerprint)
 	if len(fpr) != fingerprintLen {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s is no OpenPGP version 4 key: its fingerprint "+
-			"should have %d hex digits", fpr, fingerprintLen)
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s is not an OpenPGP version 4 key: its "+
+			"fingerprint should have %d hex digits", fpr, fingerprintLen)
 	}
 	if e.PrimaryKey.PubKeyAlgo != packet.PubKeyAlgoRSA {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s is not an RSA key: make the identity with RSA "+
@@ -162,7 +162,7 @@ func ReadParty(b []byte) (*Party, error) {
 	}
 	list, err := openpgp.ReadKeyRing(bytes.NewReader(b))
 	if len(list) != 1 { // an error comes with an empty list; checkPackets has refused more keys, and private ones
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "this is no OpenPGP public key: %v", err)
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "this is not an OpenPGP public key: %v", err)
 	}
 	return newParty(op, list[0])
 }

@@ -62,10 +62,10 @@ func TestReadPartyRefuses(t *testing.T) {
 		want string
 	}{
 		"nothing":       {nil, "found 0 public keys"},
-		"text":          {[]byte("-----BEGIN PGP PUBLIC KEY BLOCK-----\n"), "no OpenPGP public key"},
+		"text":          {[]byte("-----BEGIN PGP PUBLIC KEY BLOCK-----\n"), "not an OpenPGP public key"},
 		"cut off":       {one.Bytes()[:one.Len()/2], ""},
 		"two":           {two.Bytes(), "found 2 public keys"},
-		"no user id":    {opaque(tagPublicKey, madeUpBody(t)), "no OpenPGP public key"},
+		"no user id":    {opaque(tagPublicKey, madeUpBody(t)), "not an OpenPGP public key"},
 		"a private key": {private.Bytes(), "a private key"},
 		"too long":      {make([]byte, maxPublicKey+1), "too long"},
 	} {

@@ -51,7 +51,7 @@ func checkPackets(b []byte) error {
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("this is no OpenPGP public key: %w", err)
+			return fmt.Errorf("this is not an OpenPGP public key: %w", err)
 		}
 		switch p.Tag {
 		case tagSecretKey, tagSecretSubkey:
@@ -69,7 +69,7 @@ func checkPackets(b []byte) error {
 			signatures++
 		case tagTrust: // GnuPG writes it into its rings
 		default:
-			return fmt.Errorf("this is no OpenPGP public key: it has a packet of type %d", p.Tag)
+			return fmt.Errorf("this is not an OpenPGP public key: it has a packet of type %d", p.Tag)
 		}
 	}
 	switch {
@@ -106,21 +106,21 @@ func checkKey(body []byte, subkey bool) error {
 			algorithm, KeyBits)
 	}
 	numbers := body[head:]
-	for i, most := range []int{maxKeyBits, maxExponent} {
+	for i, limit := range []int{maxKeyBits, maxExponent} {
 		if len(numbers) < 2 {
 			return errors.New("this is not an OpenPGP public key: a key is truncated")
 		}
 		bits := int(binary.BigEndian.Uint16(numbers))
-		if bits > most {
+		if bits > limit {
 			return fmt.Errorf("an RSA key has a number of %d bits, but at most %d are accepted: make the identity "+
-				"with RSA keys of %d bits", bits, most, KeyBits)
+				"with RSA keys of %d bits", bits, limit, KeyBits)
 		}
 		if numbers = numbers[2:]; len(numbers) < (bits+7)/8 {
 			return errors.New("this is not an OpenPGP public key: a key is truncated")
 		}
 		numbers = numbers[(bits+7)/8:]
 		if i == 1 && len(numbers) > 0 {
-			return errors.New("this is no OpenPGP public key: a key has bytes after its end")
+			return errors.New("this is not an OpenPGP public key: a key has bytes after its end")
 		}
 	}
 	return nil

@@ -54,7 +54,7 @@ func TestNewPartyRefuses(t *testing.T) {
 		want string
 	}{
 		"version 6": {&openpgp.Entity{PrimaryKey: &packet.PublicKey{Fingerprint: make([]byte, 32)}},
-			"is no OpenPGP version 4 key"},
+			"is not an OpenPGP version 4 key"},
 		"a curve":             {curve(t), "is not an RSA key"},
 		"a short key":         {short, "has 1024 bits"},
 		"no subkey":           {changed(func(e *openpgp.Entity) { e.Subkeys = nil }), "no key for encryption"},
@@ -125,8 +125,8 @@ func TestUnusableIdentity(t *testing.T) {
 	_, folder := NewFolder(t.TempDir(), public)
 	for what, err := range map[string]error{"Seal": seal, "a private ring": public.secret(io.Discard),
 		"a public ring": unwritable(a).Public(io.Discard), "sign": sign, "sign before the identity was made": early,
-		"NewRequest": request, "seal": deposit, "NewAnswer": answer, "a result that is no JSON": unencodable,
-		"an answer in the year 10000": farAnswer, "arguments that are no JSON": arguments,
+		"NewRequest": request, "seal": deposit, "NewAnswer": answer, "a result that is not JSON": unencodable,
+		"an answer in the year 10000": farAnswer, "arguments that are not JSON": arguments,
 		"a request in the year 10000": farRequest, "a deposit in the year 10000": farDeposit, "NewFolder": folder,
 		"Save": (&Folder{Path: t.TempDir(), Identity: &Identity{Party: *unwritable(a)}}).Save()} {
 		if err == nil {

@@ -144,7 +144,7 @@ func TestHostileRequests(t *testing.T) {
 		"registration with an unknown name": {VerbRegister, impostor(func(p *requestPayload) {
 			p.Verb, p.Args = VerbRegister, json.RawMessage(`{"x":1}`)
 		}), now, "the arguments of register cannot be read"},
-		"a payload that is no JSON": {VerbGet, remade(t, good, func(e *envelope) { e.Payload = []byte("get") }), now,
+		"a payload that is not JSON": {VerbGet, remade(t, good, func(e *envelope) { e.Payload = []byte("get") }), now,
 			"the request's payload is not the JSON"},
 	} {
 		r, err := server.ReadRequest(c.verb, c.body, c.at, known(client))
@@ -184,8 +184,8 @@ func TestHostileAnswers(t *testing.T) {
 		kind claviger.Kind
 		want string
 	}{
-		"nothing":                   {nil, claviger.Invalid, "JSON"},
-		"a payload that is no JSON": {notJSON, claviger.Invalid, "the payload of the answer"},
+		"nothing":                    {nil, claviger.Invalid, "JSON"},
+		"a payload that is not JSON": {notJSON, claviger.Invalid, "the payload of the answer"},
 		"of another": {answer(other, "d1", RegisterResult{}, nil), claviger.Invalid,
 			"another one, or somebody between"},
 		"to another": {answer(server, "d2", RegisterResult{}, nil), claviger.Invalid, "to another request"},
@@ -252,10 +252,10 @@ func TestStatement(t *testing.T) {
 		"a long description": with(func(d *Deposit) {
 			d.Description = strings.Repeat("l", MaxDescription+1)
 		}),
-		"a uuid that is a path":           with(func(d *Deposit) { d.UUID = "../../../../../../../../etc/passwd" }),
-		"too many readers":                with(func(d *Deposit) { d.Access = many }),
-		"a reader that is no fingerprint": with(func(d *Deposit) { d.Access = []string{"bob"} }),
-		"a long content":                  with(func(d *Deposit) { d.Content = make([]byte, MaxContent+1) }),
+		"a uuid that is a path":              with(func(d *Deposit) { d.UUID = "../../../../../../../../etc/passwd" }),
+		"too many readers":                   with(func(d *Deposit) { d.Access = many }),
+		"a reader that is not a fingerprint": with(func(d *Deposit) { d.Access = []string{"bob"} }),
+		"a long content":                     with(func(d *Deposit) { d.Content = make([]byte, MaxContent+1) }),
 	} {
 		c := *s
 		change(&c)

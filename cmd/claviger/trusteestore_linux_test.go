@@ -120,7 +120,7 @@ func newDatabasePair(t *testing.T) *databasePair {
 		t.Fatal(err)
 	}
 	if out, err := command(t, "trustee", "init", "--confdir", p.b.dir, "--store",
-		pgtest.Shared(t).Database(t)); err == nil || !strings.Contains(out, "no Key Trustee Server's yet") {
+		pgtest.Shared(t).Database(t)); err == nil || !strings.Contains(out, "not a Key Trustee Server's yet") {
 		t.Errorf("another database, which is empty: %v, %s", err, out)
 	}
 	p.standbyURI = standby.URI(pgtest.Superuser, "test1")

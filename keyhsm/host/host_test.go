@@ -230,7 +230,7 @@ func TestValidate(t *testing.T) {
 		{"no library", func(s *keyhsm.Settings) { s.Module = filepath.Join(dir, "none.so") }, "module loads", 3},
 		{"no token", func(s *keyhsm.Settings) { s.Token = "none" }, "token is found", 4},
 		{"wrong PIN", func(s *keyhsm.Settings) { s.PINFile = wrongPIN }, "login", 4},
-		{"no pair", func(s *keyhsm.Settings) { s.KeyID = "00" + s.KeyID }, "key is there", 6},
+		{"no pair", func(s *keyhsm.Settings) { s.KeyID = "00" + s.KeyID }, "key is on the token", 6},
 		{"no certificate", func(s *keyhsm.Settings) { s.PrivateKey = filepath.Join(dir, "none") }, "certificates", 6},
 	} {
 		failed, passed := validate(c.change)

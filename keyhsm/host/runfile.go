@@ -24,8 +24,8 @@ type runFile struct{ *os.File }
 
 func runPath(dir string) string { return filepath.Join(dir, "keyhsm.run") }
 
-// claim locks the run file of a folder for this process, and empties it. Otherwise it would name the
-// process that served the folder before, until write.
+// claim locks the run file of a folder for this process, and empties it. Otherwise the file would name the
+// process that served the folder before, until write is called.
 func claim(dir string) (*runFile, error) {
 	f, err := os.OpenFile(runPath(dir), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

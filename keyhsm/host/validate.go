@@ -92,7 +92,7 @@ func (v *validation) token(ctx context.Context, set *keyhsm.Settings, deposits D
 	const name = "deposits"
 	if deposits == nil {
 		v.checks = append(v.checks, Check{Name: name, NotTried: true,
-			Detail: "which pair wraps the deposits of a trustee is not known here: --trustee DIR"})
+			Detail: "without --trustee DIR, this command cannot know which pairs wrapped deposits"})
 		return
 	}
 	if text, err := deposits(ctx, keeper); err != nil {
@@ -147,7 +147,7 @@ func (v *validation) open(ctx context.Context, set *keyhsm.Settings) *pkcs11.Tok
 
 // pair checks the pair that wraps new deposits, and returns whether it can be used.
 func (v *validation) pair(ctx context.Context, set *keyhsm.Settings, tok *pkcs11.Token) bool {
-	const name = "key is there"
+	const name = "key is on the token"
 	key, err := tok.FindPair(ctx, set.ID())
 	switch {
 	case err != nil:

@@ -199,8 +199,8 @@ func manifestOf(t *testing.T, change func([]entry) []entry) func([]entry) []entr
 	}
 }
 
-// TestCutArchive checks that the reason is given for text that is no archive, for an archive that is cut, and for one
-// with a file that is too large.
+// TestCutArchive checks that the reason is given for text that is not an archive, for an archive that is cut, and for
+// one with a file that is too large.
 func TestCutArchive(t *testing.T) {
 	dir, _ := site(t, 0)
 	sealed, _ := write(t, dir, nil)
@@ -214,7 +214,7 @@ func TestCutArchive(t *testing.T) {
 		archive []byte
 		want    string
 	}{
-		"text":         {bytes.Repeat([]byte("no archive\n"), 100), "this is no backup of claviger"},
+		"text":         {bytes.Repeat([]byte("no archive\n"), 100), "this is not a backup of claviger"},
 		"cut":          {archive[:532], "was altered or is truncated"},
 		"a large file": {large.Bytes(), "which claviger does not write"},
 	} {

@@ -314,7 +314,7 @@ func removeKilled(dir string) error {
 		return err
 	}
 	for _, entry := range list {
-		if ours, err := path.Match(workPattern, entry.Name()); err != nil || !ours {
+		if matches, err := path.Match(workPattern, entry.Name()); err != nil || !matches {
 			continue
 		}
 		work := filepath.Join(dir, entry.Name())
@@ -352,7 +352,7 @@ func (r *reader) next() (name string, data []byte, err error) {
 		return "", nil, errors.New("the backup ends before its manifest: it is truncated, or not a backup")
 	}
 	if err != nil {
-		return "", nil, fmt.Errorf("this is no backup of claviger, or it was altered: %w", err)
+		return "", nil, fmt.Errorf("this is not a backup of claviger, or it was altered: %w", err)
 	}
 	if h.Typeflag != tar.TypeReg || h.Size > maxFile {
 		return "", nil, fmt.Errorf("the backup holds %q, of %d bytes, which claviger does not write", h.Name, h.Size)

@@ -56,7 +56,7 @@ func (f *faults) each(t *testing.T, name string, do func() error) {
 	}
 }
 
-// faultyDisk is a disk on which one step fails. Removing a file is no step, because a restoration only removes its
+// faultyDisk is a disk on which one step fails. Removing a file is not a step, because a restoration only removes its
 // temporary files.
 type faultyDisk struct {
 	durable.OS

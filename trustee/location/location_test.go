@@ -178,7 +178,7 @@ func TestCompareDropped(t *testing.T) {
 	}
 	write(t, file(f)+".dropped-2", "no store")
 	if list, err := CompareDropped(t.Context(), store, f); err == nil || list != nil {
-		t.Errorf("with a file that is no store: %v, %v", list, err)
+		t.Errorf("with a file that is not a store: %v, %v", list, err)
 	}
 }
 

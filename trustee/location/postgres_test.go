@@ -54,7 +54,7 @@ func TestInitDatabase(t *testing.T) {
 		t.Errorf("Init wrote the same configuration again: %v", err)
 	}
 	_, err = Init(t.Context(), f.Path, InitOptions{Store: pg.Database(t)})
-	wants(t, "another database, which is empty", err, "no Key Trustee Server's yet")
+	wants(t, "another database, which is empty", err, "not a Key Trustee Server's yet")
 	useDatabase(t, made.Folder)
 }
 
@@ -138,7 +138,7 @@ func TestRestoreIntoDatabase(t *testing.T) {
 		t.Error(err)
 	}
 	_, err = StatusOf(t.Context(), f, false)
-	wants(t, "after undo", err, "no Key Trustee Server's yet")
+	wants(t, "after undo", err, "not a Key Trustee Server's yet")
 	pg.Exec(t, name, "INSERT INTO trustee_identity VALUES (true, 'AB12')")
 	wants(t, "undo of another trustee's database", undo(t.Context()), "belongs to the Key Trustee Server AB12")
 }

@@ -168,7 +168,7 @@ type Store interface {
 	// Check reads from the store, at little cost.
 	Check(ctx context.Context) error
 	// CheckWrites commits a transaction that changes no record. It returns an error if the store has no
-	// room or cannot be written. A passive store is no error.
+	// room or cannot be written. A passive store is not an error.
 	CheckWrites(ctx context.Context) error
 	Close() error
 }

@@ -52,7 +52,7 @@ func (w *Wrapped) count(ctx context.Context) (counts map[string]int, samples map
 	return counts, samples, err
 }
 
-// Check opens one deposit of each HSM key. A Key HSM that does not answer is no error here, because
+// Check opens one deposit of each HSM key. A Key HSM that does not answer is not an error here, because
 // another check reports it. For a minute, Check returns the same result.
 func (w *Wrapped) Check(ctx context.Context) error {
 	w.mu.Lock()
@@ -86,7 +86,7 @@ func (w *Wrapped) Unopened(ctx context.Context) []error {
 	return errs
 }
 
-// open opens one deposit, and wipes its content. A deposit that was deleted meanwhile is no error.
+// open opens one deposit, and wipes its content. A deposit that was deleted meanwhile is not an error.
 func (w *Wrapped) open(ctx context.Context, uuid string) error {
 	row, err := w.store.Get(ctx, uuid)
 	if claviger.Is(err, claviger.KeyNotFound) {

@@ -121,7 +121,7 @@ func TestUnopened(t *testing.T) {
 	}
 }
 
-// TestWrappedCheck: Check returns the same result for a minute. A Key HSM that does not answer is no error.
+// TestWrappedCheck: Check returns the same result for a minute. A Key HSM that does not answer is not an error.
 func TestWrappedCheck(t *testing.T) {
 	s := &wrappedStore{heads: map[string]string{"u1": "a", "u3": "b"}, closed: map[string]error{"a": errWrapped,
 		"b": claviger.E("test", claviger.Unavailable, "", fmt.Errorf("no answer"))}}

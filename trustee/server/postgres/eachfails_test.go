@@ -165,7 +165,7 @@ func TestImportNamesTheRecord(t *testing.T) {
 	}
 }
 
-// TestCancelledIsNoFailure: a client that goes away is no failure of the store.
+// TestCancelledIsNoFailure: a client that goes away is not a failure of the store.
 func TestCancelledIsNoFailure(t *testing.T) {
 	s := open(t, pgtest.Database(t))
 	defer s.Close() //nolint:errcheck // it never fails

@@ -98,7 +98,7 @@ func (s *Store) prepare(ctx context.Context, c Config) error {
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		if !c.Claim {
-			return claviger.Errorf(op, claviger.Invalid, "", "%s: the database %s is no Key Trustee Server's yet: "+
+			return claviger.Errorf(op, claviger.Invalid, "", "%s: the database %s is not a Key Trustee Server's yet: "+
 				"claviger trustee init --store URI gives it to this one", c.Where, s.db.URI())
 		}
 		err = s.db.Update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
@@ -239,7 +239,7 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 // probeRoom is how many bytes CheckWrites writes.
 const probeRoom = 8 << 10
 
-// Failures returns how often the store failed. A refusal is no failure.
+// Failures returns how often the store failed. A refusal is not a failure.
 func (s *Store) Failures() int64 { return s.failures.Load() }
 
 // fail turns an error into one of ours, and counts it if the store is at fault.

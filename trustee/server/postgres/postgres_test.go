@@ -188,7 +188,7 @@ func TestStandby(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if err := passive.CheckWrites(ctx); err != nil { // a standby takes no writes, and that is no fault
+	if err := passive.CheckWrites(ctx); err != nil { // a standby takes no writes, and that is not a fault
 		t.Errorf("CheckWrites of a standby: %v", err)
 	}
 	if n := passive.Failures(); n != 0 {
@@ -307,7 +307,7 @@ func TestFigures(t *testing.T) {
 	}
 }
 
-// TestRefusals: what the store refuses is no failure, and costs no connection.
+// TestRefusals: what the store refuses is not a failure, and costs no connection.
 func TestRefusals(t *testing.T) {
 	s := open(t, pgtest.Database(t))
 	defer s.Close() //nolint:errcheck // it never fails

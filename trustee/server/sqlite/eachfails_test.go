@@ -175,7 +175,7 @@ func TestEachCallFails(t *testing.T) {
 	})
 }
 
-// TestNoJSON: a list in the store that is no JSON is an error of each operation that reads the list.
+// TestNoJSON: a list in the store that is not JSON is an error of each operation that reads the list.
 func TestNoJSON(t *testing.T) {
 	s := newFilledStore(t)
 	for table, column := range map[string]string{"org": "contacts", "deposit": "access"} {

@@ -33,5 +33,5 @@ func (s *Store) Wrapped(ctx context.Context, bytes int, f func(uuid string, head
 	return nil
 }
 
-// Failures returns how often the store failed. A refusal is no failure.
+// Failures returns how often the store failed. A refusal is not a failure.
 func (s *Store) Failures() int64 { return s.failures.Load() }

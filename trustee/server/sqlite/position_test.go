@@ -96,7 +96,7 @@ func TestUnfitChanges(t *testing.T) {
 	}
 	err := b.Apply(ctx, server.RolePassive, 1, []replica.Entry{before.position.Head.Next(1, []byte("no JSON"))})
 	if !claviger.Is(err, claviger.Invalid) || errors.Is(err, replica.ErrChain) || stateOf(t, b) != before {
-		t.Errorf("a change that is no JSON: %v", err)
+		t.Errorf("a change that is not JSON: %v", err)
 	}
 }
 

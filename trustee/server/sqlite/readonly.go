@@ -20,7 +20,7 @@ func OpenReadOnly(ctx context.Context, path string) (_ *Store, release func() er
 	case err != nil:
 		return nil, nil, claviger.Errorf(op, claviger.Invalid, "", "the trustee's store: %w", err)
 	case info.Size() == 0:
-		return nil, nil, claviger.Errorf(op, claviger.Invalid, "", "%s is empty: it is no trustee's store, and "+
+		return nil, nil, claviger.Errorf(op, claviger.Invalid, "", "%s is empty: it is not a trustee's store, and "+
 			"nothing can be read from it. Copy the file again from its source", path)
 	}
 	db, err := sqlitedb.OpenReadOnly(path, config)
@@ -61,8 +61,8 @@ func (s *Store) known(ctx context.Context) (int64, error) {
 	version, err := s.db.Version(ctx)
 	if err == nil && version == 0 {
 		err = claviger.Errorf("trustee/server/sqlite.OpenReadOnly", claviger.Invalid, "",
-			"%s is no trustee's store, or an unfinished copy: name the file that a trustee's server left, or copy it "+
-				"again", s.db.Path())
+			"%s is not a trustee's store, or an unfinished copy: name the file that a trustee's server left, or copy "+
+				"it again", s.db.Path())
 	}
 	return version, err
 }

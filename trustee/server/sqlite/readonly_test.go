@@ -46,7 +46,7 @@ func olderStore(t *testing.T, path string) {
 	}
 }
 
-// TestOpenReadOnly: no file is changed. A file that is no store is refused. A store with an older schema can be
+// TestOpenReadOnly: no file is changed. A file that is not a store is refused. A store with an older schema can be
 // read.
 func TestOpenReadOnly(t *testing.T) {
 	dir := t.TempDir()
@@ -134,7 +134,7 @@ func TestOpenReadOnlyFails(t *testing.T) {
 		want   string
 	}{
 		"no version": {run("DROP TABLE goose_db_version"), claviger.Invalid,
-			"is no trustee's store, or an unfinished copy"},
+			"is not a trustee's store, or an unfinished copy"},
 		"another program": {run("PRAGMA application_id = 7"), claviger.Invalid, "database of another program"},
 		"no temporary folder": {func(t *testing.T, path string) { t.Setenv("TMPDIR", path+".none") },
 			claviger.Unavailable, "no such file"},

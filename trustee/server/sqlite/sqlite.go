@@ -111,7 +111,7 @@ func (s *Store) fail(op, key string, err error) error {
 		return err
 	case sqlitedb.NotUnique(err):
 		return claviger.E(op, claviger.KeyExists, key, nil)
-	case !errors.Is(err, context.Canceled): // a cancelled call is no fault of the store
+	case !errors.Is(err, context.Canceled): // a cancelled call is not a fault of the store
 		s.failures.Add(1)
 	}
 	if sqlitedb.Reported(err) {
