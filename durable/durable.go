@@ -238,7 +238,7 @@ func Link(from, to string) error {
 	return SyncFolder(filepath.Dir(to))
 }
 
-// Remove removes files, and syncs the folder. A file that does not exist is no error.
+// Remove removes files, and syncs the folder. A file that does not exist is not an error.
 func Remove(paths ...string) error {
 	var errs []error
 	folders := map[string]bool{}

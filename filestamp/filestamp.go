@@ -26,7 +26,7 @@ type Stamp struct {
 func (s Stamp) Exists() bool { return s != Stamp{} }
 
 // Of returns the stamp of a file, through symbolic links. The error is an *fs.PathError. A file
-// that does not exist is no error.
+// that does not exist is not an error.
 func Of(path string) (Stamp, error) {
 	var st unix.Stat_t
 	for {

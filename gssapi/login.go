@@ -36,7 +36,7 @@ var loginCures = []struct{ text, cure string }{
 const (
 	expiredCure = "the tickets have expired: kinit again, or name a keytab, from which this program gets new tickets"
 	kdcCure     = "check that the KDC runs, that this host reaches its port 88, and that [realms] of krb5.conf names it"
-	realmCure   = "by krb5.conf, the service's host is in another realm, which this KDC does not have: set the " +
+	realmCure   = "krb5.conf says that the service's host is in another realm, which this KDC does not have: set the " +
 		"host's realm in [domain_realm] of krb5.conf, and default_realm"
 	serviceCure = "the KDC has no principal of the service: use the host name of the principal HTTP/HOST " +
 		"(zookeeper/HOST for ZooKeeper), or create such a principal"
@@ -59,17 +59,17 @@ func asLogin(err error, conf *InitiatorConfig) error {
 		}
 	}
 	const keytab = "keytab: "
-	nothing := strings.Contains(lower, "credentials cache") || strings.Contains(lower, "no kerberos credentials")
+	noTickets := strings.Contains(lower, "credentials cache") || strings.Contains(lower, "no kerberos credentials")
 	switch {
 	case strings.HasPrefix(lower, keytab) && strings.Contains(lower, "no such file"):
 		e.Cure = "put the keytab there, or correct the path"
 	case strings.HasPrefix(lower, keytab):
 		e.Cure = "let the server's user read the file: make that user its owner, mode 0600"
 	case conf.Keytab != "" &&
-		(nothing || strings.Contains(lower, "no suitable keys") || strings.Contains(lower, "key table entry")):
+		(noTickets || strings.Contains(lower, "no suitable keys") || strings.Contains(lower, "key table entry")):
 		// The library could not get tickets by the keytab, and its text is about the cache of the tickets.
 		e.Cure = "the keytab has no key of " + conf.Principal + ": list its keys by klist -kt " + conf.Keytab
-	case nothing:
+	case noTickets:
 		e.Cure = "log in by kinit as the server's user, or name a keytab and its principal"
 	}
 	return err

@@ -58,7 +58,7 @@ func Exposed(files ...File) []string {
 		if owner := otherOwner(info); owner != "" {
 			faults = append(faults,
 				fmt.Sprintf("%s belongs to the user %s, who can read and change it; cure: chown %s %s",
-					f.name(), owner, currentUser(), f.Path))
+					f.name(), owner, CurrentUser(), f.Path))
 		}
 		for _, dir := range foldersOf(f.Path) {
 			if within[dir] == nil {
@@ -85,7 +85,7 @@ func Exposed(files ...File) []string {
 		if owner := otherOwner(info); owner != "" {
 			faults = append(faults,
 				fmt.Sprintf("folder %s belongs to the user %s, who can replace %s; cure: chown %s %s", dir,
-					owner, content, currentUser(), dir))
+					owner, content, CurrentUser(), dir))
 		}
 	}
 	return faults
@@ -131,7 +131,7 @@ func (f File) modeFault(info fs.FileInfo) string {
 // deny it the file. Then the file must get another owner or group first.
 func (f File) cure(info fs.FileInfo, deny fs.FileMode, chmod string) string {
 	stat, ok := info.Sys().(*syscall.Stat_t)
-	if us := os.Geteuid(); !ok || us == 0 || int(stat.Uid) == us {
+	if uid := os.Geteuid(); !ok || uid == 0 || int(stat.Uid) == uid {
 		return chmod
 	}
 	after := info.Mode().Perm() &^ deny
@@ -139,10 +139,10 @@ func (f File) cure(info fs.FileInfo, deny fs.FileMode, chmod string) string {
 		return chmod
 	}
 	if deny&0o040 != 0 { // only the owner may read it
-		return fmt.Sprintf("chown %s %s, then %s", currentUser(), f.Path, chmod)
+		return fmt.Sprintf("chown %s %s, then %s", CurrentUser(), f.Path, chmod)
 	}
 	return fmt.Sprintf("chgrp %s %s, then chmod 0640 %[2]s (%s, and %s is not in that group)", groupName(os.Getegid()),
-		f.Path, Rights(f.Path), currentUser())
+		f.Path, Rights(f.Path), CurrentUser())
 }
 
 // foldersOf returns the folders above a file, the nearest first. If the path has symbolic links, the folders above the
@@ -171,18 +171,15 @@ func foldersOf(path string) []string {
 // process runs as root, it also returns "", because the files may belong to a server that runs as another user.
 func otherOwner(info fs.FileInfo) string {
 	stat, ok := info.Sys().(*syscall.Stat_t)
-	us := os.Geteuid()
-	if !ok || us == 0 || stat.Uid == 0 || int(stat.Uid) == us {
+	uid := os.Geteuid()
+	if !ok || uid == 0 || stat.Uid == 0 || int(stat.Uid) == uid {
 		return ""
 	}
 	return userName(int(stat.Uid))
 }
 
-// ourselves returns the name of the user that this process runs as.
-func currentUser() string { return userName(os.Geteuid()) }
-
 // CurrentUser returns the name of the user that this process runs as.
-func CurrentUser() string { return currentUser() }
+func CurrentUser() string { return userName(os.Geteuid()) }
 
 // Owner returns the name of a file's owner, and "" if the system has no owners.
 func Owner(info fs.FileInfo) string {

@@ -47,7 +47,7 @@ func Admit(err error) string {
 	if !ok {
 		return ""
 	}
-	return fmt.Sprintf("%s belongs to %s, and user %s needs to %s it: %s", path, Rights(path), currentUser(), need.verb,
+	return fmt.Sprintf("%s belongs to %s, and user %s needs to %s it: %s", path, Rights(path), CurrentUser(), need.verb,
 		ways(path, info, int(stat.Uid), int(stat.Gid), need))
 }
 
@@ -116,15 +116,15 @@ const nobody = 65534
 // mode helps only the owner and the members of the group. Otherwise the file needs another group, or the user must join
 // the group. If another user seems to be the server's user, the first advice is to run as that user.
 func ways(path string, info fs.FileInfo, uid, gid int, need right) string {
-	self := currentUser()
+	self := CurrentUser()
 	if uid == os.Geteuid() {
 		return fmt.Sprintf("chmod u+%s %s", letters(need.bits), path)
 	}
 	first := ""
-	switch name, theirs := groupsUser(gid); {
+	switch name, hasUser := groupsUser(gid); {
 	case uid != 0:
 		first = fmt.Sprintf("run as its owner (sudo -u %s)", userName(uid))
-	case theirs:
+	case hasUser:
 		first = fmt.Sprintf("run as the server's user (sudo -u %s)", name)
 	case os.Geteuid() == nobody:
 		first = "run as the server's user"

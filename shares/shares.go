@@ -158,22 +158,22 @@ func (s *Shares) grantable(h *holder, n int64) int64 {
 		room = max(room, 1)
 	}
 	n = min(n, max(1, s.size/2)) // a caller may have at most half
-	const least = 8              // a large request gets at least 1/8 of all units
+	const minShare = 8           // a large request gets at least 1/8 of all units
 	switch {
 	case n <= room:
 		return n
-	case h.held == 0 && !s.exact && room >= max(1, s.size/least):
+	case h.held == 0 && !s.exact && room >= max(1, s.size/minShare):
 		return room
 	}
 	return 0
 }
 
 // Figures returns how many units are in use, and how many of them the largest caller holds.
-func (s *Shares) Figures() (used, most int64) {
+func (s *Shares) Figures() (used, largest int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, h := range s.callers {
-		most = max(most, h.held)
+		largest = max(largest, h.held)
 	}
-	return s.used, most
+	return s.used, largest
 }

@@ -50,8 +50,8 @@ type Client struct {
 	once   sync.Once
 	done   chan struct{} // closed when the library has ended
 	slots  chan struct{} // one element for each running operation
-	// stalled is the time limit for an answer. After it the connection is closed.
-	stalled time.Duration
+	// answerLimit is the time limit for an answer. After it the connection is closed.
+	answerLimit time.Duration
 	// down is the error of the last operation that got no answer within Config.RetryTimeout; nil after an answer. While
 	// down is set, operations fail at once. Only one at a time is tried, if the library has a session again.
 	down   atomic.Pointer[error]
@@ -89,7 +89,7 @@ func Open(conf Config) (*Client, error) {
 		conf: conf, acl: zk.WorldACL(zk.PermAll), stop: stop,
 		dialer: &dialer{ctx: ctx, timeout: conf.ConnectTimeout, tls: conf.TLS, sasl: conf.SASL},
 		closed: make(chan struct{}), done: make(chan struct{}), slots: make(chan struct{}, maxOperations),
-		stalled: max(conf.RetryTimeout/3, 50*time.Millisecond),
+		answerLimit: max(conf.RetryTimeout/3, 50*time.Millisecond),
 	}
 	if conf.Owner != "" {
 		c.acl = []zk.ACL{{Perms: zk.PermAll, Scheme: "sasl", ID: conf.Owner}}
@@ -156,8 +156,8 @@ func (c *Client) Close() error {
 // Check returns an error if the ensemble does not answer.
 func (c *Client) Check(ctx context.Context) error {
 	_, _, err := do(ctx, c, "zookeeper.Check", "/", func(path string) (bool, error) {
-		there, _, err := c.zk.Exists(path)
-		return there, err
+		exists, _, err := c.zk.Exists(path)
+		return exists, err
 	})
 	return err
 }
@@ -233,7 +233,7 @@ func attempt[T any](ctx context.Context, c *Client, fn func() (T, error)) (value
 		value T
 		err   error
 	}
-	timer := time.NewTimer(c.stalled)
+	timer := time.NewTimer(c.answerLimit)
 	defer timer.Stop()
 	select {
 	case c.slots <- struct{}{}:
@@ -385,12 +385,12 @@ func (c *Client) set(ctx context.Context, op, path string, data []byte, version 
 // setTimed does the same as set, and also returns the times of the successful write.
 func (c *Client) setTimed(ctx context.Context, op, path string, data []byte, version int32) (w write, err error) {
 	w, _, err = do(ctx, c, op, path, func(path string) (write, error) {
-		asked := time.Now()
+		sent := time.Now()
 		stat, err := c.zk.Set(path, data, version)
 		if err != nil {
 			return write{}, err
 		}
-		return write{asked, time.UnixMilli(stat.Mtime), time.Now()}, nil
+		return write{sent, time.UnixMilli(stat.Mtime), time.Now()}, nil
 	})
 	return w, err
 }

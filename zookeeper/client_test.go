@@ -297,7 +297,7 @@ func fastFailures(t *testing.T, c *Client) int32 {
 			if err := c.Check(t.Context()); !claviger.Is(err, claviger.Unavailable) {
 				t.Errorf("servers that do not answer: %v", err)
 			}
-			if time.Since(begun) < c.stalled/2 {
+			if time.Since(begun) < c.answerLimit/2 {
 				quick.Add(1)
 			}
 		})

@@ -210,15 +210,15 @@ func (c *conn) startSession() error {
 
 var errFrame = errors.New("the server does not use ZooKeeper's protocol")
 
-// readFrameLength reads the length of a frame. least and most are the limits in bytes.
-func readFrameLength(r io.Reader, least, most int) (int, error) {
+// readFrameLength reads the length of a frame. shortest and longest are the limits in bytes.
+func readFrameLength(r io.Reader, shortest, longest int) (int, error) {
 	var head [frameHeader]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return 0, err
 	}
 	n := int64(binary.BigEndian.Uint32(head[:]))
-	if n < int64(least) || n > int64(most) {
-		return 0, fmt.Errorf("%w: a frame has %d bytes, %d to %d are expected", errFrame, n, least, most)
+	if n < int64(shortest) || n > int64(longest) {
+		return 0, fmt.Errorf("%w: a frame has %d bytes, %d to %d are expected", errFrame, n, shortest, longest)
 	}
 	return int(n), nil
 }

@@ -98,9 +98,9 @@ func (s *Signers) SwapSignerSecrets(ctx context.Context, secrets metastore.Signe
 // wrap makes a *claviger.Error from any other error: an error about a node, which metastore.Signers does not define, or
 // the error of the caller's ctx. It returns nil for nil.
 func wrap(op string, err error) error {
-	var ours *claviger.Error
+	var e *claviger.Error
 	switch {
-	case err == nil || errors.As(err, &ours):
+	case err == nil || errors.As(err, &e):
 		return err
 	case aboutNode(err):
 		return claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper: %w; does another program change "+
@@ -117,9 +117,9 @@ const (
 
 func appendSecrets(s metastore.SignerSecrets) []byte {
 	b := binary.BigEndian.AppendUint32(nil, secretsFormat)
-	for _, one := range []secret.Bytes{s.Next, s.Current, s.Previous} {
-		b = binary.BigEndian.AppendUint32(b, uint32(len(one))) //nolint:gosec // a secret is short
-		b = append(b, one...)
+	for _, value := range []secret.Bytes{s.Next, s.Current, s.Previous} {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(value))) //nolint:gosec // a secret is short
+		b = append(b, value...)
 	}
 	rollover := uint64(s.Rollover.UnixMilli()) //nolint:gosec // a signed number, as Java writes it
 	return binary.BigEndian.AppendUint64(b, rollover)
@@ -134,7 +134,7 @@ func parseSecrets(b []byte) (s metastore.SignerSecrets, err error) {
 		return s, fmt.Errorf("its format has version %d; this program can read versions up to %d", v, secretsFormat)
 	}
 	b = b[4:]
-	for i, one := range []*secret.Bytes{&s.Next, &s.Current, &s.Previous} {
+	for i, value := range []*secret.Bytes{&s.Next, &s.Current, &s.Previous} {
 		if len(b) < 4 {
 			return s, errors.New("it ends in the middle of the secrets")
 		}
@@ -144,7 +144,7 @@ func parseSecrets(b []byte) (s metastore.SignerSecrets, err error) {
 			return s, fmt.Errorf("the length of a secret is %d bytes, but only %d follow", n, len(b))
 		}
 		if n > 0 {
-			*one = bytes.Clone(b[:n])
+			*value = bytes.Clone(b[:n])
 		} else if i < 2 {
 			return s, errors.New("the current or the next secret is missing")
 		}

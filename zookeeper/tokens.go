@@ -92,7 +92,7 @@ func (t *Tokens) NextKeyID(ctx context.Context) (int32, error) {
 }
 
 // Clocks implements metastore.Clock. ZooKeeper returns its leader's time only for a write. So Clocks writes the
-// counter of keys with the same value. If a Java KMS changes the counter at that moment, it retries by itself.
+// counter of keys with the same value. If a Java KMS changes the counter at that moment, that KMS retries.
 func (t *Tokens) Clocks(ctx context.Context) (metastore.Clocks, error) {
 	_, written, err := t.addToCounter(ctx, "zookeeper.Clocks", t.root+keyIDNode, 0)
 	if err != nil {

@@ -282,8 +282,8 @@ var survivals = []survival{
 	{true, true, "all survives"},
 }
 
-// cut changes the folder to the state that a machine finds after a power cut.
-func (d *disk) cut(s survival) error {
+// cutPower changes the folder to the state that a machine finds after a power cut.
+func (d *disk) cutPower(s survival) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.powerOff = true

@@ -81,7 +81,7 @@ type trial struct {
 	err error // the error of Do
 }
 
-// try runs a case with a fault at the step faultAt and a power cut before the step cutAt; 0 is no step.
+// try runs a case with a fault at the step faultAt and a power cut before the step cutAt; 0 means no step.
 func try(dir string, c Case, faultAt int, f fault, cutAt int) (tr *trial, err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
@@ -161,7 +161,7 @@ func (s *suite) check(faultAt int, f fault, cutAt int, left *survival) (found []
 	}
 	defer tr.close()
 	if left != nil {
-		if err := tr.cut(*left); err != nil {
+		if err := tr.cutPower(*left); err != nil {
 			return nil, err
 		}
 	}

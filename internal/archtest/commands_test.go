@@ -22,7 +22,7 @@ func TestCommandsAreShort(t *testing.T) {
 		lines += strings.Count(src, "\n")
 	}
 	if lines == 0 || lines > maxCommandLines {
-		t.Errorf("cmd/claviger has %d lines without tests, over %d: move what is no command into a room", lines,
+		t.Errorf("cmd/claviger has %d lines without tests, over %d: move what is not a command into a room", lines,
 			maxCommandLines)
 	}
 }
@@ -63,7 +63,7 @@ func TestCommandTypes(t *testing.T) {
 	}
 	for name := range otherCommandTypes {
 		if !types[name] {
-			t.Errorf("otherCommandTypes lists %s, which is no type of cmd/claviger", name)
+			t.Errorf("otherCommandTypes lists %s, which is not a type of cmd/claviger", name)
 		}
 	}
 	if len(types) < 20 {
@@ -127,7 +127,7 @@ func receiver(fn *ast.FuncDecl) string {
 func commandTypeFault(spec *ast.TypeSpec, methods []*ast.FuncDecl) string {
 	fields, ok := spec.Type.(*ast.StructType)
 	if !ok {
-		return "is no struct: it is neither flags nor output, so it belongs into a room"
+		return "is not a struct: it is neither flags nor output, so it belongs into a room"
 	}
 	isFlags := strings.HasSuffix(spec.Name.Name, "Flags")
 	for _, f := range fields.Fields.List {
@@ -157,8 +157,8 @@ func TestCommandTypeChecks(t *testing.T) {
 		"func (e *exitError) Anything(x int) {}; type exitError struct{ code int }":            "",
 		"type Engine struct{ keys []string }":                                                  "field keys",
 		"func f() { type inner struct{ keys []string } }":                                      "field keys",
-		"type Store interface{ Close() }":                                                      "no struct",
-		"type level int":                                                                       "no struct",
+		"type Store interface{ Close() }":                                                      "not a struct",
+		"type level int":                                                                       "not a struct",
 		"type aFlags struct{}; func (f *aFlags) purge(name string) {}":                         "method purge",
 		"type report struct{}; func (r *report) Repair() {}":                                   "method Repair",
 	} {

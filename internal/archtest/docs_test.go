@@ -48,7 +48,7 @@ func TestRoomTable(t *testing.T) {
 		delete(rows, room)
 	}
 	for room := range rows {
-		t.Errorf("docs/ARCHITECTURE.md has a row for %s, which is no package", room)
+		t.Errorf("docs/ARCHITECTURE.md has a row for %s, which is not a package", room)
 	}
 }
 

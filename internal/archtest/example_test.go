@@ -71,7 +71,7 @@ func TestExamples(t *testing.T) {
 	}
 	for room := range noExample {
 		if !used[room] && room != "kms" {
-			t.Errorf("noExample names %s, which is no package", room)
+			t.Errorf("noExample names %s, which is not a package", room)
 		}
 	}
 }

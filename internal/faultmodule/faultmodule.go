@@ -248,10 +248,10 @@ func (m *Module) Renumber() {
 	}
 }
 
-// LimitSessions bounds the open sessions of a process. 0 is no limit.
+// LimitSessions bounds the open sessions of a process. 0 means no limit.
 func (m *Module) LimitSessions(n int) { m.set(sessionCap, uint64(n)) } //nolint:gosec // not negative
 
-// LimitData bounds the bytes of one C_Encrypt. 0 is no limit.
+// LimitData bounds the bytes of one C_Encrypt. 0 means no limit.
 func (m *Module) LimitData(n int) { m.set(dataLimit, uint64(n)) } //nolint:gosec // not negative
 
 // RefuseMechanism refuses one CKM_ value in C_EncryptInit. 0 refuses none.

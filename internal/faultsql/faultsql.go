@@ -29,7 +29,7 @@ const (
 	Close    = "close"           // of a connection, which is closed in spite of the error
 )
 
-// Fault is a call that was made to fail. The zero value is no fault.
+// Fault is a call that was made to fail. The zero value means no fault.
 type Fault struct {
 	Number    int // of the call, from 1
 	Call      string

@@ -51,7 +51,7 @@ func parseNamed(text []byte) ([]Named, error) {
 		case "after":
 			into = &all[len(all)-1].After
 		default:
-			return nil, fmt.Errorf("line %d: %q is no field", i+1, field)
+			return nil, fmt.Errorf("line %d: %q is not a field", i+1, field)
 		}
 	}
 	for _, n := range all {

@@ -30,7 +30,7 @@ type Faults struct {
 	fault  Fault  // the call that failed
 }
 
-// Fault is a call that was made to fail. The zero value is no fault.
+// Fault is a call that was made to fail. The zero value means no fault.
 type Fault struct {
 	Number    int // of the call, from 1
 	Statement string

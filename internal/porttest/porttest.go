@@ -31,7 +31,7 @@ func Free() (int, error) {
 	mu.Lock()
 	defer mu.Unlock()
 	for range high - low {
-		port := low + rand.IntN(high-low) //nolint:gosec // a port is no secret
+		port := low + rand.IntN(high-low) //nolint:gosec // a port is not secret
 		lock, err := claim(port)
 		if err != nil {
 			return 0, err

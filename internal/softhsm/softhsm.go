@@ -28,7 +28,7 @@ var modulePaths = []string{
 // utilTimeout bounds one call of softhsm2-util.
 const utilTimeout = 30 * time.Second
 
-// pin is the PIN of the user and of the security officer. It is no secret, because tokens are made in scratch folders.
+// pin is the PIN of the user and of the security officer. It is not secret, because tokens are made in scratch folders.
 const pin = "12345678"
 
 // Token describes a token that Create has made.
