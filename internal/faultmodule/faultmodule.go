@@ -1,5 +1,5 @@
 // Package faultmodule gives tests a PKCS#11 module that stands in front of
-// another one, such as SoftHSM's, and makes faults to order: error codes, delays,
+// another one, such as SoftHSM's, and makes faults on demand: error codes, delays,
 // hangs, crashes, flipped bits, stale and renumbered handles, lost logins and
 // sessions, and limits. The module is a C library of its own (module/module.c),
 // which this package compiles. So a fault reaches the program in the same way as

@@ -199,10 +199,10 @@ func (w *walker) operator(n *ast.BinaryExpr) {
 	w.add("and-or", n.OpPos, edits...)
 }
 
-// always are calls whose loss says nothing about the tests. Without either Lock or
+// uninformative are calls whose loss says nothing about the tests. Without either Lock or
 // Unlock a program stops at once; the race detector finds that both are missing. go
 // vet (lostcancel) checks cancel. The project does not promise the text of the log.
-var always = []string{"Lock", "Unlock", "RLock", "RUnlock", "cancel", "Debug", "Info", "Warn", "Error", "Helper",
+var uninformative = []string{"Lock", "Unlock", "RLock", "RUnlock", "cancel", "Debug", "Info", "Warn", "Error", "Helper",
 	"DebugContext", "InfoContext", "WarnContext", "ErrorContext", "panic"}
 
 // call leaves out a statement that is a call.
@@ -212,7 +212,7 @@ func (w *walker) call(stmt ast.Node, x ast.Expr) {
 		return
 	}
 	w.dropped[c] = true
-	if !w.plain[stmt] && !slices.Contains(always, called(c)) {
+	if !w.plain[stmt] && !slices.Contains(uninformative, called(c)) {
 		w.wrap("drop-call", stmt, "if !mutant(§) { ", " }")
 	}
 }

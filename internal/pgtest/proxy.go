@@ -104,13 +104,13 @@ func (p *Proxy) serve(client net.Conn) {
 	p.mu.Unlock()
 	l := &link{}
 	var wg sync.WaitGroup
-	pump := func(to, from net.Conn, asks bool) {
+	pump := func(to, from net.Conn, fromClient bool) {
 		defer func() { _ = to.Close() }() // one direction is useless without the other
 		buf := make([]byte, 32<<10)
 		for {
 			n, err := from.Read(buf)
 			var sent []byte
-			if asks {
+			if fromClient {
 				sent = buf[:n]
 			}
 			if !p.await(l, sent) {

@@ -94,7 +94,7 @@ func own(t testing.TB, s *Server, err error) *Server {
 	return s
 }
 
-// tail returns the end of the server's log.
+// tail writes the end of the server's log into the log of the test.
 func (s *Server) tail(t testing.TB) {
 	if b, err := os.ReadFile(s.Log); err == nil {
 		t.Logf("end of the log of the PostgreSQL server:\n%s", b[max(0, len(b)-8<<10):])

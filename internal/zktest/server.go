@@ -111,7 +111,7 @@ func prepare(t testing.TB, o Options, more map[string]string) *Server {
 		"dataDir":                filepath.Join(dir, "data"),
 		"clientPortAddress":      "127.0.0.1",
 		"clientPort":             port,
-		"tickTime":               "500", // ms; sessions of 1 to 60 s may be asked for
+		"tickTime":               "500", // ms; clients may request sessions of 1 to 60 s
 		"maxSessionTimeout":      "60000",
 		"maxClientCnxns":         "0",
 		"admin.enableServer":     "false",

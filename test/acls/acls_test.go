@@ -53,7 +53,7 @@ func TestMatrix(t *testing.T) {
 		}
 	}
 	hadoopLines := runHadoop(t, dir)
-	o := newOurs(t)
+	o := newRules(t)
 	differ, decisions, yes, refused := 0, 0, 0, 0
 	for i := range *files {
 		if !o.reload(filepath.Join(dir, fileName(i))) {
@@ -126,8 +126,8 @@ func caller(who string) claviger.Caller {
 	return c
 }
 
-// ours makes the decisions with our packages.
-type ours struct {
+// rules makes the decisions with our packages.
+type rules struct {
 	groups func(string) []string
 	policy *authz.Policy
 	// keyRules has only the rules of keys and allows every operation, like KeyAuthorizationKeyProvider.
@@ -167,7 +167,7 @@ func (noAudit) Log(context.Context, audit.Event) {}
 func (noAudit) Err() error                       { return nil }
 func (noAudit) Close() error                     { return nil }
 
-func newOurs(t *testing.T) *ours {
+func newRules(t *testing.T) *rules {
 	t.Helper()
 	mapping, err := authn.NewGroups(groupsOf, time.Hour, nil)
 	if err != nil {
@@ -184,7 +184,7 @@ func newOurs(t *testing.T) *ours {
 			t.Fatal(err)
 		}
 	}
-	o := &ours{groups: mapping.Of}
+	o := &rules{groups: mapping.Of}
 	ring := func(policy func() *authz.Policy) *keyring.Ring {
 		r, err := keyring.New(keyring.Config{
 			Primary: unchanging{p}, Policy: policy, KeyAuthorization: true, Groups: mapping.Of, Audit: noAudit{},
@@ -207,7 +207,7 @@ func newOurs(t *testing.T) *ours {
 
 // reload reloads a changed file, like the Watcher of package authz. It returns false if the rules have not
 // changed.
-func (o *ours) reload(path string) bool {
+func (o *rules) reload(path string) bool {
 	c := hadoopconf.New(filepath.Dir(path), nil)
 	if c.AddFile(path, false) != nil || c.Check() != nil {
 		return false
@@ -275,7 +275,7 @@ var requests = []struct {
 
 // line returns all decisions for one caller, in the form of Matrix.java. It also compares each decision with the
 // result of Explain.
-func (o *ours) line(t *testing.T, c claviger.Caller) string {
+func (o *rules) line(t *testing.T, c claviger.Caller) string {
 	t.Helper()
 	var b strings.Builder
 	for _, op := range levels {
@@ -302,7 +302,7 @@ func (o *ours) line(t *testing.T, c claviger.Caller) string {
 	return b.String()
 }
 
-func (o *ours) allowed(t *testing.T, err error) bool {
+func (o *rules) allowed(t *testing.T, err error) bool {
 	t.Helper()
 	switch {
 	case err == nil:

@@ -95,8 +95,8 @@ type ClavigerOptions struct {
 	Env  []string // added to the environment of the test
 }
 
-// startOurs is like Start, for a process of our program. A data race in the process fails the test.
-func startOurs(t testing.TB, name string, cmd *exec.Cmd) *Process {
+// startChecked is like Start, for a process of our program. A data race in the process fails the test.
+func startChecked(t testing.TB, name string, cmd *exec.Cmd) *Process {
 	t.Helper()
 	p := Start(t, name, cmd)
 	t.Cleanup(func() {
@@ -115,7 +115,7 @@ func StartClaviger(t testing.TB, o ClavigerOptions) *KMS {
 	cmd := exec.CommandContext(context.Background(), Binary(t), "kms", "--conf", o.Conf, "--http-port",
 		fmt.Sprint(o.Port), "--ready-file", ready)
 	cmd.Env = append(cleanEnv(), o.Env...)
-	p := startOurs(t, "claviger", cmd)
+	p := startChecked(t, "claviger", cmd)
 	k := &KMS{Process: p}
 	p.WaitFor("its ready file", func() bool {
 		b, err := os.ReadFile(ready)

@@ -57,7 +57,7 @@ log4j.appender.console=org.apache.log4j.ConsoleAppender
 log4j.appender.console.target=System.err
 log4j.appender.console.layout=org.apache.log4j.PatternLayout
 log4j.appender.console.layout.ConversionPattern=%d{ISO8601} %p %c{1} - %m%n
-# Jersey 1 fills the log with what it cannot say of the KMS's classes.
+# Jersey 1 fills the log with messages about the KMS's classes.
 log4j.logger.com.sun.jersey=OFF
 log4j.logger.org.glassfish.jersey=OFF
 `

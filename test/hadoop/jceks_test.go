@@ -108,8 +108,8 @@ func decrypt(t *testing.T, kms *KMS, key string, e edek) string {
 var reference = flag.Bool("reference", false, "let the real Java KMS stand in for claviger in the tests of "+
 	"keystore files, to prove the tests")
 
-// oursOnJCEKS starts our server with a keystore file, without a migration and open to everybody.
-func oursOnJCEKS(t *testing.T, keystore string) *KMS {
+// clavigerOnJCEKS starts our server with a keystore file, without a migration and open to everybody.
+func clavigerOnJCEKS(t *testing.T, keystore string) *KMS {
 	t.Helper()
 	if *reference {
 		return StartJavaKMS(t, KMSOptions{Keystore: keystore})
@@ -128,8 +128,8 @@ func oursOnJCEKS(t *testing.T, keystore string) *KMS {
 // TestKeyShellOnJCEKS runs the stock `hadoop key` with our server and a keystore file.
 func TestKeyShellOnJCEKS(t *testing.T) {
 	Require(t)
-	ours := oursOnJCEKS(t, filepath.Join(t.TempDir(), "kms.keystore"))
-	c := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": ours.ProviderURI()})
+	ourKMS := clavigerOnJCEKS(t, filepath.Join(t.TempDir(), "kms.keystore"))
+	c := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": ourKMS.ProviderURI()})
 	list := func() []string {
 		t.Helper()
 		lines := strings.Split(strings.TrimSpace(c.KeyShell("list")), "\n")
@@ -179,7 +179,7 @@ func TestKeyShellOnJCEKS(t *testing.T) {
 	if got, want := list(), []string{"k1"}; !slices.Equal(got, want) {
 		t.Errorf("list after the deletion: %q, want %q", got, want)
 	}
-	if code := ours.Stop(); code != 0 && !*reference {
+	if code := ourKMS.Stop(); code != 0 && !*reference {
 		t.Errorf("claviger kms ended with status %d on SIGTERM", code)
 	}
 }
@@ -191,8 +191,8 @@ func TestJCEKSBothWays(t *testing.T) {
 	keystore := filepath.Join(t.TempDir(), "kms.keystore")
 	uri := "jceks://file@" + keystore
 
-	ours := oursOnJCEKS(t, keystore)
-	shell := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": ours.ProviderURI()})
+	ourKMS := clavigerOnJCEKS(t, keystore)
+	shell := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": ourKMS.ProviderURI()})
 	shell.KeyShell("create", "plain", "-size", "128")
 	shell.KeyShell("create", "full/name with%signs", "-size", "256", "-description", "Grüße, 鍵", "-attr",
 		"a=b", "-attr", "c=d")
@@ -201,16 +201,16 @@ func TestJCEKSBothWays(t *testing.T) {
 	shell.KeyShell("delete", "gone", "-f")
 	shell.Close()
 	var edeks []edek
-	requestJSON(t, ours, http.MethodGet, "key/plain/_eek?eek_op=generate&num_keys=3", nil, &edeks)
+	requestJSON(t, ourKMS, http.MethodGet, "key/plain/_eek?eek_op=generate&num_keys=3", nil, &edeks)
 	var deks []string
 	for _, e := range edeks {
-		deks = append(deks, decrypt(t, ours, "plain", e))
+		deks = append(deks, decrypt(t, ourKMS, "plain", e))
 	}
-	written := content(t, ours)
+	written := content(t, ourKMS)
 	if len(written) != 2 || len(written["plain"].Versions) != 2 {
 		t.Fatalf("our server says that it holds %v", written)
 	}
-	ours.Stop()
+	ourKMS.Stop()
 
 	// Hadoop's provider reads the file without a server.
 	out := NewClient(t, keyAdmin, nil).KeyShell("list", "-metadata", "-provider", uri)
@@ -237,14 +237,14 @@ func TestJCEKSBothWays(t *testing.T) {
 	written = content(t, java)
 	java.Stop()
 
-	ours = oursOnJCEKS(t, keystore)
-	if got := content(t, ours); !reflect.DeepEqual(got, written) {
+	ourKMS = clavigerOnJCEKS(t, keystore)
+	if got := content(t, ourKMS); !reflect.DeepEqual(got, written) {
 		t.Errorf("our server read Hadoop's keystore as\n%v\nwant\n%v", got, written)
 	}
-	shell = NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": ours.ProviderURI()})
+	shell = NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": ourKMS.ProviderURI()})
 	shell.KeyShell("delete", "java1", "-f")
 	shell.Close()
-	ours.Stop()
+	ourKMS.Stop()
 
 	// Hadoop's file system writes a checksum file beside the keystore. The checksum must fit a keystore that we
 	// wrote over Hadoop's.

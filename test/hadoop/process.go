@@ -157,36 +157,37 @@ func (p *Process) tail(n int) []byte {
 	return b
 }
 
-// FreePorts returns n free loopback ports. No other call of a test gets them until all our ports were given. The
-// ports are below the range of outgoing connections, because a restarted server must find its port free again.
+// FreePorts returns n free loopback ports. No other call of a test gets them until all ports of this test binary were
+// given. The ports are below the range of outgoing connections, because a restarted server must find its port free
+// again.
 func FreePorts(t testing.TB, n int) []int {
 	t.Helper()
-	ours.Lock()
-	defer ours.Unlock()
-	if ours.first == 0 {
+	ports.Lock()
+	defer ports.Unlock()
+	if ports.first == 0 {
 		if err := takePorts(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	var ports []int
+	var free []int
 	for range portsEach {
-		ours.last = ours.last%(portsEach-1) + 1
-		if l, err := listen(ours.first + ours.last); err == nil {
+		ports.last = ports.last%(portsEach-1) + 1
+		if l, err := listen(ports.first + ports.last); err == nil {
 			_ = l.Close() // it was only opened
-			if ports = append(ports, ours.first+ours.last); len(ports) == n {
-				return ports
+			if free = append(free, ports.first+ports.last); len(free) == n {
+				return free
 			}
 		}
 	}
-	t.Fatalf("no %d free ports from %d on", n, ours.first)
+	t.Fatalf("no %d free ports from %d on", n, ports.first)
 	return nil
 }
 
 // portsEach is how many ports each test binary has, because several run at once.
 const portsEach = 500
 
-// ours are the ports of this test binary.
-var ours struct {
+// ports are the ports of this test binary.
+var ports struct {
 	sync.Mutex
 	first int          // the first port of this test binary
 	held  net.Listener // listens at first until the process ends, so that other test binaries take other ports
@@ -199,7 +200,7 @@ func takePorts() error {
 	for _, i := range rand.Perm((high - low) / portsEach) {
 		l, err := listen(low + i*portsEach)
 		if err == nil {
-			ours.first, ours.held = low+i*portsEach, l
+			ports.first, ports.held = low+i*portsEach, l
 			return nil
 		}
 	}

@@ -43,7 +43,7 @@ func StartTrustee(t testing.TB) *Trustee {
 	cmd := exec.CommandContext(context.Background(), Binary(t), "trustee", "serve", "--confdir", k.Dir, "--listen",
 		"127.0.0.1:0", "--ready-file", ready)
 	cmd.Env = cleanEnv()
-	k.Process = startOurs(t, "trustee", cmd)
+	k.Process = startChecked(t, "trustee", cmd)
 	k.WaitFor("its ready file", func() bool {
 		b, err := os.ReadFile(ready)
 		k.Host = strings.TrimPrefix(strings.TrimSpace(string(b)), "https://")

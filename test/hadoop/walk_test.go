@@ -253,12 +253,12 @@ func migrateCluster(t *testing.T, source origin) {
 	conf, env := clavigerConf(t, source)
 
 	port := FreePorts(t, 1)[0]
-	ours := StartClaviger(t, ClavigerOptions{Conf: conf, Env: env, Port: port})
+	ourKMS := StartClaviger(t, ClavigerOptions{Conf: conf, Env: env, Port: port})
 	want := metadata(t, source.kms.ProviderURI())
 	if !source.opaque {
 		want = withNext(want)
 	}
-	if got := metadata(t, ours.ProviderURI()); len(want) != len(zones) || !slices.Equal(got, want) {
+	if got := metadata(t, ourKMS.ProviderURI()); len(want) != len(zones) || !slices.Equal(got, want) {
 		t.Errorf("metadata after the migration:\n%s\nat the source:\n%s", strings.Join(got, "\n"),
 			strings.Join(want, "\n"))
 	}
@@ -267,12 +267,12 @@ func migrateCluster(t *testing.T, source origin) {
 		"it is not confirmed that all EDEKs are re-encrypted") || strings.Contains(output, "was not migrated") {
 		t.Errorf("finish, too early, says\n%s", output)
 	}
-	w.cluster.SetKeyProvider(ours.ProviderURI())
+	w.cluster.SetKeyProvider(ourKMS.ProviderURI())
 	w.cluster.Restart()
 	if source.early {
 		source.stop(t)
 	}
-	w.beside(ours)
+	w.beside(ourKMS)
 	if !source.early {
 		source.stop(t)
 	}
@@ -280,12 +280,12 @@ func migrateCluster(t *testing.T, source origin) {
 		source.retire()
 	}
 	w.readAll(w.client(alice), "without the source")
-	w.orc.readAll(ours.ProviderURI(), w.first, false)
-	w.orc.write(ours.ProviderURI(), "fin.key", w.first["fin.key"]+1)
+	w.orc.readAll(ourKMS.ProviderURI(), w.first, false)
+	w.orc.write(ourKMS.ProviderURI(), "fin.key", w.first["fin.key"]+1)
 
 	// The last steps of the procedure: remove the properties of the migration, and start the server without them
 	// at the same address.
-	if code := ours.Stop(); code != 0 {
+	if code := ourKMS.Stop(); code != 0 {
 		t.Errorf("claviger kms ended with status %d on SIGTERM", code)
 	}
 	hsmOnly(conf).Write(t, filepath.Join(conf, "kms-site.xml"))
@@ -349,7 +349,7 @@ func (w *walk) before(source origin) {
 }
 
 // beside runs the tests while HDFS uses our KMS and files still have the source's keys.
-func (w *walk) beside(ours *KMS) {
+func (w *walk) beside(ourKMS *KMS) {
 	t := w.t
 	t.Helper()
 	super, user := w.client(HDFSUser), w.client(alice)
@@ -375,14 +375,14 @@ func (w *walk) beside(ours *KMS) {
 
 	// New data use our version, and not the last version of the source.
 	for _, key := range zones {
-		w.orc.write(ours.ProviderURI(), key, w.first[key])
+		w.orc.write(ourKMS.ProviderURI(), key, w.first[key])
 	}
-	w.orc.readAll(ours.ProviderURI(), w.first, true)
+	w.orc.readAll(ourKMS.ProviderURI(), w.first, true)
 
-	admin := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": ours.ProviderURI()})
+	admin := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": ourKMS.ProviderURI()})
 	defer admin.Close()
 	admin.KeyShell("roll", "fin.key")
-	w.orc.write(ours.ProviderURI(), "fin.key", w.first["fin.key"]+1)
+	w.orc.write(ourKMS.ProviderURI(), "fin.key", w.first["fin.key"]+1)
 	for zone, key := range zones {
 		super.ReencryptZone(zone)
 		got := distinct(w.versions(super, zone))

@@ -43,8 +43,8 @@ func sharing(servers, authType string) hadoop.Conf {
 	}
 }
 
-// startOurs runs claviger kms with a new keystore file. Its answers show who sent the request.
-func startOurs(t *testing.T, site hadoop.Conf, env ...string) (k *hadoop.KMS, again func() *hadoop.KMS) {
+// startClaviger runs claviger kms with a new keystore file. Its answers show who sent the request.
+func startClaviger(t *testing.T, site hadoop.Conf, env ...string) (k *hadoop.KMS, again func() *hadoop.KMS) {
 	t.Helper()
 	dir := t.TempDir()
 	hadoop.Conf{}.Write(t, filepath.Join(dir, "core-site.xml"))
@@ -239,8 +239,8 @@ func TestSideBySide(t *testing.T) {
 	server := zktest.Start(t, zktest.Options{Jars: hadoop.Jars(t)})
 	site := sharing(server.Addr, "none")
 	java := hadoop.StartJavaKMS(t, hadoop.KMSOptions{Site: site})
-	one, _ := startOurs(t, site)
-	two, _ := startOurs(t, site)
+	one, _ := startClaviger(t, site)
+	two, _ := startClaviger(t, site)
 	for _, from := range []*hadoop.KMS{java, one, two} {
 		for _, at := range []*hadoop.KMS{java, one, two} {
 			takesCookie(t, from, at)
@@ -251,7 +251,7 @@ func TestSideBySide(t *testing.T) {
 	// The other servers accept the tokens of a killed node, and so does a node that starts.
 	token := delegation(t, one)
 	one.Kill()
-	one, _ = startOurs(t, site)
+	one, _ = startClaviger(t, site)
 	for _, k := range []*hadoop.KMS{java, one, two} {
 		if a := use(t, k, token); a.status != http.StatusOK {
 			t.Errorf("%s refuses a killed node's token: %+v", k.Name, a)
@@ -282,28 +282,28 @@ func TestSideBySide(t *testing.T) {
 }
 
 // TestRolling: the secret has a lifetime of three seconds. Each server rolls the secret for both while the other
-// is away.
+// does not run.
 func TestRolling(t *testing.T) {
 	hadoop.Require(t)
 	server := zktest.Start(t, zktest.Options{Jars: hadoop.Jars(t)})
 	site := sharing(server.Addr, "none").With(hadoop.Conf{auth + "token.validity": "3"})
 	java := hadoop.StartJavaKMS(t, hadoop.KMSOptions{Site: site})
-	ours, again := startOurs(t, site)
+	ourKMS, again := startClaviger(t, site)
 	secrets := view(t, server.Addr, "", nil)
 	both := func() {
 		t.Helper()
-		takesCookie(t, java, ours)
-		takesCookie(t, ours, java)
+		takesCookie(t, java, ourKMS)
+		takesCookie(t, ourKMS, java)
 	}
 	both()
 	awaitRolls(t, secrets, 1)
 	both()
-	ours.Kill()
+	ourKMS.Kill()
 	awaitRolls(t, secrets, 2) // by the Java KMS
-	ours = again()
+	ourKMS = again()
 	both()
 	java.Kill()
-	awaitRolls(t, secrets, 2) // by ours
+	awaitRolls(t, secrets, 2) // by our KMS
 	java = hadoop.StartJavaKMS(t, hadoop.KMSOptions{Site: site})
 	both()
 	awaitRolls(t, secrets, 1)
@@ -331,15 +331,15 @@ func TestSASL(t *testing.T) {
 	java := hadoop.StartJavaKMS(
 		t, hadoop.KMSOptions{Site: site("kms/otherhost"),
 			Env: []string{"JAVA_TOOL_OPTIONS=-Djava.security.krb5.conf=" + kdc.Krb5Conf}})
-	ours, _ := startOurs(t, site("kms/localhost"), "KRB5_CONFIG="+kdc.Krb5Conf)
-	takesCookie(t, java, ours)
-	takesCookie(t, ours, java)
-	tokensAmong(t, java, ours)
+	ourKMS, _ := startClaviger(t, site("kms/localhost"), "KRB5_CONFIG="+kdc.Krb5Conf)
+	takesCookie(t, java, ourKMS)
+	takesCookie(t, ourKMS, java)
+	tokensAmong(t, java, ourKMS)
 
 	// The servers log in again to a restarted ZooKeeper.
 	server.Stop()
 	server.Start()
-	tokensAmong(t, ours, java)
+	tokensAmong(t, ourKMS, java)
 
 	as := func(principal string) func() (zookeeper.Initiator, error) {
 		return func() (zookeeper.Initiator, error) { return initiator(keytab, principal, "zookeeper@localhost") }
@@ -360,7 +360,7 @@ func TestSASL(t *testing.T) {
 
 // refusesOpenNodes: our server refuses secrets and tokens that a client without a login has written, or could
 // write.
-func refusesOpenNodes(t *testing.T, addr string, ours *zookeeper.Client) {
+func refusesOpenNodes(t *testing.T, addr string, client *zookeeper.Client) {
 	t.Helper()
 	nobody, _, err := zk.Connect([]string{addr}, 10*time.Second, zk.WithLogger(quiet{}))
 	if err != nil {
@@ -384,7 +384,7 @@ func refusesOpenNodes(t *testing.T, addr string, ours *zookeeper.Client) {
 	secrets := []byte("\x00\x00\x00\x00" + "\x00\x00\x00\x04next" + "\x00\x00\x00\x04mine" + "\x00\x00\x00\x00" +
 		"\x00\x00\x03\xbb\x2c\xc3\xd8\x00")
 	signers := func(path string) error {
-		s, err := zookeeper.NewSigners(ours, path)
+		s, err := zookeeper.NewSigners(client, path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -404,7 +404,7 @@ func refusesOpenNodes(t *testing.T, addr string, ours *zookeeper.Client) {
 	if err := signers("/mine/secret"); err != nil {
 		t.Errorf("below a node of our own: %v", err)
 	}
-	shared, err := zookeeper.NewTokens(ours, "opened")
+	shared, err := zookeeper.NewTokens(client, "opened")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -424,7 +424,7 @@ func refusesOpenNodes(t *testing.T, addr string, ours *zookeeper.Client) {
 	plant("/open/ZKDTSMRoot/ZKDTSMTokensRoot", nil, world)
 	plant("/open/ZKDTSMRoot/ZKDTSMTokensRoot/DT_7",
 		append(append([]byte{}, id...), "\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x08password"...), kms)
-	if shared, err = zookeeper.NewTokens(ours, "open"); err != nil {
+	if shared, err = zookeeper.NewTokens(client, "open"); err != nil {
 		t.Fatal(err)
 	}
 	_, _, err = shared.Delegation(t.Context(), 7)
