@@ -105,6 +105,9 @@ func Share(file, store string, o Owner) (release func(), err error) {
 
 func claim(file, store string, o Owner, kind int16) (release func(), err error) {
 	f, err := Open(file)
+	if errors.Is(err, errLink) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w; %s", err, cure(file))
 	}
@@ -149,12 +152,21 @@ func cure(file string) string {
 		name, info.Mode().Perm())
 }
 
+// errLink is the error for a lock file that is a symbolic link.
+var errLink = errors.New("it is a symbolic link, and a lock file must not be one; remove it")
+
 // Open opens a lock file. If it does not exist, Open makes it with mode 0600. A file that root makes gets the owner of
-// the folder, so that the owner's server can open it.
+// the folder, so that the owner's server can open it. Open follows no symbolic link: the owner of the folder could have
+// root overwrite any file.
 func Open(file string) (*os.File, error) {
-	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	const flags = os.O_RDWR | os.O_CREATE | unix.O_NOFOLLOW
+	f, err := os.OpenFile(file, flags|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		return os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
+		f, err = os.OpenFile(file, flags, 0o600)
+		if errors.Is(err, unix.ELOOP) {
+			err = &fs.PathError{Op: "open", Path: file, Err: errLink}
+		}
+		return f, err
 	}
 	if err != nil || os.Geteuid() != 0 {
 		return f, err

@@ -147,3 +147,29 @@ func TestLockFileOfAnotherUser(t *testing.T) {
 		t.Errorf("a folder that does not exist: %v", err)
 	}
 }
+
+// TestLockFileIsALink: a claim writes through no symbolic link, whether the file behind it exists or not.
+func TestLockFileIsALink(t *testing.T) {
+	dir := t.TempDir()
+	other, missing := filepath.Join(dir, "other"), filepath.Join(dir, "missing")
+	if err := os.WriteFile(other, []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range []string{other, missing} {
+		link := target + ".lock"
+		if err := os.Symlink(target, link); err != nil {
+			t.Fatal(err)
+		}
+		_, err := owner.Claim(link, "sqlite://x", owner.Self("claviger kms", ""))
+		want := "open " + link + ": it is a symbolic link, and a lock file must not be one; remove it"
+		if err == nil || err.Error() != want {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+	if content, err := os.ReadFile(other); err != nil || string(content) != "content" {
+		t.Errorf("the file behind the link holds %q, %v", content, err)
+	}
+	if _, err := os.Lstat(missing); err == nil {
+		t.Error("a file was made behind the link")
+	}
+}

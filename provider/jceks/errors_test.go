@@ -273,3 +273,20 @@ func (d *fullDisk) OpenFile(name string, flag int, mode fs.FileMode) (durable.Fi
 func (fullFile) Write([]byte) (int, error) {
 	return 0, &fs.PathError{Op: "write", Path: "temporary", Err: syscall.ENOSPC}
 }
+
+// TestLockIsALink: a change makes and writes no file behind a symbolic link in the place of the lock file.
+func TestLockIsALink(t *testing.T) {
+	dir := t.TempDir()
+	p := openFile(t, filepath.Join(dir, "kms.keystore"), hadoopPassword)
+	missing := filepath.Join(dir, "missing")
+	if err := os.Symlink(missing, hiddenFile(p.file.path, ".lock")); err != nil {
+		t.Fatal(err)
+	}
+	_, err := p.Create(t.Context(), provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128})
+	if err == nil {
+		t.Error("a change was made without a lock")
+	}
+	if _, err := os.Lstat(missing); err == nil {
+		t.Error("a file was made behind the link")
+	}
+}

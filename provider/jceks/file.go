@@ -326,11 +326,11 @@ func (f *file) copyOwner(w interface{ Chown(uid, gid int) error }, from string) 
 	}
 }
 
-// openLock opens the lock file.
+// openLock opens the lock file. It follows no symbolic link, see owner.Open.
 func (f *file) openLock() (*os.File, error) {
 	name := hiddenFile(f.path, ".lock")
 	created := !exists(name)
-	w, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	w, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err == nil && created {
 		f.copyOwner(w, filepath.Dir(f.path))
 	}
