@@ -60,8 +60,8 @@ func refuseRoot(uid int, files []string) error {
 	return nil
 }
 
-// GiveFromRoot gives file to the owner of ownerFrom, if this process runs as root. It gives away only the file that root
-// has just made: the owner of the folder could put a link to any file of root in its place meanwhile.
+// GiveFromRoot gives file to the owner of ownerFrom, if this process runs as root. It gives away only the file that
+// root has just made: the owner of the folder could put a link to any file of root in its place meanwhile.
 func GiveFromRoot(file, ownerFrom string) error {
 	if os.Geteuid() != 0 {
 		return nil
