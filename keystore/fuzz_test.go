@@ -9,20 +9,20 @@ import (
 	"claviger/secret"
 )
 
-// seeds fails a fuzz target with fewer seeds than least. The seeds are files that Java wrote. Without them, the fuzzer
+// needSeeds fails a fuzz target with fewer than n seeds. The seeds are files that Java wrote. Without them, the fuzzer
 // would hardly find valid input.
-func seeds(f *testing.F, least int) {
+func needSeeds(f *testing.F, n int) {
 	f.Helper()
 	list, err := os.ReadDir(filepath.Join("testdata", "fuzz", f.Name()))
-	if err != nil || len(list) < least {
-		f.Fatalf("%d seeds in testdata/fuzz/%s, want at least %d; %v", len(list), f.Name(), least, err)
+	if err != nil || len(list) < n {
+		f.Fatalf("%d seeds in testdata/fuzz/%s, want at least %d; %v", len(list), f.Name(), n, err)
 	}
 }
 
 // FuzzJCEKS checks that a keystore that was read is the same after it was written and read again. It corrects the check
 // at the end of the input, and decrypts no entry, which would be too slow.
 func FuzzJCEKS(f *testing.F) {
-	seeds(f, 4)
+	needSeeds(f, 4)
 	password := secret.Bytes("password")
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r := &jceksReader{b: data}
@@ -56,7 +56,7 @@ func FuzzJCEKS(f *testing.F) {
 // FuzzJavaSerialization checks that no input crashes the reader, and that a key that was read is the same after it was
 // written and read again.
 func FuzzJavaSerialization(f *testing.F) {
-	seeds(f, 5)
+	needSeeds(f, 5)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if _, n, err := decodeSealed(data); n > len(data) {
 			t.Fatalf("read %d of %d bytes, %v", n, len(data), err)
@@ -86,7 +86,7 @@ func FuzzJavaSerialization(f *testing.F) {
 
 // FuzzMUTF8 checks that text that was decoded is the same after it was encoded and decoded again.
 func FuzzMUTF8(f *testing.F) {
-	seeds(f, 4)
+	needSeeds(f, 4)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		s, err := decodeMUTF8(data)
 		if err != nil {

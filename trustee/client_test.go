@@ -447,7 +447,7 @@ func TestOneServersFault(t *testing.T) {
 		"it sends a web page": {status(http.StatusOK, "<html>"), claviger.Invalid, claviger.Unavailable, true},
 		"it has failed":       {signed(claviger.Internal), claviger.Internal, claviger.Internal, false},
 		"it denies":           {signed(claviger.Denied), claviger.Denied, claviger.Denied, false},
-		"no store": {status(http.StatusServiceUnavailable, "its store is away"), claviger.Unavailable,
+		"no store": {status(http.StatusServiceUnavailable, "its store does not answer"), claviger.Unavailable,
 			claviger.Unavailable, true},
 		"a damaged deposit": {nil, claviger.Invalid, 0, false},
 	} {

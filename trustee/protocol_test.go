@@ -306,7 +306,7 @@ func TestAnswerErrors(t *testing.T) {
 		"a passive server": {claviger.E("s", claviger.Unavailable, "", ErrPassive), ErrPassive},
 		"an unsure server": {claviger.E("s", claviger.Unavailable, "", ErrUnsure), ErrUnsure},
 		"the same text":    {claviger.E("s", claviger.Denied, "", unsure), nil},
-		"another error":    {claviger.Errorf("s", claviger.Unavailable, "", "the store is away"), nil},
+		"another error":    {claviger.Errorf("s", claviger.Unavailable, "", "the store does not answer"), nil},
 	} {
 		body, err := server.NewAnswer("d", nil, tt.sent, now)
 		if err != nil {

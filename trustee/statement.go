@@ -146,8 +146,8 @@ func (d *Deposit) check() error {
 }
 
 // wellFormed reports whether s has from least to most characters, all of them ASCII letters or digits.
-func wellFormed(s string, least, most int) bool {
-	return len(s) >= least && len(s) <= most && !strings.ContainsFunc(s, func(c rune) bool {
+func wellFormed(s string, minLen, maxLen int) bool {
+	return len(s) >= minLen && len(s) <= maxLen && !strings.ContainsFunc(s, func(c rune) bool {
 		return (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z')
 	})
 }

@@ -72,7 +72,7 @@ func TestServerRestarts(t *testing.T) {
 		name := fmt.Sprintf("meanwhile%d", i)
 		go func() { inserted <- longRetry.Insert(ctx, key(name, name)) }()
 		time.Sleep(50 * time.Millisecond) // so that the first attempt of the insert finds no server
-		// The store remembers that the server is away, so later calls do not wait.
+		// The store remembers that the server does not answer, so later calls do not wait.
 		begun := time.Now()
 		for range 20 {
 			if _, err := s.Get(ctx, "before"); !claviger.Is(err, claviger.Unavailable) ||

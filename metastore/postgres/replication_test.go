@@ -80,7 +80,7 @@ func TestStandbyRestarts(t *testing.T) {
 		err := s.Replication(ctx)
 		return err != nil && strings.Contains(err.Error(), "a commit waits for a standby")
 	}
-	eventually(t, "the standby is away", missing)
+	eventually(t, "the standby does not answer", missing)
 	for limit := time.Second; ; limit *= 4 {
 		limited, cancel := context.WithTimeout(ctx, limit)
 		err := s.Insert(limited, key("never", "bb"))

@@ -390,7 +390,8 @@ func TestLostWhileServing(t *testing.T) {
 			t.Errorf("%s: %d searches, want %d", version, n, want)
 		}
 	}
-	// While the token is away, versions of keys in the store get Unavailable. Other names are left to the sources.
+	// While the token does not answer, versions of keys in the store get Unavailable. Other names are left to the
+	// sources.
 	b.meter.Fail("FindObjectsInit", 100, p11.Error(p11.CKR_FUNCTION_CANCELED))
 	for version, want := range map[string]claviger.Kind{"k@7": claviger.Unavailable,
 		"away@5": claviger.VersionNotFound} {

@@ -60,7 +60,7 @@ func (w *tokenWatch) wait(t *testing.T, opened chan *hsm.Provider, limit time.Du
 
 // TestFailoverAfterAStart: a start writes an incarnation to the token once the standby that follows has it, so that a
 // standby which takes over right afterwards lacks nothing. The start waits a limited time for a standby that stays
-// behind, and does not wait for one that is away.
+// behind, and does not wait for one that does not answer.
 func TestFailoverAfterAStart(t *testing.T) {
 	primary := pgtest.StartReplicated(t)
 	b := newSite(t)
@@ -87,7 +87,7 @@ func TestFailoverAfterAStart(t *testing.T) {
 		return list
 	}
 
-	const follow = 5 * time.Second // a start that waits for a standby which is away takes longer
+	const follow = 5 * time.Second // a start that waits for a standby that does not answer takes longer
 	standby.Stop(t)
 	mustClose(t, w.wait(t, w.open(t), follow))
 	standby.Start(t)

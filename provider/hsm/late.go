@@ -221,11 +221,11 @@ func (p *Provider) openInBackground(ctx context.Context, a *attempt) {
 // nextPause returns the pause after an attempt that failed with err. last is the pause before. An attempt may have sent
 // a wrong PIN to an HSM that has a code of its own for that, so attempts whose login failed with such a code are rare.
 func nextPause(last time.Duration, err error) time.Duration {
-	most := maxPause
+	limit := maxPause
 	if !isMissing(err) || pkcs11.MayBeWrongPIN(err) {
-		most = maxRefusedPause
+		limit = maxRefusedPause
 	}
-	return min(max(2*last, firstPause), most)
+	return min(max(2*last, firstPause), limit)
 }
 
 // arrive makes the comparisons of a start with a token that has come late, and hands it to requests. If it fails, it

@@ -54,7 +54,7 @@ func wantNoKey(t *testing.T, p *hsm.Provider, key string) {
 }
 
 // TestLostNameWhileServing: a name that the store has lost is looked up on the token only if the store does not have
-// it, and once a minute. Deleted keys are not lost. Names of sources are answered while the token is away.
+// it, and once a minute. Deleted keys are not lost. Names of sources are answered while the token does not answer.
 func TestLostNameWhileServing(t *testing.T) {
 	for _, soft := range []string{"true", "false"} {
 		b := newSite(t)
@@ -90,13 +90,14 @@ func TestLostNameWhileServing(t *testing.T) {
 
 		b.meter.Fail("FindObjectsInit", 100, p11.Error(p11.CKR_FUNCTION_CANCELED))
 		wantNoKey(t, p, "away")
-		searches("a name, while the token is away", 0, "away")
+		searches("a name, while the token does not answer", 0, "away")
 		b.meter.Heal()
 		mustClose(t, p)
 	}
 }
 
-// TestSurveyedNamesWhileAway: a lost name that a survey has found gets Unavailable also while the token is away.
+// TestSurveyedNamesWhileAway: a lost name that a survey has found gets Unavailable also while the token does not
+// answer.
 func TestSurveyedNamesWhileAway(t *testing.T) {
 	b := newSite(t)
 	b.create(t, "k")
@@ -104,7 +105,7 @@ func TestSurveyedNamesWhileAway(t *testing.T) {
 	p := b.mustOpen(t)
 	b.meter.Fail("FindObjectsInit", 100, p11.Error(p11.CKR_FUNCTION_CANCELED))
 	if _, err := p.Current(t.Context(), "other"); !claviger.Is(err, claviger.Unavailable) {
-		t.Errorf("while the token is away: %v", err)
+		t.Errorf("while the token does not answer: %v", err)
 	}
 	b.meter.Heal()
 	wantLost(t, p, "other", "other@7")

@@ -34,7 +34,7 @@ func TestUnusableObject(t *testing.T) {
 	// The token answers that it is busy. That says nothing about the object.
 	b.meter.Fail("Encrypt", 4, p11.Error(p11.CKR_DEVICE_ERROR))
 	if _, err := p.Import(ctx, m, 2, 0, nil); !claviger.Is(err, claviger.Unavailable) {
-		t.Errorf("with a token that is away: %v", err)
+		t.Errorf("with a token that does not answer: %v", err)
 	}
 	b.meter.Heal()
 	if err := p.Close(); err != nil {

@@ -343,8 +343,8 @@ func TestNested(t *testing.T) {
 	}
 }
 
-// TestExpiry checks that material in memory serves while the Key Trustee Server is away, and that it is wiped after its
-// time.
+// TestExpiry checks that material in memory serves while the Key Trustee Server does not answer, and that it is wiped
+// after its time.
 func TestExpiry(t *testing.T) {
 	s := newSite(t)
 	folder := filepath.Join(t.TempDir(), ".keytrustee")

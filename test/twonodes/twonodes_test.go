@@ -179,7 +179,7 @@ func (l load) waitForMore(n int) {
 	}
 }
 
-// useWithOneNode continues the load and the job while one node is away.
+// useWithOneNode continues the load and the job while one node does not run.
 func (l load) useWithOneNode() {
 	l.t.Helper()
 	l.waitForMore(50)
@@ -215,7 +215,7 @@ func (l load) killNodes(shell *hadoop.Client) {
 		made := "made-without-" + victim.name
 		shell.KeyShell("create", made, "-size", "128")
 		// Hadoop's client rolls at one node, and then makes each node clear its caches. It reports an error about
-		// the node that is away, although the roll has succeeded.
+		// the node that does not run, although the roll has succeeded.
 		if out := shell.MustFail("key", "roll", "zone"); !strings.Contains(out,
 			victim.base()+"/v1/key/zone/_invalidatecache") {
 			l.t.Errorf("hadoop key roll: %s", out)

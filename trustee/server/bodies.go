@@ -51,11 +51,11 @@ func (d *bodies) enter(address string) (leave func(), ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	unknown := now.Sub(d.proved[address]) >= provedFor
-	most := perProved
+	limit := perProved
 	if unknown {
-		most = perAddress
+		limit = perAddress
 	}
-	if d.all >= maxBodies || d.open[address] >= most || unknown && d.unknown >= maxUnknown {
+	if d.all >= maxBodies || d.open[address] >= limit || unknown && d.unknown >= maxUnknown {
 		if d.refused++; now.Sub(d.logged) >= refusalsEvery {
 			d.logged = now
 			d.log.Warn("requests are refused before their bodies are read: too many bodies are being read",

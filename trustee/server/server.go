@@ -210,9 +210,9 @@ func (s *Server) CheckSlots(context.Context) error {
 	if full.IsZero() || s.now().Sub(full) >= fullFor {
 		return nil
 	}
-	used, most := s.slots.Figures()
+	used, largest := s.slots.Figures()
 	return fmt.Errorf("requests of clients were refused at %s: %d were being served; now %d are, %d of them of one "+
-		"client", full.UTC().Format(time.RFC3339), maxRequests, used, most)
+		"client", full.UTC().Format(time.RFC3339), maxRequests, used, largest)
 }
 
 func tooMany(w http.ResponseWriter) {
