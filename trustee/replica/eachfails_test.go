@@ -41,11 +41,17 @@ func diverged(t *testing.T, a, b *member) {
 	b.applied(9)
 }
 
-// otherRecords makes a change that the passive server cannot apply, because its records are not those of its log.
+// otherRecords makes a change that the passive server cannot apply, because its records are not those of its log. The
+// active server knows this, and its log has the head of the passive server.
 func otherRecords(t *testing.T, a, b *member) {
 	t.Helper()
+	known(t, a, b)
+	must(t, change(t.Context(), a, b))
 	b.exec("UPDATE deposit SET uuid = 'own', label = ? WHERE uuid = 'u0'", storetest.Row(6).Label)
 	a.tool(6)
+	if err := replica.Check(t.Context(), a.r); err == nil || !strings.Contains(err.Error(), "cannot be made here") {
+		t.Errorf("the passive server cannot apply the change: %v", err)
+	}
 }
 
 // unequal damages a record of the passive server.
