@@ -150,6 +150,18 @@ func TestProbeFindsAFault(t *testing.T) {
 	checked(t, a, "the store of the passive Key Trustee Server takes no changes")
 }
 
+// TestCheckAfterAFailedProbe: the check after a failed probe synchronizes, and does not wait for the next probe.
+func TestCheckAfterAFailedProbe(t *testing.T) {
+	a, b, end := newPairs(t).fresh(t)
+	defer end()
+	known(t, a, b)
+	replica.ProbeDue(a.r)
+	a.calls.before = failing("passive peer-hello")
+	checked(t, a, errInjected.Error())
+	a.calls.before = nil
+	checked(t, a, "")
+}
+
 // TestManyChanges: changes of more than one page reach the passive server in the next check. A change that needs them
 // is refused.
 func TestManyChanges(t *testing.T) {
