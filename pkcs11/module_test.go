@@ -112,15 +112,11 @@ func TestResetTogether(t *testing.T) {
 		}
 		entered <- err
 	}()
-	left := time.Now()
 	m.leave(visit)
 	for _, c := range []chan error{first, second, third} {
 		if err := <-c; !errors.Is(err, failed) {
 			t.Errorf("a reset returns %v", err)
 		}
-	}
-	if took := time.Since(left); took >= drainTimeout {
-		t.Errorf("the resets began %v after the last call", took)
 	}
 	if err := <-third; err == nil { // it may have begun after the others, in the pause
 		t.Error("a reset returns no error")

@@ -2,9 +2,13 @@ package pkcs11
 
 import (
 	"errors"
+	"strings"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"claviger/internal/softhsm/softhsmtest"
 	"claviger/pkcs11/cryptoki"
 	"claviger/pkcs11/worker"
 )
@@ -32,20 +36,60 @@ func (k killable) Kill(string) { k.kill() }
 // TestResetKills: a reset ends the worker whose call hangs. When the hanging call has returned, the library is
 // initialised again.
 func TestResetKills(t *testing.T) {
-	m, b, _ := resettable(nil, nil)
-	visit, err := m.enter(t.Context())
-	if err != nil {
+	synctest.Test(t, func(t *testing.T) {
+		m, b, _ := resettable(nil, nil)
+		visit, err := m.enter(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.b = killable{kill: func() { time.AfterFunc(50*time.Millisecond, func() { m.leave(visit) }) }}
+		if err := m.reset(t.Context(), 1, b); err != nil || m.current() != 2 {
+			t.Errorf("with a worker: %v, generation %d", err, m.current())
+		}
+		if _, err := m.enter(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		m.b = nil
+		if err := m.reset(t.Context(), 2, b); !errors.Is(err, errHung) {
+			t.Errorf("without a worker: %v", err)
+		}
+	})
+}
+
+// TestResetBegins: a reset begins at once when the last call has left.
+func TestResetBegins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, b, _ := resettable(nil, nil)
+		visit, err := m.enter(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		begun, done := time.Now(), make(chan error)
+		go func() { done <- m.reset(t.Context(), 1, b) }()
+		synctest.Wait()
+		m.leave(visit)
+		if err := <-done; err != nil || time.Since(begun) > 0 {
+			t.Errorf("%v, after %v", err, time.Since(begun))
+		}
+	})
+}
+
+// TestWorkerDoesNotStart: the error of a worker that cannot be started names the cause.
+func TestWorkerDoesNotStart(t *testing.T) {
+	c := config(softhsmtest.New(t))
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
 	}
-	m.b = killable{kill: func() { time.AfterFunc(50*time.Millisecond, func() { m.leave(visit) }) }}
-	if err := m.reset(t.Context(), 1, b); err != nil || m.current() != 2 {
-		t.Errorf("with a worker: %v, generation %d", err, m.current())
-	}
-	if _, err := m.enter(t.Context()); err != nil {
+	none := syscall.Rlimit{Cur: 0, Max: old.Max}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &none); err != nil {
 		t.Fatal(err)
 	}
-	m.b = nil
-	if err := m.reset(t.Context(), 2, b); !errors.Is(err, errHung) {
-		t.Errorf("without a worker: %v", err)
+	m, err := openModule(t.Context(), c.Module, true, 0)
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if m != nil || !errors.Is(err, syscall.EMFILE) || !strings.Contains(err.Error(), "cannot be started") {
+		t.Error(err)
 	}
 }
