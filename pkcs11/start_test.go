@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"claviger"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/pkcs11/cryptoki"
 	"claviger/pkcs11/worker"
@@ -91,5 +92,18 @@ func TestWorkerDoesNotStart(t *testing.T) {
 	}
 	if m != nil || !errors.Is(err, syscall.EMFILE) || !strings.Contains(err.Error(), "cannot be started") {
 		t.Error(err)
+	}
+}
+
+// TestWithoutDomainError: the cause in a domain error of the first login stays an error.
+func TestWithoutDomainError(t *testing.T) {
+	cause := errors.New("cause")
+	empty := &claviger.Error{Kind: claviger.Unavailable}
+	for _, c := range []struct{ err, want error }{
+		{nil, nil}, {cause, cause}, {claviger.E("op", claviger.Unavailable, "", cause), cause}, {empty, empty},
+	} {
+		if got := withoutDomainError(c.err); got != c.want { //nolint:errorlint // the same value
+			t.Errorf("%v: %v, want %v", c.err, got, c.want)
+		}
 	}
 }
