@@ -2,6 +2,7 @@ package pkcs11
 
 import (
 	"errors"
+	"log/slog"
 	"strings"
 	"syscall"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/internal/logtest"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/pkcs11/cryptoki"
 	"claviger/pkcs11/worker"
@@ -105,5 +107,24 @@ func TestWithoutDomainError(t *testing.T) {
 		if got := withoutDomainError(c.err); got != c.want { //nolint:errorlint // the same value
 			t.Errorf("%v: %v, want %v", c.err, got, c.want)
 		}
+	}
+}
+
+// TestCloseWithFewSessions: Close does not wait for the slots of sessions that the HSM does not allow.
+func TestCloseWithFewSessions(t *testing.T) {
+	var log logtest.Buffer
+	c := config(softhsmtest.New(t))
+	c.Log = slog.New(slog.NewTextHandler(&log, nil))
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok.closeTimeout = 2 * time.Second
+	tok.slots <- struct{}{}
+	tok.mu.Lock()
+	tok.parked++
+	tok.mu.Unlock()
+	if err := tok.Close(); err != nil || strings.Contains(log.String(), "did not return") {
+		t.Errorf("%v: %s", err, &log)
 	}
 }
