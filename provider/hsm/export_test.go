@@ -46,3 +46,6 @@ func SetManyNames(t *testing.T, n int) {
 	manyNames = n
 	t.Cleanup(func() { manyNames = was })
 }
+
+// NextPause returns the pause after an attempt to open a token that failed with err.
+func NextPause(last time.Duration, err error) time.Duration { return nextPause(last, err) }

@@ -231,7 +231,9 @@ func nextPause(last time.Duration, err error) time.Duration {
 // arrive makes the comparisons of a start with a token that has come late, and hands it to requests. If it fails, it
 // closes the token.
 func (p *Provider) arrive(ctx context.Context, tok *pkcs11.Token) error {
-	p.epoch.Add(1) // an earlier attempt may have verified versions on another token
+	// An earlier attempt may have found another token, or another state of the store.
+	p.epoch.Add(1)
+	p.versions.Clear()
 	tok.OnReset(func() { p.epoch.Add(1) })
 	p.late.attach(tok)
 	joining, cancel := context.WithTimeout(context.WithValue(ctx, joiningKey{}, true), joinLimit)

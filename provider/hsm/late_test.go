@@ -280,29 +280,19 @@ func TestLateRefusals(t *testing.T) {
 // TestLateMisfit: a token that comes late and does not fit the metastore serves nothing.
 func TestLateMisfit(t *testing.T) {
 	b, fault, _ := lateSite(t)
-	other := newSite(t)
 	fault.Order(faultmodule.Initialize, faultmodule.Order{Action: faultmodule.Fail, Value: p11.CKR_DEVICE_ERROR,
 		Times: faultmodule.Always})
 	var log logtest.Buffer
 	b.log = slog.New(slog.NewTextHandler(&log, nil))
 	p := b.mustOpen(t)
-	b.withStore(t, func(s metastore.Store) { // the metastore of another token
-		if err := s.SetSetting(t.Context(), "hsm.token.serial", "0"+other.token.Label); err != nil {
+	var serial string
+	var check []byte
+	b.withStore(t, func(s metastore.Store) {
+		var err error
+		if serial, _, err = s.Setting(t.Context(), "hsm.token.serial"); err != nil {
 			t.Fatal(err)
 		}
-		k, err := s.Get(t.Context(), "k")
-		if err != nil {
-			t.Fatal(err)
-		}
-		v := k[0].List[0]
-		v.Check = bytes.Repeat([]byte{1}, len(v.Check))
-		if _, err := s.Remove(t.Context(), "k"); err != nil {
-			t.Fatal(err)
-		}
-		if err := errors.Join(s.Drop(t.Context(), "k"),
-			s.Insert(t.Context(), metastore.Key{Metadata: k[0].Metadata, List: []metastore.Version{v}})); err != nil {
-			t.Fatal(err)
-		}
+		check = setCheck(t, s, "another", bytes.Repeat([]byte{1}, 16))
 	})
 	fault.Heal()
 	soon(t, "the misfit is found", func() error {
@@ -320,6 +310,31 @@ func TestLateMisfit(t *testing.T) {
 	if !strings.Contains(log.String(), "belongs to token") {
 		t.Errorf("the log: %s", &log)
 	}
+	b.withStore(t, func(s metastore.Store) { setCheck(t, s, serial, check) })
+	soon(t, "served with the right metastore", func() error { _, err := block(t.Context(), p, "k@0"); return err })
+	if err := p.CheckKeys(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// setCheck makes a store that of the token of that serial number, and replaces the check value of version k@0. It
+// returns the check value before.
+func setCheck(t *testing.T, s metastore.Store, serial string, check []byte) (before []byte) {
+	t.Helper()
+	ctx := t.Context()
+	list, err := s.Get(ctx, "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := *list[0]
+	before = k.List[0].Check
+	k.List[0].Check = check[:len(before)]
+	_, err = s.Remove(ctx, "k")
+	if err = errors.Join(err, s.Drop(ctx, "k"), s.Insert(ctx, k),
+		s.SetSetting(ctx, "hsm.token.serial", serial)); err != nil {
+		t.Fatal(err)
+	}
+	return before
 }
 
 // TestLateUnbound: a provider with a metastore that does not exist, or was never bound to a token, is not opened before
@@ -387,6 +402,43 @@ func TestLateWorker(t *testing.T) {
 				soon(t, "served by another worker", func() error { _, err := block(t.Context(), p, "k@0"); return err })
 				mustClose(t, p)
 			})
+		}
+	}
+}
+
+// TestPauses: the pauses between attempts stay short for an HSM that does not answer, and rise for a problem that a
+// person must solve and for a login that may have sent a wrong PIN.
+func TestPauses(t *testing.T) {
+	b, fault, _ := lateSite(t)
+	b.patience = 0
+	failing := func(f faultmodule.Function, code uint) error {
+		fault.Order(f, faultmodule.Order{Action: faultmodule.Fail, Value: code, Times: faultmodule.Always})
+		_, err := b.open(t.Context())
+		if err == nil {
+			t.Fatal("opened")
+		}
+		fault.Heal()
+		return err
+	}
+	const short, long, vendors = 400 * time.Millisecond, 10 * time.Second, p11.CKR_VENDOR_DEFINED + 1
+	for name, c := range map[string]struct {
+		err  error
+		most time.Duration
+	}{
+		"an HSM that does not answer": {failing(faultmodule.Initialize, p11.CKR_DEVICE_ERROR), short},
+		"a vendor's code":             {failing(faultmodule.OpenSession, vendors), short},
+		"a vendor's code at a login":  {failing(faultmodule.Login, vendors), long},
+		"a refused login":             {failing(faultmodule.Login, p11.CKR_PIN_LOCKED), long},
+	} {
+		pause := hsm.NextPause(0, c.err)
+		if pause != 100*time.Millisecond {
+			t.Errorf("%s: the first pause is %v", name, pause)
+		}
+		for range 10 {
+			pause = hsm.NextPause(pause, c.err)
+		}
+		if pause != c.most {
+			t.Errorf("%s: the pauses rise to %v, want %v: %v", name, pause, c.most, c.err)
 		}
 	}
 }
