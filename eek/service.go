@@ -24,6 +24,7 @@ var ErrReplaced = errors.New("the version was deleted after it was read")
 type Service struct {
 	blocks BlockEncrypter
 	pinned Pinned // nil if the provider never uses the name of a version again
+	check  SelfCheck
 }
 
 // NewService makes a Service that finds versions by their names.
@@ -32,6 +33,13 @@ func NewService(blocks BlockEncrypter) *Service { return &Service{blocks: blocks
 // NewPinnedService makes a Service that encrypts only under the versions that were read, even if their names belong to
 // other versions now.
 func NewPinnedService(pinned Pinned) *Service { return &Service{pinned: pinned} }
+
+// Check makes re-encryptions check the provider's results from now on. It returns s, and must be called before s is
+// used.
+func (s *Service) Check(c SelfCheck) *Service {
+	s.check = c
+	return s
+}
 
 // Generate makes n EDEKs under v.
 func (s *Service) Generate(ctx context.Context, v claviger.KeyVersion, n int) ([]claviger.EDEK, error) {
@@ -44,16 +52,16 @@ func (s *Service) Unwrap(ctx context.Context, v claviger.KeyVersion, _ string,
 	return Unwrap(ctx, s.under(v), edeks)
 }
 
-// Wrap makes one EDEK from each DEK under v.
+// Wrap makes one EDEK from each DEK under v, as a part of a re-encryption.
 func (s *Service) Wrap(ctx context.Context, v claviger.KeyVersion, ivs [][]byte,
 	deks []secret.Bytes) ([]claviger.EDEK, error) {
-	return Wrap(ctx, s.under(v), v.Name, ivs, deks)
+	return Wrap(ctx, s.check.with(s.under(v)), v.Name, ivs, deks)
 }
 
 // Reencrypt re-encrypts EDEKs of the versions from under the version to.
 func (s *Service) Reencrypt(ctx context.Context, from []claviger.KeyVersion, to claviger.KeyVersion,
 	edeks []claviger.EDEK) ([]claviger.EDEK, error) {
-	return Reencrypt(ctx, s.underEach(from), s.under(to), to.Name, edeks)
+	return Reencrypt(ctx, s.check.with(s.underEach(from)), s.check.with(s.under(to)), to.Name, edeks)
 }
 
 // under returns the BlockEncrypter for v.

@@ -376,6 +376,10 @@ var KMS = []Known{
 	{"claviger.hsm.max.searches", "600",
 		"how often a minute the token is searched for names of keys and versions that the metastore does not " +
 			"know; one user never gets more than are left for all others"},
+	{"claviger.hsm.reencrypt.check", "sampled",
+		"how re-encryptions check the HSM's results, since a re-encrypted EDEK with a wrong bit is lost; sampled: a " +
+			"few blocks of each call are encrypted a second time in the same call, and all blocks of a small one; " +
+			"twice: all blocks; none: no block"},
 	{"claviger.purge.min.unused", "7d",
 		"how long a key must have been deleted and unused before it can be purged (two minutes if it was " +
 			"never used); on several nodes claviger.metastore.lease and a minute are added; 0: at once"},

@@ -227,6 +227,9 @@ var Values = map[string]Value{
 	"claviger.hsm.max.searches": {
 		Type: "int", Bounds: "1 to 1000000", Unit: "a minute",
 	},
+	"claviger.hsm.reencrypt.check": {
+		Type: "one of", Bounds: "none, sampled or twice",
+	},
 	"claviger.purge.min.unused":        {Type: "time"},
 	"claviger.source.compare.interval": {Type: "time"},
 	"claviger.migration.gap": {

@@ -28,8 +28,8 @@ type crypter interface {
 }
 
 // crypterOf returns the crypter of a provider. read: the provider's versions are read before they are used, so they can
-// be pinned.
-func crypterOf(p provider.Provider, read bool) (crypter, error) {
+// be pinned. check is the check of its re-encryptions.
+func crypterOf(p provider.Provider, read bool, check eek.SelfCheck) (crypter, error) {
 	blocks, encrypts := p.(provider.BlockEncrypter)
 	service, serves := p.(provider.EDEKService)
 	if encrypts == serves {
@@ -40,10 +40,13 @@ func crypterOf(p provider.Provider, read bool) (crypter, error) {
 		return remote{p, service}, nil
 	}
 	if pinned, ok := p.(provider.Pinned); ok && read {
-		return eek.NewPinnedService(pinned), nil
+		return eek.NewPinnedService(pinned).Check(check), nil
 	}
-	return eek.NewService(blocks), nil
+	return eek.NewService(blocks).Check(check), nil
 }
+
+// SelfCheck says how re-encryptions check the results of a primary: "none", "sampled" or "twice".
+type SelfCheck = eek.SelfCheck
 
 // remote is the crypter for another KMS.
 type remote struct {

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"claviger"
+	"claviger/eek"
 	"claviger/provider"
 	"claviger/secret"
 )
@@ -25,8 +26,8 @@ type primary struct {
 	losses provider.Losses      // nil: it does not report losses
 }
 
-func newPrimary(p provider.Provider) (primary, error) {
-	c, err := crypterOf(p, true)
+func newPrimary(p provider.Provider, check eek.SelfCheck) (primary, error) {
+	c, err := crypterOf(p, true, check)
 	if err != nil {
 		return primary{}, err
 	}

@@ -38,6 +38,8 @@ type Config struct {
 	// Reencryption is hadoop.kms.reencryption.crypto.enable: EDEKs of a source's versions may be re-encrypted under the
 	// primary's versions.
 	Reencryption bool
+	// SelfCheck checks the results of the primary in re-encryptions; "": it does not.
+	SelfCheck SelfCheck
 	// Usage keeps the counters of source versions; nil: they end with the process.
 	Usage metastore.Usage
 	// UsesKept keeps counts that Usage has not accepted yet beyond the end of this process; nil: they end with the
@@ -174,7 +176,7 @@ func New(cfg Config) (*Ring, error) {
 	r := &Ring{cfg: cfg, log: cfg.Log}
 	r.guard, _ = cfg.Audit.(audit.Guard)
 	var err error
-	if r.primary, err = newPrimary(cfg.Primary); err != nil {
+	if r.primary, err = newPrimary(cfg.Primary, cfg.SelfCheck); err != nil {
 		return nil, err
 	}
 	if r.sources, err = newSources(cfg, r.log); err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/sony/gobreaker/v2"
 
 	"claviger"
+	"claviger/eek"
 	"claviger/provider"
 	"claviger/secret"
 )
@@ -71,7 +72,7 @@ type SourceCall struct {
 }
 
 func newSource(s Source, cfg Config, log *slog.Logger) (*source, error) {
-	c, err := crypterOf(s.Provider, false)
+	c, err := crypterOf(s.Provider, false, eek.CheckNone)
 	if err != nil {
 		return nil, err
 	}

@@ -106,6 +106,10 @@ func readSettings(conf *hadoopconf.Conf) (settings, error) {
 			PurgeMinUnused:      r.duration(minUnused, time.Second),
 		},
 	}
+	const check = "claviger.hsm.reencrypt.check"
+	if s.ring.SelfCheck = keyring.SelfCheck(conf.String(check)); !s.ring.SelfCheck.Valid() {
+		r.keep(conf.Refuse(check, "it must be none, sampled or twice"))
+	}
 	set := r.migration()
 	s.ring.OwnVersions, s.ring.SourceVersions = set.ours, set.theirs
 	r.newKeys(&s.ring)

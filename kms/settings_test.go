@@ -16,6 +16,8 @@ func TestMigrationSettings(t *testing.T) {
 	for _, c := range []struct{ name, value, want string }{
 		{"claviger.migration.versions", "bogus", "it must be auto, all or current"},
 		{"claviger.migration.versions", "current", ""},
+		{"claviger.hsm.reencrypt.check", "often", "it must be none, sampled or twice"},
+		{"claviger.hsm.reencrypt.check", "twice", ""},
 		{"claviger.migration.gap", "-1", "0"},
 		{"claviger.migration.gap", "1000001", "1000000"},
 		{"claviger.migration.gap", "1000", ""},

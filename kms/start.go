@@ -162,6 +162,8 @@ func (s *server) openRing() error {
 	cfg.History = svc.history()
 	if _, ok := svc.Primary.(*hsm.Provider); ok {
 		cfg.Numbers = svc.Store
+	} else {
+		cfg.SelfCheck = "" // it computes in this process
 	}
 	ring, err := keyring.New(cfg)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"claviger"
 	"claviger/audit"
 	"claviger/authz"
+	"claviger/internal/softhsm"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/keyring"
 	"claviger/metastore"
@@ -31,8 +32,13 @@ func (nopCloser) Close() error { return nil }
 // library.
 func newRing(t *testing.T) (*keyring.Ring, *pkcs11.Meter) {
 	t.Helper()
+	return newRingOn(t, softhsmtest.New(t), "sampled") // the default of a server
+}
+
+// newRingOn is newRing with a token that exists already.
+func newRingOn(t *testing.T, token softhsm.Token, check keyring.SelfCheck) (*keyring.Ring, *pkcs11.Meter) {
+	t.Helper()
 	dir, meter := t.TempDir(), new(pkcs11.Meter)
-	token := softhsmtest.New(t)
 	file := filepath.Join(dir, "luna.keystore")
 	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: token.Module, Token: token.Label,
 		PINFile: token.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
@@ -57,7 +63,7 @@ func newRing(t *testing.T) (*keyring.Ring, *pkcs11.Meter) {
 	}
 	trail := audit.NewHadoop(nopCloser{io.Discard}, time.Second)
 	ring, err := keyring.New(keyring.Config{
-		Primary: p, Policy: func() *authz.Policy { return policy }, KeyAuthorization: true, Audit: trail,
+		Primary: p, SelfCheck: check, Policy: func() *authz.Policy { return policy }, KeyAuthorization: true, Audit: trail,
 		CacheEnable: true, CacheTimeout: time.Minute, CurrentCacheTimeout: time.Minute,
 		// Keep one EDEK in the queue: a longer queue would answer instead of the HSM.
 		QueueSize: 1, QueueLowWatermark: 1, QueueExpiry: time.Hour, QueueFillers: 1,
