@@ -63,8 +63,8 @@ func newRingOn(t *testing.T, token softhsm.Token, check keyring.SelfCheck) (*key
 	}
 	trail := audit.NewHadoop(nopCloser{io.Discard}, time.Second)
 	ring, err := keyring.New(keyring.Config{
-		Primary: p, SelfCheck: check, Policy: func() *authz.Policy { return policy }, KeyAuthorization: true, Audit: trail,
-		CacheEnable: true, CacheTimeout: time.Minute, CurrentCacheTimeout: time.Minute,
+		Primary: p, SelfCheck: check, Policy: func() *authz.Policy { return policy }, KeyAuthorization: true,
+		Audit: trail, CacheEnable: true, CacheTimeout: time.Minute, CurrentCacheTimeout: time.Minute,
 		// Keep one EDEK in the queue: a longer queue would answer instead of the HSM.
 		QueueSize: 1, QueueLowWatermark: 1, QueueExpiry: time.Hour, QueueFillers: 1,
 	})
