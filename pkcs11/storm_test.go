@@ -246,3 +246,16 @@ func TestConcurrentBatches(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// TestSharedCallStaysWithinTheLimit: a large request beside a small one gets what is left of the call, and no more.
+func TestSharedCallStaysWithinTheLimit(t *testing.T) {
+	g, all := queued(32<<10, 32, 40000)
+	batch := g.next()
+	if len(batch) != 2 || batch[0].w != all[0] || batch[1].w != all[1] || batch[1].size() != 32<<10-32 {
+		t.Fatalf("%d parts; the last has %d bytes", len(batch), batch[len(batch)-1].size())
+	}
+	g, _ = queued(200<<10, 200<<10)
+	if batch := g.next(); len(batch) != 1 || batch[0].size() != 200<<10 {
+		t.Errorf("a large request alone: %d parts of %d bytes", len(batch), batch[0].size())
+	}
+}
