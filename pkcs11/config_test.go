@@ -235,8 +235,8 @@ func TestPIN(t *testing.T) {
 		}
 	}
 	open := write(t, "pin", "1234", 0o604)
-	const more = "holds more than the PIN (another line, a control character or a byte order mark), and was not tried " +
-		"at the HSM; write the PIN, and nothing else, into it"
+	const more = "holds more than the PIN (another line, a control character or a byte order mark), and was not " +
+		"tried at the HSM; write the PIN, and nothing else, into it"
 	for _, c := range []struct {
 		file FileConfig
 		want string
