@@ -360,3 +360,16 @@ func TestRecoverMisspelt(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRecoverIsSorted: the result names deposits in the order of their names.
+func TestRecoverIsSorted(t *testing.T) {
+	into := &recordStore{records: records(deposit("common", 10))}
+	from := &recordStore{records: records(deposit("common", 10))}
+	for _, name := range []string{"h", "g", "f", "e", "d", "c", "b", "a"} { // the store has deleted them
+		from.records = append(from.records, deposit(name, 5))
+	}
+	r, err := replica.Recover(t.Context(), into, from, replica.RecoverOptions{})
+	if err != nil || len(r.NotAdded) != 8 || !slices.IsSorted(r.NotAdded) {
+		t.Errorf("%q, %v", r.NotAdded, err)
+	}
+}
