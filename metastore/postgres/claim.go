@@ -74,7 +74,8 @@ func (s *Store) claim(ctx context.Context, o owner.Owner, alone bool) (conn *pgx
 		query = `SELECT pg_try_advisory_lock($1)`
 	}
 	if err := conn.QueryRow(ctx, query, claimLock).Scan(&ok); err != nil || !ok {
-		return nil, false, errors.Join(err, closeConn(conn))
+		closeConn(conn)
+		return nil, false, err
 	}
 	return conn, true, nil
 }
@@ -88,7 +89,7 @@ func (s *Store) keepClaim(ctx context.Context, conn *pgx.Conn, o owner.Owner, al
 				end, cancel := context.WithTimeout(context.Background(), pgdb.ConnectTimeout)
 				_, _ = conn.Exec(end, `SELECT pg_advisory_unlock_all()`) // a lost session has no lock
 				cancel()
-				_ = closeConn(conn)
+				closeConn(conn)
 			}
 			return
 		case <-time.After(pgdb.Jitter(s.cfg.LockCheck)):
@@ -96,7 +97,7 @@ func (s *Store) keepClaim(ctx context.Context, conn *pgx.Conn, o owner.Owner, al
 		check, cancel := context.WithTimeout(ctx, 2*s.cfg.LockCheck)
 		if conn != nil {
 			if err := conn.Ping(check); err != nil && ctx.Err() == nil {
-				_ = closeConn(conn)
+				closeConn(conn)
 				conn = nil
 			}
 		}

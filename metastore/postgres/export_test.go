@@ -37,6 +37,9 @@ func (s *Store) ChangeIDs(ctx context.Context) (ids []string, err error) {
 // ResetPool closes the connections of the pool, so that the next call opens one.
 func (s *Store) ResetPool() { s.db.Pool().Reset() }
 
+// Next waits for a notification.
+var Next = next
+
 // HeldLocks returns the number of locks that this store holds.
 func (s *Store) HeldLocks() int {
 	s.mu.Lock()

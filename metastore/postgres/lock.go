@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/fnv"
 	"sync"
@@ -81,7 +80,8 @@ func (s *Store) tryLock(ctx context.Context, name string) (held context.Context,
 			return err
 		}
 		if err := c.QueryRow(ctx, `SELECT pg_try_advisory_lock($1)`, lockID(name)).Scan(&ok); err != nil || !ok {
-			return errors.Join(err, closeConn(c))
+			closeConn(c)
+			return err
 		}
 		conn = c
 		return nil
@@ -148,14 +148,14 @@ func (l *lock) release() {
 		if !l.conn.IsClosed() {
 			_, _ = l.conn.Exec(ctx, `SELECT pg_advisory_unlock_all()`) // a lost session has no lock
 		}
-		_ = closeConn(l.conn)
+		closeConn(l.conn)
 		l.lost(context.Canceled)
 	})
 }
 
 // closeConn closes a connection, and waits at most a second for that.
-func closeConn(c *pgx.Conn) error {
+func closeConn(c *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	return c.Close(ctx)
+	_ = c.Close(ctx) // the connection is not used again
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -49,9 +50,6 @@ func (s *Store) Announce(ctx context.Context, n metastore.Notice) error {
 // seconds, through another connection. So if a notice is lost, fn gets the change some seconds later.
 func (s *Store) Watch(ctx context.Context, fn func(metastore.Notice)) error {
 	const op = "metastore/postgres.Watch"
-	if err := s.db.Usable(op); err != nil {
-		return err
-	}
 	caller := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -111,13 +109,13 @@ func (s *Store) listen(ctx context.Context, listening func(), fn func(metastore.
 	if err != nil {
 		return err
 	}
-	defer func() { _ = closeConn(conn) }() // an error does not matter
+	defer closeConn(conn)
 	if _, err := conn.Exec(connect, "LISTEN "+channel); err != nil {
 		return err
 	}
 	listening()
 	for {
-		n, err := s.next(ctx, conn)
+		n, err := next(ctx, conn, idlePing)
 		if err != nil {
 			return err
 		}
@@ -130,16 +128,18 @@ func (s *Store) listen(ctx context.Context, listening func(), fn func(metastore.
 	}
 }
 
-// next waits for a notification. It returns nil if none has arrived for a while, and the connection has answered a
-// ping.
-func (s *Store) next(ctx context.Context, conn *pgx.Conn) (*pgconn.Notification, error) {
-	quiet, cancel := context.WithTimeout(ctx, idlePing)
+// next waits for a notification. It returns nil if none has arrived for so long, and the connection has answered a ping.
+func next(ctx context.Context, conn *pgx.Conn, idle time.Duration) (*pgconn.Notification, error) {
+	quiet, cancel := context.WithTimeout(ctx, idle)
 	defer cancel()
 	n, err := conn.WaitForNotification(quiet)
-	if err == nil || ctx.Err() != nil || quiet.Err() == nil {
-		return n, err
+	if err == nil {
+		return n, nil
 	}
 	ping, cancel := context.WithTimeout(ctx, pgdb.ConnectTimeout)
 	defer cancel()
-	return nil, conn.Ping(ping)
+	if unanswered := conn.Ping(ping); unanswered != nil {
+		return nil, fmt.Errorf("%w; ping: %w", err, unanswered)
+	}
+	return nil, nil
 }

@@ -170,6 +170,9 @@ func TestNoticesAfterBreak(t *testing.T) {
 	hello := metastore.Notice{Key: "k", Change: metastore.Invalidated}
 	announce := func() { _ = s.Announce(ctx, hello) } // it may fail while the server starts
 	waitFor(hello, announce)
+	if text := log.String(); text != "" {
+		t.Errorf("before the break, the log has\n%s", text)
+	}
 	server.Kill(t)
 	time.Sleep(time.Second) // several attempts
 	server.Start(t)
