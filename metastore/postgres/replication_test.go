@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/internal/pgtest"
 	"claviger/metastore/postgres"
 )
 
@@ -32,9 +33,30 @@ func TestReplication(t *testing.T) {
 		return err != nil && strings.Contains(err.Error(), "1 standbys follow its server")
 	})
 	waitForStandbys(t, p, one)
+	checkStandby(t, p)
 	p.standby.Stop(t)
 	eventually(t, "no standby follows", func() bool { return one.Replication(ctx) == nil })
 	wantError(t, "a second host, but no standby", both.Replication(ctx), "its URI names 2 hosts")
+}
+
+// checkStandby checks that Check refuses a standby, and that the next call makes a new connection.
+func checkStandby(t *testing.T, p pair) {
+	t.Helper()
+	ctx := t.Context()
+	uri := p.standby.URI(pgtest.Superuser, "test1")
+	s := openConfig(t, postgres.Config{URI: uri + "&application_name=checked&pool_max_conns=1", ReadOnly: true})
+	session := func() string {
+		t.Helper()
+		if _, err := s.Names(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return query(t, uri, `SELECT max(backend_start)::text FROM pg_stat_activity WHERE application_name = 'checked'`)
+	}
+	before := session()
+	wantError(t, "the server is a standby", s.Check(ctx), "the server is a standby and takes no writes")
+	if after := session(); after == before {
+		t.Error("the next call uses the same connection")
+	}
 }
 
 // waitForStandbys checks that WaitForStandbys returns after a standby has written the newest change, but not later than

@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"context"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -147,6 +148,11 @@ func TestSeenFileDamaged(t *testing.T) {
 		`{"changes":[{"seq":"1","id":"a","key":"k","at":1}],"servers":{}}`,
 		`{"changes":[],"servers":[]}`, `{"changes":[],"servers":{"1":{}}}`,
 		`{"changes":[],"servers":{"1":{"host":"a","timeline":-1}}}`,
+		`{"changes":[],"servers":{"":{"host":"a","timeline":2}}}`,
+		`{"changes":[],"servers":{"1":{"host":"","timeline":2}}}`,
+		`{"changes":[],"servers":{"1":{"host":"a","timeline":0}}}`,
+		`{"changes":[{"seq":0,"id":"a","key":"k","at":1}],"servers":{}}`,
+		`{"changes":[{"seq":1,"id":"","key":"k","at":1}],"servers":{}}`,
 	} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -168,6 +174,54 @@ func TestSeenFileDamaged(t *testing.T) {
 		if err := open(); err == nil || strings.Contains(err.Error(), file) {
 			t.Errorf("%s: %v", text, err)
 		}
+	}
+}
+
+// TestSeenFileIsNotWritten checks that the log says once that the file cannot be written.
+func TestSeenFileIsNotWritten(t *testing.T) {
+	folder, away := filepath.Join(t.TempDir(), "folder"), filepath.Join(t.TempDir(), "away")
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var log syncBuffer
+	s := openConfig(t, postgres.Config{URI: emptyStore(t), Seen: filepath.Join(folder, "seen.json"),
+		SeenProperty: "the.file", Log: slog.New(slog.NewTextHandler(&log, nil))})
+	written := func(folder, name string) {
+		t.Helper()
+		if err := s.Insert(t.Context(), key(name, name)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the file has the key "+name, func() bool {
+			text, _ := os.ReadFile(filepath.Join(folder, "seen.json"))
+			return strings.Contains(string(text), `"key":"`+name+`"`)
+		})
+	}
+	written(folder, "aa")
+	if text := log.String(); text != "" {
+		t.Errorf("while the file can be written, the log has\n%s", text)
+	}
+	if err := os.Rename(folder, away); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Insert(t.Context(), key("bb", "bb")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the log says so", func() bool { return strings.Contains(log.String(), "cannot write the file") })
+	if err := os.Rename(away, folder); err != nil {
+		t.Fatal(err)
+	}
+	written(folder, "cc")
+	if err := os.Rename(folder, away); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Insert(t.Context(), key("dd", "dd")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil { // Close writes the file once more
+		t.Error(err)
+	}
+	if n := strings.Count(log.String(), "cannot write the file"); n != 1 {
+		t.Errorf("the log says %d times that the file cannot be written:\n%s", n, log.String())
 	}
 }
 
