@@ -151,6 +151,9 @@ func moreOperations() []storetest.Operation {
 			}
 			return err
 		}},
+		{Name: "SetMoved", Do: func(ctx context.Context, s storetest.Full) error { // it ends all changes
+			return metastore.SetMoved(ctx, s, "sqlite:///new.db")
+		}},
 	}
 }
 

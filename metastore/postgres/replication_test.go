@@ -87,6 +87,28 @@ func waitForStandbys(t *testing.T, p pair, s *postgres.Store) {
 	}
 }
 
+// probeStandby checks that CheckWrites names the standbys if a commit waits for one that does not answer.
+func probeStandby(t *testing.T, p pair, s *postgres.Store) {
+	t.Helper()
+	ctx := t.Context()
+	if err := s.CheckWrites(ctx); err != nil {
+		t.Error(err)
+	}
+	p.standby.Pause()
+	defer p.standby.Resume()
+	eventually(t, "a probe ends while it waits for the standby", func() bool {
+		limited, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		err := s.CheckWrites(limited)
+		if !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("while the standby does not answer: %v", err)
+		}
+		return err == nil || strings.Contains(err.Error(), "and 1 standbys follow: make the named standbys follow")
+	})
+	p.standby.Resume()
+	eventually(t, "a probe succeeds", func() bool { return s.CheckWrites(ctx) == nil })
+}
+
 // TestStandbyRestarts checks that a change waits for a standby that is restarted, but not longer than its context.
 func TestStandbyRestarts(t *testing.T) {
 	ctx := t.Context()
@@ -97,6 +119,7 @@ func TestStandbyRestarts(t *testing.T) {
 	if err := s.Insert(ctx, key("before", "aa")); err != nil {
 		t.Fatal(err)
 	}
+	probeStandby(t, p, s)
 	p.standby.Stop(t)
 	missing := func() bool {
 		err := s.Replication(ctx)
@@ -106,6 +129,9 @@ func TestStandbyRestarts(t *testing.T) {
 	for limit := time.Second; ; limit *= 4 {
 		limited, cancel := context.WithTimeout(ctx, limit)
 		err := s.Insert(limited, key("never", "bb"))
+		if limited.Err() == nil {
+			t.Error("the change did not wait for the standby")
+		}
 		cancel()
 		if limit < 16*time.Second && errors.Is(err, context.DeadlineExceeded) {
 			continue // on a slow machine, the time ended during a query

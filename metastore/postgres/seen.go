@@ -79,8 +79,8 @@ func parseSeen(text []byte) (loaded seen, err error) {
 	if err := decodeAll(text, &both); err != nil {
 		return loaded, err
 	}
-	if both.Changes == nil || both.Servers == nil || string(both.Servers) == "null" {
-		return loaded, errors.New("it must be a JSON object with changes and servers")
+	if string(both.Servers) == "null" {
+		return loaded, errors.New("its servers are null")
 	}
 	err = errors.Join(decodeAll(both.Changes, &loaded.Changes), decodeAll(both.Servers, &loaded.Servers))
 	if err != nil {

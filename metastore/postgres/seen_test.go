@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"os"
@@ -164,6 +165,22 @@ func TestSeenFileDamaged(t *testing.T) {
 			"server runs as") {
 			t.Errorf("%s: %v", text, err)
 		}
+	}
+	large := strings.Repeat(" ", 1<<20) + `{"changes":null,"servers":{}}`
+	if err := os.WriteFile(file, []byte(large), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := open(); err == nil || !strings.Contains(err.Error(), "a regular file of at most") {
+		t.Errorf("a large file: %v", err)
+	}
+	if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if err := open(); err == nil || !strings.Contains(err.Error(), "a regular file of at most") {
+		t.Errorf("a folder: %v", err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
 	}
 	for _, text := range []string{`{"changes":null,"servers":{}}`,
 		`{"changes":[{"seq":1,"id":"a","key":"k","at":1}],"servers":{"7":{"host":"db1","timeline":2}}}`} {

@@ -81,7 +81,7 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 	if err == nil {
 		s.writes.full.Store(false)
 	}
-	if err != nil && errors.Is(err, context.DeadlineExceeded) && standbys.Names != "" {
+	if errors.Is(err, context.DeadlineExceeded) && standbys.Names != "" {
 		err = fmt.Errorf("%w; commits wait for a standby (synchronous_standby_names is %q), and %d standbys follow: "+
 			"make the named standbys follow (see pg_stat_replication)", err, standbys.Names, standbys.Following)
 	}

@@ -199,6 +199,8 @@ func testClosed(t *testing.T, _ Backend, s metastore.Store, _ string) {
 			t.Errorf("%s after Close: %v, want kind %q", name, err, claviger.Closed)
 		}
 	}
+	wantKind(t, s.AddUse(t.Context(), nil), claviger.Closed)
+	wantKind(t, s.RecordUses(t.Context(), nil), claviger.Closed)
 	if _, _, err := s.ByVersion(t.Context(), "no version"); !claviger.Is(err, claviger.Closed) {
 		t.Errorf("ByVersion of a name that no version can have, after Close: %v", err)
 	}

@@ -3,6 +3,7 @@ package storetest
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"sync"
@@ -157,6 +158,11 @@ func testNumbers(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	wantNext(t, s, k.name, 7, 0, 1, 2, 3, 6)
 	for _, n := range []int{-1, claviger.MaxVersion + 1} {
 		wantKind(t, s.SkipNumbers(t.Context(), k.name, n), claviger.Invalid)
+	}
+	for name, n := range map[string]int{k.name: math.MinInt, k.name + "x": math.MaxInt, "\x00": 0, "\xff": 0} {
+		if given, err := s.Numbered(t.Context(), name, n); given || err != nil {
+			t.Errorf("the number %d of %q, which no version can have: %t, %v", n, name, given, err)
+		}
 	}
 }
 
