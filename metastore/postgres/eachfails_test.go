@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -153,6 +154,13 @@ func moreOperations() []storetest.Operation {
 		}},
 		{Name: "SetMoved", Do: func(ctx context.Context, s storetest.Full) error { // it ends all changes
 			return metastore.SetMoved(ctx, s, "sqlite:///new.db")
+		}},
+		{Name: "a change of a store that was moved", Do: func(ctx context.Context, s storetest.Full) error {
+			err := s.SetSetting(ctx, "name", "value")
+			if err != nil && strings.Contains(err.Error(), "was moved to") {
+				return nil
+			}
+			return cmp.Or(err, errors.New("a store that was moved is changed"))
 		}},
 	}
 }

@@ -25,6 +25,9 @@ func (s *Store) Lose(keys ...string) {
 	s.setLost(changes)
 }
 
+// ForgetLost makes the node forget that the store lacks changes.
+func (s *Store) ForgetLost() { s.history.lost.Store(nil) }
+
 // ParseClaim returns the process of a claim's session.
 var ParseClaim = parseClaim
 

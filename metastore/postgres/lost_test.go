@@ -167,6 +167,9 @@ func TestLostMessage(t *testing.T) {
 	if _, err := s.Names(t.Context()); err == nil || !strings.Contains(err.Error(), `"i" "j"] and 2 more: its`) {
 		t.Error(err)
 	}
+	if err := s.Fill(t.Context(), &metastore.Content{}); err == nil || !strings.Contains(err.Error(), lostMessage) {
+		t.Errorf("Fill of a store that lacks changes: %v", err)
+	}
 	for _, names := range [][]string{{"one"}, {"one", "two"}} {
 		want := names[0]
 		if len(names) > 1 {
@@ -188,6 +191,13 @@ func TestEachCallForLostChangesFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	catchUp := func() error { return s.CatchUp(ctx, func(metastore.Notice) {}) }
+	other := openConfig(t, postgres.Config{URI: s.URI() + "?sslmode=disable"})
+	refused := func(s *postgres.Store) error {
+		if err := s.Insert(ctx, key("l", "bb")); err == nil || !strings.Contains(err.Error(), lostMessage) {
+			return errors.Join(errors.New("no such error"), err)
+		}
+		return nil
+	}
 	for _, step := range []struct {
 		name string
 		do   func() error
@@ -196,12 +206,8 @@ func TestEachCallForLostChangesFails(t *testing.T) {
 		{"the loss", func() error { s.Lose("x"); return nil }},
 		{"CatchUp that adds a lost change", catchUp},
 		{"CatchUp that finds the change in the table", catchUp},
-		{"a change while another node has lost changes", func() error {
-			if err := s.Insert(ctx, key("l", "bb")); err == nil || !strings.Contains(err.Error(), lostMessage) {
-				return errors.Join(errors.New("no such error"), err)
-			}
-			return nil
-		}},
+		{"a change while this node has lost changes", func() error { return refused(s) }},
+		{"a change while another node has lost changes", func() error { other.ForgetLost(); return refused(other) }},
 		{"Lost", func() error { _, err := s.Lost(ctx); return err }},
 		{"Accept", func() error { return s.Accept(ctx) }},
 		{"CatchUp that resumes", catchUp},

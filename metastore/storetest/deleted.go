@@ -39,8 +39,10 @@ func testShelve(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
 	wantKind(t, s.Shelve(ctx, "k"), claviger.KeyNotFound)
 	wantKind(t, s.Unshelve(ctx, "k", "01"), claviger.KeyNotFound)
-	_, err := s.Discard(ctx, "k", "01")
-	wantKind(t, err, claviger.KeyNotFound)
+	for _, name := range []string{"k", "\x00"} { // the second name is one that PostgreSQL cannot store
+		_, err := s.Discard(ctx, name, "01")
+		wantKind(t, err, claviger.KeyNotFound)
+	}
 
 	other := key("other", "0a")
 	must(t, s.Insert(ctx, other))
@@ -52,7 +54,7 @@ func testShelve(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	if names, err := s.Names(ctx); err != nil || !slices.Equal(names, []string{"other"}) {
 		t.Errorf("Names %q, %v", names, err)
 	}
-	_, _, err = s.ByVersion(ctx, "k@01")
+	_, _, err := s.ByVersion(ctx, "k@01")
 	wantKind(t, err, claviger.VersionNotFound)
 	if p, err := s.Pending(ctx); err != nil || len(p) != 0 {
 		t.Errorf("Pending after Shelve: %+v, %v", p, err)
