@@ -189,3 +189,27 @@ func TestUnlockForgets(t *testing.T) {
 		t.Errorf("after unlock %d locks; the lock's context: %v", n, held.Err())
 	}
 }
+
+// TestUnlockFreesAtOnce checks that a lock is free when unlock returns. PostgreSQL ends a closed session a moment later,
+// so without another statement the lock would still be held at times.
+func TestUnlockFreesAtOnce(t *testing.T) {
+	ctx, uri := t.Context(), emptyStore(t)
+	s := openConfig(t, postgres.Config{URI: uri})
+	conn, err := pgx.Connect(ctx, uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }() // an error does not matter
+	for n := range 50 {
+		unlock, err := s.Lock(ctx, "a lock")
+		if err != nil {
+			t.Fatal(err)
+		}
+		unlock()
+		var held int
+		if err := conn.QueryRow(ctx, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (
+			SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&held); err != nil || held != 0 {
+			t.Fatalf("after unlock %d, %d locks are held (%v)", n, held, err)
+		}
+	}
+}
