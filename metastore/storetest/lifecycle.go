@@ -203,6 +203,8 @@ func testClosed(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	wantKind(t, s.RecordUses(t.Context(), nil), claviger.Closed)
 	_, err := s.Shelved(t.Context(), "\x00")
 	wantKind(t, err, claviger.Closed)
+	_, err = s.Pending(t.Context(), "\x00")
+	wantKind(t, err, claviger.Closed)
 	if _, _, err := s.ByVersion(t.Context(), "no version"); !claviger.Is(err, claviger.Closed) {
 		t.Errorf("ByVersion of a name that no version can have, after Close: %v", err)
 	}
