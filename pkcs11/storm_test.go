@@ -12,6 +12,7 @@ import (
 
 	p11 "github.com/miekg/pkcs11"
 
+	"claviger"
 	"claviger/internal/softhsm/softhsmtest"
 )
 
@@ -257,5 +258,52 @@ func TestSharedCallStaysWithinTheLimit(t *testing.T) {
 	g, _ = queued(200<<10, 200<<10)
 	if batch := g.next(); len(batch) != 1 || batch[0].size() != 200<<10 {
 		t.Errorf("a large request alone: %d parts of %d bytes", len(batch), batch[0].size())
+	}
+}
+
+// TestAllCallsHang: while one of two calls hangs, callers are queued. When both hang, the queued callers and new ones
+// get an error at once.
+func TestAllCallsHang(t *testing.T) {
+	g, all := queued(32<<10, 32, 16000)
+	g.token.inFlight, g.running = 2, 2
+	cause := errors.New("hangs")
+	g.hangs(cause)
+	late := &waiter{in: make([]byte, 32), done: make(chan error, 1)}
+	g.add(late)
+	if n := g.waiting(); n != 3 {
+		t.Fatalf("%d of 3 callers wait", n)
+	}
+	g.hangs(cause)
+	for _, w := range append(all, late) {
+		select {
+		case err := <-w.done:
+			if !errors.Is(err, cause) {
+				t.Error(err)
+			}
+		default:
+			t.Error("a queued caller has no answer")
+		}
+	}
+	last := &waiter{in: make([]byte, 32), done: make(chan error, 1)}
+	g.add(last)
+	select {
+	case err := <-last.done:
+		if !claviger.Is(err, claviger.Unavailable) {
+			t.Error(err)
+		}
+	default:
+		t.Error("a new caller has no answer")
+	}
+}
+
+// TestAbandonedWaitersLeaveTheQueue: callers that gave up do not stay in the queue of a key whose calls hang.
+func TestAbandonedWaitersLeaveTheQueue(t *testing.T) {
+	g, all := queued(32<<10, 32, 32, 32, 16000)
+	for _, w := range all[:3] {
+		w.state.Store(abandoned)
+		g.abandon()
+	}
+	if n := g.waiting(); n > 2 {
+		t.Errorf("%d waiters are queued", n)
 	}
 }
