@@ -43,7 +43,8 @@ func (p *Provider) judge(e *entry, epoch uint64, err error) error {
 	if got, ok := pkcs11.CheckValueOf(err); ok {
 		return p.refuse(e, got)
 	}
-	if (errors.Is(err, pkcs11.ErrRefused) || errors.Is(err, pkcs11.ErrSeveral)) && !known { // for example SoftHSM, with a damaged object file
+	// For example SoftHSM refuses to use a damaged object file.
+	if (errors.Is(err, pkcs11.ErrRefused) || errors.Is(err, pkcs11.ErrSeveral)) && !known {
 		err = claviger.E("hsm.verify", claviger.Unavailable, e.name,
 			unusable{fmt.Errorf("the key on token %s does not work: %w", tokenName(p.tok.Info()), err)})
 	}
