@@ -188,8 +188,8 @@ func TestKeyGone(t *testing.T) {
 		t.Errorf("after a change of pairs: %q, %v", got, err)
 	}
 	foreignKeeper := NewKeeper(tok, []byte{0xab, 3}, "of another program")
-	theirs := wrap(t, foreignKeeper, uuid1, []byte("theirs"))
-	if _, err := k.Unwrap(ctx, uuid1, theirs); !errors.Is(err, ErrKeyGone) {
+	foreign := wrap(t, foreignKeeper, uuid1, []byte("theirs"))
+	if _, err := k.Unwrap(ctx, uuid1, foreign); !errors.Is(err, ErrKeyGone) {
 		t.Errorf("a key of another label was used: %v", err)
 	}
 	if _, err := NewKeeper(tok, []byte{0xab, 3}, "deposits").Wrap(ctx, uuid1, nil); !errors.Is(err, ErrKeyGone) {

@@ -22,7 +22,7 @@ import (
 func TestVerifyPostgres(t *testing.T) {
 	ctx := t.Context()
 	server := pgtest.Shared(t)
-	from, to, half := server.Database(t), server.Database(t), server.Database(t)
+	from, to, partial := server.Database(t), server.Database(t), server.Database(t)
 	fill := func(s *postgres.Store) error {
 		k := metastore.Key{Metadata: claviger.Metadata{Name: "zone1", Cipher: claviger.DefaultCipher, BitLength: 128,
 			Created: time.Now()}}
@@ -52,7 +52,7 @@ func TestVerifyPostgres(t *testing.T) {
 		{"pg_restore", "--exit-on-error", "--single-transaction", "--no-owner", "--role=" + pgtest.Superuser,
 			"--dbname=" + to, dump},
 		// Like an interrupted restore: all rows exist, but no constraints and indexes.
-		{"pg_restore", "--section=pre-data", "--section=data", "--no-owner", "--dbname=" + half, dump},
+		{"pg_restore", "--section=pre-data", "--section=data", "--no-owner", "--dbname=" + partial, dump},
 	} {
 		if out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%q: %v: %s", args, err, out)
@@ -74,7 +74,7 @@ func TestVerifyPostgres(t *testing.T) {
 		t.Errorf("report %s", text)
 	}
 
-	_, err = Verify(context.WithoutCancel(ctx), site(half), "", false, slog.New(slog.DiscardHandler))
+	_, err = Verify(context.WithoutCancel(ctx), site(partial), "", false, slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "parts of its schema") ||
 		!strings.Contains(err.Error(), "--single-transaction") {
 		t.Errorf("Verify after an interrupted restore: %v", err)

@@ -66,9 +66,9 @@ func lengthFaults(t *testing.T, file, src string) (faults []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	most := maxFunction
+	limit := maxFunction
 	if strings.HasSuffix(file, "_test.go") {
-		most = maxTest
+		limit = maxTest
 	}
 	for _, d := range f.Decls {
 		fn, ok := d.(*ast.FuncDecl)
@@ -76,8 +76,8 @@ func lengthFaults(t *testing.T, file, src string) (faults []string) {
 			continue
 		}
 		at := set.Position(fn.Pos())
-		if n := set.Position(fn.End()).Line - at.Line + 1; n > most {
-			faults = append(faults, fmt.Sprintf("%s: %s has %d lines, over %d: split it", at, fn.Name.Name, n, most))
+		if n := set.Position(fn.End()).Line - at.Line + 1; n > limit {
+			faults = append(faults, fmt.Sprintf("%s: %s has %d lines, over %d: split it", at, fn.Name.Name, n, limit))
 		}
 	}
 	for i, line := range strings.Split(src, "\n") {

@@ -43,8 +43,8 @@ func (p *pkg) sources() []string { return slices.Concat(p.GoFiles, p.CgoFiles) }
 
 func (p *pkg) allFiles() []string { return slices.Concat(p.sources(), p.TestGoFiles, p.XTestGoFiles) }
 
-// ours returns the rooms among import paths.
-func ours(imports []string) []string {
+// roomsOf returns the rooms among import paths.
+func roomsOf(imports []string) []string {
 	var rooms []string
 	for _, i := range imports {
 		if i == module || strings.HasPrefix(i, module+"/") {
@@ -240,7 +240,7 @@ func forbidden(p *pkg) []string {
 		return []string{"no rule: say in archtest what this room may import, and in docs/ARCHITECTURE.md what it is"}
 	}
 	var bad []string
-	for _, i := range ours(p.Imports) {
+	for _, i := range roomsOf(p.Imports) {
 		if !slices.ContainsFunc(r.may, func(pattern string) bool { return matches(pattern, i) }) {
 			bad = append(bad, fmt.Sprintf("imports %s/%s: %s", module, i, r.why))
 		}
@@ -268,7 +268,7 @@ var importers = []string{"cmd/*", "kms/*", "demo", "bench", "test/*"}
 
 func TestImportersOfKMS(t *testing.T) {
 	for _, p := range packages(t) {
-		if !slices.Contains(ours(p.Imports), "kms") {
+		if !slices.Contains(roomsOf(p.Imports), "kms") {
 			continue
 		}
 		if !slices.ContainsFunc(importers, func(pattern string) bool { return matches(pattern, p.room()) }) {

@@ -35,11 +35,11 @@ func TestIsNew(t *testing.T) {
 	if !h.isNew(changeRecord{Seq: last, ID: "of another server"}) {
 		t.Error("another change with the same number is not reported")
 	}
-	var few history
+	var sparse history
 	old := changeRecord{Seq: 1, ID: "old"}
-	few.isNew(old)
-	few.isNew(changeRecord{Seq: 10 * last, ID: "new"})
-	if few.isNew(old) {
+	sparse.isNew(old)
+	sparse.isNew(changeRecord{Seq: 10 * last, ID: "new"})
+	if sparse.isNew(old) {
 		t.Error("one of two changes is reported again")
 	}
 }

@@ -252,7 +252,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	if err := s.Insert(ctx, key("k", "first")); err != nil {
 		t.Fatal(err)
 	}
-	const least, enough, most = 100, 30, 5000
+	const minAppends, enoughCuts, maxAppends = 100, 30, 5000
 	var cuts atomic.Int64
 	// During one append, each pause between two cuts is twice the pause before. Otherwise a slow machine could not
 	// complete a call between two cuts.
@@ -276,7 +276,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	}()
 	want := []string{"first"}
 	appends := 0
-	for i := 0; i < most && (i < least || cuts.Load() < enough); i++ {
+	for i := 0; i < maxAppends && (i < minAppends || cuts.Load() < enoughCuts); i++ {
 		id := fmt.Sprintf("id%d", i)
 		cutsOfAppend.Store(0)
 		if err := s.Append(ctx, "k", key("k", id).List[0]); err != nil {
@@ -298,7 +298,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("versions %v, want %v", got, want)
 	}
-	if cuts.Load() < enough {
+	if cuts.Load() < enoughCuts {
 		t.Errorf("only %d connections were cut, so this test has checked too little", cuts.Load())
 	}
 	t.Logf("%d connections were cut in %d appends", cuts.Load(), appends)

@@ -84,14 +84,14 @@ func TestSessionsEnd(t *testing.T) {
 	}
 }
 
-// wantSessions demands that a database has at most so many sessions, or a moment later.
-func wantSessions(t *testing.T, uri string, most int, when string) {
+// wantSessions wants at most limit sessions of a database, now or after a moment.
+func wantSessions(t *testing.T, uri string, limit int, when string) {
 	t.Helper()
 	count := ""
 	for range 20 { // a session ends a moment after its connection
 		count = query(t, uri, `SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database()
 			AND pid <> pg_backend_pid()`)
-		if slices.Contains([]string{"0", "1"}[:most+1], count) {
+		if slices.Contains([]string{"0", "1"}[:limit+1], count) {
 			return
 		}
 		time.Sleep(50 * time.Millisecond)

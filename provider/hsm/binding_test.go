@@ -258,7 +258,7 @@ func TestStartWithoutTheObject(t *testing.T) {
 		}
 	})
 	b.unbind(t)
-	b.lose(t, "lost@0")
+	b.destroyObjects(t, "lost@0")
 	other := b.beside(t, b.copyStore(t))
 	if p, err := other.open(ctx); !hsm.IsStale(err) {
 		if err == nil {

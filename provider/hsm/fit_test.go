@@ -30,8 +30,8 @@ func (b *testSite) unbind(t *testing.T) {
 	})
 }
 
-// lose destroys the objects of versions on the token.
-func (b *testSite) lose(t *testing.T, versions ...string) {
+// destroyObjects destroys the objects of versions on the token.
+func (b *testSite) destroyObjects(t *testing.T, versions ...string) {
 	t.Helper()
 	for _, v := range versions {
 		id, label := b.object(t, v)
@@ -173,7 +173,7 @@ func TestOnlyObjectMissing(t *testing.T) {
 		t.Fatalf("a running server: %+v", list)
 	}
 	b.unbind(t)
-	b.lose(t, "b@0")
+	b.destroyObjects(t, "b@0")
 	wantStopped(t, p, "a", "no object that binds it", "lacks these key versions of it: b@0;")
 	keystream(t, p, "a@0")
 	if err := p.CheckCurrent(ctx); err != nil {
@@ -231,9 +231,9 @@ func TestMostKeysLost(t *testing.T) {
 			for _, key := range []string{"a", "b", "c"} {
 				create(t, p, key)
 			}
-			b.lose(t, "a@0")
+			b.destroyObjects(t, "a@0")
 			create(t, p, "d") // the loss of a few keys does not stop creations
-			b.lose(t, "b@0", "c@0")
+			b.destroyObjects(t, "b@0", "c@0")
 			for range 2 {
 				wantStopped(t, p, "d", "lacks 3 of 4 key versions", "a@0, b@0, c@0")
 				keystream(t, p, "d@0")

@@ -135,7 +135,7 @@ func TestKilledBetweenTheWrites(t *testing.T) {
 			for _, key := range []string{"k", "k2", "k3", "lost"} {
 				b.create(t, key)
 			}
-			b.lose(t, "lost@0")
+			b.destroyObjects(t, "lost@0")
 			data := b.copyStore(t)
 			fails := &settingFails{}
 			b.around = func(s metastore.Store) metastore.Store { fails.Store = s; return fails }

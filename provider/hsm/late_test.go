@@ -62,8 +62,8 @@ func (b *testSite) rewrite(t *testing.T, content string) {
 	}
 }
 
-// soon waits until f returns nil.
-func soon(t *testing.T, what string, f func() error) {
+// waitUntil waits until f returns nil.
+func waitUntil(t *testing.T, what string, f func() error) {
 	t.Helper()
 	began := time.Now()
 	for {
@@ -184,7 +184,7 @@ func opensLate(t *testing.T, f faultmodule.Function, o faultmodule.Order) {
 		before-- // the call that hangs goes on
 	}
 	fault.Heal()
-	soon(t, "served after the HSM's return", func() error {
+	waitUntil(t, "served after the HSM's return", func() error {
 		got, err := block(t.Context(), p, "k@0")
 		if err == nil && !bytes.Equal(got, want) {
 			t.Fatal("another key")
@@ -251,7 +251,7 @@ func TestLateRefusals(t *testing.T) {
 	p := b.mustOpen(t)
 	before := fault.Calls(faultmodule.Login)
 	fault.Heal()
-	soon(t, "the PIN is refused", func() error {
+	waitUntil(t, "the PIN is refused", func() error {
 		if err := p.Missing(); !pkcs11.IsPINRefused(err) {
 			return fmt.Errorf("the reason is %w", err)
 		}
@@ -264,7 +264,7 @@ func TestLateRefusals(t *testing.T) {
 		t.Error(err)
 	}
 	again := fault.Calls(faultmodule.GetSlotList)
-	soon(t, "the token is tried again", func() error {
+	waitUntil(t, "the token is tried again", func() error {
 		if fault.Calls(faultmodule.GetSlotList) < again+2 {
 			return errors.New("not yet")
 		}
@@ -274,7 +274,7 @@ func TestLateRefusals(t *testing.T) {
 		t.Errorf("the wrong PIN was sent %d times", n)
 	}
 	setPIN(right)
-	soon(t, "served with the right PIN", func() error { _, err := block(t.Context(), p, "k@0"); return err })
+	waitUntil(t, "served with the right PIN", func() error { _, err := block(t.Context(), p, "k@0"); return err })
 }
 
 // TestLateMisfit: a token that comes late and does not fit the metastore serves nothing.
@@ -295,7 +295,7 @@ func TestLateMisfit(t *testing.T) {
 		check = setCheck(t, s, "another", bytes.Repeat([]byte{1}, 16))
 	})
 	fault.Heal()
-	soon(t, "the misfit is found", func() error {
+	waitUntil(t, "the misfit is found", func() error {
 		if err := p.Missing(); !hsm.IsMisfit(err) {
 			return fmt.Errorf("the reason is %w", err)
 		}
@@ -311,7 +311,7 @@ func TestLateMisfit(t *testing.T) {
 		t.Errorf("the log: %s", &log)
 	}
 	b.withStore(t, func(s metastore.Store) { setCheck(t, s, serial, check) })
-	soon(t, "served with the right metastore", func() error { _, err := block(t.Context(), p, "k@0"); return err })
+	waitUntil(t, "served with the right metastore", func() error { _, err := block(t.Context(), p, "k@0"); return err })
 	if err := p.CheckKeys(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -359,7 +359,7 @@ func TestLateUnbound(t *testing.T) {
 		}
 	}
 	fault.Heal()
-	soon(t, "the token of another metastore is refused", func() error {
+	waitUntil(t, "the token of another metastore is refused", func() error {
 		if _, err := b.open(t.Context()); !hsm.IsMisfit(err) {
 			return fmt.Errorf("the error is %w", err)
 		}
@@ -399,7 +399,10 @@ func TestLateWorker(t *testing.T) {
 				p := b.mustOpen(t)
 				wantWithoutHSM(t, p)
 				fault.Order(f, faultmodule.Order{Times: faultmodule.Always}) // a hanging call is not released
-				soon(t, "served by another worker", func() error { _, err := block(t.Context(), p, "k@0"); return err })
+				waitUntil(t, "served by another worker", func() error {
+					_, err := block(t.Context(), p, "k@0")
+					return err
+				})
 				mustClose(t, p)
 			})
 		}

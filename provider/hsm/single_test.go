@@ -104,7 +104,7 @@ func TestSingleVersionsLost(t *testing.T) {
 	keystream(t, p, "b@0")
 
 	// A version that was given up is no longer reported, whether it is used or not.
-	b.lose(t, "b@0")
+	b.destroyObjects(t, "b@0")
 	if err := p.Watch(ctx); err != nil {
 		t.Error(err)
 	}

@@ -57,8 +57,8 @@ func files(t *testing.T, dir string) string {
 // TestLoadStates opens the keystore in every state in which Hadoop or this program can leave the files. after has the
 // files after Open.
 func TestLoadStates(t *testing.T) {
-	one, two := storeWith(t, "first"), storeWith(t, "first", "second")
-	cut := two[:len(two)/2]
+	one, both := storeWith(t, "first"), storeWith(t, "first", "second")
+	truncated := both[:len(both)/2]
 	for _, tc := range []struct {
 		name  string
 		files map[string][]byte
@@ -68,16 +68,16 @@ func TestLoadStates(t *testing.T) {
 	}{
 		{"nothing", nil, "", "", "ks"},
 		{"main", map[string][]byte{"ks": one}, "first", "ks", ""},
-		{"main with old", map[string][]byte{"ks": two, "ks_OLD": one, ".ks_OLD.crc": {1}}, "first second", "ks", ""},
-		{"damaged main with old", map[string][]byte{"ks": cut, ".ks.crc": {2}, "ks_OLD": one, ".ks_OLD.crc": {1}},
+		{"main with old", map[string][]byte{"ks": both, "ks_OLD": one, ".ks_OLD.crc": {1}}, "first second", "ks", ""},
+		{"damaged main with old", map[string][]byte{"ks": truncated, ".ks.crc": {2}, "ks_OLD": one, ".ks_OLD.crc": {1}},
 			"first", ".ks.crc .ks_CORRUPTED_MS.crc ks ks_CORRUPTED_MS", ".ks_CORRUPTED_MS.crc ks ks_CORRUPTED_MS"},
-		{"new alone", map[string][]byte{"ks_NEW": two, ".ks_NEW.crc": {1}}, "first second", ".ks.crc ks", "ks"},
-		{"new and old", map[string][]byte{"ks_NEW": two, "ks_OLD": one}, "first second", "ks", ""},
-		{"half new and old", map[string][]byte{"ks_NEW": cut, "ks_OLD": one}, "first", "ks", ""},
+		{"new alone", map[string][]byte{"ks_NEW": both, ".ks_NEW.crc": {1}}, "first second", ".ks.crc ks", "ks"},
+		{"new and old", map[string][]byte{"ks_NEW": both, "ks_OLD": one}, "first second", "ks", ""},
+		{"truncated new and old", map[string][]byte{"ks_NEW": truncated, "ks_OLD": one}, "first", "ks", ""},
 		{"old alone", map[string][]byte{"ks_OLD": one}, "first", "ks", ""},
-		{"half new alone, of the very first write", map[string][]byte{"ks_NEW": cut}, "", "ks_NEW",
+		{"truncated new alone, of the very first write", map[string][]byte{"ks_NEW": truncated}, "", "ks_NEW",
 			"ks ks_NEW_ORPHANED_MS"},
-		{"our temporary file", map[string][]byte{"ks": one, ".ks.tmp": cut}, "first", ".ks.tmp ks", "ks"},
+		{"our temporary file", map[string][]byte{"ks": one, ".ks.tmp": truncated}, "first", ".ks.tmp ks", "ks"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -109,7 +109,7 @@ func TestLoadStates(t *testing.T) {
 	for _, tc := range crashStates {
 		t.Run("ours, "+tc.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "ks")
-			tc.make(t, path, one, two)
+			tc.make(t, path, one, both)
 			p := openFile(t, path, hadoopPassword)
 			keys, err := p.Keys(t.Context())
 			want := map[bool]string{false: "first", true: "first second"}[tc.after]

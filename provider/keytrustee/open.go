@@ -305,10 +305,10 @@ func (o *opening) compareIdentities(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("the Key Trustee Server refuses this KMS: %w", err)
 	}
-	mine := o.folder.Identity.Fingerprint()
+	fingerprint := o.folder.Identity.Fingerprint()
 	for _, c := range r.Clients {
 		switch {
-		case strings.EqualFold(c.Fingerprint, mine):
+		case strings.EqualFold(c.Fingerprint, fingerprint):
 			return nil
 		case !c.Disabled:
 			return o.mismatch(fmt.Sprintf("organization %q has the client %s, registered at %s", r.Org, c.Fingerprint,

@@ -394,15 +394,15 @@ func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {
 		return err
 	}
 	own := slices.DeleteFunc(slices.Clone(k.Versions), func(v versionRef) bool { return others[v.UUID] })
-	mine := map[string]bool{}
+	ownUUIDs := map[string]bool{}
 	for _, v := range own {
-		mine[v.UUID] = true
+		ownUUIDs[v.UUID] = true
 	}
 	// List the remaining deposits first: a box deletes all or none, and an earlier call may have destroyed some.
 	for _, deleted := range []bool{false, true} {
 		var remaining []string
 		err := p.list(ctx, versionPrefix+k.Name+"@", deleted, func(d *trustee.Deposit) {
-			if mine[d.UUID] {
+			if ownUUIDs[d.UUID] {
 				remaining = append(remaining, d.UUID)
 			}
 		})

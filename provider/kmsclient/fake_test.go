@@ -241,8 +241,8 @@ func (f *fakeKMS) key(r *http.Request, rest string, denied func(string) error) (
 	escaped, sub := rest, ""
 	for _, s := range []string{"/_versions", "/_currentversion", "/_metadata", "/_eek", "/_reencryptbatch",
 		"/_invalidatecache"} {
-		if cut, ok := strings.CutSuffix(rest, s); ok {
-			escaped, sub = cut, s
+		if before, ok := strings.CutSuffix(rest, s); ok {
+			escaped, sub = before, s
 		}
 	}
 	key, err := url.PathUnescape(escaped)

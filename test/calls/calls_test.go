@@ -199,15 +199,15 @@ func TestDecryptInStorm(t *testing.T) {
 	for meter.Count("Encrypt") < 3 { // the storm has begun
 		time.Sleep(time.Millisecond)
 	}
-	const tries, most = 10, 5
+	const tries, maxCalls = 10, 5
 	before := meter.Count("Encrypt")
 	for range tries {
 		if _, err := ring.Decrypt(t.Context(), alice, "k", true, edek); err != nil {
 			t.Error(err)
 		}
 	}
-	if n := meter.Count("Encrypt") - before; n > tries*most {
-		t.Errorf("%d decrypts took %d calls of C_Encrypt, want at most %d each", tries, n, most)
+	if n := meter.Count("Encrypt") - before; n > tries*maxCalls {
+		t.Errorf("%d decrypts took %d calls of C_Encrypt, want at most %d each", tries, n, maxCalls)
 	}
 	cancel()
 	meter.SetLatency(0)

@@ -104,7 +104,7 @@ func TestHDFSZones(t *testing.T) {
 	for _, c := range []struct {
 		class   string
 		methods []string // nil: all
-		least   int
+		atLeast int
 	}{
 		{"org.apache.hadoop.hdfs.TestEncryptionZonesWithKMS", nil, 46},
 		{"org.apache.hadoop.hdfs.server.namenode.TestReencryptionWithKMS", nil, 33},
@@ -114,8 +114,8 @@ func TestHDFSZones(t *testing.T) {
 				"testReadFileInEncryptionZone"}, 5},
 	} {
 		t.Run(c.class[strings.LastIndexByte(c.class, '.')+1:], func(t *testing.T) {
-			if n := testHadoop(t, hdfsTests, c.class, c.methods); n < c.least {
-				t.Errorf("%d tests, there should be %d", n, c.least)
+			if n := testHadoop(t, hdfsTests, c.class, c.methods); n < c.atLeast {
+				t.Errorf("%d tests, there should be %d", n, c.atLeast)
 			}
 		})
 	}

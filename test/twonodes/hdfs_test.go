@@ -55,11 +55,11 @@ func (s *site) hdfs(shell *hadoop.Client) {
 	for _, victim := range s.nodes {
 		killed := make(chan struct{})
 		time.AfterFunc(rand.N(time.Second), func() { victim.Kill(); close(killed) }) //nolint:gosec // a test
-		for away := 0; away < 5; {
+		for done := 0; done < 5; {
 			work()
 			select {
 			case <-killed:
-				away++
+				done++
 			default:
 			}
 		}

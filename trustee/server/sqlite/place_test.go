@@ -13,7 +13,7 @@ import (
 // TestNotInPlace: a store whose file was moved, removed or replaced accepts no change and is not ready. A copy of
 // its records is made. If the file is put back, the store works again.
 func TestNotInPlace(t *testing.T) {
-	for name, away := range map[string]func(path string) error{
+	for name, remove := range map[string]func(path string) error{
 		"moved": func(path string) error { return os.Rename(path, path+".away") },
 		"removed": func(path string) error {
 			for _, end := range []string{"", "-wal", "-shm"} {
@@ -33,7 +33,7 @@ func TestNotInPlace(t *testing.T) {
 			a := newFilledStore(t)
 			check(t, a.Check(t.Context()))
 			want := storetest.Digest(t, a)
-			check(t, away(a.db.Path()))
+			check(t, remove(a.db.Path()))
 			for what, err := range map[string]error{"a change": a.SetAuth(t.Context(), "ORG", "late"),
 				"the check": a.Check(t.Context())} {
 				if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(),
