@@ -112,6 +112,7 @@ type refuser struct {
 	refuses []uint
 	with    uint // the error of a refusal
 	forces  uint // an attribute that is set to true if the template does not have it
+	times   int  // the first tries alone refuse; 0: all
 	tries   *int
 	armed   *bool
 }
@@ -120,7 +121,9 @@ func (c refuser) refuse(templates ...[]*p11.Attribute) error {
 	if !*c.armed {
 		return nil
 	}
-	*c.tries++
+	if *c.tries++; c.times > 0 && *c.tries > c.times {
+		return nil
+	}
 	for _, a := range slices.Concat(templates...) {
 		if slices.Contains(c.refuses, a.Type) {
 			return p11.Error(c.with)
@@ -159,17 +162,18 @@ func TestRefusedAttributes(t *testing.T) {
 		warned string // part of the warning; "" if there must be none
 	}{
 		{"nothing", refuser{}, true, 3, ""},
-		{"modifiable", refuser{refuses: []uint{p11.CKA_MODIFIABLE}, with: p11.CKR_ATTRIBUTE_VALUE_INVALID}, true, 4,
+		{"modifiable", refuser{refuses: []uint{p11.CKA_MODIFIABLE}, with: p11.CKR_ATTRIBUTE_VALUE_INVALID}, true, 5,
 			"CKA_MODIFIABLE"},
 		{"derive", refuser{refuses: []uint{p11.CKA_DERIVE}, with: p11.CKR_ATTRIBUTE_TYPE_INVALID}, true,
-			9, "CKA_DERIVE"},
+			10, "CKA_DERIVE"},
 		{"modifiable and derive", refuser{refuses: []uint{p11.CKA_MODIFIABLE, p11.CKA_DERIVE},
-			with: p11.CKR_TEMPLATE_INCONSISTENT}, true, 14, "CKA_MODIFIABLE, CKA_DERIVE"},
-		{"sensitive", refuser{refuses: []uint{p11.CKA_SENSITIVE}, with: p11.CKR_ATTRIBUTE_READ_ONLY}, false, 39, ""},
+			with: p11.CKR_TEMPLATE_INCONSISTENT}, true, 15, "CKA_MODIFIABLE, CKA_DERIVE"},
+		{"sensitive", refuser{refuses: []uint{p11.CKA_SENSITIVE}, with: p11.CKR_ATTRIBUTE_READ_ONLY}, false, 42, ""},
 		{"another fault", refuser{refuses: []uint{p11.CKA_MODIFIABLE}, with: p11.CKR_FUNCTION_NOT_SUPPORTED}, false, 3,
 			""},
 		{"unwrap, and sets it", refuser{refuses: []uint{p11.CKA_UNWRAP}, with: p11.CKR_ATTRIBUTE_TYPE_INVALID,
-			forces: p11.CKA_UNWRAP}, false, 8, "CKA_UNWRAP"},
+			forces: p11.CKA_UNWRAP}, false, 21, "CKA_UNWRAP"},
+		{"once", refuser{refuses: []uint{p11.CKA_DERIVE}, with: p11.CKR_TEMPLATE_INCONSISTENT, times: 1}, true, 4, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var log bytes.Buffer
@@ -201,7 +205,7 @@ func TestRefusedAttributes(t *testing.T) {
 			if tries != c.tries {
 				t.Errorf("%d tries of three keys, want %d", tries, c.tries)
 			}
-			if n := strings.Count(log.String(), "refuses attributes"); n != map[bool]int{true: 1}[c.warned != ""] ||
+			if logged := strings.Contains(log.String(), "refuses attributes"); logged != (c.warned != "") ||
 				!strings.Contains(log.String(), c.warned) {
 				t.Errorf("the log: %s", log.String())
 			}
@@ -219,4 +223,19 @@ func TestRefusedAttributes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRefusedForAWhile: attributes that the token refused are sent again after a key without them was not as
+// requested.
+func TestRefusedForAWhile(t *testing.T) {
+	c := config(softhsmtest.New(t))
+	lib := refuser{refuses: []uint{p11.CKA_UNWRAP}, with: p11.CKR_ATTRIBUTE_TYPE_INVALID, forces: p11.CKA_UNWRAP,
+		tries: new(int), armed: new(bool), times: 5}
+	c.Wrap = func(b Boundary) Boundary { lib.Boundary = b; return lib }
+	tok, _ := openBare(t, c)
+	*lib.armed = true
+	if err := tok.GenerateKey(t.Context(), []byte{1}, "k@1", 256); err == nil {
+		t.Fatal("a key that can unwrap was kept")
+	}
+	eventually(t, func() error { return tok.GenerateKey(t.Context(), []byte{1}, "k@1", 256) })
 }

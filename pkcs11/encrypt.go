@@ -182,7 +182,7 @@ func (g *gatherer) next() []part {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.dropAbandoned()
-	maxSize := partSize(g.token.maxData.Load(), g.check)
+	maxSize := partSize(g.token.dataLimit(), g.check)
 	limit := min(maxSize, gatherLimit)
 	share := limit // of the small waiters
 	if len(g.large) > 0 {
@@ -293,21 +293,27 @@ func (g *gatherer) waiting() int {
 	return len(g.small) + len(g.large)
 }
 
-// serve makes one call for a batch. The token's time limit ends the wait for it; then serve returns false, and goesOn is
-// called when the call has returned.
+// inputOf returns the blocks of a batch: those of its only part, or a copy of all.
+func inputOf(batch []part) []byte {
+	if len(batch) == 1 {
+		return batch[0].w.in[batch[0].from:batch[0].to]
+	}
+	size := 0
+	for _, p := range batch {
+		size += p.size()
+	}
+	in := makeInput(size)
+	for _, p := range batch {
+		in = append(in, p.w.in[p.from:p.to]...)
+	}
+	return in
+}
+
+// serve makes one call for a batch. The token's time limit ends the wait for it; then serve returns false, and goesOn
+// is called when the call has returned.
 func (g *gatherer) serve(batch []part) bool {
 	const op = "pkcs11.EncryptBlocks"
-	in := batch[0].w.in[batch[0].from:batch[0].to]
-	if len(batch) > 1 {
-		size := 0
-		for _, p := range batch {
-			size += p.size()
-		}
-		in = makeInput(size)
-		for _, p := range batch {
-			in = append(in, p.w.in[p.from:p.to]...)
-		}
-	}
+	in := inputOf(batch)
 	since := batch[0].w.since // read now: the waiter may have its answer, and be gone, before the call ends
 	// forget drops the gatherer of a key that is missing, before its waiters get that answer.
 	forget := func(err error) {
@@ -318,7 +324,8 @@ func (g *gatherer) serve(batch []part) bool {
 	var out []byte
 	var over sync.Mutex // guards the next two
 	var ended, left bool
-	err := g.token.doAndNotify(context.Background(), op, keySubject(g.name.label), func(l *login, s p11.SessionHandle) error {
+	err := g.token.doAndNotify(context.Background(), op, keySubject(g.name.label), func(l *login,
+		s p11.SessionHandle) error {
 		var err error
 		begun := time.Now()
 		out, err = g.token.encrypt(l, s, g.name, g.check, in)

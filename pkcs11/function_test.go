@@ -38,8 +38,9 @@ func TestOnFunction(t *testing.T) {
 	defer mu.Unlock()
 	// After the token is lost, the token and its key are searched again.
 	for call, want := range map[string]int{
-		"C_GenerateKey CKR_OK": 1, "C_Encrypt CKR_CRYPTOKI_NOT_INITIALIZED": 1, "C_Encrypt CKR_OK": 1, "C_GenerateRandom CKR_OK": 0,
-		"C_Initialize CKR_OK": 1, "C_Login CKR_OK": 1,
+		"C_GenerateKey CKR_OK": 1, "C_Encrypt CKR_CRYPTOKI_NOT_INITIALIZED": 1, "C_Encrypt CKR_OK": 1,
+		"C_GenerateRandom CKR_OK": 0,
+		"C_Initialize CKR_OK":     1, "C_Login CKR_OK": 1,
 	} {
 		if reported[call] != want {
 			t.Errorf("%s is reported %d times, want %d", call, reported[call], want)

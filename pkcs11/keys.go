@@ -245,12 +245,15 @@ func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 	})
 }
 
-// CheckValue returns the key's check value: the first 8 bytes of the SHA-256 of an encrypted fixed block.
+// CheckValue returns the key's check value: the first 8 bytes of the SHA-256 of an encrypted fixed block. It searches
+// the key: nothing proves that a handle which was found earlier is still the key's.
 func (t *Token) CheckValue(ctx context.Context, id []byte, label string) ([]byte, error) {
 	const op = "pkcs11.CheckValue"
 	var check []byte
 	err := t.doWithKey(ctx, op, label, func(l *login, s p11.SessionHandle) error {
-		block, err := t.encrypt(l, s, keyName{string(id), label}, "", append(makeInput(blockSize), checkBlock...))
+		name := keyName{string(id), label}
+		l.handles.Delete(name)
+		block, err := t.encrypt(l, s, name, "", append(makeInput(blockSize), checkBlock...))
 		if err == nil {
 			check = checkOf(block)
 			clear(block)

@@ -16,10 +16,10 @@ import (
 // found again; after a new login; after a new start of the library. The two upper rungs disturb all calls, so they are
 // for faults of the token. A fault of one key, on a token that works for others, fails the calls with that key alone.
 
-// Pauses after failed operations of one subject, see faults. The first failure has no pause.
+// Pauses after failed operations with one key. The first failure has no pause.
 const (
-	firstPauseOfSubject = 100 * time.Millisecond
-	maxPauseOfSubject   = time.Second
+	firstPauseOfKey = 100 * time.Millisecond
+	maxPauseOfKey   = time.Second
 	// maxPauseOfResets is the longest time between two resets because of one subject that fails while a new key works.
 	maxPauseOfResets = time.Minute
 	// newLogin is the age of a login up to which another login would not help.
@@ -58,8 +58,8 @@ func (t *Token) paused(s subject) error {
 		return nil
 	}
 	if wait := time.Until(f.until); wait > 0 {
-		return claviger.Errorf("pkcs11.Token", claviger.Unavailable, s.name, "%d calls in a row failed on the HSM; the "+
-			"next try is in %v", f.failures, wait.Round(time.Millisecond))
+		return claviger.Errorf("pkcs11.Token", claviger.Unavailable, s.name,
+			"%d calls in a row failed on the HSM; the next try is in %v", f.failures, wait.Round(time.Millisecond))
 	}
 	return nil
 }
@@ -90,8 +90,8 @@ func (t *Token) failed(s subject, begun time.Time) {
 	now := time.Now()
 	f.failures++
 	f.last, f.successes = now, t.successes.Load()
-	if f.failures > 1 {
-		f.until = now.Add(min(firstPauseOfSubject<<min(f.failures-2, 10), maxPauseOfSubject))
+	if f.failures > 1 && s.key {
+		f.until = now.Add(min(firstPauseOfKey<<min(f.failures-2, 10), maxPauseOfKey))
 	}
 }
 

@@ -76,6 +76,12 @@ func (s inputRecorder) Encrypt(h p11.SessionHandle, m *p11.Mechanism, key p11.Ob
 	return s.Boundary.Encrypt(h, m, key, data)
 }
 
+// setDataLimit sets the number of bytes that the profile allows for one C_Encrypt.
+func setDataLimit(tok *Token, n int64) {
+	tok.fullData.Store(n)
+	tok.maxData.Store(n)
+}
+
 // TestDataLimit: the token takes less data in one call than the profile says. The limit is reduced until a call
 // succeeds.
 func TestDataLimit(t *testing.T) {
@@ -112,5 +118,23 @@ func TestDataLimit(t *testing.T) {
 	}
 	if n, want := m.Count("Encrypt"), (32_000+limit-1)/limit; n != want {
 		t.Errorf("the second time it took %d calls, want %d", n, want)
+	}
+}
+
+// TestDataLimitIsTriedAgain: one wrong result about the size of the data does not make all later calls small.
+func TestDataLimitIsTriedAgain(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 256)
+	full := tok.dataLimit()
+	m.Fail("Encrypt", 1, p11.Error(p11.CKR_DATA_LEN_RANGE))
+	if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 64)); err != nil || tok.dataLimit() != 32 {
+		t.Fatalf("%v; the limit is %d", err, tok.dataLimit())
+	}
+	tok.maxDataUntil.Store(time.Now().Add(-time.Millisecond).UnixNano())
+	m.Reset()
+	err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, 4096))
+	if err != nil || m.Count("Encrypt") != 1 || tok.dataLimit() != full {
+		t.Errorf("a minute later: %v, %d calls; the limit is %d, and was %d", err, m.Count("Encrypt"), tok.dataLimit(),
+			full)
 	}
 }

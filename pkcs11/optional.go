@@ -21,7 +21,8 @@ func (t *Token) withOptional(generate func(optional []*p11.Attribute) error, use
 		optional = append([]uint{p11.CKA_MODIFIABLE}, optional...)
 	}
 	var first error
-	for _, omitted := range omissionSets(t.refused(), optional) {
+	sets := omissionSets(t.refused(), optional)
+	for _, omitted := range append(sets[:1:1], sets...) { // the first twice: a refusal may be a passing fault
 		var attributes []*p11.Attribute
 		for _, a := range optional {
 			if !slices.Contains(omitted, a) {
@@ -30,7 +31,7 @@ func (t *Token) withOptional(generate func(optional []*p11.Attribute) error, use
 		}
 		err := generate(attributes)
 		switch {
-		case err == nil && first != nil:
+		case err == nil && len(omitted) > len(sets[0]):
 			t.omitted.Store(&omitted)
 			t.log.Warn("the token refuses attributes that a key can do without; keys are made without them", "token",
 				t.Info().Label, "attributes", attributeList(omitted), "err", first)
@@ -92,7 +93,8 @@ func attributeList(attributes []uint) string {
 }
 
 // noOtherUse returns an error if a new key has a use that was not requested. It reads the attributes that the token
-// refused at the creation of the key. A use whose attribute the token does not know is impossible.
+// refused at the creation of the key. A use whose attribute the token does not know is impossible. After an error the
+// next key is made with all attributes again, because the token may have refused them only once.
 func (t *Token) noOtherUse(s p11.SessionHandle, object p11.ObjectHandle) error {
 	uses := slices.DeleteFunc(slices.Clone(t.refused()), func(a uint) bool { return a == p11.CKA_MODIFIABLE })
 	if len(uses) == 0 {
@@ -104,6 +106,7 @@ func (t *Token) noOtherUse(s p11.SessionHandle, object p11.ObjectHandle) error {
 	}
 	for _, a := range attrs {
 		if len(a.Value) > 0 && a.Value[0] != 0 {
+			t.omitted.Store(nil)
 			return fmt.Errorf("the token refuses %s=false and sets it to true, which is not what was asked for; the "+
 				"key was destroyed again: check the policies of the partition", attributeNames[a.Type])
 		}

@@ -30,7 +30,7 @@ type traits struct {
 	// in this package, where they can give up; inside the vendor's library they could not.
 	sessions int
 	// dataLimit is the largest number of bytes for one C_Encrypt. Manufacturers do not publish their limits. If a
-	// token returns CKR_DATA_LEN_RANGE, the limit is halved for as long as the token is open. Each limit here is
+	// token returns CKR_DATA_LEN_RANGE, the limit is halved for a while. Each limit here is
 	// enough for 1,000 EDEKs of 256-bit DEKs (32,000 bytes).
 	dataLimit int
 	// inFlight is the largest number of calls with one key at the same time. A second call hides the round trip to

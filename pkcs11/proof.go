@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -74,12 +75,12 @@ func wrongObject(err error) bool {
 }
 
 // encryptParts encrypts in with one object, in parts of at most maxData bytes with the check block. A token shows its
-// data limit only by the result CKR_DATA_LEN_RANGE. Then maxData is halved for as long as the token is open.
+// data limit only by the result CKR_DATA_LEN_RANGE. Then the limit is halved, see reduceMaxData.
 func (t *Token) encryptParts(s p11.SessionHandle, name keyName, object p11.ObjectHandle, check string,
 	in []byte) ([]byte, error) {
 	var out []byte
 	for at := 0; at < len(in); {
-		limit := t.maxData.Load()
+		limit := t.dataLimit()
 		n := min(partSize(limit, check), len(in)-at)
 		part, err := t.encryptProved(s, name, object, check, in[at:at+n], limit)
 		switch {
@@ -112,14 +113,29 @@ func proofBlocks(check string) int {
 	return 1
 }
 
-// reduceMaxData halves maxData after the token refused a call of n bytes under that limit. It returns false if the
-// limit cannot be lower.
+// learnedDataFor is the time for which a data limit is remembered that is below the profile's. One wrong result of the
+// token must not make all later calls small.
+const learnedDataFor = time.Minute
+
+// dataLimit returns the largest number of bytes for one C_Encrypt.
+func (t *Token) dataLimit() int64 {
+	limit := t.maxData.Load()
+	if full := t.fullData.Load(); limit < full && time.Now().UnixNano() > t.maxDataUntil.Load() {
+		t.maxData.CompareAndSwap(limit, full)
+		return full
+	}
+	return limit
+}
+
+// reduceMaxData halves maxData for learnedDataFor, after the token refused a call of n bytes under that limit. It
+// returns false if the limit cannot be lower.
 func (t *Token) reduceMaxData(limit int64, n int) bool {
 	n = min(n, int(limit))
 	if n <= blockSize {
 		return false
 	}
 	half := max(int64(n/2/blockSize)*blockSize, blockSize)
+	t.maxDataUntil.Store(time.Now().Add(learnedDataFor).UnixNano())
 	if t.maxData.CompareAndSwap(limit, half) {
 		t.log.Warn("the token takes less data in one call than its profile says", "bytes", n, "now", half)
 	}

@@ -77,7 +77,7 @@ func TestRenumberedHandles(t *testing.T) {
 	for _, limit := range []int64{1 << 20, 64, 32, 16} {
 		t.Run(fmt.Sprint(limit), func(t *testing.T) {
 			m, tok, keys := openFaulty(t, nil)
-			tok.maxData.Store(limit)
+			setDataLimit(tok, limit)
 			logins := m.Calls(faultmodule.Login)
 			for range 3 {
 				m.Renumber()
@@ -176,7 +176,7 @@ func TestProofTravelsWithTheCall(t *testing.T) {
 		{3, 32, 3}, // each call has one block of the caller and the check block
 		{3, 16, 6}, // no room for two blocks
 	} {
-		tok.maxData.Store(int64(c.limit))
+		setDataLimit(tok, int64(c.limit))
 		before := m.Calls(faultmodule.EncryptInit)
 		if err := keys[0].encrypts(tok, t, c.blocks); err != nil {
 			t.Error(err)
@@ -241,7 +241,7 @@ func (f *flipper) Encrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectH
 // TestInputStays: the check block does not change the blocks of a caller that come after it in the caller's buffer.
 func TestInputStays(t *testing.T) {
 	_, tok, keys := openFaulty(t, nil)
-	tok.maxData.Store(4 * blockSize)
+	setDataLimit(tok, 4*blockSize)
 	k := keys[0]
 	var want, got []byte
 	for i := range byte(50) {
@@ -263,7 +263,7 @@ func TestProofFails(t *testing.T) {
 	for _, proof := range []bool{false, true} {
 		f := &failingProof{proof: proof}
 		_, tok, keys := openFaulty(t, func(c *Config) { c.Wrap = f.wrap })
-		tok.maxData.Store(blockSize)
+		setDataLimit(tok, blockSize)
 		f.fails = true
 		blocks := make([]byte, 2*blockSize)
 		err := tok.EncryptBlocks(t.Context(), keys[0].id, keys[0].label, keys[0].check, blocks)
@@ -306,5 +306,17 @@ func TestOneGathererForACheckValue(t *testing.T) {
 	}
 	if tok.gathererOf(name, []byte{2}) != second {
 		t.Error("a caller with the new check value gets a gatherer of its own")
+	}
+}
+
+// TestCheckValueOfExchangedHandles: a check value is the one of the key that was named, also if the key's handle has
+// become the handle of another key.
+func TestCheckValueOfExchangedHandles(t *testing.T) {
+	m, tok, keys := openFaulty(t, nil)
+	m.Renumber()
+	for _, k := range keys {
+		if got, err := tok.CheckValue(t.Context(), k.id, k.label); err != nil || !bytes.Equal(got, k.check) {
+			t.Errorf("%s: %x, %v; want %x", k.label, got, err, k.check)
+		}
 	}
 }

@@ -19,7 +19,7 @@ import (
 // queued returns a gatherer that makes no calls, so that a test can inspect its queues.
 func queued(maxData int64, sizes ...int) (*gatherer, []*waiter) {
 	tok := &Token{inFlight: 1}
-	tok.maxData.Store(maxData)
+	setDataLimit(tok, maxData)
 	g := &gatherer{token: tok, running: 1}
 	var all []*waiter
 	for _, n := range sizes {
@@ -218,7 +218,7 @@ func zero(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
 // TestConcurrentBatches: batches of all sizes, cut into parts or not, give the same result as one by one.
 func TestConcurrentBatches(t *testing.T) {
 	tok, _ := open(t)
-	tok.maxData.Store(8 << 10)
+	setDataLimit(tok, 8<<10)
 	id, label := generate(t, tok, 1, 256)
 	var wg sync.WaitGroup
 	for _, n := range []int{16, 32, 1024, 1040, 8192, 8208, 16000, 16384, 100_000, 300_000} {

@@ -27,7 +27,9 @@ type Token struct {
 	end    chan struct{} // closed by Close
 
 	mechanisms   []uint                 // that the token offers, the best first
-	maxData      atomic.Int64           // largest number of bytes for one C_Encrypt; encrypt may reduce it
+	fullData     atomic.Int64           // the profile's largest number of bytes for one C_Encrypt
+	maxData      atomic.Int64           // the number now, see dataLimit
+	maxDataUntil atomic.Int64           // Unix time in ns until which maxData may be below fullData
 	omitted      atomic.Pointer[[]uint] // attributes of new keys that the token refuses, see withOptional
 	inFlight     int                    // largest number of calls with one key at the same time
 	limit        time.Duration          // callLimit; shorter in tests
@@ -186,6 +188,7 @@ func (t *Token) setUp(ctx context.Context) error {
 		t.cfg.MaxSessions = traits.sessions
 	}
 	t.slots = make(chan struct{}, max(1, t.cfg.MaxSessions-1)) // one session holds the login
+	t.fullData.Store(int64(traits.dataLimit))
 	t.maxData.Store(int64(traits.dataLimit))
 	t.inFlight = traits.inFlight
 	return t.probe(ctx, traits.mechanisms)
@@ -201,7 +204,7 @@ func (t *Token) Info() TokenInfo {
 		Manufacturer: strings.TrimSpace(found.info.ManufacturerID), Model: strings.TrimSpace(found.info.Model),
 		Firmware: fmt.Sprintf("%d.%d", found.info.FirmwareVersion.Major, found.info.FirmwareVersion.Minor),
 		Slot:     found.slot, Profile: t.cfg.Profile, Mechanism: mechanismName(t.mechanisms[0]),
-		MaxSessions: t.cfg.MaxSessions, MaxData: int(t.maxData.Load()),
+		MaxSessions: t.cfg.MaxSessions, MaxData: int(t.dataLimit()),
 	}
 	if found.info.FreePrivateMemory != unavailable {
 		i.FreePrivateMemory = found.info.FreePrivateMemory

@@ -227,7 +227,7 @@ func TestOneCallHoweverLong(t *testing.T) {
 	m.Reset()
 	for _, c := range []struct{ bytes, limit, calls int }{{32_000, 32_000, 1}, {32_016, 32_000, 2}, {1 << 20, 4 << 20,
 		1}} {
-		tok.maxData.Store(int64(c.limit))
+		setDataLimit(tok, int64(c.limit))
 		m.Reset()
 		if err := tok.EncryptBlocks(t.Context(), id, label, nil, make([]byte, c.bytes)); err != nil {
 			t.Fatal(err)
@@ -238,8 +238,8 @@ func TestOneCallHoweverLong(t *testing.T) {
 	}
 }
 
-// TestRecovery: an error that happens once is repaired, and the caller does not notice it. Only a library that says that
-// it is not initialised is initialised again.
+// TestRecovery: an error that happens once is repaired, and the caller does not notice it. The library is initialised
+// again only if it says that it is not initialised.
 func TestRecovery(t *testing.T) {
 	for _, code := range []uint{p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_CLOSED, p11.CKR_USER_NOT_LOGGED_IN,
 		p11.CKR_DEVICE_ERROR, p11.CKR_DEVICE_REMOVED, p11.CKR_TOKEN_NOT_PRESENT,
