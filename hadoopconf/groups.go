@@ -45,7 +45,8 @@ func (c *Conf) warnUnknownProvider(name string, known map[string]bool) {
 		if general := GroupMapping + "." + own; !known[general] {
 			w := fmt.Sprintf("%s: property %s is not known and has no effect", where, name)
 			if nearest, ok := typo.Nearest(general, slices.Sorted(maps.Keys(known))); ok {
-				w += "; did you mean " + GroupProviderPrefix + provider + strings.TrimPrefix(nearest, GroupMapping) + "?"
+				w += "; did you mean " + GroupProviderPrefix + provider + strings.TrimPrefix(nearest, GroupMapping) +
+					"?"
 			}
 			c.warnings = append(c.warnings, w)
 		}

@@ -65,7 +65,7 @@ func TestAuthenticationRefusedAtStart(t *testing.T) {
 			[]string{"delegation.schemes", "write negotiate"}},
 		{map[string]string{"type": multi, schemes: "negotiate", schemes + ".negotiate.handler": "kerberos",
 			"multi-scheme-auth-handler.delegation.schemes": "basic"}, []string{"delegation.schemes", `"basic"`,
-			"Basic is not among those"}},
+			"Basic is not one of"}},
 		{map[string]string{"hadoop.security.auth_to_local": "RULE:[1:$1](a"}, []string{"hadoop.security.auth_to_local",
 			"is not a rule"}},
 		{map[string]string{"hadoop.security.auth_to_local": "RULE:[1:$1]s/(?=a)//"},

@@ -103,8 +103,7 @@ func TestSiteWatcher(t *testing.T) {
 	if strings.Contains(site.logged.String(), "http.port") {
 		t.Errorf("a property of a flag is reported as a change of the files:\n%s", site.logged.String())
 	}
-	// An editor has renamed the file: nothing changes, and the error remains until the file is
-	// back.
+	// An editor has renamed the file: nothing changes, and the error remains until the file is back.
 	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "*", users: "alice"})
 	w.check(later)
 	file := filepath.Join(dir, "kms-site.xml")

@@ -279,8 +279,8 @@ func TestFewSessions(t *testing.T) {
 	}
 }
 
-// TestMechanismRefusedLater: the token refuses a mechanism that worked before. The next mechanism is used, and later the
-// first is tried again.
+// TestMechanismRefusedLater: the token refuses a mechanism that worked before. The next mechanism is used. Later the
+// first one is tried again.
 func TestMechanismRefusedLater(t *testing.T) {
 	made := softhsmtest.New(t)
 	fault := faultmodule.New(t, made.Module)

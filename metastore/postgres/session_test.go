@@ -190,7 +190,7 @@ func TestUnlockForgets(t *testing.T) {
 	}
 }
 
-// TestUnlockFreesAtOnce checks that a lock is free when unlock returns. PostgreSQL ends a closed session a moment later,
+// TestUnlockFreesAtOnce: a lock is free when unlock returns. PostgreSQL ends a closed session a moment later,
 // so without another statement the lock would still be held at times.
 func TestUnlockFreesAtOnce(t *testing.T) {
 	ctx, uri := t.Context(), emptyStore(t)
