@@ -179,7 +179,7 @@ func TestNoticesAfterBreak(t *testing.T) {
 	waitFor(metastore.Notice{Change: metastore.Invalidated}, nil)
 	waitFor(hello, announce)
 	// The log must have one line for the loss and one for the return, also after a long time without the server.
-	if text := log.String(); strings.Count(text, "do not come") != 1 || strings.Count(text, "come again") != 1 {
+	if text := log.String(); strings.Count(text, "do not arrive") != 1 || strings.Count(text, "arrive again") != 1 {
 		t.Errorf("the log has\n%s", text)
 	}
 	server.Exec(t, "test1", `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'`)

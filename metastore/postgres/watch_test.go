@@ -25,9 +25,9 @@ func TestWatchBeginsWithoutServer(t *testing.T) {
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- s.Watch(ctx, func(metastore.Notice) {}) }()
-	eventually(t, "the log has the loss", func() bool { return strings.Contains(log.String(), "do not come") })
+	eventually(t, "the log has the loss", func() bool { return strings.Contains(log.String(), "do not arrive") })
 	server.Start(t)
-	eventually(t, "the notices come", func() bool { return strings.Contains(log.String(), "come again") })
+	eventually(t, "the notices come", func() bool { return strings.Contains(log.String(), "arrive again") })
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
