@@ -18,7 +18,8 @@ const (
 	// probeKeys is how many versions a probe tries until one works. One key that is missing or blocked does not make
 	// the token useless.
 	probeKeys = 3
-	// aliveWindow: if a success and a failure are that close in time, the token counts as alive, and the key as faulty.
+	// aliveWindow: a success and a later failure that are that close in time may show that one key is faulty, or that
+	// the token is. A probe finds out.
 	aliveWindow = time.Second
 	// failingTTL is how long CheckEncryptions names a version after its last failure, and maxFailing how many
 	// versions are remembered.
@@ -86,16 +87,20 @@ func (s *encryptionState) recordFailure(ctx context.Context, version string, beg
 	s.failing.Store(int32(len(s.failures))) //nolint:gosec // at most maxFailing
 }
 
-// Last returns the last result of an encryption for a request. It returns a failure only if no encryption succeeded
-// within aliveWindow before it. ok is false if there was no encryption.
+// Last returns the last result of an encryption for a request. ok is false if there was no encryption, or if the last
+// one failed within aliveWindow after a success.
 func (p *Provider) Last() (s Outcome, ok bool) {
 	if at := p.encryptions.at.Load(); at != 0 {
 		s, ok = Outcome{At: processStart.Add(time.Duration(at)), Took: time.Duration(p.encryptions.took.Load())}, true
 	}
-	if f := p.encryptions.failed.Load(); f != nil && (!ok || f.At.After(s.At.Add(aliveWindow))) {
-		return *f, true
+	f := p.encryptions.failed.Load()
+	switch {
+	case f == nil || ok && f.At.Before(s.At):
+		return s, ok
+	case ok && f.At.Before(s.At.Add(aliveWindow)):
+		return Outcome{}, false
 	}
-	return s, ok
+	return *f, true
 }
 
 // CheckEncryptions names the versions whose last encryption failed, for any reason, and reports the newest failure.

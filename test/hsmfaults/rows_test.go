@@ -71,7 +71,6 @@ type outage struct {
 	name   string
 	begin  func(l *lab)
 	serves bool // the service goes on all the same
-	unread bool // the test does not wait until readiness tells it
 	worker bool // needs the library in a process of its own
 }
 
@@ -86,14 +85,12 @@ func outages() (list []outage) {
 	encrypt := []faultmodule.Function{faultmodule.EncryptInit}
 	for _, code := range []uint{p11.CKR_GENERAL_ERROR, p11.CKR_DEVICE_ERROR, p11.CKR_HOST_MEMORY,
 		p11.CKR_KEY_HANDLE_INVALID, p11.CKR_USER_NOT_LOGGED_IN, p11.CKR_VENDOR_DEFINED | 3} {
-		o := failing(code, encrypt...)
-		o.unread = true // it takes ten seconds
-		list = append(list, o)
+		list = append(list, failing(code, encrypt...))
 	}
 	away := []faultmodule.Function{faultmodule.GetSlotList, faultmodule.OpenSession, faultmodule.Login,
 		faultmodule.EncryptInit, faultmodule.FindObjectsInit, faultmodule.GenerateRandom, faultmodule.GenerateKey,
 		faultmodule.GetSessionInfo}
-	list = append(list, failing(p11.CKR_DEVICE_REMOVED, away...))
+	list = append(list, failing(p11.CKR_DEVICE_REMOVED, away...), failing(p11.CKR_TOKEN_NOT_PRESENT, away...))
 	serving := func(name string, begin func(l *lab)) {
 		list = append(list, outage{name: name, begin: begin, serves: true})
 	}
@@ -146,7 +143,7 @@ func (o outage) happens(t *testing.T, l *lab) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	if !o.serves && !o.unread {
+	if !o.serves {
 		l.becomes(t, false)
 	}
 	l.Heal()
