@@ -134,9 +134,9 @@ func TestKeyHSMValidatesDeposits(t *testing.T) {
 	id := keyIDOf(t, conf)
 	opened := "ok deposits 1 wrapped by " + id + ", one of each was opened"
 	validate(conf, opened, "--trustee", dir)
-	validate(conf, "- deposits which pair")
+	validate(conf, "- deposits without --trustee DIR")
 	newKeyHSM(t, another, "new-pair", tok, dir)
-	validate(another, "- deposits which pair")
+	validate(another, "- deposits without --trustee DIR")
 	validate(another, "FAILED deposits 1 deposits are wrapped by key "+id+", which this Key HSM does not open",
 		"--trustee", dir)
 	older := olderTrustee(t, dir)
