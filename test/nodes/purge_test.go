@@ -78,7 +78,7 @@ func TestPurgeSeesOtherNodes(t *testing.T) {
 	}
 	const minUnusedProperty = "claviger.purge.min.unused"
 	refused("the other node", two, minUnusedProperty)
-	if err := two.Purge(ctx, "unused", ""); err == nil || !strings.Contains(err.Error(), "may still be under way") {
+	if err := two.Purge(ctx, "unused", ""); err == nil || !strings.Contains(err.Error(), "may still run") {
 		t.Errorf("a key that was never used, at once: %v", err)
 	}
 	s.database(t, `UPDATE deleted_key SET since = since - 14 * 60 * 1000 WHERE name = 'unused'`)
