@@ -28,7 +28,7 @@ FUZZTIME ?= 4s
 BENCHTIME ?= 1s
 SAMPLE ?= 20
 
-.PHONY: help setup build test test-fast test-hadoop conformance fuzz demo mutate bench lint clean
+.PHONY: help setup build test test-fast test-hadoop conformance soak fuzz demo mutate bench lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -59,6 +59,10 @@ conformance: ## Hadoop's own tests of its KMS and of encryption zones against bi
 	@scripts/setup all
 	@scripts/build
 	CLAVIGER_BIN=$(CURDIR)/bin/claviger go test -count 1 -timeout 30m -v ./test/conformance -zones
+
+soak: ## ten minutes of random faults of the HSM, and 200 kills of the library's process, under load
+	@scripts/setup base
+	CLAVIGER_SOAK=1 go test -count 1 -timeout 30m -v -run 'Storm|Killed' ./test/hsmfaults
 
 fuzz: ## look for new inputs that break something: each fuzz target for FUZZTIME (default 4s)
 	@scripts/setup base

@@ -8,6 +8,7 @@
 package worker
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -40,6 +41,9 @@ const (
 const (
 	pingPeriod = 500 * time.Millisecond
 	pingLimit  = 5 * time.Second
+	// statePeriod is the time between two looks at the state of the process in /proc, which shows at once that it was
+	// stopped by a signal.
+	statePeriod = 100 * time.Millisecond
 )
 
 // exitLimit is the time that Finalize gives the library to end in order.
@@ -133,6 +137,7 @@ func (c *client) start(ctx context.Context) (*process, error) {
 		return nil, err
 	}
 	go p.watch()
+	go p.watchState()
 	return p, nil
 }
 
@@ -168,6 +173,30 @@ func (p *process) watch() {
 			return
 		}
 	}
+}
+
+// watchState kills a worker that a signal has stopped: SIGSTOP, for example.
+func (p *process) watchState() {
+	tick := time.NewTicker(statePeriod)
+	defer tick.Stop()
+	path := fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid)
+	for {
+		select {
+		case <-p.ended:
+			return
+		case <-tick.C:
+		}
+		if stat, err := os.ReadFile(path); err == nil && isStopped(stat) {
+			p.kill("it was stopped by a signal")
+		}
+	}
+}
+
+// isStopped reports whether the content of a process's file stat in /proc says that it is stopped (proc_pid_stat(5)).
+// The name of the program, in parentheses, may contain any character.
+func isStopped(stat []byte) bool {
+	_, state, ok := bytes.Cut(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" "))
+	return ok && len(state) > 0 && state[0] == 'T'
 }
 
 // call calls a method of the worker. If it takes longer than limit, it kills the worker.

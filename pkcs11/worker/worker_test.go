@@ -329,3 +329,15 @@ func TestStopped(t *testing.T) {
 		isGone(t, err, "")
 	})
 }
+
+// TestIsStopped: the state is the field after the program's name, which may look like a state itself.
+func TestIsStopped(t *testing.T) {
+	for stat, want := range map[string]bool{
+		"7 (claviger) T 1 7 7": true, "7 (claviger) S 1 7 7": false, "7 (a) T 1) R 1 7": false, "7 (a) S) T 1 7": true,
+		"7 (claviger) t 1": false, "": false, "7 (claviger)": false, "7 (claviger) ": false,
+	} {
+		if isStopped([]byte(stat)) != want {
+			t.Errorf("%q: %t", stat, !want)
+		}
+	}
+}
