@@ -140,7 +140,8 @@ func (t *Token) isTokenFault(ctx context.Context, s subject) bool {
 	case suspicious:
 		return true
 	}
-	return t.tryToken(ctx) != nil
+	err := t.tryToken(ctx)
+	return damageOf(err) > none && !errors.Is(err, errNoSession) && ctx.Err() == nil
 }
 
 // tryToken encrypts with a new key of the session, in a session of its own. Callers at the same time share the result.

@@ -1,6 +1,7 @@
 package pkcs11
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -390,4 +391,24 @@ func TestAbandonedLeaveTheQueue(t *testing.T) {
 			t.Errorf("%d are queued after %d of %d gave up", n, i+1, len(all))
 		}
 	}
+}
+
+// TestHungProbes: probes that hang, one after another, leave sessions for the keys.
+func TestHungProbes(t *testing.T) {
+	tok, m := openInProcess(t)
+	generate(t, tok, 1, 256)
+	release := m.Hang("GenerateRandom")
+	defer release()
+	for range 10 {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		if err := tok.Ping(ctx); !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("a probe that hangs: %v", err)
+		}
+		cancel()
+	}
+	within(t, 20*time.Second, "EncryptBlocks", func() {
+		if err := encryptWith(t, tok, 1); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -138,13 +138,14 @@ func (t *Token) doAndNotify(ctx context.Context, op string, s subject, f func(*l
 	onEnd func(error)) error {
 	ctx, cancel := t.limited(ctx)
 	defer cancel()
-	if err := t.takeSlot(ctx, op); err != nil {
+	leave, err := t.takePlace(ctx, op, s)
+	if err != nil {
 		onEnd(err)
 		return err
 	}
 	done := make(chan error, 1)
 	go func() {
-		defer func() { <-t.slots }()
+		defer leave()
 		err := withKind(op, s, t.explained(t.attempt(ctx, s, f)))
 		onEnd(err)
 		done <- err
@@ -156,6 +157,27 @@ func (t *Token) doAndNotify(ctx context.Context, op string, s subject, f func(*l
 		// The C call runs on; its slot in the pool stays taken until it returns.
 		return claviger.Errorf(op, claviger.Unavailable, "", "the HSM did not answer in time: %w", ctx.Err())
 	}
+}
+
+// takePlace takes a slot. Operations without a key take at most half of all slots, so that calls of them that hang
+// leave the others to the calls with keys.
+func (t *Token) takePlace(ctx context.Context, op string, s subject) (leave func(), _ error) {
+	if s.key {
+		return func() { <-t.slots }, t.takeSlot(ctx, op)
+	}
+	select {
+	case t.keyless <- struct{}{}:
+	case <-t.end:
+		return nil, claviger.E(op, claviger.Closed, "", nil)
+	case <-ctx.Done():
+		return nil, claviger.Errorf(op, claviger.Unavailable, "",
+			"all %d sessions of the HSM for operations without a key were in use: %w", cap(t.keyless), ctx.Err())
+	}
+	if err := t.takeSlot(ctx, op); err != nil {
+		<-t.keyless
+		return nil, err
+	}
+	return func() { <-t.slots; <-t.keyless }, nil
 }
 
 // takeSlot takes a slot in the pool, or waits for one.

@@ -134,7 +134,7 @@ func TestAllSessionsInUse(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
 	if err := tok.Ping(ctx); !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, context.DeadlineExceeded) ||
-		!strings.Contains(err.Error(), "all 1 sessions of the HSM were in use") {
+		!strings.Contains(err.Error(), "all 1 sessions of the HSM for operations without a key were in use") {
 		t.Errorf("no session: %v", err)
 	}
 	waits := make(chan error, 1)

@@ -24,7 +24,9 @@ type Token struct {
 	b      Boundary
 	log    *slog.Logger
 	slots  chan struct{} // one element for each running call
-	end    chan struct{} // closed by Close
+	// keyless has one element for each running operation without a key.
+	keyless chan struct{}
+	end     chan struct{} // closed by Close
 
 	mechanisms   []uint                 // that the token offers, the best first
 	fullData     atomic.Int64           // the profile's largest number of bytes for one C_Encrypt
@@ -188,6 +190,7 @@ func (t *Token) setUp(ctx context.Context) error {
 		t.cfg.MaxSessions = traits.sessions
 	}
 	t.slots = make(chan struct{}, max(1, t.cfg.MaxSessions-1)) // one session holds the login
+	t.keyless = make(chan struct{}, (cap(t.slots)+1)/2)
 	t.fullData.Store(int64(traits.dataLimit))
 	t.maxData.Store(int64(traits.dataLimit))
 	t.inFlight = traits.inFlight
