@@ -292,13 +292,13 @@ func TestOpenTogether(t *testing.T) {
 		}
 		const n = 6
 		errs := make(chan error, n)
-		for range n {
+		for i := range n {
 			go func() {
 				err := Create(context.Background(), path, c)
 				if err == nil {
 					var d *DB
 					if d, err = Open(context.Background(), path, c); err == nil {
-						err = errors.Join(insert(context.Background(), d, fmt.Sprintf("%p", d), 1), d.Close())
+						err = errors.Join(insert(context.Background(), d, fmt.Sprint(i), 1), d.Close())
 					}
 				}
 				errs <- err
