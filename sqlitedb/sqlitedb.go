@@ -127,8 +127,8 @@ func (d *DB) prepare(ctx context.Context) error {
 		return err
 	}
 	st, err := os.Stat(d.path)
-	if err != nil {
-		return err
+	if err != nil { // it was removed since it was opened
+		return claviger.Errorf("sqlitedb.Open", claviger.Unavailable, "", "%s: %w", d.cfg.named(d.path), err)
 	}
 	if d.unchecked = d.cfg.CheckLater > 0 && st.Size() >= d.cfg.CheckLater; !d.unchecked {
 		fault, err := Fault(ctx, d.Writer, quickCheck)
