@@ -163,8 +163,10 @@ func (p *Provider) sweepStep(ctx context.Context, i metastore.Intent) (ended boo
 		return false, err
 	}
 	failed, ours := p.failed.of(i)
+	// Another node that shares the store may still end such a step with success, if it lost the lock without noticing.
+	_, shared := p.store.(metastore.Notices)
 	switch {
-	case found && ours:
+	case found && ours && !shared:
 		return p.undoStep(ctx, i)
 	case found || !ours && p.tok.Hidden() != nil: // a key may be in a file that the process may not read
 		p.failed.keep(i)
