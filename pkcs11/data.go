@@ -100,7 +100,7 @@ func (t *Token) PutData(ctx context.Context, d Data) error {
 		if err != nil {
 			return err
 		}
-		kept, err := t.keepsData(l, d)
+		kept, err := t.keepsData(l, s, d)
 		if err != nil {
 			return err
 		}
@@ -121,12 +121,16 @@ func (t *Token) PutData(ctx context.Context, d Data) error {
 
 // keepsData reports whether a new session reads a data object as it was written. On a full disk SoftHSM returns
 // CKR_OK and leaves an empty file, and the object is missing at the next search.
-func (t *Token) keepsData(l *login, d Data) (bool, error) {
+func (t *Token) keepsData(l *login, used p11.SessionHandle, d Data) (bool, error) {
 	s, err := t.b.OpenSession(l.found.slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
-	if err != nil {
+	switch {
+	case isOneOf(err, p11.CKR_SESSION_COUNT):
+		s = used // the HSM allows no further session
+	case err != nil:
 		return false, err
+	default:
+		defer func() { _ = t.b.CloseSession(s) }() // the session has only read
 	}
-	defer func() { _ = t.b.CloseSession(s) }() // the session has only read
 	found, err := t.findData(s, d.Application, &d.Label)
 	if err != nil {
 		return false, err

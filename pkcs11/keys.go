@@ -93,7 +93,7 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 			object, err = t.b.GenerateKey(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)},
 				slices.Concat(template, optional))
 			return err
-		}, p11.CKA_SIGN, p11.CKA_VERIFY, p11.CKA_WRAP, p11.CKA_UNWRAP, p11.CKA_DERIVE)
+		}, otherUses...)
 		if errors.Is(err, p11.Error(p11.CKR_DEVICE_MEMORY)) {
 			return claviger.Errorf(op, claviger.Unavailable, label, "the token has no room for another key: %w",
 				judged{err})

@@ -272,7 +272,7 @@ func TestFewSessions(t *testing.T) {
 				return nil
 			})
 			fault.LimitSessions(0)
-			tok.unpark(100) // as after learnedFor
+			tok.unparkAll() // as after learnedFor
 			if _, limit := tok.Sessions(); limit != 7 {
 				t.Errorf("at most %d calls run after the limit is gone", limit)
 			}

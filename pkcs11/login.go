@@ -29,6 +29,9 @@ type login struct {
 	handles    sync.Map            // keyName -> p11.ObjectHandle
 }
 
+// pauseOfDoubt is the pause after a login that failed with a code which may mean a wrong PIN.
+const pauseOfDoubt = time.Minute
+
 // refusal marks an error of a login that failed, or was not tried, for a reason that does not go away when the
 // library is initialised again.
 type refusal struct {
@@ -63,6 +66,12 @@ func (t *Token) loggedIn(ctx context.Context) (*login, error) {
 			return l, nil
 		}
 		t.login = nil // a reset for another token of the library ended it
+		if wait := time.Until(t.loginAt); wait > 0 {
+			err := t.loginErr
+			t.mu.Unlock()
+			return nil, claviger.Errorf("pkcs11.Token", claviger.Unavailable, "",
+				"%v; the next login is tried in %v", err, wait.Round(time.Second))
+		}
 		f := t.connecting
 		if f != nil {
 			t.mu.Unlock()
@@ -91,6 +100,9 @@ func (t *Token) loggedIn(ctx context.Context) (*login, error) {
 		}
 		t.mu.Lock()
 		t.connecting = nil
+		if MayBeWrongPIN(err) { // each login more may lock the token
+			t.loginErr, t.loginAt = err, time.Now().Add(pauseOfDoubt)
+		}
 		t.mu.Unlock()
 		f.finish(err)
 		return l, err
@@ -147,7 +159,10 @@ func (t *Token) closeRetired() {
 	var sessions []p11.SessionHandle
 	for _, l := range list {
 		if l.generation == generation { // else the same number may be a new session
-			sessions = append(append(sessions, l.idle...), l.session)
+			sessions = append(sessions, l.idle...)
+			if !l.lent { // else releaseSession closes it
+				sessions = append(sessions, l.session)
+			}
 		}
 		l.idle = nil
 	}

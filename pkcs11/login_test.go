@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -311,4 +312,30 @@ func TestCounterRun(t *testing.T) {
 	if p := ctrParams(at(1, 2, 3)); len(p) != 8+blockSize || !strings.HasSuffix(string(p), string(at(1, 2, 3))) {
 		t.Errorf("the parameters are %x", p)
 	}
+}
+
+// TestLoginsThatMayBeWrong: after a login that failed with a code of the vendor's own, which may mean a wrong PIN, no
+// login is tried for a while, whatever is requested.
+func TestLoginsThatMayBeWrong(t *testing.T) {
+	tok, m := open(t)
+	generate(t, tok, 1, 256)
+	tok.retire(tok.login)
+	m.Fail("Login", 1000, p11.Error(p11.CKR_VENDOR_DEFINED|9))
+	m.Reset()
+	for range 5 {
+		if err := tok.Ping(t.Context()); !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("a probe: %v", err)
+		}
+		if err := encryptWith(t, tok, 1); !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("a key: %v", err)
+		}
+	}
+	if n := m.Count("Login"); n != 1 {
+		t.Errorf("%d logins, want 1", n)
+	}
+	m.Heal()
+	tok.mu.Lock()
+	tok.loginAt = time.Now() // as after pauseOfDoubt
+	tok.mu.Unlock()
+	eventually(t, func() error { return encryptWith(t, tok, 1) })
 }

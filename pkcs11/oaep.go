@@ -49,6 +49,9 @@ func (t *Token) DecryptOAEP(ctx context.Context, id []byte, label string, hash c
 		plain, err = t.openOAEP(s, key, hash, sealed)
 		var refused refusedData
 		if !errors.As(err, &refused) {
+			if err != nil { // the handle may be the cause
+				l.handles.CompareAndDelete(pairName{string(id), label}, key)
+			}
 			return err
 		}
 		if refused.ambiguous && !t.decryptsTestMessage(s, key, hash) {
@@ -75,6 +78,7 @@ func (t *Token) ProbeOAEP(ctx context.Context, id []byte, label string) (crypto.
 		}
 		k, err := t.describePair(s, key)
 		if err != nil {
+			l.handles.CompareAndDelete(pairName{string(id), label}, key) // the handle may be the cause
 			return err
 		}
 		var tried []error

@@ -92,15 +92,14 @@ func attributeList(attributes []uint) string {
 	return strings.Join(names, ", ")
 }
 
-// noOtherUse returns an error if a new key has a use that was not requested. It reads the attributes that the token
-// refused at the creation of the key. A use whose attribute the token does not know is impossible. After an error the
-// next key is made with all attributes again, because the token may have refused them only once.
+// otherUses are the attributes of a key for the uses that no key here has.
+var otherUses = []uint{p11.CKA_SIGN, p11.CKA_VERIFY, p11.CKA_WRAP, p11.CKA_UNWRAP, p11.CKA_DERIVE}
+
+// noOtherUse returns an error if a new key has a use that was not requested: the token may have refused the attribute
+// that forbids it. A use whose attribute the token does not know is impossible. After an error the next key is made
+// with all attributes again, because the token may have refused them only once.
 func (t *Token) noOtherUse(s p11.SessionHandle, object p11.ObjectHandle) error {
-	uses := slices.DeleteFunc(slices.Clone(t.refused()), func(a uint) bool { return a == p11.CKA_MODIFIABLE })
-	if len(uses) == 0 {
-		return nil
-	}
-	attrs, err := t.attributes(s, object, uses...)
+	attrs, err := t.attributes(s, object, otherUses...)
 	if err != nil {
 		return err
 	}

@@ -14,8 +14,7 @@ import (
 )
 
 // Pauses between resets for a lost token. A pause is twice the pause before, unless calmPeriod passed without a
-// reset. It is at least as long as the reset took, so that a slow library is not busy with resets alone. After the
-// return of an HSM, its token serves again within maxBackoff.
+// reset. It is at least as long as the reset took, so that a slow library is not busy with resets alone.
 const (
 	firstBackoff = 250 * time.Millisecond
 	maxBackoff   = time.Second
@@ -159,8 +158,8 @@ func (t *Token) doAndNotify(ctx context.Context, op string, s subject, f func(*l
 	}
 }
 
-// takePlace takes a slot. Operations without a key take at most half of all slots, so that calls of them that hang
-// leave the others to the calls with keys.
+// takePlace takes a slot. Operations without a key take about half of all slots, so that calls of them that hang leave
+// the others to the calls with keys.
 func (t *Token) takePlace(ctx context.Context, op string, s subject) (leave func(), _ error) {
 	if s.key {
 		return func() { <-t.slots }, t.takeSlot(ctx, op)
@@ -299,10 +298,14 @@ func (t *Token) releaseSession(l *login, s p11.SessionHandle, severity damage) {
 	l.used--
 	if l.lent && s == l.session {
 		l.lent = false
+		retired := t.login != l
 		if severity != none {
 			t.retireLocked(l) // to close this session is to log out
 		}
 		t.mu.Unlock()
+		if retired {
+			_ = t.b.CloseSession(s) // the library may have closed it already
+		}
 		return
 	}
 	if severity == none && t.login == l && !t.closed {

@@ -164,8 +164,8 @@ func TestNoSessionAtAll(t *testing.T) {
 	tok.slots <- struct{}{}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := tok.awaitSession(ctx); !claviger.Is(err, claviger.Unavailable) || tok.parked != 0 {
-		t.Errorf("the caller leaves: %v, %d slots are parked", err, tok.parked)
+	if err := tok.awaitSession(ctx); !claviger.Is(err, claviger.Unavailable) || len(tok.parked) != 0 {
+		t.Errorf("the caller leaves: %v, %d slots are parked", err, len(tok.parked))
 	}
 }
 

@@ -2,6 +2,7 @@ package pkcs11
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"claviger"
@@ -11,48 +12,79 @@ import (
 // had sessions of the HSM, and have closed them since.
 const learnedFor = time.Minute
 
-// Sessions returns the number of calls that run now, and the largest number at the same time. That is one less than the
-// allowed sessions, because one session holds the login.
+// Sessions returns the number of calls that run now, and the largest number at the same time. If more than one session
+// is allowed, one of them holds the login and serves no call.
 func (t *Token) Sessions() (used, limit int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return len(t.slots) - t.parked, cap(t.slots) - t.parked
+	return len(t.slots) - len(t.parked), cap(t.slots) - len(t.parked)
 }
 
+// parkedSlot is a slot that stays taken although no call uses it.
+type parkedSlot struct{ free bool } // guarded by Token.mu
+
 // awaitSession waits until another call has ended, after the HSM allowed no further session. The caller has a slot.
-// That slot stays taken for learnedFor, so that fewer calls run at the same time, and the caller takes another.
+// That slot stays taken for learnedFor, so that fewer calls run at the same time, and the caller takes another. It has
+// one slot in any case when awaitSession returns.
 func (t *Token) awaitSession(ctx context.Context) error {
+	const op = "pkcs11.Token"
 	t.mu.Lock()
-	if t.parked >= cap(t.slots)-1 {
+	switch {
+	case t.closed:
 		t.mu.Unlock()
-		return claviger.Errorf("pkcs11.Token", claviger.Unavailable, "", "%w; other programs may have its sessions",
-			errNoSession)
+		return claviger.E(op, claviger.Closed, "", nil)
+	case len(t.parked) >= cap(t.slots)-1:
+		t.mu.Unlock()
+		return claviger.Errorf(op, claviger.Unavailable, "", "%w; other programs may have its sessions", errNoSession)
 	}
-	t.parked++
-	first := t.parked == 1
-	limit := cap(t.slots) - t.parked
+	p := new(parkedSlot)
+	t.parked = append(t.parked, p)
+	first := len(t.parked) == 1
+	limit := cap(t.slots) - len(t.parked)
 	t.mu.Unlock()
 	if first {
 		t.log.Warn("the HSM allows fewer sessions than max-sessions; calls wait for each other", "max-sessions",
 			t.cfg.MaxSessions, "calls at the same time", limit)
 	}
-	time.AfterFunc(learnedFor, func() { t.unpark(1) })
-	if err := t.takeSlot(ctx, "pkcs11.Token"); err != nil {
-		t.mu.Lock()
-		t.parked = max(t.parked-1, 0) // the caller gives back its first slot
-		t.mu.Unlock()
-		return err
+	timer := time.AfterFunc(learnedFor, func() {
+		if t.unpark(p) {
+			<-t.slots
+		}
+	})
+	err := t.takeSlot(ctx, op)
+	if err == nil {
+		return nil
 	}
-	return nil
+	timer.Stop()
+	if !t.unpark(p) { // another goroutine has given the caller's slot away
+		select {
+		case t.slots <- struct{}{}:
+		case <-t.end:
+		}
+	}
+	return err
 }
 
-// unpark makes up to n parked slots free again.
-func (t *Token) unpark(n int) {
+// unpark ends the parking of a slot, and reports whether the caller has done so. The caller then owns the slot.
+func (t *Token) unpark(p *parkedSlot) bool {
 	t.mu.Lock()
-	n = min(n, t.parked)
-	t.parked -= n
+	defer t.mu.Unlock()
+	if p.free {
+		return false
+	}
+	p.free = true
+	t.parked = slices.DeleteFunc(t.parked, func(o *parkedSlot) bool { return o == p })
+	return true
+}
+
+// unparkAll makes all parked slots free again.
+func (t *Token) unparkAll() {
+	t.mu.Lock()
+	all := slices.Clone(t.parked)
 	t.mu.Unlock()
-	for range n {
-		<-t.slots
+	for _, p := range all {
+		if t.unpark(p) {
+			<-t.slots
+		}
 	}
 }

@@ -49,7 +49,9 @@ type Token struct {
 	onReset    []func()
 	retryAt    time.Time // no reset before this time
 	backoff    time.Duration
-	parked     int // slots that awaitSession took out of use
+	parked     []*parkedSlot // slots that awaitSession took out of use
+	loginErr   error         // see loginAt
+	loginAt    time.Time     // no login before this time
 	trying     *flight
 	faults     map[subject]*fault
 	failing    atomic.Int64 // len(faults)
@@ -253,7 +255,7 @@ func (t *Token) Close() error {
 	name := t.found.String()
 	close(t.end)
 	t.mu.Unlock()
-	t.unpark(cap(t.slots))
+	t.unparkAll()
 	if !t.drain() {
 		t.log.Warn("a call to the HSM did not return before the token was closed", "token", name)
 	}
