@@ -103,6 +103,10 @@ func TestPromotedBehind(t *testing.T) {
 
 	refuses := func(s *postgres.Store, what string) {
 		t.Helper()
+		eventually(t, what+" reaches the new primary", func() bool {
+			_, err := s.Names(ctx)
+			return err == nil || !strings.Contains(err.Error(), "has not been reached")
+		})
 		for name, call := range map[string]func() error{
 			"a new key":              func() error { return s.Insert(ctx, key("other", "ee")) },
 			"a key of the lost name": func() error { return s.Insert(ctx, key("new", "ff")) },
