@@ -217,7 +217,7 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 	switch {
 	case err == nil:
 		return l, nil
-	case errors.Is(err, p11.Error(p11.CKR_PIN_LOCKED)):
+	case isPIN(err) && isOneOf(err, p11.CKR_PIN_LOCKED):
 		return nil, refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries (%w); the HSM's "+
 			"security officer must reset it, then start again", name, codeOf(err)), true}
 	case isPIN(err):
@@ -241,9 +241,11 @@ func MayBeWrongPIN(err error) bool {
 	return errors.As(err, &failed) && errors.As(failed, &code) && uint(code) >= p11.CKR_VENDOR_DEFINED
 }
 
+// isPIN reports whether err is a result of C_Login about the PIN. The same result of another function is a fault.
 func isPIN(err error) bool {
-	return isOneOf(err, p11.CKR_PIN_INCORRECT, p11.CKR_PIN_INVALID, p11.CKR_PIN_LEN_RANGE, p11.CKR_PIN_EXPIRED,
-		p11.CKR_PIN_LOCKED)
+	var failed loginError
+	return errors.As(err, &failed) && isOneOf(failed, p11.CKR_PIN_INCORRECT, p11.CKR_PIN_INVALID, p11.CKR_PIN_LEN_RANGE,
+		p11.CKR_PIN_EXPIRED, p11.CKR_PIN_LOCKED)
 }
 
 // codeOf returns the library's result code in err, or err if it holds none.

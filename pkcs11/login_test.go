@@ -68,7 +68,7 @@ func TestRefusedPINOfOneToken(t *testing.T) {
 	try := func(module string, c candidate, pin string) error {
 		return refused.try(t.Context(), module, c, secret.Bytes(pin), func() error {
 			tries++
-			return p11.Error(p11.CKR_PIN_INCORRECT)
+			return loginError{p11.Error(p11.CKR_PIN_INCORRECT)}
 		})
 	}
 	for i, c := range []struct {
@@ -338,4 +338,16 @@ func TestLoginsThatMayBeWrong(t *testing.T) {
 	tok.loginAt = time.Now() // as after pauseOfDoubt
 	tok.mu.Unlock()
 	eventually(t, func() error { return encryptWith(t, tok, 1) })
+}
+
+// TestPINResultOfAnotherCall: a result about the PIN that C_OpenSession returns says nothing about the PIN, so that the
+// login is tried again.
+func TestPINResultOfAnotherCall(t *testing.T) {
+	tok, m := open(t)
+	generate(t, tok, 1, 256)
+	for _, code := range []uint{p11.CKR_PIN_EXPIRED, p11.CKR_PIN_LOCKED, p11.CKR_PIN_INCORRECT} {
+		tok.retire(tok.login)
+		m.Fail("OpenSession", 1, p11.Error(code))
+		eventually(t, func() error { return encryptWith(t, tok, 1) })
+	}
 }
