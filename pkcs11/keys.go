@@ -266,6 +266,17 @@ func (t *Token) CheckValue(ctx context.Context, id []byte, label string) ([]byte
 	return check, nil
 }
 
+// Prove returns nil if the key has that check value, and ErrWrongKey if it has another one, also after it was searched
+// again. Unlike EncryptBlocks it keeps nothing in memory for a key that is not used.
+func (t *Token) Prove(ctx context.Context, id []byte, label string, check []byte) error {
+	return t.doWithKey(ctx, "pkcs11.Prove", label, func(l *login, s p11.SessionHandle) error {
+		in := append(makeInput(blockSize), checkBlock...)
+		block, err := t.encrypt(l, s, keyName{string(id), label}, string(check), in)
+		clear(block)
+		return err
+	})
+}
+
 // checkOf makes a check value from the encrypted check block.
 func checkOf(block []byte) []byte {
 	sum := sha256.Sum256(block)

@@ -320,3 +320,26 @@ func TestCheckValueOfExchangedHandles(t *testing.T) {
 		}
 	}
 }
+
+// TestProve: Prove compares the check value with that of the key that was named, also if the key's handle has become the
+// handle of another key. It keeps no gatherer of the key.
+func TestProve(t *testing.T) {
+	m, tok, keys := openFaulty(t, nil)
+	tok.gather.Clear()
+	for range 2 {
+		for i, k := range keys {
+			if err := tok.Prove(t.Context(), k.id, k.label, k.check); err != nil {
+				t.Errorf("%s: %v", k.label, err)
+			}
+			other := keys[(i+1)%len(keys)].check
+			err := tok.Prove(t.Context(), k.id, k.label, other)
+			if got, _ := CheckValueOf(err); !errors.Is(err, ErrWrongKey) || !bytes.Equal(got, k.check) {
+				t.Errorf("%s with the check value of another key: %v, got %x", k.label, err, got)
+			}
+			if _, ok := tok.gather.Load(keyName{string(k.id), k.label}); ok {
+				t.Errorf("%s: a key that is not used has a gatherer", k.label)
+			}
+		}
+		m.Renumber()
+	}
+}

@@ -178,6 +178,14 @@ func (l *lateToken) CheckValue(ctx context.Context, id []byte, label string) ([]
 	return tok.CheckValue(ctx, id, label)
 }
 
+func (l *lateToken) Prove(ctx context.Context, id []byte, label string, check []byte) error {
+	tok, err := l.get(ctx, "hsm.Prove")
+	if err != nil {
+		return err
+	}
+	return tok.Prove(ctx, id, label, check)
+}
+
 func (l *lateToken) Choose(ctx context.Context, id []byte, label string, check []byte) error {
 	tok, err := l.get(ctx, "hsm.Choose")
 	if err != nil {

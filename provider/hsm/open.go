@@ -45,6 +45,7 @@ type token interface {
 	DestroyData(ctx context.Context, application, label string) error
 	Destroy(ctx context.Context, id []byte, label string) error
 	CheckValue(ctx context.Context, id []byte, label string) ([]byte, error)
+	Prove(ctx context.Context, id []byte, label string, check []byte) error
 	Choose(ctx context.Context, id []byte, label string, check []byte) error
 	EncryptBlocks(ctx context.Context, id []byte, label string, check, blocks []byte) error
 	Ping(ctx context.Context) error
