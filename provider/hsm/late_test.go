@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -383,6 +384,13 @@ func TestLateClose(t *testing.T) {
 			t.Error(err)
 		}
 		fault.Heal()
+		waitUntil(t, "the attempt to open the token ends", func() error { // it writes into the token's folder
+			stacks := make([]byte, 1<<20)
+			if stacks = stacks[:runtime.Stack(stacks, true)]; bytes.Contains(stacks, []byte("claviger/pkcs11.")) {
+				return errors.New("it runs")
+			}
+			return nil
+		})
 	}
 }
 
