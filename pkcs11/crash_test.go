@@ -5,9 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"os/exec"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,6 +17,7 @@ import (
 	"claviger"
 	"claviger/internal/faultmodule"
 	"claviger/internal/logtest"
+	"claviger/internal/processtest"
 	"claviger/pkcs11/worker"
 )
 
@@ -55,7 +53,7 @@ func TestCrashes(t *testing.T) {
 				if n := m.Calls(faultmodule.Login) - before; n != 1 {
 					t.Errorf("%d logins, want 1", n)
 				}
-				if n := len(workers(t)); n != 1 {
+				if n := len(processtest.Children(t, worker.Command)); n != 1 {
 					t.Errorf("%d workers run, want 1", n)
 				}
 				if !strings.Contains(log.String(), "the process with the HSM's library has ended: "+reasons[name]) {
@@ -64,25 +62,6 @@ func TestCrashes(t *testing.T) {
 			})
 		}
 	}
-}
-
-// workers returns the processes that this process has started as workers.
-func workers(t *testing.T) (pids []int) {
-	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "pgrep", "-P", strconv.Itoa(os.Getpid()), "-f",
-		worker.Command).Output()
-	var none *exec.ExitError
-	if err != nil && !errors.As(err, &none) {
-		t.Fatal(err)
-	}
-	for _, f := range strings.Fields(string(out)) {
-		pid, err := strconv.Atoi(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		pids = append(pids, pid)
-	}
-	return pids
 }
 
 // TestKilledUnderLoad: the worker is killed and stopped many times while callers use it. A caller that repeats a failed
@@ -114,7 +93,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 	signals := []syscall.Signal{syscall.SIGKILL, syscall.SIGSEGV, syscall.SIGSTOP}
 	for i := range 6 {
-		for _, pid := range workers(t) {
+		for _, pid := range processtest.Children(t, worker.Command) {
 			if err := syscall.Kill(pid, signals[i%len(signals)]); err != nil {
 				t.Error(err)
 			}
@@ -130,7 +109,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	stop.Store(true)
 	wg.Wait()
 	t.Logf("%d served, %d tries failed", served.Load(), failed.Load())
-	if n := len(workers(t)); n != 1 {
+	if n := len(processtest.Children(t, worker.Command)); n != 1 {
 		t.Errorf("%d workers run, want 1", n)
 	}
 }
@@ -140,7 +119,7 @@ func TestSignalsOfTheGroup(t *testing.T) {
 	m, tok, keys := openFaulty(t, inWorker)
 	before := m.Calls(faultmodule.Login)
 	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT} {
-		for _, pid := range workers(t) {
+		for _, pid := range processtest.Children(t, worker.Command) {
 			if err := syscall.Kill(pid, s); err != nil {
 				t.Error(err)
 			}
@@ -169,7 +148,7 @@ func TestWorkerEndsWithToken(t *testing.T) {
 			t.Log(err)
 		}
 	})
-	if n := len(workers(t)); n != 0 {
+	if n := len(processtest.Children(t, worker.Command)); n != 0 {
 		t.Errorf("%d workers run", n)
 	}
 }
@@ -216,7 +195,7 @@ func TestHangAtStart(t *testing.T) {
 		})
 		cancel()
 		eventually(t, func() error {
-			if n := len(workers(t)); n != 0 {
+			if n := len(processtest.Children(t, worker.Command)); n != 0 {
 				return fmt.Errorf("%v hangs: %d workers run", f, n)
 			}
 			return nil

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -17,6 +16,7 @@ import (
 
 	"claviger"
 	"claviger/internal/faultmodule"
+	"claviger/internal/processtest"
 	"claviger/internal/softhsm/softhsmtest"
 )
 
@@ -26,16 +26,6 @@ func loaded(path string) bool {
 	defer modulesMu.Unlock()
 	_, ok := modules[moduleName{path, false}]
 	return ok
-}
-
-// mapped reports whether the library is in this process's memory.
-func mapped(t *testing.T, path string) bool {
-	t.Helper()
-	maps, err := os.ReadFile("/proc/self/maps")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.Contains(string(maps), path+"\n")
 }
 
 // faulty returns the configuration of a new token behind a module that makes faults.
@@ -228,7 +218,7 @@ func TestInitialize(t *testing.T) {
 				t.Errorf("function %d returns %v: %s returns %v", s.function, p11.Error(s.code), what, c.err)
 			}
 		}
-		if loaded(c.Module) || mapped(t, c.Module) {
+		if loaded(c.Module) || processtest.Mapped(t, c.Module) {
 			t.Errorf("function %d returns %v: the library stays loaded", s.function, p11.Error(s.code))
 		}
 	}
@@ -254,7 +244,7 @@ func TestLibraryIsShared(t *testing.T) {
 	if n := fault.Calls(faultmodule.Finalize); n != 0 || !loaded(c.Module) {
 		t.Errorf("finalised %d times under the second token", n)
 	}
-	if err := second.Ping(t.Context()); err != nil || !mapped(t, c.Module) {
+	if err := second.Ping(t.Context()); err != nil || !processtest.Mapped(t, c.Module) {
 		t.Error(err)
 	}
 	if err := second.Close(); err != nil {

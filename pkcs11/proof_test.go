@@ -321,8 +321,8 @@ func TestCheckValueOfExchangedHandles(t *testing.T) {
 	}
 }
 
-// TestProve: Prove compares the check value with that of the key that was named, also if the key's handle has become the
-// handle of another key. It keeps no gatherer of the key.
+// TestProve: Prove compares the check value with that of the key that was named, also if the key's handle has become
+// the handle of another key. It keeps no gatherer of the key.
 func TestProve(t *testing.T) {
 	m, tok, keys := openFaulty(t, nil)
 	tok.gather.Clear()

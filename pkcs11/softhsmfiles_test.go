@@ -14,6 +14,7 @@ import (
 
 	"claviger"
 	"claviger/internal/faultmodule"
+	"claviger/internal/processtest"
 	"claviger/internal/softhsm/softhsmtest"
 )
 
@@ -401,7 +402,7 @@ func TestSoftHSMDoesNotInitialize(t *testing.T) {
 	opened := func() error {
 		fault.Order(faultmodule.Initialize, faultmodule.Order{Action: faultmodule.Fail, Value: p11.CKR_GENERAL_ERROR})
 		m, err := openModule(t.Context(), module, false, 0)
-		if m != nil || loaded(module) || mapped(t, c.Module) {
+		if m != nil || loaded(module) || processtest.Mapped(t, c.Module) {
 			t.Error("the library stays loaded")
 		}
 		return err

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -18,6 +17,7 @@ import (
 
 	"claviger/internal/certtest"
 	"claviger/internal/logtest"
+	"claviger/internal/processtest"
 )
 
 // withTLS gives a server a certificate for 127.0.0.1.
@@ -237,21 +237,11 @@ func TestConnectionsOfOneAddress(t *testing.T) {
 	}
 }
 
-// descriptors counts the open files of this process.
-func descriptors(t *testing.T) int {
-	t.Helper()
-	list, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(list)
-}
-
 // leavesNothing opens total connections, atOnce at a time, calls speak on each, and ends half
 // of them by a reset. No goroutine and no descriptor may be left.
 func leavesNothing(t *testing.T, addr string, total, atOnce int, speak func(i int, conn net.Conn)) {
 	t.Helper()
-	goroutines, open := runtime.NumGoroutine(), descriptors(t)
+	goroutines, open := runtime.NumGoroutine(), processtest.Descriptors(t)
 	for i := 0; i < total; i += atOnce {
 		conns := make([]net.Conn, atOnce)
 		for j := range conns {
@@ -271,7 +261,7 @@ func leavesNothing(t *testing.T, addr string, total, atOnce int, speak func(i in
 	}
 	var g, fd int
 	for range 500 {
-		if g, fd = runtime.NumGoroutine(), descriptors(t); g <= goroutines+2 && fd <= open+2 {
+		if g, fd = runtime.NumGoroutine(), processtest.Descriptors(t); g <= goroutines+2 && fd <= open+2 {
 			return
 		}
 		time.Sleep(20 * time.Millisecond)

@@ -6,10 +6,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	p11 "github.com/miekg/pkcs11"
+
+	"claviger/internal/processtest"
 )
 
 // source is a PKCS#11 library that has some functions only. A macro chooses what is wrong with it.
@@ -58,16 +59,6 @@ func build(t *testing.T, fails string) (path string) {
 	return path
 }
 
-// mapped reports whether a file is in this process's memory.
-func mapped(t *testing.T, path string) bool {
-	t.Helper()
-	maps, err := os.ReadFile("/proc/self/maps")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.Contains(string(maps), path+"\n")
-}
-
 // TestEncrypt: the result and the errors of C_EncryptInit and C_Encrypt reach the caller. A library that reports more
 // bytes than fit is an error, and no data is one without a call.
 func TestEncrypt(t *testing.T) {
@@ -101,7 +92,7 @@ func TestEncrypt(t *testing.T) {
 		t.Errorf("C_DecryptInit: %v", err)
 	}
 	l.Destroy()
-	if mapped(t, path) {
+	if processtest.Mapped(t, path) {
 		t.Error("Destroy left the library in memory")
 	}
 }
@@ -114,8 +105,8 @@ func TestLoadFails(t *testing.T) {
 	}
 	for what, path := range map[string]string{"no file": text + ".none", "text": text,
 		"a library that gives its functions once only": build(t, "1")} {
-		if l := Load(path); l != nil || mapped(t, path) {
-			t.Errorf("%s: %v, in memory: %t", what, l, mapped(t, path))
+		if l := Load(path); l != nil || processtest.Mapped(t, path) {
+			t.Errorf("%s: %v, in memory: %t", what, l, processtest.Mapped(t, path))
 		}
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"claviger/internal/faultmodule"
+	"claviger/internal/processtest"
 	"claviger/internal/softhsm/softhsmtest"
 )
 
@@ -180,7 +181,7 @@ func TestByHand(t *testing.T) {
 // TestNotLoaded: a library that cannot be loaded is no error, and leaves no worker.
 func TestNotLoaded(t *testing.T) {
 	keepFiles(t)
-	before := descriptors(t)
+	before := processtest.Descriptors(t)
 	l, loaded, err := Load(t.Context(), filepath.Join(t.TempDir(), "none.so"), 0)
 	if l != nil || loaded || err != nil {
 		t.Errorf("%v, loaded %t, %v", l, loaded, err)
@@ -195,23 +196,13 @@ func keepFiles(t *testing.T) {
 	t.Cleanup(func() { debug.SetGCPercent(percent) })
 }
 
-// descriptors returns the number of open files of this process.
-func descriptors(t *testing.T) int {
-	t.Helper()
-	list, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(list)
-}
-
 // noneLeft checks that this process has no more open files than before. A goroutine that reads a socket closes it when
 // it sees that it was closed.
 func noneLeft(t *testing.T, before int) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); descriptors(t) > before; runtime.Gosched() {
+	for end := time.Now().Add(20 * time.Second); processtest.Descriptors(t) > before; runtime.Gosched() {
 		if time.Now().After(end) {
-			t.Fatalf("%d open files before and %d after", before, descriptors(t))
+			t.Fatalf("%d open files before and %d after", before, processtest.Descriptors(t))
 		}
 	}
 }
@@ -224,7 +215,7 @@ func TestNoDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	keepFiles(t)
-	before := descriptors(t)
+	before := processtest.Descriptors(t)
 	failed := 0
 	for more := 0; ; more++ {
 		var loaded bool
@@ -284,7 +275,7 @@ func TestGarbage(t *testing.T) {
 	t.Setenv(envFake, "garbage")
 	keepFiles(t)
 	within(t, "Load", func() {
-		before := descriptors(t)
+		before := processtest.Descriptors(t)
 		l, loaded, err := Load(t.Context(), "/none", 0)
 		if isGone(t, err, "gob"); l != nil || loaded {
 			t.Errorf("%v, loaded %t", l, loaded)
@@ -306,7 +297,7 @@ func TestSilent(t *testing.T) {
 func TestLoadHangs(t *testing.T) {
 	t.Setenv(envFake, "mute")
 	keepFiles(t)
-	before := descriptors(t)
+	before := processtest.Descriptors(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	within(t, "Load", func() {

@@ -2,40 +2,17 @@ package hsmfaults
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
-	"os"
-	"os/exec"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"claviger/internal/processtest"
 	"claviger/pkcs11/worker"
 )
-
-// workers returns the processes that this process has started for the library.
-func workers(t *testing.T) (pids []int) {
-	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "pgrep", "-P", strconv.Itoa(os.Getpid()), "-f",
-		worker.Command).Output()
-	var none *exec.ExitError
-	if err != nil && !errors.As(err, &none) {
-		t.Fatal(err)
-	}
-	for _, f := range strings.Fields(string(out)) {
-		pid, err := strconv.Atoi(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		pids = append(pids, pid)
-	}
-	return pids
-}
 
 // repeated makes an operation as Hadoop's client does: after 503 it waits, longer each time, and tries again.
 func repeated(ctx context.Context, l *lab, o operation) error {
@@ -77,7 +54,7 @@ func TestKilledWorkers(t *testing.T) {
 	}
 	signals := []syscall.Signal{syscall.SIGKILL, syscall.SIGSEGV, syscall.SIGSTOP}
 	for i := range long(20) {
-		for _, pid := range workers(t) {
+		for _, pid := range processtest.Children(t, worker.Command) {
 			_ = syscall.Kill(pid, signals[i%len(signals)]) // it may have ended
 		}
 		for before := served.Load(); served.Load() < before+20; time.Sleep(time.Millisecond) {
@@ -88,11 +65,11 @@ func TestKilledWorkers(t *testing.T) {
 	}
 	stop.Store(true)
 	clients.Wait()
-	if n := len(workers(t)); n != 1 {
+	if n := len(processtest.Children(t, worker.Command)); n != 1 {
 		t.Errorf("%d processes of the library, want 1", n)
 	}
 	l.end(t)
-	if n := len(workers(t)); n != 0 {
+	if n := len(processtest.Children(t, worker.Command)); n != 0 {
 		t.Errorf("%d processes of the library after the end", n)
 	}
 }
