@@ -122,7 +122,7 @@ func (t *Token) PutData(ctx context.Context, d Data) error {
 // keepsData reports whether a new session reads a data object as it was written. On a full disk SoftHSM returns
 // CKR_OK and leaves an empty file, and the object is missing at the next search.
 func (t *Token) keepsData(l *login, used p11.SessionHandle, d Data) (bool, error) {
-	s, err := t.b.OpenSession(l.found.slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
+	s, err := t.openSession(l.found)
 	switch {
 	case isOneOf(err, p11.CKR_SESSION_COUNT):
 		s = used // the HSM allows no further session

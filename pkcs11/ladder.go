@@ -156,7 +156,7 @@ func (t *Token) tryToken(ctx context.Context) error {
 	t.trying = f
 	t.mu.Unlock()
 	_, _, err := t.runOnce(ctx, func(l *login, used p11.SessionHandle) error {
-		s, err := t.b.OpenSession(l.found.slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
+		s, err := t.openSession(l.found)
 		if err != nil {
 			s = used
 		} else {
@@ -186,7 +186,7 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 		return err
 	}
 	begun := time.Now()
-	for rung := anotherSession; ; rung++ {
+	for rung := anotherSession; ; {
 		l, generation, err := t.runOnce(ctx, f)
 		switch {
 		case err == nil:
@@ -196,7 +196,6 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 			if err := t.awaitSession(ctx); err != nil {
 				return err
 			}
-			rung--
 			continue
 		case damageOf(err) == none || settled(err):
 			return err
@@ -205,7 +204,8 @@ func (t *Token) attempt(ctx context.Context, s subject, f func(*login, p11.Sessi
 		case ctx.Err() != nil:
 			return err
 		}
-		if failed := t.climb(ctx, s, &rung, l, generation, err); failed != nil {
+		var failed error
+		if rung, failed = t.climb(ctx, s, rung, l, generation, err); failed != nil {
 			t.failed(s, begun)
 			return failed
 		}
@@ -220,32 +220,32 @@ const (
 	anotherSession = iota
 	anotherLogin
 	anotherStart
+	noneLeft
 )
 
-// climb does what the rung says, so that the operation can run again. It may skip a rung. It returns an error if the
-// operation does not run again.
-func (t *Token) climb(ctx context.Context, s subject, rung *int, l *login, generation uint64, cause error) error {
-	if *rung == anotherLogin {
+// climb does what the rung says, so that the operation can run again, and returns the rung after it. It may skip a
+// rung. It returns an error if the operation does not run again.
+func (t *Token) climb(ctx context.Context, s subject, rung int, l *login, generation uint64, cause error) (int, error) {
+	switch rung {
+	case anotherSession:
+		return anotherLogin, nil
+	case anotherLogin:
 		if !t.isTokenFault(ctx, s) {
-			return cause
+			return rung, cause
 		}
 		if l != nil && time.Since(l.made) > newLogin {
 			t.log.Warn("calls fail on the token; logging in again", "module", t.cfg.Module, "err", cause)
 			t.retire(l)
-			return nil
+			return anotherStart, nil
 		}
-		*rung = anotherStart // the login is new: another one will not help
-	}
-	switch *rung {
-	case anotherSession:
-		return nil
+		fallthrough // the login is new: another one will not help
 	case anotherStart:
 		if err := t.reset(ctx, generation, cause); err != nil {
-			return fmt.Errorf("%w (%w)", cause, err)
+			return rung, fmt.Errorf("%w (%w)", cause, err)
 		}
-		return nil
+		return noneLeft, nil
 	}
-	return cause
+	return rung, cause
 }
 
 // libraryGone reports whether a call cannot succeed before the library is initialised again.

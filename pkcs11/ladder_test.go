@@ -78,15 +78,7 @@ func openWith(t *testing.T, m *Meter, b brokenKeys) *Token {
 		b.Boundary = inner
 		return m.Wrap(b)
 	}
-	tok, err := Open(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := tok.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	tok, _ := openBare(t, c)
 	for i := range 3 {
 		generate(t, tok, byte(i+1), 256)
 	}
@@ -298,7 +290,7 @@ func TestMechanismRefusedLater(t *testing.T) {
 	if at, known := tok.mechanismOf(name); at != 1 || !known || tok.reducedKeys.Load() != 1 {
 		t.Errorf("mechanism %d, known: %t", at, known)
 	}
-	tok.reduced.Store(name, reduced{1, time.Now()}) // as after reducedFor
+	tok.reduced.Store(name, reduced{1, time.Now()}) // as after learnedFor
 	if err := encryptWith(t, tok, 1); err != nil || tok.reducedKeys.Load() != 1 {
 		t.Errorf("still refused: %v", err)
 	}

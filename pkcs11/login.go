@@ -200,7 +200,7 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 	defer pin.Wipe()
 	l := &login{found: found, made: time.Now(), generation: t.module.current()}
 	err = refusedPINs.try(ctx, t.module.name.resolved, found, pin, func() error {
-		session, err := t.b.OpenSession(found.slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
+		session, err := t.openSession(found)
 		if err != nil {
 			return fmt.Errorf("opening a session on token %s: %w", name, err)
 		}

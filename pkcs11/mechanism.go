@@ -6,9 +6,6 @@ import (
 	p11 "github.com/miekg/pkcs11"
 )
 
-// reducedFor is the time after which a key's better mechanism is tried again.
-const reducedFor = time.Minute
-
 // reduced says that the token refused the better mechanisms for a key.
 type reduced struct {
 	at    int // index in Token.mechanisms
@@ -49,7 +46,7 @@ func (t *Token) mechanismOf(name keyName) (index int, known bool) {
 }
 
 func (t *Token) reduceMechanism(name keyName, at int) {
-	if _, known := t.reduced.Swap(name, reduced{at, time.Now().Add(reducedFor)}); known {
+	if _, known := t.reduced.Swap(name, reduced{at, time.Now().Add(learnedFor)}); known {
 		return
 	}
 	if t.reducedKeys.Add(1) == 1 {

@@ -41,17 +41,10 @@ func (t *Token) DecryptOAEP(ctx context.Context, id []byte, label string, hash c
 			"%d bytes are not encrypted by RSA-OAEP of %d to %d bits", len(sealed), MinPairBits, MaxPairBits)
 	}
 	var plain secret.Bytes
-	err := t.do(ctx, op, func(l *login, s p11.SessionHandle) error {
-		key, err := t.pairHandle(l, s, id, label)
-		if err != nil {
-			return err
-		}
+	err := t.doWithPair(ctx, op, id, label, func(s p11.SessionHandle, key p11.ObjectHandle) (err error) {
 		plain, err = t.openOAEP(s, key, hash, sealed)
 		var refused refusedData
 		if !errors.As(err, &refused) {
-			if err != nil { // the handle may be the cause
-				l.handles.CompareAndDelete(pairName{string(id), label}, key)
-			}
 			return err
 		}
 		if refused.ambiguous && !t.decryptsTestMessage(s, key, hash) {
@@ -71,14 +64,9 @@ func (t *Token) DecryptOAEP(ctx context.Context, id []byte, label string, hash c
 func (t *Token) ProbeOAEP(ctx context.Context, id []byte, label string) (crypto.Hash, error) {
 	const op = "pkcs11.ProbeOAEP"
 	var found crypto.Hash
-	err := t.do(ctx, op, func(l *login, s p11.SessionHandle) error {
-		key, err := t.pairHandle(l, s, id, label)
-		if err != nil {
-			return err
-		}
+	err := t.doWithPair(ctx, op, id, label, func(s p11.SessionHandle, key p11.ObjectHandle) error {
 		k, err := t.describePair(s, key)
 		if err != nil {
-			l.handles.CompareAndDelete(pairName{string(id), label}, key) // the handle may be the cause
 			return err
 		}
 		var tried []error

@@ -293,6 +293,23 @@ func (t *Token) publicExponent(s p11.SessionHandle, id, modulus []byte) ([]byte,
 	return nil, fmt.Errorf("the token does not tell the public half of the RSA key with CKA_ID %x", id)
 }
 
+// doWithPair does the same as do, with the handle of a private key. After an error it forgets the handle, which may be
+// the cause, unless the operation has judged the result.
+func (t *Token) doWithPair(ctx context.Context, op string, id []byte, label string,
+	f func(p11.SessionHandle, p11.ObjectHandle) error) error {
+	return t.do(ctx, op, func(l *login, s p11.SessionHandle) error {
+		key, err := t.pairHandle(l, s, id, label)
+		if err != nil {
+			return err
+		}
+		err = f(s, key)
+		if err != nil && !settled(err) {
+			l.handles.CompareAndDelete(pairName{string(id), label}, key)
+		}
+		return err
+	})
+}
+
 // pairHandle returns the private key's object handle, as handle does for AES keys.
 func (t *Token) pairHandle(l *login, s p11.SessionHandle, id []byte, label string) (p11.ObjectHandle, error) {
 	name := pairName{string(id), label}

@@ -11,6 +11,7 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"claviger"
+	"claviger/internal/faultmodule"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/secret"
 )
@@ -354,4 +355,35 @@ func (w wrongPlain) Decrypt(s p11.SessionHandle, data []byte) ([]byte, error) {
 		out[0] ^= 1
 	}
 	return out, err
+}
+
+// TestStalePairHandle: a pair whose handle has become invalid is searched again, without a login.
+func TestStalePairHandle(t *testing.T) {
+	made := softhsmtest.New(t)
+	fault := faultmodule.New(t, made.Module)
+	made.Module = fault.Path
+	tok, _ := openAs(t, config(made))
+	ctx, id, label := t.Context(), []byte{9}, "pair"
+	if err := tok.GeneratePair(ctx, id, label, MinPairBits); err != nil {
+		t.Fatal(err)
+	}
+	k, err := tok.FindPair(ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed := seal(t, k.Public, secret.Bytes("x"))
+	logins := fault.Calls(faultmodule.Login)
+	for range 2 {
+		if plain, err := tok.DecryptOAEP(ctx, id, label, crypto.SHA1, sealed); err != nil || string(plain) != "x" {
+			t.Errorf("decrypted to %d bytes, %v", len(plain), err)
+		}
+		fault.StaleHandles()
+		if _, err := tok.ProbeOAEP(ctx, id, label); err != nil {
+			t.Error(err)
+		}
+		fault.StaleHandles()
+	}
+	if n := fault.Calls(faultmodule.Login) - logins; n != 0 {
+		t.Errorf("%d logins", n)
+	}
 }

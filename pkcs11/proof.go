@@ -113,10 +113,6 @@ func proofBlocks(check string) int {
 	return 1
 }
 
-// learnedDataFor is the time for which a data limit is remembered that is below the profile's. One wrong result of the
-// token must not make all later calls small.
-const learnedDataFor = time.Minute
-
 // dataLimit returns the largest number of bytes for one C_Encrypt.
 func (t *Token) dataLimit() int64 {
 	limit := t.maxData.Load()
@@ -127,7 +123,7 @@ func (t *Token) dataLimit() int64 {
 	return limit
 }
 
-// reduceMaxData halves maxData for learnedDataFor, after the token refused a call of n bytes under that limit. It
+// reduceMaxData halves maxData for learnedFor, after the token refused a call of n bytes under that limit. It
 // returns false if the limit cannot be lower.
 func (t *Token) reduceMaxData(limit int64, n int) bool {
 	n = min(n, int(limit))
@@ -135,7 +131,7 @@ func (t *Token) reduceMaxData(limit int64, n int) bool {
 		return false
 	}
 	half := max(int64(n/2/blockSize)*blockSize, blockSize)
-	t.maxDataUntil.Store(time.Now().Add(learnedDataFor).UnixNano())
+	t.maxDataUntil.Store(time.Now().Add(learnedFor).UnixNano())
 	if t.maxData.CompareAndSwap(limit, half) {
 		t.log.Warn("the token takes less data in one call than its profile says", "bytes", n, "now", half)
 	}

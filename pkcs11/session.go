@@ -271,7 +271,7 @@ func (t *Token) acquireSession(ctx context.Context) (*login, p11.SessionHandle, 
 		return l, s, nil
 	}
 	t.mu.Unlock()
-	s, err := t.b.OpenSession(l.found.slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
+	s, err := t.openSession(l.found)
 	if err == nil {
 		return l, s, nil
 	}
@@ -290,6 +290,11 @@ func (t *Token) acquireSession(ctx context.Context) (*login, p11.SessionHandle, 
 		t.retireLocked(l)
 	}
 	return l, 0, err
+}
+
+// openSession opens a session of a token. Only a session that may write gives the state that stillLoggedIn expects.
+func (t *Token) openSession(c candidate) (p11.SessionHandle, error) {
+	return t.b.OpenSession(c.slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
 }
 
 // releaseSession keeps a session for the next call, or closes it.

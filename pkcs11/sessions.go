@@ -8,8 +8,9 @@ import (
 	"claviger"
 )
 
-// learnedFor is the time for which the number of sessions that an HSM allowed is remembered. Other programs may have
-// had sessions of the HSM, and have closed them since.
+// learnedFor is the time for which a result of the HSM is remembered that is worse than its profile: fewer sessions,
+// less data in a call, another mechanism. The cause may have ended since, and one wrong result must not slow all later
+// calls.
 const learnedFor = time.Minute
 
 // Sessions returns the number of calls that run now, and the largest number at the same time. If more than one session
@@ -20,8 +21,8 @@ func (t *Token) Sessions() (used, limit int) {
 	return len(t.slots) - len(t.parked), cap(t.slots) - len(t.parked)
 }
 
-// parkedSlot is a slot that stays taken although no call uses it.
-type parkedSlot struct{ free bool } // guarded by Token.mu
+// parkedSlot is a slot that stays taken, although no call uses it, until the timer ends.
+type parkedSlot struct{ timer *time.Timer }
 
 // awaitSession waits until another call has ended, after the HSM allowed no further session. The caller has a slot.
 // That slot stays taken for learnedFor, so that fewer calls run at the same time, and the caller takes another. It has
@@ -38,6 +39,11 @@ func (t *Token) awaitSession(ctx context.Context) error {
 		return claviger.Errorf(op, claviger.Unavailable, "", "%w; other programs may have its sessions", errNoSession)
 	}
 	p := new(parkedSlot)
+	p.timer = time.AfterFunc(learnedFor, func() {
+		if t.unpark(p) {
+			<-t.slots
+		}
+	})
 	t.parked = append(t.parked, p)
 	first := len(t.parked) == 1
 	limit := cap(t.slots) - len(t.parked)
@@ -46,16 +52,10 @@ func (t *Token) awaitSession(ctx context.Context) error {
 		t.log.Warn("the HSM allows fewer sessions than max-sessions; calls wait for each other", "max-sessions",
 			t.cfg.MaxSessions, "calls at the same time", limit)
 	}
-	timer := time.AfterFunc(learnedFor, func() {
-		if t.unpark(p) {
-			<-t.slots
-		}
-	})
 	err := t.takeSlot(ctx, op)
 	if err == nil {
 		return nil
 	}
-	timer.Stop()
 	if !t.unpark(p) { // another goroutine has given the caller's slot away
 		select {
 		case t.slots <- struct{}{}:
@@ -69,11 +69,12 @@ func (t *Token) awaitSession(ctx context.Context) error {
 func (t *Token) unpark(p *parkedSlot) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if p.free {
+	at := slices.Index(t.parked, p)
+	if at < 0 {
 		return false
 	}
-	p.free = true
-	t.parked = slices.DeleteFunc(t.parked, func(o *parkedSlot) bool { return o == p })
+	t.parked = slices.Delete(t.parked, at, at+1)
+	p.timer.Stop()
 	return true
 }
 

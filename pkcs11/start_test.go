@@ -122,7 +122,7 @@ func TestCloseWithFewSessions(t *testing.T) {
 	tok.closeTimeout = 2 * time.Second
 	tok.slots <- struct{}{}
 	tok.mu.Lock()
-	tok.parked = append(tok.parked, new(parkedSlot))
+	tok.parked = append(tok.parked, &parkedSlot{time.NewTimer(time.Hour)})
 	tok.mu.Unlock()
 	if err := tok.Close(); err != nil || strings.Contains(log.String(), "did not return") {
 		t.Errorf("%v: %s", err, &log)
