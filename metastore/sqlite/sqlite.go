@@ -82,22 +82,17 @@ func config(path string) sqlitedb.Config {
 // A new store exists completely or not at all, also if the process is killed meanwhile. Before an upgrade, Open keeps a
 // copy of the file for the older program. The copy is beside the file, and its name has the schema:
 // claviger.db.schema-3, or claviger.db.schema-3-2 if a copy with other content has that name.
-func Open(ctx context.Context, path string) (*Store, error) {
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return nil, claviger.Errorf("metastore/sqlite.Open", claviger.Invalid, "", "metastore: %w", err)
-	}
-	c := config(path)
-	if err := sqlitedb.Create(ctx, path, c); err != nil {
-		return nil, err
-	}
-	return open(ctx, path, c)
-}
+func Open(ctx context.Context, path string) (*Store, error) { return openOrMake(ctx, path, 0) }
 
 // OpenNode is Open for a server. It does not check each page of a large file, because that takes long with many keys:
 // the pages are checked after Claim, beside the work of the server. If the file is damaged, nothing is read or written
 // any more.
 func OpenNode(ctx context.Context, path string) (*Store, error) {
+	return openOrMake(ctx, path, checkLater)
+}
+
+// openOrMake is Open. The pages of a file of at least later bytes are checked later, unless later is 0.
+func openOrMake(ctx context.Context, path string, later int64) (*Store, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, claviger.Errorf("metastore/sqlite.Open", claviger.Invalid, "", "metastore: %w", err)
@@ -106,7 +101,7 @@ func OpenNode(ctx context.Context, path string) (*Store, error) {
 	if err := sqlitedb.Create(ctx, path, c); err != nil {
 		return nil, err
 	}
-	c.CheckLater = checkLater
+	c.CheckLater = later
 	return open(ctx, path, c)
 }
 
