@@ -373,10 +373,8 @@ func (p *Provider) verifyLater(ctx context.Context) {
 			if err != nil {
 				p.log.Warn("the key versions to verify could not be read; each is verified before its first use, and "+
 					"the next attempt follows", "err", err, "in", watchPause)
-				select {
-				case <-ctx.Done():
+				if !sleep(ctx, watchPause) {
 					return
-				case <-time.After(watchPause):
 				}
 				continue
 			}
@@ -394,15 +392,23 @@ func (p *Provider) verifyLater(ctx context.Context) {
 	}
 }
 
+// sleep returns true after that time, and false if ctx ends before.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
 // verifyOneLater verifies a version after a pause. It returns false if ctx has ended.
 func (p *Provider) verifyOneLater(ctx context.Context, v string) bool {
 	if p.isVerified(v) {
 		return ctx.Err() == nil
 	}
-	select {
-	case <-ctx.Done():
+	if !sleep(ctx, verifyPause) {
 		return false
-	case <-time.After(verifyPause):
 	}
 	e, err := p.entry(ctx, v)
 	if err == nil {

@@ -208,10 +208,8 @@ func (p *Provider) openInBackground(ctx context.Context, a *attempt) {
 			p.log.Error("the server runs without its HSM, which is opened in the background; it serves what needs "+
 				"no HSM", "err", err, "again", pause)
 		}
-		select {
-		case <-ctx.Done():
+		if !sleep(ctx, pause) {
 			return
-		case <-time.After(pause):
 		}
 		limit = min(2*limit, openTimeout)
 		a = newAttempt(p.late.cfg, limit)

@@ -86,10 +86,18 @@ func (l *lateToken) arrived() chan struct{} {
 	return l.released
 }
 
+// open returns the token if it is open, whoever may use it, and otherwise nil.
+func (l *lateToken) open() *pkcs11.Token {
+	if s := l.state.Load(); s != nil {
+		return s.tok
+	}
+	return nil
+}
+
 // Info describes the token, as far as the configuration names it until it is open.
 func (l *lateToken) Info() pkcs11.TokenInfo {
-	if s := l.state.Load(); s != nil && s.tok != nil {
-		return s.tok.Info()
+	if tok := l.open(); tok != nil {
+		return tok.Info()
 	}
 	i := pkcs11.TokenInfo{Label: l.cfg.TokenLabel, Serial: l.cfg.Serial, Profile: l.cfg.Profile}
 	if l.cfg.Slot != nil {
@@ -212,8 +220,8 @@ func (l *lateToken) Ping(ctx context.Context) error {
 
 // Hidden reports no hidden keys until the token is open.
 func (l *lateToken) Hidden() error {
-	if s := l.state.Load(); s != nil && s.tok != nil {
-		return s.tok.Hidden()
+	if tok := l.open(); tok != nil {
+		return tok.Hidden()
 	}
 	return nil
 }
@@ -225,8 +233,8 @@ func (l *lateToken) OnCall(f func(pkcs11.Call)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.onCall = f
-	if s := l.state.Load(); s != nil && s.tok != nil {
-		s.tok.OnCall(f)
+	if tok := l.open(); tok != nil {
+		tok.OnCall(f)
 	}
 }
 
@@ -234,23 +242,23 @@ func (l *lateToken) OnFunction(f func(pkcs11.Function)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.onFunction = f
-	if s := l.state.Load(); s != nil && s.tok != nil {
-		s.tok.OnFunction(f)
+	if tok := l.open(); tok != nil {
+		tok.OnFunction(f)
 	}
 }
 
 // Sessions returns no sessions until the token is open.
-func (l *lateToken) Sessions() (used, most int) {
-	if s := l.state.Load(); s != nil && s.tok != nil {
-		return s.tok.Sessions()
+func (l *lateToken) Sessions() (used, limit int) {
+	if tok := l.open(); tok != nil {
+		return tok.Sessions()
 	}
 	return 0, 0
 }
 
 // Close closes the token if it is open. No attempt to open it may be under way.
 func (l *lateToken) Close() error {
-	if s := l.state.Load(); s != nil && s.tok != nil {
-		return s.tok.Close()
+	if tok := l.open(); tok != nil {
+		return tok.Close()
 	}
 	return nil
 }
