@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -41,6 +42,7 @@ by rule, and runs the room's tests. Lists the changes that no test notices.
   --seed TEXT  choose another sample
   --workers N  try N changes at once (default: one for each processor)
   --all        try every change
+  --only RE    of these, try only the changes whose line in --list matches this regular expression
   --named      try the named changes of scripts/mutations.txt instead
   --list       print the changes, and try none
   --fresh      forget the results of earlier runs
@@ -55,6 +57,7 @@ type options struct {
 	workers             int
 	all, named          bool
 	list, fresh         bool
+	only                *regexp.Regexp // nil stands for all
 	rooms               []string
 	root                string
 	reasons, namedFile  string
@@ -70,6 +73,10 @@ func main() {
 	flags.IntVar(&o.workers, "workers", runtime.GOMAXPROCS(0), "")
 	flags.StringVar(&o.seed, "seed", "1", "")
 	flags.BoolVar(&o.all, "all", false, "")
+	flags.Func("only", "", func(text string) (err error) {
+		o.only, err = regexp.Compile(text)
+		return err
+	})
 	flags.BoolVar(&o.named, "named", false, "")
 	flags.BoolVar(&o.list, "list", false, "")
 	flags.BoolVar(&o.fresh, "fresh", false, "")
@@ -236,15 +243,10 @@ func (o *options) runRoom(ctx context.Context, r *runner, name string, reasons m
 		return 0, err
 	}
 	unexplained = o.stale(name, all, reasons)
-	size := o.sample
-	if o.all {
-		size = len(all)
-	}
-	chosen := sample(all, size, o.seed)
+	chosen := o.choose(all)
 	if o.list {
 		for _, n := range chosen {
-			m := all[n-1]
-			fmt.Fprintf(o.survivors, "%s:%d: %s\n", m.File, m.Line, m.ID)
+			fmt.Fprintln(o.survivors, listed(all[n-1]))
 		}
 		return 0, nil
 	}
@@ -284,10 +286,26 @@ func (o *options) runRoom(ctx context.Context, r *runner, name string, reasons m
 			fmt.Fprintf(o.survivors, "%s:%d: no test notices this change\n%s\n", m.File, m.Line, m.ID)
 		}
 	}
-	fmt.Fprintf(o.progress, "%s: %d changes: %d killed, %d survived, %d did not build\n",
-		name, len(chosen), count[killed], count[survived], count[unbuilt])
+	fmt.Fprintf(o.progress, "%s: %d changes: %d killed, %d stopped at the time limit, %d survived, %d did not build\n",
+		name, len(chosen), count[killed], count[stopped], count[survived], count[unbuilt])
 	return unexplained, nil
 }
+
+// choose returns the numbers of the changes that this run tries.
+func (o *options) choose(all []Mutant) []int {
+	size := o.sample
+	if o.all {
+		size = len(all)
+	}
+	chosen := sample(all, size, o.seed)
+	if o.only == nil {
+		return chosen
+	}
+	return slices.DeleteFunc(chosen, func(n int) bool { return !o.only.MatchString(listed(all[n-1])) })
+}
+
+// listed returns the line of a change in --list.
+func listed(m Mutant) string { return fmt.Sprintf("%s:%d: %s", m.File, m.Line, m.ID) }
 
 // tryRoom tries the changes by number, and calls keep with each outcome.
 func (o *options) tryRoom(ctx context.Context, r *room, todo []int, keep func(int, outcome) error) error {

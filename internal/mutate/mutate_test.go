@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -328,7 +329,7 @@ func TestRun(t *testing.T) {
 	if got := survivors.String(); got != "room/room.go:7: no test notices this change\nroom Add drop-call: quiet()\n" {
 		t.Errorf("survivors: %s", got)
 	}
-	if !strings.Contains(progress.String(), "2 changes: 1 killed, 1 survived") {
+	if !strings.Contains(progress.String(), "2 changes: 1 killed, 0 stopped at the time limit, 1 survived") {
 		t.Errorf("progress: %s", progress.Bytes())
 	}
 	write(t, root, "scripts/mutate-survivors.txt", "room Add drop-call: quiet()\n\tit does nothing\n")
@@ -355,6 +356,39 @@ func TestRun(t *testing.T) {
 	entries, err := os.ReadDir(filepath.Join(root, "room"))
 	if err != nil || len(entries) != 2 {
 		t.Errorf("files were left in the tree: %v, %v", entries, err)
+	}
+}
+
+// TestOnly: --only chooses changes by file, function, rule or text.
+func TestOnly(t *testing.T) {
+	root := module(t)
+	var list bytes.Buffer
+	for only, want := range map[string]int{`^room/room\.go:`: 2, `^room/r\.go:`: 0, `room Add drop-call: quiet`: 1} {
+		list.Reset()
+		o := options{root: root, all: true, list: true, only: regexp.MustCompile(only), rooms: []string{"room"},
+			results: filepath.Join(root, "results"), progress: io.Discard, survivors: &list}
+		if _, err := o.run(t.Context()); err != nil || strings.Count(list.String(), "\n") != want {
+			t.Errorf("--only %s: %v, want %d changes:\n%s", only, err, want, list.Bytes())
+		}
+	}
+}
+
+// TestStopped: a change for which a test does not end is not counted as killed, because a busy machine looks the same.
+func TestStopped(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds test binaries")
+	}
+	root := module(t)
+	write(t, root, "room/room.go", "package room\n\nimport \"time\"\n\nvar N int\n\nfunc Add() {\n\tone()\n"+
+		"\tfor N < 1 {\n\t\ttime.Sleep(1)\n\t}\n}\n\nfunc one() { N = N + 1 }\n")
+	defer func(before time.Duration) { slack = before }(slack)
+	slack = time.Second
+	var progress bytes.Buffer
+	o := options{root: root, all: true, workers: 1, only: regexp.MustCompile(`drop-call: one`), rooms: []string{"room"},
+		results: filepath.Join(root, "results"), progress: &progress, survivors: io.Discard}
+	_, err := o.run(t.Context())
+	if err != nil || !strings.Contains(progress.String(), "1 changes: 0 killed, 1 stopped at the time limit") {
+		t.Errorf("%v: %s", err, progress.Bytes())
 	}
 }
 

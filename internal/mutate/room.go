@@ -174,13 +174,16 @@ func (r *room) try(ctx context.Context, n int) (outcome, error) {
 		for _, t := range reach[:count] {
 			names = append(names, t.name)
 		}
-		pkg := reach[0].pkg
-		passed, _ := r.test(ctx, r.binaries[pkg], pkg, "^("+strings.Join(names, "|")+")$", limitOf(took),
+		pkg, began, limit := reach[0].pkg, time.Now(), limitOf(took)
+		passed, _ := r.test(ctx, r.binaries[pkg], pkg, "^("+strings.Join(names, "|")+")$", limit,
 			fmt.Sprint("CLAVIGER_MUTANT=", n))
 		if ctx.Err() != nil {
 			return "", ctx.Err()
 		}
-		if !passed {
+		switch {
+		case !passed && time.Since(began) >= limit:
+			return stopped, nil
+		case !passed:
 			return killed, nil
 		}
 		reach = reach[count:]
