@@ -149,7 +149,8 @@ func (s *Syslog) setErr(err error) {
 	}
 }
 
-// Replaced returns the number of records that were replaced by a LargeRecord.
+// Replaced returns the number of records that were too long for a datagram: each was replaced by a LargeRecord, or
+// dropped if that was too long as well.
 func (s *Syslog) Replaced() uint64 { return s.replaced.Load() }
 
 // run sends the queued lines. A line that could not be sent is sent again. deliver does not fail for a line that is
@@ -168,7 +169,7 @@ func (s *Syslog) run() {
 		case m = <-s.queue:
 		case <-s.stop:
 			if conn == nil && len(s.queue) > 0 { // Close came before the first line was sent
-				conn, _ = s.dial() // Close reports the lines
+				conn, _ = s.dial() // after an error, Close reports the number of lines that were not sent
 			}
 			s.drain(conn)
 			return
@@ -235,8 +236,8 @@ func (s *Syslog) deliver(conn net.Conn, m []byte) error {
 	}
 	head := len(s.priority) + len(timeOfRecord) + len(s.head)
 	err = s.write(conn, append(m[:head:head], largeLine(m[head:])...))
-	if err == nil || errors.Is(err, syscall.EMSGSIZE) { // without the LargeRecord, the server sees a gap in the numbers
-		s.replaced.Add(1)
+	if err == nil || errors.Is(err, syscall.EMSGSIZE) {
+		s.replaced.Add(1) // if even the LargeRecord is too long, the server sees a gap in the records' numbers
 		return nil
 	}
 	return err

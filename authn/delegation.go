@@ -121,10 +121,10 @@ func (d *Delegations) Full() error {
 	switch {
 	case !s.LastRefusedByFull.IsZero() && d.conf.Now().Sub(s.LastRefusedByFull) < time.Minute:
 		return fmt.Errorf("delegation tokens are refused: there are %d, and %d may be kept; the owner with most has %d",
-			s.Total, d.conf.Limits.Total, s.Most)
+			s.Total, d.conf.Limits.Total, s.BusiestOwner)
 	case float64(s.Total) > nearly*float64(d.conf.Limits.Total):
 		return fmt.Errorf("there are %d delegation tokens, and %d may be kept; the owner with most has %d", s.Total,
-			d.conf.Limits.Total, s.Most)
+			d.conf.Limits.Total, s.BusiestOwner)
 	}
 	return nil
 }

@@ -18,14 +18,15 @@ import (
 	"claviger/secret"
 )
 
-// Tokens that Hadoop 3.4.2's KMS issued.
+// Tokens of Hadoop 3.4.2's KMS: for alice, for alice through the proxy user migr, and for alice with a service.
 const (
 	ofAlice   = "HQAFYWxpY2UEeWFybgCKAaIIuGEtigGiLMTlLQECFOlAS4rZAeeTFQT8Liu2TP85q6qTBmttcy1kdAA"
 	viaMigr   = "IQAFYWxpY2UEeWFybgRtaWdyigGiCLhhSooBoizE5UoGAhRwgJd2X4Yj926CsXR9YF7x9ZGUPgZrbXMtZHQA"
 	ofService = "HQAFYWxpY2UEeWFybgCKAaIIuGEzigGiLMTlMwICFOPzLOOJ8voKruxqj_61j1_cBX4RBmttcy1kdA4xMjcuMC4wLjE6OTYwMA"
 )
 
-func TestDelegationBytesAreHadoops(t *testing.T) {
+// TestDelegationTokensAreReadAndWrittenAsInHadoop: Hadoop's tokens are read, and written again as the same text.
+func TestDelegationTokensAreReadAndWrittenAsInHadoop(t *testing.T) {
 	for _, c := range []struct{ text, id, service string }{
 		{ofAlice, "kms-dt owner=alice, renewer=yarn, realUser=, issueDate=1795442630957, maxDate=1796047430957, " +
 			"sequenceNumber=1, masterKeyId=2", ""},
@@ -117,7 +118,9 @@ func (d *delegating) use(token string) string {
 	return res.Principal.Name
 }
 
-func TestDelegationLife(t *testing.T) {
+// TestDelegationTokenRenewals: a token is valid until its last renewal ends, also after a new master key was made. Only
+// its renewer can renew it, and never past maxDate.
+func TestDelegationTokenRenewals(t *testing.T) {
 	d := newDelegating(t)
 	token := d.get("renewer=yarn/rm@R&user.name=alice")
 	via := d.get("renewer=yarn&user.name=migr&doAs=alice&service=h:1")
@@ -197,14 +200,16 @@ func TestDelegationExpiresOnTime(t *testing.T) {
 	}
 }
 
-func TestMemoryTokens(t *testing.T) {
+// TestMemoryTokensAreADelegationStore: memoryTokens passes the tests of each metastore.Delegations.
+func TestMemoryTokensAreADelegationStore(t *testing.T) {
 	storetest.Delegations(t, func(*testing.T) (metastore.Delegations, metastore.Delegations) {
 		m := newMemoryTokens(time.Now)
 		return m, m
 	})
 }
 
-// TestDelegationNodes: two nodes share a store, and each sees the tokens that the other issued, renewed or cancelled.
+// TestDelegationNodes: two nodes share a store, and each accepts the tokens that the other issued, and none that the
+// other cancelled. The store has the tokens' passwords, or only their digests.
 func TestDelegationNodes(t *testing.T) {
 	for name, digests := range map[string]bool{"passwords": false, "digests": true} {
 		t.Run(name, func(t *testing.T) { testDelegationNodes(t, digests) })
@@ -223,7 +228,7 @@ func testDelegationNodes(t *testing.T, digests bool) {
 		return d
 	}
 	a, b := node(), node()
-	had := make(map[int32]bool)
+	issued := make(map[int32]bool) // the sequence numbers
 	var text string
 	for range 4 {
 		for _, d := range []*Delegations{a, b} {
@@ -232,15 +237,15 @@ func testDelegationNodes(t *testing.T, digests bool) {
 				t.Fatal(err)
 			}
 			id, err := a.verify(ctx, text)
-			if err != nil || had[id.sequence] {
+			if err != nil || issued[id.sequence] {
 				t.Fatalf("token %v was issued twice, or is not valid: %v", id, err)
 			}
-			had[id.sequence] = true
+			issued[id.sequence] = true
 		}
 	}
-	want := 2 // keys of two nodes
+	want := 2 // each node has made one
 	if digests {
-		want = 0
+		want = 0 // no key is in the store
 	}
 	if keys, err := store.MasterKeys(ctx); err != nil || len(keys) != want {
 		t.Errorf("the store has keys %v (%v), want %d", keys, err, want)
@@ -252,7 +257,7 @@ func testDelegationNodes(t *testing.T, digests bool) {
 	if k, ok, err := store.Delegation(ctx, id.sequence); err != nil || !ok ||
 		bytes.Equal(k.Password, token.password) == digests {
 		t.Errorf("the store has %x (%v, %v) of the password %x", []byte(k.Password), ok, err, token.password)
-	} else if token.password = k.Password; digests { // a reader of the store may try this
+	} else if token.password = k.Password; digests { // who can read the store may try this
 		if _, err := a.verify(ctx, token.text()); err == nil ||
 			!strings.Contains(err.Error(), "password doesn't match") {
 			t.Errorf("the digest in the store is accepted as a password: %v", err)
@@ -283,6 +288,7 @@ func (downTokens) Delegation(context.Context, int32) (metastore.Delegation, bool
 }
 func (downTokens) NextKeyID(context.Context) (int32, error) { return 0, errDown }
 
+// TestDelegationStoreDown: while the store does not answer, each operation on tokens is refused with StoreUnavailable.
 func TestDelegationStoreDown(t *testing.T) {
 	d := newDelegating(t)
 	token := d.get("user.name=alice")
@@ -292,21 +298,19 @@ func TestDelegationStoreDown(t *testing.T) {
 		StoreUnavailable); got != want {
 		t.Errorf("used: %s", got)
 	}
-	for method, query := range map[string]string{
-		http.MethodGet: "op=GETDELEGATIONTOKEN&user.name=alice",
-		http.MethodPut: "op=RENEWDELEGATIONTOKEN&user.name=alice&token=" + token,
-		"cancel":       "op=CANCELDELEGATIONTOKEN&token=" + token,
+	for _, c := range []struct{ method, query string }{
+		{http.MethodGet, "op=GETDELEGATIONTOKEN&user.name=alice"},
+		{http.MethodPut, "op=RENEWDELEGATIONTOKEN&user.name=alice&token=" + token},
+		{http.MethodPut, "op=CANCELDELEGATIONTOKEN&token=" + token},
 	} {
-		if method == "cancel" {
-			method = http.MethodPut
-		}
-		if res := d.do(method, query); res.Refusal == nil || res.Refusal.Kind != StoreUnavailable ||
+		if res := d.do(c.method, c.query); res.Refusal == nil || res.Refusal.Kind != StoreUnavailable ||
 			!strings.Contains(res.Refusal.Explanation, "the store is down") || res.SetCookie != "" {
-			t.Errorf("%s: %+v", query, res)
+			t.Errorf("%s: %+v", c.query, res)
 		}
 	}
 }
 
+// TestDelegationCancel: a token is cancelled by its owner, by its renewer, or by a caller without a name who has it.
 func TestDelegationCancel(t *testing.T) {
 	d := newDelegating(t)
 	for _, c := range []struct{ who, query string }{{"its owner", "user.name=alice&"},
@@ -343,6 +347,8 @@ func TestDelegationCancel(t *testing.T) {
 	}
 }
 
+// TestDelegationRefused: forged and foreign tokens are refused, and operations on tokens that lack a credential or a
+// parameter, or have the wrong method.
 func TestDelegationRefused(t *testing.T) {
 	d := newDelegating(t)
 	token := d.get("user.name=alice")
@@ -396,6 +402,7 @@ func TestDelegationRefused(t *testing.T) {
 	}
 }
 
+// FuzzDelegation: a token that can be read means the same after it is written and read again.
 func FuzzDelegation(f *testing.F) {
 	if seeds, err := os.ReadDir("testdata/fuzz/FuzzDelegation"); err != nil || len(seeds) == 0 {
 		f.Fatalf("no seeds: %v", err)

@@ -27,11 +27,12 @@ const (
 	unknownUserTTL = 30 * time.Second
 	// retryAfterFailure is the time for which a failed lookup of a name is not repeated.
 	retryAfterFailure = 5 * time.Second
-	// defaultStrangers is the maximum number of concurrent lookups of strangers: names that the directory has never
-	// known. So invented names cannot fill the directory's queue.
+	// defaultStrangers is the maximum number of concurrent lookups of strangers: names that were never looked up with
+	// success, or that the directory did not know at the last lookup. So invented names cannot fill the directory's
+	// queue.
 	defaultStrangers = 8
-	// strangerWait is the time that a request waits for the lookup of a stranger. staleWait is the time that it waits
-	// for the lookup of a user whose last groups are known.
+	// strangerWait is the time that a request waits for the lookup of a name that was never looked up with success.
+	// staleWait is the time that it waits for any other lookup: then the last answer can be used.
 	strangerWait = 5 * time.Second
 	staleWait    = time.Second
 	// DefaultMaxStale is the maximum age of groups while the directory fails.
@@ -59,7 +60,7 @@ type Groups struct {
 	flight singleflight.Group
 	mu     sync.Mutex
 	cache  map[string]cachedGroups // of users that the directory knows
-	absent map[string]cachedGroups // of all others; groups is nil, or authz.GroupsUnknown
+	absent map[string]cachedGroups // of all other names; groups is nil, or authz.GroupsUnknown
 	stats  GroupStats
 }
 
@@ -71,7 +72,7 @@ type cachedGroups struct {
 
 // GroupStats are figures of the lookups.
 type GroupStats struct {
-	Most           int   // the limit of Cached, and of Absent
+	Limit          int   // the limit of Cached, and of Absent
 	Cached, Absent int   // remembered users, and remembered unknown names
 	Failed         int64 // lookups that the directory did not answer
 	Refused        int64 // lookups of strangers that got no slot in time
@@ -115,7 +116,7 @@ func (g *Groups) Stats() GroupStats {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s := g.stats
-	s.Most, s.Cached, s.Absent = g.limit, len(g.cache), len(g.absent)
+	s.Limit, s.Cached, s.Absent = g.limit, len(g.cache), len(g.absent)
 	return s
 }
 
@@ -192,7 +193,7 @@ func (g *Groups) remembered(name string) (last cachedGroups, ok bool) {
 	return last, ok
 }
 
-// query reads the groups from the directory and remembers them. last is its answer before.
+// query reads the groups from the directory and remembers them. last is the directory's previous answer.
 func (g *Groups) query(name string, last cachedGroups) []string {
 	if last.answered.IsZero() || last.groups == nil {
 		select {

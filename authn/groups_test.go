@@ -132,7 +132,7 @@ func TestGroupLimits(t *testing.T) {
 	for i := range 10 {
 		g.Of(fmt.Sprint("user", i))
 	}
-	if s := g.Stats(); s.Cached != 3 || s.Most != 3 || cap(g.strangerSlots) != 2 {
+	if s := g.Stats(); s.Cached != 3 || s.Limit != 3 || cap(g.strangerSlots) != 2 {
 		t.Errorf("%+v, %d slots", s, cap(g.strangerSlots))
 	}
 }

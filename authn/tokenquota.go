@@ -40,11 +40,11 @@ const (
 
 // TokenStats are figures of the limits.
 type TokenStats struct {
-	Total, Most       int   // all tokens, and the tokens of the owner with most, at the last count
-	RefusedRate       int64 // tokens refused because their owner requested too many in a short time
-	RefusedOwner      int64 // tokens refused because of PerOwner
-	RefusedTotal      int64 // tokens refused because the store is full, or nearly full
-	LastRefusedByFull time.Time
+	Total, BusiestOwner int   // all tokens, and the tokens of the owner with most, at the last count
+	RefusedRate         int64 // tokens refused because their owner requested too many in a short time
+	RefusedOwner        int64 // tokens refused because of PerOwner
+	RefusedTotal        int64 // tokens refused because the store is full, or nearly full
+	LastRefusedByFull   time.Time
 }
 
 // quota counts tokens by owner. Each node has its own counts. They begin with the tokens in the store, change with
@@ -223,13 +223,13 @@ func (q *quota) recount(ctx context.Context) error {
 	for name, n := range since {
 		counts[name] = max(0, counts[name]+n)
 	}
-	q.total, q.stats.Most = 0, 0
+	q.total, q.stats.BusiestOwner = 0, 0
 	for name, n := range counts {
 		if q.owners[name] == nil {
 			q.owners[name] = &owner{burst: float64(q.limits.Burst), at: now}
 		}
 		q.total += n
-		q.stats.Most = max(q.stats.Most, n)
+		q.stats.BusiestOwner = max(q.stats.BusiestOwner, n)
 	}
 	for name, o := range q.owners {
 		o.tokens = counts[name]

@@ -279,7 +279,7 @@ func TestTokenIssuedDuringCount(t *testing.T) {
 	if err := c.ensureCounted(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
-	if s := c.snapshot(); s.Total != 3 || s.Most != 2 || c.quota.owners["alice"].tokens != 1 {
+	if s := c.snapshot(); s.Total != 3 || s.BusiestOwner != 2 || c.quota.owners["alice"].tokens != 1 {
 		t.Errorf("%+v, alice has %d", s, c.quota.owners["alice"].tokens)
 	}
 }

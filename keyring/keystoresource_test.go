@@ -9,9 +9,9 @@ import (
 	"claviger/provider/memory"
 )
 
-// TestLostVersionsOfAKeystore: whether a keystore source has a version is read without a use of the key. Keys that its
-// token has lost do not open the breaker, so its other keys are served.
-func TestLostVersionsOfAKeystore(t *testing.T) {
+// TestLostKeysDoNotOpenTheBreaker: the question whether a keystore source has a version does not use the key. So keys
+// that are lost from the source's token do not open the source's circuit breaker, and its other keys are still served.
+func TestLostKeysDoNotOpenTheBreaker(t *testing.T) {
 	store := &counting{Provider: memory.New(memory.Config{URI: "pkcs11:token=old", SequentialIDs: true})}
 	t.Cleanup(func() { _ = store.Provider.Close() })
 	create(t, store, "k")
@@ -33,11 +33,11 @@ func TestLostVersionsOfAKeystore(t *testing.T) {
 	s := l.sources.list[0]
 	for _, name := range names {
 		if !s.mayHave(t.Context(), claviger.ParseVersion(name)) {
-			t.Errorf("%s is at the source", name)
+			t.Errorf("%s is reported missing, but is at the source", name)
 		}
 	}
 	if s.mayHave(t.Context(), claviger.ParseVersion("k@99")) {
-		t.Error("k@99 is not at the source")
+		t.Error("k@99 is reported, but is not at the source")
 	}
 	if state := l.Sources()[0].State; state != "closed" {
 		t.Errorf("the breaker is %s", state)
@@ -47,8 +47,8 @@ func TestLostVersionsOfAKeystore(t *testing.T) {
 	}
 }
 
-// TestNoMaterialCostsAKMSOneCall: a KMS source is called once for an EDEK without material.
-func TestNoMaterialCostsAKMSOneCall(t *testing.T) {
+// TestEmptyEDEKIsSentToAKMSOnce: an EDEK without encrypted bytes costs one decrypt call to a KMS source.
+func TestEmptyEDEKIsSentToAKMSOnce(t *testing.T) {
 	l, far := withSource(t, nil, "k")
 	e := claviger.EDEK{Version: "k@0", IV: make([]byte, claviger.IVSize)}
 	if dek, err := l.Decrypt(t.Context(), caller("bob"), "k", true, e); err != nil || len(dek) != 0 {
@@ -59,7 +59,7 @@ func TestNoMaterialCostsAKMSOneCall(t *testing.T) {
 	}
 }
 
-// respelling is a provider that returns a version under another spelling of its name.
+// respelling is a provider that returns a version with its name in upper case.
 type respelling struct{ *counting }
 
 func (p respelling) Version(ctx context.Context, version string) (claviger.KeyVersion, error) {
@@ -68,8 +68,9 @@ func (p respelling) Version(ctx context.Context, version string) (claviger.KeyVe
 	return v, err
 }
 
-// TestUnopenedIsNotWrapped: an EDEK that nothing opened is not replaced by an EDEK of an empty DEK.
-func TestUnopenedIsNotWrapped(t *testing.T) {
+// TestReencryptFailsForAnUndecryptedEDEK: if neither the primary nor a source decrypted an EDEK of a batch, the batch
+// fails. The EDEK must not be replaced by an EDEK of an empty DEK.
+func TestReencryptFailsForAnUndecryptedEDEK(t *testing.T) {
 	l, far := withSource(t, func(c *Config) { c.Primary = respelling{c.Primary.(*counting)} }, "k")
 	cur, err := l.Current(t.Context(), caller("u"), "k")
 	if err != nil {

@@ -247,7 +247,7 @@ func (r *Ring) reencryptForeign(ctx context.Context, q *request, current clavige
 		return nil, err
 	}
 	if err := checkOpened(old, deks); err != nil {
-		return nil, err // an EDEK of an empty DEK must not replace an EDEK that was not opened
+		return nil, err // an EDEK that was not decrypted must not be replaced by an EDEK of an empty DEK
 	}
 	ivs := make([][]byte, len(old))
 	for i := range old {

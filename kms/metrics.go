@@ -90,7 +90,7 @@ func groupMetrics(m *console.Metrics, g *authn.Groups) {
 	m.Gauge("claviger_groups_users", "Users whose groups are remembered.",
 		func() float64 { return float64(g.Stats().Cached) })
 	m.Gauge("claviger_groups_users_max", "Limit of remembered users, and of remembered unknown names.",
-		func() float64 { return float64(g.Stats().Most) })
+		func() float64 { return float64(g.Stats().Limit) })
 	m.Gauge("claviger_groups_unknown_users", "Remembered names that the directory does not know, or that are not "+
 		"looked up yet.",
 		func() float64 { return float64(g.Stats().Absent) })
@@ -105,7 +105,7 @@ func tokenMetrics(m *console.Metrics, d *authn.Delegations) {
 	m.Gauge("claviger_delegation_tokens_max", "Delegation tokens that the store may hold.",
 		func() float64 { return float64(d.Limits().Total) })
 	m.Gauge("claviger_delegation_owner_tokens", "Delegation tokens of the owner who had most at the last count.",
-		func() float64 { return float64(d.Stats().Most) })
+		func() float64 { return float64(d.Stats().BusiestOwner) })
 	m.Gauge("claviger_delegation_owner_tokens_max", "Delegation tokens that one owner may have.",
 		func() float64 { return float64(d.Limits().PerOwner) })
 	for reason, of := range map[string]func(authn.TokenStats) int64{
@@ -137,7 +137,7 @@ func limiterMetrics(m *console.Metrics, limiters *kmsapi.Limiters) {
 	m.Gauges("claviger_kms_turns_max", "Slots of each class; for class large, bytes.", class,
 		of(func(f kmsapi.LimiterFigures) int64 { return f.Size }))
 	m.Gauges("claviger_kms_turns_of_one_user", "Slots of the user who has most of them.", class,
-		of(func(f kmsapi.LimiterFigures) int64 { return f.Most }))
+		of(func(f kmsapi.LimiterFigures) int64 { return f.BusiestCaller }))
 	m.Gauges("claviger_kms_turns_refused_own", "Requests refused so far because their user held slots already.", class,
 		of(func(f kmsapi.LimiterFigures) int64 { return f.Own }))
 }

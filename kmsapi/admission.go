@@ -210,10 +210,10 @@ func (l *limiter) countRefused(caller string, own bool) {
 // LimiterFigures are the figures of one class of requests, or of the memory of large
 // requests.
 type LimiterFigures struct {
-	Size, Used int64
-	Most       int64     // the largest part of Used that one caller holds
-	Own        int64     // refused requests whose caller held a slot already
-	Full       time.Time // the last refusal of a caller who held no slot; zero: never
+	Size, Used    int64
+	BusiestCaller int64     // the largest part of Used that one caller holds
+	Own           int64     // refused requests whose caller held a slot already
+	Full          time.Time // the last refusal of a caller who held no slot; zero: never
 }
 
 // Limiters reports how full the classes are. New sets it.
@@ -225,7 +225,7 @@ func (l *Limiters) Figures() map[string]LimiterFigures {
 	out := make(map[string]LimiterFigures)
 	for _, one := range l.all {
 		f := LimiterFigures{Size: one.shares.Size()}
-		f.Used, f.Most = one.shares.Figures()
+		f.Used, f.BusiestCaller = one.shares.Figures()
 		one.mu.Lock()
 		f.Own, f.Full = one.own, one.full
 		one.mu.Unlock()

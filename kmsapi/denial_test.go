@@ -93,8 +93,8 @@ func TestUnreadAnswers(t *testing.T) {
 			t.Errorf("alice beside answers that nobody reads: %d %s", a.status, a.body[:min(len(a.body), 300)])
 		}
 	}
-	if f := limiters.Figures()["large"]; f.Most > f.Size/2 {
-		t.Errorf("one user holds %d of %d bytes", f.Most, f.Size)
+	if f := limiters.Figures()["large"]; f.BusiestCaller > f.Size/2 {
+		t.Errorf("one user holds %d of %d bytes", f.BusiestCaller, f.Size)
 	}
 	deadline := time.Now().Add(30 * time.Second)
 	for ; limiters.Figures()["large"].Used > 0; time.Sleep(10 * time.Millisecond) {
@@ -204,7 +204,7 @@ func TestFairClasses(t *testing.T) {
 			t.Errorf("alice beside mallory: %d %s", a.status, a.body)
 		}
 	}
-	if f := limiters.Figures()["generate"]; f.Most != 2 || f.Size != 4 {
+	if f := limiters.Figures()["generate"]; f.BusiestCaller != 2 || f.Size != 4 {
 		t.Errorf("figures: %+v", f)
 	}
 	if err := limiters.Full(); err != nil {

@@ -63,7 +63,7 @@ func (t *Token) ListData(ctx context.Context, application string) ([]Data, error
 		for _, o := range found {
 			d, err := t.describeData(s, o, application)
 			if errors.Is(err, p11.Error(p11.CKR_OBJECT_HANDLE_INVALID)) {
-				continue // replaced since
+				continue // the object was replaced after the search
 			}
 			if err != nil {
 				return err
@@ -129,7 +129,7 @@ func (t *Token) keepsData(l *login, used p11.SessionHandle, d Data) (bool, error
 	case err != nil:
 		return false, err
 	default:
-		defer func() { _ = t.b.CloseSession(s) }() // the session has only read
+		defer func() { _ = t.b.CloseSession(s) }() // an error does not matter: the session was only used to read
 	}
 	found, err := t.findData(s, d.Application, &d.Label)
 	if err != nil {
@@ -173,7 +173,7 @@ func (t *Token) createData(s p11.SessionHandle, d Data) (p11.ObjectHandle, error
 	}
 	o, err := t.b.CreateObject(s, template(true))
 	if refusesData(err) {
-		if o, public := t.b.CreateObject(s, template(false)); public == nil {
+		if o, err := t.b.CreateObject(s, template(false)); err == nil {
 			return o, nil
 		}
 	}

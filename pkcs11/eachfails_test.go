@@ -23,7 +23,7 @@ import (
 	"claviger/secret"
 )
 
-// operation is a method of Token, with the objects that it needs.
+// operation is a call of a method of Token. prepare makes the objects that it needs.
 type operation struct {
 	name    string
 	prepare func(t *testing.T, tok *Token) // nil: nothing
@@ -31,41 +31,42 @@ type operation struct {
 }
 
 var (
-	eachKey  = []byte{5}
-	eachData = Data{"claviger", "store a", []byte("v")}
+	operationKey  = []byte{5}
+	operationData = Data{"claviger", "store a", []byte("v")}
 )
 
-// eachHas makes sure that the token has the key eachKey, and no other key.
-func eachHas(t *testing.T, tok *Token) {
+// haveKey makes sure that the token has one key, with the id operationKey.
+func haveKey(t *testing.T, tok *Token) {
 	t.Helper()
-	if list, err := tok.List(t.Context()); err == nil && len(list) == 1 && bytes.Equal(list[0].ID, eachKey) {
+	if list, err := tok.List(t.Context()); err == nil && len(list) == 1 && bytes.Equal(list[0].ID, operationKey) {
 		return
 	}
-	eachLacks(t, tok)
-	if err := tok.GenerateKey(t.Context(), eachKey, "k@5", 256); err != nil {
+	removeKey(t, tok)
+	if err := tok.GenerateKey(t.Context(), operationKey, "k@5", 256); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func eachLacks(t *testing.T, tok *Token) {
+// removeKey makes sure that the token has no key with the id operationKey.
+func removeKey(t *testing.T, tok *Token) {
 	t.Helper()
-	if err := errors.Join(tok.Destroy(t.Context(), eachKey, "k@5"), tok.Destroy(t.Context(), eachKey,
+	if err := errors.Join(tok.Destroy(t.Context(), operationKey, "k@5"), tok.Destroy(t.Context(), operationKey,
 		"k@6")); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// eachHasTwo makes sure that the token has two keys with the id eachKey, the second with that label.
-func eachHasTwo(label string) func(t *testing.T, tok *Token) {
+// haveTwoKeys makes sure that the token has two keys with the id operationKey, the second with that label.
+func haveTwoKeys(label string) func(t *testing.T, tok *Token) {
 	return func(t *testing.T, tok *Token) {
 		t.Helper()
-		eachHas(t, tok)
-		twin(t, tok, eachKey, label)
+		haveKey(t, tok)
+		makeSecondKey(t, tok, operationKey, label)
 	}
 }
 
-// twin makes a key although the token has one with that id and label.
-func twin(t *testing.T, tok *Token, id []byte, label string) {
+// makeSecondKey makes a key even if the token has one with that id and label, which GenerateKey refuses.
+func makeSecondKey(t *testing.T, tok *Token, id []byte, label string) {
 	t.Helper()
 	err := tok.do(t.Context(), "test", func(_ *login, s p11.SessionHandle) error {
 		_, err := tok.b.GenerateKey(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)},
@@ -84,29 +85,29 @@ func twin(t *testing.T, tok *Token, id []byte, label string) {
 
 func keyOperations() []operation {
 	return []operation{
-		{"generate key", eachLacks, func(ctx context.Context, tok *Token) (any, error) {
-			return nil, tok.GenerateKey(ctx, eachKey, "k@5", 256)
+		{"generate key", removeKey, func(ctx context.Context, tok *Token) (any, error) {
+			return nil, tok.GenerateKey(ctx, operationKey, "k@5", 256)
 		}},
-		{"find", eachHas, func(ctx context.Context, tok *Token) (any, error) { return tok.Find(ctx, eachKey) }},
-		{"find none", eachLacks, func(ctx context.Context, tok *Token) (any, error) {
-			return tok.Find(ctx, eachKey)
+		{"find", haveKey, func(ctx context.Context, tok *Token) (any, error) { return tok.Find(ctx, operationKey) }},
+		{"find none", removeKey, func(ctx context.Context, tok *Token) (any, error) {
+			return tok.Find(ctx, operationKey)
 		}},
-		{"find label", eachHas, func(ctx context.Context, tok *Token) (any, error) {
+		{"find label", haveKey, func(ctx context.Context, tok *Token) (any, error) {
 			return tok.FindLabel(ctx, "k@5")
 		}},
-		{"list", eachHasTwo("k@6"), func(ctx context.Context, tok *Token) (any, error) {
+		{"list", haveTwoKeys("k@6"), func(ctx context.Context, tok *Token) (any, error) {
 			list, err := tok.List(ctx)
 			slices.SortFunc(list, func(a, b KeyInfo) int { return strings.Compare(a.Label, b.Label) })
 			return list, err
 		}},
-		{"start date", eachHas, func(ctx context.Context, tok *Token) (any, error) {
-			return tok.StartDate(ctx, eachKey, "k@5")
+		{"start date", haveKey, func(ctx context.Context, tok *Token) (any, error) {
+			return tok.StartDate(ctx, operationKey, "k@5")
 		}},
-		{"destroy", eachHasTwo("k@5"), func(ctx context.Context, tok *Token) (any, error) {
-			return nil, tok.Destroy(ctx, eachKey, "k@5")
+		{"destroy", haveTwoKeys("k@5"), func(ctx context.Context, tok *Token) (any, error) {
+			return nil, tok.Destroy(ctx, operationKey, "k@5")
 		}},
-		{"check value", eachHas, func(ctx context.Context, tok *Token) (any, error) {
-			return tok.CheckValue(ctx, eachKey, "k@5")
+		{"check value", haveKey, func(ctx context.Context, tok *Token) (any, error) {
+			return tok.CheckValue(ctx, operationKey, "k@5")
 		}},
 		{"ping", nil, func(ctx context.Context, tok *Token) (any, error) { return nil, tok.Ping(ctx) }},
 	}
@@ -115,22 +116,22 @@ func keyOperations() []operation {
 func dataOperations() []operation {
 	has := func(t *testing.T, tok *Token) {
 		t.Helper()
-		old := eachData
+		old := operationData
 		old.Value = []byte("old")
-		if err := errors.Join(tok.DestroyData(t.Context(), eachData.Application, eachData.Label),
+		if err := errors.Join(tok.DestroyData(t.Context(), operationData.Application, operationData.Label),
 			tok.PutData(t.Context(), old)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return []operation{
 		{"list data", has, func(ctx context.Context, tok *Token) (any, error) {
-			return tok.ListData(ctx, eachData.Application)
+			return tok.ListData(ctx, operationData.Application)
 		}},
 		{"put data", has, func(ctx context.Context, tok *Token) (any, error) {
-			return nil, tok.PutData(ctx, eachData)
+			return nil, tok.PutData(ctx, operationData)
 		}},
 		{"destroy data", has, func(ctx context.Context, tok *Token) (any, error) {
-			return nil, tok.DestroyData(ctx, eachData.Application, eachData.Label)
+			return nil, tok.DestroyData(ctx, operationData.Application, operationData.Label)
 		}},
 	}
 }
@@ -194,8 +195,8 @@ func (l importer) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle,
 	return list, err
 }
 
-// openImporter is open with an importer behind the Meter.
-func openImporter(t *testing.T) (*Token, *Meter) {
+// openWithImporter opens a new SoftHSM token as open does, with an importer between the Meter and the library.
+func openWithImporter(t *testing.T) (*Token, *Meter) {
 	t.Helper()
 	m := new(Meter)
 	c := config(softhsmtest.New(t))
@@ -212,7 +213,7 @@ func openImporter(t *testing.T) (*Token, *Meter) {
 	return tok, m
 }
 
-// pairOperations returns the operations on RSA pairs, for a token of openImporter.
+// pairOperations returns the operations on RSA pairs, for a token of openWithImporter.
 func pairOperations() []operation {
 	id, label := []byte{9, 5}, "pair-5"
 	lacks := func(t *testing.T, tok *Token) {
@@ -256,9 +257,9 @@ func pairOperations() []operation {
 	}
 }
 
-// start brings the token into the state in which each try of an operation begins: it has the operation's objects, one
-// idle session, and no known handles, and may be reset at once.
-func (o operation) start(t *testing.T, tok *Token, m *Meter) {
+// setUp brings the token into the state in which each run of an operation begins: it has the operation's objects, one
+// idle session and no cached handles, and waits for nothing before it connects again.
+func (o operation) setUp(t *testing.T, tok *Token, m *Meter) {
 	t.Helper()
 	m.Heal()
 	if o.prepare != nil {
@@ -274,11 +275,12 @@ func (o operation) start(t *testing.T, tok *Token, m *Meter) {
 	m.Reset()
 }
 
-// eachCall runs the operation once without a fault. Then it starts the operation once for each call that it made, and
-// hands that call to try: the nth call of a function.
+// eachCall runs the operation once without a fault, and counts its calls of the library. Then, for each of these calls,
+// it sets the operation up again and calls try with the name of the library's function, the number of the call among
+// the calls of this function, and the result without a fault.
 func (o operation) eachCall(t *testing.T, tok *Token, m *Meter, try func(call string, n int, want any)) {
 	t.Helper()
-	o.start(t, tok, m)
+	o.setUp(t, tok, m)
 	want, err := o.run(t.Context(), tok)
 	if err != nil {
 		t.Fatalf("without a fault: %v", err)
@@ -287,22 +289,23 @@ func (o operation) eachCall(t *testing.T, tok *Token, m *Meter, try func(call st
 	t.Log(counts)
 	for _, call := range slices.Sorted(maps.Keys(counts)) {
 		for n := 1; n <= counts[call]; n++ {
-			o.start(t, tok, m)
+			o.setUp(t, tok, m)
 			try(call, n, want)
 		}
 	}
 }
 
-// failNth makes the nth call of that name from now on fail.
+// failNth makes the nth call of a function of the library fail, counted from now.
 func failNth(m *Meter, call string, n int, err error) {
 	m.Fail(call, n-1, nil)
 	m.Fail(call, 1, err)
 }
 
-// eachMayFail has the calls without which an operation can succeed, and the reason.
-var eachMayFail = map[string]string{
-	"put data CloseSession 1": "the session has only read",
-	"probe DecryptInit 1":     "the second hash is tried",
+// callsThatMayFail are the calls that may fail although their operation succeeds, each with the reason. The keys are
+// the operation, the library's function, and the number of the call.
+var callsThatMayFail = map[string]string{
+	"put data CloseSession 1": "the session was only used to read",
+	"probe DecryptInit 1":     "the probe tries a second hash",
 }
 
 // TestEachCallFails: if a call of an operation fails, the operation fails with that error and has no result. Nothing
@@ -316,21 +319,21 @@ func TestEachPairCallFails(t *testing.T) {
 	eachCallFails(t, pairOperations(), p11.CKR_ACTION_PROHIBITED)
 }
 
-// eachCallFails takes a result after which nothing is repeated.
+// eachCallFails makes each call of the operations fail once with code, a result after which Token repeats no call.
 func eachCallFails(t *testing.T, operations []operation, code uint) {
 	t.Helper()
-	tok, m := openImporter(t)
+	tok, m := openWithImporter(t)
 	for _, o := range operations {
 		kind := claviger.Internal
 		if o.name == "check value" {
-			kind = claviger.Unavailable
+			kind = claviger.Unavailable // doWithKey returns this kind
 		}
 		t.Run(o.name, func(t *testing.T) {
 			o.eachCall(t, tok, m, func(call string, n int, want any) {
 				sessions := sessionCounter(tok, m)
 				failNth(m, call, n, p11.Error(code))
 				got, err := o.run(t.Context(), tok)
-				reason := eachMayFail[fmt.Sprintf("%s %s %d", o.name, call, n)]
+				reason := callsThatMayFail[fmt.Sprintf("%s %s %d", o.name, call, n)]
 				switch {
 				case reason != "":
 					if err != nil || !reflect.DeepEqual(got, want) {
@@ -378,7 +381,7 @@ func TestEachPairCallLosesTheToken(t *testing.T) {
 
 func eachCallLosesTheToken(t *testing.T, operations []operation, codes ...uint) {
 	t.Helper()
-	tok, m := openImporter(t)
+	tok, m := openWithImporter(t)
 	for _, code := range codes {
 		for _, o := range operations {
 			t.Run(fmt.Sprintf("%v %s", p11.Error(code), o.name), func(t *testing.T) {
@@ -403,7 +406,7 @@ func TestEachPairCallHangs(t *testing.T) { eachCallHangs(t, pairOperations()) }
 
 func eachCallHangs(t *testing.T, operations []operation) {
 	t.Helper()
-	tok, m := openImporter(t)
+	tok, m := openWithImporter(t)
 	for _, o := range operations {
 		t.Run(o.name, func(t *testing.T) {
 			o.eachCall(t, tok, m, func(call string, n int, _ any) {

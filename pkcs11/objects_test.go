@@ -80,8 +80,8 @@ func TestOneObjectCall(t *testing.T) {
 			t.Fatal(err)
 		}
 		operations := slices.Concat(keyOperations(), dataOperations(), pairOperations(), []operation{
-			{"choose", eachHas, func(ctx context.Context, tok *Token) (any, error) {
-				err := tok.Choose(ctx, eachKey, "k@5", nil)
+			{"choose", haveKey, func(ctx context.Context, tok *Token) (any, error) {
+				err := tok.Choose(ctx, operationKey, "k@5", nil)
 				if errors.Is(err, ErrSeveral) {
 					err = nil
 				}
@@ -89,7 +89,7 @@ func TestOneObjectCall(t *testing.T) {
 			}},
 		})
 		for _, o := range operations {
-			o.start(t, tok, m)
+			o.setUp(t, tok, m)
 			probe.free.Store(0)
 			probe.held.Store(0)
 			probe.module.Store(tok.module)
@@ -124,7 +124,7 @@ func TestSeveralKeys(t *testing.T) {
 	if err := tok.Choose(ctx, []byte("none"), label, check); !errors.Is(err, ErrSeveral) {
 		t.Errorf("no key: %v", err)
 	}
-	twin(t, tok, id, label)
+	makeSecondKey(t, tok, id, label)
 	tok.login.handles.Clear()
 	if k, err := tok.Find(ctx, id); !errors.Is(err, ErrSeveral) || k != nil ||
 		!strings.Contains(err.Error(), "2 keys on the token have CKA_ID 01020301;") {

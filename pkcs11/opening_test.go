@@ -269,7 +269,7 @@ func TestHandlesThatTheModuleLoses(t *testing.T) {
 		for name, lose := range map[string]func(){
 			"login": fault.LogOut, "sessions": fault.CloseSessions, "handles": fault.StaleHandles,
 		} {
-			o.start(t, tok, m)
+			o.setUp(t, tok, m)
 			want, err := o.run(t.Context(), tok) // with the handles in memory
 			if err != nil {
 				t.Fatal(err)

@@ -21,11 +21,11 @@ func newMetastoreVerify() *cobra.Command {
 		Use:   "verify --conf DIR [--no-token] [FILE]",
 		Short: "Check the store, or a backup of it, and compare it with the token",
 		Long: `verify reads the metastore that DIR configures, or a FILE that metastore backup has written. It checks
-that the metastore is complete, and shows its schema, its token and how much it holds. It compares the metastore with
-the token, and lists keys that only one of them has. verify changes nothing. A server may run.
+that the metastore is complete, and shows its schema, its token, and how many keys it holds. It compares the metastore
+with the token, and lists keys that only one of them has. verify changes nothing, and a server may run at the same time.
 
-Exit status: 0 the store and the token fit together; 1 the store cannot be used; 3 one of them lacks keys of the
-other, or the store was moved.`,
+Exit status: 0 the store and the token fit together; 1 the store cannot be used; 3 the store and the token do not
+fit together, one of them lacks keys of the other, or the store was moved.`,
 		Args: cobra.MaximumNArgs(1),
 	}
 	cmd.Flags().BoolVar(&noToken, "no-token", false, "do not compare with the token")
@@ -52,7 +52,7 @@ other, or the store was moved.`,
 	})
 }
 
-// storeText writes the report of verify for people.
+// storeText writes the report of verify as text.
 func storeText(w io.Writer, r *recovery.Report) {
 	row := rowsOf(w)
 	row("store", "%s", r.Store)
@@ -81,7 +81,7 @@ func storeText(w io.Writer, r *recovery.Report) {
 	tokenText(row, t)
 }
 
-// rowsOf returns a function that writes a name and its value.
+// rowsOf returns a function that writes a line with a name and a value to w.
 func rowsOf(w io.Writer) func(name, format string, args ...any) {
 	return func(name, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
 }
