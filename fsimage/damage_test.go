@@ -1,0 +1,249 @@
+package fsimage_test
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/zlib"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"claviger/fsimage"
+	"claviger/internal/imagetest"
+)
+
+// mustBeDamaged checks that an image is refused, with the section and the byte of the damage.
+func mustBeDamaged(t *testing.T, image []byte, what string, parts ...string) {
+	t.Helper()
+	_, err := readAll(image, 2)
+	if e := new(fsimage.Error); !errors.As(err, &e) {
+		t.Errorf("%s: %v", what, err)
+		return
+	}
+	for _, part := range append(parts, " byte ") {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%s: %q does not contain %q", what, err, part)
+		}
+	}
+}
+
+// TestCutOff: an image that ends at the border of a section, or anywhere else, is refused.
+func TestCutOff(t *testing.T) {
+	for _, codec := range imagetest.Codecs {
+		tree := sample()
+		tree.Codec = codec
+		image, sections := tree.Bytes()
+		for _, s := range sections {
+			mustBeDamaged(t, image[:s.Offset], "cut before "+s.Name, "index")
+			mustBeDamaged(t, image[:s.Offset+s.Length], "cut after "+s.Name, "index")
+		}
+		for n := 1; n < len(image); n += 7 {
+			mustBeDamaged(t, image[:n], "cut anywhere", "index")
+		}
+	}
+}
+
+// rewrite returns the image of sample with one section's data replaced.
+func rewrite(t *testing.T, name string, change func([]byte) []byte) []byte {
+	t.Helper()
+	image, sections := sample().Bytes()
+	var b bytes.Buffer
+	w := imagetest.NewWriter(&b, imagetest.None)
+	for _, s := range sections {
+		data := image[s.Offset : s.Offset+s.Length]
+		w.Begin(s.Name)
+		if s.Name == name {
+			data = change(bytes.Clone(data))
+		}
+		if _, err := w.Write(data); err != nil {
+			t.Fatal(err)
+		}
+		w.End()
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// TestDamagedSections: each section that is read names itself and the byte when its last message is cut off, or when
+// a message has no sense.
+func TestDamagedSections(t *testing.T) {
+	for _, name := range []string{"NS_INFO", "INODE", "INODE_DIR", "SNAPSHOT", "SNAPSHOT_DIFF", "INODE_REFERENCE",
+		"STRING_TABLE"} {
+		image := rewrite(t, name, func(b []byte) []byte { return b[:len(b)-1] })
+		mustBeDamaged(t, image, name+" cut", "section "+name+", at byte ", "cut off")
+		image = rewrite(t, name, func(b []byte) []byte { return append(b, 2, 0x7f, 0xff) })
+		if name != "NS_INFO" { // only its first message is read
+			mustBeDamaged(t, image, name+" with a malformed message", "section "+name+", at byte ")
+		}
+		image = rewrite(t, name, func(b []byte) []byte { return append(b, bytes.Repeat([]byte{0xff}, 20)...) })
+		mustBeDamaged(t, image, name+" with a malformed length", "section "+name, "no length")
+		huge := protowire.AppendVarint(nil, 1<<40)
+		image = rewrite(t, name, func(b []byte) []byte { return append(b, huge...) })
+		mustBeDamaged(t, image, name+" with a huge message", "section "+name, "1099511627776 bytes")
+	}
+	for _, name := range []string{"SNAPSHOT", "STRING_TABLE"} {
+		image := rewrite(t, name, func(b []byte) []byte { return b[:1+b[0]] })
+		mustBeDamaged(t, image, name+" with a header alone", "section "+name, "its header says")
+	}
+	image := rewrite(t, "SNAPSHOT_DIFF", func(b []byte) []byte { return append(b, 6, 8, 1, 16, 9, 24, 5) })
+	mustBeDamaged(t, image, "missing differences", "section SNAPSHOT_DIFF", "inode 9 are missing")
+}
+
+// TestFlippedBits: no flipped bit makes the reader panic, and none changes what is read from data with a checksum.
+func TestFlippedBits(t *testing.T) {
+	for _, codec := range []string{imagetest.None, imagetest.Gzip, imagetest.LZ4} {
+		tree := sample()
+		tree.Codec = codec
+		image, sections := tree.Bytes()
+		for at := 0; at < len(image); at += 3 {
+			bit := byte(1) << (at % 8)
+			image[at] ^= bit
+			got, err := readAll(image, 1)
+			image[at] ^= bit
+			if codec != imagetest.Gzip || err != nil || slices.Equal(got, want) {
+				continue
+			}
+			for _, s := range sections {
+				if at := int64(at); at >= s.Offset && at < s.Offset+s.Length {
+					t.Errorf("%s: bit %#x of byte %d of section %s was flipped, which changed\n%s", codec, bit, at,
+						s.Name, strings.Join(got, "\n"))
+				}
+			}
+		}
+	}
+}
+
+// TestOtherFiles: what is not an image of this format is named.
+func TestOtherFiles(t *testing.T) {
+	for content, want := range map[string]string{
+		"\xff\xff\xff\xd1 old":     "layout version -47",
+		"<?xml version=\"1.0\"?>":  "oiv -p XML",
+		"PK\x03\x04 something":     "no fsimage",
+		"HDFS":                     "only 4 bytes",
+		"":                         "only 0 bytes",
+		"HDFSIMG1":                 "only 8 bytes",
+		"HDFSIMG1\x00\x00\x00\x00": "not a message",
+	} {
+		if _, err := readAll([]byte(content), 1); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", content, err, want)
+		}
+	}
+	tree := sample()
+	tree.Layout = -70
+	image, _ := tree.Bytes()
+	m, err := fsimage.Open(bytes.NewReader(image), int64(len(image)))
+	if err != nil || len(m.Warnings()) != 1 || m.LayoutVersion() != -70 {
+		t.Errorf("a future layout: %v, warnings %q", err, m.Warnings())
+	}
+	var b bytes.Buffer
+	if err := imagetest.NewWriter(&b, "com.example.Codec").Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustBeDamaged(t, b.Bytes(), "an unknown compression", "com.example.Codec", "dfs.image.compression.codec")
+}
+
+// TestIndex: sections that share bytes, that are there twice, or whose parts leave a gap are refused.
+func TestIndex(t *testing.T) {
+	for _, c := range []struct {
+		want     string
+		sections []imagetest.Section
+	}{
+		{"share bytes", []imagetest.Section{{Name: "A", Offset: 8, Length: 2}, {Name: "B", Offset: 9, Length: 1}}},
+		{"two sections", []imagetest.Section{{Name: "A", Offset: 8, Length: 1}, {Name: "A", Offset: 9, Length: 1}}},
+		{"end at byte 12", []imagetest.Section{{Name: "A", Offset: 8, Length: 5}}},
+		{"end at byte 12", []imagetest.Section{{Name: "A", Offset: -1, Length: 5}}},
+		{"no \"A\"", []imagetest.Section{{Name: "A_SUB", Offset: 8, Length: 1}}},
+		{"do not cover", []imagetest.Section{{Name: "A_SUB", Offset: 9, Length: 1}, {Name: "A", Offset: 8, Length: 2}}},
+		{"at byte 9", []imagetest.Section{{Name: "A_SUB", Offset: 8, Length: 1}, {Name: "A", Offset: 8, Length: 2}}},
+	} {
+		var b bytes.Buffer
+		w := imagetest.NewWriter(&b, imagetest.None)
+		if _, err := w.Write(make([]byte, 4)); err != nil {
+			t.Fatal(err)
+		}
+		w.Sections = c.sections
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		mustBeDamaged(t, b.Bytes(), c.want, "index", c.want)
+	}
+}
+
+// TestBombs: a small file that decompresses to very much is refused.
+func TestBombs(t *testing.T) {
+	var z bytes.Buffer
+	c := zlib.NewWriter(&z)
+	message := bytes.Repeat([]byte{5, 8, 1, 0x12, 1, 'x'}, 1<<20)
+	for range 20 {
+		if _, err := c.Write(message); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	w := imagetest.NewWriter(&b, imagetest.None)
+	w.Codec = imagetest.Deflate
+	for _, name := range []string{"NS_INFO", "STRING_TABLE"} {
+		begun := int64(b.Len())
+		if _, err := w.Write(z.Bytes()); err != nil {
+			t.Fatal(err)
+		}
+		w.Sections = append(w.Sections, imagetest.Section{Name: name, Offset: begun, Length: int64(z.Len())})
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustBeDamaged(t, b.Bytes(), "a bomb", "500 times longer")
+}
+
+// TestLongMessage: a message may be longer than a batch, and messages cross the borders of batches and blocks.
+func TestLongMessage(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for _, codec := range imagetest.Codecs {
+		tree := &imagetest.Tree{Codec: codec}
+		root := imagetest.Node{ID: imagetest.Root, Folder: true}
+		for id := uint64(16386); id < 16386+500_000; id++ {
+			root.Children = append(root.Children, id<<20+random.Uint64N(1<<20))
+		}
+		tree.Nodes = []imagetest.Node{root}
+		for i := range 20_000 {
+			name := strings.Repeat("n", 1+random.IntN(200))
+			tree.Nodes = append(tree.Nodes, imagetest.Node{ID: uint64(20_000 + i), Name: name, EDEK: "k@1"})
+		}
+		image, _ := tree.Bytes()
+		lines, err := readAll(image, 2)
+		if err != nil {
+			t.Fatal(codec, err)
+		}
+		if n := len(lines); n != 20_000+5 {
+			t.Errorf("%s: %d records", codec, n)
+		}
+	}
+}
+
+// FuzzImage: no file makes the reader panic, or return records in another number with more workers.
+func FuzzImage(f *testing.F) {
+	for _, codec := range imagetest.Codecs {
+		tree := sample()
+		tree.Codec = codec
+		image, _ := tree.Bytes()
+		f.Add(image)
+	}
+	f.Fuzz(func(t *testing.T, image []byte) {
+		one, err := readAll(image, 1)
+		if err != nil && one != nil {
+			t.Error("records of a damaged image")
+		}
+		two, err2 := readAll(image, 3)
+		if (err == nil) != (err2 == nil) || len(one) != len(two) {
+			t.Errorf("%d records, %v; with more workers %d, %v", len(one), err, len(two), err2)
+		}
+	})
+}

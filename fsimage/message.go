@@ -1,0 +1,325 @@
+package fsimage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// The types of an inode.
+const (
+	File      = 1
+	Directory = 2
+	Symlink   = 3
+)
+
+// RootID is the inode of the folder "/".
+const RootID = 16385
+
+// Name is the name of an extended attribute, as inodes have it: namespace and number.
+type Name = uint32
+
+// INode is a message of the section INODE, or a snapshot's copy. Its bytes belong to the batch.
+type INode struct {
+	Type     uint64
+	ID       uint64
+	Name     []byte
+	Modified uint64 // milliseconds since 1970
+	Open     bool   // a file that is open for writing
+	XAttrs   []byte
+}
+
+// Decode reads an INode.
+func (n *INode) Decode(b []byte) error {
+	*n = INode{}
+	var f field
+	for len(b) > 0 {
+		k := next(b, &f)
+		if k == 0 {
+			return errField
+		}
+		b = b[k:]
+		switch f.num {
+		case 1:
+			n.Type = f.value
+		case 2:
+			n.ID = f.value
+		case 3:
+			n.Name = f.data
+		case 4:
+			if err := n.DecodeFile(f.data); err != nil {
+				return err
+			}
+		case 5:
+			if err := n.decodeDirectory(f.data); err != nil {
+				return err
+			}
+		}
+	}
+	if n.ID == 0 || n.Type < File || n.Type > Symlink {
+		return fmt.Errorf("an inode of type %d with id %d", n.Type, n.ID)
+	}
+	return nil
+}
+
+// DecodeFile reads an INodeFile, which is also a snapshot's copy of a file.
+func (n *INode) DecodeFile(b []byte) error {
+	var f field
+	for len(b) > 0 {
+		k := next(b, &f)
+		if k == 0 {
+			return errField
+		}
+		b = b[k:]
+		switch f.num {
+		case 2:
+			n.Modified = f.value
+		case 7:
+			n.Open = true
+		case 9:
+			n.XAttrs = f.data
+		}
+	}
+	return nil
+}
+
+// decodeDirectory reads an INodeDirectory.
+func (n *INode) decodeDirectory(b []byte) error {
+	return fields(b, func(f field) error {
+		switch f.num {
+		case 1:
+			n.Modified = f.value
+		case 6:
+			n.XAttrs = f.data
+		}
+		return nil
+	})
+}
+
+// Attr returns the value of an extended attribute. id is from [Names.Attr].
+func (n *INode) Attr(id Name) (value []byte, ok bool, err error) {
+	var list, entry field
+	for b := n.XAttrs; len(b) > 0; {
+		k := next(b, &list)
+		if k == 0 {
+			return nil, false, errField
+		}
+		b = b[k:]
+		if list.num != 1 {
+			continue
+		}
+		var name uint64
+		var data []byte
+		for x := list.data; len(x) > 0; {
+			if k = next(x, &entry); k == 0 {
+				return nil, false, errField
+			}
+			x = x[k:]
+			switch {
+			case entry.num == 1 && entry.typ == protowire.Fixed32Type:
+				name = entry.value
+			case entry.num == 2:
+				data = entry.data
+			}
+		}
+		if name == uint64(id) {
+			return data, true, nil
+		}
+	}
+	return nil, false, nil
+}
+
+// EDEK is the value of a file's attribute with its encrypted key. Its bytes belong to the batch.
+type EDEK struct{ Key, IV, Version []byte }
+
+// Decode reads a PerFileEncryptionInfoProto.
+func (e *EDEK) Decode(b []byte) error {
+	*e = EDEK{}
+	var f field
+	for len(b) > 0 {
+		k := next(b, &f)
+		if k == 0 {
+			return errField
+		}
+		b = b[k:]
+		switch f.num {
+		case 1:
+			e.Key = f.data
+		case 2:
+			e.IV = f.data
+		case 3:
+			e.Version = f.data
+		}
+	}
+	if len(e.Version) == 0 || len(e.Key) == 0 {
+		return errors.New("an EDEK without bytes or key version")
+	}
+	return nil
+}
+
+// Zone is the value of a folder's attribute that makes it an encryption zone.
+type Zone struct {
+	Key         string
+	Suite       uint64
+	Reencrypted *Reencryption // nil: the zone was never re-encrypted
+}
+
+// Reencryption is the record of a zone's last re-encryption. Times are milliseconds since 1970; 0 is none.
+type Reencryption struct {
+	Version              string
+	Submitted, Completed uint64
+	Canceled             bool
+	Files, Failures      uint64
+	LastFile             string
+}
+
+// Decode reads a ZoneEncryptionInfoProto.
+func (z *Zone) Decode(b []byte) error {
+	*z = Zone{}
+	return fields(b, func(f field) error {
+		switch f.num {
+		case 1:
+			z.Suite = f.value
+		case 3:
+			z.Key = string(f.data)
+		case 4:
+			z.Reencrypted = new(Reencryption)
+			return z.Reencrypted.decode(f.data)
+		}
+		return nil
+	})
+}
+
+func (r *Reencryption) decode(b []byte) error {
+	return fields(b, func(f field) error {
+		switch f.num {
+		case 1:
+			r.Version = string(f.data)
+		case 2:
+			r.Submitted = f.value
+		case 3:
+			r.Canceled = f.value != 0
+		case 4:
+			r.Files = f.value
+		case 5:
+			r.Failures = f.value
+		case 6:
+			r.Completed = f.value
+		case 7:
+			r.LastFile = string(f.data)
+		}
+		return nil
+	})
+}
+
+// INodeHeader is the first message of the section INODE.
+type INodeHeader struct{ LastID, Count uint64 }
+
+// Decode reads an INodeSection.
+func (h *INodeHeader) Decode(b []byte) error {
+	return fields(b, func(f field) error {
+		switch f.num {
+		case 1:
+			h.LastID = f.value
+		case 2:
+			h.Count = f.value
+		}
+		return nil
+	})
+}
+
+// DirEntry lists the children of a folder: inodes, and indexes into the section INODE_REFERENCE.
+type DirEntry struct {
+	Parent           uint64
+	Children, RefIdx List
+}
+
+// Decode reads a DirEntry.
+func (d *DirEntry) Decode(b []byte) error {
+	*d = DirEntry{}
+	var children, refs numbers
+	var f field
+	for len(b) > 0 {
+		k := next(b, &f)
+		if k == 0 {
+			return errField
+		}
+		b = b[k:]
+		var err error
+		switch f.num {
+		case 1:
+			d.Parent = f.value
+		case 2:
+			err = children.add(&f)
+		case 3:
+			err = refs.add(&f)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	d.Children, d.RefIdx = children.packed, refs.packed
+	return nil
+}
+
+// Reference is a second place of an inode that was renamed while a snapshot held its old place.
+type Reference struct {
+	ID          uint64
+	Name        []byte // the old name; of a new place, it is empty
+	Destination bool   // the new place; otherwise the old one
+}
+
+// Decode reads an INodeReference.
+func (r *Reference) Decode(b []byte) error {
+	*r = Reference{}
+	return fields(b, func(f field) error {
+		switch f.num {
+		case 1:
+			r.ID = f.value
+		case 2:
+			r.Name = f.data
+		case 3:
+			r.Destination = true
+		}
+		return nil
+	})
+}
+
+// Info is the message of the section NS_INFO.
+type Info struct {
+	NamespaceID    uint32
+	Transaction    uint64 // the last one that the image contains
+	RollingUpgrade uint64 // when one began, in milliseconds since 1970; 0 is none
+}
+
+// ReadInfo reads the section NS_INFO.
+func (m *Image) ReadInfo(ctx context.Context) (info Info, err error) {
+	found := false
+	err = m.Read(ctx, NSInfo, 1, func(_ int, b *Batch) error {
+		msg, ok := b.Next()
+		if !ok || found {
+			return nil
+		}
+		found = true
+		if err := fields(msg, func(f field) error {
+			switch f.num {
+			case 1:
+				info.NamespaceID = uint32(f.value) //nolint:gosec // a uint32 in the message
+			case 6:
+				info.Transaction = f.value
+			case 7:
+				info.RollingUpgrade = f.value
+			}
+			return nil
+		}); err != nil {
+			return b.Damaged(err)
+		}
+		return nil
+	})
+	if err == nil && !found {
+		err = &Error{Section: NSInfo, Offset: m.start(NSInfo), Err: errors.New("it is missing or empty")}
+	}
+	return info, err
+}
