@@ -373,7 +373,7 @@ func (r *run) stepFinish(ctx context.Context) error {
 	if err := r.hsm.stop(); err != nil {
 		return err
 	}
-	// The folder was copied in step 2. Only the administrator knows that no KMS uses the copy, and types so.
+	// The folder was copied in step 2. Only the administrator knows that no KMS uses the copy, and types that.
 	typed := "no KMS needs the private key in " + filepath.Join(dir, ".keytrustee") + "\n" +
 		filepath.Join(dir, ktsSite) + "\n"
 	if _, err := r.cliWith(ctx, r.token.Env, typed, 0, "migrate", "finish", "--conf", dir, "--edeks-done",

@@ -18,6 +18,7 @@ type clock struct{ now atomic.Int64 }
 
 func (c *clock) set(d time.Duration) { c.now.Store(int64(d)) }
 
+// clockedCache makes a cache with a clock that the test sets. If renewed, a hit restarts the ttl.
 func clockedCache(ttl time.Duration, renewed bool, size int) (*cache[string], *clock) {
 	c := newCache[string](ttl, renewed, size)
 	k := &clock{}
@@ -25,6 +26,7 @@ func clockedCache(ttl time.Duration, renewed bool, size int) (*cache[string], *c
 	return c, k
 }
 
+// TestCacheExpiry: a value expires when its ttl has passed since it was stored, or since its last use if uses renew it.
 func TestCacheExpiry(t *testing.T) {
 	for _, renewed := range []bool{false, true} {
 		c, clock := clockedCache(time.Minute, renewed, 100)
@@ -43,7 +45,8 @@ func TestCacheExpiry(t *testing.T) {
 	}
 }
 
-func TestCacheOfNothing(t *testing.T) {
+// TestDisabledCacheKeepsNothing: a cache with a ttl of 0 or less, and a nil cache, keep nothing and can be called.
+func TestDisabledCacheKeepsNothing(t *testing.T) {
 	for _, c := range []*cache[string]{nil, newCache[string](0, true, 10), newCache[string](-1, false, 10)} {
 		c.put("k", "v")
 		if _, ok := c.get("k"); ok {
@@ -67,6 +70,7 @@ func TestCacheOfNothing(t *testing.T) {
 	}
 }
 
+// TestCacheIsBounded: a cache never has more entries than its size, and does not drop entries long before it is full.
 func TestCacheIsBounded(t *testing.T) {
 	c, clock := clockedCache(time.Hour, true, 160)
 	for i := range 10_000 {
@@ -175,6 +179,7 @@ func TestCacheCallerGivesUp(t *testing.T) {
 	})
 }
 
+// TestCacheFetchPanics: a panic of a fetch reaches the caller that fetches; a caller that waited for it fetches again.
 func TestCacheFetchPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, _ := clockedCache(time.Hour, true, 100)
@@ -247,7 +252,8 @@ func TestCacheHitAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestCachingOfTheRing counts the Ring's calls of the primary, with and without a cache.
+// TestCachingOfTheRing counts the Ring's calls of the primary, with and without a cache. After a roll or a deletion the
+// cache has no old answer.
 func TestCachingOfTheRing(t *testing.T) {
 	for _, enabled := range []bool{true, false} {
 		t.Run(fmt.Sprintf("enabled %t", enabled), func(t *testing.T) {
@@ -271,7 +277,7 @@ func TestCachingOfTheRing(t *testing.T) {
 			}
 			want := [3]int64{1 + 5, 1, 1}
 			if !enabled {
-				want = [3]int64{5 + 5, 5, 5} // each version needs its key's metadata, which have the ACL name
+				want = [3]int64{5 + 5, 5, 5}
 			}
 			if got := [3]int64{l.primary.versions.Load(), l.primary.currents.Load(),
 				l.primary.metadata.Load()}; got != want {
@@ -301,7 +307,7 @@ func TestCachingOfTheRing(t *testing.T) {
 
 // TestCacheDropsTheOldest: of the entries that a full shard compares, the oldest is dropped.
 func TestCacheDropsTheOldest(t *testing.T) {
-	for range 20 { // a map is walked from a random place
+	for range 20 { // the iteration over a map begins at a random entry
 		s := shard[string]{entries: map[string]*entry[string]{}}
 		for i := range evictionSample {
 			e := &entry[string]{}
@@ -310,13 +316,14 @@ func TestCacheDropsTheOldest(t *testing.T) {
 		}
 		s.evict()
 		if oldest := fmt.Sprint(evictionSample - 3); s.entries[oldest] != nil || len(s.entries) != evictionSample-1 {
-			t.Fatalf("%d entries are left, the oldest: %v", len(s.entries), s.entries[oldest])
+			t.Fatalf("%d entries are left; the oldest, which should be gone: %v", len(s.entries), s.entries[oldest])
 		}
 	}
 }
 
-// TestCacheCountsFromTheReading: the ttl of a value begins when it was read, and not with the cache.
-func TestCacheCountsFromTheReading(t *testing.T) {
+// TestCacheTTLBeginsWhenAValueIsStored: the ttl of a value begins when it is stored, not when the cache is made. An
+// expired value is not an entry for empty.
+func TestCacheTTLBeginsWhenAValueIsStored(t *testing.T) {
 	c, clock := clockedCache(time.Minute, false, 100)
 	if !c.empty() || !(*cache[string])(nil).empty() {
 		t.Error("a new cache has an entry")
@@ -328,21 +335,21 @@ func TestCacheCountsFromTheReading(t *testing.T) {
 	}
 	clock.set(time.Hour + time.Minute)
 	if !c.empty() {
-		t.Error("a value that expired counts")
+		t.Error("empty counts a value that has expired")
 	}
 }
 
-// TestCacheSharesTheError: all callers that wait for a reading get its error. Only if the reader's own context ended do
-// they read again. A value that came in spite of that is kept.
+// TestCacheSharesTheError: all callers that wait for a fetch get its error. A value that a fetch returns although its
+// own context has ended is kept.
 func TestCacheSharesTheError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, _ := clockedCache(time.Hour, true, 100)
-		var readings atomic.Int64
+		var fetches atomic.Int64
 		var wg sync.WaitGroup
 		for range 5 {
 			wg.Go(func() {
 				_, err := c.fetch(t.Context(), "k", func(context.Context, string) (string, error) {
-					readings.Add(1)
+					fetches.Add(1)
 					time.Sleep(time.Second)
 					return "", errInjected
 				})
@@ -352,8 +359,8 @@ func TestCacheSharesTheError(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if n := readings.Load(); n != 1 {
-			t.Errorf("%d readings", n)
+		if n := fetches.Load(); n != 1 {
+			t.Errorf("%d fetches", n)
 		}
 		ended, cancel := context.WithCancel(t.Context())
 		_, err := c.fetch(ended, "k", func(context.Context, string) (string, error) {

@@ -17,7 +17,7 @@ func (s *server) metrics(connections *web.Connections) *console.Metrics {
 	m := console.NewMetrics(s.ring.SourceUse)
 	buildinfo.Read().Metric(m)
 	aclMetrics(m, s.policy)
-	connections.Figures(m)
+	connections.AddMetrics(m)
 	groupMetrics(m, s.auth.groups)
 	tokenMetrics(m, s.auth.tokens)
 	limiterMetrics(m, &s.limiters)

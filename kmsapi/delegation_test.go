@@ -13,7 +13,7 @@ var (
 	// delegationToken matches a delegation token in a request.
 	delegationToken = regexp.MustCompile(`\b[A-Za-z0-9_-]{70,}\b`)
 	issuedToken     = regexp.MustCompile(`"urlString"\s*:\s*"([^"]+)"`)
-	// volatileIdentifier matches the parts that differ in all tokens.
+	// volatileIdentifier matches the parts of an identifier that are different in each token.
 	volatileIdentifier = regexp.MustCompile(`issueDate=\d+, maxDate=\d+, sequenceNumber=\d+, masterKeyId=\d+`)
 )
 
@@ -27,8 +27,8 @@ func delegations(t *testing.T, now func() time.Time) *authn.Delegations {
 	return d
 }
 
-// ownToken returns our token for a recorded one. If one character of the recorded token was
-// changed, it changes ours at the same place.
+// ownToken returns the token of this server that stands for a token in a recording of Hadoop's KMS. If the recorded
+// request has a token with one changed character, ownToken changes the same character of this server's token.
 func (s *server) ownToken(recorded []byte) []byte {
 	if ours, ok := s.tokens[string(recorded)]; ok {
 		return []byte(ours)
@@ -58,8 +58,8 @@ func (s *server) ownToken(recorded []byte) []byte {
 	return recorded
 }
 
-// TestTokenRefused: the answer to an owner who has too many tokens. Another owner is served.
-func TestTokenRefused(t *testing.T) {
+// TestOwnerWithTooManyTokensIsRefused: the answer says how many tokens the owner has. Another owner is still served.
+func TestOwnerWithTooManyTokensIsRefused(t *testing.T) {
 	d, err := authn.NewDelegations(authn.DelegationConfig{KeyUpdate: 24 * time.Hour, MaxLife: 7 * 24 * time.Hour,
 		Renewal: 24 * time.Hour, Scan: time.Hour,
 		Limits: authn.TokenLimits{Total: 100, PerOwner: 2, Rate: 0.001, Burst: 4, Renewer: 100}})

@@ -26,9 +26,9 @@ const (
 	keepAliveIdle, keepAliveInterval, keepAliveCount = "10", "5", "3"
 )
 
-// parse reads a libpq URI. It accepts what libpq accepts (several hosts, sslmode, sslrootcert,
-// passfile, target_session_attrs, the PG* environment) but no password in the URI itself, because
-// that would appear in listings and logs.
+// parse reads a libpq URI, and returns the pool's configuration and the URI without secrets. It accepts what libpq
+// accepts (several hosts, sslmode, sslrootcert, passfile, target_session_attrs, the PG* environment) but no password in
+// the URI itself, because that would appear in listings and logs. what names the database in errors.
 func parse(uri, what string) (*pgxpool.Config, string, error) {
 	const op = "pgdb.Open"
 	u, err := url.Parse(uri)
@@ -47,7 +47,7 @@ func parse(uri, what string) (*pgxpool.Config, string, error) {
 			"into a file: write HOST:PORT:DATABASE:USER:PASSWORD into a file of mode 0600 and name it by "+
 			"?passfile=/path, or by PGPASSFILE", what)
 	}
-	if misplaced(uri) {
+	if hasMisplacedParts(uri) {
 		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s is not of the form "+
 			"postgresql://USER@HOST:PORT/DATABASE: it has a second @, an @ or a second / behind the host, a # or a "+
 			"parameter without a value. It is not shown, since such a part may be a password, which belongs into "+
@@ -106,11 +106,11 @@ func holdsPassword(u *url.URL) bool {
 	return false
 }
 
-// misplaced reports whether a URI has more parts than
+// hasMisplacedParts reports whether a URI has more parts than
 // postgresql://USER@HOST:PORT/DATABASE?NAME=VALUE. A person may have written a password behind '@',
 // '/' or '#', and nothing distinguishes it from a host or a database, which would be shown or sent
 // to the name service.
-func misplaced(uri string) bool {
+func hasMisplacedParts(uri string) bool {
 	_, rest, _ := strings.Cut(uri, "://")
 	rest, _, fragment := strings.Cut(rest, "#")
 	rest, query, _ := strings.Cut(rest, "?")

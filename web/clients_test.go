@@ -205,7 +205,7 @@ func TestConnectionsOfOneAddress(t *testing.T) {
 		t.Errorf("another address: %q", got)
 	}
 	f := figures{}
-	s.Connections.Figures(f)
+	s.Connections.AddMetrics(f)
 	for name, want := range map[string]float64{"": 4, "_of_one_address": 3, "_of_one_address_max": 3,
 		"_refused_address_total": 1, "_refused_total": 0, "_max": 8} {
 		if got := f["claviger_http_connections"+name](); got != want {

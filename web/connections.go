@@ -296,21 +296,21 @@ func (c *Connections) Check(context.Context) error {
 		errs = append(errs, fmt.Errorf("connections are refused: %d of %d are open (%s)", c.open, c.Total, c.TotalName))
 	}
 	if r := c.addressRefusal; time.Since(r.at) < refusalInterval {
-		errs = append(errs, fmt.Errorf("connections of %s are refused: %d of %d are open (%s); "+
-			"if many clients come from this address, add it to %s",
+		errs = append(errs, fmt.Errorf("connections of %s are refused: it has %d open; its limit is %d (%s), or the "+
+			"number of free connections if that is less; if many clients come from this address, add it to %s",
 			r.from, c.byAddress[r.from], c.PerAddress, c.PerAddressName, c.UnlimitedName))
 	}
 	return errors.Join(errs...)
 }
 
-// Figures takes the metrics of a server.
-type Figures interface {
+// MetricSink takes the metrics of a server.
+type MetricSink interface {
 	Counter(name, help string, f func() float64)
 	Gauge(name, help string, f func() float64)
 }
 
-// Figures adds the metrics of the connections to m.
-func (c *Connections) Figures(m Figures) {
+// AddMetrics adds the metrics of the connections to m.
+func (c *Connections) AddMetrics(m MetricSink) {
 	m.Gauge("claviger_http_connections", "Open connections of clients.",
 		func() float64 { open, _ := c.use(); return float64(open) })
 	m.Gauge("claviger_http_connections_silent",

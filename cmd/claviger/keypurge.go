@@ -89,10 +89,10 @@ func purgeKeys(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider,
 			return err
 		}
 	}
-	if len(keys) == 0 { // the KMS completes an earlier purge, or returns the error
+	if len(keys) == 0 { // the KMS completes a purge that was interrupted, or says why there is nothing to purge
 		err = kms.Purge(ctx, p.name, p.version)
 	}
-	for i, k := range keys { // only the keys that were listed
+	for i, k := range keys { // each by a version, so that a key that was deleted after the listing is not purged
 		if err = kms.Purge(ctx, p.name, k.Versions[len(k.Versions)-1]); err != nil {
 			if i > 0 {
 				err = fmt.Errorf("%d of %d were purged, then: %w", i, len(keys), err)

@@ -136,7 +136,7 @@ func metrics(s *keyhsm.Server, token *pkcs11.Token, connections *web.Connections
 	m.Counter("claviger_keyhsm_refused_total", "Handshakes and requests that were refused.",
 		func() float64 { return float64(s.Refused()) })
 	m.ServerCertificate(s.Certificate)
-	connections.Figures(m)
+	connections.AddMetrics(m)
 	return m
 }
 

@@ -46,7 +46,7 @@ func TestUnshelveIsAtomic(t *testing.T) {
 	}
 }
 
-// TestBeginNeedsRecordedNumber checks that Begin fails if the store cannot record the number that it gives.
+// TestBeginNeedsRecordedNumber checks that Begin fails if the store cannot record the version number that it assigns.
 func TestBeginNeedsRecordedNumber(t *testing.T) {
 	s, _ := newStore(t)
 	ctx := t.Context()

@@ -24,7 +24,7 @@ func (r *running) metrics(cfg *server.Config) *console.Metrics {
 			"Requests to the Key HSM by operation and result.")}
 	}
 	m.ServerCertificate(r.tls.Certificate)
-	r.connections.Figures(m)
+	r.connections.AddMetrics(m)
 	if s, ok := cfg.Store.(interface{ Failures() int64 }); ok {
 		m.Counter("claviger_trustee_store_errors_total", "Times that the store could not do what it was asked for.",
 			func() float64 { return float64(s.Failures()) })
