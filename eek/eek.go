@@ -33,30 +33,12 @@ type BlockEncrypter interface {
 // EDEK and no call.
 func Generate(ctx context.Context, enc BlockEncrypter, version string, dekLen, n int,
 	random io.Reader) ([]claviger.EDEK, error) {
-	const op = "eek.Generate"
-	if dekLen < 0 {
-		return nil, claviger.Errorf(op, claviger.Invalid, version, "a DEK cannot have %d bytes", dekLen)
-	}
-	if n <= 0 {
-		return []claviger.EDEK{}, nil
-	}
-	if random == nil {
-		random = rand.Reader
-	}
-	// One array has the IV and the DEK of every EDEK. The DEKs are encrypted in place.
-	size := blockSize + dekLen
-	all := make([]byte, n*size)
-	if _, err := io.ReadFull(random, all); err != nil {
-		clear(all)
-		return nil, claviger.Errorf(op, claviger.Internal, version, "reading random bytes: %w", err)
-	}
-	edeks := make([]claviger.EDEK, n)
-	for i := range edeks {
-		item := all[i*size : (i+1)*size : (i+1)*size]
-		edeks[i] = claviger.EDEK{Version: version, IV: item[:blockSize:blockSize], Material: item[blockSize:]}
+	edeks, all, err := draw("eek.Generate", version, dekLen, n, random) // with DEKs in place of the materials
+	if err != nil {
+		return nil, err
 	}
 	perEDEK := blocksOf(dekLen)
-	blocks := make([]byte, n*perEDEK)
+	blocks := make([]byte, len(edeks)*perEDEK)
 	for i := range edeks {
 		putCounters(blocks[i*perEDEK:(i+1)*perEDEK], edeks[i].IV)
 	}
@@ -69,6 +51,32 @@ func Generate(ctx context.Context, enc BlockEncrypter, version string, dekLen, n
 	}
 	clear(blocks)
 	return edeks, nil
+}
+
+// draw makes n EDEKs with random IVs and materials. all is the array that they share. random is the source of the
+// bytes; nil means crypto/rand.
+func draw(op, version string, dekLen, n int, random io.Reader) (edeks []claviger.EDEK, all []byte, err error) {
+	if dekLen < 0 {
+		return nil, nil, claviger.Errorf(op, claviger.Invalid, version, "a DEK cannot have %d bytes", dekLen)
+	}
+	if n <= 0 {
+		return []claviger.EDEK{}, nil, nil
+	}
+	if random == nil {
+		random = rand.Reader
+	}
+	size := blockSize + dekLen
+	all = make([]byte, n*size)
+	if _, err := io.ReadFull(random, all); err != nil {
+		clear(all)
+		return nil, nil, claviger.Errorf(op, claviger.Internal, version, "reading random bytes: %w", err)
+	}
+	edeks = make([]claviger.EDEK, n)
+	for i := range edeks {
+		item := all[i*size : (i+1)*size : (i+1)*size]
+		edeks[i] = claviger.EDEK{Version: version, IV: item[:blockSize:blockSize], Material: item[blockSize:]}
+	}
+	return edeks, all, nil
 }
 
 // Wrap makes one EDEK from each DEK under the version, with the IV of the same index, in one EncryptBlocks call. With

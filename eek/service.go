@@ -25,6 +25,7 @@ type Service struct {
 	blocks BlockEncrypter
 	pinned Pinned // nil if the provider never uses the name of a version again
 	check  SelfCheck
+	vouch  func(ctx context.Context, version string) error // nil unless Generate makes implied EDEKs
 }
 
 // NewService makes a Service that finds versions by their names.
@@ -41,8 +42,22 @@ func (s *Service) Check(c SelfCheck) *Service {
 	return s
 }
 
+// Imply lets Generate make implied EDEKs from now on, see Implied. vouch is called before each of these calls, and
+// returns nil if the provider has the version's key; Generate returns its errors. Imply returns s, and must be called
+// before s is used.
+func (s *Service) Imply(vouch func(ctx context.Context, version string) error) *Service {
+	s.vouch = vouch
+	return s
+}
+
 // Generate makes n EDEKs under v.
 func (s *Service) Generate(ctx context.Context, v claviger.KeyVersion, n int) ([]claviger.EDEK, error) {
+	if s.vouch != nil && n > 0 {
+		if err := s.vouch(ctx, v.Name); err != nil {
+			return nil, err
+		}
+		return Implied(v.Name, v.BitLength/8, n, nil)
+	}
 	return Generate(ctx, s.under(v), v.Name, v.BitLength/8, n, nil)
 }
 
