@@ -16,8 +16,9 @@ import (
 const MaxGenerate = 100_000
 
 // Generate makes n EDEKs under the key's current version. n <= 0 makes none, checks no rules of the key, and the key
-// need not exist, as in Hadoop. One call to the provider makes the EDEKs that the queue does not hold. Kinds
-// KeyNotFound, and Invalid if n is above MaxGenerate.
+// need not exist, as in Hadoop. One call to the provider makes the EDEKs that the queue does not hold. With
+// Config.ImpliedLease, none is needed while the version has a lease. Kinds KeyNotFound, and Invalid if n is above
+// MaxGenerate.
 func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n int) ([]claviger.EDEK, error) {
 	q, err := r.enter(ctx, &c, audit.GenerateEEK, &key, authz.GenerateEEK)
 	if err != nil {
@@ -46,7 +47,7 @@ func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n in
 // generate checks the rules of the key of the EDEKs that it returns. The queue may have made them under a key that got
 // the name after the first reading.
 func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]claviger.EDEK, error) {
-	if !r.primary.queued {
+	if !r.primary.makesEDEKs {
 		if err := r.epochs.catchUp(ctx, key); err != nil {
 			return nil, err
 		}
@@ -66,6 +67,12 @@ func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]c
 	// EDEKs under a version in conflict could not be opened.
 	if err := r.needNotInConflict(ctx, "keyring.Generate", &v); err != nil {
 		return nil, err
+	}
+	if r.queue == nil {
+		// A queue would give out EDEKs after the end of the lease.
+		edeks, err := r.primary.Generate(ctx, v, n)
+		r.implied.Add(int64(len(edeks)))
+		return edeks, err
 	}
 	edeks, err := r.queue.Take(ctx, key, n)
 	if err != nil || !r.cfg.KeyAuthorization {

@@ -3,6 +3,7 @@ package keyring
 import (
 	"context"
 	"slices"
+	"time"
 
 	"claviger"
 	"claviger/eek"
@@ -15,8 +16,8 @@ import (
 type primary struct {
 	provider.Provider
 	crypter
-	// queued: ready-made EDEKs are kept here. Another KMS keeps its own.
-	queued bool
+	// makesEDEKs: fresh EDEKs are made here. Another KMS makes its own.
+	makesEDEKs bool
 	// reuses: a version of another key may get the name of a deleted key's version.
 	reuses bool
 	soft   provider.SoftDeleter // nil: a deleted key is gone
@@ -26,13 +27,24 @@ type primary struct {
 	losses provider.Losses      // nil: it does not report losses
 }
 
-func newPrimary(p provider.Provider, check eek.SelfCheck) (primary, error) {
+// newPrimary makes the primary. check is the check of its re-encryptions. If lease is above 0, fresh EDEKs are implied,
+// under leases of that length.
+func newPrimary(p provider.Provider, check eek.SelfCheck, lease time.Duration) (primary, error) {
 	c, err := crypterOf(p, true, check)
 	if err != nil {
 		return primary{}, err
 	}
+	if lease > 0 {
+		service, makes := c.(*eek.Service)
+		leaser, leases := p.(provider.Leaser)
+		if !makes || !leases {
+			return primary{}, claviger.Errorf("keyring.New", claviger.Internal, "", "provider %s gives no leases",
+				p.URI())
+		}
+		service.Imply(func(ctx context.Context, version string) error { return leaser.Lease(ctx, version, lease) })
+	}
 	r := primary{Provider: p, crypter: c}
-	_, r.queued = p.(provider.BlockEncrypter)
+	_, r.makesEDEKs = p.(provider.BlockEncrypter)
 	_, r.reuses = p.(provider.Pinned)
 	r.soft, _ = p.(provider.SoftDeleter)
 	r.strict, _ = p.(provider.Conditional)

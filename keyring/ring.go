@@ -90,6 +90,10 @@ type Config struct {
 	CacheTimeout        time.Duration // hadoop.kms.cache.timeout.ms, after last access
 	CurrentCacheTimeout time.Duration // hadoop.kms.current.key.cache.timeout.ms, after write
 
+	// ImpliedLease, if above 0, lets the Ring make EDEKs without an encryption by the primary, see eek.Implied. The
+	// primary must be a provider.Leaser, and give a lease of this length of each key version. There is no queue then.
+	ImpliedLease time.Duration
+
 	// The queue of ready-made EDEKs. They are not used if the primary is another KMS, which has its own queue.
 	QueueSize         int           // hadoop.security.kms.encrypted.key.cache.size
 	QueueLowWatermark float64       // ...low.watermark
@@ -138,7 +142,8 @@ type Ring struct {
 	log     *slog.Logger
 	guard   audit.Guard // cfg.Audit if it is a Guard, otherwise nil
 	primary primary
-	queue   *eek.Queue // nil if the primary keeps ready-made EDEKs itself
+	queue   *eek.Queue // nil if the primary keeps ready-made EDEKs itself, or EDEKs are implied
+	implied atomic.Int64
 
 	versions *cache[claviger.KeyVersion]
 	current  *cache[claviger.KeyVersion] // by key
@@ -176,7 +181,7 @@ func New(cfg Config) (*Ring, error) {
 	r := &Ring{cfg: cfg, log: cfg.Log}
 	r.guard, _ = cfg.Audit.(audit.Guard)
 	var err error
-	if r.primary, err = newPrimary(cfg.Primary, cfg.SelfCheck); err != nil {
+	if r.primary, err = newPrimary(cfg.Primary, cfg.SelfCheck, cfg.ImpliedLease); err != nil {
 		return nil, err
 	}
 	if r.sources, err = newSources(cfg, r.log); err != nil {
@@ -187,7 +192,7 @@ func New(cfg Config) (*Ring, error) {
 		r.keys = newCache[*claviger.Metadata](cfg.CacheTimeout, true, cachedKeys)
 		r.current = newCache[claviger.KeyVersion](cfg.CurrentCacheTimeout, false, cachedKeys)
 	}
-	if r.primary.queued {
+	if r.primary.makesEDEKs && cfg.ImpliedLease <= 0 {
 		r.queue, err = eek.NewQueue(eek.QueueConfig{
 			Fill: r.makeEDEKs, Size: cfg.QueueSize, LowWatermark: cfg.QueueLowWatermark, Expiry: cfg.QueueExpiry,
 			Workers: cfg.QueueFillers, FillTimeout: fillTimeout,
@@ -248,6 +253,9 @@ func (r *Ring) Queued() int {
 	}
 	return r.queue.Ready()
 }
+
+// Implied returns the number of EDEKs that were made without an encryption by the primary.
+func (r *Ring) Implied() int64 { return r.implied.Load() }
 
 // Close stops the queue and writes the counters. It does not close the providers. Call it after the last request: the
 // counts of a request that is still running are lost. The error means that the counters could not be written.

@@ -172,6 +172,16 @@ type Pinned interface {
 	EncryptBlocksOf(ctx context.Context, v claviger.KeyVersion, blocks []byte) error
 }
 
+// Leaser is implemented by a BlockEncrypter that can say, without a call for each request, that it has the key of a
+// version.
+type Leaser interface {
+	// Lease returns nil if the version's key has encrypted correctly at most length ago. While it is called, the
+	// provider lets the key encrypt again in the background, in good time before the end. If the key has not encrypted
+	// for longer, or the provider has found since that the key is lost or another key, Lease lets the key encrypt
+	// first, and waits for that within ctx. Kinds as EncryptBlocks.
+	Lease(ctx context.Context, version string, length time.Duration) error
+}
+
 // EDEKService is implemented by a provider that does not give access to its keys: a remote KMS.
 type EDEKService interface {
 	// Generate makes n EDEKs under the key's current version. Kind KeyNotFound.
