@@ -49,3 +49,10 @@ func SetManyNames(t *testing.T, n int) {
 
 // NextPause returns the pause after an attempt to open a token that failed with err.
 func NextPause(last time.Duration, err error) time.Duration { return nextPause(last, err) }
+
+// Renewals returns the number of proofs of keys that are running for leases.
+func (p *Provider) Renewals() int {
+	p.renewals.mu.Lock()
+	defer p.renewals.mu.Unlock()
+	return p.renewals.running
+}

@@ -34,7 +34,7 @@ type Outcome struct {
 	Err  error
 }
 
-// encryptionState is the result of the last encryptions for requests. A success costs three atomic stores.
+// encryptionState is the result of the last encryptions for requests. A success costs a few atomic stores.
 type encryptionState struct {
 	at, took atomic.Int64 // of the last success: time since processStart, and duration
 	last     atomic.Pointer[entry]
@@ -54,6 +54,7 @@ func (s *encryptionState) recordSuccess(e *entry, began time.Duration) {
 	now := time.Since(processStart)
 	s.took.Store(int64(now - began))
 	s.at.Store(int64(now))
+	e.lease.prove(began)
 	if s.last.Load() != e { // otherwise all cores would write to one cache line
 		s.last.Store(e)
 	}

@@ -93,6 +93,7 @@ type Provider struct {
 	// refused holds the names of versions that are missing on the token or differ there.
 	refused     sync.Map
 	encryptions encryptionState
+	renewals    renewals
 	failed      failedSteps
 	// epoch counts how often the token came back. A version that was verified in an earlier epoch is verified again.
 	epoch atomic.Uint64
@@ -111,6 +112,7 @@ var (
 	_ provider.Conditional    = (*Provider)(nil)
 	_ provider.Importer       = (*Provider)(nil)
 	_ provider.Health         = (*Provider)(nil)
+	_ provider.Leaser         = (*Provider)(nil)
 	_ provider.Losses         = (*Provider)(nil)
 	_ provider.SoftDeleter    = (*Provider)(nil)
 )
@@ -125,6 +127,7 @@ type entry struct {
 
 	verified atomic.Uint64 // 1 + the epoch in which the check value was last verified
 	mu       sync.Mutex    // held during a verification
+	lease    lease
 }
 
 // Access says what a provider may change.
@@ -272,7 +275,7 @@ func (o *opener) newProvider(tok token, store metastore.Store) (p *Provider, bac
 	background, stop := context.WithCancel(context.Background())
 	p = &Provider{uri: o.uri, confDir: o.confDir, tok: &recordingToken{token: tok}, store: store, access: o.Access,
 		soft: o.soft, log: claviger.LimitLog(o.log), stop: stop}
-	p.searches.max = o.searches
+	p.searches.max, p.renewals.ctx = o.searches, background
 	return p, background
 }
 
@@ -374,6 +377,7 @@ func (p *Provider) Close() error {
 	p.closeOnce.Do(func() {
 		p.closed.Store(true)
 		p.stop()
+		p.renewals.close()
 		p.background.Wait()
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()

@@ -55,6 +55,9 @@ func (p *Provider) judge(e *entry, epoch uint64, err error) error {
 	case err != nil && isUnusable(err):
 		p.refused.Store(e.name, struct{}{})
 	}
+	if err != nil && (isUnusable(err) || errors.Is(err, pkcs11.ErrRefused)) {
+		e.lease.end()
+	}
 	return err
 }
 
@@ -62,6 +65,7 @@ func (p *Provider) judge(e *entry, epoch uint64, err error) error {
 // error. The error is of kind Unavailable, because the HSM of another node may hold the right key.
 func (p *Provider) refuse(e *entry, got []byte) error {
 	e.verified.Store(0)
+	e.lease.end()
 	p.refused.Store(e.name, struct{}{})
 	return claviger.Errorf("hsm.verify", claviger.Unavailable, e.name,
 		"%w: the key on token %s has the check value %x, the metastore says %x, so it is another key of the "+

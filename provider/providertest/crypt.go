@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"claviger"
 	"claviger/eek"
@@ -34,6 +35,28 @@ func testBlocks(t *testing.T, s Suite) {
 	t.Run("Material", func(t *testing.T) { testBlocksOfMaterial(t, s, p) })
 	t.Run("Deleted", func(t *testing.T) { testBlocksDeleted(t, p) })
 	t.Run("Parallel", func(t *testing.T) { testBlocksParallel(t, p) })
+}
+
+// testLeases checks that there is a lease of each version of a key, until the key is deleted.
+func testLeases(t *testing.T, s Suite) {
+	p := s.open(t)
+	leaser := p.(provider.Leaser)
+	name := keyName("leases")
+	made := []claviger.KeyVersion{create(t, p, spec(name, 256)), roll(t, p, name)}
+	for range 2 {
+		for _, v := range made {
+			if err := leaser.Lease(t.Context(), v.Name, time.Minute); err != nil {
+				t.Errorf("Lease: %v", err)
+			}
+		}
+	}
+	if err := p.Delete(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range append(missingVersions(name), made[0].Name, made[1].Name) {
+		wantKind(t, "Lease of a version that is not there", leaser.Lease(t.Context(), v, time.Minute),
+			claviger.VersionNotFound)
+	}
 }
 
 // testECB checks that v encrypts each block by itself, and otherwise than the other versions do.

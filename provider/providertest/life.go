@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"claviger"
 	"claviger/provider"
@@ -190,6 +191,11 @@ func calls(p provider.Provider, key, version string) []call {
 	if enc, ok := p.(provider.BlockEncrypter); ok {
 		list = append(list, call{"EncryptBlocks", func(ctx context.Context) error {
 			return enc.EncryptBlocks(ctx, version, make([]byte, 16))
+		}})
+	}
+	if leaser, ok := p.(provider.Leaser); ok {
+		list = append(list, call{"Lease", func(ctx context.Context) error {
+			return leaser.Lease(ctx, version, time.Minute)
 		}})
 	}
 	if service, ok := p.(provider.EDEKService); ok {

@@ -65,6 +65,7 @@ func Run(t *testing.T, s Suite) {
 	}
 	p := s.New(t)
 	_, encrypts := p.(provider.BlockEncrypter)
+	_, leases := p.(provider.Leaser)
 	_, serves := p.(provider.EDEKService)
 	_, imports := p.(provider.Importer)
 	_, checks := p.(provider.Health)
@@ -84,6 +85,7 @@ func Run(t *testing.T, s Suite) {
 		{"Concurrent", true, testConcurrent},
 		{"Life", true, testLife},
 		{"Blocks", encrypts, testBlocks},
+		{"Leases", leases, testLeases},
 		{"EDEKs", serves, testEDEKs},
 		{"Import", imports, testImport},
 		{"Health", checks, testHealth},
