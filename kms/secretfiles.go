@@ -25,25 +25,25 @@ const jceksPasswordFile = "hadoop.security.keystore.java-keystore-provider.passw
 // the server that needs the file reports it.
 func secretFiles(conf *hadoopconf.Conf) []secret.File {
 	l := secretList{conf: conf}
-	l.clear(conf)
+	l.addClearTextSecrets(conf)
 	for _, name := range []string{"core-site.xml", "kms-site.xml", filepath.Base(ACLFile(conf))} {
 		l.put(secret.File{Path: filepath.Join(conf.Dir(), name), Deny: 0o002,
 			Risk: "who could change the rights to keys"})
 	}
 	l.providers()
 	l.metastore()
-	l.path("hadoop.kms.authentication.signature.secret.file", "signature secret")
-	l.path("claviger.audit.json.key.file", "key of the audit log")
-	l.path(authKeytab, "keytab")
-	l.path(clientKeytab, "keytab")
+	l.addProperty("hadoop.kms.authentication.signature.secret.file", "signature secret")
+	l.addProperty("claviger.audit.json.key.file", "key of the audit log")
+	l.addProperty(authKeytab, "keytab")
+	l.addProperty(clientKeytab, "keytab")
 	if cache, ok := strings.CutPrefix(conf.String("claviger.client.kerberos.ccache"), "FILE:"); ok {
 		l.add(cache, "cache of Kerberos tickets")
 	}
 	for _, prefix := range []string{signerKind + ".zookeeper.", "hadoop.kms.authentication.zk-dt-secret-manager."} {
-		l.path(prefix+"kerberos.keytab", "keytab")
-		l.path(prefix+"ssl.keystore.location", "keystore")
+		l.addProperty(prefix+"kerberos.keytab", "keytab")
+		l.addProperty(prefix+"ssl.keystore.location", "keystore")
 	}
-	l.path(jceksPasswordFile, "password of the keystore")
+	l.addProperty(jceksPasswordFile, "password of the keystore")
 	l.groups()
 	l.credentials(conf)
 	for _, file := range [][2]string{{"hadoop.ssl.server.conf", "ssl-server.xml"}, {"hadoop.ssl.client.conf",
@@ -52,7 +52,7 @@ func secretFiles(conf *hadoopconf.Conf) []secret.File {
 		if err != nil {
 			continue // the server's TLS reports the error
 		}
-		l.clear(st.c)
+		l.addClearTextSecrets(st.c)
 		l.credentials(st.c)
 		for _, prefix := range []string{"ssl.server.keystore.location", "ssl.client.keystore.location"} {
 			if path, ok := st.c.Path(prefix); ok {
@@ -79,15 +79,15 @@ func (l *secretList) put(files ...secret.File) {
 
 func (l *secretList) add(path, what string) { l.put(secret.File{Path: path, Kind: what}) }
 
-// path adds the file that a property names.
-func (l *secretList) path(property, what string) {
+// addProperty adds the file that a property names.
+func (l *secretList) addProperty(property, what string) {
 	if path, ok := l.conf.Path(property); ok {
 		l.add(path, what)
 	}
 }
 
-// clear adds the files of a configuration that contain secrets in clear text.
-func (l *secretList) clear(c *hadoopconf.Conf) {
+// addClearTextSecrets adds the files of a configuration that contain secrets in clear text.
+func (l *secretList) addClearTextSecrets(c *hadoopconf.Conf) {
 	for file, property := range c.ClearSecrets() {
 		l.put(secret.File{Path: file, Risk: "and holds the value of " + property})
 	}
@@ -108,7 +108,7 @@ func (l *secretList) providers() {
 				if c, _, err := pkcs11.ParseURI(uri); err == nil {
 					l.put(c.Files...)
 				}
-			case err != nil:
+			case err != nil: // the code that opens the provider reports it
 			case scheme == "cloudera.hsmkp":
 				if c, _, err := pkcs11.ReadKeystoreFile(path); err == nil {
 					l.put(c.Files...)
@@ -127,7 +127,7 @@ func (l *secretList) providers() {
 func (l *secretList) metastore() {
 	place, err := location.Of(l.conf)
 	switch {
-	case err != nil:
+	case err != nil: // the code that opens the metastore reports it
 	case place.File != "":
 		for _, path := range sqlitedb.Files(place.File) {
 			l.add(path, "store")
@@ -140,10 +140,10 @@ func (l *secretList) metastore() {
 // groups adds the files with the passwords for LDAP servers.
 func (l *secretList) groups() {
 	const file = "ldap.bind.password.file"
-	l.path(hadoopconf.GroupMapping+"."+file, "password of LDAP")
+	l.addProperty(hadoopconf.GroupMapping+"."+file, "password of LDAP")
 	for _, name := range l.conf.Names() {
 		if strings.HasPrefix(name, hadoopconf.GroupProviderPrefix) && strings.HasSuffix(name, "."+file) {
-			l.path(name, "password of LDAP")
+			l.addProperty(name, "password of LDAP")
 		}
 	}
 }

@@ -10,8 +10,9 @@ import (
 	"claviger/durable/durabletest"
 )
 
-// TestKeystoreFileLasts makes each step of writing the keystore file fail, and interrupts each step.
-func TestKeystoreFileLasts(t *testing.T) {
+// TestKeystoreFileSurvivesFaults makes each step of writing the keystore file fail, and interrupts each step.
+// Afterwards there is no file, or a complete one.
+func TestKeystoreFileSurvivesFaults(t *testing.T) {
 	durabletest.Run(t, durabletest.Case{
 		Do: func(dir string) error {
 			return WriteKeystoreFile(filepath.Join(dir, "luna.keystore"),

@@ -13,9 +13,9 @@ import (
 	"claviger/trustee"
 )
 
-// TestFolderLasts fails and interrupts each step of NewFolder and Save. After NewFolder has succeeded, the folder has
-// the whole identity. A failed Save does not change the identity.
-func TestFolderLasts(t *testing.T) {
+// TestFolderSurvivesFaults fails and interrupts each step of NewFolder and Save. After NewFolder has succeeded, the
+// folder has the whole identity. A failed Save does not change the identity.
+func TestFolderSurvivesFaults(t *testing.T) {
 	id, err := trustee.NewIdentity("keytrustee", "test", "keytrustee@h", 2048, time.Now())
 	if err != nil {
 		t.Fatal(err)

@@ -16,7 +16,7 @@ import (
 	"claviger"
 )
 
-// folder makes a folder with the identity a and the server b.
+// folder makes a folder with the first identity of pair, and with the second as the Key Trustee Server.
 func folder(t *testing.T) (*Folder, string) {
 	t.Helper()
 	a, b := pair()
@@ -32,6 +32,7 @@ func folder(t *testing.T) (*Folder, string) {
 	return f, path
 }
 
+// TestFolder: a saved folder is loaded as it was saved, and is not overwritten. Its files are for their owner alone.
 func TestFolder(t *testing.T) {
 	f, path := folder(t)
 	a, b := pair()
@@ -83,7 +84,7 @@ func TestFolder(t *testing.T) {
 	}
 }
 
-// TestLoadFolderRefuses: the error about files that do not fit together names the file and the cure.
+// TestLoadFolderRefuses: if files are missing, damaged or of two hosts, the error names the file and the cure.
 func TestLoadFolderRefuses(t *testing.T) {
 	_, whole := folder(t)
 	a, b := pair()
@@ -126,12 +127,12 @@ func TestLoadFolderRefuses(t *testing.T) {
 		"no pubring":       {remove(PublicRing), []string{PublicRing + " is missing", "together"}},
 		"a broken conf":    {writing(ConfFile, []byte("LOCAL_FINGERPRINT=")), []string{ConfFile, "JSON"}},
 		"an empty conf":    {writing(ConfFile, []byte("{}")), []string{"no LOCAL_FINGERPRINT"}},
-		"no ring": {writing(PrivateRing, []byte("KBXf")), []string{"not an OpenPGP key " +
+		"a keybox in place of secring": {writing(PrivateRing, []byte("KBXf")), []string{"not an OpenPGP key " +
 			"ring", "pubring.kbx"}},
-		"an endless ring": {writing(PrivateRing, make([]byte, maxFolderFile+1)), []string{PrivateRing + " is longer " +
-			"than"}},
-		"a locked subkey": {writing(PrivateRing, lockedSubkey(t, a)), []string{"locked by a passphrase"}},
-		"an endless file": {writing(ConfFile, make([]byte, maxFolderFile+1)), []string{"longer than"}},
+		"a secring that is too long": {writing(PrivateRing, make([]byte, maxFolderFile+1)), []string{PrivateRing +
+			" is longer than"}},
+		"a locked subkey":         {writing(PrivateRing, lockedSubkey(t, a)), []string{"locked by a passphrase"}},
+		"a conf that is too long": {writing(ConfFile, make([]byte, maxFolderFile+1)), []string{"longer than"}},
 		"a copy of the folder into itself": {func(t *testing.T, path string) {
 			tmp := filepath.Join(t.TempDir(), "x")
 			moveFile(t, path, tmp)
@@ -145,7 +146,7 @@ func TestLoadFolderRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, []string{"one level too deep", "kms-keytrustee/keytrustee/.keytrustee"}},
-		"nothing": {func(t *testing.T, path string) {
+		"no folder": {func(t *testing.T, path string) {
 			if err := os.RemoveAll(path); err != nil {
 				t.Fatal(err)
 			}
@@ -186,8 +187,8 @@ func lockedSubkey(t *testing.T, id *Identity) []byte {
 	return ring.Bytes()
 }
 
-// TestLoadFolderServer: a server's key of another algorithm in the folder is refused.
-func TestLoadFolderServer(t *testing.T) {
+// TestLoadFolderRefusesAServerKeyThatIsNotRSA: a server's key of another algorithm in the folder is refused.
+func TestLoadFolderRefusesAServerKeyThatIsNotRSA(t *testing.T) {
 	f, path := folder(t)
 	server := curve(t)
 	f.Servers = []*Party{{entity: server, bits: 4096}}
@@ -197,8 +198,9 @@ func TestLoadFolderServer(t *testing.T) {
 	loadRefuses(t, path, "is not an RSA key")
 }
 
-// TestFolderFiles: a file that cannot be written, and a folder that does not exist, are errors.
-func TestFolderFiles(t *testing.T) {
+// TestFolderReadsWritesAndMarks: a file is read as it was written. Mark is the same for one folder, and different for
+// two. In a folder that does not exist, both fail.
+func TestFolderReadsWritesAndMarks(t *testing.T) {
 	f, path := folder(t)
 	if err := f.WriteFile("state", []byte("x")); err != nil {
 		t.Error(err)

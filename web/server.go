@@ -63,7 +63,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	if err = r.Ready(s.About...); err == nil {
-		err = r.Wait(ctx)
+		_ = r.Wait(ctx) // Stop returns the same error
 	}
 	return errors.Join(err, r.Stop())
 }

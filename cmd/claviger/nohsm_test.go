@@ -9,8 +9,8 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// TestNoHSM: a command on a token says what to pass if the configuration has no token.
-func TestNoHSM(t *testing.T) {
+// TestTokenCommandsNeedAnHSM: a command on a token says what to pass if the configuration has no token.
+func TestTokenCommandsNeedAnHSM(t *testing.T) {
 	dir := t.TempDir()
 	kmstest.WriteSite(t, dir, map[string]string{
 		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore")})
@@ -25,8 +25,8 @@ func TestNoHSM(t *testing.T) {
 	}
 }
 
-// TestCommandsReadSettings: a command refuses a wrong property of migrations, as the server does.
-func TestCommandsReadSettings(t *testing.T) {
+// TestCommandsCheckMigrationSettings: a command refuses a wrong value of a migration's property, as the server does.
+func TestCommandsCheckMigrationSettings(t *testing.T) {
 	dir := t.TempDir()
 	kmstest.WriteSite(t, dir, map[string]string{
 		hadoopconf.ProviderURI:        "jceks://file@" + filepath.Join(dir, "kms.keystore"),

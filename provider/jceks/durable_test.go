@@ -15,9 +15,9 @@ import (
 	"claviger/provider"
 )
 
-// TestWriteLasts makes each step of a write fail, and cuts the power after each step. A key whose Create succeeded must
-// exist after the power cut, and the keystore must always open.
-func TestWriteLasts(t *testing.T) {
+// TestWriteSurvivesFaults makes each step of a write fail, and cuts the power after each step. A key whose Create
+// succeeded must exist after the power cut, and the keystore must always open.
+func TestWriteSurvivesFaults(t *testing.T) {
 	ctx := context.Background()
 	create := func(dir string, names ...string) (err error) {
 		p, err := open(ctx, "jceks://file@"+filepath.Join(dir, "kms.keystore"),

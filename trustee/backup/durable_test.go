@@ -16,9 +16,9 @@ import (
 	"claviger/trustee/backup"
 )
 
-// TestRestoredLasts fails and interrupts each step of a restoration. If the folder exists afterwards, it is
+// TestRestoreSurvivesFaults fails and interrupts each step of a restoration. If the folder exists afterwards, it is
 // complete, with its private key.
-func TestRestoredLasts(t *testing.T) {
+func TestRestoreSurvivesFaults(t *testing.T) {
 	from, store := site(t, 1)
 	id, err := trustee.LoadFolder(from)
 	if err != nil {

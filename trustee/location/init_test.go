@@ -19,9 +19,9 @@ import (
 	"claviger/trustee/server/storetest"
 )
 
-// TestTrusteeKeyLasts fails and interrupts each step of selfSigned. If the private key exists afterwards, it is
-// complete and belongs to the certificate.
-func TestTrusteeKeyLasts(t *testing.T) {
+// TestTrusteeKeySurvivesFaults fails and interrupts each step of selfSigned. If the private key exists afterwards, it
+// is complete and belongs to the certificate.
+func TestTrusteeKeySurvivesFaults(t *testing.T) {
 	files := func(dir string) (cert, key string) {
 		return filepath.Join(dir, trustee.TLSCert), filepath.Join(dir, trustee.TLSKey)
 	}

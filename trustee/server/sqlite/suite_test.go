@@ -8,6 +8,7 @@ import (
 	"claviger/trustee/server/storetest"
 )
 
+// TestStore: Store passes the tests of each server.Store.
 func TestStore(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) server.Store {
 		s, err := Open(t.Context(), filepath.Join(t.TempDir(), "trustee.db"), true)
