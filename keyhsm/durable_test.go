@@ -16,9 +16,9 @@ import (
 	"claviger/pkcs11"
 )
 
-// TestFilesLast fails and interrupts each step in which a Key HSM writes its settings, its certificate and key, and
-// the certificate of a trustee.
-func TestFilesLast(t *testing.T) {
+// TestFilesSurviveFaults fails and interrupts each step in which a Key HSM writes its settings, its certificate and
+// key, and the certificate of a trustee.
+func TestFilesSurviveFaults(t *testing.T) {
 	other := filepath.Join(t.TempDir(), "trustee.pem")
 	cert, _, err := keystore.SelfSigned("trustee", []string{"kts"}, time.Hour)
 	if err == nil {

@@ -55,7 +55,7 @@ func (s *server) metrics(connections *web.Connections) *console.Metrics {
 		p.OnFunction(func(f pkcs11.Function) { m.Function(f.Name, f.Result, f.Took) })
 		p.OnCall(func(c pkcs11.Call) { call(c.Callers, c.Blocks, c.Waited, c.Took, c.Err) })
 	}
-	m.Expiries("claviger_certificate_expiry_seconds", "When the first certificate of a TLS store ends, in seconds "+
+	m.Expiries("claviger_certificate_expiry_seconds", "When the first certificate of a TLS store expires, in seconds "+
 		"since 1970, by the property that names the store.", func() ([]console.Expiry, error) {
 		certs, _, err := s.svc.certificates()
 		list := make([]console.Expiry, 0, len(certs))

@@ -64,9 +64,9 @@ func TestCrashes(t *testing.T) {
 	}
 }
 
-// TestKilledUnderLoad: the worker is killed and stopped many times while callers use it. A caller that repeats a failed
-// call, as Hadoop's client does, gets the right answer. Nothing is left over.
-func TestKilledUnderLoad(t *testing.T) {
+// TestWorkerKilledUnderLoad: the worker is killed and stopped many times while callers use it. A caller that repeats a
+// failed call, as Hadoop's client does, gets the right answer. Nothing is left over.
+func TestWorkerKilledUnderLoad(t *testing.T) {
 	_, tok, keys := openFaulty(t, inWorker)
 	var wg sync.WaitGroup
 	var stop atomic.Bool

@@ -186,7 +186,7 @@ func (s *suite) check(faultAt int, f fault, cutAt int, left *survival) (found []
 	return found, os.RemoveAll(dir)
 }
 
-// checkAll is check with each survival.
+// checkAll runs check once for each of survivals, and says in each result what survived.
 func (s *suite) checkAll(what string, faultAt int, f fault, cutAt int) (found []string, err error) {
 	for _, left := range survivals {
 		some, err := s.check(faultAt, f, cutAt, &left)
@@ -238,7 +238,7 @@ func (s *suite) unneededSyncs() (unneeded []string, err error) {
 	return unneeded, err
 }
 
-// plain runs a case without a fault.
+// plain runs a case without a fault. before and after are the results of State before and after Do.
 func plain(dir string, c Case) (before, after string, tr *trial, err error) {
 	empty := c
 	empty.Do = func(string) error { return nil }

@@ -81,7 +81,7 @@ func TestServerRestarts(t *testing.T) {
 			}
 		}
 		if took := time.Since(begun); took > 20*retryTimeout/2 {
-			t.Errorf("20 calls while the server is known to be away took %v", took)
+			t.Errorf("20 calls while the server is known not to answer took %v", took)
 		}
 		server.Start(t)
 		if err := <-inserted; err != nil {
@@ -138,9 +138,9 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-// TestNoticesAfterBreak breaks the connection of Watch. Watch must then report that any key may have changed, and must
-// report notices again.
-func TestNoticesAfterBreak(t *testing.T) {
+// TestWatchAfterALostConnection breaks the connection of Watch. Watch must then report that any key may have changed,
+// and must report notices again.
+func TestWatchAfterALostConnection(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	server := pgtest.Start(t)
@@ -243,9 +243,9 @@ func exec(t *testing.T, uri, statement string) {
 	}
 }
 
-// TestKilledUnderLoad repeatedly cuts all connections while versions are added. Each version must be added exactly
-// once, also if the answer of its commit was lost.
-func TestKilledUnderLoad(t *testing.T) {
+// TestAppendsSurviveCutConnections repeatedly cuts all connections while versions are added. Each version must be added
+// exactly once, also if the answer of its commit was lost.
+func TestAppendsSurviveCutConnections(t *testing.T) {
 	uri := emptyStore(t)
 	s := openConfig(t, postgres.Config{URI: uri, RetryTimeout: 14 * time.Second})
 	ctx := t.Context()
@@ -304,6 +304,8 @@ func TestKilledUnderLoad(t *testing.T) {
 	t.Logf("%d connections were cut in %d appends", cuts.Load(), appends)
 }
 
+// TestOpenRefuses: the error says what is wrong with a URI, a password file, a database or a schema, and never shows a
+// password.
 func TestOpenRefuses(t *testing.T) {
 	ctx := t.Context()
 	server := pgtest.Shared(t)

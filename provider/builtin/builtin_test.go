@@ -26,8 +26,9 @@ func TestUnknownScheme(t *testing.T) {
 	}
 }
 
-// TestNothingOnError checks that a failed Open returns a nil interface, and not an interface that holds a nil pointer.
-func TestNothingOnError(t *testing.T) {
+// TestFailedOpenReturnsNil checks that a failed Open returns a nil interface, and not an interface that holds a nil
+// pointer.
+func TestFailedOpenReturnsNil(t *testing.T) {
 	env := provider.Env{Get: func(string) (string, bool) { return "", false },
 		Getenv: func(string) string { return "" }}
 	for _, uri := range []string{"cloudera.hsmkp://file@/nowhere/luna.keystore", "pkcs11:token=x",
