@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 
 	"claviger"
 	"claviger/internal/faultmodule"
+	"claviger/internal/logtest"
 	"claviger/internal/softhsm/softhsmtest"
 )
 
@@ -278,14 +280,21 @@ func TestMechanismRefusedLater(t *testing.T) {
 	made := softhsmtest.New(t)
 	fault := faultmodule.New(t, made.Module)
 	made.Module = fault.Path
-	tok, _ := openAs(t, config(made))
+	var log logtest.Buffer
+	c := config(made)
+	c.Log = slog.New(slog.NewTextHandler(&log, nil))
+	tok, _ := openAs(t, c)
 	generate(t, tok, 1, 256)
 	name := keyName{string([]byte{1, 2, 3, 1}), "k@1"}
 	fault.RefuseMechanism(p11.CKM_AES_ECB)
+	before := fault.Calls(faultmodule.EncryptInit)
 	for range 3 {
 		if err := encryptWith(t, tok, 1); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if n := fault.Calls(faultmodule.EncryptInit) - before; n != 4 {
+		t.Errorf("%d calls; want 2, then 1 for each encryption", n)
 	}
 	if at, known := tok.mechanismOf(name); at != 1 || !known || tok.reducedKeys.Load() != 1 {
 		t.Errorf("mechanism %d, known: %t", at, known)
@@ -301,6 +310,12 @@ func TestMechanismRefusedLater(t *testing.T) {
 	}
 	if at, known := tok.mechanismOf(name); at != 0 || known {
 		t.Errorf("mechanism %d, known: %t", at, known)
+	}
+	if n := strings.Count(log.String(), "refuses a mechanism that it offered"); n != 1 {
+		t.Errorf("%d warnings: %s", n, &log)
+	}
+	if n := strings.Count(log.String(), "uses its best mechanism again"); n != 1 {
+		t.Errorf("the end is logged %d times: %s", n, &log)
 	}
 }
 
