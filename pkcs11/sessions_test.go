@@ -3,10 +3,13 @@ package pkcs11
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	p11 "github.com/miekg/pkcs11"
 
 	"claviger"
 	"claviger/internal/logtest"
@@ -89,5 +92,79 @@ func TestClosedWithoutSession(t *testing.T) {
 	tok.closed = true
 	if err := tok.awaitSession(t.Context()); !claviger.Is(err, claviger.Closed) || len(tok.parked) > 0 {
 		t.Errorf("%v, %d slots are parked", err, len(tok.parked))
+	}
+}
+
+// TestNoSlot: a call takes no slot after its time has ended or the token was closed, whether it began before or after
+// that. A call without a key then has neither a slot nor a place among the calls without a key.
+func TestNoSlot(t *testing.T) {
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	tok := &Token{slots: make(chan struct{}, 1)}
+	if err := tok.takeSlot(ended, "test"); !claviger.Is(err, claviger.Unavailable) || len(tok.slots) > 0 {
+		t.Errorf("a call after its time has ended: %v, %d slots taken", err, len(tok.slots))
+	}
+	for _, s := range []subject{{name: "test"}, keySubject("k")} {
+		for _, kind := range []claviger.Kind{claviger.Unavailable, claviger.Closed} {
+			synctest.Test(t, func(t *testing.T) {
+				tok, _ := fullToken(1)
+				tok.keyless = make(chan struct{}, 1)
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				got := make(chan error, 1)
+				go func() {
+					_, err := tok.takePlace(ctx, "test", s)
+					got <- err
+				}()
+				synctest.Wait()
+				if kind == claviger.Closed {
+					close(tok.end)
+				} else {
+					cancel()
+				}
+				if err := <-got; !claviger.Is(err, kind) || len(tok.keyless) > 0 {
+					t.Errorf("%v: %v, %d places without a key are taken", s, err, len(tok.keyless))
+				}
+			})
+		}
+	}
+}
+
+// TestReleaseSession: a session that works is kept for the next call of its login. All others are closed. The session
+// of the login is closed after a call only if the login was retired during that call.
+func TestReleaseSession(t *testing.T) {
+	const own = p11.SessionHandle(1) // the session of the login
+	for _, c := range []struct {
+		name                 string
+		s                    p11.SessionHandle
+		severity             damage
+		lent, retired, ended bool // before the release
+		idle, closed         []p11.SessionHandle
+		retires              bool
+	}{
+		{"it works", 2, none, false, false, false, []p11.SessionHandle{2}, nil, false},
+		{"it works while the session of the login is in use", 2, none, true, false, false, []p11.SessionHandle{2}, nil,
+			false},
+		{"its state is unknown", 2, suspect, false, false, false, nil, []p11.SessionHandle{2}, false},
+		{"the login was retired", 2, none, false, true, false, nil, []p11.SessionHandle{2}, false},
+		{"the token was closed", 2, none, false, false, true, nil, []p11.SessionHandle{2}, false},
+		{"the session of the login works", own, none, true, false, false, nil, nil, false},
+		{"the session of the login is in an unknown state", own, suspect, true, false, false, nil, nil, true},
+		{"the session of a retired login", own, none, true, true, false, nil, []p11.SessionHandle{own}, false},
+	} {
+		r := &sessionRecorder{}
+		l := &login{session: own, used: 1, lent: c.lent}
+		tok := &Token{b: r, login: l, closed: c.ended}
+		if c.retired {
+			tok.login = nil
+		}
+		tok.releaseSession(l, c.s, c.severity)
+		if !slices.Equal(l.idle, c.idle) || !slices.Equal(r.closed, c.closed) || l.used != 0 {
+			t.Errorf("%s: idle %v, closed %v, %d in use; want idle %v, closed %v", c.name, l.idle, r.closed, l.used,
+				c.idle, c.closed)
+		}
+		if retires := len(tok.retired) > 0; retires != c.retires || l.lent != (c.lent && c.s != own) {
+			t.Errorf("%s: the login is retired: %t, its session is in use: %t", c.name, retires, l.lent)
+		}
 	}
 }
